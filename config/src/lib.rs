@@ -1,0 +1,1 @@
+//! The configuration language of Spillway: schema, loading, diagnostics, validation

@@ -1,0 +1,1 @@
+//! Language models inside the process, on wgpu

@@ -1,0 +1,1 @@
+//! The built binary against real programs, one file for each promise
