@@ -1,0 +1,29 @@
+# Every target installs what it needs and says what it does. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help run demo test lint bench model test-image
+
+help: ## list what there is
+	@echo 'make TARGET, where TARGET is'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+run: ## the gateway with the model inside, on http://127.0.0.1:8080 (Ctrl-C stops it)
+	@scripts/run.sh
+
+demo: ## the gateway before two llama.cpp servers, with Jaeger: spill and a whole trace (Ctrl-C stops all)
+	@scripts/demo.sh
+
+test: ## formatting, lints, licences, unit tests, end-to-end tests with real programs
+	@scripts/test.sh
+
+lint: ## formatting, clippy, cargo deny, shellcheck
+	@scripts/lint.sh
+
+bench: ## load tests beside nginx and llama.cpp, printed as tables
+	@scripts/bench.sh
+
+model: ## fetch the demo model (98 MB), once
+	@scripts/system.sh run
+	@scripts/model.sh
+
+test-image: ## run the Dockerfile's build steps in a clean Debian root (needs root; slow)
+	@scripts/test-dockerfile.sh

@@ -1,0 +1,89 @@
+# Shared by the scripts beside it (sourced, never run): where things are, how to say things, how to find and fetch tools.
+# It installs nothing by itself and changes nothing outside of .cache/.
+# shellcheck shell=bash
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+CACHE="$ROOT/.cache"
+BIN="$CACHE/bin"
+VENV="$CACHE/venv"
+mkdir -p "$BIN"
+
+# rustup puts cargo here; a shell opened before the installation does not have it on its path yet.
+export PATH="$BIN:$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
+note() { printf '    %s\n' "$*"; }
+warn() { printf 'warning: %s\n' "$*" >&2; }
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# The SHA-256 of a file, as hex digits.
+sha256_of() { sha256sum "$1" | cut -d' ' -f1; }
+
+# version_at_least HAVE WANT: compares dotted numbers.
+version_at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n1)" = "$2" ]; }
+
+# stamp_is NAME VALUE, set_stamp NAME VALUE: remember under .cache/ what a step was last done for.
+stamp_is() { [ -f "$CACHE/$1.stamp" ] && [ "$(cat "$CACHE/$1.stamp")" = "$2" ]; }
+set_stamp() { printf '%s\n' "$2" >"$CACHE/$1.stamp"; }
+
+# as_root COMMAND...: runs it as root, through sudo where that is needed.
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then
+    "$@"
+  elif have sudo; then
+    sudo "$@"
+  else
+    die "this needs root, and there is no sudo: run as root once: $*"
+  fi
+}
+
+# A Python that can make virtual environments, or nothing.
+find_python() {
+  local p
+  for p in python3 /usr/bin/python3; do
+    if have "$p" && "$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+      echo "$p"
+      return 0
+    fi
+  done
+  return 1
+}
+
+# Makes the virtual environment (with pip in it, nothing else) unless it is there and works.
+ensure_venv() {
+  if "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then return 0; fi
+  local python
+  python="$(find_python)" || die "no Python of at least 3.10 with its venv module: run scripts/system.sh run"
+  rm -rf "$VENV" "$CACHE/python.stamp"
+  "$python" -m venv "$VENV"
+}
+
+# fetch URL FILE: downloads with retries; what a broken transfer left is continued by the next call. The file appears only
+# when it is whole.
+fetch() {
+  local url="$1" part="$2.part" status=0
+  mkdir -p "$(dirname "$part")"
+  local get=(curl --fail --location --silent --show-error --retry 3 --connect-timeout 20 --speed-limit 1024
+    --speed-time 60 --output "$part")
+  case "$url" in
+    http://* | https://*) "${get[@]}" --continue-at - "$url" || status=$? ;;
+    *) "${get[@]}" "$url" || status=$? ;;
+  esac
+  # 22 (refused, as a range past the end is), 33 and 36 (cannot be continued): the left-over is of no use, start again.
+  if [ -s "$part" ]; then
+    case "$status" in
+      22 | 33 | 36)
+        rm -f "$part"
+        status=0
+        "${get[@]}" "$url" || status=$?
+        ;;
+    esac
+  fi
+  [ "$status" -eq 0 ] || return "$status"
+  mv -f "$part" "$2"
+}
