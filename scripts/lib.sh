@@ -9,7 +9,9 @@ VENV="$CACHE/venv"
 mkdir -p "$BIN"
 
 # rustup puts cargo here; a shell opened before the installation does not have it on its path yet.
-export PATH="$BIN:$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+CARGO_BIN="${CARGO_HOME:-$HOME/.cargo}/bin"
+if [ -x "$CARGO_BIN/rustup" ]; then PATH="$CARGO_BIN:$PATH"; fi
+export PATH="$BIN:$PATH"
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 note() { printf '    %s\n' "$*"; }

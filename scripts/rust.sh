@@ -17,7 +17,7 @@ if ! have rustup && have cargo && have rustc; then
 fi
 
 if ! have rustup; then
-  say "Installing Rust $channel with rustup (into ${CARGO_HOME:-$HOME/.cargo})"
+  say "Installing Rust $channel with rustup (into $CARGO_BIN)"
   installer="$CACHE/rustup-init.sh"
   rm -f "$installer" "$installer.part"
   if [ -n "${SPILLWAY_RUSTUP_URL:-}" ]; then
@@ -28,14 +28,10 @@ if ! have rustup; then
       fetch https://static.rust-lang.org/rustup/rustup-init.sh "$installer" ||
       die "cannot fetch rustup's installer from https://sh.rustup.rs: install Rust $channel yourself (https://rustup.rs), then try again"
   fi
-  RUSTUP_INIT_SKIP_PATH_CHECK=yes sh "$installer" -y --no-modify-path --profile minimal --default-toolchain "$channel" \
+  RUSTUP_INIT_SKIP_PATH_CHECK=yes sh "$installer" -y --profile minimal --default-toolchain "$channel" \
     --component rustfmt --component clippy
   rm -f "$installer"
-  # A system cargo that is too old must not stand before the new one for the rest of this run: the caller's PATH is
-  # its own, so say what to do where it matters.
-  if [ "$(command -v cargo)" != "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
-    die "Rust $channel is installed, but $(command -v cargo) comes first on your PATH. Put ${CARGO_HOME:-$HOME/.cargo}/bin before it, then try again."
-  fi
+  PATH="$CARGO_BIN:$PATH"
 fi
 
 export RUSTUP_AUTO_INSTALL=0

