@@ -1,0 +1,93 @@
+//! What a person writes: one file for each top-level key, decoded by serde and described by JSON Schema from the same
+//! types. Doc comments here become the descriptions that editors show, so they speak to the operator.
+//! References between parts are checked in `validate`, never here; nothing here has run-time state.
+
+mod admin;
+mod backends;
+mod consumers;
+mod listeners;
+mod models;
+mod routes;
+mod telemetry;
+
+pub use admin::Admin;
+pub use backends::{
+    Backend, BackendProtocol, BackendTimeouts, Capacity, Credentials, Endpoint, HealthCheck, HttpProbe, LoadBalancing,
+    PolicyName,
+};
+pub use consumers::{ApiKeyHeaders, Authentication, Consumer, ConsumerKey};
+pub use listeners::{Listener, ListenerLimits};
+pub use models::{Device, Model};
+pub use routes::{
+    BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Match, PathMatch, Reject, Retry, RetryOn, Route,
+    RouteAuthentication, RouteTimeouts, Sticky, WhenSaturated, WhenUnavailable,
+};
+pub use telemetry::{LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::values::{Duration, Size};
+
+/// A Spillway configuration.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// Where clients connect.
+    pub listeners: Vec<Listener>,
+    /// The address for operators: metrics, health, configuration.
+    #[serde(default)]
+    pub admin: Option<Admin>,
+    /// Groups of servers that answer requests.
+    #[serde(default)]
+    pub backends: Vec<Backend>,
+    /// Models that run inside the gateway.
+    #[serde(default)]
+    pub models: Vec<Model>,
+    /// Who may call.
+    #[serde(default)]
+    pub consumers: Vec<Consumer>,
+    /// How callers show who they are.
+    #[serde(default)]
+    pub authentication: Option<Authentication>,
+    /// Which requests go where.
+    pub routes: Vec<Route>,
+    /// Traces and logs.
+    #[serde(default)]
+    pub telemetry: Telemetry,
+    /// Limits of the whole process.
+    #[serde(default)]
+    pub limits: ProcessLimits,
+    /// How the process ends.
+    #[serde(default)]
+    pub shutdown: Shutdown,
+}
+
+/// Limits of the whole process.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ProcessLimits {
+    /// Memory for request bodies that are held for routing, retries or spilling; a request that finds none left is
+    /// refused with 503.
+    pub buffered_bodies: Size,
+}
+
+impl Default for ProcessLimits {
+    fn default() -> Self {
+        Self { buffered_bodies: Size::mib(512) }
+    }
+}
+
+/// How the process ends.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Shutdown {
+    /// How long running requests may go on after SIGTERM.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { drain_timeout: Duration::seconds(30) }
+    }
+}

@@ -1,0 +1,70 @@
+//! `models`: what runs inside the gateway.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::values::{Duration, Size};
+
+/// A model that runs inside the gateway.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Model {
+    /// Name that routes and callers use; one namespace with the backends.
+    pub name: String,
+    /// A GGUF file.
+    pub source: PathBuf,
+    /// Where it runs.
+    #[serde(default)]
+    pub device: Device,
+    /// Tokens of prompt and answer together; the smaller of the model's own and 2048 when left out.
+    #[serde(default)]
+    pub context_length: Option<NonZeroU32>,
+    /// Answers written at the same time.
+    #[serde(default = "Model::default_sequences")]
+    pub max_sequences: NonZeroU32,
+    /// Requests that wait for a place; a further one is refused.
+    #[serde(default = "Model::default_queue")]
+    pub max_queue: u32,
+    /// Longest estimated wait for a first token at which a request is still taken.
+    #[serde(default = "Model::default_queue_wait")]
+    pub max_queue_wait: Duration,
+    /// How long a caller may read nothing before its answer is given up.
+    #[serde(default = "Model::default_stall_timeout")]
+    pub stall_timeout: Duration,
+    /// Device memory that it may take; it is refused at load when it needs more.
+    #[serde(default)]
+    pub memory: Option<Size>,
+}
+
+impl Model {
+    fn default_sequences() -> NonZeroU32 {
+        NonZeroU32::MIN.saturating_add(15)
+    }
+    fn default_queue() -> u32 {
+        64
+    }
+    fn default_queue_wait() -> Duration {
+        Duration::seconds(2)
+    }
+    fn default_stall_timeout() -> Duration {
+        Duration::seconds(10)
+    }
+}
+
+/// Where a model runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Device {
+    /// The best GPU there is, else software Vulkan.
+    #[default]
+    Auto,
+    /// Software Vulkan on the CPU.
+    Software,
+    /// The first adapter whose name contains this text.
+    Name(String),
+    /// The adapter at this place in the list that the log prints.
+    Index(u32),
+}

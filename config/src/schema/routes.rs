@@ -1,0 +1,315 @@
+//! `routes`: which requests go where, through which filters, and what happens when there is no room.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::values::{Duration, Size, Status};
+
+/// Requests that match go through the filters to one of the backends.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Route {
+    /// Name in logs, metrics and traces; needed when a file has more than one route.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Hosts that the route serves, exact or `*.example.com`; all when left out.
+    #[serde(default)]
+    pub hostnames: Vec<String>,
+    /// A request matches when one of these does; everything when left out.
+    #[serde(default)]
+    pub matches: Vec<Match>,
+    /// Whether the caller must show who it is; `required` when the file names consumers or authentication, else `none`.
+    #[serde(default)]
+    pub authentication: Option<RouteAuthentication>,
+    /// Steps that a request passes in this order.
+    #[serde(default)]
+    pub filters: Vec<FilterEntry>,
+    /// Where requests go, by weight.
+    pub backend_refs: Vec<BackendRef>,
+    /// Keeps one caller on one backend of a weighted split.
+    #[serde(default)]
+    pub sticky: Option<Sticky>,
+    /// What happens when no endpoint has room.
+    #[serde(default)]
+    pub when_saturated: Option<WhenSaturated>,
+    /// What happens when no endpoint is available or all tries failed; like `whenSaturated` when left out.
+    #[serde(default)]
+    pub when_unavailable: Option<WhenUnavailable>,
+    /// Time limits.
+    #[serde(default)]
+    pub timeouts: RouteTimeouts,
+    /// Further tries when an attempt fails before the first byte of its answer.
+    #[serde(default)]
+    pub retry: Retry,
+    /// Size limits.
+    #[serde(default)]
+    pub limits: BodyLimits,
+}
+
+/// All that is named must hold.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Match {
+    /// The path.
+    pub path: Option<PathMatch>,
+    /// The method, such as POST.
+    pub method: Option<String>,
+    /// Headers that must be there.
+    pub headers: Vec<HeaderMatch>,
+    /// The model named in the body; `*` stands for any characters.
+    pub model: Option<String>,
+}
+
+/// How a path is matched.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum PathMatch {
+    /// The whole path.
+    Exact(String),
+    /// Whole elements at its beginning: /v1 matches /v1 and /v1/chat, not /v10.
+    Prefix(String),
+    /// A regular expression over the whole path.
+    Regex(String),
+}
+
+/// A header that must have this value.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeaderMatch {
+    /// Header name, in any case.
+    pub name: String,
+    /// Its value, exactly.
+    pub exact: String,
+}
+
+/// Whether a caller must show who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum RouteAuthentication {
+    /// A known caller only.
+    Required,
+    /// A known or an anonymous caller; a bad credential is refused.
+    Optional,
+    /// Credentials are not looked at and pass to the backend.
+    None,
+}
+
+/// One step of a route's filter chain: `{NAME: CONFIGURATION}`.
+#[derive(Debug, Clone)]
+pub struct FilterEntry {
+    /// The filter's name.
+    pub name: String,
+    /// Its configuration, decoded by the filter.
+    pub config: serde_json::Value,
+}
+
+impl<'de> Deserialize<'de> for FilterEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let map = serde_json::Map::<String, serde_json::Value>::deserialize(deserializer)?;
+        let mut entries = map.into_iter();
+        match (entries.next(), entries.next()) {
+            (Some((name, config)), None) => Ok(Self { name, config }),
+            _ => Err(de::Error::custom("a filter is one key, its name, with its configuration")),
+        }
+    }
+}
+
+impl Serialize for FilterEntry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map([(&self.name, &self.config)])
+    }
+}
+
+impl JsonSchema for FilterEntry {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Filter".into()
+    }
+    /// The catalogue of filters replaces this by one branch for each filter.
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "object", "minProperties": 1, "maxProperties": 1 })
+    }
+}
+
+/// A backend or a model with its share of the requests: exactly one of `name` and `model`.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackendRef {
+    /// A backend.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// A model inside the gateway.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Share of the requests relative to its neighbours; 0 takes none.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// What keeps one caller on one backend of a weighted split.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Sticky {
+    /// The value of this header.
+    pub header: String,
+}
+
+/// What happens when no endpoint has room, in this order.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct WhenSaturated {
+    /// The route's other backends are tried first.
+    pub try_others: bool,
+    /// A model inside the gateway that answers instead.
+    pub spill_to: Option<String>,
+    /// The refusal that is left.
+    pub reject: Option<Reject>,
+}
+
+impl Default for WhenSaturated {
+    fn default() -> Self {
+        Self { try_others: true, spill_to: None, reject: None }
+    }
+}
+
+/// What happens when no endpoint is available, in this order.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct WhenUnavailable {
+    /// A model inside the gateway that answers instead.
+    pub spill_to: Option<String>,
+    /// The refusal that is left.
+    pub reject: Option<Reject>,
+}
+
+/// How a request is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Reject {
+    /// 429 or 503.
+    pub status: Status,
+    /// What Retry-After says.
+    pub retry_after: Duration,
+}
+
+impl Default for Reject {
+    fn default() -> Self {
+        Self { status: Status(503), retry_after: Duration::seconds(1) }
+    }
+}
+
+/// Time limits of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RouteTimeouts {
+    /// From its arrival to the last byte of its answer.
+    pub request: Duration,
+    /// One attempt: until its head for event streams, else until its last byte.
+    pub backend_request: Option<Duration>,
+    /// From the arrival to the first content of an event stream.
+    pub first_token: Option<Duration>,
+}
+
+impl Default for RouteTimeouts {
+    fn default() -> Self {
+        Self { request: Duration::seconds(600), backend_request: None, first_token: None }
+    }
+}
+
+/// Further tries when an attempt fails before the first byte of its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Retry {
+    /// Tries after the first one.
+    pub attempts: u32,
+    /// What is tried again.
+    pub on: Vec<RetryOn>,
+    /// Time between tries.
+    pub backoff: Backoff,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts: 1, on: vec![RetryOn::ConnectFailure, RetryOn::Reset], backoff: Backoff::default() }
+    }
+}
+
+/// A reason to try again: `connectFailure`, `reset` or a status from 500 to 599 or 429.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RetryOn {
+    /// No connection could be opened.
+    ConnectFailure,
+    /// The connection broke before any byte of the answer.
+    Reset,
+    /// The answer had this status.
+    Status(u16),
+}
+
+impl<'de> Deserialize<'de> for RetryOn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match (text.as_str(), text.parse::<u16>()) {
+            ("connectFailure", _) => Ok(Self::ConnectFailure),
+            ("reset", _) => Ok(Self::Reset),
+            (_, Ok(status @ (429 | 500..=599))) => Ok(Self::Status(status)),
+            _ => Err(de::Error::custom(format!(
+                "`{text}` is not a reason to retry: write connectFailure, reset, \"429\" or a status from \"500\" to \"599\""
+            ))),
+        }
+    }
+}
+
+impl Serialize for RetryOn {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::ConnectFailure => serializer.serialize_str("connectFailure"),
+            Self::Reset => serializer.serialize_str("reset"),
+            Self::Status(code) => serializer.collect_str(code),
+        }
+    }
+}
+
+impl JsonSchema for RetryOn {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "RetryOn".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string", "pattern": "^(connectFailure|reset|429|5[0-9][0-9])$",
+            "description": "connectFailure, reset, \"429\" or a status from \"500\" to \"599\"."
+        })
+    }
+}
+
+/// Time between tries: doubled from `base` up to `max`, with jitter.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Backoff {
+    /// Before the second try.
+    pub base: Duration,
+    /// At most.
+    pub max: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { base: Duration::millis(25), max: Duration::seconds(1) }
+    }
+}
+
+/// Size limits of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BodyLimits {
+    /// Bytes of the body; a longer one is refused with 413.
+    pub max_body: Size,
+}
+
+impl Default for BodyLimits {
+    fn default() -> Self {
+        Self { max_body: Size::mib(20) }
+    }
+}

@@ -1,0 +1,79 @@
+//! `telemetry`: traces and logs. Metrics are always at the admin address.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Traces and logs.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// Traces; the standard OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_TRACES_SAMPLER_ARG work where this is silent.
+    pub tracing: Option<Tracing>,
+    /// Logs, on standard output.
+    pub logs: Logs,
+}
+
+/// Where traces go and how many.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tracing {
+    /// The collector.
+    pub otlp: Otlp,
+    /// Share of the requests that are traced when the caller has not decided it, 0 to 1.
+    #[serde(default = "Tracing::all")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub sample_ratio: f64,
+}
+
+impl Tracing {
+    fn all() -> f64 {
+        1.0
+    }
+}
+
+/// An OpenTelemetry collector.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Otlp {
+    /// Its URL, such as http://127.0.0.1:4317.
+    pub endpoint: String,
+    /// What it speaks.
+    #[serde(default)]
+    pub protocol: OtlpProtocol,
+}
+
+/// What a collector speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum OtlpProtocol {
+    /// OTLP over gRPC.
+    #[default]
+    Grpc,
+}
+
+/// Logs, on standard output.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Logs {
+    /// How a line is written.
+    pub format: LogFormat,
+    /// Whether each request is logged.
+    pub access: bool,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self { format: LogFormat::Json, access: true }
+    }
+}
+
+/// How a line of the log is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum LogFormat {
+    /// One JSON object.
+    #[default]
+    Json,
+    /// Words for a terminal.
+    Text,
+}

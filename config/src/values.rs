@@ -1,0 +1,359 @@
+//! The scalar values of the language: durations, sizes, rates, secrets. Each has one parser, used by decoding, by the
+//! position-aware checker and (as a `format`) by the JSON Schema.
+//! Nothing here knows where in a document a value stands.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Implements `Deserialize`, `Serialize` (through `FromStr` and `Display`) and `JsonSchema` (a string with a `format`
+/// that the checker knows) for a value written as a string.
+macro_rules! string_value {
+    ($type:ident, $format:literal, $example:literal, $doc:literal) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = Cow::<'de, str>::deserialize(deserializer)?;
+                text.parse().map_err(de::Error::custom)
+            }
+        }
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "format": $format, "description": $doc, "examples": [$example] })
+            }
+        }
+    };
+}
+
+/// What is wrong with a scalar, as a sentence for the person who wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ValueError(pub String);
+
+/// A length of time, written `250ms`, `30s`, `5m`, `1h30m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Duration(pub std::time::Duration);
+
+impl Duration {
+    /// A duration of whole seconds.
+    pub const fn seconds(s: u64) -> Self {
+        Self(std::time::Duration::from_secs(s))
+    }
+    /// A duration of whole milliseconds.
+    pub const fn millis(ms: u64) -> Self {
+        Self(std::time::Duration::from_millis(ms))
+    }
+}
+
+/// Longest duration that the language accepts: ten years, so that deadline arithmetic cannot overflow.
+const MAX_SECONDS: f64 = 10.0 * 366.0 * 86_400.0;
+
+impl FromStr for Duration {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || {
+            ValueError(format!(
+                "`{text}` is not a duration: write a number and a unit, such as 250ms, 30s, 5m or 1h30m"
+            ))
+        };
+        let mut rest = text.trim();
+        let mut seconds = 0.0f64;
+        if rest.is_empty() {
+            return Err(wrong());
+        }
+        while !rest.is_empty() {
+            let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+            let (number, tail) = rest.split_at(digits);
+            let end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+            let (unit, tail) = tail.split_at(end);
+            let scale = match unit {
+                "us" | "µs" => 1e-6,
+                "ms" => 1e-3,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3_600.0,
+                "d" => 86_400.0,
+                _ => return Err(wrong()),
+            };
+            seconds += number.parse::<f64>().map_err(|_| wrong())? * scale;
+            rest = tail;
+        }
+        if !seconds.is_finite() || seconds > MAX_SECONDS {
+            return Err(ValueError(format!("`{text}` is longer than ten years")));
+        }
+        Ok(Self(std::time::Duration::from_secs_f64(seconds)))
+    }
+}
+
+impl fmt::Display for Duration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = self.0.as_micros();
+        for (unit, size) in [("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000)] {
+            if micros >= size && micros.is_multiple_of(size) {
+                return write!(f, "{}{unit}", micros / size);
+            }
+        }
+        write!(f, "{micros}us")
+    }
+}
+
+string_value!(Duration, "duration", "30s", "A length of time: a number and a unit (us, ms, s, m, h, d).");
+
+/// A number of bytes, written `64KiB`, `20MiB`, `1GiB`, `512B`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl Size {
+    /// `n` MiB.
+    pub const fn mib(n: u64) -> Self {
+        Self(n << 20)
+    }
+    /// `n` KiB.
+    pub const fn kib(n: u64) -> Self {
+        Self(n << 10)
+    }
+}
+
+impl FromStr for Size {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || {
+            ValueError(format!("`{text}` is not a size: write a number and a unit, such as 512B, 64KiB, 20MiB or 1GiB"))
+        };
+        let trimmed = text.trim();
+        let digits = trimmed.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let (number, unit) = trimmed.split_at(digits);
+        let scale: u64 = match unit {
+            "B" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "kB" | "KB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        number.checked_mul(scale).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (unit, size) in [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
+            if self.0 >= size && self.0.is_multiple_of(size) {
+                return write!(f, "{}{unit}", self.0 / size);
+            }
+        }
+        write!(f, "{}B", self.0)
+    }
+}
+
+string_value!(Size, "size", "20MiB", "A number of bytes: a number and a unit (B, KiB, MiB, GiB).");
+
+/// So many in a period, written `100/s`, `1000/min`, `5/h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: NonZeroU32,
+    /// In how long.
+    pub period: std::time::Duration,
+}
+
+impl FromStr for Rate {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || {
+            ValueError(format!(
+                "`{text}` is not a rate: write a whole number above zero and a period, such as 100/s, 1000/min or 5/h"
+            ))
+        };
+        let (count, period) = text.trim().split_once('/').ok_or_else(wrong)?;
+        let count = count.trim().parse::<NonZeroU32>().map_err(|_| wrong())?;
+        let seconds = match period.trim() {
+            "s" | "sec" | "second" => 1,
+            "m" | "min" | "minute" => 60,
+            "h" | "hour" => 3_600,
+            "d" | "day" => 86_400,
+            _ => return Err(wrong()),
+        };
+        Ok(Self { count, period: std::time::Duration::from_secs(seconds) })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.period.as_secs() {
+            1 => "s",
+            60 => "min",
+            3_600 => "h",
+            _ => "d",
+        };
+        write!(f, "{}/{unit}", self.count)
+    }
+}
+
+string_value!(Rate, "rate", "100/s", "So many in a period: a whole number and a unit (s, min, h, d).");
+
+/// An address to listen on: IP and port, `127.0.0.1:8080`, `[::1]:8080`; port 0 takes a free one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ListenAddress(pub std::net::SocketAddr);
+
+impl FromStr for ListenAddress {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        text.parse().map(Self).map_err(|_| {
+            ValueError(format!(
+                "`{text}` is not an address to listen on: write IP:PORT, such as 127.0.0.1:8080 or [::]:8080"
+            ))
+        })
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+string_value!(ListenAddress, "listen-address", "127.0.0.1:8080", "IP and port to listen on; port 0 takes a free one.");
+
+/// Address of a server, `http://HOST[:PORT]`, without path, query or user.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServerUrl {
+    /// Host name or IP literal (IPv6 without brackets).
+    pub host: String,
+    /// TCP port; 80 when the URL names none.
+    pub port: u16,
+}
+
+impl FromStr for ServerUrl {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let url = url::Url::parse(text)
+            .map_err(|e| ValueError(format!("`{text}` is not the URL of a server ({e}): write http://HOST:PORT")))?;
+        let refuse = |why: &str| Err(ValueError(format!("`{text}`: {why}")));
+        if url.scheme() == "https" {
+            return refuse("TLS towards upstreams is not supported yet; use http://");
+        }
+        if url.scheme() != "http" {
+            return refuse("the scheme of a server must be http");
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return refuse("a server URL must not carry a user or password");
+        }
+        if url.query().is_some() || url.fragment().is_some() || url.path() != "/" {
+            return refuse("a server URL is scheme, host and port only, without path or query");
+        }
+        let host = match url.host() {
+            Some(url::Host::Domain(name)) => name.to_owned(),
+            Some(url::Host::Ipv4(ip)) => ip.to_string(),
+            Some(url::Host::Ipv6(ip)) => ip.to_string(),
+            None => return refuse("the host is missing"),
+        };
+        Ok(Self { host, port: url.port().unwrap_or(80) })
+    }
+}
+
+impl fmt::Display for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "http://[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "http://{}:{}", self.host, self.port)
+        }
+    }
+}
+
+string_value!(ServerUrl, "server-url", "http://10.0.0.11:8000", "Address of a server: scheme, host and port.");
+
+/// SHA-256 digest of an API key, as 64 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyDigest(pub [u8; 32]);
+
+impl FromStr for KeyDigest {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let mut digest = [0u8; 32];
+        let wrong = || {
+            ValueError(
+                "a key is stored as its SHA-256 digest, 64 hexadecimal digits: `spillway key new` prints one"
+                    .to_owned(),
+            )
+        };
+        if text.len() != 64 || !text.is_ascii() {
+            return Err(wrong());
+        }
+        for (byte, pair) in digest.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(digest))
+    }
+}
+
+impl fmt::Display for KeyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+string_value!(
+    KeyDigest,
+    "sha256",
+    "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "SHA-256 digest of an API key in hexadecimal, as `spillway key new` prints it."
+);
+
+/// A secret, never written in the file itself: taken from the environment or from a file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Secret {
+    /// Name of an environment variable, read at start.
+    Env(String),
+    /// Path of a file whose content, without the final newline, is the secret.
+    File(PathBuf),
+}
+
+/// One status code, 100 to 599.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct Status(pub u16);
+
+impl TryFrom<u16> for Status {
+    type Error = ValueError;
+    fn try_from(code: u16) -> Result<Self, ValueError> {
+        if (100..600).contains(&code) {
+            Ok(Self(code))
+        } else {
+            Err(ValueError(format!("{code} is not an HTTP status")))
+        }
+    }
+}
+
+impl From<Status> for u16 {
+    fn from(status: Status) -> u16 {
+        status.0
+    }
+}
+
+impl JsonSchema for Status {
+    fn schema_name() -> Cow<'static, str> {
+        "Status".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": 100, "maximum": 599, "description": "An HTTP status code." })
+    }
+}

@@ -1,0 +1,134 @@
+//! Headers as a filter changes them: an interface over whatever the proxy keeps them in, and a compiled edit.
+//! Names and values are checked when the configuration is built, so that applying an edit cannot fail.
+
+use http::{HeaderName, HeaderValue};
+
+use crate::Variables;
+
+/// A header that can be changed.
+pub trait Headers {
+    /// The first value of `name`.
+    fn get(&self, name: &HeaderName) -> Option<&HeaderValue>;
+    /// Replaces all values of `name`.
+    fn set(&mut self, name: &HeaderName, value: HeaderValue);
+    /// Adds a value of `name`.
+    fn append(&mut self, name: &HeaderName, value: HeaderValue);
+    /// Removes all values of `name`.
+    fn remove(&mut self, name: &HeaderName);
+}
+
+impl Headers for http::HeaderMap {
+    fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
+        http::HeaderMap::get(self, name)
+    }
+    fn set(&mut self, name: &HeaderName, value: HeaderValue) {
+        self.insert(name.clone(), value);
+    }
+    fn append(&mut self, name: &HeaderName, value: HeaderValue) {
+        http::HeaderMap::append(self, name.clone(), value);
+    }
+    fn remove(&mut self, name: &HeaderName) {
+        http::HeaderMap::remove(self, name);
+    }
+}
+
+/// One compiled change of a header.
+#[derive(Debug, Clone)]
+pub enum HeaderEdit {
+    /// Replaces all values.
+    Set(HeaderName, Template),
+    /// Adds a value.
+    Add(HeaderName, Template),
+    /// Removes all values.
+    Remove(HeaderName),
+}
+
+impl HeaderEdit {
+    /// Makes the change.
+    pub fn apply(&self, headers: &mut dyn Headers, variables: &Variables<'_>) {
+        match self {
+            Self::Set(name, template) => {
+                if let Some(value) = template.render(variables) {
+                    headers.set(name, value);
+                }
+            }
+            Self::Add(name, template) => {
+                if let Some(value) = template.render(variables) {
+                    headers.append(name, value);
+                }
+            }
+            Self::Remove(name) => headers.remove(name),
+        }
+    }
+}
+
+/// A header value with `{backend}`, `{route}` and `{requestId}` in it; a constant one costs a reference count.
+#[derive(Debug, Clone)]
+pub struct Template(Kind);
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Constant(HeaderValue),
+    Parts(Vec<Part>),
+}
+
+#[derive(Debug, Clone)]
+enum Part {
+    Text(String),
+    Backend,
+    Route,
+    RequestId,
+}
+
+impl Template {
+    /// Compiles a value; the error says what is wrong with it.
+    pub fn compile(text: &str) -> Result<Self, String> {
+        let constant = HeaderValue::from_str(text)
+            .map_err(|_| "a header value is visible ASCII, without control characters or line breaks".to_owned())?;
+        if !text.contains('{') {
+            return Ok(Self(Kind::Constant(constant)));
+        }
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (name, tail) = after.split_once('}').ok_or_else(|| "`{` without `}`".to_owned())?;
+            if !before.is_empty() {
+                parts.push(Part::Text(before.to_owned()));
+            }
+            parts.push(match name {
+                "backend" => Part::Backend,
+                "route" => Part::Route,
+                "requestId" => Part::RequestId,
+                _ => {
+                    return Err(format!(
+                        "unknown variable `{{{name}}}`: there are {{backend}}, {{route}} and {{requestId}}"
+                    ));
+                }
+            });
+            rest = tail;
+        }
+        if !rest.is_empty() {
+            parts.push(Part::Text(rest.to_owned()));
+        }
+        Ok(Self(Kind::Parts(parts)))
+    }
+
+    /// The value; `None` when a variable holds what no header may (a request id is checked before it gets here).
+    fn render(&self, variables: &Variables<'_>) -> Option<HeaderValue> {
+        match &self.0 {
+            Kind::Constant(value) => Some(value.clone()),
+            Kind::Parts(parts) => {
+                let text: String = parts
+                    .iter()
+                    .map(|part| match part {
+                        Part::Text(text) => text.as_str(),
+                        Part::Backend => variables.backend,
+                        Part::Route => variables.route,
+                        Part::RequestId => variables.request_id,
+                    })
+                    .collect();
+                HeaderValue::from_str(&text).ok()
+            }
+        }
+    }
+}

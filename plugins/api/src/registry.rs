@@ -1,0 +1,120 @@
+//! The registry of filters: the one place where built-in and users' filters enter. From it come the names, schemas and
+//! checks that the configuration language uses, and the compiled filters that requests pass.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use spillway_config::{FieldError, FilterCatalog};
+
+use crate::{Filter, SharedStates};
+
+/// Where and with what a filter is built.
+pub struct BuildContext<'a> {
+    /// Name of the route whose chain it stands in.
+    pub route: &'a str,
+    /// State that outlives a reload.
+    pub states: &'a SharedStates,
+}
+
+/// Makes filters of one kind.
+pub trait FilterFactory: Send + Sync {
+    /// The key that names it in `filters`.
+    fn name(&self) -> &'static str;
+    /// JSON Schema of its configuration.
+    fn schema(&self, generator: &mut SchemaGenerator) -> Schema;
+    /// Mistakes that the schema cannot express.
+    fn check(&self, config: &serde_json::Value) -> Vec<FieldError>;
+    /// Builds the filter; called only with a configuration that passed `check`.
+    fn build(&self, config: &serde_json::Value, cx: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError>;
+}
+
+/// A factory from a configuration type: `check` finds mistakes, `build` makes the filter.
+pub fn define<C, K, B>(name: &'static str, check: K, build: B) -> Box<dyn FilterFactory>
+where
+    C: DeserializeOwned + JsonSchema + 'static,
+    K: Fn(&C) -> Vec<FieldError> + Send + Sync + 'static,
+    B: Fn(C, &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> + Send + Sync + 'static,
+{
+    Box::new(Defined { name, check, build, config: PhantomData::<fn() -> C> })
+}
+
+struct Defined<C, K, B> {
+    name: &'static str,
+    check: K,
+    build: B,
+    config: PhantomData<fn() -> C>,
+}
+
+impl<C, K, B> Defined<C, K, B>
+where
+    C: DeserializeOwned,
+{
+    fn decode(config: &serde_json::Value) -> Result<C, FieldError> {
+        C::deserialize(config).map_err(|e| FieldError { path: Vec::new(), message: e.to_string() })
+    }
+}
+
+impl<C, K, B> FilterFactory for Defined<C, K, B>
+where
+    C: DeserializeOwned + JsonSchema + 'static,
+    K: Fn(&C) -> Vec<FieldError> + Send + Sync + 'static,
+    B: Fn(C, &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> + Send + Sync + 'static,
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn schema(&self, generator: &mut SchemaGenerator) -> Schema {
+        C::json_schema(generator)
+    }
+    fn check(&self, config: &serde_json::Value) -> Vec<FieldError> {
+        match Self::decode(config) {
+            Ok(config) => (self.check)(&config),
+            Err(error) => vec![error],
+        }
+    }
+    fn build(&self, config: &serde_json::Value, cx: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
+        (self.build)(Self::decode(config)?, cx)
+    }
+}
+
+/// All filters that a configuration may name.
+#[derive(Default)]
+pub struct Registry {
+    factories: BTreeMap<&'static str, Box<dyn FilterFactory>>,
+}
+
+impl Registry {
+    /// Enters a filter; one of the same name is replaced.
+    pub fn add(&mut self, factory: Box<dyn FilterFactory>) -> &mut Self {
+        self.factories.insert(factory.name(), factory);
+        self
+    }
+
+    /// Builds the filter `name`.
+    pub fn build(
+        &self,
+        name: &str,
+        config: &serde_json::Value,
+        cx: &BuildContext<'_>,
+    ) -> Result<Arc<dyn Filter>, FieldError> {
+        match self.factories.get(name) {
+            Some(factory) => factory.build(config, cx),
+            None => Err(FieldError { path: Vec::new(), message: format!("there is no filter `{name}`") }),
+        }
+    }
+}
+
+impl FilterCatalog for Registry {
+    fn names(&self) -> Vec<&'static str> {
+        self.factories.keys().copied().collect()
+    }
+    fn schema(&self, name: &str, generator: &mut SchemaGenerator) -> Option<Schema> {
+        self.factories.get(name).map(|factory| factory.schema(generator))
+    }
+    fn check(&self, name: &str, config: &serde_json::Value) -> Vec<FieldError> {
+        self.factories.get(name).map(|factory| factory.check(config)).unwrap_or_default()
+    }
+}
