@@ -1,0 +1,140 @@
+//! The order in which a request's targets are tried: drawn by weight, or by weighted rendezvous hashing where the
+//! route is sticky, so that a caller moves only to a target whose share grew, whatever the order in the file.
+
+use std::hash::{BuildHasher, Hash};
+
+use rand::RngExt;
+
+use crate::snapshot::{Route, Target};
+
+/// Seeds of the sticky hash. They must not change between processes or versions: every gateway of a fleet, and the next
+/// process after a restart, has to put the same caller on the same target.
+const SEEDS: (u64, u64, u64, u64) = (0x5350_494c, 0x4c57_4159, 0x7374_6963, 0x6b79_0001);
+
+/// Places of a route's targets, the drawn one first.
+#[derive(Debug, Default, Clone)]
+pub struct Order {
+    places: Vec<usize>,
+}
+
+impl Order {
+    /// The places, the drawn one first.
+    pub fn places(&self) -> &[usize] {
+        &self.places
+    }
+
+    /// Draws for a request. `key` is the value of the sticky header, if the route has one and the request too.
+    pub fn draw(route: &Route, key: Option<&[u8]>) -> Self {
+        if let [_] = route.targets.as_slice() {
+            return Self { places: vec![0] };
+        }
+        let mut rng = rand::rng();
+        let mut scored: Vec<(f64, usize)> = route
+            .targets
+            .iter()
+            .enumerate()
+            .filter(|(_, target)| target.weight > 0)
+            .map(|(place, target)| {
+                let uniform = match key {
+                    Some(key) => rendezvous(&route.name, key, target),
+                    None => rng.random::<f64>(),
+                };
+                (score(uniform, target.weight), place)
+            })
+            .collect();
+        // Targets that are there come first: the draw is among those; the others follow for when that changes.
+        scored.sort_by(|(a, x), (b, y)| {
+            let there = |place: &usize| route.targets.get(*place).is_some_and(Target::is_available);
+            there(y).cmp(&there(x)).then(a.total_cmp(b))
+        });
+        Self { places: scored.into_iter().map(|(_, place)| place).collect() }
+    }
+}
+
+/// Time of the first event of a Poisson process with rate `weight`: the smallest of several is each one's by its share
+/// of the weights, and raising one weight never moves a caller between the others.
+fn score(uniform: f64, weight: u32) -> f64 {
+    // 1 - u keeps the argument of the logarithm above zero.
+    -(1.0 - uniform).ln() / f64::from(weight)
+}
+
+fn rendezvous(route: &str, key: &[u8], target: &Target) -> f64 {
+    let mut hasher = fixed_hasher();
+    (route, key, target.name.as_str()).hash(&mut hasher);
+    let bits = std::hash::Hasher::finish(&hasher) >> 11;
+    // 53 bits: every value is exact in an f64.
+    #[allow(clippy::cast_precision_loss, reason = "53 bits fit the mantissa")]
+    let numerator = bits as f64;
+    numerator / 9_007_199_254_740_992.0
+}
+
+fn fixed_hasher() -> impl std::hash::Hasher {
+    siphasher::sip::SipHasher13::new_with_keys(SEEDS.0 ^ SEEDS.1.rotate_left(32), SEEDS.2 ^ SEEDS.3.rotate_left(32))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::snapshot::TargetKind;
+
+    fn route(weights: &[(&str, u32)]) -> Route {
+        let mut route = Route::for_tests("r");
+        route.targets = weights
+            .iter()
+            .map(|(name, weight)| Target {
+                name: (*name).to_owned(),
+                weight: *weight,
+                kind: TargetKind::Backend(Arc::new(crate::snapshot::Backend::for_tests(name))),
+            })
+            .collect();
+        route
+    }
+
+    fn shares(route: &Route, sticky: bool) -> HashMap<String, usize> {
+        let mut shares = HashMap::new();
+        for caller in 0..20_000u32 {
+            let key = caller.to_string();
+            let order = Order::draw(route, sticky.then_some(key.as_bytes()));
+            *shares.entry(route.targets[order.places()[0]].name.clone()).or_insert(0) += 1;
+        }
+        shares
+    }
+
+    #[test]
+    fn shares_follow_the_weights_drawn_or_sticky() {
+        let route = route(&[("a", 90), ("b", 9), ("c", 1), ("none", 0)]);
+        for sticky in [false, true] {
+            let shares = shares(&route, sticky);
+            assert!(!shares.contains_key("none"));
+            for (name, expected) in [("a", 18_000.0f64), ("b", 1_800.0), ("c", 200.0)] {
+                // Five standard deviations of a binomial with these shares.
+                let deviation = (expected * (1.0 - expected / 20_000.0)).sqrt();
+                let got = shares[name] as f64;
+                assert!((got - expected).abs() < 5.0 * deviation, "{name}: {got} instead of {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sticky_caller_moves_only_to_a_target_whose_share_grew() {
+        let before = route(&[("a", 90), ("b", 10)]);
+        let after = route(&[("c", 20), ("b", 10), ("a", 90)]);
+        let mut moved = 0;
+        for caller in 0..5_000u32 {
+            let key = caller.to_string();
+            let name = |route: &Route| {
+                let order = Order::draw(route, Some(key.as_bytes()));
+                route.targets[order.places()[0]].name.clone()
+            };
+            let (was, is) = (name(&before), name(&after));
+            if was != is {
+                assert_eq!(is, "c");
+                moved += 1;
+            }
+        }
+        assert!(moved > 500, "a sixth of the callers moves to the new target, {moved} did");
+    }
+}

@@ -1,0 +1,205 @@
+//! All that one request and its answer carry and hold. What it holds (slots, permits, takings, spans) is released by
+//! `Drop`, so that no path can forget it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{HeaderName, HeaderValue, Method};
+use spillway_filter::{Caller, Ledger, Refusal, Variables};
+use tokio::time::Instant as Deadline;
+
+use crate::identity::Consumer;
+use crate::listener::ConnectionInfo;
+use crate::protocol::Api;
+use crate::snapshot::{Route, Snapshot};
+use crate::telemetry::Span;
+use crate::upstream::RequestBody;
+
+/// How a request ends before it was answered by an endpoint or a model.
+#[derive(Debug)]
+pub enum End {
+    /// With a refusal in the caller's API shape.
+    Refuse(Box<Refusal>),
+    /// The client is gone; nobody reads an answer.
+    ClientGone,
+}
+
+impl End {
+    /// Ends with a refusal.
+    pub fn refuse(refusal: Refusal) -> Self {
+        Self::Refuse(Box::new(refusal))
+    }
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        Self::refuse(refusal)
+    }
+}
+
+/// Who answered.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ServedBy {
+    /// Nobody: the gateway itself refused or answered.
+    #[default]
+    Gateway,
+    /// An endpoint of a backend.
+    Backend(Arc<str>),
+    /// A model inside; the text is `builtin/NAME`.
+    Model(Arc<str>),
+}
+
+/// What is told of a request when it has ended.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Status sent, 0 when none was.
+    pub status: u16,
+    /// Bytes of the answer's body.
+    pub bytes_out: u64,
+    /// Attempts at endpoints.
+    pub attempts: u32,
+    /// Address of the endpoint that answered.
+    pub endpoint: Option<String>,
+    /// Who answered.
+    pub served_by: ServedBy,
+    /// Why the model inside answered instead of a backend.
+    pub spilled: Option<&'static str>,
+    /// Code of the error that was sent.
+    pub error_code: Option<&'static str>,
+    /// Model that answered.
+    pub model_answered: Option<String>,
+    /// Why the answer ended.
+    pub finish_reason: Option<String>,
+    /// Id of the answer.
+    pub response_id: Option<String>,
+    /// Tokens read.
+    pub prompt_tokens: Option<u64>,
+    /// Tokens written.
+    pub completion_tokens: Option<u64>,
+    /// Arrival to the first content.
+    pub first_token: Option<Duration>,
+    /// Whether the client left before the end.
+    pub client_gone: bool,
+    /// Whether the answer ended early after its head was sent.
+    pub broken: bool,
+}
+
+/// What the body asks for, as far as the gateway must know it.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// The model named.
+    pub model: Option<String>,
+    /// Whether the answer shall be an event stream.
+    pub stream: bool,
+}
+
+/// One request and its answer.
+pub struct Exchange {
+    /// The configuration that this request sees from start to end.
+    pub snapshot: Arc<Snapshot>,
+    /// When its header had arrived.
+    pub started: Instant,
+    /// Its id, kept from the caller when sane.
+    pub request_id: HeaderValue,
+    /// Address of the client.
+    pub client: IpAddr,
+    /// The same as a header value.
+    pub client_text: HeaderValue,
+    /// The server span.
+    pub span: Span,
+    /// The span of the attempt that runs, for `traceparent` upstream.
+    pub attempt: Option<Span>,
+    /// The route, once it is final.
+    pub route: Option<Arc<Route>>,
+    /// The shape of its errors.
+    pub api: Api,
+    /// Who calls, if that is known.
+    pub caller: Option<Arc<Consumer>>,
+    /// The header that showed who calls.
+    pub identified_by: Option<HeaderName>,
+    /// The body.
+    pub body: RequestBody,
+    /// What the body asks for; `None` when nothing read it.
+    pub asked: Option<Asked>,
+    /// What this request took from limits.
+    pub ledger: Ledger,
+    /// What is told of it at the end.
+    pub outcome: Outcome,
+    /// Counts it as running.
+    pub running: Option<RouteInFlight>,
+}
+
+impl Exchange {
+    /// A new exchange.
+    pub fn begin(snapshot: Arc<Snapshot>, connection: &ConnectionInfo, request_id: HeaderValue, span: Span) -> Self {
+        Self {
+            snapshot,
+            started: Instant::now(),
+            request_id,
+            client: connection.client.ip(),
+            client_text: connection.client_text.clone(),
+            span,
+            attempt: None,
+            route: None,
+            api: Api::Problem,
+            caller: None,
+            identified_by: None,
+            body: RequestBody::Unread,
+            asked: None,
+            ledger: Ledger::default(),
+            outcome: Outcome::default(),
+            running: None,
+        }
+    }
+
+    /// The span whose context goes upstream.
+    pub fn attempt_span(&self) -> &Span {
+        self.attempt.as_ref().unwrap_or(&self.span)
+    }
+
+    /// Who calls, as filters see it.
+    pub fn caller_view(&self) -> Option<Caller<'_>> {
+        self.caller.as_deref().map(|consumer| Caller { consumer: &consumer.name, tenant: &consumer.tenant })
+    }
+
+    /// What header values may name.
+    pub fn variables<'a>(&'a self, route: &'a Route, backend: &'a str) -> Variables<'a> {
+        Variables { backend, route: &route.name, request_id: self.request_id.to_str().unwrap_or_default() }
+    }
+
+    /// Who answered, as text.
+    pub fn served_by(&self) -> &str {
+        match &self.outcome.served_by {
+            ServedBy::Gateway => "",
+            ServedBy::Backend(name) | ServedBy::Model(name) => name,
+        }
+    }
+
+    /// When the route's time for the whole request is over.
+    pub fn deadline(&self, route: &Route) -> Deadline {
+        Deadline::from_std(self.started + route.request_timeout)
+    }
+}
+
+/// One running request of a route.
+pub struct RouteInFlight(Arc<crate::telemetry::RouteMetrics>);
+
+impl RouteInFlight {
+    /// Counts it.
+    pub fn enter(metrics: &Arc<crate::telemetry::RouteMetrics>) -> Self {
+        metrics.in_flight.inc();
+        Self(metrics.clone())
+    }
+}
+
+impl Drop for RouteInFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.dec();
+    }
+}
+
+/// Whether a request of this method may be sent twice (RFC 9110, 9.2.2).
+pub fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+}

@@ -1,0 +1,41 @@
+//! Makes API keys for `spillway key new`. It prints and stores nothing itself: the key is shown once, to whoever asked,
+//! and only its digest goes into a configuration.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::TryRng;
+use rand::rngs::SysRng;
+use sha2::{Digest, Sha256};
+
+/// How keys made here start, so that they are recognised in logs and by secret scanners.
+const PREFIX: &str = "sk-spillway-";
+
+/// A new API key and what a configuration stores of it.
+pub struct NewKey {
+    /// The key, for the caller.
+    pub key: String,
+    /// Its SHA-256 in hexadecimal, for `consumers[].keys[].sha256`.
+    pub digest: String,
+}
+
+impl std::fmt::Debug for NewKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewKey").field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
+/// Why no key could be made.
+#[derive(Debug, thiserror::Error)]
+#[error("the operating system gave no random bytes for a key: {0}")]
+pub struct KeyError(String);
+
+impl NewKey {
+    /// Makes a key of 256 random bits from the operating system.
+    pub fn generate() -> Result<Self, KeyError> {
+        let mut secret = [0u8; 32];
+        SysRng.try_fill_bytes(&mut secret).map_err(|error| KeyError(error.to_string()))?;
+        let key = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(secret));
+        let digest = hex::encode(Sha256::digest(key.as_bytes()));
+        Ok(Self { key, digest })
+    }
+}

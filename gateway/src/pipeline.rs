@@ -1,0 +1,75 @@
+//! The way of one request, top to bottom. Each step is one call; what it does stands in its own room.
+//!
+//! ```text
+//!  1 begin      the snapshot, the request id, the trace, the candidate routes by the head alone
+//!  2 guard      filters that need no caller
+//!  3 identify   key -> consumer, before a byte of the body where all candidates ask for one
+//!  4 route      the body is held where a candidate needs it; the final route
+//!  5 filters    the other filters in the order of the file
+//!  6 choose     the order of the targets: weights, stickiness
+//!  7 admit      an endpoint and its slot, a model inside, or no room
+//!  8 forward    attempts, or the engine (headers are prepared for each attempt)
+//!  9 respond    passed on as it comes, observed on the way
+//! 10 end        span, metrics, access log
+//! ```
+//! A step returns what the next one needs or how the request ends; nothing else ends a request early. What the request
+//! holds lives in its [`Exchange`] and is released when that is dropped.
+
+mod answers;
+mod conclude;
+mod forward;
+mod spilling;
+mod steps;
+
+use std::sync::Arc;
+
+use pingora::protocols::http::ServerSession;
+
+pub use answers::refuse_malformed;
+
+use crate::exchange::{End, Exchange};
+use crate::listener::ConnectionInfo;
+use crate::server::Gateway;
+use crate::snapshot::Route;
+
+/// What becomes of the client's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connection {
+    /// It may carry another request.
+    Keep,
+    /// It ends.
+    Close,
+}
+
+/// Handles one request whose header was read.
+pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session: &mut ServerSession) -> Connection {
+    let _running = gateway.enter();
+    let mut x = steps::begin(gateway, connection, session);
+    let end = walk(gateway, connection, session, &mut x).await;
+    let after = match end {
+        Ok(()) if x.outcome.broken => Connection::Close,
+        Ok(()) => Connection::Keep,
+        Err(End::Refuse(refusal)) => answers::refuse(session, &mut x, &refusal).await,
+        Err(End::ClientGone) => {
+            x.outcome.client_gone = true;
+            Connection::Close
+        }
+    };
+    conclude::tell(gateway, session, x);
+    after
+}
+
+async fn walk(
+    gateway: &Arc<Gateway>,
+    connection: &ConnectionInfo,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<(), End> {
+    steps::check_head(gateway, connection, session)?;
+    let route: Arc<Route> = steps::find_route(gateway, connection, session, x).await?;
+    steps::filters(&route, session, x)?;
+    if answers::models(&route, session, x).await? {
+        return Ok(());
+    }
+    forward::forward(gateway, &route, session, x).await
+}

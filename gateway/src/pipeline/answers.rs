@@ -1,0 +1,94 @@
+//! Answers that the gateway makes itself: refusals and the list of models.
+
+use bytes::Bytes;
+use http::{Method, StatusCode, Version, header};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use spillway_filter::{ErrorKind, Refusal};
+
+use super::Connection;
+use crate::exchange::{End, Exchange};
+use crate::protocol::{self, Api, openai};
+use crate::snapshot::Route;
+use crate::upstream::finish_response;
+
+/// Sends a refusal. The connection is kept when the request was read to its end.
+pub(super) async fn refuse(session: &mut ServerSession, x: &mut Exchange, refusal: &Refusal) -> Connection {
+    let rendered = protocol::render(refusal, x.api, x.request_id.to_str().unwrap_or_default());
+    x.outcome.error_code = Some(refusal.code);
+    let mut head = match ResponseHeader::build(rendered.status, Some(8)) {
+        Ok(head) => head,
+        Err(_) => return Connection::Close,
+    };
+    let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
+    for (name, value) in rendered.headers {
+        let _ = head.insert_header(name, value);
+    }
+    match send(session, x, head, rendered.body).await {
+        Ok(()) => Connection::Keep,
+        Err(_) => {
+            x.outcome.client_gone = true;
+            Connection::Close
+        }
+    }
+}
+
+/// Sends a whole answer.
+async fn send(
+    session: &mut ServerSession,
+    x: &mut Exchange,
+    mut head: ResponseHeader,
+    body: Bytes,
+) -> pingora::Result<()> {
+    let body = if session.req_header().method == Method::HEAD { Bytes::new() } else { body };
+    let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(body.len()));
+    finish_response(&mut head, x);
+    x.outcome.status = head.status.as_u16();
+    x.outcome.bytes_out = u64::try_from(body.len()).unwrap_or(u64::MAX);
+    session.set_write_timeout(Some(std::time::Duration::from_secs(10)));
+    session.write_response_header(Box::new(head)).await?;
+    session.write_response_body(body, true).await
+}
+
+/// Refuses a request that could not be parsed; there is no exchange for it.
+pub async fn refuse_malformed(session: &mut ServerSession) {
+    let refusal = Refusal::invalid("malformed_request", "the request is not well-formed HTTP/1.1, or its header is too large");
+    let rendered = protocol::render(&refusal, Api::Problem, "");
+    if let Ok(mut head) = ResponseHeader::build(rendered.status, Some(4)) {
+        head.set_version(Version::HTTP_11);
+        let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
+        let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(rendered.body.len()));
+        session.set_keepalive(None);
+        let _ = session.write_response_header(Box::new(head)).await;
+        let _ = session.write_response_body(rendered.body, true).await;
+    }
+}
+
+/// Answers `GET /v1/models` and `GET /v1/models/ID` on a route that speaks a model protocol. False when it is neither.
+pub(super) async fn models(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<bool, End> {
+    let head = session.req_header();
+    if route.api != Api::OpenAi || !matches!(head.method, Method::GET | Method::HEAD) {
+        return Ok(false);
+    }
+    let Some(rest) = head.uri.path().strip_prefix("/v1/models") else { return Ok(false) };
+    let cards = route.listed_models.iter();
+    let body = match rest.strip_prefix('/') {
+        None if rest.is_empty() => openai::models_list(cards.map(|m| m.card())),
+        Some(id) if !id.is_empty() => match cards.into_iter().find(|m| m.id == id) {
+            Some(model) => openai::model(&model.card()),
+            None => return Err(openai::model_not_found(id).into()),
+        },
+        _ => {
+            return Err(End::refuse(Refusal::new(
+                StatusCode::NOT_FOUND,
+                ErrorKind::NotFound,
+                "not_found",
+                "there is only /v1/models and /v1/models/ID here",
+            )));
+        }
+    };
+    let mut answer = ResponseHeader::build(StatusCode::OK, Some(4)).map_err(|_| End::ClientGone)?;
+    let _ = answer.insert_header(header::CONTENT_TYPE, "application/json");
+    send(session, x, answer, body).await.map_err(|_| End::ClientGone)?;
+    Ok(true)
+}

@@ -1,0 +1,224 @@
+//! Steps 1 to 5: from a header to a request whose caller and route are known and whose filters have passed.
+
+use std::sync::Arc;
+
+use http::{HeaderValue, StatusCode, header};
+use pingora::protocols::http::ServerSession;
+use spillway_config::schema::RouteAuthentication;
+use spillway_filter::{ErrorKind, Flow, Refusal, RequestView};
+
+use crate::exchange::{Asked, End, Exchange, RouteInFlight};
+use crate::listener::ConnectionInfo;
+use crate::protocol::{Api, openai};
+use crate::routing::Candidates;
+use crate::server::Gateway;
+use crate::snapshot::{NamedFilter, Route};
+use crate::telemetry::Kind;
+use crate::upstream::{RequestBody, X_REQUEST_ID, hold};
+
+/// Longest request id that is kept from a caller.
+const MAX_REQUEST_ID: usize = 128;
+
+/// Begins the exchange.
+pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &ServerSession) -> Exchange {
+    let snapshot = gateway.snapshot.load_full();
+    let head = session.req_header();
+    let request_id = head.headers.get(&X_REQUEST_ID).filter(|id| is_sane(id)).cloned().unwrap_or_else(new_request_id);
+    let span = snapshot.tracer.server_span(&head.headers, std::time::SystemTime::now());
+    let mut x = Exchange::begin(snapshot, connection, request_id, span);
+    x.api = Api::of_path(head.uri.path());
+    x
+}
+
+/// An id that can stand in a log line and a header without harm.
+fn is_sane(id: &HeaderValue) -> bool {
+    let id = id.as_bytes();
+    !id.is_empty()
+        && id.len() <= MAX_REQUEST_ID
+        && id.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b'/' | b'+' | b'='))
+}
+
+fn new_request_id() -> HeaderValue {
+    let mut text = uuid::Uuid::encode_buffer();
+    let text = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut text);
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+/// Refuses what no route may see: an oversized header, ambiguous framing, a request that has been here before.
+pub(super) fn check_head(gateway: &Gateway, connection: &ConnectionInfo, session: &mut ServerSession) -> Result<(), End> {
+    let head = session.req_header();
+    let max = connection.limits.max_header_bytes.0;
+    let size = head.uri.path_and_query().map_or(1, |p| p.as_str().len())
+        + head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+    if u64::try_from(size).unwrap_or(u64::MAX) > max {
+        session.set_keepalive(None);
+        return Err(End::refuse(Refusal::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            ErrorKind::InvalidRequest,
+            "header_too_large",
+            format!("the request line and header are longer than {max} bytes"),
+        )));
+    }
+    if gateway.via.is_in(&head.headers) {
+        return Err(End::refuse(Refusal::new(
+            StatusCode::LOOP_DETECTED,
+            ErrorKind::Internal,
+            "loop_detected",
+            "the request has passed this gateway before: a backend points back at it",
+        )));
+    }
+    Ok(())
+}
+
+/// Finds the route, and the caller on the way: as early as the candidates allow.
+pub(super) async fn find_route(
+    gateway: &Gateway,
+    connection: &ConnectionInfo,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<Arc<Route>, End> {
+    let snapshot = x.snapshot.clone();
+    let candidates = {
+        let head = session.req_header();
+        let host = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).or_else(|| head.uri.host());
+        snapshot.routes.candidates(host, head.uri.path(), &head.method, &head.headers)
+    };
+    let within = connection.limits.body_timeout.0;
+    if let Some(route) = candidates.only() {
+        enter(x, route);
+        run(&route.guards, session, x)?;
+        identify(session, x, route.authentication)?;
+        if route.holds_body {
+            x.body = RequestBody::Held(hold(session, &gateway.bodies, route.max_body, within).await?);
+            x.asked = peek(session, x)?;
+        } else {
+            check_length(session, route)?;
+        }
+        return Ok(route.clone());
+    }
+    if candidates.is_empty() {
+        return Err(no_route(session));
+    }
+    // The model in the body decides. Nobody unknown gets a byte of it read where all candidates ask for a caller.
+    if candidates.routes().all(|route| route.authentication == RouteAuthentication::Required) {
+        identify(session, x, RouteAuthentication::Required)?;
+    }
+    let limit = candidates.routes().map(|route| route.max_body).max().unwrap_or(0);
+    x.body = RequestBody::Held(hold(session, &gateway.bodies, limit, within).await?);
+    x.asked = peek(session, x)?;
+    let route = by_model(&candidates, x).ok_or_else(|| match x.asked.as_ref().and_then(|asked| asked.model.as_deref()) {
+        Some(model) => End::from(openai::model_not_found(model)),
+        None => no_route(session),
+    })?;
+    enter(x, &route);
+    run(&route.guards, session, x)?;
+    if x.caller.is_none() {
+        identify(session, x, route.authentication)?;
+    }
+    if let RequestBody::Held(held) = &x.body
+        && u64::try_from(held.bytes.len()).unwrap_or(u64::MAX) > route.max_body
+    {
+        return Err(crate::upstream::too_large(route.max_body));
+    }
+    Ok(route)
+}
+
+fn by_model(candidates: &Candidates<'_>, x: &Exchange) -> Option<Arc<Route>> {
+    candidates.by_model(x.asked.as_ref().and_then(|asked| asked.model.as_deref())).cloned()
+}
+
+fn enter(x: &mut Exchange, route: &Arc<Route>) {
+    x.running = Some(RouteInFlight::enter(&route.metrics));
+    if route.api == Api::OpenAi {
+        x.api = Api::OpenAi;
+    }
+    x.route = Some(route.clone());
+}
+
+fn no_route(session: &ServerSession) -> End {
+    let head = session.req_header();
+    End::refuse(Refusal::new(
+        StatusCode::NOT_FOUND,
+        ErrorKind::NotFound,
+        "no_route",
+        format!("no route matches {} {}", head.method, head.uri.path()),
+    ))
+}
+
+/// A body that streams through is held to the route's limit by its declared length here and by its real one on the way.
+fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
+    let declared = session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    match declared {
+        Some(length) if route.max_body < length => Err(crate::upstream::too_large(route.max_body)),
+        _ => Ok(()),
+    }
+}
+
+fn identify(session: &ServerSession, x: &mut Exchange, mode: RouteAuthentication) -> Result<(), End> {
+    match x.snapshot.identity.identify(&session.req_header().headers, mode) {
+        Ok(identity) => {
+            if let Some(identity) = identity {
+                x.caller = Some(identity.consumer);
+                x.identified_by = Some(identity.header);
+            }
+            Ok(())
+        }
+        Err(refusal) => {
+            x.authentication_failed = true;
+            Err(refusal.into())
+        }
+    }
+}
+
+/// What the body asks for. A body that is not JSON asks for nothing here; on an OpenAI path it must be JSON.
+fn peek(session: &ServerSession, x: &Exchange) -> Result<Option<Asked>, End> {
+    let RequestBody::Held(held) = &x.body else { return Ok(None) };
+    if held.bytes.is_empty() {
+        return Ok(None);
+    }
+    let content_type = session.get_header(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let says_json = memchr::memmem::find(content_type, b"json").is_some();
+    let is_multipart = content_type.starts_with(b"multipart/");
+    if is_multipart || !(says_json || x.api == Api::OpenAi) {
+        return Ok(None);
+    }
+    match openai::peek(&held.bytes) {
+        Ok(peek) => Ok(Some(Asked { model: peek.model.map(Into::into), stream: peek.stream })),
+        Err(refusal) if x.api == Api::OpenAi => Err(refusal.into()),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Runs the filters that stand behind the identification.
+pub(super) fn filters(route: &Route, session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
+    run(&route.filters, session, x)
+}
+
+fn run(filters: &[NamedFilter], session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
+    if filters.is_empty() {
+        return Ok(());
+    }
+    let span = x.span.child("filters", Kind::Internal);
+    let head = session.req_header();
+    for named in filters {
+        let mut ledger = std::mem::take(&mut x.ledger);
+        let mut view = RequestView {
+            method: &head.method,
+            path: head.uri.path(),
+            headers: &head.headers,
+            client: x.client,
+            caller: x.caller_view(),
+            ledger: &mut ledger,
+        };
+        let flow = named.filter.on_request(&mut view);
+        x.ledger = ledger;
+        if let Flow::Refuse(refusal) = flow {
+            // A refused request takes nothing from any limit.
+            x.ledger.give_back();
+            x.refused_by = Some(named.name.clone());
+            span.event("refused", &named.name);
+            return Err(End::Refuse(refusal));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! One match of a route, compiled: path, method, headers, model. All it names must hold.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use regex::bytes::{Regex, RegexBuilder};
+use spillway_config::schema::{Match, PathMatch};
+
+/// Bytes that one compiled regular expression may take; also what bounds its cost per character.
+const REGEX_SIZE_LIMIT: usize = 1 << 20;
+
+/// A match that cannot be compiled; validation reports the same with its position.
+#[derive(Debug, thiserror::Error)]
+#[error("route `{route}`: {reason}")]
+pub struct CompileError {
+    /// The route.
+    pub route: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+#[derive(Debug)]
+enum Path {
+    Any,
+    Exact(Box<str>),
+    /// Without the final slash; matches itself and whatever continues with one.
+    Prefix(Box<str>),
+    Regex(Regex),
+}
+
+/// A compiled match.
+#[derive(Debug)]
+pub struct Matcher {
+    path: Path,
+    method: Option<Method>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    model: Option<ModelPattern>,
+}
+
+impl Matcher {
+    /// Compiles what was written.
+    pub fn compile(route: &str, written: &Match) -> Result<Self, CompileError> {
+        let fail = |reason: String| CompileError { route: route.to_owned(), reason };
+        let path = match &written.path {
+            None => Path::Any,
+            Some(PathMatch::Exact(path)) => Path::Exact(path.as_str().into()),
+            Some(PathMatch::Prefix(path)) => match path.trim_end_matches('/') {
+                "" => Path::Any,
+                path => Path::Prefix(path.into()),
+            },
+            Some(PathMatch::Regex(pattern)) => Path::Regex(
+                RegexBuilder::new(&format!("^(?:{pattern})$"))
+                    .size_limit(REGEX_SIZE_LIMIT)
+                    .build()
+                    .map_err(|e| fail(e.to_string()))?,
+            ),
+        };
+        let method = match &written.method {
+            None => None,
+            Some(method) => {
+                Some(Method::from_bytes(method.as_bytes()).map_err(|_| fail(format!("`{method}` is not a method")))?)
+            }
+        };
+        let headers = written
+            .headers
+            .iter()
+            .map(|header| {
+                let name = HeaderName::from_bytes(header.name.as_bytes())
+                    .map_err(|_| fail(format!("`{}` is not a header name", header.name)))?;
+                let value = HeaderValue::from_str(&header.exact)
+                    .map_err(|_| fail(format!("the value of header `{}` has characters no header may have", header.name)))?;
+                Ok((name, value))
+            })
+            .collect::<Result<Vec<_>, CompileError>>()?;
+        Ok(Self { path, method, headers, model: written.model.as_deref().map(ModelPattern::new) })
+    }
+
+    /// Whether everything but the model holds.
+    pub fn matches_head(&self, path: &str, method: &Method, headers: &HeaderMap) -> bool {
+        self.method.as_ref().is_none_or(|m| m == method)
+            && match &self.path {
+                Path::Any => true,
+                Path::Exact(exact) => path == exact.as_ref(),
+                Path::Prefix(prefix) => {
+                    path.strip_prefix(prefix.as_ref()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                }
+                Path::Regex(regex) => regex.is_match(path.as_bytes()),
+            }
+            && self.headers.iter().all(|(name, value)| headers.get_all(name).iter().any(|v| v == value))
+    }
+
+    /// The model that the body must name.
+    pub fn model(&self) -> Option<&ModelPattern> {
+        self.model.as_ref()
+    }
+
+    /// What comes first when several match: exact path, longest prefix, regex, any; then method, more headers, a model.
+    /// Smaller is earlier.
+    pub fn rank(&self) -> impl Ord + use<> {
+        let (kind, length) = match &self.path {
+            Path::Exact(path) => (0, path.len()),
+            Path::Prefix(path) => (1, path.len()),
+            Path::Regex(_) => (2, 0),
+            Path::Any => (3, 0),
+        };
+        (
+            kind,
+            std::cmp::Reverse(length),
+            self.method.is_none(),
+            std::cmp::Reverse(self.headers.len()),
+            self.model.is_none(),
+        )
+    }
+}
+
+/// A model name in which `*` stands for any characters.
+#[derive(Debug, Clone)]
+pub struct ModelPattern {
+    parts: Vec<Box<str>>,
+}
+
+impl ModelPattern {
+    /// Compiles a pattern.
+    pub fn new(pattern: &str) -> Self {
+        Self { parts: pattern.split('*').map(Into::into).collect() }
+    }
+
+    /// The name, when the pattern is one.
+    pub fn exact(&self) -> Option<&str> {
+        match self.parts.as_slice() {
+            [name] => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether `name` fits; linear in the length of the name for each part.
+    pub fn matches(&self, name: &str) -> bool {
+        let [first, middle @ .., last] = self.parts.as_slice() else {
+            return self.parts.first().is_some_and(|only| only.as_ref() == name);
+        };
+        let Some(mut rest) = name.strip_prefix(first.as_ref()) else { return false };
+        for part in middle {
+            match rest.find(part.as_ref()) {
+                Some(at) => rest = rest.get(at + part.len()..).unwrap_or_default(),
+                None => return false,
+            }
+        }
+        rest.len() >= last.len() && rest.ends_with(last.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(path: PathMatch) -> Matcher {
+        Matcher::compile("r", &Match { path: Some(path), ..Match::default() }).unwrap()
+    }
+
+    fn head(matcher: &Matcher, path: &str) -> bool {
+        matcher.matches_head(path, &Method::GET, &HeaderMap::new())
+    }
+
+    #[test]
+    fn a_prefix_matches_whole_elements_only() {
+        for written in ["/v1", "/v1/"] {
+            let matcher = path(PathMatch::Prefix(written.into()));
+            assert!(head(&matcher, "/v1") && head(&matcher, "/v1/") && head(&matcher, "/v1/chat"));
+            assert!(!head(&matcher, "/v10") && !head(&matcher, "/") && !head(&matcher, "/V1"));
+        }
+        assert!(head(&path(PathMatch::Prefix("/".into())), "/anything"));
+    }
+
+    #[test]
+    fn a_regex_covers_the_whole_path() {
+        let matcher = path(PathMatch::Regex("/v[0-9]+/x|/y".into()));
+        assert!(head(&matcher, "/v12/x") && head(&matcher, "/y"));
+        assert!(!head(&matcher, "/v12/x/more") && !head(&matcher, "/a/y"));
+    }
+
+    #[test]
+    fn model_patterns() {
+        for (pattern, name, fits) in [
+            ("gpt-4", "gpt-4", true),
+            ("gpt-4", "gpt-4o", false),
+            ("gpt-*", "gpt-", true),
+            ("gpt-*", "my-gpt-4", false),
+            ("*", "", true),
+            ("*-mini", "gpt-4o-mini", true),
+            ("a*b*c", "axxbyyc", true),
+            ("a*b*c", "acb", false),
+            ("aa*aa", "aaa", false),
+            ("*b*b", "b", false),
+        ] {
+            assert_eq!(ModelPattern::new(pattern).matches(name), fits, "{pattern} {name}");
+        }
+    }
+}

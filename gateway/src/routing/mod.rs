@@ -1,0 +1,9 @@
+//! Which route a request takes: by the head alone where that is enough, by the model in its body where a match asks
+//! for one. Precedence is that of the Gateway API, fixed when the table is built.
+//! It reads no body itself and knows no backend; its input is the compiled routes of a snapshot.
+
+mod matcher;
+mod table;
+
+pub use matcher::{CompileError, Matcher, ModelPattern};
+pub use table::{Candidates, RouteTable, TableBuilder};

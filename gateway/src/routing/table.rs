@@ -1,0 +1,211 @@
+//! The table of routes, indexed by host and sorted by precedence, so that the first entry that matches is the answer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::{HeaderMap, Method};
+
+use super::{CompileError, Matcher};
+use crate::snapshot::Route;
+
+/// Longest host name that is looked at (RFC 1035, 2.3.4); a longer one matches only routes without host names.
+const MAX_HOST: usize = 253;
+
+struct Entry {
+    route: Arc<Route>,
+    matcher: Matcher,
+}
+
+/// All routes of a snapshot.
+#[derive(Default)]
+pub struct RouteTable {
+    exact: HashMap<Box<str>, Vec<Entry>>,
+    /// By suffix with its dot (`.example.com`), longest first.
+    wildcard: Vec<(Box<str>, Vec<Entry>)>,
+    any: Vec<Entry>,
+}
+
+/// Takes routes in the order of the file.
+#[derive(Default)]
+pub struct TableBuilder {
+    table: RouteTable,
+}
+
+impl TableBuilder {
+    /// Enters a route under its host names.
+    pub fn add(
+        &mut self,
+        route: &Arc<Route>,
+        hostnames: &[String],
+        matches: &[spillway_config::schema::Match],
+    ) -> Result<(), CompileError> {
+        let everything = [spillway_config::schema::Match::default()];
+        let matches = if matches.is_empty() { &everything } else { matches };
+        let mut enter = |list: &mut Vec<Entry>| {
+            for written in matches {
+                list.push(Entry { route: route.clone(), matcher: Matcher::compile(&route.name, written)? });
+            }
+            Ok(())
+        };
+        if hostnames.is_empty() {
+            return enter(&mut self.table.any);
+        }
+        for host in hostnames {
+            let host = host.to_ascii_lowercase();
+            match host.strip_prefix('*') {
+                None => enter(self.table.exact.entry(host.into()).or_default())?,
+                Some(suffix) => match self.table.wildcard.iter_mut().find(|(s, _)| s.as_ref() == suffix) {
+                    Some((_, list)) => enter(list)?,
+                    None => {
+                        let mut list = Vec::new();
+                        enter(&mut list)?;
+                        self.table.wildcard.push((suffix.into(), list));
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Sorts by precedence; entries of equal rank stay in the order of the file.
+    pub fn build(mut self) -> RouteTable {
+        let lists = self.table.exact.values_mut().chain(self.table.wildcard.iter_mut().map(|(_, list)| list));
+        for list in lists.chain([&mut self.table.any]) {
+            list.sort_by_key(|entry| entry.matcher.rank());
+        }
+        self.table.wildcard.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
+        self.table
+    }
+}
+
+/// The routes that a request may take, in order of precedence: each but the last asks for a model in the body.
+pub struct Candidates<'a> {
+    entries: Vec<&'a Entry>,
+}
+
+impl RouteTable {
+    /// The candidates for a request head. `host` may have a port.
+    pub fn candidates(&self, host: Option<&str>, path: &str, method: &Method, headers: &HeaderMap) -> Candidates<'_> {
+        let mut entries = Vec::new();
+        let host = host.map(without_port).filter(|host| host.len() <= MAX_HOST).unwrap_or_default();
+        let exact = if self.exact.is_empty() || host.is_empty() {
+            None
+        } else if host.bytes().any(|b| b.is_ascii_uppercase()) {
+            self.exact.get(host.to_ascii_lowercase().as_str())
+        } else {
+            self.exact.get(host)
+        };
+        let wildcard = self.wildcard.iter().filter(|(suffix, _)| has_suffix(host, suffix)).map(|(_, list)| list);
+        for list in exact.into_iter().chain(wildcard).chain([&self.any]) {
+            for entry in list {
+                if entry.matcher.matches_head(path, method, headers) {
+                    entries.push(entry);
+                    if entry.matcher.model().is_none() {
+                        return Candidates { entries };
+                    }
+                }
+            }
+        }
+        Candidates { entries }
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        // `[::1]:8080` and `host:8080`, but not the bare IPv6 address `::1`.
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (name.ends_with(']') || !name.contains(':')) => {
+            name
+        }
+        _ => host,
+    }
+}
+
+fn has_suffix(host: &str, suffix: &str) -> bool {
+    // `*.example.com` wants at least one character before the dot.
+    host.len() > suffix.len()
+        && host.as_bytes().iter().rev().zip(suffix.as_bytes().iter().rev()).all(|(h, s)| h.eq_ignore_ascii_case(s))
+}
+
+impl<'a> Candidates<'a> {
+    /// Every candidate route, in order.
+    pub fn routes(&self) -> impl Iterator<Item = &'a Arc<Route>> {
+        self.entries.iter().map(|entry| &entry.route)
+    }
+
+    /// The route, where the head alone decides it.
+    pub fn only(&self) -> Option<&'a Arc<Route>> {
+        match self.entries.as_slice() {
+            [entry] if entry.matcher.model().is_none() => Some(&entry.route),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing matches.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The route for a body that names `model`, or none.
+    pub fn by_model(&self, model: Option<&str>) -> Option<&'a Arc<Route>> {
+        self.entries
+            .iter()
+            .find(|entry| entry.matcher.model().is_none_or(|pattern| model.is_some_and(|name| pattern.matches(name))))
+            .map(|entry| &entry.route)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(yaml: &[(&str, &[&str], &str)]) -> RouteTable {
+        let mut builder = TableBuilder::default();
+        for (name, hosts, matches) in yaml {
+            let route = Arc::new(Route::for_tests(name));
+            let hosts: Vec<String> = hosts.iter().map(|h| (*h).to_owned()).collect();
+            builder.add(&route, &hosts, &serde_json::from_str::<Vec<_>>(matches).unwrap()).unwrap();
+        }
+        builder.build()
+    }
+
+    fn names(table: &RouteTable, host: &str, path: &str) -> Vec<String> {
+        table.candidates(Some(host), path, &Method::POST, &HeaderMap::new()).routes().map(|r| r.name.clone()).collect()
+    }
+
+    #[test]
+    fn precedence_is_that_of_the_gateway_api_whatever_the_order_in_the_file() {
+        let table = table(&[
+            ("any", &[], "[]"),
+            ("regex", &[], r#"[{"path":{"regex":"/v1/.*"}}]"#),
+            ("short", &[], r#"[{"path":{"prefix":"/v1"}}]"#),
+            ("long", &[], r#"[{"path":{"prefix":"/v1/chat"}}]"#),
+            ("long-post", &[], r#"[{"path":{"prefix":"/v1/chat"},"method":"POST"}]"#),
+            ("exact", &[], r#"[{"path":{"exact":"/v1/chat"}}]"#),
+            ("wild", &["*.example.com"], "[]"),
+            ("host", &["api.example.com"], r#"[{"path":{"prefix":"/only"}}]"#),
+        ]);
+        assert_eq!(names(&table, "x", "/v1/chat"), ["exact"]);
+        assert_eq!(names(&table, "x", "/v1/chat/y"), ["long-post"]);
+        assert_eq!(names(&table, "x", "/v1/z"), ["short"]);
+        assert_eq!(names(&table, "x", "/"), ["any"]);
+        assert_eq!(names(&table, "API.example.com:8080", "/only/this"), ["host"]);
+        assert_eq!(names(&table, "api.example.com", "/v1/chat"), ["wild"]);
+        assert_eq!(names(&table, "example.com", "/"), ["any"]);
+        assert_eq!(names(&table, "[::1]:80", "/"), ["any"]);
+    }
+
+    #[test]
+    fn a_model_is_looked_for_in_the_body_only_where_a_match_asks_for_it() {
+        let table = table(&[
+            ("gpt", &[], r#"[{"path":{"prefix":"/v1"},"model":"gpt-*"}]"#),
+            ("claude", &[], r#"[{"path":{"prefix":"/v1"},"model":"claude-*"}]"#),
+            ("rest", &[], r#"[{"path":{"prefix":"/v1"}}]"#),
+        ]);
+        let headers = HeaderMap::new();
+        let candidates = table.candidates(None, "/v1/x", &Method::POST, &headers);
+        assert!(candidates.only().is_none());
+        assert_eq!(candidates.by_model(Some("claude-3")).unwrap().name, "claude");
+        assert_eq!(candidates.by_model(Some("llama")).unwrap().name, "rest");
+        assert_eq!(candidates.by_model(None).unwrap().name, "rest");
+    }
+}

@@ -1,0 +1,13 @@
+//! One attempt at an endpoint: connect, send, read the answer while passing it on, and say how it ended.
+//! It owns the pooled connections and the framing rules between the two sides; it never picks an endpoint, retries or
+//! spills. Pingora's client sessions are used here and nowhere else.
+
+mod attempt;
+mod body;
+mod headers;
+mod peer;
+
+pub use attempt::{Attempt, Failure, MoveOn, Outcome, run};
+pub use body::{BodyBudget, HeldBody, RequestBody, hold, with_model};
+pub use headers::{RequestHeaders, ResponseHeaders, Via, outgoing_request, outgoing_response};
+pub use peer::{Connector, Peer};
