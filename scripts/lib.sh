@@ -89,3 +89,36 @@ fetch() {
   [ "$status" -eq 0 ] || return "$status"
   mv -f "$part" "$2"
 }
+
+# stage NAME COMMAND...: runs one part of the tests, says how long it took, remembers what failed.
+STAGES=()
+FAILED=()
+stage() {
+  local name="$1" begin=$SECONDS status=0
+  shift
+  say "$name"
+  "$@" || status=$?
+  local took=$((SECONDS - begin))
+  if [ "$status" -eq 0 ]; then
+    STAGES+=("$(printf '%5d s  ok      %s' "$took" "$name")")
+  else
+    STAGES+=("$(printf '%5d s  FAILED  %s' "$took" "$name")")
+    FAILED+=("$name")
+  fi
+}
+# stages_end: the table of all stages; fails when one of them did.
+stages_end() {
+  say "How long each part took"
+  printf '    %s\n' "${STAGES[@]}"
+  [ "${#FAILED[@]}" -eq 0 ] || die "failed: ${FAILED[*]}"
+}
+
+# What a process with software Vulkan wants from its surroundings: a folder of its own for run-time files (the Vulkan
+# loader complains without one).
+vulkan_environment() {
+  if [ -z "${XDG_RUNTIME_DIR:-}" ] || [ ! -d "$XDG_RUNTIME_DIR" ]; then
+    export XDG_RUNTIME_DIR="$CACHE/runtime"
+    mkdir -p "$XDG_RUNTIME_DIR"
+    chmod 700 "$XDG_RUNTIME_DIR"
+  fi
+}

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# make run: the gateway with the model inside, on this machine, in the foreground. Ctrl-C stops it.
+# The configuration is config/examples/demo.yaml; another one: SPILLWAY_CONFIG=FILE make run.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$ROOT"
+
+scripts/system.sh run
+scripts/rust.sh
+scripts/model.sh
+
+say "Building the release binary (the first time takes some minutes)"
+cargo build --release --locked -p spillway
+spillway="${CARGO_TARGET_DIR:-$ROOT/target}/release/spillway"
+config="${SPILLWAY_CONFIG:-config/examples/demo.yaml}"
+
+vulkan_environment
+# Software Vulkan takes every core it can get: leave one to the proxy where there are more than two.
+cores="$(nproc)"
+export LP_NUM_THREADS="${LP_NUM_THREADS:-$((cores > 2 ? cores - 1 : cores))}"
+
+# Says what to try, once there is something to try. Ends with the gateway: $$ is its process from `exec` on.
+what_to_try() {
+  local deadline=$((SECONDS + 180))
+  until curl --silent --fail --max-time 2 --output /dev/null http://127.0.0.1:9901/readyz; do
+    kill -0 $$ 2>/dev/null || return 0
+    if [ "$SECONDS" -ge "$deadline" ]; then
+      warn "the gateway is not ready after 180 s (asked: http://127.0.0.1:9901/readyz)"
+      return 0
+    fi
+    sleep 0.2
+  done
+  cat <<'EOF'
+
+Spillway is ready. In another terminal, try:
+
+  curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' -d '{
+    "model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+
+or, with Python's openai package:
+
+  from openai import OpenAI
+  client = OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="none")
+  for chunk in client.chat.completions.create(model="smollm2", stream=True,
+          messages=[{"role": "user", "content": "Tell me a short story."}]):
+      print(chunk.choices[0].delta.content or "", end="", flush=True)
+
+  http://127.0.0.1:9901   admin address: /healthz, /readyz, /metrics, /api/config
+EOF
+  printf '  %-23s the configuration: edit and save it, it is applied at once\n' "$config"
+  printf '  Ctrl-C                  stops the gateway\n\n'
+}
+what_to_try &
+
+say "Starting the gateway: $spillway serve -c $config"
+exec "$spillway" serve -c "$config"

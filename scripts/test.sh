@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# make test: everything that must hold before a change goes in. Installs what it needs; all stages run even when one
+# fails, except that nothing is tested that could not be built.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=scripts/checks.sh
+. "$ROOT/scripts/checks.sh"
+cd "$ROOT"
+
+prepare() {
+  scripts/system.sh test && scripts/rust.sh && scripts/model.sh && scripts/test-tools.sh deny nextest python
+}
+stage "system packages, Rust, model, tools" prepare
+[ "${#FAILED[@]}" -eq 0 ] || stages_end
+
+target="${CARGO_TARGET_DIR:-$ROOT/target}"
+export SPILLWAY_BIN="$target/debug/spillway"
+export SPILLWAY_TEST_MODEL="${SPILLWAY_MODEL_FILE:-$ROOT/models/smollm2-135m-instruct-q4_1.gguf}"
+export SPILLWAY_TEST_PYTHON="$VENV/bin/python"
+export SPILLWAY_TEST_JAEGER="$BIN/jaeger"
+vulkan_environment
+
+# Binaries and tests in one go: apart, cargo would build some dependencies twice, with other features.
+build() { cargo build --workspace --bins --tests --locked; }
+unit_and_end_to_end() { cargo nextest run --workspace --locked; }
+doc_tests() { cargo test --doc --workspace --locked --quiet; }
+
+stage "Jaeger" scripts/test-tools.sh jaeger
+static_checks
+before=${#FAILED[@]}
+stage "build" build
+if [ "${#FAILED[@]}" -eq "$before" ]; then
+  stage "examples in the documentation (cargo test --doc)" doc_tests
+  # Last, so that its summary is what one reads first.
+  stage "unit and end-to-end tests (cargo nextest)" unit_and_end_to_end
+fi
+stages_end
