@@ -1,1 +1,276 @@
-//! Language models inside the process, on wgpu
+//! Language models inside the process: files, text, execution on wgpu, serving of several requests at once.
+//! It knows tensors and tokens; no HTTP, no YAML, no async runtime. One thread for each loaded model owns its device.
+//! Its inputs are a model file and requests as [`Generate`]; tokens come back as a [`TokenStream`].
+
+pub mod artifact;
+mod device;
+mod error;
+pub mod exec;
+mod model;
+mod sampling;
+mod scheduler;
+pub mod text;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use artifact::{ArtifactInfo, inspect};
+pub use device::{DeviceChoice, DeviceInfo};
+pub use error::{Busy, BusyReason, EngineError, LoadError, PromptError};
+pub use sampling::Sampling;
+pub use text::ChatMessage;
+
+use text::TextModel;
+
+/// What is loaded, where, and how much of it at once.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Name in logs and errors.
+    pub name: String,
+    /// A GGUF file.
+    pub source: PathBuf,
+    /// Where it runs.
+    pub device: DeviceChoice,
+    /// Tokens of prompt and answer; the smaller of the file's and 2048 when left out.
+    pub context_length: Option<u32>,
+    /// Sequences decoded together.
+    pub max_sequences: u32,
+    /// Requests that wait for a place.
+    pub max_queue: u32,
+    /// Longest estimated wait for a first token at which a request is taken.
+    pub max_queue_wait: Duration,
+    /// How long a receiver may read nothing.
+    pub stall_timeout: Duration,
+    /// Device memory in bytes that it may take.
+    pub memory: Option<u64>,
+    /// Where compiled pipelines are kept; nowhere when left out.
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// What was loaded and where it runs.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// Name it was loaded under.
+    pub name: String,
+    /// `general.architecture` of the file.
+    pub architecture: String,
+    /// Weights.
+    pub parameters: u64,
+    /// Most frequent type of its matrices, such as `Q4_1`.
+    pub quantization: String,
+    /// Tokens of prompt and answer together.
+    pub context_length: u32,
+    /// Tokens that it knows.
+    pub vocabulary: u32,
+    /// Size of the file.
+    pub file_bytes: u64,
+    /// Where it runs.
+    pub device: DeviceInfo,
+    /// From the call of [`Engine::load`] to ready.
+    pub load_time: Duration,
+    /// Device memory taken: weights, KV cache, activations.
+    pub device_memory_bytes: u64,
+}
+
+/// A tokenised conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    tokens: Vec<u32>,
+}
+
+impl Prompt {
+    /// Tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+}
+
+/// A request.
+#[derive(Debug, Clone)]
+pub struct Generate {
+    /// What is continued.
+    pub prompt: Prompt,
+    /// Most tokens of the answer; cut to what is left of the context.
+    pub max_tokens: Option<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Texts that end the answer and are not part of it.
+    pub stop: Vec<String>,
+    /// When nobody wants the answer any more.
+    pub deadline: Option<Instant>,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop string did.
+    Stop,
+    /// It reached its length.
+    Length,
+}
+
+/// The end of an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Finished {
+    /// Why.
+    pub reason: FinishReason,
+    /// Tokens read.
+    pub prompt_tokens: u32,
+    /// Tokens written.
+    pub completion_tokens: u32,
+    /// Wait for a place.
+    pub queued: Duration,
+    /// Reading the prompt, to the first token.
+    pub prefill: Duration,
+    /// From the first token to the last.
+    pub decode: Duration,
+}
+
+/// What comes of a request, in this order: `Started`, `Prefilled`, `Text`*, `Finished`; `Failed` may end it anywhere.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// It has a place.
+    Started {
+        /// Wait for it.
+        queued: Duration,
+    },
+    /// Its prompt was read.
+    Prefilled {
+        /// How long that took.
+        prefill: Duration,
+        /// Tokens read.
+        prompt_tokens: u32,
+    },
+    /// A piece of the answer: whole characters.
+    Text {
+        /// The text.
+        text: String,
+        /// Tokens it stands for.
+        tokens: u32,
+    },
+    /// The end.
+    Finished(Finished),
+    /// The end before its time.
+    Failed(EngineError),
+}
+
+/// The answer to one request; dropping it ends the work within one step.
+#[derive(Debug)]
+pub struct TokenStream {
+    events: async_channel::Receiver<Event>,
+}
+
+impl TokenStream {
+    /// The next event; `None` after the last. Can be dropped and asked again.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await.ok()
+    }
+    /// The same for a thread that may wait.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        self.events.recv_blocking().ok()
+    }
+}
+
+/// What a loaded model does now.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EngineStats {
+    /// Sequences with a place.
+    pub active: usize,
+    /// Requests that wait for one.
+    pub waiting: usize,
+    /// Estimated wait of a short prompt for its first token.
+    pub estimated_wait: Duration,
+    /// Tokens written since load.
+    pub generated_tokens: u64,
+    /// Tokens read since load.
+    pub prompt_tokens: u64,
+    /// Tokens in the KV cache.
+    pub kv_used: usize,
+    /// Tokens that fit.
+    pub kv_capacity: usize,
+    /// Tokens per second of one sequence, as measured of late.
+    pub decode_rate: f64,
+}
+
+/// A loaded model; clones share it. It ends when the last one is dropped.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    info: ModelInfo,
+    text: TextModel,
+    scheduler: scheduler::Handle,
+}
+
+impl Engine {
+    /// Loads a model and waits until it is ready. Blocks for as long as that takes: not for a runtime's own threads.
+    pub fn load(options: LoadOptions) -> Result<Self, LoadError> {
+        let started = Instant::now();
+        let file = artifact::ModelFile::open(&options.source)?;
+        let text = TextModel::new(&file)?;
+        let loaded = model::load(&file, &options)?;
+        let info = ModelInfo {
+            name: options.name.clone(),
+            architecture: file.architecture().to_owned(),
+            parameters: file.parameters(),
+            quantization: file.quantization(),
+            context_length: loaded.context_length,
+            vocabulary: loaded.vocabulary,
+            file_bytes: file.bytes(),
+            device: loaded.device.clone(),
+            load_time: started.elapsed(),
+            device_memory_bytes: loaded.memory,
+        };
+        drop(file);
+        let scheduler = scheduler::start(loaded, &text, &options)?;
+        let info = ModelInfo { load_time: started.elapsed(), ..info };
+        Ok(Self { shared: Arc::new(Shared { info, text, scheduler }) })
+    }
+
+    /// What was loaded.
+    pub fn info(&self) -> &ModelInfo {
+        &self.shared.info
+    }
+
+    /// A conversation as tokens, ready to be answered. Takes some microseconds for each hundred bytes.
+    pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Prompt, PromptError> {
+        let tokens = self.shared.text.encode_chat(messages)?;
+        let context = usize::try_from(self.shared.info.context_length).unwrap_or(usize::MAX);
+        // One token at least must be left for the answer.
+        if tokens.len() >= context {
+            return Err(PromptError::TooLong { tokens: tokens.len(), context });
+        }
+        Ok(Prompt { tokens })
+    }
+
+    /// Takes a request if it can be begun in time. Never waits.
+    pub fn submit(&self, request: Generate) -> Result<TokenStream, Busy> {
+        self.shared.scheduler.submit(request).map(|events| TokenStream { events })
+    }
+
+    /// What it does now.
+    pub fn stats(&self) -> EngineStats {
+        self.shared.scheduler.stats()
+    }
+
+    /// Estimated time to the first token of a prompt of this length, if it were submitted now.
+    pub fn estimated_wait(&self, prompt_tokens: usize) -> Duration {
+        self.shared.scheduler.estimated_wait(prompt_tokens)
+    }
+
+    /// Ends it: running requests fail with [`EngineError::Shutdown`].
+    pub fn shutdown(&self) {
+        self.shared.scheduler.shutdown();
+    }
+}

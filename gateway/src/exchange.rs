@@ -126,6 +126,10 @@ pub struct Exchange {
     pub ledger: Ledger,
     /// What is told of it at the end.
     pub outcome: Outcome,
+    /// Whether a credential was refused.
+    pub authentication_failed: bool,
+    /// The filter that ended it.
+    pub refused_by: Option<String>,
     /// Counts it as running.
     pub running: Option<RouteInFlight>,
 }
@@ -149,6 +153,8 @@ impl Exchange {
             asked: None,
             ledger: Ledger::default(),
             outcome: Outcome::default(),
+            authentication_failed: false,
+            refused_by: None,
             running: None,
         }
     }

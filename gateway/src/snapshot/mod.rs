@@ -17,9 +17,10 @@ pub use compile::{Compiler, Recipe, SnapshotError};
 use crate::balancing::{Endpoint, Policy, Probe};
 use crate::identity::Authenticator;
 use crate::protocol::Api;
+use crate::protocol::openai::ModelCard;
 use crate::routing::{ModelPattern, RouteTable};
 use crate::spill::{LoadedModel, Models};
-use crate::telemetry::{RouteMetrics, Tracer};
+use crate::telemetry::{ModelMetrics, RouteMetrics, Tracer};
 
 /// The compiled configuration.
 pub struct Snapshot {
@@ -95,9 +96,25 @@ pub struct Route {
     /// Whether the body is held before it goes anywhere: a target or spill needs to read it.
     pub holds_body: bool,
     /// Model names that the list of models shows.
-    pub listed_models: Vec<String>,
+    pub listed_models: Vec<ListedModel>,
     /// Its series.
     pub metrics: Arc<RouteMetrics>,
+}
+
+/// A model that a route's list shows.
+#[derive(Debug, Clone)]
+pub struct ListedModel {
+    /// Its name.
+    pub id: String,
+    /// Unix seconds.
+    pub created: u64,
+}
+
+impl ListedModel {
+    /// As the list wants it.
+    pub fn card(&self) -> ModelCard<'_> {
+        ModelCard { id: &self.id, created: self.created, owned_by: "spillway" }
+    }
 }
 
 /// A filter and the name it has in the file.
@@ -176,6 +193,8 @@ pub struct Backend {
     pub first_byte_timeout: Duration,
     /// Between two reads of the answer.
     pub idle_timeout: Duration,
+    /// Series of its model calls.
+    pub metrics: Arc<ModelMetrics>,
 }
 
 impl Backend {
@@ -276,6 +295,7 @@ impl Backend {
             max_full_for: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
+            metrics: crate::telemetry::Metrics::new().model("openai", name),
         }
     }
 }

@@ -1,0 +1,64 @@
+//! Loads a model, answers a prompt in some sequences at once, prints the first answer and what it took.
+//!
+//! `cargo run --release -p spillway-engine --example generate -- MODEL [SEQUENCES] [TOKENS] [PROMPT]`
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::cast_precision_loss, reason = "a program to try things")]
+
+use std::time::{Duration, Instant};
+
+use spillway_engine::{ChatMessage, DeviceChoice, Engine, Event, Generate, LoadOptions, Sampling};
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let source = arguments.next().unwrap_or_else(|| "models/smollm2-135m-instruct-q4_1.gguf".into());
+    let sequences: u32 = arguments.next().map_or(1, |n| n.parse().unwrap());
+    let tokens: u32 = arguments.next().map_or(64, |n| n.parse().unwrap());
+    let prompt = arguments.next().unwrap_or_else(|| "What is the capital of France? Answer in one sentence.".into());
+    let engine = Engine::load(LoadOptions {
+        name: "model".into(),
+        source: source.into(),
+        device: DeviceChoice::Auto,
+        context_length: None,
+        max_sequences: sequences.max(1),
+        max_queue: 64,
+        max_queue_wait: Duration::from_secs(600),
+        stall_timeout: Duration::from_secs(10),
+        memory: None,
+        cache_dir: None,
+    })
+    .unwrap_or_else(|e| {
+        println!("{e}");
+        std::process::exit(1)
+    });
+    let info = engine.info();
+    println!("{} on {} in {:.2} s, {} MiB", info.architecture, info.device.name, info.load_time.as_secs_f64(), info.device_memory_bytes >> 20);
+    let messages = [ChatMessage { role: "user".into(), content: prompt }];
+    let prompt = engine.encode_chat(&messages).unwrap();
+    let started = Instant::now();
+    let mut streams: Vec<_> = (0..sequences)
+        .map(|_| {
+            let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+            let request = Generate { prompt: prompt.clone(), max_tokens: Some(tokens), sampling, stop: vec![], deadline: None };
+            engine.submit(request).unwrap()
+        })
+        .collect();
+    let mut written = 0;
+    for (n, stream) in streams.iter_mut().enumerate() {
+        while let Some(event) = stream.blocking_next() {
+            match event {
+                Event::Text { text, .. } if n == 0 => print!("{text}"),
+                Event::Finished(f) => {
+                    written += f.completion_tokens;
+                    let prefill = f64::from(f.prompt_tokens) / f.prefill.as_secs_f64();
+                    let decode = f64::from(f.completion_tokens) / f.decode.as_secs_f64();
+                    if n == 0 {
+                        println!("\n{:?}: prompt {} at {prefill:.1} tok/s, answer {} at {decode:.1} tok/s", f.reason, f.prompt_tokens, f.completion_tokens);
+                    }
+                }
+                Event::Failed(e) => println!("{e}"),
+                _ => {}
+            }
+        }
+    }
+    println!("{sequences} sequences: {written} tokens, {:.1} tok/s", f64::from(written) / started.elapsed().as_secs_f64());
+}

@@ -1,0 +1,314 @@
+//! GGUF, versions 2 and 3 (ggml's docs/gguf.md): header, metadata, tensor table. Everything read is bounded by what is
+//! left of the file; a count that the file cannot hold is refused before anything is allocated for it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use super::types::{TensorType, any_type};
+
+/// Longest name of a key or tensor (64 in ggml for tensors).
+const MAX_NAME: usize = 65_535;
+/// Most keys and tensors; real files have some hundreds.
+const MAX_ENTRIES: u64 = 65_536;
+/// Most dimensions.
+const MAX_DIMENSIONS: u32 = 4;
+
+/// A metadata value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MetaValue {
+    /// Any unsigned integer.
+    Unsigned(u64),
+    /// Any signed integer.
+    Signed(i64),
+    /// A float.
+    Float(f64),
+    /// A truth value.
+    Bool(bool),
+    /// A string; invalid UTF-8 is replaced.
+    String(String),
+    /// An array of strings.
+    Strings(Vec<String>),
+    /// An array of numbers.
+    Numbers(Vec<f64>),
+    /// An array that this engine has no use for.
+    Skipped,
+}
+
+impl MetaValue {
+    /// As a whole number that is not negative.
+    pub fn as_u64(&self) -> Option<u64> {
+        match self {
+            Self::Unsigned(n) => Some(*n),
+            Self::Signed(n) => u64::try_from(*n).ok(),
+            _ => None,
+        }
+    }
+    /// As a number.
+    #[allow(clippy::cast_precision_loss, reason = "numbers of a configuration are small")]
+    pub fn as_f64(&self) -> Option<f64> {
+        match self {
+            Self::Float(f) => Some(*f),
+            Self::Unsigned(n) => Some(*n as f64),
+            Self::Signed(n) => Some(*n as f64),
+            _ => None,
+        }
+    }
+    /// As a truth value.
+    pub fn as_bool(&self) -> Option<bool> {
+        match self {
+            Self::Bool(b) => Some(*b),
+            _ => None,
+        }
+    }
+}
+
+/// One line of the tensor table.
+#[derive(Debug, Clone)]
+pub struct TensorEntry {
+    /// Its type, if this engine runs it.
+    pub kind: Option<TensorType>,
+    number: u32,
+    dimensions: Vec<usize>,
+    /// Values.
+    pub elements: u64,
+    /// Where its data lie in the file; checked against the file's length.
+    pub range: Range<usize>,
+}
+
+impl TensorEntry {
+    /// Values in a row, and rows.
+    pub fn shape(&self) -> (usize, usize) {
+        let columns = self.dimensions.first().copied().unwrap_or(1);
+        (columns, self.dimensions.iter().skip(1).product())
+    }
+    /// Name of its type.
+    pub fn type_name(&self) -> String {
+        any_type(self.number).map_or_else(|| format!("number {}", self.number), |(name, ..)| name.to_owned())
+    }
+}
+
+/// Header, metadata and tensor table of a file.
+#[derive(Debug)]
+pub struct Header {
+    /// Metadata by key.
+    pub metadata: HashMap<String, MetaValue>,
+    /// Tensors by name.
+    pub tensors: BTreeMap<String, TensorEntry>,
+}
+
+/// Reads forward through the file.
+struct Cursor<'a> {
+    file: &'a [u8],
+    at: usize,
+}
+
+type Parsed<T> = Result<T, String>;
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, n: usize) -> Parsed<&'a [u8]> {
+        let end = self.at.checked_add(n).filter(|end| *end <= self.file.len());
+        let part = end.and_then(|end| self.file.get(self.at..end));
+        match (part, end) {
+            (Some(part), Some(end)) => {
+                self.at = end;
+                Ok(part)
+            }
+            _ => Err(format!("it ends at byte {} in the middle of its header", self.file.len())),
+        }
+    }
+    fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
+        self.take(N)?.try_into().map_err(|_| "it ends in the middle of its header".to_owned())
+    }
+    fn u32(&mut self) -> Parsed<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+    fn u64(&mut self) -> Parsed<u64> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+    fn left(&self) -> u64 {
+        u64::try_from(self.file.len() - self.at).unwrap_or(0)
+    }
+    fn string(&mut self) -> Parsed<String> {
+        let length = self.u64()?;
+        if length > self.left() {
+            return Err(format!("a string at byte {} is longer than the file", self.at));
+        }
+        let bytes = self.take(usize::try_from(length).map_err(|e| e.to_string())?)?;
+        Ok(String::from_utf8_lossy(bytes).into_owned())
+    }
+    fn name(&mut self) -> Parsed<String> {
+        let at = self.at;
+        let name = self.string()?;
+        if name.len() > MAX_NAME { Err(format!("the name at byte {at} has {} bytes", name.len())) } else { Ok(name) }
+    }
+
+    fn scalar(&mut self, kind: u32) -> Parsed<MetaValue> {
+        Ok(match kind {
+            0 => MetaValue::Unsigned(u8::from_le_bytes(self.array()?).into()),
+            1 => MetaValue::Signed(i8::from_le_bytes(self.array()?).into()),
+            2 => MetaValue::Unsigned(u16::from_le_bytes(self.array()?).into()),
+            3 => MetaValue::Signed(i16::from_le_bytes(self.array()?).into()),
+            4 => MetaValue::Unsigned(self.u32()?.into()),
+            5 => MetaValue::Signed(i32::from_le_bytes(self.array()?).into()),
+            6 => MetaValue::Float(f32::from_le_bytes(self.array()?).into()),
+            7 => MetaValue::Bool(u8::from_le_bytes(self.array()?) != 0),
+            8 => MetaValue::String(self.string()?),
+            10 => MetaValue::Unsigned(self.u64()?),
+            11 => MetaValue::Signed(i64::from_le_bytes(self.array()?)),
+            12 => MetaValue::Float(f64::from_le_bytes(self.array()?)),
+            other => return Err(format!("unknown type {other} of a metadata value at byte {}", self.at)),
+        })
+    }
+
+    fn value(&mut self) -> Parsed<MetaValue> {
+        let kind = self.u32()?;
+        if kind != 9 {
+            return self.scalar(kind);
+        }
+        let kind = self.u32()?;
+        let count = self.u64()?;
+        let width: u64 = match kind {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            8 | 10..=12 => 8,
+            other => return Err(format!("unknown type {other} of an array at byte {}", self.at)),
+        };
+        // Every entry takes at least `width` bytes, so the file bounds what is allocated.
+        if count.checked_mul(width).is_none_or(|bytes| bytes > self.left()) {
+            return Err(format!("an array of {count} entries at byte {} is longer than the file", self.at));
+        }
+        let count = usize::try_from(count).map_err(|e| e.to_string())?;
+        match kind {
+            8 => (0..count).map(|_| self.string()).collect::<Parsed<_>>().map(MetaValue::Strings),
+            4..=6 | 10..=12 => {
+                let numbers = (0..count).map(|_| Ok(self.scalar(kind)?.as_f64().unwrap_or(0.0)));
+                numbers.collect::<Parsed<_>>().map(MetaValue::Numbers)
+            }
+            _ => {
+                for _ in 0..count {
+                    self.scalar(kind)?;
+                }
+                Ok(MetaValue::Skipped)
+            }
+        }
+    }
+}
+
+impl Header {
+    /// Parses and checks the head of a file.
+    pub fn parse(file: &[u8]) -> Parsed<Self> {
+        let mut cursor = Cursor { file, at: 0 };
+        if cursor.take(4)? != b"GGUF" {
+            return Err("it does not begin with GGUF".into());
+        }
+        let version = cursor.u32()?;
+        if !matches!(version, 2 | 3) {
+            return Err(format!("GGUF version {version} (2 and 3 are known; a big-endian file looks like this too)"));
+        }
+        let (tensor_count, meta_count) = (cursor.u64()?, cursor.u64()?);
+        if tensor_count > MAX_ENTRIES || meta_count > MAX_ENTRIES {
+            return Err(format!("it claims {tensor_count} tensors and {meta_count} keys"));
+        }
+        let mut metadata = HashMap::new();
+        for _ in 0..meta_count {
+            let key = cursor.name()?;
+            let value = cursor.value().map_err(|e| format!("key `{}`: {e}", shown(&key)))?;
+            if metadata.insert(key.clone(), value).is_some() {
+                return Err(format!("key `{}` is there twice", shown(&key)));
+            }
+        }
+        let alignment = match metadata.get("general.alignment").map(MetaValue::as_u64) {
+            None => 32,
+            Some(Some(n)) if n.is_power_of_two() && n <= 1 << 20 => n,
+            Some(_) => return Err("`general.alignment` is not a power of two".into()),
+        };
+        let mut table = Vec::new();
+        for _ in 0..tensor_count {
+            table.push(tensor_line(&mut cursor)?);
+        }
+        let start = u64::try_from(cursor.at).map_err(|e| e.to_string())?.next_multiple_of(alignment);
+        place(table, start, alignment, u64::try_from(file.len()).map_err(|e| e.to_string())?)
+            .map(|tensors| Self { metadata, tensors })
+    }
+}
+
+fn shown(name: &str) -> String {
+    name.chars().take(80).flat_map(char::escape_debug).collect()
+}
+
+struct Line {
+    name: String,
+    number: u32,
+    dimensions: Vec<usize>,
+    elements: u64,
+    bytes: u64,
+    offset: u64,
+}
+
+fn tensor_line(cursor: &mut Cursor<'_>) -> Parsed<Line> {
+    let name = cursor.name()?;
+    let wrong = |what: String| format!("tensor `{}`: {what}", shown(&name));
+    let count = cursor.u32().map_err(wrong)?;
+    if count == 0 || count > MAX_DIMENSIONS {
+        return Err(wrong(format!("{count} dimensions")));
+    }
+    let mut dimensions = Vec::new();
+    let mut elements: u64 = 1;
+    for _ in 0..count {
+        let n = cursor.u64().map_err(wrong)?;
+        elements = elements
+            .checked_mul(n)
+            .filter(|e| *e > 0 && *e <= 1 << 48)
+            .ok_or_else(|| wrong(format!("a dimension of {n}")))?;
+        dimensions.push(usize::try_from(n).map_err(|e| wrong(e.to_string()))?);
+    }
+    let number = cursor.u32().map_err(wrong)?;
+    let offset = cursor.u64().map_err(wrong)?;
+    let (_, values, block) = any_type(number).ok_or_else(|| wrong(format!("unknown type number {number}")))?;
+    let values = u64::try_from(values).map_err(|e| e.to_string())?;
+    let columns = dimensions.first().copied().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+    if !columns.is_multiple_of(values) {
+        return Err(wrong(format!("rows of {columns} values do not divide into blocks of {values}")));
+    }
+    let bytes = (elements / values).checked_mul(u64::try_from(block).map_err(|e| e.to_string())?);
+    let bytes = bytes.ok_or_else(|| wrong("its size overflows".into()))?;
+    Ok(Line { name, number, dimensions, elements, bytes, offset })
+}
+
+/// Puts the table into the file: every tensor inside, aligned, none over another.
+fn place(table: Vec<Line>, start: u64, alignment: u64, length: u64) -> Parsed<BTreeMap<String, TensorEntry>> {
+    let mut tensors = BTreeMap::new();
+    let mut ranges = Vec::new();
+    for line in table {
+        let wrong = |what: String| format!("tensor `{}`: {what}", shown(&line.name));
+        if !line.offset.is_multiple_of(alignment) {
+            return Err(wrong(format!("its offset {} is not aligned to {alignment}", line.offset)));
+        }
+        let from = start.checked_add(line.offset).ok_or_else(|| wrong("its offset overflows".into()))?;
+        let to = from.checked_add(line.bytes).filter(|to| *to <= length).ok_or_else(|| {
+            wrong(format!("it needs bytes {from} to {} and the file has {length}", from.saturating_add(line.bytes)))
+        })?;
+        ranges.push((from, to, line.name.clone()));
+        let range = usize::try_from(from).map_err(|e| e.to_string())?..usize::try_from(to).map_err(|e| e.to_string())?;
+        let entry = TensorEntry {
+            kind: TensorType::from_ggml(line.number),
+            number: line.number,
+            dimensions: line.dimensions,
+            elements: line.elements,
+            range,
+        };
+        if tensors.insert(line.name.clone(), entry).is_some() {
+            return Err(format!("tensor `{}` is there twice", shown(&line.name)));
+        }
+    }
+    ranges.sort();
+    for pair in ranges.windows(2) {
+        if let [(_, end, first), (begin, _, second)] = pair
+            && begin < end
+        {
+            return Err(format!("tensors `{}` and `{}` overlap", shown(first), shown(second)));
+        }
+    }
+    Ok(tensors)
+}

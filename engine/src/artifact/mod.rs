@@ -1,0 +1,198 @@
+//! Model files: read, checked as hostile input, seen as metadata and tensors. It owns the mapping of the file; nothing
+//! is copied or allocated by a count in the file that was not held against the file's length before.
+
+mod gguf;
+mod types;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+pub use gguf::{Header, MetaValue, TensorEntry};
+pub use types::TensorType;
+
+use crate::LoadError;
+
+/// What a file holds, known without a device.
+#[derive(Debug, Clone)]
+pub struct ArtifactInfo {
+    /// `general.architecture`.
+    pub architecture: String,
+    /// Weights.
+    pub parameters: u64,
+    /// Most frequent type of its matrices.
+    pub quantization: String,
+    /// `context_length` of the file.
+    pub context_length: u64,
+    /// Tensors.
+    pub tensors: usize,
+    /// Size of the file.
+    pub file_bytes: u64,
+}
+
+/// Reads header and tensor table of a file and checks that this engine can run it.
+pub fn inspect(path: &Path) -> Result<ArtifactInfo, LoadError> {
+    let file = ModelFile::open(path)?;
+    crate::model::check(&file)?;
+    Ok(ArtifactInfo {
+        architecture: file.architecture().to_owned(),
+        parameters: file.parameters(),
+        quantization: file.quantization(),
+        context_length: file.number("context_length").unwrap_or(0),
+        tensors: file.header.tensors.len(),
+        file_bytes: file.bytes(),
+    })
+}
+
+/// An open model file.
+pub struct ModelFile {
+    path: PathBuf,
+    map: Mmap,
+    header: Header,
+    architecture: String,
+}
+
+/// One tensor: its shape and its bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Tensor<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its type.
+    pub kind: TensorType,
+    /// Values in a row, the dimension that is contiguous.
+    pub columns: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Its data, exactly as long as type and shape say.
+    pub data: &'a [u8],
+}
+
+impl ModelFile {
+    /// Opens and checks a file.
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        let io = |source| LoadError::Io { path: path.to_owned(), source };
+        let mut file = File::open(path).map_err(io)?;
+        if !file.metadata().map_err(io)?.is_file() {
+            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a file")));
+        }
+        let mut magic = [0u8; 8];
+        let read = file.read(&mut magic).map_err(io)?;
+        if let Some(kind) = other_kind(path, magic.get(..read).unwrap_or_default()) {
+            return Err(LoadError::WrongKind { path: path.to_owned(), kind });
+        }
+        // SAFETY: the mapping is private and read-only. A file that another process shortens while it is read would
+        // raise SIGBUS; model files are replaced by rename, as the guide says, and unmapped after the upload.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let header = Header::parse(&map).map_err(|reason| LoadError::Corrupt { path: path.to_owned(), reason })?;
+        let architecture = match header.metadata.get("general.architecture") {
+            Some(MetaValue::String(name)) => name.clone(),
+            _ => {
+                let reason = "`general.architecture` is missing".to_owned();
+                return Err(LoadError::Corrupt { path: path.to_owned(), reason });
+            }
+        };
+        Ok(Self { path: path.to_owned(), map, header, architecture })
+    }
+
+    /// The path it was opened under.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// `general.architecture`.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+    /// Size of the file.
+    pub fn bytes(&self) -> u64 {
+        u64::try_from(self.map.len()).unwrap_or(u64::MAX)
+    }
+    /// Weights.
+    pub fn parameters(&self) -> u64 {
+        self.header.tensors.values().map(|t| t.elements).sum()
+    }
+
+    /// Most frequent type of its matrices, by weights.
+    pub fn quantization(&self) -> String {
+        let mut by_type = std::collections::BTreeMap::<String, u64>::new();
+        for tensor in self.header.tensors.values() {
+            *by_type.entry(tensor.type_name()).or_default() += tensor.elements;
+        }
+        by_type.into_iter().max_by_key(|(_, weights)| *weights).map(|(name, _)| name).unwrap_or_default()
+    }
+
+    /// A metadata value.
+    pub fn meta(&self, key: &str) -> Option<&MetaValue> {
+        self.header.metadata.get(key)
+    }
+
+    /// A whole number of the architecture, such as `block_count`.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        self.meta(&format!("{}.{key}", self.architecture)).and_then(MetaValue::as_u64)
+    }
+
+    /// A number of the architecture, such as `rope.freq_base`.
+    pub fn float(&self, key: &str) -> Option<f64> {
+        self.meta(&format!("{}.{key}", self.architecture)).and_then(MetaValue::as_f64)
+    }
+
+    /// An error that names this file.
+    pub fn unsupported(&self, reason: impl Into<String>) -> LoadError {
+        LoadError::Unsupported { path: self.path.clone(), reason: reason.into() }
+    }
+
+    /// An error that says that this file is damaged.
+    pub fn corrupt(&self, reason: impl Into<String>) -> LoadError {
+        LoadError::Corrupt { path: self.path.clone(), reason: reason.into() }
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.header.tensors.contains_key(name)
+    }
+
+    /// A tensor that must be there, in a type that this engine runs, with this shape.
+    pub fn tensor(&self, name: &str, columns: usize, rows: usize) -> Result<Tensor<'_>, LoadError> {
+        let (name, entry) = self
+            .header
+            .tensors
+            .get_key_value(name)
+            .ok_or_else(|| self.corrupt(format!("tensor `{name}` is missing")))?;
+        let kind = entry.kind.ok_or_else(|| {
+            self.unsupported(format!(
+                "tensor `{name}` has type {}: this version runs F32, Q4_1 and Q8_0; quantise the model to one of these",
+                entry.type_name()
+            ))
+        })?;
+        let (have_columns, have_rows) = entry.shape();
+        if (have_columns, have_rows) != (columns, rows) {
+            return Err(self.corrupt(format!(
+                "tensor `{name}` is {have_columns} x {have_rows}, its model wants {columns} x {rows}"
+            )));
+        }
+        let data = self
+            .map
+            .get(entry.range.clone())
+            .ok_or_else(|| self.corrupt(format!("tensor `{name}` lies outside of the file")))?;
+        Ok(Tensor { name, kind, columns, rows, data })
+    }
+}
+
+/// What a file is that is no GGUF, by its first bytes or else its name.
+fn other_kind(path: &Path, magic: &[u8]) -> Option<&'static str> {
+    if magic.starts_with(b"GGUF") {
+        return None;
+    }
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    Some(match extension.as_str() {
+        "safetensors" => "a safetensors file",
+        "onnx" => "an ONNX model",
+        "pb" => "a TensorFlow graph",
+        "tflite" => "a TensorFlow Lite model",
+        "pt" | "pth" | "bin" | "ckpt" => "a PyTorch checkpoint",
+        _ if magic.starts_with(b"PK") => "a zip archive (a PyTorch checkpoint, most likely)",
+        _ if magic.starts_with(b"version ") => "a Git LFS pointer and not the file itself",
+        _ => "not a GGUF file",
+    })
+}

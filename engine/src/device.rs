@@ -1,0 +1,182 @@
+//! Which adapter a model runs on, and why. It opens the device and hears of its errors; it runs nothing.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::LoadError;
+
+/// Which adapter is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The best there is: a discrete GPU, an integrated one, a virtual one, software.
+    #[default]
+    Auto,
+    /// Software Vulkan on the CPU.
+    Software,
+    /// The first whose name contains this text, in any case.
+    Name(String),
+    /// The one at this place in the list that the log prints.
+    Index(usize),
+}
+
+/// Where a model runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Name of the adapter.
+    pub name: String,
+    /// `Vulkan`, `Metal`, ...
+    pub backend: String,
+    /// `discrete GPU`, `integrated GPU`, `virtual GPU`, `software`, `other`.
+    pub kind: &'static str,
+    /// The driver and its version.
+    pub driver: String,
+    /// Why this one.
+    pub reason: String,
+}
+
+/// An open device.
+pub(crate) struct Opened {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) info: DeviceInfo,
+    pub(crate) faults: Faults,
+    pub(crate) subgroups: bool,
+    /// Names adapter and driver, for what is kept between runs.
+    pub(crate) identity: String,
+}
+
+/// What the device reported out of turn: validation errors, memory, its loss.
+#[derive(Clone, Default)]
+pub(crate) struct Faults(Arc<Mutex<Option<String>>>);
+
+impl Faults {
+    pub(crate) fn heard(&self, what: &str) {
+        self.report(what.to_owned());
+    }
+
+    fn report(&self, what: String) {
+        tracing::error!(event = "device_fault", reason = %what);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
+    }
+
+    /// The first report since the last call.
+    pub(crate) fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn kind(device: wgpu::DeviceType) -> (u8, &'static str) {
+    match device {
+        wgpu::DeviceType::DiscreteGpu => (0, "discrete GPU"),
+        wgpu::DeviceType::IntegratedGpu => (1, "integrated GPU"),
+        wgpu::DeviceType::VirtualGpu => (2, "virtual GPU"),
+        wgpu::DeviceType::Other => (3, "other"),
+        wgpu::DeviceType::Cpu => (4, "software"),
+    }
+}
+
+const INSTALL: &str = "install a Vulkan driver; without a GPU, software Vulkan serves: \
+    `apt-get install libvulkan1 mesa-vulkan-drivers`";
+
+/// Opens the adapter that is wanted.
+pub(crate) fn open(choice: &DeviceChoice) -> Result<Opened, LoadError> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::PRIMARY;
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    let instance = wgpu::Instance::new(descriptor);
+    let adapters = block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    let infos: Vec<_> = adapters.iter().map(wgpu::Adapter::get_info).collect();
+    for (index, info) in infos.iter().enumerate() {
+        tracing::debug!(event = "adapter", index, name = %info.name, kind = kind(info.device_type).1, driver = %info.driver_info);
+    }
+    let (index, reason) = choose(choice, &infos)?;
+    let nothing = || LoadError::NoDevice(format!("no adapter: {INSTALL}"));
+    let (adapter, info) = (adapters.get(index).ok_or_else(nothing)?, infos.get(index).ok_or_else(nothing)?);
+    let available = adapter.features();
+    let subgroups = available.contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
+    let mut features = wgpu::Features::IMMEDIATES;
+    if subgroups {
+        features |= wgpu::Features::SUBGROUP;
+    }
+    features |= available & wgpu::Features::PIPELINE_CACHE;
+    let refused = |reason: String| LoadError::Device { device: info.name.clone(), reason };
+    if !available.contains(wgpu::Features::IMMEDIATES) {
+        return Err(refused("it has no immediates (push constants); choose another adapter with `device`".into()));
+    }
+    let request = wgpu::DeviceDescriptor {
+        label: Some("spillway"),
+        required_features: features,
+        required_limits: adapter.limits(),
+        ..wgpu::DeviceDescriptor::default()
+    };
+    let (device, queue) = block_on(adapter.request_device(&request)).map_err(|e| refused(e.to_string()))?;
+    let faults = Faults::default();
+    let heard = faults.clone();
+    device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| heard.report(e.to_string())));
+    let heard = faults.clone();
+    device.set_device_lost_callback(move |reason, message| {
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            heard.report(format!("the device was lost: {message}"));
+        }
+    });
+    let driver = format!("{} {}", info.driver, info.driver_info).trim().to_owned();
+    let identity = format!("{}|{}|{}|{:?}|{}", info.name, driver, info.device, info.backend, env!("CARGO_PKG_VERSION"));
+    let info = DeviceInfo {
+        name: info.name.clone(),
+        backend: format!("{:?}", info.backend),
+        kind: kind(info.device_type).1,
+        driver,
+        reason,
+    };
+    Ok(Opened { device, queue, info, faults, subgroups, identity })
+}
+
+fn choose(choice: &DeviceChoice, infos: &[wgpu::AdapterInfo]) -> Result<(usize, String), LoadError> {
+    let list = || infos.iter().map(|i| format!("`{}`", i.name)).collect::<Vec<_>>().join(", ");
+    if infos.is_empty() {
+        return Err(LoadError::NoDevice(format!("this machine has no adapter that can run a model: {INSTALL}")));
+    }
+    match choice {
+        DeviceChoice::Auto => {
+            let best = infos.iter().enumerate().min_by_key(|(_, info)| kind(info.device_type).0);
+            best.map(|(index, info)| (index, format!("device: auto took the best of {}: {}", infos.len(), kind(info.device_type).1)))
+                .ok_or_else(|| LoadError::NoDevice(INSTALL.to_owned()))
+        }
+        DeviceChoice::Software => infos
+            .iter()
+            .position(|info| info.device_type == wgpu::DeviceType::Cpu)
+            .map(|index| (index, "device: software".to_owned()))
+            .ok_or_else(|| {
+                LoadError::NoDevice(format!("there is no software Vulkan, only {}: `apt-get install mesa-vulkan-drivers`", list()))
+            }),
+        DeviceChoice::Name(name) => infos
+            .iter()
+            .position(|info| info.name.to_lowercase().contains(&name.to_lowercase()))
+            .map(|index| (index, format!("device: {{name: {name}}}")))
+            .ok_or_else(|| LoadError::NoDevice(format!("no adapter has `{name}` in its name; there are {}", list()))),
+        DeviceChoice::Index(index) if *index < infos.len() => Ok((*index, format!("device: {{index: {index}}}"))),
+        DeviceChoice::Index(index) => Err(LoadError::NoDevice(format!(
+            "there is no adapter {index}: they are 0 to {}, {}",
+            infos.len() - 1,
+            list()
+        ))),
+    }
+}
+
+/// Waits for one of wgpu's futures, which on native targets are ready at once or woken by a driver's thread.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut cx = std::task::Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            std::task::Poll::Ready(output) => return output,
+            std::task::Poll::Pending => std::thread::park(),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What can go wrong: at load, with a prompt, when a request is submitted, while it runs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is of another kind.
+    #[error("{path} is {kind}: convert it to GGUF (llama.cpp's convert_hf_to_gguf.py does) and name that file")]
+    WrongKind {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// The file is damaged.
+    #[error("{path} is damaged: {reason}; fetch it again")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where and how.
+        reason: String,
+    },
+    /// The file holds something that this engine does not run.
+    #[error("{path}: {reason}")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What, and what to do.
+        reason: String,
+    },
+    /// There is nothing to run it on.
+    #[error("{0}")]
+    NoDevice(String),
+    /// The device refused.
+    #[error("device `{device}`: {reason}")]
+    Device {
+        /// The device.
+        device: String,
+        /// Why.
+        reason: String,
+    },
+    /// It needs more memory than it may take.
+    #[error("the model needs {needed} MiB of device memory ({parts}) and may take {allowed} MiB: raise `memory`, or lower `contextLength` or `maxSequences`")]
+    Memory {
+        /// MiB it needs.
+        needed: u64,
+        /// What for.
+        parts: String,
+        /// MiB it may take.
+        allowed: u64,
+    },
+}
+
+/// A conversation cannot be answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PromptError {
+    /// It is longer than the context.
+    #[error("the conversation has {tokens} tokens, the context {context}")]
+    TooLong {
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens of prompt and answer together.
+        context: usize,
+    },
+    /// There is nothing to answer.
+    #[error("the conversation is empty")]
+    Empty,
+    /// A role that no chat template knows.
+    #[error("`{0}` is not a role")]
+    Role(String),
+    /// The template of the model refuses it.
+    #[error("the chat template of the model refuses this conversation: {0}")]
+    Template(String),
+}
+
+/// Why a request is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BusyReason {
+    /// Too many wait.
+    QueueFull,
+    /// The first token would come too late.
+    WaitTooLong,
+    /// The engine has ended.
+    Stopped,
+}
+
+/// A request is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the model is busy ({reason:?}); try again in {retry_after:?}")]
+pub struct Busy {
+    /// Why.
+    pub reason: BusyReason,
+    /// When it may be worth trying again.
+    pub retry_after: Duration,
+}
+
+/// A request that was taken fails.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// Its time is over.
+    #[error("the deadline of the request has passed")]
+    Deadline,
+    /// Nobody reads its answer.
+    #[error("the answer was not read for too long")]
+    Stalled,
+    /// The device failed.
+    #[error("the device failed: {0}")]
+    Device(String),
+    /// The engine ends.
+    #[error("the engine is shutting down")]
+    Shutdown,
+}

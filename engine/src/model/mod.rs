@@ -1,0 +1,81 @@
+//! Architectures: which operations in which order. A file is checked against the shapes that its architecture wants
+//! before anything is uploaded.
+
+mod llama;
+
+pub(crate) use llama::Llama;
+
+use crate::artifact::ModelFile;
+use crate::device;
+use crate::exec::gpu::Gpu;
+use crate::exec::{Executor, PAGE, Sizes};
+use crate::{DeviceInfo, LoadError, LoadOptions};
+
+/// Tokens of prompt and answer together, where nobody says otherwise.
+const DEFAULT_CONTEXT: u64 = 2048;
+/// KV cache, where nobody says otherwise: four full contexts of the demo model.
+const KV_BUDGET: usize = 192 << 20;
+/// Rows of a step: parts of prompts and one row for each running answer.
+pub(crate) const MAX_ROWS: usize = 64;
+
+/// A model on a device, ready to run.
+pub(crate) struct Loaded {
+    pub(crate) model: Llama,
+    pub(crate) executor: Box<dyn Executor>,
+    pub(crate) sizes: Sizes,
+    pub(crate) device: DeviceInfo,
+    pub(crate) context_length: u32,
+    pub(crate) vocabulary: u32,
+    pub(crate) memory: u64,
+}
+
+/// Checks that a file can be run, without a device.
+pub(crate) fn check(file: &ModelFile) -> Result<(), LoadError> {
+    llama::Shape::of(file)?.check(file)
+}
+
+/// Loads a file onto the device that is wanted.
+pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, LoadError> {
+    let shape = llama::Shape::of(file)?;
+    shape.check(file)?;
+    let trained = u64::try_from(shape.context).unwrap_or(u64::MAX);
+    let context = options.context_length.map_or(DEFAULT_CONTEXT, u64::from).min(trained).max(1);
+    let context = usize::try_from(context).unwrap_or(usize::MAX);
+    let slots = usize::try_from(options.max_sequences).unwrap_or(1).clamp(1, MAX_ROWS);
+    let sizes = shape.sizes(context, slots, KV_BUDGET);
+    allow(file, &shape, &sizes, options)?;
+    let opened = device::open(&options.device)?;
+    tracing::info!(
+        event = "device", model = %options.name, device = %opened.info.name, kind = opened.info.kind,
+        driver = %opened.info.driver, reason = %opened.info.reason,
+    );
+    let device = opened.info.clone();
+    let mut executor = Box::new(Gpu::new(opened, sizes, options.cache_dir.clone(), false)?);
+    let model = Llama::load(&shape, file, &sizes, executor.as_mut())?;
+    executor.ready()?;
+    let memory = executor.memory();
+    let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Ok(Loaded {
+        model,
+        executor,
+        sizes,
+        device,
+        context_length: narrow(context),
+        vocabulary: narrow(shape.vocabulary),
+        memory,
+    })
+}
+
+/// Holds what the model will take against what it may, before any of it is taken.
+fn allow(file: &ModelFile, shape: &llama::Shape, sizes: &Sizes, options: &LoadOptions) -> Result<(), LoadError> {
+    let Some(allowed) = options.memory else { return Ok(()) };
+    let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    let cache = wide(sizes.layers * sizes.pages * PAGE * sizes.kv_heads * sizes.head_dim * 4);
+    let activations = wide(MAX_ROWS * shape.activation_width() * 4);
+    let needed = file.bytes().saturating_add(cache).saturating_add(activations);
+    if needed <= allowed {
+        return Ok(());
+    }
+    let parts = format!("weights {}, KV cache {}, activations {}", file.bytes() >> 20, cache >> 20, activations >> 20);
+    Err(LoadError::Memory { needed: needed.div_ceil(1 << 20), parts, allowed: allowed >> 20 })
+}

@@ -1,0 +1,310 @@
+//! Step 10: what is told of a request and its attempts. Nothing here changes an answer.
+
+use std::time::{Duration, SystemTime};
+
+use http::{Version, header};
+use opentelemetry::{Array, StringValue, Value};
+use pingora::protocols::http::ServerSession;
+use spillway_config::schema::BackendProtocol;
+
+use crate::exchange::{Exchange, ServedBy};
+use crate::server::Gateway;
+use crate::spill::Report;
+use crate::telemetry::{AccessRecord, Kind, Span, Tokens, names};
+use crate::upstream::{Attempt, Failure, Outcome, RequestBody};
+
+/// The span of an attempt that begins.
+pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, x: &Exchange, resend: u32) -> Span {
+    let is_model = a.backend.protocol == BackendProtocol::Openai;
+    if !x.span.is_recording() {
+        return x.span.child("attempt", Kind::Client);
+    }
+    let asked = x.asked.as_ref().and_then(|asked| asked.model.as_deref());
+    let operation = if is_model { operation(session.req_header().uri.path()) } else { None };
+    let name = match (operation, asked) {
+        (Some(operation), Some(model)) => format!("{operation} {model}"),
+        (Some(operation), None) => operation.to_owned(),
+        (None, _) => format!("{} {}", session.req_header().method, a.backend.name),
+    };
+    let mut span = x.span.child(name, Kind::Client);
+    span.set(names::SERVER_ADDRESS, a.endpoint.url.host.clone());
+    span.set(names::SERVER_PORT, i64::from(a.endpoint.url.port));
+    span.set(names::SPILLWAY_BACKEND, a.backend.name.to_string());
+    span.set(names::HTTP_REQUEST_METHOD, session.req_header().method.to_string());
+    if resend > 0 {
+        span.set(names::HTTP_REQUEST_RESEND_COUNT, i64::from(resend));
+    }
+    if let Some(operation) = operation {
+        span.set(names::GEN_AI_OPERATION_NAME, operation);
+        span.set(names::GEN_AI_PROVIDER_NAME, "openai");
+        if let Some(model) = asked {
+            span.set(names::GEN_AI_REQUEST_MODEL, model.to_owned());
+        }
+        span.set(names::GEN_AI_REQUEST_STREAM, x.asked.as_ref().is_some_and(|asked| asked.stream));
+    }
+    span
+}
+
+fn operation(path: &str) -> Option<&'static str> {
+    match path.strip_prefix("/v1/")? {
+        "chat/completions" | "responses" => Some("chat"),
+        "completions" => Some("text_completion"),
+        "embeddings" => Some("embeddings"),
+        _ => None,
+    }
+}
+
+/// An attempt has ended.
+pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outcome: &Outcome, took: Duration) {
+    let (counted, error) = match outcome {
+        Outcome::Answered => ("answered", None),
+        Outcome::Broken => ("failed", Some("broken")),
+        Outcome::Full(_) => ("full", Some("full")),
+        Outcome::ClientGone => ("client_gone", Some("client_gone")),
+        Outcome::Failed(failure) => ("failed", Some(kind(failure))),
+    };
+    a.endpoint.state.metrics.attempted(counted);
+    if matches!(outcome, Outcome::Answered | Outcome::Broken) {
+        if a.backend.protocol == BackendProtocol::Openai && (200..300).contains(&x.outcome.status) {
+            let tokens = Tokens {
+                input: x.outcome.prompt_tokens,
+                output: x.outcome.completion_tokens,
+                first: x.outcome.first_token,
+            };
+            a.backend.metrics.called(tokens, took);
+        }
+        if span.is_recording() {
+            span.set(names::HTTP_RESPONSE_STATUS_CODE, i64::from(x.outcome.status));
+            set_model_outcome(&mut span, x);
+        }
+    }
+    if let Some(error) = error {
+        span.error(error);
+    }
+}
+
+fn kind(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Connect(_) => "connect_failure",
+        Failure::Reset(_) => "reset",
+        Failure::Stale(_) => "stale_connection",
+        Failure::Timeout(_) => "timeout",
+        Failure::Deadline => "deadline",
+        Failure::Status(_) => "status",
+        Failure::Protocol(_) => "protocol",
+    }
+}
+
+fn tokens(count: u64) -> Value {
+    Value::I64(i64::try_from(count).unwrap_or(i64::MAX))
+}
+
+fn set_model_outcome(span: &mut Span, x: &Exchange) {
+    let o = &x.outcome;
+    if let Some(model) = &o.model_answered {
+        span.set(names::GEN_AI_RESPONSE_MODEL, model.clone());
+    }
+    if let Some(id) = &o.response_id {
+        span.set(names::GEN_AI_RESPONSE_ID, id.clone());
+    }
+    if let Some(reason) = &o.finish_reason {
+        span.set(
+            names::GEN_AI_RESPONSE_FINISH_REASONS,
+            Value::Array(Array::String(vec![StringValue::from(reason.clone())])),
+        );
+    }
+    if let Some(count) = o.prompt_tokens {
+        span.set(names::GEN_AI_USAGE_INPUT_TOKENS, tokens(count));
+    }
+    if let Some(count) = o.completion_tokens {
+        span.set(names::GEN_AI_USAGE_OUTPUT_TOKENS, tokens(count));
+    }
+    if let Some(first) = o.first_token {
+        span.set(names::GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, first.as_secs_f64());
+    }
+}
+
+/// The engine has ended its part, whole or not: its spans are made from what it measured.
+pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
+    x.outcome.model_answered = Some(report.model.to_string());
+    x.outcome.response_id = Some(report.id.clone());
+    x.outcome.prompt_tokens = report.prompt_tokens;
+    x.outcome.completion_tokens = Some(report.completion_tokens);
+    x.outcome.finish_reason = report.finish_reason.map(str::to_owned);
+    x.outcome.first_token = report.first_token.map(|first| first.saturating_duration_since(x.started));
+    if report.error.is_some() {
+        x.outcome.error_code = Some("engine_error");
+        x.outcome.broken = x.outcome.status != 0;
+    }
+    if report.complete
+        && let Some(first) = report.first_token
+    {
+        let since = first.saturating_duration_since(report.submitted);
+        report.metrics.generated(since, report.decode.unwrap_or_default(), report.completion_tokens);
+        let tokens = Tokens {
+            input: report.prompt_tokens,
+            output: Some(report.completion_tokens),
+            first: x.outcome.first_token,
+        };
+        report.metrics.called(tokens, report.submitted.elapsed());
+    }
+    if !x.span.is_recording() {
+        return;
+    }
+    // Spans want wall-clock times; the engine measures durations from its submission on.
+    let submitted = SystemTime::now() - report.submitted.elapsed();
+    let mut span = x.span.child_at(format!("chat {}", report.model), Kind::Internal, submitted);
+    span.set(names::GEN_AI_OPERATION_NAME, "chat");
+    span.set(names::GEN_AI_PROVIDER_NAME, "spillway");
+    if let Some(model) = x.asked.as_ref().and_then(|asked| asked.model.clone()) {
+        span.set(names::GEN_AI_REQUEST_MODEL, model);
+    }
+    set_model_outcome(&mut span, x);
+    if let Some(error) = &report.error {
+        span.error(error.clone());
+    }
+    let mut at = submitted;
+    for (name, took) in [("queue", report.queued), ("prefill", report.prefill), ("decode", report.decode)] {
+        let Some(took) = took else { break };
+        span.child_at(name, Kind::Internal, at).end_at(at + took);
+        at += took;
+    }
+}
+
+/// The request has ended: one line, one span, its metrics.
+pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) {
+    let head = session.req_header();
+    let took = x.started.elapsed();
+    // What nginx calls 499: the client left; nobody got this status.
+    let status = if x.outcome.client_gone && x.outcome.status == 0 { 499 } else { x.outcome.status };
+    if let Some(route) = &x.route {
+        route.metrics.ended(&head.method, status, took);
+        if let Some(filter) = &x.refused_by {
+            route.metrics.refused_by(filter);
+        }
+    }
+    if x.authentication_failed {
+        gateway.metrics.authentication_failures.inc();
+    }
+    tell_span(session, &mut x, status);
+    if x.snapshot.access_log {
+        let route = x.route.as_ref().map(|route| route.name.as_str());
+        let millis = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
+        let time = rfc3339_millis(SystemTime::now());
+        AccessRecord {
+            time: &time,
+            event: "access",
+            request_id: x.request_id.to_str().unwrap_or_default(),
+            trace_id: x.span.trace_id().map(|id| id.to_string()),
+            client: x.client,
+            consumer: x.caller.as_ref().map(|c| c.name.as_ref()),
+            route,
+            method: head.method.as_str(),
+            path: head.uri.path(),
+            protocol: if head.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" },
+            status,
+            bytes_in: match &x.body {
+                RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
+                RequestBody::Unread => u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX),
+            },
+            bytes_out: x.outcome.bytes_out,
+            duration_ms: millis(took),
+            served_by: x.served_by(),
+            endpoint: x.outcome.endpoint.as_deref(),
+            attempts: x.outcome.attempts,
+            spilled: x.outcome.spilled,
+            model_asked: x.asked.as_ref().and_then(|asked| asked.model.as_deref()),
+            model_answered: x.outcome.model_answered.as_deref(),
+            prompt_tokens: x.outcome.prompt_tokens,
+            completion_tokens: x.outcome.completion_tokens,
+            ttft_ms: x.outcome.first_token.map(millis),
+            error_code: x.outcome.error_code,
+            user_agent: head.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()),
+        }
+        .write(&gateway.log, gateway.log_format);
+    }
+}
+
+fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
+    if !x.span.is_recording() {
+        return;
+    }
+    let head = session.req_header();
+    let mut span = std::mem::replace(&mut x.span, Span::none());
+    if let Some(route) = &x.route {
+        span.rename(format!("{} {}", head.method, route.name));
+        span.set(names::HTTP_ROUTE, route.name.clone());
+    } else {
+        span.rename(head.method.to_string());
+    }
+    span.set(names::HTTP_REQUEST_METHOD, head.method.to_string());
+    span.set(names::URL_PATH, head.uri.path().to_owned());
+    span.set(names::URL_SCHEME, "http");
+    span.set(names::CLIENT_ADDRESS, x.client.to_string());
+    span.set(names::NETWORK_PROTOCOL_VERSION, if head.version == Version::HTTP_10 { "1.0" } else { "1.1" });
+    if let Some(agent) = head.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()) {
+        span.set(names::USER_AGENT_ORIGINAL, agent.to_owned());
+    }
+    if status != 0 {
+        span.set(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status));
+    }
+    span.set(names::SPILLWAY_REQUEST_ID, x.request_id.to_str().unwrap_or_default().to_owned());
+    if let Some(caller) = &x.caller {
+        span.set(names::SPILLWAY_CONSUMER, caller.name.to_string());
+    }
+    span.set(names::SPILLWAY_ATTEMPTS, i64::from(x.outcome.attempts));
+    span.set(names::SPILLWAY_SPILLED, x.outcome.spilled.is_some());
+    if let Some(reason) = x.outcome.spilled {
+        span.set(names::SPILLWAY_SPILL_REASON, reason);
+    }
+    if let ServedBy::Backend(name) | ServedBy::Model(name) = &x.outcome.served_by {
+        span.set(names::SPILLWAY_BACKEND, name.to_string());
+    }
+    if let Some(model) = x.asked.as_ref().and_then(|asked| asked.model.clone()) {
+        span.set(names::GEN_AI_REQUEST_MODEL, model);
+    }
+    set_model_outcome(&mut span, x);
+    if status >= 500 || x.outcome.broken {
+        span.error(x.outcome.error_code.unwrap_or("upstream_status"));
+    }
+    x.span = span;
+}
+
+/// RFC 3339 in UTC with milliseconds.
+fn rfc3339_millis(time: SystemTime) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days, for days since 1970.
+    let z = days + 719_468;
+    let era = z / 146_097;
+    let day_of_era = z % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        second / 3_600,
+        second / 60 % 60,
+        second % 60,
+        since.subsec_millis()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc_3339() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (1_795_523_696, "2026-11-24T12:34:56.000Z"),
+        ] {
+            assert_eq!(rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The models inside and the exchanges they answer: loading and keeping them over reloads, turning a chat request into
+//! work for the engine and its tokens into the caller's API shape. It never decides whether a request spills.
+//! Its inputs are the models of a configuration and parsed requests.
+
+mod answer;
+mod pool;
+
+pub use answer::{Head, Report, SpillError, SpillStream, answer};
+pub use pool::{LoadedModel, ModelError, Models};

@@ -1,0 +1,188 @@
+//! The models of a snapshot. One whose file and options did not change is kept over a reload; one that is gone ends
+//! with the last snapshot that holds it, after its requests.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::HeaderValue;
+use spillway_config::schema::{Device, Model};
+use spillway_engine::{DeviceChoice, Engine, LoadError, LoadOptions};
+
+use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
+
+/// A model that cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The engine refused it.
+    #[error("model `{model}`: {source}")]
+    Load {
+        /// Its name.
+        model: String,
+        /// Why.
+        source: LoadError,
+    },
+    /// The thread that loads it was lost.
+    #[error("model `{model}`: loading ended without a result: {reason}")]
+    Lost {
+        /// Its name.
+        model: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a file was when it was loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FileIdentity {
+    length: u64,
+    modified: Option<SystemTime>,
+}
+
+fn identity(path: &Path) -> Option<FileIdentity> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some(FileIdentity { length: metadata.len(), modified: metadata.modified().ok() })
+}
+
+/// A model inside the gateway.
+pub struct LoadedModel {
+    written: Model,
+    file: Option<FileIdentity>,
+    engine: Engine,
+    created: u64,
+    served_by: HeaderValue,
+    served_by_text: Arc<str>,
+    metrics: Arc<ModelMetrics>,
+}
+
+impl LoadedModel {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.written.name
+    }
+    /// When it was loaded, Unix seconds.
+    pub fn created(&self) -> u64 {
+        self.created
+    }
+    /// What `x-spillway-served-by` says.
+    pub fn served_by(&self) -> &HeaderValue {
+        &self.served_by
+    }
+    /// The same as text.
+    pub fn served_by_text(&self) -> &Arc<str> {
+        &self.served_by_text
+    }
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+    /// Series of its calls.
+    pub fn metrics(&self) -> &Arc<ModelMetrics> {
+        &self.metrics
+    }
+    /// What it says of itself now.
+    pub fn sample(&self) -> EngineSample {
+        let stats = self.engine.stats();
+        let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        EngineSample {
+            model: self.written.name.clone(),
+            active: wide(stats.active),
+            waiting: wide(stats.waiting),
+            kv_used: wide(stats.kv_used),
+            kv_capacity: wide(stats.kv_capacity),
+            estimated_wait: stats.estimated_wait,
+            generated: stats.generated_tokens,
+            prompt: stats.prompt_tokens,
+        }
+    }
+}
+
+/// The models of one snapshot.
+#[derive(Clone, Default)]
+pub struct Models {
+    models: Vec<Arc<LoadedModel>>,
+}
+
+impl Models {
+    /// Loads what is new and keeps what did not change. All errors are told, not only the first.
+    pub async fn load(
+        models: &[Model],
+        previous: Option<&Self>,
+        metrics: &Metrics,
+        cache_dir: Option<&Path>,
+    ) -> Result<Self, Vec<ModelError>> {
+        let mut loaded = Vec::with_capacity(models.len());
+        let mut errors = Vec::new();
+        for written in models {
+            let file = identity(&written.source);
+            let kept = previous
+                .and_then(|previous| previous.get(&written.name))
+                .filter(|kept| kept.written == *written && kept.file == file && file.is_some());
+            if let Some(kept) = kept {
+                loaded.push(kept.clone());
+                continue;
+            }
+            match load_one(written, file, metrics, cache_dir).await {
+                Ok(model) => loaded.push(Arc::new(model)),
+                Err(e) => errors.push(e),
+            }
+        }
+        if errors.is_empty() { Ok(Self { models: loaded }) } else { Err(errors) }
+    }
+
+    /// The model of this name.
+    pub fn get(&self, name: &str) -> Option<&Arc<LoadedModel>> {
+        self.models.iter().find(|model| model.name() == name)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<LoadedModel>> {
+        self.models.iter()
+    }
+}
+
+async fn load_one(
+    written: &Model,
+    file: Option<FileIdentity>,
+    metrics: &Metrics,
+    cache_dir: Option<&Path>,
+) -> Result<LoadedModel, ModelError> {
+    let options = LoadOptions {
+        name: written.name.clone(),
+        source: written.source.clone(),
+        device: match &written.device {
+            Device::Auto => DeviceChoice::Auto,
+            Device::Software => DeviceChoice::Software,
+            Device::Name(name) => DeviceChoice::Name(name.clone()),
+            Device::Index(index) => DeviceChoice::Index(usize::try_from(*index).unwrap_or(usize::MAX)),
+        },
+        context_length: written.context_length.map(Into::into),
+        max_sequences: written.max_sequences.get(),
+        max_queue: written.max_queue,
+        max_queue_wait: written.max_queue_wait.0,
+        stall_timeout: written.stall_timeout.0,
+        memory: written.memory.map(|size| size.0),
+        cache_dir: cache_dir.map(Path::to_owned),
+    };
+    let name = written.name.clone();
+    let engine = tokio::task::spawn_blocking(move || Engine::load(options))
+        .await
+        .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
+        .map_err(|source| ModelError::Load { model: name.clone(), source })?;
+    let info = engine.info();
+    tracing::info!(
+        event = "model_loaded", model = %name, architecture = %info.architecture, quantization = %info.quantization,
+        context = info.context_length, device = %info.device.name, reason = %info.device.reason,
+        seconds = info.load_time.as_secs_f64(),
+    );
+    let text = format!("builtin/{name}");
+    Ok(LoadedModel {
+        written: written.clone(),
+        file,
+        created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        served_by: HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("builtin")),
+        served_by_text: text.into(),
+        metrics: metrics.model("spillway", &name),
+        engine,
+    })
+}

@@ -1,0 +1,15 @@
+//! What is told about requests: spans, metrics, the access log, the process log. It owns their exporters and writers;
+//! telling never blocks or fails a request, and what cannot be told is dropped and counted.
+//! Its inputs are the ends of requests and the `telemetry` part of the configuration.
+
+mod access_log;
+mod log;
+mod metrics;
+mod semconv;
+mod trace;
+
+pub use access_log::AccessRecord;
+pub use log::{LogError, LogWriter, init as init_log};
+pub use metrics::{EndpointMetrics, EngineSample, ListenerMetrics, Metrics, ModelMetrics, RouteMetrics, Tokens};
+pub use semconv as names;
+pub use trace::{Kind, Span, TraceError, Tracer};
