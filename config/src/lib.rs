@@ -3,7 +3,16 @@
 //! Its input is text (files, environment); its output is a checked [`schema::Config`] or a list of [`Diagnostic`]s.
 
 mod catalog;
+mod check;
+mod diagnostic;
+mod json_schema;
+mod load;
 pub mod schema;
+mod tree;
+mod validate;
 pub mod values;
 
 pub use catalog::{FieldError, FilterCatalog, NoFilters};
+pub use diagnostic::{Diagnostic, Report, Severity};
+pub use json_schema::json_schema;
+pub use load::{FileChecks, LoadOptions, Loaded, NoFileChecks, load, load_text};

@@ -327,6 +327,24 @@ pub enum Secret {
     File(PathBuf),
 }
 
+impl Secret {
+    /// The secret itself. `env` reads environment variables.
+    pub fn resolve(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<String, ValueError> {
+        match self {
+            Self::Env(name) => env(name).filter(|value| !value.is_empty()).ok_or_else(|| {
+                ValueError(format!("the environment variable `{name}`, which holds a secret, is not set"))
+            }),
+            Self::File(path) => {
+                let wrong = |why: &dyn fmt::Display| ValueError(format!("the secret in {}: {why}", path.display()));
+                let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
+                let secret = text.strip_suffix('\n').unwrap_or(&text);
+                let secret = secret.strip_suffix('\r').unwrap_or(secret);
+                if secret.is_empty() { Err(wrong(&"the file is empty")) } else { Ok(secret.to_owned()) }
+            }
+        }
+    }
+}
+
 /// One status code, 100 to 599.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(try_from = "u16", into = "u16")]

@@ -31,14 +31,21 @@ fn main() {
         std::process::exit(1)
     });
     let info = engine.info();
-    println!("{} on {} in {:.2} s, {} MiB", info.architecture, info.device.name, info.load_time.as_secs_f64(), info.device_memory_bytes >> 20);
+    println!(
+        "{} on {} in {:.2} s, {} MiB",
+        info.architecture,
+        info.device.name,
+        info.load_time.as_secs_f64(),
+        info.device_memory_bytes >> 20
+    );
     let messages = [ChatMessage { role: "user".into(), content: prompt }];
     let prompt = engine.encode_chat(&messages).unwrap();
     let started = Instant::now();
     let mut streams: Vec<_> = (0..sequences)
         .map(|_| {
             let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-            let request = Generate { prompt: prompt.clone(), max_tokens: Some(tokens), sampling, stop: vec![], deadline: None };
+            let request =
+                Generate { prompt: prompt.clone(), max_tokens: Some(tokens), sampling, stop: vec![], deadline: None };
             engine.submit(request).unwrap()
         })
         .collect();
@@ -52,7 +59,10 @@ fn main() {
                     let prefill = f64::from(f.prompt_tokens) / f.prefill.as_secs_f64();
                     let decode = f64::from(f.completion_tokens) / f.decode.as_secs_f64();
                     if n == 0 {
-                        println!("\n{:?}: prompt {} at {prefill:.1} tok/s, answer {} at {decode:.1} tok/s", f.reason, f.prompt_tokens, f.completion_tokens);
+                        println!(
+                            "\n{:?}: prompt {} at {prefill:.1} tok/s, answer {} at {decode:.1} tok/s",
+                            f.reason, f.prompt_tokens, f.completion_tokens
+                        );
                     }
                 }
                 Event::Failed(e) => println!("{e}"),
@@ -60,5 +70,8 @@ fn main() {
             }
         }
     }
-    println!("{sequences} sequences: {written} tokens, {:.1} tok/s", f64::from(written) / started.elapsed().as_secs_f64());
+    println!(
+        "{sequences} sequences: {written} tokens, {:.1} tok/s",
+        f64::from(written) / started.elapsed().as_secs_f64()
+    );
 }

@@ -138,15 +138,20 @@ fn choose(choice: &DeviceChoice, infos: &[wgpu::AdapterInfo]) -> Result<(usize, 
     match choice {
         DeviceChoice::Auto => {
             let best = infos.iter().enumerate().min_by_key(|(_, info)| kind(info.device_type).0);
-            best.map(|(index, info)| (index, format!("device: auto took the best of {}: {}", infos.len(), kind(info.device_type).1)))
-                .ok_or_else(|| LoadError::NoDevice(INSTALL.to_owned()))
+            best.map(|(index, info)| {
+                (index, format!("device: auto took the best of {}: {}", infos.len(), kind(info.device_type).1))
+            })
+            .ok_or_else(|| LoadError::NoDevice(INSTALL.to_owned()))
         }
         DeviceChoice::Software => infos
             .iter()
             .position(|info| info.device_type == wgpu::DeviceType::Cpu)
             .map(|index| (index, "device: software".to_owned()))
             .ok_or_else(|| {
-                LoadError::NoDevice(format!("there is no software Vulkan, only {}: `apt-get install mesa-vulkan-drivers`", list()))
+                LoadError::NoDevice(format!(
+                    "there is no software Vulkan, only {}: `apt-get install mesa-vulkan-drivers`",
+                    list()
+                ))
             }),
         DeviceChoice::Name(name) => infos
             .iter()

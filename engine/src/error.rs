@@ -50,7 +50,9 @@ pub enum LoadError {
         reason: String,
     },
     /// It needs more memory than it may take.
-    #[error("the model needs {needed} MiB of device memory ({parts}) and may take {allowed} MiB: raise `memory`, or lower `contextLength` or `maxSequences`")]
+    #[error(
+        "the model needs {needed} MiB of device memory ({parts}) and may take {allowed} MiB: raise `memory`, or lower `contextLength` or `maxSequences`"
+    )]
     Memory {
         /// MiB it needs.
         needed: u64,

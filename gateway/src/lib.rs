@@ -1,1 +1,19 @@
-//! Programmable reverse proxy and inference gateway that spills into a model of its own
+//! Spillway: a programmable reverse proxy and inference gateway that answers from a model of its own when its backends
+//! are full. `pipeline` shows the way of a request, `server` the life of the process, `reload` the way of an edit.
+
+pub mod admin;
+pub mod admission;
+pub mod balancing;
+pub mod cli;
+pub mod exchange;
+pub mod identity;
+pub mod listener;
+pub mod pipeline;
+pub mod protocol;
+pub mod reload;
+pub mod routing;
+pub mod server;
+pub mod snapshot;
+pub mod spill;
+pub mod telemetry;
+pub mod upstream;

@@ -290,7 +290,8 @@ fn place(table: Vec<Line>, start: u64, alignment: u64, length: u64) -> Parsed<BT
             wrong(format!("it needs bytes {from} to {} and the file has {length}", from.saturating_add(line.bytes)))
         })?;
         ranges.push((from, to, line.name.clone()));
-        let range = usize::try_from(from).map_err(|e| e.to_string())?..usize::try_from(to).map_err(|e| e.to_string())?;
+        let range =
+            usize::try_from(from).map_err(|e| e.to_string())?..usize::try_from(to).map_err(|e| e.to_string())?;
         let entry = TensorEntry {
             kind: TensorType::from_ggml(line.number),
             number: line.number,

@@ -62,7 +62,11 @@ impl Sizes {
     }
     /// Cosine and sine of every position and pair (RoPE, arXiv:2104.09864), computed in f64: sine is exact only near
     /// zero on a GPU. Layout `[context][rope_dim / 2][cos, sin]`.
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "positions are small; f32 is what kernels take")]
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "positions are small; f32 is what kernels take"
+    )]
     pub fn rope_table(&self) -> Vec<f32> {
         let pairs = self.rope_dim / 2;
         let mut table = Vec::with_capacity(self.context * pairs * 2);

@@ -60,7 +60,9 @@ impl Shape {
         let rope_dim =
             if file.number("rope.dimension_count").is_some() { number("rope.dimension_count", 256)? } else { head_dim };
         if !heads.is_multiple_of(kv_heads) || rope_dim > head_dim || head_dim == 0 || head_dim > 256 {
-            return Err(file.corrupt(format!("{heads} heads over {kv_heads}, of {head_dim} values, {rope_dim} rotated")));
+            return Err(
+                file.corrupt(format!("{heads} heads over {kv_heads}, of {head_dim} values, {rope_dim} rotated"))
+            );
         }
         if !head_dim.is_multiple_of(2) || !rope_dim.is_multiple_of(2) || !width.is_multiple_of(4) {
             return Err(file.unsupported(format!("heads of {head_dim} values in a width of {width} are not supported")));
@@ -77,7 +79,9 @@ impl Shape {
             }
         }
         if file.has("rope_freqs.weight") {
-            return Err(file.unsupported("it scales its rotation by `rope_freqs.weight`, which this version does not run"));
+            return Err(
+                file.unsupported("it scales its rotation by `rope_freqs.weight`, which this version does not run")
+            );
         }
         let vocabulary = match file.meta("tokenizer.ggml.tokens") {
             Some(crate::artifact::MetaValue::Strings(tokens)) => tokens.len(),
@@ -117,7 +121,13 @@ impl Shape {
         Ok(())
     }
 
-    fn matrix<'f>(&self, file: &'f ModelFile, name: &str, columns: usize, rows: usize) -> Result<Tensor<'f>, LoadError> {
+    fn matrix<'f>(
+        &self,
+        file: &'f ModelFile,
+        name: &str,
+        columns: usize,
+        rows: usize,
+    ) -> Result<Tensor<'f>, LoadError> {
         let tensor = file.tensor(name, columns, rows)?;
         if tensor.kind != TensorType::F32 && !columns.is_multiple_of(32) {
             return Err(file.corrupt(format!("tensor `{name}` has rows of {columns} values, no whole blocks")));

@@ -69,7 +69,10 @@ impl Shared {
         let wait = self.estimated_wait(request.prompt.len());
         let left = request.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if wait > self.max_wait || left.is_some_and(|left| wait > left) {
-            return Err(Busy { reason: BusyReason::WaitTooLong, retry_after: wait.saturating_sub(self.max_wait).max(self.step()) });
+            return Err(Busy {
+                reason: BusyReason::WaitTooLong,
+                retry_after: wait.saturating_sub(self.max_wait).max(self.step()),
+            });
         }
         let places = self.sizes.slots.saturating_add(self.queue);
         let taken = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {

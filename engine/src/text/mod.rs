@@ -66,7 +66,8 @@ impl TextModel {
                         text.push_str(before);
                         self.tokenizer.encode(&std::mem::take(&mut text), &mut tokens);
                         // A template that writes the first token itself does not get a second one.
-                        if !(tokens.len() == 1 && tokens.first() == Some(&token) && self.tokenizer.bos() == Some(token)) {
+                        if !(tokens.len() == 1 && tokens.first() == Some(&token) && self.tokenizer.bos() == Some(token))
+                        {
                             tokens.push(token);
                         }
                         rest = after;

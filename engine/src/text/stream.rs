@@ -76,7 +76,9 @@ impl TextStream {
 /// Length of the longest end of `text` that begins `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let ends = stop.char_indices().map(|(at, c)| at + c.len_utf8()).rev();
-    ends.filter(|end| *end < stop.len()).find(|end| stop.get(..*end).is_some_and(|head| text.ends_with(head))).unwrap_or(0)
+    ends.filter(|end| *end < stop.len())
+        .find(|end| stop.get(..*end).is_some_and(|head| text.ends_with(head)))
+        .unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -49,9 +49,9 @@ impl Tokenizer {
         };
         let model = text("tokenizer.ggml.model")?;
         if model != "gpt2" {
-            return Err(file.unsupported(format!(
-                "its tokenizer is `{model}`: this version knows `gpt2` (byte-level BPE)"
-            )));
+            return Err(
+                file.unsupported(format!("its tokenizer is `{model}`: this version knows `gpt2` (byte-level BPE)"))
+            );
         }
         let pre = text("tokenizer.ggml.pre").unwrap_or("default");
         let pre_tokenizer: PreTokenizerWrapper = match pre {
@@ -59,9 +59,8 @@ impl Tokenizer {
             "smollm" => Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()]).into(),
             "gpt-2" => ByteLevel::new(false, true, true).into(),
             other => {
-                return Err(file.unsupported(format!(
-                    "its pre-tokenizer is `{other}`: this version knows `smollm` and `gpt-2`"
-                )));
+                return Err(file
+                    .unsupported(format!("its pre-tokenizer is `{other}`: this version knows `smollm` and `gpt-2`")));
             }
         };
         let tokens = strings("tokenizer.ggml.tokens")?;

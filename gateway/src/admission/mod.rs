@@ -69,30 +69,27 @@ impl Journey {
     /// Finds who takes the request. `again` allows endpoints that were tried before, for a retry that has no other.
     pub fn admit<'a>(&mut self, route: &'a Route, now: u64, random: u64, again: bool) -> Admission<'a> {
         let mut available = false;
-        let order = std::mem::take(&mut self.order);
-        for (rank, place) in order.places().iter().enumerate() {
-            let Some(target) = route.targets.get(*place) else { continue };
+        for rank in 0..self.order.places().len() {
+            let Some(place) = self.order.places().get(rank).copied() else { break };
+            let Some(target) = route.targets.get(place) else { continue };
             available |= target.is_available();
             if rank > 0 && !route.try_others {
                 continue;
             }
             match &target.kind {
                 TargetKind::Model(model) => {
-                    if !self.closed.contains(place) {
-                        self.order = order;
-                        return Admission::Model { target: *place, model };
+                    if !self.closed.contains(&place) {
+                        return Admission::Model { target: place, model };
                     }
                 }
                 TargetKind::Backend(backend) => {
-                    if let Some((at, endpoint, slot)) = self.pick(*place, backend, now, random, again) {
-                        self.tried.push((*place, at));
-                        self.order = order;
+                    if let Some((at, endpoint, slot)) = self.pick(place, backend, now, random, again) {
+                        self.tried.push((place, at));
                         return Admission::Endpoint { backend, endpoint, slot };
                     }
                 }
             }
         }
-        self.order = order;
         if available { Admission::Saturated } else { Admission::Unavailable }
     }
 

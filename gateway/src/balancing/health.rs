@@ -136,9 +136,10 @@ async fn probe(key: &EndpointKey, address: SocketAddr, check: &HealthCheck) -> R
 /// One `GET` over a connection of its own: a pooled one would hide that no new connection can be opened.
 async fn ask(key: &EndpointKey, address: SocketAddr, check: &HealthCheck) -> Result<(), String> {
     let stream = tokio::net::TcpStream::connect(address).await.map_err(|e| format!("cannot connect: {e}"))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, Empty<bytes::Bytes>>(TokioIo::new(stream))
-        .await
-        .map_err(|e| e.to_string())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Empty<bytes::Bytes>>(TokioIo::new(stream))
+            .await
+            .map_err(|e| e.to_string())?;
     let connection = AbortOnDrop(tokio::spawn(connection).abort_handle());
     let request = http::Request::get(check.http.path.as_str())
         .header(http::header::HOST, format!("{}:{}", key.url.host, key.url.port))

@@ -6,6 +6,6 @@ mod endpoint;
 mod health;
 mod policy;
 
-pub use endpoint::{Endpoint, EndpointKey, EndpointState, Endpoints, Slot};
+pub use endpoint::{Endpoint, EndpointKey, EndpointState, Endpoints, Slot, now_millis};
 pub use health::{HealthSupervisor, Probe};
 pub use policy::{LeastRequest, PickContext, Policy, RoundRobin};

@@ -92,7 +92,8 @@ mod tests {
             .iter()
             .enumerate()
             .map(|(n, weight)| {
-                let url: spillway_config::values::ServerUrl = format!("http://127.0.0.1:{}", 9_000 + n).parse().unwrap();
+                let url: spillway_config::values::ServerUrl =
+                    format!("http://127.0.0.1:{}", 9_000 + n).parse().unwrap();
                 Arc::new(Endpoint {
                     address: url.to_string(),
                     weight: *weight,

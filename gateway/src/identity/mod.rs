@@ -72,14 +72,11 @@ pub struct Authenticator {
 
 impl Authenticator {
     /// Compiles consumers and the headers that hold their keys.
-    pub fn new(
-        authentication: &schema::Authentication,
-        consumers: &[schema::Consumer],
-    ) -> Result<Self, IdentityError> {
+    pub fn new(authentication: &schema::Authentication, consumers: &[schema::Consumer]) -> Result<Self, IdentityError> {
         let mut headers: Vec<HeaderName> = Vec::new();
         for written in &authentication.api_key.headers {
-            let name = HeaderName::from_bytes(written.as_bytes())
-                .map_err(|_| IdentityError::HeaderName(written.clone()))?;
+            let name =
+                HeaderName::from_bytes(written.as_bytes()).map_err(|_| IdentityError::HeaderName(written.clone()))?;
             if !headers.contains(&name) {
                 headers.push(name);
             }

@@ -11,15 +11,13 @@ fn consumer(name: &str, tenant: Option<&str>, keys: &[&str]) -> Consumer {
     Consumer {
         name: name.to_owned(),
         tenant: tenant.map(str::to_owned),
-        keys: keys
-            .iter()
-            .map(|key| ConsumerKey { sha256: KeyDigest(Sha256::digest(key.as_bytes()).into()) })
-            .collect(),
+        keys: keys.iter().map(|key| ConsumerKey { sha256: KeyDigest(Sha256::digest(key.as_bytes()).into()) }).collect(),
     }
 }
 
 fn authenticator() -> Authenticator {
-    let consumers = [consumer("acme", Some("north"), &["sk-acme-1", "sk-acme-2"]), consumer("bolt", None, &["sk-bolt"])];
+    let consumers =
+        [consumer("acme", Some("north"), &["sk-acme-1", "sk-acme-2"]), consumer("bolt", None, &["sk-bolt"])];
     Authenticator::new(&Authentication::default(), &consumers).unwrap()
 }
 
@@ -97,8 +95,7 @@ fn bad_credentials_are_refused_and_never_repeated() {
 #[test]
 fn a_key_of_the_longest_length_is_looked_up() {
     let key = "k".repeat(512);
-    let authenticator =
-        Authenticator::new(&Authentication::default(), &[consumer("long", None, &[&key])]).unwrap();
+    let authenticator = Authenticator::new(&Authentication::default(), &[consumer("long", None, &[&key])]).unwrap();
     let shown = headers(&[("x-api-key", key.as_bytes())]);
     assert!(authenticator.identify(&shown, RouteAuthentication::Required).unwrap().is_some());
 }

@@ -103,4 +103,3 @@ impl GetSocketDigest for ClientSocket {
         None
     }
 }
-

@@ -52,7 +52,8 @@ async fn send(
 
 /// Refuses a request that could not be parsed; there is no exchange for it.
 pub async fn refuse_malformed(session: &mut ServerSession) {
-    let refusal = Refusal::invalid("malformed_request", "the request is not well-formed HTTP/1.1, or its header is too large");
+    let refusal =
+        Refusal::invalid("malformed_request", "the request is not well-formed HTTP/1.1, or its header is too large");
     let rendered = protocol::render(&refusal, Api::Problem, "");
     if let Ok(mut head) = ResponseHeader::build(rendered.status, Some(4)) {
         head.set_version(Version::HTTP_11);

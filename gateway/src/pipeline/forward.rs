@@ -47,7 +47,8 @@ pub(super) async fn forward(
         };
         match admission {
             Admission::Endpoint { backend, endpoint, slot } => {
-                let retry = retries < route.retry.attempts || spilling::is_possible(&route.when_unavailable, session, x);
+                let retry =
+                    retries < route.retry.attempts || spilling::is_possible(&route.when_unavailable, session, x);
                 let attempt = Attempt {
                     route,
                     backend,
@@ -65,7 +66,8 @@ pub(super) async fn forward(
                     Outcome::Full(wait) => {
                         endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(backend.max_full_for));
                         if !journey.move_on() {
-                            return spilling::last(gateway, route, &route.when_saturated, "saturated", session, x).await;
+                            return spilling::last(gateway, route, &route.when_saturated, "saturated", session, x)
+                                .await;
                         }
                     }
                     Outcome::Failed(Failure::Deadline) => return Err(too_late()),
@@ -77,7 +79,8 @@ pub(super) async fn forward(
                             continue;
                         }
                         tracing::debug!(event = "attempts_spent", route = %route.name, failure = ?failure);
-                        return spilling::last(gateway, route, &route.when_unavailable, "unavailable", session, x).await;
+                        return spilling::last(gateway, route, &route.when_unavailable, "unavailable", session, x)
+                            .await;
                     }
                 }
             }
@@ -115,13 +118,7 @@ async fn observed(attempt: &Attempt<'_>, session: &mut ServerSession, x: &mut Ex
 
 /// Whether a failed attempt may be followed by another: the route asks for it, the request can be sent again, and a
 /// server that may have acted on it does not act twice.
-fn may_retry(
-    failure: &Failure,
-    route: &Route,
-    backend: &Backend,
-    session: &mut ServerSession,
-    x: &Exchange,
-) -> bool {
+fn may_retry(failure: &Failure, route: &Route, backend: &Backend, session: &mut ServerSession, x: &Exchange) -> bool {
     let can_resend =
         matches!(x.body, RequestBody::Held(_)) || session.is_body_empty() || session.body_bytes_read() == 0;
     if !can_resend {

@@ -45,7 +45,11 @@ fn new_request_id() -> HeaderValue {
 }
 
 /// Refuses what no route may see: an oversized header, ambiguous framing, a request that has been here before.
-pub(super) fn check_head(gateway: &Gateway, connection: &ConnectionInfo, session: &mut ServerSession) -> Result<(), End> {
+pub(super) fn check_head(
+    gateway: &Gateway,
+    connection: &ConnectionInfo,
+    session: &mut ServerSession,
+) -> Result<(), End> {
     let head = session.req_header();
     let max = connection.limits.max_header_bytes.0;
     let size = head.uri.path_and_query().map_or(1, |p| p.as_str().len())
@@ -106,10 +110,11 @@ pub(super) async fn find_route(
     let limit = candidates.routes().map(|route| route.max_body).max().unwrap_or(0);
     x.body = RequestBody::Held(hold(session, &gateway.bodies, limit, within).await?);
     x.asked = peek(session, x)?;
-    let route = by_model(&candidates, x).ok_or_else(|| match x.asked.as_ref().and_then(|asked| asked.model.as_deref()) {
-        Some(model) => End::from(openai::model_not_found(model)),
-        None => no_route(session),
-    })?;
+    let route =
+        by_model(&candidates, x).ok_or_else(|| match x.asked.as_ref().and_then(|asked| asked.model.as_deref()) {
+            Some(model) => End::from(openai::model_not_found(model)),
+            None => no_route(session),
+        })?;
     enter(x, &route);
     run(&route.guards, session, x)?;
     if x.caller.is_none() {
@@ -147,7 +152,8 @@ fn no_route(session: &ServerSession) -> End {
 
 /// A body that streams through is held to the route's limit by its declared length here and by its real one on the way.
 fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
-    let declared = session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    let declared =
+        session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     match declared {
         Some(length) if route.max_body < length => Err(crate::upstream::too_large(route.max_body)),
         _ => Ok(()),
@@ -198,7 +204,7 @@ fn run(filters: &[NamedFilter], session: &ServerSession, x: &mut Exchange) -> Re
     if filters.is_empty() {
         return Ok(());
     }
-    let span = x.span.child("filters", Kind::Internal);
+    let mut span = x.span.child("filters", Kind::Internal);
     let head = session.req_header();
     for named in filters {
         let mut ledger = std::mem::take(&mut x.ledger);

@@ -97,12 +97,7 @@ fn openai_error(refusal: &Refusal) -> OpenAiError<'_> {
         (ErrorKind::Upstream | ErrorKind::Timeout | ErrorKind::Internal, _) => "server_error",
     };
     OpenAiError {
-        error: OpenAiBody {
-            message: &refusal.message,
-            kind,
-            param: refusal.param.as_deref(),
-            code: refusal.code,
-        },
+        error: OpenAiBody { message: &refusal.message, kind, param: refusal.param.as_deref(), code: refusal.code },
     }
 }
 
@@ -260,7 +255,14 @@ mod tests {
 
     #[test]
     fn the_api_is_known_by_the_path() {
-        for path in ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/models/a/b", "/v1/responses/r1"] {
+        for path in [
+            "/v1/chat/completions",
+            "/v1/completions",
+            "/v1/embeddings",
+            "/v1/models",
+            "/v1/models/a/b",
+            "/v1/responses/r1",
+        ] {
             assert_eq!(Api::of_path(path), Api::OpenAi, "{path}");
         }
         for path in ["/", "/v1", "/v1/", "/v1/modelsx", "/v1/chat", "/v2/models", "/x/v1/models", "/V1/models"] {

@@ -65,8 +65,9 @@ impl Matcher {
             .map(|header| {
                 let name = HeaderName::from_bytes(header.name.as_bytes())
                     .map_err(|_| fail(format!("`{}` is not a header name", header.name)))?;
-                let value = HeaderValue::from_str(&header.exact)
-                    .map_err(|_| fail(format!("the value of header `{}` has characters no header may have", header.name)))?;
+                let value = HeaderValue::from_str(&header.exact).map_err(|_| {
+                    fail(format!("the value of header `{}` has characters no header may have", header.name))
+                })?;
                 Ok((name, value))
             })
             .collect::<Result<Vec<_>, CompileError>>()?;

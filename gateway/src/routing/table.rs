@@ -41,7 +41,7 @@ impl TableBuilder {
     ) -> Result<(), CompileError> {
         let everything = [spillway_config::schema::Match::default()];
         let matches = if matches.is_empty() { &everything } else { matches };
-        let mut enter = |list: &mut Vec<Entry>| {
+        let enter = |list: &mut Vec<Entry>| {
             for written in matches {
                 list.push(Entry { route: route.clone(), matcher: Matcher::compile(&route.name, written)? });
             }
@@ -113,7 +113,9 @@ impl RouteTable {
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         // `[::1]:8080` and `host:8080`, but not the bare IPv6 address `::1`.
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (name.ends_with(']') || !name.contains(':')) => {
+        Some((name, port))
+            if port.bytes().all(|b| b.is_ascii_digit()) && (name.ends_with(']') || !name.contains(':')) =>
+        {
             name
         }
         _ => host,

@@ -4,7 +4,6 @@
 
 mod compile;
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +11,13 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use spillway_config::schema::{BackendProtocol, ListenerLimits, RouteAuthentication};
 use spillway_filter::Filter;
 
-pub use compile::{Compiler, Recipe, SnapshotError};
+pub use compile::{Compiler, SnapshotError};
 
 use crate::balancing::{Endpoint, Policy, Probe};
 use crate::identity::Authenticator;
 use crate::protocol::Api;
 use crate::protocol::openai::ModelCard;
-use crate::routing::{ModelPattern, RouteTable};
+use crate::routing::RouteTable;
 use crate::spill::{LoadedModel, Models};
 use crate::telemetry::{ModelMetrics, RouteMetrics, Tracer};
 
@@ -32,8 +31,6 @@ pub struct Snapshot {
     pub tracer: Tracer,
     /// Whether each request is logged.
     pub access_log: bool,
-    /// Limits by listener address, as written.
-    pub listeners: Vec<ListenerPlan>,
     /// Checks that keep endpoints' health known.
     pub probes: parking_lot::Mutex<Vec<Probe>>,
     /// Every backend, for the operators' view.
@@ -59,6 +56,19 @@ pub struct ListenerPlan {
     pub address: std::net::SocketAddr,
     /// Its limits.
     pub limits: ListenerLimits,
+}
+
+/// The listeners that a configuration asks for.
+pub fn plans(config: &spillway_config::schema::Config) -> Vec<ListenerPlan> {
+    config
+        .listeners
+        .iter()
+        .map(|listener| ListenerPlan {
+            name: listener.name.clone().unwrap_or_else(|| listener.address.to_string()),
+            address: listener.address.0,
+            limits: listener.limits.clone(),
+        })
+        .collect()
 }
 
 /// A compiled route.
@@ -202,11 +212,6 @@ impl Backend {
     pub fn is_available(&self) -> bool {
         self.endpoints.iter().any(|endpoint| endpoint.is_available())
     }
-
-    /// In-flight limit of one endpoint, for the operators' view.
-    pub fn max_in_flight(&self) -> Option<NonZeroU32> {
-        self.endpoints.first().and_then(|endpoint| endpoint.max_in_flight)
-    }
 }
 
 impl Target {
@@ -221,11 +226,6 @@ impl Target {
 }
 
 impl Route {
-    /// Model names that a match of the route names exactly; patterns cannot be listed.
-    fn exact_models(matches: &[spillway_config::schema::Match]) -> impl Iterator<Item = String> + '_ {
-        matches.iter().filter_map(|m| m.model.as_deref()).filter_map(|m| ModelPattern::new(m).exact().map(str::to_owned))
-    }
-
     /// Every filter, guards first.
     pub fn all_filters(&self) -> impl Iterator<Item = &NamedFilter> {
         self.guards.iter().chain(&self.filters)
@@ -236,11 +236,8 @@ impl Route {
 impl Route {
     /// A route that goes nowhere.
     pub(crate) fn for_tests(name: &str) -> Self {
-        let last = Last {
-            spill_to: None,
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            retry_after: Duration::from_secs(1),
-        };
+        let last =
+            Last { spill_to: None, status: StatusCode::SERVICE_UNAVAILABLE, retry_after: Duration::from_secs(1) };
         Self {
             name: name.to_owned(),
             api: Api::Problem,

@@ -107,7 +107,11 @@ pub struct SpillStream {
 }
 
 /// Gives a request to the engine.
-pub async fn answer(model: &Arc<LoadedModel>, request: &ChatRequest, deadline: Instant) -> Result<SpillStream, SpillError> {
+pub async fn answer(
+    model: &Arc<LoadedModel>,
+    request: &ChatRequest,
+    deadline: Instant,
+) -> Result<SpillStream, SpillError> {
     if let Some(refusal) = request.unsupported() {
         return Err(SpillError::CannotSpill(refusal.clone()));
     }

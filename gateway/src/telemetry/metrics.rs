@@ -127,45 +127,151 @@ impl Metrics {
         }
         let histogram = |make: fn() -> Histogram| Histograms::new_with_constructor(make);
         let families = Families {
-            requests: family(&mut r, "http_server_request_duration_seconds", "Arrival to last byte", histogram(http_seconds)),
+            requests: family(
+                &mut r,
+                "http_server_request_duration_seconds",
+                "Arrival to last byte",
+                histogram(http_seconds),
+            ),
             requests_in_flight: family(&mut r, "spillway_requests_in_flight", "Requests that run", Gauges::default()),
             retries: family(&mut r, "spillway_retries", "Attempts after a failed one", Counters::default()),
-            spills: family(&mut r, "spillway_spills", "Requests answered by the model inside instead of a backend", Counters::default()),
-            sheds: family(&mut r, "spillway_sheds", "Requests refused because nothing could take them", Counters::default()),
-            filter_refusals: family(&mut r, "spillway_filter_refusals", "Requests that a filter ended", Counters::default()),
-            endpoint_in_flight: family(&mut r, "spillway_endpoint_in_flight", "Requests at an endpoint", Gauges::default()),
-            endpoint_healthy: family(&mut r, "spillway_endpoint_healthy", "1 when the active check lets it have traffic", Gauges::default()),
+            spills: family(
+                &mut r,
+                "spillway_spills",
+                "Requests answered by the model inside instead of a backend",
+                Counters::default(),
+            ),
+            sheds: family(
+                &mut r,
+                "spillway_sheds",
+                "Requests refused because nothing could take them",
+                Counters::default(),
+            ),
+            filter_refusals: family(
+                &mut r,
+                "spillway_filter_refusals",
+                "Requests that a filter ended",
+                Counters::default(),
+            ),
+            endpoint_in_flight: family(
+                &mut r,
+                "spillway_endpoint_in_flight",
+                "Requests at an endpoint",
+                Gauges::default(),
+            ),
+            endpoint_healthy: family(
+                &mut r,
+                "spillway_endpoint_healthy",
+                "1 when the active check lets it have traffic",
+                Gauges::default(),
+            ),
             endpoint_full: family(&mut r, "spillway_endpoint_full", "Answers that meant full", Counters::default()),
-            endpoint_attempts: family(&mut r, "spillway_endpoint_attempts", "Attempts by how they ended", Counters::default()),
+            endpoint_attempts: family(
+                &mut r,
+                "spillway_endpoint_attempts",
+                "Attempts by how they ended",
+                Counters::default(),
+            ),
             connections: family(&mut r, "spillway_connections", "Open client connections", Gauges::default()),
-            connections_refused: family(&mut r, "spillway_connections_refused", "Connections over the listener's limit", Counters::default()),
+            connections_refused: family(
+                &mut r,
+                "spillway_connections_refused",
+                "Connections over the listener's limit",
+                Counters::default(),
+            ),
             tokens: family(&mut r, "gen_ai_client_token_usage", "Tokens of a call", histogram(token_counts)),
-            operation: family(&mut r, "gen_ai_client_operation_duration_seconds", "Duration of a model call", histogram(model_seconds)),
-            first_chunk: family(&mut r, "gen_ai_client_operation_time_to_first_chunk_seconds", "Arrival to the first content", histogram(model_seconds)),
-            engine_first_token: family(&mut r, "gen_ai_server_time_to_first_token_seconds", "Submission to the first token of the model inside", histogram(model_seconds)),
-            engine_per_token: family(&mut r, "gen_ai_server_time_per_output_token_seconds", "Time for each further token of the model inside", histogram(model_seconds)),
+            operation: family(
+                &mut r,
+                "gen_ai_client_operation_duration_seconds",
+                "Duration of a model call",
+                histogram(model_seconds),
+            ),
+            first_chunk: family(
+                &mut r,
+                "gen_ai_client_operation_time_to_first_chunk_seconds",
+                "Arrival to the first content",
+                histogram(model_seconds),
+            ),
+            engine_first_token: family(
+                &mut r,
+                "gen_ai_server_time_to_first_token_seconds",
+                "Submission to the first token of the model inside",
+                histogram(model_seconds),
+            ),
+            engine_per_token: family(
+                &mut r,
+                "gen_ai_server_time_per_output_token_seconds",
+                "Time for each further token of the model inside",
+                histogram(model_seconds),
+            ),
             engine: EngineFamilies {
-                active: family(&mut r, "spillway_engine_active_sequences", "Answers that are written", Gauges::default()),
-                waiting: family(&mut r, "spillway_engine_waiting_sequences", "Requests that wait for a place", Gauges::default()),
+                active: family(
+                    &mut r,
+                    "spillway_engine_active_sequences",
+                    "Answers that are written",
+                    Gauges::default(),
+                ),
+                waiting: family(
+                    &mut r,
+                    "spillway_engine_waiting_sequences",
+                    "Requests that wait for a place",
+                    Gauges::default(),
+                ),
                 kv_used: family(&mut r, "spillway_engine_kv_used_tokens", "Tokens in the KV cache", Gauges::default()),
-                kv_capacity: family(&mut r, "spillway_engine_kv_capacity_tokens", "Tokens that fit the KV cache", Gauges::default()),
-                estimated_wait: family(&mut r, "spillway_engine_estimated_wait_seconds", "Estimated wait for a first token", FloatGauges::default()),
+                kv_capacity: family(
+                    &mut r,
+                    "spillway_engine_kv_capacity_tokens",
+                    "Tokens that fit the KV cache",
+                    Gauges::default(),
+                ),
+                estimated_wait: family(
+                    &mut r,
+                    "spillway_engine_estimated_wait_seconds",
+                    "Estimated wait for a first token",
+                    FloatGauges::default(),
+                ),
                 generated: family(&mut r, "spillway_engine_generated_tokens", "Tokens written", Counters::default()),
                 prompt: family(&mut r, "spillway_engine_prompt_tokens", "Tokens read", Counters::default()),
             },
         };
-        let reloads = family(&mut r, "spillway_config_reloads", "Edits of the configuration by result", Counters::default());
+        let reloads =
+            family(&mut r, "spillway_config_reloads", "Edits of the configuration by result", Counters::default());
         let info = family(&mut r, "spillway_build", "1, with the version as label", Gauges::default());
         info.get_or_create(&labels([("version", env!("CARGO_PKG_VERSION"))])).set(1);
         Self {
             reloads_ok: reloads.get_or_create_owned(&labels([("result", "ok")])),
             reloads_failed: reloads.get_or_create_owned(&labels([("result", "failed")])),
-            reloaded_at: family(&mut r, "spillway_config_last_reload_success_timestamp_seconds", "When the running configuration was taken", Gauge::default()),
-            authentication_failures: family(&mut r, "spillway_authentication_failures", "Refused credentials", Counter::default()),
-            buffered_bytes: family(&mut r, "spillway_buffered_body_bytes", "Request bodies that are held", Gauge::default()),
+            reloaded_at: family(
+                &mut r,
+                "spillway_config_last_reload_success_timestamp_seconds",
+                "When the running configuration was taken",
+                Gauge::default(),
+            ),
+            authentication_failures: family(
+                &mut r,
+                "spillway_authentication_failures",
+                "Refused credentials",
+                Counter::default(),
+            ),
+            buffered_bytes: family(
+                &mut r,
+                "spillway_buffered_body_bytes",
+                "Request bodies that are held",
+                Gauge::default(),
+            ),
             spans_dropped: Arc::default(),
-            spans_dropped_shown: family(&mut r, "spillway_spans_dropped", "Spans that no collector took", Counter::default()),
-            log_dropped_shown: family(&mut r, "spillway_log_lines_dropped", "Log lines that found the queue full", Counter::default()),
+            spans_dropped_shown: family(
+                &mut r,
+                "spillway_spans_dropped",
+                "Spans that no collector took",
+                Counter::default(),
+            ),
+            log_dropped_shown: family(
+                &mut r,
+                "spillway_log_lines_dropped",
+                "Log lines that found the queue full",
+                Counter::default(),
+            ),
             resident_bytes: family(&mut r, "process_resident_memory_bytes", "Memory of the process", Gauge::default()),
             registry: RwLock::new(r),
             families: Arc::new(families),
@@ -175,9 +281,8 @@ impl Metrics {
     /// The series of a route.
     pub fn route(&self, name: &str) -> Arc<RouteMetrics> {
         let f = &self.families;
-        let of = |family: &Counters, key, value| {
-            family.get_or_create_owned(&labels([("http_route", name), (key, value)]))
-        };
+        let of =
+            |family: &Counters, key, value| family.get_or_create_owned(&labels([("http_route", name), (key, value)]));
         Arc::new(RouteMetrics {
             name: name.to_owned(),
             families: Some(f.clone()),
@@ -217,7 +322,8 @@ impl Metrics {
     /// The series of model calls that go to `name`, a backend or a model inside.
     pub fn model(&self, provider: &str, name: &str) -> Arc<ModelMetrics> {
         let f = &self.families;
-        let base = [("gen_ai_operation_name", "chat"), ("gen_ai_provider_name", provider), ("gen_ai_request_model", name)];
+        let base =
+            [("gen_ai_operation_name", "chat"), ("gen_ai_provider_name", provider), ("gen_ai_request_model", name)];
         let tokens = |kind: &str| {
             let mut labels = labels(base);
             labels.push(("gen_ai_token_type", kind.to_owned()));
@@ -302,13 +408,21 @@ impl RouteMetrics {
     /// A request was answered by the model inside.
     pub fn spilled(&self, reason: &str) {
         let [saturated, unavailable] = &self.spilled;
-        if reason == "saturated" { saturated.inc() } else { unavailable.inc() };
+        if reason == "saturated" {
+            saturated.inc()
+        } else {
+            unavailable.inc()
+        };
     }
 
     /// A request was refused because nothing could take it.
     pub fn shed(&self, reason: &str) {
         let [saturated, unavailable] = &self.shed;
-        if reason == "saturated" { saturated.inc() } else { unavailable.inc() };
+        if reason == "saturated" {
+            saturated.inc()
+        } else {
+            unavailable.inc()
+        };
     }
 
     /// A filter ended a request.
@@ -443,7 +557,6 @@ impl ModelMetrics {
         }
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -5,11 +5,10 @@
 mod access_log;
 mod log;
 mod metrics;
-mod semconv;
+pub mod names;
 mod trace;
 
 pub use access_log::AccessRecord;
 pub use log::{LogError, LogWriter, init as init_log};
 pub use metrics::{EndpointMetrics, EngineSample, ListenerMetrics, Metrics, ModelMetrics, RouteMetrics, Tokens};
-pub use semconv as names;
 pub use trace::{Kind, Span, TraceError, Tracer};

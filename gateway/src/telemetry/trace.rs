@@ -21,7 +21,7 @@ use opentelemetry_sdk::trace::{
 use spillway_config::schema::Tracing;
 use spillway_filter::Headers;
 
-use super::semconv;
+use super::names;
 
 /// Spans that wait for the collector; further ones are dropped.
 const QUEUE: usize = 4096;
@@ -74,7 +74,11 @@ impl Drop for Active {
 impl Tracer {
     /// A tracer for what was configured, else for what the standard variables say, else none. An unchanged `previous`
     /// is kept. Needs a tokio runtime.
-    pub fn new(config: Option<&Tracing>, previous: Option<&Self>, dropped: &Arc<AtomicU64>) -> Result<Self, TraceError> {
+    pub fn new(
+        config: Option<&Tracing>,
+        previous: Option<&Self>,
+        dropped: &Arc<AtomicU64>,
+    ) -> Result<Self, TraceError> {
         let Some(config) = config.cloned().or_else(from_environment) else { return Ok(Self::default()) };
         if let Some(active) = previous.and_then(|p| p.active.as_ref())
             && active.config == config
@@ -88,8 +92,9 @@ impl Tracer {
             .build()
             .map_err(|e| TraceError(e.to_string()))?;
         let batch = BatchConfigBuilder::default().with_max_queue_size(QUEUE).with_scheduled_delay(EXPORT_EVERY).build();
-        let processor =
-            BatchSpanProcessor::builder(Counting { exporter, dropped: dropped.clone() }).with_batch_config(batch).build();
+        let processor = BatchSpanProcessor::builder(Counting { exporter, dropped: dropped.clone() })
+            .with_batch_config(batch)
+            .build();
         let provider = SdkTracerProvider::builder()
             .with_span_processor(processor)
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample_ratio))))
@@ -131,7 +136,8 @@ fn resource() -> Resource {
 
 fn from_environment() -> Option<Tracing> {
     let variable = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
-    let endpoint = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"))?;
+    let endpoint =
+        variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"))?;
     let sample_ratio = variable("OTEL_TRACES_SAMPLER_ARG").and_then(|v| v.parse().ok()).unwrap_or(1.0);
     let otlp = spillway_config::schema::Otlp { endpoint, protocol: spillway_config::schema::OtlpProtocol::Grpc };
     Some(Tracing { otlp, sample_ratio })
@@ -252,7 +258,7 @@ impl Span {
             && span.is_recording()
         {
             let kind: Cow<'static, str> = kind.into();
-            span.set_attribute(KeyValue::new(semconv::ERROR_TYPE, kind.to_string()));
+            span.set_attribute(KeyValue::new(names::ERROR_TYPE, kind.to_string()));
             span.set_status(Status::error(kind));
         }
     }
@@ -280,8 +286,7 @@ impl Span {
     /// Puts its context into a header that goes upstream.
     pub fn inject(&self, headers: &mut dyn Headers) {
         let Some(context) = self.context() else { return };
-        let text =
-            format!("00-{}-{}-{:02x}", context.trace_id(), context.span_id(), context.trace_flags().to_u8() & 1);
+        let text = format!("00-{}-{}-{:02x}", context.trace_id(), context.span_id(), context.trace_flags().to_u8() & 1);
         if let Ok(value) = HeaderValue::from_str(&text) {
             headers.set(&TRACEPARENT, value);
         }

@@ -15,9 +15,9 @@ use pingora::{ErrorType, RetryType};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::{RequestBody, expects_continue};
+use super::headers::CREDENTIALS;
 use super::headers::{Via, outgoing_request, outgoing_response};
 use super::{Connector, with_model};
-use super::headers::CREDENTIALS;
 use crate::balancing::Endpoint;
 use crate::exchange::{Exchange, ServedBy};
 use crate::protocol::openai::Observer;
@@ -266,7 +266,8 @@ async fn converse(
                 if !state.head_passed {
                     return Outcome::Failed(failure);
                 }
-                return break_off(session, x, &state, "timeout", "the backend did not continue the answer in time").await;
+                return break_off(session, x, &state, "timeout", "the backend did not continue the answer in time")
+                    .await;
             }
         }
     }
@@ -413,9 +414,9 @@ fn retry_after(head: &ResponseHeader) -> Option<Duration> {
 }
 
 fn is_event_stream(head: &ResponseHeader) -> bool {
-    head.headers.get(header::CONTENT_TYPE).is_some_and(|v| {
-        v.as_bytes().get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
-    })
+    head.headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|v| v.as_bytes().get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream")))
 }
 
 async fn pass_head(

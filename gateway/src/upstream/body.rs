@@ -114,7 +114,7 @@ fn content_length(session: &ServerSession) -> Option<u64> {
 }
 
 /// Whether the client waits for `100 Continue` before it sends its body.
-pub fn expects_continue(session: &ServerSession) -> bool {
+pub(super) fn expects_continue(session: &ServerSession) -> bool {
     session.get_header(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 

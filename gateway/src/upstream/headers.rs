@@ -3,7 +3,7 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
-use spillway_filter::{Headers, Variables};
+use spillway_filter::Headers;
 
 use crate::exchange::Exchange;
 use crate::snapshot::{Backend, Route};
@@ -27,7 +27,7 @@ static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Where callers put their credentials.
-pub static CREDENTIALS: [HeaderName; 3] =
+pub(super) static CREDENTIALS: [HeaderName; 3] =
     [header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 /// The request id, both ways.
 pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -193,7 +193,12 @@ pub fn outgoing_request(
 }
 
 /// The header of the answer that goes to the client, made in place from the one of an endpoint or from a new one.
-pub fn outgoing_response(mut out: ResponseHeader, x: &Exchange, client_is_http11: bool, has_body: bool) -> Box<ResponseHeader> {
+pub fn outgoing_response(
+    mut out: ResponseHeader,
+    x: &Exchange,
+    client_is_http11: bool,
+    has_body: bool,
+) -> Box<ResponseHeader> {
     if out.headers.contains_key(header::CONNECTION) {
         for name in nominated(&out.headers) {
             out.remove_header(&name);

@@ -8,6 +8,8 @@ mod headers;
 mod peer;
 
 pub use attempt::{Attempt, Failure, MoveOn, Outcome, run};
-pub use body::{BodyBudget, HeldBody, RequestBody, hold, with_model};
-pub use headers::{RequestHeaders, ResponseHeaders, Via, outgoing_request, outgoing_response};
+pub use body::{BodyBudget, HeldBody, RequestBody, hold, too_large, with_model};
+pub use headers::{
+    RequestHeaders, ResponseHeaders, Via, X_REQUEST_ID, finish_response, outgoing_request, outgoing_response,
+};
 pub use peer::{Connector, Peer};

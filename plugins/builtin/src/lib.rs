@@ -1,1 +1,14 @@
-//! The filters that come with Spillway
+//! The filters that come with Spillway, one file each, and the registry that names them.
+//! They see requests through `spillway_filter` only and know no proxy.
+
+mod headers;
+mod rate_limit;
+
+use spillway_filter::Registry;
+
+/// All filters that come with Spillway.
+pub fn registry() -> Registry {
+    let mut registry = Registry::default();
+    registry.add(headers::request()).add(headers::response()).add(rate_limit::factory());
+    registry
+}

@@ -115,7 +115,9 @@ impl Gpu {
             return Err(refused(format!("heads of {} values are not supported (even, at most 256)", sizes.head_dim)));
         }
         if limits.max_immediate_size < 24 || limits.max_compute_invocations_per_workgroup < 64 {
-            return Err(refused("its limits are below what the kernels need; choose another adapter with `device`".into()));
+            return Err(refused(
+                "its limits are below what the kernels need; choose another adapter with `device`".into(),
+            ));
         }
         let mut memory = 0;
         let mut make = |label: &str, bytes: usize, usage: wgpu::BufferUsages| {
@@ -124,7 +126,12 @@ impl Gpu {
                 return Err(refused(format!("{label} needs {} MiB in one binding, more than it allows", size >> 20)));
             }
             memory += size;
-            Ok(device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false }))
+            Ok(device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size,
+                usage,
+                mapped_at_creation: false,
+            }))
         };
         let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let layer = sizes.pages * super::PAGE * sizes.kv_heads * sizes.head_dim * 2;
@@ -223,7 +230,10 @@ impl Gpu {
             Kernel::RmsNorm => source::with_sizes(s, include_str!("rms_norm.wgsl")),
             Kernel::Quantize => source::with_sizes(s, include_str!("quantize.wgsl")),
             Kernel::Matmul(TensorType::F32, _) => source::with_sizes(s, include_str!("matmul_f32.wgsl")),
-            Kernel::Matmul(kind, tiled) => source::matmul(s, kind, if tiled { TILE } else { 1 }, self.subgroups),
+            // Handing activations round pays where several rows share the weights: on software Vulkan 8 rows together
+            // give 1.5 times as much with it, one row alone 0.7 times.
+            Kernel::Matmul(kind, true) => source::matmul(s, kind, TILE, self.subgroups),
+            Kernel::Matmul(kind, false) => source::matmul(s, kind, 1, false),
             Kernel::RopeStore => source::with_sizes(s, include_str!("rope_store.wgsl")),
             Kernel::Attention => source::with_sizes(s, include_str!("attention.wgsl")),
             Kernel::SiluMul => source::with_sizes(s, include_str!("silu_mul.wgsl")),
@@ -420,7 +430,8 @@ impl Executor for Gpu {
             self.compile(Kernel::Matmul(kind, true));
         }
         let head = self.matrices.first().and_then(|m| m.first()).map(|segment| segment.kind);
-        let others = [Kernel::RmsNorm, Kernel::Quantize, Kernel::RopeStore, Kernel::Attention, Kernel::SiluMul, Kernel::Pick];
+        let others =
+            [Kernel::RmsNorm, Kernel::Quantize, Kernel::RopeStore, Kernel::Attention, Kernel::SiluMul, Kernel::Pick];
         for kernel in others.into_iter().chain(head.map(Kernel::Embed)) {
             self.compile(kernel);
         }
@@ -585,4 +596,3 @@ impl Executor for Gpu {
         self.memory
     }
 }
-

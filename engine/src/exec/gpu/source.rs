@@ -74,8 +74,10 @@ pub(super) fn matmul(sizes: &Sizes, kind: TensorType, tile: usize, subgroups: bo
         let _ = out.write_fmt(text);
         out.push('\n');
     };
-    line(out, format_args!(
-        "@group(0) @binding(0) var<storage, read> w: array<u32>;
+    line(
+        out,
+        format_args!(
+            "@group(0) @binding(0) var<storage, read> w: array<u32>;
          @group(0) @binding(1) var<storage, read> quants: array<u32>;
          @group(0) @binding(2) var<storage, read> scales: array<vec2<f32>>;
          @group(0) @binding(3) var<storage, read_write> out: array<f32>;
@@ -83,25 +85,32 @@ pub(super) fn matmul(sizes: &Sizes, kind: TensorType, tile: usize, subgroups: bo
          fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32{}) {{
          let n = group.x * {GROUP}u + lane;
          let first = group.y * {tile}u;",
-        if subgroups { ", @builtin(subgroup_invocation_id) member: u32" } else { "" },
-    ));
+            if subgroups { ", @builtin(subgroup_invocation_id) member: u32" } else { "" },
+        ),
+    );
     for t in 0..tile {
         // Rows past the end repeat the last one; what they give is not written.
         line(out, format_args!("let row{t} = min(first + {t}u, p.rows - 1u) * p.a; var sum{t} = 0.0;"));
     }
-    line(out, format_args!(
-        "var at = group.x * p.a * {}u + lane;\nfor (var block = 0u; block < p.a; block++) {{",
-        words * GROUP
-    ));
+    line(
+        out,
+        format_args!(
+            "var at = group.x * p.a * {}u + lane;\nfor (var block = 0u; block < p.a; block++) {{",
+            words * GROUP
+        ),
+    );
     line(out, format_args!("let scale = unpack2x16float(w[at]);"));
     match kind {
         TensorType::Q4_1 => {
             for j in 0..4 {
-                line(out, format_args!(
-                    "let q{j} = w[at + {}u]; let a{j} = q{j} & 0x0f0f0f0fu; let a{} = (q{j} >> 4u) & 0x0f0f0f0fu;",
-                    (j + 1) * GROUP,
-                    j + 4
-                ));
+                line(
+                    out,
+                    format_args!(
+                        "let q{j} = w[at + {}u]; let a{j} = q{j} & 0x0f0f0f0fu; let a{} = (q{j} >> 4u) & 0x0f0f0f0fu;",
+                        (j + 1) * GROUP,
+                        j + 4
+                    ),
+                );
             }
         }
         TensorType::Q8_0 | TensorType::F32 => {
@@ -116,7 +125,8 @@ pub(super) fn matmul(sizes: &Sizes, kind: TensorType, tile: usize, subgroups: bo
             line(out, format_args!("let mine = quants[start * 8u + (member & 7u)];"));
         }
         for j in 0..8 {
-            let x = if subgroups { format!("subgroupBroadcast(mine, {j}u)") } else { format!("quants[start * 8u + {j}u]") };
+            let x =
+                if subgroups { format!("subgroupBroadcast(mine, {j}u)") } else { format!("quants[start * 8u + {j}u]") };
             line(out, format_args!("dot += dot4I8Packed(a{j}, {x});"));
         }
         match kind {
@@ -126,11 +136,14 @@ pub(super) fn matmul(sizes: &Sizes, kind: TensorType, tile: usize, subgroups: bo
     }
     line(out, format_args!("at += {}u;\n}}\nif (n >= p.b) {{ return; }}", words * GROUP));
     for t in 0..tile {
-        line(out, format_args!(
-            "if (first + {t}u < p.rows) {{
+        line(
+            out,
+            format_args!(
+                "if (first + {t}u < p.rows) {{
              let to = (first + {t}u) * p.c + p.d + n;
              if (p.e != 0u) {{ out[to] += sum{t}; }} else {{ out[to] = sum{t}; }} }}"
-        ));
+            ),
+        );
     }
     line(out, format_args!("}}"));
     with_sizes(sizes, &s)

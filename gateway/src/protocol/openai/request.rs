@@ -130,7 +130,9 @@ impl ChatRequest {
         match name {
             "model" => self.model = Some(text(name, value)?),
             "stream" => self.stream = boolean(name, &value)?,
-            "stream_options" => self.include_usage = value.get("include_usage").and_then(Value::as_bool).unwrap_or(false),
+            "stream_options" => {
+                self.include_usage = value.get("include_usage").and_then(Value::as_bool).unwrap_or(false)
+            }
             // The newer name wins where both are given.
             "max_completion_tokens" => self.max_tokens = Some(count(name, &value)?),
             "max_tokens" => self.max_tokens = self.max_tokens.or(Some(count(name, &value)?)),
@@ -140,8 +142,15 @@ impl ChatRequest {
             "seed" => self.seed = Some(seed(&value)?),
             "stop" => self.stop = stops(value)?,
             // Without effect on an answer.
-            "user" | "metadata" | "store" | "safety_identifier" | "prompt_cache_key" | "parallel_tool_calls"
-            | "service_tier" | "verbosity" | "top_logprobs" => {}
+            "user"
+            | "metadata"
+            | "store"
+            | "safety_identifier"
+            | "prompt_cache_key"
+            | "parallel_tool_calls"
+            | "service_tier"
+            | "verbosity"
+            | "top_logprobs" => {}
             "n" if value == 1 => {}
             "presence_penalty" | "frequency_penalty" if value.as_f64() == Some(0.0) => {}
             "logprobs" if value == false => {}
@@ -180,7 +189,9 @@ impl ChatRequest {
                     self.cannot("messages", format!("messages[{n}]: the model inside the gateway has no tools"));
                     "user"
                 }
-                Some(_) => return Err(wrong(format!("messages[{n}].role must be system, developer, user, assistant or tool"))),
+                Some(_) => {
+                    return Err(wrong(format!("messages[{n}].role must be system, developer, user, assistant or tool")));
+                }
                 None => return Err(wrong(format!("messages[{n}].role is missing"))),
             }
             .to_owned();
@@ -211,7 +222,10 @@ impl ChatRequest {
                 },
                 Some(other) => {
                     let other: String = other.chars().take(32).collect();
-                    self.cannot("messages", format!("messages[{n}].content: the model inside the gateway reads text, not `{other}`"));
+                    self.cannot(
+                        "messages",
+                        format!("messages[{n}].content: the model inside the gateway reads text, not `{other}`"),
+                    );
                 }
                 None => {
                     let message = format!("messages[{n}].content: a part without `type`");
@@ -254,10 +268,7 @@ fn number(name: &str, value: &Value, min: f64, max: f64) -> Result<f32, Refusal>
 }
 
 fn seed(value: &Value) -> Result<u64, Refusal> {
-    value
-        .as_u64()
-        .or_else(|| value.as_i64().map(i64::cast_unsigned))
-        .ok_or_else(|| wrong("seed", "a whole number"))
+    value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned)).ok_or_else(|| wrong("seed", "a whole number"))
 }
 
 fn stops(value: Value) -> Result<Vec<String>, Refusal> {
@@ -289,13 +300,22 @@ mod tests {
 
     #[test]
     fn routing_reads_a_model_that_nobody_can_read_differently() {
-        assert_eq!(peek(br#"{"x":[1,{"model":"no"}],"model":"m","stream":true}"#).unwrap(), Peek {
-            model: Some("m".into()),
-            stream: true
-        });
+        assert_eq!(
+            peek(br#"{"x":[1,{"model":"no"}],"model":"m","stream":true}"#).unwrap(),
+            Peek { model: Some("m".into()), stream: true }
+        );
         assert_eq!(peek(br#"{"model":null}"#).unwrap().model, None);
         assert_eq!(peek(br#"{"model":"a\u0062"}"#).unwrap().model.unwrap(), "ab");
-        for bad in [&b"{"[..], b"[]", b"3", b"", br#"{"model":1}"#, br#"{"model":"a","model":"b"}"#, b"{} x", b"{\"a\":\"\xff\"}"] {
+        for bad in [
+            &b"{"[..],
+            b"[]",
+            b"3",
+            b"",
+            br#"{"model":1}"#,
+            br#"{"model":"a","model":"b"}"#,
+            b"{} x",
+            b"{\"a\":\"\xff\"}",
+        ] {
             let refusal = peek(bad).unwrap_err();
             assert_eq!((refusal.status, refusal.code), (StatusCode::BAD_REQUEST, "invalid_json"), "{bad:?}");
         }
@@ -360,7 +380,8 @@ mod tests {
 
     #[test]
     fn parts_of_text_are_joined() {
-        let body = br#"{"messages":[{"role":"developer","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}]}"#;
+        let body =
+            br#"{"messages":[{"role":"developer","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}]}"#;
         let request = ChatRequest::parse(body).unwrap();
         assert_eq!(request.messages, [Message { role: "system".into(), content: "ab".into() }]);
     }

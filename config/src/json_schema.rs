@@ -1,0 +1,26 @@
+//! The JSON Schema of the language, from the same types that decode it, with a branch for each filter.
+
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value, json};
+
+use crate::catalog::FilterCatalog;
+use crate::schema::Config;
+
+/// JSON Schema, draft 2020-12, of a configuration that may use the filters of `catalog`.
+pub fn json_schema(catalog: &dyn FilterCatalog) -> Value {
+    let mut generator = SchemaSettings::draft2020_12().into_generator();
+    let branches: Vec<Value> = catalog
+        .names()
+        .into_iter()
+        .filter_map(|name| {
+            let schema = catalog.schema(name, &mut generator)?;
+            let properties = Map::from_iter([(name.to_owned(), schema.to_value())]);
+            Some(json!({ "type": "object", "properties": properties, "required": [name], "additionalProperties": false }))
+        })
+        .collect();
+    let mut schema = generator.into_root_schema_for::<Config>().to_value();
+    if let Some(filter) = schema.get_mut("$defs").and_then(|defs| defs.get_mut("Filter")) {
+        *filter = json!({ "description": "One step of a route's filter chain.", "oneOf": branches });
+    }
+    schema
+}

@@ -1,0 +1,240 @@
+//! From a file to a checked configuration. Text becomes a tree with positions; keys and types are held against the
+//! schema; then it is decoded, and references and sense are checked. Whatever is wrong is told together.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::catalog::FilterCatalog;
+use crate::check::{Checker, Mistake};
+use crate::diagnostic::{Diagnostic, Report, Severity};
+use crate::json_schema::json_schema;
+use crate::schema::Config;
+use crate::tree::{self, Node, Value};
+use crate::validate::{self, Segment};
+use crate::values::Secret;
+
+/// Longest file.
+const MAX_FILE: u64 = 4 << 20;
+/// Most messages that are told; a file with more has one cause.
+const MAX_MISTAKES: usize = 100;
+
+/// What files hold, for whoever can read them. `spillway check` and `serve` give the same.
+pub trait FileChecks {
+    /// Whether a model file can be run; the error says what is wrong with it.
+    fn model(&self, path: &Path) -> Result<(), String>;
+}
+
+/// Looks at no file.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoFileChecks;
+
+impl FileChecks for NoFileChecks {
+    fn model(&self, _: &Path) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// How a configuration is read.
+pub struct LoadOptions<'a> {
+    /// The filters that it may name.
+    pub catalog: &'a dyn FilterCatalog,
+    /// Environment variables.
+    pub env: &'a dyn Fn(&str) -> Option<String>,
+    /// What its files hold.
+    pub files: &'a dyn FileChecks,
+    /// Missing files and variables are warnings.
+    pub offline: bool,
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The configuration; paths in it are absolute.
+    pub config: Config,
+    /// What may not be as it was meant.
+    pub warnings: Report,
+    /// Every file that was read or is named.
+    pub files: Vec<PathBuf>,
+}
+
+/// Reads and checks a file.
+pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<Loaded, Report> {
+    let cannot = |e: &dyn std::fmt::Display| Report::of_file(path, format!("cannot read the configuration: {e}"));
+    let metadata = std::fs::metadata(path).map_err(|e| cannot(&e))?;
+    if metadata.len() > MAX_FILE {
+        return Err(cannot(&format!("it has {} bytes; the most is 4 MiB", metadata.len())));
+    }
+    let bytes = std::fs::read(path).map_err(|e| cannot(&e))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|e| cannot(&format!("it is not UTF-8 from byte {} on", e.utf8_error().valid_up_to())))?;
+    load_text(path, &text, options)
+}
+
+/// Checks the text of a file.
+pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<Loaded, Report> {
+    let mut reporter = Reporter { file: path, lines: text.lines().collect(), report: Report::default() };
+    let mut root = match tree::parse(text) {
+        Ok(root) => root,
+        Err(e) => {
+            let mistake = Mistake { place: e.place, path: String::new(), message: e.message, help: None };
+            reporter.add(Severity::Error, mistake);
+            return Err(reporter.report);
+        }
+    };
+    substitute(&mut root, "", options, &mut reporter);
+    let schema = json_schema(options.catalog);
+    let empty = serde_json::Map::new();
+    let definitions = schema.get("$defs").and_then(serde_json::Value::as_object).unwrap_or(&empty);
+    let mut checker = Checker { definitions, mistakes: Vec::new() };
+    checker.walk(&root, &schema, "");
+    for mistake in checker.mistakes {
+        reporter.add(Severity::Error, mistake);
+    }
+    if reporter.report.has_errors() {
+        return Err(reporter.finish());
+    }
+    let mut config: Config = match serde_json::from_value(root.to_json()) {
+        Ok(config) => config,
+        Err(e) => {
+            // The schema let something pass that the types do not take: a fault of ours, told all the same.
+            return Err(Report::of_file(path, format!("cannot be decoded: {e}")));
+        }
+    };
+    let files = absolute(&mut config, path);
+    let mut context = validate::Context { config: &config, options, findings: Vec::new() };
+    validate::all(&mut context);
+    for finding in context.findings {
+        let place = locate(&root, &finding.at);
+        let path = validate::text(&finding.at);
+        let mistake = Mistake { place, path, message: finding.message, help: finding.help };
+        reporter.add(finding.severity, mistake);
+    }
+    let report = reporter.finish();
+    if report.has_errors() {
+        return Err(report);
+    }
+    Ok(Loaded { config, warnings: report, files })
+}
+
+struct Reporter<'t> {
+    file: &'t Path,
+    lines: Vec<&'t str>,
+    report: Report,
+}
+
+impl Reporter<'_> {
+    fn add(&mut self, severity: Severity, mistake: Mistake) {
+        if self.report.diagnostics.len() >= MAX_MISTAKES {
+            return;
+        }
+        let line = mistake.place.line.saturating_sub(1);
+        self.report.diagnostics.push(Diagnostic {
+            severity,
+            file: self.file.to_owned(),
+            line: mistake.place.line,
+            column: mistake.place.column,
+            width: mistake.place.width,
+            path: mistake.path,
+            message: mistake.message,
+            help: mistake.help,
+            source: self.lines.get(line).map(|line| (*line).to_owned()).unwrap_or_default(),
+        });
+    }
+
+    fn finish(mut self) -> Report {
+        self.report.diagnostics.sort_by_key(|d| (d.line, d.column));
+        self.report
+    }
+}
+
+/// Puts `${NAME}` and `${NAME:-default}` in.
+fn substitute(node: &mut Node, path: &str, options: &LoadOptions<'_>, reporter: &mut Reporter<'_>) {
+    match &mut node.value {
+        Value::Sequence(items) => {
+            for (n, item) in items.iter_mut().enumerate() {
+                substitute(item, &format!("{path}[{n}]"), options, reporter);
+            }
+        }
+        Value::Mapping(entries) => {
+            for (key, child) in entries {
+                let at = if path.is_empty() { key.name.clone() } else { format!("{path}.{}", key.name) };
+                substitute(child, &at, options, reporter);
+            }
+        }
+        Value::String(text) if text.contains("${") => {
+            let mut out = String::new();
+            let mut rest = text.as_str();
+            while let Some((before, after)) = rest.split_once("${") {
+                out.push_str(before);
+                let Some((inside, tail)) = after.split_once('}') else {
+                    out.push_str("${");
+                    rest = after;
+                    continue;
+                };
+                let (name, default) = inside.split_once(":-").map_or((inside, None), |(n, d)| (n, Some(d)));
+                let value = (options.env)(name).filter(|value| !value.is_empty() || default.is_none());
+                match (value, default) {
+                    (Some(value), _) => out.push_str(&value),
+                    (None, Some(default)) => out.push_str(default),
+                    (None, None) => {
+                        let severity = if options.offline { Severity::Warning } else { Severity::Error };
+                        reporter.add(
+                            severity,
+                            Mistake {
+                                place: node.place,
+                                path: path.to_owned(),
+                                message: format!("the environment variable `{name}` is not set"),
+                                help: Some(format!("set it, or give a default: ${{{name}:-value}}")),
+                            },
+                        );
+                    }
+                }
+                rest = tail;
+            }
+            out.push_str(rest);
+            *text = out;
+        }
+        _ => {}
+    }
+}
+
+/// Makes paths absolute and collects them.
+fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
+    let whole = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let folder = whole.parent().map(Path::to_owned).unwrap_or_default();
+    let mut files = BTreeSet::from([whole]);
+    let mut take = |path: &mut PathBuf| {
+        *path = folder.join(&*path);
+        files.insert(path.clone());
+    };
+    for model in &mut config.models {
+        take(&mut model.source);
+    }
+    let secrets = config
+        .backends
+        .iter_mut()
+        .filter_map(|b| b.credentials.as_mut().map(|c| &mut c.bearer))
+        .chain(config.admin.iter_mut().filter_map(|admin| admin.token.as_mut()));
+    for secret in secrets {
+        if let Secret::File(path) = secret {
+            take(path);
+        }
+    }
+    files.into_iter().collect()
+}
+
+/// The place of a value, or of the nearest thing around it.
+fn locate(root: &Node, at: &[Segment]) -> tree::Place {
+    let mut node = root;
+    for segment in at {
+        let next = match segment {
+            Segment::Key(key) => node.get(key),
+            Segment::Index(index) => node.at(*index),
+        };
+        match next {
+            Some(next) => node = next,
+            None => break,
+        }
+    }
+    node.place
+}

@@ -1,0 +1,255 @@
+//! YAML text as a tree whose nodes know their places. It resolves scalars as YAML 1.2's core schema does (`no` and `on`
+//! are strings), expands anchors within a bound, and refuses what would be read in two ways.
+
+use std::collections::HashMap;
+
+use granit_parser::{Event, Parser, ScalarStyle, Span};
+
+/// Deepest nesting.
+const MAX_DEPTH: usize = 64;
+/// Most nodes, those of expanded anchors included.
+const MAX_NODES: usize = 200_000;
+
+/// A place in a file: line and column from 1, and how many characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Place {
+    pub(crate) line: usize,
+    pub(crate) column: usize,
+    pub(crate) width: usize,
+}
+
+impl Place {
+    fn of(span: Span) -> Self {
+        let width = if span.start.line() == span.end.line() { span.len() } else { 1 };
+        Self { line: span.start.line(), column: span.start.col() + 1, width }
+    }
+}
+
+/// A node.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub(crate) place: Place,
+    pub(crate) value: Value,
+}
+
+/// What a node is.
+#[derive(Debug, Clone)]
+pub(crate) enum Value {
+    Null,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    String(String),
+    Sequence(Vec<Node>),
+    Mapping(Vec<(Key, Node)>),
+}
+
+/// A key of a mapping.
+#[derive(Debug, Clone)]
+pub(crate) struct Key {
+    pub(crate) name: String,
+    pub(crate) place: Place,
+}
+
+/// What is wrong with a text as YAML.
+#[derive(Debug)]
+pub(crate) struct SyntaxError {
+    pub(crate) place: Place,
+    pub(crate) message: String,
+}
+
+impl Node {
+    /// What it is, for messages.
+    pub(crate) fn describe(&self) -> String {
+        match &self.value {
+            Value::Null => "nothing".into(),
+            Value::Bool(b) => format!("`{b}`"),
+            Value::Int(n) => format!("the number {n}"),
+            Value::Float(n) => format!("the number {n}"),
+            Value::String(s) if s.chars().count() <= 40 => format!("`{s}`"),
+            Value::String(_) => "a string".into(),
+            Value::Sequence(_) => "a list".into(),
+            Value::Mapping(_) => "a mapping".into(),
+        }
+    }
+
+    /// The child under `name`.
+    pub(crate) fn get(&self, name: &str) -> Option<&Node> {
+        match &self.value {
+            Value::Mapping(entries) => entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node),
+            _ => None,
+        }
+    }
+
+    /// The entry at `index`.
+    pub(crate) fn at(&self, index: usize) -> Option<&Node> {
+        match &self.value {
+            Value::Sequence(items) => items.get(index),
+            _ => None,
+        }
+    }
+
+    /// As JSON, for decoding.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        match &self.value {
+            Value::Null => serde_json::Value::Null,
+            Value::Bool(b) => (*b).into(),
+            Value::Int(n) => (*n).into(),
+            Value::Float(n) => (*n).into(),
+            Value::String(s) => s.as_str().into(),
+            Value::Sequence(items) => items.iter().map(Node::to_json).collect(),
+            Value::Mapping(entries) => entries
+                .iter()
+                .map(|(key, node)| (key.name.clone(), node.to_json()))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
+        }
+    }
+}
+
+/// An open sequence or mapping.
+struct Open {
+    node: Node,
+    anchor: usize,
+    key: Option<Key>,
+}
+
+struct Builder {
+    open: Vec<Open>,
+    anchors: HashMap<usize, Node>,
+    nodes: usize,
+    root: Option<Node>,
+}
+
+fn wrong<T>(place: Place, message: impl Into<String>) -> Result<T, SyntaxError> {
+    Err(SyntaxError { place, message: message.into() })
+}
+
+/// Parses one document.
+pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
+    let mut builder = Builder { open: Vec::new(), anchors: HashMap::new(), nodes: 0, root: None };
+    for event in Parser::new_from_str(text) {
+        let (event, span) = event.map_err(|e| SyntaxError {
+            place: Place { line: e.marker().line(), column: e.marker().col() + 1, width: 1 },
+            message: format!("this is not YAML: {}", e.info()),
+        })?;
+        let place = Place::of(span);
+        match event {
+            Event::DocumentStart(..) if builder.root.is_some() => {
+                return wrong(place, "a configuration is one document: `---` begins a second one");
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                if tag.is_some_and(|tag| !tag.is_yaml_core_schema()) {
+                    return wrong(place, "tags have no meaning here");
+                }
+                let node = Node { place, value: scalar(&text, style) };
+                builder.add(node, anchor)?;
+            }
+            Event::SequenceStart(_, anchor, _) => {
+                builder.begin(Node { place, value: Value::Sequence(Vec::new()) }, anchor)?
+            }
+            Event::MappingStart(_, anchor, _) => {
+                builder.begin(Node { place, value: Value::Mapping(Vec::new()) }, anchor)?
+            }
+            Event::SequenceEnd | Event::MappingEnd => builder.end()?,
+            Event::UnresolvedAlias(name) => return wrong(place, format!("there is no anchor `{name}`")),
+            Event::Alias(anchor) => {
+                let Some(node) = builder.anchors.get(&anchor) else {
+                    return wrong(place, "this alias stands inside of its own anchor");
+                };
+                let mut node = node.clone();
+                node.place = place;
+                builder.add(node, 0)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(builder.root.unwrap_or(Node { place: Place { line: 1, column: 1, width: 1 }, value: Value::Null }))
+}
+
+impl Builder {
+    fn begin(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
+        if self.open.len() >= MAX_DEPTH {
+            return wrong(node.place, format!("nested deeper than {MAX_DEPTH} levels"));
+        }
+        self.open.push(Open { node, anchor, key: None });
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), SyntaxError> {
+        match self.open.pop() {
+            Some(open) => self.add(open.node, open.anchor),
+            None => Ok(()),
+        }
+    }
+
+    fn add(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
+        self.nodes = self.nodes.saturating_add(weight(&node));
+        if self.nodes > MAX_NODES {
+            return wrong(node.place, format!("the document, its anchors expanded, has more than {MAX_NODES} values"));
+        }
+        if anchor > 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        let Some(parent) = self.open.last_mut() else {
+            self.root = Some(node);
+            return Ok(());
+        };
+        match (&mut parent.node.value, parent.key.take()) {
+            (Value::Sequence(items), _) => items.push(node),
+            (Value::Mapping(entries), Some(key)) => entries.push((key, node)),
+            (Value::Mapping(entries), None) => {
+                let name = match &node.value {
+                    Value::String(name) => name.clone(),
+                    Value::Bool(b) => b.to_string(),
+                    Value::Int(n) => n.to_string(),
+                    _ => return wrong(node.place, "a key must be a word"),
+                };
+                if name == "<<" {
+                    return wrong(node.place, "merge keys are not part of YAML 1.2: write the keys out");
+                }
+                if let Some((first, _)) = entries.iter().find(|(key, _)| key.name == name) {
+                    return wrong(node.place, format!("`{name}` stands here already, in line {}", first.place.line));
+                }
+                parent.key = Some(Key { name, place: node.place });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Values in a node, itself included; what an alias costs.
+fn weight(node: &Node) -> usize {
+    // Children were counted when they were added; only a clone of an anchor brings uncounted ones.
+    1 + match &node.value {
+        Value::Sequence(items) => items.len(),
+        Value::Mapping(entries) => entries.len(),
+        _ => 0,
+    }
+}
+
+/// YAML 1.2.2, section 10.3.2.
+fn scalar(text: &str, style: ScalarStyle) -> Value {
+    if style != ScalarStyle::Plain {
+        return Value::String(text.to_owned());
+    }
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
+        "true" | "True" | "TRUE" => return Value::Bool(true),
+        "false" | "False" | "FALSE" => return Value::Bool(false),
+        _ => {}
+    }
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if digits.bytes().all(|b| b.is_ascii_digit())
+        && let Ok(n) = text.strip_prefix('+').unwrap_or(text).parse()
+    {
+        return Value::Int(n);
+    }
+    let looks_like_a_float = digits.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+        && digits.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'-' | b'+'));
+    match text.parse::<f64>() {
+        Ok(n) if looks_like_a_float && n.is_finite() => Value::Float(n),
+        _ => Value::String(text.to_owned()),
+    }
+}

@@ -1,0 +1,52 @@
+//! Checks of `backends` and `models`.
+
+use std::collections::HashSet;
+
+use super::{Context, at};
+
+pub(super) fn all(cx: &mut Context<'_>) {
+    let config = cx.config;
+    for (n, backend) in config.backends.iter().enumerate() {
+        if backend.endpoints.is_empty() {
+            cx.error(at!["backends", n, "endpoints"], "a backend needs at least one endpoint");
+        } else if backend.endpoints.iter().all(|e| e.weight == 0) {
+            cx.error(at!["backends", n, "endpoints"], "all weights are zero: no endpoint would get a request");
+        }
+        let mut seen = HashSet::new();
+        for (e, endpoint) in backend.endpoints.iter().enumerate() {
+            if !seen.insert(&endpoint.url) {
+                cx.error(at!["backends", n, "endpoints", e, "url"], "this endpoint is in the list already");
+            }
+        }
+        if let Some(credentials) = &backend.credentials {
+            cx.secret(at!["backends", n, "credentials", "bearer"], &credentials.bearer);
+        }
+        if let Some(check) = &backend.health_check {
+            if !check.http.path.starts_with('/') {
+                cx.error(at!["backends", n, "healthCheck", "http", "path"], "a path begins with `/`");
+            }
+            if check.http.expected_statuses.is_empty() {
+                cx.error(at!["backends", n, "healthCheck", "http", "expectedStatuses"], "no status would mean healthy");
+            }
+            if check.interval.0.is_zero() || check.timeout.0.is_zero() {
+                cx.error(at!["backends", n, "healthCheck"], "`interval` and `timeout` must be longer than zero");
+            }
+        }
+        let t = &backend.timeouts;
+        for (key, value) in [("connect", t.connect), ("firstByte", t.first_byte), ("idle", t.idle)] {
+            if value.0.is_zero() {
+                cx.error(at!["backends", n, "timeouts", key], "a time limit of zero lets nothing pass");
+            }
+        }
+    }
+    for (n, model) in config.models.iter().enumerate() {
+        if !model.source.is_file() {
+            cx.outside(at!["models", n, "source"], format!("there is no file {}", model.source.display()));
+        } else if let Err(why) = cx.options.files.model(&model.source) {
+            cx.error(at!["models", n, "source"], why);
+        }
+        if model.max_sequences.get() > 64 {
+            cx.error(at!["models", n, "maxSequences"], "at most 64 answers are written together");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! What types cannot say: references, ranges, conflicts, things that can never take effect. Collects every finding.
+
+mod backends;
+mod routes;
+
+use std::collections::HashMap;
+
+use crate::check::nearest;
+use crate::diagnostic::Severity;
+use crate::load::LoadOptions;
+use crate::schema::Config;
+use crate::values::Secret;
+
+/// A step of a path in the document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Segment {
+    Key(String),
+    Index(usize),
+}
+
+impl From<&str> for Segment {
+    fn from(key: &str) -> Self {
+        Self::Key(key.to_owned())
+    }
+}
+
+impl From<usize> for Segment {
+    fn from(index: usize) -> Self {
+        Self::Index(index)
+    }
+}
+
+/// A path: `at!["routes", 0, "name"]`.
+macro_rules! at {
+    ($($segment:expr),* $(,)?) => { vec![$(crate::validate::Segment::from($segment)),*] };
+}
+pub(crate) use at;
+
+/// A path as text.
+pub(crate) fn text(at: &[Segment]) -> String {
+    let mut text = String::new();
+    for segment in at {
+        match segment {
+            Segment::Key(key) if text.is_empty() => text.push_str(key),
+            Segment::Key(key) => {
+                text.push('.');
+                text.push_str(key);
+            }
+            Segment::Index(index) => {
+                text.push_str(&format!("[{index}]"));
+            }
+        }
+    }
+    text
+}
+
+/// Something that is not as it should be.
+pub(crate) struct Finding {
+    pub(crate) at: Vec<Segment>,
+    pub(crate) severity: Severity,
+    pub(crate) message: String,
+    pub(crate) help: Option<String>,
+}
+
+pub(crate) struct Context<'c> {
+    pub(crate) config: &'c Config,
+    pub(crate) options: &'c LoadOptions<'c>,
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl Context<'_> {
+    pub(crate) fn error(&mut self, at: Vec<Segment>, message: impl Into<String>) {
+        self.findings.push(Finding { at, severity: Severity::Error, message: message.into(), help: None });
+    }
+
+    pub(crate) fn warn(&mut self, at: Vec<Segment>, message: impl Into<String>) {
+        self.findings.push(Finding { at, severity: Severity::Warning, message: message.into(), help: None });
+    }
+
+    /// A name that refers to nothing.
+    pub(crate) fn unknown(&mut self, at: Vec<Segment>, what: &str, name: &str, known: &[&str]) {
+        let help = match nearest(name, known) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None if known.is_empty() => format!("the file defines no {what}"),
+            None => format!("there are {}", known.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")),
+        };
+        let message = format!("there is no {what} `{name}`");
+        self.findings.push(Finding { at, severity: Severity::Error, message, help: Some(help) });
+    }
+
+    /// What is wrong with files and variables: only a warning where they need not be there yet.
+    pub(crate) fn outside(&mut self, at: Vec<Segment>, message: String) {
+        if self.options.offline { self.warn(at, message) } else { self.error(at, message) }
+    }
+
+    pub(crate) fn secret(&mut self, at: Vec<Segment>, secret: &Secret) {
+        if let Err(e) = secret.resolve(self.options.env) {
+            self.outside(at, e.to_string());
+        }
+    }
+}
+
+/// Every check.
+pub(crate) fn all(cx: &mut Context<'_>) {
+    listeners(cx);
+    admin(cx);
+    names(cx);
+    consumers(cx);
+    backends::all(cx);
+    routes::all(cx);
+    telemetry(cx);
+}
+
+fn listeners(cx: &mut Context<'_>) {
+    let config = cx.config;
+    if config.listeners.is_empty() {
+        cx.error(at!["listeners"], "there must be at least one listener");
+    }
+    for (n, listener) in config.listeners.iter().enumerate() {
+        let same =
+            |other: &crate::schema::Listener| other.address == listener.address && listener.address.0.port() != 0;
+        if let Some(first) = config.listeners.iter().take(n).position(same) {
+            cx.error(at!["listeners", n, "address"], format!("listeners[{first}] has this address already"));
+        }
+        let limits = &listener.limits;
+        for (key, value) in [
+            ("headerTimeout", limits.header_timeout),
+            ("bodyTimeout", limits.body_timeout),
+            ("idleTimeout", limits.idle_timeout),
+        ] {
+            if value.0.is_zero() {
+                cx.error(at!["listeners", n, "limits", key], "a time limit of zero lets nothing pass");
+            }
+        }
+        // Pingora reads headers of up to 1 MiB.
+        if !(1 << 10..=1 << 20).contains(&limits.max_header_bytes.0) {
+            cx.error(at!["listeners", n, "limits", "maxHeaderBytes"], "must be from 1KiB to 1MiB");
+        }
+    }
+}
+
+fn admin(cx: &mut Context<'_>) {
+    let Some(admin) = &cx.config.admin else { return };
+    if !admin.address.0.ip().is_loopback() && admin.token.is_none() {
+        cx.error(at!["admin", "address"], "an admin address that is not loopback needs `admin.token`");
+    }
+    if let Some(token) = &admin.token {
+        cx.secret(at!["admin", "token"], token);
+    }
+    let same = |listener: &crate::schema::Listener| listener.address == admin.address && admin.address.0.port() != 0;
+    if cx.config.listeners.iter().any(same) {
+        cx.error(at!["admin", "address"], "a listener has this address already");
+    }
+}
+
+/// Names are there once: backends and models together, consumers, routes.
+fn names(cx: &mut Context<'_>) {
+    let config = cx.config;
+    let mut targets: HashMap<&str, String> = HashMap::new();
+    let backends = config.backends.iter().enumerate().map(|(n, b)| ("backends", n, b.name.as_str()));
+    let models = config.models.iter().enumerate().map(|(n, m)| ("models", n, m.name.as_str()));
+    for (list, n, name) in backends.chain(models) {
+        named(cx, list, n, name, &mut targets);
+    }
+    let mut consumers = HashMap::new();
+    for (n, consumer) in config.consumers.iter().enumerate() {
+        named(cx, "consumers", n, &consumer.name, &mut consumers);
+    }
+    let mut routes = HashMap::new();
+    for (n, route) in config.routes.iter().enumerate() {
+        match &route.name {
+            Some(name) => named(cx, "routes", n, name, &mut routes),
+            None if config.routes.len() > 1 => {
+                cx.error(at!["routes", n], "`name` is needed where a file has more than one route");
+            }
+            None => {}
+        }
+    }
+}
+
+fn named<'n>(cx: &mut Context<'_>, list: &str, n: usize, name: &'n str, seen: &mut HashMap<&'n str, String>) {
+    let at = at![list, n, "name"];
+    // Names stand in headers, metrics and file names.
+    let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '/');
+    if name.is_empty() || name.len() > 128 || !name.chars().all(sound) {
+        cx.error(at.clone(), "a name has 1 to 128 letters, digits or any of `-_.:/`");
+    }
+    if let Some(first) = seen.get(name) {
+        let message = format!("the name `{name}` is taken by {first}");
+        cx.error(at, message);
+    } else {
+        seen.insert(name, format!("{list}[{n}]"));
+    }
+}
+
+fn consumers(cx: &mut Context<'_>) {
+    let config = cx.config;
+    let mut seen = HashMap::new();
+    for (n, consumer) in config.consumers.iter().enumerate() {
+        if consumer.keys.is_empty() {
+            cx.warn(at!["consumers", n], "this consumer has no key: nobody can call as it");
+        }
+        for (k, key) in consumer.keys.iter().enumerate() {
+            if let Some(first) = seen.insert(key.sha256, &consumer.name) {
+                cx.error(
+                    at!["consumers", n, "keys", k, "sha256"],
+                    format!("this key belongs to consumer `{first}` already"),
+                );
+            }
+        }
+    }
+    let headers = config.authentication.iter().flat_map(|a| a.api_key.headers.iter().enumerate());
+    for (n, header) in headers {
+        if http::HeaderName::from_bytes(header.as_bytes()).is_err() {
+            cx.error(at!["authentication", "apiKey", "headers", n], format!("`{header}` is not a header name"));
+        }
+    }
+}
+
+fn telemetry(cx: &mut Context<'_>) {
+    let Some(tracing) = &cx.config.telemetry.tracing else { return };
+    let endpoint = &tracing.otlp.endpoint;
+    if !url::Url::parse(endpoint).is_ok_and(|url| url.scheme() == "http" && url.has_host()) {
+        let message = format!("`{endpoint}` is not the URL of a collector, such as http://127.0.0.1:4317");
+        cx.error(at!["telemetry", "tracing", "otlp", "endpoint"], message);
+    }
+}

@@ -1,0 +1,225 @@
+//! Checks of `routes`: matches, filters, references, and routes that can never win.
+
+use crate::catalog::FieldError;
+use crate::schema::{BackendProtocol, Match, PathMatch, Route, RouteAuthentication};
+
+use super::{Context, Segment, at};
+
+pub(super) fn all(cx: &mut Context<'_>) {
+    let config = cx.config;
+    if config.routes.is_empty() {
+        cx.error(at!["routes"], "there must be at least one route");
+    }
+    for (n, route) in config.routes.iter().enumerate() {
+        hostnames(cx, n, route);
+        for (m, written) in route.matches.iter().enumerate() {
+            one_match(cx, n, m, written);
+        }
+        authentication(cx, n, route);
+        filters(cx, n, route);
+        references(cx, n, route);
+        times(cx, n, route);
+        if let Some(sticky) = &route.sticky {
+            header_name(cx, at!["routes", n, "sticky", "header"], &sticky.header);
+        }
+    }
+    shadows(cx);
+}
+
+fn header_name(cx: &mut Context<'_>, at: Vec<Segment>, name: &str) {
+    if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+        cx.error(at, format!("`{name}` is not a header name"));
+    }
+}
+
+fn hostnames(cx: &mut Context<'_>, n: usize, route: &Route) {
+    for (h, host) in route.hostnames.iter().enumerate() {
+        let name = host.strip_prefix("*.").unwrap_or(host);
+        let label = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        };
+        let is_address = name.parse::<std::net::IpAddr>().is_ok();
+        if name.len() > 253 || !(name.split('.').all(label) || is_address) {
+            let message =
+                format!("`{host}` is not a host name: write api.example.com or *.example.com, without a port");
+            cx.error(at!["routes", n, "hostnames", h], message);
+        }
+    }
+}
+
+fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
+    match &written.path {
+        Some(PathMatch::Exact(path)) if !path.starts_with('/') => {
+            cx.error(at!["routes", n, "matches", m, "path", "exact"], "a path begins with `/`");
+        }
+        Some(PathMatch::Prefix(path)) if !path.starts_with('/') => {
+            cx.error(at!["routes", n, "matches", m, "path", "prefix"], "a path begins with `/`");
+        }
+        Some(PathMatch::Regex(pattern)) => {
+            let built = regex::RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(1 << 20).build();
+            if let Err(e) = built {
+                let message = e.to_string().lines().last().unwrap_or_default().to_owned();
+                cx.error(
+                    at!["routes", n, "matches", m, "path", "regex"],
+                    format!("not a regular expression: {message}"),
+                );
+            }
+        }
+        _ => {}
+    }
+    if let Some(method) = &written.method
+        && (http::Method::from_bytes(method.as_bytes()).is_err() || method.chars().any(|c| c.is_ascii_lowercase()))
+    {
+        let message = format!("`{method}` is not a method: write GET, POST, ... in capitals");
+        cx.error(at!["routes", n, "matches", m, "method"], message);
+    }
+    for (h, header) in written.headers.iter().enumerate() {
+        header_name(cx, at!["routes", n, "matches", m, "headers", h, "name"], &header.name);
+        if http::HeaderValue::from_str(&header.exact).is_err() {
+            let message = "this value has characters that no header may have";
+            cx.error(at!["routes", n, "matches", m, "headers", h, "exact"], message);
+        }
+    }
+    if written.model.as_deref() == Some("") {
+        cx.error(at!["routes", n, "matches", m, "model"], "an empty model name matches nothing; `*` matches any");
+    }
+}
+
+fn authentication(cx: &mut Context<'_>, n: usize, route: &Route) {
+    let config = cx.config;
+    let has_key = config.consumers.iter().any(|consumer| !consumer.keys.is_empty());
+    match route.authentication {
+        Some(RouteAuthentication::Required) if !has_key => {
+            let message = "no consumer has a key: no caller could ever pass (`spillway key new` makes one)";
+            cx.error(at!["routes", n, "authentication"], message);
+        }
+        None if (!config.consumers.is_empty() || config.authentication.is_some()) && !has_key => {
+            let message = "callers must be known here, and no consumer has a key: no caller could ever pass";
+            cx.error(at!["routes", n], message);
+        }
+        _ => {}
+    }
+}
+
+fn filters(cx: &mut Context<'_>, n: usize, route: &Route) {
+    for (f, filter) in route.filters.iter().enumerate() {
+        for FieldError { path, message } in cx.options.catalog.check(&filter.name, &filter.config) {
+            let mut at = at!["routes", n, "filters", f, filter.name.as_str()];
+            at.extend(path.iter().map(|key| Segment::from(key.as_str())));
+            cx.error(at, message);
+        }
+    }
+}
+
+fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
+    let config = cx.config;
+    let backends: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
+    let models: Vec<&str> = config.models.iter().map(|m| m.name.as_str()).collect();
+    if route.backend_refs.is_empty() {
+        cx.error(at!["routes", n, "backendRefs"], "a route needs at least one backend or model");
+    } else if route.backend_refs.iter().all(|reference| reference.weight == 0) {
+        cx.error(at!["routes", n, "backendRefs"], "all weights are zero: nothing would get a request");
+    }
+    let mut seen = std::collections::HashSet::new();
+    for (r, reference) in route.backend_refs.iter().enumerate() {
+        match (&reference.name, &reference.model) {
+            (Some(name), None) if models.contains(&name.as_str()) => {
+                let message = format!("`{name}` is a model: write {{model: {name}}}");
+                cx.error(at!["routes", n, "backendRefs", r, "name"], message);
+            }
+            (Some(name), None) if !backends.contains(&name.as_str()) => {
+                cx.unknown(at!["routes", n, "backendRefs", r, "name"], "backend", name, &backends);
+            }
+            (None, Some(model)) if !models.contains(&model.as_str()) => {
+                cx.unknown(at!["routes", n, "backendRefs", r, "model"], "model", model, &models);
+            }
+            (Some(_), Some(_)) | (None, None) => {
+                cx.error(at!["routes", n, "backendRefs", r], "exactly one of `name` (a backend) and `model` is needed");
+            }
+            _ => {}
+        }
+        if !seen.insert((&reference.name, &reference.model)) {
+            cx.error(at!["routes", n, "backendRefs", r], "this is in the list already: give it one weight");
+        }
+    }
+    let speaks_openai =
+        |name: &str| config.backends.iter().any(|b| b.name == name && b.protocol == BackendProtocol::Openai);
+    let can_spill =
+        route.backend_refs.iter().any(|r| r.model.is_some() || r.name.as_deref().is_some_and(speaks_openai));
+    let spills = [
+        ("whenSaturated", route.when_saturated.as_ref().map(|w| (w.spill_to.as_ref(), w.reject.as_ref()))),
+        ("whenUnavailable", route.when_unavailable.as_ref().map(|w| (w.spill_to.as_ref(), w.reject.as_ref()))),
+    ];
+    for (key, rule) in spills {
+        let Some((spill_to, reject)) = rule else { continue };
+        if let Some(name) = spill_to {
+            let at = at!["routes", n, key, "spillTo"];
+            if backends.contains(&name.as_str()) {
+                cx.error(at, format!("`{name}` is a backend: this version spills to a model inside the gateway"));
+            } else if !models.contains(&name.as_str()) {
+                cx.unknown(at, "model", name, &models);
+            } else if !can_spill {
+                let message =
+                    "no backend of this route speaks a model protocol: nothing could spill (`protocol: openai`)";
+                cx.error(at, message);
+            }
+        }
+        if let Some(reject) = reject
+            && !matches!(reject.status.0, 429 | 503)
+        {
+            cx.error(at!["routes", n, key, "reject", "status"], "a refusal for want of room is 429 or 503");
+        }
+    }
+}
+
+fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
+    let t = &route.timeouts;
+    let all = [("request", Some(t.request)), ("backendRequest", t.backend_request), ("firstToken", t.first_token)];
+    for (key, value) in all {
+        let Some(value) = value else { continue };
+        if value.0.is_zero() {
+            cx.error(at!["routes", n, "timeouts", key], "a time limit of zero lets nothing pass");
+        } else if value > t.request {
+            let message = format!("this is longer than timeouts.request ({}) and can never pass", t.request);
+            cx.warn(at!["routes", n, "timeouts", key], message);
+        }
+    }
+    if route.retry.attempts > 10 {
+        cx.error(at!["routes", n, "retry", "attempts"], "more than 10 further tries do harm and no good");
+    }
+    if route.limits.max_body.0 > cx.config.limits.buffered_bodies.0 {
+        let message = "this is more than limits.bufferedBodies, the memory for all bodies together";
+        cx.warn(at!["routes", n, "limits", "maxBody"], message);
+    }
+}
+
+/// Warns of matches that an earlier route takes whole: the same path, method, headers and model on the same hosts.
+fn shadows(cx: &mut Context<'_>) {
+    let key = |m: &Match| {
+        let mut headers: Vec<_> = m.headers.iter().map(|h| (h.name.to_lowercase(), h.exact.clone())).collect();
+        headers.sort();
+        (m.path.as_ref().map(|p| format!("{p:?}")), m.method.clone(), headers, m.model.clone())
+    };
+    let everything = [Match::default()];
+    let mut seen = std::collections::HashMap::new();
+    let mut found = Vec::new();
+    for (n, route) in cx.config.routes.iter().enumerate() {
+        let matches = if route.matches.is_empty() { everything.as_slice() } else { &route.matches };
+        for (m, written) in matches.iter().enumerate() {
+            let hosts = if route.hostnames.is_empty() { vec![String::new()] } else { route.hostnames.clone() };
+            for host in hosts {
+                let first = *seen.entry((host.to_lowercase(), key(written))).or_insert(n);
+                if first != n {
+                    found.push((n, m, first));
+                }
+            }
+        }
+    }
+    found.dedup();
+    for (n, m, first) in found {
+        let message = format!("routes[{first}] matches the same requests and comes first: this never wins");
+        cx.warn(at!["routes", n, "matches", m], message);
+    }
+}

@@ -1,0 +1,178 @@
+//! The command line. Exit codes: 0 fine, 1 a failure while running, 2 wrong usage or configuration.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what a command line is for")]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::identity::NewKey;
+use crate::reload::read;
+use crate::{server, telemetry};
+
+const FAILED: u8 = 1;
+const WRONG: u8 = 2;
+
+/// A programmable reverse proxy and inference gateway that answers from a model of its own when its backends are full.
+#[derive(Parser)]
+#[command(name = "spillway", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway.
+    Serve {
+        /// The configuration; without it ./spillway.yaml, then /etc/spillway/spillway.yaml.
+        #[arg(short, long, value_name = "FILE", env = "SPILLWAY_CONFIG")]
+        config: Option<PathBuf>,
+    },
+    /// Judge configurations without running them.
+    Check {
+        /// The files.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Take missing files and unset variables as warnings.
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Print the JSON Schema of the configuration, for editors.
+    Schema,
+    /// API keys.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Print the version.
+    Version,
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    /// Make a key; print it and the digest that a configuration stores.
+    New,
+}
+
+/// Runs the command that the arguments name.
+pub fn run() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Serve { config } => serve(config),
+        Command::Check { files, offline } => check(&files, offline),
+        Command::Schema => {
+            let schema = spillway_config::json_schema(&spillway_filters::registry());
+            println!("{}", serde_json::to_string_pretty(&schema).unwrap_or_default());
+            ExitCode::SUCCESS
+        }
+        Command::Key(KeyCommand::New) => match NewKey::generate() {
+            Ok(key) => {
+                println!("key:    {}\nsha256: {}", key.key, key.digest);
+                eprintln!(
+                    "Give the key to the caller; it is not stored anywhere. The digest goes into consumers[].keys[].sha256."
+                );
+                ExitCode::SUCCESS
+            }
+            Err(e) => fail(FAILED, &e),
+        },
+        Command::Version => {
+            println!("spillway {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn fail(code: u8, message: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("{message}");
+    ExitCode::from(code)
+}
+
+fn check(files: &[PathBuf], offline: bool) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for file in files {
+        let (report, ok) = match read(file, offline) {
+            Ok(loaded) => (loaded.warnings, true),
+            Err(report) => (report, false),
+        };
+        eprint!("{report}");
+        let (errors, warnings) = report.counts();
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        if ok {
+            println!("{}: ok ({})", file.display(), count(warnings, "warning"));
+        } else {
+            println!("{}: {}, {}", file.display(), count(errors, "error"), count(warnings, "warning"));
+            code = ExitCode::from(WRONG);
+        }
+    }
+    code
+}
+
+fn find_config(named: Option<PathBuf>) -> Result<PathBuf, String> {
+    const PLACES: [&str; 2] = ["./spillway.yaml", "/etc/spillway/spillway.yaml"];
+    if let Some(path) = named {
+        return Ok(path);
+    }
+    PLACES.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or_else(|| {
+        format!("no configuration: name one with -c FILE or SPILLWAY_CONFIG, or write {} or {}", PLACES[0], PLACES[1])
+    })
+}
+
+/// Where compiled pipelines of models are kept between runs.
+fn cache_dir() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    folder("SPILLWAY_CACHE_DIR").or_else(|| {
+        folder("XDG_CACHE_HOME")
+            .or_else(|| folder("HOME").map(|home| home.join(".cache")))
+            .map(|cache| cache.join("spillway"))
+    })
+}
+
+fn serve(config: Option<PathBuf>) -> ExitCode {
+    let path = match find_config(config) {
+        Ok(path) => path,
+        Err(e) => return fail(WRONG, &e),
+    };
+    let loaded = match read(&path, false) {
+        Ok(loaded) => loaded,
+        Err(report) => return fail(WRONG, &report),
+    };
+    eprint!("{}", loaded.warnings);
+    let log = match telemetry::init_log(loaded.config.telemetry.logs.format) {
+        Ok(log) => log,
+        Err(e) => return fail(FAILED, &e),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("proxy").build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(FAILED, &format!("the runtime cannot be started: {e}")),
+    };
+    raise_file_limit();
+    let served =
+        runtime.block_on(server::serve(absolute(&path), loaded.config, loaded.files, log.clone(), cache_dir()));
+    // What still runs after the drain is over does not hold the process.
+    runtime.shutdown_background();
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            log.flush();
+            fail(FAILED, &e)
+        }
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Takes as many file descriptors as the system allows: each connection is one, on both sides.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a pointer to a `rlimit` that lives until they return.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
+        }
+    };
+    if !raised {
+        tracing::debug!(event = "file_limit_not_raised");
+    }
+}

@@ -1,0 +1,239 @@
+//! An edit of the configuration: noticed, read when it has come to rest, compiled beside the running one, swapped in
+//! whole or kept out whole, and reported. A request that runs keeps what it began with.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use serde::Serialize;
+use spillway_config::schema::{Admin, LogFormat};
+use spillway_config::values::Size;
+use spillway_config::{LoadOptions, Loaded, Report};
+use tokio::sync::mpsc;
+
+use crate::balancing::HealthSupervisor;
+use crate::listener::ListenerSet;
+use crate::server::{Gateway, ModelFiles, unix_seconds};
+use crate::snapshot::Compiler;
+
+/// A file is read when its size and time have not changed for this long: a half-written YAML is often valid.
+const REST: Duration = Duration::from_millis(200);
+/// Longest wait for files to come to rest; what never rests is read all the same.
+const RESTLESS: Duration = Duration::from_secs(10);
+/// How often files are looked at where the system gives no events, and beside them: some file systems lose events.
+const POLL: Duration = Duration::from_secs(2);
+
+/// What became of the last edit, for operators.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastEdit {
+    /// `ok` or `failed`.
+    pub result: &'static str,
+    /// Unix seconds.
+    pub at: f64,
+    /// The file.
+    pub file: PathBuf,
+    /// Mistakes and warnings of the file.
+    pub diagnostics: Report,
+    /// Why it could not be run, where the file itself is sound.
+    pub errors: Vec<String>,
+}
+
+impl LastEdit {
+    /// The configuration that the process began with.
+    pub fn started(path: &Path) -> Self {
+        Self {
+            result: "ok",
+            at: unix_seconds(),
+            file: path.to_owned(),
+            diagnostics: Report::default(),
+            errors: Vec::new(),
+        }
+    }
+}
+
+/// Takes edits.
+pub struct Reloader {
+    /// The configuration file.
+    pub path: PathBuf,
+    /// The admin address as it was at start; it cannot be changed.
+    pub admin: Option<Admin>,
+    /// The log format, likewise.
+    pub log_format: LogFormat,
+    /// The budget for bodies, likewise.
+    pub buffered_bodies: Size,
+    /// What runs.
+    pub gateway: Arc<Gateway>,
+    /// Makes snapshots.
+    pub compiler: Arc<Compiler>,
+    /// Open listeners.
+    pub listeners: Arc<ListenerSet>,
+    /// Health checks.
+    pub health: Arc<HealthSupervisor>,
+    /// For operators.
+    pub last_edit: Arc<ArcSwap<LastEdit>>,
+}
+
+/// What a file was when it was last looked at.
+type Seen = BTreeMap<PathBuf, Option<(u64, SystemTime)>>;
+
+fn look(files: &[PathBuf]) -> Seen {
+    files
+        .iter()
+        .map(|file| {
+            let metadata = std::fs::metadata(file).ok();
+            (file.clone(), metadata.and_then(|m| Some((m.len(), m.modified().ok()?))))
+        })
+        .collect()
+}
+
+impl Reloader {
+    /// Watches files and takes edits until it is dropped. `asked` brings requests for a reload.
+    pub async fn run(self, mut files: Vec<PathBuf>, mut asked: mpsc::Receiver<()>) {
+        let (noticed, mut events) = mpsc::channel(1);
+        let mut watcher = notify::recommended_watcher(move |_| {
+            let _ = noticed.try_send(());
+        })
+        .inspect_err(|e| tracing::warn!(event = "files_polled", reason = %e))
+        .ok();
+        let mut watched = BTreeSet::new();
+        let mut seen = look(&files);
+        loop {
+            watch(watcher.as_mut(), &mut watched, &files);
+            let by_hand = tokio::select! {
+                () = tokio::time::sleep(POLL) => false,
+                _ = events.recv() => false,
+                Some(()) = asked.recv() => true,
+            };
+            if look(&files) == seen && !by_hand {
+                continue;
+            }
+            seen = rest(&files).await;
+            if let Some(next) = self.reload().await {
+                files = next;
+                // What the new configuration names beside the old was not looked at before.
+                for (file, is) in look(&files) {
+                    seen.entry(file).or_insert(is);
+                }
+                seen.retain(|file, _| files.contains(file));
+            }
+        }
+    }
+
+    /// Takes one edit. Gives the files that the new configuration names.
+    async fn reload(&self) -> Option<Vec<PathBuf>> {
+        let path = self.path.clone();
+        let read = tokio::task::spawn_blocking(move || read(&path, false)).await;
+        let loaded = match read {
+            Ok(Ok(loaded)) => loaded,
+            Ok(Err(report)) => {
+                self.failed(report, Vec::new());
+                return None;
+            }
+            Err(e) => {
+                self.failed(Report::default(), vec![e.to_string()]);
+                return None;
+            }
+        };
+        match self.apply(&loaded).await {
+            Ok(generation) => {
+                for warning in &loaded.warnings.diagnostics {
+                    tracing::warn!(event = "config_warning", message = %warning.message, at = %warning.path, line = warning.line);
+                }
+                tracing::info!(event = "config_reloaded", generation);
+                self.gateway.metrics.reloads_ok.inc();
+                self.gateway.metrics.reloaded_at.set(unix_seconds());
+                self.last_edit
+                    .store(Arc::new(LastEdit { diagnostics: loaded.warnings, ..LastEdit::started(&self.path) }));
+                Some(loaded.files)
+            }
+            Err(errors) => {
+                self.failed(loaded.warnings, errors);
+                None
+            }
+        }
+    }
+
+    async fn apply(&self, loaded: &Loaded) -> Result<u64, Vec<String>> {
+        let config = &loaded.config;
+        let mut fixed = Vec::new();
+        if config.admin != self.admin {
+            fixed.push("`admin` cannot be changed while the gateway runs: restart it".to_owned());
+        }
+        if config.telemetry.logs.format != self.log_format {
+            fixed.push("`telemetry.logs.format` cannot be changed while the gateway runs: restart it".to_owned());
+        }
+        if config.limits.buffered_bodies != self.buffered_bodies {
+            fixed.push("`limits.bufferedBodies` cannot be changed while the gateway runs: restart it".to_owned());
+        }
+        if !fixed.is_empty() {
+            return Err(fixed);
+        }
+        let previous = self.gateway.snapshot.load_full();
+        // Whatever can fail comes first; from here on nothing is changed until nothing can.
+        let prepared = self.listeners.prepare(&crate::snapshot::plans(config)).map_err(|e| vec![e.to_string()])?;
+        let snapshot = self.compiler.compile(config, Some(&previous)).await.map_err(|e| e.0)?;
+        let generation = snapshot.generation;
+        self.health.apply(std::mem::take(&mut *snapshot.probes.lock()));
+        self.gateway.snapshot.store(Arc::new(snapshot));
+        self.listeners.commit(prepared, &self.gateway);
+        Ok(generation)
+    }
+
+    fn failed(&self, diagnostics: Report, errors: Vec<String>) {
+        self.gateway.metrics.reloads_failed.inc();
+        let mut told = diagnostics.to_string();
+        for error in &errors {
+            told.push_str(error);
+            told.push('\n');
+        }
+        tracing::error!(event = "config_rejected", file = %self.path.display(), reason = %told.trim_end(), "the running configuration is kept");
+        self.last_edit.store(Arc::new(LastEdit {
+            result: "failed",
+            diagnostics,
+            errors,
+            ..LastEdit::started(&self.path)
+        }));
+    }
+}
+
+/// Reads a configuration as `serve` and `check` do.
+pub fn read(path: &Path, offline: bool) -> Result<Loaded, Report> {
+    let registry = spillway_filters::registry();
+    let env = |name: &str| std::env::var(name).ok();
+    spillway_config::load(path, &LoadOptions { catalog: &registry, env: &env, files: &ModelFiles, offline })
+}
+
+/// Watches the folders that files lie in: editors put a new file in place of the old one, and Kubernetes a new link.
+fn watch(watcher: Option<&mut RecommendedWatcher>, watched: &mut BTreeSet<PathBuf>, files: &[PathBuf]) {
+    let Some(watcher) = watcher else { return };
+    let folders = files.iter().filter_map(|file| file.parent()).map(Path::to_owned);
+    for folder in folders {
+        if watched.contains(&folder) {
+            continue;
+        }
+        match watcher.watch(&folder, RecursiveMode::NonRecursive) {
+            Ok(()) => {
+                watched.insert(folder);
+            }
+            Err(e) => tracing::debug!(event = "folder_not_watched", folder = %folder.display(), reason = %e),
+        }
+    }
+}
+
+/// Waits until files have come to rest.
+async fn rest(files: &[PathBuf]) -> Seen {
+    let started = tokio::time::Instant::now();
+    let mut last = look(files);
+    loop {
+        tokio::time::sleep(REST).await;
+        let now = look(files);
+        if now == last || started.elapsed() > RESTLESS {
+            return now;
+        }
+        last = now;
+    }
+}

@@ -1,0 +1,297 @@
+//! Start and end of the process, and what all parts share while it runs.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use sha2::{Digest, Sha256};
+use spillway_config::schema::{Config, LogFormat};
+use subtle::ConstantTimeEq;
+use tokio::sync::watch;
+
+use crate::admin::{self, AdminState};
+use crate::balancing::HealthSupervisor;
+use crate::listener::{ListenError, ListenerSet};
+use crate::reload::{LastEdit, Reloader};
+use crate::snapshot::{Compiler, Snapshot, SnapshotError};
+use crate::telemetry::{LogWriter, Metrics};
+use crate::upstream::{BodyBudget, Connector, Via};
+
+/// How often the end of a drain is looked for.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// The gateway cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration cannot be run.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A listener cannot be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The admin address cannot be opened.
+    #[error("admin: cannot listen on {address}: {source} (another process may have the port; `ss -ltnp` shows which)")]
+    Admin {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A secret of the admin address is missing.
+    #[error("admin.token: {0}")]
+    Token(String),
+    /// The system refused something.
+    #[error("{0}")]
+    System(String),
+}
+
+/// What all requests share.
+pub struct Gateway {
+    /// The running configuration.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// Upstream connections.
+    pub connector: Connector,
+    /// How this process signs.
+    pub via: Via,
+    /// Memory for bodies.
+    pub bodies: BodyBudget,
+    /// Series.
+    pub metrics: Arc<Metrics>,
+    /// Where lines go.
+    pub log: LogWriter,
+    /// How they are written.
+    pub log_format: LogFormat,
+    running: AtomicUsize,
+}
+
+impl Gateway {
+    /// Counts a request until what is returned is dropped.
+    pub fn enter(&self) -> impl Drop + use<'_> {
+        struct Running<'g>(&'g AtomicUsize);
+        impl Drop for Running<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        self.running.fetch_add(1, Ordering::AcqRel);
+        Running(&self.running)
+    }
+
+    /// Requests that run.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::Acquire)
+    }
+}
+
+/// What the admin address shows, also before the gateway is ready.
+struct Shown {
+    gateway: ArcSwap<Option<Arc<Gateway>>>,
+    draining: AtomicBool,
+    metrics: Arc<Metrics>,
+    last_edit: Arc<ArcSwap<LastEdit>>,
+    token: Option<[u8; 32]>,
+    address: SocketAddr,
+    hosts: Vec<String>,
+}
+
+impl AdminState for Shown {
+    fn readiness(&self) -> Result<(), &'static str> {
+        if self.draining.load(Ordering::Acquire) {
+            Err("draining")
+        } else if self.gateway.load().is_none() {
+            Err("starting")
+        } else {
+            Ok(())
+        }
+    }
+    fn metrics(&self) -> String {
+        match self.gateway.load().as_ref() {
+            None => self.metrics.encode(&[], 0),
+            Some(gateway) => {
+                let samples: Vec<_> = gateway.snapshot.load().models.iter().map(|model| model.sample()).collect();
+                self.metrics.buffered_bytes.set(i64::try_from(gateway.bodies.used()).unwrap_or(i64::MAX));
+                self.metrics.encode(&samples, gateway.log.dropped())
+            }
+        }
+    }
+    fn config(&self) -> serde_json::Value {
+        let gateway = self.gateway.load();
+        let running = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
+        serde_json::json!({
+            "generation": running.as_ref().map(|snapshot| snapshot.generation),
+            "running": running.as_ref().map(|snapshot| &snapshot.redacted),
+            "lastEdit": *self.last_edit.load_full(),
+        })
+    }
+    fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
+        let expected = self.token.as_ref()?;
+        let shown: [u8; 32] = Sha256::digest(token.unwrap_or_default()).into();
+        Some(token.is_some() && bool::from(shown.ct_eq(expected)))
+    }
+    fn is_loopback(&self) -> bool {
+        self.address.ip().is_loopback()
+    }
+    fn hosts(&self) -> Vec<String> {
+        self.hosts.clone()
+    }
+}
+
+/// Runs the gateway until it is told to end.
+///
+/// The order: the admin address answers first, so that a slow start can be watched; then everything is compiled and
+/// models are loaded; ports are bound before that, so that a port in use is told at once; requests are served last.
+pub async fn serve(
+    path: PathBuf,
+    config: Config,
+    files: Vec<PathBuf>,
+    log: LogWriter,
+    cache_dir: Option<PathBuf>,
+) -> Result<(), ServeError> {
+    let metrics = Arc::new(Metrics::new());
+    let last_edit = Arc::new(ArcSwap::from_pointee(LastEdit::started(&path)));
+    let stop_admin = watch::Sender::new(false);
+    let shown = open_admin(&config, &metrics, &last_edit, &stop_admin).await?;
+
+    let listeners = Arc::new(ListenerSet::default());
+    let compiler = Arc::new(Compiler::new(spillway_filters::registry(), metrics.clone(), cache_dir));
+    let plans = crate::snapshot::plans(&config);
+    let prepared = listeners.prepare(&plans)?;
+    let snapshot = compiler.compile(&config, None).await?;
+
+    let health = Arc::new(HealthSupervisor::default());
+    health.apply(std::mem::take(&mut *snapshot.probes.lock()));
+    let gateway = Arc::new(Gateway {
+        bodies: BodyBudget::new(snapshot.buffered_bodies),
+        snapshot: ArcSwap::from_pointee(snapshot),
+        connector: Connector::default(),
+        via: Via::new(),
+        metrics: metrics.clone(),
+        log: log.clone(),
+        log_format: config.telemetry.logs.format,
+        running: AtomicUsize::new(0),
+    });
+    listeners.commit(prepared, &gateway);
+    metrics.reloaded_at.set(unix_seconds());
+    shown.gateway.store(Arc::new(Some(gateway.clone())));
+    tracing::info!(event = "ready", version = env!("CARGO_PKG_VERSION"), config = %path.display());
+
+    let reloader = Reloader {
+        path,
+        admin: config.admin.clone(),
+        log_format: config.telemetry.logs.format,
+        buffered_bodies: config.limits.buffered_bodies,
+        gateway: gateway.clone(),
+        compiler,
+        listeners: listeners.clone(),
+        health: health.clone(),
+        last_edit,
+    };
+    let (reload, edits) = tokio::sync::mpsc::channel(1);
+    let watching = tokio::spawn(reloader.run(files, edits));
+    wait_for_the_end(&reload).await?;
+
+    shown.draining.store(true, Ordering::Release);
+    watching.abort();
+    drain(&gateway, &listeners).await;
+    health.stop();
+    stop_admin.send_replace(true);
+    let tracer = gateway.snapshot.load().tracer.clone();
+    let _ = tokio::task::spawn_blocking(move || tracer.flush()).await;
+    tracing::info!(event = "stopped");
+    log.flush();
+    Ok(())
+}
+
+async fn open_admin(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    last_edit: &Arc<ArcSwap<LastEdit>>,
+    stop: &watch::Sender<bool>,
+) -> Result<Arc<Shown>, ServeError> {
+    let written = config.admin.as_ref();
+    let token = match written.and_then(|admin| admin.token.as_ref()) {
+        Some(token) => {
+            let token =
+                token.resolve(&|name| std::env::var(name).ok()).map_err(|e| ServeError::Token(e.to_string()))?;
+            Some(Sha256::digest(token.as_bytes()).into())
+        }
+        None => None,
+    };
+    let address = written.map_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)), |admin| admin.address.0);
+    let shown = Arc::new(Shown {
+        gateway: ArcSwap::from_pointee(None),
+        draining: AtomicBool::new(false),
+        metrics: metrics.clone(),
+        last_edit: last_edit.clone(),
+        token,
+        address,
+        hosts: written.map(|admin| admin.hosts.clone()).unwrap_or_default(),
+    });
+    if written.is_some() {
+        let failed = |source| ServeError::Admin { address, source };
+        let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        tracing::info!(event = "admin_listening", address = %local);
+        tokio::spawn(admin::serve(listener, shown.clone(), stop.subscribe()));
+    }
+    Ok(shown)
+}
+
+/// Waits for SIGTERM or SIGINT; SIGHUP reloads.
+async fn wait_for_the_end(reload: &tokio::sync::mpsc::Sender<()>) -> Result<(), ServeError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |e: std::io::Error| ServeError::System(format!("signals cannot be handled: {e}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
+    loop {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            _ = hang_up.recv() => {
+                // One reload that waits stands for all that were asked for meanwhile.
+                let _ = reload.try_send(());
+                continue;
+            }
+        };
+        tracing::info!(event = "stopping", signal = name);
+        return Ok(());
+    }
+}
+
+/// Lets running requests finish, up to the limit. A second signal ends the wait.
+async fn drain(gateway: &Gateway, listeners: &ListenerSet) {
+    listeners.stop();
+    let limit = gateway.snapshot.load().drain_timeout;
+    let started = Instant::now();
+    let again = tokio::signal::ctrl_c();
+    tokio::pin!(again);
+    while gateway.running() > 0 {
+        if started.elapsed() >= limit {
+            tracing::warn!(event = "drain_timeout", requests = gateway.running(), seconds = limit.as_secs_f64());
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(DRAIN_POLL) => {}
+            _ = &mut again => return,
+        }
+    }
+    // The last answer is written; its connection needs a moment to be closed in order.
+    tokio::time::sleep(DRAIN_POLL).await;
+}
+
+pub(crate) fn unix_seconds() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+/// Checks of files that a configuration names.
+pub struct ModelFiles;
+
+impl spillway_config::FileChecks for ModelFiles {
+    fn model(&self, path: &Path) -> Result<(), String> {
+        spillway_engine::inspect(path).map(|_| ()).map_err(|e| e.to_string())
+    }
+}

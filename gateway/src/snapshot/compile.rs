@@ -1,0 +1,316 @@
+//! From a checked configuration to a snapshot: names become references, text becomes matchers, hosts become addresses,
+//! models are loaded. Whatever outlives a snapshot is found again here by its identity.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, StatusCode};
+use spillway_config::schema::{self, BackendProtocol, Config, PolicyName, RetryOn, RouteAuthentication};
+use spillway_config::values::ServerUrl;
+use spillway_filter::{BuildContext, Registry, SharedStates, Stage};
+
+use super::{Backend, Last, ListedModel, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind};
+use crate::balancing::{Endpoint, EndpointKey, EndpointState, Endpoints, LeastRequest, Policy, Probe, RoundRobin};
+use crate::identity::Authenticator;
+use crate::protocol::Api;
+use crate::routing::{ModelPattern, TableBuilder};
+use crate::spill::Models;
+use crate::telemetry::{Metrics, Tracer};
+use crate::upstream::Peer;
+
+/// Longest time for a name of an endpoint to be resolved.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A configuration that is sound and still cannot be run: every reason, one a line.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct SnapshotError(pub Vec<String>);
+
+/// Makes snapshots; holds what they share.
+pub struct Compiler {
+    /// The filters that there are.
+    pub registry: Registry,
+    /// State of filters.
+    pub states: SharedStates,
+    /// State of endpoints.
+    pub endpoints: Endpoints,
+    /// Series.
+    pub metrics: Arc<Metrics>,
+    /// Where compiled pipelines of models are kept.
+    pub cache_dir: Option<PathBuf>,
+    generation: AtomicU64,
+}
+
+fn secret(secret: &spillway_config::values::Secret) -> Result<String, String> {
+    secret.resolve(&|name| std::env::var(name).ok()).map_err(|e| e.to_string())
+}
+
+impl Compiler {
+    /// A compiler for a new process.
+    pub fn new(registry: Registry, metrics: Arc<Metrics>, cache_dir: Option<PathBuf>) -> Self {
+        Self {
+            registry,
+            states: SharedStates::default(),
+            endpoints: Endpoints::default(),
+            metrics,
+            cache_dir,
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// Compiles a configuration. State of what did not change is taken over from `previous`.
+    pub async fn compile(&self, config: &Config, previous: Option<&Snapshot>) -> Result<Snapshot, SnapshotError> {
+        let mut errors = Vec::new();
+        let tracer =
+            Tracer::new(config.telemetry.tracing.as_ref(), previous.map(|p| &p.tracer), &self.metrics.spans_dropped);
+        let tracer = tracer.unwrap_or_else(|e| {
+            errors.push(e.to_string());
+            Tracer::default()
+        });
+        let authentication = config.authentication.clone().unwrap_or_default();
+        let identity = Authenticator::new(&authentication, &config.consumers);
+        let mut probes = Vec::new();
+        let mut backends = HashMap::new();
+        for written in &config.backends {
+            match self.backend(written, previous, &mut probes).await {
+                Ok(backend) => {
+                    backends.insert(written.name.as_str(), Arc::new(backend));
+                }
+                Err(e) => errors.push(format!("backend `{}`: {e}", written.name)),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(SnapshotError(errors));
+        }
+        let loaded =
+            Models::load(&config.models, previous.map(|p| &p.models), &self.metrics, self.cache_dir.as_deref()).await;
+        let models = loaded.map_err(|e| SnapshotError(e.iter().map(ToString::to_string).collect()))?;
+        let identity = identity.map_err(|e| SnapshotError(vec![e.to_string()]))?;
+        let mut table = TableBuilder::default();
+        for written in &config.routes {
+            let added = self.route(written, config, &backends, &models).and_then(|route| {
+                table.add(&Arc::new(route), &written.hostnames, &written.matches).map_err(|e| e.to_string())
+            });
+            if let Err(e) = added {
+                errors.push(e);
+            }
+        }
+        if !errors.is_empty() {
+            return Err(SnapshotError(errors));
+        }
+        Ok(Snapshot {
+            routes: table.build(),
+            identity,
+            tracer,
+            access_log: config.telemetry.logs.access,
+            probes: parking_lot::Mutex::new(probes),
+            backends: backends.into_values().collect(),
+            models,
+            buffered_bodies: config.limits.buffered_bodies.0,
+            drain_timeout: config.shutdown.drain_timeout.0,
+            redacted: redacted(config),
+            generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
+        })
+    }
+
+    async fn backend(
+        &self,
+        written: &schema::Backend,
+        previous: Option<&Snapshot>,
+        probes: &mut Vec<Probe>,
+    ) -> Result<Backend, String> {
+        let mut endpoints = Vec::new();
+        for endpoint in &written.endpoints {
+            let address = resolve(&endpoint.url).await?;
+            let key = EndpointKey { backend: written.name.clone(), url: endpoint.url.clone() };
+            // At start all count as available; an endpoint that a reload adds takes traffic after its first check.
+            let healthy = previous.is_none() || written.health_check.is_none();
+            let text = endpoint.url.to_string();
+            let state = self
+                .endpoints
+                .get_or_insert(&key, || EndpointState::new(self.metrics.endpoint(&written.name, &text), healthy));
+            if let Some(check) = &written.health_check {
+                probes.push(Probe { key: key.clone(), address, check: check.clone(), state: state.clone() });
+            }
+            endpoints.push(Arc::new(Endpoint {
+                url: endpoint.url.clone(),
+                address: text,
+                weight: endpoint.weight,
+                max_in_flight: written.capacity.max_in_flight,
+                state,
+                peer: Peer::new(&key, address, written.timeouts.connect.0),
+            }));
+        }
+        let credentials = match &written.credentials {
+            None => None,
+            Some(credentials) => {
+                let text = format!("Bearer {}", secret(&credentials.bearer)?);
+                let mut value = HeaderValue::from_str(&text)
+                    .map_err(|_| "its bearer token has characters that no header may have".to_owned())?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+        };
+        let full: Vec<u16> = match &written.capacity.statuses {
+            Some(statuses) => statuses.iter().map(|status| status.0).collect(),
+            None if written.protocol == BackendProtocol::Openai => vec![429, 503],
+            None => Vec::new(),
+        };
+        let policy: Box<dyn Policy> = match written.load_balancing.policy {
+            PolicyName::RoundRobin => Box::new(RoundRobin::default()),
+            PolicyName::LeastRequest => Box::new(LeastRequest),
+        };
+        Ok(Backend {
+            name: written.name.as_str().into(),
+            protocol: written.protocol,
+            endpoints,
+            policy,
+            upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
+            credentials,
+            full_statuses: full,
+            max_full_for: written.capacity.max_full_for.0,
+            first_byte_timeout: written.timeouts.first_byte.0,
+            idle_timeout: written.timeouts.idle.0,
+            metrics: self.metrics.model("openai", &written.name),
+        })
+    }
+
+    fn route(
+        &self,
+        written: &schema::Route,
+        config: &Config,
+        backends: &HashMap<&str, Arc<Backend>>,
+        models: &Models,
+    ) -> Result<Route, String> {
+        let name = written.name.clone().unwrap_or_else(|| "default".to_owned());
+        let missing = |what: &str| format!("route `{name}`: there is no {what}");
+        let model = |name: &str| models.get(name).cloned().ok_or_else(|| missing(name));
+        let mut targets = Vec::new();
+        for reference in &written.backend_refs {
+            let (name, kind) = match (&reference.name, &reference.model) {
+                (Some(name), _) => {
+                    let backend = backends.get(name.as_str()).cloned().ok_or_else(|| missing(name))?;
+                    (name, TargetKind::Backend(backend))
+                }
+                (None, Some(name)) => (name, TargetKind::Model(model(name)?)),
+                (None, None) => return Err(missing("backend or model in a backendRef")),
+            };
+            targets.push(Target { name: name.clone(), weight: reference.weight, kind });
+        }
+        let last = |spill_to: Option<&String>, reject: Option<&schema::Reject>| {
+            let reject = reject.cloned().unwrap_or_default();
+            Ok::<_, String>(Last {
+                spill_to: spill_to.map(|name| model(name)).transpose()?,
+                status: StatusCode::from_u16(reject.status.0).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+                retry_after: reject.retry_after.0,
+            })
+        };
+        let saturated = written.when_saturated.clone().unwrap_or_default();
+        let when_saturated = last(saturated.spill_to.as_ref(), saturated.reject.as_ref())?;
+        let when_unavailable = match &written.when_unavailable {
+            Some(rule) => last(rule.spill_to.as_ref(), rule.reject.as_ref())?,
+            None => when_saturated.clone(),
+        };
+        let (mut guards, mut filters) = (Vec::new(), Vec::new());
+        for entry in &written.filters {
+            let cx = BuildContext { route: &name, states: &self.states };
+            let filter = self
+                .registry
+                .build(&entry.name, &entry.config, &cx)
+                .map_err(|e| format!("route `{name}`, filter `{}`: {}", entry.name, e.message))?;
+            let list = if filter.stage() == Stage::Guard { &mut guards } else { &mut filters };
+            list.push(NamedFilter { name: entry.name.clone(), filter });
+        }
+        let speaks_model = targets.iter().any(|target| match &target.kind {
+            TargetKind::Backend(backend) => backend.protocol == BackendProtocol::Openai,
+            TargetKind::Model(_) => true,
+        });
+        let known_callers = !config.consumers.is_empty() || config.authentication.is_some();
+        let default = if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None };
+        let on = |reason| written.retry.on.contains(&reason);
+        Ok(Route {
+            api: if speaks_model { Api::OpenAi } else { Api::Problem },
+            authentication: written.authentication.unwrap_or(default),
+            guards,
+            filters,
+            sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
+            try_others: saturated.try_others,
+            when_saturated,
+            when_unavailable,
+            request_timeout: written.timeouts.request.0,
+            attempt_timeout: written.timeouts.backend_request.map(|t| t.0),
+            first_token_timeout: written.timeouts.first_token.map(|t| t.0),
+            retry: RetryPlan {
+                attempts: written.retry.attempts,
+                on_connect_failure: on(RetryOn::ConnectFailure),
+                on_reset: on(RetryOn::Reset),
+                on_statuses: written
+                    .retry
+                    .on
+                    .iter()
+                    .filter_map(|reason| if let RetryOn::Status(code) = reason { Some(*code) } else { None })
+                    .collect(),
+                backoff_base: written.retry.backoff.base.0,
+                backoff_max: written.retry.backoff.max.0,
+            },
+            max_body: written.limits.max_body.0,
+            holds_body: speaks_model,
+            listed_models: listed(written, config, &targets),
+            metrics: self.metrics.route(&name),
+            targets,
+            name,
+        })
+    }
+}
+
+/// The models that callers of a route can name, as far as the configuration says.
+fn listed(written: &schema::Route, config: &Config, targets: &[Target]) -> Vec<ListedModel> {
+    let mut models: Vec<ListedModel> = Vec::new();
+    let mut add = |id: &str, created: u64| {
+        if !models.iter().any(|model| model.id == id) {
+            models.push(ListedModel { id: id.to_owned(), created });
+        }
+    };
+    let exact = written.matches.iter().filter_map(|m| m.model.as_deref());
+    for name in exact.filter(|name| ModelPattern::new(name).exact().is_some()) {
+        add(name, 0);
+    }
+    for target in targets {
+        match &target.kind {
+            TargetKind::Model(model) => add(model.name(), model.created()),
+            TargetKind::Backend(backend) => {
+                let written = config.backends.iter().find(|b| b.name.as_str() == &*backend.name);
+                if let Some(model) = written.and_then(|b| b.model.as_deref()) {
+                    add(model, 0);
+                }
+            }
+        }
+    }
+    models
+}
+
+/// The address of a server. Names are resolved now, never while a request waits.
+async fn resolve(url: &ServerUrl) -> Result<SocketAddr, String> {
+    if let Ok(ip) = url.host.parse() {
+        return Ok(SocketAddr::new(ip, url.port));
+    }
+    let looked_up = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((url.host.as_str(), url.port))).await;
+    match looked_up {
+        Ok(Ok(mut addresses)) => addresses.next().ok_or_else(|| format!("`{}` has no address", url.host)),
+        Ok(Err(e)) => Err(format!("`{}` cannot be resolved: {e}", url.host)),
+        Err(_) => Err(format!("`{}` was not resolved within {} s", url.host, RESOLVE_TIMEOUT.as_secs())),
+    }
+}
+
+/// The configuration without digests; secrets are references to begin with.
+fn redacted(config: &Config) -> serde_json::Value {
+    let mut config = config.clone();
+    for consumer in &mut config.consumers {
+        consumer.keys.clear();
+    }
+    serde_json::to_value(config).unwrap_or_default()
+}

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# make demo: the gateway before two real llama.cpp servers, with Jaeger. Installs and builds what is missing, then hands
+# over to demo.py. scripts/demo.sh --once ends by itself when all has been shown.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$ROOT"
+
+scripts/system.sh run
+scripts/rust.sh
+scripts/model.sh
+scripts/test-tools.sh python jaeger
+
+say "Building the release binary (the first time takes some minutes)"
+cargo build --release --locked -p spillway
+
+vulkan_environment
+# Two llama.cpp servers want cores too.
+export LP_NUM_THREADS="${LP_NUM_THREADS:-2}"
+exec "$VENV/bin/python" scripts/demo.py \
+  --spillway "${CARGO_TARGET_DIR:-$ROOT/target}/release/spillway" \
+  --jaeger "$BIN/jaeger" \
+  --model "${SPILLWAY_MODEL_FILE:-$ROOT/models/smollm2-135m-instruct-q4_1.gguf}" \
+  --config config/examples/demo-fleet.yaml \
+  --logs "$CACHE/demo" "$@"
