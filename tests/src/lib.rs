@@ -1,1 +1,40 @@
-//! The built binary against real programs, one file for each promise
+//! What the end-to-end tests stand on: the built gateway as a process of its own, scripted upstreams for faults that no
+//! real server makes on demand, real llama.cpp servers, and an HTTP client that sees every byte. Everything listens on
+//! free ports of loopback and ends with the test.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test that fails should stop where it fails"
+)]
+
+mod client;
+mod gateway;
+mod programs;
+mod upstream;
+
+pub use client::{Answer, Client, Stream};
+pub use gateway::{Gateway, binary};
+pub use programs::{LlamaServer, jaeger, model, python, repository};
+pub use upstream::{Reply, Seen, Upstream, digest, reply, streamed};
+
+use std::time::Duration;
+
+/// Longest wait for something that will happen: a bound for a hang, never a measure.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `ready` gives something.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ready: impl FnMut() -> F) -> T {
+    let started = std::time::Instant::now();
+    loop {
+        if let Some(value) = ready().await {
+            return value;
+        }
+        assert!(started.elapsed() < PATIENCE, "{what}: did not happen within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

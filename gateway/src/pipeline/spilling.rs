@@ -103,15 +103,11 @@ pub(super) async fn last(
         }
     }
     route.metrics.shed(reason);
-    let (kind, code, message) = match reason {
-        "saturated" => (
-            if last.status == StatusCode::TOO_MANY_REQUESTS { ErrorKind::RateLimited } else { ErrorKind::Overloaded },
-            "overloaded",
-            "every server for this request is busy; try again",
-        ),
-        _ => (ErrorKind::Overloaded, "service_unavailable", "no server for this request is available; try again"),
+    let (code, message) = match reason {
+        "saturated" => ("overloaded", "every server for this request is busy; try again"),
+        _ => ("service_unavailable", "no server for this request is available; try again"),
     };
-    Err(End::refuse(Refusal::new(last.status, kind, code, message).retry_after(retry_after)))
+    Err(End::refuse(Refusal::new(last.status, ErrorKind::Overloaded, code, message).retry_after(retry_after)))
 }
 
 /// Writes what the engine gives, as it comes. A client that leaves ends the work within one step of the engine: the

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use pingora::protocols::http::ServerSession;
 use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{ErrorKind, Flow, Refusal, RequestView};
@@ -184,13 +184,14 @@ fn peek(session: &ServerSession, x: &Exchange) -> Result<Option<Asked>, End> {
     }
     let content_type = session.get_header(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let says_json = memchr::memmem::find(content_type, b"json").is_some();
-    let is_multipart = content_type.starts_with(b"multipart/");
-    if is_multipart || !(says_json || x.api == Api::OpenAi) {
+    let head = session.req_header();
+    let must_be_json = Api::of_path(head.uri.path()) == Api::OpenAi && head.method == Method::POST;
+    if !(says_json || must_be_json) {
         return Ok(None);
     }
     match openai::peek(&held.bytes) {
         Ok(peek) => Ok(Some(Asked { model: peek.model.map(Into::into), stream: peek.stream })),
-        Err(refusal) if x.api == Api::OpenAi => Err(refusal.into()),
+        Err(refusal) if must_be_json => Err(refusal.into()),
         Err(_) => Ok(None),
     }
 }

@@ -1,0 +1,147 @@
+//! The built gateway, with a configuration in a folder of its own.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use crate::{Client, eventually, repository};
+
+/// A running gateway.
+pub struct Gateway {
+    child: Child,
+    folder: tempfile::TempDir,
+    lines: Arc<Mutex<Vec<String>>>,
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// Where operators do.
+    pub admin: SocketAddr,
+}
+
+/// The built program.
+pub fn binary() -> PathBuf {
+    let path = std::env::var_os("SPILLWAY_BIN")
+        .map_or_else(|| repository().join("target/debug/spillway"), PathBuf::from);
+    assert!(path.is_file(), "{} is not there: `cargo build -p spillway` makes it", path.display());
+    path
+}
+
+impl Gateway {
+    /// Starts it with this configuration, listeners and admin address on free ports put in front.
+    pub async fn start(yaml: &str) -> Self {
+        let yaml = format!("listeners: [{{address: \"127.0.0.1:0\"}}]\nadmin: {{address: \"127.0.0.1:0\"}}\n{yaml}");
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("spillway.yaml"), &yaml).unwrap();
+        let mut child = Command::new(binary())
+            .args(["serve", "-c", "spillway.yaml"])
+            .current_dir(folder.path())
+            .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+            .env("TEST_SECRET", "upstream-secret")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (out, sink) = (child.stdout.take().unwrap(), lines.clone());
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                sink.lock().unwrap().push(line);
+            }
+        });
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut gateway = Self { child, folder, lines, address: unknown, admin: unknown };
+        let ready = eventually("the gateway is ready", || {
+            let ended = gateway.child.try_wait().unwrap();
+            assert!(ended.is_none(), "the gateway ended: {ended:?}\n{}", gateway.log());
+            let ready = gateway.events("ready").first().cloned();
+            async move { ready }
+        });
+        ready.await;
+        gateway.address = gateway.event_address("listening");
+        gateway.admin = gateway.event_address("admin_listening");
+        gateway
+    }
+
+    fn event_address(&self, event: &str) -> SocketAddr {
+        self.events(event)[0]["address"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// Lines of the log with this event, so far.
+    pub fn events(&self, event: &str) -> Vec<serde_json::Value> {
+        let lines = self.lines.lock().unwrap();
+        let parsed = lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        parsed.filter(|line| line["event"] == event).collect()
+    }
+
+    /// The whole log.
+    pub fn log(&self) -> String {
+        self.lines.lock().unwrap().join("\n")
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("spillway.yaml")
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A client of it.
+    pub fn client(&self) -> Client {
+        Client::new(self.address)
+    }
+
+    /// What the admin address shows under a path.
+    pub async fn shown(&self, path: &str) -> String {
+        Client::new(self.admin).get(path).await.text()
+    }
+
+    /// The value of a series, 0 when it is not there.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let text = self.shown("/metrics").await;
+        text.lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
+            .map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for its end.
+    pub async fn wait(mut self) -> (ExitStatus, String) {
+        let status = eventually("the gateway ends", || {
+            let ended = self.child.try_wait().unwrap();
+            async move { ended }
+        })
+        .await;
+        (status, self.log())
+    }
+
+    /// Waits until a reload has ended, well or not, since `before` of them had.
+    pub async fn reloads(&self, more_than: usize) -> serde_json::Value {
+        eventually("an edit is taken or kept out", || {
+            let mut all = self.events("config_reloaded");
+            all.extend(self.events("config_rejected"));
+            let last = (all.len() > more_than).then(|| all.last().cloned().unwrap());
+            async move { last }
+        })
+        .await
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            println!("--- log of the gateway ---\n{}", self.log());
+        }
+    }
+}

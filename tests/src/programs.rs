@@ -1,0 +1,73 @@
+//! Real programs: llama.cpp servers, Jaeger, Python with the official client. Missing ones fail loudly.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn needed(variable: &str, default: &str, how: &str) -> PathBuf {
+    let path = std::env::var_os(variable).map_or_else(|| repository().join(default), PathBuf::from);
+    assert!(path.is_file(), "{} is not there: {how} ({variable} names another place)", path.display());
+    path
+}
+
+/// Python with `openai` and `xllamacpp`.
+pub fn python() -> PathBuf {
+    needed("SPILLWAY_TEST_PYTHON", ".cache/venv/bin/python", "`scripts/test-tools.sh python` installs it")
+}
+
+/// The demo model.
+pub fn model() -> PathBuf {
+    needed("SPILLWAY_TEST_MODEL", "models/smollm2-135m-instruct-q4_1.gguf", "`make model` fetches it")
+}
+
+/// The Jaeger program.
+pub fn jaeger() -> PathBuf {
+    needed("SPILLWAY_TEST_JAEGER", ".cache/bin/jaeger", "`scripts/test-tools.sh jaeger` builds it")
+}
+
+/// A llama.cpp server with the demo model.
+pub struct LlamaServer {
+    child: Child,
+    /// Its URL.
+    pub url: String,
+}
+
+impl LlamaServer {
+    /// Starts one that works on `parallel` requests at a time.
+    pub fn start(parallel: usize) -> Self {
+        let mut child = Command::new(python())
+            .arg(repository().join("scripts/llama_server.py"))
+            .args(["--model", model().to_str().unwrap(), "--parallel", &parallel.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let url = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("listening on ").map(str::to_owned))
+            .expect("the llama.cpp server starts");
+        // Whatever it prints later is read, so that it never waits for us.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, url }
+    }
+
+    /// Kills it as a crash would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for LlamaServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

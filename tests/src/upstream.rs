@@ -1,0 +1,156 @@
+//! A scripted upstream: it answers as a test tells it to and remembers what it was asked.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::Hasher;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+/// What a request was.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub method: String,
+    pub path: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+pub type Reply = Response<BoxBody<Bytes, std::io::Error>>;
+
+/// A server on loopback.
+pub struct Upstream {
+    pub address: SocketAddr,
+    pub seen: Arc<Mutex<Vec<Seen>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Upstream {
+    /// Answers every request with what `reply` makes of it; `None` closes the connection without an answer.
+    pub async fn start<F, R>(reply: F) -> Self
+    where
+        F: Fn(Seen) -> R + Send + Sync + 'static,
+        R: Future<Output = Option<Reply>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (log, reply) = (seen.clone(), Arc::new(reply));
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (log, reply) = (log.clone(), reply.clone());
+                connections.spawn(async move {
+                    let service = service_fn(move |request: Request<Incoming>| {
+                        let (log, reply) = (log.clone(), reply.clone());
+                        async move {
+                            let (head, body) = request.into_parts();
+                            let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+                            let seen = Seen {
+                                method: head.method.to_string(),
+                                path: head.uri.to_string(),
+                                headers: head.headers,
+                                body,
+                            };
+                            log.lock().unwrap().push(seen.clone());
+                            reply(seen).await.ok_or_else(|| std::io::Error::other("closed on purpose"))
+                        }
+                    });
+                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Self { address, seen, task }
+    }
+
+    /// Answers every request with a status and a body.
+    pub async fn fixed(status: u16, body: &'static str) -> Self {
+        Self::start(move |_| async move { Some(reply(status, &[], body)) }).await
+    }
+
+    /// Answers with length and digest of what it was sent.
+    pub async fn digest() -> Self {
+        Self::start(|seen| async move { Some(reply(200, &[], digest(&seen.body))) }).await
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn count(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+
+    pub fn last(&self) -> Seen {
+        self.seen.lock().unwrap().last().cloned().expect("a request")
+    }
+
+    /// An address that nobody listens on.
+    pub async fn nobody() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Length and digest of a body.
+pub fn digest(body: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(body);
+    format!("{} {:016x}", body.len(), hasher.finish())
+}
+
+/// An answer with a whole body.
+pub fn reply(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {
+    let mut builder = Response::builder().status(status);
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
+    builder.body(Full::new(body.into()).map_err(|never| match never {}).boxed()).unwrap()
+}
+
+/// An answer whose parts come from a channel; dropping the sender with an error sent cuts it off.
+pub fn streamed(
+    headers: &[(&str, &str)],
+    parts: tokio::sync::mpsc::Receiver<Result<Bytes, std::io::Error>>,
+) -> Reply {
+    let frames = futures::stream::unfold(parts, |mut parts| async move {
+        let part = parts.recv().await?;
+        Some((part.map(hyper::body::Frame::data), parts))
+    });
+    let mut builder = Response::builder().status(200);
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
+    builder.body(BodyExt::boxed(http_body_util::StreamBody::new(SyncStream(Box::pin(frames))))).unwrap()
+}
+
+type Frames = std::pin::Pin<Box<dyn futures::Stream<Item = Result<hyper::body::Frame<Bytes>, std::io::Error>> + Send>>;
+
+/// `BoxBody` wants `Sync`; a stream is only ever polled through `&mut`.
+struct SyncStream(Frames);
+
+// SAFETY: nothing reads the stream through a shared reference.
+unsafe impl Sync for SyncStream {}
+
+impl futures::Stream for SyncStream {
+    type Item = Result<hyper::body::Frame<Bytes>, std::io::Error>;
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        self.0.as_mut().poll_next(cx)
+    }
+}

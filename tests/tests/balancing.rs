@@ -1,0 +1,219 @@
+//! Which server answers: weights, room, health, and what happens when one fails.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "tests")]
+
+use spillway_tests::{Gateway, Upstream, digest, eventually, reply, streamed};
+use tokio::sync::mpsc;
+
+#[tokio::test]
+async fn a_split_follows_its_weights_and_a_sticky_caller_stays() {
+    let (a, b) = (Upstream::fixed(200, "a").await, Upstream::fixed(200, "b").await);
+    let yaml = format!(
+        "backends:
+  - {{name: a, endpoints: [{{url: \"{}\"}}]}}
+  - {{name: b, endpoints: [{{url: \"{}\"}}]}}
+routes:
+  - backendRefs: [{{name: a, weight: 80}}, {{name: b, weight: 20}}]
+    sticky: {{header: x-session-id}}
+",
+        a.url(),
+        b.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    for _ in 0..1000 {
+        client.get("/").await;
+    }
+    // Five standard deviations of a binomial with p = 0.2: 200 +- 63.
+    assert!((137..=263).contains(&b.count()), "{} of 1000", b.count());
+    let mut moved = 0;
+    for session in 0..50 {
+        let id = format!("s{session}");
+        let ask = async || client.send(client.request("GET", "/", &[("x-session-id", &id)], "")).await.text();
+        let first = ask().await;
+        for _ in 0..3 {
+            moved += usize::from(ask().await != first);
+        }
+    }
+    assert_eq!(moved, 0);
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_or_hangs_up_costs_no_request() {
+    let good = Upstream::digest().await;
+    let closes = Upstream::start(|_| async { None }).await;
+    let yaml = format!(
+        "backends:
+  - {{name: dead, protocol: openai, loadBalancing: {{policy: roundRobin}}, endpoints: [{{url: \"{}\"}}, {{url: \"{good}\"}}]}}
+  - {{name: closes, protocol: openai, loadBalancing: {{policy: roundRobin}}, endpoints: [{{url: \"{}\"}}, {{url: \"{good}\"}}]}}
+routes:
+  - {{name: dead, matches: [{{path: {{prefix: /dead}}}}], backendRefs: [{{name: dead}}]}}
+  - {{name: closes, matches: [{{path: {{prefix: /closes}}}}], backendRefs: [{{name: closes}}]}}
+",
+        Upstream::nobody().await,
+        closes.url(),
+        good = good.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    for size in [10, 65_537, 1 << 20] {
+        let body = vec![b'x'; size];
+        for path in ["/dead", "/closes"] {
+            for _ in 0..4 {
+                let answer = client.post(path, &[], body.clone()).await;
+                assert_eq!((answer.status.as_u16(), answer.text()), (200, digest(&body)), "{path} {size}");
+            }
+        }
+    }
+    assert!(closes.count() > 0, "the bad server was tried");
+}
+
+#[tokio::test]
+async fn a_plain_request_that_may_have_been_acted_on_is_not_sent_twice() {
+    let closes = Upstream::start(|_| async { None }).await;
+    let good = Upstream::fixed(200, "ok").await;
+    let yaml = format!(
+        "backends: [{{name: x, loadBalancing: {{policy: roundRobin}}, endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}]}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+",
+        closes.url(),
+        good.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    assert_eq!(client.get("/").await.status, 200, "GET is idempotent");
+    let mut statuses = Vec::new();
+    for _ in 0..2 {
+        statuses.push(client.post("/", &[], "order").await.status.as_u16());
+    }
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 503]);
+}
+
+#[tokio::test]
+async fn full_is_not_failed_the_request_moves_on_and_the_server_is_left_alone() {
+    let full = Upstream::start(|_| async { Some(reply(503, &[("retry-after", "30")], "full")) }).await;
+    let good = Upstream::digest().await;
+    let yaml = format!(
+        "backends:
+  - name: x
+    protocol: openai
+    loadBalancing: {{policy: roundRobin}}
+    endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}]
+    capacity: {{maxFullFor: 30s}}
+routes: [{{retry: {{attempts: 0}}, backendRefs: [{{name: x}}]}}]
+",
+        full.url(),
+        good.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    for _ in 0..10 {
+        let body = vec![b'x'; 200_000];
+        let answer = client.post("/", &[], body.clone()).await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (200, digest(&body)));
+    }
+    assert_eq!(full.count(), 1, "asked once, then left alone");
+}
+
+#[tokio::test]
+async fn a_spent_quota_is_the_callers_business() {
+    const SPENT: &str = r#"{"error":{"message":"no money","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}"#;
+    let spent = Upstream::start(|_| async { Some(reply(429, &[("content-type", "application/json")], SPENT)) }).await;
+    let yaml = format!(
+        "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+",
+        spent.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    for _ in 0..2 {
+        let answer = gateway.client().post("/", &[], "{}").await;
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (429, SPENT));
+    }
+    assert_eq!(spent.count(), 2);
+}
+
+#[tokio::test]
+async fn requests_in_flight_never_pass_their_limit_and_the_rest_is_refused_as_the_route_says() {
+    let (send, parts) = mpsc::channel(1);
+    let parts = std::sync::Arc::new(tokio::sync::Mutex::new(Some(parts)));
+    let busy = Upstream::start(move |_| {
+        let parts = parts.clone();
+        async move {
+            match parts.lock().await.take() {
+                Some(parts) => Some(streamed(&[], parts)),
+                None => Some(reply(200, &[], "second")),
+            }
+        }
+    })
+    .await;
+    let yaml = format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}], capacity: {{maxInFlight: 1}}}}]
+routes: [{{backendRefs: [{{name: x}}], whenSaturated: {{reject: {{status: 429, retryAfter: 7s}}}}}}]
+",
+        busy.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    let mut first = client.stream(client.request("GET", "/", &[], "")).await.unwrap();
+    send.send(Ok("x".into())).await.unwrap();
+    first.part().await.unwrap().unwrap();
+    let refused = client.get("/").await;
+    assert_eq!((refused.status.as_u16(), refused.header("retry-after")), (429, "7"), "{}", refused.text());
+    assert_eq!(refused.header("x-should-retry"), "false", "seven seconds are too long for a client to hold its caller");
+    drop(send);
+    assert!(first.part().await.is_none());
+    let answer = eventually("the slot is free", || async {
+        let answer = client.get("/").await;
+        (answer.status == 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.text(), "second");
+}
+
+#[tokio::test]
+async fn an_unhealthy_server_gets_no_traffic_until_it_is_healthy_again() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let sick = Arc::new(AtomicBool::new(false));
+    let state = sick.clone();
+    let a = Upstream::start(move |seen| {
+        let sick = state.load(Ordering::Relaxed);
+        async move {
+            let status = if sick && seen.path == "/health" { 500 } else { 200 };
+            Some(reply(status, &[], "a"))
+        }
+    })
+    .await;
+    let b = Upstream::fixed(200, "b").await;
+    let yaml = format!(
+        "backends:
+  - name: x
+    loadBalancing: {{policy: roundRobin}}
+    endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}]
+    healthCheck: {{http: {{path: /health}}, interval: 50ms, timeout: 1s, healthyThreshold: 2, unhealthyThreshold: 2}}
+routes: [{{backendRefs: [{{name: x}}]}}]
+",
+        a.url(),
+        b.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    let answers = async || {
+        let mut answers = String::new();
+        for _ in 0..8 {
+            answers.push_str(&client.get("/").await.text());
+        }
+        answers
+    };
+    assert!(answers().await.contains('a'));
+    sick.store(true, Ordering::Relaxed);
+    eventually("it is found unhealthy", || async { gateway.events("endpoint_unhealthy").first().map(|_| ()) }).await;
+    assert_eq!(answers().await, "bbbbbbbb");
+    let series = format!("spillway_endpoint_healthy{{backend=\"x\",endpoint=\"{}\"}}", a.url());
+    assert_eq!(gateway.metric(&series).await, 0.0);
+    sick.store(false, Ordering::Relaxed);
+    eventually("it is found healthy", || async { gateway.events("endpoint_healthy").first().map(|_| ()) }).await;
+    assert!(answers().await.contains('a'));
+}

@@ -1,0 +1,110 @@
+//! Who may call, and how much.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "tests")]
+
+use std::process::Command;
+
+use spillway_tests::{Gateway, Upstream, binary};
+
+/// A key as `spillway key new` makes it, with its digest.
+fn key() -> (String, String) {
+    let out = Command::new(binary()).args(["key", "new"]).output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    (field("key:"), field("sha256:"))
+}
+
+#[tokio::test]
+async fn a_caller_is_known_by_its_key_before_a_byte_of_its_body_is_read() {
+    let upstream = Upstream::digest().await;
+    let ((key, digest), (second, second_digest)) = (key(), key());
+    let yaml = format!(
+        "consumers:
+  - {{name: acme, keys: [{{sha256: \"{digest}\"}}, {{sha256: \"{second_digest}\"}}]}}
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - {{name: closed, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: x}}]}}
+  - {{name: optional, matches: [{{path: {{prefix: /optional}}}}], authentication: optional, backendRefs: [{{name: x}}]}}
+  - {{name: open, matches: [{{path: {{prefix: /open}}}}], authentication: none, backendRefs: [{{name: x}}]}}
+",
+        upstream.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    for key in [&key, &second] {
+        for (name, value) in [("authorization", format!("Bearer {key}")), ("x-api-key", key.clone()), ("api-key", key.clone())] {
+            let answer = client.chat("m", &[(name, &value)]).await;
+            assert_eq!(answer.status, 200, "{name}: {}", answer.text());
+            let seen = upstream.last();
+            assert!(!seen.headers.contains_key(name), "the header that identified the caller ends here");
+        }
+    }
+    let bad = format!("Bearer {key}x");
+    for headers in [vec![], vec![("authorization", bad.as_str())], vec![("authorization", "Basic abc")], vec![("x-api-key", "")]] {
+        let answer = client.chat("m", &headers).await;
+        assert_eq!(answer.status, 401);
+        assert_eq!(answer.json()["error"]["type"], "authentication_error");
+        assert_eq!(answer.header("www-authenticate"), "Bearer");
+        assert!(!answer.text().contains(&key));
+    }
+    assert_eq!(client.post("/optional", &[], "{}").await.status, 200);
+    assert_eq!(client.post("/optional", &[("x-api-key", "wrong")], "{}").await.status, 401);
+    assert_eq!(client.post("/open", &[("x-api-key", "theirs")], "{}").await.status, 200);
+    assert_eq!(upstream.last().headers["x-api-key"], "theirs");
+    assert_eq!(gateway.metric("spillway_authentication_failures_total").await, 5.0);
+
+    // The body never comes: who is not known hears so all the same.
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0u8; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 401");
+}
+
+#[tokio::test]
+async fn limits_hold_by_consumer_and_address_and_say_when_to_come_back() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let ((a, a_digest), (b, b_digest)) = (key(), key());
+    let yaml = format!(
+        "consumers:
+  - {{name: a, keys: [{{sha256: \"{a_digest}\"}}]}}
+  - {{name: b, keys: [{{sha256: \"{b_digest}\"}}]}}
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - name: limited
+    filters:
+      - rateLimit: {{by: clientAddress, requests: 8/h}}
+      - rateLimit: {{by: consumer, requests: 60/h, burst: 3}}
+    backendRefs: [{{name: x}}]
+",
+        upstream.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    for left in ["2", "1", "0"] {
+        let answer = client.chat("m", &[("x-api-key", &a)]).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("x-ratelimit-remaining-requests"), left);
+        assert_eq!(answer.header("x-ratelimit-limit-requests"), "3");
+    }
+    for _ in 0..3 {
+        let refused = client.chat("m", &[("x-api-key", &a)]).await;
+        assert_eq!(refused.status, 429);
+        assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
+        let wait: u64 = refused.header("retry-after").parse().unwrap();
+        let millis: u64 = refused.header("retry-after-ms").parse().unwrap();
+        assert!(wait <= 60 && wait == millis.div_ceil(1000), "{wait} s, {millis} ms");
+        assert!(refused.header("x-ratelimit-reset-requests").ends_with('s'));
+    }
+    // Three took from the address's eight, the refused ones nothing: three of b, then two more are left.
+    for _ in 0..3 {
+        assert_eq!(client.chat("m", &[("x-api-key", &b)]).await.status, 200);
+    }
+    assert_eq!(client.chat("m", &[("x-api-key", &b)]).await.status, 429, "b's own burst");
+    assert_eq!(client.chat("m", &[]).await.status, 401, "this one takes from the address");
+    assert_eq!(client.chat("m", &[]).await.status, 401, "and this the last");
+    assert_eq!(client.chat("m", &[]).await.status, 429, "the address is judged before the key");
+    assert_eq!(upstream.count(), 6);
+}

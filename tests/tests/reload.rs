@@ -1,0 +1,139 @@
+//! An edit of the file: taken whole, or kept out whole, and no request feels it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "tests")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use spillway_tests::{Gateway, Upstream, eventually};
+
+fn yaml(url: &str) -> String {
+    format!("backends: [{{name: x, endpoints: [{{url: \"{url}\"}}]}}]\nroutes: [{{backendRefs: [{{name: x}}]}}]\n")
+}
+
+fn whole(yaml: &str) -> String {
+    // Port 0 is the same listener as before: it keeps its port.
+    format!("listeners: [{{address: \"127.0.0.1:0\"}}]\nadmin: {{address: \"127.0.0.1:0\"}}\n{yaml}")
+}
+
+#[tokio::test]
+async fn edits_are_taken_as_editors_write_them_and_bad_ones_are_kept_out() {
+    let (a, b) = (Upstream::fixed(200, "a").await, Upstream::fixed(200, "b").await);
+    let gateway = Gateway::start(&yaml(&a.url())).await;
+    let client = gateway.client();
+    let file = gateway.config();
+    assert_eq!(client.get("/").await.text(), "a");
+
+    // An editor that writes a new file and puts it in place of the old one.
+    let new = gateway.folder().join(".spillway.yaml.swp");
+    std::fs::write(&new, whole(&yaml(&b.url()))).unwrap();
+    std::fs::rename(&new, &file).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    assert_eq!(client.get("/").await.text(), "b");
+
+    // One that writes in place.
+    std::fs::write(&file, whole(&yaml(&a.url()))).unwrap();
+    assert_eq!(gateway.reloads(1).await["event"], "config_reloaded");
+    assert_eq!(client.get("/").await.text(), "a");
+
+    // A bad edit changes nothing and is told with its places, all of them.
+    let bad = whole(&yaml(&b.url()).replace("backendRefs", "backendRef").replace("endpoints", "endpoint"));
+    std::fs::write(&file, bad).unwrap();
+    let told = gateway.reloads(2).await;
+    assert_eq!(told["event"], "config_rejected");
+    let reason = told["reason"].as_str().unwrap();
+    assert!(reason.contains("did you mean `backendRefs`?") && reason.contains("did you mean `endpoints`?"), "{reason}");
+    assert_eq!(client.get("/").await.text(), "a");
+    assert_eq!(gateway.metric("spillway_config_reloads_total{result=\"failed\"}").await, 1.0);
+    let shown: serde_json::Value = serde_json::from_str(&gateway.shown("/api/config").await).unwrap();
+    assert_eq!(shown["lastEdit"]["result"], "failed");
+    assert!(shown["lastEdit"]["diagnostics"].as_array().unwrap().len() >= 2);
+
+    // SIGHUP reads again, and the edit that follows is good.
+    std::fs::write(&file, whole(&yaml(&b.url()))).unwrap();
+    gateway.signal("HUP");
+    eventually("the good edit is taken", || async { (client.get("/").await.text() == "b").then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn no_request_is_lost_or_mixed_while_the_file_changes_under_load() {
+    let (a, b) = (Upstream::fixed(200, "a").await, Upstream::fixed(200, "b").await);
+    // Both versions name the header after the backend: an answer from one with the header of the other is mixed.
+    let version = |url: &str, name: &str| {
+        format!(
+            "backends: [{{name: {name}, endpoints: [{{url: \"{url}\"}}]}}]
+routes: [{{filters: [{{responseHeaders: {{set: {{x-version: {name}}}}}}}], backendRefs: [{{name: {name}}}]}}]
+"
+        )
+    };
+    let gateway = Gateway::start(&version(&a.url(), "a")).await;
+    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let load: Vec<_> = (0..4)
+        .map(|_| {
+            let (client, stop, asked) = (gateway.client(), stop.clone(), asked.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = client.get("/").await;
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                    assert_eq!(answer.header("x-version"), answer.text());
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    for edit in 0..6 {
+        let (url, name) = if edit % 2 == 0 { (b.url(), "b") } else { (a.url(), "a") };
+        std::fs::write(gateway.config(), whole(&version(&url, name))).unwrap();
+        assert_eq!(gateway.reloads(edit).await["event"], "config_reloaded");
+    }
+    stop.store(true, Ordering::Relaxed);
+    for task in load {
+        task.await.unwrap();
+    }
+    assert!(asked.load(Ordering::Relaxed) > 50 && a.count() > 0 && b.count() > 0);
+}
+
+#[tokio::test]
+async fn listeners_come_and_go_and_a_port_that_is_taken_keeps_the_edit_out() {
+    let a = Upstream::fixed(200, "a").await;
+    let gateway = Gateway::start(&yaml(&a.url())).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (taken_address, free_address) = (taken.local_addr().unwrap(), free.local_addr().unwrap());
+    drop(free);
+    let with = |address: std::net::SocketAddr| {
+        whole(&yaml(&a.url()))
+            .replace("listeners: [{address: \"127.0.0.1:0\"}]", &format!("listeners: [{{address: \"127.0.0.1:0\"}}, {{address: \"{address}\"}}]"))
+    };
+    std::fs::write(gateway.config(), with(taken_address)).unwrap();
+    let told = gateway.reloads(0).await;
+    assert_eq!(told["event"], "config_rejected");
+    assert!(told["reason"].as_str().unwrap().contains("another process has the port"), "{told}");
+    std::fs::write(gateway.config(), with(free_address)).unwrap();
+    assert_eq!(gateway.reloads(1).await["event"], "config_reloaded");
+    assert_eq!(spillway_tests::Client::new(free_address).get("/").await.text(), "a");
+    std::fs::write(gateway.config(), whole(&yaml(&a.url()))).unwrap();
+    assert_eq!(gateway.reloads(2).await["event"], "config_reloaded");
+    assert!(tokio::net::TcpStream::connect(free_address).await.is_err(), "the listener that is gone is closed");
+    assert_eq!(gateway.client().get("/").await.text(), "a", "the one that stayed was never closed");
+}
+
+#[tokio::test]
+async fn what_did_not_change_keeps_its_state() {
+    let a = Upstream::fixed(200, "a").await;
+    let limited = |burst: u32| {
+        format!(
+            "backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: r, filters: [{{rateLimit: {{by: clientAddress, requests: 1/h, burst: {burst}}}}}], backendRefs: [{{name: x}}]}}]
+",
+            a.url()
+        )
+    };
+    let gateway = Gateway::start(&limited(2)).await;
+    let client = gateway.client();
+    assert_eq!(client.get("/").await.header("x-ratelimit-remaining-requests"), "1");
+    std::fs::write(gateway.config(), whole(&limited(2)) + "\n# a comment\n").unwrap();
+    gateway.reloads(0).await;
+    assert_eq!(client.get("/").await.header("x-ratelimit-remaining-requests"), "0");
+    assert_eq!(client.get("/").await.status, 429);
+}
