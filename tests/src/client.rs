@@ -94,7 +94,12 @@ impl Client {
         let Opened { mut sender, task } = self.open().await;
         let response: Response<Incoming> = sender.send_request(request).await?;
         let (head, body) = response.into_parts();
-        Ok(Stream { status: head.status, headers: head.headers, body, _connection: Connection { task, _sender: sender } })
+        Ok(Stream {
+            status: head.status,
+            headers: head.headers,
+            body,
+            _connection: Connection { task, _sender: sender },
+        })
     }
 
     /// Sends a request and gives its whole answer.

@@ -21,8 +21,8 @@ pub struct Gateway {
 
 /// The built program.
 pub fn binary() -> PathBuf {
-    let path = std::env::var_os("SPILLWAY_BIN")
-        .map_or_else(|| repository().join("target/debug/spillway"), PathBuf::from);
+    let path =
+        std::env::var_os("SPILLWAY_BIN").map_or_else(|| repository().join("target/debug/spillway"), PathBuf::from);
     assert!(path.is_file(), "{} is not there: `cargo build -p spillway` makes it", path.display());
     path
 }
@@ -70,9 +70,14 @@ impl Gateway {
 
     /// Lines of the log with this event, so far.
     pub fn events(&self, event: &str) -> Vec<serde_json::Value> {
+        self.any_of(&[event])
+    }
+
+    /// Lines of the log with one of these events, so far and in their order.
+    fn any_of(&self, events: &[&str]) -> Vec<serde_json::Value> {
         let lines = self.lines.lock().unwrap();
         let parsed = lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        parsed.filter(|line| line["event"] == event).collect()
+        parsed.filter(|line| events.iter().any(|event| line["event"] == *event)).collect()
     }
 
     /// The whole log.
@@ -127,8 +132,7 @@ impl Gateway {
     /// Waits until a reload has ended, well or not, since `before` of them had.
     pub async fn reloads(&self, more_than: usize) -> serde_json::Value {
         eventually("an edit is taken or kept out", || {
-            let mut all = self.events("config_reloaded");
-            all.extend(self.events("config_rejected"));
+            let all = self.any_of(&["config_reloaded", "config_rejected"]);
             let last = (all.len() > more_than).then(|| all.last().cloned().unwrap());
             async move { last }
         })

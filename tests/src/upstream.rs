@@ -63,7 +63,9 @@ impl Upstream {
                             reply(seen).await.ok_or_else(|| std::io::Error::other("closed on purpose"))
                         }
                     });
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
@@ -122,10 +124,7 @@ pub fn reply(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -> R
 }
 
 /// An answer whose parts come from a channel; dropping the sender with an error sent cuts it off.
-pub fn streamed(
-    headers: &[(&str, &str)],
-    parts: tokio::sync::mpsc::Receiver<Result<Bytes, std::io::Error>>,
-) -> Reply {
+pub fn streamed(headers: &[(&str, &str)], parts: tokio::sync::mpsc::Receiver<Result<Bytes, std::io::Error>>) -> Reply {
     let frames = futures::stream::unfold(parts, |mut parts| async move {
         let part = parts.recv().await?;
         Some((part.map(hyper::body::Frame::data), parts))

@@ -1,6 +1,13 @@
 //! Which server answers: weights, room, health, and what happens when one fails.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
 
 use spillway_tests::{Gateway, Upstream, digest, eventually, reply, streamed};
 use tokio::sync::mpsc;
@@ -118,7 +125,8 @@ routes: [{{retry: {{attempts: 0}}, backendRefs: [{{name: x}}]}}]
 
 #[tokio::test]
 async fn a_spent_quota_is_the_callers_business() {
-    const SPENT: &str = r#"{"error":{"message":"no money","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}"#;
+    const SPENT: &str =
+        r#"{"error":{"message":"no money","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}"#;
     let spent = Upstream::start(|_| async { Some(reply(429, &[("content-type", "application/json")], SPENT)) }).await;
     let yaml = format!(
         "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]

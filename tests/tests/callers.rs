@@ -1,6 +1,13 @@
 //! Who may call, and how much.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
 
 use std::process::Command;
 
@@ -32,7 +39,9 @@ routes:
     let gateway = Gateway::start(&yaml).await;
     let client = gateway.client();
     for key in [&key, &second] {
-        for (name, value) in [("authorization", format!("Bearer {key}")), ("x-api-key", key.clone()), ("api-key", key.clone())] {
+        for (name, value) in
+            [("authorization", format!("Bearer {key}")), ("x-api-key", key.clone()), ("api-key", key.clone())]
+        {
             let answer = client.chat("m", &[(name, &value)]).await;
             assert_eq!(answer.status, 200, "{name}: {}", answer.text());
             let seen = upstream.last();
@@ -40,11 +49,13 @@ routes:
         }
     }
     let bad = format!("Bearer {key}x");
-    for headers in [vec![], vec![("authorization", bad.as_str())], vec![("authorization", "Basic abc")], vec![("x-api-key", "")]] {
+    for headers in
+        [vec![], vec![("authorization", bad.as_str())], vec![("authorization", "Basic abc")], vec![("x-api-key", "")]]
+    {
         let answer = client.chat("m", &headers).await;
         assert_eq!(answer.status, 401);
         assert_eq!(answer.json()["error"]["type"], "authentication_error");
-        assert_eq!(answer.header("www-authenticate"), "Bearer");
+        assert!(answer.header("www-authenticate").starts_with("Bearer"));
         assert!(!answer.text().contains(&key));
     }
     assert_eq!(client.post("/optional", &[], "{}").await.status, 200);

@@ -1,6 +1,13 @@
 //! What comes in goes out: bodies of any size, streams as they come, headers as they should be.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
 
 use bytes::Bytes;
 use spillway_tests::{Gateway, Upstream, digest, eventually, reply, streamed};
@@ -51,7 +58,10 @@ async fn a_body_over_the_limit_of_its_route_is_refused_before_it_is_sent() {
     for path in ["/held", "/streamed"] {
         let answer = client.post(path, &[], body(65_537)).await;
         assert_eq!(answer.status, 413, "{path}: {}", answer.text());
-        assert_eq!(answer.json()["error"]["code"].as_str().or(answer.json()["code"].as_str()), Some("request_too_large"));
+        assert_eq!(
+            answer.json()["error"]["code"].as_str().or(answer.json()["code"].as_str()),
+            Some("request_too_large")
+        );
     }
     let answer = client.send(client.chunked("/held", &[], vec![body(40_000), body(40_000)])).await;
     assert_eq!(answer.status, 413);
@@ -157,7 +167,11 @@ routes:
 #[tokio::test]
 async fn headers_end_here_pass_or_are_set_as_a_gateway_should() {
     let upstream = Upstream::start(|_| async {
-        Some(reply(200, &[("x-up", "1"), ("keep-alive", "timeout=5"), ("connection", "x-secret"), ("x-secret", "s")], "ok"))
+        Some(reply(
+            200,
+            &[("x-up", "1"), ("keep-alive", "timeout=5"), ("connection", "x-secret"), ("x-secret", "s")],
+            "ok",
+        ))
     })
     .await;
     let yaml = format!(
@@ -211,7 +225,8 @@ routes:
     assert_eq!((answer.header("x-up"), answer.header("x-model")), ("1", "plain"));
     assert!(!answer.headers.contains_key("x-secret") && !answer.headers.contains_key("keep-alive"));
 
-    let answer = client.send(client.request("GET", "/own", &[("x-api-key", "mine"), ("x-request-id", "bad id")], "")).await;
+    let answer =
+        client.send(client.request("GET", "/own", &[("x-api-key", "mine"), ("x-request-id", "bad id")], "")).await;
     let seen = upstream.last();
     assert_eq!(seen.headers["authorization"], "Bearer upstream-secret");
     assert!(!seen.headers.contains_key("x-api-key"));
@@ -280,7 +295,9 @@ async fn an_expected_continue_is_answered_once_before_the_body() {
     let gateway = Gateway::start(&both(&upstream, "")).await;
     for path in ["/held", "/streamed"] {
         let mut stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
-        let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+        );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut interim = [0u8; 25];
         stream.read_exact(&mut interim).await.unwrap();

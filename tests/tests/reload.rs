@@ -1,6 +1,13 @@
 //! An edit of the file: taken whole, or kept out whole, and no request feels it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -102,8 +109,10 @@ async fn listeners_come_and_go_and_a_port_that_is_taken_keeps_the_edit_out() {
     let (taken_address, free_address) = (taken.local_addr().unwrap(), free.local_addr().unwrap());
     drop(free);
     let with = |address: std::net::SocketAddr| {
-        whole(&yaml(&a.url()))
-            .replace("listeners: [{address: \"127.0.0.1:0\"}]", &format!("listeners: [{{address: \"127.0.0.1:0\"}}, {{address: \"{address}\"}}]"))
+        whole(&yaml(&a.url())).replace(
+            "listeners: [{address: \"127.0.0.1:0\"}]",
+            &format!("listeners: [{{address: \"127.0.0.1:0\"}}, {{address: \"{address}\"}}]"),
+        )
     };
     std::fs::write(gateway.config(), with(taken_address)).unwrap();
     let told = gateway.reloads(0).await;

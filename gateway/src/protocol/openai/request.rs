@@ -190,7 +190,9 @@ impl ChatRequest {
                     "user"
                 }
                 Some(_) => {
-                    return Err(wrong(format!("messages[{n}].role must be system, developer, user, assistant or tool")));
+                    return Err(wrong(format!(
+                        "messages[{n}].role must be system, developer, user, assistant or tool"
+                    )));
                 }
                 None => return Err(wrong(format!("messages[{n}].role is missing"))),
             }

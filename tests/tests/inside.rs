@@ -1,0 +1,117 @@
+//! The model inside: it answers official clients, stays apart for each caller, and refuses what it cannot do.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use spillway_tests::{Gateway, eventually, model, python, repository};
+
+fn inside(more: &str) -> String {
+    format!(
+        "models: [{{name: smollm2, source: \"{}\", contextLength: 256, maxSequences: 4, maxQueueWait: 60s{more}}}]
+routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: smollm2}}]}}]
+",
+        model().display()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_client_is_answered_by_the_model_inside() {
+    let gateway = Gateway::start(&inside("")).await;
+    let out = std::process::Command::new(python())
+        .arg(repository().join("tests/python/openai_client.py"))
+        .args([format!("http://{}/v1", gateway.address), "smollm2".into()])
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let told: Vec<serde_json::Value> =
+        String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(told[0]["whole"], "The capital of France is Paris.");
+    assert_eq!((&told[0]["finish"], &told[0]["model"]), (&"stop".into(), &"smollm2".into()));
+    assert_eq!(told[1]["streamed"], told[0]["whole"], "streamed or not, the same answer");
+    assert_eq!(told[1]["usage"], told[0]["usage"]);
+    assert_eq!(told[2]["models"], serde_json::json!(["smollm2"]));
+    assert_eq!(told[3], serde_json::json!({"refused": "unknown model", "code": "model_not_found", "param": "model"}));
+    assert_eq!(told[4]["param"], "temperature");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_conversations_at_once_are_not_mixed_up() {
+    let gateway = Gateway::start(&inside("")).await;
+    let ask = |word: &'static str| {
+        let client = gateway.client();
+        async move {
+            let body = serde_json::json!({
+                "model": "smollm2", "temperature": 0, "max_tokens": 12,
+                "messages": [{"role": "user", "content": format!("What is the capital of {word}? Answer in one sentence.")}]
+            });
+            let answer = client.post("/v1/chat/completions", &[], body.to_string()).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            answer.json()["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+        }
+    };
+    let alone = [ask("France").await, ask("Italy").await, ask("Germany").await];
+    let together = futures::join!(ask("France"), ask("Italy"), ask("Germany"), ask("France"));
+    assert_eq!([&together.0, &together.1, &together.2, &together.3], [&alone[0], &alone[1], &alone[2], &alone[0]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_frees_the_model_while_it_reads_and_while_it_writes() {
+    let gateway = Gateway::start(&inside("")).await;
+    let client = gateway.client();
+    let long = "word ".repeat(150);
+    for (content, wait_for_text) in [(long.as_str(), false), ("Count to one hundred.", true)] {
+        let body = serde_json::json!({
+            "model": "smollm2", "stream": true, "max_tokens": 200, "messages": [{"role": "user", "content": content}]
+        });
+        let request = client.request("POST", "/v1/chat/completions", &[], body.to_string());
+        let asked = tokio::spawn({
+            let client = client.clone();
+            async move {
+                let mut stream = client.stream(request).await.unwrap();
+                while stream.part().await.is_some() {}
+            }
+        });
+        let series = "spillway_engine_active_sequences{model=\"smollm2\"}";
+        eventually("the engine has begun", || async { (gateway.metric(series).await == 1.0).then_some(()) }).await;
+        if wait_for_text {
+            let before = gateway.metric("spillway_engine_generated_tokens_total{model=\"smollm2\"}").await;
+            eventually("it writes", || async {
+                (gateway.metric("spillway_engine_generated_tokens_total{model=\"smollm2\"}").await > before)
+                    .then_some(())
+            })
+            .await;
+        }
+        asked.abort();
+        eventually("the engine is free", || async { (gateway.metric(series).await == 0.0).then_some(()) }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_it_cannot_do_is_refused_by_name() {
+    let gateway = Gateway::start(&inside("")).await;
+    let client = gateway.client();
+    let ask = async |fields: serde_json::Value| {
+        let mut body = serde_json::json!({"model": "smollm2", "messages": [{"role": "user", "content": "hi"}]});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let answer = client.post("/v1/chat/completions", &[], body.to_string()).await;
+        assert_eq!(answer.status, 400, "{}", answer.text());
+        let error = answer.json()["error"].clone();
+        (error["code"].as_str().unwrap().to_owned(), error["param"].as_str().unwrap_or_default().to_owned())
+    };
+    let long = serde_json::json!({"messages": [{"role": "user", "content": "word ".repeat(400)}]});
+    assert_eq!(ask(long).await.0, "context_length_exceeded");
+    assert_eq!(ask(serde_json::json!({"n": 2})).await.1, "n");
+    assert_eq!(ask(serde_json::json!({"tools": [{"type": "function", "function": {"name": "f"}}]})).await.1, "tools");
+    let image = serde_json::json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]});
+    assert_eq!(ask(image).await.1, "messages");
+    let answer = client.post("/v1/chat/completions", &[], "{\"model\":").await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (400, &"invalid_json".into()));
+    assert_eq!(client.post("/v1/embeddings", &[], r#"{"model":"smollm2","input":"x"}"#).await.status, 404);
+    assert_eq!(gateway.client().chat("smollm2", &[]).await.status, 200, "nothing was harmed");
+}

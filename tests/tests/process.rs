@@ -1,0 +1,210 @@
+//! The life of the process and the command line.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::process::{Command, Output};
+
+use spillway_tests::{Gateway, Upstream, binary, model, streamed};
+use tokio::sync::mpsc;
+
+fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } =
+        Command::new(binary()).args(arguments).env_remove("SPILLWAY_CONFIG").current_dir("/").output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+fn plain(url: &str) -> String {
+    format!("backends: [{{name: x, endpoints: [{{url: \"{url}\"}}]}}]\nroutes: [{{backendRefs: [{{name: x}}]}}]\n")
+}
+
+#[tokio::test]
+async fn a_running_stream_survives_sigterm_and_nothing_new_is_taken() {
+    let (send, parts) = mpsc::channel(1);
+    let parts = std::sync::Arc::new(tokio::sync::Mutex::new(Some(parts)));
+    let upstream = Upstream::start(move |_| {
+        let parts = parts.clone();
+        async move { Some(streamed(&[("content-type", "text/event-stream")], parts.lock().await.take()?)) }
+    })
+    .await;
+    let gateway = Gateway::start(&plain(&upstream.url())).await;
+    let client = gateway.client();
+    let mut stream = client.stream(client.request("GET", "/", &[], "")).await.unwrap();
+    send.send(Ok("data: 1\n\n".into())).await.unwrap();
+    stream.part().await.unwrap().unwrap();
+    gateway.signal("TERM");
+    spillway_tests::eventually("no new connection is taken", || async {
+        tokio::net::TcpStream::connect(gateway.address).await.err()
+    })
+    .await;
+    assert_eq!(gateway.shown("/readyz").await, "draining");
+    send.send(Ok("data: 2\n\n".into())).await.unwrap();
+    assert_eq!(stream.part().await.unwrap().unwrap(), "data: 2\n\n");
+    drop(send);
+    assert!(stream.part().await.is_none(), "the stream ends in order");
+    let (status, log) = gateway.wait().await;
+    assert!(status.success() && log.contains("\"event\":\"stopped\""), "{log}");
+}
+
+#[tokio::test]
+async fn a_drain_has_an_end() {
+    let upstream = Upstream::start(|_| std::future::pending()).await;
+    let gateway = Gateway::start(&(plain(&upstream.url()) + "shutdown: {drainTimeout: 200ms}\n")).await;
+    let client = gateway.client();
+    let asked = tokio::spawn(async move { client.try_send(client.request("GET", "/", &[], "")).await.is_err() });
+    spillway_tests::eventually("the request is at the upstream", || async { (upstream.count() == 1).then_some(()) })
+        .await;
+    gateway.signal("TERM");
+    let (status, log) = gateway.wait().await;
+    assert!(status.success() && log.contains("drain_timeout"), "{log}");
+    assert!(asked.await.unwrap(), "its connection was closed");
+}
+
+#[tokio::test]
+async fn the_admin_address_shows_no_secret_and_only_to_who_may_look() {
+    let upstream = Upstream::fixed(200, "ok").await;
+    let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    let yaml = plain(&upstream.url()).replace("endpoints:", "credentials: {bearer: {env: TEST_SECRET}}, endpoints:")
+        + &format!("consumers: [{{name: a, keys: [{{sha256: \"{digest}\"}}]}}]\n");
+    let gateway = Gateway::start(&yaml).await;
+    let shown = gateway.shown("/api/config").await;
+    assert!(
+        shown.contains("\"name\":\"x\"") && !shown.contains(digest) && !shown.contains("upstream-secret"),
+        "{shown}"
+    );
+    let admin = spillway_tests::Client::new(gateway.admin);
+    assert_eq!(admin.get("/healthz").await.text(), "ok");
+    let rebound = admin.send(admin.request("GET", "/api/config", &[("host", "evil.example")], "")).await;
+    assert_eq!(rebound.status, 421, "a web page that points its name here sees nothing");
+    assert_eq!(admin.send(admin.request("GET", "/readyz", &[("host", "evil.example")], "")).await.text(), "ready");
+    assert_eq!(admin.get("/nothing").await.status, 404);
+    assert!(admin.get("/metrics").await.text().ends_with("# EOF\n"));
+}
+
+#[test]
+fn check_tells_all_mistakes_with_their_places() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bad.yaml");
+    let yaml = "listeners:
+  - address: 127.0.0.1:8080
+backends:
+  - name: a
+    endpoints: [{url: \"http://127.0.0.1:1\", wieght: 2}]
+    timeouts: {connect: 5}
+    outlierDetection: {}
+routes:
+  - name: r
+    backendRefs:
+      - {name: b}
+";
+    std::fs::write(&file, yaml).unwrap();
+    let path = file.to_str().unwrap();
+    let (code, _, told) = run(&["check", path]);
+    assert_eq!(code, Some(2));
+    for part in [
+        "unknown key `wieght`".to_owned(),
+        "did you mean `weight`?".to_owned(),
+        format!("--> {path}:5:45"),
+        "expected a duration such as 30s, found the number 5".to_owned(),
+        "unknown key `outlierDetection`: this version does not support it yet".to_owned(),
+        "= at: backends[0].endpoints[0].wieght".to_owned(),
+    ] {
+        assert!(told.contains(&part), "{part} is missing in\n{told}");
+    }
+    let caret = told.lines().skip_while(|line| !line.contains("wieght: 2")).nth(1).unwrap();
+    let under = told.lines().find(|line| line.contains("wieght: 2")).unwrap();
+    assert_eq!(caret.find('^'), under.find("wieght"), "the caret stands under the key\n{told}");
+
+    std::fs::write(
+        &file,
+        yaml.replace(", wieght: 2", "").replace("connect: 5", "connect: 5s").replace("    outlierDetection: {}\n", ""),
+    )
+    .unwrap();
+    let (code, _, told) = run(&["check", path]);
+    assert_eq!(code, Some(2));
+    assert!(
+        told.contains("there is no backend `b`") && told.contains("did you mean `a`?") && told.contains(":11:16"),
+        "{told}"
+    );
+    std::fs::write(
+        &file,
+        yaml.replace(", wieght: 2", "")
+            .replace("connect: 5", "connect: 5s")
+            .replace("    outlierDetection: {}\n", "")
+            .replace("name: b", "name: a"),
+    )
+    .unwrap();
+    assert_eq!(run(&["check", path]).0, Some(0));
+}
+
+#[test]
+fn the_command_line_answers() {
+    let (code, out, _) = run(&["version"]);
+    assert_eq!((code, out.trim()), (Some(0), concat!("spillway ", env!("CARGO_PKG_VERSION"))));
+    let (code, out, _) = run(&["schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, Some(0));
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    assert_eq!(schema["$defs"]["Filter"]["oneOf"].as_array().unwrap().len(), 3);
+    assert_eq!(run(&["frobnicate"]).0, Some(2));
+    let (code, _, told) = run(&["serve"]);
+    assert!(code == Some(2) && told.contains("no configuration"), "{told}");
+    let (code, _, told) = run(&["serve", "-c", "/nowhere.yaml"]);
+    assert!(code == Some(2) && told.contains("/nowhere.yaml"), "{told}");
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_told_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = |yaml: String| {
+        let file = folder.path().join("spillway.yaml");
+        std::fs::write(&file, yaml).unwrap();
+        run(&["serve", "-c", file.to_str().unwrap()])
+    };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("listeners: [{{address: \"{}\"}}]\n", taken.local_addr().unwrap());
+    let (code, _, told) = serve(listen + &plain("http://127.0.0.1:1"));
+    assert!(code == Some(1) && told.contains("another process has the port"), "{told}");
+
+    // A model file that ends too early names the tensor that is not there; nothing is allocated for it.
+    let whole = std::fs::read(model()).unwrap();
+    let cut = folder.path().join("cut.gguf");
+    std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    let inside = |source: &str| {
+        format!(
+            "listeners: [{{address: \"127.0.0.1:0\"}}]\nmodels: [{{name: m, source: {source}}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n"
+        )
+    };
+    let (code, _, told) = serve(inside("cut.gguf"));
+    assert!(code == Some(2) && told.contains("tensor `") && told.contains("cut.gguf is damaged"), "{told}");
+    std::fs::write(folder.path().join("text.gguf"), "no model").unwrap();
+    let (code, _, told) = serve(inside("text.gguf"));
+    assert!(code == Some(2) && told.contains("not a GGUF file"), "{told}");
+    let (code, _, told) = serve(inside("missing.gguf"));
+    assert!(code == Some(2) && told.contains("there is no file"), "{told}");
+}
+
+#[test]
+fn a_machine_without_an_adapter_is_told_what_to_install() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("spillway.yaml");
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]\nmodels: [{{name: m, source: \"{}\"}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n",
+        model().display()
+    );
+    std::fs::write(&file, yaml).unwrap();
+    let out = Command::new(binary())
+        .args(["serve", "-c", file.to_str().unwrap()])
+        .env("VK_DRIVER_FILES", "/nonexistent.json")
+        .env("VK_ICD_FILENAMES", "/nonexistent.json")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.code() == Some(1) && told.contains("apt-get install libvulkan1 mesa-vulkan-drivers"), "{told}");
+}

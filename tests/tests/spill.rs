@@ -1,0 +1,189 @@
+//! The promise: when the servers are full or gone, the model inside answers, and says so.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::collections::BTreeMap;
+use std::process::{Child, Command, Stdio};
+
+use spillway_tests::{Client, Gateway, LlamaServer, Upstream, eventually, jaeger, model};
+
+fn fleet(urls: &[&str], capacity: &str, more: &str) -> String {
+    let endpoints: Vec<String> = urls.iter().map(|url| format!("{{url: \"{url}\"}}")).collect();
+    format!(
+        "backends:
+  - name: fleet
+    protocol: openai
+    model: fleet-model
+    endpoints: [{}]
+    capacity: {{{capacity}}}
+models: [{{name: smollm2, source: \"{}\", contextLength: 256, maxSequences: 8, maxQueueWait: 60s}}]
+routes:
+  - name: chat
+    matches: [{{path: {{prefix: /v1}}}}]
+    backendRefs: [{{name: fleet}}]
+    whenSaturated: {{spillTo: smollm2}}
+{more}",
+        endpoints.join(", "),
+        model().display()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_saturated_servers_and_the_rest_is_answered_inside() {
+    let (a, b) = (LlamaServer::start(1), LlamaServer::start(1));
+    let gateway = Gateway::start(&fleet(&[&a.url, &b.url], "maxInFlight: 1", "")).await;
+    let asked = (0..10).map(|n| {
+        let client = gateway.client();
+        tokio::spawn(async move {
+            let body = serde_json::json!({
+                "model": "anything", "temperature": 0, "max_tokens": 24, "stream": n % 2 == 0,
+                "messages": [{"role": "user", "content": format!("Write a sentence about the number {n}.")}]
+            });
+            client.post("/v1/chat/completions", &[], body.to_string()).await
+        })
+    });
+    let answers: Vec<_> = futures::future::join_all(asked).await.into_iter().map(Result::unwrap).collect();
+    let mut served = BTreeMap::new();
+    for answer in &answers {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let by = answer.header("x-spillway-served-by").to_owned();
+        if by == "builtin/smollm2" {
+            assert!(answer.text().contains("\"model\":\"smollm2\""), "the body names the model that answered");
+        }
+        *served.entry(by).or_insert(0) += 1;
+    }
+    assert!(served.get("").is_some_and(|n| *n >= 2), "the servers take what they can: {served:?}");
+    assert!(served.get("builtin/smollm2").is_some_and(|n| *n >= 2), "the rest is answered inside: {served:?}");
+    let spilled = gateway.metric("spillway_spills_total{http_route=\"chat\",reason=\"saturated\"}").await;
+    assert_eq!(Some(&(spilled as usize)), served.get("builtin/smollm2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_in_mid_load_costs_only_what_it_was_streaming() {
+    let (mut a, b) = (LlamaServer::start(2), LlamaServer::start(2));
+    let gateway = Gateway::start(&fleet(&[&a.url, &b.url], "maxInFlight: 2", "")).await;
+    let asked: Vec<_> = (0..12)
+        .map(|n| {
+            let client = gateway.client();
+            tokio::spawn(async move {
+                tokio::time::sleep(std::time::Duration::from_millis(200 * n)).await;
+                let body = serde_json::json!({
+                    "model": "x", "temperature": 0, "max_tokens": 48, "stream": true,
+                    "messages": [{"role": "user", "content": "Write a story about a dog."}]
+                });
+                client.post("/v1/chat/completions", &[], body.to_string()).await
+            })
+        })
+        .collect();
+    tokio::time::sleep(std::time::Duration::from_millis(900)).await;
+    a.kill();
+    let mut broken = 0;
+    for answer in futures::future::join_all(asked).await {
+        let answer = answer.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        // A stream that was under way ends with an error event; nothing else may.
+        broken += usize::from(!answer.text().trim_end().ends_with("data: [DONE]"));
+    }
+    assert!(broken <= 2, "{broken} streams were cut, and the server had two places");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_may_refuse_the_lesser_answer_and_what_cannot_spill_does_not() {
+    let full = Upstream::fixed(503, "full").await;
+    let gateway = Gateway::start(&fleet(&[&full.url()], "maxFullFor: 10s", "")).await;
+    let client = gateway.client();
+    let refused = client.chat("x", &[("x-spillway-fallback", "never")]).await;
+    assert_eq!(refused.status, 503);
+    assert!(!refused.header("retry-after").is_empty());
+    let spilled = client.chat("x", &[]).await;
+    assert_eq!((spilled.status.as_u16(), spilled.header("x-spillway-served-by")), (200, "builtin/smollm2"));
+    let tools = r#"{"model":"x","messages":[{"role":"user","content":"hi"}],"tools":[{"type":"function","function":{"name":"f"}}]}"#;
+    let refused = client.post("/v1/chat/completions", &[], tools).await;
+    assert_eq!(refused.status, 503, "what the model inside cannot do is treated as if there were no spill");
+    let long = serde_json::json!({"model": "x", "messages": [{"role": "user", "content": "word ".repeat(400)}]});
+    assert_eq!(client.post("/v1/chat/completions", &[], long.to_string()).await.status, 503);
+    assert_eq!(client.post("/v1/embeddings", &[], r#"{"model":"x","input":"x"}"#).await.status, 503);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_are_down_are_stood_in_for() {
+    let gateway = Gateway::start(&fleet(&[&Upstream::nobody().await], "maxInFlight: 4", "")).await;
+    let answer = gateway.client().chat("x", &[]).await;
+    assert_eq!((answer.status.as_u16(), answer.header("x-spillway-served-by")), (200, "builtin/smollm2"));
+    assert_eq!(gateway.metric("spillway_spills_total{http_route=\"chat\",reason=\"unavailable\"}").await, 1.0);
+    let line = eventually("the request is logged", || async { gateway.events("access").last().cloned() }).await;
+    assert_eq!((&line["spilled"], &line["modelAsked"]), (&"unavailable".into(), &"x".into()));
+}
+
+struct Jaeger(Child);
+
+impl Drop for Jaeger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spilled_request_is_one_whole_trace_in_jaeger() {
+    let query = Client::new(([127, 0, 0, 1], 16686).into());
+    let jaeger = Jaeger(
+        Command::new(jaeger()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap(),
+    );
+    eventually("Jaeger listens", || async {
+        let collector = tokio::net::TcpStream::connect("127.0.0.1:4317").await.is_ok();
+        (collector && tokio::net::TcpStream::connect("127.0.0.1:16686").await.is_ok()).then_some(())
+    })
+    .await;
+    let full = Upstream::fixed(503, "full").await;
+    let tracing = "telemetry: {tracing: {otlp: {endpoint: \"http://127.0.0.1:4317\"}}}\n";
+    let gateway = Gateway::start(&fleet(&[&full.url()], "maxInFlight: 4", tracing)).await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let parent = format!("00-{trace}-b7ad6b7169203331-01");
+    let answer = gateway.client().chat("gpt-x", &[("traceparent", &parent)]).await;
+    assert_eq!((answer.status.as_u16(), answer.header("x-spillway-served-by")), (200, "builtin/smollm2"));
+    assert!(full.last().headers["traceparent"].to_str().unwrap().starts_with(&format!("00-{trace}-")));
+    let spans: Vec<serde_json::Value> = eventually("the trace is in Jaeger", || async {
+        let answer = query.get(&format!("/api/traces/{trace}")).await;
+        let spans = answer.json()["data"][0]["spans"].as_array().cloned().unwrap_or_default();
+        (spans.len() >= 7).then_some(spans)
+    })
+    .await;
+    let named = |name: &str| {
+        spans.iter().find(|span| span["operationName"] == name).unwrap_or_else(|| {
+            panic!("no span {name} in {:?}", spans.iter().map(|s| s["operationName"].clone()).collect::<Vec<_>>())
+        })
+    };
+    let tag = |span: &serde_json::Value, key: &str| {
+        let tags = span["tags"].as_array().unwrap();
+        tags.iter().find(|tag| tag["key"] == key).map(|tag| tag["value"].clone()).unwrap_or_default()
+    };
+    let parent_of = |span: &serde_json::Value| span["references"][0]["spanID"].as_str().unwrap_or_default().to_owned();
+    let server = named("POST chat");
+    assert_eq!(parent_of(server), "b7ad6b7169203331", "the caller's span is continued");
+    assert_eq!(tag(server, "spillway.spilled"), true);
+    assert_eq!(tag(server, "spillway.spill.reason"), "saturated");
+    assert_eq!(tag(server, "gen_ai.request.model"), "gpt-x");
+    assert_eq!(tag(server, "gen_ai.response.model"), "smollm2");
+    assert_eq!(tag(server, "http.response.status_code"), 200);
+    assert!(tag(server, "gen_ai.usage.input_tokens").as_i64().unwrap() > 0);
+    assert!(tag(server, "gen_ai.response.time_to_first_chunk").as_f64().unwrap() > 0.0);
+    let id = server["spanID"].as_str().unwrap();
+    for child in ["admission", "chat gpt-x", "chat smollm2"] {
+        assert_eq!(parent_of(named(child)), id, "{child}");
+    }
+    let engine = named("chat smollm2")["spanID"].as_str().unwrap().to_owned();
+    for child in ["queue", "prefill", "decode"] {
+        assert_eq!(parent_of(named(child)), engine, "{child}");
+    }
+    // A collector that is gone costs no request.
+    drop(jaeger);
+    assert_eq!(gateway.client().chat("x", &[]).await.status, 200);
+}
