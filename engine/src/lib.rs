@@ -274,3 +274,6 @@ impl Engine {
         self.shared.scheduler.shutdown();
     }
 }
+
+#[cfg(test)]
+mod testing;

@@ -4,6 +4,8 @@
 mod llama;
 
 pub(crate) use llama::Llama;
+#[cfg(test)]
+pub(crate) use llama::Shape;
 
 use crate::artifact::ModelFile;
 use crate::device;

@@ -596,3 +596,6 @@ impl Executor for Gpu {
         self.memory
     }
 }
+
+#[cfg(test)]
+mod tests;
