@@ -179,7 +179,7 @@ async fn encode(model: &Arc<LoadedModel>, request: &ChatRequest) -> Result<Promp
     let messages: Vec<ChatMessage> = request
         .messages
         .iter()
-        .map(|message| ChatMessage { role: message.role.clone(), content: message.content.clone() })
+        .map(|message| ChatMessage { role: message.role.to_owned(), content: message.content.clone() })
         .collect();
     let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
     let encoded = if bytes <= ENCODE_INLINE {

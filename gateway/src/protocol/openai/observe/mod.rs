@@ -1,0 +1,130 @@
+//! Reads what an upstream's answer tells (usage, model, why it ended, when its content began) while it passes, without
+//! changing or holding it. Event streams and plain JSON are both read byte by byte, so that an answer of any length is
+//! observed in the same small, fixed memory and nothing depends on where it was cut.
+
+mod lines;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+use std::time::Instant;
+
+use http::HeaderValue;
+
+use lines::{Lines, Part};
+use scan::Scanner;
+
+/// Tokens of an answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens read.
+    pub prompt_tokens: u64,
+    /// Tokens written.
+    pub completion_tokens: u64,
+    /// Of those read, the ones that a cache held.
+    pub cached_tokens: Option<u64>,
+    /// Of those written, the ones that were thought and not said.
+    pub reasoning_tokens: Option<u64>,
+}
+
+/// An error that an answer reports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObservedError {
+    /// `error.type`.
+    pub kind: String,
+    /// `error.code`.
+    pub code: Option<String>,
+}
+
+/// What an answer has told so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observation {
+    /// Its id.
+    pub id: Option<String>,
+    /// The model that answers.
+    pub model: Option<String>,
+    /// Why it ended.
+    pub finish_reason: Option<String>,
+    /// Its tokens.
+    pub usage: Option<Usage>,
+    /// When its first content passed: of an event stream the first event with text or a tool call, of anything else the
+    /// first byte.
+    pub first_content: Option<Instant>,
+    /// Events with content.
+    pub content_events: u64,
+    /// It is whole: `[DONE]` has passed, or a whole JSON object.
+    pub is_whole: bool,
+    /// The error it reports.
+    pub error: Option<ObservedError>,
+}
+
+/// Reads one answer.
+#[derive(Debug)]
+pub struct Observer {
+    /// For an event stream.
+    lines: Option<Lines>,
+    scanner: Scanner,
+    seen: Observation,
+}
+
+impl Observer {
+    /// For an answer with this head; `None` when nothing can be read from it, and then nothing is done for it.
+    pub fn for_response(content_type: Option<&HeaderValue>, content_encoding: Option<&HeaderValue>) -> Option<Self> {
+        if content_encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            return None;
+        }
+        let kind = content_type?.to_str().ok()?.split(';').next()?.trim();
+        let is_json = || {
+            let suffix = kind.len().checked_sub(5).and_then(|at| kind.get(at..));
+            kind.eq_ignore_ascii_case("application/json") || suffix.is_some_and(|end| end.eq_ignore_ascii_case("+json"))
+        };
+        let lines = if kind.eq_ignore_ascii_case("text/event-stream") {
+            Some(Lines::default())
+        } else if is_json() {
+            None
+        } else {
+            return None;
+        };
+        Some(Self { lines, scanner: Scanner::default(), seen: Observation::default() })
+    }
+
+    /// What has been read so far.
+    pub fn observation(&self) -> &Observation {
+        &self.seen
+    }
+
+    /// A part passes at `now`.
+    pub fn feed(&mut self, part: &[u8], now: Instant) {
+        let (scanner, seen) = (&mut self.scanner, &mut self.seen);
+        let Some(lines) = &mut self.lines else {
+            if !part.is_empty() {
+                seen.first_content.get_or_insert(now);
+            }
+            scanner.feed(part, seen);
+            seen.is_whole = scanner.is_complete;
+            return;
+        };
+        lines.feed(part, |what| match what {
+            Part::Data(data) => {
+                let had_content = scanner.has_content;
+                scanner.feed(data, seen);
+                if scanner.has_content && !had_content {
+                    seen.first_content.get_or_insert(now);
+                    seen.content_events = seen.content_events.saturating_add(1);
+                }
+            }
+            Part::End { is_done } => {
+                seen.is_whole |= is_done;
+                scanner.reset();
+            }
+        });
+    }
+
+    /// The answer has ended. An event that was not closed by an empty line counts as well.
+    pub fn finish(&mut self) -> &Observation {
+        if let Some(lines) = &mut self.lines {
+            self.seen.is_whole |= lines.is_done();
+        }
+        &self.seen
+    }
+}

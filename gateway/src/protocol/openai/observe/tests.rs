@@ -1,0 +1,237 @@
+//! What an answer tells does not depend on where it was cut, and no answer takes more memory than another.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const STREAM: &str = "\u{feff}: hello\n\nid: 7\nevent: message\n\
+    data: {\"id\":\"\",\"model\":\"\",\"choices\":[],\"prompt_filter_results\":[{\"content\":\"no\"}]}\n\n\
+    data: {\"id\":\"c\\u0031\",\"model\":\"m\\\"1\\\"\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}],\"usage\":null}\n\n\
+    : ping\r\n\r\n\
+    data:{\"id\":\"c2\",\"choices\":[{\"delta\":{\"content\":\"hé, \\\"you\\\\\\\" {]\"}}]}\r\r\
+    data\ndatabase: {\"model\":\"no\"}\n data: {\"model\":\"no\"}\n\n\
+    data: {\"choices\":[{\"delta\":{},\ndata: \"finish_reason\": \"stop\"}],\ndata: \"x\":{\"usage\":{\"prompt_tokens\":99}}}\n\n\
+    data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2,\"total_tokens\":7,\
+    \"prompt_tokens_details\":{\"cached_tokens\":3},\"completion_tokens_details\":{\"reasoning_tokens\":1}}}\r\n\r\ndata: [DONE]\r\n\r\n";
+
+fn observer(kind: &'static str) -> Observer {
+    Observer::for_response(Some(&HeaderValue::from_static(kind)), None).unwrap()
+}
+
+/// Feeds `bytes` in parts that end at `cuts`.
+fn observe(kind: &'static str, bytes: &[u8], cuts: &[usize], now: Instant) -> Observation {
+    let mut observer = observer(kind);
+    let mut from = 0;
+    let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
+    cuts.sort_unstable();
+    for cut in cuts.into_iter().chain([bytes.len()]) {
+        observer.feed(&bytes[from..cut], now);
+        from = cut;
+    }
+    observer.finish().clone()
+}
+
+fn expected(now: Instant) -> Observation {
+    Observation {
+        id: Some("c1".into()),
+        model: Some("m\"1\"".into()),
+        finish_reason: Some("stop".into()),
+        usage: Some(Usage {
+            prompt_tokens: 5,
+            completion_tokens: 2,
+            cached_tokens: Some(3),
+            reasoning_tokens: Some(1),
+        }),
+        first_content: Some(now),
+        content_events: 1,
+        is_whole: true,
+        error: None,
+    }
+}
+
+#[test]
+fn a_stream_cut_at_any_two_bytes_tells_the_same() {
+    let now = Instant::now();
+    let bytes = STREAM.as_bytes();
+    for first in 0..bytes.len() {
+        for second in [first, first + 1, first + 2, bytes.len()] {
+            let seen = observe("text/event-stream; charset=utf-8", bytes, &[first, second], now);
+            assert_eq!(seen, expected(now), "cut at {first} and {second}");
+        }
+    }
+    let every_byte: Vec<usize> = (0..bytes.len()).collect();
+    assert_eq!(observe("text/event-stream", bytes, &every_byte, now), expected(now));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_tell_the_same_however_they_are_cut(
+        pieces in proptest::collection::vec(prop_oneof![
+            proptest::sample::select(vec![
+                "data: ", "data", "\n", "\r", "\r\n", "[DONE]", "{", "}", "[", "]", "\"", "\\", ",", ":", " ", "null", "12",
+                "\"id\":\"a\"", "\"model\":\"b\"", "\"choices\":[{", "\"delta\":{", "\"content\":\"c\"", "\"usage\":{",
+                "\"prompt_tokens\":3", "\"completion_tokens\":4", "\"finish_reason\":\"stop\"", "\"error\":{", "\"type\":\"t\"",
+            ]).prop_map(|text| text.as_bytes().to_vec()),
+            proptest::collection::vec(any::<u8>(), 0..9),
+        ], 0..60),
+        cuts in proptest::collection::vec(any::<usize>(), 0..12),
+    ) {
+        let bytes = pieces.concat();
+        let now = Instant::now();
+        for kind in ["text/event-stream", "application/json"] {
+            prop_assert_eq!(observe(kind, &bytes, &cuts, now), observe(kind, &bytes, &[], now));
+        }
+    }
+
+    /// What is told agrees with a parser that holds the whole answer.
+    #[test]
+    fn a_whole_answer_is_read_as_a_parser_reads_it(
+        id in ".{1,20}", model in ".{1,20}", reason in "[a-z_]{1,12}", text in any::<String>(),
+        prompt in any::<u64>(), completion in any::<u64>(), pretty in any::<bool>(),
+    ) {
+        let answer = serde_json::json!({
+            "extra": [{"id": "no", "usage": {"prompt_tokens": 1}}, text, -1.5e3, true],
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": text, "id": "no"}, "finish_reason": reason}],
+            "id": id, "model": model,
+            "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": 0},
+        });
+        let bytes = if pretty { serde_json::to_vec_pretty(&answer) } else { serde_json::to_vec(&answer) }.unwrap();
+        let seen = observe("application/json", &bytes, &[bytes.len() / 2], Instant::now());
+        prop_assert_eq!(seen.id, Some(id));
+        prop_assert_eq!(seen.model, Some(model));
+        prop_assert_eq!(seen.finish_reason, Some(reason));
+        let usage = seen.usage.unwrap();
+        prop_assert_eq!((usage.prompt_tokens, usage.completion_tokens), (prompt, completion));
+        prop_assert!(seen.is_whole);
+    }
+}
+
+#[test]
+fn content_begins_with_the_first_event_that_has_some() {
+    let events = [
+        (r#"{"choices":[{"delta":{"role":"assistant"}}]}"#, false),
+        (r#"{"choices":[{"delta":{"content":""}}]}"#, false),
+        (r#"{"choices":[{"delta":{"content":null,"tool_calls":[]}}]}"#, false),
+        (r#"{"content":"x","choices":[{"other":{"content":"x"}}]}"#, false),
+        (r#"{"choices":[{"delta":{"content":"x"}}]}"#, true),
+        (r#"{"choices":[{"delta":{"reasoning_content":"x"}}]}"#, true),
+        (r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#, true),
+        (r#"{"choices":[{"text":"x"}]}"#, true),
+    ];
+    for (event, has_content) in events {
+        let mut observer = observer("text/event-stream");
+        let (early, late) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(1));
+        observer.feed(b": ping\n\n", early);
+        observer.feed(format!("data: {event}\n\n").as_bytes(), late);
+        let seen = observer.finish();
+        assert_eq!(seen.first_content, has_content.then_some(late), "{event}");
+        assert_eq!(seen.content_events, u64::from(has_content), "{event}");
+        assert!(!seen.is_whole);
+    }
+}
+
+#[test]
+fn endless_input_takes_no_memory_and_what_follows_is_read() {
+    let mut observer = observer("text/event-stream");
+    let now = Instant::now();
+    for start in ["data: {\"model\":\"", "data: ", "x", "data: {\"x\":", "\n\ndata: {\"usage\":{\"prompt_tokens\":1"] {
+        observer.feed(start.as_bytes(), now);
+        for _ in 0..2000 {
+            observer.feed(&[b'1'; 1024], now);
+        }
+        observer.feed(b"\n\n", now);
+    }
+    // Nested without end.
+    observer.feed(b"data: ", now);
+    for _ in 0..2000 {
+        observer.feed(&[b'['; 1024], now);
+    }
+    observer.feed(b"\r\rdata: {\"model\":\"m\"}\n\n", now);
+    assert_eq!(*observer.finish(), Observation { model: Some("m".into()), ..Observation::default() });
+    assert!(size_of::<Observer>() < 1024, "an observer holds {} bytes", size_of::<Observer>());
+}
+
+#[test]
+fn text_that_is_not_utf8_is_not_told() {
+    let now = Instant::now();
+    let seen = observe(
+        "text/event-stream",
+        b"data: {\"model\":\"\xff\xfe\",\"id\":\"a\\ud800\",\"choices\":[{\"delta\":{\"content\":\"\xc3\"}}]}\n\n",
+        &[],
+        now,
+    );
+    assert_eq!((&seen.model, &seen.id, seen.content_events), (&None, &None, 1));
+}
+
+#[test]
+fn answers_larger_than_any_buffer_are_read_to_their_usage() {
+    let numbers = "0.123456,".repeat(1 << 20);
+    let body = format!(
+        r#"{{"object":"list","data":[{{"embedding":[{numbers}0]}}],"usage":{{"prompt_tokens":8,"total_tokens":8}}}}"#
+    );
+    let now = Instant::now();
+    let mut observer = observer("application/json");
+    for part in body.as_bytes().chunks(16 << 10) {
+        observer.feed(part, now);
+    }
+    let seen = observer.finish();
+    assert_eq!(seen.usage, Some(Usage { prompt_tokens: 8, ..Usage::default() }));
+    assert!(seen.is_whole);
+}
+
+#[test]
+fn errors_are_told() {
+    for (body, kind, code) in [
+        (
+            r#"{"error":{"message":"m","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}"#,
+            "insufficient_quota",
+            Some("insufficient_quota"),
+        ),
+        (
+            r#"{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}"#,
+            "unavailable_error",
+            Some("503"),
+        ),
+        (r#"{"error":{"code":null}}"#, "", None),
+        (r#"{"error":"plain"}"#, "", None),
+    ] {
+        let expected = Some(ObservedError { kind: kind.into(), code: code.map(str::to_owned) });
+        assert_eq!(observe("application/json", body.as_bytes(), &[], Instant::now()).error, expected, "{body}");
+        let event = format!("data: {body}\n\n");
+        assert_eq!(observe("text/event-stream", event.as_bytes(), &[], Instant::now()).error, expected, "{body}");
+    }
+    assert_eq!(observe("application/json", br#"{"error":null}"#, &[], Instant::now()).error, None);
+}
+
+#[test]
+fn an_event_that_the_end_of_the_stream_cuts_off_counts() {
+    for (end, is_whole) in [
+        ("data: [DONE]\n", true),
+        ("data: [DONE]", true),
+        ("data: [DONE] \n\n", true),
+        ("data: [DONE]x\n\n", false),
+        ("data: [DO", false),
+    ] {
+        assert_eq!(observe("text/event-stream", end.as_bytes(), &[], Instant::now()).is_whole, is_whole, "{end:?}");
+        assert_eq!(observe("text/event-stream", end.as_bytes(), &[9], Instant::now()).is_whole, is_whole, "{end:?}");
+    }
+}
+
+#[test]
+fn only_what_can_be_read_is_observed() {
+    let value = HeaderValue::from_static;
+    for (kind, encoding, reads) in [
+        ("text/event-stream", None, true),
+        ("Text/Event-Stream;charset=utf-8", Some("Identity"), true),
+        ("application/json; charset=utf-8", None, true),
+        ("application/vnd.api+JSON", None, true),
+        ("application/json", Some("gzip"), false),
+        ("text/html", None, false),
+        ("application/x-ndjson", None, false),
+        ("é", None, false),
+    ] {
+        let kind = HeaderValue::from_bytes(kind.as_bytes()).unwrap();
+        assert_eq!(Observer::for_response(Some(&kind), encoding.map(value).as_ref()).is_some(), reads, "{kind:?}");
+    }
+    assert!(Observer::for_response(None, None).is_none());
+}

@@ -1,0 +1,294 @@
+//! A chat request as the model inside understands it: decoded field by field, each mistake found with the field it
+//! stands in.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use http::StatusCode;
+use serde::de::{MapAccess, Visitor};
+use spillway_filter::{ErrorKind, Refusal};
+
+use super::fields::{Field, Read, Seen, lookup};
+use super::messages::{Message, Messages, shown};
+use super::values::{Flat, Probe, Skip, Text};
+use super::{duplicate, object};
+
+/// Stop strings, as many as OpenAI takes, and their length in bytes: each is looked for after every token.
+const MAX_STOPS: usize = 4;
+const MAX_STOP_BYTES: usize = 256;
+
+/// A chat request as the model inside understands it.
+#[derive(Debug, Clone, Default)]
+pub struct ChatRequest {
+    /// The model named.
+    pub model: Option<String>,
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// Whether the answer shall be an event stream.
+    pub stream: bool,
+    /// Whether the stream shall end with its usage.
+    pub include_usage: bool,
+    /// Most tokens of the answer.
+    pub max_tokens: Option<u32>,
+    /// 0 to 2; 1 when left out.
+    pub temperature: Option<f32>,
+    /// 0 to 1; 1 when left out.
+    pub top_p: Option<f32>,
+    /// An extension that many servers have; nothing when it is 0 or -1, which switch it off.
+    pub top_k: Option<u32>,
+    /// For repeatable sampling.
+    pub seed: Option<u64>,
+    /// Strings that end the answer.
+    pub stop: Vec<String>,
+    unsupported: Option<Refusal>,
+}
+
+impl ChatRequest {
+    /// Reads a request. An error means that it is wrong by itself, for any server.
+    pub fn parse(body: &[u8]) -> Result<Self, Refusal> {
+        let mut reader = Reader::default();
+        object(body, &mut reader)?;
+        if !reader.has_messages {
+            reader.findings.wrong("missing_required_parameter", "messages", "is missing");
+        }
+        match reader.findings.wrong {
+            Some(refusal) => Err(refusal),
+            None => Ok(Self { unsupported: reader.findings.unsupported, ..reader.request }),
+        }
+    }
+
+    /// What the request asks for that the model inside does not do: the first such thing, if there is one.
+    pub fn unsupported(&self) -> Option<&Refusal> {
+        self.unsupported.as_ref()
+    }
+
+    /// Whether it names the model `name`, for a route that goes to that model directly.
+    pub fn addressed_to(&self, name: &str) -> Result<(), Refusal> {
+        match self.model.as_deref() {
+            Some(model) if model == name => Ok(()),
+            Some(model) => Err(model_not_found(model)),
+            None => Err(Refusal::invalid("missing_required_parameter", "`model` is missing.").param("model")),
+        }
+    }
+
+    /// Bytes of text in the conversation.
+    pub fn text_bytes(&self) -> usize {
+        self.messages.iter().map(|message| message.content.len()).fold(0, usize::saturating_add)
+    }
+}
+
+/// No model of this name can be had here.
+pub fn model_not_found(name: &str) -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        ErrorKind::NotFound,
+        "model_not_found",
+        format!("The model `{}` does not exist here. GET /v1/models lists those that do.", shown(name)),
+    )
+    .param("model")
+}
+
+/// What is wrong with a request and what it asks for in vain; the first of each counts.
+#[derive(Default)]
+pub(super) struct Findings {
+    wrong: Option<Refusal>,
+    unsupported: Option<Refusal>,
+}
+
+impl Findings {
+    /// A field that no server could take; `what` completes the sentence that begins with its name.
+    pub(super) fn wrong(&mut self, code: &'static str, param: impl Into<Cow<'static, str>>, what: impl fmt::Display) {
+        if self.wrong.is_none() {
+            let param = param.into();
+            self.wrong = Some(Refusal::invalid(code, format!("`{param}` {what}.")).param(param));
+        }
+    }
+
+    /// A field that the model inside cannot honour; `why` is a sentence without its full stop.
+    pub(super) fn unsupported(
+        &mut self,
+        code: &'static str,
+        param: impl Into<Cow<'static, str>>,
+        why: impl fmt::Display,
+    ) {
+        if self.unsupported.is_none() {
+            let param = param.into();
+            self.unsupported = Some(Refusal::invalid(code, format!("`{param}`: {why}.")).param(param));
+        }
+    }
+}
+
+#[derive(Default)]
+struct Reader {
+    request: ChatRequest,
+    findings: Findings,
+    seen: Seen,
+    has_messages: bool,
+    newer_max_tokens: bool,
+}
+
+impl<'a> Visitor<'a> for &mut Reader {
+    type Value = ();
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(Text(key)) = map.next_key()? {
+            let Some((at, field)) = lookup(&key) else {
+                if map.next_value::<Probe<'a>>()? != Probe::Null {
+                    let why = "the model inside the gateway does not know this field";
+                    self.findings.unsupported("unknown_parameter", shown(&key), why);
+                }
+                continue;
+            };
+            if !self.seen.enter(at) {
+                self.findings.wrong.get_or_insert(duplicate(&key));
+                map.next_value::<Skip>()?;
+                continue;
+            }
+            match field {
+                Field::Read(Read::Messages) => {
+                    self.has_messages = true;
+                    self.request.messages = map.next_value_seed(Messages(&mut self.findings))?;
+                }
+                Field::Read(read) => {
+                    let value = map.next_value::<Probe<'a>>()?;
+                    if value != Probe::Null {
+                        self.read(read, &key, value);
+                    }
+                }
+                Field::Inert => {
+                    map.next_value::<Skip>()?;
+                }
+                Field::Only(neutral) => {
+                    if !neutral.is(&map.next_value()?) {
+                        let why = "the model inside the gateway does not implement this value";
+                        self.findings.unsupported("unsupported_value", key.into_owned(), why);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Reader {
+    fn read(&mut self, field: Read, name: &str, value: Probe<'_>) {
+        match field {
+            Read::Model => match value {
+                Probe::Text(text) => self.request.model = Some(text.into_owned()),
+                _ => self.wrong_type(name, "must be a string"),
+            },
+            Read::Stream => match value {
+                Probe::Bool(stream) => self.request.stream = stream,
+                _ => self.wrong_type(name, "must be true or false"),
+            },
+            Read::StreamOptions => self.stream_options(&value),
+            Read::MaxCompletionTokens => {
+                self.newer_max_tokens = true;
+                self.request.max_tokens = self.count(name, &value);
+            }
+            // Where both are given, the newer name wins.
+            Read::MaxTokens => {
+                let count = self.count(name, &value);
+                if !self.newer_max_tokens {
+                    self.request.max_tokens = count;
+                }
+            }
+            Read::Temperature => self.request.temperature = self.number(name, &value, 2.0),
+            Read::TopP => self.request.top_p = self.number(name, &value, 1.0),
+            Read::TopK => match value {
+                Probe::Unsigned(0) | Probe::Negative(-1) => {}
+                value => self.request.top_k = self.count(name, &value),
+            },
+            Read::Seed => match value {
+                Probe::Unsigned(seed) => self.request.seed = Some(seed),
+                Probe::Negative(seed) => self.request.seed = Some(seed.cast_unsigned()),
+                _ => self.wrong_type(name, "must be a whole number of 64 bits"),
+            },
+            Read::Stop => self.stop(value),
+            Read::Messages => {}
+        }
+    }
+
+    fn wrong_type(&mut self, name: &str, what: &str) {
+        self.findings.wrong("invalid_type", name.to_owned(), what);
+    }
+
+    fn stream_options(&mut self, value: &Probe<'_>) {
+        let Probe::Object(len, options) = value else {
+            return self.wrong_type("stream_options", "must be an object");
+        };
+        for (key, option) in options {
+            match (&**key, option) {
+                (_, Flat::Null) => {}
+                ("include_usage", Flat::Bool(include)) => self.request.include_usage = *include,
+                ("include_usage", _) => self.wrong_type("stream_options.include_usage", "must be true or false"),
+                // Padding against the reading of lengths on the way; there is none to add for a caller of ours.
+                ("include_obfuscation", _) | ("continuous_usage_stats", Flat::Bool(false)) => {}
+                _ => self.unknown_option(&shown(key)),
+            }
+        }
+        if *len > options.len() {
+            self.unknown_option("…");
+        }
+    }
+
+    fn unknown_option(&mut self, key: &str) {
+        let why = "the model inside the gateway does not implement this option";
+        self.findings.unsupported("unknown_parameter", format!("stream_options.{key}"), why);
+    }
+
+    fn count(&mut self, name: &str, value: &Probe<'_>) -> Option<u32> {
+        match value {
+            // More than the context is cut to what is left of it anyway.
+            Probe::Unsigned(count) if *count > 0 => Some(u32::try_from(*count).unwrap_or(u32::MAX)),
+            Probe::Unsigned(_) | Probe::Negative(_) => {
+                self.findings.wrong("integer_below_min_value", name.to_owned(), "must be at least 1");
+                None
+            }
+            _ => {
+                self.wrong_type(name, "must be a whole number");
+                None
+            }
+        }
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "the range is checked; sampling is done in f32")]
+    fn number(&mut self, name: &str, value: &Probe<'_>, max: f64) -> Option<f32> {
+        let Some(number) = value.number() else {
+            self.wrong_type(name, "must be a number");
+            return None;
+        };
+        if number < 0.0 {
+            self.findings.wrong("decimal_below_min_value", name.to_owned(), "must be at least 0");
+        } else if number > max {
+            self.findings.wrong("decimal_above_max_value", name.to_owned(), format!("must be at most {max}"));
+        }
+        Some(number as f32)
+    }
+
+    fn stop(&mut self, value: Probe<'_>) {
+        let list = match value {
+            Probe::Text(one) => vec![Flat::Text(one)],
+            Probe::List(len, _) if len > MAX_STOPS => {
+                let what = format!("must have at most {MAX_STOPS} strings");
+                return self.findings.wrong("array_above_max_length", "stop", what);
+            }
+            Probe::List(_, list) => list,
+            _ => return self.wrong_type("stop", "must be a string or a list of strings"),
+        };
+        for stop in list {
+            match stop {
+                Flat::Text(stop) if (1..=MAX_STOP_BYTES).contains(&stop.len()) => {
+                    self.request.stop.push(stop.into_owned());
+                }
+                Flat::Text(_) => {
+                    let what = format!("must have strings of 1 to {MAX_STOP_BYTES} bytes");
+                    self.findings.wrong("invalid_value", "stop", what);
+                }
+                _ => self.wrong_type("stop", "must be a string or a list of strings"),
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Every field of the Chat Completions API by name, and what the model inside makes of it. A field that it does not
+//! implement is never ignored: with another value than the one that changes nothing, the request is refused by name
+//! where it was addressed to the model, and does not spill where it was not.
+//!
+//! OpenAI refuses fields that it does not know; so do we, unless they are `null`. The extensions of other servers are
+//! known here with the value that means "as if it were not there", because clients written for those servers send them.
+
+use super::values::{Flat, Probe};
+
+/// What a field is to the model inside.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Field {
+    /// It is implemented.
+    Read(Read),
+    /// It changes nothing about the answer, whatever it says.
+    Inert,
+    /// It is not implemented; this value asks for nothing. `null` always does.
+    Only(Neutral),
+}
+
+/// The fields that are implemented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Read {
+    Model,
+    Messages,
+    Stream,
+    StreamOptions,
+    MaxTokens,
+    MaxCompletionTokens,
+    Temperature,
+    TopP,
+    TopK,
+    Seed,
+    Stop,
+}
+
+/// A value that asks for nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Neutral {
+    /// None but `null`.
+    Nothing,
+    Bool(bool),
+    Number(f64),
+    /// A list or object without entries.
+    Empty,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// A list with this word only.
+    ListOf(&'static str),
+    /// An object whose `type` is this and which says nothing else.
+    Type(&'static str),
+}
+
+impl Neutral {
+    /// Whether a value asks for nothing.
+    pub(super) fn is(self, value: &Probe<'_>) -> bool {
+        match (self, value) {
+            (_, Probe::Null) => true,
+            (Self::Bool(neutral), Probe::Bool(value)) => neutral == *value,
+            (Self::Empty, Probe::List(len, _) | Probe::Object(len, _)) => *len == 0,
+            (Self::Word(words), Probe::Text(word)) => words.contains(&&**word),
+            (Self::ListOf(word), Probe::List(len, entries)) => {
+                *len == entries.len() && entries.iter().all(|entry| matches!(entry, Flat::Text(text) if text == word))
+            }
+            (Self::Type(kind), Probe::Object(1, _)) => {
+                matches!(value.field("type"), Some(Flat::Text(text)) if text == kind)
+            }
+            (Self::Number(neutral), value) => value.number() == Some(neutral),
+            _ => false,
+        }
+    }
+}
+
+use Field::{Inert, Only};
+use Neutral::{Bool, Empty, ListOf, Nothing, Number, Type, Word};
+
+/// The fields, in the order of their names within each group.
+const FIELDS: &[(&str, Field)] = &[
+    // Implemented.
+    ("max_completion_tokens", Field::Read(Read::MaxCompletionTokens)),
+    ("max_tokens", Field::Read(Read::MaxTokens)),
+    ("messages", Field::Read(Read::Messages)),
+    ("model", Field::Read(Read::Model)),
+    ("seed", Field::Read(Read::Seed)),
+    ("stop", Field::Read(Read::Stop)),
+    ("stream", Field::Read(Read::Stream)),
+    ("stream_options", Field::Read(Read::StreamOptions)),
+    ("temperature", Field::Read(Read::Temperature)),
+    ("top_k", Field::Read(Read::TopK)),
+    ("top_p", Field::Read(Read::TopP)),
+    // The rest of OpenAI's.
+    ("audio", Only(Nothing)),
+    ("frequency_penalty", Only(Number(0.0))),
+    ("function_call", Only(Word(&["none", "auto"]))),
+    ("functions", Only(Empty)),
+    ("logit_bias", Only(Empty)),
+    ("logprobs", Only(Bool(false))),
+    ("metadata", Inert),
+    ("modalities", Only(ListOf("text"))),
+    ("n", Only(Number(1.0))),
+    // Without tools there is nothing to call, in parallel or not.
+    ("parallel_tool_calls", Inert),
+    ("prediction", Only(Nothing)),
+    ("presence_penalty", Only(Number(0.0))),
+    ("prompt_cache_key", Inert),
+    ("prompt_cache_retention", Inert),
+    ("reasoning_effort", Only(Word(&["none"]))),
+    ("response_format", Only(Type("text"))),
+    ("safety_identifier", Inert),
+    ("service_tier", Only(Word(&["auto", "default"]))),
+    ("store", Only(Bool(false))),
+    ("tool_choice", Only(Word(&["none", "auto"]))),
+    ("tools", Only(Empty)),
+    ("top_logprobs", Only(Number(0.0))),
+    ("user", Inert),
+    ("verbosity", Only(Word(&["medium"]))),
+    ("web_search_options", Only(Nothing)),
+    // Extensions of vLLM, SGLang and llama.cpp.
+    ("add_generation_prompt", Only(Bool(true))),
+    ("best_of", Only(Number(1.0))),
+    ("cache_prompt", Inert),
+    ("chat_template_kwargs", Only(Empty)),
+    ("continue_final_message", Only(Bool(false))),
+    ("echo", Only(Bool(false))),
+    ("ignore_eos", Only(Bool(false))),
+    ("include_stop_str_in_output", Only(Bool(false))),
+    ("length_penalty", Only(Number(1.0))),
+    ("min_p", Only(Number(0.0))),
+    ("min_tokens", Only(Number(0.0))),
+    ("mirostat", Only(Number(0.0))),
+    ("priority", Inert),
+    ("repeat_penalty", Only(Number(1.0))),
+    ("repetition_penalty", Only(Number(1.0))),
+    ("skip_special_tokens", Only(Bool(true))),
+    ("spaces_between_special_tokens", Only(Bool(true))),
+    ("stop_token_ids", Only(Empty)),
+    ("typical_p", Only(Number(1.0))),
+    ("use_beam_search", Only(Bool(false))),
+];
+
+/// What a field is, and its place in the table; `None` for one that nobody knows.
+pub(super) fn lookup(name: &str) -> Option<(usize, Field)> {
+    FIELDS.iter().enumerate().find(|(_, (known, _))| *known == name).map(|(at, (_, field))| (at, *field))
+}
+
+/// A set of places in the table.
+#[derive(Debug, Default)]
+pub(super) struct Seen(u64);
+
+/// A place is a bit.
+const _: () = assert!(FIELDS.len() <= 64);
+
+impl Seen {
+    /// Enters a place; false when it was there.
+    pub(super) fn enter(&mut self, at: usize) -> bool {
+        let bit = 1u64 << (at & 63);
+        let is_new = self.0 & bit == 0;
+        self.0 |= bit;
+        is_new
+    }
+}

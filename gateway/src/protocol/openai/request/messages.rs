@@ -1,0 +1,339 @@
+//! The conversation of a chat request, as text by role: the only thing that the model inside reads. What it would have
+//! to leave out (images, tools, sounds) is told by name, never dropped in silence.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use super::chat::Findings;
+use super::values::{Probe, Skip, SkipVisitor, Text};
+
+/// Messages of one request; OpenAI has the same limit.
+pub(super) const MAX_MESSAGES: usize = 2048;
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user` or `assistant`; `developer` is the newer name of `system`.
+    pub role: &'static str,
+    /// Its text. Parts are joined by a line break, as vLLM and llama.cpp do.
+    pub content: String,
+}
+
+/// Reads the value of `messages`.
+pub(super) struct Messages<'f>(pub(super) &'f mut Findings);
+
+impl<'de> DeserializeSeed<'de> for Messages<'_> {
+    type Value = Vec<Message>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+/// The methods of a visitor for every value that is not expected: it is read, forgotten and refused.
+macro_rules! refuse_others {
+    ($self:ident, $then:expr) => {
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a value")
+        }
+        fn visit_unit<E>($self) -> Result<Self::Value, E> {
+            Ok($then)
+        }
+        fn visit_bool<E>($self, _: bool) -> Result<Self::Value, E> {
+            Ok($then)
+        }
+        fn visit_u64<E>($self, _: u64) -> Result<Self::Value, E> {
+            Ok($then)
+        }
+        fn visit_i64<E>($self, _: i64) -> Result<Self::Value, E> {
+            Ok($then)
+        }
+        fn visit_f64<E>($self, _: f64) -> Result<Self::Value, E> {
+            Ok($then)
+        }
+    };
+}
+
+impl<'de> Visitor<'de> for Messages<'_> {
+    type Value = Vec<Message>;
+
+    refuse_others!(self, self.not_a_list());
+
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(self.not_a_list())
+    }
+    fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<Self::Value, A::Error> {
+        SkipVisitor.visit_map(object)?;
+        Ok(self.not_a_list())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut messages = Vec::new();
+        while messages.len() < MAX_MESSAGES {
+            let one = OneMessage { at: messages.len(), findings: &mut *self.0 };
+            match list.next_element_seed(one)? {
+                Some(message) => messages.push(message),
+                None => break,
+            }
+        }
+        if messages.is_empty() {
+            self.0.wrong("empty_array", "messages", "must have at least one message");
+        }
+        let mut further = false;
+        while list.next_element::<Skip>()?.is_some() {
+            further = true;
+        }
+        if further {
+            self.0.wrong("array_above_max_length", "messages", format!("must have at most {MAX_MESSAGES} messages"));
+        }
+        Ok(messages)
+    }
+}
+
+impl Messages<'_> {
+    fn not_a_list(self) -> Vec<Message> {
+        self.0.wrong("invalid_type", "messages", "must be a list of messages");
+        Vec::new()
+    }
+}
+
+struct OneMessage<'f> {
+    at: usize,
+    findings: &'f mut Findings,
+}
+
+impl<'de> DeserializeSeed<'de> for OneMessage<'_> {
+    type Value = Message;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Message, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl OneMessage<'_> {
+    fn not_an_object(self) -> Message {
+        self.findings.wrong("invalid_type", format!("messages[{}]", self.at), "must be an object");
+        Message { role: "user", content: String::new() }
+    }
+
+    fn role(&mut self, role: &Probe<'_>) -> &'static str {
+        let param = format!("messages[{}].role", self.at);
+        match role {
+            Probe::Text(role) => match &**role {
+                "system" | "developer" => "system",
+                "user" => "user",
+                "assistant" => "assistant",
+                "tool" | "function" => {
+                    self.findings.unsupported("unsupported_value", param, "the model inside the gateway has no tools");
+                    "user"
+                }
+                _ => {
+                    self.findings.wrong("invalid_value", param, "must be system, developer, user, assistant or tool");
+                    "user"
+                }
+            },
+            _ => {
+                self.findings.wrong("invalid_type", param, "must be a string");
+                "user"
+            }
+        }
+    }
+
+    /// A field of a message other than its role and its content.
+    fn other(&mut self, key: &str, value: &Probe<'_>) {
+        let is_empty = matches!(value, Probe::Null | Probe::List(0, _) | Probe::Object(0, _) | Probe::Bool(false));
+        // A name is shown to no model that has no place for it in its template; what a model thought or refused earlier,
+        // and where it looked, is no part of what it said.
+        let has_no_effect = matches!(
+            key,
+            "name" | "refusal" | "annotations" | "reasoning" | "reasoning_content" | "reasoning_details" | "id"
+        );
+        if !is_empty && !has_no_effect {
+            let param = format!("messages[{}].{}", self.at, shown(key));
+            self.findings.unsupported(
+                "unsupported_parameter",
+                param,
+                "the model inside the gateway does not read this",
+            );
+        }
+    }
+}
+
+/// A name from a body as it may be repeated in a message.
+pub(super) fn shown(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+impl<'de> Visitor<'de> for OneMessage<'_> {
+    type Value = Message;
+
+    refuse_others!(self, self.not_an_object());
+
+    fn visit_str<E>(self, _: &str) -> Result<Message, E> {
+        Ok(self.not_an_object())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Message, A::Error> {
+        SkipVisitor.visit_seq(list)?;
+        Ok(self.not_an_object())
+    }
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Message, A::Error> {
+        let (mut role, mut content, mut calls) = (None, None, false);
+        while let Some(Text(key)) = map.next_key()? {
+            match &*key {
+                "role" if role.is_none() => role = Some(self.role(&map.next_value()?)),
+                "content" if content.is_none() => {
+                    content = Some(map.next_value_seed(Content { at: self.at, findings: &mut *self.findings })?);
+                }
+                "role" | "content" => {
+                    map.next_value::<Skip>()?;
+                    let param = format!("messages[{}].{key}", self.at);
+                    self.findings.wrong("duplicate_parameter", param, "stands more than once");
+                }
+                _ => {
+                    let value: Probe<'_> = map.next_value()?;
+                    calls |= matches!(&*key, "tool_calls" | "function_call") && value != Probe::Null;
+                    self.other(&key, &value);
+                }
+            }
+        }
+        let role = role.unwrap_or_else(|| {
+            self.findings.wrong("missing_required_parameter", format!("messages[{}].role", self.at), "is missing");
+            "user"
+        });
+        // A message that calls tools may say nothing.
+        let content = content.flatten().unwrap_or_else(|| {
+            if !(role == "assistant" && calls) {
+                let param = format!("messages[{}].content", self.at);
+                self.findings.wrong("missing_required_parameter", param, "is missing");
+            }
+            String::new()
+        });
+        Ok(Message { role, content })
+    }
+}
+
+/// Reads the content of a message: text, parts, or `null`, which is `None`.
+struct Content<'f> {
+    at: usize,
+    findings: &'f mut Findings,
+}
+
+impl<'de> DeserializeSeed<'de> for Content<'_> {
+    type Value = Option<String>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Content<'_> {
+    fn wrong_type(self) -> Option<String> {
+        let param = format!("messages[{}].content", self.at);
+        self.findings.wrong("invalid_type", param, "must be a string or a list of parts");
+        Some(String::new())
+    }
+}
+
+impl<'de> Visitor<'de> for Content<'_> {
+    type Value = Option<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(self.wrong_type())
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(self.wrong_type())
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(self.wrong_type())
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(self.wrong_type())
+    }
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Some(text.to_owned()))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<Self::Value, A::Error> {
+        SkipVisitor.visit_map(object)?;
+        Ok(self.wrong_type())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut content = String::new();
+        let mut n = 0usize;
+        while let Some(part) = list.next_element::<Part<'de>>()? {
+            let param = || format!("messages[{}].content[{n}]", self.at);
+            match (part.kind.as_deref(), part.text) {
+                (Some("text"), Some(text)) => {
+                    if n > 0 {
+                        content.push('\n');
+                    }
+                    content.push_str(&text);
+                }
+                (Some("text"), None) => {
+                    self.findings.wrong("missing_required_parameter", param() + ".text", "must be a string");
+                }
+                (Some(kind), _) => {
+                    let message = format!("the model inside the gateway reads text, not `{}`", shown(kind));
+                    self.findings.unsupported("unsupported_value", param() + ".type", message);
+                }
+                (None, _) => self.findings.wrong("missing_required_parameter", param() + ".type", "must be a string"),
+            }
+            n = n.saturating_add(1);
+        }
+        if n == 0 {
+            self.findings.wrong("empty_array", format!("messages[{}].content", self.at), "must have at least one part");
+        }
+        Ok(Some(content))
+    }
+}
+
+/// A part of a message; fields of another type than they should have are left out, as is a part that is no object.
+#[derive(Default)]
+struct Part<'a> {
+    kind: Option<Cow<'a, str>>,
+    text: Option<Cow<'a, str>>,
+}
+
+impl<'de> Deserialize<'de> for Part<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PartVisitor)
+    }
+}
+
+struct PartVisitor;
+
+impl<'de> Visitor<'de> for PartVisitor {
+    type Value = Part<'de>;
+
+    refuse_others!(self, Part::default());
+
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(Part::default())
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+        SkipVisitor.visit_seq(list)?;
+        Ok(Part::default())
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut part = Part::default();
+        while let Some(Text(key)) = map.next_key()? {
+            match &*key {
+                "type" | "text" => {
+                    let Probe::Text(value) = map.next_value()? else { continue };
+                    if key == "type" {
+                        part.kind = Some(value);
+                    } else {
+                        part.text = Some(value);
+                    }
+                }
+                _ => {
+                    map.next_value::<Skip>()?;
+                }
+            }
+        }
+        Ok(part)
+    }
+}

@@ -1,0 +1,38 @@
+//! What a request asks for. [`peek`] reads the few fields that routing needs; [`ChatRequest`] is the whole request as
+//! the model inside understands it. Both read the body in one pass into bounded memory: nothing is built for a field
+//! that is not used, however large or deep it is, and what nests deeper than 128 is refused.
+
+mod chat;
+mod fields;
+mod messages;
+mod peek;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use chat::{ChatRequest, model_not_found};
+pub use messages::Message;
+pub use peek::{Peek, peek};
+
+use serde::de::{Deserializer, Visitor};
+use spillway_filter::Refusal;
+
+/// Reads a body that must be one JSON object and nothing else. Every value in it passes through the visitor, so that
+/// what is not JSON is refused wherever it stands.
+fn object<'a, V: Visitor<'a>>(body: &'a [u8], visitor: V) -> Result<V::Value, Refusal> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let read = json.deserialize_map(visitor).and_then(|value| json.end().map(|()| value));
+    read.map_err(|error| {
+        if error.is_data() {
+            // The library's message would repeat the value.
+            return Refusal::invalid("invalid_json", "The body must be a JSON object.");
+        }
+        Refusal::invalid("invalid_json", format!("The body is not valid JSON: {error}."))
+    })
+}
+
+/// A field that stands twice: two readers could each take another one.
+fn duplicate(name: &str) -> Refusal {
+    Refusal::invalid("duplicate_parameter", format!("`{name}` stands more than once in the body."))
+        .param(name.to_owned())
+}

@@ -1,0 +1,338 @@
+//! Which requests are taken, which are refused and with which field, which cannot be answered by the model inside.
+
+use std::borrow::Cow;
+
+use super::*;
+
+const HI: &str = r#""messages":[{"role":"user","content":"hi"}]"#;
+
+fn parse(fields: &str) -> Result<ChatRequest, Refusal> {
+    ChatRequest::parse(format!("{{{HI}{fields}}}").as_bytes())
+}
+
+fn parse_messages(messages: &str) -> Result<ChatRequest, Refusal> {
+    ChatRequest::parse(format!(r#"{{"messages":{messages}}}"#).as_bytes())
+}
+
+fn nested(levels: usize) -> String {
+    format!(r#"{{"model":"m","x":{}{}}}"#, "[".repeat(levels), "]".repeat(levels))
+}
+
+#[test]
+fn peek_reads_what_routing_needs() {
+    let body = r#"{"x":[1,{"model":"no"}],"model":"m","stream":true,"stream_options":{"include_usage":true},"max_tokens":7,
+        "messages":[{"role":"user","content":"abc","name":"nobody"},
+            {"role":"user","content":[{"type":"text","text":"dé"},{"type":"image_url","image_url":{"url":"data:no"}}]}]}"#;
+    let expected =
+        Peek { model: Some("m".into()), stream: true, include_usage: true, max_tokens: Some(7), prompt_bytes: 6 };
+    assert_eq!(peek(body.as_bytes()).unwrap(), expected);
+    assert_eq!(peek(b" {} \n").unwrap(), Peek::default());
+    // Of a field that routing only wants to know, another type is the server's to refuse.
+    let odd = br#"{"model":null,"stream":"yes","stream_options":[],"max_tokens":-1,"messages":{"a":[]}}"#;
+    assert_eq!(peek(odd).unwrap(), Peek::default());
+    for (prompt, bytes) in [
+        (r#""prompt":"four""#, 4),
+        (r#""input":["one","two"]"#, 6),
+        (r#""input":[[1,2,3],[4]]"#, 16),
+        (r#""input":[{"role":"user","content":[{"type":"input_text","text":"abc"}]}]"#, 3),
+    ] {
+        assert_eq!(peek(format!("{{{prompt}}}").as_bytes()).unwrap().prompt_bytes, bytes, "{prompt}");
+    }
+    for names in [r#""max_tokens":1,"max_completion_tokens":2"#, r#""max_completion_tokens":2,"max_tokens":1"#] {
+        assert_eq!(peek(format!("{{{names}}}").as_bytes()).unwrap().max_tokens, Some(2), "{names}");
+    }
+}
+
+#[test]
+fn the_model_is_borrowed_and_its_escapes_are_read() {
+    assert!(matches!(peek(br#"{"model":"plain"}"#).unwrap().model, Some(Cow::Borrowed("plain"))));
+    assert_eq!(peek(br#"{"model":"a\u0062"}"#).unwrap().model.unwrap(), "ab");
+    assert_eq!(peek(br#"{"mod\u0065l":"m"}"#).unwrap().model.unwrap(), "m");
+}
+
+#[test]
+fn bodies_that_two_readers_could_read_differently_are_refused() {
+    for (body, code, param) in [
+        (&br#"{"model":"a","model":"a"}"#[..], "duplicate_parameter", "model"),
+        (br#"{"model":"a","x":1,"mod\u0065l":"b"}"#, "duplicate_parameter", "model"),
+        (br#"{"stream":true,"stream":false}"#, "duplicate_parameter", "stream"),
+        (br#"{"messages":[],"messages":[]}"#, "duplicate_parameter", "messages"),
+        (br#"{"model":1}"#, "invalid_type", "model"),
+        (br#"{"model":["m"]}"#, "invalid_type", "model"),
+        (format!(r#"{{"model":"{}"}}"#, "m".repeat(257)).as_bytes(), "invalid_value", "model"),
+    ] {
+        let refusal = peek(body).unwrap_err();
+        assert_eq!((refusal.status.as_u16(), refusal.code, refusal.param.as_deref()), (400, code, Some(param)));
+        assert!(refusal.message.len() < 200);
+    }
+    assert!(peek(format!(r#"{{"model":"{}"}}"#, "m".repeat(256)).as_bytes()).is_ok());
+}
+
+#[test]
+fn what_is_no_json_object_is_refused_with_the_place() {
+    for (body, says) in [
+        (&b""[..], "EOF while parsing a value at line 1 column 0"),
+        (b"{\n  \"a\": 1,\n  b\n}", "line 3 column 3"),
+        (b"{", "EOF while parsing an object"),
+        (b"{} x", "trailing characters at line 1 column 4"),
+        (b"{\"a\":\"\xff\"}", "invalid unicode"),
+        (b"{\"a\":{\"\xff\":1}}", "invalid unicode"),
+        (b"{\"a\":\"\n\"}", "control character"),
+        (b"{\"a\":\"\\ud800\"}", "hex escape"),
+        (b"{\"a\":01}", "invalid number"),
+        (b"{\"a\":1e999}", "number out of range"),
+        (b"{\"a\":NaN}", "expected value"),
+        (b"{'a':1}", "key must be a string"),
+        (b"[]", "must be a JSON object"),
+        (b"[\"m\"]", "must be a JSON object"),
+        (b"3", "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b"\"SECRET\"", "must be a JSON object"),
+        (nested(200).as_bytes(), "recursion limit exceeded"),
+    ] {
+        for refusal in [peek(body).unwrap_err(), ChatRequest::parse(body).unwrap_err()] {
+            assert_eq!((refusal.status.as_u16(), refusal.code), (400, "invalid_json"), "{says}");
+            assert!(refusal.message.contains(says), "{} does not say {says}", refusal.message);
+            assert!(!refusal.message.contains("SECRET"));
+        }
+    }
+    assert!(peek(nested(100).as_bytes()).is_ok());
+}
+
+#[test]
+fn a_plain_request_is_read_in_full() {
+    let request = parse(
+        r#","model":"m","stream":true,"stream_options":{"include_usage":true,"include_obfuscation":false},"seed":-1,
+        "temperature":2,"top_p":0.5,"top_k":40,"stop":["a","b"],"max_tokens":5"#,
+    )
+    .unwrap();
+    assert_eq!(request.model.as_deref(), Some("m"));
+    assert_eq!(request.messages, [Message { role: "user", content: "hi".into() }]);
+    assert!(request.stream && request.include_usage);
+    assert_eq!((request.temperature, request.top_p, request.top_k), (Some(2.0), Some(0.5), Some(40)));
+    assert_eq!((request.seed, request.max_tokens), (Some(u64::MAX), Some(5)));
+    assert_eq!(request.stop, ["a", "b"]);
+    assert_eq!(request.text_bytes(), 2);
+    assert!(request.unsupported().is_none());
+    assert!(request.addressed_to("m").is_ok());
+    let other = request.addressed_to("n").unwrap_err();
+    assert_eq!((other.status.as_u16(), other.code, other.param.as_deref()), (404, "model_not_found", Some("model")));
+    let none = parse("").unwrap().addressed_to("m").unwrap_err();
+    assert_eq!((none.status.as_u16(), none.param.as_deref()), (400, Some("model")));
+}
+
+#[test]
+fn values_that_ask_for_nothing_are_taken() {
+    let request = parse(
+        r#","n":1,"presence_penalty":0,"frequency_penalty":0.0,"logprobs":false,"top_logprobs":0,"tools":[],
+        "functions":[],"tool_choice":"auto","function_call":"none","parallel_tool_calls":false,"user":"u",
+        "metadata":{"a":["b"]},"store":false,"response_format":{"type":"text"},"modalities":["text"],"logit_bias":{},
+        "service_tier":"auto","verbosity":"medium","reasoning_effort":"none","prompt_cache_key":"k",
+        "safety_identifier":"s","audio":null,"prediction":null,"min_p":0,"repetition_penalty":1.0,"ignore_eos":false,
+        "chat_template_kwargs":{},"anything":null,"stop":null,"temperature":null,"stream_options":null,"top_k":-1"#,
+    )
+    .unwrap();
+    assert!(request.unsupported().is_none(), "{:?}", request.unsupported());
+    assert_eq!((request.top_k, request.temperature), (None, None));
+    assert_eq!(parse(r#","top_k":0"#).unwrap().top_k, None);
+    assert_eq!(parse(r#","max_tokens":99999999999"#).unwrap().max_tokens, Some(u32::MAX));
+    for names in [r#","max_tokens":1,"max_completion_tokens":2"#, r#","max_completion_tokens":2,"max_tokens":1"#] {
+        assert_eq!(parse(names).unwrap().max_tokens, Some(2), "{names}");
+    }
+    assert_eq!(parse(r#","stop":"a""#).unwrap().stop, ["a"]);
+    assert!(parse(r#","stop":[]"#).unwrap().stop.is_empty());
+}
+
+#[test]
+fn what_is_not_implemented_is_named() {
+    for (field, param) in [
+        (r#""n":2"#, "n"),
+        (r#""n":"1""#, "n"),
+        (r#""presence_penalty":0.5"#, "presence_penalty"),
+        (r#""frequency_penalty":-1"#, "frequency_penalty"),
+        (r#""logprobs":true"#, "logprobs"),
+        (r#""top_logprobs":2"#, "top_logprobs"),
+        (r#""tools":[{}]"#, "tools"),
+        (r#""functions":[{"name":"f"}]"#, "functions"),
+        (r#""tool_choice":"required""#, "tool_choice"),
+        (r#""tool_choice":{"type":"function"}"#, "tool_choice"),
+        (r#""response_format":{"type":"json_object"}"#, "response_format"),
+        (r#""response_format":{"type":"text","json_schema":{}}"#, "response_format"),
+        (r#""response_format":{"type":"text","type":"json_object"}"#, "response_format"),
+        (r#""response_format":{}"#, "response_format"),
+        (r#""modalities":["text","audio"]"#, "modalities"),
+        (r#""modalities":["text","text","text","text","text","audio"]"#, "modalities"),
+        (r#""logit_bias":{"1":2}"#, "logit_bias"),
+        (r#""store":true"#, "store"),
+        (r#""service_tier":"priority""#, "service_tier"),
+        (r#""reasoning_effort":"high""#, "reasoning_effort"),
+        (r#""audio":{"voice":"x"}"#, "audio"),
+        (r#""prediction":{}"#, "prediction"),
+        (r#""web_search_options":{}"#, "web_search_options"),
+        (r#""min_p":0.1"#, "min_p"),
+        (r#""repetition_penalty":1.1"#, "repetition_penalty"),
+        (r#""frobnicate":false"#, "frobnicate"),
+        (r#""stream_options":{"more":1}"#, "stream_options.more"),
+        (r#""stream_options":{"a":null,"b":null,"c":null,"d":null,"e":null,"f":1}"#, "stream_options.…"),
+    ] {
+        let request = parse(&format!(",{field}")).unwrap_or_else(|e| panic!("{field}: {e:?}"));
+        let refusal = request.unsupported().unwrap_or_else(|| panic!("{field} is taken"));
+        assert_eq!((refusal.status.as_u16(), refusal.param.as_deref()), (400, Some(param)), "{field}");
+        assert!(refusal.message.contains(param));
+    }
+    let long = format!(r#","{}":1"#, "x\\n".repeat(500));
+    assert_eq!(parse(&long).unwrap().unsupported().unwrap().param.as_deref(), Some(&*"x".repeat(64)));
+}
+
+#[test]
+fn what_is_wrong_is_refused_with_its_field() {
+    for (field, code, param) in [
+        (r#""temperature":2.1"#, "decimal_above_max_value", "temperature"),
+        (r#""temperature":-0.1"#, "decimal_below_min_value", "temperature"),
+        (r#""temperature":"hot""#, "invalid_type", "temperature"),
+        (r#""top_p":1.5"#, "decimal_above_max_value", "top_p"),
+        (r#""top_k":-2"#, "integer_below_min_value", "top_k"),
+        (r#""top_k":1.5"#, "invalid_type", "top_k"),
+        (r#""max_tokens":0"#, "integer_below_min_value", "max_tokens"),
+        (r#""max_tokens":-5"#, "integer_below_min_value", "max_tokens"),
+        (r#""max_tokens":1.5"#, "invalid_type", "max_tokens"),
+        (r#""max_completion_tokens":"9""#, "invalid_type", "max_completion_tokens"),
+        (r#""max_completion_tokens":3,"max_tokens":0"#, "integer_below_min_value", "max_tokens"),
+        (r#""seed":1.5"#, "invalid_type", "seed"),
+        (r#""seed":99999999999999999999"#, "invalid_type", "seed"),
+        (r#""stop":["a","b","c","d","e"]"#, "array_above_max_length", "stop"),
+        (r#""stop":["a","b","c","d","e","f"]"#, "array_above_max_length", "stop"),
+        (r#""stop":"""#, "invalid_value", "stop"),
+        (r#""stop":["a",3]"#, "invalid_type", "stop"),
+        (r#""stop":7"#, "invalid_type", "stop"),
+        (r#""stream":1"#, "invalid_type", "stream"),
+        (r#""stream":"true""#, "invalid_type", "stream"),
+        (r#""stream_options":true"#, "invalid_type", "stream_options"),
+        (r#""stream_options":{"include_usage":1}"#, "invalid_type", "stream_options.include_usage"),
+        (r#""model":{}"#, "invalid_type", "model"),
+        (r#""seed":1,"seed":1"#, "duplicate_parameter", "seed"),
+        (r#""user":"a","user":"b""#, "duplicate_parameter", "user"),
+        (r#""messages":[]"#, "duplicate_parameter", "messages"),
+    ] {
+        let refusal = parse(&format!(",{field}")).expect_err(field);
+        assert_eq!(
+            (refusal.status.as_u16(), refusal.code, refusal.param.as_deref()),
+            (400, code, Some(param)),
+            "{field}"
+        );
+    }
+    let long = format!(r#","stop":"{}""#, "s".repeat(257));
+    assert_eq!(parse(&long).unwrap_err().code, "invalid_value");
+    assert_eq!(ChatRequest::parse(b"{}").unwrap_err().code, "missing_required_parameter");
+}
+
+#[test]
+fn conversations_are_read_by_role() {
+    let request = parse_messages(
+        r#"[{"role":"developer","content":[{"type":"text","text":"a"},{"text":"b\n","type":"text"}]},
+            {"content":"c","role":"user","name":"bob"},
+            {"role":"assistant","content":"","refusal":null,"tool_calls":[],"audio":null,"annotations":[{}],"reasoning_content":"r"},
+            {"role":"user","content":"d\u00e9"}]"#,
+    )
+    .unwrap();
+    assert!(request.unsupported().is_none(), "{:?}", request.unsupported());
+    let read: Vec<_> = request.messages.iter().map(|m| (m.role, m.content.as_str())).collect();
+    assert_eq!(read, [("system", "a\nb\n"), ("user", "c"), ("assistant", ""), ("user", "dé")]);
+}
+
+#[test]
+fn messages_that_the_model_cannot_read_are_named() {
+    for (messages, param) in [
+        (r#"[{"role":"user","content":"x"},{"role":"tool","tool_call_id":"1","content":"y"}]"#, "messages[1].role"),
+        (r#"[{"role":"function","name":"f","content":"y"}]"#, "messages[0].role"),
+        (r#"[{"role":"assistant","content":null,"tool_calls":[{}]}]"#, "messages[0].tool_calls"),
+        (r#"[{"role":"assistant","function_call":{"name":"f"}}]"#, "messages[0].function_call"),
+        (
+            r#"[{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":{}}]}]"#,
+            "messages[0].content[1].type",
+        ),
+        (r#"[{"role":"user","content":[{"type":"input_audio","input_audio":{}}]}]"#, "messages[0].content[0].type"),
+        (r#"[{"role":"user","content":"x","prefix":true}]"#, "messages[0].prefix"),
+    ] {
+        let request = parse_messages(messages).unwrap_or_else(|e| panic!("{messages}: {e:?}"));
+        assert_eq!(request.unsupported().unwrap().param.as_deref(), Some(param), "{messages}");
+    }
+}
+
+#[test]
+fn messages_that_nobody_could_read_are_refused() {
+    for (messages, code, param) in [
+        ("[]", "empty_array", "messages"),
+        ("null", "invalid_type", "messages"),
+        (r#""x""#, "invalid_type", "messages"),
+        ("{}", "invalid_type", "messages"),
+        ("[3]", "invalid_type", "messages[0]"),
+        ("[[]]", "invalid_type", "messages[0]"),
+        (r#"[{"content":"x"}]"#, "missing_required_parameter", "messages[0].role"),
+        (r#"[{"role":"king","content":"x"}]"#, "invalid_value", "messages[0].role"),
+        (r#"[{"role":1,"content":"x"}]"#, "invalid_type", "messages[0].role"),
+        (r#"[{"role":"user"}]"#, "missing_required_parameter", "messages[0].content"),
+        (r#"[{"role":"user","content":null}]"#, "missing_required_parameter", "messages[0].content"),
+        (r#"[{"role":"assistant","content":null}]"#, "missing_required_parameter", "messages[0].content"),
+        (r#"[{"role":"user","content":5}]"#, "invalid_type", "messages[0].content"),
+        (r#"[{"role":"user","content":{}}]"#, "invalid_type", "messages[0].content"),
+        (r#"[{"role":"user","content":[]}]"#, "empty_array", "messages[0].content"),
+        (r#"[{"role":"user","content":["x"]}]"#, "missing_required_parameter", "messages[0].content[0].type"),
+        (
+            r#"[{"role":"user","content":[{"type":"text"}]}]"#,
+            "missing_required_parameter",
+            "messages[0].content[0].text",
+        ),
+        (
+            r#"[{"role":"user","content":[{"type":"text","text":1}]}]"#,
+            "missing_required_parameter",
+            "messages[0].content[0].text",
+        ),
+        (r#"[{"role":"user","role":"system","content":"x"}]"#, "duplicate_parameter", "messages[0].role"),
+        (r#"[{"role":"user","content":"x","content":"y"}]"#, "duplicate_parameter", "messages[0].content"),
+        (
+            r#"[{"role":"assistant","content":null,"content":null,"tool_calls":[1]}]"#,
+            "duplicate_parameter",
+            "messages[0].content",
+        ),
+    ] {
+        let refusal = parse_messages(messages).expect_err(messages);
+        assert_eq!(
+            (refusal.status.as_u16(), refusal.code, refusal.param.as_deref()),
+            (400, code, Some(param)),
+            "{messages}"
+        );
+    }
+    let message = r#"{"role":"user","content":"x"}"#;
+    assert!(parse_messages(&format!("[{}]", [message; 2048].join(","))).is_ok());
+    let refusal = parse_messages(&format!("[{}]", [message; 2049].join(","))).unwrap_err();
+    assert_eq!((refusal.code, refusal.param.as_deref()), ("array_above_max_length", Some("messages")));
+}
+
+#[test]
+fn a_mistake_of_syntax_counts_before_one_of_sense() {
+    assert_eq!(ChatRequest::parse(br#"{"temperature":9,"messages":[}"#).unwrap_err().code, "invalid_json");
+    assert_eq!(peek(br#"{"model":9,"model":[}"#).unwrap_err().code, "invalid_json");
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_bytes_are_judged(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        let _ = (peek(&bytes), ChatRequest::parse(&bytes));
+    }
+
+    /// Whatever reader stands behind us, it must find what we found.
+    #[test]
+    fn peek_agrees_with_a_reader_of_everything(
+        keys in proptest::collection::vec(proptest::sample::select(vec!["model", "stream", "x", "y"]), 0..5),
+        values in proptest::collection::vec(proptest::sample::select(vec!["\"a\"", "\"b\\n\"", "true", "false", "null", "{\"model\":\"c\"}"]), 5),
+    ) {
+        let fields: Vec<String> = keys.iter().zip(&values).map(|(key, value)| format!("\"{key}\":{value}")).collect();
+        let body = format!("{{{}}}", fields.join(","));
+        let whole: serde_json::Value = serde_json::from_str(&body).unwrap();
+        if let Ok(peek) = peek(body.as_bytes()) {
+            proptest::prop_assert_eq!(peek.model.as_deref(), whole.get("model").and_then(|m| m.as_str()));
+            proptest::prop_assert_eq!(peek.stream, whole.get("stream") == Some(&serde_json::Value::Bool(true)));
+        }
+    }
+}
