@@ -1,27 +1,25 @@
-//! One exchange answered by the engine: the request becomes a prompt, the tokens become events or one completion.
-//! Dropping the stream ends the engine's work within one step.
+//! A chat request becomes work for the engine: what it cannot do is refused before anything is computed, the
+//! conversation is turned into tokens off the runtime's threads where that takes long, and the engine takes it or not.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
-use spillway_engine::{
-    BusyReason, ChatMessage, EngineError, Event, FinishReason, Generate, Prompt, PromptError, Sampling, TokenStream,
-};
+use http::StatusCode;
+use spillway_engine::{Busy, BusyReason, ChatMessage, Engine, Generate, Prompt, PromptError, Sampling};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::LoadedModel;
+use super::stream::{Report, SpillStream, Wanted, internal};
 use crate::protocol::openai::{Answer, ChatRequest};
-use crate::protocol::{Api, error_event};
-use crate::telemetry::ModelMetrics;
 
-static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
+/// Text from which on a conversation is encoded on a blocking thread: below it, that takes well under a millisecond.
+const ENCODE_INLINE: usize = 4 << 10;
 
-/// Text from which on a prompt is encoded on a blocking thread: below it, that takes well under a millisecond.
-const ENCODE_INLINE: usize = 8 << 10;
+/// Bytes of text for each token of the context above which a conversation is refused unread. A token of running text is
+/// some four bytes; only endless blanks come near this. It bounds the work that a hostile body can ask for.
+const MAX_BYTES_PER_TOKEN: usize = 64;
 
-/// Why the model inside does not answer.
+/// Why the model inside does not answer. Each carries what to say where the model was addressed directly.
 #[derive(Debug)]
 pub enum SpillError {
     /// It is not its task.
@@ -50,63 +48,27 @@ impl SpillError {
     }
 }
 
-/// The head of an answer.
-#[derive(Debug)]
-pub struct Head {
-    /// Status.
-    pub status: StatusCode,
-    /// Content type and who served it.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Length of a whole answer.
-    pub content_length: Option<usize>,
+impl From<Busy> for SpillError {
+    fn from(busy: Busy) -> Self {
+        let message = match busy.reason {
+            BusyReason::QueueFull => "Too many requests wait for the model inside the gateway; try again.",
+            BusyReason::WaitTooLong => {
+                "The model inside the gateway is busy for longer than a request may wait; try again."
+            }
+            BusyReason::Stopped => "The model inside the gateway has been stopped; try again.",
+        };
+        no_room(message, busy.retry_after)
+    }
 }
 
-/// What the engine measured of one answer.
-pub struct Report {
-    /// Id of the answer.
-    pub id: String,
-    /// The model.
-    pub model: Arc<str>,
-    /// Tokens read.
-    pub prompt_tokens: Option<u64>,
-    /// Tokens written.
-    pub completion_tokens: u64,
-    /// When the engine got the request.
-    pub submitted: Instant,
-    /// Wait for a place.
-    pub queued: Option<Duration>,
-    /// Reading the prompt.
-    pub prefill: Option<Duration>,
-    /// First text.
-    pub first_token: Option<Instant>,
-    /// Writing the answer.
-    pub decode: Option<Duration>,
-    /// `stop` or `length`.
-    pub finish_reason: Option<&'static str>,
-    /// Why it failed.
-    pub error: Option<String>,
-    /// Whether it ended as it should.
-    pub complete: bool,
-    /// Where it is counted.
-    pub metrics: Arc<ModelMetrics>,
+fn no_room(message: &'static str, retry_after: Duration) -> SpillError {
+    SpillError::Busy(
+        Refusal::new(StatusCode::TOO_MANY_REQUESTS, ErrorKind::Overloaded, "overloaded", message)
+            .retry_after(retry_after.max(Duration::from_millis(1))),
+    )
 }
 
-/// An answer that is being written.
-pub struct SpillStream {
-    tokens: TokenStream,
-    answer: Answer,
-    streamed: bool,
-    include_usage: bool,
-    served_by: HeaderValue,
-    report: Report,
-    /// Text so far, for a whole answer.
-    whole: String,
-    /// What `begin` has produced and `next` gives first.
-    ready: Option<Bytes>,
-    ended: bool,
-}
-
-/// Gives a request to the engine.
+/// Gives a request to the engine. It is answered whatever model it names.
 pub async fn answer(
     model: &Arc<LoadedModel>,
     request: &ChatRequest,
@@ -115,43 +77,37 @@ pub async fn answer(
     if let Some(refusal) = request.unsupported() {
         return Err(SpillError::CannotSpill(refusal.clone()));
     }
-    let prompt = encode(model, request).await?;
-    let sampling = Sampling {
-        temperature: request.temperature.unwrap_or(1.0),
-        top_k: request.top_k,
-        top_p: request.top_p.unwrap_or(1.0),
-        seed: request.seed,
-    };
+    check_length(request.text_bytes(), model.engine().info().context_length)?;
+    // What would be refused with an empty prompt need not be encoded to be refused.
+    let wait = model.engine().estimated_wait(0);
+    if let Some(excess) = wait.checked_sub(model.max_queue_wait()).filter(|excess| !excess.is_zero()) {
+        return Err(Busy { reason: BusyReason::WaitTooLong, retry_after: excess }.into());
+    }
+    let started = Instant::now();
+    let prompt = encode(model, request, deadline).await?;
+    let encode = started.elapsed();
     let prompt_tokens = u64::try_from(prompt.len()).ok();
-    let work = Generate {
+    let submitted = Instant::now();
+    let events = model.engine().submit(Generate {
         prompt,
         max_tokens: request.max_tokens,
-        sampling,
+        sampling: Sampling {
+            temperature: request.temperature.unwrap_or(1.0),
+            top_k: request.top_k,
+            top_p: request.top_p.unwrap_or(1.0),
+            seed: request.seed,
+        },
         stop: request.stop.clone(),
         deadline: Some(deadline),
-    };
-    let submitted = Instant::now();
-    let tokens = model.engine().submit(work).map_err(|busy| {
-        let message = match busy.reason {
-            BusyReason::QueueFull => "too many requests wait for the model inside the gateway",
-            BusyReason::WaitTooLong => "the model inside the gateway is busy for longer than a request may wait",
-            BusyReason::Stopped => "the model inside the gateway has been stopped",
-        };
-        SpillError::Busy(
-            Refusal::new(StatusCode::TOO_MANY_REQUESTS, ErrorKind::Overloaded, "overloaded", message)
-                .retry_after(busy.retry_after.max(Duration::from_millis(1))),
-        )
     })?;
-    let answer = Answer {
-        id: format!("chatcmpl-{}", uuid::Uuid::new_v4().simple()),
-        created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        model: model.name().into(),
-    };
+    let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
+    let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let report = Report {
-        id: answer.id.clone(),
-        model: answer.model.clone(),
+        id: id.clone(),
+        model: model.name().into(),
         prompt_tokens,
         completion_tokens: 0,
+        encode,
         submitted,
         queued: None,
         prefill: None,
@@ -160,186 +116,113 @@ pub async fn answer(
         finish_reason: None,
         error: None,
         complete: false,
-        metrics: model.metrics().clone(),
+        metrics: Arc::clone(model.metrics()),
     };
-    Ok(SpillStream {
-        tokens,
-        answer,
+    let wanted = Wanted {
         streamed: request.stream,
-        include_usage: request.include_usage,
         served_by: model.served_by().clone(),
+        deadline,
+        _model: Some(Arc::clone(model)),
+    };
+    Ok(SpillStream::new(
+        events,
+        Answer::new(id, created, model.name().to_owned(), request.include_usage),
+        wanted,
         report,
-        whole: String::new(),
-        ready: None,
-        ended: false,
-    })
+    ))
 }
 
-async fn encode(model: &Arc<LoadedModel>, request: &ChatRequest) -> Result<Prompt, SpillError> {
+/// Refuses what cannot fit before it is encoded.
+fn check_length(bytes: usize, context: u32) -> Result<(), SpillError> {
+    let most = usize::try_from(context).unwrap_or(usize::MAX).saturating_mul(MAX_BYTES_PER_TOKEN);
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(too_long(format!(
+        "The conversation has {bytes} bytes; this model's context is {context} tokens and takes at most {most} bytes."
+    )))
+}
+
+fn too_long(message: String) -> SpillError {
+    SpillError::TooLong(Refusal::invalid("context_length_exceeded", message).param("messages"))
+}
+
+/// The conversation as tokens. A long one is encoded on a blocking thread, few of them at a time: encoding is work for
+/// the processor, and more threads would only take it from the proxy.
+async fn encode(model: &Arc<LoadedModel>, request: &ChatRequest, deadline: Instant) -> Result<Prompt, SpillError> {
     let messages: Vec<ChatMessage> = request
         .messages
         .iter()
         .map(|message| ChatMessage { role: message.role.to_owned(), content: message.content.clone() })
         .collect();
-    let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
-    let encoded = if bytes <= ENCODE_INLINE {
-        model.engine().encode_chat(&messages)
-    } else {
-        let model = model.clone();
-        tokio::task::spawn_blocking(move || model.engine().encode_chat(&messages))
-            .await
-            .map_err(|e| SpillError::Failed(internal(format!("the prompt could not be encoded: {e}"))))?
+    if request.text_bytes() <= ENCODE_INLINE {
+        return encode_now(model.engine(), &messages);
+    }
+    let until = deadline.min(Instant::now() + model.max_queue_wait());
+    let turn = tokio::time::timeout_at(until.into(), Arc::clone(model.encoders()).acquire_owned()).await;
+    let Ok(Ok(turn)) = turn else {
+        return Err(no_room(
+            "Too many long requests wait for the model inside the gateway; try again.",
+            Duration::ZERO,
+        ));
     };
-    encoded.map_err(|e| match e {
-        PromptError::TooLong { tokens, context } => SpillError::TooLong(
-            Refusal::invalid(
-                "context_length_exceeded",
-                format!("the conversation has {tokens} tokens; this model takes {context}, answer included"),
-            )
-            .param("messages"),
+    let model = Arc::clone(model);
+    // The turn goes with the work: when the caller leaves, the thread still has to finish.
+    let work = tokio::task::spawn_blocking(move || {
+        let encoded = encode_now(model.engine(), &messages);
+        drop(turn);
+        encoded
+    });
+    match tokio::time::timeout_at(deadline.into(), work).await {
+        Ok(Ok(encoded)) => encoded,
+        Ok(Err(lost)) => {
+            tracing::error!(event = "encoding_lost", error = %lost);
+            Err(SpillError::Failed(internal("The conversation could not be read; the gateway's log says why.")))
+        }
+        Err(_) => Err(SpillError::Failed(Refusal::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::Timeout,
+            "request_timeout",
+            "The time for this request was over before the model inside the gateway had read it.",
+        ))),
+    }
+}
+
+fn encode_now(engine: &Engine, messages: &[ChatMessage]) -> Result<Prompt, SpillError> {
+    engine.encode_chat(messages).map_err(|error| match error {
+        PromptError::TooLong { tokens, context } => too_long(format!(
+            "The conversation has {tokens} tokens; this model's context is {context} tokens, the answer included."
+        )),
+        PromptError::Empty | PromptError::Role(_) | PromptError::Template(_) => SpillError::CannotSpill(
+            Refusal::invalid("invalid_value", format!("`messages`: {error}.")).param("messages"),
         ),
-        other => SpillError::CannotSpill(Refusal::invalid("invalid_value", other.to_string()).param("messages")),
     })
 }
 
-fn internal(message: String) -> Refusal {
-    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Internal, "engine_error", message)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// What came of one event of the engine.
-enum Step {
-    /// Something to send.
-    Frame(Bytes),
-    /// Nothing to send yet.
-    More,
-    /// The whole answer.
-    End(Bytes),
-    /// It failed.
-    Failed(Refusal),
-}
-
-impl SpillStream {
-    /// Waits for the first text, or for the whole answer when it is not streamed. An error means that nothing was sent.
-    pub async fn begin(&mut self) -> Result<Head, Refusal> {
-        loop {
-            match self.step().await {
-                Step::More => {}
-                Step::Frame(frame) | Step::End(frame) => {
-                    let content_length = (!self.streamed).then_some(frame.len());
-                    self.ready = Some(frame);
-                    return Ok(self.head(content_length));
-                }
-                Step::Failed(refusal) => {
-                    self.ended = true;
-                    return Err(refusal);
-                }
-            }
-        }
+    #[test]
+    fn what_cannot_fit_is_refused_unread() {
+        assert!(check_length(64 * 2048, 2048).is_ok());
+        let error = check_length(64 * 2048 + 1, 2048).unwrap_err();
+        assert!(matches!(error, SpillError::TooLong(_)));
+        let refusal = error.into_refusal();
+        assert_eq!((refusal.status.as_u16(), refusal.code), (400, "context_length_exceeded"));
+        assert_eq!(refusal.param.as_deref(), Some("messages"));
+        assert!(check_length(usize::MAX, u32::MAX).is_err());
     }
 
-    fn head(&self, content_length: Option<usize>) -> Head {
-        let kind = if self.streamed { "text/event-stream; charset=utf-8" } else { "application/json" };
-        Head {
-            status: StatusCode::OK,
-            headers: vec![
-                (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
-                (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-                (SERVED_BY.clone(), self.served_by.clone()),
-            ],
-            content_length,
+    #[test]
+    fn a_busy_engine_says_when_to_come_back() {
+        for (reason, wait, told) in
+            [(BusyReason::QueueFull, 0, 1), (BusyReason::WaitTooLong, 250, 250), (BusyReason::Stopped, 1000, 1000)]
+        {
+            let error = SpillError::from(Busy { reason, retry_after: Duration::from_millis(wait) });
+            assert!(matches!(error, SpillError::Busy(_)));
+            assert_eq!(error.refusal().status, 429);
+            assert_eq!(error.refusal().retry_after, Some(Duration::from_millis(told)));
         }
-    }
-
-    /// The next part to send; `None` when the answer is complete. Can be dropped and asked again.
-    pub async fn next(&mut self) -> Option<Bytes> {
-        if let Some(ready) = self.ready.take() {
-            return Some(ready);
-        }
-        while !self.ended {
-            match self.step().await {
-                Step::More => {}
-                Step::Frame(frame) | Step::End(frame) => return Some(frame),
-                Step::Failed(refusal) => {
-                    self.ended = true;
-                    return error_event(&refusal, Api::OpenAi);
-                }
-            }
-        }
-        None
-    }
-
-    /// What the engine measured, so far.
-    pub fn report(&self) -> &Report {
-        &self.report
-    }
-
-    async fn step(&mut self) -> Step {
-        // The only wait; everything after it is done before the next one, so that dropping this future loses nothing.
-        let Some(event) = self.tokens.next().await else {
-            self.report.error = Some("lost".into());
-            return Step::Failed(internal("the model inside the gateway ended without an answer".into()));
-        };
-        match event {
-            Event::Started { queued } => self.report.queued = Some(queued),
-            Event::Prefilled { prefill, prompt_tokens } => {
-                self.report.prefill = Some(prefill);
-                self.report.prompt_tokens = Some(prompt_tokens.into());
-            }
-            Event::Text { text, tokens } => {
-                let first = self.report.first_token.is_none();
-                self.report.first_token.get_or_insert_with(Instant::now);
-                self.report.completion_tokens += u64::from(tokens);
-                if self.streamed {
-                    let mut out = Vec::with_capacity(text.len() + 192);
-                    if first {
-                        self.answer.first(&mut out);
-                    }
-                    self.answer.piece(&mut out, &text);
-                    return Step::Frame(out.into());
-                }
-                self.whole.push_str(&text);
-            }
-            Event::Finished(finished) => return Step::End(self.end(&finished)),
-            Event::Failed(error) => {
-                self.report.error = Some(error.to_string());
-                return Step::Failed(match error {
-                    EngineError::Deadline => Refusal::new(
-                        StatusCode::GATEWAY_TIMEOUT,
-                        ErrorKind::Timeout,
-                        "request_timeout",
-                        "the time for this request was over before the model inside the gateway had answered",
-                    ),
-                    error => internal(format!("the model inside the gateway failed: {error}")),
-                });
-            }
-        }
-        Step::More
-    }
-
-    fn end(&mut self, finished: &spillway_engine::Finished) -> Bytes {
-        let reason = match finished.reason {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-        };
-        let (prompt, completion) = (u64::from(finished.prompt_tokens), u64::from(finished.completion_tokens));
-        let first = self.report.first_token.is_none();
-        self.report.first_token.get_or_insert_with(Instant::now);
-        self.report.prompt_tokens = Some(prompt);
-        self.report.completion_tokens = completion;
-        self.report.queued = Some(finished.queued);
-        self.report.prefill = Some(finished.prefill);
-        self.report.decode = Some(finished.decode);
-        self.report.finish_reason = Some(reason);
-        self.report.complete = true;
-        self.ended = true;
-        if !self.streamed {
-            return self.answer.whole(&self.whole, reason, prompt, completion);
-        }
-        let mut out = Vec::with_capacity(512);
-        if first {
-            self.answer.first(&mut out);
-        }
-        self.answer.last(&mut out, reason, prompt, completion, self.include_usage);
-        out.into()
     }
 }

@@ -4,6 +4,10 @@
 
 mod answer;
 mod pool;
+mod stream;
+#[cfg(test)]
+mod tests;
 
-pub use answer::{Head, Report, SpillError, SpillStream, answer};
+pub use answer::{SpillError, answer};
 pub use pool::{LoadedModel, ModelError, Models};
+pub use stream::{Events, Head, Report, SpillStream};

@@ -1,13 +1,15 @@
 //! The models of a snapshot. One whose file and options did not change is kept over a reload; one that is gone ends
 //! with the last snapshot that holds it, after its requests.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 use spillway_config::schema::{Device, Model};
 use spillway_engine::{DeviceChoice, Engine, LoadError, LoadOptions};
+use tokio::sync::Semaphore;
 
 use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
 
@@ -22,6 +24,12 @@ pub enum ModelError {
         /// Why.
         source: LoadError,
     },
+    /// Its name cannot stand in a header.
+    #[error("model `{model}`: its name is told in the header x-spillway-served-by and must hold no control characters")]
+    Name {
+        /// Its name.
+        model: String,
+    },
     /// The thread that loads it was lost.
     #[error("model `{model}`: loading ended without a result: {reason}")]
     Lost {
@@ -35,14 +43,25 @@ pub enum ModelError {
 /// What a file was when it was loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct FileIdentity {
+    device: u64,
+    inode: u64,
     length: u64,
-    modified: Option<SystemTime>,
+    modified: (i64, i64),
 }
 
+/// Links are followed: a file that took another's place under the same name is another one.
 fn identity(path: &Path) -> Option<FileIdentity> {
     let metadata = std::fs::metadata(path).ok()?;
-    Some(FileIdentity { length: metadata.len(), modified: metadata.modified().ok() })
+    Some(FileIdentity {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        length: metadata.len(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+    })
 }
+
+/// Long conversations of one model that are turned into tokens at the same time.
+const ENCODERS: usize = 2;
 
 /// A model inside the gateway.
 pub struct LoadedModel {
@@ -53,6 +72,7 @@ pub struct LoadedModel {
     served_by: HeaderValue,
     served_by_text: Arc<str>,
     metrics: Arc<ModelMetrics>,
+    encoders: Arc<Semaphore>,
 }
 
 impl LoadedModel {
@@ -75,6 +95,14 @@ impl LoadedModel {
     /// The engine.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+    /// Longest estimated wait for a first token at which a request is taken.
+    pub(super) fn max_queue_wait(&self) -> Duration {
+        self.written.max_queue_wait.0
+    }
+    /// Turns to encode a long conversation.
+    pub(super) fn encoders(&self) -> &Arc<Semaphore> {
+        &self.encoders
     }
     /// Series of its calls.
     pub fn metrics(&self) -> &Arc<ModelMetrics> {
@@ -165,6 +193,8 @@ async fn load_one(
         cache_dir: cache_dir.map(Path::to_owned),
     };
     let name = written.name.clone();
+    let text = format!("builtin/{name}");
+    let served_by = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| ModelError::Name { model: name.clone() })?;
     let engine = tokio::task::spawn_blocking(move || Engine::load(options))
         .await
         .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
@@ -175,14 +205,14 @@ async fn load_one(
         context = info.context_length, device = %info.device.name, reason = %info.device.reason,
         seconds = info.load_time.as_secs_f64(),
     );
-    let text = format!("builtin/{name}");
     Ok(LoadedModel {
         written: written.clone(),
         file,
         created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        served_by: HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("builtin")),
+        served_by,
         served_by_text: text.into(),
         metrics: metrics.model("spillway", &name),
+        encoders: Arc::new(Semaphore::new(ENCODERS)),
         engine,
     })
 }

@@ -1,0 +1,257 @@
+//! An answer of the engine on its way to a caller: events become the frames of a stream, or one completion at the end.
+//! Dropping it ends the engine's work within one step. Every wait ends with the request's deadline.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use spillway_engine::{EngineError, Event, FinishReason, Finished, TokenStream};
+use spillway_filter::{ErrorKind, Refusal};
+
+use super::LoadedModel;
+use crate::protocol::openai::Answer;
+use crate::protocol::{Api, error_event};
+use crate::telemetry::ModelMetrics;
+
+static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
+
+/// Text that is ready at once goes out in one write, up to so many bytes.
+const FRAME: usize = 16 << 10;
+
+/// Where the events of an answer come from.
+pub trait Events: Send {
+    /// The next one; `None` after the last. Can be dropped and asked again.
+    fn next(&mut self) -> impl Future<Output = Option<Event>> + Send;
+}
+
+impl Events for TokenStream {
+    fn next(&mut self) -> impl Future<Output = Option<Event>> + Send {
+        Self::next(self)
+    }
+}
+
+/// The head of an answer.
+#[derive(Debug)]
+pub struct Head {
+    /// Status.
+    pub status: StatusCode,
+    /// Content type and who served it.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Length of a whole answer.
+    pub content_length: Option<usize>,
+}
+
+/// What was measured of one answer: complete after its end, partial before.
+#[derive(Clone)]
+pub struct Report {
+    /// Id of the answer.
+    pub id: String,
+    /// The model.
+    pub model: Arc<str>,
+    /// Tokens read.
+    pub prompt_tokens: Option<u64>,
+    /// Tokens written.
+    pub completion_tokens: u64,
+    /// Turning the conversation into tokens, before the engine got the request.
+    pub encode: Duration,
+    /// When the engine got the request.
+    pub submitted: Instant,
+    /// Wait for a place.
+    pub queued: Option<Duration>,
+    /// Reading the prompt.
+    pub prefill: Option<Duration>,
+    /// First text.
+    pub first_token: Option<Instant>,
+    /// Writing the answer.
+    pub decode: Option<Duration>,
+    /// `stop` or `length`.
+    pub finish_reason: Option<&'static str>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Whether it ended as it should.
+    pub complete: bool,
+    /// Where it is counted.
+    pub metrics: Arc<ModelMetrics>,
+}
+
+/// How an answer is wanted.
+pub(super) struct Wanted {
+    pub(super) streamed: bool,
+    pub(super) served_by: HeaderValue,
+    pub(super) deadline: Instant,
+    /// Kept alive: an engine that is dropped fails what it runs.
+    pub(super) _model: Option<Arc<LoadedModel>>,
+}
+
+/// An answer that is being written.
+pub struct SpillStream<E = TokenStream> {
+    /// `None` once the answer has ended.
+    events: Option<E>,
+    answer: Answer,
+    wanted: Wanted,
+    report: Report,
+    /// Text so far, for a whole answer.
+    whole: String,
+    /// What is ready to be sent.
+    out: BytesMut,
+}
+
+impl<E: Events> SpillStream<E> {
+    pub(super) fn new(events: E, answer: Answer, wanted: Wanted, report: Report) -> Self {
+        Self { events: Some(events), answer, wanted, report, whole: String::new(), out: BytesMut::new() }
+    }
+
+    /// Waits for the first text, or for the whole answer when it is not streamed. An error means that nothing was sent.
+    /// Can be dropped and asked again.
+    pub async fn begin(&mut self) -> Result<Head, Refusal> {
+        while self.out.is_empty() && self.events.is_some() {
+            self.fill().await?;
+        }
+        let kind = if self.wanted.streamed { "text/event-stream; charset=utf-8" } else { "application/json" };
+        Ok(Head {
+            status: StatusCode::OK,
+            headers: vec![
+                (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
+                (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+                (SERVED_BY.clone(), self.wanted.served_by.clone()),
+            ],
+            content_length: (!self.wanted.streamed).then_some(self.out.len()),
+        })
+    }
+
+    /// The next part to send; `None` when the answer is complete. What fails after the beginning is told as an event.
+    /// Can be dropped and asked again.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        while self.out.is_empty() && self.events.is_some() {
+            if let Err(refusal) = self.fill().await
+                && let Some(event) = error_event(&refusal, Api::OpenAi)
+            {
+                self.out.extend_from_slice(&event);
+            }
+        }
+        (!self.out.is_empty()).then(|| self.out.split().freeze())
+    }
+
+    /// What was measured so far.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Waits for one event and takes what else is ready.
+    async fn fill(&mut self) -> Result<(), Refusal> {
+        let Some(events) = &mut self.events else { return Ok(()) };
+        // The only wait; nothing is changed before it ends, so that dropping this future loses nothing.
+        let mut next = match tokio::time::timeout_at(self.wanted.deadline.into(), events.next()).await {
+            Ok(event) => event,
+            Err(_) => Some(Event::Failed(EngineError::Deadline)),
+        };
+        loop {
+            let applied = match next {
+                Some(event) => self.apply(event),
+                None => {
+                    Err(self.failed("lost".into(), internal("The model inside the gateway ended without an answer.")))
+                }
+            };
+            if let Err(refusal) = applied {
+                self.events = None;
+                return Err(refusal);
+            }
+            let Some(events) = self.events.as_mut().filter(|_| self.out.len() < FRAME) else { return Ok(()) };
+            match events.next().now_or_never() {
+                Some(ready) => next = ready,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn apply(&mut self, event: Event) -> Result<(), Refusal> {
+        match event {
+            Event::Started { queued } => self.report.queued = Some(queued),
+            Event::Prefilled { prefill, prompt_tokens } => {
+                self.report.prefill = Some(prefill);
+                self.report.prompt_tokens = Some(prompt_tokens.into());
+            }
+            Event::Text { text, tokens } => {
+                self.report.completion_tokens = self.report.completion_tokens.saturating_add(tokens.into());
+                self.begun();
+                if self.wanted.streamed {
+                    self.answer.piece(&mut self.out, &text);
+                } else {
+                    self.whole.push_str(&text);
+                }
+            }
+            Event::Finished(finished) => self.finish(&finished),
+            Event::Failed(error) => return Err(self.failed(error.to_string(), refusal(&error))),
+        }
+        Ok(())
+    }
+
+    /// The first text is there.
+    fn begun(&mut self) {
+        if self.report.first_token.is_none() {
+            self.report.first_token = Some(Instant::now());
+            if self.wanted.streamed {
+                self.answer.first(&mut self.out);
+            }
+        }
+    }
+
+    fn failed(&mut self, what: String, refusal: Refusal) -> Refusal {
+        self.report.error = Some(what);
+        refusal
+    }
+
+    fn finish(&mut self, finished: &Finished) {
+        self.begun();
+        let reason = match finished.reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        };
+        let (prompt, completion) = (u64::from(finished.prompt_tokens), u64::from(finished.completion_tokens));
+        self.report.prompt_tokens = Some(prompt);
+        self.report.completion_tokens = completion;
+        self.report.queued = Some(finished.queued);
+        self.report.prefill = Some(finished.prefill);
+        self.report.decode = Some(finished.decode);
+        self.report.finish_reason = Some(reason);
+        self.report.complete = true;
+        self.events = None;
+        if self.wanted.streamed {
+            self.answer.last(&mut self.out, reason, prompt, completion);
+        } else {
+            self.answer.whole(&mut self.out, &self.whole, reason, prompt, completion);
+        }
+    }
+}
+
+pub(super) fn internal(message: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Internal, "engine_error", message)
+}
+
+fn refusal(error: &EngineError) -> Refusal {
+    match error {
+        EngineError::Deadline => Refusal::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::Timeout,
+            "request_timeout",
+            "The time for this request was over before the model inside the gateway had answered.",
+        ),
+        EngineError::Stalled => Refusal::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::Timeout,
+            "not_read",
+            "The answer was not read for too long and has been given up.",
+        ),
+        EngineError::Shutdown => Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Overloaded,
+            "engine_stopped",
+            "The model inside the gateway is being stopped; try again.",
+        ),
+        // What the device said is for the log, where the engine has written it.
+        EngineError::Device(_) => internal("The model inside the gateway failed; its log says why."),
+    }
+}
