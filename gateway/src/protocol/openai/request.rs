@@ -34,6 +34,10 @@ pub fn peek(body: &[u8]) -> Result<Peek<'_>, Refusal> {
         #[serde(default)]
         stream: Option<bool>,
     }
+    // serde reads a struct from an array too.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Refusal::invalid("invalid_json", "the body must be a JSON object"));
+    }
     let fields: Fields<'_> = serde_json::from_slice(body).map_err(|e| malformed(&e))?;
     Ok(Peek { model: fields.model, stream: fields.stream.unwrap_or(false) })
 }
