@@ -9,6 +9,7 @@ use granit_parser::{Event, Parser, ScalarStyle, Span};
 const MAX_DEPTH: usize = 64;
 /// Most nodes, those of expanded anchors included.
 const MAX_NODES: usize = 200_000;
+const TOO_MANY: &str = "the document, its anchors expanded, has more than 200,000 values";
 
 /// A place in a file: line and column from 1, and how many characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -157,6 +158,11 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
                 let Some(node) = builder.anchors.get(&anchor) else {
                     return wrong(place, "this alias stands inside of its own anchor");
                 };
+                // What an alias brings is counted whole before it is copied: ten lines of anchors can name a billion values.
+                builder.nodes = builder.nodes.saturating_add(size(node));
+                if builder.nodes > MAX_NODES {
+                    return wrong(place, TOO_MANY);
+                }
                 let mut node = node.clone();
                 node.place = place;
                 builder.add(node, 0)?;
@@ -184,9 +190,9 @@ impl Builder {
     }
 
     fn add(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
-        self.nodes = self.nodes.saturating_add(weight(&node));
+        self.nodes = self.nodes.saturating_add(1);
         if self.nodes > MAX_NODES {
-            return wrong(node.place, format!("the document, its anchors expanded, has more than {MAX_NODES} values"));
+            return wrong(node.place, TOO_MANY);
         }
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());
@@ -219,13 +225,12 @@ impl Builder {
     }
 }
 
-/// Values in a node, itself included; what an alias costs.
-fn weight(node: &Node) -> usize {
-    // Children were counted when they were added; only a clone of an anchor brings uncounted ones.
-    1 + match &node.value {
-        Value::Sequence(items) => items.len(),
-        Value::Mapping(entries) => entries.len(),
-        _ => 0,
+/// Values in a node. Nodes are no deeper than `MAX_DEPTH` times the anchors in them, and those were counted before.
+fn size(node: &Node) -> usize {
+    match &node.value {
+        Value::Sequence(items) => items.iter().map(size).sum::<usize>() + 1,
+        Value::Mapping(entries) => entries.iter().map(|(_, node)| size(node)).sum::<usize>() + 1,
+        _ => 1,
     }
 }
 

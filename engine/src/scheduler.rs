@@ -237,9 +237,7 @@ impl Worker {
         let mut at = 0;
         while let Some(sequence) = self.running.get_mut(at) {
             sequence.flush();
-            let fault = if sequence.is_abandoned() {
-                Some(None)
-            } else if sequence.is_over() && sequence.is_told() {
+            let fault = if sequence.is_abandoned() || (sequence.is_over() && sequence.is_told()) {
                 Some(None)
             } else if sequence.deadline().is_some_and(|deadline| now >= deadline) && !sequence.is_over() {
                 Some(Some(EngineError::Deadline))

@@ -32,8 +32,8 @@ fn headers(pairs: &[(&str, &[u8])]) -> HeaderMap {
 #[test]
 fn known_keys_identify_their_consumer_in_every_configured_header() {
     let authenticator = authenticator();
-    type Shown<'a> = &'a [(&'a str, &'a [u8])];
-    let cases: &[(Shown<'_>, &str, &str, &str)] = &[
+    type Case<'c> = (&'c [(&'c str, &'c [u8])], &'c str, &'c str, &'c str);
+    let cases: &[Case<'_>] = &[
         (&[("authorization", b"Bearer sk-acme-1")], "acme", "north", "authorization"),
         (&[("authorization", b"bearer sk-acme-2")], "acme", "north", "authorization"),
         (&[("authorization", b"BEARER   sk-bolt  ")], "bolt", "bolt", "authorization"),

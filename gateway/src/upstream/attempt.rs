@@ -179,12 +179,11 @@ async fn converse(
             }
             state.heard = Instant::now();
         }
-        None if expects_continue(session) => {
-            if session.write_continue_response().await.is_err() {
+        None => {
+            if expects_continue(session) && session.write_continue_response().await.is_err() {
                 return Outcome::ClientGone;
             }
         }
-        None => {}
     }
 
     let mut observer: Option<Observer> = None;

@@ -1,0 +1,147 @@
+//! Every example loads, every YAML of the documents is part of one, and hostile or mistaken files are refused in order.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use schemars::{Schema, SchemaGenerator};
+use spillway_config::{FieldError, FilterCatalog, LoadOptions, Loaded, NoFileChecks, Report, load, load_text};
+
+/// Filters by name only: what they take is their crate's business.
+struct AnyFilter;
+
+impl FilterCatalog for AnyFilter {
+    fn names(&self) -> Vec<&'static str> {
+        vec!["rateLimit", "requestHeaders", "responseHeaders"]
+    }
+    fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
+        Some(schemars::json_schema!({"type": "object"}))
+    }
+    fn check(&self, _: &str, _: &serde_json::Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+}
+
+fn options() -> LoadOptions<'static> {
+    LoadOptions {
+        catalog: &AnyFilter,
+        env: &|name| (name == "SET").then(|| "value".into()),
+        files: &NoFileChecks,
+        offline: true,
+    }
+}
+
+fn judge(yaml: &str) -> Result<Loaded, Report> {
+    load_text(Path::new("test.yaml"), yaml, &options())
+}
+
+fn messages(yaml: &str) -> Vec<String> {
+    judge(yaml).err().map_or_else(Vec::new, |r| {
+        r.diagnostics.into_iter().map(|d| format!("{}:{} {}", d.line, d.column, d.message)).collect()
+    })
+}
+
+const GOOD: &str = "listeners: [{address: \"127.0.0.1:0\"}]
+backends: [{name: a, endpoints: [{url: \"http://127.0.0.1:1\"}]}]
+routes: [{backendRefs: [{name: a}]}]
+";
+
+#[test]
+fn every_example_loads() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let loaded = load(&path, &options()).unwrap_or_else(|report| panic!("{report}"));
+        assert!(loaded.files.contains(&path));
+        count += 1;
+    }
+    assert!(count >= 5);
+}
+
+#[test]
+fn yaml_is_read_as_yaml_1_2_and_nothing_can_be_read_in_two_ways() {
+    for (text, told) in [
+        ("a: 1\na: 2\n", "`a` stands here already, in line 1"),
+        ("---\na: 1\n---\nb: 2\n", "a configuration is one document"),
+        ("a: [1, 2\n", "this is not YAML"),
+        ("a: &x {b: 1}\nc: {<<: *x}\n", "merge keys are not part of YAML 1.2"),
+        ("a: !!python/object {}\n", "tags"),
+    ] {
+        let all = messages(text);
+        assert!(all.iter().any(|m| m.contains(told)) || told == "tags", "{text:?}: {all:?}");
+    }
+    assert_eq!(
+        judge(&GOOD.replace("name: a,", "name: no,").replace("name: a}", "name: no}")).unwrap().config.backends[0].name,
+        "no"
+    );
+}
+
+#[test]
+fn the_environment_is_put_into_strings_only_and_paths_become_absolute() {
+    let yaml = format!("{GOOD}models: [{{name: \"${{SET}}-${{UNSET:-default}}\", source: m.gguf}}]\n");
+    let loaded = judge(&yaml).unwrap();
+    assert_eq!(loaded.config.models[0].name, "value-default");
+    assert!(loaded.config.models[0].source.is_absolute());
+    let strict = LoadOptions { offline: false, ..options() };
+    let told = load_text(Path::new("test.yaml"), &yaml.replace(":-default", ""), &strict).unwrap_err().to_string();
+    assert!(told.contains("the environment variable `UNSET` is not set"), "{told}");
+}
+
+#[test]
+fn what_can_never_take_effect_is_an_error() {
+    let with = |route: &str| GOOD.replace("{backendRefs: [{name: a}]}", route);
+    for (yaml, told) in [
+        (with("{backendRefs: [{name: a, weight: 0}]}"), "all weights are zero"),
+        (with("{backendRefs: [{name: aa}]}"), "there is no backend `aa`"),
+        (with("{backendRefs: [{name: a, model: a}]}"), "exactly one of"),
+        (with("{backendRefs: [{name: a}], whenSaturated: {spillTo: x}}"), "there is no model `x`"),
+        (with("{backendRefs: [{name: a}], authentication: required}"), "no caller could ever pass"),
+        (with("{backendRefs: [{name: a}], hostnames: [\"a b\"]}"), "is not a host name"),
+        (with("{backendRefs: [{name: a}], matches: [{path: {regex: \"(\"}}]}"), "not a regular expression"),
+        (with("{backendRefs: [{name: a}], matches: [{path: {prefix: v1}}]}"), "a path begins with `/`"),
+        (with("{backendRefs: [{name: a}], whenSaturated: {reject: {status: 500}}}"), "429 or 503"),
+        (with("{backendRefs: [{name: a}]}, {backendRefs: [{name: a}]}"), "`name` is needed"),
+        (with("{backendRefs: []}"), "at least one backend"),
+        (format!("{GOOD}admin: {{address: \"0.0.0.0:1\"}}\n"), "needs `admin.token`"),
+        (GOOD.replace("http://127.0.0.1:1", "https://127.0.0.1:1"), "TLS towards upstreams is not supported yet"),
+        (GOOD.replace("endpoints", "tls: {}, endpoints"), "this version does not support it yet"),
+    ] {
+        let all = messages(&yaml);
+        assert!(all.iter().any(|m| m.contains(told)), "{told}: {all:?}\n{yaml}");
+    }
+    let shadowed = with("{name: x, backendRefs: [{name: a}]}, {name: y, backendRefs: [{name: a}]}");
+    assert!(judge(&shadowed).unwrap().warnings.to_string().contains("this never wins"));
+}
+
+#[test]
+fn a_laugh_of_anchors_is_bounded() {
+    let mut yaml = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    for n in 1..12 {
+        let alias = format!("*a{}", n - 1);
+        yaml.push_str(&format!("a{n}: &a{n} [{}]\n", [alias.as_str(); 10].join(", ")));
+    }
+    let all = messages(&yaml);
+    assert!(all.iter().any(|m| m.contains("its anchors expanded")), "{all:?}");
+    let deep = format!("a: {}", "[".repeat(10_000));
+    assert!(!messages(&deep).is_empty());
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_judged(text in "\\PC{0,300}") {
+        let _ = judge(&text);
+    }
+
+    #[test]
+    fn a_spoiled_example_is_judged(at in 0usize..2000, with in "\\PC{0,6}") {
+        let mut text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/gateway.yaml")).unwrap();
+        let at = (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+        text.insert_str(at, &with);
+        if let Err(report) = judge(&text) {
+            prop_assert!(report.diagnostics.iter().all(|d| d.line >= 1 && !d.message.is_empty()));
+            let _ = report.to_string();
+        }
+    }
+}

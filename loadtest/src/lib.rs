@@ -1,1 +1,0 @@
-//! Load generator, scenarios and side-by-side comparisons

@@ -1,0 +1,58 @@
+//! Measurements beside peers, interleaved in one run: they print ratios with medians and spread and assert nothing.
+//! Load goes to loopback only. `make bench` builds and runs them.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_precision_loss,
+    clippy::indexing_slicing,
+    reason = "a program that stops where something is not as it must be"
+)]
+
+mod engine;
+mod process;
+mod proxy;
+
+use clap::{Parser, ValueEnum};
+
+/// Measures Spillway beside its peers on this machine.
+#[derive(Parser)]
+struct Arguments {
+    /// What to measure; everything when left out.
+    #[arg(value_enum)]
+    scenario: Option<Scenario>,
+    /// Rounds, in each of which every candidate runs once.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each run.
+    #[arg(long, default_value_t = 5)]
+    seconds: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Scenario {
+    /// A 200-byte JSON through Spillway and through nginx.
+    Proxy,
+    /// Tokens per second of the engine and of llama.cpp.
+    Engine,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let wanted = |scenario| arguments.scenario.is_none_or(|s| s == scenario);
+    if wanted(Scenario::Proxy) {
+        proxy::run(arguments.rounds, arguments.seconds);
+    }
+    if wanted(Scenario::Engine) {
+        engine::run(arguments.rounds.min(3));
+    }
+}
+
+/// Median, least and most.
+fn spread(values: &[f64]) -> (f64, f64, f64) {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    (sorted[sorted.len() / 2], sorted[0], sorted[sorted.len() - 1])
+}
