@@ -38,7 +38,11 @@ pub fn peek(body: &[u8]) -> Result<Peek<'_>, Refusal> {
     if body.trim_ascii_start().first() == Some(&b'[') {
         return Err(Refusal::invalid("invalid_json", "the body must be a JSON object"));
     }
-    let fields: Fields<'_> = serde_json::from_slice(body).map_err(|e| malformed(&e))?;
+    // Strings in fields that are skipped are not looked at by serde: JSON is UTF-8 throughout (RFC 8259, 8.1).
+    let text = std::str::from_utf8(body).map_err(|e| {
+        Refusal::invalid("invalid_json", format!("the body is not UTF-8 from byte {} on", e.valid_up_to()))
+    })?;
+    let fields: Fields<'_> = serde_json::from_str(text).map_err(|e| malformed(&e))?;
     Ok(Peek { model: fields.model, stream: fields.stream.unwrap_or(false) })
 }
 
