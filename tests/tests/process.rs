@@ -129,7 +129,7 @@ routes:
     let (code, _, told) = run(&["check", path]);
     assert_eq!(code, Some(2));
     assert!(
-        told.contains("there is no backend `b`") && told.contains("did you mean `a`?") && told.contains(":11:16"),
+        told.contains("there is no backend `b`") && told.contains("did you mean `a`?") && told.contains(":10:16"),
         "{told}"
     );
     std::fs::write(

@@ -166,12 +166,12 @@ mod tests {
         build(serde_json::from_value(json).unwrap(), &BuildContext { route: "r", states }).unwrap()
     }
 
-    fn passes(filter: &Arc<dyn Filter>, caller: Option<&str>, address: &str) -> Result<Ledger, (Refusal, Ledger)> {
+    fn passes(filter: &Arc<dyn Filter>, caller: Option<&str>, address: &str) -> Result<Ledger, Box<(Refusal, Ledger)>> {
         let headers = http::HeaderMap::new();
         let mut ledger = Ledger::default();
         match filter.on_request(&mut view(&headers, caller, address, &mut ledger)) {
             Flow::Continue => Ok(ledger),
-            Flow::Refuse(refusal) => Err((*refusal, ledger)),
+            Flow::Refuse(refusal) => Err(Box::new((*refusal, ledger))),
         }
     }
 
@@ -183,7 +183,7 @@ mod tests {
             let ledger = passes(&filter, Some("a"), "10.0.0.1").unwrap_or_else(|_| panic!("within the burst"));
             assert_eq!(ledger.tightest().unwrap().remaining, left);
         }
-        let (refusal, ledger) = passes(&filter, Some("a"), "10.0.0.1").err().unwrap();
+        let (refusal, ledger) = *passes(&filter, Some("a"), "10.0.0.1").err().unwrap();
         assert_eq!((refusal.status.as_u16(), refusal.code), (429, "rate_limit_exceeded"));
         let wait = refusal.retry_after.unwrap();
         assert!(wait > Duration::from_secs(58) && wait <= Duration::from_secs(60), "{wait:?}");
