@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint bench model test-image
+.PHONY: help run demo test lint bench model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -24,6 +24,3 @@ bench: ## load tests beside nginx and llama.cpp, printed as tables
 model: ## fetch the demo model (98 MB), once
 	@scripts/system.sh run
 	@scripts/model.sh
-
-test-image: ## run the Dockerfile's build steps in a clean Debian root (needs root; slow)
-	@scripts/test-dockerfile.sh

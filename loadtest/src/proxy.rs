@@ -61,7 +61,7 @@ server {{ listen 127.0.0.1:{nginx}; location / {{ proxy_pass http://u; proxy_htt
     let full_config = write(
         "full.yaml",
         format!(
-            "listeners: [{{address: \"127.0.0.1:{full}\"}}]\n{backend}consumers: [{{name: a, keys: [{{sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}}]}}
+            "listeners: [{{address: \"127.0.0.1:{full}\"}}]\n{backend}consumers: [{{name: a, keys: [{{sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}}]}}]
 routes:
   - filters:
       - rateLimit: {{by: clientAddress, requests: 1000000/s}}
