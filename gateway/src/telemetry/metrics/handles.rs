@@ -1,0 +1,352 @@
+//! What a request touches: the series of its route, endpoint, listener and model, looked up when the configuration was
+//! compiled. Only a method and status that a route has not had before, or a filter's first refusal, look anything up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use parking_lot::RwLock;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+
+use super::live::OTHER;
+use super::{Counters, Families, Labels, labels};
+
+/// Methods that are told by name (semantic conventions, `http.request.method`); the others are `_OTHER`.
+const METHODS: [Method; 9] = [
+    Method::GET,
+    Method::POST,
+    Method::PUT,
+    Method::DELETE,
+    Method::HEAD,
+    Method::OPTIONS,
+    Method::PATCH,
+    Method::CONNECT,
+    Method::TRACE,
+];
+/// Pairs of method and status that a route tells apart. An upstream may send any status; the rest count as `other`.
+const MAX_PAIRS: usize = 64;
+/// Filters of a route whose refusals are told apart.
+const MAX_FILTERS: usize = 64;
+
+/// How an attempt may end.
+const OUTCOMES: [&str; 4] = ["answered", "full", "failed", "client_gone"];
+/// Why a request spills or is shed.
+const REASONS: [&str; 2] = ["saturated", "unavailable"];
+
+/// Series of a route.
+#[derive(Default)]
+pub struct RouteMetrics {
+    name: String,
+    families: Option<Arc<Families>>,
+    /// Requests that run.
+    pub in_flight: Gauge,
+    /// Attempts after a failed one.
+    pub retries: Counter,
+    spilled: [Counter; 2],
+    shed: [Counter; 2],
+    /// By method and status, as they come up.
+    durations: RwLock<Vec<(Pair, Labels, Histogram)>>,
+    refusals: RwLock<Vec<(String, Labels, Counter)>>,
+}
+
+/// Method (its place in `METHODS`) and status; `None` is what is told as `other`.
+type Pair = Option<(Option<usize>, u16)>;
+
+impl RouteMetrics {
+    pub(super) fn new(families: &Arc<Families>, name: &str) -> Self {
+        let own = labels([("http_route", name)]);
+        let by_reason =
+            |family: &Counters| REASONS.map(|reason| family.get_or_create_owned(&with(&own, "reason", reason)));
+        Self {
+            name: name.to_owned(),
+            families: Some(families.clone()),
+            in_flight: families.requests_in_flight.get_or_create_owned(&own),
+            retries: families.retries.get_or_create_owned(&own),
+            spilled: by_reason(&families.spills),
+            shed: by_reason(&families.sheds),
+            durations: RwLock::default(),
+            refusals: RwLock::default(),
+        }
+    }
+
+    /// A request was answered by the model inside.
+    pub fn spilled(&self, reason: &str) {
+        count(&REASONS, &self.spilled, reason);
+    }
+
+    /// A request was refused because nothing could take it.
+    pub fn shed(&self, reason: &str) {
+        count(&REASONS, &self.shed, reason);
+    }
+
+    /// A filter ended a request.
+    pub fn refused_by(&self, filter: &str) {
+        let Some(families) = &self.families else { return };
+        if let Some((_, _, counter)) = self.refusals.read().iter().find(|(known, _, _)| known == filter) {
+            counter.inc();
+            return;
+        }
+        let mut refusals = self.refusals.write();
+        let filter = if refusals.len() < MAX_FILTERS { filter } else { OTHER };
+        let counter = match refusals.iter().find(|(known, _, _)| known == filter) {
+            Some((_, _, counter)) => counter.clone(),
+            None => {
+                let own = labels([("http_route", &self.name), ("filter", filter)]);
+                let counter = families.filter_refusals.get_or_create_owned(&own);
+                refusals.push((filter.to_owned(), own, counter.clone()));
+                counter
+            }
+        };
+        counter.inc();
+    }
+
+    /// A request has ended.
+    pub fn ended(&self, method: &Method, status: u16, took: Duration) {
+        let Some(families) = &self.families else { return };
+        let seconds = took.as_secs_f64();
+        let pair = (METHODS.iter().position(|known| known == method), status);
+        if let Some((_, _, histogram)) = self.durations.read().iter().find(|(known, _, _)| *known == Some(pair)) {
+            histogram.observe(seconds);
+            return;
+        }
+        let mut durations = self.durations.write();
+        let pair = (durations.len() < MAX_PAIRS).then_some(pair);
+        let histogram = match durations.iter().find(|(known, _, _)| *known == pair) {
+            Some((_, _, histogram)) => histogram.clone(),
+            None => {
+                let own = self.duration_labels(pair);
+                let histogram = families.requests.get_or_create_owned(&own);
+                durations.push((pair, own, histogram.clone()));
+                histogram
+            }
+        };
+        histogram.observe(seconds);
+    }
+
+    fn duration_labels(&self, pair: Pair) -> Labels {
+        let status = pair.map(|(_, status)| StatusCode::from_u16(status));
+        labels([
+            (
+                "http_request_method",
+                match pair {
+                    Some((Some(method), _)) => METHODS.get(method).map_or("_OTHER", Method::as_str),
+                    Some((None, _)) | None => "_OTHER",
+                },
+            ),
+            ("http_route", &self.name),
+            (
+                "http_response_status_code",
+                match &status {
+                    Some(Ok(status)) => status.as_str(),
+                    // Nothing was sent.
+                    Some(Err(_)) => "none",
+                    None => OTHER,
+                },
+            ),
+        ])
+    }
+}
+
+impl Drop for RouteMetrics {
+    fn drop(&mut self) {
+        let Some(f) = self.families.take() else { return };
+        f.live_routes.gone(&self.name, || {
+            let own = labels([("http_route", &self.name)]);
+            f.requests_in_flight.remove(&own);
+            f.retries.remove(&own);
+            for reason in REASONS {
+                f.spills.remove(&with(&own, "reason", reason));
+                f.sheds.remove(&with(&own, "reason", reason));
+            }
+            for (_, own, _) in self.durations.get_mut().iter() {
+                f.requests.remove(own);
+            }
+            for (_, own, _) in self.refusals.get_mut().iter() {
+                f.filter_refusals.remove(own);
+            }
+        });
+    }
+}
+
+/// Series of an endpoint.
+#[derive(Default)]
+pub struct EndpointMetrics {
+    /// Requests at it.
+    pub in_flight: Gauge,
+    healthy: Gauge,
+    /// Answers that meant full.
+    pub full: Counter,
+    attempts: [Counter; 4],
+    series: Option<(Arc<Families>, String, Labels)>,
+}
+
+impl EndpointMetrics {
+    /// `key` is what the handle is held by.
+    pub(super) fn new(families: &Arc<Families>, key: &str, backend: &str, url: &str) -> Self {
+        let own = labels([("backend", backend), ("endpoint", url)]);
+        Self {
+            in_flight: families.endpoint_in_flight.get_or_create_owned(&own),
+            healthy: families.endpoint_healthy.get_or_create_owned(&own),
+            full: families.endpoint_full.get_or_create_owned(&own),
+            attempts: OUTCOMES
+                .map(|outcome| families.endpoint_attempts.get_or_create_owned(&with(&own, "outcome", outcome))),
+            series: Some((families.clone(), key.to_owned(), own)),
+        }
+    }
+
+    /// What the active check found.
+    pub fn set_healthy(&self, healthy: bool) {
+        self.healthy.set(i64::from(healthy));
+    }
+
+    /// An attempt has ended as `answered`, `full`, `failed` or `client_gone`.
+    pub fn attempted(&self, outcome: &str) {
+        count(&OUTCOMES, &self.attempts, outcome);
+    }
+}
+
+impl Drop for EndpointMetrics {
+    fn drop(&mut self) {
+        let Some((f, key, own)) = self.series.take() else { return };
+        f.live_endpoints.gone(&key, || {
+            f.endpoint_in_flight.remove(&own);
+            f.endpoint_healthy.remove(&own);
+            f.endpoint_full.remove(&own);
+            for outcome in OUTCOMES {
+                f.endpoint_attempts.remove(&with(&own, "outcome", outcome));
+            }
+        });
+    }
+}
+
+/// Series of a listener.
+pub struct ListenerMetrics {
+    /// Open connections.
+    pub connections: Gauge,
+    /// Connections over the limit.
+    pub refused: Counter,
+    families: Arc<Families>,
+    name: String,
+}
+
+impl ListenerMetrics {
+    pub(super) fn new(families: &Arc<Families>, name: &str) -> Self {
+        let own = labels([("listener", name)]);
+        Self {
+            connections: families.connections.get_or_create_owned(&own),
+            refused: families.connections_refused.get_or_create_owned(&own),
+            families: families.clone(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+impl Drop for ListenerMetrics {
+    fn drop(&mut self) {
+        let f = &self.families;
+        f.live_listeners.gone(&self.name, || {
+            let own = labels([("listener", &self.name)]);
+            f.connections.remove(&own);
+            f.connections_refused.remove(&own);
+        });
+    }
+}
+
+/// Tokens and times of one model call.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tokens {
+    /// Tokens read.
+    pub input: Option<u64>,
+    /// Tokens written.
+    pub output: Option<u64>,
+    /// Arrival to the first content.
+    pub first: Option<Duration>,
+}
+
+/// Series of model calls.
+pub struct ModelMetrics {
+    input: Histogram,
+    output: Histogram,
+    duration: Histogram,
+    first_chunk: Histogram,
+    engine: Option<(Histogram, Histogram)>,
+    families: Arc<Families>,
+    key: String,
+    own: Labels,
+}
+
+impl ModelMetrics {
+    /// `key` is what the handle is held by; a model inside has `is_engine`.
+    pub(super) fn new(families: &Arc<Families>, key: &str, provider: &str, name: &str) -> Self {
+        let own = labels([
+            ("gen_ai_operation_name", "chat"),
+            ("gen_ai_provider_name", provider),
+            ("gen_ai_request_model", name),
+        ]);
+        let tokens = |kind| families.tokens.get_or_create_owned(&with(&own, "gen_ai_token_type", kind));
+        Self {
+            input: tokens("input"),
+            output: tokens("output"),
+            duration: families.operation.get_or_create_owned(&own),
+            first_chunk: families.first_chunk.get_or_create_owned(&own),
+            engine: (provider == super::ENGINE).then(|| {
+                let first = families.engine_first_token.get_or_create_owned(&own);
+                (first, families.engine_per_token.get_or_create_owned(&own))
+            }),
+            families: families.clone(),
+            key: key.to_owned(),
+            own,
+        }
+    }
+
+    /// A call has ended.
+    #[allow(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
+    pub fn called(&self, tokens: Tokens, took: Duration) {
+        if let Some(input) = tokens.input {
+            self.input.observe(input as f64);
+        }
+        if let Some(output) = tokens.output {
+            self.output.observe(output as f64);
+        }
+        if let Some(first) = tokens.first {
+            self.first_chunk.observe(first.as_secs_f64());
+        }
+        self.duration.observe(took.as_secs_f64());
+    }
+
+    /// The engine has written an answer of `tokens` tokens, `first` after its submission and `rest` for the others.
+    #[allow(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
+    pub fn generated(&self, first: Duration, rest: Duration, tokens: u64) {
+        let Some((first_token, per_token)) = &self.engine else { return };
+        first_token.observe(first.as_secs_f64());
+        if let Some(further) = tokens.checked_sub(1).filter(|n| *n > 0) {
+            per_token.observe(rest.as_secs_f64() / further as f64);
+        }
+    }
+}
+
+impl Drop for ModelMetrics {
+    fn drop(&mut self) {
+        let (f, own) = (&self.families, &self.own);
+        f.live_models.gone(&self.key, || {
+            for kind in ["input", "output"] {
+                f.tokens.remove(&with(own, "gen_ai_token_type", kind));
+            }
+            for family in [&f.operation, &f.first_chunk, &f.engine_first_token, &f.engine_per_token] {
+                family.remove(own);
+            }
+        });
+    }
+}
+
+fn count<const N: usize>(names: &[&str; N], counters: &[Counter; N], name: &str) {
+    if let Some((_, counter)) = names.iter().zip(counters).find(|(known, _)| **known == name) {
+        counter.inc();
+    }
+}
+
+fn with(own: &Labels, name: &'static str, value: &str) -> Labels {
+    own.iter().cloned().chain([(name, value.to_owned())]).collect()
+}

@@ -1,0 +1,119 @@
+//! What is only read when somebody looks: figures that the models inside, the process and other rooms keep themselves.
+//! They make a registry of their own at each scrape, so that nothing of a model that is gone remains.
+
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::{Counters, FloatGauges, Gauges, labels};
+
+type FloatGauge = Gauge<f64, AtomicU64>;
+type FloatCounter = Counter<f64, AtomicU64>;
+
+/// What a model inside says of itself when the metrics are read.
+#[derive(Debug, Clone, Default)]
+pub struct EngineSample {
+    /// The model's name.
+    pub model: String,
+    /// Sequences that are written.
+    pub active: u64,
+    /// Requests that wait.
+    pub waiting: u64,
+    /// Tokens in the KV cache.
+    pub kv_used: u64,
+    /// Tokens that fit.
+    pub kv_capacity: u64,
+    /// Estimated wait for a first token.
+    pub estimated_wait: Duration,
+    /// Tokens written since load.
+    pub generated: u64,
+    /// Tokens read since load.
+    pub prompt: u64,
+}
+
+pub(super) fn counter(r: &mut Registry, name: &str, help: &str, value: u64) {
+    let counter: Counter = Counter::default();
+    counter.inc_by(value);
+    r.register(name, help, counter);
+}
+
+pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
+    let mut gauge = |name: &str, help: &str, value: fn(&EngineSample) -> u64| {
+        let family = Gauges::default();
+        for sample in samples {
+            let value = i64::try_from(value(sample)).unwrap_or(i64::MAX);
+            family.get_or_create(&labels([("model", &sample.model)])).set(value);
+        }
+        r.register(name, help, family);
+    };
+    gauge("spillway_engine_active_sequences", "Answers that are written", |s| s.active);
+    gauge("spillway_engine_waiting_sequences", "Requests that wait for a place", |s| s.waiting);
+    gauge("spillway_engine_kv_used_tokens", "Tokens in the KV cache", |s| s.kv_used);
+    gauge("spillway_engine_kv_capacity_tokens", "Tokens that fit the KV cache", |s| s.kv_capacity);
+    let waits = FloatGauges::default();
+    for sample in samples {
+        waits.get_or_create(&labels([("model", &sample.model)])).set(sample.estimated_wait.as_secs_f64());
+    }
+    r.register("spillway_engine_estimated_wait_seconds", "Estimated wait for a first token", waits);
+    let mut counter = |name: &str, help: &str, value: fn(&EngineSample) -> u64| {
+        let family = Counters::default();
+        for sample in samples {
+            family.get_or_create(&labels([("model", &sample.model)])).inc_by(value(sample));
+        }
+        r.register(name, help, family);
+    };
+    counter("spillway_engine_generated_tokens", "Tokens written since the model was loaded", |s| s.generated);
+    counter("spillway_engine_prompt_tokens", "Tokens read since the model was loaded", |s| s.prompt);
+}
+
+/// The usual figures of a process (Prometheus, "Writing client libraries", process metrics). One that the system does
+/// not tell is left out.
+pub(super) fn process(r: &mut Registry, started: SystemTime) {
+    let mut gauge = |name: &str, help: &str, value: Option<i64>| {
+        if let Some(value) = value {
+            let gauge: Gauge = Gauge::default();
+            gauge.set(value);
+            r.register(name, help, gauge);
+        }
+    };
+    gauge("process_resident_memory_bytes", "Memory of the process", resident_bytes());
+    gauge("process_open_fds", "Open file descriptors", open_files());
+    gauge("process_max_fds", "File descriptors that may be open", file_limit());
+    let start = FloatGauge::default();
+    start.set(started.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()));
+    r.register("process_start_time_seconds", "Start of the process, Unix time", start);
+    if let Some(seconds) = processor_time() {
+        let counter = FloatCounter::default();
+        counter.inc_by(seconds.as_secs_f64());
+        r.register("process_cpu_seconds", "Processor time of all threads", counter);
+    }
+}
+
+fn resident_bytes() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(kibibytes.trim().strip_suffix(" kB")?.parse::<i64>().ok()?.saturating_mul(1024))
+}
+
+fn open_files() -> Option<i64> {
+    // One is the folder that is read.
+    i64::try_from(std::fs::read_dir("/proc/self/fd").ok()?.count()).ok()?.checked_sub(1)
+}
+
+fn file_limit() -> Option<i64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call gets a pointer to a `rlimit` that lives until it returns.
+    let told = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
+    told.then(|| i64::try_from(limit.rlim_cur).unwrap_or(i64::MAX))
+}
+
+fn processor_time() -> Option<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call gets a pointer to a `timespec` that lives until it returns.
+    let told = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) } == 0;
+    let (seconds, nanos) = (u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?);
+    told.then(|| Duration::new(seconds, nanos))
+}
