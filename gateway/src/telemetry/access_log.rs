@@ -1,9 +1,13 @@
-//! One line for each request that has ended.
+//! One line for each request that has ended, made on the thread that ended it and queued for the log's writer. It never
+//! waits; what callers and upstreams sent is shortened, and control characters are escaped.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use spillway_config::schema::LogFormat;
 
 use super::LogWriter;
+
+/// Longest text of a caller or an upstream in a line, bytes.
+const MAX_TEXT: usize = 1024;
 
 /// What a line says. The query of the path is not logged: it may hold secrets.
 #[derive(Debug, Serialize)]
@@ -21,7 +25,9 @@ pub struct AccessRecord<'a> {
     pub consumer: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<&'a str>,
+    #[serde(serialize_with = "short")]
     pub method: &'a str,
+    #[serde(serialize_with = "short")]
     pub path: &'a str,
     pub protocol: &'static str,
     pub status: u16,
@@ -35,9 +41,9 @@ pub struct AccessRecord<'a> {
     pub attempts: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spilled: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "short_if_any")]
     pub model_asked: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "short_if_any")]
     pub model_answered: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_tokens: Option<u64>,
@@ -47,7 +53,7 @@ pub struct AccessRecord<'a> {
     pub ttft_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_code: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "short_if_any")]
     pub user_agent: Option<&'a str>,
 }
 
@@ -61,17 +67,19 @@ impl AccessRecord<'_> {
                 use std::io::Write;
                 write!(
                     line,
-                    "{} {} {} {} {} {} {:.1}ms {}{}",
+                    "{} {} {} {} {} {} {:.1}ms {}{}{} {}",
                     self.time,
                     self.client,
-                    self.method,
+                    clipped(self.method),
                     // Debug escapes control characters.
-                    format_args!("{:?}", self.path),
+                    format_args!("{:?}", clipped(self.path)),
                     self.status,
                     self.route.unwrap_or("-"),
                     self.duration_ms,
                     if self.served_by.is_empty() { "-" } else { self.served_by },
                     self.spilled.map(|reason| format!(" spilled={reason}")).unwrap_or_default(),
+                    self.error_code.map(|code| format!(" error={code}")).unwrap_or_default(),
+                    self.request_id,
                 )
                 .is_ok()
             }
@@ -80,5 +88,116 @@ impl AccessRecord<'_> {
             line.push(b'\n');
             log.write(line);
         }
+    }
+}
+
+/// The longest beginning of `text` that may stand in a line.
+fn clipped(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
+}
+
+fn short<S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(clipped(text))
+}
+
+#[allow(clippy::ref_option, reason = "serde calls it so")]
+fn short_if_any<S: Serializer>(text: &Option<&str>, to: S) -> Result<S::Ok, S::Error> {
+    text.map(clipped).serialize(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Out(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Out {
+        fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(part);
+            Ok(part.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn line(record: &AccessRecord<'_>, format: LogFormat) -> String {
+        let out = Out::default();
+        let log = LogWriter::start(out.clone()).unwrap();
+        record.write(&log, format);
+        log.flush();
+        let text = String::from_utf8(out.0.lock().clone()).unwrap();
+        assert_eq!(text.matches('\n').count(), 1, "one line: {text}");
+        text
+    }
+
+    fn record<'a>(path: &'a str, agent: &'a str) -> AccessRecord<'a> {
+        AccessRecord {
+            time: "2026-11-24T12:34:56.000Z",
+            event: "access",
+            request_id: "r-1",
+            trace_id: None,
+            client: [127, 0, 0, 1].into(),
+            consumer: Some("acme"),
+            route: Some("chat"),
+            method: "POST",
+            path,
+            protocol: "HTTP/1.1",
+            status: 200,
+            bytes_in: 10,
+            bytes_out: 20,
+            duration_ms: 1.5,
+            served_by: "builtin/m",
+            endpoint: None,
+            attempts: 0,
+            spilled: Some("saturated"),
+            model_asked: Some("gpt-x"),
+            model_answered: Some("m"),
+            prompt_tokens: Some(5),
+            completion_tokens: Some(7),
+            ttft_ms: Some(0.5),
+            error_code: None,
+            user_agent: Some(agent),
+        }
+    }
+
+    #[test]
+    fn a_line_is_an_object_whatever_the_caller_sent() {
+        let long = "ü".repeat(3000);
+        let text = line(&record("/a\"b\n{\u{1b}", &long), LogFormat::Json);
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for (key, expected) in [
+            ("event", serde_json::json!("access")),
+            ("requestId", "r-1".into()),
+            ("client", "127.0.0.1".into()),
+            ("path", "/a\"b\n{\u{1b}".into()),
+            ("status", 200.into()),
+            ("durationMs", 1.5.into()),
+            ("servedBy", "builtin/m".into()),
+            ("spilled", "saturated".into()),
+            ("modelAsked", "gpt-x".into()),
+            ("completionTokens", 7.into()),
+            ("ttftMs", 0.5.into()),
+        ] {
+            assert_eq!(value[key], expected, "{key} in {text}");
+        }
+        assert!(value.get("traceId").is_none() && value.get("errorCode").is_none());
+        assert_eq!(value["userAgent"].as_str().unwrap().len(), MAX_TEXT);
+    }
+
+    #[test]
+    fn words_stay_on_one_line_too() {
+        let text = line(&record("/a\nfake line\r\u{1b}[31m", "agent"), LogFormat::Text);
+        assert!(
+            text.contains("POST \"/a\\nfake line\\r\\u{1b}[31m\" 200 chat 1.5ms builtin/m spilled=saturated r-1"),
+            "{text}"
+        );
+        assert!(!text.contains('\u{1b}'));
     }
 }
