@@ -30,20 +30,34 @@ pub(super) async fn check(State(state): State<Arc<dyn AdminState>>, request: Req
         }
         None => {}
     }
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    if is_loopback_host(host) || state.hosts().iter().any(|allowed| allowed.eq_ignore_ascii_case(host)) {
+    let mut given = request.headers().get_all(header::HOST).iter();
+    let host = match (given.next().and_then(|host| host.to_str().ok()), given.next()) {
+        (Some(host), None) => host,
+        _ => "",
+    };
+    if is_loopback_host(host) || state.hosts().iter().any(|allowed| is_allowed(host, allowed)) {
         next.run(request).await
     } else {
         problem(StatusCode::MISDIRECTED_REQUEST, "the Host of this request is neither loopback nor one of admin.hosts")
     }
 }
 
-fn is_loopback_host(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
+/// The host's name or address, without port and brackets.
+fn name_of(host: &str) -> &str {
+    match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
+    }
+}
+
+fn is_loopback_host(host: &str) -> bool {
+    let name = name_of(host);
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// An entry of `admin.hosts` without a port stands for any.
+fn is_allowed(host: &str, allowed: &str) -> bool {
+    !host.is_empty() && (host.eq_ignore_ascii_case(allowed) || name_of(host).eq_ignore_ascii_case(allowed))
 }
 
 pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
@@ -75,6 +89,19 @@ mod tests {
             ("10.0.0.1", false),
         ] {
             assert_eq!(is_loopback_host(host), loopback, "{host}");
+        }
+    }
+    #[test]
+    fn an_allowed_host_stands_for_any_port_unless_it_names_one() {
+        for (host, allowed, is) in [
+            ("ops.example", "ops.example", true),
+            ("OPS.example:9901", "ops.example", true),
+            ("ops.example:9901", "ops.example:9901", true),
+            ("ops.example:80", "ops.example:9901", false),
+            ("ops.example.evil", "ops.example", false),
+            ("", "", false),
+        ] {
+            assert_eq!(is_allowed(host, allowed), is, "{host} {allowed}");
         }
     }
 }

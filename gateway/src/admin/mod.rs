@@ -3,27 +3,41 @@
 //! It never serves traffic of callers and shows no secret.
 
 mod access;
+mod places;
+#[cfg(test)]
+mod tests;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
-/// Open connections; operators and scrapers are few.
-const MAX_CONNECTIONS: usize = 64;
-/// Time for a request header.
+use self::places::Places;
+
+/// Time for a request header, and for the next one on a connection that is kept.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest life of a connection.
+/// Longest life of a connection; scrapers open a new one.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time for a last answer when a connection's life is over.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+/// Time for the answers that are being written when the process ends.
+const END: Duration = Duration::from_millis(200);
+/// Pause after a failed accept, such as one for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Longest header, and the most fields in it.
+const MAX_HEADER: usize = 16 << 10;
+const MAX_FIELDS: usize = 64;
 
 /// What the admin address shows.
 pub trait AdminState: Send + Sync + 'static {
@@ -41,30 +55,53 @@ pub trait AdminState: Send + Sync + 'static {
     fn hosts(&self) -> Vec<String>;
 }
 
-/// Serves until `stop` is true.
+/// Serves until `stop` is true. Answers that are being written then have a moment to end.
 pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, mut stop: watch::Receiver<bool>) {
     let app = router(state);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::default();
+    let mut connections = JoinSet::new();
+    let stopping = stop.clone();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| *stop) => break,
+            Some(_) = connections.join_next() => continue,
         };
-        let Ok((stream, _)) = accepted else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
+        let (stream, client) = match accepted {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                tracing::warn!(event = "admin_accept_failed", error = %e);
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
         };
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let service = TowerToHyperService::new(app.clone());
-        tokio::spawn(async move {
+        let Some(place) = places.take(client.ip().to_canonical()) else { continue };
+        let (app, stopping) = (app.clone(), stopping.clone());
+        connections.spawn(async move {
             let _place = place;
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
-            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+            connection(stream, app, stopping).await;
         });
     }
+    drop(listener);
+    let _ = tokio::time::timeout(END, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+async fn connection(stream: TcpStream, app: Router, mut stopping: watch::Receiver<bool>) {
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_headers(MAX_FIELDS)
+        .max_buf_size(MAX_HEADER)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+    let mut connection = pin!(connection);
+    tokio::select! {
+        // Whatever went wrong with it, the connection is over.
+        _ = connection.as_mut() => return,
+        () = tokio::time::sleep(CONNECTION_TIMEOUT) => {}
+        _ = stopping.wait_for(|stop| *stop) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(LAST_ANSWER, connection).await;
 }
 
 fn router(state: Arc<dyn AdminState>) -> Router {
@@ -75,11 +112,19 @@ fn router(state: Arc<dyn AdminState>) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(state.clone(), access::check));
-    Router::new()
+    let open = Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(ready))
-        .merge(guarded)
-        .with_state(state)
+        .method_not_allowed_fallback(wrong_method);
+    open.merge(guarded).layer(middleware::map_response(plainly)).with_state(state)
+}
+
+/// No browser keeps what it is shown here or takes it for something else.
+async fn plainly(mut answer: Response) -> Response {
+    let headers = answer.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
 }
 
 async fn ready(State(state): State<Arc<dyn AdminState>>) -> Response {

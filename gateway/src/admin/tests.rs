@@ -1,0 +1,210 @@
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+
+use super::*;
+
+const TOKEN: &[u8] = b"secret";
+
+struct Shown {
+    readiness: Mutex<Result<(), &'static str>>,
+    token: bool,
+    loopback: bool,
+}
+
+impl AdminState for Shown {
+    fn readiness(&self) -> Result<(), &'static str> {
+        *self.readiness.lock()
+    }
+    fn metrics(&self) -> String {
+        "up 1\n# EOF\n".to_owned()
+    }
+    fn config(&self) -> serde_json::Value {
+        serde_json::json!({"generation": 1})
+    }
+    fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
+        self.token.then(|| token == Some(TOKEN))
+    }
+    fn is_loopback(&self) -> bool {
+        self.loopback
+    }
+    fn hosts(&self) -> Vec<String> {
+        vec!["ops.example".to_owned()]
+    }
+}
+
+struct Admin {
+    address: SocketAddr,
+    shown: Arc<Shown>,
+    stop: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+}
+
+async fn admin(token: bool, loopback: bool) -> Admin {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shown = Arc::new(Shown { readiness: Mutex::new(Ok(())), token, loopback });
+    let stop = watch::Sender::new(false);
+    let serving = tokio::spawn(serve(listener, shown.clone(), stop.subscribe()));
+    Admin { address, shown, stop, serving }
+}
+
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Admin {
+    /// Sends exactly what is written here.
+    async fn raw(&self, request: &str) -> Answer {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        let read = stream.read_to_string(&mut text);
+        tokio::time::timeout(Duration::from_secs(20), read).await.expect("it answers").unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Answer { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+    }
+    async fn send(&self, method: &str, path: &str, headers: &str) -> Answer {
+        self.raw(&format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n{headers}\r\n")).await
+    }
+}
+
+const LOCAL: &str = "Host: localhost:9901\r\n";
+
+#[tokio::test]
+async fn health_and_readiness_are_one_word_for_anybody() {
+    let admin = admin(true, false).await;
+    let healthy = admin.send("GET", "/healthz", "Host: anything.example\r\n").await;
+    assert_eq!((healthy.status, &*healthy.body), (200, "ok"));
+    // HTTP/1.0 has no Host.
+    let ready = admin.raw("GET /readyz HTTP/1.0\r\n\r\n").await;
+    assert_eq!((ready.status, &*ready.body), (200, "ready"));
+    for why in ["starting", "draining"] {
+        *admin.shown.readiness.lock() = Err(why);
+        let not = admin.send("GET", "/readyz", LOCAL).await;
+        assert_eq!((not.status, &*not.body), (503, why));
+    }
+    assert_eq!(admin.send("HEAD", "/healthz", LOCAL).await.status, 200);
+    let wrong = admin.send("POST", "/healthz", LOCAL).await;
+    assert_eq!(wrong.status, 405);
+    assert!(
+        wrong.head.contains("application/problem+json") && wrong.head.contains("allow: get,head"),
+        "{}",
+        wrong.head
+    );
+}
+
+#[tokio::test]
+async fn on_loopback_a_loopback_host_opens_the_rest_and_no_other_name_does() {
+    let admin = admin(false, true).await;
+    for host in ["localhost", "127.0.0.1:9901", "[::1]:9901", "ops.example:9901"] {
+        let metrics = admin.send("GET", "/metrics", &format!("Host: {host}\r\n")).await;
+        assert_eq!((metrics.status, &*metrics.body), (200, "up 1\n# EOF\n"), "{host}");
+        assert!(metrics.head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{}", metrics.head);
+    }
+    let config = admin.send("GET", "/api/config", LOCAL).await;
+    assert_eq!((config.status, &*config.body), (200, r#"{"generation":1}"#));
+    assert!(config.head.contains("cache-control: no-store") && config.head.contains("nosniff"), "{}", config.head);
+    for headers in
+        ["Host: evil.example\r\n", "Host: 10.0.0.1\r\n", "Host: localhost\r\nHost: evil.example\r\n", "Host: \r\n"]
+    {
+        for path in ["/", "/metrics", "/api/config", "/unknown"] {
+            let refused = admin.send("GET", path, headers).await;
+            assert!(matches!(refused.status, 421 | 400), "{path} {headers}: {}", refused.status);
+            assert!(!refused.body.contains("generation") && !refused.body.contains("up 1"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn elsewhere_only_the_token_opens_anything() {
+    let admin = admin(true, false).await;
+    for headers in
+        ["", "Authorization: Bearer wrong\r\n", "Authorization: Basic secret\r\n", "Authorization: Bearer\r\n"]
+    {
+        for path in ["/", "/metrics", "/api/config", "/unknown"] {
+            let refused = admin.send("GET", path, &format!("{LOCAL}{headers}")).await;
+            assert_eq!(refused.status, 401, "{path} {headers}");
+            assert!(refused.head.contains("www-authenticate: bearer"), "{}", refused.head);
+        }
+    }
+    let opened = admin.send("GET", "/metrics", "Host: gateway.example\r\nAuthorization: bearer secret\r\n").await;
+    assert_eq!(opened.status, 200);
+}
+
+#[tokio::test]
+async fn without_a_token_nothing_is_shown_off_loopback() {
+    let admin = admin(false, false).await;
+    assert_eq!(admin.send("GET", "/metrics", LOCAL).await.status, 401);
+    assert_eq!(admin.send("GET", "/healthz", LOCAL).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_on_loopback_too_where_there_is_one() {
+    let admin = admin(true, true).await;
+    assert_eq!(admin.send("GET", "/metrics", LOCAL).await.status, 401);
+    assert_eq!(admin.send("GET", "/metrics", &format!("{LOCAL}Authorization: Bearer secret\r\n")).await.status, 200);
+}
+
+#[tokio::test]
+async fn unknown_pages_and_methods_are_problems() {
+    let admin = admin(false, true).await;
+    let unknown = admin.send("GET", "/api/secrets", LOCAL).await;
+    let problem: serde_json::Value = serde_json::from_str(&unknown.body).unwrap();
+    assert_eq!((unknown.status, &problem["status"], &problem["title"]), (404, &404.into(), &"Not Found".into()));
+    let wrong = admin.send("DELETE", "/api/config", LOCAL).await;
+    assert_eq!(wrong.status, 405);
+    assert!(
+        wrong.head.contains("application/problem+json") && wrong.head.contains("allow: get,head"),
+        "{}",
+        wrong.head
+    );
+    assert!(admin.send("GET", "/", LOCAL).await.body.contains("/metrics"));
+}
+
+#[tokio::test]
+async fn oversized_and_slow_headers_end_their_connection() {
+    let admin = admin(false, true).await;
+    let large = format!("{LOCAL}x: {}\r\n", "y".repeat(2 * MAX_HEADER));
+    assert_eq!(admin.send("GET", "/healthz", &large).await.status, 431);
+    let many = "x: y\r\n".repeat(2 * MAX_FIELDS);
+    assert_eq!(admin.send("GET", "/healthz", &format!("{LOCAL}{many}")).await.status, 431);
+    let mut slow = TcpStream::connect(admin.address).await.unwrap();
+    slow.write_all(b"GET /healthz HTTP/1.1\r\nHo").await.unwrap();
+    let began = Instant::now();
+    let mut answer = Vec::new();
+    let ended = tokio::time::timeout(HEADER_TIMEOUT * 3, slow.read_to_end(&mut answer)).await;
+    assert!(ended.is_ok() && began.elapsed() >= HEADER_TIMEOUT / 2, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn idle_connections_neither_keep_others_out_for_long_nor_hold_the_end() {
+    let admin = admin(false, true).await;
+    let mut idle = Vec::new();
+    for _ in 0..200 {
+        idle.push(TcpStream::connect(admin.address).await.unwrap());
+    }
+    let began = Instant::now();
+    loop {
+        let mut stream = TcpStream::connect(admin.address).await.unwrap();
+        let _ = stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await;
+        let mut text = String::new();
+        if stream.read_to_string(&mut text).await.is_ok() && text.ends_with("ok") {
+            break;
+        }
+        assert!(began.elapsed() < HEADER_TIMEOUT * 3, "idle connections make place");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let _more = TcpStream::connect(admin.address).await.unwrap();
+    let began = Instant::now();
+    admin.stop.send_replace(true);
+    tokio::time::timeout(Duration::from_secs(5), admin.serving).await.expect("it ends").unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(TcpStream::connect(admin.address).await.is_err(), "the port is free");
+}
