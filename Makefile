@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint bench model
+.PHONY: help run demo test test-image lint bench model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -14,6 +14,9 @@ demo: ## the gateway before two llama.cpp servers, with Jaeger: spill and a whol
 
 test: ## formatting, lints, licences, unit tests, end-to-end tests with real programs
 	@scripts/test.sh
+
+test-image: ## the Dockerfile's steps in debootstrapped roots, and the image tried (root; some fifteen minutes)
+	@scripts/test-image.sh
 
 lint: ## formatting, clippy, cargo deny, shellcheck
 	@scripts/lint.sh
