@@ -15,11 +15,13 @@
 mod client;
 mod gateway;
 mod programs;
+mod reference;
 mod upstream;
 
 pub use client::{Answer, Client, Stream};
 pub use gateway::{Gateway, binary};
 pub use programs::{LlamaServer, jaeger, model, python, repository};
+pub use reference::reference;
 pub use upstream::{Reply, Seen, Upstream, digest, reply, streamed};
 
 use std::time::Duration;
