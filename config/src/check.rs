@@ -16,7 +16,6 @@ const NOT_YET: &[&str] = &[
     "outlierDetection",
     "adaptive",
     "queueDepth",
-    "queue",
     "loadReports",
     "kvCache",
     "hashOn",

@@ -63,7 +63,9 @@ pub struct Outcome {
     pub endpoint: Option<String>,
     /// Who answered.
     pub served_by: ServedBy,
-    /// Why the model inside answered instead of a backend.
+    /// Time in a queue, if it waited in one.
+    pub queued: Option<Duration>,
+    /// Why somebody else than the route's own backends answers.
     pub spilled: Option<&'static str>,
     /// Code of the error that was sent.
     pub error_code: Option<&'static str>,

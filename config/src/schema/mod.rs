@@ -19,7 +19,7 @@ pub use consumers::{ApiKeyHeaders, Authentication, Consumer, ConsumerKey};
 pub use listeners::{Listener, ListenerLimits};
 pub use models::{Device, Model};
 pub use routes::{
-    BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Match, PathMatch, Reject, Retry, RetryOn, Route,
+    BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Match, PathMatch, Queue, Reject, Retry, RetryOn, Route,
     RouteAuthentication, RouteTimeouts, Sticky, WhenSaturated, WhenUnavailable,
 };
 pub use telemetry::{LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};

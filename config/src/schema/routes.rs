@@ -1,5 +1,7 @@
 //! `routes`: which requests go where, through which filters, and what happens when there is no room.
 
+use std::num::NonZeroU32;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -140,9 +142,12 @@ pub struct BackendRef {
     /// A model inside the gateway.
     #[serde(default)]
     pub model: Option<String>,
-    /// Share of the requests relative to its neighbours; 0 takes none.
+    /// Share of the requests relative to its neighbours of the same priority; 0 takes none.
     #[serde(default = "one")]
     pub weight: u32,
+    /// Its tier: a higher number takes requests only when no lower one is available or has room.
+    #[serde(default)]
+    pub priority: u32,
 }
 
 fn one() -> u32 {
@@ -161,9 +166,11 @@ pub struct Sticky {
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct WhenSaturated {
-    /// The route's other backends are tried first.
+    /// The route's other backends of the same priority are tried first.
     pub try_others: bool,
-    /// A model inside the gateway that answers instead.
+    /// Requests wait for a place before anything else is done.
+    pub queue: Option<Queue>,
+    /// A model inside the gateway, or a backend, that answers instead.
     pub spill_to: Option<String>,
     /// The refusal that is left.
     pub reject: Option<Reject>,
@@ -171,7 +178,29 @@ pub struct WhenSaturated {
 
 impl Default for WhenSaturated {
     fn default() -> Self {
-        Self { try_others: true, spill_to: None, reject: None }
+        Self { try_others: true, queue: None, spill_to: None, reject: None }
+    }
+}
+
+/// Requests that wait for a place at an endpoint: those of the highest consumer `priority` first, tenants in turn, the
+/// oldest of a tenant first; once the queue has not been empty for `maxWait`, the newest first. One that cannot be
+/// reached in time, as far as the recent rate tells, is moved on at once.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Queue {
+    /// Longest wait of a request.
+    pub max_wait: Duration,
+    /// Requests that wait at the same time.
+    #[serde(default = "Queue::default_depth")]
+    pub max_depth: NonZeroU32,
+}
+
+impl Queue {
+    /// The greatest `maxDepth` that is accepted.
+    pub const MOST: u32 = 10_000;
+
+    fn default_depth() -> NonZeroU32 {
+        NonZeroU32::MIN.saturating_add(99)
     }
 }
 
@@ -179,7 +208,7 @@ impl Default for WhenSaturated {
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct WhenUnavailable {
-    /// A model inside the gateway that answers instead.
+    /// A model inside the gateway, or a backend, that answers instead.
     pub spill_to: Option<String>,
     /// The refusal that is left.
     pub reject: Option<Reject>,
@@ -191,7 +220,7 @@ pub struct WhenUnavailable {
 pub struct Reject {
     /// 429 or 503.
     pub status: Status,
-    /// What Retry-After says.
+    /// What Retry-After says where no queue has measured how fast places come free.
     pub retry_after: Duration,
 }
 

@@ -1,7 +1,7 @@
 //! Checks of `routes`: matches, filters, references, and routes that can never win.
 
 use crate::catalog::FieldError;
-use crate::schema::{BackendProtocol, Match, PathMatch, Route, RouteAuthentication};
+use crate::schema::{BackendProtocol, Match, PathMatch, Queue, Route, RouteAuthentication};
 
 use super::{Context, Segment, at};
 
@@ -18,6 +18,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         authentication(cx, n, route);
         filters(cx, n, route);
         references(cx, n, route);
+        queue(cx, n, route);
         times(cx, n, route);
         if let Some(sticky) = &route.sticky {
             header_name(cx, at!["routes", n, "sticky", "header"], &sticky.header);
@@ -157,9 +158,13 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
         if let Some(name) = spill_to {
             let at = at!["routes", n, key, "spillTo"];
             if backends.contains(&name.as_str()) {
-                cx.error(at, format!("`{name}` is a backend: this version spills to a model inside the gateway"));
+                if route.backend_refs.iter().any(|r| r.name.as_deref() == Some(name)) {
+                    let message = format!("`{name}` is in this route's backendRefs and tried before: spill to another");
+                    cx.error(at, message);
+                }
             } else if !models.contains(&name.as_str()) {
-                cx.unknown(at, "model", name, &models);
+                let known: Vec<&str> = models.iter().chain(&backends).copied().collect();
+                cx.unknown(at, "model or backend", name, &known);
             } else if !can_spill {
                 let message =
                     "no backend of this route speaks a model protocol: nothing could spill (`protocol: openai`)";
@@ -171,6 +176,30 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
         {
             cx.error(at!["routes", n, key, "reject", "status"], "a refusal for want of room is 429 or 503");
         }
+    }
+}
+
+/// A queue that holds nobody, or holds everybody for nothing.
+fn queue(cx: &mut Context<'_>, n: usize, route: &Route) {
+    let Some(queue) = route.when_saturated.as_ref().and_then(|w| w.queue.as_ref()) else { return };
+    let at = |key: &str| at!["routes", n, "whenSaturated", "queue", key];
+    if queue.max_wait.0.is_zero() {
+        cx.error(at("maxWait"), "a queue in which nobody may wait is none: leave it out");
+    } else if queue.max_wait >= route.timeouts.request {
+        let limit = route.timeouts.request;
+        let message = format!("the whole request has only {limit} (timeouts.request): who waited would get no answer");
+        cx.error(at("maxWait"), message);
+    } else if let Some(limit) = route.timeouts.first_token.filter(|limit| queue.max_wait >= *limit) {
+        let message =
+            format!("a stream's first token must be there within {limit} (timeouts.firstToken), waits included");
+        cx.warn(at("maxWait"), message);
+    }
+    if queue.max_depth.get() > Queue::MOST {
+        cx.error(at("maxDepth"), format!("at most {}: a longer queue only makes answers late", Queue::MOST));
+    }
+    if route.backend_refs.iter().all(|reference| reference.name.is_none()) {
+        let message = "no backend of this route could become free: a model inside has a queue of its own (`maxQueue`)";
+        cx.error(at!["routes", n, "whenSaturated", "queue"], message);
     }
 }
 

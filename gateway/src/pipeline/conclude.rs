@@ -212,6 +212,7 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
             served_by: x.served_by(),
             endpoint: x.outcome.endpoint.as_deref(),
             attempts: x.outcome.attempts,
+            queue_ms: x.outcome.queued.map(millis),
             spilled: x.outcome.spilled,
             model_asked: x.asked.as_ref().and_then(|asked| asked.model.as_deref()),
             model_answered: x.outcome.model_answered.as_deref(),
@@ -254,6 +255,9 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
     }
     span.set(names::SPILLWAY_ATTEMPTS, i64::from(x.outcome.attempts));
     span.set(names::SPILLWAY_SPILLED, x.outcome.spilled.is_some());
+    if let Some(queued) = x.outcome.queued {
+        span.set(names::SPILLWAY_QUEUE_SECONDS, queued.as_secs_f64());
+    }
     if let Some(reason) = x.outcome.spilled {
         span.set(names::SPILLWAY_SPILL_REASON, reason);
     }

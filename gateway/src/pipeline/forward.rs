@@ -13,6 +13,7 @@ use rand::RngExt;
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::Instant;
 
+use super::queueing::{Wait, Waited};
 use super::spilling::{self, Direct};
 use crate::admission::{Admission, Journey, Order};
 use crate::balancing::now_millis;
@@ -35,18 +36,24 @@ pub(super) async fn forward(
     let sticky = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
     let mut journey = Journey::new(Order::draw(route, sticky));
     let mut retries = 0;
+    let mut wait = Wait::default();
     loop {
         let admission = {
             let _span = x.span.child("admission", Kind::Internal);
             let random = rand::random();
-            match journey.admit(route, now_millis(), random, false) {
-                // A retry that has no other endpoint goes to one that was tried.
-                Admission::Saturated if retries > 0 => journey.admit(route, now_millis(), random, true),
-                admission => admission,
+            if wait.is_behind(route, &journey) {
+                Admission::Saturated
+            } else {
+                match journey.admit(route, now_millis(), random, wait.is_called()) {
+                    // A retry that has no other endpoint goes to one that was tried.
+                    Admission::Saturated if retries > 0 => journey.admit(route, now_millis(), random, true),
+                    admission => admission,
+                }
             }
         };
         match admission {
             Admission::Endpoint { backend, endpoint, slot } => {
+                wait.admitted(route, &journey, x);
                 let retry =
                     retries < route.retry.attempts || spilling::is_possible(&route.when_unavailable, session, x);
                 let attempt = Attempt {
@@ -66,8 +73,7 @@ pub(super) async fn forward(
                     Outcome::Full(wait) => {
                         endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(backend.max_full_for));
                         if !journey.move_on() {
-                            return spilling::last(gateway, route, &route.when_saturated, "saturated", session, x)
-                                .await;
+                            return spilling::last(gateway, route, &journey, "saturated", session, x).await;
                         }
                     }
                     Outcome::Failed(Failure::Deadline) => return Err(too_late()),
@@ -79,8 +85,7 @@ pub(super) async fn forward(
                             continue;
                         }
                         tracing::debug!(event = "attempts_spent", route = %route.name, failure = ?failure);
-                        return spilling::last(gateway, route, &route.when_unavailable, "unavailable", session, x)
-                            .await;
+                        return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
                     }
                 }
             }
@@ -91,17 +96,65 @@ pub(super) async fn forward(
                     Direct::NoRoom => journey.close(target),
                 }
             }
-            Admission::Saturated if retries > 0 => {
-                return spilling::last(gateway, route, &route.when_unavailable, "unavailable", session, x).await;
-            }
-            Admission::Saturated => {
-                return spilling::last(gateway, route, &route.when_saturated, "saturated", session, x).await;
-            }
+            Admission::Saturated => match wait.for_turn(route, &journey, session, x).await {
+                Waited::Called => {}
+                Waited::ClientGone => return Err(End::ClientGone),
+                Waited::Over(_) | Waited::NoQueue if retries > 0 || !journey.is_available(route) => {
+                    return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
+                }
+                Waited::Over(why) => {
+                    return spilling::last(gateway, route, &journey, why.reason(), session, x).await;
+                }
+                Waited::NoQueue => {
+                    return spilling::last(gateway, route, &journey, "saturated", session, x).await;
+                }
+            },
             Admission::Unavailable => {
-                return spilling::last(gateway, route, &route.when_unavailable, "unavailable", session, x).await;
+                return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
             }
         }
     }
+}
+
+/// Takes the request to a backend that stands in for the route's own. False when it has no room, or failed, before
+/// anything was sent to the client.
+pub(super) async fn stand_in(
+    gateway: &Arc<Gateway>,
+    route: &Arc<Route>,
+    backend: &Arc<Backend>,
+    reason: &'static str,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<bool, End> {
+    let mut journey = Journey::new(Order::default());
+    while can_resend(session, x)
+        && let Some((endpoint, slot)) = journey.admit_at(backend, now_millis(), rand::random())
+    {
+        let move_on = MoveOn { full: true, retry: true };
+        let (connector, via) = (&gateway.connector, &gateway.via);
+        let attempt = Attempt { route, backend, endpoint, connector, via, move_on };
+        x.outcome.attempts += 1;
+        x.outcome.spilled = Some(reason);
+        let outcome = observed(&attempt, session, x).await;
+        drop(slot);
+        match outcome {
+            Outcome::Answered | Outcome::Broken => return Ok(true),
+            Outcome::ClientGone => return Err(End::ClientGone),
+            Outcome::Full(wait) => endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(backend.max_full_for)),
+            Outcome::Failed(Failure::Deadline) => return Err(too_late()),
+            Outcome::Failed(failure) => {
+                tracing::debug!(event = "stand_in_failed", route = %route.name, failure = ?failure);
+                if !may_retry(&failure, route, backend, session, x) {
+                    break;
+                }
+            }
+        }
+        if !journey.move_on() {
+            break;
+        }
+    }
+    x.outcome.spilled = None;
+    Ok(false)
 }
 
 /// One attempt, with its span and its counts.
@@ -119,9 +172,7 @@ async fn observed(attempt: &Attempt<'_>, session: &mut ServerSession, x: &mut Ex
 /// Whether a failed attempt may be followed by another: the route asks for it, the request can be sent again, and a
 /// server that may have acted on it does not act twice.
 fn may_retry(failure: &Failure, route: &Route, backend: &Backend, session: &mut ServerSession, x: &Exchange) -> bool {
-    let can_resend =
-        matches!(x.body, RequestBody::Held(_)) || session.is_body_empty() || session.body_bytes_read() == 0;
-    if !can_resend {
+    if !can_resend(session, x) {
         return false;
     }
     // Answering a model call twice costs tokens but changes nothing; any other request must say that it is idempotent.
@@ -137,6 +188,10 @@ fn may_retry(failure: &Failure, route: &Route, backend: &Backend, session: &mut 
         Failure::Timeout(_) => harmless && retry.on_statuses.contains(&504),
         Failure::Deadline => false,
     }
+}
+
+fn can_resend(session: &mut ServerSession, x: &Exchange) -> bool {
+    matches!(x.body, RequestBody::Held(_)) || session.is_body_empty() || session.body_bytes_read() == 0
 }
 
 /// Waits between tries: doubled each time, with full jitter so that callers who failed together do not return together.

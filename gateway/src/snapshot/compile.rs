@@ -14,6 +14,7 @@ use spillway_config::values::ServerUrl;
 use spillway_filter::{BuildContext, Registry, SharedStates, Stage};
 
 use super::{Backend, Last, ListedModel, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind};
+use crate::admission::{Queue, Room};
 use crate::balancing::{Endpoint, EndpointKey, EndpointState, Endpoints, LeastRequest, Policy, Probe, RoundRobin};
 use crate::identity::Authenticator;
 use crate::protocol::Api;
@@ -169,6 +170,7 @@ impl Compiler {
             protocol: written.protocol,
             endpoints,
             policy,
+            room: self.states.get_or_insert(&written.name, Room::default),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
             full_statuses: full,
@@ -199,12 +201,17 @@ impl Compiler {
                 (None, Some(name)) => (name, TargetKind::Model(model(name)?)),
                 (None, None) => return Err(missing("backend or model in a backendRef")),
             };
-            targets.push(Target { name: name.clone(), weight: reference.weight, kind });
+            let (weight, priority) = (reference.weight, reference.priority);
+            targets.push(Target { name: name.clone(), weight, priority, kind });
         }
         let last = |spill_to: Option<&String>, reject: Option<&schema::Reject>| {
             let reject = reject.cloned().unwrap_or_default();
+            let spill_to = spill_to.map(|name| match backends.get(name.as_str()) {
+                Some(backend) => Ok(TargetKind::Backend(backend.clone())),
+                None => model(name).map(TargetKind::Model),
+            });
             Ok::<_, String>(Last {
-                spill_to: spill_to.map(|name| model(name)).transpose()?,
+                spill_to: spill_to.transpose()?,
                 status: StatusCode::from_u16(reject.status.0).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
                 retry_after: reject.retry_after.0,
             })
@@ -214,6 +221,10 @@ impl Compiler {
         let when_unavailable = match &written.when_unavailable {
             Some(rule) => last(rule.spill_to.as_ref(), rule.reject.as_ref())?,
             None => when_saturated.clone(),
+        };
+        let queues = match &saturated.queue {
+            Some(queue) => self.queues(&name, queue, saturated.try_others, &targets),
+            None => Vec::new(),
         };
         let (mut guards, mut filters) = (Vec::new(), Vec::new());
         for entry in &written.filters {
@@ -239,6 +250,7 @@ impl Compiler {
             filters,
             sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
             try_others: saturated.try_others,
+            max_queue_wait: saturated.queue.as_ref().map_or(Duration::ZERO, |queue| queue.max_wait.0),
             when_saturated,
             when_unavailable,
             request_timeout: written.timeouts.request.0,
@@ -258,12 +270,43 @@ impl Compiler {
                 backoff_max: written.retry.backoff.max.0,
             },
             max_body: written.limits.max_body.0,
-            holds_body: speaks_model,
+            // Who waits in a queue is watched for leaving, which cannot be seen behind a body that was not read.
+            holds_body: speaks_model || !queues.is_empty(),
+            queues,
             listed_models: listed(written, config, &targets),
             metrics: self.metrics.route(&name),
             targets,
             name,
         })
+    }
+}
+
+impl Compiler {
+    /// One queue of a route, or one for each target where a request stays with the one that it drew: a place that comes
+    /// free at another target is none for it.
+    fn queues(&self, route: &str, written: &schema::Queue, try_others: bool, targets: &[Target]) -> Vec<Arc<Queue>> {
+        let depth = usize::try_from(written.max_depth.get()).unwrap_or(usize::MAX);
+        let rooms = |serves: &dyn Fn(&Target) -> bool| {
+            let backend = |target: &Target| match &target.kind {
+                TargetKind::Backend(backend) if serves(target) => Some(backend.room.clone()),
+                _ => None,
+            };
+            targets.iter().filter_map(backend).collect::<Vec<_>>()
+        };
+        let queue = |name: &str, rooms: Vec<Arc<Room>>| {
+            let make = || Queue::new(depth, written.max_wait.0, self.metrics.queue(route));
+            let queue = self.states.get_or_insert(name, make);
+            queue.adopt(depth, written.max_wait.0, rooms);
+            queue
+        };
+        if try_others || targets.len() == 1 {
+            return vec![queue(route, rooms(&|_| true))];
+        }
+        let own = |target: &Target| {
+            let serves = |other: &Target| other.name == target.name || other.priority != target.priority;
+            queue(&format!("{route}\n{}", target.name), rooms(&serves))
+        };
+        targets.iter().map(own).collect()
     }
 }
 

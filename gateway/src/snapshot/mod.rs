@@ -13,6 +13,7 @@ use spillway_filter::Filter;
 
 pub use compile::{Compiler, SnapshotError};
 
+use crate::admission::{Queue, Room};
 use crate::balancing::{Endpoint, Policy, Probe};
 use crate::identity::Authenticator;
 use crate::protocol::Api;
@@ -87,8 +88,12 @@ pub struct Route {
     pub targets: Vec<Target>,
     /// What keeps a caller on one target.
     pub sticky: Option<HeaderName>,
-    /// Whether other targets are tried when the drawn one has no room.
+    /// Whether other targets of its priority are tried when the drawn one has no room.
     pub try_others: bool,
+    /// Where requests wait that find no room: none, one, or one for each target where requests stay with theirs.
+    pub queues: Vec<Arc<Queue>>,
+    /// Longest wait there.
+    pub max_queue_wait: Duration,
     /// What happens when no endpoint has room.
     pub when_saturated: Last,
     /// What happens when no endpoint is available or all tries are spent.
@@ -141,11 +146,14 @@ pub struct Target {
     pub name: String,
     /// Share of the requests.
     pub weight: u32,
+    /// Its tier: a higher number comes later.
+    pub priority: u32,
     /// What it is.
     pub kind: TargetKind,
 }
 
 /// A backend or a model inside.
+#[derive(Clone)]
 pub enum TargetKind {
     /// A group of servers.
     Backend(Arc<Backend>),
@@ -153,11 +161,11 @@ pub enum TargetKind {
     Model(Arc<LoadedModel>),
 }
 
-/// What is left when nothing takes a request: a model that answers, then a refusal.
+/// What is left when nothing takes a request: somebody who answers instead, then a refusal.
 #[derive(Clone)]
 pub struct Last {
     /// Answers instead.
-    pub spill_to: Option<Arc<LoadedModel>>,
+    pub spill_to: Option<TargetKind>,
     /// Status of the refusal.
     pub status: StatusCode,
     /// Its Retry-After.
@@ -191,6 +199,8 @@ pub struct Backend {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// How one is picked.
     pub policy: Box<dyn Policy>,
+    /// Where its free places are offered to those who wait.
+    pub room: Arc<Room>,
     /// The model name its servers know, as JSON text ready to be put into a body.
     pub upstream_model: Option<String>,
     /// Replaces the caller's credentials.
@@ -247,6 +257,8 @@ impl Route {
             targets: Vec::new(),
             sticky: None,
             try_others: true,
+            queues: Vec::new(),
+            max_queue_wait: Duration::ZERO,
             when_saturated: last.clone(),
             when_unavailable: last,
             request_timeout: Duration::from_secs(600),
@@ -286,6 +298,7 @@ impl Backend {
                 peer: crate::upstream::Peer::for_tests(),
             })],
             policy: Box::new(crate::balancing::LeastRequest),
+            room: Arc::default(),
             upstream_model: None,
             credentials: None,
             full_statuses: Vec::new(),

@@ -41,6 +41,9 @@ pub struct AccessRecord<'a> {
     pub attempts: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spilled: Option<&'static str>,
+    /// Time in a queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "short_if_any")]
     pub model_asked: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "short_if_any")]
@@ -157,6 +160,7 @@ mod tests {
             endpoint: None,
             attempts: 0,
             spilled: Some("saturated"),
+            queue_ms: Some(0.5),
             model_asked: Some("gpt-x"),
             model_answered: Some("m"),
             prompt_tokens: Some(5),

@@ -31,3 +31,6 @@ pub const SPILLWAY_BACKEND: &str = "spillway.backend";
 pub const SPILLWAY_SPILLED: &str = "spillway.spilled";
 pub const SPILLWAY_SPILL_REASON: &str = "spillway.spill.reason";
 pub const SPILLWAY_ATTEMPTS: &str = "spillway.attempts";
+pub const SPILLWAY_QUEUE_PRIORITY: &str = "spillway.queue.priority";
+pub const SPILLWAY_QUEUE_OUTCOME: &str = "spillway.queue.outcome";
+pub const SPILLWAY_QUEUE_SECONDS: &str = "spillway.queue.seconds";

@@ -24,6 +24,9 @@ use crate::protocol::openai::Observer;
 use crate::snapshot::{Backend, Route};
 use spillway_filter::{ErrorKind, Refusal};
 
+/// Says who answered in place of the route's own backends.
+static SERVED_BY: header::HeaderName = header::HeaderName::from_static("x-spillway-served-by");
+
 /// Bytes of a refusing answer that are read to learn why it refuses.
 const MAX_REFUSAL: usize = 16 << 10;
 
@@ -431,7 +434,12 @@ async fn pass_head(
     let has_body = !(is_head || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED);
     let is_http11 = session.req_header().version == Version::HTTP_11;
     session.set_write_timeout(Some(a.backend.idle_timeout));
-    let out = outgoing_response(head, x, is_http11, has_body);
+    let mut out = outgoing_response(head, x, is_http11, has_body);
+    if x.outcome.spilled.is_some()
+        && let Ok(name) = header::HeaderValue::from_str(&a.backend.name)
+    {
+        let _ = out.insert_header(SERVED_BY.clone(), name);
+    }
     session.write_response_header(out).await
 }
 

@@ -33,7 +33,9 @@ const MAX_FILTERS: usize = 64;
 /// How an attempt may end.
 const OUTCOMES: [&str; 4] = ["answered", "full", "failed", "client_gone"];
 /// Why a request spills or is shed.
-const REASONS: [&str; 2] = ["saturated", "unavailable"];
+const REASONS: [&str; 5] = ["saturated", "queue_full", "queue_too_long", "queue_timeout", "unavailable"];
+/// What becomes of a request that comes to a queue.
+const QUEUE_OUTCOMES: [&str; 5] = ["admitted", "full", "moved_on", "timeout", "abandoned"];
 
 /// Series of a route.
 #[derive(Default)]
@@ -44,8 +46,8 @@ pub struct RouteMetrics {
     pub in_flight: Gauge,
     /// Attempts after a failed one.
     pub retries: Counter,
-    spilled: [Counter; 2],
-    shed: [Counter; 2],
+    spilled: [Counter; REASONS.len()],
+    shed: [Counter; REASONS.len()],
     /// By method and status, as they come up.
     durations: RwLock<Vec<(Pair, Labels, Histogram)>>,
     refusals: RwLock<Vec<(String, Labels, Counter)>>,
@@ -165,6 +167,48 @@ impl Drop for RouteMetrics {
             }
             for (_, own, _) in self.refusals.get_mut().iter() {
                 f.filter_refusals.remove(own);
+            }
+        });
+    }
+}
+
+/// Series of the queue of a route.
+#[derive(Default)]
+pub struct QueueMetrics {
+    /// Requests that hold a place.
+    pub depth: Gauge,
+    /// Time in the queue by what came of it, as `QUEUE_OUTCOMES`.
+    waits: Vec<Histogram>,
+    series: Option<(Arc<Families>, String)>,
+}
+
+impl QueueMetrics {
+    pub(super) fn new(families: &Arc<Families>, route: &str) -> Self {
+        let own = labels([("http_route", route)]);
+        let wait = |outcome| families.queue_wait.get_or_create_owned(&with(&own, "outcome", outcome));
+        Self {
+            depth: families.queue_depth.get_or_create_owned(&own),
+            waits: QUEUE_OUTCOMES.map(wait).to_vec(),
+            series: Some((families.clone(), route.to_owned())),
+        }
+    }
+
+    /// A request has left the queue, or was not let in.
+    pub fn left(&self, outcome: &str, waited: Duration) {
+        if let Some((_, wait)) = QUEUE_OUTCOMES.iter().zip(&self.waits).find(|(known, _)| **known == outcome) {
+            wait.observe(waited.as_secs_f64());
+        }
+    }
+}
+
+impl Drop for QueueMetrics {
+    fn drop(&mut self) {
+        let Some((f, route)) = self.series.take() else { return };
+        f.live_queues.gone(&route, || {
+            let own = labels([("http_route", &route)]);
+            f.queue_depth.remove(&own);
+            for outcome in QUEUE_OUTCOMES {
+                f.queue_wait.remove(&with(&own, "outcome", outcome));
             }
         });
     }
