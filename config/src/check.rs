@@ -27,7 +27,6 @@ const NOT_YET: &[&str] = &[
     "prices",
     "state",
     "rollout",
-    "mirror",
     "cache",
     "cel",
     "wasm",

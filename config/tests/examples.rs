@@ -13,7 +13,7 @@ struct AnyFilter;
 
 impl FilterCatalog for AnyFilter {
     fn names(&self) -> Vec<&'static str> {
-        vec!["rateLimit", "requestHeaders", "responseHeaders"]
+        vec!["mirror", "rateLimit", "requestHeaders", "responseHeaders"]
     }
     fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
         Some(schemars::json_schema!({"type": "object"}))

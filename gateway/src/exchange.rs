@@ -67,6 +67,8 @@ pub struct Outcome {
     pub queued: Option<Duration>,
     /// Why somebody else than the route's own backends answers.
     pub spilled: Option<&'static str>,
+    /// Whether a stream that died was continued.
+    pub resumed: bool,
     /// Code of the error that was sent.
     pub error_code: Option<&'static str>,
     /// Model that answered.

@@ -18,7 +18,10 @@
 mod answers;
 mod conclude;
 mod forward;
+mod hedging;
+mod mirroring;
 mod queueing;
+mod resuming;
 mod spilling;
 mod steps;
 
@@ -72,5 +75,6 @@ async fn walk(
     if answers::models(&route, session, x).await? {
         return Ok(());
     }
+    mirroring::mirror(gateway, &route, session, x);
     forward::forward(gateway, &route, session, x).await
 }

@@ -3,19 +3,23 @@
 //! only [`Ticket::turn`] waits.
 //! Its inputs are the route, what was tried before, and the clock; the same inputs give the same answer.
 
+mod budget;
 mod drain;
 mod draw;
 mod line;
 mod queue;
 mod room;
+mod spill_rule;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use budget::RetryBudget;
 pub use draw::Order;
 pub use line::Party;
 pub use queue::{NotHeld, Queue, Ticket, Turn};
 pub use room::{Room, Taken};
+pub use spill_rule::SpillRule;
 
 use crate::balancing::{Endpoint, PickContext};
 use crate::snapshot::{Backend, Route, Target, TargetKind};

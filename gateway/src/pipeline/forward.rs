@@ -1,7 +1,8 @@
 //! Steps 6 to 9: the request goes to an endpoint, to another when that is full or fails, or to a model inside.
 //!
 //! Full is not failed. An endpoint that says it is full is left alone for a while and the request moves on; that is
-//! neither a retry nor an error. A retry follows a failure, has a budget of attempts and waits in between. Nothing is
+//! neither a retry nor an error. A retry follows a failure, waits before it goes, and takes from the budget of the
+//! backend that failed. Nothing is
 //! tried again once a byte of an answer went to the client.
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 
 use super::queueing::{Wait, Waited};
 use super::spilling::{self, Direct};
+use super::{hedging, resuming};
 use crate::admission::{Admission, Journey, Order};
 use crate::balancing::now_millis;
 use crate::exchange::{End, Exchange, is_idempotent};
@@ -56,29 +58,38 @@ pub(super) async fn forward(
                 wait.admitted(route, &journey, x);
                 let retry =
                     retries < route.retry.attempts || spilling::is_possible(&route.when_unavailable, session, x);
-                let attempt = Attempt {
-                    route,
-                    backend,
-                    endpoint,
-                    connector: &gateway.connector,
-                    via: &gateway.via,
-                    move_on: MoveOn { full: true, retry },
+                let (connector, via) = (&gateway.connector, &gateway.via);
+                let attempt =
+                    Attempt { route, backend, endpoint, connector, via, move_on: MoveOn { full: true, retry } };
+                if x.outcome.attempts == 0 {
+                    backend.retries.request(route.retry.budget);
+                }
+                let hedge = route.retry.hedge.as_ref().filter(|_| hedging::is_allowed(backend, session, x));
+                let (attempt, outcome) = match hedge {
+                    Some(plan) => hedging::race(gateway, route, plan, &mut journey, attempt, slot, session, x).await,
+                    None => {
+                        x.outcome.attempts += 1;
+                        let outcome = observed(&attempt, session, x).await;
+                        drop(slot);
+                        (attempt, outcome)
+                    }
                 };
-                x.outcome.attempts += 1;
-                let outcome = observed(&attempt, session, x).await;
-                drop(slot);
                 match outcome {
                     Outcome::Answered | Outcome::Broken => return Ok(()),
-                    Outcome::ClientGone => return Err(End::ClientGone),
+                    Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
+                    Outcome::Died(died) => return resuming::resume(route, &died, session, x).await,
                     Outcome::Full(wait) => {
-                        endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(backend.max_full_for));
+                        note_full(&attempt, wait);
                         if !journey.move_on() {
                             return spilling::last(gateway, route, &journey, "saturated", session, x).await;
                         }
                     }
                     Outcome::Failed(Failure::Deadline) => return Err(too_late()),
                     Outcome::Failed(failure) => {
-                        if retries < route.retry.attempts && may_retry(&failure, route, backend, session, x) {
+                        if retries < route.retry.attempts
+                            && may_retry(&failure, route, attempt.backend, session, x)
+                            && is_within_budget(route, attempt.backend)
+                        {
                             retries += 1;
                             route.metrics.retries.inc();
                             pause(route, retries, x.deadline(route)).await?;
@@ -139,8 +150,12 @@ pub(super) async fn stand_in(
         drop(slot);
         match outcome {
             Outcome::Answered | Outcome::Broken => return Ok(true),
-            Outcome::ClientGone => return Err(End::ClientGone),
-            Outcome::Full(wait) => endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(backend.max_full_for)),
+            Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
+            Outcome::Died(died) => {
+                resuming::resume(route, &died, session, x).await?;
+                return Ok(true);
+            }
+            Outcome::Full(wait) => note_full(&attempt, wait),
             Outcome::Failed(Failure::Deadline) => return Err(too_late()),
             Outcome::Failed(failure) => {
                 tracing::debug!(event = "stand_in_failed", route = %route.name, failure = ?failure);
@@ -155,6 +170,20 @@ pub(super) async fn stand_in(
     }
     x.outcome.spilled = None;
     Ok(false)
+}
+
+/// An endpoint said that it is full.
+pub(super) fn note_full(attempt: &Attempt<'_>, wait: Option<Duration>) {
+    attempt.endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(attempt.backend.max_full_for));
+}
+
+/// Takes a retry from the budget of the backend that failed.
+fn is_within_budget(route: &Route, backend: &Backend) -> bool {
+    let may = backend.retries.take(now_millis());
+    if !may {
+        route.metrics.retries_denied.inc();
+    }
+    may
 }
 
 /// One attempt, with its span and its counts.
@@ -185,6 +214,8 @@ fn may_retry(failure: &Failure, route: &Route, backend: &Backend, session: &mut 
         Failure::Reset(_) => retry.on_reset && harmless,
         Failure::Status(_) => harmless,
         Failure::Protocol(_) => harmless && retry.on_statuses.contains(&502),
+        // A route that limits the wait for a first token wants it from somebody else then.
+        Failure::Timeout("firstToken") => harmless,
         Failure::Timeout(_) => harmless && retry.on_statuses.contains(&504),
         Failure::Deadline => false,
     }
@@ -194,11 +225,12 @@ fn can_resend(session: &mut ServerSession, x: &Exchange) -> bool {
     matches!(x.body, RequestBody::Held(_)) || session.is_body_empty() || session.body_bytes_read() == 0
 }
 
-/// Waits between tries: doubled each time, with full jitter so that callers who failed together do not return together.
+/// Waits between tries: any part of a time that doubles ("full jitter": Brooker, "Exponential Backoff And Jitter", AWS
+/// Architecture Blog, 2015), so that callers who failed together do not return together.
 async fn pause(route: &Route, retry: u32, deadline: Instant) -> Result<(), End> {
     let doubled = route.retry.backoff_base.saturating_mul(1 << (retry - 1).min(16));
     let most = doubled.min(route.retry.backoff_max);
-    let wait = most.mul_f64(rand::rng().random_range(0.5..=1.0));
+    let wait = most.mul_f64(rand::rng().random_range(0.0..=1.0));
     if Instant::now() + wait >= deadline {
         return Err(too_late());
     }

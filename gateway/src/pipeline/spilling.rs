@@ -40,7 +40,7 @@ fn is_chat(session: &ServerSession) -> bool {
     head.method == Method::POST && head.uri.path() == "/v1/chat/completions"
 }
 
-fn held(x: &Exchange) -> Option<Bytes> {
+pub(super) fn held(x: &Exchange) -> Option<Bytes> {
     match &x.body {
         RequestBody::Held(held) => Some(held.bytes.clone()),
         RequestBody::Unread => None,
@@ -74,7 +74,7 @@ pub(super) async fn direct(
     let request = ChatRequest::parse(&body)?;
     request.addressed_to(model.name())?;
     let deadline = x.route.as_ref().map_or_else(std::time::Instant::now, |route| x.started + route.request_timeout);
-    match spill::answer(model, &request, deadline).await {
+    match spill::answer(model, &request, None, deadline).await {
         Ok(stream) => {
             pass(stream, model, session, x).await?;
             Ok(Direct::Answered)
@@ -82,6 +82,13 @@ pub(super) async fn direct(
         Err(SpillError::Busy(_)) => Ok(Direct::NoRoom),
         Err(other) => Err(other.into_refusal().into()),
     }
+}
+
+/// Whether the route lets this request spill, to `_answers`.
+pub(super) fn is_allowed(route: &Route, _answers: &str, x: &Exchange) -> bool {
+    let asked = x.asked.as_ref().and_then(|asked| asked.model.as_deref());
+    let tenant = x.caller.as_ref().map(|caller| &*caller.tenant);
+    route.spill.allows(asked, tenant, rand::random())
 }
 
 /// What is left when nothing took the request: the spill, if the route has one and it can, else the refusal.
@@ -95,11 +102,17 @@ pub(super) async fn last(
 ) -> Result<(), End> {
     let last = if reason == UNAVAILABLE { &route.when_unavailable } else { &route.when_saturated };
     let mut busy = None;
-    if is_possible(last, session, x) {
+    let name = match &last.spill_to {
+        Some(TargetKind::Model(model)) => model.name(),
+        Some(TargetKind::Backend(backend)) => &backend.name,
+        None => "",
+    };
+    if is_possible(last, session, x) && is_allowed(route, name, x) {
         match &last.spill_to {
             None => {}
             Some(TargetKind::Backend(backend)) => {
-                if super::forward::stand_in(gateway, route, backend, reason, session, x).await? {
+                let may = !is_too_long(route, x);
+                if may && super::forward::stand_in(gateway, route, backend, reason, session, x).await? {
                     route.metrics.spilled(reason);
                     return Ok(());
                 }
@@ -126,6 +139,13 @@ pub(super) async fn last(
     Err(End::refuse(Refusal::new(last.status, ErrorKind::Overloaded, code, message).retry_after(wait)))
 }
 
+/// Whether the prompt is longer than may spill to a backend, whose tokenizer is not known: four bytes are one token.
+fn is_too_long(route: &Route, x: &Exchange) -> bool {
+    let RequestBody::Held(held) = &x.body else { return false };
+    let tokens = held.bytes.len() / 4;
+    route.spill.max_prompt_tokens.is_some_and(|most| tokens > usize::try_from(most.get()).unwrap_or(usize::MAX))
+}
+
 /// Gives the request to a model. Else says how long that has no room, if this is why.
 async fn spill(
     route: &Route,
@@ -135,7 +155,8 @@ async fn spill(
 ) -> Result<SpillStream, Option<Duration>> {
     let Some(body) = held(x).filter(|_| is_chat(session)) else { return Err(None) };
     let Ok(request) = ChatRequest::parse(&body) else { return Err(None) };
-    match spill::answer(model, &request, x.started + route.request_timeout).await {
+    let most = route.spill.max_prompt_tokens;
+    match spill::answer(model, &request, most, x.started + route.request_timeout).await {
         Ok(stream) => Ok(stream),
         Err(SpillError::Busy(refusal)) => Err(refusal.retry_after),
         Err(e) => {
@@ -192,6 +213,15 @@ async fn write(
     session.set_write_timeout(Some(WRITE_TIMEOUT));
     let answer = outgoing_response(answer, x, is_http11, true);
     session.write_response_header(answer).await.map_err(|_| End::ClientGone)?;
+    write_frames(stream, session, x).await
+}
+
+/// Writes what comes after the head.
+pub(super) async fn write_frames(
+    stream: &mut SpillStream,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<(), End> {
     loop {
         // The write is never inside the select: a frame half written cannot be taken back.
         let frame = tokio::select! {

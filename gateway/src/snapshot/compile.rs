@@ -12,9 +12,12 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use spillway_config::schema::{self, BackendProtocol, Config, PolicyName, RetryOn, RouteAuthentication};
 use spillway_config::values::ServerUrl;
 use spillway_filter::{BuildContext, Registry, SharedStates, Stage};
+use tokio::sync::Semaphore;
 
-use super::{Backend, Last, ListedModel, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind};
-use crate::admission::{Queue, Room};
+use super::{
+    Backend, HedgePlan, Last, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind,
+};
+use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::balancing::{Endpoint, EndpointKey, EndpointState, Endpoints, LeastRequest, Policy, Probe, RoundRobin};
 use crate::identity::Authenticator;
 use crate::protocol::Api;
@@ -170,6 +173,7 @@ impl Compiler {
             protocol: written.protocol,
             endpoints,
             policy,
+            retries: self.states.get_or_insert(&written.name, RetryBudget::default),
             room: self.states.get_or_insert(&written.name, Room::default),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
@@ -226,13 +230,24 @@ impl Compiler {
             Some(queue) => self.queues(&name, queue, saturated.try_others, &targets),
             None => Vec::new(),
         };
-        let (mut guards, mut filters) = (Vec::new(), Vec::new());
+        let (mut guards, mut filters, mut mirrors) = (Vec::new(), Vec::new(), Vec::new());
         for entry in &written.filters {
             let cx = BuildContext { route: &name, states: &self.states };
             let filter = self
                 .registry
                 .build(&entry.name, &entry.config, &cx)
                 .map_err(|e| format!("route `{name}`, filter `{}`: {}", entry.name, e.message))?;
+            if let Some(mirror) = filter.mirror() {
+                let backend = backends.get(mirror.backend).cloned().ok_or_else(|| missing(mirror.backend))?;
+                let places = usize::try_from(mirror.max_in_flight).unwrap_or(Semaphore::MAX_PERMITS);
+                mirrors.push(MirrorPlan {
+                    backend,
+                    share: mirror.share,
+                    timeout: mirror.timeout,
+                    places: Arc::new(Semaphore::new(places)),
+                    max_body: mirror.max_body,
+                });
+            }
             let list = if filter.stage() == Stage::Guard { &mut guards } else { &mut filters };
             list.push(NamedFilter { name: entry.name.clone(), filter });
         }
@@ -268,17 +283,43 @@ impl Compiler {
                     .collect(),
                 backoff_base: written.retry.backoff.base.0,
                 backoff_max: written.retry.backoff.max.0,
+                budget: thousandths(written.retry.budget),
+                hedge: written.retry.hedge.as_ref().map(|hedge| HedgePlan {
+                    after: hedge.after.0,
+                    max: usize::try_from(hedge.max.get()).unwrap_or(1),
+                }),
             },
+            spill: written.spill.as_ref().map(spill_rule).unwrap_or_default(),
+            resume: written.resume,
             max_body: written.limits.max_body.0,
-            // Who waits in a queue is watched for leaving, which cannot be seen behind a body that was not read.
-            holds_body: speaks_model || !queues.is_empty(),
+            // Who waits in a queue is watched for leaving, which cannot be seen behind a body that was not read; a copy
+            // needs the body a second time.
+            holds_body: speaks_model || !queues.is_empty() || !mirrors.is_empty(),
             queues,
+            mirrors,
             listed_models: listed(written, config, &targets),
             metrics: self.metrics.route(&name),
             targets,
             name,
         })
     }
+}
+
+fn spill_rule(written: &schema::SpillLimits) -> SpillRule {
+    let patterns = |models: &Vec<String>| models.iter().map(|model| ModelPattern::new(model)).collect();
+    SpillRule {
+        max_prompt_tokens: written.max_prompt_tokens,
+        models: written.models.as_ref().map(patterns),
+        tenants: written.tenants.as_ref().map(|tenants| tenants.iter().map(|t| t.as_str().into()).collect()),
+        share: written.percent.map(|percent| percent / 100.0),
+    }
+}
+
+/// A share in thousandths; the checks hold it between 0 and 1.
+fn thousandths(share: f64) -> i64 {
+    #[allow(clippy::cast_possible_truncation, reason = "a number from 0 to 1000")]
+    let thousandths = (share.clamp(0.0, 1.0) * 1_000.0).round() as i64;
+    thousandths
 }
 
 impl Compiler {

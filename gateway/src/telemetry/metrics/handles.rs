@@ -31,9 +31,11 @@ const MAX_PAIRS: usize = 64;
 const MAX_FILTERS: usize = 64;
 
 /// How an attempt may end.
-const OUTCOMES: [&str; 4] = ["answered", "full", "failed", "client_gone"];
+const OUTCOMES: [&str; 5] = ["answered", "full", "failed", "client_gone", "given_up"];
 /// Why a request spills or is shed.
 const REASONS: [&str; 5] = ["saturated", "queue_full", "queue_too_long", "queue_timeout", "unavailable"];
+/// What becomes of the copy of a request.
+const COPIES: [&str; 3] = ["answered", "failed", "skipped"];
 /// What becomes of a request that comes to a queue.
 const QUEUE_OUTCOMES: [&str; 5] = ["admitted", "full", "moved_on", "timeout", "abandoned"];
 
@@ -46,8 +48,15 @@ pub struct RouteMetrics {
     pub in_flight: Gauge,
     /// Attempts after a failed one.
     pub retries: Counter,
+    /// Attempts beside a slow one.
+    pub hedges: Counter,
+    /// Retries and hedges that the budget did not allow.
+    pub retries_denied: Counter,
+    /// Streams that died and were continued.
+    pub resumed: Counter,
     spilled: [Counter; REASONS.len()],
     shed: [Counter; REASONS.len()],
+    mirrored: [Counter; COPIES.len()],
     /// By method and status, as they come up.
     durations: RwLock<Vec<(Pair, Labels, Histogram)>>,
     refusals: RwLock<Vec<(String, Labels, Counter)>>,
@@ -66,8 +75,12 @@ impl RouteMetrics {
             families: Some(families.clone()),
             in_flight: families.requests_in_flight.get_or_create_owned(&own),
             retries: families.retries.get_or_create_owned(&own),
+            hedges: families.hedges.get_or_create_owned(&own),
+            retries_denied: families.retries_denied.get_or_create_owned(&own),
+            resumed: families.resumed.get_or_create_owned(&own),
             spilled: by_reason(&families.spills),
             shed: by_reason(&families.sheds),
+            mirrored: COPIES.map(|outcome| families.mirrors.get_or_create_owned(&with(&own, "outcome", outcome))),
             durations: RwLock::default(),
             refusals: RwLock::default(),
         }
@@ -81,6 +94,11 @@ impl RouteMetrics {
     /// A request was refused because nothing could take it.
     pub fn shed(&self, reason: &str) {
         count(&REASONS, &self.shed, reason);
+    }
+
+    /// The copy of a request was `answered`, has `failed`, or was `skipped` because a bound was reached.
+    pub fn mirrored(&self, outcome: &str) {
+        count(&COPIES, &self.mirrored, outcome);
     }
 
     /// A filter ended a request.
@@ -157,10 +175,15 @@ impl Drop for RouteMetrics {
         f.live_routes.gone(&self.name, || {
             let own = labels([("http_route", &self.name)]);
             f.requests_in_flight.remove(&own);
-            f.retries.remove(&own);
+            for family in [&f.retries, &f.hedges, &f.retries_denied, &f.resumed] {
+                family.remove(&own);
+            }
             for reason in REASONS {
                 f.spills.remove(&with(&own, "reason", reason));
                 f.sheds.remove(&with(&own, "reason", reason));
+            }
+            for outcome in COPIES {
+                f.mirrors.remove(&with(&own, "outcome", outcome));
             }
             for (_, own, _) in self.durations.get_mut().iter() {
                 f.requests.remove(own);
@@ -222,7 +245,7 @@ pub struct EndpointMetrics {
     healthy: Gauge,
     /// Answers that meant full.
     pub full: Counter,
-    attempts: [Counter; 4],
+    attempts: [Counter; OUTCOMES.len()],
     series: Option<(Arc<Families>, String, Labels)>,
 }
 
@@ -245,7 +268,7 @@ impl EndpointMetrics {
         self.healthy.set(i64::from(healthy));
     }
 
-    /// An attempt has ended as `answered`, `full`, `failed` or `client_gone`.
+    /// An attempt has ended as `answered`, `full`, `failed`, `client_gone` or `given_up` for a faster one.
     pub fn attempted(&self, outcome: &str) {
         count(&OUTCOMES, &self.attempts, outcome);
     }
