@@ -102,9 +102,12 @@ routes: [{{name: r, backendRefs: [{{name: x}}], whenSaturated: {{queue: {{maxWai
     assert_eq!(server.most.load(Ordering::SeqCst), 2, "a place is never given twice");
     assert_eq!(waits(&gateway, "admitted").await, 6.0);
     depth(&gateway, 0.0).await;
-    let queued =
-        gateway.events("access").iter().filter(|line| line["queueMs"].as_f64().is_some_and(|t| t > 0.0)).count();
-    assert_eq!(queued, 6);
+    eventually("six lines of the log tell of the queue", || async {
+        let lines = gateway.events("access");
+        let queued = lines.iter().filter(|line| line["queueMs"].as_f64().is_some_and(|time| time > 0.0));
+        (queued.count() == 6).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
