@@ -1,4 +1,4 @@
-//! Language models inside the process: files, text, execution on wgpu, serving of several requests at once.
+//! Language models inside the process: files, text, execution on a GPU or the processor, serving of several requests at once.
 //! It knows tensors and tokens; no HTTP, no YAML, no async runtime. One thread for each loaded model owns its device.
 //! Its inputs are a model file and requests as [`Generate`]; tokens come back as a [`TokenStream`].
 
@@ -12,6 +12,7 @@ mod sampling;
 mod scheduler;
 pub mod text;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 pub use artifact::{ArtifactInfo, inspect};
 pub use device::{DeviceChoice, DeviceInfo};
 pub use error::{Busy, BusyReason, EngineError, LoadError, PromptError};
+pub use exec::cpu::{Cores, CpuUnit};
 pub use sampling::Sampling;
 pub use text::ChatMessage;
 
@@ -33,6 +35,8 @@ pub struct LoadOptions {
     pub source: PathBuf,
     /// Where it runs.
     pub device: DeviceChoice,
+    /// How it runs on the processor.
+    pub cpu: CpuOptions,
     /// Tokens of prompt and answer; the smaller of the file's and 2048 when left out.
     pub context_length: Option<u32>,
     /// Sequences decoded together.
@@ -93,6 +97,15 @@ pub struct Scores {
     pub truncated: bool,
 }
 
+/// How a model runs on the processor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads of a step; where left out, one for each physical core that the process may use, less one, and one at least.
+    pub cores: Option<NonZeroUsize>,
+    /// The vector unit; the fastest that there is where left out.
+    pub unit: Option<CpuUnit>,
+}
+
 /// What was loaded and where it runs.
 #[derive(Debug, Clone)]
 pub struct ModelInfo {
@@ -122,6 +135,10 @@ pub struct ModelInfo {
     pub load_time: Duration,
     /// Device memory taken: weights, KV cache, activations.
     pub device_memory_bytes: u64,
+    /// Tokens per second of one sequence, as measured at load.
+    pub decode_rate: f64,
+    /// Bytes of weights per second that this reads.
+    pub bandwidth: f64,
 }
 
 /// A tokenised conversation.
@@ -297,10 +314,14 @@ impl Engine {
             device: loaded.device.clone(),
             load_time: started.elapsed(),
             device_memory_bytes: loaded.memory,
+            decode_rate: 0.0,
+            bandwidth: 0.0,
         };
         drop(file);
         let scheduler = scheduler::start(loaded, &text, &options)?;
-        let info = ModelInfo { load_time: started.elapsed(), ..info };
+        let decode_rate = scheduler.stats().decode_rate;
+        let bandwidth = decode_rate * info.file_bytes as f64;
+        let info = ModelInfo { load_time: started.elapsed(), decode_rate, bandwidth, ..info };
         Ok(Self { shared: Arc::new(Shared { info, work: Work::Decoder { text, scheduler } }) })
     }
 
@@ -312,6 +333,10 @@ impl Engine {
     ) -> Result<Self, LoadError> {
         let tokenizer = TextModel::tokenizer_of(file)?;
         let loaded = model::load_encoder(file, options)?;
+        if tokenizer.vocabulary() > loaded.shape.vocabulary {
+            let (tokens, rows) = (tokenizer.vocabulary(), loaded.shape.vocabulary);
+            return Err(file.corrupt(format!("its tokenizer has {tokens} tokens and its table {rows} rows")));
+        }
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let labels = match file.meta("bert.classifier.output_labels") {
             Some(artifact::MetaValue::Strings(labels)) if task == Task::Classify => labels.clone(),
@@ -331,6 +356,8 @@ impl Engine {
             device: loaded.device.clone(),
             load_time: started.elapsed(),
             device_memory_bytes: loaded.memory,
+            decode_rate: 0.0,
+            bandwidth: 0.0,
         };
         let encoder = encoder::start(loaded, tokenizer, options)?;
         let info = ModelInfo { load_time: started.elapsed(), ..info };
@@ -396,8 +423,13 @@ impl Engine {
 
     /// A conversation as tokens, ready to be answered. Takes some microseconds for each hundred bytes.
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Prompt, PromptError> {
+        self.encode_answer(messages, "")
+    }
+
+    /// The same with an answer that has begun with `begun`, ready to be continued.
+    pub fn encode_answer(&self, messages: &[ChatMessage], begun: &str) -> Result<Prompt, PromptError> {
         let (text, _) = self.decoder().ok_or(PromptError::NotGenerating)?;
-        let tokens = text.encode_chat(messages)?;
+        let tokens = text.encode_answer(messages, begun)?;
         let context = usize::try_from(self.shared.info.context_length).unwrap_or(usize::MAX);
         // One token at least must be left for the answer.
         if tokens.len() >= context {

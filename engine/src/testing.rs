@@ -173,8 +173,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        BusyReason, ChatMessage, DeviceChoice, Engine, EngineError, Event, FinishReason, Generate, LoadError,
-        LoadOptions, Prompt, Sampling, TokenStream,
+        BusyReason, ChatMessage, CpuOptions, DeviceChoice, Engine, EngineError, Event, FinishReason, Generate,
+        LoadError, LoadOptions, Prompt, Sampling, TokenStream,
     };
 
     fn file(kind: TensorType) -> tempfile::NamedTempFile {
@@ -188,6 +188,7 @@ mod tests {
             name: "small".into(),
             source,
             device: DeviceChoice::Auto,
+            cpu: CpuOptions::default(),
             context_length: None,
             max_sequences: 4,
             max_queue: 2,

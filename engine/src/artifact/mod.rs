@@ -8,6 +8,7 @@ mod types;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 
@@ -50,10 +51,14 @@ pub fn inspect(path: &Path) -> Result<ArtifactInfo, LoadError> {
     })
 }
 
+/// The largest page of memory that systems we run on have, unless asked for larger ones.
+#[cfg(unix)]
+const LARGEST_PAGE: usize = 64 << 10;
+
 /// An open model file.
 pub struct ModelFile {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
     header: Header,
     architecture: String,
     /// Where its tokenizer lies, if not in the file.
@@ -104,7 +109,7 @@ impl ModelFile {
             }
         };
         let tokenizer = matches!(kind, Kind::Safetensors).then(|| safetensors::Folder::of(path).tokenizer());
-        Ok(Self { path: path.to_owned(), map, header, architecture, tokenizer })
+        Ok(Self { path: path.to_owned(), map: Arc::new(map), header, architecture, tokenizer })
     }
 
     /// The path it was opened under.
@@ -154,6 +159,32 @@ impl ModelFile {
         let missing =
             || self.unsupported("there is no `tokenizer.json` beside it: put the whole model folder in place");
         safetensors::bytes(path)?.ok_or_else(missing).map(Some)
+    }
+
+    /// What lets go of the memory that data of this file takes, once it was read: what is read again comes from the file
+    /// again. Other data is left alone.
+    pub(crate) fn forgetter(&self) -> impl Fn(&[u8]) + Send + 'static {
+        let map = self.map.clone();
+        move |data| {
+            let (start, all) = (data.as_ptr().addr(), map.as_ptr().addr()..map.as_ptr().addr() + map.len());
+            if !all.contains(&start) || start + data.len() > all.end {
+                return;
+            }
+            #[cfg(unix)]
+            {
+                let from = (start - all.start).next_multiple_of(LARGEST_PAGE);
+                let to = (start + data.len() - all.start) / LARGEST_PAGE * LARGEST_PAGE;
+                if from < to {
+                    // SAFETY: the mapping is of a file, read-only and private, so that its pages can be had again from
+                    // the file at any time.
+                    let advice =
+                        unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, to - from) };
+                    if let Err(e) = advice {
+                        tracing::debug!(event = "mapping_kept", error = %e);
+                    }
+                }
+            }
+        }
     }
 
     /// An error that names this file.
@@ -243,4 +274,29 @@ fn kind(path: &Path, magic: &[u8]) -> Kind {
         _ if magic.starts_with(b"version ") => "a Git LFS pointer and not the file itself",
         _ => "not a GGUF file",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_another_kind_is_refused_with_its_name_and_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes, what) in [
+            ("model.pt", &b"PK\x03\x04"[..], "a PyTorch checkpoint"),
+            ("model.onnx", b"\x08\x07", "an ONNX model"),
+            ("model.pb", b"\x0a", "a TensorFlow graph"),
+            ("model.tflite", b"TFL3", "a TensorFlow Lite model"),
+            ("model.gguf", b"PK\x03\x04", "a zip archive"),
+            ("model.gguf", b"version https://git-lfs", "a Git LFS pointer"),
+            ("model", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+            ("model.gguf", b"", "not a GGUF file"),
+        ] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let refused = inspect(&path).unwrap_err().to_string();
+            assert!(refused.contains(what) && refused.contains("convert it to GGUF"), "{refused}");
+        }
+    }
 }

@@ -4,14 +4,13 @@
 mod bert;
 mod decoder;
 mod shape;
+mod target;
 
 pub(crate) use bert::{Bert, Shape as BertShape};
 pub(crate) use decoder::Decoder;
 pub(crate) use shape::Shape;
 
 use crate::artifact::ModelFile;
-use crate::device;
-use crate::exec::gpu::Gpu;
 use crate::exec::{Executor, PAGE, Sizes};
 use crate::{DeviceInfo, LoadError, LoadOptions, Task};
 
@@ -73,22 +72,10 @@ pub(crate) fn load_encoder(file: &ModelFile, options: &LoadOptions) -> Result<Lo
     }
     let sizes = shape.sizes();
     allow(file, &sizes, shape.activation_bytes(), options)?;
-    let (mut executor, device) = executor(sizes, options)?;
-    let model = Bert::load(&shape, file, &sizes, executor.as_mut())?;
-    executor.ready()?;
+    let target = target::load(file, sizes, options, |executor| Bert::load(&shape, file, &sizes, executor))?;
+    let target::Target { model, executor, device } = target;
     let memory = executor.memory();
     Ok(LoadedEncoder { model, executor, shape, sizes, device, memory })
-}
-
-/// An executor on the device that is wanted.
-fn executor(sizes: Sizes, options: &LoadOptions) -> Result<(Box<dyn Executor>, DeviceInfo), LoadError> {
-    let opened = device::open(&options.device)?;
-    tracing::info!(
-        event = "device", model = %options.name, device = %opened.info.name, kind = opened.info.kind,
-        driver = %opened.info.driver, reason = %opened.info.reason,
-    );
-    let device = opened.info.clone();
-    Ok((Box::new(Gpu::new(opened, sizes, options.cache_dir.clone(), false)?), device))
 }
 
 /// Checks that a file can be run, without a device.
@@ -109,9 +96,8 @@ pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, Lo
     let slots = usize::try_from(options.max_sequences).unwrap_or(1).clamp(1, MAX_ROWS);
     let sizes = shape.sizes(context, slots, KV_BUDGET);
     allow(file, &sizes, shape.activation_bytes(&sizes), options)?;
-    let (mut executor, device) = executor(sizes, options)?;
-    let model = Decoder::load(&shape, file, &sizes, executor.as_mut())?;
-    executor.ready()?;
+    let target = target::load(file, sizes, options, |executor| Decoder::load(&shape, file, &sizes, executor))?;
+    let target::Target { model, executor, device } = target;
     let memory = executor.memory();
     let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     Ok(Loaded {
