@@ -202,6 +202,11 @@ impl ModelFile {
         self.header.tensors.keys().map(String::as_str)
     }
 
+    /// A line of the tensor table.
+    pub fn entry(&self, name: &str) -> Option<&TensorEntry> {
+        self.header.tensors.get(name)
+    }
+
     /// Rows of a tensor, if there is one of this name.
     pub fn rows(&self, name: &str) -> Option<usize> {
         self.header.tensors.get(name).map(|entry| entry.shape().1)
