@@ -34,6 +34,15 @@ struct Arguments {
     /// Seconds of each run.
     #[arg(long, default_value_t = 5)]
     seconds: u32,
+    /// Threads of the engine and of llama.cpp; the machine's processors when left out.
+    #[arg(long)]
+    cores: Option<usize>,
+    /// A GGUF file for the engine and llama.cpp; may be given several times. The demo model when left out.
+    #[arg(long)]
+    model: Vec<std::path::PathBuf>,
+    /// The vector unit of the engine, such as AVX2; the fastest when left out.
+    #[arg(long)]
+    unit: Option<String>,
 }
 
 #[derive(clap::Subcommand)]
@@ -66,7 +75,13 @@ fn main() {
         overload::run(arguments.seconds);
     }
     if wanted(Scenario::Engine) {
-        engine::run(arguments.rounds.min(3));
+        let machine = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        engine::run(&engine::Comparison {
+            rounds: arguments.rounds,
+            cores: arguments.cores.unwrap_or(machine),
+            models: arguments.model.clone(),
+            unit: arguments.unit.clone(),
+        });
     }
 }
 
