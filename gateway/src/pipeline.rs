@@ -18,6 +18,7 @@
 mod answers;
 mod conclude;
 mod forward;
+mod limiting;
 mod spilling;
 mod steps;
 
@@ -67,7 +68,7 @@ async fn walk(
 ) -> Result<(), End> {
     steps::check_head(gateway, connection, session)?;
     let route: Arc<Route> = steps::find_route(gateway, connection, session, x).await?;
-    steps::filters(&route, session, x)?;
+    limiting::filters(&route, session, x).await?;
     if answers::models(&route, session, x).await? {
         return Ok(());
     }

@@ -44,7 +44,7 @@ fn held(x: &Exchange) -> Option<Bytes> {
 
 /// Whether a model could answer in place of a backend, as far as the head tells.
 pub(super) fn is_possible(last: &Last, session: &ServerSession, x: &Exchange) -> bool {
-    last.spill_to.is_some()
+    last.spill_to.as_ref().is_some_and(|model| x.caller.as_ref().is_none_or(|c| c.may_use(Some(model.name()))))
         && is_chat(session)
         && matches!(x.body, RequestBody::Held(_))
         && !session.get_header(&FALLBACK).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"never"))

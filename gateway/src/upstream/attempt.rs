@@ -20,7 +20,7 @@ use super::headers::{Via, outgoing_request, outgoing_response};
 use super::{Connector, with_model};
 use crate::balancing::Endpoint;
 use crate::exchange::{Exchange, ServedBy};
-use crate::protocol::openai::Observer;
+use crate::protocol::openai::{Observation, Observer};
 use crate::snapshot::{Backend, Route};
 use spillway_filter::{ErrorKind, Refusal};
 
@@ -444,6 +444,7 @@ async fn pass_part(
 ) -> pingora::Result<()> {
     if let Some(observer) = observer {
         observer.feed(&part, std::time::Instant::now());
+        note_usage(x, observer.observation());
         if !state.content_seen
             && let Some(first) = observer.observation().first_content
         {
@@ -455,16 +456,23 @@ async fn pass_part(
     session.write_response_body(part, false).await
 }
 
+/// What is known of the usage so far, also of an answer that is broken off.
+fn note_usage(x: &mut Exchange, seen: &Observation) {
+    x.outcome.content_events = seen.content_events;
+    if let Some(usage) = &seen.usage {
+        x.outcome.prompt_tokens = Some(usage.prompt_tokens);
+        x.outcome.completion_tokens = Some(usage.completion_tokens);
+        x.outcome.cached_tokens = usage.cached_tokens;
+    }
+}
+
 async fn finish(session: &mut ServerSession, x: &mut Exchange, observer: Option<Observer>) -> Outcome {
     if let Some(mut observer) = observer {
         let seen = observer.finish();
         x.outcome.model_answered.clone_from(&seen.model);
         x.outcome.finish_reason.clone_from(&seen.finish_reason);
         x.outcome.response_id.clone_from(&seen.id);
-        if let Some(usage) = &seen.usage {
-            x.outcome.prompt_tokens = Some(usage.prompt_tokens);
-            x.outcome.completion_tokens = Some(usage.completion_tokens);
-        }
+        note_usage(x, seen);
     }
     match session.write_response_body(Bytes::new(), true).await {
         Ok(()) => Outcome::Answered,
