@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use async_channel::{Receiver, Sender, TryRecvError};
 
 use crate::exec::{Batch, Executor, Row, Sizes};
-use crate::model::{Llama, Loaded, MAX_ROWS};
+use crate::model::{Decoder, Loaded, MAX_ROWS};
 use crate::text::{TextModel, Tokenizer};
 use crate::{Busy, EngineError, EngineStats, Event, FinishReason, Generate, LoadError, LoadOptions};
 use pages::Pages;
@@ -132,7 +132,7 @@ fn be_nice() {
 }
 
 struct Worker {
-    model: Llama,
+    model: Decoder,
     executor: Box<dyn Executor>,
     sizes: Sizes,
     tokenizer: Arc<Tokenizer>,

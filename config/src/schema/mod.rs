@@ -27,8 +27,8 @@ pub use limits::{
 pub use listeners::{Listener, ListenerLimits};
 pub use models::{Device, Model};
 pub use routes::{
-    Access, BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Match, PathMatch, Reject, Retry, RetryOn, Route,
-    RouteAuthentication, RouteTimeouts, Sticky, WhenSaturated, WhenUnavailable,
+    Access, BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue, Reject, Retry,
+    RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated, WhenUnavailable,
 };
 pub use telemetry::{LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
 

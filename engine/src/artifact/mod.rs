@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 pub use gguf::{Header, MetaValue, TensorEntry};
-pub use types::TensorType;
+pub use types::{BLOCK, QuantBlock, TensorType};
 
 use crate::LoadError;
 
@@ -147,6 +147,11 @@ impl ModelFile {
         LoadError::Corrupt { path: self.path.clone(), reason: reason.into() }
     }
 
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.header.tensors.keys().map(String::as_str)
+    }
+
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.header.tensors.contains_key(name)
@@ -161,8 +166,9 @@ impl ModelFile {
             .ok_or_else(|| self.corrupt(format!("tensor `{name}` is missing")))?;
         let kind = entry.kind.ok_or_else(|| {
             self.unsupported(format!(
-                "tensor `{name}` has type {}: this version runs F32, Q4_1 and Q8_0; quantise the model to one of these",
-                entry.type_name()
+                "tensor `{name}` has type {}: this version runs {}; quantise the model to one of these",
+                entry.type_name(),
+                TensorType::ALL.map(|kind| format!("{kind:?}")).join(", ")
             ))
         })?;
         let (have_columns, have_rows) = entry.shape();

@@ -1,11 +1,11 @@
 //! Architectures: which operations in which order. A file is checked against the shapes that its architecture wants
 //! before anything is uploaded.
 
-mod llama;
+mod decoder;
+mod shape;
 
-pub(crate) use llama::Llama;
-#[cfg(test)]
-pub(crate) use llama::Shape;
+pub(crate) use decoder::Decoder;
+pub(crate) use shape::Shape;
 
 use crate::artifact::ModelFile;
 use crate::device;
@@ -22,7 +22,7 @@ pub(crate) const MAX_ROWS: usize = 64;
 
 /// A model on a device, ready to run.
 pub(crate) struct Loaded {
-    pub(crate) model: Llama,
+    pub(crate) model: Decoder,
     pub(crate) executor: Box<dyn Executor>,
     pub(crate) sizes: Sizes,
     pub(crate) device: DeviceInfo,
@@ -31,14 +31,23 @@ pub(crate) struct Loaded {
     pub(crate) memory: u64,
 }
 
+/// What is said of an architecture that is not run.
+fn unknown(file: &ModelFile) -> LoadError {
+    file.unsupported(format!(
+        "its architecture is `{}`: this version runs {}",
+        file.architecture().chars().take(80).flat_map(char::escape_debug).collect::<String>(),
+        shape::DECODERS.map(|name| format!("`{name}`")).join(", ")
+    ))
+}
+
 /// Checks that a file can be run, without a device.
 pub(crate) fn check(file: &ModelFile) -> Result<(), LoadError> {
-    llama::Shape::of(file)?.check(file)
+    Shape::of(file)?.check(file)
 }
 
 /// Loads a file onto the device that is wanted.
 pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, LoadError> {
-    let shape = llama::Shape::of(file)?;
+    let shape = Shape::of(file)?;
     shape.check(file)?;
     let trained = u64::try_from(shape.context).unwrap_or(u64::MAX);
     let context = options.context_length.map_or(DEFAULT_CONTEXT, u64::from).min(trained).max(1);
@@ -53,7 +62,7 @@ pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, Lo
     );
     let device = opened.info.clone();
     let mut executor = Box::new(Gpu::new(opened, sizes, options.cache_dir.clone(), false)?);
-    let model = Llama::load(&shape, file, &sizes, executor.as_mut())?;
+    let model = Decoder::load(&shape, file, &sizes, executor.as_mut())?;
     executor.ready()?;
     let memory = executor.memory();
     let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -69,11 +78,11 @@ pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, Lo
 }
 
 /// Holds what the model will take against what it may, before any of it is taken.
-fn allow(file: &ModelFile, shape: &llama::Shape, sizes: &Sizes, options: &LoadOptions) -> Result<(), LoadError> {
+fn allow(file: &ModelFile, shape: &Shape, sizes: &Sizes, options: &LoadOptions) -> Result<(), LoadError> {
     let Some(allowed) = options.memory else { return Ok(()) };
     let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
     let cache = wide(sizes.layers * sizes.pages * PAGE * sizes.kv_heads * sizes.head_dim * 4);
-    let activations = wide(MAX_ROWS * shape.activation_width() * 4);
+    let activations = wide(shape.activation_bytes(sizes));
     let needed = file.bytes().saturating_add(cache).saturating_add(activations);
     if needed <= allowed {
         return Ok(());

@@ -38,6 +38,8 @@ pub struct Consumer {
     pub name: Arc<str>,
     /// Whom it belongs to.
     pub tenant: Arc<str>,
+    /// Its rank among those who wait for a place: the higher, the sooner.
+    pub priority: i32,
     /// What it may use.
     pub rules: Rules,
     /// Models that it may name; all where there is no list.
@@ -54,7 +56,7 @@ impl std::fmt::Debug for Consumer {
 
 impl Consumer {
     fn from_claims(name: Arc<str>, tenant: Arc<str>, rules: Rules) -> Self {
-        Self { name, tenant, rules, models: None, credentials: HashMap::new() }
+        Self { name, tenant, priority: 0, rules, models: None, credentials: HashMap::new() }
     }
 
     /// Whether it may name a model; `None` stands for a request that names none.
@@ -321,6 +323,7 @@ fn compile(written: &schema::Consumer, parts: Parts<'_>) -> Result<Consumer, Ide
     Ok(Consumer {
         name: written.name.as_str().into(),
         tenant: written.tenant.as_deref().unwrap_or(&written.name).into(),
+        priority: written.priority,
         rules,
         models: written.models.as_ref().map(|models| models.iter().map(|m| ModelPattern::new(m)).collect()),
         credentials,

@@ -4,6 +4,7 @@
 mod authorize;
 mod external_authorization;
 mod headers;
+mod mirror;
 mod rate_limit;
 
 use spillway_filter::Registry;
@@ -11,7 +12,7 @@ use spillway_filter::Registry;
 /// All filters that come with Spillway.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
-    registry.add(headers::request()).add(headers::response()).add(rate_limit::factory());
+    registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
     registry.expressions(spillway_cel::check_head);
     registry
