@@ -1,6 +1,8 @@
 //! The filters that come with Spillway, one file each, and the registry that names them.
 //! They see requests through `spillway_filter` only and know no proxy.
 
+mod authorize;
+mod external_authorization;
 mod headers;
 mod mirror;
 mod rate_limit;
@@ -11,5 +13,7 @@ use spillway_filter::Registry;
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());
+    registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
+    registry.expressions(spillway_cel::check_head);
     registry
 }
