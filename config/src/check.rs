@@ -41,7 +41,6 @@ const NOT_YET: &[&str] = &[
     "protocol",
     "http2",
     "maxConnectionsPerAddress",
-    "overLimitShare",
 ];
 
 /// A mistake at a place.
