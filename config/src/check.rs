@@ -4,14 +4,11 @@
 use serde_json::{Map, Value as Json};
 
 use crate::tree::{Key, Node, Place, Value};
-use crate::values::{Duration, KeyDigest, ListenAddress, Rate, ServerUrl, Size};
+use crate::values::{Duration, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size};
 
 /// Keys of the language that this version does not know yet: they are unknown keys, but no typing mistakes.
 const NOT_YET: &[&str] = &[
-    "tls",
     "acme",
-    "clientAddress",
-    "proxyProtocol",
     "include",
     "outlierDetection",
     "adaptive",
@@ -32,9 +29,6 @@ const NOT_YET: &[&str] = &[
     "cache",
     "cel",
     "wasm",
-    "cors",
-    "redirect",
-    "urlRewrite",
     "externalAuthorization",
     "authorize",
     "when",
@@ -51,11 +45,8 @@ const NOT_YET: &[&str] = &[
     "modelAlias",
     "identityHeaders",
     "expires",
-    "protocol",
-    "http2",
     "tokens",
     "concurrency",
-    "maxConnectionsPerAddress",
     "overLimitShare",
 ];
 
@@ -171,6 +162,7 @@ impl<'s> Checker<'s> {
             "rate" => text.parse::<Rate>().err(),
             "listen-address" => text.parse::<ListenAddress>().err(),
             "server-url" => text.parse::<ServerUrl>().err(),
+            "network" => text.parse::<Network>().err(),
             "sha256" => text.parse::<KeyDigest>().err(),
             _ => None,
         };

@@ -12,11 +12,14 @@ mod telemetry;
 
 pub use admin::Admin;
 pub use backends::{
-    Backend, BackendProtocol, BackendTimeouts, Capacity, Credentials, Endpoint, HealthCheck, HttpProbe, LoadBalancing,
-    PolicyName,
+    Backend, BackendProtocol, BackendTimeouts, BackendTls, Capacity, Credentials, Endpoint, HealthCheck, HttpProbe,
+    LoadBalancing, PolicyName,
 };
 pub use consumers::{ApiKeyHeaders, Authentication, Consumer, ConsumerKey};
-pub use listeners::{Listener, ListenerLimits};
+pub use listeners::{
+    CertificateFiles, ClientAddress, ClientAddressHeader, ClientCertificateMode, ClientCertificates, Listener,
+    ListenerLimits, ListenerProtocol, ListenerTls, ProxyProtocol, TlsVersion,
+};
 pub use models::{Device, Model};
 pub use routes::{
     BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Match, PathMatch, Reject, Retry, RetryOn, Route,

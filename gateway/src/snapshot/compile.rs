@@ -20,6 +20,7 @@ use crate::protocol::Api;
 use crate::routing::{ModelPattern, TableBuilder};
 use crate::spill::Models;
 use crate::telemetry::{Metrics, Tracer};
+use crate::tls::UpstreamTls;
 use crate::upstream::Peer;
 
 /// Longest time for a name of an endpoint to be resolved.
@@ -124,6 +125,7 @@ impl Compiler {
         probes: &mut Vec<Probe>,
     ) -> Result<Backend, String> {
         let mut endpoints = Vec::new();
+        let tls = read_tls(&written.tls, written.http2).await?;
         for endpoint in &written.endpoints {
             let address = resolve(&endpoint.url).await?;
             let key = EndpointKey { backend: written.name.clone(), url: endpoint.url.clone() };
@@ -134,7 +136,8 @@ impl Compiler {
                 .endpoints
                 .get_or_insert(&key, || EndpointState::new(self.metrics.endpoint(&written.name, &text), healthy));
             if let Some(check) = &written.health_check {
-                probes.push(Probe { key: key.clone(), address, check: check.clone(), state: state.clone() });
+                let (check, state) = (check.clone(), state.clone());
+                probes.push(Probe { key: key.clone(), address, check, state, tls: tls.clone(), http2: written.http2 });
             }
             endpoints.push(Arc::new(Endpoint {
                 url: endpoint.url.clone(),
@@ -142,7 +145,7 @@ impl Compiler {
                 weight: endpoint.weight,
                 max_in_flight: written.capacity.max_in_flight,
                 state,
-                peer: Peer::new(&key, address, written.timeouts.connect.0),
+                peer: Peer::new(&key, address, written.timeouts.connect.0, &tls, written.http2),
             }));
         }
         let credentials = match &written.credentials {
@@ -215,9 +218,17 @@ impl Compiler {
             Some(rule) => last(rule.spill_to.as_ref(), rule.reject.as_ref())?,
             None => when_saturated.clone(),
         };
+        let prefixes: Vec<&str> = written
+            .matches
+            .iter()
+            .filter_map(|m| match &m.path {
+                Some(schema::PathMatch::Prefix(prefix)) => Some(prefix.as_str()),
+                _ => None,
+            })
+            .collect();
         let (mut guards, mut filters) = (Vec::new(), Vec::new());
         for entry in &written.filters {
-            let cx = BuildContext { route: &name, states: &self.states };
+            let cx = BuildContext { route: &name, prefixes: &prefixes, states: &self.states };
             let filter = self
                 .registry
                 .build(&entry.name, &entry.config, &cx)
@@ -235,8 +246,6 @@ impl Compiler {
         Ok(Route {
             api: if speaks_model { Api::OpenAi } else { Api::Problem },
             authentication: written.authentication.unwrap_or(default),
-            guards,
-            filters,
             sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
             try_others: saturated.try_others,
             when_saturated,
@@ -257,14 +266,24 @@ impl Compiler {
                 backoff_base: written.retry.backoff.base.0,
                 backoff_max: written.retry.backoff.max.0,
             },
+            answers_preflight: guards.iter().any(|guard| guard.filter.answers_preflight()),
             max_body: written.limits.max_body.0,
             holds_body: speaks_model,
             listed_models: listed(written, config, &targets),
             metrics: self.metrics.route(&name),
+            guards,
+            filters,
             targets,
             name,
         })
     }
+}
+
+/// Reads the files of a backend's TLS, off the runtime's threads.
+async fn read_tls(written: &schema::BackendTls, http2: bool) -> Result<Arc<UpstreamTls>, String> {
+    let written = written.clone();
+    let read = tokio::task::spawn_blocking(move || UpstreamTls::read(&written, http2)).await;
+    read.map_err(|e| e.to_string())?.map(Arc::new).map_err(|e| e.to_string())
 }
 
 /// The models that callers of a route can name, as far as the configuration says.

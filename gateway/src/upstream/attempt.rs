@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::{RequestBody, expects_continue};
 use super::headers::CREDENTIALS;
-use super::headers::{Via, outgoing_request, outgoing_response};
+use super::headers::{Via, outgoing_request, outgoing_response, to_http2};
 use super::{Connector, with_model};
 use crate::balancing::Endpoint;
 use crate::exchange::{Exchange, ServedBy};
@@ -26,6 +26,9 @@ use spillway_filter::{ErrorKind, Refusal};
 
 /// Bytes of a refusing answer that are read to learn why it refuses.
 const MAX_REFUSAL: usize = 16 << 10;
+
+/// Time for trailers to follow the end of a body.
+const TRAILERS: Duration = Duration::from_secs(5);
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -94,7 +97,7 @@ pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange)
         biased;
         connected = a.connector.get(&a.endpoint.peer) => match connected {
             Ok(connected) => connected,
-            Err(e) => return Outcome::Failed(Failure::Connect(e.etype().as_str().to_owned())),
+            Err(e) => return Outcome::Failed(not_connected(a, &e)),
         },
         () = tokio::time::sleep_until(attempt_deadline) => {
             return Outcome::Failed(if attempt_deadline == deadline { Failure::Deadline } else { Failure::Timeout("backendRequest") });
@@ -104,9 +107,23 @@ pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange)
     match &outcome {
         // Only a connection whose answer was read to its end can serve another request.
         Outcome::Answered if upstream.response_done() => a.connector.release(upstream, &a.endpoint.peer).await,
-        _ => upstream.shutdown().await,
+        _ => {
+            upstream.shutdown().await;
+            // What shuts down of HTTP/2 is one stream; its connection goes back to the others.
+            if matches!(upstream, HttpSession::H2(_)) {
+                a.connector.release(upstream, &a.endpoint.peer).await;
+            }
+        }
     }
     outcome
+}
+
+fn not_connected(a: &Attempt<'_>, e: &pingora::Error) -> Failure {
+    if matches!(e.etype(), ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::TLSHandshakeTimedout) {
+        // A wrong certificate does not go away by itself: somebody must see why.
+        tracing::warn!(event = "upstream_tls_failed", backend = %a.backend.name, endpoint = %a.endpoint.url, error = %e);
+    }
+    Failure::Connect(e.etype().as_str().to_owned())
 }
 
 /// What comes next of either side.
@@ -150,7 +167,10 @@ async fn converse(
         RequestBody::Unread => None,
     };
     let length = held.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
-    let request = outgoing_request(session.req_header(), x, a.route, a.backend, a.via, length);
+    let mut request = outgoing_request(session.req_header(), x, a.route, a.backend, a.via, length);
+    if matches!(upstream, HttpSession::H2(_)) {
+        to_http2(&mut request, session.req_header(), a.endpoint.url.https);
+    }
     let is_head = request.method == Method::HEAD;
     let callers_account =
         a.backend.credentials.is_none() && CREDENTIALS.iter().any(|name| request.headers.contains_key(name));
@@ -174,9 +194,7 @@ async fn converse(
                 // A server may answer before it has read all (413, 429) and close: its answer counts, if it is there.
                 tracing::debug!(event = "request_body_not_taken", error = %e);
             }
-            if let Err(e) = upstream.finish_request_body().await {
-                tracing::debug!(event = "request_body_not_finished", error = %e);
-            }
+            end_body(upstream).await;
             state.heard = Instant::now();
         }
         None => {
@@ -189,7 +207,7 @@ async fn converse(
     let mut observer: Option<Observer> = None;
     let mut timer = std::pin::pin!(sleep_until(wake_at(a, x, &state, deadline, attempt_deadline)));
     loop {
-        match next(upstream, session, &state, timer.as_mut()).await {
+        match next(upstream, session, &state, x.body_pause, timer.as_mut()).await {
             Next::Head => {
                 let Some(head) = upstream.response_header() else { continue };
                 state.heard = Instant::now();
@@ -221,7 +239,7 @@ async fn converse(
                     return Outcome::ClientGone;
                 }
                 if upstream.response_done() {
-                    return finish(session, x, observer).await;
+                    return finish(session, upstream, x, observer).await;
                 }
                 // The time for a head and that for a pause are two limits: the timer starts again.
                 timer.as_mut().reset(wake_at(a, x, &state, deadline, attempt_deadline));
@@ -232,18 +250,20 @@ async fn converse(
                     return Outcome::ClientGone;
                 }
             }
-            Next::AnswerEnd => return finish(session, x, observer).await,
+            Next::AnswerEnd => return finish(session, upstream, x, observer).await,
             Next::BodyPart(part) => {
                 if let Err(e) = upstream.write_request_body(part, false).await {
                     tracing::debug!(event = "request_body_not_taken", error = %e);
+                    state.body_sent = true;
+                } else if session.is_body_done() {
+                    // The last part of HTTP/2 says that it is the last: no end follows it.
+                    end_body(upstream).await;
                     state.body_sent = true;
                 }
                 state.heard = Instant::now();
             }
             Next::BodyEnd => {
-                if let Err(e) = upstream.finish_request_body().await {
-                    tracing::debug!(event = "request_body_not_finished", error = %e);
-                }
+                end_body(upstream).await;
                 state.body_sent = true;
                 state.heard = Instant::now();
             }
@@ -272,11 +292,18 @@ async fn converse(
     }
 }
 
+async fn end_body(upstream: &mut HttpSession) {
+    if let Err(e) = upstream.finish_request_body().await {
+        tracing::debug!(event = "request_body_not_finished", error = %e);
+    }
+}
+
 /// Waits for what comes next. Every branch may be dropped and asked again: Pingora's readers keep what they have read.
 async fn next(
     upstream: &mut HttpSession,
     session: &mut ServerSession,
     state: &State,
+    body_pause: Duration,
     timer: std::pin::Pin<&mut Sleep>,
 ) -> Next {
     let answer = async {
@@ -294,10 +321,15 @@ async fn next(
         }
     };
     let client = async {
-        match session.read_body_or_idle(state.body_sent).await {
-            Ok(Some(part)) => Next::BodyPart(part),
-            Ok(None) => Next::BodyEnd,
-            Err(_) => Next::ClientGone,
+        if state.body_sent {
+            let _ = session.read_body_or_idle(true).await;
+            return Next::ClientGone;
+        }
+        // A client that owes a part of its body and sends none is as good as gone. (HTTP/2 sessions have no such limit.)
+        match tokio::time::timeout(body_pause, session.read_body_or_idle(false)).await {
+            Ok(Ok(Some(part))) => Next::BodyPart(part),
+            Ok(Ok(None)) => Next::BodyEnd,
+            Ok(Err(_)) | Err(_) => Next::ClientGone,
         }
     };
     tokio::select! {
@@ -455,7 +487,12 @@ async fn pass_part(
     session.write_response_body(part, false).await
 }
 
-async fn finish(session: &mut ServerSession, x: &mut Exchange, observer: Option<Observer>) -> Outcome {
+async fn finish(
+    session: &mut ServerSession,
+    upstream: &mut HttpSession,
+    x: &mut Exchange,
+    observer: Option<Observer>,
+) -> Outcome {
     if let Some(mut observer) = observer {
         let seen = observer.finish();
         x.outcome.model_answered.clone_from(&seen.model);
@@ -466,10 +503,23 @@ async fn finish(session: &mut ServerSession, x: &mut Exchange, observer: Option<
             x.outcome.completion_tokens = Some(usage.completion_tokens);
         }
     }
-    match session.write_response_body(Bytes::new(), true).await {
+    let ended = match trailers(upstream, session).await {
+        Some(trailers) => session.write_response_trailers(trailers).await,
+        None => session.write_response_body(Bytes::new(), true).await,
+    };
+    match ended {
         Ok(()) => Outcome::Answered,
         Err(_) => Outcome::ClientGone,
     }
+}
+
+/// Trailers of an answer, such as gRPC's status, where both sides can have them.
+async fn trailers(upstream: &mut HttpSession, session: &ServerSession) -> Option<http::HeaderMap> {
+    let HttpSession::H2(upstream) = upstream else { return None };
+    if !session.is_http2() {
+        return None;
+    }
+    tokio::time::timeout(TRAILERS, upstream.read_trailers()).await.ok()?.ok()?
 }
 
 /// Ends an answer whose head is out: with an error event where the API has one, else by closing the connection, so that
@@ -497,7 +547,9 @@ fn failure(e: &pingora::Error) -> Failure {
     let text = e.etype().as_str().to_owned();
     match e.etype() {
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout("idle"),
-        ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => Failure::Reset(text),
+        ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed | ErrorType::H2Error => {
+            Failure::Reset(text)
+        }
         _ => Failure::Protocol(text),
     }
 }
@@ -507,6 +559,8 @@ fn failure(e: &pingora::Error) -> Failure {
 fn failure_of_head(e: &pingora::Error, reused: bool) -> Failure {
     match failure(e) {
         Failure::Reset(text) if reused && matches!(e.retry, RetryType::ReusedOnly) => Failure::Stale(text),
+        // HTTP/2 says so itself: the stream was refused, or the connection was ending (RFC 9113, 8.7).
+        Failure::Reset(text) if matches!(e.retry, RetryType::Decided(true)) => Failure::Stale(text),
         other => other,
     }
 }

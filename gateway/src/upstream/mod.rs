@@ -10,6 +10,6 @@ mod peer;
 pub use attempt::{Attempt, Failure, MoveOn, Outcome, run};
 pub use body::{BodyBudget, HeldBody, RequestBody, hold, too_large, with_model};
 pub use headers::{
-    RequestHeaders, ResponseHeaders, Via, X_REQUEST_ID, finish_response, outgoing_request, outgoing_response,
+    RequestHeaders, ResponseHeaders, Via, X_REQUEST_ID, finish_response, outgoing_request, outgoing_response, to_http2,
 };
 pub use peer::{Connector, Peer};

@@ -1,8 +1,12 @@
 //! The filters that come with Spillway, one file each, and the registry that names them.
 //! They see requests through `spillway_filter` only and know no proxy.
 
+mod client_address;
+mod cors;
 mod headers;
 mod rate_limit;
+mod target;
+mod transport_security;
 
 use spillway_filter::Registry;
 
@@ -10,5 +14,7 @@ use spillway_filter::Registry;
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add(headers::request()).add(headers::response()).add(rate_limit::factory());
+    registry.add(client_address::factory()).add(cors::factory()).add(transport_security::factory());
+    registry.add(target::redirect()).add(target::rewrite());
     registry
 }

@@ -155,6 +155,9 @@ mod tests {
         RequestView {
             method: &http::Method::GET,
             path: "/",
+            query: None,
+            host: None,
+            secure: false,
             headers,
             client: address.parse().unwrap(),
             caller: caller.map(|name| Caller { consumer: name, tenant: "t" }),
@@ -163,7 +166,7 @@ mod tests {
     }
 
     fn filter(states: &SharedStates, json: serde_json::Value) -> Arc<dyn Filter> {
-        build(serde_json::from_value(json).unwrap(), &BuildContext { route: "r", states }).unwrap()
+        build(serde_json::from_value(json).unwrap(), &BuildContext { route: "r", prefixes: &[], states }).unwrap()
     }
 
     fn passes(filter: &Arc<dyn Filter>, caller: Option<&str>, address: &str) -> Result<Ledger, Box<(Refusal, Ledger)>> {
@@ -172,6 +175,7 @@ mod tests {
         match filter.on_request(&mut view(&headers, caller, address, &mut ledger)) {
             Flow::Continue => Ok(ledger),
             Flow::Refuse(refusal) => Err(Box::new((*refusal, ledger))),
+            Flow::Answer(answer) => panic!("{answer:?}"),
         }
     }
 
