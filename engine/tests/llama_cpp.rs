@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use spillway_engine::{ChatMessage, DeviceChoice, Engine, Event, Generate, LoadOptions, Sampling};
+use spillway_engine::{ChatMessage, CpuOptions, DeviceChoice, Engine, Event, Generate, LoadOptions, Sampling};
 
 const PROMPTS: [&str; 6] = [
     "What is the capital of France? Answer in one sentence.",
@@ -54,6 +54,7 @@ fn greedy_answers_are_those_of_llama_cpp() {
         name: "smollm2".into(),
         source: model,
         device: DeviceChoice::Auto,
+        cpu: CpuOptions::default(),
         context_length: Some(512),
         max_sequences: 2,
         max_queue: 4,

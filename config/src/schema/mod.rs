@@ -22,8 +22,8 @@ pub use listeners::{
 };
 pub use models::{Device, Model};
 pub use routes::{
-    BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Match, PathMatch, Reject, Retry, RetryOn, Route,
-    RouteAuthentication, RouteTimeouts, Sticky, WhenSaturated, WhenUnavailable,
+    BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue, Reject, Retry, RetryOn,
+    Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated, WhenUnavailable,
 };
 pub use telemetry::{LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
 

@@ -15,10 +15,10 @@ fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
         cx.error(at!["backends", n, "tls", "sni"], "this is not a host name");
     }
     if let Some(file) = &tls.ca_file {
-        super::listeners::authorities(cx, &at!["backends", n, "tls", "caFile"], file);
+        super::listeners::authorities(cx, at!["backends", n, "tls", "caFile"], file);
     }
     if let Some(pair) = &tls.client_certificate {
-        super::listeners::certificate(cx, &at!["backends", n, "tls", "clientCertificate"], pair);
+        super::listeners::certificate(cx, at!["backends", n, "tls", "clientCertificate"], pair);
     }
 }
 

@@ -65,10 +65,10 @@ fn tls(cx: &mut Context<'_>, n: usize, listener: &Listener) {
         cx.error(at!["listeners", n, "tls", "certificates"], "there must be at least one certificate");
     }
     for (c, pair) in tls.certificates.iter().enumerate() {
-        certificate(cx, &at!["listeners", n, "tls", "certificates", c], pair);
+        certificate(cx, at!["listeners", n, "tls", "certificates", c], pair);
     }
     if let Some(clients) = &tls.client_certificates {
-        authorities(cx, &at!["listeners", n, "tls", "clientCertificates", "caFile"], &clients.ca_file);
+        authorities(cx, at!["listeners", n, "tls", "clientCertificates", "caFile"], &clients.ca_file);
     }
 }
 
@@ -82,8 +82,8 @@ fn is_there(cx: &mut Context<'_>, at: Vec<Segment>, file: &Path) -> bool {
 }
 
 /// A certificate and its key.
-pub(super) fn certificate(cx: &mut Context<'_>, at: &[Segment], pair: &CertificateFiles) {
-    let below = |key: &str| [at, &at![key]].concat();
+pub(super) fn certificate(cx: &mut Context<'_>, at: Vec<Segment>, pair: &CertificateFiles) {
+    let below = |key: &str| at.iter().cloned().chain([Segment::from(key)]).collect::<Vec<_>>();
     let cert = is_there(cx, below("certFile"), &pair.cert_file);
     let key = is_there(cx, below("keyFile"), &pair.key_file);
     if !(cert && key) {
@@ -91,15 +91,15 @@ pub(super) fn certificate(cx: &mut Context<'_>, at: &[Segment], pair: &Certifica
     }
     match cx.options.files.certificate(&pair.cert_file, &pair.key_file) {
         Ok(warnings) => warnings.into_iter().for_each(|warning| cx.warn(below("certFile"), warning)),
-        Err(why) => cx.error(at.to_vec(), why),
+        Err(why) => cx.error(at.clone(), why),
     }
 }
 
 /// A file of authorities.
-pub(super) fn authorities(cx: &mut Context<'_>, at: &[Segment], file: &Path) {
-    if is_there(cx, at.to_vec(), file)
+pub(super) fn authorities(cx: &mut Context<'_>, at: Vec<Segment>, file: &Path) {
+    if is_there(cx, at.clone(), file)
         && let Err(why) = cx.options.files.authorities(file)
     {
-        cx.error(at.to_vec(), why);
+        cx.error(at, why);
     }
 }

@@ -7,11 +7,12 @@ mod types;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 
 pub use gguf::{Header, MetaValue, TensorEntry};
-pub use types::TensorType;
+pub use types::{BLOCK, QuantBlock, TensorType};
 
 use crate::LoadError;
 
@@ -46,10 +47,14 @@ pub fn inspect(path: &Path) -> Result<ArtifactInfo, LoadError> {
     })
 }
 
+/// The largest page of memory that systems we run on have, unless asked for larger ones.
+#[cfg(unix)]
+const LARGEST_PAGE: usize = 64 << 10;
+
 /// An open model file.
 pub struct ModelFile {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
     header: Header,
     architecture: String,
 }
@@ -93,7 +98,7 @@ impl ModelFile {
                 return Err(LoadError::Corrupt { path: path.to_owned(), reason });
             }
         };
-        Ok(Self { path: path.to_owned(), map, header, architecture })
+        Ok(Self { path: path.to_owned(), map: Arc::new(map), header, architecture })
     }
 
     /// The path it was opened under.
@@ -137,6 +142,32 @@ impl ModelFile {
         self.meta(&format!("{}.{key}", self.architecture)).and_then(MetaValue::as_f64)
     }
 
+    /// What lets go of the memory that data of this file takes, once it was read: what is read again comes from the file
+    /// again. Other data is left alone.
+    pub(crate) fn forgetter(&self) -> impl Fn(&[u8]) + Send + 'static {
+        let map = self.map.clone();
+        move |data| {
+            let (start, all) = (data.as_ptr().addr(), map.as_ptr().addr()..map.as_ptr().addr() + map.len());
+            if !all.contains(&start) || start + data.len() > all.end {
+                return;
+            }
+            #[cfg(unix)]
+            {
+                let from = (start - all.start).next_multiple_of(LARGEST_PAGE);
+                let to = (start + data.len() - all.start) / LARGEST_PAGE * LARGEST_PAGE;
+                if from < to {
+                    // SAFETY: the mapping is of a file, read-only and private, so that its pages can be had again from
+                    // the file at any time.
+                    let advice =
+                        unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, to - from) };
+                    if let Err(e) = advice {
+                        tracing::debug!(event = "mapping_kept", error = %e);
+                    }
+                }
+            }
+        }
+    }
+
     /// An error that names this file.
     pub fn unsupported(&self, reason: impl Into<String>) -> LoadError {
         LoadError::Unsupported { path: self.path.clone(), reason: reason.into() }
@@ -145,6 +176,11 @@ impl ModelFile {
     /// An error that says that this file is damaged.
     pub fn corrupt(&self, reason: impl Into<String>) -> LoadError {
         LoadError::Corrupt { path: self.path.clone(), reason: reason.into() }
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.header.tensors.keys().map(String::as_str)
     }
 
     /// Whether there is a tensor of this name.
@@ -161,8 +197,9 @@ impl ModelFile {
             .ok_or_else(|| self.corrupt(format!("tensor `{name}` is missing")))?;
         let kind = entry.kind.ok_or_else(|| {
             self.unsupported(format!(
-                "tensor `{name}` has type {}: this version runs F32, Q4_1 and Q8_0; quantise the model to one of these",
-                entry.type_name()
+                "tensor `{name}` has type {}: this version runs {}; quantise the model to one of these",
+                entry.type_name(),
+                TensorType::ALL.map(|kind| format!("{kind:?}")).join(", ")
             ))
         })?;
         let (have_columns, have_rows) = entry.shape();

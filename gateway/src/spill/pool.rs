@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 use spillway_config::schema::{Device, Model};
-use spillway_engine::{DeviceChoice, Engine, LoadError, LoadOptions};
+use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, LoadError, LoadOptions};
 use tokio::sync::Semaphore;
 
 use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
@@ -30,6 +30,9 @@ pub enum ModelError {
         /// Its name.
         model: String,
     },
+    /// The environment names no vector unit.
+    #[error("{VECTOR_UNIT} is `{0}`: it must be one of {units}", units = CpuUnit::ALL.map(CpuUnit::name).join(", "))]
+    Unit(String),
     /// The thread that loads it was lost.
     #[error("model `{model}`: loading ended without a result: {reason}")]
     Lost {
@@ -110,7 +113,7 @@ impl LoadedModel {
     }
     /// What it says of itself now.
     pub fn sample(&self) -> EngineSample {
-        let stats = self.engine.stats();
+        let (stats, info) = (self.engine.stats(), self.engine.info());
         let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         EngineSample {
             model: self.written.name.clone(),
@@ -121,6 +124,11 @@ impl LoadedModel {
             estimated_wait: stats.estimated_wait,
             generated: stats.generated_tokens,
             prompt: stats.prompt_tokens,
+            device: info.device.name.clone(),
+            device_kind: info.device.kind,
+            driver: info.device.driver.clone(),
+            decode_rate: info.decode_rate,
+            bandwidth: info.bandwidth,
         }
     }
 }
@@ -169,6 +177,15 @@ impl Models {
     }
 }
 
+/// Names the vector unit of the CPU that kernels use instead of the fastest: to try what slower machines do.
+const VECTOR_UNIT: &str = "SPILLWAY_CPU_UNIT";
+
+fn cpu_unit() -> Result<Option<CpuUnit>, ModelError> {
+    let Some(name) = std::env::var_os(VECTOR_UNIT) else { return Ok(None) };
+    let name = name.to_string_lossy();
+    CpuUnit::named(&name).map(Some).ok_or_else(|| ModelError::Unit(name.chars().take(64).collect()))
+}
+
 async fn load_one(
     written: &Model,
     file: Option<FileIdentity>,
@@ -180,10 +197,12 @@ async fn load_one(
         source: written.source.clone(),
         device: match &written.device {
             Device::Auto => DeviceChoice::Auto,
+            Device::Cpu => DeviceChoice::Cpu,
             Device::Software => DeviceChoice::Software,
             Device::Name(name) => DeviceChoice::Name(name.clone()),
             Device::Index(index) => DeviceChoice::Index(usize::try_from(*index).unwrap_or(usize::MAX)),
         },
+        cpu: CpuOptions { cores: written.cores.and_then(|cores| cores.try_into().ok()), unit: cpu_unit()? },
         context_length: written.context_length.map(Into::into),
         max_sequences: written.max_sequences.get(),
         max_queue: written.max_queue,
@@ -202,8 +221,9 @@ async fn load_one(
     let info = engine.info();
     tracing::info!(
         event = "model_loaded", model = %name, architecture = %info.architecture, quantization = %info.quantization,
-        context = info.context_length, device = %info.device.name, reason = %info.device.reason,
-        seconds = info.load_time.as_secs_f64(),
+        context = info.context_length, device = %info.device.name, kind = info.device.kind,
+        driver = %info.device.driver, reason = %info.device.reason, seconds = info.load_time.as_secs_f64(),
+        tokens_per_second = info.decode_rate.round(), gigabytes_per_second = (info.bandwidth / 1e8).round() / 10.0,
     );
     Ok(LoadedModel {
         written: written.clone(),

@@ -201,9 +201,9 @@ pub fn outgoing_request(
 
 /// Gives a request the form of HTTP/2: the authority in the target (RFC 9113, 8.3.1), no framing of HTTP/1.1, and trailers
 /// asked for where the caller asked for them, which gRPC insists on.
-pub fn to_http2(out: &mut RequestHeader, client: &RequestHeader, https: bool) {
+pub fn to_http2(out: &mut RequestHeader, takes_trailers: bool, https: bool) {
     out.remove_header(&header::TRANSFER_ENCODING);
-    if client.headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+    if takes_trailers {
         let _ = out.insert_header(header::TE, HeaderValue::from_static("trailers"));
     }
     let Some(host) = out.headers.get(header::HOST).cloned() else { return };

@@ -4,6 +4,7 @@
 mod client_address;
 mod cors;
 mod headers;
+mod mirror;
 mod rate_limit;
 mod target;
 mod transport_security;
@@ -13,7 +14,7 @@ use spillway_filter::Registry;
 /// All filters that come with Spillway.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
-    registry.add(headers::request()).add(headers::response()).add(rate_limit::factory());
+    registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());
     registry.add(client_address::factory()).add(cors::factory()).add(transport_security::factory());
     registry.add(target::redirect()).add(target::rewrite());
     registry
