@@ -149,7 +149,7 @@ pub struct ListenerLimits {
     pub max_connections_per_address: Option<NonZeroU32>,
     /// Requests that may run at the same time on one HTTP/2 connection.
     pub max_streams: NonZeroU32,
-    /// Time for what comes before the first request: the PROXY protocol, TLS, the HTTP/2 preface; for each of them.
+    /// Time for what comes before the first request: the PROXY protocol and TLS together, then the HTTP/2 preface.
     pub handshake_timeout: Duration,
     /// Time from the first byte of a request to the end of its header.
     pub header_timeout: Duration,

@@ -2,6 +2,7 @@
 //! by the connection: when that ends, so do they.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Method, header};
 use pingora::http::RequestHeader;
@@ -19,6 +20,9 @@ use crate::server::Gateway;
 
 /// Requests that were refused for their form until the connection is closed: an honest client makes none.
 const MAX_MALFORMED: u32 = 32;
+
+/// Time for requests to end whose connection is gone.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// Serves streams until the client closes, is idle for too long, or `stop` says that no further request is wanted; then
 /// it is told so (GOAWAY) and those that run go on.
@@ -79,9 +83,12 @@ pub(super) async fn serve(
                     h2.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                 }
             }
-            Ok(None) | Err(_) => return,
+            Ok(None) | Err(_) => break,
         }
     }
+    // Requests that still run see that their client is gone and end in order, each with its line in the log.
+    drop(h2);
+    let _ = timeout(ENDING, async { while streams.join_next().await.is_some() {} }).await;
 }
 
 /// Runs one request.

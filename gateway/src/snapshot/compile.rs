@@ -129,7 +129,7 @@ impl Compiler {
         probes: &mut Vec<Probe>,
     ) -> Result<Backend, String> {
         let mut endpoints = Vec::new();
-        let tls = read_tls(&written.tls, written.http2).await?;
+        let tls = read_tls(written).await?;
         for endpoint in &written.endpoints {
             let address = resolve(&endpoint.url).await?;
             let key = EndpointKey { backend: written.name.clone(), url: endpoint.url.clone() };
@@ -318,9 +318,10 @@ impl Compiler {
 }
 
 /// Reads the files of a backend's TLS, off the runtime's threads.
-async fn read_tls(written: &schema::BackendTls, http2: bool) -> Result<Arc<UpstreamTls>, String> {
-    let written = written.clone();
-    let read = tokio::task::spawn_blocking(move || UpstreamTls::read(&written, http2)).await;
+async fn read_tls(written: &schema::Backend) -> Result<Arc<UpstreamTls>, String> {
+    let https = written.endpoints.iter().any(|endpoint| endpoint.url.https);
+    let (tls, http2) = (written.tls.clone(), written.http2);
+    let read = tokio::task::spawn_blocking(move || UpstreamTls::read(&tls, http2, https)).await;
     read.map_err(|e| e.to_string())?.map(Arc::new).map_err(|e| e.to_string())
 }
 

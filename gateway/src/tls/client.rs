@@ -24,12 +24,14 @@ pub struct UpstreamTls {
 }
 
 impl UpstreamTls {
-    /// Reads the files that a backend names and compiles them.
-    pub fn read(written: &BackendTls, http2: bool) -> Result<Self, TlsError> {
+    /// Reads the files that a backend names and compiles them. Only where one of its URLs says `https` must the system
+    /// have authorities.
+    pub fn read(written: &BackendTls, http2: bool, https: bool) -> Result<Self, TlsError> {
         let mut digest = Sha256::new();
         digest.update(format!("{:?}", (&written.sni, http2)));
         let (roots, believed) = match &written.ca_file {
-            None => (system()?, None),
+            None if https => (system()?, None),
+            None => (Arc::new(RootCertStore::empty()), None),
             Some(file) => {
                 let pem = read(file)?;
                 digest.update(&pem);
@@ -94,19 +96,19 @@ mod tests {
         let authority = Authority::new();
         let (cert_file, key_file) = authority.client("gateway", "spiffe://example/gateway").write(folder.path(), "gw");
         let mut written = BackendTls { ca_file: Some(authority.write(folder.path())), ..BackendTls::default() };
-        let plain = UpstreamTls::read(&written, false).unwrap();
+        let plain = UpstreamTls::read(&written, false, true).unwrap();
         assert_eq!(plain.authorities.as_ref().unwrap().len(), 1);
         assert_eq!(plain.name("server.test"), "server.test");
         written.sni = Some("other.test".into());
         written.client_certificate = Some(CertificateFiles { cert_file: cert_file.clone(), key_file });
-        let shown = UpstreamTls::read(&written, false).unwrap();
+        let shown = UpstreamTls::read(&written, false, true).unwrap();
         assert_eq!(shown.name("server.test"), "other.test");
         assert!(shown.shown.is_some() && shown.digest != plain.digest);
-        assert_ne!(shown.digest, UpstreamTls::read(&written, true).unwrap().digest);
+        assert_ne!(shown.digest, UpstreamTls::read(&written, true, true).unwrap().digest);
         // Pingora asks a key for its form and panics where it has none.
         let (_, key) = shown.shown.unwrap();
         assert!(PrivateKeyDer::try_from(key.secret_der().to_vec()).is_ok());
         written.ca_file = Some(folder.path().join("gw.key"));
-        assert!(UpstreamTls::read(&written, false).err().unwrap().to_string().contains("gw.key"));
+        assert!(UpstreamTls::read(&written, false, true).err().unwrap().to_string().contains("gw.key"));
     }
 }

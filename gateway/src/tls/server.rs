@@ -135,11 +135,6 @@ impl ServerTls {
     pub fn answers_for(&self, name: &str, host: &str) -> bool {
         name.eq_ignore_ascii_case(host) || self.chooser.candidates(Some(name)).any(|pair| pair.names.cover(host))
     }
-
-    /// Files of certificates, with the last second in which each is good, Unix time.
-    pub fn ends(&self) -> impl Iterator<Item = (&std::path::Path, i64)> {
-        self.chooser.pairs.iter().map(|pair| (pair.file.as_path(), pair.valid.1))
-    }
 }
 
 #[cfg(test)]

@@ -83,7 +83,7 @@ impl Peer {
     #[cfg(test)]
     pub(crate) fn for_tests() -> Self {
         let key = EndpointKey { backend: "test".into(), url: "http://127.0.0.1:9".parse().unwrap() };
-        let tls = UpstreamTls::read(&Default::default(), false).unwrap();
+        let tls = UpstreamTls::read(&Default::default(), false, false).unwrap();
         Self::new(&key, ([127, 0, 0, 1], 9).into(), Duration::from_secs(1), &tls, false)
     }
 }
