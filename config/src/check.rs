@@ -4,7 +4,7 @@
 use serde_json::{Map, Value as Json};
 
 use crate::tree::{Key, Node, Place, Value};
-use crate::values::{Duration, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size};
+use crate::values::{Date, Duration, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size};
 
 /// Keys of the language that this version does not know yet: they are unknown keys, but no typing mistakes.
 const NOT_YET: &[&str] = &[
@@ -19,20 +19,11 @@ const NOT_YET: &[&str] = &[
     "slowStart",
     "tcp",
     "completion",
-    "jwt",
     "mtls",
-    "prices",
-    "state",
     "rollout",
     "cache",
-    "cel",
     "wasm",
-    "externalAuthorization",
-    "authorize",
-    "when",
-    "budget",
     "priority",
-    "onExceeded",
     "keepWarm",
     "idleUnload",
     "task",
@@ -41,10 +32,6 @@ const NOT_YET: &[&str] = &[
     "redactHeaders",
     "captureContent",
     "modelAlias",
-    "identityHeaders",
-    "expires",
-    "tokens",
-    "concurrency",
     "overLimitShare",
 ];
 
@@ -150,6 +137,7 @@ impl<'s> Checker<'s> {
                 "size" => "a size such as 20MiB",
                 "rate" => "a rate such as 100/s",
                 "sha256" => "64 hexadecimal digits in quotes",
+                "date" => "a day such as 2027-01-31",
                 _ => "a string",
             };
             return self.mismatch(node, expected, path);
@@ -162,6 +150,7 @@ impl<'s> Checker<'s> {
             "server-url" => text.parse::<ServerUrl>().err(),
             "network" => text.parse::<Network>().err(),
             "sha256" => text.parse::<KeyDigest>().err(),
+            "date" => text.parse::<Date>().err(),
             _ => None,
         };
         if let Some(error) = judged {

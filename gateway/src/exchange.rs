@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use spillway_filter::{Answer, Caller, Ledger, Refusal, Variables};
+use spillway_filter::{Answer, Caller, Refusal, Variables};
 use tokio::time::Instant as Deadline;
 
-use crate::identity::Consumer;
+use crate::identity::{Consumer, Token};
+use crate::limits::{Credential, Estimate, Ledger};
 use crate::listener::ConnectionInfo;
 use crate::protocol::Api;
 use crate::snapshot::{Route, Snapshot};
@@ -81,8 +82,12 @@ pub struct Outcome {
     pub response_id: Option<String>,
     /// Tokens read.
     pub prompt_tokens: Option<u64>,
+    /// Of those, the ones that the upstream had in its cache.
+    pub cached_tokens: Option<u64>,
     /// Tokens written.
     pub completion_tokens: Option<u64>,
+    /// Events with content that have passed, for an answer that tells no usage: servers send one for a token.
+    pub content_events: u64,
     /// Arrival to the first content.
     pub first_token: Option<Duration>,
     /// Whether the client left before the end.
@@ -98,6 +103,8 @@ pub struct Asked {
     pub model: Option<String>,
     /// Whether the answer shall be an event stream.
     pub stream: bool,
+    /// What the answer is expected to use.
+    pub expected: Estimate,
 }
 
 /// One request and its answer.
@@ -130,6 +137,12 @@ pub struct Exchange {
     pub caller: Option<Arc<Consumer>>,
     /// The header that showed who calls.
     pub identified_by: Option<HeaderName>,
+    /// What tells the caller's key or token from others.
+    pub credential: Option<Credential>,
+    /// What the caller's token says, if it showed one.
+    pub token: Option<Arc<Token>>,
+    /// Headers that filters put on the request for its backend.
+    pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// The body.
     pub body: RequestBody,
     /// What the body asks for; `None` when nothing read it.
@@ -138,8 +151,8 @@ pub struct Exchange {
     pub ledger: Ledger,
     /// What is told of it at the end.
     pub outcome: Outcome,
-    /// Whether a credential was refused.
-    pub authentication_failed: bool,
+    /// Why a credential was refused, in a word.
+    pub authentication_failed: Option<&'static str>,
     /// The filter that ended it.
     pub refused_by: Option<String>,
     /// Counts it as running.
@@ -171,11 +184,14 @@ impl Exchange {
             api: Api::Problem,
             caller: None,
             identified_by: None,
+            credential: None,
+            token: None,
+            request_headers: Vec::new(),
             body: RequestBody::Unread,
             asked: None,
             ledger: Ledger::default(),
             outcome: Outcome::default(),
-            authentication_failed: false,
+            authentication_failed: None,
             refused_by: None,
             running: None,
         }
@@ -188,7 +204,14 @@ impl Exchange {
 
     /// Who calls, as filters see it.
     pub fn caller_view(&self) -> Option<Caller<'_>> {
-        self.caller.as_deref().map(|consumer| Caller { consumer: &consumer.name, tenant: &consumer.tenant })
+        const NO_CLAIMS: &serde_json::Value = &serde_json::Value::Null;
+        let token = self.token.as_deref();
+        self.caller.as_deref().map(|consumer| Caller {
+            consumer: &consumer.name,
+            tenant: &consumer.tenant,
+            scopes: token.map_or(&[], |token| &token.scopes),
+            claims: token.map_or(NO_CLAIMS, |token| &token.claims),
+        })
     }
 
     /// What header values may name.

@@ -19,6 +19,7 @@ mod answers;
 mod conclude;
 mod forward;
 mod hedging;
+mod limiting;
 mod mirroring;
 mod queueing;
 mod resuming;
@@ -72,7 +73,7 @@ async fn walk(
 ) -> Result<(), End> {
     steps::check_head(gateway, connection, session)?;
     let route: Arc<Route> = steps::find_route(gateway, connection, session, x).await?;
-    steps::filters(&route, session, x)?;
+    limiting::filters(&route, session, x).await?;
     if answers::models(&route, session, x).await? {
         return Ok(());
     }

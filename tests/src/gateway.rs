@@ -34,6 +34,15 @@ impl Gateway {
             .await
     }
 
+    /// Kills it as a crash would and starts it again in its folder.
+    pub async fn crash_and_restart(mut self, yaml: &str) -> Self {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        drop(self);
+        Self::start_in(folder, &format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}")).await
+    }
+
     /// Starts it in a folder that holds the files which this configuration names, listeners included; the admin address
     /// is put in front.
     pub async fn start_in(folder: tempfile::TempDir, yaml: &str) -> Self {

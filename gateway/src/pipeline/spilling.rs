@@ -52,7 +52,11 @@ pub(super) fn is_possible(last: &Last, session: &ServerSession, x: &Exchange) ->
     let can = match &last.spill_to {
         None => false,
         Some(TargetKind::Backend(_)) => true,
-        Some(TargetKind::Model(_)) => is_chat(session) && matches!(x.body, RequestBody::Held(_)),
+        Some(TargetKind::Model(model)) => {
+            is_chat(session)
+                && matches!(x.body, RequestBody::Held(_))
+                && x.caller.as_ref().is_none_or(|caller| caller.may_use(Some(model.name())))
+        }
     };
     can && !session.get_header(&FALLBACK).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"never"))
 }

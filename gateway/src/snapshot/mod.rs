@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
-use spillway_config::schema::{BackendProtocol, RouteAuthentication};
+use spillway_config::schema::{Access, BackendProtocol, RouteAuthentication};
 use spillway_filter::Filter;
 use tokio::sync::Semaphore;
 
+pub(crate) use compile::bearer;
 pub use compile::{Compiler, SnapshotError};
 
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::balancing::{Endpoint, Policy, Probe};
 use crate::identity::Authenticator;
+use crate::limits::{Prices, Rules};
 use crate::protocol::Api;
 use crate::protocol::openai::ModelCard;
 use crate::routing::RouteTable;
@@ -29,6 +31,12 @@ pub struct Snapshot {
     pub routes: RouteTable,
     /// API keys and whose they are.
     pub identity: Authenticator,
+    /// Headers that tell backends the consumer and the tenant.
+    pub identity_headers: [Option<HeaderName>; 2],
+    /// Headers that the gateway alone may set on requests, besides `x-spillway-*`.
+    pub owned_headers: Vec<HeaderName>,
+    /// What tokens cost.
+    pub prices: Prices,
     /// Where traces go.
     pub tracer: Tracer,
     /// Whether each request is logged.
@@ -49,6 +57,17 @@ pub struct Snapshot {
     pub generation: u64,
 }
 
+impl Snapshot {
+    /// Whether a header is one that the gateway alone may set, in any spelling that some server would read as such.
+    pub fn owns_header(&self, name: &HeaderName) -> bool {
+        let same = |a: u8, b: u8| a == b || matches!((a, b), (b'-' | b'_', b'-' | b'_'));
+        self.owned_headers.iter().any(|owned| {
+            let (owned, name) = (owned.as_str().as_bytes(), name.as_str().as_bytes());
+            owned.len() == name.len() && owned.iter().zip(name).all(|(a, b)| same(*a, *b))
+        })
+    }
+}
+
 /// A compiled route.
 pub struct Route {
     /// Its name.
@@ -57,6 +76,8 @@ pub struct Route {
     pub api: Api,
     /// Whether a caller must show who it is.
     pub authentication: RouteAuthentication,
+    /// Who of the known callers may use it.
+    pub access: Option<Access>,
     /// Filters that run before the caller is known.
     pub guards: Vec<NamedFilter>,
     /// Filters that run when the caller is known.
@@ -123,6 +144,8 @@ pub struct NamedFilter {
     pub name: String,
     /// What it does.
     pub filter: Arc<dyn Filter>,
+    /// The rules of limits that it stands for at this place; then it is not asked itself.
+    pub rules: Rules,
 }
 
 /// One of the places that a route's requests go to.
@@ -266,6 +289,7 @@ impl Route {
             name: name.to_owned(),
             api: Api::Problem,
             authentication: RouteAuthentication::None,
+            access: None,
             guards: Vec::new(),
             filters: Vec::new(),
             targets: Vec::new(),

@@ -174,6 +174,14 @@ async fn submit(
     ))
 }
 
+/// How many tokens the prompt of a body is for a model; `None` where it could not answer.
+pub async fn prompt_tokens(model: &Arc<LoadedModel>, body: &[u8], deadline: Instant) -> Option<u64> {
+    let request = ChatRequest::parse(body).ok().filter(|request| request.unsupported().is_none())?;
+    check_length(request.text_bytes(), model.engine().info().context_length).ok()?;
+    let prompt = encode(model, &request, "", deadline).await.ok()?;
+    u64::try_from(prompt.len()).ok()
+}
+
 /// Refuses what cannot fit before it is encoded.
 fn check_length(bytes: usize, context: u32) -> Result<(), SpillError> {
     let most = usize::try_from(context).unwrap_or(usize::MAX).saturating_mul(MAX_BYTES_PER_TOKEN);

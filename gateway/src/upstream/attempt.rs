@@ -22,7 +22,7 @@ use super::open::Opened;
 use super::{Connector, with_model};
 use crate::balancing::Endpoint;
 use crate::exchange::{Exchange, ServedBy};
-use crate::protocol::openai::Observer;
+use crate::protocol::openai::{Observation, Observer};
 use crate::snapshot::{Backend, Route};
 use spillway_filter::{ErrorKind, Refusal};
 
@@ -667,6 +667,7 @@ async fn pass_part(
 ) -> pingora::Result<()> {
     if let Some(observer) = &mut passing.observer {
         observer.feed(&part, std::time::Instant::now());
+        note_usage(x, observer.observation());
         if !state.content_seen
             && let Some(first) = observer.observation().first_content
         {
@@ -693,6 +694,16 @@ async fn pass_part(
     }
     x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(part.len()).unwrap_or(0));
     session.write_response_body(part, false).await
+}
+
+/// What is known of the usage so far, also of an answer that is broken off.
+fn note_usage(x: &mut Exchange, seen: &Observation) {
+    x.outcome.content_events = seen.content_events;
+    if let Some(usage) = &seen.usage {
+        x.outcome.prompt_tokens = Some(usage.prompt_tokens);
+        x.outcome.completion_tokens = Some(usage.completion_tokens);
+        x.outcome.cached_tokens = usage.cached_tokens;
+    }
 }
 
 /// Lets the head go that waited, and gives what came after it.
@@ -726,10 +737,7 @@ async fn finish(
         x.outcome.model_answered.clone_from(&seen.model);
         x.outcome.finish_reason.clone_from(&seen.finish_reason);
         x.outcome.response_id.clone_from(&seen.id);
-        if let Some(usage) = &seen.usage {
-            x.outcome.prompt_tokens = Some(usage.prompt_tokens);
-            x.outcome.completion_tokens = Some(usage.completion_tokens);
-        }
+        note_usage(x, seen);
     }
     x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
     let ended = match trailers(upstream).await.filter(|_| session.is_http2()) {

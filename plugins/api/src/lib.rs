@@ -3,19 +3,24 @@
 //! Filters enter through the [`Registry`], which gives the configuration language their names, schemas and checks.
 
 mod headers;
-mod ledger;
+mod http_client;
+mod limit;
 mod refusal;
 mod registry;
 mod state;
 
 pub use headers::{HeaderEdit, Headers, Template};
-pub use ledger::{Ledger, LimitStatus, Reservation};
+pub use http_client::{Call, HttpClient, HttpError, NoHttp};
+pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};
 pub use refusal::{ErrorKind, Refusal};
 pub use registry::{BuildContext, FilterFactory, Registry, define};
 pub use spillway_config::FieldError;
 pub use state::SharedStates;
 
 use std::net::IpAddr;
+use std::pin::Pin;
+
+use http::{HeaderName, HeaderValue};
 
 /// When in the life of a request a filter runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,7 +32,6 @@ pub enum Stage {
 }
 
 /// What a filter decides.
-#[derive(Debug)]
 pub enum Flow {
     /// The request goes on.
     Continue,
@@ -35,6 +39,21 @@ pub enum Flow {
     Answer(Box<Answer>),
     /// The request ends here.
     Refuse(Box<Refusal>),
+    /// The filter must wait for something; only such a filter pays for a box. The wait is bounded by the filter, and
+    /// dropping it cancels.
+    Wait(Waiting),
+}
+
+/// What a filter that waits comes to.
+pub type Waiting = Pin<Box<dyn Future<Output = Waited> + Send>>;
+
+/// The end of a wait.
+#[derive(Debug, Default)]
+pub struct Waited {
+    /// The request ends here.
+    pub refusal: Option<Box<Refusal>>,
+    /// Headers that are put on the request for the filters that follow and the backend, in place of a caller's own.
+    pub request_headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// An answer that a filter makes in place of a server.
@@ -49,12 +68,16 @@ pub struct Answer {
 }
 
 /// Who calls, once that is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Caller<'a> {
     /// The consumer's name.
     pub consumer: &'a str,
     /// Whom it belongs to.
     pub tenant: &'a str,
+    /// What its token lets it do; empty for an API key.
+    pub scopes: &'a [String],
+    /// What its token says, `null` for an API key.
+    pub claims: &'a serde_json::Value,
 }
 
 /// What a filter sees of a request before it goes anywhere.
@@ -63,8 +86,6 @@ pub struct RequestView<'a> {
     pub method: &'a http::Method,
     /// The path, without query.
     pub path: &'a str,
-    /// What follows the `?`, without it.
-    pub query: Option<&'a str>,
     /// The host that the request is for, with its port where it names one.
     pub host: Option<&'a str>,
     /// Whether the caller spoke TLS, to us or to a trusted proxy.
@@ -75,8 +96,14 @@ pub struct RequestView<'a> {
     pub client: IpAddr,
     /// Who calls: `None` at [`Stage::Guard`] and for an anonymous caller.
     pub caller: Option<Caller<'a>>,
-    /// What this request has taken from limits so far.
-    pub ledger: &'a mut Ledger,
+    /// Name of the route.
+    pub route: &'a str,
+    /// The query, without `?`; empty where there is none.
+    pub query: &'a str,
+    /// The model that the body names; `None` where nothing read it.
+    pub model: Option<&'a str>,
+    /// The body; `None` where it is not held (see [`Filter::needs_body`]).
+    pub body: Option<&'a [u8]>,
 }
 
 /// What header values may name in braces.
@@ -114,6 +141,18 @@ pub trait Filter: Send + Sync {
     /// When it runs.
     fn stage(&self) -> Stage {
         Stage::Route
+    }
+    /// The rule that it stands for; the gateway keeps it, and `on_request` is not called.
+    fn limit(&self) -> Option<&LimitSpec> {
+        None
+    }
+    /// Whether it reads the body, which is held for it then.
+    fn needs_body(&self) -> bool {
+        false
+    }
+    /// Headers that it alone may set on requests: a caller's own are removed on every route.
+    fn owned_headers(&self) -> &[HeaderName] {
+        &[]
     }
     /// Asks the gateway to send copies of requests to a second backend.
     fn mirror(&self) -> Option<Mirror<'_>> {

@@ -173,8 +173,8 @@ impl Redirected {
         let same_host = host.as_ref().is_some_and(|host| host.host().eq_ignore_ascii_case(name));
         let moved = scheme != now || port != port_now || !same_host || path != x.path;
         let port = if port == default(scheme) { String::new() } else { format!(":{port}") };
-        let query = x.query.map(|query| format!("?{query}")).unwrap_or_default();
-        Some((format!("{scheme}://{name}{port}{path}{query}"), moved))
+        let mark = if x.query.is_empty() { "" } else { "?" };
+        Some((format!("{scheme}://{name}{port}{path}{mark}{}", x.query), moved))
     }
 }
 
@@ -224,15 +224,16 @@ impl Filter for Rewritten {
 
 #[cfg(test)]
 mod tests {
-    use spillway_filter::{Ledger, SharedStates};
+    use spillway_filter::{HttpClient, NoHttp, SharedStates};
 
     use super::*;
 
     fn built(factory: Box<dyn FilterFactory>, prefixes: &[&str], json: serde_json::Value) -> Arc<dyn Filter> {
         assert_eq!(factory.check(&json), []);
         let states = SharedStates::default();
+        let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
         factory
-            .build(&json, &BuildContext { route: "r", prefixes, states: &states })
+            .build(&json, &BuildContext { route: "r", prefixes, states: &states, http: &http })
             .unwrap_or_else(|e| panic!("{e:?}"))
     }
 
@@ -241,13 +242,15 @@ mod tests {
         let flow = filter.on_request(&mut RequestView {
             method: &http::Method::GET,
             path: target.path(),
-            query: target.query(),
+            query: target.query().unwrap_or_default(),
             host,
             secure,
             headers: &http::HeaderMap::new(),
             client: [127, 0, 0, 1].into(),
             caller: None,
-            ledger: &mut Ledger::default(),
+            route: "r",
+            model: None,
+            body: None,
         });
         match flow {
             Flow::Continue => None,
@@ -255,6 +258,7 @@ mod tests {
                 Some(format!("{} {}", answer.status.as_u16(), answer.headers[0].1.to_str().unwrap()))
             }
             Flow::Refuse(refusal) => Some(refusal.code.to_owned()),
+            Flow::Wait(_) => panic!("nothing to wait for"),
         }
     }
 
