@@ -193,9 +193,11 @@ fn encode_now(engine: &Engine, messages: &[ChatMessage]) -> Result<Prompt, Spill
         PromptError::TooLong { tokens, context } => too_long(format!(
             "The conversation has {tokens} tokens; this model's context is {context} tokens, the answer included."
         )),
-        PromptError::Empty | PromptError::Role(_) | PromptError::Template(_) => SpillError::CannotSpill(
-            Refusal::invalid("invalid_value", format!("`messages`: {error}.")).param("messages"),
-        ),
+        PromptError::Empty | PromptError::Role(_) | PromptError::Template(_) | PromptError::NotGenerating => {
+            SpillError::CannotSpill(
+                Refusal::invalid("invalid_value", format!("`messages`: {error}.")).param("messages"),
+            )
+        }
     })
 }
 
