@@ -4,7 +4,7 @@
 use serde_json::{Map, Value as Json};
 
 use crate::tree::{Key, Node, Place, Value};
-use crate::values::{Duration, KeyDigest, ListenAddress, Rate, ServerUrl, Size};
+use crate::values::{Date, Duration, KeyDigest, ListenAddress, Rate, ServerUrl, Size};
 
 /// Keys of the language that this version does not know yet: they are unknown keys, but no typing mistakes.
 const NOT_YET: &[&str] = &[
@@ -16,31 +16,20 @@ const NOT_YET: &[&str] = &[
     "outlierDetection",
     "adaptive",
     "queueDepth",
-    "queue",
     "loadReports",
     "kvCache",
     "hashOn",
     "slowStart",
     "tcp",
     "completion",
-    "jwt",
     "mtls",
-    "prices",
-    "state",
     "rollout",
-    "mirror",
     "cache",
-    "cel",
     "wasm",
     "cors",
     "redirect",
     "urlRewrite",
-    "externalAuthorization",
-    "authorize",
-    "when",
-    "budget",
     "priority",
-    "onExceeded",
     "keepWarm",
     "idleUnload",
     "task",
@@ -49,12 +38,8 @@ const NOT_YET: &[&str] = &[
     "redactHeaders",
     "captureContent",
     "modelAlias",
-    "identityHeaders",
-    "expires",
     "protocol",
     "http2",
-    "tokens",
-    "concurrency",
     "maxConnectionsPerAddress",
     "overLimitShare",
 ];
@@ -161,6 +146,7 @@ impl<'s> Checker<'s> {
                 "size" => "a size such as 20MiB",
                 "rate" => "a rate such as 100/s",
                 "sha256" => "64 hexadecimal digits in quotes",
+                "date" => "a day such as 2027-01-31",
                 _ => "a string",
             };
             return self.mismatch(node, expected, path);
@@ -172,6 +158,7 @@ impl<'s> Checker<'s> {
             "listen-address" => text.parse::<ListenAddress>().err(),
             "server-url" => text.parse::<ServerUrl>().err(),
             "sha256" => text.parse::<KeyDigest>().err(),
+            "date" => text.parse::<Date>().err(),
             _ => None,
         };
         if let Some(error) = judged {

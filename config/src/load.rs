@@ -210,11 +210,23 @@ fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
     for model in &mut config.models {
         take(&mut model.source);
     }
+    for path in config.consumers.iter_mut().filter_map(|consumer| consumer.keys_file.as_mut()) {
+        take(path);
+    }
+    let issuers = config.authentication.iter_mut().flat_map(|a| a.jwt.iter_mut());
+    for path in issuers.filter_map(|issuer| issuer.jwks.as_mut()?.file.as_mut()) {
+        take(path);
+    }
+    // Written by us: a path like the others, but no file whose change means anything.
+    config.state.budgets.sqlite = folder.join(&config.state.budgets.sqlite);
+    let redis = config.state.limits.iter_mut().filter_map(|limits| limits.redis.password.as_mut());
     let secrets = config
         .backends
         .iter_mut()
         .filter_map(|b| b.credentials.as_mut().map(|c| &mut c.bearer))
-        .chain(config.admin.iter_mut().filter_map(|admin| admin.token.as_mut()));
+        .chain(config.admin.iter_mut().filter_map(|admin| admin.token.as_mut()))
+        .chain(redis)
+        .chain(crate::schema::consumer_secrets(&mut config.consumers));
     for secret in secrets {
         if let Secret::File(path) = secret {
             take(path);

@@ -317,6 +317,59 @@ string_value!(
     "SHA-256 digest of an API key in hexadecimal, as `spillway key new` prints it."
 );
 
+/// A day of the calendar, `2027-01-01`; stands for its beginning in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Date {
+    year: u16,
+    month: u8,
+    day: u8,
+}
+
+impl Date {
+    /// Seconds from 1970 to its beginning.
+    pub fn unix_seconds(self) -> u64 {
+        // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", days_from_civil.
+        let (y, m, d) = (u64::from(self.year) - u64::from(self.month <= 2), u64::from(self.month), u64::from(self.day));
+        let (era, year_of_era) = (y / 400, y % 400);
+        let day_of_year = (153 * (if m > 2 { m - 3 } else { m + 9 }) + 2) / 5 + d - 1;
+        let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+        (era * 146_097 + day_of_era - 719_468) * 86_400
+    }
+}
+
+impl FromStr for Date {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || ValueError(format!("`{text}` is not a day: write 2027-01-31"));
+        let mut parts = text.split('-');
+        let mut part = |digits: usize| {
+            let part = parts.next().filter(|p| p.len() == digits && p.bytes().all(|b| b.is_ascii_digit()));
+            part.and_then(|p| p.parse::<u16>().ok()).ok_or_else(wrong)
+        };
+        let (year, month, day) = (part(4)?, part(2)?, part(2)?);
+        let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+        let days = match month {
+            4 | 6 | 9 | 11 => 30,
+            2 => 28 + u16::from(leap),
+            1..=12 => 31,
+            _ => return Err(wrong()),
+        };
+        if parts.next().is_some() || !(1970..=9999).contains(&year) || !(1..=days).contains(&day) {
+            return Err(wrong());
+        }
+        let small = |n: u16| u8::try_from(n).map_err(|_| wrong());
+        Ok(Self { year, month: small(month)?, day: small(day)? })
+    }
+}
+
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04}-{:02}-{:02}", self.year, self.month, self.day)
+    }
+}
+
+string_value!(Date, "date", "2027-01-01", "A day, YYYY-MM-DD; stands for its beginning in UTC.");
+
 /// A secret, never written in the file itself: taken from the environment or from a file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

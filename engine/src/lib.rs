@@ -419,8 +419,13 @@ impl Engine {
 
     /// A conversation as tokens, ready to be answered. Takes some microseconds for each hundred bytes.
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Prompt, PromptError> {
+        self.encode_answer(messages, "")
+    }
+
+    /// The same with an answer that has begun with `begun`, ready to be continued.
+    pub fn encode_answer(&self, messages: &[ChatMessage], begun: &str) -> Result<Prompt, PromptError> {
         let (text, _) = self.decoder().ok_or(PromptError::NotGenerating)?;
-        let tokens = text.encode_chat(messages)?;
+        let tokens = text.encode_answer(messages, begun)?;
         let context = usize::try_from(self.shared.info.context_length).unwrap_or(usize::MAX);
         // One token at least must be left for the answer.
         if tokens.len() >= context {

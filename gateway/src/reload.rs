@@ -65,6 +65,8 @@ pub struct Reloader {
     pub log_format: LogFormat,
     /// The budget for bodies, likewise.
     pub buffered_bodies: Size,
+    /// The most levels of limits, likewise.
+    pub limit_keys: u32,
     /// What runs.
     pub gateway: Arc<Gateway>,
     /// Makes snapshots.
@@ -168,6 +170,9 @@ impl Reloader {
         }
         if config.limits.buffered_bodies != self.buffered_bodies {
             fixed.push("`limits.bufferedBodies` cannot be changed while the gateway runs: restart it".to_owned());
+        }
+        if config.limits.limit_keys != self.limit_keys {
+            fixed.push("`limits.limitKeys` cannot be changed while the gateway runs: restart it".to_owned());
         }
         if !fixed.is_empty() {
             return Err(fixed);

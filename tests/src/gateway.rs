@@ -30,8 +30,20 @@ pub fn binary() -> PathBuf {
 impl Gateway {
     /// Starts it with this configuration, listeners and admin address on free ports put in front.
     pub async fn start(yaml: &str) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), yaml).await
+    }
+
+    /// Kills it as a crash would and starts it again in its folder.
+    pub async fn crash_and_restart(mut self, yaml: &str) -> Self {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        drop(self);
+        Self::start_in(folder, yaml).await
+    }
+
+    async fn start_in(folder: tempfile::TempDir, yaml: &str) -> Self {
         let yaml = format!("listeners: [{{address: \"127.0.0.1:0\"}}]\nadmin: {{address: \"127.0.0.1:0\"}}\n{yaml}");
-        let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("spillway.yaml"), &yaml).unwrap();
         let mut child = Command::new(binary())
             .args(["serve", "-c", "spillway.yaml"])

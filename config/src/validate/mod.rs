@@ -1,6 +1,7 @@
 //! What types cannot say: references, ranges, conflicts, things that can never take effect. Collects every finding.
 
 mod backends;
+mod callers;
 mod routes;
 
 use std::collections::HashMap;
@@ -105,7 +106,7 @@ pub(crate) fn all(cx: &mut Context<'_>) {
     listeners(cx);
     admin(cx);
     names(cx);
-    consumers(cx);
+    callers::all(cx);
     backends::all(cx);
     routes::all(cx);
     telemetry(cx);
@@ -190,30 +191,6 @@ fn named<'n>(cx: &mut Context<'_>, list: &str, n: usize, name: &'n str, seen: &m
         cx.error(at, message);
     } else {
         seen.insert(name, format!("{list}[{n}]"));
-    }
-}
-
-fn consumers(cx: &mut Context<'_>) {
-    let config = cx.config;
-    let mut seen = HashMap::new();
-    for (n, consumer) in config.consumers.iter().enumerate() {
-        if consumer.keys.is_empty() {
-            cx.warn(at!["consumers", n], "this consumer has no key: nobody can call as it");
-        }
-        for (k, key) in consumer.keys.iter().enumerate() {
-            if let Some(first) = seen.insert(key.sha256, &consumer.name) {
-                cx.error(
-                    at!["consumers", n, "keys", k, "sha256"],
-                    format!("this key belongs to consumer `{first}` already"),
-                );
-            }
-        }
-    }
-    let headers = config.authentication.iter().flat_map(|a| a.api_key.headers.iter().enumerate());
-    for (n, header) in headers {
-        if http::HeaderName::from_bytes(header.as_bytes()).is_err() {
-            cx.error(at!["authentication", "apiKey", "headers", n], format!("`{header}` is not a header name"));
-        }
     }
 }
 

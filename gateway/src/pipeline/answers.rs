@@ -72,10 +72,13 @@ pub(super) async fn models(route: &Route, session: &mut ServerSession, x: &mut E
         return Ok(false);
     }
     let Some(rest) = head.uri.path().strip_prefix("/v1/models") else { return Ok(false) };
-    let cards = route.listed_models.iter();
+    let caller = x.caller.clone();
+    // What a caller may not name is not there for it.
+    let listed = route.listed_models.iter();
+    let cards = listed.filter(|model| caller.as_ref().is_none_or(|caller| caller.may_use(Some(&model.id))));
     let body = match rest.strip_prefix('/') {
         None if rest.is_empty() => openai::models_list(cards.map(|m| m.card())),
-        Some(id) if !id.is_empty() => match cards.into_iter().find(|m| m.id == id) {
+        Some(id) if !id.is_empty() => match cards.into_iter().find(|m: &&crate::snapshot::ListedModel| m.id == id) {
             Some(model) => openai::model(&model.card()),
             None => return Err(openai::model_not_found(id).into()),
         },

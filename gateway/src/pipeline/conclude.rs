@@ -10,7 +10,7 @@ use spillway_config::schema::BackendProtocol;
 use crate::exchange::{Exchange, ServedBy};
 use crate::server::Gateway;
 use crate::spill::Report;
-use crate::telemetry::{AccessRecord, Kind, Span, Tokens, names};
+use crate::telemetry::{AccessRecord, Kind, Span, Tokens, names, rfc3339_millis};
 use crate::upstream::{Attempt, Failure, Outcome, RequestBody};
 
 /// The span of an attempt that begins.
@@ -58,13 +58,17 @@ fn operation(path: &str) -> Option<&'static str> {
 pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outcome: &Outcome, took: Duration) {
     let (counted, error) = match outcome {
         Outcome::Answered => ("answered", None),
-        Outcome::Broken => ("failed", Some("broken")),
+        Outcome::Broken | Outcome::Died(_) => ("failed", Some("broken")),
+        Outcome::GivenUp => ("given_up", None),
         Outcome::Full(_) => ("full", Some("full")),
         Outcome::ClientGone => ("client_gone", Some("client_gone")),
         Outcome::Failed(failure) => ("failed", Some(kind(failure))),
     };
     a.endpoint.state.metrics.attempted(counted);
-    if matches!(outcome, Outcome::Answered | Outcome::Broken) {
+    if matches!(outcome, Outcome::GivenUp) {
+        span.set(names::SPILLWAY_GIVEN_UP, true);
+    }
+    if matches!(outcome, Outcome::Answered | Outcome::Broken | Outcome::Died(_)) {
         if a.backend.protocol == BackendProtocol::Openai && (200..300).contains(&x.outcome.status) {
             let tokens = Tokens {
                 input: x.outcome.prompt_tokens,
@@ -173,6 +177,7 @@ pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
 
 /// The request has ended: one line, one span, its metrics.
 pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) {
+    super::limiting::settle(&mut x);
     let head = session.req_header();
     let took = x.started.elapsed();
     // What nginx calls 499: the client left; nobody got this status.
@@ -183,8 +188,13 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
             route.metrics.refused_by(filter);
         }
     }
-    if x.authentication_failed {
-        gateway.metrics.authentication_failures.inc();
+    if let Some(reason) = x.authentication_failed {
+        if reason == "throttled" {
+            gateway.metrics.authentication_throttled.inc();
+        } else {
+            gateway.metrics.authentication_failures.inc();
+        }
+        gateway.audit.refused(reason, &x, head);
     }
     tell_span(session, &mut x, status);
     if x.snapshot.access_log {
@@ -212,6 +222,8 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
             served_by: x.served_by(),
             endpoint: x.outcome.endpoint.as_deref(),
             attempts: x.outcome.attempts,
+            resumed: x.outcome.resumed,
+            queue_ms: x.outcome.queued.map(millis),
             spilled: x.outcome.spilled,
             model_asked: x.asked.as_ref().and_then(|asked| asked.model.as_deref()),
             model_answered: x.outcome.model_answered.as_deref(),
@@ -254,6 +266,12 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
     }
     span.set(names::SPILLWAY_ATTEMPTS, i64::from(x.outcome.attempts));
     span.set(names::SPILLWAY_SPILLED, x.outcome.spilled.is_some());
+    if x.outcome.resumed {
+        span.set(names::SPILLWAY_RESUMED, true);
+    }
+    if let Some(queued) = x.outcome.queued {
+        span.set(names::SPILLWAY_QUEUE_SECONDS, queued.as_secs_f64());
+    }
     if let Some(reason) = x.outcome.spilled {
         span.set(names::SPILLWAY_SPILL_REASON, reason);
     }
@@ -268,43 +286,4 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
         span.error(x.outcome.error_code.unwrap_or("upstream_status"));
     }
     x.span = span;
-}
-
-/// RFC 3339 in UTC with milliseconds.
-fn rfc3339_millis(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days, for days since 1970.
-    let z = days + 719_468;
-    let era = z / 146_097;
-    let day_of_era = z % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        second / 3_600,
-        second / 60 % 60,
-        second % 60,
-        since.subsec_millis()
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_rfc_3339() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000Z"),
-            (1_795_523_696, "2026-11-24T12:34:56.000Z"),
-        ] {
-            assert_eq!(rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
-        }
-    }
 }

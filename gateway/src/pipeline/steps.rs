@@ -5,15 +5,16 @@ use std::sync::Arc;
 use http::{HeaderValue, Method, StatusCode, header};
 use pingora::protocols::http::ServerSession;
 use spillway_config::schema::RouteAuthentication;
-use spillway_filter::{ErrorKind, Flow, Refusal, RequestView};
+use spillway_filter::{ErrorKind, Refusal};
 
+use super::limiting;
 use crate::exchange::{Asked, End, Exchange, RouteInFlight};
+use crate::limits::Estimate;
 use crate::listener::ConnectionInfo;
 use crate::protocol::{Api, openai};
-use crate::routing::Candidates;
+use crate::routing::{Candidates, Rest};
 use crate::server::Gateway;
-use crate::snapshot::{NamedFilter, Route};
-use crate::telemetry::Kind;
+use crate::snapshot::Route;
 use crate::upstream::{RequestBody, X_REQUEST_ID, hold};
 
 /// Longest request id that is kept from a caller.
@@ -85,19 +86,26 @@ pub(super) async fn find_route(
     let candidates = {
         let head = session.req_header();
         let host = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).or_else(|| head.uri.host());
-        snapshot.routes.candidates(host, head.uri.path(), &head.method, &head.headers)
+        snapshot.routes.candidates(
+            host,
+            head.uri.path(),
+            &head.method,
+            &head.headers,
+            Rest { query: head.uri.query().unwrap_or_default(), client: x.client },
+        )
     };
     let within = connection.limits.body_timeout.0;
     if let Some(route) = candidates.only() {
         enter(x, route);
-        run(&route.guards, session, x)?;
-        identify(session, x, route.authentication)?;
+        limiting::guards(route, session, x).await?;
+        identify(session, x, route.authentication).await?;
         if route.holds_body {
             x.body = RequestBody::Held(hold(session, &gateway.bodies, route.max_body, within).await?);
             x.asked = peek(session, x)?;
         } else {
             check_length(session, route)?;
         }
+        check_access(route, session, x)?;
         return Ok(route.clone());
     }
     if candidates.is_empty() {
@@ -105,7 +113,7 @@ pub(super) async fn find_route(
     }
     // The model in the body decides. Nobody unknown gets a byte of it read where all candidates ask for a caller.
     if candidates.routes().all(|route| route.authentication == RouteAuthentication::Required) {
-        identify(session, x, RouteAuthentication::Required)?;
+        identify(session, x, RouteAuthentication::Required).await?;
     }
     let limit = candidates.routes().map(|route| route.max_body).max().unwrap_or(0);
     x.body = RequestBody::Held(hold(session, &gateway.bodies, limit, within).await?);
@@ -116,15 +124,16 @@ pub(super) async fn find_route(
             None => no_route(session),
         })?;
     enter(x, &route);
-    run(&route.guards, session, x)?;
+    limiting::guards(&route, session, x).await?;
     if x.caller.is_none() {
-        identify(session, x, route.authentication)?;
+        identify(session, x, route.authentication).await?;
     }
     if let RequestBody::Held(held) = &x.body
         && u64::try_from(held.bytes.len()).unwrap_or(u64::MAX) > route.max_body
     {
         return Err(crate::upstream::too_large(route.max_body));
     }
+    check_access(&route, session, x)?;
     Ok(route)
 }
 
@@ -160,19 +169,46 @@ fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
     }
 }
 
-fn identify(session: &ServerSession, x: &mut Exchange, mode: RouteAuthentication) -> Result<(), End> {
-    match x.snapshot.identity.identify(&session.req_header().headers, mode) {
+async fn identify(session: &mut ServerSession, x: &mut Exchange, mode: RouteAuthentication) -> Result<(), End> {
+    let snapshot = x.snapshot.clone();
+    let now = crate::limits::unix_now();
+    match snapshot.identity.identify(&session.req_header().headers, x.client, now, mode).await {
         Ok(identity) => {
             if let Some(identity) = identity {
                 x.caller = Some(identity.consumer);
                 x.identified_by = Some(identity.header);
+                x.credential = Some(identity.credential);
+                x.token = identity.token;
             }
             Ok(())
         }
-        Err(refusal) => {
-            x.authentication_failed = true;
-            Err(refusal.into())
+        Err(unidentified) => {
+            x.authentication_failed = Some(unidentified.reason);
+            Err(unidentified.refusal.into())
         }
+    }
+}
+
+/// Whether the caller may use the route and the model. Who may not is told what a caller is told of a route or model that
+/// is not there.
+fn check_access(route: &Route, session: &ServerSession, x: &Exchange) -> Result<(), End> {
+    if let Some(access) = &route.access {
+        let allowed = x.caller_view().is_some_and(|caller| {
+            let one_of = |list: &[String], name: &str| list.is_empty() || list.iter().any(|entry| entry == name);
+            one_of(&access.consumers, caller.consumer)
+                && one_of(&access.tenants, caller.tenant)
+                && access.scopes.iter().all(|scope| caller.scopes.contains(scope))
+        });
+        if !allowed {
+            return Err(no_route(session));
+        }
+    }
+    let Some(caller) = x.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
+    match &x.asked {
+        Some(asked) if !caller.may_use(asked.model.as_deref()) => {
+            Err(openai::model_not_found(asked.model.as_deref().unwrap_or_default()).into())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -190,42 +226,12 @@ fn peek(session: &ServerSession, x: &Exchange) -> Result<Option<Asked>, End> {
         return Ok(None);
     }
     match openai::peek(&held.bytes) {
-        Ok(peek) => Ok(Some(Asked { model: peek.model.map(Into::into), stream: peek.stream })),
+        Ok(peek) => {
+            let writes = !head.uri.path().ends_with("/embeddings");
+            let expected = Estimate::new(peek.prompt_bytes, peek.images, peek.sounds, peek.max_tokens, writes);
+            Ok(Some(Asked { model: peek.model.map(Into::into), stream: peek.stream, expected }))
+        }
         Err(refusal) if must_be_json => Err(refusal.into()),
         Err(_) => Ok(None),
     }
-}
-
-/// Runs the filters that stand behind the identification.
-pub(super) fn filters(route: &Route, session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
-    run(&route.filters, session, x)
-}
-
-fn run(filters: &[NamedFilter], session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
-    if filters.is_empty() {
-        return Ok(());
-    }
-    let mut span = x.span.child("filters", Kind::Internal);
-    let head = session.req_header();
-    for named in filters {
-        let mut ledger = std::mem::take(&mut x.ledger);
-        let mut view = RequestView {
-            method: &head.method,
-            path: head.uri.path(),
-            headers: &head.headers,
-            client: x.client,
-            caller: x.caller_view(),
-            ledger: &mut ledger,
-        };
-        let flow = named.filter.on_request(&mut view);
-        x.ledger = ledger;
-        if let Flow::Refuse(refusal) = flow {
-            // A refused request takes nothing from any limit.
-            x.ledger.give_back();
-            x.refused_by = Some(named.name.clone());
-            span.event("refused", &named.name);
-            return Err(End::Refuse(refusal));
-        }
-    }
-    Ok(())
 }

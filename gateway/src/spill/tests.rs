@@ -39,6 +39,7 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
     };
     let wanted = Wanted {
         streamed,
+        resumed: None,
         served_by: HeaderValue::from_static("builtin/m"),
         deadline: Instant::now() + within,
         _model: None,

@@ -1,7 +1,10 @@
 //! The filters that come with Spillway, one file each, and the registry that names them.
 //! They see requests through `spillway_filter` only and know no proxy.
 
+mod authorize;
+mod external_authorization;
 mod headers;
+mod mirror;
 mod rate_limit;
 
 use spillway_filter::Registry;
@@ -9,6 +12,8 @@ use spillway_filter::Registry;
 /// All filters that come with Spillway.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
-    registry.add(headers::request()).add(headers::response()).add(rate_limit::factory());
+    registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());
+    registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
+    registry.expressions(spillway_cel::check_head);
     registry
 }
