@@ -4,6 +4,7 @@
 
 mod admin;
 mod backends;
+mod balancing;
 mod consumers;
 mod listeners;
 mod models;
@@ -11,9 +12,10 @@ mod routes;
 mod telemetry;
 
 pub use admin::Admin;
-pub use backends::{
-    Backend, BackendProtocol, BackendTimeouts, Capacity, Credentials, Endpoint, HealthCheck, HttpProbe, LoadBalancing,
-    PolicyName,
+pub use backends::{Backend, BackendProtocol, BackendTimeouts, Credentials, Endpoint};
+pub use balancing::{
+    Adaptive, Capacity, CompletionProbe, HashOn, HealthCheck, HttpProbe, KvCache, LoadBalancing, OutlierDetection,
+    PolicyName, QueueDepth, TcpProbe,
 };
 pub use consumers::{ApiKeyHeaders, Authentication, Consumer, ConsumerKey};
 pub use listeners::{Listener, ListenerLimits};

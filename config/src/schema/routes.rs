@@ -143,6 +143,9 @@ pub struct BackendRef {
     /// Share of the requests relative to its neighbours; 0 takes none.
     #[serde(default = "one")]
     pub weight: u32,
+    /// The lowest whose backends are available takes the requests; the next ones stand in when it has no room.
+    #[serde(default)]
+    pub priority: u32,
 }
 
 fn one() -> u32 {

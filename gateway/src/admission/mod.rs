@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 pub use draw::Order;
 
-use crate::balancing::{Endpoint, PickContext, Slot};
+use crate::balancing::{Ask, Endpoint, EndpointState, Slot, Taken};
 use crate::snapshot::{Backend, Route, TargetKind};
 use crate::spill::LoadedModel;
 
@@ -18,8 +18,8 @@ const MAX_MOVES: u32 = 3;
 /// Where a request has been and may still go.
 pub struct Journey {
     order: Order,
-    /// Endpoints that were tried, by (target, place).
-    tried: Vec<(usize, usize)>,
+    /// Endpoints that were tried.
+    tried: Vec<Arc<EndpointState>>,
     /// Targets that are closed for this request: models that had no room.
     closed: Vec<usize>,
     moves: u32,
@@ -32,7 +32,7 @@ pub enum Admission<'a> {
         /// The backend.
         backend: &'a Arc<Backend>,
         /// The endpoint.
-        endpoint: &'a Arc<Endpoint>,
+        endpoint: Arc<Endpoint>,
         /// Its slot.
         slot: Slot,
     },
@@ -67,13 +67,25 @@ impl Journey {
     }
 
     /// Finds who takes the request. `again` allows endpoints that were tried before, for a retry that has no other.
-    pub fn admit<'a>(&mut self, route: &'a Route, now: u64, random: u64, again: bool) -> Admission<'a> {
+    /// `key` gives what keeps the request on its endpoint, for backends that ask for it.
+    pub fn admit<'a>(
+        &mut self,
+        route: &'a Route,
+        now: u64,
+        random: u64,
+        again: bool,
+        key: &dyn Fn(&Backend) -> Option<u64>,
+    ) -> Admission<'a> {
         let mut available = false;
+        let mut priority = None;
         for rank in 0..self.order.places().len() {
             let Some(place) = self.order.places().get(rank).copied() else { break };
             let Some(target) = route.targets.get(place) else { continue };
             available |= target.is_available();
-            if rank > 0 && !route.try_others {
+            let is_first = priority != Some(target.priority);
+            priority = Some(target.priority);
+            // The others of a priority are tried only where the route says so; the next priority always is.
+            if !is_first && !route.try_others {
                 continue;
             }
             match &target.kind {
@@ -83,39 +95,15 @@ impl Journey {
                     }
                 }
                 TargetKind::Backend(backend) => {
-                    if let Some((at, endpoint, slot)) = self.pick(place, backend, now, random, again) {
-                        self.tried.push((place, at));
+                    let tried = if again { &[][..] } else { &self.tried };
+                    let ask = Ask { now, random, key: key(backend), tried };
+                    if let Some(Taken { endpoint, slot }) = backend.balancer.take(&ask) {
+                        self.tried.push(endpoint.state.clone());
                         return Admission::Endpoint { backend, endpoint, slot };
                     }
                 }
             }
         }
         if available { Admission::Saturated } else { Admission::Unavailable }
-    }
-
-    fn pick<'a>(
-        &self,
-        target: usize,
-        backend: &'a Backend,
-        now: u64,
-        random: u64,
-        again: bool,
-    ) -> Option<(usize, &'a Arc<Endpoint>, Slot)> {
-        let mut lost: Vec<usize> = Vec::new();
-        loop {
-            let eligible = |place: usize, endpoint: &Endpoint| {
-                endpoint.is_available()
-                    && endpoint.has_room(now)
-                    && !lost.contains(&place)
-                    && (again || !self.tried.contains(&(target, place)))
-            };
-            let place = backend.policy.pick(&backend.endpoints, &PickContext { eligible: &eligible, random })?;
-            let endpoint = backend.endpoints.get(place)?;
-            // Another request may have taken the last slot since: then the policy is asked again without it.
-            match endpoint.state.try_acquire(endpoint.max_in_flight) {
-                Some(slot) => return Some((place, endpoint, slot)),
-                None => lost.push(place),
-            }
-        }
     }
 }

@@ -14,6 +14,7 @@ use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::Instant;
 
 use super::spilling::{self, Direct};
+use super::{affinity, conclude};
 use crate::admission::{Admission, Journey, Order};
 use crate::balancing::now_millis;
 use crate::exchange::{End, Exchange, is_idempotent};
@@ -37,13 +38,16 @@ pub(super) async fn forward(
     let mut retries = 0;
     loop {
         let admission = {
-            let _span = x.span.child("admission", Kind::Internal);
+            let mut span = x.span.child("admission", Kind::Internal);
             let random = rand::random();
-            match journey.admit(route, now_millis(), random, false) {
+            let key = |backend: &Backend| affinity::key(backend, session, x);
+            let admission = match journey.admit(route, now_millis(), random, false, &key) {
                 // A retry that has no other endpoint goes to one that was tried.
-                Admission::Saturated if retries > 0 => journey.admit(route, now_millis(), random, true),
+                Admission::Saturated if retries > 0 => journey.admit(route, now_millis(), random, true, &key),
                 admission => admission,
-            }
+            };
+            conclude::admitted(&mut span, route, &admission);
+            admission
         };
         match admission {
             Admission::Endpoint { backend, endpoint, slot } => {
@@ -52,7 +56,10 @@ pub(super) async fn forward(
                 let attempt = Attempt {
                     route,
                     backend,
-                    endpoint,
+                    endpoint: &endpoint,
+                    in_flight: slot.in_flight_at_start(),
+                    began: now_millis(),
+                    started: std::time::Instant::now(),
                     connector: &gateway.connector,
                     via: &gateway.via,
                     move_on: MoveOn { full: true, retry },
@@ -108,10 +115,9 @@ pub(super) async fn forward(
 async fn observed(attempt: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
     let resend = x.outcome.attempts.saturating_sub(1);
     x.attempt = Some(super::conclude::attempt_span(attempt, session, x, resend));
-    let started = std::time::Instant::now();
     let outcome = run(attempt, session, x).await;
     if let Some(span) = x.attempt.take() {
-        super::conclude::attempt_ended(attempt, x, span, &outcome, started.elapsed());
+        super::conclude::attempt_ended(attempt, x, span, &outcome, attempt.started.elapsed());
     }
     outcome
 }

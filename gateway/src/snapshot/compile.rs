@@ -2,28 +2,23 @@
 //! models are loaded. Whatever outlives a snapshot is found again here by its identity.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue, StatusCode};
-use spillway_config::schema::{self, BackendProtocol, Config, PolicyName, RetryOn, RouteAuthentication};
-use spillway_config::values::ServerUrl;
+use spillway_config::schema::{self, BackendProtocol, Config, RetryOn, RouteAuthentication};
 use spillway_filter::{BuildContext, Registry, SharedStates, Stage};
 
 use super::{Backend, Last, ListedModel, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind};
-use crate::balancing::{Endpoint, EndpointKey, EndpointState, Endpoints, LeastRequest, Policy, Probe, RoundRobin};
+use crate::balancing::{Addresses, Balancer, Blueprint, Care, Detector, Endpoints, MakePeer, Resolve, addresses};
 use crate::identity::Authenticator;
 use crate::protocol::Api;
 use crate::routing::{ModelPattern, TableBuilder};
 use crate::spill::Models;
 use crate::telemetry::{Metrics, Tracer};
 use crate::upstream::Peer;
-
-/// Longest time for a name of an endpoint to be resolved.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A configuration that is sound and still cannot be run: every reason, one a line.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +32,9 @@ pub struct Compiler {
     /// State of filters.
     pub states: SharedStates,
     /// State of endpoints.
-    pub endpoints: Endpoints,
+    pub endpoints: Arc<Endpoints>,
+    /// Resolves the names of endpoints.
+    pub resolver: Arc<dyn Resolve>,
     /// Series.
     pub metrics: Arc<Metrics>,
     /// Where compiled pipelines of models are kept.
@@ -51,11 +48,17 @@ fn secret(secret: &spillway_config::values::Secret) -> Result<String, String> {
 
 impl Compiler {
     /// A compiler for a new process.
-    pub fn new(registry: Registry, metrics: Arc<Metrics>, cache_dir: Option<PathBuf>) -> Self {
+    pub fn new(
+        registry: Registry,
+        metrics: Arc<Metrics>,
+        cache_dir: Option<PathBuf>,
+        resolver: Arc<dyn Resolve>,
+    ) -> Self {
         Self {
             registry,
             states: SharedStates::default(),
-            endpoints: Endpoints::default(),
+            endpoints: Arc::default(),
+            resolver,
             metrics,
             cache_dir,
             generation: AtomicU64::new(0),
@@ -73,10 +76,10 @@ impl Compiler {
         });
         let authentication = config.authentication.clone().unwrap_or_default();
         let identity = Authenticator::new(&authentication, &config.consumers);
-        let mut probes = Vec::new();
+        let mut cares = Vec::new();
         let mut backends = HashMap::new();
         for written in &config.backends {
-            match self.backend(written, previous, &mut probes).await {
+            match self.backend(written, previous, &mut cares).await {
                 Ok(backend) => {
                     backends.insert(written.name.as_str(), Arc::new(backend));
                 }
@@ -107,7 +110,7 @@ impl Compiler {
             identity,
             tracer,
             access_log: config.telemetry.logs.access,
-            probes: parking_lot::Mutex::new(probes),
+            cares: parking_lot::Mutex::new(cares),
             backends: backends.into_values().collect(),
             models,
             buffered_bodies: config.limits.buffered_bodies.0,
@@ -121,30 +124,8 @@ impl Compiler {
         &self,
         written: &schema::Backend,
         previous: Option<&Snapshot>,
-        probes: &mut Vec<Probe>,
+        cares: &mut Vec<Care>,
     ) -> Result<Backend, String> {
-        let mut endpoints = Vec::new();
-        for endpoint in &written.endpoints {
-            let address = resolve(&endpoint.url).await?;
-            let key = EndpointKey { backend: written.name.clone(), url: endpoint.url.clone() };
-            // At start all count as available; an endpoint that a reload adds takes traffic after its first check.
-            let healthy = previous.is_none() || written.health_check.is_none();
-            let text = endpoint.url.to_string();
-            let state = self
-                .endpoints
-                .get_or_insert(&key, || EndpointState::new(self.metrics.endpoint(&written.name, &text), healthy));
-            if let Some(check) = &written.health_check {
-                probes.push(Probe { key: key.clone(), address, check: check.clone(), state: state.clone() });
-            }
-            endpoints.push(Arc::new(Endpoint {
-                url: endpoint.url.clone(),
-                address: text,
-                weight: endpoint.weight,
-                max_in_flight: written.capacity.max_in_flight,
-                state,
-                peer: Peer::new(&key, address, written.timeouts.connect.0),
-            }));
-        }
         let credentials = match &written.credentials {
             None => None,
             Some(credentials) => {
@@ -160,15 +141,22 @@ impl Compiler {
             None if written.protocol == BackendProtocol::Openai => vec![429, 503],
             None => Vec::new(),
         };
-        let policy: Box<dyn Policy> = match written.load_balancing.policy {
-            PolicyName::RoundRobin => Box::new(RoundRobin::default()),
-            PolicyName::LeastRequest => Box::new(LeastRequest),
-        };
+        let connect = written.timeouts.connect.0;
+        let peer: MakePeer = Box::new(move |key, address| Peer::new(key, address, connect));
+        let (endpoints, metrics) = (self.endpoints.clone(), self.metrics.clone());
+        let blueprint = Arc::new(Blueprint::new(written, &full, credentials.clone(), peer, endpoints, metrics));
+        let addresses = self.addresses(written, previous).await?;
+        // At start all count as available; an endpoint that a reload adds takes traffic after its first check.
+        let (set, watches) = blueprint.build(&addresses, previous.is_some());
+        let set = Arc::new(ArcSwap::from_pointee(set));
+        cares.push(Care { blueprint, set: set.clone(), addresses, watches });
         Ok(Backend {
             name: written.name.as_str().into(),
             protocol: written.protocol,
-            endpoints,
-            policy,
+            balancer: Balancer::new(set, Detector::new(&written.outlier_detection)),
+            hash_on: written.load_balancing.hash_on.clone(),
+            policy: written.load_balancing.policy,
+            load_reports: written.capacity.load_reports,
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
             full_statuses: full,
@@ -177,6 +165,28 @@ impl Compiler {
             idle_timeout: written.timeouts.idle.0,
             metrics: self.metrics.model("openai", &written.name),
         })
+    }
+
+    /// The addresses of a backend's endpoints. A name that cannot be resolved keeps those that it had.
+    async fn addresses(&self, written: &schema::Backend, previous: Option<&Snapshot>) -> Result<Addresses, String> {
+        let had = previous.and_then(|p| p.backends.iter().find(|b| *b.name == *written.name));
+        let mut all = Vec::new();
+        for endpoint in &written.endpoints {
+            all.push(match addresses(&*self.resolver, &endpoint.url.host).await {
+                Ok(resolved) => resolved.addresses,
+                Err(e) => {
+                    let set = had.map(|backend| backend.balancer.endpoints());
+                    let known = set.iter().flat_map(|set| set.all()).filter(|known| known.url == endpoint.url);
+                    let known: Vec<_> = known.map(|known| known.socket.ip()).collect();
+                    if known.is_empty() {
+                        return Err(e);
+                    }
+                    tracing::warn!(event = "name_not_resolved", backend = %written.name, reason = %e, "its addresses are kept");
+                    known
+                }
+            });
+        }
+        Ok(all)
     }
 
     fn route(
@@ -199,7 +209,7 @@ impl Compiler {
                 (None, Some(name)) => (name, TargetKind::Model(model(name)?)),
                 (None, None) => return Err(missing("backend or model in a backendRef")),
             };
-            targets.push(Target { name: name.clone(), weight: reference.weight, kind });
+            targets.push(Target { name: name.clone(), weight: reference.weight, priority: reference.priority, kind });
         }
         let last = |spill_to: Option<&String>, reject: Option<&schema::Reject>| {
             let reject = reject.cloned().unwrap_or_default();
@@ -291,19 +301,6 @@ fn listed(written: &schema::Route, config: &Config, targets: &[Target]) -> Vec<L
         }
     }
     models
-}
-
-/// The address of a server. Names are resolved now, never while a request waits.
-async fn resolve(url: &ServerUrl) -> Result<SocketAddr, String> {
-    if let Ok(ip) = url.host.parse() {
-        return Ok(SocketAddr::new(ip, url.port));
-    }
-    let looked_up = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((url.host.as_str(), url.port))).await;
-    match looked_up {
-        Ok(Ok(mut addresses)) => addresses.next().ok_or_else(|| format!("`{}` has no address", url.host)),
-        Ok(Err(e)) => Err(format!("`{}` cannot be resolved: {e}", url.host)),
-        Err(_) => Err(format!("`{}` was not resolved within {} s", url.host, RESOLVE_TIMEOUT.as_secs())),
-    }
 }
 
 /// The configuration without digests; secrets are references to begin with.

@@ -18,7 +18,7 @@ use super::body::{RequestBody, expects_continue};
 use super::headers::CREDENTIALS;
 use super::headers::{Via, outgoing_request, outgoing_response};
 use super::{Connector, with_model};
-use crate::balancing::Endpoint;
+use crate::balancing::{Class, Endpoint, now_millis, orca};
 use crate::exchange::{Exchange, ServedBy};
 use crate::protocol::openai::Observer;
 use crate::snapshot::{Backend, Route};
@@ -78,6 +78,12 @@ pub struct Attempt<'a> {
     pub backend: &'a Backend,
     /// The endpoint.
     pub endpoint: &'a Endpoint,
+    /// Requests in flight at it, with this one.
+    pub in_flight: u32,
+    /// When the attempt began, as [`now_millis`] reads it.
+    pub began: u64,
+    /// The same, to measure by.
+    pub started: std::time::Instant,
     /// Connections.
     pub connector: &'a Connector,
     /// How this process signs.
@@ -205,12 +211,16 @@ async fn converse(
                 }
                 state.head_seen = true;
                 let head = head.clone();
+                a.read_load(&head);
                 let prefix = match judge(a, callers_account, upstream, &head).await {
                     Verdict::Pass(prefix) => prefix,
                     Verdict::MoveOn(outcome) => return outcome,
                 };
                 state.event_stream = is_event_stream(&head);
                 observer = a.observer(&head);
+                if !state.event_stream {
+                    a.answered(Class::Head, head.status);
+                }
                 if pass_head(a, session, x, head, is_head).await.is_err() {
                     return Outcome::ClientGone;
                 }
@@ -228,7 +238,12 @@ async fn converse(
             }
             Next::AnswerPart(part) => {
                 state.heard = Instant::now();
-                if pass_part(session, x, &mut state, &mut observer, part).await.is_err() {
+                let had_content = state.content_seen;
+                let passed = pass_part(session, x, &mut state, &mut observer, part).await;
+                if state.event_stream && state.content_seen && !had_content {
+                    a.answered(Class::FirstToken, StatusCode::OK);
+                }
+                if passed.is_err() {
                     return Outcome::ClientGone;
                 }
             }
@@ -348,6 +363,25 @@ fn overdue(
 }
 
 impl Attempt<'_> {
+    /// The endpoint has begun to answer well.
+    fn answered(&self, class: Class, status: StatusCode) {
+        if status.is_server_error() {
+            return;
+        }
+        let now = now_millis();
+        self.endpoint.answered_in(class, self.started.elapsed(), self.in_flight, now);
+        self.backend.balancer.good_sign(self.endpoint, self.began, now);
+    }
+
+    /// Reads what the server says of its load.
+    fn read_load(&self, head: &ResponseHeader) {
+        if self.backend.load_reports
+            && let Some(report) = orca::report(&head.headers)
+        {
+            self.endpoint.reported(&report, now_millis());
+        }
+    }
+
     fn observer(&self, head: &ResponseHeader) -> Option<Observer> {
         let is_model = self.backend.protocol == spillway_config::schema::BackendProtocol::Openai;
         if !is_model || !head.status.is_success() {
@@ -431,6 +465,11 @@ async fn pass_head(
     let has_body = !(is_head || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED);
     let is_http11 = session.req_header().version == Version::HTTP_11;
     session.set_write_timeout(Some(a.backend.idle_timeout));
+    let mut head = head;
+    if a.backend.load_reports {
+        // It was asked for by us, not by the caller.
+        head.remove_header(&orca::REPORT);
+    }
     let out = outgoing_response(head, x, is_http11, has_body);
     session.write_response_header(out).await
 }

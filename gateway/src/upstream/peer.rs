@@ -54,7 +54,8 @@ impl Peer {
     #[cfg(test)]
     pub(crate) fn for_tests() -> Self {
         let url = "http://127.0.0.1:9".parse().unwrap();
-        Self::new(&EndpointKey { backend: "test".into(), url }, ([127, 0, 0, 1], 9).into(), Duration::from_secs(1))
+        let address = SocketAddr::from(([127, 0, 0, 1], 9));
+        Self::new(&EndpointKey { backend: "test".into(), url, address }, address, Duration::from_secs(1))
     }
 }
 
