@@ -85,6 +85,8 @@ pub(super) async fn run(admin: &AdminArguments, interval: Duration, once: bool) 
         let now = read(admin).await?;
         return print(&frame(admin, &before, Ok(&now), color));
     }
+    let interrupted = tokio::signal::unix::SignalKind::interrupt();
+    let mut interrupted = tokio::signal::unix::signal(interrupted).map_err(|e| e.to_string())?;
     let _screen = Screen::enter()?;
     let mut shown = None;
     loop {
@@ -99,7 +101,7 @@ pub(super) async fn run(admin: &AdminArguments, interval: Duration, once: bool) 
         }
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = interrupted.recv() => return Ok(()),
         }
     }
 }

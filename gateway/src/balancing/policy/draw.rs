@@ -106,11 +106,10 @@ pub(super) fn least_of_all(
     let from_there = after.iter().enumerate().map(|(n, e)| (start + n, e));
     let mut best: Option<(usize, f64)> = None;
     for (place, endpoint) in from_there.chain(before.iter().enumerate()) {
-        if (cx.eligible)(place, endpoint) {
-            let own = cost(endpoint);
-            if best.is_none_or(|(_, least)| own < least) {
-                best = Some((place, own));
-            }
+        // A comparison costs less than the question whether an endpoint is open.
+        let own = cost(endpoint);
+        if best.is_none_or(|(_, least)| own < least) && (cx.eligible)(place, endpoint) {
+            best = Some((place, own));
         }
     }
     best.map(|(place, _)| place)
@@ -130,7 +129,7 @@ pub(super) fn best_of_all(
     let from_there = after.iter().enumerate().map(|(n, e)| (start + n, e));
     let mut best: Option<(usize, &Endpoint)> = None;
     for (place, endpoint) in from_there.chain(before.iter().enumerate()) {
-        if (cx.eligible)(place, endpoint) && best.is_none_or(|(_, best)| better(endpoint, best)) {
+        if best.is_none_or(|(_, best)| better(endpoint, best)) && (cx.eligible)(place, endpoint) {
             best = Some((place, endpoint));
         }
     }
