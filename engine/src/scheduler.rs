@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use async_channel::{Receiver, Sender, TryRecvError};
 
 use crate::exec::{Batch, Executor, Row, Sizes};
-use crate::model::{Llama, Loaded, MAX_ROWS};
+use crate::model::{Decoder, Loaded, MAX_ROWS};
 use crate::text::{TextModel, Tokenizer};
 use crate::{Busy, EngineError, EngineStats, Event, FinishReason, Generate, LoadError, LoadOptions};
 use pages::Pages;
@@ -123,7 +123,7 @@ pub(crate) fn start(loaded: Loaded, text: &TextModel, options: &LoadOptions) -> 
 }
 
 /// The engine gives way to the proxy's threads where both want a core.
-fn be_nice() {
+pub(crate) fn be_nice() {
     // SAFETY: sets the niceness of the calling thread (who 0) and touches no memory. On Linux it is a thread's own.
     let failed = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) } != 0;
     if failed {
@@ -132,7 +132,7 @@ fn be_nice() {
 }
 
 struct Worker {
-    model: Llama,
+    model: Decoder,
     executor: Box<dyn Executor>,
     sizes: Sizes,
     tokenizer: Arc<Tokenizer>,

@@ -1,6 +1,9 @@
 //! Small random models for tests, written as GGUF files.
 
-use half::f16;
+mod gguf;
+mod judge;
+
+use half::{bf16, f16};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -21,24 +24,30 @@ const TEMPLATE: &str =
 pub(crate) fn random(kind: TensorType, elements: usize, rng: &mut ChaCha8Rng) -> Vec<u8> {
     let half = |x: f32| f16::from_f32(x).to_le_bytes();
     let mut out = Vec::new();
-    match kind {
-        TensorType::F32 => {
-            for _ in 0..elements {
-                out.extend(rng.random_range(-0.2f32..0.2).to_le_bytes());
+    for _ in 0..elements / kind.block().0 {
+        let start = out.len();
+        match kind {
+            TensorType::F32 => out.extend(rng.random_range(-0.2f32..0.2).to_le_bytes()),
+            TensorType::F16 => out.extend(half(rng.random_range(-0.2..0.2))),
+            TensorType::BF16 => out.extend(bf16::from_f32(rng.random_range(-0.2..0.2)).to_le_bytes()),
+            TensorType::Q4_0 | TensorType::Q5_0 => out.extend(half(rng.random_range(0.01..0.03))),
+            TensorType::Q4_1 | TensorType::Q5_1 => {
+                out.extend(half(rng.random_range(0.01..0.03)));
+                out.extend(half(rng.random_range(-0.3..-0.1)));
             }
+            TensorType::Q8_0 => out.extend(half(rng.random_range(0.001..0.003))),
+            TensorType::Q4_K | TensorType::Q5_K => {
+                out.extend(half(rng.random_range(0.0003..0.001)));
+                out.extend(half(rng.random_range(0.003..0.009)));
+            }
+            TensorType::Q6_K => {}
         }
-        TensorType::Q4_1 => {
-            for _ in 0..elements / 32 {
-                out.extend(half(rng.random_range(0.01f32..0.03)));
-                out.extend(half(rng.random_range(-0.3f32..-0.1)));
-                out.extend((0..16).map(|_| rng.random::<u8>()));
-            }
-        }
-        TensorType::Q8_0 => {
-            for _ in 0..elements / 32 {
-                out.extend(half(rng.random_range(0.001f32..0.003)));
-                out.extend((0..32).map(|_| rng.random::<u8>()));
-            }
+        // The rest of a block is any bytes, and the scale of the last type comes at its end.
+        let left = kind.block().1 - (out.len() - start);
+        let tail = if kind == TensorType::Q6_K { 2 } else { 0 };
+        out.extend((0..left - tail).map(|_| rng.random::<u8>()));
+        if tail > 0 {
+            out.extend(half(rng.random_range(0.00005..0.0001)));
         }
     }
     out
@@ -147,12 +156,7 @@ pub(crate) fn small_model(kind: TensorType) -> Vec<u8> {
         if !norm {
             file.extend((*rows as u64).to_le_bytes());
         }
-        let number: u32 = match kind {
-            TensorType::F32 => 0,
-            TensorType::Q4_1 => 3,
-            TensorType::Q8_0 => 8,
-        };
-        file.extend(number.to_le_bytes());
+        file.extend(kind.ggml().to_le_bytes());
         file.extend((data.len() as u64).to_le_bytes());
         data.extend(random(*kind, columns * rows, &mut rng));
         data.resize(data.len().next_multiple_of(32), 0);
@@ -169,8 +173,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        BusyReason, ChatMessage, DeviceChoice, Engine, EngineError, Event, FinishReason, Generate, LoadError,
-        LoadOptions, Prompt, Sampling, TokenStream,
+        BusyReason, ChatMessage, CpuOptions, DeviceChoice, Engine, EngineError, Event, FinishReason, Generate,
+        LoadError, LoadOptions, Prompt, Sampling, TokenStream,
     };
 
     fn file(kind: TensorType) -> tempfile::NamedTempFile {
@@ -179,11 +183,12 @@ mod tests {
         file
     }
 
-    fn options(source: PathBuf) -> LoadOptions {
+    pub(super) fn options(source: PathBuf) -> LoadOptions {
         LoadOptions {
             name: "small".into(),
             source,
             device: DeviceChoice::Auto,
+            cpu: CpuOptions::default(),
             context_length: None,
             max_sequences: 4,
             max_queue: 2,

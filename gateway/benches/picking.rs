@@ -10,7 +10,8 @@
 )]
 
 use std::hint::black_box;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use spillway::balancing::{
@@ -18,8 +19,16 @@ use spillway::balancing::{
     hash_key,
 };
 use spillway::telemetry::EndpointMetrics;
+use spillway::tls::UpstreamTls;
 use spillway::upstream::Peer;
-use spillway_config::schema::PolicyName;
+use spillway_config::schema::{BackendTls, PolicyName};
+
+/// How an endpoint is connected to; nobody connects here.
+fn peer(key: &EndpointKey) -> Peer {
+    static TLS: LazyLock<UpstreamTls> =
+        LazyLock::new(|| UpstreamTls::read(&BackendTls::default(), false, false).unwrap());
+    Peer::new(key, key.address, Duration::from_secs(1), &TLS, false)
+}
 
 #[path = "support/simulation.rs"]
 #[allow(dead_code, reason = "only its endpoints are used here")]
@@ -38,7 +47,7 @@ fn picking(c: &mut Criterion) {
             for endpoint in &mut endpoints {
                 let own = Arc::get_mut(endpoint).unwrap();
                 own.signals = spillway::balancing::signals(&serde_json::from_value(capacity.clone()).unwrap()).into();
-                own.answered_in(Class::Head, std::time::Duration::from_millis(20), 1, 1);
+                own.answered_in(Class::Head, Duration::from_millis(20), 1, 1);
                 own.reported(&LoadReport { waiting: Some(0), kv_cache: Some(0.5) }, 1);
             }
             // Some are busy, so that there is something to compare.

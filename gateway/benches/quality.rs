@@ -10,12 +10,24 @@
     reason = "a program that stops where something is not as it must be"
 )]
 
+use std::sync::LazyLock;
+use std::time::Duration;
+
 use spillway::balancing::{
     Ask, Balancer, Class, Detector, Endpoint, EndpointKey, EndpointSet, EndpointState, LoadReport, Slot, Verdict,
     hash_key,
 };
 use spillway::telemetry::EndpointMetrics;
+use spillway::tls::UpstreamTls;
 use spillway::upstream::Peer;
+use spillway_config::schema::BackendTls;
+
+/// How an endpoint is connected to; nobody connects here.
+fn peer(key: &EndpointKey) -> Peer {
+    static TLS: LazyLock<UpstreamTls> =
+        LazyLock::new(|| UpstreamTls::read(&BackendTls::default(), false, false).unwrap());
+    Peer::new(key, key.address, Duration::from_secs(1), &TLS, false)
+}
 
 #[path = "support/simulation.rs"]
 mod simulation;

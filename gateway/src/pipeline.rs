@@ -7,7 +7,7 @@
 //!  4 route      the body is held where a candidate needs it; the final route
 //!  5 filters    the other filters in the order of the file
 //!  6 choose     the order of the targets: weights, stickiness
-//!  7 admit      an endpoint and its slot, a model inside, or no room
+//!  7 admit      an endpoint and its slot, a model inside, a wait for one, or no room
 //!  8 forward    attempts, or the engine (headers are prepared for each attempt)
 //!  9 respond    passed on as it comes, observed on the way
 //! 10 end        span, metrics, access log
@@ -19,6 +19,11 @@ mod affinity;
 mod answers;
 mod conclude;
 mod forward;
+mod hedging;
+mod limiting;
+mod mirroring;
+mod queueing;
+mod resuming;
 mod spilling;
 mod steps;
 
@@ -51,6 +56,7 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
         Ok(()) if x.outcome.broken => Connection::Close,
         Ok(()) => Connection::Keep,
         Err(End::Refuse(refusal)) => answers::refuse(session, &mut x, &refusal).await,
+        Err(End::Answer(answer)) => answers::local(session, &mut x, *answer).await,
         Err(End::ClientGone) => {
             x.outcome.client_gone = true;
             Connection::Close
@@ -68,9 +74,13 @@ async fn walk(
 ) -> Result<(), End> {
     steps::check_head(gateway, connection, session)?;
     let route: Arc<Route> = steps::find_route(gateway, connection, session, x).await?;
-    steps::filters(&route, session, x)?;
+    limiting::filters(&route, session, x).await?;
+    if let Some((filter, refusal)) = x.over_limit.take() {
+        return spilling::over_limit(gateway, &route, filter, refusal, session, x).await;
+    }
     if answers::models(&route, session, x).await? {
         return Ok(());
     }
+    mirroring::mirror(gateway, &route, session, x);
     forward::forward(gateway, &route, session, x).await
 }

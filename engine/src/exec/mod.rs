@@ -1,10 +1,11 @@
 //! Who runs the operations of a model. Model code names operations on tensors in order; an executor runs them.
-//! [`plain`] is the reference: slow, obvious, what the others are tested against. [`gpu`] runs WGSL kernels. Each kernel
-//! has the name of the operation it runs.
+//! [`plain`] is the reference: slow, obvious, what the others are tested against. [`gpu`] runs WGSL kernels, [`cpu`] the
+//! processor's vector units. Each kernel has the name of the operation it runs.
 //!
 //! A step is a batch of rows, each a token at a position of a sequence: parts of prompts and single tokens of running
 //! answers go through the same operations together.
 
+pub mod cpu;
 pub mod gpu;
 pub mod plain;
 
@@ -20,9 +21,85 @@ pub struct MatrixId(pub(crate) usize);
 /// A weight vector that an executor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VectorId(pub(crate) usize);
-/// A place for activations: `max_rows` rows of one width.
+/// A table of rotations that an executor holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RopeId(pub(crate) usize);
+/// A place for activations: rows of one width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ActId(pub(crate) usize);
+
+/// Which values of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pairing {
+    /// Values `2i` and `2i + 1`: llama, whose weights were permuted for it.
+    Neighbours,
+    /// Values `i` and `i + dim / 2`: the others.
+    Halves,
+}
+
+/// How queries and keys are rotated by their positions (RoPE, arXiv:2104.09864): pair `i` at position `p` by the angle
+/// `p * scale * base^(-2i / dim) / factors[i]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Values of a head that are rotated, its first ones; even.
+    pub dim: usize,
+    /// Which are rotated together.
+    pub pairing: Pairing,
+    /// Base of the frequencies.
+    pub base: f64,
+    /// What positions are multiplied by (arXiv:2306.15595); 1 for most.
+    pub scale: f64,
+    /// What the angle of each pair is divided by (Llama 3.1); empty for 1, else `dim / 2` values.
+    pub factors: Vec<f32>,
+}
+
+impl Rope {
+    /// Cosine and sine of every position and pair, computed in f64: sine is exact only near zero on a GPU. Layout
+    /// `[context][dim / 2][cos, sin]`.
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "positions are small; f32 is what kernels take"
+    )]
+    pub fn table(&self, context: usize) -> Vec<f32> {
+        let pairs = self.dim / 2;
+        let mut table = Vec::with_capacity(context * pairs * 2);
+        for position in 0..context {
+            for pair in 0..pairs {
+                let frequency = self.base.powf(-2.0 * pair as f64 / self.dim as f64);
+                let factor = self.factors.get(pair).copied().map_or(1.0, f64::from);
+                let angle = position as f64 * self.scale * frequency / factor;
+                table.push(angle.cos() as f32);
+                table.push(angle.sin() as f32);
+            }
+        }
+        table
+    }
+}
+
+/// Which rows of a table [`Executor::embed`] takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Index {
+    /// By the token of each row.
+    Token,
+    /// By the position of each row (BERT).
+    Position,
+    /// By the type of each row (BERT's segments).
+    Type,
+}
+
+/// A function of single values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Function {
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// `x * Φ(x)`, Φ by the error function (arXiv:1606.08415).
+    Gelu,
+    /// `x / 2 * (1 + tanh(sqrt(2 / π) * (x + 0.044715 x³)))`.
+    GeluTanh,
+    /// `tanh(x)`.
+    Tanh,
+}
 
 /// Sizes that an executor is made for.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,7 +114,11 @@ pub struct Sizes {
     pub context: usize,
     /// Pages of the KV cache.
     pub pages: usize,
-    /// Layers.
+    /// Tokens that the model knows.
+    pub vocabulary: usize,
+    /// Token types; 0 for a model without them.
+    pub types: usize,
+    /// Layers that keep keys and values; 0 for an encoder.
     pub layers: usize,
     /// Query heads.
     pub heads: usize,
@@ -45,10 +126,6 @@ pub struct Sizes {
     pub kv_heads: usize,
     /// Values of a head.
     pub head_dim: usize,
-    /// Values of a head that are rotated.
-    pub rope_dim: usize,
-    /// Base of the rotation's frequencies.
-    pub rope_base: f64,
 }
 
 impl Sizes {
@@ -60,24 +137,20 @@ impl Sizes {
     pub fn qkv_width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
-    /// Cosine and sine of every position and pair (RoPE, arXiv:2104.09864), computed in f64: sine is exact only near
-    /// zero on a GPU. Layout `[context][rope_dim / 2][cos, sin]`.
-    #[allow(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        reason = "positions are small; f32 is what kernels take"
-    )]
-    pub fn rope_table(&self) -> Vec<f32> {
-        let pairs = self.rope_dim / 2;
-        let mut table = Vec::with_capacity(self.context * pairs * 2);
-        for position in 0..self.context {
-            for pair in 0..pairs {
-                let angle = position as f64 * self.rope_base.powf(-2.0 * pair as f64 / self.rope_dim as f64);
-                table.push(angle.cos() as f32);
-                table.push(angle.sin() as f32);
-            }
-        }
-        table
+    /// Whether a step is one that an executor of these sizes can run.
+    pub fn hold(&self, batch: &Batch) -> bool {
+        let within = |n: u32, most: usize| usize::try_from(n).is_ok_and(|n| n < most);
+        let rows = batch.rows.len();
+        rows <= self.max_rows
+            && batch.picks.len() <= self.max_picks
+            && batch.pages.len() == self.slots * self.pages_per_slot()
+            && (batch.types.is_empty() || batch.types.len() == rows)
+            && batch.types.iter().all(|kind| within(*kind, self.types))
+            && batch.rows.iter().all(|row| {
+                within(row.slot, self.slots) && within(row.position, self.context) && within(row.token, self.vocabulary)
+            })
+            && batch.picks.iter().all(|pick| within(*pick, rows))
+            && batch.pages.iter().all(|page| within(*page, self.pages))
     }
 }
 
@@ -101,37 +174,82 @@ pub struct Batch {
     pub picks: Vec<u32>,
     /// Page table, `slots` x `pages_per_slot`.
     pub pages: Vec<u32>,
+    /// Token types of the rows; empty where all are 0.
+    pub types: Vec<u32>,
+}
+
+impl Batch {
+    /// For each row its sequence's rows in this step: the first, and the one past the last. Rows of a sequence lie one
+    /// after another.
+    pub fn spans(&self) -> Vec<[u32; 2]> {
+        let mut spans = Vec::with_capacity(self.rows.len());
+        let mut first = 0u32;
+        for sequence in self.rows.chunk_by(|a, b| a.slot == b.slot) {
+            let end = first.saturating_add(u32::try_from(sequence.len()).unwrap_or(u32::MAX));
+            spans.extend(sequence.iter().map(|_| [first, end]));
+            first = end;
+        }
+        spans
+    }
 }
 
 /// Runs the operations of a model.
 ///
-/// Weights and places are made at load; a step is `begin`, operations, `finish`. Operations of a step happen in order.
-/// Shapes are those that were checked when the model was loaded: an executor may rely on them.
+/// Weights and places are made at load; a step is `begin`, operations, `finish`. Operations of a step happen in order
+/// and, but for [`embed`](Self::embed), on all its rows `r`. Shapes are those that were checked when the model was
+/// loaded: an executor may rely on them. Two places given to one operation are never the same.
+///
+/// Queries, keys and values of a row lie side by side in one place of [`Sizes::qkv_width`] values: `heads` queries, then
+/// `kv_heads` keys, then `kv_heads` values, each of `head_dim` values. Query head `h` meets key and value head
+/// `h / (heads / kv_heads)`.
 pub trait Executor: Send {
     /// Takes a matrix whose rows are those of `parts` one below the other; all have the same number of columns.
     fn matrix(&mut self, parts: &[Tensor<'_>]) -> Result<MatrixId, LoadError>;
     /// Takes a vector.
     fn vector(&mut self, values: &[f32]) -> Result<VectorId, LoadError>;
-    /// Makes a place for activations.
-    fn activation(&mut self, width: usize) -> Result<ActId, LoadError>;
+    /// Takes a way of rotating, for all positions of the context.
+    fn rope(&mut self, rope: &Rope) -> Result<RopeId, LoadError>;
+    /// Makes a place for activations: `rows` rows of `width` values.
+    fn activation(&mut self, width: usize, rows: usize) -> Result<ActId, LoadError>;
 
-    /// Begins a step.
+    /// Begins a step that [`Sizes::hold`].
     fn begin(&mut self, batch: &Batch) -> Result<(), EngineError>;
-    /// `out[r] = table[token of r]`.
-    fn embed(&mut self, table: MatrixId, out: ActId);
+    /// `out[r] = table[index of r] * scale`, added to what is there where `add`.
+    fn embed(&mut self, table: MatrixId, index: Index, scale: f32, out: ActId, add: bool);
+    /// `out[r] += x[r]`.
+    fn add(&mut self, x: ActId, out: ActId);
+    /// `out[r] += bias`.
+    fn add_bias(&mut self, bias: VectorId, out: ActId);
     /// `out[r] = x[r] / sqrt(mean(x[r]²) + eps) * weight` (arXiv:1910.07467).
     fn rms_norm(&mut self, x: ActId, weight: VectorId, eps: f32, out: ActId);
+    /// `out[r] = (x[r] - mean(x[r])) / sqrt(variance(x[r]) + eps) * weight + bias` (arXiv:1607.06450), with the variance
+    /// `mean((x[r] - mean(x[r]))²)`.
+    fn layer_norm(&mut self, x: ActId, weight: VectorId, bias: VectorId, eps: f32, out: ActId);
+    /// [`rms_norm`](Self::rms_norm) of each head of its own: queries of `qkv` by the weights `query`, keys by `key`, both
+    /// of `head_dim` values. Values stay as they are.
+    fn head_norm(&mut self, qkv: ActId, query: VectorId, key: VectorId, eps: f32);
     /// `out[r] = matrix · x[r]`, added to what is there where `add`. Quantised weights meet activations that are rounded
-    /// to 8 bits in blocks of 32, as in llama.cpp.
+    /// to 8 bits in blocks of 32, as in llama.cpp; floats meet f32.
     fn matmul(&mut self, matrix: MatrixId, x: ActId, out: ActId, add: bool);
-    /// Rotates queries and keys of `qkv` by their positions (pairs side by side) and stores keys and values.
-    fn rope_store(&mut self, qkv: ActId, layer: usize);
-    /// Causal attention of the queries of `qkv` over the stored keys and values of their sequence.
-    fn attention(&mut self, qkv: ActId, layer: usize, out: ActId);
-    /// `out[r] = silu(left half of x[r]) * right half` (arXiv:2002.05202).
-    fn silu_mul(&mut self, x: ActId, out: ActId);
+    /// Rotates the queries of `qkv` by their positions where they are, and stores rotated keys and values of `layer` in
+    /// f16. Without `rope` nothing is rotated.
+    fn rope_store(&mut self, qkv: ActId, rope: Option<RopeId>, layer: usize);
+    /// Causal attention of the queries of `qkv` over the stored keys and values of their sequence (arXiv:1706.03762):
+    /// for each head `out[r] = Σ softmax_p(scale * query · key[p]) * value[p]` over the positions `p` up to that of the
+    /// row, and with a `window` over the last so many of them only.
+    fn attention(&mut self, qkv: ActId, layer: usize, scale: f32, window: Option<u32>, out: ActId);
+    /// The same over all rows of the row's sequence in this step, those after it too. Nothing stored is read: keys and
+    /// values are those in `qkv`.
+    fn attention_both_ways(&mut self, qkv: ActId, scale: f32, out: ActId);
+    /// `x[r] = function(x[r])`.
+    fn activate(&mut self, function: Function, x: ActId);
+    /// `out[r] = function(left half of x[r]) * right half` (arXiv:2002.05202).
+    fn gate(&mut self, function: Function, x: ActId, out: ActId);
     /// `out[i] = x[picks[i]]`. Later operations of the step run on the picked rows only.
     fn pick(&mut self, x: ActId, out: ActId);
+    /// `out[i]` is the mean of the rows of `x` that belong to the sequence of row `picks[i]`. Later operations of the
+    /// step run on these rows only.
+    fn pick_mean(&mut self, x: ActId, out: ActId);
     /// Ends the step and gives `logits` of the picked rows, one after the other.
     fn finish(&mut self, logits: ActId) -> Result<Vec<f32>, EngineError>;
 
@@ -142,3 +260,6 @@ pub trait Executor: Send {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

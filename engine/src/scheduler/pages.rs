@@ -69,8 +69,8 @@ mod tests {
             heads: 1,
             kv_heads: 1,
             head_dim: 2,
-            rope_dim: 2,
-            rope_base: 1e4,
+            vocabulary: 1,
+            types: 0,
         }
     }
 

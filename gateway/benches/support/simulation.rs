@@ -108,7 +108,7 @@ pub(crate) fn endpoints_of(servers: &[Server]) -> Vec<Arc<Endpoint>> {
             signals: Vec::new().into(),
             slow_start: 0,
             state: Arc::new(EndpointState::new(Arc::new(EndpointMetrics::default()), true, in_backend.clone())),
-            peer: Peer::new(&key, socket, Duration::from_secs(1)),
+            peer: peer(&key),
             url,
         })
     };

@@ -1,4 +1,4 @@
-//! The order in which a request's targets are tried: drawn by weight, or by weighted rendezvous hashing where the
+//! The order in which a request's targets are tried: by priority, among equals drawn by weight, or by weighted rendezvous hashing where the
 //! route is sticky, so that a caller moves only to a target whose share grew, whatever the order in the file.
 
 use std::hash::Hash;

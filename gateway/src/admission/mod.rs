@@ -1,15 +1,28 @@
-//! Who takes a request: the order of the targets (weights, stickiness), then an endpoint with room and its slot, else
-//! that there is no room or nobody there. It opens no connection and waits for nothing.
+//! Who takes a request: the order of the targets (priority, weights, stickiness), then an endpoint with room and its
+//! slot, else that there is no room or nobody there; and the queue for those who find no room. It opens no connection;
+//! only [`Ticket::turn`] waits.
 //! Its inputs are the route, what was tried before, and the clock; the same inputs give the same answer.
 
+mod budget;
+mod drain;
 mod draw;
+mod line;
+mod queue;
+mod room;
+mod spill_rule;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+pub use budget::RetryBudget;
 pub use draw::Order;
+pub use line::Party;
+pub use queue::{NotHeld, Queue, Ticket, Turn};
+pub use room::{Room, Taken};
+pub use spill_rule::SpillRule;
 
-use crate::balancing::{Ask, Endpoint, EndpointState, Slot, Taken};
-use crate::snapshot::{Backend, Route, TargetKind};
+use crate::balancing::{Ask, Endpoint, EndpointState};
+use crate::snapshot::{Backend, Route, Target, TargetKind};
 use crate::spill::LoadedModel;
 
 /// Most answers that mean full after which a request still moves on to another endpoint.
@@ -34,7 +47,7 @@ pub enum Admission<'a> {
         /// The endpoint.
         endpoint: Arc<Endpoint>,
         /// Its slot.
-        slot: Slot,
+        slot: Taken,
     },
     /// A model inside that is a target of the route; whether it has room it says itself.
     Model {
@@ -66,6 +79,50 @@ impl Journey {
         self.closed.push(target);
     }
 
+    /// Whether anything that the request may go to can have traffic at all.
+    pub fn is_available(&self, route: &Route) -> bool {
+        self.order.places().iter().any(|place| route.targets.get(*place).is_some_and(Target::is_available))
+    }
+
+    /// The queue in which the request waits when there is no room: the route's, or its own target's where requests stay
+    /// with the target that was drawn.
+    pub fn queue<'a>(&self, route: &'a Route) -> Option<&'a Arc<Queue>> {
+        match route.queues.as_slice() {
+            [one] => Some(one),
+            several => several.get(*self.order.places().first()?),
+        }
+    }
+
+    /// The targets that the request may go to, in their order: of each priority all, or only the drawn one.
+    fn targets<'a>(&self, route: &'a Route) -> impl Iterator<Item = (usize, &'a Target)> {
+        let mut drawn = None;
+        self.order.places().iter().filter_map(|place| Some((*place, route.targets.get(*place)?))).filter(
+            move |(_, target)| {
+                let first_of_its_priority = drawn.replace(target.priority) != Some(target.priority);
+                first_of_its_priority || route.try_others
+            },
+        )
+    }
+
+    /// Whether an endpoint that the request may go to seems to have room, tried before or not.
+    pub fn has_room(&self, route: &Route, now: u64) -> bool {
+        self.targets(route).any(|(_, target)| match &target.kind {
+            TargetKind::Model(_) => false,
+            TargetKind::Backend(backend) => backend.balancer.has_room(now),
+        })
+    }
+
+    /// How long until an endpoint that has no room may have some without a slot being given back, if that can be.
+    pub fn next_change(&self, route: &Route, now: u64) -> Option<Duration> {
+        self.targets(route)
+            .filter_map(|(_, target)| match &target.kind {
+                TargetKind::Model(_) => None,
+                TargetKind::Backend(backend) => Some(backend),
+            })
+            .filter_map(|backend| backend.balancer.next_change(now))
+            .min()
+    }
+
     /// Finds who takes the request. `again` allows endpoints that were tried before, for a retry that has no other.
     /// `key` gives what keeps the request on its endpoint, for backends that ask for it.
     pub fn admit<'a>(
@@ -76,18 +133,9 @@ impl Journey {
         again: bool,
         key: &dyn Fn(&Backend) -> Option<u64>,
     ) -> Admission<'a> {
-        let mut available = false;
-        let mut priority = None;
-        for rank in 0..self.order.places().len() {
-            let Some(place) = self.order.places().get(rank).copied() else { break };
-            let Some(target) = route.targets.get(place) else { continue };
-            available |= target.is_available();
-            let is_first = priority != Some(target.priority);
-            priority = Some(target.priority);
-            // The others of a priority are tried only where the route says so; the next priority always is.
-            if !is_first && !route.try_others {
-                continue;
-            }
+        let available = self.is_available(route);
+        let mut found = None;
+        for (place, target) in self.targets(route) {
             match &target.kind {
                 TargetKind::Model(model) => {
                     if !self.closed.contains(&place) {
@@ -95,15 +143,46 @@ impl Journey {
                     }
                 }
                 TargetKind::Backend(backend) => {
-                    let tried = if again { &[][..] } else { &self.tried };
-                    let ask = Ask { now, random, key: key(backend), tried };
-                    if let Some(Taken { endpoint, slot }) = backend.balancer.take(&ask) {
-                        self.tried.push(endpoint.state.clone());
-                        return Admission::Endpoint { backend, endpoint, slot };
+                    if let Some((endpoint, slot)) = self.pick(backend, now, random, key(backend), again) {
+                        found = Some((backend, endpoint, slot));
+                        break;
                     }
                 }
             }
         }
-        if available { Admission::Saturated } else { Admission::Unavailable }
+        match found {
+            Some((backend, endpoint, slot)) => {
+                self.tried.push(endpoint.state.clone());
+                Admission::Endpoint { backend, endpoint, slot }
+            }
+            None if available => Admission::Saturated,
+            None => Admission::Unavailable,
+        }
+    }
+
+    /// Takes a slot at a backend that is no target of the route, such as one that requests spill to.
+    pub fn admit_at(
+        &mut self,
+        backend: &Backend,
+        now: u64,
+        random: u64,
+        key: Option<u64>,
+    ) -> Option<(Arc<Endpoint>, Taken)> {
+        let (endpoint, slot) = self.pick(backend, now, random, key, false)?;
+        self.tried.push(endpoint.state.clone());
+        Some((endpoint, slot))
+    }
+
+    fn pick(
+        &self,
+        backend: &Backend,
+        now: u64,
+        random: u64,
+        key: Option<u64>,
+        again: bool,
+    ) -> Option<(Arc<Endpoint>, Taken)> {
+        let tried = if again { &[][..] } else { &self.tried };
+        let picked = backend.balancer.take(&Ask { now, random, key, tried })?;
+        Some((picked.endpoint, Taken::new(picked.slot, &backend.room)))
     }
 }

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderValue;
 use spillway_config::schema;
@@ -13,10 +14,18 @@ use super::signal::signals;
 use super::supervisor::{Watch, Work};
 use super::{Endpoint, EndpointKey, EndpointSet, EndpointState, Endpoints, SaturationSignal};
 use crate::telemetry::Metrics;
+use crate::tls::UpstreamTls;
 use crate::upstream::Peer;
 
-/// Makes the way to an endpoint.
-pub type MakePeer = Box<dyn Fn(&EndpointKey, SocketAddr) -> Peer + Send + Sync>;
+/// How the servers of a backend are connected to.
+pub struct Way {
+    /// Time for a connection.
+    pub connect: Duration,
+    /// How their TLS is judged, where a URL says https.
+    pub tls: Arc<UpstreamTls>,
+    /// Whether they speak HTTP/2.
+    pub http2: bool,
+}
 
 /// Age at which reports of load count no more for the policy `queueDepth`, where nothing is configured, milliseconds.
 const REPORTS_STALE_AFTER: u64 = 3_000;
@@ -31,7 +40,7 @@ pub struct Blueprint {
     check: Option<CheckPlan>,
     scrape: Option<ScrapePlan>,
     credentials: Option<HeaderValue>,
-    peer: MakePeer,
+    way: Way,
     endpoints: Arc<Endpoints>,
     metrics: Arc<Metrics>,
 }
@@ -45,7 +54,7 @@ impl Blueprint {
         written: &schema::Backend,
         full_statuses: &[u16],
         credentials: Option<HeaderValue>,
-        peer: MakePeer,
+        way: Way,
         endpoints: Arc<Endpoints>,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -59,7 +68,7 @@ impl Blueprint {
             check: check.map(|check| CheckPlan::new(check, written.model.as_deref(), full_statuses)),
             scrape: ScrapePlan::new(&written.capacity),
             credentials,
-            peer,
+            way,
             endpoints,
             metrics,
         }
@@ -115,17 +124,18 @@ impl Blueprint {
             signals: self.signals.clone(),
             slow_start: self.load_balancing.slow_start.map_or(0, |time| millis(time.0)),
             state,
-            peer: (self.peer)(key, key.address),
+            peer: Peer::new(key, key.address, self.way.connect, &self.way.tls, self.way.http2),
         }
     }
 
     fn watch(&self, key: &EndpointKey, endpoint: &Endpoint, watches: &mut Vec<Watch>) {
-        let host = if key.url.host.contains(':') {
-            format!("[{}]:{}", key.url.host, key.url.port)
-        } else {
-            format!("{}:{}", key.url.host, key.url.port)
+        let server = Server {
+            socket: key.address,
+            url: key.url.clone(),
+            credentials: self.credentials.clone(),
+            tls: self.way.tls.clone(),
+            http2: self.way.http2,
         };
-        let server = Server { socket: key.address, host, credentials: self.credentials.clone() };
         let works = self.check.clone().map(Work::Check).into_iter().chain(self.scrape.clone().map(Work::Scrape));
         watches.extend(works.map(|work| Watch {
             key: key.clone(),

@@ -18,7 +18,7 @@ mod supervisor;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use blueprint::{Addresses, Blueprint, MakePeer};
+pub use blueprint::{Addresses, Blueprint, Way};
 pub use endpoint::{Closed, Endpoint, EndpointKey, EndpointState, Endpoints, Slot, now_millis};
 pub use latency::Class;
 pub use outlier::{Detector, Verdict};

@@ -145,7 +145,8 @@ pub fn drain(backend: &Backend, named: &str, drained: bool) -> Vec<(String, bool
     let mut found = Vec::new();
     for e in set.all() {
         let url = e.url.to_string();
-        let is = named == e.socket.to_string() || named == url || url.strip_prefix("http://") == Some(named);
+        let authority = url.split_once("://").map(|(_, authority)| authority);
+        let is = named == e.socket.to_string() || named == url || authority == Some(named);
         if is || named == e.address {
             found.push((e.address.clone(), e.state.set_drained(drained, now)));
         }

@@ -132,9 +132,9 @@ mod tests {
     use spillway_config::schema;
 
     use super::*;
-    use crate::balancing::{Care, Endpoints, MakePeer};
+    use crate::balancing::{Care, Endpoints, Way};
     use crate::telemetry::Metrics;
-    use crate::upstream::Peer;
+    use crate::tls::UpstreamTls;
 
     /// Answers as a test tells it to.
     #[derive(Default)]
@@ -178,9 +178,10 @@ mod tests {
             "name": "x", "endpoints": [{"url": "http://chat:8000"}, {"url": "http://10.0.0.2:8000"}]
         }))
         .unwrap();
-        let peer: MakePeer = Box::new(|key, address| Peer::new(key, address, Duration::from_secs(1)));
+        let tls = Arc::new(UpstreamTls::read(&Default::default(), false, false).unwrap());
+        let way = Way { connect: Duration::from_secs(1), tls, http2: false };
         let (endpoints, metrics) = (Arc::new(Endpoints::default()), Arc::new(Metrics::new()));
-        let blueprint = Arc::new(Blueprint::new(&written, &[], None, peer, endpoints, metrics));
+        let blueprint = Arc::new(Blueprint::new(&written, &[], None, way, endpoints, metrics));
         let known: Addresses =
             vec![vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()], vec!["10.0.0.2".parse().unwrap()]];
         let (first, watches) = blueprint.build(&known, false);

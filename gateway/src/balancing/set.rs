@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use spillway_config::schema::PolicyName;
 
 use super::outlier::{Detector, Verdict};
 use super::policy::{PickContext, Policy, policy};
-use super::{Closed, Endpoint, EndpointState, Slot};
+use super::{Closed, Endpoint, EndpointState, Reason, Slot};
 
 /// For how long, in milliseconds, counts of available endpoints are good. They decide about tiers and panic only; each
 /// endpoint that is picked is looked at itself.
@@ -18,6 +19,9 @@ const COUNTED_FOR: u64 = 20;
 /// How much more than its share of the load a tier takes while endpoints are missing (Envoy's overprovisioning factor):
 /// a part goes to the next one when less than 1 / 1.4 of it is available.
 const OVERPROVISIONING: f64 = 1.4;
+
+/// How soon figures that change by themselves are looked at again by those who wait.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Endpoints that are told of as passed over.
 const MAX_TOLD: usize = 16;
@@ -158,6 +162,31 @@ impl Balancer {
             let panic = tier.panic.load(Ordering::Relaxed);
             tier.endpoints.iter().any(|e| e.is_available(now, panic))
         })
+    }
+
+    /// Whether an endpoint seems to have room.
+    pub fn has_room(&self, now: u64) -> bool {
+        let set = self.set.load();
+        set.tiers.iter().any(|tier| {
+            let panic = tier.panic.load(Ordering::Relaxed);
+            tier.endpoints.iter().any(|e| e.is_open(now, panic))
+        })
+    }
+
+    /// How long until an endpoint without room may have some although no slot was given back: when it is to be asked
+    /// again, or when figures that it is full by may have changed.
+    pub fn next_change(&self, now: u64) -> Option<Duration> {
+        let set = self.set.load();
+        let changes = set.tiers.iter().flat_map(|tier| {
+            let panic = tier.panic.load(Ordering::Relaxed);
+            tier.endpoints.iter().filter_map(move |e| match e.closed(now, panic)? {
+                Closed::Full(Reason::Status) => Some(e.state.full_for(now)),
+                Closed::Full(Reason::MaxInFlight | Reason::Probation) | Closed::Drained => None,
+                Closed::Ejected => Some(e.state.record.ejected_for(now)),
+                Closed::Full(_) | Closed::Unhealthy => Some(LOOK_AGAIN),
+            })
+        });
+        changes.filter(|wait| !wait.is_zero()).min()
     }
 
     /// Picks an endpoint and takes a slot at it; `None` when none has room that was not tried.

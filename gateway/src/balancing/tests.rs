@@ -11,6 +11,11 @@ use super::*;
 use crate::telemetry::EndpointMetrics;
 use crate::upstream::Peer;
 
+/// How an endpoint is connected to; nobody connects here.
+fn peer(_: &EndpointKey) -> Peer {
+    Peer::for_tests()
+}
+
 /// Endpoints with these weights and signals.
 pub(crate) fn endpoints_with(weights: &[u32], make: impl Fn() -> Vec<Box<dyn SaturationSignal>>) -> Vec<Arc<Endpoint>> {
     let in_backend = Arc::new(AtomicU32::new(0));

@@ -60,6 +60,9 @@ impl AdminArguments {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| wrong(&e))?;
         let connection = tokio::spawn(connection);
         let authority = self.admin.to_string();
+        if self.admin.https {
+            return Err(wrong(&"the admin address speaks http"));
+        }
         let host = authority.strip_prefix("http://").unwrap_or(&authority);
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
         request = request.header("x-spillway-admin", "1");

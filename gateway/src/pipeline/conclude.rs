@@ -13,7 +13,7 @@ use crate::exchange::{Exchange, ServedBy};
 use crate::server::Gateway;
 use crate::snapshot::{Route, TargetKind};
 use crate::spill::Report;
-use crate::telemetry::{AccessRecord, Kind, Span, Tokens, names};
+use crate::telemetry::{AccessRecord, Kind, Span, Tokens, names, rfc3339_millis};
 use crate::upstream::{Attempt, Failure, Outcome, RequestBody};
 
 /// An attempt that ends with the request's own deadline after less than this had no chance.
@@ -64,14 +64,18 @@ fn operation(path: &str) -> Option<&'static str> {
 pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outcome: &Outcome, took: Duration) {
     let (counted, error) = match outcome {
         Outcome::Answered => ("answered", None),
-        Outcome::Broken => ("failed", Some("broken")),
+        Outcome::Broken | Outcome::Died(_) => ("failed", Some("broken")),
+        Outcome::GivenUp => ("given_up", None),
         Outcome::Full(_) => ("full", Some("full")),
         Outcome::ClientGone => ("client_gone", Some("client_gone")),
         Outcome::Failed(failure) => ("failed", Some(kind(failure))),
     };
     a.endpoint.state.metrics.attempted(counted);
-    a.backend.balancer.ended(a.endpoint, verdict(outcome, x.outcome.status, took), a.began, now_millis());
-    if matches!(outcome, Outcome::Answered | Outcome::Broken) {
+    a.backend.balancer.ended(&a.endpoint, verdict(outcome, x.outcome.status, took), a.began, now_millis());
+    if matches!(outcome, Outcome::GivenUp) {
+        span.set(names::SPILLWAY_GIVEN_UP, true);
+    }
+    if matches!(outcome, Outcome::Answered | Outcome::Broken | Outcome::Died(_)) {
         if a.backend.protocol == BackendProtocol::Openai && (200..300).contains(&x.outcome.status) {
             let tokens = Tokens {
                 input: x.outcome.prompt_tokens,
@@ -97,14 +101,14 @@ fn verdict(outcome: &Outcome, status: u16, took: Duration) -> Verdict {
         Outcome::Answered if matches!(status, 500 | 502..=504 | 506..=599) => Verdict::Error,
         Outcome::Answered => Verdict::Good,
         Outcome::Full(_) => Verdict::Full,
-        Outcome::ClientGone => Verdict::Unknown,
+        Outcome::ClientGone | Outcome::GivenUp => Verdict::Unknown,
         // The server ended a connection that idled, as it may.
         Outcome::Failed(Failure::Stale(_)) => Verdict::Unknown,
         // A request that had no time left when it came says nothing of the server.
         Outcome::Failed(Failure::Deadline) if took < LEAST_TIME => Verdict::Unknown,
         // Some other status that the route tries elsewhere.
         Outcome::Failed(Failure::Status(status)) if *status < 500 => Verdict::Unknown,
-        Outcome::Broken | Outcome::Failed(_) => Verdict::Error,
+        Outcome::Broken | Outcome::Died(_) | Outcome::Failed(_) => Verdict::Error,
     }
 }
 
@@ -222,6 +226,7 @@ pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
 
 /// The request has ended: one line, one span, its metrics.
 pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) {
+    super::limiting::settle(&mut x);
     let head = session.req_header();
     let took = x.started.elapsed();
     // What nginx calls 499: the client left; nobody got this status.
@@ -232,8 +237,13 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
             route.metrics.refused_by(filter);
         }
     }
-    if x.authentication_failed {
-        gateway.metrics.authentication_failures.inc();
+    if let Some(reason) = x.authentication_failed {
+        if reason == "throttled" {
+            gateway.metrics.authentication_throttled.inc();
+        } else {
+            gateway.metrics.authentication_failures.inc();
+        }
+        gateway.audit.refused(reason, &x, head);
     }
     tell_span(session, &mut x, status);
     if x.snapshot.access_log {
@@ -250,7 +260,7 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
             route,
             method: head.method.as_str(),
             path: head.uri.path(),
-            protocol: if head.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" },
+            protocol: protocol(head.version).0,
             status,
             bytes_in: match &x.body {
                 RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
@@ -261,6 +271,8 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
             served_by: x.served_by(),
             endpoint: x.outcome.endpoint.as_deref(),
             attempts: x.outcome.attempts,
+            resumed: x.outcome.resumed,
+            queue_ms: x.outcome.queued.map(millis),
             spilled: x.outcome.spilled,
             model_asked: x.asked.as_ref().and_then(|asked| asked.model.as_deref()),
             model_answered: x.outcome.model_answered.as_deref(),
@@ -288,9 +300,9 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
     }
     span.set(names::HTTP_REQUEST_METHOD, head.method.to_string());
     span.set(names::URL_PATH, head.uri.path().to_owned());
-    span.set(names::URL_SCHEME, "http");
+    span.set(names::URL_SCHEME, if x.secure { "https" } else { "http" });
     span.set(names::CLIENT_ADDRESS, x.client.to_string());
-    span.set(names::NETWORK_PROTOCOL_VERSION, if head.version == Version::HTTP_10 { "1.0" } else { "1.1" });
+    span.set(names::NETWORK_PROTOCOL_VERSION, protocol(head.version).1);
     if let Some(agent) = head.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()) {
         span.set(names::USER_AGENT_ORIGINAL, agent.to_owned());
     }
@@ -303,6 +315,12 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
     }
     span.set(names::SPILLWAY_ATTEMPTS, i64::from(x.outcome.attempts));
     span.set(names::SPILLWAY_SPILLED, x.outcome.spilled.is_some());
+    if x.outcome.resumed {
+        span.set(names::SPILLWAY_RESUMED, true);
+    }
+    if let Some(queued) = x.outcome.queued {
+        span.set(names::SPILLWAY_QUEUE_SECONDS, queued.as_secs_f64());
+    }
     if let Some(reason) = x.outcome.spilled {
         span.set(names::SPILLWAY_SPILL_REASON, reason);
     }
@@ -319,41 +337,11 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
     x.span = span;
 }
 
-/// RFC 3339 in UTC with milliseconds.
-fn rfc3339_millis(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days, for days since 1970.
-    let z = days + 719_468;
-    let era = z / 146_097;
-    let day_of_era = z % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        second / 3_600,
-        second / 60 % 60,
-        second % 60,
-        since.subsec_millis()
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_rfc_3339() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000Z"),
-            (1_795_523_696, "2026-11-24T12:34:56.000Z"),
-        ] {
-            assert_eq!(rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
-        }
+/// How a version is written, whole and as its number alone.
+fn protocol(version: Version) -> (&'static str, &'static str) {
+    match version {
+        Version::HTTP_10 => ("HTTP/1.0", "1.0"),
+        Version::HTTP_2 => ("HTTP/2", "2"),
+        _ => ("HTTP/1.1", "1.1"),
     }
 }

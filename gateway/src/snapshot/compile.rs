@@ -5,20 +5,27 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue, StatusCode};
 use spillway_config::schema::{self, BackendProtocol, Config, RetryOn, RouteAuthentication};
-use spillway_filter::{BuildContext, Registry, SharedStates, Stage};
+use spillway_filter::{BuildContext, HttpClient, Registry, SharedStates, Stage};
+use tokio::sync::Semaphore;
 
-use super::{Backend, Last, ListedModel, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind};
-use crate::balancing::{Addresses, Balancer, Blueprint, Care, Detector, Endpoints, MakePeer, Resolve, addresses};
-use crate::identity::Authenticator;
+use super::{
+    Backend, HedgePlan, Last, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind,
+};
+use crate::admission::{Queue, RetryBudget, Room, SpillRule};
+use crate::balancing::{Addresses, Balancer, Blueprint, Care, Detector, Endpoints, Resolve, Way, addresses};
+use crate::http_client::Http;
+use crate::identity::{Authenticator, Failures, Parts};
+use crate::limits::{Limits, Prices, Rules};
 use crate::protocol::Api;
 use crate::routing::{ModelPattern, TableBuilder};
 use crate::spill::Models;
 use crate::telemetry::{Metrics, Tracer};
-use crate::upstream::Peer;
+use crate::tls::UpstreamTls;
 
 /// A configuration that is sound and still cannot be run: every reason, one a line.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +46,11 @@ pub struct Compiler {
     pub metrics: Arc<Metrics>,
     /// Where compiled pipelines of models are kept.
     pub cache_dir: Option<PathBuf>,
+    /// Levels and budgets.
+    pub limits: Limits,
+    /// Calls of the gateway's own.
+    pub http: Arc<dyn HttpClient>,
+    failures: Failures,
     generation: AtomicU64,
 }
 
@@ -46,15 +58,34 @@ fn secret(secret: &spillway_config::values::Secret) -> Result<String, String> {
     secret.resolve(&|name| std::env::var(name).ok()).map_err(|e| e.to_string())
 }
 
+/// Credentials as a backend gets them.
+pub(crate) fn bearer(credentials: &schema::Credentials) -> Result<HeaderValue, String> {
+    let text = format!("Bearer {}", secret(&credentials.bearer)?);
+    let mut value = HeaderValue::from_str(&text)
+        .map_err(|_| "its bearer token has characters that no header may have".to_owned())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn has_budget(config: &Config) -> bool {
+    let issuers = config.authentication.iter().flat_map(|a| &a.jwt);
+    let of_issuers = issuers.flat_map(|issuer| issuer.plans.values().chain([&issuer.limits]));
+    config.consumers.iter().map(|c| &c.limits).chain(of_issuers).any(|limits| limits.budget.is_some())
+}
+
 impl Compiler {
     /// A compiler for a new process.
     pub fn new(
         registry: Registry,
         metrics: Arc<Metrics>,
+        limits: Limits,
         cache_dir: Option<PathBuf>,
         resolver: Arc<dyn Resolve>,
     ) -> Self {
         Self {
+            limits,
+            http: Arc::new(Http::default()),
+            failures: Failures::new(metrics.clone()),
             registry,
             states: SharedStates::default(),
             endpoints: Arc::default(),
@@ -75,7 +106,16 @@ impl Compiler {
             Tracer::default()
         });
         let authentication = config.authentication.clone().unwrap_or_default();
-        let identity = Authenticator::new(&authentication, &config.consumers);
+        if let Err(e) = self.limits.share(config.state.limits.as_ref().map(|limits| &limits.redis)) {
+            errors.push(e);
+        }
+        if has_budget(config)
+            && let Err(e) = self.limits.open_budgets(&config.state.budgets.sqlite)
+        {
+            errors.push(e.to_string());
+        }
+        let parts = Parts { limits: &self.limits, states: &self.states, http: &self.http, metrics: &self.metrics };
+        let identity = Authenticator::new(&authentication, &config.consumers, &self.failures, parts);
         let mut cares = Vec::new();
         let mut backends = HashMap::new();
         for written in &config.backends {
@@ -93,9 +133,16 @@ impl Compiler {
             Models::load(&config.models, previous.map(|p| &p.models), &self.metrics, self.cache_dir.as_deref()).await;
         let models = loaded.map_err(|e| SnapshotError(e.iter().map(ToString::to_string).collect()))?;
         let identity = identity.map_err(|e| SnapshotError(vec![e.to_string()]))?;
+        let header = |name: &Option<String>| name.as_ref().and_then(|n| HeaderName::from_bytes(n.as_bytes()).ok());
+        let written = &authentication.identity_headers;
+        let identity_headers = [header(&written.consumer), header(&written.tenant)];
+        let mut owned_headers: Vec<HeaderName> = identity_headers.iter().flatten().cloned().collect();
         let mut table = TableBuilder::default();
         for written in &config.routes {
             let added = self.route(written, config, &backends, &models).and_then(|route| {
+                for named in &route.filters {
+                    owned_headers.extend_from_slice(named.filter.owned_headers());
+                }
                 table.add(&Arc::new(route), &written.hostnames, &written.matches).map_err(|e| e.to_string())
             });
             if let Err(e) = added {
@@ -108,6 +155,9 @@ impl Compiler {
         Ok(Snapshot {
             routes: table.build(),
             identity,
+            identity_headers,
+            owned_headers,
+            prices: Prices::new(&config.prices),
             tracer,
             access_log: config.telemetry.logs.access,
             cares: parking_lot::Mutex::new(cares),
@@ -126,25 +176,16 @@ impl Compiler {
         previous: Option<&Snapshot>,
         cares: &mut Vec<Care>,
     ) -> Result<Backend, String> {
-        let credentials = match &written.credentials {
-            None => None,
-            Some(credentials) => {
-                let text = format!("Bearer {}", secret(&credentials.bearer)?);
-                let mut value = HeaderValue::from_str(&text)
-                    .map_err(|_| "its bearer token has characters that no header may have".to_owned())?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-        };
+        let tls = read_tls(written).await?;
+        let credentials = written.credentials.as_ref().map(bearer).transpose()?;
         let full: Vec<u16> = match &written.capacity.statuses {
             Some(statuses) => statuses.iter().map(|status| status.0).collect(),
             None if written.protocol == BackendProtocol::Openai => vec![429, 503],
             None => Vec::new(),
         };
-        let connect = written.timeouts.connect.0;
-        let peer: MakePeer = Box::new(move |key, address| Peer::new(key, address, connect));
+        let way = Way { connect: written.timeouts.connect.0, tls, http2: written.http2 };
         let (endpoints, metrics) = (self.endpoints.clone(), self.metrics.clone());
-        let blueprint = Arc::new(Blueprint::new(written, &full, credentials.clone(), peer, endpoints, metrics));
+        let blueprint = Arc::new(Blueprint::new(written, &full, credentials.clone(), way, endpoints, metrics));
         let addresses = self.addresses(written, previous).await?;
         // At start all count as available; an endpoint that a reload adds takes traffic after its first check.
         let (set, watches) = blueprint.build(&addresses, previous.is_some());
@@ -157,6 +198,9 @@ impl Compiler {
             hash_on: written.load_balancing.hash_on.clone(),
             policy: written.load_balancing.policy,
             load_reports: written.capacity.load_reports,
+            retries: self.states.get_or_insert(&written.name, RetryBudget::default),
+            room: self.states.get_or_insert(&written.name, Room::default),
+            model: written.model.as_deref().map(Into::into),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
             full_statuses: full,
@@ -209,12 +253,17 @@ impl Compiler {
                 (None, Some(name)) => (name, TargetKind::Model(model(name)?)),
                 (None, None) => return Err(missing("backend or model in a backendRef")),
             };
-            targets.push(Target { name: name.clone(), weight: reference.weight, priority: reference.priority, kind });
+            let (weight, priority) = (reference.weight, reference.priority);
+            targets.push(Target { name: name.clone(), weight, priority, kind });
         }
         let last = |spill_to: Option<&String>, reject: Option<&schema::Reject>| {
             let reject = reject.cloned().unwrap_or_default();
+            let spill_to = spill_to.map(|name| match backends.get(name.as_str()) {
+                Some(backend) => Ok(TargetKind::Backend(backend.clone())),
+                None => model(name).map(TargetKind::Model),
+            });
             Ok::<_, String>(Last {
-                spill_to: spill_to.map(|name| model(name)).transpose()?,
+                spill_to: spill_to.transpose()?,
                 status: StatusCode::from_u16(reject.status.0).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
                 retry_after: reject.retry_after.0,
             })
@@ -225,30 +274,62 @@ impl Compiler {
             Some(rule) => last(rule.spill_to.as_ref(), rule.reject.as_ref())?,
             None => when_saturated.clone(),
         };
-        let (mut guards, mut filters) = (Vec::new(), Vec::new());
+        let prefixes: Vec<&str> = written
+            .matches
+            .iter()
+            .filter_map(|m| match &m.path {
+                Some(schema::PathMatch::Prefix(prefix)) => Some(prefix.as_str()),
+                _ => None,
+            })
+            .collect();
+        let queues = match &saturated.queue {
+            Some(queue) => self.queues(&name, queue, saturated.try_others, &targets),
+            None => Vec::new(),
+        };
+        let (mut guards, mut filters, mut mirrors) = (Vec::new(), Vec::new(), Vec::new());
         for entry in &written.filters {
-            let cx = BuildContext { route: &name, states: &self.states };
+            let cx = BuildContext { route: &name, prefixes: &prefixes, states: &self.states, http: &self.http };
             let filter = self
                 .registry
                 .build(&entry.name, &entry.config, &cx)
                 .map_err(|e| format!("route `{name}`, filter `{}`: {}", entry.name, e.message))?;
+            if let Some(mirror) = filter.mirror() {
+                let backend = backends.get(mirror.backend).cloned().ok_or_else(|| missing(mirror.backend))?;
+                let places = usize::try_from(mirror.max_in_flight).unwrap_or(Semaphore::MAX_PERMITS);
+                mirrors.push(MirrorPlan {
+                    backend,
+                    share: mirror.share,
+                    timeout: mirror.timeout,
+                    places: Arc::new(Semaphore::new(places)),
+                    max_body: mirror.max_body,
+                });
+            }
+            let named = |rules| NamedFilter { name: entry.name.clone(), filter: filter.clone(), rules };
+            if let Some(spec) = filter.limit() {
+                let (early, late) = self.limits.of_filter(&name, spec).map_err(|e| format!("route `{name}`: {e}"))?;
+                // A limit by address counts requests before anybody is known, and tokens when the body is.
+                guards.extend((!early.is_empty()).then(|| named(early)));
+                filters.extend((!late.is_empty()).then(|| named(late)));
+                continue;
+            }
             let list = if filter.stage() == Stage::Guard { &mut guards } else { &mut filters };
-            list.push(NamedFilter { name: entry.name.clone(), filter });
+            list.push(named(Rules::new()));
         }
         let speaks_model = targets.iter().any(|target| match &target.kind {
             TargetKind::Backend(backend) => backend.protocol == BackendProtocol::Openai,
             TargetKind::Model(_) => true,
         });
+        let holds_body = speaks_model || filters.iter().any(|named: &NamedFilter| named.filter.needs_body());
         let known_callers = !config.consumers.is_empty() || config.authentication.is_some();
         let default = if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None };
         let on = |reason| written.retry.on.contains(&reason);
         Ok(Route {
             api: if speaks_model { Api::OpenAi } else { Api::Problem },
             authentication: written.authentication.unwrap_or(default),
-            guards,
-            filters,
+            access: written.access.clone(),
             sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
             try_others: saturated.try_others,
+            max_queue_wait: saturated.queue.as_ref().map_or(Duration::ZERO, |queue| queue.max_wait.0),
             when_saturated,
             when_unavailable,
             request_timeout: written.timeouts.request.0,
@@ -266,14 +347,82 @@ impl Compiler {
                     .collect(),
                 backoff_base: written.retry.backoff.base.0,
                 backoff_max: written.retry.backoff.max.0,
+                budget: thousandths(written.retry.budget),
+                hedge: written.retry.hedge.as_ref().map(|hedge| HedgePlan {
+                    after: hedge.after.0,
+                    max: usize::try_from(hedge.max.get()).unwrap_or(1),
+                }),
             },
+            answers_preflight: guards.iter().any(|guard| guard.filter.answers_preflight()),
+            spill: written.spill.as_ref().map(spill_rule).unwrap_or_default(),
+            resume: written.resume,
             max_body: written.limits.max_body.0,
-            holds_body: speaks_model,
+            // Who waits in a queue is watched for leaving, which cannot be seen behind a body that was not read; a copy
+            // needs the body a second time.
+            holds_body: holds_body || !queues.is_empty() || !mirrors.is_empty(),
+            queues,
+            mirrors,
             listed_models: listed(written, config, &targets),
             metrics: self.metrics.route(&name),
+            guards,
+            filters,
             targets,
             name,
         })
+    }
+}
+
+/// Reads the files of a backend's TLS, off the runtime's threads.
+async fn read_tls(written: &schema::Backend) -> Result<Arc<UpstreamTls>, String> {
+    let https = written.endpoints.iter().any(|endpoint| endpoint.url.https);
+    let (tls, http2) = (written.tls.clone(), written.http2);
+    let read = tokio::task::spawn_blocking(move || UpstreamTls::read(&tls, http2, https)).await;
+    read.map_err(|e| e.to_string())?.map(Arc::new).map_err(|e| e.to_string())
+}
+
+fn spill_rule(written: &schema::SpillLimits) -> SpillRule {
+    let patterns = |models: &Vec<String>| models.iter().map(|model| ModelPattern::new(model)).collect();
+    SpillRule {
+        max_prompt_tokens: written.max_prompt_tokens,
+        models: written.models.as_ref().map(patterns),
+        tenants: written.tenants.as_ref().map(|tenants| tenants.iter().map(|t| t.as_str().into()).collect()),
+        share: written.percent.map(|percent| percent / 100.0),
+    }
+}
+
+/// A share in thousandths; the checks hold it between 0 and 1.
+fn thousandths(share: f64) -> i64 {
+    #[allow(clippy::cast_possible_truncation, reason = "a number from 0 to 1000")]
+    let thousandths = (share.clamp(0.0, 1.0) * 1_000.0).round() as i64;
+    thousandths
+}
+
+impl Compiler {
+    /// One queue of a route, or one for each target where a request stays with the one that it drew: a place that comes
+    /// free at another target is none for it.
+    fn queues(&self, route: &str, written: &schema::Queue, try_others: bool, targets: &[Target]) -> Vec<Arc<Queue>> {
+        let depth = usize::try_from(written.max_depth.get()).unwrap_or(usize::MAX);
+        let rooms = |serves: &dyn Fn(&Target) -> bool| {
+            let backend = |target: &Target| match &target.kind {
+                TargetKind::Backend(backend) if serves(target) => Some(backend.room.clone()),
+                _ => None,
+            };
+            targets.iter().filter_map(backend).collect::<Vec<_>>()
+        };
+        let queue = |name: &str, rooms: Vec<Arc<Room>>| {
+            let make = || Queue::new(depth, written.max_wait.0, self.metrics.queue(route));
+            let queue = self.states.get_or_insert(name, make);
+            queue.adopt(depth, written.max_wait.0, rooms);
+            queue
+        };
+        if try_others || targets.len() == 1 {
+            return vec![queue(route, rooms(&|_| true))];
+        }
+        let own = |target: &Target| {
+            let serves = |other: &Target| other.name == target.name || other.priority != target.priority;
+            queue(&format!("{route}\n{}", target.name), rooms(&serves))
+        };
+        targets.iter().map(own).collect()
     }
 }
 
@@ -308,6 +457,7 @@ fn redacted(config: &Config) -> serde_json::Value {
     let mut config = config.clone();
     for consumer in &mut config.consumers {
         consumer.keys.clear();
+        consumer.keys_file = None;
     }
     serde_json::to_value(config).unwrap_or_default()
 }

@@ -8,13 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
-use spillway_config::schema::{BackendProtocol, HashOn, ListenerLimits, PolicyName, RouteAuthentication};
+use spillway_config::schema::{Access, BackendProtocol, HashOn, PolicyName, RouteAuthentication};
 use spillway_filter::Filter;
+use tokio::sync::Semaphore;
 
+pub(crate) use compile::bearer;
 pub use compile::{Compiler, SnapshotError};
 
+use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::balancing::{Balancer, Care, now_millis};
 use crate::identity::Authenticator;
+use crate::limits::{Prices, Rules};
 use crate::protocol::Api;
 use crate::protocol::openai::ModelCard;
 use crate::routing::RouteTable;
@@ -27,6 +31,12 @@ pub struct Snapshot {
     pub routes: RouteTable,
     /// API keys and whose they are.
     pub identity: Authenticator,
+    /// Headers that tell backends the consumer and the tenant.
+    pub identity_headers: [Option<HeaderName>; 2],
+    /// Headers that the gateway alone may set on requests, besides `x-spillway-*`.
+    pub owned_headers: Vec<HeaderName>,
+    /// What tokens cost.
+    pub prices: Prices,
     /// Where traces go.
     pub tracer: Tracer,
     /// Whether each request is logged.
@@ -47,28 +57,15 @@ pub struct Snapshot {
     pub generation: u64,
 }
 
-/// A listener to be opened or kept.
-#[derive(Debug, Clone)]
-pub struct ListenerPlan {
-    /// Name in logs and metrics.
-    pub name: String,
-    /// Where it listens; port 0 takes a free one.
-    pub address: std::net::SocketAddr,
-    /// Its limits.
-    pub limits: ListenerLimits,
-}
-
-/// The listeners that a configuration asks for.
-pub fn plans(config: &spillway_config::schema::Config) -> Vec<ListenerPlan> {
-    config
-        .listeners
-        .iter()
-        .map(|listener| ListenerPlan {
-            name: listener.name.clone().unwrap_or_else(|| listener.address.to_string()),
-            address: listener.address.0,
-            limits: listener.limits.clone(),
+impl Snapshot {
+    /// Whether a header is one that the gateway alone may set, in any spelling that some server would read as such.
+    pub fn owns_header(&self, name: &HeaderName) -> bool {
+        let same = |a: u8, b: u8| a == b || matches!((a, b), (b'-' | b'_', b'-' | b'_'));
+        self.owned_headers.iter().any(|owned| {
+            let (owned, name) = (owned.as_str().as_bytes(), name.as_str().as_bytes());
+            owned.len() == name.len() && owned.iter().zip(name).all(|(a, b)| same(*a, *b))
         })
-        .collect()
+    }
 }
 
 /// A compiled route.
@@ -79,6 +76,8 @@ pub struct Route {
     pub api: Api,
     /// Whether a caller must show who it is.
     pub authentication: RouteAuthentication,
+    /// Who of the known callers may use it.
+    pub access: Option<Access>,
     /// Filters that run before the caller is known.
     pub guards: Vec<NamedFilter>,
     /// Filters that run when the caller is known.
@@ -87,20 +86,32 @@ pub struct Route {
     pub targets: Vec<Target>,
     /// What keeps a caller on one target.
     pub sticky: Option<HeaderName>,
-    /// Whether other targets are tried when the drawn one has no room.
+    /// Whether other targets of its priority are tried when the drawn one has no room.
     pub try_others: bool,
+    /// Where requests wait that find no room: none, one, or one for each target where requests stay with theirs.
+    pub queues: Vec<Arc<Queue>>,
+    /// Longest wait there.
+    pub max_queue_wait: Duration,
     /// What happens when no endpoint has room.
     pub when_saturated: Last,
     /// What happens when no endpoint is available or all tries are spent.
     pub when_unavailable: Last,
+    /// Which requests may be answered by somebody else.
+    pub spill: SpillRule,
+    /// Whether a stream that died is continued.
+    pub resume: bool,
+    /// Backends that get copies of requests.
+    pub mirrors: Vec<MirrorPlan>,
     /// Arrival to last byte.
     pub request_timeout: Duration,
     /// One attempt.
     pub attempt_timeout: Option<Duration>,
-    /// Arrival to the first content of a stream.
+    /// Arrival to the first content of a stream, or from the beginning of a further try.
     pub first_token_timeout: Option<Duration>,
     /// Further tries after the first.
     pub retry: RetryPlan,
+    /// Whether one of the guards answers what browsers ask before a request.
+    pub answers_preflight: bool,
     /// Bytes of a body.
     pub max_body: u64,
     /// Whether the body is held before it goes anywhere: a target or spill needs to read it.
@@ -133,6 +144,8 @@ pub struct NamedFilter {
     pub name: String,
     /// What it does.
     pub filter: Arc<dyn Filter>,
+    /// The rules of limits that it stands for at this place; then it is not asked itself.
+    pub rules: Rules,
 }
 
 /// One of the places that a route's requests go to.
@@ -141,13 +154,14 @@ pub struct Target {
     pub name: String,
     /// Share of the requests.
     pub weight: u32,
-    /// The lowest that is available comes first.
+    /// Its tier: a higher number comes later.
     pub priority: u32,
     /// What it is.
     pub kind: TargetKind,
 }
 
 /// A backend or a model inside.
+#[derive(Clone)]
 pub enum TargetKind {
     /// A group of servers.
     Backend(Arc<Backend>),
@@ -155,11 +169,11 @@ pub enum TargetKind {
     Model(Arc<LoadedModel>),
 }
 
-/// What is left when nothing takes a request: a model that answers, then a refusal.
+/// What is left when nothing takes a request: somebody who answers instead, then a refusal.
 #[derive(Clone)]
 pub struct Last {
     /// Answers instead.
-    pub spill_to: Option<Arc<LoadedModel>>,
+    pub spill_to: Option<TargetKind>,
     /// Status of the refusal.
     pub status: StatusCode,
     /// Its Retry-After.
@@ -181,6 +195,33 @@ pub struct RetryPlan {
     pub backoff_base: Duration,
     /// At most.
     pub backoff_max: Duration,
+    /// Thousandths of a retry or hedge that each request adds to its backend's budget.
+    pub budget: i64,
+    /// Further attempts beside a slow one.
+    pub hedge: Option<HedgePlan>,
+}
+
+/// A backend that gets copies of requests.
+pub struct MirrorPlan {
+    /// The backend.
+    pub backend: Arc<Backend>,
+    /// Share of the requests, from 0 to 1.
+    pub share: f64,
+    /// Longest time of a copy.
+    pub timeout: Duration,
+    /// One for each copy at the same time.
+    pub places: Arc<Semaphore>,
+    /// Bytes of a body.
+    pub max_body: u64,
+}
+
+/// Further attempts beside a slow one.
+#[derive(Debug, Clone, Copy)]
+pub struct HedgePlan {
+    /// How long the last one may take without the head of an answer.
+    pub after: Duration,
+    /// How many beside the first.
+    pub max: usize,
 }
 
 /// A compiled backend.
@@ -197,7 +238,13 @@ pub struct Backend {
     pub policy: PolicyName,
     /// Whether its servers are asked for their load with each request.
     pub load_reports: bool,
-    /// The model name its servers know, as JSON text ready to be put into a body.
+    /// What may be sent to it beside the requests themselves.
+    pub retries: Arc<RetryBudget>,
+    /// Where its free places are offered to those who wait.
+    pub room: Arc<Room>,
+    /// The model name its servers know, when it differs from the caller's.
+    pub model: Option<Arc<str>>,
+    /// The same, as JSON text ready to be put into a body.
     pub upstream_model: Option<String>,
     /// Replaces the caller's credentials.
     pub credentials: Option<HeaderValue>,
@@ -248,13 +295,19 @@ impl Route {
             name: name.to_owned(),
             api: Api::Problem,
             authentication: RouteAuthentication::None,
+            access: None,
             guards: Vec::new(),
             filters: Vec::new(),
             targets: Vec::new(),
             sticky: None,
             try_others: true,
+            queues: Vec::new(),
+            max_queue_wait: Duration::ZERO,
             when_saturated: last.clone(),
             when_unavailable: last,
+            spill: SpillRule::default(),
+            resume: false,
+            mirrors: Vec::new(),
             request_timeout: Duration::from_secs(600),
             attempt_timeout: None,
             first_token_timeout: None,
@@ -265,7 +318,10 @@ impl Route {
                 on_statuses: Vec::new(),
                 backoff_base: Duration::from_millis(25),
                 backoff_max: Duration::from_secs(1),
+                budget: 200,
+                hedge: None,
             },
+            answers_preflight: false,
             max_body: 20 << 20,
             holds_body: false,
             listed_models: Vec::new(),
@@ -285,6 +341,9 @@ impl Backend {
             hash_on: None,
             policy: PolicyName::LeastRequest,
             load_reports: false,
+            retries: Arc::default(),
+            room: Arc::default(),
+            model: None,
             upstream_model: None,
             credentials: None,
             full_statuses: Vec::new(),

@@ -1,12 +1,14 @@
 //! A chat request becomes work for the engine: what it cannot do is refused before anything is computed, the
 //! conversation is turned into tokens off the runtime's threads where that takes long, and the engine takes it or not.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
 use spillway_engine::{Busy, BusyReason, ChatMessage, Engine, Generate, Prompt, PromptError, Sampling};
 use spillway_filter::{ErrorKind, Refusal};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::LoadedModel;
 use super::stream::{Report, SpillStream, Wanted, internal};
@@ -68,29 +70,78 @@ fn no_room(message: &'static str, retry_after: Duration) -> SpillError {
     )
 }
 
+/// The beginning of an answer that somebody else did not finish.
+#[derive(Debug, Clone, Copy)]
+pub struct Begun<'a> {
+    /// What was said.
+    pub text: &'a str,
+    /// About how many tokens that is.
+    pub tokens: u32,
+}
+
+/// On which terms a request is answered.
+#[derive(Debug, Default)]
+pub struct Terms {
+    /// A longer prompt is not taken.
+    pub max_prompt_tokens: Option<NonZeroU32>,
+    /// The place of a request that is over a limit.
+    pub over_limit: Option<OwnedSemaphorePermit>,
+}
+
 /// Gives a request to the engine. It is answered whatever model it names.
 pub async fn answer(
     model: &Arc<LoadedModel>,
     request: &ChatRequest,
+    terms: Terms,
     deadline: Instant,
 ) -> Result<SpillStream, SpillError> {
+    submit(model, request, None, terms, deadline).await
+}
+
+/// Gives the rest of an answer to the engine: it writes on where the text ends, and the tokens that were written count.
+pub async fn continue_answer(
+    model: &Arc<LoadedModel>,
+    request: &ChatRequest,
+    begun: Begun<'_>,
+    terms: Terms,
+    deadline: Instant,
+) -> Result<SpillStream, SpillError> {
+    submit(model, request, Some(begun), terms, deadline).await
+}
+
+async fn submit(
+    model: &Arc<LoadedModel>,
+    request: &ChatRequest,
+    resumed: Option<Begun<'_>>,
+    terms: Terms,
+    deadline: Instant,
+) -> Result<SpillStream, SpillError> {
+    let begun = resumed.unwrap_or(Begun { text: "", tokens: 0 });
     if let Some(refusal) = request.unsupported() {
         return Err(SpillError::CannotSpill(refusal.clone()));
     }
-    check_length(request.text_bytes(), model.engine().info().context_length)?;
+    check_length(request.text_bytes().saturating_add(begun.text.len()), model.engine().info().context_length)?;
     // What would be refused with an empty prompt need not be encoded to be refused.
     let wait = model.engine().estimated_wait(0);
     if let Some(excess) = wait.checked_sub(model.max_queue_wait()).filter(|excess| !excess.is_zero()) {
         return Err(Busy { reason: BusyReason::WaitTooLong, retry_after: excess }.into());
     }
     let started = Instant::now();
-    let prompt = encode(model, request, deadline).await?;
+    let prompt = encode(model, request, begun.text, deadline).await?;
     let encode = started.elapsed();
-    let prompt_tokens = u64::try_from(prompt.len()).ok();
+    let length = u64::try_from(prompt.len()).unwrap_or(u64::MAX);
+    if let Some(most) = terms.max_prompt_tokens.filter(|most| length > u64::from(most.get()) + u64::from(begun.tokens))
+    {
+        return Err(too_long(format!(
+            "The conversation has {length} tokens, and at most {most} may be answered here."
+        )));
+    }
+    let prompt_tokens = Some(length.saturating_sub(begun.tokens.into()));
     let submitted = Instant::now();
     let events = model.engine().submit(Generate {
         prompt,
-        max_tokens: request.max_tokens,
+        // One at least: only the engine can say that the answer has come to its end.
+        max_tokens: request.max_tokens.map(|most| most.saturating_sub(begun.tokens).max(1)),
         sampling: Sampling {
             temperature: request.temperature.unwrap_or(1.0),
             top_k: request.top_k,
@@ -106,7 +157,7 @@ pub async fn answer(
         id: id.clone(),
         model: model.name().into(),
         prompt_tokens,
-        completion_tokens: 0,
+        completion_tokens: begun.tokens.into(),
         encode,
         submitted,
         queued: None,
@@ -120,9 +171,11 @@ pub async fn answer(
     };
     let wanted = Wanted {
         streamed: request.stream,
+        resumed: resumed.map(|begun| begun.tokens),
         served_by: model.served_by().clone(),
         deadline,
         _model: Some(Arc::clone(model)),
+        _over_limit: terms.over_limit,
     };
     Ok(SpillStream::new(
         events,
@@ -130,6 +183,14 @@ pub async fn answer(
         wanted,
         report,
     ))
+}
+
+/// How many tokens the prompt of a body is for a model; `None` where it could not answer.
+pub async fn prompt_tokens(model: &Arc<LoadedModel>, body: &[u8], deadline: Instant) -> Option<u64> {
+    let request = ChatRequest::parse(body).ok().filter(|request| request.unsupported().is_none())?;
+    check_length(request.text_bytes(), model.engine().info().context_length).ok()?;
+    let prompt = encode(model, &request, "", deadline).await.ok()?;
+    u64::try_from(prompt.len()).ok()
 }
 
 /// Refuses what cannot fit before it is encoded.
@@ -149,14 +210,19 @@ fn too_long(message: String) -> SpillError {
 
 /// The conversation as tokens. A long one is encoded on a blocking thread, few of them at a time: encoding is work for
 /// the processor, and more threads would only take it from the proxy.
-async fn encode(model: &Arc<LoadedModel>, request: &ChatRequest, deadline: Instant) -> Result<Prompt, SpillError> {
+async fn encode(
+    model: &Arc<LoadedModel>,
+    request: &ChatRequest,
+    begun: &str,
+    deadline: Instant,
+) -> Result<Prompt, SpillError> {
     let messages: Vec<ChatMessage> = request
         .messages
         .iter()
         .map(|message| ChatMessage { role: message.role.to_owned(), content: message.content.clone() })
         .collect();
-    if request.text_bytes() <= ENCODE_INLINE {
-        return encode_now(model.engine(), &messages);
+    if request.text_bytes().saturating_add(begun.len()) <= ENCODE_INLINE {
+        return encode_now(model.engine(), &messages, begun);
     }
     let until = deadline.min(Instant::now() + model.max_queue_wait());
     let turn = tokio::time::timeout_at(until.into(), Arc::clone(model.encoders()).acquire_owned()).await;
@@ -166,10 +232,10 @@ async fn encode(model: &Arc<LoadedModel>, request: &ChatRequest, deadline: Insta
             Duration::ZERO,
         ));
     };
-    let model = Arc::clone(model);
+    let (model, begun) = (Arc::clone(model), begun.to_owned());
     // The turn goes with the work: when the caller leaves, the thread still has to finish.
     let work = tokio::task::spawn_blocking(move || {
-        let encoded = encode_now(model.engine(), &messages);
+        let encoded = encode_now(model.engine(), &messages, &begun);
         drop(turn);
         encoded
     });
@@ -188,14 +254,16 @@ async fn encode(model: &Arc<LoadedModel>, request: &ChatRequest, deadline: Insta
     }
 }
 
-fn encode_now(engine: &Engine, messages: &[ChatMessage]) -> Result<Prompt, SpillError> {
-    engine.encode_chat(messages).map_err(|error| match error {
+fn encode_now(engine: &Engine, messages: &[ChatMessage], begun: &str) -> Result<Prompt, SpillError> {
+    engine.encode_answer(messages, begun).map_err(|error| match error {
         PromptError::TooLong { tokens, context } => too_long(format!(
             "The conversation has {tokens} tokens; this model's context is {context} tokens, the answer included."
         )),
-        PromptError::Empty | PromptError::Role(_) | PromptError::Template(_) => SpillError::CannotSpill(
-            Refusal::invalid("invalid_value", format!("`messages`: {error}.")).param("messages"),
-        ),
+        PromptError::Empty | PromptError::Role(_) | PromptError::Template(_) | PromptError::NotGenerating => {
+            SpillError::CannotSpill(
+                Refusal::invalid("invalid_value", format!("`messages`: {error}.")).param("messages"),
+            )
+        }
     })
 }
 

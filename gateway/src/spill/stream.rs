@@ -10,6 +10,7 @@ use futures::FutureExt;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use spillway_engine::{EngineError, Event, FinishReason, Finished, TokenStream};
 use spillway_filter::{ErrorKind, Refusal};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::LoadedModel;
 use crate::protocol::openai::Answer;
@@ -80,10 +81,14 @@ pub struct Report {
 /// How an answer is wanted.
 pub(super) struct Wanted {
     pub(super) streamed: bool,
+    /// It continues an answer of which so many tokens were written already.
+    pub(super) resumed: Option<u32>,
     pub(super) served_by: HeaderValue,
     pub(super) deadline: Instant,
     /// Kept alive: an engine that is dropped fails what it runs.
     pub(super) _model: Option<Arc<LoadedModel>>,
+    /// Held to the end by an answer to a request over a limit.
+    pub(super) _over_limit: Option<OwnedSemaphorePermit>,
 }
 
 /// An answer that is being written.
@@ -172,7 +177,8 @@ impl<E: Events> SpillStream<E> {
             Event::Started { queued } => self.report.queued = Some(queued),
             Event::Prefilled { prefill, prompt_tokens } => {
                 self.report.prefill = Some(prefill);
-                self.report.prompt_tokens = Some(prompt_tokens.into());
+                let before = self.wanted.resumed.unwrap_or_default();
+                self.report.prompt_tokens = Some(prompt_tokens.saturating_sub(before).into());
             }
             Event::Text { text, tokens } => {
                 self.report.completion_tokens = self.report.completion_tokens.saturating_add(tokens.into());
@@ -193,7 +199,9 @@ impl<E: Events> SpillStream<E> {
     fn begun(&mut self) {
         if self.report.first_token.is_none() {
             self.report.first_token = Some(Instant::now());
-            if self.wanted.streamed {
+            if self.wanted.resumed.is_some() {
+                self.answer.resumed(&mut self.out);
+            } else if self.wanted.streamed {
                 self.answer.first(&mut self.out);
             }
         }
@@ -210,7 +218,10 @@ impl<E: Events> SpillStream<E> {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
         };
-        let (prompt, completion) = (u64::from(finished.prompt_tokens), u64::from(finished.completion_tokens));
+        // What was written before is part of the answer to the caller and part of the prompt to the engine.
+        let before = u64::from(self.wanted.resumed.unwrap_or_default());
+        let prompt = u64::from(finished.prompt_tokens).saturating_sub(before);
+        let completion = u64::from(finished.completion_tokens).saturating_add(before);
         self.report.prompt_tokens = Some(prompt);
         self.report.completion_tokens = completion;
         self.report.queued = Some(finished.queued);
@@ -252,6 +263,8 @@ fn refusal(error: &EngineError) -> Refusal {
             "The model inside the gateway is being stopped; try again.",
         ),
         // What the device said is for the log, where the engine has written it.
-        EngineError::Device(_) => internal("The model inside the gateway failed; its log says why."),
+        EngineError::Device(_) | EngineError::Task { .. } | EngineError::Input(_) | EngineError::Busy(_) => {
+            internal("The model inside the gateway failed; its log says why.")
+        }
     }
 }

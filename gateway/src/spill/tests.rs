@@ -39,9 +39,11 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
     };
     let wanted = Wanted {
         streamed,
+        resumed: None,
         served_by: HeaderValue::from_static("builtin/m"),
         deadline: Instant::now() + within,
         _model: None,
+        _over_limit: None,
     };
     (events, SpillStream::new(Script(script), Answer::new("chatcmpl-1".into(), 7, "m".into(), true), wanted, report))
 }

@@ -2,6 +2,7 @@
 //! device, all weights and the KV cache; a step is one command buffer and one read of its logits.
 
 mod cache;
+mod packed;
 mod source;
 
 use std::collections::HashMap;
@@ -9,35 +10,54 @@ use std::time::Duration;
 
 use wgpu::util::align_to;
 
-use super::{ActId, Batch, Executor, MatrixId, Row, Sizes, VectorId};
-use crate::artifact::{Tensor, TensorType};
+use super::{ActId, Batch, Executor, Function, Index, MatrixId, Pairing, Rope, RopeId, Sizes, VectorId};
+use crate::artifact::Tensor;
 use crate::device::{Faults, Opened};
 use crate::{DeviceInfo, EngineError, LoadError};
-use source::GROUP;
+use packed::{GROUP, Packed};
 
 /// Activation rows that share an unpacked block of weights, where a step has more than one.
 const TILE: usize = 4;
 /// Longest time that a step may take: beyond it the device hangs.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Most parts of a matrix; it is split where it is larger than one binding may be.
+const MAX_SEGMENTS: usize = 64;
+/// Bytes of weights that are repacked at once.
+const CHUNK: usize = 4 << 20;
+
 /// What a dispatch runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kernel {
-    Embed(TensorType),
+    Embed(Packed),
+    Add,
+    AddBias,
     RmsNorm,
+    LayerNorm,
+    HeadNorm,
     Quantize,
-    Matmul(TensorType, bool),
+    Matmul(Packed, bool),
     RopeStore,
     Attention,
-    SiluMul,
+    AttentionBothWays,
+    Activate(Function),
+    Gate(Function),
     Pick,
+    PickMean,
 }
 
 struct Segment {
-    kind: TensorType,
+    packed: Packed,
     columns: usize,
     rows: usize,
     words: wgpu::Buffer,
+}
+
+/// A table of rotations.
+struct Turns {
+    pairs: usize,
+    halves: bool,
+    table: wgpu::Buffer,
 }
 
 struct Place {
@@ -45,8 +65,8 @@ struct Place {
     buffer: wgpu::Buffer,
 }
 
-/// Key of a bind group: a kernel with the buffers that it was last bound to, by number.
-type Binding = (Kernel, usize, usize, usize);
+/// Key of a bind group: a kernel with the buffers that it is bound to, by number.
+type Binding = (Kernel, [usize; 4]);
 
 /// Runs operations on a wgpu device.
 pub struct Gpu {
@@ -61,14 +81,17 @@ pub struct Gpu {
     cache_dir: Option<std::path::PathBuf>,
     pipeline_cache: Option<wgpu::PipelineCache>,
     pipelines: HashMap<Kernel, wgpu::ComputePipeline>,
+    /// How many of them the cache on disk has.
+    kept: usize,
     bindings: HashMap<Binding, wgpu::BindGroup>,
     matrices: Vec<Vec<Segment>>,
     vectors: Vec<wgpu::Buffer>,
     places: Vec<Place>,
     keys: Vec<wgpu::Buffer>,
     values: Vec<wgpu::Buffer>,
-    rope: wgpu::Buffer,
+    ropes: Vec<Turns>,
     rows: wgpu::Buffer,
+    spans: wgpu::Buffer,
     pages: wgpu::Buffer,
     picks: wgpu::Buffer,
     /// Rounded activations of the operation at hand.
@@ -139,10 +162,9 @@ impl Gpu {
             (0..sizes.layers).map(|_| make("the KV cache of a layer", layer, storage)).collect::<Result<Vec<_>, _>>()
         };
         let (keys, values) = (cache(&mut make)?, cache(&mut make)?);
-        let table = sizes.rope_table();
-        let rope = make("the rotation table", table.len() * 4, storage)?;
-        queue.write_buffer(&rope, 0, bytemuck::cast_slice(&table));
+        let rope = make("a table of no rotations", 0, storage)?;
         let rows = make("rows", sizes.max_rows * 16, storage)?;
+        let spans = make("spans", sizes.max_rows * 8, storage)?;
         let pages = make("pages", sizes.slots * sizes.pages_per_slot() * 4, storage)?;
         let picks = make("picks", sizes.max_picks * 4, storage)?;
         let pipeline_cache = cache::load(&device, cache_dir.as_deref(), &identity);
@@ -158,14 +180,17 @@ impl Gpu {
             cache_dir,
             pipeline_cache,
             pipelines: HashMap::new(),
+            kept: 0,
             bindings: HashMap::new(),
             matrices: Vec::new(),
             vectors: Vec::new(),
             places: Vec::new(),
             keys,
             values,
-            rope,
+            // The first is for models that rotate nothing.
+            ropes: vec![Turns { pairs: 0, halves: false, table: rope }],
             rows,
+            spans,
             pages,
             picks,
             quants: None,
@@ -194,17 +219,19 @@ impl Gpu {
         Ok(self.device.create_buffer(&descriptor))
     }
 
-    /// A buffer that is filled before the device sees it.
-    fn filled(&mut self, label: &str, bytes: usize, fill: impl FnOnce(&mut [u8])) -> Result<wgpu::Buffer, LoadError> {
+    /// A buffer of `bytes` that is filled piece by piece before the device sees it: `fill` gives them in their order.
+    fn filled(
+        &mut self,
+        label: &str,
+        bytes: usize,
+        fill: impl FnOnce(&mut dyn FnMut(&[u8])),
+    ) -> Result<wgpu::Buffer, LoadError> {
         let size = align_to(wide(bytes).max(16), 16);
-        let limits = self.device.limits();
+        let allowed = self.largest();
         let refused = |reason: String| LoadError::Device { device: self.info.name.clone(), reason };
-        if size > limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) {
-            return Err(refused(format!(
-                "tensor `{label}` needs {} MiB in one binding and it allows {} MiB",
-                size >> 20,
-                limits.max_storage_buffer_binding_size >> 20
-            )));
+        if size > allowed {
+            let (needs, allows) = (size >> 20, allowed >> 20);
+            return Err(refused(format!("`{label}` needs {needs} MiB in one binding and it allows {allows} MiB")));
         }
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
@@ -212,32 +239,61 @@ impl Gpu {
             usage: wgpu::BufferUsages::STORAGE,
             mapped_at_creation: true,
         });
-        let mut data = vec![0u8; bytes];
-        fill(&mut data);
-        match buffer.slice(..wide(bytes)).get_mapped_range_mut() {
-            Ok(mut view) => view.slice(..).copy_from_slice(&data),
-            Err(e) => return Err(refused(format!("tensor `{label}` cannot be uploaded: {e}"))),
+        match buffer.slice(..).get_mapped_range_mut() {
+            Ok(mut view) => {
+                let mut at = 0;
+                fill(&mut |piece| {
+                    let end = (at + piece.len()).min(bytes);
+                    if let Some(piece) = piece.get(..end - at) {
+                        view.slice(at..end).copy_from_slice(piece);
+                    }
+                    at = end;
+                });
+            }
+            Err(e) => return Err(refused(format!("`{label}` cannot be uploaded: {e}"))),
         }
         buffer.unmap();
         self.memory += size;
         Ok(buffer)
     }
 
+    /// Bytes of the largest buffer that a kernel may be given.
+    fn largest(&self) -> u64 {
+        let limits = self.device.limits();
+        limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
+    }
+
     fn source(&self, kernel: Kernel) -> String {
         let s = &self.sizes;
+        let sum = include_str!("sum.wgsl");
         match kernel {
-            Kernel::Embed(kind) => source::embed(s, kind),
-            Kernel::RmsNorm => source::with_sizes(s, include_str!("rms_norm.wgsl")),
+            Kernel::Embed(packed) => source::embed(s, packed),
+            Kernel::Add => source::with_sizes(s, include_str!("add.wgsl")),
+            Kernel::AddBias => source::with_sizes(s, include_str!("add_bias.wgsl")),
+            Kernel::RmsNorm => source::with_sizes(s, &[sum, include_str!("rms_norm.wgsl")].concat()),
+            Kernel::LayerNorm => source::with_sizes(s, &[sum, include_str!("layer_norm.wgsl")].concat()),
+            Kernel::HeadNorm => source::with_sizes(s, &[sum, include_str!("head_norm.wgsl")].concat()),
             Kernel::Quantize => source::with_sizes(s, include_str!("quantize.wgsl")),
-            Kernel::Matmul(TensorType::F32, _) => source::with_sizes(s, include_str!("matmul_f32.wgsl")),
             // Handing activations round pays where several rows share the weights: on software Vulkan 8 rows together
             // give 1.5 times as much with it, one row alone 0.7 times.
-            Kernel::Matmul(kind, true) => source::matmul(s, kind, TILE, self.subgroups),
-            Kernel::Matmul(kind, false) => source::matmul(s, kind, 1, false),
+            Kernel::Matmul(packed, true) => source::matmul(s, packed, TILE, self.subgroups),
+            Kernel::Matmul(packed, false) => source::matmul(s, packed, 1, false),
             Kernel::RopeStore => source::with_sizes(s, include_str!("rope_store.wgsl")),
-            Kernel::Attention => source::with_sizes(s, include_str!("attention.wgsl")),
-            Kernel::SiluMul => source::with_sizes(s, include_str!("silu_mul.wgsl")),
+            Kernel::Attention => {
+                source::with_sizes(s, &[include_str!("attention_stored.wgsl"), include_str!("attention.wgsl")].concat())
+            }
+            Kernel::AttentionBothWays => source::with_sizes(
+                s,
+                &[include_str!("attention_both_ways.wgsl"), include_str!("attention.wgsl")].concat(),
+            ),
+            Kernel::Activate(function) => {
+                source::with_sizes(s, &[source::function(function), include_str!("activate.wgsl")].concat())
+            }
+            Kernel::Gate(function) => {
+                source::with_sizes(s, &[source::function(function), include_str!("gate.wgsl")].concat())
+            }
             Kernel::Pick => source::with_sizes(s, include_str!("pick.wgsl")),
+            Kernel::PickMean => source::with_sizes(s, include_str!("pick_mean.wgsl")),
         }
     }
 
@@ -273,7 +329,7 @@ impl Gpu {
 
     /// Notes a dispatch; its pipeline and bind group are made the first time.
     fn dispatch(&mut self, binding: Binding, params: [usize; 5], groups: (usize, usize)) {
-        let kernel = binding.0;
+        let (kernel, _) = binding;
         self.compile(kernel);
         if !self.bindings.contains_key(&binding)
             && let Some(group) = self.bind(binding)
@@ -287,25 +343,32 @@ impl Gpu {
         }
     }
 
-    fn bind(&self, (kernel, a, b, c): Binding) -> Option<wgpu::BindGroup> {
+    fn bind(&self, (kernel, [a, b, c, d]): Binding) -> Option<wgpu::BindGroup> {
         let place = |id: usize| self.places.get(id).map(|place| &place.buffer);
         let (quants, scales) = self.quants.as_ref().map_or((None, None), |(q, s)| (Some(q), Some(s)));
-        // The words of segment `s` of matrix `m` are known as `m * 16 + s`.
-        let words = |id: usize| self.matrices.get(id / 16)?.get(id % 16).map(|segment| &segment.words);
+        let words =
+            |id: usize| self.matrices.get(id / MAX_SEGMENTS)?.get(id % MAX_SEGMENTS).map(|segment| &segment.words);
         let buffers = match kernel {
             Kernel::Embed(_) => vec![words(a)?, &self.rows, place(b)?],
+            Kernel::Add | Kernel::Gate(_) => vec![place(a)?, place(b)?],
+            Kernel::AddBias => vec![self.vectors.get(a)?, place(b)?],
             Kernel::RmsNorm => vec![place(a)?, self.vectors.get(b)?, place(c)?],
+            Kernel::LayerNorm => vec![place(a)?, self.vectors.get(b)?, self.vectors.get(c)?, place(d)?],
+            Kernel::HeadNorm => vec![place(a)?, self.vectors.get(b)?, self.vectors.get(c)?],
             Kernel::Quantize => vec![place(a)?, quants?, scales?],
-            Kernel::Matmul(TensorType::F32, _) => vec![words(a)?, place(b)?, place(c)?],
-            Kernel::Matmul(..) => vec![words(a)?, quants?, scales?, place(b)?],
+            Kernel::Matmul(packed, _) if packed.is_quantized() => vec![words(a)?, quants?, scales?, place(b)?],
+            Kernel::Matmul(..) => vec![words(a)?, place(b)?, place(c)?],
             Kernel::RopeStore => {
-                vec![place(a)?, &self.rows, &self.pages, &self.rope, self.keys.get(b)?, self.values.get(b)?]
+                let rope = &self.ropes.get(c)?.table;
+                vec![place(a)?, &self.rows, &self.pages, rope, self.keys.get(b)?, self.values.get(b)?]
             }
             Kernel::Attention => {
-                vec![place(a)?, &self.rows, &self.pages, self.keys.get(b)?, self.values.get(b)?, place(c)?]
+                vec![place(a)?, place(c)?, &self.rows, &self.pages, self.keys.get(b)?, self.values.get(b)?]
             }
-            Kernel::SiluMul => vec![place(a)?, place(b)?],
+            Kernel::AttentionBothWays => vec![place(a)?, place(b)?, &self.spans],
+            Kernel::Activate(_) => vec![place(a)?],
             Kernel::Pick => vec![place(a)?, &self.picks, place(b)?],
+            Kernel::PickMean => vec![place(a)?, &self.picks, &self.spans, place(b)?],
         };
         let entries: Vec<_> = (0..)
             .zip(buffers)
@@ -324,80 +387,67 @@ impl Gpu {
         self.step.as_ref().map_or(0, |step| usize::try_from(step.rows).unwrap_or(0))
     }
 
+    /// A dispatch of one invocation for each of the step's values in a place of `width`.
+    fn by_value(&mut self, kernel: Kernel, places: [usize; 4], width: usize) {
+        let groups = (width.div_ceil(64), self.step_rows());
+        self.dispatch((kernel, places), [width, 0, 0, 0, 0], groups);
+    }
+
+    /// From here on the step has its picked rows only.
+    fn picked(&mut self) {
+        if let Some(step) = &mut self.step {
+            step.rows = step.picks;
+        }
+    }
+
+    /// The parts of a matrix: place, family, columns, rows.
+    fn segments(&self, matrix: MatrixId) -> Vec<(usize, Packed, usize, usize)> {
+        let segments = self.matrices.get(matrix.0).map(Vec::as_slice).unwrap_or_default();
+        segments.iter().enumerate().map(|(n, s)| (n, s.packed, s.columns, s.rows)).collect()
+    }
+
     /// The first fault since the last step.
     fn fault(&self) -> Result<(), EngineError> {
         self.faults.take().map_or(Ok(()), |fault| Err(EngineError::Device(fault)))
-    }
-
-    /// Reads a place, for tests.
-    #[cfg(test)]
-    pub(crate) fn read(&mut self, id: ActId) -> Vec<f32> {
-        self.finish(id).unwrap()
-    }
-
-    /// Fills a place, for tests.
-    #[cfg(test)]
-    pub(crate) fn write(&mut self, id: ActId, values: &[f32]) {
-        self.queue.write_buffer(&self.places[id.0].buffer, 0, bytemuck::cast_slice(values));
-    }
-}
-
-/// Transposes quantised rows into groups, as the kernels read them, from row `start` on. Rows past the end are zero.
-fn repack(tensor: &Tensor<'_>, start: usize, out: &mut [u8]) {
-    let (_, block_bytes) = tensor.kind.block();
-    let words = source::block_words(tensor.kind);
-    let blocks = tensor.columns / 32;
-    let out: &mut [[u8; 4]] = bytemuck::cast_slice_mut(out);
-    for (row, data) in tensor.data.chunks_exact(blocks * block_bytes).enumerate() {
-        let row = start + row;
-        let base = row / GROUP * blocks * words * GROUP + row % GROUP;
-        for (block, bytes) in data.chunks_exact(block_bytes).enumerate() {
-            let (scales, quants) = match tensor.kind {
-                TensorType::Q8_0 => bytes.split_at_checked(2),
-                _ => bytes.split_at_checked(4),
-            }
-            .unwrap_or((bytes, &[]));
-            let mut scale = [0u8; 4];
-            for (to, from) in scale.iter_mut().zip(scales) {
-                *to = *from;
-            }
-            let at = base + block * words * GROUP;
-            let parts = std::iter::once(scale).chain(quants.as_chunks::<4>().0.iter().copied());
-            for (word, part) in parts.enumerate() {
-                if let Some(to) = out.get_mut(at + word * GROUP) {
-                    *to = part;
-                }
-            }
-        }
     }
 }
 
 impl Executor for Gpu {
     fn matrix(&mut self, parts: &[Tensor<'_>]) -> Result<MatrixId, LoadError> {
         let mut segments: Vec<Segment> = Vec::new();
-        // Neighbours of one type become one matrix: one dispatch instead of several.
-        for group in parts.chunk_by(|a, b| a.kind == b.kind && a.columns == b.columns) {
+        // Neighbours of one family become one matrix: one dispatch instead of several.
+        let alike = |a: &Tensor<'_>, b: &Tensor<'_>| Packed::of(a.kind) == Packed::of(b.kind) && a.columns == b.columns;
+        for group in parts.chunk_by(alike) {
             let Some(first) = group.first() else { continue };
-            let rows = group.iter().map(|part| part.rows).sum::<usize>();
-            let bytes = match first.kind {
-                TensorType::F32 => rows * first.columns * 4,
-                kind => rows.next_multiple_of(GROUP) * (first.columns / 32) * source::block_words(kind) * 4,
-            };
-            let words = self.filled(first.name, bytes, |out| {
-                let mut row = 0;
-                for part in group {
-                    if part.kind == TensorType::F32 {
-                        let from = row * part.columns * 4;
-                        if let Some(out) = out.get_mut(from..from + part.data.len()) {
-                            out.copy_from_slice(part.data);
+            let (packed, columns) = (Packed::of(first.kind), first.columns);
+            let group_bytes = packed.group_bytes(columns);
+            let fitting = usize::try_from(self.largest()).unwrap_or(usize::MAX) / group_bytes.max(1);
+            let mut left = group.iter().map(|part| part.rows).sum::<usize>();
+            let mut data = packed::rows(group);
+            while left > 0 {
+                let rows = left.min(fitting.max(1) * GROUP);
+                let words = self.filled(first.name, rows.div_ceil(GROUP) * group_bytes, |put| {
+                    let mut chunk = vec![0u32; group_bytes / 4 * (CHUNK / group_bytes.max(1)).max(1)];
+                    let at_once = chunk.len() / (group_bytes / 4).max(1) * GROUP;
+                    let mut done = 0;
+                    while done < rows {
+                        let count = at_once.min(rows - done);
+                        chunk.fill(0);
+                        for (n, (kind, row)) in data.by_ref().take(count).enumerate() {
+                            let from = n / GROUP * (group_bytes / 4);
+                            packed.pack_row(kind, row, n % GROUP, chunk.get_mut(from..).unwrap_or_default());
                         }
-                    } else {
-                        repack(part, row, out);
+                        put(bytemuck::cast_slice(&chunk));
+                        done += count;
                     }
-                    row += part.rows;
-                }
-            })?;
-            segments.push(Segment { kind: first.kind, columns: first.columns, rows, words });
+                })?;
+                segments.push(Segment { packed, columns, rows, words });
+                left -= rows;
+            }
+        }
+        if segments.len() > MAX_SEGMENTS {
+            let reason = format!("a matrix needs {} bindings, {MAX_SEGMENTS} are the most", segments.len());
+            return Err(LoadError::Device { device: self.info.name.clone(), reason });
         }
         self.matrices.push(segments);
         Ok(MatrixId(self.matrices.len() - 1))
@@ -405,39 +455,37 @@ impl Executor for Gpu {
 
     fn vector(&mut self, values: &[f32]) -> Result<VectorId, LoadError> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
-        let buffer = self.filled("a vector", bytes.len(), |out| out.copy_from_slice(bytes))?;
+        let buffer = self.filled("a vector", bytes.len(), |put| put(bytes))?;
         self.vectors.push(buffer);
         Ok(VectorId(self.vectors.len() - 1))
     }
 
-    fn activation(&mut self, width: usize) -> Result<ActId, LoadError> {
+    fn rope(&mut self, rope: &Rope) -> Result<RopeId, LoadError> {
+        let halves = rope.pairing == Pairing::Halves;
+        if halves && !rope.dim.is_multiple_of(4) {
+            let reason = format!("rotating halves of {} values is not supported", rope.dim);
+            return Err(LoadError::Device { device: self.info.name.clone(), reason });
+        }
+        let table = rope.table(self.sizes.context);
+        let bytes: &[u8] = bytemuck::cast_slice(&table);
+        let table = self.filled("a table of rotations", bytes.len(), |put| put(bytes))?;
+        self.ropes.push(Turns { pairs: rope.dim / 2, halves, table });
+        Ok(RopeId(self.ropes.len() - 1))
+    }
+
+    fn activation(&mut self, width: usize, rows: usize) -> Result<ActId, LoadError> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let buffer = self.storage("activations", self.sizes.max_rows * width * 4, usage)?;
+        let buffer = self.storage("activations", rows * width * 4, usage)?;
         self.places.push(Place { width, buffer });
         Ok(ActId(self.places.len() - 1))
     }
 
     fn ready(&mut self) -> Result<(), LoadError> {
-        let widest = self.places.iter().map(|place| place.width).max().unwrap_or(0).next_multiple_of(32);
-        let values = widest * self.sizes.max_rows;
+        let quantized = self.matrices.iter().flatten().filter(|segment| segment.packed.is_quantized());
+        let values = quantized.map(|segment| segment.columns).max().unwrap_or(0) * self.sizes.max_rows;
         let storage = wgpu::BufferUsages::STORAGE;
         self.quants =
             Some((self.storage("rounded activations", values, storage)?, self.storage("scales", values / 4, storage)?));
-        let kinds: std::collections::HashSet<TensorType> =
-            self.matrices.iter().flatten().map(|segment| segment.kind).collect();
-        for kind in kinds {
-            self.compile(Kernel::Matmul(kind, false));
-            self.compile(Kernel::Matmul(kind, true));
-        }
-        let head = self.matrices.first().and_then(|m| m.first()).map(|segment| segment.kind);
-        let others =
-            [Kernel::RmsNorm, Kernel::Quantize, Kernel::RopeStore, Kernel::Attention, Kernel::SiluMul, Kernel::Pick];
-        for kernel in others.into_iter().chain(head.map(Kernel::Embed)) {
-            self.compile(kernel);
-        }
-        if let Some(cache) = &self.pipeline_cache {
-            cache::store(cache, self.cache_dir.as_deref(), &self.identity);
-        }
         match self.faults.take() {
             None => Ok(()),
             Some(reason) => Err(LoadError::Device { device: self.info.name.clone(), reason }),
@@ -446,22 +494,14 @@ impl Executor for Gpu {
 
     fn begin(&mut self, batch: &Batch) -> Result<(), EngineError> {
         self.fault()?;
-        let s = &self.sizes;
-        let vocabulary = self.matrices.first().and_then(|m| m.first()).map_or(0, |table| table.rows);
-        let fits = |row: &Row| {
-            (row.slot as usize) < s.slots && (row.position as usize) < s.context && (row.token as usize) < vocabulary
-        };
-        let sound = batch.rows.len() <= s.max_rows
-            && batch.picks.len() <= s.max_picks
-            && batch.pages.len() == s.slots * s.pages_per_slot()
-            && batch.rows.iter().all(fits)
-            && batch.picks.iter().all(|pick| (*pick as usize) < batch.rows.len())
-            && batch.pages.iter().all(|page| (*page as usize) < s.pages);
-        if !sound {
+        if !self.sizes.hold(batch) {
             return Err(EngineError::Device("a step outside of the model's sizes was refused".into()));
         }
-        let rows: Vec<[u32; 4]> = batch.rows.iter().map(|row| [row.token, row.position, row.slot, 0]).collect();
+        let types = batch.types.iter().copied().chain(std::iter::repeat(0));
+        let rows: Vec<[u32; 4]> =
+            batch.rows.iter().zip(types).map(|(row, kind)| [row.token, row.position, row.slot, kind]).collect();
         self.queue.write_buffer(&self.rows, 0, bytemuck::cast_slice(&rows));
+        self.queue.write_buffer(&self.spans, 0, bytemuck::cast_slice(&batch.spans()));
         self.queue.write_buffer(&self.pages, 0, bytemuck::cast_slice(&batch.pages));
         self.queue.write_buffer(&self.picks, 0, bytemuck::cast_slice(&batch.picks));
         let (rows, picks) = (narrow(batch.rows.len()), narrow(batch.picks.len()));
@@ -469,67 +509,104 @@ impl Executor for Gpu {
         Ok(())
     }
 
-    fn embed(&mut self, table: MatrixId, out: ActId) {
-        let Some(kind) = self.matrices.get(table.0).and_then(|m| m.first()).map(|segment| segment.kind) else { return };
+    fn embed(&mut self, table: MatrixId, index: Index, scale: f32, out: ActId, add: bool) {
         let (width, rows) = (self.width(out), self.step_rows());
-        self.dispatch((Kernel::Embed(kind), table.0 * 16, out.0, 0), [width, 0, 0, 0, 0], (width.div_ceil(64), rows));
+        let place = match index {
+            Index::Token => 0,
+            Index::Position => 1,
+            Index::Type => 3,
+        };
+        let mut first = 0;
+        for (n, packed, _, count) in self.segments(table) {
+            let binding = (Kernel::Embed(packed), [table.0 * MAX_SEGMENTS + n, out.0, 0, 0]);
+            let params = [width, 2 * place + usize::from(add), scale.to_bits() as usize, first, count];
+            self.dispatch(binding, params, (width.div_ceil(64), rows));
+            first += count;
+        }
+    }
+
+    fn add(&mut self, x: ActId, out: ActId) {
+        self.by_value(Kernel::Add, [x.0, out.0, 0, 0], self.width(out));
+    }
+
+    fn add_bias(&mut self, bias: VectorId, out: ActId) {
+        self.by_value(Kernel::AddBias, [bias.0, out.0, 0, 0], self.width(out));
     }
 
     fn rms_norm(&mut self, x: ActId, weight: VectorId, eps: f32, out: ActId) {
         let (width, rows) = (self.width(x), self.step_rows());
         let eps = eps.to_bits() as usize;
-        self.dispatch((Kernel::RmsNorm, x.0, weight.0, out.0), [width, eps, 0, 0, 0], (rows, 1));
+        self.dispatch((Kernel::RmsNorm, [x.0, weight.0, out.0, 0]), [width, eps, 0, 0, 0], (rows, 1));
+    }
+
+    fn layer_norm(&mut self, x: ActId, weight: VectorId, bias: VectorId, eps: f32, out: ActId) {
+        let (width, rows) = (self.width(x), self.step_rows());
+        let eps = eps.to_bits() as usize;
+        self.dispatch((Kernel::LayerNorm, [x.0, weight.0, bias.0, out.0]), [width, eps, 0, 0, 0], (rows, 1));
+    }
+
+    fn head_norm(&mut self, qkv: ActId, query: VectorId, key: VectorId, eps: f32) {
+        let (heads, rows) = (self.sizes.heads + self.sizes.kv_heads, self.step_rows());
+        let eps = eps.to_bits() as usize;
+        self.dispatch((Kernel::HeadNorm, [qkv.0, query.0, key.0, 0]), [eps, 0, 0, 0, 0], (heads, rows));
     }
 
     fn matmul(&mut self, matrix: MatrixId, x: ActId, out: ActId, add: bool) {
         let (rows, width) = (self.step_rows(), self.width(out));
-        let shapes: Vec<_> = self
-            .matrices
-            .get(matrix.0)
-            .map(|m| m.iter().map(|s| (s.kind, s.columns, s.rows)).collect())
-            .unwrap_or_default();
-        if let Some((_, columns, _)) = shapes.iter().find(|(kind, ..)| *kind != TensorType::F32) {
+        let segments = self.segments(matrix);
+        if let Some((_, _, columns, _)) = segments.iter().find(|(_, packed, ..)| packed.is_quantized()) {
             let blocks = columns / 32;
-            self.dispatch((Kernel::Quantize, x.0, 0, 0), [blocks, 0, 0, 0, 0], ((rows * blocks).div_ceil(64), 1));
+            self.dispatch((Kernel::Quantize, [x.0, 0, 0, 0]), [blocks, 0, 0, 0, 0], ((rows * blocks).div_ceil(64), 1));
         }
         let mut offset = 0;
-        for (place, (kind, columns, weights)) in shapes.into_iter().enumerate() {
-            let add = usize::from(add);
-            let id = matrix.0 * 16 + place;
-            if kind == TensorType::F32 {
-                let binding = (Kernel::Matmul(kind, false), id, x.0, out.0);
-                self.dispatch(binding, [columns, weights, width, offset, add], (weights.div_ceil(64), rows));
-            } else {
-                let tiled = rows > 1;
-                let groups = (weights.div_ceil(GROUP), if tiled { rows.div_ceil(TILE) } else { 1 });
-                let binding = (Kernel::Matmul(kind, tiled), id, out.0, 0);
-                self.dispatch(binding, [columns / 32, weights, width, offset, add], groups);
-            }
+        for (n, packed, columns, weights) in segments {
+            let id = matrix.0 * MAX_SEGMENTS + n;
+            let tiled = rows > 1;
+            let groups = (weights.div_ceil(GROUP), if tiled { rows.div_ceil(TILE) } else { 1 });
+            let places = if packed.is_quantized() { [id, out.0, 0, 0] } else { [id, x.0, out.0, 0] };
+            let params = [columns / packed.unit().0, weights, width, offset, usize::from(add)];
+            self.dispatch((Kernel::Matmul(packed, tiled), places), params, groups);
             offset += weights;
         }
     }
 
-    fn rope_store(&mut self, qkv: ActId, layer: usize) {
-        let (pairs, rows) = (self.sizes.qkv_width() / 2, self.step_rows());
-        self.dispatch((Kernel::RopeStore, qkv.0, layer, 0), [0; 5], (pairs.div_ceil(64), rows));
+    fn rope_store(&mut self, qkv: ActId, rope: Option<RopeId>, layer: usize) {
+        let rope = rope.map_or(0, |rope| rope.0);
+        let Some((pairs, halves)) = self.ropes.get(rope).map(|turns| (turns.pairs, turns.halves)) else { return };
+        let s = &self.sizes;
+        let couples = (s.heads + 2 * s.kv_heads) * (s.head_dim / 2).div_ceil(2);
+        let groups = (couples.div_ceil(64), self.step_rows());
+        self.dispatch((Kernel::RopeStore, [qkv.0, layer, rope, 0]), [pairs, usize::from(halves), 0, 0, 0], groups);
     }
 
-    fn attention(&mut self, qkv: ActId, layer: usize, out: ActId) {
+    fn attention(&mut self, qkv: ActId, layer: usize, scale: f32, window: Option<u32>, out: ActId) {
         let (heads, rows) = (self.sizes.heads, self.step_rows());
-        self.dispatch((Kernel::Attention, qkv.0, layer, out.0), [0; 5], (heads, rows));
+        let params = [scale.to_bits() as usize, window.unwrap_or(u32::MAX).max(1) as usize, 0, 0, 0];
+        self.dispatch((Kernel::Attention, [qkv.0, layer, out.0, 0]), params, (heads, rows));
     }
 
-    fn silu_mul(&mut self, x: ActId, out: ActId) {
-        let (width, rows) = (self.width(out), self.step_rows());
-        self.dispatch((Kernel::SiluMul, x.0, out.0, 0), [width, 0, 0, 0, 0], (width.div_ceil(64), rows));
+    fn attention_both_ways(&mut self, qkv: ActId, scale: f32, out: ActId) {
+        let (heads, rows) = (self.sizes.heads, self.step_rows());
+        let params = [scale.to_bits() as usize, 0, 0, 0, 0];
+        self.dispatch((Kernel::AttentionBothWays, [qkv.0, out.0, 0, 0]), params, (heads, rows));
+    }
+
+    fn activate(&mut self, function: Function, x: ActId) {
+        self.by_value(Kernel::Activate(function), [x.0, 0, 0, 0], self.width(x));
+    }
+
+    fn gate(&mut self, function: Function, x: ActId, out: ActId) {
+        self.by_value(Kernel::Gate(function), [x.0, out.0, 0, 0], self.width(out));
     }
 
     fn pick(&mut self, x: ActId, out: ActId) {
-        let width = self.width(x);
-        let Some(step) = &mut self.step else { return };
-        step.rows = step.picks;
-        let picks = self.step_rows();
-        self.dispatch((Kernel::Pick, x.0, out.0, 0), [width, 0, 0, 0, 0], (width.div_ceil(64), picks));
+        self.picked();
+        self.by_value(Kernel::Pick, [x.0, out.0, 0, 0], self.width(x));
+    }
+
+    fn pick_mean(&mut self, x: ActId, out: ActId) {
+        self.picked();
+        self.by_value(Kernel::PickMean, [x.0, out.0, 0, 0], self.width(x));
     }
 
     fn finish(&mut self, logits: ActId) -> Result<Vec<f32>, EngineError> {
@@ -589,6 +666,13 @@ impl Executor for Gpu {
         let values = bytemuck::pod_collect_to_vec(&view);
         drop(view);
         readback.unmap();
+        // Pipelines are compiled by the first steps that need them.
+        if self.pipelines.len() > self.kept {
+            self.kept = self.pipelines.len();
+            if let Some(cache) = &self.pipeline_cache {
+                cache::store(cache, self.cache_dir.as_deref(), &self.identity);
+            }
+        }
         Ok(values)
     }
 

@@ -1,5 +1,6 @@
-// Rotates queries and keys by their positions and stores keys and values in f16, two to a word.
-// One invocation a pair of values of a row of queries, keys and values side by side.
+// Rotates queries by their positions where they are, stores rotated keys and values in f16, two to a word. One invocation
+// two words of a head, so that values that lie half a head apart are rotated together. a: pairs of a head that are
+// rotated, b: whether values half of them apart are pairs, and not neighbours.
 @group(0) @binding(0) var<storage, read_write> qkv: array<vec2<f32>>;
 @group(0) @binding(1) var<storage, read> rows: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> pages: array<u32>;
@@ -8,35 +9,65 @@
 @group(0) @binding(5) var<storage, read_write> values: array<u32>;
 
 const WORDS = HEAD_DIM / 2u; // of a head
-const QUERY = HEADS * WORDS;
-const KEY = KV_HEADS * WORDS;
+const COUPLES = (WORDS + 1u) / 2u;
+const ALL = HEADS + 2u * KV_HEADS;
 
-fn cached(row: vec4<u32>, word: u32) -> u32 {
+fn turned(v: vec2<f32>, r: vec2<f32>) -> vec2<f32> {
+    return vec2<f32>(v.x * r.x - v.y * r.y, v.x * r.y + v.y * r.x);
+}
+
+fn put(row: vec4<u32>, at: u32, head: u32, word: u32, v: vec2<f32>) {
+    if (head < HEADS) {
+        qkv[at + word] = v;
+        return;
+    }
     let page = pages[row.z * PAGES_PER_SLOT + row.y / PAGE];
-    return (page * PAGE + row.y % PAGE) * KEY + word;
+    let place = (page * PAGE + row.y % PAGE) * KV_HEADS;
+    if (head < HEADS + KV_HEADS) {
+        keys[(place + head - HEADS) * WORDS + word] = pack2x16float(v);
+    } else {
+        values[(place + head - HEADS - KV_HEADS) * WORDS + word] = pack2x16float(v);
+    }
 }
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    let pair = id.x;
-    if (pair >= QUERY + 2u * KEY) {
+    let head = id.x / COUPLES;
+    let couple = id.x % COUPLES;
+    if (head >= ALL) {
         return;
     }
     let row = rows[id.y];
-    let at = id.y * (QUERY + 2u * KEY) + pair;
-    var v = qkv[at];
-    if (pair < QUERY + KEY) {
-        let place = pair % WORDS;
-        if (place < ROPE_PAIRS) {
-            let r = rope[row.y * ROPE_PAIRS + place];
-            v = vec2<f32>(v.x * r.x - v.y * r.y, v.x * r.y + v.y * r.x);
+    let at = (id.y * ALL + head) * WORDS;
+    let angles = row.y * p.a;
+    var first = 2u * couple;
+    var second = first + 1u;
+    let rotated = head < HEADS + KV_HEADS;
+    if (p.b != 0u && couple < p.a / 2u) {
+        first = couple;
+        second = couple + p.a / 2u;
+        var v = qkv[at + first];
+        var w = qkv[at + second];
+        if (rotated) {
+            let x = turned(vec2<f32>(v.x, w.x), rope[angles + 2u * couple]);
+            let y = turned(vec2<f32>(v.y, w.y), rope[angles + 2u * couple + 1u]);
+            v = vec2<f32>(x.x, y.x);
+            w = vec2<f32>(x.y, y.y);
         }
-        if (pair < QUERY) {
-            qkv[at] = v;
-        } else {
-            keys[cached(row, pair - QUERY)] = pack2x16float(v);
+        put(row, at, head, first, v);
+        put(row, at, head, second, w);
+        return;
+    }
+    var v = qkv[at + first];
+    if (rotated && first < p.a) {
+        v = turned(v, rope[angles + first]);
+    }
+    put(row, at, head, first, v);
+    if (second < WORDS) {
+        var w = qkv[at + second];
+        if (rotated && second < p.a) {
+            w = turned(w, rope[angles + second]);
         }
-    } else {
-        values[cached(row, pair - QUERY - KEY)] = pack2x16float(v);
+        put(row, at, head, second, w);
     }
 }

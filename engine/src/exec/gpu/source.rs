@@ -1,150 +1,205 @@
-//! The WGSL of each kernel: the files beside this one with the model's sizes in front, and the quantised matrix
-//! products, which are written out for how many rows share an unpacked weight.
-//!
-//! Quantised weights are repacked so that neighbouring invocations, each with a weight row of its own, read
-//! neighbouring words: groups of 64 rows, in each block of 32 values first a word of scales for every row, then each
-//! word of quants for every row.
+//! The WGSL of each kernel: the files beside this one with the model's sizes in front, and what depends on how weights are
+//! packed, which is written out for each family and for how many rows share an unpacked weight.
 
 use std::fmt::Write;
 
-use crate::artifact::TensorType;
-use crate::exec::{PAGE, Sizes};
+use super::packed::{GROUP, Packed};
+use crate::exec::{Function, PAGE, Sizes};
 
-/// Weight rows that lie side by side.
-pub(super) const GROUP: usize = 64;
-
-/// Words of a block: scales, then quants.
-pub(super) const fn block_words(kind: TensorType) -> usize {
-    match kind {
-        TensorType::F32 => 0,
-        TensorType::Q4_1 => 5,
-        TensorType::Q8_0 => 9,
-    }
-}
-
-/// A kernel from a file, with the model's sizes.
+/// A kernel from files, with the model's sizes.
 pub(super) fn with_sizes(sizes: &Sizes, body: &str) -> String {
     format!(
         "const PAGE = {PAGE}u;\nconst PAGES_PER_SLOT = {}u;\nconst HEADS = {}u;\nconst KV_HEADS = {}u;\n\
-         const HEAD_DIM = {}u;\nconst ROPE_PAIRS = {}u;\n{}\n{body}",
+         const HEAD_DIM = {}u;\n{}\n{body}",
         sizes.pages_per_slot(),
         sizes.heads,
         sizes.kv_heads,
         sizes.head_dim,
-        sizes.rope_dim / 2,
         include_str!("common.wgsl"),
     )
 }
 
-/// The embedding for tables of a type.
-pub(super) fn embed(sizes: &Sizes, kind: TensorType) -> String {
-    let words = block_words(kind);
-    let weight = match kind {
-        TensorType::F32 => "return bitcast<f32>(table[row * p.a + column]);".to_owned(),
-        TensorType::Q4_1 => format!(
-            "let at = ((row / {GROUP}u * (p.a / 32u) + column / 32u) * {words}u) * {GROUP}u + row % {GROUP}u;
-             let scale = unpack2x16float(table[at]);
-             let place = column % 16u;
-             let word = table[at + (1u + place / 4u) * {GROUP}u];
-             let q = (word >> (place % 4u * 8u + select(0u, 4u, column % 32u >= 16u))) & 15u;
-             return f32(q) * scale.x + scale.y;"
-        ),
-        TensorType::Q8_0 => format!(
-            "let at = ((row / {GROUP}u * (p.a / 32u) + column / 32u) * {words}u) * {GROUP}u + row % {GROUP}u;
-             let place = column % 32u;
-             let word = table[at + (1u + place / 4u) * {GROUP}u];
-             return f32(unpack4xI8(word)[place % 4u]) * unpack2x16float(table[at]).x;"
-        ),
+/// `fn apply(x: f32) -> f32`. Arguments of `exp` and `tanh` are bounded: beyond, some devices give no number.
+pub(super) fn function(function: Function) -> &'static str {
+    match function {
+        Function::Silu => "fn apply(x: f32) -> f32 { return x / (1.0 + exp(min(-x, 80.0))); }\n",
+        // Φ by the error function to 1.5e-7 (Abramowitz and Stegun, formula 7.1.26).
+        Function::Gelu => {
+            "fn apply(x: f32) -> f32 {
+                let z = min(abs(x) * 0.70710678, 9.0);
+                let t = 1.0 / (1.0 + 0.3275911 * z);
+                let series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
+                return 0.5 * x * (1.0 + sign(x) * (1.0 - series * exp(-z * z)));
+            }\n"
+        }
+        Function::GeluTanh => {
+            "fn apply(x: f32) -> f32 {
+                let y = 0.7978845608 * (x + 0.044715 * x * x * x);
+                return 0.5 * x * (1.0 + tanh(clamp(y, -15.0, 15.0)));
+            }\n"
+        }
+        Function::Tanh => "fn apply(x: f32) -> f32 { return tanh(clamp(x, -15.0, 15.0)); }\n",
+    }
+}
+
+/// The embedding for tables of a family.
+pub(super) fn embed(sizes: &Sizes, packed: Packed) -> String {
+    let (values, words) = packed.unit();
+    let scaled = match packed {
+        Packed::F32 => "return bitcast<f32>(table[at + place * GROUP]);",
+        Packed::F16 => "return unpack2x16float(table[at + place / 2u * GROUP])[place % 2u];",
+        Packed::BF16 => {
+            "return bitcast<f32>((table[at + place / 2u * GROUP] << (16u * (1u - place % 2u))) & 0xffff0000u);"
+        }
+        Packed::W8 => "return f32(unpack4xI8(table[at + (1u + place / 4u) * GROUP])[place % 4u]) * scale.x;",
+        Packed::W4 => "return f32(low) * scale.x + scale.y;",
+        Packed::W5 => {
+            "let high = (table[at + 5u * GROUP] >> (place % 4u * 8u + place / 4u)) & 1u;
+             return f32(low | (high << 4u)) * scale.x + scale.y;"
+        }
+        Packed::W6 => {
+            "let high = (table[at + (5u + place / 16u) * GROUP] >> (place % 4u * 8u + place / 4u % 4u * 2u)) & 3u;
+             return (f32(low | (high << 4u)) - 32.0) * select(scale.x, scale.y, place >= 16u);"
+        }
     };
-    let body = format!("fn weight(row: u32, column: u32) -> f32 {{\n{weight}\n}}\n{}", include_str!("embed.wgsl"));
+    let unpack = if packed.is_quantized() { "let scale = unpack2x16float(table[at]);" } else { "" };
+    let low = match packed {
+        Packed::W4 | Packed::W5 | Packed::W6 => {
+            "let low = (table[at + (1u + place / 4u % 4u) * GROUP] >> (place % 4u * 8u + place / 16u * 4u)) & 15u;"
+        }
+        _ => "",
+    };
+    let body = format!(
+        "const GROUP = {GROUP}u;
+         fn weight(row: u32, column: u32) -> f32 {{
+         let at = (row / GROUP * (p.a / {values}u) + column / {values}u) * {words}u * GROUP + row % GROUP;
+         let place = column % {values}u;
+         {unpack}\n{low}\n{scaled}\n}}\n{}",
+        include_str!("embed.wgsl")
+    );
     with_sizes(sizes, &body)
 }
 
-/// `out[r][offset + n] = w[n] . x[r]` for quantised weights: one invocation a weight row, `tile` rows of activations
-/// for each unpacked block. Parameters: a blocks of a row, b weight rows, c width of out, d offset, e whether to add.
+/// `out[r][offset + n] = w[n] . x[r]`: one invocation a weight row, `tile` rows of activations for each unpacked unit.
+/// Parameters: a units of a row, b weight rows, c width of out, d offset, e whether to add.
 ///
-/// With `subgroups` the eight words of a block of activations are loaded by eight lanes at once and handed round: where
-/// a driver makes a loop of a load whose address is the same for all lanes, that is what counts.
-pub(super) fn matmul(sizes: &Sizes, kind: TensorType, tile: usize, subgroups: bool) -> String {
-    let words = block_words(kind);
-    let mut s = String::new();
-    let out = &mut s;
-    let line = |out: &mut String, text: std::fmt::Arguments<'_>| {
-        // Writing to a string does not fail.
-        let _ = out.write_fmt(text);
-        out.push('\n');
-    };
-    line(
-        out,
-        format_args!(
-            "@group(0) @binding(0) var<storage, read> w: array<u32>;
-         @group(0) @binding(1) var<storage, read> quants: array<u32>;
+/// With `subgroups` the eight words of a block of rounded activations are loaded by eight lanes at once and handed round:
+/// where a driver makes a loop of a load whose address is the same for all lanes, that is what counts.
+pub(super) fn matmul(sizes: &Sizes, packed: Packed, tile: usize, subgroups: bool) -> String {
+    let (_, words) = packed.unit();
+    let subgroups = subgroups && packed.is_quantized();
+    let mut s = String::from("@group(0) @binding(0) var<storage, read> w: array<u32>;\n");
+    s.push_str(if packed.is_quantized() {
+        "@group(0) @binding(1) var<storage, read> quants: array<u32>;
          @group(0) @binding(2) var<storage, read> scales: array<vec2<f32>>;
-         @group(0) @binding(3) var<storage, read_write> out: array<f32>;
-         @compute @workgroup_size({GROUP})
+         @group(0) @binding(3) var<storage, read_write> out: array<f32>;\n"
+    } else {
+        "@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+         @group(0) @binding(2) var<storage, read_write> out: array<f32>;\n"
+    });
+    // Writing to a string does not fail.
+    let mut line = |text: std::fmt::Arguments<'_>| {
+        let _ = s.write_fmt(text);
+        s.push('\n');
+    };
+    line(format_args!(
+        "@compute @workgroup_size({GROUP})
          fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32{}) {{
          let n = group.x * {GROUP}u + lane;
          let first = group.y * {tile}u;",
-            if subgroups { ", @builtin(subgroup_invocation_id) member: u32" } else { "" },
-        ),
-    );
+        if subgroups { ", @builtin(subgroup_invocation_id) member: u32" } else { "" },
+    ));
     for t in 0..tile {
         // Rows past the end repeat the last one; what they give is not written.
-        line(out, format_args!("let row{t} = min(first + {t}u, p.rows - 1u) * p.a; var sum{t} = 0.0;"));
+        line(format_args!("let row{t} = min(first + {t}u, p.rows - 1u) * p.a; var sum{t} = 0.0;"));
     }
-    line(
-        out,
-        format_args!(
-            "var at = group.x * p.a * {}u + lane;\nfor (var block = 0u; block < p.a; block++) {{",
-            words * GROUP
-        ),
-    );
-    line(out, format_args!("let scale = unpack2x16float(w[at]);"));
-    match kind {
-        TensorType::Q4_1 => {
-            for j in 0..4 {
-                line(
-                    out,
-                    format_args!(
-                        "let q{j} = w[at + {}u]; let a{j} = q{j} & 0x0f0f0f0fu; let a{} = (q{j} >> 4u) & 0x0f0f0f0fu;",
-                        (j + 1) * GROUP,
-                        j + 4
-                    ),
-                );
-            }
-        }
-        TensorType::Q8_0 | TensorType::F32 => {
-            for j in 0..8 {
-                line(out, format_args!("let a{j} = w[at + {}u];", (j + 1) * GROUP));
-            }
-        }
-    }
+    line(format_args!(
+        "var at = group.x * p.a * {}u + lane;\nfor (var unit = 0u; unit < p.a; unit++) {{",
+        words * GROUP
+    ));
+    unpack(packed, &mut line);
     for t in 0..tile {
-        line(out, format_args!("{{ let start = row{t} + block; let xs = scales[start]; var dot = 0;"));
+        if !packed.is_quantized() {
+            line(format_args!("sum{t} += dot(weights, x[row{t} + unit]);"));
+            continue;
+        }
+        line(format_args!("{{ let start = row{t} + unit; let xs = scales[start]; var low = 0; var high = 0;"));
         if subgroups {
-            line(out, format_args!("let mine = quants[start * 8u + (member & 7u)];"));
+            line(format_args!("let mine = quants[start * 8u + (member & 7u)];"));
         }
         for j in 0..8 {
             let x =
                 if subgroups { format!("subgroupBroadcast(mine, {j}u)") } else { format!("quants[start * 8u + {j}u]") };
-            line(out, format_args!("dot += dot4I8Packed(a{j}, {x});"));
+            line(format_args!("{} += dot4I8Packed(a{j}, {x});", if j < 4 { "low" } else { "high" }));
         }
-        match kind {
-            TensorType::Q4_1 => line(out, format_args!("sum{t} += scale.x * xs.x * f32(dot) + scale.y * xs.y; }}")),
-            _ => line(out, format_args!("sum{t} += scale.x * xs.x * f32(dot); }}")),
-        }
+        let product = match packed {
+            Packed::W4 | Packed::W5 => "scale.x * xs.x * f32(low + high) + scale.y * xs.y",
+            Packed::W6 => "xs.x * (scale.x * f32(low) + scale.y * f32(high))",
+            _ => "scale.x * xs.x * f32(low + high)",
+        };
+        line(format_args!("sum{t} += {product}; }}"));
     }
-    line(out, format_args!("at += {}u;\n}}\nif (n >= p.b) {{ return; }}", words * GROUP));
+    line(format_args!("at += {}u;\n}}\nif (n >= p.b) {{ return; }}", words * GROUP));
     for t in 0..tile {
-        line(
-            out,
-            format_args!(
-                "if (first + {t}u < p.rows) {{
+        line(format_args!(
+            "if (first + {t}u < p.rows) {{
              let to = (first + {t}u) * p.c + p.d + n;
              if (p.e != 0u) {{ out[to] += sum{t}; }} else {{ out[to] = sum{t}; }} }}"
-            ),
-        );
+        ));
     }
-    line(out, format_args!("}}"));
+    line(format_args!("}}"));
     with_sizes(sizes, &s)
+}
+
+/// Unpacks the unit at `at`: floats to `weights`, integers to four bytes each in `a0` to `a7` beside `scale`.
+fn unpack(packed: Packed, line: &mut impl FnMut(std::fmt::Arguments<'_>)) {
+    let word = |n: usize| format!("w[at + {}u]", n * GROUP);
+    match packed {
+        Packed::F32 => line(format_args!(
+            "let weights = bitcast<vec4<f32>>(vec4<u32>({}, {}, {}, {}));",
+            word(0),
+            word(1),
+            word(2),
+            word(3)
+        )),
+        Packed::F16 => {
+            line(format_args!("let weights = vec4<f32>(unpack2x16float({}), unpack2x16float({}));", word(0), word(1)))
+        }
+        Packed::BF16 => line(format_args!(
+            "let f0 = {}; let f1 = {};
+             let weights = bitcast<vec4<f32>>(vec4<u32>(f0 << 16u, f0 & 0xffff0000u, f1 << 16u, f1 & 0xffff0000u));",
+            word(0),
+            word(1)
+        )),
+        _ => line(format_args!("let scale = unpack2x16float({});", word(0))),
+    }
+    match packed {
+        Packed::F32 | Packed::F16 | Packed::BF16 => {}
+        Packed::W8 => (0..8).for_each(|j| line(format_args!("let a{j} = {};", word(j + 1)))),
+        Packed::W4 | Packed::W5 | Packed::W6 => {
+            if packed == Packed::W5 {
+                line(format_args!("let beyond = {};", word(5)));
+            } else if packed == Packed::W6 {
+                line(format_args!("let beyond0 = {}; let beyond1 = {};", word(5), word(6)));
+            }
+            for j in 0..8 {
+                if j < 4 {
+                    line(format_args!("let q{j} = {};", word(j + 1)));
+                }
+                let low =
+                    if j < 4 { format!("q{j} & 0x0f0f0f0fu") } else { format!("(q{} >> 4u) & 0x0f0f0f0fu", j - 4) };
+                match packed {
+                    Packed::W5 => line(format_args!("let a{j} = ({low}) | (((beyond >> {j}u) & 0x01010101u) << 4u);")),
+                    // Six bits less 32 in each byte: the top bit is set before, so that nothing is borrowed, and
+                    // turned after.
+                    Packed::W6 => line(format_args!(
+                        "let a{j} = ((({low}) | (((beyond{} >> {}u) & 0x03030303u) << 4u) | 0x80808080u) - 0x20202020u) ^ 0x80808080u;",
+                        j / 4,
+                        j % 4 * 2
+                    )),
+                    _ => line(format_args!("let a{j} = {low};")),
+                }
+            }
+        }
+    }
 }

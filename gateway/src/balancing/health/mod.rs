@@ -56,7 +56,7 @@ impl CheckPlan {
                 (http.path.as_str(), http.expected_statuses.iter().map(|status| status.0).collect::<Vec<_>>())
             }
             (None, Some(_)) => ("/v1/chat/completions", [&[200], self.full_statuses.as_slice()].concat()),
-            (None, None) => return server.connect().await.map(drop),
+            (None, None) => return server.connect().await,
         };
         // What the body holds does not matter, nor whether it is too long.
         let (status, _) = server.ask(path, self.completion.clone(), MAX_ANSWER).await?;

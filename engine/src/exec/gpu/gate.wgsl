@@ -1,4 +1,4 @@
-// out[r] = silu(left half of x[r]) * right half. One invocation a value. a: width of the answer.
+// out[r] = apply(left half of x[r]) * right half. One invocation a value. a: width of the answer.
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;
 
@@ -8,6 +8,5 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
     let start = id.y * 2u * p.a + id.x;
-    let gate = x[start];
-    out[id.y * p.a + id.x] = gate / (1.0 + exp(-gate)) * x[start + p.a];
+    out[id.y * p.a + id.x] = apply(x[start]) * x[start + p.a];
 }
