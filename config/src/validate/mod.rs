@@ -1,6 +1,7 @@
 //! What types cannot say: references, ranges, conflicts, things that can never take effect. Collects every finding.
 
 mod backends;
+mod balancing;
 mod callers;
 mod listeners;
 mod routes;
