@@ -19,7 +19,6 @@ const NOT_YET: &[&str] = &[
     "slowStart",
     "tcp",
     "completion",
-    "mtls",
     "rollout",
     "cache",
     "wasm",
