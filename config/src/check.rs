@@ -31,7 +31,6 @@ const NOT_YET: &[&str] = &[
     "redactHeaders",
     "captureContent",
     "modelAlias",
-    "overLimitShare",
 ];
 
 /// A mistake at a place.

@@ -156,6 +156,8 @@ pub struct Exchange {
     pub outcome: Outcome,
     /// Why a credential was refused, in a word.
     pub authentication_failed: Option<&'static str>,
+    /// The filter whose limit it is over and what to say, where its route shall give the lesser answer.
+    pub over_limit: Option<(String, Box<Refusal>)>,
     /// The filter that ended it.
     pub refused_by: Option<String>,
     /// Counts it as running.
@@ -196,6 +198,7 @@ impl Exchange {
             ledger: Ledger::default(),
             outcome: Outcome::default(),
             authentication_failed: None,
+            over_limit: None,
             refused_by: None,
             running: None,
         }

@@ -74,6 +74,9 @@ async fn walk(
     steps::check_head(gateway, connection, session)?;
     let route: Arc<Route> = steps::find_route(gateway, connection, session, x).await?;
     limiting::filters(&route, session, x).await?;
+    if let Some((filter, refusal)) = x.over_limit.take() {
+        return spilling::over_limit(gateway, &route, filter, refusal, session, x).await;
+    }
     if answers::models(&route, session, x).await? {
         return Ok(());
     }

@@ -122,6 +122,9 @@ async fn take(
     let reserved = reserve(&claims, &mut x.ledger).await;
     drop(claims);
     rules.clear();
+    if let Some(refusal) = x.ledger.take_exceeded() {
+        x.over_limit.get_or_insert((name.to_owned(), refusal));
+    }
     reserved.map_err(|refusal| {
         x.refused_by = Some(name.to_owned());
         End::Refuse(refusal)

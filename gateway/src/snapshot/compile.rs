@@ -213,6 +213,7 @@ impl Compiler {
             policy,
             retries: self.states.get_or_insert(&written.name, RetryBudget::default),
             room: self.states.get_or_insert(&written.name, Room::default),
+            model: written.model.as_deref().map(Into::into),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
             full_statuses: full,

@@ -238,7 +238,9 @@ pub struct Backend {
     pub retries: Arc<RetryBudget>,
     /// Where its free places are offered to those who wait.
     pub room: Arc<Room>,
-    /// The model name its servers know, as JSON text ready to be put into a body.
+    /// The model name its servers know, when it differs from the caller's.
+    pub model: Option<Arc<str>>,
+    /// The same, as JSON text ready to be put into a body.
     pub upstream_model: Option<String>,
     /// Replaces the caller's credentials.
     pub credentials: Option<HeaderValue>,
@@ -344,6 +346,7 @@ impl Backend {
             policy: Box::new(crate::balancing::LeastRequest),
             retries: Arc::default(),
             room: Arc::default(),
+            model: None,
             upstream_model: None,
             credentials: None,
             full_statuses: Vec::new(),

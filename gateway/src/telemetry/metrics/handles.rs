@@ -33,7 +33,7 @@ const MAX_FILTERS: usize = 64;
 /// How an attempt may end.
 const OUTCOMES: [&str; 5] = ["answered", "full", "failed", "client_gone", "given_up"];
 /// Why a request spills or is shed.
-const REASONS: [&str; 5] = ["saturated", "queue_full", "queue_too_long", "queue_timeout", "unavailable"];
+const REASONS: [&str; 6] = ["saturated", "queue_full", "queue_too_long", "queue_timeout", "unavailable", "over_limit"];
 /// What becomes of the copy of a request.
 const COPIES: [&str; 3] = ["answered", "failed", "skipped"];
 /// What becomes of a request that comes to a queue.
