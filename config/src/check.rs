@@ -10,7 +10,6 @@ use crate::values::{Date, Duration, KeyDigest, ListenAddress, Network, Rate, Ser
 const NOT_YET: &[&str] = &[
     "acme",
     "include",
-    "mtls",
     "rollout",
     "cache",
     "wasm",

@@ -23,8 +23,9 @@ pub trait FileChecks {
     /// Whether a model file can be run; the error says what is wrong with it.
     fn model(&self, path: &Path) -> Result<(), String>;
     /// Whether a certificate and its key belong together; the error names the file that is at fault. What is sound and
-    /// may not be meant, such as a certificate that has expired, comes back as text.
-    fn certificate(&self, cert: &Path, key: &Path) -> Result<Vec<String>, String>;
+    /// may not be meant, such as a certificate that has expired, or one without a name that is to be a server's, comes
+    /// back as text.
+    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, String>;
     /// Whether a file holds authorities.
     fn authorities(&self, path: &Path) -> Result<(), String>;
 }
@@ -37,7 +38,7 @@ impl FileChecks for NoFileChecks {
     fn model(&self, _: &Path) -> Result<(), String> {
         Ok(())
     }
-    fn certificate(&self, _: &Path, _: &Path) -> Result<Vec<String>, String> {
+    fn certificate(&self, _: &Path, _: &Path, _: bool) -> Result<Vec<String>, String> {
         Ok(Vec::new())
     }
     fn authorities(&self, _: &Path) -> Result<(), String> {

@@ -13,7 +13,17 @@ struct AnyFilter;
 
 impl FilterCatalog for AnyFilter {
     fn names(&self) -> Vec<&'static str> {
-        vec!["mirror", "rateLimit", "requestHeaders", "responseHeaders"]
+        vec![
+            "clientAddress",
+            "cors",
+            "mirror",
+            "rateLimit",
+            "redirect",
+            "requestHeaders",
+            "responseHeaders",
+            "strictTransportSecurity",
+            "urlRewrite",
+        ]
     }
     fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
         Some(schemars::json_schema!({"type": "object"}))
@@ -112,6 +122,11 @@ fn what_can_never_take_effect_is_an_error() {
         (listener("protocol: https"), "needs `tls`"),
         (listener("protocol: https, tls: {certificates: []}"), "at least one certificate"),
         (listener("tls: {certificates: [{certFile: a, keyFile: b}]}"), "only a listener with `protocol: https`"),
+        (
+            format!("{GOOD}authentication: {{mtls: {{identity: san-uri}}}}\n"),
+            "no listener has `tls.clientCertificates`",
+        ),
+        (format!("{GOOD}consumers: [{{name: c, mtls: {{identities: [x]}}}}]\n"), "`authentication.mtls` says"),
         (listener("proxyProtocol: {from: []}"), "no proxy is named"),
         (listener("proxyProtocol: {from: [10.0.0.1/8]}"), "the network is 10.0.0.0/8"),
         (listener("clientAddress: {trustedProxies: [x]}"), "is not a network"),

@@ -323,8 +323,8 @@ impl spillway_config::FileChecks for ModelFiles {
     fn model(&self, path: &Path) -> Result<(), String> {
         spillway_engine::inspect(path).map(|_| ()).map_err(|e| e.to_string())
     }
-    fn certificate(&self, cert: &Path, key: &Path) -> Result<Vec<String>, String> {
-        crate::tls::check_pair(cert, key).map_err(|e| e.to_string())
+    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, String> {
+        crate::tls::check_pair(cert, key, server).map_err(|e| e.to_string())
     }
     fn authorities(&self, path: &Path) -> Result<(), String> {
         crate::tls::check_authorities(path).map_err(|e| e.to_string())

@@ -20,8 +20,8 @@ pub use balancing::{
 };
 pub(crate) use consumers::secrets as consumer_secrets;
 pub use consumers::{
-    ApiKeyHeaders, Authentication, Claims, Consumer, ConsumerKey, ConsumerToken, FailureLimit, IdentityHeaders, Jwks,
-    JwtAlgorithm, JwtIssuer,
+    ApiKeyHeaders, Authentication, CertificateIdentity, Claims, Consumer, ConsumerCertificates, ConsumerKey,
+    ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, Mtls,
 };
 pub use limits::{
     Budget, BudgetState, ConsumerLimits, LimitState, OnExceeded, OnStoreFailure, Period, Price, RedisState, State,

@@ -18,7 +18,7 @@ fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
         super::listeners::authorities(cx, at!["backends", n, "tls", "caFile"], file);
     }
     if let Some(pair) = &tls.client_certificate {
-        super::listeners::certificate(cx, at!["backends", n, "tls", "clientCertificate"], pair);
+        super::listeners::certificate(cx, at!["backends", n, "tls", "clientCertificate"], pair, false);
     }
 }
 
