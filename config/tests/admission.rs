@@ -109,5 +109,5 @@ fn tries_and_hedges_are_bounded_and_never_act_twice() {
     backendRefs: [{name: h}]
     retry: {hedge: {after: 1s}}
 ";
-    refused(writes, "14: this route takes only methods that are not idempotent");
+    refused(writes, "13: this route takes only methods that are not idempotent");
 }
