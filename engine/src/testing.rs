@@ -1,5 +1,8 @@
 //! Small random models for tests, written as GGUF files.
 
+mod gguf;
+mod judge;
+
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -170,8 +173,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        BusyReason, ChatMessage, DeviceChoice, Engine, EngineError, Event, FinishReason, Generate, LoadError,
-        LoadOptions, Prompt, Sampling, TokenStream,
+        BusyReason, ChatMessage, CpuOptions, DeviceChoice, Engine, EngineError, Event, FinishReason, Generate,
+        LoadError, LoadOptions, Prompt, Sampling, TokenStream,
     };
 
     fn file(kind: TensorType) -> tempfile::NamedTempFile {
@@ -180,11 +183,12 @@ mod tests {
         file
     }
 
-    fn options(source: PathBuf) -> LoadOptions {
+    pub(super) fn options(source: PathBuf) -> LoadOptions {
         LoadOptions {
             name: "small".into(),
             source,
             device: DeviceChoice::Auto,
+            cpu: CpuOptions::default(),
             context_length: None,
             max_sequences: 4,
             max_queue: 2,

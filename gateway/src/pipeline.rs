@@ -55,6 +55,7 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
         Ok(()) if x.outcome.broken => Connection::Close,
         Ok(()) => Connection::Keep,
         Err(End::Refuse(refusal)) => answers::refuse(session, &mut x, &refusal).await,
+        Err(End::Answer(answer)) => answers::local(session, &mut x, *answer).await,
         Err(End::ClientGone) => {
             x.outcome.client_gone = true;
             Connection::Close
@@ -73,6 +74,9 @@ async fn walk(
     steps::check_head(gateway, connection, session)?;
     let route: Arc<Route> = steps::find_route(gateway, connection, session, x).await?;
     limiting::filters(&route, session, x).await?;
+    if let Some((filter, refusal)) = x.over_limit.take() {
+        return spilling::over_limit(gateway, &route, filter, refusal, session, x).await;
+    }
     if answers::models(&route, session, x).await? {
         return Ok(());
     }

@@ -12,6 +12,7 @@
 )]
 
 mod engine;
+mod idle;
 mod overload;
 mod process;
 mod proxy;
@@ -34,6 +35,18 @@ struct Arguments {
     /// Seconds of each run.
     #[arg(long, default_value_t = 5)]
     seconds: u32,
+    /// Idle connections; both ends need as many open files.
+    #[arg(long, default_value_t = 10_000)]
+    connections: usize,
+    /// Threads of the engine and of llama.cpp; the machine's processors when left out.
+    #[arg(long)]
+    cores: Option<usize>,
+    /// A GGUF file for the engine and llama.cpp; may be given several times. The demo model when left out.
+    #[arg(long)]
+    model: Vec<std::path::PathBuf>,
+    /// The vector unit of the engine, such as AVX2; the fastest when left out.
+    #[arg(long)]
+    unit: Option<String>,
 }
 
 #[derive(clap::Subcommand)]
@@ -48,6 +61,8 @@ enum Scenario {
     Overload,
     /// A 200-byte JSON through Spillway and through nginx.
     Proxy,
+    /// Ten thousand idle and slow clients beside normal traffic.
+    Idle,
     /// Tokens per second of the engine and of llama.cpp.
     Engine,
 }
@@ -62,11 +77,20 @@ fn main() {
     if wanted(Scenario::Proxy) {
         proxy::run(arguments.rounds, arguments.seconds);
     }
+    if wanted(Scenario::Idle) {
+        idle::run(arguments.connections, arguments.seconds);
+    }
     if wanted(Scenario::Overload) {
         overload::run(arguments.seconds);
     }
     if wanted(Scenario::Engine) {
-        engine::run(arguments.rounds.min(3));
+        let machine = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        engine::run(&engine::Comparison {
+            rounds: arguments.rounds,
+            cores: arguments.cores.unwrap_or(machine),
+            models: arguments.model.clone(),
+            unit: arguments.unit.clone(),
+        });
     }
 }
 

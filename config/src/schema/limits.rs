@@ -15,6 +15,9 @@ pub enum OnExceeded {
     /// It is refused with 429.
     #[default]
     Reject,
+    /// It is answered by the `whenSaturated.spillTo` of its route, and refused where that cannot. It holds at most
+    /// `models[].overLimitShare` of a model's sequences and never waits for one.
+    Spill,
     /// It passes and is counted in `spillway_limit_shadow_refusals_total`, so that a limit can be tried on live traffic.
     Shadow,
 }

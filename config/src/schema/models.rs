@@ -19,6 +19,10 @@ pub struct Model {
     /// Where it runs.
     #[serde(default)]
     pub device: Device,
+    /// Threads that it runs on where it runs on the CPU, at most one for each logical processor. When left out: one for
+    /// each physical core that the process may use (affinity and control groups count) less one, and one at least.
+    #[serde(default)]
+    pub cores: Option<NonZeroU32>,
     /// Tokens of prompt and answer together; the smaller of the model's own and 2048 when left out.
     #[serde(default)]
     pub context_length: Option<NonZeroU32>,
@@ -31,6 +35,10 @@ pub struct Model {
     /// Longest estimated wait for a first token at which a request is still taken.
     #[serde(default = "Model::default_queue_wait")]
     pub max_queue_wait: Duration,
+    /// Share of the sequences that requests over a limit (`onExceeded: spill`) may hold; they never wait for one.
+    #[serde(default = "Model::default_over_limit_share")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub over_limit_share: f64,
     /// How long a caller may read nothing before its answer is given up.
     #[serde(default = "Model::default_stall_timeout")]
     pub stall_timeout: Duration,
@@ -49,6 +57,9 @@ impl Model {
     fn default_queue_wait() -> Duration {
         Duration::seconds(2)
     }
+    fn default_over_limit_share() -> f64 {
+        0.25
+    }
     fn default_stall_timeout() -> Duration {
         Duration::seconds(10)
     }
@@ -58,10 +69,12 @@ impl Model {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Device {
-    /// The best GPU there is, else software Vulkan.
+    /// The best GPU there is, else the CPU.
     #[default]
     Auto,
-    /// Software Vulkan on the CPU.
+    /// The CPU's own vector units.
+    Cpu,
+    /// Software Vulkan on the CPU: slow, for trying what a GPU would run.
     Software,
     /// The first adapter whose name contains this text.
     Name(String),

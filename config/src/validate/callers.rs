@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::schema::{Consumer, ConsumerLimits, Jwks, JwtIssuer};
+use crate::schema::{Consumer, ConsumerLimits, Jwks, JwtIssuer, OnExceeded, Route};
 
 use super::{Context, Segment, at};
 
@@ -93,6 +93,11 @@ fn limits(cx: &mut Context<'_>, at: Vec<Segment>, limits: &ConsumerLimits) {
         if rate.is_some_and(|rate| (rate.period / rate.count.get()).is_zero()) {
             cx.error(with(&at, &[key]), "this rate is too high to be kept");
         }
+    }
+    let spills = |route: &Route| route.when_saturated.as_ref().is_some_and(|w| w.spill_to.is_some());
+    if limits.on_exceeded == OnExceeded::Spill && !cx.config.routes.iter().any(spills) {
+        let message = "no route of this file spills to anybody (`whenSaturated.spillTo`): there is no lesser answer";
+        cx.error(with(&at, &["onExceeded"]), message);
     }
     let Some(budget) = &limits.budget else { return };
     if budget.tokens.is_none() && budget.usd.is_none() {

@@ -144,6 +144,12 @@ fn filters(cx: &mut Context<'_>, n: usize, route: &Route) {
             at.extend(path.iter().map(|key| Segment::from(key.as_str())));
             cx.error(at, message);
         }
+        if filter.config.get("onExceeded").and_then(serde_json::Value::as_str) == Some("spill")
+            && route.when_saturated.as_ref().is_none_or(|w| w.spill_to.is_none())
+        {
+            let message = "this route spills to nobody: `whenSaturated.spillTo` says who answers";
+            cx.error(at!["routes", n, "filters", f, filter.name.as_str(), "onExceeded"], message);
+        }
         if filter.name == "mirror"
             && let Some(name) = filter.config.get("backend").and_then(serde_json::Value::as_str)
         {

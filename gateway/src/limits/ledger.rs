@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use smallvec::SmallVec;
+use spillway_filter::Refusal;
 use std::sync::Arc;
 
 use super::budgets::{Amount, unix_now};
@@ -58,6 +59,8 @@ pub struct Ledger {
     requests: Option<Shown>,
     tokens: Option<Shown>,
     settled: bool,
+    /// A rule that wants the lesser answer for what is over it has been exceeded: what to say where there is none.
+    exceeded: Option<Box<Refusal>>,
 }
 
 impl Ledger {
@@ -76,6 +79,18 @@ impl Ledger {
         if slot.as_ref().is_none_or(|tightest| shown.is_tighter(tightest)) {
             *slot = Some(shown);
         }
+    }
+
+    /// Notes that a rule is exceeded which wants the lesser answer then; the longest wait counts.
+    pub(super) fn exceeded(&mut self, refusal: Refusal) {
+        if self.exceeded.as_ref().is_none_or(|other| other.retry_after < refusal.retry_after) {
+            self.exceeded = Some(Box::new(refusal));
+        }
+    }
+
+    /// What to say to a request that shall have the lesser answer, where nobody gives one.
+    pub fn take_exceeded(&mut self) -> Option<Box<Refusal>> {
+        self.exceeded.take()
     }
 
     /// Where the caller stands with the tightest rule of each unit.

@@ -397,6 +397,18 @@ fn conclude(claims: &[Claim<'_>], answers: &[Answer], ledger: &mut Ledger) -> Re
             Answer::Refused { .. } | Answer::TooMuch if rule.on_exceeded == OnExceeded::Shadow => {
                 rule.metrics.shadow.inc();
             }
+            // The request goes on, to the lesser answer; what it took from other rules stays taken.
+            Answer::Refused { wait, remaining, reset } if rule.on_exceeded == OnExceeded::Spill => {
+                rule.metrics.refused.inc();
+                if let Some(shown) = shown(*remaining, *reset) {
+                    ledger.show(shown);
+                }
+                ledger.exceeded(refuse(rule, *wait));
+            }
+            Answer::TooMuch if rule.on_exceeded == OnExceeded::Spill => {
+                rule.metrics.refused.inc();
+                ledger.exceeded(too_much(claim));
+            }
             Answer::Refused { wait, remaining, reset } => {
                 rule.metrics.refused.inc();
                 if let Some(shown) = shown(*remaining, *reset) {

@@ -46,6 +46,8 @@ fn view<'a>(session: &'a ServerSession, x: &'a Exchange) -> RequestView<'a> {
     RequestView {
         method: &head.method,
         path: head.uri.path(),
+        host: super::steps::host_of(head),
+        secure: x.secure,
         headers: &head.headers,
         client: x.client,
         caller: x.caller_view(),
@@ -76,6 +78,10 @@ async fn run(own: &Rules, filters: &[NamedFilter], session: &mut ServerSession, 
         let flow = named.filter.on_request(&mut view(session, x));
         let refusal = match flow {
             Flow::Continue => None,
+            Flow::Answer(answer) => {
+                span.event("answered", &named.name);
+                return Err(End::Answer(answer));
+            }
             Flow::Refuse(refusal) => Some(refusal),
             Flow::Wait(waiting) => {
                 let waited = waiting.await;
@@ -117,6 +123,9 @@ async fn take(
     let reserved = reserve(&claims, &mut x.ledger).await;
     drop(claims);
     rules.clear();
+    if let Some(refusal) = x.ledger.take_exceeded() {
+        x.over_limit.get_or_insert((name.to_owned(), refusal));
+    }
     reserved.map_err(|refusal| {
         x.refused_by = Some(name.to_owned());
         End::Refuse(refusal)

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 use spillway_config::schema::{Device, Model};
-use spillway_engine::{DeviceChoice, Engine, LoadError, LoadOptions};
-use tokio::sync::Semaphore;
+use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, LoadError, LoadOptions};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
 
@@ -30,6 +30,9 @@ pub enum ModelError {
         /// Its name.
         model: String,
     },
+    /// The environment names no vector unit.
+    #[error("{VECTOR_UNIT} is `{0}`: it must be one of {units}", units = CpuUnit::ALL.map(CpuUnit::name).join(", "))]
+    Unit(String),
     /// The thread that loads it was lost.
     #[error("model `{model}`: loading ended without a result: {reason}")]
     Lost {
@@ -73,6 +76,8 @@ pub struct LoadedModel {
     served_by_text: Arc<str>,
     metrics: Arc<ModelMetrics>,
     encoders: Arc<Semaphore>,
+    /// Sequences for requests over a limit.
+    over_limit: Arc<Semaphore>,
 }
 
 impl LoadedModel {
@@ -104,13 +109,23 @@ impl LoadedModel {
     pub(super) fn encoders(&self) -> &Arc<Semaphore> {
         &self.encoders
     }
+    /// A place for a request that is over a limit: within its share of the sequences, and only where one is free and
+    /// nobody waits, so that it takes nothing from requests within their limits.
+    pub fn place_over_limit(&self) -> Option<OwnedSemaphorePermit> {
+        let stats = self.engine.stats();
+        let all = usize::try_from(self.written.max_sequences.get()).unwrap_or(usize::MAX);
+        if stats.waiting > 0 || stats.active >= all {
+            return None;
+        }
+        self.over_limit.clone().try_acquire_owned().ok()
+    }
     /// Series of its calls.
     pub fn metrics(&self) -> &Arc<ModelMetrics> {
         &self.metrics
     }
     /// What it says of itself now.
     pub fn sample(&self) -> EngineSample {
-        let stats = self.engine.stats();
+        let (stats, info) = (self.engine.stats(), self.engine.info());
         let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         EngineSample {
             model: self.written.name.clone(),
@@ -121,6 +136,11 @@ impl LoadedModel {
             estimated_wait: stats.estimated_wait,
             generated: stats.generated_tokens,
             prompt: stats.prompt_tokens,
+            device: info.device.name.clone(),
+            device_kind: info.device.kind,
+            driver: info.device.driver.clone(),
+            decode_rate: info.decode_rate,
+            bandwidth: info.bandwidth,
         }
     }
 }
@@ -169,6 +189,25 @@ impl Models {
     }
 }
 
+/// Names the vector unit of the CPU that kernels use instead of the fastest: to try what slower machines do.
+const VECTOR_UNIT: &str = "SPILLWAY_CPU_UNIT";
+
+fn cpu_unit() -> Result<Option<CpuUnit>, ModelError> {
+    let Some(name) = std::env::var_os(VECTOR_UNIT) else { return Ok(None) };
+    let name = name.to_string_lossy();
+    CpuUnit::named(&name).map(Some).ok_or_else(|| ModelError::Unit(name.chars().take(64).collect()))
+}
+
+/// A share of some sequences: one at least, unless the share is nothing.
+fn share_of(sequences: u32, share: f64) -> usize {
+    if share <= 0.0 {
+        return 0;
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to the number of sequences")]
+    let places = (f64::from(sequences) * share.min(1.0)).floor().max(1.0) as usize;
+    places
+}
+
 async fn load_one(
     written: &Model,
     file: Option<FileIdentity>,
@@ -180,10 +219,12 @@ async fn load_one(
         source: written.source.clone(),
         device: match &written.device {
             Device::Auto => DeviceChoice::Auto,
+            Device::Cpu => DeviceChoice::Cpu,
             Device::Software => DeviceChoice::Software,
             Device::Name(name) => DeviceChoice::Name(name.clone()),
             Device::Index(index) => DeviceChoice::Index(usize::try_from(*index).unwrap_or(usize::MAX)),
         },
+        cpu: CpuOptions { cores: written.cores.and_then(|cores| cores.try_into().ok()), unit: cpu_unit()? },
         context_length: written.context_length.map(Into::into),
         max_sequences: written.max_sequences.get(),
         max_queue: written.max_queue,
@@ -202,8 +243,9 @@ async fn load_one(
     let info = engine.info();
     tracing::info!(
         event = "model_loaded", model = %name, architecture = %info.architecture, quantization = %info.quantization,
-        context = info.context_length, device = %info.device.name, reason = %info.device.reason,
-        seconds = info.load_time.as_secs_f64(),
+        context = info.context_length, device = %info.device.name, kind = info.device.kind,
+        driver = %info.device.driver, reason = %info.device.reason, seconds = info.load_time.as_secs_f64(),
+        tokens_per_second = info.decode_rate.round(), gigabytes_per_second = (info.bandwidth / 1e8).round() / 10.0,
     );
     Ok(LoadedModel {
         written: written.clone(),
@@ -213,6 +255,18 @@ async fn load_one(
         served_by_text: text.into(),
         metrics: metrics.model("spillway", &name),
         encoders: Arc::new(Semaphore::new(ENCODERS)),
+        over_limit: Arc::new(Semaphore::new(share_of(written.max_sequences.get(), written.over_limit_share))),
         engine,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_one_sequence_at_least_and_all_at_most() {
+        let places = [(16, 0.25), (16, 0.0), (2, 0.25), (3, 0.5), (4, 1.0)].map(|(n, share)| share_of(n, share));
+        assert_eq!(places, [4, 0, 1, 1, 4]);
+    }
 }
