@@ -74,6 +74,8 @@ pub struct Metrics {
     pub budget_write_failures: Counter,
     /// 1 while the shared store answers.
     pub limit_store_up: Gauge,
+    /// Gateways that share the limits.
+    pub limit_store_gateways: Gauge,
     /// Requests that were judged here because the shared store was away.
     pub limit_store_fallbacks: Counter,
     /// Corrections that did not reach the shared store.
@@ -331,6 +333,12 @@ impl Metrics {
                 &mut r,
                 "spillway_limit_store_up",
                 "1 while the shared store of limits answers",
+                Gauge::default(),
+            ),
+            limit_store_gateways: family(
+                &mut r,
+                "spillway_limit_store_gateways",
+                "Gateways that share the limits, as this one last saw them",
                 Gauge::default(),
             ),
             limit_store_fallbacks: family(
