@@ -4,14 +4,11 @@
 use serde_json::{Map, Value as Json};
 
 use crate::tree::{Key, Node, Place, Value};
-use crate::values::{Date, Duration, KeyDigest, ListenAddress, Rate, ServerUrl, Size};
+use crate::values::{Date, Duration, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size};
 
 /// Keys of the language that this version does not know yet: they are unknown keys, but no typing mistakes.
 const NOT_YET: &[&str] = &[
-    "tls",
     "acme",
-    "clientAddress",
-    "proxyProtocol",
     "include",
     "outlierDetection",
     "adaptive",
@@ -26,9 +23,6 @@ const NOT_YET: &[&str] = &[
     "rollout",
     "cache",
     "wasm",
-    "cors",
-    "redirect",
-    "urlRewrite",
     "priority",
     "keepWarm",
     "idleUnload",
@@ -38,9 +32,6 @@ const NOT_YET: &[&str] = &[
     "redactHeaders",
     "captureContent",
     "modelAlias",
-    "protocol",
-    "http2",
-    "maxConnectionsPerAddress",
 ];
 
 /// A mistake at a place.
@@ -156,6 +147,7 @@ impl<'s> Checker<'s> {
             "rate" => text.parse::<Rate>().err(),
             "listen-address" => text.parse::<ListenAddress>().err(),
             "server-url" => text.parse::<ServerUrl>().err(),
+            "network" => text.parse::<Network>().err(),
             "sha256" => text.parse::<KeyDigest>().err(),
             "date" => text.parse::<Date>().err(),
             _ => None,

@@ -230,12 +230,14 @@ impl fmt::Display for ListenAddress {
 
 string_value!(ListenAddress, "listen-address", "127.0.0.1:8080", "IP and port to listen on; port 0 takes a free one.");
 
-/// Address of a server, `http://HOST[:PORT]`, without path, query or user.
+/// Address of a server, `http://HOST[:PORT]` or `https://HOST[:PORT]`, without path, query or user.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerUrl {
+    /// Whether it speaks TLS.
+    pub https: bool,
     /// Host name or IP literal (IPv6 without brackets).
     pub host: String,
-    /// TCP port; 80 when the URL names none.
+    /// TCP port; 80 or 443 when the URL names none.
     pub port: u16,
 }
 
@@ -245,12 +247,11 @@ impl FromStr for ServerUrl {
         let url = url::Url::parse(text)
             .map_err(|e| ValueError(format!("`{text}` is not the URL of a server ({e}): write http://HOST:PORT")))?;
         let refuse = |why: &str| Err(ValueError(format!("`{text}`: {why}")));
-        if url.scheme() == "https" {
-            return refuse("TLS towards upstreams is not supported yet; use http://");
-        }
-        if url.scheme() != "http" {
-            return refuse("the scheme of a server must be http");
-        }
+        let https = match url.scheme() {
+            "http" => false,
+            "https" => true,
+            _ => return refuse("the scheme of a server must be http or https"),
+        };
         if !url.username().is_empty() || url.password().is_some() {
             return refuse("a server URL must not carry a user or password");
         }
@@ -263,21 +264,58 @@ impl FromStr for ServerUrl {
             Some(url::Host::Ipv6(ip)) => ip.to_string(),
             None => return refuse("the host is missing"),
         };
-        Ok(Self { host, port: url.port().unwrap_or(80) })
+        Ok(Self { https, host, port: url.port().unwrap_or(if https { 443 } else { 80 }) })
     }
 }
 
 impl fmt::Display for ServerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.https { "https" } else { "http" };
         if self.host.contains(':') {
-            write!(f, "http://[{}]:{}", self.host, self.port)
+            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
         } else {
-            write!(f, "http://{}:{}", self.host, self.port)
+            write!(f, "{scheme}://{}:{}", self.host, self.port)
         }
     }
 }
 
 string_value!(ServerUrl, "server-url", "http://10.0.0.11:8000", "Address of a server: scheme, host and port.");
+
+/// Addresses: one, or all of a network in CIDR form; `10.0.0.0/8`, `2001:db8::/32`, `203.0.113.7`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Network(pub ipnet::IpNet);
+
+impl Network {
+    /// Whether an address lies in it. An IPv4 address inside IPv6 (`::ffff:10.0.0.1`) counts as the IPv4 one.
+    pub fn contains(&self, address: std::net::IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+}
+
+impl FromStr for Network {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let network = text.parse::<ipnet::IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(Into::into));
+        let network = network.map_err(|_| {
+            ValueError(format!("`{text}` is not a network: write ADDRESS/PREFIX, such as 10.0.0.0/8, or one address"))
+        })?;
+        if network.trunc() != network {
+            return Err(ValueError(format!(
+                "`{text}` has bits set behind its prefix: the network is {}",
+                network.trunc()
+            )));
+        }
+        Ok(Self(network))
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.prefix_len() == self.0.max_prefix_len() { self.0.addr().fmt(f) } else { self.0.fmt(f) }
+    }
+}
+
+string_value!(Network, "network", "10.0.0.0/8", "A network in CIDR form, or one address.");
 
 /// SHA-256 digest of an API key, as 64 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue, Method};
-use spillway_filter::{Caller, Refusal, Variables};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use spillway_filter::{Answer, Caller, Refusal, Variables};
 use tokio::time::Instant as Deadline;
 
 use crate::identity::{Consumer, Token};
@@ -22,6 +22,8 @@ use crate::upstream::RequestBody;
 pub enum End {
     /// With a refusal in the caller's API shape.
     Refuse(Box<Refusal>),
+    /// With an answer that a filter made.
+    Answer(Box<Answer>),
     /// The client is gone; nobody reads an answer.
     ClientGone,
 }
@@ -117,6 +119,12 @@ pub struct Exchange {
     pub client: IpAddr,
     /// The same as a header value.
     pub client_text: HeaderValue,
+    /// Whether the caller spoke TLS, to us or to a trusted proxy.
+    pub secure: bool,
+    /// The page that a browser asks for (`Origin`).
+    pub origin: Option<HeaderValue>,
+    /// Time between two parts of a body that is passed on.
+    pub body_pause: Duration,
     /// The server span.
     pub span: Span,
     /// The span of the attempt that runs, for `traceparent` upstream.
@@ -155,13 +163,23 @@ pub struct Exchange {
 
 impl Exchange {
     /// A new exchange.
-    pub fn begin(snapshot: Arc<Snapshot>, connection: &ConnectionInfo, request_id: HeaderValue, span: Span) -> Self {
+    pub fn begin(
+        snapshot: Arc<Snapshot>,
+        connection: &ConnectionInfo,
+        headers: &HeaderMap,
+        request_id: HeaderValue,
+        span: Span,
+    ) -> Self {
+        let from = connection.origin(headers);
         Self {
             snapshot,
             started: Instant::now(),
             request_id,
-            client: connection.client.ip(),
-            client_text: connection.client_text.clone(),
+            client: from.client,
+            client_text: from.text,
+            secure: from.secure,
+            origin: headers.get(header::ORIGIN).cloned(),
+            body_pause: connection.limits.body_timeout.0,
             span,
             attempt: None,
             route: None,
@@ -201,7 +219,13 @@ impl Exchange {
 
     /// What header values may name.
     pub fn variables<'a>(&'a self, route: &'a Route, backend: &'a str) -> Variables<'a> {
-        Variables { backend, route: &route.name, request_id: self.request_id.to_str().unwrap_or_default() }
+        Variables {
+            backend,
+            route: &route.name,
+            request_id: self.request_id.to_str().unwrap_or_default(),
+            origin: self.origin.as_ref(),
+            secure: self.secure,
+        }
     }
 
     /// Who answered, as text.

@@ -18,4 +18,5 @@ pub mod server;
 pub mod snapshot;
 pub mod spill;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;

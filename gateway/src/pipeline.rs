@@ -55,6 +55,7 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
         Ok(()) if x.outcome.broken => Connection::Close,
         Ok(()) => Connection::Keep,
         Err(End::Refuse(refusal)) => answers::refuse(session, &mut x, &refusal).await,
+        Err(End::Answer(answer)) => answers::local(session, &mut x, *answer).await,
         Err(End::ClientGone) => {
             x.outcome.client_gone = true;
             Connection::Close

@@ -179,7 +179,10 @@ impl Reloader {
         }
         let previous = self.gateway.snapshot.load_full();
         // Whatever can fail comes first; from here on nothing is changed until nothing can.
-        let prepared = self.listeners.prepare(&crate::snapshot::plans(config)).map_err(|e| vec![e.to_string()])?;
+        let written = config.clone();
+        let plans = tokio::task::spawn_blocking(move || crate::listener::plans(&written)).await;
+        let plans = plans.map_err(|e| vec![e.to_string()])??;
+        let prepared = self.listeners.prepare(&plans).map_err(|e| vec![e.to_string()])?;
         let snapshot = self.compiler.compile(config, Some(&previous)).await.map_err(|e| e.0)?;
         let generation = snapshot.generation;
         self.health.apply(std::mem::take(&mut *snapshot.probes.lock()));

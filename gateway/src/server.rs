@@ -166,7 +166,7 @@ pub async fn serve(
     let listeners = Arc::new(ListenerSet::default());
     let limits = Limits::new(config.limits.limit_keys, metrics.clone());
     let compiler = Arc::new(Compiler::new(spillway_filters::registry(), metrics.clone(), limits.clone(), cache_dir));
-    let plans = crate::snapshot::plans(&config);
+    let plans = crate::listener::plans(&config).map_err(SnapshotError)?;
     let prepared = listeners.prepare(&plans)?;
     let snapshot = compiler.compile(&config, None).await?;
 
@@ -307,5 +307,11 @@ pub struct ModelFiles;
 impl spillway_config::FileChecks for ModelFiles {
     fn model(&self, path: &Path) -> Result<(), String> {
         spillway_engine::inspect(path).map(|_| ()).map_err(|e| e.to_string())
+    }
+    fn certificate(&self, cert: &Path, key: &Path) -> Result<Vec<String>, String> {
+        crate::tls::check_pair(cert, key).map_err(|e| e.to_string())
+    }
+    fn authorities(&self, path: &Path) -> Result<(), String> {
+        crate::tls::check_authorities(path).map_err(|e| e.to_string())
     }
 }

@@ -16,12 +16,14 @@ mod client;
 mod gateway;
 mod programs;
 mod reference;
+mod secure;
 mod upstream;
 
 pub use client::{Answer, Client, Stream};
-pub use gateway::{Gateway, binary};
+pub use gateway::{Gateway, binary, whole};
 pub use programs::{LlamaServer, Redis, jaeger, model, python, repository};
 pub use reference::reference;
+pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};
 pub use upstream::{Reply, Seen, Upstream, digest, reply, streamed};
 
 use std::time::Duration;

@@ -13,8 +13,8 @@ mod telemetry;
 
 pub use admin::Admin;
 pub use backends::{
-    Backend, BackendProtocol, BackendTimeouts, Capacity, Credentials, Endpoint, HealthCheck, HttpProbe, LoadBalancing,
-    PolicyName,
+    Backend, BackendProtocol, BackendTimeouts, BackendTls, Capacity, Credentials, Endpoint, HealthCheck, HttpProbe,
+    LoadBalancing, PolicyName,
 };
 pub(crate) use consumers::secrets as consumer_secrets;
 pub use consumers::{
@@ -24,7 +24,10 @@ pub use consumers::{
 pub use limits::{
     Budget, BudgetState, ConsumerLimits, LimitState, OnExceeded, OnStoreFailure, Period, Price, RedisState, State,
 };
-pub use listeners::{Listener, ListenerLimits};
+pub use listeners::{
+    CertificateFiles, ClientAddress, ClientAddressHeader, ClientCertificateMode, ClientCertificates, Listener,
+    ListenerLimits, ListenerProtocol, ListenerTls, ProxyProtocol, TlsVersion,
+};
 pub use models::{Device, Model};
 pub use routes::{
     Access, BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue, Reject, Retry,

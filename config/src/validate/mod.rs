@@ -3,6 +3,7 @@
 mod admission;
 mod backends;
 mod callers;
+mod listeners;
 mod routes;
 
 use std::collections::HashMap;
@@ -104,41 +105,13 @@ impl Context<'_> {
 
 /// Every check.
 pub(crate) fn all(cx: &mut Context<'_>) {
-    listeners(cx);
+    listeners::all(cx);
     admin(cx);
     names(cx);
     callers::all(cx);
     backends::all(cx);
     routes::all(cx);
     telemetry(cx);
-}
-
-fn listeners(cx: &mut Context<'_>) {
-    let config = cx.config;
-    if config.listeners.is_empty() {
-        cx.error(at!["listeners"], "there must be at least one listener");
-    }
-    for (n, listener) in config.listeners.iter().enumerate() {
-        let same =
-            |other: &crate::schema::Listener| other.address == listener.address && listener.address.0.port() != 0;
-        if let Some(first) = config.listeners.iter().take(n).position(same) {
-            cx.error(at!["listeners", n, "address"], format!("listeners[{first}] has this address already"));
-        }
-        let limits = &listener.limits;
-        for (key, value) in [
-            ("headerTimeout", limits.header_timeout),
-            ("bodyTimeout", limits.body_timeout),
-            ("idleTimeout", limits.idle_timeout),
-        ] {
-            if value.0.is_zero() {
-                cx.error(at!["listeners", n, "limits", key], "a time limit of zero lets nothing pass");
-            }
-        }
-        // Pingora reads headers of up to 1 MiB.
-        if !(1 << 10..=1 << 20).contains(&limits.max_header_bytes.0) {
-            cx.error(at!["listeners", n, "limits", "maxHeaderBytes"], "must be from 1KiB to 1MiB");
-        }
-    }
 }
 
 fn admin(cx: &mut Context<'_>) {

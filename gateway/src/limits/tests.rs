@@ -61,6 +61,8 @@ fn take(rules: &Rules, asked: &Asked<'_>, ledger: &mut Ledger) -> Result<(), Box
     let view = RequestView {
         method: &http::Method::POST,
         path: "/",
+        host: None,
+        secure: false,
         headers: &asked.headers,
         client: asked.address.parse().unwrap(),
         caller: asked.consumer.map(|consumer| Caller { consumer, tenant: "t", scopes: &[], claims: &claims }),

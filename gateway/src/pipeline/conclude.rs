@@ -211,7 +211,7 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
             route,
             method: head.method.as_str(),
             path: head.uri.path(),
-            protocol: if head.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" },
+            protocol: protocol(head.version).0,
             status,
             bytes_in: match &x.body {
                 RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
@@ -251,9 +251,9 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
     }
     span.set(names::HTTP_REQUEST_METHOD, head.method.to_string());
     span.set(names::URL_PATH, head.uri.path().to_owned());
-    span.set(names::URL_SCHEME, "http");
+    span.set(names::URL_SCHEME, if x.secure { "https" } else { "http" });
     span.set(names::CLIENT_ADDRESS, x.client.to_string());
-    span.set(names::NETWORK_PROTOCOL_VERSION, if head.version == Version::HTTP_10 { "1.0" } else { "1.1" });
+    span.set(names::NETWORK_PROTOCOL_VERSION, protocol(head.version).1);
     if let Some(agent) = head.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()) {
         span.set(names::USER_AGENT_ORIGINAL, agent.to_owned());
     }
@@ -286,4 +286,13 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
         span.error(x.outcome.error_code.unwrap_or("upstream_status"));
     }
     x.span = span;
+}
+
+/// How a version is written, whole and as its number alone.
+fn protocol(version: Version) -> (&'static str, &'static str) {
+    match version {
+        Version::HTTP_10 => ("HTTP/1.0", "1.0"),
+        Version::HTTP_2 => ("HTTP/2", "2"),
+        _ => ("HTTP/1.1", "1.1"),
+    }
 }

@@ -45,6 +45,8 @@ fn view<'a>(session: &'a ServerSession, x: &'a Exchange) -> RequestView<'a> {
     RequestView {
         method: &head.method,
         path: head.uri.path(),
+        host: super::steps::host_of(head),
+        secure: x.secure,
         headers: &head.headers,
         client: x.client,
         caller: x.caller_view(),
@@ -75,6 +77,10 @@ async fn run(own: &Rules, filters: &[NamedFilter], session: &mut ServerSession, 
         let flow = named.filter.on_request(&mut view(session, x));
         let refusal = match flow {
             Flow::Continue => None,
+            Flow::Answer(answer) => {
+                span.event("answered", &named.name);
+                return Err(End::Answer(answer));
+            }
             Flow::Refuse(refusal) => Some(refusal),
             Flow::Wait(waiting) => {
                 let waited = waiting.await;

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, Version, header};
+use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{ErrorKind, Refusal};
@@ -26,7 +27,7 @@ pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &Se
     let head = session.req_header();
     let request_id = head.headers.get(&X_REQUEST_ID).filter(|id| is_sane(id)).cloned().unwrap_or_else(new_request_id);
     let span = snapshot.tracer.server_span(&head.headers, std::time::SystemTime::now());
-    let mut x = Exchange::begin(snapshot, connection, request_id, span);
+    let mut x = Exchange::begin(snapshot, connection, &head.headers, request_id, span);
     x.api = Api::of_path(head.uri.path());
     x
 }
@@ -64,6 +65,37 @@ pub(super) fn check_head(
             format!("the request line and header are longer than {max} bytes"),
         )));
     }
+    if head.method == Method::CONNECT {
+        session.set_keepalive(None);
+        return Err(End::refuse(Refusal::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            ErrorKind::InvalidRequest,
+            "method_not_allowed",
+            "this is a gateway, not a proxy for connections: CONNECT is not answered",
+        )));
+    }
+    if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
+        session.set_keepalive(None);
+        return Err(End::refuse(Refusal::invalid("no_host", "a request of HTTP/1.1 must say which host it is for")));
+    }
+    if has_two_lengths(session) {
+        session.set_keepalive(None);
+        return Err(End::refuse(Refusal::invalid(
+            "ambiguous_framing",
+            "the request has both Content-Length and Transfer-Encoding: where its body ends is not certain",
+        )));
+    }
+    let head = session.req_header();
+    if let Some(host) = host_of(head)
+        && !connection.answers_for(host)
+    {
+        return Err(End::refuse(Refusal::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            ErrorKind::InvalidRequest,
+            "misdirected_request",
+            "this connection was opened for another host name: open one for the name that the request asks for",
+        )));
+    }
     if gateway.via.is_in(&head.headers) {
         return Err(End::refuse(Refusal::new(
             StatusCode::LOOP_DETECTED,
@@ -75,6 +107,23 @@ pub(super) fn check_head(
     Ok(())
 }
 
+/// The host that a request is for.
+pub(super) fn host_of(head: &RequestHeader) -> Option<&str> {
+    head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| head.uri.host())
+}
+
+/// Whether a body has two lengths that another server may read otherwise (RFC 9112, 6.1). Pingora takes the one that is
+/// to be ignored away, so the bytes as they came are looked at; it lets nobody else have a transfer encoding.
+fn has_two_lengths(session: &ServerSession) -> bool {
+    const LENGTH: &[u8] = b"content-length";
+    let ServerSession::H1(session) = session else { return false };
+    if !session.req_header().headers.contains_key(header::TRANSFER_ENCODING) {
+        return false;
+    }
+    let lines = session.get_headers_raw_bytes();
+    lines.split(|b| *b == b'\n').any(|line| line.get(..LENGTH.len()).is_some_and(|n| n.eq_ignore_ascii_case(LENGTH)))
+}
+
 /// Finds the route, and the caller on the way: as early as the candidates allow.
 pub(super) async fn find_route(
     gateway: &Gateway,
@@ -83,17 +132,20 @@ pub(super) async fn find_route(
     x: &mut Exchange,
 ) -> Result<Arc<Route>, End> {
     let snapshot = x.snapshot.clone();
-    let candidates = {
+    let client = x.client;
+    let candidates = |session: &ServerSession, method: &Method| {
         let head = session.req_header();
-        let host = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).or_else(|| head.uri.host());
-        snapshot.routes.candidates(
-            host,
-            head.uri.path(),
-            &head.method,
-            &head.headers,
-            Rest { query: head.uri.query().unwrap_or_default(), client: x.client },
-        )
+        let rest = Rest { query: head.uri.query().unwrap_or_default(), client };
+        snapshot.routes.candidates(host_of(head), head.uri.path(), method, &head.headers, rest)
     };
+    if let Some(asked) = preflight_method(session.req_header())
+        && let Some(route) = candidates(session, &asked).routes().find(|route| route.answers_preflight)
+    {
+        // The filter that answers is one of the guards.
+        enter(x, route);
+        limiting::guards(route, session, x).await?;
+    }
+    let candidates = candidates(session, &session.req_header().method);
     let within = connection.limits.body_timeout.0;
     if let Some(route) = candidates.only() {
         enter(x, route);
@@ -135,6 +187,14 @@ pub(super) async fn find_route(
     }
     check_access(&route, session, x)?;
     Ok(route)
+}
+
+/// The method that a browser asks leave for, before it sends the request itself (Fetch, 3.2.2).
+fn preflight_method(head: &RequestHeader) -> Option<Method> {
+    if head.method != Method::OPTIONS || !head.headers.contains_key(header::ORIGIN) {
+        return None;
+    }
+    Method::from_bytes(head.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?.as_bytes()).ok()
 }
 
 fn by_model(candidates: &Candidates<'_>, x: &Exchange) -> Option<Arc<Route>> {

@@ -6,4 +6,4 @@ mod matcher;
 mod table;
 
 pub use matcher::{CompileError, Matcher, ModelPattern, Rest};
-pub use table::{Candidates, RouteTable, TableBuilder};
+pub use table::{Candidates, RouteTable, TableBuilder, without_port};

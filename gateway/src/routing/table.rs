@@ -117,7 +117,8 @@ impl RouteTable {
     }
 }
 
-fn without_port(host: &str) -> &str {
+/// A host without its port.
+pub fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         // `[::1]:8080` and `host:8080`, but not the bare IPv6 address `::1`.
         Some((name, port))

@@ -26,6 +26,7 @@ use crate::protocol::Api;
 use crate::routing::{ModelPattern, TableBuilder};
 use crate::spill::Models;
 use crate::telemetry::{Metrics, Tracer};
+use crate::tls::UpstreamTls;
 use crate::upstream::Peer;
 
 /// Longest time for a name of an endpoint to be resolved.
@@ -172,6 +173,7 @@ impl Compiler {
         probes: &mut Vec<Probe>,
     ) -> Result<Backend, String> {
         let mut endpoints = Vec::new();
+        let tls = read_tls(written).await?;
         for endpoint in &written.endpoints {
             let address = resolve(&endpoint.url).await?;
             let key = EndpointKey { backend: written.name.clone(), url: endpoint.url.clone() };
@@ -182,7 +184,8 @@ impl Compiler {
                 .endpoints
                 .get_or_insert(&key, || EndpointState::new(self.metrics.endpoint(&written.name, &text), healthy));
             if let Some(check) = &written.health_check {
-                probes.push(Probe { key: key.clone(), address, check: check.clone(), state: state.clone() });
+                let (check, state) = (check.clone(), state.clone());
+                probes.push(Probe { key: key.clone(), address, check, state, tls: tls.clone(), http2: written.http2 });
             }
             endpoints.push(Arc::new(Endpoint {
                 url: endpoint.url.clone(),
@@ -190,7 +193,7 @@ impl Compiler {
                 weight: endpoint.weight,
                 max_in_flight: written.capacity.max_in_flight,
                 state,
-                peer: Peer::new(&key, address, written.timeouts.connect.0),
+                peer: Peer::new(&key, address, written.timeouts.connect.0, &tls, written.http2),
             }));
         }
         let credentials = written.credentials.as_ref().map(bearer).transpose()?;
@@ -262,13 +265,21 @@ impl Compiler {
             Some(rule) => last(rule.spill_to.as_ref(), rule.reject.as_ref())?,
             None => when_saturated.clone(),
         };
+        let prefixes: Vec<&str> = written
+            .matches
+            .iter()
+            .filter_map(|m| match &m.path {
+                Some(schema::PathMatch::Prefix(prefix)) => Some(prefix.as_str()),
+                _ => None,
+            })
+            .collect();
         let queues = match &saturated.queue {
             Some(queue) => self.queues(&name, queue, saturated.try_others, &targets),
             None => Vec::new(),
         };
         let (mut guards, mut filters, mut mirrors) = (Vec::new(), Vec::new(), Vec::new());
         for entry in &written.filters {
-            let cx = BuildContext { route: &name, states: &self.states, http: &self.http };
+            let cx = BuildContext { route: &name, prefixes: &prefixes, states: &self.states, http: &self.http };
             let filter = self
                 .registry
                 .build(&entry.name, &entry.config, &cx)
@@ -307,8 +318,6 @@ impl Compiler {
             api: if speaks_model { Api::OpenAi } else { Api::Problem },
             authentication: written.authentication.unwrap_or(default),
             access: written.access.clone(),
-            guards,
-            filters,
             sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
             try_others: saturated.try_others,
             max_queue_wait: saturated.queue.as_ref().map_or(Duration::ZERO, |queue| queue.max_wait.0),
@@ -335,6 +344,7 @@ impl Compiler {
                     max: usize::try_from(hedge.max.get()).unwrap_or(1),
                 }),
             },
+            answers_preflight: guards.iter().any(|guard| guard.filter.answers_preflight()),
             spill: written.spill.as_ref().map(spill_rule).unwrap_or_default(),
             resume: written.resume,
             max_body: written.limits.max_body.0,
@@ -345,10 +355,20 @@ impl Compiler {
             mirrors,
             listed_models: listed(written, config, &targets),
             metrics: self.metrics.route(&name),
+            guards,
+            filters,
             targets,
             name,
         })
     }
+}
+
+/// Reads the files of a backend's TLS, off the runtime's threads.
+async fn read_tls(written: &schema::Backend) -> Result<Arc<UpstreamTls>, String> {
+    let https = written.endpoints.iter().any(|endpoint| endpoint.url.https);
+    let (tls, http2) = (written.tls.clone(), written.http2);
+    let read = tokio::task::spawn_blocking(move || UpstreamTls::read(&tls, http2, https)).await;
+    read.map_err(|e| e.to_string())?.map(Arc::new).map_err(|e| e.to_string())
 }
 
 fn spill_rule(written: &schema::SpillLimits) -> SpillRule {

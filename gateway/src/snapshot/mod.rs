@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
-use spillway_config::schema::{Access, BackendProtocol, ListenerLimits, RouteAuthentication};
+use spillway_config::schema::{Access, BackendProtocol, RouteAuthentication};
 use spillway_filter::Filter;
 use tokio::sync::Semaphore;
 
@@ -68,30 +68,6 @@ impl Snapshot {
     }
 }
 
-/// A listener to be opened or kept.
-#[derive(Debug, Clone)]
-pub struct ListenerPlan {
-    /// Name in logs and metrics.
-    pub name: String,
-    /// Where it listens; port 0 takes a free one.
-    pub address: std::net::SocketAddr,
-    /// Its limits.
-    pub limits: ListenerLimits,
-}
-
-/// The listeners that a configuration asks for.
-pub fn plans(config: &spillway_config::schema::Config) -> Vec<ListenerPlan> {
-    config
-        .listeners
-        .iter()
-        .map(|listener| ListenerPlan {
-            name: listener.name.clone().unwrap_or_else(|| listener.address.to_string()),
-            address: listener.address.0,
-            limits: listener.limits.clone(),
-        })
-        .collect()
-}
-
 /// A compiled route.
 pub struct Route {
     /// Its name.
@@ -134,6 +110,8 @@ pub struct Route {
     pub first_token_timeout: Option<Duration>,
     /// Further tries after the first.
     pub retry: RetryPlan,
+    /// Whether one of the guards answers what browsers ask before a request.
+    pub answers_preflight: bool,
     /// Bytes of a body.
     pub max_body: u64,
     /// Whether the body is held before it goes anywhere: a target or spill needs to read it.
@@ -339,6 +317,7 @@ impl Route {
                 budget: 200,
                 hedge: None,
             },
+            answers_preflight: false,
             max_body: 20 << 20,
             holds_body: false,
             listed_models: Vec::new(),

@@ -259,9 +259,11 @@ fn encode_now(engine: &Engine, messages: &[ChatMessage], begun: &str) -> Result<
         PromptError::TooLong { tokens, context } => too_long(format!(
             "The conversation has {tokens} tokens; this model's context is {context} tokens, the answer included."
         )),
-        PromptError::Empty | PromptError::Role(_) | PromptError::Template(_) => SpillError::CannotSpill(
-            Refusal::invalid("invalid_value", format!("`messages`: {error}.")).param("messages"),
-        ),
+        PromptError::Empty | PromptError::Role(_) | PromptError::Template(_) | PromptError::NotGenerating => {
+            SpillError::CannotSpill(
+                Refusal::invalid("invalid_value", format!("`messages`: {error}.")).param("messages"),
+            )
+        }
     })
 }
 

@@ -263,6 +263,8 @@ fn refusal(error: &EngineError) -> Refusal {
             "The model inside the gateway is being stopped; try again.",
         ),
         // What the device said is for the log, where the engine has written it.
-        EngineError::Device(_) => internal("The model inside the gateway failed; its log says why."),
+        EngineError::Device(_) | EngineError::Task { .. } | EngineError::Input(_) | EngineError::Busy(_) => {
+            internal("The model inside the gateway failed; its log says why.")
+        }
     }
 }

@@ -185,7 +185,8 @@ pub fn outgoing_request(
     // Who asked us, for which host, as seen by us: an outsider's own claims are not passed on.
     out.remove_header(&header::FORWARDED);
     let _ = out.insert_header(X_FORWARDED_FOR.clone(), x.client_text.clone());
-    let _ = out.insert_header(X_FORWARDED_PROTO.clone(), HeaderValue::from_static("http"));
+    let _ =
+        out.insert_header(X_FORWARDED_PROTO.clone(), HeaderValue::from_static(if x.secure { "https" } else { "http" }));
     match client.headers.get(header::HOST) {
         Some(host) => {
             let _ = out.insert_header(X_FORWARDED_HOST.clone(), host.clone());
@@ -202,7 +203,8 @@ pub fn outgoing_request(
         Some(length) => {
             let _ = out.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
-        None if chunked => {
+        // HTTP/2 frames a body whose length is not told.
+        None if chunked || !client.headers.contains_key(header::CONTENT_LENGTH) => {
             let _ = out.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         None => {}
@@ -212,8 +214,33 @@ pub fn outgoing_request(
     let variables = x.variables(route, &backend.name);
     for filter in route.all_filters() {
         filter.filter.on_upstream_request(&mut RequestHeaders(&mut out), &variables);
+        if let Some(target) = out.uri.path_and_query()
+            && let Some(target) = filter.filter.upstream_target(target)
+        {
+            out.set_uri(http::Uri::from(target));
+        }
     }
     Box::new(out)
+}
+
+/// Gives a request the form of HTTP/2: the authority in the target (RFC 9113, 8.3.1), no framing of HTTP/1.1, and trailers
+/// asked for where the caller asked for them, which gRPC insists on.
+pub fn to_http2(out: &mut RequestHeader, takes_trailers: bool, https: bool) {
+    out.remove_header(&header::TRANSFER_ENCODING);
+    if takes_trailers {
+        let _ = out.insert_header(header::TE, HeaderValue::from_static("trailers"));
+    }
+    let Some(host) = out.headers.get(header::HOST).cloned() else { return };
+    let target = out.uri.path_and_query().map_or("/", |target| target.as_str());
+    let uri = http::Uri::builder()
+        .scheme(if https { "https" } else { "http" })
+        .authority(host.as_bytes())
+        .path_and_query(target)
+        .build();
+    if let Ok(uri) = uri {
+        out.set_uri(uri);
+        out.remove_header(&header::HOST);
+    }
 }
 
 /// The header of the answer that goes to the client, made in place from the one of an endpoint or from a new one.

@@ -35,6 +35,8 @@ pub enum Stage {
 pub enum Flow {
     /// The request goes on.
     Continue,
+    /// The request is answered here.
+    Answer(Box<Answer>),
     /// The request ends here.
     Refuse(Box<Refusal>),
     /// The filter must wait for something; only such a filter pays for a box. The wait is bounded by the filter, and
@@ -52,6 +54,17 @@ pub struct Waited {
     pub refusal: Option<Box<Refusal>>,
     /// Headers that are put on the request for the filters that follow and the backend, in place of a caller's own.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// An answer that a filter makes in place of a server.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: http::StatusCode,
+    /// Headers besides those that every answer has.
+    pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// Body.
+    pub body: bytes::Bytes,
 }
 
 /// Who calls, once that is known.
@@ -73,6 +86,10 @@ pub struct RequestView<'a> {
     pub method: &'a http::Method,
     /// The path, without query.
     pub path: &'a str,
+    /// The host that the request is for, with its port where it names one.
+    pub host: Option<&'a str>,
+    /// Whether the caller spoke TLS, to us or to a trusted proxy.
+    pub secure: bool,
     /// The request header as it came.
     pub headers: &'a http::HeaderMap,
     /// The address of the client.
@@ -98,6 +115,10 @@ pub struct Variables<'a> {
     pub route: &'a str,
     /// `{requestId}`.
     pub request_id: &'a str,
+    /// The page that a browser asks for (`Origin`); no variable of a header value.
+    pub origin: Option<&'a http::HeaderValue>,
+    /// Whether the caller spoke TLS; no variable of a header value.
+    pub secure: bool,
 }
 
 /// Copies of requests for a second backend.
@@ -143,6 +164,15 @@ pub trait Filter: Send + Sync {
     }
     /// Changes the header that is sent to an endpoint; called for each attempt.
     fn on_upstream_request(&self, _: &mut dyn Headers, _: &Variables<'_>) {}
+    /// Changes the target (path and query) that is sent to an endpoint; called for each attempt. `None` leaves it.
+    fn upstream_target(&self, _: &http::uri::PathAndQuery) -> Option<http::uri::PathAndQuery> {
+        None
+    }
+    /// Whether it answers what browsers ask before a request (CORS preflight): such a question is then taken to the
+    /// route of the request that it asks for. Only for [`Stage::Guard`].
+    fn answers_preflight(&self) -> bool {
+        false
+    }
     /// Changes the header that is sent to the client.
     fn on_response(&self, _: &mut dyn Headers, _: &Variables<'_>) {}
 }

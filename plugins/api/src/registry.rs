@@ -15,6 +15,8 @@ use crate::{Filter, HttpClient, SharedStates};
 pub struct BuildContext<'a> {
     /// Name of the route whose chain it stands in.
     pub route: &'a str,
+    /// Path prefixes that the route matches, as written.
+    pub prefixes: &'a [&'a str],
     /// State that outlives a reload.
     pub states: &'a SharedStates,
     /// Calls to other servers.

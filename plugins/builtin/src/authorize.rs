@@ -142,12 +142,15 @@ mod tests {
         assert!(factory.check(&config).is_empty(), "{config}: {:?}", factory.check(&config));
         let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
         let states = SharedStates::default();
-        let filter = factory.build(&config, &BuildContext { route: "r", states: &states, http: &http }).unwrap();
+        let filter =
+            factory.build(&config, &BuildContext { route: "r", prefixes: &[], states: &states, http: &http }).unwrap();
         let headers = http::HeaderMap::new();
         let claims = serde_json::Value::Null;
         let mut view = RequestView {
             method: &http::Method::POST,
             path: "/",
+            host: None,
+            secure: false,
             headers: &headers,
             client: [127, 0, 0, 1].into(),
             caller: consumer.map(|consumer| Caller { consumer, tenant: "t", scopes: &[], claims: &claims }),

@@ -214,7 +214,7 @@ impl Metrics {
             connections_refused: family(
                 &mut r,
                 "spillway_connections_refused",
-                "Connections over the listener's limit",
+                "Connections closed before they carried a request, by reason",
                 Counters::default(),
             ),
             tokens: family(&mut r, "gen_ai_client_token_usage", "Tokens of a call", histogram(token_counts)),
