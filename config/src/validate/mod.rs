@@ -1,5 +1,6 @@
 //! What types cannot say: references, ranges, conflicts, things that can never take effect. Collects every finding.
 
+mod admission;
 mod backends;
 mod balancing;
 mod callers;
