@@ -53,6 +53,15 @@ pub struct LoadOptions {
     pub cache_dir: Option<PathBuf>,
 }
 
+/// How a model runs on the processor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads of a step; where left out, one for each physical core that the process may use, less one, and one at least.
+    pub cores: Option<NonZeroUsize>,
+    /// The vector unit; the fastest that there is where left out.
+    pub unit: Option<CpuUnit>,
+}
+
 /// What a model is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
@@ -95,15 +104,6 @@ pub struct Scores {
     pub tokens: u32,
     /// Whether something was cut off to fit the model's context.
     pub truncated: bool,
-}
-
-/// How a model runs on the processor.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CpuOptions {
-    /// Threads of a step; where left out, one for each physical core that the process may use, less one, and one at least.
-    pub cores: Option<NonZeroUsize>,
-    /// The vector unit; the fastest that there is where left out.
-    pub unit: Option<CpuUnit>,
 }
 
 /// What was loaded and where it runs.

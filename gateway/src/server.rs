@@ -13,11 +13,12 @@ use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
 use crate::admin::{self, AdminState};
-use crate::balancing::HealthSupervisor;
+use crate::balancing::{Resolve, Supervisor, SystemResolver};
+use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
 use crate::reload::{LastEdit, Reloader};
 use crate::snapshot::{Compiler, Snapshot, SnapshotError};
-use crate::telemetry::{LogWriter, Metrics};
+use crate::telemetry::{Audit, LogWriter, Metrics};
 use crate::upstream::{BodyBudget, Connector, Via};
 
 /// How often the end of a drain is looked for.
@@ -60,6 +61,8 @@ pub struct Gateway {
     pub bodies: BodyBudget,
     /// Series.
     pub metrics: Arc<Metrics>,
+    /// Refused credentials and changes by operators.
+    pub audit: Arc<Audit>,
     /// Where lines go.
     pub log: LogWriter,
     /// How they are written.
@@ -91,6 +94,7 @@ struct Shown {
     gateway: ArcSwap<Option<Arc<Gateway>>>,
     draining: AtomicBool,
     metrics: Arc<Metrics>,
+    audit: Arc<Audit>,
     last_edit: Arc<ArcSwap<LastEdit>>,
     token: Option<[u8; 32]>,
     address: SocketAddr,
@@ -109,11 +113,12 @@ impl AdminState for Shown {
     }
     fn metrics(&self) -> String {
         match self.gateway.load().as_ref() {
-            None => self.metrics.encode(&[], 0),
+            None => self.metrics.encode(&[], &[], 0),
             Some(gateway) => {
                 let samples: Vec<_> = gateway.snapshot.load().models.iter().map(|model| model.sample()).collect();
                 self.metrics.buffered_bytes.set(i64::try_from(gateway.bodies.used()).unwrap_or(i64::MAX));
-                self.metrics.encode(&samples, gateway.log.dropped())
+                let endpoints = crate::balancing::samples(&gateway.snapshot.load().backends);
+                self.metrics.encode(&samples, &endpoints, gateway.log.dropped())
             }
         }
     }
@@ -126,10 +131,25 @@ impl AdminState for Shown {
             "lastEdit": *self.last_edit.load_full(),
         })
     }
+    fn backends(&self) -> serde_json::Value {
+        let gateway = self.gateway.load();
+        let running = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
+        let reports = running.map(|snapshot| crate::balancing::reports(&snapshot.backends)).unwrap_or_default();
+        serde_json::json!({ "backends": reports })
+    }
+    fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>> {
+        let gateway = self.gateway.load();
+        let snapshot = gateway.as_ref().as_ref()?.snapshot.load_full();
+        let backend = snapshot.backends.iter().find(|known| *known.name == *backend)?;
+        Some(crate::balancing::drain(backend, endpoint, drained))
+    }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         let expected = self.token.as_ref()?;
         let shown: [u8; 32] = Sha256::digest(token.unwrap_or_default()).into();
         Some(token.is_some() && bool::from(shown.ct_eq(expected)))
+    }
+    fn audit(&self, client: std::net::IpAddr, who: &str, method: &str, path: &str, status: u16) {
+        self.audit.admin(client, who, method, path, status);
     }
     fn is_loopback(&self) -> bool {
         self.address.ip().is_loopback()
@@ -153,22 +173,27 @@ pub async fn serve(
     let metrics = Arc::new(Metrics::new());
     let last_edit = Arc::new(ArcSwap::from_pointee(LastEdit::started(&path)));
     let stop_admin = watch::Sender::new(false);
-    let shown = open_admin(&config, &metrics, &last_edit, &stop_admin).await?;
+    let audit = Arc::new(Audit::new(log.clone(), metrics.clone()));
+    let shown = open_admin(&config, &metrics, audit, &last_edit, &stop_admin).await?;
 
     let listeners = Arc::new(ListenerSet::default());
-    let compiler = Arc::new(Compiler::new(spillway_filters::registry(), metrics.clone(), cache_dir));
-    let plans = crate::snapshot::plans(&config);
+    let limits = Limits::new(config.limits.limit_keys, metrics.clone());
+    let resolver: Arc<dyn Resolve> = Arc::new(SystemResolver);
+    let registry = spillway_filters::registry();
+    let compiler = Arc::new(Compiler::new(registry, metrics.clone(), limits.clone(), cache_dir, resolver.clone()));
+    let plans = crate::listener::plans(&config).map_err(SnapshotError)?;
     let prepared = listeners.prepare(&plans)?;
     let snapshot = compiler.compile(&config, None).await?;
 
-    let health = Arc::new(HealthSupervisor::default());
-    health.apply(std::mem::take(&mut *snapshot.probes.lock()));
+    let supervisor = Arc::new(Supervisor::new(resolver));
+    supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
     let gateway = Arc::new(Gateway {
         bodies: BodyBudget::new(snapshot.buffered_bodies),
         snapshot: ArcSwap::from_pointee(snapshot),
         connector: Connector::default(),
         via: Via::new(),
         metrics: metrics.clone(),
+        audit: shown.audit.clone(),
         log: log.clone(),
         log_format: config.telemetry.logs.format,
         running: AtomicUsize::new(0),
@@ -183,10 +208,11 @@ pub async fn serve(
         admin: config.admin.clone(),
         log_format: config.telemetry.logs.format,
         buffered_bodies: config.limits.buffered_bodies,
+        limit_keys: config.limits.limit_keys,
         gateway: gateway.clone(),
         compiler,
         listeners: listeners.clone(),
-        health: health.clone(),
+        supervisor: supervisor.clone(),
         last_edit,
     };
     let (reload, edits) = tokio::sync::mpsc::channel(1);
@@ -196,8 +222,9 @@ pub async fn serve(
     shown.draining.store(true, Ordering::Release);
     watching.abort();
     drain(&gateway, &listeners).await;
-    health.stop();
+    supervisor.stop();
     stop_admin.send_replace(true);
+    let _ = tokio::task::spawn_blocking(move || limits.close()).await;
     let tracer = gateway.snapshot.load().tracer.clone();
     let _ = tokio::task::spawn_blocking(move || tracer.flush()).await;
     tracing::info!(event = "stopped");
@@ -208,6 +235,7 @@ pub async fn serve(
 async fn open_admin(
     config: &Config,
     metrics: &Arc<Metrics>,
+    audit: Arc<Audit>,
     last_edit: &Arc<ArcSwap<LastEdit>>,
     stop: &watch::Sender<bool>,
 ) -> Result<Arc<Shown>, ServeError> {
@@ -225,6 +253,7 @@ async fn open_admin(
         gateway: ArcSwap::from_pointee(None),
         draining: AtomicBool::new(false),
         metrics: metrics.clone(),
+        audit,
         last_edit: last_edit.clone(),
         token,
         address,
@@ -293,5 +322,11 @@ pub struct ModelFiles;
 impl spillway_config::FileChecks for ModelFiles {
     fn model(&self, path: &Path) -> Result<(), String> {
         spillway_engine::inspect(path).map(|_| ()).map_err(|e| e.to_string())
+    }
+    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, String> {
+        crate::tls::check_pair(cert, key, server).map_err(|e| e.to_string())
+    }
+    fn authorities(&self, path: &Path) -> Result<(), String> {
+        crate::tls::check_authorities(path).map_err(|e| e.to_string())
     }
 }

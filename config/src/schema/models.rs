@@ -35,6 +35,10 @@ pub struct Model {
     /// Longest estimated wait for a first token at which a request is still taken.
     #[serde(default = "Model::default_queue_wait")]
     pub max_queue_wait: Duration,
+    /// Share of the sequences that requests over a limit (`onExceeded: spill`) may hold; they never wait for one.
+    #[serde(default = "Model::default_over_limit_share")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub over_limit_share: f64,
     /// How long a caller may read nothing before its answer is given up.
     #[serde(default = "Model::default_stall_timeout")]
     pub stall_timeout: Duration,
@@ -52,6 +56,9 @@ impl Model {
     }
     fn default_queue_wait() -> Duration {
         Duration::seconds(2)
+    }
+    fn default_over_limit_share() -> f64 {
+        0.25
     }
     fn default_stall_timeout() -> Duration {
         Duration::seconds(10)

@@ -1,9 +1,9 @@
 //! Checks of `routes`: matches, filters, references, and routes that can never win.
 
 use crate::catalog::FieldError;
-use crate::schema::{BackendProtocol, Match, PathMatch, Queue, Route, RouteAuthentication};
+use crate::schema::{BackendProtocol, Match, PathMatch, Route, RouteAuthentication};
 
-use super::{Context, Segment, at};
+use super::{Context, Segment, admission, at};
 
 pub(super) fn all(cx: &mut Context<'_>) {
     let config = cx.config;
@@ -18,9 +18,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         authentication(cx, n, route);
         filters(cx, n, route);
         references(cx, n, route);
-        queue(cx, n, route);
-        spill(cx, n, route);
-        retry(cx, n, route);
+        admission::all(cx, n, route);
         times(cx, n, route);
         if let Some(sticky) = &route.sticky {
             header_name(cx, at!["routes", n, "sticky", "header"], &sticky.header);
@@ -85,6 +83,11 @@ fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
             cx.error(at!["routes", n, "matches", m, "headers", h, "exact"], message);
         }
     }
+    if let Some(expression) = &written.when
+        && let Err(message) = cx.options.catalog.check_expression(expression)
+    {
+        cx.error(at!["routes", n, "matches", m, "when"], message);
+    }
     if written.model.as_deref() == Some("") {
         cx.error(at!["routes", n, "matches", m, "model"], "an empty model name matches nothing; `*` matches any");
     }
@@ -92,17 +95,43 @@ fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
 
 fn authentication(cx: &mut Context<'_>, n: usize, route: &Route) {
     let config = cx.config;
-    let has_key = config.consumers.iter().any(|consumer| !consumer.keys.is_empty());
+    let anybody = super::callers::anybody(cx);
     match route.authentication {
-        Some(RouteAuthentication::Required) if !has_key => {
-            let message = "no consumer has a key: no caller could ever pass (`spillway key new` makes one)";
+        Some(RouteAuthentication::Required) if !anybody => {
+            let message = "no consumer has a key or token: no caller could ever pass (`spillway key new` makes a key)";
             cx.error(at!["routes", n, "authentication"], message);
         }
-        None if (!config.consumers.is_empty() || config.authentication.is_some()) && !has_key => {
-            let message = "callers must be known here, and no consumer has a key: no caller could ever pass";
+        None if (!config.consumers.is_empty() || config.authentication.is_some()) && !anybody => {
+            let message = "callers must be known here, and no consumer has a key or token: no caller could ever pass";
             cx.error(at!["routes", n], message);
         }
         _ => {}
+    }
+    let Some(access) = &route.access else { return };
+    if access.consumers.is_empty() && access.tenants.is_empty() && access.scopes.is_empty() {
+        cx.error(at!["routes", n, "access"], "this names nobody: give consumers, tenants or scopes, or leave it out");
+    }
+    let asks = config.authentication.is_some() || !config.consumers.is_empty();
+    if route.authentication == Some(RouteAuthentication::None) || (route.authentication.is_none() && !asks) {
+        cx.error(at!["routes", n, "access"], "callers are not identified on this route (`authentication: none`)");
+    }
+    let made_from_claims = config.authentication.iter().flat_map(|a| &a.jwt).any(|issuer| issuer.claims.is_some());
+    if !access.scopes.is_empty() && config.authentication.iter().all(|a| a.jwt.is_empty()) {
+        cx.error(at!["routes", n, "access", "scopes"], "only tokens have scopes, and there is no `authentication.jwt`");
+    }
+    if made_from_claims {
+        return;
+    }
+    let names: Vec<&str> = config.consumers.iter().map(|c| c.name.as_str()).collect();
+    let tenants: Vec<&str> = config.consumers.iter().map(|c| c.tenant.as_deref().unwrap_or(&c.name)).collect();
+    for (key, what, written, known) in
+        [("consumers", "consumer", &access.consumers, &names), ("tenants", "tenant", &access.tenants, &tenants)]
+    {
+        for (i, name) in written.iter().enumerate() {
+            if !known.contains(&name.as_str()) {
+                cx.unknown(at!["routes", n, "access", key, i], what, name, known);
+            }
+        }
     }
 }
 
@@ -112,6 +141,12 @@ fn filters(cx: &mut Context<'_>, n: usize, route: &Route) {
             let mut at = at!["routes", n, "filters", f, filter.name.as_str()];
             at.extend(path.iter().map(|key| Segment::from(key.as_str())));
             cx.error(at, message);
+        }
+        if filter.config.get("onExceeded").and_then(serde_json::Value::as_str) == Some("spill")
+            && route.when_saturated.as_ref().is_none_or(|w| w.spill_to.is_none())
+        {
+            let message = "this route spills to nobody: `whenSaturated.spillTo` says who answers";
+            cx.error(at!["routes", n, "filters", f, filter.name.as_str(), "onExceeded"], message);
         }
         if filter.name == "mirror"
             && let Some(name) = filter.config.get("backend").and_then(serde_json::Value::as_str)
@@ -193,86 +228,6 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
     }
 }
 
-/// A queue that holds nobody, or holds everybody for nothing.
-fn queue(cx: &mut Context<'_>, n: usize, route: &Route) {
-    let Some(queue) = route.when_saturated.as_ref().and_then(|w| w.queue.as_ref()) else { return };
-    let at = |key: &str| at!["routes", n, "whenSaturated", "queue", key];
-    if queue.max_wait.0.is_zero() {
-        cx.error(at("maxWait"), "a queue in which nobody may wait is none: leave it out");
-    } else if queue.max_wait >= route.timeouts.request {
-        let limit = route.timeouts.request;
-        let message = format!("the whole request has only {limit} (timeouts.request): who waited would get no answer");
-        cx.error(at("maxWait"), message);
-    } else if let Some(limit) = route.timeouts.first_token.filter(|limit| queue.max_wait >= *limit) {
-        let message =
-            format!("a stream's first token must be there within {limit} (timeouts.firstToken), waits included");
-        cx.warn(at("maxWait"), message);
-    }
-    if queue.max_depth.get() > Queue::MOST {
-        cx.error(at("maxDepth"), format!("at most {}: a longer queue only makes answers late", Queue::MOST));
-    }
-    if route.backend_refs.iter().all(|reference| reference.name.is_none()) {
-        let message = "no backend of this route could become free: a model inside has a queue of its own (`maxQueue`)";
-        cx.error(at!["routes", n, "whenSaturated", "queue"], message);
-    }
-}
-
-/// Limits on spills of a route that has none, and those that nothing can meet.
-fn spill(cx: &mut Context<'_>, n: usize, route: &Route) {
-    let Some(spill) = &route.spill else { return };
-    let saturated = route.when_saturated.as_ref().is_some_and(|w| w.spill_to.is_some());
-    if !saturated && route.when_unavailable.as_ref().is_none_or(|w| w.spill_to.is_none()) {
-        cx.error(at!["routes", n, "spill"], "this route spills to nobody: `whenSaturated.spillTo` says who answers");
-    }
-    for (key, list) in [("models", &spill.models), ("tenants", &spill.tenants)] {
-        if list.as_ref().is_some_and(Vec::is_empty) {
-            cx.error(at!["routes", n, "spill", key], "an empty list lets nothing spill: leave `spillTo` out instead");
-        }
-    }
-    let config = cx.config;
-    // Tenants may also come from tokens; where only the file names them, one that it does not is a mistake.
-    let tenants: Vec<&str> = config.consumers.iter().map(|c| c.tenant.as_deref().unwrap_or(&c.name)).collect();
-    for (t, tenant) in spill.tenants.iter().flatten().enumerate() {
-        if !tenants.contains(&tenant.as_str()) {
-            let message = format!("no consumer of this file belongs to tenant `{tenant}`");
-            cx.warn(at!["routes", n, "spill", "tenants", t], message);
-        }
-    }
-    if spill.percent == Some(0.0) {
-        cx.warn(at!["routes", n, "spill", "percent"], "nothing spills at 0 percent");
-    }
-}
-
-/// Tries and hedges that can never be, or that would act twice.
-fn retry(cx: &mut Context<'_>, n: usize, route: &Route) {
-    let retry = &route.retry;
-    if retry.backoff.base > retry.backoff.max {
-        let message = format!("this is longer than backoff.max ({})", retry.backoff.max);
-        cx.error(at!["routes", n, "retry", "backoff", "base"], message);
-    }
-    let Some(hedge) = &retry.hedge else { return };
-    let at = |key: &str| at!["routes", n, "retry", "hedge", key];
-    let limit = route.timeouts.backend_request.unwrap_or(route.timeouts.request).min(route.timeouts.request);
-    if hedge.after >= limit {
-        cx.error(at("after"), format!("an attempt ends after {limit} at the latest: there would never be a hedge"));
-    }
-    if hedge.max.get() > 3 {
-        cx.error(at("max"), "more than 3 attempts beside the first do harm and no good");
-    }
-    let config = cx.config;
-    let speaks_model = |name: &str| {
-        config.backends.iter().any(|backend| backend.name == name && backend.protocol != BackendProtocol::Http)
-    };
-    let idempotent = |method: &str| matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE");
-    let never = !route.matches.is_empty()
-        && route.matches.iter().all(|m| m.method.as_deref().is_some_and(|method| !idempotent(method)))
-        && !route.backend_refs.iter().any(|r| r.name.as_deref().is_some_and(speaks_model));
-    if never {
-        let message = "this route takes only methods that are not idempotent: a second attempt would act twice";
-        cx.error(at!["routes", n, "retry", "hedge"], message);
-    }
-}
-
 fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
     let t = &route.timeouts;
     let all = [("request", Some(t.request)), ("backendRequest", t.backend_request), ("firstToken", t.first_token)];
@@ -299,7 +254,7 @@ fn shadows(cx: &mut Context<'_>) {
     let key = |m: &Match| {
         let mut headers: Vec<_> = m.headers.iter().map(|h| (h.name.to_lowercase(), h.exact.clone())).collect();
         headers.sort();
-        (m.path.as_ref().map(|p| format!("{p:?}")), m.method.clone(), headers, m.model.clone())
+        (m.path.as_ref().map(|p| format!("{p:?}")), m.method.clone(), headers, m.model.clone(), m.when.clone())
     };
     let everything = [Match::default()];
     let mut seen = std::collections::HashMap::new();

@@ -153,14 +153,6 @@ impl ModelFile {
         self.meta(&format!("{}.{key}", self.architecture)).and_then(MetaValue::as_f64)
     }
 
-    /// The `tokenizer.json` beside the file, for a kind of file that has none inside.
-    pub fn tokenizer_json(&self) -> Result<Option<Vec<u8>>, LoadError> {
-        let Some(path) = &self.tokenizer else { return Ok(None) };
-        let missing =
-            || self.unsupported("there is no `tokenizer.json` beside it: put the whole model folder in place");
-        safetensors::bytes(path)?.ok_or_else(missing).map(Some)
-    }
-
     /// What lets go of the memory that data of this file takes, once it was read: what is read again comes from the file
     /// again. Other data is left alone.
     pub(crate) fn forgetter(&self) -> impl Fn(&[u8]) + Send + 'static {
@@ -185,6 +177,14 @@ impl ModelFile {
                 }
             }
         }
+    }
+
+    /// The `tokenizer.json` beside the file, for a kind of file that has none inside.
+    pub fn tokenizer_json(&self) -> Result<Option<Vec<u8>>, LoadError> {
+        let Some(path) = &self.tokenizer else { return Ok(None) };
+        let missing =
+            || self.unsupported("there is no `tokenizer.json` beside it: put the whole model folder in place");
+        safetensors::bytes(path)?.ok_or_else(missing).map(Some)
     }
 
     /// An error that names this file.

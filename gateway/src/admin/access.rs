@@ -5,11 +5,34 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::AdminState;
+
+/// The address that a request came from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Client(pub(super) IpAddr);
+
+/// Notes every change that was asked for and every request that was refused.
+pub(super) async fn audit(State(state): State<Arc<dyn AdminState>>, request: Request, next: Next) -> Response {
+    let client = request.extensions().get::<Client>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let by_token = state.token_matches(None).is_some();
+    let answer = next.run(request).await;
+    let status = answer.status();
+    let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::MISDIRECTED_REQUEST);
+    if refused || !method.is_safe() {
+        let who = match (refused, by_token) {
+            (true, _) => "unknown",
+            (false, true) => "token",
+            (false, false) => "loopback",
+        };
+        state.audit(client, who, method.as_str(), &path, status.as_u16());
+    }
+    answer
+}
 
 pub(super) async fn check(State(state): State<Arc<dyn AdminState>>, request: Request, next: Next) -> Response {
     let bearer = request
@@ -40,6 +63,12 @@ pub(super) async fn check(State(state): State<Arc<dyn AdminState>>, request: Req
     } else {
         problem(StatusCode::MISDIRECTED_REQUEST, "the Host of this request is neither loopback nor one of admin.hosts")
     }
+}
+
+/// Why a request may not change anything: a web page can send a form to loopback, but no header of its own.
+pub(super) fn refuse_change(headers: &HeaderMap) -> Option<Response> {
+    let sent = headers.get("x-spillway-admin").is_some_and(|value| value.as_bytes() == b"1");
+    (!sent).then(|| problem(StatusCode::FORBIDDEN, "a change needs the header `x-spillway-admin: 1`"))
 }
 
 /// The host's name or address, without port and brackets.

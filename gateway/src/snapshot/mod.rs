@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
-use spillway_config::schema::{BackendProtocol, ListenerLimits, RouteAuthentication};
+use spillway_config::schema::{Access, BackendProtocol, HashOn, PolicyName, RouteAuthentication};
 use spillway_filter::Filter;
 use tokio::sync::Semaphore;
 
+pub(crate) use compile::bearer;
 pub use compile::{Compiler, SnapshotError};
 
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
-use crate::balancing::{Endpoint, Policy, Probe};
+use crate::balancing::{Balancer, Care, now_millis};
 use crate::identity::Authenticator;
+use crate::limits::{Prices, Rules};
 use crate::protocol::Api;
 use crate::protocol::openai::ModelCard;
 use crate::routing::RouteTable;
@@ -29,12 +31,18 @@ pub struct Snapshot {
     pub routes: RouteTable,
     /// API keys and whose they are.
     pub identity: Authenticator,
+    /// Headers that tell backends the consumer and the tenant.
+    pub identity_headers: [Option<HeaderName>; 2],
+    /// Headers that the gateway alone may set on requests, besides `x-spillway-*`.
+    pub owned_headers: Vec<HeaderName>,
+    /// What tokens cost.
+    pub prices: Prices,
     /// Where traces go.
     pub tracer: Tracer,
     /// Whether each request is logged.
     pub access_log: bool,
-    /// Checks that keep endpoints' health known.
-    pub probes: parking_lot::Mutex<Vec<Probe>>,
+    /// What is to be looked after beside the requests; taken when the snapshot begins to run.
+    pub cares: parking_lot::Mutex<Vec<Care>>,
     /// Every backend, for the operators' view.
     pub backends: Vec<Arc<Backend>>,
     /// Every model inside.
@@ -49,28 +57,15 @@ pub struct Snapshot {
     pub generation: u64,
 }
 
-/// A listener to be opened or kept.
-#[derive(Debug, Clone)]
-pub struct ListenerPlan {
-    /// Name in logs and metrics.
-    pub name: String,
-    /// Where it listens; port 0 takes a free one.
-    pub address: std::net::SocketAddr,
-    /// Its limits.
-    pub limits: ListenerLimits,
-}
-
-/// The listeners that a configuration asks for.
-pub fn plans(config: &spillway_config::schema::Config) -> Vec<ListenerPlan> {
-    config
-        .listeners
-        .iter()
-        .map(|listener| ListenerPlan {
-            name: listener.name.clone().unwrap_or_else(|| listener.address.to_string()),
-            address: listener.address.0,
-            limits: listener.limits.clone(),
+impl Snapshot {
+    /// Whether a header is one that the gateway alone may set, in any spelling that some server would read as such.
+    pub fn owns_header(&self, name: &HeaderName) -> bool {
+        let same = |a: u8, b: u8| a == b || matches!((a, b), (b'-' | b'_', b'-' | b'_'));
+        self.owned_headers.iter().any(|owned| {
+            let (owned, name) = (owned.as_str().as_bytes(), name.as_str().as_bytes());
+            owned.len() == name.len() && owned.iter().zip(name).all(|(a, b)| same(*a, *b))
         })
-        .collect()
+    }
 }
 
 /// A compiled route.
@@ -81,6 +76,8 @@ pub struct Route {
     pub api: Api,
     /// Whether a caller must show who it is.
     pub authentication: RouteAuthentication,
+    /// Who of the known callers may use it.
+    pub access: Option<Access>,
     /// Filters that run before the caller is known.
     pub guards: Vec<NamedFilter>,
     /// Filters that run when the caller is known.
@@ -113,6 +110,8 @@ pub struct Route {
     pub first_token_timeout: Option<Duration>,
     /// Further tries after the first.
     pub retry: RetryPlan,
+    /// Whether one of the guards answers what browsers ask before a request.
+    pub answers_preflight: bool,
     /// Bytes of a body.
     pub max_body: u64,
     /// Whether the body is held before it goes anywhere: a target or spill needs to read it.
@@ -145,6 +144,8 @@ pub struct NamedFilter {
     pub name: String,
     /// What it does.
     pub filter: Arc<dyn Filter>,
+    /// The rules of limits that it stands for at this place; then it is not asked itself.
+    pub rules: Rules,
 }
 
 /// One of the places that a route's requests go to.
@@ -229,15 +230,21 @@ pub struct Backend {
     pub name: Arc<str>,
     /// What its servers speak.
     pub protocol: BackendProtocol,
-    /// Its servers.
-    pub endpoints: Vec<Arc<Endpoint>>,
-    /// How one is picked.
-    pub policy: Box<dyn Policy>,
+    /// Its servers: which one takes a request, and which are well.
+    pub balancer: Balancer,
+    /// What keeps a request on its endpoint, for the policy `hash`.
+    pub hash_on: Option<HashOn>,
+    /// Name of the policy.
+    pub policy: PolicyName,
+    /// Whether its servers are asked for their load with each request.
+    pub load_reports: bool,
     /// What may be sent to it beside the requests themselves.
     pub retries: Arc<RetryBudget>,
     /// Where its free places are offered to those who wait.
     pub room: Arc<Room>,
-    /// The model name its servers know, as JSON text ready to be put into a body.
+    /// The model name its servers know, when it differs from the caller's.
+    pub model: Option<Arc<str>>,
+    /// The same, as JSON text ready to be put into a body.
     pub upstream_model: Option<String>,
     /// Replaces the caller's credentials.
     pub credentials: Option<HeaderValue>,
@@ -256,7 +263,7 @@ pub struct Backend {
 impl Backend {
     /// Whether an endpoint may have traffic at all.
     pub fn is_available(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.is_available())
+        self.balancer.is_available(now_millis())
     }
 }
 
@@ -288,6 +295,7 @@ impl Route {
             name: name.to_owned(),
             api: Api::Problem,
             authentication: RouteAuthentication::None,
+            access: None,
             guards: Vec::new(),
             filters: Vec::new(),
             targets: Vec::new(),
@@ -313,6 +321,7 @@ impl Route {
                 budget: 200,
                 hedge: None,
             },
+            answers_preflight: false,
             max_body: 20 << 20,
             holds_body: false,
             listed_models: Vec::new(),
@@ -325,22 +334,16 @@ impl Route {
 impl Backend {
     /// A backend with one endpoint that is never connected to.
     pub(crate) fn for_tests(name: &str) -> Self {
-        use crate::balancing::EndpointState;
-        let url: spillway_config::values::ServerUrl = "http://127.0.0.1:9".parse().unwrap();
         Self {
             name: name.into(),
             protocol: BackendProtocol::Http,
-            endpoints: vec![Arc::new(Endpoint {
-                address: url.to_string(),
-                url,
-                weight: 1,
-                max_in_flight: None,
-                state: Arc::new(EndpointState::new(Arc::new(crate::telemetry::EndpointMetrics::default()), true)),
-                peer: crate::upstream::Peer::for_tests(),
-            })],
-            policy: Box::new(crate::balancing::LeastRequest),
+            balancer: crate::balancing::tests::balancer(crate::balancing::tests::endpoints(&[1])),
+            hash_on: None,
+            policy: PolicyName::LeastRequest,
+            load_reports: false,
             retries: Arc::default(),
             room: Arc::default(),
+            model: None,
             upstream_model: None,
             credentials: None,
             full_statuses: Vec::new(),

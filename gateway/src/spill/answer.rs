@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::StatusCode;
 use spillway_engine::{Busy, BusyReason, ChatMessage, Engine, Generate, Prompt, PromptError, Sampling};
 use spillway_filter::{ErrorKind, Refusal};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::LoadedModel;
 use super::stream::{Report, SpillStream, Wanted, internal};
@@ -78,15 +79,23 @@ pub struct Begun<'a> {
     pub tokens: u32,
 }
 
-/// Gives a request to the engine, unless its prompt is longer than `max_prompt_tokens`. It is answered whatever model it
-/// names.
+/// On which terms a request is answered.
+#[derive(Debug, Default)]
+pub struct Terms {
+    /// A longer prompt is not taken.
+    pub max_prompt_tokens: Option<NonZeroU32>,
+    /// The place of a request that is over a limit.
+    pub over_limit: Option<OwnedSemaphorePermit>,
+}
+
+/// Gives a request to the engine. It is answered whatever model it names.
 pub async fn answer(
     model: &Arc<LoadedModel>,
     request: &ChatRequest,
-    max_prompt_tokens: Option<NonZeroU32>,
+    terms: Terms,
     deadline: Instant,
 ) -> Result<SpillStream, SpillError> {
-    submit(model, request, Begun { text: "", tokens: 0 }, false, max_prompt_tokens, deadline).await
+    submit(model, request, None, terms, deadline).await
 }
 
 /// Gives the rest of an answer to the engine: it writes on where the text ends, and the tokens that were written count.
@@ -94,20 +103,20 @@ pub async fn continue_answer(
     model: &Arc<LoadedModel>,
     request: &ChatRequest,
     begun: Begun<'_>,
-    max_prompt_tokens: Option<NonZeroU32>,
+    terms: Terms,
     deadline: Instant,
 ) -> Result<SpillStream, SpillError> {
-    submit(model, request, begun, true, max_prompt_tokens, deadline).await
+    submit(model, request, Some(begun), terms, deadline).await
 }
 
 async fn submit(
     model: &Arc<LoadedModel>,
     request: &ChatRequest,
-    begun: Begun<'_>,
-    resumed: bool,
-    max_prompt_tokens: Option<NonZeroU32>,
+    resumed: Option<Begun<'_>>,
+    terms: Terms,
     deadline: Instant,
 ) -> Result<SpillStream, SpillError> {
+    let begun = resumed.unwrap_or(Begun { text: "", tokens: 0 });
     if let Some(refusal) = request.unsupported() {
         return Err(SpillError::CannotSpill(refusal.clone()));
     }
@@ -121,7 +130,8 @@ async fn submit(
     let prompt = encode(model, request, begun.text, deadline).await?;
     let encode = started.elapsed();
     let length = u64::try_from(prompt.len()).unwrap_or(u64::MAX);
-    if let Some(most) = max_prompt_tokens.filter(|most| length > u64::from(most.get()) + u64::from(begun.tokens)) {
+    if let Some(most) = terms.max_prompt_tokens.filter(|most| length > u64::from(most.get()) + u64::from(begun.tokens))
+    {
         return Err(too_long(format!(
             "The conversation has {length} tokens, and at most {most} may be answered here."
         )));
@@ -161,10 +171,11 @@ async fn submit(
     };
     let wanted = Wanted {
         streamed: request.stream,
-        resumed: resumed.then_some(begun.tokens),
+        resumed: resumed.map(|begun| begun.tokens),
         served_by: model.served_by().clone(),
         deadline,
         _model: Some(Arc::clone(model)),
+        _over_limit: terms.over_limit,
     };
     Ok(SpillStream::new(
         events,
@@ -172,6 +183,14 @@ async fn submit(
         wanted,
         report,
     ))
+}
+
+/// How many tokens the prompt of a body is for a model; `None` where it could not answer.
+pub async fn prompt_tokens(model: &Arc<LoadedModel>, body: &[u8], deadline: Instant) -> Option<u64> {
+    let request = ChatRequest::parse(body).ok().filter(|request| request.unsupported().is_none())?;
+    check_length(request.text_bytes(), model.engine().info().context_length).ok()?;
+    let prompt = encode(model, &request, "", deadline).await.ok()?;
+    u64::try_from(prompt.len()).ok()
 }
 
 /// Refuses what cannot fit before it is encoded.

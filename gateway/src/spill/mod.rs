@@ -8,6 +8,6 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Begun, SpillError, answer, continue_answer};
+pub use answer::{Begun, SpillError, Terms, answer, continue_answer, prompt_tokens};
 pub use pool::{LoadedModel, ModelError, Models};
 pub use stream::{Events, Head, Report, SpillStream};

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use http::HeaderValue;
 use spillway_config::schema::{Device, Model};
 use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, LoadError, LoadOptions};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
 
@@ -76,6 +76,8 @@ pub struct LoadedModel {
     served_by_text: Arc<str>,
     metrics: Arc<ModelMetrics>,
     encoders: Arc<Semaphore>,
+    /// Sequences for requests over a limit.
+    over_limit: Arc<Semaphore>,
 }
 
 impl LoadedModel {
@@ -106,6 +108,16 @@ impl LoadedModel {
     /// Turns to encode a long conversation.
     pub(super) fn encoders(&self) -> &Arc<Semaphore> {
         &self.encoders
+    }
+    /// A place for a request that is over a limit: within its share of the sequences, and only where one is free and
+    /// nobody waits, so that it takes nothing from requests within their limits.
+    pub fn place_over_limit(&self) -> Option<OwnedSemaphorePermit> {
+        let stats = self.engine.stats();
+        let all = usize::try_from(self.written.max_sequences.get()).unwrap_or(usize::MAX);
+        if stats.waiting > 0 || stats.active >= all {
+            return None;
+        }
+        self.over_limit.clone().try_acquire_owned().ok()
     }
     /// Series of its calls.
     pub fn metrics(&self) -> &Arc<ModelMetrics> {
@@ -186,6 +198,16 @@ fn cpu_unit() -> Result<Option<CpuUnit>, ModelError> {
     CpuUnit::named(&name).map(Some).ok_or_else(|| ModelError::Unit(name.chars().take(64).collect()))
 }
 
+/// A share of some sequences: one at least, unless the share is nothing.
+fn share_of(sequences: u32, share: f64) -> usize {
+    if share <= 0.0 {
+        return 0;
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to the number of sequences")]
+    let places = (f64::from(sequences) * share.min(1.0)).floor().max(1.0) as usize;
+    places
+}
+
 async fn load_one(
     written: &Model,
     file: Option<FileIdentity>,
@@ -233,6 +255,18 @@ async fn load_one(
         served_by_text: text.into(),
         metrics: metrics.model("spillway", &name),
         encoders: Arc::new(Semaphore::new(ENCODERS)),
+        over_limit: Arc::new(Semaphore::new(share_of(written.max_sequences.get(), written.over_limit_share))),
         engine,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_one_sequence_at_least_and_all_at_most() {
+        let places = [(16, 0.25), (16, 0.0), (2, 0.25), (3, 0.5), (4, 1.0)].map(|(n, share)| share_of(n, share));
+        assert_eq!(places, [4, 0, 1, 1, 4]);
+    }
 }

@@ -10,6 +10,7 @@ use futures::FutureExt;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use spillway_engine::{EngineError, Event, FinishReason, Finished, TokenStream};
 use spillway_filter::{ErrorKind, Refusal};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::LoadedModel;
 use crate::protocol::openai::Answer;
@@ -86,6 +87,8 @@ pub(super) struct Wanted {
     pub(super) deadline: Instant,
     /// Kept alive: an engine that is dropped fails what it runs.
     pub(super) _model: Option<Arc<LoadedModel>>,
+    /// Held to the end by an answer to a request over a limit.
+    pub(super) _over_limit: Option<OwnedSemaphorePermit>,
 }
 
 /// An answer that is being written.

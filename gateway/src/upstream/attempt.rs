@@ -4,6 +4,7 @@
 //! answer, a part of the client's body, the client leaving, or a time limit. Nothing is sent to the client before it is
 //! certain that the answer will be passed on, so that every failure up to then can be tried elsewhere.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,12 +18,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::body::{RequestBody, expects_continue};
 use super::events::{Gate, Transcript};
 use super::headers::CREDENTIALS;
-use super::headers::{Via, outgoing_request, outgoing_response};
+use super::headers::{Via, outgoing_request, outgoing_response, to_http2};
 use super::open::Opened;
 use super::{Connector, with_model};
-use crate::balancing::Endpoint;
+use crate::balancing::{Class, Endpoint, now_millis, orca};
 use crate::exchange::{Exchange, ServedBy};
-use crate::protocol::openai::Observer;
+use crate::protocol::openai::{Observation, Observer};
 use crate::snapshot::{Backend, Route};
 use spillway_filter::{ErrorKind, Refusal};
 
@@ -32,6 +33,8 @@ static SERVED_BY: header::HeaderName = header::HeaderName::from_static("x-spillw
 /// Bytes of a refusing answer that are read to learn why it refuses.
 const MAX_REFUSAL: usize = 16 << 10;
 
+/// Time for trailers to follow the end of a body.
+const TRAILERS: Duration = Duration::from_secs(5);
 /// Most of an event stream that waits for its first content.
 const MAX_WAITING: usize = 64 << 10;
 
@@ -96,14 +99,20 @@ pub struct MoveOn {
 }
 
 /// What an attempt needs besides the exchange.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Attempt<'a> {
     /// The route.
     pub route: &'a Route,
     /// The backend.
     pub backend: &'a Backend,
     /// The endpoint.
-    pub endpoint: &'a Endpoint,
+    pub endpoint: Arc<Endpoint>,
+    /// Requests in flight at it, with this one.
+    pub in_flight: u32,
+    /// When the attempt began, as [`now_millis`] reads it.
+    pub began: u64,
+    /// The same, to measure by.
+    pub started: std::time::Instant,
     /// Connections.
     pub connector: &'a Connector,
     /// How this process signs.
@@ -120,7 +129,7 @@ pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange)
         biased;
         connected = a.connector.get(&a.endpoint.peer) => match connected {
             Ok(connected) => connected,
-            Err(e) => return Outcome::Failed(Failure::Connect(e.etype().as_str().to_owned())),
+            Err(e) => return Outcome::Failed(not_connected(a, &e)),
         },
         () = tokio::time::sleep_until(attempt_deadline) => {
             return Outcome::Failed(if attempt_deadline == deadline { Failure::Deadline } else { Failure::Timeout("backendRequest") });
@@ -143,7 +152,15 @@ async fn end(a: &Attempt<'_>, mut upstream: HttpSession, outcome: &Outcome) {
     match outcome {
         // Only a connection whose answer was read to its end can serve another request.
         Outcome::Answered if upstream.response_done() => a.connector.release(upstream, &a.endpoint.peer).await,
-        _ => upstream.shutdown().await,
+        _ => shut(a, upstream).await,
+    }
+}
+
+/// Ends a conversation before its time. Of HTTP/2 that is one stream; its connection goes back to the others.
+pub(super) async fn shut(a: &Attempt<'_>, mut upstream: HttpSession) {
+    upstream.shutdown().await;
+    if matches!(upstream, HttpSession::H2(_)) {
+        a.connector.release(upstream, &a.endpoint.peer).await;
     }
 }
 
@@ -178,6 +195,8 @@ pub(super) struct Outgoing {
     pub(super) body: Option<Bytes>,
     /// The caller's own credentials go along.
     pub(super) callers_account: bool,
+    /// The caller understands trailers.
+    takes_trailers: bool,
 }
 
 impl Outgoing {
@@ -194,7 +213,9 @@ impl Outgoing {
         let request = outgoing_request(session.req_header(), x, a.route, a.backend, a.via, length);
         let callers_account =
             a.backend.credentials.is_none() && CREDENTIALS.iter().any(|name| request.headers.contains_key(name));
-        let mut out = Self { request, body, callers_account };
+        let te = session.get_header(header::TE);
+        let takes_trailers = te.is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+        let mut out = Self { request, body, callers_account, takes_trailers };
         if x.outcome.spilled.is_some() {
             out.without_credentials(a);
         }
@@ -209,6 +230,14 @@ impl Outgoing {
         }
         self.callers_account = false;
     }
+}
+
+pub(super) fn not_connected(a: &Attempt<'_>, e: &pingora::Error) -> Failure {
+    if matches!(e.etype(), ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::TLSHandshakeTimedout) {
+        // A wrong certificate does not go away by itself: somebody must see why.
+        tracing::warn!(event = "upstream_tls_failed", backend = %a.backend.name, endpoint = %a.endpoint.url, error = %e);
+    }
+    Failure::Connect(e.etype().as_str().to_owned())
 }
 
 /// What comes next of either side.
@@ -267,7 +296,10 @@ struct Waiting {
 }
 
 /// Sends the head of a request, and its body where it is held.
-pub(super) async fn send(a: &Attempt<'_>, upstream: &mut HttpSession, out: Outgoing) -> Result<(), Outcome> {
+pub(super) async fn send(a: &Attempt<'_>, upstream: &mut HttpSession, mut out: Outgoing) -> Result<(), Outcome> {
+    if matches!(upstream, HttpSession::H2(_)) {
+        to_http2(&mut out.request, out.takes_trailers, a.endpoint.url.https);
+    }
     upstream.set_write_timeout(Some(a.backend.idle_timeout));
     if let Err(e) = upstream.write_request_header(out.request).await {
         return Err(Outcome::Failed(failure(&e)));
@@ -279,9 +311,7 @@ pub(super) async fn send(a: &Attempt<'_>, upstream: &mut HttpSession, out: Outgo
         // A server may answer before it has read all (413, 429) and close: its answer counts, if it is there.
         tracing::debug!(event = "request_body_not_taken", error = %e);
     }
-    if let Err(e) = upstream.finish_request_body().await {
-        tracing::debug!(event = "request_body_not_finished", error = %e);
-    }
+    end_body(upstream).await;
     Ok(())
 }
 
@@ -302,6 +332,9 @@ async fn begin(
     state.heard = Instant::now();
     state.event_stream = is_event_stream(&head);
     passing.observer = a.observer(&head);
+    if !state.event_stream {
+        a.answered(Class::Head, head.status);
+    }
     if state.event_stream && passing.observer.is_some() {
         passing.gate = Some(Gate::default());
         if a.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
@@ -322,7 +355,7 @@ async fn begin(
         return Some(Outcome::ClientGone);
     }
     if upstream.response_done() {
-        return Some(finish(a, session, x, state, passing).await);
+        return Some(finish(a, session, x, upstream, state, passing).await);
     }
     None
 }
@@ -364,7 +397,7 @@ async fn converse(
     }
     let mut timer = std::pin::pin!(sleep_until(wake_at(a, x, &state)));
     loop {
-        match next(upstream, session, &state, timer.as_mut()).await {
+        match next(upstream, session, &state, x.body_pause, timer.as_mut()).await {
             Next::Head => {
                 let Some(head) = upstream.response_header() else { continue };
                 state.heard = Instant::now();
@@ -380,6 +413,7 @@ async fn converse(
                 }
                 state.head_seen = true;
                 let head = head.clone();
+                a.read_load(&head);
                 let prefix = match judge(a, callers_account, upstream, &head).await {
                     Verdict::Pass(prefix) => prefix,
                     Verdict::MoveOn(outcome) => return outcome,
@@ -407,19 +441,21 @@ async fn converse(
                     return died(session, x, &state, &passing, "upstream_reset", "the backend ended the answer early")
                         .await;
                 }
-                return finish(a, session, x, &mut state, &mut passing).await;
+                return finish(a, session, x, upstream, &mut state, &mut passing).await;
             }
             Next::BodyPart(part) => {
                 if let Err(e) = upstream.write_request_body(part, false).await {
                     tracing::debug!(event = "request_body_not_taken", error = %e);
                     state.body_sent = true;
+                } else if session.is_body_done() {
+                    // The last part of HTTP/2 says that it is the last: no end follows it.
+                    end_body(upstream).await;
+                    state.body_sent = true;
                 }
                 state.heard = Instant::now();
             }
             Next::BodyEnd => {
-                if let Err(e) = upstream.finish_request_body().await {
-                    tracing::debug!(event = "request_body_not_finished", error = %e);
-                }
+                end_body(upstream).await;
                 state.body_sent = true;
                 state.heard = Instant::now();
             }
@@ -452,11 +488,18 @@ async fn converse(
     }
 }
 
+async fn end_body(upstream: &mut HttpSession) {
+    if let Err(e) = upstream.finish_request_body().await {
+        tracing::debug!(event = "request_body_not_finished", error = %e);
+    }
+}
+
 /// Waits for what comes next. Every branch may be dropped and asked again: Pingora's readers keep what they have read.
 async fn next(
     upstream: &mut HttpSession,
     session: &mut ServerSession,
     state: &State,
+    body_pause: Duration,
     timer: std::pin::Pin<&mut Sleep>,
 ) -> Next {
     let answer = async {
@@ -474,10 +517,15 @@ async fn next(
         }
     };
     let client = async {
-        match session.read_body_or_idle(state.body_sent).await {
-            Ok(Some(part)) => Next::BodyPart(part),
-            Ok(None) => Next::BodyEnd,
-            Err(_) => Next::ClientGone,
+        if state.body_sent {
+            let _ = session.read_body_or_idle(true).await;
+            return Next::ClientGone;
+        }
+        // A client that owes a part of its body and sends none is as good as gone. (HTTP/2 sessions have no such limit.)
+        match tokio::time::timeout(body_pause, session.read_body_or_idle(false)).await {
+            Ok(Ok(Some(part))) => Next::BodyPart(part),
+            Ok(Ok(None)) => Next::BodyEnd,
+            Ok(Err(_)) | Err(_) => Next::ClientGone,
         }
     };
     tokio::select! {
@@ -523,6 +571,25 @@ fn overdue(state: &State, now: Instant) -> Failure {
 }
 
 impl Attempt<'_> {
+    /// The endpoint has begun to answer well.
+    fn answered(&self, class: Class, status: StatusCode) {
+        if status.is_server_error() {
+            return;
+        }
+        let now = now_millis();
+        self.endpoint.answered_in(class, self.started.elapsed(), self.in_flight, now);
+        self.backend.balancer.good_sign(&self.endpoint, self.began, now);
+    }
+
+    /// Reads what the server says of its load.
+    pub(super) fn read_load(&self, head: &ResponseHeader) {
+        if self.backend.load_reports
+            && let Some(report) = orca::report(&head.headers)
+        {
+            self.endpoint.reported(&report, now_millis());
+        }
+    }
+
     fn observer(&self, head: &ResponseHeader) -> Option<Observer> {
         let is_model = self.backend.protocol == spillway_config::schema::BackendProtocol::Openai;
         if !is_model || !head.status.is_success() {
@@ -611,6 +678,11 @@ async fn pass_head(
     let has_body = !(is_head || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED);
     let is_http11 = session.req_header().version == Version::HTTP_11;
     session.set_write_timeout(Some(a.backend.idle_timeout));
+    let mut head = head;
+    if a.backend.load_reports {
+        // It was asked for by us, not by the caller.
+        head.remove_header(&orca::REPORT);
+    }
     let mut out = outgoing_response(head, x, is_http11, has_body);
     if x.outcome.spilled.is_some()
         && let Ok(name) = header::HeaderValue::from_str(&a.backend.name)
@@ -630,10 +702,14 @@ async fn pass_part(
 ) -> pingora::Result<()> {
     if let Some(observer) = &mut passing.observer {
         observer.feed(&part, std::time::Instant::now());
+        note_usage(x, observer.observation());
         if !state.content_seen
             && let Some(first) = observer.observation().first_content
         {
             state.content_seen = true;
+            if state.event_stream {
+                a.answered(Class::FirstToken, StatusCode::OK);
+            }
             x.outcome.first_token = Some(first.saturating_duration_since(x.started));
         }
     }
@@ -658,6 +734,16 @@ async fn pass_part(
     session.write_response_body(part, false).await
 }
 
+/// What is known of the usage so far, also of an answer that is broken off.
+fn note_usage(x: &mut Exchange, seen: &Observation) {
+    x.outcome.content_events = seen.content_events;
+    if let Some(usage) = &seen.usage {
+        x.outcome.prompt_tokens = Some(usage.prompt_tokens);
+        x.outcome.completion_tokens = Some(usage.completion_tokens);
+        x.outcome.cached_tokens = usage.cached_tokens;
+    }
+}
+
 /// Lets the head go that waited, and gives what came after it.
 async fn release(
     a: &Attempt<'_>,
@@ -676,6 +762,7 @@ async fn finish(
     a: &Attempt<'_>,
     session: &mut ServerSession,
     x: &mut Exchange,
+    upstream: &mut HttpSession,
     state: &mut State,
     passing: &mut Passing,
 ) -> Outcome {
@@ -688,16 +775,26 @@ async fn finish(
         x.outcome.model_answered.clone_from(&seen.model);
         x.outcome.finish_reason.clone_from(&seen.finish_reason);
         x.outcome.response_id.clone_from(&seen.id);
-        if let Some(usage) = &seen.usage {
-            x.outcome.prompt_tokens = Some(usage.prompt_tokens);
-            x.outcome.completion_tokens = Some(usage.completion_tokens);
-        }
+        note_usage(x, seen);
     }
     x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
-    match session.write_response_body(last, true).await {
+    let ended = match trailers(upstream).await.filter(|_| session.is_http2()) {
+        Some(trailers) => match session.write_response_body(last, false).await {
+            Ok(()) => session.write_response_trailers(trailers).await,
+            Err(e) => Err(e),
+        },
+        None => session.write_response_body(last, true).await,
+    };
+    match ended {
         Ok(()) => Outcome::Answered,
         Err(_) => Outcome::ClientGone,
     }
+}
+
+/// Trailers of an answer, such as gRPC's status. Only HTTP/2 sessions give them.
+async fn trailers(upstream: &mut HttpSession) -> Option<http::HeaderMap> {
+    let HttpSession::H2(upstream) = upstream else { return None };
+    tokio::time::timeout(TRAILERS, upstream.read_trailers()).await.ok()?.ok()?
 }
 
 /// An answer whose head is out has ended early: it is continued where that is possible, else broken off.
@@ -740,7 +837,9 @@ pub(super) fn failure(e: &pingora::Error) -> Failure {
     let text = e.etype().as_str().to_owned();
     match e.etype() {
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout("idle"),
-        ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => Failure::Reset(text),
+        ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed | ErrorType::H2Error => {
+            Failure::Reset(text)
+        }
         _ => Failure::Protocol(text),
     }
 }
@@ -750,6 +849,8 @@ pub(super) fn failure(e: &pingora::Error) -> Failure {
 pub(super) fn failure_of_head(e: &pingora::Error, reused: bool) -> Failure {
     match failure(e) {
         Failure::Reset(text) if reused && matches!(e.retry, RetryType::ReusedOnly) => Failure::Stale(text),
+        // HTTP/2 says so itself: the stream was refused, or the connection was ending (RFC 9113, 8.7).
+        Failure::Reset(text) if matches!(e.retry, RetryType::Decided(true)) => Failure::Stale(text),
         other => other,
     }
 }

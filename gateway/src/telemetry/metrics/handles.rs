@@ -33,7 +33,7 @@ const MAX_FILTERS: usize = 64;
 /// How an attempt may end.
 const OUTCOMES: [&str; 5] = ["answered", "full", "failed", "client_gone", "given_up"];
 /// Why a request spills or is shed.
-const REASONS: [&str; 5] = ["saturated", "queue_full", "queue_too_long", "queue_timeout", "unavailable"];
+const REASONS: [&str; 6] = ["saturated", "queue_full", "queue_too_long", "queue_timeout", "unavailable", "over_limit"];
 /// What becomes of the copy of a request.
 const COPIES: [&str; 3] = ["answered", "failed", "skipped"];
 /// What becomes of a request that comes to a queue.
@@ -245,6 +245,10 @@ pub struct EndpointMetrics {
     healthy: Gauge,
     /// Answers that meant full.
     pub full: Counter,
+    /// Times that it was left alone for its errors.
+    pub ejections: Counter,
+    /// Readings of its own metrics that failed.
+    pub scrape_failures: Counter,
     attempts: [Counter; OUTCOMES.len()],
     series: Option<(Arc<Families>, String, Labels)>,
 }
@@ -257,6 +261,8 @@ impl EndpointMetrics {
             in_flight: families.endpoint_in_flight.get_or_create_owned(&own),
             healthy: families.endpoint_healthy.get_or_create_owned(&own),
             full: families.endpoint_full.get_or_create_owned(&own),
+            ejections: families.endpoint_ejections.get_or_create_owned(&own),
+            scrape_failures: families.endpoint_scrape_failures.get_or_create_owned(&own),
             attempts: OUTCOMES
                 .map(|outcome| families.endpoint_attempts.get_or_create_owned(&with(&own, "outcome", outcome))),
             series: Some((families.clone(), key.to_owned(), own)),
@@ -266,6 +272,11 @@ impl EndpointMetrics {
     /// What the active check found.
     pub fn set_healthy(&self, healthy: bool) {
         self.healthy.set(i64::from(healthy));
+    }
+
+    /// How many attempts ended in which way.
+    pub fn attempts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        OUTCOMES.into_iter().zip(self.attempts.iter().map(Counter::get))
     }
 
     /// An attempt has ended as `answered`, `full`, `failed`, `client_gone` or `given_up` for a faster one.
@@ -281,6 +292,8 @@ impl Drop for EndpointMetrics {
             f.endpoint_in_flight.remove(&own);
             f.endpoint_healthy.remove(&own);
             f.endpoint_full.remove(&own);
+            f.endpoint_ejections.remove(&own);
+            f.endpoint_scrape_failures.remove(&own);
             for outcome in OUTCOMES {
                 f.endpoint_attempts.remove(&with(&own, "outcome", outcome));
             }
@@ -292,8 +305,6 @@ impl Drop for EndpointMetrics {
 pub struct ListenerMetrics {
     /// Open connections.
     pub connections: Gauge,
-    /// Connections over the limit.
-    pub refused: Counter,
     families: Arc<Families>,
     name: String,
 }
@@ -303,12 +314,20 @@ impl ListenerMetrics {
         let own = labels([("listener", name)]);
         Self {
             connections: families.connections.get_or_create_owned(&own),
-            refused: families.connections_refused.get_or_create_owned(&own),
             families: families.clone(),
             name: name.to_owned(),
         }
     }
+
+    /// A connection was closed before it carried a request; `reason` is one of [`REFUSED`].
+    pub fn refused(&self, reason: &'static str) {
+        let own = labels([("listener", self.name.as_str()), ("reason", reason)]);
+        self.families.connections_refused.get_or_create_owned(&own).inc();
+    }
 }
+
+/// Why connections are closed before they carry a request.
+const REFUSED: [&str; 5] = ["limit", "address_limit", "timeout", "proxy_protocol", "tls"];
 
 impl Drop for ListenerMetrics {
     fn drop(&mut self) {
@@ -316,7 +335,9 @@ impl Drop for ListenerMetrics {
         f.live_listeners.gone(&self.name, || {
             let own = labels([("listener", &self.name)]);
             f.connections.remove(&own);
-            f.connections_refused.remove(&own);
+            for reason in REFUSED {
+                f.connections_refused.remove(&labels([("listener", self.name.as_str()), ("reason", reason)]));
+            }
         });
     }
 }

@@ -2,6 +2,7 @@
 //! from a caller: routes, backends and models are names of the configuration, methods and statuses are bounded.
 
 mod handles;
+mod limits;
 mod live;
 mod now;
 #[cfg(test)]
@@ -20,8 +21,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub use self::handles::{EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics, Tokens};
+pub use self::limits::LimitMetrics;
 use self::live::Live;
-pub use self::now::EngineSample;
+pub use self::now::{EndpointSample, EngineSample};
 
 /// The provider of the models inside.
 const ENGINE: &str = "spillway";
@@ -60,6 +62,26 @@ pub struct Metrics {
     pub reloaded_at: Gauge<f64, AtomicU64>,
     /// Refused credentials.
     pub authentication_failures: Counter,
+    /// Requests refused because their address had shown too many bad credentials.
+    pub authentication_throttled: Counter,
+    /// Verified tokens that are remembered.
+    pub token_cache_entries: Gauge,
+    /// Fetches of an issuer's keys that failed.
+    pub jwks_failures: Counter,
+    /// Levels that were forgotten to make room.
+    pub limit_keys_forgotten: Counter,
+    /// Batches of budgets that could not be written.
+    pub budget_write_failures: Counter,
+    /// 1 while the shared store answers.
+    pub limit_store_up: Gauge,
+    /// Gateways that share the limits.
+    pub limit_store_gateways: Gauge,
+    /// Requests that were judged here because the shared store was away.
+    pub limit_store_fallbacks: Counter,
+    /// Corrections that did not reach the shared store.
+    pub limit_settlements_lost: Counter,
+    /// Lines of the audit log that were left out.
+    pub audit_dropped: Counter,
     /// Bytes of request bodies that are held.
     pub buffered_bytes: Gauge,
     /// Spans that no collector took.
@@ -83,6 +105,8 @@ struct Families {
     endpoint_in_flight: Gauges,
     endpoint_healthy: Gauges,
     endpoint_full: Counters,
+    endpoint_ejections: Counters,
+    endpoint_scrape_failures: Counters,
     endpoint_attempts: Counters,
     connections: Gauges,
     connections_refused: Counters,
@@ -91,6 +115,9 @@ struct Families {
     first_chunk: Histograms,
     engine_first_token: Histograms,
     engine_per_token: Histograms,
+    limit_refusals: Counters,
+    limit_shadow_refusals: Counters,
+    live_limits: Live<LimitMetrics>,
     live_routes: Live<RouteMetrics>,
     live_queues: Live<QueueMetrics>,
     live_endpoints: Live<EndpointMetrics>,
@@ -181,6 +208,18 @@ impl Metrics {
                 Gauges::default(),
             ),
             endpoint_full: family(&mut r, "spillway_endpoint_full", "Answers that meant full", Counters::default()),
+            endpoint_ejections: family(
+                &mut r,
+                "spillway_endpoint_ejections",
+                "Times that an endpoint was left alone for its errors",
+                Counters::default(),
+            ),
+            endpoint_scrape_failures: family(
+                &mut r,
+                "spillway_endpoint_scrape_failures",
+                "Readings of an endpoint's own metrics that failed",
+                Counters::default(),
+            ),
             endpoint_attempts: family(
                 &mut r,
                 "spillway_endpoint_attempts",
@@ -191,7 +230,7 @@ impl Metrics {
             connections_refused: family(
                 &mut r,
                 "spillway_connections_refused",
-                "Connections over the listener's limit",
+                "Connections closed before they carried a request, by reason",
                 Counters::default(),
             ),
             tokens: family(&mut r, "gen_ai_client_token_usage", "Tokens of a call", histogram(token_counts)),
@@ -219,6 +258,19 @@ impl Metrics {
                 "Time for each further token of the model inside",
                 histogram(model_seconds),
             ),
+            limit_refusals: family(
+                &mut r,
+                "spillway_limit_refusals",
+                "Requests that a limit refused",
+                Counters::default(),
+            ),
+            limit_shadow_refusals: family(
+                &mut r,
+                "spillway_limit_shadow_refusals",
+                "Requests that a limit on trial would have refused",
+                Counters::default(),
+            ),
+            live_limits: Live::default(),
             live_routes: Live::default(),
             live_queues: Live::default(),
             live_endpoints: Live::default(),
@@ -247,6 +299,66 @@ impl Metrics {
                 "Refused credentials",
                 Counter::default(),
             ),
+            authentication_throttled: family(
+                &mut r,
+                "spillway_authentication_throttled",
+                "Requests refused because their address had shown too many bad credentials",
+                Counter::default(),
+            ),
+            token_cache_entries: family(
+                &mut r,
+                "spillway_token_cache_entries",
+                "Verified tokens that are remembered",
+                Gauge::default(),
+            ),
+            jwks_failures: family(
+                &mut r,
+                "spillway_jwks_failures",
+                "Fetches of an issuer's keys that failed",
+                Counter::default(),
+            ),
+            limit_keys_forgotten: family(
+                &mut r,
+                "spillway_limit_keys_forgotten",
+                "Levels that were forgotten to make room",
+                Counter::default(),
+            ),
+            budget_write_failures: family(
+                &mut r,
+                "spillway_budget_write_failures",
+                "Batches of budgets that could not be written",
+                Counter::default(),
+            ),
+            limit_store_up: family(
+                &mut r,
+                "spillway_limit_store_up",
+                "1 while the shared store of limits answers",
+                Gauge::default(),
+            ),
+            limit_store_gateways: family(
+                &mut r,
+                "spillway_limit_store_gateways",
+                "Gateways that share the limits, as this one last saw them",
+                Gauge::default(),
+            ),
+            limit_store_fallbacks: family(
+                &mut r,
+                "spillway_limit_store_fallbacks",
+                "Requests judged without the shared store of limits",
+                Counter::default(),
+            ),
+            limit_settlements_lost: family(
+                &mut r,
+                "spillway_limit_settlements_lost",
+                "Corrections that did not reach the shared store of limits",
+                Counter::default(),
+            ),
+            audit_dropped: family(
+                &mut r,
+                "spillway_audit_dropped",
+                "Lines that the audit log left out",
+                Counter::default(),
+            ),
             buffered_bytes: family(
                 &mut r,
                 "spillway_buffered_body_bytes",
@@ -263,6 +375,11 @@ impl Metrics {
     /// The series of a route.
     pub fn route(&self, name: &str) -> Arc<RouteMetrics> {
         self.families.live_routes.get(name, |name| RouteMetrics::new(&self.families, name))
+    }
+
+    /// The series of a rule of limits.
+    pub fn limit(&self, name: &str) -> Arc<LimitMetrics> {
+        self.families.live_limits.get(name, |name| LimitMetrics::new(&self.families, name))
     }
 
     /// The series of the queue of a route.
@@ -292,8 +409,9 @@ impl Metrics {
     }
 
     /// The text for a scrape. Values that others keep are read now.
-    pub fn encode(&self, engines: &[EngineSample], log_dropped: u64) -> String {
+    pub fn encode(&self, engines: &[EngineSample], endpoints: &[EndpointSample], log_dropped: u64) -> String {
         let mut now = Registry::default();
+        now::endpoints(&mut now, endpoints);
         now::engines(&mut now, engines);
         let spans = self.spans_dropped.load(Ordering::Relaxed);
         now::counter(&mut now, "spillway_spans_dropped", "Spans that no collector took", spans);
