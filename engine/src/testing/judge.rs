@@ -186,23 +186,24 @@ fn same_probabilities(architecture: &str, kind: TensorType) {
     let answers = judge(file.path(), &ends.map(call).collect::<Vec<_>>());
     let theirs: Vec<_> = answers.iter().map(|answer| &answer["completion_probabilities"][0]).collect();
     let ours = log_probabilities(file.path(), &tokens, STEPS);
-    let (mut sum, mut count, mut most) = (0.0, 0.0, 0.0f64);
+    // How far the two distributions are apart (Kullback and Leibler's divergence, in nats), at the worst step.
+    let mut worst = 0.0f64;
     for (ours, theirs) in ours.iter().zip(theirs) {
-        for token in theirs["top_logprobs"].as_array().unwrap() {
-            let theirs = token["logprob"].as_f64().unwrap();
-            let ours = ours[token["id"].as_u64().unwrap() as usize];
-            if theirs.is_finite() && theirs > -20.0 {
-                (sum, count, most) = (sum + (ours - theirs).abs(), count + 1.0, most.max((ours - theirs).abs()));
-            }
-        }
+        let apart = theirs["top_logprobs"].as_array().unwrap().iter().filter_map(|token| {
+            let theirs = token["logprob"].as_f64().filter(|theirs| *theirs > -50.0)?;
+            Some(theirs.exp() * (theirs - ours[token["id"].as_u64().unwrap() as usize]))
+        });
+        let told: f64 = theirs["top_logprobs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|token| token["logprob"].as_f64().unwrap().exp())
+            .sum();
+        assert!((told - 1.0).abs() < 0.01, "llama.cpp tells of all tokens: {told}");
+        worst = worst.max(apart.sum());
     }
-    println!("{architecture} {kind:?}: log probabilities differ by {:.4} in the mean, {most:.4} at most", sum / count);
-    assert!(count > 60.0, "{count} probabilities");
-    assert!(
-        sum / count < 0.05 && most < 0.4,
-        "{architecture} {kind:?}: {:.4} in the mean, {most:.4} at most",
-        sum / count
-    );
+    println!("{architecture} {kind:?}: {worst:.5} nats from llama.cpp");
+    assert!(worst < 0.02, "{architecture} {kind:?}: {worst:.5} nats from llama.cpp");
 }
 
 #[test]
@@ -407,9 +408,9 @@ fn embeddings_are_those_of_llama_cpp_from_safetensors_and_from_gguf() {
     let path = minilm();
     let gguf = minilm_as_gguf(&path);
     let order = json!({"model": gguf.path(), "context": 512, "embedding": true, "pooling": "mean"});
-    // Hugging Face's tokenizers, from which the model has its own, take marks off kana and Hangul apart, llama.cpp does not.
-    let apart = CORPUS.iter().copied().filter(|text| text.contains('の') || text.contains("İ")).collect::<Vec<_>>();
-    assert_eq!(apart.len(), 2);
+    // Where syllables of Hangul are taken apart, llama.cpp loses their vowels; the tokenizer of the model's makers does not.
+    let apart = CORPUS.iter().copied().filter(|text| text.contains('の')).collect::<Vec<_>>();
+    assert_eq!(apart.len(), 1);
     same_tokens_in(gguf.path(), false, order, &apart);
     let [of_folder, of_gguf] = [path.as_path(), gguf.path()].map(|path| {
         let tokenizer = Tokenizer::new(&ModelFile::open(path).unwrap()).unwrap();
