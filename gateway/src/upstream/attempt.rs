@@ -4,6 +4,7 @@
 //! answer, a part of the client's body, the client leaving, or a time limit. Nothing is sent to the client before it is
 //! certain that the answer will be passed on, so that every failure up to then can be tried elsewhere.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -20,7 +21,7 @@ use super::headers::CREDENTIALS;
 use super::headers::{Via, outgoing_request, outgoing_response, to_http2};
 use super::open::Opened;
 use super::{Connector, with_model};
-use crate::balancing::Endpoint;
+use crate::balancing::{Endpoint, now_millis};
 use crate::exchange::{Exchange, ServedBy};
 use crate::protocol::openai::{Observation, Observer};
 use crate::snapshot::{Backend, Route};
@@ -36,6 +37,9 @@ const MAX_REFUSAL: usize = 16 << 10;
 const TRAILERS: Duration = Duration::from_secs(5);
 /// Most of an event stream that waits for its first content.
 const MAX_WAITING: usize = 64 << 10;
+
+/// Milliseconds between two log lines about servers whose TLS fails.
+const TELL_EVERY: u64 = 1_000;
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -226,8 +230,12 @@ impl Outgoing {
 }
 
 pub(super) fn not_connected(a: &Attempt<'_>, e: &pingora::Error) -> Failure {
-    if matches!(e.etype(), ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::TLSHandshakeTimedout) {
-        // A wrong certificate does not go away by itself: somebody must see why.
+    static TOLD: AtomicU64 = AtomicU64::new(0);
+    if matches!(e.etype(), ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::TLSHandshakeTimedout)
+        && now_millis().saturating_sub(TOLD.load(Ordering::Relaxed)) >= TELL_EVERY
+    {
+        TOLD.store(now_millis(), Ordering::Relaxed);
+        // A wrong certificate does not go away by itself: somebody must see why, but not for every request.
         tracing::warn!(event = "upstream_tls_failed", backend = %a.backend.name, endpoint = %a.endpoint.url, error = %e);
     }
     Failure::Connect(e.etype().as_str().to_owned())
