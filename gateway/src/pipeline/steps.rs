@@ -232,6 +232,23 @@ fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
 async fn identify(session: &mut ServerSession, x: &mut Exchange, mode: RouteAuthentication) -> Result<(), End> {
     let snapshot = x.snapshot.clone();
     let now = crate::limits::unix_now();
+    if mode != RouteAuthentication::None
+        && let Some(certificate) = &x.certificate
+        && let Some(known) =
+            snapshot.identity.identify_by_certificate(&session.req_header().headers, x.client, certificate)
+    {
+        return match known {
+            Ok((consumer, credential)) => {
+                x.caller = Some(consumer);
+                x.credential = Some(credential);
+                Ok(())
+            }
+            Err(unidentified) => {
+                x.authentication_failed = Some(unidentified.reason);
+                Err(unidentified.refusal.into())
+            }
+        };
+    }
     match snapshot.identity.identify(&session.req_header().headers, x.client, now, mode).await {
         Ok(identity) => {
             if let Some(identity) = identity {
