@@ -1,7 +1,7 @@
 //! What it costs to know a caller and to take from its limits: an API key or a token that is remembered, with a rate of
 //! requests and one of tokens, taken, settled and shown. `cargo bench -p spillway --bench callers`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, missing_docs, reason = "a benchmark")]
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a benchmark")]
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -57,6 +57,8 @@ fn chain(authenticator: &Authenticator, headers: &HeaderMap) -> u64 {
     let view = RequestView {
         method: &Method::POST,
         path: "/v1/chat/completions",
+        host: None,
+        secure: false,
         headers,
         client: IpAddr::from([127, 0, 0, 1]),
         caller: Some(caller),
