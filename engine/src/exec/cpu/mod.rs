@@ -54,6 +54,9 @@ struct Rotation {
     table: Piece<f32>,
 }
 
+/// Told of data that was taken and is not read again.
+type Forget = Box<dyn Fn(&[u8]) + Send>;
+
 /// Runs operations on the processor.
 pub struct Cpu {
     unit: CpuUnit,
@@ -82,7 +85,7 @@ pub struct Cpu {
     /// What went wrong in this step.
     fault: Option<String>,
     /// Called with the data of every tensor that was taken.
-    forget: Option<Box<dyn Fn(&[u8]) + Send>>,
+    forget: Option<Forget>,
 }
 
 fn refused(what: &str, e: &std::io::Error) -> LoadError {

@@ -96,7 +96,7 @@ impl Shared {
                     break;
                 }
                 looks += 1;
-                if looks % LOOKS != 0 || since.get_or_insert_with(Instant::now).elapsed() < LOOKING {
+                if !looks.is_multiple_of(LOOKS) || since.get_or_insert_with(Instant::now).elapsed() < LOOKING {
                     std::hint::spin_loop();
                     continue;
                 }

@@ -110,7 +110,7 @@ unsafe fn function<U: Unit>(f: Function, x: U::V) -> U::V {
             Function::GeluTanh => {
                 let cubic = U::fma(U::mul(U::mul(x, x), x), U::splat(0.044_715), x);
                 // x * (1 + tanh(y)) / 2 = x * sigmoid(2y), with 2 * sqrt(2 / pi).
-                U::mul(x, sigmoid(U::mul(cubic, U::splat(1.595_769_1))))
+                U::mul(x, sigmoid(U::mul(cubic, U::splat(1.595_769))))
             }
             Function::Gelu => {
                 // 1 - erf(a) by Abramowitz and Stegun 7.1.26, within 1.5e-7, for a = |x| / sqrt(2).
