@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use spillway_engine::{ChatMessage, DeviceChoice, Engine, Event, Generate, LoadOptions, Sampling};
+use spillway_engine::{ChatMessage, Engine, Event, Generate, LoadOptions, Sampling};
 
 const PROMPTS: [&str; 6] = [
     "What is the capital of France? Answer in one sentence.",
@@ -51,16 +51,10 @@ fn greedy_answers_are_those_of_llama_cpp() {
     let reference: Vec<serde_json::Value> = serde_json::from_str(told.lines().last().unwrap()).unwrap();
 
     let engine = Engine::load(LoadOptions {
-        name: "smollm2".into(),
-        source: model,
-        device: DeviceChoice::Auto,
         context_length: Some(512),
         max_sequences: 2,
-        max_queue: 4,
         max_queue_wait: Duration::from_secs(600),
-        stall_timeout: Duration::from_secs(60),
-        memory: None,
-        cache_dir: None,
+        ..LoadOptions::new(model)
     })
     .unwrap();
     let mut equal = 0;
@@ -68,8 +62,7 @@ fn greedy_answers_are_those_of_llama_cpp() {
         let encoded = engine.encode_chat(&[ChatMessage { role: "user".into(), content: (*prompt).into() }]).unwrap();
         let tokens: Vec<u64> = encoded.tokens().iter().map(|t| u64::from(*t)).collect();
         assert_eq!(serde_json::json!(tokens), reference["tokens"], "tokens of {prompt:?}");
-        let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-        let request = Generate { prompt: encoded, max_tokens: Some(32), sampling, stop: vec![], deadline: None };
+        let request = Generate { max_tokens: Some(32), sampling: Sampling::greedy(), ..Generate::new(encoded) };
         let mut stream = engine.submit(request).unwrap();
         let mut text = String::new();
         while let Some(event) = stream.blocking_next() {

@@ -1,6 +1,7 @@
 //! What types cannot say: references, ranges, conflicts, things that can never take effect. Collects every finding.
 
 mod backends;
+mod models;
 mod routes;
 
 use std::collections::HashMap;
@@ -107,6 +108,7 @@ pub(crate) fn all(cx: &mut Context<'_>) {
     names(cx);
     consumers(cx);
     backends::all(cx);
+    models::all(cx);
     routes::all(cx);
     telemetry(cx);
 }

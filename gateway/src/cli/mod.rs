@@ -2,6 +2,9 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what a command line is for")]
 
+mod chat;
+mod models;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -44,6 +47,11 @@ enum Command {
     /// API keys.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// The models inside.
+    #[command(subcommand)]
+    Models(models::ModelsCommand),
+    /// Talk to a model in the terminal.
+    Chat(chat::ChatArguments),
     /// Print the version.
     Version,
 }
@@ -74,6 +82,8 @@ pub fn run() -> ExitCode {
             }
             Err(e) => fail(FAILED, &e),
         },
+        Command::Models(command) => models::run(command),
+        Command::Chat(arguments) => chat::run(&arguments),
         Command::Version => {
             println!("spillway {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

@@ -42,6 +42,11 @@ fn held(x: &Exchange) -> Option<Bytes> {
     }
 }
 
+/// For whom the engine works; anonymous callers share one turn.
+fn tenant(x: &Exchange) -> Option<&Arc<str>> {
+    x.caller.as_ref().map(|consumer| &consumer.tenant)
+}
+
 /// Whether a model could answer in place of a backend, as far as the head tells.
 pub(super) fn is_possible(last: &Last, session: &ServerSession, x: &Exchange) -> bool {
     last.spill_to.is_some()
@@ -67,7 +72,7 @@ pub(super) async fn direct(
     let request = ChatRequest::parse(&body)?;
     request.addressed_to(model.name())?;
     let deadline = x.route.as_ref().map_or_else(std::time::Instant::now, |route| x.started + route.request_timeout);
-    match spill::answer(model, &request, deadline).await {
+    match spill::answer(model, &request, deadline, tenant(x)).await {
         Ok(stream) => {
             pass(stream, model, session, x).await?;
             Ok(Direct::Answered)
@@ -92,7 +97,7 @@ pub(super) async fn last(
         && let Some(body) = held(x)
         && let Ok(request) = ChatRequest::parse(&body)
     {
-        match spill::answer(model, &request, x.started + route.request_timeout).await {
+        match spill::answer(model, &request, x.started + route.request_timeout, tenant(x)).await {
             Ok(stream) => {
                 x.outcome.spilled = Some(reason);
                 route.metrics.spilled(reason);

@@ -1,16 +1,20 @@
 //! A chat request becomes work for the engine: what it cannot do is refused before anything is computed, the
 //! conversation is turned into tokens off the runtime's threads where that takes long, and the engine takes it or not.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
-use spillway_engine::{Busy, BusyReason, ChatMessage, Engine, Generate, Prompt, PromptError, Sampling};
+use spillway_engine::{
+    Busy, BusyReason, ChatMessage, Engine, Generate, Grammar, GrammarError, Prompt, PromptError, Sampling, Structure,
+};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::LoadedModel;
+use super::pool::NotLoaded;
 use super::stream::{Report, SpillStream, Wanted, internal};
-use crate::protocol::openai::{Answer, ChatRequest};
+use crate::protocol::openai::{Answer, ChatRequest, ResponseFormat};
 
 /// Text from which on a conversation is encoded on a blocking thread: below it, that takes well under a millisecond.
 const ENCODE_INLINE: usize = 4 << 10;
@@ -55,9 +59,29 @@ impl From<Busy> for SpillError {
             BusyReason::WaitTooLong => {
                 "The model inside the gateway is busy for longer than a request may wait; try again."
             }
+            BusyReason::TenantQueueFull => {
+                "Too many requests of this caller wait for the model inside the gateway; try again."
+            }
+            BusyReason::TooManyChoices => {
+                "The model inside the gateway writes fewer answers at once than `n` asks for."
+            }
+            BusyReason::Recovering => "The model inside the gateway is being set up again after a fault; try again.",
             BusyReason::Stopped => "The model inside the gateway has been stopped; try again.",
         };
         no_room(message, busy.retry_after)
+    }
+}
+
+impl From<NotLoaded> for SpillError {
+    fn from(reason: NotLoaded) -> Self {
+        match reason {
+            NotLoaded::Loading => {
+                no_room("The model inside the gateway is being loaded; try again.", Duration::from_secs(1))
+            }
+            NotLoaded::Failed(wait) => {
+                no_room("The model inside the gateway cannot be loaded; its log says why.", wait)
+            }
+        }
     }
 }
 
@@ -68,37 +92,51 @@ fn no_room(message: &'static str, retry_after: Duration) -> SpillError {
     )
 }
 
-/// Gives a request to the engine. It is answered whatever model it names.
+/// Gives a request of `tenant` to the engine. It is answered whatever model it names.
 pub async fn answer(
     model: &Arc<LoadedModel>,
     request: &ChatRequest,
     deadline: Instant,
+    tenant: Option<&Arc<str>>,
 ) -> Result<SpillStream, SpillError> {
     if let Some(refusal) = request.unsupported() {
         return Err(SpillError::CannotSpill(refusal.clone()));
     }
-    check_length(request.text_bytes(), model.engine().info().context_length)?;
+    let engine = model.engine(deadline).await?;
+    check_choices(request.n, engine.max_sequences())?;
+    check_length(request.text_bytes(), engine.info().context_length)?;
     // What would be refused with an empty prompt need not be encoded to be refused.
-    let wait = model.engine().estimated_wait(0);
+    let wait = engine.estimated_wait(0, tenant.map(AsRef::as_ref));
     if let Some(excess) = wait.checked_sub(model.max_queue_wait()).filter(|excess| !excess.is_zero()) {
         return Err(Busy { reason: BusyReason::WaitTooLong, retry_after: excess }.into());
     }
     let started = Instant::now();
-    let prompt = encode(model, request, deadline).await?;
+    let (prompt, grammar) = prepare(model, &engine, request, deadline).await?;
     let encode = started.elapsed();
     let prompt_tokens = u64::try_from(prompt.len()).ok();
     let submitted = Instant::now();
-    let events = model.engine().submit(Generate {
-        prompt,
+    let defaults = Sampling::default();
+    let sampling = Sampling {
+        temperature: request.temperature.unwrap_or(defaults.temperature),
+        top_k: request.top_k,
+        top_p: request.top_p.unwrap_or(defaults.top_p),
+        min_p: request.min_p.unwrap_or(defaults.min_p),
+        repetition_penalty: request.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+        presence_penalty: request.presence_penalty.unwrap_or(defaults.presence_penalty),
+        frequency_penalty: request.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+        logit_bias: request.logit_bias.as_slice().into(),
+        seed: request.seed,
+    };
+    let events = engine.submit(Generate {
         max_tokens: request.max_tokens,
-        sampling: Sampling {
-            temperature: request.temperature.unwrap_or(1.0),
-            top_k: request.top_k,
-            top_p: request.top_p.unwrap_or(1.0),
-            seed: request.seed,
-        },
+        sampling,
         stop: request.stop.clone(),
         deadline: Some(deadline),
+        choices: request.n.and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN),
+        log_probabilities: request.logprobs.then_some(request.top_logprobs),
+        grammar,
+        tenant: tenant.cloned(),
+        ..Generate::new(prompt)
     })?;
     let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
     let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
@@ -106,6 +144,8 @@ pub async fn answer(
         id: id.clone(),
         model: model.name().into(),
         prompt_tokens,
+        cached_tokens: 0,
+        choices: request.n.unwrap_or(1),
         completion_tokens: 0,
         encode,
         submitted,
@@ -120,9 +160,10 @@ pub async fn answer(
     };
     let wanted = Wanted {
         streamed: request.stream,
+        logprobs: request.logprobs,
         served_by: model.served_by().clone(),
         deadline,
-        _model: Some(Arc::clone(model)),
+        _engine: Some(engine),
     };
     Ok(SpillStream::new(
         events,
@@ -130,6 +171,17 @@ pub async fn answer(
         wanted,
         report,
     ))
+}
+
+/// Refuses more answers than are ever written together.
+fn check_choices(wanted: Option<u32>, most: u32) -> Result<(), SpillError> {
+    match wanted {
+        Some(n) if n > most => Err(SpillError::CannotSpill(
+            Refusal::invalid("integer_above_max_value", format!("`n` must be at most {most} for this model."))
+                .param("n"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses what cannot fit before it is encoded.
@@ -147,16 +199,22 @@ fn too_long(message: String) -> SpillError {
     SpillError::TooLong(Refusal::invalid("context_length_exceeded", message).param("messages"))
 }
 
-/// The conversation as tokens. A long one is encoded on a blocking thread, few of them at a time: encoding is work for
-/// the processor, and more threads would only take it from the proxy.
-async fn encode(model: &Arc<LoadedModel>, request: &ChatRequest, deadline: Instant) -> Result<Prompt, SpillError> {
+/// The conversation as tokens, and what the answer must be. What takes long is done on a blocking thread, a few at a
+/// time: it is work for the processor, and more threads would only take it from the proxy.
+async fn prepare(
+    model: &Arc<LoadedModel>,
+    engine: &Engine,
+    request: &ChatRequest,
+    deadline: Instant,
+) -> Result<(Prompt, Option<Grammar>), SpillError> {
     let messages: Vec<ChatMessage> = request
         .messages
         .iter()
         .map(|message| ChatMessage { role: message.role.to_owned(), content: message.content.clone() })
         .collect();
-    if request.text_bytes() <= ENCODE_INLINE {
-        return encode_now(model.engine(), &messages);
+    let format = request.response_format.clone();
+    if request.text_bytes() <= ENCODE_INLINE && format == ResponseFormat::Text {
+        return Ok((encode_now(engine, &messages)?, None));
     }
     let until = deadline.min(Instant::now() + model.max_queue_wait());
     let turn = tokio::time::timeout_at(until.into(), Arc::clone(model.encoders()).acquire_owned()).await;
@@ -166,15 +224,15 @@ async fn encode(model: &Arc<LoadedModel>, request: &ChatRequest, deadline: Insta
             Duration::ZERO,
         ));
     };
-    let model = Arc::clone(model);
+    let engine = engine.clone();
     // The turn goes with the work: when the caller leaves, the thread still has to finish.
     let work = tokio::task::spawn_blocking(move || {
-        let encoded = encode_now(model.engine(), &messages);
+        let prepared = encode_now(&engine, &messages).and_then(|prompt| Ok((prompt, grammar_now(&engine, &format)?)));
         drop(turn);
-        encoded
+        prepared
     });
     match tokio::time::timeout_at(deadline.into(), work).await {
-        Ok(Ok(encoded)) => encoded,
+        Ok(Ok(prepared)) => prepared,
         Ok(Err(lost)) => {
             tracing::error!(event = "encoding_lost", error = %lost);
             Err(SpillError::Failed(internal("The conversation could not be read; the gateway's log says why.")))
@@ -199,6 +257,23 @@ fn encode_now(engine: &Engine, messages: &[ChatMessage]) -> Result<Prompt, Spill
     })
 }
 
+fn grammar_now(engine: &Engine, format: &ResponseFormat) -> Result<Option<Grammar>, SpillError> {
+    let structure = match format {
+        ResponseFormat::Text => return Ok(None),
+        ResponseFormat::JsonObject => Structure::JsonObject,
+        ResponseFormat::JsonSchema(schema) => Structure::JsonSchema(schema),
+    };
+    engine.grammar(structure).map(Some).map_err(|error| {
+        let code = match error {
+            GrammarError::TooLarge { .. } => "string_above_max_length",
+            GrammarError::Invalid(_) => "invalid_json_schema",
+            GrammarError::Tokens(_) => "unsupported_value",
+        };
+        let message = format!("`response_format`: {error}.");
+        SpillError::CannotSpill(Refusal::invalid(code, message).param("response_format"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +287,13 @@ mod tests {
         assert_eq!((refusal.status.as_u16(), refusal.code), (400, "context_length_exceeded"));
         assert_eq!(refusal.param.as_deref(), Some("messages"));
         assert!(check_length(usize::MAX, u32::MAX).is_err());
+    }
+
+    #[test]
+    fn more_answers_than_there_are_places_are_refused_by_name() {
+        assert!(check_choices(None, 4).is_ok() && check_choices(Some(4), 4).is_ok());
+        let refusal = check_choices(Some(5), 4).unwrap_err().into_refusal();
+        assert_eq!((refusal.status.as_u16(), refusal.param.as_deref()), (400, Some("n")));
     }
 
     #[test]

@@ -9,5 +9,6 @@ mod stream;
 mod tests;
 
 pub use answer::{SpillError, answer};
+pub(crate) use pool::options;
 pub use pool::{LoadedModel, ModelError, Models};
 pub use stream::{Events, Head, Report, SpillStream};

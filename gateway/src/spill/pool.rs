@@ -3,10 +3,11 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
+use parking_lot::Mutex;
 use spillway_config::schema::{Device, Model};
 use spillway_engine::{DeviceChoice, Engine, LoadError, LoadOptions};
 use tokio::sync::Semaphore;
@@ -60,14 +61,20 @@ fn identity(path: &Path) -> Option<FileIdentity> {
     })
 }
 
+/// How long a model that could not be loaded on demand is not tried again.
+const RELOAD_AFTER: Duration = Duration::from_secs(10);
+
 /// Long conversations of one model that are turned into tokens at the same time.
 const ENCODERS: usize = 2;
 
-/// A model inside the gateway.
+/// A model inside the gateway. One that is not kept warm has no engine until somebody needs it.
 pub struct LoadedModel {
     written: Model,
     file: Option<FileIdentity>,
-    engine: Engine,
+    options: LoadOptions,
+    state: Mutex<State>,
+    /// Held by whoever loads it.
+    loading: Arc<tokio::sync::Mutex<()>>,
     created: u64,
     served_by: HeaderValue,
     served_by_text: Arc<str>,
@@ -75,12 +82,29 @@ pub struct LoadedModel {
     encoders: Arc<Semaphore>,
 }
 
+struct State {
+    engine: Option<Engine>,
+    /// When it was needed last.
+    used: Instant,
+    /// When it could not be loaded, and why.
+    failed: Option<(Instant, String)>,
+}
+
+/// Why a model that is loaded on demand is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NotLoaded {
+    /// It is being loaded and that takes longer than the request may.
+    Loading,
+    /// It could not be loaded; it is tried again after this time.
+    Failed(Duration),
+}
+
 impl LoadedModel {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.written.name
     }
-    /// When it was loaded, Unix seconds.
+    /// When it was configured, Unix seconds.
     pub fn created(&self) -> u64 {
         self.created
     }
@@ -91,10 +115,6 @@ impl LoadedModel {
     /// The same as text.
     pub fn served_by_text(&self) -> &Arc<str> {
         &self.served_by_text
-    }
-    /// The engine.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
     }
     /// Longest estimated wait for a first token at which a request is taken.
     pub(super) fn max_queue_wait(&self) -> Duration {
@@ -108,9 +128,10 @@ impl LoadedModel {
     pub fn metrics(&self) -> &Arc<ModelMetrics> {
         &self.metrics
     }
-    /// What it says of itself now.
+    /// What it says of itself now; little while it is not loaded.
     pub fn sample(&self) -> EngineSample {
-        let stats = self.engine.stats();
+        let engine = self.state.lock().engine.clone();
+        let stats = engine.as_ref().map(Engine::stats).unwrap_or_default();
         let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         EngineSample {
             model: self.written.name.clone(),
@@ -118,9 +139,101 @@ impl LoadedModel {
             waiting: wide(stats.waiting),
             kv_used: wide(stats.kv_used),
             kv_capacity: wide(stats.kv_capacity),
+            kv_idle: wide(stats.kv_idle),
+            cached: stats.cached_tokens,
+            preemptions: stats.preemptions,
+            faults: stats.faults,
+            is_loaded: engine.is_some(),
+            is_ready: stats.is_ready,
             estimated_wait: stats.estimated_wait,
             generated: stats.generated_tokens,
             prompt: stats.prompt_tokens,
+        }
+    }
+
+    /// The engine, where it is loaded.
+    fn engine_now(&self) -> Option<Engine> {
+        let mut state = self.state.lock();
+        state.used = Instant::now();
+        state.engine.clone()
+    }
+
+    /// The engine; it is loaded where it is not. Loading goes on for the next when this one does not wait for its end.
+    pub(super) async fn engine(self: &Arc<Self>, deadline: Instant) -> Result<Engine, NotLoaded> {
+        if let Some(engine) = self.engine_now() {
+            return Ok(engine);
+        }
+        let turn = tokio::time::timeout_at(deadline.into(), Arc::clone(&self.loading).lock_owned()).await;
+        let Ok(turn) = turn else { return Err(NotLoaded::Loading) };
+        if let Some(engine) = self.engine_now() {
+            return Ok(engine);
+        }
+        if let Some((when, _)) = &self.state.lock().failed
+            && let Some(left) = RELOAD_AFTER.checked_sub(when.elapsed())
+        {
+            return Err(NotLoaded::Failed(left));
+        }
+        let model = Arc::clone(self);
+        let work = tokio::spawn(async move {
+            let loaded = model.load().await;
+            drop(turn);
+            loaded
+        });
+        match tokio::time::timeout_at(deadline.into(), work).await {
+            Err(_) => Err(NotLoaded::Loading),
+            Ok(Ok(Ok(engine))) => Ok(engine),
+            Ok(Ok(Err(_)) | Err(_)) => Err(NotLoaded::Failed(RELOAD_AFTER)),
+        }
+    }
+
+    /// Loads it and keeps it.
+    async fn load(self: &Arc<Self>) -> Result<Engine, ModelError> {
+        let loaded = load_engine(self.options.clone()).await;
+        let mut state = self.state.lock();
+        state.used = Instant::now();
+        match loaded {
+            Ok(engine) => {
+                state.engine = Some(engine.clone());
+                state.failed = None;
+                drop(state);
+                if !self.written.keep_warm {
+                    tokio::spawn(unload_when_idle(Arc::downgrade(self), self.written.idle_unload()));
+                }
+                Ok(engine)
+            }
+            Err(error) => {
+                tracing::error!(event = "model_not_loaded", model = %self.written.name, reason = %error);
+                state.failed = Some((Instant::now(), error.to_string()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets its engine go if nobody has needed it for so long; else says how long it may yet be needed.
+    fn unload_if_idle(&self, idle: Duration) -> Option<Duration> {
+        let mut state = self.state.lock();
+        let stats = state.engine.as_ref()?.stats();
+        if stats.active + stats.waiting > 0 {
+            state.used = Instant::now();
+        }
+        let left = idle.checked_sub(state.used.elapsed()).filter(|left| !left.is_zero());
+        if left.is_none() {
+            state.engine = None;
+            tracing::info!(event = "model_unloaded", model = %self.written.name, idle_seconds = idle.as_secs_f64());
+        }
+        left
+    }
+}
+
+/// Ends with the model, or when it was let go.
+async fn unload_when_idle(model: Weak<LoadedModel>, idle: Duration) {
+    let mut wait = idle;
+    loop {
+        tokio::time::sleep(wait).await;
+        let Some(model) = model.upgrade() else { return };
+        match model.unload_if_idle(idle) {
+            Some(left) => wait = left,
+            None => return,
         }
     }
 }
@@ -151,7 +264,7 @@ impl Models {
                 continue;
             }
             match load_one(written, file, metrics, cache_dir).await {
-                Ok(model) => loaded.push(Arc::new(model)),
+                Ok(model) => loaded.push(model),
                 Err(e) => errors.push(e),
             }
         }
@@ -169,15 +282,45 @@ impl Models {
     }
 }
 
+/// A model as it is configured: loaded, or, where it is not kept warm, only judged.
 async fn load_one(
     written: &Model,
     file: Option<FileIdentity>,
     metrics: &Metrics,
     cache_dir: Option<&Path>,
-) -> Result<LoadedModel, ModelError> {
-    let options = LoadOptions {
+) -> Result<Arc<LoadedModel>, ModelError> {
+    let name = written.name.clone();
+    let text = format!("builtin/{name}");
+    let served_by = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| ModelError::Name { model: name.clone() })?;
+    let model = Arc::new(LoadedModel {
+        options: options(written, cache_dir),
+        state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
+        loading: Arc::default(),
+        written: written.clone(),
+        file,
+        created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        served_by,
+        served_by_text: text.into(),
+        metrics: metrics.model("spillway", &name),
+        encoders: Arc::new(Semaphore::new(ENCODERS)),
+    });
+    if written.keep_warm {
+        model.load().await?;
+        return Ok(model);
+    }
+    let source = written.source.clone();
+    let judged = tokio::task::spawn_blocking(move || spillway_engine::inspect(&source)).await;
+    judged
+        .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
+        .map_err(|source| ModelError::Load { model: name.clone(), source })?;
+    tracing::info!(event = "model_on_demand", model = %name);
+    Ok(model)
+}
+
+/// What the engine is told of a model.
+pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> LoadOptions {
+    LoadOptions {
         name: written.name.clone(),
-        source: written.source.clone(),
         device: match &written.device {
             Device::Auto => DeviceChoice::Auto,
             Device::Software => DeviceChoice::Software,
@@ -190,11 +333,15 @@ async fn load_one(
         max_queue_wait: written.max_queue_wait.0,
         stall_timeout: written.stall_timeout.0,
         memory: written.memory.map(|size| size.0),
+        kv_cache: written.kv_cache.map(|size| size.0),
+        token_pause: written.token_pause.0,
         cache_dir: cache_dir.map(Path::to_owned),
-    };
-    let name = written.name.clone();
-    let text = format!("builtin/{name}");
-    let served_by = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| ModelError::Name { model: name.clone() })?;
+        ..LoadOptions::new(&written.source)
+    }
+}
+
+async fn load_engine(options: LoadOptions) -> Result<Engine, ModelError> {
+    let name = options.name.clone();
     let engine = tokio::task::spawn_blocking(move || Engine::load(options))
         .await
         .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
@@ -203,16 +350,58 @@ async fn load_one(
     tracing::info!(
         event = "model_loaded", model = %name, architecture = %info.architecture, quantization = %info.quantization,
         context = info.context_length, device = %info.device.name, reason = %info.device.reason,
-        seconds = info.load_time.as_secs_f64(),
+        memory = info.device_memory_bytes, seconds = info.load_time.as_secs_f64(),
     );
-    Ok(LoadedModel {
-        written: written.clone(),
-        file,
-        created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        served_by,
-        served_by_text: text.into(),
-        metrics: metrics.model("spillway", &name),
-        encoders: Arc::new(Semaphore::new(ENCODERS)),
-        engine,
-    })
+    Ok(engine)
+}
+
+#[cfg(test)]
+impl LoadedModel {
+    /// A model that nothing was loaded of.
+    pub(super) fn for_tests(written: Model) -> Arc<Self> {
+        Arc::new(Self {
+            options: options(&written, None),
+            state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
+            loading: Arc::default(),
+            file: None,
+            created: 0,
+            served_by: HeaderValue::from_static("builtin/m"),
+            served_by_text: "builtin/m".into(),
+            metrics: Metrics::new().model("spillway", &written.name),
+            encoders: Arc::new(Semaphore::new(ENCODERS)),
+            written,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(source: &Path) -> Model {
+        let text = serde_json::json!({"name": "m", "source": source, "keepWarm": false, "idleUnload": "10ms"});
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_model_that_cannot_be_loaded_is_tried_again_after_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = LoadedModel::for_tests(written(&folder.path().join("missing.gguf")));
+        let soon = || Instant::now() + Duration::from_secs(60);
+        assert_eq!(model.engine(soon()).await.err(), Some(NotLoaded::Failed(RELOAD_AFTER)));
+        let Err(NotLoaded::Failed(left)) = model.engine(soon()).await else { panic!() };
+        assert!(left <= RELOAD_AFTER && left > Duration::ZERO, "it was not tried at once");
+        assert!(!model.sample().is_loaded);
+        model.state.lock().failed.as_mut().unwrap().0 -= RELOAD_AFTER;
+        assert_eq!(model.engine(soon()).await.err(), Some(NotLoaded::Failed(RELOAD_AFTER)), "now it was");
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_longer_for_a_model_than_it_may() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = LoadedModel::for_tests(written(&folder.path().join("missing.gguf")));
+        let _turn = model.loading.clone().lock_owned().await;
+        let deadline = Instant::now() + Duration::from_millis(50);
+        assert_eq!(model.engine(deadline).await.err(), Some(NotLoaded::Loading));
+    }
 }

@@ -5,5 +5,5 @@ mod request;
 mod response;
 
 pub use observe::{Observation, ObservedError, Observer, Usage};
-pub use request::{ChatRequest, Message, Peek, model_not_found, peek};
-pub use response::{Answer, ModelCard, model, models_list};
+pub use request::{ChatRequest, Message, Peek, ResponseFormat, model_not_found, peek};
+pub use response::{Answer, ModelCard, Spent, WholeChoice, model, models_list};

@@ -4,6 +4,7 @@
 
 mod chat;
 mod fields;
+mod format;
 mod messages;
 mod peek;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod tests;
 mod values;
 
 pub use chat::{ChatRequest, model_not_found};
+pub use format::ResponseFormat;
 pub use messages::Message;
 pub use peek::{Peek, peek};
 
