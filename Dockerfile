@@ -1,4 +1,5 @@
-# The gateway with the demo model and software Vulkan. Built in three stages: the program, the model, what runs.
+# The gateway with the demo model, which runs on the CPU. Built in three stages: the program, the model, what runs. For a
+# GPU add libvulkan1 and its driver to the last stage, and give the container its devices.
 FROM debian:bookworm-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates cmake curl g++ git make pkg-config && rm -rf /var/lib/apt/lists/*
 ENV PATH=/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -15,11 +16,11 @@ COPY scripts /src/scripts
 RUN bash scripts/model.sh
 
 FROM debian:bookworm-slim
-RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates curl libvulkan1 mesa-vulkan-drivers && rm -rf /var/lib/apt/lists/* && useradd --system --uid 10001 --create-home --home-dir /var/lib/spillway spillway
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates curl && rm -rf /var/lib/apt/lists/* && useradd --system --uid 10001 --create-home --home-dir /var/lib/spillway spillway
 COPY --from=build /src/target/dist/spillway /usr/local/bin/spillway
 COPY --from=model /src/models /usr/share/spillway/models
 COPY config/examples/compose.yaml /etc/spillway/spillway.yaml
-ENV XDG_RUNTIME_DIR=/var/lib/spillway SPILLWAY_CACHE_DIR=/var/lib/spillway/cache
+ENV SPILLWAY_CACHE_DIR=/var/lib/spillway/cache
 USER spillway
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://127.0.0.1:9901/readyz"]

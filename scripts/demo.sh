@@ -15,8 +15,6 @@ say "Building the release binary (the first time takes some minutes)"
 cargo build --release --locked -p spillway
 
 vulkan_environment
-# Two llama.cpp servers want cores too.
-export LP_NUM_THREADS="${LP_NUM_THREADS:-2}"
 exec "$VENV/bin/python" scripts/demo.py \
   --spillway "${CARGO_TARGET_DIR:-$ROOT/target}/release/spillway" \
   --jaeger "$BIN/jaeger" \

@@ -113,6 +113,9 @@ stages_end() {
   [ "${#FAILED[@]}" -eq 0 ] || die "failed: ${FAILED[*]}"
 }
 
+# has_gpu: whether there is a device of a GPU: kernel drivers', Nvidia's own, WSL's.
+has_gpu() { compgen -G '/dev/dri/renderD*' >/dev/null || compgen -G '/dev/nvidia*' >/dev/null || [ -e /dev/dxg ]; }
+
 # What a process with software Vulkan wants from its surroundings: a folder of its own for run-time files (the Vulkan
 # loader complains without one).
 vulkan_environment() {

@@ -16,9 +16,7 @@ spillway="${CARGO_TARGET_DIR:-$ROOT/target}/release/spillway"
 config="${SPILLWAY_CONFIG:-config/examples/demo.yaml}"
 
 vulkan_environment
-# Software Vulkan takes every core it can get: leave one to the proxy where there are more than two.
-cores="$(nproc)"
-export LP_NUM_THREADS="${LP_NUM_THREADS:-$((cores > 2 ? cores - 1 : cores))}"
+has_gpu || note "There is no GPU here: the model runs on the CPU."
 
 # Says what to try, once there is something to try. Ends with the gateway: $$ is its process from `exec` on.
 what_to_try() {

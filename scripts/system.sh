@@ -21,9 +21,13 @@ need g++ c++
 need pkg-config pkg-config
 need curl curl
 [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] || missing+=(ca-certificates)
-vulkan_loader || missing+=(libvulkan1)
+# Vulkan's loader and drivers: for a GPU where there is one, and to test its kernels without one. Else models run on the
+# CPU's own vector units.
 mesa=""
-vulkan_software || mesa="mesa-vulkan-drivers"
+if [ "$profile" = test ] || has_gpu; then
+  vulkan_loader || missing+=(libvulkan1)
+  vulkan_software || mesa="mesa-vulkan-drivers"
+fi
 find_python >/dev/null || missing+=(python3 python3-venv)
 case "$profile" in
   run) ;;

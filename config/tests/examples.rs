@@ -13,7 +13,7 @@ struct AnyFilter;
 
 impl FilterCatalog for AnyFilter {
     fn names(&self) -> Vec<&'static str> {
-        vec!["rateLimit", "requestHeaders", "responseHeaders"]
+        vec!["mirror", "rateLimit", "requestHeaders", "responseHeaders"]
     }
     fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
         Some(schemars::json_schema!({"type": "object"}))
@@ -96,7 +96,7 @@ fn what_can_never_take_effect_is_an_error() {
         (with("{backendRefs: [{name: a, weight: 0}]}"), "all weights are zero"),
         (with("{backendRefs: [{name: aa}]}"), "there is no backend `aa`"),
         (with("{backendRefs: [{name: a, model: a}]}"), "exactly one of"),
-        (with("{backendRefs: [{name: a}], whenSaturated: {spillTo: x}}"), "there is no model `x`"),
+        (with("{backendRefs: [{name: a}], whenSaturated: {spillTo: x}}"), "there is no model or backend `x`"),
         (with("{backendRefs: [{name: a}], authentication: required}"), "no caller could ever pass"),
         (with("{backendRefs: [{name: a}], hostnames: [\"a b\"]}"), "is not a host name"),
         (with("{backendRefs: [{name: a}], matches: [{path: {regex: \"(\"}}]}"), "not a regular expression"),

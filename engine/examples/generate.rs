@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use spillway_engine::{ChatMessage, DeviceChoice, Engine, Event, Generate, LoadOptions, Sampling};
+use spillway_engine::{ChatMessage, CpuOptions, DeviceChoice, Engine, Event, Generate, LoadOptions, Sampling};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -18,6 +18,7 @@ fn main() {
         name: "model".into(),
         source: source.into(),
         device: DeviceChoice::Auto,
+        cpu: CpuOptions::default(),
         context_length: None,
         max_sequences: sequences.max(1),
         max_queue: 64,

@@ -1,16 +1,19 @@
-//! Which adapter a model runs on, and why. It opens the device and hears of its errors; it runs nothing.
+//! Which device a model may run on, and why: adapters of wgpu. It opens the device and hears of its errors; it runs
+//! nothing. The processor needs no opening: see [`crate::exec::cpu`].
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::LoadError;
 
-/// Which adapter is wanted.
+/// Which device is wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The best there is: a discrete GPU, an integrated one, a virtual one, software.
+    /// The best GPU there is: a discrete one, an integrated one, a virtual one; else the processor.
     #[default]
     Auto,
-    /// Software Vulkan on the CPU.
+    /// The processor's own vector units.
+    Cpu,
+    /// Software Vulkan on the processor: slow, for trying what a GPU runs.
     Software,
     /// The first whose name contains this text, in any case.
     Name(String),
@@ -21,13 +24,13 @@ pub enum DeviceChoice {
 /// Where a model runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// Name of the adapter.
+    /// Name of the adapter or the processor.
     pub name: String,
-    /// `Vulkan`, `Metal`, ...
+    /// `CPU`, `Vulkan`, `Metal`, ...
     pub backend: String,
-    /// `discrete GPU`, `integrated GPU`, `virtual GPU`, `software`, `other`.
+    /// `CPU`, `discrete GPU`, `integrated GPU`, `virtual GPU`, `software`, `other`.
     pub kind: &'static str,
-    /// The driver and its version.
+    /// The driver and its version; for a processor its vector unit, such as `AVX-512 VNNI`, and the threads.
     pub driver: String,
     /// Why this one.
     pub reason: String,
@@ -74,8 +77,23 @@ fn kind(device: wgpu::DeviceType) -> (u8, &'static str) {
     }
 }
 
-const INSTALL: &str = "install a Vulkan driver; without a GPU, software Vulkan serves: \
-    `apt-get install libvulkan1 mesa-vulkan-drivers`";
+const INSTALL: &str = "install a Vulkan driver (software Vulkan: `apt-get install libvulkan1 mesa-vulkan-drivers`), or \
+    use `device: cpu`";
+
+/// Why there is no use in asking for adapters, which takes some tenths of a second, where that is plain: a Linux without
+/// any device of a GPU. Elsewhere nothing is said.
+pub(crate) fn no_gpu() -> Option<&'static str> {
+    if !cfg!(target_os = "linux") {
+        return None;
+    }
+    // The devices of kernel drivers, of Nvidia's own, of WSL.
+    let is_gpu = |name: &str| name.starts_with("renderD") || name.starts_with("nvidia") || name == "dxg";
+    let has = |folder: &str| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.into_iter().any(|entry| entry.file_name().to_str().is_some_and(is_gpu))
+    };
+    (!has("/dev") && !has("/dev/dri")).then_some("this machine has no device of a GPU")
+}
 
 /// The adapter that is wanted, without opening it.
 pub(crate) fn find(choice: &DeviceChoice) -> Result<DeviceInfo, LoadError> {
@@ -153,12 +171,13 @@ fn choose(choice: &DeviceChoice, infos: &[wgpu::AdapterInfo]) -> Result<(usize, 
         return Err(LoadError::NoDevice(format!("this machine has no adapter that can run a model: {INSTALL}")));
     }
     match choice {
-        DeviceChoice::Auto => {
-            let best = infos.iter().enumerate().min_by_key(|(_, info)| kind(info.device_type).0);
-            best.map(|(index, info)| {
-                (index, format!("device: auto took the best of {}: {}", infos.len(), kind(info.device_type).1))
-            })
-            .ok_or_else(|| LoadError::NoDevice(INSTALL.to_owned()))
+        DeviceChoice::Auto | DeviceChoice::Cpu => {
+            let real = infos.iter().enumerate().filter(|(_, info)| info.device_type != wgpu::DeviceType::Cpu);
+            real.min_by_key(|(_, info)| kind(info.device_type).0)
+                .map(|(index, info)| {
+                    (index, format!("device: auto took the best of {}: {}", infos.len(), kind(info.device_type).1))
+                })
+                .ok_or_else(|| LoadError::NoDevice(format!("there is no GPU, only {}", list())))
         }
         DeviceChoice::Software => infos
             .iter()

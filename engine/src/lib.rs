@@ -1,4 +1,4 @@
-//! Language models inside the process: files, text, execution on wgpu, serving of several requests at once.
+//! Language models inside the process: files, text, execution on a GPU or the processor, serving of several requests at once.
 //! It knows tensors and tokens; no HTTP, no YAML, no async runtime. One thread for each loaded model owns its device.
 //! Its inputs are a model file and requests as [`Generate`]; tokens come back as a [`TokenStream`].
 
@@ -12,7 +12,7 @@ mod sampling;
 mod scheduler;
 pub mod text;
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 pub use artifact::{ArtifactInfo, inspect};
 pub use device::{DeviceChoice, DeviceInfo};
 pub use error::{Busy, BusyReason, EngineError, GrammarError, LoadError, PromptError};
+pub use exec::cpu::{Cores, CpuUnit};
 pub use grammar::{Grammar, Structure};
 pub use model::Needs;
 pub use sampling::Sampling;
@@ -36,6 +37,8 @@ pub struct LoadOptions {
     pub source: PathBuf,
     /// Where it runs.
     pub device: DeviceChoice,
+    /// How it runs on the processor.
+    pub cpu: CpuOptions,
     /// Tokens of prompt and answer; the smaller of the file's and 2048 when left out.
     pub context_length: Option<u32>,
     /// Sequences decoded together.
@@ -64,6 +67,7 @@ impl LoadOptions {
             name: "model".into(),
             source: source.into(),
             device: DeviceChoice::Auto,
+            cpu: CpuOptions::default(),
             context_length: None,
             max_sequences: 16,
             max_queue: 64,
@@ -75,6 +79,15 @@ impl LoadOptions {
             cache_dir: None,
         }
     }
+}
+
+/// How a model runs on the processor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads of a step; where left out, one for each physical core that the process may use, less one, and one at least.
+    pub cores: Option<NonZeroUsize>,
+    /// The vector unit; the fastest that there is where left out.
+    pub unit: Option<CpuUnit>,
 }
 
 /// What was loaded and where it runs.
@@ -100,6 +113,10 @@ pub struct ModelInfo {
     pub load_time: Duration,
     /// Device memory taken: weights, KV cache, activations.
     pub device_memory_bytes: u64,
+    /// Tokens per second of one sequence, as measured at load.
+    pub decode_rate: f64,
+    /// Bytes of weights per second that this reads.
+    pub bandwidth: f64,
 }
 
 /// What a file will take under these options. Opens no device.
@@ -109,7 +126,7 @@ pub fn needs(options: &LoadOptions) -> Result<Needs, LoadError> {
 
 /// The device that would be taken, and why. Opens none.
 pub fn device_for(choice: &DeviceChoice) -> Result<DeviceInfo, LoadError> {
-    device::find(choice)
+    model::device_for(choice)
 }
 
 /// A tokenised conversation.
@@ -344,12 +361,16 @@ impl Engine {
             device: loaded.device.clone(),
             load_time: started.elapsed(),
             device_memory_bytes: loaded.memory,
+            decode_rate: 0.0,
+            bandwidth: 0.0,
         };
         drop(file);
         let sizes = loaded.sizes;
         let made = scheduler::rebuildable(loaded, &options);
         let scheduler = scheduler::start(made, sizes, text.tokenizer(), &options, &info.device.name)?;
-        let info = ModelInfo { load_time: started.elapsed(), ..info };
+        let decode_rate = scheduler.stats().decode_rate;
+        let bandwidth = decode_rate * info.file_bytes as f64;
+        let info = ModelInfo { load_time: started.elapsed(), decode_rate, bandwidth, ..info };
         let grammars = grammar::Grammars::new(text.tokenizer().clone());
         let max_sequences = u32::try_from(sizes.slots).unwrap_or(u32::MAX);
         Ok(Self { shared: Arc::new(Shared { info, text, grammars, max_sequences, scheduler }) })
@@ -362,7 +383,12 @@ impl Engine {
 
     /// A conversation as tokens, ready to be answered. Takes some microseconds for each hundred bytes.
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Prompt, PromptError> {
-        let tokens = self.shared.text.encode_chat(messages)?;
+        self.encode_answer(messages, "")
+    }
+
+    /// The same with an answer that has begun with `begun`, ready to be continued.
+    pub fn encode_answer(&self, messages: &[ChatMessage], begun: &str) -> Result<Prompt, PromptError> {
+        let tokens = self.shared.text.encode_answer(messages, begun)?;
         let context = usize::try_from(self.shared.info.context_length).unwrap_or(usize::MAX);
         // One token at least must be left for the answer.
         if tokens.len() >= context {

@@ -56,6 +56,8 @@ impl Sampling {
     }
 }
 
+/// How much less than the largest logit, at temperature 1, is as good as nothing.
+const NEGLIGIBLE: f32 = 24.0;
 /// Below this temperature dividing by it overflows, and the choice is the likeliest token anyway.
 const COLD: f32 = 1e-3;
 
@@ -152,16 +154,12 @@ impl Sampler {
         if self.how.temperature < COLD || self.how.top_k == Some(1) {
             return likeliest(logits);
         }
-        let tokens = logits.iter().zip(0u32..).map(|(logit, token)| (*logit / self.how.temperature, token));
+        // What is e^-24 as likely as the likeliest changes no choice: most of a vocabulary, which would only be sorted.
+        let far = if self.how.min_p > 0.0 { NEGLIGIBLE.min(-self.how.min_p.min(1.0).ln()) } else { NEGLIGIBLE };
+        let least = largest(logits) - far * self.how.temperature;
+        let tokens = logits.iter().zip(0u32..).filter(|(logit, _)| **logit >= least && logit.is_finite());
         self.candidates.clear();
-        self.candidates.extend(tokens.filter(|(logit, _)| logit.is_finite()));
-        let Some(max) = self.candidates.iter().map(|(logit, _)| *logit).max_by(f32::total_cmp) else {
-            return likeliest(logits);
-        };
-        if self.how.min_p > 0.0 {
-            let least = max + self.how.min_p.min(1.0).ln();
-            self.candidates.retain(|(logit, _)| *logit >= least);
-        }
+        self.candidates.extend(tokens.map(|(logit, token)| (*logit / self.how.temperature, token)));
         let by_logit = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         if let Some(k) = self.how.top_k.and_then(|k| usize::try_from(k).ok()).filter(|k| *k > 0)
             && k < self.candidates.len()
@@ -169,9 +167,10 @@ impl Sampler {
             self.candidates.select_nth_unstable_by(k, by_logit);
             self.candidates.truncate(k);
         }
+        let Some(max) = self.candidates.iter().map(|(logit, _)| *logit).max_by(f32::total_cmp) else {
+            return likeliest(logits);
+        };
         if self.how.top_p < 1.0 {
-            // What is e^-24 as likely as the likeliest changes no choice and need not be sorted.
-            self.candidates.retain(|(logit, _)| *logit > max - 24.0);
             self.candidates.sort_unstable_by(by_logit);
         }
         let mut total = 0.0f64;
@@ -204,15 +203,28 @@ impl Sampler {
     }
 }
 
+/// The largest number among the logits, infinities left out. Sixteen at a time, which the compiler makes vectors of.
+fn largest(logits: &[f32]) -> f32 {
+    let mut most = [f32::NEG_INFINITY; 16];
+    let (chunks, rest) = logits.as_chunks::<16>();
+    let larger = |most: &mut f32, logit: f32| {
+        if logit > *most && logit < f32::INFINITY {
+            *most = logit;
+        }
+    };
+    for chunk in chunks {
+        most.iter_mut().zip(chunk).for_each(|(most, logit)| larger(most, *logit));
+    }
+    let [first, ..] = &mut most;
+    rest.iter().for_each(|logit| larger(first, *logit));
+    most.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
 /// The token with the largest logit; of equal ones the first.
 fn likeliest(logits: &[f32]) -> u32 {
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (logit, token) in logits.iter().zip(0u32..) {
-        if *logit > best.0 {
-            best = (*logit, token);
-        }
-    }
-    best.1
+    let most = largest(logits);
+    // One comparison a token, until the first that is as large.
+    logits.iter().zip(0u32..).find(|(logit, _)| **logit == most).map_or(0, |(_, token)| token)
 }
 
 /// Log probabilities of a token and of the `top` likeliest, likeliest first, as the model itself has them.

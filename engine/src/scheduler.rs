@@ -186,7 +186,7 @@ fn begin(
 }
 
 /// The engine gives way to the proxy's threads where both want a core.
-fn be_nice() {
+pub(crate) fn be_nice() {
     // SAFETY: sets the niceness of the calling thread (who 0) and touches no memory. On Linux it is a thread's own.
     let failed = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) } != 0;
     if failed {

@@ -63,8 +63,12 @@ pub struct Outcome {
     pub endpoint: Option<String>,
     /// Who answered.
     pub served_by: ServedBy,
-    /// Why the model inside answered instead of a backend.
+    /// Time in a queue, if it waited in one.
+    pub queued: Option<Duration>,
+    /// Why somebody else than the route's own backends answers.
     pub spilled: Option<&'static str>,
+    /// Whether a stream that died was continued.
+    pub resumed: bool,
     /// Code of the error that was sent.
     pub error_code: Option<&'static str>,
     /// Model that answered.

@@ -7,7 +7,7 @@
 //!  4 route      the body is held where a candidate needs it; the final route
 //!  5 filters    the other filters in the order of the file
 //!  6 choose     the order of the targets: weights, stickiness
-//!  7 admit      an endpoint and its slot, a model inside, or no room
+//!  7 admit      an endpoint and its slot, a model inside, a wait for one, or no room
 //!  8 forward    attempts, or the engine (headers are prepared for each attempt)
 //!  9 respond    passed on as it comes, observed on the way
 //! 10 end        span, metrics, access log
@@ -18,6 +18,10 @@
 mod answers;
 mod conclude;
 mod forward;
+mod hedging;
+mod mirroring;
+mod queueing;
+mod resuming;
 mod spilling;
 mod steps;
 
@@ -71,5 +75,6 @@ async fn walk(
     if answers::models(&route, session, x).await? {
         return Ok(());
     }
+    mirroring::mirror(gateway, &route, session, x);
     forward::forward(gateway, &route, session, x).await
 }

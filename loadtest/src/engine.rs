@@ -1,6 +1,7 @@
-//! Tokens per second of the model inside and of a llama.cpp server on the same file and cores, both over HTTP: one
-//! answer at a time, then eight together.
+//! The model inside beside a llama.cpp server on the same file and as many cores, both over HTTP: one answer at a time,
+//! sixteen together, long prompts; then memory, and the time from the start of the process to its first answer.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -10,71 +11,135 @@ use hyper_util::rt::TokioIo;
 use crate::process::{Process, free_port, named, wait_for};
 use crate::spread;
 
-const TOKENS: u32 = 64;
+/// Answers written together.
+const TOGETHER: usize = 16;
+/// Tokens of prompt and answer of each of them.
+const CONTEXT: usize = 1536;
+/// Words of a long prompt; a number is some four tokens.
+const WORDS: usize = 250;
+
+/// What is compared.
+pub(crate) struct Comparison {
+    /// Rounds, in each of which both run once.
+    pub(crate) rounds: usize,
+    /// Threads of each side.
+    pub(crate) cores: usize,
+    /// Files; the demo model where there are none.
+    pub(crate) models: Vec<PathBuf>,
+    /// The vector unit of the model inside, where not the fastest.
+    pub(crate) unit: Option<String>,
+}
+
+/// One of the two.
+#[derive(Clone, Copy)]
+struct Side {
+    port: u16,
+    ours: bool,
+}
 
 /// Runs and prints.
-pub(crate) fn run(rounds: usize) {
+pub(crate) fn run(comparison: &Comparison) {
+    let models =
+        if comparison.models.is_empty() { vec![named("SPILLWAY_TEST_MODEL")] } else { comparison.models.clone() };
+    models.iter().for_each(|model| compare(comparison, model));
+}
+
+fn compare(Comparison { rounds, cores, unit, .. }: &Comparison, model: &Path) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (ours, theirs) = (free_port(), free_port());
-    let model = named("SPILLWAY_TEST_MODEL");
+    let (ours, theirs) = (Side { port: free_port(), ours: true }, Side { port: free_port(), ours: false });
     let folder = std::env::temp_dir().join(format!("spillway-loadtest-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let config = folder.join("engine.yaml");
     let yaml = format!(
-        "listeners: [{{address: \"127.0.0.1:{ours}\"}}]\nmodels: [{{name: m, source: \"{}\", maxSequences: 8, maxQueueWait: 10m}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n",
+        "listeners: [{{address: \"127.0.0.1:{}\"}}]\nmodels: [{{name: m, source: \"{}\", device: cpu, cores: {cores}, contextLength: {CONTEXT}, maxSequences: {TOGETHER}, maxQueueWait: 10m}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n",
+        ours.port,
         model.display()
     );
     std::fs::write(&config, yaml).unwrap();
-    let _gateway = Process::start(Command::new(named("SPILLWAY_BIN")).args(["serve", "-c"]).arg(&config));
-    let _llama = Process::start(Command::new(named("SPILLWAY_TEST_PYTHON")).arg("scripts/llama_server.py").args([
+    let mut command = Command::new(named("SPILLWAY_BIN"));
+    command.args(["serve", "-c"]).arg(&config);
+    if let Some(unit) = unit {
+        command.env("SPILLWAY_CPU_UNIT", unit);
+    }
+    let started = Instant::now();
+    let gateway = Process::start(&mut command);
+    wait_for(ours.port);
+    let loaded = started.elapsed();
+    runtime.block_on(answer(ours, "Say hello.".into(), 1));
+    let first = started.elapsed();
+    let ctx = (CONTEXT * TOGETHER).to_string();
+    let llama = Process::start(Command::new(named("SPILLWAY_TEST_PYTHON")).arg("scripts/llama_server.py").args([
         "--model",
         model.to_str().unwrap(),
         "--port",
-        &theirs.to_string(),
+        &theirs.port.to_string(),
         "--parallel",
-        "8",
+        &TOGETHER.to_string(),
         "--threads",
-        "2",
+        &cores.to_string(),
         "--ctx",
-        "8192",
+        &ctx,
     ]));
-    wait_for(ours);
-    wait_for(theirs);
-    println!("\nTokens per second over HTTP, {TOKENS} tokens an answer, {rounds} rounds in turn, 2 threads each");
-    for together in [1, 8] {
+    wait_for(theirs.port);
+    let name = model.file_name().unwrap_or_default().display();
+    let unit = unit.as_deref().unwrap_or("the fastest unit");
+    println!("\n{name}: tokens per second over HTTP, {rounds} rounds in turn, {cores} threads each, {unit}");
+    for (what, together, words, tokens) in
+        [("one answer", 1, 0, 128), ("16 answers together", TOGETHER, 0, 64), ("a long prompt", 1, WORDS, 1)]
+    {
         let mut rates = [Vec::new(), Vec::new()];
-        for round in 0..=rounds {
-            for (port, rates) in [ours, theirs].into_iter().zip(&mut rates) {
-                let rate = runtime.block_on(answers(port, together));
+        for round in 0..=*rounds {
+            for (side, rates) in [ours, theirs].into_iter().zip(&mut rates) {
+                let rate = runtime.block_on(answers(side, round * TOGETHER, together, words, tokens));
                 // The first round warms up.
                 if round > 0 {
                     rates.push(rate);
                 }
             }
         }
+        let ratios: Vec<f64> = rates[0].iter().zip(&rates[1]).map(|(a, b)| a / b).collect();
         let [(a, a_least, a_most), (b, b_least, b_most)] = rates.map(|r| spread(&r));
+        let (ratio, least, most) = spread(&ratios);
         println!(
-            "{together} together: inside {a:.1} ({a_least:.1}..{a_most:.1}), llama.cpp on the CPU {b:.1} ({b_least:.1}..{b_most:.1}), ratio {:.2}",
-            a / b
+            "{what}: inside {a:.1} ({a_least:.1}..{a_most:.1}), llama.cpp {b:.1} ({b_least:.1}..{b_most:.1}), ratio {ratio:.2} ({least:.2}..{most:.2})"
         );
     }
+    let size = std::fs::metadata(model).map_or(0, |m| m.len()) >> 20;
+    println!(
+        "file {size} MiB; the gateway takes {:.0} MiB, llama.cpp {:.0} MiB; ready after {:.2} s, first answer after {:.2} s",
+        gateway.resident(),
+        llama.resident(),
+        loaded.as_secs_f64(),
+        first.as_secs_f64()
+    );
     let _ = std::fs::remove_dir_all(folder);
 }
 
-async fn answers(port: u16, together: usize) -> f64 {
+/// Tokens per second: those written, or, for a long prompt, those read.
+async fn answers(side: Side, seed: usize, together: usize, words: usize, tokens: u32) -> f64 {
+    let prompt = |n: usize| {
+        // A different beginning each time, so that nothing that is kept of another prompt helps.
+        let long = (0..words).map(|word| format!(" {}", (n * 7919 + word * 104_729) % 9973)).collect::<String>();
+        format!("{n}: write a long story about the number {n}.{long}")
+    };
     let started = Instant::now();
-    let counts = futures::future::join_all((0..together).map(|n| answer(port, n))).await;
-    f64::from(counts.into_iter().sum::<u32>()) / started.elapsed().as_secs_f64()
+    let counts = futures::future::join_all((0..together).map(|n| answer(side, prompt(seed + n), tokens))).await;
+    let of = |(read, written): (u64, u64)| if words > 0 { read } else { written };
+    counts.into_iter().map(of).sum::<u64>() as f64 / started.elapsed().as_secs_f64()
 }
 
-async fn answer(port: u16, n: usize) -> u32 {
-    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+/// Tokens read and written of one answer.
+async fn answer(side: Side, prompt: String, tokens: u32) -> (u64, u64) {
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", side.port)).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     let connection = tokio::spawn(connection);
-    let body = serde_json::json!({
-        "model": "m", "temperature": 0, "max_tokens": TOKENS,
-        "messages": [{"role": "user", "content": format!("Write a long story about the number {n}.")}]
+    let mut body = serde_json::json!({
+        "model": "m", "temperature": 0, "max_tokens": tokens, "messages": [{"role": "user", "content": prompt}]
     });
+    if !side.ours {
+        // A key of llama.cpp's own: it shall not answer from what it read before.
+        body["cache_prompt"] = false.into();
+    }
     let request = http::Request::post("/v1/chat/completions")
         .header("host", "localhost")
         .header("content-type", "application/json")
@@ -83,5 +148,6 @@ async fn answer(port: u16, n: usize) -> u32 {
     let answer = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
     connection.abort();
     let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
-    u32::try_from(answer["usage"]["completion_tokens"].as_u64().unwrap_or_else(|| panic!("{answer}"))).unwrap()
+    let count = |key: &str| answer["usage"][key].as_u64().unwrap_or_else(|| panic!("{answer}"));
+    (count("prompt_tokens"), count("completion_tokens"))
 }

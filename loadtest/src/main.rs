@@ -12,6 +12,7 @@
 )]
 
 mod engine;
+mod overload;
 mod process;
 mod proxy;
 
@@ -19,7 +20,11 @@ use clap::{Parser, ValueEnum};
 
 /// Measures Spillway beside its peers on this machine.
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
+    /// Runs as an upstream of a scenario instead.
+    #[command(subcommand)]
+    part: Option<Part>,
     /// What to measure; everything when left out.
     #[arg(value_enum)]
     scenario: Option<Scenario>,
@@ -29,10 +34,27 @@ struct Arguments {
     /// Seconds of each run.
     #[arg(long, default_value_t = 5)]
     seconds: u32,
+    /// Threads of the engine and of llama.cpp; the machine's processors when left out.
+    #[arg(long)]
+    cores: Option<usize>,
+    /// A GGUF file for the engine and llama.cpp; may be given several times. The demo model when left out.
+    #[arg(long)]
+    model: Vec<std::path::PathBuf>,
+    /// The vector unit of the engine, such as AVX2; the fastest when left out.
+    #[arg(long)]
+    unit: Option<String>,
+}
+
+#[derive(clap::Subcommand)]
+enum Part {
+    /// A scripted upstream; the overload scenario starts some.
+    Server(overload::Server),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Scenario {
+    /// Three times the load that scripted servers take, and servers that fail; `--seconds 600` for ten minutes.
+    Overload,
     /// A 200-byte JSON through Spillway and through nginx.
     Proxy,
     /// Tokens per second of the engine and of llama.cpp.
@@ -41,12 +63,25 @@ enum Scenario {
 
 fn main() {
     let arguments = Arguments::parse();
+    if let Some(Part::Server(server)) = arguments.part {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return runtime.block_on(server.run());
+    }
     let wanted = |scenario| arguments.scenario.is_none_or(|s| s == scenario);
     if wanted(Scenario::Proxy) {
         proxy::run(arguments.rounds, arguments.seconds);
     }
+    if wanted(Scenario::Overload) {
+        overload::run(arguments.seconds);
+    }
     if wanted(Scenario::Engine) {
-        engine::run(arguments.rounds.min(3));
+        let machine = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        engine::run(&engine::Comparison {
+            rounds: arguments.rounds,
+            cores: arguments.cores.unwrap_or(machine),
+            models: arguments.model.clone(),
+            unit: arguments.unit.clone(),
+        });
     }
 }
 

@@ -191,11 +191,11 @@ fn what_keeps_it_from_starting_is_told_with_what_to_do() {
 }
 
 #[test]
-fn a_machine_without_an_adapter_is_told_what_to_install() {
+fn software_vulkan_that_is_wanted_and_not_there_is_told_what_to_install() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("spillway.yaml");
     let yaml = format!(
-        "listeners: [{{address: \"127.0.0.1:0\"}}]\nmodels: [{{name: m, source: \"{}\"}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n",
+        "listeners: [{{address: \"127.0.0.1:0\"}}]\nmodels: [{{name: m, source: \"{}\", device: software}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n",
         model().display()
     );
     std::fs::write(&file, yaml).unwrap();

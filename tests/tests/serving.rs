@@ -90,14 +90,14 @@ async fn a_new_file_takes_over_without_an_answer_being_lost() {
     let mut stream =
         client.stream(client.request("POST", "/v1/chat/completions", &[], body.to_string())).await.unwrap();
     let mut text = String::new();
-    text.push_str(&String::from_utf8_lossy(&stream.part().await.unwrap()));
+    text.push_str(&String::from_utf8_lossy(&stream.part().await.unwrap().unwrap()));
     let reloads = gateway.metric("spillway_config_reloads_total{result=\"ok\"}").await;
     let fresh = folder.path().join("fresh.gguf");
     std::fs::copy(model(), &fresh).unwrap();
     std::fs::rename(&fresh, &file).unwrap();
     let mut told_while_reloading = false;
     while let Some(part) = stream.part().await {
-        text.push_str(&String::from_utf8_lossy(&part));
+        text.push_str(&String::from_utf8_lossy(&part.unwrap()));
         told_while_reloading |= gateway.metric("spillway_config_reloads_total{result=\"ok\"}").await > reloads;
     }
     assert!(text.ends_with("data: [DONE]\n\n") && !text.contains("\"error\""), "{text}");

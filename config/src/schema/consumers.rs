@@ -14,6 +14,9 @@ pub struct Consumer {
     /// Whom the consumer belongs to; its own name when left out.
     #[serde(default)]
     pub tenant: Option<String>,
+    /// Rank among those who wait in a queue: a higher one is served before all lower ones.
+    #[serde(default)]
+    pub priority: i32,
     /// Its API keys; all share the consumer's limits.
     #[serde(default)]
     pub keys: Vec<ConsumerKey>,

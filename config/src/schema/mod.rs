@@ -19,8 +19,8 @@ pub use consumers::{ApiKeyHeaders, Authentication, Consumer, ConsumerKey};
 pub use listeners::{Listener, ListenerLimits};
 pub use models::{Device, Model};
 pub use routes::{
-    BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Match, PathMatch, Reject, Retry, RetryOn, Route,
-    RouteAuthentication, RouteTimeouts, Sticky, WhenSaturated, WhenUnavailable,
+    BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue, Reject, Retry, RetryOn,
+    Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated, WhenUnavailable,
 };
 pub use telemetry::{LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
 

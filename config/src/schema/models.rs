@@ -19,6 +19,10 @@ pub struct Model {
     /// Where it runs.
     #[serde(default)]
     pub device: Device,
+    /// Threads that it runs on where it runs on the CPU, at most one for each logical processor. When left out: one for
+    /// each physical core that the process may use (affinity and control groups count) less one, and one at least.
+    #[serde(default)]
+    pub cores: Option<NonZeroU32>,
     /// Tokens of prompt and answer together; the smaller of the model's own and 2048 when left out.
     #[serde(default)]
     pub context_length: Option<NonZeroU32>,
@@ -84,10 +88,12 @@ impl Model {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Device {
-    /// The best GPU there is, else software Vulkan.
+    /// The best GPU there is, else the CPU.
     #[default]
     Auto,
-    /// Software Vulkan on the CPU.
+    /// The CPU's own vector units.
+    Cpu,
+    /// Software Vulkan on the CPU: slow, for trying what a GPU would run.
     Software,
     /// The first adapter whose name contains this text.
     Name(String),

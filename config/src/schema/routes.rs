@@ -1,5 +1,7 @@
 //! `routes`: which requests go where, through which filters, and what happens when there is no room.
 
+use std::num::NonZeroU32;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -41,6 +43,13 @@ pub struct Route {
     /// Further tries when an attempt fails before the first byte of its answer.
     #[serde(default)]
     pub retry: Retry,
+    /// Which requests may be answered by `spillTo`; all that it can do when left out.
+    #[serde(default)]
+    pub spill: Option<SpillLimits>,
+    /// Whether a stream that dies after its first byte is continued from the text so far by the model that
+    /// `whenUnavailable` spills to, marked in the stream; else it ends with an error event.
+    #[serde(default)]
+    pub resume: bool,
     /// Size limits.
     #[serde(default)]
     pub limits: BodyLimits,
@@ -140,9 +149,12 @@ pub struct BackendRef {
     /// A model inside the gateway.
     #[serde(default)]
     pub model: Option<String>,
-    /// Share of the requests relative to its neighbours; 0 takes none.
+    /// Share of the requests relative to its neighbours of the same priority; 0 takes none.
     #[serde(default = "one")]
     pub weight: u32,
+    /// Its tier: a higher number takes requests only when no lower one is available or has room.
+    #[serde(default)]
+    pub priority: u32,
 }
 
 fn one() -> u32 {
@@ -161,9 +173,11 @@ pub struct Sticky {
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct WhenSaturated {
-    /// The route's other backends are tried first.
+    /// The route's other backends of the same priority are tried first.
     pub try_others: bool,
-    /// A model inside the gateway that answers instead.
+    /// Requests wait for a place before anything else is done.
+    pub queue: Option<Queue>,
+    /// A model inside the gateway, or a backend, that answers instead.
     pub spill_to: Option<String>,
     /// The refusal that is left.
     pub reject: Option<Reject>,
@@ -171,15 +185,53 @@ pub struct WhenSaturated {
 
 impl Default for WhenSaturated {
     fn default() -> Self {
-        Self { try_others: true, spill_to: None, reject: None }
+        Self { try_others: true, queue: None, spill_to: None, reject: None }
     }
+}
+
+/// Requests that wait for a place at an endpoint: those of the highest consumer `priority` first, tenants in turn, the
+/// oldest of a tenant first; once the queue has not been empty for `maxWait`, the newest first. One that cannot be
+/// reached in time, as far as the recent rate tells, is moved on at once.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Queue {
+    /// Longest wait of a request.
+    pub max_wait: Duration,
+    /// Requests that wait at the same time.
+    #[serde(default = "Queue::default_depth")]
+    pub max_depth: NonZeroU32,
+}
+
+impl Queue {
+    /// The greatest `maxDepth` that is accepted.
+    pub const MOST: u32 = 10_000;
+
+    fn default_depth() -> NonZeroU32 {
+        NonZeroU32::MIN.saturating_add(99)
+    }
+}
+
+/// Which requests may be answered by `spillTo`: those that meet every rule here. The others are treated as if there were
+/// no spill.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SpillLimits {
+    /// Longest prompt in tokens: of the model inside, or a quarter of the bytes where a backend stands in.
+    pub max_prompt_tokens: Option<NonZeroU32>,
+    /// Models that callers name; `*` stands for any characters. All when left out.
+    pub models: Option<Vec<String>>,
+    /// Tenants; all callers, anonymous ones too, when left out.
+    pub tenants: Option<Vec<String>>,
+    /// How many in a hundred, drawn at random; all when left out.
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub percent: Option<f64>,
 }
 
 /// What happens when no endpoint is available, in this order.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct WhenUnavailable {
-    /// A model inside the gateway that answers instead.
+    /// A model inside the gateway, or a backend, that answers instead.
     pub spill_to: Option<String>,
     /// The refusal that is left.
     pub reject: Option<Reject>,
@@ -191,7 +243,7 @@ pub struct WhenUnavailable {
 pub struct Reject {
     /// 429 or 503.
     pub status: Status,
-    /// What Retry-After says.
+    /// What Retry-After says where no queue has measured how fast places come free.
     pub retry_after: Duration,
 }
 
@@ -209,7 +261,8 @@ pub struct RouteTimeouts {
     pub request: Duration,
     /// One attempt: until its head for event streams, else until its last byte.
     pub backend_request: Option<Duration>,
-    /// From the arrival to the first content of an event stream.
+    /// From the arrival to the first content of an event stream; of a further try from its beginning. While nothing went
+    /// to the client, a backend that does not keep it is left for another.
     pub first_token: Option<Duration>,
 }
 
@@ -220,7 +273,7 @@ impl Default for RouteTimeouts {
 }
 
 /// Further tries when an attempt fails before the first byte of its answer.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Retry {
     /// Tries after the first one.
@@ -229,11 +282,40 @@ pub struct Retry {
     pub on: Vec<RetryOn>,
     /// Time between tries.
     pub backoff: Backoff,
+    /// Further tries and hedges as a share of the requests of the last seconds, beside a few that are always allowed.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub budget: f64,
+    /// A second attempt beside a slow first one; the answer that begins first is taken, the other is given up.
+    pub hedge: Option<Hedge>,
 }
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { attempts: 1, on: vec![RetryOn::ConnectFailure, RetryOn::Reset], backoff: Backoff::default() }
+        Self {
+            attempts: 1,
+            on: vec![RetryOn::ConnectFailure, RetryOn::Reset],
+            backoff: Backoff::default(),
+            budget: 0.2,
+            hedge: None,
+        }
+    }
+}
+
+/// A second attempt beside a slow first one: for model calls that are not streamed, and for idempotent methods. It takes
+/// from the budget for retries and goes to an endpoint that has room and was not tried.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Hedge {
+    /// How long the first attempt may take without the head of an answer; of each further one anew.
+    pub after: Duration,
+    /// Attempts beside the first.
+    #[serde(default = "Hedge::default_max")]
+    pub max: NonZeroU32,
+}
+
+impl Hedge {
+    fn default_max() -> NonZeroU32 {
+        NonZeroU32::MIN
     }
 }
 
@@ -284,7 +366,7 @@ impl JsonSchema for RetryOn {
     }
 }
 
-/// Time between tries: doubled from `base` up to `max`, with jitter.
+/// Time between tries: a random part of a time that doubles from `base` up to `max`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Backoff {

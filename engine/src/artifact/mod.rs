@@ -7,6 +7,7 @@ mod types;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 
@@ -46,10 +47,14 @@ pub fn inspect(path: &Path) -> Result<ArtifactInfo, LoadError> {
     })
 }
 
+/// The largest page of memory that systems we run on have, unless asked for larger ones.
+#[cfg(unix)]
+const LARGEST_PAGE: usize = 64 << 10;
+
 /// An open model file.
 pub struct ModelFile {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<Mmap>,
     header: Header,
     architecture: String,
 }
@@ -93,7 +98,7 @@ impl ModelFile {
                 return Err(LoadError::Corrupt { path: path.to_owned(), reason });
             }
         };
-        Ok(Self { path: path.to_owned(), map, header, architecture })
+        Ok(Self { path: path.to_owned(), map: Arc::new(map), header, architecture })
     }
 
     /// The path it was opened under.
@@ -135,6 +140,32 @@ impl ModelFile {
     /// A number of the architecture, such as `rope.freq_base`.
     pub fn float(&self, key: &str) -> Option<f64> {
         self.meta(&format!("{}.{key}", self.architecture)).and_then(MetaValue::as_f64)
+    }
+
+    /// What lets go of the memory that data of this file takes, once it was read: what is read again comes from the file
+    /// again. Other data is left alone.
+    pub(crate) fn forgetter(&self) -> impl Fn(&[u8]) + Send + 'static {
+        let map = self.map.clone();
+        move |data| {
+            let (start, all) = (data.as_ptr().addr(), map.as_ptr().addr()..map.as_ptr().addr() + map.len());
+            if !all.contains(&start) || start + data.len() > all.end {
+                return;
+            }
+            #[cfg(unix)]
+            {
+                let from = (start - all.start).next_multiple_of(LARGEST_PAGE);
+                let to = (start + data.len() - all.start) / LARGEST_PAGE * LARGEST_PAGE;
+                if from < to {
+                    // SAFETY: the mapping is of a file, read-only and private, so that its pages can be had again from
+                    // the file at any time.
+                    let advice =
+                        unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, to - from) };
+                    if let Err(e) = advice {
+                        tracing::debug!(event = "mapping_kept", error = %e);
+                    }
+                }
+            }
+        }
     }
 
     /// An error that names this file.

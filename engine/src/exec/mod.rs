@@ -1,10 +1,11 @@
 //! Who runs the operations of a model. Model code names operations on tensors in order; an executor runs them.
-//! [`plain`] is the reference: slow, obvious, what the others are tested against. [`gpu`] runs WGSL kernels. Each kernel
-//! has the name of the operation it runs.
+//! [`plain`] is the reference: slow, obvious, what the others are tested against. [`gpu`] runs WGSL kernels, [`cpu`] the
+//! processor's vector units. Each kernel has the name of the operation it runs.
 //!
 //! A step is a batch of rows, each a token at a position of a sequence: parts of prompts and single tokens of running
 //! answers go through the same operations together.
 
+pub mod cpu;
 pub mod gpu;
 pub mod plain;
 
@@ -265,3 +266,6 @@ pub trait Executor: Send {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

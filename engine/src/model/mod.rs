@@ -3,13 +3,12 @@
 
 mod decoder;
 mod shape;
+mod target;
 
 pub(crate) use decoder::Decoder;
 pub(crate) use shape::Shape;
 
 use crate::artifact::ModelFile;
-use crate::device;
-use crate::exec::gpu::Gpu;
 use crate::exec::{Executor, PAGE, Sizes};
 use crate::{DeviceInfo, LoadError, LoadOptions};
 
@@ -41,6 +40,11 @@ fn unknown(file: &ModelFile) -> LoadError {
         file.architecture().chars().take(80).flat_map(char::escape_debug).collect::<String>(),
         shape::DECODERS.map(|name| format!("`{name}`")).join(", ")
     ))
+}
+
+/// The device that would be taken, and why. Opens none.
+pub(crate) fn device_for(choice: &crate::DeviceChoice) -> Result<DeviceInfo, LoadError> {
+    target::find(choice)
 }
 
 /// Checks that a file can be run, without a device.
@@ -99,15 +103,8 @@ pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, Lo
     let needs = needs(file, options)?;
     let sizes = sizes(file, &shape, options)?;
     allow(needs, options)?;
-    let opened = device::open(&options.device)?;
-    tracing::info!(
-        event = "device", model = %options.name, device = %opened.info.name, kind = opened.info.kind,
-        driver = %opened.info.driver, reason = %opened.info.reason,
-    );
-    let device = opened.info.clone();
-    let mut executor = Box::new(Gpu::new(opened, sizes, options.cache_dir.clone(), false)?);
-    let model = Decoder::load(&shape, file, &sizes, executor.as_mut())?;
-    executor.ready()?;
+    let target = target::load(file, sizes, options, |executor| Decoder::load(&shape, file, &sizes, executor))?;
+    let target::Target { model, executor, device } = target;
     let memory = executor.memory();
     let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     Ok(Loaded {

@@ -48,6 +48,11 @@ impl TextModel {
     /// Control tokens such as `<|im_end|>` are recognised in the template's own text only. What a caller writes is
     /// always text, so that nobody can end a turn and speak as somebody else.
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, PromptError> {
+        self.encode_answer(messages, "")
+    }
+
+    /// The same, with an answer that has begun with `begun`, which is text whoever wrote it.
+    pub fn encode_answer(&self, messages: &[ChatMessage], begun: &str) -> Result<Vec<u32>, PromptError> {
         let pieces = self.template.render(messages)?;
         let mut tokens = Vec::new();
         if self.tokenizer.add_bos()
@@ -76,6 +81,7 @@ impl TextModel {
                 }
             }
         }
+        text.push_str(begun);
         self.tokenizer.encode(&text, &mut tokens);
         if tokens.is_empty() { Err(PromptError::Empty) } else { Ok(tokens) }
     }

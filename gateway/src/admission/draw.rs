@@ -1,4 +1,4 @@
-//! The order in which a request's targets are tried: drawn by weight, or by weighted rendezvous hashing where the
+//! The order in which a request's targets are tried: by priority, among equals drawn by weight, or by weighted rendezvous hashing where the
 //! route is sticky, so that a caller moves only to a target whose share grew, whatever the order in the file.
 
 use std::hash::Hash;
@@ -42,10 +42,12 @@ impl Order {
                 (score(uniform, target.weight), place)
             })
             .collect();
-        // Targets that are there come first: the draw is among those; the others follow for when that changes.
+        // Targets that are there come first, of those the lowest priority: the draw is among those; the others follow for
+        // when that changes.
         scored.sort_by(|(a, x), (b, y)| {
             let there = |place: &usize| route.targets.get(*place).is_some_and(Target::is_available);
-            there(y).cmp(&there(x)).then(a.total_cmp(b))
+            let priority = |place: &usize| route.targets.get(*place).map_or(u32::MAX, |target| target.priority);
+            there(y).cmp(&there(x)).then(priority(x).cmp(&priority(y))).then(a.total_cmp(b))
         });
         Self { places: scored.into_iter().map(|(_, place)| place).collect() }
     }
@@ -87,6 +89,7 @@ mod tests {
             .map(|(name, weight)| Target {
                 name: (*name).to_owned(),
                 weight: *weight,
+                priority: 0,
                 kind: TargetKind::Backend(Arc::new(crate::snapshot::Backend::for_tests(name))),
             })
             .collect();

@@ -1,19 +1,35 @@
-//! Who takes a request: the order of the targets (weights, stickiness), then an endpoint with room and its slot, else
-//! that there is no room or nobody there. It opens no connection and waits for nothing.
+//! Who takes a request: the order of the targets (priority, weights, stickiness), then an endpoint with room and its
+//! slot, else that there is no room or nobody there; and the queue for those who find no room. It opens no connection;
+//! only [`Ticket::turn`] waits.
 //! Its inputs are the route, what was tried before, and the clock; the same inputs give the same answer.
 
+mod budget;
+mod drain;
 mod draw;
+mod line;
+mod queue;
+mod room;
+mod spill_rule;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+pub use budget::RetryBudget;
 pub use draw::Order;
+pub use line::Party;
+pub use queue::{NotHeld, Queue, Ticket, Turn};
+pub use room::{Room, Taken};
+pub use spill_rule::SpillRule;
 
-use crate::balancing::{Endpoint, PickContext, Slot};
-use crate::snapshot::{Backend, Route, TargetKind};
+use crate::balancing::{Endpoint, PickContext};
+use crate::snapshot::{Backend, Route, Target, TargetKind};
 use crate::spill::LoadedModel;
 
 /// Most answers that mean full after which a request still moves on to another endpoint.
 const MAX_MOVES: u32 = 3;
+
+/// Stands for the place of a backend that is no target of the route.
+const ELSEWHERE: usize = usize::MAX;
 
 /// Where a request has been and may still go.
 pub struct Journey {
@@ -34,7 +50,7 @@ pub enum Admission<'a> {
         /// The endpoint.
         endpoint: &'a Arc<Endpoint>,
         /// Its slot.
-        slot: Slot,
+        slot: Taken,
     },
     /// A model inside that is a target of the route; whether it has room it says itself.
     Model {
@@ -66,16 +82,58 @@ impl Journey {
         self.closed.push(target);
     }
 
+    /// Whether anything that the request may go to can have traffic at all.
+    pub fn is_available(&self, route: &Route) -> bool {
+        self.order.places().iter().any(|place| route.targets.get(*place).is_some_and(Target::is_available))
+    }
+
+    /// The queue in which the request waits when there is no room: the route's, or its own target's where requests stay
+    /// with the target that was drawn.
+    pub fn queue<'a>(&self, route: &'a Route) -> Option<&'a Arc<Queue>> {
+        match route.queues.as_slice() {
+            [one] => Some(one),
+            several => several.get(*self.order.places().first()?),
+        }
+    }
+
+    /// The targets that the request may go to, in their order: of each priority all, or only the drawn one.
+    fn targets<'a>(&self, route: &'a Route) -> impl Iterator<Item = (usize, &'a Target)> {
+        let mut drawn = None;
+        self.order.places().iter().filter_map(|place| Some((*place, route.targets.get(*place)?))).filter(
+            move |(_, target)| {
+                let first_of_its_priority = drawn.replace(target.priority) != Some(target.priority);
+                first_of_its_priority || route.try_others
+            },
+        )
+    }
+
+    /// Whether an endpoint that the request may go to seems to have room, tried before or not.
+    pub fn has_room(&self, route: &Route, now: u64) -> bool {
+        self.targets(route).any(|(_, target)| match &target.kind {
+            TargetKind::Model(_) => false,
+            TargetKind::Backend(backend) => backend.endpoints.iter().any(|e| e.is_available() && e.has_room(now)),
+        })
+    }
+
+    /// How long until an endpoint that said that it is full may be asked again, if any did.
+    pub fn next_change(&self, route: &Route, now: u64) -> Option<Duration> {
+        self.targets(route)
+            .filter_map(|(_, target)| match &target.kind {
+                TargetKind::Model(_) => None,
+                TargetKind::Backend(backend) => Some(backend),
+            })
+            .flat_map(|backend| backend.endpoints.iter())
+            .filter(|endpoint| endpoint.is_available())
+            .map(|endpoint| endpoint.state.full_for(now))
+            .filter(|wait| !wait.is_zero())
+            .min()
+    }
+
     /// Finds who takes the request. `again` allows endpoints that were tried before, for a retry that has no other.
     pub fn admit<'a>(&mut self, route: &'a Route, now: u64, random: u64, again: bool) -> Admission<'a> {
-        let mut available = false;
-        for rank in 0..self.order.places().len() {
-            let Some(place) = self.order.places().get(rank).copied() else { break };
-            let Some(target) = route.targets.get(place) else { continue };
-            available |= target.is_available();
-            if rank > 0 && !route.try_others {
-                continue;
-            }
+        let available = self.is_available(route);
+        let mut found = None;
+        for (place, target) in self.targets(route) {
             match &target.kind {
                 TargetKind::Model(model) => {
                     if !self.closed.contains(&place) {
@@ -84,13 +142,27 @@ impl Journey {
                 }
                 TargetKind::Backend(backend) => {
                     if let Some((at, endpoint, slot)) = self.pick(place, backend, now, random, again) {
-                        self.tried.push((place, at));
-                        return Admission::Endpoint { backend, endpoint, slot };
+                        found = Some((place, at, Admission::Endpoint { backend, endpoint, slot }));
+                        break;
                     }
                 }
             }
         }
-        if available { Admission::Saturated } else { Admission::Unavailable }
+        match found {
+            Some((place, at, admission)) => {
+                self.tried.push((place, at));
+                admission
+            }
+            None if available => Admission::Saturated,
+            None => Admission::Unavailable,
+        }
+    }
+
+    /// Takes a slot at a backend that is no target of the route, such as one that requests spill to.
+    pub fn admit_at<'a>(&mut self, backend: &'a Backend, now: u64, random: u64) -> Option<(&'a Arc<Endpoint>, Taken)> {
+        let (at, endpoint, slot) = self.pick(ELSEWHERE, backend, now, random, false)?;
+        self.tried.push((ELSEWHERE, at));
+        Some((endpoint, slot))
     }
 
     fn pick<'a>(
@@ -100,7 +172,7 @@ impl Journey {
         now: u64,
         random: u64,
         again: bool,
-    ) -> Option<(usize, &'a Arc<Endpoint>, Slot)> {
+    ) -> Option<(usize, &'a Arc<Endpoint>, Taken)> {
         let mut lost: Vec<usize> = Vec::new();
         loop {
             let eligible = |place: usize, endpoint: &Endpoint| {
@@ -113,7 +185,7 @@ impl Journey {
             let endpoint = backend.endpoints.get(place)?;
             // Another request may have taken the last slot since: then the policy is asked again without it.
             match endpoint.state.try_acquire(endpoint.max_in_flight) {
-                Some(slot) => return Some((place, endpoint, slot)),
+                Some(slot) => return Some((place, endpoint, Taken::new(slot, &backend.room))),
                 None => lost.push(place),
             }
         }

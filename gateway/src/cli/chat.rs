@@ -52,7 +52,7 @@ fn find(arguments: &ChatArguments) -> Result<LoadOptions, String> {
         })?,
         None => config.models.first().ok_or_else(|| format!("{} has no models", path.display()))?,
     };
-    Ok(options(model, cache_dir().as_deref()))
+    options(model, cache_dir().as_deref()).map_err(|e| e.to_string())
 }
 
 fn or_none(names: &[String]) -> String {

@@ -57,17 +57,16 @@ fn list(config: Option<PathBuf>) -> ExitCode {
 }
 
 fn row(model: &Model) -> [String; 7] {
-    let options = options(model, None);
     let unknown = || "?".to_owned();
     // `read` has found the file to be one that can be run; it may be gone since.
     let info = spillway_engine::inspect(&model.source).ok();
-    let needs = spillway_engine::needs(&options);
+    let needs = options(model, None).ok().and_then(|options| spillway_engine::needs(&options).ok());
     [
         model.name.clone(),
         info.as_ref().map_or_else(unknown, |info| info.architecture.clone()),
         info.as_ref().map_or_else(unknown, |info| info.quantization.clone()),
-        needs.as_ref().map_or_else(|_| unknown(), |needs| needs.context.to_string()),
-        needs.map_or_else(|_| unknown(), |needs| mebibytes(needs.weights + needs.kv_cache + needs.activations)),
+        needs.as_ref().map_or_else(unknown, |needs| needs.context.to_string()),
+        needs.map_or_else(unknown, |needs| mebibytes(needs.weights + needs.kv_cache + needs.activations)),
         if model.keep_warm { "yes" } else { "no" }.to_owned(),
         model.source.display().to_string(),
     ]
@@ -103,7 +102,9 @@ fn inspect(file: &Path) -> ExitCode {
         ),
     );
     match spillway_engine::device_for(&DeviceChoice::Auto) {
-        Ok(device) => line("device", &format!("{} ({}, {})", device.name, device.kind, device.reason)),
+        Ok(device) => {
+            line("device", &format!("{} ({}, {}; {})", device.name, device.kind, device.driver, device.reason))
+        }
         Err(e) => line("device", &e),
     }
     ExitCode::SUCCESS

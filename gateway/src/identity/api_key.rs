@@ -44,6 +44,7 @@ impl Keys {
             let consumer = Arc::new(Consumer {
                 name: written.name.as_str().into(),
                 tenant: written.tenant.as_deref().unwrap_or(&written.name).into(),
+                priority: written.priority,
             });
             for key in &written.keys {
                 let digest = key.sha256.0;

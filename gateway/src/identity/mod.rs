@@ -27,6 +27,8 @@ pub struct Consumer {
     pub name: Arc<str>,
     /// Whom it belongs to.
     pub tenant: Arc<str>,
+    /// Its rank among those who wait for a place: the higher, the sooner.
+    pub priority: i32,
 }
 
 impl Consumer {

@@ -11,6 +11,7 @@ fn consumer(name: &str, tenant: Option<&str>, keys: &[&str]) -> Consumer {
     Consumer {
         name: name.to_owned(),
         tenant: tenant.map(str::to_owned),
+        priority: 0,
         keys: keys.iter().map(|key| ConsumerKey { sha256: KeyDigest(Sha256::digest(key.as_bytes()).into()) }).collect(),
     }
 }
@@ -151,6 +152,7 @@ fn a_new_key_identifies_its_consumer() {
     let consumer = Consumer {
         name: "new".to_owned(),
         tenant: None,
+        priority: 0,
         keys: vec![ConsumerKey { sha256: made.digest.parse().unwrap() }],
     };
     let authenticator = Authenticator::new(&Authentication::default(), &[consumer]).unwrap();

@@ -58,13 +58,17 @@ fn operation(path: &str) -> Option<&'static str> {
 pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outcome: &Outcome, took: Duration) {
     let (counted, error) = match outcome {
         Outcome::Answered => ("answered", None),
-        Outcome::Broken => ("failed", Some("broken")),
+        Outcome::Broken | Outcome::Died(_) => ("failed", Some("broken")),
+        Outcome::GivenUp => ("given_up", None),
         Outcome::Full(_) => ("full", Some("full")),
         Outcome::ClientGone => ("client_gone", Some("client_gone")),
         Outcome::Failed(failure) => ("failed", Some(kind(failure))),
     };
     a.endpoint.state.metrics.attempted(counted);
-    if matches!(outcome, Outcome::Answered | Outcome::Broken) {
+    if matches!(outcome, Outcome::GivenUp) {
+        span.set(names::SPILLWAY_GIVEN_UP, true);
+    }
+    if matches!(outcome, Outcome::Answered | Outcome::Broken | Outcome::Died(_)) {
         if a.backend.protocol == BackendProtocol::Openai && (200..300).contains(&x.outcome.status) {
             let tokens = Tokens {
                 input: x.outcome.prompt_tokens,
@@ -213,6 +217,8 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
             served_by: x.served_by(),
             endpoint: x.outcome.endpoint.as_deref(),
             attempts: x.outcome.attempts,
+            resumed: x.outcome.resumed,
+            queue_ms: x.outcome.queued.map(millis),
             spilled: x.outcome.spilled,
             model_asked: x.asked.as_ref().and_then(|asked| asked.model.as_deref()),
             model_answered: x.outcome.model_answered.as_deref(),
@@ -255,6 +261,12 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
     }
     span.set(names::SPILLWAY_ATTEMPTS, i64::from(x.outcome.attempts));
     span.set(names::SPILLWAY_SPILLED, x.outcome.spilled.is_some());
+    if x.outcome.resumed {
+        span.set(names::SPILLWAY_RESUMED, true);
+    }
+    if let Some(queued) = x.outcome.queued {
+        span.set(names::SPILLWAY_QUEUE_SECONDS, queued.as_secs_f64());
+    }
     if let Some(reason) = x.outcome.spilled {
         span.set(names::SPILLWAY_SPILL_REASON, reason);
     }

@@ -1,7 +1,8 @@
 //! Steps 6 to 9: the request goes to an endpoint, to another when that is full or fails, or to a model inside.
 //!
 //! Full is not failed. An endpoint that says it is full is left alone for a while and the request moves on; that is
-//! neither a retry nor an error. A retry follows a failure, has a budget of attempts and waits in between. Nothing is
+//! neither a retry nor an error. A retry follows a failure, waits before it goes, and takes from the budget of the
+//! backend that failed. Nothing is
 //! tried again once a byte of an answer went to the client.
 
 use std::sync::Arc;
@@ -13,7 +14,9 @@ use rand::RngExt;
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::Instant;
 
+use super::queueing::{Wait, Waited};
 use super::spilling::{self, Direct};
+use super::{hedging, resuming};
 use crate::admission::{Admission, Journey, Order};
 use crate::balancing::now_millis;
 use crate::exchange::{End, Exchange, is_idempotent};
@@ -35,52 +38,65 @@ pub(super) async fn forward(
     let sticky = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
     let mut journey = Journey::new(Order::draw(route, sticky));
     let mut retries = 0;
+    let mut wait = Wait::default();
     loop {
         let admission = {
             let _span = x.span.child("admission", Kind::Internal);
             let random = rand::random();
-            match journey.admit(route, now_millis(), random, false) {
-                // A retry that has no other endpoint goes to one that was tried.
-                Admission::Saturated if retries > 0 => journey.admit(route, now_millis(), random, true),
-                admission => admission,
+            if wait.is_behind(route, &journey) {
+                Admission::Saturated
+            } else {
+                match journey.admit(route, now_millis(), random, wait.is_called()) {
+                    // A retry that has no other endpoint goes to one that was tried.
+                    Admission::Saturated if retries > 0 => journey.admit(route, now_millis(), random, true),
+                    admission => admission,
+                }
             }
         };
         match admission {
             Admission::Endpoint { backend, endpoint, slot } => {
+                wait.admitted(route, &journey, x);
                 let retry =
                     retries < route.retry.attempts || spilling::is_possible(&route.when_unavailable, session, x);
-                let attempt = Attempt {
-                    route,
-                    backend,
-                    endpoint,
-                    connector: &gateway.connector,
-                    via: &gateway.via,
-                    move_on: MoveOn { full: true, retry },
+                let (connector, via) = (&gateway.connector, &gateway.via);
+                let attempt =
+                    Attempt { route, backend, endpoint, connector, via, move_on: MoveOn { full: true, retry } };
+                if x.outcome.attempts == 0 {
+                    backend.retries.request(route.retry.budget);
+                }
+                let hedge = route.retry.hedge.as_ref().filter(|_| hedging::is_allowed(backend, session, x));
+                let (attempt, outcome) = match hedge {
+                    Some(plan) => hedging::race(gateway, route, plan, &mut journey, attempt, slot, session, x).await,
+                    None => {
+                        x.outcome.attempts += 1;
+                        let outcome = observed(&attempt, session, x).await;
+                        drop(slot);
+                        (attempt, outcome)
+                    }
                 };
-                x.outcome.attempts += 1;
-                let outcome = observed(&attempt, session, x).await;
-                drop(slot);
                 match outcome {
                     Outcome::Answered | Outcome::Broken => return Ok(()),
-                    Outcome::ClientGone => return Err(End::ClientGone),
+                    Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
+                    Outcome::Died(died) => return resuming::resume(route, &died, session, x).await,
                     Outcome::Full(wait) => {
-                        endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(backend.max_full_for));
+                        note_full(&attempt, wait);
                         if !journey.move_on() {
-                            return spilling::last(gateway, route, &route.when_saturated, "saturated", session, x)
-                                .await;
+                            return spilling::last(gateway, route, &journey, "saturated", session, x).await;
                         }
                     }
                     Outcome::Failed(Failure::Deadline) => return Err(too_late()),
                     Outcome::Failed(failure) => {
-                        if retries < route.retry.attempts && may_retry(&failure, route, backend, session, x) {
+                        if retries < route.retry.attempts
+                            && may_retry(&failure, route, attempt.backend, session, x)
+                            && is_within_budget(route, attempt.backend)
+                        {
                             retries += 1;
                             route.metrics.retries.inc();
                             pause(route, retries, x.deadline(route)).await?;
                             continue;
                         }
                         tracing::debug!(event = "attempts_spent", route = %route.name, failure = ?failure);
-                        return spilling::last(gateway, route, &route.when_unavailable, "unavailable", session, x)
-                            .await;
+                        return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
                     }
                 }
             }
@@ -91,17 +107,83 @@ pub(super) async fn forward(
                     Direct::NoRoom => journey.close(target),
                 }
             }
-            Admission::Saturated if retries > 0 => {
-                return spilling::last(gateway, route, &route.when_unavailable, "unavailable", session, x).await;
-            }
-            Admission::Saturated => {
-                return spilling::last(gateway, route, &route.when_saturated, "saturated", session, x).await;
-            }
+            Admission::Saturated => match wait.for_turn(route, &journey, session, x).await {
+                Waited::Called => {}
+                Waited::ClientGone => return Err(End::ClientGone),
+                Waited::Over(_) | Waited::NoQueue if retries > 0 || !journey.is_available(route) => {
+                    return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
+                }
+                Waited::Over(why) => {
+                    return spilling::last(gateway, route, &journey, why.reason(), session, x).await;
+                }
+                Waited::NoQueue => {
+                    return spilling::last(gateway, route, &journey, "saturated", session, x).await;
+                }
+            },
             Admission::Unavailable => {
-                return spilling::last(gateway, route, &route.when_unavailable, "unavailable", session, x).await;
+                return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
             }
         }
     }
+}
+
+/// Takes the request to a backend that stands in for the route's own. False when it has no room, or failed, before
+/// anything was sent to the client.
+pub(super) async fn stand_in(
+    gateway: &Arc<Gateway>,
+    route: &Arc<Route>,
+    backend: &Arc<Backend>,
+    reason: &'static str,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<bool, End> {
+    let mut journey = Journey::new(Order::default());
+    while can_resend(session, x)
+        && let Some((endpoint, slot)) = journey.admit_at(backend, now_millis(), rand::random())
+    {
+        let move_on = MoveOn { full: true, retry: true };
+        let (connector, via) = (&gateway.connector, &gateway.via);
+        let attempt = Attempt { route, backend, endpoint, connector, via, move_on };
+        x.outcome.attempts += 1;
+        x.outcome.spilled = Some(reason);
+        let outcome = observed(&attempt, session, x).await;
+        drop(slot);
+        match outcome {
+            Outcome::Answered | Outcome::Broken => return Ok(true),
+            Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
+            Outcome::Died(died) => {
+                resuming::resume(route, &died, session, x).await?;
+                return Ok(true);
+            }
+            Outcome::Full(wait) => note_full(&attempt, wait),
+            Outcome::Failed(Failure::Deadline) => return Err(too_late()),
+            Outcome::Failed(failure) => {
+                tracing::debug!(event = "stand_in_failed", route = %route.name, failure = ?failure);
+                if !may_retry(&failure, route, backend, session, x) {
+                    break;
+                }
+            }
+        }
+        if !journey.move_on() {
+            break;
+        }
+    }
+    x.outcome.spilled = None;
+    Ok(false)
+}
+
+/// An endpoint said that it is full.
+pub(super) fn note_full(attempt: &Attempt<'_>, wait: Option<Duration>) {
+    attempt.endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(attempt.backend.max_full_for));
+}
+
+/// Takes a retry from the budget of the backend that failed.
+fn is_within_budget(route: &Route, backend: &Backend) -> bool {
+    let may = backend.retries.take(now_millis());
+    if !may {
+        route.metrics.retries_denied.inc();
+    }
+    may
 }
 
 /// One attempt, with its span and its counts.
@@ -119,9 +201,7 @@ async fn observed(attempt: &Attempt<'_>, session: &mut ServerSession, x: &mut Ex
 /// Whether a failed attempt may be followed by another: the route asks for it, the request can be sent again, and a
 /// server that may have acted on it does not act twice.
 fn may_retry(failure: &Failure, route: &Route, backend: &Backend, session: &mut ServerSession, x: &Exchange) -> bool {
-    let can_resend =
-        matches!(x.body, RequestBody::Held(_)) || session.is_body_empty() || session.body_bytes_read() == 0;
-    if !can_resend {
+    if !can_resend(session, x) {
         return false;
     }
     // Answering a model call twice costs tokens but changes nothing; any other request must say that it is idempotent.
@@ -134,16 +214,23 @@ fn may_retry(failure: &Failure, route: &Route, backend: &Backend, session: &mut 
         Failure::Reset(_) => retry.on_reset && harmless,
         Failure::Status(_) => harmless,
         Failure::Protocol(_) => harmless && retry.on_statuses.contains(&502),
+        // A route that limits the wait for a first token wants it from somebody else then.
+        Failure::Timeout("firstToken") => harmless,
         Failure::Timeout(_) => harmless && retry.on_statuses.contains(&504),
         Failure::Deadline => false,
     }
 }
 
-/// Waits between tries: doubled each time, with full jitter so that callers who failed together do not return together.
+fn can_resend(session: &mut ServerSession, x: &Exchange) -> bool {
+    matches!(x.body, RequestBody::Held(_)) || session.is_body_empty() || session.body_bytes_read() == 0
+}
+
+/// Waits between tries: any part of a time that doubles ("full jitter": Brooker, "Exponential Backoff And Jitter", AWS
+/// Architecture Blog, 2015), so that callers who failed together do not return together.
 async fn pause(route: &Route, retry: u32, deadline: Instant) -> Result<(), End> {
     let doubled = route.retry.backoff_base.saturating_mul(1 << (retry - 1).min(16));
     let most = doubled.min(route.retry.backoff_max);
-    let wait = most.mul_f64(rand::rng().random_range(0.5..=1.0));
+    let wait = most.mul_f64(rand::rng().random_range(0.0..=1.0));
     if Instant::now() + wait >= deadline {
         return Err(too_late());
     }

@@ -9,10 +9,12 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use spillway_filter::{ErrorKind, Refusal};
 
+use crate::admission::Journey;
+use crate::balancing::now_millis;
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::protocol::openai::ChatRequest;
 use crate::server::Gateway;
-use crate::snapshot::{Last, Route};
+use crate::snapshot::{Last, Route, TargetKind};
 use crate::spill::{self, LoadedModel, SpillError, SpillStream};
 use crate::upstream::{RequestBody, outgoing_response};
 
@@ -21,6 +23,9 @@ static FALLBACK: HeaderName = HeaderName::from_static("x-spillway-fallback");
 
 /// How long a client may take to accept one write of an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why a request is not answered by its route's own backends, where none of them can have traffic or all tries failed.
+const UNAVAILABLE: &str = "unavailable";
 
 /// What became of a request that was addressed to a model inside.
 pub(super) enum Direct {
@@ -35,7 +40,7 @@ fn is_chat(session: &ServerSession) -> bool {
     head.method == Method::POST && head.uri.path() == "/v1/chat/completions"
 }
 
-fn held(x: &Exchange) -> Option<Bytes> {
+pub(super) fn held(x: &Exchange) -> Option<Bytes> {
     match &x.body {
         RequestBody::Held(held) => Some(held.bytes.clone()),
         RequestBody::Unread => None,
@@ -43,16 +48,18 @@ fn held(x: &Exchange) -> Option<Bytes> {
 }
 
 /// For whom the engine works; anonymous callers share one turn.
-fn tenant(x: &Exchange) -> Option<&Arc<str>> {
+pub(super) fn tenant(x: &Exchange) -> Option<&Arc<str>> {
     x.caller.as_ref().map(|consumer| &consumer.tenant)
 }
 
-/// Whether a model could answer in place of a backend, as far as the head tells.
+/// Whether somebody could answer in place of the route's own backends, as far as the head tells.
 pub(super) fn is_possible(last: &Last, session: &ServerSession, x: &Exchange) -> bool {
-    last.spill_to.is_some()
-        && is_chat(session)
-        && matches!(x.body, RequestBody::Held(_))
-        && !session.get_header(&FALLBACK).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"never"))
+    let can = match &last.spill_to {
+        None => false,
+        Some(TargetKind::Backend(_)) => true,
+        Some(TargetKind::Model(_)) => is_chat(session) && matches!(x.body, RequestBody::Held(_)),
+    };
+    can && !session.get_header(&FALLBACK).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"never"))
 }
 
 /// A request that the route sends to a model inside.
@@ -72,7 +79,7 @@ pub(super) async fn direct(
     let request = ChatRequest::parse(&body)?;
     request.addressed_to(model.name())?;
     let deadline = x.route.as_ref().map_or_else(std::time::Instant::now, |route| x.started + route.request_timeout);
-    match spill::answer(model, &request, deadline, tenant(x)).await {
+    match spill::answer(model, &request, None, deadline, tenant(x)).await {
         Ok(stream) => {
             pass(stream, model, session, x).await?;
             Ok(Direct::Answered)
@@ -82,37 +89,86 @@ pub(super) async fn direct(
     }
 }
 
+/// Whether the route lets this request spill, to `_answers`.
+pub(super) fn is_allowed(route: &Route, _answers: &str, x: &Exchange) -> bool {
+    let asked = x.asked.as_ref().and_then(|asked| asked.model.as_deref());
+    let tenant = x.caller.as_ref().map(|caller| &*caller.tenant);
+    route.spill.allows(asked, tenant, rand::random())
+}
+
 /// What is left when nothing took the request: the spill, if the route has one and it can, else the refusal.
 pub(super) async fn last(
-    _: &Gateway,
+    gateway: &Arc<Gateway>,
     route: &Arc<Route>,
-    last: &Last,
+    journey: &Journey,
     reason: &'static str,
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<(), End> {
-    let mut retry_after = last.retry_after;
-    if is_possible(last, session, x)
-        && let Some(model) = &last.spill_to
-        && let Some(body) = held(x)
-        && let Ok(request) = ChatRequest::parse(&body)
-    {
-        match spill::answer(model, &request, x.started + route.request_timeout, tenant(x)).await {
-            Ok(stream) => {
-                x.outcome.spilled = Some(reason);
-                route.metrics.spilled(reason);
-                return pass(stream, model, session, x).await;
+    let last = if reason == UNAVAILABLE { &route.when_unavailable } else { &route.when_saturated };
+    let mut busy = None;
+    let name = match &last.spill_to {
+        Some(TargetKind::Model(model)) => model.name(),
+        Some(TargetKind::Backend(backend)) => &backend.name,
+        None => "",
+    };
+    if is_possible(last, session, x) && is_allowed(route, name, x) {
+        match &last.spill_to {
+            None => {}
+            Some(TargetKind::Backend(backend)) => {
+                let may = !is_too_long(route, x);
+                if may && super::forward::stand_in(gateway, route, backend, reason, session, x).await? {
+                    route.metrics.spilled(reason);
+                    return Ok(());
+                }
             }
-            Err(SpillError::Busy(refusal)) => retry_after = refusal.retry_after.unwrap_or(retry_after).max(retry_after),
-            Err(e) => tracing::debug!(event = "cannot_spill", route = %route.name, reason = %e.refusal().message),
+            Some(TargetKind::Model(model)) => match spill(route, model, session, x).await {
+                Ok(stream) => {
+                    x.outcome.spilled = Some(reason);
+                    route.metrics.spilled(reason);
+                    return pass(stream, model, session, x).await;
+                }
+                Err(wait) => busy = wait,
+            },
         }
     }
     route.metrics.shed(reason);
     let (code, message) = match reason {
-        "saturated" => ("overloaded", "every server for this request is busy; try again"),
-        _ => ("service_unavailable", "no server for this request is available; try again"),
+        UNAVAILABLE => ("service_unavailable", "no server for this request is available; try again"),
+        _ => ("overloaded", "every server for this request is busy; try again"),
     };
-    Err(End::refuse(Refusal::new(last.status, ErrorKind::Overloaded, code, message).retry_after(retry_after)))
+    // The time until there is a place for one more: as fast as places came free lately, or what was told.
+    let known = journey.queue(route).and_then(|queue| queue.drained_in());
+    let told = || last.retry_after.max(journey.next_change(route, now_millis()).unwrap_or_default());
+    let wait = known.unwrap_or_else(told).max(busy.unwrap_or_default());
+    Err(End::refuse(Refusal::new(last.status, ErrorKind::Overloaded, code, message).retry_after(wait)))
+}
+
+/// Whether the prompt is longer than may spill to a backend, whose tokenizer is not known: four bytes are one token.
+fn is_too_long(route: &Route, x: &Exchange) -> bool {
+    let RequestBody::Held(held) = &x.body else { return false };
+    let tokens = held.bytes.len() / 4;
+    route.spill.max_prompt_tokens.is_some_and(|most| tokens > usize::try_from(most.get()).unwrap_or(usize::MAX))
+}
+
+/// Gives the request to a model. Else says how long that has no room, if this is why.
+async fn spill(
+    route: &Route,
+    model: &Arc<LoadedModel>,
+    session: &ServerSession,
+    x: &Exchange,
+) -> Result<SpillStream, Option<Duration>> {
+    let Some(body) = held(x).filter(|_| is_chat(session)) else { return Err(None) };
+    let Ok(request) = ChatRequest::parse(&body) else { return Err(None) };
+    let most = route.spill.max_prompt_tokens;
+    match spill::answer(model, &request, most, x.started + route.request_timeout, tenant(x)).await {
+        Ok(stream) => Ok(stream),
+        Err(SpillError::Busy(refusal)) => Err(refusal.retry_after),
+        Err(e) => {
+            tracing::debug!(event = "cannot_spill", route = %route.name, reason = %e.refusal().message);
+            Err(None)
+        }
+    }
 }
 
 /// Writes what the engine gives, as it comes. A client that leaves ends the work within one step of the engine: the
@@ -162,6 +218,15 @@ async fn write(
     session.set_write_timeout(Some(WRITE_TIMEOUT));
     let answer = outgoing_response(answer, x, is_http11, true);
     session.write_response_header(answer).await.map_err(|_| End::ClientGone)?;
+    write_frames(stream, session, x).await
+}
+
+/// Writes what comes after the head.
+pub(super) async fn write_frames(
+    stream: &mut SpillStream,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<(), End> {
     loop {
         // The write is never inside the select: a frame half written cannot be taken back.
         let frame = tokio::select! {

@@ -12,8 +12,12 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use spillway_config::schema::{self, BackendProtocol, Config, PolicyName, RetryOn, RouteAuthentication};
 use spillway_config::values::ServerUrl;
 use spillway_filter::{BuildContext, Registry, SharedStates, Stage};
+use tokio::sync::Semaphore;
 
-use super::{Backend, Last, ListedModel, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind};
+use super::{
+    Backend, HedgePlan, Last, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind,
+};
+use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::balancing::{Endpoint, EndpointKey, EndpointState, Endpoints, LeastRequest, Policy, Probe, RoundRobin};
 use crate::identity::Authenticator;
 use crate::protocol::Api;
@@ -169,6 +173,8 @@ impl Compiler {
             protocol: written.protocol,
             endpoints,
             policy,
+            retries: self.states.get_or_insert(&written.name, RetryBudget::default),
+            room: self.states.get_or_insert(&written.name, Room::default),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
             full_statuses: full,
@@ -199,12 +205,17 @@ impl Compiler {
                 (None, Some(name)) => (name, TargetKind::Model(model(name)?)),
                 (None, None) => return Err(missing("backend or model in a backendRef")),
             };
-            targets.push(Target { name: name.clone(), weight: reference.weight, kind });
+            let (weight, priority) = (reference.weight, reference.priority);
+            targets.push(Target { name: name.clone(), weight, priority, kind });
         }
         let last = |spill_to: Option<&String>, reject: Option<&schema::Reject>| {
             let reject = reject.cloned().unwrap_or_default();
+            let spill_to = spill_to.map(|name| match backends.get(name.as_str()) {
+                Some(backend) => Ok(TargetKind::Backend(backend.clone())),
+                None => model(name).map(TargetKind::Model),
+            });
             Ok::<_, String>(Last {
-                spill_to: spill_to.map(|name| model(name)).transpose()?,
+                spill_to: spill_to.transpose()?,
                 status: StatusCode::from_u16(reject.status.0).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
                 retry_after: reject.retry_after.0,
             })
@@ -215,13 +226,28 @@ impl Compiler {
             Some(rule) => last(rule.spill_to.as_ref(), rule.reject.as_ref())?,
             None => when_saturated.clone(),
         };
-        let (mut guards, mut filters) = (Vec::new(), Vec::new());
+        let queues = match &saturated.queue {
+            Some(queue) => self.queues(&name, queue, saturated.try_others, &targets),
+            None => Vec::new(),
+        };
+        let (mut guards, mut filters, mut mirrors) = (Vec::new(), Vec::new(), Vec::new());
         for entry in &written.filters {
             let cx = BuildContext { route: &name, states: &self.states };
             let filter = self
                 .registry
                 .build(&entry.name, &entry.config, &cx)
                 .map_err(|e| format!("route `{name}`, filter `{}`: {}", entry.name, e.message))?;
+            if let Some(mirror) = filter.mirror() {
+                let backend = backends.get(mirror.backend).cloned().ok_or_else(|| missing(mirror.backend))?;
+                let places = usize::try_from(mirror.max_in_flight).unwrap_or(Semaphore::MAX_PERMITS);
+                mirrors.push(MirrorPlan {
+                    backend,
+                    share: mirror.share,
+                    timeout: mirror.timeout,
+                    places: Arc::new(Semaphore::new(places)),
+                    max_body: mirror.max_body,
+                });
+            }
             let list = if filter.stage() == Stage::Guard { &mut guards } else { &mut filters };
             list.push(NamedFilter { name: entry.name.clone(), filter });
         }
@@ -239,6 +265,7 @@ impl Compiler {
             filters,
             sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
             try_others: saturated.try_others,
+            max_queue_wait: saturated.queue.as_ref().map_or(Duration::ZERO, |queue| queue.max_wait.0),
             when_saturated,
             when_unavailable,
             request_timeout: written.timeouts.request.0,
@@ -256,14 +283,71 @@ impl Compiler {
                     .collect(),
                 backoff_base: written.retry.backoff.base.0,
                 backoff_max: written.retry.backoff.max.0,
+                budget: thousandths(written.retry.budget),
+                hedge: written.retry.hedge.as_ref().map(|hedge| HedgePlan {
+                    after: hedge.after.0,
+                    max: usize::try_from(hedge.max.get()).unwrap_or(1),
+                }),
             },
+            spill: written.spill.as_ref().map(spill_rule).unwrap_or_default(),
+            resume: written.resume,
             max_body: written.limits.max_body.0,
-            holds_body: speaks_model,
+            // Who waits in a queue is watched for leaving, which cannot be seen behind a body that was not read; a copy
+            // needs the body a second time.
+            holds_body: speaks_model || !queues.is_empty() || !mirrors.is_empty(),
+            queues,
+            mirrors,
             listed_models: listed(written, config, &targets),
             metrics: self.metrics.route(&name),
             targets,
             name,
         })
+    }
+}
+
+fn spill_rule(written: &schema::SpillLimits) -> SpillRule {
+    let patterns = |models: &Vec<String>| models.iter().map(|model| ModelPattern::new(model)).collect();
+    SpillRule {
+        max_prompt_tokens: written.max_prompt_tokens,
+        models: written.models.as_ref().map(patterns),
+        tenants: written.tenants.as_ref().map(|tenants| tenants.iter().map(|t| t.as_str().into()).collect()),
+        share: written.percent.map(|percent| percent / 100.0),
+    }
+}
+
+/// A share in thousandths; the checks hold it between 0 and 1.
+fn thousandths(share: f64) -> i64 {
+    #[allow(clippy::cast_possible_truncation, reason = "a number from 0 to 1000")]
+    let thousandths = (share.clamp(0.0, 1.0) * 1_000.0).round() as i64;
+    thousandths
+}
+
+impl Compiler {
+    /// One queue of a route, or one for each target where a request stays with the one that it drew: a place that comes
+    /// free at another target is none for it.
+    fn queues(&self, route: &str, written: &schema::Queue, try_others: bool, targets: &[Target]) -> Vec<Arc<Queue>> {
+        let depth = usize::try_from(written.max_depth.get()).unwrap_or(usize::MAX);
+        let rooms = |serves: &dyn Fn(&Target) -> bool| {
+            let backend = |target: &Target| match &target.kind {
+                TargetKind::Backend(backend) if serves(target) => Some(backend.room.clone()),
+                _ => None,
+            };
+            targets.iter().filter_map(backend).collect::<Vec<_>>()
+        };
+        let queue = |name: &str, rooms: Vec<Arc<Room>>| {
+            let make = || Queue::new(depth, written.max_wait.0, self.metrics.queue(route));
+            let queue = self.states.get_or_insert(name, make);
+            queue.adopt(depth, written.max_wait.0, rooms);
+            queue
+        };
+        if try_others || targets.len() == 1 {
+            return vec![queue(route, rooms(&|_| true))];
+        }
+        let own = |target: &Target| {
+            let serves = |other: &Target| other.name == target.name || other.priority != target.priority;
+            queue(&format!("{route}\n{}", target.name), rooms(&serves))
+        };
+        targets.iter().map(own).collect()
     }
 }
 

@@ -10,9 +10,11 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 use spillway_config::schema::{BackendProtocol, ListenerLimits, RouteAuthentication};
 use spillway_filter::Filter;
+use tokio::sync::Semaphore;
 
 pub use compile::{Compiler, SnapshotError};
 
+use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::balancing::{Endpoint, Policy, Probe};
 use crate::identity::Authenticator;
 use crate::protocol::Api;
@@ -87,17 +89,27 @@ pub struct Route {
     pub targets: Vec<Target>,
     /// What keeps a caller on one target.
     pub sticky: Option<HeaderName>,
-    /// Whether other targets are tried when the drawn one has no room.
+    /// Whether other targets of its priority are tried when the drawn one has no room.
     pub try_others: bool,
+    /// Where requests wait that find no room: none, one, or one for each target where requests stay with theirs.
+    pub queues: Vec<Arc<Queue>>,
+    /// Longest wait there.
+    pub max_queue_wait: Duration,
     /// What happens when no endpoint has room.
     pub when_saturated: Last,
     /// What happens when no endpoint is available or all tries are spent.
     pub when_unavailable: Last,
+    /// Which requests may be answered by somebody else.
+    pub spill: SpillRule,
+    /// Whether a stream that died is continued.
+    pub resume: bool,
+    /// Backends that get copies of requests.
+    pub mirrors: Vec<MirrorPlan>,
     /// Arrival to last byte.
     pub request_timeout: Duration,
     /// One attempt.
     pub attempt_timeout: Option<Duration>,
-    /// Arrival to the first content of a stream.
+    /// Arrival to the first content of a stream, or from the beginning of a further try.
     pub first_token_timeout: Option<Duration>,
     /// Further tries after the first.
     pub retry: RetryPlan,
@@ -141,11 +153,14 @@ pub struct Target {
     pub name: String,
     /// Share of the requests.
     pub weight: u32,
+    /// Its tier: a higher number comes later.
+    pub priority: u32,
     /// What it is.
     pub kind: TargetKind,
 }
 
 /// A backend or a model inside.
+#[derive(Clone)]
 pub enum TargetKind {
     /// A group of servers.
     Backend(Arc<Backend>),
@@ -153,11 +168,11 @@ pub enum TargetKind {
     Model(Arc<LoadedModel>),
 }
 
-/// What is left when nothing takes a request: a model that answers, then a refusal.
+/// What is left when nothing takes a request: somebody who answers instead, then a refusal.
 #[derive(Clone)]
 pub struct Last {
     /// Answers instead.
-    pub spill_to: Option<Arc<LoadedModel>>,
+    pub spill_to: Option<TargetKind>,
     /// Status of the refusal.
     pub status: StatusCode,
     /// Its Retry-After.
@@ -179,6 +194,33 @@ pub struct RetryPlan {
     pub backoff_base: Duration,
     /// At most.
     pub backoff_max: Duration,
+    /// Thousandths of a retry or hedge that each request adds to its backend's budget.
+    pub budget: i64,
+    /// Further attempts beside a slow one.
+    pub hedge: Option<HedgePlan>,
+}
+
+/// A backend that gets copies of requests.
+pub struct MirrorPlan {
+    /// The backend.
+    pub backend: Arc<Backend>,
+    /// Share of the requests, from 0 to 1.
+    pub share: f64,
+    /// Longest time of a copy.
+    pub timeout: Duration,
+    /// One for each copy at the same time.
+    pub places: Arc<Semaphore>,
+    /// Bytes of a body.
+    pub max_body: u64,
+}
+
+/// Further attempts beside a slow one.
+#[derive(Debug, Clone, Copy)]
+pub struct HedgePlan {
+    /// How long the last one may take without the head of an answer.
+    pub after: Duration,
+    /// How many beside the first.
+    pub max: usize,
 }
 
 /// A compiled backend.
@@ -191,6 +233,10 @@ pub struct Backend {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// How one is picked.
     pub policy: Box<dyn Policy>,
+    /// What may be sent to it beside the requests themselves.
+    pub retries: Arc<RetryBudget>,
+    /// Where its free places are offered to those who wait.
+    pub room: Arc<Room>,
     /// The model name its servers know, as JSON text ready to be put into a body.
     pub upstream_model: Option<String>,
     /// Replaces the caller's credentials.
@@ -247,8 +293,13 @@ impl Route {
             targets: Vec::new(),
             sticky: None,
             try_others: true,
+            queues: Vec::new(),
+            max_queue_wait: Duration::ZERO,
             when_saturated: last.clone(),
             when_unavailable: last,
+            spill: SpillRule::default(),
+            resume: false,
+            mirrors: Vec::new(),
             request_timeout: Duration::from_secs(600),
             attempt_timeout: None,
             first_token_timeout: None,
@@ -259,6 +310,8 @@ impl Route {
                 on_statuses: Vec::new(),
                 backoff_base: Duration::from_millis(25),
                 backoff_max: Duration::from_secs(1),
+                budget: 200,
+                hedge: None,
             },
             max_body: 20 << 20,
             holds_body: false,
@@ -286,6 +339,8 @@ impl Backend {
                 peer: crate::upstream::Peer::for_tests(),
             })],
             policy: Box::new(crate::balancing::LeastRequest),
+            retries: Arc::default(),
+            room: Arc::default(),
             upstream_model: None,
             credentials: None,
             full_statuses: Vec::new(),

@@ -92,28 +92,78 @@ fn no_room(message: &'static str, retry_after: Duration) -> SpillError {
     )
 }
 
-/// Gives a request of `tenant` to the engine. It is answered whatever model it names.
+/// The beginning of an answer that somebody else did not finish.
+#[derive(Debug, Clone, Copy)]
+pub struct Begun<'a> {
+    /// What was said.
+    pub text: &'a str,
+    /// About how many tokens that is.
+    pub tokens: u32,
+}
+
+/// Gives a request of `tenant` to the engine, unless its prompt is longer than `max_prompt_tokens`. It is answered whatever model it
+/// names.
 pub async fn answer(
     model: &Arc<LoadedModel>,
     request: &ChatRequest,
+    max_prompt_tokens: Option<NonZeroU32>,
     deadline: Instant,
     tenant: Option<&Arc<str>>,
 ) -> Result<SpillStream, SpillError> {
+    let ask = Ask { begun: Begun { text: "", tokens: 0 }, resumed: false, max_prompt_tokens, deadline, tenant };
+    submit(model, request, ask).await
+}
+
+/// Gives the rest of an answer to the engine: it writes on where the text ends, and the tokens that were written count.
+pub async fn continue_answer(
+    model: &Arc<LoadedModel>,
+    request: &ChatRequest,
+    begun: Begun<'_>,
+    max_prompt_tokens: Option<NonZeroU32>,
+    deadline: Instant,
+    tenant: Option<&Arc<str>>,
+) -> Result<SpillStream, SpillError> {
+    // What was said before has no probabilities here, was held to no grammar, and is one of several answers.
+    let has_more = request.n.is_some_and(|n| n > 1) || request.logprobs;
+    if has_more || request.response_format != ResponseFormat::Text {
+        let message = "An answer with `n`, `logprobs` or `response_format` cannot be continued by another model.";
+        return Err(SpillError::CannotSpill(Refusal::invalid("unsupported_value", message)));
+    }
+    submit(model, request, Ask { begun, resumed: true, max_prompt_tokens, deadline, tenant }).await
+}
+
+/// What is asked of the engine beside the request itself.
+struct Ask<'a> {
+    begun: Begun<'a>,
+    resumed: bool,
+    max_prompt_tokens: Option<NonZeroU32>,
+    deadline: Instant,
+    tenant: Option<&'a Arc<str>>,
+}
+
+async fn submit(model: &Arc<LoadedModel>, request: &ChatRequest, ask: Ask<'_>) -> Result<SpillStream, SpillError> {
+    let Ask { begun, resumed, max_prompt_tokens, deadline, tenant } = ask;
     if let Some(refusal) = request.unsupported() {
         return Err(SpillError::CannotSpill(refusal.clone()));
     }
     let engine = model.engine(deadline).await?;
     check_choices(request.n, engine.max_sequences())?;
-    check_length(request.text_bytes(), engine.info().context_length)?;
+    check_length(request.text_bytes().saturating_add(begun.text.len()), engine.info().context_length)?;
     // What would be refused with an empty prompt need not be encoded to be refused.
     let wait = engine.estimated_wait(0, tenant.map(AsRef::as_ref));
     if let Some(excess) = wait.checked_sub(model.max_queue_wait()).filter(|excess| !excess.is_zero()) {
         return Err(Busy { reason: BusyReason::WaitTooLong, retry_after: excess }.into());
     }
     let started = Instant::now();
-    let (prompt, grammar) = prepare(model, &engine, request, deadline).await?;
+    let (prompt, grammar) = prepare(model, &engine, request, begun.text, deadline).await?;
     let encode = started.elapsed();
-    let prompt_tokens = u64::try_from(prompt.len()).ok();
+    let length = u64::try_from(prompt.len()).unwrap_or(u64::MAX);
+    if let Some(most) = max_prompt_tokens.filter(|most| length > u64::from(most.get()) + u64::from(begun.tokens)) {
+        return Err(too_long(format!(
+            "The conversation has {length} tokens, and at most {most} may be answered here."
+        )));
+    }
+    let prompt_tokens = Some(length.saturating_sub(begun.tokens.into()));
     let submitted = Instant::now();
     let defaults = Sampling::default();
     let sampling = Sampling {
@@ -128,7 +178,8 @@ pub async fn answer(
         seed: request.seed,
     };
     let events = engine.submit(Generate {
-        max_tokens: request.max_tokens,
+        // One at least: only the engine can say that the answer has come to its end.
+        max_tokens: request.max_tokens.map(|most| most.saturating_sub(begun.tokens).max(1)),
         sampling,
         stop: request.stop.clone(),
         deadline: Some(deadline),
@@ -146,7 +197,7 @@ pub async fn answer(
         prompt_tokens,
         cached_tokens: 0,
         choices: request.n.unwrap_or(1),
-        completion_tokens: 0,
+        completion_tokens: begun.tokens.into(),
         encode,
         submitted,
         queued: None,
@@ -161,6 +212,7 @@ pub async fn answer(
     let wanted = Wanted {
         streamed: request.stream,
         logprobs: request.logprobs,
+        resumed: resumed.then_some(begun.tokens),
         served_by: model.served_by().clone(),
         deadline,
         _engine: Some(engine),
@@ -205,6 +257,7 @@ async fn prepare(
     model: &Arc<LoadedModel>,
     engine: &Engine,
     request: &ChatRequest,
+    begun: &str,
     deadline: Instant,
 ) -> Result<(Prompt, Option<Grammar>), SpillError> {
     let messages: Vec<ChatMessage> = request
@@ -213,8 +266,8 @@ async fn prepare(
         .map(|message| ChatMessage { role: message.role.to_owned(), content: message.content.clone() })
         .collect();
     let format = request.response_format.clone();
-    if request.text_bytes() <= ENCODE_INLINE && format == ResponseFormat::Text {
-        return Ok((encode_now(engine, &messages)?, None));
+    if request.text_bytes().saturating_add(begun.len()) <= ENCODE_INLINE && format == ResponseFormat::Text {
+        return Ok((encode_now(engine, &messages, begun)?, None));
     }
     let until = deadline.min(Instant::now() + model.max_queue_wait());
     let turn = tokio::time::timeout_at(until.into(), Arc::clone(model.encoders()).acquire_owned()).await;
@@ -224,10 +277,11 @@ async fn prepare(
             Duration::ZERO,
         ));
     };
-    let engine = engine.clone();
+    let (engine, begun) = (engine.clone(), begun.to_owned());
     // The turn goes with the work: when the caller leaves, the thread still has to finish.
     let work = tokio::task::spawn_blocking(move || {
-        let prepared = encode_now(&engine, &messages).and_then(|prompt| Ok((prompt, grammar_now(&engine, &format)?)));
+        let prepared =
+            encode_now(&engine, &messages, &begun).and_then(|prompt| Ok((prompt, grammar_now(&engine, &format)?)));
         drop(turn);
         prepared
     });
@@ -246,8 +300,8 @@ async fn prepare(
     }
 }
 
-fn encode_now(engine: &Engine, messages: &[ChatMessage]) -> Result<Prompt, SpillError> {
-    engine.encode_chat(messages).map_err(|error| match error {
+fn encode_now(engine: &Engine, messages: &[ChatMessage], begun: &str) -> Result<Prompt, SpillError> {
+    engine.encode_answer(messages, begun).map_err(|error| match error {
         PromptError::TooLong { tokens, context } => too_long(format!(
             "The conversation has {tokens} tokens; this model's context is {context} tokens, the answer included."
         )),

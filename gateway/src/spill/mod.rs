@@ -8,7 +8,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{SpillError, answer};
+pub use answer::{Begun, SpillError, answer, continue_answer};
 pub(crate) use pool::options;
 pub use pool::{LoadedModel, ModelError, Models};
 pub use stream::{Events, Head, Report, SpillStream};

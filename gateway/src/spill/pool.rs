@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::HeaderValue;
 use parking_lot::Mutex;
 use spillway_config::schema::{Device, Model};
-use spillway_engine::{DeviceChoice, Engine, LoadError, LoadOptions};
+use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, LoadError, LoadOptions};
 use tokio::sync::Semaphore;
 
 use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
@@ -31,6 +31,9 @@ pub enum ModelError {
         /// Its name.
         model: String,
     },
+    /// The environment names no vector unit.
+    #[error("{VECTOR_UNIT} is `{0}`: it must be one of {units}", units = CpuUnit::ALL.map(CpuUnit::name).join(", "))]
+    Unit(String),
     /// The thread that loads it was lost.
     #[error("model `{model}`: loading ended without a result: {reason}")]
     Lost {
@@ -132,6 +135,7 @@ impl LoadedModel {
     pub fn sample(&self) -> EngineSample {
         let engine = self.state.lock().engine.clone();
         let stats = engine.as_ref().map(Engine::stats).unwrap_or_default();
+        let info = engine.as_ref().map(Engine::info);
         let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         EngineSample {
             model: self.written.name.clone(),
@@ -148,6 +152,11 @@ impl LoadedModel {
             estimated_wait: stats.estimated_wait,
             generated: stats.generated_tokens,
             prompt: stats.prompt_tokens,
+            device: info.map(|info| info.device.name.clone()).unwrap_or_default(),
+            device_kind: info.map_or("", |info| info.device.kind),
+            driver: info.map(|info| info.device.driver.clone()).unwrap_or_default(),
+            decode_rate: info.map_or(0.0, |info| info.decode_rate),
+            bandwidth: info.map_or(0.0, |info| info.bandwidth),
         }
     }
 
@@ -293,7 +302,7 @@ async fn load_one(
     let text = format!("builtin/{name}");
     let served_by = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| ModelError::Name { model: name.clone() })?;
     let model = Arc::new(LoadedModel {
-        options: options(written, cache_dir),
+        options: options(written, cache_dir)?,
         state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
         loading: Arc::default(),
         written: written.clone(),
@@ -317,16 +326,27 @@ async fn load_one(
     Ok(model)
 }
 
+/// Names the vector unit of the CPU that kernels use instead of the fastest: to try what slower machines do.
+const VECTOR_UNIT: &str = "SPILLWAY_CPU_UNIT";
+
+fn cpu_unit() -> Result<Option<CpuUnit>, ModelError> {
+    let Some(name) = std::env::var_os(VECTOR_UNIT) else { return Ok(None) };
+    let name = name.to_string_lossy();
+    CpuUnit::named(&name).map(Some).ok_or_else(|| ModelError::Unit(name.chars().take(64).collect()))
+}
+
 /// What the engine is told of a model.
-pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> LoadOptions {
-    LoadOptions {
+pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> Result<LoadOptions, ModelError> {
+    Ok(LoadOptions {
         name: written.name.clone(),
         device: match &written.device {
             Device::Auto => DeviceChoice::Auto,
+            Device::Cpu => DeviceChoice::Cpu,
             Device::Software => DeviceChoice::Software,
             Device::Name(name) => DeviceChoice::Name(name.clone()),
             Device::Index(index) => DeviceChoice::Index(usize::try_from(*index).unwrap_or(usize::MAX)),
         },
+        cpu: CpuOptions { cores: written.cores.and_then(|cores| cores.try_into().ok()), unit: cpu_unit()? },
         context_length: written.context_length.map(Into::into),
         max_sequences: written.max_sequences.get(),
         max_queue: written.max_queue,
@@ -337,7 +357,7 @@ pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> LoadOptions 
         token_pause: written.token_pause.0,
         cache_dir: cache_dir.map(Path::to_owned),
         ..LoadOptions::new(&written.source)
-    }
+    })
 }
 
 async fn load_engine(options: LoadOptions) -> Result<Engine, ModelError> {
@@ -349,8 +369,10 @@ async fn load_engine(options: LoadOptions) -> Result<Engine, ModelError> {
     let info = engine.info();
     tracing::info!(
         event = "model_loaded", model = %name, architecture = %info.architecture, quantization = %info.quantization,
-        context = info.context_length, device = %info.device.name, reason = %info.device.reason,
-        memory = info.device_memory_bytes, seconds = info.load_time.as_secs_f64(),
+        context = info.context_length, device = %info.device.name, kind = info.device.kind,
+        driver = %info.device.driver, reason = %info.device.reason, seconds = info.load_time.as_secs_f64(),
+        memory = info.device_memory_bytes,
+        tokens_per_second = info.decode_rate.round(), gigabytes_per_second = (info.bandwidth / 1e8).round() / 10.0,
     );
     Ok(engine)
 }
@@ -360,7 +382,7 @@ impl LoadedModel {
     /// A model that nothing was loaded of.
     pub(super) fn for_tests(written: Model) -> Arc<Self> {
         Arc::new(Self {
-            options: options(&written, None),
+            options: options(&written, None).unwrap(),
             state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
             loading: Arc::default(),
             file: None,

@@ -88,6 +88,8 @@ pub(super) struct Wanted {
     pub(super) streamed: bool,
     /// Whether the probabilities of tokens are told.
     pub(super) logprobs: bool,
+    /// It continues an answer of which so many tokens were written already.
+    pub(super) resumed: Option<u32>,
     pub(super) served_by: HeaderValue,
     pub(super) deadline: Instant,
     /// Kept alive: an engine that is dropped fails what it runs.
@@ -180,7 +182,8 @@ impl<E: Events> SpillStream<E> {
             Event::Started { queued } => self.report.queued = Some(queued),
             Event::Prefilled { prefill, prompt_tokens, cached_tokens } => {
                 self.report.prefill = Some(prefill);
-                self.report.prompt_tokens = Some(prompt_tokens.into());
+                let before = self.wanted.resumed.unwrap_or_default();
+                self.report.prompt_tokens = Some(prompt_tokens.saturating_sub(before).into());
                 self.report.cached_tokens = cached_tokens.into();
             }
             Event::Text { choice, text, tokens, written } => {
@@ -222,7 +225,9 @@ impl<E: Events> SpillStream<E> {
     fn begun(&mut self, choice: u32) {
         self.report.first_token.get_or_insert_with(Instant::now);
         while self.choices.len() < MAX_CHOICES && self.choice(choice).is_none() {
-            if self.wanted.streamed {
+            if self.wanted.resumed.is_some() {
+                self.answer.resumed(&mut self.out);
+            } else if self.wanted.streamed {
                 let next = u32::try_from(self.choices.len()).unwrap_or(u32::MAX);
                 self.answer.first(&mut self.out, next);
             }
@@ -241,10 +246,12 @@ impl<E: Events> SpillStream<E> {
     }
 
     fn finish(&mut self, finished: &Finished) {
+        // What was written before is part of the answer to the caller and part of the prompt to the engine.
+        let before = u64::from(self.wanted.resumed.unwrap_or_default());
         let spent = Spent {
-            prompt: finished.prompt_tokens.into(),
+            prompt: u64::from(finished.prompt_tokens).saturating_sub(before),
             cached: finished.cached_tokens.into(),
-            completion: finished.completion_tokens.into(),
+            completion: u64::from(finished.completion_tokens).saturating_add(before),
         };
         self.report.prompt_tokens = Some(spent.prompt);
         self.report.cached_tokens = spent.cached;

@@ -42,6 +42,7 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
     let wanted = Wanted {
         streamed,
         logprobs: false,
+        resumed: None,
         served_by: HeaderValue::from_static("builtin/m"),
         deadline: Instant::now() + within,
         _engine: None,

@@ -41,6 +41,12 @@ pub struct AccessRecord<'a> {
     pub attempts: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spilled: Option<&'static str>,
+    /// Whether a stream that died was continued by the model inside.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub resumed: bool,
+    /// Time in a queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "short_if_any")]
     pub model_asked: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "short_if_any")]
@@ -157,6 +163,8 @@ mod tests {
             endpoint: None,
             attempts: 0,
             spilled: Some("saturated"),
+            resumed: false,
+            queue_ms: Some(0.5),
             model_asked: Some("gpt-x"),
             model_answered: Some("m"),
             prompt_tokens: Some(5),

@@ -10,5 +10,7 @@ mod trace;
 
 pub use access_log::AccessRecord;
 pub use log::{LogError, LogWriter, init as init_log};
-pub use metrics::{EndpointMetrics, EngineSample, ListenerMetrics, Metrics, ModelMetrics, RouteMetrics, Tokens};
+pub use metrics::{
+    EndpointMetrics, EngineSample, ListenerMetrics, Metrics, ModelMetrics, QueueMetrics, RouteMetrics, Tokens,
+};
 pub use trace::{Kind, Span, TraceError, Tracer};

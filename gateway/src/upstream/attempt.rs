@@ -6,17 +6,19 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode, Version, header};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use pingora::{ErrorType, RetryType};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::body::{RequestBody, expects_continue};
+use super::events::{Gate, Transcript};
 use super::headers::CREDENTIALS;
 use super::headers::{Via, outgoing_request, outgoing_response};
+use super::open::Opened;
 use super::{Connector, with_model};
 use crate::balancing::Endpoint;
 use crate::exchange::{Exchange, ServedBy};
@@ -24,8 +26,14 @@ use crate::protocol::openai::Observer;
 use crate::snapshot::{Backend, Route};
 use spillway_filter::{ErrorKind, Refusal};
 
+/// Says who answered in place of the route's own backends.
+static SERVED_BY: header::HeaderName = header::HeaderName::from_static("x-spillway-served-by");
+
 /// Bytes of a refusing answer that are read to learn why it refuses.
 const MAX_REFUSAL: usize = 16 << 10;
+
+/// Most of an event stream that waits for its first content.
+const MAX_WAITING: usize = 64 << 10;
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -34,12 +42,29 @@ pub enum Outcome {
     Answered,
     /// The answer ended early after its head was sent; the client was told as far as its API can.
     Broken,
+    /// The same of an event stream that can be continued; the client was told nothing yet.
+    Died(Box<Died>),
+    /// It was given up for another attempt that answered first.
+    GivenUp,
     /// The endpoint said that it is full; nothing was sent to the client.
     Full(Option<Duration>),
     /// The attempt failed; nothing was sent to the client.
     Failed(Failure),
     /// The client left.
     ClientGone,
+}
+
+/// An event stream that ended early.
+#[derive(Debug)]
+pub struct Died {
+    /// What it has said.
+    pub text: String,
+    /// About how many tokens that is.
+    pub tokens: u32,
+    /// Code of the error.
+    pub code: &'static str,
+    /// What happened.
+    pub message: &'static str,
 }
 
 /// Why an attempt failed before anything was sent to the client.
@@ -71,6 +96,7 @@ pub struct MoveOn {
 }
 
 /// What an attempt needs besides the exchange.
+#[derive(Clone, Copy)]
 pub struct Attempt<'a> {
     /// The route.
     pub route: &'a Route,
@@ -88,8 +114,8 @@ pub struct Attempt<'a> {
 
 /// Runs one attempt.
 pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
-    let deadline = x.deadline(a.route);
-    let attempt_deadline = a.route.attempt_timeout.map_or(deadline, |t| deadline.min(Instant::now() + t));
+    let limits = Limits::begin(a, x);
+    let (deadline, attempt_deadline) = (limits.deadline, limits.attempt);
     let (mut upstream, reused) = tokio::select! {
         biased;
         connected = a.connector.get(&a.endpoint.peer) => match connected {
@@ -100,13 +126,89 @@ pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange)
             return Outcome::Failed(if attempt_deadline == deadline { Failure::Deadline } else { Failure::Timeout("backendRequest") });
         }
     };
-    let outcome = converse(a, session, x, &mut upstream, reused, deadline, attempt_deadline).await;
-    match &outcome {
+    let outcome = converse(a, session, x, &mut upstream, reused, limits, None).await;
+    end(a, upstream, &outcome).await;
+    outcome
+}
+
+/// Passes an answer on that was opened before.
+pub async fn relay(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange, opened: Opened) -> Outcome {
+    let Opened { mut upstream, head, prefix, limits } = opened;
+    let outcome = converse(a, session, x, &mut upstream, false, limits, Some((head, prefix))).await;
+    end(a, upstream, &outcome).await;
+    outcome
+}
+
+async fn end(a: &Attempt<'_>, mut upstream: HttpSession, outcome: &Outcome) {
+    match outcome {
         // Only a connection whose answer was read to its end can serve another request.
         Outcome::Answered if upstream.response_done() => a.connector.release(upstream, &a.endpoint.peer).await,
         _ => upstream.shutdown().await,
     }
-    outcome
+}
+
+/// When an attempt must have come how far.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// The whole request must be answered.
+    pub(super) deadline: Instant,
+    /// This attempt must be.
+    pub(super) attempt: Instant,
+    /// An event stream must have said something.
+    pub(super) first_token: Option<Instant>,
+}
+
+impl Limits {
+    pub(super) fn begin(a: &Attempt<'_>, x: &Exchange) -> Self {
+        let (now, deadline) = (Instant::now(), x.deadline(a.route));
+        // The first attempt counts from the arrival of the request; a further one could never keep that.
+        let from = if x.outcome.attempts > 1 { now } else { Instant::from_std(x.started) };
+        Self {
+            deadline,
+            attempt: a.route.attempt_timeout.map_or(deadline, |t| deadline.min(now + t)),
+            first_token: a.route.first_token_timeout.map(|limit| from + limit),
+        }
+    }
+}
+
+/// What goes to an endpoint.
+pub(super) struct Outgoing {
+    pub(super) request: Box<RequestHeader>,
+    /// `None` for a body that streams through.
+    pub(super) body: Option<Bytes>,
+    /// The caller's own credentials go along.
+    pub(super) callers_account: bool,
+}
+
+impl Outgoing {
+    pub(super) fn new(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange) -> Self {
+        let body = match &x.body {
+            RequestBody::Held(held) => Some(match &a.backend.upstream_model {
+                Some(model) => with_model(&held.bytes, model).unwrap_or_else(|| held.bytes.clone()),
+                None => held.bytes.clone(),
+            }),
+            RequestBody::Unread if session.is_body_empty() => Some(Bytes::new()),
+            RequestBody::Unread => None,
+        };
+        let length = body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
+        let request = outgoing_request(session.req_header(), x, a.route, a.backend, a.via, length);
+        let callers_account =
+            a.backend.credentials.is_none() && CREDENTIALS.iter().any(|name| request.headers.contains_key(name));
+        let mut out = Self { request, body, callers_account };
+        if x.outcome.spilled.is_some() {
+            out.without_credentials(a);
+        }
+        out
+    }
+
+    /// Takes the caller's credentials out: they are for the route's own backends, not for one that stands in or watches.
+    pub(super) fn without_credentials(&mut self, a: &Attempt<'_>) {
+        let keep = a.backend.credentials.is_some();
+        for name in CREDENTIALS.iter().filter(|_| !keep).chain([&header::COOKIE]) {
+            self.request.remove_header(name);
+        }
+        self.callers_account = false;
+    }
 }
 
 /// What comes next of either side.
@@ -130,6 +232,99 @@ struct State {
     content_seen: bool,
     /// When the endpoint was last heard, or the request was sent.
     heard: Instant,
+    limits: Limits,
+}
+
+impl State {
+    fn new(limits: Limits) -> Self {
+        Self {
+            body_sent: false,
+            head_seen: false,
+            head_passed: false,
+            event_stream: false,
+            content_seen: false,
+            heard: Instant::now(),
+            limits,
+        }
+    }
+}
+
+/// What an answer passes on its way.
+#[derive(Default)]
+struct Passing {
+    observer: Option<Observer>,
+    /// For event streams.
+    gate: Option<Gate>,
+    transcript: Option<Transcript>,
+    /// The head of an event stream that waits for its first content: until then another endpoint can answer instead.
+    waiting: Option<Waiting>,
+}
+
+struct Waiting {
+    head: ResponseHeader,
+    /// What has come since.
+    parts: BytesMut,
+}
+
+/// Sends the head of a request, and its body where it is held.
+pub(super) async fn send(a: &Attempt<'_>, upstream: &mut HttpSession, out: Outgoing) -> Result<(), Outcome> {
+    upstream.set_write_timeout(Some(a.backend.idle_timeout));
+    if let Err(e) = upstream.write_request_header(out.request).await {
+        return Err(Outcome::Failed(failure(&e)));
+    }
+    let Some(body) = out.body else { return Ok(()) };
+    if !body.is_empty()
+        && let Err(e) = upstream.write_request_body(body, true).await
+    {
+        // A server may answer before it has read all (413, 429) and close: its answer counts, if it is there.
+        tracing::debug!(event = "request_body_not_taken", error = %e);
+    }
+    if let Err(e) = upstream.finish_request_body().await {
+        tracing::debug!(event = "request_body_not_finished", error = %e);
+    }
+    Ok(())
+}
+
+/// An answer that will be passed on begins: its head and what was read of its body go to the client. An outcome means
+/// that it has ended already.
+#[allow(clippy::too_many_arguments, reason = "the two halves of a conversation share all of it")]
+async fn begin(
+    a: &Attempt<'_>,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+    upstream: &mut HttpSession,
+    state: &mut State,
+    passing: &mut Passing,
+    head: ResponseHeader,
+    prefix: Option<Bytes>,
+    is_head: bool,
+) -> Option<Outcome> {
+    state.heard = Instant::now();
+    state.event_stream = is_event_stream(&head);
+    passing.observer = a.observer(&head);
+    if state.event_stream && passing.observer.is_some() {
+        passing.gate = Some(Gate::default());
+        if a.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
+            passing.transcript = Some(Transcript::default());
+        }
+    }
+    if passing.gate.is_some() && state.limits.first_token.is_some() && a.move_on.retry {
+        passing.waiting = Some(Waiting { head, parts: BytesMut::new() });
+    } else {
+        if pass_head(a, session, x, head, is_head).await.is_err() {
+            return Some(Outcome::ClientGone);
+        }
+        state.head_passed = true;
+    }
+    if let Some(prefix) = prefix
+        && pass_part(a, session, x, state, passing, prefix).await.is_err()
+    {
+        return Some(Outcome::ClientGone);
+    }
+    if upstream.response_done() {
+        return Some(finish(a, session, x, state, passing).await);
+    }
+    None
 }
 
 async fn converse(
@@ -138,56 +333,36 @@ async fn converse(
     x: &mut Exchange,
     upstream: &mut HttpSession,
     reused: bool,
-    deadline: Instant,
-    attempt_deadline: Instant,
+    limits: Limits,
+    opened: Option<(ResponseHeader, Option<Bytes>)>,
 ) -> Outcome {
-    let held = match &x.body {
-        RequestBody::Held(held) => Some(match &a.backend.upstream_model {
-            Some(model) => with_model(&held.bytes, model).unwrap_or_else(|| held.bytes.clone()),
-            None => held.bytes.clone(),
-        }),
-        RequestBody::Unread if session.is_body_empty() => Some(Bytes::new()),
-        RequestBody::Unread => None,
-    };
-    let length = held.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
-    let request = outgoing_request(session.req_header(), x, a.route, a.backend, a.via, length);
-    let is_head = request.method == Method::HEAD;
-    let callers_account =
-        a.backend.credentials.is_none() && CREDENTIALS.iter().any(|name| request.headers.contains_key(name));
-    upstream.set_write_timeout(Some(a.backend.idle_timeout));
-    if let Err(e) = upstream.write_request_header(request).await {
-        return Outcome::Failed(failure(&e));
-    }
-    let mut state = State {
-        body_sent: held.is_some(),
-        head_seen: false,
-        head_passed: false,
-        event_stream: false,
-        content_seen: false,
-        heard: Instant::now(),
-    };
-    match held {
-        Some(body) => {
-            if !body.is_empty()
-                && let Err(e) = upstream.write_request_body(body, true).await
+    let is_head = session.req_header().method == Method::HEAD;
+    let mut passing = Passing::default();
+    let mut callers_account = false;
+    let mut state = State::new(limits);
+    match opened {
+        Some((head, prefix)) => {
+            state.body_sent = true;
+            state.head_seen = true;
+            if let Some(outcome) = begin(a, session, x, upstream, &mut state, &mut passing, head, prefix, is_head).await
             {
-                // A server may answer before it has read all (413, 429) and close: its answer counts, if it is there.
-                tracing::debug!(event = "request_body_not_taken", error = %e);
+                return outcome;
             }
-            if let Err(e) = upstream.finish_request_body().await {
-                tracing::debug!(event = "request_body_not_finished", error = %e);
+        }
+        None => {
+            let out = Outgoing::new(a, session, x);
+            callers_account = out.callers_account;
+            state.body_sent = out.body.is_some();
+            if let Err(outcome) = send(a, upstream, out).await {
+                return outcome;
+            }
+            if !state.body_sent && expects_continue(session) && session.write_continue_response().await.is_err() {
+                return Outcome::ClientGone;
             }
             state.heard = Instant::now();
         }
-        None => {
-            if expects_continue(session) && session.write_continue_response().await.is_err() {
-                return Outcome::ClientGone;
-            }
-        }
     }
-
-    let mut observer: Option<Observer> = None;
-    let mut timer = std::pin::pin!(sleep_until(wake_at(a, x, &state, deadline, attempt_deadline)));
+    let mut timer = std::pin::pin!(sleep_until(wake_at(a, x, &state)));
     loop {
         match next(upstream, session, &state, timer.as_mut()).await {
             Next::Head => {
@@ -209,30 +384,31 @@ async fn converse(
                     Verdict::Pass(prefix) => prefix,
                     Verdict::MoveOn(outcome) => return outcome,
                 };
-                state.event_stream = is_event_stream(&head);
-                observer = a.observer(&head);
-                if pass_head(a, session, x, head, is_head).await.is_err() {
-                    return Outcome::ClientGone;
-                }
-                state.head_passed = true;
-                if let Some(prefix) = prefix
-                    && pass_part(session, x, &mut state, &mut observer, prefix).await.is_err()
+                if let Some(outcome) =
+                    begin(a, session, x, upstream, &mut state, &mut passing, head, prefix, is_head).await
                 {
-                    return Outcome::ClientGone;
-                }
-                if upstream.response_done() {
-                    return finish(session, x, observer).await;
+                    return outcome;
                 }
                 // The time for a head and that for a pause are two limits: the timer starts again.
-                timer.as_mut().reset(wake_at(a, x, &state, deadline, attempt_deadline));
+                timer.as_mut().reset(wake_at(a, x, &state));
             }
             Next::AnswerPart(part) => {
                 state.heard = Instant::now();
-                if pass_part(session, x, &mut state, &mut observer, part).await.is_err() {
+                if pass_part(a, session, x, &mut state, &mut passing, part).await.is_err() {
                     return Outcome::ClientGone;
                 }
             }
-            Next::AnswerEnd => return finish(session, x, observer).await,
+            Next::AnswerEnd => {
+                // A stream that ends in order, but in the middle of what it says, has died as well.
+                if state.head_passed
+                    && passing.observer.as_ref().is_some_and(|observer| !observer.observation().is_whole)
+                    && passing.transcript.as_ref().is_some_and(|transcript| transcript.to_continue().is_some())
+                {
+                    return died(session, x, &state, &passing, "upstream_reset", "the backend ended the answer early")
+                        .await;
+                }
+                return finish(a, session, x, &mut state, &mut passing).await;
+            }
             Next::BodyPart(part) => {
                 if let Err(e) = upstream.write_request_body(part, false).await {
                     tracing::debug!(event = "request_body_not_taken", error = %e);
@@ -252,21 +428,25 @@ async fn converse(
                 if !state.head_passed {
                     return Outcome::Failed(failure_of_head(&e, reused));
                 }
-                return break_off(session, x, &state, "upstream_reset", "the backend ended the answer early").await;
+                return died(session, x, &state, &passing, "upstream_reset", "the backend ended the answer early")
+                    .await;
             }
             Next::Time => {
                 let now = Instant::now();
-                let due = wake_at(a, x, &state, deadline, attempt_deadline);
+                let due = wake_at(a, x, &state);
                 if due > now {
                     timer.as_mut().reset(due);
                     continue;
                 }
-                let failure = overdue(x, a, &state, now, deadline, attempt_deadline);
+                let failure = overdue(&state, now);
                 if !state.head_passed {
                     return Outcome::Failed(failure);
                 }
-                return break_off(session, x, &state, "timeout", "the backend did not continue the answer in time")
-                    .await;
+                let message = "the backend did not continue the answer in time";
+                if now >= limits.deadline {
+                    return break_off(session, x, state.event_stream, "timeout", message).await;
+                }
+                return died(session, x, &state, &passing, "timeout", message).await;
             }
         }
     }
@@ -309,38 +489,33 @@ async fn next(
 }
 
 /// When the next limit is due, given where the conversation stands.
-fn wake_at(a: &Attempt<'_>, x: &Exchange, state: &State, deadline: Instant, attempt_deadline: Instant) -> Instant {
-    let mut due = deadline;
+fn wake_at(a: &Attempt<'_>, x: &Exchange, state: &State) -> Instant {
+    let limits = &state.limits;
+    let mut due = limits.deadline;
     if state.head_seen {
         due = due.min(state.heard + a.backend.idle_timeout);
         if !state.event_stream {
-            due = due.min(attempt_deadline);
+            due = due.min(limits.attempt);
         }
     } else {
-        due = due.min(state.heard + a.backend.first_byte_timeout).min(attempt_deadline);
+        due = due.min(state.heard + a.backend.first_byte_timeout).min(limits.attempt);
     }
-    if let Some(limit) = a.route.first_token_timeout
+    if let Some(limit) = limits.first_token
         && !state.content_seen
         && (state.event_stream || (!state.head_seen && x.asked.as_ref().is_some_and(|asked| asked.stream)))
     {
-        due = due.min(Instant::from_std(x.started + limit));
+        due = due.min(limit);
     }
     due
 }
 
-fn overdue(
-    x: &Exchange,
-    a: &Attempt<'_>,
-    state: &State,
-    now: Instant,
-    deadline: Instant,
-    attempt_deadline: Instant,
-) -> Failure {
-    if now >= deadline {
+fn overdue(state: &State, now: Instant) -> Failure {
+    let limits = &state.limits;
+    if now >= limits.deadline {
         Failure::Deadline
-    } else if now >= attempt_deadline && !state.event_stream {
+    } else if now >= limits.attempt && !state.event_stream {
         Failure::Timeout("backendRequest")
-    } else if a.route.first_token_timeout.is_some_and(|limit| now >= Instant::from_std(x.started + limit)) {
+    } else if limits.first_token.is_some_and(|limit| now >= limit) {
         Failure::Timeout("firstToken")
     } else {
         Failure::Timeout("firstByte")
@@ -357,14 +532,19 @@ impl Attempt<'_> {
     }
 }
 
-enum Verdict {
+pub(super) enum Verdict {
     /// The answer goes to the client; what was read of its body already comes first.
     Pass(Option<Bytes>),
     MoveOn(Outcome),
 }
 
 /// Whether an answer goes to the client or the request goes elsewhere.
-async fn judge(a: &Attempt<'_>, callers_account: bool, upstream: &mut HttpSession, head: &ResponseHeader) -> Verdict {
+pub(super) async fn judge(
+    a: &Attempt<'_>,
+    callers_account: bool,
+    upstream: &mut HttpSession,
+    head: &ResponseHeader,
+) -> Verdict {
     let status = head.status.as_u16();
     if a.move_on.full && a.backend.full_statuses.contains(&status) {
         // On the caller's own account upstream, "too many" speaks of the caller, not of the endpoint.
@@ -431,18 +611,24 @@ async fn pass_head(
     let has_body = !(is_head || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED);
     let is_http11 = session.req_header().version == Version::HTTP_11;
     session.set_write_timeout(Some(a.backend.idle_timeout));
-    let out = outgoing_response(head, x, is_http11, has_body);
+    let mut out = outgoing_response(head, x, is_http11, has_body);
+    if x.outcome.spilled.is_some()
+        && let Ok(name) = header::HeaderValue::from_str(&a.backend.name)
+    {
+        let _ = out.insert_header(SERVED_BY.clone(), name);
+    }
     session.write_response_header(out).await
 }
 
 async fn pass_part(
+    a: &Attempt<'_>,
     session: &mut ServerSession,
     x: &mut Exchange,
     state: &mut State,
-    observer: &mut Option<Observer>,
+    passing: &mut Passing,
     part: Bytes,
 ) -> pingora::Result<()> {
-    if let Some(observer) = observer {
+    if let Some(observer) = &mut passing.observer {
         observer.feed(&part, std::time::Instant::now());
         if !state.content_seen
             && let Some(first) = observer.observation().first_content
@@ -451,12 +637,53 @@ async fn pass_part(
             x.outcome.first_token = Some(first.saturating_duration_since(x.started));
         }
     }
+    let mut part = match &mut passing.gate {
+        Some(gate) => gate.pass(part),
+        None => part,
+    };
+    if let Some(transcript) = &mut passing.transcript {
+        transcript.feed(&part);
+    }
+    if let Some(waiting) = &mut passing.waiting {
+        waiting.parts.extend_from_slice(&part);
+        if !state.content_seen && waiting.parts.len() <= MAX_WAITING {
+            return Ok(());
+        }
+        part = release(a, session, x, state, passing).await?;
+    }
+    if part.is_empty() {
+        return Ok(());
+    }
     x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(part.len()).unwrap_or(0));
     session.write_response_body(part, false).await
 }
 
-async fn finish(session: &mut ServerSession, x: &mut Exchange, observer: Option<Observer>) -> Outcome {
-    if let Some(mut observer) = observer {
+/// Lets the head go that waited, and gives what came after it.
+async fn release(
+    a: &Attempt<'_>,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+    state: &mut State,
+    passing: &mut Passing,
+) -> pingora::Result<Bytes> {
+    let Some(waiting) = passing.waiting.take() else { return Ok(Bytes::new()) };
+    pass_head(a, session, x, waiting.head, false).await?;
+    state.head_passed = true;
+    Ok(waiting.parts.freeze())
+}
+
+async fn finish(
+    a: &Attempt<'_>,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+    state: &mut State,
+    passing: &mut Passing,
+) -> Outcome {
+    let Ok(mut last) = release(a, session, x, state, passing).await else { return Outcome::ClientGone };
+    if let Some(rest) = passing.gate.as_mut().map(Gate::rest).filter(|rest| !rest.is_empty()) {
+        last = [last, rest].concat().into();
+    }
+    if let Some(observer) = &mut passing.observer {
         let seen = observer.finish();
         x.outcome.model_answered.clone_from(&seen.model);
         x.outcome.finish_reason.clone_from(&seen.finish_reason);
@@ -466,25 +693,41 @@ async fn finish(session: &mut ServerSession, x: &mut Exchange, observer: Option<
             x.outcome.completion_tokens = Some(usage.completion_tokens);
         }
     }
-    match session.write_response_body(Bytes::new(), true).await {
+    x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
+    match session.write_response_body(last, true).await {
         Ok(()) => Outcome::Answered,
         Err(_) => Outcome::ClientGone,
     }
 }
 
-/// Ends an answer whose head is out: with an error event where the API has one, else by closing the connection, so that
-/// nobody takes half an answer for a whole one.
-async fn break_off(
+/// An answer whose head is out has ended early: it is continued where that is possible, else broken off.
+async fn died(
     session: &mut ServerSession,
     x: &mut Exchange,
     state: &State,
+    passing: &Passing,
+    code: &'static str,
+    message: &'static str,
+) -> Outcome {
+    match passing.transcript.as_ref().and_then(Transcript::to_continue) {
+        Some((text, tokens)) => Outcome::Died(Box::new(Died { text, tokens, code, message })),
+        None => break_off(session, x, state.event_stream, code, message).await,
+    }
+}
+
+/// Ends an answer whose head is out: with an error event where the API has one, else by closing the connection, so that
+/// nobody takes half an answer for a whole one.
+pub async fn break_off(
+    session: &mut ServerSession,
+    x: &mut Exchange,
+    event_stream: bool,
     code: &'static str,
     message: &'static str,
 ) -> Outcome {
     x.outcome.broken = true;
     x.outcome.error_code = Some(code);
     session.set_keepalive(None);
-    if state.event_stream {
+    if event_stream {
         let refusal = Refusal::new(StatusCode::BAD_GATEWAY, ErrorKind::Upstream, code, message);
         if let Some(event) = crate::protocol::error_event(&refusal, x.api) {
             let _ = session.write_response_body(event, true).await;
@@ -493,7 +736,7 @@ async fn break_off(
     Outcome::Broken
 }
 
-fn failure(e: &pingora::Error) -> Failure {
+pub(super) fn failure(e: &pingora::Error) -> Failure {
     let text = e.etype().as_str().to_owned();
     match e.etype() {
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout("idle"),
@@ -504,7 +747,7 @@ fn failure(e: &pingora::Error) -> Failure {
 
 /// A connection from the pool that closes before it answers was most likely closed by the server while idle: the
 /// request was never looked at, which is what a failed connect means too.
-fn failure_of_head(e: &pingora::Error, reused: bool) -> Failure {
+pub(super) fn failure_of_head(e: &pingora::Error, reused: bool) -> Failure {
     match failure(e) {
         Failure::Reset(text) if reused && matches!(e.retry, RetryType::ReusedOnly) => Failure::Stale(text),
         other => other,

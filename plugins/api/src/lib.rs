@@ -71,11 +71,30 @@ pub struct Variables<'a> {
     pub request_id: &'a str,
 }
 
+/// Copies of requests for a second backend.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mirror<'a> {
+    /// The backend's name.
+    pub backend: &'a str,
+    /// Share of the requests, from 0 to 1.
+    pub share: f64,
+    /// Longest time of a copy, to the last byte of its answer.
+    pub timeout: std::time::Duration,
+    /// Copies at the same time.
+    pub max_in_flight: u32,
+    /// Bytes of a body.
+    pub max_body: u64,
+}
+
 /// One step of a route's filter chain. Built at reload and shared by all requests.
 pub trait Filter: Send + Sync {
     /// When it runs.
     fn stage(&self) -> Stage {
         Stage::Route
+    }
+    /// Asks the gateway to send copies of requests to a second backend.
+    fn mirror(&self) -> Option<Mirror<'_>> {
+        None
     }
     /// Judges the request.
     fn on_request(&self, _: &mut RequestView<'_>) -> Flow {

@@ -411,18 +411,6 @@ impl Gpu {
     fn fault(&self) -> Result<(), EngineError> {
         self.faults.take().map_or(Ok(()), |fault| Err(EngineError::Device(fault)))
     }
-
-    /// Reads a place, for tests.
-    #[cfg(test)]
-    pub(crate) fn read(&mut self, id: ActId) -> Vec<f32> {
-        self.finish(id).unwrap()
-    }
-
-    /// Fills a place, for tests.
-    #[cfg(test)]
-    pub(crate) fn write(&mut self, id: ActId, values: &[f32]) {
-        self.queue.write_buffer(&self.places[id.0].buffer, 0, bytemuck::cast_slice(values));
-    }
 }
 
 impl Executor for Gpu {

@@ -167,6 +167,15 @@ impl Answer {
         out.put_slice(self.tail);
     }
 
+    /// The first event of a continuation of somebody else's answer, which says so: it says nothing else.
+    pub fn resumed(&self, out: &mut BytesMut) {
+        out.put_slice(&self.head);
+        out.put_slice(br#"{"index":0,"delta":{"content":""},"finish_reason":null}],"spillway":{"resumed_by":"#);
+        put_json(out, &format_args!("builtin/{}", self.model));
+        out.put_slice(br#"}"#);
+        out.put_slice(self.tail.strip_prefix(b"]").unwrap_or_default());
+    }
+
     /// An event with a piece of a choice, and its tokens where their probabilities are wanted.
     pub fn piece(&self, out: &mut BytesMut, choice: u32, text: &str, written: Option<&[WrittenToken]>) {
         self.begin(out, choice);

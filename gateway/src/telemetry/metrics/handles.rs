@@ -31,9 +31,13 @@ const MAX_PAIRS: usize = 64;
 const MAX_FILTERS: usize = 64;
 
 /// How an attempt may end.
-const OUTCOMES: [&str; 4] = ["answered", "full", "failed", "client_gone"];
+const OUTCOMES: [&str; 5] = ["answered", "full", "failed", "client_gone", "given_up"];
 /// Why a request spills or is shed.
-const REASONS: [&str; 2] = ["saturated", "unavailable"];
+const REASONS: [&str; 5] = ["saturated", "queue_full", "queue_too_long", "queue_timeout", "unavailable"];
+/// What becomes of the copy of a request.
+const COPIES: [&str; 3] = ["answered", "failed", "skipped"];
+/// What becomes of a request that comes to a queue.
+const QUEUE_OUTCOMES: [&str; 5] = ["admitted", "full", "moved_on", "timeout", "abandoned"];
 
 /// Series of a route.
 #[derive(Default)]
@@ -44,8 +48,15 @@ pub struct RouteMetrics {
     pub in_flight: Gauge,
     /// Attempts after a failed one.
     pub retries: Counter,
-    spilled: [Counter; 2],
-    shed: [Counter; 2],
+    /// Attempts beside a slow one.
+    pub hedges: Counter,
+    /// Retries and hedges that the budget did not allow.
+    pub retries_denied: Counter,
+    /// Streams that died and were continued.
+    pub resumed: Counter,
+    spilled: [Counter; REASONS.len()],
+    shed: [Counter; REASONS.len()],
+    mirrored: [Counter; COPIES.len()],
     /// By method and status, as they come up.
     durations: RwLock<Vec<(Pair, Labels, Histogram)>>,
     refusals: RwLock<Vec<(String, Labels, Counter)>>,
@@ -64,8 +75,12 @@ impl RouteMetrics {
             families: Some(families.clone()),
             in_flight: families.requests_in_flight.get_or_create_owned(&own),
             retries: families.retries.get_or_create_owned(&own),
+            hedges: families.hedges.get_or_create_owned(&own),
+            retries_denied: families.retries_denied.get_or_create_owned(&own),
+            resumed: families.resumed.get_or_create_owned(&own),
             spilled: by_reason(&families.spills),
             shed: by_reason(&families.sheds),
+            mirrored: COPIES.map(|outcome| families.mirrors.get_or_create_owned(&with(&own, "outcome", outcome))),
             durations: RwLock::default(),
             refusals: RwLock::default(),
         }
@@ -79,6 +94,11 @@ impl RouteMetrics {
     /// A request was refused because nothing could take it.
     pub fn shed(&self, reason: &str) {
         count(&REASONS, &self.shed, reason);
+    }
+
+    /// The copy of a request was `answered`, has `failed`, or was `skipped` because a bound was reached.
+    pub fn mirrored(&self, outcome: &str) {
+        count(&COPIES, &self.mirrored, outcome);
     }
 
     /// A filter ended a request.
@@ -155,16 +175,63 @@ impl Drop for RouteMetrics {
         f.live_routes.gone(&self.name, || {
             let own = labels([("http_route", &self.name)]);
             f.requests_in_flight.remove(&own);
-            f.retries.remove(&own);
+            for family in [&f.retries, &f.hedges, &f.retries_denied, &f.resumed] {
+                family.remove(&own);
+            }
             for reason in REASONS {
                 f.spills.remove(&with(&own, "reason", reason));
                 f.sheds.remove(&with(&own, "reason", reason));
+            }
+            for outcome in COPIES {
+                f.mirrors.remove(&with(&own, "outcome", outcome));
             }
             for (_, own, _) in self.durations.get_mut().iter() {
                 f.requests.remove(own);
             }
             for (_, own, _) in self.refusals.get_mut().iter() {
                 f.filter_refusals.remove(own);
+            }
+        });
+    }
+}
+
+/// Series of the queue of a route.
+#[derive(Default)]
+pub struct QueueMetrics {
+    /// Requests that hold a place.
+    pub depth: Gauge,
+    /// Time in the queue by what came of it, as `QUEUE_OUTCOMES`.
+    waits: Vec<Histogram>,
+    series: Option<(Arc<Families>, String)>,
+}
+
+impl QueueMetrics {
+    pub(super) fn new(families: &Arc<Families>, route: &str) -> Self {
+        let own = labels([("http_route", route)]);
+        let wait = |outcome| families.queue_wait.get_or_create_owned(&with(&own, "outcome", outcome));
+        Self {
+            depth: families.queue_depth.get_or_create_owned(&own),
+            waits: QUEUE_OUTCOMES.map(wait).to_vec(),
+            series: Some((families.clone(), route.to_owned())),
+        }
+    }
+
+    /// A request has left the queue, or was not let in.
+    pub fn left(&self, outcome: &str, waited: Duration) {
+        if let Some((_, wait)) = QUEUE_OUTCOMES.iter().zip(&self.waits).find(|(known, _)| **known == outcome) {
+            wait.observe(waited.as_secs_f64());
+        }
+    }
+}
+
+impl Drop for QueueMetrics {
+    fn drop(&mut self) {
+        let Some((f, route)) = self.series.take() else { return };
+        f.live_queues.gone(&route, || {
+            let own = labels([("http_route", &route)]);
+            f.queue_depth.remove(&own);
+            for outcome in QUEUE_OUTCOMES {
+                f.queue_wait.remove(&with(&own, "outcome", outcome));
             }
         });
     }
@@ -178,7 +245,7 @@ pub struct EndpointMetrics {
     healthy: Gauge,
     /// Answers that meant full.
     pub full: Counter,
-    attempts: [Counter; 4],
+    attempts: [Counter; OUTCOMES.len()],
     series: Option<(Arc<Families>, String, Labels)>,
 }
 
@@ -201,7 +268,7 @@ impl EndpointMetrics {
         self.healthy.set(i64::from(healthy));
     }
 
-    /// An attempt has ended as `answered`, `full`, `failed` or `client_gone`.
+    /// An attempt has ended as `answered`, `full`, `failed`, `client_gone` or `given_up` for a faster one.
     pub fn attempted(&self, outcome: &str) {
         count(&OUTCOMES, &self.attempts, outcome);
     }

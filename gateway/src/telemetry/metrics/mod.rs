@@ -19,7 +19,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-pub use self::handles::{EndpointMetrics, ListenerMetrics, ModelMetrics, RouteMetrics, Tokens};
+pub use self::handles::{EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics, Tokens};
 use self::live::Live;
 pub use self::now::EngineSample;
 
@@ -71,8 +71,14 @@ struct Families {
     requests: Histograms,
     requests_in_flight: Gauges,
     retries: Counters,
+    hedges: Counters,
+    retries_denied: Counters,
+    resumed: Counters,
+    mirrors: Counters,
     spills: Counters,
     sheds: Counters,
+    queue_depth: Gauges,
+    queue_wait: Histograms,
     filter_refusals: Counters,
     endpoint_in_flight: Gauges,
     endpoint_healthy: Gauges,
@@ -87,6 +93,7 @@ struct Families {
     engine_first_token: Histograms,
     engine_per_token: Histograms,
     live_routes: Live<RouteMetrics>,
+    live_queues: Live<QueueMetrics>,
     live_endpoints: Live<EndpointMetrics>,
     live_listeners: Live<ListenerMetrics>,
     live_models: Live<ModelMetrics>,
@@ -118,6 +125,25 @@ impl Metrics {
             ),
             requests_in_flight: family(&mut r, "spillway_requests_in_flight", "Requests that run", Gauges::default()),
             retries: family(&mut r, "spillway_retries", "Attempts after a failed one", Counters::default()),
+            hedges: family(&mut r, "spillway_hedges", "Attempts beside a slow one", Counters::default()),
+            retries_denied: family(
+                &mut r,
+                "spillway_retries_denied",
+                "Retries and hedges that the budget did not allow",
+                Counters::default(),
+            ),
+            resumed: family(
+                &mut r,
+                "spillway_streams_resumed",
+                "Streams that died and were continued by the model inside",
+                Counters::default(),
+            ),
+            mirrors: family(
+                &mut r,
+                "spillway_mirrors",
+                "Copies of requests by what became of them",
+                Counters::default(),
+            ),
             spills: family(
                 &mut r,
                 "spillway_spills",
@@ -129,6 +155,13 @@ impl Metrics {
                 "spillway_sheds",
                 "Requests refused because nothing could take them",
                 Counters::default(),
+            ),
+            queue_depth: family(&mut r, "spillway_queue_depth", "Requests that wait for a place", Gauges::default()),
+            queue_wait: family(
+                &mut r,
+                "spillway_queue_wait_seconds",
+                "Time in the queue by what came of it",
+                histogram(http_seconds),
             ),
             filter_refusals: family(
                 &mut r,
@@ -194,6 +227,7 @@ impl Metrics {
                 histogram(model_seconds),
             ),
             live_routes: Live::default(),
+            live_queues: Live::default(),
             live_endpoints: Live::default(),
             live_listeners: Live::default(),
             live_models: Live::default(),
@@ -236,6 +270,11 @@ impl Metrics {
     /// The series of a route.
     pub fn route(&self, name: &str) -> Arc<RouteMetrics> {
         self.families.live_routes.get(name, |name| RouteMetrics::new(&self.families, name))
+    }
+
+    /// The series of the queue of a route.
+    pub fn queue(&self, route: &str) -> Arc<QueueMetrics> {
+        self.families.live_queues.get(route, |route| QueueMetrics::new(&self.families, route))
     }
 
     /// The series of an endpoint.

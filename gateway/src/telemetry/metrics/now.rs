@@ -44,6 +44,16 @@ pub struct EngineSample {
     pub generated: u64,
     /// Tokens read since load.
     pub prompt: u64,
+    /// Where it runs: the adapter or the processor.
+    pub device: String,
+    /// `CPU`, `discrete GPU`, ...
+    pub device_kind: &'static str,
+    /// The driver, or the processor's vector unit and the threads.
+    pub driver: String,
+    /// Tokens per second of one sequence, as measured at load.
+    pub decode_rate: f64,
+    /// Bytes of weights per second that this reads.
+    pub bandwidth: f64,
 }
 
 pub(super) fn counter(r: &mut Registry, name: &str, help: &str, value: u64) {
@@ -74,11 +84,25 @@ pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
     gauge("spillway_engine_ready", "1 where the model can run, 0 while its device is set up again", |s| {
         s.is_ready.into()
     });
-    let waits = FloatGauges::default();
+    let devices = Gauges::default();
     for sample in samples {
-        waits.get_or_create(&labels([("model", &sample.model)])).set(sample.estimated_wait.as_secs_f64());
+        let EngineSample { model, device, device_kind, driver, .. } = sample;
+        let labels = labels([("model", model), ("device", device), ("kind", device_kind), ("driver", driver)]);
+        devices.get_or_create(&labels).set(1);
     }
-    r.register("spillway_engine_estimated_wait_seconds", "Estimated wait for a first token", waits);
+    r.register("spillway_engine_device_info", "Where a model runs", devices);
+    let mut float = |name: &str, help: &str, value: fn(&EngineSample) -> f64| {
+        let family = FloatGauges::default();
+        for sample in samples {
+            family.get_or_create(&labels([("model", &sample.model)])).set(value(sample));
+        }
+        r.register(name, help, family);
+    };
+    float("spillway_engine_estimated_wait_seconds", "Estimated wait for a first token", |s| {
+        s.estimated_wait.as_secs_f64()
+    });
+    float("spillway_engine_load_tokens_per_second", "Tokens of one sequence, as measured at load", |s| s.decode_rate);
+    float("spillway_engine_load_bytes_per_second", "Weights read for that", |s| s.bandwidth);
     let mut counter = |name: &str, help: &str, value: fn(&EngineSample) -> u64| {
         let family = Counters::default();
         for sample in samples {

@@ -1,0 +1,169 @@
+//! Each operation compiled for each vector unit. The executor takes the set of the unit that it runs on.
+
+use std::ops::Range;
+
+use half::f16;
+
+use super::attention::{self, Attention, Cache};
+use super::matmul::{self, Product};
+use super::pack::Layout;
+use super::unit::{CpuUnit, Unit, portable::Portable};
+use super::{quantize, rows};
+use crate::exec::Function;
+
+/// The operations on one unit. To call one is safe where the processor has that unit and its own conditions hold.
+pub(super) struct Kernels {
+    /// Rows of weights side by side.
+    pub(super) lanes: usize,
+    /// Rows of activations of a tile.
+    pub(super) tile: usize,
+    /// Whether bytes of weights are kept as they are.
+    pub(super) signed: bool,
+    pub(super) matmul: unsafe fn(&Product, Range<usize>),
+    pub(super) quantize: unsafe fn(*const f32, usize, usize, &Layout, *mut u8),
+    pub(super) transpose: unsafe fn(*const f32, usize, usize, &Layout, *mut f32),
+    pub(super) rms_norm: unsafe fn(*const f32, *const f32, usize, f32, *mut f32),
+    pub(super) layer_norm: unsafe fn(*const f32, *const f32, *const f32, usize, f32, *mut f32),
+    pub(super) add: unsafe fn(*const f32, f32, usize, *mut f32),
+    pub(super) apply: unsafe fn(Function, *const f32, *const f32, usize, *mut f32),
+    pub(super) rotate_neighbours: unsafe fn(*mut f32, *const f32, usize),
+    pub(super) rotate_halves: unsafe fn(*mut f32, *const f32, usize),
+    pub(super) store: unsafe fn(&Cache<f16>, u32, usize, usize, *const f32, *const f32),
+    pub(super) attention: unsafe fn(&Attention<f16>, &attention::Tile, *mut f32),
+    /// [`Self::store`] and [`Self::attention`] where keys and values live for one operation only.
+    pub(super) store_f32: unsafe fn(&Cache<f32>, u32, usize, usize, *const f32, *const f32),
+    pub(super) attention_f32: unsafe fn(&Attention<f32>, &attention::Tile, *mut f32),
+}
+
+macro_rules! compiled {
+    ($module:ident, $unit:ty $(, #[$attribute:meta])?) => {
+        mod $module {
+            use super::*;
+            type U = $unit;
+
+            pub(super) static KERNELS: Kernels = Kernels {
+                lanes: U::ROWS,
+                tile: U::TILE,
+                signed: U::SIGNED,
+                matmul,
+                quantize,
+                transpose,
+                rms_norm,
+                layer_norm,
+                add,
+                apply,
+                rotate_neighbours,
+                rotate_halves,
+                store,
+                attention,
+                store_f32,
+                attention_f32,
+            };
+
+            $(#[$attribute])?
+            unsafe fn matmul(p: &Product, groups: Range<usize>) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { matmul::matmul::<U>(p, groups) }
+            }
+
+            $(#[$attribute])?
+            unsafe fn quantize(x: *const f32, width: usize, rows: usize, layout: &Layout, out: *mut u8) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { quantize::quantize::<U>(x, width, rows, layout, out) }
+            }
+
+            $(#[$attribute])?
+            unsafe fn transpose(x: *const f32, width: usize, rows: usize, layout: &Layout, out: *mut f32) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { quantize::transpose(x, width, rows, layout, out) }
+            }
+
+            $(#[$attribute])?
+            unsafe fn rms_norm(x: *const f32, weight: *const f32, n: usize, eps: f32, out: *mut f32) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { rows::rms_norm::<U>(x, weight, n, eps, out) }
+            }
+
+            $(#[$attribute])?
+            unsafe fn layer_norm(x: *const f32, weight: *const f32, bias: *const f32, n: usize, eps: f32, out: *mut f32) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { rows::layer_norm::<U>(x, weight, bias, n, eps, out) }
+            }
+
+            $(#[$attribute])?
+            unsafe fn add(x: *const f32, scale: f32, n: usize, out: *mut f32) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { rows::add::<U>(x, scale, n, out) }
+            }
+
+            $(#[$attribute])?
+            unsafe fn apply(f: Function, x: *const f32, by: *const f32, n: usize, out: *mut f32) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { rows::apply::<U>(f, x, by, n, out) }
+            }
+
+            $(#[$attribute])?
+            unsafe fn rotate_neighbours(head: *mut f32, table: *const f32, pairs: usize) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { rows::rotate_neighbours(head, table, pairs) }
+            }
+
+            $(#[$attribute])?
+            unsafe fn rotate_halves(head: *mut f32, table: *const f32, pairs: usize) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { rows::rotate_halves(head, table, pairs) }
+            }
+
+            $(#[$attribute])?
+            unsafe fn store(cache: &Cache<f16>, page: u32, place: usize, head: usize, key: *const f32, value: *const f32) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { cache.store::<U>(page, place, head, key, value) }
+            }
+
+            $(#[$attribute])?
+            unsafe fn attention(a: &Attention<f16>, tile: &attention::Tile, scratch: *mut f32) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { attention::attention::<U, f16>(a, tile, scratch) }
+            }
+
+            $(#[$attribute])?
+            unsafe fn store_f32(cache: &Cache<f32>, page: u32, place: usize, head: usize, key: *const f32, value: *const f32) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { cache.store::<U>(page, place, head, key, value) }
+            }
+
+            $(#[$attribute])?
+            unsafe fn attention_f32(a: &Attention<f32>, tile: &attention::Tile, scratch: *mut f32) {
+                // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+                unsafe { attention::attention::<U, f32>(a, tile, scratch) }
+            }
+        }
+    };
+}
+
+compiled!(portable, Portable);
+#[cfg(target_arch = "x86_64")]
+compiled!(avx2, super::super::unit::avx2::Avx2<false>, #[target_feature(enable = "avx2,fma,f16c")]);
+#[cfg(target_arch = "x86_64")]
+compiled!(avx_vnni, super::super::unit::avx2::Avx2<true>, #[target_feature(enable = "avx2,fma,f16c,avxvnni")]);
+#[cfg(target_arch = "x86_64")]
+compiled!(
+    avx512_vnni,
+    super::super::unit::avx512::Avx512,
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+);
+
+impl Kernels {
+    /// Those of a unit, which the caller has seen to be there.
+    pub(super) fn of(unit: CpuUnit) -> &'static Self {
+        match unit {
+            #[cfg(target_arch = "x86_64")]
+            CpuUnit::Avx512Vnni => &avx512_vnni::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            CpuUnit::AvxVnni => &avx_vnni::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            CpuUnit::Avx2 => &avx2::KERNELS,
+            _ => &portable::KERNELS,
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Products of weights with rows of activations: `out[r] = matrix · x[r]`.
+//!
+//! A tile is one group of rows of weights times some rows of activations. A block of weights is unpacked once for all
+//! rows of the tile; each row has its own sums, which take the blocks in their order, so that a row's result does not
+//! depend on its company. Quantised blocks are summed in whole numbers, exactly, and scaled once a block.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::pack::{Family, Layout};
+use super::quantize::{self, Tile};
+use super::unit::Unit;
+
+/// A product to be done.
+#[derive(Clone, Copy)]
+pub(super) struct Product {
+    pub(super) layout: Layout,
+    pub(super) weights: *const u8,
+    /// Packed activations, as [`quantize`] leaves them.
+    pub(super) x: *const u8,
+    pub(super) rows: usize,
+    pub(super) out: *mut f32,
+    /// Values of a row of `out`.
+    pub(super) width: usize,
+    /// Whether it is added to what is there.
+    pub(super) add: bool,
+}
+
+/// Does the product for some groups of weights.
+///
+/// # Safety
+/// The processor has the unit, and all pointers lead to what the shapes say; nobody else writes these columns of `out`.
+#[inline(always)]
+pub(super) unsafe fn matmul<U: Unit>(p: &Product, groups: Range<usize>) {
+    for group in groups {
+        for tile in quantize::tiles(p.rows, U::TILE) {
+            macro_rules! with {
+                ($($t:literal)*) => {
+                    match tile.rows {
+                        // SAFETY: as the caller says.
+                        $($t => unsafe { one::<U, $t>(p, group, tile) },)*
+                        _ => {}
+                    }
+                };
+            }
+            if U::TILE > 4 {
+                with!(1 2 3 4 5 6 7 8);
+            } else {
+                with!(1 2 3 4);
+            }
+        }
+    }
+}
+
+/// One tile.
+#[inline(always)]
+unsafe fn one<U: Unit, const T: usize>(p: &Product, group: usize, tile: Tile) {
+    let layout = &p.layout;
+    // SAFETY: the group and the tile are inside of what the pointers lead to, as the caller says.
+    unsafe {
+        let quants = p.weights.add(group * layout.group());
+        let scales = quants.add(layout.quants()).cast();
+        let x = p.x.add(tile.offset(layout));
+        let sums = match layout.family {
+            Family::Nibbles => nibbles::<U, T>(quants, scales, x, layout.blocks()),
+            Family::Bytes => bytes::<U, T, false>(quants, scales, x, layout.blocks()),
+            Family::Fives => bytes::<U, T, true>(quants, scales, x, layout.blocks()),
+            Family::Halves => halves::<U, T>(quants, scales, x, layout.blocks()),
+            Family::F32 => floats::<U, T, f32>(quants.cast(), x.cast(), layout.columns),
+            Family::F16 => floats::<U, T, f16>(quants.cast(), x.cast(), layout.columns),
+            Family::Bf16 => floats::<U, T, bf16>(quants.cast(), x.cast(), layout.columns),
+        };
+        let column = group * U::ROWS;
+        let left = layout.rows - column;
+        for (t, sum) in sums.into_iter().enumerate() {
+            let out = p.out.add((tile.first + t) * p.width + column);
+            if left >= U::ROWS {
+                U::f_store(out, if p.add { U::f_add(U::f_load(out), sum) } else { sum });
+            } else {
+                let mut part = [0.0f32; 16];
+                U::f_store(part.as_mut_ptr(), sum);
+                for (n, value) in part.iter().take(left).enumerate() {
+                    *out.add(n) = if p.add { *out.add(n) + value } else { *value };
+                }
+            }
+        }
+    }
+}
+
+/// How far ahead weights are fetched into the caches, in bytes.
+const AHEAD: usize = 2048;
+
+#[inline(always)]
+unsafe fn nibbles<U: Unit, const T: usize>(
+    quants: *const u8,
+    scales: *const f16,
+    x: *const u8,
+    blocks: usize,
+) -> [U::F; T] {
+    // SAFETY: as the caller says.
+    unsafe {
+        let mut sums = [U::f_splat(0.0); T];
+        for block in 0..blocks {
+            let weights = quants.add(block * 16 * U::ROWS);
+            let scales = scales.add(block * 2 * U::ROWS);
+            let x = x.add(block * T * quantize::RECORD);
+            let factors: *const f32 = x.add(T * 32).cast();
+            if T == 1 {
+                for line in 0..U::ROWS / 4 {
+                    U::prefetch(weights.wrapping_add(AHEAD + line * 64));
+                }
+            }
+            let products = U::nibbles::<T>(weights, x.cast());
+            let (d, m) = (U::f_load_f16(scales), U::f_load_f16(scales.add(U::ROWS)));
+            for (t, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
+                let scale = U::f_mul(d, U::f_splat(factors.add(t).read_unaligned()));
+                let whole = U::f_splat(factors.add(T + t).read_unaligned());
+                *sum = U::f_fma(m, whole, U::f_fma(U::to_f(product), scale, *sum));
+            }
+        }
+        sums
+    }
+}
+
+#[inline(always)]
+unsafe fn bytes<U: Unit, const T: usize, const MIN: bool>(
+    quants: *const u8,
+    scales: *const f16,
+    x: *const u8,
+    blocks: usize,
+) -> [U::F; T] {
+    // SAFETY: as the caller says.
+    unsafe {
+        let mut sums = [U::f_splat(0.0); T];
+        for block in 0..blocks {
+            let weights = quants.add(block * 32 * U::ROWS);
+            let scales = scales.add(block * if MIN { 2 } else { 1 } * U::ROWS);
+            let x = x.add(block * T * quantize::RECORD);
+            let factors: *const f32 = x.add(T * 32).cast();
+            if T == 1 {
+                for line in 0..U::ROWS / 2 {
+                    U::prefetch(weights.wrapping_add(AHEAD + line * 64));
+                }
+            }
+            let products = U::bytes::<T, 8>(weights, x.cast(), factors.add(2 * T).cast());
+            let d = U::f_load_f16(scales);
+            for (t, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
+                let scale = U::f_mul(d, U::f_splat(factors.add(t).read_unaligned()));
+                *sum = U::f_fma(U::to_f(product), scale, *sum);
+                if MIN {
+                    let whole = U::f_splat(factors.add(T + t).read_unaligned());
+                    *sum = U::f_fma(U::f_load_f16(scales.add(U::ROWS)), whole, *sum);
+                }
+            }
+        }
+        sums
+    }
+}
+
+#[inline(always)]
+unsafe fn halves<U: Unit, const T: usize>(
+    quants: *const u8,
+    scales: *const f16,
+    x: *const u8,
+    blocks: usize,
+) -> [U::F; T] {
+    // SAFETY: as the caller says.
+    unsafe {
+        let mut sums = [U::f_splat(0.0); T];
+        for block in 0..blocks {
+            let x = x.add(block * T * quantize::RECORD);
+            let factors: *const f32 = x.add(T * 32).cast();
+            for half in 0..2 {
+                let weights = quants.add((block * 2 + half) * 16 * U::ROWS);
+                let start = factors.add((3 + half) * T).cast();
+                let products = U::bytes::<T, 4>(weights, x.add(half * 16).cast(), start);
+                let d = U::f_load_f16(scales.add((block * 2 + half) * U::ROWS));
+                for (t, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
+                    let scale = U::f_mul(d, U::f_splat(factors.add(t).read_unaligned()));
+                    *sum = U::f_fma(U::to_f(product), scale, *sum);
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// A float of weights.
+trait Float {
+    /// `ROWS` of them.
+    unsafe fn load<U: Unit>(from: *const Self) -> U::F;
+}
+
+macro_rules! float {
+    ($float:ty, $load:ident) => {
+        impl Float for $float {
+            #[inline(always)]
+            unsafe fn load<U: Unit>(from: *const Self) -> U::F {
+                // SAFETY: as the caller says.
+                unsafe { U::$load(from) }
+            }
+        }
+    };
+}
+float!(f32, f_load);
+float!(f16, f_load_f16);
+float!(bf16, f_load_bf16);
+
+#[inline(always)]
+unsafe fn floats<U: Unit, const T: usize, W: Float>(weights: *const W, x: *const f32, columns: usize) -> [U::F; T] {
+    // SAFETY: as the caller says.
+    unsafe {
+        // Even and odd columns apart: a sum waits for the one before it.
+        let mut sums = [[U::f_splat(0.0); T]; 2];
+        let mut column = 0;
+        while column + 2 <= columns {
+            for (n, sums) in sums.iter_mut().enumerate() {
+                let w = W::load::<U>(weights.add((column + n) * U::ROWS));
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    *sum = U::f_fma(w, U::f_splat(*x.add((column + n) * T + t)), *sum);
+                }
+            }
+            column += 2;
+        }
+        let [mut even, odd] = sums;
+        if column < columns {
+            let w = W::load::<U>(weights.add(column * U::ROWS));
+            for (t, sum) in even.iter_mut().enumerate() {
+                *sum = U::f_fma(w, U::f_splat(*x.add(column * T + t)), *sum);
+            }
+        }
+        for (sum, odd) in even.iter_mut().zip(odd) {
+            *sum = U::f_add(*sum, odd);
+        }
+        even
+    }
+}

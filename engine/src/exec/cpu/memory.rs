@@ -1,0 +1,76 @@
+//! Memory for weights, activations and the KV cache: zero, aligned to cache lines, in large pages where the system has
+//! them, since a step reads all weights once from end to end. What is taken stays until the executor ends.
+
+use memmap2::MmapMut;
+
+/// What is asked of the system at once; what is not touched of it costs nothing.
+const CHUNK: usize = 64 << 20;
+/// Where a piece begins: at a cache line.
+const ALIGN: usize = 64;
+
+/// A growing store of pieces of memory.
+#[derive(Default)]
+pub(super) struct Memory {
+    chunks: Vec<MmapMut>,
+    /// Bytes taken of the last chunk.
+    used: usize,
+    taken: usize,
+}
+
+/// Values in a [`Memory`]: where, and how many. It may be read and written for as long as that memory lives, by the
+/// rules of its user.
+#[derive(Debug)]
+pub(super) struct Piece<T> {
+    at: *mut T,
+    len: usize,
+}
+
+impl<T> Clone for Piece<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Piece<T> {}
+
+// SAFETY: a pointer and a length; whoever uses the pointer answers for it.
+unsafe impl<T: Send> Send for Piece<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Piece<T> {}
+
+impl<T> Piece<T> {
+    pub(super) fn at(self) -> *mut T {
+        self.at
+    }
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+}
+
+impl Memory {
+    /// A piece for `len` values of a type that is all zeros at first. Fails when the system has no more memory.
+    pub(super) fn take<T: bytemuck::Zeroable>(&mut self, len: usize) -> std::io::Result<Piece<T>> {
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .and_then(|bytes| bytes.checked_next_multiple_of(ALIGN))
+            .ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let full = self.chunks.last().is_none_or(|chunk| chunk.len() - self.used < bytes);
+        if full {
+            let chunk = MmapMut::map_anon(bytes.max(CHUNK))?;
+            // A hint: without large pages it is only slower.
+            #[cfg(target_os = "linux")]
+            let _ = chunk.advise(memmap2::Advice::HugePage);
+            self.chunks.push(chunk);
+            self.used = 0;
+        }
+        let chunk = self.chunks.last_mut().ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let room = chunk.get_mut(self.used..).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        self.used += bytes;
+        self.taken += bytes;
+        Ok(Piece { at: room.as_mut_ptr().cast(), len })
+    }
+
+    /// Bytes taken so far.
+    pub(super) fn taken(&self) -> usize {
+        self.taken
+    }
+}

@@ -1,0 +1,83 @@
+//! Which vector unit the kernels run on.
+
+/// A vector unit of a processor that there are kernels for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CpuUnit {
+    /// Any processor.
+    Portable,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX2 with AVX-VNNI.
+    AvxVnni,
+    /// AVX-512 with VNNI.
+    Avx512Vnni,
+}
+
+impl CpuUnit {
+    /// All, the fastest first.
+    pub const ALL: [Self; 4] = [Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::Portable];
+
+    /// Its name, as people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "AVX2",
+            Self::AvxVnni => "AVX-VNNI",
+            Self::Avx512Vnni => "AVX-512 VNNI",
+        }
+    }
+
+    /// The unit of this name, in any case and with any marks between letters and digits.
+    pub fn named(name: &str) -> Option<Self> {
+        let plain = |name: &str| -> String {
+            name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+        };
+        Self::ALL.into_iter().find(|unit| plain(unit.name()) == plain(name))
+    }
+
+    /// Whether this processor has it.
+    pub fn is_here(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = || {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            };
+            match self {
+                Self::Portable => true,
+                Self::Avx2 => avx2(),
+                Self::AvxVnni => avx2() && is_x86_feature_detected!("avxvnni"),
+                Self::Avx512Vnni => {
+                    avx2()
+                        && is_x86_feature_detected!("avx512f")
+                        && is_x86_feature_detected!("avx512bw")
+                        && is_x86_feature_detected!("avx512vl")
+                        && is_x86_feature_detected!("avx512vnni")
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Self::Portable
+        }
+    }
+
+    /// The fastest that this processor has.
+    pub fn best() -> Self {
+        Self::ALL.into_iter().find(|unit| unit.is_here()).unwrap_or(Self::Portable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_again_and_one_unit_is_always_there() {
+        for unit in CpuUnit::ALL {
+            assert_eq!(CpuUnit::named(unit.name()), Some(unit));
+        }
+        assert_eq!(CpuUnit::named("avx512-vnni"), Some(CpuUnit::Avx512Vnni));
+        assert_eq!(CpuUnit::named("sse"), None);
+        assert!(CpuUnit::best().is_here() && CpuUnit::Portable.is_here());
+    }
+}

@@ -1,0 +1,107 @@
+//! What may be sent beside the requests themselves: retries and hedges, as a share of the requests. Without it, a
+//! backend that fails gets a multiple of the load that made it fail. One bucket for each backend, over all routes and
+//! snapshots, as in Finagle's `RetryBudget`: each request puts in its route's share, each retry or hedge takes one out.
+//! A few may always be sent, so that a retry is possible where requests are rare.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+/// Units of one retry: shares are counted exactly.
+const ONE: i64 = 1_000;
+/// Most that is kept: what quiet times leave must not become a storm later.
+const MOST: i64 = 100 * ONE;
+/// What there is at the beginning.
+const AT_FIRST: i64 = 10 * ONE;
+/// What a second adds, whatever the requests.
+const PER_SECOND: u64 = 1;
+
+/// Retries and hedges that may still be sent.
+pub struct RetryBudget {
+    left: AtomicI64,
+    /// Up to when the seconds were counted, milliseconds.
+    refilled: AtomicU64,
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { left: AtomicI64::new(AT_FIRST), refilled: AtomicU64::new(0) }
+    }
+}
+
+impl RetryBudget {
+    /// A request is sent, of a route that may add so many thousandths of a retry for it.
+    pub fn request(&self, thousandths: i64) {
+        self.add(thousandths);
+    }
+
+    /// Takes one retry or hedge, if there is one. `now` is in milliseconds, as [`crate::balancing::now_millis`] has it.
+    pub fn take(&self, now: u64) -> bool {
+        self.refill(now);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left >= ONE).then(|| left - ONE)).is_ok()
+    }
+
+    fn add(&self, amount: i64) {
+        let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            let more = left.saturating_add(amount).min(MOST);
+            (more != left).then_some(more)
+        });
+    }
+
+    fn refill(&self, now: u64) {
+        let last = self.refilled.load(Ordering::Relaxed);
+        let earned = now.saturating_sub(last).saturating_mul(PER_SECOND);
+        // Only one of several that come at once counts the time.
+        if earned > 0
+            && self.refilled.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            && last > 0
+        {
+            self.add(i64::try_from(earned).unwrap_or(MOST));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn retries_are_a_share_of_the_requests_beside_a_few() {
+        let budget = RetryBudget::default();
+        let now = 5_000;
+        let taken = (0..1_000).filter(|_| {
+            budget.request(200);
+            budget.take(now)
+        });
+        assert_eq!(taken.count(), 10 + 200, "ten at first, a fifth of a thousand");
+        assert!(!budget.take(now));
+        assert!(!budget.take(now + 999) && budget.take(now + 1_000), "and one a second");
+    }
+
+    #[test]
+    fn quiet_times_leave_a_bounded_rest() {
+        let budget = RetryBudget::default();
+        assert!(budget.take(1_000));
+        for _ in 0..100_000 {
+            budget.request(200);
+        }
+        assert_eq!((0..1_000).filter(|_| budget.take(1_000)).count(), 100);
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_is_taken_than_was_put_in(steps in proptest::collection::vec((0i64..1_000, any::<bool>(), 0u64..500), 0..300)) {
+            let budget = RetryBudget::default();
+            let (mut put, mut taken, mut now) = (AT_FIRST, 0, 1_000);
+            for (share, takes, passed) in steps {
+                now += passed;
+                budget.request(share);
+                put += share + i64::try_from(passed).unwrap();
+                if takes && budget.take(now) {
+                    taken += ONE;
+                }
+                prop_assert!(taken <= put);
+            }
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Where places come free: one for each backend, outliving snapshots. Whoever gives a place back tells the queues that
+//! wait for it, in turn, so that no route of several takes all.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::RwLock;
+
+use super::queue::Queue;
+use crate::balancing::Slot;
+
+/// The queues that wait for a backend.
+#[derive(Default)]
+pub struct Room {
+    queues: RwLock<Vec<Weak<Queue>>>,
+    turn: AtomicUsize,
+}
+
+impl Room {
+    /// From now on `queue` is told of free places.
+    pub(super) fn serve(&self, queue: &Arc<Queue>) {
+        let mut queues = self.queues.write();
+        queues.retain(|known| known.strong_count() > 0);
+        if !queues.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(queue))) {
+            queues.push(Arc::downgrade(queue));
+        }
+    }
+
+    /// There is, or may be, room for one more request.
+    pub fn freed(&self) {
+        let queues = self.queues.read();
+        if queues.is_empty() {
+            return;
+        }
+        let first = self.turn.fetch_add(1, Ordering::Relaxed);
+        for step in 0..queues.len() {
+            let place = first.wrapping_add(step) % queues.len();
+            let queue = queues.get(place).and_then(Weak::upgrade);
+            if queue.is_some_and(|queue| queue.call()) {
+                return;
+            }
+        }
+    }
+}
+
+/// A slot at an endpoint that, when it is dropped, is given back first and then offered to those who wait.
+pub struct Taken {
+    slot: Option<Slot>,
+    room: Arc<Room>,
+}
+
+impl Taken {
+    pub(super) fn new(slot: Slot, room: &Arc<Room>) -> Self {
+        Self { slot: Some(slot), room: room.clone() }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.slot = None;
+        self.room.freed();
+    }
+}

@@ -1,0 +1,136 @@
+//! A second attempt beside a slow first one. The answer whose head comes first is passed on; the others are given up at
+//! once, which is no error of theirs. Hedges take from the budget for retries, and go only to endpoints that have room.
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use pingora::protocols::http::ServerSession;
+use tokio::time::{Instant, sleep_until};
+
+use crate::admission::{Admission, Journey, Taken};
+use crate::balancing::now_millis;
+use crate::exchange::{Exchange, is_idempotent};
+use crate::server::Gateway;
+use crate::snapshot::{Backend, HedgePlan, Route};
+use crate::telemetry::Span;
+use crate::upstream::{Attempt, Failure, MoveOn, Outcome, Ready, RequestBody, open, relay};
+
+/// Whether a request may be sent twice at the same time: a call of a model whose answer is not streamed, or one of an
+/// idempotent method.
+pub(super) fn is_allowed(backend: &Backend, session: &mut ServerSession, x: &Exchange) -> bool {
+    let is_held = matches!(x.body, RequestBody::Held(_)) || session.is_body_empty();
+    let is_model = backend.protocol == spillway_config::schema::BackendProtocol::Openai;
+    let is_streamed = x.asked.as_ref().is_some_and(|asked| asked.stream);
+    is_held && (is_model && !is_streamed || is_idempotent(&session.req_header().method))
+}
+
+/// One of the attempts.
+struct Runner<'a> {
+    attempt: Attempt<'a>,
+    span: Span,
+    started: std::time::Instant,
+    /// Given back when it is given up.
+    _slot: Taken,
+}
+
+/// Runs the first attempt, and others beside it when it is slow. Gives the one that decided, and how it ended.
+#[allow(clippy::too_many_arguments, reason = "what an attempt needs, and where further ones come from")]
+pub(super) async fn race<'a>(
+    gateway: &'a Gateway,
+    route: &'a Route,
+    plan: &HedgePlan,
+    journey: &mut Journey,
+    first: Attempt<'a>,
+    slot: Taken,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> (Attempt<'a>, Outcome) {
+    let mut runners: Vec<Option<Runner<'a>>> = Vec::new();
+    let mut running = FuturesUnordered::new();
+    let mut next = Some((first, slot));
+    let mut due = Instant::now();
+    loop {
+        if let Some((attempt, slot)) = next.take() {
+            x.outcome.attempts += 1;
+            let resend = x.outcome.attempts.saturating_sub(1);
+            x.attempt = Some(super::conclude::attempt_span(&attempt, session, x, resend));
+            let ready = Ready::new(&attempt, session, x);
+            let span = x.attempt.take().unwrap_or_else(Span::none);
+            let place = runners.len();
+            runners.push(Some(Runner { attempt, span, started: std::time::Instant::now(), _slot: slot }));
+            // Whether it can be sent twice was asked before; one that cannot would be waited for in vain.
+            let Some(ready) = ready else {
+                give_up(&mut runners, x, None);
+                return (attempt, Outcome::Failed(Failure::Protocol("the body is not held".to_owned())));
+            };
+            running.push(async move { (place, open(&attempt, ready).await) });
+            due = Instant::now() + plan.after;
+        }
+        let may_hedge = runners.len() <= plan.max;
+        let opened = tokio::select! {
+            biased;
+            Some(opened) = running.next() => Some(opened),
+            _ = session.read_body_or_idle(true) => {
+                give_up(&mut runners, x, None);
+                return (first, Outcome::ClientGone);
+            }
+            () = sleep_until(due), if may_hedge => None,
+        };
+        match opened {
+            None => {
+                due = Instant::now() + plan.after;
+                next = another(gateway, route, journey, first.move_on);
+            }
+            Some((place, Ok(opened))) => {
+                let Some(winner) = runners.get_mut(place).and_then(Option::take) else { continue };
+                give_up(&mut runners, x, Some(place));
+                running.clear();
+                let outcome = relay(&winner.attempt, session, x, opened).await;
+                let took = winner.started.elapsed();
+                super::conclude::attempt_ended(&winner.attempt, x, winner.span, &outcome, took);
+                return (winner.attempt, outcome);
+            }
+            Some((place, Err(outcome))) => {
+                let Some(lost) = runners.get_mut(place).and_then(Option::take) else { continue };
+                super::conclude::attempt_ended(&lost.attempt, x, lost.span, &outcome, lost.started.elapsed());
+                if running.is_empty() {
+                    return (lost.attempt, outcome);
+                }
+                if let Outcome::Full(wait) = outcome {
+                    super::forward::note_full(&lost.attempt, wait);
+                }
+            }
+        }
+    }
+}
+
+/// Another endpoint that has room, where the budget allows a further attempt.
+fn another<'a>(
+    gateway: &'a Gateway,
+    route: &'a Route,
+    journey: &mut Journey,
+    move_on: MoveOn,
+) -> Option<(Attempt<'a>, Taken)> {
+    let now = now_millis();
+    let Admission::Endpoint { backend, endpoint, slot } = journey.admit(route, now, rand::random(), false) else {
+        return None;
+    };
+    if !backend.retries.take(now) {
+        route.metrics.retries_denied.inc();
+        return None;
+    }
+    route.metrics.hedges.inc();
+    let (connector, via) = (&gateway.connector, &gateway.via);
+    Some((Attempt { route, backend, endpoint, connector, via, move_on }, slot))
+}
+
+/// Those that lost: their time counts for nothing, their slots are free at once.
+fn give_up(runners: &mut [Option<Runner<'_>>], x: &Exchange, winner: Option<usize>) {
+    for (place, runner) in runners.iter_mut().enumerate() {
+        if Some(place) == winner {
+            continue;
+        }
+        if let Some(lost) = runner.take() {
+            super::conclude::attempt_ended(&lost.attempt, x, lost.span, &Outcome::GivenUp, lost.started.elapsed());
+        }
+    }
+}

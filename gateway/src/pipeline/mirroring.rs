@@ -1,0 +1,81 @@
+//! Copies of requests for a second backend: sent beside the request, never waited for. Each has a task of its own that
+//! ends with its time limit; how many there are, and how many bytes they hold, is bounded by the route's filter.
+
+use std::sync::Arc;
+
+use pingora::protocols::http::ServerSession;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::admission::{Journey, Order, Taken};
+use crate::balancing::{Endpoint, now_millis};
+use crate::exchange::Exchange;
+use crate::server::Gateway;
+use crate::snapshot::{MirrorPlan, Route};
+use crate::upstream::{Attempt, MoveOn, Ready, RequestBody, drain, open};
+
+/// Sends the copies that this request is drawn for.
+pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ServerSession, x: &Exchange) {
+    for (place, plan) in route.mirrors.iter().enumerate() {
+        if rand::random::<f64>() >= plan.share {
+            continue;
+        }
+        match prepare(gateway, route, plan, session, x) {
+            Some(copy) => {
+                let (gateway, route) = (gateway.clone(), route.clone());
+                tokio::spawn(async move {
+                    let Some(plan) = route.mirrors.get(place) else { return };
+                    let sent = tokio::time::timeout(plan.timeout, send(&gateway, &route, plan, copy)).await;
+                    route.metrics.mirrored(if sent == Ok(true) { "answered" } else { "failed" });
+                });
+            }
+            None => route.metrics.mirrored("skipped"),
+        }
+    }
+}
+
+struct Copy {
+    endpoint: Arc<Endpoint>,
+    ready: Ready,
+    _slot: Taken,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Everything that a copy needs of the request, or nothing where a bound is reached.
+fn prepare(
+    gateway: &Gateway,
+    route: &Route,
+    plan: &MirrorPlan,
+    session: &mut ServerSession,
+    x: &Exchange,
+) -> Option<Copy> {
+    let length = match &x.body {
+        RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
+        RequestBody::Unread if session.is_body_empty() => 0,
+        RequestBody::Unread => return None,
+    };
+    if length > plan.max_body {
+        return None;
+    }
+    let place = plan.places.clone().try_acquire_owned().ok()?;
+    let mut journey = Journey::new(Order::default());
+    let (endpoint, slot) = journey.admit_at(&plan.backend, now_millis(), rand::random())?;
+    let ready = Ready::copy(&attempt(gateway, route, plan, endpoint), session, x)?;
+    Some(Copy { endpoint: endpoint.clone(), ready, _slot: slot, _place: place })
+}
+
+fn attempt<'a>(gateway: &'a Gateway, route: &'a Route, plan: &'a MirrorPlan, endpoint: &'a Endpoint) -> Attempt<'a> {
+    let move_on = MoveOn { full: false, retry: false };
+    Attempt { route, backend: &plan.backend, endpoint, connector: &gateway.connector, via: &gateway.via, move_on }
+}
+
+/// Whether it was answered, well or not.
+async fn send(gateway: &Gateway, route: &Route, plan: &MirrorPlan, copy: Copy) -> bool {
+    let attempt = attempt(gateway, route, plan, &copy.endpoint);
+    match open(&attempt, copy.ready).await {
+        Ok(opened) => drain(&attempt, opened).await,
+        Err(outcome) => {
+            tracing::debug!(event = "copy_failed", route = %route.name, backend = %plan.backend.name, ?outcome);
+            false
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The first half of an attempt by itself: a held request goes out, the head of its answer comes back. It touches no
+//! client, so that several can run beside each other; dropping one closes its connection.
+
+use bytes::Bytes;
+use http::StatusCode;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::client::HttpSession;
+use tokio::time::{Instant, timeout_at};
+
+use super::attempt::{Attempt, Failure, Limits, Outcome, Outgoing, Verdict, failure_of_head, judge, send};
+use crate::exchange::Exchange;
+
+/// An answer whose head has come and will be passed on.
+pub struct Opened {
+    pub(super) upstream: HttpSession,
+    pub(super) head: ResponseHeader,
+    /// What was read of its body already.
+    pub(super) prefix: Option<Bytes>,
+    pub(super) limits: Limits,
+}
+
+/// A request that is ready to go to an endpoint.
+pub struct Ready {
+    out: Outgoing,
+    limits: Limits,
+}
+
+impl Ready {
+    /// Prepares it. `None` when its body is not held and so cannot be sent twice.
+    pub fn new(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange) -> Option<Self> {
+        let out = Outgoing::new(a, session, x);
+        out.body.is_some().then(|| Self { out, limits: Limits::begin(a, x) })
+    }
+
+    /// The same for a copy that nobody waits for: without the caller's credentials, and its time is its own.
+    pub fn copy(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange) -> Option<Self> {
+        let mut out = Outgoing::new(a, session, x);
+        out.without_credentials(a);
+        let end = Instant::now() + a.route.request_timeout;
+        out.body.is_some().then(|| Self { out, limits: Limits { deadline: end, attempt: end, first_token: None } })
+    }
+}
+
+/// Sends it and waits for the head of an answer that is to be passed on. Any other end is an error.
+pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
+    let Ready { out, limits } = ready;
+    let overdue = |now: Instant, otherwise: &'static str| {
+        Outcome::Failed(if now >= limits.deadline {
+            Failure::Deadline
+        } else if now >= limits.attempt {
+            Failure::Timeout("backendRequest")
+        } else {
+            Failure::Timeout(otherwise)
+        })
+    };
+    let connected = timeout_at(limits.attempt, a.connector.get(&a.endpoint.peer)).await;
+    let (mut upstream, reused) = match connected {
+        Ok(Ok(connected)) => connected,
+        Ok(Err(e)) => return Err(Outcome::Failed(Failure::Connect(e.etype().as_str().to_owned()))),
+        Err(_) => return Err(overdue(Instant::now(), "connect")),
+    };
+    let callers_account = out.callers_account;
+    send(a, &mut upstream, out).await?;
+    let until = limits.attempt.min(Instant::now() + a.backend.first_byte_timeout);
+    loop {
+        match timeout_at(until, upstream.read_response_header()).await {
+            Err(_) => return Err(overdue(Instant::now(), "firstByte")),
+            Ok(Err(e)) => return Err(Outcome::Failed(failure_of_head(&e, reused))),
+            Ok(Ok(())) => {}
+        }
+        let Some(head) = upstream.response_header().cloned() else { continue };
+        // Early answers are not passed on: which of several attempts they belong to would not be known.
+        if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+            continue;
+        }
+        return match judge(a, callers_account, &mut upstream, &head).await {
+            Verdict::Pass(prefix) => Ok(Opened { upstream, head, prefix, limits }),
+            Verdict::MoveOn(outcome) => Err(outcome),
+        };
+    }
+}
+
+/// Reads an answer that nobody wants to its end, so that its connection can be used again. False when it broke.
+pub async fn drain(a: &Attempt<'_>, opened: Opened) -> bool {
+    let mut upstream = opened.upstream;
+    while let Ok(Some(_)) = upstream.read_response_body().await {}
+    let whole = upstream.response_done();
+    if whole {
+        a.connector.release(upstream, &a.endpoint.peer).await;
+    } else {
+        upstream.shutdown().await;
+    }
+    whole
+}

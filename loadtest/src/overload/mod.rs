@@ -1,0 +1,285 @@
+//! Three times the load that the servers take, and servers that fail in every way, with scripted upstreams of fixed
+//! places and service time: what is measured is the gateway's admission, not the speed of a model or a machine.
+
+mod server;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+pub(crate) use server::Server;
+use server::{BODY, Fault};
+
+use crate::process::{free_port, named, wait_for};
+
+const SLOTS: usize = 8;
+const SERVICE: u64 = 100;
+const QUEUE: u64 = 500;
+/// Requests a second of a server.
+const RATE: f64 = SLOTS as f64 * 1000.0 / SERVICE as f64;
+
+/// A program that ends with its value.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A stopped process does not hear a polite word.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn upstream(fault: &str) -> (Running, u16) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["server", "--slots", &SLOTS.to_string(), "--service", &SERVICE.to_string(), "--fault", fault])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    (Running(child), line.trim().parse().unwrap())
+}
+
+fn gateway(upstreams: &[u16], spill: u16) -> (Running, u16) {
+    let port = free_port();
+    let path = std::env::temp_dir().join(format!("spillway-overload-{}-{port}.yaml", std::process::id()));
+    let endpoints: Vec<String> = upstreams.iter().map(|port| format!("{{url: \"http://127.0.0.1:{port}\"}}")).collect();
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:{port}\"}}]
+backends:
+  - name: fleet
+    endpoints: [{}]
+    capacity: {{maxInFlight: {SLOTS}}}
+    timeouts: {{firstByte: 1s, idle: 3s}}
+  - {{name: spare, endpoints: [{{url: \"http://127.0.0.1:{spill}\"}}]}}
+routes:
+  - backendRefs: [{{name: fleet}}]
+    retry: {{attempts: 3, on: [connectFailure, reset, \"502\", \"504\"], budget: 1}}
+    whenSaturated: {{queue: {{maxWait: {QUEUE}ms, maxDepth: 200}}, spillTo: spare}}
+telemetry: {{logs: {{access: false}}}}
+",
+        endpoints.join(", ")
+    );
+    std::fs::write(&path, yaml).unwrap();
+    let child = Command::new(named("SPILLWAY_BIN"))
+        .args(["serve", "-c"])
+        .arg(&path)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let running = Running(child);
+    wait_for(port);
+    let _ = std::fs::remove_file(path);
+    (running, port)
+}
+
+/// What one request came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// By one of the servers.
+    Served,
+    /// By the one that stands in.
+    Spilled,
+    /// With a status that is an error.
+    Refused,
+    /// The answer had begun and did not end.
+    Cut,
+    /// Nothing came.
+    Lost,
+}
+
+struct Told {
+    at: Duration,
+    first_byte: Duration,
+    end: End,
+}
+
+async fn ask(port: u16, at: Duration) -> Told {
+    let began = Instant::now();
+    let mut told = Told { at, first_byte: Duration::ZERO, end: End::Lost };
+    let asked = async {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await.ok()?;
+        let connection = tokio::spawn(connection);
+        let request = http::Request::get("/").header("host", "load").body(Empty::new()).ok()?;
+        let answer = sender.send_request(request).await;
+        let Ok(answer) = answer else {
+            connection.abort();
+            return None;
+        };
+        let first_byte = began.elapsed();
+        let good = answer.status() == 200;
+        let spilled = answer.headers().contains_key("x-spillway-served-by");
+        let whole = answer.into_body().collect().await.is_ok_and(|body| !good || body.to_bytes() == BODY);
+        connection.abort();
+        let end = match (good, whole, spilled) {
+            (true, false, _) => End::Cut,
+            (false, _, _) => End::Refused,
+            (true, true, true) => End::Spilled,
+            (true, true, false) => End::Served,
+        };
+        Some((first_byte, end))
+    };
+    if let Ok(Some((first_byte, end))) = tokio::time::timeout(Duration::from_secs(60), asked).await {
+        told.first_byte = first_byte;
+        told.end = end;
+    }
+    told
+}
+
+/// Sends so many a second, whether the others were answered or not. `midway` happens in the middle.
+async fn open_loop(port: u16, rate: f64, seconds: u32, midway: impl FnOnce()) -> Vec<Told> {
+    let (send, mut told) = mpsc::unbounded_channel();
+    let began = Instant::now();
+    let count = (rate * f64::from(seconds)) as u64;
+    let mut midway = Some(midway);
+    for n in 0..count {
+        let at = Duration::from_secs_f64(n as f64 / rate);
+        tokio::time::sleep_until((began + at).into()).await;
+        if n > count / 2
+            && let Some(midway) = midway.take()
+        {
+            midway();
+        }
+        let send = send.clone();
+        tokio::spawn(async move { send.send(ask(port, at).await) });
+    }
+    drop(send);
+    let mut all = Vec::new();
+    while let Some(one) = told.recv().await {
+        all.push(one);
+    }
+    all
+}
+
+/// What the servers give when each has just as many askers as places and nothing stands in between.
+async fn stand_alone(ports: &[u16], seconds: u32) -> f64 {
+    let until = Instant::now() + Duration::from_secs(seconds.into());
+    let served = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    for port in ports.iter().copied() {
+        for _ in 0..SLOTS {
+            let served = served.clone();
+            tasks.spawn(async move {
+                while Instant::now() < until {
+                    if ask(port, Duration::ZERO).await.end == End::Served {
+                        served.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+    served.load(std::sync::atomic::Ordering::Relaxed) as f64 / f64::from(seconds)
+}
+
+fn count(told: &[Told], end: End) -> usize {
+    told.iter().filter(|one| one.end == end).count()
+}
+
+fn millis_at(told: &[Told], end: End, part: f64) -> f64 {
+    let mut times: Vec<f64> =
+        told.iter().filter(|one| one.end == end).map(|one| one.first_byte.as_secs_f64() * 1e3).collect();
+    times.sort_by(f64::total_cmp);
+    times.get(((times.len() as f64 - 1.0) * part) as usize).copied().unwrap_or(f64::NAN)
+}
+
+/// Three times the load for `seconds`, then each fault for a while.
+pub(crate) fn run(seconds: u32) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let ((_a, a), (_b, b), (_spare, spare)) = (upstream("none"), upstream("none"), upstream_wide());
+        let alone = stand_alone(&[a, b], 5).await;
+        let (_gateway, port) = gateway(&[a, b], spare);
+        let offered = 3.0 * 2.0 * RATE;
+        println!("\nTwo servers of {SLOTS} places and {SERVICE} ms, {offered:.0} requests/s for {seconds} s, queue of {QUEUE} ms");
+        let told = open_loop(port, offered, seconds, || {}).await;
+        let served = count(&told, End::Served) as f64 / f64::from(seconds);
+        println!("stand-alone {alone:.0}/s, through the gateway {served:.0}/s: {:.1} %", served / alone * 100.0);
+        let window = 10.min(seconds);
+        let windows: Vec<f64> = (0..seconds / window)
+            .map(|n| {
+                let (from, to) = (Duration::from_secs((n * window).into()), Duration::from_secs(((n + 1) * window).into()));
+                let inside = told.iter().filter(|t| t.end == End::Served && t.at >= from && t.at < to).count();
+                inside as f64 / f64::from(window)
+            })
+            .collect();
+        let (middle, least, most) = crate::spread(&windows);
+        println!("in windows of {window} s: {middle:.0}/s ({least:.0}..{most:.0})");
+        println!(
+            "answered 200: {:.2} % ({} spilled, {} refused, {} cut, {} lost)",
+            (count(&told, End::Served) + count(&told, End::Spilled)) as f64 / told.len() as f64 * 100.0,
+            count(&told, End::Spilled), count(&told, End::Refused), count(&told, End::Cut), count(&told, End::Lost)
+        );
+        println!(
+            "first byte of those who were served: p50 {:.0} ms, p99 {:.0} ms, p99.9 {:.0} ms; queue and service are {} ms",
+            millis_at(&told, End::Served, 0.5), millis_at(&told, End::Served, 0.99), millis_at(&told, End::Served, 0.999),
+            QUEUE + SERVICE
+        );
+        faults(spare, seconds.min(20)).await;
+    });
+}
+
+/// The one that stands in has places for everybody.
+fn upstream_wide() -> (Running, u16) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["server", "--slots", "10000", "--service", "1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    (Running(child), line.trim().parse().unwrap())
+}
+
+/// One of three servers fails, under a load that the other two take: who is hurt by it?
+async fn faults(spare: u16, seconds: u32) {
+    println!("\nOne of three servers fails; load {:.0}/s for {seconds} s, which two servers take", 1.6 * RATE);
+    println!(
+        "{:20} {:>7} {:>9} {:>6} {:>8} {:>6} {:>12} {:>12}",
+        "", "served", "spilled", "cut", "refused", "lost", "p50 ms", "p99 ms"
+    );
+    let scripted = [Fault::None, Fault::SlowAccept, Fault::OneBytePerSecond, Fault::HalfErrors, Fault::ResetInBody];
+    let all = scripted
+        .iter()
+        .map(|fault| (format!("{fault:?}"), Some(*fault)))
+        .chain([("SIGSTOP".to_owned(), None), ("SIGKILL".to_owned(), None)]);
+    for (name, fault) in all {
+        let word = match fault.unwrap_or(Fault::None) {
+            Fault::None => "none",
+            Fault::SlowAccept => "slow-accept",
+            Fault::OneBytePerSecond => "one-byte-per-second",
+            Fault::HalfErrors => "half-errors",
+            Fault::ResetInBody => "reset-in-body",
+        };
+        let ((_a, a), (_b, b), (bad, c)) = (upstream("none"), upstream("none"), upstream(word));
+        let (_gateway, port) = gateway(&[a, b, c], spare);
+        let (signal, pid) = (name.strip_prefix("SIG").map(str::to_owned), bad.0.id().to_string());
+        let told = open_loop(port, 1.6 * RATE, seconds, move || {
+            if let Some(signal) = signal {
+                let _ = Command::new("kill").args(["-s", &signal, &pid]).status();
+            }
+        })
+        .await;
+        println!(
+            "{name:20} {:>7} {:>9} {:>6} {:>8} {:>6} {:>12.0} {:>12.0}",
+            count(&told, End::Served),
+            count(&told, End::Spilled),
+            count(&told, End::Cut),
+            count(&told, End::Refused),
+            count(&told, End::Lost),
+            millis_at(&told, End::Served, 0.5),
+            millis_at(&told, End::Served, 0.99)
+        );
+    }
+    println!("Cut are the answers that were under way at the server that failed; refused and lost should be none.");
+}

@@ -1,0 +1,78 @@
+//! `mirror`: a copy of some requests goes to a second backend, whose answers nobody waits for. The filter only says so;
+//! the gateway sends the copies, without the caller's credentials, and bounded by what stands here.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use spillway_config::values::{Duration, Size};
+use spillway_filter::{BuildContext, FieldError, Filter, FilterFactory, Mirror as Copies, define};
+
+/// A copy of some requests for a second backend. Its answers are read and thrown away; it never delays, changes or fails
+/// the request itself, and carries no credentials of the caller.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Mirror {
+    /// The backend that gets the copies.
+    backend: String,
+    /// How many requests in a hundred, drawn at random.
+    #[serde(default = "all")]
+    #[schemars(range(min = 0.0, max = 100.0))]
+    percent: f64,
+    /// Longest time of a copy, to the last byte of its answer.
+    #[serde(default = "timeout")]
+    timeout: Duration,
+    /// Copies at the same time; a further one is not sent.
+    #[serde(default = "max_in_flight")]
+    #[schemars(range(min = 1, max = 10_000))]
+    max_in_flight: NonZeroU32,
+    /// Bytes of a body; of a request with a longer one no copy is sent.
+    #[serde(default = "max_body")]
+    max_body: Size,
+}
+
+fn all() -> f64 {
+    100.0
+}
+fn timeout() -> Duration {
+    Duration::seconds(30)
+}
+fn max_in_flight() -> NonZeroU32 {
+    NonZeroU32::MIN.saturating_add(31)
+}
+fn max_body() -> Size {
+    Size(256 << 10)
+}
+
+/// `mirror`.
+pub(crate) fn factory() -> Box<dyn FilterFactory> {
+    define("mirror", check, build)
+}
+
+fn check(config: &Mirror) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if config.percent == 0.0 {
+        errors.push(FieldError::at(["percent"], "at 0 percent no copy is ever sent"));
+    }
+    if config.timeout.0.is_zero() {
+        errors.push(FieldError::at(["timeout"], "a time limit of zero lets nothing pass"));
+    }
+    errors
+}
+
+fn build(config: Mirror, _: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
+    Ok(Arc::new(config))
+}
+
+impl Filter for Mirror {
+    fn mirror(&self) -> Option<Copies<'_>> {
+        Some(Copies {
+            backend: &self.backend,
+            share: self.percent / 100.0,
+            timeout: self.timeout.0,
+            max_in_flight: self.max_in_flight.get(),
+            max_body: self.max_body.0,
+        })
+    }
+}

@@ -1,0 +1,251 @@
+//! The promise: what fails or is slow on the way is tried elsewhere within bounds, and nobody is told half an answer.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use spillway_tests::{Gateway, Upstream, eventually, model, reply, streamed};
+use tokio::sync::mpsc;
+
+/// Never answers; counts how many ask and how many of them have been let go.
+async fn silent() -> (Upstream, Arc<AtomicUsize>) {
+    let gone = Arc::new(AtomicUsize::new(0));
+    let leaves = gone.clone();
+    let upstream = Upstream::start(move |_| {
+        struct Gone(Arc<AtomicUsize>);
+        impl Drop for Gone {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let gone = Gone(leaves.clone());
+        async move {
+            let _gone = gone;
+            std::future::pending::<()>().await;
+            None
+        }
+    })
+    .await;
+    (upstream, gone)
+}
+
+fn two(a: &str, b: &str, protocol: &str, route: &str) -> String {
+    format!(
+        "backends:
+  - {{name: a, protocol: {protocol}, endpoints: [{{url: \"{a}\"}}]}}
+  - {{name: b, protocol: {protocol}, endpoints: [{{url: \"{b}\"}}]}}
+routes:
+  - name: r
+    backendRefs: [{{name: a}}, {{name: b, priority: 1}}]
+{route}"
+    )
+}
+
+#[tokio::test]
+async fn a_server_that_fails_does_not_get_a_multiple_of_its_load() {
+    let broken = Upstream::start(|_| async { None }).await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], retry: {{attempts: 3, budget: 0.1, backoff: {{base: 1ms, max: 1ms}}}}}}]
+",
+        broken.url()
+    ))
+    .await;
+    let began = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(gateway.client().get("/").await.status, 503);
+    }
+    let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
+    let most = 100 + 10 + 10 + seconds;
+    assert!(broken.count() > 110 && broken.count() <= most, "{} of at most {most}, and 400 without it", broken.count());
+    assert!(gateway.metric("spillway_retries_denied_total{http_route=\"r\"}").await >= 80.0);
+}
+
+#[tokio::test]
+async fn a_slow_attempt_is_hedged_and_the_loser_is_let_go_at_once() {
+    let ((slow, gone), quick) = (silent().await, Upstream::fixed(200, "quick").await);
+    let hedge = "    retry: {hedge: {after: 50ms}}\n";
+    let gateway = Gateway::start(&two(&slow.url(), &quick.url(), "http", hedge)).await;
+    for n in 1..=3 {
+        let answer = gateway.client().get("/").await;
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "quick"));
+        eventually("the loser is let go", || async { (gone.load(Ordering::SeqCst) == n).then_some(()) }).await;
+    }
+    assert_eq!(gateway.metric("spillway_hedges_total{http_route=\"r\"}").await, 3.0);
+    let of = |outcome: &str| {
+        format!("spillway_endpoint_attempts_total{{backend=\"a\",endpoint=\"{}\",outcome=\"{outcome}\"}}", slow.url())
+    };
+    assert_eq!((gateway.metric(&of("given_up")).await, gateway.metric(&of("failed")).await), (3.0, 0.0));
+    // What is not idempotent is never sent twice.
+    let client = gateway.client();
+    let post = tokio::spawn(async move { client.post("/", &[], "{}").await });
+    eventually("it is asked", || async { (slow.count() == 4).then_some(()) }).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(quick.seen.lock().unwrap().iter().filter(|seen| seen.method == "POST").count(), 0);
+    post.abort();
+}
+
+#[tokio::test]
+async fn hedges_take_from_the_budget_for_retries() {
+    let ((slow, _), quick) = (silent().await, Upstream::fixed(200, "quick").await);
+    let hedge = "    timeouts: {backendRequest: 150ms}\n    retry: {budget: 0, attempts: 0, hedge: {after: 5ms}}\n";
+    let gateway = Gateway::start(&two(&slow.url(), &quick.url(), "http", hedge)).await;
+    let began = Instant::now();
+    let mut hedged = 0;
+    for _ in 0..30 {
+        hedged += usize::from(gateway.client().get("/").await.status == 200);
+    }
+    let most = 10 + usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
+    assert!((10..=most).contains(&hedged), "ten at first, one a second: {hedged} of at most {most}");
+}
+
+fn sse(text: &str) -> Bytes {
+    format!("data: {{\"id\":\"c\",\"model\":\"big\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n").into()
+}
+
+/// Says two words and half an event, then breaks.
+async fn dying() -> Upstream {
+    Upstream::start(|_| async {
+        let (send, parts) = mpsc::channel(4);
+        tokio::spawn(async move {
+            for part in [sse("The capital of"), sse(" France is"), Bytes::from_static(b"data: {\"id\":\"c\",\"cho")] {
+                send.send(Ok(part)).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let _ = send.send(Err(std::io::Error::other("broken on purpose"))).await;
+        });
+        Some(streamed(&[("content-type", "text/event-stream")], parts))
+    })
+    .await
+}
+
+const QUESTION: &str = r#"{"model":"any","stream":true,"temperature":0,"max_tokens":16,"stream_options":{"include_usage":true},
+"messages":[{"role":"user","content":"What is the capital of France? Answer in one sentence."}]}"#;
+
+fn events(text: &str) -> Vec<serde_json::Value> {
+    text.lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .filter(|data| *data != "[DONE]")
+        .map(|data| serde_json::from_str(data).unwrap_or_else(|e| panic!("{e}: {data}\n{text}")))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_dies_is_continued_by_the_model_inside_where_the_route_wants_it() {
+    let server = dying().await;
+    let yaml = |resume: bool| {
+        format!(
+            "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+models: [{{name: smollm2, source: \"{}\", contextLength: 256}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], whenUnavailable: {{spillTo: smollm2}}, resume: {resume}}}]
+",
+            server.url(),
+            model().display()
+        )
+    };
+    let gateway = Gateway::start(&yaml(true)).await;
+    let answer = gateway.client().post("/v1/chat/completions", &[], QUESTION).await;
+    assert!(!answer.cut && answer.status == 200);
+    let text = answer.text();
+    let all = events(&text);
+    let said: String = all.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(said, "The capital of France is Paris.");
+    let marked: Vec<_> = all.iter().filter(|e| !e["spillway"].is_null()).collect();
+    assert_eq!(marked.len(), 1, "{text}");
+    assert_eq!(
+        (&marked[0]["spillway"]["resumed_by"], &marked[0]["model"]),
+        (&"builtin/smollm2".into(), &"smollm2".into())
+    );
+    assert!(text.trim_end().ends_with("data: [DONE]"), "{text}");
+    assert!(all.last().unwrap()["usage"]["completion_tokens"].as_u64().unwrap() > 2, "both parts count: {text}");
+    assert_eq!(gateway.metric("spillway_streams_resumed_total{http_route=\"r\"}").await, 1.0);
+    // A caller that wants no lesser answer, and a route that does not opt in, get the error.
+    let never = gateway.client().post("/v1/chat/completions", &[("x-spillway-fallback", "never")], QUESTION).await;
+    drop(gateway);
+    let plain = Gateway::start(&yaml(false)).await;
+    let plain = plain.client().post("/v1/chat/completions", &[], QUESTION).await;
+    for answer in [never, plain] {
+        let all = events(&answer.text());
+        assert_eq!(all.last().unwrap()["error"]["code"], "upstream_reset", "every event is whole: {}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_begin_is_left_for_another_server() {
+    let held = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let kept = held.clone();
+    let stalled = Upstream::start(move |_| {
+        let (send, parts) = mpsc::channel(1);
+        kept.lock().unwrap().push(send);
+        async move { Some(streamed(&[("content-type", "text/event-stream")], parts)) }
+    })
+    .await;
+    let quick = Upstream::start(|_| async {
+        let body = [&sse("hello")[..], b"data: [DONE]\n\n"].concat();
+        Some(reply(200, &[("content-type", "text/event-stream")], body))
+    })
+    .await;
+    let yaml = two(&stalled.url(), &quick.url(), "openai", "    timeouts: {firstToken: 300ms}\n");
+    let gateway = Gateway::start(&yaml).await;
+    let answer = gateway.client().post("/v1/chat/completions", &[], QUESTION).await;
+    assert_eq!(answer.status, 200, "the head had come, and nothing had gone to the client: {}", answer.text());
+    assert_eq!((stalled.count(), quick.count()), (1, 1));
+    assert!(answer.text().contains("hello") && answer.text().ends_with("data: [DONE]\n\n"));
+}
+
+#[tokio::test]
+async fn copies_go_to_a_second_backend_and_never_change_the_answer() {
+    let (first, copies) = (Upstream::digest().await, Upstream::fixed(500, "copy").await);
+    let (hanging, _) = silent().await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: x, endpoints: [{{url: \"{}\"}}]}}
+  - {{name: y, endpoints: [{{url: \"{}\"}}]}}
+  - {{name: z, endpoints: [{{url: \"{}\"}}]}}
+routes:
+  - name: r
+    backendRefs: [{{name: x}}]
+    filters: [{{mirror: {{backend: y, maxBody: 10KiB}}}}, {{mirror: {{backend: z, maxInFlight: 2, timeout: 60s}}}}]
+",
+        first.url(),
+        copies.url(),
+        hanging.url()
+    ))
+    .await;
+    let headers = [("authorization", "Bearer secret"), ("cookie", "a=b"), ("x-api-key", "k"), ("x-kept", "yes")];
+    for n in 0..5 {
+        let body = format!("body {n}");
+        let answer = gateway.client().post("/p?q=1", &headers, body.clone()).await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (200, spillway_tests::digest(body.as_bytes())));
+    }
+    eventually("the copies have come", || async { (copies.count() == 5).then_some(()) }).await;
+    let copy = copies.last();
+    assert_eq!((copy.method.as_str(), copy.path.as_str()), ("POST", "/p?q=1"));
+    assert!(copy.body.starts_with(b"body ") && copy.headers["x-kept"] == "yes");
+    for name in ["authorization", "cookie", "x-api-key"] {
+        assert!(!copy.headers.contains_key(name), "{name}");
+    }
+    assert!(first.last().headers.contains_key("authorization"));
+    assert_eq!(hanging.count(), 2, "no more copies at a time than are allowed");
+    let big = vec![b'x'; 11 << 10];
+    let answer = gateway.client().post("/", &[], big.clone()).await;
+    assert_eq!(answer.text(), spillway_tests::digest(&big));
+    let series = |outcome: &str| format!("spillway_mirrors_total{{http_route=\"r\",outcome=\"{outcome}\"}}");
+    eventually("all is counted", || async {
+        let (answered, skipped) = (gateway.metric(&series("answered")).await, gateway.metric(&series("skipped")).await);
+        // Three and one that found no place at z, and one that was too long for y.
+        ((answered, skipped) == (5.0, 5.0)).then_some(())
+    })
+    .await;
+    assert_eq!(copies.count(), 5);
+}

@@ -1,0 +1,77 @@
+//! The promise: at three times the load that the servers take, every caller is answered, and by the right answer.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use spillway_tests::{Gateway, LlamaServer, model, python, repository};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_times_the_load_that_two_servers_take_is_answered_whole_and_not_mixed_up() {
+    let (a, b) = (LlamaServer::start(1), LlamaServer::start(1));
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - name: fleet
+    protocol: openai
+    endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}]
+    capacity: {{maxInFlight: 1}}
+models: [{{name: smollm2, source: \"{}\", contextLength: 256, maxSequences: 8, maxQueue: 256, maxQueueWait: 110s}}]
+routes:
+  - name: r
+    backendRefs: [{{name: fleet}}]
+    whenSaturated: {{queue: {{maxWait: 500ms, maxDepth: 8}}, spillTo: smollm2}}
+",
+        a.url,
+        b.url,
+        model().display()
+    ))
+    .await;
+    // What the two take: the time of one request, warm, on a machine that they share with everything else here.
+    let mut took = Vec::new();
+    for _ in 0..4 {
+        let began = Instant::now();
+        assert_eq!(gateway.client().chat("any", &[]).await.status, 200);
+        took.push(began.elapsed().as_secs_f64());
+    }
+    let service = took[1..].iter().copied().fold(f64::INFINITY, f64::min).max(0.02);
+    let count = 72;
+    let seconds = (count as f64 / (3.0 * 2.0 / service)).clamp(1.0, 20.0);
+    let address = gateway.address;
+    let out = tokio::task::spawn_blocking(move || {
+        std::process::Command::new(python())
+            .arg(repository().join("tests/python/overload.py"))
+            .args([format!("http://{address}/v1"), count.to_string(), seconds.to_string()])
+            .output()
+            .unwrap()
+    })
+    .await
+    .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let told: Vec<serde_json::Value> =
+        String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(told.len(), count);
+    let mut by: BTreeMap<String, usize> = BTreeMap::new();
+    for answer in &told {
+        assert_eq!((&answer["status"], &answer["whole"]), (&200.into(), &true.into()), "{answer}");
+        let capital = match answer["country"].as_str().unwrap() {
+            "France" => "Paris",
+            "Germany" => "Berlin",
+            "Italy" => "Rome",
+            _ => "Madrid",
+        };
+        assert!(answer["text"].as_str().unwrap().contains(capital), "{answer}");
+        *by.entry(answer["by"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    assert!(by.get("").is_some_and(|n| *n > 4), "the servers take what they can: {by:?}");
+    assert!(by.get("builtin/smollm2").is_some_and(|n| *n > 4), "the rest is answered inside: {by:?}");
+    println!("{count} requests in {seconds:.1} s, one takes {service:.3} s: {by:?}");
+    assert_eq!(gateway.metric("spillway_queue_depth{http_route=\"r\"}").await, 0.0);
+}
