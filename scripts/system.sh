@@ -36,6 +36,7 @@ case "$profile" in
     need wrk wrk
     if [ "$profile" = test ]; then
       need shellcheck shellcheck
+      need redis-server redis-server
       need git git
     fi
     ;;
@@ -64,14 +65,19 @@ apt() {
   return 1
 }
 
-# Servers that we start ourselves (nginx) must not be started, nor enabled at boot, because their package came.
+# Servers that we start ourselves (nginx, Redis) must not be started, nor enabled at boot, because their package came.
 policy=/usr/sbin/policy-rc.d
 guard=""
 release_guard() { if [ -n "$guard" ]; then as_root rm -f "$policy"; fi; }
 trap release_guard EXIT
-nginx_came=""
-for p in "${missing[@]}"; do [ "$p" != nginx-light ] || nginx_came=yes; done
-if [ -n "$nginx_came" ] && [ ! -e "$policy" ]; then
+came=()
+for p in "${missing[@]}"; do
+  case "$p" in
+    nginx-light) came+=(nginx) ;;
+    redis-server) came+=(redis-server) ;;
+  esac
+done
+if [ "${#came[@]}" -gt 0 ] && [ ! -e "$policy" ]; then
   guard=yes
   printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
   as_root chmod 755 "$policy"
@@ -82,8 +88,8 @@ if [ "${#missing[@]}" -gt 0 ]; then
   apt install -y --no-install-recommends "${missing[@]}" ||
     die "apt-get could not install: ${missing[*]} (its messages are above)"
 fi
-if [ -n "$nginx_came" ] && have systemctl; then
-  as_root systemctl disable nginx >/dev/null 2>&1 || true # no systemd running: then nothing was enabled either
+if [ "${#came[@]}" -gt 0 ] && have systemctl; then
+  as_root systemctl disable "${came[@]}" >/dev/null 2>&1 || true # no systemd running: then nothing was enabled either
 fi
 
 # Debian 12 has a newer Mesa among its backports, whose software Vulkan is several times as fast. It is taken from there

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Puts what the tests and the demo use under .cache/, pinned: cargo-nextest, cargo-deny, a Python environment with
 # llama.cpp and the OpenAI client, and Jaeger (built once from its Go module, some four minutes).
-# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger]; without arguments: all.
+# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [h2spec]; without arguments: all but h2spec.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -113,6 +113,19 @@ jaeger() {
   set_stamp jaeger "$want"
 }
 
+h2spec() {
+  local want
+  want="$(sha256_of tests/go-h2spec/go.sum) $(sha256_of tests/go-h2spec/go.mod)"
+  if [ -x "$BIN/h2spec" ] && stamp_is h2spec "$want"; then return 0; fi
+  ensure_go
+  say "Building h2spec from its Go module"
+  (cd tests/go-h2spec && GOTOOLCHAIN=local GOFLAGS="-mod=readonly -buildvcs=false" CGO_ENABLED=0 "$go" build -trimpath \
+    -ldflags="-s -w" -o "$BIN/h2spec.new" github.com/summerwind/h2spec/cmd/h2spec) ||
+    die "h2spec could not be built (the messages are above)"
+  mv -f "$BIN/h2spec.new" "$BIN/h2spec"
+  set_stamp h2spec "$want"
+}
+
 deny() {
   cargo_tool cargo-deny 0.20.2 \
     ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee \
@@ -131,6 +144,7 @@ for part in "$@"; do
     nextest) nextest ;;
     python) python_packages ;;
     jaeger) jaeger ;;
-    *) die "unknown part '$part': deny, nextest, python or jaeger" ;;
+    h2spec) h2spec ;;
+    *) die "unknown part '$part': deny, nextest, python, jaeger or h2spec" ;;
   esac
 done

@@ -27,6 +27,10 @@ pub trait FilterCatalog: Send + Sync {
     fn schema(&self, name: &str, generator: &mut SchemaGenerator) -> Option<Schema>;
     /// What the schema cannot say: conflicts and values that decode but make no sense.
     fn check(&self, name: &str, config: &serde_json::Value) -> Vec<FieldError>;
+    /// What is wrong with a CEL expression over `request` alone, as `matches[].when` has it.
+    fn check_expression(&self, _expression: &str) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// A catalogue without filters.

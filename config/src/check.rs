@@ -4,14 +4,11 @@
 use serde_json::{Map, Value as Json};
 
 use crate::tree::{Key, Node, Place, Value};
-use crate::values::{Duration, KeyDigest, ListenAddress, Rate, ServerUrl, Size};
+use crate::values::{Date, Duration, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size};
 
 /// Keys of the language that this version does not know yet: they are unknown keys, but no typing mistakes.
 const NOT_YET: &[&str] = &[
-    "tls",
     "acme",
-    "clientAddress",
-    "proxyProtocol",
     "include",
     "outlierDetection",
     "adaptive",
@@ -22,23 +19,11 @@ const NOT_YET: &[&str] = &[
     "slowStart",
     "tcp",
     "completion",
-    "jwt",
     "mtls",
-    "prices",
-    "state",
     "rollout",
     "cache",
-    "cel",
     "wasm",
-    "cors",
-    "redirect",
-    "urlRewrite",
-    "externalAuthorization",
-    "authorize",
-    "when",
-    "budget",
     "priority",
-    "onExceeded",
     "keepWarm",
     "idleUnload",
     "task",
@@ -47,14 +32,6 @@ const NOT_YET: &[&str] = &[
     "redactHeaders",
     "captureContent",
     "modelAlias",
-    "identityHeaders",
-    "expires",
-    "protocol",
-    "http2",
-    "tokens",
-    "concurrency",
-    "maxConnectionsPerAddress",
-    "overLimitShare",
 ];
 
 /// A mistake at a place.
@@ -159,6 +136,7 @@ impl<'s> Checker<'s> {
                 "size" => "a size such as 20MiB",
                 "rate" => "a rate such as 100/s",
                 "sha256" => "64 hexadecimal digits in quotes",
+                "date" => "a day such as 2027-01-31",
                 _ => "a string",
             };
             return self.mismatch(node, expected, path);
@@ -169,7 +147,9 @@ impl<'s> Checker<'s> {
             "rate" => text.parse::<Rate>().err(),
             "listen-address" => text.parse::<ListenAddress>().err(),
             "server-url" => text.parse::<ServerUrl>().err(),
+            "network" => text.parse::<Network>().err(),
             "sha256" => text.parse::<KeyDigest>().err(),
+            "date" => text.parse::<Date>().err(),
             _ => None,
         };
         if let Some(error) = judged {

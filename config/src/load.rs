@@ -22,6 +22,11 @@ const MAX_MISTAKES: usize = 100;
 pub trait FileChecks {
     /// Whether a model file can be run; the error says what is wrong with it.
     fn model(&self, path: &Path) -> Result<(), String>;
+    /// Whether a certificate and its key belong together; the error names the file that is at fault. What is sound and
+    /// may not be meant, such as a certificate that has expired, comes back as text.
+    fn certificate(&self, cert: &Path, key: &Path) -> Result<Vec<String>, String>;
+    /// Whether a file holds authorities.
+    fn authorities(&self, path: &Path) -> Result<(), String>;
 }
 
 /// Looks at no file.
@@ -30,6 +35,12 @@ pub struct NoFileChecks;
 
 impl FileChecks for NoFileChecks {
     fn model(&self, _: &Path) -> Result<(), String> {
+        Ok(())
+    }
+    fn certificate(&self, _: &Path, _: &Path) -> Result<Vec<String>, String> {
+        Ok(Vec::new())
+    }
+    fn authorities(&self, _: &Path) -> Result<(), String> {
         Ok(())
     }
 }
@@ -210,11 +221,41 @@ fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
     for model in &mut config.models {
         take(&mut model.source);
     }
+    for tls in config.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()) {
+        for pair in &mut tls.certificates {
+            take(&mut pair.cert_file);
+            take(&mut pair.key_file);
+        }
+        if let Some(clients) = &mut tls.client_certificates {
+            take(&mut clients.ca_file);
+        }
+    }
+    for tls in config.backends.iter_mut().map(|backend| &mut backend.tls) {
+        if let Some(file) = &mut tls.ca_file {
+            take(file);
+        }
+        if let Some(pair) = &mut tls.client_certificate {
+            take(&mut pair.cert_file);
+            take(&mut pair.key_file);
+        }
+    }
+    for path in config.consumers.iter_mut().filter_map(|consumer| consumer.keys_file.as_mut()) {
+        take(path);
+    }
+    let issuers = config.authentication.iter_mut().flat_map(|a| a.jwt.iter_mut());
+    for path in issuers.filter_map(|issuer| issuer.jwks.as_mut()?.file.as_mut()) {
+        take(path);
+    }
+    // Written by us: a path like the others, but no file whose change means anything.
+    config.state.budgets.sqlite = folder.join(&config.state.budgets.sqlite);
+    let redis = config.state.limits.iter_mut().filter_map(|limits| limits.redis.password.as_mut());
     let secrets = config
         .backends
         .iter_mut()
         .filter_map(|b| b.credentials.as_mut().map(|c| &mut c.bearer))
-        .chain(config.admin.iter_mut().filter_map(|admin| admin.token.as_mut()));
+        .chain(config.admin.iter_mut().filter_map(|admin| admin.token.as_mut()))
+        .chain(redis)
+        .chain(crate::schema::consumer_secrets(&mut config.consumers));
     for secret in secrets {
         if let Secret::File(path) = secret {
             take(path);

@@ -230,12 +230,14 @@ impl fmt::Display for ListenAddress {
 
 string_value!(ListenAddress, "listen-address", "127.0.0.1:8080", "IP and port to listen on; port 0 takes a free one.");
 
-/// Address of a server, `http://HOST[:PORT]`, without path, query or user.
+/// Address of a server, `http://HOST[:PORT]` or `https://HOST[:PORT]`, without path, query or user.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerUrl {
+    /// Whether it speaks TLS.
+    pub https: bool,
     /// Host name or IP literal (IPv6 without brackets).
     pub host: String,
-    /// TCP port; 80 when the URL names none.
+    /// TCP port; 80 or 443 when the URL names none.
     pub port: u16,
 }
 
@@ -245,12 +247,11 @@ impl FromStr for ServerUrl {
         let url = url::Url::parse(text)
             .map_err(|e| ValueError(format!("`{text}` is not the URL of a server ({e}): write http://HOST:PORT")))?;
         let refuse = |why: &str| Err(ValueError(format!("`{text}`: {why}")));
-        if url.scheme() == "https" {
-            return refuse("TLS towards upstreams is not supported yet; use http://");
-        }
-        if url.scheme() != "http" {
-            return refuse("the scheme of a server must be http");
-        }
+        let https = match url.scheme() {
+            "http" => false,
+            "https" => true,
+            _ => return refuse("the scheme of a server must be http or https"),
+        };
         if !url.username().is_empty() || url.password().is_some() {
             return refuse("a server URL must not carry a user or password");
         }
@@ -263,21 +264,58 @@ impl FromStr for ServerUrl {
             Some(url::Host::Ipv6(ip)) => ip.to_string(),
             None => return refuse("the host is missing"),
         };
-        Ok(Self { host, port: url.port().unwrap_or(80) })
+        Ok(Self { https, host, port: url.port().unwrap_or(if https { 443 } else { 80 }) })
     }
 }
 
 impl fmt::Display for ServerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.https { "https" } else { "http" };
         if self.host.contains(':') {
-            write!(f, "http://[{}]:{}", self.host, self.port)
+            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
         } else {
-            write!(f, "http://{}:{}", self.host, self.port)
+            write!(f, "{scheme}://{}:{}", self.host, self.port)
         }
     }
 }
 
 string_value!(ServerUrl, "server-url", "http://10.0.0.11:8000", "Address of a server: scheme, host and port.");
+
+/// Addresses: one, or all of a network in CIDR form; `10.0.0.0/8`, `2001:db8::/32`, `203.0.113.7`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Network(pub ipnet::IpNet);
+
+impl Network {
+    /// Whether an address lies in it. An IPv4 address inside IPv6 (`::ffff:10.0.0.1`) counts as the IPv4 one.
+    pub fn contains(&self, address: std::net::IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+}
+
+impl FromStr for Network {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let network = text.parse::<ipnet::IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(Into::into));
+        let network = network.map_err(|_| {
+            ValueError(format!("`{text}` is not a network: write ADDRESS/PREFIX, such as 10.0.0.0/8, or one address"))
+        })?;
+        if network.trunc() != network {
+            return Err(ValueError(format!(
+                "`{text}` has bits set behind its prefix: the network is {}",
+                network.trunc()
+            )));
+        }
+        Ok(Self(network))
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.prefix_len() == self.0.max_prefix_len() { self.0.addr().fmt(f) } else { self.0.fmt(f) }
+    }
+}
+
+string_value!(Network, "network", "10.0.0.0/8", "A network in CIDR form, or one address.");
 
 /// SHA-256 digest of an API key, as 64 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -316,6 +354,59 @@ string_value!(
     "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     "SHA-256 digest of an API key in hexadecimal, as `spillway key new` prints it."
 );
+
+/// A day of the calendar, `2027-01-01`; stands for its beginning in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Date {
+    year: u16,
+    month: u8,
+    day: u8,
+}
+
+impl Date {
+    /// Seconds from 1970 to its beginning.
+    pub fn unix_seconds(self) -> u64 {
+        // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", days_from_civil.
+        let (y, m, d) = (u64::from(self.year) - u64::from(self.month <= 2), u64::from(self.month), u64::from(self.day));
+        let (era, year_of_era) = (y / 400, y % 400);
+        let day_of_year = (153 * (if m > 2 { m - 3 } else { m + 9 }) + 2) / 5 + d - 1;
+        let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+        (era * 146_097 + day_of_era - 719_468) * 86_400
+    }
+}
+
+impl FromStr for Date {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let wrong = || ValueError(format!("`{text}` is not a day: write 2027-01-31"));
+        let mut parts = text.split('-');
+        let mut part = |digits: usize| {
+            let part = parts.next().filter(|p| p.len() == digits && p.bytes().all(|b| b.is_ascii_digit()));
+            part.and_then(|p| p.parse::<u16>().ok()).ok_or_else(wrong)
+        };
+        let (year, month, day) = (part(4)?, part(2)?, part(2)?);
+        let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+        let days = match month {
+            4 | 6 | 9 | 11 => 30,
+            2 => 28 + u16::from(leap),
+            1..=12 => 31,
+            _ => return Err(wrong()),
+        };
+        if parts.next().is_some() || !(1970..=9999).contains(&year) || !(1..=days).contains(&day) {
+            return Err(wrong());
+        }
+        let small = |n: u16| u8::try_from(n).map_err(|_| wrong());
+        Ok(Self { year, month: small(month)?, day: small(day)? })
+    }
+}
+
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04}-{:02}-{:02}", self.year, self.month, self.day)
+    }
+}
+
+string_value!(Date, "date", "2027-01-01", "A day, YYYY-MM-DD; stands for its beginning in UTC.");
 
 /// A secret, never written in the file itself: taken from the environment or from a file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]

@@ -7,14 +7,15 @@ use std::path::Path;
 use schemars::{Schema, SchemaGenerator};
 use spillway_config::{FieldError, FilterCatalog, LoadOptions, NoFileChecks, load_text};
 
-struct NoFilters;
+/// Filters by name only.
+struct AnyFilter;
 
-impl FilterCatalog for NoFilters {
+impl FilterCatalog for AnyFilter {
     fn names(&self) -> Vec<&'static str> {
-        Vec::new()
+        vec!["mirror", "rateLimit"]
     }
     fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
-        None
+        Some(schemars::json_schema!({"type": "object"}))
     }
     fn check(&self, _: &str, _: &serde_json::Value) -> Vec<FieldError> {
         Vec::new()
@@ -35,7 +36,7 @@ routes:
     backendRefs: [{{name: a}}]
 {route}"
     );
-    let options = LoadOptions { catalog: &NoFilters, env: &|_| None, files: &NoFileChecks, offline: true };
+    let options = LoadOptions { catalog: &AnyFilter, env: &|_| None, files: &NoFileChecks, offline: true };
     let lines = |report: spillway_config::Report| {
         report.diagnostics.into_iter().map(|d| format!("{}: {}", d.line, d.message)).collect::<Vec<_>>()
     };
@@ -109,5 +110,22 @@ fn tries_and_hedges_are_bounded_and_never_act_twice() {
     backendRefs: [{name: h}]
     retry: {hedge: {after: 1s}}
 ";
-    refused(writes, "14: this route takes only methods that are not idempotent");
+    refused(writes, "13: this route takes only methods that are not idempotent");
+}
+
+#[test]
+fn a_lesser_answer_for_who_is_over_a_limit_needs_somebody_who_gives_it() {
+    let limit = "    filters: [{rateLimit: {by: tenant, requests: 1/s, onExceeded: spill}}]\n";
+    taken(&format!("{limit}    whenSaturated: {{spillTo: m}}\n"));
+    refused(limit, "10: this route spills to nobody");
+    let consumer = "consumers: [{name: c, limits: {requests: 1/s, onExceeded: spill}}]\n";
+    taken(&format!("    authentication: none\n    whenSaturated: {{spillTo: m}}\n{consumer}"));
+    refused(&format!("    authentication: none\n{consumer}"), "11: no route of this file spills");
+}
+
+#[test]
+fn copies_go_to_a_backend_that_is_there() {
+    taken("    filters: [{mirror: {backend: b}}]\n");
+    refused("    filters: [{mirror: {backend: bb}}]\n", "10: there is no backend `bb`");
+    refused("    filters: [{mirror: {backend: m}}]\n", "10: `m` is a model inside");
 }

@@ -92,6 +92,7 @@ fn the_environment_is_put_into_strings_only_and_paths_become_absolute() {
 #[test]
 fn what_can_never_take_effect_is_an_error() {
     let with = |route: &str| GOOD.replace("{backendRefs: [{name: a}]}", route);
+    let listener = |keys: &str| GOOD.replace("address: \"127.0.0.1:0\"", &format!("address: \"127.0.0.1:0\", {keys}"));
     for (yaml, told) in [
         (with("{backendRefs: [{name: a, weight: 0}]}"), "all weights are zero"),
         (with("{backendRefs: [{name: aa}]}"), "there is no backend `aa`"),
@@ -105,8 +106,15 @@ fn what_can_never_take_effect_is_an_error() {
         (with("{backendRefs: [{name: a}]}, {backendRefs: [{name: a}]}"), "`name` is needed"),
         (with("{backendRefs: []}"), "at least one backend"),
         (format!("{GOOD}admin: {{address: \"0.0.0.0:1\"}}\n"), "needs `admin.token`"),
-        (GOOD.replace("http://127.0.0.1:1", "https://127.0.0.1:1"), "TLS towards upstreams is not supported yet"),
-        (GOOD.replace("endpoints", "tls: {}, endpoints"), "this version does not support it yet"),
+        (GOOD.replace("http://127.0.0.1:1", "ftp://127.0.0.1:1"), "must be http or https"),
+        (GOOD.replace("endpoints", "tls: {sni: a.test}, endpoints"), "no endpoint of the backend has an https URL"),
+        (GOOD.replace("endpoints", "outlierDetection: {}, endpoints"), "this version does not support it yet"),
+        (listener("protocol: https"), "needs `tls`"),
+        (listener("protocol: https, tls: {certificates: []}"), "at least one certificate"),
+        (listener("tls: {certificates: [{certFile: a, keyFile: b}]}"), "only a listener with `protocol: https`"),
+        (listener("proxyProtocol: {from: []}"), "no proxy is named"),
+        (listener("proxyProtocol: {from: [10.0.0.1/8]}"), "the network is 10.0.0.0/8"),
+        (listener("clientAddress: {trustedProxies: [x]}"), "is not a network"),
     ] {
         let all = messages(&yaml);
         assert!(all.iter().any(|m| m.contains(told)), "{told}: {all:?}\n{yaml}");

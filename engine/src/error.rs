@@ -86,6 +86,9 @@ pub enum PromptError {
         /// Tokens of prompt and answer together.
         context: usize,
     },
+    /// The model answers nothing: it is an encoder.
+    #[error("the model does not generate text")]
+    NotGenerating,
     /// There is nothing to answer.
     #[error("the conversation is empty")]
     Empty,
@@ -158,6 +161,20 @@ pub enum EngineError {
     /// The grammar of the answer became too costly.
     #[error("the answer can no longer be held to its grammar: {0}")]
     Grammar(String),
+    /// The model does not do this.
+    #[error("the model is for {is}, not for {wanted}")]
+    Task {
+        /// What it is for.
+        is: crate::Task,
+        /// What was asked of it.
+        wanted: crate::Task,
+    },
+    /// What was given cannot be worked on.
+    #[error("{0}")]
+    Input(String),
+    /// Too much waits.
+    #[error(transparent)]
+    Busy(#[from] Busy),
     /// The engine ends.
     #[error("the engine is shutting down")]
     Shutdown,

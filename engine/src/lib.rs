@@ -4,6 +4,7 @@
 
 pub mod artifact;
 mod device;
+mod encoder;
 mod error;
 pub mod exec;
 mod grammar;
@@ -90,9 +91,59 @@ pub struct CpuOptions {
     pub unit: Option<CpuUnit>,
 }
 
+/// What a model is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// Continuing conversations and texts: [`Engine::submit`].
+    Generate,
+    /// Texts as vectors: [`Engine::embed`].
+    Embed,
+    /// Texts, or pairs of them, as scores: [`Engine::classify`], [`Engine::rerank`].
+    Classify,
+}
+
+impl std::fmt::Display for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Generate => "generating text",
+            Self::Embed => "embeddings",
+            Self::Classify => "classification",
+        })
+    }
+}
+
+/// A text as a vector.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedding {
+    /// As many values as the model is wide, of length 1: the cosine of two is their dot product.
+    pub values: Vec<f32>,
+    /// Tokens read, those around the text too.
+    pub tokens: u32,
+    /// Whether the text was longer than the model's context and only its beginning was read.
+    pub truncated: bool,
+}
+
+/// What a classifier makes of a text or a pair of texts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scores {
+    /// A logit for each label, in the order of [`ModelInfo::labels`]. Softmax over them, or the logistic function of a
+    /// single one, gives probabilities.
+    pub logits: Vec<f32>,
+    /// Tokens read.
+    pub tokens: u32,
+    /// Whether something was cut off to fit the model's context.
+    pub truncated: bool,
+}
+
 /// What was loaded and where it runs.
 #[derive(Debug, Clone)]
 pub struct ModelInfo {
+    /// What it is for.
+    pub task: Task,
+    /// Names of a classifier's labels, where the file has them.
+    pub labels: Vec<String>,
+    /// Values of an embedding, or labels; 0 for a model that generates.
+    pub outputs: u32,
     /// Name it was loaded under.
     pub name: String,
     /// `general.architecture` of the file.
@@ -337,10 +388,14 @@ pub struct Engine {
 
 struct Shared {
     info: ModelInfo,
-    text: TextModel,
-    grammars: grammar::Grammars,
     max_sequences: u32,
-    scheduler: scheduler::Handle,
+    work: Work,
+}
+
+/// Who does it.
+enum Work {
+    Decoder { text: TextModel, grammars: grammar::Grammars, scheduler: scheduler::Handle },
+    Encoder(encoder::Handle),
 }
 
 impl Engine {
@@ -348,9 +403,19 @@ impl Engine {
     pub fn load(options: LoadOptions) -> Result<Self, LoadError> {
         let started = Instant::now();
         let file = artifact::ModelFile::open(&options.source)?;
+        let task = model::task(&file);
+        if task != Task::Generate {
+            return Self::load_encoder(&file, task, &options, started);
+        }
         let text = TextModel::new(&file)?;
+        if !text.has_template() {
+            tracing::warn!(event = "no_chat_template", model = %options.name, "it can continue texts, not conversations");
+        }
         let loaded = model::load(&file, &options)?;
         let info = ModelInfo {
+            task,
+            labels: Vec::new(),
+            outputs: 0,
             name: options.name.clone(),
             architecture: file.architecture().to_owned(),
             parameters: file.parameters(),
@@ -373,7 +438,97 @@ impl Engine {
         let info = ModelInfo { load_time: started.elapsed(), decode_rate, bandwidth, ..info };
         let grammars = grammar::Grammars::new(text.tokenizer().clone());
         let max_sequences = u32::try_from(sizes.slots).unwrap_or(u32::MAX);
-        Ok(Self { shared: Arc::new(Shared { info, text, grammars, max_sequences, scheduler }) })
+        let work = Work::Decoder { text, grammars, scheduler };
+        Ok(Self { shared: Arc::new(Shared { info, max_sequences, work }) })
+    }
+
+    fn load_encoder(
+        file: &artifact::ModelFile,
+        task: Task,
+        options: &LoadOptions,
+        started: Instant,
+    ) -> Result<Self, LoadError> {
+        let tokenizer = TextModel::tokenizer_of(file)?;
+        let loaded = model::load_encoder(file, options)?;
+        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let labels = match file.meta("bert.classifier.output_labels") {
+            Some(artifact::MetaValue::Strings(labels)) if task == Task::Classify => labels.clone(),
+            _ => Vec::new(),
+        };
+        let info = ModelInfo {
+            task,
+            labels,
+            outputs: narrow(loaded.shape.outputs()),
+            name: options.name.clone(),
+            architecture: file.architecture().to_owned(),
+            parameters: file.parameters(),
+            quantization: file.quantization(),
+            context_length: narrow(loaded.shape.context),
+            vocabulary: narrow(loaded.shape.vocabulary),
+            file_bytes: file.bytes(),
+            device: loaded.device.clone(),
+            load_time: started.elapsed(),
+            device_memory_bytes: loaded.memory,
+            decode_rate: 0.0,
+            bandwidth: 0.0,
+        };
+        let encoder = encoder::start(loaded, tokenizer, options)?;
+        let info = ModelInfo { load_time: started.elapsed(), ..info };
+        Ok(Self {
+            shared: Arc::new(Shared { info, max_sequences: options.max_sequences, work: Work::Encoder(encoder) }),
+        })
+    }
+
+    /// The parts of a model that generates.
+    fn decoder(&self) -> Option<(&TextModel, &scheduler::Handle)> {
+        match &self.shared.work {
+            Work::Decoder { text, scheduler, .. } => Some((text, scheduler)),
+            Work::Encoder(_) => None,
+        }
+    }
+
+    /// The encoder, if the model is for this.
+    fn encoder(&self, wanted: Task) -> Result<&encoder::Handle, EngineError> {
+        match &self.shared.work {
+            Work::Encoder(encoder) if self.shared.info.task == wanted => Ok(encoder),
+            _ => Err(EngineError::Task { is: self.shared.info.task, wanted }),
+        }
+    }
+
+    /// Texts as vectors, in their order; a text that is longer than the context is cut and marked. Texts of several calls
+    /// go through the model together. At most 2048 in one call. Dropping the future ends the work within one step.
+    ///
+    /// # Errors
+    /// [`EngineError::Task`] for a model that gives no embeddings, [`EngineError::Busy`] when `max_queue` calls wait,
+    /// [`EngineError::Input`] for too many texts, [`EngineError::Device`] and [`EngineError::Shutdown`].
+    pub async fn embed(&self, texts: Vec<String>) -> Result<Vec<Embedding>, EngineError> {
+        let inputs = texts.into_iter().map(|text| encoder::Input { first: text.into(), second: None }).collect();
+        let encoded = self.encoder(Task::Embed)?.encode(inputs).await?;
+        let normalised = encoded.into_iter().map(|text| {
+            let length = text.values.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+            let values = text.values.into_iter().map(|v| v / length).collect();
+            Embedding { values, tokens: text.tokens, truncated: text.truncated }
+        });
+        Ok(normalised.collect())
+    }
+
+    /// What a classifier makes of texts, in their order. Errors as [`Self::embed`].
+    pub async fn classify(&self, texts: Vec<String>) -> Result<Vec<Scores>, EngineError> {
+        let inputs = texts.into_iter().map(|text| encoder::Input { first: text.into(), second: None }).collect();
+        Ok(scores(self.encoder(Task::Classify)?.encode(inputs).await?))
+    }
+
+    /// How well documents answer a query, in the order of the documents: the first logit of a cross-encoder, higher is
+    /// better. Errors as [`Self::embed`], and [`EngineError::Input`] for a classifier of more than one label.
+    pub async fn rerank(&self, query: &str, documents: Vec<String>) -> Result<Vec<Scores>, EngineError> {
+        let encoder = self.encoder(Task::Classify)?;
+        if encoder.outputs() != 1 {
+            let labels = encoder.outputs();
+            return Err(EngineError::Input(format!("the model tells {labels} labels apart; a reranker has one score")));
+        }
+        let query: Arc<str> = query.into();
+        let pair = |document: String| encoder::Input { first: query.clone(), second: Some(document.into()) };
+        Ok(scores(encoder.encode(documents.into_iter().map(pair).collect()).await?))
     }
 
     /// What was loaded.
@@ -388,7 +543,8 @@ impl Engine {
 
     /// The same with an answer that has begun with `begun`, ready to be continued.
     pub fn encode_answer(&self, messages: &[ChatMessage], begun: &str) -> Result<Prompt, PromptError> {
-        let tokens = self.shared.text.encode_answer(messages, begun)?;
+        let (text, _) = self.decoder().ok_or(PromptError::NotGenerating)?;
+        let tokens = text.encode_answer(messages, begun)?;
         let context = usize::try_from(self.shared.info.context_length).unwrap_or(usize::MAX);
         // One token at least must be left for the answer.
         if tokens.len() >= context {
@@ -397,9 +553,24 @@ impl Engine {
         Ok(Prompt { tokens })
     }
 
+    /// A text as tokens, to be continued as it stands. What looks like a control token in it is text.
+    pub fn encode_text(&self, text: &str) -> Result<Prompt, PromptError> {
+        let (model, _) = self.decoder().ok_or(PromptError::NotGenerating)?;
+        let tokens = model.tokenizer().encode_text(text);
+        let context = usize::try_from(self.shared.info.context_length).unwrap_or(usize::MAX);
+        match tokens.len() {
+            0 => Err(PromptError::Empty),
+            n if n >= context => Err(PromptError::TooLong { tokens: n, context }),
+            _ => Ok(Prompt { tokens }),
+        }
+    }
+
     /// Compiles what an answer must be. Takes milliseconds, the first time some hundred: not for a runtime's own threads.
     pub fn grammar(&self, structure: Structure<'_>) -> Result<Grammar, GrammarError> {
-        self.shared.grammars.compile(structure)
+        match &self.shared.work {
+            Work::Decoder { grammars, .. } => grammars.compile(structure),
+            Work::Encoder(_) => Err(GrammarError::Tokens("it does not generate text".into())),
+        }
     }
 
     /// Sequences that run together: a request cannot have more choices.
@@ -409,23 +580,42 @@ impl Engine {
 
     /// Takes a request if it can be begun in time. Never waits.
     pub fn submit(&self, request: Generate) -> Result<TokenStream, Busy> {
-        self.shared.scheduler.submit(request).map(|events| TokenStream { events })
+        // A prompt cannot be had of a model that does not generate.
+        let never = Busy { reason: BusyReason::Stopped, retry_after: Duration::MAX };
+        let (_, scheduler) = self.decoder().ok_or(never)?;
+        scheduler.submit(request).map(|events| TokenStream { events })
     }
 
     /// What it does now.
     pub fn stats(&self) -> EngineStats {
-        self.shared.scheduler.stats()
+        match &self.shared.work {
+            Work::Decoder { scheduler, .. } => scheduler.stats(),
+            Work::Encoder(encoder) => EngineStats { is_ready: true, ..encoder.stats() },
+        }
     }
 
     /// Estimated time to the first token of a prompt of this length, if `tenant` submitted it now.
     pub fn estimated_wait(&self, prompt_tokens: usize, tenant: Option<&str>) -> Duration {
-        self.shared.scheduler.estimated_wait(prompt_tokens, tenant)
+        match &self.shared.work {
+            Work::Decoder { scheduler, .. } => scheduler.estimated_wait(prompt_tokens, tenant),
+            Work::Encoder(encoder) => encoder.estimated_wait(),
+        }
     }
 
     /// Ends it: running requests fail with [`EngineError::Shutdown`].
     pub fn shutdown(&self) {
-        self.shared.scheduler.shutdown();
+        match &self.shared.work {
+            Work::Decoder { scheduler, .. } => scheduler.shutdown(),
+            Work::Encoder(encoder) => encoder.shutdown(),
+        }
     }
+}
+
+fn scores(encoded: Vec<encoder::Encoded>) -> Vec<Scores> {
+    encoded
+        .into_iter()
+        .map(|text| Scores { logits: text.values, tokens: text.tokens, truncated: text.truncated })
+        .collect()
 }
 
 #[cfg(test)]

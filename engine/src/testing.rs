@@ -1,5 +1,8 @@
 //! Small random models for tests, written as GGUF files.
 
+mod gguf;
+mod judge;
+
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -180,7 +183,7 @@ mod tests {
         file
     }
 
-    fn options(source: PathBuf) -> LoadOptions {
+    pub(super) fn options(source: PathBuf) -> LoadOptions {
         LoadOptions {
             name: "small".into(),
             max_sequences: 4,

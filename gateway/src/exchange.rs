@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue, Method};
-use spillway_filter::{Caller, Ledger, Refusal, Variables};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use spillway_filter::{Answer, Caller, Refusal, Variables};
 use tokio::time::Instant as Deadline;
 
-use crate::identity::Consumer;
+use crate::identity::{Consumer, Token};
+use crate::limits::{Credential, Estimate, Ledger};
 use crate::listener::ConnectionInfo;
 use crate::protocol::Api;
 use crate::snapshot::{Route, Snapshot};
@@ -21,6 +22,8 @@ use crate::upstream::RequestBody;
 pub enum End {
     /// With a refusal in the caller's API shape.
     Refuse(Box<Refusal>),
+    /// With an answer that a filter made.
+    Answer(Box<Answer>),
     /// The client is gone; nobody reads an answer.
     ClientGone,
 }
@@ -79,8 +82,12 @@ pub struct Outcome {
     pub response_id: Option<String>,
     /// Tokens read.
     pub prompt_tokens: Option<u64>,
+    /// Of those, the ones that the upstream had in its cache.
+    pub cached_tokens: Option<u64>,
     /// Tokens written.
     pub completion_tokens: Option<u64>,
+    /// Events with content that have passed, for an answer that tells no usage: servers send one for a token.
+    pub content_events: u64,
     /// Arrival to the first content.
     pub first_token: Option<Duration>,
     /// Whether the client left before the end.
@@ -96,6 +103,8 @@ pub struct Asked {
     pub model: Option<String>,
     /// Whether the answer shall be an event stream.
     pub stream: bool,
+    /// What the answer is expected to use.
+    pub expected: Estimate,
 }
 
 /// One request and its answer.
@@ -110,6 +119,12 @@ pub struct Exchange {
     pub client: IpAddr,
     /// The same as a header value.
     pub client_text: HeaderValue,
+    /// Whether the caller spoke TLS, to us or to a trusted proxy.
+    pub secure: bool,
+    /// The page that a browser asks for (`Origin`).
+    pub origin: Option<HeaderValue>,
+    /// Time between two parts of a body that is passed on.
+    pub body_pause: Duration,
     /// The server span.
     pub span: Span,
     /// The span of the attempt that runs, for `traceparent` upstream.
@@ -122,6 +137,12 @@ pub struct Exchange {
     pub caller: Option<Arc<Consumer>>,
     /// The header that showed who calls.
     pub identified_by: Option<HeaderName>,
+    /// What tells the caller's key or token from others.
+    pub credential: Option<Credential>,
+    /// What the caller's token says, if it showed one.
+    pub token: Option<Arc<Token>>,
+    /// Headers that filters put on the request for its backend.
+    pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// The body.
     pub body: RequestBody,
     /// What the body asks for; `None` when nothing read it.
@@ -130,8 +151,10 @@ pub struct Exchange {
     pub ledger: Ledger,
     /// What is told of it at the end.
     pub outcome: Outcome,
-    /// Whether a credential was refused.
-    pub authentication_failed: bool,
+    /// Why a credential was refused, in a word.
+    pub authentication_failed: Option<&'static str>,
+    /// The filter whose limit it is over and what to say, where its route shall give the lesser answer.
+    pub over_limit: Option<(String, Box<Refusal>)>,
     /// The filter that ended it.
     pub refused_by: Option<String>,
     /// Counts it as running.
@@ -140,24 +163,38 @@ pub struct Exchange {
 
 impl Exchange {
     /// A new exchange.
-    pub fn begin(snapshot: Arc<Snapshot>, connection: &ConnectionInfo, request_id: HeaderValue, span: Span) -> Self {
+    pub fn begin(
+        snapshot: Arc<Snapshot>,
+        connection: &ConnectionInfo,
+        headers: &HeaderMap,
+        request_id: HeaderValue,
+        span: Span,
+    ) -> Self {
+        let from = connection.origin(headers);
         Self {
             snapshot,
             started: Instant::now(),
             request_id,
-            client: connection.client.ip(),
-            client_text: connection.client_text.clone(),
+            client: from.client,
+            client_text: from.text,
+            secure: from.secure,
+            origin: headers.get(header::ORIGIN).cloned(),
+            body_pause: connection.limits.body_timeout.0,
             span,
             attempt: None,
             route: None,
             api: Api::Problem,
             caller: None,
             identified_by: None,
+            credential: None,
+            token: None,
+            request_headers: Vec::new(),
             body: RequestBody::Unread,
             asked: None,
             ledger: Ledger::default(),
             outcome: Outcome::default(),
-            authentication_failed: false,
+            authentication_failed: None,
+            over_limit: None,
             refused_by: None,
             running: None,
         }
@@ -170,12 +207,25 @@ impl Exchange {
 
     /// Who calls, as filters see it.
     pub fn caller_view(&self) -> Option<Caller<'_>> {
-        self.caller.as_deref().map(|consumer| Caller { consumer: &consumer.name, tenant: &consumer.tenant })
+        const NO_CLAIMS: &serde_json::Value = &serde_json::Value::Null;
+        let token = self.token.as_deref();
+        self.caller.as_deref().map(|consumer| Caller {
+            consumer: &consumer.name,
+            tenant: &consumer.tenant,
+            scopes: token.map_or(&[], |token| &token.scopes),
+            claims: token.map_or(NO_CLAIMS, |token| &token.claims),
+        })
     }
 
     /// What header values may name.
     pub fn variables<'a>(&'a self, route: &'a Route, backend: &'a str) -> Variables<'a> {
-        Variables { backend, route: &route.name, request_id: self.request_id.to_str().unwrap_or_default() }
+        Variables {
+            backend,
+            route: &route.name,
+            request_id: self.request_id.to_str().unwrap_or_default(),
+            origin: self.origin.as_ref(),
+            secure: self.secure,
+        }
     }
 
     /// Who answered, as text.

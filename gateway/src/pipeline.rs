@@ -17,8 +17,10 @@
 
 mod answers;
 mod conclude;
+mod encoding;
 mod forward;
 mod hedging;
+mod limiting;
 mod mirroring;
 mod queueing;
 mod resuming;
@@ -54,6 +56,7 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
         Ok(()) if x.outcome.broken => Connection::Close,
         Ok(()) => Connection::Keep,
         Err(End::Refuse(refusal)) => answers::refuse(session, &mut x, &refusal).await,
+        Err(End::Answer(answer)) => answers::local(session, &mut x, *answer).await,
         Err(End::ClientGone) => {
             x.outcome.client_gone = true;
             Connection::Close
@@ -71,7 +74,10 @@ async fn walk(
 ) -> Result<(), End> {
     steps::check_head(gateway, connection, session)?;
     let route: Arc<Route> = steps::find_route(gateway, connection, session, x).await?;
-    steps::filters(&route, session, x)?;
+    limiting::filters(&route, session, x).await?;
+    if let Some((filter, refusal)) = x.over_limit.take() {
+        return spilling::over_limit(gateway, &route, filter, refusal, session, x).await;
+    }
     if answers::models(&route, session, x).await? {
         return Ok(());
     }

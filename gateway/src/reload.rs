@@ -65,6 +65,8 @@ pub struct Reloader {
     pub log_format: LogFormat,
     /// The budget for bodies, likewise.
     pub buffered_bodies: Size,
+    /// The most levels of limits, likewise.
+    pub limit_keys: u32,
     /// What runs.
     pub gateway: Arc<Gateway>,
     /// Makes snapshots.
@@ -169,12 +171,18 @@ impl Reloader {
         if config.limits.buffered_bodies != self.buffered_bodies {
             fixed.push("`limits.bufferedBodies` cannot be changed while the gateway runs: restart it".to_owned());
         }
+        if config.limits.limit_keys != self.limit_keys {
+            fixed.push("`limits.limitKeys` cannot be changed while the gateway runs: restart it".to_owned());
+        }
         if !fixed.is_empty() {
             return Err(fixed);
         }
         let previous = self.gateway.snapshot.load_full();
         // Whatever can fail comes first; from here on nothing is changed until nothing can.
-        let prepared = self.listeners.prepare(&crate::snapshot::plans(config)).map_err(|e| vec![e.to_string()])?;
+        let written = config.clone();
+        let plans = tokio::task::spawn_blocking(move || crate::listener::plans(&written)).await;
+        let plans = plans.map_err(|e| vec![e.to_string()])??;
+        let prepared = self.listeners.prepare(&plans).map_err(|e| vec![e.to_string()])?;
         let snapshot = self.compiler.compile(config, Some(&previous)).await.map_err(|e| e.0)?;
         let generation = snapshot.generation;
         self.health.apply(std::mem::take(&mut *snapshot.probes.lock()));

@@ -14,10 +14,11 @@ use tokio::sync::watch;
 
 use crate::admin::{self, AdminState};
 use crate::balancing::HealthSupervisor;
+use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
 use crate::reload::{LastEdit, Reloader};
 use crate::snapshot::{Compiler, Snapshot, SnapshotError};
-use crate::telemetry::{LogWriter, Metrics};
+use crate::telemetry::{Audit, LogWriter, Metrics};
 use crate::upstream::{BodyBudget, Connector, Via};
 
 /// How often the end of a drain is looked for.
@@ -60,6 +61,8 @@ pub struct Gateway {
     pub bodies: BodyBudget,
     /// Series.
     pub metrics: Arc<Metrics>,
+    /// Refused credentials and changes by operators.
+    pub audit: Arc<Audit>,
     /// Where lines go.
     pub log: LogWriter,
     /// How they are written.
@@ -91,6 +94,7 @@ struct Shown {
     gateway: ArcSwap<Option<Arc<Gateway>>>,
     draining: AtomicBool,
     metrics: Arc<Metrics>,
+    audit: Arc<Audit>,
     last_edit: Arc<ArcSwap<LastEdit>>,
     token: Option<[u8; 32]>,
     address: SocketAddr,
@@ -131,6 +135,9 @@ impl AdminState for Shown {
         let shown: [u8; 32] = Sha256::digest(token.unwrap_or_default()).into();
         Some(token.is_some() && bool::from(shown.ct_eq(expected)))
     }
+    fn audit(&self, client: std::net::IpAddr, who: &str, method: &str, path: &str, status: u16) {
+        self.audit.admin(client, who, method, path, status);
+    }
     fn is_loopback(&self) -> bool {
         self.address.ip().is_loopback()
     }
@@ -153,11 +160,13 @@ pub async fn serve(
     let metrics = Arc::new(Metrics::new());
     let last_edit = Arc::new(ArcSwap::from_pointee(LastEdit::started(&path)));
     let stop_admin = watch::Sender::new(false);
-    let shown = open_admin(&config, &metrics, &last_edit, &stop_admin).await?;
+    let audit = Arc::new(Audit::new(log.clone(), metrics.clone()));
+    let shown = open_admin(&config, &metrics, audit, &last_edit, &stop_admin).await?;
 
     let listeners = Arc::new(ListenerSet::default());
-    let compiler = Arc::new(Compiler::new(spillway_filters::registry(), metrics.clone(), cache_dir));
-    let plans = crate::snapshot::plans(&config);
+    let limits = Limits::new(config.limits.limit_keys, metrics.clone());
+    let compiler = Arc::new(Compiler::new(spillway_filters::registry(), metrics.clone(), limits.clone(), cache_dir));
+    let plans = crate::listener::plans(&config).map_err(SnapshotError)?;
     let prepared = listeners.prepare(&plans)?;
     let snapshot = compiler.compile(&config, None).await?;
 
@@ -169,6 +178,7 @@ pub async fn serve(
         connector: Connector::default(),
         via: Via::new(),
         metrics: metrics.clone(),
+        audit: shown.audit.clone(),
         log: log.clone(),
         log_format: config.telemetry.logs.format,
         running: AtomicUsize::new(0),
@@ -183,6 +193,7 @@ pub async fn serve(
         admin: config.admin.clone(),
         log_format: config.telemetry.logs.format,
         buffered_bodies: config.limits.buffered_bodies,
+        limit_keys: config.limits.limit_keys,
         gateway: gateway.clone(),
         compiler,
         listeners: listeners.clone(),
@@ -198,6 +209,7 @@ pub async fn serve(
     drain(&gateway, &listeners).await;
     health.stop();
     stop_admin.send_replace(true);
+    let _ = tokio::task::spawn_blocking(move || limits.close()).await;
     let tracer = gateway.snapshot.load().tracer.clone();
     let _ = tokio::task::spawn_blocking(move || tracer.flush()).await;
     tracing::info!(event = "stopped");
@@ -208,6 +220,7 @@ pub async fn serve(
 async fn open_admin(
     config: &Config,
     metrics: &Arc<Metrics>,
+    audit: Arc<Audit>,
     last_edit: &Arc<ArcSwap<LastEdit>>,
     stop: &watch::Sender<bool>,
 ) -> Result<Arc<Shown>, ServeError> {
@@ -225,6 +238,7 @@ async fn open_admin(
         gateway: ArcSwap::from_pointee(None),
         draining: AtomicBool::new(false),
         metrics: metrics.clone(),
+        audit,
         last_edit: last_edit.clone(),
         token,
         address,
@@ -293,5 +307,11 @@ pub struct ModelFiles;
 impl spillway_config::FileChecks for ModelFiles {
     fn model(&self, path: &Path) -> Result<(), String> {
         spillway_engine::inspect(path).map(|_| ()).map_err(|e| e.to_string())
+    }
+    fn certificate(&self, cert: &Path, key: &Path) -> Result<Vec<String>, String> {
+        crate::tls::check_pair(cert, key).map_err(|e| e.to_string())
+    }
+    fn authorities(&self, path: &Path) -> Result<(), String> {
+        crate::tls::check_authorities(path).map_err(|e| e.to_string())
     }
 }

@@ -12,6 +12,7 @@
 )]
 
 mod engine;
+mod idle;
 mod overload;
 mod process;
 mod proxy;
@@ -34,6 +35,9 @@ struct Arguments {
     /// Seconds of each run.
     #[arg(long, default_value_t = 5)]
     seconds: u32,
+    /// Idle connections; both ends need as many open files.
+    #[arg(long, default_value_t = 10_000)]
+    connections: usize,
     /// Threads of the engine and of llama.cpp; the machine's processors when left out.
     #[arg(long)]
     cores: Option<usize>,
@@ -57,6 +61,8 @@ enum Scenario {
     Overload,
     /// A 200-byte JSON through Spillway and through nginx.
     Proxy,
+    /// Ten thousand idle and slow clients beside normal traffic.
+    Idle,
     /// Tokens per second of the engine and of llama.cpp.
     Engine,
 }
@@ -70,6 +76,9 @@ fn main() {
     let wanted = |scenario| arguments.scenario.is_none_or(|s| s == scenario);
     if wanted(Scenario::Proxy) {
         proxy::run(arguments.rounds, arguments.seconds);
+    }
+    if wanted(Scenario::Idle) {
+        idle::run(arguments.connections, arguments.seconds);
     }
     if wanted(Scenario::Overload) {
         overload::run(arguments.seconds);

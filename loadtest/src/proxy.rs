@@ -137,7 +137,15 @@ fn load(candidate: &mut Candidate, seconds: u32) {
         line.trim_start().strip_prefix(label).unwrap().trim().to_owned()
     };
     let rate: f64 = number("Requests/sec:").parse().unwrap();
-    let p99 = number("99%");
+    candidate.rates.push(rate);
+    candidate.cpu.push(cpu / (rate * f64::from(seconds)) * 1e5);
+    candidate.p99.push(p99(&text));
+}
+
+/// The 99th percentile that `wrk` printed, in milliseconds.
+pub(crate) fn p99(text: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.trim_start().strip_prefix("99%")).unwrap_or_else(|| panic!("{text}"));
+    let p99 = line.trim();
     let digits = p99.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let scale = if p99.ends_with("us") {
         1e-3
@@ -146,7 +154,5 @@ fn load(candidate: &mut Candidate, seconds: u32) {
     } else {
         1e3
     };
-    candidate.rates.push(rate);
-    candidate.cpu.push(cpu / (rate * f64::from(seconds)) * 1e5);
-    candidate.p99.push(digits.parse::<f64>().unwrap() * scale);
+    digits.parse::<f64>().unwrap() * scale
 }

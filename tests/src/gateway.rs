@@ -30,9 +30,23 @@ pub fn binary() -> PathBuf {
 impl Gateway {
     /// Starts it with this configuration, listeners and admin address on free ports put in front.
     pub async fn start(yaml: &str) -> Self {
-        let yaml = format!("listeners: [{{address: \"127.0.0.1:0\"}}]\nadmin: {{address: \"127.0.0.1:0\"}}\n{yaml}");
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("spillway.yaml"), &yaml).unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), &format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}"))
+            .await
+    }
+
+    /// Kills it as a crash would and starts it again in its folder.
+    pub async fn crash_and_restart(mut self, yaml: &str) -> Self {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        drop(self);
+        Self::start_in(folder, &format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}")).await
+    }
+
+    /// Starts it in a folder that holds the files which this configuration names, listeners included; the admin address
+    /// is put in front.
+    pub async fn start_in(folder: tempfile::TempDir, yaml: &str) -> Self {
+        std::fs::write(folder.path().join("spillway.yaml"), whole(yaml)).unwrap();
         let mut child = Command::new(binary())
             .args(["serve", "-c", "spillway.yaml"])
             .current_dir(folder.path())
@@ -62,6 +76,13 @@ impl Gateway {
         gateway.address = gateway.event_address("listening");
         gateway.admin = gateway.event_address("admin_listening");
         gateway
+    }
+
+    /// Where clients of a listener connect, by its name.
+    pub fn listener(&self, name: &str) -> SocketAddr {
+        let events = self.events("listening");
+        let event = events.iter().find(|event| event["listener"] == name);
+        event.unwrap_or_else(|| panic!("a listener {name}"))["address"].as_str().unwrap().parse().unwrap()
     }
 
     fn event_address(&self, event: &str) -> SocketAddr {
@@ -138,6 +159,11 @@ impl Gateway {
         })
         .await
     }
+}
+
+/// The text of a configuration with the admin address in front, as a test's gateway has it.
+pub fn whole(yaml: &str) -> String {
+    format!("admin: {{address: \"127.0.0.1:0\"}}\n{yaml}")
 }
 
 impl Drop for Gateway {

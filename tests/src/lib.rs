@@ -16,15 +16,25 @@ mod client;
 mod gateway;
 mod programs;
 mod reference;
+mod secure;
 mod upstream;
 
 pub use client::{Answer, Client, Stream};
-pub use gateway::{Gateway, binary};
-pub use programs::{LlamaServer, jaeger, model, python, repository};
+pub use gateway::{Gateway, binary, whole};
+pub use programs::{LlamaServer, Redis, jaeger, model, python, repository};
 pub use reference::reference;
+pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};
 pub use upstream::{Reply, Seen, Upstream, digest, reply, streamed};
 
 use std::time::Duration;
+
+/// A key as `spillway key new` makes it, with its digest.
+pub fn new_key() -> (String, String) {
+    let out = std::process::Command::new(binary()).args(["key", "new"]).output().unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    (field("key:"), field("sha256:"))
+}
 
 /// Longest wait for something that will happen: a bound for a hang, never a measure.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -27,7 +27,7 @@ models: [{{name: smollm2, source: \"{}\", contextLength: 256, maxSequences: 8, m
 routes:
   - name: r
     backendRefs: [{{name: fleet}}]
-    whenSaturated: {{queue: {{maxWait: 500ms, maxDepth: 8}}, spillTo: smollm2}}
+    whenSaturated: {{queue: {{maxWait: 2s, maxDepth: 8}}, spillTo: smollm2}}
 ",
         a.url,
         b.url,
@@ -42,7 +42,7 @@ routes:
         took.push(began.elapsed().as_secs_f64());
     }
     let service = took[1..].iter().copied().fold(f64::INFINITY, f64::min).max(0.02);
-    let count = 72;
+    let count = 36;
     let seconds = (count as f64 / (3.0 * 2.0 / service)).clamp(1.0, 20.0);
     let address = gateway.address;
     let out = tokio::task::spawn_blocking(move || {

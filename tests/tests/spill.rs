@@ -122,6 +122,35 @@ async fn servers_that_are_down_are_stood_in_for() {
     assert_eq!((&line["spilled"], &line["modelAsked"]), (&"unavailable".into(), &"x".into()));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_over_its_limit_gets_the_lesser_answer_where_it_may() {
+    let server = Upstream::fixed(200, "{}").await;
+    // The digests of `a` and `b`.
+    let more = "    filters: [{rateLimit: {by: consumer, requests: 1/h, onExceeded: spill}}]
+    spill: {models: [\"gpt-*\"], maxPromptTokens: 60}
+consumers:
+  - {name: a, keys: [{sha256: ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb}]}
+  - {name: b, models: [\"gpt-*\"], keys: [{sha256: 3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d}]}
+";
+    let gateway = Gateway::start(&fleet(&[&server.url()], "", more)).await;
+    let client = gateway.client();
+    let by = async |model: &str, headers: &[(&str, &str)]| {
+        let answer = client.chat(model, headers).await;
+        (answer.status.as_u16(), answer.header("x-spillway-served-by").to_owned())
+    };
+    let (inside, refused) = ((200, "builtin/smollm2".to_owned()), (429, String::new()));
+    assert_eq!(by("gpt-4", &[("x-api-key", "a")]).await, (200, String::new()), "within its limit");
+    assert_eq!(by("gpt-4", &[("x-api-key", "a")]).await, inside);
+    assert_eq!(by("other", &[("x-api-key", "a")]).await, refused, "the route lets only gpt-* spill");
+    assert_eq!(by("gpt-4", &[("x-api-key", "a"), ("x-spillway-fallback", "never")]).await, refused);
+    let long = serde_json::json!({"model": "gpt-4", "messages": [{"role": "user", "content": "word ".repeat(80)}]});
+    assert_eq!(client.post("/v1/chat/completions", &[("x-api-key", "a")], long.to_string()).await.status, 429);
+    assert_eq!(by("gpt-4", &[("x-api-key", "b")]).await, (200, String::new()));
+    assert_eq!(by("gpt-4", &[("x-api-key", "b")]).await, refused, "it may not use the model that would answer");
+    assert_eq!(server.count(), 2);
+    assert_eq!(gateway.metric("spillway_spills_total{http_route=\"chat\",reason=\"over_limit\"}").await, 1.0);
+}
+
 struct Jaeger(Child);
 
 impl Drop for Jaeger {

@@ -1,10 +1,12 @@
 //! `backends`: groups of servers, how their health and room are known, and how one of them is picked.
 
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::CertificateFiles;
 use crate::values::{Duration, Secret, ServerUrl, Status};
 
 /// A named group of servers that answer alike.
@@ -36,6 +38,24 @@ pub struct Backend {
     /// Time limits of one attempt.
     #[serde(default)]
     pub timeouts: BackendTimeouts,
+    /// TLS towards endpoints whose URL says https.
+    #[serde(default)]
+    pub tls: BackendTls,
+    /// HTTP/2 towards the endpoints: over TLS where the server chooses it by ALPN, else without asking.
+    #[serde(default)]
+    pub http2: bool,
+}
+
+/// TLS towards the endpoints of a backend. Their certificates are always verified, name included.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BackendTls {
+    /// The name that is asked for (SNI) and must stand in the certificate; the host of the URL when left out.
+    pub sni: Option<String>,
+    /// The authorities that may have signed it, in PEM; those of the system when left out.
+    pub ca_file: Option<PathBuf>,
+    /// What the gateway shows of itself.
+    pub client_certificate: Option<CertificateFiles>,
 }
 
 /// What the servers of a backend speak.

@@ -5,6 +5,7 @@
 mod admin;
 mod backends;
 mod consumers;
+mod limits;
 mod listeners;
 mod models;
 mod routes;
@@ -12,15 +13,25 @@ mod telemetry;
 
 pub use admin::Admin;
 pub use backends::{
-    Backend, BackendProtocol, BackendTimeouts, Capacity, Credentials, Endpoint, HealthCheck, HttpProbe, LoadBalancing,
-    PolicyName,
+    Backend, BackendProtocol, BackendTimeouts, BackendTls, Capacity, Credentials, Endpoint, HealthCheck, HttpProbe,
+    LoadBalancing, PolicyName,
 };
-pub use consumers::{ApiKeyHeaders, Authentication, Consumer, ConsumerKey};
-pub use listeners::{Listener, ListenerLimits};
-pub use models::{Device, Model};
+pub(crate) use consumers::secrets as consumer_secrets;
+pub use consumers::{
+    ApiKeyHeaders, Authentication, Claims, Consumer, ConsumerKey, ConsumerToken, FailureLimit, IdentityHeaders, Jwks,
+    JwtAlgorithm, JwtIssuer,
+};
+pub use limits::{
+    Budget, BudgetState, ConsumerLimits, LimitState, OnExceeded, OnStoreFailure, Period, Price, RedisState, State,
+};
+pub use listeners::{
+    CertificateFiles, ClientAddress, ClientAddressHeader, ClientCertificateMode, ClientCertificates, Listener,
+    ListenerLimits, ListenerProtocol, ListenerTls, ProxyProtocol, TlsVersion,
+};
+pub use models::{Device, Model, ModelTask};
 pub use routes::{
-    BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue, Reject, Retry, RetryOn,
-    Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated, WhenUnavailable,
+    Access, BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue, Reject, Retry,
+    RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated, WhenUnavailable,
 };
 pub use telemetry::{LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
 
@@ -50,8 +61,14 @@ pub struct Config {
     /// How callers show who they are.
     #[serde(default)]
     pub authentication: Option<Authentication>,
+    /// What models cost, for budgets in money.
+    #[serde(default)]
+    pub prices: Vec<Price>,
     /// Which requests go where.
     pub routes: Vec<Route>,
+    /// Where budgets and the levels of limits are kept.
+    #[serde(default)]
+    pub state: State,
     /// Traces and logs.
     #[serde(default)]
     pub telemetry: Telemetry,
@@ -70,11 +87,14 @@ pub struct ProcessLimits {
     /// Memory for request bodies that are held for routing, retries or spilling; a request that finds none left is
     /// refused with 503.
     pub buffered_bodies: Size,
+    /// Callers whose level is kept for each rule of limits; past it those that are full soonest are forgotten.
+    #[schemars(range(min = 1024, max = 16_777_216))]
+    pub limit_keys: u32,
 }
 
 impl Default for ProcessLimits {
     fn default() -> Self {
-        Self { buffered_bodies: Size::mib(512) }
+        Self { buffered_bodies: Size::mib(512), limit_keys: 65_536 }
     }
 }
 

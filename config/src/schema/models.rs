@@ -16,6 +16,9 @@ pub struct Model {
     pub name: String,
     /// A GGUF file.
     pub source: PathBuf,
+    /// What it is for; worked out from the file when left out, and an error when the file is for something else.
+    #[serde(default)]
+    pub task: Option<ModelTask>,
     /// Where it runs.
     #[serde(default)]
     pub device: Device,
@@ -35,6 +38,10 @@ pub struct Model {
     /// Longest estimated wait for a first token at which a request is still taken.
     #[serde(default = "Model::default_queue_wait")]
     pub max_queue_wait: Duration,
+    /// Share of the sequences that requests over a limit (`onExceeded: spill`) may hold; they never wait for one.
+    #[serde(default = "Model::default_over_limit_share")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub over_limit_share: f64,
     /// How long a caller may read nothing before its answer is given up.
     #[serde(default = "Model::default_stall_timeout")]
     pub stall_timeout: Duration,
@@ -79,9 +86,24 @@ impl Model {
     fn default_token_pause() -> Duration {
         Duration::millis(50)
     }
+    fn default_over_limit_share() -> f64 {
+        0.25
+    }
     fn default_stall_timeout() -> Duration {
         Duration::seconds(10)
     }
+}
+
+/// What a model is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ModelTask {
+    /// Conversations: `/v1/chat/completions`, and requests that spill.
+    Chat,
+    /// Texts as vectors: `/v1/embeddings`.
+    Embedding,
+    /// Documents ranked by a query: `/v1/rerank`.
+    Rerank,
 }
 
 /// Where a model runs.

@@ -23,6 +23,9 @@ pub struct Route {
     /// Whether the caller must show who it is; `required` when the file names consumers or authentication, else `none`.
     #[serde(default)]
     pub authentication: Option<RouteAuthentication>,
+    /// Who of the known callers may use it; all when left out. For anybody else it is not there (404).
+    #[serde(default)]
+    pub access: Option<Access>,
     /// Steps that a request passes in this order.
     #[serde(default)]
     pub filters: Vec<FilterEntry>,
@@ -67,6 +70,20 @@ pub struct Match {
     pub headers: Vec<HeaderMatch>,
     /// The model named in the body; `*` stands for any characters.
     pub model: Option<String>,
+    /// A CEL expression over `request` (method, path, query, host, headers, clientAddress) that must be true.
+    pub when: Option<String>,
+}
+
+/// Who of the known callers may use a route. All that is named must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Access {
+    /// One of these consumers.
+    pub consumers: Vec<String>,
+    /// A consumer of one of these tenants.
+    pub tenants: Vec<String>,
+    /// A token with all of these scopes (its claim `scope` or `scp`). An API key has none.
+    pub scopes: Vec<String>,
 }
 
 /// How a path is matched.

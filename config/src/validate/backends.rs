@@ -3,6 +3,31 @@
 use std::collections::HashSet;
 
 use super::{Context, at};
+use crate::schema::{Backend, BackendTls};
+
+/// What the gateway shows of itself and whom it believes.
+fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    let tls = &backend.tls;
+    if *tls != BackendTls::default() && !backend.endpoints.iter().any(|endpoint| endpoint.url.https) {
+        cx.error(at!["backends", n, "tls"], "this has no effect: no endpoint of the backend has an https URL");
+    }
+    if tls.sni.as_ref().is_some_and(|name| !is_host_name(name)) {
+        cx.error(at!["backends", n, "tls", "sni"], "this is not a host name");
+    }
+    if let Some(file) = &tls.ca_file {
+        super::listeners::authorities(cx, at!["backends", n, "tls", "caFile"], file);
+    }
+    if let Some(pair) = &tls.client_certificate {
+        super::listeners::certificate(cx, at!["backends", n, "tls", "clientCertificate"], pair);
+    }
+}
+
+fn is_host_name(name: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    name.parse::<std::net::IpAddr>().is_ok() || (name.len() <= 253 && name.split('.').all(label))
+}
 
 pub(super) fn all(cx: &mut Context<'_>) {
     let config = cx.config;
@@ -32,6 +57,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
                 cx.error(at!["backends", n, "healthCheck"], "`interval` and `timeout` must be longer than zero");
             }
         }
+        tls(cx, n, backend);
         let t = &backend.timeouts;
         for (key, value) in [("connect", t.connect), ("firstByte", t.first_byte), ("idle", t.idle)] {
             if value.0.is_zero() {

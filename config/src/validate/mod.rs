@@ -1,6 +1,8 @@
 //! What types cannot say: references, ranges, conflicts, things that can never take effect. Collects every finding.
 
 mod backends;
+mod callers;
+mod listeners;
 mod models;
 mod routes;
 
@@ -103,42 +105,14 @@ impl Context<'_> {
 
 /// Every check.
 pub(crate) fn all(cx: &mut Context<'_>) {
-    listeners(cx);
+    listeners::all(cx);
     admin(cx);
     names(cx);
-    consumers(cx);
+    callers::all(cx);
     backends::all(cx);
     models::all(cx);
     routes::all(cx);
     telemetry(cx);
-}
-
-fn listeners(cx: &mut Context<'_>) {
-    let config = cx.config;
-    if config.listeners.is_empty() {
-        cx.error(at!["listeners"], "there must be at least one listener");
-    }
-    for (n, listener) in config.listeners.iter().enumerate() {
-        let same =
-            |other: &crate::schema::Listener| other.address == listener.address && listener.address.0.port() != 0;
-        if let Some(first) = config.listeners.iter().take(n).position(same) {
-            cx.error(at!["listeners", n, "address"], format!("listeners[{first}] has this address already"));
-        }
-        let limits = &listener.limits;
-        for (key, value) in [
-            ("headerTimeout", limits.header_timeout),
-            ("bodyTimeout", limits.body_timeout),
-            ("idleTimeout", limits.idle_timeout),
-        ] {
-            if value.0.is_zero() {
-                cx.error(at!["listeners", n, "limits", key], "a time limit of zero lets nothing pass");
-            }
-        }
-        // Pingora reads headers of up to 1 MiB.
-        if !(1 << 10..=1 << 20).contains(&limits.max_header_bytes.0) {
-            cx.error(at!["listeners", n, "limits", "maxHeaderBytes"], "must be from 1KiB to 1MiB");
-        }
-    }
 }
 
 fn admin(cx: &mut Context<'_>) {
@@ -192,30 +166,6 @@ fn named<'n>(cx: &mut Context<'_>, list: &str, n: usize, name: &'n str, seen: &m
         cx.error(at, message);
     } else {
         seen.insert(name, format!("{list}[{n}]"));
-    }
-}
-
-fn consumers(cx: &mut Context<'_>) {
-    let config = cx.config;
-    let mut seen = HashMap::new();
-    for (n, consumer) in config.consumers.iter().enumerate() {
-        if consumer.keys.is_empty() {
-            cx.warn(at!["consumers", n], "this consumer has no key: nobody can call as it");
-        }
-        for (k, key) in consumer.keys.iter().enumerate() {
-            if let Some(first) = seen.insert(key.sha256, &consumer.name) {
-                cx.error(
-                    at!["consumers", n, "keys", k, "sha256"],
-                    format!("this key belongs to consumer `{first}` already"),
-                );
-            }
-        }
-    }
-    let headers = config.authentication.iter().flat_map(|a| a.api_key.headers.iter().enumerate());
-    for (n, header) in headers {
-        if http::HeaderName::from_bytes(header.as_bytes()).is_err() {
-            cx.error(at!["authentication", "apiKey", "headers", n], format!("`{header}` is not a header name"));
-        }
     }
 }
 

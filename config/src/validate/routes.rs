@@ -85,6 +85,11 @@ fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
             cx.error(at!["routes", n, "matches", m, "headers", h, "exact"], message);
         }
     }
+    if let Some(expression) = &written.when
+        && let Err(message) = cx.options.catalog.check_expression(expression)
+    {
+        cx.error(at!["routes", n, "matches", m, "when"], message);
+    }
     if written.model.as_deref() == Some("") {
         cx.error(at!["routes", n, "matches", m, "model"], "an empty model name matches nothing; `*` matches any");
     }
@@ -92,17 +97,43 @@ fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
 
 fn authentication(cx: &mut Context<'_>, n: usize, route: &Route) {
     let config = cx.config;
-    let has_key = config.consumers.iter().any(|consumer| !consumer.keys.is_empty());
+    let anybody = super::callers::anybody(cx);
     match route.authentication {
-        Some(RouteAuthentication::Required) if !has_key => {
-            let message = "no consumer has a key: no caller could ever pass (`spillway key new` makes one)";
+        Some(RouteAuthentication::Required) if !anybody => {
+            let message = "no consumer has a key or token: no caller could ever pass (`spillway key new` makes a key)";
             cx.error(at!["routes", n, "authentication"], message);
         }
-        None if (!config.consumers.is_empty() || config.authentication.is_some()) && !has_key => {
-            let message = "callers must be known here, and no consumer has a key: no caller could ever pass";
+        None if (!config.consumers.is_empty() || config.authentication.is_some()) && !anybody => {
+            let message = "callers must be known here, and no consumer has a key or token: no caller could ever pass";
             cx.error(at!["routes", n], message);
         }
         _ => {}
+    }
+    let Some(access) = &route.access else { return };
+    if access.consumers.is_empty() && access.tenants.is_empty() && access.scopes.is_empty() {
+        cx.error(at!["routes", n, "access"], "this names nobody: give consumers, tenants or scopes, or leave it out");
+    }
+    let asks = config.authentication.is_some() || !config.consumers.is_empty();
+    if route.authentication == Some(RouteAuthentication::None) || (route.authentication.is_none() && !asks) {
+        cx.error(at!["routes", n, "access"], "callers are not identified on this route (`authentication: none`)");
+    }
+    let made_from_claims = config.authentication.iter().flat_map(|a| &a.jwt).any(|issuer| issuer.claims.is_some());
+    if !access.scopes.is_empty() && config.authentication.iter().all(|a| a.jwt.is_empty()) {
+        cx.error(at!["routes", n, "access", "scopes"], "only tokens have scopes, and there is no `authentication.jwt`");
+    }
+    if made_from_claims {
+        return;
+    }
+    let names: Vec<&str> = config.consumers.iter().map(|c| c.name.as_str()).collect();
+    let tenants: Vec<&str> = config.consumers.iter().map(|c| c.tenant.as_deref().unwrap_or(&c.name)).collect();
+    for (key, what, written, known) in
+        [("consumers", "consumer", &access.consumers, &names), ("tenants", "tenant", &access.tenants, &tenants)]
+    {
+        for (i, name) in written.iter().enumerate() {
+            if !known.contains(&name.as_str()) {
+                cx.unknown(at!["routes", n, "access", key, i], what, name, known);
+            }
+        }
     }
 }
 
@@ -112,6 +143,12 @@ fn filters(cx: &mut Context<'_>, n: usize, route: &Route) {
             let mut at = at!["routes", n, "filters", f, filter.name.as_str()];
             at.extend(path.iter().map(|key| Segment::from(key.as_str())));
             cx.error(at, message);
+        }
+        if filter.config.get("onExceeded").and_then(serde_json::Value::as_str) == Some("spill")
+            && route.when_saturated.as_ref().is_none_or(|w| w.spill_to.is_none())
+        {
+            let message = "this route spills to nobody: `whenSaturated.spillTo` says who answers";
+            cx.error(at!["routes", n, "filters", f, filter.name.as_str(), "onExceeded"], message);
         }
         if filter.name == "mirror"
             && let Some(name) = filter.config.get("backend").and_then(serde_json::Value::as_str)
@@ -299,7 +336,7 @@ fn shadows(cx: &mut Context<'_>) {
     let key = |m: &Match| {
         let mut headers: Vec<_> = m.headers.iter().map(|h| (h.name.to_lowercase(), h.exact.clone())).collect();
         headers.sort();
-        (m.path.as_ref().map(|p| format!("{p:?}")), m.method.clone(), headers, m.model.clone())
+        (m.path.as_ref().map(|p| format!("{p:?}")), m.method.clone(), headers, m.model.clone(), m.when.clone())
     };
     let everything = [Match::default()];
     let mut seen = std::collections::HashMap::new();

@@ -76,6 +76,17 @@ pub struct TensorEntry {
 }
 
 impl TensorEntry {
+    /// An entry whose range is as long as type and shape say; dimensions from the contiguous one on.
+    pub(super) fn new(number: u32, dimensions: Vec<usize>, range: Range<usize>) -> Option<Self> {
+        let elements = dimensions.iter().try_fold(1usize, |all, n| all.checked_mul(*n)).filter(|n| *n > 0)?;
+        let (_, values, block) = any_type(number)?;
+        let kind = TensorType::from_ggml(number);
+        if kind.is_some() && (elements / values).checked_mul(block) != Some(range.len()) {
+            return None;
+        }
+        Some(Self { kind, number, dimensions, elements: u64::try_from(elements).ok()?, range })
+    }
+
     /// Values in a row, and rows.
     pub fn shape(&self) -> (usize, usize) {
         let columns = self.dimensions.first().copied().unwrap_or(1);

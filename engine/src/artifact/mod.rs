@@ -2,6 +2,7 @@
 //! is copied or allocated by a count in the file that was not held against the file's length before.
 
 mod gguf;
+mod safetensors;
 mod types;
 
 use std::fs::File;
@@ -14,13 +15,15 @@ use memmap2::Mmap;
 pub use gguf::{Header, MetaValue, TensorEntry};
 pub use types::{BLOCK, QuantBlock, TensorType};
 
-use crate::LoadError;
+use crate::{LoadError, Task};
 
 /// What a file holds, known without a device.
 #[derive(Debug, Clone)]
 pub struct ArtifactInfo {
     /// `general.architecture`.
     pub architecture: String,
+    /// What it is for.
+    pub task: Task,
     /// Weights.
     pub parameters: u64,
     /// Most frequent type of its matrices.
@@ -39,6 +42,7 @@ pub fn inspect(path: &Path) -> Result<ArtifactInfo, LoadError> {
     crate::model::check(&file)?;
     Ok(ArtifactInfo {
         architecture: file.architecture().to_owned(),
+        task: crate::model::task(&file),
         parameters: file.parameters(),
         quantization: file.quantization(),
         context_length: file.number("context_length").unwrap_or(0),
@@ -57,6 +61,8 @@ pub struct ModelFile {
     map: Arc<Mmap>,
     header: Header,
     architecture: String,
+    /// Where its tokenizer lies, if not in the file.
+    tokenizer: Option<PathBuf>,
 }
 
 /// One tensor: its shape and its bytes.
@@ -84,13 +90,17 @@ impl ModelFile {
         }
         let mut magic = [0u8; 8];
         let read = file.read(&mut magic).map_err(io)?;
-        if let Some(kind) = other_kind(path, magic.get(..read).unwrap_or_default()) {
+        let kind = kind(path, magic.get(..read).unwrap_or_default());
+        if let Kind::Other(kind) = kind {
             return Err(LoadError::WrongKind { path: path.to_owned(), kind });
         }
         // SAFETY: the mapping is private and read-only. A file that another process shortens while it is read would
         // raise SIGBUS; model files are replaced by rename, as the guide says, and unmapped after the upload.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let header = Header::parse(&map).map_err(|reason| LoadError::Corrupt { path: path.to_owned(), reason })?;
+        let header = match kind {
+            Kind::Safetensors => safetensors::parse(path, &map)?,
+            _ => Header::parse(&map).map_err(|reason| LoadError::Corrupt { path: path.to_owned(), reason })?,
+        };
         let architecture = match header.metadata.get("general.architecture") {
             Some(MetaValue::String(name)) => name.clone(),
             _ => {
@@ -98,7 +108,8 @@ impl ModelFile {
                 return Err(LoadError::Corrupt { path: path.to_owned(), reason });
             }
         };
-        Ok(Self { path: path.to_owned(), map: Arc::new(map), header, architecture })
+        let tokenizer = matches!(kind, Kind::Safetensors).then(|| safetensors::Folder::of(path).tokenizer());
+        Ok(Self { path: path.to_owned(), map: Arc::new(map), header, architecture, tokenizer })
     }
 
     /// The path it was opened under.
@@ -168,6 +179,14 @@ impl ModelFile {
         }
     }
 
+    /// The `tokenizer.json` beside the file, for a kind of file that has none inside.
+    pub fn tokenizer_json(&self) -> Result<Option<Vec<u8>>, LoadError> {
+        let Some(path) = &self.tokenizer else { return Ok(None) };
+        let missing =
+            || self.unsupported("there is no `tokenizer.json` beside it: put the whole model folder in place");
+        safetensors::bytes(path)?.ok_or_else(missing).map(Some)
+    }
+
     /// An error that names this file.
     pub fn unsupported(&self, reason: impl Into<String>) -> LoadError {
         LoadError::Unsupported { path: self.path.clone(), reason: reason.into() }
@@ -181,6 +200,16 @@ impl ModelFile {
     /// Names of all tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.header.tensors.keys().map(String::as_str)
+    }
+
+    /// A line of the tensor table.
+    pub fn entry(&self, name: &str) -> Option<&TensorEntry> {
+        self.header.tensors.get(name)
+    }
+
+    /// Rows of a tensor, if there is one of this name.
+    pub fn rows(&self, name: &str) -> Option<usize> {
+        self.header.tensors.get(name).map(|entry| entry.shape().1)
     }
 
     /// Whether there is a tensor of this name.
@@ -216,19 +245,32 @@ impl ModelFile {
     }
 }
 
-/// What a file is that is no GGUF, by its first bytes or else its name.
-fn other_kind(path: &Path, magic: &[u8]) -> Option<&'static str> {
-    if magic.starts_with(b"GGUF") {
-        return None;
-    }
+/// What kind of file it is.
+enum Kind {
+    Gguf,
+    Safetensors,
+    /// One that is not read, and its name.
+    Other(&'static str),
+}
+
+/// By its first bytes, or else its name.
+fn kind(path: &Path, magic: &[u8]) -> Kind {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    Some(match extension.as_str() {
-        "safetensors" => "a safetensors file",
+    Kind::Other(match extension.as_str() {
+        _ if magic.starts_with(b"GGUF") => return Kind::Gguf,
+        "safetensors" => return Kind::Safetensors,
         "onnx" => "an ONNX model",
         "pb" => "a TensorFlow graph",
         "tflite" => "a TensorFlow Lite model",
+        "h5" | "keras" => "a Keras model",
         "pt" | "pth" | "bin" | "ckpt" => "a PyTorch checkpoint",
+        "pkl" | "pickle" => "a Python pickle",
+        "npz" | "npy" => "a NumPy archive",
+        "mlmodel" | "mlpackage" => "a Core ML model",
+        "ggml" | "ggmf" | "ggjt" => "a file of a format before GGUF",
         _ if magic.starts_with(b"PK") => "a zip archive (a PyTorch checkpoint, most likely)",
+        _ if magic.starts_with(b"\x89HDF") => "an HDF5 file (a Keras model, most likely)",
+        _ if magic.starts_with(b"\x80\x02") || magic.starts_with(b"\x80\x04") => "a Python pickle",
         _ if magic.starts_with(b"version ") => "a Git LFS pointer and not the file itself",
         _ => "not a GGUF file",
     })

@@ -1,16 +1,18 @@
 //! Architectures: which operations in which order. A file is checked against the shapes that its architecture wants
 //! before anything is uploaded.
 
+mod bert;
 mod decoder;
 mod shape;
 mod target;
 
+pub(crate) use bert::{Bert, Shape as BertShape};
 pub(crate) use decoder::Decoder;
 pub(crate) use shape::Shape;
 
 use crate::artifact::ModelFile;
 use crate::exec::{Executor, PAGE, Sizes};
-use crate::{DeviceInfo, LoadError, LoadOptions};
+use crate::{DeviceInfo, LoadError, LoadOptions, Task};
 
 /// Tokens of prompt and answer together, where nobody says otherwise.
 const DEFAULT_CONTEXT: u64 = 2048;
@@ -38,7 +40,7 @@ fn unknown(file: &ModelFile) -> LoadError {
     file.unsupported(format!(
         "its architecture is `{}`: this version runs {}",
         file.architecture().chars().take(80).flat_map(char::escape_debug).collect::<String>(),
-        shape::DECODERS.map(|name| format!("`{name}`")).join(", ")
+        [&shape::DECODERS[..], &[ENCODER]].concat().join(", ")
     ))
 }
 
@@ -47,9 +49,49 @@ pub(crate) fn device_for(choice: &crate::DeviceChoice) -> Result<DeviceInfo, Loa
     target::find(choice)
 }
 
+/// The architecture of encoders.
+const ENCODER: &str = "bert";
+
+/// What a model is for.
+pub(crate) fn task(file: &ModelFile) -> Task {
+    match file.architecture() {
+        ENCODER if file.has("cls.output.weight") => Task::Classify,
+        ENCODER => Task::Embed,
+        _ => Task::Generate,
+    }
+}
+
+/// An encoder on a device, ready to run.
+pub(crate) struct LoadedEncoder {
+    pub(crate) model: Bert,
+    pub(crate) executor: Box<dyn Executor>,
+    pub(crate) shape: BertShape,
+    pub(crate) sizes: Sizes,
+    pub(crate) device: DeviceInfo,
+    pub(crate) memory: u64,
+}
+
+/// Loads an encoder onto the device that is wanted.
+pub(crate) fn load_encoder(file: &ModelFile, options: &LoadOptions) -> Result<LoadedEncoder, LoadError> {
+    let mut shape = BertShape::of(file)?;
+    shape.check(file)?;
+    if let Some(context) = options.context_length {
+        shape.context = shape.context.min(usize::try_from(context).unwrap_or(usize::MAX)).max(3);
+    }
+    let sizes = shape.sizes();
+    allow(encoder_needs(file, &shape, &sizes), options)?;
+    let target = target::load(file, sizes, options, |executor| Bert::load(&shape, file, &sizes, executor))?;
+    let target::Target { model, executor, device } = target;
+    let memory = executor.memory();
+    Ok(LoadedEncoder { model, executor, shape, sizes, device, memory })
+}
+
 /// Checks that a file can be run, without a device.
 pub(crate) fn check(file: &ModelFile) -> Result<(), LoadError> {
-    Shape::of(file)?.check(file)
+    match task(file) {
+        Task::Generate => Shape::of(file)?.check(file),
+        Task::Embed | Task::Classify => BertShape::of(file)?.check(file),
+    }
 }
 
 /// What a model will take of a device, in bytes.
@@ -67,8 +109,20 @@ pub struct Needs {
     pub kv_tokens: u64,
 }
 
+/// What an encoder takes: it keeps nothing between steps.
+fn encoder_needs(file: &ModelFile, shape: &BertShape, sizes: &Sizes) -> Needs {
+    let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    let activations = wide(shape.activation_bytes());
+    Needs { weights: file.bytes(), kv_cache: 0, activations, context: wide(sizes.context), kv_tokens: 0 }
+}
+
 /// What a file will take under these options, known without a device.
 pub(crate) fn needs(file: &ModelFile, options: &LoadOptions) -> Result<Needs, LoadError> {
+    if task(file) != Task::Generate {
+        let shape = BertShape::of(file)?;
+        shape.check(file)?;
+        return Ok(encoder_needs(file, &shape, &shape.sizes()));
+    }
     let shape = Shape::of(file)?;
     shape.check(file)?;
     let sizes = sizes(file, &shape, options)?;

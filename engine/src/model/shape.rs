@@ -9,9 +9,9 @@ use crate::artifact::{MetaValue, ModelFile, Tensor};
 use crate::exec::{Function, PAGE, Pairing, Rope, Sizes};
 
 /// Bounds of what a file may claim; beyond them it is damaged.
-const MAX_LAYERS: usize = 1024;
-const MAX_WIDTH: usize = 1 << 17;
-const MAX_HEADS: usize = 1024;
+pub(super) const MAX_LAYERS: usize = 1024;
+pub(super) const MAX_WIDTH: usize = 1 << 17;
+pub(super) const MAX_HEADS: usize = 1024;
 const MAX_HEAD_DIM: usize = 256;
 pub(super) const MAX_VOCABULARY: usize = 1 << 22;
 pub(super) const MAX_CONTEXT: usize = 1 << 24;

@@ -27,7 +27,7 @@ pub struct ChatMessage {
 #[derive(Clone)]
 pub struct TextModel {
     tokenizer: Arc<Tokenizer>,
-    template: Arc<ChatTemplate>,
+    template: Option<Arc<ChatTemplate>>,
 }
 
 impl TextModel {
@@ -35,12 +35,22 @@ impl TextModel {
     pub fn new(file: &ModelFile) -> Result<Self, LoadError> {
         let tokenizer = Tokenizer::new(file)?;
         let template = ChatTemplate::new(file, &tokenizer)?;
-        Ok(Self { tokenizer: Arc::new(tokenizer), template: Arc::new(template) })
+        Ok(Self { tokenizer: Arc::new(tokenizer), template: template.map(Arc::new) })
     }
 
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
+    }
+
+    /// The tokenizer of an encoder, which is given no conversations.
+    pub(crate) fn tokenizer_of(file: &ModelFile) -> Result<Arc<Tokenizer>, LoadError> {
+        Tokenizer::new(file).map(Arc::new)
+    }
+
+    /// Whether it can be given conversations.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
     }
 
     /// A conversation as tokens, up to where the model's answer begins.
@@ -53,7 +63,10 @@ impl TextModel {
 
     /// The same, with an answer that has begun with `begun`, which is text whoever wrote it.
     pub fn encode_answer(&self, messages: &[ChatMessage], begun: &str) -> Result<Vec<u32>, PromptError> {
-        let pieces = self.template.render(messages)?;
+        let template = self.template.as_ref().ok_or_else(|| {
+            PromptError::Template("it has none (`tokenizer.chat_template`): it was not tuned for conversations".into())
+        })?;
+        let pieces = template.render(messages)?;
         let mut tokens = Vec::new();
         if self.tokenizer.add_bos()
             && let Some(bos) = self.tokenizer.bos()

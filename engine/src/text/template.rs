@@ -42,15 +42,12 @@ pub(super) struct ChatTemplate {
 const NAME: &str = "chat";
 
 impl ChatTemplate {
-    pub(super) fn new(file: &ModelFile, tokenizer: &Tokenizer) -> Result<Self, LoadError> {
+    /// The template of a file; none for a model that was not tuned for conversations.
+    pub(super) fn new(file: &ModelFile, tokenizer: &Tokenizer) -> Result<Option<Self>, LoadError> {
         let source = match file.meta("tokenizer.chat_template") {
             Some(MetaValue::String(source)) if source.len() <= MAX_TEMPLATE => source.clone(),
             Some(MetaValue::String(_)) => return Err(file.corrupt("its chat template is longer than 256 KiB")),
-            _ => {
-                return Err(file.unsupported(
-                    "it has no chat template (`tokenizer.chat_template`): use a model that was tuned for conversations",
-                ));
-            }
+            _ => return Ok(None),
         };
         let trims = source.contains("trim") || source.contains(".strip(");
         let mut environment = Environment::new();
@@ -67,7 +64,7 @@ impl ChatTemplate {
             .add_template_owned(NAME, source)
             .map_err(|e| file.unsupported(format!("its chat template cannot be compiled: {e}")))?;
         let text = |token: Option<u32>| token.and_then(|t| tokenizer.control_text(t)).unwrap_or_default().to_owned();
-        Ok(Self { environment, bos: text(tokenizer.bos()), eos: text(tokenizer.eos()), trims })
+        Ok(Some(Self { environment, bos: text(tokenizer.bos()), eos: text(tokenizer.eos()), trims }))
     }
 
     pub(super) fn render(&self, messages: &[ChatMessage]) -> Result<Vec<Piece>, PromptError> {

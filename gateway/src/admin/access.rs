@@ -11,6 +11,29 @@ use axum::response::{IntoResponse, Response};
 
 use super::AdminState;
 
+/// The address that a request came from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Client(pub(super) IpAddr);
+
+/// Notes every change that was asked for and every request that was refused.
+pub(super) async fn audit(State(state): State<Arc<dyn AdminState>>, request: Request, next: Next) -> Response {
+    let client = request.extensions().get::<Client>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let by_token = state.token_matches(None).is_some();
+    let answer = next.run(request).await;
+    let status = answer.status();
+    let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::MISDIRECTED_REQUEST);
+    if refused || !method.is_safe() {
+        let who = match (refused, by_token) {
+            (true, _) => "unknown",
+            (false, true) => "token",
+            (false, false) => "loopback",
+        };
+        state.audit(client, who, method.as_str(), &path, status.as_u16());
+    }
+    answer
+}
+
 pub(super) async fn check(State(state): State<Arc<dyn AdminState>>, request: Request, next: Next) -> Response {
     let bearer = request
         .headers()

@@ -49,6 +49,8 @@ pub trait AdminState: Send + Sync + 'static {
     fn config(&self) -> serde_json::Value;
     /// Whether a bearer token opens this address; `None` when none is configured.
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool>;
+    /// Notes a change that was asked for, or a request that was refused, by `who`: `token` or `loopback`.
+    fn audit(&self, client: std::net::IpAddr, who: &str, method: &str, path: &str, status: u16);
     /// Whether the address is on loopback.
     fn is_loopback(&self) -> bool;
     /// Values of `Host` that are accepted besides loopback names.
@@ -79,6 +81,8 @@ pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, mut stop: 
         let (app, stopping) = (app.clone(), stopping.clone());
         connections.spawn(async move {
             let _place = place;
+            // The router is one for all connections; whose request it is stands in the request.
+            let app = app.layer(axum::Extension(access::Client(client.ip())));
             connection(stream, app, stopping).await;
         });
     }
@@ -111,7 +115,8 @@ fn router(state: Arc<dyn AdminState>) -> Router {
         .route("/api/config", get(config))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn_with_state(state.clone(), access::check));
+        .layer(middleware::from_fn_with_state(state.clone(), access::check))
+        .layer(middleware::from_fn_with_state(state.clone(), access::audit));
     let open = Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(ready))

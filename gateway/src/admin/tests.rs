@@ -13,6 +13,7 @@ struct Shown {
     readiness: Mutex<Result<(), &'static str>>,
     token: bool,
     loopback: bool,
+    audited: Mutex<Vec<String>>,
 }
 
 impl AdminState for Shown {
@@ -21,6 +22,9 @@ impl AdminState for Shown {
     }
     fn metrics(&self) -> String {
         "up 1\n# EOF\n".to_owned()
+    }
+    fn audit(&self, _: std::net::IpAddr, who: &str, method: &str, path: &str, status: u16) {
+        self.audited.lock().push(format!("{who} {method} {path} {status}"));
     }
     fn config(&self) -> serde_json::Value {
         serde_json::json!({"generation": 1})
@@ -46,7 +50,7 @@ struct Admin {
 async fn admin(token: bool, loopback: bool) -> Admin {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let shown = Arc::new(Shown { readiness: Mutex::new(Ok(())), token, loopback });
+    let shown = Arc::new(Shown { readiness: Mutex::new(Ok(())), token, loopback, audited: Mutex::default() });
     let stop = watch::Sender::new(false);
     let serving = tokio::spawn(serve(listener, shown.clone(), stop.subscribe()));
     Admin { address, shown, stop, serving }

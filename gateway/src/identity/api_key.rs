@@ -6,10 +6,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use spillway_config::schema;
+use spillway_config::schema::ConsumerKey;
 use subtle::ConstantTimeEq;
 
 use super::{Consumer, IdentityError};
+use crate::limits::Credential;
 
 /// Bytes of a digest that choose a bucket.
 const PREFIX: usize = 8;
@@ -21,12 +22,15 @@ const PREFIX: usize = 8;
 /// far. The bucket is found by the digest's first 64 bits (through a randomly keyed hash map); whether a bucket exists
 /// could show in the time, and so at most that some digest shares those 64 bits, which leaves a 256-bit key as unknown as
 /// before. Within a bucket every entry is compared in full and in constant time.
+#[derive(Default)]
 pub(super) struct Keys {
     buckets: HashMap<[u8; PREFIX], Vec<Entry>, ahash::RandomState>,
 }
 
 struct Entry {
     digest: [u8; 32],
+    /// Unix seconds from which on it stands for nobody.
+    expires: u64,
     consumer: Arc<Consumer>,
 }
 
@@ -37,40 +41,35 @@ impl std::fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Enters the keys of all consumers.
-    pub(super) fn new(consumers: &[schema::Consumer]) -> Result<Self, IdentityError> {
-        let mut buckets: HashMap<[u8; PREFIX], Vec<Entry>, ahash::RandomState> = HashMap::default();
-        for written in consumers {
-            let consumer = Arc::new(Consumer {
-                name: written.name.as_str().into(),
-                tenant: written.tenant.as_deref().unwrap_or(&written.name).into(),
-                priority: written.priority,
-            });
-            for key in &written.keys {
-                let digest = key.sha256.0;
-                let bucket = buckets.entry(prefix(&digest)).or_default();
-                match bucket.iter().find(|entry| entry.digest == digest) {
-                    Some(entry) if entry.consumer.name == consumer.name => {}
-                    Some(entry) => {
-                        return Err(IdentityError::SharedKey {
-                            first: entry.consumer.name.to_string(),
-                            second: written.name.clone(),
-                        });
-                    }
-                    None => bucket.push(Entry { digest, consumer: Arc::clone(&consumer) }),
+    /// Enters the keys of a consumer. A key that stands twice for one consumer, in the configuration and in its file, holds
+    /// until the later end.
+    pub(super) fn enter(&mut self, consumer: &Arc<Consumer>, keys: &[ConsumerKey]) -> Result<(), IdentityError> {
+        for key in keys {
+            let digest = key.sha256.0;
+            let expires = key.expires.map_or(u64::MAX, |day| day.unix_seconds());
+            let bucket = self.buckets.entry(prefix(&digest)).or_default();
+            match bucket.iter_mut().find(|entry| entry.digest == digest) {
+                Some(entry) if entry.consumer.name == consumer.name => entry.expires = entry.expires.max(expires),
+                Some(entry) => {
+                    return Err(IdentityError::SharedKey {
+                        first: entry.consumer.name.to_string(),
+                        second: consumer.name.to_string(),
+                    });
                 }
+                None => bucket.push(Entry { digest, expires, consumer: Arc::clone(consumer) }),
             }
         }
-        Ok(Self { buckets })
+        Ok(())
     }
 
-    /// The consumer whose key this is.
-    pub(super) fn find(&self, key: &[u8]) -> Option<&Arc<Consumer>> {
+    /// The consumer whose key this is at `now` (Unix seconds), and what tells the key from others.
+    pub(super) fn find(&self, key: &[u8], now: u64) -> Option<(&Arc<Consumer>, Credential)> {
         let digest: [u8; 32] = Sha256::digest(key).into();
+        let prefix = prefix(&digest);
         let mut found = None;
-        for entry in self.buckets.get(&prefix(&digest))? {
-            if bool::from(entry.digest.ct_eq(&digest)) {
-                found = Some(&entry.consumer);
+        for entry in self.buckets.get(&prefix)? {
+            if bool::from(entry.digest.ct_eq(&digest)) && now < entry.expires {
+                found = Some((&entry.consumer, u64::from_be_bytes(prefix)));
             }
         }
         found

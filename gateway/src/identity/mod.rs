@@ -1,27 +1,38 @@
-//! Who calls: API keys in headers become a [`Consumer`]. It owns the table of key digests of one snapshot.
-//! It never keeps, logs or repeats a key, and never decides what a consumer may do.
-//! Its inputs are the configuration's `consumers` and `authentication` and the header of one request.
+//! Who calls: an API key or a token becomes a [`Consumer`]. It owns the table of key digests and the verified tokens of one
+//! snapshot. It never keeps, logs or repeats a credential, and never decides what a consumer may do.
+//! Its inputs are the configuration's `consumers` and `authentication`, the header of one request and its address.
 
 mod api_key;
+mod failures;
+mod jwt;
 mod new_key;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 use spillway_config::schema;
 use spillway_config::schema::RouteAuthentication;
-use spillway_filter::{Caller, ErrorKind, Refusal};
+use spillway_filter::{ErrorKind, Refusal};
 
 use api_key::Keys;
+pub use failures::Failures;
+pub use jwt::Parts;
+use jwt::{Judged, Tokens};
 pub use new_key::{KeyError, NewKey};
+
+use crate::limits::{Credential, Rationed, Rules};
+use crate::routing::ModelPattern;
 
 /// Longest API key that is looked at, in bytes; real ones have some fifty to two hundred.
 const MAX_KEY_BYTES: usize = 512;
 
 /// Somebody who may call.
-#[derive(Debug, PartialEq, Eq)]
 pub struct Consumer {
     /// Its name.
     pub name: Arc<str>,
@@ -29,13 +40,52 @@ pub struct Consumer {
     pub tenant: Arc<str>,
     /// Its rank among those who wait for a place: the higher, the sooner.
     pub priority: i32,
+    /// What it may use.
+    pub rules: Rules,
+    /// Models that it may name; all where there is no list.
+    models: Option<Vec<ModelPattern>>,
+    /// What replaces a backend's own credentials for its requests, by the backend's name.
+    credentials: HashMap<String, HeaderValue>,
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Consumer({} of {})", self.name, self.tenant)
+    }
 }
 
 impl Consumer {
-    /// What filters see of it.
-    pub fn caller(&self) -> Caller<'_> {
-        Caller { consumer: &self.name, tenant: &self.tenant }
+    fn from_claims(name: Arc<str>, tenant: Arc<str>, rules: Rules) -> Self {
+        Self { name, tenant, priority: 0, rules, models: None, credentials: HashMap::new() }
     }
+
+    /// Whether it may name a model; `None` stands for a request that names none.
+    pub fn may_use(&self, model: Option<&str>) -> bool {
+        match (&self.models, model) {
+            (None, _) => true,
+            (Some(patterns), Some(model)) => patterns.iter().any(|pattern| pattern.matches(model)),
+            (Some(_), None) => false,
+        }
+    }
+
+    /// Whether it may name only some models.
+    pub fn is_restricted(&self) -> bool {
+        self.models.is_some()
+    }
+
+    /// What its requests show a backend instead of the backend's own credentials.
+    pub fn credentials(&self, backend: &str) -> Option<&HeaderValue> {
+        self.credentials.get(backend)
+    }
+}
+
+/// What a token says.
+#[derive(Debug, Default)]
+pub struct Token {
+    /// What it lets its bearer do.
+    pub scopes: Vec<String>,
+    /// All it says.
+    pub claims: Value,
 }
 
 /// A caller that showed who it is.
@@ -45,6 +95,21 @@ pub struct Identity {
     pub consumer: Arc<Consumer>,
     /// The header that said so, the first one in the configured order.
     pub header: HeaderName,
+    /// What tells the key or token from others.
+    pub credential: Credential,
+    /// What its token says, if it is one.
+    pub token: Option<Arc<Token>>,
+}
+
+/// A credential that was refused: what the caller is told, and what the audit log says.
+#[derive(Debug)]
+pub struct Unidentified {
+    /// For the caller.
+    pub refusal: Refusal,
+    /// For the audit log, in a word.
+    pub reason: &'static str,
+    /// Whether it was refused unseen, for what its address has shown before.
+    pub throttled: bool,
 }
 
 /// Why the identities of a configuration cannot be compiled.
@@ -63,6 +128,12 @@ pub enum IdentityError {
     /// Something that is no header name.
     #[error("`{0}` in authentication.apiKey.headers is not a header name")]
     HeaderName(String),
+    /// Keys of consumers or of an issuer cannot be read.
+    #[error("{0}")]
+    Keys(String),
+    /// The limits of consumers cannot be kept.
+    #[error("{0}")]
+    Limits(String),
 }
 
 /// Identifies the callers of one snapshot.
@@ -70,11 +141,24 @@ pub enum IdentityError {
 pub struct Authenticator {
     headers: Vec<HeaderName>,
     keys: Keys,
+    tokens: Tokens,
+    failures: Arc<Rationed>,
+}
+
+/// What a request shows of its caller.
+struct Presented<'h> {
+    header: &'h HeaderName,
+    credential: &'h [u8],
 }
 
 impl Authenticator {
-    /// Compiles consumers and the headers that hold their keys.
-    pub fn new(authentication: &schema::Authentication, consumers: &[schema::Consumer]) -> Result<Self, IdentityError> {
+    /// Compiles consumers, the headers that hold their keys and the issuers of tokens.
+    pub fn new(
+        authentication: &schema::Authentication,
+        consumers: &[schema::Consumer],
+        failures: &Failures,
+        parts: Parts<'_>,
+    ) -> Result<Self, IdentityError> {
         let mut headers: Vec<HeaderName> = Vec::new();
         for written in &authentication.api_key.headers {
             let name =
@@ -83,25 +167,100 @@ impl Authenticator {
                 headers.push(name);
             }
         }
-        Ok(Self { headers, keys: Keys::new(consumers)? })
+        let mut keys = Keys::default();
+        let mut compiled = Vec::with_capacity(consumers.len());
+        for written in consumers {
+            let consumer = Arc::new(compile(written, parts)?);
+            keys.enter(&consumer, &written.keys)?;
+            if let Some(file) = &written.keys_file {
+                keys.enter(&consumer, &spillway_config::read_keys(file).map_err(IdentityError::Keys)?)?;
+            }
+            compiled.push(consumer);
+        }
+        let tokens = Tokens::new(authentication, consumers, &compiled, parts)?;
+        Ok(Self { headers, keys, tokens, failures: failures.under(&authentication.failures) })
     }
 
     /// Says who calls. `None` is an anonymous caller and comes only where `mode` allows one; a credential that is shown
-    /// and not known is refused even where none is asked for.
-    pub fn identify(&self, headers: &HeaderMap, mode: RouteAuthentication) -> Result<Option<Identity>, Refusal> {
+    /// and not known is refused even where none is asked for. It waits only where a token names a key of its issuer that
+    /// is not there yet, and then for a bounded time.
+    pub async fn identify(
+        &self,
+        headers: &HeaderMap,
+        address: IpAddr,
+        now: u64,
+        mode: RouteAuthentication,
+    ) -> Result<Option<Identity>, Unidentified> {
         if mode == RouteAuthentication::None {
             return Ok(None);
         }
-        let Some((header, key)) = self.presented(headers)? else {
+        let presented = self.presented(headers);
+        let Some(Presented { header, credential }) = presented.map_err(|r| self.refused(address, r, "malformed"))?
+        else {
             return match mode {
-                RouteAuthentication::Required => Err(self.missing()),
+                RouteAuthentication::Required => Err(self.refused(address, self.missing(), "missing")),
                 RouteAuthentication::Optional | RouteAuthentication::None => Ok(None),
             };
         };
-        match self.keys.find(key) {
-            Some(consumer) => Ok(Some(Identity { consumer: Arc::clone(consumer), header: header.clone() })),
-            None => Err(unauthenticated("The API key is not known here. Check that the whole key was sent.")),
+        if self.tokens.takes(credential) {
+            let bearer = self.bearer(credential, address, now).await?;
+            return Ok(Some(Identity {
+                consumer: bearer.consumer,
+                header: header.clone(),
+                credential: bearer.credential,
+                token: Some(bearer.token),
+            }));
         }
+        match self.keys.find(credential, now) {
+            Some((consumer, credential)) => {
+                Ok(Some(Identity { consumer: consumer.clone(), header: header.clone(), credential, token: None }))
+            }
+            None => {
+                let refusal = unauthenticated("The API key is not known here. Check that the whole key was sent.");
+                Err(self.refused(address, refusal, "unknown_key"))
+            }
+        }
+    }
+
+    /// Who a token stands for.
+    async fn bearer(&self, token: &[u8], address: IpAddr, now: u64) -> Result<jwt::Bearer, Unidentified> {
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        if let Some(bearer) = self.tokens.remembered(&digest, now) {
+            return Ok(bearer);
+        }
+        // A signature costs a hundred times what a key does: it is not checked for who has shown many bad ones.
+        if let Some(wait) = failures::is_over(&self.failures, address) {
+            return Err(throttled(wait));
+        }
+        let mut judged = self.tokens.judge(token, &digest, now);
+        if let Judged::Unknown(keys) = &judged {
+            keys.refresh().await;
+            judged = self.tokens.judge(token, &digest, now);
+        }
+        let reason = match judged {
+            Judged::Believed(bearer) => return Ok(bearer),
+            Judged::Refused(why) => why.name(),
+            Judged::Unknown(_) => "token_key",
+        };
+        let refusal = Refusal::new(
+            StatusCode::UNAUTHORIZED,
+            ErrorKind::Authentication,
+            "invalid_token",
+            "The token is not accepted here: it has ended, is not for this service, or is not from a known issuer.",
+        );
+        Err(self.refused(address, refusal, reason))
+    }
+
+    /// Counts a refused credential against its address.
+    fn refused(&self, address: IpAddr, refusal: Refusal, reason: &'static str) -> Unidentified {
+        // Nobody guesses anything by showing nothing.
+        if reason != "missing" {
+            if let Some(wait) = failures::is_over(&self.failures, address) {
+                return throttled(wait);
+            }
+            failures::note(&self.failures, address);
+        }
+        Unidentified { refusal, reason, throttled: false }
     }
 
     /// The headers that may hold a key. When a caller was identified, all of them are removed before forwarding: each one
@@ -110,21 +269,22 @@ impl Authenticator {
         &self.headers
     }
 
-    /// The one key that a request shows, and the first header that holds it.
-    fn presented<'h>(&self, headers: &'h HeaderMap) -> Result<Option<(&HeaderName, &'h [u8])>, Refusal> {
-        let mut found: Option<(&HeaderName, &[u8])> = None;
+    /// The one credential that a request shows, and the first header that holds it.
+    fn presented<'h>(&'h self, headers: &'h HeaderMap) -> Result<Option<Presented<'h>>, Refusal> {
+        let mut found: Option<Presented<'h>> = None;
         for name in &self.headers {
             for value in headers.get_all(name) {
-                let key = if *name == http::header::AUTHORIZATION {
+                let credential = if *name == http::header::AUTHORIZATION {
                     bearer(value.as_bytes())?
                 } else {
                     value.as_bytes().trim_ascii()
                 };
-                check_form(key, name)?;
-                match found {
-                    None => found = Some((name, key)),
+                let most = if self.tokens.takes(credential) { jwt::MAX_TOKEN_BYTES } else { MAX_KEY_BYTES };
+                check_form(credential, name, most)?;
+                match &found {
+                    None => found = Some(Presented { header: name, credential }),
                     // Not in constant time: both sides come from the caller.
-                    Some((_, first)) if first == key => {}
+                    Some(first) if first.credential == credential => {}
                     Some(_) => {
                         return Err(unauthenticated(
                             "The request shows several different credentials. Send one, in one header.",
@@ -148,6 +308,28 @@ impl Authenticator {
     }
 }
 
+fn compile(written: &schema::Consumer, parts: Parts<'_>) -> Result<Consumer, IdentityError> {
+    let label = format!("consumer {}", written.name);
+    let mut rules = parts.limits.of_consumers(&label, &written.limits).map_err(IdentityError::Limits)?;
+    if let Some(budget) = &written.limits.budget {
+        rules.push(parts.limits.budget(&label, &written.name, budget));
+    }
+    let mut credentials = HashMap::new();
+    for (backend, secret) in &written.credentials {
+        let value = crate::snapshot::bearer(secret)
+            .map_err(|e| IdentityError::Keys(format!("{label}, credentials for `{backend}`: {e}")))?;
+        credentials.insert(backend.clone(), value);
+    }
+    Ok(Consumer {
+        name: written.name.as_str().into(),
+        tenant: written.tenant.as_deref().unwrap_or(&written.name).into(),
+        priority: written.priority,
+        rules,
+        models: written.models.as_ref().map(|models| models.iter().map(|m| ModelPattern::new(m)).collect()),
+        credentials,
+    })
+}
+
 /// The token of `Bearer TOKEN`; the scheme is written in any case (RFC 9110, section 11.1).
 fn bearer(value: &[u8]) -> Result<&[u8], Refusal> {
     let value = value.trim_ascii();
@@ -162,13 +344,13 @@ fn bearer(value: &[u8]) -> Result<&[u8], Refusal> {
     }
 }
 
-/// Refuses what cannot be a key before it is hashed.
-fn check_form(key: &[u8], header: &HeaderName) -> Result<(), Refusal> {
+/// Refuses what cannot be a credential before it is hashed.
+fn check_form(key: &[u8], header: &HeaderName, most: usize) -> Result<(), Refusal> {
     if key.is_empty() {
         return Err(unauthenticated(format!("The header `{header}` holds no API key.")));
     }
-    if key.len() > MAX_KEY_BYTES {
-        return Err(unauthenticated(format!("The API key in `{header}` is longer than {MAX_KEY_BYTES} bytes.")));
+    if key.len() > most {
+        return Err(unauthenticated(format!("The credential in `{header}` is longer than {most} bytes.")));
     }
     if !key.iter().all(u8::is_ascii_graphic) {
         return Err(unauthenticated(format!(
@@ -180,4 +362,14 @@ fn check_form(key: &[u8], header: &HeaderName) -> Result<(), Refusal> {
 
 fn unauthenticated(message: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
     Refusal::new(StatusCode::UNAUTHORIZED, ErrorKind::Authentication, "invalid_api_key", message)
+}
+
+fn throttled(wait: std::time::Duration) -> Unidentified {
+    let refusal = Refusal::new(
+        StatusCode::TOO_MANY_REQUESTS,
+        ErrorKind::RateLimited,
+        "too_many_failures",
+        "Too many bad credentials came from this address.",
+    );
+    Unidentified { refusal: refusal.retry_after(wait), reason: "throttled", throttled: true }
 }

@@ -1,25 +1,58 @@
 //! What the rest of the gateway relies on: which credentials identify whom, and which are refused.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-use sha2::{Digest, Sha256};
-use spillway_config::schema::{ApiKeyHeaders, Authentication, Consumer, ConsumerKey, RouteAuthentication};
-use spillway_config::values::KeyDigest;
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use super::{Authenticator, IdentityError, NewKey};
+use futures::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use spillway_config::schema::{Authentication, Consumer, RouteAuthentication};
+use spillway_filter::{HttpClient, NoHttp, Refusal, SharedStates};
+
+use super::{Authenticator, Failures, Identity, IdentityError, NewKey, Parts, Unidentified};
+use crate::limits::Limits;
+use crate::telemetry::Metrics;
+
+const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+/// 2026-11-24.
+const NOW: u64 = 1_795_521_600;
+
+fn digest(key: &str) -> String {
+    hex::encode(Sha256::digest(key.as_bytes()))
+}
 
 fn consumer(name: &str, tenant: Option<&str>, keys: &[&str]) -> Consumer {
-    Consumer {
-        name: name.to_owned(),
-        tenant: tenant.map(str::to_owned),
-        priority: 0,
-        keys: keys.iter().map(|key| ConsumerKey { sha256: KeyDigest(Sha256::digest(key.as_bytes()).into()) }).collect(),
+    let keys: Vec<_> = keys.iter().map(|key| json!({"sha256": digest(key)})).collect();
+    serde_json::from_value(json!({"name": name, "tenant": tenant, "keys": keys})).unwrap()
+}
+
+/// An authenticator whose answers come at once.
+struct Known(Authenticator);
+
+impl Known {
+    fn new(authentication: &Authentication, consumers: &[Consumer]) -> Result<Self, IdentityError> {
+        let metrics = Arc::new(Metrics::new());
+        let limits = Limits::new(1024, metrics.clone());
+        let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
+        let states = SharedStates::default();
+        let parts = Parts { limits: &limits, states: &states, http: &http, metrics: &metrics };
+        Authenticator::new(authentication, consumers, &Failures::new(metrics.clone()), parts).map(Self)
+    }
+
+    fn at(&self, headers: &HeaderMap, mode: RouteAuthentication, now: u64) -> Result<Option<Identity>, Unidentified> {
+        self.0.identify(headers, ADDRESS, now, mode).now_or_never().expect("nothing to wait for")
+    }
+
+    fn identify(&self, headers: &HeaderMap, mode: RouteAuthentication) -> Result<Option<Identity>, Refusal> {
+        self.at(headers, mode, NOW).map_err(|unidentified| unidentified.refusal)
     }
 }
 
-fn authenticator() -> Authenticator {
+fn authenticator() -> Known {
     let consumers =
         [consumer("acme", Some("north"), &["sk-acme-1", "sk-acme-2"]), consumer("bolt", None, &["sk-bolt"])];
-    Authenticator::new(&Authentication::default(), &consumers).unwrap()
+    Known::new(&Authentication::default(), &consumers).unwrap()
 }
 
 fn headers(pairs: &[(&str, &[u8])]) -> HeaderMap {
@@ -49,7 +82,6 @@ fn known_keys_identify_their_consumer_in_every_configured_header() {
         assert_eq!(&*identity.consumer.name, *name, "{shown:?}");
         assert_eq!(&*identity.consumer.tenant, *tenant, "{shown:?}");
         assert_eq!(identity.header, *header, "{shown:?}");
-        assert_eq!(identity.consumer.caller().tenant, *tenant);
     }
 }
 
@@ -97,7 +129,7 @@ fn bad_credentials_are_refused_and_never_repeated() {
 #[test]
 fn a_key_of_the_longest_length_is_looked_up() {
     let key = "k".repeat(512);
-    let authenticator = Authenticator::new(&Authentication::default(), &[consumer("long", None, &[&key])]).unwrap();
+    let authenticator = Known::new(&Authentication::default(), &[consumer("long", None, &[&key])]).unwrap();
     let shown = headers(&[("x-api-key", key.as_bytes())]);
     assert!(authenticator.identify(&shown, RouteAuthentication::Required).unwrap().is_some());
 }
@@ -118,10 +150,10 @@ fn no_credential_is_anonymous_only_where_that_is_allowed() {
 
 #[test]
 fn headers_that_are_not_configured_do_not_count() {
-    let authentication =
-        Authentication { api_key: ApiKeyHeaders { headers: vec!["X-Team-Key".to_owned(), "x-team-key".to_owned()] } };
-    let authenticator = Authenticator::new(&authentication, &[consumer("acme", None, &["sk-acme"])]).unwrap();
-    assert_eq!(authenticator.headers(), ["x-team-key"]);
+    let written = json!({"apiKey": {"headers": ["X-Team-Key", "x-team-key"]}});
+    let authentication: Authentication = serde_json::from_value(written).unwrap();
+    let authenticator = Known::new(&authentication, &[consumer("acme", None, &["sk-acme"])]).unwrap();
+    assert_eq!(authenticator.0.headers(), ["x-team-key"]);
     let shown = headers(&[("authorization", b"Bearer sk-acme"), ("x-api-key", b"sk-acme")]);
     let refusal = authenticator.identify(&shown, RouteAuthentication::Required).unwrap_err();
     assert!(refusal.message.contains("`x-team-key`"), "{}", refusal.message);
@@ -133,14 +165,12 @@ fn headers_that_are_not_configured_do_not_count() {
 fn mistakes_of_the_configuration_are_typed() {
     let shared = [consumer("acme", None, &["sk-same"]), consumer("bolt", None, &["sk-same"])];
     assert_eq!(
-        Authenticator::new(&Authentication::default(), &shared).unwrap_err(),
+        Known::new(&Authentication::default(), &shared).err().unwrap(),
         IdentityError::SharedKey { first: "acme".to_owned(), second: "bolt".to_owned() }
     );
-    let authentication = Authentication { api_key: ApiKeyHeaders { headers: vec!["not a header".to_owned()] } };
-    assert_eq!(
-        Authenticator::new(&authentication, &[]).unwrap_err(),
-        IdentityError::HeaderName("not a header".to_owned())
-    );
+    let authentication: Authentication =
+        serde_json::from_value(json!({"apiKey": {"headers": ["not a header"]}})).unwrap();
+    assert_eq!(Known::new(&authentication, &[]).err().unwrap(), IdentityError::HeaderName("not a header".to_owned()));
 }
 
 #[test]
@@ -149,14 +179,46 @@ fn a_new_key_identifies_its_consumer() {
     assert!(made.key.starts_with("sk-spillway-") && made.key.len() == 12 + 43, "{}", made.key.len());
     assert_ne!(made.key, NewKey::generate().unwrap().key);
     assert!(!format!("{made:?}").contains(&made.key));
-    let consumer = Consumer {
-        name: "new".to_owned(),
-        tenant: None,
-        priority: 0,
-        keys: vec![ConsumerKey { sha256: made.digest.parse().unwrap() }],
-    };
-    let authenticator = Authenticator::new(&Authentication::default(), &[consumer]).unwrap();
+    let consumer: Consumer = serde_json::from_value(json!({"name": "new", "keys": [{"sha256": made.digest}]})).unwrap();
+    let authenticator = Known::new(&Authentication::default(), &[consumer]).unwrap();
     let bearer = format!("Bearer {}", made.key);
     let shown = headers(&[("authorization", bearer.as_bytes())]);
     assert!(authenticator.identify(&shown, RouteAuthentication::Required).unwrap().is_some());
+}
+
+#[test]
+fn a_key_ends_on_its_day_and_a_file_of_keys_adds_to_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    std::fs::write(&file, format!("{} 2026-12-01\n{}\n", digest("sk-old"), digest("sk-new"))).unwrap();
+    let written =
+        json!({"name": "acme", "keysFile": file, "keys": [{"sha256": digest("sk-yaml"), "expires": "2026-11-25"}]});
+    let consumer: Consumer = serde_json::from_value(written).unwrap();
+    let authenticator = Known::new(&Authentication::default(), &[consumer]).unwrap();
+    let known = |key: &str, now| {
+        authenticator.at(&headers(&[("x-api-key", key.as_bytes())]), RouteAuthentication::Required, now).is_ok()
+    };
+    let day = 86_400;
+    assert!(known("sk-yaml", NOW) && known("sk-old", NOW) && known("sk-new", NOW));
+    assert!(!known("sk-yaml", NOW + day) && known("sk-old", NOW + day));
+    assert!(!known("sk-old", NOW + 7 * day) && known("sk-new", NOW + 7 * day));
+}
+
+#[test]
+fn an_address_with_many_bad_keys_is_refused_unseen_and_its_good_keys_are_not() {
+    let written = json!({"failures": {"rate": "3/h"}});
+    let authentication: Authentication = serde_json::from_value(written).unwrap();
+    let authenticator = Known::new(&authentication, &[consumer("acme", None, &["sk-acme"])]).unwrap();
+    let bad = headers(&[("x-api-key", b"sk-guess")]);
+    let show = |shown: &HeaderMap| authenticator.at(shown, RouteAuthentication::Required, NOW);
+    for _ in 0..3 {
+        assert_eq!(show(&bad).unwrap_err().refusal.status, 401);
+    }
+    let refused = show(&bad).unwrap_err();
+    assert!(refused.throttled && refused.refusal.status == 429 && refused.refusal.retry_after.is_some());
+    assert!(show(&headers(&[("x-api-key", b"sk-acme")])).is_ok());
+    assert_eq!(show(&HeaderMap::new()).unwrap_err().refusal.status, 401, "nothing is guessed by showing nothing");
+    let elsewhere = "10.1.1.1".parse().unwrap();
+    let other = authenticator.0.identify(&bad, elsewhere, NOW, RouteAuthentication::Required).now_or_never().unwrap();
+    assert_eq!(other.unwrap_err().refusal.status, 401);
 }

@@ -1,7 +1,8 @@
 //! Accept loops, one for each address. A reload opens what is new before it closes what is gone.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,9 +12,10 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::connection::{self, ConnectionInfo};
+use super::connection;
+use super::plan::ListenerPlan;
 use crate::server::Gateway;
-use crate::snapshot::ListenerPlan;
+use crate::telemetry::ListenerMetrics;
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -42,12 +44,15 @@ fn hint(error: &std::io::Error) -> &'static str {
 
 /// Sockets that are bound but not served yet: dropping it leaves everything as it was.
 pub struct Prepared {
-    bound: Vec<(ListenerPlan, Option<TcpListener>)>,
+    bound: Vec<(Key, ListenerPlan, Option<TcpListener>)>,
 }
+
+/// What a listener is known by over reloads: its address and, where several ask for any free port, which of them it is.
+type Key = (SocketAddr, usize);
 
 /// The listeners of the process.
 pub struct ListenerSet {
-    open: Mutex<HashMap<SocketAddr, Open>>,
+    open: Mutex<HashMap<Key, Open>>,
     stop: watch::Sender<bool>,
 }
 
@@ -69,8 +74,11 @@ impl ListenerSet {
         let open = self.open.lock();
         let bound = plans
             .iter()
-            .map(|plan| {
-                let socket = if open.contains_key(&plan.address) {
+            .enumerate()
+            .map(|(n, plan)| {
+                let before = plans.iter().take(n).filter(|other| other.address == plan.address).count();
+                let key = (plan.address, before);
+                let socket = if open.contains_key(&key) {
                     None
                 } else {
                     Some(bind(plan.address).map_err(|source| ListenError {
@@ -79,7 +87,7 @@ impl ListenerSet {
                         source,
                     })?)
                 };
-                Ok((plan.clone(), socket))
+                Ok((key, plan.clone(), socket))
             })
             .collect::<Result<Vec<_>, ListenError>>()?;
         Ok(Prepared { bound })
@@ -89,11 +97,15 @@ impl ListenerSet {
     pub fn commit(&self, prepared: Prepared, gateway: &Arc<Gateway>) {
         let mut open = self.open.lock();
         let mut wanted = HashMap::new();
-        for (plan, socket) in prepared.bound {
-            let address = plan.address;
-            if let Some(listener) = open.remove(&address) {
+        for (key, mut plan, socket) in prepared.bound {
+            if let Some(listener) = open.remove(&key) {
+                // Where nothing changed, tickets of earlier connections stay good.
+                let running = listener.plan.load().tls.clone();
+                if running.as_deref() == plan.tls.as_deref() {
+                    plan.tls = running;
+                }
                 listener.plan.store(Arc::new(plan));
-                wanted.insert(address, listener);
+                wanted.insert(key, listener);
             } else if let Some(socket) = socket {
                 if let Ok(local) = socket.local_addr() {
                     tracing::info!(event = "listening", listener = %plan.name, address = %local);
@@ -101,10 +113,10 @@ impl ListenerSet {
                 let plan = Arc::new(ArcSwap::from_pointee(plan));
                 let stop = watch::Sender::new(false);
                 let task = tokio::spawn(accept(socket, plan.clone(), gateway.clone(), stop.subscribe())).abort_handle();
-                wanted.insert(address, Open { plan, stop, task });
+                wanted.insert(key, Open { plan, stop, task });
             }
         }
-        for (address, gone) in open.drain() {
+        for ((address, _), gone) in open.drain() {
             tracing::info!(event = "listener_closed", address = %address);
             gone.task.abort();
             gone.stop.send_replace(true);
@@ -141,7 +153,7 @@ async fn accept(
     gateway: Arc<Gateway>,
     stop: watch::Receiver<bool>,
 ) {
-    let connections = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::new(Counts::default());
     let metrics = gateway.metrics.listener(&plan.load().name);
     loop {
         let (stream, client) = match socket.accept().await {
@@ -152,40 +164,123 @@ async fn accept(
                 continue;
             }
         };
-        let plan = plan.load();
+        let plan = plan.load_full();
         let limit = usize::try_from(plan.limits.max_connections.get()).unwrap_or(usize::MAX);
-        if connections.load(Ordering::Relaxed) >= limit {
-            metrics.refused.inc();
+        if counts.all.load(Ordering::Relaxed) >= limit {
+            metrics.refused("limit");
             continue;
         }
-        let guard = Guard::enter(&connections, &metrics);
-        let local = stream.local_addr().unwrap_or(plan.address);
-        let connection = ConnectionInfo::new(client, local, plan.limits.clone());
-        let (gateway, stop) = (gateway.clone(), stop.clone());
-        tokio::spawn(async move {
-            let _guard = guard;
-            connection::serve(stream, connection, gateway, stop).await;
-        });
+        let mut places = Places::enter(&counts, &metrics);
+        // Behind the PROXY protocol the client is not known yet.
+        if !plan.wants_proxy_protocol(client.ip()) && !places.take_address(&plan, client.ip()) {
+            metrics.refused("address_limit");
+            continue;
+        }
+        tokio::spawn(connection::serve(stream, client, places, plan, gateway.clone(), stop.clone()));
     }
 }
 
-/// Counts an open connection.
-struct Guard {
-    connections: Arc<AtomicUsize>,
-    metrics: Arc<crate::telemetry::ListenerMetrics>,
+/// Open connections of a listener.
+#[derive(Default)]
+struct Counts {
+    all: AtomicUsize,
+    /// By address, only where addresses have a limit; at most as many entries as there are connections.
+    addresses: Mutex<HashMap<u128, u32>>,
 }
 
-impl Guard {
-    fn enter(connections: &Arc<AtomicUsize>, metrics: &Arc<crate::telemetry::ListenerMetrics>) -> Self {
-        connections.fetch_add(1, Ordering::Relaxed);
+/// What one connection takes of its listener's limits; given back when dropped.
+pub(super) struct Places {
+    counts: Arc<Counts>,
+    metrics: Arc<ListenerMetrics>,
+    address: Option<u128>,
+}
+
+impl Places {
+    fn enter(counts: &Arc<Counts>, metrics: &Arc<ListenerMetrics>) -> Self {
+        counts.all.fetch_add(1, Ordering::Relaxed);
         metrics.connections.inc();
-        Self { connections: connections.clone(), metrics: metrics.clone() }
+        Self { counts: counts.clone(), metrics: metrics.clone(), address: None }
+    }
+
+    /// Takes a place of the client's address; false when it has none left.
+    pub(super) fn take_address(&mut self, plan: &ListenerPlan, client: IpAddr) -> bool {
+        let Some(limit) = plan.limits.max_connections_per_address.filter(|_| !plan.is_proxy(client)) else {
+            return true;
+        };
+        let address = network(client);
+        let mut addresses = self.counts.addresses.lock();
+        let open = addresses.entry(address).or_insert(0);
+        if *open >= limit.get() {
+            return false;
+        }
+        *open += 1;
+        self.address = Some(address);
+        true
+    }
+
+    /// Counts the connection as one that carried no request.
+    pub(super) fn refused(&self, reason: &'static str) {
+        self.metrics.refused(reason);
     }
 }
 
-impl Drop for Guard {
+impl Drop for Places {
     fn drop(&mut self) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
+        self.counts.all.fetch_sub(1, Ordering::Relaxed);
         self.metrics.connections.dec();
+        if let Some(address) = self.address
+            && let Entry::Occupied(mut open) = self.counts.addresses.lock().entry(address)
+        {
+            match open.get().checked_sub(1) {
+                Some(left) if left > 0 => *open.get_mut() = left,
+                _ => drop(open.remove()),
+            }
+        }
+    }
+}
+
+/// What counts as one address: a household or server has a /64 of IPv6.
+fn network(address: IpAddr) -> u128 {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        // The lowest bit keeps the network of zeros apart from IPv4.
+        IpAddr::V6(v6) => u128::from(v6) >> 64 << 64 | 1 << 63,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(limit: u32) -> ListenerPlan {
+        let listener = serde_json::json!({
+            "address": "127.0.0.1:0",
+            "clientAddress": {"trustedProxies": ["10.0.0.1"]},
+            "limits": {"maxConnectionsPerAddress": limit},
+        });
+        let config = serde_json::json!({"listeners": [listener], "routes": []});
+        super::super::plans(&serde_json::from_value(config).unwrap()).unwrap().remove(0)
+    }
+
+    #[test]
+    fn an_address_has_its_places_and_gets_them_back() {
+        let (counts, metrics) = (Arc::new(Counts::default()), crate::telemetry::Metrics::new().listener("l"));
+        let plan = plan(2);
+        let enter = |address: &str| {
+            let mut places = Places::enter(&counts, &metrics);
+            places.take_address(&plan, address.parse().unwrap()).then_some(places)
+        };
+        let first = enter("2001:db8::1").unwrap();
+        let _second = enter("2001:db8::2").unwrap();
+        assert!(enter("2001:db8::ffff:3").is_none(), "a /64 is one address");
+        assert!(enter("2001:db8:0:1::1").is_some());
+        assert!(enter("203.0.113.7").is_some());
+        drop(first);
+        let _third = enter("2001:db8::4").unwrap();
+        assert!(enter("2001:db8::5").is_none());
+        let proxies: Vec<_> = (0..5).map(|_| enter("10.0.0.1").unwrap()).collect();
+        drop(proxies);
+        assert_eq!(counts.addresses.lock().len(), 1, "who has no connection takes no memory");
+        assert_eq!(counts.all.load(Ordering::Relaxed), 2);
     }
 }

@@ -1,87 +1,172 @@
-//! The life of one client connection: read a header within its time, run the request, go on or close.
+//! What comes before the first request of a connection (PROXY protocol, TLS), and what is known of it from then on.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::HeaderValue;
-use pingora::protocols::http::ServerSession;
-use spillway_config::schema::ListenerLimits;
+use http::{HeaderMap, HeaderValue};
+use rustls::ProtocolVersion;
+use spillway_config::schema::{ListenerLimits, ListenerProtocol};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
-use super::socket::ClientSocket;
-use crate::pipeline;
+use super::accept::Places;
+use super::forwarded::{Origin, TrustedProxies, address_value};
+use super::plan::ListenerPlan;
+use super::proxy_protocol::{self, ProxyError};
+use super::socket::{ClientSocket, Transport};
+use super::{http1, http2};
 use crate::server::Gateway;
-
-/// How long an unread body is read and thrown away so that the connection can be kept.
-const DRAIN: Duration = Duration::from_millis(500);
+use crate::tls::{ClientCertificate, ServerTls};
 
 /// What is known of a connection.
 #[derive(Debug)]
 pub struct ConnectionInfo {
-    /// The client.
+    /// The client: the other end, or whom it speaks for by the PROXY protocol.
     pub client: SocketAddr,
     /// Its address as a header value, made once for all requests of the connection.
     pub client_text: HeaderValue,
     /// Our own side.
     pub local: SocketAddr,
+    /// What TLS said of it; `None` without TLS.
+    pub tls: Option<TlsInfo>,
     /// Limits of the listener.
     pub limits: ListenerLimits,
+    trusted: Option<Arc<TrustedProxies>>,
+}
+
+/// What TLS said of a connection.
+#[derive(Debug)]
+pub struct TlsInfo {
+    /// The name that the client asked for.
+    pub server_name: Option<Box<str>>,
+    /// The certificate that it showed, verified.
+    pub client: Option<Arc<ClientCertificate>>,
+    /// The version, such as `TLSv1.3`.
+    pub version: &'static str,
+    tls: Arc<ServerTls>,
 }
 
 impl ConnectionInfo {
-    pub(super) fn new(client: SocketAddr, local: SocketAddr, limits: ListenerLimits) -> Self {
+    fn new(client: SocketAddr, local: SocketAddr, tls: Option<TlsInfo>, plan: &ListenerPlan) -> Self {
         let ip = client.ip().to_canonical();
-        let client_text = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        Self { client: SocketAddr::new(ip, client.port()), client_text, local, limits }
+        Self {
+            client: SocketAddr::new(ip, client.port()),
+            client_text: address_value(ip),
+            local,
+            tls,
+            limits: plan.limits.clone(),
+            trusted: plan.trusted.clone(),
+        }
+    }
+
+    /// Where a request of this connection comes from.
+    pub fn origin(&self, headers: &HeaderMap) -> Origin {
+        let (peer, secure) = (self.client.ip(), self.tls.is_some());
+        let Some(trusted) = self.trusted.as_ref().filter(|trusted| trusted.contains(peer)) else {
+            return Origin { client: peer, text: self.client_text.clone(), secure };
+        };
+        let client = trusted.caller(peer, headers);
+        let text = if client == peer { self.client_text.clone() } else { address_value(client) };
+        Origin { client, text, secure: trusted.secure(headers).unwrap_or(secure) }
+    }
+
+    /// Whether the connection may carry a request for this host, which may have a port.
+    pub fn answers_for(&self, host: &str) -> bool {
+        let Some(TlsInfo { server_name: Some(name), tls, .. }) = &self.tls else { return true };
+        tls.answers_for(name, crate::routing::without_port(host).trim_matches(['[', ']']))
     }
 }
 
-/// Serves requests until the connection ends or `stop` says that no further one is wanted.
+/// Ends when no further request is wanted, because the listener is closed or gone.
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Why a connection carried no request.
+#[derive(Debug, thiserror::Error)]
+enum Unopened {
+    #[error("it took longer than `limits.handshakeTimeout`")]
+    TooSlow,
+    #[error("PROXY protocol: {0}")]
+    Proxy(#[from] ProxyError),
+    #[error("TLS: {0}")]
+    Tls(std::io::Error),
+    #[error("the address has `limits.maxConnectionsPerAddress` connections already")]
+    TooMany,
+}
+
+impl Unopened {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::TooSlow => "timeout",
+            Self::Proxy(_) => "proxy_protocol",
+            Self::Tls(_) => "tls",
+            Self::TooMany => "address_limit",
+        }
+    }
+}
+
+/// Serves a connection to its end. `places` counts it.
 pub(super) async fn serve(
     stream: TcpStream,
-    connection: ConnectionInfo,
+    peer: SocketAddr,
+    mut places: Places,
+    plan: Arc<ListenerPlan>,
     gateway: Arc<Gateway>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
     let _ = stream.set_nodelay(true);
-    let limits = &connection.limits;
-    let mut session = ServerSession::new_http1(Box::new(ClientSocket::new(stream)));
-    // The first request gets the time for a header only; between requests a connection may idle.
-    let mut wait = limits.header_timeout.0;
-    loop {
-        let read = tokio::select! {
-            biased;
-            read = tokio::time::timeout(wait, session.read_request()) => read,
-            _ = stop.wait_for(|stop| *stop) => return,
-        };
-        match read {
-            Ok(Ok(true)) => {}
-            Ok(Ok(false)) | Err(_) => {
-                session.shutdown().await;
-                return;
-            }
-            Ok(Err(e)) => {
-                if *e.etype() == pingora::ErrorType::InvalidHTTPHeader {
-                    pipeline::refuse_malformed(&mut session).await;
-                }
-                session.shutdown().await;
-                return;
-            }
-        }
-        session.set_total_drain_timeout(Some(DRAIN));
-        if *stop.borrow() {
-            session.set_keepalive(None);
-        }
-        if pipeline::handle(&gateway, &connection, &mut session).await == pipeline::Connection::Close {
-            session.shutdown().await;
+    let opened = tokio::time::timeout(plan.limits.handshake_timeout.0, open(stream, peer, &plan, &mut places));
+    let (socket, connection, is_http2) = match opened.await.unwrap_or(Err(Unopened::TooSlow)) {
+        Ok(opened) => opened,
+        Err(why) => {
+            places.refused(why.reason());
+            tracing::debug!(event = "connection_refused", listener = %plan.name, client = %peer, reason = %why);
             return;
         }
-        let Ok(Some(reusable)) = session.finish().await else { return };
-        let (stream, _) = reusable.into_parts();
-        session = ServerSession::new_http1(stream);
-        wait = limits.idle_timeout.0 + limits.header_timeout.0;
-        session.set_keepalive(Some(limits.idle_timeout.0.as_secs().max(1)));
+    };
+    drop(plan);
+    if is_http2 {
+        http2::serve(socket, Arc::new(connection), gateway, stop).await;
+    } else {
+        http1::serve(socket, connection, gateway, stop).await;
     }
+}
+
+async fn open(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    plan: &ListenerPlan,
+    places: &mut Places,
+) -> Result<(ClientSocket, ConnectionInfo, bool), Unopened> {
+    let local = stream.local_addr().unwrap_or(plan.address);
+    let mut client = peer;
+    if plan.wants_proxy_protocol(peer.ip())
+        && let Some(said) = proxy_protocol::read(&mut stream).await?
+    {
+        client = said;
+        if !places.take_address(plan, client.ip()) {
+            return Err(Unopened::TooMany);
+        }
+    }
+    let Some(tls) = &plan.tls else {
+        let connection = ConnectionInfo::new(client, local, None, plan);
+        let is_http2 = plan.protocol == ListenerProtocol::H2c;
+        return Ok((ClientSocket::new(Transport::Plain(stream)), connection, is_http2));
+    };
+    let stream = TlsAcceptor::from(tls.config.clone()).accept(stream).await.map_err(Unopened::Tls)?;
+    let (_, session) = stream.get_ref();
+    let is_http2 = session.alpn_protocol() == Some(b"h2");
+    let info = TlsInfo {
+        server_name: session.server_name().map(Into::into),
+        client: session.peer_certificates().and_then(|chain| ClientCertificate::of(chain.first()?)).map(Arc::new),
+        version: match session.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            _ => "TLSv1.3",
+        },
+        tls: tls.clone(),
+    };
+    let connection = ConnectionInfo::new(client, local, Some(info), plan);
+    Ok((ClientSocket::new(Transport::Tls(Box::new(stream))), connection, is_http2))
 }

@@ -1,10 +1,18 @@
-//! Where clients connect: the sockets, the limits of connections, the life of one connection from request to request.
-//! It owns listening sockets and connection tasks; it knows no route. What a request means is the pipeline's business.
-//! Listeners can be added and removed while the process runs.
+//! Where clients connect: the sockets, what comes before a first request (PROXY protocol, TLS, HTTP/2), the limits of
+//! connections, the life of one connection from request to request. It owns listening sockets and connection tasks; it
+//! knows no route. What a request means is the pipeline's business.
+//! Listeners can be added, removed and changed while the process runs.
 
 mod accept;
 mod connection;
+mod forwarded;
+mod http1;
+mod http2;
+mod plan;
+mod proxy_protocol;
 mod socket;
 
 pub use accept::{ListenError, ListenerSet};
-pub use connection::ConnectionInfo;
+pub use connection::{ConnectionInfo, TlsInfo};
+pub use forwarded::Origin;
+pub use plan::{ListenerPlan, plans};

@@ -1,10 +1,11 @@
-//! A client's TCP connection as Pingora's sessions want it, with small buffers: Pingora's own stream takes 64 KiB to
-//! read, which ten thousand idle clients cannot have.
+//! A client's connection, with or without TLS, as Pingora's sessions want it, with small buffers: Pingora's own stream
+//! takes 64 KiB to read, which ten thousand idle clients cannot have.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::protocols::{
@@ -13,24 +14,76 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 /// Holds most request headers.
 const READ_BUFFER: usize = 4 << 10;
 /// Joins a head and a short body, or the parts of a chunk, to one packet.
 const WRITE_BUFFER: usize = 4 << 10;
 
+/// Time to say goodbye to a client that may not be reading.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// The bytes of a connection.
+#[derive(Debug)]
+pub(super) enum Transport {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Calls the same method of whichever transport it is.
+macro_rules! either {
+    ($transport:expr, $stream:ident => $call:expr) => {
+        match $transport {
+            Transport::Plain($stream) => $call,
+            Transport::Tls($stream) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        either!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        either!(self.get_mut(), stream => Pin::new(stream).poll_write(cx, buf))
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self.get_mut(), stream => Pin::new(stream).poll_flush(cx))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(cx))
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        either!(self.get_mut(), stream => Pin::new(stream).poll_write_vectored(cx, bufs))
+    }
+    fn is_write_vectored(&self) -> bool {
+        either!(self, stream => stream.is_write_vectored())
+    }
+}
+
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct ClientSocket {
-    stream: BufReader<BufWriter<TcpStream>>,
+    stream: BufReader<BufWriter<Transport>>,
     id: UniqueIDType,
 }
 
 impl ClientSocket {
-    pub(super) fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(transport: Transport) -> Self {
         use std::os::fd::AsRawFd;
-        let id = stream.as_raw_fd();
-        Self { stream: BufReader::with_capacity(READ_BUFFER, BufWriter::with_capacity(WRITE_BUFFER, stream)), id }
+        let id = match &transport {
+            Transport::Plain(stream) => stream.as_raw_fd(),
+            Transport::Tls(stream) => stream.get_ref().0.as_raw_fd(),
+        };
+        Self { stream: BufReader::with_capacity(READ_BUFFER, BufWriter::with_capacity(WRITE_BUFFER, transport)), id }
     }
 }
 
@@ -65,7 +118,7 @@ impl AsyncWrite for ClientSocket {
 #[async_trait]
 impl Shutdown for ClientSocket {
     async fn shutdown(&mut self) {
-        let _ = AsyncWriteExt::shutdown(&mut self.stream).await;
+        let _ = tokio::time::timeout(GOODBYE, AsyncWriteExt::shutdown(&mut self.stream)).await;
     }
 }
 
@@ -84,11 +137,11 @@ impl GetTimingDigest for ClientSocket {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         Vec::new()
     }
-    fn get_read_pending_time(&self) -> std::time::Duration {
-        std::time::Duration::ZERO
+    fn get_read_pending_time(&self) -> Duration {
+        Duration::ZERO
     }
-    fn get_write_pending_time(&self) -> std::time::Duration {
-        std::time::Duration::ZERO
+    fn get_write_pending_time(&self) -> Duration {
+        Duration::ZERO
     }
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
-use spillway_filter::{ErrorKind, Refusal};
+use spillway_filter::{Answer, ErrorKind, Refusal};
 
 use super::Connection;
 use crate::exchange::{End, Exchange};
@@ -33,15 +33,33 @@ pub(super) async fn refuse(session: &mut ServerSession, x: &mut Exchange, refusa
     }
 }
 
+/// Sends an answer that a filter made.
+pub(super) async fn local(session: &mut ServerSession, x: &mut Exchange, answer: Answer) -> Connection {
+    let Ok(mut head) = ResponseHeader::build(answer.status, Some(8)) else { return Connection::Close };
+    for (name, value) in answer.headers {
+        let _ = head.append_header(name, value);
+    }
+    match send(session, x, head, answer.body).await {
+        Ok(()) => Connection::Keep,
+        Err(_) => {
+            x.outcome.client_gone = true;
+            Connection::Close
+        }
+    }
+}
+
 /// Sends a whole answer.
-async fn send(
+pub(super) async fn send(
     session: &mut ServerSession,
     x: &mut Exchange,
     mut head: ResponseHeader,
     body: Bytes,
 ) -> pingora::Result<()> {
     let body = if session.req_header().method == Method::HEAD { Bytes::new() } else { body };
-    let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(body.len()));
+    // 204 has no body and no length (RFC 9110, 8.6).
+    if head.status != StatusCode::NO_CONTENT {
+        let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(body.len()));
+    }
     finish_response(&mut head, x);
     x.outcome.status = head.status.as_u16();
     x.outcome.bytes_out = u64::try_from(body.len()).unwrap_or(u64::MAX);
@@ -72,10 +90,13 @@ pub(super) async fn models(route: &Route, session: &mut ServerSession, x: &mut E
         return Ok(false);
     }
     let Some(rest) = head.uri.path().strip_prefix("/v1/models") else { return Ok(false) };
-    let cards = route.listed_models.iter();
+    let caller = x.caller.clone();
+    // What a caller may not name is not there for it.
+    let listed = route.listed_models.iter();
+    let cards = listed.filter(|model| caller.as_ref().is_none_or(|caller| caller.may_use(Some(&model.id))));
     let body = match rest.strip_prefix('/') {
         None if rest.is_empty() => openai::models_list(cards.map(|m| m.card())),
-        Some(id) if !id.is_empty() => match cards.into_iter().find(|m| m.id == id) {
+        Some(id) if !id.is_empty() => match cards.into_iter().find(|m: &&crate::snapshot::ListedModel| m.id == id) {
             Some(model) => openai::model(&model.card()),
             None => return Err(openai::model_not_found(id).into()),
         },

@@ -10,7 +10,7 @@ use spillway_config::schema::BackendProtocol;
 use crate::exchange::{Exchange, ServedBy};
 use crate::server::Gateway;
 use crate::spill::Report;
-use crate::telemetry::{AccessRecord, Kind, Span, Tokens, names};
+use crate::telemetry::{AccessRecord, Kind, Span, Tokens, names, rfc3339_millis};
 use crate::upstream::{Attempt, Failure, Outcome, RequestBody};
 
 /// The span of an attempt that begins.
@@ -178,6 +178,7 @@ pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
 
 /// The request has ended: one line, one span, its metrics.
 pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) {
+    super::limiting::settle(&mut x);
     let head = session.req_header();
     let took = x.started.elapsed();
     // What nginx calls 499: the client left; nobody got this status.
@@ -188,8 +189,13 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
             route.metrics.refused_by(filter);
         }
     }
-    if x.authentication_failed {
-        gateway.metrics.authentication_failures.inc();
+    if let Some(reason) = x.authentication_failed {
+        if reason == "throttled" {
+            gateway.metrics.authentication_throttled.inc();
+        } else {
+            gateway.metrics.authentication_failures.inc();
+        }
+        gateway.audit.refused(reason, &x, head);
     }
     tell_span(session, &mut x, status);
     if x.snapshot.access_log {
@@ -206,7 +212,7 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
             route,
             method: head.method.as_str(),
             path: head.uri.path(),
-            protocol: if head.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" },
+            protocol: protocol(head.version).0,
             status,
             bytes_in: match &x.body {
                 RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
@@ -246,9 +252,9 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
     }
     span.set(names::HTTP_REQUEST_METHOD, head.method.to_string());
     span.set(names::URL_PATH, head.uri.path().to_owned());
-    span.set(names::URL_SCHEME, "http");
+    span.set(names::URL_SCHEME, if x.secure { "https" } else { "http" });
     span.set(names::CLIENT_ADDRESS, x.client.to_string());
-    span.set(names::NETWORK_PROTOCOL_VERSION, if head.version == Version::HTTP_10 { "1.0" } else { "1.1" });
+    span.set(names::NETWORK_PROTOCOL_VERSION, protocol(head.version).1);
     if let Some(agent) = head.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()) {
         span.set(names::USER_AGENT_ORIGINAL, agent.to_owned());
     }
@@ -283,41 +289,11 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
     x.span = span;
 }
 
-/// RFC 3339 in UTC with milliseconds.
-fn rfc3339_millis(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days, for days since 1970.
-    let z = days + 719_468;
-    let era = z / 146_097;
-    let day_of_era = z % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        second / 3_600,
-        second / 60 % 60,
-        second % 60,
-        since.subsec_millis()
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_rfc_3339() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000Z"),
-            (1_795_523_696, "2026-11-24T12:34:56.000Z"),
-        ] {
-            assert_eq!(rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
-        }
+/// How a version is written, whole and as its number alone.
+fn protocol(version: Version) -> (&'static str, &'static str) {
+    match version {
+        Version::HTTP_10 => ("HTTP/1.0", "1.0"),
+        Version::HTTP_2 => ("HTTP/2", "2"),
+        _ => ("HTTP/1.1", "1.1"),
     }
 }

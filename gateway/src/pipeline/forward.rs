@@ -70,6 +70,7 @@ pub(super) async fn forward(
                     None => {
                         x.outcome.attempts += 1;
                         let outcome = observed(&attempt, session, x).await;
+                        note_if_full(&attempt, &outcome);
                         drop(slot);
                         (attempt, outcome)
                     }
@@ -78,8 +79,7 @@ pub(super) async fn forward(
                     Outcome::Answered | Outcome::Broken => return Ok(()),
                     Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
                     Outcome::Died(died) => return resuming::resume(route, &died, session, x).await,
-                    Outcome::Full(wait) => {
-                        note_full(&attempt, wait);
+                    Outcome::Full(_) => {
                         if !journey.move_on() {
                             return spilling::last(gateway, route, &journey, "saturated", session, x).await;
                         }
@@ -110,6 +110,7 @@ pub(super) async fn forward(
             Admission::Saturated => match wait.for_turn(route, &journey, session, x).await {
                 Waited::Called => {}
                 Waited::ClientGone => return Err(End::ClientGone),
+                Waited::Over(_) if Instant::now() >= x.deadline(route) => return Err(too_late()),
                 Waited::Over(_) | Waited::NoQueue if retries > 0 || !journey.is_available(route) => {
                     return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
                 }
@@ -147,6 +148,7 @@ pub(super) async fn stand_in(
         x.outcome.attempts += 1;
         x.outcome.spilled = Some(reason);
         let outcome = observed(&attempt, session, x).await;
+        note_if_full(&attempt, &outcome);
         drop(slot);
         match outcome {
             Outcome::Answered | Outcome::Broken => return Ok(true),
@@ -155,7 +157,7 @@ pub(super) async fn stand_in(
                 resuming::resume(route, &died, session, x).await?;
                 return Ok(true);
             }
-            Outcome::Full(wait) => note_full(&attempt, wait),
+            Outcome::Full(_) => {}
             Outcome::Failed(Failure::Deadline) => return Err(too_late()),
             Outcome::Failed(failure) => {
                 tracing::debug!(event = "stand_in_failed", route = %route.name, failure = ?failure);
@@ -172,9 +174,12 @@ pub(super) async fn stand_in(
     Ok(false)
 }
 
-/// An endpoint said that it is full.
-pub(super) fn note_full(attempt: &Attempt<'_>, wait: Option<Duration>) {
-    attempt.endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(attempt.backend.max_full_for));
+/// Leaves an endpoint alone that said that it is full: before its slot is given back, or whoever waits for one would be
+/// sent there.
+pub(super) fn note_if_full(attempt: &Attempt<'_>, outcome: &Outcome) {
+    if let Outcome::Full(wait) = outcome {
+        attempt.endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(attempt.backend.max_full_for));
+    }
 }
 
 /// Takes a retry from the budget of the backend that failed.

@@ -92,11 +92,9 @@ pub(super) async fn race<'a>(
             Some((place, Err(outcome))) => {
                 let Some(lost) = runners.get_mut(place).and_then(Option::take) else { continue };
                 super::conclude::attempt_ended(&lost.attempt, x, lost.span, &outcome, lost.started.elapsed());
+                super::forward::note_if_full(&lost.attempt, &outcome);
                 if running.is_empty() {
                     return (lost.attempt, outcome);
-                }
-                if let Outcome::Full(wait) = outcome {
-                    super::forward::note_full(&lost.attempt, wait);
                 }
             }
         }
@@ -111,6 +109,10 @@ fn another<'a>(
     move_on: MoveOn,
 ) -> Option<(Attempt<'a>, Taken)> {
     let now = now_millis();
+    // Those who wait for a place go before those who want a second one.
+    if journey.queue(route).is_some_and(|queue| !queue.is_empty()) {
+        return None;
+    }
     let Admission::Endpoint { backend, endpoint, slot } = journey.admit(route, now, rand::random(), false) else {
         return None;
     };

@@ -38,15 +38,19 @@ pub(super) async fn resume(
 async fn continuation(route: &Route, died: &Died, session: &ServerSession, x: &Exchange) -> Option<spill::SpillStream> {
     let last = &route.when_unavailable;
     let Some(TargetKind::Model(model)) = &last.spill_to else { return None };
-    if !spilling::is_possible(last, session, x) || !spilling::is_allowed(route, model.name(), x) {
+    if !spilling::is_possible(last, session, x) || !spilling::is_allowed(route, last, x) {
         return None;
     }
     let body: Bytes = spilling::held(x)?;
     let request = ChatRequest::parse(&body).ok()?;
     let begun = spill::Begun { text: &died.text, tokens: died.tokens };
     let deadline = x.started + route.request_timeout;
-    let most = route.spill.max_prompt_tokens;
-    match spill::continue_answer(model, &request, begun, most, deadline, spilling::tenant(x)).await {
+    let terms = spill::Terms {
+        max_prompt_tokens: route.spill.max_prompt_tokens,
+        tenant: spilling::tenant(x).cloned(),
+        ..spill::Terms::default()
+    };
+    match spill::continue_answer(model, &request, begun, terms, deadline).await {
         Ok(stream) => Some(stream),
         Err(e) => {
             tracing::debug!(event = "cannot_resume", route = %route.name, reason = %e.refusal().message);

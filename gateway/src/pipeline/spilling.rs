@@ -8,6 +8,7 @@ use http::{HeaderName, Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use spillway_filter::{ErrorKind, Refusal};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admission::Journey;
 use crate::balancing::now_millis;
@@ -15,7 +16,7 @@ use crate::exchange::{End, Exchange, ServedBy};
 use crate::protocol::openai::ChatRequest;
 use crate::server::Gateway;
 use crate::snapshot::{Last, Route, TargetKind};
-use crate::spill::{self, LoadedModel, SpillError, SpillStream};
+use crate::spill::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::upstream::{RequestBody, outgoing_response};
 
 /// What a caller says who would rather have an error than a lesser answer.
@@ -26,6 +27,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a request is not answered by its route's own backends, where none of them can have traffic or all tries failed.
 const UNAVAILABLE: &str = "unavailable";
+/// The same for a request that is over a limit.
+const OVER_LIMIT: &str = "over_limit";
 
 /// What became of a request that was addressed to a model inside.
 pub(super) enum Direct {
@@ -57,7 +60,11 @@ pub(super) fn is_possible(last: &Last, session: &ServerSession, x: &Exchange) ->
     let can = match &last.spill_to {
         None => false,
         Some(TargetKind::Backend(_)) => true,
-        Some(TargetKind::Model(_)) => is_chat(session) && matches!(x.body, RequestBody::Held(_)),
+        Some(TargetKind::Model(model)) => {
+            is_chat(session)
+                && matches!(x.body, RequestBody::Held(_))
+                && x.caller.as_ref().is_none_or(|caller| caller.may_use(Some(model.name())))
+        }
     };
     can && !session.get_header(&FALLBACK).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"never"))
 }
@@ -68,18 +75,22 @@ pub(super) async fn direct(
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<Direct, End> {
+    if let Some(what) = super::encoding::asked(session) {
+        return super::encoding::direct(model, what, session, x).await;
+    }
     let Some(body) = held(x).filter(|_| is_chat(session)) else {
         return Err(End::refuse(Refusal::new(
             StatusCode::NOT_FOUND,
             ErrorKind::NotFound,
             "unsupported_endpoint",
-            "the model inside the gateway answers POST /v1/chat/completions and GET /v1/models",
+            "models inside the gateway answer POST /v1/chat/completions, /v1/embeddings and /v1/rerank, and GET /v1/models",
         )));
     };
     let request = ChatRequest::parse(&body)?;
     request.addressed_to(model.name())?;
     let deadline = x.route.as_ref().map_or_else(std::time::Instant::now, |route| x.started + route.request_timeout);
-    match spill::answer(model, &request, None, deadline, tenant(x)).await {
+    let terms = Terms { tenant: tenant(x).cloned(), ..Terms::default() };
+    match spill::answer(model, &request, terms, deadline).await {
         Ok(stream) => {
             pass(stream, model, session, x).await?;
             Ok(Direct::Answered)
@@ -89,11 +100,59 @@ pub(super) async fn direct(
     }
 }
 
-/// Whether the route lets this request spill, to `_answers`.
-pub(super) fn is_allowed(route: &Route, _answers: &str, x: &Exchange) -> bool {
+/// Whether the route lets this request spill, and the caller may use who answers then: its models must allow the one that
+/// it asked for and the one that answers.
+pub(super) fn is_allowed(route: &Route, last: &Last, x: &Exchange) -> bool {
     let asked = x.asked.as_ref().and_then(|asked| asked.model.as_deref());
     let tenant = x.caller.as_ref().map(|caller| &*caller.tenant);
-    route.spill.allows(asked, tenant, rand::random())
+    let may_use = x.caller.as_ref().is_none_or(|caller| {
+        caller.may_use(asked)
+            && match &last.spill_to {
+                Some(TargetKind::Model(model)) => caller.may_use(Some(model.name())),
+                Some(TargetKind::Backend(backend)) => {
+                    backend.model.as_deref().is_none_or(|name| caller.may_use(Some(name)))
+                }
+                None => true,
+            }
+    });
+    may_use && route.spill.allows(asked, tenant, rand::random())
+}
+
+/// A request that is over a limit whose rule wants the lesser answer for it; where nobody gives one, the refusal.
+pub(super) async fn over_limit(
+    gateway: &Arc<Gateway>,
+    route: &Arc<Route>,
+    filter: String,
+    refusal: Box<Refusal>,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<(), End> {
+    let last = &route.when_saturated;
+    if is_possible(last, session, x) && is_allowed(route, last, x) {
+        match &last.spill_to {
+            Some(TargetKind::Backend(backend)) => {
+                let may = !is_too_long(route, x);
+                if may && super::forward::stand_in(gateway, route, backend, OVER_LIMIT, session, x).await? {
+                    route.metrics.spilled(OVER_LIMIT);
+                    return Ok(());
+                }
+            }
+            Some(TargetKind::Model(model)) => {
+                if let Some(place) = model.place_over_limit()
+                    && let Ok(stream) = spill(route, model, Some(place), session, x).await
+                {
+                    x.outcome.spilled = Some(OVER_LIMIT);
+                    route.metrics.spilled(OVER_LIMIT);
+                    return pass(stream, model, session, x).await;
+                }
+            }
+            None => {}
+        }
+    }
+    // A refused request takes nothing from any limit.
+    x.ledger.give_back();
+    x.refused_by = Some(filter);
+    Err(End::Refuse(refusal))
 }
 
 /// What is left when nothing took the request: the spill, if the route has one and it can, else the refusal.
@@ -107,12 +166,7 @@ pub(super) async fn last(
 ) -> Result<(), End> {
     let last = if reason == UNAVAILABLE { &route.when_unavailable } else { &route.when_saturated };
     let mut busy = None;
-    let name = match &last.spill_to {
-        Some(TargetKind::Model(model)) => model.name(),
-        Some(TargetKind::Backend(backend)) => &backend.name,
-        None => "",
-    };
-    if is_possible(last, session, x) && is_allowed(route, name, x) {
+    if is_possible(last, session, x) && is_allowed(route, last, x) {
         match &last.spill_to {
             None => {}
             Some(TargetKind::Backend(backend)) => {
@@ -122,7 +176,7 @@ pub(super) async fn last(
                     return Ok(());
                 }
             }
-            Some(TargetKind::Model(model)) => match spill(route, model, session, x).await {
+            Some(TargetKind::Model(model)) => match spill(route, model, None, session, x).await {
                 Ok(stream) => {
                     x.outcome.spilled = Some(reason);
                     route.metrics.spilled(reason);
@@ -155,13 +209,15 @@ fn is_too_long(route: &Route, x: &Exchange) -> bool {
 async fn spill(
     route: &Route,
     model: &Arc<LoadedModel>,
+    over_limit: Option<OwnedSemaphorePermit>,
     session: &ServerSession,
     x: &Exchange,
 ) -> Result<SpillStream, Option<Duration>> {
     let Some(body) = held(x).filter(|_| is_chat(session)) else { return Err(None) };
     let Ok(request) = ChatRequest::parse(&body) else { return Err(None) };
-    let most = route.spill.max_prompt_tokens;
-    match spill::answer(model, &request, most, x.started + route.request_timeout, tenant(x)).await {
+    let tenant = tenant(x).cloned();
+    let terms = Terms { max_prompt_tokens: route.spill.max_prompt_tokens, over_limit, tenant };
+    match spill::answer(model, &request, terms, x.started + route.request_timeout).await {
         Ok(stream) => Ok(stream),
         Err(SpillError::Busy(refusal)) => Err(refusal.retry_after),
         Err(e) => {

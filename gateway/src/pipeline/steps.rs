@@ -2,18 +2,20 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, Version, header};
+use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use spillway_config::schema::RouteAuthentication;
-use spillway_filter::{ErrorKind, Flow, Refusal, RequestView};
+use spillway_filter::{ErrorKind, Refusal};
 
+use super::limiting;
 use crate::exchange::{Asked, End, Exchange, RouteInFlight};
+use crate::limits::Estimate;
 use crate::listener::ConnectionInfo;
 use crate::protocol::{Api, openai};
-use crate::routing::Candidates;
+use crate::routing::{Candidates, Rest};
 use crate::server::Gateway;
-use crate::snapshot::{NamedFilter, Route};
-use crate::telemetry::Kind;
+use crate::snapshot::Route;
 use crate::upstream::{RequestBody, X_REQUEST_ID, hold};
 
 /// Longest request id that is kept from a caller.
@@ -25,7 +27,7 @@ pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &Se
     let head = session.req_header();
     let request_id = head.headers.get(&X_REQUEST_ID).filter(|id| is_sane(id)).cloned().unwrap_or_else(new_request_id);
     let span = snapshot.tracer.server_span(&head.headers, std::time::SystemTime::now());
-    let mut x = Exchange::begin(snapshot, connection, request_id, span);
+    let mut x = Exchange::begin(snapshot, connection, &head.headers, request_id, span);
     x.api = Api::of_path(head.uri.path());
     x
 }
@@ -63,6 +65,37 @@ pub(super) fn check_head(
             format!("the request line and header are longer than {max} bytes"),
         )));
     }
+    if head.method == Method::CONNECT {
+        session.set_keepalive(None);
+        return Err(End::refuse(Refusal::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            ErrorKind::InvalidRequest,
+            "method_not_allowed",
+            "this is a gateway, not a proxy for connections: CONNECT is not answered",
+        )));
+    }
+    if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
+        session.set_keepalive(None);
+        return Err(End::refuse(Refusal::invalid("no_host", "a request of HTTP/1.1 must say which host it is for")));
+    }
+    if has_two_lengths(session) {
+        session.set_keepalive(None);
+        return Err(End::refuse(Refusal::invalid(
+            "ambiguous_framing",
+            "the request has both Content-Length and Transfer-Encoding: where its body ends is not certain",
+        )));
+    }
+    let head = session.req_header();
+    if let Some(host) = host_of(head)
+        && !connection.answers_for(host)
+    {
+        return Err(End::refuse(Refusal::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            ErrorKind::InvalidRequest,
+            "misdirected_request",
+            "this connection was opened for another host name: open one for the name that the request asks for",
+        )));
+    }
     if gateway.via.is_in(&head.headers) {
         return Err(End::refuse(Refusal::new(
             StatusCode::LOOP_DETECTED,
@@ -74,6 +107,23 @@ pub(super) fn check_head(
     Ok(())
 }
 
+/// The host that a request is for.
+pub(super) fn host_of(head: &RequestHeader) -> Option<&str> {
+    head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| head.uri.host())
+}
+
+/// Whether a body has two lengths that another server may read otherwise (RFC 9112, 6.1). Pingora takes the one that is
+/// to be ignored away, so the bytes as they came are looked at; it lets nobody else have a transfer encoding.
+fn has_two_lengths(session: &ServerSession) -> bool {
+    const LENGTH: &[u8] = b"content-length";
+    let ServerSession::H1(session) = session else { return false };
+    if !session.req_header().headers.contains_key(header::TRANSFER_ENCODING) {
+        return false;
+    }
+    let lines = session.get_headers_raw_bytes();
+    lines.split(|b| *b == b'\n').any(|line| line.get(..LENGTH.len()).is_some_and(|n| n.eq_ignore_ascii_case(LENGTH)))
+}
+
 /// Finds the route, and the caller on the way: as early as the candidates allow.
 pub(super) async fn find_route(
     gateway: &Gateway,
@@ -82,22 +132,32 @@ pub(super) async fn find_route(
     x: &mut Exchange,
 ) -> Result<Arc<Route>, End> {
     let snapshot = x.snapshot.clone();
-    let candidates = {
+    let client = x.client;
+    let candidates = |session: &ServerSession, method: &Method| {
         let head = session.req_header();
-        let host = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).or_else(|| head.uri.host());
-        snapshot.routes.candidates(host, head.uri.path(), &head.method, &head.headers)
+        let rest = Rest { query: head.uri.query().unwrap_or_default(), client };
+        snapshot.routes.candidates(host_of(head), head.uri.path(), method, &head.headers, rest)
     };
+    if let Some(asked) = preflight_method(session.req_header())
+        && let Some(route) = candidates(session, &asked).routes().find(|route| route.answers_preflight)
+    {
+        // The filter that answers is one of the guards.
+        enter(x, route);
+        limiting::guards(route, session, x).await?;
+    }
+    let candidates = candidates(session, &session.req_header().method);
     let within = connection.limits.body_timeout.0;
     if let Some(route) = candidates.only() {
         enter(x, route);
-        run(&route.guards, session, x)?;
-        identify(session, x, route.authentication)?;
+        limiting::guards(route, session, x).await?;
+        identify(session, x, route.authentication).await?;
         if route.holds_body {
             x.body = RequestBody::Held(hold(session, &gateway.bodies, route.max_body, within).await?);
             x.asked = peek(session, x)?;
         } else {
             check_length(session, route)?;
         }
+        check_access(route, session, x)?;
         return Ok(route.clone());
     }
     if candidates.is_empty() {
@@ -105,7 +165,7 @@ pub(super) async fn find_route(
     }
     // The model in the body decides. Nobody unknown gets a byte of it read where all candidates ask for a caller.
     if candidates.routes().all(|route| route.authentication == RouteAuthentication::Required) {
-        identify(session, x, RouteAuthentication::Required)?;
+        identify(session, x, RouteAuthentication::Required).await?;
     }
     let limit = candidates.routes().map(|route| route.max_body).max().unwrap_or(0);
     x.body = RequestBody::Held(hold(session, &gateway.bodies, limit, within).await?);
@@ -116,16 +176,25 @@ pub(super) async fn find_route(
             None => no_route(session),
         })?;
     enter(x, &route);
-    run(&route.guards, session, x)?;
+    limiting::guards(&route, session, x).await?;
     if x.caller.is_none() {
-        identify(session, x, route.authentication)?;
+        identify(session, x, route.authentication).await?;
     }
     if let RequestBody::Held(held) = &x.body
         && u64::try_from(held.bytes.len()).unwrap_or(u64::MAX) > route.max_body
     {
         return Err(crate::upstream::too_large(route.max_body));
     }
+    check_access(&route, session, x)?;
     Ok(route)
+}
+
+/// The method that a browser asks leave for, before it sends the request itself (Fetch, 3.2.2).
+fn preflight_method(head: &RequestHeader) -> Option<Method> {
+    if head.method != Method::OPTIONS || !head.headers.contains_key(header::ORIGIN) {
+        return None;
+    }
+    Method::from_bytes(head.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?.as_bytes()).ok()
 }
 
 fn by_model(candidates: &Candidates<'_>, x: &Exchange) -> Option<Arc<Route>> {
@@ -160,19 +229,46 @@ fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
     }
 }
 
-fn identify(session: &ServerSession, x: &mut Exchange, mode: RouteAuthentication) -> Result<(), End> {
-    match x.snapshot.identity.identify(&session.req_header().headers, mode) {
+async fn identify(session: &mut ServerSession, x: &mut Exchange, mode: RouteAuthentication) -> Result<(), End> {
+    let snapshot = x.snapshot.clone();
+    let now = crate::limits::unix_now();
+    match snapshot.identity.identify(&session.req_header().headers, x.client, now, mode).await {
         Ok(identity) => {
             if let Some(identity) = identity {
                 x.caller = Some(identity.consumer);
                 x.identified_by = Some(identity.header);
+                x.credential = Some(identity.credential);
+                x.token = identity.token;
             }
             Ok(())
         }
-        Err(refusal) => {
-            x.authentication_failed = true;
-            Err(refusal.into())
+        Err(unidentified) => {
+            x.authentication_failed = Some(unidentified.reason);
+            Err(unidentified.refusal.into())
         }
+    }
+}
+
+/// Whether the caller may use the route and the model. Who may not is told what a caller is told of a route or model that
+/// is not there.
+fn check_access(route: &Route, session: &ServerSession, x: &Exchange) -> Result<(), End> {
+    if let Some(access) = &route.access {
+        let allowed = x.caller_view().is_some_and(|caller| {
+            let one_of = |list: &[String], name: &str| list.is_empty() || list.iter().any(|entry| entry == name);
+            one_of(&access.consumers, caller.consumer)
+                && one_of(&access.tenants, caller.tenant)
+                && access.scopes.iter().all(|scope| caller.scopes.contains(scope))
+        });
+        if !allowed {
+            return Err(no_route(session));
+        }
+    }
+    let Some(caller) = x.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
+    match &x.asked {
+        Some(asked) if !caller.may_use(asked.model.as_deref()) => {
+            Err(openai::model_not_found(asked.model.as_deref().unwrap_or_default()).into())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -190,42 +286,12 @@ fn peek(session: &ServerSession, x: &Exchange) -> Result<Option<Asked>, End> {
         return Ok(None);
     }
     match openai::peek(&held.bytes) {
-        Ok(peek) => Ok(Some(Asked { model: peek.model.map(Into::into), stream: peek.stream })),
+        Ok(peek) => {
+            let writes = !head.uri.path().ends_with("/embeddings");
+            let expected = Estimate::new(peek.prompt_bytes, peek.images, peek.sounds, peek.max_tokens, writes);
+            Ok(Some(Asked { model: peek.model.map(Into::into), stream: peek.stream, expected }))
+        }
         Err(refusal) if must_be_json => Err(refusal.into()),
         Err(_) => Ok(None),
     }
-}
-
-/// Runs the filters that stand behind the identification.
-pub(super) fn filters(route: &Route, session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
-    run(&route.filters, session, x)
-}
-
-fn run(filters: &[NamedFilter], session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
-    if filters.is_empty() {
-        return Ok(());
-    }
-    let mut span = x.span.child("filters", Kind::Internal);
-    let head = session.req_header();
-    for named in filters {
-        let mut ledger = std::mem::take(&mut x.ledger);
-        let mut view = RequestView {
-            method: &head.method,
-            path: head.uri.path(),
-            headers: &head.headers,
-            client: x.client,
-            caller: x.caller_view(),
-            ledger: &mut ledger,
-        };
-        let flow = named.filter.on_request(&mut view);
-        x.ledger = ledger;
-        if let Flow::Refuse(refusal) = flow {
-            // A refused request takes nothing from any limit.
-            x.ledger.give_back();
-            x.refused_by = Some(named.name.clone());
-            span.event("refused", &named.name);
-            return Err(End::Refuse(refusal));
-        }
-    }
-    Ok(())
 }

@@ -1,7 +1,10 @@
 //! One match of a route, compiled: path, method, headers, model. All it names must hold.
 
+use std::net::IpAddr;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use regex::bytes::{Regex, RegexBuilder};
+use spillway_cel::{Expression, Scope, Seen};
 use spillway_config::schema::{Match, PathMatch};
 
 /// Bytes that one compiled regular expression may take; also what bounds its cost per character.
@@ -33,6 +36,16 @@ pub struct Matcher {
     method: Option<Method>,
     headers: Vec<(HeaderName, HeaderValue)>,
     model: Option<ModelPattern>,
+    when: Option<Expression>,
+}
+
+/// What an expression sees of a head besides path, method and headers.
+#[derive(Debug, Clone, Copy)]
+pub struct Rest<'a> {
+    /// The query, without `?`.
+    pub query: &'a str,
+    /// The client's address.
+    pub client: IpAddr,
 }
 
 impl Matcher {
@@ -71,11 +84,13 @@ impl Matcher {
                 Ok((name, value))
             })
             .collect::<Result<Vec<_>, CompileError>>()?;
-        Ok(Self { path, method, headers, model: written.model.as_deref().map(ModelPattern::new) })
+        let when =
+            written.when.as_ref().map(|text| Expression::condition(text, Scope::Head)).transpose().map_err(fail)?;
+        Ok(Self { path, method, headers, model: written.model.as_deref().map(ModelPattern::new), when })
     }
 
     /// Whether everything but the model holds.
-    pub fn matches_head(&self, path: &str, method: &Method, headers: &HeaderMap) -> bool {
+    pub fn matches_head(&self, path: &str, method: &Method, headers: &HeaderMap, rest: Rest<'_>) -> bool {
         self.method.as_ref().is_none_or(|m| m == method)
             && match &self.path {
                 Path::Any => true,
@@ -86,6 +101,7 @@ impl Matcher {
                 Path::Regex(regex) => regex.is_match(path.as_bytes()),
             }
             && self.headers.iter().all(|(name, value)| headers.get_all(name).iter().any(|v| v == value))
+            && self.when.as_ref().is_none_or(|when| holds(when, path, method, headers, rest))
     }
 
     /// The model that the body must name.
@@ -108,8 +124,25 @@ impl Matcher {
             self.method.is_none(),
             std::cmp::Reverse(self.headers.len()),
             self.model.is_none(),
+            self.when.is_none(),
         )
     }
+}
+
+/// Whether an expression holds for a head. What has no value, such as a header that is not there, does not match.
+fn holds(when: &Expression, path: &str, method: &Method, headers: &HeaderMap, rest: Rest<'_>) -> bool {
+    let seen = Seen {
+        method: method.as_str(),
+        path,
+        query: rest.query,
+        headers,
+        client: rest.client,
+        route: "",
+        model: None,
+        body: None,
+        caller: None,
+    };
+    when.holds(&seen).unwrap_or(false)
 }
 
 /// A model name in which `*` stands for any characters.
@@ -157,7 +190,8 @@ mod tests {
     }
 
     fn head(matcher: &Matcher, path: &str) -> bool {
-        matcher.matches_head(path, &Method::GET, &HeaderMap::new())
+        let rest = Rest { query: "", client: std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) };
+        matcher.matches_head(path, &Method::GET, &HeaderMap::new(), rest)
     }
 
     #[test]

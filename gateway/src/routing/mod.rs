@@ -5,5 +5,5 @@
 mod matcher;
 mod table;
 
-pub use matcher::{CompileError, Matcher, ModelPattern};
-pub use table::{Candidates, RouteTable, TableBuilder};
+pub use matcher::{CompileError, Matcher, ModelPattern, Rest};
+pub use table::{Candidates, RouteTable, TableBuilder, without_port};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 
-use super::{CompileError, Matcher};
+use super::{CompileError, Matcher, Rest};
 use crate::snapshot::Route;
 
 /// Longest host name that is looked at (RFC 1035, 2.3.4); a longer one matches only routes without host names.
@@ -85,7 +85,14 @@ pub struct Candidates<'a> {
 
 impl RouteTable {
     /// The candidates for a request head. `host` may have a port.
-    pub fn candidates(&self, host: Option<&str>, path: &str, method: &Method, headers: &HeaderMap) -> Candidates<'_> {
+    pub fn candidates(
+        &self,
+        host: Option<&str>,
+        path: &str,
+        method: &Method,
+        headers: &HeaderMap,
+        rest: Rest<'_>,
+    ) -> Candidates<'_> {
         let mut entries = Vec::new();
         let host = host.map(without_port).filter(|host| host.len() <= MAX_HOST).unwrap_or_default();
         let exact = if self.exact.is_empty() || host.is_empty() {
@@ -98,7 +105,7 @@ impl RouteTable {
         let wildcard = self.wildcard.iter().filter(|(suffix, _)| has_suffix(host, suffix)).map(|(_, list)| list);
         for list in exact.into_iter().chain(wildcard).chain([&self.any]) {
             for entry in list {
-                if entry.matcher.matches_head(path, method, headers) {
+                if entry.matcher.matches_head(path, method, headers, rest) {
                     entries.push(entry);
                     if entry.matcher.model().is_none() {
                         return Candidates { entries };
@@ -110,7 +117,8 @@ impl RouteTable {
     }
 }
 
-fn without_port(host: &str) -> &str {
+/// A host without its port.
+pub fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         // `[::1]:8080` and `host:8080`, but not the bare IPv6 address `::1`.
         Some((name, port))
@@ -170,8 +178,14 @@ mod tests {
         builder.build()
     }
 
+    const REST: Rest<'_> = Rest { query: "", client: std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) };
+
     fn names(table: &RouteTable, host: &str, path: &str) -> Vec<String> {
-        table.candidates(Some(host), path, &Method::POST, &HeaderMap::new()).routes().map(|r| r.name.clone()).collect()
+        table
+            .candidates(Some(host), path, &Method::POST, &HeaderMap::new(), REST)
+            .routes()
+            .map(|r| r.name.clone())
+            .collect()
     }
 
     #[test]
@@ -204,7 +218,7 @@ mod tests {
             ("rest", &[], r#"[{"path":{"prefix":"/v1"}}]"#),
         ]);
         let headers = HeaderMap::new();
-        let candidates = table.candidates(None, "/v1/x", &Method::POST, &headers);
+        let candidates = table.candidates(None, "/v1/x", &Method::POST, &headers, REST);
         assert!(candidates.only().is_none());
         assert_eq!(candidates.by_model(Some("claude-3")).unwrap().name, "claude");
         assert_eq!(candidates.by_model(Some("llama")).unwrap().name, "rest");

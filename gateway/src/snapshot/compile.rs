@@ -11,7 +11,8 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode};
 use spillway_config::schema::{self, BackendProtocol, Config, PolicyName, RetryOn, RouteAuthentication};
 use spillway_config::values::ServerUrl;
-use spillway_filter::{BuildContext, Registry, SharedStates, Stage};
+use spillway_engine::Task;
+use spillway_filter::{BuildContext, HttpClient, Registry, SharedStates, Stage};
 use tokio::sync::Semaphore;
 
 use super::{
@@ -19,11 +20,14 @@ use super::{
 };
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::balancing::{Endpoint, EndpointKey, EndpointState, Endpoints, LeastRequest, Policy, Probe, RoundRobin};
-use crate::identity::Authenticator;
+use crate::http_client::Http;
+use crate::identity::{Authenticator, Failures, Parts};
+use crate::limits::{Limits, Prices, Rules};
 use crate::protocol::Api;
 use crate::routing::{ModelPattern, TableBuilder};
 use crate::spill::Models;
 use crate::telemetry::{Metrics, Tracer};
+use crate::tls::UpstreamTls;
 use crate::upstream::Peer;
 
 /// Longest time for a name of an endpoint to be resolved.
@@ -46,6 +50,11 @@ pub struct Compiler {
     pub metrics: Arc<Metrics>,
     /// Where compiled pipelines of models are kept.
     pub cache_dir: Option<PathBuf>,
+    /// Levels and budgets.
+    pub limits: Limits,
+    /// Calls of the gateway's own.
+    pub http: Arc<dyn HttpClient>,
+    failures: Failures,
     generation: AtomicU64,
 }
 
@@ -53,10 +62,28 @@ fn secret(secret: &spillway_config::values::Secret) -> Result<String, String> {
     secret.resolve(&|name| std::env::var(name).ok()).map_err(|e| e.to_string())
 }
 
+/// Credentials as a backend gets them.
+pub(crate) fn bearer(credentials: &schema::Credentials) -> Result<HeaderValue, String> {
+    let text = format!("Bearer {}", secret(&credentials.bearer)?);
+    let mut value = HeaderValue::from_str(&text)
+        .map_err(|_| "its bearer token has characters that no header may have".to_owned())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn has_budget(config: &Config) -> bool {
+    let issuers = config.authentication.iter().flat_map(|a| &a.jwt);
+    let of_issuers = issuers.flat_map(|issuer| issuer.plans.values().chain([&issuer.limits]));
+    config.consumers.iter().map(|c| &c.limits).chain(of_issuers).any(|limits| limits.budget.is_some())
+}
+
 impl Compiler {
     /// A compiler for a new process.
-    pub fn new(registry: Registry, metrics: Arc<Metrics>, cache_dir: Option<PathBuf>) -> Self {
+    pub fn new(registry: Registry, metrics: Arc<Metrics>, limits: Limits, cache_dir: Option<PathBuf>) -> Self {
         Self {
+            limits,
+            http: Arc::new(Http::default()),
+            failures: Failures::new(metrics.clone()),
             registry,
             states: SharedStates::default(),
             endpoints: Endpoints::default(),
@@ -76,7 +103,16 @@ impl Compiler {
             Tracer::default()
         });
         let authentication = config.authentication.clone().unwrap_or_default();
-        let identity = Authenticator::new(&authentication, &config.consumers);
+        if let Err(e) = self.limits.share(config.state.limits.as_ref().map(|limits| &limits.redis)) {
+            errors.push(e);
+        }
+        if has_budget(config)
+            && let Err(e) = self.limits.open_budgets(&config.state.budgets.sqlite)
+        {
+            errors.push(e.to_string());
+        }
+        let parts = Parts { limits: &self.limits, states: &self.states, http: &self.http, metrics: &self.metrics };
+        let identity = Authenticator::new(&authentication, &config.consumers, &self.failures, parts);
         let mut probes = Vec::new();
         let mut backends = HashMap::new();
         for written in &config.backends {
@@ -94,9 +130,16 @@ impl Compiler {
             Models::load(&config.models, previous.map(|p| &p.models), &self.metrics, self.cache_dir.as_deref()).await;
         let models = loaded.map_err(|e| SnapshotError(e.iter().map(ToString::to_string).collect()))?;
         let identity = identity.map_err(|e| SnapshotError(vec![e.to_string()]))?;
+        let header = |name: &Option<String>| name.as_ref().and_then(|n| HeaderName::from_bytes(n.as_bytes()).ok());
+        let written = &authentication.identity_headers;
+        let identity_headers = [header(&written.consumer), header(&written.tenant)];
+        let mut owned_headers: Vec<HeaderName> = identity_headers.iter().flatten().cloned().collect();
         let mut table = TableBuilder::default();
         for written in &config.routes {
             let added = self.route(written, config, &backends, &models).and_then(|route| {
+                for named in &route.filters {
+                    owned_headers.extend_from_slice(named.filter.owned_headers());
+                }
                 table.add(&Arc::new(route), &written.hostnames, &written.matches).map_err(|e| e.to_string())
             });
             if let Err(e) = added {
@@ -109,6 +152,9 @@ impl Compiler {
         Ok(Snapshot {
             routes: table.build(),
             identity,
+            identity_headers,
+            owned_headers,
+            prices: Prices::new(&config.prices),
             tracer,
             access_log: config.telemetry.logs.access,
             probes: parking_lot::Mutex::new(probes),
@@ -128,6 +174,7 @@ impl Compiler {
         probes: &mut Vec<Probe>,
     ) -> Result<Backend, String> {
         let mut endpoints = Vec::new();
+        let tls = read_tls(written).await?;
         for endpoint in &written.endpoints {
             let address = resolve(&endpoint.url).await?;
             let key = EndpointKey { backend: written.name.clone(), url: endpoint.url.clone() };
@@ -138,7 +185,8 @@ impl Compiler {
                 .endpoints
                 .get_or_insert(&key, || EndpointState::new(self.metrics.endpoint(&written.name, &text), healthy));
             if let Some(check) = &written.health_check {
-                probes.push(Probe { key: key.clone(), address, check: check.clone(), state: state.clone() });
+                let (check, state) = (check.clone(), state.clone());
+                probes.push(Probe { key: key.clone(), address, check, state, tls: tls.clone(), http2: written.http2 });
             }
             endpoints.push(Arc::new(Endpoint {
                 url: endpoint.url.clone(),
@@ -146,19 +194,10 @@ impl Compiler {
                 weight: endpoint.weight,
                 max_in_flight: written.capacity.max_in_flight,
                 state,
-                peer: Peer::new(&key, address, written.timeouts.connect.0),
+                peer: Peer::new(&key, address, written.timeouts.connect.0, &tls, written.http2),
             }));
         }
-        let credentials = match &written.credentials {
-            None => None,
-            Some(credentials) => {
-                let text = format!("Bearer {}", secret(&credentials.bearer)?);
-                let mut value = HeaderValue::from_str(&text)
-                    .map_err(|_| "its bearer token has characters that no header may have".to_owned())?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-        };
+        let credentials = written.credentials.as_ref().map(bearer).transpose()?;
         let full: Vec<u16> = match &written.capacity.statuses {
             Some(statuses) => statuses.iter().map(|status| status.0).collect(),
             None if written.protocol == BackendProtocol::Openai => vec![429, 503],
@@ -175,6 +214,7 @@ impl Compiler {
             policy,
             retries: self.states.get_or_insert(&written.name, RetryBudget::default),
             room: self.states.get_or_insert(&written.name, Room::default),
+            model: written.model.as_deref().map(Into::into),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
             full_statuses: full,
@@ -212,7 +252,14 @@ impl Compiler {
             let reject = reject.cloned().unwrap_or_default();
             let spill_to = spill_to.map(|name| match backends.get(name.as_str()) {
                 Some(backend) => Ok(TargetKind::Backend(backend.clone())),
-                None => model(name).map(TargetKind::Model),
+                None => match model(name)? {
+                    model if model.task() == Task::Generate => Ok(TargetKind::Model(model)),
+                    model => Err(format!(
+                        "route `{}`: `spillTo: {name}` is a model for {}, not for conversations",
+                        written.name.as_deref().unwrap_or("default"),
+                        model.task()
+                    )),
+                },
             });
             Ok::<_, String>(Last {
                 spill_to: spill_to.transpose()?,
@@ -226,13 +273,21 @@ impl Compiler {
             Some(rule) => last(rule.spill_to.as_ref(), rule.reject.as_ref())?,
             None => when_saturated.clone(),
         };
+        let prefixes: Vec<&str> = written
+            .matches
+            .iter()
+            .filter_map(|m| match &m.path {
+                Some(schema::PathMatch::Prefix(prefix)) => Some(prefix.as_str()),
+                _ => None,
+            })
+            .collect();
         let queues = match &saturated.queue {
             Some(queue) => self.queues(&name, queue, saturated.try_others, &targets),
             None => Vec::new(),
         };
         let (mut guards, mut filters, mut mirrors) = (Vec::new(), Vec::new(), Vec::new());
         for entry in &written.filters {
-            let cx = BuildContext { route: &name, states: &self.states };
+            let cx = BuildContext { route: &name, prefixes: &prefixes, states: &self.states, http: &self.http };
             let filter = self
                 .registry
                 .build(&entry.name, &entry.config, &cx)
@@ -248,21 +303,29 @@ impl Compiler {
                     max_body: mirror.max_body,
                 });
             }
+            let named = |rules| NamedFilter { name: entry.name.clone(), filter: filter.clone(), rules };
+            if let Some(spec) = filter.limit() {
+                let (early, late) = self.limits.of_filter(&name, spec).map_err(|e| format!("route `{name}`: {e}"))?;
+                // A limit by address counts requests before anybody is known, and tokens when the body is.
+                guards.extend((!early.is_empty()).then(|| named(early)));
+                filters.extend((!late.is_empty()).then(|| named(late)));
+                continue;
+            }
             let list = if filter.stage() == Stage::Guard { &mut guards } else { &mut filters };
-            list.push(NamedFilter { name: entry.name.clone(), filter });
+            list.push(named(Rules::new()));
         }
         let speaks_model = targets.iter().any(|target| match &target.kind {
             TargetKind::Backend(backend) => backend.protocol == BackendProtocol::Openai,
             TargetKind::Model(_) => true,
         });
+        let holds_body = speaks_model || filters.iter().any(|named: &NamedFilter| named.filter.needs_body());
         let known_callers = !config.consumers.is_empty() || config.authentication.is_some();
         let default = if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None };
         let on = |reason| written.retry.on.contains(&reason);
         Ok(Route {
             api: if speaks_model { Api::OpenAi } else { Api::Problem },
             authentication: written.authentication.unwrap_or(default),
-            guards,
-            filters,
+            access: written.access.clone(),
             sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
             try_others: saturated.try_others,
             max_queue_wait: saturated.queue.as_ref().map_or(Duration::ZERO, |queue| queue.max_wait.0),
@@ -289,20 +352,31 @@ impl Compiler {
                     max: usize::try_from(hedge.max.get()).unwrap_or(1),
                 }),
             },
+            answers_preflight: guards.iter().any(|guard| guard.filter.answers_preflight()),
             spill: written.spill.as_ref().map(spill_rule).unwrap_or_default(),
             resume: written.resume,
             max_body: written.limits.max_body.0,
             // Who waits in a queue is watched for leaving, which cannot be seen behind a body that was not read; a copy
             // needs the body a second time.
-            holds_body: speaks_model || !queues.is_empty() || !mirrors.is_empty(),
+            holds_body: holds_body || !queues.is_empty() || !mirrors.is_empty(),
             queues,
             mirrors,
             listed_models: listed(written, config, &targets),
             metrics: self.metrics.route(&name),
+            guards,
+            filters,
             targets,
             name,
         })
     }
+}
+
+/// Reads the files of a backend's TLS, off the runtime's threads.
+async fn read_tls(written: &schema::Backend) -> Result<Arc<UpstreamTls>, String> {
+    let https = written.endpoints.iter().any(|endpoint| endpoint.url.https);
+    let (tls, http2) = (written.tls.clone(), written.http2);
+    let read = tokio::task::spawn_blocking(move || UpstreamTls::read(&tls, http2, https)).await;
+    read.map_err(|e| e.to_string())?.map(Arc::new).map_err(|e| e.to_string())
 }
 
 fn spill_rule(written: &schema::SpillLimits) -> SpillRule {
@@ -395,6 +469,7 @@ fn redacted(config: &Config) -> serde_json::Value {
     let mut config = config.clone();
     for consumer in &mut config.consumers {
         consumer.keys.clear();
+        consumer.keys_file = None;
     }
     serde_json::to_value(config).unwrap_or_default()
 }

@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
-use spillway_config::schema::{BackendProtocol, ListenerLimits, RouteAuthentication};
+use spillway_config::schema::{Access, BackendProtocol, RouteAuthentication};
 use spillway_filter::Filter;
 use tokio::sync::Semaphore;
 
+pub(crate) use compile::bearer;
 pub use compile::{Compiler, SnapshotError};
 
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::balancing::{Endpoint, Policy, Probe};
 use crate::identity::Authenticator;
+use crate::limits::{Prices, Rules};
 use crate::protocol::Api;
 use crate::protocol::openai::ModelCard;
 use crate::routing::RouteTable;
@@ -29,6 +31,12 @@ pub struct Snapshot {
     pub routes: RouteTable,
     /// API keys and whose they are.
     pub identity: Authenticator,
+    /// Headers that tell backends the consumer and the tenant.
+    pub identity_headers: [Option<HeaderName>; 2],
+    /// Headers that the gateway alone may set on requests, besides `x-spillway-*`.
+    pub owned_headers: Vec<HeaderName>,
+    /// What tokens cost.
+    pub prices: Prices,
     /// Where traces go.
     pub tracer: Tracer,
     /// Whether each request is logged.
@@ -49,28 +57,15 @@ pub struct Snapshot {
     pub generation: u64,
 }
 
-/// A listener to be opened or kept.
-#[derive(Debug, Clone)]
-pub struct ListenerPlan {
-    /// Name in logs and metrics.
-    pub name: String,
-    /// Where it listens; port 0 takes a free one.
-    pub address: std::net::SocketAddr,
-    /// Its limits.
-    pub limits: ListenerLimits,
-}
-
-/// The listeners that a configuration asks for.
-pub fn plans(config: &spillway_config::schema::Config) -> Vec<ListenerPlan> {
-    config
-        .listeners
-        .iter()
-        .map(|listener| ListenerPlan {
-            name: listener.name.clone().unwrap_or_else(|| listener.address.to_string()),
-            address: listener.address.0,
-            limits: listener.limits.clone(),
+impl Snapshot {
+    /// Whether a header is one that the gateway alone may set, in any spelling that some server would read as such.
+    pub fn owns_header(&self, name: &HeaderName) -> bool {
+        let same = |a: u8, b: u8| a == b || matches!((a, b), (b'-' | b'_', b'-' | b'_'));
+        self.owned_headers.iter().any(|owned| {
+            let (owned, name) = (owned.as_str().as_bytes(), name.as_str().as_bytes());
+            owned.len() == name.len() && owned.iter().zip(name).all(|(a, b)| same(*a, *b))
         })
-        .collect()
+    }
 }
 
 /// A compiled route.
@@ -81,6 +76,8 @@ pub struct Route {
     pub api: Api,
     /// Whether a caller must show who it is.
     pub authentication: RouteAuthentication,
+    /// Who of the known callers may use it.
+    pub access: Option<Access>,
     /// Filters that run before the caller is known.
     pub guards: Vec<NamedFilter>,
     /// Filters that run when the caller is known.
@@ -113,6 +110,8 @@ pub struct Route {
     pub first_token_timeout: Option<Duration>,
     /// Further tries after the first.
     pub retry: RetryPlan,
+    /// Whether one of the guards answers what browsers ask before a request.
+    pub answers_preflight: bool,
     /// Bytes of a body.
     pub max_body: u64,
     /// Whether the body is held before it goes anywhere: a target or spill needs to read it.
@@ -145,6 +144,8 @@ pub struct NamedFilter {
     pub name: String,
     /// What it does.
     pub filter: Arc<dyn Filter>,
+    /// The rules of limits that it stands for at this place; then it is not asked itself.
+    pub rules: Rules,
 }
 
 /// One of the places that a route's requests go to.
@@ -237,7 +238,9 @@ pub struct Backend {
     pub retries: Arc<RetryBudget>,
     /// Where its free places are offered to those who wait.
     pub room: Arc<Room>,
-    /// The model name its servers know, as JSON text ready to be put into a body.
+    /// The model name its servers know, when it differs from the caller's.
+    pub model: Option<Arc<str>>,
+    /// The same, as JSON text ready to be put into a body.
     pub upstream_model: Option<String>,
     /// Replaces the caller's credentials.
     pub credentials: Option<HeaderValue>,
@@ -288,6 +291,7 @@ impl Route {
             name: name.to_owned(),
             api: Api::Problem,
             authentication: RouteAuthentication::None,
+            access: None,
             guards: Vec::new(),
             filters: Vec::new(),
             targets: Vec::new(),
@@ -313,6 +317,7 @@ impl Route {
                 budget: 200,
                 hedge: None,
             },
+            answers_preflight: false,
             max_body: 20 << 20,
             holds_body: false,
             listed_models: Vec::new(),
@@ -341,6 +346,7 @@ impl Backend {
             policy: Box::new(crate::balancing::LeastRequest),
             retries: Arc::default(),
             room: Arc::default(),
+            model: None,
             upstream_model: None,
             credentials: None,
             full_statuses: Vec::new(),

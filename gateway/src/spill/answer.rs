@@ -10,6 +10,7 @@ use spillway_engine::{
     Busy, BusyReason, ChatMessage, Engine, Generate, Grammar, GrammarError, Prompt, PromptError, Sampling, Structure,
 };
 use spillway_filter::{ErrorKind, Refusal};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::LoadedModel;
 use super::pool::NotLoaded;
@@ -101,17 +102,25 @@ pub struct Begun<'a> {
     pub tokens: u32,
 }
 
-/// Gives a request of `tenant` to the engine, unless its prompt is longer than `max_prompt_tokens`. It is answered whatever model it
-/// names.
+/// On which terms a request is answered.
+#[derive(Debug, Default)]
+pub struct Terms {
+    /// A longer prompt is not taken.
+    pub max_prompt_tokens: Option<NonZeroU32>,
+    /// The place of a request that is over a limit.
+    pub over_limit: Option<OwnedSemaphorePermit>,
+    /// For whom: tenants take turns.
+    pub tenant: Option<Arc<str>>,
+}
+
+/// Gives a request to the engine. It is answered whatever model it names.
 pub async fn answer(
     model: &Arc<LoadedModel>,
     request: &ChatRequest,
-    max_prompt_tokens: Option<NonZeroU32>,
+    terms: Terms,
     deadline: Instant,
-    tenant: Option<&Arc<str>>,
 ) -> Result<SpillStream, SpillError> {
-    let ask = Ask { begun: Begun { text: "", tokens: 0 }, resumed: false, max_prompt_tokens, deadline, tenant };
-    submit(model, request, ask).await
+    submit(model, request, None, terms, deadline).await
 }
 
 /// Gives the rest of an answer to the engine: it writes on where the text ends, and the tokens that were written count.
@@ -119,9 +128,8 @@ pub async fn continue_answer(
     model: &Arc<LoadedModel>,
     request: &ChatRequest,
     begun: Begun<'_>,
-    max_prompt_tokens: Option<NonZeroU32>,
+    terms: Terms,
     deadline: Instant,
-    tenant: Option<&Arc<str>>,
 ) -> Result<SpillStream, SpillError> {
     // What was said before has no probabilities here, was held to no grammar, and is one of several answers.
     let has_more = request.n.is_some_and(|n| n > 1) || request.logprobs;
@@ -129,20 +137,18 @@ pub async fn continue_answer(
         let message = "An answer with `n`, `logprobs` or `response_format` cannot be continued by another model.";
         return Err(SpillError::CannotSpill(Refusal::invalid("unsupported_value", message)));
     }
-    submit(model, request, Ask { begun, resumed: true, max_prompt_tokens, deadline, tenant }).await
+    submit(model, request, Some(begun), terms, deadline).await
 }
 
-/// What is asked of the engine beside the request itself.
-struct Ask<'a> {
-    begun: Begun<'a>,
-    resumed: bool,
-    max_prompt_tokens: Option<NonZeroU32>,
+async fn submit(
+    model: &Arc<LoadedModel>,
+    request: &ChatRequest,
+    resumed: Option<Begun<'_>>,
+    terms: Terms,
     deadline: Instant,
-    tenant: Option<&'a Arc<str>>,
-}
-
-async fn submit(model: &Arc<LoadedModel>, request: &ChatRequest, ask: Ask<'_>) -> Result<SpillStream, SpillError> {
-    let Ask { begun, resumed, max_prompt_tokens, deadline, tenant } = ask;
+) -> Result<SpillStream, SpillError> {
+    let Terms { max_prompt_tokens, over_limit, tenant } = terms;
+    let begun = resumed.unwrap_or(Begun { text: "", tokens: 0 });
     if let Some(refusal) = request.unsupported() {
         return Err(SpillError::CannotSpill(refusal.clone()));
     }
@@ -150,12 +156,12 @@ async fn submit(model: &Arc<LoadedModel>, request: &ChatRequest, ask: Ask<'_>) -
     check_choices(request.n, engine.max_sequences())?;
     check_length(request.text_bytes().saturating_add(begun.text.len()), engine.info().context_length)?;
     // What would be refused with an empty prompt need not be encoded to be refused.
-    let wait = engine.estimated_wait(0, tenant.map(AsRef::as_ref));
+    let wait = engine.estimated_wait(0, tenant.as_deref());
     if let Some(excess) = wait.checked_sub(model.max_queue_wait()).filter(|excess| !excess.is_zero()) {
         return Err(Busy { reason: BusyReason::WaitTooLong, retry_after: excess }.into());
     }
     let started = Instant::now();
-    let (prompt, grammar) = prepare(model, &engine, request, begun.text, deadline).await?;
+    let (prompt, grammar) = prepare(model, &engine, request, &request.response_format, begun.text, deadline).await?;
     let encode = started.elapsed();
     let length = u64::try_from(prompt.len()).unwrap_or(u64::MAX);
     if let Some(most) = max_prompt_tokens.filter(|most| length > u64::from(most.get()) + u64::from(begun.tokens)) {
@@ -186,7 +192,7 @@ async fn submit(model: &Arc<LoadedModel>, request: &ChatRequest, ask: Ask<'_>) -
         choices: request.n.and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN),
         log_probabilities: request.logprobs.then_some(request.top_logprobs),
         grammar,
-        tenant: tenant.cloned(),
+        tenant,
         ..Generate::new(prompt)
     })?;
     let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
@@ -212,10 +218,11 @@ async fn submit(model: &Arc<LoadedModel>, request: &ChatRequest, ask: Ask<'_>) -
     let wanted = Wanted {
         streamed: request.stream,
         logprobs: request.logprobs,
-        resumed: resumed.then_some(begun.tokens),
+        resumed: resumed.map(|begun| begun.tokens),
         served_by: model.served_by().clone(),
         deadline,
         _engine: Some(engine),
+        _over_limit: over_limit,
     };
     Ok(SpillStream::new(
         events,
@@ -234,6 +241,16 @@ fn check_choices(wanted: Option<u32>, most: u32) -> Result<(), SpillError> {
         )),
         _ => Ok(()),
     }
+}
+
+/// How many tokens the prompt of a body is for a model; `None` where it could not answer.
+pub async fn prompt_tokens(model: &Arc<LoadedModel>, body: &[u8], deadline: Instant) -> Option<u64> {
+    let request = ChatRequest::parse(body).ok().filter(|request| request.unsupported().is_none())?;
+    // Nothing is loaded only to count.
+    let engine = model.engine_now()?;
+    check_length(request.text_bytes(), engine.info().context_length).ok()?;
+    let (prompt, _) = prepare(model, &engine, &request, &ResponseFormat::Text, "", deadline).await.ok()?;
+    u64::try_from(prompt.len()).ok()
 }
 
 /// Refuses what cannot fit before it is encoded.
@@ -257,6 +274,7 @@ async fn prepare(
     model: &Arc<LoadedModel>,
     engine: &Engine,
     request: &ChatRequest,
+    format: &ResponseFormat,
     begun: &str,
     deadline: Instant,
 ) -> Result<(Prompt, Option<Grammar>), SpillError> {
@@ -265,8 +283,7 @@ async fn prepare(
         .iter()
         .map(|message| ChatMessage { role: message.role.to_owned(), content: message.content.clone() })
         .collect();
-    let format = request.response_format.clone();
-    if request.text_bytes().saturating_add(begun.len()) <= ENCODE_INLINE && format == ResponseFormat::Text {
+    if request.text_bytes().saturating_add(begun.len()) <= ENCODE_INLINE && *format == ResponseFormat::Text {
         return Ok((encode_now(engine, &messages, begun)?, None));
     }
     let until = deadline.min(Instant::now() + model.max_queue_wait());
@@ -277,7 +294,7 @@ async fn prepare(
             Duration::ZERO,
         ));
     };
-    let (engine, begun) = (engine.clone(), begun.to_owned());
+    let (engine, format, begun) = (engine.clone(), format.clone(), begun.to_owned());
     // The turn goes with the work: when the caller leaves, the thread still has to finish.
     let work = tokio::task::spawn_blocking(move || {
         let prepared =
@@ -305,9 +322,11 @@ fn encode_now(engine: &Engine, messages: &[ChatMessage], begun: &str) -> Result<
         PromptError::TooLong { tokens, context } => too_long(format!(
             "The conversation has {tokens} tokens; this model's context is {context} tokens, the answer included."
         )),
-        PromptError::Empty | PromptError::Role(_) | PromptError::Template(_) => SpillError::CannotSpill(
-            Refusal::invalid("invalid_value", format!("`messages`: {error}.")).param("messages"),
-        ),
+        PromptError::Empty | PromptError::Role(_) | PromptError::Template(_) | PromptError::NotGenerating => {
+            SpillError::CannotSpill(
+                Refusal::invalid("invalid_value", format!("`messages`: {error}.")).param("messages"),
+            )
+        }
     })
 }
 

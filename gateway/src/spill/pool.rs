@@ -8,9 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
 use parking_lot::Mutex;
-use spillway_config::schema::{Device, Model};
-use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, LoadError, LoadOptions};
-use tokio::sync::Semaphore;
+use spillway_config::schema::{Device, Model, ModelTask};
+use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, LoadError, LoadOptions, Task};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
 
@@ -30,6 +30,18 @@ pub enum ModelError {
     Name {
         /// Its name.
         model: String,
+    },
+    /// Its file is for something else than it is configured for.
+    #[error(
+        "model `{model}`: its `task` says {wanted}, and its file is for {is}: name another file, or leave `task` out"
+    )]
+    Task {
+        /// Its name.
+        model: String,
+        /// What the file is for.
+        is: Task,
+        /// What the configuration says.
+        wanted: Task,
     },
     /// The environment names no vector unit.
     #[error("{VECTOR_UNIT} is `{0}`: it must be one of {units}", units = CpuUnit::ALL.map(CpuUnit::name).join(", "))]
@@ -73,6 +85,7 @@ const ENCODERS: usize = 2;
 /// A model inside the gateway. One that is not kept warm has no engine until somebody needs it.
 pub struct LoadedModel {
     written: Model,
+    task: Task,
     file: Option<FileIdentity>,
     options: LoadOptions,
     state: Mutex<State>,
@@ -83,6 +96,8 @@ pub struct LoadedModel {
     served_by_text: Arc<str>,
     metrics: Arc<ModelMetrics>,
     encoders: Arc<Semaphore>,
+    /// Sequences for requests over a limit.
+    over_limit: Arc<Semaphore>,
 }
 
 struct State {
@@ -107,6 +122,10 @@ impl LoadedModel {
     pub fn name(&self) -> &str {
         &self.written.name
     }
+    /// What it is for.
+    pub fn task(&self) -> Task {
+        self.task
+    }
     /// When it was configured, Unix seconds.
     pub fn created(&self) -> u64 {
         self.created
@@ -126,6 +145,17 @@ impl LoadedModel {
     /// Turns to encode a long conversation.
     pub(super) fn encoders(&self) -> &Arc<Semaphore> {
         &self.encoders
+    }
+    /// A place for a request that is over a limit: within its share of the sequences, and only where one is free and
+    /// nobody waits, so that it takes nothing from requests within their limits.
+    pub fn place_over_limit(&self) -> Option<OwnedSemaphorePermit> {
+        // One that is not loaded has all places.
+        let stats = self.state.lock().engine.as_ref().map(Engine::stats).unwrap_or_default();
+        let all = usize::try_from(self.written.max_sequences.get()).unwrap_or(usize::MAX);
+        if stats.waiting > 0 || stats.active >= all {
+            return None;
+        }
+        self.over_limit.clone().try_acquire_owned().ok()
     }
     /// Series of its calls.
     pub fn metrics(&self) -> &Arc<ModelMetrics> {
@@ -161,7 +191,7 @@ impl LoadedModel {
     }
 
     /// The engine, where it is loaded.
-    fn engine_now(&self) -> Option<Engine> {
+    pub(super) fn engine_now(&self) -> Option<Engine> {
         let mut state = self.state.lock();
         state.used = Instant::now();
         state.engine.clone()
@@ -301,29 +331,43 @@ async fn load_one(
     let name = written.name.clone();
     let text = format!("builtin/{name}");
     let served_by = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| ModelError::Name { model: name.clone() })?;
+    let source = written.source.clone();
+    let judged = tokio::task::spawn_blocking(move || spillway_engine::inspect(&source)).await;
+    let task = judged
+        .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
+        .map_err(|source| ModelError::Load { model: name.clone(), source })?
+        .task;
+    if let Some(wanted) = written.task.map(engine_task).filter(|wanted| *wanted != task) {
+        return Err(ModelError::Task { model: name, is: task, wanted });
+    }
     let model = Arc::new(LoadedModel {
         options: options(written, cache_dir)?,
         state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
         loading: Arc::default(),
         written: written.clone(),
+        task,
         file,
         created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         served_by,
         served_by_text: text.into(),
         metrics: metrics.model("spillway", &name),
         encoders: Arc::new(Semaphore::new(ENCODERS)),
+        over_limit: Arc::new(Semaphore::new(share_of(written.max_sequences.get(), written.over_limit_share))),
     });
     if written.keep_warm {
         model.load().await?;
-        return Ok(model);
+    } else {
+        tracing::info!(event = "model_on_demand", model = %name);
     }
-    let source = written.source.clone();
-    let judged = tokio::task::spawn_blocking(move || spillway_engine::inspect(&source)).await;
-    judged
-        .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
-        .map_err(|source| ModelError::Load { model: name.clone(), source })?;
-    tracing::info!(event = "model_on_demand", model = %name);
     Ok(model)
+}
+
+fn engine_task(task: ModelTask) -> Task {
+    match task {
+        ModelTask::Chat => Task::Generate,
+        ModelTask::Embedding => Task::Embed,
+        ModelTask::Rerank => Task::Classify,
+    }
 }
 
 /// Names the vector unit of the CPU that kernels use instead of the fastest: to try what slower machines do.
@@ -333,6 +377,16 @@ fn cpu_unit() -> Result<Option<CpuUnit>, ModelError> {
     let Some(name) = std::env::var_os(VECTOR_UNIT) else { return Ok(None) };
     let name = name.to_string_lossy();
     CpuUnit::named(&name).map(Some).ok_or_else(|| ModelError::Unit(name.chars().take(64).collect()))
+}
+
+/// A share of some sequences: one at least, unless the share is nothing.
+fn share_of(sequences: u32, share: f64) -> usize {
+    if share <= 0.0 {
+        return 0;
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to the number of sequences")]
+    let places = (f64::from(sequences) * share.min(1.0)).floor().max(1.0) as usize;
+    places
 }
 
 /// What the engine is told of a model.
@@ -385,12 +439,14 @@ impl LoadedModel {
             options: options(&written, None).unwrap(),
             state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
             loading: Arc::default(),
+            task: Task::Generate,
             file: None,
             created: 0,
             served_by: HeaderValue::from_static("builtin/m"),
             served_by_text: "builtin/m".into(),
             metrics: Metrics::new().model("spillway", &written.name),
             encoders: Arc::new(Semaphore::new(ENCODERS)),
+            over_limit: Arc::new(Semaphore::new(1)),
             written,
         })
     }
@@ -425,5 +481,11 @@ mod tests {
         let _turn = model.loading.clone().lock_owned().await;
         let deadline = Instant::now() + Duration::from_millis(50);
         assert_eq!(model.engine(deadline).await.err(), Some(NotLoaded::Loading));
+    }
+
+    #[test]
+    fn a_share_is_one_sequence_at_least_and_all_at_most() {
+        let places = [(16, 0.25), (16, 0.0), (2, 0.25), (3, 0.5), (4, 1.0)].map(|(n, share)| share_of(n, share));
+        assert_eq!(places, [4, 0, 1, 1, 4]);
     }
 }

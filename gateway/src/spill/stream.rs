@@ -10,6 +10,7 @@ use futures::FutureExt;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use spillway_engine::{Engine, EngineError, Event, FinishReason, Finished, TokenStream};
 use spillway_filter::{ErrorKind, Refusal};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::protocol::openai::{Answer, Spent, WholeChoice};
 use crate::protocol::{Api, error_event};
@@ -94,6 +95,8 @@ pub(super) struct Wanted {
     pub(super) deadline: Instant,
     /// Kept alive: an engine that is dropped fails what it runs.
     pub(super) _engine: Option<Engine>,
+    /// Held to the end by an answer to a request over a limit.
+    pub(super) _over_limit: Option<OwnedSemaphorePermit>,
 }
 
 /// An answer that is being written.
@@ -297,6 +300,8 @@ fn refusal(error: &EngineError) -> Refusal {
             internal("The answer could not be held to `response_format`; the gateway's log says why.")
         }
         // What the device said is for the log, where the engine has written it.
-        EngineError::Device(_) => internal("The model inside the gateway failed; its log says why."),
+        EngineError::Device(_) | EngineError::Task { .. } | EngineError::Input(_) | EngineError::Busy(_) => {
+            internal("The model inside the gateway failed; its log says why.")
+        }
     }
 }

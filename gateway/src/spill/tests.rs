@@ -46,6 +46,7 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
         served_by: HeaderValue::from_static("builtin/m"),
         deadline: Instant::now() + within,
         _engine: None,
+        _over_limit: None,
     };
     (events, SpillStream::new(Script(script), Answer::new("chatcmpl-1".into(), 7, "m".into(), true), wanted, report))
 }

@@ -3,14 +3,19 @@
 //! Its inputs are the ends of requests and the `telemetry` part of the configuration.
 
 mod access_log;
+mod audit;
 mod log;
 mod metrics;
 pub mod names;
+mod time;
 mod trace;
 
 pub use access_log::AccessRecord;
+pub use audit::Audit;
 pub use log::{LogError, LogWriter, init as init_log};
 pub use metrics::{
-    EndpointMetrics, EngineSample, ListenerMetrics, Metrics, ModelMetrics, QueueMetrics, RouteMetrics, Tokens,
+    EndpointMetrics, EngineSample, LimitMetrics, ListenerMetrics, Metrics, ModelMetrics, QueueMetrics, RouteMetrics,
+    Tokens,
 };
+pub use time::rfc3339_millis;
 pub use trace::{Kind, Span, TraceError, Tracer};

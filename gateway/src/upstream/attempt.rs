@@ -17,12 +17,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::body::{RequestBody, expects_continue};
 use super::events::{Gate, Transcript};
 use super::headers::CREDENTIALS;
-use super::headers::{Via, outgoing_request, outgoing_response};
+use super::headers::{Via, outgoing_request, outgoing_response, to_http2};
 use super::open::Opened;
 use super::{Connector, with_model};
 use crate::balancing::Endpoint;
 use crate::exchange::{Exchange, ServedBy};
-use crate::protocol::openai::Observer;
+use crate::protocol::openai::{Observation, Observer};
 use crate::snapshot::{Backend, Route};
 use spillway_filter::{ErrorKind, Refusal};
 
@@ -32,6 +32,8 @@ static SERVED_BY: header::HeaderName = header::HeaderName::from_static("x-spillw
 /// Bytes of a refusing answer that are read to learn why it refuses.
 const MAX_REFUSAL: usize = 16 << 10;
 
+/// Time for trailers to follow the end of a body.
+const TRAILERS: Duration = Duration::from_secs(5);
 /// Most of an event stream that waits for its first content.
 const MAX_WAITING: usize = 64 << 10;
 
@@ -120,7 +122,7 @@ pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange)
         biased;
         connected = a.connector.get(&a.endpoint.peer) => match connected {
             Ok(connected) => connected,
-            Err(e) => return Outcome::Failed(Failure::Connect(e.etype().as_str().to_owned())),
+            Err(e) => return Outcome::Failed(not_connected(a, &e)),
         },
         () = tokio::time::sleep_until(attempt_deadline) => {
             return Outcome::Failed(if attempt_deadline == deadline { Failure::Deadline } else { Failure::Timeout("backendRequest") });
@@ -143,7 +145,15 @@ async fn end(a: &Attempt<'_>, mut upstream: HttpSession, outcome: &Outcome) {
     match outcome {
         // Only a connection whose answer was read to its end can serve another request.
         Outcome::Answered if upstream.response_done() => a.connector.release(upstream, &a.endpoint.peer).await,
-        _ => upstream.shutdown().await,
+        _ => shut(a, upstream).await,
+    }
+}
+
+/// Ends a conversation before its time. Of HTTP/2 that is one stream; its connection goes back to the others.
+pub(super) async fn shut(a: &Attempt<'_>, mut upstream: HttpSession) {
+    upstream.shutdown().await;
+    if matches!(upstream, HttpSession::H2(_)) {
+        a.connector.release(upstream, &a.endpoint.peer).await;
     }
 }
 
@@ -178,6 +188,8 @@ pub(super) struct Outgoing {
     pub(super) body: Option<Bytes>,
     /// The caller's own credentials go along.
     pub(super) callers_account: bool,
+    /// The caller understands trailers.
+    takes_trailers: bool,
 }
 
 impl Outgoing {
@@ -194,7 +206,9 @@ impl Outgoing {
         let request = outgoing_request(session.req_header(), x, a.route, a.backend, a.via, length);
         let callers_account =
             a.backend.credentials.is_none() && CREDENTIALS.iter().any(|name| request.headers.contains_key(name));
-        let mut out = Self { request, body, callers_account };
+        let te = session.get_header(header::TE);
+        let takes_trailers = te.is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+        let mut out = Self { request, body, callers_account, takes_trailers };
         if x.outcome.spilled.is_some() {
             out.without_credentials(a);
         }
@@ -209,6 +223,14 @@ impl Outgoing {
         }
         self.callers_account = false;
     }
+}
+
+pub(super) fn not_connected(a: &Attempt<'_>, e: &pingora::Error) -> Failure {
+    if matches!(e.etype(), ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::TLSHandshakeTimedout) {
+        // A wrong certificate does not go away by itself: somebody must see why.
+        tracing::warn!(event = "upstream_tls_failed", backend = %a.backend.name, endpoint = %a.endpoint.url, error = %e);
+    }
+    Failure::Connect(e.etype().as_str().to_owned())
 }
 
 /// What comes next of either side.
@@ -267,7 +289,10 @@ struct Waiting {
 }
 
 /// Sends the head of a request, and its body where it is held.
-pub(super) async fn send(a: &Attempt<'_>, upstream: &mut HttpSession, out: Outgoing) -> Result<(), Outcome> {
+pub(super) async fn send(a: &Attempt<'_>, upstream: &mut HttpSession, mut out: Outgoing) -> Result<(), Outcome> {
+    if matches!(upstream, HttpSession::H2(_)) {
+        to_http2(&mut out.request, out.takes_trailers, a.endpoint.url.https);
+    }
     upstream.set_write_timeout(Some(a.backend.idle_timeout));
     if let Err(e) = upstream.write_request_header(out.request).await {
         return Err(Outcome::Failed(failure(&e)));
@@ -279,9 +304,7 @@ pub(super) async fn send(a: &Attempt<'_>, upstream: &mut HttpSession, out: Outgo
         // A server may answer before it has read all (413, 429) and close: its answer counts, if it is there.
         tracing::debug!(event = "request_body_not_taken", error = %e);
     }
-    if let Err(e) = upstream.finish_request_body().await {
-        tracing::debug!(event = "request_body_not_finished", error = %e);
-    }
+    end_body(upstream).await;
     Ok(())
 }
 
@@ -322,7 +345,7 @@ async fn begin(
         return Some(Outcome::ClientGone);
     }
     if upstream.response_done() {
-        return Some(finish(a, session, x, state, passing).await);
+        return Some(finish(a, session, x, upstream, state, passing).await);
     }
     None
 }
@@ -364,7 +387,7 @@ async fn converse(
     }
     let mut timer = std::pin::pin!(sleep_until(wake_at(a, x, &state)));
     loop {
-        match next(upstream, session, &state, timer.as_mut()).await {
+        match next(upstream, session, &state, x.body_pause, timer.as_mut()).await {
             Next::Head => {
                 let Some(head) = upstream.response_header() else { continue };
                 state.heard = Instant::now();
@@ -407,19 +430,21 @@ async fn converse(
                     return died(session, x, &state, &passing, "upstream_reset", "the backend ended the answer early")
                         .await;
                 }
-                return finish(a, session, x, &mut state, &mut passing).await;
+                return finish(a, session, x, upstream, &mut state, &mut passing).await;
             }
             Next::BodyPart(part) => {
                 if let Err(e) = upstream.write_request_body(part, false).await {
                     tracing::debug!(event = "request_body_not_taken", error = %e);
                     state.body_sent = true;
+                } else if session.is_body_done() {
+                    // The last part of HTTP/2 says that it is the last: no end follows it.
+                    end_body(upstream).await;
+                    state.body_sent = true;
                 }
                 state.heard = Instant::now();
             }
             Next::BodyEnd => {
-                if let Err(e) = upstream.finish_request_body().await {
-                    tracing::debug!(event = "request_body_not_finished", error = %e);
-                }
+                end_body(upstream).await;
                 state.body_sent = true;
                 state.heard = Instant::now();
             }
@@ -452,11 +477,18 @@ async fn converse(
     }
 }
 
+async fn end_body(upstream: &mut HttpSession) {
+    if let Err(e) = upstream.finish_request_body().await {
+        tracing::debug!(event = "request_body_not_finished", error = %e);
+    }
+}
+
 /// Waits for what comes next. Every branch may be dropped and asked again: Pingora's readers keep what they have read.
 async fn next(
     upstream: &mut HttpSession,
     session: &mut ServerSession,
     state: &State,
+    body_pause: Duration,
     timer: std::pin::Pin<&mut Sleep>,
 ) -> Next {
     let answer = async {
@@ -474,10 +506,15 @@ async fn next(
         }
     };
     let client = async {
-        match session.read_body_or_idle(state.body_sent).await {
-            Ok(Some(part)) => Next::BodyPart(part),
-            Ok(None) => Next::BodyEnd,
-            Err(_) => Next::ClientGone,
+        if state.body_sent {
+            let _ = session.read_body_or_idle(true).await;
+            return Next::ClientGone;
+        }
+        // A client that owes a part of its body and sends none is as good as gone. (HTTP/2 sessions have no such limit.)
+        match tokio::time::timeout(body_pause, session.read_body_or_idle(false)).await {
+            Ok(Ok(Some(part))) => Next::BodyPart(part),
+            Ok(Ok(None)) => Next::BodyEnd,
+            Ok(Err(_)) | Err(_) => Next::ClientGone,
         }
     };
     tokio::select! {
@@ -630,6 +667,7 @@ async fn pass_part(
 ) -> pingora::Result<()> {
     if let Some(observer) = &mut passing.observer {
         observer.feed(&part, std::time::Instant::now());
+        note_usage(x, observer.observation());
         if !state.content_seen
             && let Some(first) = observer.observation().first_content
         {
@@ -658,6 +696,16 @@ async fn pass_part(
     session.write_response_body(part, false).await
 }
 
+/// What is known of the usage so far, also of an answer that is broken off.
+fn note_usage(x: &mut Exchange, seen: &Observation) {
+    x.outcome.content_events = seen.content_events;
+    if let Some(usage) = &seen.usage {
+        x.outcome.prompt_tokens = Some(usage.prompt_tokens);
+        x.outcome.completion_tokens = Some(usage.completion_tokens);
+        x.outcome.cached_tokens = usage.cached_tokens;
+    }
+}
+
 /// Lets the head go that waited, and gives what came after it.
 async fn release(
     a: &Attempt<'_>,
@@ -676,6 +724,7 @@ async fn finish(
     a: &Attempt<'_>,
     session: &mut ServerSession,
     x: &mut Exchange,
+    upstream: &mut HttpSession,
     state: &mut State,
     passing: &mut Passing,
 ) -> Outcome {
@@ -688,16 +737,26 @@ async fn finish(
         x.outcome.model_answered.clone_from(&seen.model);
         x.outcome.finish_reason.clone_from(&seen.finish_reason);
         x.outcome.response_id.clone_from(&seen.id);
-        if let Some(usage) = &seen.usage {
-            x.outcome.prompt_tokens = Some(usage.prompt_tokens);
-            x.outcome.completion_tokens = Some(usage.completion_tokens);
-        }
+        note_usage(x, seen);
     }
     x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
-    match session.write_response_body(last, true).await {
+    let ended = match trailers(upstream).await.filter(|_| session.is_http2()) {
+        Some(trailers) => match session.write_response_body(last, false).await {
+            Ok(()) => session.write_response_trailers(trailers).await,
+            Err(e) => Err(e),
+        },
+        None => session.write_response_body(last, true).await,
+    };
+    match ended {
         Ok(()) => Outcome::Answered,
         Err(_) => Outcome::ClientGone,
     }
+}
+
+/// Trailers of an answer, such as gRPC's status. Only HTTP/2 sessions give them.
+async fn trailers(upstream: &mut HttpSession) -> Option<http::HeaderMap> {
+    let HttpSession::H2(upstream) = upstream else { return None };
+    tokio::time::timeout(TRAILERS, upstream.read_trailers()).await.ok()?.ok()?
 }
 
 /// An answer whose head is out has ended early: it is continued where that is possible, else broken off.
@@ -740,7 +799,9 @@ pub(super) fn failure(e: &pingora::Error) -> Failure {
     let text = e.etype().as_str().to_owned();
     match e.etype() {
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout("idle"),
-        ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed => Failure::Reset(text),
+        ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed | ErrorType::H2Error => {
+            Failure::Reset(text)
+        }
         _ => Failure::Protocol(text),
     }
 }
@@ -750,6 +811,8 @@ pub(super) fn failure(e: &pingora::Error) -> Failure {
 pub(super) fn failure_of_head(e: &pingora::Error, reused: bool) -> Failure {
     match failure(e) {
         Failure::Reset(text) if reused && matches!(e.retry, RetryType::ReusedOnly) => Failure::Stale(text),
+        // HTTP/2 says so itself: the stream was refused, or the connection was ending (RFC 9113, 8.7).
+        Failure::Reset(text) if matches!(e.retry, RetryType::Decided(true)) => Failure::Stale(text),
         other => other,
     }
 }

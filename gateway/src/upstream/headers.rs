@@ -31,11 +31,22 @@ pub(super) static CREDENTIALS: [HeaderName; 3] =
     [header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 /// The request id, both ways.
 pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-static RATE_LIMIT: [HeaderName; 3] = [
-    HeaderName::from_static("x-ratelimit-limit-requests"),
-    HeaderName::from_static("x-ratelimit-remaining-requests"),
-    HeaderName::from_static("x-ratelimit-reset-requests"),
+/// Limit, remaining and reset of requests and of tokens, as OpenAI has them.
+static RATE_LIMIT: [[HeaderName; 3]; 2] = [
+    [
+        HeaderName::from_static("x-ratelimit-limit-requests"),
+        HeaderName::from_static("x-ratelimit-remaining-requests"),
+        HeaderName::from_static("x-ratelimit-reset-requests"),
+    ],
+    [
+        HeaderName::from_static("x-ratelimit-limit-tokens"),
+        HeaderName::from_static("x-ratelimit-remaining-tokens"),
+        HeaderName::from_static("x-ratelimit-reset-tokens"),
+    ],
 ];
+/// The same as the IETF's draft has them (draft-ietf-httpapi-ratelimit-headers).
+static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// The name under which this process signs `Via`, so that it knows a request that comes back to it.
 pub struct Via {
@@ -141,7 +152,8 @@ pub fn outgoing_request(
     for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION, &HTTP2_SETTINGS, &header::EXPECT]) {
         out.remove_header(name);
     }
-    let ours: Vec<HeaderName> = client.headers.keys().filter(|name| claims_to_be_ours(name)).cloned().collect();
+    let is_ours = |name: &&HeaderName| claims_to_be_ours(name) || x.snapshot.owns_header(name);
+    let ours: Vec<HeaderName> = client.headers.keys().filter(is_ours).cloned().collect();
     for name in &ours {
         out.remove_header(name);
     }
@@ -151,17 +163,30 @@ pub fn outgoing_request(
     if let Some(name) = &x.identified_by {
         out.remove_header(name);
     }
-    if let Some(credentials) = &backend.credentials {
+    let own = x.caller.as_ref().and_then(|caller| caller.credentials(&backend.name));
+    if let Some(credentials) = own.or(backend.credentials.as_ref()) {
         for name in &CREDENTIALS {
             out.remove_header(name);
         }
         let _ = out.insert_header(header::AUTHORIZATION, credentials.clone());
     }
+    if let Some(caller) = &x.caller {
+        let [consumer, tenant] = &x.snapshot.identity_headers;
+        for (name, text) in [(consumer, &caller.name), (tenant, &caller.tenant)] {
+            if let (Some(name), Ok(value)) = (name, HeaderValue::from_str(text)) {
+                let _ = out.insert_header(name.clone(), value);
+            }
+        }
+    }
+    for (name, value) in &x.request_headers {
+        let _ = out.append_header(name.clone(), value.clone());
+    }
 
     // Who asked us, for which host, as seen by us: an outsider's own claims are not passed on.
     out.remove_header(&header::FORWARDED);
     let _ = out.insert_header(X_FORWARDED_FOR.clone(), x.client_text.clone());
-    let _ = out.insert_header(X_FORWARDED_PROTO.clone(), HeaderValue::from_static("http"));
+    let _ =
+        out.insert_header(X_FORWARDED_PROTO.clone(), HeaderValue::from_static(if x.secure { "https" } else { "http" }));
     match client.headers.get(header::HOST) {
         Some(host) => {
             let _ = out.insert_header(X_FORWARDED_HOST.clone(), host.clone());
@@ -178,7 +203,8 @@ pub fn outgoing_request(
         Some(length) => {
             let _ = out.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
-        None if chunked => {
+        // HTTP/2 frames a body whose length is not told.
+        None if chunked || !client.headers.contains_key(header::CONTENT_LENGTH) => {
             let _ = out.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         None => {}
@@ -188,8 +214,33 @@ pub fn outgoing_request(
     let variables = x.variables(route, &backend.name);
     for filter in route.all_filters() {
         filter.filter.on_upstream_request(&mut RequestHeaders(&mut out), &variables);
+        if let Some(target) = out.uri.path_and_query()
+            && let Some(target) = filter.filter.upstream_target(target)
+        {
+            out.set_uri(http::Uri::from(target));
+        }
     }
     Box::new(out)
+}
+
+/// Gives a request the form of HTTP/2: the authority in the target (RFC 9113, 8.3.1), no framing of HTTP/1.1, and trailers
+/// asked for where the caller asked for them, which gRPC insists on.
+pub fn to_http2(out: &mut RequestHeader, takes_trailers: bool, https: bool) {
+    out.remove_header(&header::TRANSFER_ENCODING);
+    if takes_trailers {
+        let _ = out.insert_header(header::TE, HeaderValue::from_static("trailers"));
+    }
+    let Some(host) = out.headers.get(header::HOST).cloned() else { return };
+    let target = out.uri.path_and_query().map_or("/", |target| target.as_str());
+    let uri = http::Uri::builder()
+        .scheme(if https { "https" } else { "http" })
+        .authority(host.as_bytes())
+        .path_and_query(target)
+        .build();
+    if let Ok(uri) = uri {
+        out.set_uri(uri);
+        out.remove_header(&header::HOST);
+    }
 }
 
 /// The header of the answer that goes to the client, made in place from the one of an endpoint or from a new one.
@@ -215,17 +266,36 @@ pub fn outgoing_response(
     Box::new(out)
 }
 
+/// Where the caller stands with its limits. What an upstream says of its own limits speaks of the gateway's account there
+/// and not of the caller's, and gives way to what is said here.
+fn show_limits(out: &mut ResponseHeader, x: &Exchange) {
+    for (n, shown) in x.ledger.shown().enumerate() {
+        if n == 0 {
+            out.remove_header(&RATELIMIT);
+            out.remove_header(&RATELIMIT_POLICY);
+        }
+        let [requests, tokens] = &RATE_LIMIT;
+        let ([limit, remaining, reset], unit) =
+            if shown.is_tokens { (tokens, "tokens") } else { (requests, "requests") };
+        let _ = out.insert_header(limit.clone(), HeaderValue::from(shown.limit));
+        let _ = out.insert_header(remaining.clone(), HeaderValue::from(shown.remaining));
+        if let Ok(value) = HeaderValue::from_str(&crate::protocol::reset_text(shown.reset)) {
+            let _ = out.insert_header(reset.clone(), value);
+        }
+        let seconds = shown.reset.as_millis().div_ceil(1000);
+        if let Ok(value) = HeaderValue::from_str(&format!("\"{unit}\";r={};t={seconds}", shown.remaining)) {
+            let _ = out.append_header(RATELIMIT.clone(), value);
+        }
+        if let Some(policy) = &shown.policy {
+            let _ = out.append_header(RATELIMIT_POLICY.clone(), policy.clone());
+        }
+    }
+}
+
 /// What every answer carries, whoever made it: the request id, the limits, what the filters add.
 pub fn finish_response(out: &mut ResponseHeader, x: &Exchange) {
     let _ = out.insert_header(X_REQUEST_ID.clone(), x.request_id.clone());
-    if let Some(status) = x.ledger.tightest() {
-        let [limit, remaining, reset] = &RATE_LIMIT;
-        let _ = out.insert_header(limit.clone(), HeaderValue::from(status.limit));
-        let _ = out.insert_header(remaining.clone(), HeaderValue::from(status.remaining));
-        if let Ok(value) = HeaderValue::from_str(&crate::protocol::reset_text(status.reset)) {
-            let _ = out.insert_header(reset.clone(), value);
-        }
-    }
+    show_limits(out, x);
     if let Some(route) = &x.route {
         let variables = x.variables(route, x.served_by());
         for filter in route.all_filters() {

@@ -12,7 +12,7 @@ mod peer;
 pub use attempt::{Attempt, Died, Failure, MoveOn, Outcome, break_off, relay, run};
 pub use body::{BodyBudget, HeldBody, RequestBody, hold, too_large, with_model};
 pub use headers::{
-    RequestHeaders, ResponseHeaders, Via, X_REQUEST_ID, finish_response, outgoing_request, outgoing_response,
+    RequestHeaders, ResponseHeaders, Via, X_REQUEST_ID, finish_response, outgoing_request, outgoing_response, to_http2,
 };
 pub use open::{Opened, Ready, drain, open};
 pub use peer::{Connector, Peer};

@@ -8,7 +8,9 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, timeout_at};
 
-use super::attempt::{Attempt, Failure, Limits, Outcome, Outgoing, Verdict, failure_of_head, judge, send};
+use super::attempt::{
+    Attempt, Failure, Limits, Outcome, Outgoing, Verdict, failure_of_head, judge, not_connected, send,
+};
 use crate::exchange::Exchange;
 
 /// An answer whose head has come and will be passed on.
@@ -57,7 +59,7 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
     let connected = timeout_at(limits.attempt, a.connector.get(&a.endpoint.peer)).await;
     let (mut upstream, reused) = match connected {
         Ok(Ok(connected)) => connected,
-        Ok(Err(e)) => return Err(Outcome::Failed(Failure::Connect(e.etype().as_str().to_owned()))),
+        Ok(Err(e)) => return Err(Outcome::Failed(not_connected(a, &e))),
         Err(_) => return Err(overdue(Instant::now(), "connect")),
     };
     let callers_account = out.callers_account;
@@ -89,7 +91,7 @@ pub async fn drain(a: &Attempt<'_>, opened: Opened) -> bool {
     if whole {
         a.connector.release(upstream, &a.endpoint.peer).await;
     } else {
-        upstream.shutdown().await;
+        super::attempt::shut(a, upstream).await;
     }
     whole
 }

@@ -1,13 +1,16 @@
 //! How an endpoint is connected to, prepared at reload, and the pool of connections.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::connectors::ConnectorOptions;
 use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
+use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 
 use crate::balancing::EndpointKey;
+use crate::tls::UpstreamTls;
 
 /// Idle upstream connections kept open over all endpoints. Pingora's pool is ruinous when it is smaller than the
 /// number of requests in flight, so it is generous: an idle one costs a file descriptor and some kilobytes.
@@ -15,6 +18,12 @@ const POOL_SIZE: usize = 4096;
 
 /// Below the keep-alive time of common servers (llama.cpp 5 s is the shortest seen), so that we close first.
 const POOLED_FOR: Duration = Duration::from_secs(4);
+
+/// Requests at a time on one HTTP/2 connection; the server may allow fewer.
+const MAX_STREAMS: usize = 100;
+
+/// How often an HTTP/2 connection is asked whether it still lives; a lost one would take every request given to it along.
+const PING: Duration = Duration::from_secs(15);
 
 /// The pool of upstream connections.
 pub struct Connector(pingora::connectors::http::Connector);
@@ -32,11 +41,31 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Prepares the way to `address`. Connections are shared only between requests with the same `key`.
-    pub fn new(key: &EndpointKey, address: SocketAddr, connect: Duration) -> Self {
-        let mut peer = HttpPeer::new(address, false, String::new());
+    /// Prepares the way to `address`. Connections are shared only between requests with the same `key`, the same TLS and
+    /// the same version of HTTP.
+    pub fn new(key: &EndpointKey, address: SocketAddr, connect: Duration, tls: &UpstreamTls, http2: bool) -> Self {
+        let https = key.url.https;
+        // Never empty: without a name, Pingora verifies nothing.
+        let name = if https { tls.name(&key.url.host).to_owned() } else { String::new() };
+        let mut peer = HttpPeer::new(address, https, name);
         // Fixed seeds: the same endpoint keeps its pooled connections over a reload.
-        peer.group_key = ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(key);
+        peer.group_key = ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((key, tls.digest, http2));
+        if https {
+            peer.options.ca = tls
+                .authorities
+                .as_ref()
+                .map(|all| all.iter().map(|authority| WrappedX509::new(authority.to_vec(), parse_x509)).collect());
+            peer.client_cert_key = tls.shown.as_ref().map(|(chain, key)| {
+                let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
+                Arc::new(CertKey::new(chain, key.secret_der().to_vec()))
+            });
+        }
+        if http2 {
+            // Without TLS there is nobody to ask which version the server speaks.
+            peer.options.set_http_version(2, if https { 1 } else { 2 });
+            peer.options.max_h2_streams = MAX_STREAMS;
+            peer.options.h2_ping_interval = Some(PING);
+        }
         peer.options.connection_timeout = Some(connect);
         peer.options.total_connection_timeout = Some(connect);
         peer.options.idle_timeout = Some(POOLED_FOR);
@@ -53,8 +82,9 @@ impl Peer {
 
     #[cfg(test)]
     pub(crate) fn for_tests() -> Self {
-        let url = "http://127.0.0.1:9".parse().unwrap();
-        Self::new(&EndpointKey { backend: "test".into(), url }, ([127, 0, 0, 1], 9).into(), Duration::from_secs(1))
+        let key = EndpointKey { backend: "test".into(), url: "http://127.0.0.1:9".parse().unwrap() };
+        let tls = UpstreamTls::read(&Default::default(), false, false).unwrap();
+        Self::new(&key, ([127, 0, 0, 1], 9).into(), Duration::from_secs(1), &tls, false)
     }
 }
 

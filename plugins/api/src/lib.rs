@@ -3,19 +3,24 @@
 //! Filters enter through the [`Registry`], which gives the configuration language their names, schemas and checks.
 
 mod headers;
-mod ledger;
+mod http_client;
+mod limit;
 mod refusal;
 mod registry;
 mod state;
 
 pub use headers::{HeaderEdit, Headers, Template};
-pub use ledger::{Ledger, LimitStatus, Reservation};
+pub use http_client::{Call, HttpClient, HttpError, NoHttp};
+pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};
 pub use refusal::{ErrorKind, Refusal};
 pub use registry::{BuildContext, FilterFactory, Registry, define};
 pub use spillway_config::FieldError;
 pub use state::SharedStates;
 
 use std::net::IpAddr;
+use std::pin::Pin;
+
+use http::{HeaderName, HeaderValue};
 
 /// When in the life of a request a filter runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,21 +32,52 @@ pub enum Stage {
 }
 
 /// What a filter decides.
-#[derive(Debug)]
 pub enum Flow {
     /// The request goes on.
     Continue,
+    /// The request is answered here.
+    Answer(Box<Answer>),
     /// The request ends here.
     Refuse(Box<Refusal>),
+    /// The filter must wait for something; only such a filter pays for a box. The wait is bounded by the filter, and
+    /// dropping it cancels.
+    Wait(Waiting),
+}
+
+/// What a filter that waits comes to.
+pub type Waiting = Pin<Box<dyn Future<Output = Waited> + Send>>;
+
+/// The end of a wait.
+#[derive(Debug, Default)]
+pub struct Waited {
+    /// The request ends here.
+    pub refusal: Option<Box<Refusal>>,
+    /// Headers that are put on the request for the filters that follow and the backend, in place of a caller's own.
+    pub request_headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// An answer that a filter makes in place of a server.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: http::StatusCode,
+    /// Headers besides those that every answer has.
+    pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// Body.
+    pub body: bytes::Bytes,
 }
 
 /// Who calls, once that is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Caller<'a> {
     /// The consumer's name.
     pub consumer: &'a str,
     /// Whom it belongs to.
     pub tenant: &'a str,
+    /// What its token lets it do; empty for an API key.
+    pub scopes: &'a [String],
+    /// What its token says, `null` for an API key.
+    pub claims: &'a serde_json::Value,
 }
 
 /// What a filter sees of a request before it goes anywhere.
@@ -50,14 +86,24 @@ pub struct RequestView<'a> {
     pub method: &'a http::Method,
     /// The path, without query.
     pub path: &'a str,
+    /// The host that the request is for, with its port where it names one.
+    pub host: Option<&'a str>,
+    /// Whether the caller spoke TLS, to us or to a trusted proxy.
+    pub secure: bool,
     /// The request header as it came.
     pub headers: &'a http::HeaderMap,
     /// The address of the client.
     pub client: IpAddr,
     /// Who calls: `None` at [`Stage::Guard`] and for an anonymous caller.
     pub caller: Option<Caller<'a>>,
-    /// What this request has taken from limits so far.
-    pub ledger: &'a mut Ledger,
+    /// Name of the route.
+    pub route: &'a str,
+    /// The query, without `?`; empty where there is none.
+    pub query: &'a str,
+    /// The model that the body names; `None` where nothing read it.
+    pub model: Option<&'a str>,
+    /// The body; `None` where it is not held (see [`Filter::needs_body`]).
+    pub body: Option<&'a [u8]>,
 }
 
 /// What header values may name in braces.
@@ -69,6 +115,10 @@ pub struct Variables<'a> {
     pub route: &'a str,
     /// `{requestId}`.
     pub request_id: &'a str,
+    /// The page that a browser asks for (`Origin`); no variable of a header value.
+    pub origin: Option<&'a http::HeaderValue>,
+    /// Whether the caller spoke TLS; no variable of a header value.
+    pub secure: bool,
 }
 
 /// Copies of requests for a second backend.
@@ -92,6 +142,18 @@ pub trait Filter: Send + Sync {
     fn stage(&self) -> Stage {
         Stage::Route
     }
+    /// The rule that it stands for; the gateway keeps it, and `on_request` is not called.
+    fn limit(&self) -> Option<&LimitSpec> {
+        None
+    }
+    /// Whether it reads the body, which is held for it then.
+    fn needs_body(&self) -> bool {
+        false
+    }
+    /// Headers that it alone may set on requests: a caller's own are removed on every route.
+    fn owned_headers(&self) -> &[HeaderName] {
+        &[]
+    }
     /// Asks the gateway to send copies of requests to a second backend.
     fn mirror(&self) -> Option<Mirror<'_>> {
         None
@@ -102,6 +164,15 @@ pub trait Filter: Send + Sync {
     }
     /// Changes the header that is sent to an endpoint; called for each attempt.
     fn on_upstream_request(&self, _: &mut dyn Headers, _: &Variables<'_>) {}
+    /// Changes the target (path and query) that is sent to an endpoint; called for each attempt. `None` leaves it.
+    fn upstream_target(&self, _: &http::uri::PathAndQuery) -> Option<http::uri::PathAndQuery> {
+        None
+    }
+    /// Whether it answers what browsers ask before a request (CORS preflight): such a question is then taken to the
+    /// route of the request that it asks for. Only for [`Stage::Guard`].
+    fn answers_preflight(&self) -> bool {
+        false
+    }
     /// Changes the header that is sent to the client.
     fn on_response(&self, _: &mut dyn Headers, _: &Variables<'_>) {}
 }

@@ -9,14 +9,18 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use spillway_config::{FieldError, FilterCatalog};
 
-use crate::{Filter, SharedStates};
+use crate::{Filter, HttpClient, SharedStates};
 
 /// Where and with what a filter is built.
 pub struct BuildContext<'a> {
     /// Name of the route whose chain it stands in.
     pub route: &'a str,
+    /// Path prefixes that the route matches, as written.
+    pub prefixes: &'a [&'a str],
     /// State that outlives a reload.
     pub states: &'a SharedStates,
+    /// Calls to other servers.
+    pub http: &'a Arc<dyn HttpClient>,
 }
 
 /// Makes filters of one kind.
@@ -84,12 +88,19 @@ where
 #[derive(Default)]
 pub struct Registry {
     factories: BTreeMap<&'static str, Box<dyn FilterFactory>>,
+    expression: Option<fn(&str) -> Result<(), String>>,
 }
 
 impl Registry {
     /// Enters a filter; one of the same name is replaced.
     pub fn add(&mut self, factory: Box<dyn FilterFactory>) -> &mut Self {
         self.factories.insert(factory.name(), factory);
+        self
+    }
+
+    /// Says how expressions over a request are checked.
+    pub fn expressions(&mut self, check: fn(&str) -> Result<(), String>) -> &mut Self {
+        self.expression = Some(check);
         self
     }
 
@@ -116,5 +127,8 @@ impl FilterCatalog for Registry {
     }
     fn check(&self, name: &str, config: &serde_json::Value) -> Vec<FieldError> {
         self.factories.get(name).map(|factory| factory.check(config)).unwrap_or_default()
+    }
+    fn check_expression(&self, expression: &str) -> Result<(), String> {
+        self.expression.map_or(Ok(()), |check| check(expression))
     }
 }

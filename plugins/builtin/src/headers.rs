@@ -122,7 +122,7 @@ mod tests {
         for (name, value) in [("x-model", "old"), ("cookie", "c"), ("x-list", "a")] {
             headers.insert(HeaderName::from_static(name), value.parse().unwrap());
         }
-        let variables = Variables { backend: "v1", route: "chat", request_id: "r" };
+        let variables = Variables { backend: "v1", route: "chat", request_id: "r", origin: None, secure: false };
         RequestHeaders(build(&changes).unwrap()).on_upstream_request(&mut headers, &variables);
         assert_eq!(headers["x-model"], "v1 of chat");
         assert!(!headers.contains_key("cookie"));

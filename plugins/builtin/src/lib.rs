@@ -1,9 +1,15 @@
 //! The filters that come with Spillway, one file each, and the registry that names them.
 //! They see requests through `spillway_filter` only and know no proxy.
 
+mod authorize;
+mod client_address;
+mod cors;
+mod external_authorization;
 mod headers;
 mod mirror;
 mod rate_limit;
+mod target;
+mod transport_security;
 
 use spillway_filter::Registry;
 
@@ -11,5 +17,9 @@ use spillway_filter::Registry;
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());
+    registry.add(client_address::factory()).add(cors::factory()).add(transport_security::factory());
+    registry.add(target::redirect()).add(target::rewrite());
+    registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
+    registry.expressions(spillway_cel::check_head);
     registry
 }

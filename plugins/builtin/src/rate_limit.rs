@@ -1,231 +1,192 @@
-//! `rateLimit`: requests in a time by consumer, tenant, client address or route. The arithmetic is governor's (GCRA); what
-//! is ours is the store, which is bounded, lets a request be judged by all rules before it takes from any, and is kept
-//! over a reload.
+//! `rateLimit`: requests, tokens and requests at a time, by whatever tells callers apart. It only says which rule it is;
+//! the gateway keeps the levels and judges all rules of a request together.
 
-mod store;
-
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
-use ahash::RandomState;
-use http::StatusCode;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use spillway_cel::{Expression, Scope, Seen};
+use spillway_config::schema::OnExceeded;
 use spillway_config::values::Rate;
 use spillway_filter::{
-    BuildContext, ErrorKind, FieldError, Filter, FilterFactory, Flow, LimitStatus, Refusal, RequestView, Reservation,
-    Stage, define,
+    BuildContext, FieldError, Filter, FilterFactory, LimitBy, LimitKey, LimitSpec, Quota, RequestView, Stage, define,
 };
 
-use store::{Limit, Store, Verdict};
-
 /// Who shares a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 enum By {
     /// All requests of one consumer; an anonymous caller counts by its address.
     Consumer,
     /// All consumers of one tenant; an anonymous caller counts by its address.
     Tenant,
+    /// One API key or token; an anonymous caller counts by its address.
+    ApiKey,
     /// All requests from one address; of IPv6 the first 64 bits.
     ClientAddress,
     /// All requests of the route.
     Route,
+    /// All requests for one model.
+    Model,
+    /// All requests with one value of this header; without it, the client's address counts.
+    Header(String),
+    /// All requests for which this CEL expression has one value; without one, the client's address counts.
+    Value(String),
 }
 
-/// Requests in a time.
+/// How much may be used in a time. At least one of `requests`, `tokens` and `concurrency`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct RateLimit {
     /// Who shares the limit.
     by: By,
     /// How many requests in how long.
-    requests: Rate,
+    #[serde(default)]
+    requests: Option<Rate>,
     /// How many may come at once; as many as `requests` names when left out.
     #[serde(default)]
     burst: Option<NonZeroU32>,
+    /// How many tokens, read and written, in how long.
+    #[serde(default)]
+    tokens: Option<Rate>,
+    /// How many tokens may be taken at once; as many as `tokens` names when left out.
+    #[serde(default)]
+    token_burst: Option<NonZeroU32>,
+    /// How many requests may run at the same time.
+    #[serde(default)]
+    concurrency: Option<NonZeroU32>,
+    /// What happens to a request that is over.
+    #[serde(default)]
+    on_exceeded: OnExceeded,
 }
 
 /// `rateLimit`.
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
-    define("rateLimit", |_: &RateLimit| Vec::new(), build)
+    define("rateLimit", check, build)
 }
 
-fn build(config: RateLimit, cx: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
-    let burst = config.burst.unwrap_or(config.requests.count);
-    let limit = Limit::new(config.requests.period / config.requests.count.get(), burst)
-        .ok_or_else(|| FieldError::at(["requests"], "this rate is too high to be kept"))?;
-    // The period is part of the name, so that two rules of one kind (10/s and 1000/h) do not share a level.
-    let name = format!("{}/{:?}/{}", cx.route, config.by, config.requests.period.as_secs());
-    let store = cx.states.get_or_insert(&name, || Store::new(limit));
-    store.adopt(limit);
-    Ok(Arc::new(Filtered { by: config.by, rate: config.requests, burst, store, hasher: hasher() }))
-}
-
-/// One key for the process: callers cannot choose addresses or names that collide.
-fn hasher() -> RandomState {
-    static HASHER: std::sync::OnceLock<RandomState> = std::sync::OnceLock::new();
-    HASHER.get_or_init(RandomState::new).clone()
-}
-
-struct Filtered {
-    by: By,
-    rate: Rate,
-    burst: NonZeroU32,
-    store: Arc<Store>,
-    hasher: RandomState,
-}
-
-impl Filtered {
-    fn key(&self, x: &RequestView<'_>) -> u64 {
-        match (self.by, x.caller) {
-            (By::Route, _) => 0,
-            (By::Consumer, Some(caller)) => self.hasher.hash_one(("c", caller.consumer)),
-            (By::Tenant, Some(caller)) => self.hasher.hash_one(("t", caller.tenant)),
-            _ => self.hasher.hash_one(("a", network(x.client))),
+fn check(config: &RateLimit) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if config.requests.is_none() && config.tokens.is_none() && config.concurrency.is_none() {
+        let message = "a limit is of `requests`, `tokens`, `concurrency` or several of them";
+        errors.push(FieldError { path: Vec::new(), message: message.to_owned() });
+    }
+    if config.burst.is_some() && config.requests.is_none() {
+        errors.push(FieldError::at(
+            ["burst"],
+            "this is how many `requests` may come at once; for tokens write `tokenBurst`",
+        ));
+    }
+    if config.token_burst.is_some() && config.tokens.is_none() {
+        errors.push(FieldError::at(
+            ["tokenBurst"],
+            "this is how many `tokens` may be taken at once, and there is no `tokens`",
+        ));
+    }
+    for (key, rate) in [("requests", config.requests), ("tokens", config.tokens)] {
+        if rate.is_some_and(|rate| (rate.period / rate.count.get()).is_zero()) {
+            errors.push(FieldError::at([key], "this rate is too high to be kept"));
         }
     }
+    if let Err(error) = by(&config.by) {
+        errors.push(error);
+    }
+    errors
 }
 
-/// What counts as one address: a household or server has a /64 of IPv6.
-fn network(address: IpAddr) -> u128 {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => u128::from(u32::from(v4)),
-        IpAddr::V6(v6) => u128::from(v6) >> 64 << 64 | 1 << 63,
+struct Computed(Expression);
+
+impl LimitKey for Computed {
+    fn of(&self, x: &RequestView<'_>) -> Option<String> {
+        self.0.text(&Seen::from(x))
     }
 }
 
-struct Taken {
-    store: Arc<Store>,
-    key: u64,
+/// The rule's `by`, its name, and whether it reads the body.
+fn by(by: &By) -> Result<(LimitBy, String, bool), FieldError> {
+    let (by, name) = match by {
+        By::Consumer => (LimitBy::Consumer, "consumer".to_owned()),
+        By::Tenant => (LimitBy::Tenant, "tenant".to_owned()),
+        By::ApiKey => (LimitBy::ApiKey, "API key".to_owned()),
+        By::ClientAddress => (LimitBy::ClientAddress, "client address".to_owned()),
+        By::Route => (LimitBy::Route, "route".to_owned()),
+        By::Model => (LimitBy::Model, "model".to_owned()),
+        By::Header(name) => {
+            let header = http::HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| FieldError::at(["by", "header"], format!("`{name}` is not a header name")))?;
+            let text = format!("value of the header {header}");
+            (LimitBy::Header(header), text)
+        }
+        By::Value(text) => {
+            let expression =
+                Expression::value(text, Scope::All).map_err(|message| FieldError::at(["by", "value"], message))?;
+            let reads_body = expression.asked().body;
+            return Ok((LimitBy::Value(Arc::new(Computed(expression))), format!("value of {text}"), reads_body));
+        }
+    };
+    let reads_body = matches!(by, LimitBy::Model);
+    Ok((by, name, reads_body))
 }
 
-impl Reservation for Taken {
-    fn give_back(&self) {
-        self.store.give_back(self.key);
-    }
+fn build(config: RateLimit, _: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
+    let (by, subject, reads_body) = by(&config.by)?;
+    let quota = |rate: Option<Rate>, burst: Option<NonZeroU32>| {
+        rate.map(|rate| Quota { rate, burst: burst.unwrap_or(rate.count) })
+    };
+    let stage = if matches!(by, LimitBy::ClientAddress) { Stage::Guard } else { Stage::Route };
+    let spec = LimitSpec {
+        by,
+        subject,
+        requests: quota(config.requests, config.burst),
+        tokens: quota(config.tokens, config.token_burst),
+        concurrency: config.concurrency,
+        on_exceeded: config.on_exceeded,
+    };
+    Ok(Arc::new(RateLimited { spec, stage, reads_body }))
 }
 
-impl Filter for Filtered {
+struct RateLimited {
+    spec: LimitSpec,
+    stage: Stage,
+    reads_body: bool,
+}
+
+impl Filter for RateLimited {
     fn stage(&self) -> Stage {
-        if self.by == By::ClientAddress { Stage::Guard } else { Stage::Route }
+        self.stage
     }
-
-    fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
-        let key = self.key(x);
-        let status = |remaining: u32, reset: Duration| LimitStatus { limit: self.burst.get(), remaining, reset };
-        match self.store.take(key) {
-            Verdict::Taken { remaining, reset } => {
-                x.ledger.add(Box::new(Taken { store: self.store.clone(), key }));
-                x.ledger.show(status(remaining, reset));
-                Flow::Continue
-            }
-            Verdict::Refused { wait, reset } => {
-                x.ledger.show(status(0, reset));
-                let by = match self.by {
-                    By::Consumer => "consumer",
-                    By::Tenant => "tenant",
-                    By::ClientAddress => "client address",
-                    By::Route => "route",
-                };
-                let message = format!("the limit of {} requests for this {by} is reached", self.rate);
-                Flow::Refuse(Box::new(
-                    Refusal::new(StatusCode::TOO_MANY_REQUESTS, ErrorKind::RateLimited, "rate_limit_exceeded", message)
-                        .retry_after(wait),
-                ))
-            }
-        }
+    fn limit(&self) -> Option<&LimitSpec> {
+        Some(&self.spec)
+    }
+    fn needs_body(&self) -> bool {
+        self.reads_body
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use spillway_filter::{Caller, Ledger, SharedStates};
-
     use super::*;
 
-    fn view<'a>(
-        headers: &'a http::HeaderMap,
-        caller: Option<&'a str>,
-        address: &str,
-        ledger: &'a mut Ledger,
-    ) -> RequestView<'a> {
-        RequestView {
-            method: &http::Method::GET,
-            path: "/",
-            headers,
-            client: address.parse().unwrap(),
-            caller: caller.map(|name| Caller { consumer: name, tenant: "t" }),
-            ledger,
-        }
-    }
-
-    fn filter(states: &SharedStates, json: serde_json::Value) -> Arc<dyn Filter> {
-        build(serde_json::from_value(json).unwrap(), &BuildContext { route: "r", states }).unwrap()
-    }
-
-    fn passes(filter: &Arc<dyn Filter>, caller: Option<&str>, address: &str) -> Result<Ledger, Box<(Refusal, Ledger)>> {
-        let headers = http::HeaderMap::new();
-        let mut ledger = Ledger::default();
-        match filter.on_request(&mut view(&headers, caller, address, &mut ledger)) {
-            Flow::Continue => Ok(ledger),
-            Flow::Refuse(refusal) => Err(Box::new((*refusal, ledger))),
-        }
+    fn errors(json: serde_json::Value) -> Vec<String> {
+        check(&serde_json::from_value(json).unwrap()).into_iter().map(|e| e.message).collect()
     }
 
     #[test]
-    fn a_burst_passes_and_then_the_rate() {
-        let states = SharedStates::default();
-        let filter = filter(&states, serde_json::json!({"by": "consumer", "requests": "1/min", "burst": 3}));
-        for left in [2, 1, 0] {
-            let ledger = passes(&filter, Some("a"), "10.0.0.1").unwrap_or_else(|_| panic!("within the burst"));
-            assert_eq!(ledger.tightest().unwrap().remaining, left);
+    fn a_limit_that_limits_nothing_is_told() {
+        assert!(errors(serde_json::json!({"by": "consumer", "requests": "10/s"})).is_empty());
+        assert!(errors(serde_json::json!({"by": {"header": "x-user"}, "tokens": "10/s", "concurrency": 3})).is_empty());
+        assert!(errors(serde_json::json!({"by": {"value": "request.headers['x-org']"}, "requests": "1/s"})).is_empty());
+        for (wrong, part) in [
+            (serde_json::json!({"by": "consumer"}), "a limit is of"),
+            (serde_json::json!({"by": "consumer", "tokens": "9/s", "burst": 3}), "write `tokenBurst`"),
+            (serde_json::json!({"by": "consumer", "requests": "9/s", "tokenBurst": 3}), "no `tokens`"),
+            (serde_json::json!({"by": "consumer", "requests": "4000000000/s"}), "too high"),
+            (serde_json::json!({"by": {"header": "x user"}, "requests": "9/s"}), "not a header name"),
+            (serde_json::json!({"by": {"value": "request.nothing"}, "requests": "9/s"}), "has no `nothing`"),
+        ] {
+            let told = errors(wrong.clone());
+            assert!(told.len() == 1 && told[0].contains(part), "{wrong}: {told:?}");
         }
-        let (refusal, ledger) = *passes(&filter, Some("a"), "10.0.0.1").err().unwrap();
-        assert_eq!((refusal.status.as_u16(), refusal.code), (429, "rate_limit_exceeded"));
-        let wait = refusal.retry_after.unwrap();
-        assert!(wait > Duration::from_secs(58) && wait <= Duration::from_secs(60), "{wait:?}");
-        let reset = ledger.tightest().unwrap().reset;
-        assert!(reset > Duration::from_secs(178) && reset <= Duration::from_secs(180), "{reset:?}");
-        assert!(passes(&filter, Some("b"), "10.0.0.1").is_ok(), "another consumer has its own level");
-        assert!(passes(&filter, None, "10.0.0.1").is_ok(), "an anonymous caller counts by its address");
-    }
-
-    #[test]
-    fn a_refused_request_takes_nothing_from_any_rule() {
-        let states = SharedStates::default();
-        let wide = filter(&states, serde_json::json!({"by": "clientAddress", "requests": "1/h", "burst": 2}));
-        let mut ledger = passes(&wide, None, "10.0.0.1").unwrap_or_else(|_| panic!());
-        ledger.give_back();
-        for _ in 0..2 {
-            assert!(passes(&wide, None, "10.0.0.1").is_ok());
-        }
-        assert!(passes(&wide, None, "10.0.0.1").is_err());
-    }
-
-    #[test]
-    fn neighbours_of_an_ipv6_network_share_a_limit() {
-        let states = SharedStates::default();
-        let filter = filter(&states, serde_json::json!({"by": "clientAddress", "requests": "1/h"}));
-        assert_eq!(filter.stage(), Stage::Guard);
-        assert!(passes(&filter, None, "2001:db8::1").is_ok());
-        assert!(passes(&filter, None, "2001:db8::ffff:1").is_err());
-        assert!(passes(&filter, None, "2001:db8:0:1::1").is_ok());
-        assert!(passes(&filter, None, "::ffff:10.0.0.1").is_ok());
-        assert!(passes(&filter, None, "10.0.0.1").is_err(), "a mapped address is the IPv4 one");
-    }
-
-    #[test]
-    fn a_reload_keeps_the_level_in_proportion() {
-        let states = SharedStates::default();
-        let before = filter(&states, serde_json::json!({"by": "route", "requests": "1/h", "burst": 4}));
-        for _ in 0..2 {
-            assert!(passes(&before, None, "10.0.0.1").is_ok());
-        }
-        let after = filter(&states, serde_json::json!({"by": "route", "requests": "1/h", "burst": 8}));
-        let ledger = passes(&after, None, "10.0.0.1").unwrap_or_else(|_| panic!());
-        assert_eq!(ledger.tightest().unwrap().remaining, 3, "half of 8 was left, one is taken now");
     }
 }

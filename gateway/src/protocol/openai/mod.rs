@@ -1,9 +1,11 @@
 //! The OpenAI API: what a request asks for, how the model inside answers, what an upstream's answer tells in passing.
 
+mod encoded;
 mod observe;
 mod request;
 mod response;
 
+pub use encoded::{embeddings, ranking};
 pub use observe::{Observation, ObservedError, Observer, Usage};
-pub use request::{ChatRequest, Message, Peek, ResponseFormat, model_not_found, peek};
+pub use request::{ChatRequest, Encode, EncodeRequest, Message, Peek, ResponseFormat, model_not_found, peek};
 pub use response::{Answer, ModelCard, Spent, WholeChoice, model, models_list};

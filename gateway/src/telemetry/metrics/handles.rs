@@ -33,7 +33,7 @@ const MAX_FILTERS: usize = 64;
 /// How an attempt may end.
 const OUTCOMES: [&str; 5] = ["answered", "full", "failed", "client_gone", "given_up"];
 /// Why a request spills or is shed.
-const REASONS: [&str; 5] = ["saturated", "queue_full", "queue_too_long", "queue_timeout", "unavailable"];
+const REASONS: [&str; 6] = ["saturated", "queue_full", "queue_too_long", "queue_timeout", "unavailable", "over_limit"];
 /// What becomes of the copy of a request.
 const COPIES: [&str; 3] = ["answered", "failed", "skipped"];
 /// What becomes of a request that comes to a queue.
@@ -292,8 +292,6 @@ impl Drop for EndpointMetrics {
 pub struct ListenerMetrics {
     /// Open connections.
     pub connections: Gauge,
-    /// Connections over the limit.
-    pub refused: Counter,
     families: Arc<Families>,
     name: String,
 }
@@ -303,12 +301,20 @@ impl ListenerMetrics {
         let own = labels([("listener", name)]);
         Self {
             connections: families.connections.get_or_create_owned(&own),
-            refused: families.connections_refused.get_or_create_owned(&own),
             families: families.clone(),
             name: name.to_owned(),
         }
     }
+
+    /// A connection was closed before it carried a request; `reason` is one of [`REFUSED`].
+    pub fn refused(&self, reason: &'static str) {
+        let own = labels([("listener", self.name.as_str()), ("reason", reason)]);
+        self.families.connections_refused.get_or_create_owned(&own).inc();
+    }
 }
+
+/// Why connections are closed before they carry a request.
+const REFUSED: [&str; 5] = ["limit", "address_limit", "timeout", "proxy_protocol", "tls"];
 
 impl Drop for ListenerMetrics {
     fn drop(&mut self) {
@@ -316,7 +322,9 @@ impl Drop for ListenerMetrics {
         f.live_listeners.gone(&self.name, || {
             let own = labels([("listener", &self.name)]);
             f.connections.remove(&own);
-            f.connections_refused.remove(&own);
+            for reason in REFUSED {
+                f.connections_refused.remove(&labels([("listener", self.name.as_str()), ("reason", reason)]));
+            }
         });
     }
 }

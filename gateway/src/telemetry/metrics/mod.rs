@@ -2,6 +2,7 @@
 //! from a caller: routes, backends and models are names of the configuration, methods and statuses are bounded.
 
 mod handles;
+mod limits;
 mod live;
 mod now;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub use self::handles::{EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics, Tokens};
+pub use self::limits::LimitMetrics;
 use self::live::Live;
 pub use self::now::EngineSample;
 
@@ -60,6 +62,24 @@ pub struct Metrics {
     pub reloaded_at: Gauge<f64, AtomicU64>,
     /// Refused credentials.
     pub authentication_failures: Counter,
+    /// Requests refused because their address had shown too many bad credentials.
+    pub authentication_throttled: Counter,
+    /// Verified tokens that are remembered.
+    pub token_cache_entries: Gauge,
+    /// Fetches of an issuer's keys that failed.
+    pub jwks_failures: Counter,
+    /// Levels that were forgotten to make room.
+    pub limit_keys_forgotten: Counter,
+    /// Batches of budgets that could not be written.
+    pub budget_write_failures: Counter,
+    /// 1 while the shared store answers.
+    pub limit_store_up: Gauge,
+    /// Requests that were judged here because the shared store was away.
+    pub limit_store_fallbacks: Counter,
+    /// Corrections that did not reach the shared store.
+    pub limit_settlements_lost: Counter,
+    /// Lines of the audit log that were left out.
+    pub audit_dropped: Counter,
     /// Bytes of request bodies that are held.
     pub buffered_bytes: Gauge,
     /// Spans that no collector took.
@@ -92,6 +112,9 @@ struct Families {
     engine_request: Histograms,
     engine_first_token: Histograms,
     engine_per_token: Histograms,
+    limit_refusals: Counters,
+    limit_shadow_refusals: Counters,
+    live_limits: Live<LimitMetrics>,
     live_routes: Live<RouteMetrics>,
     live_queues: Live<QueueMetrics>,
     live_endpoints: Live<EndpointMetrics>,
@@ -192,7 +215,7 @@ impl Metrics {
             connections_refused: family(
                 &mut r,
                 "spillway_connections_refused",
-                "Connections over the listener's limit",
+                "Connections closed before they carried a request, by reason",
                 Counters::default(),
             ),
             tokens: family(&mut r, "gen_ai_client_token_usage", "Tokens of a call", histogram(token_counts)),
@@ -226,6 +249,19 @@ impl Metrics {
                 "Time for each further token of the model inside",
                 histogram(model_seconds),
             ),
+            limit_refusals: family(
+                &mut r,
+                "spillway_limit_refusals",
+                "Requests that a limit refused",
+                Counters::default(),
+            ),
+            limit_shadow_refusals: family(
+                &mut r,
+                "spillway_limit_shadow_refusals",
+                "Requests that a limit on trial would have refused",
+                Counters::default(),
+            ),
+            live_limits: Live::default(),
             live_routes: Live::default(),
             live_queues: Live::default(),
             live_endpoints: Live::default(),
@@ -254,6 +290,60 @@ impl Metrics {
                 "Refused credentials",
                 Counter::default(),
             ),
+            authentication_throttled: family(
+                &mut r,
+                "spillway_authentication_throttled",
+                "Requests refused because their address had shown too many bad credentials",
+                Counter::default(),
+            ),
+            token_cache_entries: family(
+                &mut r,
+                "spillway_token_cache_entries",
+                "Verified tokens that are remembered",
+                Gauge::default(),
+            ),
+            jwks_failures: family(
+                &mut r,
+                "spillway_jwks_failures",
+                "Fetches of an issuer's keys that failed",
+                Counter::default(),
+            ),
+            limit_keys_forgotten: family(
+                &mut r,
+                "spillway_limit_keys_forgotten",
+                "Levels that were forgotten to make room",
+                Counter::default(),
+            ),
+            budget_write_failures: family(
+                &mut r,
+                "spillway_budget_write_failures",
+                "Batches of budgets that could not be written",
+                Counter::default(),
+            ),
+            limit_store_up: family(
+                &mut r,
+                "spillway_limit_store_up",
+                "1 while the shared store of limits answers",
+                Gauge::default(),
+            ),
+            limit_store_fallbacks: family(
+                &mut r,
+                "spillway_limit_store_fallbacks",
+                "Requests judged without the shared store of limits",
+                Counter::default(),
+            ),
+            limit_settlements_lost: family(
+                &mut r,
+                "spillway_limit_settlements_lost",
+                "Corrections that did not reach the shared store of limits",
+                Counter::default(),
+            ),
+            audit_dropped: family(
+                &mut r,
+                "spillway_audit_dropped",
+                "Lines that the audit log left out",
+                Counter::default(),
+            ),
             buffered_bytes: family(
                 &mut r,
                 "spillway_buffered_body_bytes",
@@ -270,6 +360,11 @@ impl Metrics {
     /// The series of a route.
     pub fn route(&self, name: &str) -> Arc<RouteMetrics> {
         self.families.live_routes.get(name, |name| RouteMetrics::new(&self.families, name))
+    }
+
+    /// The series of a rule of limits.
+    pub fn limit(&self, name: &str) -> Arc<LimitMetrics> {
+        self.families.live_limits.get(name, |name| LimitMetrics::new(&self.families, name))
     }
 
     /// The series of the queue of a route.

@@ -121,6 +121,16 @@ pub(super) struct Findings {
 }
 
 impl Findings {
+    /// A refusal that was made elsewhere.
+    pub(super) fn refuse(&mut self, refusal: Refusal) {
+        self.wrong.get_or_insert(refusal);
+    }
+
+    /// What is wrong, else what is asked for in vain.
+    pub(super) fn first(self) -> Option<Refusal> {
+        self.wrong.or(self.unsupported)
+    }
+
     /// A field that no server could take; `what` completes the sentence that begins with its name.
     pub(super) fn wrong(&mut self, code: &'static str, param: impl Into<Cow<'static, str>>, what: impl fmt::Display) {
         if self.wrong.is_none() {

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{MapAccess, Visitor};
 use spillway_filter::Refusal;
 
-use super::values::{Flat, Probe, Skip, Text, TextBytes};
+use super::values::{Flat, Parts, Probe, Skip, Text};
 use super::{duplicate, object};
 
 /// Longest name of a model: it becomes part of logs, spans and messages.
@@ -24,8 +24,12 @@ pub struct Peek<'a> {
     pub include_usage: bool,
     /// Most tokens of the answer, under any of the names it has.
     pub max_tokens: Option<u64>,
-    /// Text of the prompt in bytes; images and sounds count nothing.
+    /// Text of the prompt in bytes.
     pub prompt_bytes: u64,
+    /// Images in the prompt.
+    pub images: u64,
+    /// Sounds in the prompt.
+    pub sounds: u64,
 }
 
 /// Reads what routing needs. The body must be one JSON object in which none of the fields read stands twice, so that no
@@ -99,8 +103,10 @@ impl<'a> Visitor<'a> for &mut Reader<'a> {
             self.seen.push(name);
             match name {
                 "messages" | "prompt" | "input" => {
-                    let TextBytes(bytes) = map.next_value()?;
-                    self.peek.prompt_bytes = self.peek.prompt_bytes.saturating_add(bytes);
+                    let parts: Parts = map.next_value()?;
+                    self.peek.prompt_bytes = self.peek.prompt_bytes.saturating_add(parts.text);
+                    self.peek.images = self.peek.images.saturating_add(parts.images);
+                    self.peek.sounds = self.peek.sounds.saturating_add(parts.sounds);
                 }
                 "model" => {
                     let value = map.next_value()?;

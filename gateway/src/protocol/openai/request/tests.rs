@@ -23,8 +23,15 @@ fn peek_reads_what_routing_needs() {
     let body = r#"{"x":[1,{"model":"no"}],"model":"m","stream":true,"stream_options":{"include_usage":true},"max_tokens":7,
         "messages":[{"role":"user","content":"abc","name":"nobody"},
             {"role":"user","content":[{"type":"text","text":"dé"},{"type":"image_url","image_url":{"url":"data:no"}}]}]}"#;
-    let expected =
-        Peek { model: Some("m".into()), stream: true, include_usage: true, max_tokens: Some(7), prompt_bytes: 6 };
+    let expected = Peek {
+        model: Some("m".into()),
+        stream: true,
+        include_usage: true,
+        max_tokens: Some(7),
+        prompt_bytes: 6,
+        images: 0,
+        sounds: 0,
+    };
     assert_eq!(peek(body.as_bytes()).unwrap(), expected);
     assert_eq!(peek(b" {} \n").unwrap(), Peek::default());
     // Of a field that routing only wants to know, another type is the server's to refuse.

@@ -1,0 +1,236 @@
+//! Checks of `consumers`, `authentication`, `prices` and `state`: who may call, how much, and where that is counted.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::schema::{Consumer, ConsumerLimits, Jwks, JwtIssuer, OnExceeded, Route};
+
+use super::{Context, Segment, at};
+
+/// Longest difference between clocks that makes sense.
+const MAX_LEEWAY: u64 = 300;
+
+pub(super) fn all(cx: &mut Context<'_>) {
+    consumers(cx);
+    authentication(cx);
+    prices(cx);
+    state(cx);
+}
+
+/// Whether anybody could show who it is.
+pub(super) fn anybody(cx: &Context<'_>) -> bool {
+    let config = cx.config;
+    config.consumers.iter().any(|c| !c.keys.is_empty() || c.keys_file.is_some() || c.jwt.is_some())
+        || config.authentication.iter().any(|a| a.jwt.iter().any(|issuer| issuer.claims.is_some()))
+}
+
+fn with(at: &[Segment], more: &[&str]) -> Vec<Segment> {
+    at.iter().cloned().chain(more.iter().map(|key| Segment::from(*key))).collect()
+}
+
+fn consumers(cx: &mut Context<'_>) {
+    let config = cx.config;
+    let mut digests = HashMap::new();
+    let mut subjects = HashMap::new();
+    for (n, consumer) in config.consumers.iter().enumerate() {
+        if consumer.keys.is_empty() && consumer.keys_file.is_none() && consumer.jwt.is_none() {
+            cx.warn(at!["consumers", n], "this consumer has neither key nor token: nobody can call as it");
+        }
+        for (k, key) in consumer.keys.iter().enumerate() {
+            if let Some(first) = digests.insert(key.sha256, &consumer.name) {
+                cx.error(
+                    at!["consumers", n, "keys", k, "sha256"],
+                    format!("this key belongs to consumer `{first}` already"),
+                );
+            }
+        }
+        if let Some(Err(e)) = consumer.keys_file.as_deref().map(crate::read_keys) {
+            cx.outside(at!["consumers", n, "keysFile"], e);
+        }
+        if consumer.models.as_ref().is_some_and(Vec::is_empty) {
+            cx.error(at!["consumers", n, "models"], "an empty list allows no model at all; leave it out to allow all");
+        }
+        token(cx, n, consumer, &mut subjects);
+        limits(cx, at!["consumers", n, "limits"], &consumer.limits);
+        let backends: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
+        for (backend, credentials) in &consumer.credentials {
+            if !backends.contains(&backend.as_str()) {
+                cx.unknown(at!["consumers", n, "credentials", backend.as_str()], "backend", backend, &backends);
+            }
+            cx.secret(at!["consumers", n, "credentials", backend.as_str(), "bearer"], &credentials.bearer);
+        }
+    }
+}
+
+fn token<'c>(
+    cx: &mut Context<'_>,
+    n: usize,
+    consumer: &'c Consumer,
+    subjects: &mut HashMap<(&'c str, &'c str), &'c str>,
+) {
+    let Some(token) = &consumer.jwt else { return };
+    let issuers: Vec<&str> =
+        cx.config.authentication.iter().flat_map(|a| &a.jwt).map(|issuer| issuer.issuer.as_str()).collect();
+    if !issuers.contains(&token.issuer.as_str()) {
+        cx.unknown(at!["consumers", n, "jwt", "issuer"], "issuer in authentication.jwt", &token.issuer, &issuers);
+    }
+    if let Some(first) = subjects.insert((&token.issuer, &token.subject), &consumer.name) {
+        let message = format!("this subject stands for consumer `{first}` already");
+        cx.error(at!["consumers", n, "jwt", "subject"], message);
+    }
+}
+
+fn limits(cx: &mut Context<'_>, at: Vec<Segment>, limits: &ConsumerLimits) {
+    if limits.burst.is_some() && limits.requests.is_none() {
+        cx.error(with(&at, &["burst"]), "this is how many of `requests` may come at once, and there is no `requests`");
+    }
+    if limits.token_burst.is_some() && limits.tokens.is_none() {
+        cx.error(
+            with(&at, &["tokenBurst"]),
+            "this is how many of `tokens` may be taken at once, and there is no `tokens`",
+        );
+    }
+    for (key, rate) in [("requests", limits.requests), ("tokens", limits.tokens)] {
+        if rate.is_some_and(|rate| (rate.period / rate.count.get()).is_zero()) {
+            cx.error(with(&at, &[key]), "this rate is too high to be kept");
+        }
+    }
+    let spills = |route: &Route| route.when_saturated.as_ref().is_some_and(|w| w.spill_to.is_some());
+    if limits.on_exceeded == OnExceeded::Spill && !cx.config.routes.iter().any(spills) {
+        let message = "no route of this file spills to anybody (`whenSaturated.spillTo`): there is no lesser answer";
+        cx.error(with(&at, &["onExceeded"]), message);
+    }
+    let Some(budget) = &limits.budget else { return };
+    if budget.tokens.is_none() && budget.usd.is_none() {
+        cx.error(with(&at, &["budget"]), "a budget is of `tokens`, of `usd` or of both");
+    }
+    if budget.usd.is_some() && cx.config.prices.is_empty() {
+        cx.error(with(&at, &["budget", "usd"]), "there are no `prices`: nothing would ever cost anything");
+    }
+}
+
+fn authentication(cx: &mut Context<'_>) {
+    let Some(authentication) = &cx.config.authentication else { return };
+    for (n, header) in authentication.api_key.headers.iter().enumerate() {
+        header_name(cx, at!["authentication", "apiKey", "headers", n], header);
+    }
+    let identity = &authentication.identity_headers;
+    for (key, header) in [("consumer", &identity.consumer), ("tenant", &identity.tenant)] {
+        if let Some(header) = header {
+            header_name(cx, at!["authentication", "identityHeaders", key], header);
+        }
+    }
+    let mut seen = HashSet::new();
+    for (n, issuer) in authentication.jwt.iter().enumerate() {
+        if !seen.insert(issuer.issuer.as_str()) {
+            cx.error(at!["authentication", "jwt", n, "issuer"], "this issuer is in the list already");
+        }
+        one_issuer(cx, n, issuer);
+    }
+}
+
+fn header_name(cx: &mut Context<'_>, at: Vec<Segment>, name: &str) {
+    if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+        cx.error(at, format!("`{name}` is not a header name"));
+    }
+}
+
+fn is_http_url(text: &str) -> bool {
+    url::Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+}
+
+fn one_issuer(cx: &mut Context<'_>, n: usize, issuer: &JwtIssuer) {
+    let here = at!["authentication", "jwt", n];
+    if issuer.audiences.is_empty() {
+        let message = "at least one audience is needed: without one, tokens made for other services would be accepted";
+        cx.error(with(&here, &["audiences"]), message);
+    }
+    if issuer.algorithms.is_empty() {
+        cx.error(with(&here, &["algorithms"]), "without algorithms no token is accepted");
+    }
+    if issuer.leeway.0.as_secs() > MAX_LEEWAY {
+        cx.error(
+            with(&here, &["leeway"]),
+            "clocks do not differ by more than 5m; this only lengthens the life of tokens",
+        );
+    }
+    match &issuer.jwks {
+        None if !is_http_url(&issuer.issuer) => {
+            let message = "this is no URL to find the keys at: give `jwks: {url: ...}` or `jwks: {file: ...}`";
+            cx.error(with(&here, &["issuer"]), message);
+        }
+        Some(Jwks { url: Some(url), file: None, refresh }) => {
+            if !is_http_url(url) {
+                cx.error(with(&here, &["jwks", "url"]), format!("`{url}` is not an http or https URL"));
+            }
+            if refresh.0.as_secs() < 10 {
+                cx.error(with(&here, &["jwks", "refresh"]), "fetching keys more often than every 10s helps nobody");
+            }
+        }
+        Some(Jwks { url: None, file: Some(file), .. }) => {
+            if !file.is_file() {
+                cx.outside(with(&here, &["jwks", "file"]), format!("there is no file {}", file.display()));
+            }
+        }
+        Some(_) => cx.error(with(&here, &["jwks"]), "exactly one of `url` and `file` is needed"),
+        None => {}
+    }
+    let is_consumers = |c: &Consumer| c.jwt.as_ref().is_some_and(|token| token.issuer == issuer.issuer);
+    let plan = issuer.claims.as_ref().and_then(|claims| claims.plan.as_ref());
+    if issuer.claims.is_none() {
+        if !cx.config.consumers.iter().any(is_consumers) {
+            let message = "no consumer has a token of this issuer, and `claims` names none: no token would be accepted";
+            cx.error(here.clone(), message);
+        }
+        if issuer.limits != ConsumerLimits::default() {
+            cx.error(with(&here, &["limits"]), "these are for callers made from `claims`, and there is no `claims`");
+        }
+    }
+    if plan.is_none() && !issuer.plans.is_empty() {
+        cx.error(with(&here, &["plans"]), "`claims.plan` does not say which claim names one of them");
+    }
+    if plan.is_some() && issuer.plans.is_empty() {
+        cx.error(with(&here, &["claims", "plan"]), "there are no `plans` that it could name");
+    }
+    limits(cx, with(&here, &["limits"]), &issuer.limits);
+    for (name, plan) in &issuer.plans {
+        limits(cx, with(&here, &["plans", name]), plan);
+    }
+}
+
+fn prices(cx: &mut Context<'_>) {
+    let config = cx.config;
+    for (n, price) in config.prices.iter().enumerate() {
+        if price.model.is_empty() {
+            cx.error(at!["prices", n, "model"], "an empty model name fits nothing; `*` fits any");
+        }
+        if let Some(first) = config.prices.iter().take(n).position(|other| other.model == price.model) {
+            cx.error(at!["prices", n, "model"], format!("prices[{first}] is for this model already"));
+        }
+    }
+}
+
+fn state(cx: &mut Context<'_>) {
+    let Some(limits) = &cx.config.state.limits else { return };
+    let redis = &limits.redis;
+    let here = at!["state", "limits", "redis"];
+    let url = url::Url::parse(&redis.url);
+    if !url.as_ref().is_ok_and(|url| url.scheme() == "redis" && url.has_host()) {
+        let message =
+            format!("`{}` is not the URL of a server: write redis://HOST:PORT or redis://HOST:PORT/0", redis.url);
+        cx.error(with(&here, &["url"]), message);
+    } else if url.is_ok_and(|url| url.password().is_some()) {
+        cx.error(with(&here, &["url"]), "a password does not stand in the file: write password: {env: NAME}");
+    }
+    if let Some(password) = &redis.password {
+        cx.secret(with(&here, &["password"]), password);
+    }
+    if redis.timeout.0.is_zero() || redis.timeout.0.as_secs() >= 2 {
+        cx.error(
+            with(&here, &["timeout"]),
+            "must be above zero and below 2s: every request waits for it at most so long",
+        );
+    }
+    if redis.key_prefix.is_empty() || redis.key_prefix.chars().any(|c| c.is_whitespace() || matches!(c, '{' | '}')) {
+        cx.error(with(&here, &["keyPrefix"]), "a prefix has at least one character and neither spaces nor braces");
+    }
+}

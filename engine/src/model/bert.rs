@@ -1,0 +1,363 @@
+//! BERT encoders (arXiv:1810.04805): a text as one vector (Sentence-BERT, arXiv:1908.10084), or as scores where the file
+//! has a classifier head. All rows of a step go through it together; sequences are whole in their step.
+
+use std::collections::HashSet;
+
+use crate::artifact::{MetaValue, ModelFile, Tensor};
+use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, Sizes, VectorId};
+use crate::{EngineError, LoadError};
+
+use super::shape::{
+    MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, matrix, nothing_left_over, number, values,
+};
+
+/// Rows of a step of an encoder: texts of a batch go through it together.
+const MAX_ROWS: usize = 512;
+/// Texts of a step.
+const MAX_TEXTS: usize = 64;
+/// Most token types and labels.
+const MAX_TYPES: usize = 1024;
+
+/// How a text's rows become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pooling {
+    /// Their mean.
+    Mean,
+    /// That of the first token.
+    Cls,
+}
+
+/// Sizes of an encoder, as its file gives them.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Shape {
+    /// Tokens of a text; longer ones are cut.
+    pub(crate) context: usize,
+    pub(crate) vocabulary: usize,
+    pub(crate) width: usize,
+    /// Labels of the classifier head, 0 without one.
+    pub(crate) labels: usize,
+    pub(crate) pooling: Pooling,
+    positions: usize,
+    types: usize,
+    layers: usize,
+    feed_forward: usize,
+    heads: usize,
+    eps: f32,
+    function: Function,
+    /// Whether there is a layer between the pooled row and the head.
+    pooler: bool,
+}
+
+impl Shape {
+    #[allow(clippy::cast_possible_truncation, reason = "an epsilon is an f32 in all engines")]
+    pub(crate) fn of(file: &ModelFile) -> Result<Self, LoadError> {
+        let width = number(file, "embedding_length", MAX_WIDTH)?;
+        let heads = number(file, "attention.head_count", MAX_HEADS)?;
+        let context = number(file, "context_length", MAX_CONTEXT)?;
+        let fits = width.is_multiple_of(heads) && (width / heads).is_multiple_of(2) && width / heads <= 256;
+        if !fits || !width.is_multiple_of(4) {
+            return Err(file.unsupported(format!("{heads} heads in a width of {width} are not supported")));
+        }
+        let positions =
+            if file.number("positions").is_some() { number(file, "positions", MAX_CONTEXT)? } else { context };
+        let types = file.meta("tokenizer.ggml.token_type_count").and_then(MetaValue::as_u64).unwrap_or(1);
+        let types = usize::try_from(types).ok().filter(|n| (1..=MAX_TYPES).contains(n));
+        let types = types.ok_or_else(|| file.corrupt("its count of token types is out of bounds"))?;
+        let vocabulary = match file.meta("tokenizer.ggml.tokens") {
+            Some(MetaValue::Strings(_)) => super::shape::vocabulary(file)?,
+            _ => number(file, "vocab_size", MAX_VOCABULARY)?,
+        };
+        let function = match file.meta("bert.hidden_act") {
+            None => Function::Gelu,
+            Some(MetaValue::String(name)) if name == "gelu" => Function::Gelu,
+            Some(MetaValue::String(name)) if name == "gelu_new" || name == "gelu_pytorch_tanh" => Function::GeluTanh,
+            Some(MetaValue::String(name)) if name == "silu" => Function::Silu,
+            Some(_) => {
+                return Err(file.unsupported("its `hidden_act` is none of gelu, gelu_new, gelu_pytorch_tanh, silu"));
+            }
+        };
+        let labels = file.rows("cls.output.weight").unwrap_or(0);
+        if labels > MAX_TYPES {
+            return Err(file.corrupt(format!("its head has {labels} labels")));
+        }
+        // The numbers are llama.cpp's: 1 mean, 2 the first token, 4 the head of a reranker, which takes the first token.
+        let pooling = match file.number("pooling_type") {
+            None | Some(0) if labels > 0 => Pooling::Cls,
+            None | Some(0 | 1) => Pooling::Mean,
+            Some(2 | 4) => Pooling::Cls,
+            Some(other) => return Err(file.unsupported(format!("its pooling is number {other}: mean and CLS are run"))),
+        };
+        let eps = file.float("attention.layer_norm_epsilon").filter(|eps| eps.is_finite() && *eps >= 0.0);
+        Ok(Self {
+            context: context.min(positions).min(MAX_ROWS),
+            vocabulary,
+            width,
+            labels,
+            pooling,
+            positions,
+            types,
+            layers: number(file, "block_count", MAX_LAYERS)?,
+            feed_forward: number(file, "feed_forward_length", MAX_WIDTH)?,
+            heads,
+            eps: eps.unwrap_or(1e-12) as f32,
+            function,
+            pooler: labels > 0 && file.has("cls.weight"),
+        })
+    }
+
+    /// Checks that every tensor is there, in a shape and type that can be run, and that there is no other.
+    pub(crate) fn check(&self, file: &ModelFile) -> Result<(), LoadError> {
+        // Without a head a pooler is left over from training.
+        let mut known = HashSet::from(["cls.weight".to_owned(), "cls.bias".to_owned()]);
+        let mut see = |name: &str| {
+            known.insert(format!("{name}.weight"));
+            known.insert(format!("{name}.bias"));
+        };
+        for layer in 0..self.layers {
+            let [q, k, v, output, up, down] = self.matrices(file, layer)?;
+            for tensor in [q, k, v, output, up, down] {
+                let stem = tensor.name.strip_suffix(".weight").unwrap_or(tensor.name);
+                see(stem);
+                values(file, &format!("{stem}.bias"), tensor.rows)?;
+            }
+            for norm in ["attn_output_norm", "layer_output_norm"] {
+                let stem = format!("blk.{layer}.{norm}");
+                values(file, &format!("{stem}.weight"), self.width)?;
+                values(file, &format!("{stem}.bias"), self.width)?;
+                see(&stem);
+            }
+        }
+        let [tokens, positions, types] = self.tables(file)?;
+        for tensor in [tokens, positions, types] {
+            see(tensor.name.strip_suffix(".weight").unwrap_or(tensor.name));
+        }
+        values(file, "token_embd_norm.weight", self.width)?;
+        values(file, "token_embd_norm.bias", self.width)?;
+        see("token_embd_norm");
+        if self.labels > 0 {
+            self.head(file)?;
+            see("cls.output");
+        }
+        nothing_left_over(file, &known)
+    }
+
+    fn tables<'f>(&self, file: &'f ModelFile) -> Result<[Tensor<'f>; 3], LoadError> {
+        Ok([
+            matrix(file, "token_embd.weight", self.width, self.vocabulary)?,
+            matrix(file, "position_embd.weight", self.width, self.positions)?,
+            matrix(file, "token_types.weight", self.width, self.types)?,
+        ])
+    }
+
+    /// The matrices of a layer: q, k, v, output, up, down.
+    fn matrices<'f>(&self, file: &'f ModelFile, layer: usize) -> Result<[Tensor<'f>; 6], LoadError> {
+        let get = |name: &str, columns, rows| matrix(file, &format!("blk.{layer}.{name}.weight"), columns, rows);
+        Ok([
+            get("attn_q", self.width, self.width)?,
+            get("attn_k", self.width, self.width)?,
+            get("attn_v", self.width, self.width)?,
+            get("attn_output", self.width, self.width)?,
+            get("ffn_up", self.width, self.feed_forward)?,
+            get("ffn_down", self.feed_forward, self.width)?,
+        ])
+    }
+
+    /// The layer before the head, if there is one, and the head: matrix and bias.
+    #[allow(clippy::type_complexity, reason = "two pairs")]
+    fn head<'f>(
+        &self,
+        file: &'f ModelFile,
+    ) -> Result<(Option<(Tensor<'f>, Vec<f32>)>, (Tensor<'f>, Vec<f32>)), LoadError> {
+        let pooler = match self.pooler {
+            true => Some((matrix(file, "cls.weight", self.width, self.width)?, values(file, "cls.bias", self.width)?)),
+            false => None,
+        };
+        let head = matrix(file, "cls.output.weight", self.width, self.labels)?;
+        let bias = match file.has("cls.output.bias") {
+            true => values(file, "cls.output.bias", self.labels)?,
+            false => vec![0.0; self.labels],
+        };
+        Ok((pooler, (head, bias)))
+    }
+
+    /// Sizes for an executor: no KV cache, a place for each text of a step.
+    pub(crate) fn sizes(&self) -> Sizes {
+        Sizes {
+            max_rows: MAX_ROWS,
+            max_picks: MAX_TEXTS,
+            slots: MAX_TEXTS,
+            context: self.context,
+            pages: 1,
+            vocabulary: self.vocabulary,
+            types: self.types,
+            layers: 0,
+            heads: self.heads,
+            kv_heads: self.heads,
+            head_dim: self.width / self.heads,
+        }
+    }
+
+    /// Values that come of a text.
+    pub(crate) fn outputs(&self) -> usize {
+        if self.labels > 0 { self.labels } else { self.width }
+    }
+
+    /// Whether there is a second token type, for the second text of a pair.
+    pub(crate) fn has_second_type(&self) -> bool {
+        self.types > 1
+    }
+
+    /// Bytes of all places for activations.
+    pub(crate) fn activation_bytes(&self) -> usize {
+        (MAX_ROWS * (6 * self.width + self.feed_forward) + MAX_TEXTS * (2 * self.width + self.outputs())) * 4
+    }
+}
+
+/// A matrix with its bias.
+struct Linear {
+    matrix: MatrixId,
+    bias: VectorId,
+}
+
+impl Linear {
+    fn run(&self, exec: &mut dyn Executor, x: ActId, out: ActId, add: bool) {
+        exec.matmul(self.matrix, x, out, add);
+        exec.add_bias(self.bias, out);
+    }
+}
+
+/// A layer norm.
+struct Norm {
+    weight: VectorId,
+    bias: VectorId,
+}
+
+struct Layer {
+    qkv: Linear,
+    output: Linear,
+    after_attention: Norm,
+    up: Linear,
+    down: Linear,
+    after_feed_forward: Norm,
+}
+
+/// An encoder in an executor.
+pub(crate) struct Bert {
+    shape: Shape,
+    tables: [MatrixId; 3],
+    norm: Norm,
+    layers: Vec<Layer>,
+    pooler: Option<Linear>,
+    head: Option<Linear>,
+    stream: ActId,
+    normed: ActId,
+    qkv: ActId,
+    attended: ActId,
+    hidden: ActId,
+    picked: ActId,
+    pooled: ActId,
+    scores: ActId,
+}
+
+impl Bert {
+    /// Gives the weights to an executor.
+    pub(crate) fn load(
+        shape: &Shape,
+        file: &ModelFile,
+        sizes: &Sizes,
+        exec: &mut dyn Executor,
+    ) -> Result<Self, LoadError> {
+        let [tokens, positions, types] = shape.tables(file)?;
+        let tables = [exec.matrix(&[tokens])?, exec.matrix(&[positions])?, exec.matrix(&[types])?];
+        let norm = |exec: &mut dyn Executor, stem: &str| {
+            Ok::<_, LoadError>(Norm {
+                weight: exec.vector(&values(file, &format!("{stem}.weight"), shape.width)?)?,
+                bias: exec.vector(&values(file, &format!("{stem}.bias"), shape.width)?)?,
+            })
+        };
+        let linear = |exec: &mut dyn Executor, parts: &[Tensor<'_>]| {
+            let mut bias = Vec::new();
+            for part in parts {
+                let stem = part.name.strip_suffix(".weight").unwrap_or(part.name);
+                bias.extend(values(file, &format!("{stem}.bias"), part.rows)?);
+            }
+            Ok::<_, LoadError>(Linear { matrix: exec.matrix(parts)?, bias: exec.vector(&bias)? })
+        };
+        let first = norm(exec, "token_embd_norm")?;
+        let mut layers = Vec::with_capacity(shape.layers);
+        for n in 0..shape.layers {
+            let [q, k, v, output, up, down] = shape.matrices(file, n)?;
+            layers.push(Layer {
+                qkv: linear(exec, &[q, k, v])?,
+                output: linear(exec, &[output])?,
+                after_attention: norm(exec, &format!("blk.{n}.attn_output_norm"))?,
+                up: linear(exec, &[up])?,
+                down: linear(exec, &[down])?,
+                after_feed_forward: norm(exec, &format!("blk.{n}.layer_output_norm"))?,
+            });
+        }
+        let (mut pooler, mut head) = (None, None);
+        if shape.labels > 0 {
+            let (before, (matrix, bias)) = shape.head(file)?;
+            if let Some((matrix, bias)) = before {
+                pooler = Some(Linear { matrix: exec.matrix(&[matrix])?, bias: exec.vector(&bias)? });
+            }
+            head = Some(Linear { matrix: exec.matrix(&[matrix])?, bias: exec.vector(&bias)? });
+        }
+        let (rows, texts) = (sizes.max_rows, sizes.max_picks);
+        Ok(Self {
+            shape: shape.clone(),
+            tables,
+            norm: first,
+            layers,
+            pooler,
+            head,
+            stream: exec.activation(shape.width, rows)?,
+            normed: exec.activation(shape.width, rows)?,
+            qkv: exec.activation(sizes.qkv_width(), rows)?,
+            attended: exec.activation(shape.width, rows)?,
+            hidden: exec.activation(shape.feed_forward, rows)?,
+            picked: exec.activation(shape.width, texts)?,
+            pooled: exec.activation(shape.width, texts)?,
+            scores: exec.activation(shape.labels.max(1), texts)?,
+        })
+    }
+
+    /// One step over whole sequences, whose first rows are picked: a vector or the scores of each, one after the other.
+    #[allow(clippy::cast_precision_loss, reason = "heads are small")]
+    pub(crate) fn forward(&self, exec: &mut dyn Executor, batch: &Batch) -> Result<Vec<f32>, EngineError> {
+        let shape = &self.shape;
+        let scale = 1.0 / ((shape.width / shape.heads) as f32).sqrt();
+        let norm = |exec: &mut dyn Executor, norm: &Norm, x: ActId, out: ActId| {
+            exec.layer_norm(x, norm.weight, norm.bias, shape.eps, out);
+        };
+        exec.begin(batch)?;
+        for (table, index) in self.tables.iter().zip([Index::Token, Index::Position, Index::Type]) {
+            exec.embed(*table, index, 1.0, self.stream, index != Index::Token);
+        }
+        norm(exec, &self.norm, self.stream, self.normed);
+        for layer in &self.layers {
+            layer.qkv.run(exec, self.normed, self.qkv, false);
+            exec.attention_both_ways(self.qkv, scale, self.attended);
+            layer.output.run(exec, self.attended, self.normed, true);
+            norm(exec, &layer.after_attention, self.normed, self.stream);
+            layer.up.run(exec, self.stream, self.hidden, false);
+            exec.activate(shape.function, self.hidden);
+            layer.down.run(exec, self.hidden, self.stream, true);
+            norm(exec, &layer.after_feed_forward, self.stream, self.normed);
+        }
+        match shape.pooling {
+            Pooling::Mean => exec.pick_mean(self.normed, self.picked),
+            Pooling::Cls => exec.pick(self.normed, self.picked),
+        }
+        let Some(head) = &self.head else { return exec.finish(self.picked) };
+        let mut pooled = self.picked;
+        if let Some(pooler) = &self.pooler {
+            pooler.run(exec, self.picked, self.pooled, false);
+            exec.activate(Function::Tanh, self.pooled);
+            pooled = self.pooled;
+        }
+        head.run(exec, pooled, self.scores, false);
+        exec.finish(self.scores)
+    }
+}

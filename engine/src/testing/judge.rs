@@ -1,0 +1,585 @@
+//! What the engine makes of files beside what llama.cpp makes of the same files: small random models of every architecture
+//! and type, tokens of a corpus, embeddings.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+
+use super::gguf::Gguf;
+use crate::artifact::{MetaValue, ModelFile, TensorType};
+use crate::exec::plain::Plain;
+use crate::exec::{Batch, Row};
+use crate::model::{Decoder, Shape};
+use crate::text::Tokenizer;
+use crate::{Engine, LoadOptions};
+
+/// What is hard to cut into tokens.
+const CORPUS: [&str; 24] = [
+    "Hello, world!",
+    " leading and trailing spaces  ",
+    "tabs\tand\nnew\r\nlines\n\n\nand   runs      of spaces",
+    "",
+    "it's we're I'LL they've DON'T can't",
+    "1 22 333 4444 55555 3.14159 1,000,000 ٣٤٥ ⅷ ½",
+    "fn main() { let x: Vec<u8> = vec![0; 16]; println!(\"{x:?}\"); }",
+    "def f(a, b=None):\n    return a ** 2 + (b or 0)  # comment\n",
+    "SELECT * FROM t WHERE a <> 'b' AND c >= 10;",
+    "https://example.org/path?query=1&other=two#fragment",
+    "Grüße aus Köln — naïve café, œuvre, Ærø, İstanbul",
+    "Ελληνικά και Кириллица и עברית و العربية",
+    "日本語のテキストと漢字、そして中文字符。한국어 문장",
+    "emoji 😀👍🏽👩‍👩‍👧‍👦🇩🇪 and ☕ \u{1F9D1}\u{200D}\u{1F680}",
+    "combining e\u{301} o\u{308} n\u{303} versus é ö ñ",
+    "zero\u{200B}width\u{FEFF}joiner\u{200D}end\u{00A0}nbsp\u{3000}ideographic",
+    "control \u{1}\u{7F} and private \u{E000} and unassigned \u{378}",
+    "<|im_start|>user <s> </s> <eos> <start_of_turn> [CLS] [SEP] <0x0A>",
+    "CamelCaseIdentifiers snake_case_names kebab-case SCREAMING_CASE",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "!!!???...---___***+++===~~~|||^^^$$$",
+    "mixed123numbers456and_789text 0x1F 1e-10",
+    "Supercalifragilisticexpialidocious pneumonoultramicroscopicsilicovolcanoconiosis",
+    "\n",
+];
+
+fn needed(variable: &str, default: &str, how: &str) -> PathBuf {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned();
+    let path = std::env::var_os(variable).map_or_else(|| root.join(default), PathBuf::from);
+    assert!(path.exists(), "{} is not there: {how} ({variable} names another place)", path.display());
+    path
+}
+
+fn ask(order: &Value) -> Vec<Value> {
+    let python = needed("SPILLWAY_TEST_PYTHON", ".cache/venv/bin/python", "`scripts/test-tools.sh python` installs it");
+    let script = needed("SPILLWAY_TEST_JUDGE", "tests/python/llama_judge.py", "it is part of the repository");
+    let mut child = Command::new(python)
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    serde_json::to_writer(child.stdin.take().unwrap(), order).unwrap();
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success(), "the judge ran");
+    serde_json::from_str(String::from_utf8(out.stdout).unwrap().lines().last().unwrap()).unwrap()
+}
+
+fn judge(model: &Path, calls: &[Value]) -> Vec<Value> {
+    ask(&json!({"model": model, "context": 512, "calls": calls}))
+}
+
+/// A file of a small random model of an architecture with matrices of a type.
+fn small(architecture: &str, kind: TensorType) -> Gguf {
+    // Heads as wide as the model together where llama.cpp asks for it.
+    let head_dim = if architecture == "qwen2" { 64 } else { 32 };
+    let (width, feed_forward, heads, kv_heads) = (256, 512, 4, 2);
+    // Gemma looks at everything in its sixth layer only.
+    let layers = if architecture == "gemma3" { 6 } else { 2 };
+    let mut rng = ChaCha8Rng::seed_from_u64(21);
+    let mut file = Gguf::default();
+    file.text("general.architecture", architecture);
+    for (key, value) in [
+        ("context_length", 128),
+        ("embedding_length", width),
+        ("block_count", layers),
+        ("feed_forward_length", feed_forward),
+        ("attention.head_count", heads),
+        ("attention.head_count_kv", kv_heads),
+        ("attention.key_length", head_dim),
+        ("attention.value_length", head_dim),
+        ("rope.dimension_count", head_dim),
+    ] {
+        file.number(&format!("{architecture}.{key}"), value);
+    }
+    if architecture == "gemma3" {
+        file.number("gemma3.attention.sliding_window", 8);
+    }
+    file.float(&format!("{architecture}.attention.layer_norm_rms_epsilon"), 1e-6);
+    file.float(&format!("{architecture}.rope.freq_base"), 5e4);
+    let mut tokens = super::byte_tokens();
+    tokens.extend(["<|im_start|>", "<|im_end|>"].map(str::to_owned));
+    file.text("tokenizer.ggml.model", "gpt2");
+    file.text("tokenizer.ggml.pre", "gpt-2");
+    let kinds: Vec<i32> = (0..tokens.len()).map(|id| if id < 256 { 1 } else { 3 }).collect();
+    file.texts("tokenizer.ggml.tokens", &tokens);
+    file.integers("tokenizer.ggml.token_type", &kinds);
+    file.texts("tokenizer.ggml.merges", &["Ġ t".to_owned()]);
+    file.number("tokenizer.ggml.eos_token_id", tokens.len() - 1);
+    file.number("tokenizer.ggml.bos_token_id", tokens.len() - 2);
+    let norm = |rng: &mut ChaCha8Rng, n: usize| -> Vec<u8> {
+        (0..n).flat_map(|_| rng.random_range(0.5f32..1.5).to_le_bytes()).collect()
+    };
+    file.random("token_embd.weight", kind, &[width, tokens.len()], &mut rng);
+    let values = norm(&mut rng, width);
+    file.tensor("output_norm.weight", TensorType::F32, &[width], &values);
+    for n in 0..layers {
+        for (name, columns, rows) in [
+            ("attn_q", width, heads * head_dim),
+            ("attn_k", width, kv_heads * head_dim),
+            ("attn_v", width, kv_heads * head_dim),
+            ("ffn_gate", width, feed_forward),
+            ("ffn_up", width, feed_forward),
+            ("ffn_down", feed_forward, width),
+        ] {
+            file.random(&format!("blk.{n}.{name}.weight"), kind, &[columns, rows], &mut rng);
+        }
+        // Its rows are too short for blocks of 256.
+        let output = if kind.block().0 == 256 { TensorType::Q8_0 } else { kind };
+        file.random(&format!("blk.{n}.attn_output.weight"), output, &[heads * head_dim, width], &mut rng);
+        let mut norms = vec![("attn_norm", width), ("ffn_norm", width)];
+        if architecture == "gemma3" {
+            norms.extend([("post_attention_norm", width), ("post_ffw_norm", width)]);
+        }
+        if matches!(architecture, "qwen3" | "gemma3") {
+            norms.extend([("attn_q_norm", head_dim), ("attn_k_norm", head_dim)]);
+        }
+        for (name, width) in norms {
+            let values = norm(&mut rng, width);
+            file.tensor(&format!("blk.{n}.{name}.weight"), TensorType::F32, &[width], &values);
+        }
+        if architecture == "qwen2" {
+            for (name, rows) in [("attn_q", heads), ("attn_k", kv_heads), ("attn_v", kv_heads)] {
+                file.random(&format!("blk.{n}.{name}.bias"), TensorType::F32, &[rows * head_dim], &mut rng);
+            }
+        }
+    }
+    file
+}
+
+/// The logarithms of the probabilities after each of the last `steps` tokens.
+fn log_probabilities(path: &Path, tokens: &[u32], steps: usize) -> Vec<Vec<f64>> {
+    let file = ModelFile::open(path).unwrap();
+    let shape = Shape::of(&file).unwrap();
+    shape.check(&file).unwrap();
+    let sizes = crate::exec::Sizes { max_picks: 64, ..shape.sizes(64, 1, 1 << 24) };
+    let mut plain = Plain::new(sizes);
+    let model = Decoder::load(&shape, &file, &sizes, &mut plain).unwrap();
+    let rows = (0u32..).zip(tokens).map(|(position, token)| Row { token: *token, position, slot: 0 }).collect();
+    let pages = (1..=sizes.pages_per_slot() as u32).collect();
+    let picks = (tokens.len() - steps..tokens.len()).map(|row| row as u32).collect();
+    let logits = model.forward(&mut plain, &Batch { rows, picks, pages, types: vec![] }).unwrap();
+    logits
+        .chunks(shape.vocabulary)
+        .map(|logits| {
+            let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let total: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
+            logits.iter().map(|logit| f64::from(logit - most) - total.ln()).collect()
+        })
+        .collect()
+}
+
+/// Holds the probabilities of every token after a text, and after each of the next tokens, against llama.cpp's.
+fn same_probabilities(architecture: &str, kind: TensorType) {
+    const STEPS: usize = 6;
+    let file = small(architecture, kind).write();
+    let tokens: Vec<u32> = (0..36u32).map(|n| (n * 37 + 11) % 256).collect();
+    // The token that is chosen is forced to be a whole character: of others llama.cpp tells nothing.
+    let call = |end: usize| {
+        let body = json!({"prompt": tokens[..end], "n_predict": 1, "temperature": 0, "n_probs": 258,
+            "logit_bias": [[65, 1000]], "cache_prompt": false});
+        json!(["/completion", body])
+    };
+    let ends = tokens.len() - STEPS + 1..=tokens.len();
+    let answers = judge(file.path(), &ends.map(call).collect::<Vec<_>>());
+    let theirs: Vec<_> = answers.iter().map(|answer| &answer["completion_probabilities"][0]).collect();
+    let ours = log_probabilities(file.path(), &tokens, STEPS);
+    let (mut sum, mut count, mut most) = (0.0, 0.0, 0.0f64);
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        for token in theirs["top_logprobs"].as_array().unwrap() {
+            let theirs = token["logprob"].as_f64().unwrap();
+            let ours = ours[token["id"].as_u64().unwrap() as usize];
+            if theirs.is_finite() && theirs > -20.0 {
+                (sum, count, most) = (sum + (ours - theirs).abs(), count + 1.0, most.max((ours - theirs).abs()));
+            }
+        }
+    }
+    println!("{architecture} {kind:?}: log probabilities differ by {:.4} in the mean, {most:.4} at most", sum / count);
+    assert!(count > 100.0, "{count} probabilities");
+    assert!(
+        sum / count < 0.05 && most < 0.4,
+        "{architecture} {kind:?}: {:.4} in the mean, {most:.4} at most",
+        sum / count
+    );
+}
+
+#[test]
+fn every_type_gives_the_probabilities_of_llama_cpp_in_llama() {
+    TensorType::ALL.into_iter().for_each(|kind| same_probabilities("llama", kind));
+}
+
+#[test]
+fn every_type_gives_the_probabilities_of_llama_cpp_in_qwen2() {
+    TensorType::ALL.into_iter().for_each(|kind| same_probabilities("qwen2", kind));
+}
+
+#[test]
+fn every_type_gives_the_probabilities_of_llama_cpp_in_qwen3() {
+    TensorType::ALL.into_iter().for_each(|kind| same_probabilities("qwen3", kind));
+}
+
+#[test]
+fn every_type_gives_the_probabilities_of_llama_cpp_in_gemma3() {
+    TensorType::ALL.into_iter().for_each(|kind| same_probabilities("gemma3", kind));
+}
+
+/// Holds the tokens of the corpus against llama.cpp's, and that the tokens spell the text.
+fn same_tokens(path: &Path, spells: bool) {
+    same_tokens_in(path, spells, json!({"model": path, "context": 512}));
+}
+
+fn same_tokens_in(path: &Path, spells: bool, mut order: Value) {
+    let tokenizer = Tokenizer::new(&ModelFile::open(path).unwrap()).unwrap();
+    let call = |text: &&str| json!(["/tokenize", {"content": text, "add_special": false, "parse_special": false}]);
+    order["calls"] = CORPUS.iter().map(call).collect();
+    let answers = ask(&order);
+    for (text, answer) in CORPUS.iter().zip(answers) {
+        let mut tokens = Vec::new();
+        tokenizer.encode(text, &mut tokens);
+        assert_eq!(json!(tokens), answer["tokens"], "tokens of {text:?}");
+        if spells {
+            let bytes: Vec<u8> = tokens.iter().flat_map(|token| tokenizer.bytes_of(*token).to_vec()).collect();
+            assert_eq!(String::from_utf8_lossy(&bytes), *text);
+            let mut stream = crate::text::TextStream::new(vec![]);
+            let mut read: String = tokens.iter().map(|token| stream.push(tokenizer.bytes_of(*token)).text).collect();
+            read.push_str(&stream.finish());
+            assert_eq!(read, *text, "token by token");
+        }
+    }
+}
+
+#[test]
+fn byte_level_bpe_cuts_as_llama_cpp_does_for_every_pre_tokenizer() {
+    let model = needed("SPILLWAY_TEST_MODEL", "models/smollm2-135m-instruct-q4_1.gguf", "`make model` fetches it");
+    let real = ModelFile::open(&model).unwrap();
+    let strings = |key: &str| match real.meta(key) {
+        Some(MetaValue::Strings(values)) => values.clone(),
+        other => panic!("{other:?}"),
+    };
+    let kinds: Vec<i32> = match real.meta("tokenizer.ggml.token_type") {
+        Some(MetaValue::Numbers(kinds)) => kinds.iter().map(|kind| *kind as i32).collect(),
+        other => panic!("{other:?}"),
+    };
+    let tokens = strings("tokenizer.ggml.tokens");
+    for pre in ["smollm", "gpt-2", "default", "llama-bpe", "qwen2"] {
+        // The vocabulary of the demo model, cut in another way, over a model of nothing.
+        let mut file = Gguf::default();
+        file.text("general.architecture", "llama");
+        for (key, value) in [
+            ("context_length", 128),
+            ("embedding_length", 32),
+            ("block_count", 1),
+            ("feed_forward_length", 32),
+            ("attention.head_count", 1),
+        ] {
+            file.number(&format!("llama.{key}"), value);
+        }
+        file.float("llama.attention.layer_norm_rms_epsilon", 1e-5);
+        file.text("tokenizer.ggml.model", "gpt2");
+        file.text("tokenizer.ggml.pre", pre);
+        file.texts("tokenizer.ggml.tokens", &tokens);
+        file.texts("tokenizer.ggml.merges", &strings("tokenizer.ggml.merges"));
+        file.integers("tokenizer.ggml.token_type", &kinds);
+        file.number("tokenizer.ggml.eos_token_id", 2);
+        file.number("tokenizer.ggml.bos_token_id", 1);
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        file.random("token_embd.weight", TensorType::Q8_0, &[32, tokens.len()], &mut rng);
+        for (name, dimensions) in [
+            ("output_norm", vec![32]),
+            ("blk.0.attn_norm", vec![32]),
+            ("blk.0.ffn_norm", vec![32]),
+            ("blk.0.attn_q", vec![32, 32]),
+            ("blk.0.attn_k", vec![32, 32]),
+            ("blk.0.attn_v", vec![32, 32]),
+            ("blk.0.attn_output", vec![32, 32]),
+            ("blk.0.ffn_gate", vec![32, 32]),
+            ("blk.0.ffn_up", vec![32, 32]),
+            ("blk.0.ffn_down", vec![32, 32]),
+        ] {
+            file.random(&format!("{name}.weight"), TensorType::F32, &dimensions, &mut rng);
+        }
+        println!("{pre}");
+        same_tokens(file.write().path(), true);
+    }
+}
+
+#[test]
+fn sentencepiece_cuts_as_llama_cpp_does() {
+    same_tokens(
+        &needed("SPILLWAY_TEST_GEMMA", "models/gemma-3-270m-q4_k_m.gguf", "`scripts/test-models.sh` fetches it"),
+        true,
+    );
+}
+
+fn minilm() -> PathBuf {
+    needed("SPILLWAY_TEST_MINILM", "models/all-minilm-l6-v2/model.safetensors", "`scripts/test-models.sh` fetches it")
+}
+
+/// The same weights as a GGUF file.
+fn minilm_as_gguf(path: &Path) -> tempfile::NamedTempFile {
+    let real = ModelFile::open(path).unwrap();
+    let mut file = Gguf::default();
+    file.text("general.architecture", "bert");
+    for (key, value) in [
+        ("context_length", 512),
+        ("embedding_length", 384),
+        ("block_count", 6),
+        ("feed_forward_length", 1536),
+        ("attention.head_count", 12),
+        ("pooling_type", 1),
+    ] {
+        file.number(&format!("bert.{key}"), value);
+    }
+    file.float("bert.attention.layer_norm_epsilon", 1e-12);
+    file.flag("bert.attention.causal", false);
+    let words = std::fs::read_to_string(path.with_file_name("vocab.txt")).unwrap();
+    let special = |word: &str| word.starts_with('[') && word.ends_with(']');
+    // As llama.cpp's conversion: words begin with a mark, parts of words have none.
+    let tokens: Vec<String> = words
+        .lines()
+        .map(|word| match word.strip_prefix("##") {
+            _ if special(word) => word.to_owned(),
+            Some(part) => part.to_owned(),
+            None => format!("\u{2581}{word}"),
+        })
+        .collect();
+    file.text("tokenizer.ggml.model", "bert");
+    file.text("tokenizer.ggml.pre", "jina-v2-en");
+    file.integers(
+        "tokenizer.ggml.token_type",
+        &words.lines().map(|word| if special(word) { 3 } else { 1 }).collect::<Vec<_>>(),
+    );
+    let find = |word: &str| tokens.iter().position(|token| token == word).unwrap();
+    for (key, word) in
+        [("bos", "[CLS]"), ("cls", "[CLS]"), ("eos", "[SEP]"), ("seperator", "[SEP]"), ("unknown", "[UNK]")]
+    {
+        file.number(&format!("tokenizer.ggml.{key}_token_id"), find(word));
+    }
+    file.number("tokenizer.ggml.token_type_count", 2);
+    file.texts("tokenizer.ggml.tokens", &tokens);
+    for name in real.names().filter(|name| !name.starts_with("cls.")) {
+        let entry = real.entry(name).unwrap();
+        let (columns, rows) = entry.shape();
+        let data = real.tensor(name, columns, rows).unwrap().data;
+        let dimensions =
+            if rows == 1 && !name.starts_with("token_types") { vec![columns] } else { vec![columns, rows] };
+        file.tensor(name, TensorType::F32, &dimensions, data);
+    }
+    file.write()
+}
+
+fn encoder(source: &Path) -> Engine {
+    let options = LoadOptions { context_length: None, ..super::tests::options(source.into()) };
+    Engine::load(options).unwrap()
+}
+
+/// Waits for a future on this thread.
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
+    let mut context = std::task::Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(value) => return value,
+            std::task::Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[test]
+fn embeddings_are_those_of_llama_cpp_from_safetensors_and_from_gguf() {
+    let path = minilm();
+    let gguf = minilm_as_gguf(&path);
+    let order = json!({"model": gguf.path(), "context": 512, "embedding": true, "pooling": "mean"});
+    same_tokens_in(gguf.path(), false, order);
+    let call = |text: &&str| json!(["/embedding", {"content": text}]);
+    let calls: Vec<_> = CORPUS.iter().map(call).collect();
+    let order = json!({"model": gguf.path(), "context": 512, "embedding": true, "pooling": "mean", "calls": calls});
+    let theirs: Vec<Vec<f32>> =
+        ask(&order).iter().map(|answer| serde_json::from_value(answer[0]["embedding"][0].clone()).unwrap()).collect();
+    for source in [path.as_path(), gguf.path()] {
+        let engine = encoder(source);
+        assert_eq!((engine.info().task, engine.info().outputs), (crate::Task::Embed, 384));
+        let texts: Vec<String> = CORPUS.iter().map(|text| (*text).to_owned()).collect();
+        let ours = wait(engine.embed(texts.clone())).unwrap();
+        let mut least = 1.0f64;
+        for ((text, ours), theirs) in CORPUS.iter().zip(&ours).zip(&theirs) {
+            let cosine = cosine(&ours.values, theirs);
+            least = least.min(cosine);
+            assert!(cosine >= 0.999, "{text:?}: {cosine}");
+            let length: f32 = ours.values.iter().map(|v| v * v).sum();
+            assert!((length - 1.0).abs() < 1e-4 && !ours.truncated);
+        }
+        println!("{}: cosine of at least {least:.6}", source.display());
+        // Alone as in company.
+        let alone = wait(engine.embed(texts[..1].to_vec())).unwrap();
+        assert_eq!(alone[0].values, ours[0].values);
+        // A text beyond the context is cut and says so.
+        let long = wait(engine.embed(vec!["word ".repeat(700)])).unwrap();
+        assert!(long[0].truncated && long[0].tokens == engine.info().context_length);
+        assert!(matches!(wait(engine.rerank("q", vec!["d".into()])), Err(crate::EngineError::Task { .. })));
+        assert_eq!(engine.encode_text("x"), Err(crate::PromptError::NotGenerating));
+    }
+}
+
+const PROSE: &str = "The lighthouse stood at the end of a long spit of sand, and for most of the year nobody came to it but the \
+    keeper and the woman who brought the mail. On clear days one could see the islands, low and blue, and the white sails \
+    of the boats that fished between them. When the fog came in, the keeper lit the lamp at noon and wound the clockwork \
+    of the horn, which sounded every thirty seconds until the air was clear again.";
+
+/// Holds the perplexity of a text against llama.cpp's.
+fn same_perplexity(path: &Path) {
+    let file = ModelFile::open(path).unwrap();
+    let tokens = Tokenizer::new(&file).unwrap().encode_text(PROSE);
+    let calls: Vec<_> = (1..tokens.len())
+        .map(|end| {
+            let body = json!({"prompt": tokens[..end], "n_predict": 1, "temperature": 0, "n_probs": 1,
+                "logit_bias": [[tokens[end], 10000]], "cache_prompt": true});
+            json!(["/completion", body])
+        })
+        .collect();
+    let theirs: Vec<f64> = judge(path, &calls)
+        .iter()
+        .zip(&tokens[1..])
+        .map(|(answer, token)| {
+            let step = &answer["completion_probabilities"][0];
+            assert_eq!(step["id"].as_u64(), Some(u64::from(*token)));
+            step["logprob"].as_f64().unwrap()
+        })
+        .collect();
+    let shape = Shape::of(&file).unwrap();
+    let sizes = crate::exec::Sizes { max_picks: 64, ..shape.sizes(256, 1, 1 << 28) };
+    let opened = crate::device::open(&crate::DeviceChoice::Auto).unwrap();
+    let mut gpu = crate::exec::gpu::Gpu::new(opened, sizes, None, false).unwrap();
+    let model = Decoder::load(&shape, &file, &sizes, &mut gpu).unwrap();
+    crate::exec::Executor::ready(&mut gpu).unwrap();
+    let pages: Vec<u32> = (1..=sizes.pages_per_slot() as u32).collect();
+    let mut ours = Vec::new();
+    for (n, chunk) in tokens[..tokens.len() - 1].chunks(64).enumerate() {
+        let row = |(at, token): (usize, &u32)| Row { token: *token, position: (n * 64 + at) as u32, slot: 0 };
+        let rows: Vec<_> = chunk.iter().enumerate().map(row).collect();
+        let picks = (0..rows.len() as u32).collect();
+        let logits = model.forward(&mut gpu, &Batch { rows, picks, pages: pages.clone(), types: vec![] }).unwrap();
+        for (at, logits) in logits.chunks(shape.vocabulary).enumerate() {
+            let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let total: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
+            let next = logits[tokens[n * 64 + at + 1] as usize];
+            ours.push(f64::from(next - most) - total.ln());
+        }
+    }
+    let perplexity = |logs: &[f64]| (-logs.iter().sum::<f64>() / logs.len() as f64).exp();
+    let (ours, theirs) = (perplexity(&ours), perplexity(&theirs));
+    println!("perplexity of {} tokens: {ours:.4}, llama.cpp {theirs:.4}", tokens.len());
+    assert!((ours / theirs - 1.0).abs() < 0.01, "{ours}, llama.cpp {theirs}");
+}
+
+#[test]
+fn perplexity_of_smollm2_is_that_of_llama_cpp() {
+    same_perplexity(&needed(
+        "SPILLWAY_TEST_MODEL",
+        "models/smollm2-135m-instruct-q4_1.gguf",
+        "`make model` fetches it",
+    ));
+}
+
+#[test]
+fn perplexity_of_gemma3_is_that_of_llama_cpp() {
+    same_perplexity(&needed(
+        "SPILLWAY_TEST_GEMMA",
+        "models/gemma-3-270m-q4_k_m.gguf",
+        "`scripts/test-models.sh` fetches it",
+    ));
+}
+
+#[test]
+fn a_reranker_scores_pairs_alone_as_in_company() {
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let mut file = Gguf::default();
+    file.text("general.architecture", "bert");
+    for (key, value) in [
+        ("context_length", 32),
+        ("embedding_length", 64),
+        ("block_count", 2),
+        ("feed_forward_length", 96),
+        ("attention.head_count", 4),
+    ] {
+        file.number(&format!("bert.{key}"), value);
+    }
+    let words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\u{2581}what", "\u{2581}is", "\u{2581}a", "\u{2581}proxy", "s"];
+    let tokens: Vec<String> = words.map(str::to_owned).to_vec();
+    file.text("tokenizer.ggml.model", "bert");
+    file.texts("tokenizer.ggml.tokens", &tokens);
+    file.number("tokenizer.ggml.token_type_count", 2);
+    let f32s = TensorType::F32;
+    for (name, dimensions) in [
+        ("token_embd.weight", vec![64, tokens.len()]),
+        ("position_embd.weight", vec![64, 32]),
+        ("token_types.weight", vec![64, 2]),
+        ("token_embd_norm.weight", vec![64]),
+        ("token_embd_norm.bias", vec![64]),
+        ("cls.weight", vec![64, 64]),
+        ("cls.bias", vec![64]),
+        ("cls.output.weight", vec![64, 1]),
+        ("cls.output.bias", vec![1]),
+    ] {
+        file.random(name, f32s, &dimensions, &mut rng);
+    }
+    for n in 0..2 {
+        for (name, columns, rows) in [
+            ("attn_q", 64, 64),
+            ("attn_k", 64, 64),
+            ("attn_v", 64, 64),
+            ("attn_output", 64, 64),
+            ("ffn_up", 64, 96),
+            ("ffn_down", 96, 64),
+        ] {
+            file.random(&format!("blk.{n}.{name}.weight"), f32s, &[columns, rows], &mut rng);
+            file.random(&format!("blk.{n}.{name}.bias"), f32s, &[rows], &mut rng);
+        }
+        for name in ["attn_output_norm", "layer_output_norm"] {
+            file.random(&format!("blk.{n}.{name}.weight"), f32s, &[64], &mut rng);
+            file.random(&format!("blk.{n}.{name}.bias"), f32s, &[64], &mut rng);
+        }
+    }
+    let file = file.write();
+    let engine = encoder(file.path());
+    assert_eq!((engine.info().task, engine.info().outputs), (crate::Task::Classify, 1));
+    let documents = [
+        "a proxy",
+        "proxys is what",
+        "",
+        "unknown words what is a proxy and what is a proxy and what is a proxy and what is a proxy and so on",
+    ];
+    let documents = documents.map(str::to_owned).to_vec();
+    let together = wait(engine.rerank("what is a proxy", documents.clone())).unwrap();
+    assert_eq!(together.iter().map(|score| score.truncated).collect::<Vec<_>>(), [false, false, false, true]);
+    // [CLS] what is a proxy [SEP] a proxy [SEP]
+    assert_eq!(together[0].tokens, 9);
+    for (document, score) in documents.iter().zip(&together) {
+        assert_eq!(wait(engine.rerank("what is a proxy", vec![document.clone()])).unwrap()[0], *score);
+    }
+    let logits: Vec<f32> = together.iter().map(|score| score.logits[0]).collect();
+    assert!(logits.iter().all(|logit| logit.is_finite()) && logits[0] != logits[1]);
+    // The two halves of a pair are told apart, also without their words.
+    let swapped = wait(engine.rerank("a proxy", vec!["what is a proxy".into()])).unwrap();
+    assert_ne!(swapped[0].logits, together[0].logits);
+    assert_ne!(wait(engine.classify(vec!["a proxy".into()])).unwrap()[0].logits, together[0].logits);
+    let dropped = engine.rerank("what is a proxy", documents);
+    drop(dropped);
+    engine.shutdown();
+    let refused = wait(engine.classify(vec!["a".into()]));
+    assert!(matches!(refused, Err(crate::EngineError::Busy(_) | crate::EngineError::Shutdown)), "{refused:?}");
+}

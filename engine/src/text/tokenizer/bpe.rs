@@ -1,0 +1,126 @@
+//! Byte-level BPE (GPT-2) with the pre-tokenizers that GGUF names. Merging and cutting are the `tokenizers` crate's; the
+//! patterns are those of llama.cpp (llama-vocab.cpp), which names them.
+
+use std::collections::HashMap;
+
+use tokenizers::models::bpe::BPE;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior, TokenizerImpl};
+
+use super::{Vocabulary, strings, text};
+use crate::LoadError;
+use crate::artifact::ModelFile;
+
+type Model = TokenizerImpl<
+    BPE,
+    tokenizers::NormalizerWrapper,
+    PreTokenizerWrapper,
+    tokenizers::PostProcessorWrapper,
+    tokenizers::DecoderWrapper,
+>;
+
+const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN_2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// A way of cutting text before merging.
+struct Cuts {
+    /// One after the other; each cuts what those before left.
+    patterns: &'static [&'static str],
+    /// Whether a cut piece that is a token is not merged from its parts.
+    whole_first: bool,
+    /// Whether a text begins with the first token, where the file does not say.
+    begins: bool,
+}
+
+/// By `tokenizer.ggml.pre`.
+fn cuts(name: &str) -> Option<Cuts> {
+    let (patterns, whole_first, begins): (&[&str], _, _) = match name {
+        "gpt-2" => (&[GPT_2], false, false),
+        "smollm" => (&[r"\p{N}", GPT_2], false, false),
+        "default" => (&[r"[\p{P}\$\+<=>\^~\|]+", GPT_2, r"\p{N}+", r"[0-9][0-9][0-9]"], false, false),
+        "llama-bpe" | "llama-v3" | "llama3" => (&[LLAMA_3], true, true),
+        "qwen2" => (&[QWEN_2], false, false),
+        _ => return None,
+    };
+    Some(Cuts { patterns, whole_first, begins })
+}
+
+/// Merges bytes by rank.
+pub(super) struct Bpe {
+    model: Model,
+    byte_of: HashMap<char, u8>,
+}
+
+impl Bpe {
+    /// The file's, and whether its texts begin with the first token.
+    pub(super) fn new(file: &ModelFile, vocabulary: &Vocabulary<'_>) -> Result<(Self, bool), LoadError> {
+        let name = text(file, "tokenizer.ggml.pre").unwrap_or("default");
+        let cuts = cuts(name).ok_or_else(|| {
+            let shown: String = name.chars().take(40).flat_map(char::escape_debug).collect();
+            file.unsupported(format!(
+                "its pre-tokenizer is `{shown}`: this version knows `llama-bpe`, `qwen2`, `smollm`, `gpt-2`, `default`"
+            ))
+        })?;
+        let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
+        for pattern in cuts.patterns {
+            let pattern = SplitPattern::Regex((*pattern).to_owned());
+            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
+            steps.push(split.map_err(|e| file.unsupported(e.to_string()))?.into());
+        }
+        steps.push(ByteLevel::new(false, true, false).into());
+        let merges = strings(file, "tokenizer.ggml.merges")?
+            .iter()
+            .map(|merge| merge.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())))
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| file.corrupt("a merge of its tokenizer is not a pair"))?;
+        let model = BPE::builder()
+            .vocab_and_merges(
+                vocabulary.iter().map(|(id, token)| (token.to_owned(), id)).collect::<ahash::AHashMap<_, _>>(),
+                merges,
+            )
+            .ignore_merges(cuts.whole_first)
+            .build()
+            .map_err(|e| file.corrupt(format!("its tokenizer cannot be built: {e}")))?;
+        let mut model = Model::new(model);
+        model.with_pre_tokenizer(Some(Sequence::new(steps)));
+        Ok((Self { model, byte_of: byte_of_char() }, cuts.begins))
+    }
+
+    pub(super) fn encode(&self, text: &str, tokens: &mut Vec<u32>) {
+        // Byte-level BPE knows every byte: encoding does not fail.
+        if let Ok(encoding) = self.model.encode_fast(text, false) {
+            tokens.extend_from_slice(encoding.get_ids());
+        }
+    }
+
+    /// Appends the bytes of a token. A character that stands for no byte stands for itself.
+    pub(super) fn bytes_of(&self, token: &str, bytes: &mut Vec<u8>) {
+        for c in token.chars() {
+            match self.byte_of.get(&c) {
+                Some(byte) => bytes.push(*byte),
+                None => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+    }
+}
+
+/// GPT-2's printable characters for bytes (openai/gpt-2, encoder.py, `bytes_to_unicode`), the other way round.
+fn byte_of_char() -> HashMap<char, u8> {
+    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let mut next = 256u32;
+    (0..=255u8)
+        .filter_map(|byte| {
+            let code = if printable(byte) {
+                u32::from(byte)
+            } else {
+                next += 1;
+                next - 1
+            };
+            Some((char::from_u32(code)?, byte))
+        })
+        .collect()
+}

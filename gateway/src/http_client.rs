@@ -1,0 +1,104 @@
+//! Calls of the gateway's own: to servers that judge requests, to issuers of tokens. It owns those connections.
+//! Every call has a time limit and a bounded answer; no redirect is followed.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use spillway_filter::{Call, HttpClient, HttpError};
+
+/// Longest answer.
+const MAX_ANSWER: usize = 64 << 10;
+/// Idle connections that are kept for each server, and how long.
+const IDLE: usize = 64;
+const IDLE_TIME: Duration = Duration::from_secs(30);
+
+type Inner = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// Makes calls over HTTP/1.1, with TLS to `https` URLs against the system's certificates. They are read with the first
+/// call: most configurations make none.
+#[derive(Clone, Default)]
+pub struct Http(Arc<OnceLock<Inner>>);
+
+impl Http {
+    fn client(&self) -> &Inner {
+        self.0.get_or_init(|| {
+            let mut tcp = HttpConnector::new();
+            tcp.enforce_http(false);
+            tcp.set_nodelay(true);
+            tcp.set_connect_timeout(Some(Duration::from_secs(5)));
+            let tls = hyper_rustls::HttpsConnectorBuilder::new()
+                .with_tls_config(tls_config())
+                .https_or_http()
+                .enable_http1()
+                .wrap_connector(tcp);
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_TIME)
+                .pool_max_idle_per_host(IDLE)
+                .build(tls)
+        })
+    }
+}
+
+/// The system's certificates; without any, no `https` call succeeds, and each says why.
+fn tls_config() -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    match rustls_native_certs::load_native_certs() {
+        Ok(found) => {
+            roots.add_parsable_certificates(found);
+        }
+        Err(e) => tracing::warn!(event = "system_certificates_not_read", reason = %e),
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = &[&rustls::version::TLS13, &rustls::version::TLS12];
+    match rustls::ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions) {
+        Ok(builder) => builder.with_root_certificates(roots).with_no_client_auth(),
+        // The provider has suites for both versions; this is what its type does not say.
+        Err(_) => rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth(),
+    }
+}
+
+impl HttpClient for Http {
+    fn call(&self, request: http::Request<Bytes>, timeout: Duration) -> Call {
+        let client = self.clone();
+        Box::pin(async move {
+            let answered = async {
+                let answer = client.client().request(request.map(Full::new)).await.map_err(|e| HttpError(told(&e)))?;
+                let (head, mut body) = answer.into_parts();
+                let mut whole = BytesMut::new();
+                while let Some(frame) = body.frame().await {
+                    let frame = frame.map_err(|e| HttpError(e.to_string()))?;
+                    if let Some(part) = frame.data_ref() {
+                        if whole.len() + part.len() > MAX_ANSWER {
+                            return Err(HttpError(format!("the answer is longer than {MAX_ANSWER} bytes")));
+                        }
+                        whole.extend_from_slice(part);
+                    }
+                }
+                Ok(http::Response::from_parts(head, whole.freeze()))
+            };
+            match tokio::time::timeout(timeout, answered).await {
+                Ok(answered) => answered,
+                Err(_) => Err(HttpError(format!("no answer within {} ms", timeout.as_millis()))),
+            }
+        })
+    }
+}
+
+/// An error with its causes: the outermost one of this client says only that something failed.
+fn told(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = e.source();
+    while let Some(e) = cause {
+        text.push_str(": ");
+        text.push_str(&e.to_string());
+        cause = e.source();
+    }
+    text
+}

@@ -1,0 +1,283 @@
+//! Tokens (JSON Web Tokens, RFC 7519) of configured issuers become consumers. It owns the verified tokens of one snapshot;
+//! issuers' keys outlive it. A token is believed when its issuer is known, its algorithm is one that is allowed and the
+//! one its key is for, and signature, audience and times hold; nothing it says of its own checking is believed
+//! (RFC 8725, sections 3.1 to 3.9).
+
+mod cache;
+mod claims;
+mod crypto;
+mod keys;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, Validation};
+use serde::Deserialize;
+use spillway_config::schema::{self, JwtAlgorithm};
+use spillway_filter::{HttpClient, SharedStates};
+
+use cache::{Cache, Verified};
+use claims::FromClaims;
+use keys::{KeySource, Place};
+
+use super::{Consumer, IdentityError, Token};
+use crate::limits::{Credential, Limits};
+use crate::telemetry::Metrics;
+
+/// Longest token that is looked at, in bytes.
+pub(super) const MAX_TOKEN_BYTES: usize = 8 << 10;
+/// Verified tokens that are remembered unless the configuration says otherwise.
+const TOKENS: u32 = 10_000;
+
+/// What is needed to compile issuers.
+#[derive(Clone, Copy)]
+pub struct Parts<'a> {
+    /// Rules of consumers.
+    pub limits: &'a Limits,
+    /// What outlives a snapshot.
+    pub states: &'a SharedStates,
+    /// Fetches keys.
+    pub http: &'a Arc<dyn HttpClient>,
+    /// Series.
+    pub metrics: &'a Arc<Metrics>,
+}
+
+/// Why a token is not believed, in a word for the audit log; callers are not told which of them it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    Malformed,
+    Issuer,
+    Algorithm,
+    Key,
+    Signature,
+    Expired,
+    NotYet,
+    Audience,
+    Claims,
+    Consumer,
+}
+
+impl Refused {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "token_malformed",
+            Self::Issuer => "token_issuer",
+            Self::Algorithm => "token_algorithm",
+            Self::Key => "token_key",
+            Self::Signature => "token_signature",
+            Self::Expired => "token_expired",
+            Self::NotYet => "token_not_yet_valid",
+            Self::Audience => "token_audience",
+            Self::Claims => "token_claims",
+            Self::Consumer => "token_consumer",
+        }
+    }
+}
+
+/// Who a token stands for.
+#[derive(Debug, Clone)]
+pub(super) struct Bearer {
+    pub(super) consumer: Arc<Consumer>,
+    pub(super) token: Arc<Token>,
+    pub(super) credential: Credential,
+}
+
+/// What is known of a token now.
+pub(super) enum Judged {
+    Believed(Bearer),
+    Refused(Refused),
+    /// Its key is not there; fetching the issuer's keys may help.
+    Unknown(Arc<KeySource>),
+}
+
+struct Issuer {
+    name: String,
+    keys: Arc<KeySource>,
+    algorithms: Vec<Algorithm>,
+    validation: Validation,
+    leeway: u64,
+    consumers: HashMap<String, Arc<Consumer>>,
+    claims: Option<FromClaims>,
+}
+
+/// Judges the tokens of one snapshot.
+#[derive(Default)]
+pub(super) struct Tokens {
+    issuers: Vec<Issuer>,
+    cache: Cache,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokens({} issuers)", self.issuers.len())
+    }
+}
+
+fn algorithm(written: JwtAlgorithm) -> Algorithm {
+    match written {
+        JwtAlgorithm::Rs256 => Algorithm::RS256,
+        JwtAlgorithm::Rs384 => Algorithm::RS384,
+        JwtAlgorithm::Rs512 => Algorithm::RS512,
+        JwtAlgorithm::Ps256 => Algorithm::PS256,
+        JwtAlgorithm::Ps384 => Algorithm::PS384,
+        JwtAlgorithm::Ps512 => Algorithm::PS512,
+        JwtAlgorithm::Es256 => Algorithm::ES256,
+        JwtAlgorithm::Es384 => Algorithm::ES384,
+        JwtAlgorithm::EdDsa => Algorithm::EdDSA,
+    }
+}
+
+/// The keys of an issuer: those that an earlier snapshot fetched, where it fetched them from the same place.
+fn source(written: &schema::JwtIssuer, parts: Parts<'_>) -> Result<Arc<KeySource>, IdentityError> {
+    let jwks = written.jwks.clone().unwrap_or_default();
+    if let Some(file) = &jwks.file {
+        return KeySource::from_file(file).map_err(IdentityError::Keys);
+    }
+    let place = match jwks.url {
+        Some(url) => Place::Url(url),
+        None => Place::Discovery(written.issuer.clone()),
+    };
+    let name = format!("jwks {place:?} {:?}", jwks.refresh);
+    let held = parts.states.get_or_insert(&name, KeySource::empty);
+    held.begin(place, jwks.refresh.0, parts.http.clone(), parts.metrics.clone());
+    Ok(held)
+}
+
+impl Tokens {
+    pub(super) fn new(
+        authentication: &schema::Authentication,
+        written: &[schema::Consumer],
+        consumers: &[Arc<Consumer>],
+        parts: Parts<'_>,
+    ) -> Result<Self, IdentityError> {
+        crypto::install();
+        let mut issuers = Vec::new();
+        for issuer in &authentication.jwt {
+            let algorithms: Vec<Algorithm> = issuer.algorithms.iter().copied().map(algorithm).collect();
+            let leeway = issuer.leeway.0.as_secs();
+            let mut validation = Validation::new(Algorithm::RS256);
+            validation.leeway = leeway;
+            validation.validate_nbf = true;
+            validation.set_audience(&issuer.audiences);
+            validation.set_issuer(&[&issuer.issuer]);
+            validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+            let own = written.iter().zip(consumers).filter_map(|(written, consumer)| {
+                let token = written.jwt.as_ref().filter(|token| token.issuer == issuer.issuer)?;
+                Some((token.subject.clone(), consumer.clone()))
+            });
+            let taken = consumers.iter().map(|consumer| consumer.name.clone()).collect();
+            issuers.push(Issuer {
+                name: issuer.issuer.clone(),
+                keys: source(issuer, parts)?,
+                algorithms,
+                validation,
+                leeway,
+                consumers: own.collect(),
+                claims: FromClaims::new(issuer, taken, parts.limits).map_err(IdentityError::Limits)?,
+            });
+        }
+        let most = authentication.token_cache.unwrap_or(TOKENS);
+        Ok(Self { issuers, cache: Cache::new(most, parts.metrics.token_cache_entries.clone()) })
+    }
+
+    /// Whether a credential is judged here and not as an API key: three parts with dots between them, where there are
+    /// issuers.
+    pub(super) fn takes(&self, credential: &[u8]) -> bool {
+        !self.issuers.is_empty()
+            && credential.starts_with(b"eyJ")
+            && credential.iter().filter(|b| **b == b'.').count() == 2
+    }
+
+    /// Who a token stands for, if that was found out before and still holds.
+    pub(super) fn remembered(&self, digest: &[u8; 32], now: u64) -> Option<Bearer> {
+        let verified = self.cache.get(digest)?;
+        let issuer = self.issuers.get(verified.issuer)?;
+        (now < verified.until && verified.epoch == issuer.keys.set().epoch).then_some(verified.bearer)
+    }
+
+    /// Verifies a token and remembers it.
+    pub(super) fn judge(&self, token: &[u8], digest: &[u8; 32], now: u64) -> Judged {
+        match self.verify(token) {
+            Ok((issuer, epoch, expires, bearer)) => {
+                let leeway = self.issuers.get(issuer).map_or(0, |issuer| issuer.leeway);
+                let until = expires.saturating_add(leeway);
+                self.cache.put(*digest, Verified { issuer, epoch, until, bearer: bearer.clone() }, now);
+                Judged::Believed(bearer)
+            }
+            Err(judged) => judged,
+        }
+    }
+
+    #[allow(clippy::type_complexity, reason = "the parts of one cache entry")]
+    fn verify(&self, token: &[u8]) -> Result<(usize, u64, u64, Bearer), Judged> {
+        #[derive(Deserialize)]
+        struct Claimed {
+            iss: String,
+        }
+        let refused = Judged::Refused;
+        let header = jsonwebtoken::decode_header(token).map_err(|e| {
+            // `none` and what else is no algorithm fails to be read at all.
+            let unknown = matches!(e.kind(), ErrorKind::InvalidAlgorithmName | ErrorKind::Json(_));
+            refused(if unknown { Refused::Algorithm } else { Refused::Malformed })
+        })?;
+        // RFC 7515, 4.1.11: who does not understand what is critical must refuse. We understand none of it.
+        if header.crit.is_some() || header.enc.is_some() {
+            return Err(refused(Refused::Malformed));
+        }
+        // Only to find the issuer; what it says is checked below.
+        let claimed: Claimed =
+            jsonwebtoken::dangerous::insecure_decode_claims(token).map_err(|_| refused(Refused::Malformed))?;
+        let found = self.issuers.iter().enumerate().find(|(_, issuer)| issuer.name == claimed.iss);
+        let (n, issuer) = found.ok_or(refused(Refused::Issuer))?;
+        if !issuer.algorithms.contains(&header.alg) {
+            return Err(refused(Refused::Algorithm));
+        }
+        let set = issuer.keys.set();
+        let Some(key) = set.find(header.kid.as_deref(), header.alg) else {
+            return Err(if set.lacks(header.kid.as_deref()) {
+                Judged::Unknown(issuer.keys.clone())
+            } else {
+                refused(Refused::Key)
+            });
+        };
+        let mut validation = issuer.validation.clone();
+        validation.algorithms = vec![header.alg];
+        let decoded = jsonwebtoken::decode::<serde_json::Value>(token, key, &validation);
+        let claims = decoded.map_err(|e| refused(why(e.kind())))?.claims;
+        let (expires, subject) = match (claims.get("exp").and_then(seconds), claims.get("sub").and_then(|s| s.as_str()))
+        {
+            (Some(expires), Some(subject)) => (expires, subject),
+            _ => return Err(refused(Refused::Claims)),
+        };
+        let credential = claims::credential(&issuer.name, subject);
+        let consumer = match (issuer.consumers.get(subject), &issuer.claims) {
+            (Some(consumer), _) => consumer.clone(),
+            (None, Some(from)) => from.consumer(&claims).ok_or(refused(Refused::Consumer))?,
+            (None, None) => return Err(refused(Refused::Consumer)),
+        };
+        let token = Arc::new(Token { scopes: claims::scopes(&claims), claims });
+        Ok((n, set.epoch, expires, Bearer { consumer, token, credential }))
+    }
+}
+
+/// A time as RFC 7519 has it: seconds, whole or not.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast of a float saturates")]
+fn seconds(value: &serde_json::Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_f64().filter(|s| *s >= 0.0).map(|s| s as u64))
+}
+
+fn why(kind: &ErrorKind) -> Refused {
+    match kind {
+        ErrorKind::ExpiredSignature => Refused::Expired,
+        ErrorKind::ImmatureSignature => Refused::NotYet,
+        ErrorKind::InvalidAudience => Refused::Audience,
+        ErrorKind::InvalidIssuer => Refused::Issuer,
+        ErrorKind::InvalidSignature => Refused::Signature,
+        ErrorKind::InvalidAlgorithm | ErrorKind::UnsupportedAlgorithm => Refused::Algorithm,
+        ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => Refused::Claims,
+        _ => Refused::Malformed,
+    }
+}

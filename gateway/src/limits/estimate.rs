@@ -1,0 +1,69 @@
+//! How many tokens a request will use, before it is answered, and how many it used, after. Before, text counts a token for
+//! four bytes (the rule of thumb for English in OpenAI's documentation); images and sounds have a fixed figure.
+
+/// Bytes of text that make a token, about.
+const BYTES_PER_TOKEN: u64 = 4;
+/// An image in high detail of 1024 x 1024 is 765 tokens for GPT-4o (OpenAI, "Images and vision": 85 + 4 x 170).
+const TOKENS_PER_IMAGE: u64 = 765;
+/// Half a minute of speech at some ten tokens a second (OpenAI, "Audio": 1 token for 100 ms).
+const TOKENS_PER_AUDIO: u64 = 300;
+/// Tokens of an answer whose request names no most.
+const DEFAULT_OUTPUT: u64 = 512;
+
+/// What a request is expected to use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Tokens read.
+    pub input: u64,
+    /// Tokens written.
+    pub output: u64,
+}
+
+impl Estimate {
+    /// From what the body tells. `writes` is false for an API that writes no text, such as embeddings.
+    pub fn new(text_bytes: u64, images: u64, sounds: u64, max_tokens: Option<u64>, writes: bool) -> Self {
+        let input = text_bytes
+            .div_ceil(BYTES_PER_TOKEN)
+            .saturating_add(images.saturating_mul(TOKENS_PER_IMAGE))
+            .saturating_add(sounds.saturating_mul(TOKENS_PER_AUDIO));
+        Self { input, output: if writes { max_tokens.unwrap_or(DEFAULT_OUTPUT) } else { 0 } }
+    }
+
+    /// Both together.
+    pub fn total(self) -> u64 {
+        self.input.saturating_add(self.output)
+    }
+}
+
+/// What a request has used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Tokens read.
+    pub input: u64,
+    /// Of those, the ones that the upstream had in its cache.
+    pub cached: u64,
+    /// Tokens written.
+    pub output: u64,
+    /// What they cost, in billionths of a US dollar.
+    pub nanos: u64,
+}
+
+impl Used {
+    /// Tokens read and written.
+    pub fn tokens(self) -> u64 {
+        self.input.saturating_add(self.output)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_estimate_rounds_up_and_counts_what_is_no_text() {
+        assert_eq!(Estimate::new(5, 0, 0, Some(10), true), Estimate { input: 2, output: 10 });
+        assert_eq!(Estimate::new(0, 1, 1, None, true).total(), 765 + 300 + 512);
+        assert_eq!(Estimate::new(400, 0, 0, Some(7), false).total(), 100, "embeddings write nothing");
+        assert_eq!(Estimate::new(u64::MAX, u64::MAX, u64::MAX, Some(u64::MAX), true).total(), u64::MAX);
+    }
+}

@@ -1,0 +1,89 @@
+//! What tokens cost. One dollar for a million tokens is a thousand billionths of a dollar for a token, so that a table of
+//! prices becomes whole numbers up to the last rounding.
+
+use spillway_config::schema::Price;
+
+use super::estimate::{Estimate, Used};
+use crate::routing::ModelPattern;
+
+/// Billionths of a dollar for a token at one dollar for a million.
+const NANOS: f64 = 1000.0;
+
+/// The table of prices.
+#[derive(Debug, Default)]
+pub struct Prices(Vec<(String, ModelPattern, Price)>);
+
+impl Prices {
+    /// From the configuration.
+    pub fn new(written: &[Price]) -> Self {
+        Self(written.iter().map(|p| (p.model.clone(), ModelPattern::new(&p.model), p.clone())).collect())
+    }
+
+    fn find(&self, model: Option<&str>) -> Option<&Price> {
+        let model = model?;
+        self.0.iter().find(|(_, pattern, _)| pattern.matches(model)).map(|(_, _, price)| price)
+    }
+
+    /// What an answer has cost. A model inside costs nothing unless an entry has exactly its name.
+    pub fn of(&self, used: Used, answered: Option<&str>, asked: Option<&str>, is_inside: bool) -> u64 {
+        let price = if is_inside {
+            self.0.iter().find(|(name, _, _)| answered == Some(name.as_str())).map(|(_, _, price)| price)
+        } else {
+            self.find(answered).or_else(|| self.find(asked))
+        };
+        price.map_or(0, |price| cost(price, used))
+    }
+
+    /// What a request is expected to cost.
+    pub fn expected(&self, estimate: Estimate, asked: Option<&str>) -> u64 {
+        let used = Used { input: estimate.input, output: estimate.output, cached: 0, nanos: 0 };
+        self.find(asked).map_or(0, |price| cost(price, used))
+    }
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "prices are above zero; what is beyond 2^53 tokens is beyond any budget too"
+)]
+fn cost(price: &Price, used: Used) -> u64 {
+    let cached = used.cached.min(used.input);
+    let nanos = price.input * (used.input - cached) as f64
+        + price.cached_input.unwrap_or(price.input) * cached as f64
+        + price.output * used.output as f64;
+    (nanos * NANOS).ceil() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prices() -> Prices {
+        let price =
+            |model: &str, input, cached_input, output| Price { model: model.into(), input, cached_input, output };
+        Prices::new(&[
+            price("gpt-4o-mini", 0.15, Some(0.075), 0.60),
+            price("gpt-*", 2.5, None, 10.0),
+            price("*", 1.0, None, 1.0),
+        ])
+    }
+
+    #[test]
+    fn the_first_entry_that_fits_says_what_tokens_cost() {
+        let used = Used { input: 1_000_000, cached: 400_000, output: 1_000_000, nanos: 0 };
+        let cost = |answered, asked, inside| prices().of(used, answered, asked, inside);
+        assert_eq!(cost(Some("gpt-4o-mini"), None, false), 90_000_000 + 30_000_000 + 600_000_000);
+        assert_eq!(cost(Some("gpt-4o"), Some("gpt-4o-mini"), false), 12_500_000_000, "the model that answered counts");
+        assert_eq!(cost(None, Some("gpt-4o-mini"), false), 720_000_000);
+        assert_eq!(cost(Some("smollm2"), Some("gpt-4o"), true), 0, "a model inside is free unless it is named");
+        assert_eq!(cost(Some("smollm2"), None, false), 2_000_000_000);
+    }
+
+    #[test]
+    fn part_of_a_billionth_is_not_lost() {
+        let used = Used { input: 1, cached: 1, output: 0, nanos: 0 };
+        assert_eq!(prices().of(used, Some("gpt-4o-mini"), None, false), 75);
+        assert_eq!(prices().expected(Estimate { input: 4, output: 0 }, Some("gpt-4o-mini")), 600);
+    }
+}

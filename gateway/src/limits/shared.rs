@@ -1,0 +1,356 @@
+//! Levels that several gateways share, in a Redis or Valkey server: one atomic script and one round trip for all claims of
+//! a request. It owns the connection and the task that keeps it, settles, and says that this gateway is there.
+//! A request waits for the server at most `timeout`, once; from then on all are judged here, by this gateway's share,
+//! until the server answers again. Settlements go through a bounded queue; what finds it full is lost and counted.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Script};
+use smallvec::SmallVec;
+use spillway_config::schema::{OnExceeded, RedisState};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+
+use super::budgets::{Amount, unix_now, window};
+use super::rules::{Answer, Claim, Kind, Rule};
+use crate::telemetry::Metrics;
+
+/// Settlements that wait.
+const QUEUE: usize = 65_536;
+/// Settlements that go in one round trip.
+const BATCH: usize = 256;
+/// Pause between tries to reach the server.
+const RETRY: Duration = Duration::from_millis(250);
+/// How often a gateway says that it is there.
+const PRESENCE: Duration = Duration::from_secs(1);
+/// How long one that says nothing counts.
+const PRESENT: u64 = 5;
+/// How long a place among running requests is kept when its gateway does not give it back: the default time of a request
+/// (`timeouts.request`) and some. One that runs longer counts no more.
+const LEASE: Duration = Duration::from_secs(630);
+/// How long a budget is kept after its day or month.
+const BUDGET_AFTER: u64 = 86_400;
+
+/// A correction.
+enum Settlement {
+    Move { key: String, micros: f64 },
+    Leave { key: String, lease: u64 },
+    Spend { key: String, tokens: i64, nanos: i64 },
+}
+
+/// The shared store.
+pub(super) struct Shared {
+    prefix: String,
+    timeout: Duration,
+    reserve: Script,
+    connection: ArcSwapOption<MultiplexedConnection>,
+    lost: Arc<Notify>,
+    gateways: AtomicU32,
+    leases: AtomicU64,
+    settlements: mpsc::Sender<Settlement>,
+    metrics: Arc<Metrics>,
+    task: std::sync::OnceLock<AbortHandle>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.get() {
+            task.abort();
+        }
+    }
+}
+
+impl Shared {
+    /// Begins to reach the server.
+    pub(super) fn start(written: &RedisState, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
+        let mut info = written.url.as_str().into_connection_info().map_err(|e| e.to_string())?;
+        if let Some(password) = &written.password {
+            let password = password.resolve(&|name| std::env::var(name).ok()).map_err(|e| e.to_string())?;
+            let settings = info.redis_settings().clone().set_password(password);
+            info = info.set_redis_settings(settings);
+        }
+        let client = Client::open(info).map_err(|e| e.to_string())?;
+        let (settlements, queue) = mpsc::channel(QUEUE);
+        let lost = Arc::new(Notify::new());
+        let shared = Arc::new(Self {
+            prefix: format!("{{{}}}", written.key_prefix),
+            timeout: written.timeout.0,
+            reserve: Script::new(include_str!("reserve.lua")),
+            connection: ArcSwapOption::empty(),
+            lost: lost.clone(),
+            gateways: AtomicU32::new(1),
+            // A number that no other gateway uses, nor this one after a restart.
+            leases: AtomicU64::new(rand::random()),
+            settlements,
+            metrics: metrics.clone(),
+            task: std::sync::OnceLock::new(),
+        });
+        let task = tokio::spawn(keep(client, Arc::downgrade(&shared), queue, lost)).abort_handle();
+        let _ = shared.task.set(task);
+        Ok(shared)
+    }
+
+    /// Gateways that share the limits, as far as it was last known.
+    pub(super) fn gateways(&self) -> u32 {
+        self.gateways.load(Ordering::Relaxed).max(1)
+    }
+
+    fn key(&self, number: u128) -> String {
+        format!("{}:{number:032x}", self.prefix)
+    }
+
+    /// Takes all claims or none. `None` when the server cannot be asked: then the request is judged here.
+    pub(super) async fn reserve(&self, claims: &[Claim<'_>]) -> Option<(SmallVec<[Answer; 8]>, u64)> {
+        let connection = self.connection.load_full();
+        let Some(connection) = connection else {
+            self.metrics.limit_store_fallbacks.inc();
+            return None;
+        };
+        let lease = self.leases.fetch_add(1, Ordering::Relaxed);
+        let mut script = self.reserve.key(format!("{}:gateways", self.prefix));
+        script.arg(lease);
+        for claim in claims {
+            self.add(&mut script, claim);
+        }
+        let mut connection = (*connection).clone();
+        let asked = tokio::time::timeout(self.timeout, script.invoke_async::<Vec<i64>>(&mut connection)).await;
+        match asked {
+            Ok(Ok(said)) if said.len() == claims.len() * 4 => Some((answers(claims, &said), lease)),
+            wrong => {
+                let reason = match &wrong {
+                    Err(_) => "it did not answer in time".to_owned(),
+                    Ok(Err(e)) => e.to_string(),
+                    Ok(Ok(_)) => "it gave an answer of the wrong length".to_owned(),
+                };
+                self.give_up(&reason);
+                self.metrics.limit_store_fallbacks.inc();
+                None
+            }
+        }
+    }
+
+    fn add(&self, script: &mut redis::ScriptInvocation<'_>, claim: &Claim<'_>) {
+        let rule = claim.rule;
+        let strict = u8::from(rule.on_exceeded() == OnExceeded::Reject);
+        match &rule.kind {
+            Kind::Rate { limit, .. } => {
+                script.key(self.key(rule.number ^ claim.key)).arg("r").arg(strict);
+                script.arg(claim.amount).arg(micros(limit.every)).arg(limit.burst.get());
+            }
+            Kind::Concurrency { most, .. } => {
+                script.key(self.key(rule.number ^ claim.key)).arg("c").arg(strict);
+                script.arg(most.get()).arg(LEASE.as_secs());
+            }
+            Kind::Budget { account, period, tokens, nanos } => {
+                let now = unix_now();
+                let (window, next) = window(*period, now);
+                let bound = |most: &Option<u64>| most.map_or(-1, |most| i64::try_from(most).unwrap_or(i64::MAX));
+                let own = account.spent(now);
+                script.key(self.budget_key(rule, window)).arg("b").arg(strict);
+                script.arg(claim.amount).arg(claim.nanos).arg(bound(tokens)).arg(bound(nanos));
+                script.arg(next.saturating_sub(now).saturating_add(BUDGET_AFTER)).arg(own.tokens).arg(own.nanos);
+            }
+        }
+    }
+
+    fn budget_key(&self, rule: &Rule, window: u64) -> String {
+        let mut key = self.key(rule.number);
+        let _ = write!(key, ":{window}");
+        key
+    }
+
+    /// The server is gone; nobody waits for it until it is back.
+    fn give_up(&self, reason: &str) {
+        if self.connection.swap(None).is_some() {
+            tracing::warn!(event = "limit_store_lost", reason, "limits hold for this gateway's share");
+            self.metrics.limit_store_up.set(0);
+            self.lost.notify_one();
+        }
+    }
+
+    fn send(&self, settlement: Settlement) {
+        if self.settlements.try_send(settlement).is_err() {
+            self.metrics.limit_settlements_lost.inc();
+        }
+    }
+
+    pub(super) fn move_level(&self, rule: &Rule, key: u128, every: Duration, more: i64) {
+        #[allow(clippy::cast_precision_loss, reason = "amounts of tokens are far below 2^52")]
+        let micros = micros(every) * more as f64;
+        self.send(Settlement::Move { key: self.key(rule.number ^ key), micros });
+    }
+
+    pub(super) fn leave(&self, rule: &Rule, key: u128, lease: u64) {
+        self.send(Settlement::Leave { key: self.key(rule.number ^ key), lease });
+    }
+
+    pub(super) fn spend(&self, rule: &Rule, at: u64, taken: Amount, used: Amount) {
+        let Kind::Budget { period, .. } = &rule.kind else { return };
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let (tokens, nanos) = (signed(used.tokens) - signed(taken.tokens), signed(used.nanos) - signed(taken.nanos));
+        if tokens != 0 || nanos != 0 {
+            self.send(Settlement::Spend { key: self.budget_key(rule, window(*period, at).0), tokens, nanos });
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "intervals are far below 2^52 nanoseconds")]
+fn micros(every: Duration) -> f64 {
+    every.as_nanos() as f64 / 1e3
+}
+
+fn answers(claims: &[Claim<'_>], said: &[i64]) -> SmallVec<[Answer; 8]> {
+    let micros = |n: i64| Duration::from_micros(u64::try_from(n).unwrap_or(0));
+    claims
+        .iter()
+        .zip(said.chunks_exact(4))
+        .map(|(claim, said)| {
+            let [ok, remaining, reset, wait] = said.try_into().unwrap_or([0; 4]);
+            let (remaining, reset) = (u64::try_from(remaining).unwrap_or(0), micros(reset));
+            let never = match &claim.rule.kind {
+                Kind::Rate { limit, .. } => claim.amount > u64::from(limit.burst.get()),
+                _ => false,
+            };
+            let wait = match &claim.rule.kind {
+                Kind::Budget { period, .. } => super::rules::until_next(*period, unix_now()),
+                _ => micros(wait),
+            };
+            if ok == 1 {
+                Answer::Taken { remaining, reset }
+            } else if never {
+                Answer::TooMuch
+            } else {
+                Answer::Refused { wait, remaining, reset }
+            }
+        })
+        .collect()
+}
+
+/// Keeps the connection, and what goes through it besides reservations, until the store is dropped.
+async fn keep(
+    client: Client,
+    shared: std::sync::Weak<Shared>,
+    mut queue: mpsc::Receiver<Settlement>,
+    lost: Arc<Notify>,
+) {
+    let me = format!("{:016x}", rand::random::<u64>());
+    let settle = Script::new(include_str!("settle.lua"));
+    let mut told = false;
+    loop {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(Duration::from_secs(1)))
+            .set_response_timeout(Some(Duration::from_secs(1)));
+        let connected = async {
+            let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+            // The script is there before the first request asks for it: none pays a second round trip.
+            if let Some(shared) = shared.upgrade() {
+                shared.reserve.load_async(&mut connection).await?;
+            }
+            present(&mut connection, &shared, &me).await?;
+            Ok::<_, redis::RedisError>(connection)
+        };
+        match connected.await {
+            Ok(mut connection) => {
+                let Some(store) = shared.upgrade() else { return };
+                store.connection.store(Some(Arc::new(connection.clone())));
+                store.metrics.limit_store_up.set(1);
+                tracing::info!(event = "limit_store_reached", gateways = store.gateways());
+                told = false;
+                drop(store);
+                let Err(e) = converse(&mut connection, &shared, &mut queue, &settle, &lost, &me).await else { return };
+                let Some(store) = shared.upgrade() else { return };
+                store.give_up(&e.to_string());
+                // What was said of this connection is not said of the next one.
+                let _ = futures::FutureExt::now_or_never(lost.notified());
+            }
+            Err(e) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(event = "limit_store_unreachable", reason = %e, "limits hold for this gateway's share");
+                }
+            }
+        }
+        // What was to be corrected there is of no use later: the levels there were lost or have moved on.
+        let mut lost = 0;
+        while queue.try_recv().is_ok() {
+            lost += 1;
+        }
+        let Some(store) = shared.upgrade() else { return };
+        store.metrics.limit_settlements_lost.inc_by(lost);
+        drop(store);
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// `Ok` when the store was dropped, an error when the server is gone.
+async fn converse(
+    connection: &mut MultiplexedConnection,
+    shared: &std::sync::Weak<Shared>,
+    queue: &mut mpsc::Receiver<Settlement>,
+    settle: &Script,
+    lost: &Notify,
+    me: &str,
+) -> redis::RedisResult<()> {
+    let mut presence = tokio::time::interval(PRESENCE);
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        tokio::select! {
+            count = queue.recv_many(&mut batch, BATCH) => {
+                if count == 0 {
+                    return Ok(());
+                }
+                let mut script = settle.prepare_invoke();
+                for settlement in batch.drain(..) {
+                    match settlement {
+                        Settlement::Move { key, micros } => script.key(key).arg("r").arg(micros),
+                        Settlement::Leave { key, lease } => script.key(key).arg("c").arg(lease),
+                        Settlement::Spend { key, tokens, nanos } => script.key(key).arg("b").arg(tokens).arg(nanos),
+                    };
+                }
+                script.invoke_async::<i64>(connection).await?;
+            }
+            _ = presence.tick() => present(connection, shared, me).await?,
+            () = lost.notified() => {
+                let why = (redis::ErrorKind::Io, "a request was not answered in time");
+                return Err(redis::RedisError::from(why));
+            }
+        }
+    }
+}
+
+/// Says that this gateway is there, and learns how many are.
+async fn present(
+    connection: &mut MultiplexedConnection,
+    shared: &std::sync::Weak<Shared>,
+    me: &str,
+) -> redis::RedisResult<()> {
+    let Some(store) = shared.upgrade() else { return Ok(()) };
+    let key = format!("{}:gateways", store.prefix);
+    let now = unix_now();
+    let (gateways,): (u32,) = redis::pipe()
+        .atomic()
+        .cmd("ZADD")
+        .arg(&key)
+        .arg(now)
+        .arg(me)
+        .ignore()
+        .cmd("ZREMRANGEBYSCORE")
+        .arg(&key)
+        .arg("-inf")
+        .arg(now.saturating_sub(PRESENT))
+        .ignore()
+        .cmd("EXPIRE")
+        .arg(&key)
+        .arg(3600)
+        .ignore()
+        .cmd("ZCARD")
+        .arg(&key)
+        .query_async(connection)
+        .await?;
+    store.gateways.store(gateways.max(1), Ordering::Relaxed);
+    Ok(())
+}

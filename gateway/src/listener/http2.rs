@@ -1,0 +1,147 @@
+//! The life of an HTTP/2 connection (RFC 9113). One task drives it; each stream is a request in a task of its own, owned
+//! by the connection: when that ends, so do they.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, Method, header};
+use pingora::http::RequestHeader;
+use pingora::protocols::Digest;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{H2Accept, HttpSession, default_h2_options, handshake};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::connection::{ConnectionInfo, stopped};
+use super::socket::ClientSocket;
+use crate::pipeline;
+use crate::server::Gateway;
+
+/// Requests that were refused for their form until the connection is closed: an honest client makes none.
+const MAX_MALFORMED: u32 = 32;
+
+/// Time for requests to end whose connection is gone.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// Serves streams until the client closes, is idle for too long, or `stop` says that no further request is wanted; then
+/// it is told so (GOAWAY) and those that run go on.
+pub(super) async fn serve(
+    socket: ClientSocket,
+    connection: Arc<ConnectionInfo>,
+    gateway: Arc<Gateway>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let limits = &connection.limits;
+    let most = limits.max_streams.get();
+    let mut options = default_h2_options();
+    options
+        .max_header_list_size(u32::try_from(limits.max_header_bytes.0).unwrap_or(u32::MAX))
+        .max_concurrent_streams(most);
+    let Ok(Ok(mut h2)) = timeout(limits.handshake_timeout.0, handshake(Box::new(socket), Some(options))).await else {
+        return;
+    };
+    let digest = Arc::new(Digest::default());
+    let mut streams = JoinSet::new();
+    let mut malformed = 0;
+    let mut draining = false;
+    let mut idle_since = Instant::now();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stopped(&mut stop), if !draining => {
+                h2.graceful_shutdown();
+                draining = true;
+                continue;
+            }
+            Some(_) = streams.join_next() => {
+                idle_since = Instant::now();
+                continue;
+            }
+            accepted = HttpSession::from_h2_conn(&mut h2, digest.clone()) => accepted,
+            () = sleep_until(idle_since + limits.idle_timeout.0), if streams.is_empty() => {
+                // What is left is to say so; a client that does not even read that has the time of a handshake.
+                h2.graceful_shutdown();
+                let closed = async { while let Ok(Some(_)) = HttpSession::from_h2_conn(&mut h2, digest.clone()).await {} };
+                let _ = timeout(limits.handshake_timeout.0, closed).await;
+                return;
+            }
+        };
+        match accepted {
+            Ok(Some(H2Accept::Session(session))) => {
+                // Streams that the client took back are no longer counted by the protocol but may still be ending here:
+                // who opens and resets them faster than they end is cut off.
+                if streams.len() >= usize::try_from(most).unwrap_or(usize::MAX).saturating_mul(2) {
+                    h2.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                    continue;
+                }
+                streams.spawn(request(session, connection.clone(), gateway.clone()));
+            }
+            Ok(Some(H2Accept::Rejected)) => {
+                malformed += 1;
+                if malformed >= MAX_MALFORMED {
+                    h2.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                }
+            }
+            Ok(None) | Err(_) => break,
+        }
+    }
+    // Requests that still run see that their client is gone and end in order, each with its line in the log.
+    drop(h2);
+    let _ = timeout(ENDING, async { while streams.join_next().await.is_some() {} }).await;
+}
+
+/// Runs one request.
+async fn request(mut session: HttpSession, connection: Arc<ConnectionInfo>, gateway: Arc<Gateway>) {
+    to_common_form(session.req_header_mut());
+    let mut session = ServerSession::new_http2(session);
+    match pipeline::handle(&gateway, &connection, &mut session).await {
+        pipeline::Connection::Keep => {
+            let _ = session.finish().await;
+        }
+        // Resets the stream unless its answer was whole.
+        pipeline::Connection::Close => session.shutdown().await,
+    }
+}
+
+/// Puts the head of a request into the form that HTTP/1.1 has, which all that follows knows: the authority as `Host`, the
+/// target without it, one `Cookie` (RFC 9113, 8.3.1 and 8.2.3).
+fn to_common_form(head: &mut RequestHeader) {
+    if let Some(authority) = head.uri.authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        let _ = head.insert_header(header::HOST, host);
+    }
+    if head.method != Method::CONNECT
+        && head.uri.authority().is_some()
+        && let Some(target) = head.uri.path_and_query().cloned()
+    {
+        head.set_uri(http::Uri::from(target));
+    }
+    let cookies = head.headers.get_all(header::COOKIE);
+    if cookies.iter().nth(1).is_some() {
+        let joined = cookies.iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+        if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+            let _ = head.insert_header(header::COOKIE, joined);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_gets_the_form_of_http_1() {
+        let mut request = http::Request::builder().method("GET").uri("https://a.test:8443/x?y=1").body(()).unwrap();
+        for cookie in ["a=1", "b=2"] {
+            request.headers_mut().append(header::COOKIE, HeaderValue::from_static(cookie));
+        }
+        let mut head = RequestHeader::from(request.into_parts().0);
+        to_common_form(&mut head);
+        assert_eq!(head.headers[header::HOST], "a.test:8443");
+        assert_eq!(head.uri, "/x?y=1");
+        assert_eq!(head.headers.get_all(header::COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+        assert_eq!(head.raw_path(), b"/x?y=1");
+    }
+}

@@ -1,0 +1,164 @@
+//! Step 5: limits and filters, in the order of the file behind the consumer's own limits. Rules that stand next to each
+//! other are judged together. At the end, what was reserved is settled by what was used.
+
+use pingora::protocols::http::ServerSession;
+use smallvec::SmallVec;
+use spillway_filter::{Flow, RequestView};
+use std::sync::Arc;
+
+use crate::exchange::{End, Exchange, ServedBy};
+use crate::limits::{Claim, Estimate, Rule, Rules, Subject, Used, reserve};
+use crate::snapshot::{NamedFilter, Route, TargetKind};
+use crate::telemetry::Kind;
+use crate::upstream::RequestBody;
+
+/// Runs the filters that need no caller.
+pub(super) async fn guards(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<(), End> {
+    run(&Rules::new(), &route.guards, session, x).await
+}
+
+/// Takes from the consumer's own limits and runs the other filters.
+pub(super) async fn filters(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<(), End> {
+    if let Some(consumer) = x.caller.clone() {
+        count_with_tokenizer(route, &consumer.rules, x).await;
+        run(&consumer.rules, &route.filters, session, x).await
+    } else {
+        count_with_tokenizer(route, &Rules::new(), x).await;
+        run(&Rules::new(), &route.filters, session, x).await
+    }
+}
+
+/// Where a model inside will answer, its tokenizer says what the prompt is; only where somebody asks.
+async fn count_with_tokenizer(route: &Route, own: &Rules, x: &mut Exchange) {
+    let counts = own.iter().chain(route.filters.iter().flat_map(|named| &named.rules)).any(|rule| rule.counts_tokens());
+    let [target] = route.targets.as_slice() else { return };
+    let (TargetKind::Model(model), RequestBody::Held(body), true) = (&target.kind, &x.body, counts) else { return };
+    let deadline = x.started + route.request_timeout;
+    let counted = crate::spill::prompt_tokens(model, &body.bytes, deadline).await;
+    if let (Some(input), Some(asked)) = (counted, &mut x.asked) {
+        asked.expected.input = input;
+    }
+}
+
+fn view<'a>(session: &'a ServerSession, x: &'a Exchange) -> RequestView<'a> {
+    let head = session.req_header();
+    RequestView {
+        method: &head.method,
+        path: head.uri.path(),
+        host: super::steps::host_of(head),
+        secure: x.secure,
+        headers: &head.headers,
+        client: x.client,
+        caller: x.caller_view(),
+        route: x.route.as_ref().map_or("", |route| &route.name),
+        query: head.uri.query().unwrap_or_default(),
+        model: x.asked.as_ref().and_then(|asked| asked.model.as_deref()),
+        body: match &x.body {
+            RequestBody::Held(held) => Some(&held.bytes),
+            RequestBody::Unread => None,
+        },
+    }
+}
+
+async fn run(own: &Rules, filters: &[NamedFilter], session: &mut ServerSession, x: &mut Exchange) -> Result<(), End> {
+    if own.is_empty() && filters.is_empty() {
+        return Ok(());
+    }
+    let mut span = x.span.child("filters", Kind::Internal);
+    let mut rules: SmallVec<[&Arc<Rule>; 8]> = own.iter().collect();
+    let mut limits = "limits";
+    for named in filters {
+        if !named.rules.is_empty() {
+            rules.extend(&named.rules);
+            limits = &named.name;
+            continue;
+        }
+        take(&mut rules, limits, session, x).await?;
+        let flow = named.filter.on_request(&mut view(session, x));
+        let refusal = match flow {
+            Flow::Continue => None,
+            Flow::Answer(answer) => {
+                span.event("answered", &named.name);
+                return Err(End::Answer(answer));
+            }
+            Flow::Refuse(refusal) => Some(refusal),
+            Flow::Wait(waiting) => {
+                let waited = waiting.await;
+                x.request_headers.extend(waited.request_headers);
+                waited.refusal
+            }
+        };
+        if let Some(refusal) = refusal {
+            // A refused request takes nothing from any limit.
+            x.ledger.give_back();
+            x.refused_by = Some(named.name.clone());
+            span.event("refused", &named.name);
+            return Err(End::Refuse(refusal));
+        }
+    }
+    take(&mut rules, limits, session, x).await
+}
+
+/// Takes from rules, all together, and forgets them.
+async fn take(
+    rules: &mut SmallVec<[&Arc<Rule>; 8]>,
+    name: &str,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<(), End> {
+    if rules.is_empty() {
+        return Ok(());
+    }
+    let expected = x
+        .asked
+        .as_ref()
+        .filter(|asked| asked.expected != Estimate::default())
+        .map(|asked| (asked.expected, x.snapshot.prices.expected(asked.expected, asked.model.as_deref())));
+    let claims: SmallVec<[Claim<'_>; 8]> = {
+        let view = view(session, x);
+        let subject = Subject { view: &view, credential: x.credential };
+        rules.iter().filter_map(|rule| rule.claim(subject, expected)).collect()
+    };
+    let reserved = reserve(&claims, &mut x.ledger).await;
+    drop(claims);
+    rules.clear();
+    if let Some(refusal) = x.ledger.take_exceeded() {
+        x.over_limit.get_or_insert((name.to_owned(), refusal));
+    }
+    reserved.map_err(|refusal| {
+        x.refused_by = Some(name.to_owned());
+        End::Refuse(refusal)
+    })
+}
+
+/// Corrects what was reserved: by the usage that the answer told, else by counting, else to nothing where nobody answered.
+pub(super) fn settle(x: &mut Exchange) {
+    if !x.ledger.counts_tokens() {
+        return;
+    }
+    let o = &x.outcome;
+    let is_inside = matches!(o.served_by, ServedBy::Model(_));
+    let answered = !matches!(o.served_by, ServedBy::Gateway) && (200..300).contains(&o.status);
+    let mut used = Used::default();
+    if answered {
+        let expected = x.asked.as_ref().map(|asked| asked.expected).unwrap_or_default();
+        used.input = o.prompt_tokens.unwrap_or(expected.input);
+        used.cached = o.cached_tokens.unwrap_or(0);
+        used.output = o.completion_tokens.unwrap_or_else(|| counted(x, expected));
+        let asked = x.asked.as_ref().and_then(|asked| asked.model.as_deref());
+        used.nanos = x.snapshot.prices.of(used, o.model_answered.as_deref(), asked, is_inside);
+    }
+    x.ledger.settle(used);
+}
+
+/// Tokens of an answer that told none: its events, of which servers send one for a token; else its bytes.
+fn counted(x: &Exchange, expected: Estimate) -> u64 {
+    if expected.output == 0 {
+        return 0;
+    }
+    if x.asked.as_ref().is_some_and(|asked| asked.stream) {
+        x.outcome.content_events
+    } else {
+        Estimate::new(x.outcome.bytes_out, 0, 0, Some(0), false).input
+    }
+}

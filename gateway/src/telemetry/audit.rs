@@ -1,0 +1,115 @@
+//! The audit log: one JSON line for every credential that was refused and every change that was asked for through the
+//! admin address. It goes through the log's own bounded queue; so that nobody fills a disk by knocking, it has a rate,
+//! and what is over it is counted. No line holds a credential, a query or a body.
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::request::Parts;
+use serde::Serialize;
+
+use super::{LogWriter, Metrics};
+use crate::exchange::Exchange;
+use crate::limits::Rationed;
+use crate::telemetry::rfc3339_millis;
+
+/// Lines of one address, and of all, in a minute.
+const OF_ADDRESS: u32 = 60;
+const OF_ALL: u32 = 6_000;
+/// Addresses whose lines are counted.
+const ADDRESSES: usize = 16_384;
+/// Longest path in a line.
+const MAX_PATH: usize = 256;
+
+/// Writes the audit log.
+pub struct Audit {
+    log: LogWriter,
+    by_address: Rationed,
+    all: Rationed,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line<'a> {
+    time: String,
+    event: &'static str,
+    action: &'static str,
+    client: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    who: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<&'a str>,
+    method: &'a str,
+    path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+}
+
+impl Audit {
+    /// An audit log into the process's log.
+    pub fn new(log: LogWriter, metrics: Arc<Metrics>) -> Self {
+        let rate = |count: u32| spillway_config::values::Rate {
+            count: NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN),
+            period: Duration::from_secs(60),
+        };
+        let table = |count, keys| Rationed::new(rate(count), keys, metrics.limit_keys_forgotten.clone());
+        Self { log, by_address: table(OF_ADDRESS, ADDRESSES), all: table(OF_ALL, 1), metrics }
+    }
+
+    /// A credential was refused.
+    pub fn refused(&self, reason: &'static str, x: &Exchange, head: &Parts) {
+        self.write(&Line {
+            time: rfc3339_millis(SystemTime::now()),
+            event: "audit",
+            action: "authentication_refused",
+            client: x.client,
+            request_id: x.request_id.to_str().ok(),
+            who: None,
+            route: x.route.as_ref().map(|route| route.name.as_str()),
+            method: head.method.as_str(),
+            path: head.uri.path(),
+            reason: Some(reason),
+            status: None,
+        });
+    }
+
+    /// Something was asked for through the admin address that changes something, or was refused there.
+    pub fn admin(&self, client: IpAddr, who: &str, method: &str, path: &str, status: u16) {
+        let refused = matches!(status, 401 | 403 | 421);
+        self.write(&Line {
+            time: rfc3339_millis(SystemTime::now()),
+            event: "audit",
+            action: if refused { "admin_refused" } else { "admin_change" },
+            client,
+            request_id: None,
+            who: Some(who),
+            route: None,
+            method,
+            path,
+            reason: None,
+            status: Some(status),
+        });
+    }
+
+    fn write(&self, line: &Line<'_>) {
+        let everyone = IpAddr::from([0, 0, 0, 0]);
+        if !self.by_address.take(line.client, NonZeroU32::MIN) || !self.all.take(everyone, NonZeroU32::MIN) {
+            self.metrics.audit_dropped.inc();
+            return;
+        }
+        let end = line.path.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_PATH).unwrap_or(line.path.len());
+        let line = Line { path: line.path.get(..end).unwrap_or_default(), time: line.time.clone(), ..*line };
+        let mut text = self.log.buffer();
+        if serde_json::to_writer(&mut text, &line).is_ok() {
+            text.push(b'\n');
+            self.log.write(text);
+        }
+    }
+}

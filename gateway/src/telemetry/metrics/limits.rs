@@ -1,0 +1,41 @@
+//! Series of the rules of limits.
+
+use std::sync::Arc;
+
+use prometheus_client::metrics::counter::Counter;
+
+use super::{Families, Labels, labels};
+
+/// Series of one rule.
+pub struct LimitMetrics {
+    /// Requests that it refused.
+    pub refused: Counter,
+    /// Requests that it would have refused, were it more than a trial.
+    pub shadow: Counter,
+    families: Arc<Families>,
+    name: String,
+    own: Labels,
+}
+
+impl LimitMetrics {
+    pub(super) fn new(families: &Arc<Families>, name: &str) -> Self {
+        let own = labels([("limit", name)]);
+        Self {
+            refused: families.limit_refusals.get_or_create_owned(&own),
+            shadow: families.limit_shadow_refusals.get_or_create_owned(&own),
+            families: families.clone(),
+            name: name.to_owned(),
+            own,
+        }
+    }
+}
+
+impl Drop for LimitMetrics {
+    fn drop(&mut self) {
+        let f = &self.families;
+        f.live_limits.gone(&self.name, || {
+            f.limit_refusals.remove(&self.own);
+            f.limit_shadow_refusals.remove(&self.own);
+        });
+    }
+}

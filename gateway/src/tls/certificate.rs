@@ -1,0 +1,213 @@
+//! A certificate with its key: read, held against each other, and the names that it is good for.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use rustls::{Error, InconsistentKeys};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::{TlsError, certificates, private_key, provider, read};
+
+/// How long before its end a certificate is warned of.
+const ENDS_SOON: Duration = Duration::from_secs(7 * 86_400);
+
+/// The names that a certificate is good for, in lower case.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// Whole names and IP addresses as text.
+    pub exact: Vec<Box<str>>,
+    /// What follows the star, with its dot: `.example.com`.
+    pub wildcard: Vec<Box<str>>,
+}
+
+impl Names {
+    /// The names in a certificate. Only its alternative names count (RFC 9525, 6.3): the common name does not.
+    pub fn of(certificate: &X509Certificate<'_>) -> Self {
+        let mut names = Self::default();
+        let Ok(Some(alternatives)) = certificate.subject_alternative_name() else { return names };
+        for name in &alternatives.value.general_names {
+            match name {
+                GeneralName::DNSName(name) => match name.strip_prefix('*') {
+                    Some(suffix) if suffix.starts_with('.') => names.wildcard.push(suffix.to_ascii_lowercase().into()),
+                    Some(_) => {}
+                    None => names.exact.push(name.to_ascii_lowercase().into()),
+                },
+                GeneralName::IPAddress(bytes) => {
+                    let address = match bytes.len() {
+                        4 => <[u8; 4]>::try_from(*bytes).ok().map(IpAddr::from),
+                        16 => <[u8; 16]>::try_from(*bytes).ok().map(IpAddr::from),
+                        _ => None,
+                    };
+                    names.exact.extend(address.map(|address| address.to_string().into()));
+                }
+                _ => {}
+            }
+        }
+        names
+    }
+
+    /// Whether it is good for a host: a name, or an IP address without brackets. A star stands for one label.
+    pub fn cover(&self, host: &str) -> bool {
+        self.exact.iter().any(|name| name.eq_ignore_ascii_case(host))
+            || host
+                .find('.')
+                .filter(|dot| *dot > 0)
+                .and_then(|dot| host.get(dot..))
+                .is_some_and(|rest| self.wildcard.iter().any(|suffix| suffix.eq_ignore_ascii_case(rest)))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.wildcard.is_empty()
+    }
+}
+
+/// A certificate and its key.
+pub struct Pair {
+    /// As rustls takes it.
+    pub certified: Arc<CertifiedKey>,
+    /// What it is good for.
+    pub names: Names,
+    /// The first and last second in which it is good, Unix time.
+    pub valid: (i64, i64),
+    /// Where it came from.
+    pub file: PathBuf,
+    /// The key, for those who need it again.
+    pub key: PrivateKeyDer<'static>,
+    /// Both files as they were read.
+    pub(super) read: [Vec<u8>; 2],
+}
+
+impl Pair {
+    /// Reads both files and holds them against each other.
+    pub fn read(cert: &Path, key: &Path) -> Result<Self, TlsError> {
+        let [cert_pem, key_pem] = [read(cert)?, read(key)?];
+        let chain = certificates(cert, &cert_pem)?;
+        let private = private_key(key, &key_pem)?;
+        let mut pair = Self::new(cert, key, chain, private, &provider())?;
+        pair.read = [cert_pem, key_pem];
+        Ok(pair)
+    }
+
+    fn new(
+        cert: &Path,
+        key: &Path,
+        chain: Vec<CertificateDer<'static>>,
+        private: PrivateKeyDer<'static>,
+        provider: &CryptoProvider,
+    ) -> Result<Self, TlsError> {
+        let leaf = chain.first().ok_or_else(|| TlsError::content(cert, "it holds no certificate"))?;
+        let unreadable = |e: &dyn std::fmt::Display| TlsError::content(cert, format!("its first certificate: {e}"));
+        let (_, parsed) = X509Certificate::from_der(leaf.as_ref()).map_err(|e| unreadable(&e))?;
+        let names = Names::of(&parsed);
+        let valid = (parsed.validity.not_before.timestamp(), parsed.validity.not_after.timestamp());
+        let again = private.clone_key();
+        let certified = CertifiedKey::from_der(chain, private, provider).map_err(|e| match e {
+            Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                TlsError::Mismatch { cert: cert.to_owned(), key: key.to_owned() }
+            }
+            Error::InvalidCertificate(e) => unreadable(&format!("{e:?}")),
+            e => TlsError::content(key, format!("its key cannot be used: {e}")),
+        })?;
+        let certified = Arc::new(certified);
+        Ok(Self { certified, names, valid, file: cert.to_owned(), key: again, read: Default::default() })
+    }
+
+    /// What is sound and may not be meant.
+    pub fn warnings(&self, now: SystemTime) -> Vec<String> {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0));
+        let soon = now.saturating_add(i64::try_from(ENDS_SOON.as_secs()).unwrap_or(0));
+        let mut warnings = Vec::new();
+        let file = self.file.display();
+        if self.valid.1 < now {
+            warnings.push(format!("the certificate in {file} has expired"));
+        } else if self.valid.1 < soon {
+            warnings.push(format!("the certificate in {file} expires within seven days"));
+        }
+        if self.valid.0 > now {
+            warnings.push(format!("the certificate in {file} is not valid yet"));
+        }
+        if self.names.is_empty() {
+            warnings.push(format!(
+                "the certificate in {file} has no alternative name (SAN), without which no client takes it for a server"
+            ));
+        }
+        warnings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::testing::Authority;
+
+    #[test]
+    fn a_pair_that_does_not_belong_together_is_refused_with_both_files_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new();
+        let (a, b) = (authority.server(&["a.test"]), authority.server(&["b.test"]));
+        let (a_cert, _) = a.write(folder.path(), "a");
+        let (_, b_key) = b.write(folder.path(), "b");
+        let error = Pair::read(&a_cert, &b_key).err().unwrap().to_string();
+        assert!(error.contains("a.pem") && error.contains("b.key"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_certificate_or_no_key_is_refused_with_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cert, key) = Authority::new().server(&["a.test"]).write(folder.path(), "a");
+        let put = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let junk = put("junk.pem", "junk");
+        let broken = put("broken.pem", "-----BEGIN CERTIFICATE-----\n????\n-----END CERTIFICATE-----\n");
+        let nonsense = put("nonsense.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        let locked =
+            put("locked.key", "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n");
+        let missing = folder.path().join("missing.pem");
+        for (cert, key, said) in [
+            (&junk, &key, "junk.pem: it holds no certificate"),
+            (&broken, &key, "broken.pem: it is not sound PEM"),
+            (&nonsense, &key, "nonsense.pem: its first certificate"),
+            (&cert, &junk, "junk.pem: it holds no private key"),
+            (&cert, &cert, "a.pem: it holds no private key"),
+            (&cert, &locked, "locked.key: its key is locked"),
+            (&missing, &key, "missing.pem"),
+        ] {
+            let error = Pair::read(cert, key).err().unwrap().to_string();
+            assert!(error.contains(said), "{error} has no {said}");
+        }
+    }
+
+    #[test]
+    fn names_cover_hosts_exactly_or_by_one_label() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cert, key) = Authority::new().server(&["A.test", "*.b.test", "127.0.0.1"]).write(folder.path(), "a");
+        let pair = Pair::read(&cert, &key).unwrap();
+        for (host, covered) in [
+            ("a.test", true),
+            ("A.TEST", true),
+            ("x.a.test", false),
+            ("x.b.test", true),
+            ("b.test", false),
+            ("y.x.b.test", false),
+            (".b.test", false),
+            ("127.0.0.1", true),
+            ("127.0.0.2", false),
+            ("", false),
+        ] {
+            assert_eq!(pair.names.cover(host), covered, "{host}");
+        }
+        assert_eq!(pair.warnings(SystemTime::now()), Vec::<String>::new());
+        let later = SystemTime::now() + Duration::from_secs(3_000 * 366 * 86_400);
+        assert!(pair.warnings(later)[0].contains("has expired"));
+        assert!(pair.warnings(SystemTime::UNIX_EPOCH)[0].contains("not valid yet"));
+    }
+}

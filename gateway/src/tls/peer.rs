@@ -1,0 +1,69 @@
+//! Who a client is by its certificate. The signature was verified by rustls before anything here looks at it.
+
+use rustls::pki_types::CertificateDer;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// Most alternative names of one kind that are looked at.
+const MAX_NAMES: usize = 64;
+
+/// What a verified certificate of a client says.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Its subject in the form of RFC 4514, such as `CN=billing, O=Example`.
+    pub subject: Box<str>,
+    /// The common name of its subject.
+    pub common_name: Option<Box<str>>,
+    /// Alternative names: URIs, such as SPIFFE ids.
+    pub uris: Vec<Box<str>>,
+    /// Alternative names: hosts.
+    pub dns_names: Vec<Box<str>>,
+    /// Alternative names: mail addresses.
+    pub emails: Vec<Box<str>>,
+}
+
+impl ClientCertificate {
+    /// Reads a certificate that was verified; `None` when it cannot be read all the same.
+    pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, parsed) = X509Certificate::from_der(certificate.as_ref()).ok()?;
+        let mut of = Self {
+            subject: parsed.subject().to_string().into(),
+            common_name: parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(Into::into),
+            ..Self::default()
+        };
+        let alternatives = parsed.subject_alternative_name().ok().flatten();
+        for name in alternatives.iter().flat_map(|names| &names.value.general_names) {
+            let (list, name) = match name {
+                GeneralName::URI(name) => (&mut of.uris, name),
+                GeneralName::DNSName(name) => (&mut of.dns_names, name),
+                GeneralName::RFC822Name(name) => (&mut of.emails, name),
+                _ => continue,
+            };
+            if list.len() < MAX_NAMES {
+                list.push((*name).into());
+            }
+        }
+        Some(of)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::pem::PemObject;
+
+    use super::*;
+    use crate::tls::testing::Authority;
+
+    #[test]
+    fn a_certificate_says_who_the_client_is() {
+        let made = Authority::new().client("billing", "spiffe://example/billing");
+        let der = CertificateDer::from_pem_slice(made.cert.as_bytes()).unwrap();
+        let of = ClientCertificate::of(&der).unwrap();
+        assert_eq!(of.common_name.as_deref(), Some("billing"));
+        assert!(of.subject.contains("CN=billing"), "{}", of.subject);
+        assert_eq!(of.uris, ["spiffe://example/billing".into()]);
+        assert_eq!(of.dns_names, ["client.test".into()]);
+        assert_eq!(of.emails, ["ops@client.test".into()]);
+        assert_eq!(ClientCertificate::of(&CertificateDer::from(vec![1, 2, 3])), None);
+    }
+}

@@ -1,0 +1,199 @@
+//! TLS of a listener: which certificate a client is shown, which versions and protocols are spoken, who may connect.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, SupportedProtocolVersion, version};
+use sha2::{Digest, Sha256};
+use spillway_config::schema::{ClientCertificateMode, ListenerTls, TlsVersion};
+
+use super::{Pair, TlsError, authorities, provider, read};
+
+/// Protocols in the order of our preference.
+const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// TLS of a listener, compiled.
+pub struct ServerTls {
+    /// For rustls.
+    pub config: Arc<ServerConfig>,
+    chooser: Arc<Chooser>,
+    /// Over everything that was read: the same one means that nothing changed. Tickets of earlier connections stay
+    /// good as long as it does not.
+    digest: [u8; 32],
+}
+
+impl std::fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerTls").field("certificates", &self.chooser.pairs.len()).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for ServerTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+/// The certificates by the names they are good for.
+struct Chooser {
+    pairs: Vec<Pair>,
+    exact: HashMap<Box<str>, Vec<usize>>,
+    /// By what follows the star.
+    wildcard: HashMap<Box<str>, Vec<usize>>,
+}
+
+impl Chooser {
+    fn new(pairs: Vec<Pair>) -> Self {
+        let mut chooser = Self { pairs: Vec::new(), exact: HashMap::new(), wildcard: HashMap::new() };
+        for (n, pair) in pairs.iter().enumerate() {
+            for name in &pair.names.exact {
+                chooser.exact.entry(name.clone()).or_default().push(n);
+            }
+            for suffix in &pair.names.wildcard {
+                chooser.wildcard.entry(suffix.clone()).or_default().push(n);
+            }
+        }
+        chooser.pairs = pairs;
+        chooser
+    }
+
+    /// The certificates for a name, several where a name has one for each kind of key; the first one of the file where
+    /// none is for that name.
+    fn candidates(&self, name: Option<&str>) -> impl Iterator<Item = &Pair> {
+        let found = name.and_then(|name| {
+            let lower = name.to_ascii_lowercase();
+            let suffix = lower.find('.').and_then(|dot| lower.get(dot..));
+            self.exact.get(lower.as_str()).or_else(|| self.wildcard.get(suffix?))
+        });
+        found.map_or(&[0][..], Vec::as_slice).iter().filter_map(|n| self.pairs.get(*n))
+    }
+}
+
+impl std::fmt::Debug for Chooser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.pairs.iter().map(|pair| &pair.names)).finish()
+    }
+}
+
+impl ResolvesServerCert for Chooser {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let usable = |pair: &&Pair| pair.certified.key.choose_scheme(hello.signature_schemes()).is_some();
+        let name = hello.server_name();
+        self.candidates(name).find(usable).or_else(|| self.candidates(name).next()).map(|pair| pair.certified.clone())
+    }
+}
+
+impl ServerTls {
+    /// Reads the files that a listener names and compiles them.
+    pub fn read(written: &ListenerTls) -> Result<Self, TlsError> {
+        let mut digest = Sha256::new();
+        digest.update(format!("{:?}", (written.min_version, written.client_certificates.as_ref().map(|c| c.mode))));
+        let mut feed = |bytes: &[u8]| {
+            digest.update(u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
+            digest.update(bytes);
+        };
+        let mut pairs = Vec::new();
+        for files in &written.certificates {
+            let pair = Pair::read(&files.cert_file, &files.key_file)?;
+            pair.read.iter().for_each(|bytes| feed(bytes));
+            pairs.push(pair);
+        }
+        let versions: &[&SupportedProtocolVersion] = match written.min_version {
+            TlsVersion::V12 => &[&version::TLS13, &version::TLS12],
+            TlsVersion::V13 => &[&version::TLS13],
+        };
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)
+            .map_err(TlsError::setup)?;
+        let builder = match &written.client_certificates {
+            None => builder.with_no_client_auth(),
+            Some(clients) => {
+                let pem = read(&clients.ca_file)?;
+                feed(&pem);
+                let roots = Arc::new(authorities(&clients.ca_file, &pem)?.roots);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+                let verifier = match clients.mode {
+                    ClientCertificateMode::Required => verifier,
+                    ClientCertificateMode::Optional => verifier.allow_unauthenticated(),
+                };
+                builder.with_client_cert_verifier(verifier.build().map_err(TlsError::setup)?)
+            }
+        };
+        let chooser = Arc::new(Chooser::new(pairs));
+        let mut config = builder.with_cert_resolver(chooser.clone());
+        config.alpn_protocols = ALPN.iter().map(|name| name.to_vec()).collect();
+        // Tickets keep nothing here for each client; their key changes every six hours. Early data stays off: it can be
+        // replayed.
+        config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(TlsError::setup)?;
+        Ok(Self { config: Arc::new(config), chooser, digest: digest.finalize().into() })
+    }
+
+    /// Whether a connection that asked for `name` may carry a request for `host`: the same name, or another one of the
+    /// certificate that it was shown (RFC 9110, 15.5.20; RFC 9113, 9.1.1).
+    pub fn answers_for(&self, name: &str, host: &str) -> bool {
+        name.eq_ignore_ascii_case(host) || self.chooser.candidates(Some(name)).any(|pair| pair.names.cover(host))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_config::schema::CertificateFiles;
+
+    use super::*;
+    use crate::tls::testing::Authority;
+
+    fn listener(folder: &std::path::Path, certificates: &[&[&str]]) -> ListenerTls {
+        let authority = Authority::new();
+        let certificates = certificates.iter().enumerate().map(|(n, names)| {
+            let (cert_file, key_file) = authority.server(names).write(folder, &n.to_string());
+            CertificateFiles { cert_file, key_file }
+        });
+        ListenerTls {
+            certificates: certificates.collect(),
+            client_certificates: None,
+            min_version: TlsVersion::default(),
+        }
+    }
+
+    #[test]
+    fn the_name_chooses_the_certificate_exact_before_wildcard_and_the_first_for_all_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = listener(folder.path(), &[&["first.test"], &["*.b.test"], &["x.b.test", "y.b.test"]]);
+        let tls = ServerTls::read(&written).unwrap();
+        let shown = |name: Option<&str>| {
+            let pairs: Vec<_> = tls.chooser.candidates(name).collect();
+            assert_eq!(pairs.len(), 1);
+            pairs[0].file.file_stem().unwrap().to_str().unwrap().to_owned()
+        };
+        for (name, file) in [
+            (Some("first.test"), "0"),
+            (Some("any.b.test"), "1"),
+            (Some("X.b.Test"), "2"),
+            (Some("b.test"), "0"),
+            (Some("c.a.b.test"), "0"),
+            (Some("other.test"), "0"),
+            (None, "0"),
+        ] {
+            assert_eq!(shown(name), file, "{name:?}");
+        }
+        assert!(tls.answers_for("x.b.test", "x.b.test"));
+        assert!(tls.answers_for("x.b.test", "Y.b.test"), "another name of the same certificate");
+        assert!(!tls.answers_for("x.b.test", "z.b.test"));
+        assert!(!tls.answers_for("x.b.test", "first.test"));
+        assert!(tls.answers_for("unknown.test", "first.test"), "it was shown the first certificate");
+    }
+
+    #[test]
+    fn what_did_not_change_is_the_same_and_what_did_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut written = listener(folder.path(), &[&["a.test"]]);
+        let before = ServerTls::read(&written).unwrap();
+        assert!(before == ServerTls::read(&written).unwrap());
+        written.min_version = TlsVersion::V13;
+        assert!(before != ServerTls::read(&written).unwrap());
+        let written = listener(folder.path(), &[&["a.test"]]);
+        assert!(before != ServerTls::read(&written).unwrap());
+    }
+}

@@ -1,0 +1,206 @@
+//! `externalAuthorization`: another server is asked whether a request may pass, in the way of Envoy's `ext_authz` over
+//! HTTP: it gets the method, the path and chosen headers; 200 lets the request pass, with headers it may add; anything
+//! else is its refusal.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use spillway_config::values::Duration;
+use spillway_filter::{
+    BuildContext, ErrorKind, FieldError, Filter, FilterFactory, Flow, HttpClient, Refusal, RequestView, Waited, define,
+};
+
+/// What happens when the server cannot be asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+enum OnFailure {
+    /// The request is refused with 403.
+    #[default]
+    Closed,
+    /// The request passes.
+    Open,
+}
+
+/// Asks another server whether a request may pass.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct External {
+    /// Where it is asked; the path of the request is put behind the URL's own.
+    url: String,
+    /// Longest wait for it.
+    #[serde(default = "timeout")]
+    timeout: Duration,
+    /// What happens when it cannot be asked, or has not answered in time, or answered 5xx.
+    #[serde(default)]
+    on_failure: OnFailure,
+    /// Headers of the request that it gets.
+    #[serde(default = "forwarded")]
+    forward_headers: Vec<String>,
+    /// Headers of its answer that are put on the request. A caller's own of these names are removed on every route.
+    #[serde(default)]
+    copy_to_request: Vec<String>,
+}
+
+fn timeout() -> Duration {
+    Duration::millis(200)
+}
+
+fn forwarded() -> Vec<String> {
+    vec!["authorization".to_owned()]
+}
+
+/// `externalAuthorization`.
+pub(crate) fn factory() -> Box<dyn FilterFactory> {
+    define("externalAuthorization", |config: &External| compile(config).err().unwrap_or_default(), build)
+}
+
+struct Compiled {
+    url: String,
+    forward: Vec<HeaderName>,
+    copy: Vec<HeaderName>,
+}
+
+fn compile(config: &External) -> Result<Compiled, Vec<FieldError>> {
+    let mut errors = Vec::new();
+    let url = match url::Url::parse(&config.url) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() => url,
+        _ => {
+            let message =
+                format!("`{}` is not the URL of a server: write http://HOST:PORT/PATH, without a query", config.url);
+            return Err(vec![FieldError::at(["url"], message)]);
+        }
+    };
+    if config.timeout.0.is_zero() || config.timeout.0.as_secs() > 10 {
+        errors.push(FieldError::at(["timeout"], "must be above zero and at most 10s: every request waits for it"));
+    }
+    let mut names = |key: &str, written: &[String]| {
+        let parsed = written.iter().map(|name| {
+            HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| errors.push(FieldError::at([key], format!("`{name}` is not a header name"))))
+        });
+        parsed.collect::<Result<Vec<_>, ()>>().unwrap_or_default()
+    };
+    let (forward, copy) =
+        (names("forwardHeaders", &config.forward_headers), names("copyToRequest", &config.copy_to_request));
+    let framing = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION];
+    for name in copy.iter().chain(&forward).filter(|name| framing.contains(name)) {
+        errors.push(FieldError {
+            path: Vec::new(),
+            message: format!("`{name}` belongs to the connection and is not passed on"),
+        });
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    Ok(Compiled { url: url.as_str().trim_end_matches('/').to_owned(), forward, copy })
+}
+
+fn build(config: External, cx: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
+    let compiled = compile(&config).map_err(|mut errors| errors.remove(0))?;
+    Ok(Arc::new(Asks {
+        compiled: Arc::new(compiled),
+        timeout: config.timeout.0,
+        on_failure: config.on_failure,
+        http: cx.http.clone(),
+    }))
+}
+
+struct Asks {
+    compiled: Arc<Compiled>,
+    timeout: std::time::Duration,
+    on_failure: OnFailure,
+    http: Arc<dyn HttpClient>,
+}
+
+impl Filter for Asks {
+    fn owned_headers(&self) -> &[HeaderName] {
+        &self.compiled.copy
+    }
+
+    fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
+        // Envoy asks with the method and path of the request, and without its body.
+        let query = if x.query.is_empty() { String::new() } else { format!("?{}", x.query) };
+        let mut question =
+            http::Request::builder().method(x.method.clone()).uri(format!("{}{}{query}", self.compiled.url, x.path));
+        if *x.method == Method::CONNECT {
+            return Flow::Refuse(Box::new(refused()));
+        }
+        for name in &self.compiled.forward {
+            for value in x.headers.get_all(name) {
+                question = question.header(name, value);
+            }
+        }
+        if let Some(host) = x.headers.get(header::HOST) {
+            question = question.header("x-forwarded-host", host);
+        }
+        question = question.header("x-forwarded-for", x.client.to_string());
+        if let Some(caller) = x.caller {
+            question =
+                question.header("x-spillway-consumer", caller.consumer).header("x-spillway-tenant", caller.tenant);
+        }
+        let Ok(question) = question.body(Bytes::new()) else { return Flow::Refuse(Box::new(refused())) };
+        let call = self.http.call(question, self.timeout);
+        let (compiled, on_failure) = (self.compiled.clone(), self.on_failure);
+        Flow::Wait(Box::pin(async move {
+            match (call.await, on_failure) {
+                (Ok(answer), _) if answer.status().is_success() => {
+                    Waited { refusal: None, request_headers: copied(&compiled, &answer) }
+                }
+                (Ok(answer), _) if !answer.status().is_server_error() => {
+                    Waited { refusal: Some(Box::new(passed_on(answer.status()))), request_headers: Vec::new() }
+                }
+                (_, OnFailure::Open) => Waited::default(),
+                (_, OnFailure::Closed) => Waited { refusal: Some(Box::new(refused())), request_headers: Vec::new() },
+            }
+        }))
+    }
+}
+
+fn copied(compiled: &Compiled, answer: &http::Response<Bytes>) -> Vec<(HeaderName, HeaderValue)> {
+    let headers =
+        compiled.copy.iter().flat_map(|name| answer.headers().get_all(name).iter().map(move |value| (name, value)));
+    headers.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+fn refused() -> Refusal {
+    Refusal::new(StatusCode::FORBIDDEN, ErrorKind::Permission, "permission_denied", "you may not make this request")
+}
+
+/// The refusal of the server that was asked: its status where that is one of a refusal, else 403.
+fn passed_on(status: StatusCode) -> Refusal {
+    match status {
+        StatusCode::UNAUTHORIZED => {
+            Refusal::new(status, ErrorKind::Authentication, "invalid_credentials", "your credentials were not accepted")
+        }
+        StatusCode::TOO_MANY_REQUESTS => {
+            Refusal::new(status, ErrorKind::RateLimited, "rate_limit_exceeded", "too many requests")
+        }
+        StatusCode::NOT_FOUND => Refusal::new(status, ErrorKind::NotFound, "not_found", "there is no such thing here"),
+        _ => refused(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_are_told_with_their_place() {
+        let errors = |json| {
+            compile(&serde_json::from_value(json).unwrap()).err().map(|e| e[0].message.clone()).unwrap_or_default()
+        };
+        assert_eq!(errors(serde_json::json!({"url": "http://127.0.0.1:9/check"})), "");
+        for (wrong, part) in [
+            (serde_json::json!({"url": "127.0.0.1:9"}), "not the URL"),
+            (serde_json::json!({"url": "http://a/", "timeout": "11s"}), "at most 10s"),
+            (serde_json::json!({"url": "http://a/", "forwardHeaders": ["x y"]}), "not a header name"),
+            (serde_json::json!({"url": "http://a/", "copyToRequest": ["host"]}), "belongs to the connection"),
+        ] {
+            let told = errors(wrong.clone());
+            assert!(told.contains(part), "{wrong}: {told}");
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! `redirect` and `urlRewrite`: another address, told to the caller or used for the server behind.
+
+use std::sync::Arc;
+
+use http::header::{self, HeaderValue};
+use http::uri::{Authority, PathAndQuery};
+use http::{StatusCode, Uri};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use spillway_filter::{
+    Answer, BuildContext, FieldError, Filter, FilterFactory, Flow, Headers, Refusal, RequestView, Stage, Variables,
+    define,
+};
+
+/// The scheme of a redirect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+enum Scheme {
+    /// Without TLS.
+    Http,
+    /// With TLS.
+    Https,
+}
+
+/// Sends the caller elsewhere. What is left out stays as it is in the request; a request that is there already goes on.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Redirect {
+    /// http or https.
+    #[serde(default)]
+    scheme: Option<Scheme>,
+    /// Host name.
+    #[serde(default)]
+    hostname: Option<String>,
+    /// Port; that of the scheme when left out and the scheme changes.
+    #[serde(default)]
+    port: Option<u16>,
+    /// The whole path.
+    #[serde(default)]
+    path: Option<String>,
+    /// What takes the place of the prefix that the route matches.
+    #[serde(default)]
+    replace_prefix: Option<String>,
+    /// 301, 302, 303, 307 or 308.
+    #[serde(default = "found")]
+    #[schemars(range(min = 301, max = 308))]
+    status: u16,
+}
+
+fn found() -> u16 {
+    302
+}
+
+/// Changes the address that the server behind sees.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct UrlRewrite {
+    /// What takes the place of the prefix that the route matches; of `/` where it matches none.
+    replace_prefix: Option<String>,
+    /// The `Host` that is sent; that of the caller when left out.
+    hostname: Option<String>,
+}
+
+fn check_path(key: &'static str, path: Option<&String>) -> Option<FieldError> {
+    let path = path?;
+    let sound = path.starts_with('/') && !path.contains(['?', '#']) && path.parse::<PathAndQuery>().is_ok();
+    (!sound).then(|| FieldError::at([key], format!("`{path}` is not a path: it begins with `/` and has no query")))
+}
+
+fn check_host(host: Option<&String>) -> Option<FieldError> {
+    let host = host?;
+    let sound = host.parse::<Authority>().is_ok_and(|a| a.port().is_none() && !host.contains('@'));
+    (!sound).then(|| FieldError::at(["hostname"], format!("`{host}` is not a host name")))
+}
+
+/// `redirect`.
+pub(crate) fn redirect() -> Box<dyn FilterFactory> {
+    let check = |c: &Redirect| {
+        let mut errors = Vec::new();
+        if c.scheme.is_none()
+            && c.hostname.is_none()
+            && c.port.is_none()
+            && c.path.is_none()
+            && c.replace_prefix.is_none()
+        {
+            errors
+                .push(FieldError::at([], "this changes nothing: name a scheme, hostname, port, path or replacePrefix"));
+        }
+        if c.path.is_some() && c.replace_prefix.is_some() {
+            errors.push(FieldError::at(["replacePrefix"], "`path` and `replacePrefix` exclude each other"));
+        }
+        if !matches!(c.status, 301 | 302 | 303 | 307 | 308) {
+            errors.push(FieldError::at(["status"], "a redirect has the status 301, 302, 303, 307 or 308"));
+        }
+        errors.extend(check_host(c.hostname.as_ref()));
+        errors.extend(check_path("path", c.path.as_ref()));
+        errors.extend(check_path("replacePrefix", c.replace_prefix.as_ref()));
+        errors
+    };
+    define("redirect", check, |config: Redirect, cx| {
+        let status = StatusCode::from_u16(config.status).map_err(|e| FieldError::at(["status"], e.to_string()))?;
+        let prefix = config.replace_prefix.as_deref().map(|new| Prefix::new(cx, new));
+        Ok(Arc::new(Redirected { prefix, status, config }) as Arc<dyn Filter>)
+    })
+}
+
+/// `urlRewrite`.
+pub(crate) fn rewrite() -> Box<dyn FilterFactory> {
+    let check = |c: &UrlRewrite| {
+        let mut errors = Vec::new();
+        if c.replace_prefix.is_none() && c.hostname.is_none() {
+            errors.push(FieldError::at([], "this changes nothing: name a replacePrefix or a hostname"));
+        }
+        errors.extend(check_host(c.hostname.as_ref()));
+        errors.extend(check_path("replacePrefix", c.replace_prefix.as_ref()));
+        errors
+    };
+    define("urlRewrite", check, |config: UrlRewrite, cx| {
+        let host = config.hostname.as_deref().map(HeaderValue::from_str).transpose();
+        let host = host.map_err(|e| FieldError::at(["hostname"], e.to_string()))?;
+        let prefix = config.replace_prefix.as_deref().map(|new| Prefix::new(cx, new));
+        Ok(Arc::new(Rewritten { prefix, host }) as Arc<dyn Filter>)
+    })
+}
+
+/// The replacement of a path's beginning.
+struct Prefix {
+    /// Without their final slash, longest first.
+    old: Vec<Box<str>>,
+    new: Box<str>,
+}
+
+impl Prefix {
+    fn new(cx: &BuildContext<'_>, new: &str) -> Self {
+        let mut old: Vec<Box<str>> = cx.prefixes.iter().map(|prefix| prefix.trim_end_matches('/').into()).collect();
+        old.sort_by_key(|prefix| std::cmp::Reverse(prefix.len()));
+        Self { old, new: new.trim_end_matches('/').into() }
+    }
+
+    fn replace(&self, path: &str) -> String {
+        let whole = |prefix: &str| path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        let rest = self.old.iter().find_map(|prefix| whole(prefix)).unwrap_or(path);
+        let path = format!("{}{rest}", self.new);
+        if path.is_empty() { "/".to_owned() } else { path }
+    }
+}
+
+struct Redirected {
+    config: Redirect,
+    prefix: Option<Prefix>,
+    status: StatusCode,
+}
+
+impl Redirected {
+    /// The address to go to, and whether it is another one than that of the request.
+    fn location(&self, x: &RequestView<'_>) -> Option<(String, bool)> {
+        let host = x.host.and_then(|host| host.parse::<Authority>().ok());
+        let name = self.config.hostname.as_deref().or_else(|| host.as_ref().map(Authority::host))?;
+        let now = if x.secure { "https" } else { "http" };
+        let scheme = match self.config.scheme {
+            Some(Scheme::Http) => "http",
+            Some(Scheme::Https) => "https",
+            None => now,
+        };
+        let default = |scheme: &str| if scheme == "https" { 443 } else { 80 };
+        let port_now = host.as_ref().and_then(Authority::port_u16).unwrap_or_else(|| default(now));
+        let port = self.config.port.unwrap_or(if scheme == now { port_now } else { default(scheme) });
+        let path = match (&self.config.path, &self.prefix) {
+            (Some(path), _) => path.clone(),
+            (None, Some(prefix)) => prefix.replace(x.path),
+            (None, None) => x.path.to_owned(),
+        };
+        let same_host = host.as_ref().is_some_and(|host| host.host().eq_ignore_ascii_case(name));
+        let moved = scheme != now || port != port_now || !same_host || path != x.path;
+        let port = if port == default(scheme) { String::new() } else { format!(":{port}") };
+        let mark = if x.query.is_empty() { "" } else { "?" };
+        Some((format!("{scheme}://{name}{port}{path}{mark}{}", x.query), moved))
+    }
+}
+
+impl Filter for Redirected {
+    fn stage(&self) -> Stage {
+        Stage::Guard
+    }
+
+    fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
+        let refuse = || Flow::Refuse(Box::new(Refusal::invalid("no_host", "the request names no host to redirect to")));
+        let Some((location, moved)) = self.location(x) else { return refuse() };
+        if !moved {
+            return Flow::Continue;
+        }
+        let (Ok(value), true) = (HeaderValue::from_str(&location), location.parse::<Uri>().is_ok()) else {
+            return refuse();
+        };
+        Flow::Answer(Box::new(Answer {
+            status: self.status,
+            headers: vec![(header::LOCATION, value)],
+            body: bytes::Bytes::new(),
+        }))
+    }
+}
+
+struct Rewritten {
+    prefix: Option<Prefix>,
+    host: Option<HeaderValue>,
+}
+
+impl Filter for Rewritten {
+    fn on_upstream_request(&self, headers: &mut dyn Headers, _: &Variables<'_>) {
+        if let Some(host) = &self.host {
+            headers.set(&header::HOST, host.clone());
+        }
+    }
+
+    fn upstream_target(&self, target: &PathAndQuery) -> Option<PathAndQuery> {
+        let path = self.prefix.as_ref()?.replace(target.path());
+        let whole = match target.query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path,
+        };
+        PathAndQuery::try_from(whole).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_filter::{HttpClient, NoHttp, SharedStates};
+
+    use super::*;
+
+    fn built(factory: Box<dyn FilterFactory>, prefixes: &[&str], json: serde_json::Value) -> Arc<dyn Filter> {
+        assert_eq!(factory.check(&json), []);
+        let states = SharedStates::default();
+        let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
+        factory
+            .build(&json, &BuildContext { route: "r", prefixes, states: &states, http: &http })
+            .unwrap_or_else(|e| panic!("{e:?}"))
+    }
+
+    fn location(filter: &Arc<dyn Filter>, host: Option<&str>, secure: bool, target: &str) -> Option<String> {
+        let target: PathAndQuery = target.parse().unwrap();
+        let flow = filter.on_request(&mut RequestView {
+            method: &http::Method::GET,
+            path: target.path(),
+            query: target.query().unwrap_or_default(),
+            host,
+            secure,
+            headers: &http::HeaderMap::new(),
+            client: [127, 0, 0, 1].into(),
+            caller: None,
+            route: "r",
+            model: None,
+            body: None,
+        });
+        match flow {
+            Flow::Continue => None,
+            Flow::Answer(answer) => {
+                Some(format!("{} {}", answer.status.as_u16(), answer.headers[0].1.to_str().unwrap()))
+            }
+            Flow::Refuse(refusal) => Some(refusal.code.to_owned()),
+            Flow::Wait(_) => panic!("nothing to wait for"),
+        }
+    }
+
+    #[test]
+    fn a_redirect_changes_what_it_names_and_lets_pass_what_is_there_already() {
+        let to_https = built(redirect(), &[], serde_json::json!({"scheme": "https", "status": 308}));
+        for (host, secure, target, location_) in [
+            (Some("a.test"), false, "/x?y=1", Some("308 https://a.test/x?y=1")),
+            (Some("a.test:8080"), false, "/", Some("308 https://a.test/")),
+            (Some("[::1]:8080"), false, "/", Some("308 https://[::1]/")),
+            (Some("a.test"), true, "/x", None),
+            (None, false, "/", Some("no_host")),
+            (Some("a.test"), false, "//evil.test", Some("308 https://a.test//evil.test")),
+        ] {
+            assert_eq!(location(&to_https, host, secure, target).as_deref(), location_, "{host:?} {target}");
+        }
+        let moved = built(
+            redirect(),
+            &["/old"],
+            serde_json::json!({"hostname": "b.test", "port": 8443, "replacePrefix": "/new/"}),
+        );
+        assert_eq!(
+            location(&moved, Some("a.test"), true, "/old/x?q").as_deref(),
+            Some("302 https://b.test:8443/new/x?q")
+        );
+        let whole = built(redirect(), &[], serde_json::json!({"path": "/here"}));
+        assert_eq!(
+            location(&whole, Some("a.test:8080"), false, "/there").as_deref(),
+            Some("302 http://a.test:8080/here")
+        );
+        assert_eq!(location(&whole, Some("a.test:8080"), false, "/here"), None, "no circle");
+    }
+
+    #[test]
+    fn a_prefix_is_replaced_by_whole_elements() {
+        let rewritten = |prefixes: &[&str], new: &str, target: &str| {
+            let filter = built(rewrite(), prefixes, serde_json::json!({"replacePrefix": new}));
+            filter.upstream_target(&target.parse().unwrap()).unwrap().to_string()
+        };
+        for (prefixes, new, target, expected) in [
+            (&["/v1"][..], "/openai/v1", "/v1/chat?x=1", "/openai/v1/chat?x=1"),
+            (&["/v1/"], "/openai/v1/", "/v1", "/openai/v1"),
+            (&["/a", "/a/b"], "/c", "/a/b/d", "/c/d"),
+            (&["/v1"], "/", "/v1", "/"),
+            (&["/v1"], "/", "/v1/x", "/x"),
+            (&["/v1"], "/new", "/v10/x", "/new/v10/x"),
+            (&[], "/new", "/x", "/new/x"),
+        ] {
+            assert_eq!(rewritten(prefixes, new, target), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_place() {
+        for (factory, json, path) in [
+            (redirect(), serde_json::json!({}), vec![]),
+            (redirect(), serde_json::json!({"scheme": "https", "status": 304}), vec!["status"]),
+            (redirect(), serde_json::json!({"hostname": "a.test:80"}), vec!["hostname"]),
+            (redirect(), serde_json::json!({"path": "x"}), vec!["path"]),
+            (redirect(), serde_json::json!({"path": "/x", "replacePrefix": "/y"}), vec!["replacePrefix"]),
+            (rewrite(), serde_json::json!({}), vec![]),
+            (rewrite(), serde_json::json!({"replacePrefix": "/x?y"}), vec!["replacePrefix"]),
+            (rewrite(), serde_json::json!({"hostname": "user@a.test"}), vec!["hostname"]),
+        ] {
+            let errors = factory.check(&json);
+            assert_eq!(errors.len(), 1, "{json}");
+            assert_eq!(errors[0].path, path, "{json}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! `strictTransportSecurity`: tells browsers to come by TLS only (RFC 6797).
+
+use std::sync::Arc;
+
+use http::header::{self, HeaderValue};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use spillway_config::values::Duration;
+use spillway_filter::{FieldError, Filter, FilterFactory, Headers, Stage, Variables, define};
+
+/// What the list that browsers are delivered with asks for (hstspreload.org): one year.
+const PRELOAD_SECONDS: u64 = 365 * 86_400;
+
+/// Tells browsers to come by TLS only. Answers without TLS do not carry it: nobody would have to believe them.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct StrictTransportSecurity {
+    /// How long a browser remembers; zero makes it forget.
+    max_age: Duration,
+    /// Whether all names below the host are meant too.
+    include_subdomains: bool,
+    /// Whether the host may be entered into the list that browsers are delivered with.
+    preload: bool,
+}
+
+impl Default for StrictTransportSecurity {
+    fn default() -> Self {
+        Self { max_age: Duration::seconds(PRELOAD_SECONDS), include_subdomains: false, preload: false }
+    }
+}
+
+/// `strictTransportSecurity`.
+pub(crate) fn factory() -> Box<dyn FilterFactory> {
+    let check = |c: &StrictTransportSecurity| {
+        if c.preload && !(c.include_subdomains && c.max_age.0.as_secs() >= PRELOAD_SECONDS) {
+            let why = "`preload` needs `includeSubdomains: true` and a `maxAge` of at least 365d";
+            return vec![FieldError::at(["preload"], why)];
+        }
+        Vec::new()
+    };
+    define("strictTransportSecurity", check, |c: StrictTransportSecurity, _| {
+        let mut value = format!("max-age={}", c.max_age.0.as_secs());
+        for (wanted, directive) in [(c.include_subdomains, "; includeSubDomains"), (c.preload, "; preload")] {
+            if wanted {
+                value.push_str(directive);
+            }
+        }
+        let value = HeaderValue::from_str(&value).map_err(|e| FieldError::at([], e.to_string()))?;
+        Ok(Arc::new(Strict(value)) as Arc<dyn Filter>)
+    })
+}
+
+struct Strict(HeaderValue);
+
+impl Filter for Strict {
+    fn stage(&self) -> Stage {
+        Stage::Guard
+    }
+
+    fn on_response(&self, headers: &mut dyn Headers, variables: &Variables<'_>) {
+        if variables.secure {
+            headers.set(&header::STRICT_TRANSPORT_SECURITY, self.0.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spillway_filter::{BuildContext, HttpClient, NoHttp, SharedStates};
+
+    use super::*;
+
+    #[test]
+    fn only_answers_over_tls_carry_it() {
+        let states = SharedStates::default();
+        let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
+        let json = serde_json::json!({"maxAge": "730d", "includeSubdomains": true, "preload": true});
+        assert_eq!(factory().check(&json), []);
+        let filter =
+            factory().build(&json, &BuildContext { route: "r", prefixes: &[], states: &states, http: &http }).unwrap();
+        for (secure, value) in [(true, Some("max-age=63072000; includeSubDomains; preload")), (false, None)] {
+            let mut headers = http::HeaderMap::new();
+            let variables = Variables { backend: "b", route: "r", request_id: "i", origin: None, secure };
+            filter.on_response(&mut headers, &variables);
+            assert_eq!(headers.get(header::STRICT_TRANSPORT_SECURITY).map(|v| v.to_str().unwrap()), value);
+        }
+        assert_eq!(factory().check(&serde_json::json!({"preload": true})).len(), 1);
+    }
+}

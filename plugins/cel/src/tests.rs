@@ -1,0 +1,98 @@
+//! What the rest relies on: mistakes are told when an expression is compiled, and a request decides its value.
+
+use std::net::IpAddr;
+
+use super::*;
+
+fn with<T>(body: &[u8], pairs: &[(&'static str, &'static str)], ask: impl FnOnce(&Seen<'_>) -> T) -> T {
+    let mut headers = http::HeaderMap::new();
+    for (name, value) in pairs {
+        headers.append(*name, http::HeaderValue::from_static(value));
+    }
+    let scopes = ["chat.write".to_owned()];
+    let claims = serde_json::json!({"org": {"id": 7}});
+    let caller = spillway_filter::Caller { consumer: "acme", tenant: "north", scopes: &scopes, claims: &claims };
+    ask(&Seen {
+        method: "POST",
+        path: "/v1/chat/completions",
+        query: "debug=1",
+        headers: &headers,
+        client: IpAddr::from([10, 0, 0, 7]),
+        route: "chat",
+        model: Some("gpt-4o"),
+        body: Some(body),
+        caller: Some(caller),
+    })
+}
+
+fn holds(text: &str, body: &[u8]) -> Result<bool, EvaluationError> {
+    let expression = Expression::condition(text, Scope::All).unwrap_or_else(|e| panic!("{text}: {e}"));
+    with(body, &[("x-beta", "1"), ("x-many", "a"), ("x-many", "b")], |x| expression.holds(x))
+}
+
+#[test]
+fn requests_decide() {
+    let body = br#"{"messages":[{"content":"hi"},{"content":"secret"}],"n":2}"#;
+    for (text, expected) in [
+        ("consumer.tenant == 'north' && request.model.startsWith('gpt-')", true),
+        ("request.headers['x-beta'] == '1'", true),
+        ("request.headers['x-many'] == 'a, b'", true),
+        ("'x-none' in request.headers", false),
+        ("size(request.body.messages) > 1", true),
+        ("request.body.messages.exists(m, m.content.contains('secret'))", true),
+        ("request.body.messages.all(m, m.content.matches('^[a-z]+$'))", true),
+        ("request.path.matches('^/v2/')", false),
+        ("consumer.claims.org.id == 7", true),
+        ("'chat.write' in consumer.scopes", true),
+        ("has(request.body.tools)", false),
+        ("request.clientAddress == '10.0.0.7' && request.query == 'debug=1' && route == 'chat'", true),
+    ] {
+        assert_eq!(holds(text, body), Ok(expected), "{text}");
+    }
+}
+
+#[test]
+fn what_is_missing_or_does_not_fit_has_no_value() {
+    assert!(matches!(holds("request.headers['x-none'] == '1'", b"{}"), Err(EvaluationError::Missing(_))));
+    assert!(matches!(holds("size(request.body.messages) > 1", b"{}"), Err(EvaluationError::Missing(_))));
+    assert!(matches!(holds("size(request.body.messages) > 1", b"{\"messages\":7}"), Err(EvaluationError::Failed(_))));
+    assert!(matches!(holds("size(request.body) > 1", b"no json"), Err(EvaluationError::Failed(_))));
+    let long = format!("\"{}\"", "x".repeat(MAX_BODY));
+    assert!(matches!(holds("size(request.body) > 1", long.as_bytes()), Err(EvaluationError::Failed(_))));
+}
+
+#[test]
+fn mistakes_are_told_before_a_request_comes() {
+    for (text, part) in [
+        ("request.headers['a'] ==", "no CEL expression"),
+        ("requests.path == ''", "there is no `requests`"),
+        ("request.paths == ''", "has no `paths`"),
+        ("consumer.id == ''", "has no `id`"),
+        ("request.path", "must be true or false"),
+        ("request.path > 1", "overload"),
+        ("frobnicate(request.path)", "frobnicate"),
+        ("request.path.matches(request.query)", "must stand in the expression"),
+        ("request.path.matches('(')", "not a regular expression"),
+        ("request.body.a.exists(x, request.body.a.exists(y, x == y))", "square"),
+    ] {
+        let error = Expression::condition(text, Scope::All).err().unwrap_or_else(|| panic!("{text} compiles"));
+        assert!(error.contains(part), "{text}: {error}");
+    }
+    assert!(Expression::condition(&" ".repeat(MAX_EXPRESSION + 1), Scope::All).is_err());
+    assert!(check_head("request.method == 'POST'").is_ok());
+    assert!(check_head("consumer.name == 'a'").unwrap_err().contains("authorize"));
+    assert!(check_head("request.body.a == 1").unwrap_err().contains("not read yet"));
+    assert!(Expression::value("request.headers['x-user']", Scope::All).is_ok());
+    assert!(Expression::value("request.headers", Scope::All).is_err());
+}
+
+#[test]
+fn values_become_text() {
+    let text = |text: &str| {
+        let expression = Expression::value(text, Scope::All).unwrap();
+        with(b"{\"user\":\"u\",\"n\":3}", &[("x-user", "me")], |x| expression.text(x))
+    };
+    assert_eq!(text("request.headers['x-user'] + '/' + consumer.name").as_deref(), Some("me/acme"));
+    assert_eq!(text("request.body.n").as_deref(), Some("3"));
+    assert_eq!(text("request.body.none"), None);
+}

@@ -1,0 +1,182 @@
+//! A request as an expression sees it. What an expression does not ask for is not made.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use cel::objects::{Key, Map};
+use cel::{Context, ExecutionError, Value};
+use spillway_filter::RequestView;
+
+use crate::MAX_BODY;
+
+/// Which parts of a request an expression needs that cost something to show.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// The headers.
+    pub headers: bool,
+    /// The body.
+    pub body: bool,
+    /// What a token says.
+    pub claims: bool,
+}
+
+/// What is shown of a request.
+pub struct Seen<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The path.
+    pub path: &'a str,
+    /// The query, without `?`.
+    pub query: &'a str,
+    /// The headers.
+    pub headers: &'a http::HeaderMap,
+    /// The client's address.
+    pub client: IpAddr,
+    /// Name of the route.
+    pub route: &'a str,
+    /// The model that the body names.
+    pub model: Option<&'a str>,
+    /// The body.
+    pub body: Option<&'a [u8]>,
+    /// Who calls: name, tenant, scopes, claims.
+    pub caller: Option<spillway_filter::Caller<'a>>,
+}
+
+impl<'a> From<&'a RequestView<'_>> for Seen<'a> {
+    fn from(x: &'a RequestView<'_>) -> Self {
+        Self {
+            method: x.method.as_str(),
+            path: x.path,
+            query: x.query,
+            headers: x.headers,
+            client: x.client,
+            route: x.route,
+            model: x.model,
+            body: x.body,
+            caller: x.caller,
+        }
+    }
+}
+
+fn map(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
+    let map = entries.into_iter().map(|(name, value)| (Key::from(name), value)).collect();
+    Value::Map(Map { map: Arc::new(map) })
+}
+
+/// Headers by their names in small letters; the values of one name joined as RFC 9110, 5.3 has it. Bytes beyond ASCII
+/// become replacement characters.
+fn headers(headers: &http::HeaderMap) -> Value {
+    let mut joined: HashMap<Key, Value> = HashMap::with_capacity(headers.keys_len());
+    for name in headers.keys() {
+        let mut text = String::new();
+        for value in headers.get_all(name) {
+            if !text.is_empty() {
+                text.push_str(", ");
+            }
+            text.push_str(&String::from_utf8_lossy(value.as_bytes()));
+        }
+        joined.insert(Key::from(name.as_str()), Value::from(text));
+    }
+    Value::Map(Map { map: Arc::new(joined) })
+}
+
+/// A JSON value; numbers that are whole are integers.
+fn json(value: &serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Null => Value::Null,
+        serde_json::Value::Bool(b) => Value::Bool(*b),
+        serde_json::Value::Number(n) => match (n.as_i64(), n.as_u64()) {
+            (Some(n), _) => Value::Int(n),
+            (None, Some(n)) => Value::UInt(n),
+            (None, None) => Value::Float(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(items) => Value::List(Arc::new(items.iter().map(json).collect())),
+        serde_json::Value::Object(entries) => {
+            let map = entries.iter().map(|(name, value)| (Key::from(name.as_str()), json(value))).collect();
+            Value::Map(Map { map: Arc::new(map) })
+        }
+    }
+}
+
+fn body(bytes: Option<&[u8]>) -> Result<Value, ExecutionError> {
+    let bytes = bytes.unwrap_or_default();
+    if bytes.len() > MAX_BODY {
+        return Err(ExecutionError::function_error("request.body", format!("it is longer than {MAX_BODY} bytes")));
+    }
+    if bytes.is_empty() {
+        return Ok(map([]));
+    }
+    // serde_json refuses what is nested deeper than 128.
+    let value: serde_json::Value =
+        serde_json::from_slice(bytes).map_err(|_| ExecutionError::function_error("request.body", "it is not JSON"))?;
+    Ok(json(&value))
+}
+
+pub(crate) fn bind(context: &mut Context<'_, '_>, x: &Seen<'_>, asked: Asked) -> Result<(), ExecutionError> {
+    let host = x.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let mut request = vec![
+        ("method", Value::from(x.method)),
+        ("path", Value::from(x.path)),
+        ("query", Value::from(x.query)),
+        ("host", Value::from(host)),
+        ("clientAddress", Value::from(x.client.to_canonical().to_string())),
+        ("model", Value::from(x.model.unwrap_or_default())),
+    ];
+    if asked.headers {
+        request.push(("headers", headers(x.headers)));
+    }
+    if asked.body {
+        request.push(("body", body(x.body)?));
+    }
+    let (name, tenant) = x.caller.map_or(("", ""), |caller| (caller.consumer, caller.tenant));
+    let scopes = x.caller.map_or(&[][..], |caller| caller.scopes);
+    let mut consumer = vec![
+        ("name", Value::from(name)),
+        ("tenant", Value::from(tenant)),
+        ("scopes", Value::List(Arc::new(scopes.iter().map(|scope| Value::from(scope.as_str())).collect()))),
+    ];
+    if asked.claims {
+        let claims = x.caller.map(|caller| json(caller.claims));
+        consumer.push(("claims", claims.filter(|claims| !matches!(claims, Value::Null)).unwrap_or_else(|| map([]))));
+    }
+    context.add_variable_from_value("request", map(request));
+    context.add_variable_from_value("consumer", map(consumer));
+    context.add_variable_from_value("route", x.route.to_owned());
+    Ok(())
+}
+
+/// Requests to try an expression on: one of a known caller with a body, one of nobody without.
+pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), String>) -> Result<(), String> {
+    let mut headers = http::HeaderMap::new();
+    headers.insert(http::header::HOST, http::HeaderValue::from_static("example.com"));
+    let client = IpAddr::from([127, 0, 0, 1]);
+    let scopes = ["read".to_owned()];
+    let claims = serde_json::json!({"sub": "s"});
+    let body = br#"{"model":"m","messages":[{"role":"user","content":"c"}]}"#;
+    let caller = spillway_filter::Caller { consumer: "c", tenant: "t", scopes: &scopes, claims: &claims };
+    try_one(&Seen {
+        method: "POST",
+        path: "/v1",
+        query: "a=b",
+        headers: &headers,
+        client,
+        route: "r",
+        model: Some("m"),
+        body: Some(body),
+        caller: Some(caller),
+    })?;
+    let nothing = http::HeaderMap::new();
+    try_one(&Seen {
+        method: "GET",
+        path: "/",
+        query: "",
+        headers: &nothing,
+        client,
+        route: "r",
+        model: None,
+        body: None,
+        caller: None,
+    })
+}

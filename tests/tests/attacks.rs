@@ -1,0 +1,239 @@
+//! Attacks on who calls, each tried against the running gateway, and what operators see of them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use spillway_tests::{Gateway, Upstream, new_key, reply};
+
+#[tokio::test]
+async fn identities_are_not_smuggled_guessed_or_replayed() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let authorizer = Upstream::start(|seen| async move {
+        Some(match seen.headers.get("x-spillway-consumer").map(|v| v.to_str().unwrap().to_owned()).as_deref() {
+            Some("acme") => reply(200, &[("x-user", "verified")], ""),
+            _ => reply(403, &[], ""),
+        })
+    })
+    .await;
+    let ((acme, acme_digest), (bolt, bolt_digest), (old, old_digest)) = (new_key(), new_key(), new_key());
+    let yaml = format!(
+        "consumers:
+  - name: acme
+    tenant: north
+    models: [gpt-*]
+    keys: [{{sha256: \"{acme_digest}\"}}, {{sha256: \"{old_digest}\", expires: 2020-01-01}}]
+  - {{name: bolt, keys: [{{sha256: \"{bolt_digest}\"}}]}}
+authentication:
+  identityHeaders: {{consumer: x-caller, tenant: x-caller-tenant}}
+  failures: {{rate: 1000/s}}
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - name: external
+    matches: [{{path: {{prefix: /external}}}}]
+    filters: [{{externalAuthorization: {{url: \"{}/check\", copyToRequest: [x-user]}}}}]
+    backendRefs: [{{name: x}}]
+  - name: ruled
+    matches: [{{path: {{prefix: /ruled}}, when: \"request.query == 'on'\"}}]
+    filters:
+      - authorize: \"consumer.tenant == 'north'\"
+      - cel: {{deny: \"size(request.body.messages) > 1\", status: 422, message: too many messages}}
+    backendRefs: [{{name: x}}]
+  - {{name: north, matches: [{{path: {{prefix: /north}}}}], access: {{tenants: [north]}}, backendRefs: [{{name: x}}]}}
+  - {{name: open, matches: [{{path: {{prefix: /open}}}}], authentication: none, backendRefs: [{{name: x}}]}}
+  - {{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: x}}]}}
+",
+        upstream.url(),
+        authorizer.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    let post = |path: &'static str, headers: Vec<(&'static str, String)>, body: &'static str| {
+        let client = gateway.client();
+        async move {
+            let headers: Vec<(&str, &str)> = headers.iter().map(|(n, v)| (*n, v.as_str())).collect();
+            client.post(path, &headers, body).await
+        }
+    };
+    let key = |key: &str| ("x-api-key", key.to_owned());
+    const CHAT: &str = r#"{"model":"gpt-4o","messages":[]}"#;
+
+    // Headers that say who calls come from the gateway alone, on every route and in every spelling.
+    let forged = ["x-caller", "X_Caller", "x-caller-tenant", "x_caller-tenant", "x-user", "x-spillway-consumer"];
+    for name in forged {
+        for path in ["/v1/chat/completions", "/open"] {
+            let answer = post(path, vec![key(&acme), (name, "root".to_owned())], CHAT).await;
+            assert_eq!(answer.status, 200, "{name} {path}: {}", answer.text());
+            let seen = upstream.last();
+            assert!(seen.headers.values().all(|value| value != "root"), "{name} {path}: {:?}", seen.headers);
+        }
+    }
+    assert_eq!(post("/v1/chat/completions", vec![key(&acme)], CHAT).await.status, 200);
+    let seen = upstream.last();
+    assert!(seen.headers["x-caller"] == "acme" && seen.headers["x-caller-tenant"] == "north");
+
+    // The other server's word goes through, the caller's own does not; who it does not know is refused.
+    let answer = post("/external", vec![key(&acme), ("x-user", "root".to_owned())], CHAT).await;
+    assert_eq!((answer.status.as_u16(), upstream.last().headers["x-user"].to_str().unwrap()), (200, "verified"));
+    assert_eq!(authorizer.last().path, "/check/external");
+    assert_eq!(post("/external", vec![key(&bolt)], "{}").await.status, 403);
+
+    // Expressions: on the head for the match, on caller and body for the filters.
+    const TWO: &str = r#"{"model":"gpt-4o","messages":[1,2]}"#;
+    for (path, shown, body, status) in [
+        ("/ruled", &acme, CHAT, 404),
+        ("/ruled?on", &acme, CHAT, 200),
+        ("/ruled?on", &bolt, CHAT, 403),
+        ("/ruled?on", &acme, TWO, 422),
+        ("/ruled?on", &acme, r#"{"model":"gpt-4o","messages":7}"#, 422),
+    ] {
+        let answer = client.post(path, &[("x-api-key", shown), ("content-type", "application/json")], body).await;
+        assert_eq!(answer.status, status, "{path} {body}: {}", answer.text());
+    }
+
+    // What a caller may not use is not there.
+    let missing = client.post("/nothing", &[("x-api-key", &bolt)], CHAT).await;
+    let denied = client.post("/north", &[("x-api-key", &bolt)], CHAT).await;
+    assert_eq!(denied.status, 404);
+    let shape = |answer: &spillway_tests::Answer| {
+        let mut json = answer.json();
+        json.as_object_mut().unwrap().remove("requestId");
+        json.to_string().replace("/nothing", "PATH").replace("/north", "PATH")
+    };
+    assert_eq!(shape(&missing), shape(&denied));
+    assert_eq!(client.post("/north", &[("x-api-key", &acme)], CHAT).await.status, 200);
+    let other_model = client.chat("claude-4", &[("x-api-key", &acme)]).await;
+    assert_eq!(
+        (other_model.status.as_u16(), other_model.json()["error"]["code"].as_str().unwrap()),
+        (404, "model_not_found")
+    );
+    assert_eq!(client.chat("gpt-5", &[("x-api-key", &acme)]).await.status, 200);
+
+    // A key counts in a header and nowhere else, whole, and until it ends.
+    let before = upstream.count();
+    let shifted: String =
+        acme.chars().map(|c| if c.is_ascii_lowercase() { c.to_ascii_uppercase() } else { c }).collect();
+    let tries: Vec<(String, Vec<(&str, String)>)> = vec![
+        (format!("/v1/chat/completions?api_key={acme}&key={acme}&access_token={acme}"), vec![]),
+        ("/v1/chat/completions".into(), vec![("cookie", format!("api_key={acme}"))]),
+        ("/v1/chat/completions".into(), vec![key(&acme[..acme.len() - 1])]),
+        ("/v1/chat/completions".into(), vec![key(&shifted)]),
+        ("/v1/chat/completions".into(), vec![key(&acme_digest)]),
+        ("/v1/chat/completions".into(), vec![key(&old)]),
+        ("/v1/chat/completions".into(), vec![key(&acme), ("authorization", format!("Bearer {bolt}"))]),
+        ("/v1/chat/completions".into(), vec![("proxy-authorization", format!("Bearer {acme}"))]),
+        ("/v1/chat/completions".into(), vec![("authorization", "Bearer eyJhbGciOiJub25lIn0.e30.".to_owned())]),
+    ];
+    for (path, headers) in tries {
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(n, v)| (*n, v.as_str())).collect();
+        let answer = client.post(&path, &headers, CHAT).await;
+        assert_eq!(answer.status, 401, "{path} {headers:?}");
+    }
+    assert_eq!(upstream.count(), before, "nothing of that reached a backend");
+
+    // A key that was taken back is not good any more, and a model that was too is not there.
+    std::fs::write(
+        gateway.config(),
+        std::fs::read_to_string(gateway.config()).unwrap().replace(&format!("{{sha256: \"{acme_digest}\"}}, "), ""),
+    )
+    .unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    assert_eq!(client.chat("gpt-5", &[("x-api-key", &acme)]).await.status, 401);
+
+    // All of it stands in the audit log, and no key does.
+    let lines = gateway.events("audit");
+    assert!(lines.len() >= 10, "{}", lines.len());
+    assert!(lines.iter().any(|line| line["action"] == "authentication_refused" && line["reason"] == "unknown_key"));
+    assert!(lines.iter().any(|line| line["reason"] == "missing" && line["path"] == "/v1/chat/completions"));
+    for secret in [&acme, &bolt, &old] {
+        assert!(!gateway.log().contains(secret.as_str()));
+    }
+}
+
+#[tokio::test]
+async fn keys_rotate_under_load_without_a_refused_request() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let ((old, old_digest), (new, new_digest)) = (new_key(), new_key());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("acme.keys");
+    std::fs::write(&file, format!("{old_digest}\n")).unwrap();
+    let yaml = format!(
+        "consumers: [{{name: acme, keysFile: {}}}]
+backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: all, backendRefs: [{{name: x}}]}}]
+",
+        file.display(),
+        upstream.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = |key: String| {
+        let (client, stop) = (gateway.client(), stop.clone());
+        tokio::spawn(async move {
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let answer = client.post("/", &[("x-api-key", &key)], "{}").await;
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                count += 1;
+            }
+            count
+        })
+    };
+    let with_old = load(old.clone());
+    assert_eq!(client.post("/", &[("x-api-key", &new)], "").await.status, 401);
+    // The new key beside the old one, then both are used, then the old one goes.
+    std::fs::write(&file, format!("{old_digest} 2099-01-01\n{new_digest}\n")).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    let with_new = load(new.clone());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stop.store(true, Ordering::Relaxed);
+    assert!(with_old.await.unwrap() > 0 && with_new.await.unwrap() > 0);
+    std::fs::write(&file, format!("{new_digest}\n")).unwrap();
+    gateway.reloads(1).await;
+    assert_eq!(client.post("/", &[("x-api-key", &old)], "").await.status, 401, "the revoked key is not replayed");
+    assert_eq!(client.post("/", &[("x-api-key", &new)], "").await.status, 200);
+    // A file that is half written changes nothing.
+    std::fs::write(&file, format!("{new_digest}\nnot a digest\n")).unwrap();
+    let kept = gateway.reloads(2).await;
+    assert_eq!(kept["event"], "config_rejected");
+    assert!(kept["reason"].as_str().unwrap().contains("acme.keys:2"), "{kept}");
+    assert_eq!(client.post("/", &[("x-api-key", &new)], "").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_server_that_judges_may_be_down_and_the_request_waits_no_longer_than_it_was_told() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let slow = Upstream::start(|_| async {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        Some(reply(200, &[], ""))
+    })
+    .await;
+    let yaml = format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - {{name: closed, matches: [{{path: {{prefix: /closed}}}}], filters: [{{externalAuthorization: {{url: \"{slow}\", timeout: 100ms}}}}], backendRefs: [{{name: x}}]}}
+  - {{name: opened, matches: [{{path: {{prefix: /opened}}}}], filters: [{{externalAuthorization: {{url: \"{slow}\", timeout: 100ms, onFailure: open}}}}], backendRefs: [{{name: x}}]}}
+  - {{name: down, matches: [{{path: {{prefix: /down}}}}], filters: [{{externalAuthorization: {{url: \"{}\"}}}}], backendRefs: [{{name: x}}]}}
+",
+        upstream.url(),
+        Upstream::nobody().await,
+        slow = slow.url(),
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    let started = Instant::now();
+    for (path, status) in [("/closed", 403), ("/opened", 200), ("/down", 403)] {
+        assert_eq!(client.get(path).await.status, status, "{path}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(20), "a bound for a hang, not a measure");
+}

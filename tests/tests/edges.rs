@@ -1,0 +1,300 @@
+//! What stands at the edge: who the caller is, who may call, and attacks that are tried on every gateway.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::time::Duration;
+
+use spillway_tests::{Gateway, PATIENCE, Upstream, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+async fn start(listener: &str, route: &str, upstream: &Upstream) -> Gateway {
+    let url = upstream.url();
+    let yaml = format!(
+        "listeners: [{{name: l, address: \"127.0.0.1:0\"{listener}}}]
+backends: [{{name: up, endpoints: [{{url: \"{url}\"}}]}}]
+routes: [{{name: r, backendRefs: [{{name: up}}]{route}}}]
+"
+    );
+    Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await
+}
+
+/// Sends bytes as they are and gives what comes back until the connection ends or `enough` says so.
+async fn raw(gateway: &Gateway, bytes: &[u8], enough: impl Fn(&str) -> bool) -> String {
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = Vec::new();
+    let read = async {
+        let mut part = [0; 4096];
+        while let Ok(n @ 1..) = stream.read(&mut part).await {
+            answer.extend_from_slice(&part[..n]);
+            if enough(&String::from_utf8_lossy(&answer)) {
+                return;
+            }
+        }
+    };
+    let ended = tokio::time::timeout(PATIENCE, read).await.is_ok();
+    assert!(ended, "the connection stays open after {:?}", String::from_utf8_lossy(bytes));
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Sends bytes after which the gateway must close.
+async fn cut(gateway: &Gateway, bytes: &[u8]) -> String {
+    raw(gateway, bytes, |_| false).await
+}
+
+#[tokio::test]
+async fn attacks_on_the_framing_are_refused_and_the_connection_with_them() {
+    let upstream = Upstream::fixed(200, "reached").await;
+    let gateway = start(", limits: {maxHeaderBytes: 4KiB, headerTimeout: 1s}", "", &upstream).await;
+    let post = |headers: &str, body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n{body}");
+    let smuggled = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    for (attack, bytes) in [
+        ("Content-Length and Transfer-Encoding", post("Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", smuggled)),
+        ("the same in the other order", post("Transfer-Encoding: chunked\r\nContent-Length: 4\r\n", smuggled)),
+        ("the same in other letters", post("TRANSFER-ENCODING: chunked\r\ncontent-LENGTH: 4\r\n", smuggled)),
+        ("two lengths", post("Content-Length: 4\r\nContent-Length: 5\r\n", "abcde")),
+        ("a length with a sign", post("Content-Length: +4\r\n", "abcd")),
+        ("an unknown coding", post("Transfer-Encoding: xchunked\r\n", smuggled)),
+        ("chunked not last", post("Transfer-Encoding: chunked, identity\r\n", smuggled)),
+        ("a space before the colon", post("Transfer-Encoding : chunked\r\n", smuggled)),
+        ("a folded line", post("X-A: b\r\n Transfer-Encoding: chunked\r\n", "")),
+        (
+            "a coding under HTTP/1.0",
+            post("Transfer-Encoding: chunked\r\n", smuggled).replace("/1.1\r\nHost", "/1.0\r\nHost"),
+        ),
+        ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into()),
+        ("a host with a user", "GET / HTTP/1.1\r\nHost: user@a\r\n\r\n".into()),
+        ("no host", "GET / HTTP/1.1\r\n\r\n".into()),
+        ("a bare line feed in a name", "GET / HTTP/1.1\r\nHost: a\r\nX\n: b\r\n\r\n".into()),
+        ("a zero byte", "GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n".into()),
+        ("CONNECT", "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n".into()),
+        ("a header that is too long", format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(5000))),
+        ("a target that is too long", format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(5000))),
+        ("three hundred headers", format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(300))),
+        ("a header that never ends", "GET / HTTP/1.1\r\nHost: a\r\nX: ".into()),
+        ("silence", String::new()),
+        ("no HTTP at all", "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n".into()),
+    ] {
+        let answer = cut(&gateway, bytes.as_bytes()).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{attack}: {answer}");
+        assert_eq!(
+            answer.lines().filter(|line| line.starts_with("HTTP/1.1 ")).count(),
+            usize::from(!answer.is_empty()),
+            "{attack}: {answer}"
+        );
+        assert_eq!(upstream.count(), 0, "{attack} reached the server");
+    }
+    assert_eq!(gateway.client().get("/").await.text(), "reached", "honest callers are served all the while");
+}
+
+#[tokio::test]
+async fn who_is_slow_is_cut_off_in_every_phase() {
+    let upstream = Upstream::fixed(200, "x").await;
+    let limits = ", limits: {headerTimeout: 400ms, idleTimeout: 1s, bodyTimeout: 500ms}";
+    let gateway = start(limits, "", &upstream).await;
+    let mut slow = TcpStream::connect(gateway.address).await.unwrap();
+    let dripped = async {
+        // A byte now and then does not keep it alive.
+        for byte in b"GET / HTTP/1.1\r\nHost: a\r\nX-A: 0123456789012345678901234567890123456789" {
+            slow.write_all(&[*byte]).await?;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        std::io::Result::Ok(())
+    };
+    assert!(tokio::time::timeout(PATIENCE, dripped).await.unwrap().is_err(), "header");
+    let answer = cut(&gateway, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc").await;
+    assert!(!answer.contains("200"), "body: {answer}");
+    let answer = cut(&gateway, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.matches("HTTP/1.1 ").count() == 1,
+        "between requests: {answer}"
+    );
+    eventually("all are closed", || async {
+        (gateway.metric("spillway_connections{listener=\"l\"}").await == 0.0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn claims_of_who_the_caller_is_are_believed_from_trusted_proxies_only() {
+    let upstream = Upstream::fixed(200, "x").await;
+    let claims = [
+        ("x-forwarded-for", "1.1.1.1, 203.0.113.7, 127.0.0.9"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "evil.test"),
+        ("forwarded", "for=1.1.1.1"),
+        ("host", "a.test"),
+    ];
+    for (listener, client, scheme) in [
+        ("", "127.0.0.1", "http"),
+        (", clientAddress: {trustedProxies: [127.0.0.0/8]}", "203.0.113.7", "https"),
+        (", clientAddress: {trustedProxies: [10.0.0.0/8]}", "127.0.0.1", "http"),
+    ] {
+        let gateway = start(listener, "", &upstream).await;
+        let http = gateway.client();
+        http.send(http.request("GET", "/", &claims, "")).await;
+        let seen = upstream.last().headers;
+        let all = |name: &str| seen.get_all(name).iter().map(|v| v.to_str().unwrap().to_owned()).collect::<Vec<_>>();
+        assert_eq!(all("x-forwarded-for"), [client], "{listener}");
+        assert_eq!(all("x-forwarded-proto"), [scheme], "{listener}");
+        assert_eq!(all("x-forwarded-host"), ["a.test"], "{listener}");
+        assert!(all("forwarded").is_empty(), "{listener}");
+        let logged = eventually("the request is logged", || {
+            let line = gateway.events("access").first().cloned();
+            async move { line }
+        });
+        assert_eq!(logged.await["client"], client);
+    }
+}
+
+#[tokio::test]
+async fn the_proxy_protocol_is_needed_from_its_proxies_and_refused_from_all_others() {
+    let upstream = Upstream::fixed(200, "x").await;
+    let get = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let version1 = [b"PROXY TCP4 203.0.113.7 127.0.0.1 4711 80\r\n", &get[..]].concat();
+    let mut version2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    version2.extend([203, 0, 113, 8, 127, 0, 0, 1, 0, 1, 0, 80]);
+    version2.extend(get);
+    let behind = start(", proxyProtocol: {from: [127.0.0.1]}, limits: {handshakeTimeout: 500ms}", "", &upstream).await;
+    for (bytes, client) in [(&version1, "203.0.113.7"), (&version2, "203.0.113.8")] {
+        let answer = cut(&behind, bytes).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(upstream.last().headers["x-forwarded-for"], client);
+    }
+    for (what, bytes) in [
+        ("no header", &get[..]),
+        ("half a header", b"PROXY TCP4 203.0"),
+        ("nonsense", b"PROXY TCP4 a b c d\r\n"),
+        ("silence", b""),
+    ] {
+        assert_eq!(cut(&behind, bytes).await, "", "{what}");
+    }
+    assert_eq!(
+        behind.metric("spillway_connections_refused_total{listener=\"l\",reason=\"proxy_protocol\"}").await,
+        2.0
+    );
+    assert_eq!(behind.metric("spillway_connections_refused_total{listener=\"l\",reason=\"timeout\"}").await, 2.0);
+
+    let before = upstream.count();
+    let direct = start(", proxyProtocol: {from: [10.0.0.0/8]}", "", &upstream).await;
+    let answer = cut(&direct, &version1).await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert_eq!(upstream.count(), before, "a header from anybody else is no request");
+    let answer = cut(&direct, get).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(upstream.last().headers["x-forwarded-for"], "127.0.0.1");
+}
+
+#[tokio::test]
+async fn an_address_has_only_so_many_connections() {
+    let upstream = Upstream::fixed(200, "x").await;
+    let gateway = start(", limits: {maxConnectionsPerAddress: 3}", "", &upstream).await;
+    let get = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        stream.write_all(get).await.unwrap();
+        assert!(stream.read(&mut [0; 1000]).await.unwrap() > 0);
+        held.push(stream);
+    }
+    assert_eq!(cut(&gateway, get).await, "");
+    drop(held.pop());
+    eventually("the place is free again", || async {
+        let answer = raw(&gateway, get, |answer| answer.contains("\r\n\r\n")).await;
+        answer.starts_with("HTTP/1.1 200").then_some(())
+    })
+    .await;
+    assert!(gateway.metric("spillway_connections_refused_total{listener=\"l\",reason=\"address_limit\"}").await >= 1.0);
+}
+
+#[tokio::test]
+async fn addresses_are_let_in_and_kept_out_by_network() {
+    let upstream = Upstream::fixed(200, "x").await;
+    let route = ", filters: [{clientAddress: {allow: [203.0.113.0/24], deny: [203.0.113.7]}}]";
+    let gateway = start(", clientAddress: {trustedProxies: [127.0.0.1]}", route, &upstream).await;
+    let http = gateway.client();
+    for (client, status) in [("203.0.113.1", 200), ("203.0.113.7", 403), ("198.51.100.1", 403)] {
+        let answer = http.send(http.request("GET", "/", &[("x-forwarded-for", client)], "")).await;
+        assert_eq!(answer.status, status, "{client}");
+    }
+}
+
+#[tokio::test]
+async fn pages_of_allowed_origins_may_call_and_what_they_ask_before_needs_no_credential() {
+    let upstream = Upstream::start(|_| async {
+        Some(spillway_tests::reply(200, &[("access-control-allow-origin", "*"), ("x-usage", "1")], "x"))
+    })
+    .await;
+    let url = upstream.url();
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+backends: [{{name: up, endpoints: [{{url: \"{url}\"}}]}}]
+consumers: [{{name: c, keys: [{{sha256: \"{digest}\"}}]}}]
+routes:
+  - name: r
+    matches: [{{path: {{prefix: /v1}}, method: POST}}]
+    filters: [{{cors: {{allowOrigins: [\"https://app.test\"], allowMethods: [POST], allowHeaders: [\"*\"], exposeHeaders: [x-usage], maxAge: 1h, allowCredentials: true}}}}]
+    backendRefs: [{{name: up}}]
+",
+        digest = "a".repeat(64)
+    );
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await;
+    let http = gateway.client();
+    let ask = async |origin: &str, method: &str| {
+        let headers = [
+            ("origin", origin),
+            ("access-control-request-method", method),
+            ("access-control-request-headers", "authorization,content-type"),
+        ];
+        http.send(http.request("OPTIONS", "/v1/chat", &headers, "")).await
+    };
+    let answer = ask("https://app.test", "POST").await;
+    assert_eq!(answer.status, 204, "{}", answer.text());
+    for (name, value) in [
+        ("access-control-allow-origin", "https://app.test"),
+        ("access-control-allow-methods", "GET, HEAD, POST"),
+        ("access-control-allow-headers", "authorization,content-type"),
+        ("access-control-allow-credentials", "true"),
+        ("access-control-max-age", "3600"),
+    ] {
+        assert_eq!(answer.header(name), value, "{name}");
+    }
+    assert!(!answer.headers.contains_key("content-length"));
+    let vary: Vec<_> = answer.headers.get_all("vary").iter().map(|v| v.to_str().unwrap()).collect();
+    assert!(vary.contains(&"Origin"), "{vary:?}");
+    assert_eq!(ask("https://evil.test", "POST").await.status, 403);
+    assert_eq!(ask("https://app.test", "DELETE").await.status, 404, "no route takes that method");
+
+    let post = async |origin: &str| http.post("/v1/chat", &[("origin", origin)], "").await;
+    let refused = post("https://app.test").await;
+    assert_eq!(refused.status, 401);
+    assert_eq!(refused.header("access-control-allow-origin"), "https://app.test", "the page may read why");
+    let foreign = post("https://evil.test").await;
+    assert_eq!(foreign.header("access-control-allow-origin"), "");
+    assert_eq!(upstream.count(), 0);
+}
+
+#[tokio::test]
+async fn callers_are_sent_on_to_tls_and_servers_see_another_path() {
+    let upstream = Upstream::fixed(200, "x").await;
+    let route = ", matches: [{path: {prefix: /v1}}], filters: [{redirect: {scheme: https, status: 308}}, {strictTransportSecurity: {}}, {urlRewrite: {replacePrefix: /openai/v1, hostname: api.internal}}]";
+    let gateway = start(", clientAddress: {trustedProxies: [127.0.0.1]}", route, &upstream).await;
+    let http = gateway.client();
+    let answer = http.send(http.request("POST", "/v1/chat?x=1", &[("host", "a.test:8080")], "")).await;
+    assert_eq!((answer.status.as_u16(), answer.header("location")), (308, "https://a.test/v1/chat?x=1"));
+    assert_eq!(answer.header("strict-transport-security"), "", "nobody has to believe it without TLS");
+    let headers = [("host", "a.test"), ("x-forwarded-proto", "https")];
+    let answer = http.send(http.request("POST", "/v1/chat?x=1", &headers, "")).await;
+    assert_eq!((answer.status.as_u16(), answer.header("strict-transport-security")), (200, "max-age=31536000"));
+    let seen = upstream.last();
+    assert_eq!((seen.path.as_str(), seen.headers["host"].to_str().unwrap()), ("/openai/v1/chat?x=1", "api.internal"));
+    assert_eq!(seen.headers["x-forwarded-host"], "a.test");
+}

@@ -1,0 +1,186 @@
+//! How much a caller may use: tokens, requests at a time, budgets.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use bytes::Bytes;
+use spillway_tests::{Answer, Client, Gateway, Upstream, eventually, new_key, reply, streamed};
+use tokio::sync::mpsc;
+
+fn answer_using(prompt: u64, completion: u64) -> String {
+    serde_json::json!({
+        "id": "c", "object": "chat.completion", "created": 1, "model": "m",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
+    })
+    .to_string()
+}
+
+fn yaml(upstream: &Upstream, digest: &str, limits: &str, more: &str) -> String {
+    format!(
+        "consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}], limits: {limits}}}]
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: x}}]}}]
+{more}",
+        upstream.url()
+    )
+}
+
+/// A chat of 10 tokens of prompt by estimate.
+async fn chat(client: &Client, key: &str, max_tokens: u64, stream: bool) -> Answer {
+    let body = serde_json::json!({
+        "model": "m", "messages": [{"role": "user", "content": "x".repeat(40)}], "max_tokens": max_tokens, "stream": stream,
+    });
+    client
+        .post("/v1/chat/completions", &[("x-api-key", key), ("content-type", "application/json")], body.to_string())
+        .await
+}
+
+fn left(answer: &Answer) -> u64 {
+    answer.header("x-ratelimit-remaining-tokens").parse().unwrap_or_else(|_| panic!("{:?}", answer.headers))
+}
+
+#[tokio::test]
+async fn tokens_are_reserved_by_estimate_and_settled_by_usage() {
+    let upstream = Upstream::start(|seen| async move {
+        let body: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
+        let json = [("content-type", "application/json")];
+        Some(match body["max_tokens"].as_u64().unwrap() {
+            7 => reply(500, &json, r#"{"error":{"message":"no","type":"server_error"}}"#),
+            9 => reply(
+                200,
+                &[("content-type", "text/event-stream")],
+                concat!(
+                    "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n",
+                    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":20,\"completion_tokens\":30}}\n\n",
+                    "data: [DONE]\n\n",
+                ),
+            ),
+            8 => reply(
+                200,
+                &[("content-type", "text/event-stream")],
+                concat!(
+                    "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n",
+                    "data: {\"choices\":[{\"delta\":{\"content\":\"b\"}}]}\n\n",
+                    "data: [DONE]\n\n",
+                ),
+            ),
+            _ => reply(200, &json, answer_using(15, 5)),
+        })
+    })
+    .await;
+    let (key, digest) = new_key();
+    let gateway = Gateway::start(&yaml(&upstream, &digest, "{tokens: 1000/h}", "")).await;
+    let client = gateway.client();
+    let first = chat(&client, &key, 490, false).await;
+    assert_eq!((first.status.as_u16(), left(&first)), (200, 500), "10 for the prompt, 490 for the answer");
+    assert_eq!(first.header("x-ratelimit-limit-tokens"), "1000");
+    assert_eq!(first.header("ratelimit-policy"), "\"tokens\";q=1000;w=3600");
+    assert!(first.header("ratelimit").starts_with("\"tokens\";r=500;t="), "{}", first.header("ratelimit"));
+    // 20 were used.
+    let second = chat(&client, &key, 7, false).await;
+    assert_eq!((second.status.as_u16(), left(&second)), (500, 980 - 17));
+    // An error of the upstream cost nothing.
+    let third = chat(&client, &key, 9, true).await;
+    assert_eq!((third.status.as_u16(), left(&third)), (200, 980 - 19));
+    // A stream that tells its usage: 50. One that tells none: its events, and the estimate of its prompt.
+    let fourth = chat(&client, &key, 8, true).await;
+    assert_eq!(left(&fourth), 930 - 18);
+    let fifth = chat(&client, &key, 100, false).await;
+    assert_eq!(left(&fifth), 930 - 12 - 110);
+    // More than fits now waits for it; more than ever fits is told so.
+    let refused = chat(&client, &key, 900, false).await;
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
+    assert_eq!(left(&refused), 898);
+    let wait: u64 = refused.header("retry-after").parse().unwrap();
+    assert!((40..=44).contains(&wait), "12 tokens are missing, each takes 3.6 s: {wait}");
+    let never = chat(&client, &key, 991, false).await;
+    assert_eq!((never.status.as_u16(), never.json()["error"]["code"].as_str().unwrap()), (400, "tokens_exceed_limit"));
+    assert_eq!(upstream.count(), 5);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_left_costs_what_was_sent() {
+    let (parts, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(8);
+    let receiver = std::sync::Mutex::new(Some(receiver));
+    let upstream = Upstream::start(move |_| {
+        let receiver = receiver.lock().unwrap().take();
+        async move {
+            Some(match receiver {
+                Some(receiver) => streamed(&[("content-type", "text/event-stream")], receiver),
+                None => reply(200, &[("content-type", "application/json")], answer_using(1, 1)),
+            })
+        }
+    })
+    .await;
+    let (key, digest) = new_key();
+    let gateway = Gateway::start(&yaml(&upstream, &digest, "{tokens: 1000/h, concurrency: 1}", "")).await;
+    let client = gateway.client();
+    let body =
+        serde_json::json!({"model": "m", "messages": [{"role": "user", "content": "x".repeat(40)}], "stream": true});
+    let mut stream = client
+        .stream(client.request("POST", "/v1/chat/completions", &[("x-api-key", &key)], body.to_string()))
+        .await
+        .unwrap();
+    let event = Bytes::from("data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n");
+    for _ in 0..3 {
+        parts.send(Ok(event.clone())).await.unwrap();
+        stream.part().await.unwrap().unwrap();
+    }
+    // It runs: another one of this consumer does not.
+    let second = chat(&client, &key, 10, false).await;
+    assert_eq!(second.status, 429, "{}", second.text());
+    assert!(second.text().contains("1 requests at the same time"));
+    drop(stream);
+    let after = eventually("the request that was left has ended", || async {
+        let answer = chat(&client, &key, 10, false).await;
+        (answer.status == 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(left(&after), 1000 - 13 - 20, "10 for the prompt, 3 events; then 20 are reserved");
+}
+
+#[tokio::test]
+async fn a_budget_survives_a_crash_and_money_is_counted_by_prices() {
+    let upstream = Upstream::start(|_| async {
+        Some(reply(200, &[("content-type", "application/json")], answer_using(600, 400)))
+    })
+    .await;
+    let (key, digest) = new_key();
+    let prices = "prices: [{model: m, input: 1.0, output: 2.0}]";
+    // 600 x $1 + 400 x $2 for a million: $0.0014 for each.
+    let yaml = yaml(&upstream, &digest, "{budget: {tokens: 10000, usd: 0.003, per: day}}", prices);
+    let gateway = Gateway::start(&yaml).await;
+    assert_eq!(chat(&gateway.client(), &key, 10, false).await.status, 200);
+    // What was spent is written within half a second.
+    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+    let gateway = gateway.crash_and_restart(&yaml).await;
+    let client = gateway.client();
+    assert_eq!(chat(&client, &key, 10, false).await.status, 200);
+    let refused = chat(&client, &key, 1000, false).await;
+    assert_eq!(refused.status, 429, "{}", refused.text());
+    assert_eq!(refused.json()["error"]["type"], "insufficient_quota");
+    assert_eq!(refused.header("x-should-retry"), "false");
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() <= 86_400);
+    assert_eq!(upstream.count(), 2);
+}
+
+#[tokio::test]
+async fn a_limit_on_trial_counts_what_it_would_refuse() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let (key, digest) = new_key();
+    let gateway = Gateway::start(&yaml(&upstream, &digest, "{requests: 1/h, onExceeded: shadow}", "")).await;
+    let client = gateway.client();
+    for _ in 0..3 {
+        assert_eq!(chat(&client, &key, 10, false).await.status, 200);
+    }
+    let series = "spillway_limit_shadow_refusals_total{limit=\"consumer acme/requests/3600\"}";
+    assert_eq!(gateway.metric(series).await, 2.0);
+}
