@@ -10,7 +10,7 @@
 )]
 
 use bytes::Bytes;
-use spillway_tests::{Answer, Client, Gateway, Upstream, eventually, new_key, reply, streamed};
+use spillway_tests::{Answer, Client, Gateway, Upstream, eventually, new_key, python, reply, repository, streamed};
 use tokio::sync::mpsc;
 
 fn answer_using(prompt: u64, completion: u64) -> String {
@@ -40,6 +40,14 @@ async fn chat(client: &Client, key: &str, max_tokens: u64, stream: bool) -> Answ
     client
         .post("/v1/chat/completions", &[("x-api-key", key), ("content-type", "application/json")], body.to_string())
         .await
+}
+
+/// Waits until no request runs: an answer is settled when its last byte is out.
+async fn settled(gateway: &Gateway) {
+    eventually("nothing runs", || async {
+        (gateway.metric("spillway_requests_in_flight{http_route=\"chat\"}").await == 0.0).then_some(())
+    })
+    .await;
 }
 
 fn left(answer: &Answer) -> u64 {
@@ -84,16 +92,21 @@ async fn tokens_are_reserved_by_estimate_and_settled_by_usage() {
     assert_eq!(first.header("ratelimit-policy"), "\"tokens\";q=1000;w=3600");
     assert!(first.header("ratelimit").starts_with("\"tokens\";r=500;t="), "{}", first.header("ratelimit"));
     // 20 were used.
+    settled(&gateway).await;
     let second = chat(&client, &key, 7, false).await;
     assert_eq!((second.status.as_u16(), left(&second)), (500, 980 - 17));
     // An error of the upstream cost nothing.
+    settled(&gateway).await;
     let third = chat(&client, &key, 9, true).await;
     assert_eq!((third.status.as_u16(), left(&third)), (200, 980 - 19));
+    settled(&gateway).await;
     // A stream that tells its usage: 50. One that tells none: its events, and the estimate of its prompt.
     let fourth = chat(&client, &key, 8, true).await;
     assert_eq!(left(&fourth), 930 - 18);
+    settled(&gateway).await;
     let fifth = chat(&client, &key, 100, false).await;
     assert_eq!(left(&fifth), 930 - 12 - 110);
+    settled(&gateway).await;
     // More than fits now waits for it; more than ever fits is told so.
     let refused = chat(&client, &key, 900, false).await;
     assert_eq!(refused.status, 429);
@@ -183,4 +196,36 @@ async fn a_limit_on_trial_counts_what_it_would_refuse() {
     }
     let series = "spillway_limit_shadow_refusals_total{limit=\"consumer acme/requests/3600\"}";
     assert_eq!(gateway.metric(series).await, 2.0);
+}
+
+#[tokio::test]
+async fn the_official_client_meets_the_limits_of_three_consumers() {
+    let upstream =
+        Upstream::start(|_| async { Some(reply(200, &[("content-type", "application/json")], answer_using(60, 40))) })
+            .await;
+    let keys = [new_key(), new_key(), new_key()];
+    let limits = ["{requests: 2/h}", "{tokens: 1000/h}", "{budget: {tokens: 100, per: month}}"];
+    let consumers: String = keys
+        .iter()
+        .zip(limits)
+        .enumerate()
+        .map(|(n, ((_, digest), limits))| {
+            format!("  - {{name: c{n}, keys: [{{sha256: \"{digest}\"}}], limits: {limits}}}\n")
+        })
+        .collect();
+    let gateway = Gateway::start(&format!(
+        "consumers:\n{consumers}backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: chat, backendRefs: [{{name: x}}]}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let out = tokio::process::Command::new(python())
+        .arg(repository().join("tests/python/limits_client.py"))
+        .arg(format!("http://{}/v1", gateway.address))
+        .args(keys.iter().map(|(key, _)| key))
+        .output()
+        .await
+        .unwrap();
+    assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
 }

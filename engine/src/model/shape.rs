@@ -108,7 +108,13 @@ impl Shape {
             _ => 1.0,
         };
         let factors = match file.has("rope_freqs.weight") {
-            true => values(file, "rope_freqs.weight", rope_dim / 2)?,
+            true => {
+                let factors = values(file, "rope_freqs.weight", rope_dim / 2)?;
+                if factors.iter().any(|factor| !factor.is_finite() || *factor <= 0.0) {
+                    return Err(file.corrupt("`rope_freqs.weight` has a factor that is not above 0"));
+                }
+                factors
+            }
             false => Vec::new(),
         };
         let default_base = if gemma { 1e6 } else { 1e4 };
@@ -166,7 +172,7 @@ impl Shape {
     /// Where a layer looks: its window, if it has one.
     pub(super) fn window(&self, layer: usize) -> Option<u32> {
         let local = self.local.as_ref()?;
-        ((layer + 1) % local.period != 0).then_some(local.window)
+        (!(layer + 1).is_multiple_of(local.period)).then_some(local.window)
     }
 
     /// Sizes for an executor: a KV cache for all sequences, or as many as the budget allows, one at least.

@@ -79,7 +79,7 @@ fn small(architecture: &str, kind: TensorType) -> Gguf {
     // Gemma looks at everything in its sixth layer only.
     let layers = if architecture == "gemma3" { 6 } else { 2 };
     let mut rng = ChaCha8Rng::seed_from_u64(21);
-    let mut file = Gguf::default();
+    let mut file = Gguf::gentle();
     file.text("general.architecture", architecture);
     for (key, value) in [
         ("context_length", 128),
@@ -186,23 +186,24 @@ fn same_probabilities(architecture: &str, kind: TensorType) {
     let answers = judge(file.path(), &ends.map(call).collect::<Vec<_>>());
     let theirs: Vec<_> = answers.iter().map(|answer| &answer["completion_probabilities"][0]).collect();
     let ours = log_probabilities(file.path(), &tokens, STEPS);
-    let (mut sum, mut count, mut most) = (0.0, 0.0, 0.0f64);
+    // How far the two distributions are apart (Kullback and Leibler's divergence, in nats), at the worst step.
+    let mut worst = 0.0f64;
     for (ours, theirs) in ours.iter().zip(theirs) {
-        for token in theirs["top_logprobs"].as_array().unwrap() {
-            let theirs = token["logprob"].as_f64().unwrap();
-            let ours = ours[token["id"].as_u64().unwrap() as usize];
-            if theirs.is_finite() && theirs > -20.0 {
-                (sum, count, most) = (sum + (ours - theirs).abs(), count + 1.0, most.max((ours - theirs).abs()));
-            }
-        }
+        let apart = theirs["top_logprobs"].as_array().unwrap().iter().filter_map(|token| {
+            let theirs = token["logprob"].as_f64().filter(|theirs| *theirs > -50.0)?;
+            Some(theirs.exp() * (theirs - ours[token["id"].as_u64().unwrap() as usize]))
+        });
+        let told: f64 = theirs["top_logprobs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|token| token["logprob"].as_f64().unwrap().exp())
+            .sum();
+        assert!((told - 1.0).abs() < 0.01, "llama.cpp tells of all tokens: {told}");
+        worst = worst.max(apart.sum());
     }
-    println!("{architecture} {kind:?}: log probabilities differ by {:.4} in the mean, {most:.4} at most", sum / count);
-    assert!(count > 100.0, "{count} probabilities");
-    assert!(
-        sum / count < 0.05 && most < 0.4,
-        "{architecture} {kind:?}: {:.4} in the mean, {most:.4} at most",
-        sum / count
-    );
+    println!("{architecture} {kind:?}: {worst:.5} nats from llama.cpp");
+    assert!(worst < 0.02, "{architecture} {kind:?}: {worst:.5} nats from llama.cpp");
 }
 
 #[test]
@@ -227,15 +228,18 @@ fn every_type_gives_the_probabilities_of_llama_cpp_in_gemma3() {
 
 /// Holds the tokens of the corpus against llama.cpp's, and that the tokens spell the text.
 fn same_tokens(path: &Path, spells: bool) {
-    same_tokens_in(path, spells, json!({"model": path, "context": 512}));
+    same_tokens_in(path, spells, json!({"model": path, "context": 512}), &[]);
 }
 
-fn same_tokens_in(path: &Path, spells: bool, mut order: Value) {
+fn same_tokens_in(path: &Path, spells: bool, mut order: Value, except: &[&str]) {
     let tokenizer = Tokenizer::new(&ModelFile::open(path).unwrap()).unwrap();
     let call = |text: &&str| json!(["/tokenize", {"content": text, "add_special": false, "parse_special": false}]);
     order["calls"] = CORPUS.iter().map(call).collect();
     let answers = ask(&order);
     for (text, answer) in CORPUS.iter().zip(answers) {
+        if except.contains(text) {
+            continue;
+        }
         let mut tokens = Vec::new();
         tokenizer.encode(text, &mut tokens);
         assert_eq!(json!(tokens), answer["tokens"], "tokens of {text:?}");
@@ -404,9 +408,16 @@ fn embeddings_are_those_of_llama_cpp_from_safetensors_and_from_gguf() {
     let path = minilm();
     let gguf = minilm_as_gguf(&path);
     let order = json!({"model": gguf.path(), "context": 512, "embedding": true, "pooling": "mean"});
-    same_tokens_in(gguf.path(), false, order);
-    let call = |text: &&str| json!(["/embedding", {"content": text}]);
-    let calls: Vec<_> = CORPUS.iter().map(call).collect();
+    // Where syllables of Hangul are taken apart, llama.cpp loses their vowels; the tokenizer of the model's makers does not.
+    let apart = CORPUS.iter().copied().filter(|text| text.contains('の')).collect::<Vec<_>>();
+    assert_eq!(apart.len(), 1);
+    same_tokens_in(gguf.path(), false, order, &apart);
+    let [of_folder, of_gguf] = [path.as_path(), gguf.path()].map(|path| {
+        let tokenizer = Tokenizer::new(&ModelFile::open(path).unwrap()).unwrap();
+        CORPUS.map(|text| tokenizer.encode_text(text))
+    });
+    assert_eq!(of_folder, of_gguf);
+    let calls: Vec<_> = of_folder.iter().map(|tokens| json!(["/embedding", {"content": tokens}])).collect();
     let order = json!({"model": gguf.path(), "context": 512, "embedding": true, "pooling": "mean", "calls": calls});
     let theirs: Vec<Vec<f32>> =
         ask(&order).iter().map(|answer| serde_json::from_value(answer[0]["embedding"][0].clone()).unwrap()).collect();
@@ -435,10 +446,18 @@ fn embeddings_are_those_of_llama_cpp_from_safetensors_and_from_gguf() {
     }
 }
 
-const PROSE: &str = "The lighthouse stood at the end of a long spit of sand, and for most of the year nobody came to it but the \
-    keeper and the woman who brought the mail. On clear days one could see the islands, low and blue, and the white sails \
-    of the boats that fished between them. When the fog came in, the keeper lit the lamp at noon and wound the clockwork \
-    of the horn, which sounded every thirty seconds until the air was clear again.";
+const PROSE: &str = "The lighthouse stood at the end of a long spit of sand, and for most of the year nobody came to it but \
+    the keeper and the woman who brought the mail. On clear days one could see the islands, low and blue, \
+    and the white sails of the boats that fished between them. When the fog came in, the keeper lit the lamp \
+    at noon and wound the clockwork of the horn, which sounded every thirty seconds until the air was clear \
+    again. In the spring of the third year a ship ran aground on the bar. It was a small coaster with a \
+    cargo of timber, and its master had taken the light for that of the harbour ten miles to the north. The \
+    keeper rowed out with a line and brought the crew ashore two at a time, seven men and a boy, while the \
+    tide rose and the wind turned to the west. By evening the hull had broken in two, and the planks of its \
+    cargo lay along the beach for a mile. The people of the village came with carts and carried them away, \
+    and for many years afterwards one could tell by the pale, straight boards in the walls of the barns who \
+    had come early and who had come late. The boy stayed with the keeper. He learned to trim the wick and to \
+    polish the brass, and he kept the book in which the weather was written down four times a day.";
 
 /// Holds the perplexity of a text against llama.cpp's.
 fn same_perplexity(path: &Path) {
@@ -451,7 +470,9 @@ fn same_perplexity(path: &Path) {
             json!(["/completion", body])
         })
         .collect();
-    let theirs: Vec<f64> = judge(path, &calls)
+    // Its flash attention sums in f16; without it, it is the exacter judge.
+    let order = json!({"model": path, "context": 512, "flash_attention": false, "calls": calls});
+    let theirs: Vec<f64> = ask(&order)
         .iter()
         .zip(&tokens[1..])
         .map(|(answer, token)| {
@@ -461,18 +482,17 @@ fn same_perplexity(path: &Path) {
         })
         .collect();
     let shape = Shape::of(&file).unwrap();
-    let sizes = crate::exec::Sizes { max_picks: 64, ..shape.sizes(256, 1, 1 << 28) };
-    let opened = crate::device::open(&crate::DeviceChoice::Auto).unwrap();
-    let mut gpu = crate::exec::gpu::Gpu::new(opened, sizes, None, false).unwrap();
-    let model = Decoder::load(&shape, &file, &sizes, &mut gpu).unwrap();
-    crate::exec::Executor::ready(&mut gpu).unwrap();
+    let sizes = crate::exec::Sizes { max_picks: 64, ..shape.sizes(512, 1, 1 << 28) };
+    let mut cpu = crate::exec::cpu::Cpu::new(crate::CpuUnit::best(), 2, sizes).unwrap();
+    let model = Decoder::load(&shape, &file, &sizes, &mut cpu).unwrap();
+    crate::exec::Executor::ready(&mut cpu).unwrap();
     let pages: Vec<u32> = (1..=sizes.pages_per_slot() as u32).collect();
     let mut ours = Vec::new();
     for (n, chunk) in tokens[..tokens.len() - 1].chunks(64).enumerate() {
         let row = |(at, token): (usize, &u32)| Row { token: *token, position: (n * 64 + at) as u32, slot: 0 };
         let rows: Vec<_> = chunk.iter().enumerate().map(row).collect();
         let picks = (0..rows.len() as u32).collect();
-        let logits = model.forward(&mut gpu, &Batch { rows, picks, pages: pages.clone(), types: vec![] }).unwrap();
+        let logits = model.forward(&mut cpu, &Batch { rows, picks, pages: pages.clone(), types: vec![] }).unwrap();
         for (at, logits) in logits.chunks(shape.vocabulary).enumerate() {
             let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let total: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
@@ -561,7 +581,7 @@ fn a_reranker_scores_pairs_alone_as_in_company() {
         "a proxy",
         "proxys is what",
         "",
-        "unknown words what is a proxy and what is a proxy and what is a proxy and what is a proxy and so on",
+        "unknown words what is a proxy and what is a proxy and what is a proxy and what is a proxy and so on and on",
     ];
     let documents = documents.map(str::to_owned).to_vec();
     let together = wait(engine.rerank("what is a proxy", documents.clone())).unwrap();

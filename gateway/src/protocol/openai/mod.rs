@@ -2,10 +2,12 @@
 
 mod encoded;
 mod observe;
+mod prefix;
 mod request;
 mod response;
 
 pub use encoded::{embeddings, ranking};
 pub use observe::{Observation, ObservedError, Observer, Usage};
+pub use prefix::prompt_prefix;
 pub use request::{ChatRequest, Encode, EncodeRequest, Message, Peek, ResponseFormat, model_not_found, peek};
 pub use response::{Answer, ModelCard, Spent, WholeChoice, model, models_list};
