@@ -34,6 +34,7 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_HEAD = do_OPTIONS = do_GET
     def log_message(self, *_): pass
 server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+server.handle_error = lambda *_: None
 print(server.server_port, flush=True)
 server.serve_forever()
 EOF

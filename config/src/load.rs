@@ -8,7 +8,7 @@ use crate::catalog::FilterCatalog;
 use crate::check::{Checker, Mistake};
 use crate::diagnostic::{Diagnostic, Report, Severity};
 use crate::json_schema::json_schema;
-use crate::schema::Config;
+use crate::schema::{Config, Endpoint};
 use crate::tree::{self, Node, Value};
 use crate::validate::{self, Segment};
 use crate::values::Secret;
@@ -23,8 +23,9 @@ pub trait FileChecks {
     /// Whether a model file can be run; the error says what is wrong with it.
     fn model(&self, path: &Path) -> Result<(), String>;
     /// Whether a certificate and its key belong together; the error names the file that is at fault. What is sound and
-    /// may not be meant, such as a certificate that has expired, comes back as text.
-    fn certificate(&self, cert: &Path, key: &Path) -> Result<Vec<String>, String>;
+    /// may not be meant, such as a certificate that has expired, or one without a name that is to be a server's, comes
+    /// back as text.
+    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, String>;
     /// Whether a file holds authorities.
     fn authorities(&self, path: &Path) -> Result<(), String>;
 }
@@ -37,7 +38,7 @@ impl FileChecks for NoFileChecks {
     fn model(&self, _: &Path) -> Result<(), String> {
         Ok(())
     }
-    fn certificate(&self, _: &Path, _: &Path) -> Result<Vec<String>, String> {
+    fn certificate(&self, _: &Path, _: &Path, _: bool) -> Result<Vec<String>, String> {
         Ok(Vec::new())
     }
     fn authorities(&self, _: &Path) -> Result<(), String> {
@@ -70,15 +71,18 @@ pub struct Loaded {
 
 /// Reads and checks a file.
 pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<Loaded, Report> {
-    let cannot = |e: &dyn std::fmt::Display| Report::of_file(path, format!("cannot read the configuration: {e}"));
+    load_text(path, &read(path)?, options)
+}
+
+fn read(path: &Path) -> Result<String, Report> {
+    let cannot = |e: &dyn std::fmt::Display| Report::of_file(path, format!("cannot read the file: {e}"));
     let metadata = std::fs::metadata(path).map_err(|e| cannot(&e))?;
     if metadata.len() > MAX_FILE {
         return Err(cannot(&format!("it has {} bytes; the most is 4 MiB", metadata.len())));
     }
     let bytes = std::fs::read(path).map_err(|e| cannot(&e))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|e| cannot(&format!("it is not UTF-8 from byte {} on", e.utf8_error().valid_up_to())))?;
-    load_text(path, &text, options)
+    String::from_utf8(bytes)
+        .map_err(|e| cannot(&format!("it is not UTF-8 from byte {} on", e.utf8_error().valid_up_to())))
 }
 
 /// Checks the text of a file.
@@ -112,6 +116,27 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
         }
     };
     let files = absolute(&mut config, path);
+    let mut further = Report::default();
+    for backend in &mut config.backends {
+        let Some(file) = backend.endpoints_file.clone() else { continue };
+        match endpoints(&file, &schema) {
+            Ok(endpoints) => backend.endpoints.extend(endpoints),
+            Err(report) => further.diagnostics.extend(report.diagnostics),
+        }
+    }
+    if further.has_errors() {
+        // Where files need not be there yet, a missing one is no mistake; a wrong one is.
+        let missing = |d: &Diagnostic| options.offline && !d.file.exists();
+        for diagnostic in &mut further.diagnostics {
+            if missing(diagnostic) {
+                diagnostic.severity = Severity::Warning;
+            }
+        }
+        reporter.report.diagnostics.append(&mut further.diagnostics);
+        if reporter.report.has_errors() {
+            return Err(reporter.finish());
+        }
+    }
     let mut context = validate::Context { config: &config, options, findings: Vec::new() };
     validate::all(&mut context);
     for finding in context.findings {
@@ -125,6 +150,32 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
         return Err(report);
     }
     Ok(Loaded { config, warnings: report, files })
+}
+
+/// The endpoints of a file that other programs write.
+fn endpoints(path: &Path, schema: &serde_json::Value) -> Result<Vec<Endpoint>, Report> {
+    let text = read(path)?;
+    let mut reporter = Reporter { file: path, lines: text.lines().collect(), report: Report::default() };
+    let root = match tree::parse(&text) {
+        Ok(root) => root,
+        Err(e) => {
+            reporter
+                .add(Severity::Error, Mistake { place: e.place, path: String::new(), message: e.message, help: None });
+            return Err(reporter.report);
+        }
+    };
+    let empty = serde_json::Map::new();
+    let definitions = schema.get("$defs").and_then(serde_json::Value::as_object).unwrap_or(&empty);
+    let list = serde_json::json!({"type": "array", "items": {"$ref": "#/$defs/Endpoint"}});
+    let mut checker = Checker { definitions, mistakes: Vec::new() };
+    checker.walk(&root, &list, "");
+    for mistake in checker.mistakes {
+        reporter.add(Severity::Error, mistake);
+    }
+    if reporter.report.has_errors() {
+        return Err(reporter.finish());
+    }
+    serde_json::from_value(root.to_json()).map_err(|e| Report::of_file(path, format!("cannot be decoded: {e}")))
 }
 
 struct Reporter<'t> {
@@ -220,6 +271,9 @@ fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
     };
     for model in &mut config.models {
         take(&mut model.source);
+    }
+    for file in config.backends.iter_mut().filter_map(|backend| backend.endpoints_file.as_mut()) {
+        take(file);
     }
     for tls in config.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()) {
         for pair in &mut tls.certificates {

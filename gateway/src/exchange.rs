@@ -15,6 +15,7 @@ use crate::listener::ConnectionInfo;
 use crate::protocol::Api;
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::Span;
+use crate::tls::ClientCertificate;
 use crate::upstream::RequestBody;
 
 /// How a request ends before it was answered by an endpoint or a model.
@@ -121,6 +122,8 @@ pub struct Exchange {
     pub client_text: HeaderValue,
     /// Whether the caller spoke TLS, to us or to a trusted proxy.
     pub secure: bool,
+    /// The certificate that the client showed, verified.
+    pub certificate: Option<Arc<ClientCertificate>>,
     /// The page that a browser asks for (`Origin`).
     pub origin: Option<HeaderValue>,
     /// Time between two parts of a body that is passed on.
@@ -178,6 +181,7 @@ impl Exchange {
             client: from.client,
             client_text: from.text,
             secure: from.secure,
+            certificate: connection.tls.as_ref().and_then(|tls| tls.client.clone()),
             origin: headers.get(header::ORIGIN).cloned(),
             body_pause: connection.limits.body_timeout.0,
             span,

@@ -229,3 +229,44 @@ async fn a_client_that_does_not_finish_its_handshake_is_cut_off() {
     assert_eq!(timeouts, 2.0);
     assert_eq!(gateway.metric("spillway_connections{listener=\"tls\"}").await, 0.0);
 }
+
+#[tokio::test]
+async fn a_certificate_says_who_calls_and_a_key_beside_it_goes_before() {
+    let (authority, upstream) = (Authority::default(), Upstream::fixed(200, "x").await);
+    let folder = tempfile::tempdir().unwrap();
+    authority.server(&["a.test"]).write(folder.path(), "a");
+    authority.server(&["*.b.test"]).write(folder.path(), "b");
+    authority.write(folder.path());
+    // The digest is that of the key `test`.
+    let yaml = yaml(&upstream, ", clientCertificates: {caFile: ca.pem, mode: optional}", "")
+        + "authentication: {mtls: {identity: san-uri}, identityHeaders: {consumer: x-caller}}
+consumers:
+  - {name: billing, mtls: {identities: [\"spiffe://example/billing\"]}}
+  - {name: other, keys: [{sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08}]}
+";
+    let gateway = Gateway::start_in(folder, &yaml).await;
+    let billing = authority.client("x", "spiffe://example/billing");
+    let unknown = authority.client("billing", "spiffe://example/unknown");
+    for (own, key, status, consumer) in [
+        (Some(&billing), None, 200, "billing"),
+        (Some(&billing), Some("test"), 200, "other"),
+        (Some(&billing), Some("wrong"), 401, ""),
+        (Some(&unknown), None, 401, ""),
+        (Some(&unknown), Some("test"), 200, "other"),
+        (None, None, 401, ""),
+    ] {
+        let before = upstream.count();
+        let mut http2 = Secure::with(gateway.address, &authority, own, rustls::ALL_VERSIONS).http2("a.test").await;
+        let mut request = http::Request::get("https://a.test/").header("x-caller", "forged");
+        if let Some(key) = key {
+            request = request.header("x-api-key", key);
+        }
+        let answer = http2.send_request(request.body(Default::default()).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), status, "{key:?} {consumer}");
+        if status == 200 {
+            assert_eq!(upstream.last().headers["x-caller"], consumer);
+        } else {
+            assert_eq!(upstream.count(), before);
+        }
+    }
+}

@@ -31,6 +31,9 @@ pub struct Consumer {
     /// The token that stands for it, beside its keys.
     #[serde(default)]
     pub jwt: Option<ConsumerToken>,
+    /// The certificates that stand for it, beside its keys.
+    #[serde(default)]
+    pub mtls: Option<ConsumerCertificates>,
     /// Models that it may name; `*` stands for any characters. All when left out.
     #[serde(default)]
     pub models: Option<Vec<String>>,
@@ -63,6 +66,39 @@ pub struct ConsumerToken {
     pub subject: String,
 }
 
+/// Which certificates stand for a consumer.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConsumerCertificates {
+    /// What they say of who they are, exactly; `authentication.mtls.identity` says where it stands.
+    pub identities: Vec<String>,
+}
+
+/// Who calls, by the certificate that a client shows to a listener with `tls.clientCertificates`. A key or token that is
+/// sent beside it goes before.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Mtls {
+    /// What of the certificate says who calls.
+    pub identity: CertificateIdentity,
+}
+
+/// What of a certificate says who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum CertificateIdentity {
+    /// An alternative name that is a URI, such as a SPIFFE id.
+    SanUri,
+    /// An alternative name that is a host.
+    SanDns,
+    /// An alternative name that is a mail address.
+    SanEmail,
+    /// The whole subject, such as `CN=billing, O=Example`.
+    Subject,
+    /// The common name of the subject.
+    CommonName,
+}
+
 /// How callers show who they are.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -71,6 +107,8 @@ pub struct Authentication {
     pub api_key: ApiKeyHeaders,
     /// Issuers of tokens that are accepted as `Authorization: Bearer TOKEN`.
     pub jwt: Vec<JwtIssuer>,
+    /// Certificates of clients; they say nothing of who calls when left out.
+    pub mtls: Option<Mtls>,
     /// Headers that tell backends who calls. A caller's own are removed on every route.
     pub identity_headers: IdentityHeaders,
     /// What bad credentials cost their sender.

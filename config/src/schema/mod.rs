@@ -4,6 +4,7 @@
 
 mod admin;
 mod backends;
+mod balancing;
 mod consumers;
 mod limits;
 mod listeners;
@@ -12,14 +13,15 @@ mod routes;
 mod telemetry;
 
 pub use admin::Admin;
-pub use backends::{
-    Backend, BackendProtocol, BackendTimeouts, BackendTls, Capacity, Credentials, Endpoint, HealthCheck, HttpProbe,
-    LoadBalancing, PolicyName,
+pub use backends::{Backend, BackendProtocol, BackendTimeouts, BackendTls, Credentials, Endpoint};
+pub use balancing::{
+    Adaptive, Capacity, CompletionProbe, HashOn, HealthCheck, HttpProbe, KvCache, LoadBalancing, OutlierDetection,
+    PolicyName, QueueDepth, TcpProbe,
 };
 pub(crate) use consumers::secrets as consumer_secrets;
 pub use consumers::{
-    ApiKeyHeaders, Authentication, Claims, Consumer, ConsumerKey, ConsumerToken, FailureLimit, IdentityHeaders, Jwks,
-    JwtAlgorithm, JwtIssuer,
+    ApiKeyHeaders, Authentication, CertificateIdentity, Claims, Consumer, ConsumerCertificates, ConsumerKey,
+    ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, Mtls,
 };
 pub use limits::{
     Budget, BudgetState, ConsumerLimits, LimitState, OnExceeded, OnStoreFailure, Period, Price, RedisState, State,

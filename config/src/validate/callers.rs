@@ -19,7 +19,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
 /// Whether anybody could show who it is.
 pub(super) fn anybody(cx: &Context<'_>) -> bool {
     let config = cx.config;
-    config.consumers.iter().any(|c| !c.keys.is_empty() || c.keys_file.is_some() || c.jwt.is_some())
+    config.consumers.iter().any(|c| !c.keys.is_empty() || c.keys_file.is_some() || c.jwt.is_some() || c.mtls.is_some())
         || config.authentication.iter().any(|a| a.jwt.iter().any(|issuer| issuer.claims.is_some()))
 }
 
@@ -31,9 +31,11 @@ fn consumers(cx: &mut Context<'_>) {
     let config = cx.config;
     let mut digests = HashMap::new();
     let mut subjects = HashMap::new();
+    let mut identities = HashMap::new();
     for (n, consumer) in config.consumers.iter().enumerate() {
-        if consumer.keys.is_empty() && consumer.keys_file.is_none() && consumer.jwt.is_none() {
-            cx.warn(at!["consumers", n], "this consumer has neither key nor token: nobody can call as it");
+        let has_key = !consumer.keys.is_empty() || consumer.keys_file.is_some();
+        if !has_key && consumer.jwt.is_none() && consumer.mtls.is_none() {
+            cx.warn(at!["consumers", n], "this consumer has neither key, token nor certificate: nobody can call as it");
         }
         for (k, key) in consumer.keys.iter().enumerate() {
             if let Some(first) = digests.insert(key.sha256, &consumer.name) {
@@ -50,6 +52,7 @@ fn consumers(cx: &mut Context<'_>) {
             cx.error(at!["consumers", n, "models"], "an empty list allows no model at all; leave it out to allow all");
         }
         token(cx, n, consumer, &mut subjects);
+        certificates(cx, n, consumer, &mut identities);
         limits(cx, at!["consumers", n, "limits"], &consumer.limits);
         let backends: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
         for (backend, credentials) in &consumer.credentials {
@@ -76,6 +79,28 @@ fn token<'c>(
     if let Some(first) = subjects.insert((&token.issuer, &token.subject), &consumer.name) {
         let message = format!("this subject stands for consumer `{first}` already");
         cx.error(at!["consumers", n, "jwt", "subject"], message);
+    }
+}
+
+fn certificates<'c>(
+    cx: &mut Context<'_>,
+    n: usize,
+    consumer: &'c Consumer,
+    identities: &mut HashMap<&'c str, &'c str>,
+) {
+    let Some(mtls) = &consumer.mtls else { return };
+    if cx.config.authentication.as_ref().is_none_or(|a| a.mtls.is_none()) {
+        let message = "this has no effect: `authentication.mtls` says what of a certificate says who calls";
+        cx.error(at!["consumers", n, "mtls"], message);
+    }
+    if mtls.identities.is_empty() {
+        cx.error(at!["consumers", n, "mtls", "identities"], "no certificate stands for it: name what they say");
+    }
+    for (i, identity) in mtls.identities.iter().enumerate() {
+        if let Some(first) = identities.insert(identity, &consumer.name) {
+            let message = format!("this identity stands for consumer `{first}` already");
+            cx.error(at!["consumers", n, "mtls", "identities", i], message);
+        }
     }
 }
 
@@ -112,6 +137,12 @@ fn authentication(cx: &mut Context<'_>) {
     let Some(authentication) = &cx.config.authentication else { return };
     for (n, header) in authentication.api_key.headers.iter().enumerate() {
         header_name(cx, at!["authentication", "apiKey", "headers", n], header);
+    }
+    let asks =
+        |listener: &crate::schema::Listener| listener.tls.as_ref().is_some_and(|tls| tls.client_certificates.is_some());
+    if authentication.mtls.is_some() && !cx.config.listeners.iter().any(asks) {
+        let message = "this has no effect: no listener has `tls.clientCertificates`";
+        cx.error(at!["authentication", "mtls"], message);
     }
     let identity = &authentication.identity_headers;
     for (key, header) in [("consumer", &identity.consumer), ("tenant", &identity.tenant)] {

@@ -65,7 +65,7 @@ fn tls(cx: &mut Context<'_>, n: usize, listener: &Listener) {
         cx.error(at!["listeners", n, "tls", "certificates"], "there must be at least one certificate");
     }
     for (c, pair) in tls.certificates.iter().enumerate() {
-        certificate(cx, at!["listeners", n, "tls", "certificates", c], pair);
+        certificate(cx, at!["listeners", n, "tls", "certificates", c], pair, true);
     }
     if let Some(clients) = &tls.client_certificates {
         authorities(cx, at!["listeners", n, "tls", "clientCertificates", "caFile"], &clients.ca_file);
@@ -82,14 +82,14 @@ fn is_there(cx: &mut Context<'_>, at: Vec<Segment>, file: &Path) -> bool {
 }
 
 /// A certificate and its key.
-pub(super) fn certificate(cx: &mut Context<'_>, at: Vec<Segment>, pair: &CertificateFiles) {
+pub(super) fn certificate(cx: &mut Context<'_>, at: Vec<Segment>, pair: &CertificateFiles, server: bool) {
     let below = |key: &str| at.iter().cloned().chain([Segment::from(key)]).collect::<Vec<_>>();
     let cert = is_there(cx, below("certFile"), &pair.cert_file);
     let key = is_there(cx, below("keyFile"), &pair.key_file);
     if !(cert && key) {
         return;
     }
-    match cx.options.files.certificate(&pair.cert_file, &pair.key_file) {
+    match cx.options.files.certificate(&pair.cert_file, &pair.key_file, server) {
         Ok(warnings) => warnings.into_iter().for_each(|warning| cx.warn(below("certFile"), warning)),
         Err(why) => cx.error(at.clone(), why),
     }

@@ -2,6 +2,7 @@
 
 mod admission;
 mod backends;
+mod balancing;
 mod callers;
 mod listeners;
 mod routes;

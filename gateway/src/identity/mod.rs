@@ -3,6 +3,7 @@
 //! Its inputs are the configuration's `consumers` and `authentication`, the header of one request and its address.
 
 mod api_key;
+mod certificate;
 mod failures;
 mod jwt;
 mod new_key;
@@ -21,6 +22,7 @@ use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{ErrorKind, Refusal};
 
 use api_key::Keys;
+use certificate::Certificates;
 pub use failures::Failures;
 pub use jwt::Parts;
 use jwt::{Judged, Tokens};
@@ -28,6 +30,7 @@ pub use new_key::{KeyError, NewKey};
 
 use crate::limits::{Credential, Rationed, Rules};
 use crate::routing::ModelPattern;
+use crate::tls::ClientCertificate;
 
 /// Longest API key that is looked at, in bytes; real ones have some fifty to two hundred.
 const MAX_KEY_BYTES: usize = 512;
@@ -142,6 +145,7 @@ pub struct Authenticator {
     headers: Vec<HeaderName>,
     keys: Keys,
     tokens: Tokens,
+    certificates: Certificates,
     failures: Arc<Rationed>,
 }
 
@@ -178,7 +182,8 @@ impl Authenticator {
             compiled.push(consumer);
         }
         let tokens = Tokens::new(authentication, consumers, &compiled, parts)?;
-        Ok(Self { headers, keys, tokens, failures: failures.under(&authentication.failures) })
+        let certificates = Certificates::new(authentication, consumers, &compiled);
+        Ok(Self { headers, keys, tokens, certificates, failures: failures.under(&authentication.failures) })
     }
 
     /// Says who calls. `None` is an anonymous caller and comes only where `mode` allows one; a credential that is shown
@@ -220,6 +225,28 @@ impl Authenticator {
                 Err(self.refused(address, refusal, "unknown_key"))
             }
         }
+    }
+
+    /// Says who calls by the certificate of its connection. `None` where certificates do not say that, or where a request
+    /// shows a key or token, which goes before.
+    pub fn identify_by_certificate(
+        &self,
+        headers: &HeaderMap,
+        address: IpAddr,
+        certificate: &ClientCertificate,
+    ) -> Option<Result<(Arc<Consumer>, Credential), Unidentified>> {
+        if !self.certificates.count() || self.headers.iter().any(|name| headers.contains_key(name)) {
+            return None;
+        }
+        Some(self.certificates.find(certificate).ok_or_else(|| {
+            let refusal = Refusal::new(
+                StatusCode::UNAUTHORIZED,
+                ErrorKind::Authentication,
+                "invalid_certificate",
+                "The certificate of this connection does not stand for anybody who may call.",
+            );
+            self.refused(address, refusal, "unknown_certificate")
+        }))
     }
 
     /// Who a token stands for.

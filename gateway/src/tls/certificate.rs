@@ -119,7 +119,7 @@ impl Pair {
     }
 
     /// What is sound and may not be meant.
-    pub fn warnings(&self, now: SystemTime) -> Vec<String> {
+    pub fn warnings(&self, now: SystemTime, server: bool) -> Vec<String> {
         let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0));
         let soon = now.saturating_add(i64::try_from(ENDS_SOON.as_secs()).unwrap_or(0));
         let mut warnings = Vec::new();
@@ -132,7 +132,7 @@ impl Pair {
         if self.valid.0 > now {
             warnings.push(format!("the certificate in {file} is not valid yet"));
         }
-        if self.names.is_empty() {
+        if server && self.names.is_empty() {
             warnings.push(format!(
                 "the certificate in {file} has no alternative name (SAN), without which no client takes it for a server"
             ));
@@ -205,9 +205,9 @@ mod tests {
         ] {
             assert_eq!(pair.names.cover(host), covered, "{host}");
         }
-        assert_eq!(pair.warnings(SystemTime::now()), Vec::<String>::new());
+        assert_eq!(pair.warnings(SystemTime::now(), true), Vec::<String>::new());
         let later = SystemTime::now() + Duration::from_secs(3_000 * 366 * 86_400);
-        assert!(pair.warnings(later)[0].contains("has expired"));
-        assert!(pair.warnings(SystemTime::UNIX_EPOCH)[0].contains("not valid yet"));
+        assert!(pair.warnings(later, true)[0].contains("has expired"));
+        assert!(pair.warnings(SystemTime::UNIX_EPOCH, true)[0].contains("not valid yet"));
     }
 }

@@ -122,8 +122,8 @@ fn authorities(path: &Path, pem: &[u8]) -> Result<Authorities, TlsError> {
 }
 
 /// Judges a certificate and its key for `spillway check`; gives warnings.
-pub fn check_pair(cert: &Path, key: &Path) -> Result<Vec<String>, TlsError> {
-    Pair::read(cert, key).map(|pair| pair.warnings(std::time::SystemTime::now()))
+pub fn check_pair(cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, TlsError> {
+    Pair::read(cert, key).map(|pair| pair.warnings(std::time::SystemTime::now(), server))
 }
 
 /// Judges a file of authorities for `spillway check`.
