@@ -10,7 +10,7 @@
 )]
 
 use bytes::Bytes;
-use spillway_tests::{Answer, Client, Gateway, Upstream, eventually, new_key, reply, streamed};
+use spillway_tests::{Answer, Client, Gateway, Upstream, eventually, new_key, python, reply, repository, streamed};
 use tokio::sync::mpsc;
 
 fn answer_using(prompt: u64, completion: u64) -> String {
@@ -196,4 +196,36 @@ async fn a_limit_on_trial_counts_what_it_would_refuse() {
     }
     let series = "spillway_limit_shadow_refusals_total{limit=\"consumer acme/requests/3600\"}";
     assert_eq!(gateway.metric(series).await, 2.0);
+}
+
+#[tokio::test]
+async fn the_official_client_meets_the_limits_of_three_consumers() {
+    let upstream =
+        Upstream::start(|_| async { Some(reply(200, &[("content-type", "application/json")], answer_using(60, 40))) })
+            .await;
+    let keys = [new_key(), new_key(), new_key()];
+    let limits = ["{requests: 2/h}", "{tokens: 1000/h}", "{budget: {tokens: 100, per: month}}"];
+    let consumers: String = keys
+        .iter()
+        .zip(limits)
+        .enumerate()
+        .map(|(n, ((_, digest), limits))| {
+            format!("  - {{name: c{n}, keys: [{{sha256: \"{digest}\"}}], limits: {limits}}}\n")
+        })
+        .collect();
+    let gateway = Gateway::start(&format!(
+        "consumers:\n{consumers}backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: chat, backendRefs: [{{name: x}}]}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let out = tokio::process::Command::new(python())
+        .arg(repository().join("tests/python/limits_client.py"))
+        .arg(format!("http://{}/v1", gateway.address))
+        .args(keys.iter().map(|(key, _)| key))
+        .output()
+        .await
+        .unwrap();
+    assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
 }
