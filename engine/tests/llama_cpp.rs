@@ -14,9 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use spillway_engine::{
-    ChatMessage, CpuOptions, DeviceChoice, Engine, Event, Generate, LoadOptions, Prompt, Sampling, TokenStream,
-};
+use spillway_engine::{ChatMessage, Engine, Event, Generate, LoadOptions, Prompt, Sampling, TokenStream};
 
 const PROMPTS: [&str; 20] = [
     "The capital of France is",
@@ -85,24 +83,17 @@ fn judge(model: &Path, calls: &[Value]) -> Vec<Value> {
 
 fn load(model: &Path, sequences: u32) -> Engine {
     Engine::load(LoadOptions {
-        name: "tested".into(),
-        source: model.into(),
-        device: DeviceChoice::Auto,
-        cpu: CpuOptions::default(),
         context_length: Some(512),
         max_sequences: sequences,
-        max_queue: 64,
         max_queue_wait: Duration::from_secs(6000),
         stall_timeout: Duration::from_secs(600),
-        memory: None,
-        cache_dir: None,
+        ..LoadOptions::new(model)
     })
     .unwrap()
 }
 
 fn greedy(engine: &Engine, prompt: Prompt, tokens: u32) -> TokenStream {
-    let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-    engine.submit(Generate { prompt, max_tokens: Some(tokens), sampling, stop: vec![], deadline: None }).unwrap()
+    engine.submit(Generate { max_tokens: Some(tokens), sampling: Sampling::greedy(), ..Generate::new(prompt) }).unwrap()
 }
 
 fn read(mut stream: TokenStream) -> String {

@@ -1,7 +1,7 @@
 """Asks a llama.cpp server about one model: what the engine is judged by.
 
-Reads {"model", "context", "embedding", "pooling", "calls": [[path, body], ...]} as JSON on standard input; prints the answers
-as a JSON array in its last line.
+Reads {"model", "context", "flash_attention", "embedding", "pooling", "calls": [[path, body], ...]} as JSON on standard input;
+prints the answers as a JSON array in its last line.
 """
 
 import json
@@ -24,6 +24,8 @@ params.n_batch = params.n_ubatch = params.n_ctx
 params.cpuparams.n_threads = 2
 params.n_gpu_layers = 0
 params.fit_params = False
+if not order.get("flash_attention", True):
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
 if order.get("embedding"):
     params.embedding = True
     params.pooling_type = getattr(xllamacpp.llama_pooling_type, "LLAMA_POOLING_TYPE_" + order["pooling"].upper())

@@ -323,7 +323,7 @@ mod tests {
                 };
                 let five = kind == TensorType::Q5_K;
                 let byte = b[if five { 48 } else { 16 } + i / 64 * 32 + i % 32];
-                let four = if sub % 2 == 0 { byte % 16 } else { byte / 16 };
+                let four = if sub.is_multiple_of(2) { byte % 16 } else { byte / 16 };
                 let fifth = if five { b[16 + i % 32] >> sub & 1 } else { 0 };
                 h(0) * f32::from(scale) * f32::from(four + 16 * fifth) - h(2) * f32::from(min)
             }

@@ -172,7 +172,7 @@ impl Shape {
     /// Where a layer looks: its window, if it has one.
     pub(super) fn window(&self, layer: usize) -> Option<u32> {
         let local = self.local.as_ref()?;
-        ((layer + 1) % local.period != 0).then_some(local.window)
+        (!(layer + 1).is_multiple_of(local.period)).then_some(local.window)
     }
 
     /// Sizes for an executor: a KV cache for all sequences, or as many as the budget allows, one at least.

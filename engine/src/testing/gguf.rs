@@ -12,7 +12,7 @@ pub(crate) struct Gguf {
     table: Vec<u8>,
     tensors: u64,
     data: Vec<u8>,
-    /// Keeps random values of 8 bits as small as those of other types are.
+    /// Keeps random values of all types as small as the smallest, so that small models stay well-conditioned.
     gentle: bool,
 }
 
@@ -71,10 +71,17 @@ impl Gguf {
     /// A tensor of random values.
     pub(crate) fn random(&mut self, name: &str, kind: TensorType, dimensions: &[usize], rng: &mut ChaCha8Rng) {
         let mut data = super::random(kind, dimensions.iter().product(), rng);
-        if self.gentle && matches!(kind, TensorType::Q8_0 | TensorType::Q5_0) {
-            for block in data.chunks_mut(kind.block().1) {
-                let scale = half::f16::from_le_bytes([block[0], block[1]]);
-                block[..2].copy_from_slice(&half::f16::from_f32(scale.to_f32() * 0.4).to_le_bytes());
+        // Where the scales of the types with the largest random values stand in a block.
+        let scales: &[usize] = match kind {
+            TensorType::Q5_0 | TensorType::Q8_0 => &[0],
+            TensorType::Q4_K | TensorType::Q5_K => &[0, 2],
+            TensorType::Q6_K => &[208],
+            _ => &[],
+        };
+        for block in data.chunks_mut(kind.block().1).filter(|_| self.gentle) {
+            for at in scales {
+                let scale = half::f16::from_le_bytes([block[*at], block[at + 1]]);
+                block[*at..at + 2].copy_from_slice(&half::f16::from_f32(scale.to_f32() * 0.4).to_le_bytes());
             }
         }
         self.tensor(name, kind, dimensions, &data);

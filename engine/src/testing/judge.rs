@@ -186,23 +186,24 @@ fn same_probabilities(architecture: &str, kind: TensorType) {
     let answers = judge(file.path(), &ends.map(call).collect::<Vec<_>>());
     let theirs: Vec<_> = answers.iter().map(|answer| &answer["completion_probabilities"][0]).collect();
     let ours = log_probabilities(file.path(), &tokens, STEPS);
-    let (mut sum, mut count, mut most) = (0.0, 0.0, 0.0f64);
+    // How far the two distributions are apart (Kullback and Leibler's divergence, in nats), at the worst step.
+    let mut worst = 0.0f64;
     for (ours, theirs) in ours.iter().zip(theirs) {
-        for token in theirs["top_logprobs"].as_array().unwrap() {
-            let theirs = token["logprob"].as_f64().unwrap();
-            let ours = ours[token["id"].as_u64().unwrap() as usize];
-            if theirs.is_finite() && theirs > -20.0 {
-                (sum, count, most) = (sum + (ours - theirs).abs(), count + 1.0, most.max((ours - theirs).abs()));
-            }
-        }
+        let apart = theirs["top_logprobs"].as_array().unwrap().iter().filter_map(|token| {
+            let theirs = token["logprob"].as_f64().filter(|theirs| *theirs > -50.0)?;
+            Some(theirs.exp() * (theirs - ours[token["id"].as_u64().unwrap() as usize]))
+        });
+        let told: f64 = theirs["top_logprobs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|token| token["logprob"].as_f64().unwrap().exp())
+            .sum();
+        assert!((told - 1.0).abs() < 0.01, "llama.cpp tells of all tokens: {told}");
+        worst = worst.max(apart.sum());
     }
-    println!("{architecture} {kind:?}: log probabilities differ by {:.4} in the mean, {most:.4} at most", sum / count);
-    assert!(count > 100.0, "{count} probabilities");
-    assert!(
-        sum / count < 0.05 && most < 0.4,
-        "{architecture} {kind:?}: {:.4} in the mean, {most:.4} at most",
-        sum / count
-    );
+    println!("{architecture} {kind:?}: {worst:.5} nats from llama.cpp");
+    assert!(worst < 0.02, "{architecture} {kind:?}: {worst:.5} nats from llama.cpp");
 }
 
 #[test]
@@ -227,15 +228,18 @@ fn every_type_gives_the_probabilities_of_llama_cpp_in_gemma3() {
 
 /// Holds the tokens of the corpus against llama.cpp's, and that the tokens spell the text.
 fn same_tokens(path: &Path, spells: bool) {
-    same_tokens_in(path, spells, json!({"model": path, "context": 512}));
+    same_tokens_in(path, spells, json!({"model": path, "context": 512}), &[]);
 }
 
-fn same_tokens_in(path: &Path, spells: bool, mut order: Value) {
+fn same_tokens_in(path: &Path, spells: bool, mut order: Value, except: &[&str]) {
     let tokenizer = Tokenizer::new(&ModelFile::open(path).unwrap()).unwrap();
     let call = |text: &&str| json!(["/tokenize", {"content": text, "add_special": false, "parse_special": false}]);
     order["calls"] = CORPUS.iter().map(call).collect();
     let answers = ask(&order);
     for (text, answer) in CORPUS.iter().zip(answers) {
+        if except.contains(text) {
+            continue;
+        }
         let mut tokens = Vec::new();
         tokenizer.encode(text, &mut tokens);
         assert_eq!(json!(tokens), answer["tokens"], "tokens of {text:?}");
@@ -404,9 +408,16 @@ fn embeddings_are_those_of_llama_cpp_from_safetensors_and_from_gguf() {
     let path = minilm();
     let gguf = minilm_as_gguf(&path);
     let order = json!({"model": gguf.path(), "context": 512, "embedding": true, "pooling": "mean"});
-    same_tokens_in(gguf.path(), false, order);
-    let call = |text: &&str| json!(["/embedding", {"content": text}]);
-    let calls: Vec<_> = CORPUS.iter().map(call).collect();
+    // Where syllables of Hangul are taken apart, llama.cpp loses their vowels; the tokenizer of the model's makers does not.
+    let apart = CORPUS.iter().copied().filter(|text| text.contains('の')).collect::<Vec<_>>();
+    assert_eq!(apart.len(), 1);
+    same_tokens_in(gguf.path(), false, order, &apart);
+    let [of_folder, of_gguf] = [path.as_path(), gguf.path()].map(|path| {
+        let tokenizer = Tokenizer::new(&ModelFile::open(path).unwrap()).unwrap();
+        CORPUS.map(|text| tokenizer.encode_text(text))
+    });
+    assert_eq!(of_folder, of_gguf);
+    let calls: Vec<_> = of_folder.iter().map(|tokens| json!(["/embedding", {"content": tokens}])).collect();
     let order = json!({"model": gguf.path(), "context": 512, "embedding": true, "pooling": "mean", "calls": calls});
     let theirs: Vec<Vec<f32>> =
         ask(&order).iter().map(|answer| serde_json::from_value(answer[0]["embedding"][0].clone()).unwrap()).collect();
@@ -459,7 +470,9 @@ fn same_perplexity(path: &Path) {
             json!(["/completion", body])
         })
         .collect();
-    let theirs: Vec<f64> = judge(path, &calls)
+    // Its flash attention sums in f16; without it, it is the exacter judge.
+    let order = json!({"model": path, "context": 512, "flash_attention": false, "calls": calls});
+    let theirs: Vec<f64> = ask(&order)
         .iter()
         .zip(&tokens[1..])
         .map(|(answer, token)| {
@@ -568,7 +581,7 @@ fn a_reranker_scores_pairs_alone_as_in_company() {
         "a proxy",
         "proxys is what",
         "",
-        "unknown words what is a proxy and what is a proxy and what is a proxy and what is a proxy and so on",
+        "unknown words what is a proxy and what is a proxy and what is a proxy and what is a proxy and so on and on",
     ];
     let documents = documents.map(str::to_owned).to_vec();
     let together = wait(engine.rerank("what is a proxy", documents.clone())).unwrap();

@@ -5,6 +5,7 @@
 //! certain that the answer will be passed on, so that every failure up to then can be tried elsewhere.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -37,6 +38,9 @@ const MAX_REFUSAL: usize = 16 << 10;
 const TRAILERS: Duration = Duration::from_secs(5);
 /// Most of an event stream that waits for its first content.
 const MAX_WAITING: usize = 64 << 10;
+
+/// Milliseconds between two log lines about servers whose TLS fails.
+const TELL_EVERY: u64 = 1_000;
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -233,8 +237,12 @@ impl Outgoing {
 }
 
 pub(super) fn not_connected(a: &Attempt<'_>, e: &pingora::Error) -> Failure {
-    if matches!(e.etype(), ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::TLSHandshakeTimedout) {
-        // A wrong certificate does not go away by itself: somebody must see why.
+    static TOLD: AtomicU64 = AtomicU64::new(0);
+    if matches!(e.etype(), ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::TLSHandshakeTimedout)
+        && now_millis().saturating_sub(TOLD.load(Ordering::Relaxed)) >= TELL_EVERY
+    {
+        TOLD.store(now_millis(), Ordering::Relaxed);
+        // A wrong certificate does not go away by itself: somebody must see why, but not for every request.
         tracing::warn!(event = "upstream_tls_failed", backend = %a.backend.name, endpoint = %a.endpoint.url, error = %e);
     }
     Failure::Connect(e.etype().as_str().to_owned())

@@ -38,7 +38,7 @@ const ENDS: [&str; 9] = [
 
 enum Algorithm {
     Bpe(Box<Bpe>),
-    SentencePiece(SentencePiece),
+    SentencePiece(Box<SentencePiece>),
     WordPiece(Box<WordPiece>),
     /// A `tokenizer.json`, which says everything itself.
     Json(Box<tokenizers::Tokenizer>),
@@ -152,7 +152,7 @@ impl Tokenizer {
                 let (bpe, begins) = Bpe::new(file, &vocabulary)?;
                 (Algorithm::Bpe(Box::new(bpe)), begins)
             }
-            "llama" => (Algorithm::SentencePiece(SentencePiece::new(file, &vocabulary)?), true),
+            "llama" => (Algorithm::SentencePiece(Box::new(SentencePiece::new(file, &vocabulary)?)), true),
             "bert" => (Algorithm::WordPiece(Box::new(WordPiece::new(file, &vocabulary)?)), true),
             other => {
                 return Err(file.unsupported(format!(
