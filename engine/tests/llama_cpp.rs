@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use spillway_engine::{ChatMessage, Engine, Event, Generate, LoadOptions, Prompt, Sampling, TokenStream};
+use spillway_engine::{ChatMessage, DeviceChoice, Engine, Event, Generate, LoadOptions, Prompt, Sampling, TokenStream};
 
 const PROMPTS: [&str; 20] = [
     "The capital of France is",
@@ -211,7 +211,7 @@ fn greedy_answers_to_chats_are_those_of_llama_cpp() {
         let tokens: Vec<u64> = encoded.tokens().iter().map(|t| u64::from(*t)).collect();
         assert_eq!(serde_json::json!(tokens), reference["tokens"], "tokens of {prompt:?}");
         let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-        let request = Generate { prompt: encoded, max_tokens: Some(32), sampling, stop: vec![], deadline: None };
+        let request = Generate { max_tokens: Some(32), sampling, ..Generate::new(encoded) };
         let mut stream = engine.submit(request).unwrap();
         let mut text = String::new();
         while let Some(event) = stream.blocking_next() {
