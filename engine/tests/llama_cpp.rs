@@ -193,7 +193,7 @@ fn greedy_answers_to_chats_are_those_of_llama_cpp() {
         let tokens: Vec<u64> = encoded.tokens().iter().map(|t| u64::from(*t)).collect();
         assert_eq!(serde_json::json!(tokens), reference["tokens"], "tokens of {prompt:?}");
         let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-        let request = Generate { prompt: encoded, max_tokens: Some(32), sampling, stop: vec![], deadline: None };
+        let request = Generate { max_tokens: Some(32), sampling, ..Generate::new(encoded) };
         let mut stream = engine.submit(request).unwrap();
         let mut text = String::new();
         while let Some(event) = stream.blocking_next() {
