@@ -187,11 +187,8 @@ fn begin(
 
 /// The engine gives way to the proxy's threads where both want a core.
 pub(crate) fn be_nice() {
-    // SAFETY: sets the niceness of the calling thread (who 0) and touches no memory. On Linux it is a thread's own.
-    let failed = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) } != 0;
-    if failed {
-        tracing::debug!(event = "niceness_not_set");
-    }
+    // SAFETY: changes the niceness of the calling thread, which on Linux has one of its own, and touches no memory.
+    let _ = unsafe { libc::nice(NICENESS) };
 }
 
 struct Worker {

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use spillway_engine::{ChatMessage, Engine, Event, Generate, LoadOptions, Prompt, Sampling, TokenStream};
+use spillway_engine::{ChatMessage, DeviceChoice, Engine, Event, Generate, LoadOptions, Prompt, Sampling, TokenStream};
 
 const PROMPTS: [&str; 20] = [
     "The capital of France is",
@@ -82,7 +82,12 @@ fn judge(model: &Path, calls: &[Value]) -> Vec<Value> {
 }
 
 fn load(model: &Path, sequences: u32) -> Engine {
+    load_on(DeviceChoice::Cpu, model, sequences)
+}
+
+fn load_on(device: DeviceChoice, model: &Path, sequences: u32) -> Engine {
     Engine::load(LoadOptions {
+        device,
         context_length: Some(512),
         max_sequences: sequences,
         max_queue_wait: Duration::from_secs(6000),
@@ -153,6 +158,19 @@ fn same_as_llama_cpp(model: &Path, least: usize, close: f64) {
     }
     println!("{equal} of {} answers are the same to the letter", PROMPTS.len());
     assert!(equal >= least, "{equal} of {} answers are the same to the letter", PROMPTS.len());
+}
+
+/// Where the two part, the choice was close, which is rare in sixteen tokens.
+#[test]
+fn the_processor_and_software_vulkan_write_the_same() {
+    let write = |device| {
+        let engine = load_on(device, &smollm2(), 4);
+        let ask = |prompt: &&str| greedy(&engine, engine.encode_text(prompt).unwrap(), 16);
+        PROMPTS.iter().take(4).map(ask).collect::<Vec<_>>().into_iter().map(read).collect::<Vec<_>>()
+    };
+    let (cpu, vulkan) = (write(DeviceChoice::Cpu), write(DeviceChoice::Software));
+    let equal = cpu.iter().zip(&vulkan).filter(|(a, b)| a == b).count();
+    assert!(equal >= 3, "{cpu:?}\n{vulkan:?}");
 }
 
 #[test]
