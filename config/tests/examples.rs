@@ -14,8 +14,11 @@ struct AnyFilter;
 impl FilterCatalog for AnyFilter {
     fn names(&self) -> Vec<&'static str> {
         vec![
+            "authorize",
+            "cel",
             "clientAddress",
             "cors",
+            "externalAuthorization",
             "mirror",
             "rateLimit",
             "redirect",
@@ -25,8 +28,9 @@ impl FilterCatalog for AnyFilter {
             "urlRewrite",
         ]
     }
-    fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
-        Some(schemars::json_schema!({"type": "object"}))
+    fn schema(&self, name: &str, _: &mut SchemaGenerator) -> Option<Schema> {
+        let kind = if name == "authorize" { "string" } else { "object" };
+        Some(schemars::json_schema!({ "type": kind }))
     }
     fn check(&self, _: &str, _: &serde_json::Value) -> Vec<FieldError> {
         Vec::new()
@@ -63,6 +67,9 @@ fn every_example_loads() {
     let mut count = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        if path.extension().is_none_or(|kind| kind != "yaml") {
+            continue;
+        }
         let loaded = load(&path, &options()).unwrap_or_else(|report| panic!("{report}"));
         assert!(loaded.files.contains(&path));
         count += 1;
@@ -118,7 +125,7 @@ fn what_can_never_take_effect_is_an_error() {
         (format!("{GOOD}admin: {{address: \"0.0.0.0:1\"}}\n"), "needs `admin.token`"),
         (GOOD.replace("http://127.0.0.1:1", "ftp://127.0.0.1:1"), "must be http or https"),
         (GOOD.replace("endpoints", "tls: {sni: a.test}, endpoints"), "no endpoint of the backend has an https URL"),
-        (GOOD.replace("endpoints", "outlierDetection: {}, endpoints"), "this version does not support it yet"),
+        (GOOD.replace("endpoints", "rollout: {}, endpoints"), "this version does not support it yet"),
         (listener("protocol: https"), "needs `tls`"),
         (listener("protocol: https, tls: {certificates: []}"), "at least one certificate"),
         (listener("tls: {certificates: [{certFile: a, keyFile: b}]}"), "only a listener with `protocol: https`"),
