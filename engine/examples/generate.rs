@@ -25,6 +25,8 @@ fn main() {
         max_queue_wait: Duration::from_secs(600),
         stall_timeout: Duration::from_secs(10),
         memory: None,
+        kv_cache: None,
+        token_pause: Duration::from_millis(50),
         cache_dir: None,
     })
     .unwrap_or_else(|e| {
@@ -44,10 +46,8 @@ fn main() {
     let started = Instant::now();
     let mut streams: Vec<_> = (0..sequences)
         .map(|_| {
-            let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-            let request =
-                Generate { prompt: prompt.clone(), max_tokens: Some(tokens), sampling, stop: vec![], deadline: None };
-            engine.submit(request).unwrap()
+            let sampling = Sampling::greedy();
+            engine.submit(Generate { max_tokens: Some(tokens), sampling, ..Generate::new(prompt.clone()) }).unwrap()
         })
         .collect();
     let mut written = 0;
@@ -61,8 +61,8 @@ fn main() {
                     let decode = f64::from(f.completion_tokens) / f.decode.as_secs_f64();
                     if n == 0 {
                         println!(
-                            "\n{:?}: prompt {} at {prefill:.1} tok/s, answer {} at {decode:.1} tok/s",
-                            f.reason, f.prompt_tokens, f.completion_tokens
+                            "\nprompt {} at {prefill:.1} tok/s, answer {} at {decode:.1} tok/s",
+                            f.prompt_tokens, f.completion_tokens
                         );
                     }
                 }

@@ -95,8 +95,25 @@ pub(crate) fn no_gpu() -> Option<&'static str> {
     (!has("/dev") && !has("/dev/dri")).then_some("this machine has no device of a GPU")
 }
 
-/// Opens the adapter that is wanted.
-pub(crate) fn open(choice: &DeviceChoice) -> Result<Opened, LoadError> {
+/// The adapter that is wanted, without opening it.
+pub(crate) fn find(choice: &DeviceChoice) -> Result<DeviceInfo, LoadError> {
+    let (_, infos) = adapters();
+    let (index, reason) = choose(choice, &infos)?;
+    let info = infos.get(index).ok_or_else(|| LoadError::NoDevice(format!("no adapter: {INSTALL}")))?;
+    Ok(describe(info, reason))
+}
+
+fn describe(info: &wgpu::AdapterInfo, reason: String) -> DeviceInfo {
+    DeviceInfo {
+        name: info.name.clone(),
+        backend: format!("{:?}", info.backend),
+        kind: kind(info.device_type).1,
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        reason,
+    }
+}
+
+fn adapters() -> (Vec<wgpu::Adapter>, Vec<wgpu::AdapterInfo>) {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::PRIMARY;
     descriptor.flags = wgpu::InstanceFlags::empty();
@@ -106,6 +123,12 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Opened, LoadError> {
     for (index, info) in infos.iter().enumerate() {
         tracing::debug!(event = "adapter", index, name = %info.name, kind = kind(info.device_type).1, driver = %info.driver_info);
     }
+    (adapters, infos)
+}
+
+/// Opens the adapter that is wanted.
+pub(crate) fn open(choice: &DeviceChoice) -> Result<Opened, LoadError> {
+    let (adapters, infos) = adapters();
     let (index, reason) = choose(choice, &infos)?;
     let nothing = || LoadError::NoDevice(format!("no adapter: {INSTALL}"));
     let (adapter, info) = (adapters.get(index).ok_or_else(nothing)?, infos.get(index).ok_or_else(nothing)?);
@@ -136,16 +159,10 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Opened, LoadError> {
             heard.report(format!("the device was lost: {message}"));
         }
     });
-    let driver = format!("{} {}", info.driver, info.driver_info).trim().to_owned();
-    let identity = format!("{}|{}|{}|{:?}|{}", info.name, driver, info.device, info.backend, env!("CARGO_PKG_VERSION"));
-    let info = DeviceInfo {
-        name: info.name.clone(),
-        backend: format!("{:?}", info.backend),
-        kind: kind(info.device_type).1,
-        driver,
-        reason,
-    };
-    Ok(Opened { device, queue, info, faults, subgroups, identity })
+    let described = describe(info, reason);
+    let (driver, version) = (&described.driver, env!("CARGO_PKG_VERSION"));
+    let identity = format!("{}|{driver}|{}|{:?}|{version}", info.name, info.device, info.backend);
+    Ok(Opened { device, queue, info: described, faults, subgroups, identity })
 }
 
 fn choose(choice: &DeviceChoice, infos: &[wgpu::AdapterInfo]) -> Result<(usize, String), LoadError> {

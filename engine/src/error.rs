@@ -49,6 +49,18 @@ pub enum LoadError {
         /// Why.
         reason: String,
     },
+    /// The KV cache that it is given holds not one context.
+    #[error(
+        "one context of {context} tokens needs a KV cache of {needed} MiB and `kvCache` is {allowed} MiB: raise it, or lower `contextLength`"
+    )]
+    Cache {
+        /// Tokens of a context.
+        context: usize,
+        /// MiB that it needs.
+        needed: u64,
+        /// MiB that it may take.
+        allowed: u64,
+    },
     /// It needs more memory than it may take.
     #[error(
         "the model needs {needed} MiB of device memory ({parts}) and may take {allowed} MiB: raise `memory`, or lower `contextLength` or `maxSequences`"
@@ -88,6 +100,25 @@ pub enum PromptError {
     Template(String),
 }
 
+/// What an answer must be cannot be held to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GrammarError {
+    /// The schema is too long.
+    #[error("the schema has {bytes} bytes, more than {most}")]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+        /// What is allowed.
+        most: usize,
+    },
+    /// It is no schema, cannot be satisfied, or costs too much.
+    #[error("the schema cannot be used: {0}")]
+    Invalid(String),
+    /// The model's tokens cannot be constrained.
+    #[error("this model's answers cannot be constrained: {0}")]
+    Tokens(String),
+}
+
 /// Why a request is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BusyReason {
@@ -95,6 +126,12 @@ pub enum BusyReason {
     QueueFull,
     /// The first token would come too late.
     WaitTooLong,
+    /// Its tenant has more than its share of the queue.
+    TenantQueueFull,
+    /// More choices than sequences run together: this never fits.
+    TooManyChoices,
+    /// The device failed and is being set up again.
+    Recovering,
     /// The engine has ended.
     Stopped,
 }
@@ -121,6 +158,9 @@ pub enum EngineError {
     /// The device failed.
     #[error("the device failed: {0}")]
     Device(String),
+    /// The grammar of the answer became too costly.
+    #[error("the answer can no longer be held to its grammar: {0}")]
+    Grammar(String),
     /// The model does not do this.
     #[error("the model is for {is}, not for {wanted}")]
     Task {

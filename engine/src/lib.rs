@@ -7,26 +7,29 @@ mod device;
 mod encoder;
 mod error;
 pub mod exec;
+mod grammar;
 mod model;
 mod sampling;
 mod scheduler;
 pub mod text;
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use artifact::{ArtifactInfo, inspect};
 pub use device::{DeviceChoice, DeviceInfo};
-pub use error::{Busy, BusyReason, EngineError, LoadError, PromptError};
+pub use error::{Busy, BusyReason, EngineError, GrammarError, LoadError, PromptError};
 pub use exec::cpu::{Cores, CpuUnit};
+pub use grammar::{Grammar, Structure};
+pub use model::Needs;
 pub use sampling::Sampling;
 pub use text::ChatMessage;
 
 use text::TextModel;
 
-/// What is loaded, where, and how much of it at once.
+/// What is loaded, where, and how much of it at once. [`LoadOptions::new`] has the defaults.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// Name in logs and errors.
@@ -49,8 +52,34 @@ pub struct LoadOptions {
     pub stall_timeout: Duration,
     /// Device memory in bytes that it may take.
     pub memory: Option<u64>,
+    /// Bytes of the KV cache, which all sequences share; half the file's size and one context at least when left out.
+    pub kv_cache: Option<u64>,
+    /// How long a step may take that writes tokens while prompts are read: the pause between two tokens of an answer
+    /// that a long prompt of somebody else may cause. A step that only writes takes what it takes.
+    pub token_pause: Duration,
     /// Where compiled pipelines are kept; nowhere when left out.
     pub cache_dir: Option<PathBuf>,
+}
+
+impl LoadOptions {
+    /// A file under its defaults: the best device, what the gateway allows when its configuration says nothing.
+    pub fn new(source: impl Into<PathBuf>) -> Self {
+        Self {
+            name: "model".into(),
+            source: source.into(),
+            device: DeviceChoice::Auto,
+            cpu: CpuOptions::default(),
+            context_length: None,
+            max_sequences: 16,
+            max_queue: 64,
+            max_queue_wait: Duration::from_secs(2),
+            stall_timeout: Duration::from_secs(10),
+            memory: None,
+            kv_cache: None,
+            token_pause: Duration::from_millis(50),
+            cache_dir: None,
+        }
+    }
 }
 
 /// How a model runs on the processor.
@@ -141,6 +170,16 @@ pub struct ModelInfo {
     pub bandwidth: f64,
 }
 
+/// What a file will take under these options. Opens no device.
+pub fn needs(options: &LoadOptions) -> Result<Needs, LoadError> {
+    model::needs(&artifact::ModelFile::open(&options.source)?, options)
+}
+
+/// The device that would be taken, and why. Opens none.
+pub fn device_for(choice: &DeviceChoice) -> Result<DeviceInfo, LoadError> {
+    model::device_for(choice)
+}
+
 /// A tokenised conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
@@ -162,7 +201,7 @@ impl Prompt {
     }
 }
 
-/// A request.
+/// A request. [`Generate::new`] has the defaults.
 #[derive(Debug, Clone)]
 pub struct Generate {
     /// What is continued.
@@ -175,6 +214,34 @@ pub struct Generate {
     pub stop: Vec<String>,
     /// When nobody wants the answer any more.
     pub deadline: Option<Instant>,
+    /// Answers to the same prompt, which is read once; at most as many as sequences run together.
+    pub choices: NonZeroU32,
+    /// Log probabilities of the tokens written, and of so many of the likeliest at each place.
+    pub log_probabilities: Option<u32>,
+    /// What the answer must be, from [`Engine::grammar`].
+    pub grammar: Option<Grammar>,
+    /// For whom it is: places are given to tenants in turn, whoever asks more.
+    pub tenant: Option<Arc<str>>,
+    /// Share of its tenant beside the others'.
+    pub weight: NonZeroU32,
+}
+
+impl Generate {
+    /// One answer as long as the context allows, chosen by the model's own probabilities, for nobody in particular.
+    pub fn new(prompt: Prompt) -> Self {
+        Self {
+            prompt,
+            max_tokens: None,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            deadline: None,
+            choices: NonZeroU32::MIN,
+            log_probabilities: None,
+            grammar: None,
+            tenant: None,
+            weight: NonZeroU32::MIN,
+        }
+    }
 }
 
 /// Why an answer ended.
@@ -186,14 +253,34 @@ pub enum FinishReason {
     Length,
 }
 
-/// The end of an answer.
+/// A token and how likely the model thought it at its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenProbability {
+    /// Its number.
+    pub token: u32,
+    /// The bytes that it stands for; not always whole characters.
+    pub bytes: Box<[u8]>,
+    /// Natural logarithm of its probability.
+    pub log_probability: f32,
+}
+
+/// A token that was written, and what else was likely at its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WrittenToken {
+    /// The token.
+    pub chosen: TokenProbability,
+    /// The likeliest, likeliest first; the chosen one is not always among them.
+    pub likeliest: Vec<TokenProbability>,
+}
+
+/// The end of all answers of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Finished {
-    /// Why.
-    pub reason: FinishReason,
-    /// Tokens read.
+    /// Tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Tokens written.
+    /// Those of them that were in the KV cache already.
+    pub cached_tokens: u32,
+    /// Tokens written, of all choices.
     pub completion_tokens: u32,
     /// Wait for a place.
     pub queued: Duration,
@@ -203,7 +290,8 @@ pub struct Finished {
     pub decode: Duration,
 }
 
-/// What comes of a request, in this order: `Started`, `Prefilled`, `Text`*, `Finished`; `Failed` may end it anywhere.
+/// What comes of a request, in this order: `Started`, `Prefilled`, then for each choice `Text`* and `Ended`, mixed among
+/// the choices, then `Finished`. `Failed` may end it anywhere.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// It has a place.
@@ -215,15 +303,28 @@ pub enum Event {
     Prefilled {
         /// How long that took.
         prefill: Duration,
-        /// Tokens read.
+        /// Tokens of the prompt.
         prompt_tokens: u32,
+        /// Those of them that were in the KV cache already.
+        cached_tokens: u32,
     },
-    /// A piece of the answer: whole characters.
+    /// A piece of an answer: whole characters.
     Text {
+        /// Which answer, from 0.
+        choice: u32,
         /// The text.
         text: String,
         /// Tokens it stands for.
         tokens: u32,
+        /// The same tokens with their probabilities, where those were asked for.
+        written: Vec<WrittenToken>,
+    },
+    /// The end of one answer.
+    Ended {
+        /// Which answer, from 0.
+        choice: u32,
+        /// Why.
+        reason: FinishReason,
     },
     /// The end.
     Finished(Finished),
@@ -265,6 +366,16 @@ pub struct EngineStats {
     pub kv_used: usize,
     /// Tokens that fit.
     pub kv_capacity: usize,
+    /// Tokens that nobody uses now and that a prompt may begin with.
+    pub kv_idle: usize,
+    /// Prompt tokens since load that were in the cache already.
+    pub cached_tokens: u64,
+    /// Sequences since load that gave up their part of the cache to an older one and were read again.
+    pub preemptions: u64,
+    /// Whether it can run: false while a device that failed is set up again.
+    pub is_ready: bool,
+    /// Faults of the device since load.
+    pub faults: u64,
     /// Tokens per second of one sequence, as measured of late.
     pub decode_rate: f64,
 }
@@ -277,12 +388,13 @@ pub struct Engine {
 
 struct Shared {
     info: ModelInfo,
+    max_sequences: u32,
     work: Work,
 }
 
 /// Who does it.
 enum Work {
-    Decoder { text: TextModel, scheduler: scheduler::Handle },
+    Decoder { text: TextModel, grammars: grammar::Grammars, scheduler: scheduler::Handle },
     Encoder(encoder::Handle),
 }
 
@@ -318,11 +430,16 @@ impl Engine {
             bandwidth: 0.0,
         };
         drop(file);
-        let scheduler = scheduler::start(loaded, &text, &options)?;
+        let sizes = loaded.sizes;
+        let made = scheduler::rebuildable(loaded, &options);
+        let scheduler = scheduler::start(made, sizes, text.tokenizer(), &options, &info.device.name)?;
         let decode_rate = scheduler.stats().decode_rate;
         let bandwidth = decode_rate * info.file_bytes as f64;
         let info = ModelInfo { load_time: started.elapsed(), decode_rate, bandwidth, ..info };
-        Ok(Self { shared: Arc::new(Shared { info, work: Work::Decoder { text, scheduler } }) })
+        let grammars = grammar::Grammars::new(text.tokenizer().clone());
+        let max_sequences = u32::try_from(sizes.slots).unwrap_or(u32::MAX);
+        let work = Work::Decoder { text, grammars, scheduler };
+        Ok(Self { shared: Arc::new(Shared { info, max_sequences, work }) })
     }
 
     fn load_encoder(
@@ -361,13 +478,15 @@ impl Engine {
         };
         let encoder = encoder::start(loaded, tokenizer, options)?;
         let info = ModelInfo { load_time: started.elapsed(), ..info };
-        Ok(Self { shared: Arc::new(Shared { info, work: Work::Encoder(encoder) }) })
+        Ok(Self {
+            shared: Arc::new(Shared { info, max_sequences: options.max_sequences, work: Work::Encoder(encoder) }),
+        })
     }
 
     /// The parts of a model that generates.
     fn decoder(&self) -> Option<(&TextModel, &scheduler::Handle)> {
         match &self.shared.work {
-            Work::Decoder { text, scheduler } => Some((text, scheduler)),
+            Work::Decoder { text, scheduler, .. } => Some((text, scheduler)),
             Work::Encoder(_) => None,
         }
     }
@@ -450,6 +569,19 @@ impl Engine {
         }
     }
 
+    /// Compiles what an answer must be. Takes milliseconds, the first time some hundred: not for a runtime's own threads.
+    pub fn grammar(&self, structure: Structure<'_>) -> Result<Grammar, GrammarError> {
+        match &self.shared.work {
+            Work::Decoder { grammars, .. } => grammars.compile(structure),
+            Work::Encoder(_) => Err(GrammarError::Tokens("it does not generate text".into())),
+        }
+    }
+
+    /// Sequences that run together: a request cannot have more choices.
+    pub fn max_sequences(&self) -> u32 {
+        self.shared.max_sequences
+    }
+
     /// Takes a request if it can be begun in time. Never waits.
     pub fn submit(&self, request: Generate) -> Result<TokenStream, Busy> {
         // A prompt cannot be had of a model that does not generate.
@@ -462,14 +594,14 @@ impl Engine {
     pub fn stats(&self) -> EngineStats {
         match &self.shared.work {
             Work::Decoder { scheduler, .. } => scheduler.stats(),
-            Work::Encoder(encoder) => encoder.stats(),
+            Work::Encoder(encoder) => EngineStats { is_ready: true, ..encoder.stats() },
         }
     }
 
-    /// Estimated time to the first token of a prompt of this length, if it were submitted now.
-    pub fn estimated_wait(&self, prompt_tokens: usize) -> Duration {
+    /// Estimated time to the first token of a prompt of this length, if `tenant` submitted it now.
+    pub fn estimated_wait(&self, prompt_tokens: usize, tenant: Option<&str>) -> Duration {
         match &self.shared.work {
-            Work::Decoder { scheduler, .. } => scheduler.estimated_wait(prompt_tokens),
+            Work::Decoder { scheduler, .. } => scheduler.estimated_wait(prompt_tokens, tenant),
             Work::Encoder(encoder) => encoder.estimated_wait(),
         }
     }

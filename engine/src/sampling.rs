@@ -1,10 +1,16 @@
 //! How the next token is chosen from the logits. The same seed and logits give the same token, whoever else is served.
+//!
+//! Order, as vLLM has it: what a grammar forbids, bias, penalties, temperature, min-p, top-k, top-p, the draw. Log
+//! probabilities that are told are those of the model itself, before any of that.
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// How tokens are chosen.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// 0 takes the likeliest token; larger is more varied.
     pub temperature: f32,
@@ -12,13 +18,41 @@ pub struct Sampling {
     pub top_k: Option<u32>,
     /// Only the likeliest that together have this probability.
     pub top_p: f32,
+    /// Only what is at least this part as likely as the likeliest (arXiv:2407.01082); 0 switches it off.
+    pub min_p: f32,
+    /// Above 1, tokens of the prompt and of the answer become less likely (arXiv:1909.05858): a positive logit is divided
+    /// by it, a negative one multiplied.
+    pub repetition_penalty: f32,
+    /// Taken from the logit of every token that the answer has already.
+    pub presence_penalty: f32,
+    /// Taken from the logit of a token once for each time that the answer has it.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Arc<[(u32, f32)]>,
     /// For repeatable choices; random when left out.
     pub seed: Option<u64>,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: None, top_p: 1.0, seed: None }
+        Self {
+            temperature: 1.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Arc::new([]),
+            seed: None,
+        }
+    }
+}
+
+impl Sampling {
+    /// Always the likeliest token.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
     }
 }
 
@@ -27,28 +61,102 @@ const NEGLIGIBLE: f32 = 24.0;
 /// Below this temperature dividing by it overflows, and the choice is the likeliest token anyway.
 const COLD: f32 = 1e-3;
 
+/// A set of tokens as bits, 32 to a word, the first in the lowest bit of the first word.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Allowed<'m>(pub(crate) &'m [u32]);
+
+impl Allowed<'_> {
+    fn forbid_others(self, logits: &mut [f32]) {
+        let bits = self.0.iter().copied().chain(std::iter::repeat(0));
+        for (logits, mut bits) in logits.chunks_mut(32).zip(bits) {
+            for logit in logits {
+                if bits & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+                bits >>= 1;
+            }
+        }
+    }
+}
+
 /// Chooses tokens for one sequence.
 #[derive(Debug)]
 pub(crate) struct Sampler {
     how: Sampling,
     rng: ChaCha8Rng,
+    /// How often the answer has each of its tokens; empty where no penalty asks.
+    counts: HashMap<u32, u32>,
+    /// Tokens of the prompt, sorted; empty where no penalty asks.
+    prompt: Vec<u32>,
     candidates: Vec<(f32, u32)>,
 }
 
 impl Sampler {
-    /// A sampler at the beginning of its random numbers.
-    pub(crate) fn new(how: Sampling) -> Self {
-        let rng = ChaCha8Rng::seed_from_u64(how.seed.unwrap_or_else(rand::random));
-        Self { how, rng, candidates: Vec::new() }
+    /// A sampler at the beginning of its random numbers. Choices of one request draw from streams of their own, so that
+    /// the first is what the request alone would give.
+    pub(crate) fn new(how: Sampling, choice: u32, prompt: &[u32]) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(how.seed.unwrap_or_else(rand::random));
+        rng.set_stream(choice.into());
+        let mut sampler = Self { how, rng, counts: HashMap::new(), prompt: Vec::new(), candidates: Vec::new() };
+        if sampler.repeats_cost() {
+            sampler.prompt = prompt.to_vec();
+            sampler.prompt.sort_unstable();
+            sampler.prompt.dedup();
+        }
+        sampler
     }
 
-    /// The next token. Logits that are not numbers are never chosen.
-    pub(crate) fn choose(&mut self, logits: &[f32]) -> u32 {
+    fn repeats_cost(&self) -> bool {
+        (self.how.repetition_penalty - 1.0).abs() > f32::EPSILON && self.how.repetition_penalty > 0.0
+    }
+
+    /// Adds bias and penalties to the logits.
+    fn adjust(&self, logits: &mut [f32]) {
+        let at = |token: u32| usize::try_from(token).unwrap_or(usize::MAX);
+        for (token, bias) in self.how.logit_bias.iter() {
+            if let Some(logit) = logits.get_mut(at(*token)) {
+                *logit += bias;
+            }
+        }
+        if self.repeats_cost() {
+            let penalty = self.how.repetition_penalty;
+            let written = self.counts.keys().filter(|token| self.prompt.binary_search(token).is_err());
+            for token in self.prompt.iter().chain(written) {
+                if let Some(logit) = logits.get_mut(at(*token)) {
+                    *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                }
+            }
+        }
+        for (token, count) in &self.counts {
+            if let Some(logit) = logits.get_mut(at(*token)) {
+                #[allow(clippy::cast_precision_loss, reason = "counts are below the context's length")]
+                let times = *count as f32;
+                *logit -= self.how.presence_penalty + times * self.how.frequency_penalty;
+            }
+        }
+    }
+
+    /// The next token, of those that are `allowed`. Logits that are not numbers are never chosen; the logits are used up.
+    pub(crate) fn choose(&mut self, logits: &mut [f32], allowed: Option<Allowed<'_>>) -> u32 {
+        if let Some(allowed) = allowed {
+            allowed.forbid_others(logits);
+        }
+        self.adjust(logits);
+        let token = self.draw(logits);
+        let counted = self.how.presence_penalty != 0.0 || self.how.frequency_penalty != 0.0 || self.repeats_cost();
+        if counted {
+            *self.counts.entry(token).or_insert(0) += 1;
+        }
+        token
+    }
+
+    fn draw(&mut self, logits: &[f32]) -> u32 {
         if self.how.temperature < COLD || self.how.top_k == Some(1) {
             return likeliest(logits);
         }
         // What is e^-24 as likely as the likeliest changes no choice: most of a vocabulary, which would only be sorted.
-        let least = largest(logits) - NEGLIGIBLE * self.how.temperature;
+        let far = if self.how.min_p > 0.0 { NEGLIGIBLE.min(-self.how.min_p.min(1.0).ln()) } else { NEGLIGIBLE };
+        let least = largest(logits) - far * self.how.temperature;
         let tokens = logits.iter().zip(0u32..).filter(|(logit, _)| **logit >= least && logit.is_finite());
         self.candidates.clear();
         self.candidates.extend(tokens.map(|(logit, token)| (*logit / self.how.temperature, token)));
@@ -119,15 +227,42 @@ fn likeliest(logits: &[f32]) -> u32 {
     logits.iter().zip(0u32..).find(|(logit, _)| **logit == most).map_or(0, |(_, token)| token)
 }
 
+/// Log probabilities of a token and of the `top` likeliest, likeliest first, as the model itself has them.
+pub(crate) fn log_probabilities(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u32, f32)>) {
+    let max = logits.iter().copied().filter(|logit| logit.is_finite()).fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().filter(|logit| logit.is_finite()).map(|logit| f64::from(logit - max).exp()).sum();
+    #[allow(clippy::cast_possible_truncation, reason = "a log probability is told with an f32's digits")]
+    let normal = (f64::from(max) + sum.ln()) as f32;
+    let mut best: Vec<(u32, f32)> = Vec::with_capacity(top + 1);
+    if top > 0 {
+        for (logit, token) in logits.iter().zip(0u32..) {
+            let beats = best.len() < top || best.last().is_some_and(|(_, least)| logit > least);
+            if logit.is_finite() && beats {
+                let at = best.partition_point(|(_, other)| other >= logit);
+                best.insert(at, (token, *logit));
+                best.truncate(top);
+            }
+        }
+    }
+    let of = usize::try_from(token).ok().and_then(|at| logits.get(at)).copied().unwrap_or(f32::NEG_INFINITY);
+    (of - normal, best.into_iter().map(|(token, logit)| (token, logit - normal)).collect())
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    fn sampler(how: Sampling) -> Sampler {
+        Sampler::new(how, 0, &[])
+    }
+
     fn shares(how: Sampling, logits: &[f32]) -> Vec<f64> {
-        let mut sampler = Sampler::new(Sampling { seed: Some(7), ..how });
+        let mut sampler = sampler(Sampling { seed: Some(7), ..how });
         let mut counts = vec![0u32; logits.len()];
         for _ in 0..20_000 {
-            counts[sampler.choose(logits) as usize] += 1;
+            counts[sampler.choose(&mut logits.to_vec(), None) as usize] += 1;
         }
         counts.iter().map(|n| f64::from(*n) / 20_000.0).collect()
     }
@@ -144,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn top_k_and_top_p_cut_the_tail() {
+    fn top_k_top_p_and_min_p_cut_the_tail() {
         let logits = [3.0, 2.0, 1.0, 0.0];
         let top_k = shares(Sampling { top_k: Some(2), ..Sampling::default() }, &logits);
         assert!(top_k[0] > 0.0 && top_k[1] > 0.0 && top_k[2] == 0.0 && top_k[3] == 0.0);
@@ -153,12 +288,95 @@ mod tests {
         assert!(top_p[1] > 0.2 && top_p[2] == 0.0);
         let least = shares(Sampling { top_p: 0.0, ..Sampling::default() }, &logits);
         assert_eq!(least[0], 1.0);
+        // A tenth of 0.64 lets the third in and keeps the fourth out.
+        let min_p = shares(Sampling { min_p: 0.1, ..Sampling::default() }, &logits);
+        assert!(min_p[2] > 0.05 && min_p[3] == 0.0);
+        assert_eq!(shares(Sampling { min_p: 1.0, ..Sampling::default() }, &logits)[0], 1.0);
     }
 
     #[test]
     fn greedy_takes_the_first_of_the_best() {
-        let mut sampler = Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() });
-        assert_eq!(sampler.choose(&[1.0, f32::NAN, 5.0, 5.0]), 2);
-        assert_eq!(sampler.choose(&[]), 0);
+        let mut sampler = sampler(Sampling::greedy());
+        assert_eq!(sampler.choose(&mut [1.0, f32::NAN, 5.0, 5.0], None), 2);
+        assert_eq!(sampler.choose(&mut [], None), 0);
+    }
+
+    #[test]
+    fn bias_and_masks_decide_what_may_be_chosen() {
+        let mut biased = sampler(Sampling { logit_bias: [(0, 9.0), (7, 1.0)].into(), ..Sampling::greedy() });
+        assert_eq!(biased.choose(&mut [1.0, 2.0, 5.0], None), 0);
+        // No bias opens what a grammar forbids, and words that are missing forbid.
+        assert_eq!(biased.choose(&mut [1.0, 2.0, 5.0], Some(Allowed(&[0b010]))), 1);
+        let mut logits = vec![1.0; 40];
+        logits[35] = 9.0;
+        assert_eq!(biased.choose(&mut logits, Some(Allowed(&[0b100]))), 2);
+    }
+
+    #[test]
+    fn penalties_count_what_was_written() {
+        let mut frequency = sampler(Sampling { frequency_penalty: 1.0, ..Sampling::greedy() });
+        let written: Vec<_> = (0..5).map(|_| frequency.choose(&mut [2.5, 1.0, 0.1], None)).collect();
+        assert_eq!(written, [0, 0, 1, 0, 2], "each time costs one more");
+        let mut presence = sampler(Sampling { presence_penalty: 1.0, ..Sampling::greedy() });
+        let written: Vec<_> = (0..4).map(|_| presence.choose(&mut [2.5, 2.0, 0.0], None)).collect();
+        assert_eq!(written, [0, 1, 0, 0], "having it costs once");
+        let how = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
+        let mut repetition = Sampler::new(how, 0, &[0, 2, 0]);
+        // 4 -> 2, -1 -> -2; the second is in neither prompt nor answer.
+        assert_eq!(repetition.choose(&mut [4.0, 3.0, -1.0], None), 1);
+        assert_eq!(repetition.choose(&mut [4.0, 3.0, -1.0], None), 0, "3 -> 1.5 once it was written");
+    }
+
+    #[test]
+    fn choices_of_one_request_differ_and_the_first_is_the_request_alone() {
+        let how = Sampling { seed: Some(5), ..Sampling::default() };
+        let draw = |choice| {
+            let mut sampler = Sampler::new(how.clone(), choice, &[]);
+            (0..24).map(|_| sampler.choose(&mut [0.0; 50], None)).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(0), draw(0));
+        assert_ne!(draw(0), draw(1));
+        assert_ne!(draw(1), draw(2));
+    }
+
+    proptest! {
+        #[test]
+        fn log_probabilities_are_a_distribution(logits in proptest::collection::vec(-30.0f32..30.0, 1..60), top in 0usize..8) {
+            let all: Vec<f32> = (0..logits.len()).map(|t| log_probabilities(&logits, t as u32, 0).0).collect();
+            let sum: f64 = all.iter().map(|l| f64::from(*l).exp()).sum();
+            prop_assert!((sum - 1.0).abs() < 1e-3, "{}", sum);
+            let (_, best) = log_probabilities(&logits, 0, top);
+            prop_assert_eq!(best.len(), top.min(logits.len()));
+            let mut sorted = all.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            for ((token, logprob), expected) in best.iter().zip(sorted) {
+                prop_assert_eq!(*logprob, all[*token as usize]);
+                prop_assert_eq!(*logprob, expected);
+            }
+        }
+
+        #[test]
+        fn what_is_chosen_is_allowed_and_repeatable(
+            logits in proptest::collection::vec(-9.0f32..9.0, 33..80),
+            allowed in proptest::collection::vec(any::<bool>(), 80),
+            seed in any::<u64>(), top_k in 0u32..9, top_p in 0.0f32..1.0, min_p in 0.0f32..1.0, penalty in -2.0f32..2.0,
+        ) {
+            let mut words = vec![0u32; 3];
+            for (n, _) in allowed.iter().enumerate().filter(|(_, allowed)| **allowed) {
+                words[n / 32] |= 1 << (n % 32);
+            }
+            prop_assume!(allowed.iter().take(logits.len()).any(|allowed| *allowed));
+            let how = Sampling {
+                seed: Some(seed), top_k: Some(top_k), top_p, min_p, presence_penalty: penalty, frequency_penalty: penalty,
+                ..Sampling::default()
+            };
+            let run = || {
+                let mut sampler = sampler(how.clone());
+                (0..9).map(|_| sampler.choose(&mut logits.clone(), Some(Allowed(&words)))).collect::<Vec<_>>()
+            };
+            let first = run();
+            prop_assert!(first.iter().all(|token| allowed[*token as usize]));
+            prop_assert_eq!(first, run());
+        }
     }
 }

@@ -1,42 +1,70 @@
 //! Serving: which sequences run in the next step. One thread owns the executor and all sequences; callers reach it over
 //! a bounded channel and hear from it over one channel for each request.
 //!
-//! A step has one row for each answer that is being written and, in what is left, a part of the next prompt: a long
-//! prompt costs the others one bounded delay a token instead of standing in their way. A request is admitted when a
-//! place and the KV pages for its whole length are free, so that nothing that runs is ever put out again.
+//! A step has one row for each answer that is being written and, as far as the time for a step goes, parts of prompts:
+//! a long prompt costs the others one bounded delay a token instead of standing in their way. A request is admitted when
+//! it is its tenant's turn, places are free and the KV pages for its prompt can be had; pages for its answer are taken
+//! as it grows. When none is left, the youngest sequence gives its pages to the oldest and is read again later: the
+//! oldest always gets on, and nothing grows past the cache.
 
+mod cost;
+mod masks;
 mod pages;
+mod plan;
+mod queue;
+mod recover;
+mod request;
+mod runner;
 mod sequence;
 mod shared;
+mod step;
+#[cfg(test)]
+mod tests;
+mod watch;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender, TryRecvError};
 
-use crate::exec::{Batch, Executor, Row, Sizes};
-use crate::model::{Decoder, Loaded, MAX_ROWS};
-use crate::text::{TextModel, Tokenizer};
-use crate::{Busy, EngineError, EngineStats, Event, FinishReason, Generate, LoadError, LoadOptions};
+use crate::exec::{Batch, Row, Sizes};
+use crate::text::Tokenizer;
+use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions};
+use cost::Cost;
+use masks::Masks;
 use pages::Pages;
-use sequence::{Phase, Sequence};
+use queue::Queue;
+use request::Request;
+use sequence::State;
 use shared::Shared;
+use watch::Watch;
 
-/// Prompt tokens of a step while answers are being written.
-const CHUNK_IN_COMPANY: usize = 16;
+pub(crate) use runner::{Rebuildable, rebuildable};
+
 /// How long the thread sleeps when all that runs waits for its readers.
 const PARKED_NAP: Duration = Duration::from_millis(2);
-/// Events of an answer that wait for its reader; one more parks the sequence.
+/// Events of an answer that wait for its reader; one more parks the request.
 const EVENTS: usize = 64;
 /// How much nicer than the proxy's threads the engine is.
 const NICENESS: i32 = 5;
+/// A step that takes longer than this, and so many times what it should, hangs. A driver may compile a kernel in it.
+const HANG_LEAST: Duration = Duration::from_secs(30);
+const HANG_TIMES: u32 = 20;
+/// Wait before a device that failed is set up for the second time; doubles up to the longest.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
 
 /// A request on its way to the thread.
 struct Job {
     request: Generate,
     events: Sender<Event>,
     submitted: Instant,
+}
+
+impl Job {
+    fn fail(&self, error: EngineError) {
+        let _ = self.events.force_send(Event::Failed(error));
+    }
 }
 
 /// The callers' side of the thread.
@@ -49,12 +77,11 @@ impl Handle {
     /// Takes a request if it can be begun in time.
     pub(crate) fn submit(&self, request: Generate) -> Result<Receiver<Event>, Busy> {
         self.shared.enter(&request)?;
-        let prompt = request.prompt.len();
         let (events, receiver) = async_channel::bounded(EVENTS);
         match self.jobs.try_send(Job { request, events, submitted: Instant::now() }) {
             Ok(()) => Ok(receiver),
-            Err(_) => {
-                self.shared.leave_queue(prompt);
+            Err(refused) => {
+                self.shared.leave_queue(&refused.into_inner().request);
                 Err(self.shared.stopped())
             }
         }
@@ -64,8 +91,8 @@ impl Handle {
         self.shared.stats()
     }
 
-    pub(crate) fn estimated_wait(&self, prompt_tokens: usize) -> Duration {
-        self.shared.estimated_wait(prompt_tokens)
+    pub(crate) fn estimated_wait(&self, prompt_tokens: usize, tenant: Option<&str>) -> Duration {
+        self.shared.estimated_wait(prompt_tokens, &tenant.map(Arc::from))
     }
 
     pub(crate) fn shutdown(&self) {
@@ -80,29 +107,65 @@ impl Drop for Handle {
     }
 }
 
+/// Times that tests shorten.
+#[derive(Debug, Clone, Copy)]
+struct Tuning {
+    hang_least: Duration,
+    retry_first: Duration,
+}
+
 /// Starts the thread and waits until the model has run once.
-pub(crate) fn start(loaded: Loaded, text: &TextModel, options: &LoadOptions) -> Result<Handle, LoadError> {
-    let places = loaded.sizes.slots;
+pub(crate) fn start(
+    made: Rebuildable,
+    sizes: Sizes,
+    tokenizer: &Arc<Tokenizer>,
+    options: &LoadOptions,
+    device: &str,
+) -> Result<Handle, LoadError> {
+    begin(made, sizes, tokenizer, options, device, Tuning { hang_least: HANG_LEAST, retry_first: RETRY_FIRST })
+}
+
+fn begin(
+    made: Rebuildable,
+    sizes: Sizes,
+    tokenizer: &Arc<Tokenizer>,
+    options: &LoadOptions,
+    device: &str,
+    tuning: Tuning,
+) -> Result<Handle, LoadError> {
     let queue = usize::try_from(options.max_queue).unwrap_or(usize::MAX);
-    let (jobs, received) = async_channel::bounded(places.saturating_add(queue).max(1));
-    let shared = Arc::new(Shared::new(loaded.sizes, queue, options.max_queue_wait));
+    let (jobs, received) = async_channel::bounded(sizes.slots.saturating_add(queue).max(1));
+    let shared = Arc::new(Shared::new(sizes, queue, options.max_queue_wait));
     let (ready, wait) = std::sync::mpsc::sync_channel(1);
-    let device = loaded.device.name.clone();
+    let refused = |reason: String| LoadError::Device { device: device.to_owned(), reason };
+    let failed = |e: std::io::Error| refused(format!("its thread cannot be started: {e}"));
+    let (watched, name) = (shared.clone(), options.name.clone());
+    let watch = Watch::start(&format!("watch-{}", options.name), move || {
+        tracing::error!(event = "device_hangs", model = %name, "a step has not ended in time; its requests have failed");
+        watched.set_recovering(true);
+    })
+    .map_err(failed)?;
     let mut worker = Worker {
-        model: loaded.model,
-        executor: loaded.executor,
-        sizes: loaded.sizes,
-        tokenizer: text.tokenizer().clone(),
+        name: options.name.clone(),
+        made,
+        sizes,
+        tokenizer: tokenizer.clone(),
         shared: shared.clone(),
         jobs: received,
         stall_timeout: options.stall_timeout,
-        waiting: VecDeque::new(),
+        token_pause: options.token_pause,
+        tuning,
+        waiting: Queue::default(),
         running: Vec::new(),
-        pages: Pages::new(loaded.sizes),
+        free_slots: (0..sizes.slots).rev().collect(),
+        pages: Pages::new(sizes),
         batch: Batch::default(),
+        picked: Vec::new(),
         turn: 0,
+        cost: Cost::default(),
+        masks: Masks::default(),
+        watch,
     };
-    let refused = |reason: String| LoadError::Device { device: device.clone(), reason };
     std::thread::Builder::new()
         .name(format!("engine-{}", options.name))
         .spawn(move || {
@@ -114,7 +177,7 @@ pub(crate) fn start(loaded: Loaded, text: &TextModel, options: &LoadOptions) -> 
                 worker.run();
             }
         })
-        .map_err(|e| refused(format!("its thread cannot be started: {e}")))?;
+        .map_err(failed)?;
     match wait.recv() {
         Ok(Ok(())) => Ok(Handle { jobs, shared }),
         Ok(Err(e)) => Err(refused(e.to_string())),
@@ -124,33 +187,39 @@ pub(crate) fn start(loaded: Loaded, text: &TextModel, options: &LoadOptions) -> 
 
 /// The engine gives way to the proxy's threads where both want a core.
 pub(crate) fn be_nice() {
-    // SAFETY: sets the niceness of the calling thread (who 0) and touches no memory. On Linux it is a thread's own.
-    let failed = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) } != 0;
-    if failed {
-        tracing::debug!(event = "niceness_not_set");
-    }
+    // SAFETY: changes the niceness of the calling thread, which on Linux has one of its own, and touches no memory.
+    let _ = unsafe { libc::nice(NICENESS) };
 }
 
 struct Worker {
-    model: Decoder,
-    executor: Box<dyn Executor>,
+    name: String,
+    made: Rebuildable,
     sizes: Sizes,
     tokenizer: Arc<Tokenizer>,
     shared: Arc<Shared>,
     jobs: Receiver<Job>,
     stall_timeout: Duration,
-    waiting: VecDeque<Job>,
-    running: Vec<Sequence>,
+    token_pause: Duration,
+    tuning: Tuning,
+    waiting: Queue,
+    /// Oldest first.
+    running: Vec<Request>,
+    free_slots: Vec<usize>,
     pages: Pages,
     batch: Batch,
+    /// Whose picks those of the batch are: request and sequence, by their places.
+    picked: Vec<(usize, usize)>,
     /// Counts steps, so that prompts take turns.
     turn: usize,
+    cost: Cost,
+    masks: Masks,
+    watch: Watch,
 }
 
 impl Worker {
     /// Runs each shape of step once, so that nothing is compiled and no cost is unknown when the first request comes.
     fn warm_up(&mut self) -> Result<(), EngineError> {
-        for rows in [1, 8.min(self.sizes.context)] {
+        for rows in [1, 8.min(self.sizes.context).min(self.sizes.max_rows)] {
             let row = |position: usize| Row { token: 0, position: narrow(position), slot: 0 };
             self.batch.rows = (0..rows).map(row).collect();
             self.batch.picks = vec![narrow(rows - 1)];
@@ -158,9 +227,10 @@ impl Worker {
             // The first run of a shape pays for its compilation; the second is what a step costs.
             for measured in [false, true] {
                 let started = Instant::now();
-                self.model.forward(self.executor.as_mut(), &self.batch)?;
+                self.forward()?;
                 if measured {
                     self.shared.measured(rows, 1, started.elapsed());
+                    self.cost.measured(rows, started.elapsed());
                 }
             }
         }
@@ -168,45 +238,95 @@ impl Worker {
     }
 
     fn run(&mut self) {
-        loop {
-            if !self.receive() {
-                break;
-            }
-            self.admit();
+        while self.receive() {
             self.settle();
+            self.admit();
             if self.plan() {
-                self.step();
+                if let Err(fault) = self.step()
+                    && !self.recover(&fault)
+                {
+                    break;
+                }
             } else if !self.running.is_empty() || !self.waiting.is_empty() {
                 std::thread::sleep(PARKED_NAP);
             }
         }
-        for sequence in self.running.drain(..) {
-            sequence.fail(EngineError::Shutdown);
+        for request in self.running.drain(..) {
+            request.fail(EngineError::Shutdown);
         }
-        while let Some(job) = self.waiting.pop_front().or_else(|| self.jobs.try_recv().ok()) {
-            let _ = job.events.force_send(Event::Failed(EngineError::Shutdown));
+        self.waiting.drain().iter().for_each(|job| job.fail(EngineError::Shutdown));
+        while let Ok(job) = self.jobs.try_recv() {
+            job.fail(EngineError::Shutdown);
         }
-        self.shared.set_running(0, 0);
+        self.shared.set_running(0, 0, 0);
     }
 
     /// Takes new requests; waits for one when there is nothing else to do. False when the engine ends.
     fn receive(&mut self) -> bool {
         if self.running.is_empty() && self.waiting.is_empty() {
             match self.jobs.recv_blocking() {
-                Ok(job) => self.waiting.push_back(job),
+                Ok(job) => self.waiting.push(job),
                 Err(_) => return false,
             }
         }
         loop {
             match self.jobs.try_recv() {
-                Ok(job) => self.waiting.push_back(job),
+                Ok(job) => self.waiting.push(job),
                 Err(TryRecvError::Empty) => return !self.shared.is_stopped(),
                 Err(TryRecvError::Closed) => return false,
             }
         }
     }
 
-    /// Gives places and pages to those who wait, in their order.
+    /// Ends what nobody wants any more and lets go of those that are done.
+    fn settle(&mut self) {
+        let now = Instant::now();
+        let mut changed = false;
+        let mut at = 0;
+        while let Some(request) = self.running.get_mut(at) {
+            request.flush();
+            let fault = if request.is_abandoned() || (request.is_finished() && request.is_told()) {
+                None
+            } else {
+                match request.fault(now, self.stall_timeout) {
+                    Some(fault) => Some(fault),
+                    None => {
+                        at += 1;
+                        continue;
+                    }
+                }
+            };
+            changed = true;
+            let request = self.running.remove(at);
+            self.let_go(&request);
+            if let Some(fault) = fault {
+                request.fail(fault);
+            }
+        }
+        if changed {
+            self.tell_watch();
+        }
+        let sequences = || self.running.iter().flat_map(|request| &request.sequences);
+        let used = sequences().map(|sequence| sequence.read()).sum();
+        self.shared.set_running(self.sizes.slots - self.free_slots.len(), used, self.pages.idle() * crate::exec::PAGE);
+    }
+
+    /// Takes back what a request held.
+    fn let_go(&mut self, request: &Request) {
+        for sequence in &request.sequences {
+            self.pages.give_back(sequence.slot);
+            self.free_slots.push(sequence.slot);
+        }
+        let answers = request.is_finished().then(|| request.answered() / request.sequences.len().max(1));
+        self.shared.left(request.prompt_left(), answers);
+        self.waiting.left(&request.tenant);
+    }
+
+    fn tell_watch(&self) {
+        self.watch.readers(self.running.iter().map(Request::reader).collect());
+    }
+
+    /// Gives places and pages: to those who lost their pages, oldest first, then to those who wait, in turn.
     fn admit(&mut self) {
         let now = Instant::now();
         let shared = &self.shared;
@@ -214,119 +334,55 @@ impl Worker {
             let gone = job.events.is_closed();
             let late = job.request.deadline.is_some_and(|deadline| now >= deadline);
             if late && !gone {
-                let _ = job.events.force_send(Event::Failed(EngineError::Deadline));
+                job.fail(EngineError::Deadline);
             }
             if gone || late {
-                shared.leave_queue(job.request.prompt.len());
+                shared.leave_queue(&job.request);
             }
             !(gone || late)
         });
-        while self.running.len() < self.sizes.slots {
-            let Some(job) = self.waiting.front() else { break };
-            let length = Sequence::length(&job.request, &self.sizes);
-            let Some(slot) = self.pages.take(length) else { break };
-            let Some(job) = self.waiting.pop_front() else { break };
-            self.shared.admitted();
-            self.running.push(Sequence::new(job.request, job.events, job.submitted, slot, length));
-        }
-    }
-
-    /// Ends what nobody wants any more and lets go of those that are done.
-    fn settle(&mut self) {
-        let now = Instant::now();
-        let mut at = 0;
-        while let Some(sequence) = self.running.get_mut(at) {
-            sequence.flush();
-            let fault = if sequence.is_abandoned() || (sequence.is_over() && sequence.is_told()) {
-                Some(None)
-            } else if sequence.deadline().is_some_and(|deadline| now >= deadline) && !sequence.is_over() {
-                Some(Some(EngineError::Deadline))
-            } else if sequence.stalled_for(now) > self.stall_timeout {
-                Some(Some(EngineError::Stalled))
-            } else {
-                None
-            };
-            let Some(fault) = fault else {
-                at += 1;
-                continue;
-            };
-            let sequence = self.running.swap_remove(at);
-            self.pages.give_back(sequence.slot());
-            self.shared.left(&sequence);
-            if let Some(fault) = fault {
-                sequence.fail(fault);
-            }
-        }
-        self.shared.set_running(self.running.len(), self.running.iter().map(Sequence::position).sum());
-    }
-
-    /// Fills the batch of the next step. False when nothing can run.
-    fn plan(&mut self) -> bool {
-        self.batch.rows.clear();
-        self.batch.picks.clear();
-        for sequence in &mut self.running {
-            sequence.in_step = 0;
-            if sequence.phase() == Phase::Decode && sequence.is_told() {
-                self.batch.picks.push(narrow(self.batch.rows.len()));
-                self.batch.rows.push(sequence.next_row());
-                sequence.in_step = 1;
-            }
-        }
-        let room = if self.batch.rows.is_empty() { MAX_ROWS } else { CHUNK_IN_COMPANY };
-        let mut room = room.min(MAX_ROWS.saturating_sub(self.batch.rows.len()));
-        // Prompts take turns by step, so that a long one does not keep a short one behind it waiting.
-        let count = self.running.len().max(1);
-        self.turn = self.turn.wrapping_add(1);
-        for n in 0..self.running.len() {
-            let Some(sequence) = self.running.get_mut((self.turn + n) % count) else { continue };
-            if sequence.phase() != Phase::Prefill || room == 0 {
-                continue;
-            }
-            sequence.begin();
-            let rows = sequence.prompt_rows(room);
-            room -= rows.len();
-            sequence.in_step = rows.len();
-            self.batch.rows.extend_from_slice(&rows);
-            if sequence.prompt_left() == rows.len() {
-                self.batch.picks.push(narrow(self.batch.rows.len() - 1));
-            }
-        }
-        !self.batch.rows.is_empty()
-    }
-
-    fn step(&mut self) {
-        self.batch.pages.clear();
-        self.batch.pages.extend_from_slice(self.pages.table());
-        let started = Instant::now();
-        let logits = match self.model.forward(self.executor.as_mut(), &self.batch) {
-            Ok(logits) => logits,
-            Err(fault) => {
-                // The step's sequences cannot go on; those that wait may have better luck.
-                for sequence in self.running.drain(..) {
-                    self.pages.give_back(sequence.slot());
-                    self.shared.left(&sequence);
-                    sequence.fail(fault.clone());
+        // Each that runs may soon want a page more; with that much to spare, none has to give up what it was just given.
+        let sequences = self.running.iter().flat_map(|request| &request.sequences);
+        let mut spare = sequences.filter(|sequence| sequence.can_run()).count();
+        for request in &mut self.running {
+            let is_prefilled = request.is_prefilled();
+            for n in 0..request.sequences.len() {
+                let Some(sequence) = request.sequences.get_mut(n) else { continue };
+                if sequence.state != State::Runs || sequence.placed {
+                    continue;
                 }
-                return;
-            }
-        };
-        self.shared.measured(self.batch.rows.len(), self.batch.picks.len(), started.elapsed());
-        let width = logits.len().checked_div(self.batch.picks.len()).unwrap_or(0).max(1);
-        let picked = self.batch.picks.iter().zip(logits.chunks_exact(width));
-        for (pick, logits) in picked {
-            let Some(row) = usize::try_from(*pick).ok().and_then(|pick| self.batch.rows.get(pick)) else { continue };
-            let Some(sequence) = self.running.iter_mut().find(|s| s.slot() == row.slot as usize) else { continue };
-            let token = sequence.choose(logits);
-            if self.tokenizer.is_end(token) {
-                sequence.finish(FinishReason::Stop);
-            } else {
-                self.shared.wrote();
-                sequence.push(token, self.tokenizer.bytes_of(token));
+                let Some(read) = self.pages.take(sequence.slot, sequence.tokens(), spare) else { return };
+                sequence.placed = true;
+                sequence.set_read(read);
+                spare += 1;
+                if !is_prefilled {
+                    request.set_cached(read);
+                    self.shared.read(read, true);
+                }
             }
         }
-        for sequence in &mut self.running {
-            let read = sequence.advance();
-            self.shared.read(read);
+        let mut changed = false;
+        while let Some(job) = self.waiting.front() {
+            let choices = usize::try_from(job.request.choices.get()).unwrap_or(usize::MAX);
+            let Some(rest) = self.free_slots.len().checked_sub(choices) else { break };
+            let Some(slot) = self.free_slots.get(rest).copied() else { break };
+            let Some(read) = self.pages.take(slot, job.request.prompt.tokens(), spare) else { break };
+            let Some(job) = self.waiting.pop() else { break };
+            self.shared.admitted(&job.request);
+            self.shared.read(read, true);
+            let slots = self.free_slots.split_off(rest);
+            let mut request = Request::new(&job, slots, self.sizes.context);
+            request.set_cached(read);
+            if let Some(first) = request.sequences.first_mut() {
+                first.placed = true;
+                first.set_read(read);
+            }
+            self.running.push(request);
+            spare += 1;
+            changed = true;
+        }
+        if changed {
+            self.tell_watch();
         }
     }
 }

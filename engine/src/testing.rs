@@ -173,8 +173,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        BusyReason, ChatMessage, CpuOptions, DeviceChoice, Engine, EngineError, Event, FinishReason, Generate,
-        LoadError, LoadOptions, Prompt, Sampling, TokenStream,
+        BusyReason, ChatMessage, DeviceChoice, Engine, EngineError, Event, FinishReason, Generate, LoadError,
+        LoadOptions, Prompt, Sampling, TokenStream,
     };
 
     fn file(kind: TensorType) -> tempfile::NamedTempFile {
@@ -186,16 +186,11 @@ mod tests {
     pub(super) fn options(source: PathBuf) -> LoadOptions {
         LoadOptions {
             name: "small".into(),
-            source,
-            device: DeviceChoice::Auto,
-            cpu: CpuOptions::default(),
-            context_length: None,
             max_sequences: 4,
             max_queue: 2,
             max_queue_wait: Duration::from_secs(60),
             stall_timeout: Duration::from_secs(60),
-            memory: None,
-            cache_dir: None,
+            ..LoadOptions::new(source)
         }
     }
 
@@ -204,15 +199,16 @@ mod tests {
     }
 
     fn request(prompt: &Prompt, max_tokens: u32, sampling: Sampling) -> Generate {
-        Generate { prompt: prompt.clone(), max_tokens: Some(max_tokens), sampling, stop: vec![], deadline: None }
+        Generate { max_tokens: Some(max_tokens), sampling, ..Generate::new(prompt.clone()) }
     }
 
-    fn finish(mut stream: TokenStream) -> (String, Event) {
-        let mut whole = String::new();
+    fn finish(mut stream: TokenStream) -> (String, Event, Option<FinishReason>) {
+        let (mut whole, mut ended) = (String::new(), None);
         while let Some(event) = stream.blocking_next() {
             match event {
                 Event::Text { text, .. } => whole.push_str(&text),
-                Event::Finished(_) | Event::Failed(_) => return (whole, event),
+                Event::Ended { reason, .. } => ended = Some(reason),
+                Event::Finished(_) | Event::Failed(_) => return (whole, event, ended),
                 _ => {}
             }
         }
@@ -241,11 +237,12 @@ mod tests {
         let engine = Engine::load(options(file.path().into())).unwrap();
         assert_eq!(engine.info().context_length, 128);
         let prompt = engine.encode_chat(&[said("user", "hi")]).unwrap();
-        let (_, end) =
+        let (_, end, reason) =
             finish(engine.submit(request(&prompt, 5, Sampling { seed: Some(1), ..Sampling::default() })).unwrap());
         let Event::Finished(end) = end else { panic!("{end:?}") };
-        assert!(end.completion_tokens == 5 && end.reason == FinishReason::Length || end.reason == FinishReason::Stop);
-        let (_, end) =
+        let at_length = end.completion_tokens == 5 && reason == Some(FinishReason::Length);
+        assert!(at_length || reason == Some(FinishReason::Stop));
+        let (_, end, _) =
             finish(engine.submit(request(&prompt, 9999, Sampling { seed: Some(1), ..Sampling::default() })).unwrap());
         let Event::Finished(end) = end else { panic!("{end:?}") };
         assert!(end.prompt_tokens + end.completion_tokens <= 128);
@@ -265,7 +262,7 @@ mod tests {
         assert!(busy.reason == BusyReason::QueueFull && busy.retry_after > Duration::ZERO);
         assert!(matches!(first.blocking_next(), Some(Event::Started { .. })));
         drop(first);
-        let (_, end) = finish(second);
+        let (_, end, _) = finish(second);
         assert!(matches!(end, Event::Finished(_)), "{end:?}");
         let started = Instant::now();
         while engine.stats().active + engine.stats().waiting > 0 {
@@ -281,7 +278,7 @@ mod tests {
         let stall_timeout = Duration::from_millis(100);
         let engine = Engine::load(LoadOptions { stall_timeout, ..options(file.path().into()) }).unwrap();
         let prompt = engine.encode_chat(&[said("user", "hi")]).unwrap();
-        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+        let greedy = Sampling::greedy();
         // More events than a channel holds, and nobody reads them. Seeds are tried because an answer may be short.
         let mut stalled = 0;
         for seed in 0..8 {
@@ -298,7 +295,7 @@ mod tests {
             stalled += usize::from(matches!(last, Some(Event::Failed(EngineError::Stalled))));
         }
         assert!(stalled > 0);
-        let late = Generate { deadline: Some(Instant::now()), ..request(&prompt, 5, greedy) };
+        let late = Generate { deadline: Some(Instant::now()), ..request(&prompt, 5, greedy.clone()) };
         assert_eq!(engine.submit(late).unwrap_err().reason, BusyReason::WaitTooLong);
         engine.shutdown();
         assert_eq!(engine.submit(request(&prompt, 5, greedy)).unwrap_err().reason, BusyReason::Stopped);

@@ -20,8 +20,8 @@ const IDLE_TIME: Duration = Duration::from_secs(30);
 
 type Inner = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
-/// Makes calls over HTTP/1.1, with TLS to `https` URLs against the system's certificates. They are read with the first
-/// call: most configurations make none.
+/// Makes calls over HTTP/1.1, with TLS to `https` URLs against the system's certificates. They are read when a
+/// configuration makes calls; most make none.
 #[derive(Clone, Default)]
 pub struct Http(Arc<OnceLock<Inner>>);
 
@@ -65,6 +65,10 @@ fn tls_config() -> rustls::ClientConfig {
 }
 
 impl HttpClient for Http {
+    fn prepare(&self) {
+        self.client();
+    }
+
     fn call(&self, request: http::Request<Bytes>, timeout: Duration) -> Call {
         let client = self.clone();
         Box::pin(async move {

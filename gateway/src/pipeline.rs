@@ -18,6 +18,7 @@
 mod affinity;
 mod answers;
 mod conclude;
+mod encoding;
 mod forward;
 mod hedging;
 mod limiting;

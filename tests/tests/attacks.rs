@@ -40,7 +40,7 @@ backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
 routes:
   - name: external
     matches: [{{path: {{prefix: /external}}}}]
-    filters: [{{externalAuthorization: {{url: \"{}/check\", copyToRequest: [x-user]}}}}]
+    filters: [{{externalAuthorization: {{url: \"{}/check\", timeout: 5s, copyToRequest: [x-user]}}}}]
     backendRefs: [{{name: x}}]
   - name: ruled
     matches: [{{path: {{prefix: /ruled}}, when: \"request.query == 'on'\"}}]

@@ -39,7 +39,7 @@ async fn a_server_whose_answers_are_errors_is_left_alone_and_returns_by_one_good
     loadBalancing: {{policy: roundRobin}}
     endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}]
     outlierDetection: {{consecutiveErrors: 3, ejectionTime: 500ms}}
-routes: [{{backendRefs: [{{name: x}}], retry: {{attempts: 2, on: [reset, \"500\"]}}}}]
+routes: [{{backendRefs: [{{name: x}}], retry: {{attempts: 2, on: [connectFailure, reset, \"500\"]}}}}]
 ",
         a.url(),
         b.url()
@@ -94,7 +94,8 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     for _ in 0..40 {
         gateway.client().get("/").await;
     }
-    assert_eq!(gateway.events("endpoint_ejected")[0]["reason"], "error_rate");
+    let told = eventually("it is told", || async { gateway.events("endpoint_ejected").first().cloned() }).await;
+    assert_eq!(told["reason"], "error_rate");
     assert_eq!(count.load(Ordering::Relaxed), 10, "no request after the one that decided it");
 }
 

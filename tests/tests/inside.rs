@@ -106,7 +106,7 @@ async fn what_it_cannot_do_is_refused_by_name() {
     };
     let long = serde_json::json!({"messages": [{"role": "user", "content": "word ".repeat(400)}]});
     assert_eq!(ask(long).await.0, "context_length_exceeded");
-    assert_eq!(ask(serde_json::json!({"n": 2})).await.1, "n");
+    assert_eq!(ask(serde_json::json!({"n": 5})).await.1, "n");
     assert_eq!(ask(serde_json::json!({"tools": [{"type": "function", "function": {"name": "f"}}]})).await.1, "tools");
     let image = serde_json::json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]});
     assert_eq!(ask(image).await.1, "messages[0].content[0].type");

@@ -16,6 +16,9 @@ pub struct Model {
     pub name: String,
     /// A GGUF file.
     pub source: PathBuf,
+    /// What it is for; worked out from the file when left out, and an error when the file is for something else.
+    #[serde(default)]
+    pub task: Option<ModelTask>,
     /// Where it runs.
     #[serde(default)]
     pub device: Device,
@@ -42,9 +45,25 @@ pub struct Model {
     /// How long a caller may read nothing before its answer is given up.
     #[serde(default = "Model::default_stall_timeout")]
     pub stall_timeout: Duration,
+    /// Whether it is loaded at the start and stays. Otherwise it is loaded when the first request needs it, which waits
+    /// for that, and unloaded after `idleUnload`.
+    #[serde(default = "Model::default_keep_warm")]
+    pub keep_warm: bool,
+    /// How long a model that is not kept warm stays loaded when nobody needs it; 5m when left out.
+    #[serde(default)]
+    pub idle_unload: Option<Duration>,
     /// Device memory that it may take; it is refused at load when it needs more.
     #[serde(default)]
     pub memory: Option<Size>,
+    /// Memory for what running answers remember (the KV cache), shared by all of them and part of `memory`; half the
+    /// file's size, 16 MiB at least and one full context in any case when left out. Where it is short, the youngest
+    /// answers wait and are read again. Beginnings that prompts have in common are kept in it once.
+    #[serde(default)]
+    pub kv_cache: Option<Size>,
+    /// How long a pause between two words of an answer may become because somebody else's long prompt is being read;
+    /// never less than twice what a word takes without that.
+    #[serde(default = "Model::default_token_pause")]
+    pub token_pause: Duration,
 }
 
 impl Model {
@@ -57,12 +76,34 @@ impl Model {
     fn default_queue_wait() -> Duration {
         Duration::seconds(2)
     }
+    fn default_keep_warm() -> bool {
+        true
+    }
+    /// How long a model that is not kept warm stays loaded when nobody needs it.
+    pub fn idle_unload(&self) -> std::time::Duration {
+        self.idle_unload.map_or(std::time::Duration::from_secs(300), |idle| idle.0)
+    }
+    fn default_token_pause() -> Duration {
+        Duration::millis(50)
+    }
     fn default_over_limit_share() -> f64 {
         0.25
     }
     fn default_stall_timeout() -> Duration {
         Duration::seconds(10)
     }
+}
+
+/// What a model is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ModelTask {
+    /// Conversations: `/v1/chat/completions`, and requests that spill.
+    Chat,
+    /// Texts as vectors: `/v1/embeddings`.
+    Embedding,
+    /// Documents ranked by a query: `/v1/rerank`.
+    Rerank,
 }
 
 /// Where a model runs.

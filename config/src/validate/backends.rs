@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Context, at};
+use crate::schema::Device;
 use crate::schema::{Backend, BackendTls};
 
 /// What the gateway shows of itself and whom it believes.
@@ -66,6 +67,10 @@ pub(super) fn all(cx: &mut Context<'_>) {
         }
         if model.max_sequences.get() > 64 {
             cx.error(at!["models", n, "maxSequences"], "at most 64 answers are written together");
+        }
+        if model.cores.is_some() && !matches!(model.device, Device::Auto | Device::Cpu) {
+            let message = "`cores` counts threads on the CPU; with this `device` it would do nothing";
+            cx.error(at!["models", n, "cores"], message);
         }
     }
 }

@@ -5,6 +5,7 @@ mod backends;
 mod balancing;
 mod callers;
 mod listeners;
+mod models;
 mod routes;
 
 use std::collections::HashMap;
@@ -111,6 +112,7 @@ pub(crate) fn all(cx: &mut Context<'_>) {
     names(cx);
     callers::all(cx);
     backends::all(cx);
+    models::all(cx);
     routes::all(cx);
     telemetry(cx);
 }

@@ -253,6 +253,12 @@ pub trait Executor: Send {
     /// Ends the step and gives `logits` of the picked rows, one after the other.
     fn finish(&mut self, logits: ActId) -> Result<Vec<f32>, EngineError>;
 
+    /// Copies the keys and values of all layers from one page of the KV cache to another, before the next step. False
+    /// where an executor cannot; the tokens go through the model once more then.
+    fn copy_page(&mut self, from: u32, to: u32) -> bool {
+        let _ = (from, to);
+        false
+    }
     /// Device memory taken so far, in bytes.
     fn memory(&self) -> u64;
     /// Runs after the last weight was taken.

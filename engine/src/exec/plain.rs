@@ -357,6 +357,14 @@ impl Executor for Plain {
         Ok(self.read(logits).to_vec())
     }
 
+    fn copy_page(&mut self, from: u32, to: u32) -> bool {
+        let size = PAGE * self.sizes.kv_heads * self.sizes.head_dim;
+        for cache in self.keys.iter_mut().chain(&mut self.values) {
+            cache.copy_within(from as usize * size..(from as usize + 1) * size, to as usize * size);
+        }
+        true
+    }
+
     fn memory(&self) -> u64 {
         0
     }

@@ -16,8 +16,11 @@ use crate::{DeviceInfo, LoadError, LoadOptions, Task};
 
 /// Tokens of prompt and answer together, where nobody says otherwise.
 const DEFAULT_CONTEXT: u64 = 2048;
-/// KV cache, where nobody says otherwise: four full contexts of the demo model.
-const KV_BUDGET: usize = 192 << 20;
+/// KV cache in bytes, where nobody says otherwise: half the file's size, so that a small model stays small, and for the
+/// smallest what a few short conversations need. One full context fits in any case.
+fn default_cache(file: &ModelFile) -> u64 {
+    (file.bytes() / 2).max(16 << 20)
+}
 /// Rows of a step: parts of prompts and one row for each running answer.
 pub(crate) const MAX_ROWS: usize = 64;
 
@@ -39,6 +42,11 @@ fn unknown(file: &ModelFile) -> LoadError {
         file.architecture().chars().take(80).flat_map(char::escape_debug).collect::<String>(),
         [&shape::DECODERS[..], &[ENCODER]].concat().join(", ")
     ))
+}
+
+/// The device that would be taken, and why. Opens none.
+pub(crate) fn device_for(choice: &crate::DeviceChoice) -> Result<DeviceInfo, LoadError> {
+    target::find(choice)
 }
 
 /// The architecture of encoders.
@@ -71,7 +79,7 @@ pub(crate) fn load_encoder(file: &ModelFile, options: &LoadOptions) -> Result<Lo
         shape.context = shape.context.min(usize::try_from(context).unwrap_or(usize::MAX)).max(3);
     }
     let sizes = shape.sizes();
-    allow(file, &sizes, shape.activation_bytes(), options)?;
+    allow(encoder_needs(file, &shape, &sizes), options)?;
     let target = target::load(file, sizes, options, |executor| Bert::load(&shape, file, &sizes, executor))?;
     let target::Target { model, executor, device } = target;
     let memory = executor.memory();
@@ -86,16 +94,69 @@ pub(crate) fn check(file: &ModelFile) -> Result<(), LoadError> {
     }
 }
 
-/// Loads a file onto the device that is wanted.
-pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, LoadError> {
+/// What a model will take of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// Weights.
+    pub weights: u64,
+    /// KV cache.
+    pub kv_cache: u64,
+    /// Activations of a step.
+    pub activations: u64,
+    /// Tokens of prompt and answer together.
+    pub context: u64,
+    /// Tokens that fit the KV cache, of all sequences.
+    pub kv_tokens: u64,
+}
+
+/// What an encoder takes: it keeps nothing between steps.
+fn encoder_needs(file: &ModelFile, shape: &BertShape, sizes: &Sizes) -> Needs {
+    let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    let activations = wide(shape.activation_bytes());
+    Needs { weights: file.bytes(), kv_cache: 0, activations, context: wide(sizes.context), kv_tokens: 0 }
+}
+
+/// What a file will take under these options, known without a device.
+pub(crate) fn needs(file: &ModelFile, options: &LoadOptions) -> Result<Needs, LoadError> {
+    if task(file) != Task::Generate {
+        let shape = BertShape::of(file)?;
+        shape.check(file)?;
+        return Ok(encoder_needs(file, &shape, &shape.sizes()));
+    }
     let shape = Shape::of(file)?;
     shape.check(file)?;
+    let sizes = sizes(file, &shape, options)?;
+    let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    Ok(Needs {
+        weights: file.bytes(),
+        kv_cache: cache_bytes(&sizes),
+        activations: wide(shape.activation_bytes(&sizes)),
+        context: wide(sizes.context),
+        kv_tokens: wide((sizes.pages - 1) * PAGE),
+    })
+}
+
+/// Sizes of a model under these options.
+fn sizes(file: &ModelFile, shape: &Shape, options: &LoadOptions) -> Result<Sizes, LoadError> {
     let trained = u64::try_from(shape.context).unwrap_or(u64::MAX);
     let context = options.context_length.map_or(DEFAULT_CONTEXT, u64::from).min(trained).max(1);
     let context = usize::try_from(context).unwrap_or(usize::MAX);
     let slots = usize::try_from(options.max_sequences).unwrap_or(1).clamp(1, MAX_ROWS);
-    let sizes = shape.sizes(context, slots, KV_BUDGET);
-    allow(file, &sizes, shape.activation_bytes(&sizes), options)?;
+    let budget = options.kv_cache.unwrap_or_else(|| default_cache(file));
+    let sizes = shape.sizes(context, slots, usize::try_from(budget).unwrap_or(usize::MAX));
+    let needed = cache_bytes(&sizes);
+    if options.kv_cache.is_some() && needed > budget {
+        return Err(LoadError::Cache { context, needed: needed.div_ceil(1 << 20), allowed: budget >> 20 });
+    }
+    Ok(sizes)
+}
+
+/// Loads a file onto the device that is wanted.
+pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, LoadError> {
+    let shape = Shape::of(file)?;
+    let needs = needs(file, options)?;
+    let sizes = sizes(file, &shape, options)?;
+    allow(needs, options)?;
     let target = target::load(file, sizes, options, |executor| Decoder::load(&shape, file, &sizes, executor))?;
     let target::Target { model, executor, device } = target;
     let memory = executor.memory();
@@ -105,22 +166,27 @@ pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, Lo
         executor,
         sizes,
         device,
-        context_length: narrow(context),
+        context_length: narrow(sizes.context),
         vocabulary: narrow(shape.vocabulary),
         memory,
     })
 }
 
+/// Bytes of the KV cache: a key and a value in f16 for each layer, head and place. The page that belongs to nobody is not
+/// counted.
+fn cache_bytes(sizes: &Sizes) -> u64 {
+    let places = (sizes.pages - 1) * PAGE;
+    u64::try_from(sizes.layers * places * sizes.kv_heads * sizes.head_dim * 4).unwrap_or(u64::MAX)
+}
+
 /// Holds what the model will take against what it may, before any of it is taken.
-fn allow(file: &ModelFile, sizes: &Sizes, activations: usize, options: &LoadOptions) -> Result<(), LoadError> {
+fn allow(needs: Needs, options: &LoadOptions) -> Result<(), LoadError> {
     let Some(allowed) = options.memory else { return Ok(()) };
-    let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-    let cache = wide(sizes.layers * sizes.pages * PAGE * sizes.kv_heads * sizes.head_dim * 4);
-    let activations = wide(activations);
-    let needed = file.bytes().saturating_add(cache).saturating_add(activations);
+    let Needs { weights, kv_cache, activations, .. } = needs;
+    let needed = weights.saturating_add(kv_cache).saturating_add(activations);
     if needed <= allowed {
         return Ok(());
     }
-    let parts = format!("weights {}, KV cache {}, activations {}", file.bytes() >> 20, cache >> 20, activations >> 20);
+    let parts = format!("weights {}, KV cache {}, activations {}", weights >> 20, kv_cache >> 20, activations >> 20);
     Err(LoadError::Memory { needed: needed.div_ceil(1 << 20), parts, allowed: allowed >> 20 })
 }

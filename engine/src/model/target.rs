@@ -42,6 +42,26 @@ pub(super) fn load<M>(
     Ok(target)
 }
 
+/// The device that would be taken first, without opening it.
+pub(crate) fn find(choice: &DeviceChoice) -> Result<DeviceInfo, LoadError> {
+    let cpu = |reason: String| {
+        let unit = CpuUnit::best();
+        let driver = format!("{}, {} threads by default", unit.name(), Cores::here().threads());
+        DeviceInfo { name: processor(), backend: "CPU".into(), kind: "CPU", driver, reason }
+    };
+    match choice {
+        DeviceChoice::Cpu => Ok(cpu("device: cpu".into())),
+        DeviceChoice::Auto => match device::no_gpu() {
+            Some(why) => Ok(cpu(format!("device: auto, {why}"))),
+            None => match device::find(choice) {
+                Err(LoadError::NoDevice(why)) => Ok(cpu(format!("device: auto, {why}"))),
+                found => found,
+            },
+        },
+        _ => device::find(choice),
+    }
+}
+
 fn on_gpu<M>(
     sizes: Sizes,
     options: &LoadOptions,

@@ -1,54 +1,275 @@
-//! The pages of the KV cache: which belong to which sequence. A sequence gets all pages that its whole length needs
-//! when it is admitted and gives them back when it ends; page 0 belongs to nobody.
+//! The pages of the KV cache: who uses which, and what full pages hold. A page is in use by any number of sequences,
+//! or idle (nobody uses it, and it still holds tokens that a later prompt may begin with), or free.
+//!
+//! What a full page holds is known by its tokens and by what the page before it holds, compared token by token: no hash
+//! stands for the text of somebody else's prompt. Idle pages are given up least recently used first, the end of a text
+//! before its beginning; a page that somebody uses never is. Page 0 belongs to nobody.
+
+use std::collections::{BTreeSet, HashMap};
 
 use crate::exec::{PAGE, Sizes};
 
-/// Free and taken pages, and the table that executors read.
+/// Names the content of a page and of all before it; never used twice.
+type Content = u64;
+/// What stands before the first page.
+const BEGINNING: Content = 0;
+
+/// The key of a full page: what stands before it, and its tokens.
+type Key = (Content, Box<[u32]>);
+
+#[derive(Debug, Default)]
+struct Page {
+    users: u32,
+    /// What it holds, once that is known to be complete.
+    content: Option<(Content, Key)>,
+    /// When it became idle, and how early in its text it stands: the order in which idle pages are given up.
+    idle: Option<(u64, u32)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    /// Pages in the table.
+    count: usize,
+    /// Leading pages whose content is known, and the content of the last of them.
+    known: usize,
+    content: Content,
+}
+
+const EMPTY: Slot = Slot { count: 0, known: 0, content: BEGINNING };
+
+/// Free, idle and used pages, and the table that executors read.
 pub(super) struct Pages {
+    pages: Vec<Page>,
     free: Vec<u32>,
-    free_slots: Vec<usize>,
+    by_key: HashMap<Key, u32>,
+    idle: BTreeSet<(u64, u32, u32)>,
     /// `slots` x `pages_per_slot`; 0 where a sequence has no page.
     table: Vec<u32>,
+    slots: Vec<Slot>,
     per_slot: usize,
+    contents: Content,
+    clock: u64,
+}
+
+fn at(page: u32) -> usize {
+    usize::try_from(page).unwrap_or(usize::MAX)
 }
 
 impl Pages {
     pub(super) fn new(sizes: Sizes) -> Self {
         Self {
+            pages: (0..sizes.pages).map(|_| Page::default()).collect(),
             free: (1..sizes.pages).rev().filter_map(|page| u32::try_from(page).ok()).collect(),
-            free_slots: (0..sizes.slots).rev().collect(),
+            by_key: HashMap::new(),
+            idle: BTreeSet::new(),
             table: vec![0; sizes.slots * sizes.pages_per_slot()],
+            slots: vec![EMPTY; sizes.slots],
             per_slot: sizes.pages_per_slot(),
+            contents: BEGINNING,
+            clock: 0,
         }
-    }
-
-    /// A place with pages for so many tokens, if both are free.
-    pub(super) fn take(&mut self, tokens: usize) -> Option<usize> {
-        let count = tokens.div_ceil(PAGE).min(self.per_slot);
-        if self.free.len() < count {
-            return None;
-        }
-        let slot = self.free_slots.pop()?;
-        let row = self.table.iter_mut().skip(slot * self.per_slot).take(count);
-        for (entry, page) in row.zip(self.free.drain(self.free.len() - count..)) {
-            *entry = page;
-        }
-        Some(slot)
-    }
-
-    /// Gives back a place with its pages.
-    pub(super) fn give_back(&mut self, slot: usize) {
-        for entry in self.table.iter_mut().skip(slot * self.per_slot).take(self.per_slot) {
-            if *entry != 0 {
-                self.free.push(std::mem::take(entry));
-            }
-        }
-        self.free_slots.push(slot);
     }
 
     /// The table.
     pub(super) fn table(&self) -> &[u32] {
         &self.table
+    }
+
+    /// Pages that can be had.
+    pub(super) fn available(&self) -> usize {
+        self.free.len() + self.idle.len()
+    }
+
+    /// Pages that hold tokens for later prompts and are in nobody's use.
+    pub(super) fn idle(&self) -> usize {
+        self.idle.len()
+    }
+
+    /// Gives `slot` the pages for these tokens, where at least `spare` can be had besides. Leading pages that are there
+    /// already are shared; the last token is never among them, so that it gives logits. Returns the tokens shared, or
+    /// `None` and changes nothing.
+    pub(super) fn take(&mut self, slot: usize, tokens: &[u32], spare: usize) -> Option<usize> {
+        debug_assert!(self.slots.get(slot).is_some_and(|slot| slot.count == 0));
+        let count = tokens.len().div_ceil(PAGE).min(self.per_slot);
+        let mut shared = Vec::new();
+        let mut content = BEGINNING;
+        for piece in tokens.chunks_exact(PAGE).take(tokens.len().saturating_sub(1) / PAGE) {
+            let Some((page, next)) = self.find(content, piece) else { break };
+            shared.push(page);
+            content = next;
+        }
+        let idle_shared = shared.iter().filter(|page| self.is_idle(**page)).count();
+        let known = shared.len();
+        if self.available().saturating_sub(idle_shared) < count.saturating_sub(known).saturating_add(spare) {
+            return None;
+        }
+        for (n, page) in shared.into_iter().enumerate() {
+            self.use_page(page);
+            self.enter(slot, n, page);
+        }
+        for n in known..count {
+            // It is there: `available` counted it.
+            let page = self.fresh()?;
+            self.use_page(page);
+            self.enter(slot, n, page);
+        }
+        if let Some(slot) = self.slots.get_mut(slot) {
+            *slot = Slot { count, known, content };
+        }
+        Some(known * PAGE)
+    }
+
+    /// Tokens for which `slot` has pages.
+    pub(super) fn room(&self, slot: usize) -> usize {
+        self.slots.get(slot).map_or(0, |slot| slot.count * PAGE)
+    }
+
+    /// Gives `slot` one page more; false when there is none.
+    pub(super) fn grow(&mut self, slot: usize) -> bool {
+        let Some(count) = self.slots.get(slot).map(|slot| slot.count).filter(|count| *count < self.per_slot) else {
+            return false;
+        };
+        let Some(page) = self.fresh() else { return false };
+        self.use_page(page);
+        self.enter(slot, count, page);
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.count += 1;
+        }
+        true
+    }
+
+    /// `tokens` of `slot` are in the cache: its full pages can be shared from now on.
+    pub(super) fn filled(&mut self, slot: usize, tokens: &[u32]) {
+        while let Some(Slot { known, content, count }) = self.slots.get(slot).copied() {
+            let Some(piece) = tokens.get(known * PAGE..(known + 1) * PAGE) else { break };
+            let Some(page) = self.entry(slot, known).filter(|_| known < count) else { break };
+            let content = match self.find(content, piece) {
+                // Somebody was quicker: one of two equal pages is enough.
+                Some((twin, same)) => {
+                    if twin != page {
+                        self.use_page(twin);
+                        self.enter(slot, known, twin);
+                        self.leave(page, known);
+                    }
+                    same
+                }
+                None => {
+                    self.contents += 1;
+                    let key: Key = (content, piece.into());
+                    if let Some(entry) = self.pages.get_mut(at(page)) {
+                        entry.content = Some((self.contents, key.clone()));
+                    }
+                    self.by_key.insert(key, page);
+                    self.contents
+                }
+            };
+            if let Some(slot) = self.slots.get_mut(slot) {
+                slot.known += 1;
+                slot.content = content;
+            }
+        }
+    }
+
+    /// Pages that `tokens` begin with may have been filled by others since: shares them from `read` on. Returns how many
+    /// tokens of `slot` are in the cache now.
+    pub(super) fn catch_up(&mut self, slot: usize, tokens: &[u32], read: usize) -> usize {
+        let mut read = read;
+        while read.is_multiple_of(PAGE) && read + PAGE < tokens.len() {
+            let Some(Slot { known, content, .. }) = self.slots.get(slot).copied() else { break };
+            if known * PAGE != read {
+                break;
+            }
+            let Some(piece) = tokens.get(read..read + PAGE) else { break };
+            let (Some((twin, next)), Some(page)) = (self.find(content, piece), self.entry(slot, known)) else { break };
+            self.use_page(twin);
+            self.enter(slot, known, twin);
+            self.leave(page, known);
+            if let Some(slot) = self.slots.get_mut(slot) {
+                slot.known += 1;
+                slot.content = next;
+            }
+            read += PAGE;
+        }
+        read
+    }
+
+    /// The page of `slot` that holds the token at `position`.
+    pub(super) fn page_of(&self, slot: usize, position: usize) -> Option<u32> {
+        self.entry(slot, position / PAGE).filter(|page| *page != 0)
+    }
+
+    /// Gives back the pages of `slot`.
+    pub(super) fn give_back(&mut self, slot: usize) {
+        self.clock += 1;
+        let count = self.slots.get(slot).map_or(0, |slot| slot.count);
+        for n in 0..count {
+            if let Some(page) = self.entry(slot, n) {
+                self.enter(slot, n, 0);
+                self.leave(page, n);
+            }
+        }
+        if let Some(slot) = self.slots.get_mut(slot) {
+            *slot = EMPTY;
+        }
+    }
+
+    fn entry(&self, slot: usize, n: usize) -> Option<u32> {
+        self.table.get(slot * self.per_slot + n).copied()
+    }
+
+    fn enter(&mut self, slot: usize, n: usize, page: u32) {
+        if let Some(entry) = self.table.get_mut(slot * self.per_slot + n) {
+            *entry = page;
+        }
+    }
+
+    fn find(&self, content: Content, piece: &[u32]) -> Option<(u32, Content)> {
+        let page = *self.by_key.get(&(content, Box::from(piece)))?;
+        let (content, _) = self.pages.get(at(page))?.content.as_ref()?;
+        Some((page, *content))
+    }
+
+    fn is_idle(&self, page: u32) -> bool {
+        self.pages.get(at(page)).is_some_and(|page| page.idle.is_some())
+    }
+
+    /// One more sequence uses a page.
+    fn use_page(&mut self, page: u32) {
+        let Some(entry) = self.pages.get_mut(at(page)) else { return };
+        entry.users += 1;
+        if let Some((when, early)) = entry.idle.take() {
+            self.idle.remove(&(when, early, page));
+        }
+    }
+
+    /// One sequence less uses a page, the `n`-th of its text.
+    fn leave(&mut self, page: u32, n: usize) {
+        let Some(entry) = self.pages.get_mut(at(page)) else { return };
+        entry.users = entry.users.saturating_sub(1);
+        if entry.users > 0 {
+            return;
+        }
+        if entry.content.is_some() {
+            let early = u32::MAX - u32::try_from(n).unwrap_or(u32::MAX);
+            entry.idle = Some((self.clock, early));
+            self.idle.insert((self.clock, early, page));
+        } else {
+            self.free.push(page);
+        }
+    }
+
+    /// A page that holds nothing: a free one, else the idle one that was used longest ago.
+    fn fresh(&mut self) -> Option<u32> {
+        if let Some(page) = self.free.pop() {
+            return Some(page);
+        }
+        let (_, _, page) = self.idle.pop_first()?;
+        let entry = self.pages.get_mut(at(page))?;
+        entry.idle = None;
+        if let Some((_, key)) = entry.content.take() {
+            self.by_key.remove(&key);
+        }
+        Some(page)
     }
 }
 
@@ -58,13 +279,16 @@ mod tests {
 
     use super::*;
 
+    const SLOTS: usize = 4;
+    const PAGES: usize = 11;
+
     fn sizes() -> Sizes {
         Sizes {
             max_rows: 8,
-            max_picks: 4,
-            slots: 4,
+            max_picks: SLOTS,
+            slots: SLOTS,
             context: 5 * PAGE,
-            pages: 11,
+            pages: PAGES + 1,
             layers: 1,
             heads: 1,
             kv_heads: 1,
@@ -74,25 +298,129 @@ mod tests {
         }
     }
 
+    /// A text of `pages` full pages and one token; texts of one `kind` share their beginnings.
+    fn text(kind: u32, pages: usize) -> Vec<u32> {
+        (0..pages * PAGE + 1).map(|n| if n < PAGE { 7 } else { kind }).collect()
+    }
+
+    fn check(pages: &Pages) {
+        let mut users = vec![0u32; PAGES + 1];
+        for page in pages.table.iter().filter(|page| **page != 0) {
+            users[*page as usize] += 1;
+        }
+        for (n, page) in pages.pages.iter().enumerate().skip(1) {
+            assert_eq!(page.users, users[n], "users of page {n}");
+            let places = usize::from(page.users > 0)
+                + usize::from(page.idle.is_some())
+                + pages.free.iter().filter(|free| **free as usize == n).count();
+            assert_eq!(places, 1, "page {n} is in use, idle or free");
+            if let Some((_, key)) = &page.content {
+                assert_eq!(pages.by_key.get(key), Some(&(n as u32)));
+            }
+        }
+        assert_eq!(pages.idle.len(), pages.pages.iter().filter(|page| page.idle.is_some()).count());
+        assert_eq!(pages.by_key.len(), pages.pages.iter().filter(|page| page.content.is_some()).count());
+    }
+
+    #[test]
+    fn equal_beginnings_share_their_pages_and_the_last_token_is_always_read() {
+        let mut pages = Pages::new(sizes());
+        assert_eq!(pages.take(0, &text(1, 3), 0), Some(0));
+        pages.filled(0, &text(1, 3));
+        assert_eq!(pages.take(1, &text(1, 3), 0), Some(3 * PAGE));
+        assert_eq!(pages.take(2, &text(2, 3), 0), Some(PAGE), "only the first page is the same");
+        assert_eq!(pages.available(), PAGES - 4 - 1 - 3);
+        pages.give_back(0);
+        pages.give_back(2);
+        check(&pages);
+        // A text of whole pages: its last token is in no shared page.
+        assert_eq!(pages.take(0, &text(1, 3)[..3 * PAGE], 0), Some(2 * PAGE));
+    }
+
+    #[test]
+    fn idle_pages_go_least_recently_used_first_and_from_the_end() {
+        let mut pages = Pages::new(sizes());
+        for kind in [1, 2] {
+            pages.take(0, &text(kind, 4), 0);
+            pages.filled(0, &text(kind, 4));
+            pages.give_back(0);
+        }
+        // 1 + 3 + 3 full pages idle; the first text is the older one.
+        assert_eq!(pages.idle(), 7);
+        assert_eq!(pages.take(3, &text(9, 4)[PAGE..], 0), Some(0));
+        assert!(pages.grow(3) && !pages.grow(3));
+        check(&pages);
+        assert_eq!(pages.take(0, &text(2, 4), 0), Some(4 * PAGE), "the newer text is still there");
+        pages.give_back(0);
+        assert_eq!(pages.take(0, &text(1, 4), 0), Some(2 * PAGE), "the older one has lost its end");
+    }
+
+    #[test]
+    fn a_prompt_catches_up_with_what_another_has_read() {
+        let mut pages = Pages::new(sizes());
+        let (a, b) = (text(1, 3), text(1, 3));
+        pages.take(0, &a, 0);
+        pages.take(1, &b, 0);
+        let before = pages.available();
+        pages.filled(0, &a[..2 * PAGE]);
+        assert_eq!(pages.catch_up(1, &b, 0), 2 * PAGE);
+        assert_eq!(pages.available(), before + 2);
+        // Two that read the same page at once keep one of them.
+        pages.filled(1, &b[..3 * PAGE]);
+        pages.filled(0, &a[..3 * PAGE]);
+        assert_eq!(pages.page_of(0, 2 * PAGE), pages.page_of(1, 2 * PAGE));
+        check(&pages);
+    }
+
     proptest! {
         #[test]
-        fn no_page_has_two_owners_and_none_is_lost(turns in proptest::collection::vec((any::<bool>(), 1usize..200), 1..60)) {
+        fn no_page_is_lost_or_shared_wrongly(
+            turns in proptest::collection::vec((0usize..SLOTS, 0u8..5, 0u32..3, 0usize..6), 1..80)
+        ) {
             let mut pages = Pages::new(sizes());
-            let mut taken: Vec<usize> = Vec::new();
-            for (take, tokens) in turns {
-                if take {
-                    let before = pages.free.len();
-                    match pages.take(tokens) {
-                        Some(slot) => taken.push(slot),
-                        None => prop_assert!(before < tokens.div_ceil(PAGE).min(5) || taken.len() == 4),
+            let mut held: Vec<Option<(Vec<u32>, usize)>> = vec![None; SLOTS];
+            // What a page holds, as an executor would have written it.
+            let mut written: HashMap<u32, Vec<u32>> = HashMap::new();
+            for (slot, what, kind, length) in turns {
+                match (what, held[slot].take()) {
+                    (_, None) => {
+                        let mut tokens = text(kind, length);
+                        tokens.truncate(5 * PAGE);
+                        if let Some(read) = pages.take(slot, &tokens, 0) {
+                            held[slot] = Some((tokens, read));
+                        }
                     }
-                } else if let Some(slot) = taken.pop() {
-                    pages.give_back(slot);
+                    (0, Some(_)) => pages.give_back(slot),
+                    (1, Some((tokens, read))) => {
+                        let read = pages.catch_up(slot, &tokens, read);
+                        held[slot] = Some((tokens, read));
+                    }
+                    (_, Some((tokens, read))) => {
+                        let to = (read + 1 + length * 20).min(tokens.len());
+                        for (position, token) in tokens.iter().enumerate().take(to).skip(read) {
+                            let page = pages.page_of(slot, position).unwrap();
+                            let kept = written.entry(page).or_default();
+                            kept.truncate(position % PAGE);
+                            kept.push(*token);
+                        }
+                        pages.filled(slot, &tokens[..to]);
+                        held[slot] = Some((tokens, to));
+                    }
                 }
-                let mut owned: Vec<u32> = pages.table.iter().chain(&pages.free).copied().filter(|p| *p != 0).collect();
-                owned.sort_unstable();
-                prop_assert_eq!(owned, (1..11).collect::<Vec<_>>());
+                check(&pages);
+                for (slot, held) in held.iter().enumerate() {
+                    let Some((tokens, read)) = held else { continue };
+                    for (position, token) in tokens.iter().enumerate().take(*read) {
+                        let page = pages.page_of(slot, position).unwrap();
+                        prop_assert_eq!(written[&page][position % PAGE], *token, "slot {} position {}", slot, position);
+                    }
+                }
             }
+            for slot in 0..SLOTS {
+                pages.give_back(slot);
+            }
+            check(&pages);
+            prop_assert_eq!(pages.available(), PAGES);
         }
     }
 }

@@ -1,234 +1,232 @@
-//! One request that has a place: how far its prompt is read, what it has written, what its reader has yet to take.
+//! One answer that is being written: its tokens, how many of them are in the KV cache, what it says next.
 
-use std::time::{Duration, Instant};
+use llguidance::Matcher;
+use llguidance::toktrie::SimpleVob;
 
-use async_channel::{Sender, TrySendError};
+use crate::exec::Row;
+use crate::grammar::first_line;
+use crate::sampling::{Allowed, Sampler, log_probabilities};
+use crate::text::{TextStream, Tokenizer};
+use crate::{EngineError, FinishReason, Generate, TokenProbability, WrittenToken};
 
-use crate::exec::{Row, Sizes};
-use crate::sampling::Sampler;
-use crate::text::TextStream;
-use crate::{EngineError, Event, FinishReason, Finished, Generate};
-
-/// What a sequence needs next.
+/// What a sequence is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// To read its prompt.
-    Prefill,
-    /// To write the next token.
-    Decode,
-    /// Nothing: its end may still have to be told.
+pub(super) enum State {
+    /// Waits until the first answer to the same prompt has read it.
+    Follows,
+    /// Reads or writes.
+    Runs,
+    /// Has ended.
     Over,
 }
 
+/// What a sequence has to tell after a step.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    pub(super) text: String,
+    pub(super) tokens: u32,
+    pub(super) written: Vec<WrittenToken>,
+    pub(super) ended: Option<FinishReason>,
+    /// Whether a token was written, not only an end found.
+    pub(super) wrote: bool,
+}
+
+/// What an answer must be, as far as it is written.
+struct Constraint {
+    /// Away while its mask is computed.
+    matcher: Option<Box<Matcher>>,
+    mask: Option<SimpleVob>,
+}
+
 pub(super) struct Sequence {
-    prompt: Vec<u32>,
-    /// Prompt tokens that were read.
-    read: usize,
-    /// The token that goes into the next step.
-    last: u32,
-    written: u32,
-    /// Tokens that are not told yet, because their text is held back.
-    untold: u32,
-    max_tokens: u32,
-    slot: usize,
-    sampler: Sampler,
-    text: TextStream,
-    events: Sender<Event>,
-    /// An event that found the channel full.
-    outbox: Vec<Event>,
-    stalled: Option<Instant>,
-    phase: Phase,
-    deadline: Option<Instant>,
-    submitted: Instant,
-    admitted: Instant,
-    begun: bool,
-    first: Option<Instant>,
+    pub(super) slot: usize,
+    pub(super) choice: u32,
+    pub(super) state: State,
+    /// Whether it has pages.
+    pub(super) placed: bool,
     /// Rows that it has in the step at hand.
     pub(super) in_step: usize,
+    /// Prompt and answer.
+    tokens: Vec<u32>,
+    prompt: usize,
+    /// Tokens that are in the KV cache.
+    read: usize,
+    /// Tokens whose text is held back.
+    untold: u32,
+    max_tokens: usize,
+    sampler: Sampler,
+    text: TextStream,
+    log_probabilities: Option<usize>,
+    written: Vec<WrittenToken>,
+    constraint: Option<Constraint>,
 }
 
 impl Sequence {
-    /// Tokens that a request may come to, prompt and answer together.
-    pub(super) fn length(request: &Generate, sizes: &Sizes) -> usize {
-        let answer = request.max_tokens.and_then(|n| usize::try_from(n).ok()).unwrap_or(sizes.context);
-        request.prompt.len().saturating_add(answer.max(1)).min(sizes.context)
-    }
-
-    pub(super) fn new(
-        request: Generate,
-        events: Sender<Event>,
-        submitted: Instant,
-        slot: usize,
-        length: usize,
-    ) -> Self {
-        let prompt = request.prompt.tokens;
+    /// The `choice`-th answer to a request in a context of so many tokens.
+    pub(super) fn new(request: &Generate, choice: u32, slot: usize, context: usize) -> Self {
+        let prompt = request.prompt.tokens();
+        let most = context.saturating_sub(prompt.len()).max(1);
+        let wanted = request.max_tokens.map_or(most, |n| usize::try_from(n).unwrap_or(usize::MAX));
         Self {
-            max_tokens: u32::try_from(length.saturating_sub(prompt.len())).unwrap_or(u32::MAX).max(1),
-            read: 0,
-            last: 0,
-            written: 0,
-            untold: 0,
             slot,
-            sampler: Sampler::new(request.sampling),
-            text: TextStream::new(request.stop),
-            events,
-            outbox: Vec::new(),
-            stalled: None,
-            phase: Phase::Prefill,
-            deadline: request.deadline,
-            submitted,
-            admitted: Instant::now(),
-            begun: false,
-            first: None,
+            choice,
+            state: if choice == 0 { State::Runs } else { State::Follows },
+            placed: false,
             in_step: 0,
-            prompt,
+            tokens: prompt.to_vec(),
+            prompt: prompt.len(),
+            read: 0,
+            untold: 0,
+            max_tokens: wanted.clamp(1, most),
+            sampler: Sampler::new(request.sampling.clone(), choice, prompt),
+            text: TextStream::new(request.stop.clone()),
+            log_probabilities: request.log_probabilities.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+            written: Vec::new(),
+            constraint: request
+                .grammar
+                .clone()
+                .map(|grammar| Constraint { matcher: Some(grammar.into_matcher()), mask: None }),
         }
     }
 
-    pub(super) fn slot(&self) -> usize {
-        self.slot
+    /// All of its tokens.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
     }
-    pub(super) fn phase(&self) -> Phase {
-        self.phase
+    /// Those that are in the KV cache.
+    pub(super) fn cached(&self) -> &[u32] {
+        self.tokens.get(..self.read).unwrap_or_default()
     }
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.deadline
+    /// How many are.
+    pub(super) fn read(&self) -> usize {
+        self.read
     }
-    pub(super) fn is_over(&self) -> bool {
-        self.phase == Phase::Over
-    }
-    /// Whether nobody listens any more.
-    pub(super) fn is_abandoned(&self) -> bool {
-        self.events.is_closed()
-    }
-    /// Whether its reader has been given everything.
-    pub(super) fn is_told(&self) -> bool {
-        self.outbox.is_empty()
-    }
-    /// How long its reader has taken nothing.
-    pub(super) fn stalled_for(&self, now: Instant) -> Duration {
-        self.stalled.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
-    }
-    /// Tokens of it that are in the KV cache.
-    pub(super) fn position(&self) -> usize {
-        self.read + usize::try_from(self.written.saturating_sub(1)).unwrap_or(0)
-    }
-    /// Prompt tokens that are not read yet.
+    /// Tokens of the prompt that are not in the KV cache.
     pub(super) fn prompt_left(&self) -> usize {
-        self.prompt.len() - self.read
+        self.prompt.saturating_sub(self.read)
+    }
+    /// Tokens that must go through the model before the next one can be chosen.
+    pub(super) fn unread(&self) -> usize {
+        self.tokens.len() - self.read
     }
     /// Tokens written.
-    pub(super) fn written(&self) -> u32 {
-        self.written
+    pub(super) fn answered(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+    /// Whether a row of it can be in the next step.
+    pub(super) fn can_run(&self) -> bool {
+        self.state == State::Runs && self.placed
     }
 
-    /// Tells, once, that it has begun.
-    pub(super) fn begin(&mut self) {
-        if !std::mem::replace(&mut self.begun, true) {
-            let queued = self.submitted.elapsed();
-            self.admitted = Instant::now();
-            self.tell(Event::Started { queued });
-        }
+    /// Tokens up to here are in the KV cache, by others' work.
+    pub(super) fn set_read(&mut self, read: usize) {
+        self.read = read;
     }
 
-    /// The next rows of its prompt.
-    pub(super) fn prompt_rows(&self, most: usize) -> Vec<Row> {
+    /// Its next rows.
+    pub(super) fn rows(&self, most: usize) -> impl Iterator<Item = Row> + '_ {
         let slot = super::narrow(self.slot);
-        let unread = self.prompt.iter().enumerate().skip(self.read).take(most);
-        unread.map(|(position, token)| Row { token: *token, position: super::narrow(position), slot }).collect()
+        let unread = self.tokens.iter().enumerate().skip(self.read).take(most);
+        unread.map(move |(position, token)| Row { token: *token, position: super::narrow(position), slot })
     }
 
-    /// The row of the token it wrote last.
-    pub(super) fn next_row(&self) -> Row {
-        Row { token: self.last, position: super::narrow(self.position()), slot: super::narrow(self.slot) }
+    /// A step has ended: its rows are in the KV cache.
+    pub(super) fn advance(&mut self) {
+        self.read += std::mem::take(&mut self.in_step);
     }
 
-    pub(super) fn choose(&mut self, logits: &[f32]) -> u32 {
-        if self.first.is_none() {
-            self.first = Some(Instant::now());
-            let prompt_tokens = super::narrow(self.prompt.len());
-            self.tell(Event::Prefilled { prefill: self.admitted.elapsed(), prompt_tokens });
-        }
-        self.sampler.choose(logits)
+    /// It lost its pages and begins again with what it has.
+    pub(super) fn unplace(&mut self) {
+        self.placed = false;
+        self.read = 0;
     }
 
-    /// A token was chosen.
-    pub(super) fn push(&mut self, token: u32, bytes: &[u8]) {
-        self.last = token;
-        self.written += 1;
-        self.untold += 1;
-        self.phase = Phase::Decode;
-        let added = self.text.push(bytes);
-        self.say(added.text);
-        if added.stopped {
-            self.finish(FinishReason::Stop);
-        } else if self.written >= self.max_tokens {
-            self.finish(FinishReason::Length);
+    /// Its grammar, where it has one and it is not away: to be asked what may come next.
+    pub(super) fn lend_grammar(&mut self) -> Option<Box<Matcher>> {
+        self.constraint.as_mut()?.matcher.take()
+    }
+
+    /// The grammar comes back with what may come next.
+    pub(super) fn return_grammar(&mut self, matcher: Box<Matcher>, mask: Option<SimpleVob>) {
+        if let Some(constraint) = &mut self.constraint {
+            *constraint = Constraint { matcher: Some(matcher), mask };
         }
     }
 
-    fn say(&mut self, text: String) {
-        if !text.is_empty() {
-            let tokens = std::mem::take(&mut self.untold);
-            self.tell(Event::Text { text, tokens });
+    /// What may come next, for another answer that is at the same place.
+    pub(super) fn mask(&self) -> Option<SimpleVob> {
+        self.constraint.as_ref()?.mask.clone()
+    }
+    /// What may come next, from another answer that is at the same place.
+    pub(super) fn set_mask(&mut self, mask: Option<SimpleVob>) {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.mask = mask;
         }
     }
 
-    /// The answer ends.
-    pub(super) fn finish(&mut self, reason: FinishReason) {
-        if self.phase == Phase::Over {
-            return;
-        }
-        self.phase = Phase::Over;
-        let rest = self.text.finish();
-        self.say(rest);
-        let first = self.first.unwrap_or_else(Instant::now);
-        self.tell(Event::Finished(Finished {
-            reason,
-            prompt_tokens: super::narrow(self.prompt.len()),
-            completion_tokens: self.written,
-            queued: self.admitted.saturating_duration_since(self.submitted),
-            prefill: first.saturating_duration_since(self.admitted),
-            decode: first.elapsed(),
-        }));
-    }
-
-    /// A step has ended. Gives the prompt tokens that it read.
-    pub(super) fn advance(&mut self) -> usize {
-        let rows = std::mem::take(&mut self.in_step);
-        if self.read >= self.prompt.len() {
-            return 0;
-        }
-        self.read += rows;
-        rows
-    }
-
-    /// It ends before its time.
-    pub(super) fn fail(self, error: EngineError) {
-        // The reader may have left its channel full: the last event matters more than the one before.
-        let _ = self.events.force_send(Event::Failed(error));
-    }
-
-    fn tell(&mut self, event: Event) {
-        self.outbox.push(event);
-        self.flush();
-    }
-
-    /// Gives the reader what it has room for.
-    pub(super) fn flush(&mut self) {
-        let mut outbox = std::mem::take(&mut self.outbox).into_iter();
-        for event in outbox.by_ref() {
-            match self.events.try_send(event) {
-                Ok(()) => self.stalled = None,
-                Err(TrySendError::Full(event)) => {
-                    self.stalled.get_or_insert_with(Instant::now);
-                    self.outbox.push(event);
-                    break;
-                }
-                // `is_abandoned` finds it before the next step.
-                Err(TrySendError::Closed(_)) => break,
+    /// Chooses the next token by the logits, which are used up, and says what that adds to the answer.
+    pub(super) fn choose(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) -> Result<Said, EngineError> {
+        let allowed = match &self.constraint {
+            None => None,
+            Some(Constraint { mask: Some(mask), .. }) if !mask.is_zero() => Some(Allowed(mask.as_slice())),
+            Some(_) => return Err(EngineError::Grammar("nothing may come next".into())),
+        };
+        // The sampler changes the logits in place.
+        let model = self.log_probabilities.map(|_| logits.to_vec());
+        let token = self.sampler.choose(logits, allowed);
+        let is_end = tokenizer.is_end(token);
+        if let Some(Constraint { matcher: Some(matcher), mask }) = &mut self.constraint {
+            *mask = None;
+            if !is_end {
+                matcher.consume_token(token).map_err(|e| EngineError::Grammar(first_line(&e.to_string())))?;
             }
         }
-        self.outbox.extend(outbox);
+        if is_end {
+            return Ok(self.end(FinishReason::Stop));
+        }
+        if let (Some(model), Some(top)) = (model, self.log_probabilities) {
+            let named = |(token, log_probability): (u32, f32)| TokenProbability {
+                token,
+                bytes: tokenizer.bytes_of(token).into(),
+                log_probability,
+            };
+            let (chosen, likeliest) = log_probabilities(&model, token, top);
+            let likeliest = likeliest.into_iter().map(named).collect();
+            self.written.push(WrittenToken { chosen: named((token, chosen)), likeliest });
+        }
+        self.tokens.push(token);
+        self.untold += 1;
+        let added = self.text.push(tokenizer.bytes_of(token));
+        let is_complete = self.constraint.as_ref().and_then(|c| c.matcher.as_ref()).is_some_and(|m| m.is_stopped());
+        let mut said = self.say(added.text);
+        if added.stopped {
+            self.state = State::Over;
+            said.ended = Some(FinishReason::Stop);
+        } else if is_complete || self.answered() >= self.max_tokens {
+            let reason = if is_complete { FinishReason::Stop } else { FinishReason::Length };
+            let rest = self.end(reason);
+            said.text.push_str(&rest.text);
+            said.tokens += rest.tokens;
+            said.written.extend(rest.written);
+            said.ended = rest.ended;
+        }
+        said.wrote = true;
+        Ok(said)
+    }
+
+    fn say(&mut self, text: String) -> Said {
+        if text.is_empty() {
+            return Said::default();
+        }
+        let (tokens, written) = (std::mem::take(&mut self.untold), std::mem::take(&mut self.written));
+        Said { text, tokens, written, ..Said::default() }
+    }
+
+    /// It ends, and what was held back is part of it.
+    fn end(&mut self, reason: FinishReason) -> Said {
+        self.state = State::Over;
+        let rest = self.text.finish();
+        let (tokens, written) = (std::mem::take(&mut self.untold), std::mem::take(&mut self.written));
+        Said { text: rest, tokens, written, ended: Some(reason), wrote: false }
     }
 }

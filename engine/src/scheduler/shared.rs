@@ -1,10 +1,12 @@
 //! What callers may know without asking the thread: how many run and wait, what steps cost, hence how long a first
 //! token would take. Written by the thread, read by everybody; figures may be a step old.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::sequence::Sequence;
+use super::queue::TenantKey;
 use crate::exec::{PAGE, Sizes};
 use crate::{Busy, BusyReason, EngineStats, Generate};
 
@@ -12,23 +14,31 @@ use crate::{Busy, BusyReason, EngineStats, Generate};
 const SMOOTHING: u32 = 3;
 /// Length of an answer before any was measured.
 const FIRST_ANSWER: u64 = 64;
+/// Part of the queue that one tenant may fill, in quarters: somebody else must find a place.
+const TENANT_QUARTERS: usize = 3;
 
 pub(super) struct Shared {
     sizes: Sizes,
     queue: usize,
     max_wait: Duration,
     stopped: AtomicBool,
+    recovering: AtomicBool,
     running: AtomicUsize,
-    waiting: AtomicUsize,
+    /// Sequences that wait, by tenant; only of tenants who wait.
+    waiting: Mutex<HashMap<TenantKey, usize>>,
     /// Prompt tokens that are not read yet, of those who run and wait.
     prompt_pending: AtomicUsize,
     kv_used: AtomicUsize,
+    kv_idle: AtomicUsize,
     /// Averages: a step that writes tokens, one prompt token, the length of an answer.
     step_nanos: AtomicU64,
     prompt_nanos: AtomicU64,
     answer_tokens: AtomicU64,
     generated: AtomicU64,
     prompt: AtomicU64,
+    cached: AtomicU64,
+    preemptions: AtomicU64,
+    faults: AtomicU64,
 }
 
 fn average(cell: &AtomicU64, new: u64) {
@@ -42,6 +52,11 @@ fn wide(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
+/// Takes off without going below nothing.
+fn take_off(cell: &AtomicUsize, n: usize) {
+    let _ = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(old.saturating_sub(n)));
+}
+
 impl Shared {
     pub(super) fn new(sizes: Sizes, queue: usize, max_wait: Duration) -> Self {
         Self {
@@ -49,38 +64,57 @@ impl Shared {
             queue,
             max_wait,
             stopped: AtomicBool::new(false),
+            recovering: AtomicBool::new(false),
             running: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
+            waiting: Mutex::default(),
             prompt_pending: AtomicUsize::new(0),
             kv_used: AtomicUsize::new(0),
+            kv_idle: AtomicUsize::new(0),
             step_nanos: AtomicU64::new(0),
             prompt_nanos: AtomicU64::new(0),
             answer_tokens: AtomicU64::new(FIRST_ANSWER),
             generated: AtomicU64::new(0),
             prompt: AtomicU64::new(0),
+            cached: AtomicU64::new(0),
+            preemptions: AtomicU64::new(0),
+            faults: AtomicU64::new(0),
         }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<TenantKey, usize>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a request into the queue, or says why not.
     pub(super) fn enter(&self, request: &Generate) -> Result<(), Busy> {
+        let refused = |reason, retry_after: Duration| Err(Busy { reason, retry_after: retry_after.max(self.step()) });
         if self.is_stopped() {
             return Err(self.stopped());
         }
-        let wait = self.estimated_wait(request.prompt.len());
+        if self.is_recovering() {
+            return refused(BusyReason::Recovering, Duration::from_secs(1));
+        }
+        let choices = usize::try_from(request.choices.get()).unwrap_or(usize::MAX);
+        if choices > self.sizes.slots {
+            return refused(BusyReason::TooManyChoices, Duration::ZERO);
+        }
+        let mut waiting = self.waiting();
+        let wait = self.wait_among(&waiting, request.prompt.len(), &request.tenant);
         let left = request.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if wait > self.max_wait || left.is_some_and(|left| wait > left) {
-            return Err(Busy {
-                reason: BusyReason::WaitTooLong,
-                retry_after: wait.saturating_sub(self.max_wait).max(self.step()),
-            });
+            return refused(BusyReason::WaitTooLong, wait.saturating_sub(self.max_wait));
         }
+        let all: usize = waiting.values().sum();
         let places = self.sizes.slots.saturating_add(self.queue);
-        let taken = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
-            (waiting + self.running.load(Ordering::Relaxed) < places).then_some(waiting + 1)
-        });
-        if taken.is_err() {
-            return Err(Busy { reason: BusyReason::QueueFull, retry_after: wait.max(self.step()) });
+        if all + self.running.load(Ordering::Relaxed) + choices > places {
+            return refused(BusyReason::QueueFull, wait);
         }
+        let mine = waiting.get(&request.tenant).copied().unwrap_or(0);
+        // Who is nobody in particular is everybody.
+        if request.tenant.is_some() && mine > 0 && mine + choices > (self.queue * TENANT_QUARTERS).div_ceil(4) {
+            return refused(BusyReason::TenantQueueFull, wait);
+        }
+        *waiting.entry(request.tenant.clone()).or_insert(0) += choices;
         self.prompt_pending.fetch_add(request.prompt.len(), Ordering::Relaxed);
         Ok(())
     }
@@ -97,40 +131,77 @@ impl Shared {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// A request left the queue without a place.
-    pub(super) fn leave_queue(&self, prompt: usize) {
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
-        self.prompt_pending.fetch_sub(prompt, Ordering::Relaxed);
-    }
-
-    /// A request got a place.
-    pub(super) fn admitted(&self) {
-        self.running.fetch_add(1, Ordering::AcqRel);
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    /// A request gave its place back.
-    pub(super) fn left(&self, sequence: &Sequence) {
-        self.prompt_pending.fetch_sub(sequence.prompt_left(), Ordering::Relaxed);
-        if sequence.is_over() {
-            average(&self.answer_tokens, u64::from(sequence.written()).max(1));
+    /// The device has failed and is set up again, or works again.
+    pub(super) fn set_recovering(&self, recovering: bool) {
+        if !self.recovering.swap(recovering, Ordering::AcqRel) && recovering {
+            self.faults.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    pub(super) fn set_running(&self, running: usize, kv_used: usize) {
-        self.running.store(running, Ordering::Release);
-        self.kv_used.store(kv_used, Ordering::Relaxed);
+    pub(super) fn is_recovering(&self) -> bool {
+        self.recovering.load(Ordering::Acquire)
     }
 
-    /// Prompt tokens were read.
-    pub(super) fn read(&self, tokens: usize) {
-        self.prompt_pending.fetch_sub(tokens, Ordering::Relaxed);
+    fn off_queue(&self, request: &Generate) {
+        let choices = usize::try_from(request.choices.get()).unwrap_or(usize::MAX);
+        let mut waiting = self.waiting();
+        if let Some(count) = waiting.get_mut(&request.tenant) {
+            *count = count.saturating_sub(choices);
+            if *count == 0 {
+                waiting.remove(&request.tenant);
+            }
+        }
+    }
+
+    /// A request left the queue without a place.
+    pub(super) fn leave_queue(&self, request: &Generate) {
+        self.off_queue(request);
+        take_off(&self.prompt_pending, request.prompt.len());
+    }
+
+    /// A request got its places.
+    pub(super) fn admitted(&self, request: &Generate) {
+        self.running.fetch_add(usize::try_from(request.choices.get()).unwrap_or(0), Ordering::AcqRel);
+        self.off_queue(request);
+    }
+
+    /// A request gave its places back with so many tokens of its prompt unread; its answers were so long on average,
+    /// where they came to their end.
+    pub(super) fn left(&self, prompt_left: usize, answer: Option<usize>) {
+        take_off(&self.prompt_pending, prompt_left);
+        if let Some(answer) = answer {
+            average(&self.answer_tokens, wide(answer).max(1));
+        }
+    }
+
+    pub(super) fn set_running(&self, running: usize, kv_used: usize, kv_idle: usize) {
+        self.running.store(running, Ordering::Release);
+        self.kv_used.store(kv_used, Ordering::Relaxed);
+        self.kv_idle.store(kv_idle, Ordering::Relaxed);
+    }
+
+    /// Prompt tokens were read, or found in the cache.
+    pub(super) fn read(&self, tokens: usize, cached: bool) {
+        take_off(&self.prompt_pending, tokens);
         self.prompt.fetch_add(wide(tokens), Ordering::Relaxed);
+        if cached {
+            self.cached.fetch_add(wide(tokens), Ordering::Relaxed);
+        }
+    }
+
+    /// Prompt tokens that were read must be read again.
+    pub(super) fn unread(&self, tokens: usize) {
+        self.prompt_pending.fetch_add(tokens, Ordering::Relaxed);
     }
 
     /// A token was written.
     pub(super) fn wrote(&self) {
         self.generated.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A sequence gave up its pages.
+    pub(super) fn preempted(&self) {
+        self.preemptions.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A step of `rows`, of which `picks` gave logits, took so long.
@@ -147,11 +218,24 @@ impl Shared {
         Duration::from_nanos(self.step_nanos.load(Ordering::Relaxed))
     }
 
-    /// Prompts before this one, this one itself, and, where no place is free, the rest of the answers before it.
-    pub(super) fn estimated_wait(&self, prompt_tokens: usize) -> Duration {
-        let pending = self.prompt_pending.load(Ordering::Relaxed).saturating_add(prompt_tokens);
-        let reading = self.prompt_nanos.load(Ordering::Relaxed).saturating_mul(wide(pending));
-        let ahead = self.waiting.load(Ordering::Relaxed) + self.running.load(Ordering::Relaxed);
+    /// Time to the first token of such a prompt, if `tenant` submitted it now.
+    pub(super) fn estimated_wait(&self, prompt_tokens: usize, tenant: &TenantKey) -> Duration {
+        self.wait_among(&self.waiting(), prompt_tokens, tenant)
+    }
+
+    /// Prompts before this one, this one itself, and, where no place is free, the rest of the answers before it. Those
+    /// of other tenants are before it only as far as these wait no more than its own does: they take turns.
+    fn wait_among(&self, waiting: &HashMap<TenantKey, usize>, prompt_tokens: usize, tenant: &TenantKey) -> Duration {
+        let mine = waiting.get(tenant).copied().unwrap_or(0);
+        let all: usize = waiting.values().sum();
+        let others = waiting.iter().filter(|(key, _)| *key != tenant).map(|(_, count)| (*count).min(mine + 1));
+        let before = mine + others.sum::<usize>();
+        // Of the prompts that wait, the part that is read before this one.
+        let pending = self.prompt_pending.load(Ordering::Relaxed);
+        let pending = if all > before { pending * (before + 1) / (all + 1) } else { pending };
+        let reading =
+            self.prompt_nanos.load(Ordering::Relaxed).saturating_mul(wide(pending.saturating_add(prompt_tokens)));
+        let ahead = before + self.running.load(Ordering::Relaxed);
         let places = self.sizes.slots.max(1);
         let writing = if ahead < places {
             0
@@ -167,14 +251,20 @@ impl Shared {
     #[allow(clippy::cast_precision_loss, reason = "a rate for people")]
     pub(super) fn stats(&self) -> EngineStats {
         let step = self.step_nanos.load(Ordering::Relaxed);
+        let waiting = self.waiting().values().sum();
         EngineStats {
             active: self.running.load(Ordering::Relaxed),
-            waiting: self.waiting.load(Ordering::Relaxed),
-            estimated_wait: self.estimated_wait(32),
+            waiting,
+            estimated_wait: self.estimated_wait(32, &None),
             generated_tokens: self.generated.load(Ordering::Relaxed),
             prompt_tokens: self.prompt.load(Ordering::Relaxed),
             kv_used: self.kv_used.load(Ordering::Relaxed),
             kv_capacity: (self.sizes.pages - 1) * PAGE,
+            kv_idle: self.kv_idle.load(Ordering::Relaxed),
+            cached_tokens: self.cached.load(Ordering::Relaxed),
+            preemptions: self.preemptions.load(Ordering::Relaxed),
+            is_ready: !self.is_stopped() && !self.is_recovering(),
+            faults: self.faults.load(Ordering::Relaxed),
             decode_rate: if step == 0 { 0.0 } else { 1e9 / step as f64 },
         }
     }

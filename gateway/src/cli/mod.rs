@@ -3,6 +3,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what a command line is for")]
 
 mod admin;
+mod chat;
+mod models;
 mod top;
 
 use std::path::{Path, PathBuf};
@@ -48,6 +50,11 @@ enum Command {
     /// API keys.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// The models inside.
+    #[command(subcommand)]
+    Models(models::ModelsCommand),
+    /// Talk to a model in the terminal.
+    Chat(chat::ChatArguments),
     /// Watch the endpoints of a running gateway.
     Top {
         #[command(flatten)]
@@ -101,6 +108,8 @@ pub fn run() -> ExitCode {
             }
             Err(e) => fail(FAILED, &e),
         },
+        Command::Models(command) => models::run(command),
+        Command::Chat(arguments) => chat::run(&arguments),
         Command::Top { admin, interval, once } => {
             let interval = std::time::Duration::from_secs_f64(interval.clamp(0.1, 3_600.0));
             client(top::run(&admin, interval, once))

@@ -49,7 +49,7 @@ pub(super) async fn local(session: &mut ServerSession, x: &mut Exchange, answer:
 }
 
 /// Sends a whole answer.
-async fn send(
+pub(super) async fn send(
     session: &mut ServerSession,
     x: &mut Exchange,
     mut head: ResponseHeader,

@@ -193,7 +193,8 @@ pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
         && let Some(first) = report.first_token
     {
         let since = first.saturating_duration_since(report.submitted);
-        report.metrics.generated(since, report.decode.unwrap_or_default(), report.completion_tokens);
+        let each = report.completion_tokens / u64::from(report.choices.max(1));
+        report.metrics.generated(since, report.decode.unwrap_or_default(), each);
         let tokens = Tokens {
             input: report.prompt_tokens,
             output: Some(report.completion_tokens),

@@ -45,7 +45,11 @@ async fn continuation(route: &Route, died: &Died, session: &ServerSession, x: &E
     let request = ChatRequest::parse(&body).ok()?;
     let begun = spill::Begun { text: &died.text, tokens: died.tokens };
     let deadline = x.started + route.request_timeout;
-    let terms = spill::Terms { max_prompt_tokens: route.spill.max_prompt_tokens, over_limit: None };
+    let terms = spill::Terms {
+        max_prompt_tokens: route.spill.max_prompt_tokens,
+        tenant: spilling::tenant(x).cloned(),
+        ..spill::Terms::default()
+    };
     match spill::continue_answer(model, &request, begun, terms, deadline).await {
         Ok(stream) => Some(stream),
         Err(e) => {

@@ -50,6 +50,11 @@ pub(super) fn held(x: &Exchange) -> Option<Bytes> {
     }
 }
 
+/// For whom the engine works; anonymous callers share one turn.
+pub(super) fn tenant(x: &Exchange) -> Option<&Arc<str>> {
+    x.caller.as_ref().map(|consumer| &consumer.tenant)
+}
+
 /// Whether somebody could answer in place of the route's own backends, as far as the head tells.
 pub(super) fn is_possible(last: &Last, session: &ServerSession, x: &Exchange) -> bool {
     let can = match &last.spill_to {
@@ -70,18 +75,22 @@ pub(super) async fn direct(
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<Direct, End> {
+    if let Some(what) = super::encoding::asked(session) {
+        return super::encoding::direct(model, what, session, x).await;
+    }
     let Some(body) = held(x).filter(|_| is_chat(session)) else {
         return Err(End::refuse(Refusal::new(
             StatusCode::NOT_FOUND,
             ErrorKind::NotFound,
             "unsupported_endpoint",
-            "the model inside the gateway answers POST /v1/chat/completions and GET /v1/models",
+            "models inside the gateway answer POST /v1/chat/completions, /v1/embeddings and /v1/rerank, and GET /v1/models",
         )));
     };
     let request = ChatRequest::parse(&body)?;
     request.addressed_to(model.name())?;
     let deadline = x.route.as_ref().map_or_else(std::time::Instant::now, |route| x.started + route.request_timeout);
-    match spill::answer(model, &request, Terms::default(), deadline).await {
+    let terms = Terms { tenant: tenant(x).cloned(), ..Terms::default() };
+    match spill::answer(model, &request, terms, deadline).await {
         Ok(stream) => {
             pass(stream, model, session, x).await?;
             Ok(Direct::Answered)
@@ -206,7 +215,8 @@ async fn spill(
 ) -> Result<SpillStream, Option<Duration>> {
     let Some(body) = held(x).filter(|_| is_chat(session)) else { return Err(None) };
     let Ok(request) = ChatRequest::parse(&body) else { return Err(None) };
-    let terms = Terms { max_prompt_tokens: route.spill.max_prompt_tokens, over_limit };
+    let tenant = tenant(x).cloned();
+    let terms = Terms { max_prompt_tokens: route.spill.max_prompt_tokens, over_limit, tenant };
     match spill::answer(model, &request, terms, x.started + route.request_timeout).await {
         Ok(stream) => Ok(stream),
         Err(SpillError::Busy(refusal)) => Err(refusal.retry_after),

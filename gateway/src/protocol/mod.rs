@@ -32,7 +32,7 @@ pub enum Api {
 impl Api {
     /// The API of a path, before its route is known.
     pub fn of_path(path: &str) -> Self {
-        const PLACES: [&str; 5] = ["chat/completions", "completions", "embeddings", "models", "responses"];
+        const PLACES: [&str; 6] = ["chat/completions", "completions", "embeddings", "models", "responses", "rerank"];
         let is_openai = path.strip_prefix("/v1/").is_some_and(|rest| {
             PLACES.iter().any(|place| {
                 rest.strip_prefix(place).is_some_and(|deeper| deeper.is_empty() || deeper.starts_with('/'))

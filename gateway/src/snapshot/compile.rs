@@ -10,6 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue, StatusCode};
 use spillway_config::schema::{self, BackendProtocol, Config, RetryOn, RouteAuthentication};
+use spillway_engine::Task;
 use spillway_filter::{BuildContext, HttpClient, Registry, SharedStates, Stage};
 use tokio::sync::Semaphore;
 
@@ -260,7 +261,14 @@ impl Compiler {
             let reject = reject.cloned().unwrap_or_default();
             let spill_to = spill_to.map(|name| match backends.get(name.as_str()) {
                 Some(backend) => Ok(TargetKind::Backend(backend.clone())),
-                None => model(name).map(TargetKind::Model),
+                None => match model(name)? {
+                    model if model.task() == Task::Generate => Ok(TargetKind::Model(model)),
+                    model => Err(format!(
+                        "route `{}`: `spillTo: {name}` is a model for {}, not for conversations",
+                        written.name.as_deref().unwrap_or("default"),
+                        model.task()
+                    )),
+                },
             });
             Ok::<_, String>(Last {
                 spill_to: spill_to.transpose()?,

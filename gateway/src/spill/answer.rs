@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
-use spillway_engine::{Busy, BusyReason, ChatMessage, Engine, Generate, Prompt, PromptError, Sampling};
+use spillway_engine::{
+    Busy, BusyReason, ChatMessage, Engine, Generate, Grammar, GrammarError, Prompt, PromptError, Sampling, Structure,
+};
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::LoadedModel;
+use super::pool::NotLoaded;
 use super::stream::{Report, SpillStream, Wanted, internal};
-use crate::protocol::openai::{Answer, ChatRequest};
+use crate::protocol::openai::{Answer, ChatRequest, ResponseFormat};
 
 /// Text from which on a conversation is encoded on a blocking thread: below it, that takes well under a millisecond.
 const ENCODE_INLINE: usize = 4 << 10;
@@ -57,9 +60,29 @@ impl From<Busy> for SpillError {
             BusyReason::WaitTooLong => {
                 "The model inside the gateway is busy for longer than a request may wait; try again."
             }
+            BusyReason::TenantQueueFull => {
+                "Too many requests of this caller wait for the model inside the gateway; try again."
+            }
+            BusyReason::TooManyChoices => {
+                "The model inside the gateway writes fewer answers at once than `n` asks for."
+            }
+            BusyReason::Recovering => "The model inside the gateway is being set up again after a fault; try again.",
             BusyReason::Stopped => "The model inside the gateway has been stopped; try again.",
         };
         no_room(message, busy.retry_after)
+    }
+}
+
+impl From<NotLoaded> for SpillError {
+    fn from(reason: NotLoaded) -> Self {
+        match reason {
+            NotLoaded::Loading => {
+                no_room("The model inside the gateway is being loaded; try again.", Duration::from_secs(1))
+            }
+            NotLoaded::Failed(wait) => {
+                no_room("The model inside the gateway cannot be loaded; its log says why.", wait)
+            }
+        }
     }
 }
 
@@ -86,6 +109,8 @@ pub struct Terms {
     pub max_prompt_tokens: Option<NonZeroU32>,
     /// The place of a request that is over a limit.
     pub over_limit: Option<OwnedSemaphorePermit>,
+    /// For whom: tenants take turns.
+    pub tenant: Option<Arc<str>>,
 }
 
 /// Gives a request to the engine. It is answered whatever model it names.
@@ -106,6 +131,12 @@ pub async fn continue_answer(
     terms: Terms,
     deadline: Instant,
 ) -> Result<SpillStream, SpillError> {
+    // What was said before has no probabilities here, was held to no grammar, and is one of several answers.
+    let has_more = request.n.is_some_and(|n| n > 1) || request.logprobs;
+    if has_more || request.response_format != ResponseFormat::Text {
+        let message = "An answer with `n`, `logprobs` or `response_format` cannot be continued by another model.";
+        return Err(SpillError::CannotSpill(Refusal::invalid("unsupported_value", message)));
+    }
     submit(model, request, Some(begun), terms, deadline).await
 }
 
@@ -116,40 +147,53 @@ async fn submit(
     terms: Terms,
     deadline: Instant,
 ) -> Result<SpillStream, SpillError> {
+    let Terms { max_prompt_tokens, over_limit, tenant } = terms;
     let begun = resumed.unwrap_or(Begun { text: "", tokens: 0 });
     if let Some(refusal) = request.unsupported() {
         return Err(SpillError::CannotSpill(refusal.clone()));
     }
-    check_length(request.text_bytes().saturating_add(begun.text.len()), model.engine().info().context_length)?;
+    let engine = model.engine(deadline).await?;
+    check_choices(request.n, engine.max_sequences())?;
+    check_length(request.text_bytes().saturating_add(begun.text.len()), engine.info().context_length)?;
     // What would be refused with an empty prompt need not be encoded to be refused.
-    let wait = model.engine().estimated_wait(0);
+    let wait = engine.estimated_wait(0, tenant.as_deref());
     if let Some(excess) = wait.checked_sub(model.max_queue_wait()).filter(|excess| !excess.is_zero()) {
         return Err(Busy { reason: BusyReason::WaitTooLong, retry_after: excess }.into());
     }
     let started = Instant::now();
-    let prompt = encode(model, request, begun.text, deadline).await?;
+    let (prompt, grammar) = prepare(model, &engine, request, &request.response_format, begun.text, deadline).await?;
     let encode = started.elapsed();
     let length = u64::try_from(prompt.len()).unwrap_or(u64::MAX);
-    if let Some(most) = terms.max_prompt_tokens.filter(|most| length > u64::from(most.get()) + u64::from(begun.tokens))
-    {
+    if let Some(most) = max_prompt_tokens.filter(|most| length > u64::from(most.get()) + u64::from(begun.tokens)) {
         return Err(too_long(format!(
             "The conversation has {length} tokens, and at most {most} may be answered here."
         )));
     }
     let prompt_tokens = Some(length.saturating_sub(begun.tokens.into()));
     let submitted = Instant::now();
-    let events = model.engine().submit(Generate {
-        prompt,
+    let defaults = Sampling::default();
+    let sampling = Sampling {
+        temperature: request.temperature.unwrap_or(defaults.temperature),
+        top_k: request.top_k,
+        top_p: request.top_p.unwrap_or(defaults.top_p),
+        min_p: request.min_p.unwrap_or(defaults.min_p),
+        repetition_penalty: request.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+        presence_penalty: request.presence_penalty.unwrap_or(defaults.presence_penalty),
+        frequency_penalty: request.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+        logit_bias: request.logit_bias.as_slice().into(),
+        seed: request.seed,
+    };
+    let events = engine.submit(Generate {
         // One at least: only the engine can say that the answer has come to its end.
         max_tokens: request.max_tokens.map(|most| most.saturating_sub(begun.tokens).max(1)),
-        sampling: Sampling {
-            temperature: request.temperature.unwrap_or(1.0),
-            top_k: request.top_k,
-            top_p: request.top_p.unwrap_or(1.0),
-            seed: request.seed,
-        },
+        sampling,
         stop: request.stop.clone(),
         deadline: Some(deadline),
+        choices: request.n.and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN),
+        log_probabilities: request.logprobs.then_some(request.top_logprobs),
+        grammar,
+        tenant,
+        ..Generate::new(prompt)
     })?;
     let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
     let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
@@ -157,6 +201,8 @@ async fn submit(
         id: id.clone(),
         model: model.name().into(),
         prompt_tokens,
+        cached_tokens: 0,
+        choices: request.n.unwrap_or(1),
         completion_tokens: begun.tokens.into(),
         encode,
         submitted,
@@ -171,11 +217,12 @@ async fn submit(
     };
     let wanted = Wanted {
         streamed: request.stream,
+        logprobs: request.logprobs,
         resumed: resumed.map(|begun| begun.tokens),
         served_by: model.served_by().clone(),
         deadline,
-        _model: Some(Arc::clone(model)),
-        _over_limit: terms.over_limit,
+        _engine: Some(engine),
+        _over_limit: over_limit,
     };
     Ok(SpillStream::new(
         events,
@@ -185,11 +232,24 @@ async fn submit(
     ))
 }
 
+/// Refuses more answers than are ever written together.
+fn check_choices(wanted: Option<u32>, most: u32) -> Result<(), SpillError> {
+    match wanted {
+        Some(n) if n > most => Err(SpillError::CannotSpill(
+            Refusal::invalid("integer_above_max_value", format!("`n` must be at most {most} for this model."))
+                .param("n"),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// How many tokens the prompt of a body is for a model; `None` where it could not answer.
 pub async fn prompt_tokens(model: &Arc<LoadedModel>, body: &[u8], deadline: Instant) -> Option<u64> {
     let request = ChatRequest::parse(body).ok().filter(|request| request.unsupported().is_none())?;
-    check_length(request.text_bytes(), model.engine().info().context_length).ok()?;
-    let prompt = encode(model, &request, "", deadline).await.ok()?;
+    // Nothing is loaded only to count.
+    let engine = model.engine_now()?;
+    check_length(request.text_bytes(), engine.info().context_length).ok()?;
+    let (prompt, _) = prepare(model, &engine, &request, &ResponseFormat::Text, "", deadline).await.ok()?;
     u64::try_from(prompt.len()).ok()
 }
 
@@ -208,21 +268,23 @@ fn too_long(message: String) -> SpillError {
     SpillError::TooLong(Refusal::invalid("context_length_exceeded", message).param("messages"))
 }
 
-/// The conversation as tokens. A long one is encoded on a blocking thread, few of them at a time: encoding is work for
-/// the processor, and more threads would only take it from the proxy.
-async fn encode(
+/// The conversation as tokens, and what the answer must be. What takes long is done on a blocking thread, a few at a
+/// time: it is work for the processor, and more threads would only take it from the proxy.
+async fn prepare(
     model: &Arc<LoadedModel>,
+    engine: &Engine,
     request: &ChatRequest,
+    format: &ResponseFormat,
     begun: &str,
     deadline: Instant,
-) -> Result<Prompt, SpillError> {
+) -> Result<(Prompt, Option<Grammar>), SpillError> {
     let messages: Vec<ChatMessage> = request
         .messages
         .iter()
         .map(|message| ChatMessage { role: message.role.to_owned(), content: message.content.clone() })
         .collect();
-    if request.text_bytes().saturating_add(begun.len()) <= ENCODE_INLINE {
-        return encode_now(model.engine(), &messages, begun);
+    if request.text_bytes().saturating_add(begun.len()) <= ENCODE_INLINE && *format == ResponseFormat::Text {
+        return Ok((encode_now(engine, &messages, begun)?, None));
     }
     let until = deadline.min(Instant::now() + model.max_queue_wait());
     let turn = tokio::time::timeout_at(until.into(), Arc::clone(model.encoders()).acquire_owned()).await;
@@ -232,15 +294,16 @@ async fn encode(
             Duration::ZERO,
         ));
     };
-    let (model, begun) = (Arc::clone(model), begun.to_owned());
+    let (engine, format, begun) = (engine.clone(), format.clone(), begun.to_owned());
     // The turn goes with the work: when the caller leaves, the thread still has to finish.
     let work = tokio::task::spawn_blocking(move || {
-        let encoded = encode_now(model.engine(), &messages, &begun);
+        let prepared =
+            encode_now(&engine, &messages, &begun).and_then(|prompt| Ok((prompt, grammar_now(&engine, &format)?)));
         drop(turn);
-        encoded
+        prepared
     });
     match tokio::time::timeout_at(deadline.into(), work).await {
-        Ok(Ok(encoded)) => encoded,
+        Ok(Ok(prepared)) => prepared,
         Ok(Err(lost)) => {
             tracing::error!(event = "encoding_lost", error = %lost);
             Err(SpillError::Failed(internal("The conversation could not be read; the gateway's log says why.")))
@@ -267,6 +330,23 @@ fn encode_now(engine: &Engine, messages: &[ChatMessage], begun: &str) -> Result<
     })
 }
 
+fn grammar_now(engine: &Engine, format: &ResponseFormat) -> Result<Option<Grammar>, SpillError> {
+    let structure = match format {
+        ResponseFormat::Text => return Ok(None),
+        ResponseFormat::JsonObject => Structure::JsonObject,
+        ResponseFormat::JsonSchema(schema) => Structure::JsonSchema(schema),
+    };
+    engine.grammar(structure).map(Some).map_err(|error| {
+        let code = match error {
+            GrammarError::TooLarge { .. } => "string_above_max_length",
+            GrammarError::Invalid(_) => "invalid_json_schema",
+            GrammarError::Tokens(_) => "unsupported_value",
+        };
+        let message = format!("`response_format`: {error}.");
+        SpillError::CannotSpill(Refusal::invalid(code, message).param("response_format"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,6 +360,13 @@ mod tests {
         assert_eq!((refusal.status.as_u16(), refusal.code), (400, "context_length_exceeded"));
         assert_eq!(refusal.param.as_deref(), Some("messages"));
         assert!(check_length(usize::MAX, u32::MAX).is_err());
+    }
+
+    #[test]
+    fn more_answers_than_there_are_places_are_refused_by_name() {
+        assert!(check_choices(None, 4).is_ok() && check_choices(Some(4), 4).is_ok());
+        let refusal = check_choices(Some(5), 4).unwrap_err().into_refusal();
+        assert_eq!((refusal.status.as_u16(), refusal.param.as_deref()), (400, Some("n")));
     }
 
     #[test]

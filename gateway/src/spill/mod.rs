@@ -3,11 +3,14 @@
 //! Its inputs are the models of a configuration and parsed requests.
 
 mod answer;
+mod encode;
 mod pool;
 mod stream;
 #[cfg(test)]
 mod tests;
 
 pub use answer::{Begun, SpillError, Terms, answer, continue_answer, prompt_tokens};
+pub use encode::{Encoded, encode};
+pub(crate) use pool::options;
 pub use pool::{LoadedModel, ModelError, Models};
 pub use stream::{Events, Head, Report, SpillStream};

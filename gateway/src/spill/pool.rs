@@ -3,12 +3,13 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
-use spillway_config::schema::{Device, Model};
-use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, LoadError, LoadOptions};
+use parking_lot::Mutex;
+use spillway_config::schema::{Device, Model, ModelTask};
+use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, LoadError, LoadOptions, Task};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
@@ -29,6 +30,18 @@ pub enum ModelError {
     Name {
         /// Its name.
         model: String,
+    },
+    /// Its file is for something else than it is configured for.
+    #[error(
+        "model `{model}`: its `task` says {wanted}, and its file is for {is}: name another file, or leave `task` out"
+    )]
+    Task {
+        /// Its name.
+        model: String,
+        /// What the file is for.
+        is: Task,
+        /// What the configuration says.
+        wanted: Task,
     },
     /// The environment names no vector unit.
     #[error("{VECTOR_UNIT} is `{0}`: it must be one of {units}", units = CpuUnit::ALL.map(CpuUnit::name).join(", "))]
@@ -63,14 +76,21 @@ fn identity(path: &Path) -> Option<FileIdentity> {
     })
 }
 
+/// How long a model that could not be loaded on demand is not tried again.
+const RELOAD_AFTER: Duration = Duration::from_secs(10);
+
 /// Long conversations of one model that are turned into tokens at the same time.
 const ENCODERS: usize = 2;
 
-/// A model inside the gateway.
+/// A model inside the gateway. One that is not kept warm has no engine until somebody needs it.
 pub struct LoadedModel {
     written: Model,
+    task: Task,
     file: Option<FileIdentity>,
-    engine: Engine,
+    options: LoadOptions,
+    state: Mutex<State>,
+    /// Held by whoever loads it.
+    loading: Arc<tokio::sync::Mutex<()>>,
     created: u64,
     served_by: HeaderValue,
     served_by_text: Arc<str>,
@@ -80,12 +100,33 @@ pub struct LoadedModel {
     over_limit: Arc<Semaphore>,
 }
 
+struct State {
+    engine: Option<Engine>,
+    /// When it was needed last.
+    used: Instant,
+    /// When it could not be loaded, and why.
+    failed: Option<(Instant, String)>,
+}
+
+/// Why a model that is loaded on demand is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NotLoaded {
+    /// It is being loaded and that takes longer than the request may.
+    Loading,
+    /// It could not be loaded; it is tried again after this time.
+    Failed(Duration),
+}
+
 impl LoadedModel {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.written.name
     }
-    /// When it was loaded, Unix seconds.
+    /// What it is for.
+    pub fn task(&self) -> Task {
+        self.task
+    }
+    /// When it was configured, Unix seconds.
     pub fn created(&self) -> u64 {
         self.created
     }
@@ -96,10 +137,6 @@ impl LoadedModel {
     /// The same as text.
     pub fn served_by_text(&self) -> &Arc<str> {
         &self.served_by_text
-    }
-    /// The engine.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
     }
     /// Longest estimated wait for a first token at which a request is taken.
     pub(super) fn max_queue_wait(&self) -> Duration {
@@ -112,7 +149,8 @@ impl LoadedModel {
     /// A place for a request that is over a limit: within its share of the sequences, and only where one is free and
     /// nobody waits, so that it takes nothing from requests within their limits.
     pub fn place_over_limit(&self) -> Option<OwnedSemaphorePermit> {
-        let stats = self.engine.stats();
+        // One that is not loaded has all places.
+        let stats = self.state.lock().engine.as_ref().map(Engine::stats).unwrap_or_default();
         let all = usize::try_from(self.written.max_sequences.get()).unwrap_or(usize::MAX);
         if stats.waiting > 0 || stats.active >= all {
             return None;
@@ -123,9 +161,11 @@ impl LoadedModel {
     pub fn metrics(&self) -> &Arc<ModelMetrics> {
         &self.metrics
     }
-    /// What it says of itself now.
+    /// What it says of itself now; little while it is not loaded.
     pub fn sample(&self) -> EngineSample {
-        let (stats, info) = (self.engine.stats(), self.engine.info());
+        let engine = self.state.lock().engine.clone();
+        let stats = engine.as_ref().map(Engine::stats).unwrap_or_default();
+        let info = engine.as_ref().map(Engine::info);
         let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         EngineSample {
             model: self.written.name.clone(),
@@ -133,14 +173,106 @@ impl LoadedModel {
             waiting: wide(stats.waiting),
             kv_used: wide(stats.kv_used),
             kv_capacity: wide(stats.kv_capacity),
+            kv_idle: wide(stats.kv_idle),
+            cached: stats.cached_tokens,
+            preemptions: stats.preemptions,
+            faults: stats.faults,
+            is_loaded: engine.is_some(),
+            is_ready: stats.is_ready,
             estimated_wait: stats.estimated_wait,
             generated: stats.generated_tokens,
             prompt: stats.prompt_tokens,
-            device: info.device.name.clone(),
-            device_kind: info.device.kind,
-            driver: info.device.driver.clone(),
-            decode_rate: info.decode_rate,
-            bandwidth: info.bandwidth,
+            device: info.map(|info| info.device.name.clone()).unwrap_or_default(),
+            device_kind: info.map_or("", |info| info.device.kind),
+            driver: info.map(|info| info.device.driver.clone()).unwrap_or_default(),
+            decode_rate: info.map_or(0.0, |info| info.decode_rate),
+            bandwidth: info.map_or(0.0, |info| info.bandwidth),
+        }
+    }
+
+    /// The engine, where it is loaded.
+    pub(super) fn engine_now(&self) -> Option<Engine> {
+        let mut state = self.state.lock();
+        state.used = Instant::now();
+        state.engine.clone()
+    }
+
+    /// The engine; it is loaded where it is not. Loading goes on for the next when this one does not wait for its end.
+    pub(super) async fn engine(self: &Arc<Self>, deadline: Instant) -> Result<Engine, NotLoaded> {
+        if let Some(engine) = self.engine_now() {
+            return Ok(engine);
+        }
+        let turn = tokio::time::timeout_at(deadline.into(), Arc::clone(&self.loading).lock_owned()).await;
+        let Ok(turn) = turn else { return Err(NotLoaded::Loading) };
+        if let Some(engine) = self.engine_now() {
+            return Ok(engine);
+        }
+        if let Some((when, _)) = &self.state.lock().failed
+            && let Some(left) = RELOAD_AFTER.checked_sub(when.elapsed())
+        {
+            return Err(NotLoaded::Failed(left));
+        }
+        let model = Arc::clone(self);
+        let work = tokio::spawn(async move {
+            let loaded = model.load().await;
+            drop(turn);
+            loaded
+        });
+        match tokio::time::timeout_at(deadline.into(), work).await {
+            Err(_) => Err(NotLoaded::Loading),
+            Ok(Ok(Ok(engine))) => Ok(engine),
+            Ok(Ok(Err(_)) | Err(_)) => Err(NotLoaded::Failed(RELOAD_AFTER)),
+        }
+    }
+
+    /// Loads it and keeps it.
+    async fn load(self: &Arc<Self>) -> Result<Engine, ModelError> {
+        let loaded = load_engine(self.options.clone()).await;
+        let mut state = self.state.lock();
+        state.used = Instant::now();
+        match loaded {
+            Ok(engine) => {
+                state.engine = Some(engine.clone());
+                state.failed = None;
+                drop(state);
+                if !self.written.keep_warm {
+                    tokio::spawn(unload_when_idle(Arc::downgrade(self), self.written.idle_unload()));
+                }
+                Ok(engine)
+            }
+            Err(error) => {
+                tracing::error!(event = "model_not_loaded", model = %self.written.name, reason = %error);
+                state.failed = Some((Instant::now(), error.to_string()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets its engine go if nobody has needed it for so long; else says how long it may yet be needed.
+    fn unload_if_idle(&self, idle: Duration) -> Option<Duration> {
+        let mut state = self.state.lock();
+        let stats = state.engine.as_ref()?.stats();
+        if stats.active + stats.waiting > 0 {
+            state.used = Instant::now();
+        }
+        let left = idle.checked_sub(state.used.elapsed()).filter(|left| !left.is_zero());
+        if left.is_none() {
+            state.engine = None;
+            tracing::info!(event = "model_unloaded", model = %self.written.name, idle_seconds = idle.as_secs_f64());
+        }
+        left
+    }
+}
+
+/// Ends with the model, or when it was let go.
+async fn unload_when_idle(model: Weak<LoadedModel>, idle: Duration) {
+    let mut wait = idle;
+    loop {
+        tokio::time::sleep(wait).await;
+        let Some(model) = model.upgrade() else { return };
+        match model.unload_if_idle(idle) {
+            Some(left) => wait = left,
+            None => return,
         }
     }
 }
@@ -171,7 +303,7 @@ impl Models {
                 continue;
             }
             match load_one(written, file, metrics, cache_dir).await {
-                Ok(model) => loaded.push(Arc::new(model)),
+                Ok(model) => loaded.push(model),
                 Err(e) => errors.push(e),
             }
         }
@@ -186,6 +318,55 @@ impl Models {
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<LoadedModel>> {
         self.models.iter()
+    }
+}
+
+/// A model as it is configured: loaded, or, where it is not kept warm, only judged.
+async fn load_one(
+    written: &Model,
+    file: Option<FileIdentity>,
+    metrics: &Metrics,
+    cache_dir: Option<&Path>,
+) -> Result<Arc<LoadedModel>, ModelError> {
+    let name = written.name.clone();
+    let text = format!("builtin/{name}");
+    let served_by = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| ModelError::Name { model: name.clone() })?;
+    let source = written.source.clone();
+    let judged = tokio::task::spawn_blocking(move || spillway_engine::inspect(&source)).await;
+    let task = judged
+        .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
+        .map_err(|source| ModelError::Load { model: name.clone(), source })?
+        .task;
+    if let Some(wanted) = written.task.map(engine_task).filter(|wanted| *wanted != task) {
+        return Err(ModelError::Task { model: name, is: task, wanted });
+    }
+    let model = Arc::new(LoadedModel {
+        options: options(written, cache_dir)?,
+        state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
+        loading: Arc::default(),
+        written: written.clone(),
+        task,
+        file,
+        created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        served_by,
+        served_by_text: text.into(),
+        metrics: metrics.model("spillway", &name),
+        encoders: Arc::new(Semaphore::new(ENCODERS)),
+        over_limit: Arc::new(Semaphore::new(share_of(written.max_sequences.get(), written.over_limit_share))),
+    });
+    if written.keep_warm {
+        model.load().await?;
+    } else {
+        tracing::info!(event = "model_on_demand", model = %name);
+    }
+    Ok(model)
+}
+
+fn engine_task(task: ModelTask) -> Task {
+    match task {
+        ModelTask::Chat => Task::Generate,
+        ModelTask::Embedding => Task::Embed,
+        ModelTask::Rerank => Task::Classify,
     }
 }
 
@@ -208,15 +389,10 @@ fn share_of(sequences: u32, share: f64) -> usize {
     places
 }
 
-async fn load_one(
-    written: &Model,
-    file: Option<FileIdentity>,
-    metrics: &Metrics,
-    cache_dir: Option<&Path>,
-) -> Result<LoadedModel, ModelError> {
-    let options = LoadOptions {
+/// What the engine is told of a model.
+pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> Result<LoadOptions, ModelError> {
+    Ok(LoadOptions {
         name: written.name.clone(),
-        source: written.source.clone(),
         device: match &written.device {
             Device::Auto => DeviceChoice::Auto,
             Device::Cpu => DeviceChoice::Cpu,
@@ -231,11 +407,15 @@ async fn load_one(
         max_queue_wait: written.max_queue_wait.0,
         stall_timeout: written.stall_timeout.0,
         memory: written.memory.map(|size| size.0),
+        kv_cache: written.kv_cache.map(|size| size.0),
+        token_pause: written.token_pause.0,
         cache_dir: cache_dir.map(Path::to_owned),
-    };
-    let name = written.name.clone();
-    let text = format!("builtin/{name}");
-    let served_by = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| ModelError::Name { model: name.clone() })?;
+        ..LoadOptions::new(&written.source)
+    })
+}
+
+async fn load_engine(options: LoadOptions) -> Result<Engine, ModelError> {
+    let name = options.name.clone();
     let engine = tokio::task::spawn_blocking(move || Engine::load(options))
         .await
         .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
@@ -245,24 +425,63 @@ async fn load_one(
         event = "model_loaded", model = %name, architecture = %info.architecture, quantization = %info.quantization,
         context = info.context_length, device = %info.device.name, kind = info.device.kind,
         driver = %info.device.driver, reason = %info.device.reason, seconds = info.load_time.as_secs_f64(),
+        memory = info.device_memory_bytes,
         tokens_per_second = info.decode_rate.round(), gigabytes_per_second = (info.bandwidth / 1e8).round() / 10.0,
     );
-    Ok(LoadedModel {
-        written: written.clone(),
-        file,
-        created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        served_by,
-        served_by_text: text.into(),
-        metrics: metrics.model("spillway", &name),
-        encoders: Arc::new(Semaphore::new(ENCODERS)),
-        over_limit: Arc::new(Semaphore::new(share_of(written.max_sequences.get(), written.over_limit_share))),
-        engine,
-    })
+    Ok(engine)
+}
+
+#[cfg(test)]
+impl LoadedModel {
+    /// A model that nothing was loaded of.
+    pub(super) fn for_tests(written: Model) -> Arc<Self> {
+        Arc::new(Self {
+            options: options(&written, None).unwrap(),
+            state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
+            loading: Arc::default(),
+            task: Task::Generate,
+            file: None,
+            created: 0,
+            served_by: HeaderValue::from_static("builtin/m"),
+            served_by_text: "builtin/m".into(),
+            metrics: Metrics::new().model("spillway", &written.name),
+            encoders: Arc::new(Semaphore::new(ENCODERS)),
+            over_limit: Arc::new(Semaphore::new(1)),
+            written,
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn written(source: &Path) -> Model {
+        let text = serde_json::json!({"name": "m", "source": source, "keepWarm": false, "idleUnload": "10ms"});
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_model_that_cannot_be_loaded_is_tried_again_after_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = LoadedModel::for_tests(written(&folder.path().join("missing.gguf")));
+        let soon = || Instant::now() + Duration::from_secs(60);
+        assert_eq!(model.engine(soon()).await.err(), Some(NotLoaded::Failed(RELOAD_AFTER)));
+        let Err(NotLoaded::Failed(left)) = model.engine(soon()).await else { panic!() };
+        assert!(left <= RELOAD_AFTER && left > Duration::ZERO, "it was not tried at once");
+        assert!(!model.sample().is_loaded);
+        model.state.lock().failed.as_mut().unwrap().0 -= RELOAD_AFTER;
+        assert_eq!(model.engine(soon()).await.err(), Some(NotLoaded::Failed(RELOAD_AFTER)), "now it was");
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_longer_for_a_model_than_it_may() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = LoadedModel::for_tests(written(&folder.path().join("missing.gguf")));
+        let _turn = model.loading.clone().lock_owned().await;
+        let deadline = Instant::now() + Duration::from_millis(50);
+        assert_eq!(model.engine(deadline).await.err(), Some(NotLoaded::Loading));
+    }
 
     #[test]
     fn a_share_is_one_sequence_at_least_and_all_at_most() {

@@ -8,16 +8,18 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use spillway_engine::{EngineError, Event, FinishReason, Finished, TokenStream};
+use spillway_engine::{Engine, EngineError, Event, FinishReason, Finished, TokenStream};
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::LoadedModel;
-use crate::protocol::openai::Answer;
+use crate::protocol::openai::{Answer, Spent, WholeChoice};
 use crate::protocol::{Api, error_event};
 use crate::telemetry::ModelMetrics;
 
 static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
+
+/// Answers to one request; the engine gives no more than were asked for.
+const MAX_CHOICES: usize = 1 << 10;
 
 /// Text that is ready at once goes out in one write, up to so many bytes.
 const FRAME: usize = 16 << 10;
@@ -52,9 +54,13 @@ pub struct Report {
     pub id: String,
     /// The model.
     pub model: Arc<str>,
-    /// Tokens read.
+    /// Tokens of the prompt.
     pub prompt_tokens: Option<u64>,
-    /// Tokens written.
+    /// Those of them that were in the KV cache.
+    pub cached_tokens: u64,
+    /// Answers.
+    pub choices: u32,
+    /// Tokens written, of all of them.
     pub completion_tokens: u64,
     /// Turning the conversation into tokens, before the engine got the request.
     pub encode: Duration,
@@ -68,7 +74,7 @@ pub struct Report {
     pub first_token: Option<Instant>,
     /// Writing the answer.
     pub decode: Option<Duration>,
-    /// `stop` or `length`.
+    /// `stop` or `length`, of the first answer.
     pub finish_reason: Option<&'static str>,
     /// Why it failed.
     pub error: Option<String>,
@@ -81,12 +87,14 @@ pub struct Report {
 /// How an answer is wanted.
 pub(super) struct Wanted {
     pub(super) streamed: bool,
+    /// Whether the probabilities of tokens are told.
+    pub(super) logprobs: bool,
     /// It continues an answer of which so many tokens were written already.
     pub(super) resumed: Option<u32>,
     pub(super) served_by: HeaderValue,
     pub(super) deadline: Instant,
     /// Kept alive: an engine that is dropped fails what it runs.
-    pub(super) _model: Option<Arc<LoadedModel>>,
+    pub(super) _engine: Option<Engine>,
     /// Held to the end by an answer to a request over a limit.
     pub(super) _over_limit: Option<OwnedSemaphorePermit>,
 }
@@ -98,15 +106,15 @@ pub struct SpillStream<E = TokenStream> {
     answer: Answer,
     wanted: Wanted,
     report: Report,
-    /// Text so far, for a whole answer.
-    whole: String,
+    /// Answers so far: whole, or of a stream only that they have begun.
+    choices: Vec<WholeChoice>,
     /// What is ready to be sent.
     out: BytesMut,
 }
 
 impl<E: Events> SpillStream<E> {
     pub(super) fn new(events: E, answer: Answer, wanted: Wanted, report: Report) -> Self {
-        Self { events: Some(events), answer, wanted, report, whole: String::new(), out: BytesMut::new() }
+        Self { events: Some(events), answer, wanted, report, choices: Vec::new(), out: BytesMut::new() }
     }
 
     /// Waits for the first text, or for the whole answer when it is not streamed. An error means that nothing was sent.
@@ -175,18 +183,39 @@ impl<E: Events> SpillStream<E> {
     fn apply(&mut self, event: Event) -> Result<(), Refusal> {
         match event {
             Event::Started { queued } => self.report.queued = Some(queued),
-            Event::Prefilled { prefill, prompt_tokens } => {
+            Event::Prefilled { prefill, prompt_tokens, cached_tokens } => {
                 self.report.prefill = Some(prefill);
                 let before = self.wanted.resumed.unwrap_or_default();
                 self.report.prompt_tokens = Some(prompt_tokens.saturating_sub(before).into());
+                self.report.cached_tokens = cached_tokens.into();
             }
-            Event::Text { text, tokens } => {
+            Event::Text { choice, text, tokens, written } => {
                 self.report.completion_tokens = self.report.completion_tokens.saturating_add(tokens.into());
-                self.begun();
+                let (streamed, logprobs) = (self.wanted.streamed, self.wanted.logprobs);
+                self.begun(choice);
+                if streamed {
+                    self.answer.piece(&mut self.out, choice, &text, logprobs.then_some(&*written));
+                } else if let Some(whole) = self.choice(choice) {
+                    whole.text.push_str(&text);
+                    if logprobs {
+                        whole.written.get_or_insert_default().extend(written);
+                    }
+                }
+            }
+            Event::Ended { choice, reason } => {
+                let reason = match reason {
+                    FinishReason::Stop => "stop",
+                    FinishReason::Length => "length",
+                };
+                self.begun(choice);
+                if let Some(whole) = self.choice(choice) {
+                    whole.finish_reason = reason;
+                }
+                if choice == 0 {
+                    self.report.finish_reason = Some(reason);
+                }
                 if self.wanted.streamed {
-                    self.answer.piece(&mut self.out, &text);
-                } else {
-                    self.whole.push_str(&text);
+                    self.answer.ended(&mut self.out, choice, reason);
                 }
             }
             Event::Finished(finished) => self.finish(&finished),
@@ -195,16 +224,23 @@ impl<E: Events> SpillStream<E> {
         Ok(())
     }
 
-    /// The first text is there.
-    fn begun(&mut self) {
-        if self.report.first_token.is_none() {
-            self.report.first_token = Some(Instant::now());
+    /// An answer has something to say; the first time that is told, and of all answers before it.
+    fn begun(&mut self, choice: u32) {
+        self.report.first_token.get_or_insert_with(Instant::now);
+        while self.choices.len() < MAX_CHOICES && self.choice(choice).is_none() {
             if self.wanted.resumed.is_some() {
                 self.answer.resumed(&mut self.out);
             } else if self.wanted.streamed {
-                self.answer.first(&mut self.out);
+                let next = u32::try_from(self.choices.len()).unwrap_or(u32::MAX);
+                self.answer.first(&mut self.out, next);
             }
+            let written = self.wanted.logprobs.then(Vec::new);
+            self.choices.push(WholeChoice { written, ..WholeChoice::default() });
         }
+    }
+
+    fn choice(&mut self, choice: u32) -> Option<&mut WholeChoice> {
+        self.choices.get_mut(usize::try_from(choice).ok()?)
     }
 
     fn failed(&mut self, what: String, refusal: Refusal) -> Refusal {
@@ -213,27 +249,25 @@ impl<E: Events> SpillStream<E> {
     }
 
     fn finish(&mut self, finished: &Finished) {
-        self.begun();
-        let reason = match finished.reason {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-        };
         // What was written before is part of the answer to the caller and part of the prompt to the engine.
         let before = u64::from(self.wanted.resumed.unwrap_or_default());
-        let prompt = u64::from(finished.prompt_tokens).saturating_sub(before);
-        let completion = u64::from(finished.completion_tokens).saturating_add(before);
-        self.report.prompt_tokens = Some(prompt);
-        self.report.completion_tokens = completion;
+        let spent = Spent {
+            prompt: u64::from(finished.prompt_tokens).saturating_sub(before),
+            cached: finished.cached_tokens.into(),
+            completion: u64::from(finished.completion_tokens).saturating_add(before),
+        };
+        self.report.prompt_tokens = Some(spent.prompt);
+        self.report.cached_tokens = spent.cached;
+        self.report.completion_tokens = spent.completion;
         self.report.queued = Some(finished.queued);
         self.report.prefill = Some(finished.prefill);
         self.report.decode = Some(finished.decode);
-        self.report.finish_reason = Some(reason);
         self.report.complete = true;
         self.events = None;
         if self.wanted.streamed {
-            self.answer.last(&mut self.out, reason, prompt, completion);
+            self.answer.last(&mut self.out, spent);
         } else {
-            self.answer.whole(&mut self.out, &self.whole, reason, prompt, completion);
+            self.answer.whole(&mut self.out, &self.choices, spent);
         }
     }
 }
@@ -262,6 +296,9 @@ fn refusal(error: &EngineError) -> Refusal {
             "engine_stopped",
             "The model inside the gateway is being stopped; try again.",
         ),
+        EngineError::Grammar(_) => {
+            internal("The answer could not be held to `response_format`; the gateway's log says why.")
+        }
         // What the device said is for the log, where the engine has written it.
         EngineError::Device(_) | EngineError::Task { .. } | EngineError::Input(_) | EngineError::Busy(_) => {
             internal("The model inside the gateway failed; its log says why.")

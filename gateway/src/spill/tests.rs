@@ -25,6 +25,8 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
         id: "chatcmpl-1".into(),
         model: "m".into(),
         prompt_tokens: None,
+        cached_tokens: 0,
+        choices: 1,
         completion_tokens: 0,
         encode: Duration::ZERO,
         submitted: Instant::now(),
@@ -39,23 +41,28 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
     };
     let wanted = Wanted {
         streamed,
+        logprobs: false,
         resumed: None,
         served_by: HeaderValue::from_static("builtin/m"),
         deadline: Instant::now() + within,
-        _model: None,
+        _engine: None,
         _over_limit: None,
     };
     (events, SpillStream::new(Script(script), Answer::new("chatcmpl-1".into(), 7, "m".into(), true), wanted, report))
 }
 
 fn text(text: &str) -> Event {
-    Event::Text { text: text.into(), tokens: 1 }
+    Event::Text { choice: 0, text: text.into(), tokens: 1, written: vec![] }
 }
 
-fn finished() -> Event {
+fn finished() -> [Event; 2] {
+    [Event::Ended { choice: 0, reason: FinishReason::Length }, all_finished()]
+}
+
+fn all_finished() -> Event {
     Event::Finished(Finished {
-        reason: FinishReason::Length,
         prompt_tokens: 9,
+        cached_tokens: 4,
         completion_tokens: 2,
         queued: Duration::from_millis(1),
         prefill: Duration::from_millis(2),
@@ -66,7 +73,7 @@ fn finished() -> Event {
 fn opening() -> [Event; 2] {
     [
         Event::Started { queued: Duration::from_millis(1) },
-        Event::Prefilled { prefill: Duration::from_millis(2), prompt_tokens: 9 },
+        Event::Prefilled { prefill: Duration::from_millis(2), prompt_tokens: 9, cached_tokens: 4 },
     ]
 }
 
@@ -123,7 +130,7 @@ async fn text_is_passed_on_as_it_comes_and_what_is_ready_together_goes_out_toget
     assert!(tokio::time::timeout(Duration::from_secs(1), stream.next()).await.is_err());
     send(&events, [text("b"), text("c")]).await;
     assert_eq!(told(&stream.next().await.unwrap()), ["b", "c"]);
-    send(&events, [text("d"), finished()]).await;
+    send(&events, [text("d")].into_iter().chain(finished())).await;
     assert_eq!(told(&stream.next().await.unwrap()), ["d", "END length", "USAGE 11", "[DONE]"]);
     assert!(stream.next().await.is_none());
     assert!(stream.next().await.is_none());
@@ -138,7 +145,7 @@ async fn text_is_passed_on_as_it_comes_and_what_is_ready_together_goes_out_toget
 async fn a_frame_is_bounded() {
     let (events, mut stream) = stream(true, SOON);
     let long = "x".repeat(10 << 10);
-    send(&events, [text(&long), text(&long), text(&long), finished()]).await;
+    send(&events, [text(&long), text(&long), text(&long)].into_iter().chain(finished())).await;
     stream.begin().await.unwrap();
     let mut frames = Vec::new();
     while let Some(frame) = stream.next().await {
@@ -155,7 +162,7 @@ async fn an_answer_that_is_not_streamed_comes_whole_with_its_length() {
     send(&events, [text("a"), text("b")]).await;
     // It can be asked again after it was dropped.
     assert!(tokio::time::timeout(Duration::from_secs(1), stream.begin()).await.is_err());
-    send(&events, [finished()]).await;
+    send(&events, finished()).await;
     let head = stream.begin().await.unwrap();
     assert_eq!(head.headers[0].1, "application/json");
     let body = stream.next().await.unwrap();
@@ -167,9 +174,39 @@ async fn an_answer_that_is_not_streamed_comes_whole_with_its_length() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn several_answers_come_mixed_and_each_with_its_number() {
+    let say = |choice, text: &str| Event::Text { choice, text: text.into(), tokens: 1, written: vec![] };
+    let ends = |choice| Event::Ended { choice, reason: FinishReason::Stop };
+    let script = || [say(0, "a"), say(2, "c"), say(0, "A"), ends(0), say(1, "b"), ends(2), ends(1), all_finished()];
+    let (events, mut whole) = stream(false, SOON);
+    send(&events, script()).await;
+    whole.begin().await.unwrap();
+    let value: serde_json::Value = serde_json::from_slice(&whole.next().await.unwrap()).unwrap();
+    let texts: Vec<_> = value["choices"].as_array().unwrap().iter().map(|c| c["message"]["content"].clone()).collect();
+    assert_eq!(texts, ["aA", "b", "c"]);
+    assert_eq!(value["usage"]["prompt_tokens_details"]["cached_tokens"], 4);
+
+    let (events, mut streamed) = stream(true, SOON);
+    send(&events, script()).await;
+    streamed.begin().await.unwrap();
+    let frame = streamed.next().await.unwrap();
+    let mut texts = vec![String::new(); 3];
+    let mut ended = vec![0; 3];
+    for event in std::str::from_utf8(&frame).unwrap().split_terminator("\n\n").filter(|e| *e != "data: [DONE]") {
+        let value: serde_json::Value = serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap();
+        let Some(choice) = value["choices"].get(0) else { continue };
+        let at = choice["index"].as_u64().unwrap() as usize;
+        assert_eq!(ended[at], 0, "nothing follows the end of an answer");
+        texts[at].push_str(choice["delta"]["content"].as_str().unwrap_or_default());
+        ended[at] += usize::from(choice["finish_reason"] == "stop");
+    }
+    assert_eq!((texts, ended), (vec!["aA".to_owned(), "b".to_owned(), "c".to_owned()], vec![1, 1, 1]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_without_text_is_an_answer() {
     let (events, mut stream) = stream(true, SOON);
-    send(&events, [finished()]).await;
+    send(&events, finished()).await;
     stream.begin().await.unwrap();
     assert_eq!(told(&stream.next().await.unwrap()), ["ROLE", "END length", "USAGE 11", "[DONE]"]);
 }

@@ -15,6 +15,9 @@ pub type Call = Pin<Box<dyn Future<Output = Result<http::Response<Bytes>, HttpEr
 
 /// Makes calls.
 pub trait HttpClient: Send + Sync {
+    /// Does what the first call would have to do, such as reading certificates, so that it is not done within its time.
+    /// Called when a configuration that will make calls is compiled.
+    fn prepare(&self) {}
     /// Sends a request and gives the whole answer, of at most 64 KiB, within `timeout`. Dropping the call cancels it.
     fn call(&self, request: http::Request<Bytes>, timeout: Duration) -> Call;
 }

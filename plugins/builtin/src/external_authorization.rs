@@ -100,6 +100,7 @@ fn compile(config: &External) -> Result<Compiled, Vec<FieldError>> {
 
 fn build(config: External, cx: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
     let compiled = compile(&config).map_err(|mut errors| errors.remove(0))?;
+    cx.http.prepare();
     Ok(Arc::new(Asks {
         compiled: Arc::new(compiled),
         timeout: config.timeout.0,

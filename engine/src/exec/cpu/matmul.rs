@@ -45,9 +45,9 @@ pub(super) unsafe fn matmul<U: Unit>(p: &Product, groups: Range<usize>) {
                 };
             }
             if U::TILE > 4 {
-                with!(1 2 3 4 5 6 7 8);
+                with!(1 2 4 8);
             } else {
-                with!(1 2 3 4);
+                with!(1 2 4);
             }
         }
     }

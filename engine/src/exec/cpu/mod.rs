@@ -320,6 +320,25 @@ impl Executor for Cpu {
         }
     }
 
+    fn copy_page(&mut self, from: u32, to: u32) -> bool {
+        let page = attention::page(self.sizes.kv_heads, self.sizes.head_dim);
+        let [Some(from), Some(to)] =
+            [from, to].map(|page| usize::try_from(page).ok().filter(|page| *page < self.sizes.pages))
+        else {
+            return false;
+        };
+        if from == to {
+            return true;
+        }
+        for cache in &self.caches {
+            for piece in [&cache.keys, &cache.values] {
+                // SAFETY: the piece holds `pages` pages, both are among them and differ, and no step runs.
+                unsafe { std::ptr::copy_nonoverlapping(piece.at().add(from * page), piece.at().add(to * page), page) };
+            }
+        }
+        true
+    }
+
     fn memory(&self) -> u64 {
         u64::try_from(self.memory.taken()).unwrap_or(u64::MAX)
     }

@@ -163,7 +163,7 @@ impl Cpu {
         }
         let (layout, packed) = (*layout, self.packed);
         let (quantize, transpose) = (self.kernels.quantize, self.kernels.transpose);
-        each(&mut self.pool, rows.div_ceil(tile), tile.min(rows) * layout.columns, &|n, _| {
+        each(&mut self.pool, quantize::tiles(rows, tile).count(), tile.min(rows) * layout.columns, &|n, _| {
             let Some(tile) = quantize::tiles(rows, tile).nth(n) else { return };
             // SAFETY: rows of a place, and a tile of the packed ones, which has room for all rows; the unit is there.
             unsafe {

@@ -30,9 +30,15 @@ pub(super) fn row_bytes(layout: &Layout) -> usize {
     if layout.family.is_quantized() { layout.blocks() * RECORD } else { layout.columns * 4 }
 }
 
-/// The tiles of so many rows.
+/// The tiles of so many rows: of `most`, a power of two, and what is left in smaller powers of two, so that there need not
+/// be a kernel for every number.
 pub(super) fn tiles(rows: usize, most: usize) -> impl Iterator<Item = Tile> {
-    (0..rows).step_by(most.max(1)).map(move |first| Tile { first, rows: most.min(rows - first) })
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let size = 1 << (rows - first).min(most).checked_ilog2()?;
+        first += size;
+        Some(Tile { first: first - size, rows: size })
+    })
 }
 
 /// Rounds one tile: `x` is its first row, of `width` values, `out` its place.

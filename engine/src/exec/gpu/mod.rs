@@ -159,7 +159,8 @@ impl Gpu {
         let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let layer = sizes.pages * super::PAGE * sizes.kv_heads * sizes.head_dim * 2;
         let cache = |make: &mut dyn FnMut(&str, usize, wgpu::BufferUsages) -> Result<wgpu::Buffer, LoadError>| {
-            (0..sizes.layers).map(|_| make("the KV cache of a layer", layer, storage)).collect::<Result<Vec<_>, _>>()
+            let usage = storage | wgpu::BufferUsages::COPY_SRC;
+            (0..sizes.layers).map(|_| make("the KV cache of a layer", layer, usage)).collect::<Result<Vec<_>, _>>()
         };
         let (keys, values) = (cache(&mut make)?, cache(&mut make)?);
         let rope = make("a table of no rotations", 0, storage)?;
@@ -676,10 +677,30 @@ impl Executor for Gpu {
         Ok(values)
     }
 
+    fn copy_page(&mut self, from: u32, to: u32) -> bool {
+        let size = wide(super::PAGE * self.sizes.kv_heads * self.sizes.head_dim * 2);
+        // A buffer is not copied within itself: by way of another.
+        let between = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("a page on its way"),
+            size,
+            usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        for cache in self.keys.iter().chain(&self.values) {
+            encoder.copy_buffer_to_buffer(cache, u64::from(from) * size, &between, 0, size);
+            encoder.copy_buffer_to_buffer(&between, 0, cache, u64::from(to) * size, size);
+        }
+        self.queue.submit([encoder.finish()]);
+        true
+    }
+
     fn memory(&self) -> u64 {
         self.memory
     }
 }
 
+#[cfg(test)]
+mod faults;
 #[cfg(test)]
 mod tests;

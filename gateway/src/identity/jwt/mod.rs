@@ -141,6 +141,7 @@ fn source(written: &schema::JwtIssuer, parts: Parts<'_>) -> Result<Arc<KeySource
         None => Place::Discovery(written.issuer.clone()),
     };
     let name = format!("jwks {place:?} {:?}", jwks.refresh);
+    parts.http.prepare();
     let held = parts.states.get_or_insert(&name, KeySource::empty);
     held.begin(place, jwks.refresh.0, parts.http.clone(), parts.metrics.clone());
     Ok(held)

@@ -1,12 +1,15 @@
 //! The answers of the model inside in OpenAI's shape: events of a stream, a whole completion, the list of models.
 //! A token costs the copy of what all events share and the escaping of its text, into a buffer that is used again.
 
+use std::borrow::Cow;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
+use spillway_engine::{TokenProbability, WrittenToken};
 
 use crate::protocol::json;
 
-/// Writes one answer, as a stream of events or as a whole.
+/// Writes the answers to one request, as a stream of events or as a whole.
 #[derive(Debug)]
 pub struct Answer {
     id: String,
@@ -19,21 +22,43 @@ pub struct Answer {
     include_usage: bool,
 }
 
+/// One answer of several.
+#[derive(Debug, Default)]
+pub struct WholeChoice {
+    /// Its text.
+    pub text: String,
+    /// Its tokens, where their probabilities are wanted.
+    pub written: Option<Vec<WrittenToken>>,
+    /// Why it ended.
+    pub finish_reason: &'static str,
+}
+
+/// Tokens of a request and its answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Tokens of the prompt.
+    pub prompt: u64,
+    /// Those of them that were in the cache.
+    pub cached: u64,
+    /// Tokens written.
+    pub completion: u64,
+}
+
 #[derive(Serialize)]
 struct Completion<'a> {
     id: &'a str,
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: [Choice<'a>; 1],
+    choices: Vec<Choice<'a>>,
     usage: Usage,
 }
 
 #[derive(Serialize)]
 struct Choice<'a> {
-    index: u32,
+    index: usize,
     message: Message<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<Logprobs<'a>>,
     finish_reason: &'static str,
 }
 
@@ -45,15 +70,66 @@ struct Message<'a> {
 }
 
 #[derive(Serialize)]
+struct Logprobs<'a> {
+    content: Vec<Token<'a>>,
+    refusal: Option<()>,
+}
+
+#[derive(Serialize)]
+struct Token<'a> {
+    #[serde(flatten)]
+    chosen: Likely<'a>,
+    top_logprobs: Vec<Likely<'a>>,
+}
+
+#[derive(Serialize)]
+struct Likely<'a> {
+    token: Cow<'a, str>,
+    logprob: f32,
+    bytes: &'a [u8],
+}
+
+/// What OpenAI writes for a token that is as good as impossible: JSON has no infinity.
+const IMPOSSIBLE: f32 = -9999.0;
+
+impl<'a> From<&'a TokenProbability> for Likely<'a> {
+    fn from(of: &'a TokenProbability) -> Self {
+        let logprob = if of.log_probability.is_finite() { of.log_probability.max(IMPOSSIBLE) } else { IMPOSSIBLE };
+        Self { token: String::from_utf8_lossy(&of.bytes), logprob, bytes: &of.bytes }
+    }
+}
+
+impl<'a> From<&'a [WrittenToken]> for Logprobs<'a> {
+    fn from(written: &'a [WrittenToken]) -> Self {
+        let token = |of: &'a WrittenToken| Token {
+            chosen: (&of.chosen).into(),
+            top_logprobs: of.likeliest.iter().map(Likely::from).collect(),
+        };
+        Self { content: written.iter().map(token).collect(), refusal: None }
+    }
+}
+
+#[derive(Serialize)]
 struct Usage {
     prompt_tokens: u64,
     completion_tokens: u64,
     total_tokens: u64,
+    prompt_tokens_details: PromptDetails,
 }
 
-impl Usage {
-    fn new(prompt: u64, completion: u64) -> Self {
-        Self { prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt.saturating_add(completion) }
+#[derive(Serialize)]
+struct PromptDetails {
+    cached_tokens: u64,
+}
+
+impl From<Spent> for Usage {
+    fn from(spent: Spent) -> Self {
+        Self {
+            prompt_tokens: spent.prompt,
+            completion_tokens: spent.completion,
+            total_tokens: spent.prompt.saturating_add(spent.completion),
+            prompt_tokens_details: PromptDetails { cached_tokens: spent.cached },
+        }
     }
 }
 
@@ -63,7 +139,7 @@ fn put_json(out: &mut BytesMut, value: &impl Serialize) {
 }
 
 impl Answer {
-    /// An answer by `model`, begun at `created` (Unix seconds). With `include_usage` its stream ends with an event that
+    /// Answers by `model`, begun at `created` (Unix seconds). With `include_usage` their stream ends with an event that
     /// tells the tokens, and all others say that they do not.
     pub fn new(id: String, created: u64, model: String, include_usage: bool) -> Self {
         let mut head = BytesMut::with_capacity(160);
@@ -78,10 +154,16 @@ impl Answer {
         Self { id, created, model, head: head.to_vec(), tail, include_usage }
     }
 
-    /// The first event, which carries the role.
-    pub fn first(&self, out: &mut BytesMut) {
+    fn begin(&self, out: &mut BytesMut, choice: u32) {
         out.put_slice(&self.head);
-        out.put_slice(br#"{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}"#);
+        out.put_slice(b"{\"index\":");
+        put_json(out, &choice);
+    }
+
+    /// The first event of a choice, which carries the role.
+    pub fn first(&self, out: &mut BytesMut, choice: u32) {
+        self.begin(out, choice);
+        out.put_slice(br#","delta":{"role":"assistant","content":""},"finish_reason":null}"#);
         out.put_slice(self.tail);
     }
 
@@ -94,46 +176,55 @@ impl Answer {
         out.put_slice(self.tail.strip_prefix(b"]").unwrap_or_default());
     }
 
-    /// An event with a piece of the answer.
-    pub fn piece(&self, out: &mut BytesMut, text: &str) {
-        out.put_slice(&self.head);
-        out.put_slice(br#"{"index":0,"delta":{"content":"#);
+    /// An event with a piece of a choice, and its tokens where their probabilities are wanted.
+    pub fn piece(&self, out: &mut BytesMut, choice: u32, text: &str, written: Option<&[WrittenToken]>) {
+        self.begin(out, choice);
+        out.put_slice(br#","delta":{"content":"#);
         put_json(out, &text);
-        out.put_slice(br#"},"finish_reason":null}"#);
+        out.put_slice(b"}");
+        if let Some(written) = written {
+            out.put_slice(br#","logprobs":"#);
+            put_json(out, &Logprobs::from(written));
+        }
+        out.put_slice(br#","finish_reason":null}"#);
         out.put_slice(self.tail);
     }
 
-    /// The last events: why it ended, the tokens where they were asked for, `[DONE]`.
-    pub fn last(&self, out: &mut BytesMut, reason: &'static str, prompt: u64, completion: u64) {
-        out.put_slice(&self.head);
-        out.put_slice(br#"{"index":0,"delta":{},"finish_reason":"#);
+    /// The last event of a choice: why it ended.
+    pub fn ended(&self, out: &mut BytesMut, choice: u32, reason: &'static str) {
+        self.begin(out, choice);
+        out.put_slice(br#","delta":{},"finish_reason":"#);
         put_json(out, &reason);
         out.put_slice(b"}");
         out.put_slice(self.tail);
+    }
+
+    /// The end of the stream: the tokens where they were asked for, `[DONE]`.
+    pub fn last(&self, out: &mut BytesMut, spent: Spent) {
         if self.include_usage {
             out.put_slice(&self.head);
             out.put_slice(b"],\"usage\":");
-            put_json(out, &Usage::new(prompt, completion));
+            put_json(out, &Usage::from(spent));
             out.put_slice(b"}\n\n");
         }
         out.put_slice(b"data: [DONE]\n\n");
     }
 
-    /// The whole answer at once.
-    pub fn whole(&self, out: &mut BytesMut, text: &str, reason: &'static str, prompt: u64, completion: u64) {
-        let choice = Choice {
-            index: 0,
-            message: Message { role: "assistant", content: text, refusal: None },
-            logprobs: None,
-            finish_reason: reason,
-        };
+    /// All answers at once.
+    pub fn whole(&self, out: &mut BytesMut, choices: &[WholeChoice], spent: Spent) {
+        let choices = choices.iter().enumerate().map(|(index, choice)| Choice {
+            index,
+            message: Message { role: "assistant", content: &choice.text, refusal: None },
+            logprobs: choice.written.as_deref().map(Logprobs::from),
+            finish_reason: choice.finish_reason,
+        });
         let completion = Completion {
             id: &self.id,
             object: "chat.completion",
             created: self.created,
             model: &self.model,
-            choices: [choice],
-            usage: Usage::new(prompt, completion),
+            choices: choices.collect(),
+            usage: spent.into(),
         };
         put_json(out, &completion);
     }
@@ -186,9 +277,10 @@ mod tests {
     fn written(include_usage: bool) -> String {
         let answer = Answer::new("chatcmpl-1".into(), 7, "m\"x".into(), include_usage);
         let mut out = BytesMut::new();
-        answer.first(&mut out);
-        answer.piece(&mut out, "Hi \"you\"\n\u{1}é");
-        answer.last(&mut out, "stop", 3, 2);
+        answer.first(&mut out, 0);
+        answer.piece(&mut out, 0, "Hi \"you\"\n\u{1}é", None);
+        answer.ended(&mut out, 0, "stop");
+        answer.last(&mut out, Spent { prompt: 3, cached: 1, completion: 2 });
         String::from_utf8(out.to_vec()).unwrap()
     }
 
@@ -210,7 +302,7 @@ mod tests {
         let [text @ .., usage, done] = &events[..] else { panic!("{events:?}") };
         assert_eq!(text.len(), 3);
         assert!(text.iter().all(|event| event.starts_with(HEAD) && event.ends_with(r#"}],"usage":null}"#)), "{text:?}");
-        let expected = r#"],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#;
+        let expected = r#"],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":1}}}"#;
         assert_eq!(usage.strip_prefix(HEAD), Some(expected));
         assert_eq!(*done, "data: [DONE]");
     }
@@ -218,13 +310,45 @@ mod tests {
     #[test]
     fn a_whole_answer_is_one_object() {
         let mut out = BytesMut::new();
-        Answer::new("chatcmpl-1".into(), 7, "m".into(), false).whole(&mut out, "Hi\n", "length", 3, 2);
+        let choice = WholeChoice { text: "Hi\n".into(), written: None, finish_reason: "length" };
+        let spent = Spent { prompt: 3, cached: 0, completion: 2 };
+        Answer::new("chatcmpl-1".into(), 7, "m".into(), false).whole(&mut out, &[choice], spent);
         let expected = concat!(
             r#"{"id":"chatcmpl-1","object":"chat.completion","created":7,"model":"m","choices":[{"index":0,"#,
             r#""message":{"role":"assistant","content":"Hi\n","refusal":null},"logprobs":null,"#,
-            r#""finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#
+            r#""finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"#,
+            r#""prompt_tokens_details":{"cached_tokens":0}}}"#
         );
         assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn probabilities_have_the_shape_that_clients_decode() {
+        let likely =
+            |bytes: &[u8], log_probability| TokenProbability { token: 1, bytes: bytes.into(), log_probability };
+        let written = [WrittenToken {
+            chosen: likely(b"a", -0.5),
+            likeliest: vec![likely(b"a", -0.5), likely(b"\xe2\x82", f32::NEG_INFINITY)],
+        }];
+        let content = concat!(
+            r#"{"content":[{"token":"a","logprob":-0.5,"bytes":[97],"top_logprobs":[{"token":"a","logprob":-0.5,"#,
+            "\"bytes\":[97]},{\"token\":\"\u{FFFD}\",\"logprob\":-9999.0,\"bytes\":[226,130]}]}],\"refusal\":null}"
+        );
+        let answer = Answer::new("chatcmpl-1".into(), 7, "m\"x".into(), false);
+        let mut out = BytesMut::new();
+        answer.piece(&mut out, 2, "a", Some(&written));
+        let event =
+            format!(r#"{HEAD}{{"index":2,"delta":{{"content":"a"}},"logprobs":{content},"finish_reason":null}}]}}"#);
+        assert_eq!(out, format!("{event}\n\n"));
+        out.clear();
+        let choice = || WholeChoice { text: "a".into(), written: Some(written.to_vec()), finish_reason: "stop" };
+        answer.whole(&mut out, &[choice(), choice()], Spent::default());
+        let whole = String::from_utf8(out.to_vec()).unwrap();
+        for n in 0..2 {
+            let message = r#""message":{"role":"assistant","content":"a","refusal":null}"#;
+            let choice = format!(r#"{{"index":{n},{message},"logprobs":{content},"finish_reason":"stop"}}"#);
+            assert!(whole.contains(&choice), "{whole}");
+        }
     }
 
     #[test]
@@ -240,7 +364,7 @@ mod tests {
         #[test]
         fn any_text_survives(text in any::<String>(), id in any::<String>(), model in any::<String>()) {
             let mut out = BytesMut::new();
-            Answer::new(id.clone(), 1, model.clone(), false).piece(&mut out, &text);
+            Answer::new(id.clone(), 1, model.clone(), false).piece(&mut out, 0, &text, None);
             let event = out.strip_prefix(b"data: ").unwrap().strip_suffix(b"\n\n").unwrap();
             // A line break in an event would end it.
             prop_assert!(!event.contains(&b'\n') && !event.contains(&b'\r'));

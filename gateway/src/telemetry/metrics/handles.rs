@@ -353,13 +353,20 @@ pub struct Tokens {
     pub first: Option<Duration>,
 }
 
+/// Series that a model inside has beside those of any model.
+struct EngineMetrics {
+    request: Histogram,
+    first_token: Histogram,
+    per_token: Histogram,
+}
+
 /// Series of model calls.
 pub struct ModelMetrics {
     input: Histogram,
     output: Histogram,
     duration: Histogram,
     first_chunk: Histogram,
-    engine: Option<(Histogram, Histogram)>,
+    engine: Option<EngineMetrics>,
     families: Arc<Families>,
     key: String,
     own: Labels,
@@ -379,9 +386,10 @@ impl ModelMetrics {
             output: tokens("output"),
             duration: families.operation.get_or_create_owned(&own),
             first_chunk: families.first_chunk.get_or_create_owned(&own),
-            engine: (provider == super::ENGINE).then(|| {
-                let first = families.engine_first_token.get_or_create_owned(&own);
-                (first, families.engine_per_token.get_or_create_owned(&own))
+            engine: (provider == super::ENGINE).then(|| EngineMetrics {
+                request: families.engine_request.get_or_create_owned(&own),
+                first_token: families.engine_first_token.get_or_create_owned(&own),
+                per_token: families.engine_per_token.get_or_create_owned(&own),
             }),
             families: families.clone(),
             key: key.to_owned(),
@@ -404,10 +412,12 @@ impl ModelMetrics {
         self.duration.observe(took.as_secs_f64());
     }
 
-    /// The engine has written an answer of `tokens` tokens, `first` after its submission and `rest` for the others.
+    /// The engine has written answers of `tokens` tokens each, the first `first` after their submission and the others in
+    /// `rest`.
     #[allow(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
     pub fn generated(&self, first: Duration, rest: Duration, tokens: u64) {
-        let Some((first_token, per_token)) = &self.engine else { return };
+        let Some(EngineMetrics { request, first_token, per_token }) = &self.engine else { return };
+        request.observe((first + rest).as_secs_f64());
         first_token.observe(first.as_secs_f64());
         if let Some(further) = tokens.checked_sub(1).filter(|n| *n > 0) {
             per_token.observe(rest.as_secs_f64() / further as f64);
@@ -422,7 +432,8 @@ impl Drop for ModelMetrics {
             for kind in ["input", "output"] {
                 f.tokens.remove(&with(own, "gen_ai_token_type", kind));
             }
-            for family in [&f.operation, &f.first_chunk, &f.engine_first_token, &f.engine_per_token] {
+            for family in [&f.operation, &f.first_chunk, &f.engine_request, &f.engine_first_token, &f.engine_per_token]
+            {
                 family.remove(own);
             }
         });

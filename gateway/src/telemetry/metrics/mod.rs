@@ -113,6 +113,7 @@ struct Families {
     tokens: Histograms,
     operation: Histograms,
     first_chunk: Histograms,
+    engine_request: Histograms,
     engine_first_token: Histograms,
     engine_per_token: Histograms,
     limit_refusals: Counters,
@@ -244,6 +245,12 @@ impl Metrics {
                 &mut r,
                 "gen_ai_client_operation_time_to_first_chunk_seconds",
                 "Arrival to the first content",
+                histogram(model_seconds),
+            ),
+            engine_request: family(
+                &mut r,
+                "gen_ai_server_request_duration_seconds",
+                "Submission to the last token of the model inside",
                 histogram(model_seconds),
             ),
             engine_first_token: family(

@@ -28,6 +28,18 @@ pub struct EngineSample {
     pub kv_capacity: u64,
     /// Estimated wait for a first token.
     pub estimated_wait: Duration,
+    /// Tokens that nobody uses and that a prompt may begin with.
+    pub kv_idle: u64,
+    /// Prompt tokens since load that were in the KV cache already.
+    pub cached: u64,
+    /// Sequences since load that gave up their part of the KV cache.
+    pub preemptions: u64,
+    /// Faults of the device since load.
+    pub faults: u64,
+    /// Whether it is loaded.
+    pub is_loaded: bool,
+    /// Whether it can run now.
+    pub is_ready: bool,
     /// Tokens written since load.
     pub generated: u64,
     /// Tokens read since load.
@@ -123,6 +135,15 @@ pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
     gauge("spillway_engine_waiting_sequences", "Requests that wait for a place", |s| s.waiting);
     gauge("spillway_engine_kv_used_tokens", "Tokens in the KV cache", |s| s.kv_used);
     gauge("spillway_engine_kv_capacity_tokens", "Tokens that fit the KV cache", |s| s.kv_capacity);
+    gauge(
+        "spillway_engine_kv_idle_tokens",
+        "Tokens in the KV cache that wait for a prompt that begins with them",
+        |s| s.kv_idle,
+    );
+    gauge("spillway_engine_loaded", "1 where the model is loaded, 0 until somebody needs it", |s| s.is_loaded.into());
+    gauge("spillway_engine_ready", "1 where the model can run, 0 while its device is set up again", |s| {
+        s.is_ready.into()
+    });
     let devices = Gauges::default();
     for sample in samples {
         let EngineSample { model, device, device_kind, driver, .. } = sample;
@@ -150,6 +171,15 @@ pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
         r.register(name, help, family);
     };
     counter("spillway_engine_generated_tokens", "Tokens written since the model was loaded", |s| s.generated);
+    counter("spillway_engine_cached_prompt_tokens", "Prompt tokens that were in the KV cache already", |s| s.cached);
+    counter(
+        "spillway_engine_preemptions",
+        "Answers that gave up their part of the KV cache and were read again",
+        |s| s.preemptions,
+    );
+    counter("spillway_engine_device_faults", "Faults of the device, after each of which it is set up again", |s| {
+        s.faults
+    });
     counter("spillway_engine_prompt_tokens", "Tokens read since the model was loaded", |s| s.prompt);
 }
 

@@ -9,13 +9,17 @@ use serde::de::{MapAccess, Visitor};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::fields::{Field, Read, Seen, lookup};
+use super::format::{Format, ResponseFormat};
 use super::messages::{Message, Messages, shown};
-use super::values::{Flat, Probe, Skip, Text};
+use super::values::{Biases, Flat, Probe, Skip, Text};
 use super::{duplicate, object};
 
 /// Stop strings, as many as OpenAI takes, and their length in bytes: each is looked for after every token.
 const MAX_STOPS: usize = 4;
 const MAX_STOP_BYTES: usize = 256;
+/// Answers to one request, and likeliest tokens at each place of one, as many as OpenAI takes.
+const MAX_CHOICES: u32 = 128;
+const MAX_TOP_LOGPROBS: u32 = 20;
 
 /// A chat request as the model inside understands it.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +44,24 @@ pub struct ChatRequest {
     pub seed: Option<u64>,
     /// Strings that end the answer.
     pub stop: Vec<String>,
+    /// Answers wanted; one when left out.
+    pub n: Option<u32>,
+    /// 0 to 1; an extension of vLLM and llama.cpp.
+    pub min_p: Option<f32>,
+    /// Above 0; an extension of vLLM.
+    pub repetition_penalty: Option<f32>,
+    /// -2 to 2.
+    pub presence_penalty: Option<f32>,
+    /// -2 to 2.
+    pub frequency_penalty: Option<f32>,
+    /// Token and what is added to its logit, -100 to 100.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Whether log probabilities are wanted.
+    pub logprobs: bool,
+    /// Of how many of the likeliest tokens beside the chosen one.
+    pub top_logprobs: u32,
+    /// What the answer must be.
+    pub response_format: ResponseFormat,
     unsupported: Option<Refusal>,
 }
 
@@ -50,6 +72,9 @@ impl ChatRequest {
         object(body, &mut reader)?;
         if !reader.has_messages {
             reader.findings.wrong("missing_required_parameter", "messages", "is missing");
+        }
+        if reader.request.top_logprobs > 0 && !reader.request.logprobs {
+            reader.findings.wrong("invalid_value", "top_logprobs", "needs `logprobs` to be true");
         }
         match reader.findings.wrong {
             Some(refusal) => Err(refusal),
@@ -96,6 +121,16 @@ pub(super) struct Findings {
 }
 
 impl Findings {
+    /// A refusal that was made elsewhere.
+    pub(super) fn refuse(&mut self, refusal: Refusal) {
+        self.wrong.get_or_insert(refusal);
+    }
+
+    /// What is wrong, else what is asked for in vain.
+    pub(super) fn first(self) -> Option<Refusal> {
+        self.wrong.or(self.unsupported)
+    }
+
     /// A field that no server could take; `what` completes the sentence that begins with its name.
     pub(super) fn wrong(&mut self, code: &'static str, param: impl Into<Cow<'static, str>>, what: impl fmt::Display) {
         if self.wrong.is_none() {
@@ -151,6 +186,14 @@ impl<'a> Visitor<'a> for &mut Reader {
                     self.has_messages = true;
                     self.request.messages = map.next_value_seed(Messages(&mut self.findings))?;
                 }
+                Field::Read(Read::LogitBias) => {
+                    let biases: Biases = map.next_value()?;
+                    self.logit_bias(biases);
+                }
+                Field::Read(Read::ResponseFormat) => {
+                    let format: Format = map.next_value()?;
+                    self.request.response_format = format.judge(&mut self.findings);
+                }
                 Field::Read(read) => {
                     let value = map.next_value::<Probe<'a>>()?;
                     if value != Probe::Null {
@@ -195,8 +238,41 @@ impl Reader {
                     self.request.max_tokens = count;
                 }
             }
-            Read::Temperature => self.request.temperature = self.number(name, &value, 2.0),
-            Read::TopP => self.request.top_p = self.number(name, &value, 1.0),
+            Read::Temperature => self.request.temperature = self.number(name, &value, 0.0, 2.0),
+            Read::TopP => self.request.top_p = self.number(name, &value, 0.0, 1.0),
+            Read::MinP => self.request.min_p = self.number(name, &value, 0.0, 1.0),
+            Read::PresencePenalty => self.request.presence_penalty = self.number(name, &value, -2.0, 2.0),
+            Read::FrequencyPenalty => self.request.frequency_penalty = self.number(name, &value, -2.0, 2.0),
+            Read::RepetitionPenalty => {
+                self.request.repetition_penalty = self.number(name, &value, 0.0, 100.0);
+                if self.request.repetition_penalty == Some(0.0) {
+                    self.findings.wrong("decimal_below_min_value", name.to_owned(), "must be more than 0");
+                }
+            }
+            Read::N => {
+                self.request.n = self.count(name, &value);
+                if self.request.n.is_some_and(|n| n > MAX_CHOICES) {
+                    let what = format!("must be at most {MAX_CHOICES}");
+                    self.findings.wrong("integer_above_max_value", name.to_owned(), what);
+                }
+            }
+            Read::Logprobs => match value {
+                Probe::Bool(logprobs) => self.request.logprobs = logprobs,
+                _ => self.wrong_type(name, "must be true or false"),
+            },
+            Read::TopLogprobs => match value {
+                Probe::Unsigned(count) if count <= u64::from(MAX_TOP_LOGPROBS) => {
+                    self.request.top_logprobs = u32::try_from(count).unwrap_or(MAX_TOP_LOGPROBS);
+                }
+                Probe::Unsigned(_) => {
+                    let what = format!("must be at most {MAX_TOP_LOGPROBS}");
+                    self.findings.wrong("integer_above_max_value", name.to_owned(), what);
+                }
+                Probe::Negative(_) => {
+                    self.findings.wrong("integer_below_min_value", name.to_owned(), "must be at least 0");
+                }
+                _ => self.wrong_type(name, "must be a whole number"),
+            },
             Read::TopK => match value {
                 Probe::Unsigned(0) | Probe::Negative(-1) => {}
                 value => self.request.top_k = self.count(name, &value),
@@ -207,7 +283,8 @@ impl Reader {
                 _ => self.wrong_type(name, "must be a whole number of 64 bits"),
             },
             Read::Stop => self.stop(value),
-            Read::Messages => {}
+            // Read before their values became probes.
+            Read::Messages | Read::LogitBias | Read::ResponseFormat => {}
         }
     }
 
@@ -255,17 +332,32 @@ impl Reader {
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "the range is checked; sampling is done in f32")]
-    fn number(&mut self, name: &str, value: &Probe<'_>, max: f64) -> Option<f32> {
+    fn number(&mut self, name: &str, value: &Probe<'_>, min: f64, max: f64) -> Option<f32> {
         let Some(number) = value.number() else {
             self.wrong_type(name, "must be a number");
             return None;
         };
-        if number < 0.0 {
-            self.findings.wrong("decimal_below_min_value", name.to_owned(), "must be at least 0");
+        if number < min {
+            self.findings.wrong("decimal_below_min_value", name.to_owned(), format!("must be at least {min}"));
         } else if number > max {
             self.findings.wrong("decimal_above_max_value", name.to_owned(), format!("must be at most {max}"));
         }
         Some(number as f32)
+    }
+
+    fn logit_bias(&mut self, biases: Biases) {
+        match biases {
+            Biases::None => {}
+            Biases::Some(biases) => self.request.logit_bias = biases,
+            Biases::TooMany => {
+                let what = format!("must have at most {} tokens", Biases::MOST);
+                self.findings.wrong("object_above_max_properties", "logit_bias", what);
+            }
+            Biases::Wrong => {
+                let what = "must be an object from the numbers of tokens to numbers of -100 to 100";
+                self.findings.wrong("invalid_value", "logit_bias", what);
+            }
+        }
     }
 
     fn stop(&mut self, value: Probe<'_>) {

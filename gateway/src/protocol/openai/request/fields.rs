@@ -32,6 +32,15 @@ pub(super) enum Read {
     TopK,
     Seed,
     Stop,
+    N,
+    MinP,
+    RepetitionPenalty,
+    PresencePenalty,
+    FrequencyPenalty,
+    LogitBias,
+    Logprobs,
+    TopLogprobs,
+    ResponseFormat,
 }
 
 /// A value that asks for nothing.
@@ -47,8 +56,6 @@ pub(super) enum Neutral {
     Word(&'static [&'static str]),
     /// A list with this word only.
     ListOf(&'static str),
-    /// An object whose `type` is this and which says nothing else.
-    Type(&'static str),
 }
 
 impl Neutral {
@@ -62,9 +69,6 @@ impl Neutral {
             (Self::ListOf(word), Probe::List(len, entries)) => {
                 *len == entries.len() && entries.iter().all(|entry| matches!(entry, Flat::Text(text) if text == word))
             }
-            (Self::Type(kind), Probe::Object(1, _)) => {
-                matches!(value.field("type"), Some(Flat::Text(text)) if text == kind)
-            }
             (Self::Number(neutral), value) => value.number() == Some(neutral),
             _ => false,
         }
@@ -72,46 +76,48 @@ impl Neutral {
 }
 
 use Field::{Inert, Only};
-use Neutral::{Bool, Empty, ListOf, Nothing, Number, Type, Word};
+use Neutral::{Bool, Empty, ListOf, Nothing, Number, Word};
 
 /// The fields, in the order of their names within each group.
 const FIELDS: &[(&str, Field)] = &[
     // Implemented.
+    ("frequency_penalty", Field::Read(Read::FrequencyPenalty)),
+    ("logit_bias", Field::Read(Read::LogitBias)),
+    ("logprobs", Field::Read(Read::Logprobs)),
     ("max_completion_tokens", Field::Read(Read::MaxCompletionTokens)),
     ("max_tokens", Field::Read(Read::MaxTokens)),
     ("messages", Field::Read(Read::Messages)),
+    ("min_p", Field::Read(Read::MinP)),
     ("model", Field::Read(Read::Model)),
+    ("n", Field::Read(Read::N)),
+    ("presence_penalty", Field::Read(Read::PresencePenalty)),
+    ("repetition_penalty", Field::Read(Read::RepetitionPenalty)),
+    ("response_format", Field::Read(Read::ResponseFormat)),
     ("seed", Field::Read(Read::Seed)),
     ("stop", Field::Read(Read::Stop)),
     ("stream", Field::Read(Read::Stream)),
     ("stream_options", Field::Read(Read::StreamOptions)),
     ("temperature", Field::Read(Read::Temperature)),
     ("top_k", Field::Read(Read::TopK)),
+    ("top_logprobs", Field::Read(Read::TopLogprobs)),
     ("top_p", Field::Read(Read::TopP)),
     // The rest of OpenAI's.
     ("audio", Only(Nothing)),
-    ("frequency_penalty", Only(Number(0.0))),
     ("function_call", Only(Word(&["none", "auto"]))),
     ("functions", Only(Empty)),
-    ("logit_bias", Only(Empty)),
-    ("logprobs", Only(Bool(false))),
     ("metadata", Inert),
     ("modalities", Only(ListOf("text"))),
-    ("n", Only(Number(1.0))),
     // Without tools there is nothing to call, in parallel or not.
     ("parallel_tool_calls", Inert),
     ("prediction", Only(Nothing)),
-    ("presence_penalty", Only(Number(0.0))),
     ("prompt_cache_key", Inert),
     ("prompt_cache_retention", Inert),
     ("reasoning_effort", Only(Word(&["none"]))),
-    ("response_format", Only(Type("text"))),
     ("safety_identifier", Inert),
     ("service_tier", Only(Word(&["auto", "default"]))),
     ("store", Only(Bool(false))),
     ("tool_choice", Only(Word(&["none", "auto"]))),
     ("tools", Only(Empty)),
-    ("top_logprobs", Only(Number(0.0))),
     ("user", Inert),
     ("verbosity", Only(Word(&["medium"]))),
     ("web_search_options", Only(Nothing)),
@@ -125,12 +131,10 @@ const FIELDS: &[(&str, Field)] = &[
     ("ignore_eos", Only(Bool(false))),
     ("include_stop_str_in_output", Only(Bool(false))),
     ("length_penalty", Only(Number(1.0))),
-    ("min_p", Only(Number(0.0))),
     ("min_tokens", Only(Number(0.0))),
     ("mirostat", Only(Number(0.0))),
     ("priority", Inert),
     ("repeat_penalty", Only(Number(1.0))),
-    ("repetition_penalty", Only(Number(1.0))),
     ("skip_special_tokens", Only(Bool(true))),
     ("spaces_between_special_tokens", Only(Bool(true))),
     ("stop_token_ids", Only(Empty)),

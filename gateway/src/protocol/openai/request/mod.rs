@@ -3,7 +3,9 @@
 //! that is not used, however large or deep it is, and what nests deeper than 128 is refused.
 
 mod chat;
+mod encode;
 mod fields;
+mod format;
 mod messages;
 mod peek;
 #[cfg(test)]
@@ -11,6 +13,8 @@ mod tests;
 mod values;
 
 pub use chat::{ChatRequest, model_not_found};
+pub use encode::{Encode, EncodeRequest};
+pub use format::ResponseFormat;
 pub use messages::Message;
 pub use peek::{Peek, peek};
 

@@ -153,31 +153,24 @@ fn values_that_ask_for_nothing_are_taken() {
 #[test]
 fn what_is_not_implemented_is_named() {
     for (field, param) in [
-        (r#""n":2"#, "n"),
-        (r#""n":"1""#, "n"),
-        (r#""presence_penalty":0.5"#, "presence_penalty"),
-        (r#""frequency_penalty":-1"#, "frequency_penalty"),
-        (r#""logprobs":true"#, "logprobs"),
-        (r#""top_logprobs":2"#, "top_logprobs"),
         (r#""tools":[{}]"#, "tools"),
         (r#""functions":[{"name":"f"}]"#, "functions"),
         (r#""tool_choice":"required""#, "tool_choice"),
         (r#""tool_choice":{"type":"function"}"#, "tool_choice"),
-        (r#""response_format":{"type":"json_object"}"#, "response_format"),
-        (r#""response_format":{"type":"text","json_schema":{}}"#, "response_format"),
-        (r#""response_format":{"type":"text","type":"json_object"}"#, "response_format"),
-        (r#""response_format":{}"#, "response_format"),
+        (r#""response_format":{"type":"grammar"}"#, "response_format.type"),
+        (r#""response_format":{"type":"json_object","more":1}"#, "response_format.more"),
+        (
+            r#""response_format":{"type":"json_schema","json_schema":{"name":"a","schema":{},"more":1}}"#,
+            "response_format.json_schema.more",
+        ),
         (r#""modalities":["text","audio"]"#, "modalities"),
         (r#""modalities":["text","text","text","text","text","audio"]"#, "modalities"),
-        (r#""logit_bias":{"1":2}"#, "logit_bias"),
         (r#""store":true"#, "store"),
         (r#""service_tier":"priority""#, "service_tier"),
         (r#""reasoning_effort":"high""#, "reasoning_effort"),
         (r#""audio":{"voice":"x"}"#, "audio"),
         (r#""prediction":{}"#, "prediction"),
         (r#""web_search_options":{}"#, "web_search_options"),
-        (r#""min_p":0.1"#, "min_p"),
-        (r#""repetition_penalty":1.1"#, "repetition_penalty"),
         (r#""frobnicate":false"#, "frobnicate"),
         (r#""stream_options":{"more":1}"#, "stream_options.more"),
         (r#""stream_options":{"a":null,"b":null,"c":null,"d":null,"e":null,"f":1}"#, "stream_options.…"),
@@ -206,6 +199,43 @@ fn what_is_wrong_is_refused_with_its_field() {
         (r#""max_completion_tokens":"9""#, "invalid_type", "max_completion_tokens"),
         (r#""max_completion_tokens":3,"max_tokens":0"#, "integer_below_min_value", "max_tokens"),
         (r#""seed":1.5"#, "invalid_type", "seed"),
+        (r#""n":0"#, "integer_below_min_value", "n"),
+        (r#""n":129"#, "integer_above_max_value", "n"),
+        (r#""n":"1""#, "invalid_type", "n"),
+        (r#""presence_penalty":2.5"#, "decimal_above_max_value", "presence_penalty"),
+        (r#""frequency_penalty":-2.5"#, "decimal_below_min_value", "frequency_penalty"),
+        (r#""frequency_penalty":"x""#, "invalid_type", "frequency_penalty"),
+        (r#""min_p":1.5"#, "decimal_above_max_value", "min_p"),
+        (r#""repetition_penalty":0"#, "decimal_below_min_value", "repetition_penalty"),
+        (r#""logprobs":1"#, "invalid_type", "logprobs"),
+        (r#""logprobs":true,"top_logprobs":21"#, "integer_above_max_value", "top_logprobs"),
+        (r#""logprobs":true,"top_logprobs":-1"#, "integer_below_min_value", "top_logprobs"),
+        (r#""top_logprobs":2"#, "invalid_value", "top_logprobs"),
+        (r#""logit_bias":[1]"#, "invalid_value", "logit_bias"),
+        (r#""logit_bias":{"hello":1}"#, "invalid_value", "logit_bias"),
+        (r#""logit_bias":{"5":101}"#, "invalid_value", "logit_bias"),
+        (r#""logit_bias":{"5":"x"}"#, "invalid_value", "logit_bias"),
+        (r#""response_format":"json""#, "invalid_type", "response_format"),
+        (r#""response_format":{}"#, "missing_required_parameter", "response_format.type"),
+        (r#""response_format":{"type":3}"#, "invalid_type", "response_format.type"),
+        (r#""response_format":{"type":"text","type":"json_object"}"#, "duplicate_parameter", "response_format"),
+        (r#""response_format":{"type":"text","json_schema":{}}"#, "invalid_value", "response_format"),
+        (r#""response_format":{"type":"json_schema"}"#, "missing_required_parameter", "response_format.json_schema"),
+        (
+            r#""response_format":{"type":"json_schema","json_schema":{"schema":{}}}"#,
+            "missing_required_parameter",
+            "response_format.json_schema.name",
+        ),
+        (
+            r#""response_format":{"type":"json_schema","json_schema":{"name":"a b","schema":{}}}"#,
+            "invalid_value",
+            "response_format.json_schema.name",
+        ),
+        (
+            r#""response_format":{"type":"json_schema","json_schema":{"name":"a"}}"#,
+            "missing_required_parameter",
+            "response_format.json_schema.schema",
+        ),
         (r#""seed":99999999999999999999"#, "invalid_type", "seed"),
         (r#""stop":["a","b","c","d","e"]"#, "array_above_max_length", "stop"),
         (r#""stop":["a","b","c","d","e","f"]"#, "array_above_max_length", "stop"),
@@ -231,6 +261,42 @@ fn what_is_wrong_is_refused_with_its_field() {
     let long = format!(r#","stop":"{}""#, "s".repeat(257));
     assert_eq!(parse(&long).unwrap_err().code, "invalid_value");
     assert_eq!(ChatRequest::parse(b"{}").unwrap_err().code, "missing_required_parameter");
+}
+
+#[test]
+fn sampling_and_formats_are_read() {
+    let request = parse(
+        r#","n":3,"presence_penalty":-2,"frequency_penalty":0.5,"min_p":0.05,"repetition_penalty":1.1,"logprobs":true,
+        "top_logprobs":20,"logit_bias":{"7":-100,"49151":1.5}"#,
+    )
+    .unwrap();
+    assert!(request.unsupported().is_none(), "{:?}", request.unsupported());
+    assert_eq!((request.n, request.logprobs, request.top_logprobs), (Some(3), true, 20));
+    assert_eq!((request.presence_penalty, request.frequency_penalty), (Some(-2.0), Some(0.5)));
+    assert_eq!((request.min_p, request.repetition_penalty), (Some(0.05), Some(1.1)));
+    assert_eq!(request.logit_bias, [(7, -100.0), (49151, 1.5)]);
+    let many: Vec<String> = (0..1025).map(|n| format!("\"{n}\":1")).collect();
+    let refusal = parse(&format!(r#","logit_bias":{{{}}}"#, many.join(","))).unwrap_err();
+    assert_eq!(refusal.code, "object_above_max_properties");
+
+    let schema = r#"{"type":"object", "properties":{"a":{"const":1}}}"#;
+    for (format, expected) in [
+        ("null".to_owned(), ResponseFormat::Text),
+        (r#"{"type":"text"}"#.to_owned(), ResponseFormat::Text),
+        (r#"{"type":"json_object"}"#.to_owned(), ResponseFormat::JsonObject),
+        (format!(r#"{{"type":"json_object","schema":{schema}}}"#), ResponseFormat::JsonSchema(schema.into())),
+        (
+            format!(r#"{{"json_schema":{{"strict":true,"schema":{schema},"name":"a-b_1"}},"type":"json_schema"}}"#),
+            ResponseFormat::JsonSchema(schema.into()),
+        ),
+    ] {
+        let request = parse(&format!(r#","response_format":{format}"#)).unwrap();
+        assert!(request.unsupported().is_none(), "{format}");
+        assert_eq!(request.response_format, expected, "{format}");
+    }
+    let deep = format!("{}1{}", r#"{"a":"#.repeat(200), "}".repeat(200));
+    let body = format!(r#","response_format":{{"type":"json_object","schema":{deep}}}"#);
+    assert_eq!(parse(&body).unwrap_err().param.as_deref(), Some("response_format"));
 }
 
 #[test]

@@ -1,0 +1,22 @@
+//! Models: what can never take effect, and limits that leave nothing.
+
+use super::{Context, at};
+
+pub(super) fn all(cx: &mut Context<'_>) {
+    let config = cx.config;
+    for (n, model) in config.models.iter().enumerate() {
+        if model.keep_warm && model.idle_unload.is_some() {
+            let message = "takes effect only with `keepWarm: false`; this model stays loaded";
+            cx.error(at!["models", n, "idleUnload"], message);
+        }
+        if model.idle_unload.is_some_and(|idle| idle.0.is_zero()) {
+            cx.error(at!["models", n, "idleUnload"], "unloads the model before it has answered anything");
+        }
+        if let (Some(cache), Some(memory)) = (model.kv_cache, model.memory)
+            && cache.0 >= memory.0
+        {
+            let message = "leaves nothing of `memory` for the weights: lower it, or raise `memory`";
+            cx.error(at!["models", n, "kvCache"], message);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! What is said of models inside that can never be as written.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+use std::path::Path;
+
+use schemars::{Schema, SchemaGenerator};
+use spillway_config::{FieldError, FilterCatalog, LoadOptions, NoFileChecks, load_text};
+
+/// No filters.
+struct None;
+
+impl FilterCatalog for None {
+    fn names(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+    fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
+        Option::None
+    }
+    fn check(&self, _: &str, _: &serde_json::Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+}
+
+fn told(model: &str) -> Vec<String> {
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+models: [{{name: m, source: m.gguf, {model}}}]
+routes: [{{backendRefs: [{{model: m}}]}}]
+"
+    );
+    let options = LoadOptions { catalog: &None, env: &|_| Option::None, files: &NoFileChecks, offline: true };
+    match load_text(Path::new("test.yaml"), &yaml, &options) {
+        Ok(_) => Vec::new(),
+        Err(report) => report.diagnostics.into_iter().map(|d| format!("{}: {}", d.line, d.message)).collect(),
+    }
+}
+
+#[test]
+fn what_can_never_take_effect_is_an_error() {
+    for (model, says) in [
+        ("idleUnload: 5m", "takes effect only with `keepWarm: false`"),
+        ("keepWarm: true, idleUnload: 5m", "takes effect only with `keepWarm: false`"),
+        ("keepWarm: false, idleUnload: 0s", "before it has answered anything"),
+        ("memory: 64MiB, kvCache: 64MiB", "leaves nothing of `memory`"),
+        ("task: talk", "chat"),
+    ] {
+        let told = told(model);
+        assert!(told.iter().any(|line| line.starts_with("2: ") && line.contains(says)), "{model}: {told:?}");
+    }
+    for model in [
+        "keepWarm: false",
+        "keepWarm: false, idleUnload: 5m, task: chat, tokenPause: 20ms",
+        "memory: 1GiB, kvCache: 64MiB, task: embedding",
+    ] {
+        assert!(told(model).is_empty(), "{model}: {:?}", told(model));
+    }
+}

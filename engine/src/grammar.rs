@@ -1,0 +1,146 @@
+//! What an answer may look like, as sets of tokens that may come next. Grammars are llguidance's; this room gives them
+//! the model's tokens, bounds what a schema may cost, and keeps the last ones compiled.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
+
+use crate::GrammarError;
+use crate::text::Tokenizer;
+
+/// Longest schema, as JSON text in bytes.
+const MAX_SCHEMA: usize = 64 << 10;
+/// Compiled grammars that are kept: applications ask for the same few again and again.
+const KEPT: usize = 16;
+/// Blanks between the parts of a JSON text: enough for any indentation, and an end to what a small model may do forever.
+const BLANKS: &str = r"[\x20\x0A\x0D\x09]{1,32}";
+/// Bounds of one grammar, in llguidance's units: some 20 ms to build it (50,000 units of fuel a millisecond), 10 ms for
+/// the mask of one step, 20 MB of states (up to 2 kB each), a grammar of 50,000 symbols.
+const BUILD_FUEL: u64 = 1_000_000;
+const STEP_FUEL: u64 = 140_000;
+const LEXER_STATES: usize = 10_000;
+const GRAMMAR_SIZE: usize = 50_000;
+
+/// What an answer must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Structure<'a> {
+    /// Some JSON object.
+    JsonObject,
+    /// JSON that a schema allows; the schema as JSON text.
+    JsonSchema(&'a str),
+}
+
+/// A compiled grammar at its beginning; clones are independent.
+#[derive(Clone)]
+pub struct Grammar {
+    matcher: Box<Matcher>,
+}
+
+impl Grammar {
+    pub(crate) fn into_matcher(self) -> Box<Matcher> {
+        self.matcher
+    }
+}
+
+impl fmt::Debug for Grammar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Grammar")
+    }
+}
+
+/// Compiles grammars for one model. What the model's tokens need (some 2 MB) is made when the first grammar is.
+pub(crate) struct Grammars {
+    tokenizer: Arc<Tokenizer>,
+    factory: OnceLock<Result<ParserFactory, String>>,
+    kept: Mutex<Vec<(Box<str>, Grammar)>>,
+}
+
+impl Grammars {
+    pub(crate) fn new(tokenizer: Arc<Tokenizer>) -> Self {
+        Self { tokenizer, factory: OnceLock::new(), kept: Mutex::new(Vec::new()) }
+    }
+
+    /// Takes some milliseconds, the first call some hundred.
+    pub(crate) fn compile(&self, structure: Structure<'_>) -> Result<Grammar, GrammarError> {
+        let text = match structure {
+            Structure::JsonObject => r#"{"type":"object"}"#,
+            Structure::JsonSchema(text) => text,
+        };
+        if text.len() > MAX_SCHEMA {
+            return Err(GrammarError::TooLarge { bytes: text.len(), most: MAX_SCHEMA });
+        }
+        let kept = |found: &(Box<str>, Grammar)| *found.0 == *text;
+        {
+            let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(at) = all.iter().position(kept) {
+                let found = all.remove(at);
+                let grammar = found.1.clone();
+                all.push(found);
+                return Ok(grammar);
+            }
+        }
+        let grammar = self.build(text)?;
+        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if !all.iter().any(kept) {
+            if all.len() >= KEPT {
+                all.remove(0);
+            }
+            all.push((text.into(), grammar.clone()));
+        }
+        Ok(grammar)
+    }
+
+    fn build(&self, text: &str) -> Result<Grammar, GrammarError> {
+        let mut schema: serde_json::Value =
+            serde_json::from_str(text).map_err(|e| GrammarError::Invalid(format!("it is not JSON: {e}")))?;
+        if !schema.is_object() {
+            return Err(GrammarError::Invalid("it must be an object".into()));
+        }
+        let options = JsonCompileOptions { whitespace_pattern: Some(BLANKS.into()), ..JsonCompileOptions::default() };
+        options.apply_to(&mut schema);
+        let factory = self.factory.get_or_init(|| factory(&self.tokenizer).map_err(|e| e.to_string()));
+        let factory = factory.as_ref().map_err(|e| GrammarError::Tokens(e.clone()))?;
+        let parser = factory.create_parser(TopLevelGrammar::from_json_schema(schema));
+        let mut matcher = Box::new(Matcher::new(parser));
+        if let Some(error) = matcher.get_error() {
+            return Err(GrammarError::Invalid(first_line(&error)));
+        }
+        // A schema that nothing satisfies is found here and not in the middle of an answer.
+        match matcher.compute_mask() {
+            Ok(mask) if !mask.is_zero() => Ok(Grammar { matcher }),
+            Ok(_) => Err(GrammarError::Invalid("nothing satisfies it".into())),
+            Err(e) => Err(GrammarError::Invalid(first_line(&e.to_string()))),
+        }
+    }
+}
+
+/// What is worth telling of the library's message: it goes on with states and traces.
+pub(crate) fn first_line(error: &str) -> String {
+    error.lines().next().unwrap_or_default().chars().take(300).collect()
+}
+
+fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, Box<dyn std::error::Error>> {
+    let size = u32::try_from(tokenizer.vocabulary())?;
+    let ends: Vec<u32> = (0..size).filter(|token| tokenizer.is_end(*token)).collect();
+    let Some(end) = tokenizer.eos().or(ends.first().copied()) else {
+        return Err("its tokenizer has no token that ends an answer".into());
+    };
+    let words: Vec<Vec<u8>> = (0..size).map(|token| tokenizer.bytes_of(token).to_vec()).collect();
+    let trie = TokTrie::from(&TokRxInfo::new(size, end), &words);
+    let trie = if ends.is_empty() { trie } else { trie.with_eos_tokens(&ends) };
+    let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+    // Slices speed up the masks of free strings, the common case in JSON.
+    let slices = llguidance::earley::SlicedBiasComputer::json_slices();
+    let mut factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)?;
+    factory.quiet();
+    let limits = factory.limits_mut();
+    limits.initial_lexer_fuel = BUILD_FUEL;
+    limits.step_lexer_fuel = STEP_FUEL;
+    limits.max_lexer_states = LEXER_STATES;
+    limits.max_grammar_size = GRAMMAR_SIZE;
+    limits.verbose_errors = false;
+    Ok(factory)
+}

@@ -1,0 +1,118 @@
+//! What steps cost on this device, by how many rows they have, as measured: the scheduler fills a step up to a time, not
+//! up to a constant.
+
+use std::time::Duration;
+
+/// Most rows of the steps that one figure stands for; further ones double.
+const BUCKETS: usize = 9;
+/// Weight of the newest measurement: an eighth.
+const SMOOTHING: f64 = 0.125;
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Figure {
+    rows: f64,
+    seconds: f64,
+}
+
+/// Measured cost of steps.
+#[derive(Debug, Default)]
+pub(super) struct Cost {
+    /// Steps of 1, 2, 3 to 4, 5 to 8, ... rows; nothing where none was measured.
+    figures: [Option<Figure>; BUCKETS],
+}
+
+#[allow(clippy::cast_precision_loss, reason = "rows are few")]
+fn float(rows: usize) -> f64 {
+    rows as f64
+}
+
+impl Cost {
+    /// A step of so many rows took so long.
+    pub(super) fn measured(&mut self, rows: usize, took: Duration) {
+        let bucket = usize::try_from(rows.max(1).next_power_of_two().trailing_zeros()).unwrap_or(BUCKETS);
+        let Some(figure) = self.figures.get_mut(bucket.min(BUCKETS - 1)) else { return };
+        let (rows, seconds) = (float(rows), took.as_secs_f64());
+        match figure {
+            Some(figure) => {
+                figure.rows += (rows - figure.rows) * SMOOTHING;
+                figure.seconds += (seconds - figure.seconds) * SMOOTHING;
+            }
+            None => *figure = Some(Figure { rows, seconds }),
+        }
+    }
+
+    /// Expected time of a step of so many rows: on the line through the figures on both sides of it, or through the
+    /// last two; a step of more rows never costs less.
+    pub(super) fn of(&self, rows: usize) -> Duration {
+        let rows = float(rows);
+        let mut known = self.figures.iter().flatten().copied();
+        let Some(mut low) = known.next() else { return Duration::ZERO };
+        let mut high = low;
+        let mut is_first = true;
+        for figure in known {
+            if !is_first && high.rows >= rows {
+                break;
+            }
+            (low, high) = (high, figure);
+            is_first = false;
+        }
+        let run = high.rows - low.rows;
+        let slope =
+            if run > 0.0 { ((high.seconds - low.seconds) / run).max(0.0) } else { low.seconds / low.rows.max(1.0) };
+        let seconds = low.seconds + slope * (rows - low.rows);
+        Duration::from_secs_f64(seconds.clamp(0.0, 3600.0))
+    }
+
+    /// Most rows, of `least` to `most`, that a step can have and still end within `budget`.
+    pub(super) fn rows_within(&self, budget: Duration, least: usize, most: usize) -> usize {
+        let (mut low, mut high) = (least, most.max(least));
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if self.of(middle) <= budget { low = middle } else { high = middle - 1 }
+        }
+        low
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_step_is_filled_up_to_its_time() {
+        let mut cost = Cost::default();
+        assert_eq!(cost.rows_within(ms(50), 1, 64), 64, "nothing is known");
+        cost.measured(1, ms(10));
+        cost.measured(8, ms(24));
+        // 2 ms a row from there.
+        assert_eq!(cost.of(16), ms(40));
+        assert_eq!(cost.rows_within(ms(40), 1, 64), 16);
+        assert_eq!(cost.rows_within(ms(1), 3, 64), 3, "what must run does");
+        assert_eq!(cost.rows_within(ms(900), 1, 64), 64);
+        // The device becomes slower, and that is noticed.
+        for _ in 0..60 {
+            cost.measured(8, ms(80));
+        }
+        assert_eq!(cost.rows_within(ms(40), 1, 64), 4);
+    }
+
+    proptest! {
+        #[test]
+        fn a_step_has_what_it_must_and_no_more_than_it_may(steps in proptest::collection::vec((1usize..200, 1u64..500), 1..30)) {
+            let mut cost = Cost::default();
+            for (rows, took) in steps {
+                cost.measured(rows, ms(took));
+            }
+            for budget in [0, 10, 100, 1000] {
+                let rows = cost.rows_within(ms(budget), 1, 64);
+                prop_assert!((1..=64).contains(&rows));
+            }
+        }
+    }
+}

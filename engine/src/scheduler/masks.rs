@@ -1,0 +1,86 @@
+//! The masks of constrained sequences, computed on a thread of their own while the device runs the step that they are
+//! for. A grammar goes there with the question and comes back with the answer, so that nobody waits for a lock.
+
+use std::thread::JoinHandle;
+
+use async_channel::{Receiver, Sender};
+use llguidance::Matcher;
+use llguidance::toktrie::SimpleVob;
+
+/// A grammar that is asked what may come next.
+struct Question {
+    /// Place among the picks of the step.
+    pick: usize,
+    matcher: Box<Matcher>,
+}
+
+/// A grammar with its answer.
+pub(super) struct Answer {
+    pub(super) pick: usize,
+    pub(super) matcher: Box<Matcher>,
+    pub(super) mask: Result<SimpleVob, String>,
+}
+
+/// The thread, begun with the first question.
+#[derive(Default)]
+pub(super) struct Masks {
+    thread: Option<Thread>,
+    asked: usize,
+}
+
+struct Thread {
+    questions: Sender<Question>,
+    answers: Receiver<Answer>,
+    _handle: JoinHandle<()>,
+}
+
+impl Thread {
+    fn start(name: &str) -> Option<Self> {
+        let (questions, asked) = async_channel::unbounded::<Question>();
+        let (answered, answers) = async_channel::unbounded();
+        let work = move || {
+            super::be_nice();
+            while let Ok(Question { pick, mut matcher }) = asked.recv_blocking() {
+                let mask = matcher.compute_mask_or_eos().map_err(|e| e.to_string());
+                if answered.send_blocking(Answer { pick, matcher, mask }).is_err() {
+                    break;
+                }
+            }
+        };
+        let started = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+        match started {
+            Ok(handle) => Some(Self { questions, answers, _handle: handle }),
+            Err(e) => {
+                tracing::error!(event = "mask_thread_not_started", reason = %e);
+                None
+            }
+        }
+    }
+}
+
+impl Masks {
+    /// Asks for the mask of a pick. A step asks as often as it has picks; nothing waits in there between steps. Where
+    /// the thread cannot be had the grammar is lost, and with it the request.
+    pub(super) fn ask(&mut self, name: &str, pick: usize, matcher: Box<Matcher>) {
+        if self.thread.is_none() {
+            self.thread = Thread::start(name);
+        }
+        if let Some(thread) = &self.thread
+            && thread.questions.try_send(Question { pick, matcher }).is_ok()
+        {
+            self.asked += 1;
+        }
+    }
+
+    /// All answers to what was asked, in the order of asking.
+    pub(super) fn answers(&mut self) -> Vec<Answer> {
+        let asked = std::mem::take(&mut self.asked);
+        let Some(thread) = &self.thread else { return Vec::new() };
+        let answers: Vec<_> = (0..asked).map_while(|_| thread.answers.recv_blocking().ok()).collect();
+        if answers.len() < asked {
+            tracing::error!(event = "mask_thread_lost");
+            self.thread = None;
+        }
+        answers
+    }
+}

@@ -1,0 +1,134 @@
+//! What goes into the next step.
+
+use std::time::Duration;
+
+use super::sequence::{Sequence, State};
+use super::{Worker, narrow};
+
+/// A step with parts of prompts takes at most so many times what the step of the answers alone takes, or the pause that
+/// is allowed between tokens, whichever is more: where a step is slow by itself, prompts must still get on.
+const SLOWER_BY_PROMPTS: u32 = 2;
+
+impl Worker {
+    /// Fills the batch of the next step. False when nothing can run.
+    pub(super) fn plan(&mut self) -> bool {
+        self.batch.rows.clear();
+        self.batch.picks.clear();
+        self.picked.clear();
+        for at in 0..self.running.len() {
+            if !self.running.get(at).is_some_and(|request| request.is_told()) {
+                continue;
+            }
+            for n in 0..self.running.get(at).map_or(0, |request| request.sequences.len()) {
+                if self.sequence(at, n).is_some_and(|s| s.can_run() && s.unread() == 1) && self.make_room(at, n) {
+                    self.enter(at, n, 1);
+                }
+            }
+        }
+        let writing = self.batch.rows.len();
+        let most = self.sizes.max_rows;
+        let mut room = if writing == 0 {
+            most
+        } else {
+            let pause = self.token_pause.max(self.cost.of(writing) * SLOWER_BY_PROMPTS);
+            self.rows_within(pause, writing, most)
+        };
+        // Prompts take turns by step, so that a long one does not keep a short one behind it waiting.
+        let count = self.running.len().max(1);
+        self.turn = self.turn.wrapping_add(1);
+        for n in 0..self.running.len() {
+            let at = (self.turn + n) % count;
+            for n in 0..self.running.get(at).map_or(0, |request| request.sequences.len()) {
+                if room == 0 {
+                    break;
+                }
+                if self.sequence(at, n).is_some_and(|s| s.can_run() && s.in_step == 0 && s.unread() > 0)
+                    && self.running.get(at).is_some_and(|request| request.is_told())
+                {
+                    self.catch_up(at, n);
+                    let rows = self.sequence(at, n).map_or(0, Sequence::unread).min(room);
+                    room -= rows;
+                    self.enter(at, n, rows);
+                }
+            }
+        }
+        !self.batch.rows.is_empty()
+    }
+
+    /// Rows of prompts that fit into a step beside `writing` rows of answers; one at least, so that they get on.
+    fn rows_within(&self, pause: Duration, writing: usize, most: usize) -> usize {
+        if writing >= most {
+            return 0;
+        }
+        self.cost.rows_within(pause, writing + 1, most) - writing
+    }
+
+    fn sequence(&self, at: usize, n: usize) -> Option<&Sequence> {
+        self.running.get(at)?.sequences.get(n)
+    }
+
+    /// Puts the next rows of a sequence into the batch, and asks for logits when they are its last.
+    fn enter(&mut self, at: usize, n: usize, rows: usize) {
+        let Some(request) = self.running.get_mut(at) else { return };
+        request.begin();
+        let Some(sequence) = request.sequences.get_mut(n) else { return };
+        self.batch.rows.extend(sequence.rows(rows));
+        sequence.in_step = rows;
+        if sequence.unread() == rows {
+            self.batch.picks.push(narrow(self.batch.rows.len() - 1));
+            self.picked.push((at, n));
+        }
+    }
+
+    /// Takes over what others have read of the same prompt since.
+    fn catch_up(&mut self, at: usize, n: usize) {
+        let Some(request) = self.running.get_mut(at) else { return };
+        let Some(sequence) = request.sequences.get_mut(n) else { return };
+        let read = self.pages.catch_up(sequence.slot, sequence.tokens(), sequence.read());
+        let found = read - sequence.read();
+        sequence.set_read(read);
+        if found > 0 && !request.is_prefilled() {
+            request.add_cached(found);
+            self.shared.read(found, true);
+        }
+    }
+
+    /// Sees to it that the next token of a sequence has a page, by another's if need be. False when it lost its own.
+    fn make_room(&mut self, at: usize, n: usize) -> bool {
+        loop {
+            let Some((slot, next)) = self.sequence(at, n).map(|s| (s.slot, s.read() + 1)) else { return false };
+            if self.pages.room(slot) >= next || self.pages.grow(slot) {
+                return true;
+            }
+            let youngest = self.youngest_after(at, n);
+            let (at_other, n_other) = youngest.unwrap_or((at, n));
+            self.preempt(at_other, n_other);
+            if youngest.is_none() {
+                return false;
+            }
+        }
+    }
+
+    /// The youngest sequence with pages that is younger than this one.
+    fn youngest_after(&self, at: usize, n: usize) -> Option<(usize, usize)> {
+        let all = self.running.iter().enumerate().flat_map(|(at, request)| {
+            request.sequences.iter().enumerate().map(move |(n, sequence)| ((at, n), sequence))
+        });
+        all.filter(|(place, s)| *place > (at, n) && s.state == State::Runs && s.placed && s.in_step == 0)
+            .map(|(place, _)| place)
+            .last()
+    }
+
+    /// A sequence gives up its pages and will be read again.
+    fn preempt(&mut self, at: usize, n: usize) {
+        let Some(request) = self.running.get_mut(at) else { return };
+        let is_prefilled = request.is_prefilled();
+        let Some(sequence) = request.sequences.get_mut(n) else { return };
+        if !is_prefilled {
+            self.shared.unread(sequence.read());
+        }
+        self.pages.give_back(sequence.slot);
+        sequence.unplace();
+        self.shared.preempted();
+    }
+}

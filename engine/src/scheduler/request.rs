@@ -1,0 +1,176 @@
+//! One request that has its places: the answers to it, and what its reader has yet to take.
+
+use std::time::{Duration, Instant};
+
+use async_channel::{Sender, TrySendError};
+
+use super::Job;
+use super::queue::TenantKey;
+use super::sequence::{Said, Sequence, State};
+use crate::{EngineError, Event, Finished};
+
+pub(super) struct Request {
+    pub(super) sequences: Vec<Sequence>,
+    pub(super) tenant: TenantKey,
+    events: Sender<Event>,
+    /// Events that found the channel full.
+    outbox: Vec<Event>,
+    stalled: Option<Instant>,
+    deadline: Option<Instant>,
+    submitted: Instant,
+    admitted: Instant,
+    begun: bool,
+    first: Option<Instant>,
+    prompt: usize,
+    /// Prompt tokens that were in the KV cache when it began.
+    cached: usize,
+    is_finished: bool,
+}
+
+impl Request {
+    /// A request with a place in `slots` for each of its choices.
+    pub(super) fn new(job: &Job, slots: Vec<usize>, context: usize) -> Self {
+        let sequences = (0u32..).zip(slots).map(|(n, slot)| Sequence::new(&job.request, n, slot, context)).collect();
+        Self {
+            sequences,
+            tenant: job.request.tenant.clone(),
+            events: job.events.clone(),
+            outbox: Vec::new(),
+            stalled: None,
+            deadline: job.request.deadline,
+            submitted: job.submitted,
+            admitted: Instant::now(),
+            begun: false,
+            first: None,
+            prompt: job.request.prompt.len(),
+            cached: 0,
+            is_finished: false,
+        }
+    }
+
+    /// Where its reader listens.
+    pub(super) fn reader(&self) -> Sender<Event> {
+        self.events.clone()
+    }
+    /// Whether nobody listens any more.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.events.is_closed()
+    }
+    /// Whether its reader has been given everything: only then it goes on.
+    pub(super) fn is_told(&self) -> bool {
+        self.outbox.is_empty()
+    }
+    /// Whether all answers have ended.
+    pub(super) fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+    /// Tokens written, of all answers.
+    pub(super) fn answered(&self) -> usize {
+        self.sequences.iter().map(Sequence::answered).sum()
+    }
+    /// Prompt tokens that are yet to be read, as its queue counted them.
+    pub(super) fn prompt_left(&self) -> usize {
+        self.sequences.first().map_or(0, |first| if self.first.is_some() { 0 } else { first.prompt_left() })
+    }
+
+    /// Why it must end now.
+    pub(super) fn fault(&self, now: Instant, stall_timeout: Duration) -> Option<EngineError> {
+        if self.is_finished {
+            return self.is_stalled(now, stall_timeout).then_some(EngineError::Stalled);
+        }
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            return Some(EngineError::Deadline);
+        }
+        self.is_stalled(now, stall_timeout).then_some(EngineError::Stalled)
+    }
+
+    fn is_stalled(&self, now: Instant, stall_timeout: Duration) -> bool {
+        self.stalled.is_some_and(|since| now.saturating_duration_since(since) > stall_timeout)
+    }
+
+    /// Tells, once, that its prompt is being read.
+    pub(super) fn begin(&mut self) {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.admitted = Instant::now();
+            self.tell(Event::Started { queued: self.admitted.saturating_duration_since(self.submitted) });
+        }
+    }
+
+    /// Whether its prompt was read.
+    pub(super) fn is_prefilled(&self) -> bool {
+        self.first.is_some()
+    }
+
+    /// Prompt tokens that it found in the cache.
+    pub(super) fn set_cached(&mut self, tokens: usize) {
+        self.cached = tokens;
+    }
+    /// Prompt tokens that somebody else has read meanwhile.
+    pub(super) fn add_cached(&mut self, tokens: usize) {
+        self.cached += tokens;
+    }
+
+    /// Tells, once, that its prompt was read.
+    pub(super) fn prefilled(&mut self) {
+        if self.first.is_none() {
+            let now = Instant::now();
+            self.first = Some(now);
+            self.tell(Event::Prefilled {
+                prefill: now.saturating_duration_since(self.admitted),
+                prompt_tokens: super::narrow(self.prompt),
+                cached_tokens: super::narrow(self.cached),
+            });
+        }
+    }
+
+    /// What an answer says.
+    pub(super) fn said(&mut self, choice: u32, said: Said) {
+        let Said { text, tokens, written, ended, .. } = said;
+        if !text.is_empty() || !written.is_empty() {
+            self.tell(Event::Text { choice, text, tokens, written });
+        }
+        let Some(reason) = ended else { return };
+        self.tell(Event::Ended { choice, reason });
+        if self.sequences.iter().all(|sequence| sequence.state == State::Over) {
+            self.is_finished = true;
+            let first = self.first.unwrap_or_else(Instant::now);
+            self.tell(Event::Finished(Finished {
+                prompt_tokens: super::narrow(self.prompt),
+                cached_tokens: super::narrow(self.cached),
+                completion_tokens: super::narrow(self.answered()),
+                queued: self.admitted.saturating_duration_since(self.submitted),
+                prefill: first.saturating_duration_since(self.admitted),
+                decode: first.elapsed(),
+            }));
+        }
+    }
+
+    /// It ends before its time.
+    pub(super) fn fail(self, error: EngineError) {
+        // The reader may have left its channel full: the last event matters more than the one before.
+        let _ = self.events.force_send(Event::Failed(error));
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.outbox.push(event);
+        self.flush();
+    }
+
+    /// Gives the reader what it has room for.
+    pub(super) fn flush(&mut self) {
+        let mut outbox = std::mem::take(&mut self.outbox).into_iter();
+        for event in outbox.by_ref() {
+            match self.events.try_send(event) {
+                Ok(()) => self.stalled = None,
+                Err(TrySendError::Full(event)) => {
+                    self.stalled.get_or_insert_with(Instant::now);
+                    self.outbox.push(event);
+                    break;
+                }
+                // `is_abandoned` finds it before the next step.
+                Err(TrySendError::Closed(_)) => break,
+            }
+        }
+        self.outbox.extend(outbox);
+    }
+}

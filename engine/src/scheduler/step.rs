@@ -1,0 +1,153 @@
+//! One step: the device runs while masks are computed, then each sequence that has logits chooses its token.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use super::sequence::{Said, State};
+use super::{HANG_TIMES, Worker};
+use crate::EngineError;
+use crate::grammar::first_line;
+
+impl Worker {
+    /// Runs the batch on the device. A driver that panics has failed like one that says so.
+    pub(super) fn forward(&mut self) -> Result<Vec<f32>, EngineError> {
+        let (runner, batch) = (&mut self.made.runner, &self.batch);
+        catch_unwind(AssertUnwindSafe(|| runner.forward(batch)))
+            .unwrap_or_else(|panic| Err(EngineError::Device(format!("a panic: {}", super::recover::text_of(&*panic)))))
+    }
+
+    /// Runs the planned step. An error is the device's: all that runs has lost its place in the cache.
+    pub(super) fn step(&mut self) -> Result<(), EngineError> {
+        self.batch.pages.clear();
+        self.batch.pages.extend_from_slice(self.pages.table());
+        let started = Instant::now();
+        for (pick, (at, n)) in self.picked.iter().enumerate() {
+            let sequence = self.running.get_mut(*at).and_then(|request| request.sequences.get_mut(*n));
+            if let Some(matcher) = sequence.and_then(|sequence| sequence.lend_grammar()) {
+                self.masks.ask(&self.name, pick, matcher);
+            }
+        }
+        let rows = self.batch.rows.len();
+        self.watch.begin(self.tuning.hang_least.max(self.cost.of(rows) * HANG_TIMES));
+        let logits = self.forward();
+        let hung = self.watch.end();
+        let masks = self.masks.answers();
+        let mut logits = logits?;
+        if hung {
+            return Err(EngineError::Device("a step has not ended in time".into()));
+        }
+        for answer in masks {
+            let Some((at, n)) = self.picked.get(answer.pick).copied() else { continue };
+            let Some(sequence) = self.running.get_mut(at).and_then(|request| request.sequences.get_mut(n)) else {
+                continue;
+            };
+            let mask = answer
+                .mask
+                .inspect_err(|e| tracing::warn!(event = "grammar_failed", model = %self.name, reason = %first_line(e)));
+            sequence.return_grammar(answer.matcher, mask.ok());
+        }
+        self.advance();
+        let mut failed: Vec<(usize, EngineError)> = Vec::new();
+        let width = logits.len().checked_div(self.picked.len()).unwrap_or(0).max(1);
+        let picked = std::mem::take(&mut self.picked);
+        for ((at, n), logits) in picked.iter().copied().zip(logits.chunks_exact_mut(width)) {
+            if let Err(error) = self.choose(at, n, logits) {
+                failed.push((at, error));
+            }
+        }
+        // From the end, so that the places of the others stay what they are.
+        failed.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        failed.dedup_by_key(|(at, _)| *at);
+        for (at, error) in failed {
+            let request = self.running.remove(at);
+            self.let_go(&request);
+            request.fail(error);
+        }
+        let took = started.elapsed();
+        self.cost.measured(rows, took);
+        self.shared.measured(rows, picked.len(), took);
+        self.picked = picked;
+        Ok(())
+    }
+
+    /// The rows of the step are in the cache.
+    fn advance(&mut self) {
+        for request in &mut self.running {
+            let is_prefilled = request.is_prefilled();
+            for sequence in &mut request.sequences {
+                if sequence.in_step == 0 {
+                    continue;
+                }
+                let left = sequence.prompt_left();
+                sequence.advance();
+                if !is_prefilled {
+                    self.shared.read(left - sequence.prompt_left(), false);
+                }
+                self.pages.filled(sequence.slot, sequence.cached());
+            }
+        }
+    }
+
+    /// A sequence chooses its next token. The first one that an answer to a prompt has stands for all answers to it:
+    /// they begin where it is, each with its own choice.
+    fn choose(&mut self, at: usize, n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
+        let Some(request) = self.running.get_mut(at) else { return Ok(()) };
+        request.prefilled();
+        let follows = request.sequences.iter().any(|sequence| sequence.state == State::Follows);
+        let Some(sequence) = request.sequences.get_mut(n) else { return Ok(()) };
+        let (slot, prompt) = (sequence.slot, sequence.tokens().len());
+        let first = follows.then(|| (logits.to_vec(), sequence.mask()));
+        let said = sequence.choose(logits, &self.tokenizer)?;
+        self.said(at, n, said);
+        let Some((logits, mask)) = first else {
+            self.give_back_if_over(at, n);
+            return Ok(());
+        };
+        for other in 0..self.running.get(at).map_or(0, |request| request.sequences.len()) {
+            let Some(sequence) = self.running.get_mut(at).and_then(|request| request.sequences.get_mut(other)) else {
+                continue;
+            };
+            if sequence.state != State::Follows {
+                continue;
+            }
+            sequence.state = State::Runs;
+            // Where there are no pages now, it is placed like one that lost its own.
+            let Some(read) = self.pages.take(sequence.slot, sequence.tokens(), 0) else { continue };
+            sequence.placed = true;
+            sequence.set_read(read);
+            let last = prompt.saturating_sub(1);
+            let pages = self.pages.page_of(slot, last).zip(self.pages.page_of(sequence.slot, last));
+            if !pages.is_some_and(|(from, to)| self.made.runner.copy_page(from, to)) {
+                continue;
+            }
+            sequence.set_read(prompt);
+            sequence.set_mask(mask.clone());
+            self.pages.filled(sequence.slot, sequence.cached());
+            let said = sequence.choose(&mut logits.clone(), &self.tokenizer)?;
+            self.said(at, other, said);
+            self.give_back_if_over(at, other);
+        }
+        self.give_back_if_over(at, n);
+        Ok(())
+    }
+
+    fn said(&mut self, at: usize, n: usize, said: Said) {
+        let Some(request) = self.running.get_mut(at) else { return };
+        let Some(sequence) = request.sequences.get(n) else { return };
+        let choice = sequence.choice;
+        if said.wrote {
+            self.shared.wrote();
+            self.waiting.wrote(&request.tenant, 1);
+        }
+        request.said(choice, said);
+    }
+
+    /// An answer that has ended needs its pages no more, even while others to the same prompt go on.
+    fn give_back_if_over(&mut self, at: usize, n: usize) {
+        let sequence = self.running.get_mut(at).and_then(|request| request.sequences.get_mut(n));
+        if let Some(sequence) = sequence.filter(|sequence| sequence.state == State::Over && sequence.placed) {
+            self.pages.give_back(sequence.slot);
+            sequence.placed = false;
+        }
+    }
+}

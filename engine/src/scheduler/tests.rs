@@ -1,0 +1,518 @@
+//! The scheduler on a device that is simulated: what it keeps for a token depends on all tokens before it, by the pages
+//! that the table names, so that a page that is lost, shared wrongly or written twice changes what is said next.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_channel::Receiver;
+use proptest::prelude::*;
+
+use super::runner::{Rebuildable, Runner};
+use super::{Handle, Tuning, begin};
+use crate::artifact::{ModelFile, TensorType};
+use crate::exec::{Batch, PAGE, Sizes};
+use crate::grammar::Grammars;
+use crate::text::TextModel;
+use crate::{
+    BusyReason, EngineError, Event, FinishReason, Finished, Generate, LoadError, LoadOptions, Prompt, Sampling,
+    Structure, WrittenToken,
+};
+
+const VOCABULARY: usize = 258;
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Error,
+    Panic,
+    Hang(Duration),
+}
+
+/// What the simulated device is told and what it has seen.
+#[derive(Default)]
+struct World {
+    faults: VecDeque<Fault>,
+    /// How many times setting it up fails.
+    refusals: usize,
+    built: usize,
+    row_time: Duration,
+    /// Likelihood of the end, against logits of 0 to 4.
+    end: f32,
+    copies: bool,
+    /// Rows and picks of each step.
+    steps: Vec<(usize, usize)>,
+}
+
+struct Simulated {
+    sizes: Sizes,
+    memory: Vec<u64>,
+    world: Arc<Mutex<World>>,
+}
+
+fn mix(a: u64, b: u64) -> u64 {
+    let mut x = a.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(b).wrapping_add(0x1234_5678);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+impl Runner for Simulated {
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
+        let (fault, row_time, end) = {
+            let mut world = self.world.lock().unwrap();
+            world.steps.push((batch.rows.len(), batch.picks.len()));
+            (world.faults.pop_front(), world.row_time, world.end)
+        };
+        match fault {
+            Some(Fault::Error) => return Err(EngineError::Device("out of memory".into())),
+            Some(Fault::Panic) => panic!("a driver panics"),
+            Some(Fault::Hang(time)) => std::thread::sleep(time),
+            None => {}
+        }
+        std::thread::sleep(row_time * batch.rows.len() as u32);
+        assert!(batch.rows.len() <= self.sizes.max_rows && batch.picks.len() <= self.sizes.max_picks);
+        let place = |slot: u32, position: u32| {
+            let page = batch.pages[slot as usize * self.sizes.pages_per_slot() + position as usize / PAGE];
+            page as usize * PAGE + position as usize % PAGE
+        };
+        for row in &batch.rows {
+            let before = if row.position == 0 { 0 } else { self.memory[place(row.slot, row.position - 1)] };
+            self.memory[place(row.slot, row.position)] = mix(before, u64::from(row.token) + 1);
+        }
+        let mut logits = Vec::new();
+        for pick in &batch.picks {
+            let row = batch.rows[*pick as usize];
+            let state = self.memory[place(row.slot, row.position)];
+            logits.extend((0..VOCABULARY).map(|token| (mix(state, token as u64) % 4096) as f32 / 1024.0));
+            *logits.last_mut().unwrap() = end;
+        }
+        Ok(logits)
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) -> bool {
+        if !self.world.lock().unwrap().copies {
+            return false;
+        }
+        let from = from as usize * PAGE;
+        self.memory.copy_within(from..from + PAGE, to as usize * PAGE);
+        true
+    }
+}
+
+struct Scene {
+    handle: Handle,
+    world: Arc<Mutex<World>>,
+    text: TextModel,
+}
+
+fn options(max_queue: u32) -> LoadOptions {
+    LoadOptions {
+        max_queue,
+        max_queue_wait: Duration::from_secs(600),
+        stall_timeout: Duration::from_secs(60),
+        ..LoadOptions::new("nowhere")
+    }
+}
+
+fn sizes(slots: usize, context: usize, pages: usize) -> Sizes {
+    Sizes {
+        max_rows: 64,
+        max_picks: slots,
+        slots,
+        context,
+        pages: pages + 1,
+        vocabulary: 258,
+        types: 0,
+        layers: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 2,
+    }
+}
+
+fn text() -> TextModel {
+    let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+    file.write_all(&crate::testing::small_model(TensorType::F32)).unwrap();
+    TextModel::new(&ModelFile::open(file.path()).unwrap()).unwrap()
+}
+
+impl Scene {
+    fn new(sizes: Sizes, options: &LoadOptions, world: World) -> Self {
+        let world = Arc::new(Mutex::new(world));
+        let shared = world.clone();
+        let make = move || {
+            let mut world = shared.lock().unwrap();
+            world.built += 1;
+            if world.refusals > 0 && world.built > 1 {
+                world.refusals -= 1;
+                return Err(LoadError::NoDevice("none yet".into()));
+            }
+            let runner = Simulated { sizes, memory: vec![0; sizes.pages * PAGE], world: shared.clone() };
+            Ok(Box::new(runner) as Box<dyn Runner>)
+        };
+        let made = Rebuildable { runner: make().unwrap(), rebuild: Box::new(make) };
+        let text = text();
+        let tuning = Tuning { hang_least: Duration::from_millis(300), retry_first: Duration::from_millis(20) };
+        let handle = begin(made, sizes, text.tokenizer(), options, "simulated", tuning).unwrap();
+        world.lock().unwrap().steps.clear();
+        Self { handle, world, text }
+    }
+
+    fn submit(&self, request: Generate) -> Receiver<Event> {
+        self.handle.submit(request).unwrap()
+    }
+
+    fn idle(&self) {
+        let started = Instant::now();
+        while self.handle.stats().active + self.handle.stats().waiting > 0 {
+            assert!(started.elapsed() < Duration::from_secs(60), "{:?}", self.handle.stats());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn prompt(tokens: impl IntoIterator<Item = u32>) -> Prompt {
+    Prompt { tokens: tokens.into_iter().collect() }
+}
+
+/// A prompt that begins as those of the same `kind` do.
+fn words(kind: u32, own: u32, length: usize) -> Prompt {
+    prompt((0..length).map(|n| if n < 70 { 40 + kind } else { 90 + own }))
+}
+
+#[derive(Debug, Default, Clone, PartialEq)]
+struct Answer {
+    text: String,
+    written: Vec<WrittenToken>,
+    reason: Option<FinishReason>,
+}
+
+#[derive(Debug)]
+struct All {
+    answers: Vec<Answer>,
+    end: Result<Finished, EngineError>,
+}
+
+/// The answer of this number.
+fn of(answers: &mut Vec<Answer>, choice: u32) -> &mut Answer {
+    let choice = choice as usize;
+    if answers.len() <= choice {
+        answers.resize(choice + 1, Answer::default());
+    }
+    &mut answers[choice]
+}
+
+fn all(events: &Receiver<Event>) -> All {
+    let mut answers: Vec<Answer> = Vec::new();
+    loop {
+        match events.recv_blocking().expect("the stream ended without an end") {
+            Event::Text { choice, text, written, .. } => {
+                let answer = of(&mut answers, choice);
+                answer.text.push_str(&text);
+                answer.written.extend(written);
+            }
+            Event::Ended { choice, reason } => {
+                assert_eq!(of(&mut answers, choice).reason.replace(reason), None);
+            }
+            Event::Finished(finished) => return All { answers, end: Ok(finished) },
+            Event::Failed(error) => return All { answers, end: Err(error) },
+            Event::Started { .. } | Event::Prefilled { .. } => {}
+        }
+    }
+}
+
+fn varied(n: u32) -> Generate {
+    let seeded = Sampling { seed: Some(u64::from(n)), ..Sampling::default() };
+    let sampling = match n % 4 {
+        0 => Sampling { top_p: 0.9, ..seeded },
+        1 => Sampling { top_k: Some(20), repetition_penalty: 1.3, ..seeded },
+        2 => Sampling { min_p: 0.05, presence_penalty: 0.7, frequency_penalty: 0.3, ..seeded },
+        _ => Sampling { logit_bias: [(65, 2.0), (66, -100.0)].into(), ..seeded },
+    };
+    Generate {
+        max_tokens: Some(30 + n * 3),
+        sampling,
+        choices: NonZeroU32::new(1 + n % 3).unwrap(),
+        log_probabilities: (n % 2 == 0).then_some(3),
+        tenant: (n % 5 > 0).then(|| format!("tenant {}", n % 5).into()),
+        ..Generate::new(words(n % 2, n, 60 + n as usize * 5))
+    }
+}
+
+/// Sixteen different requests, each alone, then all at once in a cache that cannot hold them.
+fn same_alone_and_together(copies: bool) {
+    let world = || World { copies, end: 1.5, ..World::default() };
+    let roomy = Scene::new(sizes(16, 8 * PAGE, 400), &options(64), world());
+    let alone: Vec<_> = (0..16).map(|n| all(&roomy.submit(varied(n))).answers).collect();
+    assert!(roomy.handle.stats().cached_tokens > 0, "prompts that begin alike share");
+    let tight = Scene::new(sizes(8, 8 * PAGE, 24), &options(64), world());
+    for _ in 0..3 {
+        // Each has a reader of its own: one that is not read is parked, and holds its place.
+        let read = |events: Receiver<Event>| std::thread::spawn(move || all(&events));
+        let streams: Vec<_> = (0..16).map(|n| read(tight.submit(varied(n)))).collect();
+        for (n, (events, alone)) in streams.into_iter().zip(&alone).enumerate() {
+            let together = events.join().unwrap();
+            assert!(together.end.is_ok(), "{n}: {:?}", together.end);
+            assert_eq!(&together.answers, alone, "request {n}");
+        }
+    }
+    tight.idle();
+    let stats = tight.handle.stats();
+    assert!(stats.preemptions > 0 && stats.cached_tokens > 0, "{stats:?}");
+    assert_eq!((stats.kv_used, stats.active), (0, 0));
+}
+
+#[test]
+fn a_seed_gives_the_same_answer_alone_and_in_company_whatever_is_shared_and_preempted() {
+    same_alone_and_together(true);
+    same_alone_and_together(false);
+}
+
+#[test]
+fn a_prompt_with_several_answers_is_read_once_and_the_first_is_that_of_one() {
+    let scene = Scene::new(sizes(8, 8 * PAGE, 60), &options(8), World { copies: true, end: -9.0, ..World::default() });
+    let ask = |choices| Generate {
+        choices: NonZeroU32::new(choices).unwrap(),
+        max_tokens: Some(12),
+        sampling: Sampling { seed: Some(3), ..Sampling::default() },
+        ..Generate::new(words(1, 1, 50))
+    };
+    let four = all(&scene.submit(ask(4)));
+    let steps = std::mem::take(&mut scene.world.lock().unwrap().steps);
+    // 50 rows read the prompt; then eleven steps of four write what follows the first tokens.
+    assert_eq!(steps, [vec![(50, 1)], vec![(4, 4); 11]].concat());
+    let finished = four.end.unwrap();
+    assert_eq!((finished.prompt_tokens, finished.completion_tokens, finished.cached_tokens), (50, 48, 0));
+    assert!(four.answers.iter().all(|answer| answer.reason == Some(FinishReason::Length)));
+    let texts: std::collections::HashSet<_> = four.answers.iter().map(|answer| &answer.text).collect();
+    assert_eq!(texts.len(), 4, "answers differ");
+    let one = all(&scene.submit(ask(1)));
+    assert_eq!(one.answers[0], four.answers[0]);
+    assert_eq!(one.end.unwrap().cached_tokens, 32, "the full page of the prompt is there already");
+    assert_eq!(scene.handle.submit(ask(9)).unwrap_err().reason, BusyReason::TooManyChoices);
+}
+
+#[test]
+fn a_conversation_that_goes_on_finds_its_past_in_the_cache() {
+    let scene = Scene::new(sizes(2, 16 * PAGE, 40), &options(8), World { end: -9.0, ..World::default() });
+    let greedy = |prompt| Generate { max_tokens: Some(60), sampling: Sampling::greedy(), ..Generate::new(prompt) };
+    let request = Generate { log_probabilities: Some(0), ..greedy(words(1, 2, 100)) };
+    let first = all(&scene.submit(request));
+    let answer = first.answers[0].written.iter().map(|token| token.chosen.token);
+    let next = prompt((words(1, 2, 100).tokens().iter().copied()).chain(answer).chain(70..90));
+    assert_eq!(next.len(), 180);
+    let second = all(&scene.submit(greedy(next)));
+    // The last token of the answer was never read: 159 tokens, four full pages.
+    assert_eq!(second.end.unwrap().cached_tokens, 128);
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_model() {
+    let scene = Scene::new(sizes(2, 4 * PAGE, 8), &options(8), World { end: -9.0, ..World::default() });
+    let request = Generate {
+        max_tokens: Some(9),
+        sampling: Sampling { logit_bias: [(65, 100.0)].into(), ..Sampling::greedy() },
+        log_probabilities: Some(5),
+        ..Generate::new(words(1, 1, 5))
+    };
+    let answer = all(&scene.submit(request)).answers.remove(0);
+    assert_eq!(answer.text, "AAAAAAAAA".replace('A', &String::from_utf8_lossy(scene.text.tokenizer().bytes_of(65))));
+    assert_eq!(answer.written.len(), 9);
+    for token in &answer.written {
+        assert_eq!(token.chosen.token, 65);
+        assert_eq!(token.likeliest.len(), 5);
+        assert!(token.likeliest.windows(2).all(|pair| pair[0].log_probability >= pair[1].log_probability));
+        // The bias chose it; the model did not think it that likely.
+        assert!(token.chosen.log_probability < -2.0 && token.chosen.log_probability.is_finite());
+    }
+}
+
+#[test]
+fn an_answer_is_what_its_schema_allows() {
+    let scene = Scene::new(sizes(4, 16 * PAGE, 80), &options(8), World { end: 3.0, ..World::default() });
+    let grammars = Grammars::new(scene.text.tokenizer().clone());
+    let schema = r#"{"type":"object","properties":{"ok":{"type":"boolean"},"kind":{"enum":["a","bc"]},"n":{"type":"integer",
+        "minimum":3,"maximum":17}},"required":["ok","kind","n"],"additionalProperties":false}"#;
+    let grammar = grammars.compile(Structure::JsonSchema(schema)).unwrap();
+    let request = |seed, choices| Generate {
+        grammar: Some(grammar.clone()),
+        choices: NonZeroU32::new(choices).unwrap(),
+        sampling: Sampling { seed: Some(seed), ..Sampling::default() },
+        ..Generate::new(words(1, 1, 5))
+    };
+    let streams: Vec<_> = (0..6).map(|seed| scene.submit(request(seed, 1 + (seed as u32) % 2))).collect();
+    for stream in streams {
+        let All { answers, end } = all(&stream);
+        assert!(end.is_ok(), "{end:?}");
+        for answer in answers {
+            assert_eq!(answer.reason, Some(FinishReason::Stop), "{}", answer.text);
+            let value: serde_json::Value = serde_json::from_str(&answer.text).unwrap();
+            assert!(value["ok"].is_boolean() && ["a", "bc"].contains(&value["kind"].as_str().unwrap()));
+            assert!((3..=17).contains(&value["n"].as_i64().unwrap()) && value.as_object().unwrap().len() == 3);
+        }
+    }
+    let object = grammars.compile(Structure::JsonObject).unwrap();
+    let request = Generate { grammar: Some(object), max_tokens: Some(40), ..Generate::new(words(1, 1, 5)) };
+    assert!(all(&scene.submit(request)).answers[0].text.trim_start().starts_with('{'));
+    for wrong in [
+        "",
+        "[]",
+        "7",
+        r#"{"type":"nothing"}"#,
+        r#"{"type":"integer","minimum":5,"maximum":4}"#,
+        r#"{"type":"object","properties":{"a":false},"required":["a"]}"#,
+        r##"{"$ref":"#/nowhere"}"##,
+        r#"{"type":"string","pattern":"("}"#,
+    ] {
+        assert!(grammars.compile(Structure::JsonSchema(wrong)).is_err(), "{wrong}");
+    }
+    let long = format!(r#"{{"enum":["{}"]}}"#, "x".repeat(70_000));
+    assert!(grammars.compile(Structure::JsonSchema(&long)).is_err());
+}
+
+#[test]
+fn a_prompt_is_read_in_parts_that_fit_the_pause_between_tokens() {
+    let row_time = Duration::from_millis(1);
+    let options = LoadOptions { token_pause: Duration::from_millis(10), ..options(8) };
+    let world = World { row_time, end: -9.0, ..World::default() };
+    let scene = Scene::new(sizes(2, 32 * PAGE, 64), &options, world);
+    let writer = scene.submit(Generate { max_tokens: Some(60), ..Generate::new(words(1, 1, 2)) });
+    while !matches!(writer.recv_blocking().unwrap(), Event::Text { .. }) {}
+    let reader = scene.submit(Generate { max_tokens: Some(1), ..Generate::new(words(2, 2, 300)) });
+    assert!(all(&reader).end.is_ok());
+    let steps = std::mem::take(&mut scene.world.lock().unwrap().steps);
+    let mixed: Vec<_> = steps.iter().filter(|(rows, _)| *rows > 2).collect();
+    // A sleep takes longer than asked, never shorter: a step of eleven rows would have taken 11 ms.
+    assert!(mixed.len() > 20 && mixed.iter().all(|(rows, _)| *rows <= 10), "{steps:?}");
+}
+
+#[test]
+fn a_tenant_with_many_requests_does_not_hold_up_another() {
+    let world = World { row_time: Duration::from_micros(200), end: -9.0, ..World::default() };
+    let scene = Scene::new(sizes(1, 8 * PAGE, 20), &options(16), world);
+    let ask = |tenant: &str| {
+        scene.handle.submit(Generate {
+            tenant: Some(tenant.into()),
+            max_tokens: Some(10),
+            ..Generate::new(words(1, 1, 20))
+        })
+    };
+    let mut many: Vec<_> = (0..13).map_while(|_| ask("many").ok()).collect();
+    assert!(many.len() >= 12, "{}", many.len());
+    assert_eq!(ask("many").unwrap_err().reason, BusyReason::TenantQueueFull);
+    let few: Vec<_> = (0..2).map(|_| ask("few").unwrap()).collect();
+    few.iter().for_each(|events| assert!(all(events).end.is_ok()));
+    // When the few were served, most of the many had not begun.
+    let last = many.split_off(8);
+    assert!(last.iter().all(Receiver::is_empty));
+    many.iter().chain(&last).for_each(|events| assert!(all(events).end.is_ok()));
+}
+
+#[test]
+fn a_device_that_fails_is_set_up_again_and_only_its_requests_fail() {
+    for fault in [Fault::Error, Fault::Panic] {
+        let world = World { end: -9.0, refusals: 2, row_time: Duration::from_micros(100), ..World::default() };
+        let scene = Scene::new(sizes(2, 8 * PAGE, 20), &options(8), world);
+        let ask = || scene.handle.submit(Generate { max_tokens: Some(100), ..Generate::new(words(1, 1, 40)) });
+        let before = all(&ask().unwrap()).answers;
+        let running = ask().unwrap();
+        while !matches!(running.recv_blocking().unwrap(), Event::Text { .. }) {}
+        scene.world.lock().unwrap().faults.push_back(fault);
+        assert!(matches!(all(&running).end, Err(EngineError::Device(_))));
+        // Not dead: busy, then ready, with nothing left of what was in the old device's cache.
+        let started = Instant::now();
+        let after = loop {
+            match ask() {
+                Ok(events) => match all(&events) {
+                    All { answers, end: Ok(finished) } => break (answers, finished),
+                    All { end: Err(e), .. } => assert!(matches!(e, EngineError::Device(_)), "{e:?}"),
+                },
+                Err(busy) => assert_eq!(busy.reason, BusyReason::Recovering),
+            }
+            assert!(started.elapsed() < Duration::from_secs(30));
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        assert_eq!(after.1.cached_tokens, 0);
+        assert_eq!(before.len(), after.0.len());
+        let stats = scene.handle.stats();
+        assert_eq!((stats.faults, stats.is_ready), (1, true));
+        assert_eq!(scene.world.lock().unwrap().built, 4);
+    }
+}
+
+#[test]
+fn a_device_that_hangs_fails_its_requests_in_time() {
+    let scene = Scene::new(sizes(2, 8 * PAGE, 20), &options(8), World { end: -9.0, ..World::default() });
+    scene.world.lock().unwrap().faults.push_back(Fault::Hang(Duration::from_secs(2)));
+    let started = Instant::now();
+    let running = scene.submit(Generate { max_tokens: Some(5), ..Generate::new(words(1, 1, 40)) });
+    assert!(matches!(all(&running).end, Err(EngineError::Device(_))));
+    assert!(started.elapsed() < Duration::from_secs(2), "it was told before the device came back");
+    assert!(!scene.handle.stats().is_ready);
+    let busy = scene.handle.submit(Generate::new(words(1, 1, 4))).unwrap_err();
+    assert_eq!(busy.reason, BusyReason::Recovering);
+    while !scene.handle.stats().is_ready {
+        assert!(started.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let after = scene.submit(Generate { max_tokens: Some(5), ..Generate::new(words(1, 1, 40)) });
+    assert!(all(&after).end.is_ok());
+    assert_eq!(scene.world.lock().unwrap().built, 2);
+}
+
+#[test]
+fn an_engine_that_ends_while_it_recovers_ends() {
+    let world = World { refusals: usize::MAX, ..World::default() };
+    let scene = Scene::new(sizes(2, 8 * PAGE, 20), &options(8), world);
+    scene.world.lock().unwrap().faults.push_back(Fault::Error);
+    assert!(all(&scene.submit(Generate::new(words(1, 1, 4)))).end.is_err());
+    let Scene { handle, world, .. } = scene;
+    drop(handle);
+    let started = Instant::now();
+    // The thread holds the last but one of the world's owners.
+    while Arc::strong_count(&world) > 1 {
+        assert!(started.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Requests that come, go, are left and are preempted in any order leave nothing behind, and whoever stays is served.
+    #[test]
+    fn nothing_leaks_and_nobody_starves(turns in proptest::collection::vec((0u32..40, 0usize..30, any::<bool>()), 5..40)) {
+        let scene = Scene::new(sizes(4, 8 * PAGE, 10), &options(64), World { end: 1.0, copies: true, ..World::default() });
+        let mut stay = Vec::new();
+        for (n, read, leaves) in turns {
+            let events = match scene.handle.submit(varied(n)) {
+                Ok(events) => events,
+                Err(busy) => {
+                    prop_assert!(matches!(busy.reason, BusyReason::QueueFull | BusyReason::TenantQueueFull));
+                    continue;
+                }
+            };
+            if leaves {
+                for _ in 0..read {
+                    if let Ok(Event::Finished(_)) | Err(_) = events.recv_blocking() {
+                        break;
+                    }
+                }
+            } else {
+                stay.push(std::thread::spawn(move || all(&events).end.map(|_| ())));
+            }
+        }
+        for served in stay {
+            prop_assert!(served.join().unwrap().is_ok());
+        }
+        scene.idle();
+        let stats = scene.handle.stats();
+        prop_assert_eq!((stats.kv_used, stats.active, stats.waiting), (0, 0, 0));
+        // A context that needs nearly all pages finds them.
+        let whole = Generate { max_tokens: Some(999), ..Generate::new(words(3, 3, 8 * PAGE - 1)) };
+        prop_assert!(all(&scene.submit(whole)).end.is_ok());
+        prop_assert!(scene.handle.stats().estimated_wait < Duration::from_secs(60));
+    }
+}

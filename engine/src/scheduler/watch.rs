@@ -1,0 +1,135 @@
+//! A thread that notices when a step does not end. The engine's own thread is inside the driver then and can tell
+//! nobody; this one ends the requests, marks the model as not ready and says so.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_channel::Sender;
+
+use crate::{EngineError, Event};
+
+/// What the engine's thread and its watch know of each other.
+#[derive(Default)]
+struct State {
+    /// The step that runs: when it must have ended.
+    until: Option<Instant>,
+    /// Whether the watch sleeps until a step begins.
+    sleeps: bool,
+    /// The step that runs has not ended in time.
+    hung: bool,
+    ended: bool,
+    /// Those who are waited for.
+    readers: Vec<Sender<Event>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// The engine's side of the watch; the thread ends when it is dropped.
+pub(super) struct Watch {
+    shared: Arc<Shared>,
+}
+
+impl Watch {
+    /// Starts the thread. `on_hang` is called once for each step that hangs.
+    pub(super) fn start(name: &str, on_hang: impl Fn() + Send + 'static) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let watched = shared.clone();
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || watch(&watched, &on_hang))?;
+        Ok(Self { shared })
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These are told when a step hangs.
+    pub(super) fn readers(&self, readers: Vec<Sender<Event>>) {
+        self.state().readers = readers;
+    }
+
+    /// A step begins that must end within this time.
+    pub(super) fn begin(&self, within: Duration) {
+        let mut state = self.state();
+        state.until = Instant::now().checked_add(within);
+        if state.sleeps {
+            self.shared.changed.notify_one();
+        }
+    }
+
+    /// The step has ended. True when that was too late.
+    pub(super) fn end(&self) -> bool {
+        let mut state = self.state();
+        state.until = None;
+        std::mem::take(&mut state.hung)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.state().ended = true;
+        self.shared.changed.notify_one();
+    }
+}
+
+fn watch(shared: &Shared, on_hang: &dyn Fn()) {
+    let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+    while !state.ended {
+        let now = Instant::now();
+        match state.until.filter(|_| !state.hung) {
+            Some(until) if now >= until => {
+                state.hung = true;
+                let error = EngineError::Device("a step has not ended in time".into());
+                for reader in state.readers.drain(..) {
+                    let _ = reader.force_send(Event::Failed(error.clone()));
+                    reader.close();
+                }
+                on_hang();
+            }
+            Some(until) => {
+                let left = until.saturating_duration_since(now);
+                (state, _) = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            }
+            None => {
+                state.sleeps = true;
+                state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.sleeps = false;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_step_that_does_not_end_is_told_once_to_all_who_wait() {
+        let hangs = Arc::new(AtomicUsize::new(0));
+        let counted = hangs.clone();
+        let watch = Watch::start("watch", move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        })
+        .unwrap();
+        let (events, reader) = async_channel::bounded(1);
+        watch.readers(vec![events]);
+        for _ in 0..100 {
+            watch.begin(Duration::from_secs(60));
+            assert!(!watch.end());
+        }
+        watch.begin(Duration::from_millis(20));
+        let told = reader.recv_blocking().unwrap();
+        assert!(matches!(told, Event::Failed(EngineError::Device(_))));
+        assert!(reader.recv_blocking().is_err(), "nothing follows");
+        std::thread::sleep(Duration::from_millis(60));
+        assert!(watch.end());
+        assert_eq!(hangs.load(Ordering::SeqCst), 1);
+        watch.begin(Duration::from_secs(60));
+        assert!(!watch.end());
+    }
+}

@@ -1,0 +1,170 @@
+//! `spillway chat`: a conversation with a model in the terminal. Ctrl-C ends an answer, and at the prompt the program.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use spillway_engine::{ChatMessage, Engine, Event, Generate, LoadOptions, PromptError, Sampling};
+
+use super::{FAILED, WRONG, cache_dir, fail, find_config};
+use crate::reload::read;
+use crate::spill::options;
+
+/// How long the first token of an answer may take: nobody else is waiting.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+#[derive(Args)]
+pub(super) struct ChatArguments {
+    /// A GGUF file, or the name of a model of the configuration; its first model when left out.
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<String>,
+    /// The configuration; without it ./spillway.yaml, then /etc/spillway/spillway.yaml.
+    #[arg(short, long, value_name = "FILE", env = "SPILLWAY_CONFIG")]
+    config: Option<PathBuf>,
+    /// What the model is told first.
+    #[arg(short, long, value_name = "TEXT")]
+    system: Option<String>,
+    /// 0 always takes the likeliest word; larger is more varied.
+    #[arg(short, long, default_value_t = 0.7)]
+    temperature: f32,
+    /// For answers that can be repeated.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Longest answer in tokens.
+    #[arg(long, value_name = "TOKENS")]
+    max_tokens: Option<u32>,
+}
+
+/// The model that is meant, with what the engine is told of it.
+fn find(arguments: &ChatArguments) -> Result<LoadOptions, String> {
+    let named = arguments.model.as_deref();
+    if let Some(file) = named.map(Path::new).filter(|file| file.is_file()) {
+        return Ok(LoadOptions { cache_dir: cache_dir(), ..LoadOptions::new(file) });
+    }
+    let path = find_config(arguments.config.clone())?;
+    let config = read(&path, false).map_err(|report| report.to_string())?.config;
+    let model = match named {
+        Some(name) => config.models.iter().find(|model| model.name == name).ok_or_else(|| {
+            let names: Vec<_> = config.models.iter().map(|model| format!("`{}`", model.name)).collect();
+            format!("there is no file and no model `{name}`; {} has {}", path.display(), or_none(&names))
+        })?,
+        None => config.models.first().ok_or_else(|| format!("{} has no models", path.display()))?,
+    };
+    options(model, cache_dir().as_deref()).map_err(|e| e.to_string())
+}
+
+fn or_none(names: &[String]) -> String {
+    if names.is_empty() { "no models".to_owned() } else { names.join(", ") }
+}
+
+pub(super) fn run(arguments: &ChatArguments) -> ExitCode {
+    let options = match find(arguments) {
+        Ok(options) => LoadOptions { max_sequences: 1, max_queue_wait: PATIENCE, ..options },
+        Err(e) => return fail(WRONG, &e),
+    };
+    let name = options.source.display().to_string();
+    let engine = match Engine::load(options) {
+        Ok(engine) => engine,
+        Err(e) => return fail(FAILED, &e),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(FAILED, &format!("the runtime cannot be started: {e}")),
+    };
+    let is_terminal = std::io::stdin().is_terminal();
+    if is_terminal {
+        let info = engine.info();
+        eprintln!("{name} on {} ({}).", info.device.name, info.device.kind);
+        eprintln!("/clear begins again, Ctrl-C ends an answer, Ctrl-D the conversation.");
+    }
+    let ended = runtime.block_on(talk(&engine, arguments, is_terminal));
+    // A thread may still wait for a line; it holds nothing.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(FAILED, &e),
+    }
+}
+
+/// The next line of the input; `None` at its end.
+async fn line() -> std::io::Result<Option<String>> {
+    let read = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        std::io::stdin().lock().read_line(&mut line).map(|read| (read > 0).then_some(line))
+    });
+    read.await.map_err(std::io::Error::other)?
+}
+
+async fn talk(engine: &Engine, arguments: &ChatArguments, is_terminal: bool) -> Result<(), String> {
+    let begin = || -> Vec<ChatMessage> {
+        let system = arguments.system.iter();
+        system.map(|content| ChatMessage { role: "system".into(), content: content.clone() }).collect()
+    };
+    let mut messages = begin();
+    loop {
+        if is_terminal {
+            eprint!("> ");
+        }
+        let said = tokio::select! {
+            said = line() => said.map_err(|e| e.to_string())?,
+            _ = tokio::signal::ctrl_c() => None,
+        };
+        let Some(said) = said else { return Ok(()) };
+        match said.trim() {
+            "" => continue,
+            "/clear" => {
+                messages = begin();
+                continue;
+            }
+            said => messages.push(ChatMessage { role: "user".into(), content: said.to_owned() }),
+        }
+        let prompt = match engine.encode_chat(&messages) {
+            Ok(prompt) => prompt,
+            Err(PromptError::TooLong { context, .. }) => {
+                eprintln!(
+                    "The conversation has no room for more in the context of {context} tokens: /clear begins again."
+                );
+                messages.pop();
+                continue;
+            }
+            Err(e) => return Err(e.to_string()),
+        };
+        let answer = answer(
+            engine,
+            Generate {
+                max_tokens: arguments.max_tokens,
+                sampling: Sampling { temperature: arguments.temperature, seed: arguments.seed, ..Sampling::default() },
+                ..Generate::new(prompt)
+            },
+        )
+        .await?;
+        messages.push(ChatMessage { role: "assistant".into(), content: answer });
+    }
+}
+
+/// Prints an answer as it comes, until it ends or Ctrl-C ends it.
+async fn answer(engine: &Engine, request: Generate) -> Result<String, String> {
+    let mut stream = engine.submit(request).map_err(|e| e.to_string())?;
+    let mut whole = String::new();
+    loop {
+        let event = tokio::select! {
+            event = stream.next() => event,
+            _ = tokio::signal::ctrl_c() => None,
+        };
+        match event {
+            Some(Event::Text { text, .. }) => {
+                print!("{text}");
+                std::io::stdout().flush().map_err(|e| e.to_string())?;
+                whole.push_str(&text);
+            }
+            Some(Event::Failed(e)) => return Err(e.to_string()),
+            Some(Event::Finished(_)) | None => {
+                println!();
+                return Ok(whole);
+            }
+            Some(_) => {}
+        }
+    }
+}

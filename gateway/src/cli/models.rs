@@ -1,0 +1,116 @@
+//! `spillway models`: what a configuration runs inside, and what a file is.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use spillway_config::schema::Model;
+use spillway_engine::{DeviceChoice, LoadOptions};
+
+use super::{FAILED, WRONG, fail, find_config};
+use crate::reload::read;
+use crate::spill::options;
+
+#[derive(Subcommand)]
+pub(super) enum ModelsCommand {
+    /// List the models that a configuration runs inside the gateway.
+    List {
+        /// The configuration; without it ./spillway.yaml, then /etc/spillway/spillway.yaml.
+        #[arg(short, long, value_name = "FILE", env = "SPILLWAY_CONFIG")]
+        config: Option<PathBuf>,
+    },
+    /// Say what a model file is, which device would run it and what memory that takes. Opens no device.
+    Inspect {
+        /// A GGUF file.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+pub(super) fn run(command: ModelsCommand) -> ExitCode {
+    match command {
+        ModelsCommand::List { config } => list(config),
+        ModelsCommand::Inspect { file } => inspect(&file),
+    }
+}
+
+fn list(config: Option<PathBuf>) -> ExitCode {
+    let loaded = match find_config(config).map(|path| read(&path, false)) {
+        Ok(Ok(loaded)) => loaded,
+        Ok(Err(report)) => return fail(WRONG, &report),
+        Err(e) => return fail(WRONG, &e),
+    };
+    let models = &loaded.config.models;
+    if models.is_empty() {
+        println!("The configuration runs no model inside the gateway.");
+        return ExitCode::SUCCESS;
+    }
+    let rows: Vec<_> = models.iter().map(row).collect();
+    let heads = ["NAME", "ARCHITECTURE", "TYPE", "CONTEXT", "MEMORY", "KEPT WARM", "FILE"].map(str::to_owned);
+    let width = |n: usize| rows.iter().chain([&heads]).filter_map(|row| row.get(n)).map(|c| c.chars().count()).max();
+    let widths: Vec<_> = (0..heads.len()).map(|n| width(n).unwrap_or(0)).collect();
+    for row in [&heads].into_iter().chain(&rows) {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        println!("{}", cells.join("  ").trim_end());
+    }
+    ExitCode::SUCCESS
+}
+
+fn row(model: &Model) -> [String; 7] {
+    let unknown = || "?".to_owned();
+    // `read` has found the file to be one that can be run; it may be gone since.
+    let info = spillway_engine::inspect(&model.source).ok();
+    let needs = options(model, None).ok().and_then(|options| spillway_engine::needs(&options).ok());
+    [
+        model.name.clone(),
+        info.as_ref().map_or_else(unknown, |info| info.architecture.clone()),
+        info.as_ref().map_or_else(unknown, |info| info.quantization.clone()),
+        needs.as_ref().map_or_else(unknown, |needs| needs.context.to_string()),
+        needs.map_or_else(unknown, |needs| mebibytes(needs.weights + needs.kv_cache + needs.activations)),
+        if model.keep_warm { "yes" } else { "no" }.to_owned(),
+        model.source.display().to_string(),
+    ]
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}
+
+fn inspect(file: &Path) -> ExitCode {
+    let options = LoadOptions::new(file);
+    let (info, needs) = match (spillway_engine::inspect(file), spillway_engine::needs(&options)) {
+        (Ok(info), Ok(needs)) => (info, needs),
+        (Err(e), _) | (_, Err(e)) => return fail(FAILED, &e),
+    };
+    let line = |name: &str, value: &dyn std::fmt::Display| println!("{name:<14}{value}");
+    line("file", &file.display());
+    line("architecture", &info.architecture);
+    line("parameters", &millions(info.parameters));
+    line("type", &info.quantization);
+    line("tensors", &info.tensors);
+    line("context", &format!("{} tokens, {} by default", info.context_length, needs.context));
+    line("file size", &mebibytes(info.file_bytes));
+    line(
+        "memory",
+        &format!(
+            "{}: weights {}, KV cache {} for {} tokens, activations {}",
+            mebibytes(needs.weights + needs.kv_cache + needs.activations),
+            mebibytes(needs.weights),
+            mebibytes(needs.kv_cache),
+            needs.kv_tokens,
+            mebibytes(needs.activations)
+        ),
+    );
+    match spillway_engine::device_for(&DeviceChoice::Auto) {
+        Ok(device) => {
+            line("device", &format!("{} ({}, {}; {})", device.name, device.kind, device.driver, device.reason))
+        }
+        Err(e) => line("device", &e),
+    }
+    ExitCode::SUCCESS
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+fn millions(count: u64) -> String {
+    format!("{:.1} million", count as f64 / 1e6)
+}

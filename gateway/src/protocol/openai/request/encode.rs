@@ -1,0 +1,306 @@
+//! Embeddings as OpenAI has them, and reranking as Jina, Cohere and vLLM do: what a request asks for. Read in one pass;
+//! nothing is kept of fields that are not used.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use spillway_filter::Refusal;
+
+use super::chat::{Findings, model_not_found};
+use super::messages::shown;
+use super::values::{Flat, Probe, Skip, SkipVisitor, Text};
+use super::{duplicate, object};
+
+/// Texts of one request, as many as OpenAI takes.
+const MAX_TEXTS: usize = 2048;
+
+/// Texts of a request.
+#[derive(Debug, Default)]
+struct Texts {
+    texts: Vec<String>,
+    /// Something that is no text.
+    other: bool,
+    /// Numbers of tokens.
+    tokens: bool,
+    many: bool,
+}
+
+impl Texts {
+    fn add(&mut self, value: Probe<'_>) {
+        let text = match value {
+            Probe::Text(text) => Some(text.into_owned()),
+            // A document as Cohere writes it.
+            Probe::Object(..) => match value.field("text") {
+                Some(Flat::Text(text)) => Some(text.clone().into_owned()),
+                _ => None,
+            },
+            Probe::Unsigned(_) => {
+                self.tokens = true;
+                None
+            }
+            Probe::List(_, ref entries) if matches!(entries.first(), Some(Flat::Other)) => {
+                self.tokens = true;
+                None
+            }
+            _ => None,
+        };
+        match text {
+            Some(_) if self.texts.len() >= MAX_TEXTS => self.many = true,
+            Some(text) => self.texts.push(text),
+            None => self.other = true,
+        }
+    }
+
+    /// The texts, if there are some and nothing else; else what is wrong with the field `param`.
+    fn judge(self, param: &'static str, findings: &mut Findings) -> Vec<String> {
+        if self.tokens {
+            findings.unsupported("unsupported_value", param, "the model inside the gateway reads text, not tokens");
+        } else if self.other {
+            findings.wrong("invalid_type", param, "must be text or a list of texts");
+        } else if self.many {
+            findings.wrong("array_above_max_length", param, format!("must have at most {MAX_TEXTS} texts"));
+        } else if self.texts.is_empty() {
+            findings.wrong("empty_array", param, "must have at least one text");
+        } else if self.texts.iter().any(String::is_empty) {
+            findings.wrong("invalid_value", param, "must have no empty text");
+        }
+        self.texts
+    }
+}
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextsVisitor;
+        impl<'de> Visitor<'de> for TextsVisitor {
+            type Value = Texts;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+            fn visit_unit<E>(self) -> Result<Texts, E> {
+                Ok(Texts::default())
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Texts, E> {
+                Ok(Texts { other: true, ..Texts::default() })
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Texts, E> {
+                Ok(Texts { other: true, ..Texts::default() })
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Texts, E> {
+                Ok(Texts { other: true, ..Texts::default() })
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Texts, E> {
+                Ok(Texts { other: true, ..Texts::default() })
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Texts, E> {
+                Ok(Texts { texts: vec![text.to_owned()], ..Texts::default() })
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Texts, A::Error> {
+                SkipVisitor.visit_map(map)?;
+                Ok(Texts { other: true, ..Texts::default() })
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Texts, A::Error> {
+                let mut texts = Texts::default();
+                while let Some(value) = list.next_element::<Probe<'de>>()? {
+                    texts.add(value);
+                }
+                Ok(texts)
+            }
+        }
+        deserializer.deserialize_any(TextsVisitor)
+    }
+}
+
+/// A request that a model which encodes texts answers.
+#[derive(Debug, Default)]
+pub struct EncodeRequest {
+    /// The model named.
+    pub model: Option<String>,
+    /// The texts, or the documents of a reranking.
+    pub texts: Vec<String>,
+    /// What the documents are ranked by; none where embeddings are wanted.
+    pub query: Option<String>,
+    /// Whether vectors are wanted as base64 of little-endian f32.
+    pub base64: bool,
+    /// Length of the vectors, if less than the model's.
+    pub dimensions: Option<u32>,
+    /// How many of the best documents are wanted; all when left out.
+    pub top_n: Option<u32>,
+    /// Whether the documents themselves are repeated.
+    pub return_documents: bool,
+}
+
+/// Which of the two it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encode {
+    /// `/v1/embeddings`.
+    Embeddings,
+    /// `/v1/rerank`.
+    Rerank,
+}
+
+impl EncodeRequest {
+    /// Reads a request. An error names the field.
+    pub fn parse(body: &[u8], what: Encode) -> Result<Self, Refusal> {
+        let mut reader = Reader {
+            what,
+            request: Self { return_documents: true, ..Self::default() },
+            texts: None,
+            seen: Vec::new(),
+            findings: Findings::default(),
+        };
+        object(body, &mut reader)?;
+        let Reader { mut request, texts, mut findings, .. } = reader;
+        let param = if what == Encode::Embeddings { "input" } else { "documents" };
+        match texts {
+            Some(texts) => request.texts = texts.judge(param, &mut findings),
+            None => findings.wrong("missing_required_parameter", param, "is missing"),
+        }
+        if what == Encode::Rerank && request.query.is_none() {
+            findings.wrong("missing_required_parameter", "query", "is missing");
+        }
+        match findings.first() {
+            Some(refusal) => Err(refusal),
+            None => Ok(request),
+        }
+    }
+
+    /// Whether it names the model `name`.
+    pub fn addressed_to(&self, name: &str) -> Result<(), Refusal> {
+        match self.model.as_deref() {
+            Some(model) if model == name => Ok(()),
+            Some(model) => Err(model_not_found(model)),
+            None => Err(Refusal::invalid("missing_required_parameter", "`model` is missing.").param("model")),
+        }
+    }
+}
+
+struct Reader {
+    what: Encode,
+    request: EncodeRequest,
+    texts: Option<Texts>,
+    seen: Vec<String>,
+    findings: Findings,
+}
+
+impl<'a> Visitor<'a> for &mut Reader {
+    type Value = ();
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(Text(key)) = map.next_key()? {
+            if self.seen.iter().any(|seen| *seen == *key) {
+                self.findings.refuse(duplicate(&shown(&key)));
+                map.next_value::<Skip>()?;
+                continue;
+            }
+            // More names than there are fields are unknown ones, of which the first is told.
+            if self.seen.len() < 32 {
+                self.seen.push(key.clone().into_owned());
+            }
+            match (self.what, &*key) {
+                (Encode::Embeddings, "input") | (Encode::Rerank, "documents") => self.texts = Some(map.next_value()?),
+                (_, "user") | (Encode::Rerank, "truncate_prompt_tokens" | "priority") => {
+                    map.next_value::<Skip>()?;
+                }
+                (what, name) => {
+                    let value: Probe<'a> = map.next_value()?;
+                    if value != Probe::Null {
+                        self.field(what, name, value);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Reader {
+    fn field(&mut self, what: Encode, name: &str, value: Probe<'_>) {
+        match (what, name) {
+            (_, "model") => match value {
+                Probe::Text(model) => self.request.model = Some(model.into_owned()),
+                _ => self.findings.wrong("invalid_type", "model", "must be a string"),
+            },
+            (Encode::Embeddings, "encoding_format") => match value {
+                Probe::Text(format) if format == "float" => {}
+                Probe::Text(format) if format == "base64" => self.request.base64 = true,
+                _ => self.findings.wrong("invalid_value", "encoding_format", "must be float or base64"),
+            },
+            (Encode::Embeddings, "dimensions") => self.request.dimensions = self.count("dimensions", &value),
+            (Encode::Rerank, "query") => match value {
+                Probe::Text(query) if !query.is_empty() => self.request.query = Some(query.into_owned()),
+                _ => self.findings.wrong("invalid_value", "query", "must be a text"),
+            },
+            (Encode::Rerank, "top_n") => self.request.top_n = self.count("top_n", &value),
+            (Encode::Rerank, "return_documents") => match value {
+                Probe::Bool(wanted) => self.request.return_documents = wanted,
+                _ => self.findings.wrong("invalid_type", "return_documents", "must be true or false"),
+            },
+            _ => {
+                let why = "the model inside the gateway does not know this field";
+                self.findings.unsupported("unknown_parameter", shown(name), why);
+            }
+        }
+    }
+
+    fn count(&mut self, name: &'static str, value: &Probe<'_>) -> Option<u32> {
+        match value {
+            Probe::Unsigned(count) if *count > 0 => u32::try_from(*count).ok(),
+            _ => {
+                self.findings.wrong("invalid_value", name, "must be a whole number above 0");
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn embed(body: &str) -> Result<EncodeRequest, Refusal> {
+        EncodeRequest::parse(body.as_bytes(), Encode::Embeddings)
+    }
+
+    #[test]
+    fn what_is_to_be_encoded_is_read() {
+        let one = embed(r#"{"model":"m","input":"a","encoding_format":"base64","dimensions":3,"user":"u"}"#).unwrap();
+        assert_eq!((one.texts, one.base64, one.dimensions), (vec!["a".to_owned()], true, Some(3)));
+        assert_eq!(embed(r#"{"input":["a","b"],"encoding_format":"float"}"#).unwrap().texts, ["a", "b"]);
+        let body = br#"{"model":"m","query":"q","documents":["a",{"text":"b"}],"top_n":1,"return_documents":false}"#;
+        let rank = EncodeRequest::parse(body, Encode::Rerank).unwrap();
+        assert_eq!((rank.query.as_deref(), rank.texts.len(), rank.top_n), (Some("q"), 2, Some(1)));
+        assert!(!rank.return_documents && rank.addressed_to("m").is_ok());
+        assert_eq!(rank.addressed_to("n").unwrap_err().status, 404);
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_its_field() {
+        let many = format!(r#"{{"input":[{}]}}"#, vec!["\"a\""; 2049].join(","));
+        for (body, param) in [
+            ("{}", "input"),
+            (r#"{"input":[]}"#, "input"),
+            (r#"{"input":""}"#, "input"),
+            (r#"{"input":["a",""]}"#, "input"),
+            (r#"{"input":7}"#, "input"),
+            (r#"{"input":{"a":1}}"#, "input"),
+            (r#"{"input":[1,2,3]}"#, "input"),
+            (r#"{"input":[[1,2],[3]]}"#, "input"),
+            (many.as_str(), "input"),
+            (r#"{"input":"a","encoding_format":"hex"}"#, "encoding_format"),
+            (r#"{"input":"a","dimensions":0}"#, "dimensions"),
+            (r#"{"input":"a","frobnicate":1}"#, "frobnicate"),
+            (r#"{"input":"a","input":"b"}"#, "input"),
+            (r#"{"input":"a","model":1}"#, "model"),
+        ] {
+            let refusal = embed(body).expect_err(body);
+            assert_eq!((refusal.status.as_u16(), refusal.param.as_deref()), (400, Some(param)), "{body}");
+        }
+        let rank = |body: &str| EncodeRequest::parse(body.as_bytes(), Encode::Rerank).unwrap_err().param.unwrap();
+        assert_eq!(rank(r#"{"query":"q"}"#), "documents");
+        assert_eq!(rank(r#"{"documents":["a"]}"#), "query");
+        assert_eq!(rank(r#"{"query":"q","documents":[{"title":"a"}]}"#), "documents");
+        assert_eq!(rank(r#"{"query":"q","documents":["a"],"top_n":-1}"#), "top_n");
+    }
+}

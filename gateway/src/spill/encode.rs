@@ -1,0 +1,118 @@
+//! Texts become vectors, or documents ranks, by a model inside that encodes. Never in place of a backend: vectors of
+//! another model are no lesser answer but a wrong one.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::StatusCode;
+use spillway_engine::{Embedding, Engine, EngineError, Scores, Task};
+use spillway_filter::{ErrorKind, Refusal};
+
+use super::LoadedModel;
+use super::answer::SpillError;
+use super::stream::internal;
+use crate::protocol::openai::{Encode, EncodeRequest, embeddings, ranking};
+
+/// An answer with vectors or ranks.
+#[derive(Debug)]
+pub struct Encoded {
+    /// JSON.
+    pub body: Bytes,
+    /// Tokens read.
+    pub tokens: u64,
+}
+
+/// Has the model encode what a request holds.
+pub async fn encode(
+    model: &Arc<LoadedModel>,
+    request: EncodeRequest,
+    what: Encode,
+    deadline: Instant,
+) -> Result<Encoded, SpillError> {
+    let engine = model.engine(deadline).await?;
+    let wanted = match what {
+        Encode::Embeddings => Task::Embed,
+        Encode::Rerank => Task::Classify,
+    };
+    let is = engine.info().task;
+    if is != wanted {
+        let message = format!("The model `{}` is for {is}, not for {wanted}.", model.name());
+        return Err(cannot("unsupported_value", message, "model"));
+    }
+    if let Some(dimensions) = request.dimensions.filter(|dimensions| *dimensions > engine.info().outputs) {
+        let most = engine.info().outputs;
+        let message = format!("`dimensions` is {dimensions}; vectors of this model have {most} values.");
+        return Err(cannot("integer_above_max_value", message, "dimensions"));
+    }
+    let work = async {
+        match what {
+            Encode::Embeddings => vectors(&engine, model.name(), request).await,
+            Encode::Rerank => ranks(&engine, model.name(), request).await,
+        }
+    };
+    match tokio::time::timeout_at(deadline.into(), work).await {
+        Ok(encoded) => encoded.map_err(failed),
+        Err(_) => Err(SpillError::Failed(Refusal::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::Timeout,
+            "request_timeout",
+            "The time for this request was over before the model inside the gateway had answered.",
+        ))),
+    }
+}
+
+fn cannot(code: &'static str, message: String, param: &'static str) -> SpillError {
+    SpillError::CannotSpill(Refusal::invalid(code, message).param(param))
+}
+
+fn failed(error: EngineError) -> SpillError {
+    match error {
+        EngineError::Busy(busy) => busy.into(),
+        EngineError::Input(message) => SpillError::CannotSpill(Refusal::invalid("invalid_value", message)),
+        _ => SpillError::Failed(internal("The model inside the gateway failed; its log says why.")),
+    }
+}
+
+async fn vectors(engine: &Engine, name: &str, request: EncodeRequest) -> Result<Encoded, EngineError> {
+    let encoded = engine.embed(request.texts).await?;
+    let tokens = encoded.iter().map(|text| u64::from(text.tokens)).sum();
+    let vectors: Vec<_> = encoded.into_iter().map(|text| shortened(text, request.dimensions)).collect();
+    Ok(Encoded { body: embeddings(name, &vectors, request.base64, tokens), tokens })
+}
+
+/// The first `dimensions` values, of length 1 again (arXiv:2205.13147), and whether the text was cut.
+fn shortened(text: Embedding, dimensions: Option<u32>) -> (Vec<f32>, bool) {
+    let Embedding { mut values, truncated, .. } = text;
+    if let Some(dimensions) = dimensions.and_then(|n| usize::try_from(n).ok()).filter(|n| *n < values.len()) {
+        values.truncate(dimensions);
+        let length = values.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+        values.iter_mut().for_each(|v| *v /= length);
+    }
+    (values, truncated)
+}
+
+async fn ranks(engine: &Engine, name: &str, request: EncodeRequest) -> Result<Encoded, EngineError> {
+    let query = request.query.as_deref().unwrap_or_default();
+    let scored = engine.rerank(query, request.texts.clone()).await?;
+    let tokens = scored.iter().map(|text| u64::from(text.tokens)).sum();
+    // The logistic function of the only logit, as cross-encoders are trained.
+    let score = |text: &Scores| text.logits.first().map_or(0.0, |logit| 1.0 / (1.0 + (-logit).exp()));
+    let scores: Vec<f32> = scored.iter().map(score).collect();
+    let id = format!("rerank-{}", uuid::Uuid::new_v4().simple());
+    Ok(Encoded { body: ranking(&id, name, &request, &scores, tokens), tokens })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortened_vector_has_length_one() {
+        let text = |values: &[f32]| Embedding { values: values.to_vec(), tokens: 1, truncated: true };
+        assert_eq!(shortened(text(&[0.6, 0.8]), None), (vec![0.6, 0.8], true));
+        assert_eq!(shortened(text(&[0.6, 0.8]), Some(2)).0, [0.6, 0.8]);
+        let (short, _) = shortened(text(&[0.3, 0.4, 0.866]), Some(2));
+        assert!((short[0] - 0.6).abs() < 1e-6 && (short[1] - 0.8).abs() < 1e-6, "{short:?}");
+    }
+}
