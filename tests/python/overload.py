@@ -20,7 +20,7 @@ async def ask(n: int) -> None:
     country = COUNTRIES[n % len(COUNTRIES)]
     question = f"What is the capital of {country}? Answer in one sentence."
     told = {"n": n, "country": country, "streamed": n % 2 == 0}
-    asked = dict(model="any", temperature=0, max_tokens=10, messages=[{"role": "user", "content": question}])
+    asked = dict(model="any", temperature=0, max_tokens=8, messages=[{"role": "user", "content": question}])
     began = time.monotonic()
     try:
         if told["streamed"]:

@@ -146,7 +146,7 @@ async fn a_stream_that_dies_is_continued_by_the_model_inside_where_the_route_wan
     let yaml = |resume: bool| {
         format!(
             "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
-models: [{{name: smollm2, source: \"{}\", contextLength: 256}}]
+models: [{{name: smollm2, source: \"{}\", contextLength: 256, maxQueueWait: 60s}}]
 routes: [{{name: r, backendRefs: [{{name: x}}], whenUnavailable: {{spillTo: smollm2}}, resume: {resume}}}]
 ",
             server.url(),

@@ -42,7 +42,7 @@ routes:
         took.push(began.elapsed().as_secs_f64());
     }
     let service = took[1..].iter().copied().fold(f64::INFINITY, f64::min).max(0.02);
-    let count = 36;
+    let count = 24;
     let seconds = (count as f64 / (3.0 * 2.0 / service)).clamp(1.0, 20.0);
     let address = gateway.address;
     let out = tokio::task::spawn_blocking(move || {
@@ -70,8 +70,8 @@ routes:
         assert!(answer["text"].as_str().unwrap().contains(capital), "{answer}");
         *by.entry(answer["by"].as_str().unwrap().to_owned()).or_default() += 1;
     }
-    assert!(by.get("").is_some_and(|n| *n > 4), "the servers take what they can: {by:?}");
-    assert!(by.get("builtin/smollm2").is_some_and(|n| *n > 4), "the rest is answered inside: {by:?}");
+    assert!(by.get("").is_some_and(|n| *n > 2), "the servers take what they can: {by:?}");
+    assert!(by.get("builtin/smollm2").is_some_and(|n| *n > 2), "the rest is answered inside: {by:?}");
     println!("{count} requests in {seconds:.1} s, one takes {service:.3} s: {by:?}");
     assert_eq!(gateway.metric("spillway_queue_depth{http_route=\"r\"}").await, 0.0);
 }
