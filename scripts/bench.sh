@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
-# make bench: the load tests of loadtest/, beside nginx and llama.cpp, printed as tables. Arguments go to the program.
+# make bench: the load tests of loadtest/, beside nginx and llama.cpp, printed as tables. Arguments go to the program;
+# `policies` instead prints what the balancing policies cost and how good they are in simulated time.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$ROOT"
+
+if [ "${1:-}" = policies ]; then
+  scripts/rust.sh
+  exec cargo bench --locked -p spillway --bench quality --bench picking
+fi
 
 scripts/system.sh bench
 scripts/rust.sh

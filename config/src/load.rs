@@ -8,7 +8,7 @@ use crate::catalog::FilterCatalog;
 use crate::check::{Checker, Mistake};
 use crate::diagnostic::{Diagnostic, Report, Severity};
 use crate::json_schema::json_schema;
-use crate::schema::Config;
+use crate::schema::{Config, Endpoint};
 use crate::tree::{self, Node, Value};
 use crate::validate::{self, Segment};
 use crate::values::Secret;
@@ -71,15 +71,18 @@ pub struct Loaded {
 
 /// Reads and checks a file.
 pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<Loaded, Report> {
-    let cannot = |e: &dyn std::fmt::Display| Report::of_file(path, format!("cannot read the configuration: {e}"));
+    load_text(path, &read(path)?, options)
+}
+
+fn read(path: &Path) -> Result<String, Report> {
+    let cannot = |e: &dyn std::fmt::Display| Report::of_file(path, format!("cannot read the file: {e}"));
     let metadata = std::fs::metadata(path).map_err(|e| cannot(&e))?;
     if metadata.len() > MAX_FILE {
         return Err(cannot(&format!("it has {} bytes; the most is 4 MiB", metadata.len())));
     }
     let bytes = std::fs::read(path).map_err(|e| cannot(&e))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|e| cannot(&format!("it is not UTF-8 from byte {} on", e.utf8_error().valid_up_to())))?;
-    load_text(path, &text, options)
+    String::from_utf8(bytes)
+        .map_err(|e| cannot(&format!("it is not UTF-8 from byte {} on", e.utf8_error().valid_up_to())))
 }
 
 /// Checks the text of a file.
@@ -113,6 +116,27 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
         }
     };
     let files = absolute(&mut config, path);
+    let mut further = Report::default();
+    for backend in &mut config.backends {
+        let Some(file) = backend.endpoints_file.clone() else { continue };
+        match endpoints(&file, &schema) {
+            Ok(endpoints) => backend.endpoints.extend(endpoints),
+            Err(report) => further.diagnostics.extend(report.diagnostics),
+        }
+    }
+    if further.has_errors() {
+        // Where files need not be there yet, a missing one is no mistake; a wrong one is.
+        let missing = |d: &Diagnostic| options.offline && !d.file.exists();
+        for diagnostic in &mut further.diagnostics {
+            if missing(diagnostic) {
+                diagnostic.severity = Severity::Warning;
+            }
+        }
+        reporter.report.diagnostics.append(&mut further.diagnostics);
+        if reporter.report.has_errors() {
+            return Err(reporter.finish());
+        }
+    }
     let mut context = validate::Context { config: &config, options, findings: Vec::new() };
     validate::all(&mut context);
     for finding in context.findings {
@@ -126,6 +150,32 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
         return Err(report);
     }
     Ok(Loaded { config, warnings: report, files })
+}
+
+/// The endpoints of a file that other programs write.
+fn endpoints(path: &Path, schema: &serde_json::Value) -> Result<Vec<Endpoint>, Report> {
+    let text = read(path)?;
+    let mut reporter = Reporter { file: path, lines: text.lines().collect(), report: Report::default() };
+    let root = match tree::parse(&text) {
+        Ok(root) => root,
+        Err(e) => {
+            reporter
+                .add(Severity::Error, Mistake { place: e.place, path: String::new(), message: e.message, help: None });
+            return Err(reporter.report);
+        }
+    };
+    let empty = serde_json::Map::new();
+    let definitions = schema.get("$defs").and_then(serde_json::Value::as_object).unwrap_or(&empty);
+    let list = serde_json::json!({"type": "array", "items": {"$ref": "#/$defs/Endpoint"}});
+    let mut checker = Checker { definitions, mistakes: Vec::new() };
+    checker.walk(&root, &list, "");
+    for mistake in checker.mistakes {
+        reporter.add(Severity::Error, mistake);
+    }
+    if reporter.report.has_errors() {
+        return Err(reporter.finish());
+    }
+    serde_json::from_value(root.to_json()).map_err(|e| Report::of_file(path, format!("cannot be decoded: {e}")))
 }
 
 struct Reporter<'t> {
@@ -221,6 +271,9 @@ fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
     };
     for model in &mut config.models {
         take(&mut model.source);
+    }
+    for file in config.backends.iter_mut().filter_map(|backend| backend.endpoints_file.as_mut()) {
+        take(file);
     }
     for tls in config.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()) {
         for pair in &mut tls.certificates {

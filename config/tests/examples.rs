@@ -138,6 +138,94 @@ fn what_can_never_take_effect_is_an_error() {
     assert!(judge(&shadowed).unwrap().warnings.to_string().contains("this never wins"));
 }
 
+/// A backend with these keys after its endpoint, which end at line 2.
+fn backend(keys: &str) -> String {
+    GOOD.replace("endpoints:", &format!("{keys}, endpoints:"))
+}
+
+#[test]
+fn balancing_that_contradicts_itself_is_refused_with_its_line() {
+    let lb = |text: &str| backend(&format!("loadBalancing: {text}"));
+    let capacity = |text: &str| backend(&format!("capacity: {text}"));
+    let check = |text: &str| backend(&format!("healthCheck: {text}"));
+    let outlier = |text: &str| backend(&format!("outlierDetection: {text}"));
+    for (yaml, told) in [
+        (lb("{policy: hash}"), "needs `hashOn`"),
+        (lb("{hashOn: {header: x}}"), "no effect without `policy: hash`"),
+        (lb("{policy: hash, hashOn: {header: \"a b\"}}"), "no header name"),
+        (lb("{policy: hash, hashOn: {cookie: \"\"}}"), "no cookie name"),
+        (lb("{policy: hash, hashOn: {clientAddress: false}}"), "only `true`"),
+        (lb("{policy: hash, hashOn: {promptPrefix: 256B}}"), "only where `protocol` is a model protocol"),
+        (lb("{policy: hash, hashOn: {header: x, cookie: y}}"), "exactly one of"),
+        (lb("{policy: hash, hashOn: {header: x}, slowStart: 30s}"), "`slowStart` has no effect"),
+        (lb("{slowStart: 0s}"), "leave it out"),
+        (lb("{policy: fastest}"), "none of the values"),
+        (lb("{policy: queueDepth}"), "no figures would come"),
+        (capacity("{adaptive: {minLimit: 9, maxLimit: 8}}"), "is above `maxLimit` (8)"),
+        (capacity("{maxInFlight: 4, adaptive: {minLimit: 9}}"), "below `adaptive.minLimit`"),
+        (capacity("{adaptive: {latencyTolerance: 1.0}}"), "above 1"),
+        (capacity("{queueDepth: {max: 4, interval: 2s, staleAfter: 2s}}"), "must be longer than `interval` (2s)"),
+        (capacity("{queueDepth: {max: 4, interval: 10ms}}"), "at least 100ms"),
+        (capacity("{queueDepth: {max: 0}}"), "too small"),
+        (capacity("{queueDepth: {max: 4, metricsPath: metrics}}"), "begins with `/`"),
+        (capacity("{queueDepth: {max: 4, metric: \"a b\"}}"), "no name of a metric"),
+        (capacity("{kvCache: {max: 0.9}}"), "no figures would come"),
+        (capacity("{loadReports: true, kvCache: {max: 1.1}}"), "above 0 and at most 1"),
+        (capacity("{loadReports: true}"), "nothing uses the reports"),
+        (check("{interval: 5s}"), "exactly one of `http`, `tcp` and `completion`"),
+        (check("{tcp: {}, http: {path: /}}"), "exactly one of `http`, `tcp` and `completion`"),
+        (check("{completion: {}}"), "only where `protocol` is `openai`"),
+        (check("{completion: {}}").replace("name: a,", "name: a, protocol: openai,"), "which model is asked?"),
+        (outlier("{errorRate: 1.5}"), "above 0 and at most 1"),
+        (outlier("{latencyFactor: 0.5}"), "must be above 1"),
+        (outlier("{maxEjected: 2}"), "from 0 to 1"),
+        (outlier("{panicThreshold: -1}"), "from 0 to 1"),
+        (outlier("{ejectionTime: 0s}"), "longer than zero"),
+        (outlier("{minimumRequests: 0}"), "too small"),
+    ] {
+        let all = messages(&yaml);
+        assert!(all.iter().any(|m| m.starts_with("2:") && m.contains(told)), "{told}: {all:?}\n{yaml}");
+    }
+    for yaml in [
+        lb("{policy: peakEwma, slowStart: 30s}"),
+        lb("{policy: hash, hashOn: {cookie: sid}}"),
+        capacity("{maxInFlight: 16, adaptive: {}, loadReports: true, queueDepth: {max: 4}, kvCache: {max: 0.9}}"),
+        capacity("{queueDepth: {max: 4, metric: \"vllm:num_requests_waiting{engine=\\\"0\\\"}\"}}"),
+        check("{tcp: {}}"),
+        outlier("{consecutiveErrors: 0, errorRate: 0.5, latencyFactor: 3}"),
+    ] {
+        assert_eq!(messages(&yaml), Vec::<String>::new(), "{yaml}");
+    }
+}
+
+#[test]
+fn endpoints_may_stand_in_a_file_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("c.yaml");
+    let file = folder.path().join("e.json");
+    std::fs::write(&config, GOOD.replace("endpoints: [{url: \"http://127.0.0.1:1\"}]", "endpointsFile: e.json"))
+        .unwrap();
+    let strict = LoadOptions { offline: false, ..options() };
+    let told = load(&config, &strict).unwrap_err().to_string();
+    assert!(told.contains("cannot read the file"), "{told}");
+    assert!(load(&config, &options()).is_ok(), "offline it need not be there");
+    for (text, expected) in [
+        ("[]", "at least one endpoint"),
+        ("{}", "expected a list"),
+        ("[{\"url\": \"http://a:1\"}, {\"url\": \"http://a:1\"}]", "in the list already"),
+        ("[\n  {\"url\": \"ftp://a\"}\n]", "e.json:2:11"),
+        ("- url: http://a\n  weigth: 1\n", "did you mean `weight`"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let told = load(&config, &strict).unwrap_err().to_string();
+        assert!(told.contains(expected), "{text}: {told}");
+    }
+    std::fs::write(&file, "- {url: \"http://a:1\", weight: 3, priority: 1}\n- {url: \"http://b:1\"}\n").unwrap();
+    let loaded = load(&config, &strict).unwrap();
+    assert_eq!((loaded.config.backends[0].endpoints.len(), loaded.config.backends[0].endpoints[0].weight), (2, 3));
+    assert!(loaded.files.contains(&file), "it is watched like the configuration");
+}
+
 #[test]
 fn a_laugh_of_anchors_is_bounded() {
     let mut yaml = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");

@@ -333,6 +333,10 @@ impl Engine {
     ) -> Result<Self, LoadError> {
         let tokenizer = TextModel::tokenizer_of(file)?;
         let loaded = model::load_encoder(file, options)?;
+        if tokenizer.vocabulary() > loaded.shape.vocabulary {
+            let (tokens, rows) = (tokenizer.vocabulary(), loaded.shape.vocabulary);
+            return Err(file.corrupt(format!("its tokenizer has {tokens} tokens and its table {rows} rows")));
+        }
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let labels = match file.meta("bert.classifier.output_labels") {
             Some(artifact::MetaValue::Strings(labels)) if task == Task::Classify => labels.clone(),

@@ -15,6 +15,7 @@
 //! A step returns what the next one needs or how the request ends; nothing else ends a request early. What the request
 //! holds lives in its [`Exchange`] and is released when that is dropped.
 
+mod affinity;
 mod answers;
 mod conclude;
 mod forward;

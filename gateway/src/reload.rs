@@ -14,7 +14,7 @@ use spillway_config::values::Size;
 use spillway_config::{LoadOptions, Loaded, Report};
 use tokio::sync::mpsc;
 
-use crate::balancing::HealthSupervisor;
+use crate::balancing::Supervisor;
 use crate::listener::ListenerSet;
 use crate::server::{Gateway, ModelFiles, unix_seconds};
 use crate::snapshot::Compiler;
@@ -73,8 +73,8 @@ pub struct Reloader {
     pub compiler: Arc<Compiler>,
     /// Open listeners.
     pub listeners: Arc<ListenerSet>,
-    /// Health checks.
-    pub health: Arc<HealthSupervisor>,
+    /// Health checks, readings of metrics, names.
+    pub supervisor: Arc<Supervisor>,
     /// For operators.
     pub last_edit: Arc<ArcSwap<LastEdit>>,
 }
@@ -185,7 +185,7 @@ impl Reloader {
         let prepared = self.listeners.prepare(&plans).map_err(|e| vec![e.to_string()])?;
         let snapshot = self.compiler.compile(config, Some(&previous)).await.map_err(|e| e.0)?;
         let generation = snapshot.generation;
-        self.health.apply(std::mem::take(&mut *snapshot.probes.lock()));
+        self.supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
         self.gateway.snapshot.store(Arc::new(snapshot));
         self.listeners.commit(prepared, &self.gateway);
         Ok(generation)

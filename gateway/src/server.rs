@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
 use crate::admin::{self, AdminState};
-use crate::balancing::HealthSupervisor;
+use crate::balancing::{Resolve, Supervisor, SystemResolver};
 use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
 use crate::reload::{LastEdit, Reloader};
@@ -113,11 +113,12 @@ impl AdminState for Shown {
     }
     fn metrics(&self) -> String {
         match self.gateway.load().as_ref() {
-            None => self.metrics.encode(&[], 0),
+            None => self.metrics.encode(&[], &[], 0),
             Some(gateway) => {
                 let samples: Vec<_> = gateway.snapshot.load().models.iter().map(|model| model.sample()).collect();
                 self.metrics.buffered_bytes.set(i64::try_from(gateway.bodies.used()).unwrap_or(i64::MAX));
-                self.metrics.encode(&samples, gateway.log.dropped())
+                let endpoints = crate::balancing::samples(&gateway.snapshot.load().backends);
+                self.metrics.encode(&samples, &endpoints, gateway.log.dropped())
             }
         }
     }
@@ -129,6 +130,18 @@ impl AdminState for Shown {
             "running": running.as_ref().map(|snapshot| &snapshot.redacted),
             "lastEdit": *self.last_edit.load_full(),
         })
+    }
+    fn backends(&self) -> serde_json::Value {
+        let gateway = self.gateway.load();
+        let running = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
+        let reports = running.map(|snapshot| crate::balancing::reports(&snapshot.backends)).unwrap_or_default();
+        serde_json::json!({ "backends": reports })
+    }
+    fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>> {
+        let gateway = self.gateway.load();
+        let snapshot = gateway.as_ref().as_ref()?.snapshot.load_full();
+        let backend = snapshot.backends.iter().find(|known| *known.name == *backend)?;
+        Some(crate::balancing::drain(backend, endpoint, drained))
     }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         let expected = self.token.as_ref()?;
@@ -165,13 +178,15 @@ pub async fn serve(
 
     let listeners = Arc::new(ListenerSet::default());
     let limits = Limits::new(config.limits.limit_keys, metrics.clone());
-    let compiler = Arc::new(Compiler::new(spillway_filters::registry(), metrics.clone(), limits.clone(), cache_dir));
+    let resolver: Arc<dyn Resolve> = Arc::new(SystemResolver);
+    let registry = spillway_filters::registry();
+    let compiler = Arc::new(Compiler::new(registry, metrics.clone(), limits.clone(), cache_dir, resolver.clone()));
     let plans = crate::listener::plans(&config).map_err(SnapshotError)?;
     let prepared = listeners.prepare(&plans)?;
     let snapshot = compiler.compile(&config, None).await?;
 
-    let health = Arc::new(HealthSupervisor::default());
-    health.apply(std::mem::take(&mut *snapshot.probes.lock()));
+    let supervisor = Arc::new(Supervisor::new(resolver));
+    supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
     let gateway = Arc::new(Gateway {
         bodies: BodyBudget::new(snapshot.buffered_bodies),
         snapshot: ArcSwap::from_pointee(snapshot),
@@ -197,7 +212,7 @@ pub async fn serve(
         gateway: gateway.clone(),
         compiler,
         listeners: listeners.clone(),
-        health: health.clone(),
+        supervisor: supervisor.clone(),
         last_edit,
     };
     let (reload, edits) = tokio::sync::mpsc::channel(1);
@@ -207,7 +222,7 @@ pub async fn serve(
     shown.draining.store(true, Ordering::Release);
     watching.abort();
     drain(&gateway, &listeners).await;
-    health.stop();
+    supervisor.stop();
     stop_admin.send_replace(true);
     let _ = tokio::task::spawn_blocking(move || limits.close()).await;
     let tracer = gateway.snapshot.load().tracer.clone();

@@ -126,6 +126,14 @@ impl Gateway {
         Client::new(self.admin).get(path).await.text()
     }
 
+    /// What the admin address says of an endpoint.
+    pub async fn endpoint(&self, url: &str) -> serde_json::Value {
+        let shown: serde_json::Value = serde_json::from_str(&self.shown("/api/backends").await).unwrap();
+        let backends = shown["backends"].as_array().unwrap().iter();
+        let mut endpoints = backends.flat_map(|b| b["endpoints"].as_array().unwrap());
+        endpoints.find(|e| e["url"] == url).cloned().unwrap_or_else(|| panic!("{url} is not in {shown}"))
+    }
+
     /// The value of a series, 0 when it is not there.
     pub async fn metric(&self, series: &str) -> f64 {
         let text = self.shown("/metrics").await;

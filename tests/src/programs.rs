@@ -40,9 +40,15 @@ pub struct LlamaServer {
 impl LlamaServer {
     /// Starts one that works on `parallel` requests at a time.
     pub fn start(parallel: usize) -> Self {
+        Self::start_with(parallel, &[])
+    }
+
+    /// The same with further arguments of the script.
+    pub fn start_with(parallel: usize, further: &[&str]) -> Self {
         let mut child = Command::new(python())
             .arg(repository().join("scripts/llama_server.py"))
             .args(["--model", model().to_str().unwrap(), "--parallel", &parallel.to_string()])
+            .args(further)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -57,6 +63,12 @@ impl LlamaServer {
         // Whatever it prints later is read, so that it never waits for us.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, url }
+    }
+
+    /// Sends it a signal, such as STOP.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
     }
 
     /// Kills it as a crash would.

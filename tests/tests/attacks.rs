@@ -79,7 +79,8 @@ routes:
     }
     assert_eq!(post("/v1/chat/completions", vec![key(&acme)], CHAT).await.status, 200);
     let seen = upstream.last();
-    assert!(seen.headers["x-caller"] == "acme" && seen.headers["x-caller-tenant"] == "north");
+    assert_eq!(seen.headers["x-caller"], "acme");
+    assert_eq!(seen.headers["x-caller-tenant"], "north");
 
     // The other server's word goes through, the caller's own does not; who it does not know is refused.
     let answer = post("/external", vec![key(&acme), ("x-user", "root".to_owned())], CHAT).await;

@@ -42,6 +42,14 @@ async fn chat(client: &Client, key: &str, max_tokens: u64, stream: bool) -> Answ
         .await
 }
 
+/// Waits until no request runs: an answer is settled when its last byte is out.
+async fn settled(gateway: &Gateway) {
+    eventually("nothing runs", || async {
+        (gateway.metric("spillway_requests_in_flight{http_route=\"chat\"}").await == 0.0).then_some(())
+    })
+    .await;
+}
+
 fn left(answer: &Answer) -> u64 {
     answer.header("x-ratelimit-remaining-tokens").parse().unwrap_or_else(|_| panic!("{:?}", answer.headers))
 }
@@ -84,16 +92,21 @@ async fn tokens_are_reserved_by_estimate_and_settled_by_usage() {
     assert_eq!(first.header("ratelimit-policy"), "\"tokens\";q=1000;w=3600");
     assert!(first.header("ratelimit").starts_with("\"tokens\";r=500;t="), "{}", first.header("ratelimit"));
     // 20 were used.
+    settled(&gateway).await;
     let second = chat(&client, &key, 7, false).await;
     assert_eq!((second.status.as_u16(), left(&second)), (500, 980 - 17));
     // An error of the upstream cost nothing.
+    settled(&gateway).await;
     let third = chat(&client, &key, 9, true).await;
     assert_eq!((third.status.as_u16(), left(&third)), (200, 980 - 19));
+    settled(&gateway).await;
     // A stream that tells its usage: 50. One that tells none: its events, and the estimate of its prompt.
     let fourth = chat(&client, &key, 8, true).await;
     assert_eq!(left(&fourth), 930 - 18);
+    settled(&gateway).await;
     let fifth = chat(&client, &key, 100, false).await;
     assert_eq!(left(&fifth), 930 - 12 - 110);
+    settled(&gateway).await;
     // More than fits now waits for it; more than ever fits is told so.
     let refused = chat(&client, &key, 900, false).await;
     assert_eq!(refused.status, 429);

@@ -1,13 +1,13 @@
-//! `backends`: groups of servers, how their health and room are known, and how one of them is picked.
+//! `backends`: groups of servers and how they are reached. How one is picked stands in `balancing`.
 
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::CertificateFiles;
-use crate::values::{Duration, Secret, ServerUrl, Status};
+use super::balancing::{Capacity, HealthCheck, LoadBalancing, OutlierDetection};
+use crate::values::{Duration, Secret, ServerUrl};
 
 /// A named group of servers that answer alike.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -18,8 +18,13 @@ pub struct Backend {
     /// What the servers speak.
     #[serde(default)]
     pub protocol: BackendProtocol,
-    /// The servers.
+    /// The servers. A host name stands for every address that it has, asked again while the gateway runs.
+    #[serde(default)]
     pub endpoints: Vec<Endpoint>,
+    /// A file with further servers, a list as in `endpoints` (YAML or JSON), which other programs may rewrite at any
+    /// time: each change is taken like one of this file.
+    #[serde(default)]
+    pub endpoints_file: Option<PathBuf>,
     /// The model name that the servers know, when it differs from the one that clients send.
     #[serde(default)]
     pub model: Option<String>,
@@ -32,6 +37,9 @@ pub struct Backend {
     /// Active health check; none when left out.
     #[serde(default)]
     pub health_check: Option<HealthCheck>,
+    /// When an endpoint is left alone because of what its answers were like; on with these defaults when left out.
+    #[serde(default)]
+    pub outlier_detection: OutlierDetection,
     /// When an endpoint counts as full.
     #[serde(default)]
     pub capacity: Capacity,
@@ -78,6 +86,10 @@ pub struct Endpoint {
     /// Share of the requests relative to its neighbours; 0 takes none.
     #[serde(default = "one")]
     pub weight: u32,
+    /// Tier: the lowest takes the requests while it has room; further ones stand in. A tier of which less than 5/7 is
+    /// available passes a part of the requests on. For zones: 0 for the endpoints of the own one.
+    #[serde(default)]
+    pub priority: u32,
 }
 
 fn one() -> u32 {
@@ -90,104 +102,6 @@ fn one() -> u32 {
 pub struct Credentials {
     /// Sent as `Authorization: Bearer …`.
     pub bearer: Secret,
-}
-
-/// How an endpoint is picked.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct LoadBalancing {
-    /// The policy.
-    pub policy: PolicyName,
-}
-
-/// A load-balancing policy.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum PolicyName {
-    /// Smooth weighted round robin.
-    RoundRobin,
-    /// The endpoint with the fewest requests in flight for its weight.
-    #[default]
-    LeastRequest,
-}
-
-/// A request sent to each endpoint at an interval; those that fail it get no traffic.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HealthCheck {
-    /// What is asked.
-    pub http: HttpProbe,
-    /// Time between two checks of an endpoint.
-    #[serde(default = "HealthCheck::default_interval")]
-    pub interval: Duration,
-    /// Time for one check.
-    #[serde(default = "HealthCheck::default_timeout")]
-    pub timeout: Duration,
-    /// Good checks in a row until an unhealthy endpoint gets traffic again.
-    #[serde(default = "HealthCheck::default_healthy")]
-    pub healthy_threshold: NonZeroU32,
-    /// Bad checks in a row until a healthy endpoint gets no more traffic.
-    #[serde(default = "HealthCheck::default_unhealthy")]
-    pub unhealthy_threshold: NonZeroU32,
-}
-
-impl HealthCheck {
-    fn default_interval() -> Duration {
-        Duration::seconds(5)
-    }
-    fn default_timeout() -> Duration {
-        Duration::seconds(1)
-    }
-    fn default_healthy() -> NonZeroU32 {
-        NonZeroU32::MIN.saturating_add(1)
-    }
-    fn default_unhealthy() -> NonZeroU32 {
-        NonZeroU32::MIN.saturating_add(2)
-    }
-}
-
-/// `GET path` that must answer with one of the statuses.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HttpProbe {
-    /// Path, such as /health.
-    pub path: String,
-    /// Statuses that mean healthy.
-    #[serde(default = "HttpProbe::default_statuses")]
-    pub expected_statuses: Vec<Status>,
-}
-
-impl HttpProbe {
-    fn default_statuses() -> Vec<Status> {
-        vec![Status(200)]
-    }
-}
-
-/// When an endpoint counts as full.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Capacity {
-    /// Requests in flight (until the last byte of the answer) at which the endpoint is full.
-    #[serde(default)]
-    pub max_in_flight: Option<NonZeroU32>,
-    /// Answers that mean full; [429, 503] for model protocols and none for http when left out.
-    #[serde(default)]
-    pub statuses: Option<Vec<Status>>,
-    /// Longest time that one such answer keeps an endpoint out, whatever its Retry-After says.
-    #[serde(default = "Capacity::default_max_full_for")]
-    pub max_full_for: Duration,
-}
-
-impl Capacity {
-    fn default_max_full_for() -> Duration {
-        Duration::seconds(10)
-    }
-}
-
-impl Default for Capacity {
-    fn default() -> Self {
-        Self { max_in_flight: None, statuses: None, max_full_for: Self::default_max_full_for() }
-    }
 }
 
 /// Time limits of one attempt at an endpoint.

@@ -4,6 +4,7 @@
 
 mod admin;
 mod backends;
+mod balancing;
 mod consumers;
 mod limits;
 mod listeners;
@@ -12,9 +13,10 @@ mod routes;
 mod telemetry;
 
 pub use admin::Admin;
-pub use backends::{
-    Backend, BackendProtocol, BackendTimeouts, BackendTls, Capacity, Credentials, Endpoint, HealthCheck, HttpProbe,
-    LoadBalancing, PolicyName,
+pub use backends::{Backend, BackendProtocol, BackendTimeouts, BackendTls, Credentials, Endpoint};
+pub use balancing::{
+    Adaptive, Capacity, CompletionProbe, HashOn, HealthCheck, HttpProbe, KvCache, LoadBalancing, OutlierDetection,
+    PolicyName, QueueDepth, TcpProbe,
 };
 pub(crate) use consumers::secrets as consumer_secrets;
 pub use consumers::{

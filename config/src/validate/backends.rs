@@ -33,7 +33,10 @@ pub(super) fn all(cx: &mut Context<'_>) {
     let config = cx.config;
     for (n, backend) in config.backends.iter().enumerate() {
         if backend.endpoints.is_empty() {
-            cx.error(at!["backends", n, "endpoints"], "a backend needs at least one endpoint");
+            // A file that need not be there yet may hold some.
+            if !(cx.options.offline && backend.endpoints_file.is_some()) {
+                cx.error(at!["backends", n, "endpoints"], "a backend needs at least one endpoint");
+            }
         } else if backend.endpoints.iter().all(|e| e.weight == 0) {
             cx.error(at!["backends", n, "endpoints"], "all weights are zero: no endpoint would get a request");
         }
@@ -46,17 +49,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         if let Some(credentials) = &backend.credentials {
             cx.secret(at!["backends", n, "credentials", "bearer"], &credentials.bearer);
         }
-        if let Some(check) = &backend.health_check {
-            if !check.http.path.starts_with('/') {
-                cx.error(at!["backends", n, "healthCheck", "http", "path"], "a path begins with `/`");
-            }
-            if check.http.expected_statuses.is_empty() {
-                cx.error(at!["backends", n, "healthCheck", "http", "expectedStatuses"], "no status would mean healthy");
-            }
-            if check.interval.0.is_zero() || check.timeout.0.is_zero() {
-                cx.error(at!["backends", n, "healthCheck"], "`interval` and `timeout` must be longer than zero");
-            }
-        }
+        super::balancing::all(cx, n, backend);
         tls(cx, n, backend);
         let t = &backend.timeouts;
         for (key, value) in [("connect", t.connect), ("firstByte", t.first_byte), ("idle", t.idle)] {

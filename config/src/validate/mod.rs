@@ -1,6 +1,8 @@
 //! What types cannot say: references, ranges, conflicts, things that can never take effect. Collects every finding.
 
+mod admission;
 mod backends;
+mod balancing;
 mod callers;
 mod listeners;
 mod routes;

@@ -275,3 +275,28 @@ fn kind(path: &Path, magic: &[u8]) -> Kind {
         _ => "not a GGUF file",
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_another_kind_is_refused_with_its_name_and_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, bytes, what) in [
+            ("model.pt", &b"PK\x03\x04"[..], "a PyTorch checkpoint"),
+            ("model.onnx", b"\x08\x07", "an ONNX model"),
+            ("model.pb", b"\x0a", "a TensorFlow graph"),
+            ("model.tflite", b"TFL3", "a TensorFlow Lite model"),
+            ("model.gguf", b"PK\x03\x04", "a zip archive"),
+            ("model.gguf", b"version https://git-lfs", "a Git LFS pointer"),
+            ("model", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+            ("model.gguf", b"", "not a GGUF file"),
+        ] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let refused = inspect(&path).unwrap_err().to_string();
+            assert!(refused.contains(what) && refused.contains("convert it to GGUF"), "{refused}");
+        }
+    }
+}

@@ -171,7 +171,9 @@ fn metadata(
 /// What GGUF calls a tensor; `None` for one that holds no weights.
 fn gguf_name(name: &str) -> Option<String> {
     let name = name.strip_prefix("bert.").unwrap_or(name);
-    if name.ends_with("position_ids") {
+    // The heads of pre-training say nothing of a text.
+    let training = ["cls.predictions.", "cls.seq_relationship."].iter().any(|head| name.starts_with(head));
+    if training || name.ends_with("position_ids") {
         return None;
     }
     let (stem, end) = name.rsplit_once('.').unwrap_or((name, ""));
@@ -210,7 +212,69 @@ fn gguf_name(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
     use super::*;
+
+    const CONFIG: &str = r#"{"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 2, "vocab_size": 2,
+        "max_position_embeddings": 8, "id2label": {"1": "bad", "0": "good"}}"#;
+
+    fn folder(config: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        folder
+    }
+
+    fn file(header: &str, data: usize) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
+    }
+
+    #[test]
+    fn a_folder_is_read_and_what_it_is_not_is_named() {
+        let header = r#"{"embeddings.word_embeddings.weight":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]}}"#;
+        let here = folder(CONFIG);
+        let path = here.path().join("model.safetensors");
+        let read = parse(&path, &file(header, 12)).unwrap();
+        let table = &read.tensors["token_embd.weight"];
+        assert_eq!((table.shape(), table.elements, table.range.len()), ((3, 2), 6, 12));
+        assert_eq!(read.metadata["bert.context_length"], MetaValue::Unsigned(8));
+        assert_eq!(
+            read.metadata["bert.classifier.output_labels"],
+            MetaValue::Strings(vec!["good".into(), "bad".into()])
+        );
+        let refused = |config: &str, bytes: &[u8]| {
+            let here = folder(config);
+            parse(&here.path().join("model.safetensors"), bytes).unwrap_err().to_string()
+        };
+        let cut = refused(CONFIG, &file(header, 11));
+        assert!(cut.contains("damaged"), "{cut}");
+        let other = refused(r#"{"model_type": "t5"}"#, &file(header, 12));
+        assert!(other.contains("`t5`") && other.contains("convert_hf_to_gguf.py"), "{other}");
+        let alone = parse(Path::new("/nowhere/model.safetensors"), &file(header, 12)).unwrap_err().to_string();
+        assert!(alone.contains("no `config.json` beside it"), "{alone}");
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused_and_harms_nothing() {
+        let header = r#"{"a.weight":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"b.bias":{"dtype":"BF16","shape":[4],"data_offsets":[16,24]}}"#;
+        let whole = file(header, 24);
+        let here = folder(CONFIG);
+        let path = here.path().join("model.safetensors");
+        assert!(parse(&path, &whole).is_ok());
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        for _ in 0..3000 {
+            let mut bytes = whole.clone();
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(0..bytes.len());
+                bytes[at] = rng.random();
+            }
+            bytes.truncate(bytes.len() - rng.random_range(0..2) * rng.random_range(0..bytes.len()));
+            if let Ok(read) = parse(&path, &bytes) {
+                assert!(read.tensors.values().all(|tensor| tensor.range.end <= bytes.len()));
+            }
+        }
+    }
 
     #[test]
     fn tensors_have_the_names_of_gguf() {
@@ -220,7 +284,8 @@ mod tests {
             ("encoder.layer.0.output.dense.bias", Some("blk.0.ffn_down.bias")),
             ("classifier.weight", Some("cls.output.weight")),
             ("embeddings.position_ids", None),
-            ("cls.predictions.bias", Some("cls.predictions.bias")),
+            ("cls.predictions.bias", None),
+            ("encoder.layer.0.adapter.weight", Some("encoder.layer.0.adapter.weight")),
         ] {
             assert_eq!(gguf_name(theirs).as_deref(), ours);
         }

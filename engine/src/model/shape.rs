@@ -108,7 +108,13 @@ impl Shape {
             _ => 1.0,
         };
         let factors = match file.has("rope_freqs.weight") {
-            true => values(file, "rope_freqs.weight", rope_dim / 2)?,
+            true => {
+                let factors = values(file, "rope_freqs.weight", rope_dim / 2)?;
+                if factors.iter().any(|factor| !factor.is_finite() || *factor <= 0.0) {
+                    return Err(file.corrupt("`rope_freqs.weight` has a factor that is not above 0"));
+                }
+                factors
+            }
             false => Vec::new(),
         };
         let default_base = if gemma { 1e6 } else { 1e4 };

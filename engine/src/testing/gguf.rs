@@ -12,6 +12,8 @@ pub(crate) struct Gguf {
     table: Vec<u8>,
     tensors: u64,
     data: Vec<u8>,
+    /// Keeps random values of 8 bits as small as those of other types are.
+    gentle: bool,
 }
 
 fn string(out: &mut Vec<u8>, text: &str) {
@@ -20,6 +22,9 @@ fn string(out: &mut Vec<u8>, text: &str) {
 }
 
 impl Gguf {
+    pub(crate) fn gentle() -> Self {
+        Self { gentle: true, ..Self::default() }
+    }
     fn key(&mut self, key: &str, kind: u32, value: &[u8]) {
         string(&mut self.keys, key);
         self.keys.extend(kind.to_le_bytes());
@@ -53,10 +58,6 @@ impl Gguf {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.array(key, 5, values.len(), &bytes);
     }
-    pub(crate) fn floats(&mut self, key: &str, values: &[f32]) {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.array(key, 6, values.len(), &bytes);
-    }
     pub(crate) fn tensor(&mut self, name: &str, kind: TensorType, dimensions: &[usize], data: &[u8]) {
         string(&mut self.table, name);
         self.table.extend((dimensions.len() as u32).to_le_bytes());
@@ -69,7 +70,13 @@ impl Gguf {
     }
     /// A tensor of random values.
     pub(crate) fn random(&mut self, name: &str, kind: TensorType, dimensions: &[usize], rng: &mut ChaCha8Rng) {
-        let data = super::random(kind, dimensions.iter().product(), rng);
+        let mut data = super::random(kind, dimensions.iter().product(), rng);
+        if self.gentle && matches!(kind, TensorType::Q8_0 | TensorType::Q5_0) {
+            for block in data.chunks_mut(kind.block().1) {
+                let scale = half::f16::from_le_bytes([block[0], block[1]]);
+                block[..2].copy_from_slice(&half::f16::from_f32(scale.to_f32() * 0.4).to_le_bytes());
+            }
+        }
         self.tensor(name, kind, dimensions, &data);
     }
     pub(crate) fn bytes(self) -> Vec<u8> {

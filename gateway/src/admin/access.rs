@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -63,6 +63,12 @@ pub(super) async fn check(State(state): State<Arc<dyn AdminState>>, request: Req
     } else {
         problem(StatusCode::MISDIRECTED_REQUEST, "the Host of this request is neither loopback nor one of admin.hosts")
     }
+}
+
+/// Why a request may not change anything: a web page can send a form to loopback, but no header of its own.
+pub(super) fn refuse_change(headers: &HeaderMap) -> Option<Response> {
+    let sent = headers.get("x-spillway-admin").is_some_and(|value| value.as_bytes() == b"1");
+    (!sent).then(|| problem(StatusCode::FORBIDDEN, "a change needs the header `x-spillway-admin: 1`"))
 }
 
 /// The host's name or address, without port and brackets.

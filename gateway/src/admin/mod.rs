@@ -12,17 +12,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use self::access::problem;
 use self::places::Places;
 
 /// Time for a request header, and for the next one on a connection that is kept.
@@ -47,6 +48,11 @@ pub trait AdminState: Send + Sync + 'static {
     fn metrics(&self) -> String;
     /// The running configuration and the result of the last edit.
     fn config(&self) -> serde_json::Value;
+    /// Every backend and its endpoints as they are now.
+    fn backends(&self) -> serde_json::Value;
+    /// Takes the endpoints out that are named, or puts them back; their names, each with whether that changed it.
+    /// `None` when there is no such backend.
+    fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>>;
     /// Whether a bearer token opens this address; `None` when none is configured.
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool>;
     /// Notes a change that was asked for, or a request that was refused, by `who`: `token` or `loopback`.
@@ -113,6 +119,9 @@ fn router(state: Arc<dyn AdminState>) -> Router {
         .route("/", get(index))
         .route("/metrics", get(metrics))
         .route("/api/config", get(config))
+        .route("/api/backends", get(backends))
+        .route("/api/backends/{backend}/endpoints/{endpoint}/drain", post(drain))
+        .route("/api/backends/{backend}/endpoints/{endpoint}/undrain", post(undrain))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(state.clone(), access::check))
@@ -148,9 +157,46 @@ async fn config(State(state): State<Arc<dyn AdminState>>) -> Response {
     axum::Json(state.config()).into_response()
 }
 
+async fn backends(State(state): State<Arc<dyn AdminState>>) -> Response {
+    axum::Json(state.backends()).into_response()
+}
+
+type Named = Path<(String, String)>;
+
+async fn drain(State(state): State<Arc<dyn AdminState>>, headers: HeaderMap, Path(named): Named) -> Response {
+    change_drain(&*state, &headers, &named, true)
+}
+
+async fn undrain(State(state): State<Arc<dyn AdminState>>, headers: HeaderMap, Path(named): Named) -> Response {
+    change_drain(&*state, &headers, &named, false)
+}
+
+fn change_drain(state: &dyn AdminState, headers: &HeaderMap, named: &(String, String), drained: bool) -> Response {
+    if let Some(refused) = access::refuse_change(headers) {
+        return refused;
+    }
+    let (backend, endpoint) = named;
+    let Some(found) = state.drain(backend, endpoint, drained) else {
+        return problem(StatusCode::NOT_FOUND, "there is no such backend; /api/backends lists them");
+    };
+    if found.is_empty() {
+        return problem(StatusCode::NOT_FOUND, "the backend has no such endpoint; name it as IP:PORT or by its URL");
+    }
+    let action = if drained { "drain" } else { "undrain" };
+    for (endpoint, changed) in &found {
+        tracing::info!(event = "admin_change", action, %backend, %endpoint, changed);
+    }
+    let endpoints: Vec<_> = found
+        .into_iter()
+        .map(|(endpoint, changed)| serde_json::json!({"endpoint": endpoint, "drained": drained, "changed": changed}))
+        .collect();
+    axum::Json(serde_json::json!({"endpoints": endpoints})).into_response()
+}
+
 async fn index() -> &'static str {
     "spillway admin\n\n/healthz      the process lives\n/readyz       listeners and models are there\n\
-     /metrics      OpenMetrics\n/api/config   the running configuration and the last edit\n"
+     /metrics      OpenMetrics\n/api/config   the running configuration and the last edit\n\
+     /api/backends the endpoints as they are now; POST .../{backend}/endpoints/{endpoint}/drain and /undrain\n"
 }
 
 async fn not_found() -> Response {
@@ -158,5 +204,5 @@ async fn not_found() -> Response {
 }
 
 async fn wrong_method() -> Response {
-    access::problem(StatusCode::METHOD_NOT_ALLOWED, "this page is only read, with GET")
+    access::problem(StatusCode::METHOD_NOT_ALLOWED, "this page does not take this method; `Allow` names those it does")
 }

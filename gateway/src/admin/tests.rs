@@ -29,6 +29,13 @@ impl AdminState for Shown {
     fn config(&self) -> serde_json::Value {
         serde_json::json!({"generation": 1})
     }
+    fn backends(&self) -> serde_json::Value {
+        serde_json::json!({"backends": []})
+    }
+    fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>> {
+        let known = endpoint == "10.0.0.1:8000" || endpoint == "http://10.0.0.1:8000";
+        (backend == "b").then(|| if known { vec![(endpoint.to_owned(), drained)] } else { Vec::new() })
+    }
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
         self.token.then(|| token == Some(TOKEN))
     }
@@ -211,4 +218,29 @@ async fn idle_connections_neither_keep_others_out_for_long_nor_hold_the_end() {
     tokio::time::timeout(Duration::from_secs(5), admin.serving).await.expect("it ends").unwrap();
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert!(TcpStream::connect(admin.address).await.is_err(), "the port is free");
+}
+
+#[tokio::test]
+async fn a_drain_needs_the_header_that_no_web_page_can_send() {
+    let admin = admin(false, true).await;
+    let path = "/api/backends/b/endpoints/10.0.0.1:8000/drain";
+    for headers in ["", "x-spillway-admin: 0\r\n", "Content-Type: text/plain\r\n"] {
+        let refused = admin.send("POST", path, &format!("{LOCAL}{headers}")).await;
+        assert_eq!(refused.status, 403, "{headers}");
+    }
+    let change = format!("{LOCAL}x-spillway-admin: 1\r\n");
+    for (path, status) in [
+        (path, 200),
+        ("/api/backends/b/endpoints/10.0.0.1:8000/undrain", 200),
+        ("/api/backends/b/endpoints/http%3A%2F%2F10.0.0.1%3A8000/drain", 200),
+        ("/api/backends/b/endpoints/10.0.0.2:8000/drain", 404),
+        ("/api/backends/c/endpoints/10.0.0.1:8000/drain", 404),
+        ("/api/backends/%ff/endpoints/%ff/drain", 400),
+    ] {
+        assert_eq!(admin.send("POST", path, &change).await.status, status, "{path}");
+    }
+    assert_eq!(admin.send("GET", path, &change).await.status, 405);
+    assert_eq!(admin.send("GET", "/api/backends", LOCAL).await.body, r#"{"backends":[]}"#);
+    let other = admin.send("POST", path, "Host: evil.example\r\nx-spillway-admin: 1\r\n").await;
+    assert_eq!(other.status, 421);
 }

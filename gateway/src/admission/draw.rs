@@ -29,7 +29,9 @@ impl Order {
             return Self { places: vec![0] };
         }
         let mut rng = rand::rng();
-        let mut scored: Vec<(f64, usize)> = route
+        // Targets that are there come first, and of those the lowest priority: the draw is among those; the others follow
+        // for when that changes. Whether one is there is asked once: an order that changes while it is sorted is none.
+        let mut scored: Vec<(bool, u32, f64, usize)> = route
             .targets
             .iter()
             .enumerate()
@@ -39,17 +41,13 @@ impl Order {
                     Some(key) => rendezvous(&route.name, key, target),
                     None => rng.random::<f64>(),
                 };
-                (score(uniform, target.weight), place)
+                (!target.is_available(), target.priority, score(uniform, target.weight), place)
             })
             .collect();
-        // Targets that are there come first, of those the lowest priority: the draw is among those; the others follow for
-        // when that changes.
-        scored.sort_by(|(a, x), (b, y)| {
-            let there = |place: &usize| route.targets.get(*place).is_some_and(Target::is_available);
-            let priority = |place: &usize| route.targets.get(*place).map_or(u32::MAX, |target| target.priority);
-            there(y).cmp(&there(x)).then(priority(x).cmp(&priority(y))).then(a.total_cmp(b))
+        scored.sort_by(|(gone, priority, score, _), (other_gone, other_priority, other_score, _)| {
+            (gone, priority).cmp(&(other_gone, other_priority)).then(score.total_cmp(other_score))
         });
-        Self { places: scored.into_iter().map(|(_, place)| place).collect() }
+        Self { places: scored.into_iter().map(|(_, _, _, place)| place).collect() }
     }
 }
 
@@ -118,6 +116,19 @@ mod tests {
                 let got = shares[name] as f64;
                 assert!((got - expected).abs() < 5.0 * deviation, "{name}: {got} instead of {expected}");
             }
+        }
+    }
+
+    #[test]
+    fn the_lowest_priority_that_is_available_comes_first() {
+        let mut route = route(&[("a", 1), ("b", 99), ("c", 99)]);
+        for (target, priority) in route.targets.iter_mut().zip([0, 1, 0]) {
+            target.priority = priority;
+        }
+        let TargetKind::Backend(c) = &route.targets[2].kind else { panic!() };
+        c.balancer.endpoints().all()[0].state.set_healthy(false, 1);
+        for _ in 0..100 {
+            assert_eq!(Order::draw(&route, None).places(), [0, 1, 2]);
         }
     }
 

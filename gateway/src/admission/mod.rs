@@ -21,21 +21,18 @@ pub use queue::{NotHeld, Queue, Ticket, Turn};
 pub use room::{Room, Taken};
 pub use spill_rule::SpillRule;
 
-use crate::balancing::{Endpoint, PickContext};
+use crate::balancing::{Ask, Endpoint, EndpointState};
 use crate::snapshot::{Backend, Route, Target, TargetKind};
 use crate::spill::LoadedModel;
 
 /// Most answers that mean full after which a request still moves on to another endpoint.
 const MAX_MOVES: u32 = 3;
 
-/// Stands for the place of a backend that is no target of the route.
-const ELSEWHERE: usize = usize::MAX;
-
 /// Where a request has been and may still go.
 pub struct Journey {
     order: Order,
-    /// Endpoints that were tried, by (target, place).
-    tried: Vec<(usize, usize)>,
+    /// Endpoints that were tried.
+    tried: Vec<Arc<EndpointState>>,
     /// Targets that are closed for this request: models that had no room.
     closed: Vec<usize>,
     moves: u32,
@@ -48,7 +45,7 @@ pub enum Admission<'a> {
         /// The backend.
         backend: &'a Arc<Backend>,
         /// The endpoint.
-        endpoint: &'a Arc<Endpoint>,
+        endpoint: Arc<Endpoint>,
         /// Its slot.
         slot: Taken,
     },
@@ -111,26 +108,31 @@ impl Journey {
     pub fn has_room(&self, route: &Route, now: u64) -> bool {
         self.targets(route).any(|(_, target)| match &target.kind {
             TargetKind::Model(_) => false,
-            TargetKind::Backend(backend) => backend.endpoints.iter().any(|e| e.is_available() && e.has_room(now)),
+            TargetKind::Backend(backend) => backend.balancer.has_room(now),
         })
     }
 
-    /// How long until an endpoint that said that it is full may be asked again, if any did.
+    /// How long until an endpoint that has no room may have some without a slot being given back, if that can be.
     pub fn next_change(&self, route: &Route, now: u64) -> Option<Duration> {
         self.targets(route)
             .filter_map(|(_, target)| match &target.kind {
                 TargetKind::Model(_) => None,
                 TargetKind::Backend(backend) => Some(backend),
             })
-            .flat_map(|backend| backend.endpoints.iter())
-            .filter(|endpoint| endpoint.is_available())
-            .map(|endpoint| endpoint.state.full_for(now))
-            .filter(|wait| !wait.is_zero())
+            .filter_map(|backend| backend.balancer.next_change(now))
             .min()
     }
 
     /// Finds who takes the request. `again` allows endpoints that were tried before, for a retry that has no other.
-    pub fn admit<'a>(&mut self, route: &'a Route, now: u64, random: u64, again: bool) -> Admission<'a> {
+    /// `key` gives what keeps the request on its endpoint, for backends that ask for it.
+    pub fn admit<'a>(
+        &mut self,
+        route: &'a Route,
+        now: u64,
+        random: u64,
+        again: bool,
+        key: &dyn Fn(&Backend) -> Option<u64>,
+    ) -> Admission<'a> {
         let available = self.is_available(route);
         let mut found = None;
         for (place, target) in self.targets(route) {
@@ -141,17 +143,17 @@ impl Journey {
                     }
                 }
                 TargetKind::Backend(backend) => {
-                    if let Some((at, endpoint, slot)) = self.pick(place, backend, now, random, again) {
-                        found = Some((place, at, Admission::Endpoint { backend, endpoint, slot }));
+                    if let Some((endpoint, slot)) = self.pick(backend, now, random, key(backend), again) {
+                        found = Some((backend, endpoint, slot));
                         break;
                     }
                 }
             }
         }
         match found {
-            Some((place, at, admission)) => {
-                self.tried.push((place, at));
-                admission
+            Some((backend, endpoint, slot)) => {
+                self.tried.push(endpoint.state.clone());
+                Admission::Endpoint { backend, endpoint, slot }
             }
             None if available => Admission::Saturated,
             None => Admission::Unavailable,
@@ -159,35 +161,28 @@ impl Journey {
     }
 
     /// Takes a slot at a backend that is no target of the route, such as one that requests spill to.
-    pub fn admit_at<'a>(&mut self, backend: &'a Backend, now: u64, random: u64) -> Option<(&'a Arc<Endpoint>, Taken)> {
-        let (at, endpoint, slot) = self.pick(ELSEWHERE, backend, now, random, false)?;
-        self.tried.push((ELSEWHERE, at));
+    pub fn admit_at(
+        &mut self,
+        backend: &Backend,
+        now: u64,
+        random: u64,
+        key: Option<u64>,
+    ) -> Option<(Arc<Endpoint>, Taken)> {
+        let (endpoint, slot) = self.pick(backend, now, random, key, false)?;
+        self.tried.push(endpoint.state.clone());
         Some((endpoint, slot))
     }
 
-    fn pick<'a>(
+    fn pick(
         &self,
-        target: usize,
-        backend: &'a Backend,
+        backend: &Backend,
         now: u64,
         random: u64,
+        key: Option<u64>,
         again: bool,
-    ) -> Option<(usize, &'a Arc<Endpoint>, Taken)> {
-        let mut lost: Vec<usize> = Vec::new();
-        loop {
-            let eligible = |place: usize, endpoint: &Endpoint| {
-                endpoint.is_available()
-                    && endpoint.has_room(now)
-                    && !lost.contains(&place)
-                    && (again || !self.tried.contains(&(target, place)))
-            };
-            let place = backend.policy.pick(&backend.endpoints, &PickContext { eligible: &eligible, random })?;
-            let endpoint = backend.endpoints.get(place)?;
-            // Another request may have taken the last slot since: then the policy is asked again without it.
-            match endpoint.state.try_acquire(endpoint.max_in_flight) {
-                Some(slot) => return Some((place, endpoint, Taken::new(slot, &backend.room))),
-                None => lost.push(place),
-            }
-        }
+    ) -> Option<(Arc<Endpoint>, Taken)> {
+        let tried = if again { &[][..] } else { &self.tried };
+        let picked = backend.balancer.take(&Ask { now, random, key, tried })?;
+        Some((picked.endpoint, Taken::new(picked.slot, &backend.room)))
     }
 }

@@ -55,6 +55,13 @@ impl Taken {
     }
 }
 
+impl Taken {
+    /// Requests in flight at the endpoint when this one had been added.
+    pub fn in_flight_at_start(&self) -> u32 {
+        self.slot.as_ref().map_or(0, Slot::in_flight_at_start)
+    }
+}
+
 impl Drop for Taken {
     fn drop(&mut self) {
         self.slot = None;

@@ -1,9 +1,9 @@
 //! One server of a backend: what is fixed by the snapshot, and the state that outlives it.
 //! State has one owner, the table of endpoints by key; snapshots hold references, so that a reload keeps the counts of
-//! whatever did not change. Time is read from [`Clock`], so that tests need not wait.
+//! whatever did not change. Time is read from [`now_millis`] by callers and handed in, so that tests need not wait.
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use spillway_config::values::ServerUrl;
 
+use super::latency::{Class, Ewma};
+use super::outlier::Record;
+use super::signal::{LimiterState, LoadState, Reason, Room, SaturationSignal};
 use crate::telemetry::EndpointMetrics;
 use crate::upstream::Peer;
 
@@ -21,6 +24,8 @@ pub struct EndpointKey {
     pub backend: String,
     /// Where the server is.
     pub url: ServerUrl,
+    /// Which of the addresses of its name.
+    pub address: SocketAddr,
 }
 
 /// Milliseconds since the first reading in this process: a clock that fits an atomic.
@@ -28,29 +33,65 @@ pub fn now_millis() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     let start = START.get_or_init(Instant::now);
     // One above zero, so that zero can mean "never".
-    u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+    millis(start.elapsed()).saturating_add(1)
+}
+
+/// A time as the clock counts it.
+pub(super) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The state of an endpoint that outlives snapshots.
 pub struct EndpointState {
     in_flight: AtomicU32,
+    /// The same over all endpoints of the backend, for policies that need shares.
+    in_backend: Arc<AtomicU32>,
     /// Until when an answer said that the endpoint is full, in [`now_millis`]; 0 for never.
     full_until: AtomicU64,
     healthy: AtomicBool,
+    drained: AtomicBool,
+    /// Since when it has had traffic again, in [`now_millis`]; 0 for always.
+    since: AtomicU64,
+    /// Errors and ejections.
+    pub(super) record: Record,
+    /// Smoothed latency.
+    pub(super) latency: Ewma,
+    /// What the adaptive limit has learnt.
+    pub(super) limiter: LimiterState,
+    /// What the server said of its queue and its KV cache.
+    pub(super) load: LoadState,
     /// Its series at the metrics address.
     pub metrics: Arc<EndpointMetrics>,
 }
 
 impl EndpointState {
-    /// A state without requests; `healthy` is false for an endpoint that must pass a check first.
-    pub fn new(metrics: Arc<EndpointMetrics>, healthy: bool) -> Self {
+    /// A state without requests; `healthy` is false for an endpoint that must pass a check first. `in_backend` counts
+    /// for all endpoints of the backend.
+    pub fn new(metrics: Arc<EndpointMetrics>, healthy: bool, in_backend: Arc<AtomicU32>) -> Self {
         metrics.set_healthy(healthy);
-        Self { in_flight: AtomicU32::new(0), full_until: AtomicU64::new(0), healthy: AtomicBool::new(healthy), metrics }
+        Self {
+            in_flight: AtomicU32::new(0),
+            in_backend,
+            full_until: AtomicU64::new(0),
+            healthy: AtomicBool::new(healthy),
+            drained: AtomicBool::new(false),
+            since: AtomicU64::new(0),
+            record: Record::default(),
+            latency: Ewma::default(),
+            limiter: LimiterState::default(),
+            load: LoadState::default(),
+            metrics,
+        }
     }
 
     /// Requests in flight, until the last byte of their answers.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Requests in flight at all endpoints of its backend.
+    pub fn in_backend(&self) -> u32 {
+        self.in_backend.load(Ordering::Relaxed)
     }
 
     /// Whether the active check lets it have traffic.
@@ -59,37 +100,58 @@ impl EndpointState {
     }
 
     /// Sets what the active check found.
-    pub fn set_healthy(&self, healthy: bool) {
-        self.healthy.store(healthy, Ordering::Relaxed);
+    pub fn set_healthy(&self, healthy: bool, now: u64) {
+        let was = self.healthy.swap(healthy, Ordering::Relaxed);
+        if healthy && !was {
+            self.returned(now);
+        }
         self.metrics.set_healthy(healthy);
     }
 
-    /// Whether an answer said "full" not long ago.
-    pub fn said_full(&self, now: u64) -> bool {
-        self.full_until.load(Ordering::Relaxed) > now
+    /// Whether an operator took it out.
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::Relaxed)
+    }
+
+    /// Takes it out or puts it back. False when it was so already.
+    pub fn set_drained(&self, drained: bool, now: u64) -> bool {
+        let was = self.drained.swap(drained, Ordering::Relaxed);
+        if was && !drained {
+            self.returned(now);
+        }
+        was != drained
+    }
+
+    /// It has traffic from now on: its slow start begins.
+    pub(super) fn returned(&self, now: u64) {
+        self.since.store(now, Ordering::Relaxed);
+    }
+
+    /// Since when it has had traffic again; 0 for always.
+    pub fn since(&self) -> u64 {
+        self.since.load(Ordering::Relaxed)
     }
 
     /// Notes an answer that said "full". A shorter notice does not cut a longer one.
     pub fn mark_full(&self, time: Duration) {
-        let until = now_millis().saturating_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        self.full_until.fetch_max(until, Ordering::Relaxed);
+        self.full_until.fetch_max(now_millis().saturating_add(millis(time)), Ordering::Relaxed);
         self.metrics.full.inc();
     }
 
-    /// How long it will still count as full; zero when it does not.
+    /// How long it will still count as full by its answers; zero when it does not.
     pub fn full_for(&self, now: u64) -> Duration {
         Duration::from_millis(self.full_until.load(Ordering::Relaxed).saturating_sub(now))
     }
 
     /// Takes a slot in one atomic step, so that `limit` is never passed.
-    pub fn try_acquire(self: &Arc<Self>, limit: Option<NonZeroU32>) -> Option<Slot> {
-        let limit = limit.map_or(u32::MAX, NonZeroU32::get);
+    pub fn try_acquire(self: &Arc<Self>, limit: u32) -> Option<Slot> {
         let taken = self
             .in_flight
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| if n < limit { n.checked_add(1) } else { None });
-        taken.ok().map(|_| {
+        taken.ok().map(|before| {
+            self.in_backend.fetch_add(1, Ordering::Relaxed);
             self.metrics.in_flight.inc();
-            Slot { state: self.clone() }
+            Slot { state: self.clone(), at_start: before.saturating_add(1) }
         })
     }
 }
@@ -97,12 +159,46 @@ impl EndpointState {
 /// A place at an endpoint; given back when dropped.
 pub struct Slot {
     state: Arc<EndpointState>,
+    at_start: u32,
+}
+
+impl Slot {
+    /// Requests in flight at the endpoint when this one had been added.
+    pub fn in_flight_at_start(&self) -> u32 {
+        self.at_start
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.state.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.state.in_backend.fetch_sub(1, Ordering::Relaxed);
         self.state.metrics.in_flight.dec();
+    }
+}
+
+/// Why an endpoint takes no further request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// An operator took it out.
+    Drained,
+    /// Its active check fails.
+    Unhealthy,
+    /// Its answers were errors.
+    Ejected,
+    /// It has no room.
+    Full(Reason),
+}
+
+impl Closed {
+    /// In one word, for spans and operators.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Drained => "drained",
+            Self::Unhealthy => "unhealthy",
+            Self::Ejected => "ejected",
+            Self::Full(reason) => reason.as_str(),
+        }
     }
 }
 
@@ -110,27 +206,102 @@ impl Drop for Slot {
 pub struct Endpoint {
     /// Where the server is.
     pub url: ServerUrl,
-    /// The same as text, for logs and spans.
+    /// The name that logs, metrics and operators know it by: its URL, and its address too where the URL has a name.
     pub address: String,
-    /// Share of the requests; 0 takes none.
+    /// Where connections go.
+    pub socket: SocketAddr,
+    /// Share of the requests; above zero.
     pub weight: u32,
-    /// In-flight requests at which it is full.
-    pub max_in_flight: Option<NonZeroU32>,
+    /// Its tier.
+    pub priority: u32,
+    /// What tells whether it is full.
+    pub signals: Arc<[Box<dyn SaturationSignal>]>,
+    /// How long its share rises after it returned, milliseconds; 0 for not at all.
+    pub slow_start: u64,
     /// State that outlives the snapshot.
     pub state: Arc<EndpointState>,
     /// How it is connected to.
     pub peer: Peer,
 }
 
+/// Least part of its share that an endpoint takes while it starts slowly (as Envoy's `min_weight_percent`).
+const LEAST_SHARE: f64 = 0.1;
+
 impl Endpoint {
-    /// Whether it may have traffic at all.
-    pub fn is_available(&self) -> bool {
-        self.weight > 0 && self.state.is_healthy()
+    /// Whether it may have traffic at all. In panic, ejections are not looked at.
+    pub fn is_available(&self, now: u64, panic: bool) -> bool {
+        self.state.is_healthy() && !self.state.is_drained() && (panic || !self.state.record.is_ejected(now))
     }
 
-    /// Whether a further request fits, as far as is known without taking a slot.
-    pub fn has_room(&self, now: u64) -> bool {
-        self.max_in_flight.is_none_or(|max| self.state.in_flight() < max.get()) && !self.state.said_full(now)
+    /// How many requests may be in flight at it now, and which signal says so; `u32::MAX` where none does.
+    pub fn room(&self, now: u64, panic: bool) -> (u32, Option<Reason>) {
+        let mut room = (u32::MAX, None);
+        let mut at_most = |limit: u32, reason: Reason| {
+            if limit < room.0 {
+                room = (limit, Some(reason));
+            }
+        };
+        if self.state.full_until.load(Ordering::Relaxed) > now {
+            at_most(0, Reason::Status);
+        }
+        if !panic && self.state.record.is_on_probation() {
+            at_most(1, Reason::Probation);
+        }
+        for signal in self.signals.iter() {
+            if let Room::UpTo(limit) = signal.room(&self.state, now) {
+                at_most(limit, signal.reason());
+            }
+        }
+        room
+    }
+
+    /// Why no further request may go to it, if that is so.
+    pub fn closed(&self, now: u64, panic: bool) -> Option<Closed> {
+        if self.state.is_drained() {
+            return Some(Closed::Drained);
+        }
+        if !self.state.is_healthy() {
+            return Some(Closed::Unhealthy);
+        }
+        if !panic && self.state.record.is_ejected(now) {
+            return Some(Closed::Ejected);
+        }
+        match self.room(now, panic) {
+            (room, Some(reason)) if self.state.in_flight() >= room => Some(Closed::Full(reason)),
+            _ => None,
+        }
+    }
+
+    /// Whether it may be picked: available and with room, as far as is known without taking a slot.
+    pub fn is_open(&self, now: u64, panic: bool) -> bool {
+        self.is_available(now, panic) && self.state.in_flight() < self.room(now, panic).0
+    }
+
+    /// The part of its share that it takes: less than 1 while it starts slowly.
+    pub fn warmth(&self, now: u64) -> f64 {
+        let since = self.state.since();
+        let passed = now.saturating_sub(since);
+        if since == 0 || passed >= self.slow_start {
+            return 1.0;
+        }
+        #[allow(clippy::cast_precision_loss, reason = "both are far below 2^52 milliseconds")]
+        let part = passed as f64 / self.slow_start as f64;
+        part.max(LEAST_SHARE)
+    }
+
+    /// A first token, or the head of an answer that is no stream, has come `took` after its attempt began; `at_start`
+    /// requests were in flight then.
+    pub fn answered_in(&self, class: Class, took: Duration, at_start: u32, now: u64) {
+        self.state.latency.observe(took, now);
+        self.state.record.took(took, now);
+        for signal in self.signals.iter() {
+            signal.observe(&self.state, class, took, at_start, now);
+        }
+    }
+
+    /// What the server said of itself in an answer.
+    pub fn reported(&self, report: &super::LoadReport, now: u64) {
+        self.state.load.set(report, self.state.in_flight(), now);
     }
 }
 
@@ -138,18 +309,34 @@ impl Endpoint {
 #[derive(Default)]
 pub struct Endpoints {
     states: Mutex<HashMap<EndpointKey, Weak<EndpointState>>>,
+    backends: Mutex<HashMap<String, Weak<AtomicU32>>>,
 }
 
 impl Endpoints {
     /// The state kept for `key`, or a new one.
-    pub fn get_or_insert(&self, key: &EndpointKey, make: impl FnOnce() -> EndpointState) -> Arc<EndpointState> {
+    pub fn get_or_insert(
+        &self,
+        key: &EndpointKey,
+        make: impl FnOnce(Arc<AtomicU32>) -> EndpointState,
+    ) -> Arc<EndpointState> {
         let mut states = self.states.lock();
-        states.retain(|_, state| state.strong_count() > 0);
         if let Some(state) = states.get(key).and_then(Weak::upgrade) {
             return state;
         }
-        let state = Arc::new(make());
+        states.retain(|_, state| state.strong_count() > 0);
+        let state = Arc::new(make(self.in_backend(&key.backend)));
         states.insert(key.clone(), Arc::downgrade(&state));
         state
+    }
+
+    fn in_backend(&self, backend: &str) -> Arc<AtomicU32> {
+        let mut backends = self.backends.lock();
+        if let Some(count) = backends.get(backend).and_then(Weak::upgrade) {
+            return count;
+        }
+        backends.retain(|_, count| count.strong_count() > 0);
+        let count = Arc::new(AtomicU32::new(0));
+        backends.insert(backend.to_owned(), Arc::downgrade(&count));
+        count
     }
 }

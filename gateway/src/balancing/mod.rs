@@ -1,11 +1,33 @@
-//! Which endpoint of a backend takes a request: endpoints with their state, the policies, the active health checks.
+//! Which endpoint of a backend takes a request: endpoints with their state, the policies, the evidence of saturation, the
+//! judgement of answers, and the tasks that ask endpoints how they are.
 //! It opens no connection for a request and knows no route; it takes a slot and gives an endpoint.
 //! Its inputs are the compiled backends of a snapshot; endpoint state outlives snapshots.
 
+mod blueprint;
 mod endpoint;
 mod health;
+mod latency;
+pub mod orca;
+mod outlier;
 mod policy;
+mod report;
+mod resolve;
+mod set;
+mod signal;
+mod supervisor;
+#[cfg(test)]
+pub(crate) mod tests;
 
-pub use endpoint::{Endpoint, EndpointKey, EndpointState, Endpoints, Slot, now_millis};
-pub use health::{HealthSupervisor, Probe};
-pub use policy::{LeastRequest, PickContext, Policy, RoundRobin};
+pub use blueprint::{Addresses, Blueprint, Way};
+pub use endpoint::{Closed, Endpoint, EndpointKey, EndpointState, Endpoints, Slot, now_millis};
+pub use latency::Class;
+pub use outlier::{Detector, Verdict};
+pub use policy::{
+    Hash, LeastRequest, PeakEwma, PickContext, Policy, RoundRobin, ShortestQueue, hash_key, policy as make_policy,
+};
+pub use report::{BackendReport, drain, reports, samples};
+pub(crate) use resolve::addresses;
+pub use resolve::{Resolve, Resolved, SystemResolver};
+pub use set::{Ask, Balancer, EndpointSet, Taken};
+pub use signal::{LoadReport, Reason, Room, SaturationSignal, signals};
+pub use supervisor::{Care, Supervisor, Watch};

@@ -2,11 +2,15 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what a command line is for")]
 
+mod admin;
+mod top;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use self::admin::AdminArguments;
 use crate::identity::NewKey;
 use crate::reload::read;
 use crate::{server, telemetry};
@@ -44,6 +48,29 @@ enum Command {
     /// API keys.
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Watch the endpoints of a running gateway.
+    Top {
+        #[command(flatten)]
+        admin: AdminArguments,
+        /// Seconds between two readings.
+        #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+        interval: f64,
+        /// Print one frame and end.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Take an endpoint of a running gateway out: it gets no new requests, those that run go on.
+    Drain {
+        /// The backend's name.
+        backend: String,
+        /// IP:PORT, or the URL as configured for all addresses of a name.
+        endpoint: String,
+        /// Put it back.
+        #[arg(long)]
+        undo: bool,
+        #[command(flatten)]
+        admin: AdminArguments,
+    },
     /// Print the version.
     Version,
 }
@@ -74,11 +101,49 @@ pub fn run() -> ExitCode {
             }
             Err(e) => fail(FAILED, &e),
         },
+        Command::Top { admin, interval, once } => {
+            let interval = std::time::Duration::from_secs_f64(interval.clamp(0.1, 3_600.0));
+            client(top::run(&admin, interval, once))
+        }
+        Command::Drain { backend, endpoint, undo, admin } => client(drain(&admin, &backend, &endpoint, undo)),
         Command::Version => {
             println!("spillway {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Runs what asks a running gateway.
+fn client(work: impl Future<Output = Result<(), String>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(FAILED, &format!("the runtime cannot be started: {e}")),
+    };
+    match runtime.block_on(work) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(FAILED, &e),
+    }
+}
+
+async fn drain(admin: &AdminArguments, backend: &str, endpoint: &str, undo: bool) -> Result<(), String> {
+    // A path segment holds anything but what ends it.
+    let segment = |text: &str| {
+        let escape = |byte: u8| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => char::from(byte).to_string(),
+            other => format!("%{other:02X}"),
+        };
+        text.bytes().map(escape).collect::<String>()
+    };
+    let verb = if undo { "undrain" } else { "drain" };
+    let path = format!("/api/backends/{}/endpoints/{}/{verb}", segment(backend), segment(endpoint));
+    let answer = admin.post(&path).await?;
+    let answer: serde_json::Value = serde_json::from_slice(&answer).map_err(|e| e.to_string())?;
+    for entry in answer.get("endpoints").and_then(|list| list.as_array()).into_iter().flatten() {
+        let name = entry.get("endpoint").and_then(|name| name.as_str()).unwrap_or_default();
+        let changed = entry.get("changed") == Some(&serde_json::Value::Bool(true));
+        println!("{name}: {verb}ed{}", if changed { "" } else { " already" });
+    }
+    Ok(())
 }
 
 fn fail(code: u8, message: &dyn std::fmt::Display) -> ExitCode {

@@ -352,5 +352,6 @@ async fn present(
         .query_async(connection)
         .await?;
     store.gateways.store(gateways.max(1), Ordering::Relaxed);
+    store.metrics.limit_store_gateways.set(i64::from(gateways));
     Ok(())
 }

@@ -102,7 +102,7 @@ fn a_burst_passes_and_then_the_rate() {
     assert!(shown.reset > Duration::from_secs(178) && shown.reset <= Duration::from_secs(180), "{:?}", shown.reset);
     assert_eq!(shown.policy.as_ref().unwrap(), "\"requests\";q=1;w=60");
     assert!(passes(&rules, &Asked { consumer: Some("b"), ..Asked::default() }), "another has its own level");
-    assert!(metrics.encode(&[], 0).contains("spillway_limit_refusals_total{limit=\"consumer a/requests/60\"} 1"));
+    assert!(metrics.encode(&[], &[], 0).contains("spillway_limit_refusals_total{limit=\"consumer a/requests/60\"} 1"));
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_limit_on_trial_only_counts() {
     for _ in 0..3 {
         assert!(passes(&rules, &asked));
     }
-    let text = metrics.encode(&[], 0);
+    let text = metrics.encode(&[], &[], 0);
     assert!(text.contains("spillway_limit_shadow_refusals_total{limit=\"consumer a/requests/3600\"} 2"), "{text}");
     assert!(text.contains("spillway_limit_shadow_refusals_total{limit=\"consumer a/tokens/3600\"} 3"), "{text}");
     assert!(text.contains("spillway_limit_refusals_total{limit=\"consumer a/tokens/3600\"} 0"), "{text}");

@@ -7,11 +7,17 @@ use opentelemetry::{Array, StringValue, Value};
 use pingora::protocols::http::ServerSession;
 use spillway_config::schema::BackendProtocol;
 
+use crate::admission::Admission;
+use crate::balancing::{Verdict, now_millis};
 use crate::exchange::{Exchange, ServedBy};
 use crate::server::Gateway;
+use crate::snapshot::{Route, TargetKind};
 use crate::spill::Report;
 use crate::telemetry::{AccessRecord, Kind, Span, Tokens, names, rfc3339_millis};
 use crate::upstream::{Attempt, Failure, Outcome, RequestBody};
+
+/// An attempt that ends with the request's own deadline after less than this had no chance.
+const LEAST_TIME: Duration = Duration::from_secs(1);
 
 /// The span of an attempt that begins.
 pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, x: &Exchange, resend: u32) -> Span {
@@ -65,6 +71,7 @@ pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outco
         Outcome::Failed(failure) => ("failed", Some(kind(failure))),
     };
     a.endpoint.state.metrics.attempted(counted);
+    a.backend.balancer.ended(&a.endpoint, verdict(outcome, x.outcome.status, took), a.began, now_millis());
     if matches!(outcome, Outcome::GivenUp) {
         span.set(names::SPILLWAY_GIVEN_UP, true);
     }
@@ -84,6 +91,48 @@ pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outco
     }
     if let Some(error) = error {
         span.error(error);
+    }
+}
+
+/// What an attempt says of its endpoint's health.
+fn verdict(outcome: &Outcome, status: u16, took: Duration) -> Verdict {
+    match outcome {
+        // 501 and 505 speak of the request.
+        Outcome::Answered if matches!(status, 500 | 502..=504 | 506..=599) => Verdict::Error,
+        Outcome::Answered => Verdict::Good,
+        Outcome::Full(_) => Verdict::Full,
+        Outcome::ClientGone | Outcome::GivenUp => Verdict::Unknown,
+        // The server ended a connection that idled, as it may.
+        Outcome::Failed(Failure::Stale(_)) => Verdict::Unknown,
+        // A request that had no time left when it came says nothing of the server.
+        Outcome::Failed(Failure::Deadline) if took < LEAST_TIME => Verdict::Unknown,
+        // Some other status that the route tries elsewhere.
+        Outcome::Failed(Failure::Status(status)) if *status < 500 => Verdict::Unknown,
+        Outcome::Broken | Outcome::Died(_) | Outcome::Failed(_) => Verdict::Error,
+    }
+}
+
+/// Where a request goes, and which endpoints were passed over.
+pub(super) fn admitted(span: &mut Span, route: &Route, admission: &Admission<'_>) {
+    if !span.is_recording() {
+        return;
+    }
+    match admission {
+        Admission::Endpoint { backend, endpoint, slot } => {
+            span.set(names::SPILLWAY_BACKEND, backend.name.to_string());
+            span.set(names::SPILLWAY_ENDPOINT, endpoint.address.clone());
+            span.set(names::SPILLWAY_POLICY, backend.policy.as_str());
+            span.set(names::SPILLWAY_ENDPOINT_IN_FLIGHT, i64::from(slot.in_flight_at_start()));
+        }
+        Admission::Model { model, .. } => span.set(names::SPILLWAY_BACKEND, model.name().to_owned()),
+        Admission::Saturated => span.set(names::SPILLWAY_ADMISSION, "saturated"),
+        Admission::Unavailable => span.set(names::SPILLWAY_ADMISSION, "unavailable"),
+    }
+    for target in &route.targets {
+        let TargetKind::Backend(backend) = &target.kind else { continue };
+        for (endpoint, closed) in backend.balancer.passed_over(now_millis()) {
+            span.event("endpoint_passed_over", &format!("{}: {}", endpoint.address, closed.as_str()));
+        }
     }
 }
 

@@ -16,9 +16,9 @@ use tokio::time::Instant;
 
 use super::queueing::{Wait, Waited};
 use super::spilling::{self, Direct};
-use super::{hedging, resuming};
-use crate::admission::{Admission, Journey, Order};
-use crate::balancing::now_millis;
+use super::{affinity, conclude, hedging, resuming};
+use crate::admission::{Admission, Journey, Order, Taken};
+use crate::balancing::{Endpoint, now_millis};
 use crate::exchange::{End, Exchange, is_idempotent};
 use crate::server::Gateway;
 use crate::snapshot::{Backend, Route};
@@ -41,26 +41,27 @@ pub(super) async fn forward(
     let mut wait = Wait::default();
     loop {
         let admission = {
-            let _span = x.span.child("admission", Kind::Internal);
+            let mut span = x.span.child("admission", Kind::Internal);
             let random = rand::random();
-            if wait.is_behind(route, &journey) {
+            let key = |backend: &Backend| affinity::key(backend, session, x);
+            let admission = if wait.is_behind(route, &journey) {
                 Admission::Saturated
             } else {
-                match journey.admit(route, now_millis(), random, wait.is_called()) {
+                match journey.admit(route, now_millis(), random, wait.is_called(), &key) {
                     // A retry that has no other endpoint goes to one that was tried.
-                    Admission::Saturated if retries > 0 => journey.admit(route, now_millis(), random, true),
+                    Admission::Saturated if retries > 0 => journey.admit(route, now_millis(), random, true, &key),
                     admission => admission,
                 }
-            }
+            };
+            conclude::admitted(&mut span, route, &admission);
+            admission
         };
         match admission {
             Admission::Endpoint { backend, endpoint, slot } => {
                 wait.admitted(route, &journey, x);
                 let retry =
                     retries < route.retry.attempts || spilling::is_possible(&route.when_unavailable, session, x);
-                let (connector, via) = (&gateway.connector, &gateway.via);
-                let attempt =
-                    Attempt { route, backend, endpoint, connector, via, move_on: MoveOn { full: true, retry } };
+                let attempt = attempt(gateway, route, backend, endpoint, &slot, MoveOn { full: true, retry });
                 if x.outcome.attempts == 0 {
                     backend.retries.request(route.retry.budget);
                 }
@@ -128,6 +129,28 @@ pub(super) async fn forward(
     }
 }
 
+/// An attempt that begins now.
+pub(super) fn attempt<'a>(
+    gateway: &'a Gateway,
+    route: &'a Route,
+    backend: &'a Backend,
+    endpoint: Arc<Endpoint>,
+    slot: &Taken,
+    move_on: MoveOn,
+) -> Attempt<'a> {
+    Attempt {
+        route,
+        backend,
+        endpoint,
+        in_flight: slot.in_flight_at_start(),
+        began: now_millis(),
+        started: std::time::Instant::now(),
+        connector: &gateway.connector,
+        via: &gateway.via,
+        move_on,
+    }
+}
+
 /// Takes the request to a backend that stands in for the route's own. False when it has no room, or failed, before
 /// anything was sent to the client.
 pub(super) async fn stand_in(
@@ -140,11 +163,11 @@ pub(super) async fn stand_in(
 ) -> Result<bool, End> {
     let mut journey = Journey::new(Order::default());
     while can_resend(session, x)
-        && let Some((endpoint, slot)) = journey.admit_at(backend, now_millis(), rand::random())
+        && let Some((endpoint, slot)) =
+            journey.admit_at(backend, now_millis(), rand::random(), affinity::key(backend, session, x))
     {
         let move_on = MoveOn { full: true, retry: true };
-        let (connector, via) = (&gateway.connector, &gateway.via);
-        let attempt = Attempt { route, backend, endpoint, connector, via, move_on };
+        let attempt = attempt(gateway, route, backend, endpoint, &slot, move_on);
         x.outcome.attempts += 1;
         x.outcome.spilled = Some(reason);
         let outcome = observed(&attempt, session, x).await;
@@ -195,10 +218,9 @@ fn is_within_budget(route: &Route, backend: &Backend) -> bool {
 async fn observed(attempt: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
     let resend = x.outcome.attempts.saturating_sub(1);
     x.attempt = Some(super::conclude::attempt_span(attempt, session, x, resend));
-    let started = std::time::Instant::now();
     let outcome = run(attempt, session, x).await;
     if let Some(span) = x.attempt.take() {
-        super::conclude::attempt_ended(attempt, x, span, &outcome, started.elapsed());
+        super::conclude::attempt_ended(attempt, x, span, &outcome, attempt.started.elapsed());
     }
     outcome
 }

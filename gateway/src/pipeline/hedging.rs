@@ -27,7 +27,6 @@ pub(super) fn is_allowed(backend: &Backend, session: &mut ServerSession, x: &Exc
 struct Runner<'a> {
     attempt: Attempt<'a>,
     span: Span,
-    started: std::time::Instant,
     /// Given back when it is given up.
     _slot: Taken,
 }
@@ -46,7 +45,8 @@ pub(super) async fn race<'a>(
 ) -> (Attempt<'a>, Outcome) {
     let mut runners: Vec<Option<Runner<'a>>> = Vec::new();
     let mut running = FuturesUnordered::new();
-    let mut next = Some((first, slot));
+    let move_on = first.move_on;
+    let mut next = Some((first.clone(), slot));
     let mut due = Instant::now();
     loop {
         if let Some((attempt, slot)) = next.take() {
@@ -56,7 +56,7 @@ pub(super) async fn race<'a>(
             let ready = Ready::new(&attempt, session, x);
             let span = x.attempt.take().unwrap_or_else(Span::none);
             let place = runners.len();
-            runners.push(Some(Runner { attempt, span, started: std::time::Instant::now(), _slot: slot }));
+            runners.push(Some(Runner { attempt: attempt.clone(), span, _slot: slot }));
             // Whether it can be sent twice was asked before; one that cannot would be waited for in vain.
             let Some(ready) = ready else {
                 give_up(&mut runners, x, None);
@@ -78,20 +78,21 @@ pub(super) async fn race<'a>(
         match opened {
             None => {
                 due = Instant::now() + plan.after;
-                next = another(gateway, route, journey, first.move_on);
+                let key = |backend: &Backend| super::affinity::key(backend, session, x);
+                next = another(gateway, route, journey, move_on, &key);
             }
             Some((place, Ok(opened))) => {
                 let Some(winner) = runners.get_mut(place).and_then(Option::take) else { continue };
                 give_up(&mut runners, x, Some(place));
                 running.clear();
                 let outcome = relay(&winner.attempt, session, x, opened).await;
-                let took = winner.started.elapsed();
+                let took = winner.attempt.started.elapsed();
                 super::conclude::attempt_ended(&winner.attempt, x, winner.span, &outcome, took);
                 return (winner.attempt, outcome);
             }
             Some((place, Err(outcome))) => {
                 let Some(lost) = runners.get_mut(place).and_then(Option::take) else { continue };
-                super::conclude::attempt_ended(&lost.attempt, x, lost.span, &outcome, lost.started.elapsed());
+                super::conclude::attempt_ended(&lost.attempt, x, lost.span, &outcome, lost.attempt.started.elapsed());
                 super::forward::note_if_full(&lost.attempt, &outcome);
                 if running.is_empty() {
                     return (lost.attempt, outcome);
@@ -107,13 +108,14 @@ fn another<'a>(
     route: &'a Route,
     journey: &mut Journey,
     move_on: MoveOn,
+    key: &dyn Fn(&Backend) -> Option<u64>,
 ) -> Option<(Attempt<'a>, Taken)> {
     let now = now_millis();
     // Those who wait for a place go before those who want a second one.
     if journey.queue(route).is_some_and(|queue| !queue.is_empty()) {
         return None;
     }
-    let Admission::Endpoint { backend, endpoint, slot } = journey.admit(route, now, rand::random(), false) else {
+    let Admission::Endpoint { backend, endpoint, slot } = journey.admit(route, now, rand::random(), false, key) else {
         return None;
     };
     if !backend.retries.take(now) {
@@ -121,8 +123,7 @@ fn another<'a>(
         return None;
     }
     route.metrics.hedges.inc();
-    let (connector, via) = (&gateway.connector, &gateway.via);
-    Some((Attempt { route, backend, endpoint, connector, via, move_on }, slot))
+    Some((super::forward::attempt(gateway, route, backend, endpoint, &slot, move_on), slot))
 }
 
 /// Those that lost: their time counts for nothing, their slots are free at once.
@@ -132,7 +133,13 @@ fn give_up(runners: &mut [Option<Runner<'_>>], x: &Exchange, winner: Option<usiz
             continue;
         }
         if let Some(lost) = runner.take() {
-            super::conclude::attempt_ended(&lost.attempt, x, lost.span, &Outcome::GivenUp, lost.started.elapsed());
+            super::conclude::attempt_ended(
+                &lost.attempt,
+                x,
+                lost.span,
+                &Outcome::GivenUp,
+                lost.attempt.started.elapsed(),
+            );
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::limits::{Claim, Estimate, Rule, Rules, Subject, Used, reserve};
+use crate::protocol::Api;
 use crate::snapshot::{NamedFilter, Route, TargetKind};
 use crate::telemetry::Kind;
 use crate::upstream::RequestBody;
@@ -109,11 +110,11 @@ async fn take(
     if rules.is_empty() {
         return Ok(());
     }
-    let expected = x
-        .asked
-        .as_ref()
-        .filter(|asked| asked.expected != Estimate::default())
-        .map(|asked| (asked.expected, x.snapshot.prices.expected(asked.expected, asked.model.as_deref())));
+    // Only a call of a model uses tokens.
+    let is_model_call = x.route.as_ref().is_some_and(|route| route.api != Api::Problem);
+    let asked = x.asked.as_ref().filter(|asked| is_model_call && asked.expected != Estimate::default());
+    let expected =
+        asked.map(|asked| (asked.expected, x.snapshot.prices.expected(asked.expected, asked.model.as_deref())));
     let claims: SmallVec<[Claim<'_>; 8]> = {
         let view = view(session, x);
         let subject = Subject { view: &view, credential: x.credential };

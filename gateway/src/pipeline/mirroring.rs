@@ -36,7 +36,7 @@ pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut S
 struct Copy {
     endpoint: Arc<Endpoint>,
     ready: Ready,
-    _slot: Taken,
+    slot: Taken,
     _place: OwnedSemaphorePermit,
 }
 
@@ -58,19 +58,25 @@ fn prepare(
     }
     let place = plan.places.clone().try_acquire_owned().ok()?;
     let mut journey = Journey::new(Order::default());
-    let (endpoint, slot) = journey.admit_at(&plan.backend, now_millis(), rand::random())?;
-    let ready = Ready::copy(&attempt(gateway, route, plan, endpoint), session, x)?;
-    Some(Copy { endpoint: endpoint.clone(), ready, _slot: slot, _place: place })
+    let key = super::affinity::key(&plan.backend, session, x);
+    let (endpoint, slot) = journey.admit_at(&plan.backend, now_millis(), rand::random(), key)?;
+    let ready = Ready::copy(&attempt(gateway, route, plan, endpoint.clone(), &slot), session, x)?;
+    Some(Copy { endpoint, ready, slot, _place: place })
 }
 
-fn attempt<'a>(gateway: &'a Gateway, route: &'a Route, plan: &'a MirrorPlan, endpoint: &'a Endpoint) -> Attempt<'a> {
-    let move_on = MoveOn { full: false, retry: false };
-    Attempt { route, backend: &plan.backend, endpoint, connector: &gateway.connector, via: &gateway.via, move_on }
+fn attempt<'a>(
+    gateway: &'a Gateway,
+    route: &'a Route,
+    plan: &'a MirrorPlan,
+    endpoint: Arc<Endpoint>,
+    slot: &Taken,
+) -> Attempt<'a> {
+    super::forward::attempt(gateway, route, &plan.backend, endpoint, slot, MoveOn { full: false, retry: false })
 }
 
 /// Whether it was answered, well or not.
 async fn send(gateway: &Gateway, route: &Route, plan: &MirrorPlan, copy: Copy) -> bool {
-    let attempt = attempt(gateway, route, plan, &copy.endpoint);
+    let attempt = attempt(gateway, route, plan, copy.endpoint, &copy.slot);
     match open(&attempt, copy.ready).await {
         Ok(opened) => drain(&attempt, opened).await,
         Err(outcome) => {

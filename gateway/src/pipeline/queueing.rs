@@ -32,7 +32,15 @@ pub(super) struct Wait {
     /// When all waiting must be over, from the first time that it waits.
     until: Option<Instant>,
     span: Option<Span>,
+    /// Calls in a row that found no place, and when the last one was.
+    misses: u32,
+    missed_at: Option<Instant>,
 }
+
+/// Calls in a row that may be repeated at once. More of them mean that an endpoint seems to have room and takes nobody:
+/// then it is asked again after a while, not in a loop.
+const MAX_MISSES: u32 = 3;
+const AFTER_MISSES: Duration = Duration::from_millis(20);
 
 impl Wait {
     /// Whether it was called and has not taken a place yet.
@@ -60,6 +68,7 @@ impl Wait {
         let ticket = match self.ticket.take() {
             Some(ticket) => {
                 ticket.back();
+                self.missed();
                 ticket
             }
             None => {
@@ -77,11 +86,16 @@ impl Wait {
             }
         };
         // A place may have come free between the look for one and the entry, when nobody was there to be called.
+        let mut again = None;
         if journey.has_room(route, now_millis()) && ticket.told().is_none() {
-            queue.call();
+            if self.misses < MAX_MISSES {
+                queue.call();
+            } else {
+                again = Some(AFTER_MISSES);
+            }
         }
         loop {
-            let change = journey.next_change(route, now_millis());
+            let change = again.into_iter().chain(journey.next_change(route, now_millis())).min();
             tokio::select! {
                 biased;
                 turn = ticket.turn() => match turn {
@@ -93,13 +107,19 @@ impl Wait {
                 },
                 () = sleep_until(ticket.until()) => return self.over(ticket, NotHeld::TimeOut, x),
                 // An endpoint that said that it is full may be asked again: nobody gives back a place then.
-                () = sleep(change.unwrap_or(Duration::MAX)), if change.is_some() => { queue.call(); }
+                () = sleep(change.unwrap_or(AFTER_MISSES)), if change.is_some() => { queue.call(); }
                 _ = session.read_body_or_idle(true) => {
                     self.told(&ticket, x, "abandoned");
                     return Waited::ClientGone;
                 }
             }
         }
+    }
+
+    fn missed(&mut self) {
+        let now = Instant::now();
+        let in_a_row = self.missed_at.replace(now).is_some_and(|last| now.duration_since(last) < 2 * AFTER_MISSES);
+        self.misses = if in_a_row { self.misses.saturating_add(1) } else { 1 };
     }
 
     fn over(&mut self, ticket: Ticket, why: NotHeld, x: &mut Exchange) -> Waited {

@@ -10,7 +10,7 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use super::limiting;
 use crate::exchange::{Asked, End, Exchange, RouteInFlight};
-use crate::limits::Estimate;
+use crate::limits::{Estimate, Ledger};
 use crate::listener::ConnectionInfo;
 use crate::protocol::{Api, openai};
 use crate::routing::{Candidates, Rest};
@@ -268,7 +268,7 @@ async fn identify(session: &mut ServerSession, x: &mut Exchange, mode: RouteAuth
 
 /// Whether the caller may use the route and the model. Who may not is told what a caller is told of a route or model that
 /// is not there.
-fn check_access(route: &Route, session: &ServerSession, x: &Exchange) -> Result<(), End> {
+fn check_access(route: &Route, session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
     if let Some(access) = &route.access {
         let allowed = x.caller_view().is_some_and(|caller| {
             let one_of = |list: &[String], name: &str| list.is_empty() || list.iter().any(|entry| entry == name);
@@ -277,12 +277,20 @@ fn check_access(route: &Route, session: &ServerSession, x: &Exchange) -> Result<
                 && access.scopes.iter().all(|scope| caller.scopes.contains(scope))
         });
         if !allowed {
+            // Neither the shape of the error nor a header says that there is a route.
+            x.api = Api::of_path(session.req_header().uri.path());
+            x.route = None;
+            x.ledger.give_back();
+            x.ledger = Ledger::default();
             return Err(no_route(session));
         }
     }
     let Some(caller) = x.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
     match &x.asked {
-        Some(asked) if !caller.may_use(asked.model.as_deref()) => {
+        // A body for a model that names none that we can read may name any to who reads it otherwise.
+        Some(asked)
+            if !caller.may_use(asked.model.as_deref()) && (route.api != Api::Problem || asked.model.is_some()) =>
+        {
             Err(openai::model_not_found(asked.model.as_deref().unwrap_or_default()).into())
         }
         _ => Ok(()),
@@ -299,8 +307,10 @@ fn peek(session: &ServerSession, x: &Exchange) -> Result<Option<Asked>, End> {
     let says_json = memchr::memmem::find(content_type, b"json").is_some();
     let head = session.req_header();
     let must_be_json = Api::of_path(head.uri.path()) == Api::OpenAi && head.method == Method::POST;
+    // What is no JSON may be a sound or an image.
+    let unread = Asked { expected: Estimate::new(0, 0, 1, None, true), ..Asked::default() };
     if !(says_json || must_be_json) {
-        return Ok(None);
+        return Ok(Some(unread));
     }
     match openai::peek(&held.bytes) {
         Ok(peek) => {
@@ -309,6 +319,6 @@ fn peek(session: &ServerSession, x: &Exchange) -> Result<Option<Asked>, End> {
             Ok(Some(Asked { model: peek.model.map(Into::into), stream: peek.stream, expected }))
         }
         Err(refusal) if must_be_json => Err(refusal.into()),
-        Err(_) => Ok(None),
+        Err(_) => Ok(Some(unread)),
     }
 }

@@ -2,15 +2,14 @@
 //! models are loaded. Whatever outlives a snapshot is found again here by its identity.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue, StatusCode};
-use spillway_config::schema::{self, BackendProtocol, Config, PolicyName, RetryOn, RouteAuthentication};
-use spillway_config::values::ServerUrl;
+use spillway_config::schema::{self, BackendProtocol, Config, RetryOn, RouteAuthentication};
 use spillway_filter::{BuildContext, HttpClient, Registry, SharedStates, Stage};
 use tokio::sync::Semaphore;
 
@@ -18,7 +17,7 @@ use super::{
     Backend, HedgePlan, Last, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind,
 };
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
-use crate::balancing::{Endpoint, EndpointKey, EndpointState, Endpoints, LeastRequest, Policy, Probe, RoundRobin};
+use crate::balancing::{Addresses, Balancer, Blueprint, Care, Detector, Endpoints, Resolve, Way, addresses};
 use crate::http_client::Http;
 use crate::identity::{Authenticator, Failures, Parts};
 use crate::limits::{Limits, Prices, Rules};
@@ -27,10 +26,6 @@ use crate::routing::{ModelPattern, TableBuilder};
 use crate::spill::Models;
 use crate::telemetry::{Metrics, Tracer};
 use crate::tls::UpstreamTls;
-use crate::upstream::Peer;
-
-/// Longest time for a name of an endpoint to be resolved.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A configuration that is sound and still cannot be run: every reason, one a line.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +39,9 @@ pub struct Compiler {
     /// State of filters.
     pub states: SharedStates,
     /// State of endpoints.
-    pub endpoints: Endpoints,
+    pub endpoints: Arc<Endpoints>,
+    /// Resolves the names of endpoints.
+    pub resolver: Arc<dyn Resolve>,
     /// Series.
     pub metrics: Arc<Metrics>,
     /// Where compiled pipelines of models are kept.
@@ -78,14 +75,21 @@ fn has_budget(config: &Config) -> bool {
 
 impl Compiler {
     /// A compiler for a new process.
-    pub fn new(registry: Registry, metrics: Arc<Metrics>, limits: Limits, cache_dir: Option<PathBuf>) -> Self {
+    pub fn new(
+        registry: Registry,
+        metrics: Arc<Metrics>,
+        limits: Limits,
+        cache_dir: Option<PathBuf>,
+        resolver: Arc<dyn Resolve>,
+    ) -> Self {
         Self {
             limits,
             http: Arc::new(Http::default()),
             failures: Failures::new(metrics.clone()),
             registry,
             states: SharedStates::default(),
-            endpoints: Endpoints::default(),
+            endpoints: Arc::default(),
+            resolver,
             metrics,
             cache_dir,
             generation: AtomicU64::new(0),
@@ -112,10 +116,10 @@ impl Compiler {
         }
         let parts = Parts { limits: &self.limits, states: &self.states, http: &self.http, metrics: &self.metrics };
         let identity = Authenticator::new(&authentication, &config.consumers, &self.failures, parts);
-        let mut probes = Vec::new();
+        let mut cares = Vec::new();
         let mut backends = HashMap::new();
         for written in &config.backends {
-            match self.backend(written, previous, &mut probes).await {
+            match self.backend(written, previous, &mut cares).await {
                 Ok(backend) => {
                     backends.insert(written.name.as_str(), Arc::new(backend));
                 }
@@ -156,7 +160,7 @@ impl Compiler {
             prices: Prices::new(&config.prices),
             tracer,
             access_log: config.telemetry.logs.access,
-            probes: parking_lot::Mutex::new(probes),
+            cares: parking_lot::Mutex::new(cares),
             backends: backends.into_values().collect(),
             models,
             buffered_bodies: config.limits.buffered_bodies.0,
@@ -170,47 +174,30 @@ impl Compiler {
         &self,
         written: &schema::Backend,
         previous: Option<&Snapshot>,
-        probes: &mut Vec<Probe>,
+        cares: &mut Vec<Care>,
     ) -> Result<Backend, String> {
-        let mut endpoints = Vec::new();
         let tls = read_tls(written).await?;
-        for endpoint in &written.endpoints {
-            let address = resolve(&endpoint.url).await?;
-            let key = EndpointKey { backend: written.name.clone(), url: endpoint.url.clone() };
-            // At start all count as available; an endpoint that a reload adds takes traffic after its first check.
-            let healthy = previous.is_none() || written.health_check.is_none();
-            let text = endpoint.url.to_string();
-            let state = self
-                .endpoints
-                .get_or_insert(&key, || EndpointState::new(self.metrics.endpoint(&written.name, &text), healthy));
-            if let Some(check) = &written.health_check {
-                let (check, state) = (check.clone(), state.clone());
-                probes.push(Probe { key: key.clone(), address, check, state, tls: tls.clone(), http2: written.http2 });
-            }
-            endpoints.push(Arc::new(Endpoint {
-                url: endpoint.url.clone(),
-                address: text,
-                weight: endpoint.weight,
-                max_in_flight: written.capacity.max_in_flight,
-                state,
-                peer: Peer::new(&key, address, written.timeouts.connect.0, &tls, written.http2),
-            }));
-        }
         let credentials = written.credentials.as_ref().map(bearer).transpose()?;
         let full: Vec<u16> = match &written.capacity.statuses {
             Some(statuses) => statuses.iter().map(|status| status.0).collect(),
             None if written.protocol == BackendProtocol::Openai => vec![429, 503],
             None => Vec::new(),
         };
-        let policy: Box<dyn Policy> = match written.load_balancing.policy {
-            PolicyName::RoundRobin => Box::new(RoundRobin::default()),
-            PolicyName::LeastRequest => Box::new(LeastRequest),
-        };
+        let way = Way { connect: written.timeouts.connect.0, tls, http2: written.http2 };
+        let (endpoints, metrics) = (self.endpoints.clone(), self.metrics.clone());
+        let blueprint = Arc::new(Blueprint::new(written, &full, credentials.clone(), way, endpoints, metrics));
+        let addresses = self.addresses(written, previous).await?;
+        // At start all count as available; an endpoint that a reload adds takes traffic after its first check.
+        let (set, watches) = blueprint.build(&addresses, previous.is_some());
+        let set = Arc::new(ArcSwap::from_pointee(set));
+        cares.push(Care { blueprint, set: set.clone(), addresses, watches });
         Ok(Backend {
             name: written.name.as_str().into(),
             protocol: written.protocol,
-            endpoints,
-            policy,
+            balancer: Balancer::new(set, Detector::new(&written.outlier_detection)),
+            hash_on: written.load_balancing.hash_on.clone(),
+            policy: written.load_balancing.policy,
+            load_reports: written.capacity.load_reports,
             retries: self.states.get_or_insert(&written.name, RetryBudget::default),
             room: self.states.get_or_insert(&written.name, Room::default),
             model: written.model.as_deref().map(Into::into),
@@ -222,6 +209,28 @@ impl Compiler {
             idle_timeout: written.timeouts.idle.0,
             metrics: self.metrics.model("openai", &written.name),
         })
+    }
+
+    /// The addresses of a backend's endpoints. A name that cannot be resolved keeps those that it had.
+    async fn addresses(&self, written: &schema::Backend, previous: Option<&Snapshot>) -> Result<Addresses, String> {
+        let had = previous.and_then(|p| p.backends.iter().find(|b| *b.name == *written.name));
+        let mut all = Vec::new();
+        for endpoint in &written.endpoints {
+            all.push(match addresses(&*self.resolver, &endpoint.url.host).await {
+                Ok(resolved) => resolved.addresses,
+                Err(e) => {
+                    let set = had.map(|backend| backend.balancer.endpoints());
+                    let known = set.iter().flat_map(|set| set.all()).filter(|known| known.url == endpoint.url);
+                    let known: Vec<_> = known.map(|known| known.socket.ip()).collect();
+                    if known.is_empty() {
+                        return Err(e);
+                    }
+                    tracing::warn!(event = "name_not_resolved", backend = %written.name, reason = %e, "its addresses are kept");
+                    known
+                }
+            });
+        }
+        Ok(all)
     }
 
     fn route(
@@ -441,19 +450,6 @@ fn listed(written: &schema::Route, config: &Config, targets: &[Target]) -> Vec<L
         }
     }
     models
-}
-
-/// The address of a server. Names are resolved now, never while a request waits.
-async fn resolve(url: &ServerUrl) -> Result<SocketAddr, String> {
-    if let Ok(ip) = url.host.parse() {
-        return Ok(SocketAddr::new(ip, url.port));
-    }
-    let looked_up = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((url.host.as_str(), url.port))).await;
-    match looked_up {
-        Ok(Ok(mut addresses)) => addresses.next().ok_or_else(|| format!("`{}` has no address", url.host)),
-        Ok(Err(e)) => Err(format!("`{}` cannot be resolved: {e}", url.host)),
-        Err(_) => Err(format!("`{}` was not resolved within {} s", url.host, RESOLVE_TIMEOUT.as_secs())),
-    }
 }
 
 /// The configuration without digests; secrets are references to begin with.

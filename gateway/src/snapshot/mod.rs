@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
-use spillway_config::schema::{Access, BackendProtocol, RouteAuthentication};
+use spillway_config::schema::{Access, BackendProtocol, HashOn, PolicyName, RouteAuthentication};
 use spillway_filter::Filter;
 use tokio::sync::Semaphore;
 
@@ -16,7 +16,7 @@ pub(crate) use compile::bearer;
 pub use compile::{Compiler, SnapshotError};
 
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
-use crate::balancing::{Endpoint, Policy, Probe};
+use crate::balancing::{Balancer, Care, now_millis};
 use crate::identity::Authenticator;
 use crate::limits::{Prices, Rules};
 use crate::protocol::Api;
@@ -41,8 +41,8 @@ pub struct Snapshot {
     pub tracer: Tracer,
     /// Whether each request is logged.
     pub access_log: bool,
-    /// Checks that keep endpoints' health known.
-    pub probes: parking_lot::Mutex<Vec<Probe>>,
+    /// What is to be looked after beside the requests; taken when the snapshot begins to run.
+    pub cares: parking_lot::Mutex<Vec<Care>>,
     /// Every backend, for the operators' view.
     pub backends: Vec<Arc<Backend>>,
     /// Every model inside.
@@ -230,10 +230,14 @@ pub struct Backend {
     pub name: Arc<str>,
     /// What its servers speak.
     pub protocol: BackendProtocol,
-    /// Its servers.
-    pub endpoints: Vec<Arc<Endpoint>>,
-    /// How one is picked.
-    pub policy: Box<dyn Policy>,
+    /// Its servers: which one takes a request, and which are well.
+    pub balancer: Balancer,
+    /// What keeps a request on its endpoint, for the policy `hash`.
+    pub hash_on: Option<HashOn>,
+    /// Name of the policy.
+    pub policy: PolicyName,
+    /// Whether its servers are asked for their load with each request.
+    pub load_reports: bool,
     /// What may be sent to it beside the requests themselves.
     pub retries: Arc<RetryBudget>,
     /// Where its free places are offered to those who wait.
@@ -259,7 +263,7 @@ pub struct Backend {
 impl Backend {
     /// Whether an endpoint may have traffic at all.
     pub fn is_available(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.is_available())
+        self.balancer.is_available(now_millis())
     }
 }
 
@@ -330,20 +334,13 @@ impl Route {
 impl Backend {
     /// A backend with one endpoint that is never connected to.
     pub(crate) fn for_tests(name: &str) -> Self {
-        use crate::balancing::EndpointState;
-        let url: spillway_config::values::ServerUrl = "http://127.0.0.1:9".parse().unwrap();
         Self {
             name: name.into(),
             protocol: BackendProtocol::Http,
-            endpoints: vec![Arc::new(Endpoint {
-                address: url.to_string(),
-                url,
-                weight: 1,
-                max_in_flight: None,
-                state: Arc::new(EndpointState::new(Arc::new(crate::telemetry::EndpointMetrics::default()), true)),
-                peer: crate::upstream::Peer::for_tests(),
-            })],
-            policy: Box::new(crate::balancing::LeastRequest),
+            balancer: crate::balancing::tests::balancer(crate::balancing::tests::endpoints(&[1])),
+            hash_on: None,
+            policy: PolicyName::LeastRequest,
+            load_reports: false,
             retries: Arc::default(),
             room: Arc::default(),
             model: None,

@@ -61,9 +61,9 @@ mod tests {
         let of = ClientCertificate::of(&der).unwrap();
         assert_eq!(of.common_name.as_deref(), Some("billing"));
         assert!(of.subject.contains("CN=billing"), "{}", of.subject);
-        assert_eq!(of.uris, ["spiffe://example/billing".into()]);
-        assert_eq!(of.dns_names, ["client.test".into()]);
-        assert_eq!(of.emails, ["ops@client.test".into()]);
+        assert_eq!(of.uris, [Box::<str>::from("spiffe://example/billing")]);
+        assert_eq!(of.dns_names, [Box::<str>::from("client.test")]);
+        assert_eq!(of.emails, [Box::<str>::from("ops@client.test")]);
         assert_eq!(ClientCertificate::of(&CertificateDer::from(vec![1, 2, 3])), None);
     }
 }

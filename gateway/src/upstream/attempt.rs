@@ -4,6 +4,7 @@
 //! answer, a part of the client's body, the client leaving, or a time limit. Nothing is sent to the client before it is
 //! certain that the answer will be passed on, so that every failure up to then can be tried elsewhere.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use super::headers::CREDENTIALS;
 use super::headers::{Via, outgoing_request, outgoing_response, to_http2};
 use super::open::Opened;
 use super::{Connector, with_model};
-use crate::balancing::{Endpoint, now_millis};
+use crate::balancing::{Class, Endpoint, now_millis, orca};
 use crate::exchange::{Exchange, ServedBy};
 use crate::protocol::openai::{Observation, Observer};
 use crate::snapshot::{Backend, Route};
@@ -102,14 +103,20 @@ pub struct MoveOn {
 }
 
 /// What an attempt needs besides the exchange.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Attempt<'a> {
     /// The route.
     pub route: &'a Route,
     /// The backend.
     pub backend: &'a Backend,
     /// The endpoint.
-    pub endpoint: &'a Endpoint,
+    pub endpoint: Arc<Endpoint>,
+    /// Requests in flight at it, with this one.
+    pub in_flight: u32,
+    /// When the attempt began, as [`now_millis`] reads it.
+    pub began: u64,
+    /// The same, to measure by.
+    pub started: std::time::Instant,
     /// Connections.
     pub connector: &'a Connector,
     /// How this process signs.
@@ -333,6 +340,9 @@ async fn begin(
     state.heard = Instant::now();
     state.event_stream = is_event_stream(&head);
     passing.observer = a.observer(&head);
+    if !state.event_stream {
+        a.answered(Class::Head, head.status);
+    }
     if state.event_stream && passing.observer.is_some() {
         passing.gate = Some(Gate::default());
         if a.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
@@ -411,6 +421,7 @@ async fn converse(
                 }
                 state.head_seen = true;
                 let head = head.clone();
+                a.read_load(&head);
                 let prefix = match judge(a, callers_account, upstream, &head).await {
                     Verdict::Pass(prefix) => prefix,
                     Verdict::MoveOn(outcome) => return outcome,
@@ -568,6 +579,25 @@ fn overdue(state: &State, now: Instant) -> Failure {
 }
 
 impl Attempt<'_> {
+    /// The endpoint has begun to answer well.
+    fn answered(&self, class: Class, status: StatusCode) {
+        if status.is_server_error() {
+            return;
+        }
+        let now = now_millis();
+        self.endpoint.answered_in(class, self.started.elapsed(), self.in_flight, now);
+        self.backend.balancer.good_sign(&self.endpoint, self.began, now);
+    }
+
+    /// Reads what the server says of its load.
+    pub(super) fn read_load(&self, head: &ResponseHeader) {
+        if self.backend.load_reports
+            && let Some(report) = orca::report(&head.headers)
+        {
+            self.endpoint.reported(&report, now_millis());
+        }
+    }
+
     fn observer(&self, head: &ResponseHeader) -> Option<Observer> {
         let is_model = self.backend.protocol == spillway_config::schema::BackendProtocol::Openai;
         if !is_model || !head.status.is_success() {
@@ -656,6 +686,11 @@ async fn pass_head(
     let has_body = !(is_head || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED);
     let is_http11 = session.req_header().version == Version::HTTP_11;
     session.set_write_timeout(Some(a.backend.idle_timeout));
+    let mut head = head;
+    if a.backend.load_reports {
+        // It was asked for by us, not by the caller.
+        head.remove_header(&orca::REPORT);
+    }
     let mut out = outgoing_response(head, x, is_http11, has_body);
     if x.outcome.spilled.is_some()
         && let Ok(name) = header::HeaderValue::from_str(&a.backend.name)
@@ -680,6 +715,9 @@ async fn pass_part(
             && let Some(first) = observer.observation().first_content
         {
             state.content_seen = true;
+            if state.event_stream {
+                a.answered(Class::FirstToken, StatusCode::OK);
+            }
             x.outcome.first_token = Some(first.saturating_duration_since(x.started));
         }
     }

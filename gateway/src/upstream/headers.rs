@@ -5,6 +5,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 use spillway_filter::Headers;
 
+use crate::balancing::orca;
 use crate::exchange::Exchange;
 use crate::snapshot::{Backend, Route};
 
@@ -197,6 +198,10 @@ pub fn outgoing_request(
     }
     let _ = out.append_header(header::VIA, via.value.clone());
     let _ = out.insert_header(X_REQUEST_ID.clone(), x.request_id.clone());
+
+    if backend.load_reports {
+        let _ = out.insert_header(orca::FORMAT.clone(), orca::JSON.clone());
+    }
 
     match body {
         Some(0) if !client.headers.contains_key(header::CONTENT_LENGTH) && !chunked => {}

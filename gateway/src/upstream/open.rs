@@ -76,6 +76,7 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
         if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
             continue;
         }
+        a.read_load(&head);
         return match judge(a, callers_account, &mut upstream, &head).await {
             Verdict::Pass(prefix) => Ok(Opened { upstream, head, prefix, limits }),
             Verdict::MoveOn(outcome) => Err(outcome),

@@ -82,9 +82,11 @@ impl Peer {
 
     #[cfg(test)]
     pub(crate) fn for_tests() -> Self {
-        let key = EndpointKey { backend: "test".into(), url: "http://127.0.0.1:9".parse().unwrap() };
+        let url = "http://127.0.0.1:9".parse().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], 9));
         let tls = UpstreamTls::read(&Default::default(), false, false).unwrap();
-        Self::new(&key, ([127, 0, 0, 1], 9).into(), Duration::from_secs(1), &tls, false)
+        let key = EndpointKey { backend: "test".into(), url, address };
+        Self::new(&key, address, Duration::from_secs(1), &tls, false)
     }
 }
 

@@ -91,7 +91,11 @@ fn answer(fault: Fault, n: usize) -> Response<Body> {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let frame = match fault {
-            Fault::ResetInBody if n > 0 => Err(std::io::Error::other("on purpose")),
+            Fault::ResetInBody if n > 0 => {
+                // The first half must be on its way, or nothing of the answer would be seen.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Err(std::io::Error::other("on purpose"))
+            }
             _ => Ok(Frame::data(Bytes::from_static(part))),
         };
         Some((frame, parts))

@@ -20,6 +20,9 @@ const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
 const BYTE: f64 = 6.0;
 
+/// Most tokens of a tokenizer.
+const MAX_TOKENS: usize = 1 << 22;
+
 /// What ends a turn in the common templates, whether or not the file says so.
 const ENDS: [&str; 9] = [
     "<|im_end|>",
@@ -220,10 +223,16 @@ impl Tokenizer {
             let found = tokenizer.token_to_id(name).or_else(|| tokenizer.token_to_id(other));
             found.ok_or_else(|| file.unsupported(format!("its `tokenizer.json` has neither `{name}` nor `{other}`")))
         };
+        // Its numbers may have holes; a token is one of the numbers below this.
+        let tokens = tokenizer.get_vocab(true).into_values().max().map_or(0, |last| last.saturating_add(1));
+        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+        if tokens > MAX_TOKENS {
+            return Err(file.corrupt(format!("its `tokenizer.json` numbers tokens up to {tokens}")));
+        }
         let (bos, eos) = (find("[CLS]", "<s>")?, find("[SEP]", "</s>")?);
         Ok(Self {
             bytes: Vec::new(),
-            bounds: vec![0; tokenizer.get_vocab_size(true)],
+            bounds: vec![0; tokens],
             control: None,
             control_texts: Vec::new(),
             user_defined: None,

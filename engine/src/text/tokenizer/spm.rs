@@ -79,7 +79,9 @@ impl SentencePiece {
             tokens: vocabulary.iter().map(|(id, token)| (token.to_owned(), id)).collect(),
             scores: scores.iter().map(|score| *score as f32).collect(),
             bytes,
-            unknown: unknown.and_then(|id| u32::try_from(id).ok()),
+            unknown: unknown
+                .and_then(|id| u32::try_from(id).ok())
+                .filter(|id| usize::try_from(*id).is_ok_and(|id| id < vocabulary.tokens.len())),
             space_first: flag(file, "tokenizer.ggml.add_space_prefix").unwrap_or(true),
         })
     }

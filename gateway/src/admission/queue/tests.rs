@@ -29,11 +29,11 @@ struct Server {
 
 impl Server {
     fn new(places: u32, room: &Arc<Room>) -> Self {
-        let state = Arc::new(EndpointState::new(Arc::new(EndpointMetrics::default()), true));
+        let state = Arc::new(EndpointState::new(Arc::new(EndpointMetrics::default()), true, Arc::default()));
         Self { state, places: places.try_into().unwrap(), room: room.clone() }
     }
     fn take(&self) -> Option<super::super::Taken> {
-        self.state.try_acquire(Some(self.places)).map(|slot| super::super::Taken::new(slot, &self.room))
+        self.state.try_acquire(self.places.get()).map(|slot| super::super::Taken::new(slot, &self.room))
     }
     fn has_room(&self) -> bool {
         self.state.in_flight() < self.places.get()

@@ -245,6 +245,10 @@ pub struct EndpointMetrics {
     healthy: Gauge,
     /// Answers that meant full.
     pub full: Counter,
+    /// Times that it was left alone for its errors.
+    pub ejections: Counter,
+    /// Readings of its own metrics that failed.
+    pub scrape_failures: Counter,
     attempts: [Counter; OUTCOMES.len()],
     series: Option<(Arc<Families>, String, Labels)>,
 }
@@ -257,6 +261,8 @@ impl EndpointMetrics {
             in_flight: families.endpoint_in_flight.get_or_create_owned(&own),
             healthy: families.endpoint_healthy.get_or_create_owned(&own),
             full: families.endpoint_full.get_or_create_owned(&own),
+            ejections: families.endpoint_ejections.get_or_create_owned(&own),
+            scrape_failures: families.endpoint_scrape_failures.get_or_create_owned(&own),
             attempts: OUTCOMES
                 .map(|outcome| families.endpoint_attempts.get_or_create_owned(&with(&own, "outcome", outcome))),
             series: Some((families.clone(), key.to_owned(), own)),
@@ -266,6 +272,11 @@ impl EndpointMetrics {
     /// What the active check found.
     pub fn set_healthy(&self, healthy: bool) {
         self.healthy.set(i64::from(healthy));
+    }
+
+    /// How many attempts ended in which way.
+    pub fn attempts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        OUTCOMES.into_iter().zip(self.attempts.iter().map(Counter::get))
     }
 
     /// An attempt has ended as `answered`, `full`, `failed`, `client_gone` or `given_up` for a faster one.
@@ -281,6 +292,8 @@ impl Drop for EndpointMetrics {
             f.endpoint_in_flight.remove(&own);
             f.endpoint_healthy.remove(&own);
             f.endpoint_full.remove(&own);
+            f.endpoint_ejections.remove(&own);
+            f.endpoint_scrape_failures.remove(&own);
             for outcome in OUTCOMES {
                 f.endpoint_attempts.remove(&with(&own, "outcome", outcome));
             }

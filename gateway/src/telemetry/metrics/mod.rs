@@ -23,7 +23,7 @@ use prometheus_client::registry::Registry;
 pub use self::handles::{EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics, Tokens};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
-pub use self::now::EngineSample;
+pub use self::now::{EndpointSample, EngineSample};
 
 /// The provider of the models inside.
 const ENGINE: &str = "spillway";
@@ -74,6 +74,8 @@ pub struct Metrics {
     pub budget_write_failures: Counter,
     /// 1 while the shared store answers.
     pub limit_store_up: Gauge,
+    /// Gateways that share the limits.
+    pub limit_store_gateways: Gauge,
     /// Requests that were judged here because the shared store was away.
     pub limit_store_fallbacks: Counter,
     /// Corrections that did not reach the shared store.
@@ -103,6 +105,8 @@ struct Families {
     endpoint_in_flight: Gauges,
     endpoint_healthy: Gauges,
     endpoint_full: Counters,
+    endpoint_ejections: Counters,
+    endpoint_scrape_failures: Counters,
     endpoint_attempts: Counters,
     connections: Gauges,
     connections_refused: Counters,
@@ -204,6 +208,18 @@ impl Metrics {
                 Gauges::default(),
             ),
             endpoint_full: family(&mut r, "spillway_endpoint_full", "Answers that meant full", Counters::default()),
+            endpoint_ejections: family(
+                &mut r,
+                "spillway_endpoint_ejections",
+                "Times that an endpoint was left alone for its errors",
+                Counters::default(),
+            ),
+            endpoint_scrape_failures: family(
+                &mut r,
+                "spillway_endpoint_scrape_failures",
+                "Readings of an endpoint's own metrics that failed",
+                Counters::default(),
+            ),
             endpoint_attempts: family(
                 &mut r,
                 "spillway_endpoint_attempts",
@@ -319,6 +335,12 @@ impl Metrics {
                 "1 while the shared store of limits answers",
                 Gauge::default(),
             ),
+            limit_store_gateways: family(
+                &mut r,
+                "spillway_limit_store_gateways",
+                "Gateways that share the limits, as this one last saw them",
+                Gauge::default(),
+            ),
             limit_store_fallbacks: family(
                 &mut r,
                 "spillway_limit_store_fallbacks",
@@ -387,8 +409,9 @@ impl Metrics {
     }
 
     /// The text for a scrape. Values that others keep are read now.
-    pub fn encode(&self, engines: &[EngineSample], log_dropped: u64) -> String {
+    pub fn encode(&self, engines: &[EngineSample], endpoints: &[EndpointSample], log_dropped: u64) -> String {
         let mut now = Registry::default();
+        now::endpoints(&mut now, endpoints);
         now::engines(&mut now, engines);
         let spans = self.spans_dropped.load(Ordering::Relaxed);
         now::counter(&mut now, "spillway_spans_dropped", "Spans that no collector took", spans);

@@ -44,6 +44,66 @@ pub struct EngineSample {
     pub bandwidth: f64,
 }
 
+/// What an endpoint's state says when the metrics are read.
+#[derive(Debug, Clone, Default)]
+pub struct EndpointSample {
+    /// Its backend.
+    pub backend: String,
+    /// The name it has in metrics.
+    pub endpoint: String,
+    /// Requests that may be in flight; `None` without a limit.
+    pub limit: Option<u32>,
+    /// Whether it is ejected.
+    pub ejected: bool,
+    /// Whether an operator took it out.
+    pub drained: bool,
+    /// By what it is full.
+    pub full: Option<&'static str>,
+    /// Smoothed latency.
+    pub latency: Option<Duration>,
+    /// Requests that wait at the server, as it says.
+    pub waiting: Option<u32>,
+    /// Used share of its KV cache, as it says.
+    pub kv_cache: Option<f64>,
+}
+
+/// Endpoints that have series of their own here; as many as those that are counted have.
+const MAX_ENDPOINTS: usize = 10_000;
+
+pub(super) fn endpoints(r: &mut Registry, samples: &[EndpointSample]) {
+    let samples = samples.get(..samples.len().min(MAX_ENDPOINTS)).unwrap_or_default();
+    let own = |s: &EndpointSample| labels([("backend", &s.backend), ("endpoint", &s.endpoint)]);
+    let mut gauge = |name: &str, help: &str, value: fn(&EndpointSample) -> Option<f64>| {
+        let family = FloatGauges::default();
+        for sample in samples {
+            if let Some(value) = value(sample) {
+                family.get_or_create(&own(sample)).set(value);
+            }
+        }
+        r.register(name, help, family);
+    };
+    gauge("spillway_endpoint_limit", "Requests that may be in flight now", |s| s.limit.map(f64::from));
+    gauge("spillway_endpoint_ejected", "1 while it is left alone for its errors", |s| {
+        Some(f64::from(u8::from(s.ejected)))
+    });
+    gauge("spillway_endpoint_drained", "1 while an operator has taken it out", |s| {
+        Some(f64::from(u8::from(s.drained)))
+    });
+    gauge("spillway_endpoint_latency_seconds", "Smoothed time to the first token or head", |s| {
+        s.latency.map(|latency| latency.as_secs_f64())
+    });
+    gauge("spillway_endpoint_waiting", "Requests that wait at the server, as it says", |s| s.waiting.map(f64::from));
+    gauge("spillway_endpoint_kv_cache", "Used share of the server's KV cache, as it says", |s| s.kv_cache);
+    let full = Gauges::default();
+    for sample in samples {
+        if let Some(reason) = sample.full {
+            let series = own(sample).into_iter().chain([("reason", reason.to_owned())]).collect();
+            full.get_or_create(&series).set(1);
+        }
+    }
+    r.register("spillway_endpoint_saturated", "1 while it has no room, by the signal that says so", full);
+}
+
 pub(super) fn counter(r: &mut Registry, name: &str, help: &str, value: u64) {
     let counter: Counter = Counter::default();
     counter.inc_by(value);

@@ -25,7 +25,7 @@ fn a_scrape_shows_what_happened() {
     inside.called(Tokens { input: Some(5), output: Some(3), first: None }, Duration::from_millis(30));
     inside.generated(Duration::from_millis(15), Duration::from_millis(80), 3);
     metrics.spans_dropped.fetch_add(2, Ordering::Relaxed);
-    let text = metrics.encode(&[EngineSample { model: "m".into(), generated: 7, ..EngineSample::default() }], 3);
+    let text = metrics.encode(&[EngineSample { model: "m".into(), generated: 7, ..EngineSample::default() }], &[], 3);
     for line in [
         r#"http_server_request_duration_seconds_bucket{le="0.025",http_request_method="POST",http_route="chat",http_response_status_code="200"} 1"#,
         r#"http_server_request_duration_seconds_count{http_request_method="POST",http_route="chat",http_response_status_code="200"} 1"#,
@@ -48,7 +48,7 @@ fn a_scrape_shows_what_happened() {
 
 #[test]
 fn the_process_tells_what_it_uses() {
-    let text = Metrics::new().encode(&[], 0);
+    let text = Metrics::new().encode(&[], &[], 0);
     for name in [
         "process_resident_memory_bytes",
         "process_open_fds",
@@ -74,10 +74,10 @@ fn a_reload_keeps_series_and_what_is_removed_takes_its_own_along() {
     let again = metrics.route("kept");
     drop(kept);
     again.retries.inc();
-    assert!(has(&metrics.encode(&[], 0), r#"spillway_retries_total{http_route="kept"} 2"#));
-    assert!(metrics.encode(&[], 0).contains("gone"));
+    assert!(has(&metrics.encode(&[], &[], 0), r#"spillway_retries_total{http_route="kept"} 2"#));
+    assert!(metrics.encode(&[], &[], 0).contains("gone"));
     drop((old, old_model));
-    let text = metrics.encode(&[], 0);
+    let text = metrics.encode(&[], &[], 0);
     assert!(!text.contains("gone"), "{text}");
     assert!(text.contains("kept"));
 }
@@ -86,9 +86,9 @@ fn a_reload_keeps_series_and_what_is_removed_takes_its_own_along() {
 fn a_model_that_is_gone_shows_nothing_and_one_that_was_reloaded_counts_anew() {
     let metrics = Metrics::new();
     let sample = |generated| [EngineSample { model: "m".into(), generated, active: 1, ..EngineSample::default() }];
-    assert!(has(&metrics.encode(&sample(7), 0), r#"spillway_engine_generated_tokens_total{model="m"} 7"#));
-    assert!(has(&metrics.encode(&sample(2), 0), r#"spillway_engine_generated_tokens_total{model="m"} 2"#));
-    assert!(!metrics.encode(&[], 0).contains("model=\"m\""));
+    assert!(has(&metrics.encode(&sample(7), &[], 0), r#"spillway_engine_generated_tokens_total{model="m"} 7"#));
+    assert!(has(&metrics.encode(&sample(2), &[], 0), r#"spillway_engine_generated_tokens_total{model="m"} 2"#));
+    assert!(!metrics.encode(&[], &[], 0).contains("model=\"m\""));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn no_upstream_can_make_series_without_end() {
         route.ended(&Method::GET, status, Duration::ZERO);
         route.refused_by(&format!("filter{status}"));
     }
-    let text = metrics.encode(&[], 0);
+    let text = metrics.encode(&[], &[], 0);
     assert_eq!(text.matches("http_server_request_duration_seconds_count{").count(), 65);
     let rest = r#"http_server_request_duration_seconds_count{http_request_method="_OTHER",http_route="r",http_response_status_code="other"} 736"#;
     assert!(has(&text, rest), "{text}");
@@ -111,6 +111,6 @@ fn names_cannot_break_the_text() {
     let metrics = Metrics::new();
     let route = metrics.route("a\"} 1\\\nspillway_fake 1");
     route.retries.inc();
-    let text = metrics.encode(&[], 0);
+    let text = metrics.encode(&[], &[], 0);
     assert!(has(&text, r#"spillway_retries_total{http_route="a\"} 1\\\nspillway_fake 1"} 1"#), "{text}");
 }

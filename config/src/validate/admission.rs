@@ -1,0 +1,92 @@
+//! Checks of what a route does when there is no room or an attempt fails: queues, spills, tries and hedges that could
+//! never do what is written, or would do harm.
+
+use crate::schema::{BackendProtocol, Queue, Route};
+
+use super::{Context, at};
+
+pub(super) fn all(cx: &mut Context<'_>, n: usize, route: &Route) {
+    queue(cx, n, route);
+    spill(cx, n, route);
+    retry(cx, n, route);
+}
+
+/// A queue that holds nobody, or holds everybody for nothing.
+fn queue(cx: &mut Context<'_>, n: usize, route: &Route) {
+    let Some(queue) = route.when_saturated.as_ref().and_then(|w| w.queue.as_ref()) else { return };
+    let at = |key: &str| at!["routes", n, "whenSaturated", "queue", key];
+    if queue.max_wait.0.is_zero() {
+        cx.error(at("maxWait"), "a queue in which nobody may wait is none: leave it out");
+    } else if queue.max_wait >= route.timeouts.request {
+        let limit = route.timeouts.request;
+        let message = format!("the whole request has only {limit} (timeouts.request): who waited would get no answer");
+        cx.error(at("maxWait"), message);
+    } else if let Some(limit) = route.timeouts.first_token.filter(|limit| queue.max_wait >= *limit) {
+        let message =
+            format!("a stream's first token must be there within {limit} (timeouts.firstToken), waits included");
+        cx.warn(at("maxWait"), message);
+    }
+    if queue.max_depth.get() > Queue::MOST {
+        cx.error(at("maxDepth"), format!("at most {}: a longer queue only makes answers late", Queue::MOST));
+    }
+    if route.backend_refs.iter().all(|reference| reference.name.is_none()) {
+        let message = "no backend of this route could become free: a model inside has a queue of its own (`maxQueue`)";
+        cx.error(at!["routes", n, "whenSaturated", "queue"], message);
+    }
+}
+
+/// Limits on spills of a route that has none, and those that nothing can meet.
+fn spill(cx: &mut Context<'_>, n: usize, route: &Route) {
+    let Some(spill) = &route.spill else { return };
+    let saturated = route.when_saturated.as_ref().is_some_and(|w| w.spill_to.is_some());
+    if !saturated && route.when_unavailable.as_ref().is_none_or(|w| w.spill_to.is_none()) {
+        cx.error(at!["routes", n, "spill"], "this route spills to nobody: `whenSaturated.spillTo` says who answers");
+    }
+    for (key, list) in [("models", &spill.models), ("tenants", &spill.tenants)] {
+        if list.as_ref().is_some_and(Vec::is_empty) {
+            cx.error(at!["routes", n, "spill", key], "an empty list lets nothing spill: leave `spillTo` out instead");
+        }
+    }
+    let config = cx.config;
+    // Tenants may also come from tokens; where only the file names them, one that it does not is a mistake.
+    let tenants: Vec<&str> = config.consumers.iter().map(|c| c.tenant.as_deref().unwrap_or(&c.name)).collect();
+    for (t, tenant) in spill.tenants.iter().flatten().enumerate() {
+        if !tenants.contains(&tenant.as_str()) {
+            let message = format!("no consumer of this file belongs to tenant `{tenant}`");
+            cx.warn(at!["routes", n, "spill", "tenants", t], message);
+        }
+    }
+    if spill.percent == Some(0.0) {
+        cx.warn(at!["routes", n, "spill", "percent"], "nothing spills at 0 percent");
+    }
+}
+
+/// Tries and hedges that can never be, or that would act twice.
+fn retry(cx: &mut Context<'_>, n: usize, route: &Route) {
+    let retry = &route.retry;
+    if retry.backoff.base > retry.backoff.max {
+        let message = format!("this is longer than backoff.max ({})", retry.backoff.max);
+        cx.error(at!["routes", n, "retry", "backoff", "base"], message);
+    }
+    let Some(hedge) = &retry.hedge else { return };
+    let at = |key: &str| at!["routes", n, "retry", "hedge", key];
+    let limit = route.timeouts.backend_request.unwrap_or(route.timeouts.request).min(route.timeouts.request);
+    if hedge.after >= limit {
+        cx.error(at("after"), format!("an attempt ends after {limit} at the latest: there would never be a hedge"));
+    }
+    if hedge.max.get() > 3 {
+        cx.error(at("max"), "more than 3 attempts beside the first do harm and no good");
+    }
+    let config = cx.config;
+    let speaks_model = |name: &str| {
+        config.backends.iter().any(|backend| backend.name == name && backend.protocol != BackendProtocol::Http)
+    };
+    let idempotent = |method: &str| matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE");
+    let never = !route.matches.is_empty()
+        && route.matches.iter().all(|m| m.method.as_deref().is_some_and(|method| !idempotent(method)))
+        && !route.backend_refs.iter().any(|r| r.name.as_deref().is_some_and(speaks_model));
+    if never {
+        let message = "this route takes only methods that are not idempotent: a second attempt would act twice";
+        cx.error(at!["routes", n, "retry", "hedge"], message);
+    }
+}

@@ -1,0 +1,177 @@
+//! Checks of how a backend's endpoints are picked and judged.
+
+use super::{Context, at};
+use crate::schema::{Backend, BackendProtocol, HashOn, PolicyName};
+
+/// Longest prefix of a prompt that is hashed, bytes.
+const MAX_PREFIX: u64 = 64 << 10;
+/// Longest name of a metric with its labels, bytes.
+const MAX_METRIC: usize = 512;
+
+pub(super) fn all(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    load_balancing(cx, n, backend);
+    health_check(cx, n, backend);
+    outlier_detection(cx, n, backend);
+    capacity(cx, n, backend);
+}
+
+fn load_balancing(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    let lb = &backend.load_balancing;
+    let is_hash = lb.policy == PolicyName::Hash;
+    if is_hash && lb.hash_on.is_none() {
+        cx.error(at!["backends", n, "loadBalancing", "policy"], "the policy `hash` needs `hashOn`");
+    }
+    if let Some(hash_on) = &lb.hash_on {
+        let place = |key: &str| at!["backends", n, "loadBalancing", "hashOn", key];
+        if !is_hash {
+            let place = at!["backends", n, "loadBalancing", "hashOn"];
+            cx.error(place, "`hashOn` has no effect without `policy: hash`");
+        }
+        match hash_on {
+            HashOn::Header(name) if !is_token(name) => cx.error(place("header"), "this is no header name"),
+            HashOn::Cookie(name) if !is_token(name) => cx.error(place("cookie"), "this is no cookie name"),
+            HashOn::ClientAddress(false) => cx.error(place("clientAddress"), "only `true` has a meaning here"),
+            HashOn::PromptPrefix(_) if backend.protocol != BackendProtocol::Openai => {
+                cx.error(place("promptPrefix"), "there is a prompt only where `protocol` is a model protocol");
+            }
+            HashOn::PromptPrefix(size) if !(1..=MAX_PREFIX).contains(&size.0) => {
+                cx.error(place("promptPrefix"), "must be from 1B to 64KiB");
+            }
+            _ => {}
+        }
+    }
+    if let Some(time) = lb.slow_start {
+        let place = at!["backends", n, "loadBalancing", "slowStart"];
+        if is_hash {
+            cx.error(place, "`slowStart` has no effect with `policy: hash`, which keeps requests where they are");
+        } else if time.0.is_zero() {
+            cx.error(place, "a slow start of zero is none: leave it out");
+        }
+    }
+}
+
+/// RFC 9110, 5.6.2.
+fn is_token(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+fn health_check(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    let Some(check) = &backend.health_check else { return };
+    let place = |keys: &[&str]| {
+        let mut place = at!["backends", n, "healthCheck"];
+        place.extend(keys.iter().map(|key| super::Segment::from(*key)));
+        place
+    };
+    let kinds = [check.http.is_some(), check.tcp.is_some(), check.completion.is_some()];
+    if kinds.iter().filter(|given| **given).count() != 1 {
+        cx.error(place(&[]), "exactly one of `http`, `tcp` and `completion` says what is asked");
+    }
+    if let Some(http) = &check.http {
+        if !http.path.starts_with('/') {
+            cx.error(place(&["http", "path"]), "a path begins with `/`");
+        }
+        if http.expected_statuses.is_empty() {
+            cx.error(place(&["http", "expectedStatuses"]), "no status would mean healthy");
+        }
+    }
+    if let Some(completion) = &check.completion {
+        if backend.protocol != BackendProtocol::Openai {
+            cx.error(place(&["completion"]), "a completion can be asked for only where `protocol` is `openai`");
+        } else if completion.model.is_none() && backend.model.is_none() {
+            cx.error(place(&["completion"]), "which model is asked? give `model` here or for the backend");
+        }
+    }
+    if check.interval.0.is_zero() || check.timeout.0.is_zero() {
+        cx.error(place(&[]), "`interval` and `timeout` must be longer than zero");
+    }
+}
+
+fn outlier_detection(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    let o = &backend.outlier_detection;
+    let place = |key: &str| at!["backends", n, "outlierDetection", key];
+    let is_share = |share: f64| (0.0..=1.0).contains(&share);
+    if o.error_rate.is_some_and(|rate| !is_share(rate) || rate == 0.0) {
+        cx.error(place("errorRate"), "a share of errors is above 0 and at most 1");
+    }
+    if o.latency_factor.is_some_and(|factor| !(factor > 1.0 && factor.is_finite())) {
+        cx.error(place("latencyFactor"), "must be above 1: an endpoint as slow as its neighbours is no outlier");
+    }
+    if !is_share(o.max_ejected) {
+        cx.error(place("maxEjected"), "a share is from 0 to 1");
+    }
+    if !is_share(o.panic_threshold) {
+        cx.error(place("panicThreshold"), "a share is from 0 to 1");
+    }
+    for (key, time) in [("window", o.window), ("ejectionTime", o.ejection_time)] {
+        if time.0.is_zero() {
+            cx.error(place(key), "must be longer than zero");
+        }
+    }
+}
+
+fn capacity(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    let c = &backend.capacity;
+    let place = |keys: &[&str]| {
+        let mut place = at!["backends", n, "capacity"];
+        place.extend(keys.iter().map(|key| super::Segment::from(*key)));
+        place
+    };
+    if let Some(adaptive) = &c.adaptive {
+        if adaptive.min_limit > adaptive.max_limit {
+            let message = format!("is above `maxLimit` ({})", adaptive.max_limit);
+            cx.error(place(&["adaptive", "minLimit"]), message);
+        }
+        if c.max_in_flight.is_some_and(|max| max < adaptive.min_limit) {
+            cx.error(place(&["maxInFlight"]), "is below `adaptive.minLimit`, which could then never be reached");
+        }
+        if !(adaptive.latency_tolerance > 1.0 && adaptive.latency_tolerance <= 100.0) {
+            cx.error(place(&["adaptive", "latencyTolerance"]), "must be above 1 and at most 100");
+        }
+    }
+    if let Some(queue) = &c.queue_depth {
+        if queue.metrics_path.as_ref().is_some_and(|path| !path.starts_with('/')) {
+            cx.error(place(&["queueDepth", "metricsPath"]), "a path begins with `/`");
+        }
+        if let Some(metric) = &queue.metric {
+            metric_name(cx, place(&["queueDepth", "metric"]), metric);
+        }
+        if queue.interval.0 < std::time::Duration::from_millis(100) {
+            cx.error(place(&["queueDepth", "interval"]), "must be at least 100ms: servers work on each reading");
+        }
+        if queue.stale_after <= queue.interval {
+            let message = format!("must be longer than `interval` ({}), or every reading is stale", queue.interval);
+            cx.error(place(&["queueDepth", "staleAfter"]), message);
+        }
+    }
+    if let Some(kv) = &c.kv_cache {
+        if !(kv.max > 0.0 && kv.max <= 1.0) {
+            cx.error(place(&["kvCache", "max"]), "a share above 0 and at most 1");
+        }
+        if let Some(metric) = &kv.metric {
+            metric_name(cx, place(&["kvCache", "metric"]), metric);
+        }
+        if !c.load_reports && c.queue_depth.is_none() {
+            let message = "no figures would come: it needs `loadReports: true` or `queueDepth`, which scrapes them";
+            cx.error(place(&["kvCache"]), message);
+        }
+    }
+    let by_depth = backend.load_balancing.policy == PolicyName::QueueDepth;
+    if c.load_reports && c.queue_depth.is_none() && c.kv_cache.is_none() && !by_depth {
+        let message = "nothing uses the reports: give `queueDepth`, `kvCache` or `loadBalancing: {policy: queueDepth}`";
+        cx.error(place(&["loadReports"]), message);
+    }
+    if by_depth && !c.load_reports && c.queue_depth.is_none() {
+        let message = "no figures would come: `capacity` needs `queueDepth` or `loadReports: true`";
+        cx.error(at!["backends", n, "loadBalancing", "policy"], message);
+    }
+}
+
+/// `name` or `name{label="value"}` as Prometheus writes them.
+fn metric_name(cx: &mut Context<'_>, place: Vec<super::Segment>, text: &str) {
+    let (name, labels) = text.split_once('{').unwrap_or((text, "}"));
+    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_' || b == b':');
+    let rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b':');
+    if text.len() > MAX_METRIC || !first || !rest || !labels.ends_with('}') {
+        cx.error(place, "this is no name of a metric, such as vllm:num_requests_waiting or name{label=\"value\"}");
+    }
+}

@@ -1,0 +1,273 @@
+//! Readings of a server's own metrics: how many requests wait, how full its KV cache is. The text is foreign: its length
+//! is bounded, lines that cannot be read are passed over, and figures that make no sense are none.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use spillway_config::schema::Capacity;
+
+use super::Server;
+use crate::balancing::{EndpointKey, EndpointState, LoadReport, now_millis};
+
+/// Most bytes of a page of metrics. vLLM's have some 100 KB.
+const MAX_PAGE: usize = 4 << 20;
+
+/// Gauges of waiting requests that are looked for where the configuration names none (vLLM, SGLang, llama.cpp, TGI,
+/// TensorRT-LLM, Triton).
+const WAITING: [&str; 7] = [
+    "vllm:num_requests_waiting",
+    "sglang:num_queue_reqs",
+    "llamacpp:requests_deferred",
+    "tgi_queue_size",
+    "trtllm_num_requests_waiting",
+    "nv_trt_llm_request_metrics{request_type=\"waiting\"}",
+    "nv_inference_pending_request_count",
+];
+/// Those of the KV cache's use, as a share.
+const KV_CACHE: [&str; 4] =
+    ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage", "trtllm_kv_cache_utilization"];
+
+/// How an endpoint's metrics are read.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ScrapePlan {
+    path: String,
+    interval: Duration,
+    timeout: Duration,
+    waiting: Vec<Selector>,
+    kv_cache: Vec<Selector>,
+}
+
+impl ScrapePlan {
+    /// What the configuration asks for; `None` when nothing is to be read.
+    pub(crate) fn new(capacity: &Capacity) -> Option<Self> {
+        let queue = capacity.queue_depth.as_ref()?;
+        if capacity.load_reports && queue.metrics_path.is_none() && queue.metric.is_none() {
+            return None;
+        }
+        let selectors = |named: Option<&String>, known: &[&str]| match named {
+            Some(name) => vec![Selector::new(name)],
+            None => known.iter().map(|name| Selector::new(name)).collect(),
+        };
+        let kv_metric = capacity.kv_cache.as_ref().and_then(|kv| kv.metric.as_ref());
+        Some(Self {
+            path: queue.metrics_path.clone().unwrap_or_else(|| "/metrics".to_owned()),
+            interval: queue.interval.0,
+            // An answer that comes when it is stale is of no use.
+            timeout: queue.stale_after.0.min(Duration::from_secs(5)),
+            waiting: selectors(queue.metric.as_ref(), &WAITING),
+            kv_cache: selectors(kv_metric, &KV_CACHE),
+        })
+    }
+
+    fn read(&self, page: &str) -> LoadReport {
+        let waiting = self.waiting.iter().find_map(|selector| selector.sum(page));
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturating is what is wanted")]
+        let waiting = waiting.filter(|count| *count >= 0.0).map(|count| count as u32);
+        let kv_cache = self.kv_cache.iter().find_map(|selector| selector.greatest(page)).filter(|share| *share >= 0.0);
+        LoadReport { waiting, kv_cache }
+    }
+}
+
+/// Reads an endpoint's metrics until it is gone.
+pub(in crate::balancing) async fn scrape(
+    key: EndpointKey,
+    plan: ScrapePlan,
+    server: Server,
+    state: Weak<EndpointState>,
+) {
+    let mut well = true;
+    let mut wait = plan.interval.mul_f64(rand::random_range(0.0..0.2));
+    loop {
+        tokio::time::sleep(wait).await;
+        wait = plan.interval.mul_f64(rand::random_range(0.9..1.1));
+        let asked_at = now_millis();
+        let read = match tokio::time::timeout(plan.timeout, server.ask(&plan.path, None, MAX_PAGE)).await {
+            Err(_) => Err(format!("no answer within {} ms", plan.timeout.as_millis())),
+            Ok(Err(e)) => Err(e),
+            Ok(Ok((status, _))) if !status.is_success() => Err(format!("status {}", status.as_u16())),
+            Ok(Ok((_, Err(e)))) => Err(e),
+            Ok(Ok((_, Ok(page)))) => {
+                let report = plan.read(&String::from_utf8_lossy(&page));
+                if report == LoadReport::default() {
+                    Err("none of the metrics is there".to_owned())
+                } else {
+                    Ok(report)
+                }
+            }
+        };
+        let Some(state) = state.upgrade() else { return };
+        match read {
+            Ok(report) => {
+                // It is as old as the question: the server may have counted at once and answered late.
+                state.load.set(&report, state.in_flight(), asked_at);
+                if !well {
+                    tracing::info!(event = "endpoint_metrics_read", backend = %key.backend, endpoint = %key.url);
+                }
+                well = true;
+            }
+            Err(reason) => {
+                state.metrics.scrape_failures.inc();
+                // Once, not each second.
+                if well {
+                    tracing::warn!(event = "endpoint_metrics_not_read", backend = %key.backend, endpoint = %key.url, %reason);
+                }
+                well = false;
+            }
+        }
+    }
+}
+
+/// A metric's name, and labels that its series must have.
+#[derive(Debug, Clone, PartialEq)]
+struct Selector {
+    name: String,
+    labels: Vec<(String, String)>,
+}
+
+impl Selector {
+    fn new(text: &str) -> Self {
+        let (name, labels) = text.split_once('{').unwrap_or((text, ""));
+        let labels = Labels(labels.trim_end_matches('}')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+        Self { name: name.to_owned(), labels }
+    }
+
+    fn values<'p>(&'p self, page: &'p str) -> impl Iterator<Item = f64> + 'p {
+        page.lines().filter_map(|line| self.value(line))
+    }
+
+    /// The value of a line that is a sample of this metric (Prometheus text format 0.0.4 and OpenMetrics).
+    fn value(&self, line: &str) -> Option<f64> {
+        let rest = line.trim_start().strip_prefix(self.name.as_str())?;
+        let (labels, rest) = match rest.strip_prefix('{') {
+            Some(inside) => {
+                let end = end_of_labels(inside)?;
+                inside.split_at_checked(end).and_then(|(labels, rest)| Some((labels, rest.strip_prefix('}')?)))?
+            }
+            None if rest.starts_with([' ', '\t']) => ("", rest),
+            None => return None,
+        };
+        let has = |name: &str, value: &str| Labels(labels).any(|(n, v)| n == name && v == value);
+        if !self.labels.iter().all(|(name, value)| has(name, value)) {
+            return None;
+        }
+        let value: f64 = rest.split_ascii_whitespace().next()?.parse().ok()?;
+        value.is_finite().then_some(value)
+    }
+
+    fn sum(&self, page: &str) -> Option<f64> {
+        self.values(page).fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+    }
+
+    /// The greatest: of several engines behind one address the fullest counts.
+    fn greatest(&self, page: &str) -> Option<f64> {
+        self.values(page).fold(None, |most: Option<f64>, value| Some(most.map_or(value, |most| most.max(value))))
+    }
+}
+
+/// Where the labels end: the first `}` outside quotes.
+fn end_of_labels(text: &str) -> Option<usize> {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'}' if !quoted => return Some(at),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// `name="value"` after another. Values with escapes are given as they stand.
+struct Labels<'t>(&'t str);
+
+impl<'t> Iterator for Labels<'t> {
+    type Item = (&'t str, &'t str);
+    fn next(&mut self) -> Option<Self::Item> {
+        let (name, rest) = self.0.split_once('=')?;
+        let rest = rest.trim_start().strip_prefix('"')?;
+        let mut escaped = false;
+        let end = rest.bytes().position(|byte| {
+            let ends = byte == b'"' && !escaped;
+            escaped = byte == b'\\' && !escaped;
+            ends
+        })?;
+        let (value, rest) = rest.split_at_checked(end)?;
+        self.0 = rest.get(1..)?;
+        Some((name.trim_matches([',', ' ', '\t']), value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(capacity: serde_json::Value) -> ScrapePlan {
+        ScrapePlan::new(&serde_json::from_value(capacity).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_gauges_of_the_common_servers_are_found() {
+        let plan = plan(serde_json::json!({"queueDepth": {"max": 4}}));
+        let pages = [
+            (
+                "# HELP vllm:num_requests_waiting Waiting\n# TYPE vllm:num_requests_waiting gauge\n\
+                 vllm:num_requests_waiting{engine=\"0\",model_name=\"a\"} 3.0\nvllm:num_requests_waiting{engine=\"1\",model_name=\"a\"} 2.0\n\
+                 vllm:kv_cache_usage_perc{engine=\"0\",model_name=\"a\"} 0.25\nvllm:kv_cache_usage_perc{engine=\"1\",model_name=\"a\"} 0.75\n",
+                (Some(5), Some(0.75)),
+            ),
+            (
+                "sglang:num_queue_reqs{model_name=\"m\",pid=\"1\"} 7.0\nsglang:token_usage{model_name=\"m\"} 0.5\n",
+                (Some(7), Some(0.5)),
+            ),
+            ("# TYPE llamacpp:requests_deferred gauge\nllamacpp:requests_deferred 2\n", (Some(2), None)),
+            ("tgi_queue_size 1\n", (Some(1), None)),
+            ("trtllm_num_requests_waiting{engine_type=\"x\"} 9 1700000000000\n", (Some(9), None)),
+            (
+                "nv_trt_llm_request_metrics{model=\"m\",request_type=\"active\",version=\"1\"} 40\n\
+                 nv_trt_llm_request_metrics{model=\"m\",request_type=\"waiting\",version=\"1\"} 6\n",
+                (Some(6), None),
+            ),
+            (
+                "nv_inference_pending_request_count{model=\"m\",version=\"1\"} 3\nnv_inference_pending_request_count{model=\"n\",version=\"1\"} 1\n",
+                (Some(4), None),
+            ),
+        ];
+        for (page, (waiting, kv_cache)) in pages {
+            assert_eq!(plan.read(page), LoadReport { waiting, kv_cache }, "{page}");
+        }
+    }
+
+    #[test]
+    fn a_metric_is_told_by_its_whole_name_and_its_labels() {
+        let plan = plan(serde_json::json!({"queueDepth": {"max": 4, "metric": "q{pool=\"a,b}\"}"}}));
+        let page = "q_total{pool=\"a,b}\"} 1\nq{pool=\"a\"} 2\nq{x=\"\\\"}\", pool=\"a,b}\",} 4\nqq 8\nq 16\n";
+        assert_eq!(plan.read(page).waiting, Some(4));
+    }
+
+    #[test]
+    fn nonsense_is_no_figure() {
+        let plan = plan(serde_json::json!({"queueDepth": {"max": 4, "metric": "q"}}));
+        for page in ["", "q", "q ", "q NaN", "q -3", "q{", "q{a=\"", "q{} ", "q{a=b} x", "\0q 1", "q\u{a0}1"] {
+            assert_eq!(plan.read(page).waiting, None, "{page:?}");
+        }
+        assert_eq!(plan.read("q 1e300").waiting, Some(u32::MAX));
+    }
+
+    #[test]
+    fn with_load_reports_nothing_is_scraped_unless_it_is_named() {
+        let written = |json| ScrapePlan::new(&serde_json::from_value(json).unwrap()).is_some();
+        assert!(!written(serde_json::json!({"loadReports": true, "queueDepth": {"max": 4}})));
+        assert!(written(serde_json::json!({"loadReports": true, "queueDepth": {"max": 4, "metricsPath": "/m"}})));
+        assert!(!written(serde_json::json!({"maxInFlight": 4})));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_page_is_read(page in "[q{}=\"\\\\,a 0-9\n.e+-]{0,200}") {
+            let plan = plan(serde_json::json!({"queueDepth": {"max": 4, "metric": "q{a=\"a\"}"}}));
+            let _ = plan.read(&page);
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! Outlier detection: endpoints whose answers are errors, or much slower than their neighbours', are left alone for a
+//! while. Ejected for the first time: `ejectionTime`; each time again one longer, at most ten times. After that an
+//! endpoint is on probation: one request at a time, until one goes well (or it is ejected again by the first that does
+//! not), so that its return costs one request and not a herd.
+//!
+//! Never more than `maxEjected` of the endpoints are ejected together: when all answer with errors it is the requests
+//! that are wrong. (Envoy's outlier detection; probation as in Linkerd's failure accrual.)
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use spillway_config::schema::OutlierDetection;
+
+use super::Endpoint;
+use super::endpoint::millis;
+
+/// What an attempt says of an endpoint's health.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It answered.
+    Good,
+    /// No connection, a reset, a time limit, a status that is an error of the server.
+    Error,
+    /// It is full: neither good nor bad.
+    Full,
+    /// Nothing: the client left.
+    Unknown,
+}
+
+/// Most times that `ejectionTime` is taken.
+const MOST_REPEATS: u32 = 10;
+/// Endpoints with enough requests without which there is no median to be an outlier of.
+const LEAST_NEIGHBOURS: usize = 3;
+
+/// Errors and ejections of one endpoint.
+#[derive(Debug, Default)]
+pub(crate) struct Record {
+    consecutive: AtomicU32,
+    /// In milliseconds of the clock; 0 for never.
+    ejected_until: AtomicU64,
+    probation: AtomicBool,
+    /// Ejections that are not forgiven yet.
+    repeats: AtomicU32,
+    /// When the last of them was forgiven, or ended.
+    calm_since: AtomicU64,
+    requests: Buckets,
+    errors: Buckets,
+    latency: Buckets,
+    /// Half the window, milliseconds.
+    half: AtomicU64,
+}
+
+impl Record {
+    /// Whether it is ejected now.
+    pub(crate) fn is_ejected(&self, now: u64) -> bool {
+        self.ejected_until.load(Ordering::Relaxed) > now
+    }
+
+    /// Whether it takes one request at a time to show that it is well again.
+    pub(crate) fn is_on_probation(&self) -> bool {
+        self.probation.load(Ordering::Relaxed)
+    }
+
+    /// How long it is still ejected; zero when it is not.
+    pub(crate) fn ejected_for(&self, now: u64) -> Duration {
+        Duration::from_millis(self.ejected_until.load(Ordering::Relaxed).saturating_sub(now))
+    }
+
+    /// A latency, for the comparison with neighbours.
+    pub(super) fn took(&self, took: Duration, now: u64) {
+        if let Some(epoch) = now.checked_div(self.half.load(Ordering::Relaxed)) {
+            self.latency.add(millis(took).min(MAX_COUNT), epoch);
+        }
+    }
+
+    /// Mean latency within the window in milliseconds, of at least so many requests.
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+    fn mean(&self, now: u64, least: u32) -> Option<f64> {
+        let epoch = now / self.half.load(Ordering::Relaxed).max(1);
+        let requests = self.requests.sum(epoch);
+        (requests >= u64::from(least)).then(|| self.latency.sum(epoch) as f64 / requests as f64)
+    }
+}
+
+/// A sum over the current half of a window and the one before, without a lock: each bucket is one word with the number
+/// of its half.
+#[derive(Debug, Default)]
+struct Buckets([AtomicU64; 2]);
+
+const COUNT_BITS: u32 = 36;
+const MAX_COUNT: u64 = (1 << COUNT_BITS) - 1;
+
+impl Buckets {
+    fn add(&self, count: u64, epoch: u64) {
+        let [even, odd] = &self.0;
+        let bucket = if epoch.is_multiple_of(2) { even } else { odd };
+        let tag = epoch & (u64::MAX >> COUNT_BITS);
+        // Always `Some`, so it cannot fail.
+        let _ = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+            let before = if word >> COUNT_BITS == tag { word & MAX_COUNT } else { 0 };
+            Some((tag << COUNT_BITS) | (before + count).min(MAX_COUNT))
+        });
+    }
+
+    fn sum(&self, epoch: u64) -> u64 {
+        let tag = |epoch: u64| epoch & (u64::MAX >> COUNT_BITS);
+        let counted = |bucket: &AtomicU64| {
+            let word = bucket.load(Ordering::Relaxed);
+            let of = word >> COUNT_BITS;
+            if of == tag(epoch) || of == tag(epoch.wrapping_sub(1)) { word & MAX_COUNT } else { 0 }
+        };
+        self.0.iter().map(counted).sum()
+    }
+
+    fn clear(&self) {
+        for bucket in &self.0 {
+            bucket.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Judges the endpoints of a backend.
+pub struct Detector {
+    rules: OutlierDetection,
+    half: u64,
+    /// When latencies are compared next.
+    compare_at: AtomicU64,
+    /// Held while an ejection is decided, so that the cap is exact. Nobody waits for it to pick an endpoint.
+    deciding: Mutex<()>,
+}
+
+impl Detector {
+    /// A detector with these rules.
+    pub fn new(rules: &OutlierDetection) -> Self {
+        Self {
+            half: (millis(rules.window.0) / 2).max(1),
+            rules: rules.clone(),
+            compare_at: AtomicU64::new(0),
+            deciding: Mutex::new(()),
+        }
+    }
+
+    /// Share of endpoints below which ejections are ignored.
+    pub fn panic_threshold(&self) -> f64 {
+        self.rules.panic_threshold
+    }
+
+    /// The head of a good answer has come of an attempt that began at `began`: probation is over.
+    pub fn good_sign(&self, endpoint: &Endpoint, began: u64, now: u64) {
+        let record = &endpoint.state.record;
+        if record.is_on_probation() && began >= record.ejected_until.load(Ordering::Relaxed) {
+            record.consecutive.store(0, Ordering::Relaxed);
+            if record.probation.swap(false, Ordering::Relaxed) {
+                endpoint.state.returned(now);
+                tracing::info!(event = "endpoint_returned", endpoint = %endpoint.address);
+            }
+        }
+    }
+
+    /// An attempt has ended that began at `began`. True when the endpoint was ejected for it.
+    pub fn ended(&self, all: &[Arc<Endpoint>], endpoint: &Endpoint, verdict: Verdict, began: u64, now: u64) -> bool {
+        let record = &endpoint.state.record;
+        record.half.store(self.half, Ordering::Relaxed);
+        let epoch = now / self.half;
+        match verdict {
+            Verdict::Unknown | Verdict::Full => false,
+            Verdict::Good => {
+                record.requests.add(1, epoch);
+                record.consecutive.store(0, Ordering::Relaxed);
+                self.good_sign(endpoint, began, now);
+                self.forgive(record, now);
+                self.compare(all, endpoint, now)
+            }
+            Verdict::Error => {
+                record.requests.add(1, epoch);
+                record.errors.add(1, epoch);
+                let in_a_row = record.consecutive.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+                // What began before an ejection says nothing about the time after it.
+                if began < record.ejected_until.load(Ordering::Relaxed) {
+                    return false;
+                }
+                let reason = if record.is_on_probation() {
+                    "failed_on_probation"
+                } else if self.rules.consecutive_errors > 0 && in_a_row >= self.rules.consecutive_errors {
+                    "consecutive_errors"
+                } else if self.rate_is_too_high(record, epoch) {
+                    "error_rate"
+                } else {
+                    return false;
+                };
+                self.eject(all, endpoint, reason, now)
+            }
+        }
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "36 bits")]
+    fn rate_is_too_high(&self, record: &Record, epoch: u64) -> bool {
+        let Some(most) = self.rules.error_rate else { return false };
+        let requests = record.requests.sum(epoch);
+        requests >= u64::from(self.rules.minimum_requests.get())
+            && record.errors.sum(epoch) as f64 >= most * requests as f64
+    }
+
+    /// An ejection is forgiven for each window that went well.
+    fn forgive(&self, record: &Record, now: u64) {
+        let repeats = record.repeats.load(Ordering::Relaxed);
+        if repeats == 0 {
+            return;
+        }
+        let calm = record.calm_since.load(Ordering::Relaxed);
+        let long = millis(self.rules.window.0.max(self.rules.ejection_time.0));
+        if now.saturating_sub(calm) > long
+            && record.calm_since.compare_exchange(calm, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            record.repeats.store(repeats - 1, Ordering::Relaxed);
+        }
+    }
+
+    fn compare(&self, all: &[Arc<Endpoint>], endpoint: &Endpoint, now: u64) -> bool {
+        let Some(factor) = self.rules.latency_factor else { return false };
+        let due = self.compare_at.load(Ordering::Relaxed);
+        let next = now + (self.half / 10).max(1);
+        if now < due || self.compare_at.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        let least = self.rules.minimum_requests.get();
+        let mut means: Vec<f64> = all.iter().filter_map(|e| e.state.record.mean(now, least)).collect();
+        if means.len() < LEAST_NEIGHBOURS {
+            return false;
+        }
+        means.sort_by(f64::total_cmp);
+        let Some(median) = means.get(means.len() / 2).copied() else { return false };
+        let mut ejected = false;
+        for e in all {
+            let slow = e.state.record.mean(now, least).is_some_and(|mean| mean > median.max(1.0) * factor);
+            if slow && !e.state.record.is_ejected(now) {
+                ejected |= self.eject(all, e, "latency", now) && std::ptr::eq(&**e, endpoint);
+            }
+        }
+        ejected
+    }
+
+    fn eject(&self, all: &[Arc<Endpoint>], endpoint: &Endpoint, reason: &'static str, now: u64) -> bool {
+        let _deciding = self.deciding.lock();
+        let record = &endpoint.state.record;
+        if record.is_ejected(now) {
+            return false;
+        }
+        let ejected = all.iter().filter(|e| e.state.record.is_ejected(now)).count();
+        #[allow(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a count times a share"
+        )]
+        let most = (all.len() as f64 * self.rules.max_ejected) as usize;
+        if ejected >= most {
+            return false;
+        }
+        let repeats = record.repeats.load(Ordering::Relaxed).saturating_add(1).min(MOST_REPEATS);
+        let time = millis(self.rules.ejection_time.0).saturating_mul(u64::from(repeats));
+        record.repeats.store(repeats, Ordering::Relaxed);
+        record.calm_since.store(now.saturating_add(time), Ordering::Relaxed);
+        record.probation.store(true, Ordering::Relaxed);
+        record.ejected_until.store(now.saturating_add(time), Ordering::Relaxed);
+        record.consecutive.store(0, Ordering::Relaxed);
+        for buckets in [&record.requests, &record.errors, &record.latency] {
+            buckets.clear();
+        }
+        endpoint.state.metrics.ejections.inc();
+        tracing::warn!(
+            event = "endpoint_ejected",
+            endpoint = %endpoint.address,
+            reason,
+            seconds = Duration::from_millis(time).as_secs_f64()
+        );
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balancing::tests::endpoints;
+
+    fn rules(json: serde_json::Value) -> Detector {
+        Detector::new(&serde_json::from_value(json).unwrap())
+    }
+
+    #[test]
+    fn errors_in_a_row_eject_and_a_good_answer_between_them_does_not() {
+        let detector = rules(serde_json::json!({"consecutiveErrors": 3, "ejectionTime": "1s"}));
+        let all = endpoints(&[1, 1]);
+        let bad = &all[0];
+        for verdict in [Verdict::Error, Verdict::Error, Verdict::Good, Verdict::Error, Verdict::Full, Verdict::Error] {
+            assert!(!detector.ended(&all, bad, verdict, 10, 11));
+        }
+        assert!(bad.is_available(11, false));
+        assert!(detector.ended(&all, bad, Verdict::Error, 10, 12));
+        assert!(!bad.is_available(12, false) && bad.is_available(12, true), "panic does not look at ejections");
+        assert!(bad.is_available(1_012, false));
+        assert_eq!(bad.room(1_012, false).0, 1, "one request at a time");
+    }
+
+    #[test]
+    fn probation_ends_with_one_good_answer_and_an_error_in_it_ejects_for_longer() {
+        let detector = rules(serde_json::json!({"consecutiveErrors": 1, "ejectionTime": "1s", "window": "10s"}));
+        let all = endpoints(&[1, 1]);
+        let bad = &all[0];
+        let (mut now, mut times) = (100, Vec::new());
+        for _ in 0..12 {
+            assert!(detector.ended(&all, bad, Verdict::Error, now, now));
+            // What was on its way when it was ejected changes nothing.
+            assert!(!detector.ended(&all, bad, Verdict::Error, now, now + 10));
+            detector.good_sign(bad, now, now + 11);
+            let time = u64::try_from(bad.state.record.ejected_for(now).as_millis()).unwrap();
+            times.push(time / 1_000);
+            now += time;
+        }
+        assert_eq!(times, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 10]);
+        assert_eq!(bad.room(now, false).0, 1);
+        detector.good_sign(bad, now, now + 1);
+        assert_eq!(bad.room(now + 1, false).0, u32::MAX);
+        // Each window that goes well forgives one.
+        for _ in 0..20 {
+            now += 11_000;
+            detector.ended(&all, bad, Verdict::Good, now, now);
+        }
+        assert!(detector.ended(&all, bad, Verdict::Error, now, now));
+        assert_eq!(bad.state.record.ejected_for(now).as_millis(), 1_000);
+    }
+
+    #[test]
+    fn no_more_than_the_given_share_is_ejected_together() {
+        let detector = rules(serde_json::json!({"consecutiveErrors": 1, "maxEjected": 0.5}));
+        for (count, most) in [(1, 0), (2, 1), (3, 1), (10, 5)] {
+            let all = endpoints(&vec![1; count]);
+            let ejected = all.iter().filter(|e| detector.ended(&all, e, Verdict::Error, 5, 5)).count();
+            assert_eq!(ejected, most);
+        }
+    }
+
+    #[test]
+    fn a_share_of_errors_within_the_window_ejects() {
+        let detector = rules(
+            serde_json::json!({"consecutiveErrors": 0, "errorRate": 0.5, "minimumRequests": 20, "window": "10s"}),
+        );
+        let all = endpoints(&[1, 1]);
+        let mut ejected_after = None;
+        for n in 0..40u64 {
+            let verdict = if n % 2 == 0 { Verdict::Good } else { Verdict::Error };
+            if detector.ended(&all, &all[0], verdict, 100 + n, 100 + n) {
+                ejected_after.get_or_insert(n + 1);
+            }
+            // As many errors in as many requests, but spread over so long that few fall into one window.
+            assert!(!detector.ended(&all, &all[1], verdict, 100 + n * 1_000, 100 + n * 1_000));
+        }
+        assert_eq!(ejected_after, Some(20));
+    }
+
+    #[test]
+    fn one_that_is_much_slower_than_the_median_is_ejected() {
+        let detector = rules(
+            serde_json::json!({"latencyFactor": 3.0, "minimumRequests": 5, "window": "10s", "consecutiveErrors": 0}),
+        );
+        let all = endpoints(&[1, 1, 1, 1]);
+        for n in 0..60u64 {
+            let now = 1_000 + n * 20;
+            for (place, e) in all.iter().enumerate() {
+                let took = Duration::from_millis(if place == 2 { 400 } else { 50 + n });
+                e.state.record.took(took, now);
+                detector.ended(&all, e, Verdict::Good, now, now);
+            }
+        }
+        let ejected: Vec<_> = all.iter().map(|e| e.state.record.is_ejected(2_300)).collect();
+        assert_eq!(ejected, [false, false, true, false]);
+    }
+
+    #[test]
+    fn sums_look_back_one_window() {
+        let buckets = Buckets::default();
+        buckets.add(3, 10);
+        buckets.add(4, 11);
+        assert_eq!((buckets.sum(10), buckets.sum(11), buckets.sum(12), buckets.sum(13)), (3, 7, 4, 0));
+        buckets.add(1, 12);
+        assert_eq!(buckets.sum(12), 5);
+        buckets.add(MAX_COUNT, 12);
+        assert_eq!(buckets.sum(12), MAX_COUNT + 4, "it saturates");
+    }
+}

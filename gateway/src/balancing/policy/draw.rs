@@ -1,0 +1,137 @@
+//! Draws of endpoints by weight in constant time, and the two ways to find a good one: look at all, or at two drawn ones.
+//! The better of two is nearly as good as the best of all (Mitzenmacher 2001), and does not send everybody who sees the
+//! same figures to the same endpoint.
+
+use std::sync::Arc;
+
+use super::{PickContext, below, unit};
+use crate::balancing::Endpoint;
+
+/// Draws of an eligible endpoint before all are looked at.
+const DRAWS: usize = 8;
+
+/// Draws places by weight (Walker's alias method, as Vose built it in 1991).
+pub(super) struct Alias {
+    count: usize,
+    /// Empty where all weights are equal. Else for each place the probability to stay, and where to go else.
+    columns: Vec<(f64, usize)>,
+}
+
+impl Alias {
+    #[allow(clippy::cast_precision_loss, reason = "counts of endpoints")]
+    pub(super) fn new(endpoints: &[Arc<Endpoint>]) -> Self {
+        let count = endpoints.len();
+        let first = endpoints.first().map_or(1, |e| e.weight);
+        if endpoints.iter().all(|e| e.weight == first) {
+            return Self { count, columns: Vec::new() };
+        }
+        let total: f64 = endpoints.iter().map(|e| f64::from(e.weight)).sum();
+        let mut scaled: Vec<f64> = endpoints.iter().map(|e| f64::from(e.weight) * count as f64 / total).collect();
+        let mut columns: Vec<(f64, usize)> = (0..count).map(|place| (1.0, place)).collect();
+        let (mut small, mut large): (Vec<usize>, Vec<usize>) =
+            (0..count).partition(|place| scaled.get(*place).is_some_and(|p| *p < 1.0));
+        while let (Some(less), Some(more)) = (small.pop(), large.pop()) {
+            let part = scaled.get(less).copied().unwrap_or(1.0);
+            if let Some(column) = columns.get_mut(less) {
+                *column = (part, more);
+            }
+            let mut rest = 0.0;
+            if let Some(of) = scaled.get_mut(more) {
+                *of -= 1.0 - part;
+                rest = *of;
+            }
+            if rest < 1.0 { small.push(more) } else { large.push(more) }
+        }
+        Self { count, columns }
+    }
+
+    fn draw(&self, cx: &mut PickContext<'_>) -> usize {
+        let place = below(cx.next_random(), self.count);
+        match self.columns.get(place) {
+            Some((stay, other)) if unit(cx.next_random()) >= *stay => *other,
+            _ => place,
+        }
+    }
+
+    /// An eligible endpoint other than `not`, if some draws find one. One that starts slowly is taken with the
+    /// probability of its warmth.
+    fn draw_eligible(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        cx: &mut PickContext<'_>,
+        not: Option<usize>,
+    ) -> Option<usize> {
+        for _ in 0..DRAWS {
+            let place = self.draw(cx);
+            if Some(place) != not
+                && let Some(endpoint) = endpoints.get(place)
+                && (cx.eligible)(place, endpoint)
+            {
+                return Some(place);
+            }
+        }
+        None
+    }
+
+    /// The better of two that are drawn; the best of all where draws find none.
+    pub(super) fn better_of_two(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        cx: &mut PickContext<'_>,
+        better: impl Fn(&Endpoint, &Endpoint) -> bool,
+    ) -> Option<usize> {
+        if self.count == 0 {
+            return None;
+        }
+        let Some(first) = self.draw_eligible(endpoints, cx, None) else { return best_of_all(endpoints, cx, better) };
+        let Some(second) = self.draw_eligible(endpoints, cx, Some(first)) else { return Some(first) };
+        match (endpoints.get(first), endpoints.get(second)) {
+            (Some(a), Some(b)) if better(b, a) => Some(second),
+            _ => Some(first),
+        }
+    }
+}
+
+/// The eligible one with the least cost; of equal ones the first from a random place on.
+pub(super) fn least_of_all(
+    endpoints: &[Arc<Endpoint>],
+    cx: &mut PickContext<'_>,
+    cost: impl Fn(&Endpoint) -> f64,
+) -> Option<usize> {
+    if endpoints.is_empty() {
+        return None;
+    }
+    let (before, after) = endpoints.split_at_checked(below(cx.next_random(), endpoints.len()))?;
+    let start = before.len();
+    let from_there = after.iter().enumerate().map(|(n, e)| (start + n, e));
+    let mut best: Option<(usize, f64)> = None;
+    for (place, endpoint) in from_there.chain(before.iter().enumerate()) {
+        // A comparison costs less than the question whether an endpoint is open.
+        let own = cost(endpoint);
+        if best.is_none_or(|(_, least)| own < least) && (cx.eligible)(place, endpoint) {
+            best = Some((place, own));
+        }
+    }
+    best.map(|(place, _)| place)
+}
+
+/// The best of the eligible ones; of equal ones the first from a random place on.
+pub(super) fn best_of_all(
+    endpoints: &[Arc<Endpoint>],
+    cx: &mut PickContext<'_>,
+    better: impl Fn(&Endpoint, &Endpoint) -> bool,
+) -> Option<usize> {
+    if endpoints.is_empty() {
+        return None;
+    }
+    let (before, after) = endpoints.split_at_checked(below(cx.next_random(), endpoints.len()))?;
+    let start = before.len();
+    let from_there = after.iter().enumerate().map(|(n, e)| (start + n, e));
+    let mut best: Option<(usize, &Endpoint)> = None;
+    for (place, endpoint) in from_there.chain(before.iter().enumerate()) {
+        if best.is_none_or(|(_, best)| better(endpoint, best)) && (cx.eligible)(place, endpoint) {
+            best = Some((place, endpoint));
+        }
+    }
+    best.map(|(place, _)| place)
+}

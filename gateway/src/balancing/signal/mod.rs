@@ -1,0 +1,105 @@
+//! The evidence of saturation. Each signal says how many requests may be in flight at an endpoint, or that it does not
+//! know; the least that any of them allows is the limit, and the slot is taken against it in one atomic step.
+//! What is stale is `Unknown`, never "full": then the other signals decide.
+
+mod adaptive;
+mod load;
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use spillway_config::schema::Capacity;
+
+pub(crate) use self::adaptive::{Adaptive, LimiterState};
+pub use self::load::LoadReport;
+pub(crate) use self::load::{KvCache, LoadState, QueueDepth};
+use super::EndpointState;
+use super::latency::Class;
+
+/// What one signal allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// There is no evidence, or none that is fresh.
+    Unknown,
+    /// So many requests in flight.
+    UpTo(u32),
+}
+
+/// Which signal an endpoint is full by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// `capacity.maxInFlight`.
+    MaxInFlight,
+    /// `capacity.adaptive`.
+    Adaptive,
+    /// `capacity.queueDepth`.
+    QueueDepth,
+    /// `capacity.kvCache`.
+    KvCache,
+    /// `capacity.statuses`.
+    Status,
+    /// It was ejected and takes one request at a time until one goes well.
+    Probation,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::MaxInFlight, Self::Adaptive, Self::QueueDepth, Self::KvCache, Self::Status, Self::Probation];
+
+    /// Its name, as the configuration has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MaxInFlight => "maxInFlight",
+            Self::Adaptive => "adaptive",
+            Self::QueueDepth => "queueDepth",
+            Self::KvCache => "kvCache",
+            Self::Status => "status",
+            Self::Probation => "probation",
+        }
+    }
+}
+
+/// Says whether an endpoint is full, from one kind of evidence, and learns from outcomes. What it learns stands in the
+/// endpoint's state, so that a reload does not forget it.
+pub trait SaturationSignal: Send + Sync {
+    /// Its name.
+    fn reason(&self) -> Reason;
+    /// How many requests may be in flight at `now`.
+    fn room(&self, e: &EndpointState, now: u64) -> Room;
+    /// A first token or head came `took` after its attempt began, when `at_start` requests were in flight.
+    fn observe(&self, _e: &EndpointState, _class: Class, _took: Duration, _at_start: u32, _now: u64) {}
+    /// An attempt failed, or was answered with "full".
+    fn failed(&self, _e: &EndpointState, _now: u64) {}
+}
+
+/// The signals that a backend has.
+pub fn signals(capacity: &Capacity) -> Vec<Box<dyn SaturationSignal>> {
+    let mut signals: Vec<Box<dyn SaturationSignal>> = Vec::new();
+    if let Some(max) = capacity.max_in_flight {
+        signals.push(Box::new(MaxInFlight(max)));
+    }
+    if let Some(adaptive) = &capacity.adaptive {
+        signals.push(Box::new(Adaptive::new(adaptive)));
+    }
+    let stale_after = capacity.queue_depth.as_ref().map_or(load::REPORT_STALE_AFTER, |queue| queue.stale_after.0);
+    if let Some(queue) = &capacity.queue_depth {
+        signals.push(Box::new(QueueDepth::new(queue.max, stale_after)));
+    }
+    if let Some(kv) = &capacity.kv_cache {
+        signals.push(Box::new(KvCache::new(kv.max, stale_after)));
+    }
+    signals
+}
+
+/// A fixed limit.
+pub(crate) struct MaxInFlight(NonZeroU32);
+
+impl SaturationSignal for MaxInFlight {
+    fn reason(&self) -> Reason {
+        Reason::MaxInFlight
+    }
+    fn room(&self, _: &EndpointState, _: u64) -> Room {
+        Room::UpTo(self.0.get())
+    }
+}

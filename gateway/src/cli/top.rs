@@ -1,0 +1,235 @@
+//! `spillway top`: the endpoints of a running gateway in the terminal, drawn again each second from what the admin address
+//! shows. Plain ANSI sequences on the alternate screen; Ctrl-C ends it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use super::admin::AdminArguments;
+
+/// The alternate screen without a cursor, and back.
+const ENTER: &str = "\x1b[?1049h\x1b[?25l";
+const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
+/// To the upper left; the rest of a line; the rest of the screen.
+const HOME: &str = "\x1b[H";
+const CLEAR_LINE: &str = "\x1b[K";
+const CLEAR_REST: &str = "\x1b[J";
+
+#[derive(Debug, Deserialize)]
+struct Backends {
+    backends: Vec<Backend>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Backend {
+    name: String,
+    policy: String,
+    available: bool,
+    panic: bool,
+    in_flight: u32,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Endpoint {
+    endpoint: String,
+    priority: u32,
+    state: String,
+    in_flight: u32,
+    limit: Option<u32>,
+    latency_ms: Option<f64>,
+    waiting: Option<u32>,
+    kv_cache: Option<f64>,
+    ejections: u64,
+    attempts: BTreeMap<String, u64>,
+}
+
+/// What was read at one moment.
+struct Reading {
+    at: Instant,
+    backends: Vec<Backend>,
+    spills: f64,
+    sheds: f64,
+}
+
+async fn read(admin: &AdminArguments) -> Result<Reading, String> {
+    let page = admin.get("/api/backends").await?;
+    let backends: Backends = serde_json::from_slice(&page).map_err(|e| format!("{}: {e}", admin.url()))?;
+    let metrics = admin.get("/metrics").await?;
+    let metrics = String::from_utf8_lossy(&metrics);
+    let at = Instant::now();
+    let sum = |name: &str| {
+        let values =
+            metrics.lines().filter_map(|line| line.strip_prefix(name)?.rsplit(' ').next()?.parse::<f64>().ok());
+        values.sum()
+    };
+    Ok(Reading {
+        at,
+        backends: backends.backends,
+        spills: sum("spillway_spills_total{"),
+        sheds: sum("spillway_sheds_total{"),
+    })
+}
+
+/// Draws until Ctrl-C, or once.
+pub(super) async fn run(admin: &AdminArguments, interval: Duration, once: bool) -> Result<(), String> {
+    let mut before = read(admin).await?;
+    let color = std::io::stdout().is_terminal();
+    if once || !color {
+        tokio::time::sleep(interval).await;
+        let now = read(admin).await?;
+        return print(&frame(admin, &before, Ok(&now), color));
+    }
+    let interrupted = tokio::signal::unix::SignalKind::interrupt();
+    let mut interrupted = tokio::signal::unix::signal(interrupted).map_err(|e| e.to_string())?;
+    let _screen = Screen::enter()?;
+    let mut shown = None;
+    loop {
+        let now = read(admin).await;
+        let text = match &now {
+            Ok(now) => frame(admin, shown.as_ref().unwrap_or(&before), Ok(now), true),
+            Err(e) => frame(admin, &before, Err(e), true),
+        };
+        print(&on_screen(&text))?;
+        if let Ok(now) = now {
+            before = shown.replace(now).unwrap_or(before);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            _ = interrupted.recv() => return Ok(()),
+        }
+    }
+}
+
+fn print(text: &str) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| e.to_string())
+}
+
+/// The alternate screen, left again whatever happens.
+struct Screen;
+
+impl Screen {
+    fn enter() -> Result<Self, String> {
+        print(ENTER)?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = print(LEAVE);
+    }
+}
+
+/// As many lines as the terminal has.
+fn on_screen(text: &str) -> String {
+    let rows = rows().unwrap_or(usize::MAX);
+    let mut out = HOME.to_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    for line in lines.iter().take(rows.saturating_sub(1)) {
+        let _ = write!(out, "{line}{CLEAR_LINE}\r\n");
+    }
+    out.push_str(CLEAR_REST);
+    out
+}
+
+fn rows() -> Option<usize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the call gets a pointer to a `winsize` that lives until it returns.
+    let told = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) } == 0;
+    (told && size.ws_row > 0).then_some(usize::from(size.ws_row))
+}
+
+/// Attempts by endpoint, as (all, failed).
+fn attempts(reading: &Reading) -> HashMap<(&str, &str), (u64, u64)> {
+    let endpoints = reading.backends.iter().flat_map(|b| b.endpoints.iter().map(move |e| (b, e)));
+    endpoints
+        .map(|(b, e)| {
+            let failed = e.attempts.get("failed").copied().unwrap_or(0);
+            ((b.name.as_str(), e.endpoint.as_str()), (e.attempts.values().sum(), failed))
+        })
+        .collect()
+}
+
+/// Text of the terminal's own: what a server is called must not move the cursor.
+fn printable(text: &str, width: usize) -> String {
+    let clean: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    if clean.chars().count() <= width { clean } else { clean.chars().take(width - 1).chain(['…']).collect() }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of a second")]
+fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &String>, color: bool) -> String {
+    let mut out = String::new();
+    let now = match now {
+        Ok(now) => now,
+        Err(e) => {
+            let _ = writeln!(out, "spillway top  {}\n\n{}", admin.url(), printable(e, 200));
+            return out;
+        }
+    };
+    let seconds = now.at.duration_since(before.at).as_secs_f64().max(1e-3);
+    let rate = |now: f64, before: f64| (now - before).max(0.0) / seconds;
+    let (had, has) = (attempts(before), attempts(now));
+    let all = |attempts: &HashMap<(&str, &str), (u64, u64)>| attempts.values().map(|(all, _)| *all).sum::<u64>() as f64;
+    let _ = writeln!(
+        out,
+        "spillway top  {}   {:.1} attempts/s   {:.1} spills/s   {:.1} sheds/s",
+        admin.url(),
+        rate(all(&has), all(&had)),
+        rate(now.spills, before.spills),
+        rate(now.sheds, before.sheds),
+    );
+    let paint = |code: &str, text: String| if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text };
+    for backend in &now.backends {
+        let state = match (backend.available, backend.panic) {
+            (false, _) => paint("31", "unavailable".to_owned()),
+            (true, true) => paint("33", "panic: ejections are ignored".to_owned()),
+            (true, false) => paint("32", "available".to_owned()),
+        };
+        let name = paint("1", printable(&backend.name, 40));
+        let _ = writeln!(out, "\n{name}  {}  {state}  {} in flight", printable(&backend.policy, 20), backend.in_flight);
+        let _ = writeln!(
+            out,
+            "  {:44} {:>4} {:12} {:>11} {:>8} {:>7} {:>9} {:>5} {:>4} {:>4}",
+            "ENDPOINT", "TIER", "STATE", "IN FLIGHT", "REQ/S", "ERR/S", "LATENCY", "WAIT", "KV", "EJ"
+        );
+        for e in &backend.endpoints {
+            let key = (backend.name.as_str(), e.endpoint.as_str());
+            let (count, failed) = has.get(&key).copied().unwrap_or_default();
+            let (count_then, failed_then) = had.get(&key).copied().unwrap_or((count, failed));
+            let code = match e.state.as_str() {
+                "open" => "32",
+                "drained" => "36",
+                "unhealthy" | "ejected" => "31",
+                _ => "33",
+            };
+            let limit = e.limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string());
+            let dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+            let _ = writeln!(
+                out,
+                "  {:44} {:>4} {} {:>11} {:>8.1} {:>7.1} {:>9} {:>5} {:>4} {:>4}",
+                printable(&e.endpoint, 44),
+                e.priority,
+                paint(code, format!("{:12}", printable(&e.state, 12))),
+                format!("{}/{limit}", e.in_flight),
+                rate(count as f64, count_then as f64),
+                rate(failed as f64, failed_then as f64),
+                dash(e.latency_ms.map(|ms| if ms < 10_000.0 {
+                    format!("{ms:.1}ms")
+                } else {
+                    format!("{:.1}s", ms / 1e3)
+                })),
+                dash(e.waiting.map(|waiting| waiting.to_string())),
+                dash(e.kv_cache.map(|share| format!("{:.0}%", share * 100.0))),
+                e.ejections,
+            );
+        }
+    }
+    out
+}

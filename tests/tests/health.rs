@@ -1,0 +1,321 @@
+//! Servers that fail, hang, are taken out or come and go: who notices, how long it lasts, and that callers do not.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+
+use spillway_tests::{Client, Gateway, LlamaServer, Upstream, binary, eventually, reply};
+
+const HEAD: &str = "listeners: [{address: \"127.0.0.1:0\"}]\nadmin: {address: \"127.0.0.1:0\"}\n";
+
+/// A server whose status can be changed; 0 closes the connection without an answer.
+async fn switched(name: &'static str) -> (Upstream, Arc<AtomicU16>) {
+    let status = Arc::new(AtomicU16::new(200));
+    let shared = status.clone();
+    let server = Upstream::start(move |_| {
+        let status = shared.load(Ordering::Relaxed);
+        async move { (status > 0).then(|| reply(status, &[], name)) }
+    })
+    .await;
+    (server, status)
+}
+
+#[tokio::test]
+async fn a_server_whose_answers_are_errors_is_left_alone_and_returns_by_one_good_answer() {
+    let (a, status) = switched("a").await;
+    let b = Upstream::fixed(200, "b").await;
+    let yaml = format!(
+        "backends:
+  - name: x
+    loadBalancing: {{policy: roundRobin}}
+    endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}]
+    outlierDetection: {{consecutiveErrors: 3, ejectionTime: 500ms}}
+routes: [{{backendRefs: [{{name: x}}], retry: {{attempts: 2, on: [reset, \"500\"]}}}}]
+",
+        a.url(),
+        b.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    for (bad, ejections) in [(500, 1), (0, 2)] {
+        status.store(bad, Ordering::Relaxed);
+        eventually("it is ejected", || async {
+            assert_eq!(client.get("/").await.status, 200, "a retry hides it");
+            (gateway.events("endpoint_ejected").len() >= ejections).then_some(())
+        })
+        .await;
+        assert_eq!(gateway.endpoint(&a.url()).await["state"], "ejected");
+        let seen = a.count();
+        for _ in 0..5 {
+            assert_eq!(client.get("/").await.text(), "b");
+        }
+        assert!(a.count() <= seen + 1, "at most a probation request after half a second");
+        status.store(200, Ordering::Relaxed);
+        eventually("it is back", || async { (client.get("/").await.text() == "a").then_some(()) }).await;
+        eventually("it is told", || async { (gateway.events("endpoint_returned").len() >= ejections).then_some(()) })
+            .await;
+    }
+    let series = format!("spillway_endpoint_ejections_total{{backend=\"x\",endpoint=\"{}\"}}", a.url());
+    assert!(gateway.metric(&series).await >= 2.0);
+    assert_eq!(gateway.endpoint(&b.url()).await["ejections"], 0);
+}
+
+#[tokio::test]
+async fn a_server_that_fails_half_of_its_answers_is_ejected_by_its_share_of_errors() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let shared = count.clone();
+    let flaky = Upstream::start(move |_| {
+        let odd = shared.fetch_add(1, Ordering::Relaxed) % 2 == 1;
+        async move { Some(reply(if odd { 500 } else { 200 }, &[], "flaky")) }
+    })
+    .await;
+    let good = Upstream::fixed(200, "good").await;
+    let yaml = format!(
+        "backends:
+  - name: x
+    loadBalancing: {{policy: roundRobin}}
+    endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}]
+    outlierDetection: {{errorRate: 0.4, minimumRequests: 10}}
+routes: [{{backendRefs: [{{name: x}}]}}]
+",
+        flaky.url(),
+        good.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    for _ in 0..40 {
+        gateway.client().get("/").await;
+    }
+    assert_eq!(gateway.events("endpoint_ejected")[0]["reason"], "error_rate");
+    assert_eq!(count.load(Ordering::Relaxed), 10, "no request after the one that decided it");
+}
+
+#[tokio::test]
+async fn when_all_servers_fail_half_of_them_are_still_asked() {
+    let (a, _) = switched("a").await;
+    let dead = Upstream::nobody().await;
+    let yaml = format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{dead}\"}}], outlierDetection: {{consecutiveErrors: 1}}}}, {{name: y, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{backendRefs: [{{name: x}}, {{name: y, priority: 1}}], retry: {{attempts: 0}}}}]
+",
+        a.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    for _ in 0..3 {
+        assert_eq!(gateway.client().get("/").await.status, 503);
+    }
+    assert!(gateway.events("endpoint_ejected").is_empty(), "the only one is never ejected");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_llama_server_that_dies_or_hangs_costs_no_request_and_one_that_wakes_returns() {
+    let (mut a, b) =
+        tokio::join!(async { tokio::task::spawn_blocking(|| LlamaServer::start(2)).await.unwrap() }, async {
+            tokio::task::spawn_blocking(|| LlamaServer::start(2)).await.unwrap()
+        });
+    let yaml = format!(
+        "backends:
+  - name: x
+    protocol: openai
+    loadBalancing: {{policy: roundRobin}}
+    endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}]
+    outlierDetection: {{consecutiveErrors: 2, ejectionTime: 2s}}
+    timeouts: {{firstByte: 5s}}
+routes: [{{backendRefs: [{{name: x}}], retry: {{attempts: 2, on: [connectFailure, reset, \"504\"]}}}}]
+",
+        a.url, b.url
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    let ask = async |n: usize| {
+        let asked = (0..n).map(|_| client.chat("m", &[]));
+        for answer in futures::future::join_all(asked).await {
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+    };
+    ask(4).await;
+    // It hangs: connections are taken, and nothing comes.
+    b.signal("STOP");
+    let began = std::time::Instant::now();
+    eventually("the hanging one is ejected", || async {
+        ask(4).await;
+        gateway.events("endpoint_ejected").first().map(|e| assert_eq!(e["endpoint"], b.url.as_str()))
+    })
+    .await;
+    println!("hanging: ejected after {:?}", began.elapsed());
+    b.signal("CONT");
+    let began = std::time::Instant::now();
+    eventually("it returns", || async {
+        ask(2).await;
+        gateway.events("endpoint_returned").first().map(|_| ())
+    })
+    .await;
+    println!("awake: returned after {:?}", began.elapsed());
+    let ejected = gateway.events("endpoint_ejected").len();
+    a.kill();
+    let began = std::time::Instant::now();
+    eventually("the dead one is ejected", || async {
+        ask(2).await;
+        (gateway.events("endpoint_ejected").len() > ejected).then_some(())
+    })
+    .await;
+    println!("dead: ejected after {:?}", began.elapsed());
+    ask(4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_endpoint_gets_no_new_requests_loses_none_and_stays_drained_over_a_reload() {
+    let slow = |name: &'static str| {
+        Upstream::start(move |_| async move {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            Some(reply(200, &[], name))
+        })
+    };
+    let (a, b) = (slow("a").await, slow("b").await);
+    let yaml = format!(
+        "backends: [{{name: \"x\", endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}]}}]\nroutes: [{{backendRefs: [{{name: x}}]}}]\n",
+        a.url(),
+        b.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let load: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, stop) = (gateway.client(), stop.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(client.get("/").await.status, 200);
+                }
+            })
+        })
+        .collect();
+    eventually("both answer", || async { (a.count() > 20 && b.count() > 20).then_some(()) }).await;
+    let admin = Client::new(gateway.admin);
+    let path = format!("/api/backends/x/endpoints/{}/drain", a.address);
+    let refused = admin.send(admin.request("POST", &path, &[], "")).await;
+    assert_eq!((refused.status.as_u16(), a.count() > 0), (403, true), "a web page could send this");
+    let drained = admin.send(admin.request("POST", &path, &[("x-spillway-admin", "1")], "")).await;
+    assert_eq!(drained.json()["endpoints"][0]["changed"], true, "{}", drained.text());
+    let (then, other) = (a.count(), b.count());
+    eventually("the other goes on", || async { (b.count() > other + 40).then_some(()) }).await;
+    // Eight clients have at most eight requests on their way.
+    assert!(a.count() <= then + 8, "{} more", a.count() - then);
+    let told = gateway.events("admin_change");
+    assert_eq!((&told[0]["action"], &told[0]["endpoint"]), (&"drain".into(), &a.url().into()));
+    std::fs::write(gateway.config(), format!("{HEAD}{yaml}# an edit\n")).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    assert_eq!(gateway.endpoint(&a.url()).await["state"], "drained");
+    eventually("it runs dry", || async { (gateway.endpoint(&a.url()).await["inFlight"] == 0).then_some(()) }).await;
+
+    let command = |args: &[&str]| {
+        let admin = format!("http://{}", gateway.admin);
+        let out = Command::new(binary()).args(args).args(["--admin", &admin]).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        (out.status.code(), text)
+    };
+    let (code, top) = command(&["top", "--once", "--interval", "0.3"]);
+    assert_eq!(code, Some(0), "{top}");
+    let line = |url: &str| top.lines().find(|line| line.contains(url)).unwrap_or_else(|| panic!("{top}")).to_owned();
+    assert!(line(&a.url()).contains("drained") && line(&b.url()).contains("open"), "{top}");
+    let (code, told) = command(&["drain", "x", &a.url(), "--undo"]);
+    assert_eq!((code, told.trim()), (Some(0), format!("{}: undrained", a.url()).as_str()));
+    let (code, told) = command(&["drain", "x", "127.0.0.1:1"]);
+    assert!(code == Some(1) && told.contains("no such endpoint"), "{told}");
+    let then = a.count();
+    eventually("it is back", || async { (a.count() > then).then_some(()) }).await;
+    stop.store(true, Ordering::Relaxed);
+    for task in load {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn endpoints_of_a_file_come_and_go_with_it_and_a_broken_file_changes_nothing() {
+    let (a, b) = (Upstream::fixed(200, "a").await, Upstream::fixed(200, "b").await);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("endpoints.json");
+    std::fs::write(&file, format!("[{{\"url\": \"{}\"}}]", a.url())).unwrap();
+    let yaml = format!(
+        "backends: [{{name: x, endpointsFile: \"{}\", loadBalancing: {{policy: roundRobin}}}}]\nroutes: [{{backendRefs: [{{name: x}}]}}]\n",
+        file.display()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    assert_eq!(client.get("/").await.text(), "a");
+    std::fs::write(&file, "[{\"urll\": 1}]").unwrap();
+    let told = gateway.reloads(0).await;
+    assert_eq!(told["event"], "config_rejected");
+    let reason = told["reason"].as_str().unwrap();
+    assert!(reason.contains("endpoints.json:1:") && reason.contains("did you mean `url`"), "{reason}");
+    assert_eq!(client.get("/").await.text(), "a");
+    std::fs::write(&file, format!("[{{\"url\": \"{}\"}}, {{\"url\": \"{}\"}}]", a.url(), b.url())).unwrap();
+    assert_eq!(gateway.reloads(1).await["event"], "config_reloaded");
+    let mut answers: Vec<String> = Vec::new();
+    for _ in 0..4 {
+        answers.push(client.get("/").await.text());
+    }
+    answers.sort();
+    assert_eq!(answers, ["a", "a", "b", "b"]);
+}
+
+#[tokio::test]
+async fn a_new_endpoint_takes_traffic_after_its_first_check_and_checks_may_be_connections_or_completions() {
+    let ready = Arc::new(AtomicBool::new(false));
+    let shared = ready.clone();
+    let a = Upstream::fixed(200, "a").await;
+    let b = Upstream::start(move |seen| {
+        let ready = shared.load(Ordering::Relaxed);
+        async move {
+            let asks = seen.path == "/v1/chat/completions" && seen.headers.contains_key("user-agent");
+            let check = asks && seen.headers["user-agent"].to_str().unwrap().contains("health-check");
+            if check {
+                let body: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
+                assert_eq!((&body["model"], &body["max_tokens"]), (&"m".into(), &1.into()));
+                assert_eq!(seen.headers["authorization"], "Bearer upstream-secret");
+            }
+            Some(reply(if check && !ready { 500 } else { 200 }, &[], "b"))
+        }
+    })
+    .await;
+    let yaml = |endpoints: &str| {
+        format!(
+            "backends:
+  - name: x
+    protocol: openai
+    model: m
+    credentials: {{bearer: {{env: TEST_SECRET}}}}
+    loadBalancing: {{policy: roundRobin}}
+    endpoints: [{endpoints}]
+    healthCheck: {{completion: {{}}, interval: 100ms, healthyThreshold: 3}}
+  - name: down
+    endpoints: [{{url: \"{}\"}}]
+    healthCheck: {{tcp: {{}}, interval: 100ms, unhealthyThreshold: 1}}
+routes: [{{backendRefs: [{{name: x}}]}}]
+",
+            a.url().replace(&a.address.port().to_string(), "1")
+        )
+    };
+    let gateway = Gateway::start(&yaml(&format!("{{url: \"{}\"}}", a.url()))).await;
+    let both = yaml(&format!("{{url: \"{}\"}}, {{url: \"{}\"}}", a.url(), b.url()));
+    std::fs::write(gateway.config(), format!("{HEAD}{both}")).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    eventually("it is checked", || async { (b.count() >= 2).then_some(()) }).await;
+    for _ in 0..6 {
+        assert_eq!(gateway.client().get("/").await.text(), "a");
+    }
+    ready.store(true, Ordering::Relaxed);
+    eventually("it takes traffic", || async { (gateway.client().get("/").await.text() == "b").then_some(()) }).await;
+    let down = a.url().replace(&a.address.port().to_string(), "1");
+    eventually("nobody takes its connections", || async {
+        (gateway.endpoint(&down).await["state"] == "unhealthy").then_some(())
+    })
+    .await;
+}

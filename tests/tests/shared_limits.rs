@@ -1,0 +1,154 @@
+//! Limits that three gateways share through a Redis server, which stands still, dies and comes back under load.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use spillway_tests::{Gateway, Redis, Upstream, eventually, new_key};
+
+fn yaml(upstream: &Upstream, digest: &str, port: u16, limits: &str) -> String {
+    format!(
+        "consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}], limits: {limits}}}]
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: x}}]}}]
+state: {{limits: {{redis: {{url: \"redis://127.0.0.1:{port}\", timeout: 500ms}}}}}}
+",
+        upstream.url()
+    )
+}
+
+async fn three(yaml: &str) -> Vec<Gateway> {
+    let mut gateways = Vec::new();
+    for _ in 0..3 {
+        gateways.push(Gateway::start(yaml).await);
+    }
+    for gateway in &gateways {
+        reached(gateway).await;
+    }
+    gateways
+}
+
+async fn reached(gateway: &Gateway) {
+    eventually("the store is reached and all three are seen", || async {
+        let up = gateway.metric("spillway_limit_store_up").await == 1.0;
+        (up && gateway.metric("spillway_limit_store_gateways").await == 3.0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn three_gateways_hold_one_limit_and_outlive_their_store() {
+    const BURST: u32 = 300;
+    let mut redis = Redis::start();
+    let upstream = Upstream::fixed(200, "{}").await;
+    let (key, digest) = new_key();
+    // A unit comes back in ten minutes: nothing comes back while this runs.
+    let yaml = yaml(&upstream, &digest, redis.port, &format!("{{requests: 6/h, burst: {BURST}, concurrency: 64}}"));
+    let gateways = three(&yaml).await;
+    let passed = Arc::new(AtomicU32::new(0));
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut load = Vec::new();
+    for gateway in &gateways {
+        for _ in 0..2 {
+            let (client, key, passed, stop) = (gateway.client(), key.clone(), passed.clone(), stop.clone());
+            load.push(tokio::spawn(async move {
+                let mut longest = Duration::ZERO;
+                while !stop.load(Ordering::Relaxed) {
+                    let started = Instant::now();
+                    let answer = client.chat("m", &[("x-api-key", &key)]).await;
+                    longest = longest.max(started.elapsed());
+                    match answer.status.as_u16() {
+                        200 => passed.fetch_add(1, Ordering::Relaxed),
+                        429 => passed.load(Ordering::Relaxed),
+                        other => panic!("{other}: {}", answer.text()),
+                    };
+                }
+                longest
+            }));
+        }
+    }
+    eventually("the limit is reached", || async { (passed.load(Ordering::Relaxed) >= BURST).then_some(()) }).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let exact = passed.load(Ordering::Relaxed);
+    assert!(f64::from(exact.abs_diff(BURST)) <= f64::from(BURST) * 0.02, "{exact} of {BURST} passed");
+
+    // The store dies: requests are still answered, and what passes is no more than the limit once more.
+    redis.kill();
+    eventually("the loss is noticed", || async {
+        let up =
+            gateways[0].metric("spillway_limit_store_up").await + gateways[1].metric("spillway_limit_store_up").await;
+        (up + gateways[2].metric("spillway_limit_store_up").await == 0.0).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let without = passed.load(Ordering::Relaxed) - exact;
+    assert!(without <= BURST, "{without} passed while the store was away");
+
+    // It comes back, empty: from then on the limit is exact again.
+    let before = passed.load(Ordering::Relaxed);
+    redis.restart();
+    for gateway in &gateways {
+        reached(gateway).await;
+    }
+    eventually("the limit is reached again", || async {
+        (passed.load(Ordering::Relaxed) >= before + BURST - BURST / 50).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let again = passed.load(Ordering::Relaxed) - before;
+    assert!(again <= BURST + without + BURST / 50, "{again} passed after it came back");
+
+    // It stands still: nobody waits for it but those who had asked already, and they not for long.
+    redis.signal("STOP");
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    redis.signal("CONT");
+    stop.store(true, Ordering::Relaxed);
+    for worker in load {
+        let longest = worker.await.unwrap();
+        assert!(longest < Duration::from_secs(20), "a bound for a stall, not a measure: {longest:?}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_and_places_are_shared_and_given_back() {
+    let redis = Redis::start();
+    let usage = r#"{"id":"c","model":"m","choices":[],"usage":{"prompt_tokens":10,"completion_tokens":40}}"#;
+    let upstream = Upstream::start(move |_| async move {
+        Some(spillway_tests::reply(200, &[("content-type", "application/json")], usage))
+    })
+    .await;
+    let (key, digest) = new_key();
+    let limits = "{tokens: 1000/d, concurrency: 1, budget: {tokens: 400, per: month}}";
+    let gateways = three(&yaml(&upstream, &digest, redis.port, limits)).await;
+    // Each of these reserves some and uses 50; each gateway sees what the others used.
+    for n in 0..6u64 {
+        let gateway = &gateways[usize::try_from(n % 3).unwrap()];
+        let answer = eventually("the place of the one before is free", || async {
+            let answer = gateway.client().chat("m", &[("x-api-key", &key)]).await;
+            (answer.status == 200).then_some(answer)
+        })
+        .await;
+        let left: u64 = answer.header("x-ratelimit-remaining-tokens").parse().unwrap();
+        // What is reserved for it is still taken (3 of the prompt, 4 of the answer).
+        assert_eq!(left, 1000 - 50 * n - 7, "request {n}");
+    }
+    // 300 of 400 are spent. What one gateway has seen alone is far less; together they refuse.
+    let body = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 200});
+    let refused = eventually("the budget refuses", || async {
+        let headers = [("x-api-key", key.as_str()), ("content-type", "application/json")];
+        let answer = gateways[0].client().post("/v1/chat/completions", &headers, body.to_string()).await;
+        answer.text().contains("insufficient_quota").then_some(answer)
+    })
+    .await;
+    assert_eq!(refused.status, 429);
+}
