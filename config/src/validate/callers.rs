@@ -197,11 +197,10 @@ fn one_issuer(cx: &mut Context<'_>, n: usize, issuer: &JwtIssuer) {
                 cx.error(with(&here, &["jwks", "refresh"]), "fetching keys more often than every 10s helps nobody");
             }
         }
-        Some(Jwks { url: None, file: Some(file), .. }) => {
-            if !file.is_file() {
-                cx.outside(with(&here, &["jwks", "file"]), format!("there is no file {}", file.display()));
-            }
+        Some(Jwks { url: None, file: Some(file), .. }) if !file.is_file() => {
+            cx.outside(with(&here, &["jwks", "file"]), format!("there is no file {}", file.display()));
         }
+        Some(Jwks { url: None, file: Some(_), .. }) => {}
         Some(_) => cx.error(with(&here, &["jwks"]), "exactly one of `url` and `file` is needed"),
         None => {}
     }

@@ -24,6 +24,9 @@ use crate::telemetry::{LimitMetrics, Metrics};
 /// When a request that found too many others running may try again; nobody knows when one of those will end.
 const CONCURRENCY_WAIT: Duration = Duration::from_secs(1);
 
+/// A shared store and what it was made from.
+type Store = (RedisState, Arc<Shared>);
+
 /// All rules of a process: their levels, the budgets, the shared store. Clones are of the same.
 #[derive(Clone)]
 pub struct Limits {
@@ -31,7 +34,7 @@ pub struct Limits {
     budgets: Arc<Budgets>,
     keys: usize,
     metrics: Arc<Metrics>,
-    shared: Arc<parking_lot::Mutex<Option<(RedisState, Arc<Shared>)>>>,
+    shared: Arc<parking_lot::Mutex<Option<Store>>>,
 }
 
 /// What a rule counts, and how much of it there is.

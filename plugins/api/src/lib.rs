@@ -13,7 +13,7 @@ pub use headers::{HeaderEdit, Headers, Template};
 pub use http_client::{Call, HttpClient, HttpError, NoHttp};
 pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};
 pub use refusal::{ErrorKind, Refusal};
-pub use registry::{BuildContext, FilterFactory, Registry, define};
+pub use registry::{BuildContext, ExpressionCheck, FilterFactory, Registry, define};
 pub use spillway_config::FieldError;
 pub use state::SharedStates;
 

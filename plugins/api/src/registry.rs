@@ -84,11 +84,14 @@ where
     }
 }
 
+/// Says what is wrong with an expression over a request.
+pub type ExpressionCheck = fn(&str) -> Result<(), String>;
+
 /// All filters that a configuration may name.
 #[derive(Default)]
 pub struct Registry {
     factories: BTreeMap<&'static str, Box<dyn FilterFactory>>,
-    expression: Option<fn(&str) -> Result<(), String>>,
+    expression: Option<ExpressionCheck>,
 }
 
 impl Registry {
@@ -99,7 +102,7 @@ impl Registry {
     }
 
     /// Says how expressions over a request are checked.
-    pub fn expressions(&mut self, check: fn(&str) -> Result<(), String>) -> &mut Self {
+    pub fn expressions(&mut self, check: ExpressionCheck) -> &mut Self {
         self.expression = Some(check);
         self
     }
