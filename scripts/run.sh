@@ -40,7 +40,7 @@ or, with Python's openai package:
 
   from openai import OpenAI
   client = OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="none")
-  for chunk in client.chat.completions.create(model="smollm2", stream=True,
+  for chunk in client.chat.completions.create(model="smollm2", stream=True, max_tokens=200,
           messages=[{"role": "user", "content": "Tell me a short story."}]):
       print(chunk.choices[0].delta.content or "", end="", flush=True)
 
