@@ -116,7 +116,7 @@ impl Worker {
         });
         all.filter(|(place, s)| *place > (at, n) && s.state == State::Runs && s.placed && s.in_step == 0)
             .map(|(place, _)| place)
-            .last()
+            .next_back()
     }
 
     /// A sequence gives up its pages and will be read again.
