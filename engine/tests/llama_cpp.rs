@@ -101,16 +101,21 @@ fn greedy(engine: &Engine, prompt: Prompt, tokens: u32) -> TokenStream {
     engine.submit(Generate { max_tokens: Some(tokens), sampling: Sampling::greedy(), ..Generate::new(prompt) }).unwrap()
 }
 
-fn read(mut stream: TokenStream) -> String {
-    let mut text = String::new();
+fn read(stream: TokenStream) -> String {
+    pieces(stream).concat()
+}
+
+/// An answer in the pieces that it came in, of whole tokens.
+fn pieces(mut stream: TokenStream) -> Vec<String> {
+    let mut pieces = Vec::new();
     while let Some(event) = stream.blocking_next() {
         match event {
-            Event::Text { text: piece, .. } => text.push_str(&piece),
+            Event::Text { text, .. } => pieces.push(text),
             Event::Failed(e) => panic!("{e}"),
             _ => {}
         }
     }
-    text
+    pieces
 }
 
 /// Continues all prompts greedily and holds tokens and texts against llama.cpp's. Where two texts part, the two best
@@ -160,17 +165,28 @@ fn same_as_llama_cpp(model: &Path, least: usize, close: f64) {
     assert!(equal >= least, "{equal} of {} answers are the same to the letter", PROMPTS.len());
 }
 
-/// Where the two part, the choice was close, which is rare in sixteen tokens.
+/// Where two executors part, the choice was close to llama.cpp too: they round alike and sum in other orders.
 #[test]
 fn the_processor_and_software_vulkan_write_the_same() {
+    let prompts = &PROMPTS[..6];
     let write = |device| {
-        let engine = load_on(device, &smollm2(), 4);
+        let engine = load_on(device, &smollm2(), 6);
         let ask = |prompt: &&str| greedy(&engine, engine.encode_text(prompt).unwrap(), 16);
-        PROMPTS.iter().take(4).map(ask).collect::<Vec<_>>().into_iter().map(read).collect::<Vec<_>>()
+        prompts.iter().map(ask).collect::<Vec<_>>().into_iter().map(pieces).collect::<Vec<_>>()
     };
     let (cpu, vulkan) = (write(DeviceChoice::Cpu), write(DeviceChoice::Software));
-    let equal = cpu.iter().zip(&vulkan).filter(|(a, b)| a == b).count();
-    assert!(equal >= 3, "{cpu:?}\n{vulkan:?}");
+    let mut calls = Vec::new();
+    for ((prompt, cpu), vulkan) in prompts.iter().zip(&cpu).zip(&vulkan).filter(|((_, a), b)| a != b) {
+        let common: String = cpu.iter().zip(vulkan).take_while(|(a, b)| a == b).map(|(a, _)| a.as_str()).collect();
+        println!("{prompt:?}: part after {common:?}");
+        let prompt = format!("{prompt}{common}");
+        calls.push(json!(["/completion", {"prompt": prompt, "n_predict": 1, "temperature": 0, "n_probs": 2}]));
+    }
+    assert!(calls.len() <= prompts.len() / 2, "{cpu:?}\n{vulkan:?}");
+    for answer in judge(&smollm2(), &calls) {
+        let best = |n: usize| answer["completion_probabilities"][0]["top_logprobs"][n]["logprob"].as_f64().unwrap();
+        assert!(best(0) - best(1) < 0.5, "the choice was clear: {answer}");
+    }
 }
 
 #[test]
