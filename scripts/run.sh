@@ -34,7 +34,8 @@ what_to_try() {
 Spillway is ready. In another terminal, try:
 
   curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' -d '{
-    "model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+    "model": "smollm2", "temperature": 0,
+    "messages": [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]}'
 
 or, with Python's openai package:
 

@@ -43,7 +43,7 @@ fn what_can_never_take_effect_is_an_error() {
         ("keepWarm: true, idleUnload: 5m", "takes effect only with `keepWarm: false`"),
         ("keepWarm: false, idleUnload: 0s", "before it has answered anything"),
         ("memory: 64MiB, kvCache: 64MiB", "leaves nothing of `memory`"),
-        ("task: talk", "chat"),
+        ("task: talk", "`talk` is none of the values here"),
     ] {
         let told = told(model);
         assert!(told.iter().any(|line| line.starts_with("2: ") && line.contains(says)), "{model}: {told:?}");

@@ -60,7 +60,8 @@ routes:
     let post = |path: &'static str, headers: Vec<(&'static str, String)>, body: &'static str| {
         let client = gateway.client();
         async move {
-            let headers: Vec<(&str, &str)> = headers.iter().map(|(n, v)| (*n, v.as_str())).collect();
+            let headers = headers.iter().map(|(n, v)| (*n, v.as_str()));
+            let headers: Vec<(&str, &str)> = headers.chain([("content-type", "application/json")]).collect();
             client.post(path, &headers, body).await
         }
     };

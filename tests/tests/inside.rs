@@ -112,6 +112,6 @@ async fn what_it_cannot_do_is_refused_by_name() {
     assert_eq!(ask(image).await.1, "messages[0].content[0].type");
     let answer = client.post("/v1/chat/completions", &[], "{\"model\":").await;
     assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (400, &"invalid_json".into()));
-    assert_eq!(client.post("/v1/embeddings", &[], r#"{"model":"smollm2","input":"x"}"#).await.status, 404);
+    assert_eq!(client.post("/v1/embeddings", &[], r#"{"model":"smollm2","input":"x"}"#).await.status, 400);
     assert_eq!(gateway.client().chat("smollm2", &[]).await.status, 200, "nothing was harmed");
 }

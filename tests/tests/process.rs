@@ -97,7 +97,7 @@ backends:
   - name: a
     endpoints: [{url: \"http://127.0.0.1:1\", wieght: 2}]
     timeouts: {connect: 5}
-    outlierDetection: {}
+    rollout: {}
 routes:
   - name: r
     backendRefs:
@@ -112,7 +112,7 @@ routes:
         "did you mean `weight`?".to_owned(),
         format!("--> {path}:5:45"),
         "expected a duration such as 30s, found the number 5".to_owned(),
-        "unknown key `outlierDetection`: this version does not support it yet".to_owned(),
+        "unknown key `rollout`: this version does not support it yet".to_owned(),
         "= at: backends[0].endpoints[0].wieght".to_owned(),
     ] {
         assert!(told.contains(&part), "{part} is missing in\n{told}");

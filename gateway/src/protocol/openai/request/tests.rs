@@ -29,7 +29,7 @@ fn peek_reads_what_routing_needs() {
         include_usage: true,
         max_tokens: Some(7),
         prompt_bytes: 6,
-        images: 0,
+        images: 1,
         sounds: 0,
     };
     assert_eq!(peek(body.as_bytes()).unwrap(), expected);
