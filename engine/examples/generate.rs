@@ -6,7 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-use spillway_engine::{ChatMessage, CpuOptions, DeviceChoice, Engine, Event, Generate, LoadOptions, Sampling};
+use spillway_engine::{
+    ChatMessage, CpuOptions, DeviceChoice, Engine, Event, Generate, LoadOptions, Sampling, TokenStream,
+};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -44,35 +46,41 @@ fn main() {
     let messages = [ChatMessage { role: "user".into(), content: prompt }];
     let prompt = engine.encode_chat(&messages).unwrap();
     let started = Instant::now();
-    let mut streams: Vec<_> = (0..sequences)
-        .map(|_| {
-            let sampling = Sampling::greedy();
-            engine.submit(Generate { max_tokens: Some(tokens), sampling, ..Generate::new(prompt.clone()) }).unwrap()
+    // Each has a reader of its own: an answer that nobody reads is parked.
+    let readers: Vec<_> = (0..sequences)
+        .map(|n| {
+            let request =
+                Generate { max_tokens: Some(tokens), sampling: Sampling::greedy(), ..Generate::new(prompt.clone()) };
+            let stream = engine.submit(request).unwrap();
+            std::thread::spawn(move || read(stream, n == 0))
         })
         .collect();
-    let mut written = 0;
-    for (n, stream) in streams.iter_mut().enumerate() {
-        while let Some(event) = stream.blocking_next() {
-            match event {
-                Event::Text { text, .. } if n == 0 => print!("{text}"),
-                Event::Finished(f) => {
-                    written += f.completion_tokens;
-                    let prefill = f64::from(f.prompt_tokens) / f.prefill.as_secs_f64();
-                    let decode = f64::from(f.completion_tokens) / f.decode.as_secs_f64();
-                    if n == 0 {
-                        println!(
-                            "\nprompt {} at {prefill:.1} tok/s, answer {} at {decode:.1} tok/s",
-                            f.prompt_tokens, f.completion_tokens
-                        );
-                    }
-                }
-                Event::Failed(e) => println!("{e}"),
-                _ => {}
-            }
-        }
-    }
+    let written: u32 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
     println!(
         "{sequences} sequences: {written} tokens, {:.1} tok/s",
         f64::from(written) / started.elapsed().as_secs_f64()
     );
+}
+
+/// Reads an answer to its end, and prints it where that is wanted. Gives its tokens.
+fn read(mut stream: TokenStream, print: bool) -> u32 {
+    while let Some(event) = stream.blocking_next() {
+        match event {
+            Event::Text { text, .. } if print => print!("{text}"),
+            Event::Finished(f) => {
+                let prefill = f64::from(f.prompt_tokens) / f.prefill.as_secs_f64();
+                let decode = f64::from(f.completion_tokens) / f.decode.as_secs_f64();
+                if print {
+                    println!(
+                        "\nprompt {} at {prefill:.1} tok/s, answer {} at {decode:.1} tok/s",
+                        f.prompt_tokens, f.completion_tokens
+                    );
+                }
+                return f.completion_tokens;
+            }
+            Event::Failed(e) => println!("{e}"),
+            _ => {}
+        }
+    }
+    0
 }

@@ -96,26 +96,33 @@ pub(super) unsafe fn apply<U: Unit>(f: Function, x: *const f32, by: *const f32, 
     }
 }
 
+/// `1 / (1 + exp(-x))`. A function, not a closure: closures are compiled without the vector unit.
+#[inline(always)]
+unsafe fn sigmoid<U: Unit>(x: U::V) -> U::V {
+    // SAFETY: as the caller says.
+    unsafe {
+        let one = U::splat(1.0);
+        U::div(one, U::add(one, U::exp(U::sub(U::splat(0.0), x))))
+    }
+}
+
 #[inline(always)]
 unsafe fn function<U: Unit>(f: Function, x: U::V) -> U::V {
     // SAFETY: as the caller says.
     unsafe {
-        let one = U::splat(1.0);
-        // 1 / (1 + exp(-x)), and by it tanh(x) = 2 * sigmoid(2x) - 1.
-        let sigmoid = |x| U::div(one, U::add(one, U::exp(U::sub(U::splat(0.0), x))));
-        let tanh = |x| U::fma(sigmoid(U::add(x, x)), U::splat(2.0), U::splat(-1.0));
         match f {
-            Function::Silu => U::mul(x, sigmoid(x)),
-            Function::Tanh => tanh(x),
+            Function::Silu => U::mul(x, sigmoid::<U>(x)),
+            // tanh(x) = 2 * sigmoid(2x) - 1.
+            Function::Tanh => U::fma(sigmoid::<U>(U::add(x, x)), U::splat(2.0), U::splat(-1.0)),
             Function::GeluTanh => {
                 let cubic = U::fma(U::mul(U::mul(x, x), x), U::splat(0.044_715), x);
                 // x * (1 + tanh(y)) / 2 = x * sigmoid(2y), with 2 * sqrt(2 / pi).
-                U::mul(x, sigmoid(U::mul(cubic, U::splat(1.595_769))))
+                U::mul(x, sigmoid::<U>(U::mul(cubic, U::splat(1.595_769))))
             }
             Function::Gelu => {
                 // 1 - erf(a) by Abramowitz and Stegun 7.1.26, within 1.5e-7, for a = |x| / sqrt(2).
                 let a = U::mul(U::abs(x), U::splat(std::f32::consts::FRAC_1_SQRT_2));
-                let t = U::div(one, U::fma(a, U::splat(0.327_591_1), one));
+                let t = U::div(U::splat(1.0), U::fma(a, U::splat(0.327_591_1), U::splat(1.0)));
                 let mut p = U::splat(1.061_405_4);
                 for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6, 0.0] {
                     p = U::fma(p, t, U::splat(c));

@@ -98,11 +98,7 @@ impl<const VNNI: bool> Unit for Avx2<VNNI> {
         // SAFETY: as the trait says.
         unsafe {
             let [n0, n1] = n;
-            let power = |n: __m256| {
-                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
-            };
-            Self::mul(a, [power(n0), power(n1)])
+            Self::mul(a, [power_of_two(n0), power_of_two(n1)])
         }
     }
     #[inline(always)]
@@ -251,4 +247,14 @@ impl<const VNNI: bool> Unit for Avx2<VNNI> {
 unsafe fn four(x: *const i8) -> __m256i {
     // SAFETY: as the trait says.
     unsafe { _mm256_set1_epi32(x.cast::<i32>().read_unaligned()) }
+}
+
+/// `2^n` for whole `n`.
+#[inline(always)]
+unsafe fn power_of_two(n: __m256) -> __m256 {
+    // SAFETY: as the trait says.
+    unsafe {
+        let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+    }
 }
