@@ -112,7 +112,7 @@ routes:
         json.to_string().replace("/nothing", "PATH").replace("/north", "PATH")
     };
     assert_eq!(shape(&missing), shape(&denied));
-    assert_eq!(client.post("/north", &[("x-api-key", &acme)], CHAT).await.status, 200);
+    assert_eq!(post("/north", vec![key(&acme)], CHAT).await.status, 200);
     let other_model = client.chat("claude-4", &[("x-api-key", &acme)]).await;
     assert_eq!(
         (other_model.status.as_u16(), other_model.json()["error"]["code"].as_str().unwrap()),
