@@ -103,7 +103,8 @@ impl Shared {
         let left = request.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // An idle engine begins at once: then the estimate is its own speed, which only running corrects.
         let idle = waiting.is_empty() && self.running.load(Ordering::Acquire) == 0;
-        if !idle && (wait > self.max_wait || left.is_some_and(|left| wait > left)) {
+        let too_late = left.is_some_and(|left| if idle { left.is_zero() } else { wait > left });
+        if too_late || (!idle && wait > self.max_wait) {
             return refused(BusyReason::WaitTooLong, wait.saturating_sub(self.max_wait));
         }
         let all: usize = waiting.values().sum();

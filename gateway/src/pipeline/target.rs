@@ -4,7 +4,6 @@
 
 use std::borrow::Cow;
 
-use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use pingora::http::RequestHeader;
 use spillway_filter::{ErrorKind, Refusal};
@@ -30,12 +29,14 @@ fn origin_form(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
         return Ok(());
     }
     let bad = || wrong("bad_target", "the target of the request is neither a path nor an http or https URL");
-    let scheme = head.uri.scheme_str().unwrap_or_default();
-    let authority = head.uri.authority().filter(|_| matches!(scheme, "http" | "https")).ok_or_else(bad)?;
+    // Pingora keeps such a target as it came and gives only its path.
+    let target = std::str::from_utf8(head.raw_path()).ok().and_then(|raw| raw.parse::<Uri>().ok()).ok_or_else(bad)?;
+    let is_http = matches!(target.scheme_str(), Some("http" | "https"));
+    let authority =
+        target.authority().filter(|authority| is_http && !authority.as_str().contains('@')).ok_or_else(bad)?;
     let host = HeaderValue::from_str(authority.as_str()).map_err(|_| bad())?;
-    let path = head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     // `http://host?query` has no path of its own.
-    let path = if path.as_str().starts_with('/') { path } else { return Err(bad()) };
+    let path = target.path_and_query().filter(|path| path.as_str().starts_with('/')).cloned().ok_or_else(bad)?;
     head.insert_header(header::HOST, host).map_err(|_| bad())?;
     head.set_uri(Uri::from(path));
     Ok(())
