@@ -2,6 +2,7 @@
 //! schema; then it is decoded, and references and sense are checked. Whatever is wrong is told together.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::catalog::FilterCatalog;
@@ -80,7 +81,16 @@ fn read(path: &Path) -> Result<String, Report> {
     if metadata.len() > MAX_FILE {
         return Err(cannot(&format!("it has {} bytes; the most is 4 MiB", metadata.len())));
     }
-    let bytes = std::fs::read(path).map_err(|e| cannot(&e))?;
+    if !metadata.is_file() {
+        return Err(cannot(&"it is no regular file"));
+    }
+    // A file may grow while it is read.
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| cannot(&e))?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| cannot(&e))?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE {
+        return Err(cannot(&"it has more than 4 MiB"));
+    }
     String::from_utf8(bytes)
         .map_err(|e| cannot(&format!("it is not UTF-8 from byte {} on", e.utf8_error().valid_up_to())))
 }

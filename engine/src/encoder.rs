@@ -50,6 +50,8 @@ pub(crate) struct Handle {
     jobs: Sender<Job>,
     shared: Arc<Shared>,
     outputs: usize,
+    /// Longest estimated wait at which a request is taken.
+    max_wait: Duration,
 }
 
 #[derive(Default)]
@@ -71,13 +73,21 @@ impl Handle {
         if inputs.len() > MAX_TEXTS {
             return Err(EngineError::Input(format!("{} texts in one request, {MAX_TEXTS} are the most", inputs.len())));
         }
+        let busy = |reason| {
+            let retry_after = self.estimated_wait().saturating_sub(self.max_wait).max(RETRY_AFTER);
+            EngineError::Busy(Busy { reason, retry_after })
+        };
+        if self.estimated_wait() > self.max_wait {
+            return Err(busy(BusyReason::WaitTooLong));
+        }
         let (answer, receiver) = async_channel::bounded(1);
-        self.jobs.try_send(Job { inputs, answer }).map_err(|refused| {
-            EngineError::Busy(Busy {
-                reason: if refused.is_closed() { BusyReason::Stopped } else { BusyReason::QueueFull },
-                retry_after: self.estimated_wait().max(RETRY_AFTER),
-            })
-        })?;
+        let texts = inputs.len();
+        // Counted before the thread can answer them.
+        self.shared.texts.fetch_add(texts, Ordering::Relaxed);
+        if let Err(refused) = self.jobs.try_send(Job { inputs, answer }) {
+            self.shared.texts.fetch_sub(texts, Ordering::Relaxed);
+            return Err(busy(if refused.is_closed() { BusyReason::Stopped } else { BusyReason::QueueFull }));
+        }
         receiver.recv().await.unwrap_or(Err(EngineError::Shutdown))
     }
 
@@ -150,7 +160,7 @@ pub(crate) fn start(
         })
         .map_err(|e| refused(format!("its thread cannot be started: {e}")))?;
     match wait.recv() {
-        Ok(Ok(())) => Ok(Handle { jobs, shared, outputs }),
+        Ok(Ok(())) => Ok(Handle { jobs, shared, outputs, max_wait: options.max_queue_wait }),
         Ok(Err(e)) => Err(refused(e.to_string())),
         Err(_) => Err(refused("its thread ended while it started".into())),
     }
@@ -208,10 +218,10 @@ impl Worker {
                 }
                 !gone
             });
-            self.shared.waiting.store(self.running.len(), Ordering::Relaxed);
             if !self.running.is_empty() {
                 self.step();
             }
+            self.shared.waiting.store(self.running.len(), Ordering::Relaxed);
         }
         for work in self.running.drain(..) {
             let _ = work.job.answer.try_send(Err(EngineError::Shutdown));
@@ -238,7 +248,7 @@ impl Worker {
     }
 
     fn begin(&mut self, job: Job) {
-        self.shared.texts.fetch_add(job.inputs.len(), Ordering::Relaxed);
+        self.shared.waiting.store(self.running.len() + 1, Ordering::Relaxed);
         let done = vec![None; job.inputs.len()];
         self.running.push_back(Work { job, next: 0, done });
     }

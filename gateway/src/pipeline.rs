@@ -27,6 +27,7 @@ mod queueing;
 mod resuming;
 mod spilling;
 mod steps;
+mod target;
 
 use std::sync::Arc;
 

@@ -298,3 +298,107 @@ async fn callers_are_sent_on_to_tls_and_servers_see_another_path() {
     assert_eq!((seen.path.as_str(), seen.headers["host"].to_str().unwrap()), ("/openai/v1/chat?x=1", "api.internal"));
     assert_eq!(seen.headers["x-forwarded-host"], "a.test");
 }
+
+/// An upstream that keeps its connection, answers each request once all of its chunks are here, and keeps what it read.
+async fn recorder() -> (std::net::SocketAddr, std::sync::Arc<std::sync::Mutex<Vec<u8>>>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let read = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let kept = read.clone();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let kept = kept.clone();
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                while let Ok(n) = socket.read(&mut buffer).await {
+                    if n == 0 {
+                        break;
+                    }
+                    kept.lock().unwrap().extend_from_slice(&buffer[..n]);
+                    let whole = kept.lock().unwrap().windows(5).any(|part| part == b"0\r\n\r\n");
+                    if whole {
+                        // What came too much would come at once.
+                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                        socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+    (address, read)
+}
+
+#[tokio::test]
+async fn a_body_in_chunks_ends_once_however_its_end_arrives() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let head = "POST /x HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    for end in [&["0\r\n\r\n"][..], &["0\r\nX-T: 1\r\n\r\n"], &["0\r\n", "\r\n"], &["0", "\r\n", "\r\n"]] {
+        let (address, read) = recorder().await;
+        let yaml = format!(
+            "backends: [{{name: b, endpoints: [{{url: \"http://{address}\"}}]}}]\nroutes: [{{backendRefs: [{{name: b}}]}}]\n"
+        );
+        let gateway = Gateway::start(&yaml).await;
+        let mut client = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+        client.write_all(head.as_bytes()).await.unwrap();
+        for part in end {
+            tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+            client.write_all(part.as_bytes()).await.unwrap();
+        }
+        let mut answer = [0; 1024];
+        let n = client.read(&mut answer).await.unwrap();
+        assert!(answer[..n].starts_with(b"HTTP/1.1 200"), "{end:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let read = read.lock().unwrap().clone();
+        let body = read.windows(4).position(|part| part == b"\r\n\r\n").unwrap() + 4;
+        assert_eq!(String::from_utf8_lossy(&read[body..]), "3\r\nabc\r\n0\r\n\r\n", "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_backend_could_read_otherwise_is_refused_or_read_once() {
+    let upstream = Upstream::fixed(200, "ok").await;
+    let (_, digest) = spillway_tests::new_key();
+    let gateway = Gateway::start(&format!(
+        "consumers: [{{name: c, keys: [{{sha256: \"{digest}\"}}]}}]
+backends: [{{name: b, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - {{name: admin, matches: [{{path: {{prefix: /admin}}}}], authentication: required, backendRefs: [{{name: b}}]}}
+  - {{name: secret, hostnames: [secret.test], authentication: required, backendRefs: [{{name: b}}]}}
+  - {{name: open, authentication: none, backendRefs: [{{name: b}}]}}
+",
+        upstream.url()
+    ))
+    .await;
+    let ask = async |text: &str| {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut socket = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+        socket.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = [0; 64];
+        let n = socket.read(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer[..n]).split(' ').nth(1).unwrap_or_default().to_owned()
+    };
+    for (target, status) in [
+        ("/open", "200"),
+        ("/x/../admin", "400"),
+        ("/x/%2e%2e/admin", "400"),
+        ("/x\\..\\admin", "400"),
+        ("/%61dmin", "401"),
+        ("//admin", "401"),
+        ("http://secret.test/x", "401"),
+        ("admin", "400"),
+    ] {
+        assert_eq!(ask(&format!("GET {target} HTTP/1.1\r\nHost: open.test\r\n\r\n")).await, status, "{target}");
+    }
+    for (host, status) in [
+        ("secret.test", "401"),
+        ("secret.test.", "401"),
+        ("SECRET.test:80", "401"),
+        ("secret.test:abc", "400"),
+        ("secret.test, open.test", "400"),
+    ] {
+        assert_eq!(ask(&format!("GET /x HTTP/1.1\r\nHost: {host}\r\n\r\n")).await, status, "{host}");
+    }
+    assert_eq!(ask("GET http://secret.test/x HTTP/1.0\r\n\r\n").await, "401");
+    assert!(upstream.last().path == "/open", "{}", upstream.last().path);
+}

@@ -123,7 +123,7 @@ routes:
 
     std::fs::write(
         &file,
-        yaml.replace(", wieght: 2", "").replace("connect: 5", "connect: 5s").replace("    outlierDetection: {}\n", ""),
+        yaml.replace(", wieght: 2", "").replace("connect: 5", "connect: 5s").replace("    rollout: {}\n", ""),
     )
     .unwrap();
     let (code, _, told) = run(&["check", path]);
@@ -136,7 +136,7 @@ routes:
         &file,
         yaml.replace(", wieght: 2", "")
             .replace("connect: 5", "connect: 5s")
-            .replace("    outlierDetection: {}\n", "")
+            .replace("    rollout: {}\n", "")
             .replace("name: b", "name: a"),
     )
     .unwrap();

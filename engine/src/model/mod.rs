@@ -79,10 +79,12 @@ pub(crate) fn load_encoder(file: &ModelFile, options: &LoadOptions) -> Result<Lo
         shape.context = shape.context.min(usize::try_from(context).unwrap_or(usize::MAX)).max(3);
     }
     let sizes = shape.sizes();
-    allow(encoder_needs(file, &shape, &sizes), options)?;
+    let needs = encoder_needs(file, &shape, &sizes);
+    allow(needs, options)?;
     let target = target::load(file, sizes, options, |executor| Bert::load(&shape, file, &sizes, executor))?;
     let target::Target { model, executor, device } = target;
     let memory = executor.memory();
+    hold(memory, needs, options)?;
     Ok(LoadedEncoder { model, executor, shape, sizes, device, memory })
 }
 
@@ -160,6 +162,7 @@ pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, Lo
     let target = target::load(file, sizes, options, |executor| Decoder::load(&shape, file, &sizes, executor))?;
     let target::Target { model, executor, device } = target;
     let memory = executor.memory();
+    hold(memory, needs, options)?;
     let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     Ok(Loaded {
         model,
@@ -179,6 +182,23 @@ fn cache_bytes(sizes: &Sizes) -> u64 {
     u64::try_from(sizes.layers * places * sizes.kv_heads * sizes.head_dim * 4).unwrap_or(u64::MAX)
 }
 
+/// Holds what was taken against what may be: an executor that repacks weights can take more than the file has.
+fn hold(memory: u64, needs: Needs, options: &LoadOptions) -> Result<(), LoadError> {
+    match options.memory {
+        Some(allowed) if memory > allowed => Err(LoadError::Memory {
+            needed: memory.div_ceil(1 << 20),
+            parts: format!("{}, as this device keeps them", parts(needs)),
+            allowed: allowed >> 20,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn parts(needs: Needs) -> String {
+    let Needs { weights, kv_cache, activations, .. } = needs;
+    format!("weights {}, KV cache {}, activations {}", weights >> 20, kv_cache >> 20, activations >> 20)
+}
+
 /// Holds what the model will take against what it may, before any of it is taken.
 fn allow(needs: Needs, options: &LoadOptions) -> Result<(), LoadError> {
     let Some(allowed) = options.memory else { return Ok(()) };
@@ -187,6 +207,5 @@ fn allow(needs: Needs, options: &LoadOptions) -> Result<(), LoadError> {
     if needed <= allowed {
         return Ok(());
     }
-    let parts = format!("weights {}, KV cache {}, activations {}", weights >> 20, kv_cache >> 20, activations >> 20);
-    Err(LoadError::Memory { needed: needed.div_ceil(1 << 20), parts, allowed: allowed >> 20 })
+    Err(LoadError::Memory { needed: needed.div_ceil(1 << 20), parts: parts(needs), allowed: allowed >> 20 })
 }

@@ -304,7 +304,7 @@ mod tests {
     }
 
     fn check(pages: &Pages) {
-        let mut users = vec![0u32; PAGES + 1];
+        let mut users = [0u32; PAGES + 1];
         for page in pages.table.iter().filter(|page| **page != 0) {
             users[*page as usize] += 1;
         }

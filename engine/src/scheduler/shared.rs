@@ -101,7 +101,10 @@ impl Shared {
         let mut waiting = self.waiting();
         let wait = self.wait_among(&waiting, request.prompt.len(), &request.tenant);
         let left = request.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if wait > self.max_wait || left.is_some_and(|left| wait > left) {
+        // An idle engine begins at once: then the estimate is its own speed, which only running corrects.
+        let idle = waiting.is_empty() && self.running.load(Ordering::Acquire) == 0;
+        let too_late = left.is_some_and(|left| if idle { left.is_zero() } else { wait > left });
+        if too_late || (!idle && wait > self.max_wait) {
             return refused(BusyReason::WaitTooLong, wait.saturating_sub(self.max_wait));
         }
         let all: usize = waiting.values().sum();

@@ -235,8 +235,8 @@ fn varied(n: u32) -> Generate {
         max_tokens: Some(30 + n * 3),
         sampling,
         choices: NonZeroU32::new(1 + n % 3).unwrap(),
-        log_probabilities: (n % 2 == 0).then_some(3),
-        tenant: (n % 5 > 0).then(|| format!("tenant {}", n % 5).into()),
+        log_probabilities: n.is_multiple_of(2).then_some(3),
+        tenant: (!n.is_multiple_of(5)).then(|| format!("tenant {}", n % 5).into()),
         ..Generate::new(words(n % 2, n, 60 + n as usize * 5))
     }
 }

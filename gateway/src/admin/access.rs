@@ -74,9 +74,20 @@ pub(super) fn refuse_change(headers: &HeaderMap) -> Option<Response> {
 /// The host's name or address, without port and brackets.
 fn name_of(host: &str) -> &str {
     match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+        Some(rest) => match rest.split_once(']') {
+            Some((address, after)) if after.is_empty() || after.strip_prefix(':').is_some_and(is_port) => address,
+            _ => "",
+        },
+        None => match host.rsplit_once(':') {
+            Some((name, port)) if is_port(port) => name,
+            Some(_) => "",
+            None => host,
+        },
     }
+}
+
+fn is_port(text: &str) -> bool {
+    text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 fn is_loopback_host(host: &str) -> bool {

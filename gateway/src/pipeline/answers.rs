@@ -12,6 +12,9 @@ use crate::protocol::{self, Api, openai};
 use crate::snapshot::Route;
 use crate::upstream::finish_response;
 
+/// How long a client may take to accept one write of an answer of ours.
+const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Sends a refusal. The connection is kept when the request was read to its end.
 pub(super) async fn refuse(session: &mut ServerSession, x: &mut Exchange, refusal: &Refusal) -> Connection {
     let rendered = protocol::render(refusal, x.api, x.request_id.to_str().unwrap_or_default());
@@ -63,8 +66,12 @@ pub(super) async fn send(
     finish_response(&mut head, x);
     x.outcome.status = head.status.as_u16();
     x.outcome.bytes_out = u64::try_from(body.len()).unwrap_or(u64::MAX);
-    session.set_write_timeout(Some(std::time::Duration::from_secs(10)));
-    session.write_response_header(Box::new(head)).await?;
+    session.set_write_timeout(Some(WRITE_TIMEOUT));
+    // Pingora bounds the writes of a body, not that of a head.
+    match tokio::time::timeout(WRITE_TIMEOUT, session.write_response_header(Box::new(head))).await {
+        Ok(written) => written?,
+        Err(_) => return pingora::Error::err(pingora::ErrorType::WriteTimedout),
+    }
     session.write_response_body(body, true).await
 }
 

@@ -14,7 +14,7 @@ use crate::server::Gateway;
 use crate::snapshot::{Route, TargetKind};
 use crate::spill::Report;
 use crate::telemetry::{AccessRecord, Kind, Span, Tokens, names, rfc3339_millis};
-use crate::upstream::{Attempt, Failure, Outcome, RequestBody};
+use crate::upstream::{Attempt, Failure, Outcome, REQUEST_TIMEOUT, RequestBody};
 
 /// An attempt that ends with the request's own deadline after less than this had no chance.
 const LEAST_TIME: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outco
         Outcome::Failed(failure) => ("failed", Some(kind(failure))),
     };
     a.endpoint.state.metrics.attempted(counted);
-    a.backend.balancer.ended(&a.endpoint, verdict(outcome, x.outcome.status, took), a.began, now_millis());
+    a.backend.balancer.ended(&a.endpoint, verdict(outcome, x, took), a.began, now_millis());
     if matches!(outcome, Outcome::GivenUp) {
         span.set(names::SPILLWAY_GIVEN_UP, true);
     }
@@ -95,8 +95,10 @@ pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outco
 }
 
 /// What an attempt says of its endpoint's health.
-fn verdict(outcome: &Outcome, status: u16, took: Duration) -> Verdict {
+fn verdict(outcome: &Outcome, x: &Exchange, took: Duration) -> Verdict {
+    let status = x.outcome.status;
     match outcome {
+        Outcome::Broken if x.outcome.error_code == Some(REQUEST_TIMEOUT) => Verdict::Unknown,
         // 501 and 505 speak of the request.
         Outcome::Answered if matches!(status, 500 | 502..=504 | 506..=599) => Verdict::Error,
         Outcome::Answered => Verdict::Good,

@@ -273,7 +273,8 @@ async fn write(
     let is_http11 = session.req_header().version == Version::HTTP_11;
     session.set_write_timeout(Some(WRITE_TIMEOUT));
     let answer = outgoing_response(answer, x, is_http11, true);
-    session.write_response_header(answer).await.map_err(|_| End::ClientGone)?;
+    let written = tokio::time::timeout(WRITE_TIMEOUT, session.write_response_header(answer)).await;
+    written.map_err(|_| End::ClientGone)?.map_err(|_| End::ClientGone)?;
     write_frames(stream, session, x).await
 }
 

@@ -74,6 +74,11 @@ pub(super) fn check_head(
             "this is a gateway, not a proxy for connections: CONNECT is not answered",
         )));
     }
+    if let Err(refusal) = super::target::settle(session.req_header_mut()) {
+        session.set_keepalive(None);
+        return Err(End::Refuse(refusal));
+    }
+    let head = session.req_header();
     if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
         session.set_keepalive(None);
         return Err(End::refuse(Refusal::invalid("no_host", "a request of HTTP/1.1 must say which host it is for")));

@@ -117,9 +117,9 @@ impl RouteTable {
     }
 }
 
-/// A host without its port.
+/// A host without its port and without the dot of the root.
 pub fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
+    let name = match host.rsplit_once(':') {
         // `[::1]:8080` and `host:8080`, but not the bare IPv6 address `::1`.
         Some((name, port))
             if port.bytes().all(|b| b.is_ascii_digit()) && (name.ends_with(']') || !name.contains(':')) =>
@@ -127,7 +127,9 @@ pub fn without_port(host: &str) -> &str {
             name
         }
         _ => host,
-    }
+    };
+    // A name from the root is the same name (RFC 1034, 3.1).
+    name.strip_suffix('.').unwrap_or(name)
 }
 
 fn has_suffix(host: &str, suffix: &str) -> bool {

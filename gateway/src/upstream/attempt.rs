@@ -14,7 +14,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use pingora::{ErrorType, RetryType};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::body::{RequestBody, expects_continue};
 use super::events::{Gate, Transcript};
@@ -31,6 +31,8 @@ use spillway_filter::{ErrorKind, Refusal};
 /// Says who answered in place of the route's own backends.
 static SERVED_BY: header::HeaderName = header::HeaderName::from_static("x-spillway-served-by");
 
+/// Early answers (1xx) of one attempt; a server that sends more is not answering.
+const MAX_EARLY: u32 = 16;
 /// Bytes of a refusing answer that are read to learn why it refuses.
 const MAX_REFUSAL: usize = 16 << 10;
 
@@ -41,6 +43,9 @@ const MAX_WAITING: usize = 64 << 10;
 
 /// Milliseconds between two log lines about servers whose TLS fails.
 const TELL_EVERY: u64 = 1_000;
+
+/// Code of an answer that was cut because the time of the request was over, while its server still spoke.
+pub const REQUEST_TIMEOUT: &str = "request_timeout";
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -394,7 +399,15 @@ async fn converse(
             let out = Outgoing::new(a, session, x);
             callers_account = out.callers_account;
             state.body_sent = out.body.is_some();
-            if let Err(outcome) = send(a, upstream, out).await {
+            let whole = state.body_sent;
+            let sent = tokio::select! {
+                biased;
+                sent = send(a, upstream, out) => sent,
+                () = sleep_until(limits.attempt) => Err(Outcome::Failed(overdue(&state, Instant::now()))),
+                // A connection with half a request on it is closed in either case.
+                _ = session.read_body_or_idle(true), if whole => Err(Outcome::ClientGone),
+            };
+            if let Err(outcome) = sent {
                 return outcome;
             }
             if !state.body_sent && expects_continue(session) && session.write_continue_response().await.is_err() {
@@ -404,21 +417,32 @@ async fn converse(
         }
     }
     let mut timer = std::pin::pin!(sleep_until(wake_at(a, x, &state)));
+    let mut early = 0;
     loop {
         match next(upstream, session, &state, x.body_pause, timer.as_mut()).await {
             Next::Head => {
                 let Some(head) = upstream.response_header() else { continue };
-                state.heard = Instant::now();
+                // `Upgrade` ends here, so that nobody has asked for another protocol.
+                if head.status == StatusCode::SWITCHING_PROTOCOLS {
+                    return Outcome::Failed(Failure::Protocol("101 without an upgrade".to_owned()));
+                }
                 if head.status.is_informational() {
-                    // 101 cannot come: `Upgrade` ends here. 100 was answered by us.
-                    if head.status != StatusCode::CONTINUE {
-                        let early = Box::new(head.clone());
-                        if session.write_response_header(early).await.is_err() {
+                    early += 1;
+                    if early > MAX_EARLY {
+                        return Outcome::Failed(Failure::Protocol(
+                            "more early answers than any server needs".to_owned(),
+                        ));
+                    }
+                    // 100 was answered by us; what else there may be means nothing to HTTP/1.0.
+                    if head.status == StatusCode::EARLY_HINTS && session.req_header().version != Version::HTTP_10 {
+                        let hints = Box::new(early_hints(head));
+                        if client_write(limits.deadline, session.write_response_header(hints)).await.is_err() {
                             return Outcome::ClientGone;
                         }
                     }
                     continue;
                 }
+                state.heard = Instant::now();
                 state.head_seen = true;
                 let head = head.clone();
                 a.read_load(&head);
@@ -435,10 +459,11 @@ async fn converse(
                 timer.as_mut().reset(wake_at(a, x, &state));
             }
             Next::AnswerPart(part) => {
-                state.heard = Instant::now();
                 if pass_part(a, session, x, &mut state, &mut passing, part).await.is_err() {
                     return Outcome::ClientGone;
                 }
+                // The time that the client took to read is not the server's.
+                state.heard = Instant::now();
             }
             Next::AnswerEnd => {
                 // A stream that ends in order, but in the middle of what it says, has died as well.
@@ -452,7 +477,23 @@ async fn converse(
                 return finish(a, session, x, upstream, &mut state, &mut passing).await;
             }
             Next::BodyPart(part) => {
-                if let Err(e) = upstream.write_request_body(part, false).await {
+                // An empty part is no end: written in chunks it would be one, and a second one would follow it.
+                let written =
+                    async { if part.is_empty() { Ok(()) } else { upstream.write_request_body(part, false).await } };
+                let Ok(written) = timeout_at(limits.attempt, written).await else {
+                    if !state.head_passed {
+                        return Outcome::Failed(overdue(&state, Instant::now()));
+                    }
+                    return break_off(
+                        session,
+                        x,
+                        state.event_stream,
+                        "timeout",
+                        "the backend did not take the request in time",
+                    )
+                    .await;
+                };
+                if let Err(e) = written {
                     tracing::debug!(event = "request_body_not_taken", error = %e);
                     state.body_sent = true;
                 } else if session.is_body_done() {
@@ -482,13 +523,20 @@ async fn converse(
                     timer.as_mut().reset(due);
                     continue;
                 }
+                // Who still owes a part of the request has let the time pass, not the server.
+                if !state.body_sent && !state.head_passed {
+                    return Outcome::ClientGone;
+                }
                 let failure = overdue(&state, now);
                 if !state.head_passed {
                     return Outcome::Failed(failure);
                 }
                 let message = "the backend did not continue the answer in time";
                 if now >= limits.deadline {
-                    return break_off(session, x, state.event_stream, "timeout", message).await;
+                    // A server that was heard until the end may have had a client that reads slowly.
+                    let heard = now.saturating_duration_since(state.heard) < a.backend.idle_timeout / 2;
+                    let code = if heard { REQUEST_TIMEOUT } else { "timeout" };
+                    return break_off(session, x, state.event_stream, code, message).await;
                 }
                 return died(session, x, &state, &passing, "timeout", message).await;
             }
@@ -536,11 +584,12 @@ async fn next(
             Ok(Err(_)) | Err(_) => Next::ClientGone,
         }
     };
+    // The time first: a server that always has more to say must not keep it from being looked at.
     tokio::select! {
         biased;
+        () = timer => Next::Time,
         next = answer => next,
         next = client => next,
-        () = timer => Next::Time,
     }
 }
 
@@ -697,7 +746,28 @@ async fn pass_head(
     {
         let _ = out.insert_header(SERVED_BY.clone(), name);
     }
-    session.write_response_header(out).await
+    let limit = x.deadline(a.route).min(Instant::now() + a.backend.idle_timeout);
+    client_write(limit, session.write_response_header(out)).await
+}
+
+/// A write to the client. Pingora bounds none of a head, and each of a body alone: what takes longer than the request may
+/// is given up, as if the client had left.
+pub(super) async fn client_write(
+    limit: Instant,
+    write: impl Future<Output = pingora::Result<()>>,
+) -> pingora::Result<()> {
+    timeout_at(limit, write).await.unwrap_or_else(|_| pingora::Error::err(ErrorType::WriteTimedout))
+}
+
+/// Early hints without what speaks of the server's connection (RFC 8297; RFC 9110, 7.6.1).
+fn early_hints(head: &ResponseHeader) -> ResponseHeader {
+    let mut hints = head.clone();
+    for name in
+        [header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING, header::TRAILER, header::CONTENT_LENGTH]
+    {
+        hints.remove_header(&name);
+    }
+    hints
 }
 
 async fn pass_part(
@@ -739,7 +809,7 @@ async fn pass_part(
         return Ok(());
     }
     x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(part.len()).unwrap_or(0));
-    session.write_response_body(part, false).await
+    client_write(state.limits.deadline, session.write_response_body(part, false)).await
 }
 
 /// What is known of the usage so far, also of an answer that is broken off.

@@ -193,6 +193,8 @@ pub fn outgoing_request(
             let _ = out.insert_header(X_FORWARDED_HOST.clone(), host.clone());
         }
         None => {
+            // HTTP/1.0 may leave it out, HTTP/1.1 may not: it is empty where no host is known (RFC 9112, 3.2).
+            let _ = out.insert_header(header::HOST, HeaderValue::from_static(""));
             out.remove_header(&X_FORWARDED_HOST);
         }
     }
@@ -262,6 +264,10 @@ pub fn outgoing_response(
     }
     for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION]) {
         out.remove_header(name);
+    }
+    if out.status == http::StatusCode::NO_CONTENT {
+        // It has no body and must not claim one (RFC 9110, 8.6).
+        out.remove_header(&header::CONTENT_LENGTH);
     }
     out.set_version(http::Version::HTTP_11);
     if has_body && client_is_http11 && !out.headers.contains_key(header::CONTENT_LENGTH) {

@@ -63,7 +63,10 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
         Err(_) => return Err(overdue(Instant::now(), "connect")),
     };
     let callers_account = out.callers_account;
-    send(a, &mut upstream, out).await?;
+    match timeout_at(limits.attempt, send(a, &mut upstream, out)).await {
+        Ok(sent) => sent?,
+        Err(_) => return Err(overdue(Instant::now(), "backendRequest")),
+    }
     let until = limits.attempt.min(Instant::now() + a.backend.first_byte_timeout);
     loop {
         match timeout_at(until, upstream.read_response_header()).await {
@@ -73,7 +76,10 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
         }
         let Some(head) = upstream.response_header().cloned() else { continue };
         // Early answers are not passed on: which of several attempts they belong to would not be known.
-        if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Outcome::Failed(Failure::Protocol("101 without an upgrade".to_owned())));
+        }
+        if head.status.is_informational() {
             continue;
         }
         a.read_load(&head);
