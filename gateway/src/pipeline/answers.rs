@@ -5,12 +5,13 @@ use http::{Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use spillway_filter::{Answer, ErrorKind, Refusal};
+use tokio::time::Instant;
 
 use super::Connection;
 use crate::exchange::{End, Exchange};
 use crate::protocol::{self, Api, openai};
 use crate::snapshot::Route;
-use crate::upstream::finish_response;
+use crate::upstream::{client_write, finish_response};
 
 /// How long a client may take to accept one write of an answer of ours.
 const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -67,11 +68,7 @@ pub(super) async fn send(
     x.outcome.status = head.status.as_u16();
     x.outcome.bytes_out = u64::try_from(body.len()).unwrap_or(u64::MAX);
     session.set_write_timeout(Some(WRITE_TIMEOUT));
-    // Pingora bounds the writes of a body, not that of a head.
-    match tokio::time::timeout(WRITE_TIMEOUT, session.write_response_header(Box::new(head))).await {
-        Ok(written) => written?,
-        Err(_) => return pingora::Error::err(pingora::ErrorType::WriteTimedout),
-    }
+    client_write(Instant::now() + WRITE_TIMEOUT, session.write_response_header(Box::new(head))).await?;
     session.write_response_body(body, true).await
 }
 

@@ -17,7 +17,7 @@ use crate::protocol::openai::ChatRequest;
 use crate::server::Gateway;
 use crate::snapshot::{Last, Route, TargetKind};
 use crate::spill::{self, LoadedModel, SpillError, SpillStream, Terms};
-use crate::upstream::{RequestBody, outgoing_response};
+use crate::upstream::{RequestBody, client_write, outgoing_response};
 
 /// What a caller says who would rather have an error than a lesser answer.
 static FALLBACK: HeaderName = HeaderName::from_static("x-spillway-fallback");
@@ -273,8 +273,8 @@ async fn write(
     let is_http11 = session.req_header().version == Version::HTTP_11;
     session.set_write_timeout(Some(WRITE_TIMEOUT));
     let answer = outgoing_response(answer, x, is_http11, true);
-    let written = tokio::time::timeout(WRITE_TIMEOUT, session.write_response_header(answer)).await;
-    written.map_err(|_| End::ClientGone)?.map_err(|_| End::ClientGone)?;
+    let limit = tokio::time::Instant::now() + WRITE_TIMEOUT;
+    client_write(limit, session.write_response_header(answer)).await.map_err(|_| End::ClientGone)?;
     write_frames(stream, session, x).await
 }
 

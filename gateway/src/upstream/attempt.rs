@@ -752,10 +752,7 @@ async fn pass_head(
 
 /// A write to the client. Pingora bounds none of a head, and each of a body alone: what takes longer than the request may
 /// is given up, as if the client had left.
-pub(super) async fn client_write(
-    limit: Instant,
-    write: impl Future<Output = pingora::Result<()>>,
-) -> pingora::Result<()> {
+pub async fn client_write(limit: Instant, write: impl Future<Output = pingora::Result<()>>) -> pingora::Result<()> {
     timeout_at(limit, write).await.unwrap_or_else(|_| pingora::Error::err(ErrorType::WriteTimedout))
 }
 

@@ -9,7 +9,7 @@ mod headers;
 mod open;
 mod peer;
 
-pub use attempt::{Attempt, Died, Failure, MoveOn, Outcome, REQUEST_TIMEOUT, break_off, relay, run};
+pub use attempt::{Attempt, Died, Failure, MoveOn, Outcome, REQUEST_TIMEOUT, break_off, client_write, relay, run};
 pub use body::{BodyBudget, HeldBody, RequestBody, hold, too_large, with_model};
 pub use headers::{
     RequestHeaders, ResponseHeaders, Via, X_REQUEST_ID, finish_response, outgoing_request, outgoing_response, to_http2,
