@@ -82,12 +82,13 @@ fn watch(shared: &Shared, on_hang: &dyn Fn()) {
         match state.until.filter(|_| !state.hung) {
             Some(until) if now >= until => {
                 state.hung = true;
+                // First, so that whoever is told below and asks at once is told why as well.
+                on_hang();
                 let error = EngineError::Device("a step has not ended in time".into());
                 for reader in state.readers.drain(..) {
                     let _ = reader.force_send(Event::Failed(error.clone()));
                     reader.close();
                 }
-                on_hang();
             }
             Some(until) => {
                 let left = until.saturating_duration_since(now);
@@ -111,12 +112,13 @@ mod tests {
     #[test]
     fn a_step_that_does_not_end_is_told_once_to_all_who_wait() {
         let hangs = Arc::new(AtomicUsize::new(0));
-        let counted = hangs.clone();
+        let (counted, (events, reader)) = (hangs.clone(), async_channel::bounded(1));
+        let told_late = reader.clone();
         let watch = Watch::start("watch", move || {
+            assert!(told_late.is_empty(), "who is told finds the model marked already");
             counted.fetch_add(1, Ordering::SeqCst);
         })
         .unwrap();
-        let (events, reader) = async_channel::bounded(1);
         watch.readers(vec![events]);
         for _ in 0..100 {
             watch.begin(Duration::from_secs(60));
