@@ -13,6 +13,7 @@
 )]
 
 mod client;
+mod dns;
 mod gateway;
 mod programs;
 mod reference;
@@ -20,6 +21,7 @@ mod secure;
 mod upstream;
 
 pub use client::{Answer, Client, Stream};
+pub use dns::{Dns, Says};
 pub use gateway::{Gateway, binary, whole};
 pub use programs::{LlamaServer, Redis, jaeger, model, python, repository};
 pub use reference::reference;
