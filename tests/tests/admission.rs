@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use spillway_tests::{Answer, Client, Gateway, Upstream, eventually, reply, streamed, whole};
+use spillway_tests::{Answer, Client, Gateway, Upstream, eventually, model, reply, streamed, whole};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
@@ -431,6 +431,8 @@ async fn a_backend_as_a_whole_has_a_limit_and_an_endpoint_no_more_connections_th
             assert_eq!(answer.unwrap().status, 200, "{limits}");
         }
         assert_eq!(reached(), 5 * (round + 1));
+        let open = gateway.endpoint(&a.upstream.url()).await["connections"].as_u64().unwrap();
+        assert!(open <= [2, 1][round], "{limits}: {open} connections");
         // Those that were not needed.
         a.forget();
         b.forget();
@@ -453,4 +455,20 @@ routes: [{{name: r, backendRefs: [{{name: x}}], retry: {{attempts: 3}}}}]
     }
     assert_eq!(broken.count(), 5);
     assert_eq!(gateway.metric("spillway_retries_denied_total{http_route=\"r\"}").await, 5.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_model_takes_a_prompt_whatever_it_thinks_of_its_own_speed() {
+    let gateway = Gateway::start(&format!(
+        "models: [{{name: m, source: \"{}\", contextLength: 512, maxQueueWait: 1ms}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n",
+        model().display()
+    ))
+    .await;
+    // No prompt is read within a millisecond; after the first one that is known.
+    for _ in 0..3 {
+        let answer = gateway.client().chat("m", &[]).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let idle = "spillway_engine_active_sequences{model=\"m\"}";
+        eventually("it has nothing to do", || async { (gateway.metric(idle).await == 0.0).then_some(()) }).await;
+    }
 }

@@ -431,7 +431,8 @@ async fn a_server_that_takes_connections_and_looks_at_none_costs_no_request() {
         (gateway.endpoint(&slow).await["state"] == "ejected").then_some(())
     })
     .await;
-    assert_eq!(gateway.events("endpoint_ejected")[0]["reason"], "consecutive_errors");
+    let told = eventually("it is told", || async { gateway.events("endpoint_ejected").first().cloned() }).await;
+    assert_eq!(told["reason"], "consecutive_errors");
 }
 
 #[tokio::test]
