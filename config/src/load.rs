@@ -2,20 +2,18 @@
 //! schema; then it is decoded, and references and sense are checked. Whatever is wrong is told together.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::catalog::FilterCatalog;
 use crate::check::{Checker, Mistake};
 use crate::diagnostic::{Diagnostic, Report, Severity};
+use crate::files::read_text;
 use crate::json_schema::json_schema;
 use crate::schema::{Config, Endpoint};
 use crate::tree::{self, Node, Value};
 use crate::validate::{self, Segment};
 use crate::values::Secret;
 
-/// Longest file.
-const MAX_FILE: u64 = 4 << 20;
 /// Most messages that are told; a file with more has one cause.
 const MAX_MISTAKES: usize = 100;
 
@@ -76,23 +74,7 @@ pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<Loaded, Report> {
 }
 
 fn read(path: &Path) -> Result<String, Report> {
-    let cannot = |e: &dyn std::fmt::Display| Report::of_file(path, format!("cannot read the file: {e}"));
-    let metadata = std::fs::metadata(path).map_err(|e| cannot(&e))?;
-    if metadata.len() > MAX_FILE {
-        return Err(cannot(&format!("it has {} bytes; the most is 4 MiB", metadata.len())));
-    }
-    if !metadata.is_file() {
-        return Err(cannot(&"it is no regular file"));
-    }
-    // A file may grow while it is read.
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(|e| cannot(&e))?;
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| cannot(&e))?;
-    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE {
-        return Err(cannot(&"it has more than 4 MiB"));
-    }
-    String::from_utf8(bytes)
-        .map_err(|e| cannot(&format!("it is not UTF-8 from byte {} on", e.utf8_error().valid_up_to())))
+    read_text(path).map_err(|e| Report::of_file(path, format!("cannot read the file: {e}")))
 }
 
 /// Checks the text of a file.

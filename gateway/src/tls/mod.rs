@@ -22,9 +22,6 @@ pub use client::UpstreamTls;
 pub use peer::ClientCertificate;
 pub use server::ServerTls;
 
-/// Longest file of certificates or keys; a bundle of all public authorities has some 250 KiB.
-const MAX_FILE: u64 = 4 << 20;
-
 /// Files that cannot be used for TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -73,12 +70,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let wrong = |source| TlsError::Read { path: path.to_owned(), source };
-    let length = std::fs::metadata(path).map_err(wrong)?.len();
-    if length > MAX_FILE {
-        return Err(TlsError::content(path, format!("it has {length} bytes; the most is {MAX_FILE}")));
-    }
-    std::fs::read(path).map_err(wrong)
+    spillway_config::read_bytes(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
 /// The certificates of a PEM file, at least one.

@@ -147,7 +147,7 @@ impl KeySource {
 
     /// Keys from a file.
     pub(super) fn from_file(path: &Path) -> Result<Arc<Self>, String> {
-        let text = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let text = spillway_config::read_bytes(path).map_err(|e| format!("{}: {e}", path.display()))?;
         let source = Self::empty();
         source.take(KeySet::read(&text).map_err(|e| format!("{}: {e}", path.display()))?);
         Ok(Arc::new(source))
