@@ -16,6 +16,7 @@ mod idle;
 mod overload;
 mod process;
 mod proxy;
+mod rotation;
 
 use clap::{Parser, ValueEnum};
 
@@ -63,6 +64,8 @@ enum Scenario {
     Proxy,
     /// Ten thousand idle and slow clients beside normal traffic.
     Idle,
+    /// API keys and certificates that change under 2,000 requests a second.
+    Rotation,
     /// Tokens per second of the engine and of llama.cpp.
     Engine,
 }
@@ -82,6 +85,9 @@ fn main() {
     }
     if wanted(Scenario::Overload) {
         overload::run(arguments.seconds);
+    }
+    if wanted(Scenario::Rotation) {
+        rotation::run(arguments.seconds);
     }
     if wanted(Scenario::Engine) {
         let machine = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
