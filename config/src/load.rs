@@ -68,7 +68,7 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
 }
 
-/// Reads and checks a file.
+/// Reads and checks a file. A report of mistakes names the files that were looked at before they were found.
 pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<Loaded, Report> {
     load_text(path, &read(path)?, options)
 }
@@ -126,7 +126,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
         }
         reporter.report.diagnostics.append(&mut further.diagnostics);
         if reporter.report.has_errors() {
-            return Err(reporter.finish());
+            return Err(Report { files, ..reporter.finish() });
         }
     }
     let mut context = validate::Context { config: &config, options, findings: Vec::new() };
@@ -139,7 +139,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
     }
     let report = reporter.finish();
     if report.has_errors() {
-        return Err(report);
+        return Err(Report { files, ..report });
     }
     Ok(Loaded { config, warnings: report, files })
 }
@@ -275,6 +275,13 @@ fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
         if let Some(clients) = &mut tls.client_certificates {
             take(&mut clients.ca_file);
         }
+        if let Some(acme) = &mut tls.acme {
+            // Written by us: a path like the others, but no file whose change means anything.
+            acme.storage = folder.join(&acme.storage);
+            if let Some(file) = &mut acme.ca_file {
+                take(file);
+            }
+        }
     }
     for tls in config.backends.iter_mut().map(|backend| &mut backend.tls) {
         if let Some(file) = &mut tls.ca_file {
@@ -294,13 +301,19 @@ fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
     }
     // Written by us: a path like the others, but no file whose change means anything.
     config.state.budgets.sqlite = folder.join(&config.state.budgets.sqlite);
+    for path in config.state.limits.iter_mut().filter_map(|limits| limits.redis.ca_file.as_mut()) {
+        take(path);
+    }
     let redis = config.state.limits.iter_mut().filter_map(|limits| limits.redis.password.as_mut());
+    let acme = config.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()?.acme.as_mut());
+    let acme = acme.filter_map(|acme| acme.external_account.as_mut().map(|account| &mut account.hmac_key));
     let secrets = config
         .backends
         .iter_mut()
         .filter_map(|b| b.credentials.as_mut().map(|c| &mut c.bearer))
         .chain(config.admin.iter_mut().filter_map(|admin| admin.token.as_mut()))
         .chain(redis)
+        .chain(acme)
         .chain(crate::schema::consumer_secrets(&mut config.consumers));
     for secret in secrets {
         if let Secret::File(path) = secret {

@@ -1,7 +1,8 @@
 //! Files become TLS: certificates, keys and authorities are read, held against each other and compiled, for both sides
-//! of the proxy and for `spillway check`. It opens no connection and watches no file: the reload does that.
+//! of the proxy and for `spillway check`; or an authority issues them (`acme`). It watches no file: the reload does that.
 //! Every error names the file that is at fault.
 
+mod acme;
 mod certificate;
 mod client;
 mod peer;
@@ -17,6 +18,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+pub use acme::{Acme, Challenges, Managed};
 pub use certificate::{Names, Pair};
 pub use client::UpstreamTls;
 pub use peer::ClientCertificate;
@@ -116,6 +118,12 @@ fn authorities(path: &Path, pem: &[u8]) -> Result<Authorities, TlsError> {
 /// Judges a certificate and its key for `spillway check`; gives warnings.
 pub fn check_pair(cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, TlsError> {
     Pair::read(cert, key).map(|pair| pair.warnings(std::time::SystemTime::now(), server))
+}
+
+/// A file of authorities as it stands, for those who compile it themselves.
+pub fn read_authorities(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let pem = read(path)?;
+    authorities(path, &pem).map(|_| pem)
 }
 
 /// Judges a file of authorities for `spillway check`.
