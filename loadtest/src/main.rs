@@ -16,6 +16,7 @@ mod idle;
 mod overload;
 mod process;
 mod proxy;
+mod rotation;
 
 use clap::{Parser, ValueEnum};
 
@@ -78,6 +79,8 @@ enum Scenario {
     Proxy,
     /// Ten thousand idle and slow clients beside normal traffic.
     Idle,
+    /// API keys and certificates that change under 2,000 requests a second.
+    Rotation,
     /// Tokens per second of the engine and of llama.cpp.
     Engine,
 }
@@ -103,6 +106,9 @@ fn main() {
                 runtime.block_on(overload::run_real(arguments.seconds, arguments.spill));
             }
         }
+    }
+    if wanted(Scenario::Rotation) {
+        rotation::run(arguments.seconds);
     }
     if wanted(Scenario::Engine) {
         let machine = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
