@@ -40,7 +40,7 @@ pub(super) async fn forward(
     let mut retries = 0;
     let mut wait = Wait::default();
     // Held while a further try is on its way.
-    let mut _retrying = None;
+    let mut retrying: Option<Retrying> = None;
     loop {
         let admission = {
             let mut span = x.span.child("admission", Kind::Internal);
@@ -78,6 +78,7 @@ pub(super) async fn forward(
                         (attempt, outcome)
                     }
                 };
+                drop(retrying.take());
                 match outcome {
                     Outcome::Answered | Outcome::Broken => return Ok(()),
                     Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
@@ -96,7 +97,7 @@ pub(super) async fn forward(
                             && may_retry(&failure, route, attempt.backend, session, x)
                             && let Some(begun) = begin_retry(route, attempt.backend)
                         {
-                            _retrying = Some(begun);
+                            retrying = Some(begun);
                             retries += 1;
                             route.metrics.retries.inc();
                             pause(route, retries, x.deadline(route)).await?;
