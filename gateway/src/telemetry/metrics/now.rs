@@ -65,6 +65,8 @@ pub struct EndpointSample {
     pub endpoint: String,
     /// Requests that may be in flight; `None` without a limit.
     pub limit: Option<u32>,
+    /// Connections that are open to it.
+    pub connections: u32,
     /// Whether it is ejected.
     pub ejected: bool,
     /// Whether an operator took it out.
@@ -140,6 +142,9 @@ pub(super) fn endpoints(r: &mut Registry, samples: &[EndpointSample]) {
     });
     gauge("spillway_endpoint_latency_seconds", "Smoothed time to the first token or head", |s| {
         s.latency.map(|latency| latency.as_secs_f64())
+    });
+    gauge("spillway_endpoint_connections", "Connections that are open, idle ones too", |s| {
+        Some(f64::from(s.connections))
     });
     gauge("spillway_endpoint_waiting", "Requests that wait at the server, as it says", |s| s.waiting.map(f64::from));
     gauge("spillway_endpoint_kv_cache", "Used share of the server's KV cache, as it says", |s| s.kv_cache);
