@@ -9,5 +9,8 @@ mod response;
 pub use encoded::{embeddings, ranking};
 pub use observe::{Observation, ObservedError, Observer, Usage};
 pub use prefix::prompt_prefix;
-pub use request::{ChatRequest, Encode, EncodeRequest, Message, Peek, ResponseFormat, model_not_found, peek};
-pub use response::{Answer, ModelCard, Spent, WholeChoice, model, models_list};
+pub use request::{
+    ChatRequest, Encode, EncodeInput, EncodeRequest, Message, Peek, PromptInput, ResponseFormat, ToolChoice,
+    model_not_found, peek,
+};
+pub use response::{Answer, Call, ModelCard, Shape, Spent, WholeChoice, model, models_list};
