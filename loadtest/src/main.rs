@@ -16,6 +16,7 @@ mod idle;
 mod overload;
 mod process;
 mod proxy;
+mod rotation;
 
 use clap::{Parser, ValueEnum};
 
@@ -35,6 +36,12 @@ struct Arguments {
     /// Seconds of each run.
     #[arg(long, default_value_t = 5)]
     seconds: u32,
+    /// The servers of the overload scenario: llama.cpp takes only its first part, with `--seconds` in all.
+    #[arg(long, value_enum, default_value = "scripted")]
+    servers: Servers,
+    /// Who answers where llama.cpp servers have no room.
+    #[arg(long, value_enum, default_value = "inside")]
+    spill: overload::Spill,
     /// Idle connections; both ends need as many open files.
     #[arg(long, default_value_t = 10_000)]
     connections: usize,
@@ -55,6 +62,15 @@ enum Part {
     Server(overload::Server),
 }
 
+/// What is overloaded.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Servers {
+    /// Servers that sleep.
+    Scripted,
+    /// Two llama.cpp servers with the demo model.
+    Llama,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Scenario {
     /// Three times the load that scripted servers take, and servers that fail; `--seconds 600` for ten minutes.
@@ -63,6 +79,8 @@ enum Scenario {
     Proxy,
     /// Ten thousand idle and slow clients beside normal traffic.
     Idle,
+    /// API keys and certificates that change under 2,000 requests a second.
+    Rotation,
     /// Tokens per second of the engine and of llama.cpp.
     Engine,
 }
@@ -81,7 +99,16 @@ fn main() {
         idle::run(arguments.connections, arguments.seconds);
     }
     if wanted(Scenario::Overload) {
-        overload::run(arguments.seconds);
+        match arguments.servers {
+            Servers::Scripted => overload::run(arguments.seconds),
+            Servers::Llama => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(overload::run_real(arguments.seconds, arguments.spill));
+            }
+        }
+    }
+    if wanted(Scenario::Rotation) {
+        rotation::run(arguments.seconds);
     }
     if wanted(Scenario::Engine) {
         let machine = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);

@@ -13,14 +13,18 @@
 )]
 
 mod client;
+mod dns;
 mod gateway;
+mod pebble;
 mod programs;
 mod reference;
 mod secure;
 mod upstream;
 
 pub use client::{Answer, Client, Stream};
+pub use dns::{Dns, Says};
 pub use gateway::{Gateway, binary, whole};
+pub use pebble::{Pebble, free_port};
 pub use programs::{LlamaServer, Redis, jaeger, model, python, repository};
 pub use reference::reference;
 pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};

@@ -2,27 +2,31 @@
 //! types. Doc comments here become the descriptions that editors show, so they speak to the operator.
 //! References between parts are checked in `validate`, never here; nothing here has run-time state.
 
+mod acme;
 mod admin;
 mod backends;
 mod balancing;
 mod consumers;
+mod dns;
 mod limits;
 mod listeners;
 mod models;
 mod routes;
 mod telemetry;
 
+pub use acme::{Acme, AcmeChallenge, AcmeRetry, ExternalAccount};
 pub use admin::Admin;
 pub use backends::{Backend, BackendProtocol, BackendTimeouts, BackendTls, Credentials, Endpoint};
 pub use balancing::{
-    Adaptive, Capacity, CompletionProbe, HashOn, HealthCheck, HttpProbe, KvCache, LoadBalancing, OutlierDetection,
-    PolicyName, QueueDepth, TcpProbe,
+    Adaptive, Capacity, CircuitBreaker, CompletionProbe, GrpcProbe, HashOn, HealthCheck, HttpProbe, KvCache,
+    LoadBalancing, OutlierDetection, PolicyName, QueueDepth, TcpProbe,
 };
 pub(crate) use consumers::secrets as consumer_secrets;
 pub use consumers::{
     ApiKeyHeaders, Authentication, CertificateIdentity, Claims, Consumer, ConsumerCertificates, ConsumerKey,
     ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, Mtls,
 };
+pub use dns::Dns;
 pub use limits::{
     Budget, BudgetState, ConsumerLimits, LimitState, OnExceeded, OnStoreFailure, Period, Price, RedisState, State,
 };
@@ -35,7 +39,7 @@ pub use routes::{
     Access, BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue, Reject, Retry,
     RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated, WhenUnavailable,
 };
-pub use telemetry::{LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
+pub use telemetry::{AuditLog, LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -74,6 +78,9 @@ pub struct Config {
     /// Traces and logs.
     #[serde(default)]
     pub telemetry: Telemetry,
+    /// How the names of endpoints are resolved.
+    #[serde(default)]
+    pub dns: Dns,
     /// Limits of the whole process.
     #[serde(default)]
     pub limits: ProcessLimits,

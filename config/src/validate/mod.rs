@@ -1,9 +1,11 @@
 //! What types cannot say: references, ranges, conflicts, things that can never take effect. Collects every finding.
 
+mod acme;
 mod admission;
 mod backends;
 mod balancing;
 mod callers;
+mod dns;
 mod listeners;
 mod models;
 mod routes;
@@ -108,6 +110,7 @@ impl Context<'_> {
 /// Every check.
 pub(crate) fn all(cx: &mut Context<'_>) {
     listeners::all(cx);
+    dns::all(cx);
     admin(cx);
     names(cx);
     callers::all(cx);

@@ -18,14 +18,17 @@ use super::{
     Backend, HedgePlan, Last, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind,
 };
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
-use crate::balancing::{Addresses, Balancer, Blueprint, Care, Detector, Endpoints, Resolve, Way, addresses};
+use crate::adoptions::Adoptions;
+use crate::balancing::{
+    Addresses, Balancer, Blueprint, Care, Detector, DnsResolver, Endpoints, Resolve, Way, addresses,
+};
 use crate::http_client::Http;
-use crate::identity::{Authenticator, Failures, Parts};
+use crate::identity::{Authenticator, Parts};
 use crate::limits::{Limits, Prices, Rules};
 use crate::protocol::Api;
 use crate::routing::{ModelPattern, TableBuilder};
 use crate::spill::Models;
-use crate::telemetry::{Metrics, Tracer};
+use crate::telemetry::{CertificateSample, Metrics, Tracer};
 use crate::tls::UpstreamTls;
 
 /// A configuration that is sound and still cannot be run: every reason, one a line.
@@ -41,8 +44,6 @@ pub struct Compiler {
     pub states: SharedStates,
     /// State of endpoints.
     pub endpoints: Arc<Endpoints>,
-    /// Resolves the names of endpoints.
-    pub resolver: Arc<dyn Resolve>,
     /// Series.
     pub metrics: Arc<Metrics>,
     /// Where compiled pipelines of models are kept.
@@ -51,7 +52,6 @@ pub struct Compiler {
     pub limits: Limits,
     /// Calls of the gateway's own.
     pub http: Arc<dyn HttpClient>,
-    failures: Failures,
     generation: AtomicU64,
 }
 
@@ -76,28 +76,21 @@ fn has_budget(config: &Config) -> bool {
 
 impl Compiler {
     /// A compiler for a new process.
-    pub fn new(
-        registry: Registry,
-        metrics: Arc<Metrics>,
-        limits: Limits,
-        cache_dir: Option<PathBuf>,
-        resolver: Arc<dyn Resolve>,
-    ) -> Self {
+    pub fn new(registry: Registry, metrics: Arc<Metrics>, limits: Limits, cache_dir: Option<PathBuf>) -> Self {
         Self {
             limits,
             http: Arc::new(Http::default()),
-            failures: Failures::new(metrics.clone()),
             registry,
             states: SharedStates::default(),
             endpoints: Arc::default(),
-            resolver,
             metrics,
             cache_dir,
             generation: AtomicU64::new(0),
         }
     }
 
-    /// Compiles a configuration. State of what did not change is taken over from `previous`.
+    /// Compiles a configuration. State of what did not change is taken over from `previous`; state that both share changes
+    /// when the new snapshot's `adoptions` are run, and not before.
     pub async fn compile(&self, config: &Config, previous: Option<&Snapshot>) -> Result<Snapshot, SnapshotError> {
         let mut errors = Vec::new();
         let tracer =
@@ -107,20 +100,32 @@ impl Compiler {
             Tracer::default()
         });
         let authentication = config.authentication.clone().unwrap_or_default();
-        if let Err(e) = self.limits.share(config.state.limits.as_ref().map(|limits| &limits.redis)) {
+        let adoptions = Adoptions::default();
+        let redis = config.state.limits.as_ref().map(|limits| &limits.redis);
+        let limits = self.limits.sharing(redis, previous.map(|p| &p.limits), &adoptions).unwrap_or_else(|e| {
             errors.push(e);
-        }
+            self.limits.clone()
+        });
         if has_budget(config)
-            && let Err(e) = self.limits.open_budgets(&config.state.budgets.sqlite)
+            && let Err(e) = limits.open_budgets(&config.state.budgets.sqlite, &adoptions)
         {
             errors.push(e.to_string());
         }
-        let parts = Parts { limits: &self.limits, states: &self.states, http: &self.http, metrics: &self.metrics };
-        let identity = Authenticator::new(&authentication, &config.consumers, &self.failures, parts);
-        let mut cares = Vec::new();
+        let parts = Parts {
+            limits: &limits,
+            states: &self.states,
+            http: &self.http,
+            metrics: &self.metrics,
+            adoptions: &adoptions,
+        };
+        let identity = Authenticator::new(&authentication, &config.consumers, previous.map(|p| &p.identity), parts);
+        let dns = config.dns.clone();
+        let resolver = tokio::task::spawn_blocking(move || DnsResolver::read(&dns)).await;
+        let resolver: Arc<dyn Resolve> = Arc::new(resolver.map_err(|e| SnapshotError(vec![e.to_string()]))?);
+        let (mut cares, mut certificates) = (Vec::new(), Vec::new());
         let mut backends = HashMap::new();
         for written in &config.backends {
-            match self.backend(written, previous, &mut cares).await {
+            match self.backend(written, previous, &resolver, &mut cares, &mut certificates).await {
                 Ok(backend) => {
                     backends.insert(written.name.as_str(), Arc::new(backend));
                 }
@@ -140,7 +145,7 @@ impl Compiler {
         let mut owned_headers: Vec<HeaderName> = identity_headers.iter().flatten().cloned().collect();
         let mut table = TableBuilder::default();
         for written in &config.routes {
-            let added = self.route(written, config, &backends, &models).and_then(|route| {
+            let added = self.route(written, config, &backends, &models, parts).and_then(|route| {
                 for named in &route.filters {
                     owned_headers.extend_from_slice(named.filter.owned_headers());
                 }
@@ -168,6 +173,9 @@ impl Compiler {
             drain_timeout: config.shutdown.drain_timeout.0,
             redacted: redacted(config),
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
+            certificates,
+            limits,
+            adoptions,
         })
     }
 
@@ -175,9 +183,13 @@ impl Compiler {
         &self,
         written: &schema::Backend,
         previous: Option<&Snapshot>,
+        resolver: &Arc<dyn Resolve>,
         cares: &mut Vec<Care>,
+        certificates: &mut Vec<CertificateSample>,
     ) -> Result<Backend, String> {
         let tls = read_tls(written).await?;
+        let place = format!("backend {}", written.name);
+        certificates.extend(tls.sample.clone().map(|sample| CertificateSample { place, ..sample }));
         let credentials = written.credentials.as_ref().map(bearer).transpose()?;
         let full: Vec<u16> = match &written.capacity.statuses {
             Some(statuses) => statuses.iter().map(|status| status.0).collect(),
@@ -186,21 +198,25 @@ impl Compiler {
         };
         let way = Way { connect: written.timeouts.connect.0, tls, http2: written.http2 };
         let (endpoints, metrics) = (self.endpoints.clone(), self.metrics.clone());
-        let blueprint = Arc::new(Blueprint::new(written, &full, credentials.clone(), way, endpoints, metrics));
-        let addresses = self.addresses(written, previous).await?;
+        let room = self.states.get_or_insert(&written.name, Room::default);
+        let blueprint = Blueprint::new(written, &full, credentials.clone(), way, room.clone(), endpoints, metrics);
+        let blueprint = Arc::new(blueprint);
+        let addresses = addresses_of(written, previous, &**resolver).await?;
         // At start all count as available; an endpoint that a reload adds takes traffic after its first check.
         let (set, watches) = blueprint.build(&addresses, previous.is_some());
         let set = Arc::new(ArcSwap::from_pointee(set));
-        cares.push(Care { blueprint, set: set.clone(), addresses, watches });
+        cares.push(Care { blueprint, set: set.clone(), addresses, watches, resolver: resolver.clone() });
         Ok(Backend {
             name: written.name.as_str().into(),
             protocol: written.protocol,
-            balancer: Balancer::new(set, Detector::new(&written.outlier_detection)),
+            balancer: Balancer::new(set, Detector::new(&written.outlier_detection))
+                .limited(written.circuit_breaker.max_in_flight),
+            max_retries: written.circuit_breaker.max_retries.unwrap_or(u32::MAX),
             hash_on: written.load_balancing.hash_on.clone(),
             policy: written.load_balancing.policy,
             load_reports: written.capacity.load_reports,
             retries: self.states.get_or_insert(&written.name, RetryBudget::default),
-            room: self.states.get_or_insert(&written.name, Room::default),
+            room,
             model: written.model.as_deref().map(Into::into),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
@@ -212,34 +228,13 @@ impl Compiler {
         })
     }
 
-    /// The addresses of a backend's endpoints. A name that cannot be resolved keeps those that it had.
-    async fn addresses(&self, written: &schema::Backend, previous: Option<&Snapshot>) -> Result<Addresses, String> {
-        let had = previous.and_then(|p| p.backends.iter().find(|b| *b.name == *written.name));
-        let mut all = Vec::new();
-        for endpoint in &written.endpoints {
-            all.push(match addresses(&*self.resolver, &endpoint.url.host).await {
-                Ok(resolved) => resolved.addresses,
-                Err(e) => {
-                    let set = had.map(|backend| backend.balancer.endpoints());
-                    let known = set.iter().flat_map(|set| set.all()).filter(|known| known.url == endpoint.url);
-                    let known: Vec<_> = known.map(|known| known.socket.ip()).collect();
-                    if known.is_empty() {
-                        return Err(e);
-                    }
-                    tracing::warn!(event = "name_not_resolved", backend = %written.name, reason = %e, "its addresses are kept");
-                    known
-                }
-            });
-        }
-        Ok(all)
-    }
-
     fn route(
         &self,
         written: &schema::Route,
         config: &Config,
         backends: &HashMap<&str, Arc<Backend>>,
         models: &Models,
+        parts: Parts<'_>,
     ) -> Result<Route, String> {
         let name = written.name.clone().unwrap_or_else(|| "default".to_owned());
         let missing = |what: &str| format!("route `{name}`: there is no {what}");
@@ -291,7 +286,7 @@ impl Compiler {
             })
             .collect();
         let queues = match &saturated.queue {
-            Some(queue) => self.queues(&name, queue, saturated.try_others, &targets),
+            Some(queue) => self.queues(&name, queue, saturated.try_others, &targets, parts.adoptions),
             None => Vec::new(),
         };
         let (mut guards, mut filters, mut mirrors) = (Vec::new(), Vec::new(), Vec::new());
@@ -314,7 +309,8 @@ impl Compiler {
             }
             let named = |rules| NamedFilter { name: entry.name.clone(), filter: filter.clone(), rules };
             if let Some(spec) = filter.limit() {
-                let (early, late) = self.limits.of_filter(&name, spec).map_err(|e| format!("route `{name}`: {e}"))?;
+                let (early, late) =
+                    parts.limits.of_filter(&name, spec, parts.adoptions).map_err(|e| format!("route `{name}`: {e}"))?;
                 // A limit by address counts requests before anybody is known, and tokens when the body is.
                 guards.extend((!early.is_empty()).then(|| named(early)));
                 filters.extend((!late.is_empty()).then(|| named(late)));
@@ -380,6 +376,32 @@ impl Compiler {
     }
 }
 
+/// The addresses of a backend's endpoints. A name that cannot be resolved keeps those that it had.
+async fn addresses_of(
+    written: &schema::Backend,
+    previous: Option<&Snapshot>,
+    resolver: &dyn Resolve,
+) -> Result<Addresses, String> {
+    let had = previous.and_then(|p| p.backends.iter().find(|b| *b.name == *written.name));
+    let mut all = Vec::new();
+    for endpoint in &written.endpoints {
+        all.push(match addresses(resolver, &endpoint.url.host).await {
+            Ok(resolved) => resolved.addresses,
+            Err(e) => {
+                let set = had.map(|backend| backend.balancer.endpoints());
+                let known = set.iter().flat_map(|set| set.all()).filter(|known| known.url == endpoint.url);
+                let known: Vec<_> = known.map(|known| known.socket.ip()).collect();
+                if known.is_empty() {
+                    return Err(e);
+                }
+                tracing::warn!(event = "name_not_resolved", backend = %written.name, reason = %e, "its addresses are kept");
+                known
+            }
+        });
+    }
+    Ok(all)
+}
+
 /// Reads the files of a backend's TLS, off the runtime's threads.
 async fn read_tls(written: &schema::Backend) -> Result<Arc<UpstreamTls>, String> {
     let https = written.endpoints.iter().any(|endpoint| endpoint.url.https);
@@ -408,7 +430,14 @@ fn thousandths(share: f64) -> i64 {
 impl Compiler {
     /// One queue of a route, or one for each target where a request stays with the one that it drew: a place that comes
     /// free at another target is none for it.
-    fn queues(&self, route: &str, written: &schema::Queue, try_others: bool, targets: &[Target]) -> Vec<Arc<Queue>> {
+    fn queues(
+        &self,
+        route: &str,
+        written: &schema::Queue,
+        try_others: bool,
+        targets: &[Target],
+        adoptions: &Adoptions,
+    ) -> Vec<Arc<Queue>> {
         let depth = usize::try_from(written.max_depth.get()).unwrap_or(usize::MAX);
         let rooms = |serves: &dyn Fn(&Target) -> bool| {
             let backend = |target: &Target| match &target.kind {
@@ -420,7 +449,8 @@ impl Compiler {
         let queue = |name: &str, rooms: Vec<Arc<Room>>| {
             let make = || Queue::new(depth, written.max_wait.0, self.metrics.queue(route));
             let queue = self.states.get_or_insert(name, make);
-            queue.adopt(depth, written.max_wait.0, rooms);
+            let (adopting, max_wait) = (queue.clone(), written.max_wait.0);
+            adoptions.add(move || adopting.adopt(depth, max_wait, rooms));
             queue
         };
         if try_others || targets.len() == 1 {

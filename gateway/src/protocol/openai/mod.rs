@@ -1,11 +1,13 @@
 //! The OpenAI API: what a request asks for, how the model inside answers, what an upstream's answer tells in passing.
 
+mod continuation;
 mod encoded;
 mod observe;
 mod prefix;
 mod request;
 mod response;
 
+pub use continuation::{Continuation, continuation};
 pub use encoded::{embeddings, ranking};
 pub use observe::{Observation, ObservedError, Observer, Usage};
 pub use prefix::prompt_prefix;
