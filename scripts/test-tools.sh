@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Puts what the tests and the demo use under .cache/, pinned: cargo-nextest, cargo-deny, a Python environment with
-# llama.cpp and the OpenAI client, and Jaeger (built once from its Go module, some four minutes).
-# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [h2spec]; without arguments: all but h2spec.
+# llama.cpp and the OpenAI client, and from their Go modules, once: Jaeger (some four minutes) and Pebble (seconds).
+# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [pebble] [h2spec]; without arguments: all but h2spec.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -126,6 +126,22 @@ h2spec() {
   set_stamp h2spec "$want"
 }
 
+# Pebble, the ACME test server of Let's Encrypt, and the DNS server that comes with it.
+pebble() {
+  local want tool
+  want="$(sha256_of tests/go-pebble/go.sum) $(sha256_of tests/go-pebble/go.mod)"
+  if [ -x "$BIN/pebble" ] && [ -x "$BIN/pebble-challtestsrv" ] && stamp_is pebble "$want"; then return 0; fi
+  ensure_go
+  say "Building Pebble from its Go module"
+  for tool in pebble pebble-challtestsrv; do
+    (cd tests/go-pebble && GOTOOLCHAIN=local GOFLAGS="-mod=readonly -buildvcs=false" CGO_ENABLED=0 "$go" build -trimpath \
+      -ldflags="-s -w" -o "$BIN/$tool.new" "github.com/letsencrypt/pebble/v2/cmd/$tool") ||
+      die "$tool could not be built (the messages are above)"
+    mv -f "$BIN/$tool.new" "$BIN/$tool"
+  done
+  set_stamp pebble "$want"
+}
+
 deny() {
   cargo_tool cargo-deny 0.20.2 \
     ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee \
@@ -137,7 +153,7 @@ nextest() {
     ec00da98aa8e0c0e9520219a00f68290e62da70f0574e03110dc94393711df11
 }
 
-[ "$#" -gt 0 ] || set -- deny nextest python jaeger
+[ "$#" -gt 0 ] || set -- deny nextest python jaeger pebble
 for part in "$@"; do
   case "$part" in
     deny) deny ;;
@@ -145,6 +161,7 @@ for part in "$@"; do
     python) python_packages ;;
     jaeger) jaeger ;;
     h2spec) h2spec ;;
-    *) die "unknown part '$part': deny, nextest, python, jaeger or h2spec" ;;
+    pebble) pebble ;;
+    *) die "unknown part '$part': deny, nextest, python, jaeger, pebble or h2spec" ;;
   esac
 done

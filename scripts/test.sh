@@ -19,6 +19,7 @@ export SPILLWAY_BIN="$target/debug/spillway"
 export SPILLWAY_TEST_MODEL="${SPILLWAY_MODEL_FILE:-$ROOT/models/smollm2-135m-instruct-q4_1.gguf}"
 export SPILLWAY_TEST_PYTHON="$VENV/bin/python"
 export SPILLWAY_TEST_JAEGER="$BIN/jaeger"
+export SPILLWAY_TEST_PEBBLE="$BIN/pebble" SPILLWAY_TEST_PEBBLE_DNS="$BIN/pebble-challtestsrv"
 vulkan_environment
 
 # Binaries and tests in one go: apart, cargo would build some dependencies twice, with other features.
@@ -26,7 +27,7 @@ build() { cargo build --workspace --bins --tests --locked; }
 unit_and_end_to_end() { cargo nextest run --workspace --locked; }
 doc_tests() { cargo test --doc --workspace --locked --quiet; }
 
-stage "Jaeger" scripts/test-tools.sh jaeger
+stage "Jaeger, Pebble" scripts/test-tools.sh jaeger pebble
 static_checks
 before=${#FAILED[@]}
 stage "build" build

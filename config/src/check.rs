@@ -6,9 +6,12 @@ use serde_json::{Map, Value as Json};
 use crate::tree::{Key, Node, Place, Value};
 use crate::values::{Date, Duration, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size};
 
+/// Words that one would expect, and why they are not there.
+const NOT_HERE: &[(&str, &str)] =
+    &[("ES512", "the library that verifies tokens has no P-521; let the issuer sign with ES384 or EdDSA")];
+
 /// Keys of the language that this version does not know yet: they are unknown keys, but no typing mistakes.
 const NOT_YET: &[&str] = &[
-    "acme",
     "include",
     "rollout",
     "cache",
@@ -192,6 +195,9 @@ impl<'s> Checker<'s> {
         match &node.value {
             Value::String(text) if words.contains(&text.as_str()) => {}
             Value::String(text) => {
+                if let Some((_, why)) = NOT_HERE.iter().find(|(word, _)| word == text) {
+                    return self.wrong(node.place, path, format!("`{text}` is not supported: {why}"), None);
+                }
                 let help = match nearest(text, words) {
                     Some(near) => format!("did you mean `{near}`?"),
                     None if keys.is_empty() => format!("there are {}", listed(words)),

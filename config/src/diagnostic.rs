@@ -50,6 +50,9 @@ pub struct Diagnostic {
 pub struct Report {
     /// In the order of their lines.
     pub diagnostics: Vec<Diagnostic>,
+    /// Files that the configuration names, where it could be read that far: mending one of them may mend the whole.
+    #[serde(skip)]
+    pub files: Vec<PathBuf>,
 }
 
 impl Report {
@@ -66,7 +69,7 @@ impl Report {
             help: None,
             source: String::new(),
         };
-        Self { diagnostics: vec![diagnostic] }
+        Self { diagnostics: vec![diagnostic], files: Vec::new() }
     }
 
     /// Whether there is an error among them.

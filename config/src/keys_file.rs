@@ -2,20 +2,14 @@
 
 use std::path::Path;
 
+use crate::files::read_text;
 use crate::schema::ConsumerKey;
 use crate::values::{Date, KeyDigest};
 
-/// Longest file: some fifty thousand keys.
-const MAX_FILE: u64 = 4 << 20;
-
-/// Reads a file of digests; the error says in which line what is wrong.
+/// Reads a file of digests, some fifty thousand at most; the error says in which line what is wrong.
 pub fn read_keys(path: &Path) -> Result<Vec<ConsumerKey>, String> {
     let cannot = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let length = std::fs::metadata(path).map_err(|e| cannot(&e))?.len();
-    if length > MAX_FILE {
-        return Err(cannot(&format!("it has {length} bytes; the most is 4 MiB")));
-    }
-    parse(&std::fs::read_to_string(path).map_err(|e| cannot(&e))?)
+    parse(&read_text(path).map_err(|e| cannot(&e))?)
         .map_err(|(line, reason)| format!("{}:{line}: {reason}", path.display()))
 }
 

@@ -5,6 +5,7 @@
 mod catalog;
 mod check;
 mod diagnostic;
+mod files;
 mod json_schema;
 mod keys_file;
 mod load;
@@ -15,6 +16,7 @@ pub mod values;
 
 pub use catalog::{FieldError, FilterCatalog, NoFilters};
 pub use diagnostic::{Diagnostic, Report, Severity};
+pub use files::{read_bytes, read_text};
 pub use json_schema::json_schema;
 pub use keys_file::read_keys;
 pub use load::{FileChecks, LoadOptions, Loaded, NoFileChecks, load, load_text};

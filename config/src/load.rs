@@ -2,20 +2,18 @@
 //! schema; then it is decoded, and references and sense are checked. Whatever is wrong is told together.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::catalog::FilterCatalog;
 use crate::check::{Checker, Mistake};
 use crate::diagnostic::{Diagnostic, Report, Severity};
+use crate::files::read_text;
 use crate::json_schema::json_schema;
 use crate::schema::{Config, Endpoint};
 use crate::tree::{self, Node, Value};
 use crate::validate::{self, Segment};
 use crate::values::Secret;
 
-/// Longest file.
-const MAX_FILE: u64 = 4 << 20;
 /// Most messages that are told; a file with more has one cause.
 const MAX_MISTAKES: usize = 100;
 
@@ -70,29 +68,13 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
 }
 
-/// Reads and checks a file.
+/// Reads and checks a file. A report of mistakes names the files that were looked at before they were found.
 pub fn load(path: &Path, options: &LoadOptions<'_>) -> Result<Loaded, Report> {
     load_text(path, &read(path)?, options)
 }
 
 fn read(path: &Path) -> Result<String, Report> {
-    let cannot = |e: &dyn std::fmt::Display| Report::of_file(path, format!("cannot read the file: {e}"));
-    let metadata = std::fs::metadata(path).map_err(|e| cannot(&e))?;
-    if metadata.len() > MAX_FILE {
-        return Err(cannot(&format!("it has {} bytes; the most is 4 MiB", metadata.len())));
-    }
-    if !metadata.is_file() {
-        return Err(cannot(&"it is no regular file"));
-    }
-    // A file may grow while it is read.
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(|e| cannot(&e))?;
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| cannot(&e))?;
-    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE {
-        return Err(cannot(&"it has more than 4 MiB"));
-    }
-    String::from_utf8(bytes)
-        .map_err(|e| cannot(&format!("it is not UTF-8 from byte {} on", e.utf8_error().valid_up_to())))
+    read_text(path).map_err(|e| Report::of_file(path, format!("cannot read the file: {e}")))
 }
 
 /// Checks the text of a file.
@@ -144,7 +126,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
         }
         reporter.report.diagnostics.append(&mut further.diagnostics);
         if reporter.report.has_errors() {
-            return Err(reporter.finish());
+            return Err(Report { files, ..reporter.finish() });
         }
     }
     let mut context = validate::Context { config: &config, options, findings: Vec::new() };
@@ -157,7 +139,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
     }
     let report = reporter.finish();
     if report.has_errors() {
-        return Err(report);
+        return Err(Report { files, ..report });
     }
     Ok(Loaded { config, warnings: report, files })
 }
@@ -293,6 +275,13 @@ fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
         if let Some(clients) = &mut tls.client_certificates {
             take(&mut clients.ca_file);
         }
+        if let Some(acme) = &mut tls.acme {
+            // Written by us: a path like the others, but no file whose change means anything.
+            acme.storage = folder.join(&acme.storage);
+            if let Some(file) = &mut acme.ca_file {
+                take(file);
+            }
+        }
     }
     for tls in config.backends.iter_mut().map(|backend| &mut backend.tls) {
         if let Some(file) = &mut tls.ca_file {
@@ -312,13 +301,19 @@ fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
     }
     // Written by us: a path like the others, but no file whose change means anything.
     config.state.budgets.sqlite = folder.join(&config.state.budgets.sqlite);
+    for path in config.state.limits.iter_mut().filter_map(|limits| limits.redis.ca_file.as_mut()) {
+        take(path);
+    }
     let redis = config.state.limits.iter_mut().filter_map(|limits| limits.redis.password.as_mut());
+    let acme = config.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()?.acme.as_mut());
+    let acme = acme.filter_map(|acme| acme.external_account.as_mut().map(|account| &mut account.hmac_key));
     let secrets = config
         .backends
         .iter_mut()
         .filter_map(|b| b.credentials.as_mut().map(|c| &mut c.bearer))
         .chain(config.admin.iter_mut().filter_map(|admin| admin.token.as_mut()))
         .chain(redis)
+        .chain(acme)
         .chain(crate::schema::consumer_secrets(&mut config.consumers));
     for secret in secrets {
         if let Secret::File(path) = secret {

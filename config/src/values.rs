@@ -427,7 +427,7 @@ impl Secret {
             }),
             Self::File(path) => {
                 let wrong = |why: &dyn fmt::Display| ValueError(format!("the secret in {}: {why}", path.display()));
-                let text = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
+                let text = crate::files::read_text(path).map_err(|e| wrong(&e))?;
                 let secret = text.strip_suffix('\n').unwrap_or(&text);
                 let secret = secret.strip_suffix('\r').unwrap_or(secret);
                 if secret.is_empty() { Err(wrong(&"the file is empty")) } else { Ok(secret.to_owned()) }

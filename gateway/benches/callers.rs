@@ -14,7 +14,8 @@ use http::{HeaderMap, HeaderValue, Method};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use spillway::identity::{Authenticator, Failures, Identity, Parts};
+use spillway::adoptions::Adoptions;
+use spillway::identity::{Authenticator, Identity, Parts};
 use spillway::limits::{Claim, Estimate, Ledger, Limits, Subject, Used, reserve, unix_now};
 use spillway::telemetry::Metrics;
 use spillway_config::schema::RouteAuthentication;
@@ -39,8 +40,11 @@ fn authenticator(jwks: &std::path::Path) -> Authenticator {
     let all = Limits::new(65_536, metrics.clone());
     let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
     let states = SharedStates::default();
-    let parts = Parts { limits: &all, states: &states, http: &http, metrics: &metrics };
-    Authenticator::new(&authentication, &consumers, &Failures::new(metrics.clone()), parts).unwrap()
+    let adoptions = Adoptions::default();
+    let parts = Parts { limits: &all, states: &states, http: &http, metrics: &metrics, adoptions: &adoptions };
+    let made = Authenticator::new(&authentication, &consumers, None, parts).unwrap();
+    adoptions.run();
+    made
 }
 
 fn identify(authenticator: &Authenticator, headers: &HeaderMap) -> Identity {

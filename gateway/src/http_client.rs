@@ -1,4 +1,4 @@
-//! Calls of the gateway's own: to servers that judge requests, to issuers of tokens. It owns those connections.
+//! Calls of the gateway's own: to servers that judge requests, to issuers of tokens, to authorities of certificates. It owns those connections.
 //! Every call has a time limit and a bounded answer; no redirect is followed.
 
 use std::sync::{Arc, OnceLock};
@@ -26,35 +26,46 @@ type Inner = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 pub struct Http(Arc<OnceLock<Inner>>);
 
 impl Http {
+    /// With authorities of its own in place of the system's.
+    pub fn believing(roots: rustls::RootCertStore) -> Self {
+        Self(Arc::new(OnceLock::from(client(roots))))
+    }
+
     fn client(&self) -> &Inner {
-        self.0.get_or_init(|| {
-            let mut tcp = HttpConnector::new();
-            tcp.enforce_http(false);
-            tcp.set_nodelay(true);
-            tcp.set_connect_timeout(Some(Duration::from_secs(5)));
-            let tls = hyper_rustls::HttpsConnectorBuilder::new()
-                .with_tls_config(tls_config())
-                .https_or_http()
-                .enable_http1()
-                .wrap_connector(tcp);
-            Client::builder(TokioExecutor::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(IDLE_TIME)
-                .pool_max_idle_per_host(IDLE)
-                .build(tls)
-        })
+        self.0.get_or_init(|| client(system_roots()))
     }
 }
 
+fn client(roots: rustls::RootCertStore) -> Inner {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(Duration::from_secs(5)));
+    let tls = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(tls_config(roots))
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIME)
+        .pool_max_idle_per_host(IDLE)
+        .build(tls)
+}
+
 /// The system's certificates; without any, no `https` call succeeds, and each says why.
-fn tls_config() -> rustls::ClientConfig {
+fn system_roots() -> rustls::RootCertStore {
     let mut roots = rustls::RootCertStore::empty();
-    match rustls_native_certs::load_native_certs() {
-        Ok(found) => {
-            roots.add_parsable_certificates(found);
-        }
-        Err(e) => tracing::warn!(event = "system_certificates_not_read", reason = %e),
+    let found = rustls_native_certs::load_native_certs();
+    for e in &found.errors {
+        tracing::warn!(event = "system_certificates_not_read", reason = %e);
     }
+    roots.add_parsable_certificates(found.certs);
+    roots
+}
+
+/// TLS that believes these authorities.
+fn tls_config(roots: rustls::RootCertStore) -> rustls::ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let versions = &[&rustls::version::TLS13, &rustls::version::TLS12];
     match rustls::ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions) {

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod admission;
+pub mod adoptions;
 pub mod balancing;
 pub mod cli;
 pub mod exchange;

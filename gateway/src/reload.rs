@@ -79,6 +79,12 @@ pub struct Reloader {
     pub last_edit: Arc<ArcSwap<LastEdit>>,
 }
 
+/// What became of an edit, with the files that it names.
+enum Attempt {
+    Taken(Vec<PathBuf>),
+    KeptOut(Vec<PathBuf>),
+}
+
 /// What a file was when it was last looked at.
 type Seen = BTreeMap<PathBuf, Option<(u64, SystemTime)>>;
 
@@ -94,7 +100,8 @@ fn look(files: &[PathBuf]) -> Seen {
 
 impl Reloader {
     /// Watches files and takes edits until it is dropped. `asked` brings requests for a reload.
-    pub async fn run(self, mut files: Vec<PathBuf>, mut asked: mpsc::Receiver<()>) {
+    pub async fn run(self, mut running: Vec<PathBuf>, mut asked: mpsc::Receiver<()>) {
+        let mut files = running.clone();
         let (noticed, mut events) = mpsc::channel(1);
         let mut watcher = notify::recommended_watcher(move |_| {
             let _ = noticed.try_send(());
@@ -114,30 +121,42 @@ impl Reloader {
                 continue;
             }
             seen = rest(&files).await;
-            if let Some(next) = self.reload().await {
-                files = next;
-                // What the new configuration names beside the old was not looked at before.
-                for (file, is) in look(&files) {
-                    seen.entry(file).or_insert(is);
-                }
-                seen.retain(|file, _| files.contains(file));
+            let began = SystemTime::now();
+            let attempt = self.reload().await;
+            let (Attempt::Taken(named) | Attempt::KeptOut(named)) = &attempt;
+            for (file, is) in look(named) {
+                // A file that was not looked at before and was written while the edit was read is read again.
+                let written_meanwhile = is.is_some_and(|(_, modified)| modified >= began);
+                seen.entry(file).or_insert(is.filter(|_| !written_meanwhile));
             }
+            match attempt {
+                Attempt::Taken(named) => {
+                    running.clone_from(&named);
+                    files = named;
+                }
+                // Mending a file that only this edit names may mend the edit.
+                Attempt::KeptOut(named) => {
+                    files = running.iter().cloned().chain(named).collect::<BTreeSet<_>>().into_iter().collect();
+                }
+            }
+            seen.retain(|file, _| files.contains(file));
         }
     }
 
-    /// Takes one edit. Gives the files that the new configuration names.
-    async fn reload(&self) -> Option<Vec<PathBuf>> {
+    /// Takes one edit or keeps it out.
+    async fn reload(&self) -> Attempt {
         let path = self.path.clone();
         let read = tokio::task::spawn_blocking(move || read(&path, false)).await;
         let loaded = match read {
             Ok(Ok(loaded)) => loaded,
-            Ok(Err(report)) => {
+            Ok(Err(mut report)) => {
+                let files = std::mem::take(&mut report.files);
                 self.failed(report, Vec::new());
-                return None;
+                return Attempt::KeptOut(files);
             }
             Err(e) => {
                 self.failed(Report::default(), vec![e.to_string()]);
-                return None;
+                return Attempt::KeptOut(Vec::new());
             }
         };
         match self.apply(&loaded).await {
@@ -150,11 +169,11 @@ impl Reloader {
                 self.gateway.metrics.reloaded_at.set(unix_seconds());
                 self.last_edit
                     .store(Arc::new(LastEdit { diagnostics: loaded.warnings, ..LastEdit::started(&self.path) }));
-                Some(loaded.files)
+                Attempt::Taken(loaded.files)
             }
             Err(errors) => {
                 self.failed(loaded.warnings, errors);
-                None
+                Attempt::KeptOut(loaded.files)
             }
         }
     }
@@ -180,11 +199,15 @@ impl Reloader {
         let previous = self.gateway.snapshot.load_full();
         // Whatever can fail comes first; from here on nothing is changed until nothing can.
         let written = config.clone();
-        let plans = tokio::task::spawn_blocking(move || crate::listener::plans(&written)).await;
+        let acme = self.gateway.acme.clone();
+        let plans = tokio::task::spawn_blocking(move || crate::listener::plans(&written, &acme)).await;
         let plans = plans.map_err(|e| vec![e.to_string()])??;
         let prepared = self.listeners.prepare(&plans).map_err(|e| vec![e.to_string()])?;
         let snapshot = self.compiler.compile(config, Some(&previous)).await.map_err(|e| e.0)?;
         let generation = snapshot.generation;
+        // Nothing can fail any more.
+        snapshot.adoptions.run();
+        self.gateway.audit.adopt(&config.telemetry.audit);
         self.supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
         self.gateway.snapshot.store(Arc::new(snapshot));
         self.listeners.commit(prepared, &self.gateway);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
 use spillway_config::schema::{Config, LogFormat};
 use subtle::ConstantTimeEq;
@@ -18,7 +18,8 @@ use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
 use crate::reload::{LastEdit, Reloader};
 use crate::snapshot::{Compiler, Snapshot, SnapshotError};
-use crate::telemetry::{Audit, LogWriter, Metrics};
+use crate::telemetry::{Audit, LogWriter, Metrics, Samples};
+use crate::tls::Acme;
 use crate::upstream::{BodyBudget, Connector, Via};
 
 /// How often the end of a drain is looked for.
@@ -61,6 +62,8 @@ pub struct Gateway {
     pub bodies: BodyBudget,
     /// Series.
     pub metrics: Arc<Metrics>,
+    /// Certificates that are obtained.
+    pub acme: Arc<Acme>,
     /// Refused credentials and changes by operators.
     pub audit: Arc<Audit>,
     /// Where lines go.
@@ -92,6 +95,7 @@ impl Gateway {
 /// What the admin address shows, also before the gateway is ready.
 struct Shown {
     gateway: ArcSwap<Option<Arc<Gateway>>>,
+    listeners: ArcSwapOption<ListenerSet>,
     draining: AtomicBool,
     metrics: Arc<Metrics>,
     audit: Arc<Audit>,
@@ -113,12 +117,25 @@ impl AdminState for Shown {
     }
     fn metrics(&self) -> String {
         match self.gateway.load().as_ref() {
-            None => self.metrics.encode(&[], &[], 0),
+            None => self.metrics.encode(&Samples::default()),
             Some(gateway) => {
-                let samples: Vec<_> = gateway.snapshot.load().models.iter().map(|model| model.sample()).collect();
+                let snapshot = gateway.snapshot.load();
+                let engines: Vec<_> = snapshot.models.iter().map(|model| model.sample()).collect();
+                let (store_up, gateways) = snapshot.limits.store_seen();
+                self.metrics.limit_store_up.set(store_up.into());
+                self.metrics.limit_store_gateways.set(gateways.into());
                 self.metrics.buffered_bytes.set(i64::try_from(gateway.bodies.used()).unwrap_or(i64::MAX));
-                let endpoints = crate::balancing::samples(&gateway.snapshot.load().backends);
-                self.metrics.encode(&samples, &endpoints, gateway.log.dropped())
+                let endpoints = crate::balancing::samples(&snapshot.backends);
+                let shown = self.listeners.load().as_ref().map(|listeners| listeners.certificates());
+                let certificates: Vec<_> =
+                    shown.into_iter().flatten().chain(snapshot.certificates.iter().cloned()).collect();
+                let log_dropped = gateway.log.dropped();
+                self.metrics.encode(&Samples {
+                    engines: &engines,
+                    endpoints: &endpoints,
+                    certificates: &certificates,
+                    log_dropped,
+                })
             }
         }
     }
@@ -173,7 +190,7 @@ pub async fn serve(
     let metrics = Arc::new(Metrics::new());
     let last_edit = Arc::new(ArcSwap::from_pointee(LastEdit::started(&path)));
     let stop_admin = watch::Sender::new(false);
-    let audit = Arc::new(Audit::new(log.clone(), metrics.clone()));
+    let audit = Arc::new(Audit::new(&config.telemetry.audit, log.clone(), metrics.clone()));
     let shown = open_admin(&config, &metrics, audit, &last_edit, &stop_admin).await?;
 
     let listeners = Arc::new(ListenerSet::default());
@@ -181,10 +198,12 @@ pub async fn serve(
     let resolver: Arc<dyn Resolve> = Arc::new(SystemResolver);
     let registry = spillway_filters::registry();
     let compiler = Arc::new(Compiler::new(registry, metrics.clone(), limits.clone(), cache_dir, resolver.clone()));
-    let plans = crate::listener::plans(&config).map_err(SnapshotError)?;
+    let acme = Arc::new(Acme::new(metrics.clone()));
+    let plans = crate::listener::plans(&config, &acme).map_err(SnapshotError)?;
     let prepared = listeners.prepare(&plans)?;
     let snapshot = compiler.compile(&config, None).await?;
 
+    snapshot.adoptions.run();
     let supervisor = Arc::new(Supervisor::new(resolver));
     supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
     let gateway = Arc::new(Gateway {
@@ -193,6 +212,7 @@ pub async fn serve(
         connector: Connector::default(),
         via: Via::new(),
         metrics: metrics.clone(),
+        acme,
         audit: shown.audit.clone(),
         log: log.clone(),
         log_format: config.telemetry.logs.format,
@@ -200,6 +220,7 @@ pub async fn serve(
     });
     listeners.commit(prepared, &gateway);
     metrics.reloaded_at.set(unix_seconds());
+    shown.listeners.store(Some(listeners.clone()));
     shown.gateway.store(Arc::new(Some(gateway.clone())));
     tracing::info!(event = "ready", version = env!("CARGO_PKG_VERSION"), config = %path.display());
 
@@ -221,6 +242,7 @@ pub async fn serve(
 
     shown.draining.store(true, Ordering::Release);
     watching.abort();
+    gateway.acme.stop();
     drain(&gateway, &listeners).await;
     supervisor.stop();
     stop_admin.send_replace(true);
@@ -251,6 +273,7 @@ async fn open_admin(
     let address = written.map_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)), |admin| admin.address.0);
     let shown = Arc::new(Shown {
         gateway: ArcSwap::from_pointee(None),
+        listeners: ArcSwapOption::empty(),
         draining: AtomicBool::new(false),
         metrics: metrics.clone(),
         audit,

@@ -18,6 +18,7 @@ mod idle;
 mod overload;
 mod process;
 mod proxy;
+mod rotation;
 
 use clap::{Parser, ValueEnum};
 
@@ -71,6 +72,8 @@ enum Scenario {
     Proxy,
     /// Ten thousand idle and slow clients beside normal traffic.
     Idle,
+    /// API keys and certificates that change under 2,000 requests a second.
+    Rotation,
     /// Tokens per second of the engine and of llama.cpp, memory, time to the first token.
     Engine,
     /// Texts per second that the engine and sentence-transformers embed.
@@ -92,6 +95,9 @@ fn main() {
     }
     if wanted(Scenario::Overload) {
         overload::run(arguments.seconds);
+    }
+    if wanted(Scenario::Rotation) {
+        rotation::run(arguments.seconds);
     }
     let machine = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     if wanted(Scenario::Engine) {

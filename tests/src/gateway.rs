@@ -35,12 +35,17 @@ impl Gateway {
     }
 
     /// Kills it as a crash would and starts it again in its folder.
-    pub async fn crash_and_restart(mut self, yaml: &str) -> Self {
+    pub async fn crash_and_restart(self, yaml: &str) -> Self {
+        self.crash_and_restart_in(&format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}")).await
+    }
+
+    /// The same with a configuration that has listeners.
+    pub async fn crash_and_restart_in(mut self, yaml: &str) -> Self {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
         drop(self);
-        Self::start_in(folder, &format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}")).await
+        Self::start_in(folder, yaml).await
     }
 
     /// Starts it in a folder that holds the files which this configuration names, listeners included; the admin address

@@ -14,6 +14,7 @@
 
 mod client;
 mod gateway;
+mod pebble;
 mod programs;
 mod reference;
 mod secure;
@@ -21,6 +22,7 @@ mod upstream;
 
 pub use client::{Answer, Client, Stream};
 pub use gateway::{Gateway, binary, whole};
+pub use pebble::{Pebble, free_port};
 pub use programs::{LlamaServer, Redis, jaeger, model, python, repository};
 pub use reference::reference;
 pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};

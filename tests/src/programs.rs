@@ -9,7 +9,7 @@ pub fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-fn needed(variable: &str, default: &str, how: &str) -> PathBuf {
+pub(crate) fn needed(variable: &str, default: &str, how: &str) -> PathBuf {
     let path = std::env::var_os(variable).map_or_else(|| repository().join(default), PathBuf::from);
     assert!(path.is_file(), "{} is not there: {how} ({variable} names another place)", path.display());
     path
@@ -87,6 +87,8 @@ impl Drop for LlamaServer {
 /// A Redis server without persistence.
 pub struct Redis {
     child: Option<Child>,
+    /// The folder of its certificate, where it speaks TLS.
+    certificate: Option<PathBuf>,
     /// Its port.
     pub port: u16,
 }
@@ -95,15 +97,35 @@ impl Redis {
     /// Starts one on a free port.
     pub fn start() -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut redis = Self { child: None, port };
+        let mut redis = Self { child: None, certificate: None, port };
+        redis.restart();
+        redis
+    }
+
+    /// Starts one that speaks TLS alone, with `redis.pem` and `redis.key` of a folder.
+    pub fn start_secure(folder: &std::path::Path) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut redis = Self { child: None, certificate: Some(folder.to_owned()), port };
         redis.restart();
         redis
     }
 
     /// Starts it on its port, if it does not run.
     pub fn restart(&mut self) {
-        let child = Command::new("redis-server")
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+        let mut command = Command::new("redis-server");
+        match &self.certificate {
+            None => command.args(["--port", &self.port.to_string()]),
+            Some(folder) => command
+                .args(["--port", "0", "--tls-port", &self.port.to_string(), "--tls-auth-clients", "no"])
+                .arg("--tls-cert-file")
+                .arg(folder.join("redis.pem"))
+                .arg("--tls-key-file")
+                .arg(folder.join("redis.key"))
+                .arg("--tls-ca-cert-file")
+                .arg(folder.join("redis.pem")),
+        };
+        let child = command
+            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()

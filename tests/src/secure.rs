@@ -127,6 +127,13 @@ impl Secure {
         Self::with(address, authority, None, rustls::ALL_VERSIONS)
     }
 
+    /// Trusts who leads to this certificate, in PEM.
+    pub fn believing(address: SocketAddr, pem: &str) -> Self {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        Self { address, config: Arc::new(builder.with_root_certificates(roots(pem)).with_no_client_auth()) }
+    }
+
     /// With a certificate of its own and certain versions of TLS.
     pub fn with(
         address: SocketAddr,

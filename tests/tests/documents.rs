@@ -183,6 +183,32 @@ fn the_reference_and_the_schema_file_are_what_the_program_checks() {
 }
 
 #[test]
+fn every_attack_of_the_table_is_tried_by_a_test() {
+    let mut sources = String::new();
+    for folder in ["tests/tests", "gateway/src/identity", "gateway/src/identity/jwt"] {
+        for entry in std::fs::read_dir(repository().join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|kind| kind == "rs") {
+                sources += &std::fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let text = read("docs/attacks.md");
+    let rows: Vec<_> = text.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert!(rows.len() > 20);
+    for row in rows {
+        let test = row.trim_end_matches(" |").rsplit("| ").next().unwrap().trim_matches('`');
+        assert!(sources.contains(&format!("fn {test}()")), "{row}: there is no test {test}");
+    }
+    // What the tests of attacks try stands in the table.
+    let attacks = read("tests/tests/attacks.rs") + &read("tests/tests/floods.rs");
+    for test in attacks.split("#[tokio::test]\nasync fn ").skip(1) {
+        let name = test.split('(').next().unwrap();
+        assert!(text.contains(name), "{name} is not in docs/attacks.md");
+    }
+}
+
+#[test]
 fn every_example_names_the_schema_for_editors() {
     for entry in std::fs::read_dir(repository().join("config/examples")).unwrap() {
         let path = entry.unwrap().path();

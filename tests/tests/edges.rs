@@ -403,3 +403,54 @@ routes:
     assert_eq!(ask("GET http://secret.test/x HTTP/1.0\r\n\r\n").await, "401");
     assert_eq!(upstream.last().path, "/x", "only the target of the route that is open");
 }
+
+#[tokio::test]
+async fn requests_sent_before_the_answer_to_the_one_before_are_answered_in_order() {
+    let upstream = Upstream::start(|seen| async move {
+        tokio::time::sleep(Duration::from_millis(if seen.path == "/slow" { 200 } else { 0 })).await;
+        Some(spillway_tests::reply(200, &[], format!("<{} {}>", seen.path, String::from_utf8_lossy(&seen.body))))
+    })
+    .await;
+    let gateway = start("", "", &upstream).await;
+    let post = |path: &str, body: &str| {
+        format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let chunked = "POST /chunked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let last = "GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    for (what, bytes, answers) in [
+        ("two in one packet", post("/slow", "one") + last, vec!["</slow one>", "</last >"]),
+        ("a line break behind a body", post("/slow", "one") + "\r\n" + last, vec!["</slow one>", "</last >"]),
+        ("behind chunks", chunked.to_owned() + last, vec!["</chunked abc>", "</last >"]),
+        (
+            "bodies among them",
+            post("/slow", "one") + &post("/b", "two") + chunked + last,
+            vec!["</slow one>", "</b two>", "</chunked abc>", "</last >"],
+        ),
+        ("one behind the last", last.to_owned() + &post("/never", "x"), vec!["</last >"]),
+    ] {
+        let answer = cut(&gateway, bytes.as_bytes()).await;
+        let found: Vec<&str> =
+            answer.split('<').skip(1).map(|part| part.split_inclusive('>').next().unwrap()).collect();
+        let wanted: Vec<&str> = answers.iter().map(|answer| &answer[1..]).collect();
+        assert_eq!(found, wanted, "{what}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 200").count(), wanted.len(), "{what}: {answer}");
+    }
+    assert!(!upstream.seen.lock().unwrap().iter().any(|seen| seen.path == "/never"));
+
+    // One that comes while the one before runs disturbs it no more than one that comes with it.
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    stream.write_all(post("/slow", "one").as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    stream.write_all(b"\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    stream.write_all(last.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.contains("</slow one>") && answer.ends_with("</last >"), "{answer}");
+
+    // Many of them are no way to run many at once.
+    let many: String = (0..50).map(|n| post(&format!("/{n}"), "x")).collect::<String>() + last;
+    let answer = cut(&gateway, many.as_bytes()).await;
+    let places: Vec<_> = (0..50).map(|n| answer.find(&format!("</{n} x>")).unwrap()).collect();
+    assert!(places.is_sorted(), "answers come in the order of the requests");
+}

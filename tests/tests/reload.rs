@@ -146,3 +146,60 @@ routes: [{{name: r, filters: [{{rateLimit: {{by: clientAddress, requests: 1/h, b
     assert_eq!(client.get("/").await.header("x-ratelimit-remaining-requests"), "0");
     assert_eq!(client.get("/").await.status, 429);
 }
+
+async fn as_caller(client: &spillway_tests::Client, key: &str) -> spillway_tests::Answer {
+    client.send(client.request("GET", "/", &[("x-api-key", key)], "")).await
+}
+
+#[tokio::test]
+async fn an_edit_that_is_kept_out_late_has_changed_no_limit_and_asked_no_store() {
+    let upstream = Upstream::fixed(200, "a").await;
+    let store = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (key, digest) = spillway_tests::new_key();
+    let limited = |limits: &str, state: &str| {
+        format!(
+            "consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}], limits: {{requests: 1/h, {limits}}}}}]\n{state}{}",
+            yaml(&upstream.url())
+        )
+    };
+    let gateway = Gateway::start(&limited("burst: 2", "")).await;
+    let client = gateway.client();
+    assert_eq!(as_caller(&client, &key).await.header("x-ratelimit-remaining-requests"), "1");
+
+    // Sound as a file, and yet it cannot be run: the budgets' folder is a file.
+    let redis = format!("limits: {{redis: {{url: \"redis://{}\"}}}}", store.local_addr().unwrap());
+    let bad = format!("state: {{budgets: {{sqlite: spillway.yaml/budgets.db}}, {redis}}}\n");
+    std::fs::write(gateway.config(), whole(&limited("burst: 100, budget: {tokens: 5, per: day}", &bad))).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_rejected");
+    let last = as_caller(&client, &key).await;
+    assert_eq!(last.header("x-ratelimit-remaining-requests"), "0");
+    assert_eq!(as_caller(&client, &key).await.status, 429, "the limit that is in force is the old one");
+    let asked = tokio::time::timeout(std::time::Duration::from_millis(500), store.accept()).await;
+    assert!(asked.is_err(), "the store of an edit that is not in force was asked");
+
+    let good = format!("state: {{{redis}}}\n");
+    std::fs::write(gateway.config(), whole(&limited("burst: 4", &good))).unwrap();
+    assert_eq!(gateway.reloads(1).await["event"], "config_reloaded");
+    tokio::time::timeout(spillway_tests::PATIENCE, store.accept()).await.unwrap().unwrap();
+    // Who had taken all of the old limit has taken all of the new one.
+    assert_eq!(as_caller(&client, &key).await.status, 429);
+}
+
+#[tokio::test]
+async fn a_mistake_in_a_file_that_only_the_edit_names_is_noticed_when_it_is_mended() {
+    let upstream = Upstream::fixed(200, "a").await;
+    let (key, digest) = spillway_tests::new_key();
+    let gateway = Gateway::start(&yaml(&upstream.url())).await;
+    let client = gateway.client();
+    let keys = gateway.folder().join("further").join("acme.keys");
+    std::fs::create_dir(keys.parent().unwrap()).unwrap();
+    std::fs::write(&keys, "nonsense\n").unwrap();
+    let named = format!("consumers: [{{name: acme, keysFile: further/acme.keys}}]\n{}", yaml(&upstream.url()));
+    std::fs::write(gateway.config(), whole(&named)).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_rejected");
+    assert_eq!(client.get("/").await.status, 200, "nobody has to show a key yet");
+    std::fs::write(&keys, format!("{digest}\n")).unwrap();
+    assert_eq!(gateway.reloads(1).await["event"], "config_reloaded");
+    assert_eq!(client.get("/").await.status, 401);
+    assert_eq!(as_caller(&client, &key).await.status, 200);
+}

@@ -152,3 +152,56 @@ async fn tokens_and_places_are_shared_and_given_back() {
     .await;
     assert_eq!(refused.status, 429);
 }
+
+#[tokio::test]
+async fn a_store_that_an_edit_takes_away_is_not_told_as_there() {
+    let redis = Redis::start();
+    let upstream = Upstream::fixed(200, "{}").await;
+    let (_, digest) = new_key();
+    let with = yaml(&upstream, &digest, redis.port, "{requests: 5/s}");
+    let gateway = Gateway::start(&with).await;
+    eventually("the store is reached", || async {
+        (gateway.metric("spillway_limit_store_up").await == 1.0).then_some(())
+    })
+    .await;
+    let without: String =
+        with.lines().filter(|line| !line.starts_with("state:")).map(|line| format!("{line}\n")).collect();
+    let listeners = "listeners: [{address: \"127.0.0.1:0\"}]\n";
+    std::fs::write(gateway.config(), spillway_tests::whole(&format!("{listeners}{without}"))).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    assert_eq!(gateway.metric("spillway_limit_store_up").await, 0.0);
+    assert_eq!(gateway.metric("spillway_limit_store_gateways").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_store_is_reached_over_tls_only_where_it_is_who_it_must_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let (authority, stranger) = (spillway_tests::Authority::default(), spillway_tests::Authority::default());
+    authority.server(&["127.0.0.1"]).write(folder.path(), "redis");
+    let redis = Redis::start_secure(folder.path());
+    let upstream = Upstream::fixed(200, "{}").await;
+    let (key, digest) = new_key();
+    let plain = yaml(&upstream, &digest, redis.port, "{requests: 6/h, burst: 3}");
+    let secure = plain.replace("redis://", "rediss://").replace("timeout: 500ms", "timeout: 500ms, caFile: ca.pem");
+    let start = async |believed: &spillway_tests::Authority| {
+        let folder = tempfile::tempdir().unwrap();
+        believed.write(folder.path());
+        Gateway::start_in(folder, &format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{secure}")).await
+    };
+    let (one, other) = (start(&authority).await, start(&authority).await);
+    for gateway in [&one, &other] {
+        eventually("both see each other", || async {
+            (gateway.metric("spillway_limit_store_gateways").await == 2.0).then_some(())
+        })
+        .await;
+    }
+    for (gateway, left) in [(&one, "2"), (&other, "1"), (&one, "0")] {
+        let answer = gateway.client().chat("m", &[("x-api-key", &key)]).await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-ratelimit-remaining-requests")), (200, left));
+    }
+    let mistaken = start(&stranger).await;
+    eventually("it says that it cannot", || async { mistaken.events("limit_store_unreachable").first().cloned() })
+        .await;
+    assert_eq!(mistaken.metric("spillway_limit_store_up").await, 0.0);
+    assert_eq!(mistaken.client().chat("m", &[("x-api-key", &key)]).await.status, 200, "it goes on alone");
+}

@@ -122,8 +122,11 @@ pub struct LimitState {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RedisState {
-    /// Its address: redis://HOST:PORT/DATABASE.
+    /// Its address: redis://HOST:PORT/DATABASE, or rediss:// for TLS.
     pub url: String,
+    /// Authorities that a server with TLS is believed by; those of the system when left out.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
     /// Its password.
     #[serde(default)]
     pub password: Option<Secret>,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Acme;
 use crate::values::{Duration, ListenAddress, Network, Size};
 
 /// An address that clients connect to.
@@ -53,7 +54,11 @@ pub enum ListenerProtocol {
 pub struct ListenerTls {
     /// One is chosen by the name that the client asks for (SNI): an exact name before a wildcard. The first one is
     /// shown to a client that asks for none of them. The files are read again when they change.
+    #[serde(default)]
     pub certificates: Vec<CertificateFiles>,
+    /// A certificate that is asked for at an authority and renewed, beside those in files or alone.
+    #[serde(default)]
+    pub acme: Option<Acme>,
     /// Certificates of clients; none are asked for when left out.
     #[serde(default)]
     pub client_certificates: Option<ClientCertificates>,

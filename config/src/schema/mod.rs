@@ -2,6 +2,7 @@
 //! types. Doc comments here become the descriptions that editors show, so they speak to the operator.
 //! References between parts are checked in `validate`, never here; nothing here has run-time state.
 
+mod acme;
 mod admin;
 mod backends;
 mod balancing;
@@ -12,6 +13,7 @@ mod models;
 mod routes;
 mod telemetry;
 
+pub use acme::{Acme, AcmeChallenge, AcmeRetry, ExternalAccount};
 pub use admin::Admin;
 pub use backends::{Backend, BackendProtocol, BackendTimeouts, BackendTls, Credentials, Endpoint};
 pub use balancing::{
@@ -35,7 +37,7 @@ pub use routes::{
     Access, BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue, Reject, Retry,
     RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated, WhenUnavailable,
 };
-pub use telemetry::{LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
+pub use telemetry::{AuditLog, LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::values::Rate;
+
 /// Traces and logs.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -11,6 +13,28 @@ pub struct Telemetry {
     pub tracing: Option<Tracing>,
     /// Logs, on standard output.
     pub logs: Logs,
+    /// The audit log: refused credentials, and what is changed through the admin address.
+    pub audit: AuditLog,
+}
+
+/// How much the audit log may say, so that nobody fills a disk by knocking. Lines that are left out are counted.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AuditLog {
+    /// Lines about one address, of IPv6 the first 64 bits.
+    pub per_address: Rate,
+    /// Lines about all of them together.
+    pub total: Rate,
+}
+
+impl Default for AuditLog {
+    fn default() -> Self {
+        let in_a_minute = |lines: u32| Rate {
+            count: std::num::NonZeroU32::MIN.saturating_add(lines - 1),
+            period: std::time::Duration::from_secs(60),
+        };
+        Self { per_address: in_a_minute(60), total: in_a_minute(6_000) }
+    }
 }
 
 /// Where traces go and how many.

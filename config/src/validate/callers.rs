@@ -244,12 +244,18 @@ fn state(cx: &mut Context<'_>) {
     let redis = &limits.redis;
     let here = at!["state", "limits", "redis"];
     let url = url::Url::parse(&redis.url);
-    if !url.as_ref().is_ok_and(|url| url.scheme() == "redis" && url.has_host()) {
+    if !url.as_ref().is_ok_and(|url| matches!(url.scheme(), "redis" | "rediss") && url.has_host()) {
         let message =
-            format!("`{}` is not the URL of a server: write redis://HOST:PORT or redis://HOST:PORT/0", redis.url);
+            format!("`{}` is not the URL of a server: write redis://HOST:PORT/0, or rediss:// for TLS", redis.url);
         cx.error(with(&here, &["url"]), message);
     } else if url.is_ok_and(|url| url.password().is_some()) {
         cx.error(with(&here, &["url"]), "a password does not stand in the file: write password: {env: NAME}");
+    }
+    if let Some(file) = &redis.ca_file {
+        if redis.url.starts_with("redis:") {
+            cx.error(with(&here, &["caFile"]), "this has no effect without TLS: write rediss:// in `url`");
+        }
+        super::listeners::authorities(cx, with(&here, &["caFile"]), file);
     }
     if let Some(password) = &redis.password {
         cx.secret(with(&here, &["password"]), password);

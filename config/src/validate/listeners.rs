@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Context, Segment, at};
+use super::{Context, Segment, acme, at};
 use crate::schema::{CertificateFiles, Listener, ListenerProtocol};
 
 pub(super) fn all(cx: &mut Context<'_>) {
@@ -61,8 +61,11 @@ fn tls(cx: &mut Context<'_>, n: usize, listener: &Listener) {
     if !is_https {
         cx.error(at!["listeners", n, "tls"], "this has no effect: only a listener with `protocol: https` speaks TLS");
     }
-    if tls.certificates.is_empty() {
-        cx.error(at!["listeners", n, "tls", "certificates"], "there must be at least one certificate");
+    if tls.certificates.is_empty() && tls.acme.is_none() {
+        cx.error(at!["listeners", n, "tls"], "there must be at least one certificate, in `certificates` or by `acme`");
+    }
+    if let Some(written) = &tls.acme {
+        acme::check(cx, n, written);
     }
     for (c, pair) in tls.certificates.iter().enumerate() {
         certificate(cx, at!["listeners", n, "tls", "certificates", c], pair, true);

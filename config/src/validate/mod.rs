@@ -1,5 +1,6 @@
 //! What types cannot say: references, ranges, conflicts, things that can never take effect. Collects every finding.
 
+mod acme;
 mod admission;
 mod backends;
 mod balancing;

@@ -23,12 +23,12 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use api_key::Keys;
 use certificate::Certificates;
-pub use failures::Failures;
+use failures::Failures;
 pub use jwt::Parts;
 use jwt::{Judged, Tokens};
 pub use new_key::{KeyError, NewKey};
 
-use crate::limits::{Credential, Rationed, Rules};
+use crate::limits::{Credential, Rules};
 use crate::routing::ModelPattern;
 use crate::tls::ClientCertificate;
 
@@ -146,7 +146,7 @@ pub struct Authenticator {
     keys: Keys,
     tokens: Tokens,
     certificates: Certificates,
-    failures: Arc<Rationed>,
+    failures: Failures,
 }
 
 /// What a request shows of its caller.
@@ -156,11 +156,12 @@ struct Presented<'h> {
 }
 
 impl Authenticator {
-    /// Compiles consumers, the headers that hold their keys and the issuers of tokens.
+    /// Compiles consumers, the headers that hold their keys and the issuers of tokens. Addresses that have shown bad
+    /// credentials to `previous` are still known.
     pub fn new(
         authentication: &schema::Authentication,
         consumers: &[schema::Consumer],
-        failures: &Failures,
+        previous: Option<&Self>,
         parts: Parts<'_>,
     ) -> Result<Self, IdentityError> {
         let mut headers: Vec<HeaderName> = Vec::new();
@@ -183,7 +184,8 @@ impl Authenticator {
         }
         let tokens = Tokens::new(authentication, consumers, &compiled, parts)?;
         let certificates = Certificates::new(authentication, consumers, &compiled);
-        Ok(Self { headers, keys, tokens, certificates, failures: failures.under(&authentication.failures) })
+        let failures = Failures::new(&authentication.failures, previous.map(|p| &p.failures), parts.metrics);
+        Ok(Self { headers, keys, tokens, certificates, failures })
     }
 
     /// Says who calls. `None` is an anonymous caller and comes only where `mode` allows one; a credential that is shown
@@ -256,7 +258,7 @@ impl Authenticator {
             return Ok(bearer);
         }
         // A signature costs a hundred times what a key does: it is not checked for who has shown many bad ones.
-        if let Some(wait) = failures::is_over(&self.failures, address) {
+        if let Some(wait) = self.failures.wait(address) {
             return Err(throttled(wait));
         }
         let mut judged = self.tokens.judge(token, &digest, now);
@@ -282,10 +284,10 @@ impl Authenticator {
     fn refused(&self, address: IpAddr, refusal: Refusal, reason: &'static str) -> Unidentified {
         // Nobody guesses anything by showing nothing.
         if reason != "missing" {
-            if let Some(wait) = failures::is_over(&self.failures, address) {
+            if let Some(wait) = self.failures.wait(address) {
                 return throttled(wait);
             }
-            failures::note(&self.failures, address);
+            self.failures.note(address);
         }
         Unidentified { refusal, reason, throttled: false }
     }
@@ -337,7 +339,8 @@ impl Authenticator {
 
 fn compile(written: &schema::Consumer, parts: Parts<'_>) -> Result<Consumer, IdentityError> {
     let label = format!("consumer {}", written.name);
-    let mut rules = parts.limits.of_consumers(&label, &written.limits).map_err(IdentityError::Limits)?;
+    let mut rules =
+        parts.limits.of_consumers(&label, &written.limits, parts.adoptions).map_err(IdentityError::Limits)?;
     if let Some(budget) = &written.limits.budget {
         rules.push(parts.limits.budget(&label, &written.name, budget));
     }

@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use spillway_config::schema::{Authentication, Consumer, RouteAuthentication};
 use spillway_filter::{HttpClient, NoHttp, Refusal, SharedStates};
 
-use super::{Authenticator, Failures, Identity, IdentityError, NewKey, Parts, Unidentified};
+use super::{Authenticator, Identity, IdentityError, NewKey, Parts, Unidentified};
+use crate::adoptions::Adoptions;
 use crate::limits::Limits;
 use crate::telemetry::Metrics;
 
@@ -36,8 +37,9 @@ impl Known {
         let limits = Limits::new(1024, metrics.clone());
         let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
         let states = SharedStates::default();
-        let parts = Parts { limits: &limits, states: &states, http: &http, metrics: &metrics };
-        Authenticator::new(authentication, consumers, &Failures::new(metrics.clone()), parts).map(Self)
+        let adoptions = Adoptions::default();
+        let parts = Parts { limits: &limits, states: &states, http: &http, metrics: &metrics, adoptions: &adoptions };
+        Authenticator::new(authentication, consumers, None, parts).map(Self)
     }
 
     fn at(&self, headers: &HeaderMap, mode: RouteAuthentication, now: u64) -> Result<Option<Identity>, Unidentified> {

@@ -19,22 +19,29 @@ use super::ledger::{Ledger, Place, Shown};
 use super::levels::{Levels, Limit, Verdict};
 use super::running::Running;
 use super::shared::Shared;
+use crate::adoptions::Adoptions;
 use crate::telemetry::{LimitMetrics, Metrics};
 
 /// When a request that found too many others running may try again; nobody knows when one of those will end.
 const CONCURRENCY_WAIT: Duration = Duration::from_secs(1);
 
 /// A shared store and what it was made from.
-type Store = (RedisState, Arc<Shared>);
+struct Store {
+    written: RedisState,
+    /// What its file of authorities held.
+    authorities: Option<Vec<u8>>,
+    shared: Arc<Shared>,
+}
 
-/// All rules of a process: their levels, the budgets, the shared store. Clones are of the same.
+/// What the rules of one snapshot are made with: the levels and budgets of the process, and the snapshot's shared store.
+/// Clones are of the same.
 #[derive(Clone)]
 pub struct Limits {
     states: Arc<SharedStates>,
     budgets: Arc<Budgets>,
     keys: usize,
     metrics: Arc<Metrics>,
-    shared: Arc<parking_lot::Mutex<Option<Store>>>,
+    store: Option<Arc<Store>>,
 }
 
 /// What a rule counts, and how much of it there is.
@@ -106,27 +113,50 @@ impl Limits {
             budgets: Arc::new(Budgets::new(keys, metrics.budget_write_failures.clone())),
             keys,
             metrics,
-            shared: Arc::default(),
+            store: None,
         }
     }
 
-    /// Opens the file of budgets, if that was not done.
-    pub fn open_budgets(&self, path: &Path) -> Result<(), BudgetError> {
-        self.budgets.open(path)
-    }
-
-    /// Keeps levels in a shared store from the next rules on, or here. The store need not be there.
-    pub fn share(&self, written: Option<&RedisState>) -> Result<(), String> {
-        let mut shared = self.shared.lock();
-        match written {
-            Some(written) if shared.as_ref().is_some_and(|(was, _)| was == written) => {}
-            Some(written) => {
-                let new = Shared::start(written, &self.metrics).map_err(|e| format!("state.limits.redis: {e}"))?;
-                *shared = Some((written.clone(), new));
-            }
-            None => *shared = None,
-        }
+    /// Opens the file of budgets, if that was not done; what it holds counts when the snapshot is adopted.
+    pub fn open_budgets(&self, path: &Path, adoptions: &Adoptions) -> Result<(), BudgetError> {
+        let Some(opened) = self.budgets.open(path)? else { return Ok(()) };
+        let budgets = self.budgets.clone();
+        adoptions.add(move || budgets.install(opened));
         Ok(())
+    }
+
+    /// The same levels and budgets with the store of a new snapshot: the one that `previous` has, where it is written the
+    /// same. It need not be there, and is not asked before the snapshot is adopted.
+    pub fn sharing(
+        &self,
+        written: Option<&RedisState>,
+        previous: Option<&Self>,
+        adoptions: &Adoptions,
+    ) -> Result<Self, String> {
+        let previous = previous.and_then(|limits| limits.store.clone());
+        let file = written.and_then(|written| written.ca_file.as_ref());
+        let authorities = file.map(|file| crate::tls::read_authorities(file)).transpose();
+        let authorities = authorities.map_err(|e| format!("state.limits.redis: {e}"))?;
+        let store = match (written, previous) {
+            (None, _) => None,
+            (Some(written), Some(store)) if store.written == *written && store.authorities == authorities => {
+                Some(store)
+            }
+            (Some(written), previous) => {
+                let gateways = previous.map_or(1, |store| store.shared.gateways());
+                let shared = Shared::new(written, authorities.clone(), gateways, &self.metrics);
+                let shared = shared.map_err(|e| format!("state.limits.redis: {e}"))?;
+                let held = shared.clone();
+                adoptions.add(move || held.begin());
+                Some(Arc::new(Store { written: written.clone(), authorities, shared }))
+            }
+        };
+        Ok(Self { store, ..self.clone() })
+    }
+
+    /// Whether the shared store was reached, and how many gateways it knows of; zero without one.
+    pub fn store_seen(&self) -> (bool, u32) {
+        self.store.as_ref().map_or((false, 0), |store| store.shared.seen())
     }
 
     /// Writes budgets to their file, for a bounded time.
@@ -135,7 +165,7 @@ impl Limits {
     }
 
     /// The rules of a `rateLimit` filter: those that need no caller and no body, and the others.
-    pub fn of_filter(&self, route: &str, spec: &LimitSpec) -> Result<(Rules, Rules), String> {
+    pub fn of_filter(&self, route: &str, spec: &LimitSpec, adoptions: &Adoptions) -> Result<(Rules, Rules), String> {
         let label = format!("{route}/{}", spec.subject);
         let by = &spec.by;
         let early = matches!(by, LimitBy::ClientAddress);
@@ -144,6 +174,7 @@ impl Limits {
         for (unit, quota) in [(Unit::Requests, spec.requests), (Unit::Tokens, spec.tokens)] {
             let Some(quota) = quota else { continue };
             let rule = self.rate(&label, &this, by.clone(), unit, quota, spec.on_exceeded)?;
+            rule.adopted_by(adoptions);
             if early && unit == Unit::Requests { guards.push(rule) } else { filters.push(rule) }
         }
         if let Some(most) = spec.concurrency {
@@ -154,7 +185,7 @@ impl Limits {
     }
 
     /// The rules that all consumers of one kind have, each with levels of its own; budgets come with `of_consumer`.
-    pub fn of_consumers(&self, label: &str, limits: &ConsumerLimits) -> Result<Rules, String> {
+    pub fn of_consumers(&self, label: &str, limits: &ConsumerLimits, adoptions: &Adoptions) -> Result<Rules, String> {
         let mut rules = Rules::new();
         let this = "this consumer";
         let units =
@@ -162,7 +193,9 @@ impl Limits {
         for (unit, rate, burst) in units {
             let Some(rate) = rate else { continue };
             let quota = Quota { rate, burst: burst.unwrap_or(rate.count) };
-            rules.push(self.rate(label, this, LimitBy::Consumer, unit, quota, limits.on_exceeded)?);
+            let rule = self.rate(label, this, LimitBy::Consumer, unit, quota, limits.on_exceeded)?;
+            rule.adopted_by(adoptions);
+            rules.push(rule);
         }
         if let Some(most) = limits.concurrency {
             rules.push(self.concurrency(label, this, LimitBy::Consumer, most, limits.on_exceeded));
@@ -192,7 +225,7 @@ impl Limits {
     }
 
     fn shared(&self) -> Option<Arc<Shared>> {
-        self.shared.lock().as_ref().map(|(_, shared)| shared.clone())
+        self.store.as_ref().map(|store| store.shared.clone())
     }
 
     fn rate(
@@ -212,7 +245,6 @@ impl Limits {
         let levels = self
             .states
             .get_or_insert(&name, || Levels::new(limit, self.keys, self.metrics.limit_keys_forgotten.clone()));
-        levels.adopt(limit);
         Ok(Arc::new(Rule {
             number: number("rate", name.as_bytes()),
             message: format!("the limit of {rate} {} for {this} is reached", unit.name()),
@@ -265,6 +297,13 @@ fn policy(unit: Unit, rate: Rate) -> Option<HeaderValue> {
 impl Rule {
     pub(super) fn on_exceeded(&self) -> OnExceeded {
         self.on_exceeded
+    }
+
+    /// Brings the levels of a rate to its limit once the snapshot that it is made for is adopted.
+    fn adopted_by(self: &Arc<Self>, adoptions: &Adoptions) {
+        let Kind::Rate { levels, limit, .. } = &self.kind else { return };
+        let (levels, limit) = (levels.clone(), *limit);
+        adoptions.add(move || levels.adopt(limit));
     }
 
     /// Whether it counts tokens or what they cost.
@@ -346,10 +385,16 @@ pub(super) fn until_next(period: Period, now: u64) -> Duration {
     Duration::from_secs(window(period, now).1.saturating_sub(now).max(1))
 }
 
-/// Judges all claims together. A refused request takes nothing from any rule, and gives back what it had taken before.
+/// Judges all claims together. A refused request takes nothing from any rule, and gives back what it had taken before. It
+/// waits for a shared store, and for what was spent of a budget that has to be read again, each for a bounded time.
 pub async fn reserve(claims: &[Claim<'_>], ledger: &mut Ledger) -> Result<(), Box<Refusal>> {
     if claims.is_empty() {
         return Ok(());
+    }
+    for claim in claims {
+        if let Kind::Budget { account, .. } = &claim.rule.kind {
+            account.known().await;
+        }
     }
     let shared = claims.iter().find_map(|claim| claim.rule.shared.as_ref());
     if let Some(shared) = shared

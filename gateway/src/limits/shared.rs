@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Script};
+use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Script, TlsCertificates};
 use smallvec::SmallVec;
 use spillway_config::schema::{OnExceeded, RedisState};
 use tokio::sync::{Notify, mpsc};
@@ -55,6 +56,8 @@ pub(super) struct Shared {
     settlements: mpsc::Sender<Settlement>,
     metrics: Arc<Metrics>,
     task: std::sync::OnceLock<AbortHandle>,
+    /// What the task takes when it begins.
+    unbegun: Mutex<Option<(Client, mpsc::Receiver<Settlement>)>>,
 }
 
 impl Drop for Shared {
@@ -66,33 +69,52 @@ impl Drop for Shared {
 }
 
 impl Shared {
-    /// Begins to reach the server.
-    pub(super) fn start(written: &RedisState, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
+    /// A store that is not asked yet; `gateways` are thought to share it until it says how many do.
+    /// Where its server has TLS, `authorities` (PEM) are believed in place of the system's.
+    pub(super) fn new(
+        written: &RedisState,
+        authorities: Option<Vec<u8>>,
+        gateways: u32,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Arc<Self>, String> {
         let mut info = written.url.as_str().into_connection_info().map_err(|e| e.to_string())?;
         if let Some(password) = &written.password {
             let password = password.resolve(&|name| std::env::var(name).ok()).map_err(|e| e.to_string())?;
             let settings = info.redis_settings().clone().set_password(password);
             info = info.set_redis_settings(settings);
         }
-        let client = Client::open(info).map_err(|e| e.to_string())?;
+        let client = match authorities {
+            None => Client::open(info),
+            Some(pem) => Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(pem) }),
+        };
+        let client = client.map_err(|e| e.to_string())?;
         let (settlements, queue) = mpsc::channel(QUEUE);
-        let lost = Arc::new(Notify::new());
-        let shared = Arc::new(Self {
+        Ok(Arc::new(Self {
             prefix: format!("{{{}}}", written.key_prefix),
             timeout: written.timeout.0,
             reserve: Script::new(include_str!("reserve.lua")),
             connection: ArcSwapOption::empty(),
-            lost: lost.clone(),
-            gateways: AtomicU32::new(1),
+            lost: Arc::default(),
+            gateways: AtomicU32::new(gateways),
             // A number that no other gateway uses, nor this one after a restart.
             leases: AtomicU64::new(rand::random()),
             settlements,
             metrics: metrics.clone(),
             task: std::sync::OnceLock::new(),
-        });
-        let task = tokio::spawn(keep(client, Arc::downgrade(&shared), queue, lost)).abort_handle();
-        let _ = shared.task.set(task);
-        Ok(shared)
+            unbegun: Mutex::new(Some((client, queue))),
+        }))
+    }
+
+    /// Begins to reach the server, once.
+    pub(super) fn begin(self: &Arc<Self>) {
+        let Some((client, queue)) = self.unbegun.lock().take() else { return };
+        let task = tokio::spawn(keep(client, Arc::downgrade(self), queue, self.lost.clone())).abort_handle();
+        let _ = self.task.set(task);
+    }
+
+    /// Whether the server is reached, and how many gateways it knows of.
+    pub(super) fn seen(&self) -> (bool, u32) {
+        (self.connection.load().is_some(), self.gateways())
     }
 
     /// Gateways that share the limits, as far as it was last known.
@@ -168,7 +190,6 @@ impl Shared {
     fn give_up(&self, reason: &str) {
         if self.connection.swap(None).is_some() {
             tracing::warn!(event = "limit_store_lost", reason, "limits hold for this gateway's share");
-            self.metrics.limit_store_up.set(0);
             self.lost.notify_one();
         }
     }
@@ -258,7 +279,6 @@ async fn keep(
             Ok(mut connection) => {
                 let Some(store) = shared.upgrade() else { return };
                 store.connection.store(Some(Arc::new(connection.clone())));
-                store.metrics.limit_store_up.set(1);
                 tracing::info!(event = "limit_store_reached", gateways = store.gateways());
                 told = false;
                 drop(store);
@@ -352,6 +372,5 @@ async fn present(
         .query_async(connection)
         .await?;
     store.gateways.store(gateways.max(1), Ordering::Relaxed);
-    store.metrics.limit_store_gateways.set(i64::from(gateways));
     Ok(())
 }

@@ -11,7 +11,8 @@ use spillway_config::schema::{ConsumerLimits, OnExceeded};
 use spillway_filter::{Caller, LimitBy, LimitSpec, Quota, Refusal, RequestView};
 
 use super::*;
-use crate::telemetry::Metrics;
+use crate::adoptions::Adoptions;
+use crate::telemetry::{Metrics, Samples};
 
 struct Asked<'a> {
     consumer: Option<&'a str>,
@@ -36,7 +37,9 @@ fn limits() -> (Limits, Arc<Metrics>) {
 
 fn rules(limits: &Limits, json: serde_json::Value) -> Rules {
     let written: ConsumerLimits = serde_json::from_value(json).unwrap();
-    let mut rules = limits.of_consumers("consumer a", &written).unwrap();
+    let adoptions = Adoptions::default();
+    let mut rules = limits.of_consumers("consumer a", &written, &adoptions).unwrap();
+    adoptions.run();
     rules.extend(written.budget.as_ref().map(|budget| limits.budget("consumer a", "a", budget)));
     rules
 }
@@ -51,7 +54,9 @@ fn by(limits: &Limits, by: LimitBy, count: u32) -> Rules {
         concurrency: None,
         on_exceeded: OnExceeded::Reject,
     };
-    let (mut guards, filters) = limits.of_filter("r", &spec).unwrap();
+    let adoptions = Adoptions::default();
+    let (mut guards, filters) = limits.of_filter("r", &spec, &adoptions).unwrap();
+    adoptions.run();
     guards.extend(filters);
     guards
 }
@@ -102,7 +107,11 @@ fn a_burst_passes_and_then_the_rate() {
     assert!(shown.reset > Duration::from_secs(178) && shown.reset <= Duration::from_secs(180), "{:?}", shown.reset);
     assert_eq!(shown.policy.as_ref().unwrap(), "\"requests\";q=1;w=60");
     assert!(passes(&rules, &Asked { consumer: Some("b"), ..Asked::default() }), "another has its own level");
-    assert!(metrics.encode(&[], &[], 0).contains("spillway_limit_refusals_total{limit=\"consumer a/requests/60\"} 1"));
+    assert!(
+        metrics
+            .encode(&Samples::default())
+            .contains("spillway_limit_refusals_total{limit=\"consumer a/requests/60\"} 1")
+    );
 }
 
 #[test]
@@ -193,7 +202,7 @@ fn a_limit_on_trial_only_counts() {
     for _ in 0..3 {
         assert!(passes(&rules, &asked));
     }
-    let text = metrics.encode(&[], &[], 0);
+    let text = metrics.encode(&Samples::default());
     assert!(text.contains("spillway_limit_shadow_refusals_total{limit=\"consumer a/requests/3600\"} 2"), "{text}");
     assert!(text.contains("spillway_limit_shadow_refusals_total{limit=\"consumer a/tokens/3600\"} 3"), "{text}");
     assert!(text.contains("spillway_limit_refusals_total{limit=\"consumer a/tokens/3600\"} 0"), "{text}");

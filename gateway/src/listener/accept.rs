@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::connection;
 use super::plan::ListenerPlan;
 use crate::server::Gateway;
-use crate::telemetry::ListenerMetrics;
+use crate::telemetry::{CertificateSample, ListenerMetrics};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -121,7 +121,20 @@ impl ListenerSet {
             gone.task.abort();
             gone.stop.send_replace(true);
         }
+        let managed = wanted.values().filter_map(|open| open.plan.load().tls.as_ref()?.managed().cloned());
+        gateway.acme.keep(&managed.collect::<Vec<_>>());
         *open = wanted;
+    }
+
+    /// What metrics say of the certificates that listeners show.
+    pub fn certificates(&self) -> Vec<CertificateSample> {
+        let mut samples = Vec::new();
+        for open in self.open.lock().values() {
+            let plan = open.plan.load();
+            let shown = plan.tls.iter().flat_map(|tls| tls.certificates());
+            samples.extend(shown.map(|pair| pair.sample(&plan.name)));
+        }
+        samples
     }
 
     /// Closes all: no further connection, no further request on those that are open.
@@ -259,7 +272,8 @@ mod tests {
             "limits": {"maxConnectionsPerAddress": limit},
         });
         let config = serde_json::json!({"listeners": [listener], "routes": []});
-        super::super::plans(&serde_json::from_value(config).unwrap()).unwrap().remove(0)
+        let acme = crate::tls::Acme::new(Arc::new(crate::telemetry::Metrics::new()));
+        super::super::plans(&serde_json::from_value(config).unwrap(), &acme).unwrap().remove(0)
     }
 
     #[test]

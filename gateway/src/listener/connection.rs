@@ -6,9 +6,11 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue};
 use rustls::ProtocolVersion;
 use spillway_config::schema::{ListenerLimits, ListenerProtocol};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::accept::Places;
 use super::forwarded::{Origin, TrustedProxies, address_value};
@@ -17,7 +19,7 @@ use super::proxy_protocol::{self, ProxyError};
 use super::socket::{ClientSocket, Transport};
 use super::{http1, http2};
 use crate::server::Gateway;
-use crate::tls::{ClientCertificate, ServerTls};
+use crate::tls::{Challenges, ClientCertificate, ServerTls};
 
 /// What is known of a connection.
 #[derive(Debug)]
@@ -94,6 +96,8 @@ enum Unopened {
     Tls(std::io::Error),
     #[error("the address has `limits.maxConnectionsPerAddress` connections already")]
     TooMany,
+    #[error("an authority has looked at a challenge")]
+    Challenge,
 }
 
 impl Unopened {
@@ -103,6 +107,7 @@ impl Unopened {
             Self::Proxy(_) => "proxy_protocol",
             Self::Tls(_) => "tls",
             Self::TooMany => "address_limit",
+            Self::Challenge => "challenge",
         }
     }
 }
@@ -155,7 +160,7 @@ async fn open(
         let is_http2 = plan.protocol == ListenerProtocol::H2c;
         return Ok((ClientSocket::new(Transport::Plain(stream)), connection, is_http2));
     };
-    let stream = TlsAcceptor::from(tls.config.clone()).accept(stream).await.map_err(Unopened::Tls)?;
+    let stream = shake_hands(tls, stream).await?;
     let (_, session) = stream.get_ref();
     let is_http2 = session.alpn_protocol() == Some(b"h2");
     let info = TlsInfo {
@@ -169,4 +174,18 @@ async fn open(
     };
     let connection = ConnectionInfo::new(client, local, Some(info), plan);
     Ok((ClientSocket::new(Transport::Tls(Box::new(stream))), connection, is_http2))
+}
+
+/// The TLS handshake. One in which an authority looks at a challenge ends with it.
+async fn shake_hands(tls: &ServerTls, stream: TcpStream) -> Result<TlsStream<TcpStream>, Unopened> {
+    let Some(challenge) = &tls.challenge else {
+        return TlsAcceptor::from(tls.config.clone()).accept(stream).await.map_err(Unopened::Tls);
+    };
+    let begun = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await.map_err(Unopened::Tls)?;
+    if Challenges::is_asked_for(&begun.client_hello()) {
+        let mut stream = begun.into_stream(challenge.clone()).await.map_err(Unopened::Tls)?;
+        let _ = stream.shutdown().await;
+        return Err(Unopened::Challenge);
+    }
+    begun.into_stream(tls.config.clone()).await.map_err(Unopened::Tls)
 }

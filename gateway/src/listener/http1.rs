@@ -1,8 +1,12 @@
-//! The life of an HTTP/1.1 connection: read a header within its time, run the request, go on or close.
+//! The life of an HTTP/1.1 connection: read a header within its time, run the request, go on or close. Requests that a
+//! client sends before the answer to the one before (pipelining, RFC 9112, 9.3.2) are served one after the other.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Method, header};
+use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use tokio::sync::watch;
 
@@ -23,6 +27,8 @@ pub(super) async fn serve(
 ) {
     let limits = &connection.limits;
     let mut session = ServerSession::new_http1(Box::new(socket));
+    // Without it a byte behind a request, such as the line break of careless clients, ends the request that runs.
+    session.set_pipelining_enabled(true);
     // The first request gets the time for a header only; between requests a connection may idle.
     let mut wait = limits.header_timeout.0;
     loop {
@@ -53,14 +59,45 @@ pub(super) async fn serve(
         if *stop.borrow() {
             session.set_keepalive(None);
         }
-        if pipeline::handle(&gateway, &connection, &mut session).await == pipeline::Connection::Close {
+        let ended = match challenge(&gateway, &session) {
+            Some(text) => answer(&mut session, text, limits.body_timeout.0).await,
+            None => pipeline::handle(&gateway, &connection, &mut session).await,
+        };
+        if ended == pipeline::Connection::Close {
             session.shutdown().await;
             return;
         }
         let Ok(Some(reusable)) = session.finish().await else { return };
-        let (stream, _) = reusable.into_parts();
+        let (stream, early) = reusable.into_parts();
         session = ServerSession::new_http1(stream);
+        session.set_pipelining_enabled(true);
+        if let Some(early) = early {
+            session.set_pipelined_prefix(early);
+        }
         wait = limits.idle_timeout.0 + limits.header_timeout.0;
         session.set_keepalive(Some(limits.idle_timeout.0.as_secs().max(1)));
+    }
+}
+
+/// The answer to an authority that looks at a challenge, which no route may hide.
+fn challenge(gateway: &Gateway, session: &ServerSession) -> Option<Bytes> {
+    let head = session.req_header();
+    let text = gateway.acme.challenges().text(head.uri.path())?;
+    (head.method == Method::GET).then(|| text.into())
+}
+
+/// Writes a short text, within a time.
+async fn answer(session: &mut ServerSession, text: Bytes, time: Duration) -> pipeline::Connection {
+    let written = async {
+        let mut head = ResponseHeader::build(200, Some(2)).ok()?;
+        // RFC 8555, 8.3.
+        head.insert_header(header::CONTENT_TYPE, "application/octet-stream").ok()?;
+        head.insert_header(header::CONTENT_LENGTH, text.len()).ok()?;
+        session.write_response_header(Box::new(head)).await.ok()?;
+        session.write_response_body(text, true).await.ok()
+    };
+    match tokio::time::timeout(time, written).await {
+        Ok(Some(())) => pipeline::Connection::Keep,
+        _ => pipeline::Connection::Close,
     }
 }

@@ -7,7 +7,7 @@ use spillway_config::schema::{Config, ListenerLimits, ListenerProtocol};
 use spillway_config::values::Network;
 
 use super::forwarded::TrustedProxies;
-use crate::tls::ServerTls;
+use crate::tls::{Acme, ServerTls};
 
 /// A listener to be opened or kept.
 #[derive(Debug, Clone)]
@@ -41,12 +41,12 @@ impl ListenerPlan {
 }
 
 /// The listeners that a configuration asks for. Reads files: not for the runtime's threads.
-pub fn plans(config: &Config) -> Result<Vec<ListenerPlan>, Vec<String>> {
+pub fn plans(config: &Config, acme: &Acme) -> Result<Vec<ListenerPlan>, Vec<String>> {
     let mut plans = Vec::new();
     let mut errors = Vec::new();
     for written in &config.listeners {
         let name = written.name.clone().unwrap_or_else(|| written.address.to_string());
-        let tls = match written.tls.as_ref().map(ServerTls::read).transpose() {
+        let tls = match written.tls.as_ref().map(|tls| ServerTls::read(tls, acme)).transpose() {
             Ok(tls) => tls.map(Arc::new),
             Err(e) => {
                 errors.push(format!("listener `{name}`: {e}"));

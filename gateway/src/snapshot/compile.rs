@@ -18,14 +18,15 @@ use super::{
     Backend, HedgePlan, Last, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind,
 };
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
+use crate::adoptions::Adoptions;
 use crate::balancing::{Addresses, Balancer, Blueprint, Care, Detector, Endpoints, Resolve, Way, addresses};
 use crate::http_client::Http;
-use crate::identity::{Authenticator, Failures, Parts};
+use crate::identity::{Authenticator, Parts};
 use crate::limits::{Limits, Prices, Rules};
 use crate::protocol::Api;
 use crate::routing::{ModelPattern, TableBuilder};
 use crate::spill::Models;
-use crate::telemetry::{Metrics, Tracer};
+use crate::telemetry::{CertificateSample, Metrics, Tracer};
 use crate::tls::UpstreamTls;
 
 /// A configuration that is sound and still cannot be run: every reason, one a line.
@@ -51,7 +52,6 @@ pub struct Compiler {
     pub limits: Limits,
     /// Calls of the gateway's own.
     pub http: Arc<dyn HttpClient>,
-    failures: Failures,
     generation: AtomicU64,
 }
 
@@ -86,7 +86,6 @@ impl Compiler {
         Self {
             limits,
             http: Arc::new(Http::default()),
-            failures: Failures::new(metrics.clone()),
             registry,
             states: SharedStates::default(),
             endpoints: Arc::default(),
@@ -97,7 +96,8 @@ impl Compiler {
         }
     }
 
-    /// Compiles a configuration. State of what did not change is taken over from `previous`.
+    /// Compiles a configuration. State of what did not change is taken over from `previous`; state that both share changes
+    /// when the new snapshot's `adoptions` are run, and not before.
     pub async fn compile(&self, config: &Config, previous: Option<&Snapshot>) -> Result<Snapshot, SnapshotError> {
         let mut errors = Vec::new();
         let tracer =
@@ -107,20 +107,29 @@ impl Compiler {
             Tracer::default()
         });
         let authentication = config.authentication.clone().unwrap_or_default();
-        if let Err(e) = self.limits.share(config.state.limits.as_ref().map(|limits| &limits.redis)) {
+        let adoptions = Adoptions::default();
+        let redis = config.state.limits.as_ref().map(|limits| &limits.redis);
+        let limits = self.limits.sharing(redis, previous.map(|p| &p.limits), &adoptions).unwrap_or_else(|e| {
             errors.push(e);
-        }
+            self.limits.clone()
+        });
         if has_budget(config)
-            && let Err(e) = self.limits.open_budgets(&config.state.budgets.sqlite)
+            && let Err(e) = limits.open_budgets(&config.state.budgets.sqlite, &adoptions)
         {
             errors.push(e.to_string());
         }
-        let parts = Parts { limits: &self.limits, states: &self.states, http: &self.http, metrics: &self.metrics };
-        let identity = Authenticator::new(&authentication, &config.consumers, &self.failures, parts);
-        let mut cares = Vec::new();
+        let parts = Parts {
+            limits: &limits,
+            states: &self.states,
+            http: &self.http,
+            metrics: &self.metrics,
+            adoptions: &adoptions,
+        };
+        let identity = Authenticator::new(&authentication, &config.consumers, previous.map(|p| &p.identity), parts);
+        let (mut cares, mut certificates) = (Vec::new(), Vec::new());
         let mut backends = HashMap::new();
         for written in &config.backends {
-            match self.backend(written, previous, &mut cares).await {
+            match self.backend(written, previous, &mut cares, &mut certificates).await {
                 Ok(backend) => {
                     backends.insert(written.name.as_str(), Arc::new(backend));
                 }
@@ -140,7 +149,7 @@ impl Compiler {
         let mut owned_headers: Vec<HeaderName> = identity_headers.iter().flatten().cloned().collect();
         let mut table = TableBuilder::default();
         for written in &config.routes {
-            let added = self.route(written, config, &backends, &models).and_then(|route| {
+            let added = self.route(written, config, &backends, &models, parts).and_then(|route| {
                 for named in &route.filters {
                     owned_headers.extend_from_slice(named.filter.owned_headers());
                 }
@@ -168,6 +177,9 @@ impl Compiler {
             drain_timeout: config.shutdown.drain_timeout.0,
             redacted: redacted(config),
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
+            certificates,
+            limits,
+            adoptions,
         })
     }
 
@@ -176,8 +188,11 @@ impl Compiler {
         written: &schema::Backend,
         previous: Option<&Snapshot>,
         cares: &mut Vec<Care>,
+        certificates: &mut Vec<CertificateSample>,
     ) -> Result<Backend, String> {
         let tls = read_tls(written).await?;
+        let place = format!("backend {}", written.name);
+        certificates.extend(tls.sample.clone().map(|sample| CertificateSample { place, ..sample }));
         let credentials = written.credentials.as_ref().map(bearer).transpose()?;
         let full: Vec<u16> = match &written.capacity.statuses {
             Some(statuses) => statuses.iter().map(|status| status.0).collect(),
@@ -240,6 +255,7 @@ impl Compiler {
         config: &Config,
         backends: &HashMap<&str, Arc<Backend>>,
         models: &Models,
+        parts: Parts<'_>,
     ) -> Result<Route, String> {
         let name = written.name.clone().unwrap_or_else(|| "default".to_owned());
         let missing = |what: &str| format!("route `{name}`: there is no {what}");
@@ -291,7 +307,7 @@ impl Compiler {
             })
             .collect();
         let queues = match &saturated.queue {
-            Some(queue) => self.queues(&name, queue, saturated.try_others, &targets),
+            Some(queue) => self.queues(&name, queue, saturated.try_others, &targets, parts.adoptions),
             None => Vec::new(),
         };
         let (mut guards, mut filters, mut mirrors) = (Vec::new(), Vec::new(), Vec::new());
@@ -314,7 +330,8 @@ impl Compiler {
             }
             let named = |rules| NamedFilter { name: entry.name.clone(), filter: filter.clone(), rules };
             if let Some(spec) = filter.limit() {
-                let (early, late) = self.limits.of_filter(&name, spec).map_err(|e| format!("route `{name}`: {e}"))?;
+                let (early, late) =
+                    parts.limits.of_filter(&name, spec, parts.adoptions).map_err(|e| format!("route `{name}`: {e}"))?;
                 // A limit by address counts requests before anybody is known, and tokens when the body is.
                 guards.extend((!early.is_empty()).then(|| named(early)));
                 filters.extend((!late.is_empty()).then(|| named(late)));
@@ -408,7 +425,14 @@ fn thousandths(share: f64) -> i64 {
 impl Compiler {
     /// One queue of a route, or one for each target where a request stays with the one that it drew: a place that comes
     /// free at another target is none for it.
-    fn queues(&self, route: &str, written: &schema::Queue, try_others: bool, targets: &[Target]) -> Vec<Arc<Queue>> {
+    fn queues(
+        &self,
+        route: &str,
+        written: &schema::Queue,
+        try_others: bool,
+        targets: &[Target],
+        adoptions: &Adoptions,
+    ) -> Vec<Arc<Queue>> {
         let depth = usize::try_from(written.max_depth.get()).unwrap_or(usize::MAX);
         let rooms = |serves: &dyn Fn(&Target) -> bool| {
             let backend = |target: &Target| match &target.kind {
@@ -420,7 +444,8 @@ impl Compiler {
         let queue = |name: &str, rooms: Vec<Arc<Room>>| {
             let make = || Queue::new(depth, written.max_wait.0, self.metrics.queue(route));
             let queue = self.states.get_or_insert(name, make);
-            queue.adopt(depth, written.max_wait.0, rooms);
+            let (adopting, max_wait) = (queue.clone(), written.max_wait.0);
+            adoptions.add(move || adopting.adopt(depth, max_wait, rooms));
             queue
         };
         if try_others || targets.len() == 1 {

@@ -16,14 +16,15 @@ pub(crate) use compile::bearer;
 pub use compile::{Compiler, SnapshotError};
 
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
+use crate::adoptions::Adoptions;
 use crate::balancing::{Balancer, Care, now_millis};
 use crate::identity::Authenticator;
-use crate::limits::{Prices, Rules};
+use crate::limits::{Limits, Prices, Rules};
 use crate::protocol::Api;
 use crate::protocol::openai::ModelCard;
 use crate::routing::RouteTable;
 use crate::spill::{LoadedModel, Models};
-use crate::telemetry::{ModelMetrics, RouteMetrics, Tracer};
+use crate::telemetry::{CertificateSample, ModelMetrics, RouteMetrics, Tracer};
 
 /// The compiled configuration.
 pub struct Snapshot {
@@ -55,6 +56,12 @@ pub struct Snapshot {
     pub redacted: serde_json::Value,
     /// Changes with every snapshot of the process.
     pub generation: u64,
+    /// What metrics say of the certificates that are shown to backends.
+    pub certificates: Vec<CertificateSample>,
+    /// What its rules are made with.
+    pub limits: Limits,
+    /// What it does to state that outlives it: run once, when it begins to run.
+    pub adoptions: Adoptions,
 }
 
 impl Snapshot {

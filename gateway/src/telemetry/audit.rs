@@ -5,19 +5,18 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use http::request::Parts;
 use serde::Serialize;
+use spillway_config::schema::AuditLog;
 
 use super::{LogWriter, Metrics};
 use crate::exchange::Exchange;
 use crate::limits::Rationed;
 use crate::telemetry::rfc3339_millis;
 
-/// Lines of one address, and of all, in a minute.
-const OF_ADDRESS: u32 = 60;
-const OF_ALL: u32 = 6_000;
 /// Addresses whose lines are counted.
 const ADDRESSES: usize = 16_384;
 /// Longest path in a line.
@@ -26,9 +25,23 @@ const MAX_PATH: usize = 256;
 /// Writes the audit log.
 pub struct Audit {
     log: LogWriter,
+    rates: ArcSwap<Rates>,
+    metrics: Arc<Metrics>,
+}
+
+/// How much it may say.
+struct Rates {
+    written: AuditLog,
     by_address: Rationed,
     all: Rationed,
-    metrics: Arc<Metrics>,
+}
+
+impl Rates {
+    fn new(written: &AuditLog, metrics: &Metrics) -> Self {
+        let table = |rate, keys| Rationed::new(rate, keys, metrics.limit_keys_forgotten.clone());
+        let (by_address, all) = (table(written.per_address, ADDRESSES), table(written.total, 1));
+        Self { written: written.clone(), by_address, all }
+    }
 }
 
 #[derive(Serialize)]
@@ -54,13 +67,15 @@ struct Line<'a> {
 
 impl Audit {
     /// An audit log into the process's log.
-    pub fn new(log: LogWriter, metrics: Arc<Metrics>) -> Self {
-        let rate = |count: u32| spillway_config::values::Rate {
-            count: NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN),
-            period: Duration::from_secs(60),
-        };
-        let table = |count, keys| Rationed::new(rate(count), keys, metrics.limit_keys_forgotten.clone());
-        Self { log, by_address: table(OF_ADDRESS, ADDRESSES), all: table(OF_ALL, 1), metrics }
+    pub fn new(written: &AuditLog, log: LogWriter, metrics: Arc<Metrics>) -> Self {
+        Self { log, rates: ArcSwap::from_pointee(Rates::new(written, &metrics)), metrics }
+    }
+
+    /// Takes over how much a new configuration lets it say.
+    pub fn adopt(&self, written: &AuditLog) {
+        if self.rates.load().written != *written {
+            self.rates.store(Arc::new(Rates::new(written, &self.metrics)));
+        }
     }
 
     /// A credential was refused.
@@ -100,7 +115,8 @@ impl Audit {
 
     fn write(&self, line: &Line<'_>) {
         let everyone = IpAddr::from([0, 0, 0, 0]);
-        if !self.by_address.take(line.client, NonZeroU32::MIN) || !self.all.take(everyone, NonZeroU32::MIN) {
+        let rates = self.rates.load();
+        if !rates.by_address.take(line.client, NonZeroU32::MIN) || !rates.all.take(everyone, NonZeroU32::MIN) {
             self.metrics.audit_dropped.inc();
             return;
         }

@@ -13,6 +13,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{TlsError, certificates, private_key, provider, read};
+use crate::telemetry::CertificateSample;
 
 /// How long before its end a certificate is warned of.
 const ENDS_SOON: Duration = Duration::from_secs(7 * 86_400);
@@ -60,6 +61,12 @@ impl Names {
                 .filter(|dot| *dot > 0)
                 .and_then(|dot| host.get(dot..))
                 .is_some_and(|rest| self.wildcard.iter().any(|suffix| suffix.eq_ignore_ascii_case(rest)))
+    }
+
+    /// One of them, to tell a certificate from others by.
+    pub fn first(&self) -> Option<String> {
+        let star = self.wildcard.first().map(|suffix| format!("*{suffix}"));
+        self.exact.first().map(|name| name.to_string()).or(star)
     }
 
     fn is_empty(&self) -> bool {
@@ -116,6 +123,16 @@ impl Pair {
         })?;
         let certified = Arc::new(certified);
         Ok(Self { certified, names, valid, file: cert.to_owned(), key: again, read: Default::default() })
+    }
+
+    /// What metrics say of it; `place` is where it is shown.
+    pub fn sample(&self, place: &str) -> CertificateSample {
+        let file = || self.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        CertificateSample {
+            place: place.to_owned(),
+            certificate: self.names.first().unwrap_or_else(file),
+            ends: self.valid.1,
+        }
     }
 
     /// What is sound and may not be meant.

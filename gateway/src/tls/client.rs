@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use spillway_config::schema::BackendTls;
 
 use super::{Pair, TlsError, authorities, provider, read};
+use crate::telemetry::CertificateSample;
 
 /// TLS of a backend, compiled.
 pub struct UpstreamTls {
@@ -19,6 +20,8 @@ pub struct UpstreamTls {
     pub shown: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
     /// For connections that do not come from the pool.
     pub config: Arc<ClientConfig>,
+    /// What metrics say of the certificate that is shown.
+    pub sample: Option<CertificateSample>,
     /// Over everything that was read: connections are shared only where it is the same.
     pub digest: [u8; 32],
 }
@@ -43,13 +46,14 @@ impl UpstreamTls {
             .with_safe_default_protocol_versions()
             .map_err(TlsError::setup)?
             .with_root_certificates(roots);
-        let mut shown = None;
+        let (mut shown, mut sample) = (None, None);
         let mut config = match &written.client_certificate {
             None => builder.with_no_client_auth(),
             Some(files) => {
                 let pair = Pair::read(&files.cert_file, &files.key_file)?;
                 pair.read.iter().for_each(|bytes| digest.update(bytes));
                 let chain = pair.certified.cert.clone();
+                sample = Some(pair.sample(""));
                 shown = Some((chain.clone(), pair.key.clone_key()));
                 builder.with_client_auth_cert(chain, pair.key).map_err(TlsError::setup)?
             }
@@ -60,6 +64,7 @@ impl UpstreamTls {
             authorities: believed,
             shown,
             config: Arc::new(config),
+            sample,
             digest: digest.finalize().into(),
         })
     }
@@ -76,10 +81,14 @@ fn system() -> Result<Arc<RootCertStore>, TlsError> {
     if let Some(roots) = SYSTEM.get() {
         return Ok(roots.clone());
     }
-    let found = rustls_native_certs::load_native_certs()
-        .map_err(|e| TlsError::Setup(format!("the authorities of this system cannot be read ({e}); name `caFile`")))?;
+    let found = rustls_native_certs::load_native_certs();
+    // One store of several that cannot be read does no harm where others can.
+    if let (true, Some(e)) = (found.certs.is_empty(), found.errors.first()) {
+        let why = format!("the authorities of this system cannot be read ({e}); name `caFile`");
+        return Err(TlsError::Setup(why));
+    }
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found);
+    roots.add_parsable_certificates(found.certs);
     Ok(SYSTEM.get_or_init(|| Arc::new(roots)).clone())
 }
 

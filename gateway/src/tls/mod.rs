@@ -1,7 +1,8 @@
 //! Files become TLS: certificates, keys and authorities are read, held against each other and compiled, for both sides
-//! of the proxy and for `spillway check`. It opens no connection and watches no file: the reload does that.
+//! of the proxy and for `spillway check`; or an authority issues them (`acme`). It watches no file: the reload does that.
 //! Every error names the file that is at fault.
 
+mod acme;
 mod certificate;
 mod client;
 mod peer;
@@ -17,13 +18,11 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+pub use acme::{Acme, Challenges, Managed};
 pub use certificate::{Names, Pair};
 pub use client::UpstreamTls;
 pub use peer::ClientCertificate;
 pub use server::ServerTls;
-
-/// Longest file of certificates or keys; a bundle of all public authorities has some 250 KiB.
-const MAX_FILE: u64 = 4 << 20;
 
 /// Files that cannot be used for TLS.
 #[derive(Debug, thiserror::Error)]
@@ -73,12 +72,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let wrong = |source| TlsError::Read { path: path.to_owned(), source };
-    let length = std::fs::metadata(path).map_err(wrong)?.len();
-    if length > MAX_FILE {
-        return Err(TlsError::content(path, format!("it has {length} bytes; the most is {MAX_FILE}")));
-    }
-    std::fs::read(path).map_err(wrong)
+    spillway_config::read_bytes(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
 /// The certificates of a PEM file, at least one.
@@ -124,6 +118,12 @@ fn authorities(path: &Path, pem: &[u8]) -> Result<Authorities, TlsError> {
 /// Judges a certificate and its key for `spillway check`; gives warnings.
 pub fn check_pair(cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, TlsError> {
     Pair::read(cert, key).map(|pair| pair.warnings(std::time::SystemTime::now(), server))
+}
+
+/// A file of authorities as it stands, for those who compile it themselves.
+pub fn read_authorities(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let pem = read(path)?;
+    authorities(path, &pem).map(|_| pem)
 }
 
 /// Judges a file of authorities for `spillway check`.

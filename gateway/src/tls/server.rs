@@ -7,9 +7,10 @@ use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SupportedProtocolVersion, version};
 use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
 use spillway_config::schema::{ClientCertificateMode, ListenerTls, TlsVersion};
 
-use super::{Pair, TlsError, authorities, provider, read};
+use super::{Acme, Managed, Pair, TlsError, authorities, provider, read};
 
 /// Protocols in the order of our preference.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -18,6 +19,8 @@ const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 pub struct ServerTls {
     /// For rustls.
     pub config: Arc<ServerConfig>,
+    /// For handshakes in which an authority looks at a challenge, where it may.
+    pub challenge: Option<Arc<ServerConfig>>,
     chooser: Arc<Chooser>,
     /// Over everything that was read: the same one means that nothing changed. Tickets of earlier connections stay
     /// good as long as it does not.
@@ -38,15 +41,17 @@ impl PartialEq for ServerTls {
 
 /// The certificates by the names they are good for.
 struct Chooser {
-    pairs: Vec<Pair>,
+    pairs: Vec<Arc<Pair>>,
+    /// One that may come, and change, while connections are served.
+    managed: Option<Arc<Managed>>,
     exact: HashMap<Box<str>, Vec<usize>>,
     /// By what follows the star.
     wildcard: HashMap<Box<str>, Vec<usize>>,
 }
 
 impl Chooser {
-    fn new(pairs: Vec<Pair>) -> Self {
-        let mut chooser = Self { pairs: Vec::new(), exact: HashMap::new(), wildcard: HashMap::new() };
+    fn new(pairs: Vec<Pair>, managed: Option<Arc<Managed>>) -> Self {
+        let mut chooser = Self { pairs: Vec::new(), managed, exact: HashMap::new(), wildcard: HashMap::new() };
         for (n, pair) in pairs.iter().enumerate() {
             for name in &pair.names.exact {
                 chooser.exact.entry(name.clone()).or_default().push(n);
@@ -55,19 +60,33 @@ impl Chooser {
                 chooser.wildcard.entry(suffix.clone()).or_default().push(n);
             }
         }
-        chooser.pairs = pairs;
+        chooser.pairs = pairs.into_iter().map(Arc::new).collect();
         chooser
     }
 
-    /// The certificates for a name, several where a name has one for each kind of key; the first one of the file where
-    /// none is for that name.
-    fn candidates(&self, name: Option<&str>) -> impl Iterator<Item = &Pair> {
-        let found = name.and_then(|name| {
-            let lower = name.to_ascii_lowercase();
-            let suffix = lower.find('.').and_then(|dot| lower.get(dot..));
-            self.exact.get(lower.as_str()).or_else(|| self.wildcard.get(suffix?))
+    /// The certificates for a name, several where a name has one for each kind of key; the first one where none is for
+    /// that name. None at all while the only one is still to be obtained.
+    fn candidates(&self, name: Option<&str>) -> SmallVec<[Arc<Pair>; 2]> {
+        let lower = name.map(str::to_ascii_lowercase);
+        let managed = || self.managed.as_ref().and_then(|managed| managed.pair());
+        let found = lower.as_deref().and_then(|lower| {
+            let suffix = || lower.find('.').and_then(|dot| lower.get(dot..));
+            if let Some(exact) = self.exact.get(lower) {
+                return Some(exact.as_slice());
+            }
+            // A name that a certificate is obtained for is not shown one with a star.
+            if self.managed.as_ref().is_some_and(|m| m.domains().iter().any(|own| own.eq_ignore_ascii_case(lower))) {
+                return None;
+            }
+            self.wildcard.get(suffix()?).map(Vec::as_slice)
         });
-        found.map_or(&[0][..], Vec::as_slice).iter().filter_map(|n| self.pairs.get(*n))
+        match found {
+            Some(found) => found.iter().filter_map(|n| self.pairs.get(*n).cloned()).collect(),
+            None => {
+                let own = managed().filter(|pair| lower.as_deref().is_some_and(|name| pair.names.cover(name)));
+                own.or_else(|| self.pairs.first().cloned()).or_else(managed).into_iter().collect()
+            }
+        }
     }
 }
 
@@ -79,17 +98,18 @@ impl std::fmt::Debug for Chooser {
 
 impl ResolvesServerCert for Chooser {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let usable = |pair: &&Pair| pair.certified.key.choose_scheme(hello.signature_schemes()).is_some();
-        let name = hello.server_name();
-        self.candidates(name).find(usable).or_else(|| self.candidates(name).next()).map(|pair| pair.certified.clone())
+        let usable = |pair: &&Arc<Pair>| pair.certified.key.choose_scheme(hello.signature_schemes()).is_some();
+        let candidates = self.candidates(hello.server_name());
+        candidates.iter().find(usable).or_else(|| candidates.first()).map(|pair| pair.certified.clone())
     }
 }
 
 impl ServerTls {
     /// Reads the files that a listener names and compiles them.
-    pub fn read(written: &ListenerTls) -> Result<Self, TlsError> {
+    pub fn read(written: &ListenerTls, acme: &Acme) -> Result<Self, TlsError> {
         let mut digest = Sha256::new();
-        digest.update(format!("{:?}", (written.min_version, written.client_certificates.as_ref().map(|c| c.mode))));
+        let clients = written.client_certificates.as_ref().map(|clients| clients.mode);
+        digest.update(format!("{:?}", (written.min_version, clients, &written.acme)));
         let mut feed = |bytes: &[u8]| {
             digest.update(u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
             digest.update(bytes);
@@ -121,19 +141,38 @@ impl ServerTls {
                 builder.with_client_cert_verifier(verifier.build().map_err(TlsError::setup)?)
             }
         };
-        let chooser = Arc::new(Chooser::new(pairs));
+        let managed = written.acme.as_ref().map(|written| acme.certificate(written)).transpose()?;
+        if let Some(managed) = &managed {
+            feed(managed.key());
+        }
+        let challenge = match managed.as_ref().is_some_and(|managed| managed.is_challenged_by_tls()) {
+            true => Some(acme.challenges().config()?),
+            false => None,
+        };
+        let chooser = Arc::new(Chooser::new(pairs, managed));
         let mut config = builder.with_cert_resolver(chooser.clone());
         config.alpn_protocols = ALPN.iter().map(|name| name.to_vec()).collect();
         // Tickets keep nothing here for each client; their key changes every six hours. Early data stays off: it can be
         // replayed.
         config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(TlsError::setup)?;
-        Ok(Self { config: Arc::new(config), chooser, digest: digest.finalize().into() })
+        Ok(Self { config: Arc::new(config), challenge, chooser, digest: digest.finalize().into() })
     }
 
     /// Whether a connection that asked for `name` may carry a request for `host`: the same name, or another one of the
     /// certificate that it was shown (RFC 9110, 15.5.20; RFC 9113, 9.1.1).
     pub fn answers_for(&self, name: &str, host: &str) -> bool {
-        name.eq_ignore_ascii_case(host) || self.chooser.candidates(Some(name)).any(|pair| pair.names.cover(host))
+        name.eq_ignore_ascii_case(host) || self.chooser.candidates(Some(name)).iter().any(|pair| pair.names.cover(host))
+    }
+
+    /// The certificate that is obtained for it.
+    pub fn managed(&self) -> Option<&Arc<Managed>> {
+        self.chooser.managed.as_ref()
+    }
+
+    /// Every certificate that it may show.
+    pub fn certificates(&self) -> impl Iterator<Item = Arc<Pair>> + '_ {
+        let managed = self.chooser.managed.as_ref().and_then(|managed| managed.pair());
+        self.chooser.pairs.iter().cloned().chain(managed)
     }
 }
 
@@ -144,6 +183,10 @@ mod tests {
     use super::*;
     use crate::tls::testing::Authority;
 
+    fn acme() -> Acme {
+        Acme::new(Arc::new(crate::telemetry::Metrics::new()))
+    }
+
     fn listener(folder: &std::path::Path, certificates: &[&[&str]]) -> ListenerTls {
         let authority = Authority::new();
         let certificates = certificates.iter().enumerate().map(|(n, names)| {
@@ -152,6 +195,7 @@ mod tests {
         });
         ListenerTls {
             certificates: certificates.collect(),
+            acme: None,
             client_certificates: None,
             min_version: TlsVersion::default(),
         }
@@ -161,9 +205,9 @@ mod tests {
     fn the_name_chooses_the_certificate_exact_before_wildcard_and_the_first_for_all_others() {
         let folder = tempfile::tempdir().unwrap();
         let written = listener(folder.path(), &[&["first.test"], &["*.b.test"], &["x.b.test", "y.b.test"]]);
-        let tls = ServerTls::read(&written).unwrap();
+        let tls = ServerTls::read(&written, &acme()).unwrap();
         let shown = |name: Option<&str>| {
-            let pairs: Vec<_> = tls.chooser.candidates(name).collect();
+            let pairs = tls.chooser.candidates(name);
             assert_eq!(pairs.len(), 1);
             pairs[0].file.file_stem().unwrap().to_str().unwrap().to_owned()
         };
@@ -189,11 +233,11 @@ mod tests {
     fn what_did_not_change_is_the_same_and_what_did_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let mut written = listener(folder.path(), &[&["a.test"]]);
-        let before = ServerTls::read(&written).unwrap();
-        assert!(before == ServerTls::read(&written).unwrap());
+        let before = ServerTls::read(&written, &acme()).unwrap();
+        assert!(before == ServerTls::read(&written, &acme()).unwrap());
         written.min_version = TlsVersion::V13;
-        assert!(before != ServerTls::read(&written).unwrap());
+        assert!(before != ServerTls::read(&written, &acme()).unwrap());
         let written = listener(folder.path(), &[&["a.test"]]);
-        assert!(before != ServerTls::read(&written).unwrap());
+        assert!(before != ServerTls::read(&written, &acme()).unwrap());
     }
 }

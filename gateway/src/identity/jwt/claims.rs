@@ -8,6 +8,7 @@ use serde_json::Value;
 use siphasher::sip::SipHasher13;
 use spillway_config::schema::{Budget, Claims, ConsumerLimits, JwtIssuer};
 
+use super::Parts;
 use crate::identity::Consumer;
 use crate::limits::{Credential, Limits, Rules};
 
@@ -21,8 +22,9 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(label: String, limits: &ConsumerLimits, all: &Limits) -> Result<Self, String> {
-        Ok(Self { rules: all.of_consumers(&label, limits)?, budget: limits.budget.clone(), label })
+    fn new(label: String, limits: &ConsumerLimits, parts: Parts<'_>) -> Result<Self, String> {
+        let rules = parts.limits.of_consumers(&label, limits, parts.adoptions)?;
+        Ok(Self { rules, budget: limits.budget.clone(), label })
     }
 }
 
@@ -38,15 +40,15 @@ pub(super) struct FromClaims {
 }
 
 impl FromClaims {
-    pub(super) fn new(issuer: &JwtIssuer, taken: HashSet<Arc<str>>, limits: &Limits) -> Result<Option<Self>, String> {
+    pub(super) fn new(issuer: &JwtIssuer, taken: HashSet<Arc<str>>, parts: Parts<'_>) -> Result<Option<Self>, String> {
         let Some(claims) = issuer.claims.clone() else { return Ok(None) };
         let label = format!("issuer {}", issuer.issuer);
         let mut plans = HashMap::new();
         for (name, written) in &issuer.plans {
-            plans.insert(name.clone(), Plan::new(format!("{label}/{name}"), written, limits)?);
+            plans.insert(name.clone(), Plan::new(format!("{label}/{name}"), written, parts)?);
         }
-        let any = Plan::new(label, &issuer.limits, limits)?;
-        Ok(Some(Self { issuer: issuer.issuer.clone(), claims, taken, any, plans, limits: limits.clone() }))
+        let any = Plan::new(label, &issuer.limits, parts)?;
+        Ok(Some(Self { issuer: issuer.issuer.clone(), claims, taken, any, plans, limits: parts.limits.clone() }))
     }
 
     /// The consumer that a token names; `None` where it names none that may be.

@@ -27,6 +27,9 @@ const WAIT: Duration = Duration::from_secs(2);
 /// Keys of an issuer that are looked at.
 const MAX_KEYS: usize = 64;
 
+/// What is said of a set that is of no use.
+const NO_KEY: &str = "it holds no key that could check a signature (RSA, P-256, P-384 and Ed25519 keys can)";
+
 /// Keys at a time.
 #[derive(Default)]
 pub(super) struct KeySet {
@@ -64,7 +67,7 @@ impl KeySet {
             Some(Key { id: jwk.common.key_id.clone(), algorithm, written: jwk, key })
         });
         let keys: Vec<Key> = keys.take(MAX_KEYS).collect();
-        if keys.is_empty() { Err("it holds no key that could check a signature".to_owned()) } else { Ok(keys) }
+        if keys.is_empty() { Err(NO_KEY.to_owned()) } else { Ok(keys) }
     }
 
     /// The one key that a token means. A key is for the kind of signature that it was made for, and where it says so for
@@ -147,7 +150,7 @@ impl KeySource {
 
     /// Keys from a file.
     pub(super) fn from_file(path: &Path) -> Result<Arc<Self>, String> {
-        let text = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let text = spillway_config::read_bytes(path).map_err(|e| format!("{}: {e}", path.display()))?;
         let source = Self::empty();
         source.take(KeySet::read(&text).map_err(|e| format!("{}: {e}", path.display()))?);
         Ok(Arc::new(source))

@@ -24,6 +24,7 @@ use claims::FromClaims;
 use keys::{KeySource, Place};
 
 use super::{Consumer, IdentityError, Token};
+use crate::adoptions::Adoptions;
 use crate::limits::{Credential, Limits};
 use crate::telemetry::Metrics;
 
@@ -43,6 +44,8 @@ pub struct Parts<'a> {
     pub http: &'a Arc<dyn HttpClient>,
     /// Series.
     pub metrics: &'a Arc<Metrics>,
+    /// What is put off until the snapshot is adopted.
+    pub adoptions: &'a Adoptions,
 }
 
 /// Why a token is not believed, in a word for the audit log; callers are not told which of them it was.
@@ -143,7 +146,8 @@ fn source(written: &schema::JwtIssuer, parts: Parts<'_>) -> Result<Arc<KeySource
     let name = format!("jwks {place:?} {:?}", jwks.refresh);
     parts.http.prepare();
     let held = parts.states.get_or_insert(&name, KeySource::empty);
-    held.begin(place, jwks.refresh.0, parts.http.clone(), parts.metrics.clone());
+    let (source, http, metrics) = (held.clone(), parts.http.clone(), parts.metrics.clone());
+    parts.adoptions.add(move || source.begin(place, jwks.refresh.0, http, metrics));
     Ok(held)
 }
 
@@ -177,7 +181,7 @@ impl Tokens {
                 validation,
                 leeway,
                 consumers: own.collect(),
-                claims: FromClaims::new(issuer, taken, parts.limits).map_err(IdentityError::Limits)?,
+                claims: FromClaims::new(issuer, taken, parts).map_err(IdentityError::Limits)?,
             });
         }
         let most = authentication.token_cache.unwrap_or(TOKENS);

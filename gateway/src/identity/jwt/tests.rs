@@ -19,7 +19,7 @@ use spillway_config::schema::{Authentication, Consumer, RouteAuthentication};
 use spillway_filter::{Call, HttpError};
 
 use super::*;
-use crate::identity::{Authenticator, Failures, Identity};
+use crate::identity::{Authenticator, Identity};
 
 /// Made for these tests with `openssl genpkey -algorithm rsa`; it opens nothing.
 const RSA: &[u8] = include_bytes!("test_rsa.der");
@@ -119,7 +119,6 @@ struct House {
     limits: Limits,
     states: SharedStates,
     http: Arc<dyn HttpClient>,
-    failures: Failures,
 }
 
 fn now() -> u64 {
@@ -132,13 +131,13 @@ fn house(keys: Vec<Value>, issuer: Value) -> House {
     let limits = Limits::new(1024, metrics.clone());
     let states = SharedStates::default();
     let http: Arc<dyn HttpClient> = Arc::new(Web(site.clone()));
-    let failures = Failures::new(metrics.clone());
-    let parts = Parts { limits: &limits, states: &states, http: &http, metrics: &metrics };
-    let authenticator = compile(&issuer, &failures, parts);
-    House { authenticator, site, metrics, limits, states, http, failures }
+    let adoptions = Adoptions::default();
+    let parts = Parts { limits: &limits, states: &states, http: &http, metrics: &metrics, adoptions: &adoptions };
+    let authenticator = compile(&issuer, None, parts);
+    House { authenticator, site, metrics, limits, states, http }
 }
 
-fn compile(issuer: &Value, failures: &Failures, parts: Parts<'_>) -> Authenticator {
+fn compile(issuer: &Value, previous: Option<&Authenticator>, parts: Parts<'_>) -> Authenticator {
     let mut written = json!({"issuer": "http://id.example", "audiences": ["spillway"]});
     written.as_object_mut().unwrap().extend(issuer.as_object().unwrap().clone());
     let written = json!({"jwt": [written], "failures": {"rate": "1000/s"}});
@@ -146,7 +145,9 @@ fn compile(issuer: &Value, failures: &Failures, parts: Parts<'_>) -> Authenticat
     let acme =
         json!({"name": "acme", "tenant": "north", "jwt": {"issuer": "http://id.example", "subject": "svc-acme"}});
     let consumers: Vec<Consumer> = vec![serde_json::from_value(acme).unwrap()];
-    Authenticator::new(&authentication, &consumers, failures, parts).unwrap()
+    let made = Authenticator::new(&authentication, &consumers, previous, parts).unwrap();
+    parts.adoptions.run();
+    made
 }
 
 impl House {
@@ -300,9 +301,11 @@ async fn keys_rotate_without_a_refused_token_and_outlive_their_issuer() {
     tokio::time::sleep(Duration::from_secs(700)).await;
     assert_eq!(house.show(&first).await.unwrap_err(), "token_key");
     // A reload keeps what was fetched.
-    let parts = Parts { limits: &house.limits, states: &house.states, http: &house.http, metrics: &house.metrics };
+    let adoptions = Adoptions::default();
+    let (states, http) = (&house.states, &house.http);
+    let parts = Parts { limits: &house.limits, states, http, metrics: &house.metrics, adoptions: &adoptions };
     let fetches = house.site.fetches.load(Ordering::SeqCst);
-    let again = compile(&json!({}), &house.failures, parts);
+    let again = compile(&json!({}), Some(&house.authenticator), parts);
     let mut headers = HeaderMap::new();
     headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {}", token(&new, "new"))).unwrap());
     assert!(again.identify(&headers, IpAddr::from([127, 0, 0, 1]), now(), RouteAuthentication::Required).await.is_ok());

@@ -23,7 +23,7 @@ use prometheus_client::registry::Registry;
 pub use self::handles::{EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics, Tokens};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
-pub use self::now::{EndpointSample, EngineSample};
+pub use self::now::{CertificateSample, EndpointSample, EngineSample, Samples};
 
 /// The provider of the models inside.
 const ENGINE: &str = "spillway";
@@ -68,6 +68,10 @@ pub struct Metrics {
     pub token_cache_entries: Gauge,
     /// Fetches of an issuer's keys that failed.
     pub jwks_failures: Counter,
+    /// Certificates that an authority issued.
+    pub acme_ok: Counter,
+    /// Orders of certificates that failed.
+    pub acme_failed: Counter,
     /// Levels that were forgotten to make room.
     pub limit_keys_forgotten: Counter,
     /// Batches of budgets that could not be written.
@@ -286,12 +290,15 @@ impl Metrics {
         };
         let reloads =
             family(&mut r, "spillway_config_reloads", "Edits of the configuration by result", Counters::default());
+        let orders = family(&mut r, "spillway_acme_orders", "Orders of certificates by result", Counters::default());
         r.register(
             "spillway_build",
             "The version that runs",
             Info::new(labels([("version", env!("CARGO_PKG_VERSION"))])),
         );
         Self {
+            acme_ok: orders.get_or_create_owned(&labels([("result", "ok")])),
+            acme_failed: orders.get_or_create_owned(&labels([("result", "failed")])),
             reloads_ok: reloads.get_or_create_owned(&labels([("result", "ok")])),
             reloads_failed: reloads.get_or_create_owned(&labels([("result", "failed")])),
             reloaded_at: family(
@@ -416,13 +423,19 @@ impl Metrics {
     }
 
     /// The text for a scrape. Values that others keep are read now.
-    pub fn encode(&self, engines: &[EngineSample], endpoints: &[EndpointSample], log_dropped: u64) -> String {
+    pub fn encode(&self, samples: &Samples<'_>) -> String {
         let mut now = Registry::default();
-        now::endpoints(&mut now, endpoints);
-        now::engines(&mut now, engines);
+        now::endpoints(&mut now, samples.endpoints);
+        now::engines(&mut now, samples.engines);
+        now::certificates(&mut now, samples.certificates);
         let spans = self.spans_dropped.load(Ordering::Relaxed);
         now::counter(&mut now, "spillway_spans_dropped", "Spans that no collector took", spans);
-        now::counter(&mut now, "spillway_log_lines_dropped", "Log lines that found the queue full", log_dropped);
+        now::counter(
+            &mut now,
+            "spillway_log_lines_dropped",
+            "Log lines that found the queue full",
+            samples.log_dropped,
+        );
         now::process(&mut now, self.started);
         let mut text = String::with_capacity(16 << 10);
         // Writing to a string does not fail.

@@ -79,6 +79,43 @@ pub struct EndpointSample {
     pub kv_cache: Option<f64>,
 }
 
+/// A certificate that is shown to somebody.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CertificateSample {
+    /// The listener that shows it, or `backend NAME` for one that is shown to servers.
+    pub place: String,
+    /// The first name that it is for.
+    pub certificate: String,
+    /// Unix seconds of its end.
+    pub ends: i64,
+}
+
+/// What is read when the metrics are.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Samples<'s> {
+    /// Models inside.
+    pub engines: &'s [EngineSample],
+    /// Endpoints.
+    pub endpoints: &'s [EndpointSample],
+    /// Certificates.
+    pub certificates: &'s [CertificateSample],
+    /// Log lines that were dropped.
+    pub log_dropped: u64,
+}
+
+pub(super) fn certificates(r: &mut Registry, samples: &[CertificateSample]) {
+    let family = Gauges::default();
+    for sample in samples {
+        let series = labels([("listener", &sample.place), ("certificate", &sample.certificate)]);
+        let gauge = family.get_or_create(&series);
+        // Of several with one name, one for each kind of key, the one that ends first counts.
+        let other = gauge.get();
+        gauge.set(if other == 0 { sample.ends } else { other.min(sample.ends) });
+    }
+    let help = "When a certificate ends, in seconds since 1970";
+    r.register("spillway_tls_certificate_expiry_seconds", help, family);
+}
+
 /// Endpoints that have series of their own here; as many as those that are counted have.
 const MAX_ENDPOINTS: usize = 10_000;
 

@@ -25,7 +25,13 @@ fn a_scrape_shows_what_happened() {
     inside.called(Tokens { input: Some(5), output: Some(3), first: None }, Duration::from_millis(30));
     inside.generated(Duration::from_millis(15), Duration::from_millis(80), 3);
     metrics.spans_dropped.fetch_add(2, Ordering::Relaxed);
-    let text = metrics.encode(&[EngineSample { model: "m".into(), generated: 7, ..EngineSample::default() }], &[], 3);
+    let certificate = |ends| CertificateSample { place: "public".into(), certificate: "a.test".into(), ends };
+    let text = metrics.encode(&Samples {
+        engines: &[EngineSample { model: "m".into(), generated: 7, ..EngineSample::default() }],
+        certificates: &[certificate(1_800_000_009), certificate(1_800_000_000)],
+        log_dropped: 3,
+        ..Samples::default()
+    });
     for line in [
         r#"http_server_request_duration_seconds_bucket{le="0.025",http_request_method="POST",http_route="chat",http_response_status_code="200"} 1"#,
         r#"http_server_request_duration_seconds_count{http_request_method="POST",http_route="chat",http_response_status_code="200"} 1"#,
@@ -37,6 +43,7 @@ fn a_scrape_shows_what_happened() {
         r#"gen_ai_client_token_usage_sum{gen_ai_operation_name="chat",gen_ai_provider_name="spillway",gen_ai_request_model="m",gen_ai_token_type="input"} 5.0"#,
         r#"gen_ai_server_time_per_output_token_seconds_sum{gen_ai_operation_name="chat",gen_ai_provider_name="spillway",gen_ai_request_model="m"} 0.04"#,
         r#"spillway_engine_generated_tokens_total{model="m"} 7"#,
+        r#"spillway_tls_certificate_expiry_seconds{listener="public",certificate="a.test"} 1800000000"#,
         "spillway_log_lines_dropped_total 3",
         "spillway_spans_dropped_total 2",
         concat!("spillway_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
@@ -48,7 +55,7 @@ fn a_scrape_shows_what_happened() {
 
 #[test]
 fn the_process_tells_what_it_uses() {
-    let text = Metrics::new().encode(&[], &[], 0);
+    let text = Metrics::new().encode(&Samples::default());
     for name in [
         "process_resident_memory_bytes",
         "process_open_fds",
@@ -74,10 +81,10 @@ fn a_reload_keeps_series_and_what_is_removed_takes_its_own_along() {
     let again = metrics.route("kept");
     drop(kept);
     again.retries.inc();
-    assert!(has(&metrics.encode(&[], &[], 0), r#"spillway_retries_total{http_route="kept"} 2"#));
-    assert!(metrics.encode(&[], &[], 0).contains("gone"));
+    assert!(has(&metrics.encode(&Samples::default()), r#"spillway_retries_total{http_route="kept"} 2"#));
+    assert!(metrics.encode(&Samples::default()).contains("gone"));
     drop((old, old_model));
-    let text = metrics.encode(&[], &[], 0);
+    let text = metrics.encode(&Samples::default());
     assert!(!text.contains("gone"), "{text}");
     assert!(text.contains("kept"));
 }
@@ -86,9 +93,10 @@ fn a_reload_keeps_series_and_what_is_removed_takes_its_own_along() {
 fn a_model_that_is_gone_shows_nothing_and_one_that_was_reloaded_counts_anew() {
     let metrics = Metrics::new();
     let sample = |generated| [EngineSample { model: "m".into(), generated, active: 1, ..EngineSample::default() }];
-    assert!(has(&metrics.encode(&sample(7), &[], 0), r#"spillway_engine_generated_tokens_total{model="m"} 7"#));
-    assert!(has(&metrics.encode(&sample(2), &[], 0), r#"spillway_engine_generated_tokens_total{model="m"} 2"#));
-    assert!(!metrics.encode(&[], &[], 0).contains("model=\"m\""));
+    let text = |engines: &[EngineSample]| metrics.encode(&Samples { engines, ..Samples::default() });
+    assert!(has(&text(&sample(7)), r#"spillway_engine_generated_tokens_total{model="m"} 7"#));
+    assert!(has(&text(&sample(2)), r#"spillway_engine_generated_tokens_total{model="m"} 2"#));
+    assert!(!metrics.encode(&Samples::default()).contains("model=\"m\""));
 }
 
 #[test]
@@ -99,7 +107,7 @@ fn no_upstream_can_make_series_without_end() {
         route.ended(&Method::GET, status, Duration::ZERO);
         route.refused_by(&format!("filter{status}"));
     }
-    let text = metrics.encode(&[], &[], 0);
+    let text = metrics.encode(&Samples::default());
     assert_eq!(text.matches("http_server_request_duration_seconds_count{").count(), 65);
     let rest = r#"http_server_request_duration_seconds_count{http_request_method="_OTHER",http_route="r",http_response_status_code="other"} 736"#;
     assert!(has(&text, rest), "{text}");
@@ -111,6 +119,6 @@ fn names_cannot_break_the_text() {
     let metrics = Metrics::new();
     let route = metrics.route("a\"} 1\\\nspillway_fake 1");
     route.retries.inc();
-    let text = metrics.encode(&[], &[], 0);
+    let text = metrics.encode(&Samples::default());
     assert!(has(&text, r#"spillway_retries_total{http_route="a\"} 1\\\nspillway_fake 1"} 1"#), "{text}");
 }

@@ -1,21 +1,30 @@
 //! Budgets of a day or a month. What is spent is counted in memory and written behind by a thread of its own, a batch at
-//! a time, to an SQLite file; a request never waits for it. What a crash loses is what the last batch had not yet.
+//! a time, to an SQLite file; a request never waits for that. What was forgotten here is read again, for which a request
+//! waits a bounded time. What a crash loses is what the last batch had not yet.
 //! It owns that file and the counts; its inputs are amounts, its output whether they fit.
 
+mod file;
+
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ahash::RandomState;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
-use rusqlite::{Connection, params};
 use spillway_config::schema::Period;
+use tokio::sync::Notify;
 
-/// How often what was spent is written.
-const WRITE_EVERY: Duration = Duration::from_millis(500);
+use file::File;
+
+/// Longest wait of a request for what its caller had spent.
+const READ_WAIT: Duration = Duration::from_secs(1);
+/// Accounts that wait to be read; what finds no place is read with the next batch.
+const READS: usize = 1024;
 /// Longest wait for the last batch at the end of the process.
 const LAST_BATCH: Duration = Duration::from_secs(2);
 /// Seconds of a day.
@@ -36,7 +45,10 @@ pub(super) struct Account {
     consumer: String,
     period: Period,
     spent: Mutex<Spent>,
-    changed: std::sync::atomic::AtomicBool,
+    changed: AtomicBool,
+    /// Whether what the file has of it is counted in; nothing of it is written before.
+    read: AtomicBool,
+    when_read: Notify,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -92,6 +104,41 @@ pub fn unix_now() -> u64 {
 }
 
 impl Account {
+    fn new(consumer: &str, period: Period, spent: Spent, read: bool) -> Self {
+        Self {
+            consumer: consumer.to_owned(),
+            period,
+            spent: Mutex::new(spent),
+            changed: AtomicBool::new(false),
+            read: AtomicBool::new(read),
+            when_read: Notify::new(),
+        }
+    }
+
+    /// Counts in what the file has of it, if anything, beside what was taken since.
+    fn count_in(&self, before: Option<Spent>) {
+        if let Some(before) = before {
+            let mut spent = self.spent.lock();
+            if before.window > spent.window {
+                *spent = before;
+            } else if before.window == spent.window {
+                spent.tokens = spent.tokens.saturating_add(before.tokens);
+                spent.nanos = spent.nanos.saturating_add(before.nanos);
+            }
+        }
+        self.read.store(true, Ordering::Release);
+        self.when_read.notify_waiters();
+    }
+
+    /// Waits until what was spent before is counted in; not longer than a request may wait for a file. After that it is
+    /// counted in when it comes.
+    pub(super) async fn known(&self) {
+        let read = self.when_read.notified();
+        if !self.read.load(Ordering::Acquire) {
+            let _ = tokio::time::timeout(READ_WAIT, read).await;
+        }
+    }
+
     /// Takes an amount if all of it fits into `most`. `None` in `most` is no bound.
     pub(super) fn take(&self, amount: Amount, most: (Option<u64>, Option<u64>), now: u64) -> bool {
         let mut spent = self.spent.lock();
@@ -104,7 +151,7 @@ impl Account {
             return false;
         }
         (spent.tokens, spent.nanos) = (tokens, nanos);
-        self.changed.store(true, std::sync::atomic::Ordering::Release);
+        self.changed.store(true, Ordering::Release);
         true
     }
 
@@ -116,7 +163,7 @@ impl Account {
         let taken = if of_old_window { Amount::default() } else { taken };
         spent.tokens = spent.tokens.saturating_sub(taken.tokens).saturating_add(used.tokens);
         spent.nanos = spent.nanos.saturating_sub(taken.nanos).saturating_add(used.nanos);
-        self.changed.store(true, std::sync::atomic::Ordering::Release);
+        self.changed.store(true, Ordering::Release);
     }
 
     /// What is spent in the window of `now`.
@@ -136,11 +183,19 @@ impl Spent {
     }
 }
 
-type Accounts = Mutex<HashMap<(String, Period), Arc<Account>, RandomState>>;
+type Key = (String, Period);
+
+/// The accounts that are in memory.
+#[derive(Default)]
+struct Accounts {
+    table: HashMap<Key, Arc<Account>, RandomState>,
+    /// Whether the file may have accounts that are not here.
+    more_in_file: bool,
+}
 
 /// All budgets and their file.
 pub(super) struct Budgets {
-    accounts: Arc<Accounts>,
+    accounts: Arc<Mutex<Accounts>>,
     most: usize,
     pub(super) failures: Counter,
     writer: Mutex<Option<Writer>>,
@@ -148,7 +203,20 @@ pub(super) struct Budgets {
 
 struct Writer {
     path: PathBuf,
-    stop: SyncSender<SyncSender<()>>,
+    commands: SyncSender<Command>,
+}
+
+enum Command {
+    Read(Arc<Account>),
+    Stop(SyncSender<()>),
+}
+
+/// A file of budgets that is not counted on yet.
+pub(super) struct Opened {
+    path: PathBuf,
+    rows: Vec<(Key, Spent)>,
+    more_in_file: bool,
+    commands: SyncSender<Command>,
 }
 
 impl Budgets {
@@ -156,156 +224,81 @@ impl Budgets {
         Self { accounts: Arc::default(), most, failures, writer: Mutex::new(None) }
     }
 
-    /// Opens the file, once for a process, and reads what was spent.
-    pub(super) fn open(&self, path: &Path) -> Result<(), BudgetError> {
-        let mut writer = self.writer.lock();
-        if writer.as_ref().is_some_and(|writer| writer.path == path) {
-            return Ok(());
-        }
+    /// Opens the file and reads what was spent; `None` where that was done. Nothing is counted on before it is installed.
+    pub(super) fn open(&self, path: &Path) -> Result<Option<Opened>, BudgetError> {
         let failed = |e: &dyn std::fmt::Display| BudgetError { path: path.to_owned(), reason: e.to_string() };
-        if writer.is_some() {
-            return Err(failed(&"the file cannot be changed while the gateway runs: restart it"));
+        match &*self.writer.lock() {
+            Some(writer) if writer.path == path => return Ok(None),
+            Some(_) => return Err(failed(&"the file cannot be changed while the gateway runs: restart it")),
+            None => {}
         }
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
         }
-        let file = open_file(path).map_err(|e| failed(&e))?;
-        read_all(&file, &self.accounts).map_err(|e| failed(&e))?;
-        let (stop, stopped) = sync_channel(1);
+        let file = File::open(path).map_err(|e| failed(&e))?;
+        let (rows, more_in_file) = file.read_some(self.most).map_err(|e| failed(&e))?;
+        let (commands, wanted) = sync_channel(READS);
         let (accounts, failures) = (self.accounts.clone(), self.failures.clone());
         std::thread::Builder::new()
             .name("budgets".into())
-            .spawn(move || write_behind(file, &accounts, &failures, &stopped))
+            .spawn(move || file.keep(&accounts, &failures, &wanted))
             .map_err(|e| failed(&e))?;
-        *writer = Some(Writer { path: path.to_owned(), stop });
-        Ok(())
+        Ok(Some(Opened { path: path.to_owned(), rows, more_in_file, commands }))
     }
 
-    /// What is spent of a consumer's budget.
+    /// Counts on a file from now on.
+    pub(super) fn install(&self, opened: Opened) {
+        let mut writer = self.writer.lock();
+        let mut accounts = self.accounts.lock();
+        accounts.more_in_file |= opened.more_in_file;
+        for ((consumer, period), spent) in opened.rows {
+            match accounts.table.entry((consumer, period)) {
+                // A rule was made before the file was installed: what it has taken since comes on top.
+                Entry::Occupied(account) => account.get().count_in(Some(spent)),
+                Entry::Vacant(place) => {
+                    let account = Account::new(&place.key().0, period, spent, true);
+                    place.insert(Arc::new(account));
+                }
+            }
+        }
+        *writer = Some(Writer { path: opened.path, commands: opened.commands });
+    }
+
+    /// What is spent of a consumer's budget. What was forgotten here is read from the file again, beside the caller.
     pub(super) fn account(&self, consumer: &str, period: Period) -> Arc<Account> {
         let mut accounts = self.accounts.lock();
-        if accounts.len() >= self.most {
+        if accounts.table.len() >= self.most {
             // Consumers made from claims come without end: what no rule holds and is written may go.
-            accounts.retain(|_, account| {
-                Arc::strong_count(account) > 1 || account.changed.load(std::sync::atomic::Ordering::Acquire)
+            let before = accounts.table.len();
+            accounts.table.retain(|_, account| {
+                let unwritten = account.changed.load(Ordering::Acquire) || !account.read.load(Ordering::Acquire);
+                Arc::strong_count(account) > 1 || unwritten
             });
+            accounts.more_in_file |= accounts.table.len() < before;
         }
-        let new = || {
-            Arc::new(Account {
-                consumer: consumer.to_owned(),
-                period,
-                spent: Mutex::default(),
-                changed: std::sync::atomic::AtomicBool::new(false),
-            })
-        };
-        accounts.entry((consumer.to_owned(), period)).or_insert_with(new).clone()
+        let is_whole = !accounts.more_in_file;
+        match accounts.table.entry((consumer.to_owned(), period)) {
+            Entry::Occupied(known) => known.get().clone(),
+            Entry::Vacant(place) => {
+                let account = Arc::new(Account::new(consumer, period, Spent::default(), is_whole));
+                place.insert(account.clone());
+                drop(accounts);
+                if !is_whole && let Some(writer) = &*self.writer.lock() {
+                    let _ = writer.commands.try_send(Command::Read(account.clone()));
+                }
+                account
+            }
+        }
     }
 
     /// Writes what is left to be written, for a bounded time.
     pub(super) fn close(&self) {
         let Some(writer) = self.writer.lock().take() else { return };
         let (done, wait) = sync_channel(1);
-        if writer.stop.try_send(done).is_ok() {
+        if writer.commands.try_send(Command::Stop(done)).is_ok() {
             let _ = wait.recv_timeout(LAST_BATCH);
         }
     }
-}
-
-fn open_file(path: &Path) -> rusqlite::Result<Connection> {
-    let file = Connection::open(path)?;
-    file.busy_timeout(Duration::from_secs(1))?;
-    file.pragma_update(None, "journal_mode", "WAL")?;
-    file.pragma_update(None, "synchronous", "NORMAL")?;
-    file.execute_batch(
-        "CREATE TABLE IF NOT EXISTS budgets (
-            consumer TEXT NOT NULL, period TEXT NOT NULL, window INTEGER NOT NULL,
-            tokens INTEGER NOT NULL, nanos INTEGER NOT NULL, PRIMARY KEY (consumer, period)) WITHOUT ROWID",
-    )?;
-    Ok(file)
-}
-
-fn read_all(file: &Connection, accounts: &Accounts) -> rusqlite::Result<()> {
-    let mut accounts = accounts.lock();
-    let mut rows = file.prepare("SELECT consumer, period, window, tokens, nanos FROM budgets")?;
-    let mut rows = rows.query([])?;
-    while let Some(row) = rows.next()? {
-        let period = if row.get::<_, String>(1)? == "day" { Period::Day } else { Period::Month };
-        let count = |at| row.get::<_, i64>(at).map(|n| u64::try_from(n).unwrap_or(0));
-        let spent = Spent { window: count(2)?, tokens: count(3)?, nanos: count(4)? };
-        let consumer: String = row.get(0)?;
-        match accounts.get(&(consumer.clone(), period)) {
-            // A rule was made before the file was read: nothing can have been spent yet.
-            Some(account) => *account.spent.lock() = spent,
-            None => {
-                let account = Account {
-                    consumer: consumer.clone(),
-                    period,
-                    spent: Mutex::new(spent),
-                    changed: std::sync::atomic::AtomicBool::new(false),
-                };
-                accounts.insert((consumer, period), Arc::new(account));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Writes what has changed until it is told to stop or its owner is gone.
-fn write_behind(mut file: Connection, accounts: &Accounts, failures: &Counter, stopped: &Receiver<SyncSender<()>>) {
-    let mut failing = false;
-    loop {
-        let stop = stopped.recv_timeout(WRITE_EVERY);
-        let changed: Vec<Arc<Account>> = accounts
-            .lock()
-            .values()
-            .filter(|account| account.changed.swap(false, std::sync::atomic::Ordering::AcqRel))
-            .cloned()
-            .collect();
-        match write(&mut file, &changed) {
-            Ok(()) => failing = false,
-            Err(e) => {
-                failures.inc();
-                for account in &changed {
-                    account.changed.store(true, std::sync::atomic::Ordering::Release);
-                }
-                if !failing {
-                    tracing::error!(event = "budgets_not_written", reason = %e, "they are counted on in memory");
-                }
-                failing = true;
-            }
-        }
-        match stop {
-            Ok(done) => {
-                let _ = done.send(());
-                return;
-            }
-            Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-    }
-}
-
-fn write(file: &mut Connection, changed: &[Arc<Account>]) -> rusqlite::Result<()> {
-    if changed.is_empty() {
-        return Ok(());
-    }
-    let batch = file.transaction()?;
-    {
-        let mut row = batch.prepare("INSERT OR REPLACE INTO budgets VALUES (?1, ?2, ?3, ?4, ?5)")?;
-        for account in changed {
-            let spent = *account.spent.lock();
-            let period = if account.period == Period::Day { "day" } else { "month" };
-            let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-            row.execute(params![
-                account.consumer,
-                period,
-                count(spent.window),
-                count(spent.tokens),
-                count(spent.nanos)
-            ])?;
-        }
-    }
-    batch.commit()
 }
 
 #[cfg(test)]
@@ -316,6 +309,10 @@ mod tests {
 
     fn tokens(tokens: u64) -> Amount {
         Amount { tokens, nanos: 0 }
+    }
+
+    fn install(budgets: &Budgets, path: &Path) {
+        budgets.install(budgets.open(path).unwrap().unwrap());
     }
 
     #[test]
@@ -350,17 +347,54 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/budgets.db");
         let budgets = Budgets::new(8, Counter::default());
-        budgets.open(&path).unwrap();
+        install(&budgets, &path);
         let amount = Amount { tokens: 7, nanos: 11 };
         assert!(budgets.account("a", Period::Month).take(amount, (None, None), NOON));
         assert!(budgets.account("a", Period::Day).take(tokens(1), (None, None), NOON));
         budgets.close();
         let again = Budgets::new(8, Counter::default());
         let held = again.account("a", Period::Month);
-        again.open(&path).unwrap();
+        install(&again, &path);
         assert_eq!(held.spent(NOON), amount);
         assert_eq!(again.account("a", Period::Day).spent(NOON), tokens(1));
         assert!(again.open(&folder.path().join("other.db")).is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_in_memory_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("budgets.db");
+        let budgets = Budgets::new(4, Counter::default());
+        install(&budgets, &path);
+        assert!(budgets.account("a", Period::Month).take(tokens(7), (None, None), NOON));
+        // Once it is written and nobody holds it, it goes where others need its place.
+        while budgets.accounts.lock().table.contains_key(&("a".to_owned(), Period::Month)) {
+            for n in 0..8 {
+                budgets.account(&n.to_string(), Period::Day);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let again = budgets.account("a", Period::Month);
+        assert!(again.take(tokens(2), (None, None), NOON), "it is counted before it is known too");
+        again.known().await;
+        assert_eq!(again.spent(NOON), tokens(9));
+        drop(again);
+        budgets.close();
+        // More than fit into memory are read when they are asked for.
+        let small = Budgets::new(0, Counter::default());
+        install(&small, &path);
+        let account = small.account("a", Period::Month);
+        account.known().await;
+        assert_eq!(account.spent(NOON), tokens(9));
+    }
+
+    #[test]
+    fn an_opened_file_that_is_not_installed_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let budgets = Budgets::new(8, Counter::default());
+        drop(budgets.open(&folder.path().join("rejected.db")).unwrap());
+        install(&budgets, &folder.path().join("budgets.db"));
+        assert!(budgets.open(&folder.path().join("budgets.db")).unwrap().is_none());
     }
 
     #[test]
@@ -368,7 +402,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("budgets.db");
         std::fs::write(&path, "this is no database, but a text that is long enough to be one").unwrap();
-        let error = Budgets::new(8, Counter::default()).open(&path).unwrap_err().to_string();
+        let error = Budgets::new(8, Counter::default()).open(&path).err().unwrap().to_string();
         assert!(error.contains("budgets.db"), "{error}");
     }
 }

@@ -1,0 +1,57 @@
+//! Reading the files that a configuration names: bounded, whatever lies there.
+
+use std::io::{Error, ErrorKind, Read, Result};
+use std::path::Path;
+
+/// Longest file that is read whole, in bytes.
+const MAX_FILE: u64 = 4 << 20;
+
+/// The content of a regular file of at most 4 MiB. A directory, a device or a pipe is an error, not a wait.
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(Error::new(ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    if metadata.len() > MAX_FILE {
+        return Err(too_large());
+    }
+    // A file may grow while it is read.
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length <= MAX_FILE) { Ok(bytes) } else { Err(too_large()) }
+}
+
+/// The same as text.
+pub fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read_bytes(path)?).map_err(|e| {
+        let valid = e.utf8_error().valid_up_to();
+        Error::new(ErrorKind::InvalidData, format!("it is not UTF-8 from byte {valid} on"))
+    })
+}
+
+fn too_large() -> Error {
+    Error::new(ErrorKind::FileTooLarge, "it has more than 4 MiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_of_a_fair_size_is_refused_and_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("good"), "a: 1").unwrap();
+        assert_eq!(read_text(&at("good")).unwrap(), "a: 1");
+        std::fs::File::create(at("most")).unwrap().set_len(MAX_FILE).unwrap();
+        assert_eq!(read_bytes(&at("most")).unwrap().len(), 4 << 20);
+        std::fs::File::create(at("large")).unwrap().set_len(MAX_FILE + 1).unwrap();
+        assert_eq!(read_bytes(&at("large")).unwrap_err().kind(), ErrorKind::FileTooLarge);
+        assert_eq!(read_bytes(&at("none")).unwrap_err().kind(), ErrorKind::NotFound);
+        std::fs::write(at("binary"), b"ab\xff").unwrap();
+        assert!(read_text(&at("binary")).unwrap_err().to_string().contains("byte 2"));
+        for endless in [folder.path(), Path::new("/dev/zero")] {
+            assert_eq!(read_bytes(endless).unwrap_err().kind(), ErrorKind::InvalidInput, "{}", endless.display());
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The SQLite file of budgets, which one thread reads and writes: accounts when they are asked for, changes in batches.
+//! It owns the connection; its inputs are accounts and what is wanted of them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use rusqlite::{Connection, OptionalExtension, params};
+use spillway_config::schema::Period;
+
+use super::{Account, Accounts, Command, Key, Spent, unix_now, window};
+
+/// How often what was spent is written.
+const WRITE_EVERY: Duration = Duration::from_millis(500);
+/// How long days and months that are over are kept in the file, in each's own number: a clock that jumped is no reason to
+/// forget.
+const KEPT: (u64, u64) = (62, 2);
+
+/// The file, used by one thread at a time.
+pub(super) struct File(Connection);
+
+fn name(period: Period) -> &'static str {
+    if period == Period::Day { "day" } else { "month" }
+}
+
+impl File {
+    pub(super) fn open(path: &Path) -> rusqlite::Result<Self> {
+        let file = Connection::open(path)?;
+        file.busy_timeout(Duration::from_secs(1))?;
+        file.pragma_update(None, "journal_mode", "WAL")?;
+        file.pragma_update(None, "synchronous", "NORMAL")?;
+        file.execute_batch(
+            "CREATE TABLE IF NOT EXISTS budgets (
+                consumer TEXT NOT NULL, period TEXT NOT NULL, window INTEGER NOT NULL,
+                tokens INTEGER NOT NULL, nanos INTEGER NOT NULL, PRIMARY KEY (consumer, period)) WITHOUT ROWID",
+        )?;
+        Ok(Self(file))
+    }
+
+    /// At most as many accounts as are kept in memory, and whether there are more.
+    pub(super) fn read_some(&self, most: usize) -> rusqlite::Result<(Vec<(Key, Spent)>, bool)> {
+        let mut rows = self.0.prepare("SELECT consumer, period, window, tokens, nanos FROM budgets")?;
+        let mut rows = rows.query([])?;
+        let mut read = Vec::new();
+        while let Some(row) = rows.next()? {
+            if read.len() == most {
+                return Ok((read, true));
+            }
+            let period = if row.get::<_, String>(1)? == "day" { Period::Day } else { Period::Month };
+            read.push((
+                (row.get(0)?, period),
+                Spent { window: count(row, 2)?, tokens: count(row, 3)?, nanos: count(row, 4)? },
+            ));
+        }
+        Ok((read, false))
+    }
+
+    fn read(&self, account: &Account) -> rusqlite::Result<()> {
+        let text = "SELECT window, tokens, nanos FROM budgets WHERE consumer = ?1 AND period = ?2";
+        let mut row = self.0.prepare(text)?;
+        let spent = row.query_row(params![account.consumer, name(account.period)], |row| {
+            Ok(Spent { window: count(row, 0)?, tokens: count(row, 1)?, nanos: count(row, 2)? })
+        });
+        account.count_in(spent.optional()?);
+        Ok(())
+    }
+
+    /// Reads accounts when they are asked for and writes those that have changed, until it is told to stop or its owner is
+    /// gone.
+    pub(super) fn keep(mut self, accounts: &Mutex<Accounts>, failures: &Counter, commands: &Receiver<Command>) {
+        let mut failing = false;
+        let mut tell = |done: rusqlite::Result<()>| match done {
+            Ok(()) => failing = false,
+            Err(e) => {
+                failures.inc();
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::error!(event = "budgets_not_written", reason = %e, "they are counted on in memory");
+                }
+            }
+        };
+        let mut next = Instant::now();
+        let mut is_first = true;
+        loop {
+            let stop = match commands.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(Command::Read(account)) => {
+                    if !account.read.load(Ordering::Acquire)
+                        && let Err(e) = self.read(&account)
+                    {
+                        // It is tried again with the next batch.
+                        tell(Err(e));
+                    }
+                    if Instant::now() < next {
+                        continue;
+                    }
+                    None
+                }
+                Ok(Command::Stop(done)) => Some(done),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => None,
+            };
+            tell(self.batch(accounts, std::mem::take(&mut is_first)));
+            if let Some(done) = stop {
+                let _ = done.send(());
+                return;
+            }
+            next = Instant::now() + WRITE_EVERY;
+        }
+    }
+
+    /// Reads what waits to be read and writes what has changed.
+    fn batch(&mut self, accounts: &Mutex<Accounts>, forget_old: bool) -> rusqlite::Result<()> {
+        let unread = |account: &&Arc<Account>| !account.read.load(Ordering::Acquire);
+        let waiting: Vec<_> = accounts.lock().table.values().filter(unread).cloned().collect();
+        for account in waiting {
+            self.read(&account)?;
+        }
+        let has_changed = |account: &&Arc<Account>| {
+            account.read.load(Ordering::Acquire) && account.changed.swap(false, Ordering::AcqRel)
+        };
+        let changed: Vec<_> = accounts.lock().table.values().filter(has_changed).cloned().collect();
+        let written = self.write(&changed);
+        if written.is_err() {
+            for account in &changed {
+                account.changed.store(true, Ordering::Release);
+            }
+        } else if forget_old {
+            let now = unix_now();
+            let oldest = |period, kept| i64::try_from(window(period, now).0.saturating_sub(kept)).unwrap_or(0);
+            self.0.execute(
+                "DELETE FROM budgets WHERE (period = 'day' AND window < ?1) OR (period = 'month' AND window < ?2)",
+                params![oldest(Period::Day, KEPT.0), oldest(Period::Month, KEPT.1)],
+            )?;
+        }
+        written
+    }
+
+    fn write(&mut self, changed: &[Arc<Account>]) -> rusqlite::Result<()> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let batch = self.0.transaction()?;
+        {
+            let mut row = batch.prepare("INSERT OR REPLACE INTO budgets VALUES (?1, ?2, ?3, ?4, ?5)")?;
+            for account in changed {
+                let spent = *account.spent.lock();
+                let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+                row.execute(params![
+                    account.consumer,
+                    name(account.period),
+                    count(spent.window),
+                    count(spent.tokens),
+                    count(spent.nanos)
+                ])?;
+            }
+        }
+        batch.commit()
+    }
+}
+
+fn count(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<u64> {
+    row.get::<_, i64>(at).map(|n| u64::try_from(n).unwrap_or(0))
+}

@@ -1,0 +1,202 @@
+//! One order: an account, the proofs that the names are ours, a key, a certificate. The key is made here and never leaves
+//! but into the storage. What is shown as proof is shown until the authority has judged it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::Scheme;
+use http_body_util::{BodyExt, Full};
+use instant_acme::{
+    Account, AuthorizationStatus, BodyWrapper, BytesResponse, ChallengeType, Error, ExternalAccountKey, Identifier,
+    NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
+};
+use spillway_config::schema::AcmeChallenge;
+use spillway_filter::HttpClient;
+
+use super::challenges::Shown;
+use super::storage::{StorageError, StoredAccount};
+use super::{Acme, Managed};
+use crate::tls::{Pair, TlsError};
+
+/// Longest wait for one answer of the authority.
+const CALL: Duration = Duration::from_secs(30);
+/// How the authority is asked whether it has made up its mind, where it does not say when it will have.
+const POLL: RetryPolicy =
+    RetryPolicy::new().initial_delay(Duration::from_millis(500)).timeout(Duration::from_secs(240));
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OrderError {
+    #[error("the authority: {0}")]
+    Authority(#[from] Error),
+    #[error("the authority does not offer the challenge `{challenge}` for {domain}")]
+    NoChallenge { domain: String, challenge: &'static str },
+    #[error("the authority does not believe that {domain} leads here: {why}")]
+    NotProven { domain: String, why: String },
+    #[error("the authority has ended the order as `{0:?}`")]
+    Ended(OrderStatus),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("the certificate cannot be used: {0}")]
+    Certificate(#[from] TlsError),
+    #[error("it was not done in time")]
+    TooSlow,
+    #[error("{0}")]
+    System(String),
+}
+
+impl OrderError {
+    /// Whether the authority has said that it was asked too often.
+    pub(super) fn is_rate_limit(&self) -> bool {
+        self.problem() == Some("urn:ietf:params:acme:error:rateLimited")
+    }
+
+    fn problem(&self) -> Option<&str> {
+        match self {
+            Self::Authority(Error::Api(problem)) => problem.r#type.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// Calls of instant-acme over our client.
+struct Wire(Arc<dyn HttpClient>);
+
+type Answered = Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>>;
+
+impl instant_acme::HttpClient for Wire {
+    fn request(&self, request: http::Request<BodyWrapper<Bytes>>) -> Answered {
+        let http = self.0.clone();
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            // RFC 8555, 6.1: whatever the directory names is asked over TLS.
+            if head.uri.scheme() != Some(&Scheme::HTTPS) {
+                return Err(Error::Str("https in a URL of the authority"));
+            }
+            let body = match body.collect().await {
+                Ok(body) => body.to_bytes(),
+                Err(never) => match never {},
+            };
+            let answer = http.call(http::Request::from_parts(head, body), CALL).await;
+            let answer = answer.map_err(|e| Error::Other(Box::new(e)))?;
+            Ok(BytesResponse::from(answer.map(Full::new)))
+        })
+    }
+}
+
+/// Obtains a certificate and stores it.
+pub(super) async fn run(acme: &Acme, managed: &Arc<Managed>) -> Result<Pair, OrderError> {
+    let account = account(acme, managed).await?;
+    let names: Vec<Identifier> =
+        managed.domains().iter().map(|name| Identifier::Dns(name.to_ascii_lowercase())).collect();
+    let ordered = account.new_order(&NewOrder::new(&names)).await.map_err(OrderError::from);
+    if let Err(e) = &ordered
+        && e.problem() == Some("urn:ietf:params:acme:error:accountDoesNotExist")
+    {
+        managed.storage.put_account_aside();
+    }
+    let mut order = ordered?;
+    let shown = prove(acme, managed, &mut order).await?;
+    let ready = order.poll_ready(&POLL).await;
+    drop(shown);
+    match ready {
+        Ok(OrderStatus::Ready) => {}
+        ended => {
+            // What the order says of its end is less than what its authorizations say.
+            unproven(&mut order).await?;
+            return Err(ended.map_or_else(OrderError::from, OrderError::Ended));
+        }
+    }
+    let key = order.finalize().await?;
+    let chain = order.poll_certificate(&POLL).await?;
+    let storing = managed.clone();
+    let stored = blocking(move || storing.storage.store_certificate(&chain, &key)).await??;
+    Ok(stored?)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, OrderError> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| OrderError::System(e.to_string()))
+}
+
+/// The account: the stored one, else a new one.
+async fn account(acme: &Acme, managed: &Arc<Managed>) -> Result<Account, OrderError> {
+    let _turn = acme.account.lock().await;
+    let written = &managed.written;
+    let builder = Account::builder_with_http(Box::new(Wire(managed.http.clone())));
+    let contact: Vec<String> = written.email.iter().map(|email| format!("mailto:{email}")).collect();
+    let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
+    let reading = managed.clone();
+    let (account, stored) = match blocking(move || reading.storage.account()).await? {
+        Some(stored) if stored.email == written.email => {
+            return Ok(builder.from_credentials(stored.credentials).await?);
+        }
+        Some(stored) => {
+            let text = serde_json::to_value(&stored.credentials).map_err(Error::from)?;
+            let account = builder.from_credentials(stored.credentials).await?;
+            account.update_contacts(&contact).await?;
+            (account, serde_json::from_value(text).map_err(Error::from)?)
+        }
+        None => {
+            let asked = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
+            let external = written.external_account.as_ref().zip(managed.hmac_key.as_ref());
+            let external = external.map(|(account, key)| ExternalAccountKey::new(account.key_id.clone(), key));
+            let made = builder.create(&asked, written.directory.clone(), external.as_ref()).await?;
+            tracing::info!(event = "acme_account_created", directory = %written.directory, account = made.0.id());
+            made
+        }
+    };
+    let (storing, email) = (managed.clone(), written.email.clone());
+    blocking(move || storing.storage.store_account(&StoredAccount { email, credentials: stored })).await??;
+    Ok(account)
+}
+
+/// Shows the proofs that the authority wants to see, and says that they are there.
+async fn prove(acme: &Acme, managed: &Managed, order: &mut Order) -> Result<Vec<Shown>, OrderError> {
+    let (kind, name) = match managed.written.challenge {
+        AcmeChallenge::TlsAlpn01 => (ChallengeType::TlsAlpn01, "tls-alpn-01"),
+        AcmeChallenge::Http01 => (ChallengeType::Http01, "http-01"),
+    };
+    let mut shown = Vec::new();
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let mut authorization = authorization?;
+        match authorization.status {
+            AuthorizationStatus::Pending => {}
+            // Proven for an earlier order.
+            AuthorizationStatus::Valid => continue,
+            _ => return Err(not_proven(&authorization)),
+        }
+        let domain = authorization.identifier().to_string();
+        let Some(mut challenge) = authorization.challenge(kind.clone()) else {
+            return Err(OrderError::NoChallenge { domain, challenge: name });
+        };
+        let proof = challenge.key_authorization();
+        shown.push(match managed.written.challenge {
+            AcmeChallenge::Http01 => acme.challenges.show_text(&challenge.token, proof.as_str()),
+            AcmeChallenge::TlsAlpn01 => acme.challenges.show_certificate(&domain, proof.digest().as_ref())?,
+        });
+        challenge.set_ready().await?;
+    }
+    Ok(shown)
+}
+
+/// An error that names what was not proven, if something was not.
+async fn unproven(order: &mut Order) -> Result<(), OrderError> {
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        let mut authorization = authorization?;
+        authorization.refresh().await?;
+        if authorization.status != AuthorizationStatus::Valid {
+            return Err(not_proven(&authorization));
+        }
+    }
+    Ok(())
+}
+
+fn not_proven(authorization: &instant_acme::AuthorizationState) -> OrderError {
+    let said = authorization.challenges.iter().find_map(|challenge| challenge.error.as_ref());
+    let why = said.map_or_else(|| format!("it is {:?}", authorization.status), ToString::to_string);
+    OrderError::NotProven { domain: authorization.identifier().to_string(), why }
+}
