@@ -38,11 +38,17 @@ impl Engine {
         if task != Task::Generate {
             return Self::load_encoder(&file, task, &options, started);
         }
-        let text = TextModel::new(&file)?;
+        // The vocabulary takes about as long as the weights of a small model.
+        let (text, loaded) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| TextModel::new(&file));
+            let loaded = model::load(&file, &options);
+            (text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
+        });
+        let text = text?;
         if !text.has_template() {
             tracing::warn!(event = "no_chat_template", model = %options.name, "it can continue texts, not conversations");
         }
-        let loaded = model::load(&file, &options)?;
+        let loaded = loaded?;
         let info = ModelInfo {
             task,
             labels: Vec::new(),
