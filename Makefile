@@ -1,10 +1,10 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-image lint bench model
+.PHONY: help run demo test test-image test-aarch64 lint bench model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 
 run: ## the gateway with the model inside, on http://127.0.0.1:8080 (Ctrl-C stops it)
 	@scripts/run.sh
@@ -17,6 +17,9 @@ test: ## formatting, lints, licences, unit tests, end-to-end tests with real pro
 
 test-image: ## the Dockerfile's steps in debootstrapped roots, and the image tried (root; some fifteen minutes)
 	@scripts/test-image.sh
+
+test-aarch64: ## the kernels for 64-bit ARM, cross-compiled and run by qemu
+	@scripts/test-aarch64.sh
 
 lint: ## formatting, clippy, cargo deny, shellcheck
 	@scripts/lint.sh

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # make bench: the load tests of loadtest/, beside nginx and llama.cpp, printed as tables. Arguments go to the program;
 # `policies` instead prints what the balancing policies cost and how good they are in simulated time.
+#   scripts/bench.sh engine --cores 1 [--unit AVX2] [--model FILE]... [--llama-server FILE]
+#   scripts/bench.sh embeddings --cores 1 [--unit AVX2] [--python PYTHON_WITH_SENTENCE_TRANSFORMERS]
+# SPILLWAY_BENCH_PROFILE=release builds sooner and measures what `make run` runs.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -15,12 +18,14 @@ scripts/system.sh bench
 scripts/rust.sh
 scripts/model.sh
 scripts/test-tools.sh python
+[ "${1:-embeddings}" != embeddings ] || scripts/test-models.sh minilm
 
-say "Building what is measured (profile dist) and what measures it; the first time takes some minutes"
-cargo build --profile dist --locked -p spillway
+profile="${SPILLWAY_BENCH_PROFILE:-dist}"
+say "Building what is measured (profile $profile) and what measures it; the first time takes some minutes"
+cargo build --profile "$profile" --locked -p spillway
 cargo build --release --locked -p spillway-loadtest
 target="${CARGO_TARGET_DIR:-$ROOT/target}"
-export SPILLWAY_BIN="$target/dist/spillway"
+export SPILLWAY_BIN="$target/$profile/spillway"
 export SPILLWAY_TEST_MODEL="${SPILLWAY_MODEL_FILE:-$ROOT/models/smollm2-135m-instruct-q4_1.gguf}"
 export SPILLWAY_TEST_PYTHON="$VENV/bin/python"
 export PATH="$PATH:/usr/sbin"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the system packages that are missing, and only those. Usage: scripts/system.sh run|test|bench|image
+# Installs the system packages that are missing, and only those. Usage: scripts/system.sh run|test|bench|image|aarch64
 # Debian 12 and 13, Ubuntu 22.04 and 24.04; elsewhere it says what to install. It upgrades nothing but
 # Mesa's own libraries where Debian 12's newer Mesa is taken (SPILLWAY_MESA=stable keeps to the release's own).
 set -euo pipefail
@@ -41,7 +41,12 @@ case "$profile" in
     fi
     ;;
   image) PATH="$PATH:/usr/sbin" need debootstrap debootstrap ;;
-  *) die "unknown profile '$profile': run, test, bench or image" ;;
+  aarch64)
+    need gcc-aarch64-linux-gnu aarch64-linux-gnu-gcc
+    [ -e /usr/aarch64-linux-gnu/lib/crt1.o ] || missing+=(libc6-dev-arm64-cross)
+    need qemu-user-static qemu-aarch64-static
+    ;;
+  *) die "unknown profile '$profile': run, test, bench, image or aarch64" ;;
 esac
 
 if [ "${#missing[@]}" -eq 0 ] && [ -z "$mesa" ]; then exit 0; fi

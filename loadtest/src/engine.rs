@@ -1,13 +1,11 @@
-//! The model inside beside a llama.cpp server on the same file and as many cores, both over HTTP: one answer at a time,
-//! sixteen together, long prompts; then memory, and the time from the start of the process to its first answer.
+//! The model inside beside a llama.cpp server on the same file and as many threads, both over HTTP: one answer at a time,
+//! sixteen together, long prompts; then memory, and the time from the start of the process to its first token.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::TokioIo;
-
+use crate::http;
 use crate::process::{Process, free_port, named, wait_for};
 use crate::spread;
 
@@ -28,6 +26,8 @@ pub(crate) struct Comparison {
     pub(crate) models: Vec<PathBuf>,
     /// The vector unit of the model inside, where not the fastest.
     pub(crate) unit: Option<String>,
+    /// A `llama-server` of the reader's own; that of the Python package where there is none.
+    pub(crate) llama: Option<PathBuf>,
 }
 
 /// One of the two.
@@ -44,7 +44,8 @@ pub(crate) fn run(comparison: &Comparison) {
     models.iter().for_each(|model| compare(comparison, model));
 }
 
-fn compare(Comparison { rounds, cores, unit, .. }: &Comparison, model: &Path) {
+fn compare(comparison: &Comparison, model: &Path) {
+    let Comparison { rounds, cores, unit, .. } = comparison;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (ours, theirs) = (Side { port: free_port(), ours: true }, Side { port: free_port(), ours: false });
     let folder = std::env::temp_dir().join(format!("spillway-loadtest-{}", std::process::id()));
@@ -61,25 +62,22 @@ fn compare(Comparison { rounds, cores, unit, .. }: &Comparison, model: &Path) {
     if let Some(unit) = unit {
         command.env("SPILLWAY_CPU_UNIT", unit);
     }
-    let started = Instant::now();
-    let gateway = Process::start(&mut command);
-    wait_for(ours.port);
-    let loaded = started.elapsed();
-    runtime.block_on(answer(ours, "Say hello.".into(), 1));
-    let first = started.elapsed();
-    let ctx = (CONTEXT * TOGETHER).to_string();
-    let llama = Process::start(Command::new(named("SPILLWAY_TEST_PYTHON")).arg("scripts/llama_server.py").args([
-        "--model",
-        model.to_str().unwrap(),
-        "--port",
-        &theirs.port.to_string(),
-        "--parallel",
-        &TOGETHER.to_string(),
-        "--threads",
-        &cores.to_string(),
-        "--ctx",
-        &ctx,
-    ]));
+    let mut start = || {
+        let started = Instant::now();
+        let gateway = Process::start(&mut command);
+        wait_for(ours.port);
+        let ready = started.elapsed().as_secs_f64();
+        runtime.block_on(answer(ours, "Say hello.".into(), 1));
+        (gateway, ready, started.elapsed().as_secs_f64())
+    };
+    // The first start may read the file from the disk; the others have it in the system's cache.
+    let (cold, ..) = start();
+    drop(cold);
+    let mut starts: Vec<_> = (0..*rounds).map(|_| start()).map(|(_, ready, first)| (ready, first)).collect();
+    let (gateway, ready, first) = start();
+    starts.push((ready, first));
+    let (ready, first): (Vec<_>, Vec<_>) = starts.into_iter().unzip();
+    let llama = Process::start(&mut llama(comparison, model, theirs.port));
     wait_for(theirs.port);
     let name = model.file_name().unwrap_or_default().display();
     let unit = unit.as_deref().unwrap_or("the fastest unit");
@@ -105,14 +103,30 @@ fn compare(Comparison { rounds, cores, unit, .. }: &Comparison, model: &Path) {
         );
     }
     let size = std::fs::metadata(model).map_or(0, |m| m.len()) >> 20;
+    let [(ready, ..), (first, least, most)] = [spread(&ready), spread(&first)];
     println!(
-        "file {size} MiB; the gateway takes {:.0} MiB, llama.cpp {:.0} MiB; ready after {:.2} s, first answer after {:.2} s",
+        "file {size} MiB; the gateway takes {:.0} MiB, llama.cpp {:.0} MiB; from the start of the process ready after {ready:.2} s, first token after {first:.2} s ({least:.2}..{most:.2})",
         gateway.resident(),
         llama.resident(),
-        loaded.as_secs_f64(),
-        first.as_secs_f64()
     );
     let _ = std::fs::remove_dir_all(folder);
+}
+
+/// llama.cpp's server on a model.
+fn llama(Comparison { cores, llama, .. }: &Comparison, model: &Path, port: u16) -> Command {
+    let (ctx, port) = ((CONTEXT * TOGETHER).to_string(), port.to_string());
+    let (together, cores) = (TOGETHER.to_string(), cores.to_string());
+    let mut command = if let Some(own) = llama {
+        let mut command = Command::new(own);
+        command.args(["--host", "127.0.0.1", "--ctx-size", &ctx, "--threads-batch", &cores]);
+        command
+    } else {
+        let mut command = Command::new(named("SPILLWAY_TEST_PYTHON"));
+        command.args(["scripts/llama_server.py", "--ctx", &ctx]);
+        command
+    };
+    command.arg("--model").arg(model).args(["--port", &port, "--parallel", &together, "--threads", &cores]);
+    command
 }
 
 /// Tokens per second: those written, or, for a long prompt, those read.
@@ -130,9 +144,6 @@ async fn answers(side: Side, seed: usize, together: usize, words: usize, tokens:
 
 /// Tokens read and written of one answer.
 async fn answer(side: Side, prompt: String, tokens: u32) -> (u64, u64) {
-    let stream = tokio::net::TcpStream::connect(("127.0.0.1", side.port)).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    let connection = tokio::spawn(connection);
     let mut body = serde_json::json!({
         "model": "m", "temperature": 0, "max_tokens": tokens, "messages": [{"role": "user", "content": prompt}]
     });
@@ -140,14 +151,7 @@ async fn answer(side: Side, prompt: String, tokens: u32) -> (u64, u64) {
         // A key of llama.cpp's own: it shall not answer from what it read before.
         body["cache_prompt"] = false.into();
     }
-    let request = http::Request::post("/v1/chat/completions")
-        .header("host", "localhost")
-        .header("content-type", "application/json")
-        .body(Full::new(bytes::Bytes::from(body.to_string())))
-        .unwrap();
-    let answer = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
-    connection.abort();
-    let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+    let answer = http::post(side.port, "/v1/chat/completions", &body).await;
     let count = |key: &str| answer["usage"][key].as_u64().unwrap_or_else(|| panic!("{answer}"));
     (count("prompt_tokens"), count("completion_tokens"))
 }

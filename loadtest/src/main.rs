@@ -11,7 +11,9 @@
     reason = "a program that stops where something is not as it must be"
 )]
 
+mod embeddings;
 mod engine;
+mod http;
 mod idle;
 mod overload;
 mod process;
@@ -54,6 +56,12 @@ struct Arguments {
     /// The vector unit of the engine, such as AVX2; the fastest when left out.
     #[arg(long)]
     unit: Option<String>,
+    /// A `llama-server` to measure beside, such as one built for this processor; that of the Python package when left out.
+    #[arg(long)]
+    llama_server: Option<std::path::PathBuf>,
+    /// A Python with sentence-transformers to measure embeddings beside.
+    #[arg(long)]
+    python: Option<std::path::PathBuf>,
 }
 
 #[derive(clap::Subcommand)]
@@ -81,8 +89,10 @@ enum Scenario {
     Idle,
     /// API keys and certificates that change under 2,000 requests a second.
     Rotation,
-    /// Tokens per second of the engine and of llama.cpp.
+    /// Tokens per second of the engine and of llama.cpp, memory, time to the first token.
     Engine,
+    /// Texts per second that the engine and sentence-transformers embed.
+    Embeddings,
 }
 
 fn main() {
@@ -110,13 +120,27 @@ fn main() {
     if wanted(Scenario::Rotation) {
         rotation::run(arguments.seconds);
     }
+    let machine = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     if wanted(Scenario::Engine) {
-        let machine = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         engine::run(&engine::Comparison {
             rounds: arguments.rounds,
             cores: arguments.cores.unwrap_or(machine),
             models: arguments.model.clone(),
             unit: arguments.unit.clone(),
+            llama: arguments.llama_server.clone(),
+        });
+    }
+    if wanted(Scenario::Embeddings) {
+        embeddings::run(&embeddings::Comparison {
+            rounds: arguments.rounds,
+            cores: arguments.cores.unwrap_or(machine),
+            model: arguments
+                .model
+                .first()
+                .cloned()
+                .unwrap_or_else(|| "models/all-minilm-l6-v2/model.safetensors".into()),
+            unit: arguments.unit.clone(),
+            python: arguments.python.clone(),
         });
     }
 }

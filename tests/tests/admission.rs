@@ -310,7 +310,7 @@ async fn those_who_wait_are_called_when_an_operator_puts_a_server_back() {
 async fn those_who_wait_are_called_when_a_server_is_well_again_or_says_that_nobody_waits_there() {
     for (check, capacity) in [
         ("healthCheck: {http: {path: /asked}, interval: 100ms, unhealthyThreshold: 1, healthyThreshold: 1}", ""),
-        ("", ", queueDepth: {metricsPath: /asked, max: 1, interval: 100ms, staleAfter: 50s}"),
+        ("", ", queueDepth: {metricsPath: /asked, max: 1, interval: 100ms, staleAfter: 10m}"),
     ] {
         let well = Arc::new(AtomicBool::new(false));
         let says = well.clone();
@@ -383,7 +383,7 @@ async fn those_who_wait_are_called_by_what_an_answer_says_while_it_still_comes()
     })
     .await;
     let gateway = Gateway::start(&waiting_for(&format!(
-        "endpoints: [{{url: \"{}\"}}], capacity: {{loadReports: true, queueDepth: {{max: 1, staleAfter: 50s}}}}",
+        "endpoints: [{{url: \"{}\"}}], capacity: {{loadReports: true, queueDepth: {{max: 1, staleAfter: 10m}}}}",
         server.url()
     )))
     .await;

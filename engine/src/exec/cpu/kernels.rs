@@ -152,6 +152,10 @@ compiled!(
     super::super::unit::avx512::Avx512,
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 );
+#[cfg(target_arch = "aarch64")]
+compiled!(neon, super::super::unit::neon::Neon<false>, #[target_feature(enable = "neon")]);
+#[cfg(target_arch = "aarch64")]
+compiled!(neon_dot, super::super::unit::neon::Neon<true>, #[target_feature(enable = "neon,dotprod")]);
 
 impl Kernels {
     /// Those of a unit, which the caller has seen to be there.
@@ -163,6 +167,10 @@ impl Kernels {
             CpuUnit::AvxVnni => &avx_vnni::KERNELS,
             #[cfg(target_arch = "x86_64")]
             CpuUnit::Avx2 => &avx2::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            CpuUnit::NeonDot => &neon_dot::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            CpuUnit::Neon => &neon::KERNELS,
             _ => &portable::KERNELS,
         }
     }

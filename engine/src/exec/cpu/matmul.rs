@@ -91,6 +91,56 @@ unsafe fn one<U: Unit, const T: usize>(p: &Product, group: usize, tile: Tile) {
 /// How far ahead weights are fetched into the caches, in bytes.
 const AHEAD: usize = 2048;
 
+/// Fetches what will be read after a block of weights of `bytes` bytes, where little is done with each.
+#[inline(always)]
+unsafe fn fetch<U: Unit, const T: usize>(weights: *const u8, bytes: usize) {
+    if T == 1 {
+        for line in 0..bytes / 64 {
+            // SAFETY: any address may be fetched.
+            unsafe { U::prefetch(weights.wrapping_add(AHEAD + line * 64)) };
+        }
+    }
+}
+
+/// A block of a tile's activations: the bytes, and where its factors begin, of which [`factor`] reads the `n`th.
+#[inline(always)]
+unsafe fn block_of<const T: usize>(x: *const u8, block: usize) -> (*const i8, *const f32) {
+    // SAFETY: as the caller says.
+    unsafe {
+        let x = x.add(block * T * quantize::RECORD);
+        (x.cast(), x.add(T * 32).cast())
+    }
+}
+
+#[inline(always)]
+unsafe fn factor<U: Unit>(factors: *const f32, n: usize) -> U::F {
+    // SAFETY: as the caller says.
+    unsafe { U::f_splat(factors.add(n).read_unaligned()) }
+}
+
+/// `sums += products * d * scale` with each row's scale.
+#[inline(always)]
+unsafe fn add_products<U: Unit, const T: usize>(
+    sums: &mut [U::F; T],
+    products: [U::I; T],
+    d: U::F,
+    factors: *const f32,
+) {
+    for (t, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
+        // SAFETY: as the caller says.
+        unsafe { *sum = U::f_fma(U::to_f(product), U::f_mul(d, factor::<U>(factors, t)), *sum) };
+    }
+}
+
+/// `sums += m * whole` with each row's sum of the block.
+#[inline(always)]
+unsafe fn add_minimum<U: Unit, const T: usize>(sums: &mut [U::F; T], m: U::F, factors: *const f32) {
+    for (t, sum) in sums.iter_mut().enumerate() {
+        // SAFETY: as the caller says.
+        unsafe { *sum = U::f_fma(m, factor::<U>(factors, T + t), *sum) };
+    }
+}
+
 #[inline(always)]
 unsafe fn nibbles<U: Unit, const T: usize>(
     quants: *const u8,
@@ -102,22 +152,12 @@ unsafe fn nibbles<U: Unit, const T: usize>(
     unsafe {
         let mut sums = [U::f_splat(0.0); T];
         for block in 0..blocks {
-            let weights = quants.add(block * 16 * U::ROWS);
-            let scales = scales.add(block * 2 * U::ROWS);
-            let x = x.add(block * T * quantize::RECORD);
-            let factors: *const f32 = x.add(T * 32).cast();
-            if T == 1 {
-                for line in 0..U::ROWS / 4 {
-                    U::prefetch(weights.wrapping_add(AHEAD + line * 64));
-                }
-            }
-            let products = U::nibbles::<T>(weights, x.cast());
-            let (d, m) = (U::f_load_f16(scales), U::f_load_f16(scales.add(U::ROWS)));
-            for (t, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
-                let scale = U::f_mul(d, U::f_splat(factors.add(t).read_unaligned()));
-                let whole = U::f_splat(factors.add(T + t).read_unaligned());
-                *sum = U::f_fma(m, whole, U::f_fma(U::to_f(product), scale, *sum));
-            }
+            let (weights, scales) = (quants.add(block * 16 * U::ROWS), scales.add(block * 2 * U::ROWS));
+            let (x, factors) = block_of::<T>(x, block);
+            fetch::<U, T>(weights, 16 * U::ROWS);
+            let products = U::nibbles::<T>(weights, x);
+            add_products::<U, T>(&mut sums, products, U::f_load_f16(scales), factors);
+            add_minimum::<U, T>(&mut sums, U::f_load_f16(scales.add(U::ROWS)), factors);
         }
         sums
     }
@@ -136,22 +176,12 @@ unsafe fn bytes<U: Unit, const T: usize, const MIN: bool>(
         for block in 0..blocks {
             let weights = quants.add(block * 32 * U::ROWS);
             let scales = scales.add(block * if MIN { 2 } else { 1 } * U::ROWS);
-            let x = x.add(block * T * quantize::RECORD);
-            let factors: *const f32 = x.add(T * 32).cast();
-            if T == 1 {
-                for line in 0..U::ROWS / 2 {
-                    U::prefetch(weights.wrapping_add(AHEAD + line * 64));
-                }
-            }
-            let products = U::bytes::<T, 8>(weights, x.cast(), factors.add(2 * T).cast());
-            let d = U::f_load_f16(scales);
-            for (t, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
-                let scale = U::f_mul(d, U::f_splat(factors.add(t).read_unaligned()));
-                *sum = U::f_fma(U::to_f(product), scale, *sum);
-                if MIN {
-                    let whole = U::f_splat(factors.add(T + t).read_unaligned());
-                    *sum = U::f_fma(U::f_load_f16(scales.add(U::ROWS)), whole, *sum);
-                }
+            let (x, factors) = block_of::<T>(x, block);
+            fetch::<U, T>(weights, 32 * U::ROWS);
+            let products = U::bytes::<T, 8>(weights, x, factors.add(2 * T).cast());
+            add_products::<U, T>(&mut sums, products, U::f_load_f16(scales), factors);
+            if MIN {
+                add_minimum::<U, T>(&mut sums, U::f_load_f16(scales.add(U::ROWS)), factors);
             }
         }
         sums
@@ -169,17 +199,13 @@ unsafe fn halves<U: Unit, const T: usize>(
     unsafe {
         let mut sums = [U::f_splat(0.0); T];
         for block in 0..blocks {
-            let x = x.add(block * T * quantize::RECORD);
-            let factors: *const f32 = x.add(T * 32).cast();
+            let (x, factors) = block_of::<T>(x, block);
+            fetch::<U, T>(quants.add(block * 32 * U::ROWS), 32 * U::ROWS);
             for half in 0..2 {
-                let weights = quants.add((block * 2 + half) * 16 * U::ROWS);
+                let at = block * 2 + half;
                 let start = factors.add((3 + half) * T).cast();
-                let products = U::bytes::<T, 4>(weights, x.add(half * 16).cast(), start);
-                let d = U::f_load_f16(scales.add((block * 2 + half) * U::ROWS));
-                for (t, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
-                    let scale = U::f_mul(d, U::f_splat(factors.add(t).read_unaligned()));
-                    *sum = U::f_fma(U::to_f(product), scale, *sum);
-                }
+                let products = U::bytes::<T, 4>(quants.add(at * 16 * U::ROWS), x.add(half * 16), start);
+                add_products::<U, T>(&mut sums, products, U::f_load_f16(scales.add(at * U::ROWS)), factors);
             }
         }
         sums

@@ -11,11 +11,15 @@ pub enum CpuUnit {
     AvxVnni,
     /// AVX-512 with VNNI.
     Avx512Vnni,
+    /// NEON, which every 64-bit ARM processor has.
+    Neon,
+    /// NEON with the dot product of ARMv8.2.
+    NeonDot,
 }
 
 impl CpuUnit {
     /// All, the fastest first.
-    pub const ALL: [Self; 4] = [Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::Portable];
+    pub const ALL: [Self; 6] = [Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::NeonDot, Self::Neon, Self::Portable];
 
     /// Its name, as people write it.
     pub fn name(self) -> &'static str {
@@ -24,6 +28,8 @@ impl CpuUnit {
             Self::Avx2 => "AVX2",
             Self::AvxVnni => "AVX-VNNI",
             Self::Avx512Vnni => "AVX-512 VNNI",
+            Self::Neon => "NEON",
+            Self::NeonDot => "NEON dot product",
         }
     }
 
@@ -53,9 +59,20 @@ impl CpuUnit {
                         && is_x86_feature_detected!("avx512vl")
                         && is_x86_feature_detected!("avx512vnni")
                 }
+                Self::Neon | Self::NeonDot => false,
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected;
+            match self {
+                Self::Portable => true,
+                Self::Neon => is_aarch64_feature_detected!("neon"),
+                Self::NeonDot => is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("dotprod"),
+                Self::Avx2 | Self::AvxVnni | Self::Avx512Vnni => false,
+            }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
             self == Self::Portable
         }

@@ -8,6 +8,8 @@ pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
 mod choose;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
 pub(super) mod portable;
 
 use half::{bf16, f16};
@@ -21,7 +23,7 @@ pub(super) const BLOCK: usize = 32;
 
 /// A vector unit.
 ///
-/// Two widths: [`LANES`] floats for what runs along a row of activations, and `ROWS`, as many as one register holds, for
+/// Two widths: [`LANES`] floats for what runs along a row of activations, and `ROWS`, as many as one register holds or two, for
 /// products of matrices, where each lane is a row of weights. Weights of `ROWS` rows lie side by side, four columns of
 /// each in turn.
 ///

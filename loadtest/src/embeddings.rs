@@ -1,0 +1,161 @@
+//! A model inside that gives embeddings, over HTTP, beside sentence-transformers inside its own process, on the same files,
+//! texts and as many threads.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use crate::http;
+use crate::process::{Process, free_port, named, wait_for};
+use crate::spread;
+
+/// Texts of a run.
+const TEXTS: usize = 512;
+/// Texts of a request, and of a batch on the other side.
+const BATCH: usize = 32;
+/// Requests at a time.
+const TOGETHER: usize = 4;
+
+/// What is compared.
+pub(crate) struct Comparison {
+    pub(crate) rounds: usize,
+    pub(crate) cores: usize,
+    /// The file of the model, in the folder that sentence-transformers reads.
+    pub(crate) model: PathBuf,
+    pub(crate) unit: Option<String>,
+    /// A Python that has sentence-transformers.
+    pub(crate) python: Option<PathBuf>,
+}
+
+/// The other side, told what to do line by line.
+struct Peer {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    version: String,
+}
+
+impl Peer {
+    fn start(python: &PathBuf, model: &std::path::Path, cores: usize) -> Self {
+        let mut child = Command::new(python)
+            .args(["scripts/sentence_transformers.py", "--threads", &cores.to_string(), "--batch", &BATCH.to_string()])
+            .arg("--model")
+            .arg(model.parent().unwrap())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("Python starts");
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let version = lines.next().expect("sentence-transformers loads").unwrap();
+        Self { child, lines, version }
+    }
+
+    /// Seconds for all texts, and the first vector.
+    fn embed(&mut self, texts: &[String]) -> (f64, Vec<f64>) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{}", serde_json::json!(texts)).unwrap();
+        let line = self.lines.next().expect("an answer").unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&line).unwrap();
+        (answer["seconds"].as_f64().unwrap(), numbers(&answer["first"]))
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+fn numbers(value: &serde_json::Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+/// Runs and prints.
+pub(crate) fn run(Comparison { rounds, cores, model, unit, python }: &Comparison) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let port = free_port();
+    let folder = std::env::temp_dir().join(format!("spillway-loadtest-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let config = folder.join("embeddings.yaml");
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:{port}\"}}]\nmodels: [{{name: m, source: \"{}\", device: cpu, cores: {cores}, maxQueueWait: 10m}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n",
+        std::path::absolute(model).unwrap().display()
+    );
+    std::fs::write(&config, yaml).unwrap();
+    let mut command = Command::new(named("SPILLWAY_BIN"));
+    command.args(["serve", "-c"]).arg(&config);
+    if let Some(unit) = unit {
+        command.env("SPILLWAY_CPU_UNIT", unit);
+    }
+    let gateway = Process::start(&mut command);
+    wait_for(port);
+    let mut peer = python.as_ref().map(|python| Peer::start(python, model, *cores));
+    let unit = unit.as_deref().unwrap_or("the fastest unit");
+    let version = peer.as_ref().map_or("no peer: --python names a Python with sentence-transformers", |p| &p.version);
+    println!(
+        "\n{}: texts per second, {rounds} rounds in turn, {cores} threads each, {unit}; {version}",
+        model.display()
+    );
+    for (what, words) in [("short texts (some 10 words)", 10), ("paragraphs (some 100 words)", 100)] {
+        let texts: Vec<String> = (0..TEXTS).map(|n| text(n, words)).collect();
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for round in 0..=*rounds {
+            let started = Instant::now();
+            let first = runtime.block_on(embed(port, &texts));
+            let took = started.elapsed().as_secs_f64();
+            let other = peer.as_mut().map(|peer| peer.embed(&texts));
+            if let Some((_, other)) = &other {
+                let cosine: f64 = first.iter().zip(other).map(|(a, b)| a * b).sum();
+                assert!(cosine > 0.999, "the two sides do not say the same: cosine {cosine}");
+            }
+            // The first round warms up.
+            if round > 0 {
+                ours.push(TEXTS as f64 / took);
+                theirs.extend(other.map(|(took, _)| TEXTS as f64 / took));
+            }
+        }
+        let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| a / b).collect();
+        let (a, least, most) = spread(&ours);
+        print!("{what}: inside {a:.1} ({least:.1}..{most:.1})");
+        if !theirs.is_empty() {
+            let [(b, b_least, b_most), (ratio, least, most)] = [spread(&theirs), spread(&ratios)];
+            print!(
+                ", sentence-transformers {b:.1} ({b_least:.1}..{b_most:.1}), ratio {ratio:.2} ({least:.2}..{most:.2})"
+            );
+        }
+        println!();
+    }
+    println!("the gateway takes {:.0} MiB", gateway.resident());
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+/// A text of about so many words, from half of that to one and a half times: padding costs whoever pads.
+fn text(n: usize, words: usize) -> String {
+    const WORDS: [&str; 24] = [
+        "gateway", "model", "the", "queue", "of", "answers", "when", "server", "is", "full", "and", "a", "request",
+        "waits", "for", "its", "turn", "while", "tokens", "are", "written", "to", "another", "client",
+    ];
+    let count = words / 2 + (n * 7919) % (words + 1);
+    (0..count.max(1)).map(|w| WORDS[(n * 31 + w * w * 7 + w * 13) % WORDS.len()]).collect::<Vec<_>>().join(" ")
+}
+
+/// Embeds all texts, some requests at a time. Gives the first vector.
+async fn embed(port: u16, texts: &[String]) -> Vec<f64> {
+    let batches: Vec<_> = texts.chunks(BATCH).collect();
+    let next = std::cell::Cell::new(0);
+    let worker = async || {
+        let mut first = None;
+        loop {
+            let n = next.replace(next.get() + 1);
+            let Some(batch) = batches.get(n) else { return first };
+            let answer = http::post(port, "/v1/embeddings", &serde_json::json!({"model": "m", "input": batch})).await;
+            let vectors = answer["data"].as_array().unwrap_or_else(|| panic!("{answer}"));
+            assert_eq!(vectors.len(), batch.len());
+            if n == 0 {
+                first = Some(numbers(&vectors[0]["embedding"]));
+            }
+        }
+    };
+    let found = futures::future::join_all((0..TOGETHER).map(|_| worker())).await;
+    found.into_iter().flatten().next().unwrap()
+}
