@@ -63,10 +63,11 @@ impl Names {
                 .is_some_and(|rest| self.wildcard.iter().any(|suffix| suffix.eq_ignore_ascii_case(rest)))
     }
 
-    /// One of them, to tell a certificate from others by.
+    /// One of them, to tell a certificate from others by: the first of the alphabet, because an authority may list the names
+    /// of a renewed certificate in another order.
     pub fn first(&self) -> Option<String> {
-        let star = self.wildcard.first().map(|suffix| format!("*{suffix}"));
-        self.exact.first().map(|name| name.to_string()).or(star)
+        let star = self.wildcard.iter().min().map(|suffix| format!("*{suffix}"));
+        self.exact.iter().min().map(|name| name.to_string()).or(star)
     }
 
     fn is_empty(&self) -> bool {
@@ -223,6 +224,7 @@ mod tests {
             assert_eq!(pair.names.cover(host), covered, "{host}");
         }
         assert_eq!(pair.warnings(SystemTime::now(), true), Vec::<String>::new());
+        assert_eq!(pair.names.first().as_deref(), Some("127.0.0.1"), "whatever their order in the certificate");
         let later = SystemTime::now() + Duration::from_secs(3_000 * 366 * 86_400);
         assert!(pair.warnings(later, true)[0].contains("has expired"));
         assert!(pair.warnings(SystemTime::UNIX_EPOCH, true)[0].contains("not valid yet"));
