@@ -279,6 +279,30 @@ impl fmt::Display for ServerUrl {
     }
 }
 
+/// A server of names: an address, and its port where that is not 53.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DnsServer(pub std::net::SocketAddr);
+
+impl FromStr for DnsServer {
+    type Err = ValueError;
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let with_port = || text.parse::<std::net::IpAddr>().map(|ip| std::net::SocketAddr::new(ip, 53));
+        text.parse().or_else(|_| with_port()).map(Self).map_err(|_| {
+            ValueError(format!(
+                "`{text}` is no address of a DNS server: write 10.0.0.53, 10.0.0.53:5353 or [fd00::53]:53"
+            ))
+        })
+    }
+}
+
+impl fmt::Display for DnsServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+string_value!(DnsServer, "dns-server", "10.0.0.53", "Address of a DNS server, with its port where that is not 53.");
+
 string_value!(ServerUrl, "server-url", "http://10.0.0.11:8000", "Address of a server: scheme, host and port.");
 
 /// Addresses: one, or all of a network in CIDR form; `10.0.0.0/8`, `2001:db8::/32`, `203.0.113.7`.

@@ -168,6 +168,9 @@ fn balancing_that_contradicts_itself_is_refused_with_its_line() {
         (lb("{slowStart: 0s}"), "leave it out"),
         (lb("{policy: fastest}"), "none of the values"),
         (lb("{policy: queueDepth}"), "no figures would come"),
+        (capacity("{maxInFlight: 4, maxConnections: 4}"), "need no more connections"),
+        (capacity("{maxConnections: 0}"), "too small"),
+        (backend("circuitBreaker: {maxInFlight: 0}"), "too small"),
         (capacity("{adaptive: {minLimit: 9, maxLimit: 8}}"), "is above `maxLimit` (8)"),
         (capacity("{maxInFlight: 4, adaptive: {minLimit: 9}}"), "below `adaptive.minLimit`"),
         (capacity("{adaptive: {latencyTolerance: 1.0}}"), "above 1"),
@@ -179,11 +182,12 @@ fn balancing_that_contradicts_itself_is_refused_with_its_line() {
         (capacity("{kvCache: {max: 0.9}}"), "no figures would come"),
         (capacity("{loadReports: true, kvCache: {max: 1.1}}"), "above 0 and at most 1"),
         (capacity("{loadReports: true}"), "nothing uses the reports"),
-        (check("{interval: 5s}"), "exactly one of `http`, `tcp` and `completion`"),
-        (check("{tcp: {}, http: {path: /}}"), "exactly one of `http`, `tcp` and `completion`"),
+        (check("{interval: 5s}"), "exactly one of `http`, `tcp`, `grpc` and `completion`"),
+        (check("{tcp: {}, grpc: {}}"), "exactly one of `http`, `tcp`, `grpc` and `completion`"),
+        (check("{grpc: {}}"), "must say `http2: true`"),
         (check("{completion: {}}"), "only where `protocol` is `openai`"),
         (check("{completion: {}}").replace("name: a,", "name: a, protocol: openai,"), "which model is asked?"),
-        (outlier("{errorRate: 1.5}"), "above 0 and at most 1"),
+        (outlier("{errorRate: 1.5}"), "from 0 to 1"),
         (outlier("{latencyFactor: 0.5}"), "must be above 1"),
         (outlier("{maxEjected: 2}"), "from 0 to 1"),
         (outlier("{panicThreshold: -1}"), "from 0 to 1"),
@@ -198,11 +202,34 @@ fn balancing_that_contradicts_itself_is_refused_with_its_line() {
         lb("{policy: hash, hashOn: {cookie: sid}}"),
         capacity("{maxInFlight: 16, adaptive: {}, loadReports: true, queueDepth: {max: 4}, kvCache: {max: 0.9}}"),
         capacity("{queueDepth: {max: 4, metric: \"vllm:num_requests_waiting{engine=\\\"0\\\"}\"}}"),
+        capacity("{maxInFlight: 8, maxConnections: 4}"),
+        backend("http2: true, capacity: {maxInFlight: 8, maxConnections: 8}"),
+        backend("circuitBreaker: {maxInFlight: 8, maxRetries: 0}"),
+        backend("http2: true, healthCheck: {grpc: {service: a.B}}"),
         check("{tcp: {}}"),
         outlier("{consecutiveErrors: 0, errorRate: 0.5, latencyFactor: 3}"),
     ] {
         assert_eq!(messages(&yaml), Vec::<String>::new(), "{yaml}");
     }
+}
+
+#[test]
+fn servers_of_names_are_addresses_and_their_bounds_make_sense() {
+    let dns = |text: &str| format!("{GOOD}dns: {text}\n");
+    for (text, told) in [
+        ("{servers: [ns.example.com]}", "no address of a DNS server"),
+        ("{minTtl: 500ms}", "at least 1s"),
+        ("{minTtl: 10m}", "below `minTtl`"),
+        ("{maxTtl: 48h}", "at most 24h"),
+        ("{timeout: 1m}", "at most 5s"),
+    ] {
+        let all = messages(&dns(text));
+        assert!(all.iter().any(|m| m.contains(told)), "{text}: {all:?}");
+    }
+    let named = dns("{servers: [10.0.0.53, \"[fd00::1]:5353\"], minTtl: 5s}").replace("127.0.0.1:1", "chat.internal:1");
+    assert_eq!(messages(&named), Vec::<String>::new());
+    let without = judge(&dns("{servers: [10.0.0.53]}")).unwrap().warnings.to_string();
+    assert!(without.contains("no effect"), "{without}");
 }
 
 #[test]

@@ -35,15 +35,15 @@ fn main() {
         println!("{e}");
         std::process::exit(1)
     });
-    let info = engine.info();
+    let (info, placement) = (engine.info(), engine.placement());
     println!(
         "{} on {} in {:.2} s, {} MiB",
         info.architecture,
-        info.device.name,
+        placement.device.name,
         info.load_time.as_secs_f64(),
-        info.device_memory_bytes >> 20
+        placement.memory_bytes >> 20
     );
-    let messages = [ChatMessage { role: "user".into(), content: prompt }];
+    let messages = [ChatMessage::new("user", prompt)];
     let prompt = engine.encode_chat(&messages).unwrap();
     let started = Instant::now();
     // Each has a reader of its own: an answer that nobody reads is parked.

@@ -8,7 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let (file, content) = (arguments.next().unwrap(), arguments.next().unwrap());
     let engine = Engine::load(LoadOptions::new(file))?;
-    let prompt = engine.encode_chat(&[ChatMessage { role: "user".into(), content }])?;
+    let prompt = engine.encode_chat(&[ChatMessage::new("user", content)])?;
     let sampling = Sampling { temperature: 0.7, ..Sampling::default() };
     let mut stream = engine.submit(Generate { max_tokens: Some(200), sampling, ..Generate::new(prompt) })?;
     while let Some(event) = stream.blocking_next() {

@@ -203,8 +203,8 @@ fn choose(choice: &DeviceChoice, infos: &[wgpu::AdapterInfo]) -> Result<(usize, 
     }
 }
 
-/// Waits for one of wgpu's futures, which on native targets are ready at once or woken by a driver's thread.
-fn block_on<F: Future>(future: F) -> F::Output {
+/// Waits on this thread for a future. Those of wgpu on native targets are ready at once or woken by a driver's thread.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(std::thread::Thread);
     impl std::task::Wake for Unpark {
         fn wake(self: Arc<Self>) {

@@ -3,16 +3,18 @@
 //! the work on it within one step.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender, TryRecvError};
 
-use crate::exec::{Batch, Executor, Row, Sizes};
-use crate::model::{Bert, BertShape, LoadedEncoder};
+use crate::exec::{Batch, Row, Sizes};
+use crate::model::BertShape;
+use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch, text_of};
 use crate::text::Tokenizer;
-use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions};
+use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions, Placement};
 
 /// Most texts of one request.
 pub(crate) const MAX_TEXTS: usize = 2048;
@@ -20,6 +22,13 @@ pub(crate) const MAX_TEXTS: usize = 2048;
 const BYTES_PER_TOKEN: usize = 64;
 /// What a refused caller is told to wait at least.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// What it is told while a device is set up again.
+const RETRY_AFTER_FAULT: Duration = Duration::from_secs(1);
+/// Length of the texts that the full step is measured with at load.
+const WARM_TOKENS: usize = 64;
+/// A step is measured so often at load, or for so long.
+const WARM_RUNS: u32 = 3;
+const WARM_TIME: Duration = Duration::from_millis(200);
 
 /// What became of a text.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,24 +41,38 @@ pub(crate) struct Encoded {
     pub(crate) truncated: bool,
 }
 
-/// A text, or two that are read together.
+/// What is read.
 #[derive(Debug, Clone)]
-pub(crate) struct Input {
-    pub(crate) first: Arc<str>,
-    pub(crate) second: Option<Arc<str>>,
+pub(crate) enum Input {
+    Text(Arc<str>),
+    /// Two texts that are read together.
+    Pair(Arc<str>, Arc<str>),
+    /// Tokens as they stand.
+    Tokens(Vec<u32>),
 }
+
+type Answer = Result<Vec<Encoded>, EngineError>;
 
 /// A request on its way to the thread.
 struct Job {
     inputs: Vec<Input>,
-    answer: Sender<Result<Vec<Encoded>, EngineError>>,
+    answer: Sender<Answer>,
+}
+
+impl Reader for Sender<Answer> {
+    fn fail(self, error: EngineError) {
+        let _ = self.try_send(Err(error));
+        self.close();
+    }
 }
 
 /// The callers' side of the thread.
 pub(crate) struct Handle {
     jobs: Sender<Job>,
     shared: Arc<Shared>,
+    placement: Arc<Mutex<Placement>>,
     outputs: usize,
+    vocabulary: usize,
     /// Longest estimated wait at which a request is taken.
     max_wait: Duration,
 }
@@ -62,6 +85,24 @@ struct Shared {
     cost: AtomicU64,
     /// Texts that were taken and are not answered.
     texts: AtomicUsize,
+    /// The device has failed and is set up again.
+    recovering: AtomicBool,
+    faults: AtomicU64,
+    /// It has ended.
+    stopped: AtomicBool,
+}
+
+impl Shared {
+    fn set_recovering(&self, recovering: bool) {
+        if !self.recovering.swap(recovering, Ordering::AcqRel) && recovering {
+            self.faults.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A request is answered, or nobody waits for it.
+    fn left(&self, job: &Job) {
+        self.texts.fetch_sub(job.inputs.len(), Ordering::Relaxed);
+    }
 }
 
 impl Handle {
@@ -77,6 +118,18 @@ impl Handle {
             let retry_after = self.estimated_wait().saturating_sub(self.max_wait).max(RETRY_AFTER);
             EngineError::Busy(Busy { reason, retry_after })
         };
+        for input in &inputs {
+            if let Input::Tokens(tokens) = input
+                && let Some(token) =
+                    tokens.iter().find(|token| usize::try_from(**token).is_ok_and(|n| n >= self.vocabulary))
+            {
+                let most = self.vocabulary;
+                return Err(EngineError::Input(format!("{token} is no token of the model: it has {most}")));
+            }
+        }
+        if self.shared.recovering.load(Ordering::Acquire) {
+            return Err(Busy { reason: BusyReason::Recovering, retry_after: RETRY_AFTER_FAULT }.into());
+        }
         if self.estimated_wait() > self.max_wait {
             return Err(busy(BusyReason::WaitTooLong));
         }
@@ -110,11 +163,24 @@ impl Handle {
             waiting: self.jobs.len(),
             estimated_wait: self.estimated_wait(),
             prompt_tokens: self.shared.tokens.load(Ordering::Relaxed),
+            is_ready: !self.has_ended() && !self.shared.recovering.load(Ordering::Acquire),
+            faults: self.shared.faults.load(Ordering::Relaxed),
             ..EngineStats::default()
         }
     }
 
+    /// Where it runs.
+    pub(crate) fn placement(&self) -> Placement {
+        self.placement.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it has ended and takes nothing any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.shared.stopped.load(Ordering::Acquire)
+    }
+
     pub(crate) fn shutdown(&self) {
+        self.shared.stopped.store(true, Ordering::Release);
         self.jobs.close();
     }
 }
@@ -127,40 +193,62 @@ impl Drop for Handle {
 
 /// Starts the thread and waits until the model has run once.
 pub(crate) fn start(
-    loaded: LoadedEncoder,
+    made: Rebuildable,
+    shape: BertShape,
     tokenizer: Arc<Tokenizer>,
     options: &LoadOptions,
+) -> Result<Handle, LoadError> {
+    begin(made, shape, tokenizer, options, Tuning::default())
+}
+
+fn begin(
+    made: Rebuildable,
+    shape: BertShape,
+    tokenizer: Arc<Tokenizer>,
+    options: &LoadOptions,
+    tuning: Tuning,
 ) -> Result<Handle, LoadError> {
     let (jobs, received) = async_channel::bounded(usize::try_from(options.max_queue).unwrap_or(usize::MAX).max(1));
     let shared = Arc::new(Shared::default());
     let (ready, wait) = std::sync::mpsc::sync_channel(1);
-    let device = loaded.device.name.clone();
-    let outputs = loaded.shape.outputs();
+    let placement = made.placement();
+    let device = placement.lock().unwrap_or_else(PoisonError::into_inner).device.name.clone();
+    let (outputs, vocabulary) = (shape.outputs(), shape.vocabulary);
+    let refused = |reason: String| LoadError::Device { device: device.clone(), reason };
+    let failed = |e: std::io::Error| refused(format!("its thread cannot be started: {e}"));
+    let (watched, name) = (shared.clone(), options.name.clone());
+    let watch = Watch::start(&format!("watch-{}", options.name), move || {
+        tracing::error!(event = "device_hangs", model = %name, "a step has not ended in time; its requests have failed");
+        watched.set_recovering(true);
+    })
+    .map_err(failed)?;
+    let sizes = shape.sizes();
     let mut worker = Worker {
-        model: loaded.model,
-        executor: loaded.executor,
-        shape: loaded.shape,
-        sizes: loaded.sizes,
+        name: options.name.clone(),
+        made,
+        shape,
+        sizes,
         tokenizer,
         shared: shared.clone(),
         jobs: received,
         running: VecDeque::new(),
+        tuning,
+        watch,
     };
-    let refused = |reason: String| LoadError::Device { device: device.clone(), reason };
     std::thread::Builder::new()
         .name(format!("engine-{}", options.name))
         .spawn(move || {
             crate::scheduler::be_nice();
-            let warm = worker.warm_up();
+            let warm = runner::start(&mut worker);
             let well = warm.is_ok();
             let _ = ready.send(warm);
             if well {
-                worker.run();
+                worker.work();
             }
         })
-        .map_err(|e| refused(format!("its thread cannot be started: {e}")))?;
+        .map_err(failed)?;
     match wait.recv() {
-        Ok(Ok(())) => Ok(Handle { jobs, shared, outputs, max_wait: options.max_queue_wait }),
+        Ok(Ok(())) => Ok(Handle { jobs, shared, placement, outputs, vocabulary, max_wait: options.max_queue_wait }),
         Ok(Err(e)) => Err(refused(e.to_string())),
         Err(_) => Err(refused("its thread ended while it started".into())),
     }
@@ -184,48 +272,128 @@ struct Placed {
 }
 
 struct Worker {
-    model: Bert,
-    executor: Box<dyn Executor>,
+    name: String,
+    made: Rebuildable,
     shape: BertShape,
     sizes: Sizes,
     tokenizer: Arc<Tokenizer>,
     shared: Arc<Shared>,
     jobs: Receiver<Job>,
     running: VecDeque<Work>,
+    tuning: Tuning,
+    watch: Watch<Sender<Answer>>,
+}
+
+impl Serves for Worker {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn made(&mut self) -> &mut Rebuildable {
+        &mut self.made
+    }
+
+    /// A short text, which reads all weights for one row, then as many as a step holds.
+    fn warm_up(&mut self) -> Result<Measured, EngineError> {
+        let step = self.measure(1, 1)?;
+        let length = WARM_TOKENS.min(self.shape.context).max(1);
+        let texts = (self.sizes.max_rows / length).clamp(1, self.sizes.max_picks);
+        let full = self.measure(texts, length)?;
+        let rows = u32::try_from(texts * length).unwrap_or(u32::MAX);
+        let cost = full / rows.max(1);
+        self.shared.cost.store(u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        Ok(Measured { rate: f64::from(rows) / full.as_secs_f64().max(f64::MIN_POSITIVE), step })
+    }
+
+    fn refuse(&mut self, fault: &EngineError) {
+        while let Ok(job) = self.jobs.try_recv() {
+            self.shared.left(&job);
+            job.answer.fail(fault.clone());
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.jobs.is_closed()
+    }
 }
 
 impl Worker {
-    /// Compiles what a step needs before the first request waits for it.
-    fn warm_up(&mut self) -> Result<(), EngineError> {
+    /// How long a step of such texts takes. The first run pays for what is compiled.
+    fn measure(&mut self, texts: usize, length: usize) -> Result<Duration, EngineError> {
         let mut batch = Batch { pages: vec![0; self.sizes.slots * self.sizes.pages_per_slot()], ..Batch::default() };
-        let ids: Vec<u32> = (0..8.min(narrow(self.shape.context))).map(|_| 0).collect();
-        for ids in [ids.get(..1).unwrap_or_default(), &ids] {
-            batch.rows.clear();
-            batch.picks.clear();
-            batch.types.clear();
-            place(&mut batch, ids, ids.len());
-            self.model.forward(self.executor.as_mut(), &batch)?;
+        for _ in 0..texts {
+            place(&mut batch, &vec![0; length], length);
         }
-        Ok(())
+        self.made.forward(&batch)?;
+        let (began, mut took) = (Instant::now(), Duration::MAX);
+        for _ in 0..WARM_RUNS {
+            let started = Instant::now();
+            self.made.forward(&batch)?;
+            took = took.min(started.elapsed());
+            if began.elapsed() > WARM_TIME {
+                break;
+            }
+        }
+        Ok(took)
+    }
+
+    /// Works until the engine ends. A panic in here is a defect of ours: it ends the engine too, and whoever holds it
+    /// loads it again.
+    fn work(&mut self) {
+        let end = match catch_unwind(AssertUnwindSafe(|| self.run())) {
+            Ok(()) => EngineError::Shutdown,
+            Err(panic) => {
+                let reason = text_of(&*panic).to_owned();
+                tracing::error!(event = "engine_panicked", model = %self.name, %reason, requests = self.running.len());
+                EngineError::Defect(reason)
+            }
+        };
+        // First, so that whoever is told below and asks at once is refused.
+        self.shared.stopped.store(true, Ordering::Release);
+        self.jobs.close();
+        self.fail_all(&end);
+        self.refuse(&end);
     }
 
     fn run(&mut self) {
         while self.receive() {
+            let shared = &self.shared;
             self.running.retain(|work| {
                 let gone = work.job.answer.is_closed();
                 if gone {
-                    self.shared.texts.fetch_sub(work.job.inputs.len(), Ordering::Relaxed);
+                    shared.left(&work.job);
                 }
                 !gone
             });
-            if !self.running.is_empty() {
-                self.step();
+            if !self.running.is_empty()
+                && let Err(fault) = self.step()
+                && !self.recover(&fault)
+            {
+                break;
             }
             self.shared.waiting.store(self.running.len(), Ordering::Relaxed);
         }
+    }
+
+    fn fail_all(&mut self, error: &EngineError) {
         for work in self.running.drain(..) {
-            let _ = work.job.answer.try_send(Err(EngineError::Shutdown));
+            self.shared.left(&work.job);
+            work.job.answer.fail(error.clone());
         }
+        self.shared.waiting.store(0, Ordering::Relaxed);
+    }
+
+    /// After a fault of the device: ends what ran and sets the device up again. False when the engine ends meanwhile.
+    fn recover(&mut self, fault: &EngineError) -> bool {
+        self.shared.set_recovering(true);
+        tracing::error!(event = "device_failed", model = %self.name, reason = %fault, requests = self.running.len());
+        self.fail_all(fault);
+        let pause = self.tuning.retry_first;
+        let recovered = runner::recover(self, fault, pause);
+        if recovered {
+            self.shared.set_recovering(false);
+        }
+        recovered
     }
 
     /// Takes new requests; waits for one when there is nothing else to do. False when the engine ends.
@@ -254,7 +422,7 @@ impl Worker {
     }
 
     /// Fills a step with one text of each request in turn, runs it and answers what is complete.
-    fn step(&mut self) {
+    fn step(&mut self) -> Result<(), EngineError> {
         let mut batch = Batch { pages: vec![0; self.sizes.slots * self.sizes.pages_per_slot()], ..Batch::default() };
         let mut placed: Vec<Placed> = Vec::new();
         'full: loop {
@@ -274,16 +442,14 @@ impl Worker {
             }
         }
         let started = Instant::now();
-        let values = match self.model.forward(self.executor.as_mut(), &batch) {
-            Ok(values) => values,
-            Err(fault) => {
-                for work in self.running.drain(..) {
-                    self.shared.texts.fetch_sub(work.job.inputs.len(), Ordering::Relaxed);
-                    let _ = work.job.answer.try_send(Err(fault.clone()));
-                }
-                return;
-            }
-        };
+        let usual = Duration::from_nanos(self.shared.cost.load(Ordering::Relaxed));
+        self.watch.readers(self.running.iter().map(|work| work.job.answer.clone()).collect());
+        self.watch.begin(self.tuning.hang(usual.saturating_mul(narrow(batch.rows.len()))));
+        let values = self.made.forward(&batch);
+        if self.watch.end() {
+            return Err(EngineError::Device("a step has not ended in time".into()));
+        }
+        let values = values?;
         let rows = u64::try_from(batch.rows.len()).unwrap_or(1).max(1);
         let cost = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX) / rows;
         self.shared.cost.store(cost, Ordering::Relaxed);
@@ -301,12 +467,13 @@ impl Worker {
                 left.push_back(work);
                 continue;
             }
-            self.shared.texts.fetch_sub(work.job.inputs.len(), Ordering::Relaxed);
+            self.shared.left(&work.job);
             let _ = work.job.answer.try_send(Ok(work.done.drain(..).flatten().collect()));
         }
         // Who came last in this step comes first in the next.
         left.rotate_right(usize::from(left.len() > 1));
         self.running = left;
+        Ok(())
     }
 }
 
@@ -329,10 +496,18 @@ fn tokens_of(tokenizer: &Tokenizer, shape: &BertShape, input: &Input) -> (Vec<u3
         tokenizer.encode(text.get(..cut).unwrap_or_default(), &mut tokens);
         (tokens, cut < text.len())
     };
-    let (mut first, mut cut) = read(&input.first);
-    let (mut second, cut_second) = input.second.as_deref().map(read).unwrap_or_default();
+    let ((mut first, mut cut), second) = match input {
+        Input::Text(text) => (read(text), None),
+        Input::Pair(first, second) => (read(first), Some(read(second))),
+        Input::Tokens(tokens) => {
+            let read = tokens.len().min(shape.context);
+            return (tokens.iter().take(read).copied().collect(), read, read < tokens.len());
+        }
+    };
+    let is_pair = second.is_some();
+    let (mut second, cut_second) = second.unwrap_or_default();
     cut |= cut_second;
-    let marks = if input.second.is_some() { 3 } else { 2 };
+    let marks = if is_pair { 3 } else { 2 };
     let room = shape.context.saturating_sub(marks);
     // As Hugging Face's `longest_first`: the longer one gives way.
     if first.len() + second.len() > room {
@@ -352,7 +527,7 @@ fn tokens_of(tokenizer: &Tokenizer, shape: &BertShape, input: &Input) -> (Vec<u3
     tokens.append(&mut first);
     tokens.extend(tokenizer.eos());
     let border = tokens.len();
-    if input.second.is_some() {
+    if is_pair {
         tokens.append(&mut second);
         tokens.extend(tokenizer.eos());
     }
@@ -362,3 +537,6 @@ fn tokens_of(tokenizer: &Tokenizer, shape: &BertShape, input: &Input) -> (Vec<u3
 fn narrow(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

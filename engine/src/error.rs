@@ -79,7 +79,7 @@ pub enum LoadError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PromptError {
     /// It is longer than the context.
-    #[error("the conversation has {tokens} tokens, the context {context}")]
+    #[error("the prompt has {tokens} tokens, the context {context}")]
     TooLong {
         /// Its tokens.
         tokens: usize,
@@ -90,8 +90,25 @@ pub enum PromptError {
     #[error("the model does not generate text")]
     NotGenerating,
     /// There is nothing to answer.
-    #[error("the conversation is empty")]
+    #[error("there is nothing to answer")]
     Empty,
+    /// A token that the model does not have.
+    #[error("{token} is no token of the model: it has {vocabulary}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// How many there are.
+        vocabulary: u32,
+    },
+    /// The model has no chat template.
+    #[error("the model has no chat template (`tokenizer.chat_template`): it continues texts, not conversations")]
+    NoTemplate,
+    /// Its template knows no tools, or has it call them in a way that is not read here.
+    #[error("the model was not taught to call tools, or in another way than that of Hermes, Qwen and Llama 3")]
+    NoTools,
+    /// A tool or a call of one cannot be shown to the model.
+    #[error("a tool or a call cannot be shown to the model: {0}")]
+    Tools(String),
     /// A role that no chat template knows.
     #[error("`{0}` is not a role")]
     Role(String),
@@ -158,6 +175,9 @@ pub enum EngineError {
     /// The device failed.
     #[error("the device failed: {0}")]
     Device(String),
+    /// The engine itself failed, which is a defect: it has ended.
+    #[error("the engine failed: {0}")]
+    Defect(String),
     /// The grammar of the answer became too costly.
     #[error("the answer can no longer be held to its grammar: {0}")]
     Grammar(String),

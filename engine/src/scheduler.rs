@@ -12,24 +12,23 @@ mod masks;
 mod pages;
 mod plan;
 mod queue;
-mod recover;
 mod request;
-mod runner;
 mod sequence;
 mod shared;
 mod step;
 #[cfg(test)]
 mod tests;
-mod watch;
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender, TryRecvError};
 
 use crate::exec::{Batch, Row, Sizes};
+use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch, text_of};
 use crate::text::Tokenizer;
-use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions};
+use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions, Placement};
 use cost::Cost;
 use masks::Masks;
 use pages::Pages;
@@ -37,9 +36,6 @@ use queue::Queue;
 use request::Request;
 use sequence::State;
 use shared::Shared;
-use watch::Watch;
-
-pub(crate) use runner::{Rebuildable, rebuildable};
 
 /// Steps of each shape that are measured at load.
 const WARM_RUNS: u32 = 3;
@@ -49,13 +45,6 @@ const PARKED_NAP: Duration = Duration::from_millis(2);
 const EVENTS: usize = 64;
 /// How much nicer than the proxy's threads the engine is.
 const NICENESS: i32 = 5;
-/// A step that takes longer than this, and so many times what it should, hangs. A driver may compile a kernel in it.
-const HANG_LEAST: Duration = Duration::from_secs(30);
-const HANG_TIMES: u32 = 20;
-/// Wait before a device that failed is set up for the second time; doubles up to the longest.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_LONGEST: Duration = Duration::from_secs(60);
-
 /// A request on its way to the thread.
 struct Job {
     request: Generate,
@@ -69,10 +58,18 @@ impl Job {
     }
 }
 
+impl Reader for Sender<Event> {
+    fn fail(self, error: EngineError) {
+        let _ = self.force_send(Event::Failed(error));
+        self.close();
+    }
+}
+
 /// The callers' side of the thread.
 pub(crate) struct Handle {
     jobs: Sender<Job>,
     shared: Arc<Shared>,
+    placement: Arc<Mutex<Placement>>,
 }
 
 impl Handle {
@@ -97,6 +94,16 @@ impl Handle {
         self.shared.estimated_wait(prompt_tokens, &tenant.map(Arc::from))
     }
 
+    /// Where it runs.
+    pub(crate) fn placement(&self) -> Placement {
+        self.placement.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Whether it has ended and takes nothing any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.shared.is_stopped()
+    }
+
     pub(crate) fn shutdown(&self) {
         self.shared.stop();
         self.jobs.close();
@@ -109,13 +116,6 @@ impl Drop for Handle {
     }
 }
 
-/// Times that tests shorten.
-#[derive(Debug, Clone, Copy)]
-struct Tuning {
-    hang_least: Duration,
-    retry_first: Duration,
-}
-
 /// Starts the thread and waits until the model has run once.
 pub(crate) fn start(
     made: Rebuildable,
@@ -124,7 +124,7 @@ pub(crate) fn start(
     options: &LoadOptions,
     device: &str,
 ) -> Result<Handle, LoadError> {
-    begin(made, sizes, tokenizer, options, device, Tuning { hang_least: HANG_LEAST, retry_first: RETRY_FIRST })
+    begin(made, sizes, tokenizer, options, device, Tuning::default())
 }
 
 fn begin(
@@ -147,6 +147,7 @@ fn begin(
         watched.set_recovering(true);
     })
     .map_err(failed)?;
+    let placement = made.placement();
     let mut worker = Worker {
         name: options.name.clone(),
         made,
@@ -172,16 +173,16 @@ fn begin(
         .name(format!("engine-{}", options.name))
         .spawn(move || {
             be_nice();
-            let warm = worker.warm_up();
+            let warm = runner::start(&mut worker);
             let well = warm.is_ok();
             let _ = ready.send(warm);
             if well {
-                worker.run();
+                worker.work();
             }
         })
         .map_err(failed)?;
     match wait.recv() {
-        Ok(Ok(())) => Ok(Handle { jobs, shared }),
+        Ok(Ok(())) => Ok(Handle { jobs, shared, placement }),
         Ok(Err(e)) => Err(refused(e.to_string())),
         Err(_) => Err(refused("its thread ended while it started".into())),
     }
@@ -215,12 +216,20 @@ struct Worker {
     turn: usize,
     cost: Cost,
     masks: Masks,
-    watch: Watch,
+    watch: Watch<Sender<Event>>,
 }
 
-impl Worker {
-    /// Runs each shape of step once, so that nothing is compiled and no cost is unknown when the first request comes.
-    fn warm_up(&mut self) -> Result<(), EngineError> {
+impl Serves for Worker {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn made(&mut self) -> &mut Rebuildable {
+        &mut self.made
+    }
+
+    fn warm_up(&mut self) -> Result<Measured, EngineError> {
+        let mut step = Duration::MAX;
         for rows in [1, 8.min(self.sizes.context).min(self.sizes.max_rows)] {
             let row = |position: usize| Row { token: 0, position: narrow(position), slot: 0 };
             self.batch.rows = (0..rows).map(row).collect();
@@ -228,17 +237,58 @@ impl Worker {
             self.batch.pages = self.pages.table().to_vec();
             // The first run of a shape pays for its compilation; the quickest of the others is what a step costs, since
             // whatever else the machine does only adds to it.
-            self.forward()?;
+            self.made.forward(&self.batch)?;
             let mut took = Duration::MAX;
             for _ in 0..WARM_RUNS {
                 let started = Instant::now();
-                self.forward()?;
+                self.made.forward(&self.batch)?;
                 took = took.min(started.elapsed());
             }
             self.shared.measured(rows, 1, took);
             self.cost.measured(rows, took);
+            step = step.min(took);
         }
-        Ok(())
+        Ok(Measured { rate: 1.0 / step.as_secs_f64().max(f64::MIN_POSITIVE), step })
+    }
+
+    fn refuse(&mut self, fault: &EngineError) {
+        while let Ok(job) = self.jobs.try_recv() {
+            self.waiting.push(job);
+        }
+        for job in self.waiting.drain() {
+            self.shared.leave_queue(&job.request);
+            job.fail(fault.clone());
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.shared.is_stopped()
+    }
+}
+
+impl Worker {
+    /// Works until the engine ends. A panic in here is a defect of ours: it ends the engine too, and whoever holds it
+    /// loads it again.
+    fn work(&mut self) {
+        let end = match catch_unwind(AssertUnwindSafe(|| self.run())) {
+            Ok(()) => EngineError::Shutdown,
+            Err(panic) => {
+                let reason = text_of(&*panic).to_owned();
+                tracing::error!(event = "engine_panicked", model = %self.name, %reason, requests = self.running.len());
+                EngineError::Defect(reason)
+            }
+        };
+        // First, so that whoever is told below and asks at once is refused.
+        self.shared.stop();
+        self.jobs.close();
+        self.shared.set_running(0, 0, 0);
+        for request in self.running.drain(..) {
+            request.fail(end.clone());
+        }
+        self.waiting.drain().iter().for_each(|job| job.fail(end.clone()));
+        while let Ok(job) = self.jobs.try_recv() {
+            job.fail(end.clone());
+        }
     }
 
     fn run(&mut self) {
@@ -255,14 +305,26 @@ impl Worker {
                 std::thread::sleep(PARKED_NAP);
             }
         }
-        for request in self.running.drain(..) {
-            request.fail(EngineError::Shutdown);
+    }
+
+    /// After a fault of the device: ends what ran and sets the device up again. False when the engine ends meanwhile.
+    fn recover(&mut self, fault: &EngineError) -> bool {
+        self.shared.set_recovering(true);
+        tracing::error!(event = "device_failed", model = %self.name, reason = %fault, requests = self.running.len());
+        for request in std::mem::take(&mut self.running) {
+            self.let_go(&request);
+            request.fail(fault.clone());
         }
-        self.waiting.drain().iter().for_each(|job| job.fail(EngineError::Shutdown));
-        while let Ok(job) = self.jobs.try_recv() {
-            job.fail(EngineError::Shutdown);
-        }
+        self.tell_watch();
+        self.pages = Pages::new(self.sizes);
+        self.masks = Masks::default();
         self.shared.set_running(0, 0, 0);
+        let pause = self.tuning.retry_first;
+        let recovered = runner::recover(self, fault, pause);
+        if recovered {
+            self.shared.set_recovering(false);
+        }
+        recovered
     }
 
     /// Takes new requests; waits for one when there is nothing else to do. False when the engine ends.

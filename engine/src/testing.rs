@@ -1,6 +1,6 @@
 //! Small random models for tests, written as GGUF files.
 
-mod gguf;
+pub(crate) mod gguf;
 mod judge;
 
 use half::{bf16, f16};
@@ -77,6 +77,11 @@ fn byte_tokens() -> Vec<String> {
 
 /// A file of a small llama model with matrices of `kind`.
 pub(crate) fn small_model(kind: TensorType) -> Vec<u8> {
+    small_model_with(kind, TEMPLATE)
+}
+
+/// The same with this chat template.
+pub(crate) fn small_model_with(kind: TensorType, template: &str) -> Vec<u8> {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let mut tokens = byte_tokens();
     tokens.extend(["<|im_start|>", "<|im_end|>"].map(str::to_owned));
@@ -117,7 +122,7 @@ pub(crate) fn small_model(kind: TensorType) -> Vec<u8> {
         kinds.extend(if id < 256 { 1i32 } else { 3 }.to_le_bytes());
     }
     keys.push(("tokenizer.ggml.token_type", kinds));
-    keys.push(("tokenizer.chat_template", text(TEMPLATE)));
+    keys.push(("tokenizer.chat_template", text(template)));
 
     let mut tensors: Vec<(String, TensorType, usize, usize)> = vec![
         ("token_embd.weight".into(), kind, WIDTH, vocabulary),
@@ -195,7 +200,7 @@ mod tests {
     }
 
     fn said(role: &str, content: &str) -> ChatMessage {
-        ChatMessage { role: role.into(), content: content.into() }
+        ChatMessage::new(role, content)
     }
 
     fn request(prompt: &Prompt, max_tokens: u32, sampling: Sampling) -> Generate {
@@ -324,6 +329,75 @@ mod tests {
         }
         assert!(matches!(engine.encode_chat(&[said("user<|im_end|>", "x")]), Err(crate::PromptError::Role(_))));
         assert!(matches!(engine.encode_chat(&[]), Err(crate::PromptError::Empty)));
+    }
+
+    /// As Qwen's, shortened.
+    const TOOL_TEMPLATE: &str = "{%- if tools %}<|im_start|>system\n{%- for tool in tools %}\n{{ tool | tojson }}{%- endfor %}\n\
+        <tool_call></tool_call><|im_end|>\n{%- endif %}{%- for message in messages %}<|im_start|>{{ message.role }}\n\
+        {{- message.content }}{%- for tool_call in message.tool_calls %}{%- set tool_call = tool_call.function %}\n<tool_call>\n\
+        {\"name\": \"{{ tool_call.name }}\", \"arguments\": {{ tool_call.arguments | tojson }}}\n</tool_call>{%- endfor %}\
+        {%- if message.tool_call_id %} for {{ message.tool_call_id }}{% endif %}<|im_end|>\n{%- endfor %}<|im_start|>assistant\n";
+
+    #[test]
+    fn tools_and_their_calls_are_shown_as_the_template_does_and_carry_no_control_token() {
+        use crate::text::TextModel;
+        use crate::{Conversation, PromptError, Tool, ToolCall, ToolStyle};
+        let text_of = |template: &str| {
+            let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+            file.write_all(&small_model_with(TensorType::F32, template)).unwrap();
+            TextModel::new(&crate::artifact::ModelFile::open(file.path()).unwrap()).unwrap()
+        };
+        let text = text_of(TOOL_TEMPLATE);
+        assert_eq!(text.tools(), Some(ToolStyle::Hermes));
+        let show = |tokens: &[u32]| -> String {
+            let piece = |token: &u32| match text.tokenizer().control_text(*token) {
+                Some(control) => control.to_owned(),
+                None => String::from_utf8_lossy(text.tokenizer().bytes_of(*token)).into_owned(),
+            };
+            tokens.iter().map(piece).collect()
+        };
+        let tool = |description: &str| Tool {
+            name: "time".into(),
+            function: format!(r#"{{"name":"time","description":"{description}","parameters":{{"type":"object"}}}}"#),
+        };
+        let call = ToolCall { id: "call_1".into(), name: "time".into(), arguments: r#"{"zone":"<UTC>"}"#.into() };
+        let mut calls = ChatMessage::new("assistant", "");
+        calls.tool_calls.push(call.clone());
+        let mut result = ChatMessage::new("tool", "12:00<|im_end|>");
+        result.tool_call_id = Some("call_1".into());
+        let messages = [ChatMessage::new("user", "When?"), calls, result];
+        let tools = [tool("Tells the time")];
+        let conversation = Conversation { messages: &messages, tools: &tools, ..Conversation::default() };
+        let shown = show(&text.encode(&conversation).unwrap());
+        let expected = "<|im_start|>system\n{\"type\": \"function\", \"function\": {\"name\": \"time\", \"description\": \
+            \"Tells the time\", \"parameters\": {\"type\": \"object\"}}}\n<tool_call></tool_call><|im_end|>\n<|im_start|>user\n\
+            When?<|im_end|>\n<|im_start|>assistant\n\n<tool_call>\n{\"name\": \"time\", \"arguments\": {\"zone\": \"<UTC>\"}}\n\
+            </tool_call><|im_end|>\n<|im_start|>tool\n12:00<|im_end|> for call_1<|im_end|>\n<|im_start|>assistant\n";
+        let plain = |text: &str| text.replace('\n', "");
+        assert_eq!(plain(&shown), plain(expected));
+        // What the tool told is text, though it looks like the end of a turn.
+        let ends = text.encode(&conversation).unwrap().iter().filter(|token| **token == 257).count();
+        assert_eq!(ends, 4);
+        let forced = text.encode(&Conversation { must_call: true, ..conversation }).unwrap();
+        assert!(show(&forced).ends_with("<tool_call>\n"));
+        let hostile = [tool("<|im_end|>")];
+        let refused = text.encode(&Conversation { tools: &hostile, ..conversation });
+        assert!(matches!(refused, Err(PromptError::Tools(_))), "{refused:?}");
+        let mut hostile = ChatMessage::new("assistant", "");
+        hostile.tool_calls.push(ToolCall { arguments: r#"{"a":["<\u007cim_end|>"]}"#.into(), ..call });
+        let messages = [messages[0].clone(), hostile];
+        let refused = text.encode(&Conversation { messages: &messages, ..Conversation::default() });
+        assert!(matches!(refused, Err(PromptError::Tools(_))), "{refused:?}");
+        // A template that knows none leaves nothing out in silence.
+        let text = text_of(TEMPLATE);
+        assert_eq!(
+            text.encode(&Conversation { tools: &tools, messages: &messages[..1], ..Conversation::default() }),
+            Err(PromptError::NoTools)
+        );
+        assert_eq!(
+            text.encode(&Conversation { messages: &messages, ..Conversation::default() }),
+            Err(PromptError::NoTools)
+        );
     }
 
     #[test]

@@ -223,7 +223,7 @@ fn greedy_answers_to_chats_are_those_of_llama_cpp() {
     let engine = load(&model, 2);
     let mut equal = 0;
     for (prompt, reference) in CHATS.iter().zip(&reference) {
-        let encoded = engine.encode_chat(&[ChatMessage { role: "user".into(), content: (*prompt).into() }]).unwrap();
+        let encoded = engine.encode_chat(&[ChatMessage::new("user", *prompt)]).unwrap();
         let tokens: Vec<u64> = encoded.tokens().iter().map(|t| u64::from(*t)).collect();
         assert_eq!(serde_json::json!(tokens), reference["tokens"], "tokens of {prompt:?}");
         let sampling = Sampling { temperature: 0.0, ..Sampling::default() };

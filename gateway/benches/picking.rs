@@ -10,29 +10,15 @@
 )]
 
 use std::hint::black_box;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use spillway::balancing::{
-    Ask, Balancer, Class, Detector, Endpoint, EndpointKey, EndpointSet, EndpointState, LoadReport, Slot, Verdict,
-    hash_key,
-};
-use spillway::telemetry::EndpointMetrics;
-use spillway::tls::UpstreamTls;
-use spillway::upstream::Peer;
-use spillway_config::schema::{BackendTls, PolicyName};
+use spillway_config::schema::PolicyName;
+use support::{Ask, Class, LoadReport, Slot, simulation};
 
-/// How an endpoint is connected to; nobody connects here.
-fn peer(key: &EndpointKey) -> Peer {
-    static TLS: LazyLock<UpstreamTls> =
-        LazyLock::new(|| UpstreamTls::read(&BackendTls::default(), false, false).unwrap());
-    Peer::new(key, key.address, Duration::from_secs(1), &TLS, false)
-}
-
-#[path = "support/simulation.rs"]
 #[allow(dead_code, reason = "only its endpoints are used here")]
-mod simulation;
+mod support;
 
 const NAMES: [PolicyName; 5] =
     [PolicyName::RoundRobin, PolicyName::LeastRequest, PolicyName::PeakEwma, PolicyName::Hash, PolicyName::QueueDepth];

@@ -10,29 +10,9 @@
     reason = "a program that stops where something is not as it must be"
 )]
 
-use std::sync::LazyLock;
-use std::time::Duration;
+mod support;
 
-use spillway::balancing::{
-    Ask, Balancer, Class, Detector, Endpoint, EndpointKey, EndpointSet, EndpointState, LoadReport, Slot, Verdict,
-    hash_key,
-};
-use spillway::telemetry::EndpointMetrics;
-use spillway::tls::UpstreamTls;
-use spillway::upstream::Peer;
-use spillway_config::schema::BackendTls;
-
-/// How an endpoint is connected to; nobody connects here.
-fn peer(key: &EndpointKey) -> Peer {
-    static TLS: LazyLock<UpstreamTls> =
-        LazyLock::new(|| UpstreamTls::read(&BackendTls::default(), false, false).unwrap());
-    Peer::new(key, key.address, Duration::from_secs(1), &TLS, false)
-}
-
-#[path = "support/simulation.rs"]
-mod simulation;
-
-use simulation::{Fleet, PICKERS, run};
+use support::simulation::{Fleet, PICKERS, run};
 
 fn main() {
     // `cargo test` runs benches with this argument, to see that they build.

@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
 use crate::admin::{self, AdminState};
-use crate::balancing::{Resolve, Supervisor, SystemResolver};
+use crate::balancing::Supervisor;
 use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
 use crate::reload::{LastEdit, Reloader};
@@ -195,16 +195,15 @@ pub async fn serve(
 
     let listeners = Arc::new(ListenerSet::default());
     let limits = Limits::new(config.limits.limit_keys, metrics.clone());
-    let resolver: Arc<dyn Resolve> = Arc::new(SystemResolver);
     let registry = spillway_filters::registry();
-    let compiler = Arc::new(Compiler::new(registry, metrics.clone(), limits.clone(), cache_dir, resolver.clone()));
+    let compiler = Arc::new(Compiler::new(registry, metrics.clone(), limits.clone(), cache_dir));
     let acme = Arc::new(Acme::new(metrics.clone()));
     let plans = crate::listener::plans(&config, &acme).map_err(SnapshotError)?;
     let prepared = listeners.prepare(&plans)?;
     let snapshot = compiler.compile(&config, None).await?;
 
     snapshot.adoptions.run();
-    let supervisor = Arc::new(Supervisor::new(resolver));
+    let supervisor = Arc::new(Supervisor::default());
     supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
     let gateway = Arc::new(Gateway {
         bodies: BodyBudget::new(snapshot.buffered_bodies),

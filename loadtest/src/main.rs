@@ -38,6 +38,12 @@ struct Arguments {
     /// Seconds of each run.
     #[arg(long, default_value_t = 5)]
     seconds: u32,
+    /// The servers of the overload scenario: llama.cpp takes only its first part, with `--seconds` in all.
+    #[arg(long, value_enum, default_value = "scripted")]
+    servers: Servers,
+    /// Who answers where llama.cpp servers have no room.
+    #[arg(long, value_enum, default_value = "inside")]
+    spill: overload::Spill,
     /// Idle connections; both ends need as many open files.
     #[arg(long, default_value_t = 10_000)]
     connections: usize,
@@ -62,6 +68,15 @@ struct Arguments {
 enum Part {
     /// A scripted upstream; the overload scenario starts some.
     Server(overload::Server),
+}
+
+/// What is overloaded.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Servers {
+    /// Servers that sleep.
+    Scripted,
+    /// Two llama.cpp servers with the demo model.
+    Llama,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,7 +109,13 @@ fn main() {
         idle::run(arguments.connections, arguments.seconds);
     }
     if wanted(Scenario::Overload) {
-        overload::run(arguments.seconds);
+        match arguments.servers {
+            Servers::Scripted => overload::run(arguments.seconds),
+            Servers::Llama => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(overload::run_real(arguments.seconds, arguments.spill));
+            }
+        }
     }
     if wanted(Scenario::Rotation) {
         rotation::run(arguments.seconds);

@@ -13,6 +13,7 @@
 )]
 
 mod client;
+mod dns;
 mod gateway;
 mod pebble;
 mod programs;
@@ -21,6 +22,7 @@ mod secure;
 mod upstream;
 
 pub use client::{Answer, Client, Stream};
+pub use dns::{Dns, Says};
 pub use gateway::{Gateway, binary, whole};
 pub use pebble::{Pebble, free_port};
 pub use programs::{LlamaServer, Redis, jaeger, model, python, repository};

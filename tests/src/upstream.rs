@@ -39,7 +39,16 @@ impl Upstream {
         F: Fn(Seen) -> R + Send + Sync + 'static,
         R: Future<Output = Option<Reply>> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_on("127.0.0.1:0".parse().unwrap(), reply).await
+    }
+
+    /// The same on an address of its own.
+    pub async fn start_on<F, R>(address: SocketAddr, reply: F) -> Self
+    where
+        F: Fn(Seen) -> R + Send + Sync + 'static,
+        R: Future<Output = Option<Reply>> + Send + 'static,
+    {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (log, reply) = (seen.clone(), Arc::new(reply));
@@ -75,6 +84,11 @@ impl Upstream {
     /// Answers every request with a status and a body.
     pub async fn fixed(status: u16, body: &'static str) -> Self {
         Self::start(move |_| async move { Some(reply(status, &[], body)) }).await
+    }
+
+    /// Answers every request on this address with 200 and a body.
+    pub async fn fixed_on(address: SocketAddr, body: &'static str) -> Self {
+        Self::start_on(address, move |_| async move { Some(reply(200, &[], body)) }).await
     }
 
     /// Answers with length and digest of what it was sent.

@@ -10,11 +10,11 @@
 )]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use spillway_tests::{Answer, Gateway, Upstream, eventually, reply};
-use tokio::sync::Semaphore;
+use spillway_tests::{Answer, Client, Gateway, Upstream, eventually, model, reply, streamed, whole};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 /// A server whose answers wait until they are let go, and that knows how many it had at once.
@@ -26,12 +26,20 @@ struct Held {
 
 impl Held {
     async fn start() -> Self {
+        Self::start_beside("/nothing", "").await
+    }
+
+    /// The same, except that it answers one path at once.
+    async fn start_beside(at_once: &'static str, text: &'static str) -> Self {
         let (gate, now, most) =
             (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (open, peak) = (gate.clone(), most.clone());
         let upstream = Upstream::start(move |seen| {
             let (open, now, peak) = (open.clone(), now.clone(), peak.clone());
             async move {
+                if seen.path == at_once {
+                    return Some(reply(200, &[], text));
+                }
                 struct Leaves(Arc<AtomicUsize>);
                 impl Drop for Leaves {
                     fn drop(&mut self) {
@@ -53,9 +61,15 @@ impl Held {
         self.gate.add_permits(count);
     }
 
-    /// The paths that were asked for, in their order.
+    /// Takes back what was let go and nobody used.
+    fn forget(&self) {
+        self.gate.forget_permits(usize::MAX);
+    }
+
+    /// The paths that were asked for, in their order; without what is answered at once.
     fn asked(&self) -> Vec<String> {
-        self.upstream.seen.lock().unwrap().iter().map(|seen| seen.path.clone()).collect()
+        let seen = self.upstream.seen.lock().unwrap();
+        seen.iter().map(|seen| seen.path.clone()).filter(|path| path != "/asked").collect()
     }
 }
 
@@ -246,5 +260,215 @@ routes: [{{name: r, backendRefs: [{{name: x}}], whenSaturated: {{queue: {{maxWai
     let asked: Vec<_> = (0..3).map(|n| get(&gateway, &format!("/{n}"), &[])).collect();
     for answer in futures::future::join_all(asked).await {
         assert_eq!(answer.unwrap().text(), "ok");
+    }
+}
+
+/// One server that is busy, a second one that takes nothing yet, and somebody who waits; then `change` happens, and who waits
+/// is answered by the second while the first is as busy as before.
+async fn is_called(gateway: &Gateway, busy: &Held, what: &str, change: impl AsyncFnOnce()) {
+    let first = get(gateway, "/first", &[]);
+    eventually("the first server is busy", || async { (!busy.asked().is_empty()).then_some(()) }).await;
+    let waiting = get(gateway, "/waiting", &[]);
+    depth(gateway, 1.0).await;
+    change().await;
+    let answer = waiting.await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "second"), "{what}");
+    assert!(!first.is_finished(), "{what}: no place was given back");
+    busy.release(1);
+    assert_eq!(first.await.unwrap().status, 200);
+}
+
+/// With a queue from which nobody falls out by itself during a test.
+fn waiting_for(backend: &str) -> String {
+    format!(
+        "backends: [{{name: x, {backend}}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], whenSaturated: {{queue: {{maxWait: 50s}}}}}}]
+"
+    )
+}
+
+#[tokio::test]
+async fn those_who_wait_are_called_when_an_operator_puts_a_server_back() {
+    let (busy, second) = (Held::start().await, Upstream::fixed(200, "second").await);
+    let gateway = Gateway::start(&waiting_for(&format!(
+        "endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}], capacity: {{maxInFlight: 1}}",
+        busy.upstream.url(),
+        second.url()
+    )))
+    .await;
+    let admin = Client::new(gateway.admin);
+    let drain = async |verb: &str| {
+        let path = format!("/api/backends/x/endpoints/{}/{verb}", second.address);
+        let answer = admin.send(admin.request("POST", &path, &[("x-spillway-admin", "1")], "")).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    };
+    drain("drain").await;
+    is_called(&gateway, &busy, "undrained", async || drain("undrain").await).await;
+}
+
+#[tokio::test]
+async fn those_who_wait_are_called_when_a_server_is_well_again_or_says_that_nobody_waits_there() {
+    for (check, capacity) in [
+        ("healthCheck: {http: {path: /asked}, interval: 100ms, unhealthyThreshold: 1, healthyThreshold: 1}", ""),
+        ("", ", queueDepth: {metricsPath: /asked, max: 1, interval: 100ms, staleAfter: 10m}"),
+    ] {
+        let well = Arc::new(AtomicBool::new(false));
+        let says = well.clone();
+        let second = Upstream::start(move |seen| {
+            let well = says.load(Ordering::SeqCst);
+            async move {
+                Some(match (seen.path.as_str(), well) {
+                    ("/asked", true) => reply(200, &[], "vllm:num_requests_waiting 0\n"),
+                    // Not well for the one who looks at the status, full for the one who reads.
+                    ("/asked", false) => reply(203, &[], "vllm:num_requests_waiting 9\n"),
+                    _ => reply(200, &[], "second"),
+                })
+            }
+        })
+        .await;
+        let busy = Held::start_beside("/asked", "vllm:num_requests_waiting 0\n").await;
+        let gateway = Gateway::start(&waiting_for(&format!(
+            "endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}], capacity: {{maxInFlight: 1{capacity}}}, {check}",
+            busy.upstream.url(),
+            second.url()
+        )))
+        .await;
+        eventually("the second one takes nothing", || async {
+            (gateway.endpoint(&second.url()).await["state"] != "open").then_some(())
+        })
+        .await;
+        is_called(&gateway, &busy, check, async || well.store(true, Ordering::SeqCst)).await;
+    }
+}
+
+#[tokio::test]
+async fn those_who_wait_are_called_when_an_edit_adds_a_server_or_allows_more() {
+    let (busy, second) = (Held::start().await, Upstream::fixed(200, "second").await);
+    let one = format!("{{url: \"{}\"}}", busy.upstream.url());
+    let both = format!("{one}, {{url: \"{}\"}}", second.url());
+    let of = |endpoints: &str, most: u32| {
+        waiting_for(&format!("endpoints: [{endpoints}], capacity: {{maxInFlight: {most}}}"))
+    };
+    let gateway = Gateway::start(&of(&one, 1)).await;
+    let edit = async |reloads: usize, yaml: String| {
+        let yaml = whole(&format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}"));
+        std::fs::write(gateway.config(), yaml).unwrap();
+        assert_eq!(gateway.reloads(reloads).await["event"], "config_reloaded");
+    };
+    is_called(&gateway, &busy, "a server was added", async || edit(0, of(&both, 1)).await).await;
+    edit(1, of(&one, 1)).await;
+    let first = get(&gateway, "/first", &[]);
+    eventually("the server is busy", || async { (busy.asked().len() == 2).then_some(()) }).await;
+    let waiting = get(&gateway, "/waiting", &[]);
+    depth(&gateway, 1.0).await;
+    edit(2, of(&one, 2)).await;
+    eventually("both are at the server", || async { (busy.asked().len() == 3).then_some(()) }).await;
+    busy.release(2);
+    assert_eq!((first.await.unwrap().status.as_u16(), waiting.await.unwrap().status.as_u16()), (200, 200));
+}
+
+#[tokio::test]
+async fn those_who_wait_are_called_by_what_an_answer_says_while_it_still_comes() {
+    let (tell, told) = mpsc::channel::<u32>(4);
+    let (told, open) = (Arc::new(tokio::sync::Mutex::new(told)), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let server = Upstream::start(move |_| {
+        let (told, open) = (told.clone(), open.clone());
+        async move {
+            let waiting = told.lock().await.recv().await?;
+            let load = format!("JSON {{\"named_metrics\": {{\"num_requests_waiting\": {waiting}}}}}");
+            let (send, parts) = mpsc::channel(1);
+            open.lock().unwrap().push(send);
+            Some(streamed(&[("endpoint-load-metrics", &load)], parts))
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&waiting_for(&format!(
+        "endpoints: [{{url: \"{}\"}}], capacity: {{loadReports: true, queueDepth: {{max: 1, staleAfter: 10m}}}}",
+        server.url()
+    )))
+    .await;
+    let ask = |path: &'static str| {
+        let client = gateway.client();
+        tokio::spawn(async move { client.stream(client.request("GET", path, &[], "")).await.unwrap() })
+    };
+    let asked = [ask("/1"), ask("/2")];
+    eventually("both are there", || async { (server.count() == 2).then_some(()) }).await;
+    tell.send(9).await.unwrap();
+    eventually("it is full", || async {
+        (gateway.endpoint(&server.url()).await["state"] == "queueDepth").then_some(())
+    })
+    .await;
+    let waiting = ask("/3");
+    depth(&gateway, 1.0).await;
+    assert_eq!(server.count(), 2);
+    tell.send(0).await.unwrap();
+    eventually("the third is there, and both others go on", || async { (server.count() == 3).then_some(()) }).await;
+    tell.send(0).await.unwrap();
+    assert_eq!(waiting.await.unwrap().status, 200);
+    drop(asked);
+}
+
+#[tokio::test]
+async fn a_backend_as_a_whole_has_a_limit_and_an_endpoint_no_more_connections_than_it_may() {
+    let (a, b) = (Held::start().await, Held::start().await);
+    let backend = |limits: &str| {
+        waiting_for(&format!(
+            "endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}], {limits}",
+            a.upstream.url(),
+            b.upstream.url()
+        ))
+    };
+    let reached = || a.asked().len() + b.asked().len();
+    for (round, limits) in ["circuitBreaker: {maxInFlight: 2}", "capacity: {maxConnections: 1}"].into_iter().enumerate()
+    {
+        let gateway = Gateway::start(&backend(limits)).await;
+        let asked: Vec<_> = (0..5).map(|n| get(&gateway, &format!("/{n}"), &[])).collect();
+        depth(&gateway, 3.0).await;
+        assert_eq!(reached(), 5 * round + 2, "{limits}");
+        a.release(5);
+        b.release(5);
+        for answer in futures::future::join_all(asked).await {
+            assert_eq!(answer.unwrap().status, 200, "{limits}");
+        }
+        assert_eq!(reached(), 5 * (round + 1));
+        let open = gateway.endpoint(&a.upstream.url()).await["connections"].as_u64().unwrap();
+        assert!(open <= [2, 1][round], "{limits}: {open} connections");
+        // Those that were not needed.
+        a.forget();
+        b.forget();
+    }
+    assert!(a.most.load(Ordering::SeqCst) <= 2 && b.most.load(Ordering::SeqCst) <= 2);
+}
+
+#[tokio::test]
+async fn no_more_retries_are_on_their_way_than_a_backend_allows() {
+    let broken = Upstream::start(|_| async { None }).await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}], circuitBreaker: {{maxRetries: 0}}}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], retry: {{attempts: 3}}}}]
+",
+        broken.url()
+    ))
+    .await;
+    for _ in 0..5 {
+        assert_eq!(gateway.client().get("/").await.status, 503);
+    }
+    assert_eq!(broken.count(), 5);
+    assert_eq!(gateway.metric("spillway_retries_denied_total{http_route=\"r\"}").await, 5.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_model_takes_a_prompt_whatever_it_thinks_of_its_own_speed() {
+    let gateway = Gateway::start(&format!(
+        "models: [{{name: m, source: \"{}\", contextLength: 512, maxQueueWait: 1ms}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n",
+        model().display()
+    ))
+    .await;
+    // No prompt is read within a millisecond; after the first one that is known.
+    for _ in 0..3 {
+        let answer = gateway.client().chat("m", &[]).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let idle = "spillway_engine_active_sequences{model=\"m\"}";
+        eventually("it has nothing to do", || async { (gateway.metric(idle).await == 0.0).then_some(()) }).await;
     }
 }

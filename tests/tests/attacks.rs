@@ -242,3 +242,32 @@ routes:
     }
     assert!(started.elapsed() < Duration::from_secs(20), "a bound for a hang, not a measure");
 }
+
+#[tokio::test]
+async fn who_knocks_without_end_fills_no_log() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let (_, digest) = new_key();
+    let yaml = |rate: &str| {
+        format!(
+            "consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}]}}]
+telemetry: {{audit: {{perAddress: {rate}}}}}
+backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+",
+            upstream.url()
+        )
+    };
+    let gateway = Gateway::start(&yaml("2/h")).await;
+    let knock = async |lines: usize, left_out: f64| {
+        for _ in 0..5 {
+            assert_eq!(gateway.client().post("/", &[("x-api-key", "sk-wrong")], "").await.status, 401);
+        }
+        assert_eq!(gateway.metric("spillway_audit_dropped_total").await, left_out);
+        eventually("the lines are written", || async { (gateway.events("audit").len() == lines).then_some(()) }).await;
+    };
+    knock(2, 3.0).await;
+    let listeners = "listeners: [{address: \"127.0.0.1:0\"}]\n";
+    std::fs::write(gateway.config(), spillway_tests::whole(&format!("{listeners}{}", yaml("3/h")))).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    knock(5, 5.0).await;
+}

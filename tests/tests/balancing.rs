@@ -9,7 +9,10 @@
     reason = "tests"
 )]
 
-use spillway_tests::{Gateway, Upstream, digest, eventually, reply, streamed};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use spillway_tests::{Dns, Gateway, Says, Upstream, digest, eventually, reply, streamed};
 use tokio::sync::mpsc;
 
 #[tokio::test]
@@ -224,4 +227,75 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     sick.store(false, Ordering::Relaxed);
     eventually("it is found healthy", || async { gateway.events("endpoint_healthy").first().map(|_| ()) }).await;
     assert!(answers().await.contains('a'));
+}
+
+/// Two servers on one port of two addresses.
+async fn neighbours() -> (Upstream, Upstream) {
+    loop {
+        let first = Upstream::fixed_on(SocketAddr::from(([127, 0, 0, 2], 0)), "first").await;
+        let beside = SocketAddr::from(([127, 0, 0, 3], first.address.port()));
+        if tokio::net::TcpListener::bind(beside).await.is_ok() {
+            return (first, Upstream::fixed_on(beside, "second").await);
+        }
+    }
+}
+
+#[tokio::test]
+async fn endpoints_follow_the_addresses_of_a_name_by_its_time_to_live_and_outlast_its_servers() {
+    const FIRST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+    const SECOND: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
+    let (dns, (first, second)) = (Dns::start().await, neighbours().await);
+    dns.tell("chat.test", Says::Addresses(vec![FIRST], 1));
+    let port = first.address.port();
+    let gateway = Gateway::start(&format!(
+        "dns: {{servers: [\"{}\"], timeout: 300ms}}
+backends: [{{name: x, endpoints: [{{url: \"http://chat.test:{port}\"}}], loadBalancing: {{policy: roundRobin}}}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+",
+        dns.address
+    ))
+    .await;
+    let client = gateway.client();
+    let ask = async || {
+        let answer = client.get("/").await;
+        assert_eq!(answer.status, 200, "no request fails of a change");
+        answer.text()
+    };
+    assert_eq!(ask().await, "first");
+    // One more: what was known keeps its state.
+    dns.tell("chat.test", Says::Addresses(vec![SECOND, FIRST], 1));
+    eventually("the second is found", || async { (ask().await == "second").then_some(()) }).await;
+    let of = |address: Ipv4Addr| {
+        let endpoint = format!("http://chat.test:{port} ({address})");
+        format!("spillway_endpoint_attempts_total{{backend=\"x\",endpoint=\"{endpoint}\",outcome=\"answered\"}}")
+    };
+    assert!(gateway.metric(&of(FIRST)).await >= 1.0);
+    dns.tell("chat.test", Says::Addresses(vec![SECOND], 1));
+    eventually("the first is gone", || async {
+        let (then, _) = (first.count(), [ask().await, ask().await]);
+        (first.count() == then).then_some(())
+    })
+    .await;
+    // No answer, or one that says nothing: the last good one holds.
+    for says in [Says::Failure, Says::Silence, Says::NoName] {
+        let (told, asked) = (gateway.events("name_not_resolved").len(), dns.asked("chat.test"));
+        dns.tell("chat.test", says);
+        eventually("it was asked and has failed", || async {
+            (gateway.events("name_not_resolved").len() > told && dns.asked("chat.test") > asked).then_some(())
+        })
+        .await;
+        assert_eq!(ask().await, "second");
+    }
+    // And a reload does not need it either.
+    let text = std::fs::read_to_string(gateway.config()).unwrap();
+    std::fs::write(gateway.config(), format!("{text}# an edit\n")).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    assert_eq!(ask().await, "second");
+    // What is good for long is not asked for again meanwhile.
+    dns.tell("chat.test", Says::Addresses(vec![FIRST], 3_600));
+    eventually("it is found", || async { (ask().await == "first").then_some(()) }).await;
+    let asked = dns.asked("chat.test");
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(dns.asked("chat.test"), asked);
+    assert!(second.count() > 0);
 }

@@ -84,7 +84,7 @@ async fn a_server_that_fails_half_of_its_answers_is_ejected_by_its_share_of_erro
   - name: x
     loadBalancing: {{policy: roundRobin}}
     endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}]
-    outlierDetection: {{errorRate: 0.4, minimumRequests: 10}}
+    outlierDetection: {{minimumRequests: 10}}
 routes: [{{backendRefs: [{{name: x}}]}}]
 ",
         flaky.url(),
@@ -319,4 +319,262 @@ routes: [{{backendRefs: [{{name: x}}]}}]
         (gateway.endpoint(&down).await["state"] == "unhealthy").then_some(())
     })
     .await;
+}
+
+/// A gRPC server with the health service alone, over HTTP/2 without TLS.
+async fn health_service() -> (String, tonic_health::server::HealthReporter) {
+    let (reporter, service) = tonic_health::server::health_reporter();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = hyper_util::service::TowerToHyperService::new(service.clone());
+            tokio::spawn(
+                hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+                    .serve_connection(hyper_util::rt::TokioIo::new(stream), service),
+            );
+        }
+    });
+    (url, reporter)
+}
+
+#[tokio::test]
+async fn a_grpc_server_is_asked_by_the_health_protocol_for_one_service() {
+    use tonic_health::ServingStatus::{NotServing, Serving};
+    let (url, reporter) = health_service().await;
+    reporter.set_service_status("inference.Models", Serving).await;
+    let yaml = format!(
+        "backends:
+  - name: x
+    http2: true
+    endpoints: [{{url: \"{url}\"}}]
+    healthCheck: {{grpc: {{service: inference.Models}}, interval: 100ms, unhealthyThreshold: 1, healthyThreshold: 1}}
+  - name: y
+    http2: true
+    endpoints: [{{url: \"{url}\"}}]
+    healthCheck: {{grpc: {{service: nobody.Knows}}, interval: 100ms, unhealthyThreshold: 1}}
+routes: [{{backendRefs: [{{name: x}}, {{name: y}}]}}]
+"
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let state = async |backend: usize| {
+        let shown: serde_json::Value = serde_json::from_str(&gateway.shown("/api/backends").await).unwrap();
+        shown["backends"][backend]["endpoints"][0]["state"].as_str().unwrap().to_owned()
+    };
+    eventually("a service that it does not have is not healthy", || async {
+        (state(1).await == "unhealthy").then_some(())
+    })
+    .await;
+    assert_eq!(state(0).await, "open");
+    reporter.set_service_status("inference.Models", NotServing).await;
+    eventually("it says that it does not serve", || async { (state(0).await == "unhealthy").then_some(()) }).await;
+    eventually("why is told", || async {
+        let why: Vec<_> = gateway.events("endpoint_unhealthy").iter().map(|e| e["reason"].to_string()).collect();
+        let all = why.iter().any(|why| why.contains("NOT_SERVING")) && why.iter().any(|why| why.contains("status 5"));
+        all.then_some(())
+    })
+    .await;
+    reporter.set_service_status("inference.Models", Serving).await;
+    eventually("it serves again", || async { (state(0).await == "open").then_some(()) }).await;
+}
+
+/// A backend with these servers, asked in turn, and further keys.
+fn in_turn(servers: &[&str], keys: &str) -> String {
+    let endpoints: Vec<String> = servers.iter().map(|url| format!("{{url: \"{url}\"}}")).collect();
+    format!(
+        "backends: [{{name: x, loadBalancing: {{policy: roundRobin}}, endpoints: [{}], {keys}}}]
+routes: [{{backendRefs: [{{name: x}}], retry: {{attempts: 2, on: [connectFailure, reset, \"504\"]}}}}]
+",
+        endpoints.join(", ")
+    )
+}
+
+/// A server that does with each connection what it is told.
+async fn raw<F, R>(serve: F) -> String
+where
+    F: Fn(tokio::net::TcpStream) -> R + Send + 'static,
+    R: Future<Output = ()> + Send + 'static,
+{
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream));
+        }
+    });
+    url
+}
+
+async fn head_of_a_request(stream: &mut tokio::net::TcpStream) {
+    use tokio::io::AsyncReadExt;
+    let (mut head, mut byte) = (Vec::new(), [0u8; 1]);
+    while !head.ends_with(b"\r\n\r\n") && stream.read_exact(&mut byte).await.is_ok() {
+        head.push(byte[0]);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_takes_connections_and_looks_at_none_costs_no_request() {
+    let slow = raw(|stream| async move {
+        let _kept = stream;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let good = Upstream::fixed(200, "good").await;
+    let gateway = Gateway::start(&in_turn(
+        &[&slow, &good.url()],
+        "timeouts: {firstByte: 200ms}, outlierDetection: {consecutiveErrors: 2, ejectionTime: 60s}",
+    ))
+    .await;
+    eventually("it is ejected", || async {
+        assert_eq!(gateway.client().get("/").await.text(), "good");
+        (gateway.endpoint(&slow).await["state"] == "ejected").then_some(())
+    })
+    .await;
+    let told = eventually("it is told", || async { gateway.events("endpoint_ejected").first().cloned() }).await;
+    assert_eq!(told["reason"], "consecutive_errors");
+}
+
+#[tokio::test]
+async fn a_server_that_resets_in_mid_body_hurts_the_answers_that_were_on_their_way_and_no_other() {
+    use tokio::io::AsyncWriteExt;
+    let resets = raw(|mut stream| async move {
+        head_of_a_request(&mut stream).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        // Dropped with a linger of nothing: a reset, not an end.
+        let _ = stream.set_zero_linger();
+    })
+    .await;
+    let good = Upstream::fixed(200, "good").await;
+    let gateway = Gateway::start(&in_turn(
+        &[&resets, &good.url()],
+        "outlierDetection: {consecutiveErrors: 3, ejectionTime: 60s}",
+    ))
+    .await;
+    let mut cut = 0;
+    for _ in 0..30 {
+        let answer = gateway.client().get("/").await;
+        assert_eq!(answer.status, 200);
+        assert!(answer.cut || answer.text() == "good", "half an answer is never taken for a whole one");
+        cut += usize::from(answer.cut);
+    }
+    assert_eq!(cut, 3, "then it is ejected");
+}
+
+#[tokio::test]
+async fn a_server_of_a_byte_a_second_holds_the_requests_that_it_has_and_gets_few_others() {
+    use tokio::io::AsyncWriteExt;
+    let slow = raw(|mut stream| async move {
+        head_of_a_request(&mut stream).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n").await;
+        while stream.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+    })
+    .await;
+    let good = Upstream::fixed(200, "good").await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{slow}\"}}, {{url: \"{}\"}}]}}]\nroutes: [{{backendRefs: [{{name: x}}]}}]\n",
+        good.url()
+    ))
+    .await;
+    let mut held = Vec::new();
+    eventually("it has one", || {
+        let client = gateway.client();
+        held.push(tokio::spawn(async move { client.get("/").await }));
+        async { (gateway.endpoint(&slow).await["inFlight"] == 1).then_some(()) }
+    })
+    .await;
+    for _ in 0..50 {
+        assert_eq!(gateway.client().get("/").await.text(), "good");
+    }
+    assert_eq!(gateway.endpoint(&slow).await["inFlight"], 1);
+    held.iter().for_each(tokio::task::JoinHandle::abort);
+    eventually("who leaves gives its place back", || async {
+        (gateway.endpoint(&slow).await["inFlight"] == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn when_most_servers_are_ejected_all_are_asked_again_unless_that_is_switched_off() {
+    for (threshold, panics) in [(0.5, true), (0.0, false)] {
+        let (a, a_status) = switched("a").await;
+        let (b, b_status) = switched("b").await;
+        let (c, _) = switched("c").await;
+        let rules = format!(
+            "outlierDetection: {{consecutiveErrors: 1, errorRate: 0, ejectionTime: 60s, maxEjected: 1, panicThreshold: {threshold}}}"
+        );
+        let gateway = Gateway::start(&in_turn(&[&a.url(), &b.url(), &c.url()], &rules)).await;
+        for status in [&a_status, &b_status] {
+            status.store(500, Ordering::Relaxed);
+        }
+        eventually("two of three are ejected", || async {
+            gateway.client().get("/").await;
+            (gateway.events("endpoint_ejected").len() == 2).then_some(())
+        })
+        .await;
+        for status in [&a_status, &b_status] {
+            status.store(200, Ordering::Relaxed);
+        }
+        let shown: serde_json::Value = serde_json::from_str(&gateway.shown("/api/backends").await).unwrap();
+        assert_eq!(shown["backends"][0]["panic"], panics, "{shown}");
+        let (then_a, then_b) = (a.count(), b.count());
+        for _ in 0..12 {
+            assert_eq!(gateway.client().get("/").await.status, 200);
+        }
+        assert_eq!((a.count() > then_a, b.count() > then_b), (panics, panics));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_many_times_slower_than_its_neighbours_is_ejected() {
+    let slow = Upstream::start(|_| async {
+        tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+        Some(reply(200, &[], "slow"))
+    })
+    .await;
+    let (a, b) = (Upstream::fixed(200, "a").await, Upstream::fixed(200, "b").await);
+    let gateway = Gateway::start(&in_turn(
+        &[&a.url(), &slow.url(), &b.url()],
+        "outlierDetection: {latencyFactor: 3, minimumRequests: 5, ejectionTime: 60s}",
+    ))
+    .await;
+    let told = eventually("it is ejected", || async {
+        let asked = (0..9).map(|_| async { gateway.client().get("/").await.status });
+        assert!(futures::future::join_all(asked).await.iter().all(|status| *status == 200));
+        gateway.events("endpoint_ejected").first().cloned()
+    })
+    .await;
+    assert_eq!((&told["reason"], &told["endpoint"]), (&"latency".into(), &slow.url().into()));
+}
+
+#[tokio::test]
+async fn a_server_that_returns_takes_a_small_share_at_first() {
+    let (a, b) = (Upstream::fixed(200, "a").await, Upstream::fixed(200, "b").await);
+    let yaml = format!(
+        "backends: [{{name: x, loadBalancing: {{policy: roundRobin, slowStart: 1h}}, endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}]}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+",
+        a.url(),
+        b.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let ask = async |times: usize| {
+        for _ in 0..times {
+            assert_eq!(gateway.client().get("/").await.status, 200);
+        }
+    };
+    ask(20).await;
+    assert_eq!((a.count(), b.count()), (10, 10), "at the start all have their share");
+    let admin = Client::new(gateway.admin);
+    for verb in ["drain", "undrain"] {
+        let path = format!("/api/backends/x/endpoints/{}/{verb}", b.address);
+        assert_eq!(admin.send(admin.request("POST", &path, &[("x-spillway-admin", "1")], "")).await.status, 200);
+    }
+    ask(200).await;
+    // A tenth of its weight: one of eleven, 18 of 200.
+    let share = b.count() - 10;
+    assert!((5..=40).contains(&share), "{share} of 200");
 }

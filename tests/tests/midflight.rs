@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use spillway_tests::{Gateway, Upstream, eventually, model, reply, streamed};
+use spillway_tests::{Gateway, LlamaServer, Upstream, eventually, model, reply, streamed};
 use tokio::sync::mpsc;
 
 /// Never answers; counts how many ask and how many of them have been let go.
@@ -142,14 +142,16 @@ fn events(text: &str) -> Vec<serde_json::Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_dies_is_continued_by_the_model_inside_where_the_route_wants_it() {
-    let server = dying().await;
+    // The second one stands in, but does not know how to go on.
+    let (server, other) = (dying().await, Upstream::fixed(400, "{}").await);
     let yaml = |resume: bool| {
         format!(
-            "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+            "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}, {{url: \"{}\", priority: 1}}]}}]
 models: [{{name: smollm2, source: \"{}\", contextLength: 256, maxQueueWait: 60s}}]
 routes: [{{name: r, backendRefs: [{{name: x}}], whenUnavailable: {{spillTo: smollm2}}, resume: {resume}}}]
 ",
             server.url(),
+            other.url(),
             model().display()
         )
     };
@@ -169,6 +171,7 @@ routes: [{{name: r, backendRefs: [{{name: x}}], whenUnavailable: {{spillTo: smol
     assert!(text.trim_end().ends_with("data: [DONE]"), "{text}");
     assert!(all.last().unwrap()["usage"]["completion_tokens"].as_u64().unwrap() > 2, "both parts count: {text}");
     assert_eq!(gateway.metric("spillway_streams_resumed_total{http_route=\"r\"}").await, 1.0);
+    assert_eq!((other.count(), gateway.endpoint(&other.url()).await["ejections"].as_u64()), (1, Some(0)));
     // A caller that wants no lesser answer, and a route that does not opt in, get the error.
     let never = gateway.client().post("/v1/chat/completions", &[("x-spillway-fallback", "never")], QUESTION).await;
     drop(gateway);
@@ -248,4 +251,119 @@ routes:
     })
     .await;
     assert_eq!(copies.count(), 5);
+}
+
+/// Continues what the last message says, which must be `so_far`, by these words, and ends or breaks.
+async fn continuing(so_far: &'static str, words: &'static [&'static str], breaks: bool) -> Upstream {
+    Upstream::start(move |seen| async move {
+        let body: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
+        let last = body["messages"].as_array().unwrap().last().unwrap();
+        if (&last["role"], &last["content"]) != (&"assistant".into(), &so_far.into()) {
+            return Some(reply(500, &[], format!("not what was said: {body}")));
+        }
+        assert_eq!((&body["continue_final_message"], &body["add_generation_prompt"]), (&true.into(), &false.into()));
+        let (send, parts) = mpsc::channel(4);
+        tokio::spawn(async move {
+            let role = "data: {\"id\":\"d\",\"model\":\"big\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
+            send.send(Ok(Bytes::from_static(role.as_bytes()))).await.unwrap();
+            for word in words {
+                send.send(Ok(sse(word))).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            if breaks {
+                let _ = send.send(Err(std::io::Error::other("broken on purpose"))).await;
+                return;
+            }
+            let end = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: {\"choices\":[],\"usage\":{\"prompt_tokens\":12,\"completion_tokens\":2,\"total_tokens\":14}}\n\ndata: [DONE]\n\n";
+            send.send(Ok(Bytes::from_static(end.as_bytes()))).await.unwrap();
+        });
+        Some(streamed(&[("content-type", "text/event-stream")], parts))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_stream_that_dies_is_continued_by_other_servers_until_one_ends_it() {
+    let first = dying().await;
+    let second = continuing("The capital of France is", &[" the city"], true).await;
+    let third = continuing("The capital of France is the city", &[" of", " Paris."], false).await;
+    let endpoints: Vec<String> = [&first, &second, &third]
+        .iter()
+        .enumerate()
+        .map(|(n, server)| format!("{{url: \"{}\", priority: {n}}}", server.url()))
+        .collect();
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, protocol: openai, endpoints: [{}]}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], resume: true, retry: {{attempts: 0}}}}]
+",
+        endpoints.join(", ")
+    ))
+    .await;
+    let answer = gateway.client().post("/v1/chat/completions", &[("x-spillway-fallback", "never")], QUESTION).await;
+    let text = answer.text();
+    assert!(!answer.cut && answer.status == 200, "{text}");
+    let all = events(&text);
+    let said: String = all.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(said, "The capital of France is the city of Paris.");
+    let marked: Vec<_> =
+        all.iter().filter(|e| !e["spillway"].is_null()).map(|e| e["spillway"]["resumed_by"].clone()).collect();
+    assert_eq!(marked, ["x", "x"], "{text}");
+    assert!(!text.contains("\"role\"") && text.ends_with("data: [DONE]\n\n"), "no second message begins: {text}");
+    // Three pieces were there before.
+    assert_eq!(
+        all.last().unwrap()["usage"],
+        serde_json::json!({"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14})
+    );
+    assert_eq!((first.count(), second.count(), third.count()), (1, 1, 1));
+    assert_eq!(gateway.metric("spillway_streams_resumed_total{http_route=\"r\"}").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_llama_server_that_is_killed_in_mid_stream_is_continued_by_another() {
+    let start = || async { tokio::task::spawn_blocking(|| LlamaServer::start(1)).await.unwrap() };
+    let (mut a, mut b) = tokio::join!(start(), start());
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}]}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], resume: true}}]
+",
+        a.url, b.url
+    ))
+    .await;
+    let client = gateway.client();
+    let body = serde_json::json!({
+        "messages": [{"role": "user", "content": "Tell me a long story about a fox and a river."}],
+        "stream": true, "temperature": 0, "max_tokens": 300, "ignore_eos": true,
+        "stream_options": {"include_usage": true}
+    });
+    let headers = [("content-type", "application/json")];
+    let request = client.request("POST", "/v1/chat/completions", &headers, body.to_string());
+    let mut stream = client.stream(request).await.unwrap();
+    let (mut text, mut killed_at) = (String::new(), None);
+    while let Some(part) = stream.part().await {
+        text.push_str(&String::from_utf8_lossy(&part.expect("the stream does not break")));
+        if killed_at.is_none() && text.matches("\"content\"").count() > 20 {
+            let at_a = gateway.endpoint(&a.url).await["inFlight"] == 1;
+            killed_at = Some(text.len());
+            if at_a { a.kill() } else { b.kill() }
+        }
+    }
+    let all = events(&text);
+    let said: String = all.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect();
+    let marked: Vec<_> = all.iter().filter(|e| !e["spillway"].is_null()).collect();
+    assert_eq!(marked.len(), 1, "{text}");
+    assert!(killed_at.is_some_and(|at| at < text.len()) && text.ends_with("data: [DONE]\n\n"), "{text}");
+    let usage = &all.last().unwrap()["usage"];
+    let written = usage["completion_tokens"].as_u64().unwrap();
+    // A token of the text may be cut in two where it was continued.
+    assert!((290..=310).contains(&written), "as long as it was to be: {usage}");
+    println!("{said}");
+    let before: String = {
+        let at = all.iter().position(|e| !e["spillway"].is_null()).unwrap();
+        all[..at].iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect()
+    };
+    let after = said.strip_prefix(&before).unwrap();
+    assert!(
+        before.len() > 40 && !after.trim_start().starts_with(before.get(..20).unwrap()),
+        "it does not begin anew: {said}"
+    );
 }

@@ -119,9 +119,18 @@ fn models_are_listed_and_inspected() {
     let out = spillway(&["models", "inspect", model().to_str().unwrap()]);
     let text = String::from_utf8(out.stdout).unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    for fact in ["llama", "Q4_1", "134.5 million", "8192 tokens, 2048 by default", "device"] {
+    for fact in ["llama", "generating text", "Q4_1", "134.5 million", "8192 tokens, 2048 by default", "taken for"] {
         assert!(text.contains(fact), "{text}");
     }
+    // What was measured is a figure.
+    let measured = text.lines().find(|line| line.starts_with("measured")).unwrap();
+    let rate: f64 = measured.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(rate > 0.0 && measured.contains("tokens a second written by one sequence"), "{text}");
+    let out = spillway(&["models", "inspect", "--no-load", model().to_str().unwrap()]);
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.contains("would take") && !text.contains("measured"), "{text}");
+    let out = spillway(&["models", "inspect", "--device", "no such adapter", model().to_str().unwrap()]);
+    assert_eq!(out.status.code(), Some(1));
     let out = spillway(&["models", "list", "-c", "config/examples/demo.yaml"]);
     let text = String::from_utf8(out.stdout).unwrap();
     assert!(text.contains("smollm2") && text.contains("Q4_1"), "{text} {}", String::from_utf8_lossy(&out.stderr));

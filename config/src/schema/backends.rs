@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::CertificateFiles;
-use super::balancing::{Capacity, HealthCheck, LoadBalancing, OutlierDetection};
+use super::balancing::{Capacity, CircuitBreaker, HealthCheck, LoadBalancing, OutlierDetection};
 use crate::values::{Duration, Secret, ServerUrl};
 
 /// A named group of servers that answer alike.
@@ -43,6 +43,9 @@ pub struct Backend {
     /// When an endpoint counts as full.
     #[serde(default)]
     pub capacity: Capacity,
+    /// Limits on all that goes to the backend together.
+    #[serde(default)]
+    pub circuit_breaker: CircuitBreaker,
     /// Time limits of one attempt.
     #[serde(default)]
     pub timeouts: BackendTimeouts,

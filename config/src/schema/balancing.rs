@@ -66,8 +66,8 @@ pub enum HashOn {
     PromptPrefix(Size),
 }
 
-/// A question to each endpoint at an interval; those that do not answer it well get no traffic. One of `http`, `tcp` and
-/// `completion`.
+/// A question to each endpoint at an interval; those that do not answer it well get no traffic. One of `http`, `tcp`,
+/// `grpc` and `completion`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HealthCheck {
@@ -77,6 +77,9 @@ pub struct HealthCheck {
     /// A connection that must be taken.
     #[serde(default)]
     pub tcp: Option<TcpProbe>,
+    /// A call of `grpc.health.v1.Health/Check` that must be answered with `SERVING`; for backends with `http2: true`.
+    #[serde(default)]
+    pub grpc: Option<GrpcProbe>,
     /// A completion that must be written; one that is answered with a status of `capacity.statuses` is healthy and full.
     #[serde(default)]
     pub completion: Option<CompletionProbe>,
@@ -131,6 +134,14 @@ impl HttpProbe {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpProbe {}
 
+/// A call of the gRPC health protocol.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct GrpcProbe {
+    /// The service that is asked for, such as `inference.GRPCInferenceService`; the server as a whole when left out.
+    pub service: String,
+}
+
 /// `POST /v1/chat/completions` that must be answered with 200.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -154,8 +165,9 @@ pub struct OutlierDetection {
     /// Errors in a row (no connection, reset, time limit, status 5xx that does not mean full) that eject an endpoint;
     /// 0 for never.
     pub consecutive_errors: u32,
-    /// Share of errors in `window` that ejects an endpoint; never when left out.
-    pub error_rate: Option<f64>,
+    /// Share of errors in `window` that ejects an endpoint whose neighbours together have less than half of it; 0 for never.
+    /// Where all fail alike it is the requests or something behind the servers that is wrong.
+    pub error_rate: f64,
     /// How many times the median latency of its neighbours ejects an endpoint; never when left out. Needs three
     /// endpoints with `minimumRequests` each.
     pub latency_factor: Option<f64>,
@@ -177,7 +189,7 @@ impl Default for OutlierDetection {
     fn default() -> Self {
         Self {
             consecutive_errors: 5,
-            error_rate: None,
+            error_rate: 0.5,
             latency_factor: None,
             minimum_requests: NonZeroU32::MIN.saturating_add(19),
             window: Duration::seconds(30),
@@ -188,6 +200,18 @@ impl Default for OutlierDetection {
     }
 }
 
+/// Limits on all that goes to a backend together, whatever its endpoints could take, so that what stands behind them is not
+/// flooded. What is over them waits in the queue, spills or is refused like a request that finds no room. How many may
+/// wait is `whenSaturated.queue.maxDepth` of a route; how many connections an endpoint has, `capacity.maxConnections`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CircuitBreaker {
+    /// Requests in flight at all endpoints together, those of all routes, retries, hedges and mirrored copies.
+    pub max_in_flight: Option<NonZeroU32>,
+    /// Retries and hedges on their way at a time, of all routes, besides the share that `retry.budget` sets; 0 for none.
+    pub max_retries: Option<u32>,
+}
+
 /// When an endpoint counts as full. Every signal that is given counts; the first that says full wins.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -195,6 +219,10 @@ pub struct Capacity {
     /// Requests in flight (until the last byte of the answer) at which the endpoint is full.
     #[serde(default)]
     pub max_in_flight: Option<NonZeroU32>,
+    /// Connections open to the endpoint together, idle ones too. HTTP/1.1 needs one for each request in flight; HTTP/2 puts
+    /// up to 100 requests on one.
+    #[serde(default)]
+    pub max_connections: Option<NonZeroU32>,
     /// A limit on requests in flight that is found from latency.
     #[serde(default)]
     pub adaptive: Option<Adaptive>,
@@ -226,6 +254,7 @@ impl Default for Capacity {
     fn default() -> Self {
         Self {
             max_in_flight: None,
+            max_connections: None,
             adaptive: None,
             queue_depth: None,
             kv_cache: None,
@@ -244,7 +273,7 @@ pub struct Adaptive {
     pub min_limit: NonZeroU32,
     /// The most.
     pub max_limit: NonZeroU32,
-    /// How many times the latency without load is still good.
+    /// How many times the latency without load is still good; the limit settles where it is half way there.
     pub latency_tolerance: f64,
 }
 

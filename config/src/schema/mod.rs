@@ -7,6 +7,7 @@ mod admin;
 mod backends;
 mod balancing;
 mod consumers;
+mod dns;
 mod limits;
 mod listeners;
 mod models;
@@ -17,14 +18,15 @@ pub use acme::{Acme, AcmeChallenge, AcmeRetry, ExternalAccount};
 pub use admin::Admin;
 pub use backends::{Backend, BackendProtocol, BackendTimeouts, BackendTls, Credentials, Endpoint};
 pub use balancing::{
-    Adaptive, Capacity, CompletionProbe, HashOn, HealthCheck, HttpProbe, KvCache, LoadBalancing, OutlierDetection,
-    PolicyName, QueueDepth, TcpProbe,
+    Adaptive, Capacity, CircuitBreaker, CompletionProbe, GrpcProbe, HashOn, HealthCheck, HttpProbe, KvCache,
+    LoadBalancing, OutlierDetection, PolicyName, QueueDepth, TcpProbe,
 };
 pub(crate) use consumers::secrets as consumer_secrets;
 pub use consumers::{
     ApiKeyHeaders, Authentication, CertificateIdentity, Claims, Consumer, ConsumerCertificates, ConsumerKey,
     ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, Mtls,
 };
+pub use dns::Dns;
 pub use limits::{
     Budget, BudgetState, ConsumerLimits, LimitState, OnExceeded, OnStoreFailure, Period, Price, RedisState, State,
 };
@@ -76,6 +78,9 @@ pub struct Config {
     /// Traces and logs.
     #[serde(default)]
     pub telemetry: Telemetry,
+    /// How the names of endpoints are resolved.
+    #[serde(default)]
+    pub dns: Dns,
     /// Limits of the whole process.
     #[serde(default)]
     pub limits: ProcessLimits,

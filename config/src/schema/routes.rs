@@ -49,8 +49,9 @@ pub struct Route {
     /// Which requests may be answered by `spillTo`; all that it can do when left out.
     #[serde(default)]
     pub spill: Option<SpillLimits>,
-    /// Whether a stream that dies after its first byte is continued from the text so far by the model that
-    /// `whenUnavailable` spills to, marked in the stream; else it ends with an error event.
+    /// Whether a stream that dies after its first byte is continued from the text so far, marked in the stream: by another
+    /// endpoint of the route that has room, which must continue an assistant's last message (vLLM, SGLang and llama.cpp
+    /// do), else by the model that `whenUnavailable` spills to. Else it ends with an error event.
     #[serde(default)]
     pub resume: bool,
     /// Size limits.

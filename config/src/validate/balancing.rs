@@ -5,6 +5,8 @@ use crate::schema::{Backend, BackendProtocol, HashOn, PolicyName};
 
 /// Longest prefix of a prompt that is hashed, bytes.
 const MAX_PREFIX: u64 = 64 << 10;
+/// Longest name of a gRPC service, bytes.
+const MAX_SERVICE: usize = 512;
 /// Longest name of a metric with its labels, bytes.
 const MAX_METRIC: usize = 512;
 
@@ -62,9 +64,9 @@ fn health_check(cx: &mut Context<'_>, n: usize, backend: &Backend) {
         place.extend(keys.iter().map(|key| super::Segment::from(*key)));
         place
     };
-    let kinds = [check.http.is_some(), check.tcp.is_some(), check.completion.is_some()];
+    let kinds = [check.http.is_some(), check.tcp.is_some(), check.grpc.is_some(), check.completion.is_some()];
     if kinds.iter().filter(|given| **given).count() != 1 {
-        cx.error(place(&[]), "exactly one of `http`, `tcp` and `completion` says what is asked");
+        cx.error(place(&[]), "exactly one of `http`, `tcp`, `grpc` and `completion` says what is asked");
     }
     if let Some(http) = &check.http {
         if !http.path.starts_with('/') {
@@ -72,6 +74,14 @@ fn health_check(cx: &mut Context<'_>, n: usize, backend: &Backend) {
         }
         if http.expected_statuses.is_empty() {
             cx.error(place(&["http", "expectedStatuses"]), "no status would mean healthy");
+        }
+    }
+    if let Some(grpc) = &check.grpc {
+        if !backend.http2 {
+            cx.error(place(&["grpc"]), "gRPC needs HTTP/2: the backend must say `http2: true`");
+        }
+        if grpc.service.len() > MAX_SERVICE {
+            cx.error(place(&["grpc", "service"]), format!("at most {MAX_SERVICE} bytes"));
         }
     }
     if let Some(completion) = &check.completion {
@@ -90,8 +100,8 @@ fn outlier_detection(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     let o = &backend.outlier_detection;
     let place = |key: &str| at!["backends", n, "outlierDetection", key];
     let is_share = |share: f64| (0.0..=1.0).contains(&share);
-    if o.error_rate.is_some_and(|rate| !is_share(rate) || rate == 0.0) {
-        cx.error(place("errorRate"), "a share of errors is above 0 and at most 1");
+    if !is_share(o.error_rate) {
+        cx.error(place("errorRate"), "a share is from 0 to 1");
     }
     if o.latency_factor.is_some_and(|factor| !(factor > 1.0 && factor.is_finite())) {
         cx.error(place("latencyFactor"), "must be above 1: an endpoint as slow as its neighbours is no outlier");
@@ -116,6 +126,13 @@ fn capacity(cx: &mut Context<'_>, n: usize, backend: &Backend) {
         place.extend(keys.iter().map(|key| super::Segment::from(*key)));
         place
     };
+    if let (Some(connections), Some(requests)) = (c.max_connections, c.max_in_flight)
+        && connections >= requests
+        && !backend.http2
+    {
+        let message = format!("this has no effect: `maxInFlight` ({requests}) requests need no more connections");
+        cx.error(place(&["maxConnections"]), message);
+    }
     if let Some(adaptive) = &c.adaptive {
         if adaptive.min_limit > adaptive.max_limit {
             let message = format!("is above `maxLimit` ({})", adaptive.max_limit);

@@ -5,6 +5,7 @@ mod admission;
 mod backends;
 mod balancing;
 mod callers;
+mod dns;
 mod listeners;
 mod models;
 mod routes;
@@ -109,6 +110,7 @@ impl Context<'_> {
 /// Every check.
 pub(crate) fn all(cx: &mut Context<'_>) {
     listeners::all(cx);
+    dns::all(cx);
     admin(cx);
     names(cx);
     callers::all(cx);

@@ -66,7 +66,6 @@ pub(crate) struct LoadedEncoder {
     pub(crate) model: Bert,
     pub(crate) executor: Box<dyn Executor>,
     pub(crate) shape: BertShape,
-    pub(crate) sizes: Sizes,
     pub(crate) device: DeviceInfo,
     pub(crate) memory: u64,
 }
@@ -85,7 +84,7 @@ pub(crate) fn load_encoder(file: &ModelFile, options: &LoadOptions) -> Result<Lo
     let target::Target { model, executor, device } = target;
     let memory = executor.memory();
     hold(memory, needs, options)?;
-    Ok(LoadedEncoder { model, executor, shape, sizes, device, memory })
+    Ok(LoadedEncoder { model, executor, shape, device, memory })
 }
 
 /// Checks that a file can be run, without a device.

@@ -1,21 +1,13 @@
 //! One step: the device runs while masks are computed, then each sequence that has logits chooses its token.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use super::Worker;
 use super::sequence::{Said, State};
-use super::{HANG_TIMES, Worker};
 use crate::EngineError;
 use crate::grammar::first_line;
 
 impl Worker {
-    /// Runs the batch on the device. A driver that panics has failed like one that says so.
-    pub(super) fn forward(&mut self) -> Result<Vec<f32>, EngineError> {
-        let (runner, batch) = (&mut self.made.runner, &self.batch);
-        catch_unwind(AssertUnwindSafe(|| runner.forward(batch)))
-            .unwrap_or_else(|panic| Err(EngineError::Device(format!("a panic: {}", super::recover::text_of(&*panic)))))
-    }
-
     /// Runs the planned step. An error is the device's: all that runs has lost its place in the cache.
     pub(super) fn step(&mut self) -> Result<(), EngineError> {
         self.batch.pages.clear();
@@ -28,8 +20,8 @@ impl Worker {
             }
         }
         let rows = self.batch.rows.len();
-        self.watch.begin(self.tuning.hang_least.max(self.cost.of(rows) * HANG_TIMES));
-        let logits = self.forward();
+        self.watch.begin(self.tuning.hang(self.cost.of(rows)));
+        let logits = self.made.forward(&self.batch);
         let hung = self.watch.end();
         let masks = self.masks.answers();
         let mut logits = logits?;
@@ -117,7 +109,7 @@ impl Worker {
             sequence.set_read(read);
             let last = prompt.saturating_sub(1);
             let pages = self.pages.page_of(slot, last).zip(self.pages.page_of(sequence.slot, last));
-            if !pages.is_some_and(|(from, to)| self.made.runner.copy_page(from, to)) {
+            if !pages.is_some_and(|(from, to)| self.made.copy_page(from, to)) {
                 continue;
             }
             sequence.set_read(prompt);

@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use async_channel::Receiver;
 use proptest::prelude::*;
 
-use super::runner::{Rebuildable, Runner};
 use super::{Handle, Tuning, begin};
 use crate::artifact::{ModelFile, TensorType};
 use crate::exec::{Batch, PAGE, Sizes};
 use crate::grammar::Grammars;
+use crate::runner::{Made, Rebuildable, Runner, Target};
 use crate::text::TextModel;
 use crate::{
-    BusyReason, EngineError, Event, FinishReason, Finished, Generate, LoadError, LoadOptions, Prompt, Sampling,
-    Structure, WrittenToken,
+    BusyReason, DeviceChoice, DeviceInfo, EngineError, Event, FinishReason, Finished, Generate, LoadError, LoadOptions,
+    Placement, Prompt, Sampling, Structure, WrittenToken,
 };
 
 const VOCABULARY: usize = 258;
@@ -41,6 +41,9 @@ struct World {
     /// Likelihood of the end, against logits of 0 to 4.
     end: f32,
     copies: bool,
+    copy_panics: bool,
+    /// Where it was made each time: on a GPU, or, when that was given up, on the processor.
+    on_processor: Vec<bool>,
     /// Rows and picks of each step.
     steps: Vec<(usize, usize)>,
 }
@@ -92,7 +95,12 @@ impl Runner for Simulated {
     }
 
     fn copy_page(&mut self, from: u32, to: u32) -> bool {
-        if !self.world.lock().unwrap().copies {
+        let (copies, panics) = {
+            let world = self.world.lock().unwrap();
+            (world.copies, world.copy_panics)
+        };
+        assert!(!panics, "a defect outside the device's step");
+        if !copies {
             return false;
         }
         let from = from as usize * PAGE;
@@ -112,6 +120,7 @@ fn options(max_queue: u32) -> LoadOptions {
         max_queue,
         max_queue_wait: Duration::from_secs(600),
         stall_timeout: Duration::from_secs(60),
+        device: DeviceChoice::Index(0),
         ..LoadOptions::new("nowhere")
     }
 }
@@ -142,17 +151,25 @@ impl Scene {
     fn new(sizes: Sizes, options: &LoadOptions, world: World) -> Self {
         let world = Arc::new(Mutex::new(world));
         let shared = world.clone();
-        let make = move || {
+        let make = move |target: Target<'_>| {
             let mut world = shared.lock().unwrap();
             world.built += 1;
-            if world.refusals > 0 && world.built > 1 {
+            let (kind, reason) = match target {
+                Target::AsWanted => ("discrete GPU", ""),
+                Target::Processor(reason) => ("CPU", reason),
+            };
+            world.on_processor.push(kind == "CPU");
+            if world.refusals > 0 && world.built > 1 && kind != "CPU" {
                 world.refusals -= 1;
                 return Err(LoadError::NoDevice("none yet".into()));
             }
-            let runner = Simulated { sizes, memory: vec![0; sizes.pages * PAGE], world: shared.clone() };
-            Ok(Box::new(runner) as Box<dyn Runner>)
+            let runner = Box::new(Simulated { sizes, memory: vec![0; sizes.pages * PAGE], world: shared.clone() });
+            let (name, backend, driver) = ("simulated".into(), "none".into(), "none".into());
+            let device = DeviceInfo { name, backend, kind, driver, reason: reason.into() };
+            Ok(Made { runner, placement: Placement::new(device, 0) })
         };
-        let made = Rebuildable { runner: make().unwrap(), rebuild: Box::new(make) };
+        let first = make(Target::AsWanted).unwrap();
+        let made = Rebuildable::new(first, options.device == DeviceChoice::Auto, 1000, Box::new(make));
         let text = text();
         let tuning = Tuning { hang_least: Duration::from_millis(300), retry_first: Duration::from_millis(20) };
         let handle = begin(made, sizes, text.tokenizer(), options, "simulated", tuning).unwrap();
@@ -460,6 +477,77 @@ fn a_device_that_hangs_fails_its_requests_in_time() {
     let after = scene.submit(Generate { max_tokens: Some(5), ..Generate::new(words(1, 1, 40)) });
     assert!(all(&after).end.is_ok());
     assert_eq!(scene.world.lock().unwrap().built, 2);
+}
+
+/// Waits until the model is ready after it was not.
+fn ready_again(handle: &Handle, faults: u64) {
+    let started = Instant::now();
+    while !handle.stats().is_ready || handle.stats().faults < faults {
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", handle.stats());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_gpu_that_is_lost_makes_way_for_the_processor_where_the_choice_is_ours() {
+    let ask = |scene: &Scene| {
+        all(&scene.submit(Generate { max_tokens: Some(5), ..Generate::new(words(1, 1, 40)) })).end.map(|_| ())
+    };
+    let world = || World { end: -9.0, ..World::default() };
+    // It cannot be had any more.
+    let ours = LoadOptions { device: DeviceChoice::Auto, ..options(8) };
+    let scene = Scene::new(sizes(2, 8 * PAGE, 20), &ours, World { refusals: usize::MAX, ..world() });
+    assert_eq!(scene.handle.placement().device.kind, "discrete GPU");
+    scene.world.lock().unwrap().faults.push_back(Fault::Error);
+    assert!(matches!(ask(&scene), Err(EngineError::Device(_))));
+    ready_again(&scene.handle, 1);
+    assert_eq!(ask(&scene), Ok(()));
+    let placement = scene.handle.placement();
+    assert_eq!(placement.device.kind, "CPU");
+    assert!(placement.device.reason.contains("none yet") && placement.rate > 0.0, "{placement:?}");
+    assert_eq!(scene.world.lock().unwrap().on_processor, [false, false, true]);
+    // It comes back each time and fails again: the third time is the last.
+    let scene = Scene::new(sizes(2, 8 * PAGE, 20), &ours, world());
+    for faults in 1..=3 {
+        scene.world.lock().unwrap().faults.push_back(Fault::Error);
+        assert!(matches!(ask(&scene), Err(EngineError::Device(_))));
+        ready_again(&scene.handle, faults);
+        assert_eq!(ask(&scene), Ok(()));
+    }
+    assert_eq!(scene.handle.placement().device.kind, "CPU");
+    assert_eq!(scene.world.lock().unwrap().on_processor, [false, false, false, true]);
+    // It was named: then nothing takes its place.
+    let scene = Scene::new(sizes(2, 8 * PAGE, 20), &options(8), World { refusals: 1, ..world() });
+    scene.world.lock().unwrap().faults.push_back(Fault::Panic);
+    assert!(matches!(ask(&scene), Err(EngineError::Device(_))));
+    ready_again(&scene.handle, 1);
+    assert_eq!(scene.world.lock().unwrap().on_processor, [false; 3]);
+}
+
+#[test]
+fn a_gpu_that_cannot_run_its_first_step_makes_way_too() {
+    let fault = || World { faults: VecDeque::from([Fault::Error]), ..World::default() };
+    let ours = LoadOptions { device: DeviceChoice::Auto, ..options(8) };
+    let scene = Scene::new(sizes(2, 8 * PAGE, 20), &ours, fault());
+    assert_eq!(scene.handle.placement().device.kind, "CPU");
+    assert!(scene.handle.placement().device.reason.contains("out of memory"));
+}
+
+#[test]
+fn a_defect_outside_a_step_ends_the_engine_and_says_so() {
+    let world = World { copies: true, copy_panics: true, end: -9.0, ..World::default() };
+    let scene = Scene::new(sizes(4, 8 * PAGE, 40), &options(8), world);
+    let ask = |choices, length| {
+        let choices = NonZeroU32::new(choices).unwrap();
+        Generate { choices, max_tokens: Some(20), ..Generate::new(words(1, 1, length)) }
+    };
+    let other = scene.submit(ask(1, 5));
+    let end = all(&scene.submit(ask(2, 40))).end;
+    assert!(matches!(&end, Err(EngineError::Defect(why)) if why.contains("a defect outside")), "{end:?}");
+    assert!(matches!(all(&other).end, Ok(_) | Err(EngineError::Defect(_))));
+    assert!(scene.handle.has_ended() && !scene.handle.stats().is_ready);
+    assert_eq!(scene.handle.submit(ask(1, 5)).unwrap_err().reason, BusyReason::Stopped);
+    assert_eq!(scene.handle.stats().active, 0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Writes GGUF files for tests.
 
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::artifact::TensorType;
@@ -103,4 +104,57 @@ impl Gguf {
         std::io::Write::write_all(&mut file, &self.bytes()).unwrap();
         file
     }
+}
+
+/// A small random cross-encoder of 32 tokens with one score.
+pub(crate) fn small_reranker() -> tempfile::NamedTempFile {
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let mut file = Gguf::default();
+    file.text("general.architecture", "bert");
+    for (key, value) in [
+        ("context_length", 32),
+        ("embedding_length", 64),
+        ("block_count", 2),
+        ("feed_forward_length", 96),
+        ("attention.head_count", 4),
+    ] {
+        file.number(&format!("bert.{key}"), value);
+    }
+    let words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\u{2581}what", "\u{2581}is", "\u{2581}a", "\u{2581}proxy", "s"];
+    let tokens: Vec<String> = words.map(str::to_owned).to_vec();
+    file.text("tokenizer.ggml.model", "bert");
+    file.texts("tokenizer.ggml.tokens", &tokens);
+    file.number("tokenizer.ggml.token_type_count", 2);
+    let f32s = TensorType::F32;
+    for (name, dimensions) in [
+        ("token_embd.weight", vec![64, tokens.len()]),
+        ("position_embd.weight", vec![64, 32]),
+        ("token_types.weight", vec![64, 2]),
+        ("token_embd_norm.weight", vec![64]),
+        ("token_embd_norm.bias", vec![64]),
+        ("cls.weight", vec![64, 64]),
+        ("cls.bias", vec![64]),
+        ("cls.output.weight", vec![64, 1]),
+        ("cls.output.bias", vec![1]),
+    ] {
+        file.random(name, f32s, &dimensions, &mut rng);
+    }
+    for n in 0..2 {
+        for (name, columns, rows) in [
+            ("attn_q", 64, 64),
+            ("attn_k", 64, 64),
+            ("attn_v", 64, 64),
+            ("attn_output", 64, 64),
+            ("ffn_up", 64, 96),
+            ("ffn_down", 96, 64),
+        ] {
+            file.random(&format!("blk.{n}.{name}.weight"), f32s, &[columns, rows], &mut rng);
+            file.random(&format!("blk.{n}.{name}.bias"), f32s, &[rows], &mut rng);
+        }
+        for name in ["attn_output_norm", "layer_output_norm"] {
+            file.random(&format!("blk.{n}.{name}.weight"), f32s, &[64], &mut rng);
+            file.random(&format!("blk.{n}.{name}.bias"), f32s, &[64], &mut rng);
+        }
+    }
+    file.write()
 }

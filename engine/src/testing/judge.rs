@@ -8,8 +8,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use super::gguf::Gguf;
+use super::gguf::{Gguf, small_reranker};
 use crate::artifact::{MetaValue, ModelFile, TensorType};
+use crate::device::block_on as wait;
 use crate::exec::plain::Plain;
 use crate::exec::{Batch, Row};
 use crate::model::{Decoder, Shape};
@@ -379,25 +380,6 @@ fn encoder(source: &Path) -> Engine {
     Engine::load(options).unwrap()
 }
 
-/// Waits for a future on this thread.
-fn wait<T>(future: impl Future<Output = T>) -> T {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: std::sync::Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
-    let mut context = std::task::Context::from_waker(&waker);
-    let mut future = std::pin::pin!(future);
-    loop {
-        match future.as_mut().poll(&mut context) {
-            std::task::Poll::Ready(value) => return value,
-            std::task::Poll::Pending => std::thread::park(),
-        }
-    }
-}
-
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
@@ -526,55 +508,7 @@ fn perplexity_of_gemma3_is_that_of_llama_cpp() {
 
 #[test]
 fn a_reranker_scores_pairs_alone_as_in_company() {
-    let mut rng = ChaCha8Rng::seed_from_u64(9);
-    let mut file = Gguf::default();
-    file.text("general.architecture", "bert");
-    for (key, value) in [
-        ("context_length", 32),
-        ("embedding_length", 64),
-        ("block_count", 2),
-        ("feed_forward_length", 96),
-        ("attention.head_count", 4),
-    ] {
-        file.number(&format!("bert.{key}"), value);
-    }
-    let words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\u{2581}what", "\u{2581}is", "\u{2581}a", "\u{2581}proxy", "s"];
-    let tokens: Vec<String> = words.map(str::to_owned).to_vec();
-    file.text("tokenizer.ggml.model", "bert");
-    file.texts("tokenizer.ggml.tokens", &tokens);
-    file.number("tokenizer.ggml.token_type_count", 2);
-    let f32s = TensorType::F32;
-    for (name, dimensions) in [
-        ("token_embd.weight", vec![64, tokens.len()]),
-        ("position_embd.weight", vec![64, 32]),
-        ("token_types.weight", vec![64, 2]),
-        ("token_embd_norm.weight", vec![64]),
-        ("token_embd_norm.bias", vec![64]),
-        ("cls.weight", vec![64, 64]),
-        ("cls.bias", vec![64]),
-        ("cls.output.weight", vec![64, 1]),
-        ("cls.output.bias", vec![1]),
-    ] {
-        file.random(name, f32s, &dimensions, &mut rng);
-    }
-    for n in 0..2 {
-        for (name, columns, rows) in [
-            ("attn_q", 64, 64),
-            ("attn_k", 64, 64),
-            ("attn_v", 64, 64),
-            ("attn_output", 64, 64),
-            ("ffn_up", 64, 96),
-            ("ffn_down", 96, 64),
-        ] {
-            file.random(&format!("blk.{n}.{name}.weight"), f32s, &[columns, rows], &mut rng);
-            file.random(&format!("blk.{n}.{name}.bias"), f32s, &[rows], &mut rng);
-        }
-        for name in ["attn_output_norm", "layer_output_norm"] {
-            file.random(&format!("blk.{n}.{name}.weight"), f32s, &[64], &mut rng);
-            file.random(&format!("blk.{n}.{name}.bias"), f32s, &[64], &mut rng);
-        }
-    }
-    let file = file.write();
+    let file = small_reranker();
     let engine = encoder(file.path());
     assert_eq!((engine.info().task, engine.info().outputs), (crate::Task::Classify, 1));
     let documents = [

@@ -4,9 +4,11 @@
 mod stream;
 mod template;
 mod tokenizer;
+mod tools;
 
 pub use stream::TextStream;
 pub use tokenizer::Tokenizer;
+pub use tools::{Said, Tool, ToolCall, ToolReader, ToolStyle};
 
 use std::sync::Arc;
 
@@ -17,10 +19,39 @@ use template::{ChatTemplate, Piece};
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatMessage {
-    /// Who says it: `system`, `user`, `assistant`.
+    /// Who says it: `system`, `user`, `assistant`, `tool`.
     pub role: String,
     /// What.
     pub content: String,
+    /// The tools that an assistant calls with it.
+    pub tool_calls: Vec<ToolCall>,
+    /// The call whose result a tool tells.
+    pub tool_call_id: Option<String>,
+}
+
+impl ChatMessage {
+    /// A message of text alone.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), tool_calls: Vec::new(), tool_call_id: None }
+    }
+
+    /// Whether only a template that knows tools can show it.
+    pub fn is_about_tools(&self) -> bool {
+        !self.tool_calls.is_empty() || self.tool_call_id.is_some() || self.role == "tool"
+    }
+}
+
+/// What a model is to answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Conversation<'a> {
+    /// What was said, oldest first; one message at least.
+    pub messages: &'a [ChatMessage],
+    /// What it may call.
+    pub tools: &'a [Tool],
+    /// Whether the answer begins within a call of a tool.
+    pub must_call: bool,
+    /// How its answer has begun, which is text whoever wrote it.
+    pub begun: &'a str,
 }
 
 /// Tokenizer and template of one model.
@@ -53,20 +84,22 @@ impl TextModel {
         self.template.is_some()
     }
 
+    /// How it calls tools; `None` for a model whose template knows none, or in a way that is not read here.
+    pub fn tools(&self) -> Option<ToolStyle> {
+        self.template.as_ref().and_then(|template| template.tools())
+    }
+
     /// A conversation as tokens, up to where the model's answer begins.
     ///
     /// Control tokens such as `<|im_end|>` are recognised in the template's own text only. What a caller writes is
     /// always text, so that nobody can end a turn and speak as somebody else.
-    pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, PromptError> {
-        self.encode_answer(messages, "")
-    }
-
-    /// The same, with an answer that has begun with `begun`, which is text whoever wrote it.
-    pub fn encode_answer(&self, messages: &[ChatMessage], begun: &str) -> Result<Vec<u32>, PromptError> {
-        let template = self.template.as_ref().ok_or_else(|| {
-            PromptError::Template("it has none (`tokenizer.chat_template`): it was not tuned for conversations".into())
-        })?;
-        let pieces = template.render(messages)?;
+    pub fn encode(&self, conversation: &Conversation<'_>) -> Result<Vec<u32>, PromptError> {
+        let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
+        let mut pieces = template.render(conversation, &self.tokenizer)?;
+        if conversation.must_call {
+            let style = template.tools().ok_or(PromptError::NoTools)?;
+            pieces.push(Piece::Template(style.opening().to_owned()));
+        }
         let mut tokens = Vec::new();
         if self.tokenizer.add_bos()
             && let Some(bos) = self.tokenizer.bos()
@@ -94,7 +127,7 @@ impl TextModel {
                 }
             }
         }
-        text.push_str(begun);
+        text.push_str(conversation.begun);
         self.tokenizer.encode(&text, &mut tokens);
         if tokens.is_empty() { Err(PromptError::Empty) } else { Ok(tokens) }
     }

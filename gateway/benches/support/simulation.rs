@@ -6,7 +6,6 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -94,7 +93,7 @@ impl Quality {
 
 /// Endpoints of one gateway, new, without limits.
 pub(crate) fn endpoints_of(servers: &[Server]) -> Vec<Arc<Endpoint>> {
-    let in_backend = Arc::new(AtomicU32::new(0));
+    let siblings = Arc::new(Siblings::default());
     let endpoint = |n: usize| {
         let [_, b, c, d] = u32::try_from(n).unwrap().to_be_bytes();
         let socket = SocketAddr::from(([10, b, c, d], 8_000));
@@ -107,7 +106,7 @@ pub(crate) fn endpoints_of(servers: &[Server]) -> Vec<Arc<Endpoint>> {
             priority: 0,
             signals: Vec::new().into(),
             slow_start: 0,
-            state: Arc::new(EndpointState::new(Arc::new(EndpointMetrics::default()), true, in_backend.clone())),
+            state: Arc::new(EndpointState::new(Arc::new(EndpointMetrics::default()), true, siblings.clone())),
             peer: peer(&key),
             url,
         })

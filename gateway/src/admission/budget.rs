@@ -3,7 +3,8 @@
 //! snapshots, as in Finagle's `RetryBudget`: each request puts in its route's share, each retry or hedge takes one out.
 //! A few may always be sent, so that a retry is possible where requests are rare.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// Units of one retry: shares are counted exactly.
 const ONE: i64 = 1_000;
@@ -19,11 +20,22 @@ pub struct RetryBudget {
     left: AtomicI64,
     /// Up to when the seconds were counted, milliseconds.
     refilled: AtomicU64,
+    /// Retries and hedges that are on their way.
+    running: AtomicU32,
+}
+
+/// A retry or hedge on its way; counted until it is dropped.
+pub struct Retrying(Arc<RetryBudget>);
+
+impl Drop for Retrying {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Default for RetryBudget {
     fn default() -> Self {
-        Self { left: AtomicI64::new(AT_FIRST), refilled: AtomicU64::new(0) }
+        Self { left: AtomicI64::new(AT_FIRST), refilled: AtomicU64::new(0), running: AtomicU32::new(0) }
     }
 }
 
@@ -33,8 +45,17 @@ impl RetryBudget {
         self.add(thousandths);
     }
 
+    /// Begins a retry or hedge, if there is one left and fewer than `most` are on their way. `now` is in milliseconds, as
+    /// [`crate::balancing::now_millis`] has it.
+    pub fn begin(self: &Arc<Self>, now: u64, most: u32) -> Option<Retrying> {
+        let more = |running: u32| if running < most { running.checked_add(1) } else { None };
+        self.running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        let retrying = Retrying(self.clone());
+        self.take(now).then_some(retrying)
+    }
+
     /// Takes one retry or hedge, if there is one. `now` is in milliseconds, as [`crate::balancing::now_millis`] has it.
-    pub fn take(&self, now: u64) -> bool {
+    fn take(&self, now: u64) -> bool {
         self.refill(now);
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left >= ONE).then(|| left - ONE)).is_ok()
     }
@@ -76,6 +97,18 @@ mod tests {
         assert_eq!(taken.count(), 10 + 200, "ten at first, a fifth of a thousand");
         assert!(!budget.take(now));
         assert!(!budget.take(now + 999) && budget.take(now + 1_000), "and one a second");
+    }
+
+    #[test]
+    fn no_more_than_so_many_are_on_their_way_and_who_is_refused_for_that_takes_nothing() {
+        let budget = Arc::new(RetryBudget::default());
+        let first = budget.begin(1_000, 2);
+        let second = budget.begin(1_000, 2);
+        assert!(first.is_some() && second.is_some() && budget.begin(1_000, 2).is_none());
+        drop(first);
+        assert!(budget.begin(1_000, 2).is_some());
+        assert!(budget.begin(1_000, 0).is_none(), "none at all");
+        assert_eq!((0..100).filter(|_| budget.begin(1_000, 2).is_some()).count(), 10 - 3);
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod spill_rule;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use budget::RetryBudget;
+pub use budget::{RetryBudget, Retrying};
 pub use draw::Order;
 pub use line::Party;
 pub use queue::{NotHeld, Queue, Ticket, Turn};
@@ -110,6 +110,17 @@ impl Journey {
             TargetKind::Model(_) => false,
             TargetKind::Backend(backend) => backend.balancer.has_room(now),
         })
+    }
+
+    /// Offers the room that is left to those who wait for it, of any route.
+    pub fn offer_rest(&self, route: &Route, now: u64) {
+        for (_, target) in self.targets(route) {
+            if let TargetKind::Backend(backend) = &target.kind
+                && backend.balancer.has_room(now)
+            {
+                backend.room.freed();
+            }
+        }
     }
 
     /// How long until an endpoint that has no room may have some without a slot being given back, if that can be.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::RwLock;
 
 use super::queue::Queue;
-use crate::balancing::Slot;
+use crate::balancing::{RoomListener, Slot};
 
 /// The queues that wait for a backend.
 #[derive(Default)]
@@ -26,7 +26,7 @@ impl Room {
         }
     }
 
-    /// There is, or may be, room for one more request.
+    /// There is, or may be, room for one more request. Who is called and finds more of it calls the next one.
     pub fn freed(&self) {
         let queues = self.queues.read();
         if queues.is_empty() {
@@ -40,6 +40,12 @@ impl Room {
                 return;
             }
         }
+    }
+}
+
+impl RoomListener for Room {
+    fn may_have_room(&self) {
+        self.freed();
     }
 }
 

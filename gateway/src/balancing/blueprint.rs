@@ -2,6 +2,7 @@
 //! beside the running endpoints, so that a name whose addresses change needs no reload.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +11,9 @@ use spillway_config::schema;
 
 use super::endpoint::millis;
 use super::health::{CheckPlan, ScrapePlan, Server};
-use super::signal::signals;
+use super::signal::{connection_limit, signals};
 use super::supervisor::{Watch, Work};
-use super::{Endpoint, EndpointKey, EndpointSet, EndpointState, Endpoints, SaturationSignal};
+use super::{Endpoint, EndpointKey, EndpointSet, EndpointState, Endpoints, RoomListener, SaturationSignal};
 use crate::telemetry::Metrics;
 use crate::tls::UpstreamTls;
 use crate::upstream::Peer;
@@ -34,6 +35,8 @@ const REPORTS_STALE_AFTER: u64 = 3_000;
 pub struct Blueprint {
     backend: String,
     written: Vec<schema::Endpoint>,
+    /// Protocol, and name of the model.
+    speaks: (schema::BackendProtocol, Option<String>),
     load_balancing: schema::LoadBalancing,
     stale_after: u64,
     signals: Arc<[Box<dyn SaturationSignal>]>,
@@ -41,6 +44,8 @@ pub struct Blueprint {
     scrape: Option<ScrapePlan>,
     credentials: Option<HeaderValue>,
     way: Way,
+    most_connections: u32,
+    listener: Arc<dyn RoomListener>,
     endpoints: Arc<Endpoints>,
     metrics: Arc<Metrics>,
 }
@@ -49,26 +54,34 @@ pub struct Blueprint {
 pub type Addresses = Vec<Vec<IpAddr>>;
 
 impl Blueprint {
-    /// For a backend as written. `full_statuses` and `credentials` are what the backend has in the end.
+    /// For a backend as written. `full_statuses` and `credentials` are what the backend has in the end; `listener` waits
+    /// for room at it.
+    #[allow(clippy::too_many_arguments, reason = "what endpoints are made of")]
     pub fn new(
         written: &schema::Backend,
         full_statuses: &[u16],
         credentials: Option<HeaderValue>,
         way: Way,
+        listener: Arc<dyn RoomListener>,
         endpoints: Arc<Endpoints>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let check = written.health_check.as_ref();
+        let mut signals = signals(&written.capacity);
+        signals.extend(written.capacity.max_connections.map(|max| connection_limit(max, written.http2)));
         Self {
             backend: written.name.clone(),
             written: written.endpoints.clone(),
+            speaks: (written.protocol, written.model.clone()),
             load_balancing: written.load_balancing.clone(),
             stale_after: written.capacity.queue_depth.as_ref().map_or(REPORTS_STALE_AFTER, |q| millis(q.stale_after.0)),
-            signals: signals(&written.capacity).into(),
+            signals: signals.into(),
             check: check.map(|check| CheckPlan::new(check, written.model.as_deref(), full_statuses)),
             scrape: ScrapePlan::new(&written.capacity),
             credentials,
+            most_connections: written.capacity.max_connections.map_or(u32::MAX, NonZeroU32::get),
             way,
+            listener,
             endpoints,
             metrics,
         }
@@ -77,6 +90,17 @@ impl Blueprint {
     /// The backend's name.
     pub fn backend(&self) -> &str {
         &self.backend
+    }
+
+    /// Tells whoever waits for room at the backend that there may be some.
+    pub(super) fn may_have_room(&self) {
+        self.listener.may_have_room();
+    }
+
+    /// Whether a request that was prepared for `other` may as well go to an endpoint of this one: it is the same backend,
+    /// speaks the same, and gets the same credentials.
+    pub(super) fn takes_requests_of(&self, other: &Self) -> bool {
+        self.backend == other.backend && self.speaks == other.speaks && self.credentials == other.credentials
     }
 
     /// The endpoints as written.
@@ -107,9 +131,9 @@ impl Blueprint {
     fn endpoint(&self, written: &schema::Endpoint, key: &EndpointKey, new_ones_wait: bool) -> Endpoint {
         let is_address = written.url.host.parse::<IpAddr>().is_ok();
         let text = if is_address { written.url.to_string() } else { format!("{} ({})", written.url, key.address.ip()) };
-        let state = self.endpoints.get_or_insert(key, |in_backend| {
+        let state = self.endpoints.get_or_insert(key, &self.listener, |siblings| {
             let healthy = !new_ones_wait || self.check.is_none();
-            let state = EndpointState::new(self.metrics.endpoint(&self.backend, &text), healthy, in_backend);
+            let state = EndpointState::new(self.metrics.endpoint(&self.backend, &text), healthy, siblings);
             if new_ones_wait {
                 state.returned(super::now_millis());
             }
@@ -123,8 +147,9 @@ impl Blueprint {
             priority: written.priority,
             signals: self.signals.clone(),
             slow_start: self.load_balancing.slow_start.map_or(0, |time| millis(time.0)),
+            peer: Peer::new(key, key.address, self.way.connect, &self.way.tls, self.way.http2)
+                .counted(&state.connections, self.most_connections),
             state,
-            peer: Peer::new(key, key.address, self.way.connect, &self.way.tls, self.way.http2),
         }
     }
 

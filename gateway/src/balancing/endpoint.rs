@@ -15,7 +15,7 @@ use super::latency::{Class, Ewma};
 use super::outlier::Record;
 use super::signal::{LimiterState, LoadState, Reason, Room, SaturationSignal};
 use crate::telemetry::EndpointMetrics;
-use crate::upstream::Peer;
+use crate::upstream::{Connections, Peer};
 
 /// What an endpoint is known by across reloads.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -41,11 +41,33 @@ pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Is told when an endpoint of a backend may take more than before, although nobody gave a slot back.
+pub trait RoomListener: Send + Sync {
+    /// There may be room for a request more, or for several.
+    fn may_have_room(&self);
+}
+
+/// What the endpoints of a backend have in common.
+#[derive(Default)]
+pub struct Siblings {
+    in_flight: AtomicU32,
+    /// Who waits for room.
+    listener: Option<Arc<dyn RoomListener>>,
+}
+
+impl Siblings {
+    /// Of a backend whose room somebody may wait for.
+    pub fn new(listener: Arc<dyn RoomListener>) -> Self {
+        Self { in_flight: AtomicU32::new(0), listener: Some(listener) }
+    }
+}
+
 /// The state of an endpoint that outlives snapshots.
 pub struct EndpointState {
     in_flight: AtomicU32,
-    /// The same over all endpoints of the backend, for policies that need shares.
-    in_backend: Arc<AtomicU32>,
+    siblings: Arc<Siblings>,
+    /// Connections that are open to it.
+    pub(super) connections: Arc<Connections>,
     /// Until when an answer said that the endpoint is full, in [`now_millis`]; 0 for never.
     full_until: AtomicU64,
     healthy: AtomicBool,
@@ -65,13 +87,13 @@ pub struct EndpointState {
 }
 
 impl EndpointState {
-    /// A state without requests; `healthy` is false for an endpoint that must pass a check first. `in_backend` counts
-    /// for all endpoints of the backend.
-    pub fn new(metrics: Arc<EndpointMetrics>, healthy: bool, in_backend: Arc<AtomicU32>) -> Self {
+    /// A state without requests; `healthy` is false for an endpoint that must pass a check first.
+    pub fn new(metrics: Arc<EndpointMetrics>, healthy: bool, siblings: Arc<Siblings>) -> Self {
         metrics.set_healthy(healthy);
         Self {
             in_flight: AtomicU32::new(0),
-            in_backend,
+            siblings,
+            connections: Arc::default(),
             full_until: AtomicU64::new(0),
             healthy: AtomicBool::new(healthy),
             drained: AtomicBool::new(false),
@@ -91,7 +113,7 @@ impl EndpointState {
 
     /// Requests in flight at all endpoints of its backend.
     pub fn in_backend(&self) -> u32 {
-        self.in_backend.load(Ordering::Relaxed)
+        self.siblings.in_flight.load(Ordering::Relaxed)
     }
 
     /// Whether the active check lets it have traffic.
@@ -122,9 +144,23 @@ impl EndpointState {
         was != drained
     }
 
-    /// It has traffic from now on: its slow start begins.
+    /// It has traffic from now on: its slow start begins, and whoever waits for room is told.
     pub(super) fn returned(&self, now: u64) {
         self.since.store(now, Ordering::Relaxed);
+        self.may_have_room();
+    }
+
+    /// It may take more than before, although no slot was given back: tells whoever waits.
+    pub(super) fn may_have_room(&self) {
+        if let Some(listener) = &self.siblings.listener {
+            listener.may_have_room();
+        }
+    }
+
+    /// Takes in what the server said of its load at `now`.
+    pub(super) fn reported(&self, report: &super::LoadReport, now: u64) {
+        self.load.set(report, self.in_flight(), now);
+        self.may_have_room();
     }
 
     /// Since when it has had traffic again; 0 for always.
@@ -145,15 +181,25 @@ impl EndpointState {
 
     /// Takes a slot in one atomic step, so that `limit` is never passed.
     pub fn try_acquire(self: &Arc<Self>, limit: u32) -> Option<Slot> {
-        let taken = self
-            .in_flight
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| if n < limit { n.checked_add(1) } else { None });
-        taken.ok().map(|before| {
-            self.in_backend.fetch_add(1, Ordering::Relaxed);
-            self.metrics.in_flight.inc();
-            Slot { state: self.clone(), at_start: before.saturating_add(1) }
-        })
+        self.try_acquire_within(limit, u32::MAX)
     }
+
+    /// The same where all endpoints of the backend together may have so many.
+    pub(super) fn try_acquire_within(self: &Arc<Self>, limit: u32, in_backend: u32) -> Option<Slot> {
+        one_more(&self.siblings.in_flight, in_backend)?;
+        let Some(before) = one_more(&self.in_flight, limit) else {
+            // Who found the backend full meanwhile looks again when it has entered the queue.
+            self.siblings.in_flight.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        };
+        self.metrics.in_flight.inc();
+        Some(Slot { state: self.clone(), at_start: before.saturating_add(1) })
+    }
+}
+
+fn one_more(count: &AtomicU32, limit: u32) -> Option<u32> {
+    let more = |n: u32| if n < limit { n.checked_add(1) } else { None };
+    count.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more).ok()
 }
 
 /// A place at an endpoint; given back when dropped.
@@ -172,7 +218,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.state.in_flight.fetch_sub(1, Ordering::AcqRel);
-        self.state.in_backend.fetch_sub(1, Ordering::Relaxed);
+        self.state.siblings.in_flight.fetch_sub(1, Ordering::AcqRel);
         self.state.metrics.in_flight.dec();
     }
 }
@@ -301,7 +347,7 @@ impl Endpoint {
 
     /// What the server said of itself in an answer.
     pub fn reported(&self, report: &super::LoadReport, now: u64) {
-        self.state.load.set(report, self.state.in_flight(), now);
+        self.state.reported(report, now);
     }
 }
 
@@ -309,34 +355,35 @@ impl Endpoint {
 #[derive(Default)]
 pub struct Endpoints {
     states: Mutex<HashMap<EndpointKey, Weak<EndpointState>>>,
-    backends: Mutex<HashMap<String, Weak<AtomicU32>>>,
+    backends: Mutex<HashMap<String, Weak<Siblings>>>,
 }
 
 impl Endpoints {
-    /// The state kept for `key`, or a new one.
+    /// The state kept for `key`, or a new one. `listener` waits for room at the backend.
     pub fn get_or_insert(
         &self,
         key: &EndpointKey,
-        make: impl FnOnce(Arc<AtomicU32>) -> EndpointState,
+        listener: &Arc<dyn RoomListener>,
+        make: impl FnOnce(Arc<Siblings>) -> EndpointState,
     ) -> Arc<EndpointState> {
         let mut states = self.states.lock();
         if let Some(state) = states.get(key).and_then(Weak::upgrade) {
             return state;
         }
         states.retain(|_, state| state.strong_count() > 0);
-        let state = Arc::new(make(self.in_backend(&key.backend)));
+        let state = Arc::new(make(self.siblings(&key.backend, listener)));
         states.insert(key.clone(), Arc::downgrade(&state));
         state
     }
 
-    fn in_backend(&self, backend: &str) -> Arc<AtomicU32> {
+    fn siblings(&self, backend: &str, listener: &Arc<dyn RoomListener>) -> Arc<Siblings> {
         let mut backends = self.backends.lock();
-        if let Some(count) = backends.get(backend).and_then(Weak::upgrade) {
-            return count;
+        if let Some(siblings) = backends.get(backend).and_then(Weak::upgrade) {
+            return siblings;
         }
-        backends.retain(|_, count| count.strong_count() > 0);
-        let count = Arc::new(AtomicU32::new(0));
-        backends.insert(backend.to_owned(), Arc::downgrade(&count));
-        count
+        backends.retain(|_, siblings| siblings.strong_count() > 0);
+        let siblings = Arc::new(Siblings::new(listener.clone()));
+        backends.insert(backend.to_owned(), Arc::downgrade(&siblings));
+        siblings
     }
 }

@@ -4,6 +4,7 @@
 //! Its inputs are the compiled backends of a snapshot; endpoint state outlives snapshots.
 
 mod blueprint;
+mod dns;
 mod endpoint;
 mod health;
 mod latency;
@@ -19,7 +20,8 @@ mod supervisor;
 pub(crate) mod tests;
 
 pub use blueprint::{Addresses, Blueprint, Way};
-pub use endpoint::{Closed, Endpoint, EndpointKey, EndpointState, Endpoints, Slot, now_millis};
+pub use dns::DnsResolver;
+pub use endpoint::{Closed, Endpoint, EndpointKey, EndpointState, Endpoints, RoomListener, Siblings, Slot, now_millis};
 pub use latency::Class;
 pub use outlier::{Detector, Verdict};
 pub use policy::{
@@ -27,7 +29,7 @@ pub use policy::{
 };
 pub use report::{BackendReport, drain, reports, samples};
 pub(crate) use resolve::addresses;
-pub use resolve::{Resolve, Resolved, SystemResolver};
+pub use resolve::{Resolve, Resolved};
 pub use set::{Ask, Balancer, EndpointSet, Taken};
 pub use signal::{LoadReport, Reason, Room, SaturationSignal, signals};
 pub use supervisor::{Care, Supervisor, Watch};

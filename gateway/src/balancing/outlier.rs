@@ -31,6 +31,8 @@ pub enum Verdict {
 
 /// Most times that `ejectionTime` is taken.
 const MOST_REPEATS: u32 = 10;
+/// How many times the share of errors of its neighbours an endpoint must have to be an outlier.
+const UNLIKE: f64 = 2.0;
 /// Endpoints with enough requests without which there is no median to be an outlier of.
 const LEAST_NEIGHBOURS: usize = 3;
 
@@ -185,7 +187,7 @@ impl Detector {
                     "failed_on_probation"
                 } else if self.rules.consecutive_errors > 0 && in_a_row >= self.rules.consecutive_errors {
                     "consecutive_errors"
-                } else if self.rate_is_too_high(record, epoch) {
+                } else if self.rate_is_too_high(all, record, epoch) {
                     "error_rate"
                 } else {
                     return false;
@@ -195,12 +197,24 @@ impl Detector {
         }
     }
 
+    /// Whether too many of its answers were errors, and more than of its neighbours' together. (Envoy compares success rates
+    /// with mean and deviation of at least five hosts; most fleets of models are smaller.)
     #[allow(clippy::cast_precision_loss, reason = "36 bits")]
-    fn rate_is_too_high(&self, record: &Record, epoch: u64) -> bool {
-        let Some(most) = self.rules.error_rate else { return false };
-        let requests = record.requests.sum(epoch);
-        requests >= u64::from(self.rules.minimum_requests.get())
-            && record.errors.sum(epoch) as f64 >= most * requests as f64
+    fn rate_is_too_high(&self, all: &[Arc<Endpoint>], record: &Record, epoch: u64) -> bool {
+        let most = self.rules.error_rate;
+        let (requests, errors) = (record.requests.sum(epoch), record.errors.sum(epoch));
+        if most == 0.0
+            || requests < u64::from(self.rules.minimum_requests.get())
+            || (errors as f64) < most * requests as f64
+        {
+            return false;
+        }
+        let others = all.iter().map(|e| &e.state.record).filter(|other| !std::ptr::eq(*other, record));
+        let (their_requests, their_errors) = others.fold((0u64, 0u64), |(requests, errors), other| {
+            (requests + other.requests.sum(epoch), errors + other.errors.sum(epoch))
+        });
+        // errors / requests >= UNLIKE * theirs, without a division by nothing.
+        errors as f64 * their_requests as f64 >= UNLIKE * their_errors as f64 * requests as f64
     }
 
     /// An ejection is forgiven for each window that went well.
@@ -347,7 +361,7 @@ mod tests {
         let detector = rules(
             serde_json::json!({"consecutiveErrors": 0, "errorRate": 0.5, "minimumRequests": 20, "window": "10s"}),
         );
-        let all = endpoints(&[1, 1]);
+        let (all, others) = (endpoints(&[1, 1]), endpoints(&[1, 1]));
         let mut ejected_after = None;
         for n in 0..40u64 {
             let verdict = if n % 2 == 0 { Verdict::Good } else { Verdict::Error };
@@ -355,9 +369,26 @@ mod tests {
                 ejected_after.get_or_insert(n + 1);
             }
             // As many errors in as many requests, but spread over so long that few fall into one window.
-            assert!(!detector.ended(&all, &all[1], verdict, 100 + n * 1_000, 100 + n * 1_000));
+            assert!(!detector.ended(&others, &others[1], verdict, 100 + n * 1_000, 100 + n * 1_000));
         }
         assert_eq!(ejected_after, Some(20));
+    }
+
+    #[test]
+    fn by_default_one_that_fails_is_an_outlier_and_all_that_fail_alike_are_none() {
+        let ejected = |fails: [bool; 4]| {
+            let (detector, all) = (rules(serde_json::json!({})), endpoints(&[1, 1, 1, 1]));
+            for n in 0..400u64 {
+                let e = (n % 4) as usize;
+                // Two of three, and never five in a row.
+                let verdict = if fails[e] && n / 4 % 3 > 0 { Verdict::Error } else { Verdict::Good };
+                detector.ended(&all, &all[e], verdict, 1_000 + n, 1_000 + n);
+            }
+            all.iter().filter(|e| e.state.record.is_ejected(1_500)).count()
+        };
+        assert_eq!(ejected([false, true, false, false]), 1);
+        assert_eq!(ejected([true; 4]), 0);
+        assert_eq!(ejected([true, true, true, false]), 0, "it is not the few that are unlike the others");
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub(crate) struct EndpointReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_in_ms: Option<u64>,
     in_flight: u32,
+    /// Connections that are open, idle ones too.
+    connections: u32,
     /// Requests that may be in flight; absent without a limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<u32>,
@@ -101,6 +103,7 @@ fn report(e: &Endpoint, now: u64, panic: bool) -> EndpointReport {
         drained: e.state.is_drained(),
         retry_in_ms: (!wait.is_zero()).then(|| super::endpoint::millis(wait)),
         in_flight: e.state.in_flight(),
+        connections: e.state.connections.open(),
         limit: (limit != u32::MAX).then_some(limit),
         latency_ms: e.state.latency.micros(now).map(|micros| micros.round() / 1e3),
         waiting: e.state.load.waiting(now, SHOWN_FOR),
@@ -122,6 +125,7 @@ pub fn samples(backends: &[Arc<Backend>]) -> Vec<EndpointSample> {
                 backend: backend.name.to_string(),
                 endpoint: report.endpoint,
                 limit: report.limit,
+                connections: report.connections,
                 ejected: report.ejected,
                 drained: report.drained,
                 full: match e.closed(now, panic) {

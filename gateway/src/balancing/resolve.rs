@@ -16,9 +16,9 @@ use super::supervisor::Supervisor;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Most addresses of one name that are used.
 const MAX_ADDRESSES: usize = 1_000;
-/// How soon a name is asked again at the earliest, whatever its time to live, and at the latest.
+/// How soon a name is asked again at the earliest, and at the latest; the configuration has narrower bounds.
 const SOONEST: Duration = Duration::from_secs(1);
-const LATEST: Duration = Duration::from_secs(300);
+const LATEST: Duration = Duration::from_secs(86_400);
 /// How soon after a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(2);
 
@@ -102,24 +102,9 @@ pub(super) async fn follow(
         if !supervisor.replace(generation, blueprint.backend(), watches, || set.store(Arc::new(endpoints))) {
             return;
         }
+        blueprint.may_have_room();
         tracing::info!(event = "endpoints_changed", backend = blueprint.backend(), endpoints = count);
         known = now;
-    }
-}
-
-/// The system's resolver, which knows /etc/hosts, search domains and whatever else is configured, but tells no time to
-/// live: names are asked again every five seconds.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SystemResolver;
-
-/// How often the system is asked.
-const SYSTEM_INTERVAL: Duration = Duration::from_secs(5);
-
-#[async_trait]
-impl Resolve for SystemResolver {
-    async fn resolve(&self, host: &str) -> Result<Resolved, String> {
-        let found = tokio::net::lookup_host((host, 0)).await.map_err(|e| e.to_string())?;
-        Ok(Resolved { addresses: found.map(|address| address.ip()).collect(), ttl: SYSTEM_INTERVAL })
     }
 }
 
@@ -132,6 +117,7 @@ mod tests {
     use spillway_config::schema;
 
     use super::*;
+    use crate::balancing::tests;
     use crate::balancing::{Care, Endpoints, Way};
     use crate::telemetry::Metrics;
     use crate::tls::UpstreamTls;
@@ -181,7 +167,8 @@ mod tests {
         let tls = Arc::new(UpstreamTls::read(&Default::default(), false, false).unwrap());
         let way = Way { connect: Duration::from_secs(1), tls, http2: false };
         let (endpoints, metrics) = (Arc::new(Endpoints::default()), Arc::new(Metrics::new()));
-        let blueprint = Arc::new(Blueprint::new(&written, &[], None, way, endpoints, metrics));
+        let listener = Arc::new(tests::Told::default());
+        let blueprint = Arc::new(Blueprint::new(&written, &[], None, way, listener.clone(), endpoints, metrics));
         let known: Addresses =
             vec![vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()], vec!["10.0.0.2".parse().unwrap()]];
         let (first, watches) = blueprint.build(&known, false);
@@ -192,11 +179,12 @@ mod tests {
         let kept = set.load().all()[0].state.clone();
         kept.set_drained(true, 1);
 
-        let supervisor = Arc::new(Supervisor::new(told.clone()));
-        supervisor.apply(vec![Care { blueprint, set: set.clone(), addresses: known, watches }]);
+        let supervisor = Arc::new(Supervisor::default());
+        supervisor.apply(vec![Care { blueprint, set: set.clone(), addresses: known, watches, resolver: told.clone() }]);
         told.tell("chat", &["10.0.0.3", "10.0.0.1"], 3);
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(sockets(), [at("1"), at("3"), at("2")]);
+        assert!(listener.times() > 0, "who waits for room is told");
         assert!(Arc::ptr_eq(&set.load().all()[0].state, &kept) && set.load().all()[0].state.is_drained());
         told.0.lock().clear();
         tokio::time::sleep(Duration::from_secs(60)).await;

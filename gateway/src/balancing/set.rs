@@ -1,6 +1,7 @@
 //! The endpoints of a backend as they are now, in tiers, and the pick: availability, tier, policy, slot. The set is
 //! replaced as a whole when the configuration or a name's addresses change; who picks reads it without a lock.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,9 +20,6 @@ const COUNTED_FOR: u64 = 20;
 /// How much more than its share of the load a tier takes while endpoints are missing (Envoy's overprovisioning factor):
 /// a part goes to the next one when less than 1 / 1.4 of it is available.
 const OVERPROVISIONING: f64 = 1.4;
-
-/// How soon figures that change by themselves are looked at again by those who wait.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Endpoints that are told of as passed over.
 const MAX_TOLD: usize = 16;
@@ -141,12 +139,25 @@ pub struct Taken {
 pub struct Balancer {
     set: Arc<ArcSwap<EndpointSet>>,
     detector: Detector,
+    /// Requests in flight at all endpoints together.
+    max_in_flight: u32,
 }
 
 impl Balancer {
     /// For the endpoints that stand in `set`, now and whenever it is changed.
     pub fn new(set: Arc<ArcSwap<EndpointSet>>, detector: Detector) -> Self {
-        Self { set, detector }
+        Self { set, detector, max_in_flight: u32::MAX }
+    }
+
+    /// The same with a limit on requests in flight at all endpoints together.
+    #[must_use]
+    pub fn limited(self, max_in_flight: Option<NonZeroU32>) -> Self {
+        Self { max_in_flight: max_in_flight.map_or(u32::MAX, NonZeroU32::get), ..self }
+    }
+
+    /// Whether the backend as a whole takes no further request.
+    fn is_full(&self, set: &EndpointSet) -> bool {
+        self.max_in_flight != u32::MAX && set.all.first().is_some_and(|e| e.state.in_backend() >= self.max_in_flight)
     }
 
     /// The endpoints as they are now.
@@ -167,23 +178,27 @@ impl Balancer {
     /// Whether an endpoint seems to have room.
     pub fn has_room(&self, now: u64) -> bool {
         let set = self.set.load();
-        set.tiers.iter().any(|tier| {
-            let panic = tier.panic.load(Ordering::Relaxed);
-            tier.endpoints.iter().any(|e| e.is_open(now, panic))
-        })
+        set.count(now, self.detector.panic_threshold());
+        !self.is_full(&set)
+            && set.tiers.iter().any(|tier| {
+                let panic = tier.panic.load(Ordering::Relaxed);
+                tier.endpoints.iter().any(|e| e.is_open(now, panic))
+            })
     }
 
-    /// How long until an endpoint without room may have some although no slot was given back: when it is to be asked
-    /// again, or when figures that it is full by may have changed.
+    /// How long until an endpoint without room may have some by time alone: when it is to be asked again, or when figures
+    /// that it is full by count no more. Of every other change those who wait are told.
     pub fn next_change(&self, now: u64) -> Option<Duration> {
         let set = self.set.load();
         let changes = set.tiers.iter().flat_map(|tier| {
             let panic = tier.panic.load(Ordering::Relaxed);
             tier.endpoints.iter().filter_map(move |e| match e.closed(now, panic)? {
                 Closed::Full(Reason::Status) => Some(e.state.full_for(now)),
-                Closed::Full(Reason::MaxInFlight | Reason::Probation) | Closed::Drained => None,
+                Closed::Full(reason) => {
+                    e.signals.iter().filter(|s| s.reason() == reason).find_map(|s| s.expires_in(&e.state, now))
+                }
                 Closed::Ejected => Some(e.state.record.ejected_for(now)),
-                Closed::Full(_) | Closed::Unhealthy => Some(LOOK_AGAIN),
+                Closed::Drained | Closed::Unhealthy => None,
             })
         });
         changes.filter(|wait| !wait.is_zero()).min()
@@ -193,13 +208,16 @@ impl Balancer {
     pub fn take(&self, ask: &Ask<'_>) -> Option<Taken> {
         let set = self.set.load();
         set.count(ask.now, self.detector.panic_threshold());
+        if self.is_full(&set) {
+            return None;
+        }
         let first = set.first_tier(ask.random);
         // Then the others, the lowest first.
         let rest = set.tiers.iter().enumerate().filter(|(place, _)| *place != first).map(|(_, tier)| tier);
-        set.tiers.get(first).into_iter().chain(rest).find_map(|tier| Self::take_of(tier, ask))
+        set.tiers.get(first).into_iter().chain(rest).find_map(|tier| self.take_of(tier, ask))
     }
 
-    fn take_of(tier: &Tier, ask: &Ask<'_>) -> Option<Taken> {
+    fn take_of(&self, tier: &Tier, ask: &Ask<'_>) -> Option<Taken> {
         let panic = tier.panic.load(Ordering::Relaxed);
         let mut lost: Vec<usize> = Vec::new();
         let mut random = ask.random;
@@ -214,7 +232,7 @@ impl Balancer {
             random = cx.random;
             let endpoint = tier.endpoints.get(place)?;
             // Another request may have taken the last slot since: then the policy is asked again without it.
-            match endpoint.state.try_acquire(endpoint.room(ask.now, panic).0) {
+            match endpoint.state.try_acquire_within(endpoint.room(ask.now, panic).0, self.max_in_flight) {
                 Some(slot) => return Some(Taken { endpoint: endpoint.clone(), slot }),
                 None => lost.push(place),
             }

@@ -40,12 +40,14 @@ pub struct Care {
     pub addresses: Addresses,
     /// What is asked of them.
     pub watches: Vec<Watch>,
+    /// Who is asked for their names.
+    pub resolver: Arc<dyn Resolve>,
 }
 
 /// Looks after the endpoints of the running configuration.
+#[derive(Default)]
 pub struct Supervisor {
     running: Mutex<Running>,
-    resolver: Arc<dyn Resolve>,
 }
 
 #[derive(Default)]
@@ -55,6 +57,8 @@ struct Running {
     followers: Vec<AbortHandle>,
     /// By backend.
     tasks: HashMap<String, Vec<Task>>,
+    /// The endpoints of each backend, as the requests of this configuration see them, and how they were made.
+    sets: Vec<(Arc<Blueprint>, Arc<ArcSwap<EndpointSet>>)>,
 }
 
 struct Task {
@@ -91,11 +95,6 @@ impl Task {
 }
 
 impl Supervisor {
-    /// One that looks after nothing yet.
-    pub fn new(resolver: Arc<dyn Resolve>) -> Self {
-        Self { running: Mutex::default(), resolver }
-    }
-
     /// Looks after a new configuration: starts what is new, ends what is gone or changed, leaves the rest alone.
     pub fn apply(self: &Arc<Self>, cares: Vec<Care>) {
         let mut running = self.running.lock();
@@ -105,19 +104,20 @@ impl Supervisor {
             follower.abort();
         }
         let mut before = std::mem::take(&mut running.tasks);
+        let sets = std::mem::take(&mut running.sets);
         for care in cares {
             let name = care.blueprint.backend().to_owned();
             let tasks = take_over(before.remove(&name).unwrap_or_default(), care.watches);
             running.tasks.insert(name, tasks);
+            // Requests of the earlier configuration that wait for room there find the new endpoints, and the new limits.
+            for (_, set) in sets.iter().filter(|(blueprint, _)| care.blueprint.takes_requests_of(blueprint)) {
+                set.store(care.set.load_full());
+            }
+            care.blueprint.may_have_room();
+            running.sets.push((care.blueprint.clone(), care.set.clone()));
             if super::resolve::has_names(&care.blueprint) {
-                let work = follow(
-                    Arc::downgrade(self),
-                    generation,
-                    care.blueprint,
-                    care.set,
-                    care.addresses,
-                    self.resolver.clone(),
-                );
+                let work =
+                    follow(Arc::downgrade(self), generation, care.blueprint, care.set, care.addresses, care.resolver);
                 running.followers.push(tokio::spawn(work).abort_handle());
             }
         }
@@ -144,6 +144,7 @@ impl Supervisor {
         let mut running = self.running.lock();
         running.generation += 1;
         running.tasks.clear();
+        running.sets.clear();
         for follower in running.followers.drain(..) {
             follower.abort();
         }

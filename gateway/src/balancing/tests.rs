@@ -1,7 +1,7 @@
 //! Endpoints without servers, and the promises of the pick as a whole.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use spillway_config::schema::{OutlierDetection, PolicyName};
@@ -18,7 +18,7 @@ fn peer(_: &EndpointKey) -> Peer {
 
 /// Endpoints with these weights and signals.
 pub(crate) fn endpoints_with(weights: &[u32], make: impl Fn() -> Vec<Box<dyn SaturationSignal>>) -> Vec<Arc<Endpoint>> {
-    let in_backend = Arc::new(AtomicU32::new(0));
+    let siblings = Arc::new(Siblings::default());
     let endpoint = |(n, weight): (usize, &u32)| {
         let socket = std::net::SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 8_000));
         let url: ServerUrl = format!("http://{socket}").parse().unwrap();
@@ -29,7 +29,7 @@ pub(crate) fn endpoints_with(weights: &[u32], make: impl Fn() -> Vec<Box<dyn Sat
             priority: 0,
             signals: make().into(),
             slow_start: 0,
-            state: Arc::new(EndpointState::new(Arc::new(EndpointMetrics::default()), true, in_backend.clone())),
+            state: Arc::new(EndpointState::new(Arc::new(EndpointMetrics::default()), true, siblings.clone())),
             peer: Peer::for_tests(),
             url,
         })
@@ -285,4 +285,70 @@ mod in_simulation {
             assert!(most <= 7, "{picker:?}: {most} of 80 at one of 40");
         }
     }
+}
+
+/// Counts how often it is told.
+#[derive(Default)]
+pub(crate) struct Told(std::sync::atomic::AtomicUsize);
+
+impl RoomListener for Told {
+    fn may_have_room(&self) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+impl Told {
+    /// Since it was last asked.
+    pub(crate) fn times(&self) -> usize {
+        self.0.swap(0, std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn whoever_waits_is_told_of_room_that_no_slot_gave_back() {
+    let told = Arc::new(Told::default());
+    let siblings = Arc::new(Siblings::new(told.clone()));
+    let adaptive = || signals(&serde_json::from_value(serde_json::json!({"adaptive": {"minLimit": 4}})).unwrap());
+    let all = changed(endpoints_with(&[1, 1], adaptive), |_, e| {
+        e.state = Arc::new(EndpointState::new(Arc::new(EndpointMetrics::default()), false, siblings.clone()));
+    });
+    let (first, detector) =
+        (&all[0], Detector::new(&serde_json::from_value(serde_json::json!({"consecutiveErrors": 1})).unwrap()));
+    first.state.set_healthy(true, 1);
+    assert_eq!(told.times(), 1, "a check found it well");
+    first.state.set_healthy(true, 2);
+    first.state.set_healthy(false, 2);
+    assert_eq!(told.times(), 0, "nothing that makes room");
+    first.state.set_healthy(true, 3);
+    first.state.set_drained(true, 3);
+    assert_eq!(told.times(), 1);
+    first.state.set_drained(false, 4);
+    assert_eq!(told.times(), 1, "an operator put it back");
+    assert!(detector.ended(&all, first, Verdict::Error, 5, 5));
+    assert_eq!(told.times(), 0);
+    let back = 5 + 15_000;
+    detector.good_sign(first, back, back);
+    assert_eq!(told.times(), 1, "its probation is over");
+    first.reported(&LoadReport { waiting: Some(0), kv_cache: None }, back);
+    assert_eq!(told.times(), 1, "it says what waits there");
+    let limit = first.room(back, false).0;
+    for n in 0..200 {
+        first.answered_in(Class::Head, Duration::from_millis(10), 4, back + n * 10);
+    }
+    let (grown, times) = (first.room(back, false).0, told.times());
+    assert!(grown > limit && (1..200).contains(&times), "its limit grew from {limit} to {grown}, told {times} times");
+}
+
+#[test]
+fn all_endpoints_together_have_a_limit_that_is_never_passed() {
+    let balancer = balancer(endpoints(&[1, 1, 1])).limited(std::num::NonZeroU32::new(5));
+    let taken: Vec<_> = std::thread::scope(|scope| {
+        let take = |n: u64| balancer.take(&ask(1, n));
+        let takers: Vec<_> = (0..16).map(|n| scope.spawn(move || take(n))).collect();
+        takers.into_iter().filter_map(|taker| taker.join().unwrap()).collect()
+    });
+    assert_eq!(taken.len(), 5);
+    assert!(!balancer.has_room(1) && balancer.is_available(1), "full is not gone");
+    drop(taken);
+    assert!(balancer.has_room(1) && balancer.take(&ask(1, 1)).is_some());
 }

@@ -75,8 +75,8 @@ pub(super) fn run(arguments: &ChatArguments) -> ExitCode {
     };
     let is_terminal = std::io::stdin().is_terminal();
     if is_terminal {
-        let info = engine.info();
-        eprintln!("{name} on {} ({}).", info.device.name, info.device.kind);
+        let device = engine.placement().device;
+        eprintln!("{name} on {} ({}).", device.name, device.kind);
         eprintln!("/clear begins again, Ctrl-C ends an answer, Ctrl-D the conversation.");
     }
     let ended = runtime.block_on(talk(&engine, arguments, is_terminal));
@@ -100,7 +100,7 @@ async fn line() -> std::io::Result<Option<String>> {
 async fn talk(engine: &Engine, arguments: &ChatArguments, is_terminal: bool) -> Result<(), String> {
     let begin = || -> Vec<ChatMessage> {
         let system = arguments.system.iter();
-        system.map(|content| ChatMessage { role: "system".into(), content: content.clone() }).collect()
+        system.map(|content| ChatMessage::new("system", content.clone())).collect()
     };
     let mut messages = begin();
     loop {
@@ -118,7 +118,7 @@ async fn talk(engine: &Engine, arguments: &ChatArguments, is_terminal: bool) -> 
                 messages = begin();
                 continue;
             }
-            said => messages.push(ChatMessage { role: "user".into(), content: said.to_owned() }),
+            said => messages.push(ChatMessage::new("user", said)),
         }
         let prompt = match engine.encode_chat(&messages) {
             Ok(prompt) => prompt,
@@ -140,7 +140,7 @@ async fn talk(engine: &Engine, arguments: &ChatArguments, is_terminal: bool) -> 
             },
         )
         .await?;
-        messages.push(ChatMessage { role: "assistant".into(), content: answer });
+        messages.push(ChatMessage::new("assistant", answer));
     }
 }
 

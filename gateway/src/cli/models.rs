@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use spillway_config::schema::Model;
-use spillway_engine::{DeviceChoice, LoadOptions};
+use spillway_engine::{DeviceChoice, Engine, LoadOptions, Task};
 
 use super::{FAILED, WRONG, fail, find_config};
 use crate::reload::read;
@@ -19,18 +19,24 @@ pub(super) enum ModelsCommand {
         #[arg(short, long, value_name = "FILE", env = "SPILLWAY_CONFIG")]
         config: Option<PathBuf>,
     },
-    /// Say what a model file is, which device would run it and what memory that takes. Opens no device.
+    /// Say what a model file is and what memory it takes; load it, and say which device was taken, why, and how fast it is.
     Inspect {
-        /// A GGUF file.
+        /// A GGUF file, or a folder with model.safetensors.
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// Where to load it: auto, cpu, software, a part of an adapter's name, or its index.
+        #[arg(long, value_name = "DEVICE", default_value = "auto", conflicts_with = "no_load")]
+        device: String,
+        /// Load nothing: say only which device would be taken.
+        #[arg(long)]
+        no_load: bool,
     },
 }
 
 pub(super) fn run(command: ModelsCommand) -> ExitCode {
     match command {
         ModelsCommand::List { config } => list(config),
-        ModelsCommand::Inspect { file } => inspect(&file),
+        ModelsCommand::Inspect { file, device, no_load } => inspect(&file, &device, no_load),
     }
 }
 
@@ -76,8 +82,17 @@ fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
-fn inspect(file: &Path) -> ExitCode {
-    let options = LoadOptions::new(file);
+fn device(text: &str) -> DeviceChoice {
+    match text {
+        "auto" => DeviceChoice::Auto,
+        "cpu" => DeviceChoice::Cpu,
+        "software" => DeviceChoice::Software,
+        text => text.parse().map_or_else(|_| DeviceChoice::Name(text.to_owned()), DeviceChoice::Index),
+    }
+}
+
+fn inspect(file: &Path, wanted: &str, no_load: bool) -> ExitCode {
+    let options = LoadOptions { device: device(wanted), ..LoadOptions::new(file) };
     let (info, needs) = match (spillway_engine::inspect(file), spillway_engine::needs(&options)) {
         (Ok(info), Ok(needs)) => (info, needs),
         (Err(e), _) | (_, Err(e)) => return fail(FAILED, &e),
@@ -85,6 +100,7 @@ fn inspect(file: &Path) -> ExitCode {
     let line = |name: &str, value: &dyn std::fmt::Display| println!("{name:<14}{value}");
     line("file", &file.display());
     line("architecture", &info.architecture);
+    line("for", &info.task);
     line("parameters", &millions(info.parameters));
     line("type", &info.quantization);
     line("tensors", &info.tensors);
@@ -101,12 +117,28 @@ fn inspect(file: &Path) -> ExitCode {
             mebibytes(needs.activations)
         ),
     );
-    match spillway_engine::device_for(&DeviceChoice::Auto) {
-        Ok(device) => {
-            line("device", &format!("{} ({}, {}; {})", device.name, device.kind, device.driver, device.reason))
+    if no_load {
+        match spillway_engine::device_for(&options.device) {
+            Ok(device) => line("would take", &format!("{} ({}, {})", device.name, device.kind, device.driver)),
+            Err(e) => return fail(FAILED, &e),
         }
-        Err(e) => line("device", &e),
+        return ExitCode::SUCCESS;
     }
+    let engine = match Engine::load(options) {
+        Ok(engine) => engine,
+        Err(e) => return fail(FAILED, &e),
+    };
+    let placement = engine.placement();
+    let device = &placement.device;
+    line("device", &format!("{} ({}, {})", device.name, device.kind, device.driver));
+    line("taken for", &device.reason);
+    line(
+        "loaded in",
+        &format!("{:.2} s, {}", engine.info().load_time.as_secs_f64(), mebibytes(placement.memory_bytes)),
+    );
+    let work = if engine.info().task == Task::Generate { "written by one sequence" } else { "read in a full step" };
+    line("measured", &format!("{:.0} tokens a second {work}", placement.rate));
+    line("", &format!("{:.1} GB of weights a second in a step of one token", placement.bandwidth / 1e9));
     ExitCode::SUCCESS
 }
 

@@ -68,6 +68,7 @@ pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outco
         Outcome::GivenUp => ("given_up", None),
         Outcome::Full(_) => ("full", Some("full")),
         Outcome::ClientGone => ("client_gone", Some("client_gone")),
+        Outcome::ClientSlow => ("client_slow", Some("client_slow")),
         Outcome::Failed(failure) => ("failed", Some(kind(failure))),
     };
     a.endpoint.state.metrics.attempted(counted);
@@ -103,7 +104,7 @@ fn verdict(outcome: &Outcome, x: &Exchange, took: Duration) -> Verdict {
         Outcome::Answered if matches!(status, 500 | 502..=504 | 506..=599) => Verdict::Error,
         Outcome::Answered => Verdict::Good,
         Outcome::Full(_) => Verdict::Full,
-        Outcome::ClientGone | Outcome::GivenUp => Verdict::Unknown,
+        Outcome::ClientGone | Outcome::ClientSlow | Outcome::GivenUp => Verdict::Unknown,
         // The server ended a connection that idled, as it may.
         Outcome::Failed(Failure::Stale(_)) => Verdict::Unknown,
         // A request that had no time left when it came says nothing of the server.

@@ -17,13 +17,13 @@ use tokio::time::Instant;
 use super::queueing::{Wait, Waited};
 use super::spilling::{self, Direct};
 use super::{affinity, conclude, hedging, resuming};
-use crate::admission::{Admission, Journey, Order, Taken};
+use crate::admission::{Admission, Journey, Order, Retrying, Taken};
 use crate::balancing::{Endpoint, now_millis};
 use crate::exchange::{End, Exchange, is_idempotent};
 use crate::server::Gateway;
 use crate::snapshot::{Backend, Route};
 use crate::telemetry::Kind;
-use crate::upstream::{Attempt, Failure, MoveOn, Outcome, RequestBody, run};
+use crate::upstream::{Attempt, Failure, MoveOn, Outcome, RequestBody, run, too_slow};
 
 /// How long a full endpoint without a Retry-After is left alone.
 const FULL_FOR: Duration = Duration::from_secs(1);
@@ -39,6 +39,8 @@ pub(super) async fn forward(
     let mut journey = Journey::new(Order::draw(route, sticky));
     let mut retries = 0;
     let mut wait = Wait::default();
+    // Held while a further try is on its way.
+    let mut _retrying = None;
     loop {
         let admission = {
             let mut span = x.span.child("admission", Kind::Internal);
@@ -79,7 +81,10 @@ pub(super) async fn forward(
                 match outcome {
                     Outcome::Answered | Outcome::Broken => return Ok(()),
                     Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
-                    Outcome::Died(died) => return resuming::resume(route, &died, session, x).await,
+                    Outcome::ClientSlow => return Err(too_slow()),
+                    Outcome::Died(died) => {
+                        return resuming::resume(gateway, route, &mut journey, died, session, x).await;
+                    }
                     Outcome::Full(_) => {
                         if !journey.move_on() {
                             return spilling::last(gateway, route, &journey, "saturated", session, x).await;
@@ -89,8 +94,9 @@ pub(super) async fn forward(
                     Outcome::Failed(failure) => {
                         if retries < route.retry.attempts
                             && may_retry(&failure, route, attempt.backend, session, x)
-                            && is_within_budget(route, attempt.backend)
+                            && let Some(begun) = begin_retry(route, attempt.backend)
                         {
+                            _retrying = Some(begun);
                             retries += 1;
                             route.metrics.retries.inc();
                             pause(route, retries, x.deadline(route)).await?;
@@ -176,8 +182,9 @@ pub(super) async fn stand_in(
         match outcome {
             Outcome::Answered | Outcome::Broken => return Ok(true),
             Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
+            Outcome::ClientSlow => return Err(too_slow()),
             Outcome::Died(died) => {
-                resuming::resume(route, &died, session, x).await?;
+                resuming::resume(gateway, route, &mut journey, died, session, x).await?;
                 return Ok(true);
             }
             Outcome::Full(_) => {}
@@ -206,12 +213,12 @@ pub(super) fn note_if_full(attempt: &Attempt<'_>, outcome: &Outcome) {
 }
 
 /// Takes a retry from the budget of the backend that failed.
-fn is_within_budget(route: &Route, backend: &Backend) -> bool {
-    let may = backend.retries.take(now_millis());
-    if !may {
+pub(super) fn begin_retry(route: &Route, backend: &Backend) -> Option<Retrying> {
+    let begun = backend.retries.begin(now_millis(), backend.max_retries);
+    if begun.is_none() {
         route.metrics.retries_denied.inc();
     }
-    may
+    begun
 }
 
 /// One attempt, with its span and its counts.

@@ -6,7 +6,7 @@ use futures::stream::FuturesUnordered;
 use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, sleep_until};
 
-use crate::admission::{Admission, Journey, Taken};
+use crate::admission::{Admission, Journey, Retrying, Taken};
 use crate::balancing::now_millis;
 use crate::exchange::{Exchange, is_idempotent};
 use crate::server::Gateway;
@@ -29,6 +29,8 @@ struct Runner<'a> {
     span: Span,
     /// Given back when it is given up.
     _slot: Taken,
+    /// Of all but the first.
+    _retrying: Option<Retrying>,
 }
 
 /// Runs the first attempt, and others beside it when it is slow. Gives the one that decided, and how it ended.
@@ -46,17 +48,17 @@ pub(super) async fn race<'a>(
     let mut runners: Vec<Option<Runner<'a>>> = Vec::new();
     let mut running = FuturesUnordered::new();
     let move_on = first.move_on;
-    let mut next = Some((first.clone(), slot));
+    let mut next = Some((first.clone(), slot, None));
     let mut due = Instant::now();
     loop {
-        if let Some((attempt, slot)) = next.take() {
+        if let Some((attempt, slot, retrying)) = next.take() {
             x.outcome.attempts += 1;
             let resend = x.outcome.attempts.saturating_sub(1);
             x.attempt = Some(super::conclude::attempt_span(&attempt, session, x, resend));
             let ready = Ready::new(&attempt, session, x);
             let span = x.attempt.take().unwrap_or_else(Span::none);
             let place = runners.len();
-            runners.push(Some(Runner { attempt: attempt.clone(), span, _slot: slot }));
+            runners.push(Some(Runner { attempt: attempt.clone(), span, _slot: slot, _retrying: retrying }));
             // Whether it can be sent twice was asked before; one that cannot would be waited for in vain.
             let Some(ready) = ready else {
                 give_up(&mut runners, x, None);
@@ -109,7 +111,7 @@ fn another<'a>(
     journey: &mut Journey,
     move_on: MoveOn,
     key: &dyn Fn(&Backend) -> Option<u64>,
-) -> Option<(Attempt<'a>, Taken)> {
+) -> Option<(Attempt<'a>, Taken, Option<Retrying>)> {
     let now = now_millis();
     // Those who wait for a place go before those who want a second one.
     if journey.queue(route).is_some_and(|queue| !queue.is_empty()) {
@@ -118,12 +120,10 @@ fn another<'a>(
     let Admission::Endpoint { backend, endpoint, slot } = journey.admit(route, now, rand::random(), false, key) else {
         return None;
     };
-    if !backend.retries.take(now) {
-        route.metrics.retries_denied.inc();
-        return None;
-    }
+    let retrying = super::forward::begin_retry(route, backend)?;
     route.metrics.hedges.inc();
-    Some((super::forward::attempt(gateway, route, backend, endpoint, &slot, move_on), slot))
+    let attempt = super::forward::attempt(gateway, route, backend, endpoint, &slot, move_on);
+    Some((attempt, slot, Some(retrying)))
 }
 
 /// Those that lost: their time counts for nothing, their slots are free at once.

@@ -107,7 +107,11 @@ impl Wait {
                 },
                 () = sleep_until(ticket.until()) => return self.over(ticket, NotHeld::TimeOut, x),
                 // An endpoint that said that it is full may be asked again: nobody gives back a place then.
-                () = sleep(change.unwrap_or(AFTER_MISSES)), if change.is_some() => { queue.call(); }
+                () = sleep(change.unwrap_or(AFTER_MISSES)), if change.is_some() => {
+                    if again.is_some() || journey.has_room(route, now_millis()) {
+                        queue.call();
+                    }
+                }
                 _ = session.read_body_or_idle(true) => {
                     self.told(&ticket, x, "abandoned");
                     return Waited::ClientGone;
@@ -133,12 +137,7 @@ impl Wait {
         let Some(ticket) = self.ticket.take() else { return };
         self.told(&ticket, x, "admitted");
         ticket.admitted();
-        if let Some(queue) = journey.queue(route)
-            && !queue.is_empty()
-            && journey.has_room(route, now_millis())
-        {
-            queue.call();
-        }
+        journey.offer_rest(route, now_millis());
     }
 
     fn told(&mut self, ticket: &Ticket, x: &mut Exchange, outcome: &'static str) {

@@ -38,9 +38,17 @@ pub(super) enum Direct {
     NoRoom,
 }
 
-fn is_chat(session: &ServerSession) -> bool {
+/// How a request is read that a model inside could answer with text.
+type Parse = fn(&[u8]) -> Result<ChatRequest, Refusal>;
+
+/// Whether a request asks for text, as a conversation or as a text that is continued.
+fn asks_for_text(session: &ServerSession) -> Option<Parse> {
     let head = session.req_header();
-    head.method == Method::POST && head.uri.path() == "/v1/chat/completions"
+    match head.uri.path() {
+        "/v1/chat/completions" if head.method == Method::POST => Some(ChatRequest::parse),
+        "/v1/completions" if head.method == Method::POST => Some(ChatRequest::parse_text),
+        _ => None,
+    }
 }
 
 pub(super) fn held(x: &Exchange) -> Option<Bytes> {
@@ -61,7 +69,7 @@ pub(super) fn is_possible(last: &Last, session: &ServerSession, x: &Exchange) ->
         None => false,
         Some(TargetKind::Backend(_)) => true,
         Some(TargetKind::Model(model)) => {
-            is_chat(session)
+            asks_for_text(session).is_some()
                 && matches!(x.body, RequestBody::Held(_))
                 && x.caller.as_ref().is_none_or(|caller| caller.may_use(Some(model.name())))
         }
@@ -78,15 +86,15 @@ pub(super) async fn direct(
     if let Some(what) = super::encoding::asked(session) {
         return super::encoding::direct(model, what, session, x).await;
     }
-    let Some(body) = held(x).filter(|_| is_chat(session)) else {
+    let Some((body, parse)) = held(x).zip(asks_for_text(session)) else {
         return Err(End::refuse(Refusal::new(
             StatusCode::NOT_FOUND,
             ErrorKind::NotFound,
             "unsupported_endpoint",
-            "models inside the gateway answer POST /v1/chat/completions, /v1/embeddings and /v1/rerank, and GET /v1/models",
+            "models inside the gateway answer POST /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/rerank, and GET /v1/models",
         )));
     };
-    let request = ChatRequest::parse(&body)?;
+    let request = parse(&body)?;
     request.addressed_to(model.name())?;
     let deadline = x.route.as_ref().map_or_else(std::time::Instant::now, |route| x.started + route.request_timeout);
     let terms = Terms { tenant: tenant(x).cloned(), ..Terms::default() };
@@ -213,8 +221,8 @@ async fn spill(
     session: &ServerSession,
     x: &Exchange,
 ) -> Result<SpillStream, Option<Duration>> {
-    let Some(body) = held(x).filter(|_| is_chat(session)) else { return Err(None) };
-    let Ok(request) = ChatRequest::parse(&body) else { return Err(None) };
+    let Some((body, parse)) = held(x).zip(asks_for_text(session)) else { return Err(None) };
+    let Ok(request) = parse(&body) else { return Err(None) };
     let tenant = tenant(x).cloned();
     let terms = Terms { max_prompt_tokens: route.spill.max_prompt_tokens, over_limit, tenant };
     match spill::answer(model, &request, terms, x.started + route.request_timeout).await {

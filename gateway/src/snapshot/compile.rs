@@ -19,7 +19,9 @@ use super::{
 };
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::adoptions::Adoptions;
-use crate::balancing::{Addresses, Balancer, Blueprint, Care, Detector, Endpoints, Resolve, Way, addresses};
+use crate::balancing::{
+    Addresses, Balancer, Blueprint, Care, Detector, DnsResolver, Endpoints, Resolve, Way, addresses,
+};
 use crate::http_client::Http;
 use crate::identity::{Authenticator, Parts};
 use crate::limits::{Limits, Prices, Rules};
@@ -42,8 +44,6 @@ pub struct Compiler {
     pub states: SharedStates,
     /// State of endpoints.
     pub endpoints: Arc<Endpoints>,
-    /// Resolves the names of endpoints.
-    pub resolver: Arc<dyn Resolve>,
     /// Series.
     pub metrics: Arc<Metrics>,
     /// Where compiled pipelines of models are kept.
@@ -76,20 +76,13 @@ fn has_budget(config: &Config) -> bool {
 
 impl Compiler {
     /// A compiler for a new process.
-    pub fn new(
-        registry: Registry,
-        metrics: Arc<Metrics>,
-        limits: Limits,
-        cache_dir: Option<PathBuf>,
-        resolver: Arc<dyn Resolve>,
-    ) -> Self {
+    pub fn new(registry: Registry, metrics: Arc<Metrics>, limits: Limits, cache_dir: Option<PathBuf>) -> Self {
         Self {
             limits,
             http: Arc::new(Http::default()),
             registry,
             states: SharedStates::default(),
             endpoints: Arc::default(),
-            resolver,
             metrics,
             cache_dir,
             generation: AtomicU64::new(0),
@@ -126,10 +119,13 @@ impl Compiler {
             adoptions: &adoptions,
         };
         let identity = Authenticator::new(&authentication, &config.consumers, previous.map(|p| &p.identity), parts);
+        let dns = config.dns.clone();
+        let resolver = tokio::task::spawn_blocking(move || DnsResolver::read(&dns)).await;
+        let resolver: Arc<dyn Resolve> = Arc::new(resolver.map_err(|e| SnapshotError(vec![e.to_string()]))?);
         let (mut cares, mut certificates) = (Vec::new(), Vec::new());
         let mut backends = HashMap::new();
         for written in &config.backends {
-            match self.backend(written, previous, &mut cares, &mut certificates).await {
+            match self.backend(written, previous, &resolver, &mut cares, &mut certificates).await {
                 Ok(backend) => {
                     backends.insert(written.name.as_str(), Arc::new(backend));
                 }
@@ -187,6 +183,7 @@ impl Compiler {
         &self,
         written: &schema::Backend,
         previous: Option<&Snapshot>,
+        resolver: &Arc<dyn Resolve>,
         cares: &mut Vec<Care>,
         certificates: &mut Vec<CertificateSample>,
     ) -> Result<Backend, String> {
@@ -201,21 +198,25 @@ impl Compiler {
         };
         let way = Way { connect: written.timeouts.connect.0, tls, http2: written.http2 };
         let (endpoints, metrics) = (self.endpoints.clone(), self.metrics.clone());
-        let blueprint = Arc::new(Blueprint::new(written, &full, credentials.clone(), way, endpoints, metrics));
-        let addresses = self.addresses(written, previous).await?;
+        let room = self.states.get_or_insert(&written.name, Room::default);
+        let blueprint = Blueprint::new(written, &full, credentials.clone(), way, room.clone(), endpoints, metrics);
+        let blueprint = Arc::new(blueprint);
+        let addresses = addresses_of(written, previous, &**resolver).await?;
         // At start all count as available; an endpoint that a reload adds takes traffic after its first check.
         let (set, watches) = blueprint.build(&addresses, previous.is_some());
         let set = Arc::new(ArcSwap::from_pointee(set));
-        cares.push(Care { blueprint, set: set.clone(), addresses, watches });
+        cares.push(Care { blueprint, set: set.clone(), addresses, watches, resolver: resolver.clone() });
         Ok(Backend {
             name: written.name.as_str().into(),
             protocol: written.protocol,
-            balancer: Balancer::new(set, Detector::new(&written.outlier_detection)),
+            balancer: Balancer::new(set, Detector::new(&written.outlier_detection))
+                .limited(written.circuit_breaker.max_in_flight),
+            max_retries: written.circuit_breaker.max_retries.unwrap_or(u32::MAX),
             hash_on: written.load_balancing.hash_on.clone(),
             policy: written.load_balancing.policy,
             load_reports: written.capacity.load_reports,
             retries: self.states.get_or_insert(&written.name, RetryBudget::default),
-            room: self.states.get_or_insert(&written.name, Room::default),
+            room,
             model: written.model.as_deref().map(Into::into),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
@@ -225,28 +226,6 @@ impl Compiler {
             idle_timeout: written.timeouts.idle.0,
             metrics: self.metrics.model("openai", &written.name),
         })
-    }
-
-    /// The addresses of a backend's endpoints. A name that cannot be resolved keeps those that it had.
-    async fn addresses(&self, written: &schema::Backend, previous: Option<&Snapshot>) -> Result<Addresses, String> {
-        let had = previous.and_then(|p| p.backends.iter().find(|b| *b.name == *written.name));
-        let mut all = Vec::new();
-        for endpoint in &written.endpoints {
-            all.push(match addresses(&*self.resolver, &endpoint.url.host).await {
-                Ok(resolved) => resolved.addresses,
-                Err(e) => {
-                    let set = had.map(|backend| backend.balancer.endpoints());
-                    let known = set.iter().flat_map(|set| set.all()).filter(|known| known.url == endpoint.url);
-                    let known: Vec<_> = known.map(|known| known.socket.ip()).collect();
-                    if known.is_empty() {
-                        return Err(e);
-                    }
-                    tracing::warn!(event = "name_not_resolved", backend = %written.name, reason = %e, "its addresses are kept");
-                    known
-                }
-            });
-        }
-        Ok(all)
     }
 
     fn route(
@@ -395,6 +374,32 @@ impl Compiler {
             name,
         })
     }
+}
+
+/// The addresses of a backend's endpoints. A name that cannot be resolved keeps those that it had.
+async fn addresses_of(
+    written: &schema::Backend,
+    previous: Option<&Snapshot>,
+    resolver: &dyn Resolve,
+) -> Result<Addresses, String> {
+    let had = previous.and_then(|p| p.backends.iter().find(|b| *b.name == *written.name));
+    let mut all = Vec::new();
+    for endpoint in &written.endpoints {
+        all.push(match addresses(resolver, &endpoint.url.host).await {
+            Ok(resolved) => resolved.addresses,
+            Err(e) => {
+                let set = had.map(|backend| backend.balancer.endpoints());
+                let known = set.iter().flat_map(|set| set.all()).filter(|known| known.url == endpoint.url);
+                let known: Vec<_> = known.map(|known| known.socket.ip()).collect();
+                if known.is_empty() {
+                    return Err(e);
+                }
+                tracing::warn!(event = "name_not_resolved", backend = %written.name, reason = %e, "its addresses are kept");
+                known
+            }
+        });
+    }
+    Ok(all)
 }
 
 /// Reads the files of a backend's TLS, off the runtime's threads.

@@ -247,6 +247,8 @@ pub struct Backend {
     pub load_reports: bool,
     /// What may be sent to it beside the requests themselves.
     pub retries: Arc<RetryBudget>,
+    /// How much of that at a time.
+    pub max_retries: u32,
     /// Where its free places are offered to those who wait.
     pub room: Arc<Room>,
     /// The model name its servers know, when it differs from the caller's.
@@ -349,6 +351,7 @@ impl Backend {
             policy: PolicyName::LeastRequest,
             load_reports: false,
             retries: Arc::default(),
+            max_retries: u32::MAX,
             room: Arc::default(),
             model: None,
             upstream_model: None,

@@ -7,15 +7,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
 use spillway_engine::{
-    Busy, BusyReason, ChatMessage, Engine, Generate, Grammar, GrammarError, Prompt, PromptError, Sampling, Structure,
+    Busy, BusyReason, ChatMessage, Conversation, Engine, Generate, Grammar, GrammarError, Prompt, PromptError,
+    Sampling, Structure, Tool,
 };
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::LoadedModel;
 use super::pool::NotLoaded;
-use super::stream::{Report, SpillStream, Wanted, internal};
-use crate::protocol::openai::{Answer, ChatRequest, ResponseFormat};
+use super::stream::{Calling, Report, SpillStream, Wanted, internal};
+use crate::protocol::openai::{Answer, ChatRequest, Message, PromptInput, ResponseFormat, Shape, ToolChoice};
 
 /// Text from which on a conversation is encoded on a blocking thread: below it, that takes well under a millisecond.
 const ENCODE_INLINE: usize = 4 << 10;
@@ -133,8 +134,9 @@ pub async fn continue_answer(
 ) -> Result<SpillStream, SpillError> {
     // What was said before has no probabilities here, was held to no grammar, and is one of several answers.
     let has_more = request.n.is_some_and(|n| n > 1) || request.logprobs;
-    if has_more || request.response_format != ResponseFormat::Text {
-        let message = "An answer with `n`, `logprobs` or `response_format` cannot be continued by another model.";
+    if has_more || request.response_format != ResponseFormat::Text || !request.tools.is_empty() {
+        let message =
+            "An answer with `n`, `logprobs`, `response_format` or `tools` cannot be continued by another model.";
         return Err(SpillError::CannotSpill(Refusal::invalid("unsupported_value", message)));
     }
     submit(model, request, Some(begun), terms, deadline).await
@@ -156,12 +158,15 @@ async fn submit(
     check_choices(request.n, engine.max_sequences())?;
     check_length(request.text_bytes().saturating_add(begun.text.len()), engine.info().context_length)?;
     // What would be refused with an empty prompt need not be encoded to be refused.
+    let calling = calling(&engine, request)?;
+    check_biases(&request.logit_bias, engine.info().vocabulary)?;
     let wait = engine.estimated_wait(0, tenant.as_deref());
     if let Some(excess) = wait.checked_sub(model.max_queue_wait()).filter(|excess| !excess.is_zero()) {
         return Err(Busy { reason: BusyReason::WaitTooLong, retry_after: excess }.into());
     }
     let started = Instant::now();
-    let (prompt, grammar) = prepare(model, &engine, request, &request.response_format, begun.text, deadline).await?;
+    let (prompt, grammar) =
+        prepare(model, &engine, request, calling.as_ref(), &request.response_format, begun.text, deadline).await?;
     let encode = started.elapsed();
     let length = u64::try_from(prompt.len()).unwrap_or(u64::MAX);
     if let Some(most) = max_prompt_tokens.filter(|most| length > u64::from(most.get()) + u64::from(begun.tokens)) {
@@ -195,7 +200,11 @@ async fn submit(
         tenant,
         ..Generate::new(prompt)
     })?;
-    let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
+    let (shape, prefix) = match request.prompt {
+        None => (Shape::Chat, "chatcmpl"),
+        Some(_) => (Shape::Text, "cmpl"),
+    };
+    let id = format!("{prefix}-{}", uuid::Uuid::new_v4().simple());
     let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let report = Report {
         id: id.clone(),
@@ -218,6 +227,7 @@ async fn submit(
     let wanted = Wanted {
         streamed: request.stream,
         logprobs: request.logprobs,
+        calling,
         resumed: resumed.map(|begun| begun.tokens),
         served_by: model.served_by().clone(),
         deadline,
@@ -226,10 +236,41 @@ async fn submit(
     };
     Ok(SpillStream::new(
         events,
-        Answer::new(id, created, model.name().to_owned(), request.include_usage),
+        Answer::new(shape, id, created, model.name().to_owned(), request.include_usage),
         wanted,
         report,
     ))
+}
+
+/// Calls of one answer, as many as there may be tools.
+const MAX_CALLS: usize = 128;
+
+/// How the answer may call tools, where it may.
+fn calling(engine: &Engine, request: &ChatRequest) -> Result<Option<Calling>, SpillError> {
+    if request.tools.is_empty() {
+        return Ok(None);
+    }
+    let style = engine.tools().ok_or_else(|| prompt_refused(&PromptError::NoTools))?;
+    let tools = match &request.tool_choice {
+        ToolChoice::Named(name) => request.tools.iter().filter(|tool| tool.name == *name).cloned().collect(),
+        _ => request.tools.clone(),
+    };
+    let must = matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
+    Ok(Some(Calling { style, tools, must, most: if must || request.one_tool_call { 1 } else { MAX_CALLS } }))
+}
+
+/// Refuses biases of tokens that the model does not have: they would change nothing.
+fn check_biases(biases: &[(u32, f32)], vocabulary: u32) -> Result<(), SpillError> {
+    match biases.iter().find(|(token, _)| *token >= vocabulary) {
+        Some((token, _)) => Err(SpillError::CannotSpill(
+            Refusal::invalid(
+                "invalid_value",
+                format!("`logit_bias`: {token} is no token of this model, which has {vocabulary}."),
+            )
+            .param("logit_bias"),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Refuses more answers than are ever written together.
@@ -249,7 +290,7 @@ pub async fn prompt_tokens(model: &Arc<LoadedModel>, body: &[u8], deadline: Inst
     // Nothing is loaded only to count.
     let engine = model.engine_now()?;
     check_length(request.text_bytes(), engine.info().context_length).ok()?;
-    let (prompt, _) = prepare(model, &engine, &request, &ResponseFormat::Text, "", deadline).await.ok()?;
+    let (prompt, _) = prepare(model, &engine, &request, None, &ResponseFormat::Text, "", deadline).await.ok()?;
     u64::try_from(prompt.len()).ok()
 }
 
@@ -274,17 +315,25 @@ async fn prepare(
     model: &Arc<LoadedModel>,
     engine: &Engine,
     request: &ChatRequest,
+    calling: Option<&Calling>,
     format: &ResponseFormat,
     begun: &str,
     deadline: Instant,
 ) -> Result<(Prompt, Option<Grammar>), SpillError> {
-    let messages: Vec<ChatMessage> = request
-        .messages
-        .iter()
-        .map(|message| ChatMessage { role: message.role.to_owned(), content: message.content.clone() })
-        .collect();
-    if request.text_bytes().saturating_add(begun.len()) <= ENCODE_INLINE && *format == ResponseFormat::Text {
-        return Ok((encode_now(engine, &messages, begun)?, None));
+    let must_call = calling.filter(|calling| calling.must);
+    let work = Encoding {
+        prompt: request.prompt.clone(),
+        messages: request.messages.iter().map(message_of).collect(),
+        tools: if calling.is_some() { request.tools.clone() } else { Vec::new() },
+        must_call: must_call.is_some(),
+        begun: begun.to_owned(),
+        format: match must_call {
+            Some(calling) => ResponseFormat::JsonSchema(calling.style.schema(&calling.tools).into()),
+            None => format.clone(),
+        },
+    };
+    if request.text_bytes().saturating_add(begun.len()) <= ENCODE_INLINE && work.format == ResponseFormat::Text {
+        return work.run(engine);
     }
     let until = deadline.min(Instant::now() + model.max_queue_wait());
     let turn = tokio::time::timeout_at(until.into(), Arc::clone(model.encoders()).acquire_owned()).await;
@@ -294,11 +343,10 @@ async fn prepare(
             Duration::ZERO,
         ));
     };
-    let (engine, format, begun) = (engine.clone(), format.clone(), begun.to_owned());
+    let engine = engine.clone();
     // The turn goes with the work: when the caller leaves, the thread still has to finish.
     let work = tokio::task::spawn_blocking(move || {
-        let prepared =
-            encode_now(&engine, &messages, &begun).and_then(|prompt| Ok((prompt, grammar_now(&engine, &format)?)));
+        let prepared = work.run(&engine);
         drop(turn);
         prepared
     });
@@ -317,17 +365,54 @@ async fn prepare(
     }
 }
 
-fn encode_now(engine: &Engine, messages: &[ChatMessage], begun: &str) -> Result<Prompt, SpillError> {
-    engine.encode_answer(messages, begun).map_err(|error| match error {
-        PromptError::TooLong { tokens, context } => too_long(format!(
-            "The conversation has {tokens} tokens; this model's context is {context} tokens, the answer included."
-        )),
-        PromptError::Empty | PromptError::Role(_) | PromptError::Template(_) | PromptError::NotGenerating => {
-            SpillError::CannotSpill(
-                Refusal::invalid("invalid_value", format!("`messages`: {error}.")).param("messages"),
-            )
+fn message_of(message: &Message) -> ChatMessage {
+    ChatMessage {
+        tool_calls: message.tool_calls.clone(),
+        tool_call_id: message.tool_call_id.clone(),
+        ..ChatMessage::new(message.role, message.content.clone())
+    }
+}
+
+/// What is to become tokens and a grammar.
+struct Encoding {
+    prompt: Option<PromptInput>,
+    messages: Vec<ChatMessage>,
+    tools: Vec<Tool>,
+    must_call: bool,
+    begun: String,
+    format: ResponseFormat,
+}
+
+impl Encoding {
+    fn run(self, engine: &Engine) -> Result<(Prompt, Option<Grammar>), SpillError> {
+        let prompt = match self.prompt {
+            Some(PromptInput::Text(text)) => engine.encode_text(&text),
+            Some(PromptInput::Tokens(tokens)) => engine.prompt(tokens),
+            None => {
+                let (messages, tools) = (self.messages.as_slice(), self.tools.as_slice());
+                engine.encode(&Conversation { messages, tools, must_call: self.must_call, begun: &self.begun })
+            }
+        };
+        Ok((prompt.map_err(|error| prompt_refused(&error))?, grammar_now(engine, &self.format)?))
+    }
+}
+
+fn prompt_refused(error: &PromptError) -> SpillError {
+    let param = match error {
+        PromptError::TooLong { tokens, context } => {
+            return too_long(format!(
+                "The prompt has {tokens} tokens; this model's context is {context} tokens, the answer included."
+            ));
         }
-    })
+        PromptError::NoTools | PromptError::Tools(_) => "tools",
+        PromptError::Token { .. } => "prompt",
+        _ => "messages",
+    };
+    let code = match error {
+        PromptError::NoTools | PromptError::NoTemplate | PromptError::NotGenerating => "unsupported_value",
+        _ => "invalid_value",
+    };
+    SpillError::CannotSpill(Refusal::invalid(code, format!("`{param}`: {error}.")).param(param))
 }
 
 fn grammar_now(engine: &Engine, format: &ResponseFormat) -> Result<Option<Grammar>, SpillError> {

@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::StatusCode;
-use spillway_engine::{Embedding, Engine, EngineError, Scores, Task};
+use spillway_engine::{EmbedInput, Embedding, Engine, EngineError, Scores, Task};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::LoadedModel;
 use super::answer::SpillError;
 use super::stream::internal;
-use crate::protocol::openai::{Encode, EncodeRequest, embeddings, ranking};
+use crate::protocol::openai::{Encode, EncodeInput, EncodeRequest, embeddings, ranking};
 
 /// An answer with vectors or ranks.
 #[derive(Debug)]
@@ -75,7 +75,11 @@ fn failed(error: EngineError) -> SpillError {
 }
 
 async fn vectors(engine: &Engine, name: &str, request: EncodeRequest) -> Result<Encoded, EngineError> {
-    let encoded = engine.embed(request.texts).await?;
+    let inputs = request.inputs.into_iter().map(|input| match input {
+        EncodeInput::Text(text) => EmbedInput::Text(text),
+        EncodeInput::Tokens(tokens) => EmbedInput::Tokens(tokens),
+    });
+    let encoded = engine.embed_inputs(inputs.collect()).await?;
     let tokens = encoded.iter().map(|text| u64::from(text.tokens)).sum();
     let vectors: Vec<_> = encoded.into_iter().map(|text| shortened(text, request.dimensions)).collect();
     Ok(Encoded { body: embeddings(name, &vectors, request.base64, tokens), tokens })

@@ -165,7 +165,7 @@ impl LoadedModel {
     pub fn sample(&self) -> EngineSample {
         let engine = self.state.lock().engine.clone();
         let stats = engine.as_ref().map(Engine::stats).unwrap_or_default();
-        let info = engine.as_ref().map(Engine::info);
+        let placement = engine.as_ref().map(Engine::placement);
         let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         EngineSample {
             model: self.written.name.clone(),
@@ -182,18 +182,23 @@ impl LoadedModel {
             estimated_wait: stats.estimated_wait,
             generated: stats.generated_tokens,
             prompt: stats.prompt_tokens,
-            device: info.map(|info| info.device.name.clone()).unwrap_or_default(),
-            device_kind: info.map_or("", |info| info.device.kind),
-            driver: info.map(|info| info.device.driver.clone()).unwrap_or_default(),
-            decode_rate: info.map_or(0.0, |info| info.decode_rate),
-            bandwidth: info.map_or(0.0, |info| info.bandwidth),
+            rate: placement.as_ref().map_or(0.0, |placement| placement.rate),
+            bandwidth: placement.as_ref().map_or(0.0, |placement| placement.bandwidth),
+            memory: placement.as_ref().map_or(0, |placement| placement.memory_bytes),
+            device: placement.map(|placement| placement.device),
         }
     }
 
-    /// The engine, where it is loaded.
+    /// The engine, where it is loaded. One that has ended by a defect is let go, and loaded again after a while: what
+    /// ended it may come again.
     pub(super) fn engine_now(&self) -> Option<Engine> {
         let mut state = self.state.lock();
         state.used = Instant::now();
+        if state.engine.as_ref().is_some_and(Engine::has_ended) {
+            state.engine = None;
+            state.failed = Some((Instant::now(), "it has ended".into()));
+            tracing::error!(event = "model_ended", model = %self.written.name, retry_after = RELOAD_AFTER.as_secs_f64());
+        }
         state.engine.clone()
     }
 
@@ -420,13 +425,14 @@ async fn load_engine(options: LoadOptions) -> Result<Engine, ModelError> {
         .await
         .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
         .map_err(|source| ModelError::Load { model: name.clone(), source })?;
-    let info = engine.info();
+    let (info, placement) = (engine.info(), engine.placement());
+    let device = &placement.device;
     tracing::info!(
         event = "model_loaded", model = %name, architecture = %info.architecture, quantization = %info.quantization,
-        context = info.context_length, device = %info.device.name, kind = info.device.kind,
-        driver = %info.device.driver, reason = %info.device.reason, seconds = info.load_time.as_secs_f64(),
-        memory = info.device_memory_bytes,
-        tokens_per_second = info.decode_rate.round(), gigabytes_per_second = (info.bandwidth / 1e8).round() / 10.0,
+        context = info.context_length, device = %device.name, kind = device.kind,
+        driver = %device.driver, reason = %device.reason, seconds = info.load_time.as_secs_f64(),
+        memory = placement.memory_bytes,
+        tokens_per_second = placement.rate.round(), gigabytes_per_second = (placement.bandwidth / 1e8).round() / 10.0,
     );
     Ok(engine)
 }

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use spillway_engine::{Engine, EngineError, Event, FinishReason, Finished, TokenStream};
+use spillway_engine::text::{Said, ToolReader};
+use spillway_engine::{Engine, EngineError, Event, FinishReason, Finished, TokenStream, Tool, ToolStyle, WrittenToken};
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::protocol::openai::{Answer, Spent, WholeChoice};
+use crate::protocol::openai::{Answer, Call, Spent, WholeChoice};
 use crate::protocol::{Api, error_event};
 use crate::telemetry::ModelMetrics;
 
@@ -74,7 +75,7 @@ pub struct Report {
     pub first_token: Option<Instant>,
     /// Writing the answer.
     pub decode: Option<Duration>,
-    /// `stop` or `length`, of the first answer.
+    /// `stop`, `length` or `tool_calls`, of the first answer.
     pub finish_reason: Option<&'static str>,
     /// Why it failed.
     pub error: Option<String>,
@@ -84,11 +85,25 @@ pub struct Report {
     pub metrics: Arc<ModelMetrics>,
 }
 
+/// How an answer may call tools.
+#[derive(Debug, Clone)]
+pub(super) struct Calling {
+    pub(super) style: ToolStyle,
+    /// Those that it may call.
+    pub(super) tools: Vec<Tool>,
+    /// Whether it must call one.
+    pub(super) must: bool,
+    /// Most calls of one answer.
+    pub(super) most: usize,
+}
+
 /// How an answer is wanted.
 pub(super) struct Wanted {
     pub(super) streamed: bool,
     /// Whether the probabilities of tokens are told.
     pub(super) logprobs: bool,
+    /// The tools that it may call.
+    pub(super) calling: Option<Calling>,
     /// It continues an answer of which so many tokens were written already.
     pub(super) resumed: Option<u32>,
     pub(super) served_by: HeaderValue,
@@ -108,13 +123,23 @@ pub struct SpillStream<E = TokenStream> {
     report: Report,
     /// Answers so far: whole, or of a stream only that they have begun.
     choices: Vec<WholeChoice>,
+    /// Who finds the calls in each of them, where tools may be called.
+    readers: Vec<ToolReader>,
     /// What is ready to be sent.
     out: BytesMut,
 }
 
 impl<E: Events> SpillStream<E> {
     pub(super) fn new(events: E, answer: Answer, wanted: Wanted, report: Report) -> Self {
-        Self { events: Some(events), answer, wanted, report, choices: Vec::new(), out: BytesMut::new() }
+        Self {
+            events: Some(events),
+            answer,
+            wanted,
+            report,
+            choices: Vec::new(),
+            readers: Vec::new(),
+            out: BytesMut::new(),
+        }
     }
 
     /// Waits for the first text, or for the whole answer when it is not streamed. An error means that nothing was sent.
@@ -191,14 +216,13 @@ impl<E: Events> SpillStream<E> {
             }
             Event::Text { choice, text, tokens, written } => {
                 self.report.completion_tokens = self.report.completion_tokens.saturating_add(tokens.into());
-                let (streamed, logprobs) = (self.wanted.streamed, self.wanted.logprobs);
                 self.begun(choice);
-                if streamed {
-                    self.answer.piece(&mut self.out, choice, &text, logprobs.then_some(&*written));
-                } else if let Some(whole) = self.choice(choice) {
-                    whole.text.push_str(&text);
-                    if logprobs {
-                        whole.written.get_or_insert_default().extend(written);
+                match self.reader(choice) {
+                    None => self.say(choice, &text, written),
+                    Some(reader) => {
+                        let mut said = Vec::new();
+                        reader.push(&text, &mut said);
+                        self.tell(choice, said);
                     }
                 }
             }
@@ -208,6 +232,13 @@ impl<E: Events> SpillStream<E> {
                     FinishReason::Length => "length",
                 };
                 self.begun(choice);
+                if let Some(reader) = self.reader(choice) {
+                    let mut said = Vec::new();
+                    reader.finish(&mut said);
+                    self.tell(choice, said);
+                }
+                let calls = self.choice(choice).is_some_and(|whole| !whole.calls.is_empty());
+                let reason = if calls && reason == "stop" { "tool_calls" } else { reason };
                 if let Some(whole) = self.choice(choice) {
                     whole.finish_reason = reason;
                 }
@@ -235,7 +266,51 @@ impl<E: Events> SpillStream<E> {
                 self.answer.first(&mut self.out, next);
             }
             let written = self.wanted.logprobs.then(Vec::new);
+            if let Some(Calling { style, tools, must, most }) = &self.wanted.calling {
+                self.readers.push(ToolReader::new(*style, tools, *most, *must));
+            }
             self.choices.push(WholeChoice { written, ..WholeChoice::default() });
+        }
+    }
+
+    fn reader(&mut self, choice: u32) -> Option<&mut ToolReader> {
+        self.readers.get_mut(usize::try_from(choice).ok()?)
+    }
+
+    /// A piece of an answer, with its tokens.
+    fn say(&mut self, choice: u32, text: &str, written: Vec<WrittenToken>) {
+        let (streamed, logprobs) = (self.wanted.streamed, self.wanted.logprobs);
+        if streamed {
+            let told = self.choice(choice).map_or(0, |whole| whole.told);
+            let characters = self.answer.piece(&mut self.out, choice, text, logprobs.then_some(&*written), told);
+            if let Some(whole) = self.choice(choice) {
+                whole.told = whole.told.saturating_add(characters);
+            }
+        } else if let Some(whole) = self.choice(choice) {
+            whole.text.push_str(text);
+            if logprobs {
+                whole.written.get_or_insert_default().extend(written);
+            }
+        }
+    }
+
+    /// What was found in an answer that may call tools.
+    fn tell(&mut self, choice: u32, said: Vec<Said>) {
+        for part in said {
+            match part {
+                Said::Text(text) => self.say(choice, &text, Vec::new()),
+                Said::Call { name, arguments } => {
+                    let id = format!("call_{}", uuid::Uuid::new_v4().simple());
+                    let call = Call { id, name, arguments };
+                    if self.wanted.streamed {
+                        let n = self.choice(choice).map_or(0, |whole| whole.calls.len());
+                        self.answer.call(&mut self.out, choice, n, &call);
+                    }
+                    if let Some(whole) = self.choice(choice) {
+                        whole.calls.push(call);
+                    }
+                }
+            }
         }
     }
 
@@ -300,8 +375,10 @@ fn refusal(error: &EngineError) -> Refusal {
             internal("The answer could not be held to `response_format`; the gateway's log says why.")
         }
         // What the device said is for the log, where the engine has written it.
-        EngineError::Device(_) | EngineError::Task { .. } | EngineError::Input(_) | EngineError::Busy(_) => {
-            internal("The model inside the gateway failed; its log says why.")
-        }
+        EngineError::Device(_)
+        | EngineError::Defect(_)
+        | EngineError::Task { .. }
+        | EngineError::Input(_)
+        | EngineError::Busy(_) => internal("The model inside the gateway failed; its log says why."),
     }
 }

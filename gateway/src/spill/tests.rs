@@ -8,7 +8,7 @@ use spillway_engine::{EngineError, Event, FinishReason, Finished};
 use tokio::sync::mpsc;
 
 use super::stream::{Events, Report, SpillStream, Wanted};
-use crate::protocol::openai::Answer;
+use crate::protocol::openai::{Answer, Shape};
 use crate::telemetry::Metrics;
 
 struct Script(mpsc::Receiver<Event>);
@@ -42,13 +42,22 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
     let wanted = Wanted {
         streamed,
         logprobs: false,
+        calling: None,
         resumed: None,
         served_by: HeaderValue::from_static("builtin/m"),
         deadline: Instant::now() + within,
         _engine: None,
         _over_limit: None,
     };
-    (events, SpillStream::new(Script(script), Answer::new("chatcmpl-1".into(), 7, "m".into(), true), wanted, report))
+    (
+        events,
+        SpillStream::new(
+            Script(script),
+            Answer::new(Shape::Chat, "chatcmpl-1".into(), 7, "m".into(), true),
+            wanted,
+            report,
+        ),
+    )
 }
 
 fn text(text: &str) -> Event {

@@ -81,7 +81,7 @@ pub async fn hold(
     }
     let read = async {
         let mut whole = BytesMut::with_capacity(usize::try_from(declared.unwrap_or(0)).unwrap_or(0));
-        while let Some(chunk) = session.read_request_body().await.map_err(|_| End::ClientGone)? {
+        while let Some(chunk) = session.read_request_body().await.map_err(|e| unread(&e))? {
             let length = len(whole.len()).saturating_add(len(chunk.len()));
             if length > limit {
                 return Err(too_large(limit));
@@ -94,14 +94,7 @@ pub async fn hold(
         }
         Ok(whole.freeze())
     };
-    let bytes = tokio::time::timeout(within, read).await.map_err(|_| {
-        End::refuse(Refusal::new(
-            StatusCode::REQUEST_TIMEOUT,
-            ErrorKind::Timeout,
-            "body_timeout",
-            "the body of the request did not arrive in time",
-        ))
-    })??;
+    let bytes = tokio::time::timeout(within, read).await.map_err(|_| too_slow())??;
     Ok(HeldBody { bytes, _share: Some(share) })
 }
 
@@ -116,6 +109,22 @@ fn content_length(session: &ServerSession) -> Option<u64> {
 /// Whether the client waits for `100 Continue` before it sends its body.
 pub(super) fn expects_continue(session: &ServerSession) -> bool {
     session.get_header(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// What a body that cannot be read ends a request with.
+fn unread(e: &pingora::Error) -> End {
+    // Pingora's own limit on a read is that of the whole body, and may be first.
+    if *e.etype() == pingora::ErrorType::ReadTimedout { too_slow() } else { End::ClientGone }
+}
+
+/// The refusal of a body that did not come.
+pub fn too_slow() -> End {
+    End::refuse(Refusal::new(
+        StatusCode::REQUEST_TIMEOUT,
+        ErrorKind::Timeout,
+        "body_timeout",
+        "the body of the request did not arrive in time",
+    ))
 }
 
 /// The refusal of a body that is too long.

@@ -132,6 +132,16 @@ impl Transcript {
         self.is_plain &= self.text.len() <= MAX_TEXT;
     }
 
+    /// Whether it has said why it ended.
+    pub(super) fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+
+    /// Whether it has said anything.
+    pub(super) fn has_text(&self) -> bool {
+        !self.text.is_empty()
+    }
+
     /// Text and its tokens, when the answer can be continued.
     pub(super) fn to_continue(&self) -> Option<(String, u32)> {
         (self.is_plain && !self.is_finished).then(|| (self.text.clone(), self.pieces))

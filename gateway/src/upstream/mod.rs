@@ -4,15 +4,24 @@
 
 mod attempt;
 mod body;
+mod continuing;
+mod converse;
+mod dial;
 mod events;
 mod headers;
 mod open;
+mod outgoing;
+mod passing;
 mod peer;
+mod verdict;
 
-pub use attempt::{Attempt, Died, Failure, MoveOn, Outcome, REQUEST_TIMEOUT, break_off, client_write, relay, run};
-pub use body::{BodyBudget, HeldBody, RequestBody, hold, too_large, with_model};
+pub use attempt::{Attempt, Died, Failure, MoveOn, Outcome, REQUEST_TIMEOUT, relay, run};
+pub use body::{BodyBudget, HeldBody, RequestBody, hold, too_large, too_slow, with_model};
+pub use continuing::{can_continue, go_on};
+pub use dial::Connections;
 pub use headers::{
     RequestHeaders, ResponseHeaders, Via, X_REQUEST_ID, finish_response, outgoing_request, outgoing_response, to_http2,
 };
-pub use open::{Opened, Ready, drain, open};
-pub use peer::{Connector, Peer};
+pub use open::{Opened, Ready, abandon, drain, open};
+pub use passing::{break_off, client_write};
+pub use peer::{Connector, MAX_STREAMS, Peer};

@@ -8,15 +8,16 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, timeout_at};
 
-use super::attempt::{
-    Attempt, Failure, Limits, Outcome, Outgoing, Verdict, failure_of_head, judge, not_connected, send,
-};
+use super::attempt::{Attempt, Failure, Limits, Outcome, failure_of_head, not_connected};
+use super::outgoing::{Outgoing, send};
+use super::verdict::{Verdict, judge};
 use crate::exchange::Exchange;
 
 /// An answer whose head has come and will be passed on.
 pub struct Opened {
     pub(super) upstream: HttpSession,
-    pub(super) head: ResponseHeader,
+    /// Its head.
+    pub head: ResponseHeader,
     /// What was read of its body already.
     pub(super) prefix: Option<Bytes>,
     pub(super) limits: Limits,
@@ -33,6 +34,11 @@ impl Ready {
     pub fn new(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange) -> Option<Self> {
         let out = Outgoing::new(a, session, x);
         out.body.is_some().then(|| Self { out, limits: Limits::begin(a, x) })
+    }
+
+    /// The same with another body, for the rest of an answer.
+    pub fn with_body(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange, body: Bytes) -> Self {
+        Self { out: Outgoing::with_body(a, session, x, Some(body)), limits: Limits::begin(a, x) }
     }
 
     /// The same for a copy that nobody waits for: without the caller's credentials, and its time is its own.
@@ -59,7 +65,7 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
     let connected = timeout_at(limits.attempt, a.connector.get(&a.endpoint.peer)).await;
     let (mut upstream, reused) = match connected {
         Ok(Ok(connected)) => connected,
-        Ok(Err(e)) => return Err(Outcome::Failed(not_connected(a, &e))),
+        Ok(Err(e)) => return Err(not_connected(a, &e)),
         Err(_) => return Err(overdue(Instant::now(), "connect")),
     };
     let callers_account = out.callers_account;
@@ -88,6 +94,11 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
             Verdict::MoveOn(outcome) => Err(outcome),
         };
     }
+}
+
+/// Gives an answer up that nobody wants.
+pub async fn abandon(a: &Attempt<'_>, opened: Opened) {
+    super::attempt::shut(a, opened.upstream).await;
 }
 
 /// Reads an answer that nobody wants to its end, so that its connection can be used again. False when it broke.

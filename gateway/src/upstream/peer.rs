@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use pingora::connectors::ConnectorOptions;
 use pingora::protocols::http::client::HttpSession;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, Tracer, Tracing};
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 
+use super::dial::{Connections, Dial};
 use crate::balancing::EndpointKey;
 use crate::tls::UpstreamTls;
 
@@ -20,7 +21,7 @@ const POOL_SIZE: usize = 4096;
 const POOLED_FOR: Duration = Duration::from_secs(4);
 
 /// Requests at a time on one HTTP/2 connection; the server may allow fewer.
-const MAX_STREAMS: usize = 100;
+pub const MAX_STREAMS: u32 = 100;
 
 /// How often an HTTP/2 connection is asked whether it still lives; a lost one would take every request given to it along.
 const PING: Duration = Duration::from_secs(15);
@@ -63,13 +64,22 @@ impl Peer {
         if http2 {
             // Without TLS there is nobody to ask which version the server speaks.
             peer.options.set_http_version(2, if https { 1 } else { 2 });
-            peer.options.max_h2_streams = MAX_STREAMS;
+            peer.options.max_h2_streams = usize::try_from(MAX_STREAMS).unwrap_or(1);
             peer.options.h2_ping_interval = Some(PING);
         }
         peer.options.connection_timeout = Some(connect);
         peer.options.total_connection_timeout = Some(connect);
         peer.options.idle_timeout = Some(POOLED_FOR);
         Self { peer }
+    }
+
+    /// Counts its connections, of which at most so many are open together.
+    #[must_use]
+    pub fn counted(mut self, connections: &Arc<Connections>, most: u32) -> Self {
+        let dial = Dial { connections: connections.clone(), most };
+        self.peer.options.tracer = Some(Tracer(dial.boxed_clone()));
+        self.peer.options.custom_l4 = Some(Arc::new(dial));
+        self
     }
 
     /// The address.

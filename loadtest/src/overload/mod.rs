@@ -1,6 +1,8 @@
 //! Three times the load that the servers take, and servers that fail in every way, with scripted upstreams of fixed
-//! places and service time: what is measured is the gateway's admission, not the speed of a model or a machine.
+//! places and service time: what is measured is the gateway's admission, not the speed of a model or a machine. `real` does
+//! the first with llama.cpp servers.
 
+mod real;
 mod server;
 
 use std::io::{BufRead, BufReader};
@@ -9,11 +11,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+pub(crate) use real::{Spill, run as run_real};
 pub(crate) use server::Server;
 use server::{BODY, Fault};
 
@@ -48,12 +51,9 @@ fn upstream(fault: &str) -> (Running, u16) {
 }
 
 fn gateway(upstreams: &[u16], spill: u16) -> (Running, u16) {
-    let port = free_port();
-    let path = std::env::temp_dir().join(format!("spillway-overload-{}-{port}.yaml", std::process::id()));
     let endpoints: Vec<String> = upstreams.iter().map(|port| format!("{{url: \"http://127.0.0.1:{port}\"}}")).collect();
-    let yaml = format!(
-        "listeners: [{{address: \"127.0.0.1:{port}\"}}]
-backends:
+    start_gateway(&format!(
+        "backends:
   - name: fleet
     endpoints: [{}]
     capacity: {{maxInFlight: {SLOTS}}}
@@ -63,10 +63,17 @@ routes:
   - backendRefs: [{{name: fleet}}]
     retry: {{attempts: 3, on: [connectFailure, reset, \"502\", \"504\"], budget: 1}}
     whenSaturated: {{queue: {{maxWait: {QUEUE}ms, maxDepth: 200}}, spillTo: spare}}
-telemetry: {{logs: {{access: false}}}}
 ",
         endpoints.join(", ")
-    );
+    ))
+}
+
+/// The gateway with these backends and routes.
+fn start_gateway(yaml: &str) -> (Running, u16) {
+    let port = free_port();
+    let path = std::env::temp_dir().join(format!("spillway-overload-{}-{port}.yaml", std::process::id()));
+    let yaml =
+        format!("listeners: [{{address: \"127.0.0.1:{port}\"}}]\ntelemetry: {{logs: {{access: false}}}}\n{yaml}");
     std::fs::write(&path, yaml).unwrap();
     let child = Command::new(named("SPILLWAY_BIN"))
         .args(["serve", "-c"])
@@ -96,30 +103,72 @@ enum End {
     Lost,
 }
 
+#[derive(Clone, Copy)]
 struct Told {
     at: Duration,
     first_byte: Duration,
     end: End,
 }
 
-async fn ask(port: u16, at: Duration) -> Told {
+/// What is asked.
+#[derive(Clone, Copy)]
+enum Question {
+    /// `GET /`, answered by a scripted server.
+    Get,
+    /// A completion with this body, answered as a stream.
+    Chat(&'static str),
+}
+
+impl Question {
+    fn request(self) -> http::Result<http::Request<Full<Bytes>>> {
+        match self {
+            Self::Get => http::Request::get("/").header("host", "load").body(Full::default()),
+            Self::Chat(body) => http::Request::post("/v1/chat/completions")
+                .header("host", "load")
+                .header("content-type", "application/json")
+                .body(Full::from(body)),
+        }
+    }
+
+    /// The one that stands in may be a scripted server, whatever was asked.
+    fn is_whole(self, body: &[u8]) -> bool {
+        body == BODY || matches!(self, Self::Chat(_)) && body.trim_ascii_end().ends_with(b"data: [DONE]")
+    }
+}
+
+async fn ask(port: u16, at: Duration, question: Question) -> Told {
     let began = Instant::now();
     let mut told = Told { at, first_byte: Duration::ZERO, end: End::Lost };
     let asked = async {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
         let (mut sender, connection) =
-            hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await.ok()?;
+            hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.ok()?;
         let connection = tokio::spawn(connection);
-        let request = http::Request::get("/").header("host", "load").body(Empty::new()).ok()?;
-        let answer = sender.send_request(request).await;
+        let answer = sender.send_request(question.request().ok()?).await;
         let Ok(answer) = answer else {
             connection.abort();
             return None;
         };
-        let first_byte = began.elapsed();
+        let mut first_byte = began.elapsed();
         let good = answer.status() == 200;
         let spilled = answer.headers().contains_key("x-spillway-served-by");
-        let whole = answer.into_body().collect().await.is_ok_and(|body| !good || body.to_bytes() == BODY);
+        let mut body = answer.into_body();
+        let mut whole = true;
+        let mut bytes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            // A stream's head may come long before it says anything.
+            if bytes.is_empty() {
+                first_byte = began.elapsed();
+            }
+            match frame {
+                Ok(frame) => bytes.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new())),
+                Err(_) => whole = false,
+            }
+            if !whole {
+                break;
+            }
+        }
+        let whole = whole && (!good || question.is_whole(&bytes));
         connection.abort();
         let end = match (good, whole, spilled) {
             (true, false, _) => End::Cut,
@@ -137,7 +186,7 @@ async fn ask(port: u16, at: Duration) -> Told {
 }
 
 /// Sends so many a second, whether the others were answered or not. `midway` happens in the middle.
-async fn open_loop(port: u16, rate: f64, seconds: u32, midway: impl FnOnce()) -> Vec<Told> {
+async fn open_loop(port: u16, rate: f64, seconds: u32, question: Question, midway: impl FnOnce()) -> Vec<Told> {
     let (send, mut told) = mpsc::unbounded_channel();
     let began = Instant::now();
     let count = (rate * f64::from(seconds)) as u64;
@@ -151,7 +200,7 @@ async fn open_loop(port: u16, rate: f64, seconds: u32, midway: impl FnOnce()) ->
             midway();
         }
         let send = send.clone();
-        tokio::spawn(async move { send.send(ask(port, at).await) });
+        tokio::spawn(async move { send.send(ask(port, at, question).await) });
     }
     drop(send);
     let mut all = Vec::new();
@@ -171,7 +220,7 @@ async fn stand_alone(ports: &[u16], seconds: u32) -> f64 {
             let served = served.clone();
             tasks.spawn(async move {
                 while Instant::now() < until {
-                    if ask(port, Duration::ZERO).await.end == End::Served {
+                    if ask(port, Duration::ZERO, Question::Get).await.end == End::Served {
                         served.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     }
                 }
@@ -202,7 +251,7 @@ pub(crate) fn run(seconds: u32) {
         let (_gateway, port) = gateway(&[a, b], spare);
         let offered = 3.0 * 2.0 * RATE;
         println!("\nTwo servers of {SLOTS} places and {SERVICE} ms, {offered:.0} requests/s for {seconds} s, queue of {QUEUE} ms");
-        let told = open_loop(port, offered, seconds, || {}).await;
+        let told = open_loop(port, offered, seconds, Question::Get, || {}).await;
         let served = count(&told, End::Served) as f64 / f64::from(seconds);
         println!("stand-alone {alone:.0}/s, through the gateway {served:.0}/s: {:.1} %", served / alone * 100.0);
         let window = 10.min(seconds);
@@ -264,7 +313,7 @@ async fn faults(spare: u16, seconds: u32) {
         let ((_a, a), (_b, b), (bad, c)) = (upstream("none"), upstream("none"), upstream(word));
         let (_gateway, port) = gateway(&[a, b, c], spare);
         let (signal, pid) = (name.strip_prefix("SIG").map(str::to_owned), bad.0.id().to_string());
-        let told = open_loop(port, 1.6 * RATE, seconds, move || {
+        let told = open_loop(port, 1.6 * RATE, seconds, Question::Get, move || {
             if let Some(signal) = signal {
                 let _ = Command::new("kill").args(["-s", &signal, &pid]).status();
             }

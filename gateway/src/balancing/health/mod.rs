@@ -3,6 +3,7 @@
 //! and figures stand in the endpoint's state.
 
 pub(crate) mod client;
+mod grpc;
 mod scrape;
 pub(super) use self::scrape::scrape;
 
@@ -51,6 +52,11 @@ impl CheckPlan {
     }
 
     async fn ask(&self, server: &Server) -> Result<(), String> {
+        if let Some(grpc) = &self.check.grpc {
+            let asked = grpc::Request { service: grpc.service.clone() };
+            let answer: grpc::Answer = server.call(grpc::CHECK, &asked, MAX_ANSWER).await?;
+            return if answer.status == grpc::SERVING { Ok(()) } else { Err(grpc::told(answer.status)) };
+        }
         let (path, expected) = match (&self.check.http, &self.completion) {
             (Some(http), _) => {
                 (http.path.as_str(), http.expected_statuses.iter().map(|status| status.0).collect::<Vec<_>>())

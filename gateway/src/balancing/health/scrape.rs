@@ -99,7 +99,7 @@ pub(in crate::balancing) async fn scrape(
         match read {
             Ok(report) => {
                 // It is as old as the question: the server may have counted at once and answered late.
-                state.load.set(&report, state.in_flight(), asked_at);
+                state.reported(&report, asked_at);
                 if !well {
                     tracing::info!(event = "endpoint_metrics_read", backend = %key.backend, endpoint = %key.url);
                 }

@@ -47,6 +47,12 @@ impl Figure {
         self.0.store((u64::from(value.min(MAX_VALUE)) << TIME_BITS) | time, Ordering::Relaxed);
     }
 
+    /// How long it still counts.
+    fn fresh_for(&self, now: u64, stale_after: u64) -> Duration {
+        let at = self.0.load(Ordering::Relaxed) & ((1 << TIME_BITS) - 1);
+        Duration::from_millis((at + stale_after + 1).saturating_sub(now))
+    }
+
     fn get(&self, now: u64, stale_after: u64) -> Option<u32> {
         let word = self.0.load(Ordering::Relaxed);
         let at = word & ((1 << TIME_BITS) - 1);
@@ -123,6 +129,9 @@ impl SaturationSignal for QueueDepth {
     fn room(&self, e: &EndpointState, now: u64) -> Room {
         e.load.room(self.max, now, self.stale_after).map_or(Room::Unknown, Room::UpTo)
     }
+    fn expires_in(&self, e: &EndpointState, now: u64) -> Option<Duration> {
+        Some(e.load.waiting.fresh_for(now, self.stale_after))
+    }
 }
 
 /// `capacity.kvCache`.
@@ -147,6 +156,9 @@ impl SaturationSignal for KvCache {
             Some(share) if share >= self.max => Room::UpTo(0),
             _ => Room::Unknown,
         }
+    }
+    fn expires_in(&self, e: &EndpointState, now: u64) -> Option<Duration> {
+        Some(e.load.kv_cache.fresh_for(now, self.stale_after))
     }
 }
 

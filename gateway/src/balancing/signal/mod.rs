@@ -15,6 +15,7 @@ pub use self::load::LoadReport;
 pub(crate) use self::load::{KvCache, LoadState, QueueDepth};
 use super::EndpointState;
 use super::latency::Class;
+use crate::upstream::MAX_STREAMS;
 
 /// What one signal allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub enum Room {
 pub enum Reason {
     /// `capacity.maxInFlight`.
     MaxInFlight,
+    /// `capacity.maxConnections`.
+    MaxConnections,
     /// `capacity.adaptive`.
     Adaptive,
     /// `capacity.queueDepth`.
@@ -44,13 +47,21 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::MaxInFlight, Self::Adaptive, Self::QueueDepth, Self::KvCache, Self::Status, Self::Probation];
+    pub const ALL: [Self; 7] = [
+        Self::MaxInFlight,
+        Self::MaxConnections,
+        Self::Adaptive,
+        Self::QueueDepth,
+        Self::KvCache,
+        Self::Status,
+        Self::Probation,
+    ];
 
     /// Its name, as the configuration has it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MaxInFlight => "maxInFlight",
+            Self::MaxConnections => "maxConnections",
             Self::Adaptive => "adaptive",
             Self::QueueDepth => "queueDepth",
             Self::KvCache => "kvCache",
@@ -69,6 +80,10 @@ pub trait SaturationSignal: Send + Sync {
     fn room(&self, e: &EndpointState, now: u64) -> Room;
     /// A first token or head came `took` after its attempt began, when `at_start` requests were in flight.
     fn observe(&self, _e: &EndpointState, _class: Class, _took: Duration, _at_start: u32, _now: u64) {}
+    /// How long until what it says now counts no more, if time alone ends it.
+    fn expires_in(&self, _e: &EndpointState, _now: u64) -> Option<Duration> {
+        None
+    }
     /// An attempt failed, or was answered with "full".
     fn failed(&self, _e: &EndpointState, _now: u64) {}
 }
@@ -90,6 +105,23 @@ pub fn signals(capacity: &Capacity) -> Vec<Box<dyn SaturationSignal>> {
         signals.push(Box::new(KvCache::new(kv.max, stale_after)));
     }
     signals
+}
+
+/// `capacity.maxConnections` as a limit on requests: HTTP/1.1 needs a connection for each, HTTP/2 puts many on one. Where a
+/// server takes fewer of them than we ask for, the connection that is one too many is refused when it is opened.
+pub(super) fn connection_limit(most: NonZeroU32, http2: bool) -> Box<dyn SaturationSignal> {
+    Box::new(MaxConnections(most.get().saturating_mul(if http2 { MAX_STREAMS } else { 1 })))
+}
+
+struct MaxConnections(u32);
+
+impl SaturationSignal for MaxConnections {
+    fn reason(&self) -> Reason {
+        Reason::MaxConnections
+    }
+    fn room(&self, _: &EndpointState, _: u64) -> Room {
+        Room::UpTo(self.0)
+    }
 }
 
 /// A fixed limit.

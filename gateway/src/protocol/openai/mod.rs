@@ -1,13 +1,18 @@
 //! The OpenAI API: what a request asks for, how the model inside answers, what an upstream's answer tells in passing.
 
+mod continuation;
 mod encoded;
 mod observe;
 mod prefix;
 mod request;
 mod response;
 
+pub use continuation::{Continuation, continuation};
 pub use encoded::{embeddings, ranking};
 pub use observe::{Observation, ObservedError, Observer, Usage};
 pub use prefix::prompt_prefix;
-pub use request::{ChatRequest, Encode, EncodeRequest, Message, Peek, ResponseFormat, model_not_found, peek};
-pub use response::{Answer, ModelCard, Spent, WholeChoice, model, models_list};
+pub use request::{
+    ChatRequest, Encode, EncodeInput, EncodeRequest, Message, Peek, PromptInput, ResponseFormat, ToolChoice,
+    model_not_found, peek,
+};
+pub use response::{Answer, Call, ModelCard, Shape, Spent, WholeChoice, model, models_list};

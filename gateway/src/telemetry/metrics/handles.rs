@@ -31,7 +31,7 @@ const MAX_PAIRS: usize = 64;
 const MAX_FILTERS: usize = 64;
 
 /// How an attempt may end.
-const OUTCOMES: [&str; 5] = ["answered", "full", "failed", "client_gone", "given_up"];
+const OUTCOMES: [&str; 6] = ["answered", "full", "failed", "client_gone", "client_slow", "given_up"];
 /// Why a request spills or is shed.
 const REASONS: [&str; 6] = ["saturated", "queue_full", "queue_too_long", "queue_timeout", "unavailable", "over_limit"];
 /// What becomes of the copy of a request.

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use spillway_engine::DeviceInfo;
 
 use super::{Counters, FloatGauges, Gauges, labels};
 
@@ -44,15 +45,13 @@ pub struct EngineSample {
     pub generated: u64,
     /// Tokens read since load.
     pub prompt: u64,
-    /// Where it runs: the adapter or the processor.
-    pub device: String,
-    /// `CPU`, `discrete GPU`, ...
-    pub device_kind: &'static str,
-    /// The driver, or the processor's vector unit and the threads.
-    pub driver: String,
-    /// Tokens per second of one sequence, as measured at load.
-    pub decode_rate: f64,
-    /// Bytes of weights per second that this reads.
+    /// Where it runs, while it is loaded.
+    pub device: Option<DeviceInfo>,
+    /// Device memory that it takes, in bytes.
+    pub memory: u64,
+    /// Tokens per second, as measured when it was set up.
+    pub rate: f64,
+    /// Bytes of weights per second that a step of one row reads, as measured then.
     pub bandwidth: f64,
 }
 
@@ -65,6 +64,8 @@ pub struct EndpointSample {
     pub endpoint: String,
     /// Requests that may be in flight; `None` without a limit.
     pub limit: Option<u32>,
+    /// Connections that are open to it.
+    pub connections: u32,
     /// Whether it is ejected.
     pub ejected: bool,
     /// Whether an operator took it out.
@@ -141,6 +142,9 @@ pub(super) fn endpoints(r: &mut Registry, samples: &[EndpointSample]) {
     gauge("spillway_endpoint_latency_seconds", "Smoothed time to the first token or head", |s| {
         s.latency.map(|latency| latency.as_secs_f64())
     });
+    gauge("spillway_endpoint_connections", "Connections that are open, idle ones too", |s| {
+        Some(f64::from(s.connections))
+    });
     gauge("spillway_endpoint_waiting", "Requests that wait at the server, as it says", |s| s.waiting.map(f64::from));
     gauge("spillway_endpoint_kv_cache", "Used share of the server's KV cache, as it says", |s| s.kv_cache);
     let full = Gauges::default();
@@ -177,14 +181,15 @@ pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
         "Tokens in the KV cache that wait for a prompt that begins with them",
         |s| s.kv_idle,
     );
+    gauge("spillway_engine_memory_bytes", "Device memory that a model takes", |s| s.memory);
     gauge("spillway_engine_loaded", "1 where the model is loaded, 0 until somebody needs it", |s| s.is_loaded.into());
     gauge("spillway_engine_ready", "1 where the model can run, 0 while its device is set up again", |s| {
         s.is_ready.into()
     });
     let devices = Gauges::default();
-    for sample in samples {
-        let EngineSample { model, device, device_kind, driver, .. } = sample;
-        let labels = labels([("model", model), ("device", device), ("kind", device_kind), ("driver", driver)]);
+    for EngineSample { model, device, .. } in samples {
+        let Some(DeviceInfo { name, kind, driver, .. }) = device else { continue };
+        let labels = labels([("model", model), ("device", name), ("kind", kind), ("driver", driver)]);
         devices.get_or_create(&labels).set(1);
     }
     r.register("spillway_engine_device_info", "Where a model runs", devices);
@@ -198,8 +203,14 @@ pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
     float("spillway_engine_estimated_wait_seconds", "Estimated wait for a first token", |s| {
         s.estimated_wait.as_secs_f64()
     });
-    float("spillway_engine_load_tokens_per_second", "Tokens of one sequence, as measured at load", |s| s.decode_rate);
-    float("spillway_engine_load_bytes_per_second", "Weights read for that", |s| s.bandwidth);
+    float(
+        "spillway_engine_load_tokens_per_second",
+        "Tokens written by one sequence, or read by an encoder, as measured at load",
+        |s| s.rate,
+    );
+    float("spillway_engine_load_bytes_per_second", "Weights that a step of one row reads, as measured at load", |s| {
+        s.bandwidth
+    });
     let mut counter = |name: &str, help: &str, value: fn(&EngineSample) -> u64| {
         let family = Counters::default();
         for sample in samples {

@@ -1,17 +1,19 @@
-//! A chat request as the model inside understands it: decoded field by field, each mistake found with the field it
-//! stands in.
+//! A chat request, or one of the older completions, as the model inside understands it: decoded field by field, each
+//! mistake found with the field it stands in.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use http::StatusCode;
 use serde::de::{MapAccess, Visitor};
+use spillway_engine::Tool;
 use spillway_filter::{ErrorKind, Refusal};
 
-use super::fields::{Field, Read, Seen, lookup};
-use super::format::{Format, ResponseFormat};
+use super::fields::{Api, Field, Read, Seen, lookup};
+use super::format::{Format, Raw, ResponseFormat};
 use super::messages::{Message, Messages, shown};
-use super::values::{Biases, Flat, Probe, Skip, Text};
+use super::tools::{self, ToolChoice};
+use super::values::{Biases, Flat, Probe, Skip, Text, TextOrTokens};
 use super::{duplicate, object};
 
 /// Stop strings, as many as OpenAI takes, and their length in bytes: each is looked for after every token.
@@ -20,14 +22,34 @@ const MAX_STOP_BYTES: usize = 256;
 /// Answers to one request, and likeliest tokens at each place of one, as many as OpenAI takes.
 const MAX_CHOICES: u32 = 128;
 const MAX_TOP_LOGPROBS: u32 = 20;
+/// The same for completions, whose answers are short where nothing else is said.
+const MAX_TEXT_LOGPROBS: u32 = 5;
+const TEXT_TOKENS: u32 = 16;
 
-/// A chat request as the model inside understands it.
+/// What is continued by completions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PromptInput {
+    /// A text.
+    Text(String),
+    /// Tokens of the model.
+    Tokens(Vec<u32>),
+}
+
+/// A request as the model inside understands it.
 #[derive(Debug, Clone, Default)]
 pub struct ChatRequest {
     /// The model named.
     pub model: Option<String>,
-    /// The conversation.
+    /// The conversation; empty where a text is continued.
     pub messages: Vec<Message>,
+    /// The text that is continued; none in a conversation.
+    pub prompt: Option<PromptInput>,
+    /// What the answer may call; empty where it may call nothing.
+    pub tools: Vec<Tool>,
+    /// Whether it calls one of them.
+    pub tool_choice: ToolChoice,
+    /// Whether it may call only one.
+    pub one_tool_call: bool,
     /// Whether the answer shall be an event stream.
     pub stream: bool,
     /// Whether the stream shall end with its usage.
@@ -66,7 +88,7 @@ pub struct ChatRequest {
 }
 
 impl ChatRequest {
-    /// Reads a request. An error means that it is wrong by itself, for any server.
+    /// Reads a chat request. An error means that it is wrong by itself, for any server.
     pub fn parse(body: &[u8]) -> Result<Self, Refusal> {
         let mut reader = Reader::default();
         object(body, &mut reader)?;
@@ -76,10 +98,19 @@ impl ChatRequest {
         if reader.request.top_logprobs > 0 && !reader.request.logprobs {
             reader.findings.wrong("invalid_value", "top_logprobs", "needs `logprobs` to be true");
         }
-        match reader.findings.wrong {
-            Some(refusal) => Err(refusal),
-            None => Ok(Self { unsupported: reader.findings.unsupported, ..reader.request }),
+        reader.tools();
+        reader.judged()
+    }
+
+    /// Reads one of completions.
+    pub fn parse_text(body: &[u8]) -> Result<Self, Refusal> {
+        let mut reader = Reader { api: Api::Text, ..Reader::default() };
+        object(body, &mut reader)?;
+        if reader.request.prompt.is_none() {
+            reader.findings.wrong("missing_required_parameter", "prompt", "is missing");
         }
+        reader.request.max_tokens.get_or_insert(TEXT_TOKENS);
+        reader.judged()
     }
 
     /// What the request asks for that the model inside does not do: the first such thing, if there is one.
@@ -96,9 +127,20 @@ impl ChatRequest {
         }
     }
 
-    /// Bytes of text in the conversation.
+    /// Bytes of text in the conversation, and of its tools and their calls.
     pub fn text_bytes(&self) -> usize {
-        self.messages.iter().map(|message| message.content.len()).fold(0, usize::saturating_add)
+        let calls = |message: &Message| {
+            let calls = message.tool_calls.iter().map(|call| call.name.len() + call.arguments.len());
+            calls.fold(message.content.len(), usize::saturating_add)
+        };
+        let said = self.messages.iter().map(calls);
+        let tools = self.tools.iter().map(|tool| tool.function.len());
+        let prompt = match &self.prompt {
+            Some(PromptInput::Text(text)) => text.len(),
+            // Nothing has to be encoded.
+            Some(PromptInput::Tokens(_)) | None => 0,
+        };
+        said.chain(tools).fold(prompt, usize::saturating_add)
     }
 }
 
@@ -155,7 +197,10 @@ impl Findings {
 
 #[derive(Default)]
 struct Reader {
+    api: Api,
     request: ChatRequest,
+    tool_list: Raw,
+    tool_choice: Raw,
     findings: Findings,
     seen: Seen,
     has_messages: bool,
@@ -169,7 +214,7 @@ impl<'a> Visitor<'a> for &mut Reader {
     }
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(Text(key)) = map.next_key()? {
-            let Some((at, field)) = lookup(&key) else {
+            let Some((at, field)) = lookup(&key, self.api) else {
                 if map.next_value::<Probe<'a>>()? != Probe::Null {
                     let why = "the model inside the gateway does not know this field";
                     self.findings.unsupported("unknown_parameter", shown(&key), why);
@@ -185,6 +230,12 @@ impl<'a> Visitor<'a> for &mut Reader {
                 Field::Read(Read::Messages) => {
                     self.has_messages = true;
                     self.request.messages = map.next_value_seed(Messages(&mut self.findings))?;
+                }
+                Field::Read(Read::Tools) => self.tool_list = map.next_value()?,
+                Field::Read(Read::ToolChoice) => self.tool_choice = map.next_value()?,
+                Field::Read(Read::Prompt) => {
+                    let prompt: TextOrTokens = map.next_value()?;
+                    self.prompt(prompt);
                 }
                 Field::Read(Read::LogitBias) => {
                     let biases: Biases = map.next_value()?;
@@ -216,6 +267,69 @@ impl<'a> Visitor<'a> for &mut Reader {
 }
 
 impl Reader {
+    fn judged(self) -> Result<ChatRequest, Refusal> {
+        match self.findings.wrong {
+            Some(refusal) => Err(refusal),
+            None => Ok(ChatRequest { unsupported: self.findings.unsupported, ..self.request }),
+        }
+    }
+
+    fn prompt(&mut self, prompt: TextOrTokens) {
+        match prompt {
+            TextOrTokens::Nothing => {}
+            TextOrTokens::Text(text) => self.request.prompt = Some(PromptInput::Text(text)),
+            TextOrTokens::Tokens(tokens) => self.request.prompt = Some(PromptInput::Tokens(tokens)),
+            TextOrTokens::Many(mut list) if list.len() == 1 => {
+                if let Some(one) = list.pop() {
+                    self.prompt(one);
+                }
+            }
+            TextOrTokens::Many(list) if list.is_empty() => {
+                self.findings.wrong("empty_array", "prompt", "must have at least one prompt");
+            }
+            TextOrTokens::Many(_) => {
+                self.request.prompt = Some(PromptInput::Tokens(Vec::new()));
+                let why = "the model inside the gateway continues one prompt a request";
+                self.findings.unsupported("unsupported_value", "prompt", why);
+            }
+            TextOrTokens::Wrong => self.wrong_type("prompt", "must be a text or a list of tokens"),
+        }
+    }
+
+    /// What may be called, which several fields say together.
+    fn tools(&mut self) {
+        let (list, is_strict) = tools::tools(&self.tool_list, &mut self.findings);
+        let choice = tools::choice(&self.tool_choice, &mut self.findings);
+        let named = |name: &str| list.iter().any(|tool| tool.name == name);
+        match &choice {
+            ToolChoice::Required if list.is_empty() => {
+                self.findings.wrong("invalid_value", "tool_choice", "needs `tools`");
+            }
+            ToolChoice::Named(name) if !named(name) => {
+                self.findings.wrong("invalid_value", "tool_choice.function.name", "is none of `tools`");
+            }
+            _ => {}
+        }
+        if choice == ToolChoice::None || list.is_empty() {
+            return;
+        }
+        if is_strict && choice == ToolChoice::Auto {
+            let why =
+                "the model inside the gateway holds arguments to their schema where `tool_choice` asks for a call";
+            self.findings.unsupported("unsupported_value", "tools.function.strict", why);
+        }
+        if self.request.logprobs {
+            let why = "the model inside the gateway tells no probabilities of an answer that may call tools";
+            self.findings.unsupported("unsupported_value", "logprobs", why);
+        }
+        if self.request.response_format != ResponseFormat::Text {
+            let why = "the model inside the gateway holds no answer to a format that may call tools";
+            self.findings.unsupported("unsupported_value", "response_format", why);
+        }
+        self.request.tools = list;
+        self.request.tool_choice = choice;
+    }
+
     fn read(&mut self, field: Read, name: &str, value: Probe<'_>) {
         match field {
             Read::Model => match value {
@@ -256,6 +370,20 @@ impl Reader {
                     self.findings.wrong("integer_above_max_value", name.to_owned(), what);
                 }
             }
+            Read::ParallelToolCalls => match value {
+                Probe::Bool(parallel) => self.request.one_tool_call = !parallel,
+                _ => self.wrong_type(name, "must be true or false"),
+            },
+            Read::Logprobs if self.api == Api::Text => match value {
+                Probe::Unsigned(count) if count <= u64::from(MAX_TEXT_LOGPROBS) => {
+                    self.request.logprobs = true;
+                    self.request.top_logprobs = u32::try_from(count).unwrap_or(MAX_TEXT_LOGPROBS);
+                }
+                _ => {
+                    let what = format!("must be a whole number of 0 to {MAX_TEXT_LOGPROBS}");
+                    self.findings.wrong("invalid_value", name.to_owned(), what);
+                }
+            },
             Read::Logprobs => match value {
                 Probe::Bool(logprobs) => self.request.logprobs = logprobs,
                 _ => self.wrong_type(name, "must be true or false"),
@@ -284,7 +412,8 @@ impl Reader {
             },
             Read::Stop => self.stop(value),
             // Read before their values became probes.
-            Read::Messages | Read::LogitBias | Read::ResponseFormat => {}
+            Read::Messages | Read::Prompt | Read::LogitBias | Read::ResponseFormat | Read::Tools | Read::ToolChoice => {
+            }
         }
     }
 

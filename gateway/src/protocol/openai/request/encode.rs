@@ -8,7 +8,7 @@ use spillway_filter::Refusal;
 
 use super::chat::{Findings, model_not_found};
 use super::messages::shown;
-use super::values::{Flat, Probe, Skip, SkipVisitor, Text};
+use super::values::{Flat, Probe, Skip, SkipVisitor, Text, TextOrTokens};
 use super::{duplicate, object};
 
 /// Texts of one request, as many as OpenAI takes.
@@ -20,8 +20,6 @@ struct Texts {
     texts: Vec<String>,
     /// Something that is no text.
     other: bool,
-    /// Numbers of tokens.
-    tokens: bool,
     many: bool,
 }
 
@@ -34,14 +32,6 @@ impl Texts {
                 Some(Flat::Text(text)) => Some(text.clone().into_owned()),
                 _ => None,
             },
-            Probe::Unsigned(_) => {
-                self.tokens = true;
-                None
-            }
-            Probe::List(_, ref entries) if matches!(entries.first(), Some(Flat::Other)) => {
-                self.tokens = true;
-                None
-            }
             _ => None,
         };
         match text {
@@ -53,9 +43,7 @@ impl Texts {
 
     /// The texts, if there are some and nothing else; else what is wrong with the field `param`.
     fn judge(self, param: &'static str, findings: &mut Findings) -> Vec<String> {
-        if self.tokens {
-            findings.unsupported("unsupported_value", param, "the model inside the gateway reads text, not tokens");
-        } else if self.other {
+        if self.other {
             findings.wrong("invalid_type", param, "must be text or a list of texts");
         } else if self.many {
             findings.wrong("array_above_max_length", param, format!("must have at most {MAX_TEXTS} texts"));
@@ -110,12 +98,48 @@ impl<'de> Deserialize<'de> for Texts {
     }
 }
 
+/// What is to become a vector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EncodeInput {
+    /// A text.
+    Text(String),
+    /// Tokens of the model, as they stand.
+    Tokens(Vec<u32>),
+}
+
+/// What stands in `input`, if it is some and nothing else; what is wrong with it is told.
+fn inputs(written: TextOrTokens, findings: &mut Findings) -> Vec<EncodeInput> {
+    let list = match written {
+        TextOrTokens::Many(list) => list,
+        one => vec![one],
+    };
+    if list.is_empty() {
+        findings.wrong("empty_array", "input", "must have at least one text");
+    } else if list.len() > MAX_TEXTS {
+        findings.wrong("array_above_max_length", "input", format!("must have at most {MAX_TEXTS} texts"));
+    }
+    let mut inputs = Vec::with_capacity(list.len());
+    for input in list {
+        match input {
+            TextOrTokens::Text(text) if !text.is_empty() => inputs.push(EncodeInput::Text(text)),
+            TextOrTokens::Tokens(tokens) if !tokens.is_empty() => inputs.push(EncodeInput::Tokens(tokens)),
+            TextOrTokens::Text(_) | TextOrTokens::Tokens(_) => {
+                findings.wrong("invalid_value", "input", "must have no empty text");
+            }
+            _ => findings.wrong("invalid_type", "input", "must be text, tokens, or a list of either"),
+        }
+    }
+    inputs
+}
+
 /// A request that a model which encodes texts answers.
 #[derive(Debug, Default)]
 pub struct EncodeRequest {
     /// The model named.
     pub model: Option<String>,
-    /// The texts, or the documents of a reranking.
+    /// What is to become vectors.
+    pub inputs: Vec<EncodeInput>,
+    /// The documents of a reranking.
     pub texts: Vec<String>,
     /// What the documents are ranked by; none where embeddings are wanted.
     pub query: Option<String>,
@@ -144,16 +168,20 @@ impl EncodeRequest {
         let mut reader = Reader {
             what,
             request: Self { return_documents: true, ..Self::default() },
+            inputs: None,
             texts: None,
             seen: Vec::new(),
             findings: Findings::default(),
         };
         object(body, &mut reader)?;
-        let Reader { mut request, texts, mut findings, .. } = reader;
-        let param = if what == Encode::Embeddings { "input" } else { "documents" };
-        match texts {
-            Some(texts) => request.texts = texts.judge(param, &mut findings),
-            None => findings.wrong("missing_required_parameter", param, "is missing"),
+        let Reader { mut request, inputs: written, texts, mut findings, .. } = reader;
+        match (what, written, texts) {
+            (Encode::Embeddings, Some(written), _) if written != TextOrTokens::Nothing => {
+                request.inputs = inputs(written, &mut findings);
+            }
+            (Encode::Embeddings, ..) => findings.wrong("missing_required_parameter", "input", "is missing"),
+            (Encode::Rerank, _, Some(texts)) => request.texts = texts.judge("documents", &mut findings),
+            (Encode::Rerank, ..) => findings.wrong("missing_required_parameter", "documents", "is missing"),
         }
         if what == Encode::Rerank && request.query.is_none() {
             findings.wrong("missing_required_parameter", "query", "is missing");
@@ -177,6 +205,7 @@ impl EncodeRequest {
 struct Reader {
     what: Encode,
     request: EncodeRequest,
+    inputs: Option<TextOrTokens>,
     texts: Option<Texts>,
     seen: Vec<String>,
     findings: Findings,
@@ -199,7 +228,8 @@ impl<'a> Visitor<'a> for &mut Reader {
                 self.seen.push(key.clone().into_owned());
             }
             match (self.what, &*key) {
-                (Encode::Embeddings, "input") | (Encode::Rerank, "documents") => self.texts = Some(map.next_value()?),
+                (Encode::Embeddings, "input") => self.inputs = Some(map.next_value()?),
+                (Encode::Rerank, "documents") => self.texts = Some(map.next_value()?),
                 (_, "user") | (Encode::Rerank, "truncate_prompt_tokens" | "priority") => {
                     map.next_value::<Skip>()?;
                 }
@@ -266,8 +296,12 @@ mod tests {
     #[test]
     fn what_is_to_be_encoded_is_read() {
         let one = embed(r#"{"model":"m","input":"a","encoding_format":"base64","dimensions":3,"user":"u"}"#).unwrap();
-        assert_eq!((one.texts, one.base64, one.dimensions), (vec!["a".to_owned()], true, Some(3)));
-        assert_eq!(embed(r#"{"input":["a","b"],"encoding_format":"float"}"#).unwrap().texts, ["a", "b"]);
+        let text = |text: &str| EncodeInput::Text(text.into());
+        assert_eq!((one.inputs, one.base64, one.dimensions), (vec![text("a")], true, Some(3)));
+        assert_eq!(embed(r#"{"input":["a","b"],"encoding_format":"float"}"#).unwrap().inputs, [text("a"), text("b")]);
+        let tokens = |tokens: &[u32]| EncodeInput::Tokens(tokens.into());
+        assert_eq!(embed(r#"{"input":[1,2,3]}"#).unwrap().inputs, [tokens(&[1, 2, 3])]);
+        assert_eq!(embed(r#"{"input":[[1,2],"a",[3]]}"#).unwrap().inputs, [tokens(&[1, 2]), text("a"), tokens(&[3])]);
         let body = br#"{"model":"m","query":"q","documents":["a",{"text":"b"}],"top_n":1,"return_documents":false}"#;
         let rank = EncodeRequest::parse(body, Encode::Rerank).unwrap();
         assert_eq!((rank.query.as_deref(), rank.texts.len(), rank.top_n), (Some("q"), 2, Some(1)));
@@ -285,8 +319,12 @@ mod tests {
             (r#"{"input":["a",""]}"#, "input"),
             (r#"{"input":7}"#, "input"),
             (r#"{"input":{"a":1}}"#, "input"),
-            (r#"{"input":[1,2,3]}"#, "input"),
-            (r#"{"input":[[1,2],[3]]}"#, "input"),
+            (r#"{"input":null}"#, "input"),
+            (r#"{"input":[1,"a"]}"#, "input"),
+            (r#"{"input":[1,-2]}"#, "input"),
+            (r#"{"input":[4294967296]}"#, "input"),
+            (r#"{"input":[[1.5]]}"#, "input"),
+            (r#"{"input":[[]]}"#, "input"),
             (many.as_str(), "input"),
             (r#"{"input":"a","encoding_format":"hex"}"#, "encoding_format"),
             (r#"{"input":"a","dimensions":0}"#, "dimensions"),

@@ -23,6 +23,7 @@ pub(super) enum Field {
 pub(super) enum Read {
     Model,
     Messages,
+    Prompt,
     Stream,
     StreamOptions,
     MaxTokens,
@@ -41,6 +42,19 @@ pub(super) enum Read {
     Logprobs,
     TopLogprobs,
     ResponseFormat,
+    Tools,
+    ToolChoice,
+    ParallelToolCalls,
+}
+
+/// Which API a request is one of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Api {
+    /// Chat completions.
+    #[default]
+    Chat,
+    /// The older completions, which continue a text.
+    Text,
 }
 
 /// A value that asks for nothing.
@@ -90,6 +104,8 @@ const FIELDS: &[(&str, Field)] = &[
     ("min_p", Field::Read(Read::MinP)),
     ("model", Field::Read(Read::Model)),
     ("n", Field::Read(Read::N)),
+    ("parallel_tool_calls", Field::Read(Read::ParallelToolCalls)),
+    ("prompt", Field::Read(Read::Prompt)),
     ("presence_penalty", Field::Read(Read::PresencePenalty)),
     ("repetition_penalty", Field::Read(Read::RepetitionPenalty)),
     ("response_format", Field::Read(Read::ResponseFormat)),
@@ -98,6 +114,8 @@ const FIELDS: &[(&str, Field)] = &[
     ("stream", Field::Read(Read::Stream)),
     ("stream_options", Field::Read(Read::StreamOptions)),
     ("temperature", Field::Read(Read::Temperature)),
+    ("tool_choice", Field::Read(Read::ToolChoice)),
+    ("tools", Field::Read(Read::Tools)),
     ("top_k", Field::Read(Read::TopK)),
     ("top_logprobs", Field::Read(Read::TopLogprobs)),
     ("top_p", Field::Read(Read::TopP)),
@@ -107,8 +125,6 @@ const FIELDS: &[(&str, Field)] = &[
     ("functions", Only(Empty)),
     ("metadata", Inert),
     ("modalities", Only(ListOf("text"))),
-    // Without tools there is nothing to call, in parallel or not.
-    ("parallel_tool_calls", Inert),
     ("prediction", Only(Nothing)),
     ("prompt_cache_key", Inert),
     ("prompt_cache_retention", Inert),
@@ -116,8 +132,7 @@ const FIELDS: &[(&str, Field)] = &[
     ("safety_identifier", Inert),
     ("service_tier", Only(Word(&["auto", "default"]))),
     ("store", Only(Bool(false))),
-    ("tool_choice", Only(Word(&["none", "auto"]))),
-    ("tools", Only(Empty)),
+    ("suffix", Only(Word(&[""]))),
     ("user", Inert),
     ("verbosity", Only(Word(&["medium"]))),
     ("web_search_options", Only(Nothing)),
@@ -142,9 +157,36 @@ const FIELDS: &[(&str, Field)] = &[
     ("use_beam_search", Only(Bool(false))),
 ];
 
+/// Fields that chat completions alone have.
+const CHAT: &[&str] = &[
+    "audio",
+    "chat_template_kwargs",
+    "function_call",
+    "functions",
+    "max_completion_tokens",
+    "messages",
+    "modalities",
+    "parallel_tool_calls",
+    "prediction",
+    "reasoning_effort",
+    "response_format",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "verbosity",
+    "web_search_options",
+];
+/// Those that completions alone have.
+const TEXT: &[&str] = &["prompt", "suffix"];
+
 /// What a field is, and its place in the table; `None` for one that nobody knows.
-pub(super) fn lookup(name: &str) -> Option<(usize, Field)> {
-    FIELDS.iter().enumerate().find(|(_, (known, _))| *known == name).map(|(at, (_, field))| (at, *field))
+pub(super) fn lookup(name: &str, api: Api) -> Option<(usize, Field)> {
+    let others = match api {
+        Api::Chat => TEXT,
+        Api::Text => CHAT,
+    };
+    let (at, (_, field)) = FIELDS.iter().enumerate().find(|(_, (known, _))| *known == name)?;
+    (!others.contains(&name)).then_some((at, *field))
 }
 
 /// A set of places in the table.

@@ -54,9 +54,10 @@ struct JsonSchema {
 }
 
 /// JSON text of a value, which must not nest deeper than the rest of a body may.
-struct Raw {
-    text: Option<Box<str>>,
-    is_bad: bool,
+#[derive(Default)]
+pub(super) struct Raw {
+    pub(super) text: Option<Box<str>>,
+    pub(super) is_bad: bool,
 }
 
 impl<'de> Deserialize<'de> for Raw {

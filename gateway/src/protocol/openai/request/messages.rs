@@ -1,25 +1,35 @@
-//! The conversation of a chat request, as text by role: the only thing that the model inside reads. What it would have
-//! to leave out (images, tools, sounds) is told by name, never dropped in silence.
+//! The conversation of a chat request, as text by role, with the calls of tools: the only things that the model inside
+//! reads. What it would have to leave out (images, sounds) is told by name, never dropped in silence.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use spillway_engine::ToolCall;
 
 use super::chat::Findings;
+use super::format::Raw;
+use super::tools;
 use super::values::{Probe, Skip, SkipVisitor, Text};
 
 /// Messages of one request; OpenAI has the same limit.
 pub(super) const MAX_MESSAGES: usize = 2048;
 
 /// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Message {
-    /// `system`, `user` or `assistant`; `developer` is the newer name of `system`.
+    /// `system`, `user`, `assistant` or `tool`; `developer` is the newer name of `system`.
     pub role: &'static str,
     /// Its text. Parts are joined by a line break, as vLLM and llama.cpp do.
     pub content: String,
+    /// The calls that an assistant made with it.
+    pub tool_calls: Vec<ToolCall>,
+    /// The call whose result a tool tells.
+    pub tool_call_id: Option<String>,
 }
+
+/// Longest id of a call, in bytes.
+const MAX_CALL_ID: usize = 256;
 
 /// Reads the value of `messages`.
 pub(super) struct Messages<'f>(pub(super) &'f mut Findings);
@@ -112,7 +122,7 @@ impl<'de> DeserializeSeed<'de> for OneMessage<'_> {
 impl OneMessage<'_> {
     fn not_an_object(self) -> Message {
         self.findings.wrong("invalid_type", format!("messages[{}]", self.at), "must be an object");
-        Message { role: "user", content: String::new() }
+        Message { role: "user", ..Message::default() }
     }
 
     fn role(&mut self, role: &Probe<'_>) -> &'static str {
@@ -122,8 +132,10 @@ impl OneMessage<'_> {
                 "system" | "developer" => "system",
                 "user" => "user",
                 "assistant" => "assistant",
-                "tool" | "function" => {
-                    self.findings.unsupported("unsupported_value", param, "the model inside the gateway has no tools");
+                "tool" => "tool",
+                "function" => {
+                    let why = "the model inside the gateway does not know functions, which tools have replaced";
+                    self.findings.unsupported("unsupported_value", param, why);
                     "user"
                 }
                 _ => {
@@ -138,7 +150,19 @@ impl OneMessage<'_> {
         }
     }
 
-    /// A field of a message other than its role and its content.
+    fn call_id(&mut self, id: &Probe<'_>) -> Option<String> {
+        match id {
+            Probe::Null => None,
+            Probe::Text(id) if (1..=MAX_CALL_ID).contains(&id.len()) => Some(id.clone().into_owned()),
+            _ => {
+                let param = format!("messages[{}].tool_call_id", self.at);
+                self.findings.wrong("invalid_type", param, format!("must be a string of 1 to {MAX_CALL_ID} bytes"));
+                None
+            }
+        }
+    }
+
+    /// A field of a message other than those that are read.
     fn other(&mut self, key: &str, value: &Probe<'_>) {
         let is_empty = matches!(value, Probe::Null | Probe::List(0, _) | Probe::Object(0, _) | Probe::Bool(false));
         // A name is shown to no model that has no place for it in its template; what a model thought or refused earlier,
@@ -176,21 +200,24 @@ impl<'de> Visitor<'de> for OneMessage<'_> {
         Ok(self.not_an_object())
     }
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Message, A::Error> {
-        let (mut role, mut content, mut calls) = (None, None, false);
+        let (mut role, mut content, mut function_call) = (None, None, false);
+        let (mut calls, mut call_id): (Option<Raw>, Option<Option<String>>) = (None, None);
         while let Some(Text(key)) = map.next_key()? {
             match &*key {
                 "role" if role.is_none() => role = Some(self.role(&map.next_value()?)),
                 "content" if content.is_none() => {
                     content = Some(map.next_value_seed(Content { at: self.at, findings: &mut *self.findings })?);
                 }
-                "role" | "content" => {
+                "tool_calls" if calls.is_none() => calls = Some(map.next_value()?),
+                "tool_call_id" if call_id.is_none() => call_id = Some(self.call_id(&map.next_value()?)),
+                "role" | "content" | "tool_calls" | "tool_call_id" => {
                     map.next_value::<Skip>()?;
                     let param = format!("messages[{}].{key}", self.at);
                     self.findings.wrong("duplicate_parameter", param, "stands more than once");
                 }
                 _ => {
                     let value: Probe<'_> = map.next_value()?;
-                    calls |= matches!(&*key, "tool_calls" | "function_call") && value != Probe::Null;
+                    function_call |= &*key == "function_call" && value != Probe::Null;
                     self.other(&key, &value);
                 }
             }
@@ -199,15 +226,29 @@ impl<'de> Visitor<'de> for OneMessage<'_> {
             self.findings.wrong("missing_required_parameter", format!("messages[{}].role", self.at), "is missing");
             "user"
         });
+        let tool_calls = calls.map(|raw| tools::calls(&raw, self.at, self.findings)).unwrap_or_default();
+        let tool_call_id = call_id.flatten();
+        for (is_given, field, belongs) in
+            [(!tool_calls.is_empty(), "tool_calls", "assistant"), (tool_call_id.is_some(), "tool_call_id", "tool")]
+        {
+            if is_given && role != belongs {
+                let param = format!("messages[{}].{field}", self.at);
+                self.findings.wrong("invalid_value", param, format!("belongs to a message of the role {belongs}"));
+            }
+        }
+        if role == "tool" && tool_call_id.is_none() {
+            let param = format!("messages[{}].tool_call_id", self.at);
+            self.findings.wrong("missing_required_parameter", param, "is missing");
+        }
         // A message that calls tools may say nothing.
         let content = content.flatten().unwrap_or_else(|| {
-            if !(role == "assistant" && calls) {
+            if !(role == "assistant" && (function_call || !tool_calls.is_empty())) {
                 let param = format!("messages[{}].content", self.at);
                 self.findings.wrong("missing_required_parameter", param, "is missing");
             }
             String::new()
         });
-        Ok(Message { role, content })
+        Ok(Message { role, content, tool_calls, tool_call_id })
     }
 }
 

@@ -10,13 +10,15 @@ mod messages;
 mod peek;
 #[cfg(test)]
 mod tests;
+mod tools;
 mod values;
 
-pub use chat::{ChatRequest, model_not_found};
-pub use encode::{Encode, EncodeRequest};
+pub use chat::{ChatRequest, PromptInput, model_not_found};
+pub use encode::{Encode, EncodeInput, EncodeRequest};
 pub use format::ResponseFormat;
 pub use messages::Message;
 pub use peek::{Peek, peek};
+pub use tools::ToolChoice;
 
 use serde::de::{Deserializer, Visitor};
 use spillway_filter::Refusal;

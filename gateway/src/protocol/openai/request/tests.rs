@@ -114,7 +114,7 @@ fn a_plain_request_is_read_in_full() {
     )
     .unwrap();
     assert_eq!(request.model.as_deref(), Some("m"));
-    assert_eq!(request.messages, [Message { role: "user", content: "hi".into() }]);
+    assert_eq!(request.messages, [Message { role: "user", content: "hi".into(), ..Message::default() }]);
     assert!(request.stream && request.include_usage);
     assert_eq!((request.temperature, request.top_p, request.top_k), (Some(2.0), Some(0.5), Some(40)));
     assert_eq!((request.seed, request.max_tokens), (Some(u64::MAX), Some(5)));
@@ -153,10 +153,16 @@ fn values_that_ask_for_nothing_are_taken() {
 #[test]
 fn what_is_not_implemented_is_named() {
     for (field, param) in [
-        (r#""tools":[{}]"#, "tools"),
+        (r#""tools":[{"type":"retrieval"}]"#, "tools[0].type"),
+        (r#""tools":[{"type":"function","function":{"name":"f","cost":1}}]"#, "tools[0].function.cost"),
+        (r#""tools":[{"type":"function","function":{"name":"f","strict":true}}]"#, "tools.function.strict"),
+        (r#""tools":[{"type":"function","function":{"name":"f"}}],"logprobs":true"#, "logprobs"),
+        (
+            r#""tools":[{"type":"function","function":{"name":"f"}}],"response_format":{"type":"json_object"}"#,
+            "response_format",
+        ),
         (r#""functions":[{"name":"f"}]"#, "functions"),
-        (r#""tool_choice":"required""#, "tool_choice"),
-        (r#""tool_choice":{"type":"function"}"#, "tool_choice"),
+        (r#""tool_choice":{"type":"allowed_tools"}"#, "tool_choice.type"),
         (r#""response_format":{"type":"grammar"}"#, "response_format.type"),
         (r#""response_format":{"type":"json_object","more":1}"#, "response_format.more"),
         (
@@ -236,6 +242,25 @@ fn what_is_wrong_is_refused_with_its_field() {
             "missing_required_parameter",
             "response_format.json_schema.schema",
         ),
+        (r#""tools":{}"#, "invalid_type", "tools"),
+        (r#""tools":[{}]"#, "missing_required_parameter", "tools[0].type"),
+        (r#""tools":[{"type":"function"}]"#, "missing_required_parameter", "tools[0].function"),
+        (r#""tools":[{"type":"function","function":{"name":"a b"}}]"#, "invalid_value", "tools[0].function.name"),
+        (
+            r#""tools":[{"type":"function","function":{"name":"f","parameters":[]}}]"#,
+            "invalid_type",
+            "tools[0].function.parameters",
+        ),
+        (
+            r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"f"}}]"#,
+            "invalid_value",
+            "tools[1].function.name",
+        ),
+        (r#""tool_choice":"required""#, "invalid_value", "tool_choice"),
+        (r#""tool_choice":7"#, "invalid_value", "tool_choice"),
+        (r#""tool_choice":{"type":"function"}"#, "missing_required_parameter", "tool_choice.function.name"),
+        (r#""tool_choice":{"type":"function","function":{"name":"f"}}"#, "invalid_value", "tool_choice.function.name"),
+        (r#""parallel_tool_calls":1"#, "invalid_type", "parallel_tool_calls"),
         (r#""seed":99999999999999999999"#, "invalid_type", "seed"),
         (r#""stop":["a","b","c","d","e"]"#, "array_above_max_length", "stop"),
         (r#""stop":["a","b","c","d","e","f"]"#, "array_above_max_length", "stop"),
@@ -300,6 +325,63 @@ fn sampling_and_formats_are_read() {
 }
 
 #[test]
+fn tools_and_what_became_of_their_calls_are_read() {
+    let body = r#"{"messages":[{"role":"user","content":"hi"},
+        {"role":"assistant","tool_calls":[{"id":"c1","type":"function","function":{"name":"f","arguments":"{}"}}]},
+        {"role":"tool","tool_call_id":"c1","content":"7"}],
+        "tools":[{"type":"function","function":{"name":"f","description":null,"parameters":{"type":"object"},"strict":true}},
+            {"type":"function","function":{"name":"g"}}],
+        "tool_choice":{"type":"function","function":{"name":"f"}},"parallel_tool_calls":false}"#;
+    let request = ChatRequest::parse(body.as_bytes()).unwrap();
+    assert!(request.unsupported().is_none(), "{:?}", request.unsupported());
+    let functions: Vec<_> = request.tools.iter().map(|tool| tool.function.as_str()).collect();
+    assert_eq!(functions, [r#"{"name":"f","parameters":{"type":"object"}}"#, r#"{"name":"g"}"#]);
+    assert_eq!(request.tool_choice, ToolChoice::Named("f".into()));
+    assert!(request.one_tool_call);
+    assert_eq!(request.messages[1].tool_calls[0].name, "f");
+    assert_eq!(request.messages[2].tool_call_id.as_deref(), Some("c1"));
+    // Where none may be called there are none.
+    let none = parse(r#","tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":"none""#).unwrap();
+    assert!(none.tools.is_empty() && none.unsupported().is_none());
+}
+
+#[test]
+fn completions_are_read() {
+    let parse = |fields: &str| ChatRequest::parse_text(format!("{{{fields}}}").as_bytes());
+    let request = parse(r#""prompt":"once","logprobs":2,"suffix":"","echo":false,"best_of":1,"n":2"#).unwrap();
+    assert!(request.unsupported().is_none(), "{:?}", request.unsupported());
+    assert_eq!(request.prompt, Some(PromptInput::Text("once".into())));
+    assert_eq!((request.max_tokens, request.logprobs, request.top_logprobs), (Some(16), true, 2));
+    for (prompt, expected) in [
+        ("[1,2]", PromptInput::Tokens(vec![1, 2])),
+        ("[[1,2]]", PromptInput::Tokens(vec![1, 2])),
+        (r#"["a"]"#, PromptInput::Text("a".into())),
+    ] {
+        assert_eq!(parse(&format!(r#""prompt":{prompt}"#)).unwrap().prompt, Some(expected), "{prompt}");
+    }
+    for (fields, param) in [
+        ("", "prompt"),
+        (r#""prompt":[]"#, "prompt"),
+        (r#""prompt":7"#, "prompt"),
+        (r#""prompt":[1,"a"]"#, "prompt"),
+        (r#""prompt":"a","logprobs":true"#, "logprobs"),
+        (r#""prompt":"a","logprobs":6"#, "logprobs"),
+    ] {
+        assert_eq!(parse(fields).unwrap_err().param.as_deref(), Some(param), "{fields}");
+    }
+    for (fields, param) in [
+        (r#""prompt":["a","b"]"#, "prompt"),
+        (r#""prompt":"a","echo":true"#, "echo"),
+        (r#""prompt":"a","suffix":"b""#, "suffix"),
+        (r#""prompt":"a","messages":[]"#, "messages"),
+        (r#""prompt":"a","tools":[]"#, "tools"),
+    ] {
+        assert_eq!(parse(fields).unwrap().unsupported().unwrap().param.as_deref(), Some(param), "{fields}");
+    }
+    assert_eq!(self::parse(r#","prompt":"a""#).unwrap().unsupported().unwrap().param.as_deref(), Some("prompt"));
+}
+
+#[test]
 fn conversations_are_read_by_role() {
     let request = parse_messages(
         r#"[{"role":"developer","content":[{"type":"text","text":"a"},{"text":"b\n","type":"text"}]},
@@ -316,9 +398,8 @@ fn conversations_are_read_by_role() {
 #[test]
 fn messages_that_the_model_cannot_read_are_named() {
     for (messages, param) in [
-        (r#"[{"role":"user","content":"x"},{"role":"tool","tool_call_id":"1","content":"y"}]"#, "messages[1].role"),
         (r#"[{"role":"function","name":"f","content":"y"}]"#, "messages[0].role"),
-        (r#"[{"role":"assistant","content":null,"tool_calls":[{}]}]"#, "messages[0].tool_calls"),
+        (r#"[{"role":"assistant","content":"","tool_calls":[{"type":"custom"}]}]"#, "messages[0].tool_calls[0].type"),
         (r#"[{"role":"assistant","function_call":{"name":"f"}}]"#, "messages[0].function_call"),
         (
             r#"[{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":{}}]}]"#,
@@ -347,6 +428,9 @@ fn messages_that_nobody_could_read_are_refused() {
         (r#"[{"role":"user"}]"#, "missing_required_parameter", "messages[0].content"),
         (r#"[{"role":"user","content":null}]"#, "missing_required_parameter", "messages[0].content"),
         (r#"[{"role":"assistant","content":null}]"#, "missing_required_parameter", "messages[0].content"),
+        (r#"[{"role":"assistant","tool_calls":[{}]}]"#, "invalid_value", "messages[0].tool_calls[0]"),
+        (r#"[{"role":"tool","content":"x"}]"#, "missing_required_parameter", "messages[0].tool_call_id"),
+        (r#"[{"role":"user","content":"x","tool_call_id":"1"}]"#, "invalid_value", "messages[0].tool_call_id"),
         (r#"[{"role":"user","content":5}]"#, "invalid_type", "messages[0].content"),
         (r#"[{"role":"user","content":{}}]"#, "invalid_type", "messages[0].content"),
         (r#"[{"role":"user","content":[]}]"#, "empty_array", "messages[0].content"),

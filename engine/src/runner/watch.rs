@@ -4,13 +4,16 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_channel::Sender;
+use crate::EngineError;
 
-use crate::{EngineError, Event};
+/// Somebody who waits for the end of a step.
+pub(crate) trait Reader: Send + 'static {
+    /// Tells why its request has ended; nothing follows.
+    fn fail(self, error: EngineError);
+}
 
 /// What the engine's thread and its watch know of each other.
-#[derive(Default)]
-struct State {
+struct State<R> {
     /// The step that runs: when it must have ended.
     until: Option<Instant>,
     /// Whether the watch sleeps until a step begins.
@@ -19,40 +22,40 @@ struct State {
     hung: bool,
     ended: bool,
     /// Those who are waited for.
-    readers: Vec<Sender<Event>>,
+    readers: Vec<R>,
 }
 
-#[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct Shared<R> {
+    state: Mutex<State<R>>,
     changed: Condvar,
 }
 
 /// The engine's side of the watch; the thread ends when it is dropped.
-pub(super) struct Watch {
-    shared: Arc<Shared>,
+pub(crate) struct Watch<R: Reader> {
+    shared: Arc<Shared<R>>,
 }
 
-impl Watch {
+impl<R: Reader> Watch<R> {
     /// Starts the thread. `on_hang` is called once for each step that hangs.
-    pub(super) fn start(name: &str, on_hang: impl Fn() + Send + 'static) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+    pub(crate) fn start(name: &str, on_hang: impl Fn() + Send + 'static) -> std::io::Result<Self> {
+        let state = State { until: None, sleeps: false, hung: false, ended: false, readers: Vec::new() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let watched = shared.clone();
         std::thread::Builder::new().name(name.to_owned()).spawn(move || watch(&watched, &on_hang))?;
         Ok(Self { shared })
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, State<R>> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// These are told when a step hangs.
-    pub(super) fn readers(&self, readers: Vec<Sender<Event>>) {
+    pub(crate) fn readers(&self, readers: Vec<R>) {
         self.state().readers = readers;
     }
 
     /// A step begins that must end within this time.
-    pub(super) fn begin(&self, within: Duration) {
+    pub(crate) fn begin(&self, within: Duration) {
         let mut state = self.state();
         state.until = Instant::now().checked_add(within);
         if state.sleeps {
@@ -61,21 +64,21 @@ impl Watch {
     }
 
     /// The step has ended. True when that was too late.
-    pub(super) fn end(&self) -> bool {
+    pub(crate) fn end(&self) -> bool {
         let mut state = self.state();
         state.until = None;
         std::mem::take(&mut state.hung)
     }
 }
 
-impl Drop for Watch {
+impl<R: Reader> Drop for Watch<R> {
     fn drop(&mut self) {
         self.state().ended = true;
         self.shared.changed.notify_one();
     }
 }
 
-fn watch(shared: &Shared, on_hang: &dyn Fn()) {
+fn watch<R: Reader>(shared: &Shared<R>, on_hang: &dyn Fn()) {
     let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
     while !state.ended {
         let now = Instant::now();
@@ -86,8 +89,7 @@ fn watch(shared: &Shared, on_hang: &dyn Fn()) {
                 on_hang();
                 let error = EngineError::Device("a step has not ended in time".into());
                 for reader in state.readers.drain(..) {
-                    let _ = reader.force_send(Event::Failed(error.clone()));
-                    reader.close();
+                    reader.fail(error.clone());
                 }
             }
             Some(until) => {
@@ -108,6 +110,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::Event;
 
     #[test]
     fn a_step_that_does_not_end_is_told_once_to_all_who_wait() {

@@ -1,0 +1,293 @@
+//! A loaded model as callers have it. It takes requests from any thread; each model does its work on a thread of its own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::runner::Rebuildable;
+use crate::text::{Conversation, TextModel, ToolStyle};
+use crate::{
+    Busy, BusyReason, ChatMessage, EmbedInput, Embedding, EngineError, EngineStats, Generate, Grammar, GrammarError,
+    LoadError, LoadOptions, ModelInfo, Placement, Prompt, PromptError, Scores, Structure, Task, TokenStream, artifact,
+    encoder, grammar, model, scheduler,
+};
+
+/// A loaded model; clones share it. It ends when the last one is dropped.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    info: ModelInfo,
+    max_sequences: u32,
+    work: Work,
+}
+
+/// Who does it.
+enum Work {
+    Decoder { text: TextModel, grammars: grammar::Grammars, scheduler: scheduler::Handle },
+    Encoder(encoder::Handle),
+}
+
+impl Engine {
+    /// Loads a model and waits until it is ready. Blocks for as long as that takes: not for a runtime's own threads.
+    pub fn load(options: LoadOptions) -> Result<Self, LoadError> {
+        let started = Instant::now();
+        let file = artifact::ModelFile::open(&options.source)?;
+        let task = model::task(&file);
+        if task != Task::Generate {
+            return Self::load_encoder(&file, task, &options, started);
+        }
+        // The vocabulary takes about as long as the weights of a small model.
+        let (text, loaded) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| TextModel::new(&file));
+            let loaded = model::load(&file, &options);
+            (text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
+        });
+        let text = text?;
+        if !text.has_template() {
+            tracing::warn!(event = "no_chat_template", model = %options.name, "it can continue texts, not conversations");
+        }
+        let loaded = loaded?;
+        let info = ModelInfo {
+            task,
+            labels: Vec::new(),
+            outputs: 0,
+            name: options.name.clone(),
+            architecture: file.architecture().to_owned(),
+            parameters: file.parameters(),
+            quantization: file.quantization(),
+            context_length: loaded.context_length,
+            vocabulary: loaded.vocabulary,
+            file_bytes: file.bytes(),
+            load_time: started.elapsed(),
+        };
+        drop(file);
+        let (sizes, device) = (loaded.sizes, loaded.device.name.clone());
+        let made = Rebuildable::decoder(loaded, info.file_bytes, &options);
+        let scheduler = scheduler::start(made, sizes, text.tokenizer(), &options, &device)?;
+        let info = ModelInfo { load_time: started.elapsed(), ..info };
+        let grammars = grammar::Grammars::new(text.tokenizer().clone());
+        let max_sequences = u32::try_from(sizes.slots).unwrap_or(u32::MAX);
+        let work = Work::Decoder { text, grammars, scheduler };
+        Ok(Self { shared: Arc::new(Shared { info, max_sequences, work }) })
+    }
+
+    fn load_encoder(
+        file: &artifact::ModelFile,
+        task: Task,
+        options: &LoadOptions,
+        started: Instant,
+    ) -> Result<Self, LoadError> {
+        let tokenizer = TextModel::tokenizer_of(file)?;
+        let loaded = model::load_encoder(file, options)?;
+        if tokenizer.vocabulary() > loaded.shape.vocabulary {
+            let (tokens, rows) = (tokenizer.vocabulary(), loaded.shape.vocabulary);
+            return Err(file.corrupt(format!("its tokenizer has {tokens} tokens and its table {rows} rows")));
+        }
+        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let labels = match file.meta("bert.classifier.output_labels") {
+            Some(artifact::MetaValue::Strings(labels)) if task == Task::Classify => labels.clone(),
+            _ => Vec::new(),
+        };
+        let info = ModelInfo {
+            task,
+            labels,
+            outputs: narrow(loaded.shape.outputs()),
+            name: options.name.clone(),
+            architecture: file.architecture().to_owned(),
+            parameters: file.parameters(),
+            quantization: file.quantization(),
+            context_length: narrow(loaded.shape.context),
+            vocabulary: narrow(loaded.shape.vocabulary),
+            file_bytes: file.bytes(),
+            load_time: started.elapsed(),
+        };
+        let shape = loaded.shape.clone();
+        let made = Rebuildable::encoder(loaded, info.file_bytes, options);
+        let encoder = encoder::start(made, shape, tokenizer, options)?;
+        let info = ModelInfo { load_time: started.elapsed(), ..info };
+        Ok(Self {
+            shared: Arc::new(Shared { info, max_sequences: options.max_sequences, work: Work::Encoder(encoder) }),
+        })
+    }
+
+    /// The parts of a model that generates.
+    fn decoder(&self) -> Option<(&TextModel, &scheduler::Handle)> {
+        match &self.shared.work {
+            Work::Decoder { text, scheduler, .. } => Some((text, scheduler)),
+            Work::Encoder(_) => None,
+        }
+    }
+
+    /// The encoder, if the model is for this.
+    fn encoder(&self, wanted: Task) -> Result<&encoder::Handle, EngineError> {
+        match &self.shared.work {
+            Work::Encoder(encoder) if self.shared.info.task == wanted => Ok(encoder),
+            _ => Err(EngineError::Task { is: self.shared.info.task, wanted }),
+        }
+    }
+
+    /// Texts as vectors, in their order; a text that is longer than the context is cut and marked. Texts of several calls
+    /// go through the model together. At most 2048 in one call. Dropping the future ends the work within one step.
+    ///
+    /// # Errors
+    /// [`EngineError::Task`] for a model that gives no embeddings, [`EngineError::Busy`] when `max_queue` calls wait,
+    /// [`EngineError::Input`] for too many texts, [`EngineError::Device`] and [`EngineError::Shutdown`].
+    pub async fn embed(&self, texts: Vec<String>) -> Result<Vec<Embedding>, EngineError> {
+        self.embed_inputs(texts.into_iter().map(EmbedInput::Text).collect()).await
+    }
+
+    /// The same of texts, or of tokens that were made elsewhere: those are read as they stand, without the marks that the
+    /// tokenizer puts around a text. A number that is no token is [`EngineError::Input`].
+    pub async fn embed_inputs(&self, inputs: Vec<EmbedInput>) -> Result<Vec<Embedding>, EngineError> {
+        let inputs = inputs.into_iter().map(|input| match input {
+            EmbedInput::Text(text) => encoder::Input::Text(text.into()),
+            EmbedInput::Tokens(tokens) => encoder::Input::Tokens(tokens),
+        });
+        let encoded = self.encoder(Task::Embed)?.encode(inputs.collect()).await?;
+        let normalised = encoded.into_iter().map(|text| {
+            let length = text.values.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+            let values = text.values.into_iter().map(|v| v / length).collect();
+            Embedding { values, tokens: text.tokens, truncated: text.truncated }
+        });
+        Ok(normalised.collect())
+    }
+
+    /// What a classifier makes of texts, in their order. Errors as [`Self::embed`].
+    pub async fn classify(&self, texts: Vec<String>) -> Result<Vec<Scores>, EngineError> {
+        let inputs = texts.into_iter().map(|text| encoder::Input::Text(text.into())).collect();
+        Ok(scores(self.encoder(Task::Classify)?.encode(inputs).await?))
+    }
+
+    /// How well documents answer a query, in the order of the documents: the first logit of a cross-encoder, higher is
+    /// better. Errors as [`Self::embed`], and [`EngineError::Input`] for a classifier of more than one label.
+    pub async fn rerank(&self, query: &str, documents: Vec<String>) -> Result<Vec<Scores>, EngineError> {
+        let encoder = self.encoder(Task::Classify)?;
+        if encoder.outputs() != 1 {
+            let labels = encoder.outputs();
+            return Err(EngineError::Input(format!("the model tells {labels} labels apart; a reranker has one score")));
+        }
+        let query: Arc<str> = query.into();
+        let pair = |document: String| encoder::Input::Pair(query.clone(), document.into());
+        Ok(scores(encoder.encode(documents.into_iter().map(pair).collect()).await?))
+    }
+
+    /// What was loaded.
+    pub fn info(&self) -> &ModelInfo {
+        &self.shared.info
+    }
+
+    /// Where it runs now, and how fast that is.
+    pub fn placement(&self) -> Placement {
+        match &self.shared.work {
+            Work::Decoder { scheduler, .. } => scheduler.placement(),
+            Work::Encoder(encoder) => encoder.placement(),
+        }
+    }
+
+    /// Whether it has ended, by [`Self::shutdown`] or by a defect: it takes nothing any more and must be loaded again.
+    pub fn has_ended(&self) -> bool {
+        match &self.shared.work {
+            Work::Decoder { scheduler, .. } => scheduler.has_ended(),
+            Work::Encoder(encoder) => encoder.has_ended(),
+        }
+    }
+
+    /// How it calls tools, as [`text::ToolReader`](crate::text::ToolReader) reads it; `None` for a model that was not
+    /// taught to.
+    pub fn tools(&self) -> Option<ToolStyle> {
+        self.decoder().and_then(|(text, _)| text.tools())
+    }
+
+    /// Whether it can be given conversations: a model without a chat template continues texts only.
+    pub fn has_template(&self) -> bool {
+        self.decoder().is_some_and(|(text, _)| text.has_template())
+    }
+
+    /// A conversation as tokens, ready to be answered. Takes some microseconds for each hundred bytes.
+    pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Prompt, PromptError> {
+        self.encode(&Conversation { messages, ..Conversation::default() })
+    }
+
+    /// The same with tools, or with an answer that has begun.
+    pub fn encode(&self, conversation: &Conversation<'_>) -> Result<Prompt, PromptError> {
+        let (text, _) = self.decoder().ok_or(PromptError::NotGenerating)?;
+        self.prompt(text.encode(conversation)?)
+    }
+
+    /// Tokens as a prompt, to be continued as they stand.
+    pub fn prompt(&self, tokens: Vec<u32>) -> Result<Prompt, PromptError> {
+        if self.decoder().is_none() {
+            return Err(PromptError::NotGenerating);
+        }
+        let context = usize::try_from(self.shared.info.context_length).unwrap_or(usize::MAX);
+        if let Some(token) = tokens.iter().find(|token| **token >= self.shared.info.vocabulary) {
+            return Err(PromptError::Token { token: *token, vocabulary: self.shared.info.vocabulary });
+        }
+        match tokens.len() {
+            0 => Err(PromptError::Empty),
+            // One token at least must be left for the answer.
+            n if n >= context => Err(PromptError::TooLong { tokens: n, context }),
+            _ => Ok(Prompt { tokens }),
+        }
+    }
+
+    /// A text as tokens, to be continued as it stands. What looks like a control token in it is text.
+    pub fn encode_text(&self, text: &str) -> Result<Prompt, PromptError> {
+        let (model, _) = self.decoder().ok_or(PromptError::NotGenerating)?;
+        self.prompt(model.tokenizer().encode_text(text))
+    }
+
+    /// Compiles what an answer must be. Takes milliseconds, the first time some hundred: not for a runtime's own threads.
+    pub fn grammar(&self, structure: Structure<'_>) -> Result<Grammar, GrammarError> {
+        match &self.shared.work {
+            Work::Decoder { grammars, .. } => grammars.compile(structure),
+            Work::Encoder(_) => Err(GrammarError::Tokens("it does not generate text".into())),
+        }
+    }
+
+    /// Sequences that run together: a request cannot have more choices.
+    pub fn max_sequences(&self) -> u32 {
+        self.shared.max_sequences
+    }
+
+    /// Takes a request if it can be begun in time. Never waits.
+    pub fn submit(&self, request: Generate) -> Result<TokenStream, Busy> {
+        // A prompt cannot be had of a model that does not generate.
+        let never = Busy { reason: BusyReason::Stopped, retry_after: Duration::MAX };
+        let (_, scheduler) = self.decoder().ok_or(never)?;
+        scheduler.submit(request).map(|events| TokenStream { events })
+    }
+
+    /// What it does now.
+    pub fn stats(&self) -> EngineStats {
+        match &self.shared.work {
+            Work::Decoder { scheduler, .. } => scheduler.stats(),
+            Work::Encoder(encoder) => encoder.stats(),
+        }
+    }
+
+    /// Estimated time to the first token of a prompt of this length, if `tenant` submitted it now.
+    pub fn estimated_wait(&self, prompt_tokens: usize, tenant: Option<&str>) -> Duration {
+        match &self.shared.work {
+            Work::Decoder { scheduler, .. } => scheduler.estimated_wait(prompt_tokens, tenant),
+            Work::Encoder(encoder) => encoder.estimated_wait(),
+        }
+    }
+
+    /// Ends it: running requests fail with [`EngineError::Shutdown`].
+    pub fn shutdown(&self) {
+        match &self.shared.work {
+            Work::Decoder { scheduler, .. } => scheduler.shutdown(),
+            Work::Encoder(encoder) => encoder.shutdown(),
+        }
+    }
+}
+
+fn scores(encoded: Vec<encoder::Encoded>) -> Vec<Scores> {
+    encoded
+        .into_iter()
+        .map(|text| Scores { logits: text.values, tokens: text.tokens, truncated: text.truncated })
+        .collect()
+}

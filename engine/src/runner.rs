@@ -1,0 +1,256 @@
+//! What runs the steps of a loaded model, as those who serve see it: the model on an executor. It owns how the model is
+//! made again from its file after its device has failed: on the device that is wanted, or on the processor where that
+//! choice is ours and a GPU is lost. It knows nothing of requests.
+
+mod recover;
+mod watch;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::artifact::ModelFile;
+use crate::exec::Batch;
+use crate::model::{self, Loaded, LoadedEncoder};
+use crate::{DeviceChoice, EngineError, LoadError, LoadOptions, Placement};
+
+pub(crate) use recover::{Serves, recover, start};
+pub(crate) use watch::{Reader, Watch};
+
+/// A step that takes longer than this, and so many times what it should, hangs. A driver may compile a kernel in it.
+const HANG_LEAST: Duration = Duration::from_secs(30);
+const HANG_TIMES: u32 = 20;
+/// Wait before a device that failed is set up for the second time; doubles up to the longest.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// A GPU that fails so often, each time within this long of the last, is given up for the processor.
+const GPU_FAULTS: u32 = 3;
+const GPU_FAULTS_WITHIN: Duration = Duration::from_secs(600);
+
+/// Times that tests shorten.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tuning {
+    /// No step hangs that took less.
+    pub(crate) hang_least: Duration,
+    /// Wait before a device is set up for the second time.
+    pub(crate) retry_first: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { hang_least: HANG_LEAST, retry_first: RETRY_FIRST }
+    }
+}
+
+impl Tuning {
+    /// How long a step may take that should take `usual`.
+    pub(crate) fn hang(&self, usual: Duration) -> Duration {
+        self.hang_least.max(usual.saturating_mul(HANG_TIMES))
+    }
+}
+
+/// Runs steps.
+pub(crate) trait Runner: Send {
+    /// One step: the values of the picked rows, one after the other.
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError>;
+    /// Copies all keys and values of a page to another. False where that cannot be done; the tokens are read again then.
+    fn copy_page(&mut self, from: u32, to: u32) -> bool {
+        let _ = (from, to);
+        false
+    }
+}
+
+/// Stands where a runner was whose memory has been given back.
+struct Gone;
+
+impl Runner for Gone {
+    fn forward(&mut self, _: &Batch) -> Result<Vec<f32>, EngineError> {
+        Err(EngineError::Device("it is being set up again".into()))
+    }
+}
+
+struct DecoderRunner(Loaded);
+
+impl Runner for DecoderRunner {
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
+        self.0.model.forward(self.0.executor.as_mut(), batch)
+    }
+    fn copy_page(&mut self, from: u32, to: u32) -> bool {
+        self.0.executor.copy_page(from, to)
+    }
+}
+
+struct EncoderRunner(LoadedEncoder);
+
+impl Runner for EncoderRunner {
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
+        self.0.model.forward(self.0.executor.as_mut(), batch)
+    }
+}
+
+/// Where a runner is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target<'a> {
+    /// Where the options say.
+    AsWanted,
+    /// On the processor, and why not where the options say.
+    Processor(&'a str),
+}
+
+/// A runner that was made, and where.
+pub(crate) struct Made {
+    pub(crate) runner: Box<dyn Runner>,
+    pub(crate) placement: Placement,
+}
+
+type Make = Box<dyn FnMut(Target<'_>) -> Result<Made, LoadError> + Send>;
+
+/// A runner, and how to make another like it.
+pub(crate) struct Rebuildable {
+    runner: Box<dyn Runner>,
+    make: Make,
+    /// Bytes of the file: what a step of one row reads.
+    file_bytes: u64,
+    /// Whether the processor may take over from a GPU.
+    may_fall_back: bool,
+    on_gpu: bool,
+    placement: Arc<Mutex<Placement>>,
+    /// Faults of the GPU that followed each other closely, and the last.
+    faults: u32,
+    last_fault: Option<Instant>,
+}
+
+/// What was measured when a model was run for the first time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Measured {
+    /// Tokens per second: of one sequence that is written, or of texts that are encoded.
+    pub(crate) rate: f64,
+    /// A step of one row.
+    pub(crate) step: Duration,
+}
+
+impl Rebuildable {
+    pub(crate) fn new(made: Made, may_fall_back: bool, file_bytes: u64, make: Make) -> Self {
+        let on_gpu = made.placement.device.kind != "CPU";
+        let placement = Arc::new(Mutex::new(made.placement));
+        let runner = made.runner;
+        Self { runner, make, file_bytes, may_fall_back, on_gpu, placement, faults: 0, last_fault: None }
+    }
+
+    /// A decoder that is loaded again from its file, with the same options.
+    pub(crate) fn decoder(loaded: Loaded, file_bytes: u64, options: &LoadOptions) -> Self {
+        let (sizes, vocabulary, options) = (loaded.sizes, loaded.vocabulary, options.clone());
+        let may_fall_back = options.device == DeviceChoice::Auto;
+        let made = |loaded: Loaded| Made {
+            placement: Placement::new(loaded.device.clone(), loaded.memory),
+            runner: Box::new(DecoderRunner(loaded)),
+        };
+        let make = move |target: Target<'_>| {
+            let mut loaded = model::load(&ModelFile::open(&options.source)?, &options_for(target, &options))?;
+            if (loaded.sizes, loaded.vocabulary) != (sizes, vocabulary) {
+                return Err(another_model(&options));
+            }
+            explain(&mut loaded.device.reason, target);
+            Ok(made(loaded))
+        };
+        Self::new(made(loaded), may_fall_back, file_bytes, Box::new(make))
+    }
+
+    /// The same for an encoder.
+    pub(crate) fn encoder(loaded: LoadedEncoder, file_bytes: u64, options: &LoadOptions) -> Self {
+        let (shape, options) = (loaded.shape.clone(), options.clone());
+        let may_fall_back = options.device == DeviceChoice::Auto;
+        let made = |loaded: LoadedEncoder| Made {
+            placement: Placement::new(loaded.device.clone(), loaded.memory),
+            runner: Box::new(EncoderRunner(loaded)),
+        };
+        let make = move |target: Target<'_>| {
+            let mut loaded = model::load_encoder(&ModelFile::open(&options.source)?, &options_for(target, &options))?;
+            if loaded.shape != shape {
+                return Err(another_model(&options));
+            }
+            explain(&mut loaded.device.reason, target);
+            Ok(made(loaded))
+        };
+        Self::new(made(loaded), may_fall_back, file_bytes, Box::new(make))
+    }
+
+    /// Where it runs, for those who ask meanwhile.
+    pub(crate) fn placement(&self) -> Arc<Mutex<Placement>> {
+        self.placement.clone()
+    }
+
+    /// Runs a step. A driver that panics has failed like one that says so.
+    pub(crate) fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
+        let runner = &mut self.runner;
+        catch_unwind(AssertUnwindSafe(|| runner.forward(batch)))
+            .unwrap_or_else(|panic| Err(EngineError::Device(format!("a panic: {}", text_of(&*panic)))))
+    }
+
+    pub(crate) fn copy_page(&mut self, from: u32, to: u32) -> bool {
+        self.runner.copy_page(from, to)
+    }
+
+    /// Whether the processor is to be tried when the GPU fails.
+    fn falls_back(&self) -> bool {
+        self.may_fall_back && self.on_gpu
+    }
+
+    /// The device has failed. True when it has done so too often to be tried again.
+    fn failed(&mut self) -> bool {
+        let now = Instant::now();
+        let close = self.last_fault.is_some_and(|last| now.duration_since(last) < GPU_FAULTS_WITHIN);
+        self.faults = if close { self.faults.saturating_add(1) } else { 1 };
+        self.last_fault = Some(now);
+        self.falls_back() && self.faults >= GPU_FAULTS
+    }
+
+    /// Gives back what is held. The old device goes before a new one comes: there may be memory for one only.
+    fn let_go(&mut self) {
+        self.runner = Box::new(Gone);
+    }
+
+    fn make(&mut self, target: Target<'_>) -> Result<(), String> {
+        self.let_go();
+        let make = &mut self.make;
+        let made = catch_unwind(AssertUnwindSafe(|| make(target)))
+            .map_err(|panic| format!("a panic: {}", text_of(&*panic)))?
+            .map_err(|e| e.to_string())?;
+        self.runner = made.runner;
+        self.on_gpu = made.placement.device.kind != "CPU";
+        *self.placement.lock().unwrap_or_else(PoisonError::into_inner) = made.placement;
+        Ok(())
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+    fn measured(&self, measured: Measured) {
+        let mut placement = self.placement.lock().unwrap_or_else(PoisonError::into_inner);
+        placement.rate = measured.rate;
+        placement.bandwidth = self.file_bytes as f64 / measured.step.as_secs_f64().max(f64::MIN_POSITIVE);
+    }
+}
+
+fn options_for(target: Target<'_>, options: &LoadOptions) -> LoadOptions {
+    let device = match target {
+        Target::AsWanted => options.device.clone(),
+        Target::Processor(_) => DeviceChoice::Cpu,
+    };
+    LoadOptions { device, ..options.clone() }
+}
+
+fn explain(reason: &mut String, target: Target<'_>) {
+    if let Target::Processor(why) = target {
+        *reason = format!("device: auto, and the GPU was lost: {why}");
+    }
+}
+
+fn another_model(options: &LoadOptions) -> LoadError {
+    let (path, reason) = (options.source.clone(), "it is another model than the one that was loaded".into());
+    LoadError::Corrupt { path, reason }
+}
+
+/// What a panic said.
+pub(crate) fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}

@@ -1,0 +1,90 @@
+//! A model is set up: at load, and again after a fault of its device, for as long as that takes. A GPU that cannot be
+//! had any more makes way for the processor where the choice of the device is ours.
+
+use std::time::{Duration, Instant};
+
+use super::{Measured, Rebuildable, Target};
+use crate::EngineError;
+
+/// Longest wait before a device that failed is set up once more.
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
+/// How often a thread that waits looks whether the engine ends.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Whoever serves with a model that can be made again.
+pub(crate) trait Serves {
+    /// Its name.
+    fn name(&self) -> &str;
+    /// The model.
+    fn made(&mut self) -> &mut Rebuildable;
+    /// Runs each shape of step once, so that nothing is compiled and no cost is unknown when the first request comes.
+    fn warm_up(&mut self) -> Result<Measured, EngineError>;
+    /// Tells those who wait, and those who come meanwhile.
+    fn refuse(&mut self, fault: &EngineError);
+    /// Whether the engine ends.
+    fn is_stopped(&self) -> bool;
+}
+
+/// Runs a model that was just loaded for the first time.
+pub(crate) fn start(worker: &mut impl Serves) -> Result<(), EngineError> {
+    match warm_up(worker) {
+        Ok(()) => Ok(()),
+        Err(fault) if worker.made().falls_back() => {
+            on_processor(worker, &fault.to_string()).map_err(EngineError::Device)
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Sets the device up again, however long that takes. False when the engine ends meanwhile.
+pub(crate) fn recover(worker: &mut impl Serves, fault: &EngineError, first_pause: Duration) -> bool {
+    worker.made().let_go();
+    let given_up = worker.made().failed();
+    let mut pause = first_pause;
+    loop {
+        let started = Instant::now();
+        let again = if given_up { on_processor(worker, &fault.to_string()) } else { again(worker) };
+        match again {
+            Ok(()) => {
+                let seconds = started.elapsed().as_secs_f64();
+                tracing::info!(event = "device_recovered", model = %worker.name(), seconds);
+                return true;
+            }
+            Err(reason) => {
+                let retry_after = pause.as_secs_f64();
+                tracing::error!(event = "device_not_recovered", model = %worker.name(), %reason, retry_after);
+            }
+        }
+        worker.refuse(fault);
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            if worker.is_stopped() {
+                return false;
+            }
+            std::thread::sleep(LOOK.min(pause));
+        }
+        pause = (pause * 2).min(RETRY_LONGEST);
+    }
+}
+
+fn again(worker: &mut impl Serves) -> Result<(), String> {
+    // Before it is made again: afterwards it may be the processor that is there.
+    let falls_back = worker.made().falls_back();
+    let made = worker.made().make(Target::AsWanted);
+    match made.and_then(|()| warm_up(worker).map_err(|e| e.to_string())) {
+        Err(reason) if falls_back => on_processor(worker, &reason),
+        made => made,
+    }
+}
+
+fn on_processor(worker: &mut impl Serves, reason: &str) -> Result<(), String> {
+    tracing::warn!(event = "gpu_given_up", model = %worker.name(), %reason, instead = "CPU");
+    worker.made().make(Target::Processor(reason))?;
+    warm_up(worker).map_err(|e| e.to_string())
+}
+
+fn warm_up(worker: &mut impl Serves) -> Result<(), EngineError> {
+    let measured = worker.warm_up()?;
+    worker.made().measured(measured);
+    Ok(())
+}

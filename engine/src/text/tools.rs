@@ -1,0 +1,423 @@
+//! Tools: how a model is told of them is its template's; how it calls them is read here, out of the text of its answer
+//! as it grows. Two ways are known: Hermes' and Qwen's, where a call is JSON between `<tool_call>` and `</tool_call>`, and
+//! that of Llama 3, where the whole answer is JSON.
+
+use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter};
+use serde_json::{Map, Value, json};
+
+use super::Tokenizer;
+
+/// A function that the model may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// JSON text of an object with its `name`, and where there are such its `description` and the JSON Schema of its
+    /// `parameters`.
+    pub function: String,
+}
+
+/// A call of a tool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolCall {
+    /// Under which its result is told.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// JSON text of an object.
+    pub arguments: String,
+}
+
+/// How a model calls tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToolStyle {
+    /// `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, as often as there are calls, after what it says.
+    Hermes,
+    /// `{"name": ..., "parameters": {...}}` and nothing else; several are divided by semicolons.
+    Llama,
+}
+
+const BEGIN: &str = "<tool_call>";
+const END: &str = "</tool_call>";
+
+impl ToolStyle {
+    /// The way that a template teaches.
+    pub(super) fn of_template(source: &str, tokenizer: &Tokenizer) -> Option<Self> {
+        if !source.contains("tools") {
+            return None;
+        }
+        // A control token is no part of an answer's text.
+        if source.contains(BEGIN) {
+            return tokenizer.split_control(BEGIN).is_none().then_some(Self::Hermes);
+        }
+        source.contains("\"parameters\": dictionary").then_some(Self::Llama)
+    }
+
+    fn arguments(self) -> &'static str {
+        match self {
+            Self::Hermes => "arguments",
+            Self::Llama => "parameters",
+        }
+    }
+
+    /// What an answer begins with that must be a call.
+    pub(crate) fn opening(self) -> &'static str {
+        match self {
+            Self::Hermes => "<tool_call>\n",
+            Self::Llama => "",
+        }
+    }
+
+    /// The JSON Schema of an answer that must be a call of one of these tools, after its opening; as JSON text.
+    pub fn schema(self, tools: &[Tool]) -> String {
+        let (mut calls, mut definitions) = (Vec::new(), Map::new());
+        for (n, tool) in tools.iter().enumerate() {
+            let function: Value = serde_json::from_str(&tool.function).unwrap_or_default();
+            let mut parameters = function.get("parameters").filter(|schema| !schema.is_null()).cloned();
+            let parameters = parameters.get_or_insert_with(|| json!({"type": "object"}));
+            // What it refers to is within itself.
+            point_into(parameters, &format!("#/$defs/tool{n}"));
+            definitions.insert(format!("tool{n}"), parameters.take());
+            calls.push(json!({
+                "type": "object",
+                "properties": {
+                    "name": {"const": tool.name},
+                    (self.arguments()): {"$ref": format!("#/$defs/tool{n}")},
+                },
+                "required": ["name", self.arguments()],
+                "additionalProperties": false,
+            }));
+        }
+        json!({"anyOf": calls, "$defs": definitions}).to_string()
+    }
+}
+
+/// Has all references in a schema begin at `root`.
+fn point_into(schema: &mut Value, root: &str) {
+    match schema {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                match field {
+                    Value::String(target) if name == "$ref" => {
+                        if let Some(path) = target.strip_prefix('#') {
+                            *target = format!("{root}{path}");
+                        }
+                    }
+                    field => point_into(field, root),
+                }
+            }
+        }
+        Value::Array(entries) => entries.iter_mut().for_each(|entry| point_into(entry, root)),
+        _ => {}
+    }
+}
+
+/// A part of an answer that may call tools.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// Text.
+    Text(String),
+    /// A whole call: the tool's name, and JSON text of its arguments.
+    Call {
+        /// The tool.
+        name: String,
+        /// JSON text.
+        arguments: String,
+    },
+}
+
+/// Finds the calls in an answer as it grows. What may yet become a call is held back; what turns out not to be one is
+/// text. It holds no more than the answer.
+#[derive(Debug)]
+pub struct ToolReader {
+    style: ToolStyle,
+    /// Names of the tools; a call of another one is text.
+    names: Vec<String>,
+    /// Calls that may yet come.
+    left: usize,
+    held: String,
+    state: State,
+    /// What stood before the call that is read: blanks and its beginning, which are text if it is none.
+    before: String,
+    /// Whether there was a call.
+    called: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing but blanks so far.
+    Begin,
+    Text,
+    /// After the beginning of a call.
+    Call,
+}
+
+impl ToolReader {
+    /// Reads an answer that may call these tools, at most so often. Where it must be a call it begins within one.
+    pub fn new(style: ToolStyle, tools: &[Tool], most: usize, must_call: bool) -> Self {
+        let names = tools.iter().map(|tool| tool.name.clone()).collect();
+        let state = if must_call { State::Call } else { State::Begin };
+        Self { style, names, left: most, held: String::new(), state, before: String::new(), called: false }
+    }
+
+    /// Takes a piece of the answer.
+    pub fn push(&mut self, piece: &str, out: &mut Vec<Said>) {
+        self.held.push_str(piece);
+        match self.style {
+            ToolStyle::Hermes => while self.hermes(out) {},
+            ToolStyle::Llama => self.llama(out),
+        }
+    }
+
+    /// The answer has ended: a call whose end was left out is one all the same.
+    pub fn finish(&mut self, out: &mut Vec<Said>) {
+        let held = std::mem::take(&mut self.held);
+        let calls = if self.state == State::Call { self.calls(&held) } else { None };
+        let before = std::mem::take(&mut self.before);
+        self.state = State::Text;
+        match calls {
+            Some(calls) => self.take(calls, out),
+            // Blanks after a call belong to it.
+            None if self.called && before.is_empty() && held.trim().is_empty() => {}
+            None => text(before + &held, out),
+        }
+    }
+
+    /// One step; whether there may be another.
+    fn hermes(&mut self, out: &mut Vec<Said>) -> bool {
+        if self.state == State::Call {
+            let Some((inside, after)) = self.held.split_once(END) else { return false };
+            let calls = self.calls(inside);
+            let (whole, after) = (format!("{}{inside}{END}", self.before), after.to_owned());
+            match calls {
+                Some(calls) => self.take(calls, out),
+                None => text(whole, out),
+            }
+            self.before.clear();
+            self.held = after;
+            self.state = State::Text;
+            return true;
+        }
+        if let Some((before, after)) = self.held.split_once(BEGIN) {
+            // Blanks before a call belong to it.
+            let (said, blanks) = before.split_at(before.trim_end().len());
+            text(said.to_owned(), out);
+            self.before = format!("{blanks}{BEGIN}");
+            self.held = after.to_owned();
+            self.state = State::Call;
+            return true;
+        }
+        // What may be blanks before a call, or the beginning of one, waits.
+        let settled = self.held.len() - begun_at_end(&self.held);
+        let settled = self.held.get(..settled).map_or(0, |text| text.trim_end().len());
+        let rest = self.held.split_off(settled);
+        text(std::mem::replace(&mut self.held, rest), out);
+        false
+    }
+
+    fn llama(&mut self, out: &mut Vec<Said>) {
+        if self.state == State::Begin {
+            match self.held.trim_start().chars().next() {
+                None => return,
+                Some('{') => self.state = State::Call,
+                Some(_) => self.state = State::Text,
+            }
+        }
+        if self.state == State::Text {
+            text(std::mem::take(&mut self.held), out);
+        }
+    }
+
+    fn take(&mut self, calls: Vec<Said>, out: &mut Vec<Said>) {
+        let taken = calls.len().min(self.left);
+        self.left -= taken;
+        self.called = true;
+        out.extend(calls.into_iter().take(taken));
+    }
+
+    /// The calls that a text is, if it is some and nothing else.
+    fn calls(&self, written: &str) -> Option<Vec<Said>> {
+        let mut calls = Vec::new();
+        let mut rest = written.trim();
+        while !rest.is_empty() {
+            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+            let mut call = values.next()?.ok()?;
+            let at = values.byte_offset();
+            let name = call.get("name")?.as_str()?.to_owned();
+            let key = if call.get(self.style.arguments()).is_some() { self.style.arguments() } else { "arguments" };
+            let arguments = match call.get_mut(key).map(Value::take) {
+                None | Some(Value::Null) => "{}".to_owned(),
+                Some(Value::String(text)) => text,
+                Some(arguments) => arguments.to_string(),
+            };
+            if !self.names.contains(&name) {
+                return None;
+            }
+            calls.push(Said::Call { name, arguments });
+            rest = rest.get(at..)?.trim_start().trim_start_matches(';').trim_start();
+        }
+        (!calls.is_empty()).then_some(calls)
+    }
+}
+
+fn text(text: String, out: &mut Vec<Said>) {
+    if !text.is_empty() {
+        out.push(Said::Text(text));
+    }
+}
+
+/// Bytes at the end of a text that may become the beginning of a call.
+fn begun_at_end(text: &str) -> usize {
+    (1..BEGIN.len()).rev().find(|n| BEGIN.get(..*n).is_some_and(|begun| text.ends_with(begun))).unwrap_or(0)
+}
+
+/// JSON as Python's `json.dumps(ensure_ascii=False)` writes it.
+pub(super) fn python_json(value: &impl Serialize, indent: Option<usize>) -> serde_json::Result<String> {
+    struct Spaced;
+    impl Formatter for Spaced {
+        fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, to: &mut W, first: bool) -> std::io::Result<()> {
+            if first { Ok(()) } else { to.write_all(b", ") }
+        }
+        fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, to: &mut W, first: bool) -> std::io::Result<()> {
+            if first { Ok(()) } else { to.write_all(b", ") }
+        }
+        fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, to: &mut W) -> std::io::Result<()> {
+            to.write_all(b": ")
+        }
+    }
+    let mut out = Vec::new();
+    match indent {
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced))?,
+        Some(indent) => {
+            let indent = vec![b' '; indent];
+            let pretty = PrettyFormatter::with_indent(&indent);
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, pretty))?;
+        }
+    }
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tool(name: &str, parameters: &str) -> Tool {
+        Tool { name: name.into(), function: format!(r#"{{"name":"{name}","parameters":{parameters}}}"#) }
+    }
+
+    fn tools() -> [Tool; 2] {
+        [tool("time", "{}"), tool("weather", "{}")]
+    }
+
+    /// What is read of an answer that comes in these pieces; texts that follow each other are one.
+    fn read<'a>(style: ToolStyle, most: usize, must: bool, pieces: impl IntoIterator<Item = &'a str>) -> Vec<Said> {
+        let mut reader = ToolReader::new(style, &tools(), most, must);
+        let mut out = Vec::new();
+        pieces.into_iter().for_each(|piece| reader.push(piece, &mut out));
+        reader.finish(&mut out);
+        let mut joined: Vec<Said> = Vec::new();
+        for said in out {
+            match (joined.last_mut(), said) {
+                (Some(Said::Text(before)), Said::Text(text)) => before.push_str(&text),
+                (_, said) => joined.push(said),
+            }
+        }
+        joined
+    }
+
+    fn call(name: &str, arguments: &str) -> Said {
+        Said::Call { name: name.into(), arguments: arguments.into() }
+    }
+
+    fn said(text: &str) -> Said {
+        Said::Text(text.into())
+    }
+
+    #[test]
+    fn calls_are_found_wherever_an_answer_is_cut() {
+        let hermes = "Let me see.\n\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Köln\"}}\n</tool_call>\n\
+            <tool_call>{\"name\": \"time\", \"arguments\": {}}</tool_call>";
+        let expected = [said("Let me see."), call("weather", r#"{"city":"Köln"}"#), call("time", "{}")];
+        let llama =
+            " {\"name\": \"weather\", \"parameters\": {\"city\": \"Köln\"}}; {\"name\": \"time\", \"parameters\": {}}";
+        for at in (0..hermes.len()).filter(|at| hermes.is_char_boundary(*at)) {
+            let (a, b) = hermes.split_at(at);
+            assert_eq!(read(ToolStyle::Hermes, 9, false, [a, b]), expected, "{at}");
+        }
+        for at in (0..llama.len()).filter(|at| llama.is_char_boundary(*at)) {
+            let (a, b) = llama.split_at(at);
+            assert_eq!(read(ToolStyle::Llama, 9, false, [a, b]), expected[1..], "{at}");
+        }
+        assert_eq!(read(ToolStyle::Hermes, 1, false, [hermes]), expected[..2], "no more than may be");
+        assert_eq!(read(ToolStyle::Llama, 1, false, [llama]), expected[1..2]);
+    }
+
+    #[test]
+    fn what_is_no_call_is_text_to_the_last_letter() {
+        for text in [
+            "plain",
+            "a < b and <tool> is no <tool_cal",
+            "<tool_call>not JSON</tool_call> after",
+            "<tool_call>{\"name\": \"unknown\", \"arguments\": {}}</tool_call>",
+            "<tool_call>{\"name\": \"time\", ",
+            "blanks at the end \n",
+            "",
+        ] {
+            let expected: Vec<_> = (!text.is_empty()).then(|| said(text)).into_iter().collect();
+            assert_eq!(read(ToolStyle::Hermes, 9, false, [text]), expected, "{text:?}");
+        }
+        for text in ["plain", "{\"answer\": 5}", "{ and no more", "{\"name\": \"other\", \"parameters\": {}}"] {
+            assert_eq!(read(ToolStyle::Llama, 9, false, [text]), [said(text)], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_whose_end_was_left_out_is_one() {
+        let open = "<tool_call>\n{\"name\": \"time\", \"arguments\": {\"zone\": \"UTC\"}}";
+        assert_eq!(read(ToolStyle::Hermes, 9, false, [open]), [call("time", r#"{"zone":"UTC"}"#)]);
+        let inside = "{\"name\": \"time\", \"arguments\": {\"zone\": \"UTC\"}}";
+        assert_eq!(read(ToolStyle::Hermes, 1, true, [inside]), [call("time", r#"{"zone":"UTC"}"#)]);
+    }
+
+    #[test]
+    fn a_forced_call_has_a_schema_whose_references_hold() {
+        let parameters = r##"{"type":"object","properties":{"a":{"$ref":"#/$defs/b"},"self":{"$ref":"#"}},"$defs":{"b":{"type":"integer"}}}"##;
+        let schema: Value = serde_json::from_str(&ToolStyle::Hermes.schema(&[tool("f", parameters)])).unwrap();
+        assert_eq!(schema["anyOf"][0]["properties"]["arguments"]["$ref"], "#/$defs/tool0");
+        assert_eq!(schema["$defs"]["tool0"]["properties"]["a"]["$ref"], "#/$defs/tool0/$defs/b");
+        assert_eq!(schema["$defs"]["tool0"]["properties"]["self"]["$ref"], "#/$defs/tool0");
+        let schema = ToolStyle::Llama.schema(&[Tool { name: "g".into(), function: r#"{"name":"g"}"#.into() }]);
+        assert!(
+            schema.contains(r#""parameters":{"$ref""#) && schema.contains(r#""tool0":{"type":"object"}"#),
+            "{schema}"
+        );
+    }
+
+    #[test]
+    fn json_is_written_as_models_were_taught() {
+        let value: Value = serde_json::from_str(r#"{"b":[1,"<é>"],"a":{}}"#).unwrap();
+        assert_eq!(python_json(&value, None).unwrap(), r#"{"b": [1, "<é>"], "a": {}}"#);
+        assert_eq!(python_json(&value, Some(2)).unwrap(), "{\n  \"b\": [\n    1,\n    \"<é>\"\n  ],\n  \"a\": {}\n}");
+    }
+
+    proptest! {
+        /// However an answer is cut, what is read is the same, and without calls nothing is lost.
+        #[test]
+        fn cuts_change_nothing(pieces in proptest::collection::vec(prop_oneof![
+            Just("<tool_call>"), Just("</tool_call>"), Just("<tool"), Just("_call>"), Just("{\"name\": \"time\"}"),
+            Just(" "), Just("x"), Just("<"), Just("{"), Just("\n"),
+        ], 0..12)) {
+            let whole = pieces.concat();
+            for style in [ToolStyle::Hermes, ToolStyle::Llama] {
+                let read_whole = read(style, 99, false, [whole.as_str()]);
+                prop_assert_eq!(&read(style, 99, false, pieces.iter().copied()), &read_whole);
+                if let [Said::Text(text)] = &read_whole[..] {
+                    prop_assert_eq!(text, &whole);
+                }
+            }
+        }
+    }
+}

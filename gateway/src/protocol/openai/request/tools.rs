@@ -1,0 +1,166 @@
+//! `tools`, `tool_choice`, and the calls that earlier answers made. Schemas stay text: what they say is for the model and
+//! for the grammar compiler.
+
+use serde_json::Value;
+use spillway_engine::{Tool, ToolCall};
+
+use super::chat::Findings;
+use super::format::Raw;
+use super::messages::shown;
+
+/// Tools of one request and calls of one message, as many as OpenAI takes, and their length as JSON text in bytes.
+const MAX_TOOLS: usize = 128;
+const MAX_BYTES: usize = 256 << 10;
+/// Longest name of a tool.
+const MAX_NAME: usize = 64;
+
+/// Whether the answer calls a tool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// As the model likes.
+    #[default]
+    Auto,
+    /// It calls none.
+    None,
+    /// It calls one.
+    Required,
+    /// It calls this one.
+    Named(String),
+}
+
+/// JSON of a field that was taken as text; `None` for `null` and for what is wrong, which is told.
+fn value(raw: &Raw, param: &str, findings: &mut Findings) -> Option<Value> {
+    let text = raw.text.as_deref().filter(|_| !raw.is_bad);
+    if raw.is_bad || text.is_some_and(|text| text.len() > MAX_BYTES) {
+        findings.wrong("invalid_value", param.to_owned(), "nests too deep, or has more than 256 KiB");
+        return None;
+    }
+    serde_json::from_str(text?).ok()
+}
+
+/// The tools of a request, and whether one of them asks for more than the model can promise unasked.
+pub(super) fn tools(raw: &Raw, findings: &mut Findings) -> (Vec<Tool>, bool) {
+    let mut tools: Vec<Tool> = Vec::new();
+    let mut is_strict = false;
+    match value(raw, "tools", findings) {
+        None => {}
+        Some(Value::Array(list)) if list.len() > MAX_TOOLS => {
+            findings.wrong("array_above_max_length", "tools", format!("must have at most {MAX_TOOLS} tools"));
+        }
+        Some(Value::Array(list)) => {
+            for (n, tool) in list.into_iter().enumerate() {
+                let Some((tool, strict)) = one(n, tool, findings) else { continue };
+                if tools.iter().any(|other| other.name == tool.name) {
+                    findings.wrong("invalid_value", format!("tools[{n}].function.name"), "stands more than once");
+                }
+                is_strict |= strict;
+                tools.push(tool);
+            }
+        }
+        Some(_) => findings.wrong("invalid_type", "tools", "must be a list of tools"),
+    }
+    (tools, is_strict)
+}
+
+fn one(n: usize, mut tool: Value, findings: &mut Findings) -> Option<(Tool, bool)> {
+    let at = |field: &str| format!("tools[{n}]{field}");
+    match tool.get("type") {
+        Some(Value::String(kind)) if kind == "function" => {}
+        Some(Value::String(kind)) => {
+            let why = format!("the model inside the gateway calls functions, not `{}`", shown(kind));
+            findings.unsupported("unsupported_value", at(".type"), why);
+            return None;
+        }
+        _ => {
+            findings.wrong("missing_required_parameter", at(".type"), "must be `function`");
+            return None;
+        }
+    }
+    let Some(Value::Object(mut function)) = tool.get_mut("function").map(Value::take) else {
+        findings.wrong("missing_required_parameter", at(".function"), "must be an object");
+        return None;
+    };
+    let name = function.get("name").and_then(Value::as_str).filter(|name| is_name(name)).map(str::to_owned);
+    let Some(name) = name else {
+        let what = format!("must be 1 to {MAX_NAME} letters, digits, `_` or `-`");
+        findings.wrong("invalid_value", at(".function.name"), what);
+        return None;
+    };
+    if !matches!(function.get("description"), None | Some(Value::Null | Value::String(_))) {
+        findings.wrong("invalid_type", at(".function.description"), "must be a string");
+    }
+    if !matches!(function.get("parameters"), None | Some(Value::Null | Value::Object(_))) {
+        findings.wrong("invalid_type", at(".function.parameters"), "must be a JSON Schema");
+    }
+    let strict = match function.shift_remove("strict") {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::Bool(true)) => true,
+        Some(_) => {
+            findings.wrong("invalid_type", at(".function.strict"), "must be true or false");
+            false
+        }
+    };
+    function.retain(|_, field| !field.is_null());
+    if let Some(other) = function.keys().find(|key| !matches!(key.as_str(), "name" | "description" | "parameters")) {
+        let param = at(&format!(".function.{}", shown(other)));
+        findings.unsupported("unknown_parameter", param, "the model inside the gateway does not know this field");
+    }
+    Some((Tool { name, function: Value::Object(function).to_string() }, strict))
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+}
+
+/// Whether the answer calls a tool.
+pub(super) fn choice(raw: &Raw, findings: &mut Findings) -> ToolChoice {
+    let Some(choice) = value(raw, "tool_choice", findings) else { return ToolChoice::Auto };
+    match &choice {
+        Value::String(word) if word == "auto" => return ToolChoice::Auto,
+        Value::String(word) if word == "none" => return ToolChoice::None,
+        Value::String(word) if word == "required" => return ToolChoice::Required,
+        Value::Object(fields) if fields.get("type").is_some_and(|kind| kind == "function") => {
+            if let Some(name) = choice.pointer("/function/name").and_then(Value::as_str) {
+                return ToolChoice::Named(name.to_owned());
+            }
+            findings.wrong("missing_required_parameter", "tool_choice.function.name", "must be a string");
+        }
+        Value::Object(fields) if fields.get("type").is_some_and(Value::is_string) => {
+            let why = "the model inside the gateway does not implement this value";
+            findings.unsupported("unsupported_value", "tool_choice.type", why);
+        }
+        _ => findings.wrong("invalid_value", "tool_choice", "must be none, auto, required, or name a function"),
+    }
+    ToolChoice::Auto
+}
+
+/// The calls of a message at the place `at`.
+pub(super) fn calls(raw: &Raw, at: usize, findings: &mut Findings) -> Vec<ToolCall> {
+    let param = format!("messages[{at}].tool_calls");
+    let list = match value(raw, &param, findings) {
+        None => return Vec::new(),
+        Some(Value::Array(list)) if list.len() <= MAX_TOOLS => list,
+        Some(_) => {
+            findings.wrong("invalid_type", param, format!("must be a list of at most {MAX_TOOLS} calls"));
+            return Vec::new();
+        }
+    };
+    let mut calls = Vec::new();
+    for (n, call) in list.iter().enumerate() {
+        let text = |path: &str| call.pointer(path).and_then(Value::as_str).map(str::to_owned);
+        if text("/type").is_some_and(|kind| kind != "function") {
+            let why = "the model inside the gateway calls functions only";
+            findings.unsupported("unsupported_value", format!("{param}[{n}].type"), why);
+            continue;
+        }
+        match (text("/id"), text("/function/name"), text("/function/arguments")) {
+            (Some(id), Some(name), Some(arguments)) if is_name(&name) => calls.push(ToolCall { id, name, arguments }),
+            _ => findings.wrong(
+                "invalid_value",
+                format!("{param}[{n}]"),
+                "must have an `id` and a `function` with its `name` and its `arguments` as text",
+            ),
+        }
+    }
+    calls
+}

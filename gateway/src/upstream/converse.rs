@@ -1,0 +1,314 @@
+//! The conversation of an attempt. Both directions run in one loop on one task: whatever comes next is handled, be it the
+//! head or a part of the answer, a part of the client's body, the client leaving, or a time limit.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, StatusCode, Version};
+use pingora::ErrorType;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::client::HttpSession;
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+
+use super::attempt::{Attempt, Failure, Limits, Outcome, REQUEST_TIMEOUT, failure_of_head};
+use super::body::expects_continue;
+use super::outgoing::{Outgoing, end_body, send};
+use super::passing::{Passing, begin, break_off, client_write, died, early_hints, finish, pass_part};
+use super::verdict::{Verdict, judge};
+use crate::exchange::Exchange;
+
+/// Early answers (1xx) of one attempt; a server that sends more is not answering.
+const MAX_EARLY: u32 = 16;
+
+/// What comes next of either side.
+enum Next {
+    Head,
+    AnswerPart(Bytes),
+    AnswerEnd,
+    BodyPart(Bytes),
+    BodyEnd,
+    ClientGone,
+    ClientSlow,
+    UpstreamFailed(Box<pingora::Error>),
+    Time,
+}
+
+/// Where the conversation stands.
+pub(super) struct State {
+    pub(super) body_sent: bool,
+    pub(super) head_seen: bool,
+    pub(super) head_passed: bool,
+    pub(super) event_stream: bool,
+    pub(super) content_seen: bool,
+    /// When the endpoint was last heard, or the request was sent.
+    pub(super) heard: Instant,
+    pub(super) limits: Limits,
+}
+
+impl State {
+    fn new(limits: Limits) -> Self {
+        Self {
+            body_sent: false,
+            head_seen: false,
+            head_passed: false,
+            event_stream: false,
+            content_seen: false,
+            heard: Instant::now(),
+            limits,
+        }
+    }
+}
+
+pub(super) async fn converse(
+    a: &Attempt<'_>,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+    upstream: &mut HttpSession,
+    reused: bool,
+    limits: Limits,
+    opened: Option<(ResponseHeader, Option<Bytes>)>,
+) -> Outcome {
+    let is_head = session.req_header().method == Method::HEAD;
+    let mut passing = Passing::default();
+    let mut callers_account = false;
+    let mut state = State::new(limits);
+    match opened {
+        Some((head, prefix)) => {
+            state.body_sent = true;
+            state.head_seen = true;
+            if let Some(outcome) = begin(a, session, x, upstream, &mut state, &mut passing, head, prefix, is_head).await
+            {
+                return outcome;
+            }
+        }
+        None => {
+            let out = Outgoing::new(a, session, x);
+            callers_account = out.callers_account;
+            state.body_sent = out.body.is_some();
+            let whole = state.body_sent;
+            let sent = tokio::select! {
+                biased;
+                sent = send(a, upstream, out) => sent,
+                () = sleep_until(limits.attempt) => Err(Outcome::Failed(overdue(&state, Instant::now()))),
+                // A connection with half a request on it is closed in either case.
+                _ = session.read_body_or_idle(true), if whole => Err(Outcome::ClientGone),
+            };
+            if let Err(outcome) = sent {
+                return outcome;
+            }
+            if !state.body_sent && expects_continue(session) && session.write_continue_response().await.is_err() {
+                return Outcome::ClientGone;
+            }
+            state.heard = Instant::now();
+        }
+    }
+    let mut timer = std::pin::pin!(sleep_until(wake_at(a, x, &state)));
+    let mut early = 0;
+    loop {
+        match next(upstream, session, &state, x.body_pause, timer.as_mut()).await {
+            Next::Head => {
+                let Some(head) = upstream.response_header() else { continue };
+                // `Upgrade` ends here, so that nobody has asked for another protocol.
+                if head.status == StatusCode::SWITCHING_PROTOCOLS {
+                    return Outcome::Failed(Failure::Protocol("101 without an upgrade".to_owned()));
+                }
+                if head.status.is_informational() {
+                    early += 1;
+                    if early > MAX_EARLY {
+                        return Outcome::Failed(Failure::Protocol(
+                            "more early answers than any server needs".to_owned(),
+                        ));
+                    }
+                    // 100 was answered by us; what else there may be means nothing to HTTP/1.0.
+                    if head.status == StatusCode::EARLY_HINTS && session.req_header().version != Version::HTTP_10 {
+                        let hints = Box::new(early_hints(head));
+                        if client_write(limits.deadline, session.write_response_header(hints)).await.is_err() {
+                            return Outcome::ClientGone;
+                        }
+                    }
+                    continue;
+                }
+                state.heard = Instant::now();
+                state.head_seen = true;
+                let head = head.clone();
+                a.read_load(&head);
+                let prefix = match judge(a, callers_account, upstream, &head).await {
+                    Verdict::Pass(prefix) => prefix,
+                    Verdict::MoveOn(outcome) => return outcome,
+                };
+                if let Some(outcome) =
+                    begin(a, session, x, upstream, &mut state, &mut passing, head, prefix, is_head).await
+                {
+                    return outcome;
+                }
+                // The time for a head and that for a pause are two limits: the timer starts again.
+                timer.as_mut().reset(wake_at(a, x, &state));
+            }
+            Next::AnswerPart(part) => {
+                if pass_part(a, session, x, &mut state, &mut passing, part).await.is_err() {
+                    return Outcome::ClientGone;
+                }
+                // The time that the client took to read is not the server's.
+                state.heard = Instant::now();
+            }
+            Next::AnswerEnd => {
+                // A stream that ends in order, but in the middle of what it says, has died as well.
+                if state.head_passed
+                    && passing.observer.as_ref().is_some_and(|observer| !observer.observation().is_whole)
+                    && passing.transcript.as_ref().is_some_and(|transcript| transcript.to_continue().is_some())
+                {
+                    return died(session, x, &state, &passing, "upstream_reset", "the backend ended the answer early")
+                        .await;
+                }
+                return finish(a, session, x, upstream, &mut state, &mut passing).await;
+            }
+            Next::BodyPart(part) => {
+                // An empty part is no end: written in chunks it would be one, and a second one would follow it.
+                let written =
+                    async { if part.is_empty() { Ok(()) } else { upstream.write_request_body(part, false).await } };
+                let Ok(written) = timeout_at(limits.attempt, written).await else {
+                    if !state.head_passed {
+                        return Outcome::Failed(overdue(&state, Instant::now()));
+                    }
+                    return break_off(
+                        session,
+                        x,
+                        state.event_stream,
+                        "timeout",
+                        "the backend did not take the request in time",
+                    )
+                    .await;
+                };
+                if let Err(e) = written {
+                    tracing::debug!(event = "request_body_not_taken", error = %e);
+                    state.body_sent = true;
+                } else if session.is_body_done() {
+                    // The last part of HTTP/2 says that it is the last: no end follows it.
+                    end_body(upstream).await;
+                    state.body_sent = true;
+                }
+                state.heard = Instant::now();
+            }
+            Next::BodyEnd => {
+                end_body(upstream).await;
+                state.body_sent = true;
+                state.heard = Instant::now();
+            }
+            Next::ClientGone => return Outcome::ClientGone,
+            // An answer that is on its way already is all that the client gets.
+            Next::ClientSlow if state.head_passed => return Outcome::ClientGone,
+            Next::ClientSlow => return Outcome::ClientSlow,
+            Next::UpstreamFailed(e) => {
+                if !state.head_passed {
+                    return Outcome::Failed(failure_of_head(&e, reused));
+                }
+                return died(session, x, &state, &passing, "upstream_reset", "the backend ended the answer early")
+                    .await;
+            }
+            Next::Time => {
+                let now = Instant::now();
+                let due = wake_at(a, x, &state);
+                if due > now {
+                    timer.as_mut().reset(due);
+                    continue;
+                }
+                // Who still owes a part of the request has let the time pass, not the server.
+                if !state.body_sent && !state.head_passed {
+                    return Outcome::ClientSlow;
+                }
+                let failure = overdue(&state, now);
+                if !state.head_passed {
+                    return Outcome::Failed(failure);
+                }
+                let message = "the backend did not continue the answer in time";
+                if now >= limits.deadline {
+                    // A server that was heard until the end may have had a client that reads slowly.
+                    let heard = now.saturating_duration_since(state.heard) < a.backend.idle_timeout / 2;
+                    let code = if heard { REQUEST_TIMEOUT } else { "timeout" };
+                    return break_off(session, x, state.event_stream, code, message).await;
+                }
+                return died(session, x, &state, &passing, "timeout", message).await;
+            }
+        }
+    }
+}
+
+/// Waits for what comes next. Every branch may be dropped and asked again: Pingora's readers keep what they have read.
+async fn next(
+    upstream: &mut HttpSession,
+    session: &mut ServerSession,
+    state: &State,
+    body_pause: Duration,
+    timer: std::pin::Pin<&mut Sleep>,
+) -> Next {
+    let answer = async {
+        if state.head_seen {
+            match upstream.read_response_body().await {
+                Ok(Some(part)) => Next::AnswerPart(part),
+                Ok(None) => Next::AnswerEnd,
+                Err(e) => Next::UpstreamFailed(e),
+            }
+        } else {
+            match upstream.read_response_header().await {
+                Ok(()) => Next::Head,
+                Err(e) => Next::UpstreamFailed(e),
+            }
+        }
+    };
+    let client = async {
+        if state.body_sent {
+            let _ = session.read_body_or_idle(true).await;
+            return Next::ClientGone;
+        }
+        // HTTP/2 sessions have no such limit of their own.
+        match tokio::time::timeout(body_pause, session.read_body_or_idle(false)).await {
+            Ok(Ok(Some(part))) => Next::BodyPart(part),
+            Ok(Ok(None)) => Next::BodyEnd,
+            // Pingora's own limit on a read is the same, and may be first.
+            Ok(Err(e)) if *e.etype() != ErrorType::ReadTimedout => Next::ClientGone,
+            Ok(Err(_)) | Err(_) => Next::ClientSlow,
+        }
+    };
+    // The time first: a server that always has more to say must not keep it from being looked at.
+    tokio::select! {
+        biased;
+        () = timer => Next::Time,
+        next = answer => next,
+        next = client => next,
+    }
+}
+
+/// When the next limit is due, given where the conversation stands.
+fn wake_at(a: &Attempt<'_>, x: &Exchange, state: &State) -> Instant {
+    let limits = &state.limits;
+    let mut due = limits.deadline;
+    if state.head_seen {
+        due = due.min(state.heard + a.backend.idle_timeout);
+        if !state.event_stream {
+            due = due.min(limits.attempt);
+        }
+    } else {
+        due = due.min(state.heard + a.backend.first_byte_timeout).min(limits.attempt);
+    }
+    if let Some(limit) = limits.first_token
+        && !state.content_seen
+        && (state.event_stream || (!state.head_seen && x.asked.as_ref().is_some_and(|asked| asked.stream)))
+    {
+        due = due.min(limit);
+    }
+    due
+}
+
+fn overdue(state: &State, now: Instant) -> Failure {
+    let limits = &state.limits;
+    if now >= limits.deadline {
+        Failure::Deadline
+    } else if now >= limits.attempt && !state.event_stream {
+        Failure::Timeout("backendRequest")
+    } else if limits.first_token.is_some_and(|limit| now >= limit) {
+        Failure::Timeout("firstToken")
+    } else {
+        Failure::Timeout("firstByte")
+    }
+}
