@@ -38,7 +38,7 @@ struct Peer {
 impl Peer {
     fn start(python: &PathBuf, model: &std::path::Path, cores: usize) -> Self {
         let mut child = Command::new(python)
-            .args(["scripts/sentence_transformers.py", "--threads", &cores.to_string(), "--batch", &BATCH.to_string()])
+            .args(["scripts/embeddings_peer.py", "--threads", &cores.to_string(), "--batch", &BATCH.to_string()])
             .arg("--model")
             .arg(model.parent().unwrap())
             .stdin(Stdio::piped())

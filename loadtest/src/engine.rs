@@ -54,7 +54,7 @@ fn compare(comparison: &Comparison, model: &Path) {
     let yaml = format!(
         "listeners: [{{address: \"127.0.0.1:{}\"}}]\nmodels: [{{name: m, source: \"{}\", device: cpu, cores: {cores}, contextLength: {CONTEXT}, maxSequences: {TOGETHER}, maxQueueWait: 10m}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n",
         ours.port,
-        model.display()
+        std::path::absolute(model).unwrap().display()
     );
     std::fs::write(&config, yaml).unwrap();
     let mut command = Command::new(named("SPILLWAY_BIN"));
