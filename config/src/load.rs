@@ -264,6 +264,7 @@ fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
     for model in &mut config.models {
         take(&mut model.source);
     }
+    let beside: Vec<_> = config.models.iter().flat_map(crate::schema::Model::files).collect();
     for file in config.backends.iter_mut().filter_map(|backend| backend.endpoints_file.as_mut()) {
         take(file);
     }
@@ -320,6 +321,7 @@ fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
             take(path);
         }
     }
+    files.extend(beside);
     files.into_iter().collect()
 }
 

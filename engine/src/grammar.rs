@@ -112,6 +112,10 @@ impl Grammars {
         match matcher.compute_mask() {
             Ok(mask) if !mask.is_zero() => Ok(Grammar { matcher }),
             Ok(_) => Err(GrammarError::Invalid("nothing satisfies it".into())),
+            // The library's word for a place where no token may follow.
+            Err(e) if e.to_string().contains("NoExtensionBias") => {
+                Err(GrammarError::Invalid("nothing satisfies it".into()))
+            }
             Err(e) => Err(GrammarError::Invalid(first_line(&e.to_string()))),
         }
     }

@@ -66,7 +66,34 @@ pub struct Model {
     pub token_pause: Duration,
 }
 
+/// What a model in safetensors is beside its weights.
+const BESIDE_SAFETENSORS: [&str; 4] =
+    ["config.json", "tokenizer.json", "sentence_bert_config.json", "1_Pooling/config.json"];
+
 impl Model {
+    /// Its file, and those beside it that it is read with; not all of them need to be there.
+    pub fn files(&self) -> Vec<std::path::PathBuf> {
+        let mut files = vec![self.source.clone()];
+        if let (true, Some(folder)) =
+            (self.source.extension().is_some_and(|e| e == "safetensors"), self.source.parent())
+        {
+            files.extend(BESIDE_SAFETENSORS.map(|name| folder.join(name)));
+        }
+        files
+    }
+
+    /// The keys with another value than their default that only a model which writes text has a use for.
+    pub fn keys_for_text(&self) -> Vec<&'static str> {
+        let keys = [
+            ("maxSequences", self.max_sequences != Self::default_sequences()),
+            ("kvCache", self.kv_cache.is_some()),
+            ("tokenPause", self.token_pause != Self::default_token_pause()),
+            ("stallTimeout", self.stall_timeout != Self::default_stall_timeout()),
+            ("overLimitShare", (self.over_limit_share - Self::default_over_limit_share()).abs() > f64::EPSILON),
+        ];
+        keys.into_iter().filter(|(_, set)| *set).map(|(key, _)| key).collect()
+    }
+
     fn default_sequences() -> NonZeroU32 {
         NonZeroU32::MIN.saturating_add(15)
     }

@@ -1,6 +1,7 @@
 //! Models: what can never take effect, and limits that leave nothing.
 
 use super::{Context, at};
+use crate::schema::ModelTask;
 
 pub(super) fn all(cx: &mut Context<'_>) {
     let config = cx.config;
@@ -11,6 +12,12 @@ pub(super) fn all(cx: &mut Context<'_>) {
         }
         if model.idle_unload.is_some_and(|idle| idle.0.is_zero()) {
             cx.error(at!["models", n, "idleUnload"], "unloads the model before it has answered anything");
+        }
+        if matches!(model.task, Some(ModelTask::Embedding | ModelTask::Rerank)) {
+            for key in model.keys_for_text() {
+                let message = "takes effect only where a model writes text; this one encodes it";
+                cx.error(at!["models", n, key], message);
+            }
         }
         if let (Some(cache), Some(memory)) = (model.kv_cache, model.memory)
             && cache.0 >= memory.0

@@ -70,13 +70,19 @@ pub(crate) struct LoadedEncoder {
     pub(crate) memory: u64,
 }
 
-/// Loads an encoder onto the device that is wanted.
-pub(crate) fn load_encoder(file: &ModelFile, options: &LoadOptions) -> Result<LoadedEncoder, LoadError> {
+/// An encoder's shape, with the context that is wanted: three tokens at least, which two texts and their marks take.
+fn encoder_shape(file: &ModelFile, options: &LoadOptions) -> Result<BertShape, LoadError> {
     let mut shape = BertShape::of(file)?;
     shape.check(file)?;
     if let Some(context) = options.context_length {
         shape.context = shape.context.min(usize::try_from(context).unwrap_or(usize::MAX)).max(3);
     }
+    Ok(shape)
+}
+
+/// Loads an encoder onto the device that is wanted.
+pub(crate) fn load_encoder(file: &ModelFile, options: &LoadOptions) -> Result<LoadedEncoder, LoadError> {
+    let shape = encoder_shape(file, options)?;
     let sizes = shape.sizes();
     let needs = encoder_needs(file, &shape, &sizes);
     allow(needs, options)?;
@@ -120,8 +126,7 @@ fn encoder_needs(file: &ModelFile, shape: &BertShape, sizes: &Sizes) -> Needs {
 /// What a file will take under these options, known without a device.
 pub(crate) fn needs(file: &ModelFile, options: &LoadOptions) -> Result<Needs, LoadError> {
     if task(file) != Task::Generate {
-        let shape = BertShape::of(file)?;
-        shape.check(file)?;
+        let shape = encoder_shape(file, options)?;
         return Ok(encoder_needs(file, &shape, &shape.sizes()));
     }
     let shape = Shape::of(file)?;

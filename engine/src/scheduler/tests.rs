@@ -385,6 +385,8 @@ fn an_answer_is_what_its_schema_allows() {
     ] {
         assert!(grammars.compile(Structure::JsonSchema(wrong)).is_err(), "{wrong}");
     }
+    let endless = grammars.compile(Structure::JsonSchema(r##"{"$ref":"#"}"##)).unwrap_err().to_string();
+    assert_eq!(endless, "the schema cannot be used: nothing satisfies it");
     let long = format!(r#"{{"enum":["{}"]}}"#, "x".repeat(70_000));
     assert!(grammars.compile(Structure::JsonSchema(&long)).is_err());
 }

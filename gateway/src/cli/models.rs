@@ -21,7 +21,7 @@ pub(super) enum ModelsCommand {
     },
     /// Say what a model file is and what memory it takes; load it, and say which device was taken, why, and how fast it is.
     Inspect {
-        /// A GGUF file, or a folder with model.safetensors.
+        /// A GGUF file, or model.safetensors with what belongs to it beside.
         #[arg(value_name = "FILE")]
         file: PathBuf,
         /// Where to load it: auto, cpu, software, a part of an adapter's name, or its index.

@@ -43,6 +43,16 @@ pub enum ModelError {
         /// What the configuration says.
         wanted: Task,
     },
+    /// Its file is one that encodes text, and keys are set that only writing text has a use for.
+    #[error("model `{model}`: {keys} can take no effect, because its file is for {is}: take the keys out")]
+    Keys {
+        /// Its name.
+        model: String,
+        /// What the file is for.
+        is: Task,
+        /// The keys.
+        keys: String,
+    },
     /// The environment names no vector unit.
     #[error("{VECTOR_UNIT} is `{0}`: it must be one of {units}", units = CpuUnit::ALL.map(CpuUnit::name).join(", "))]
     Unit(String),
@@ -63,6 +73,12 @@ struct FileIdentity {
     inode: u64,
     length: u64,
     modified: (i64, i64),
+}
+
+/// Of a model's file and of those beside it; of the first, which must be there, `None` says that it is not.
+fn identities(model: &Model) -> Option<Vec<Option<FileIdentity>>> {
+    let all: Vec<_> = model.files().iter().map(|path| identity(path)).collect();
+    all.first().is_some_and(Option::is_some).then_some(all)
 }
 
 /// Links are followed: a file that took another's place under the same name is another one.
@@ -86,7 +102,7 @@ const ENCODERS: usize = 2;
 pub struct LoadedModel {
     written: Model,
     task: Task,
-    file: Option<FileIdentity>,
+    files: Option<Vec<Option<FileIdentity>>>,
     options: LoadOptions,
     state: Mutex<State>,
     /// Held by whoever loads it.
@@ -299,15 +315,15 @@ impl Models {
         let mut loaded = Vec::with_capacity(models.len());
         let mut errors = Vec::new();
         for written in models {
-            let file = identity(&written.source);
+            let files = identities(written);
             let kept = previous
                 .and_then(|previous| previous.get(&written.name))
-                .filter(|kept| kept.written == *written && kept.file == file && file.is_some());
+                .filter(|kept| kept.written == *written && kept.files == files && files.is_some());
             if let Some(kept) = kept {
                 loaded.push(kept.clone());
                 continue;
             }
-            match load_one(written, file, metrics, cache_dir).await {
+            match load_one(written, files, metrics, cache_dir).await {
                 Ok(model) => loaded.push(model),
                 Err(e) => errors.push(e),
             }
@@ -329,7 +345,7 @@ impl Models {
 /// A model as it is configured: loaded, or, where it is not kept warm, only judged.
 async fn load_one(
     written: &Model,
-    file: Option<FileIdentity>,
+    files: Option<Vec<Option<FileIdentity>>>,
     metrics: &Metrics,
     cache_dir: Option<&Path>,
 ) -> Result<Arc<LoadedModel>, ModelError> {
@@ -345,13 +361,18 @@ async fn load_one(
     if let Some(wanted) = written.task.map(engine_task).filter(|wanted| *wanted != task) {
         return Err(ModelError::Task { model: name, is: task, wanted });
     }
+    let useless = written.keys_for_text();
+    if task != Task::Generate && !useless.is_empty() {
+        let keys = useless.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+        return Err(ModelError::Keys { model: name, is: task, keys });
+    }
     let model = Arc::new(LoadedModel {
         options: options(written, cache_dir)?,
         state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
         loading: Arc::default(),
         written: written.clone(),
         task,
-        file,
+        files,
         created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         served_by,
         served_by_text: text.into(),
@@ -446,7 +467,7 @@ impl LoadedModel {
             state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
             loading: Arc::default(),
             task: Task::Generate,
-            file: None,
+            files: None,
             created: 0,
             served_by: HeaderValue::from_static("builtin/m"),
             served_by_text: "builtin/m".into(),
@@ -487,6 +508,24 @@ mod tests {
         let _turn = model.loading.clone().lock_owned().await;
         let deadline = Instant::now() + Duration::from_millis(50);
         assert_eq!(model.engine(deadline).await.err(), Some(NotLoaded::Loading));
+    }
+
+    #[test]
+    fn a_file_beside_the_weights_that_changed_makes_another_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = folder.path().join("model.safetensors");
+        let model = written(&weights);
+        assert_eq!(identities(&model), None);
+        for name in ["model.safetensors", "config.json", "tokenizer.json"] {
+            std::fs::write(folder.path().join(name), "a").unwrap();
+        }
+        let first = identities(&model);
+        assert_eq!(first, identities(&model));
+        for name in ["model.safetensors", "config.json", "tokenizer.json"] {
+            let before = identities(&model);
+            std::fs::write(folder.path().join(name), "another").unwrap();
+            assert_ne!(before, identities(&model), "{name}");
+        }
     }
 
     #[test]
