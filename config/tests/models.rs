@@ -43,6 +43,7 @@ fn what_can_never_take_effect_is_an_error() {
         ("keepWarm: true, idleUnload: 5m", "takes effect only with `keepWarm: false`"),
         ("keepWarm: false, idleUnload: 0s", "before it has answered anything"),
         ("memory: 64MiB, kvCache: 64MiB", "leaves nothing of `memory`"),
+        ("kvCache: 64MiB, task: embedding", "takes effect only where a model writes text"),
         ("task: talk", "`talk` is none of the values here"),
     ] {
         let told = told(model);
@@ -51,7 +52,8 @@ fn what_can_never_take_effect_is_an_error() {
     for model in [
         "keepWarm: false",
         "keepWarm: false, idleUnload: 5m, task: chat, tokenPause: 20ms",
-        "memory: 1GiB, kvCache: 64MiB, task: embedding",
+        "memory: 1GiB, task: embedding",
+        "memory: 1GiB, kvCache: 64MiB",
     ] {
         assert!(told(model).is_empty(), "{model}: {:?}", told(model));
     }

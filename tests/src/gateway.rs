@@ -147,6 +147,12 @@ impl Gateway {
             .map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// Waits until a series has this value: what is counted of a request may be a moment behind its answer.
+    pub async fn metric_becomes(&self, series: &str, value: f64) {
+        let what = format!("{series} becomes {value}");
+        eventually(&what, || async { (self.metric(series).await == value).then_some(()) }).await;
+    }
+
     /// Sends a signal.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();

@@ -210,10 +210,10 @@ routes: [{{name: r, backendRefs: [{{name: x}}], whenSaturated: {{queue: {{maxWai
     eventually("the server is busy", || async { (server.upstream.count() == 1).then_some(()) }).await;
     let spilled = gateway.client().get("/").await;
     assert_eq!((spilled.text().as_str(), spilled.header("x-spillway-served-by")), ("other", "y"));
-    assert_eq!(gateway.metric("spillway_spills_total{http_route=\"r\",reason=\"queue_timeout\"}").await, 1.0);
+    gateway.metric_becomes("spillway_spills_total{http_route=\"r\",reason=\"queue_timeout\"}", 1.0).await;
     let refused = get(&gateway, "/", &[("x-spillway-fallback", "never")]).await.unwrap();
     assert_eq!(refused.status, 503);
-    assert_eq!(gateway.metric("spillway_sheds_total{http_route=\"r\",reason=\"queue_timeout\"}").await, 1.0);
+    gateway.metric_becomes("spillway_sheds_total{http_route=\"r\",reason=\"queue_timeout\"}", 1.0).await;
     server.release(1);
     let first = first.await.unwrap();
     assert_eq!((first.status.as_u16(), first.header("x-spillway-served-by")), (200, ""));

@@ -223,7 +223,7 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     eventually("it is found unhealthy", || async { gateway.events("endpoint_unhealthy").first().map(|_| ()) }).await;
     assert_eq!(answers().await, "bbbbbbbb");
     let series = format!("spillway_endpoint_healthy{{backend=\"x\",endpoint=\"{}\"}}", a.url());
-    assert_eq!(gateway.metric(&series).await, 0.0);
+    gateway.metric_becomes(&series, 0.0).await;
     sick.store(false, Ordering::Relaxed);
     eventually("it is found healthy", || async { gateway.events("endpoint_healthy").first().map(|_| ()) }).await;
     assert!(answers().await.contains('a'));

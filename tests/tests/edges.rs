@@ -181,7 +181,7 @@ async fn the_proxy_protocol_is_needed_from_its_proxies_and_refused_from_all_othe
         behind.metric("spillway_connections_refused_total{listener=\"l\",reason=\"proxy_protocol\"}").await,
         2.0
     );
-    assert_eq!(behind.metric("spillway_connections_refused_total{listener=\"l\",reason=\"timeout\"}").await, 2.0);
+    behind.metric_becomes("spillway_connections_refused_total{listener=\"l\",reason=\"timeout\"}", 2.0).await;
 
     let before = upstream.count();
     let direct = start(", proxyProtocol: {from: [10.0.0.0/8]}", "", &upstream).await;

@@ -77,7 +77,7 @@ async fn many_requests_of_one_connection_run_at_once_and_bodies_arrive_whole() {
     let seen = upstream.last();
     assert_eq!((seen.path.as_str(), &seen.headers["host"]), ("/x?y=1", &HeaderValue::from_static("a.test")));
     assert_eq!(seen.headers["x-forwarded-host"], "a.test");
-    assert_eq!(gateway.metric("spillway_connections{listener=\"h2c\"}").await, 1.0);
+    gateway.metric_becomes("spillway_connections{listener=\"h2c\"}", 1.0).await;
     let logged = eventually("the request is logged", || {
         let line = gateway.events("access").first().cloned();
         async move { line }

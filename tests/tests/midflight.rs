@@ -81,11 +81,12 @@ async fn a_slow_attempt_is_hedged_and_the_loser_is_let_go_at_once() {
         assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "quick"));
         eventually("the loser is let go", || async { (gone.load(Ordering::SeqCst) == n).then_some(()) }).await;
     }
-    assert_eq!(gateway.metric("spillway_hedges_total{http_route=\"r\"}").await, 3.0);
+    gateway.metric_becomes("spillway_hedges_total{http_route=\"r\"}", 3.0).await;
     let of = |outcome: &str| {
         format!("spillway_endpoint_attempts_total{{backend=\"a\",endpoint=\"{}\",outcome=\"{outcome}\"}}", slow.url())
     };
-    assert_eq!((gateway.metric(&of("given_up")).await, gateway.metric(&of("failed")).await), (3.0, 0.0));
+    gateway.metric_becomes(&of("given_up"), 3.0).await;
+    gateway.metric_becomes(&of("failed"), 0.0).await;
     // What is not idempotent is never sent twice.
     let client = gateway.client();
     let post = tokio::spawn(async move { client.post("/", &[], "{}").await });
@@ -170,7 +171,7 @@ routes: [{{name: r, backendRefs: [{{name: x}}], whenUnavailable: {{spillTo: smol
     );
     assert!(text.trim_end().ends_with("data: [DONE]"), "{text}");
     assert!(all.last().unwrap()["usage"]["completion_tokens"].as_u64().unwrap() > 2, "both parts count: {text}");
-    assert_eq!(gateway.metric("spillway_streams_resumed_total{http_route=\"r\"}").await, 1.0);
+    gateway.metric_becomes("spillway_streams_resumed_total{http_route=\"r\"}", 1.0).await;
     assert_eq!((other.count(), gateway.endpoint(&other.url()).await["ejections"].as_u64()), (1, Some(0)));
     // A caller that wants no lesser answer, and a route that does not opt in, get the error.
     let never = gateway.client().post("/v1/chat/completions", &[("x-spillway-fallback", "never")], QUESTION).await;
@@ -315,7 +316,7 @@ routes: [{{name: r, backendRefs: [{{name: x}}], resume: true, retry: {{attempts:
         serde_json::json!({"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14})
     );
     assert_eq!((first.count(), second.count(), third.count()), (1, 1, 1));
-    assert_eq!(gateway.metric("spillway_streams_resumed_total{http_route=\"r\"}").await, 1.0);
+    gateway.metric_becomes("spillway_streams_resumed_total{http_route=\"r\"}", 1.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -51,7 +51,7 @@ async fn edits_are_taken_as_editors_write_them_and_bad_ones_are_kept_out() {
     let reason = told["reason"].as_str().unwrap();
     assert!(reason.contains("did you mean `backendRefs`?") && reason.contains("did you mean `endpoints`?"), "{reason}");
     assert_eq!(client.get("/").await.text(), "a");
-    assert_eq!(gateway.metric("spillway_config_reloads_total{result=\"failed\"}").await, 1.0);
+    gateway.metric_becomes("spillway_config_reloads_total{result=\"failed\"}", 1.0).await;
     let shown: serde_json::Value = serde_json::from_str(&gateway.shown("/api/config").await).unwrap();
     assert_eq!(shown["lastEdit"]["result"], "failed");
     assert!(shown["lastEdit"]["diagnostics"].as_array().unwrap().len() >= 2);

@@ -46,7 +46,7 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     assert_eq!((&shown["state"], &shown["waiting"], &shown["kvCache"]), (&"queueDepth".into(), &9.into(), &0.2.into()));
     let series =
         format!("spillway_endpoint_saturated{{backend=\"x\",endpoint=\"{}\",reason=\"queueDepth\"}}", busy.url());
-    assert_eq!(gateway.metric(&series).await, 1.0);
+    gateway.metric_becomes(&series, 1.0).await;
     // What is stale is not full.
     eventually("it is asked again", || async {
         client.get("/").await;

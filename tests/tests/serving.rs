@@ -65,13 +65,13 @@ async fn the_official_client_gets_choices_probabilities_json_and_seeds() {
 async fn a_model_that_is_not_kept_warm_comes_and_goes() {
     let gateway = Gateway::start(&inside(&model(), ", keepWarm: false, idleUnload: 500ms")).await;
     let loaded = "spillway_engine_loaded{model=\"smollm2\"}";
-    assert_eq!(gateway.metric(loaded).await, 0.0);
+    gateway.metric_becomes(loaded, 0.0).await;
     for _ in 0..2 {
         // Two at once load it once.
         let client = gateway.client();
         let (one, two) = futures::join!(client.chat("smollm2", &[]), client.chat("smollm2", &[]));
         assert_eq!((one.status.as_u16(), two.status.as_u16()), (200, 200), "{}", one.text());
-        assert_eq!(gateway.metric(loaded).await, 1.0);
+        gateway.metric_becomes(loaded, 1.0).await;
         eventually("it is unloaded", || async { (gateway.metric(loaded).await == 0.0).then_some(()) }).await;
     }
 }

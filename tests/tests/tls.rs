@@ -231,7 +231,7 @@ async fn a_client_that_does_not_finish_its_handshake_is_cut_off() {
     }
     let timeouts = gateway.metric("spillway_connections_refused_total{listener=\"tls\",reason=\"timeout\"}").await;
     assert_eq!(timeouts, 2.0);
-    assert_eq!(gateway.metric("spillway_connections{listener=\"tls\"}").await, 0.0);
+    gateway.metric_becomes("spillway_connections{listener=\"tls\"}", 0.0).await;
 }
 
 #[tokio::test]
