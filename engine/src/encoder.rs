@@ -376,11 +376,11 @@ impl Worker {
     }
 
     fn fail_all(&mut self, error: &EngineError) {
+        self.shared.waiting.store(0, Ordering::Relaxed);
         for work in self.running.drain(..) {
             self.shared.left(&work.job);
             work.job.answer.fail(error.clone());
         }
-        self.shared.waiting.store(0, Ordering::Relaxed);
     }
 
     /// After a fault of the device: ends what ran and sets the device up again. False when the engine ends meanwhile.
@@ -461,6 +461,9 @@ impl Worker {
                 *slot = Some(Encoded { values, tokens, truncated: text.truncated });
             }
         }
+        // Before the answers go out: who has one finds nothing counted that is done.
+        let open = self.running.iter().filter(|work| work.done.iter().any(Option::is_none)).count();
+        self.shared.waiting.store(open, Ordering::Relaxed);
         let mut left = VecDeque::with_capacity(self.running.len());
         for mut work in self.running.drain(..) {
             if work.done.iter().any(Option::is_none) {
