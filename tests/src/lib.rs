@@ -25,7 +25,7 @@ pub use client::{Answer, Client, Stream};
 pub use dns::{Dns, Says};
 pub use gateway::{Gateway, binary, whole};
 pub use pebble::{Pebble, free_port};
-pub use programs::{LlamaServer, Redis, jaeger, model, python, repository};
+pub use programs::{LlamaServer, Redis, jaeger, minilm, model, python, repository};
 pub use reference::reference;
 pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};
 pub use upstream::{Reply, Seen, Upstream, digest, reply, streamed};

@@ -25,6 +25,12 @@ pub fn model() -> PathBuf {
     needed("SPILLWAY_TEST_MODEL", "models/smollm2-135m-instruct-q4_1.gguf", "`make model` fetches it")
 }
 
+/// The encoder that embeds.
+pub fn minilm() -> PathBuf {
+    let file = "models/all-minilm-l6-v2/model.safetensors";
+    needed("SPILLWAY_TEST_MINILM", file, "`scripts/test-models.sh` fetches it")
+}
+
 /// The Jaeger program.
 pub fn jaeger() -> PathBuf {
     needed("SPILLWAY_TEST_JAEGER", ".cache/bin/jaeger", "`scripts/test-tools.sh jaeger` builds it")
