@@ -43,6 +43,8 @@ pub struct Blueprint {
     check: Option<CheckPlan>,
     scrape: Option<ScrapePlan>,
     credentials: Option<HeaderValue>,
+    /// Whether some callers show it credentials of their own.
+    is_personal: bool,
     way: Way,
     most_connections: u32,
     listener: Arc<dyn RoomListener>,
@@ -79,12 +81,19 @@ impl Blueprint {
             check: check.map(|check| CheckPlan::new(check, written.model.as_deref(), full_statuses)),
             scrape: ScrapePlan::new(&written.capacity),
             credentials,
+            is_personal: false,
             most_connections: written.capacity.max_connections.map_or(u32::MAX, NonZeroU32::get),
             way,
             listener,
             endpoints,
             metrics,
         }
+    }
+
+    /// With whether some callers show the backend credentials of their own.
+    #[must_use]
+    pub fn personal(self, is_personal: bool) -> Self {
+        Self { is_personal, ..self }
     }
 
     /// The backend's name.
@@ -98,9 +107,14 @@ impl Blueprint {
     }
 
     /// Whether a request that was prepared for `other` may as well go to an endpoint of this one: it is the same backend,
-    /// speaks the same, and gets the same credentials.
+    /// speaks the same, and gets the same credentials. A caller's own are known to its requests alone, and were meant for
+    /// the servers that stood there.
     pub(super) fn takes_requests_of(&self, other: &Self) -> bool {
-        self.backend == other.backend && self.speaks == other.speaks && self.credentials == other.credentials
+        let is_known = |new: &schema::Endpoint| other.written.iter().any(|old| old.url == new.url);
+        self.backend == other.backend
+            && self.speaks == other.speaks
+            && self.credentials == other.credentials
+            && (!other.is_personal || self.written.iter().all(is_known))
     }
 
     /// The endpoints as written.
@@ -168,5 +182,33 @@ impl Blueprint {
             work,
             state: endpoint.state.clone(),
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blueprint(url: &str, is_personal: bool) -> Blueprint {
+        let written = serde_json::json!({"name": "x", "endpoints": [{"url": "http://a:1"}, {"url": url}]});
+        let written: schema::Backend = serde_json::from_value(written).unwrap();
+        let tls = Arc::new(crate::tls::UpstreamTls::read(&Default::default(), false, false).unwrap());
+        let way = Way { connect: std::time::Duration::from_secs(1), tls, http2: false };
+        let listener = Arc::new(crate::balancing::tests::Told::default());
+        Blueprint::new(&written, &[], None, way, listener, Arc::default(), Arc::new(Metrics::new()))
+            .personal(is_personal)
+    }
+
+    #[test]
+    fn what_callers_show_a_backend_of_their_own_goes_to_no_server_that_it_was_not_meant_for() {
+        for (before, after, takes) in [
+            (("http://b:1", true), ("http://b:1", true), true),
+            (("http://b:1", true), ("http://c:1", false), false),
+            (("http://b:1", true), ("http://a:1", true), true),
+            (("http://b:1", false), ("http://c:1", true), true),
+        ] {
+            let (old, new) = (blueprint(before.0, before.1), blueprint(after.0, after.1));
+            assert_eq!(new.takes_requests_of(&old), takes, "{before:?} {after:?}");
+        }
     }
 }

@@ -109,27 +109,36 @@ pub(super) async fn forward(
                 }
             }
             Admission::Model { target, model } => {
+                drop(retrying.take());
                 let model = model.clone();
                 match spilling::direct(&model, session, x).await? {
                     Direct::Answered => return Ok(()),
                     Direct::NoRoom => journey.close(target),
                 }
             }
-            Admission::Saturated => match wait.for_turn(route, &journey, session, x).await {
-                Waited::Called => {}
-                Waited::ClientGone => return Err(End::ClientGone),
-                Waited::Over(_) if Instant::now() >= x.deadline(route) => return Err(too_late()),
-                Waited::Over(_) | Waited::NoQueue if retries > 0 || !journey.is_available(route) => {
-                    return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
+            Admission::Saturated => {
+                let waited = wait.for_turn(route, &journey, session, x).await;
+                if !matches!(waited, Waited::Called) {
+                    // What comes now is no retry at a server, however long it takes.
+                    drop(retrying.take());
                 }
-                Waited::Over(why) => {
-                    return spilling::last(gateway, route, &journey, why.reason(), session, x).await;
+                match waited {
+                    Waited::Called => {}
+                    Waited::ClientGone => return Err(End::ClientGone),
+                    Waited::Over(_) if Instant::now() >= x.deadline(route) => return Err(too_late()),
+                    Waited::Over(_) | Waited::NoQueue if retries > 0 || !journey.is_available(route) => {
+                        return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
+                    }
+                    Waited::Over(why) => {
+                        return spilling::last(gateway, route, &journey, why.reason(), session, x).await;
+                    }
+                    Waited::NoQueue => {
+                        return spilling::last(gateway, route, &journey, "saturated", session, x).await;
+                    }
                 }
-                Waited::NoQueue => {
-                    return spilling::last(gateway, route, &journey, "saturated", session, x).await;
-                }
-            },
+            }
             Admission::Unavailable => {
+                drop(retrying.take());
                 return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
             }
         }

@@ -125,7 +125,8 @@ impl Compiler {
         let (mut cares, mut certificates) = (Vec::new(), Vec::new());
         let mut backends = HashMap::new();
         for written in &config.backends {
-            match self.backend(written, previous, &resolver, &mut cares, &mut certificates).await {
+            let is_personal = config.consumers.iter().any(|c| c.credentials.contains_key(&written.name));
+            match self.backend(written, is_personal, previous, &resolver, &mut cares, &mut certificates).await {
                 Ok(backend) => {
                     backends.insert(written.name.as_str(), Arc::new(backend));
                 }
@@ -182,6 +183,7 @@ impl Compiler {
     async fn backend(
         &self,
         written: &schema::Backend,
+        is_personal: bool,
         previous: Option<&Snapshot>,
         resolver: &Arc<dyn Resolve>,
         cares: &mut Vec<Care>,
@@ -200,7 +202,7 @@ impl Compiler {
         let (endpoints, metrics) = (self.endpoints.clone(), self.metrics.clone());
         let room = self.states.get_or_insert(&written.name, Room::default);
         let blueprint = Blueprint::new(written, &full, credentials.clone(), way, room.clone(), endpoints, metrics);
-        let blueprint = Arc::new(blueprint);
+        let blueprint = Arc::new(blueprint.personal(is_personal));
         let addresses = addresses_of(written, previous, &**resolver).await?;
         // At start all count as available; an endpoint that a reload adds takes traffic after its first check.
         let (set, watches) = blueprint.build(&addresses, previous.is_some());

@@ -65,6 +65,7 @@ pub(super) struct Transcript {
 struct Chunk<'a> {
     #[serde(borrow, default)]
     choices: Vec<Choice<'a>>,
+    error: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -106,6 +107,8 @@ impl Transcript {
                 continue;
             }
             match serde_json::from_slice::<Chunk<'_>>(data) {
+                // Who was told of an error expects nothing more.
+                Ok(Chunk { error: Some(_), .. }) => self.is_plain = false,
                 Ok(chunk) => chunk.choices.into_iter().for_each(|choice| self.choice(choice)),
                 Err(_) => self.is_plain = false,
             }
@@ -215,5 +218,9 @@ mod tests {
             transcript.feed(event(choice).as_bytes());
             assert_eq!(transcript.to_continue(), None, "{choice}");
         }
+        let mut told = Transcript::default();
+        told.feed(event(r#"{"delta":{"content":"x"}}"#).as_bytes());
+        told.feed(b"data: {\"error\":{\"message\":\"overloaded\"}}\n\n");
+        assert_eq!(told.to_continue(), None, "who was told of an error expects nothing more");
     }
 }

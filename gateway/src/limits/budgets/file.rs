@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, OptionalExtension, params};
 use spillway_config::schema::Period;
 
-use super::{Account, Accounts, Command, Key, Spent, unix_now, window};
+use super::{Account, Accounts, Command, DAY, Key, Spent, unix_now, window};
 
 /// How often what was spent is written.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
@@ -83,7 +83,7 @@ impl File {
             }
         };
         let mut next = Instant::now();
-        let mut is_first = true;
+        let mut tidied = None;
         loop {
             let stop = match commands.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(Command::Read(account)) => {
@@ -102,7 +102,12 @@ impl File {
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => None,
             };
-            tell(self.batch(accounts, std::mem::take(&mut is_first)));
+            let today = unix_now() / DAY;
+            let done = self.batch(accounts, tidied != Some(today));
+            if done.is_ok() {
+                tidied = Some(today);
+            }
+            tell(done);
             if let Some(done) = stop {
                 let _ = done.send(());
                 return;

@@ -251,6 +251,10 @@ impl Budgets {
         let mut writer = self.writer.lock();
         let mut accounts = self.accounts.lock();
         accounts.more_in_file |= opened.more_in_file;
+        if opened.more_in_file {
+            // Rules were made before: what the file has of them may be among the rows that were not read.
+            accounts.table.values().for_each(|account| account.read.store(false, Ordering::Release));
+        }
         for ((consumer, period), spent) in opened.rows {
             match accounts.table.entry((consumer, period)) {
                 // A rule was made before the file was installed: what it has taken since comes on top.
@@ -386,6 +390,15 @@ mod tests {
         let account = small.account("a", Period::Month);
         account.known().await;
         assert_eq!(account.spent(NOON), tokens(9));
+        small.close();
+        // A configuration's accounts are made before the file is installed.
+        let small = Budgets::new(0, Counter::default());
+        let opened = small.open(&path).unwrap().unwrap();
+        let account = small.account("a", Period::Month);
+        small.install(opened);
+        assert!(account.take(tokens(1), (None, None), NOON));
+        account.known().await;
+        assert_eq!(account.spent(NOON), tokens(10));
     }
 
     #[test]
