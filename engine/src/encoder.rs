@@ -3,7 +3,6 @@
 //! the work on it within one step.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use async_channel::{Receiver, Sender, TryRecvError};
 
 use crate::exec::{Batch, Row, Sizes};
 use crate::model::BertShape;
-use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch, text_of};
+use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch};
 use crate::text::Tokenizer;
 use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions, Placement};
 
@@ -289,6 +288,10 @@ impl Serves for Worker {
         &self.name
     }
 
+    fn requests(&self) -> usize {
+        self.running.len()
+    }
+
     fn made(&mut self) -> &mut Rebuildable {
         &mut self.made
     }
@@ -337,17 +340,9 @@ impl Worker {
         Ok(took)
     }
 
-    /// Works until the engine ends. A panic in here is a defect of ours: it ends the engine too, and whoever holds it
-    /// loads it again.
+    /// Works until the engine ends, and ends it.
     fn work(&mut self) {
-        let end = match catch_unwind(AssertUnwindSafe(|| self.run())) {
-            Ok(()) => EngineError::Shutdown,
-            Err(panic) => {
-                let reason = text_of(&*panic).to_owned();
-                tracing::error!(event = "engine_panicked", model = %self.name, %reason, requests = self.running.len());
-                EngineError::Defect(reason)
-            }
-        };
+        let end = runner::until_the_end(self, Self::run);
         // First, so that whoever is told below and asks at once is refused.
         self.shared.stopped.store(true, Ordering::Release);
         self.jobs.close();

@@ -15,7 +15,7 @@ use crate::exec::Batch;
 use crate::model::{self, Loaded, LoadedEncoder};
 use crate::{DeviceChoice, EngineError, LoadError, LoadOptions, Placement};
 
-pub(crate) use recover::{Serves, recover, start};
+pub(crate) use recover::{Serves, recover, start, until_the_end};
 pub(crate) use watch::{Reader, Watch};
 
 /// A step that takes longer than this, and so many times what it should, hangs. A driver may compile a kernel in it.

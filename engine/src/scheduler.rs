@@ -19,14 +19,13 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender, TryRecvError};
 
 use crate::exec::{Batch, Row, Sizes};
-use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch, text_of};
+use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch};
 use crate::text::Tokenizer;
 use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions, Placement};
 use cost::Cost;
@@ -224,6 +223,10 @@ impl Serves for Worker {
         &self.name
     }
 
+    fn requests(&self) -> usize {
+        self.running.len()
+    }
+
     fn made(&mut self) -> &mut Rebuildable {
         &mut self.made
     }
@@ -267,17 +270,9 @@ impl Serves for Worker {
 }
 
 impl Worker {
-    /// Works until the engine ends. A panic in here is a defect of ours: it ends the engine too, and whoever holds it
-    /// loads it again.
+    /// Works until the engine ends, and ends it.
     fn work(&mut self) {
-        let end = match catch_unwind(AssertUnwindSafe(|| self.run())) {
-            Ok(()) => EngineError::Shutdown,
-            Err(panic) => {
-                let reason = text_of(&*panic).to_owned();
-                tracing::error!(event = "engine_panicked", model = %self.name, %reason, requests = self.running.len());
-                EngineError::Defect(reason)
-            }
-        };
+        let end = runner::until_the_end(self, Self::run);
         // First, so that whoever is told below and asks at once is refused.
         self.shared.stop();
         self.jobs.close();

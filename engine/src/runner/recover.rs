@@ -1,9 +1,10 @@
 //! A model is set up: at load, and again after a fault of its device, for as long as that takes. A GPU that cannot be
 //! had any more makes way for the processor where the choice of the device is ours.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use super::{Measured, Rebuildable, Target};
+use super::{Measured, Rebuildable, Target, text_of};
 use crate::EngineError;
 
 /// Longest wait before a device that failed is set up once more.
@@ -15,6 +16,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(crate) trait Serves {
     /// Its name.
     fn name(&self) -> &str;
+    /// Requests that it works on.
+    fn requests(&self) -> usize;
     /// The model.
     fn made(&mut self) -> &mut Rebuildable;
     /// Runs each shape of step once, so that nothing is compiled and no cost is unknown when the first request comes.
@@ -33,6 +36,19 @@ pub(crate) fn start(worker: &mut impl Serves) -> Result<(), EngineError> {
             on_processor(worker, &fault.to_string()).map_err(EngineError::Device)
         }
         Err(fault) => Err(fault),
+    }
+}
+
+/// Runs until the engine ends, and says how. A panic in here is a defect of ours: it ends the engine too, and whoever holds
+/// it loads it again.
+pub(crate) fn until_the_end<W: Serves>(worker: &mut W, run: impl FnOnce(&mut W)) -> EngineError {
+    match catch_unwind(AssertUnwindSafe(|| run(worker))) {
+        Ok(()) => EngineError::Shutdown,
+        Err(panic) => {
+            let reason = text_of(&*panic).to_owned();
+            tracing::error!(event = "engine_panicked", model = %worker.name(), %reason, requests = worker.requests());
+            EngineError::Defect(reason)
+        }
     }
 }
 
