@@ -33,15 +33,6 @@ pub(crate) fn run(connections: usize, seconds: u32) {
     std::fs::write(folder.join("a.pem"), cert.pem()).unwrap();
     std::fs::write(folder.join("a.key"), signing_key.serialize_pem()).unwrap();
     let (upstream, plain, secure) = (free_port(), free_port(), free_port());
-    std::fs::write(
-        folder.join("upstream.conf"),
-        format!(
-            "daemon off; worker_processes 1; pid {pid}; error_log /dev/null; events {{ worker_connections 1024; }}
-http {{ access_log off; keepalive_requests 1000000000; server {{ listen 127.0.0.1:{upstream}; location / {{ return 200 'ok'; }} }} }}",
-            pid = folder.join("upstream.pid").display()
-        ),
-    )
-    .unwrap();
     let limits = "limits: {maxConnections: 60000, idleTimeout: 30m, headerTimeout: 5s}";
     std::fs::write(
         folder.join("spillway.yaml"),
@@ -56,8 +47,7 @@ telemetry: {{logs: {{access: false}}}}
         ),
     )
     .unwrap();
-    let _upstream = Process::start(Command::new("nginx").arg("-c").arg(folder.join("upstream.conf")));
-    wait_for(upstream);
+    let _upstream = Process::answering(&folder, upstream);
     let config = client(cert.der());
     println!("\n{connections} idle connections and {SLOW} slow ones; wrk, 32 connections, runs of {seconds} s");
     println!(

@@ -1,6 +1,6 @@
 //! Programs that are measured: started, their CPU time and memory read from /proc, ended.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,20 @@ impl Process {
                 .spawn()
                 .expect("the program starts"),
         )
+    }
+
+    /// nginx that answers every request on a port with 200 and `ok`; its files are in `folder`.
+    pub(crate) fn answering(folder: &Path, port: u16) -> Self {
+        let config = folder.join("upstream.conf");
+        let text = format!(
+            "daemon off; worker_processes 1; pid {pid}; error_log /dev/null; events {{ worker_connections 1024; }}
+http {{ access_log off; keepalive_requests 1000000000; server {{ listen 127.0.0.1:{port}; location / {{ return 200 'ok'; }} }} }}",
+            pid = folder.join("upstream.pid").display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let nginx = Self::start(Command::new("nginx").arg("-c").arg(config));
+        wait_for(port);
+        nginx
     }
 
     fn family(&self) -> Vec<u32> {

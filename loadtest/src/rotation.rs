@@ -59,15 +59,6 @@ async fn scenario(folder: &Path, seconds: u32) {
     let root = params.self_signed(&key).unwrap().der().clone();
     let issuer = Issuer::new(params, key);
     let (upstream, secure, admin) = (free_port(), free_port(), free_port());
-    std::fs::write(
-        folder.join("upstream.conf"),
-        format!(
-            "daemon off; worker_processes 1; pid {pid}; error_log /dev/null; events {{ worker_connections 1024; }}
-http {{ access_log off; keepalive_requests 1000000000; server {{ listen 127.0.0.1:{upstream}; location / {{ return 200 'ok'; }} }} }}",
-            pid = folder.join("upstream.pid").display()
-        ),
-    )
-    .unwrap();
     let (first, digest) = new_key();
     certificate(folder, &issuer);
     std::fs::write(folder.join("acme.keys"), format!("{digest}\n")).unwrap();
@@ -84,8 +75,7 @@ telemetry: {{logs: {{access: false}}}}
         ),
     )
     .unwrap();
-    let _upstream = Process::start(Command::new("nginx").arg("-c").arg(folder.join("upstream.conf")));
-    wait_for(upstream);
+    let _upstream = Process::answering(folder, upstream);
     let _gateway =
         Process::start(Command::new(named("SPILLWAY_BIN")).args(["serve", "-c"]).arg(folder.join("spillway.yaml")));
     wait_for(secure);
