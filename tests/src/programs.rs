@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use crate::free_port;
+
 /// The root of the repository.
 pub fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -102,7 +104,7 @@ pub struct Redis {
 impl Redis {
     /// Starts one on a free port.
     pub fn start() -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut redis = Self { child: None, certificate: None, port };
         redis.restart();
         redis
@@ -110,7 +112,7 @@ impl Redis {
 
     /// Starts one that speaks TLS alone, with `redis.pem` and `redis.key` of a folder.
     pub fn start_secure(folder: &std::path::Path) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut redis = Self { child: None, certificate: Some(folder.to_owned()), port };
         redis.restart();
         redis

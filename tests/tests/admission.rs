@@ -83,10 +83,7 @@ fn get(gateway: &Gateway, path: &str, headers: &[(&str, &str)]) -> JoinHandle<An
 }
 
 async fn depth(gateway: &Gateway, expected: f64) {
-    eventually("the queue is as deep as it should be", || async {
-        (gateway.metric("spillway_queue_depth{http_route=\"r\"}").await == expected).then_some(())
-    })
-    .await;
+    gateway.metric_becomes("spillway_queue_depth{http_route=\"r\"}", expected).await;
 }
 
 async fn waits(gateway: &Gateway, outcome: &str) -> f64 {
@@ -473,6 +470,6 @@ async fn an_idle_model_takes_a_prompt_whatever_it_thinks_of_its_own_speed() {
         let answer = gateway.client().chat("m", &[]).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         let idle = "spillway_engine_active_sequences{model=\"m\"}";
-        eventually("it has nothing to do", || async { (gateway.metric(idle).await == 0.0).then_some(()) }).await;
+        gateway.metric_becomes(idle, 0.0).await;
     }
 }

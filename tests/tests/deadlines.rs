@@ -12,39 +12,17 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use spillway_tests::{Gateway, Upstream, eventually, streamed};
+use spillway_tests::{Gateway, Upstream, eventually, head_of_a_request, raw, streamed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 /// Far above the second that requests have here and far below the minute that a server may be silent.
 const SOON: Duration = Duration::from_secs(30);
 
-/// A server of bytes: it does what it is told with each connection.
-async fn raw<F, R>(serve: F) -> String
-where
-    F: Fn(TcpStream) -> R + Send + 'static,
-    R: Future<Output = ()> + Send + 'static,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(stream));
-        }
-    });
-    url
-}
-
 /// A server that reads a head and answers with these bytes.
 async fn says(text: &'static str) -> String {
     raw(move |mut stream| async move {
-        let (mut head, mut byte) = (Vec::new(), [0u8; 1]);
-        while !head.ends_with(b"\r\n\r\n") {
-            if stream.read_exact(&mut byte).await.is_err() {
-                return;
-            }
-            head.push(byte[0]);
-        }
+        head_of_a_request(&mut stream).await;
         let _ = stream.write_all(text.as_bytes()).await;
         // What is written is read before the end is seen.
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -117,10 +117,7 @@ async fn who_is_slow_is_cut_off_in_every_phase() {
         answer.starts_with("HTTP/1.1 200") && answer.matches("HTTP/1.1 ").count() == 1,
         "between requests: {answer}"
     );
-    eventually("all are closed", || async {
-        (gateway.metric("spillway_connections{listener=\"l\"}").await == 0.0).then_some(())
-    })
-    .await;
+    gateway.metric_becomes("spillway_connections{listener=\"l\"}", 0.0).await;
 }
 
 #[tokio::test]

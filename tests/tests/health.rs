@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 
-use spillway_tests::{Client, Gateway, LlamaServer, Upstream, binary, eventually, reply};
+use spillway_tests::{Client, Gateway, LlamaServer, Upstream, binary, eventually, head_of_a_request, raw, reply};
 
 const HEAD: &str = "listeners: [{address: \"127.0.0.1:0\"}]\nadmin: {address: \"127.0.0.1:0\"}\n";
 
@@ -387,30 +387,6 @@ routes: [{{backendRefs: [{{name: x}}], retry: {{attempts: 2, on: [connectFailure
 ",
         endpoints.join(", ")
     )
-}
-
-/// A server that does with each connection what it is told.
-async fn raw<F, R>(serve: F) -> String
-where
-    F: Fn(tokio::net::TcpStream) -> R + Send + 'static,
-    R: Future<Output = ()> + Send + 'static,
-{
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(stream));
-        }
-    });
-    url
-}
-
-async fn head_of_a_request(stream: &mut tokio::net::TcpStream) {
-    use tokio::io::AsyncReadExt;
-    let (mut head, mut byte) = (Vec::new(), [0u8; 1]);
-    while !head.ends_with(b"\r\n\r\n") && stream.read_exact(&mut byte).await.is_ok() {
-        head.push(byte[0]);
-    }
 }
 
 #[tokio::test]

@@ -78,7 +78,7 @@ async fn a_client_that_leaves_frees_the_model_while_it_reads_and_while_it_writes
             }
         });
         let series = "spillway_engine_active_sequences{model=\"smollm2\"}";
-        eventually("the engine has begun", || async { (gateway.metric(series).await == 1.0).then_some(()) }).await;
+        gateway.metric_becomes(series, 1.0).await;
         if wait_for_text {
             let before = gateway.metric("spillway_engine_generated_tokens_total{model=\"smollm2\"}").await;
             eventually("it writes", || async {
@@ -88,7 +88,7 @@ async fn a_client_that_leaves_frees_the_model_while_it_reads_and_while_it_writes
             .await;
         }
         asked.abort();
-        eventually("the engine is free", || async { (gateway.metric(series).await == 0.0).then_some(()) }).await;
+        gateway.metric_becomes(series, 0.0).await;
     }
 }
 

@@ -44,10 +44,7 @@ async fn chat(client: &Client, key: &str, max_tokens: u64, stream: bool) -> Answ
 
 /// Waits until no request runs: an answer is settled when its last byte is out.
 async fn settled(gateway: &Gateway) {
-    eventually("nothing runs", || async {
-        (gateway.metric("spillway_requests_in_flight{http_route=\"chat\"}").await == 0.0).then_some(())
-    })
-    .await;
+    gateway.metric_becomes("spillway_requests_in_flight{http_route=\"chat\"}", 0.0).await;
 }
 
 fn left(answer: &Answer) -> u64 {

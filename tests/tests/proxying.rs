@@ -109,10 +109,7 @@ async fn a_client_that_leaves_ends_the_request_at_the_upstream() {
     drop(answer);
     // No further part is sent: the upstream must hear of it all the same.
     tokio::time::timeout(spillway_tests::PATIENCE, send.closed()).await.expect("the upstream's connection is closed");
-    eventually("the slot is given back", || async {
-        (gateway.metric("spillway_requests_in_flight{http_route=\"held\"}").await == 0.0).then_some(())
-    })
-    .await;
+    gateway.metric_becomes("spillway_requests_in_flight{http_route=\"held\"}", 0.0).await;
 }
 
 #[tokio::test]

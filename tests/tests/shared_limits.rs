@@ -160,10 +160,7 @@ async fn a_store_that_an_edit_takes_away_is_not_told_as_there() {
     let (_, digest) = new_key();
     let with = yaml(&upstream, &digest, redis.port, "{requests: 5/s}");
     let gateway = Gateway::start(&with).await;
-    eventually("the store is reached", || async {
-        (gateway.metric("spillway_limit_store_up").await == 1.0).then_some(())
-    })
-    .await;
+    gateway.metric_becomes("spillway_limit_store_up", 1.0).await;
     let without: String =
         with.lines().filter(|line| !line.starts_with("state:")).map(|line| format!("{line}\n")).collect();
     let listeners = "listeners: [{address: \"127.0.0.1:0\"}]\n";
@@ -190,10 +187,7 @@ async fn a_store_is_reached_over_tls_only_where_it_is_who_it_must_be() {
     };
     let (one, other) = (start(&authority).await, start(&authority).await);
     for gateway in [&one, &other] {
-        eventually("both see each other", || async {
-            (gateway.metric("spillway_limit_store_gateways").await == 2.0).then_some(())
-        })
-        .await;
+        gateway.metric_becomes("spillway_limit_store_gateways", 2.0).await;
     }
     for (gateway, left) in [(&one, "2"), (&other, "1"), (&one, "0")] {
         let answer = gateway.client().chat("m", &[("x-api-key", &key)]).await;
