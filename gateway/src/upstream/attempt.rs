@@ -154,6 +154,21 @@ pub(super) async fn end(a: &Attempt<'_>, mut upstream: HttpSession, outcome: &Ou
     }
 }
 
+/// Code and message of an answer that was cut by its server.
+pub(super) const CUT: (&str, &str) = ("upstream_reset", "the backend ended the answer early");
+/// Of one that did not go on in time.
+pub(super) const TOO_SLOW: (&str, &str) = ("timeout", "the backend did not continue the answer in time");
+
+/// What an answer is cut for, code and message, when the time of the whole request is over and its server was last heard at
+/// `heard`: one that spoke until the end may have had a client that reads slowly, and is not to blame.
+pub(super) fn overran(a: &Attempt<'_>, heard: Instant) -> (&'static str, &'static str) {
+    if heard.elapsed() < a.backend.idle_timeout / 2 {
+        (REQUEST_TIMEOUT, "the time for this request was over before its answer was (`timeouts.request` of its route)")
+    } else {
+        TOO_SLOW
+    }
+}
+
 /// Ends a conversation before its time. Of HTTP/2 that is one stream; its connection goes back to the others.
 pub(super) async fn shut(a: &Attempt<'_>, mut upstream: HttpSession) {
     upstream.shutdown().await;

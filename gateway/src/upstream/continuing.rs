@@ -9,7 +9,7 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, sleep_until};
 
-use super::attempt::{Attempt, Died, Outcome, end};
+use super::attempt::{Attempt, CUT, Died, Outcome, TOO_SLOW, end, overran};
 use super::events::{Gate, Transcript};
 use super::open::Opened;
 use super::passing::{break_off, client_write, is_event_stream, note_usage};
@@ -40,6 +40,7 @@ pub async fn go_on(
     };
     let mut observer = a.observer(&head);
     let mut next = prefix;
+    let mut heard = Instant::now();
     let ended = loop {
         if let Some(part) = next.take() {
             if let Some(observer) = &mut observer {
@@ -53,12 +54,19 @@ pub async fn go_on(
             if write(session, x, limits.deadline, out, false).await.is_err() {
                 break Outcome::ClientGone;
             }
+            // The time that the client took to read is not the server's.
+            heard = Instant::now();
         }
-        let pause = limits.deadline.min(Instant::now() + a.backend.idle_timeout);
+        let pause = limits.deadline.min(heard + a.backend.idle_timeout);
         let part = tokio::select! {
             biased;
             () = sleep_until(pause) => {
-                break rest.died(before, "timeout", "the backend did not continue the answer in time");
+                break if pause == limits.deadline {
+                    let (code, message) = overran(a, heard);
+                    break_off(session, x, true, code, message).await
+                } else {
+                    rest.ended_early(before, session, x, TOO_SLOW).await
+                };
             }
             part = upstream.read_response_body() => part,
             _ = session.read_body_or_idle(true) => break Outcome::ClientGone,
@@ -72,7 +80,9 @@ pub async fn go_on(
                     Err(_) => Outcome::ClientGone,
                 };
             }
-            Ok(None) | Err(_) => break rest.died(before, "upstream_reset", "the backend ended the answer early"),
+            Ok(None) | Err(_) => {
+                break rest.ended_early(before, session, x, CUT).await;
+            }
         }
     };
     if let Some(observer) = &mut observer {
@@ -89,13 +99,8 @@ pub async fn go_on(
             x.outcome.completion_tokens = x.outcome.completion_tokens.map(|more| more.saturating_add(written));
         }
     }
-    let outcome = match ended {
-        // What was said does not allow a third part.
-        Outcome::Broken => break_off(session, x, true, "upstream_reset", "the backend ended the answer early").await,
-        other => other,
-    };
-    end(a, upstream, &outcome).await;
-    outcome
+    end(a, upstream, &ended).await;
+    ended
 }
 
 struct Rest<'a> {
@@ -112,9 +117,17 @@ impl Rest<'_> {
         self.rewriter.rewrite(&events)
     }
 
-    /// All that was said so far, or that it cannot be continued once more.
-    fn died(&self, before: &Died, code: &'static str, message: &'static str) -> Outcome {
-        let Some((text, tokens)) = self.transcript.to_continue() else { return Outcome::Broken };
+    /// All that was said so far, for another one to continue; where that cannot be, the client is told.
+    async fn ended_early(
+        &self,
+        before: &Died,
+        session: &mut ServerSession,
+        x: &mut Exchange,
+        (code, message): (&'static str, &'static str),
+    ) -> Outcome {
+        let Some((text, tokens)) = self.transcript.to_continue() else {
+            return break_off(session, x, true, code, message).await;
+        };
         let (text, tokens) = (format!("{}{text}", before.text), before.tokens.saturating_add(tokens));
         Outcome::Died(Box::new(Died { text, tokens, code, message }))
     }

@@ -11,7 +11,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
-use super::attempt::{Attempt, Failure, Limits, Outcome, REQUEST_TIMEOUT, failure_of_head};
+use super::attempt::{Attempt, CUT, Failure, Limits, Outcome, TOO_SLOW, failure_of_head, overran};
 use super::body::expects_continue;
 use super::outgoing::{Outgoing, end_body, send};
 use super::passing::{Passing, begin, break_off, client_write, died, early_hints, finish, pass_part};
@@ -158,8 +158,7 @@ pub(super) async fn converse(
                     && passing.observer.as_ref().is_some_and(|observer| !observer.observation().is_whole)
                     && passing.transcript.as_ref().is_some_and(|transcript| transcript.to_continue().is_some())
                 {
-                    return died(session, x, &state, &passing, "upstream_reset", "the backend ended the answer early")
-                        .await;
+                    return died(session, x, &state, &passing, CUT).await;
                 }
                 return finish(a, session, x, upstream, &mut state, &mut passing).await;
             }
@@ -203,8 +202,7 @@ pub(super) async fn converse(
                 if !state.head_passed {
                     return Outcome::Failed(failure_of_head(&e, reused));
                 }
-                return died(session, x, &state, &passing, "upstream_reset", "the backend ended the answer early")
-                    .await;
+                return died(session, x, &state, &passing, CUT).await;
             }
             Next::Time => {
                 let now = Instant::now();
@@ -221,14 +219,11 @@ pub(super) async fn converse(
                 if !state.head_passed {
                     return Outcome::Failed(failure);
                 }
-                let message = "the backend did not continue the answer in time";
                 if now >= limits.deadline {
-                    // A server that was heard until the end may have had a client that reads slowly.
-                    let heard = now.saturating_duration_since(state.heard) < a.backend.idle_timeout / 2;
-                    let code = if heard { REQUEST_TIMEOUT } else { "timeout" };
+                    let (code, message) = overran(a, state.heard);
                     return break_off(session, x, state.event_stream, code, message).await;
                 }
-                return died(session, x, &state, &passing, "timeout", message).await;
+                return died(session, x, &state, &passing, TOO_SLOW).await;
             }
         }
     }

@@ -250,8 +250,7 @@ pub(super) async fn died(
     x: &mut Exchange,
     state: &State,
     passing: &Passing,
-    code: &'static str,
-    message: &'static str,
+    (code, message): (&'static str, &'static str),
 ) -> Outcome {
     match passing.transcript.as_ref().and_then(Transcript::to_continue) {
         Some((text, tokens)) => Outcome::Died(Box::new(Died { text, tokens, code, message })),
