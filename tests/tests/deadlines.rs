@@ -9,12 +9,13 @@
     reason = "tests"
 )]
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use spillway_tests::{Gateway, Upstream, eventually, head_of_a_request, raw, streamed};
+use spillway_tests::{Authority, Gateway, Upstream, eventually, head_of_a_request, raw, streamed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 /// Far above the second that requests have here and far below the minute that a server may be silent.
 const SOON: Duration = Duration::from_secs(30);
@@ -49,19 +50,13 @@ routes: [{{name: r, backendRefs: [{{name: x}}], {route}}}]
 
 #[tokio::test]
 async fn a_server_that_does_not_read_holds_a_request_no_longer_than_it_may_last() {
-    let deaf = raw(|stream| async move {
-        let _kept = stream;
-        std::future::pending::<()>().await;
-    })
-    .await;
+    let deaf = deaf().await;
     for limit in ["timeouts: {request: 1s}", "timeouts: {backendRequest: 1s}, retry: {attempts: 0}"] {
         let gateway = Gateway::start(&to(&deaf, &format!("limits: {{maxBody: 64MiB}}, {limit}"))).await;
         let client = gateway.client();
-        // More than the buffers of both sockets take, known beforehand and in chunks.
+        // Known beforehand and in chunks.
         let chunk = Bytes::from(vec![b'x'; 1 << 20]);
-        for request in
-            [client.request("POST", "/", &[], vec![b'x'; 32 << 20]), client.chunked("/", &[], vec![chunk.clone(); 32])]
-        {
+        for request in [client.request("POST", "/", &[], long()), client.chunked("/", &[], vec![chunk.clone(); 32])] {
             let began = Instant::now();
             let answer = tokio::time::timeout(SOON, client.try_send(request)).await.expect("an end");
             // A client that still writes may see the connection closed before it sees the answer.
@@ -70,8 +65,103 @@ async fn a_server_that_does_not_read_holds_a_request_no_longer_than_it_may_last(
             }
             assert!(began.elapsed() < SOON, "{limit}");
         }
-        let url = deaf.clone();
-        eventually("no slot is held", || async { (gateway.endpoint(&url).await["inFlight"] == 0).then_some(()) }).await;
+        is_let_go(&gateway, &deaf).await;
+    }
+}
+
+/// More than the buffers of both sockets take.
+fn long() -> Vec<u8> {
+    vec![b'x'; 32 << 20]
+}
+
+async fn deaf() -> String {
+    raw(|stream| async move {
+        let _kept = stream;
+        std::future::pending::<()>().await;
+    })
+    .await
+}
+
+async fn is_let_go(gateway: &Gateway, url: &str) {
+    eventually("no slot is held", || async { (gateway.endpoint(url).await["inFlight"] == 0).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_server_that_stops_reading_is_left_for_another_after_its_idle_time_and_blamed() {
+    let (deaf, good) = (deaf().await, Upstream::digest().await);
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - name: x
+    protocol: openai
+    endpoints: [{{url: \"{deaf}\"}}, {{url: \"{}\", priority: 1}}]
+    timeouts: {{idle: 1s}}
+    outlierDetection: {{consecutiveErrors: 1}}
+routes: [{{name: r, backendRefs: [{{name: x}}], retry: {{on: [\"504\"]}}, limits: {{maxBody: 64MiB}}}}]
+",
+        good.url()
+    ))
+    .await;
+    let client = gateway.client();
+    let answered = tokio::time::timeout(SOON, client.post("/v1/other", &[], long())).await.expect("an answer");
+    assert_eq!((answered.status.as_u16(), answered.text()), (200, spillway_tests::digest(&long())));
+    is_let_go(&gateway, &deaf).await;
+    let shown = gateway.endpoint(&deaf).await;
+    assert_eq!((&shown["ejections"], &shown["attempts"]["failed"]), (&1.into(), &1.into()), "{shown}");
+}
+
+#[tokio::test]
+async fn a_server_that_stops_reading_is_no_reason_to_answer_later_than_the_request_may_last() {
+    let deaf = deaf().await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{deaf}\"}}]}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], timeouts: {{request: 3s}}, limits: {{maxBody: 64MiB}}}}]
+"
+    ))
+    .await;
+    let client = gateway.client();
+    let answer = tokio::time::timeout(SOON, client.post("/v1/other", &[], long())).await.expect("an answer");
+    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (504, &"request_timeout".into()));
+    is_let_go(&gateway, &deaf).await;
+    assert_eq!(gateway.endpoint(&deaf).await["attempts"]["failed"], 1);
+}
+
+#[tokio::test]
+async fn a_server_behind_tls_that_does_not_read_cannot_keep_its_connection_from_being_closed() {
+    let authority = Authority::default();
+    let acceptor = authority.server(&["deaf.test"]).acceptor(None, &["http/1.1"]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            kept.push(acceptor.accept(stream).await.unwrap());
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    authority.write(folder.path());
+    let gateway = Gateway::start_in(
+        folder,
+        &format!(
+            "listeners: [{{address: \"127.0.0.1:0\"}}]
+backends: [{{name: x, endpoints: [{{url: \"{url}\"}}], tls: {{sni: deaf.test, caFile: ca.pem}}}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], timeouts: {{request: 3s}}, limits: {{maxBody: 64MiB}}}}]
+"
+        ),
+    )
+    .await;
+    let client = gateway.client();
+    let asked = tokio::spawn(async move { client.try_send(client.request("POST", "/", &[], long())).await });
+    eventually("it is asked", || async { (gateway.endpoint(&url).await["inFlight"] == 1).then_some(()) }).await;
+    let freed = async {
+        while gateway.endpoint(&url).await["inFlight"] != 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON, freed).await.expect("its slot is given back");
+    assert_eq!(gateway.endpoint(&url).await["connections"], 0);
+    // A client that still writes may see the connection closed before it sees the answer.
+    if let Ok(answer) = tokio::time::timeout(SOON, asked).await.expect("an end").unwrap() {
+        assert_eq!(answer.status, 504);
     }
 }
 
@@ -132,6 +222,42 @@ async fn of_early_answers_hints_are_passed_on_and_a_server_that_sends_nothing_el
         let last = answer.lines().rfind(|line| line.starts_with("HTTP/")).unwrap();
         assert!(last.contains(status), "{count}: {answer}");
     }
+}
+
+#[tokio::test]
+async fn a_connection_with_half_a_request_on_it_carries_no_other() {
+    // What came on each connection: it answers every head at once and takes whatever follows for its body.
+    let came: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = came.clone();
+    let url = raw(move |mut stream| {
+        let log = log.clone();
+        async move {
+            head_of_a_request(&mut stream).await;
+            let place = {
+                let mut log = log.lock().unwrap();
+                log.push(String::new());
+                log.len() - 1
+            };
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            let mut buffer = [0; 1024];
+            while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                log.lock().unwrap()[place].push_str(&String::from_utf8_lossy(&buffer[..count]));
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&to(&url, "retry: {attempts: 0}")).await;
+    let mut client = TcpStream::connect(gateway.address).await.unwrap();
+    client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    is_let_go(&gateway, &url).await;
+    let second = tokio::time::timeout(SOON, gateway.client().get("/second")).await.expect("an answer");
+    assert_eq!((second.status.as_u16(), second.text().as_str()), (200, "ok"));
+    let came = came.lock().unwrap().clone();
+    assert_eq!(came.len(), 2, "{came:?}");
+    assert!(came.iter().all(|bytes| !bytes.contains("HTTP/1.1")), "{came:?}");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ pub async fn go_on(
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Outcome {
-    let Opened { mut upstream, head, prefix, limits } = opened;
+    let Opened { mut upstream, head, prefix, sent, limits } = opened;
     let mut rest = Rest {
         gate: Gate::default(),
         transcript: Transcript::default(),
@@ -99,7 +99,7 @@ pub async fn go_on(
             x.outcome.completion_tokens = x.outcome.completion_tokens.map(|more| more.saturating_add(written));
         }
     }
-    end(a, upstream, &ended).await;
+    end(a, upstream, sent, &ended).await;
     ended
 }
 
