@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::attempt::{Attempt, CUT, Died, Outcome, TOO_SLOW, end, overran};
 use super::events::{Gate, Transcript};
 use super::open::Opened;
-use super::passing::{break_off, client_write, is_event_stream, note_usage};
+use super::passing::{break_off, client_write, is_event_stream, note_answer};
 use crate::balancing::Class;
 use crate::exchange::Exchange;
 use crate::protocol::openai::Continuation;
@@ -87,10 +87,8 @@ pub async fn go_on(
     };
     if let Some(observer) = &mut observer {
         let seen = observer.finish();
-        x.outcome.model_answered.clone_from(&seen.model);
-        x.outcome.finish_reason.clone_from(&seen.finish_reason);
         let said_before = x.outcome.content_events;
-        note_usage(x, seen);
+        note_answer(x, seen);
         x.outcome.content_events = x.outcome.content_events.saturating_add(said_before);
         if seen.usage.is_some() {
             // What was written before is part of the answer to the caller and of the prompt to this server.
