@@ -110,6 +110,55 @@ async fn hedges_take_from_the_budget_for_retries() {
     assert!((10..=most).contains(&hedged), "ten at first, one a second: {hedged} of at most {most}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_a_hedge_gave_up_is_free_only_when_its_connection_is_gone() {
+    let ((a, _), (b, _), (c, _)) = tokio::join!(silent(), silent(), silent());
+    let quick = Upstream::start(|_| async {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        Some(reply(200, &[], "quick"))
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - name: slow
+    endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}, {{url: \"{}\"}}]
+    capacity: {{maxConnections: 1}}
+  - {{name: quick, endpoints: [{{url: \"{}\"}}]}}
+routes:
+  - name: r
+    backendRefs: [{{name: slow}}, {{name: quick, priority: 1}}]
+    retry: {{budget: 1, hedge: {{after: 1ms, max: 3}}}}
+telemetry: {{logs: {{access: false}}}}
+",
+        a.url(),
+        b.url(),
+        c.url(),
+        quick.url(),
+    ))
+    .await;
+    let ask = (0..16).map(|_| {
+        let client = gateway.client();
+        async move {
+            for _ in 0..150 {
+                assert_eq!(client.get("/").await.text(), "quick");
+            }
+        }
+    });
+    futures::future::join_all(ask).await;
+    let of = async |outcome: &str| {
+        let mut sum = 0.0;
+        for server in [&a, &b, &c] {
+            let url = server.url();
+            let labels = format!("backend=\"slow\",endpoint=\"{url}\",outcome=\"{outcome}\"");
+            sum += gateway.metric(&format!("spillway_endpoint_attempts_total{{{labels}}}")).await;
+        }
+        sum
+    };
+    assert!(of("given_up").await > 10.0);
+    // Who had a place and found no connection left would have been told that the server is full.
+    assert_eq!(of("full").await, 0.0);
+}
+
 fn sse(text: &str) -> Bytes {
     format!("data: {{\"id\":\"c\",\"model\":\"big\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n").into()
 }
@@ -317,6 +366,49 @@ routes: [{{name: r, backendRefs: [{{name: x}}], resume: true, retry: {{attempts:
     );
     assert_eq!((first.count(), second.count(), third.count()), (1, 1, 1));
     gateway.metric_becomes("spillway_streams_resumed_total{http_route=\"r\"}", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_server_that_still_continues_when_the_time_is_over_is_not_blamed_and_one_that_is_silent_is() {
+    for (silent, code, ejections) in [(false, "request_timeout", 0), (true, "timeout", 1)] {
+        let first = dying().await;
+        let second = Upstream::start(move |_| async move {
+            let (send, parts) = mpsc::channel(1);
+            tokio::spawn(async move {
+                let _ = send.send(Ok(sse(" one"))).await;
+                while !silent && send.send(Ok(sse(" more"))).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                send.closed().await;
+            });
+            Some(streamed(&[("content-type", "text/event-stream")], parts))
+        })
+        .await;
+        let gateway = Gateway::start(&format!(
+            "backends:
+  - name: x
+    protocol: openai
+    endpoints: [{{url: \"{}\"}}, {{url: \"{}\", priority: 1}}]
+    outlierDetection: {{consecutiveErrors: 1, maxEjected: 1}}
+    timeouts: {{idle: 4s}}
+routes: [{{name: r, backendRefs: [{{name: x}}], resume: true, timeouts: {{request: 3s}}}}]
+",
+            first.url(),
+            second.url()
+        ))
+        .await;
+        let answer = gateway.client().post("/v1/chat/completions", &[], QUESTION).await;
+        let text = answer.text();
+        let all = events(&text);
+        assert!(text.contains("resumed_by") && text.contains(" one"), "{text}");
+        assert_eq!(all.last().unwrap()["error"]["code"], code, "{text}");
+        eventually("the attempt has ended", || async {
+            let shown = gateway.endpoint(&second.url()).await;
+            (shown["inFlight"] == 0).then_some(())
+        })
+        .await;
+        assert_eq!(gateway.endpoint(&second.url()).await["ejections"], ejections, "{code}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
