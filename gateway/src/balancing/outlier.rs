@@ -50,6 +50,8 @@ pub(crate) struct Record {
     requests: Buckets,
     errors: Buckets,
     latency: Buckets,
+    /// How many latencies that is the sum of: other than requests, they are known when an answer begins.
+    timed: Buckets,
     /// Half the window, milliseconds.
     half: AtomicU64,
 }
@@ -74,15 +76,16 @@ impl Record {
     pub(super) fn took(&self, took: Duration, now: u64) {
         if let Some(epoch) = now.checked_div(self.half.load(Ordering::Relaxed)) {
             self.latency.add(millis(took).min(MAX_COUNT), epoch);
+            self.timed.add(1, epoch);
         }
     }
 
-    /// Mean latency within the window in milliseconds, of at least so many requests.
+    /// Mean latency within the window in milliseconds, of at least so many answers.
     #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
     fn mean(&self, now: u64, least: u32) -> Option<f64> {
         let epoch = now / self.half.load(Ordering::Relaxed).max(1);
-        let requests = self.requests.sum(epoch);
-        (requests >= u64::from(least)).then(|| self.latency.sum(epoch) as f64 / requests as f64)
+        let timed = self.timed.sum(epoch);
+        (timed >= u64::from(least)).then(|| self.latency.sum(epoch) as f64 / timed as f64)
     }
 }
 
@@ -280,7 +283,7 @@ impl Detector {
         record.probation.store(true, Ordering::Relaxed);
         record.ejected_until.store(now.saturating_add(time), Ordering::Relaxed);
         record.consecutive.store(0, Ordering::Relaxed);
-        for buckets in [&record.requests, &record.errors, &record.latency] {
+        for buckets in [&record.requests, &record.errors, &record.latency, &record.timed] {
             buckets.clear();
         }
         endpoint.state.metrics.ejections.inc();
@@ -407,6 +410,33 @@ mod tests {
         }
         let ejected: Vec<_> = all.iter().map(|e| e.state.record.is_ejected(2_300)).collect();
         assert_eq!(ejected, [false, false, true, false]);
+    }
+
+    #[test]
+    fn answers_that_have_begun_and_not_ended_make_nobody_look_slow_and_failed_ones_nobody_fast() {
+        let detector = rules(
+            serde_json::json!({"latencyFactor": 3.0, "minimumRequests": 5, "window": "10s", "consecutiveErrors": 0, "errorRate": 0}),
+        );
+        for (began, ended, failed, ejected) in [(200, 6, 0, false), (12, 12, 60, true)] {
+            let all = endpoints(&[1, 1, 1, 1]);
+            for (place, e) in all.iter().enumerate() {
+                detector.ended(&all, e, Verdict::Unknown, 1_000, 1_000);
+                let took = Duration::from_millis(if place == 0 && failed > 0 { 400 } else { 50 });
+                for _ in 0..if place == 0 { began } else { 12 } {
+                    e.state.record.took(took, 1_000);
+                }
+                for _ in 0..if place == 0 { failed } else { 0 } {
+                    detector.ended(&all, e, Verdict::Error, 1_000, 1_000);
+                }
+            }
+            for (place, e) in all.iter().enumerate() {
+                for n in 0..if place == 0 { ended } else { 12 } {
+                    detector.ended(&all, e, Verdict::Good, 1_000, 2_000 + n * 600);
+                }
+            }
+            assert_eq!(all[0].state.record.is_ejected(9_000), ejected, "{began} began, {ended} ended, {failed} failed");
+            assert!(all.iter().skip(1).all(|e| !e.state.record.is_ejected(9_000)));
+        }
     }
 
     #[test]
