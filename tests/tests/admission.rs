@@ -438,6 +438,46 @@ async fn a_backend_as_a_whole_has_a_limit_and_an_endpoint_no_more_connections_th
 }
 
 #[tokio::test]
+async fn no_more_wait_for_a_backend_than_it_lets_whatever_the_routes_they_came_by() {
+    let server = Held::start().await;
+    let route = |name: &str| {
+        format!(
+            "  - {{name: {name}, matches: [{{path: {{prefix: /{name}}}}}], backendRefs: [{{name: x}}], whenSaturated: {{queue: {{maxWait: 5m}}}}}}\n"
+        )
+    };
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}], capacity: {{maxInFlight: 1}}, circuitBreaker: {{maxPending: 2}}}}]
+routes:\n{}{}",
+        server.upstream.url(),
+        route("r"),
+        route("s")
+    ))
+    .await;
+    let mut asked = vec![get(&gateway, "/r/first", &[])];
+    eventually("the server is busy", || async { (server.asked().len() == 1).then_some(()) }).await;
+    asked.extend([get(&gateway, "/r/1", &[]), get(&gateway, "/s/1", &[])]);
+    gateway.metric_becomes("spillway_backend_pending{backend=\"x\"}", 2.0).await;
+    for path in ["/r/2", "/s/2"] {
+        let refused = gateway.client().get(path).await;
+        assert_eq!(refused.status, 503, "{}", refused.text());
+        assert!(!refused.header("retry-after").is_empty());
+    }
+    let shown: serde_json::Value = serde_json::from_str(&gateway.shown("/api/backends").await).unwrap();
+    assert_eq!((&shown["backends"][0]["pending"], &shown["backends"][0]["maxPending"]), (&2.into(), &2.into()));
+    gateway.metric_becomes("spillway_backend_circuit_open{backend=\"x\",limit=\"maxPending\"}", 1.0).await;
+    // Who leaves is no longer counted, nor is who has its place.
+    asked.remove(1).abort();
+    gateway.metric_becomes("spillway_backend_pending{backend=\"x\"}", 1.0).await;
+    asked.push(get(&gateway, "/s/3", &[]));
+    gateway.metric_becomes("spillway_backend_pending{backend=\"x\"}", 2.0).await;
+    server.release(3);
+    for answer in futures::future::join_all(asked).await {
+        assert_eq!(answer.unwrap().status, 200);
+    }
+    gateway.metric_becomes("spillway_backend_pending{backend=\"x\"}", 0.0).await;
+}
+
+#[tokio::test]
 async fn no_more_retries_are_on_their_way_than_a_backend_allows() {
     // Of one request, each follows the one before: with one place all of them have it.
     for (most, tries) in [(0, 1), (1, 4)] {

@@ -133,6 +133,12 @@ impl Queue {
         Ok(Ticket { queue: self.clone(), place, wake, since: now, until, outcome: "abandoned" })
     }
 
+    /// Somebody was not let in, for want of a place among those who wait for its backend.
+    pub fn turned_away(&self) -> NotHeld {
+        self.metrics.left("full", Duration::ZERO);
+        NotHeld::Full
+    }
+
     /// There may be a place: the next one is told. False when nobody waits.
     pub fn call(&self) -> bool {
         let mut state = self.state.lock();

@@ -14,7 +14,7 @@ pub use access_log::AccessRecord;
 pub use audit::Audit;
 pub use log::{LogError, LogWriter, init as init_log};
 pub use metrics::{
-    CertificateSample, EndpointMetrics, EndpointSample, EngineSample, LimitMetrics, ListenerMetrics, Metrics,
+    BackendSample, CertificateSample, EndpointMetrics, EndpointSample, EngineSample, LimitMetrics, ListenerMetrics, Metrics,
     ModelMetrics, QueueMetrics, RouteMetrics, Samples, Tokens,
 };
 pub use time::rfc3339_millis;
