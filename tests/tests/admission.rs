@@ -406,6 +406,41 @@ async fn those_who_wait_are_called_by_what_an_answer_says_while_it_still_comes()
 }
 
 #[tokio::test]
+async fn who_was_called_in_vain_and_spills_leaves_the_call_to_the_next() {
+    let (server, stand_in) = (Held::start().await, Held::start().await);
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: x, endpoints: [{{url: \"{}\"}}], capacity: {{maxInFlight: 1}}}}
+  - {{name: y, endpoints: [{{url: \"{}\"}}]}}
+routes:
+  - name: r
+    backendRefs: [{{name: x}}]
+    whenSaturated: {{queue: {{maxWait: 5m}}}}
+    whenUnavailable: {{spillTo: y}}
+",
+        server.upstream.url(),
+        stand_in.upstream.url()
+    ))
+    .await;
+    let first = get(&gateway, "/first", &[]);
+    eventually("the server is busy", || async { (server.asked().len() == 1).then_some(()) }).await;
+    let waiting: Vec<_> = (0..3).map(|n| get(&gateway, &format!("/{n}"), &[])).collect();
+    depth(&gateway, 3.0).await;
+    let admin = Client::new(gateway.admin);
+    let path = format!("/api/backends/x/endpoints/{}/drain", server.upstream.address);
+    assert_eq!(admin.send(admin.request("POST", &path, &[("x-spillway-admin", "1")], "")).await.status, 200);
+    // Nobody may have traffic any more: all who wait go on, not one after the other's answer, and before the first has its.
+    eventually("all are at the stand-in", || async { (stand_in.asked().len() == 3).then_some(()) }).await;
+    assert!(!first.is_finished());
+    stand_in.release(3);
+    server.release(1);
+    for answer in futures::future::join_all(waiting).await {
+        assert_eq!(answer.unwrap().status, 200);
+    }
+    assert_eq!(first.await.unwrap().status, 200);
+}
+
+#[tokio::test]
 async fn a_backend_as_a_whole_has_a_limit_and_an_endpoint_no_more_connections_than_it_may() {
     let (a, b) = (Held::start().await, Held::start().await);
     let backend = |limits: &str| {

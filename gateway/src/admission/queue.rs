@@ -239,6 +239,11 @@ impl Ticket {
         self.outcome = "admitted";
     }
 
+    /// It goes where it need not wait.
+    pub fn moved_on(mut self) {
+        self.outcome = "moved_on";
+    }
+
     /// It waits no longer.
     pub fn given_up(mut self, why: NotHeld) {
         self.outcome = match why {

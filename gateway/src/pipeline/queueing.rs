@@ -145,6 +145,13 @@ impl Wait {
         journey.offer_rest(route, now_millis());
     }
 
+    /// It goes where nobody waits for. Whoever is next has the call that it had, and does not wait for what it does now.
+    pub(super) fn elsewhere(&mut self, x: &mut Exchange) {
+        let Some(ticket) = self.ticket.take() else { return };
+        self.told(&ticket, x, "moved_on");
+        ticket.moved_on();
+    }
+
     fn told(&mut self, ticket: &Ticket, x: &mut Exchange, outcome: &'static str) {
         self.pending.clear();
         x.outcome.queued = Some(x.outcome.queued.unwrap_or_default() + ticket.waited());
