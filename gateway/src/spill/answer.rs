@@ -14,7 +14,7 @@ use spillway_filter::{ErrorKind, Refusal};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::LoadedModel;
-use super::pool::NotLoaded;
+use super::model::NotLoaded;
 use super::stream::{Calling, Report, SpillStream, Wanted, internal};
 use crate::protocol::openai::{Answer, ChatRequest, Message, PromptInput, ResponseFormat, Shape, ToolChoice};
 
