@@ -230,7 +230,10 @@ async fn a_drained_endpoint_gets_no_new_requests_loses_none_and_stays_drained_ov
     assert!(line(&a.url()).contains("drained") && line(&b.url()).contains("open"), "{top}");
     // Eight clients ask all the time.
     let route: Vec<String> = line("default").split_whitespace().map(str::to_owned).collect();
-    assert!(route.len() == 6 && route[2].parse::<f64>().unwrap() > 0.0, "waiting, requests, retries, spills, sheds: {top}");
+    assert!(
+        route.len() == 6 && route[2].parse::<f64>().unwrap() > 0.0,
+        "waiting, requests, retries, spills, sheds: {top}"
+    );
     let (code, told) = command(&["drain", "x", &a.url(), "--undo"]);
     assert_eq!((code, told.trim()), (Some(0), format!("{}: undrained", a.url()).as_str()));
     let (code, told) = command(&["drain", "x", "127.0.0.1:1"]);

@@ -239,7 +239,8 @@ fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &String
             (true, false) => paint("32", "available".to_owned()),
         };
         let name = paint("1", printable(&backend.name, 40));
-        let of = |count: u32, most: Option<u32>| most.map_or_else(|| count.to_string(), |most| format!("{count}/{most}"));
+        let of =
+            |count: u32, most: Option<u32>| most.map_or_else(|| count.to_string(), |most| format!("{count}/{most}"));
         let _ = writeln!(
             out,
             "\n{name}  {}  {state}  {} in flight  {} waiting",
