@@ -406,6 +406,44 @@ async fn those_who_wait_are_called_by_what_an_answer_says_while_it_still_comes()
 }
 
 #[tokio::test]
+async fn where_nobody_is_left_the_wait_is_that_of_the_ejection_and_not_what_the_queue_took() {
+    let well = Arc::new(AtomicBool::new(true));
+    let is_well = well.clone();
+    let server = Upstream::start(move |_| {
+        let status = if is_well.load(Ordering::SeqCst) { 200 } else { 500 };
+        async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            Some(reply(status, &[], ""))
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - name: x
+    endpoints: [{{url: \"{}\"}}]
+    capacity: {{maxInFlight: 1}}
+    outlierDetection: {{consecutiveErrors: 1, maxEjected: 1, panicThreshold: 0, ejectionTime: 60s}}
+routes: [{{name: r, backendRefs: [{{name: x}}], whenSaturated: {{queue: {{maxWait: 30s}}}}}}]
+",
+        server.url()
+    ))
+    .await;
+    let asked: Vec<_> = (0..6).map(|n| get(&gateway, &format!("/{n}"), &[])).collect();
+    for answer in futures::future::join_all(asked).await {
+        assert_eq!(answer.unwrap().status, 200);
+    }
+    well.store(false, Ordering::SeqCst);
+    assert_eq!(gateway.client().get("/").await.status, 500);
+    eventually("it is ejected", || async {
+        (gateway.endpoint(&server.url()).await["state"] == "ejected").then_some(())
+    })
+    .await;
+    let refused = gateway.client().get("/").await;
+    let wait: u64 = refused.header("retry-after").parse().unwrap();
+    assert!(refused.status == 503 && wait > 1, "{} and {wait} s, of up to 60", refused.status);
+}
+
+#[tokio::test]
 async fn who_was_called_in_vain_and_spills_leaves_the_call_to_the_next() {
     let (server, stand_in) = (Held::start().await, Held::start().await);
     let gateway = Gateway::start(&format!(
