@@ -303,6 +303,35 @@ routes:
     assert_eq!(copies.count(), 5);
 }
 
+#[tokio::test]
+async fn a_server_of_copies_that_is_full_or_fails_is_left_alone_as_any_other() {
+    let first = Upstream::fixed(200, "first").await;
+    let full = Upstream::start(|_| async { Some(reply(429, &[("retry-after", "60")], "full")) }).await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: x, endpoints: [{{url: \"{}\"}}]}}
+  - {{name: y, endpoints: [{{url: \"{}\"}}], capacity: {{statuses: [429], maxFullFor: 60s}}}}
+  - name: z
+    endpoints: [{{url: \"{}\"}}]
+    outlierDetection: {{consecutiveErrors: 2, maxEjected: 1, panicThreshold: 0, ejectionTime: 60s}}
+routes:
+  - {{name: r, backendRefs: [{{name: x}}], filters: [{{mirror: {{backend: y}}}}, {{mirror: {{backend: z}}}}]}}
+",
+        first.url(),
+        full.url(),
+        Upstream::nobody().await
+    ))
+    .await;
+    let series = |outcome: &str| format!("spillway_mirrors_total{{http_route=\"r\",outcome=\"{outcome}\"}}");
+    // Of two copies of each, y takes one and z none; of further ones neither gets any.
+    for (n, (failed, skipped)) in [(2.0, 0.0), (3.0, 1.0), (3.0, 3.0), (3.0, 5.0)].into_iter().enumerate() {
+        assert_eq!(gateway.client().get("/").await.text(), "first");
+        gateway.metric_becomes(&series("failed"), failed).await;
+        gateway.metric_becomes(&series("skipped"), skipped).await;
+        assert_eq!(full.count(), 1, "after {n} further requests");
+    }
+}
+
 /// Continues what the last message says, which must be `so_far`, by these words, and ends or breaks.
 async fn continuing(so_far: &'static str, words: &'static [&'static str], breaks: bool) -> Upstream {
     Upstream::start(move |seen| async move {

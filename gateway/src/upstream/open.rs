@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::attempt::{Attempt, Failure, Limits, Outcome, failure_of_head, not_connected};
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
 use super::verdict::{Verdict, judge};
+use crate::balancing::Class;
 use crate::exchange::Exchange;
 
 /// An answer whose head has come and will be passed on.
@@ -108,6 +109,7 @@ pub async fn abandon(a: &Attempt<'_>, opened: Opened) {
 
 /// Reads an answer that nobody wants to its end, so that its connection can be used again. False when it broke.
 pub async fn drain(a: &Attempt<'_>, opened: Opened) -> bool {
+    a.answered(Class::Head, opened.head.status);
     let mut upstream = opened.upstream;
     while let Ok(Some(_)) = upstream.read_response_body().await {}
     let whole = upstream.response_done();
