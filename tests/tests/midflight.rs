@@ -399,7 +399,8 @@ routes: [{{name: r, backendRefs: [{{name: x}}], resume: true, retry: {{attempts:
 
 #[tokio::test]
 async fn a_server_that_still_continues_when_the_time_is_over_is_not_blamed_and_one_that_is_silent_is() {
-    for (silent, code, ejections) in [(false, "request_timeout", 0), (true, "timeout", 1)] {
+    // Half of its idle time makes a server silent: far more than the one is silent, and far less than the other.
+    for (silent, request, idle, code, ejections) in [(false, 3, 60, "request_timeout", 0), (true, 6, 6, "timeout", 1)] {
         let first = dying().await;
         let second = Upstream::start(move |_| async move {
             let (send, parts) = mpsc::channel(1);
@@ -419,8 +420,8 @@ async fn a_server_that_still_continues_when_the_time_is_over_is_not_blamed_and_o
     protocol: openai
     endpoints: [{{url: \"{}\"}}, {{url: \"{}\", priority: 1}}]
     outlierDetection: {{consecutiveErrors: 1, maxEjected: 1}}
-    timeouts: {{idle: 4s}}
-routes: [{{name: r, backendRefs: [{{name: x}}], resume: true, timeouts: {{request: 3s}}}}]
+    timeouts: {{idle: {idle}s}}
+routes: [{{name: r, backendRefs: [{{name: x}}], resume: true, timeouts: {{request: {request}s}}}}]
 ",
             first.url(),
             second.url()
