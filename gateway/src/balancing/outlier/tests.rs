@@ -111,10 +111,10 @@ fn one_that_is_much_slower_than_the_median_is_ejected() {
 
 #[test]
 fn answers_that_have_begun_and_not_ended_make_nobody_look_slow_and_failed_ones_nobody_fast() {
-    let detector = rules(
-        serde_json::json!({"latencyFactor": 3.0, "minimumRequests": 5, "window": "10s", "consecutiveErrors": 0, "errorRate": 0}),
-    );
     for (began, ended, failed, ejected) in [(200, 6, 0, false), (12, 12, 60, true)] {
+        let detector = rules(
+            serde_json::json!({"latencyFactor": 3.0, "minimumRequests": 5, "window": "10s", "consecutiveErrors": 0, "errorRate": 0}),
+        );
         let all = endpoints(&[1, 1, 1, 1]);
         for (place, e) in all.iter().enumerate() {
             detector.ended(&all, e, Verdict::Unknown, 1_000, 1_000);
