@@ -191,11 +191,15 @@ async fn a_client_that_does_not_read_holds_a_slot_no_longer_than_its_request_may
 
 #[tokio::test]
 async fn a_change_of_protocol_that_nobody_asked_for_is_no_answer() {
-    let url = says("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nbytes").await;
-    let gateway = Gateway::start(&to(&url, "retry: {attempts: 0}")).await;
-    let answer = bytes_of(&gateway).await;
-    assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
-    assert!(!answer.contains("bytes"), "{answer}");
+    // What follows is of the other protocol, whatever it looks like.
+    for after in ["bytes", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nbytes"] {
+        let head = "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n";
+        let url = says(Box::leak(format!("{head}{after}").into_boxed_str())).await;
+        let gateway = Gateway::start(&to(&url, "retry: {attempts: 0}")).await;
+        let answer = bytes_of(&gateway).await;
+        assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
+        assert!(!answer.contains("bytes"), "{answer}");
+    }
 }
 
 #[tokio::test]
@@ -267,6 +271,71 @@ async fn an_answer_without_a_body_says_no_length() {
     let answer = bytes_of(&gateway).await.to_lowercase();
     assert!(answer.starts_with("http/1.1 204") && answer.contains("x-mine"), "{answer}");
     assert!(!answer.contains("content-length") && !answer.contains("transfer-encoding"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_answer_that_never_ends_is_cut_when_its_request_must_and_its_server_is_not_blamed() {
+    let endless = Upstream::start(|_| async {
+        let (send, parts) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            while send.send(Ok(Bytes::from_static(b"x"))).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        Some(streamed(&[], parts))
+    })
+    .await;
+    let url = endless.url();
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{url}\"}}], outlierDetection: {{consecutiveErrors: 1, maxEjected: 1}}}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], timeouts: {{request: 2s}}}}]
+"
+    ))
+    .await;
+    let answer = tokio::time::timeout(SOON, gateway.client().get("/")).await.expect("an end");
+    assert!(answer.status == 200 && answer.cut && answer.body.starts_with(b"x"), "{answer:?}");
+    is_let_go(&gateway, &url).await;
+    assert_eq!(gateway.endpoint(&url).await["ejections"], 0);
+}
+
+#[tokio::test]
+async fn the_time_of_a_server_begins_when_it_has_the_request() {
+    let server = Upstream::digest().await;
+    let url = server.url();
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - name: x
+    endpoints: [{{url: \"{url}\"}}]
+    timeouts: {{firstByte: 300ms}}
+    outlierDetection: {{consecutiveErrors: 1, maxEjected: 1}}
+routes:
+  - {{name: r, backendRefs: [{{name: x}}]}}
+  - {{name: s, matches: [{{path: {{prefix: /short}}}}], backendRefs: [{{name: x}}], timeouts: {{backendRequest: 500ms}}}}
+"
+    ))
+    .await;
+    let begin = async |path: &str| {
+        let mut client = TcpStream::connect(gateway.address).await.unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 8\r\n\r\nhalf");
+        client.write_all(head.as_bytes()).await.unwrap();
+        client
+    };
+    let end = async |mut client: TcpStream| {
+        let mut answer = Vec::new();
+        tokio::time::timeout(SOON, client.read_to_end(&mut answer)).await.expect("an answer").unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let mut slow = begin("/").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    slow.write_all(b"half").await.unwrap();
+    let answer = end(slow).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&spillway_tests::digest(b"halfhalf")), "{answer}");
+    // One who owes a part of its request when the time of the attempt is over has let it pass itself.
+    let answer = end(begin("/short").await).await;
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout"), "{answer}");
+    is_let_go(&gateway, &url).await;
+    let shown = gateway.endpoint(&url).await;
+    assert_eq!((&shown["ejections"], &shown["attempts"]["client_slow"]), (&0.into(), &1.into()), "{shown}");
 }
 
 #[tokio::test]

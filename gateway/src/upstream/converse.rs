@@ -296,8 +296,12 @@ fn wake_at(a: &Attempt<'_>, x: &Exchange, state: &State) -> Instant {
             due = due.min(limits.attempt);
         }
     } else {
-        let within = if state.is_stalled() { GIVEN_ALREADY } else { a.backend.first_byte_timeout };
-        due = due.min(state.heard + within).min(limits.attempt);
+        due = due.min(limits.attempt);
+        // The server's time begins when it has the request; until then the client is waited for, as long as it may pause.
+        if state.sent.is_some() {
+            let within = if state.is_stalled() { GIVEN_ALREADY } else { a.backend.first_byte_timeout };
+            due = due.min(state.heard + within);
+        }
     }
     if let Some(limit) = limits.first_token
         && !state.content_seen
