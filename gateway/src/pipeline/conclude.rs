@@ -105,6 +105,7 @@ pub(super) fn copied(a: &Attempt<'_>, outcome: &Outcome, status: u16) {
     let counted = match outcome {
         Outcome::Answered => "answered",
         Outcome::Full(_) => "full",
+        Outcome::GivenUp => "given_up",
         _ => "failed",
     };
     a.endpoint.state.metrics.attempted(counted);

@@ -11,7 +11,7 @@ use crate::balancing::{Endpoint, now_millis};
 use crate::exchange::Exchange;
 use crate::server::Gateway;
 use crate::snapshot::{MirrorPlan, Route};
-use crate::upstream::{Attempt, Failure, MoveOn, Outcome, Ready, RequestBody, drain, open};
+use crate::upstream::{Attempt, MoveOn, Outcome, Ready, RequestBody, drain, open};
 
 /// Sends the copies that this request is drawn for.
 pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ServerSession, x: &Exchange) {
@@ -77,8 +77,8 @@ fn attempt<'a>(
 /// Whether it was answered, well or not.
 async fn send(gateway: &Gateway, route: &Route, plan: &MirrorPlan, copy: Copy) -> bool {
     let attempt = attempt(gateway, route, plan, copy.endpoint, &copy.slot);
-    // What has no answer within its time is a failure of its server as well, and told here when it is dropped.
-    let mut judged = Judged { attempt: &attempt, outcome: Outcome::Failed(Failure::Timeout("mirror")), status: 0 };
+    // The time of a copy may be shorter than that of the answers: one that is dropped for it says nothing of its server.
+    let mut judged = Judged { attempt: &attempt, outcome: Outcome::GivenUp, status: 0 };
     judged.outcome = match open(&attempt, copy.ready).await {
         Ok(opened) => {
             judged.status = opened.head.status.as_u16();
