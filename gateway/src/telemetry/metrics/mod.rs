@@ -72,6 +72,8 @@ pub struct Metrics {
     pub acme_ok: Counter,
     /// Orders of certificates that failed.
     pub acme_failed: Counter,
+    /// Certificates that were obtained and could not be stored.
+    pub acme_unstored: Counter,
     /// Levels that were forgotten to make room.
     pub limit_keys_forgotten: Counter,
     /// Batches of budgets that could not be written.
@@ -306,6 +308,12 @@ impl Metrics {
                 "spillway_config_last_reload_success_timestamp_seconds",
                 "When the running configuration was taken",
                 Gauge::default(),
+            acme_unstored: family(
+                &mut r,
+                "spillway_acme_storage_failures",
+                "Tries to store a certificate that failed",
+                Counter::default(),
+            ),
             ),
             authentication_failures: family(
                 &mut r,
