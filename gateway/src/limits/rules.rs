@@ -118,8 +118,11 @@ impl Limits {
     }
 
     /// Opens the file of budgets, if that was not done; what it holds counts when the snapshot is adopted.
-    pub fn open_budgets(&self, path: &Path, adoptions: &Adoptions) -> Result<(), BudgetError> {
-        let Some(opened) = self.budgets.open(path)? else { return Ok(()) };
+    pub async fn open_budgets(&self, path: &Path, adoptions: &Adoptions) -> Result<(), BudgetError> {
+        let (opening, file) = (self.budgets.clone(), path.to_owned());
+        let opened = tokio::task::spawn_blocking(move || opening.open(&file)).await;
+        let opened = opened.map_err(|e| BudgetError { path: path.to_owned(), reason: e.to_string() })??;
+        let Some(opened) = opened else { return Ok(()) };
         let budgets = self.budgets.clone();
         adoptions.add(move || budgets.install(opened));
         Ok(())

@@ -107,7 +107,7 @@ impl Compiler {
             self.limits.clone()
         });
         if has_budget(config)
-            && let Err(e) = limits.open_budgets(&config.state.budgets.sqlite, &adoptions)
+            && let Err(e) = limits.open_budgets(&config.state.budgets.sqlite, &adoptions).await
         {
             errors.push(e.to_string());
         }

@@ -10,7 +10,7 @@ use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ahash::RandomState;
@@ -201,22 +201,25 @@ pub(super) struct Budgets {
     writer: Mutex<Option<Writer>>,
 }
 
+/// The thread that reads and writes the file. It ends when `commands` is dropped, after a last batch.
 struct Writer {
     path: PathBuf,
     commands: SyncSender<Command>,
+    /// Is disconnected when the thread has ended.
+    ended: Receiver<()>,
 }
 
 enum Command {
+    /// The file is counted on.
+    Begin,
     Read(Arc<Account>),
-    Stop(SyncSender<()>),
 }
 
 /// A file of budgets that is not counted on yet.
 pub(super) struct Opened {
-    path: PathBuf,
+    writer: Writer,
     rows: Vec<(Key, Spent)>,
     more_in_file: bool,
-    commands: SyncSender<Command>,
 }
 
 impl Budgets {
@@ -238,12 +241,14 @@ impl Budgets {
         let file = File::open(path).map_err(|e| failed(&e))?;
         let (rows, more_in_file) = file.read_some(self.most).map_err(|e| failed(&e))?;
         let (commands, wanted) = sync_channel(READS);
+        let (running, ended) = sync_channel(1);
         let (accounts, failures) = (self.accounts.clone(), self.failures.clone());
-        std::thread::Builder::new()
-            .name("budgets".into())
-            .spawn(move || file.keep(&accounts, &failures, &wanted))
-            .map_err(|e| failed(&e))?;
-        Ok(Some(Opened { path: path.to_owned(), rows, more_in_file, commands }))
+        let keep = move || {
+            file.keep(&accounts, &failures, &wanted);
+            drop(running);
+        };
+        std::thread::Builder::new().name("budgets".into()).spawn(keep).map_err(|e| failed(&e))?;
+        Ok(Some(Opened { writer: Writer { path: path.to_owned(), commands, ended }, rows, more_in_file }))
     }
 
     /// Counts on a file from now on.
@@ -265,7 +270,9 @@ impl Budgets {
                 }
             }
         }
-        *writer = Some(Writer { path: opened.path, commands: opened.commands });
+        // It is the first command: there is a place.
+        let _ = opened.writer.commands.try_send(Command::Begin);
+        *writer = Some(opened.writer);
     }
 
     /// What is spent of a consumer's budget. What was forgotten here is read from the file again, beside the caller.
@@ -297,10 +304,10 @@ impl Budgets {
 
     /// Writes what is left to be written, for a bounded time.
     pub(super) fn close(&self) {
-        let Some(writer) = self.writer.lock().take() else { return };
-        let (done, wait) = sync_channel(1);
-        if writer.commands.try_send(Command::Stop(done)).is_ok() {
-            let _ = wait.recv_timeout(LAST_BATCH);
+        let Some(Writer { path, commands, ended }) = self.writer.lock().take() else { return };
+        drop(commands);
+        if ended.recv_timeout(LAST_BATCH) == Err(RecvTimeoutError::Timeout) {
+            tracing::error!(event = "budgets_not_written", file = %path.display(), "the last batch was not written in time");
         }
     }
 }
@@ -348,29 +355,31 @@ mod tests {
 
     #[test]
     fn what_is_spent_survives_a_restart() {
+        let now = unix_now();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/budgets.db");
         let budgets = Budgets::new(8, Counter::default());
         install(&budgets, &path);
         let amount = Amount { tokens: 7, nanos: 11 };
-        assert!(budgets.account("a", Period::Month).take(amount, (None, None), NOON));
-        assert!(budgets.account("a", Period::Day).take(tokens(1), (None, None), NOON));
+        assert!(budgets.account("a", Period::Month).take(amount, (None, None), now));
+        assert!(budgets.account("a", Period::Day).take(tokens(1), (None, None), now));
         budgets.close();
         let again = Budgets::new(8, Counter::default());
         let held = again.account("a", Period::Month);
         install(&again, &path);
-        assert_eq!(held.spent(NOON), amount);
-        assert_eq!(again.account("a", Period::Day).spent(NOON), tokens(1));
+        assert_eq!(held.spent(now), amount);
+        assert_eq!(again.account("a", Period::Day).spent(now), tokens(1));
         assert!(again.open(&folder.path().join("other.db")).is_err());
     }
 
     #[tokio::test]
     async fn what_is_forgotten_in_memory_is_read_again() {
+        let now = unix_now();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("budgets.db");
         let budgets = Budgets::new(4, Counter::default());
         install(&budgets, &path);
-        assert!(budgets.account("a", Period::Month).take(tokens(7), (None, None), NOON));
+        assert!(budgets.account("a", Period::Month).take(tokens(7), (None, None), now));
         // Once it is written and nobody holds it, it goes where others need its place.
         while budgets.accounts.lock().table.contains_key(&("a".to_owned(), Period::Month)) {
             for n in 0..8 {
@@ -379,9 +388,9 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let again = budgets.account("a", Period::Month);
-        assert!(again.take(tokens(2), (None, None), NOON), "it is counted before it is known too");
+        assert!(again.take(tokens(2), (None, None), now), "it is counted before it is known too");
         again.known().await;
-        assert_eq!(again.spent(NOON), tokens(9));
+        assert_eq!(again.spent(now), tokens(9));
         drop(again);
         budgets.close();
         // More than fit into memory are read when they are asked for.
@@ -389,23 +398,55 @@ mod tests {
         install(&small, &path);
         let account = small.account("a", Period::Month);
         account.known().await;
-        assert_eq!(account.spent(NOON), tokens(9));
+        assert_eq!(account.spent(now), tokens(9));
         small.close();
         // A configuration's accounts are made before the file is installed.
         let small = Budgets::new(0, Counter::default());
         let opened = small.open(&path).unwrap().unwrap();
         let account = small.account("a", Period::Month);
         small.install(opened);
-        assert!(account.take(tokens(1), (None, None), NOON));
+        assert!(account.take(tokens(1), (None, None), now));
         account.known().await;
-        assert_eq!(account.spent(NOON), tokens(10));
+        assert_eq!(account.spent(now), tokens(10));
+    }
+
+    #[test]
+    fn what_changed_last_is_written_however_many_wait_to_be_read_and_whoever_ends_it() {
+        let now = unix_now();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("budgets.db");
+        for n in 0..4 {
+            let budgets = Budgets::new(0, Counter::default());
+            install(&budgets, &path);
+            // Every account has to be read first, and more of them are asked for than the thread can know of at once.
+            let accounts: Vec<_> =
+                (0..2 * READS).map(|n| budgets.account(&format!("consumer {n}"), Period::Month)).collect();
+            for account in &accounts {
+                assert!(account.take(tokens(1), (None, None), now));
+            }
+            if n % 2 == 0 {
+                budgets.close();
+            } else {
+                let ended = budgets.writer.lock().take().map(|writer| writer.ended).unwrap();
+                assert!(ended.recv().is_err(), "the thread ends with its owner");
+            }
+        }
+        let (rows, _) = File::open(&path).unwrap().read_some(usize::MAX).unwrap();
+        assert_eq!(rows.len(), 2 * READS);
+        assert!(rows.iter().all(|(_, spent)| spent.tokens == 4), "{:?}", rows.iter().find(|(_, s)| s.tokens != 4));
     }
 
     #[test]
     fn an_opened_file_that_is_not_installed_changes_nothing() {
+        let now = unix_now();
         let folder = tempfile::tempdir().unwrap();
         let budgets = Budgets::new(8, Counter::default());
-        drop(budgets.open(&folder.path().join("rejected.db")).unwrap());
+        let rejected = budgets.open(&folder.path().join("rejected.db")).unwrap().unwrap();
+        assert!(budgets.account("a", Period::Day).take(tokens(1), (None, None), now));
+        drop(rejected.writer.commands);
+        assert!(rejected.writer.ended.recv().is_err(), "its thread ends");
+        let (rows, _) = File::open(&folder.path().join("rejected.db")).unwrap().read_some(8).unwrap();
+        assert!(rows.is_empty(), "{rows:?}");
         install(&budgets, &folder.path().join("budgets.db"));
         assert!(budgets.open(&folder.path().join("budgets.db")).unwrap().is_none());
     }
