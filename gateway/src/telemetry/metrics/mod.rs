@@ -102,6 +102,7 @@ struct Families {
     hedges: Counters,
     retries_denied: Counters,
     resumed: Counters,
+    filter_failures: Counters,
     mirrors: Counters,
     spills: Counters,
     sheds: Counters,
@@ -195,6 +196,12 @@ impl Metrics {
                 "spillway_queue_wait_seconds",
                 "Time in the queue by what came of it",
                 histogram(http_seconds),
+            ),
+            filter_failures: family(
+                &mut r,
+                "spillway_filter_failures",
+                "Requests for which a filter asked another server that did not answer",
+                Counters::default(),
             ),
             filter_refusals: family(
                 &mut r,
@@ -301,6 +308,12 @@ impl Metrics {
         Self {
             acme_ok: orders.get_or_create_owned(&labels([("result", "ok")])),
             acme_failed: orders.get_or_create_owned(&labels([("result", "failed")])),
+            acme_unstored: family(
+                &mut r,
+                "spillway_acme_storage_failures",
+                "Tries to store a certificate that failed",
+                Counter::default(),
+            ),
             reloads_ok: reloads.get_or_create_owned(&labels([("result", "ok")])),
             reloads_failed: reloads.get_or_create_owned(&labels([("result", "failed")])),
             reloaded_at: family(
@@ -308,12 +321,6 @@ impl Metrics {
                 "spillway_config_last_reload_success_timestamp_seconds",
                 "When the running configuration was taken",
                 Gauge::default(),
-            acme_unstored: family(
-                &mut r,
-                "spillway_acme_storage_failures",
-                "Tries to store a certificate that failed",
-                Counter::default(),
-            ),
             ),
             authentication_failures: family(
                 &mut r,
