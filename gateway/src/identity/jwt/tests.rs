@@ -250,6 +250,42 @@ async fn attacks_on_tokens_are_refused() {
 }
 
 #[tokio::test]
+#[tokio::test]
+async fn keys_that_must_not_be_believed_are_left_out_of_a_set() {
+    let (rsa, es) = (Signer::rsa(), Signer::es256());
+    let point = |kid: &str, curve: &str, length: usize| json!({"kty": "EC", "crv": curve, "kid": kid, "x": b64(vec![1; length]), "y": b64(vec![2; length])});
+    let keys = vec![
+        json!({"kty": "RSA", "kid": "rsa-1024", "n": b64(vec![0xff; 128]), "e": "AQAB"}),
+        json!({"kty": "RSA", "kid": "rsa-2040", "n": b64([&[0; 8][..], &[0xff; 255]].concat()), "e": "AQAB"}),
+        json!({"kty": "RSA", "kid": "rsa-16384", "n": b64(vec![0xff; 2048]), "e": "AQAB"}),
+        json!({"kty": "oct", "kid": "secret", "k": b64(b"secret")}),
+        point("p-521", "P-521", 66),
+        point("short", "P-256", 31),
+        point("long", "P-256", 33),
+        es.jwk("good"),
+    ];
+    let house = house(keys, json!({}));
+    for (algorithm, kid) in [
+        ("RS256", "rsa-1024"),
+        ("PS512", "rsa-2040"),
+        ("RS256", "rsa-16384"),
+        ("RS256", "secret"),
+        ("ES256", "p-521"),
+        ("ES384", "p-521"),
+        ("ES256", "short"),
+        ("ES256", "long"),
+        ("ES384", "good"),
+    ] {
+        let signer = if algorithm.starts_with("ES") { &es } else { &rsa };
+        let token = signer.token(&json!({"alg": algorithm, "kid": kid}), &claims());
+        assert_eq!(house.show(&token).await.unwrap_err(), "token_key", "{algorithm} {kid}");
+    }
+    let token = es.token(&json!({"alg": "ES512", "kid": "p-521"}), &claims());
+    assert_eq!(house.show(&token).await.unwrap_err(), "token_algorithm");
+    // Without a name it means the one key that fits.
+    house.show(&es.token(&json!({"alg": "ES256"}), &claims())).await.unwrap();
+}
+
 async fn a_token_that_is_remembered_ends_when_it_ends() {
     let es = Signer::es256();
     let house = house(vec![es.jwk("e")], json!({"leeway": "0s"}));
