@@ -15,9 +15,10 @@
 mod client;
 mod dns;
 mod gateway;
+mod issuer;
 mod pebble;
-mod programs;
 mod ports;
+mod programs;
 mod raw;
 mod reference;
 mod secure;

@@ -11,7 +11,11 @@
 
 use std::process::Command;
 
-use spillway_tests::{Gateway, Upstream, binary};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use spillway_tests::{Gateway, Issuer, IssuerKey, Upstream, binary, eventually};
 
 /// A key as `spillway key new` makes it, with its digest.
 fn key() -> (String, String) {
@@ -118,4 +122,65 @@ routes:
     assert_eq!(client.chat("m", &[]).await.status, 401, "and this the last");
     assert_eq!(client.chat("m", &[]).await.status, 429, "the address is judged before the key");
     assert_eq!(upstream.count(), 6);
+}
+
+#[tokio::test]
+async fn an_issuer_changes_its_keys_under_load_and_goes_away_and_no_request_is_refused() {
+    let (upstream, issuer) = (Upstream::fixed(200, "{}").await, Issuer::start().await);
+    let (old, new) = (IssuerKey::new("old"), IssuerKey::new("new"));
+    issuer.shows(&[&old]);
+    let yaml = format!(
+        "authentication:
+  identityHeaders: {{consumer: x-caller, tenant: x-tenant}}
+  jwt: [{{issuer: \"{}\", audiences: [spillway], claims: {{consumer: sub, tenant: org.id}}}}]
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+",
+        issuer.url(),
+        upstream.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let ends = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 600;
+    let token = |key: &IssuerKey, n: usize| {
+        let claims = serde_json::json!({
+            "iss": issuer.url(), "aud": "spillway", "sub": format!("user-{n}"), "org": {"id": "north"}, "exp": ends,
+        });
+        format!("Bearer {}", key.token(&claims))
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = |tokens: Vec<String>| {
+        let (client, stop) = (gateway.client(), stop.clone());
+        tokio::spawn(async move {
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let answer = client.chat("m", &[("authorization", &tokens[count % tokens.len()])]).await;
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                count += 1;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            count
+        })
+    };
+    let mut running: Vec<_> = (0..2).map(|n| load((0..8).map(|m| token(&old, n * 8 + m)).collect())).collect();
+    eventually("requests pass", || async { (upstream.count() > 20).then_some(()) }).await;
+    assert_eq!(upstream.last().headers["x-tenant"], "north");
+    assert!(upstream.last().headers["x-caller"].to_str().unwrap().starts_with("user-"));
+
+    // A key that its issuer has just begun to sign with is fetched when the first token names it; nobody asks for keys
+    // twice in ten seconds.
+    tokio::time::sleep(Duration::from_millis(10_500)).await;
+    issuer.shows(&[&old, &new]);
+    let asked = issuer.asked();
+    running.extend((0..2).map(|n| load((0..8).map(|m| token(&new, 100 + n * 8 + m)).collect())));
+    eventually("its keys are fetched", || async { (issuer.asked() > asked).then_some(()) }).await;
+    issuer.goes_away();
+    let before = upstream.count();
+    eventually("requests pass without it", || async { (upstream.count() > before + 200).then_some(()) }).await;
+    assert_eq!(issuer.asked(), asked + 1, "all that wait for a key wait for one fetch");
+    stop.store(true, Ordering::Relaxed);
+    for worker in running {
+        assert!(worker.await.unwrap() > 0);
+    }
+    let stranger = token(&IssuerKey::new("new"), 0);
+    assert_eq!(gateway.client().chat("m", &[("authorization", &stranger)]).await.status, 401);
 }
