@@ -7,6 +7,7 @@ mod certificate;
 mod failures;
 mod jwt;
 mod new_key;
+mod tenants;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ use failures::Failures;
 pub use jwt::Parts;
 use jwt::{Judged, Tokens};
 pub use new_key::{KeyError, NewKey};
+use tenants::Tenants;
 
 use crate::limits::{Credential, Rules};
 use crate::routing::ModelPattern;
@@ -156,11 +158,12 @@ struct Presented<'h> {
 }
 
 impl Authenticator {
-    /// Compiles consumers, the headers that hold their keys and the issuers of tokens. Addresses that have shown bad
+    /// Compiles consumers and what tenants share, the headers that hold their keys and the issuers of tokens. Addresses that have shown bad
     /// credentials to `previous` are still known.
     pub fn new(
         authentication: &schema::Authentication,
         consumers: &[schema::Consumer],
+        tenants: &[schema::Tenant],
         previous: Option<&Self>,
         parts: Parts<'_>,
     ) -> Result<Self, IdentityError> {
@@ -172,17 +175,18 @@ impl Authenticator {
                 headers.push(name);
             }
         }
+        let tenants = Arc::new(Tenants::new(tenants, parts).map_err(IdentityError::Limits)?);
         let mut keys = Keys::default();
         let mut compiled = Vec::with_capacity(consumers.len());
         for written in consumers {
-            let consumer = Arc::new(compile(written, parts)?);
+            let consumer = Arc::new(compile(written, &tenants, parts)?);
             keys.enter(&consumer, &written.keys)?;
             if let Some(file) = &written.keys_file {
                 keys.enter(&consumer, &spillway_config::read_keys(file).map_err(IdentityError::Keys)?)?;
             }
             compiled.push(consumer);
         }
-        let tokens = Tokens::new(authentication, consumers, &compiled, parts)?;
+        let tokens = Tokens::new(authentication, consumers, &compiled, &tenants, parts)?;
         let certificates = Certificates::new(authentication, consumers, &compiled);
         let failures = Failures::new(&authentication.failures, previous.map(|p| &p.failures), parts.metrics);
         Ok(Self { headers, keys, tokens, certificates, failures })
@@ -337,13 +341,15 @@ impl Authenticator {
     }
 }
 
-fn compile(written: &schema::Consumer, parts: Parts<'_>) -> Result<Consumer, IdentityError> {
+fn compile(written: &schema::Consumer, tenants: &Tenants, parts: Parts<'_>) -> Result<Consumer, IdentityError> {
     let label = format!("consumer {}", written.name);
     let mut rules =
         parts.limits.of_consumers(&label, &written.limits, parts.adoptions).map_err(IdentityError::Limits)?;
     if let Some(budget) = &written.limits.budget {
-        rules.push(parts.limits.budget(&label, &written.name, budget));
+        rules.push(parts.limits.budget(&label, "this consumer", &written.name, budget));
     }
+    let tenant = written.tenant.as_deref().unwrap_or(&written.name);
+    rules.extend(tenants.rules(tenant));
     let mut credentials = HashMap::new();
     for (backend, secret) in &written.credentials {
         let value = crate::snapshot::bearer(secret)
@@ -352,7 +358,7 @@ fn compile(written: &schema::Consumer, parts: Parts<'_>) -> Result<Consumer, Ide
     }
     Ok(Consumer {
         name: written.name.as_str().into(),
-        tenant: written.tenant.as_deref().unwrap_or(&written.name).into(),
+        tenant: tenant.into(),
         priority: written.priority,
         rules,
         models: written.models.as_ref().map(|models| models.iter().map(|m| ModelPattern::new(m)).collect()),

@@ -187,27 +187,42 @@ impl Limits {
         Ok((guards, filters))
     }
 
-    /// The rules that all consumers of one kind have, each with levels of its own; budgets come with `of_consumer`.
+    /// The rules that all consumers of one kind have, each with levels of its own; budgets come with `budget`.
     pub fn of_consumers(&self, label: &str, limits: &ConsumerLimits, adoptions: &Adoptions) -> Result<Rules, String> {
+        self.of_callers(label, "this consumer", &LimitBy::Consumer, limits, adoptions)
+    }
+
+    /// The rules that all consumers of a tenant share; its budget comes with `budget`.
+    pub fn of_tenant(&self, label: &str, limits: &ConsumerLimits, adoptions: &Adoptions) -> Result<Rules, String> {
+        self.of_callers(label, "this tenant", &LimitBy::Tenant, limits, adoptions)
+    }
+
+    fn of_callers(
+        &self,
+        label: &str,
+        this: &str,
+        by: &LimitBy,
+        limits: &ConsumerLimits,
+        adoptions: &Adoptions,
+    ) -> Result<Rules, String> {
         let mut rules = Rules::new();
-        let this = "this consumer";
         let units =
             [(Unit::Requests, limits.requests, limits.burst), (Unit::Tokens, limits.tokens, limits.token_burst)];
         for (unit, rate, burst) in units {
             let Some(rate) = rate else { continue };
             let quota = Quota { rate, burst: burst.unwrap_or(rate.count) };
-            let rule = self.rate(label, this, LimitBy::Consumer, unit, quota, limits.on_exceeded)?;
+            let rule = self.rate(label, this, by.clone(), unit, quota, limits.on_exceeded)?;
             rule.adopted_by(adoptions);
             rules.push(rule);
         }
         if let Some(most) = limits.concurrency {
-            rules.push(self.concurrency(label, this, LimitBy::Consumer, most, limits.on_exceeded));
+            rules.push(self.concurrency(label, this, by.clone(), most, limits.on_exceeded));
         }
         Ok(rules)
     }
 
-    /// The rule of one consumer's budget. `account` is its name among all budgets.
-    pub fn budget(&self, label: &str, account: &str, budget: &Budget) -> Arc<Rule> {
+    /// The rule of one budget: of `this` consumer or tenant. `account` is its name among all budgets.
+    pub fn budget(&self, label: &str, this: &str, account: &str, budget: &Budget) -> Arc<Rule> {
         let per = if budget.per == Period::Day { "day" } else { "month" };
         let name = format!("{label}/budget/{per}");
         Arc::new(Rule {
@@ -219,8 +234,8 @@ impl Limits {
                 nanos: budget.usd.map(nanos),
             },
             by: LimitBy::Consumer,
-            message: format!("the budget of this consumer for this {per} is spent"),
-            on_exceeded: OnExceeded::Reject,
+            message: format!("the budget of {this} for this {per} is spent"),
+            on_exceeded: budget.on_exceeded,
             policy: None,
             shared: self.shared(),
             metrics: self.metrics.limit(&name),

@@ -23,7 +23,7 @@ use cache::{Cache, Verified};
 use claims::FromClaims;
 use keys::{KeySource, Place};
 
-use super::{Consumer, IdentityError, Token};
+use super::{Consumer, IdentityError, Tenants, Token};
 use crate::adoptions::Adoptions;
 use crate::limits::{Credential, Limits};
 use crate::telemetry::Metrics;
@@ -156,6 +156,7 @@ impl Tokens {
         authentication: &schema::Authentication,
         written: &[schema::Consumer],
         consumers: &[Arc<Consumer>],
+        tenants: &Arc<Tenants>,
         parts: Parts<'_>,
     ) -> Result<Self, IdentityError> {
         crypto::install();
@@ -181,7 +182,7 @@ impl Tokens {
                 validation,
                 leeway,
                 consumers: own.collect(),
-                claims: FromClaims::new(issuer, taken, parts).map_err(IdentityError::Limits)?,
+                claims: FromClaims::new(issuer, taken, tenants.clone(), parts).map_err(IdentityError::Limits)?,
             });
         }
         let most = authentication.token_cache.unwrap_or(TOKENS);
