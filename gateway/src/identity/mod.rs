@@ -4,6 +4,7 @@
 
 mod api_key;
 mod certificate;
+mod consumer;
 mod failures;
 mod jwt;
 mod new_key;
@@ -11,11 +12,10 @@ mod tenants;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use spillway_config::schema;
@@ -24,65 +24,18 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use api_key::Keys;
 use certificate::Certificates;
+pub use consumer::Consumer;
 use failures::Failures;
 pub use jwt::Parts;
 use jwt::{Judged, Tokens};
 pub use new_key::{KeyError, NewKey};
 use tenants::Tenants;
 
-use crate::limits::{Credential, Rules};
-use crate::routing::ModelPattern;
+use crate::limits::Credential;
 use crate::tls::ClientCertificate;
 
 /// Longest API key that is looked at, in bytes; real ones have some fifty to two hundred.
 const MAX_KEY_BYTES: usize = 512;
-
-/// Somebody who may call.
-pub struct Consumer {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Whom it belongs to.
-    pub tenant: Arc<str>,
-    /// Its rank among those who wait for a place: the higher, the sooner.
-    pub priority: i32,
-    /// What it may use.
-    pub rules: Rules,
-    /// Models that it may name; all where there is no list.
-    models: Option<Vec<ModelPattern>>,
-    /// What replaces a backend's own credentials for its requests, by the backend's name.
-    credentials: HashMap<String, HeaderValue>,
-}
-
-impl std::fmt::Debug for Consumer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Consumer({} of {})", self.name, self.tenant)
-    }
-}
-
-impl Consumer {
-    fn from_claims(name: Arc<str>, tenant: Arc<str>, rules: Rules) -> Self {
-        Self { name, tenant, priority: 0, rules, models: None, credentials: HashMap::new() }
-    }
-
-    /// Whether it may name a model; `None` stands for a request that names none.
-    pub fn may_use(&self, model: Option<&str>) -> bool {
-        match (&self.models, model) {
-            (None, _) => true,
-            (Some(patterns), Some(model)) => patterns.iter().any(|pattern| pattern.matches(model)),
-            (Some(_), None) => false,
-        }
-    }
-
-    /// Whether it may name only some models.
-    pub fn is_restricted(&self) -> bool {
-        self.models.is_some()
-    }
-
-    /// What its requests show a backend instead of the backend's own credentials.
-    pub fn credentials(&self, backend: &str) -> Option<&HeaderValue> {
-        self.credentials.get(backend)
-    }
-}
 
 /// What a token says.
 #[derive(Debug, Default)]
@@ -179,7 +132,7 @@ impl Authenticator {
         let mut keys = Keys::default();
         let mut compiled = Vec::with_capacity(consumers.len());
         for written in consumers {
-            let consumer = Arc::new(compile(written, &tenants, parts)?);
+            let consumer = Arc::new(Consumer::new(written, &tenants, parts)?);
             keys.enter(&consumer, &written.keys)?;
             if let Some(file) = &written.keys_file {
                 keys.enter(&consumer, &spillway_config::read_keys(file).map_err(IdentityError::Keys)?)?;
@@ -339,31 +292,6 @@ impl Authenticator {
         };
         unauthenticated(message)
     }
-}
-
-fn compile(written: &schema::Consumer, tenants: &Tenants, parts: Parts<'_>) -> Result<Consumer, IdentityError> {
-    let label = format!("consumer {}", written.name);
-    let mut rules =
-        parts.limits.of_consumers(&label, &written.limits, parts.adoptions).map_err(IdentityError::Limits)?;
-    if let Some(budget) = &written.limits.budget {
-        rules.push(parts.limits.budget(&label, "this consumer", &written.name, budget));
-    }
-    let tenant = written.tenant.as_deref().unwrap_or(&written.name);
-    rules.extend(tenants.rules(tenant));
-    let mut credentials = HashMap::new();
-    for (backend, secret) in &written.credentials {
-        let value = crate::snapshot::bearer(secret)
-            .map_err(|e| IdentityError::Keys(format!("{label}, credentials for `{backend}`: {e}")))?;
-        credentials.insert(backend.clone(), value);
-    }
-    Ok(Consumer {
-        name: written.name.as_str().into(),
-        tenant: tenant.into(),
-        priority: written.priority,
-        rules,
-        models: written.models.as_ref().map(|models| models.iter().map(|m| ModelPattern::new(m)).collect()),
-        credentials,
-    })
 }
 
 /// The token of `Bearer TOKEN`; the scheme is written in any case (RFC 9110, section 11.1).
