@@ -12,7 +12,9 @@ use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, OptionalExtension, params};
 use spillway_config::schema::Period;
 
-use super::{Account, Accounts, Command, DAY, Key, Spent, unix_now, window};
+use super::account::Spent;
+use super::calendar::{DAY, unix_now, window};
+use super::{Account, Accounts, Command, Key};
 
 /// How often what was spent is written.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
