@@ -129,11 +129,13 @@ impl AdminState for Shown {
                 let shown = self.listeners.load().as_ref().map(|listeners| listeners.certificates());
                 let certificates: Vec<_> =
                     shown.into_iter().flatten().chain(snapshot.certificates.iter().cloned()).collect();
+                let budgets = snapshot.identity.budgets();
                 let log_dropped = gateway.log.dropped();
                 self.metrics.encode(&Samples {
                     engines: &engines,
                     endpoints: &endpoints,
                     certificates: &certificates,
+                    budgets: &budgets,
                     log_dropped,
                 })
             }

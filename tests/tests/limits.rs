@@ -178,6 +178,14 @@ async fn a_budget_survives_a_crash_and_money_is_counted_by_prices() {
     assert_eq!(refused.status, 429, "{}", refused.text());
     assert_eq!(refused.json()["error"]["type"], "insufficient_quota");
     assert_eq!(refused.header("x-should-retry"), "false");
+    let series = |name: &str, unit: &str| {
+        format!("spillway_budget_{name}{{budget=\"consumer acme\",per=\"day\",unit=\"{unit}\"}}")
+    };
+    for (name, unit, value) in
+        [("spent", "tokens", 2000.0), ("limit", "tokens", 10_000.0), ("spent", "usd", 0.0028), ("limit", "usd", 0.003)]
+    {
+        gateway.metric_becomes(&series(name, unit), value).await;
+    }
     assert!(refused.header("retry-after").parse::<u64>().unwrap() <= 86_400);
     assert_eq!(upstream.count(), 2);
 }

@@ -31,7 +31,8 @@ use jwt::{Judged, Tokens};
 pub use new_key::{KeyError, NewKey};
 use tenants::Tenants;
 
-use crate::limits::Credential;
+use crate::limits::{BudgetRules, Credential};
+use crate::telemetry::BudgetSample;
 use crate::tls::ClientCertificate;
 
 /// Longest API key that is looked at, in bytes; real ones have some fifty to two hundred.
@@ -102,6 +103,7 @@ pub struct Authenticator {
     tokens: Tokens,
     certificates: Certificates,
     failures: Failures,
+    budgets: BudgetRules,
 }
 
 /// What a request shows of its caller.
@@ -142,7 +144,13 @@ impl Authenticator {
         let tokens = Tokens::new(authentication, consumers, &compiled, &tenants, parts)?;
         let certificates = Certificates::new(authentication, consumers, &compiled);
         let failures = Failures::new(&authentication.failures, previous.map(|p| &p.failures), parts.metrics);
-        Ok(Self { headers, keys, tokens, certificates, failures })
+        let budgets = BudgetRules::of(compiled.iter().flat_map(|consumer| &consumer.rules).chain(tenants.all()));
+        Ok(Self { headers, keys, tokens, certificates, failures, budgets })
+    }
+
+    /// What is spent of the budgets that the file names; those of consumers made from claims come without end.
+    pub fn budgets(&self) -> Vec<BudgetSample> {
+        self.budgets.samples()
     }
 
     /// Says who calls. `None` is an anonymous caller and comes only where `mode` allows one; a credential that is shown

@@ -2,11 +2,12 @@
 //! token.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use spillway_config::schema;
 
 use super::Parts;
-use crate::limits::Rules;
+use crate::limits::{Rule, Rules};
 
 /// The rules of tenants, by name.
 #[derive(Default)]
@@ -26,8 +27,13 @@ impl Tenants {
         written.iter().map(rules).collect::<Result<_, _>>().map(Self)
     }
 
+    /// Those of all tenants.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Rule>> {
+        self.0.values().flatten()
+    }
+
     /// The rules that a consumer of this tenant shares with others.
-    pub(super) fn rules(&self, name: &str) -> impl Iterator<Item = std::sync::Arc<crate::limits::Rule>> + '_ {
+    pub(super) fn rules(&self, name: &str) -> impl Iterator<Item = Arc<Rule>> + '_ {
         self.0.get(name).into_iter().flatten().cloned()
     }
 }

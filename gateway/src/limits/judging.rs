@@ -83,7 +83,7 @@ impl Claim<'_> {
                 Some(_) => Answer::Taken { remaining: 0, reset: Duration::ZERO },
                 None => Answer::Refused { wait: CONCURRENCY_WAIT, remaining: 0, reset: Duration::ZERO },
             },
-            Kind::Budget { account, period, tokens, nanos } => {
+            Kind::Budget { account, period, tokens, nanos, .. } => {
                 let now = unix_now();
                 let amount = Amount { tokens: self.amount, nanos: self.nanos };
                 if account.take(amount, (*tokens, *nanos), now) {

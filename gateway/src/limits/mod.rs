@@ -24,4 +24,4 @@ pub use keys::{Credential, Subject};
 pub use ledger::{Ledger, Shown};
 pub use prices::Prices;
 pub use rationed::Rationed;
-pub use rules::{Limits, Rule, Rules};
+pub use rules::{BudgetRules, Limits, Rule, Rules};

@@ -9,13 +9,13 @@ use spillway_config::schema::{Budget, ConsumerLimits, OnExceeded, Period, RedisS
 use spillway_config::values::Rate;
 use spillway_filter::{LimitBy, LimitSpec, Quota, SharedStates};
 
-use super::budgets::{Account, BudgetError, Budgets};
+use super::budgets::{Account, BudgetError, Budgets, unix_now};
 use super::keys::number;
 use super::levels::{Levels, Limit};
 use super::running::Running;
 use super::shared::Shared;
 use crate::adoptions::Adoptions;
-use crate::telemetry::{LimitMetrics, Metrics};
+use crate::telemetry::{BudgetSample, LimitMetrics, Metrics};
 
 /// A shared store and what it was made from.
 struct Store {
@@ -40,7 +40,7 @@ pub struct Limits {
 pub(super) enum Kind {
     Rate { unit: Unit, levels: Arc<Levels>, limit: Limit },
     Concurrency { running: Arc<Running>, most: NonZeroU32 },
-    Budget { account: Arc<Account>, period: Period, tokens: Option<u64>, nanos: Option<u64> },
+    Budget { whose: Box<str>, account: Arc<Account>, period: Period, tokens: Option<u64>, nanos: Option<u64> },
 }
 
 /// What comes in a time.
@@ -76,6 +76,31 @@ pub struct Rule {
 
 /// Rules that stand at one place.
 pub type Rules = Vec<Arc<Rule>>;
+
+/// The budgets among rules, each once.
+#[derive(Default)]
+pub struct BudgetRules(Rules);
+
+impl std::fmt::Debug for BudgetRules {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BudgetRules({})", self.0.len())
+    }
+}
+
+impl BudgetRules {
+    /// Those among these.
+    pub fn of<'r>(rules: impl Iterator<Item = &'r Arc<Rule>>) -> Self {
+        let mut budgets: Rules = rules.filter(|rule| matches!(rule.kind, Kind::Budget { .. })).cloned().collect();
+        budgets.sort_by_key(|rule| rule.number);
+        budgets.dedup_by_key(|rule| rule.number);
+        Self(budgets)
+    }
+
+    /// What is spent of each now.
+    pub fn samples(&self) -> Vec<BudgetSample> {
+        self.0.iter().filter_map(|rule| rule.sample()).collect()
+    }
+}
 
 impl Limits {
     /// The limits of a new process, with levels of `keys` callers for each rule.
@@ -201,6 +226,7 @@ impl Limits {
         Arc::new(Rule {
             number: number("budget", format!("{account}/{per}").as_bytes()),
             kind: Kind::Budget {
+                whose: label.into(),
                 account: self.budgets.account(account, budget.per),
                 period: budget.per,
                 tokens: budget.tokens,
@@ -295,6 +321,16 @@ impl Rule {
         let Kind::Rate { levels, limit, .. } = &self.kind else { return };
         let (levels, limit) = (levels.clone(), *limit);
         adoptions.add(move || levels.adopt(limit));
+    }
+
+    /// What is spent of it, where it is a budget. With a shared store it is what went through this gateway.
+    fn sample(&self) -> Option<BudgetSample> {
+        let Kind::Budget { whose, account, period, tokens, nanos } = &self.kind else { return None };
+        let spent = account.spent(unix_now());
+        let per = if *period == Period::Day { "day" } else { "month" };
+        let used = |unit, spent, most: &Option<u64>| most.map(|most| (unit, spent, most));
+        let units = [used("tokens", spent.tokens, tokens), used("nanodollars", spent.nanos, nanos)];
+        Some(BudgetSample { whose: whose.to_string(), per, units: units.into_iter().flatten().collect() })
     }
 
     /// Whether it counts tokens or what they cost.

@@ -163,7 +163,7 @@ impl Shared {
                 script.key(self.key(rule.number ^ claim.key)).arg("c").arg(strict);
                 script.arg(most.get()).arg(LEASE.as_secs());
             }
-            Kind::Budget { account, period, tokens, nanos } => {
+            Kind::Budget { account, period, tokens, nanos, .. } => {
                 let now = unix_now();
                 let (window, next) = window(*period, now);
                 let bound = |most: &Option<u64>| most.map_or(-1, |most| i64::try_from(most).unwrap_or(i64::MAX));

@@ -23,7 +23,7 @@ use prometheus_client::registry::Registry;
 pub use self::handles::{EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics, Tokens};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
-pub use self::now::{CertificateSample, EndpointSample, EngineSample, Samples};
+pub use self::now::{BudgetSample, CertificateSample, EndpointSample, EngineSample, Samples};
 
 /// The provider of the models inside.
 const ENGINE: &str = "spillway";
@@ -443,6 +443,7 @@ impl Metrics {
         now::endpoints(&mut now, samples.endpoints);
         now::engines(&mut now, samples.engines);
         now::certificates(&mut now, samples.certificates);
+        now::budgets(&mut now, samples.budgets);
         let spans = self.spans_dropped.load(Ordering::Relaxed);
         now::counter(&mut now, "spillway_spans_dropped", "Spans that no collector took", spans);
         now::counter(
