@@ -148,10 +148,10 @@ impl Audit {
             |path: &'_ str| path.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_PATH).unwrap_or(path.len());
         let path = line.path.and_then(|path| path.get(..cut(path)));
         let line = Line { path, time: line.time.clone(), ..*line };
-        let mut text = self.log.buffer();
+        let mut text = Vec::with_capacity(512);
         if serde_json::to_writer(&mut text, &line).is_ok() {
             text.push(b'\n');
-            self.log.write(text);
+            self.log.write(&text);
         }
     }
 }
