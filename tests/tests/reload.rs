@@ -128,6 +128,24 @@ async fn listeners_come_and_go_and_a_port_that_is_taken_keeps_the_edit_out() {
 }
 
 #[tokio::test]
+async fn a_listener_that_is_renamed_counts_under_its_new_name() {
+    let upstream = Upstream::fixed(200, "a").await;
+    let named = |name: &str| {
+        let listeners = format!("listeners: [{{name: {name}, address: \"127.0.0.1:0\"}}]\n");
+        format!("{listeners}admin: {{address: \"127.0.0.1:0\"}}\n{}", yaml(&upstream.url()))
+    };
+    let gateway = Gateway::start(&yaml(&upstream.url())).await;
+    for name in ["one", "two"] {
+        let before = gateway.events("config_reloaded").len();
+        std::fs::write(gateway.config(), named(name)).unwrap();
+        assert_eq!(gateway.reloads(before).await["event"], "config_reloaded");
+        let stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+        gateway.metric_becomes(&format!("spillway_connections{{listener=\"{name}\"}}"), 1.0).await;
+        drop(stream);
+    }
+}
+
+#[tokio::test]
 async fn what_did_not_change_keeps_its_state() {
     let a = Upstream::fixed(200, "a").await;
     let limited = |burst: u32| {
