@@ -1,5 +1,6 @@
 //! An issuer of tokens: its description (OpenID Connect Discovery), its keys, which a test changes, and what it signs.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -7,14 +8,25 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
 
-use crate::{Upstream, reply};
+use crate::{Authority, Upstream, reply};
 
 /// An issuer on loopback.
 pub struct Issuer {
     server: Upstream,
+    /// Where it speaks TLS, if it does.
+    door: Option<(SocketAddr, tokio::task::JoinHandle<()>)>,
     keys: Arc<Mutex<Vec<Value>>>,
     down: Arc<AtomicBool>,
+}
+
+impl Drop for Issuer {
+    fn drop(&mut self) {
+        if let Some((_, task)) = &self.door {
+            task.abort();
+        }
+    }
 }
 
 /// A key that it signs with, Ed25519.
@@ -47,6 +59,33 @@ impl IssuerKey {
 
 impl Issuer {
     pub async fn start() -> Self {
+        Self::with_scheme("http").await
+    }
+
+    /// The same over TLS.
+    pub async fn start_secure(authority: &Authority) -> Self {
+        let mut issuer = Self::with_scheme("https").await;
+        let acceptor = authority.server(&["127.0.0.1"]).acceptor(None, &[]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (plain, address) = (issuer.server.address, listener.local_addr().unwrap());
+        issuer.door = Some((
+            address,
+            tokio::spawn(async move {
+                let mut connections = tokio::task::JoinSet::new();
+                while let Ok((stream, _)) = listener.accept().await {
+                    let acceptor = acceptor.clone();
+                    connections.spawn(async move {
+                        let mut stream = acceptor.accept(stream).await?;
+                        let mut behind = TcpStream::connect(plain).await?;
+                        tokio::io::copy_bidirectional(&mut stream, &mut behind).await
+                    });
+                }
+            }),
+        ));
+        issuer
+    }
+
+    async fn with_scheme(scheme: &'static str) -> Self {
         let keys: Arc<Mutex<Vec<Value>>> = Arc::default();
         let down = Arc::new(AtomicBool::new(false));
         let (shown, away) = (keys.clone(), down.clone());
@@ -54,7 +93,7 @@ impl Issuer {
             let keys = shown.lock().unwrap().clone();
             let is_away = away.load(Ordering::SeqCst);
             async move {
-                let own = format!("http://{}", seen.headers["host"].to_str().unwrap());
+                let own = format!("{scheme}://{}", seen.headers["host"].to_str().unwrap());
                 let said = match seen.path.as_str() {
                     _ if is_away => return None,
                     "/.well-known/openid-configuration" => json!({"issuer": own, "jwks_uri": format!("{own}/keys")}),
@@ -65,12 +104,12 @@ impl Issuer {
             }
         })
         .await;
-        Self { server, keys, down }
+        Self { server, door: None, keys, down }
     }
 
     /// What its tokens have as `iss`.
     pub fn url(&self) -> String {
-        self.server.url()
+        self.door.as_ref().map_or_else(|| self.server.url(), |(address, _)| format!("https://{address}"))
     }
 
     /// From now on it shows these keys.

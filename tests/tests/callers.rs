@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use spillway_tests::{Gateway, Issuer, IssuerKey, Upstream, binary, eventually};
+use spillway_tests::{Authority, Gateway, Issuer, IssuerKey, Upstream, binary, eventually};
 
 /// A key as `spillway key new` makes it, with its digest.
 fn key() -> (String, String) {
@@ -183,4 +183,36 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     }
     let stranger = token(&IssuerKey::new("new"), 0);
     assert_eq!(gateway.client().chat("m", &[("authorization", &stranger)]).await.status, 401);
+}
+
+#[tokio::test]
+async fn an_issuer_with_a_private_authority_is_believed_by_that_alone() {
+    let (authority, stranger) = (Authority::default(), Authority::default());
+    let (upstream, issuer) = (Upstream::fixed(200, "{}").await, Issuer::start_secure(&authority).await);
+    let key = IssuerKey::new("k");
+    issuer.shows(&[&key]);
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+authentication: {{jwt: [{{issuer: \"{}\", audiences: [spillway], caFile: ca.pem, claims: {{consumer: sub}}}}]}}
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+",
+        issuer.url(),
+        upstream.url()
+    );
+    let ends = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 600;
+    let claims = serde_json::json!({"iss": issuer.url(), "aud": "spillway", "sub": "mia", "exp": ends});
+    let bearer = format!("Bearer {}", key.token(&claims));
+    for (believed, status) in [(&authority, 200), (&stranger, 401)] {
+        let folder = tempfile::tempdir().unwrap();
+        believed.write(folder.path());
+        let gateway = Gateway::start_in(folder, &yaml).await;
+        assert_eq!(gateway.client().chat("m", &[("authorization", &bearer)]).await.status, status);
+        if status == 401 {
+            // Mending the file mends it: another authority is another place to fetch keys from.
+            authority.write(gateway.folder());
+            assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+            assert_eq!(gateway.client().chat("m", &[("authorization", &bearer)]).await.status, 200);
+        }
+    }
 }

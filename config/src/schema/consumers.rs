@@ -183,6 +183,9 @@ pub struct JwtIssuer {
     /// Where its keys are; found through `ISSUER/.well-known/openid-configuration` when left out.
     #[serde(default)]
     pub jwks: Option<Jwks>,
+    /// Authorities that its servers are believed by; those of the system when left out.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
     /// Signatures that are accepted.
     #[serde(default = "all_algorithms")]
     pub algorithms: Vec<JwtAlgorithm>,

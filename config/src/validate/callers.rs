@@ -77,7 +77,7 @@ fn tenants(cx: &mut Context<'_>) {
         let of = |consumer: &Consumer| consumer.tenant.as_deref().unwrap_or(&consumer.name) == tenant.name;
         if !from_claims && !config.consumers.iter().any(of) {
             let known: Vec<&str> = config.consumers.iter().filter_map(|consumer| consumer.tenant.as_deref()).collect();
-            cx.unknown(with(&here, &["name"]), "consumer of a tenant", &tenant.name, &known);
+            cx.unknown(with(&here, &["name"]), "consumer of tenant", &tenant.name, &known);
         }
         if tenant.limits == ConsumerLimits::default() {
             cx.error(with(&here, &["limits"]), "these limit nothing");
@@ -229,6 +229,16 @@ fn one_issuer(cx: &mut Context<'_>, n: usize, issuer: &JwtIssuer) {
         Some(Jwks { url: None, file: Some(_), .. }) => {}
         Some(_) => cx.error(with(&here, &["jwks"]), "exactly one of `url` and `file` is needed"),
         None => {}
+    }
+    if let Some(file) = &issuer.ca_file {
+        let asked = match &issuer.jwks {
+            None => Some(issuer.issuer.as_str()),
+            Some(jwks) => jwks.url.as_deref(),
+        };
+        if !asked.is_some_and(|url| url.starts_with("https:")) {
+            cx.error(with(&here, &["caFile"]), "this has no effect: its keys are not fetched over https");
+        }
+        super::listeners::authorities(cx, with(&here, &["caFile"]), file);
     }
     let is_consumers = |c: &Consumer| c.jwt.as_ref().is_some_and(|token| token.issuer == issuer.issuer);
     let plan = issuer.claims.as_ref().and_then(|claims| claims.plan.as_ref());
