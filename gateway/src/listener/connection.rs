@@ -141,7 +141,8 @@ pub(super) async fn serve(
     if is_http2 {
         http2::serve(socket, Arc::new(connection), gateway, stop).await;
     } else {
-        http1::serve(socket, connection, gateway, stop).await;
+        // In a place of its own: a connection that never gets past its handshake takes no room for requests.
+        Box::pin(http1::serve(socket, connection, gateway, stop)).await;
     }
 }
 
