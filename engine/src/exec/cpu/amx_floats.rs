@@ -94,6 +94,7 @@ pub(super) unsafe fn matmul(p: &Product, groups: Range<usize>, scratch: *mut u8)
             let weights: *const f32 = p.weights.add(group * p.layout.group()).cast();
             for pair in 0..p.layout.columns / 2 {
                 let from = weights.add(pair * 2 * ROWS);
+                matmul::fetch::<Avx512>(from.cast(), 2 * ROWS * size_of::<f32>());
                 let (a, b) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(ROWS)));
                 let to = scratch.add(pair / ROWS * BLOCK + pair % ROWS * 64);
                 _mm512_storeu_si512(to.cast(), join(a, b));

@@ -148,7 +148,11 @@ pub(super) unsafe fn attention<U: Unit, K: Kept>(a: &Attention<K>, tile: &Tile, 
             match tile.rows * tile.heads {
                 // SAFETY: as the caller says.
                 $($n if $n <= U::QUERIES => unsafe {
-                    if U::VECTORS == 2 { some::<U, K, $n, 2>(a, tile, scratch) } else { some::<U, K, $n, 1>(a, tile, scratch) }
+                    if U::VECTORS == 2 {
+                        some::<U, K, $n, 2>(a, tile, scratch)
+                    } else {
+                        some::<U, K, $n, 1>(a, tile, scratch)
+                    }
                 },)*
                 _ => {}
             }

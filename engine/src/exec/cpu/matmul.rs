@@ -270,6 +270,7 @@ unsafe fn floats<U: Unit, const T: usize, W: Float>(weights: *const W, x: *const
         let mut sums = [[U::f_splat(0.0); T]; 2];
         let mut column = 0;
         while column + 2 <= columns {
+            fetch::<U>(weights.add(column * U::ROWS).cast(), 2 * U::ROWS * size_of::<W>());
             for (n, sums) in sums.iter_mut().enumerate() {
                 let w = W::load::<U>(weights.add((column + n) * U::ROWS));
                 for (t, sum) in sums.iter_mut().enumerate() {

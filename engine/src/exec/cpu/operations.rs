@@ -132,7 +132,9 @@ impl Cpu {
             let how = (layout.family.is_quantized(), self.kernels.split.is_some_and(|split| (split.takes)(&layout)));
             if packed != Some(how) {
                 packed = Some(how);
-                self.pack(x, &layout);
+                if !self.pack(x, &layout) {
+                    return self.wrong("there is no room for packed activations");
+                }
             }
             let product = Product {
                 layout,
@@ -164,18 +166,16 @@ impl Cpu {
         if layout.family.is_quantized() { self.kernels.quantized_tile } else { self.kernels.tile }
     }
 
-    /// Packs activations for products with weights of a family.
-    fn pack(&mut self, x: Place, layout: &Layout) {
-        let (rows, tile) = (self.rows, self.tile(layout));
-        if rows * quantize::row_bytes(layout) > self.packed.len() {
-            return self.wrong("there is no room for packed activations");
+    /// Packs activations for products with weights of a family; not where there is no room for them.
+    fn pack(&mut self, x: Place, layout: &Layout) -> bool {
+        let (rows, tile, layout, packed) = (self.rows, self.tile(layout), *layout, self.packed);
+        let split = self.kernels.split.filter(|split| (split.takes)(&layout));
+        let most = if split.is_some() { rows.next_multiple_of(WHOLE) } else { rows };
+        if most * quantize::row_bytes(&layout) > packed.len() {
+            return false;
         }
-        let (layout, packed) = (*layout, self.packed);
-        if let Some(split) = self.kernels.split.filter(|split| (split.takes)(&layout)) {
-            if rows.next_multiple_of(WHOLE) * quantize::row_bytes(&layout) > packed.len() {
-                return self.wrong("there is no room for packed activations");
-            }
-            return each(&mut self.pool, rows.div_ceil(WHOLE), WHOLE * layout.columns, &|n, _| {
+        if let Some(split) = split {
+            each(&mut self.pool, rows.div_ceil(WHOLE), WHOLE * layout.columns, &|n, _| {
                 let first = n * WHOLE;
                 // SAFETY: rows of a place, and room for whole tiles of packed ones; the unit is there.
                 unsafe {
@@ -183,6 +183,7 @@ impl Cpu {
                     (split.split)(x.row(first), x.width, WHOLE.min(rows - first), &layout, to);
                 }
             });
+            return true;
         }
         let (quantize, transpose) = (self.kernels.quantize, self.kernels.transpose);
         each(&mut self.pool, quantize::tiles(rows, tile).count(), tile.min(rows) * layout.columns, &|n, _| {
@@ -197,6 +198,7 @@ impl Cpu {
                 }
             }
         });
+        true
     }
 
     pub(super) fn run_rope_store(&mut self, qkv: ActId, rope: Option<RopeId>, layer: usize) {
