@@ -1,302 +1,16 @@
 //! The models of a snapshot. One whose file and options did not change is kept over a reload; one that is gone ends
 //! with the last snapshot that holds it, after its requests.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
 
-use http::HeaderValue;
-use parking_lot::Mutex;
-use spillway_config::schema::{Device, Model, ModelTask};
-use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, LoadError, LoadOptions, Task};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use spillway_config::schema::{Model, ModelTask};
+use spillway_engine::Task;
 
-use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
-
-/// A model that cannot be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum ModelError {
-    /// The engine refused it.
-    #[error("model `{model}`: {source}")]
-    Load {
-        /// Its name.
-        model: String,
-        /// Why.
-        source: LoadError,
-    },
-    /// Its name cannot stand in a header.
-    #[error("model `{model}`: its name is told in the header x-spillway-served-by and must hold no control characters")]
-    Name {
-        /// Its name.
-        model: String,
-    },
-    /// Its file is for something else than it is configured for.
-    #[error(
-        "model `{model}`: its `task` says {wanted}, and its file is for {is}: name another file, or leave `task` out"
-    )]
-    Task {
-        /// Its name.
-        model: String,
-        /// What the file is for.
-        is: Task,
-        /// What the configuration says.
-        wanted: Task,
-    },
-    /// Its file is one that encodes text, and keys are set that only writing text has a use for.
-    #[error("model `{model}`: {keys} can take no effect, because its file is for {is}: take the keys out")]
-    Keys {
-        /// Its name.
-        model: String,
-        /// What the file is for.
-        is: Task,
-        /// The keys.
-        keys: String,
-    },
-    /// The environment names no vector unit.
-    #[error("{VECTOR_UNIT} is `{0}`: it must be one of {units}", units = CpuUnit::ALL.map(CpuUnit::name).join(", "))]
-    Unit(String),
-    /// The thread that loads it was lost.
-    #[error("model `{model}`: loading ended without a result: {reason}")]
-    Lost {
-        /// Its name.
-        model: String,
-        /// Why.
-        reason: String,
-    },
-}
-
-/// What a file was when it was loaded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct FileIdentity {
-    device: u64,
-    inode: u64,
-    length: u64,
-    modified: (i64, i64),
-}
-
-/// Of a model's file and of those beside it; of the first, which must be there, `None` says that it is not.
-fn identities(model: &Model) -> Option<Vec<Option<FileIdentity>>> {
-    let all: Vec<_> = model.files().iter().map(|path| identity(path)).collect();
-    all.first().is_some_and(Option::is_some).then_some(all)
-}
-
-/// Links are followed: a file that took another's place under the same name is another one.
-fn identity(path: &Path) -> Option<FileIdentity> {
-    let metadata = std::fs::metadata(path).ok()?;
-    Some(FileIdentity {
-        device: metadata.dev(),
-        inode: metadata.ino(),
-        length: metadata.len(),
-        modified: (metadata.mtime(), metadata.mtime_nsec()),
-    })
-}
-
-/// How long a model that could not be loaded on demand is not tried again.
-const RELOAD_AFTER: Duration = Duration::from_secs(10);
-
-/// Long conversations of one model that are turned into tokens at the same time.
-const ENCODERS: usize = 2;
-
-/// A model inside the gateway. One that is not kept warm has no engine until somebody needs it.
-pub struct LoadedModel {
-    written: Model,
-    task: Task,
-    files: Option<Vec<Option<FileIdentity>>>,
-    options: LoadOptions,
-    state: Mutex<State>,
-    /// Held by whoever loads it.
-    loading: Arc<tokio::sync::Mutex<()>>,
-    created: u64,
-    served_by: HeaderValue,
-    served_by_text: Arc<str>,
-    metrics: Arc<ModelMetrics>,
-    encoders: Arc<Semaphore>,
-    /// Sequences for requests over a limit.
-    over_limit: Arc<Semaphore>,
-}
-
-struct State {
-    engine: Option<Engine>,
-    /// When it was needed last.
-    used: Instant,
-    /// When it could not be loaded, and why.
-    failed: Option<(Instant, String)>,
-}
-
-/// Why a model that is loaded on demand is not there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum NotLoaded {
-    /// It is being loaded and that takes longer than the request may.
-    Loading,
-    /// It could not be loaded; it is tried again after this time.
-    Failed(Duration),
-}
-
-impl LoadedModel {
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.written.name
-    }
-    /// What it is for.
-    pub fn task(&self) -> Task {
-        self.task
-    }
-    /// When it was configured, Unix seconds.
-    pub fn created(&self) -> u64 {
-        self.created
-    }
-    /// What `x-spillway-served-by` says.
-    pub fn served_by(&self) -> &HeaderValue {
-        &self.served_by
-    }
-    /// The same as text.
-    pub fn served_by_text(&self) -> &Arc<str> {
-        &self.served_by_text
-    }
-    /// Longest estimated wait for a first token at which a request is taken.
-    pub(super) fn max_queue_wait(&self) -> Duration {
-        self.written.max_queue_wait.0
-    }
-    /// Turns to encode a long conversation.
-    pub(super) fn encoders(&self) -> &Arc<Semaphore> {
-        &self.encoders
-    }
-    /// A place for a request that is over a limit: within its share of the sequences, and only where one is free and
-    /// nobody waits, so that it takes nothing from requests within their limits.
-    pub fn place_over_limit(&self) -> Option<OwnedSemaphorePermit> {
-        // One that is not loaded has all places.
-        let stats = self.state.lock().engine.as_ref().map(Engine::stats).unwrap_or_default();
-        let all = usize::try_from(self.written.max_sequences.get()).unwrap_or(usize::MAX);
-        if stats.waiting > 0 || stats.active >= all {
-            return None;
-        }
-        self.over_limit.clone().try_acquire_owned().ok()
-    }
-    /// Series of its calls.
-    pub fn metrics(&self) -> &Arc<ModelMetrics> {
-        &self.metrics
-    }
-    /// What it says of itself now; little while it is not loaded.
-    pub fn sample(&self) -> EngineSample {
-        let engine = self.state.lock().engine.clone();
-        let stats = engine.as_ref().map(Engine::stats).unwrap_or_default();
-        let placement = engine.as_ref().map(Engine::placement);
-        let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        EngineSample {
-            model: self.written.name.clone(),
-            active: wide(stats.active),
-            waiting: wide(stats.waiting),
-            kv_used: wide(stats.kv_used),
-            kv_capacity: wide(stats.kv_capacity),
-            kv_idle: wide(stats.kv_idle),
-            cached: stats.cached_tokens,
-            preemptions: stats.preemptions,
-            faults: stats.faults,
-            is_loaded: engine.is_some(),
-            is_ready: stats.is_ready,
-            estimated_wait: stats.estimated_wait,
-            generated: stats.generated_tokens,
-            prompt: stats.prompt_tokens,
-            rate: placement.as_ref().map_or(0.0, |placement| placement.rate),
-            bandwidth: placement.as_ref().map_or(0.0, |placement| placement.bandwidth),
-            memory: placement.as_ref().map_or(0, |placement| placement.memory_bytes),
-            device: placement.map(|placement| placement.device),
-        }
-    }
-
-    /// The engine, where it is loaded. One that has ended by a defect is let go, and loaded again after a while: what
-    /// ended it may come again.
-    pub(super) fn engine_now(&self) -> Option<Engine> {
-        let mut state = self.state.lock();
-        state.used = Instant::now();
-        if state.engine.as_ref().is_some_and(Engine::has_ended) {
-            state.engine = None;
-            state.failed = Some((Instant::now(), "it has ended".into()));
-            tracing::error!(event = "model_ended", model = %self.written.name, retry_after = RELOAD_AFTER.as_secs_f64());
-        }
-        state.engine.clone()
-    }
-
-    /// The engine; it is loaded where it is not. Loading goes on for the next when this one does not wait for its end.
-    pub(super) async fn engine(self: &Arc<Self>, deadline: Instant) -> Result<Engine, NotLoaded> {
-        if let Some(engine) = self.engine_now() {
-            return Ok(engine);
-        }
-        let turn = tokio::time::timeout_at(deadline.into(), Arc::clone(&self.loading).lock_owned()).await;
-        let Ok(turn) = turn else { return Err(NotLoaded::Loading) };
-        if let Some(engine) = self.engine_now() {
-            return Ok(engine);
-        }
-        if let Some((when, _)) = &self.state.lock().failed
-            && let Some(left) = RELOAD_AFTER.checked_sub(when.elapsed())
-        {
-            return Err(NotLoaded::Failed(left));
-        }
-        let model = Arc::clone(self);
-        let work = tokio::spawn(async move {
-            let loaded = model.load().await;
-            drop(turn);
-            loaded
-        });
-        match tokio::time::timeout_at(deadline.into(), work).await {
-            Err(_) => Err(NotLoaded::Loading),
-            Ok(Ok(Ok(engine))) => Ok(engine),
-            Ok(Ok(Err(_)) | Err(_)) => Err(NotLoaded::Failed(RELOAD_AFTER)),
-        }
-    }
-
-    /// Loads it and keeps it.
-    async fn load(self: &Arc<Self>) -> Result<Engine, ModelError> {
-        let loaded = load_engine(self.options.clone()).await;
-        let mut state = self.state.lock();
-        state.used = Instant::now();
-        match loaded {
-            Ok(engine) => {
-                state.engine = Some(engine.clone());
-                state.failed = None;
-                drop(state);
-                if !self.written.keep_warm {
-                    tokio::spawn(unload_when_idle(Arc::downgrade(self), self.written.idle_unload()));
-                }
-                Ok(engine)
-            }
-            Err(error) => {
-                tracing::error!(event = "model_not_loaded", model = %self.written.name, reason = %error);
-                state.failed = Some((Instant::now(), error.to_string()));
-                Err(error)
-            }
-        }
-    }
-
-    /// Lets its engine go if nobody has needed it for so long; else says how long it may yet be needed.
-    fn unload_if_idle(&self, idle: Duration) -> Option<Duration> {
-        let mut state = self.state.lock();
-        let stats = state.engine.as_ref()?.stats();
-        if stats.active + stats.waiting > 0 {
-            state.used = Instant::now();
-        }
-        let left = idle.checked_sub(state.used.elapsed()).filter(|left| !left.is_zero());
-        if left.is_none() {
-            state.engine = None;
-            tracing::info!(event = "model_unloaded", model = %self.written.name, idle_seconds = idle.as_secs_f64());
-        }
-        left
-    }
-}
-
-/// Ends with the model, or when it was let go.
-async fn unload_when_idle(model: Weak<LoadedModel>, idle: Duration) {
-    let mut wait = idle;
-    loop {
-        tokio::time::sleep(wait).await;
-        let Some(model) = model.upgrade() else { return };
-        match model.unload_if_idle(idle) {
-            Some(left) => wait = left,
-            None => return,
-        }
-    }
-}
+use super::files::{Identities, identities};
+use super::loading::{ModelError, options};
+use super::model::LoadedModel;
+use crate::telemetry::Metrics;
 
 /// The models of one snapshot.
 #[derive(Clone, Default)]
@@ -318,7 +32,7 @@ impl Models {
             let files = identities(written);
             let kept = previous
                 .and_then(|previous| previous.get(&written.name))
-                .filter(|kept| kept.written == *written && kept.files == files && files.is_some());
+                .filter(|kept| kept.is(written, files.as_ref()));
             if let Some(kept) = kept {
                 loaded.push(kept.clone());
                 continue;
@@ -345,13 +59,11 @@ impl Models {
 /// A model as it is configured: loaded, or, where it is not kept warm, only judged.
 async fn load_one(
     written: &Model,
-    files: Option<Vec<Option<FileIdentity>>>,
+    files: Option<Identities>,
     metrics: &Metrics,
     cache_dir: Option<&Path>,
 ) -> Result<Arc<LoadedModel>, ModelError> {
     let name = written.name.clone();
-    let text = format!("builtin/{name}");
-    let served_by = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| ModelError::Name { model: name.clone() })?;
     let source = written.source.clone();
     let judged = tokio::task::spawn_blocking(move || spillway_engine::inspect(&source)).await;
     let task = judged
@@ -366,20 +78,7 @@ async fn load_one(
         let keys = useless.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
         return Err(ModelError::Keys { model: name, is: task, keys });
     }
-    let model = Arc::new(LoadedModel {
-        options: options(written, cache_dir)?,
-        state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
-        loading: Arc::default(),
-        written: written.clone(),
-        task,
-        files,
-        created: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        served_by,
-        served_by_text: text.into(),
-        metrics: metrics.model("spillway", &name),
-        encoders: Arc::new(Semaphore::new(ENCODERS)),
-        over_limit: Arc::new(Semaphore::new(share_of(written.max_sequences.get(), written.over_limit_share))),
-    });
+    let model = Arc::new(LoadedModel::new(written, task, files, options(written, cache_dir)?, metrics)?);
     if written.keep_warm {
         model.load().await?;
     } else {
@@ -393,144 +92,5 @@ fn engine_task(task: ModelTask) -> Task {
         ModelTask::Chat => Task::Generate,
         ModelTask::Embedding => Task::Embed,
         ModelTask::Rerank => Task::Classify,
-    }
-}
-
-/// Names the vector unit of the CPU that kernels use instead of the fastest: to try what slower machines do.
-const VECTOR_UNIT: &str = "SPILLWAY_CPU_UNIT";
-
-fn cpu_unit() -> Result<Option<CpuUnit>, ModelError> {
-    let Some(name) = std::env::var_os(VECTOR_UNIT) else { return Ok(None) };
-    let name = name.to_string_lossy();
-    CpuUnit::named(&name).map(Some).ok_or_else(|| ModelError::Unit(name.chars().take(64).collect()))
-}
-
-/// A share of some sequences: one at least, unless the share is nothing.
-fn share_of(sequences: u32, share: f64) -> usize {
-    if share <= 0.0 {
-        return 0;
-    }
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to the number of sequences")]
-    let places = (f64::from(sequences) * share.min(1.0)).floor().max(1.0) as usize;
-    places
-}
-
-/// What the engine is told of a model.
-pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> Result<LoadOptions, ModelError> {
-    Ok(LoadOptions {
-        name: written.name.clone(),
-        device: match &written.device {
-            Device::Auto => DeviceChoice::Auto,
-            Device::Cpu => DeviceChoice::Cpu,
-            Device::Software => DeviceChoice::Software,
-            Device::Name(name) => DeviceChoice::Name(name.clone()),
-            Device::Index(index) => DeviceChoice::Index(usize::try_from(*index).unwrap_or(usize::MAX)),
-        },
-        cpu: CpuOptions { cores: written.cores.and_then(|cores| cores.try_into().ok()), unit: cpu_unit()? },
-        context_length: written.context_length.map(Into::into),
-        max_sequences: written.max_sequences.get(),
-        max_queue: written.max_queue,
-        max_queue_wait: written.max_queue_wait.0,
-        stall_timeout: written.stall_timeout.0,
-        memory: written.memory.map(|size| size.0),
-        kv_cache: written.kv_cache.map(|size| size.0),
-        token_pause: written.token_pause.0,
-        cache_dir: cache_dir.map(Path::to_owned),
-        ..LoadOptions::new(&written.source)
-    })
-}
-
-async fn load_engine(options: LoadOptions) -> Result<Engine, ModelError> {
-    let name = options.name.clone();
-    let engine = tokio::task::spawn_blocking(move || Engine::load(options))
-        .await
-        .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
-        .map_err(|source| ModelError::Load { model: name.clone(), source })?;
-    let (info, placement) = (engine.info(), engine.placement());
-    let device = &placement.device;
-    tracing::info!(
-        event = "model_loaded", model = %name, architecture = %info.architecture, quantization = %info.quantization,
-        context = info.context_length, device = %device.name, kind = device.kind,
-        driver = %device.driver, reason = %device.reason, seconds = info.load_time.as_secs_f64(),
-        memory = placement.memory_bytes,
-        tokens_per_second = placement.rate.round(), gigabytes_per_second = (placement.bandwidth / 1e8).round() / 10.0,
-    );
-    Ok(engine)
-}
-
-#[cfg(test)]
-impl LoadedModel {
-    /// A model that nothing was loaded of.
-    pub(super) fn for_tests(written: Model) -> Arc<Self> {
-        Arc::new(Self {
-            options: options(&written, None).unwrap(),
-            state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
-            loading: Arc::default(),
-            task: Task::Generate,
-            files: None,
-            created: 0,
-            served_by: HeaderValue::from_static("builtin/m"),
-            served_by_text: "builtin/m".into(),
-            metrics: Metrics::new().model("spillway", &written.name),
-            encoders: Arc::new(Semaphore::new(ENCODERS)),
-            over_limit: Arc::new(Semaphore::new(1)),
-            written,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn written(source: &Path) -> Model {
-        let text = serde_json::json!({"name": "m", "source": source, "keepWarm": false, "idleUnload": "10ms"});
-        serde_json::from_value(text).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_model_that_cannot_be_loaded_is_tried_again_after_a_while() {
-        let folder = tempfile::tempdir().unwrap();
-        let model = LoadedModel::for_tests(written(&folder.path().join("missing.gguf")));
-        let soon = || Instant::now() + Duration::from_secs(60);
-        assert_eq!(model.engine(soon()).await.err(), Some(NotLoaded::Failed(RELOAD_AFTER)));
-        let Err(NotLoaded::Failed(left)) = model.engine(soon()).await else { panic!() };
-        assert!(left <= RELOAD_AFTER && left > Duration::ZERO, "it was not tried at once");
-        assert!(!model.sample().is_loaded);
-        model.state.lock().failed.as_mut().unwrap().0 -= RELOAD_AFTER;
-        assert_eq!(model.engine(soon()).await.err(), Some(NotLoaded::Failed(RELOAD_AFTER)), "now it was");
-    }
-
-    #[tokio::test]
-    async fn nobody_waits_longer_for_a_model_than_it_may() {
-        let folder = tempfile::tempdir().unwrap();
-        let model = LoadedModel::for_tests(written(&folder.path().join("missing.gguf")));
-        let _turn = model.loading.clone().lock_owned().await;
-        let deadline = Instant::now() + Duration::from_millis(50);
-        assert_eq!(model.engine(deadline).await.err(), Some(NotLoaded::Loading));
-    }
-
-    #[test]
-    fn a_file_beside_the_weights_that_changed_makes_another_model() {
-        let folder = tempfile::tempdir().unwrap();
-        let weights = folder.path().join("model.safetensors");
-        let model = written(&weights);
-        assert_eq!(identities(&model), None);
-        for name in ["model.safetensors", "config.json", "tokenizer.json"] {
-            std::fs::write(folder.path().join(name), "a").unwrap();
-        }
-        let first = identities(&model);
-        assert_eq!(first, identities(&model));
-        for name in ["model.safetensors", "config.json", "tokenizer.json"] {
-            let before = identities(&model);
-            std::fs::write(folder.path().join(name), "another").unwrap();
-            assert_ne!(before, identities(&model), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_share_is_one_sequence_at_least_and_all_at_most() {
-        let places = [(16, 0.25), (16, 0.0), (2, 0.25), (3, 0.5), (4, 1.0)].map(|(n, share)| share_of(n, share));
-        assert_eq!(places, [4, 0, 1, 1, 4]);
     }
 }
