@@ -60,6 +60,13 @@ impl RoomListener for Room {
     fn may_have_room(&self) {
         self.freed();
     }
+
+    /// One of several queues may have other backends, and would keep the call to itself.
+    fn lost(&self) {
+        for queue in self.queues.read().iter().filter_map(Weak::upgrade) {
+            queue.call();
+        }
+    }
 }
 
 /// One who waits for a backend; counted until it is dropped.

@@ -46,6 +46,11 @@ pub trait RoomListener: Send + Sync {
     /// There may be room for a request more, or for several; or nobody may have traffic any more, which those who wait
     /// find out as they look for it.
     fn may_have_room(&self);
+
+    /// An endpoint may have no traffic any more, which everybody who waits must look at.
+    fn lost(&self) {
+        self.may_have_room();
+    }
 }
 
 /// What the endpoints of a backend have in common.
@@ -128,7 +133,7 @@ impl EndpointState {
         self.metrics.set_healthy(healthy);
         match (was, healthy) {
             (false, true) => self.returned(now),
-            (true, false) => self.may_have_room(),
+            (true, false) => self.lost(),
             _ => {}
         }
     }
@@ -143,7 +148,7 @@ impl EndpointState {
         let was = self.drained.swap(drained, Ordering::Relaxed);
         match (was, drained) {
             (true, false) => self.returned(now),
-            (false, true) => self.may_have_room(),
+            (false, true) => self.lost(),
             _ => {}
         }
         was != drained
@@ -153,6 +158,12 @@ impl EndpointState {
     pub(super) fn returned(&self, now: u64) {
         self.since.store(now, Ordering::Relaxed);
         self.may_have_room();
+    }
+
+    fn lost(&self) {
+        if let Some(listener) = &self.siblings.listener {
+            listener.lost();
+        }
     }
 
     /// What it may take has changed, although no slot was given back: tells whoever waits.

@@ -76,6 +76,10 @@ impl EndpointSet {
         if self.counted_at.compare_exchange(at, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_err() && at != 0 {
             return;
         }
+        self.recount(now, panic_threshold);
+    }
+
+    fn recount(&self, now: u64, panic_threshold: f64) {
         for tier in &self.tiers {
             let (mut available, mut drained, mut ejected_only) = (0u32, 0u32, 0u32);
             let (mut all, mut good, mut thrown_out) = (0.0, 0.0, 0.0);
@@ -101,6 +105,14 @@ impl EndpointSet {
             // Nobody is picked of a tier without any.
             tier.share.store(if share > 0.0 { share } else { 1.0 }.to_bits(), Ordering::Relaxed);
         }
+    }
+
+    /// Whether an endpoint may have traffic, as far as the last count knows.
+    fn has_available(&self, now: u64) -> bool {
+        self.tiers.iter().any(|tier| {
+            let panic = tier.panic.load(Ordering::Relaxed);
+            tier.endpoints.iter().any(|e| e.is_available(now, panic))
+        })
     }
 
     /// The tier that a request begins with: drawn by how much of each is available, the lowest first.
@@ -190,10 +202,11 @@ impl Balancer {
     pub fn is_available(&self, now: u64) -> bool {
         let set = self.set.load();
         set.count(now, self.detector.panic_threshold());
-        set.tiers.iter().any(|tier| {
-            let panic = tier.panic.load(Ordering::Relaxed);
-            tier.endpoints.iter().any(|e| e.is_available(now, panic))
-        })
+        set.has_available(now) || {
+            // The last one may have gone since the count, which is what lets ejected ones be asked.
+            set.recount(now, self.detector.panic_threshold());
+            set.has_available(now)
+        }
     }
 
     /// Whether an endpoint seems to have room.
@@ -232,6 +245,15 @@ impl Balancer {
         if self.is_full(&set) {
             return None;
         }
+        let taken = self.take_in(&set, ask);
+        if taken.is_some() || set.has_available(ask.now) {
+            return taken;
+        }
+        set.recount(ask.now, self.detector.panic_threshold());
+        self.take_in(&set, ask)
+    }
+
+    fn take_in(&self, set: &EndpointSet, ask: &Ask<'_>) -> Option<Taken> {
         let first = set.first_tier(ask.random);
         // Then the others, the lowest first.
         let rest = set.tiers.iter().enumerate().filter(|(place, _)| *place != first).map(|(_, tier)| tier);

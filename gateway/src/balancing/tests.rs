@@ -177,6 +177,24 @@ fn when_too_few_are_left_ejections_are_ignored_but_checks_and_drains_are_not() {
 }
 
 #[test]
+fn the_last_one_to_go_leaves_no_moment_in_which_nobody_is_there() {
+    let balancer = balancer(endpoints(&[1, 1]));
+    let set = balancer.endpoints();
+    let [a, b] = set.all() else { panic!() };
+    for _ in 0..5 {
+        balancer.ended(a, Verdict::Error, 10, 10);
+    }
+    assert!(balancer.is_available(50) && a.closed(50, false) == Some(Closed::Ejected));
+    // At the same time as the count, which is kept for a while.
+    b.state.set_healthy(false, 50);
+    assert!(balancer.is_available(50), "the ejected one is asked now");
+    b.state.set_healthy(true, 100);
+    assert!(balancer.take(&ask(100, 1)).is_some());
+    b.state.set_healthy(false, 100);
+    assert!(balancer.take(&ask(100, 1)).is_some_and(|taken| Arc::ptr_eq(&taken.endpoint, a)));
+}
+
+#[test]
 fn one_that_returns_takes_a_single_request_until_it_answered() {
     let balancer = balancer_of(endpoints(&[1, 1]), PolicyName::LeastRequest);
     let set = balancer.endpoints();

@@ -92,7 +92,8 @@ impl Wait {
         };
         // A place may have come free between the look for one and the entry, when nobody was there to be called.
         let mut again = None;
-        if journey.has_room(route, now_millis()) && ticket.told().is_none() {
+        let is_worth_it = journey.has_room(route, now_millis()) || !journey.is_available(route);
+        if is_worth_it && ticket.told().is_none() {
             if self.misses < MAX_MISSES {
                 queue.call();
             } else {

@@ -265,6 +265,18 @@ async fn next(
     };
     let client = async {
         if state.sent.is_some() {
+            // What the server takes no more is thrown away: looking whether the client is there would read it as the
+            // beginning of another request.
+            while !session.is_body_done() {
+                session.set_keepalive(None);
+                match session.read_body_or_idle(false).await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    // A client that waits for the answer before it sends the rest may do so.
+                    Err(e) if *e.etype() == ErrorType::ReadTimedout => std::future::pending().await,
+                    Err(_) => return Next::ClientGone,
+                }
+            }
             let _ = session.read_body_or_idle(true).await;
             return Next::ClientGone;
         }

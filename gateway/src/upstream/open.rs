@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{Attempt, Failure, Limits, Outcome, failure_of_head, not_connected};
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
+use super::passing::is_event_stream;
 use super::verdict::{Verdict, judge};
 use crate::balancing::Class;
 use crate::exchange::Exchange;
@@ -109,7 +110,10 @@ pub async fn abandon(a: &Attempt<'_>, opened: Opened) {
 
 /// Reads an answer that nobody wants to its end, so that its connection can be used again. False when it broke.
 pub async fn drain(a: &Attempt<'_>, opened: Opened) -> bool {
-    a.answered(Class::Head, opened.head.status);
+    // As where an answer is passed on: the head of a stream says nothing yet.
+    if !is_event_stream(&opened.head) && opened.head.status.is_success() {
+        a.answered(Class::Head, opened.head.status);
+    }
     let mut upstream = opened.upstream;
     while let Ok(Some(_)) = upstream.read_response_body().await {}
     let whole = upstream.response_done();

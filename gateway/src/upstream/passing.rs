@@ -24,6 +24,8 @@ use crate::protocol::openai::{Observation, Observer};
 static SERVED_BY: header::HeaderName = header::HeaderName::from_static("x-spillway-served-by");
 /// Time for trailers to follow the end of a body.
 const TRAILERS: Duration = Duration::from_secs(5);
+/// Time for an error event to reach the client.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// Most of an event stream that waits for its first content.
 const MAX_WAITING: usize = 64 << 10;
 /// What an answer passes on its way.
@@ -280,7 +282,8 @@ pub async fn break_off(
     if event_stream {
         let refusal = Refusal::new(StatusCode::BAD_GATEWAY, ErrorKind::Upstream, code, message);
         if let Some(event) = crate::protocol::error_event(&refusal, x.api) {
-            let _ = session.write_response_body(event, true).await;
+            // A client that reads no more must not hold the server's place for it.
+            let _ = client_write(Instant::now() + LAST_WORD, session.write_response_body(event, true)).await;
         }
     }
     Outcome::Broken

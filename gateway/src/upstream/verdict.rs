@@ -90,7 +90,9 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         let until = httpdate::parse_http_date(after).ok()?;
         // By the server's own clock, where it tells the time.
         let now = text(&header::DATE).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
-        Some(until.duration_since(now).unwrap_or_default().min(Duration::from_secs_f64(LONGEST)))
+        // A clock that is behind would have the server asked again at once.
+        let wait = until.duration_since(now).ok().filter(|wait| !wait.is_zero())?;
+        Some(wait.min(Duration::from_secs_f64(LONGEST)))
     })
 }
 
@@ -115,7 +117,7 @@ mod tests {
             (&[("retry-after", "Wed, 25 Nov 2026 10:00:07 GMT")], Some(7.0)),
             // Its clock is an hour behind ours.
             (&[("retry-after", "Wed, 25 Nov 2026 09:00:07 GMT"), ("date", "Wed, 25 Nov 2026 09:00:02 GMT")], Some(5.0)),
-            (&[("retry-after", "Wed, 25 Nov 2026 09:59:00 GMT")], Some(0.0)),
+            (&[("retry-after", "Wed, 25 Nov 2026 09:59:00 GMT")], None),
             (&[("retry-after", "-1")], Some(0.0)),
             (&[("retry-after", "1e300")], Some(LONGEST)),
             (&[("retry-after", "Thu, 25 Nov 2326 10:00:00 GMT")], Some(LONGEST)),
