@@ -1,8 +1,9 @@
-//! The tokenizer of a GGUF file: text to tokens by the file's own algorithm, tokens to bytes. What all algorithms share is
+//! The tokenizer of a model: text to tokens by the file's own algorithm, tokens to bytes. What all algorithms share is
 //! here: control tokens, which no text contains; user-defined tokens, which a text is cut at before anything else; where
 //! an answer ends.
 
 mod bpe;
+mod json;
 mod spm;
 mod wordpiece;
 
@@ -11,6 +12,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use crate::LoadError;
 use crate::artifact::{MetaValue, ModelFile};
 use bpe::Bpe;
+use json::Json;
 use spm::SentencePiece;
 use wordpiece::WordPiece;
 
@@ -41,7 +43,7 @@ enum Algorithm {
     SentencePiece(Box<SentencePiece>),
     WordPiece(Box<WordPiece>),
     /// A `tokenizer.json`, which says everything itself.
-    Json(Box<tokenizers::Tokenizer>),
+    Json(Box<Json>),
 }
 
 /// Tokens of some kind by their text, found from left to right, the longest at one place.
@@ -141,7 +143,10 @@ impl Tokenizer {
     /// Takes the tokenizer of a file.
     pub fn new(file: &ModelFile) -> Result<Self, LoadError> {
         if let Some(json) = file.tokenizer_json()? {
-            return Self::of_json(file, &json);
+            return match crate::model::table_rows(file)? {
+                None => json::of_encoder(file, &json),
+                Some(rows) => json::of_decoder(file, &json, rows),
+            };
         }
         let vocabulary = Vocabulary::of(file)?;
         let model =
@@ -211,40 +216,6 @@ impl Tokenizer {
         })
     }
 
-    /// Takes that of an encoder out of a `tokenizer.json`. What it says of padding and cutting is for training, and what
-    /// it puts around a text is put there by [`Self::encode_text`].
-    fn of_json(file: &ModelFile, json: &[u8]) -> Result<Self, LoadError> {
-        let broken = |e: tokenizers::Error| file.unsupported(format!("its `tokenizer.json` cannot be read: {e}"));
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(broken)?;
-        tokenizer.with_padding(None).with_truncation(None).map_err(broken)?;
-        // What a caller writes is text, also where it looks like a separator.
-        tokenizer.set_encode_special_tokens(true);
-        let find = |name: &str, other: &str| {
-            let found = tokenizer.token_to_id(name).or_else(|| tokenizer.token_to_id(other));
-            found.ok_or_else(|| file.unsupported(format!("its `tokenizer.json` has neither `{name}` nor `{other}`")))
-        };
-        // Its numbers may have holes; a token is one of the numbers below this.
-        let tokens = tokenizer.get_vocab(true).into_values().max().map_or(0, |last| last.saturating_add(1));
-        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-        if tokens > MAX_TOKENS {
-            return Err(file.corrupt(format!("its `tokenizer.json` numbers tokens up to {tokens}")));
-        }
-        let (bos, eos) = (find("[CLS]", "<s>")?, find("[SEP]", "</s>")?);
-        Ok(Self {
-            bytes: Vec::new(),
-            bounds: vec![0; tokens],
-            control: None,
-            control_texts: Vec::new(),
-            user_defined: None,
-            ends: Vec::new(),
-            bos: Some(bos),
-            eos: Some(eos),
-            add_bos: true,
-            add_eos: true,
-            algorithm: Algorithm::Json(Box::new(tokenizer)),
-        })
-    }
-
     /// Tokens that it knows.
     pub fn vocabulary(&self) -> usize {
         self.bounds.len()
@@ -277,7 +248,7 @@ impl Tokenizer {
         self.control.as_ref()?.split(text)
     }
 
-    /// Appends the tokens of a text. Control tokens in it are text.
+    /// Appends the tokens of a text, which begins the whole where there are none yet. Control tokens in it are text.
     pub fn encode(&self, text: &str, tokens: &mut Vec<u32>) {
         let mut rest = text;
         while let Some((before, token, after)) = self.user_defined.as_ref().and_then(|marks| marks.split(rest)) {
@@ -296,19 +267,18 @@ impl Tokenizer {
             Algorithm::Bpe(bpe) => bpe.encode(text, tokens),
             Algorithm::SentencePiece(pieces) => pieces.encode(text, tokens),
             Algorithm::WordPiece(pieces) => pieces.encode(text, tokens),
-            Algorithm::Json(tokenizer) => {
-                // A word that is not known has a token that says so: encoding does not fail.
-                if let Ok(encoding) = tokenizer.encode_fast(text, false) {
-                    tokens.extend_from_slice(encoding.get_ids());
-                }
-            }
+            Algorithm::Json(json) => json.encode(text, tokens.is_empty(), tokens),
         }
     }
 
     /// A whole text with the tokens that the model wants around it.
     pub fn encode_text(&self, text: &str) -> Vec<u32> {
-        let mut tokens: Vec<u32> = self.bos.filter(|_| self.add_bos).into_iter().collect();
+        // The text first: it begins the whole though a token stands before it.
+        let mut tokens = Vec::new();
         self.encode(text, &mut tokens);
+        if let Some(bos) = self.bos.filter(|_| self.add_bos) {
+            tokens.insert(0, bos);
+        }
         tokens.extend(self.eos.filter(|_| self.add_eos));
         tokens
     }
