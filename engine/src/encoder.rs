@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender, TryRecvError};
 
+use crate::device;
 use crate::exec::{Batch, Row, Sizes};
 use crate::model::BertShape;
-use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch};
+use crate::runner::{self, Measured, Reader, Ready, Rebuildable, Serves, Tuning, Watch};
 use crate::text::Tokenizer;
 use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions, Placement};
 
@@ -119,6 +120,11 @@ impl Handle {
         };
         for input in &inputs {
             if let Input::Tokens(tokens) = input
+                && tokens.is_empty()
+            {
+                return Err(EngineError::Input("an input has no tokens".into()));
+            }
+            if let Input::Tokens(tokens) = input
                 && let Some(token) =
                     tokens.iter().find(|token| usize::try_from(**token).is_ok_and(|n| n >= self.vocabulary))
             {
@@ -209,15 +215,22 @@ fn begin(
 ) -> Result<Handle, LoadError> {
     let (jobs, received) = async_channel::bounded(usize::try_from(options.max_queue).unwrap_or(usize::MAX).max(1));
     let shared = Arc::new(Shared::default());
-    let (ready, wait) = std::sync::mpsc::sync_channel(1);
     let placement = made.placement();
-    let device = placement.lock().unwrap_or_else(PoisonError::into_inner).device.name.clone();
+    let device = placement.lock().unwrap_or_else(PoisonError::into_inner).device.clone();
     let (outputs, vocabulary) = (shape.outputs(), shape.vocabulary);
-    let refused = |reason: String| LoadError::Device { device: device.clone(), reason };
-    let failed = |e: std::io::Error| refused(format!("its thread cannot be started: {e}"));
-    let (watched, name) = (shared.clone(), options.name.clone());
+    let failed = |e: std::io::Error| LoadError::Device {
+        device: device.name.clone(),
+        reason: format!("its thread cannot be started: {e}"),
+    };
+    let (ready, wait) = Ready::new(device.clone());
+    let (watched, name, first) = (shared.clone(), options.name.clone(), ready.clone());
+    let hung = device.name.clone();
     let watch = Watch::start(&format!("watch-{}", options.name), move || {
         tracing::error!(event = "device_hangs", model = %name, "a step has not ended in time; its requests have failed");
+        if first.give_up() {
+            device::hangs(&hung, true);
+            watched.stopped.store(true, Ordering::Release);
+        }
         watched.set_recovering(true);
     })
     .map_err(failed)?;
@@ -234,23 +247,16 @@ fn begin(
         tuning,
         watch,
     };
+    let told = ready.clone();
     std::thread::Builder::new()
         .name(format!("engine-{}", options.name))
         .spawn(move || {
             crate::scheduler::be_nice();
-            let warm = runner::start(&mut worker);
-            let well = warm.is_ok();
-            let _ = ready.send(warm);
-            if well {
-                worker.work();
-            }
+            runner::serve(&mut worker, &told, Worker::work);
         })
         .map_err(failed)?;
-    match wait.recv() {
-        Ok(Ok(())) => Ok(Handle { jobs, shared, placement, outputs, vocabulary, max_wait: options.max_queue_wait }),
-        Ok(Err(e)) => Err(refused(e.to_string())),
-        Err(_) => Err(refused("its thread ended while it started".into())),
-    }
+    ready.wait(&wait)?;
+    Ok(Handle { jobs, shared, placement, outputs, vocabulary, max_wait: options.max_queue_wait })
 }
 
 /// A request that is being worked on.
@@ -316,7 +322,7 @@ impl Serves for Worker {
     }
 
     fn is_stopped(&self) -> bool {
-        self.jobs.is_closed()
+        self.shared.stopped.load(Ordering::Acquire) || self.jobs.is_closed()
     }
 }
 
@@ -327,11 +333,11 @@ impl Worker {
         for _ in 0..texts {
             place(&mut batch, &vec![0; length], length);
         }
-        self.made.forward(&batch)?;
+        self.made.forward_within(self.tuning.first_step, &self.watch, &batch)?;
         let (began, mut took) = (Instant::now(), Duration::MAX);
         for _ in 0..WARM_RUNS {
             let started = Instant::now();
-            self.made.forward(&batch)?;
+            self.made.forward_within(self.tuning.first_step, &self.watch, &batch)?;
             took = took.min(started.elapsed());
             if began.elapsed() > WARM_TIME {
                 break;
@@ -439,12 +445,8 @@ impl Worker {
         let started = Instant::now();
         let usual = Duration::from_nanos(self.shared.cost.load(Ordering::Relaxed));
         self.watch.readers(self.running.iter().map(|work| work.job.answer.clone()).collect());
-        self.watch.begin(self.tuning.hang(usual.saturating_mul(narrow(batch.rows.len()))));
-        let values = self.made.forward(&batch);
-        if self.watch.end() {
-            return Err(EngineError::Device("a step has not ended in time".into()));
-        }
-        let values = values?;
+        let within = self.tuning.hang(usual.saturating_mul(narrow(batch.rows.len())));
+        let values = self.made.forward_within(within, &self.watch, &batch)?;
         let rows = u64::try_from(batch.rows.len()).unwrap_or(1).max(1);
         let cost = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX) / rows;
         self.shared.cost.store(cost, Ordering::Relaxed);

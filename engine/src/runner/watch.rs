@@ -78,6 +78,11 @@ impl<R: Reader> Drop for Watch<R> {
     }
 }
 
+/// What is said of a step that hangs.
+pub(super) fn hangs() -> EngineError {
+    EngineError::Device("a step has not ended in time".into())
+}
+
 fn watch<R: Reader>(shared: &Shared<R>, on_hang: &dyn Fn()) {
     let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
     while !state.ended {
@@ -87,9 +92,8 @@ fn watch<R: Reader>(shared: &Shared<R>, on_hang: &dyn Fn()) {
                 state.hung = true;
                 // First, so that whoever is told below and asks at once is told why as well.
                 on_hang();
-                let error = EngineError::Device("a step has not ended in time".into());
                 for reader in state.readers.drain(..) {
-                    reader.fail(error.clone());
+                    reader.fail(hangs());
                 }
             }
             Some(until) => {
