@@ -167,7 +167,7 @@ impl LoadedModel {
     pub fn place_over_limit(&self) -> Option<OwnedSemaphorePermit> {
         // One that is not loaded has all places.
         let stats = self.state.lock().engine.as_ref().map(Engine::stats).unwrap_or_default();
-        let all = usize::try_from(self.written.max_sequences.get()).unwrap_or(usize::MAX);
+        let all = usize::try_from(self.written.max_sequences().get()).unwrap_or(usize::MAX);
         if stats.waiting > 0 || stats.active >= all {
             return None;
         }
@@ -378,7 +378,7 @@ async fn load_one(
         served_by_text: text.into(),
         metrics: metrics.model("spillway", &name),
         encoders: Arc::new(Semaphore::new(ENCODERS)),
-        over_limit: Arc::new(Semaphore::new(share_of(written.max_sequences.get(), written.over_limit_share))),
+        over_limit: Arc::new(Semaphore::new(share_of(written.max_sequences().get(), written.over_limit_share()))),
     });
     if written.keep_warm {
         model.load().await?;
@@ -428,13 +428,13 @@ pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> Result<LoadO
         },
         cpu: CpuOptions { cores: written.cores.and_then(|cores| cores.try_into().ok()), unit: cpu_unit()? },
         context_length: written.context_length.map(Into::into),
-        max_sequences: written.max_sequences.get(),
+        max_sequences: written.max_sequences().get(),
         max_queue: written.max_queue,
         max_queue_wait: written.max_queue_wait.0,
-        stall_timeout: written.stall_timeout.0,
+        stall_timeout: written.stall_timeout(),
         memory: written.memory.map(|size| size.0),
         kv_cache: written.kv_cache.map(|size| size.0),
-        token_pause: written.token_pause.0,
+        token_pause: written.token_pause(),
         cache_dir: cache_dir.map(Path::to_owned),
         ..LoadOptions::new(&written.source)
     })
