@@ -4,6 +4,7 @@
 
 mod answer;
 mod encode;
+mod memory;
 mod pool;
 mod stream;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod tests;
 
 pub use answer::{Begun, SpillError, Terms, answer, continue_answer, prompt_tokens};
 pub use encode::{Encoded, encode};
+pub use memory::{Held, ModelMemory, NoRoom};
 pub(crate) use pool::options;
 pub use pool::{LoadedModel, ModelError, Models};
 pub use stream::{Events, Head, Report, SpillStream};

@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,6 +13,7 @@ use spillway_config::schema::{Device, Model, ModelTask};
 use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, LoadError, LoadOptions, Task};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::memory::{Held, ModelMemory, NoRoom};
 use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
 
 /// A model that cannot be loaded.
@@ -52,6 +54,14 @@ pub enum ModelError {
         is: Task,
         /// The keys.
         keys: String,
+    },
+    /// There is no memory for it beside the others.
+    #[error("model `{model}`: {source}")]
+    Room {
+        /// Its name.
+        model: String,
+        /// How much is missing.
+        source: NoRoom,
     },
     /// The environment names no vector unit.
     #[error("{VECTOR_UNIT} is `{0}`: it must be one of {units}", units = CpuUnit::ALL.map(CpuUnit::name).join(", "))]
@@ -104,6 +114,12 @@ pub struct LoadedModel {
     task: Task,
     files: Option<Vec<Option<FileIdentity>>>,
     options: LoadOptions,
+    /// Bytes that it will take, as far as its file says.
+    needs: u64,
+    memory: Arc<ModelMemory>,
+    /// How often it was unloaded for another, and could not be loaded for want of memory.
+    evictions: AtomicU64,
+    no_room: AtomicU64,
     state: Mutex<State>,
     /// Held by whoever loads it.
     loading: Arc<tokio::sync::Mutex<()>>,
@@ -117,11 +133,19 @@ pub struct LoadedModel {
 }
 
 struct State {
-    engine: Option<Engine>,
+    engine: Option<Held>,
     /// When it was needed last.
     used: Instant,
     /// When it could not be loaded, and why.
     failed: Option<(Instant, String)>,
+    /// What unloads it when it is idle for long.
+    unloader: Option<tokio::task::AbortHandle>,
+}
+
+impl State {
+    fn new() -> Self {
+        Self { engine: None, used: Instant::now(), failed: None, unloader: None }
+    }
 }
 
 /// Why a model that is loaded on demand is not there.
@@ -131,6 +155,8 @@ pub(super) enum NotLoaded {
     Loading,
     /// It could not be loaded; it is tried again after this time.
     Failed(Duration),
+    /// Others that are in use hold the memory.
+    NoRoom,
 }
 
 impl LoadedModel {
@@ -166,7 +192,7 @@ impl LoadedModel {
     /// nobody waits, so that it takes nothing from requests within their limits.
     pub fn place_over_limit(&self) -> Option<OwnedSemaphorePermit> {
         // One that is not loaded has all places.
-        let stats = self.state.lock().engine.as_ref().map(Engine::stats).unwrap_or_default();
+        let stats = self.state.lock().engine.as_ref().map(|engine| engine.stats()).unwrap_or_default();
         let all = usize::try_from(self.written.max_sequences().get()).unwrap_or(usize::MAX);
         if stats.waiting > 0 || stats.active >= all {
             return None;
@@ -179,7 +205,8 @@ impl LoadedModel {
     }
     /// What it says of itself now; little while it is not loaded.
     pub fn sample(&self) -> EngineSample {
-        let engine = self.state.lock().engine.clone();
+        // Not a holder: what is only looked at may still be unloaded.
+        let engine = self.state.lock().engine.as_deref().cloned();
         let stats = engine.as_ref().map(Engine::stats).unwrap_or_default();
         let placement = engine.as_ref().map(Engine::placement);
         let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
@@ -193,6 +220,8 @@ impl LoadedModel {
             cached: stats.cached_tokens,
             preemptions: stats.preemptions,
             faults: stats.faults,
+            evictions: self.evictions.load(Ordering::Relaxed),
+            no_room: self.no_room.load(Ordering::Relaxed),
             is_loaded: engine.is_some(),
             is_ready: stats.is_ready,
             estimated_wait: stats.estimated_wait,
@@ -207,10 +236,10 @@ impl LoadedModel {
 
     /// The engine, where it is loaded. One that has ended by a defect is let go, and loaded again after a while: what
     /// ended it may come again.
-    pub(super) fn engine_now(&self) -> Option<Engine> {
+    pub(super) fn engine_now(&self) -> Option<Held> {
         let mut state = self.state.lock();
         state.used = Instant::now();
-        if state.engine.as_ref().is_some_and(Engine::has_ended) {
+        if state.engine.as_ref().is_some_and(|engine| engine.has_ended()) {
             state.engine = None;
             state.failed = Some((Instant::now(), "it has ended".into()));
             tracing::error!(event = "model_ended", model = %self.written.name, retry_after = RELOAD_AFTER.as_secs_f64());
@@ -219,7 +248,7 @@ impl LoadedModel {
     }
 
     /// The engine; it is loaded where it is not. Loading goes on for the next when this one does not wait for its end.
-    pub(super) async fn engine(self: &Arc<Self>, deadline: Instant) -> Result<Engine, NotLoaded> {
+    pub(super) async fn engine(self: &Arc<Self>, deadline: Instant) -> Result<Held, NotLoaded> {
         if let Some(engine) = self.engine_now() {
             return Ok(engine);
         }
@@ -242,38 +271,75 @@ impl LoadedModel {
         match tokio::time::timeout_at(deadline.into(), work).await {
             Err(_) => Err(NotLoaded::Loading),
             Ok(Ok(Ok(engine))) => Ok(engine),
+            Ok(Ok(Err(ModelError::Room { .. }))) => Err(NotLoaded::NoRoom),
             Ok(Ok(Err(_)) | Err(_)) => Err(NotLoaded::Failed(RELOAD_AFTER)),
         }
     }
 
     /// Loads it and keeps it.
-    async fn load(self: &Arc<Self>) -> Result<Engine, ModelError> {
-        let loaded = load_engine(self.options.clone()).await;
+    async fn load(self: &Arc<Self>) -> Result<Held, ModelError> {
+        let loaded = self.load_into_room().await;
         let mut state = self.state.lock();
         state.used = Instant::now();
         match loaded {
             Ok(engine) => {
                 state.engine = Some(engine.clone());
                 state.failed = None;
-                drop(state);
                 if !self.written.keep_warm {
-                    tokio::spawn(unload_when_idle(Arc::downgrade(self), self.written.idle_unload()));
+                    let unload = tokio::spawn(unload_when_idle(Arc::downgrade(self), self.written.idle_unload()));
+                    if let Some(before) = state.unloader.replace(unload.abort_handle()) {
+                        before.abort();
+                    }
                 }
                 Ok(engine)
             }
             Err(error) => {
                 tracing::error!(event = "model_not_loaded", model = %self.written.name, reason = %error);
-                state.failed = Some((Instant::now(), error.to_string()));
+                match error {
+                    // Others that are done with their memory make room at any time.
+                    ModelError::Room { .. } => {
+                        self.no_room.fetch_add(1, Ordering::Relaxed);
+                    }
+                    _ => state.failed = Some((Instant::now(), error.to_string())),
+                }
                 Err(error)
             }
         }
     }
 
+    async fn load_into_room(&self) -> Result<Held, ModelError> {
+        let room = |source| ModelError::Room { model: self.written.name.clone(), source };
+        let mut share = self.memory.take(self.needs).map_err(room)?;
+        let engine = load_engine(self.options.clone()).await?;
+        share.settle(engine.placement().memory_bytes).map_err(room)?;
+        Ok(Held::new(engine, share))
+    }
+
+    /// Since when nobody has needed it, where it may be unloaded.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        let idle = !self.written.keep_warm && state.engine.as_ref().is_some_and(Held::is_idle);
+        idle.then_some(state.used)
+    }
+
+    /// Lets its engine go for another model; false where somebody has it again.
+    pub(super) fn make_room(&self) -> bool {
+        let mut state = self.state.lock();
+        if !state.engine.as_ref().is_some_and(Held::is_idle) {
+            return false;
+        }
+        let engine = state.engine.take();
+        drop(state);
+        self.evictions.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(event = "model_unloaded", model = %self.written.name, reason = "another needs its memory");
+        drop(engine);
+        true
+    }
+
     /// Lets its engine go if nobody has needed it for so long; else says how long it may yet be needed.
     fn unload_if_idle(&self, idle: Duration) -> Option<Duration> {
         let mut state = self.state.lock();
-        let stats = state.engine.as_ref()?.stats();
-        if stats.active + stats.waiting > 0 {
+        if !state.engine.as_ref()?.is_idle() {
             state.used = Instant::now();
         }
         let left = idle.checked_sub(state.used.elapsed()).filter(|left| !left.is_zero());
@@ -299,19 +365,22 @@ async fn unload_when_idle(model: Weak<LoadedModel>, idle: Duration) {
 }
 
 /// The models of one snapshot.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Models {
     models: Vec<Arc<LoadedModel>>,
+    memory: Arc<ModelMemory>,
 }
 
 impl Models {
     /// Loads what is new and keeps what did not change. All errors are told, not only the first.
     pub async fn load(
         models: &[Model],
+        memory: Option<u64>,
         previous: Option<&Self>,
         metrics: &Metrics,
         cache_dir: Option<&Path>,
     ) -> Result<Self, Vec<ModelError>> {
+        let memory = previous.map_or_else(|| ModelMemory::new(memory), |previous| previous.memory.clone());
         let mut loaded = Vec::with_capacity(models.len());
         let mut errors = Vec::new();
         for written in models {
@@ -323,12 +392,17 @@ impl Models {
                 loaded.push(kept.clone());
                 continue;
             }
-            match load_one(written, files, metrics, cache_dir).await {
+            match load_one(written, files, &memory, metrics, cache_dir).await {
                 Ok(model) => loaded.push(model),
                 Err(e) => errors.push(e),
             }
         }
-        if errors.is_empty() { Ok(Self { models: loaded }) } else { Err(errors) }
+        if errors.is_empty() { Ok(Self { models: loaded, memory }) } else { Err(errors) }
+    }
+
+    /// The budget of all models.
+    pub fn memory(&self) -> &ModelMemory {
+        &self.memory
     }
 
     /// The model of this name.
@@ -346,18 +420,24 @@ impl Models {
 async fn load_one(
     written: &Model,
     files: Option<Vec<Option<FileIdentity>>>,
+    memory: &Arc<ModelMemory>,
     metrics: &Metrics,
     cache_dir: Option<&Path>,
 ) -> Result<Arc<LoadedModel>, ModelError> {
     let name = written.name.clone();
     let text = format!("builtin/{name}");
     let served_by = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| ModelError::Name { model: name.clone() })?;
-    let source = written.source.clone();
-    let judged = tokio::task::spawn_blocking(move || spillway_engine::inspect(&source)).await;
-    let task = judged
+    let options = options(written, cache_dir)?;
+    let asked = options.clone();
+    let judged = tokio::task::spawn_blocking(move || {
+        let info = spillway_engine::inspect(&asked.source)?;
+        Ok((info.task, spillway_engine::needs(&asked)?))
+    });
+    let (task, needs) = judged
+        .await
         .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
-        .map_err(|source| ModelError::Load { model: name.clone(), source })?
-        .task;
+        .map_err(|source| ModelError::Load { model: name.clone(), source })?;
+    let needs = needs.weights.saturating_add(needs.kv_cache).saturating_add(needs.activations);
     if let Some(wanted) = written.task.map(engine_task).filter(|wanted| *wanted != task) {
         return Err(ModelError::Task { model: name, is: task, wanted });
     }
@@ -366,9 +446,17 @@ async fn load_one(
         let keys = useless.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
         return Err(ModelError::Keys { model: name, is: task, keys });
     }
+    if needs > memory.limit() {
+        let source = NoRoom { needed: needs, taken: memory.taken(), limit: memory.limit() };
+        return Err(ModelError::Room { model: name, source });
+    }
     let model = Arc::new(LoadedModel {
-        options: options(written, cache_dir)?,
-        state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
+        options,
+        needs,
+        memory: memory.clone(),
+        evictions: AtomicU64::new(0),
+        no_room: AtomicU64::new(0),
+        state: Mutex::new(State::new()),
         loading: Arc::default(),
         written: written.clone(),
         task,
@@ -380,8 +468,13 @@ async fn load_one(
         encoders: Arc::new(Semaphore::new(ENCODERS)),
         over_limit: Arc::new(Semaphore::new(share_of(written.max_sequences().get(), written.over_limit_share()))),
     });
+    memory.enter(&model);
     if written.keep_warm {
-        model.load().await?;
+        match model.load().await {
+            // No fault of the configuration: the others serve meanwhile, and this one is tried again when it is needed.
+            Err(ModelError::Load { source: LoadError::Hangs { .. }, .. }) | Ok(_) => {}
+            Err(error) => return Err(error),
+        }
     } else {
         tracing::info!(event = "model_on_demand", model = %name);
     }
@@ -464,7 +557,11 @@ impl LoadedModel {
     pub(super) fn for_tests(written: Model) -> Arc<Self> {
         Arc::new(Self {
             options: options(&written, None).unwrap(),
-            state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
+            needs: 0,
+            memory: ModelMemory::new(None),
+            evictions: AtomicU64::new(0),
+            no_room: AtomicU64::new(0),
+            state: Mutex::new(State::new()),
             loading: Arc::default(),
             task: Task::Generate,
             files: None,

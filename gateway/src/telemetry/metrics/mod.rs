@@ -427,6 +427,7 @@ impl Metrics {
         let mut now = Registry::default();
         now::endpoints(&mut now, samples.endpoints);
         now::engines(&mut now, samples.engines);
+        now::model_memory(&mut now, samples.model_memory);
         now::certificates(&mut now, samples.certificates);
         let spans = self.spans_dropped.load(Ordering::Relaxed);
         now::counter(&mut now, "spillway_spans_dropped", "Spans that no collector took", spans);
