@@ -15,6 +15,7 @@
 mod client;
 mod dns;
 mod gateway;
+mod models;
 mod pebble;
 mod programs;
 mod raw;
@@ -25,6 +26,7 @@ mod upstream;
 pub use client::{Answer, Client, Stream};
 pub use dns::{Dns, Says};
 pub use gateway::{Gateway, binary, whole};
+pub use models::with_template;
 pub use pebble::{Pebble, free_port};
 pub use programs::{LlamaServer, Redis, jaeger, minilm, model, python, repository};
 pub use raw::{head_of_a_request, raw};
