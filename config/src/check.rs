@@ -256,10 +256,14 @@ impl<'s> Checker<'s> {
 
 /// The name that was most likely meant.
 pub(crate) fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
-    let best = names
-        .iter()
-        .map(|known| (strsim::damerau_levenshtein(&name.to_lowercase(), &known.to_lowercase()), *known))
-        .min()?;
+    let name = name.to_lowercase();
+    let distance = |known: &str| {
+        let known = known.to_lowercase();
+        // `match` for `matches`, `backends` for `backend`.
+        let begins = name.len().min(known.len()) >= 4 && (known.starts_with(&name) || name.starts_with(&known));
+        if begins { 1 } else { strsim::damerau_levenshtein(&name, &known) }
+    };
+    let best = names.iter().map(|known| (distance(known), *known)).min()?;
     let most = (name.chars().count() / 3).max(1);
     (best.0 <= most).then_some(best.1)
 }

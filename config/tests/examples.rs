@@ -261,6 +261,14 @@ fn endpoints_may_stand_in_a_file_of_their_own() {
 }
 
 #[test]
+fn a_key_that_is_cut_short_or_goes_on_is_known() {
+    for (key, meant) in [("match", "matches"), ("hostname", "hostnames"), ("backendRefsAll", "backendRefs")] {
+        let all = judge(&GOOD.replace("routes: [{", &format!("routes: [{{{key}: [], "))).unwrap_err().to_string();
+        assert!(all.contains(&format!("did you mean `{meant}`")), "{key}: {all}");
+    }
+}
+
+#[test]
 fn a_laugh_of_anchors_is_bounded() {
     let mut yaml = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for n in 1..12 {

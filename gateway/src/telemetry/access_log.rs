@@ -66,7 +66,7 @@ pub struct AccessRecord<'a> {
 impl AccessRecord<'_> {
     /// Queues the line.
     pub fn write(&self, log: &LogWriter, format: LogFormat) {
-        let mut line = log.buffer();
+        let mut line = Vec::with_capacity(512);
         let written = match format {
             LogFormat::Json => serde_json::to_writer(&mut line, self).is_ok(),
             LogFormat::Text => {
@@ -92,7 +92,7 @@ impl AccessRecord<'_> {
         };
         if written {
             line.push(b'\n');
-            log.write(line);
+            log.write(&line);
         }
     }
 }

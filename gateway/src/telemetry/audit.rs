@@ -122,10 +122,10 @@ impl Audit {
         }
         let end = line.path.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_PATH).unwrap_or(line.path.len());
         let line = Line { path: line.path.get(..end).unwrap_or_default(), time: line.time.clone(), ..*line };
-        let mut text = self.log.buffer();
+        let mut text = Vec::with_capacity(512);
         if serde_json::to_writer(&mut text, &line).is_ok() {
             text.push(b'\n');
-            self.log.write(text);
+            self.log.write(&text);
         }
     }
 }

@@ -1,30 +1,28 @@
-//! The process log and its one writer, which the access log shares so that lines never interleave. Lines go through a
-//! bounded queue to a thread of its own: a reader that stands still costs lines, which are counted, never requests.
+//! The process log and its one writer, which the access log shares so that lines never interleave. Lines are gathered in
+//! bounded memory, and a thread of its own writes what has come together: a reader that stands still costs lines, which are
+//! counted, never requests.
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use spillway_config::schema::LogFormat;
 use tracing::Dispatch;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Lines that wait for the writer.
-const QUEUE: usize = 8192;
-/// Bytes of the lines that wait.
-const QUEUE_BYTES: usize = 16 << 20;
-/// Longest time that a line waits in the writer's buffer.
-const FLUSH_EVERY: Duration = Duration::from_millis(50);
+/// Bytes of the lines that wait or are being written.
+const MOST_BYTES: usize = 16 << 20;
+/// How long lines are gathered: the writing thread is woken once in this time, not for each line.
+const GATHER: Duration = Duration::from_millis(50);
 /// Longest time that the end of the process waits for the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// Buffers of lines that are kept for the next ones, and the largest one that is.
-const SPARE: usize = 64;
-const SPARE_BYTES: usize = 4096;
+/// Memory that is kept for the next lines.
+const KEPT_BYTES: usize = 1 << 20;
 /// What is logged unless SPILLWAY_LOG or RUST_LOG says otherwise. Pingora, wgpu and naga log through the `log` crate,
 /// whose records come in here as well.
 const DEFAULT_FILTER: &str = "info,pingora=warn,pingora_core=warn,wgpu=error,wgpu_core=error,wgpu_hal=error,\
@@ -35,110 +33,123 @@ const DEFAULT_FILTER: &str = "info,pingora=warn,pingora_core=warn,wgpu=error,wgp
 #[error("the log cannot be set up: {0}")]
 pub struct LogError(String);
 
-enum Line {
-    Text(Vec<u8>),
-    Flush(SyncSender<()>),
+/// Writes lines to standard output. Clones write to the same.
+#[derive(Clone)]
+pub struct LogWriter(Arc<Writing>);
+
+/// What the writers share; the thread ends with the last of them.
+struct Writing(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// The thread has something to do.
+    wake: Condvar,
+    dropped: AtomicU64,
 }
 
-/// Writes lines to standard output. Clones share the queue.
-#[derive(Clone)]
-pub struct LogWriter {
-    queue: SyncSender<Line>,
-    waiting: Arc<AtomicUsize>,
-    dropped: Arc<AtomicU64>,
-    spare: Arc<Mutex<Vec<Vec<u8>>>>,
+#[derive(Default)]
+struct State {
+    /// Lines that wait.
+    lines: Vec<u8>,
+    /// Bytes that the thread is writing.
+    in_writing: usize,
+    /// The thread sleeps until somebody wakes it.
+    idle: bool,
+    /// Who waits until everything before is written.
+    flushing: Vec<SyncSender<()>>,
+    /// Nobody can write any more.
+    ended: bool,
 }
 
 impl LogWriter {
     /// Starts the writing thread.
     pub fn start(out: impl Write + Send + 'static) -> Result<Self, LogError> {
-        let (queue, lines) = sync_channel(QUEUE);
-        let log = Self { queue, waiting: Arc::default(), dropped: Arc::default(), spare: Arc::default() };
-        let thread = Lines { waiting: log.waiting.clone(), dropped: log.dropped.clone(), spare: log.spare.clone() };
+        let shared = Arc::new(Shared::default());
+        let log = Self(Arc::new(Writing(shared.clone())));
         std::thread::Builder::new()
             .name("log".into())
-            .spawn(move || thread.write_all(&lines, out))
+            .spawn(move || shared.write_all(out))
             .map_err(|e| LogError(e.to_string()))?;
         Ok(log)
     }
 
-    /// Lines that found the queue full or could not be written.
+    /// Lines that found no room or could not be written.
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.0.0.dropped.load(Ordering::Relaxed)
     }
 
-    /// An empty buffer, used before where there is one.
-    pub fn buffer(&self) -> Vec<u8> {
-        self.spare.lock().pop().unwrap_or_else(|| Vec::with_capacity(512))
-    }
-
-    /// Queues a line, with its line break. Never waits.
-    pub fn write(&self, line: Vec<u8>) {
-        let bytes = line.len();
-        let fits = self.waiting.fetch_add(bytes, Ordering::AcqRel) <= QUEUE_BYTES;
-        if !fits || self.queue.try_send(Line::Text(line)).is_err() {
-            self.waiting.fetch_sub(bytes, Ordering::AcqRel);
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+    /// Takes a line, with its line break. Never waits for the output.
+    pub fn write(&self, line: &[u8]) {
+        let shared = &self.0.0;
+        let mut state = shared.state.lock();
+        if state.lines.len() + state.in_writing + line.len() > MOST_BYTES {
+            drop(state);
+            shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        state.lines.extend_from_slice(line);
+        if std::mem::take(&mut state.idle) {
+            drop(state);
+            shared.wake.notify_one();
         }
     }
 
-    /// Waits, for a bounded time, until everything queued so far is written.
+    /// Waits, for a bounded time, until everything before is written.
     pub fn flush(&self) {
-        let end = Instant::now() + LAST_LINES;
         let (done, wait) = sync_channel(1);
-        let mut message = Line::Flush(done);
+        self.0.0.state.lock().flushing.push(done);
+        self.0.0.wake.notify_one();
+        let _ = wait.recv_timeout(LAST_LINES);
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.state.lock().ended = true;
+        self.0.wake.notify_one();
+    }
+}
+
+impl Shared {
+    /// Writes until the last writer is gone.
+    fn write_all(&self, mut out: impl Write) {
+        let mut lines = Vec::new();
+        let mut state = self.state.lock();
         loop {
-            match self.queue.try_send(message) {
-                Ok(()) => break,
-                Err(TrySendError::Full(back)) if Instant::now() < end => message = back,
-                Err(_) => return,
+            while state.lines.is_empty() && !state.is_urgent() {
+                state.idle = true;
+                self.wake.wait(&mut state);
             }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let _ = wait.recv_timeout(end.saturating_duration_since(Instant::now()));
-    }
-}
-
-/// The writing thread's side of the queue.
-struct Lines {
-    waiting: Arc<AtomicUsize>,
-    dropped: Arc<AtomicU64>,
-    spare: Arc<Mutex<Vec<Vec<u8>>>>,
-}
-
-impl Lines {
-    /// Writes until the last sender is gone. Lines that come close together are written together.
-    fn write_all(&self, lines: &Receiver<Line>, out: impl Write) {
-        let mut out = std::io::BufWriter::with_capacity(64 << 10, out);
-        while let Ok(first) = lines.recv() {
-            let end = Instant::now() + FLUSH_EVERY;
-            let mut next = Some(first);
-            while let Some(line) = next {
-                match line {
-                    Line::Text(line) => self.write(line, &mut out),
-                    Line::Flush(done) => {
-                        let _ = out.flush();
-                        let _ = done.send(());
-                    }
+            state.idle = false;
+            let end = Instant::now() + GATHER;
+            while !state.is_urgent() && !self.wake.wait_until(&mut state, end).timed_out() {}
+            std::mem::swap(&mut state.lines, &mut lines);
+            state.in_writing = lines.len();
+            let (flushing, ended) = (std::mem::take(&mut state.flushing), state.ended);
+            parking_lot::MutexGuard::unlocked(&mut state, || {
+                // Standard output may be closed; the gateway goes on without a log.
+                if out.write_all(&lines).and_then(|()| out.flush()).is_err() {
+                    let lost = memchr::memchr_iter(b'\n', &lines).count();
+                    self.dropped.fetch_add(u64::try_from(lost).unwrap_or(u64::MAX), Ordering::Relaxed);
                 }
-                let left = end.saturating_duration_since(Instant::now());
-                next = if left.is_zero() { None } else { lines.recv_timeout(left).ok() };
+                for done in flushing {
+                    let _ = done.send(());
+                }
+                lines.clear();
+                lines.shrink_to(KEPT_BYTES);
+            });
+            state.in_writing = 0;
+            if ended && state.lines.is_empty() {
+                return;
             }
-            // Standard output may be closed; the gateway goes on without a log.
-            let _ = out.flush();
         }
     }
+}
 
-    fn write(&self, mut line: Vec<u8>, out: &mut impl Write) {
-        if out.write_all(&line).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-        self.waiting.fetch_sub(line.len(), Ordering::AcqRel);
-        line.clear();
-        let mut spare = self.spare.lock();
-        if spare.len() < SPARE && line.capacity() <= SPARE_BYTES {
-            spare.push(line);
-        }
+impl State {
+    fn is_urgent(&self) -> bool {
+        self.ended || !self.flushing.is_empty()
     }
 }
 
@@ -161,7 +172,7 @@ impl Write for Event {
 impl Drop for Event {
     fn drop(&mut self) {
         if !self.line.is_empty() {
-            self.writer.write(std::mem::take(&mut self.line));
+            self.writer.write(&self.line);
         }
     }
 }
@@ -169,7 +180,7 @@ impl Drop for Event {
 impl<'a> MakeWriter<'a> for LogWriter {
     type Writer = Event;
     fn make_writer(&'a self) -> Event {
-        Event { writer: self.clone(), line: self.buffer() }
+        Event { writer: self.clone(), line: Vec::with_capacity(256) }
     }
 }
 
@@ -244,8 +255,8 @@ mod tests {
         let began = Instant::now();
         while out.text().is_empty() {
             assert!(began.elapsed() < Duration::from_secs(10), "no line is written while further ones come");
-            log.write(b"line\n".to_vec());
-            std::thread::sleep(FLUSH_EVERY / 5);
+            log.write(b"line\n");
+            std::thread::sleep(GATHER / 5);
         }
         assert_eq!(log.dropped(), 0);
     }
@@ -269,48 +280,70 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stands_still_costs_lines_and_not_time() {
+    fn a_reader_that_stands_still_costs_lines_and_not_time_and_memory_is_bounded() {
+        const LINE: usize = 64 << 10;
         let out = Out::default();
         let turn = out.stuck.lock();
         let log = LogWriter::start(out.clone()).unwrap();
+        let lines = 4 * MOST_BYTES / LINE;
+        let mut line = vec![b'x'; LINE];
+        line[LINE - 1] = b'\n';
         let began = Instant::now();
-        // The writer takes some lines into its buffer before it stands.
-        for _ in 0..4 * QUEUE {
-            log.write(vec![b'x'; 32]);
+        for _ in 0..lines {
+            log.write(&line);
         }
-        assert!(log.dropped() >= QUEUE as u64, "{}", log.dropped());
+        assert_eq!(log.dropped(), (lines - MOST_BYTES / LINE) as u64);
         assert!(began.elapsed() < Duration::from_secs(5));
         let began = Instant::now();
         log.flush();
         assert!(began.elapsed() < LAST_LINES + Duration::from_secs(2));
         drop(turn);
         // What waited is written; nothing is cut.
-        let kept = 4 * QUEUE as u64 - log.dropped();
-        eventually("the rest is written", || out.written.lock().len() as u64 == 32 * kept);
+        eventually("the rest is written", || out.written.lock().len() == MOST_BYTES);
+        log.write(b"more\n");
+        eventually("there is room again", || out.written.lock().len() == MOST_BYTES + 5);
     }
 
     #[test]
-    fn large_lines_are_bounded_by_their_bytes() {
+    fn lines_of_several_threads_are_whole_and_all_there() {
         let out = Out::default();
-        let turn = out.stuck.lock();
         let log = LogWriter::start(out.clone()).unwrap();
-        for _ in 0..100 {
-            log.write(vec![b'x'; 1 << 20]);
+        std::thread::scope(|scope| {
+            for n in 0..4 {
+                let log = &log;
+                scope.spawn(move || {
+                    for m in 0..1000 {
+                        log.write(format!("{n} {m} end\n").as_bytes());
+                    }
+                });
+            }
+        });
+        log.flush();
+        let text = out.text();
+        assert_eq!(text.lines().count(), 4000);
+        assert!(text.lines().all(|line| line.ends_with(" end")));
+        for n in 0..4 {
+            let own: Vec<&str> = text.lines().filter(|line| line.starts_with(&format!("{n} "))).collect();
+            assert_eq!((own[0], own[999]), (&*format!("{n} 0 end"), &*format!("{n} 999 end")), "in their order");
         }
-        assert!(log.waiting.load(Ordering::Relaxed) <= QUEUE_BYTES + (1 << 20));
-        assert!(log.dropped() >= 80, "{}", log.dropped());
-        drop(turn);
-        eventually("what waited is let go", || log.waiting.load(Ordering::Relaxed) == 0);
+    }
+
+    #[test]
+    fn the_last_lines_are_written_when_the_writer_goes() {
+        let out = Out::default();
+        let log = LogWriter::start(out.clone()).unwrap();
+        log.write(b"last\n");
+        drop(log);
+        eventually("it is written", || out.text() == "last\n");
     }
 
     #[test]
     fn a_closed_output_stops_nothing() {
         let log = LogWriter::start(Out { broken: true, ..Out::default() }).unwrap();
         for _ in 0..2000 {
-            log.write(vec![b'x'; 1024]);
+            log.write(b"line\n");
         }
-        eventually("lines are counted as lost", || log.dropped() > 0);
-        eventually("none waits", || log.waiting.load(Ordering::Relaxed) == 0);
+        eventually("lines are counted as lost", || log.dropped() == 2000);
         log.flush();
     }
 }

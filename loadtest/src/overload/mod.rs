@@ -2,6 +2,7 @@
 //! places and service time: what is measured is the gateway's admission, not the speed of a model or a machine. `real` does
 //! the first with llama.cpp servers.
 
+mod faults;
 mod real;
 mod server;
 
@@ -17,8 +18,8 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 pub(crate) use real::{Spill, run as run_real};
+use server::BODY;
 pub(crate) use server::Server;
-use server::{BODY, Fault};
 
 use crate::process::{free_port, named, wait_for};
 
@@ -31,6 +32,12 @@ const RATE: f64 = SLOTS as f64 * 1000.0 / SERVICE as f64;
 /// A program that ends with its value.
 struct Running(Child);
 
+impl Running {
+    fn signal(&self, name: &str) {
+        let _ = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status();
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         // A stopped process does not hear a polite word.
@@ -39,18 +46,46 @@ impl Drop for Running {
     }
 }
 
-fn upstream(fault: &str) -> (Running, u16) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["server", "--slots", &SLOTS.to_string(), "--service", &SERVICE.to_string(), "--fault", fault])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    (Running(child), line.trim().parse().unwrap())
+/// A scripted server in a process of its own.
+struct Upstream {
+    running: Running,
+    port: u16,
+    /// What its times count from.
+    began: Instant,
 }
 
-fn gateway(upstreams: &[u16], spill: u16) -> (Running, u16) {
+impl Upstream {
+    fn start(places: usize, service: u64, more: &[String]) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["server", "--slots", &places.to_string(), "--service", &service.to_string()])
+            .args(more)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        Self { running: Running(child), port: line.trim().parse().unwrap(), began: Instant::now() }
+    }
+
+    /// One with nothing wrong.
+    fn sound() -> Self {
+        Self::start(SLOTS, SERVICE, &[])
+    }
+
+    /// The one that stands in has places for everybody.
+    fn wide() -> Self {
+        Self::start(10_000, 1, &[])
+    }
+}
+
+/// A gateway, its port, and that of its admin address.
+struct Gateway {
+    _running: Running,
+    port: u16,
+    admin: u16,
+}
+
+fn gateway(upstreams: &[u16], spill: u16, ejection: &str) -> Gateway {
     let endpoints: Vec<String> = upstreams.iter().map(|port| format!("{{url: \"http://127.0.0.1:{port}\"}}")).collect();
     start_gateway(&format!(
         "backends:
@@ -58,6 +93,7 @@ fn gateway(upstreams: &[u16], spill: u16) -> (Running, u16) {
     endpoints: [{}]
     capacity: {{maxInFlight: {SLOTS}}}
     timeouts: {{firstByte: 1s, idle: 3s}}
+    outlierDetection: {{ejectionTime: {ejection}}}
   - {{name: spare, endpoints: [{{url: \"http://127.0.0.1:{spill}\"}}]}}
 routes:
   - backendRefs: [{{name: fleet}}]
@@ -69,11 +105,12 @@ routes:
 }
 
 /// The gateway with these backends and routes.
-fn start_gateway(yaml: &str) -> (Running, u16) {
-    let port = free_port();
+fn start_gateway(yaml: &str) -> Gateway {
+    let (port, admin) = (free_port(), free_port());
     let path = std::env::temp_dir().join(format!("spillway-overload-{}-{port}.yaml", std::process::id()));
-    let yaml =
-        format!("listeners: [{{address: \"127.0.0.1:{port}\"}}]\ntelemetry: {{logs: {{access: false}}}}\n{yaml}");
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:{port}\"}}]\nadmin: {{address: \"127.0.0.1:{admin}\"}}\ntelemetry: {{logs: {{access: false}}}}\n{yaml}"
+    );
     std::fs::write(&path, yaml).unwrap();
     let child = Command::new(named("SPILLWAY_BIN"))
         .args(["serve", "-c"])
@@ -85,7 +122,7 @@ fn start_gateway(yaml: &str) -> (Running, u16) {
     let running = Running(child);
     wait_for(port);
     let _ = std::fs::remove_file(path);
-    (running, port)
+    Gateway { _running: running, port, admin }
 }
 
 /// What one request came to.
@@ -185,20 +222,14 @@ async fn ask(port: u16, at: Duration, question: Question) -> Told {
     told
 }
 
-/// Sends so many a second, whether the others were answered or not. `midway` happens in the middle.
-async fn open_loop(port: u16, rate: f64, seconds: u32, question: Question, midway: impl FnOnce()) -> Vec<Told> {
+/// Sends so many a second, whether the others were answered or not.
+async fn open_loop(port: u16, rate: f64, seconds: u32, question: Question) -> Vec<Told> {
     let (send, mut told) = mpsc::unbounded_channel();
     let began = Instant::now();
     let count = (rate * f64::from(seconds)) as u64;
-    let mut midway = Some(midway);
     for n in 0..count {
         let at = Duration::from_secs_f64(n as f64 / rate);
         tokio::time::sleep_until((began + at).into()).await;
-        if n > count / 2
-            && let Some(midway) = midway.take()
-        {
-            midway();
-        }
         let send = send.clone();
         tokio::spawn(async move { send.send(ask(port, at, question).await) });
     }
@@ -246,12 +277,12 @@ fn millis_at(told: &[Told], end: End, part: f64) -> f64 {
 pub(crate) fn run(seconds: u32) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let ((_a, a), (_b, b), (_spare, spare)) = (upstream("none"), upstream("none"), upstream_wide());
-        let alone = stand_alone(&[a, b], 5).await;
-        let (_gateway, port) = gateway(&[a, b], spare);
+        let (a, b, spare) = (Upstream::sound(), Upstream::sound(), Upstream::wide());
+        let alone = stand_alone(&[a.port, b.port], 5).await;
+        let gateway = gateway(&[a.port, b.port], spare.port, "15s");
         let offered = 3.0 * 2.0 * RATE;
         println!("\nTwo servers of {SLOTS} places and {SERVICE} ms, {offered:.0} requests/s for {seconds} s, queue of {QUEUE} ms");
-        let told = open_loop(port, offered, seconds, Question::Get, || {}).await;
+        let told = open_loop(gateway.port, offered, seconds, Question::Get).await;
         let served = count(&told, End::Served) as f64 / f64::from(seconds);
         println!("stand-alone {alone:.0}/s, through the gateway {served:.0}/s: {:.1} %", served / alone * 100.0);
         let window = 10.min(seconds);
@@ -274,61 +305,6 @@ pub(crate) fn run(seconds: u32) {
             millis_at(&told, End::Served, 0.5), millis_at(&told, End::Served, 0.99), millis_at(&told, End::Served, 0.999),
             QUEUE + SERVICE
         );
-        faults(spare, seconds.min(20)).await;
+        faults::run(spare.port, seconds.min(20)).await;
     });
-}
-
-/// The one that stands in has places for everybody.
-fn upstream_wide() -> (Running, u16) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["server", "--slots", "10000", "--service", "1"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    (Running(child), line.trim().parse().unwrap())
-}
-
-/// One of three servers fails, under a load that the other two take: who is hurt by it?
-async fn faults(spare: u16, seconds: u32) {
-    println!("\nOne of three servers fails; load {:.0}/s for {seconds} s, which two servers take", 1.6 * RATE);
-    println!(
-        "{:20} {:>7} {:>9} {:>6} {:>8} {:>6} {:>12} {:>12}",
-        "", "served", "spilled", "cut", "refused", "lost", "p50 ms", "p99 ms"
-    );
-    let scripted = [Fault::None, Fault::SlowAccept, Fault::OneBytePerSecond, Fault::HalfErrors, Fault::ResetInBody];
-    let all = scripted
-        .iter()
-        .map(|fault| (format!("{fault:?}"), Some(*fault)))
-        .chain([("SIGSTOP".to_owned(), None), ("SIGKILL".to_owned(), None)]);
-    for (name, fault) in all {
-        let word = match fault.unwrap_or(Fault::None) {
-            Fault::None => "none",
-            Fault::SlowAccept => "slow-accept",
-            Fault::OneBytePerSecond => "one-byte-per-second",
-            Fault::HalfErrors => "half-errors",
-            Fault::ResetInBody => "reset-in-body",
-        };
-        let ((_a, a), (_b, b), (bad, c)) = (upstream("none"), upstream("none"), upstream(word));
-        let (_gateway, port) = gateway(&[a, b, c], spare);
-        let (signal, pid) = (name.strip_prefix("SIG").map(str::to_owned), bad.0.id().to_string());
-        let told = open_loop(port, 1.6 * RATE, seconds, Question::Get, move || {
-            if let Some(signal) = signal {
-                let _ = Command::new("kill").args(["-s", &signal, &pid]).status();
-            }
-        })
-        .await;
-        println!(
-            "{name:20} {:>7} {:>9} {:>6} {:>8} {:>6} {:>12.0} {:>12.0}",
-            count(&told, End::Served),
-            count(&told, End::Spilled),
-            count(&told, End::Cut),
-            count(&told, End::Refused),
-            count(&told, End::Lost),
-            millis_at(&told, End::Served, 0.5),
-            millis_at(&told, End::Served, 0.99)
-        );
-    }
-    println!("Cut are the answers that were under way at the server that failed; refused and lost should be none.");
 }

@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::{End, Question, Running, Told, ask, count, millis_at, open_loop, start_gateway, upstream_wide};
+use super::{End, Gateway, Question, Told, Upstream, ask, count, millis_at, open_loop, start_gateway};
 use crate::process::{Process, free_port, named, wait_for};
 
 /// Requests that each server works on at a time.
@@ -27,16 +27,16 @@ pub(crate) enum Spill {
 pub(crate) async fn run(seconds: u32, spill: Spill) {
     let servers = [llama(), llama()];
     let ports: Vec<u16> = servers.iter().map(|(_, port)| *port).collect();
-    let (_spare, spare) = upstream_wide();
+    let spare = Upstream::wide();
     let alone_for = (seconds / 10).clamp(5, 30);
     let (rate, alone) = stand_alone(&ports, alone_for).await;
-    let (gateway, port) = gateway(&ports, spare, spill);
+    let gateway = gateway(&ports, spare.port, spill);
     let offered = 3.0 * rate;
     println!(
         "\nTwo llama.cpp servers of {PLACES} places give {rate:.1} answers/s alone; {offered:.1} requests/s for {seconds} s, queue of {QUEUE} ms, spilled {}",
         if spill == Spill::Inside { "inside" } else { "to a scripted server" }
     );
-    let told = open_loop(port, offered, seconds, Question::Chat(BODY), || {}).await;
+    let told = open_loop(gateway.port, offered, seconds, Question::Chat(BODY)).await;
     drop(gateway);
     let (rate_after, _) = stand_alone(&ports, alone_for).await;
     println!(
@@ -103,7 +103,7 @@ fn llama() -> (Process, u16) {
     (process, port)
 }
 
-fn gateway(ports: &[u16], spare: u16, spill: Spill) -> (Running, u16) {
+fn gateway(ports: &[u16], spare: u16, spill: Spill) -> Gateway {
     let endpoints: Vec<String> = ports.iter().map(|port| format!("{{url: \"http://127.0.0.1:{port}\"}}")).collect();
     let (target, model) = match spill {
         Spill::Scripted => ("spare", String::new()),

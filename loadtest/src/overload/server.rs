@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
@@ -44,9 +44,18 @@ pub(crate) struct Server {
     /// Milliseconds of one.
     #[arg(long)]
     service: u64,
+    /// The port; any free one when 0.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
     /// What is wrong with it.
     #[arg(long, value_enum, default_value = "none")]
     fault: Fault,
+    /// Milliseconds from the start after which it goes wrong.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Milliseconds from the start after which it is well again.
+    #[arg(long, default_value_t = u64::MAX)]
+    until: u64,
 }
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -54,16 +63,21 @@ type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 impl Server {
     /// Listens, prints the port and answers until it is killed.
     pub(crate) async fn run(self) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
+        let began = Instant::now();
         println!("{}", listener.local_addr().unwrap().port());
         let slots = Arc::new(Semaphore::new(self.slots));
         let count = Arc::new(AtomicUsize::new(0));
-        let (service, fault) = (Duration::from_millis(self.service), self.fault);
+        let service = Duration::from_millis(self.service);
+        let now = move || {
+            let wrong = (self.from..self.until).contains(&(began.elapsed().as_millis() as u64));
+            if wrong { self.fault } else { Fault::None }
+        };
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             let (slots, count) = (slots.clone(), count.clone());
             tokio::spawn(async move {
-                if fault == Fault::SlowAccept {
+                if now() == Fault::SlowAccept {
                     tokio::time::sleep(Duration::from_secs(2)).await;
                 }
                 let answer = service_fn(move |_: http::Request<Incoming>| {
@@ -72,7 +86,7 @@ impl Server {
                         let _slot = slots.acquire().await.unwrap();
                         tokio::time::sleep(service).await;
                         let n = count.fetch_add(1, Ordering::Relaxed);
-                        Ok::<_, std::io::Error>(answer(fault, n))
+                        Ok::<_, std::io::Error>(answer(now(), n))
                     }
                 });
                 let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;

@@ -1,7 +1,6 @@
 //! A chat request, or one of the older completions, as the model inside understands it: decoded field by field, each
 //! mistake found with the field it stands in.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use http::StatusCode;
@@ -9,11 +8,14 @@ use serde::de::{MapAccess, Visitor};
 use spillway_engine::Tool;
 use spillway_filter::{ErrorKind, Refusal};
 
+use super::biases::Biases;
 use super::fields::{Api, Field, Read, Seen, lookup};
+use super::findings::Findings;
 use super::format::{Format, Raw, ResponseFormat};
+use super::inputs::TextOrTokens;
 use super::messages::{Message, Messages, shown};
 use super::tools::{self, ToolChoice};
-use super::values::{Biases, Flat, Probe, Skip, Text, TextOrTokens};
+use super::values::{Flat, Probe, Skip, Text};
 use super::{duplicate, object};
 
 /// Stop strings, as many as OpenAI takes, and their length in bytes: each is looked for after every token.
@@ -153,46 +155,6 @@ pub fn model_not_found(name: &str) -> Refusal {
         format!("The model `{}` does not exist here. GET /v1/models lists those that do.", shown(name)),
     )
     .param("model")
-}
-
-/// What is wrong with a request and what it asks for in vain; the first of each counts.
-#[derive(Default)]
-pub(super) struct Findings {
-    wrong: Option<Refusal>,
-    unsupported: Option<Refusal>,
-}
-
-impl Findings {
-    /// A refusal that was made elsewhere.
-    pub(super) fn refuse(&mut self, refusal: Refusal) {
-        self.wrong.get_or_insert(refusal);
-    }
-
-    /// What is wrong, else what is asked for in vain.
-    pub(super) fn first(self) -> Option<Refusal> {
-        self.wrong.or(self.unsupported)
-    }
-
-    /// A field that no server could take; `what` completes the sentence that begins with its name.
-    pub(super) fn wrong(&mut self, code: &'static str, param: impl Into<Cow<'static, str>>, what: impl fmt::Display) {
-        if self.wrong.is_none() {
-            let param = param.into();
-            self.wrong = Some(Refusal::invalid(code, format!("`{param}` {what}.")).param(param));
-        }
-    }
-
-    /// A field that the model inside cannot honour; `why` is a sentence without its full stop.
-    pub(super) fn unsupported(
-        &mut self,
-        code: &'static str,
-        param: impl Into<Cow<'static, str>>,
-        why: impl fmt::Display,
-    ) {
-        if self.unsupported.is_none() {
-            let param = param.into();
-            self.unsupported = Some(Refusal::invalid(code, format!("`{param}`: {why}.")).param(param));
-        }
-    }
 }
 
 #[derive(Default)]

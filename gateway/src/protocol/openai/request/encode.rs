@@ -6,9 +6,11 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use spillway_filter::Refusal;
 
-use super::chat::{Findings, model_not_found};
+use super::chat::model_not_found;
+use super::findings::Findings;
+use super::inputs::TextOrTokens;
 use super::messages::shown;
-use super::values::{Flat, Probe, Skip, SkipVisitor, Text, TextOrTokens};
+use super::values::{Flat, Probe, Skip, SkipVisitor, Text};
 use super::{duplicate, object};
 
 /// Texts of one request, as many as OpenAI takes.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::chat::Findings;
+use super::findings::Findings;
 use super::messages::shown;
 use super::values::{Probe, Skip, SkipVisitor, Text};
 

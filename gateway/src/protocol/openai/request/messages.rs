@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use spillway_engine::ToolCall;
 
-use super::chat::Findings;
+use super::findings::Findings;
 use super::format::Raw;
 use super::tools;
 use super::values::{Probe, Skip, SkipVisitor, Text};

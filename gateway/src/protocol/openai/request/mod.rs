@@ -2,11 +2,15 @@
 //! the model inside understands it. Both read the body in one pass into bounded memory: nothing is built for a field
 //! that is not used, however large or deep it is, and what nests deeper than 128 is refused.
 
+mod biases;
 mod chat;
 mod encode;
 mod fields;
+mod findings;
 mod format;
+mod inputs;
 mod messages;
+mod parts;
 mod peek;
 #[cfg(test)]
 mod tests;

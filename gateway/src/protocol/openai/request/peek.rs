@@ -7,7 +7,8 @@ use std::fmt;
 use serde::de::{MapAccess, Visitor};
 use spillway_filter::Refusal;
 
-use super::values::{Flat, Parts, Probe, Skip, Text};
+use super::parts::Parts;
+use super::values::{Flat, Probe, Skip, Text};
 use super::{duplicate, object};
 
 /// Longest name of a model: it becomes part of logs, spans and messages.

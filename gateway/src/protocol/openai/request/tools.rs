@@ -4,7 +4,7 @@
 use serde_json::Value;
 use spillway_engine::{Tool, ToolCall};
 
-use super::chat::Findings;
+use super::findings::Findings;
 use super::format::Raw;
 use super::messages::shown;
 

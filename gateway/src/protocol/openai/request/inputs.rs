@@ -1,0 +1,137 @@
+//! What is embedded, ranked or continued: texts or tokens of the model, one or a list. Memory is bounded by counts.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use super::values::{Probe, SkipVisitor};
+
+/// A text, tokens, or a list of such.
+#[derive(Debug, PartialEq)]
+pub(super) enum TextOrTokens {
+    Nothing,
+    Text(String),
+    Tokens(Vec<u32>),
+    /// Several; of more than [`Self::MOST`] one more is kept.
+    Many(Vec<TextOrTokens>),
+    Wrong,
+}
+
+impl TextOrTokens {
+    /// Texts of one request, as many as OpenAI takes.
+    pub(super) const MOST: usize = 2048;
+    /// Tokens of one text: longer than any context.
+    const MOST_TOKENS: usize = 1 << 20;
+}
+
+impl<'de> Deserialize<'de> for TextOrTokens {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Inputs;
+        impl<'de> Visitor<'de> for Inputs {
+            type Value = TextOrTokens;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(TextOrTokens::Nothing)
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+                Ok(TextOrTokens::Wrong)
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+                Ok(TextOrTokens::Wrong)
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+                Ok(TextOrTokens::Wrong)
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+                Ok(TextOrTokens::Wrong)
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(TextOrTokens::Text(text.to_owned()))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                SkipVisitor.visit_map(map)?;
+                Ok(TextOrTokens::Wrong)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let (mut tokens, mut many, mut wrong) = (Vec::new(), Vec::new(), false);
+                while let Some(entry) = list.next_element::<Entry>()? {
+                    match entry {
+                        Entry::Token(token) if tokens.len() < TextOrTokens::MOST_TOKENS => tokens.push(token),
+                        Entry::Text(text) if many.len() <= TextOrTokens::MOST => many.push(TextOrTokens::Text(text)),
+                        Entry::Tokens(list) if many.len() <= TextOrTokens::MOST => {
+                            many.push(TextOrTokens::Tokens(list));
+                        }
+                        Entry::Text(_) | Entry::Tokens(_) => {}
+                        Entry::Token(_) | Entry::Wrong => wrong = true,
+                    }
+                }
+                Ok(match (wrong, tokens.is_empty(), many.is_empty()) {
+                    (true, ..) | (_, false, false) => TextOrTokens::Wrong,
+                    (_, false, true) => TextOrTokens::Tokens(tokens),
+                    _ => TextOrTokens::Many(many),
+                })
+            }
+        }
+        deserializer.deserialize_any(Inputs)
+    }
+}
+
+/// An entry of such a list.
+enum Entry {
+    Text(String),
+    Token(u32),
+    Tokens(Vec<u32>),
+    Wrong,
+}
+
+impl<'de> Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Entry;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value")
+            }
+            fn visit_unit<E>(self) -> Result<Entry, E> {
+                Ok(Entry::Wrong)
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Entry, E> {
+                Ok(Entry::Wrong)
+            }
+            fn visit_u64<E>(self, token: u64) -> Result<Entry, E> {
+                Ok(u32::try_from(token).map_or(Entry::Wrong, Entry::Token))
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Entry, E> {
+                Ok(Entry::Wrong)
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Entry, E> {
+                Ok(Entry::Wrong)
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Entry, E> {
+                Ok(Entry::Text(text.to_owned()))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entry, A::Error> {
+                SkipVisitor.visit_map(map)?;
+                Ok(Entry::Wrong)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Entry, A::Error> {
+                let (mut tokens, mut wrong) = (Vec::new(), false);
+                while let Some(token) = list.next_element::<Probe<'de>>()? {
+                    match token {
+                        Probe::Unsigned(token) if tokens.len() < TextOrTokens::MOST_TOKENS => {
+                            match u32::try_from(token) {
+                                Ok(token) => tokens.push(token),
+                                Err(_) => wrong = true,
+                            }
+                        }
+                        _ => wrong = true,
+                    }
+                }
+                Ok(if wrong { Entry::Wrong } else { Entry::Tokens(tokens) })
+            }
+        }
+        deserializer.deserialize_any(Entries)
+    }
+}

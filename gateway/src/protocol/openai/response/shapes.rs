@@ -1,0 +1,172 @@
+//! The JSON of whole answers and of what their events hold, as OpenAI's API has it.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+use spillway_engine::{TokenProbability, WrittenToken};
+
+use super::{Call, Spent};
+
+#[derive(Serialize)]
+pub(super) struct Completion<'a> {
+    pub(super) id: &'a str,
+    pub(super) object: &'static str,
+    pub(super) created: u64,
+    pub(super) model: &'a str,
+    pub(super) choices: Vec<Choice<'a>>,
+    pub(super) usage: Usage,
+}
+
+#[derive(Serialize)]
+pub(super) struct Choice<'a> {
+    pub(super) index: usize,
+    pub(super) message: Message<'a>,
+    pub(super) logprobs: Option<Logprobs<'a>>,
+    pub(super) finish_reason: &'static str,
+}
+
+#[derive(Serialize)]
+pub(super) struct Message<'a> {
+    pub(super) role: &'static str,
+    /// None of an answer that only calls.
+    pub(super) content: Option<&'a str>,
+    pub(super) refusal: Option<()>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) tool_calls: Vec<ToolCall<'a>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct ToolCall<'a> {
+    /// In a stream: which of the calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) index: Option<usize>,
+    pub(super) id: &'a str,
+    #[serde(rename = "type")]
+    pub(super) kind: &'static str,
+    pub(super) function: Function<'a>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Function<'a> {
+    pub(super) name: &'a str,
+    pub(super) arguments: &'a str,
+}
+
+impl<'a> ToolCall<'a> {
+    pub(super) fn new(call: &'a Call, index: Option<usize>) -> Self {
+        let function = Function { name: &call.name, arguments: &call.arguments };
+        Self { index, id: &call.id, kind: "function", function }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct TextCompletion<'a> {
+    pub(super) id: &'a str,
+    pub(super) object: &'static str,
+    pub(super) created: u64,
+    pub(super) model: &'a str,
+    pub(super) choices: Vec<TextChoice<'a>>,
+    pub(super) usage: Usage,
+}
+
+#[derive(Serialize)]
+pub(super) struct TextChoice<'a> {
+    pub(super) index: usize,
+    pub(super) text: &'a str,
+    pub(super) logprobs: Option<TextLogprobs<'a>>,
+    pub(super) finish_reason: &'static str,
+}
+
+/// Probabilities as completions tell them: side by side, and where in the answer each token begins, in characters.
+#[derive(Serialize)]
+pub(super) struct TextLogprobs<'a> {
+    pub(super) tokens: Vec<Cow<'a, str>>,
+    pub(super) token_logprobs: Vec<f32>,
+    pub(super) top_logprobs: Vec<serde_json::Map<String, serde_json::Value>>,
+    pub(super) text_offset: Vec<usize>,
+}
+
+impl<'a> TextLogprobs<'a> {
+    /// Of tokens that follow `offset` characters.
+    pub(super) fn new(written: &'a [WrittenToken], mut offset: usize) -> Self {
+        let mut all = Self { tokens: vec![], token_logprobs: vec![], top_logprobs: vec![], text_offset: vec![] };
+        for token in written {
+            let chosen = Likely::from(&token.chosen);
+            let likeliest = token.likeliest.iter().map(Likely::from);
+            all.top_logprobs.push(likeliest.map(|l| (l.token.into_owned(), l.logprob.into())).collect());
+            all.text_offset.push(offset);
+            offset += chosen.token.chars().count();
+            all.token_logprobs.push(chosen.logprob);
+            all.tokens.push(chosen.token);
+        }
+        all
+    }
+
+    pub(super) fn characters(&self) -> usize {
+        self.tokens.iter().map(|token| token.chars().count()).sum()
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Logprobs<'a> {
+    pub(super) content: Vec<Token<'a>>,
+    pub(super) refusal: Option<()>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Token<'a> {
+    #[serde(flatten)]
+    pub(super) chosen: Likely<'a>,
+    pub(super) top_logprobs: Vec<Likely<'a>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Likely<'a> {
+    pub(super) token: Cow<'a, str>,
+    pub(super) logprob: f32,
+    pub(super) bytes: &'a [u8],
+}
+
+/// What OpenAI writes for a token that is as good as impossible: JSON has no infinity.
+const IMPOSSIBLE: f32 = -9999.0;
+
+impl<'a> From<&'a TokenProbability> for Likely<'a> {
+    fn from(of: &'a TokenProbability) -> Self {
+        let logprob = if of.log_probability.is_finite() { of.log_probability.max(IMPOSSIBLE) } else { IMPOSSIBLE };
+        Self { token: String::from_utf8_lossy(&of.bytes), logprob, bytes: &of.bytes }
+    }
+}
+
+impl<'a> From<&'a [WrittenToken]> for Logprobs<'a> {
+    fn from(written: &'a [WrittenToken]) -> Self {
+        let token = |of: &'a WrittenToken| Token {
+            chosen: (&of.chosen).into(),
+            top_logprobs: of.likeliest.iter().map(Likely::from).collect(),
+        };
+        Self { content: written.iter().map(token).collect(), refusal: None }
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct Usage {
+    pub(super) prompt_tokens: u64,
+    pub(super) completion_tokens: u64,
+    pub(super) total_tokens: u64,
+    pub(super) prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Serialize)]
+pub(super) struct PromptDetails {
+    pub(super) cached_tokens: u64,
+}
+
+impl From<Spent> for Usage {
+    fn from(spent: Spent) -> Self {
+        Self {
+            prompt_tokens: spent.prompt,
+            completion_tokens: spent.completion,
+            total_tokens: spent.prompt.saturating_add(spent.completion),
+            prompt_tokens_details: PromptDetails { cached_tokens: spent.cached },
+        }
+    }
+}
