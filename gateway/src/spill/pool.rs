@@ -114,8 +114,8 @@ pub struct LoadedModel {
     task: Task,
     files: Option<Vec<Option<FileIdentity>>>,
     options: LoadOptions,
-    /// Bytes that it will take, as far as its file says.
-    needs: u64,
+    /// Bytes that it will take: as its file says, or more where a device took more.
+    needs: AtomicU64,
     memory: Arc<ModelMemory>,
     /// How often it was unloaded for another, and could not be loaded for want of memory.
     evictions: AtomicU64,
@@ -309,9 +309,12 @@ impl LoadedModel {
 
     async fn load_into_room(&self) -> Result<Held, ModelError> {
         let room = |source| ModelError::Room { model: self.written.name.clone(), source };
-        let mut share = self.memory.take(self.needs).map_err(room)?;
+        let mut share = self.memory.take(self.needs.load(Ordering::Relaxed)).map_err(room)?;
         let engine = load_engine(self.options.clone()).await?;
-        share.settle(engine.placement().memory_bytes).map_err(room)?;
+        let taken = engine.placement().memory_bytes;
+        // Where that is too much, it is not loaded again to find out.
+        self.needs.fetch_max(taken, Ordering::Relaxed);
+        share.settle(taken).map_err(room)?;
         Ok(Held::new(engine, share))
     }
 
@@ -452,7 +455,7 @@ async fn load_one(
     }
     let model = Arc::new(LoadedModel {
         options,
-        needs,
+        needs: AtomicU64::new(needs),
         memory: memory.clone(),
         evictions: AtomicU64::new(0),
         no_room: AtomicU64::new(0),
@@ -557,7 +560,7 @@ impl LoadedModel {
     pub(super) fn for_tests(written: Model) -> Arc<Self> {
         Arc::new(Self {
             options: options(&written, None).unwrap(),
-            needs: 0,
+            needs: AtomicU64::new(0),
             memory: ModelMemory::new(None),
             evictions: AtomicU64::new(0),
             no_room: AtomicU64::new(0),
