@@ -156,6 +156,8 @@ fn balancing_that_contradicts_itself_is_refused_with_its_line() {
     let capacity = |text: &str| backend(&format!("capacity: {text}"));
     let check = |text: &str| backend(&format!("healthCheck: {text}"));
     let outlier = |text: &str| backend(&format!("outlierDetection: {text}"));
+    let queue = "{backendRefs: [{name: a}], whenSaturated: {queue: {maxWait: 1s, maxDepth: 8}}}";
+    let queued = |text: &str| backend(text).replace("{backendRefs: [{name: a}]}", queue);
     for (yaml, told) in [
         (lb("{policy: hash}"), "needs `hashOn`"),
         (lb("{hashOn: {header: x}}"), "no effect without `policy: hash`"),
@@ -171,6 +173,10 @@ fn balancing_that_contradicts_itself_is_refused_with_its_line() {
         (capacity("{maxInFlight: 4, maxConnections: 4}"), "need no more connections"),
         (capacity("{maxConnections: 0}"), "too small"),
         (backend("circuitBreaker: {maxInFlight: 0}"), "too small"),
+        (backend("capacity: {maxInFlight: 4}, circuitBreaker: {maxInFlight: 4}"), "1 endpoints with 4 requests each"),
+        (backend("circuitBreaker: {maxPending: 0}"), "too small"),
+        (backend("circuitBreaker: {maxPending: 4}"), "no request ever waits for this backend"),
+        (queued("circuitBreaker: {maxPending: 8}"), "hold no more than 8"),
         (capacity("{adaptive: {minLimit: 9, maxLimit: 8}}"), "is above `maxLimit` (8)"),
         (capacity("{maxInFlight: 4, adaptive: {minLimit: 9}}"), "below `adaptive.minLimit`"),
         (capacity("{adaptive: {latencyTolerance: 1.0}}"), "above 1"),
@@ -205,6 +211,9 @@ fn balancing_that_contradicts_itself_is_refused_with_its_line() {
         capacity("{maxInFlight: 8, maxConnections: 4}"),
         backend("http2: true, capacity: {maxInFlight: 8, maxConnections: 8}"),
         backend("circuitBreaker: {maxInFlight: 8, maxRetries: 0}"),
+        backend("capacity: {maxInFlight: 4}, circuitBreaker: {maxInFlight: 3}"),
+        backend("capacity: {maxInFlight: 4}, circuitBreaker: {maxInFlight: 4}").replace("127.0.0.1:1", "a.test:1"),
+        queued("circuitBreaker: {maxPending: 7}"),
         backend("http2: true, healthCheck: {grpc: {service: a.B}}"),
         check("{tcp: {}}"),
         outlier("{consecutiveErrors: 0, errorRate: 0.5, latencyFactor: 3}"),

@@ -126,6 +126,7 @@ impl AdminState for Shown {
                 self.metrics.limit_store_gateways.set(gateways.into());
                 self.metrics.buffered_bytes.set(i64::try_from(gateway.bodies.used()).unwrap_or(i64::MAX));
                 let endpoints = crate::balancing::samples(&snapshot.backends);
+                let backends = crate::balancing::backend_samples(&snapshot.backends);
                 let shown = self.listeners.load().as_ref().map(|listeners| listeners.certificates());
                 let certificates: Vec<_> =
                     shown.into_iter().flatten().chain(snapshot.certificates.iter().cloned()).collect();
@@ -133,6 +134,7 @@ impl AdminState for Shown {
                 self.metrics.encode(&Samples {
                     engines: &engines,
                     model_memory: (snapshot.models.memory().taken(), snapshot.models.memory().limit()),
+                    backends: &backends,
                     endpoints: &endpoints,
                     certificates: &certificates,
                     log_dropped,

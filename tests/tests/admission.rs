@@ -406,6 +406,79 @@ async fn those_who_wait_are_called_by_what_an_answer_says_while_it_still_comes()
 }
 
 #[tokio::test]
+async fn where_nobody_is_left_the_wait_is_that_of_the_ejection_and_not_what_the_queue_took() {
+    let well = Arc::new(AtomicBool::new(true));
+    let is_well = well.clone();
+    let server = Upstream::start(move |_| {
+        let status = if is_well.load(Ordering::SeqCst) { 200 } else { 500 };
+        async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            Some(reply(status, &[], ""))
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - name: x
+    endpoints: [{{url: \"{}\"}}]
+    capacity: {{maxInFlight: 1}}
+    outlierDetection: {{consecutiveErrors: 1, maxEjected: 1, panicThreshold: 0, ejectionTime: 60s}}
+routes: [{{name: r, backendRefs: [{{name: x}}], whenSaturated: {{queue: {{maxWait: 30s}}}}}}]
+",
+        server.url()
+    ))
+    .await;
+    let asked: Vec<_> = (0..6).map(|n| get(&gateway, &format!("/{n}"), &[])).collect();
+    for answer in futures::future::join_all(asked).await {
+        assert_eq!(answer.unwrap().status, 200);
+    }
+    well.store(false, Ordering::SeqCst);
+    assert_eq!(gateway.client().get("/").await.status, 500);
+    eventually("it is ejected", || async {
+        (gateway.endpoint(&server.url()).await["state"] == "ejected").then_some(())
+    })
+    .await;
+    let refused = gateway.client().get("/").await;
+    let wait: u64 = refused.header("retry-after").parse().unwrap();
+    assert!(refused.status == 503 && wait > 1, "{} and {wait} s, of up to 60", refused.status);
+}
+
+#[tokio::test]
+async fn who_was_called_in_vain_and_spills_leaves_the_call_to_the_next() {
+    let (server, stand_in) = (Held::start().await, Held::start().await);
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: x, endpoints: [{{url: \"{}\"}}], capacity: {{maxInFlight: 1}}}}
+  - {{name: y, endpoints: [{{url: \"{}\"}}]}}
+routes:
+  - name: r
+    backendRefs: [{{name: x}}]
+    whenSaturated: {{queue: {{maxWait: 5m}}}}
+    whenUnavailable: {{spillTo: y}}
+",
+        server.upstream.url(),
+        stand_in.upstream.url()
+    ))
+    .await;
+    let first = get(&gateway, "/first", &[]);
+    eventually("the server is busy", || async { (server.asked().len() == 1).then_some(()) }).await;
+    let waiting: Vec<_> = (0..3).map(|n| get(&gateway, &format!("/{n}"), &[])).collect();
+    depth(&gateway, 3.0).await;
+    let admin = Client::new(gateway.admin);
+    let path = format!("/api/backends/x/endpoints/{}/drain", server.upstream.address);
+    assert_eq!(admin.send(admin.request("POST", &path, &[("x-spillway-admin", "1")], "")).await.status, 200);
+    // Nobody may have traffic any more: all who wait go on, not one after the other's answer, and before the first has its.
+    eventually("all are at the stand-in", || async { (stand_in.asked().len() == 3).then_some(()) }).await;
+    assert!(!first.is_finished());
+    stand_in.release(3);
+    server.release(1);
+    for answer in futures::future::join_all(waiting).await {
+        assert_eq!(answer.unwrap().status, 200);
+    }
+    assert_eq!(first.await.unwrap().status, 200);
+}
+
+#[tokio::test]
 async fn a_backend_as_a_whole_has_a_limit_and_an_endpoint_no_more_connections_than_it_may() {
     let (a, b) = (Held::start().await, Held::start().await);
     let backend = |limits: &str| {
@@ -435,6 +508,46 @@ async fn a_backend_as_a_whole_has_a_limit_and_an_endpoint_no_more_connections_th
         b.forget();
     }
     assert!(a.most.load(Ordering::SeqCst) <= 2 && b.most.load(Ordering::SeqCst) <= 2);
+}
+
+#[tokio::test]
+async fn no_more_wait_for_a_backend_than_it_lets_whatever_the_routes_they_came_by() {
+    let server = Held::start().await;
+    let route = |name: &str| {
+        format!(
+            "  - {{name: {name}, matches: [{{path: {{prefix: /{name}}}}}], backendRefs: [{{name: x}}], whenSaturated: {{queue: {{maxWait: 5m}}}}}}\n"
+        )
+    };
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}], capacity: {{maxInFlight: 1}}, circuitBreaker: {{maxPending: 2}}}}]
+routes:\n{}{}",
+        server.upstream.url(),
+        route("r"),
+        route("s")
+    ))
+    .await;
+    let mut asked = vec![get(&gateway, "/r/first", &[])];
+    eventually("the server is busy", || async { (server.asked().len() == 1).then_some(()) }).await;
+    asked.extend([get(&gateway, "/r/1", &[]), get(&gateway, "/s/1", &[])]);
+    gateway.metric_becomes("spillway_backend_pending{backend=\"x\"}", 2.0).await;
+    for path in ["/r/2", "/s/2"] {
+        let refused = gateway.client().get(path).await;
+        assert_eq!(refused.status, 503, "{}", refused.text());
+        assert!(!refused.header("retry-after").is_empty());
+    }
+    let shown: serde_json::Value = serde_json::from_str(&gateway.shown("/api/backends").await).unwrap();
+    assert_eq!((&shown["backends"][0]["pending"], &shown["backends"][0]["maxPending"]), (&2.into(), &2.into()));
+    gateway.metric_becomes("spillway_backend_circuit_open{backend=\"x\",limit=\"maxPending\"}", 1.0).await;
+    // Who leaves is no longer counted, nor is who has its place.
+    asked.remove(1).abort();
+    gateway.metric_becomes("spillway_backend_pending{backend=\"x\"}", 1.0).await;
+    asked.push(get(&gateway, "/s/3", &[]));
+    gateway.metric_becomes("spillway_backend_pending{backend=\"x\"}", 2.0).await;
+    server.release(3);
+    for answer in futures::future::join_all(asked).await {
+        assert_eq!(answer.unwrap().status, 200);
+    }
+    gateway.metric_becomes("spillway_backend_pending{backend=\"x\"}", 0.0).await;
 }
 
 #[tokio::test]

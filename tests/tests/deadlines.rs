@@ -9,12 +9,13 @@
     reason = "tests"
 )]
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use spillway_tests::{Gateway, Upstream, eventually, head_of_a_request, raw, streamed};
+use spillway_tests::{Authority, Gateway, Upstream, eventually, head_of_a_request, raw, streamed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 /// Far above the second that requests have here and far below the minute that a server may be silent.
 const SOON: Duration = Duration::from_secs(30);
@@ -49,19 +50,13 @@ routes: [{{name: r, backendRefs: [{{name: x}}], {route}}}]
 
 #[tokio::test]
 async fn a_server_that_does_not_read_holds_a_request_no_longer_than_it_may_last() {
-    let deaf = raw(|stream| async move {
-        let _kept = stream;
-        std::future::pending::<()>().await;
-    })
-    .await;
+    let deaf = deaf().await;
     for limit in ["timeouts: {request: 1s}", "timeouts: {backendRequest: 1s}, retry: {attempts: 0}"] {
         let gateway = Gateway::start(&to(&deaf, &format!("limits: {{maxBody: 64MiB}}, {limit}"))).await;
         let client = gateway.client();
-        // More than the buffers of both sockets take, known beforehand and in chunks.
+        // Known beforehand and in chunks.
         let chunk = Bytes::from(vec![b'x'; 1 << 20]);
-        for request in
-            [client.request("POST", "/", &[], vec![b'x'; 32 << 20]), client.chunked("/", &[], vec![chunk.clone(); 32])]
-        {
+        for request in [client.request("POST", "/", &[], long()), client.chunked("/", &[], vec![chunk.clone(); 32])] {
             let began = Instant::now();
             let answer = tokio::time::timeout(SOON, client.try_send(request)).await.expect("an end");
             // A client that still writes may see the connection closed before it sees the answer.
@@ -70,8 +65,103 @@ async fn a_server_that_does_not_read_holds_a_request_no_longer_than_it_may_last(
             }
             assert!(began.elapsed() < SOON, "{limit}");
         }
-        let url = deaf.clone();
-        eventually("no slot is held", || async { (gateway.endpoint(&url).await["inFlight"] == 0).then_some(()) }).await;
+        is_let_go(&gateway, &deaf).await;
+    }
+}
+
+/// More than the buffers of both sockets take.
+fn long() -> Vec<u8> {
+    vec![b'x'; 32 << 20]
+}
+
+async fn deaf() -> String {
+    raw(|stream| async move {
+        let _kept = stream;
+        std::future::pending::<()>().await;
+    })
+    .await
+}
+
+async fn is_let_go(gateway: &Gateway, url: &str) {
+    eventually("no slot is held", || async { (gateway.endpoint(url).await["inFlight"] == 0).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_server_that_stops_reading_is_left_for_another_after_its_idle_time_and_blamed() {
+    let (deaf, good) = (deaf().await, Upstream::digest().await);
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - name: x
+    protocol: openai
+    endpoints: [{{url: \"{deaf}\"}}, {{url: \"{}\", priority: 1}}]
+    timeouts: {{idle: 1s}}
+    outlierDetection: {{consecutiveErrors: 1}}
+routes: [{{name: r, backendRefs: [{{name: x}}], retry: {{on: [\"504\"]}}, limits: {{maxBody: 64MiB}}}}]
+",
+        good.url()
+    ))
+    .await;
+    let client = gateway.client();
+    let answered = tokio::time::timeout(SOON, client.post("/v1/other", &[], long())).await.expect("an answer");
+    assert_eq!((answered.status.as_u16(), answered.text()), (200, spillway_tests::digest(&long())));
+    is_let_go(&gateway, &deaf).await;
+    let shown = gateway.endpoint(&deaf).await;
+    assert_eq!((&shown["ejections"], &shown["attempts"]["failed"]), (&1.into(), &1.into()), "{shown}");
+}
+
+#[tokio::test]
+async fn a_server_that_stops_reading_is_no_reason_to_answer_later_than_the_request_may_last() {
+    let deaf = deaf().await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{deaf}\"}}]}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], timeouts: {{request: 3s}}, limits: {{maxBody: 64MiB}}}}]
+"
+    ))
+    .await;
+    let client = gateway.client();
+    let answer = tokio::time::timeout(SOON, client.post("/v1/other", &[], long())).await.expect("an answer");
+    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (504, &"request_timeout".into()));
+    is_let_go(&gateway, &deaf).await;
+    assert_eq!(gateway.endpoint(&deaf).await["attempts"]["failed"], 1);
+}
+
+#[tokio::test]
+async fn a_server_behind_tls_that_does_not_read_cannot_keep_its_connection_from_being_closed() {
+    let authority = Authority::default();
+    let acceptor = authority.server(&["deaf.test"]).acceptor(None, &["http/1.1"]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            kept.push(acceptor.accept(stream).await.unwrap());
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    authority.write(folder.path());
+    let gateway = Gateway::start_in(
+        folder,
+        &format!(
+            "listeners: [{{address: \"127.0.0.1:0\"}}]
+backends: [{{name: x, endpoints: [{{url: \"{url}\"}}], tls: {{sni: deaf.test, caFile: ca.pem}}}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], timeouts: {{request: 3s}}, limits: {{maxBody: 64MiB}}}}]
+"
+        ),
+    )
+    .await;
+    let client = gateway.client();
+    let asked = tokio::spawn(async move { client.try_send(client.request("POST", "/", &[], long())).await });
+    eventually("it is asked", || async { (gateway.endpoint(&url).await["inFlight"] == 1).then_some(()) }).await;
+    let freed = async {
+        while gateway.endpoint(&url).await["inFlight"] != 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON, freed).await.expect("its slot is given back");
+    assert_eq!(gateway.endpoint(&url).await["connections"], 0);
+    // A client that still writes may see the connection closed before it sees the answer.
+    if let Ok(answer) = tokio::time::timeout(SOON, asked).await.expect("an end").unwrap() {
+        assert_eq!(answer.status, 504);
     }
 }
 
@@ -101,11 +191,15 @@ async fn a_client_that_does_not_read_holds_a_slot_no_longer_than_its_request_may
 
 #[tokio::test]
 async fn a_change_of_protocol_that_nobody_asked_for_is_no_answer() {
-    let url = says("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nbytes").await;
-    let gateway = Gateway::start(&to(&url, "retry: {attempts: 0}")).await;
-    let answer = bytes_of(&gateway).await;
-    assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
-    assert!(!answer.contains("bytes"), "{answer}");
+    // What follows is of the other protocol, whatever it looks like.
+    for after in ["bytes", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nbytes"] {
+        let head = "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n";
+        let url = says(Box::leak(format!("{head}{after}").into_boxed_str())).await;
+        let gateway = Gateway::start(&to(&url, "retry: {attempts: 0}")).await;
+        let answer = bytes_of(&gateway).await;
+        assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
+        assert!(!answer.contains("bytes"), "{answer}");
+    }
 }
 
 #[tokio::test]
@@ -135,12 +229,113 @@ async fn of_early_answers_hints_are_passed_on_and_a_server_that_sends_nothing_el
 }
 
 #[tokio::test]
+async fn a_connection_with_half_a_request_on_it_carries_no_other() {
+    // What came on each connection: it answers every head at once and takes whatever follows for its body.
+    let came: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = came.clone();
+    let url = raw(move |mut stream| {
+        let log = log.clone();
+        async move {
+            head_of_a_request(&mut stream).await;
+            let place = {
+                let mut log = log.lock().unwrap();
+                log.push(String::new());
+                log.len() - 1
+            };
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            let mut buffer = [0; 1024];
+            while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                log.lock().unwrap()[place].push_str(&String::from_utf8_lossy(&buffer[..count]));
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&to(&url, "retry: {attempts: 0}")).await;
+    let mut client = TcpStream::connect(gateway.address).await.unwrap();
+    client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf").await.unwrap();
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    is_let_go(&gateway, &url).await;
+    let second = tokio::time::timeout(SOON, gateway.client().get("/second")).await.expect("an answer");
+    assert_eq!((second.status.as_u16(), second.text().as_str()), (200, "ok"));
+    let came = came.lock().unwrap().clone();
+    assert_eq!(came.len(), 2, "{came:?}");
+    assert!(came.iter().all(|bytes| !bytes.contains("HTTP/1.1")), "{came:?}");
+}
+
+#[tokio::test]
 async fn an_answer_without_a_body_says_no_length() {
     let url = says("HTTP/1.1 204 No Content\r\ncontent-length: 0\r\nx-mine: 1\r\n\r\n").await;
     let gateway = Gateway::start(&to(&url, "retry: {attempts: 0}")).await;
     let answer = bytes_of(&gateway).await.to_lowercase();
     assert!(answer.starts_with("http/1.1 204") && answer.contains("x-mine"), "{answer}");
     assert!(!answer.contains("content-length") && !answer.contains("transfer-encoding"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_answer_that_never_ends_is_cut_when_its_request_must_and_its_server_is_not_blamed() {
+    let endless = Upstream::start(|_| async {
+        let (send, parts) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            while send.send(Ok(Bytes::from_static(b"x"))).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        Some(streamed(&[], parts))
+    })
+    .await;
+    let url = endless.url();
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{url}\"}}], outlierDetection: {{consecutiveErrors: 1, maxEjected: 1}}}}]
+routes: [{{name: r, backendRefs: [{{name: x}}], timeouts: {{request: 2s}}}}]
+"
+    ))
+    .await;
+    let answer = tokio::time::timeout(SOON, gateway.client().get("/")).await.expect("an end");
+    assert!(answer.status == 200 && answer.cut && answer.body.starts_with(b"x"), "{answer:?}");
+    is_let_go(&gateway, &url).await;
+    assert_eq!(gateway.endpoint(&url).await["ejections"], 0);
+}
+
+#[tokio::test]
+async fn the_time_of_a_server_begins_when_it_has_the_request() {
+    let server = Upstream::digest().await;
+    let url = server.url();
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - name: x
+    endpoints: [{{url: \"{url}\"}}]
+    timeouts: {{firstByte: 300ms}}
+    outlierDetection: {{consecutiveErrors: 1, maxEjected: 1}}
+routes:
+  - {{name: r, backendRefs: [{{name: x}}]}}
+  - {{name: s, matches: [{{path: {{prefix: /short}}}}], backendRefs: [{{name: x}}], timeouts: {{backendRequest: 500ms}}}}
+"
+    ))
+    .await;
+    let begin = async |path: &str| {
+        let mut client = TcpStream::connect(gateway.address).await.unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 8\r\n\r\nhalf");
+        client.write_all(head.as_bytes()).await.unwrap();
+        client
+    };
+    let end = async |mut client: TcpStream| {
+        let mut answer = Vec::new();
+        tokio::time::timeout(SOON, client.read_to_end(&mut answer)).await.expect("an answer").unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let mut slow = begin("/").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    slow.write_all(b"half").await.unwrap();
+    let answer = end(slow).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&spillway_tests::digest(b"halfhalf")), "{answer}");
+    // One who owes a part of its request when the time of the attempt is over has let it pass itself.
+    let answer = end(begin("/short").await).await;
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout"), "{answer}");
+    is_let_go(&gateway, &url).await;
+    let shown = gateway.endpoint(&url).await;
+    assert_eq!((&shown["ejections"], &shown["attempts"]["client_slow"]), (&0.into(), &1.into()), "{shown}");
 }
 
 #[tokio::test]

@@ -13,7 +13,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 
-use spillway_tests::{Client, Gateway, LlamaServer, Upstream, binary, eventually, head_of_a_request, raw, reply};
+use spillway_tests::{
+    Authority, Client, Gateway, LlamaServer, Upstream, binary, eventually, head_of_a_request, raw, reply,
+};
 
 const HEAD: &str = "listeners: [{address: \"127.0.0.1:0\"}]\nadmin: {address: \"127.0.0.1:0\"}\n";
 
@@ -226,6 +228,12 @@ async fn a_drained_endpoint_gets_no_new_requests_loses_none_and_stays_drained_ov
     assert_eq!(code, Some(0), "{top}");
     let line = |url: &str| top.lines().find(|line| line.contains(url)).unwrap_or_else(|| panic!("{top}")).to_owned();
     assert!(line(&a.url()).contains("drained") && line(&b.url()).contains("open"), "{top}");
+    // Eight clients ask all the time.
+    let route: Vec<String> = line("default").split_whitespace().map(str::to_owned).collect();
+    assert!(
+        route.len() == 6 && route[2].parse::<f64>().unwrap() > 0.0,
+        "waiting, requests, retries, spills, sheds: {top}"
+    );
     let (code, told) = command(&["drain", "x", &a.url(), "--undo"]);
     assert_eq!((code, told.trim()), (Some(0), format!("{}: undrained", a.url()).as_str()));
     let (code, told) = command(&["drain", "x", "127.0.0.1:1"]);
@@ -321,21 +329,36 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     .await;
 }
 
-/// A gRPC server with the health service alone, over HTTP/2 without TLS.
-async fn health_service() -> (String, tonic_health::server::HealthReporter) {
+/// A gRPC server with the health service alone, over HTTP/2, with TLS where there is an acceptor.
+async fn health_service_over(
+    acceptor: Option<tokio_rustls::TlsAcceptor>,
+) -> (String, tonic_health::server::HealthReporter) {
     let (reporter, service) = tonic_health::server::health_reporter();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let scheme = if acceptor.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let service = hyper_util::service::TowerToHyperService::new(service.clone());
-            tokio::spawn(
-                hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
-                    .serve_connection(hyper_util::rt::TokioIo::new(stream), service),
-            );
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let http2 = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+                match acceptor {
+                    None => http2.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await,
+                    Some(acceptor) => {
+                        // Whoever does not trust it hangs up.
+                        let Ok(stream) = acceptor.accept(stream).await else { return Ok(()) };
+                        http2.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await
+                    }
+                }
+            });
         }
     });
     (url, reporter)
+}
+
+async fn health_service() -> (String, tonic_health::server::HealthReporter) {
+    health_service_over(None).await
 }
 
 #[tokio::test]
@@ -376,6 +399,56 @@ routes: [{{backendRefs: [{{name: x}}, {{name: y}}]}}]
     .await;
     reporter.set_service_status("inference.Models", Serving).await;
     eventually("it serves again", || async { (state(0).await == "open").then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_grpc_server_behind_tls_is_asked_by_the_health_protocol() {
+    use tonic_health::ServingStatus::{NotServing, Serving};
+    let (authority, stranger) = (Authority::default(), Authority::default());
+    let server = authority.server(&["grpc.test"]);
+    let (url, reporter) = health_service_over(Some(server.acceptor(None, &["h2"]))).await;
+    // The same without ALPN: a server that speaks HTTP/1.1 only, as far as it says.
+    let (plain, _) = health_service_over(Some(server.acceptor(None, &["http/1.1"]))).await;
+    reporter.set_service_status("", Serving).await;
+    let folder = tempfile::tempdir().unwrap();
+    authority.write(folder.path());
+    std::fs::write(folder.path().join("other.pem"), &stranger.pem).unwrap();
+    let backend = |name: &str, url: &str, ca: &str| {
+        format!(
+            "  - name: {name}
+    http2: true
+    endpoints: [{{url: \"{url}\"}}]
+    tls: {{sni: grpc.test, caFile: {ca}}}
+    healthCheck: {{grpc: {{}}, interval: 100ms, timeout: 5s, unhealthyThreshold: 1, healthyThreshold: 1}}
+"
+        )
+    };
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+backends:
+{}{}{}routes: [{{backendRefs: [{{name: x}}, {{name: untrusted}}, {{name: old}}]}}]
+",
+        backend("x", &url, "ca.pem"),
+        backend("untrusted", &url, "other.pem"),
+        backend("old", &plain, "ca.pem")
+    );
+    let gateway = Gateway::start_in(folder, &yaml).await;
+    let state = async |name: &str| {
+        let shown: serde_json::Value = serde_json::from_str(&gateway.shown("/api/backends").await).unwrap();
+        let mut backends = shown["backends"].as_array().unwrap().iter();
+        backends.find(|b| b["name"] == name).unwrap()["endpoints"][0]["state"].as_str().unwrap().to_owned()
+    };
+    for (name, why) in [("untrusted", "TLS"), ("old", "does not speak HTTP/2")] {
+        eventually("it is not healthy", || async { (state(name).await == "unhealthy").then_some(()) }).await;
+        let events = gateway.events("endpoint_unhealthy");
+        let event = events.iter().find(|event| event["backend"] == name).unwrap();
+        assert!(event["reason"].as_str().unwrap().contains(why), "{event}");
+    }
+    assert_eq!(state("x").await, "open");
+    reporter.set_service_status("", NotServing).await;
+    eventually("it says that it does not serve", || async { (state("x").await == "unhealthy").then_some(()) }).await;
+    reporter.set_service_status("", Serving).await;
+    eventually("it serves again", || async { (state("x").await == "open").then_some(()) }).await;
 }
 
 /// A backend with these servers, asked in turn, and further keys.

@@ -110,6 +110,55 @@ async fn hedges_take_from_the_budget_for_retries() {
     assert!((10..=most).contains(&hedged), "ten at first, one a second: {hedged} of at most {most}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_a_hedge_gave_up_is_free_only_when_its_connection_is_gone() {
+    let ((a, _), (b, _), (c, _)) = tokio::join!(silent(), silent(), silent());
+    let quick = Upstream::start(|_| async {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        Some(reply(200, &[], "quick"))
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - name: slow
+    endpoints: [{{url: \"{}\"}}, {{url: \"{}\"}}, {{url: \"{}\"}}]
+    capacity: {{maxConnections: 1}}
+  - {{name: quick, endpoints: [{{url: \"{}\"}}]}}
+routes:
+  - name: r
+    backendRefs: [{{name: slow}}, {{name: quick, priority: 1}}]
+    retry: {{budget: 1, hedge: {{after: 1ms, max: 3}}}}
+telemetry: {{logs: {{access: false}}}}
+",
+        a.url(),
+        b.url(),
+        c.url(),
+        quick.url(),
+    ))
+    .await;
+    let ask = (0..16).map(|_| {
+        let client = gateway.client();
+        async move {
+            for _ in 0..150 {
+                assert_eq!(client.get("/").await.text(), "quick");
+            }
+        }
+    });
+    futures::future::join_all(ask).await;
+    let of = async |outcome: &str| {
+        let mut sum = 0.0;
+        for server in [&a, &b, &c] {
+            let url = server.url();
+            let labels = format!("backend=\"slow\",endpoint=\"{url}\",outcome=\"{outcome}\"");
+            sum += gateway.metric(&format!("spillway_endpoint_attempts_total{{{labels}}}")).await;
+        }
+        sum
+    };
+    assert!(of("given_up").await > 10.0);
+    // Who had a place and found no connection left would have been told that the server is full.
+    assert_eq!(of("full").await, 0.0);
+}
+
 fn sse(text: &str) -> Bytes {
     format!("data: {{\"id\":\"c\",\"model\":\"big\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n").into()
 }
@@ -254,6 +303,35 @@ routes:
     assert_eq!(copies.count(), 5);
 }
 
+#[tokio::test]
+async fn a_server_of_copies_that_is_full_or_fails_is_left_alone_as_any_other() {
+    let first = Upstream::fixed(200, "first").await;
+    let full = Upstream::start(|_| async { Some(reply(429, &[("retry-after", "60")], "full")) }).await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: x, endpoints: [{{url: \"{}\"}}]}}
+  - {{name: y, endpoints: [{{url: \"{}\"}}], capacity: {{statuses: [429], maxFullFor: 60s}}}}
+  - name: z
+    endpoints: [{{url: \"{}\"}}]
+    outlierDetection: {{consecutiveErrors: 2, maxEjected: 1, panicThreshold: 0, ejectionTime: 60s}}
+routes:
+  - {{name: r, backendRefs: [{{name: x}}], filters: [{{mirror: {{backend: y}}}}, {{mirror: {{backend: z}}}}]}}
+",
+        first.url(),
+        full.url(),
+        Upstream::nobody().await
+    ))
+    .await;
+    let series = |outcome: &str| format!("spillway_mirrors_total{{http_route=\"r\",outcome=\"{outcome}\"}}");
+    // Of two copies of each, y takes one and z none; of further ones neither gets any.
+    for (n, (failed, skipped)) in [(2.0, 0.0), (3.0, 1.0), (3.0, 3.0), (3.0, 5.0)].into_iter().enumerate() {
+        assert_eq!(gateway.client().get("/").await.text(), "first");
+        gateway.metric_becomes(&series("failed"), failed).await;
+        gateway.metric_becomes(&series("skipped"), skipped).await;
+        assert_eq!(full.count(), 1, "after {n} further requests");
+    }
+}
+
 /// Continues what the last message says, which must be `so_far`, by these words, and ends or breaks.
 async fn continuing(so_far: &'static str, words: &'static [&'static str], breaks: bool) -> Upstream {
     Upstream::start(move |seen| async move {
@@ -317,6 +395,50 @@ routes: [{{name: r, backendRefs: [{{name: x}}], resume: true, retry: {{attempts:
     );
     assert_eq!((first.count(), second.count(), third.count()), (1, 1, 1));
     gateway.metric_becomes("spillway_streams_resumed_total{http_route=\"r\"}", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_server_that_still_continues_when_the_time_is_over_is_not_blamed_and_one_that_is_silent_is() {
+    // Half of its idle time makes a server silent: far more than the one is silent, and far less than the other.
+    for (silent, request, idle, code, ejections) in [(false, 3, 60, "request_timeout", 0), (true, 6, 6, "timeout", 1)] {
+        let first = dying().await;
+        let second = Upstream::start(move |_| async move {
+            let (send, parts) = mpsc::channel(1);
+            tokio::spawn(async move {
+                let _ = send.send(Ok(sse(" one"))).await;
+                while !silent && send.send(Ok(sse(" more"))).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                send.closed().await;
+            });
+            Some(streamed(&[("content-type", "text/event-stream")], parts))
+        })
+        .await;
+        let gateway = Gateway::start(&format!(
+            "backends:
+  - name: x
+    protocol: openai
+    endpoints: [{{url: \"{}\"}}, {{url: \"{}\", priority: 1}}]
+    outlierDetection: {{consecutiveErrors: 1, maxEjected: 1}}
+    timeouts: {{idle: {idle}s}}
+routes: [{{name: r, backendRefs: [{{name: x}}], resume: true, timeouts: {{request: {request}s}}}}]
+",
+            first.url(),
+            second.url()
+        ))
+        .await;
+        let answer = gateway.client().post("/v1/chat/completions", &[], QUESTION).await;
+        let text = answer.text();
+        let all = events(&text);
+        assert!(text.contains("resumed_by") && text.contains(" one"), "{text}");
+        assert_eq!(all.last().unwrap()["error"]["code"], code, "{text}");
+        eventually("the attempt has ended", || async {
+            let shown = gateway.endpoint(&second.url()).await;
+            (shown["inFlight"] == 0).then_some(())
+        })
+        .await;
+        assert_eq!(gateway.endpoint(&second.url()).await["ejections"], ejections, "{code}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

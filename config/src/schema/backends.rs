@@ -115,7 +115,7 @@ pub struct BackendTimeouts {
     pub connect: Duration,
     /// From the end of the request to the head of the answer.
     pub first_byte: Duration,
-    /// Between two reads of the answer's body.
+    /// Between two reads of the answer's body, and for the server to take each part of the request.
     pub idle: Duration,
 }
 

@@ -201,13 +201,16 @@ impl Default for OutlierDetection {
 }
 
 /// Limits on all that goes to a backend together, whatever its endpoints could take, so that what stands behind them is not
-/// flooded. What is over them waits in the queue, spills or is refused like a request that finds no room. How many may
-/// wait is `whenSaturated.queue.maxDepth` of a route; how many connections an endpoint has, `capacity.maxConnections`.
+/// flooded. What is over them waits in the queue, spills or is refused like a request that finds no room. How many
+/// connections an endpoint has is `capacity.maxConnections`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CircuitBreaker {
     /// Requests in flight at all endpoints together, those of all routes, retries, hedges and mirrored copies.
     pub max_in_flight: Option<NonZeroU32>,
+    /// Requests that wait for it at a time, in the queues of all routes, besides the `maxDepth` of each. A request that
+    /// could go to several backends waits while one of them lets it.
+    pub max_pending: Option<NonZeroU32>,
     /// Retries and hedges on their way at a time, of all routes, besides the share that `retry.budget` sets; 0 for none.
     pub max_retries: Option<u32>,
 }

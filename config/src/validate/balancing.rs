@@ -15,6 +15,7 @@ pub(super) fn all(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     health_check(cx, n, backend);
     outlier_detection(cx, n, backend);
     capacity(cx, n, backend);
+    circuit_breaker(cx, n, backend);
 }
 
 fn load_balancing(cx: &mut Context<'_>, n: usize, backend: &Backend) {
@@ -180,6 +181,38 @@ fn capacity(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     if by_depth && !c.load_reports && c.queue_depth.is_none() {
         let message = "no figures would come: `capacity` needs `queueDepth` or `loadReports: true`";
         cx.error(at!["backends", n, "loadBalancing", "policy"], message);
+    }
+}
+
+/// Limits on the whole that its parts never reach.
+fn circuit_breaker(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    let breaker = &backend.circuit_breaker;
+    let place = |key: &str| at!["backends", n, "circuitBreaker", key];
+    // Names and files may stand for any number of servers.
+    let is_address = |e: &crate::schema::Endpoint| e.url.host.parse::<std::net::IpAddr>().is_ok();
+    let is_counted = backend.endpoints_file.is_none() && backend.endpoints.iter().all(is_address);
+    let count = u32::try_from(backend.endpoints.iter().filter(|e| e.weight > 0).count()).unwrap_or(u32::MAX);
+    if let (Some(together), Some(each)) = (breaker.max_in_flight, backend.capacity.max_in_flight)
+        && is_counted
+        && each.get().saturating_mul(count) <= together.get()
+    {
+        let message = format!("this has no effect: {count} endpoints with {each} requests each take no more");
+        cx.error(place("maxInFlight"), message);
+    }
+    let Some(pending) = breaker.max_pending else { return };
+    let depths = cx.config.routes.iter().filter_map(|route| {
+        let is_its = |r: &crate::schema::BackendRef| r.name.as_ref() == Some(&backend.name);
+        let queue = route.when_saturated.as_ref()?.queue.as_ref()?;
+        // Where requests stay with their target, each target has a queue.
+        route.backend_refs.iter().any(is_its).then_some(queue.max_depth.get())
+    });
+    let all: u64 = depths.map(u64::from).sum();
+    if all == 0 {
+        let message = "no request ever waits for this backend: none of its routes has `whenSaturated.queue`";
+        cx.error(place("maxPending"), message);
+    } else if all <= pending.get().into() {
+        let message = format!("this has no effect: the queues of its routes hold no more than {all} (`maxDepth`)");
+        cx.error(place("maxPending"), message);
     }
 }
 

@@ -54,6 +54,11 @@ impl RetryBudget {
         self.take(now).then_some(retrying)
     }
 
+    /// Retries and hedges that are on their way.
+    pub fn running(&self) -> u32 {
+        self.running.load(Ordering::Relaxed)
+    }
+
     /// Takes one retry or hedge, if there is one. `now` is in milliseconds, as [`crate::balancing::now_millis`] has it.
     fn take(&self, now: u64) -> bool {
         self.refill(now);

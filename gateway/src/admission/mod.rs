@@ -18,7 +18,8 @@ pub use budget::{RetryBudget, Retrying};
 pub use draw::Order;
 pub use line::Party;
 pub use queue::{NotHeld, Queue, Ticket, Turn};
-pub use room::{Room, Taken};
+pub use room::{Pending, Room, Taken};
+use smallvec::SmallVec;
 pub use spill_rule::SpillRule;
 
 use crate::balancing::{Ask, Endpoint, EndpointState};
@@ -102,6 +103,17 @@ impl Journey {
                 first_of_its_priority || route.try_others
             },
         )
+    }
+
+    /// Counts the request among those who wait for the backends that it may go to, as far as those let it; `None` where none
+    /// does.
+    pub fn wait(&self, route: &Route) -> Option<SmallVec<[Pending; 2]>> {
+        let backends = self.targets(route).filter_map(|(_, target)| match &target.kind {
+            TargetKind::Model(_) => None,
+            TargetKind::Backend(backend) => Some(backend),
+        });
+        let pending: SmallVec<_> = backends.filter_map(|backend| backend.room.wait(backend.max_pending)).collect();
+        (!pending.is_empty()).then_some(pending)
     }
 
     /// Whether an endpoint that the request may go to seems to have room, tried before or not.

@@ -133,6 +133,12 @@ impl Queue {
         Ok(Ticket { queue: self.clone(), place, wake, since: now, until, outcome: "abandoned" })
     }
 
+    /// Somebody was not let in, for want of a place among those who wait for its backend.
+    pub fn turned_away(&self) -> NotHeld {
+        self.metrics.left("full", Duration::ZERO);
+        NotHeld::Full
+    }
+
     /// There may be a place: the next one is told. False when nobody waits.
     pub fn call(&self) -> bool {
         let mut state = self.state.lock();
@@ -231,6 +237,11 @@ impl Ticket {
     /// It has a place at an endpoint.
     pub fn admitted(mut self) {
         self.outcome = "admitted";
+    }
+
+    /// It goes where it need not wait.
+    pub fn moved_on(mut self) {
+        self.outcome = "moved_on";
     }
 
     /// It waits no longer.

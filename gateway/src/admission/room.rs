@@ -1,7 +1,7 @@
 //! Where places come free: one for each backend, outliving snapshots. Whoever gives a place back tells the queues that
-//! wait for it, in turn, so that no route of several takes all.
+//! wait for it, in turn, so that no route of several takes all. Those who wait are counted here, over all queues.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::RwLock;
@@ -14,6 +14,7 @@ use crate::balancing::{RoomListener, Slot};
 pub struct Room {
     queues: RwLock<Vec<Weak<Queue>>>,
     turn: AtomicUsize,
+    pending: AtomicU32,
 }
 
 impl Room {
@@ -24,6 +25,18 @@ impl Room {
         if !queues.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(queue))) {
             queues.push(Arc::downgrade(queue));
         }
+    }
+
+    /// Requests that wait for the backend.
+    pub fn pending(&self) -> u32 {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more who waits, of at most so many, in one step.
+    pub(super) fn wait(self: &Arc<Self>, most: u32) -> Option<Pending> {
+        let more = |pending: u32| if pending < most { pending.checked_add(1) } else { None };
+        self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Pending(self.clone()))
     }
 
     /// There is, or may be, room for one more request. Who is called and finds more of it calls the next one.
@@ -46,6 +59,15 @@ impl Room {
 impl RoomListener for Room {
     fn may_have_room(&self) {
         self.freed();
+    }
+}
+
+/// One who waits for a backend; counted until it is dropped.
+pub struct Pending(Arc<Room>);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -41,9 +41,10 @@ pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Is told when an endpoint of a backend may take more than before, although nobody gave a slot back.
+/// Is told when what an endpoint of a backend may take has changed, although nobody gave a slot back.
 pub trait RoomListener: Send + Sync {
-    /// There may be room for a request more, or for several.
+    /// There may be room for a request more, or for several; or nobody may have traffic any more, which those who wait
+    /// find out as they look for it.
     fn may_have_room(&self);
 }
 
@@ -124,10 +125,12 @@ impl EndpointState {
     /// Sets what the active check found.
     pub fn set_healthy(&self, healthy: bool, now: u64) {
         let was = self.healthy.swap(healthy, Ordering::Relaxed);
-        if healthy && !was {
-            self.returned(now);
-        }
         self.metrics.set_healthy(healthy);
+        match (was, healthy) {
+            (false, true) => self.returned(now),
+            (true, false) => self.may_have_room(),
+            _ => {}
+        }
     }
 
     /// Whether an operator took it out.
@@ -138,8 +141,10 @@ impl EndpointState {
     /// Takes it out or puts it back. False when it was so already.
     pub fn set_drained(&self, drained: bool, now: u64) -> bool {
         let was = self.drained.swap(drained, Ordering::Relaxed);
-        if was && !drained {
-            self.returned(now);
+        match (was, drained) {
+            (true, false) => self.returned(now),
+            (false, true) => self.may_have_room(),
+            _ => {}
         }
         was != drained
     }
@@ -150,7 +155,7 @@ impl EndpointState {
         self.may_have_room();
     }
 
-    /// It may take more than before, although no slot was given back: tells whoever waits.
+    /// What it may take has changed, although no slot was given back: tells whoever waits.
     pub(super) fn may_have_room(&self) {
         if let Some(listener) = &self.siblings.listener {
             listener.may_have_room();

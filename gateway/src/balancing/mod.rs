@@ -27,7 +27,7 @@ pub use outlier::{Detector, Verdict};
 pub use policy::{
     Hash, LeastRequest, PeakEwma, PickContext, Policy, RoundRobin, ShortestQueue, hash_key, policy as make_policy,
 };
-pub use report::{BackendReport, drain, reports, samples};
+pub use report::{BackendReport, backend_samples, drain, reports, samples};
 pub(crate) use resolve::addresses;
 pub use resolve::{Resolve, Resolved};
 pub use set::{Ask, Balancer, EndpointSet, Taken};

@@ -50,6 +50,8 @@ pub(crate) struct Record {
     requests: Buckets,
     errors: Buckets,
     latency: Buckets,
+    /// How many latencies that is the sum of: other than requests, they are known when an answer begins.
+    timed: Buckets,
     /// Half the window, milliseconds.
     half: AtomicU64,
 }
@@ -74,15 +76,16 @@ impl Record {
     pub(super) fn took(&self, took: Duration, now: u64) {
         if let Some(epoch) = now.checked_div(self.half.load(Ordering::Relaxed)) {
             self.latency.add(millis(took).min(MAX_COUNT), epoch);
+            self.timed.add(1, epoch);
         }
     }
 
-    /// Mean latency within the window in milliseconds, of at least so many requests.
+    /// Mean latency within the window in milliseconds, of at least so many answers.
     #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
     fn mean(&self, now: u64, least: u32) -> Option<f64> {
         let epoch = now / self.half.load(Ordering::Relaxed).max(1);
-        let requests = self.requests.sum(epoch);
-        (requests >= u64::from(least)).then(|| self.latency.sum(epoch) as f64 / requests as f64)
+        let timed = self.timed.sum(epoch);
+        (timed >= u64::from(least)).then(|| self.latency.sum(epoch) as f64 / timed as f64)
     }
 }
 
@@ -280,7 +283,7 @@ impl Detector {
         record.probation.store(true, Ordering::Relaxed);
         record.ejected_until.store(now.saturating_add(time), Ordering::Relaxed);
         record.consecutive.store(0, Ordering::Relaxed);
-        for buckets in [&record.requests, &record.errors, &record.latency] {
+        for buckets in [&record.requests, &record.errors, &record.latency, &record.timed] {
             buckets.clear();
         }
         endpoint.state.metrics.ejections.inc();
@@ -295,129 +298,4 @@ impl Detector {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::balancing::tests::endpoints;
-
-    fn rules(json: serde_json::Value) -> Detector {
-        Detector::new(&serde_json::from_value(json).unwrap())
-    }
-
-    #[test]
-    fn errors_in_a_row_eject_and_a_good_answer_between_them_does_not() {
-        let detector = rules(serde_json::json!({"consecutiveErrors": 3, "ejectionTime": "1s"}));
-        let all = endpoints(&[1, 1]);
-        let bad = &all[0];
-        for verdict in [Verdict::Error, Verdict::Error, Verdict::Good, Verdict::Error, Verdict::Full, Verdict::Error] {
-            assert!(!detector.ended(&all, bad, verdict, 10, 11));
-        }
-        assert!(bad.is_available(11, false));
-        assert!(detector.ended(&all, bad, Verdict::Error, 10, 12));
-        assert!(!bad.is_available(12, false) && bad.is_available(12, true), "panic does not look at ejections");
-        assert!(bad.is_available(1_012, false));
-        assert_eq!(bad.room(1_012, false).0, 1, "one request at a time");
-    }
-
-    #[test]
-    fn probation_ends_with_one_good_answer_and_an_error_in_it_ejects_for_longer() {
-        let detector = rules(serde_json::json!({"consecutiveErrors": 1, "ejectionTime": "1s", "window": "10s"}));
-        let all = endpoints(&[1, 1]);
-        let bad = &all[0];
-        let (mut now, mut times) = (100, Vec::new());
-        for _ in 0..12 {
-            assert!(detector.ended(&all, bad, Verdict::Error, now, now));
-            // What was on its way when it was ejected changes nothing.
-            assert!(!detector.ended(&all, bad, Verdict::Error, now, now + 10));
-            detector.good_sign(bad, now, now + 11);
-            let time = u64::try_from(bad.state.record.ejected_for(now).as_millis()).unwrap();
-            times.push(time / 1_000);
-            now += time;
-        }
-        assert_eq!(times, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 10]);
-        assert_eq!(bad.room(now, false).0, 1);
-        detector.good_sign(bad, now, now + 1);
-        assert_eq!(bad.room(now + 1, false).0, u32::MAX);
-        // Each window that goes well forgives one.
-        for _ in 0..20 {
-            now += 11_000;
-            detector.ended(&all, bad, Verdict::Good, now, now);
-        }
-        assert!(detector.ended(&all, bad, Verdict::Error, now, now));
-        assert_eq!(bad.state.record.ejected_for(now).as_millis(), 1_000);
-    }
-
-    #[test]
-    fn no_more_than_the_given_share_is_ejected_together() {
-        let detector = rules(serde_json::json!({"consecutiveErrors": 1, "maxEjected": 0.5}));
-        for (count, most) in [(1, 0), (2, 1), (3, 1), (10, 5)] {
-            let all = endpoints(&vec![1; count]);
-            let ejected = all.iter().filter(|e| detector.ended(&all, e, Verdict::Error, 5, 5)).count();
-            assert_eq!(ejected, most);
-        }
-    }
-
-    #[test]
-    fn a_share_of_errors_within_the_window_ejects() {
-        let detector = rules(
-            serde_json::json!({"consecutiveErrors": 0, "errorRate": 0.5, "minimumRequests": 20, "window": "10s"}),
-        );
-        let (all, others) = (endpoints(&[1, 1]), endpoints(&[1, 1]));
-        let mut ejected_after = None;
-        for n in 0..40u64 {
-            let verdict = if n % 2 == 0 { Verdict::Good } else { Verdict::Error };
-            if detector.ended(&all, &all[0], verdict, 100 + n, 100 + n) {
-                ejected_after.get_or_insert(n + 1);
-            }
-            // As many errors in as many requests, but spread over so long that few fall into one window.
-            assert!(!detector.ended(&others, &others[1], verdict, 100 + n * 1_000, 100 + n * 1_000));
-        }
-        assert_eq!(ejected_after, Some(20));
-    }
-
-    #[test]
-    fn by_default_one_that_fails_is_an_outlier_and_all_that_fail_alike_are_none() {
-        let ejected = |fails: [bool; 4]| {
-            let (detector, all) = (rules(serde_json::json!({})), endpoints(&[1, 1, 1, 1]));
-            for n in 0..400u64 {
-                let e = (n % 4) as usize;
-                // Two of three, and never five in a row.
-                let verdict = if fails[e] && n / 4 % 3 > 0 { Verdict::Error } else { Verdict::Good };
-                detector.ended(&all, &all[e], verdict, 1_000 + n, 1_000 + n);
-            }
-            all.iter().filter(|e| e.state.record.is_ejected(1_500)).count()
-        };
-        assert_eq!(ejected([false, true, false, false]), 1);
-        assert_eq!(ejected([true; 4]), 0);
-        assert_eq!(ejected([true, true, true, false]), 0, "it is not the few that are unlike the others");
-    }
-
-    #[test]
-    fn one_that_is_much_slower_than_the_median_is_ejected() {
-        let detector = rules(
-            serde_json::json!({"latencyFactor": 3.0, "minimumRequests": 5, "window": "10s", "consecutiveErrors": 0}),
-        );
-        let all = endpoints(&[1, 1, 1, 1]);
-        for n in 0..60u64 {
-            let now = 1_000 + n * 20;
-            for (place, e) in all.iter().enumerate() {
-                let took = Duration::from_millis(if place == 2 { 400 } else { 50 + n });
-                e.state.record.took(took, now);
-                detector.ended(&all, e, Verdict::Good, now, now);
-            }
-        }
-        let ejected: Vec<_> = all.iter().map(|e| e.state.record.is_ejected(2_300)).collect();
-        assert_eq!(ejected, [false, false, true, false]);
-    }
-
-    #[test]
-    fn sums_look_back_one_window() {
-        let buckets = Buckets::default();
-        buckets.add(3, 10);
-        buckets.add(4, 11);
-        assert_eq!((buckets.sum(10), buckets.sum(11), buckets.sum(12), buckets.sum(13)), (3, 7, 4, 0));
-        buckets.add(1, 12);
-        assert_eq!(buckets.sum(12), 5);
-        buckets.add(MAX_COUNT, 12);
-        assert_eq!(buckets.sum(12), MAX_COUNT + 4, "it saturates");
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{Closed, Endpoint, now_millis};
 use crate::snapshot::Backend;
-use crate::telemetry::EndpointSample;
+use crate::telemetry::{BackendSample, EndpointSample};
 
 /// Age up to which figures of servers are shown, milliseconds.
 const SHOWN_FOR: u64 = 60_000;
@@ -24,7 +24,23 @@ pub struct BackendReport {
     /// Whether ejections are ignored, because too few endpoints are left.
     panic: bool,
     in_flight: u32,
+    /// Requests that may be in flight at all endpoints together; absent without a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_in_flight: Option<u32>,
+    /// Requests that wait for it, in the queues of all routes.
+    pending: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_pending: Option<u32>,
+    /// Retries and hedges on their way.
+    retries: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_retries: Option<u32>,
     endpoints: Vec<EndpointReport>,
+}
+
+/// A limit, where there is one.
+fn known(limit: u32) -> Option<u32> {
+    (limit != u32::MAX).then_some(limit)
 }
 
 /// An endpoint, for operators.
@@ -75,7 +91,12 @@ pub fn reports(backends: &[Arc<Backend>]) -> Vec<BackendReport> {
                 policy: backend.policy.as_str(),
                 available: backend.balancer.is_available(now),
                 panic,
-                in_flight: endpoints.iter().map(|e| e.in_flight).sum(),
+                in_flight: backend.balancer.in_flight(),
+                max_in_flight: known(backend.balancer.max_in_flight()),
+                pending: backend.room.pending(),
+                max_pending: known(backend.max_pending),
+                retries: backend.retries.running(),
+                max_retries: known(backend.max_retries),
                 endpoints,
             }
         })
@@ -90,7 +111,6 @@ fn report(e: &Endpoint, now: u64, panic: bool) -> EndpointReport {
         Some(Closed::Ejected) => e.state.record.ejected_for(now),
         _ => e.state.full_for(now),
     };
-    let limit = e.room(now, panic).0;
     EndpointReport {
         endpoint: e.address.clone(),
         url: e.url.to_string(),
@@ -104,7 +124,7 @@ fn report(e: &Endpoint, now: u64, panic: bool) -> EndpointReport {
         retry_in_ms: (!wait.is_zero()).then(|| super::endpoint::millis(wait)),
         in_flight: e.state.in_flight(),
         connections: e.state.connections.open(),
-        limit: (limit != u32::MAX).then_some(limit),
+        limit: known(e.room(now, panic).0),
         latency_ms: e.state.latency.micros(now).map(|micros| micros.round() / 1e3),
         waiting: e.state.load.waiting(now, SHOWN_FOR),
         kv_cache: e.state.load.kv_cache(now, SHOWN_FOR),
@@ -139,6 +159,27 @@ pub fn samples(backends: &[Arc<Backend>]) -> Vec<EndpointSample> {
         }
     }
     samples
+}
+
+/// Every backend, for the metrics.
+pub fn backend_samples(backends: &[Arc<Backend>]) -> Vec<BackendSample> {
+    let now = now_millis();
+    let sample = |backend: &Arc<Backend>| {
+        let balancer = &backend.balancer;
+        let (pending, retries) = (backend.room.pending(), backend.retries.running());
+        BackendSample {
+            backend: backend.name.to_string(),
+            is_in_panic: balancer.is_in_panic(now),
+            pending,
+            retries,
+            at_limit: [
+                ("maxInFlight", balancer.in_flight() >= balancer.max_in_flight()),
+                ("maxPending", pending >= backend.max_pending),
+                ("maxRetries", retries >= backend.max_retries),
+            ],
+        }
+    };
+    backends.iter().map(sample).collect()
 }
 
 /// Takes endpoints out (`drained`), or puts them back: all that `named` names, which is an address (`10.0.0.1:8000`), or

@@ -30,6 +30,8 @@ struct Tier {
     policy: Box<dyn Policy>,
     /// Endpoints that are available, panic considered.
     available: AtomicU32,
+    /// Their share of the weight, as bits of an `f64`.
+    share: AtomicU64,
     panic: AtomicBool,
 }
 
@@ -53,7 +55,8 @@ impl EndpointSet {
                 let mine = |e: &&Arc<Endpoint>| e.priority == priority && e.weight > 0;
                 let endpoints: Vec<_> = all.iter().filter(mine).cloned().collect();
                 let policy = policy(name, &endpoints, seed, stale_after);
-                Tier { endpoints, policy, available: AtomicU32::new(0), panic: AtomicBool::new(false) }
+                let (available, share) = (AtomicU32::new(0), AtomicU64::new(1f64.to_bits()));
+                Tier { endpoints, policy, available, share, panic: AtomicBool::new(false) }
             })
             .filter(|tier| !tier.endpoints.is_empty())
             .collect();
@@ -75,13 +78,18 @@ impl EndpointSet {
         }
         for tier in &self.tiers {
             let (mut available, mut drained, mut ejected_only) = (0u32, 0u32, 0u32);
+            let (mut all, mut good, mut thrown_out) = (0.0, 0.0, 0.0);
             for e in &tier.endpoints {
+                let weight = f64::from(e.weight);
+                all += weight;
                 if e.state.is_drained() {
                     drained += 1;
                 } else if e.is_available(now, false) {
                     available += 1;
+                    good += weight;
                 } else if e.is_available(now, true) {
                     ejected_only += 1;
+                    thrown_out += weight;
                 }
             }
             // Those that an operator took out are not missed.
@@ -89,6 +97,9 @@ impl EndpointSet {
             let panic = ejected_only > 0 && f64::from(available) < f64::from(wanted) * panic_threshold;
             tier.panic.store(panic, Ordering::Relaxed);
             tier.available.store(if panic { available + ejected_only } else { available }, Ordering::Relaxed);
+            let share = if panic { good + thrown_out } else { good } / all;
+            // Nobody is picked of a tier without any.
+            tier.share.store(if share > 0.0 { share } else { 1.0 }.to_bits(), Ordering::Relaxed);
         }
     }
 
@@ -155,6 +166,16 @@ impl Balancer {
         Self { max_in_flight: max_in_flight.map_or(u32::MAX, NonZeroU32::get), ..self }
     }
 
+    /// Requests that may be in flight at all endpoints together; `u32::MAX` without a limit.
+    pub fn max_in_flight(&self) -> u32 {
+        self.max_in_flight
+    }
+
+    /// Requests in flight at all endpoints together.
+    pub fn in_flight(&self) -> u32 {
+        self.set.load().all.first().map_or(0, |e| e.state.in_backend())
+    }
+
     /// Whether the backend as a whole takes no further request.
     fn is_full(&self, set: &EndpointSet) -> bool {
         self.max_in_flight != u32::MAX && set.all.first().is_some_and(|e| e.state.in_backend() >= self.max_in_flight)
@@ -219,6 +240,7 @@ impl Balancer {
 
     fn take_of(&self, tier: &Tier, ask: &Ask<'_>) -> Option<Taken> {
         let panic = tier.panic.load(Ordering::Relaxed);
+        let available = f64::from_bits(tier.share.load(Ordering::Relaxed));
         let mut lost: Vec<usize> = Vec::new();
         let mut random = ask.random;
         loop {
@@ -227,7 +249,7 @@ impl Balancer {
                     && !ask.tried.iter().any(|tried| Arc::ptr_eq(tried, &e.state))
                     && !lost.contains(&place)
             };
-            let mut cx = PickContext { eligible: &eligible, key: ask.key, now: ask.now, random };
+            let mut cx = PickContext { eligible: &eligible, key: ask.key, now: ask.now, random, available };
             let place = tier.policy.pick(&tier.endpoints, &mut cx)?;
             random = cx.random;
             let endpoint = tier.endpoints.get(place)?;

@@ -55,7 +55,7 @@ enum Command {
     Models(models::ModelsCommand),
     /// Talk to a model in the terminal.
     Chat(chat::ChatArguments),
-    /// Watch the endpoints of a running gateway.
+    /// Watch the routes and endpoints of a running gateway.
     Top {
         #[command(flatten)]
         admin: AdminArguments,

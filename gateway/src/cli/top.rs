@@ -1,4 +1,4 @@
-//! `spillway top`: the endpoints of a running gateway in the terminal, drawn again each second from what the admin address
+//! `spillway top`: the routes and endpoints of a running gateway in the terminal, drawn again each second from what the admin address
 //! shows. Plain ANSI sequences on the alternate screen; Ctrl-C ends it.
 
 use std::collections::{BTreeMap, HashMap};
@@ -31,6 +31,9 @@ struct Backend {
     available: bool,
     panic: bool,
     in_flight: u32,
+    max_in_flight: Option<u32>,
+    pending: u32,
+    max_pending: Option<u32>,
     endpoints: Vec<Endpoint>,
 }
 
@@ -53,27 +56,47 @@ struct Endpoint {
 struct Reading {
     at: Instant,
     backends: Vec<Backend>,
+    routes: BTreeMap<String, Route>,
+}
+
+/// What the metrics say of a route: counts since the process began, and how many wait now.
+#[derive(Debug, Default, Clone, Copy)]
+struct Route {
+    waiting: f64,
+    requests: f64,
+    retries: f64,
     spills: f64,
     sheds: f64,
+}
+
+/// Reads the routes out of the metrics.
+fn routes(metrics: &str) -> BTreeMap<String, Route> {
+    let mut routes: BTreeMap<String, Route> = BTreeMap::new();
+    for line in metrics.lines() {
+        let Some((name, rest)) = line.split_once('{') else { continue };
+        let figure: fn(&mut Route) -> &mut f64 = match name {
+            "spillway_queue_depth" => |route| &mut route.waiting,
+            "http_server_request_duration_seconds_count" => |route| &mut route.requests,
+            "spillway_retries_total" => |route| &mut route.retries,
+            "spillway_spills_total" => |route| &mut route.spills,
+            "spillway_sheds_total" => |route| &mut route.sheds,
+            _ => continue,
+        };
+        let Some((labels, value)) = rest.rsplit_once("} ") else { continue };
+        let route = labels.split_once("http_route=\"").and_then(|(_, rest)| rest.split_once('"'));
+        if let (Some((route, _)), Ok(value)) = (route, value.parse::<f64>()) {
+            *figure(routes.entry(route.to_owned()).or_default()) += value;
+        }
+    }
+    routes
 }
 
 async fn read(admin: &AdminArguments) -> Result<Reading, String> {
     let page = admin.get("/api/backends").await?;
     let backends: Backends = serde_json::from_slice(&page).map_err(|e| format!("{}: {e}", admin.url()))?;
     let metrics = admin.get("/metrics").await?;
-    let metrics = String::from_utf8_lossy(&metrics);
-    let at = Instant::now();
-    let sum = |name: &str| {
-        let values =
-            metrics.lines().filter_map(|line| line.strip_prefix(name)?.rsplit(' ').next()?.parse::<f64>().ok());
-        values.sum()
-    };
-    Ok(Reading {
-        at,
-        backends: backends.backends,
-        spills: sum("spillway_spills_total{"),
-        sheds: sum("spillway_sheds_total{"),
-    })
+    let routes = routes(&String::from_utf8_lossy(&metrics));
+    Ok(Reading { at: Instant::now(), backends: backends.backends, routes })
 }
 
 /// Draws until Ctrl-C, or once.
@@ -177,15 +200,38 @@ fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &String
     let rate = |now: f64, before: f64| (now - before).max(0.0) / seconds;
     let (had, has) = (attempts(before), attempts(now));
     let all = |attempts: &HashMap<(&str, &str), (u64, u64)>| attempts.values().map(|(all, _)| *all).sum::<u64>() as f64;
+    let sum = |reading: &Reading, figure: fn(&Route) -> f64| reading.routes.values().map(figure).sum::<f64>();
+    let all_routes = |figure| rate(sum(now, figure), sum(before, figure));
     let _ = writeln!(
         out,
         "spillway top  {}   {:.1} attempts/s   {:.1} spills/s   {:.1} sheds/s",
         admin.url(),
         rate(all(&has), all(&had)),
-        rate(now.spills, before.spills),
-        rate(now.sheds, before.sheds),
+        all_routes(|route| route.spills),
+        all_routes(|route| route.sheds),
     );
     let paint = |code: &str, text: String| if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text };
+    if !now.routes.is_empty() {
+        let _ = writeln!(
+            out,
+            "\n  {:44} {:>7} {:>8} {:>8} {:>8} {:>8}",
+            "ROUTE", "WAITING", "REQ/S", "RETRY/S", "SPILL/S", "SHED/S"
+        );
+    }
+    for (name, route) in &now.routes {
+        let then = before.routes.get(name).copied().unwrap_or(*route);
+        let shed = rate(route.sheds, then.sheds);
+        let _ = writeln!(
+            out,
+            "  {:44} {:>7} {:>8.1} {:>8.1} {:>8.1} {}",
+            printable(name, 44),
+            route.waiting,
+            rate(route.requests, then.requests),
+            rate(route.retries, then.retries),
+            rate(route.spills, then.spills),
+            if shed > 0.0 { paint("31", format!("{shed:>8.1}")) } else { format!("{shed:>8.1}") },
+        );
+    }
     for backend in &now.backends {
         let state = match (backend.available, backend.panic) {
             (false, _) => paint("31", "unavailable".to_owned()),
@@ -193,7 +239,15 @@ fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &String
             (true, false) => paint("32", "available".to_owned()),
         };
         let name = paint("1", printable(&backend.name, 40));
-        let _ = writeln!(out, "\n{name}  {}  {state}  {} in flight", printable(&backend.policy, 20), backend.in_flight);
+        let of =
+            |count: u32, most: Option<u32>| most.map_or_else(|| count.to_string(), |most| format!("{count}/{most}"));
+        let _ = writeln!(
+            out,
+            "\n{name}  {}  {state}  {} in flight  {} waiting",
+            printable(&backend.policy, 20),
+            of(backend.in_flight, backend.max_in_flight),
+            of(backend.pending, backend.max_pending),
+        );
         let _ = writeln!(
             out,
             "  {:44} {:>4} {:12} {:>11} {:>8} {:>7} {:>9} {:>5} {:>4} {:>4}",
@@ -232,4 +286,20 @@ fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &String
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_read_out_of_the_metrics() {
+        let page = "# TYPE spillway_sheds counter\nspillway_sheds_total{http_route=\"a\",reason=\"saturated\"} 2\n\
+                    spillway_sheds_total{http_route=\"a\",reason=\"unavailable\"} 3\nspillway_queue_depth{http_route=\"a\"} 7\n\
+                    http_server_request_duration_seconds_count{http_request_method=\"GET\",http_route=\"b\",http_response_status_code=\"200\"} 9\n\
+                    spillway_retries_total{} 4\nspillway_spills_total{http_route=\"b\"} x\n# EOF\n";
+        let routes = routes(page);
+        let told: Vec<_> = routes.iter().map(|(name, r)| (name.as_str(), r.waiting, r.requests, r.sheds)).collect();
+        assert_eq!(told, [("a", 7.0, 0.0, 5.0), ("b", 0.0, 9.0, 0.0)]);
+    }
 }

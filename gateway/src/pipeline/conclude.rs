@@ -72,7 +72,12 @@ pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outco
         Outcome::Failed(failure) => ("failed", Some(kind(failure))),
     };
     a.endpoint.state.metrics.attempted(counted);
-    a.backend.balancer.ended(&a.endpoint, verdict(outcome, x, took), a.began, now_millis());
+    a.backend.balancer.ended(
+        &a.endpoint,
+        verdict(outcome, x.outcome.status, x.outcome.error_code, took),
+        a.began,
+        now_millis(),
+    );
     if matches!(outcome, Outcome::GivenUp) {
         span.set(names::SPILLWAY_GIVEN_UP, true);
     }
@@ -95,11 +100,23 @@ pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outco
     }
 }
 
+/// A copy was sent, and answered with this status if it was. It says of its endpoint what any attempt does.
+pub(super) fn copied(a: &Attempt<'_>, outcome: &Outcome, status: u16) {
+    let counted = match outcome {
+        Outcome::Answered => "answered",
+        Outcome::Full(_) => "full",
+        Outcome::GivenUp => "given_up",
+        _ => "failed",
+    };
+    a.endpoint.state.metrics.attempted(counted);
+    let verdict = verdict(outcome, status, None, a.started.elapsed());
+    a.backend.balancer.ended(&a.endpoint, verdict, a.began, now_millis());
+}
+
 /// What an attempt says of its endpoint's health.
-fn verdict(outcome: &Outcome, x: &Exchange, took: Duration) -> Verdict {
-    let status = x.outcome.status;
+fn verdict(outcome: &Outcome, status: u16, error_code: Option<&str>, took: Duration) -> Verdict {
     match outcome {
-        Outcome::Broken if x.outcome.error_code == Some(REQUEST_TIMEOUT) => Verdict::Unknown,
+        Outcome::Broken if error_code == Some(REQUEST_TIMEOUT) => Verdict::Unknown,
         // 501 and 505 speak of the request.
         Outcome::Answered if matches!(status, 500 | 502..=504 | 506..=599) => Verdict::Error,
         Outcome::Answered => Verdict::Good,

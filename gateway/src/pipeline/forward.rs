@@ -110,6 +110,7 @@ pub(super) async fn forward(
             }
             Admission::Model { target, model } => {
                 drop(retrying.take());
+                wait.elsewhere(x);
                 let model = model.clone();
                 match spilling::direct(&model, session, x).await? {
                     Direct::Answered => return Ok(()),
@@ -139,6 +140,7 @@ pub(super) async fn forward(
             }
             Admission::Unavailable => {
                 drop(retrying.take());
+                wait.elsewhere(x);
                 return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
             }
         }

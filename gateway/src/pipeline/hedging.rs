@@ -46,6 +46,7 @@ pub(super) async fn race<'a>(
     x: &mut Exchange,
 ) -> (Attempt<'a>, Outcome) {
     let mut runners: Vec<Option<Runner<'a>>> = Vec::new();
+    // Dropped before the runners: a slot is free when its connection is gone, not earlier.
     let mut running = FuturesUnordered::new();
     let move_on = first.move_on;
     let mut next = Some((first.clone(), slot, None));
@@ -61,7 +62,8 @@ pub(super) async fn race<'a>(
             runners.push(Some(Runner { attempt: attempt.clone(), span, _slot: slot, _retrying: retrying }));
             // Whether it can be sent twice was asked before; one that cannot would be waited for in vain.
             let Some(ready) = ready else {
-                give_up(&mut runners, x, None);
+                running.clear();
+                give_up(&mut runners, x);
                 return (attempt, Outcome::Failed(Failure::Protocol("the body is not held".to_owned())));
             };
             running.push(async move { (place, open(&attempt, ready).await) });
@@ -72,7 +74,8 @@ pub(super) async fn race<'a>(
             biased;
             Some(opened) = running.next() => Some(opened),
             _ = session.read_body_or_idle(true) => {
-                give_up(&mut runners, x, None);
+                running.clear();
+                give_up(&mut runners, x);
                 return (first, Outcome::ClientGone);
             }
             () = sleep_until(due), if may_hedge => None,
@@ -85,8 +88,8 @@ pub(super) async fn race<'a>(
             }
             Some((place, Ok(opened))) => {
                 let Some(winner) = runners.get_mut(place).and_then(Option::take) else { continue };
-                give_up(&mut runners, x, Some(place));
                 running.clear();
+                give_up(&mut runners, x);
                 let outcome = relay(&winner.attempt, session, x, opened).await;
                 let took = winner.attempt.started.elapsed();
                 super::conclude::attempt_ended(&winner.attempt, x, winner.span, &outcome, took);
@@ -126,20 +129,10 @@ fn another<'a>(
     Some((attempt, slot, Some(retrying)))
 }
 
-/// Those that lost: their time counts for nothing, their slots are free at once.
-fn give_up(runners: &mut [Option<Runner<'_>>], x: &Exchange, winner: Option<usize>) {
-    for (place, runner) in runners.iter_mut().enumerate() {
-        if Some(place) == winner {
-            continue;
-        }
-        if let Some(lost) = runner.take() {
-            super::conclude::attempt_ended(
-                &lost.attempt,
-                x,
-                lost.span,
-                &Outcome::GivenUp,
-                lost.attempt.started.elapsed(),
-            );
-        }
+/// Those that lost, whose connections are gone: their time counts for nothing, their slots are free at once.
+fn give_up(runners: &mut [Option<Runner<'_>>], x: &Exchange) {
+    for lost in runners.iter_mut().filter_map(Option::take) {
+        let took = lost.attempt.started.elapsed();
+        super::conclude::attempt_ended(&lost.attempt, x, lost.span, &Outcome::GivenUp, took);
     }
 }

@@ -11,7 +11,7 @@ use crate::balancing::{Endpoint, now_millis};
 use crate::exchange::Exchange;
 use crate::server::Gateway;
 use crate::snapshot::{MirrorPlan, Route};
-use crate::upstream::{Attempt, MoveOn, Ready, RequestBody, drain, open};
+use crate::upstream::{Attempt, MoveOn, Outcome, Ready, RequestBody, drain, open};
 
 /// Sends the copies that this request is drawn for.
 pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ServerSession, x: &Exchange) {
@@ -71,17 +71,38 @@ fn attempt<'a>(
     endpoint: Arc<Endpoint>,
     slot: &Taken,
 ) -> Attempt<'a> {
-    super::forward::attempt(gateway, route, &plan.backend, endpoint, slot, MoveOn { full: false, retry: false })
+    super::forward::attempt(gateway, route, &plan.backend, endpoint, slot, MoveOn { full: true, retry: false })
 }
 
 /// Whether it was answered, well or not.
 async fn send(gateway: &Gateway, route: &Route, plan: &MirrorPlan, copy: Copy) -> bool {
     let attempt = attempt(gateway, route, plan, copy.endpoint, &copy.slot);
-    match open(&attempt, copy.ready).await {
-        Ok(opened) => drain(&attempt, opened).await,
-        Err(outcome) => {
-            tracing::debug!(event = "copy_failed", route = %route.name, backend = %plan.backend.name, ?outcome);
-            false
+    // The time of a copy may be shorter than that of the answers: one that is dropped for it says nothing of its server.
+    let mut judged = Judged { attempt: &attempt, outcome: Outcome::GivenUp, status: 0 };
+    judged.outcome = match open(&attempt, copy.ready).await {
+        Ok(opened) => {
+            judged.status = opened.head.status.as_u16();
+            if drain(&attempt, opened).await { Outcome::Answered } else { Outcome::Broken }
         }
+        Err(outcome) => outcome,
+    };
+    super::forward::note_if_full(&attempt, &judged.outcome);
+    let answered = matches!(judged.outcome, Outcome::Answered);
+    if !answered {
+        tracing::debug!(event = "copy_failed", route = %route.name, backend = %plan.backend.name, outcome = ?judged.outcome);
+    }
+    answered
+}
+
+/// How a copy ended, which is told of its endpoint also when the copy is given up.
+struct Judged<'a> {
+    attempt: &'a Attempt<'a>,
+    outcome: Outcome,
+    status: u16,
+}
+
+impl Drop for Judged<'_> {
+    fn drop(&mut self) {
+        super::conclude::copied(self.attempt, &self.outcome, self.status);
     }
 }

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use pingora::protocols::http::ServerSession;
+use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::admission::{Journey, NotHeld, Party, Ticket, Turn};
+use crate::admission::{Journey, NotHeld, Party, Pending, Ticket, Turn};
 use crate::balancing::now_millis;
 use crate::exchange::Exchange;
 use crate::snapshot::Route;
@@ -35,6 +36,8 @@ pub(super) struct Wait {
     /// Calls in a row that found no place, and when the last one was.
     misses: u32,
     missed_at: Option<Instant>,
+    /// Its place among those who wait for its backends, as long as it has a ticket.
+    pending: SmallVec<[Pending; 2]>,
 }
 
 /// Calls in a row that may be repeated at once. More of them mean that an endpoint seems to have room and takes nobody:
@@ -72,6 +75,7 @@ impl Wait {
                 ticket
             }
             None => {
+                let Some(pending) = journey.wait(route) else { return Waited::Over(queue.turned_away()) };
                 let until = *self.until.get_or_insert_with(|| last_moment(route, x));
                 let priority = x.caller.as_ref().map_or(0, |caller| caller.priority);
                 match queue.enter(party(x), priority, until) {
@@ -79,6 +83,7 @@ impl Wait {
                         let mut span = x.span.child("queue", Kind::Internal);
                         span.set(names::SPILLWAY_QUEUE_PRIORITY, i64::from(priority));
                         self.span = Some(span);
+                        self.pending = pending;
                         ticket
                     }
                     Err(no) => return Waited::Over(no),
@@ -140,7 +145,15 @@ impl Wait {
         journey.offer_rest(route, now_millis());
     }
 
+    /// It goes where nobody waits for. Whoever is next has the call that it had, and does not wait for what it does now.
+    pub(super) fn elsewhere(&mut self, x: &mut Exchange) {
+        let Some(ticket) = self.ticket.take() else { return };
+        self.told(&ticket, x, "moved_on");
+        ticket.moved_on();
+    }
+
     fn told(&mut self, ticket: &Ticket, x: &mut Exchange, outcome: &'static str) {
+        self.pending.clear();
         x.outcome.queued = Some(x.outcome.queued.unwrap_or_default() + ticket.waited());
         if let Some(mut span) = self.span.take() {
             span.set(names::SPILLWAY_QUEUE_OUTCOME, outcome);

@@ -199,8 +199,9 @@ pub(super) async fn last(
         UNAVAILABLE => ("service_unavailable", "no server for this request is available; try again"),
         _ => ("overloaded", "every server for this request is busy; try again"),
     };
-    // The time until there is a place for one more: as fast as places came free lately, or what was told.
-    let known = journey.queue(route).and_then(|queue| queue.drained_in());
+    // The time until there is a place for one more: as fast as places came free lately, or what was told. Where nobody is
+    // there, no place comes free, whatever the rate was.
+    let known = journey.queue(route).filter(|_| reason != UNAVAILABLE).and_then(|queue| queue.drained_in());
     let told = || last.retry_after.max(journey.next_change(route, now_millis()).unwrap_or_default());
     let wait = known.unwrap_or_else(told).max(busy.unwrap_or_default());
     Err(End::refuse(Refusal::new(last.status, ErrorKind::Overloaded, code, message).retry_after(wait)))

@@ -2,6 +2,7 @@
 //! models are loaded. Whatever outlives a snapshot is found again here by its identity.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -214,6 +215,7 @@ impl Compiler {
             balancer: Balancer::new(set, Detector::new(&written.outlier_detection))
                 .limited(written.circuit_breaker.max_in_flight),
             max_retries: written.circuit_breaker.max_retries.unwrap_or(u32::MAX),
+            max_pending: written.circuit_breaker.max_pending.map_or(u32::MAX, NonZeroU32::get),
             hash_on: written.load_balancing.hash_on.clone(),
             policy: written.load_balancing.policy,
             load_reports: written.capacity.load_reports,

@@ -249,6 +249,8 @@ pub struct Backend {
     pub retries: Arc<RetryBudget>,
     /// How much of that at a time.
     pub max_retries: u32,
+    /// How many may wait for it at a time.
+    pub max_pending: u32,
     /// Where its free places are offered to those who wait.
     pub room: Arc<Room>,
     /// The model name its servers know, when it differs from the caller's.
@@ -352,6 +354,7 @@ impl Backend {
             load_reports: false,
             retries: Arc::default(),
             max_retries: u32::MAX,
+            max_pending: u32::MAX,
             room: Arc::default(),
             model: None,
             upstream_model: None,

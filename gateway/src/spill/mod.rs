@@ -4,15 +4,24 @@
 
 mod answer;
 mod encode;
+mod files;
+mod loading;
 mod memory;
+mod memory;
+mod model;
 mod pool;
+mod prompt;
 mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Begun, SpillError, Terms, answer, continue_answer, prompt_tokens};
+pub use answer::{Begun, SpillError, Terms, answer, continue_answer};
 pub use encode::{Encoded, encode};
+pub use loading::ModelError;
+pub(crate) use loading::options;
 pub use memory::{Held, ModelMemory, NoRoom};
-pub(crate) use pool::options;
-pub use pool::{LoadedModel, ModelError, Models};
+pub use memory::{Held, ModelMemory, NoRoom};
+pub use model::LoadedModel;
+pub use pool::Models;
+pub use prompt::prompt_tokens;
 pub use stream::{Events, Head, Report, SpillStream};

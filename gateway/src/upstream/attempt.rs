@@ -15,10 +15,11 @@ use pingora::{ErrorType, RetryType};
 use tokio::time::Instant;
 
 use super::Connector;
-use super::converse::converse;
+use super::converse::{State, converse};
 use super::dial::NO_CONNECTION;
 use super::headers::Via;
 use super::open::Opened;
+use super::outgoing::Sent;
 use crate::balancing::{Class, Endpoint, now_millis, orca};
 use crate::exchange::Exchange;
 use crate::protocol::openai::Observer;
@@ -30,6 +31,9 @@ const TELL_EVERY: u64 = 1_000;
 /// How long an endpoint is left alone that may have no further connection, where its slots did not tell it: a server of
 /// HTTP/2 that takes fewer requests on a connection than we ask for.
 const WITHOUT_CONNECTION: Duration = Duration::from_millis(100);
+
+/// How long a connection that is given up may take to end in order.
+const GOODBYE: Duration = Duration::from_millis(100);
 
 /// Code of an answer that was cut because the time of the request was over, while its server still spoke.
 pub const REQUEST_TIMEOUT: &str = "request_timeout";
@@ -133,30 +137,52 @@ pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange)
             return Outcome::Failed(if attempt_deadline == deadline { Failure::Deadline } else { Failure::Timeout("backendRequest") });
         }
     };
-    let outcome = converse(a, session, x, &mut upstream, reused, limits, None).await;
-    end(a, upstream, &outcome).await;
+    let mut state = State::new(limits);
+    let outcome = converse(a, session, x, &mut upstream, reused, &mut state, None).await;
+    end(a, upstream, state.sent, &outcome).await;
     outcome
 }
 
 /// Passes an answer on that was opened before.
 pub async fn relay(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange, opened: Opened) -> Outcome {
-    let Opened { mut upstream, head, prefix, limits } = opened;
-    let outcome = converse(a, session, x, &mut upstream, false, limits, Some((head, prefix))).await;
-    end(a, upstream, &outcome).await;
+    let Opened { mut upstream, head, prefix, sent, limits } = opened;
+    let mut state = State::new(limits);
+    state.sent = sent;
+    let outcome = converse(a, session, x, &mut upstream, false, &mut state, Some((head, prefix))).await;
+    end(a, upstream, state.sent, &outcome).await;
     outcome
 }
 
-pub(super) async fn end(a: &Attempt<'_>, mut upstream: HttpSession, outcome: &Outcome) {
+/// The conversation is over. Only a connection that carried all of a request, and all of its answer, can serve another: what
+/// is missing of a body would be taken from the next request (RFC 9112, 9.3).
+pub(super) async fn end(a: &Attempt<'_>, mut upstream: HttpSession, sent: Option<Sent>, outcome: &Outcome) {
     match outcome {
-        // Only a connection whose answer was read to its end can serve another request.
-        Outcome::Answered if upstream.response_done() => a.connector.release(upstream, &a.endpoint.peer).await,
+        Outcome::Answered if sent == Some(Sent::Whole) && upstream.response_done() => {
+            a.connector.release(upstream, &a.endpoint.peer).await
+        }
         _ => shut(a, upstream).await,
+    }
+}
+
+/// Code and message of an answer that was cut by its server.
+pub(super) const CUT: (&str, &str) = ("upstream_reset", "the backend ended the answer early");
+/// Of one that did not go on in time.
+pub(super) const TOO_SLOW: (&str, &str) = ("timeout", "the backend did not continue the answer in time");
+
+/// What an answer is cut for, code and message, when the time of the whole request is over and its server was last heard at
+/// `heard`: one that spoke until the end may have had a client that reads slowly, and is not to blame.
+pub(super) fn overran(a: &Attempt<'_>, heard: Instant) -> (&'static str, &'static str) {
+    if heard.elapsed() < a.backend.idle_timeout / 2 {
+        (REQUEST_TIMEOUT, "the time for this request was over before its answer was (`timeouts.request` of its route)")
+    } else {
+        TOO_SLOW
     }
 }
 
 /// Ends a conversation before its time. Of HTTP/2 that is one stream; its connection goes back to the others.
 pub(super) async fn shut(a: &Attempt<'_>, mut upstream: HttpSession) {
-    upstream.shutdown().await;
+    // A goodbye waits behind what the server has not read yet. What it does not take of it is dropped.
+    let _ = tokio::time::timeout(GOODBYE, upstream.shutdown()).await;
     if matches!(upstream, HttpSession::H2(_)) {
         a.connector.release(upstream, &a.endpoint.peer).await;
     }

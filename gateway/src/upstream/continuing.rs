@@ -9,10 +9,10 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, sleep_until};
 
-use super::attempt::{Attempt, Died, Outcome, end};
+use super::attempt::{Attempt, CUT, Died, Outcome, TOO_SLOW, end, overran};
 use super::events::{Gate, Transcript};
 use super::open::Opened;
-use super::passing::{break_off, client_write, is_event_stream, note_usage};
+use super::passing::{break_off, client_write, is_event_stream, note_answer};
 use crate::balancing::Class;
 use crate::exchange::Exchange;
 use crate::protocol::openai::Continuation;
@@ -31,7 +31,7 @@ pub async fn go_on(
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Outcome {
-    let Opened { mut upstream, head, prefix, limits } = opened;
+    let Opened { mut upstream, head, prefix, sent, limits } = opened;
     let mut rest = Rest {
         gate: Gate::default(),
         transcript: Transcript::default(),
@@ -40,6 +40,7 @@ pub async fn go_on(
     };
     let mut observer = a.observer(&head);
     let mut next = prefix;
+    let mut heard = Instant::now();
     let ended = loop {
         if let Some(part) = next.take() {
             if let Some(observer) = &mut observer {
@@ -53,12 +54,19 @@ pub async fn go_on(
             if write(session, x, limits.deadline, out, false).await.is_err() {
                 break Outcome::ClientGone;
             }
+            // The time that the client took to read is not the server's.
+            heard = Instant::now();
         }
-        let pause = limits.deadline.min(Instant::now() + a.backend.idle_timeout);
+        let pause = limits.deadline.min(heard + a.backend.idle_timeout);
         let part = tokio::select! {
             biased;
             () = sleep_until(pause) => {
-                break rest.died(before, "timeout", "the backend did not continue the answer in time");
+                break if pause == limits.deadline {
+                    let (code, message) = overran(a, heard);
+                    break_off(session, x, true, code, message).await
+                } else {
+                    rest.ended_early(before, session, x, TOO_SLOW).await
+                };
             }
             part = upstream.read_response_body() => part,
             _ = session.read_body_or_idle(true) => break Outcome::ClientGone,
@@ -72,15 +80,15 @@ pub async fn go_on(
                     Err(_) => Outcome::ClientGone,
                 };
             }
-            Ok(None) | Err(_) => break rest.died(before, "upstream_reset", "the backend ended the answer early"),
+            Ok(None) | Err(_) => {
+                break rest.ended_early(before, session, x, CUT).await;
+            }
         }
     };
     if let Some(observer) = &mut observer {
         let seen = observer.finish();
-        x.outcome.model_answered.clone_from(&seen.model);
-        x.outcome.finish_reason.clone_from(&seen.finish_reason);
         let said_before = x.outcome.content_events;
-        note_usage(x, seen);
+        note_answer(x, seen);
         x.outcome.content_events = x.outcome.content_events.saturating_add(said_before);
         if seen.usage.is_some() {
             // What was written before is part of the answer to the caller and of the prompt to this server.
@@ -89,13 +97,8 @@ pub async fn go_on(
             x.outcome.completion_tokens = x.outcome.completion_tokens.map(|more| more.saturating_add(written));
         }
     }
-    let outcome = match ended {
-        // What was said does not allow a third part.
-        Outcome::Broken => break_off(session, x, true, "upstream_reset", "the backend ended the answer early").await,
-        other => other,
-    };
-    end(a, upstream, &outcome).await;
-    outcome
+    end(a, upstream, sent, &ended).await;
+    ended
 }
 
 struct Rest<'a> {
@@ -112,9 +115,17 @@ impl Rest<'_> {
         self.rewriter.rewrite(&events)
     }
 
-    /// All that was said so far, or that it cannot be continued once more.
-    fn died(&self, before: &Died, code: &'static str, message: &'static str) -> Outcome {
-        let Some((text, tokens)) = self.transcript.to_continue() else { return Outcome::Broken };
+    /// All that was said so far, for another one to continue; where that cannot be, the client is told.
+    async fn ended_early(
+        &self,
+        before: &Died,
+        session: &mut ServerSession,
+        x: &mut Exchange,
+        (code, message): (&'static str, &'static str),
+    ) -> Outcome {
+        let Some((text, tokens)) = self.transcript.to_continue() else {
+            return break_off(session, x, true, code, message).await;
+        };
         let (text, tokens) = (format!("{}{text}", before.text), before.tokens.saturating_add(tokens));
         Outcome::Died(Box::new(Died { text, tokens, code, message }))
     }

@@ -11,9 +11,9 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
-use super::attempt::{Attempt, Failure, Limits, Outcome, REQUEST_TIMEOUT, failure_of_head};
+use super::attempt::{Attempt, CUT, Failure, Limits, Outcome, TOO_SLOW, failure_of_head, overran};
 use super::body::expects_continue;
-use super::outgoing::{Outgoing, end_body, send};
+use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, end_body, send, send_part};
 use super::passing::{Passing, begin, break_off, client_write, died, early_hints, finish, pass_part};
 use super::verdict::{Verdict, judge};
 use crate::exchange::Exchange;
@@ -36,7 +36,8 @@ enum Next {
 
 /// Where the conversation stands.
 pub(super) struct State {
-    pub(super) body_sent: bool,
+    /// How the sending of the request has ended; `None` while parts of it are still to come.
+    pub(super) sent: Option<Sent>,
     pub(super) head_seen: bool,
     pub(super) head_passed: bool,
     pub(super) event_stream: bool,
@@ -47,9 +48,9 @@ pub(super) struct State {
 }
 
 impl State {
-    fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         Self {
-            body_sent: false,
+            sent: None,
             head_seen: false,
             head_passed: false,
             event_stream: false,
@@ -57,6 +58,15 @@ impl State {
             heard: Instant::now(),
             limits,
         }
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.sent == Some(Sent::Stalled)
+    }
+
+    /// When the attempt must have come to an end, or the request where the attempt was in time.
+    fn ends(&self) -> Instant {
+        if self.head_seen && self.event_stream { self.limits.deadline } else { self.limits.attempt }
     }
 }
 
@@ -66,47 +76,48 @@ pub(super) async fn converse(
     x: &mut Exchange,
     upstream: &mut HttpSession,
     reused: bool,
-    limits: Limits,
+    state: &mut State,
     opened: Option<(ResponseHeader, Option<Bytes>)>,
 ) -> Outcome {
     let is_head = session.req_header().method == Method::HEAD;
     let mut passing = Passing::default();
     let mut callers_account = false;
-    let mut state = State::new(limits);
+    let limits = state.limits;
     match opened {
         Some((head, prefix)) => {
-            state.body_sent = true;
             state.head_seen = true;
-            if let Some(outcome) = begin(a, session, x, upstream, &mut state, &mut passing, head, prefix, is_head).await
-            {
+            if let Some(outcome) = begin(a, session, x, upstream, state, &mut passing, head, prefix, is_head).await {
                 return outcome;
             }
         }
         None => {
             let out = Outgoing::new(a, session, x);
             callers_account = out.callers_account;
-            state.body_sent = out.body.is_some();
-            let whole = state.body_sent;
+            let is_held = out.body.is_some();
             let sent = tokio::select! {
                 biased;
                 sent = send(a, upstream, out) => sent,
-                () = sleep_until(limits.attempt) => Err(Outcome::Failed(overdue(&state, Instant::now()))),
+                () = sleep_until(limits.attempt) => Err(Outcome::Failed(overdue(state, Instant::now()))),
                 // A connection with half a request on it is closed in either case.
-                _ = session.read_body_or_idle(true), if whole => Err(Outcome::ClientGone),
+                _ = session.read_body_or_idle(true), if is_held => Err(Outcome::ClientGone),
             };
-            if let Err(outcome) = sent {
-                return outcome;
+            match sent {
+                Ok(sent) => state.sent = sent,
+                Err(outcome) => return outcome,
             }
-            if !state.body_sent && expects_continue(session) && session.write_continue_response().await.is_err() {
+            if !is_held
+                && expects_continue(session)
+                && client_write(limits.attempt, session.write_continue_response()).await.is_err()
+            {
                 return Outcome::ClientGone;
             }
             state.heard = Instant::now();
         }
     }
-    let mut timer = std::pin::pin!(sleep_until(wake_at(a, x, &state)));
+    let mut timer = std::pin::pin!(sleep_until(wake_at(a, x, state)));
     let mut early = 0;
     loop {
-        match next(upstream, session, &state, x.body_pause, timer.as_mut()).await {
+        match next(upstream, session, state, x.body_pause, timer.as_mut()).await {
             Next::Head => {
                 let Some(head) = upstream.response_header() else { continue };
                 // `Upgrade` ends here, so that nobody has asked for another protocol.
@@ -137,16 +148,15 @@ pub(super) async fn converse(
                     Verdict::Pass(prefix) => prefix,
                     Verdict::MoveOn(outcome) => return outcome,
                 };
-                if let Some(outcome) =
-                    begin(a, session, x, upstream, &mut state, &mut passing, head, prefix, is_head).await
+                if let Some(outcome) = begin(a, session, x, upstream, state, &mut passing, head, prefix, is_head).await
                 {
                     return outcome;
                 }
                 // The time for a head and that for a pause are two limits: the timer starts again.
-                timer.as_mut().reset(wake_at(a, x, &state));
+                timer.as_mut().reset(wake_at(a, x, state));
             }
             Next::AnswerPart(part) => {
-                if pass_part(a, session, x, &mut state, &mut passing, part).await.is_err() {
+                if pass_part(a, session, x, state, &mut passing, part).await.is_err() {
                     return Outcome::ClientGone;
                 }
                 // The time that the client took to read is not the server's.
@@ -158,42 +168,34 @@ pub(super) async fn converse(
                     && passing.observer.as_ref().is_some_and(|observer| !observer.observation().is_whole)
                     && passing.transcript.as_ref().is_some_and(|transcript| transcript.to_continue().is_some())
                 {
-                    return died(session, x, &state, &passing, "upstream_reset", "the backend ended the answer early")
-                        .await;
+                    return died(session, x, state, &passing, CUT).await;
                 }
-                return finish(a, session, x, upstream, &mut state, &mut passing).await;
+                return finish(a, session, x, upstream, state, &mut passing).await;
             }
             Next::BodyPart(part) => {
-                // An empty part is no end: written in chunks it would be one, and a second one would follow it.
-                let written =
-                    async { if part.is_empty() { Ok(()) } else { upstream.write_request_body(part, false).await } };
-                let Ok(written) = timeout_at(limits.attempt, written).await else {
-                    if !state.head_passed {
-                        return Outcome::Failed(overdue(&state, Instant::now()));
+                // The last part of HTTP/2 says that it is the last: no end follows it.
+                let ends = session.is_body_done();
+                let written = async {
+                    match send_part(a, upstream, part).await {
+                        None if ends => Some(end_body(a, upstream).await),
+                        ended => ended,
                     }
-                    return break_off(
-                        session,
-                        x,
-                        state.event_stream,
-                        "timeout",
-                        "the backend did not take the request in time",
-                    )
-                    .await;
                 };
-                if let Err(e) = written {
-                    tracing::debug!(event = "request_body_not_taken", error = %e);
-                    state.body_sent = true;
-                } else if session.is_body_done() {
-                    // The last part of HTTP/2 says that it is the last: no end follows it.
-                    end_body(upstream).await;
-                    state.body_sent = true;
-                }
+                let Ok(sent) = timeout_at(state.ends(), written).await else {
+                    return not_read(session, x, state).await;
+                };
+                state.sent = sent;
                 state.heard = Instant::now();
+                // For an answer of one who reads no more there is less time.
+                timer.as_mut().reset(wake_at(a, x, state));
             }
             Next::BodyEnd => {
-                end_body(upstream).await;
-                state.body_sent = true;
+                let Ok(sent) = timeout_at(state.ends(), end_body(a, upstream)).await else {
+                    return not_read(session, x, state).await;
+                };
+                state.sent = Some(sent);
                 state.heard = Instant::now();
+                timer.as_mut().reset(wake_at(a, x, state));
             }
             Next::ClientGone => return Outcome::ClientGone,
             // An answer that is on its way already is all that the client gets.
@@ -203,35 +205,40 @@ pub(super) async fn converse(
                 if !state.head_passed {
                     return Outcome::Failed(failure_of_head(&e, reused));
                 }
-                return died(session, x, &state, &passing, "upstream_reset", "the backend ended the answer early")
-                    .await;
+                return died(session, x, state, &passing, CUT).await;
             }
             Next::Time => {
                 let now = Instant::now();
-                let due = wake_at(a, x, &state);
+                let due = wake_at(a, x, state);
                 if due > now {
                     timer.as_mut().reset(due);
                     continue;
                 }
                 // Who still owes a part of the request has let the time pass, not the server.
-                if !state.body_sent && !state.head_passed {
+                if state.sent.is_none() && !state.head_passed {
                     return Outcome::ClientSlow;
                 }
-                let failure = overdue(&state, now);
+                let failure = overdue(state, now);
                 if !state.head_passed {
                     return Outcome::Failed(failure);
                 }
-                let message = "the backend did not continue the answer in time";
                 if now >= limits.deadline {
-                    // A server that was heard until the end may have had a client that reads slowly.
-                    let heard = now.saturating_duration_since(state.heard) < a.backend.idle_timeout / 2;
-                    let code = if heard { REQUEST_TIMEOUT } else { "timeout" };
+                    let (code, message) = overran(a, state.heard);
                     return break_off(session, x, state.event_stream, code, message).await;
                 }
-                return died(session, x, &state, &passing, "timeout", message).await;
+                return died(session, x, state, &passing, TOO_SLOW).await;
             }
         }
     }
+}
+
+/// The time of the attempt is over, and the server has not taken the request yet.
+async fn not_read(session: &mut ServerSession, x: &mut Exchange, state: &State) -> Outcome {
+    if !state.head_passed {
+        return Outcome::Failed(overdue(state, Instant::now()));
+    }
+    let message = "the backend did not take the request in time";
+    break_off(session, x, state.event_stream, "timeout", message).await
 }
 
 /// Waits for what comes next. Every branch may be dropped and asked again: Pingora's readers keep what they have read.
@@ -257,7 +264,7 @@ async fn next(
         }
     };
     let client = async {
-        if state.body_sent {
+        if state.sent.is_some() {
             let _ = session.read_body_or_idle(true).await;
             return Next::ClientGone;
         }
@@ -289,7 +296,12 @@ fn wake_at(a: &Attempt<'_>, x: &Exchange, state: &State) -> Instant {
             due = due.min(limits.attempt);
         }
     } else {
-        due = due.min(state.heard + a.backend.first_byte_timeout).min(limits.attempt);
+        due = due.min(limits.attempt);
+        // The server's time begins when it has the request; until then the client is waited for, as long as it may pause.
+        if state.sent.is_some() {
+            let within = if state.is_stalled() { GIVEN_ALREADY } else { a.backend.first_byte_timeout };
+            due = due.min(state.heard + within);
+        }
     }
     if let Some(limit) = limits.first_token
         && !state.content_seen
@@ -308,6 +320,8 @@ fn overdue(state: &State, now: Instant) -> Failure {
         Failure::Timeout("backendRequest")
     } else if limits.first_token.is_some_and(|limit| now >= limit) {
         Failure::Timeout("firstToken")
+    } else if state.is_stalled() {
+        Failure::Timeout("idle")
     } else {
         Failure::Timeout("firstByte")
     }

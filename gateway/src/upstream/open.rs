@@ -9,8 +9,9 @@ use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{Attempt, Failure, Limits, Outcome, failure_of_head, not_connected};
-use super::outgoing::{Outgoing, send};
+use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
 use super::verdict::{Verdict, judge};
+use crate::balancing::Class;
 use crate::exchange::Exchange;
 
 /// An answer whose head has come and will be passed on.
@@ -20,6 +21,7 @@ pub struct Opened {
     pub head: ResponseHeader,
     /// What was read of its body already.
     pub(super) prefix: Option<Bytes>,
+    pub(super) sent: Option<Sent>,
     pub(super) limits: Limits,
 }
 
@@ -69,14 +71,18 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
         Err(_) => return Err(overdue(Instant::now(), "connect")),
     };
     let callers_account = out.callers_account;
-    match timeout_at(limits.attempt, send(a, &mut upstream, out)).await {
+    let sent = match timeout_at(limits.attempt, send(a, &mut upstream, out)).await {
         Ok(sent) => sent?,
         Err(_) => return Err(overdue(Instant::now(), "backendRequest")),
-    }
-    let until = limits.attempt.min(Instant::now() + a.backend.first_byte_timeout);
+    };
+    let (within, otherwise) = match sent {
+        Some(Sent::Stalled) => (GIVEN_ALREADY, "idle"),
+        _ => (a.backend.first_byte_timeout, "firstByte"),
+    };
+    let until = limits.attempt.min(Instant::now() + within);
     loop {
         match timeout_at(until, upstream.read_response_header()).await {
-            Err(_) => return Err(overdue(Instant::now(), "firstByte")),
+            Err(_) => return Err(overdue(Instant::now(), otherwise)),
             Ok(Err(e)) => return Err(Outcome::Failed(failure_of_head(&e, reused))),
             Ok(Ok(())) => {}
         }
@@ -90,7 +96,7 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
         }
         a.read_load(&head);
         return match judge(a, callers_account, &mut upstream, &head).await {
-            Verdict::Pass(prefix) => Ok(Opened { upstream, head, prefix, limits }),
+            Verdict::Pass(prefix) => Ok(Opened { upstream, head, prefix, sent, limits }),
             Verdict::MoveOn(outcome) => Err(outcome),
         };
     }
@@ -103,13 +109,11 @@ pub async fn abandon(a: &Attempt<'_>, opened: Opened) {
 
 /// Reads an answer that nobody wants to its end, so that its connection can be used again. False when it broke.
 pub async fn drain(a: &Attempt<'_>, opened: Opened) -> bool {
+    a.answered(Class::Head, opened.head.status);
     let mut upstream = opened.upstream;
     while let Ok(Some(_)) = upstream.read_response_body().await {}
     let whole = upstream.response_done();
-    if whole {
-        a.connector.release(upstream, &a.endpoint.peer).await;
-    } else {
-        super::attempt::shut(a, upstream).await;
-    }
+    let outcome = if whole { Outcome::Answered } else { Outcome::Broken };
+    super::attempt::end(a, upstream, opened.sent, &outcome).await;
     whole
 }

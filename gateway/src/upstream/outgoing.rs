@@ -1,8 +1,11 @@
 //! What goes to an endpoint: the head that it gets, the body where it is held, and the sending of both. Whoever may not
 //! see the caller's credentials does not get them.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header;
+use pingora::ErrorType;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
@@ -63,28 +66,72 @@ impl Outgoing {
     }
 }
 
-/// Sends the head of a request, and its body where it is held.
-pub(super) async fn send(a: &Attempt<'_>, upstream: &mut HttpSession, mut out: Outgoing) -> Result<(), Outcome> {
+/// How the sending of a request has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// All of it was written.
+    Whole,
+    /// The server takes no more of it. It may have answered before it had read all (413, 429) and closed.
+    Closed,
+    /// It reads no more: only an answer that it has given already counts.
+    Stalled,
+}
+
+/// Bytes of a held body that are written at a time; each part may take as long as a server may be silent.
+const PART: usize = 64 << 10;
+
+/// How long an answer may still take to be read that a server must have given before it stopped reading.
+pub(super) const GIVEN_ALREADY: Duration = Duration::from_secs(1);
+
+/// Sends the head of a request, and its body where it is held; `None` where the body is still to come.
+pub(super) async fn send(
+    a: &Attempt<'_>,
+    upstream: &mut HttpSession,
+    mut out: Outgoing,
+) -> Result<Option<Sent>, Outcome> {
     if matches!(upstream, HttpSession::H2(_)) {
         to_http2(&mut out.request, out.takes_trailers, a.endpoint.url.https);
     }
-    upstream.set_write_timeout(Some(a.backend.idle_timeout));
-    if let Err(e) = upstream.write_request_header(out.request).await {
+    if let Err(e) = within(a, upstream.write_request_header(out.request)).await {
         return Err(Outcome::Failed(failure(&e)));
     }
-    let Some(body) = out.body else { return Ok(()) };
-    if !body.is_empty()
-        && let Err(e) = upstream.write_request_body(body, true).await
-    {
-        // A server may answer before it has read all (413, 429) and close: its answer counts, if it is there.
-        tracing::debug!(event = "request_body_not_taken", error = %e);
+    let Some(mut rest) = out.body else { return Ok(None) };
+    while !rest.is_empty() {
+        let part = rest.split_to(rest.len().min(PART));
+        let is_last = rest.is_empty();
+        if let Some(sent) = not_taken(within(a, upstream.write_request_body(part, is_last)).await) {
+            return Ok(Some(sent));
+        }
     }
-    end_body(upstream).await;
-    Ok(())
+    Ok(Some(end_body(a, upstream).await))
 }
 
-pub(super) async fn end_body(upstream: &mut HttpSession) {
-    if let Err(e) = upstream.finish_request_body().await {
-        tracing::debug!(event = "request_body_not_finished", error = %e);
+/// Sends a part of a body that streams through. Says how the sending has ended, if it has.
+pub(super) async fn send_part(a: &Attempt<'_>, upstream: &mut HttpSession, part: Bytes) -> Option<Sent> {
+    // An empty part is no end: written in chunks it would be one, and a second one would follow it.
+    if part.is_empty() {
+        return None;
     }
+    not_taken(within(a, upstream.write_request_body(part, false)).await)
+}
+
+/// Ends a body.
+pub(super) async fn end_body(a: &Attempt<'_>, upstream: &mut HttpSession) -> Sent {
+    not_taken(within(a, upstream.finish_request_body()).await).unwrap_or(Sent::Whole)
+}
+
+/// One write to a server, which may not take longer than it may be silent. (Pingora bounds writes, and not what it holds
+/// back and flushes.)
+async fn within<T>(a: &Attempt<'_>, write: impl Future<Output = pingora::Result<T>>) -> pingora::Result<T> {
+    match tokio::time::timeout(a.backend.idle_timeout, write).await {
+        Ok(written) => written,
+        Err(_) => pingora::Error::err(ErrorType::WriteTimedout),
+    }
+}
+
+/// What it means that a part of a body could not be written.
+fn not_taken<T>(written: pingora::Result<T>) -> Option<Sent> {
+    let e = written.err()?;
+    tracing::debug!(event = "request_body_not_taken", error = %e);
+    Some(if *e.etype() == ErrorType::WriteTimedout { Sent::Stalled } else { Sent::Closed })
 }

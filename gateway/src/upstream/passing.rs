@@ -182,13 +182,21 @@ pub(super) async fn pass_part(
 }
 
 /// What is known of the usage so far, also of an answer that is broken off.
-pub(super) fn note_usage(x: &mut Exchange, seen: &Observation) {
+fn note_usage(x: &mut Exchange, seen: &Observation) {
     x.outcome.content_events = seen.content_events;
     if let Some(usage) = &seen.usage {
         x.outcome.prompt_tokens = Some(usage.prompt_tokens);
         x.outcome.completion_tokens = Some(usage.completion_tokens);
         x.outcome.cached_tokens = usage.cached_tokens;
     }
+}
+
+/// What is known of an answer that has ended.
+pub(super) fn note_answer(x: &mut Exchange, seen: &Observation) {
+    x.outcome.model_answered.clone_from(&seen.model);
+    x.outcome.finish_reason.clone_from(&seen.finish_reason);
+    x.outcome.response_id.clone_from(&seen.id);
+    note_usage(x, seen);
 }
 
 /// Lets the head go that waited, and gives what came after it.
@@ -218,21 +226,20 @@ pub(super) async fn finish(
         last = [last, rest].concat().into();
     }
     if let Some(observer) = &mut passing.observer {
-        let seen = observer.finish();
-        x.outcome.model_answered.clone_from(&seen.model);
-        x.outcome.finish_reason.clone_from(&seen.finish_reason);
-        x.outcome.response_id.clone_from(&seen.id);
-        note_usage(x, seen);
+        note_answer(x, observer.finish());
     }
     x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
-    let ended = match trailers(upstream).await.filter(|_| session.is_http2()) {
-        Some(trailers) => match session.write_response_body(last, false).await {
-            Ok(()) => session.write_response_trailers(trailers).await,
-            Err(e) => Err(e),
-        },
-        None => session.write_response_body(last, true).await,
+    let trailers = trailers(upstream).await.filter(|_| session.is_http2());
+    let write = async {
+        match trailers {
+            Some(trailers) => {
+                session.write_response_body(last, false).await?;
+                session.write_response_trailers(trailers).await
+            }
+            None => session.write_response_body(last, true).await,
+        }
     };
-    match ended {
+    match client_write(state.limits.deadline, write).await {
         Ok(()) => Outcome::Answered,
         Err(_) => Outcome::ClientGone,
     }
@@ -250,8 +257,7 @@ pub(super) async fn died(
     x: &mut Exchange,
     state: &State,
     passing: &Passing,
-    code: &'static str,
-    message: &'static str,
+    (code, message): (&'static str, &'static str),
 ) -> Outcome {
     match passing.transcript.as_ref().and_then(Transcript::to_continue) {
         Some((text, tokens)) => Outcome::Died(Box::new(Died { text, tokens, code, message })),

@@ -1,9 +1,9 @@
 //! What the head of an answer means: it goes to the client, or the request goes elsewhere.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header;
+use http::{HeaderMap, HeaderName, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::client::HttpSession;
 
@@ -12,6 +12,12 @@ use crate::protocol::openai::Observer;
 
 /// Bytes of a refusing answer that are read to learn why it refuses.
 const MAX_REFUSAL: usize = 16 << 10;
+
+/// Milliseconds to wait, beside or in place of `Retry-After`.
+static RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+
+/// The longest wait that a server's word is taken for, seconds.
+const LONGEST: f64 = 86_400.0;
 
 pub(super) enum Verdict {
     /// The answer goes to the client; what was read of its body already comes first.
@@ -38,7 +44,7 @@ pub(super) async fn judge(
                 return Verdict::Pass(Some(body));
             }
         }
-        return Verdict::MoveOn(Outcome::Full(retry_after(head)));
+        return Verdict::MoveOn(Outcome::Full(retry_after(&head.headers, SystemTime::now())));
     }
     if a.move_on.retry && a.route.retry.on_statuses.contains(&status) {
         return Verdict::MoveOn(Outcome::Failed(Failure::Status(status)));
@@ -68,7 +74,56 @@ fn says_quota_is_spent(head: &ResponseHeader, body: &[u8]) -> bool {
     observer.finish().error.as_ref().is_some_and(|e| e.kind == SPENT || e.code.as_deref() == Some(SPENT))
 }
 
-fn retry_after(head: &ResponseHeader) -> Option<Duration> {
-    let seconds = head.headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse::<f64>().ok()?;
-    Duration::try_from_secs_f64(seconds.clamp(0.0, 86_400.0)).ok()
+/// How long the server wants to be left alone: `retry-after-ms`, which servers of models send for times below a second,
+/// else `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3).
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: &HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
+    let number = |text: &str, parts: f64| {
+        let seconds = text.parse::<f64>().ok()? / parts;
+        Duration::try_from_secs_f64(seconds.clamp(0.0, LONGEST)).ok()
+    };
+    if let Some(exact) = text(&RETRY_AFTER_MS).and_then(|text| number(text, 1e3)) {
+        return Some(exact);
+    }
+    let after = text(&header::RETRY_AFTER)?;
+    number(after, 1.0).or_else(|| {
+        let until = httpdate::parse_http_date(after).ok()?;
+        // By the server's own clock, where it tells the time.
+        let now = text(&header::DATE).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
+        Some(until.duration_since(now).unwrap_or_default().min(Duration::from_secs_f64(LONGEST)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_says_in_three_ways_when_to_come_back() {
+        let now = httpdate::parse_http_date("Wed, 25 Nov 2026 10:00:00 GMT").unwrap();
+        let of = |headers: &[(&'static str, &'static str)]| {
+            let headers = headers
+                .iter()
+                .map(|(name, value)| (HeaderName::from_static(name), header::HeaderValue::from_static(value)));
+            retry_after(&HeaderMap::from_iter(headers), now).map(|wait| wait.as_secs_f64())
+        };
+        for (headers, expected) in [
+            (&[("retry-after", "3")][..], Some(3.0)),
+            (&[("retry-after", " 0.25 ")], Some(0.25)),
+            (&[("retry-after", "1"), ("retry-after-ms", "120")], Some(0.12)),
+            (&[("retry-after", "2"), ("retry-after-ms", "soon")], Some(2.0)),
+            (&[("retry-after", "Wed, 25 Nov 2026 10:00:07 GMT")], Some(7.0)),
+            // Its clock is an hour behind ours.
+            (&[("retry-after", "Wed, 25 Nov 2026 09:00:07 GMT"), ("date", "Wed, 25 Nov 2026 09:00:02 GMT")], Some(5.0)),
+            (&[("retry-after", "Wed, 25 Nov 2026 09:59:00 GMT")], Some(0.0)),
+            (&[("retry-after", "-1")], Some(0.0)),
+            (&[("retry-after", "1e300")], Some(LONGEST)),
+            (&[("retry-after", "Thu, 25 Nov 2326 10:00:00 GMT")], Some(LONGEST)),
+            (&[("retry-after", "NaN")], None),
+            (&[("retry-after", "tomorrow")], None),
+            (&[], None),
+        ] {
+            assert_eq!(of(headers), expected, "{headers:?}");
+        }
+    }
 }

@@ -24,8 +24,13 @@ const WAITING: [&str; 7] = [
     "nv_inference_pending_request_count",
 ];
 /// Those of the KV cache's use, as a share.
-const KV_CACHE: [&str; 4] =
-    ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage", "trtllm_kv_cache_utilization"];
+const KV_CACHE: [&str; 5] = [
+    "vllm:kv_cache_usage_perc",
+    "vllm:gpu_cache_usage_perc",
+    "sglang:token_usage",
+    "trtllm_kv_cache_utilization",
+    "nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=\"fraction\"}",
+];
 
 /// How an endpoint's metrics are read.
 #[derive(Debug, Clone, PartialEq)]
@@ -226,8 +231,10 @@ mod tests {
             ("trtllm_num_requests_waiting{engine_type=\"x\"} 9 1700000000000\n", (Some(9), None)),
             (
                 "nv_trt_llm_request_metrics{model=\"m\",request_type=\"active\",version=\"1\"} 40\n\
-                 nv_trt_llm_request_metrics{model=\"m\",request_type=\"waiting\",version=\"1\"} 6\n",
-                (Some(6), None),
+                 nv_trt_llm_request_metrics{model=\"m\",request_type=\"waiting\",version=\"1\"} 6\n\
+                 nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=\"tokens_per\",model=\"m\",version=\"1\"} 64\n\
+                 nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=\"fraction\",model=\"m\",version=\"1\"} 0.5\n",
+                (Some(6), Some(0.5)),
             ),
             (
                 "nv_inference_pending_request_count{model=\"m\",version=\"1\"} 3\nnv_inference_pending_request_count{model=\"n\",version=\"1\"} 1\n",

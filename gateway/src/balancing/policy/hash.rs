@@ -19,7 +19,7 @@ const KEYS: (u64, u64) = (0x5350_494c_4c57_4159, 0x656e_6470_6f69_6e74);
 const PLACES: usize = 160;
 const MAX_PLACES: usize = 1 << 16;
 
-/// How much of its share an endpoint may have in flight.
+/// How much of its share, among those that may have traffic, an endpoint may have in flight.
 const BOUND: f64 = 1.25;
 
 /// Places of the ring that are looked at before all endpoints are.
@@ -70,7 +70,7 @@ impl Policy for Hash {
         let Some(key) = cx.key else { return least_of_all(endpoints, cx, load) };
         let in_backend = f64::from(endpoints.first()?.state.in_backend()) + 1.0;
         let bounded = |e: &Endpoint| {
-            let share = in_backend * f64::from(e.weight) / self.total_weight;
+            let share = in_backend * f64::from(e.weight) / (self.total_weight * cx.available);
             f64::from(e.state.in_flight()) < (share * BOUND).ceil()
         };
         let start = self.positions.partition_point(|position| *position < mix(key));

@@ -27,6 +27,8 @@ pub struct PickContext<'a> {
     pub now: u64,
     /// The seed of this pick's random numbers.
     pub random: u64,
+    /// Share of the endpoints, by weight, that may have traffic at all; above 0.
+    pub available: f64,
 }
 
 impl PickContext<'_> {

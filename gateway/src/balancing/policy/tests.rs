@@ -5,7 +5,7 @@ use crate::balancing::tests::{changed, endpoints};
 use crate::balancing::{LoadReport, Slot};
 
 fn cx<'a>(eligible: &'a dyn Fn(usize, &Endpoint) -> bool, random: u64) -> PickContext<'a> {
-    PickContext { eligible, key: None, now: 1, random: mix(random.wrapping_add(1)) }
+    PickContext { eligible, key: None, now: 1, random: mix(random.wrapping_add(1)), available: 1.0 }
 }
 
 fn all(_: usize, _: &Endpoint) -> bool {

@@ -23,7 +23,7 @@ use prometheus_client::registry::Registry;
 pub use self::handles::{EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics, Tokens};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
-pub use self::now::{CertificateSample, EndpointSample, EngineSample, Samples};
+pub use self::now::{BackendSample, CertificateSample, EndpointSample, EngineSample, Samples};
 
 /// The provider of the models inside.
 const ENGINE: &str = "spillway";
@@ -425,6 +425,7 @@ impl Metrics {
     /// The text for a scrape. Values that others keep are read now.
     pub fn encode(&self, samples: &Samples<'_>) -> String {
         let mut now = Registry::default();
+        now::backends(&mut now, samples.backends);
         now::endpoints(&mut now, samples.endpoints);
         now::engines(&mut now, samples.engines);
         now::model_memory(&mut now, samples.model_memory);

@@ -84,6 +84,21 @@ pub struct EndpointSample {
     pub kv_cache: Option<f64>,
 }
 
+/// What a backend's state says when the metrics are read.
+#[derive(Debug, Clone, Default)]
+pub struct BackendSample {
+    /// Its name.
+    pub backend: String,
+    /// Whether ejections are ignored.
+    pub is_in_panic: bool,
+    /// Requests that wait for it.
+    pub pending: u32,
+    /// Retries and hedges on their way.
+    pub retries: u32,
+    /// Its limits as the configuration names them, and whether each is reached.
+    pub at_limit: [(&'static str, bool); 3],
+}
+
 /// A certificate that is shown to somebody.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CertificateSample {
@@ -102,6 +117,8 @@ pub struct Samples<'s> {
     pub engines: &'s [EngineSample],
     /// Bytes that they take and may take together.
     pub model_memory: (u64, u64),
+    /// Backends.
+    pub backends: &'s [BackendSample],
     /// Endpoints.
     pub endpoints: &'s [EndpointSample],
     /// Certificates.
@@ -161,6 +178,29 @@ pub(super) fn endpoints(r: &mut Registry, samples: &[EndpointSample]) {
         }
     }
     r.register("spillway_endpoint_saturated", "1 while it has no room, by the signal that says so", full);
+}
+
+pub(super) fn backends(r: &mut Registry, samples: &[BackendSample]) {
+    let mut gauge = |name: &str, help: &str, value: fn(&BackendSample) -> i64| {
+        let family = Gauges::default();
+        for sample in samples {
+            family.get_or_create(&labels([("backend", &sample.backend)])).set(value(sample));
+        }
+        r.register(name, help, family);
+    };
+    gauge("spillway_backend_pending", "Requests that wait for it, in the queues of all routes", |s| s.pending.into());
+    gauge("spillway_backend_retries_in_flight", "Retries and hedges on their way", |s| s.retries.into());
+    gauge("spillway_backend_panic", "1 while ejections are ignored, because too few endpoints are left", |s| {
+        s.is_in_panic.into()
+    });
+    let open = Gauges::default();
+    for sample in samples {
+        for (limit, is_reached) in sample.at_limit {
+            let series = labels([("backend", &sample.backend), ("limit", limit)]);
+            open.get_or_create(&series).set(is_reached.into());
+        }
+    }
+    r.register("spillway_backend_circuit_open", "1 while a limit of `circuitBreaker` is reached", open);
 }
 
 pub(super) fn counter(r: &mut Registry, name: &str, help: &str, value: u64) {
