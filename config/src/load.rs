@@ -297,8 +297,9 @@ fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
         take(path);
     }
     let issuers = config.authentication.iter_mut().flat_map(|a| a.jwt.iter_mut());
-    for path in issuers.filter_map(|issuer| issuer.jwks.as_mut()?.file.as_mut()) {
-        take(path);
+    for issuer in issuers {
+        let keys = issuer.jwks.as_mut().and_then(|jwks| jwks.file.as_mut());
+        keys.into_iter().chain(issuer.ca_file.as_mut()).for_each(&mut take);
     }
     // Written by us: a path like the others, but no file whose change means anything.
     config.state.budgets.sqlite = folder.join(&config.state.budgets.sqlite);

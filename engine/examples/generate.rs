@@ -1,13 +1,15 @@
 //! Loads a model, answers a prompt in some sequences at once, prints the first answer and what it took.
 //!
-//! `cargo run --release -p spillway-engine --example generate -- MODEL [SEQUENCES] [TOKENS] [PROMPT]`
+//! `cargo run --release -p spillway-engine --example generate -- MODEL [SEQUENCES] [TOKENS] [PROMPT] [CORES UNIT]`
+//!
+//! CORES and UNIT (`AVX2`) choose how much of the processor it runs on, in place of a GPU.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::cast_precision_loss, reason = "a program to try things")]
 
 use std::time::{Duration, Instant};
 
 use spillway_engine::{
-    ChatMessage, CpuOptions, DeviceChoice, Engine, Event, Generate, LoadOptions, Sampling, TokenStream,
+    ChatMessage, CpuOptions, CpuUnit, DeviceChoice, Engine, Event, Generate, LoadOptions, Sampling, TokenStream,
 };
 
 fn main() {
@@ -16,11 +18,13 @@ fn main() {
     let sequences: u32 = arguments.next().map_or(1, |n| n.parse().unwrap());
     let tokens: u32 = arguments.next().map_or(64, |n| n.parse().unwrap());
     let prompt = arguments.next().unwrap_or_else(|| "What is the capital of France? Answer in one sentence.".into());
+    let cores = arguments.next().map(|n| n.parse().unwrap());
+    let unit = arguments.next().map(|name| CpuUnit::named(&name).unwrap());
     let engine = Engine::load(LoadOptions {
         name: "model".into(),
         source: source.into(),
-        device: DeviceChoice::Auto,
-        cpu: CpuOptions::default(),
+        device: if cores.is_some() { DeviceChoice::Cpu } else { DeviceChoice::Auto },
+        cpu: CpuOptions { cores, unit },
         context_length: None,
         max_sequences: sequences.max(1),
         max_queue: 64,
@@ -43,8 +47,11 @@ fn main() {
         info.load_time.as_secs_f64(),
         placement.memory_bytes >> 20
     );
-    let messages = [ChatMessage::new("user", prompt)];
-    let prompt = engine.encode_chat(&messages).unwrap();
+    let prompt = if engine.has_template() {
+        engine.encode_chat(&[ChatMessage::new("user", prompt)]).unwrap()
+    } else {
+        engine.encode_text(&prompt).unwrap()
+    };
     let started = Instant::now();
     // Each has a reader of its own: an answer that nobody reads is parked.
     let readers: Vec<_> = (0..sequences)

@@ -43,7 +43,7 @@ fn authenticator(jwks: &std::path::Path) -> Authenticator {
     let states = SharedStates::default();
     let adoptions = Adoptions::default();
     let parts = Parts { limits: &all, states: &states, http: &http, metrics: &metrics, adoptions: &adoptions };
-    let made = Authenticator::new(&authentication, &consumers, None, parts).unwrap();
+    let made = Authenticator::new(&authentication, &consumers, &[], None, parts).unwrap();
     adoptions.run();
     made
 }

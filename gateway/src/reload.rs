@@ -87,8 +87,8 @@ enum Attempt {
     KeptOut(Vec<PathBuf>),
 }
 
-/// What a file was when it was last looked at.
-type Seen = BTreeMap<PathBuf, Option<(u64, SystemTime)>>;
+/// What files were when they were last looked at.
+pub type Seen = BTreeMap<PathBuf, Option<(u64, SystemTime)>>;
 
 fn look(files: &[PathBuf]) -> Seen {
     files
@@ -100,9 +100,18 @@ fn look(files: &[PathBuf]) -> Seen {
         .collect()
 }
 
+/// The same of files that were read just now. What was written since `began`, when the reading began, may not be what
+/// was read, and counts as not looked at.
+pub fn look_again(files: &[PathBuf], began: SystemTime) -> Seen {
+    let unsure = |state: &(u64, SystemTime)| state.1 >= began;
+    look(files).into_iter().map(|(file, state)| (file, state.filter(|state| !unsure(state)))).collect()
+}
+
 impl Reloader {
-    /// Watches files and takes edits until it is dropped. `asked` brings requests for a reload.
-    pub async fn run(self, mut running: Vec<PathBuf>, mut asked: mpsc::Receiver<()>) {
+    /// Watches files and takes edits until it is dropped. `seen` is what the files of the running configuration were when
+    /// they were read: starting takes time, and an edit made meanwhile is taken too. `asked` brings requests for a reload.
+    pub async fn run(self, mut seen: Seen, mut asked: mpsc::Receiver<()>) {
+        let mut running: Vec<PathBuf> = seen.keys().cloned().collect();
         let mut files = running.clone();
         let (noticed, mut events) = mpsc::channel(1);
         let mut watcher = notify::recommended_watcher(move |_| {
@@ -111,7 +120,6 @@ impl Reloader {
         .inspect_err(|e| tracing::warn!(event = "files_polled", reason = %e))
         .ok();
         let mut watched = BTreeSet::new();
-        let mut seen = look(&files);
         loop {
             watch(watcher.as_mut(), &mut watched, &files);
             let by_hand = tokio::select! {
@@ -126,10 +134,8 @@ impl Reloader {
             let began = SystemTime::now();
             let attempt = self.reload().await;
             let (Attempt::Taken(named) | Attempt::KeptOut(named)) = &attempt;
-            for (file, is) in look(named) {
-                // A file that was not looked at before and was written while the edit was read is read again.
-                let written_meanwhile = is.is_some_and(|(_, modified)| modified >= began);
-                seen.entry(file).or_insert(is.filter(|_| !written_meanwhile));
+            for (file, state) in look_again(named, began) {
+                seen.entry(file).or_insert(state);
             }
             match attempt {
                 Attempt::Taken(named) => {

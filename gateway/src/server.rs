@@ -16,7 +16,7 @@ use crate::admin::{self, AdminState};
 use crate::balancing::Supervisor;
 use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
-use crate::reload::{LastEdit, Reloader};
+use crate::reload::{LastEdit, Reloader, Seen};
 use crate::snapshot::{Compiler, Snapshot, SnapshotError};
 use crate::telemetry::{Audit, LogWriter, Metrics, Samples};
 use crate::tls::Acme;
@@ -130,6 +130,7 @@ impl AdminState for Shown {
                 let shown = self.listeners.load().as_ref().map(|listeners| listeners.certificates());
                 let certificates: Vec<_> =
                     shown.into_iter().flatten().chain(snapshot.certificates.iter().cloned()).collect();
+                let budgets = snapshot.identity.budgets();
                 let log_dropped = gateway.log.dropped();
                 self.metrics.encode(&Samples {
                     engines: &engines,
@@ -137,6 +138,7 @@ impl AdminState for Shown {
                     backends: &backends,
                     endpoints: &endpoints,
                     certificates: &certificates,
+                    budgets: &budgets,
                     log_dropped,
                 })
             }
@@ -186,7 +188,7 @@ impl AdminState for Shown {
 pub async fn serve(
     path: PathBuf,
     config: Config,
-    files: Vec<PathBuf>,
+    seen: Seen,
     log: LogWriter,
     cache_dir: Option<PathBuf>,
 ) -> Result<(), ServeError> {
@@ -240,7 +242,7 @@ pub async fn serve(
         last_edit,
     };
     let (reload, edits) = tokio::sync::mpsc::channel(1);
-    let watching = tokio::spawn(reloader.run(files, edits));
+    let watching = tokio::spawn(reloader.run(seen, edits));
     wait_for_the_end(&reload).await?;
 
     shown.draining.store(true, Ordering::Release);

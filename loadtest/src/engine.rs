@@ -1,6 +1,7 @@
 //! The model inside beside a llama.cpp server on the same file and as many threads, both over HTTP: one answer at a time,
 //! sixteen together, long prompts; then memory, and the time from the start of the process to its first token.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -35,6 +36,8 @@ pub(crate) struct Comparison {
 struct Side {
     port: u16,
     ours: bool,
+    /// Whether prompts are conversations, which a file without a template for them does not take.
+    chat: bool,
 }
 
 /// Runs and prints.
@@ -47,7 +50,8 @@ pub(crate) fn run(comparison: &Comparison) {
 fn compare(comparison: &Comparison, model: &Path) {
     let Comparison { rounds, cores, unit, .. } = comparison;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (ours, theirs) = (Side { port: free_port(), ours: true }, Side { port: free_port(), ours: false });
+    let chat = has_template(model);
+    let (ours, theirs) = (Side { port: free_port(), ours: true, chat }, Side { port: free_port(), ours: false, chat });
     let folder = std::env::temp_dir().join(format!("spillway-loadtest-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let config = folder.join("engine.yaml");
@@ -112,6 +116,14 @@ fn compare(comparison: &Comparison, model: &Path) {
     let _ = std::fs::remove_dir_all(folder);
 }
 
+/// Whether a file says how conversations are written: it names the key in its head.
+fn has_template(model: &Path) -> bool {
+    const KEY: &[u8] = b"tokenizer.chat_template";
+    let mut head = Vec::new();
+    std::fs::File::open(model).unwrap().take(16 << 20).read_to_end(&mut head).unwrap();
+    head.windows(KEY.len()).any(|bytes| bytes == KEY)
+}
+
 /// llama.cpp's server on a model.
 fn llama(Comparison { cores, llama, .. }: &Comparison, model: &Path, port: u16) -> Command {
     let (ctx, port) = ((CONTEXT * TOGETHER).to_string(), port.to_string());
@@ -144,14 +156,22 @@ async fn answers(side: Side, seed: usize, together: usize, words: usize, tokens:
 
 /// Tokens read and written of one answer.
 async fn answer(side: Side, prompt: String, tokens: u32) -> (u64, u64) {
-    let mut body = serde_json::json!({
-        "model": "m", "temperature": 0, "max_tokens": tokens, "messages": [{"role": "user", "content": prompt}]
-    });
+    let (path, mut body) = if side.chat {
+        ("/v1/chat/completions", serde_json::json!({"messages": [{"role": "user", "content": prompt}]}))
+    } else {
+        ("/v1/completions", serde_json::json!({"prompt": prompt}))
+    };
+    (body["model"], body["temperature"], body["max_tokens"]) = ("m".into(), 0.into(), tokens.into());
     if !side.ours {
         // A key of llama.cpp's own: it shall not answer from what it read before.
         body["cache_prompt"] = false.into();
     }
-    let answer = http::post(side.port, "/v1/chat/completions", &body).await;
+    let answer = http::post(side.port, path, &body).await;
     let count = |key: &str| answer["usage"][key].as_u64().unwrap_or_else(|| panic!("{answer}"));
-    (count("prompt_tokens"), count("completion_tokens"))
+    let written = count("completion_tokens");
+    assert!(
+        2 * written >= u64::from(tokens),
+        "an answer ended after {written} tokens, too early to be measured: {answer}"
+    );
+    (count("prompt_tokens"), written)
 }

@@ -58,15 +58,15 @@ async fn scenario(folder: &Path, seconds: u32) {
     let key = KeyPair::generate().unwrap();
     let root = params.self_signed(&key).unwrap().der().clone();
     let issuer = Issuer::new(params, key);
-    let (upstream, secure, admin) = (free_port(), free_port(), free_port());
+    let (upstream, secure) = (free_port(), free_port());
     let (first, digest) = new_key();
     certificate(folder, &issuer);
-    std::fs::write(folder.join("acme.keys"), format!("{digest}\n")).unwrap();
+    let keys = folder.join("acme.keys");
+    std::fs::write(&keys, format!("{digest}\n")).unwrap();
     std::fs::write(
         folder.join("spillway.yaml"),
         format!(
             "listeners: [{{address: \"127.0.0.1:{secure}\", protocol: https, tls: {{certificates: [{{certFile: a.pem, keyFile: a.key}}]}}}}]
-admin: {{address: \"127.0.0.1:{admin}\"}}
 consumers: [{{name: acme, keysFile: acme.keys}}]
 backends: [{{name: u, endpoints: [{{url: \"http://127.0.0.1:{upstream}\"}}]}}]
 routes: [{{backendRefs: [{{name: u}}]}}]
@@ -79,7 +79,6 @@ telemetry: {{logs: {{access: false}}}}
     let _gateway =
         Process::start(Command::new(named("SPILLWAY_BIN")).args(["serve", "-c"]).arg(folder.join("spillway.yaml")));
     wait_for(secure);
-    wait_for(admin);
 
     let mut roots = rustls::RootCertStore::empty();
     roots.add(root).unwrap();
@@ -107,17 +106,21 @@ telemetry: {{logs: {{access: false}}}}
     while started.elapsed() < Duration::from_secs(seconds.into()) {
         let (key, digest) = new_key();
         certificate(folder, &issuer);
-        edit(folder, admin, &format!("{previous}\n{digest}\n")).await;
-        *load.key.write().unwrap() = key;
+        std::fs::write(&keys, format!("{previous}\n{digest}\n")).unwrap();
+        taken(&load, &key, true).await;
+        let old = std::mem::replace(&mut *load.key.write().unwrap(), key);
         tokio::time::sleep(PAUSE).await;
-        edit(folder, admin, &format!("{digest}\n")).await;
+        std::fs::write(&keys, format!("{digest}\n")).unwrap();
+        taken(&load, &old, false).await;
         tokio::time::sleep(PAUSE).await;
         previous = digest;
         edits += 2;
     }
     let elapsed = started.elapsed().as_secs_f64();
     load.stop.store(true, Ordering::Relaxed);
-    while clients.join_next().await.is_some() {}
+    while let Some(ended) = clients.join_next().await {
+        ended.unwrap();
+    }
     let mut latencies = std::mem::take(&mut *load.latencies.lock().unwrap());
     latencies.sort_by(f64::total_cmp);
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize] * 1000.0;
@@ -150,26 +153,18 @@ fn certificate(folder: &Path, issuer: &Issuer<'_, KeyPair>) {
     std::fs::write(folder.join("a.key"), key.serialize_pem()).unwrap();
 }
 
-/// Writes the keys and waits until the edit is taken.
-async fn edit(folder: &Path, admin: u16, keys: &str) {
-    let before = taken(admin).await;
-    std::fs::write(folder.join("acme.keys"), keys).unwrap();
+/// Waits until an edit of the keys is taken: until this key is known, or is not any more.
+async fn taken(load: &Load, key: &str, is_known: bool) {
     let started = Instant::now();
-    while taken(admin).await == before {
-        assert!(started.elapsed() < Duration::from_secs(30), "the edit is not taken");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    loop {
+        let answered = async { answer(&mut connect(load).await?, key).await };
+        match answered.await {
+            // 401, or 429 once this address has shown many unknown keys.
+            Ok((status, _)) if (status == 200) == is_known => return,
+            answered => assert!(started.elapsed() < Duration::from_secs(30), "the edit is not taken: {answered:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-async fn taken(admin: u16) -> String {
-    let stream = TcpStream::connect(("127.0.0.1", admin)).await.unwrap();
-    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
-    let task = tokio::spawn(connection);
-    let request = Request::get("/metrics").header("host", format!("127.0.0.1:{admin}")).body(Full::<Bytes>::default());
-    let answer = sender.send_request(request.unwrap()).await.unwrap().into_body().collect().await.unwrap().to_bytes();
-    task.abort();
-    let text = String::from_utf8_lossy(&answer).into_owned();
-    text.lines().find(|line| line.starts_with("spillway_config_reloads_total{result=\"ok\"}")).unwrap_or("0").to_owned()
 }
 
 async fn connect(load: &Load) -> Result<SendRequest<Full<Bytes>>, String> {
@@ -188,13 +183,17 @@ async fn connect(load: &Load) -> Result<SendRequest<Full<Bytes>>, String> {
     Ok(sender)
 }
 
-async fn ask(load: &Load, sender: &mut SendRequest<Full<Bytes>>) -> Result<(), String> {
-    let key = load.key.read().unwrap().clone();
+async fn answer(sender: &mut SendRequest<Full<Bytes>>, key: &str) -> Result<(u16, Bytes), String> {
     let request = Request::get("/").header("host", "a.test").header("x-api-key", key).body(Full::<Bytes>::default());
     sender.ready().await.map_err(|e| format!("the connection was closed: {e}"))?;
     let answer = sender.send_request(request.unwrap()).await.map_err(|e| format!("request: {e}"))?;
-    let status = answer.status();
-    let body = answer.into_body().collect().await.map_err(|e| format!("answer: {e}"))?.to_bytes();
+    let status = answer.status().as_u16();
+    Ok((status, answer.into_body().collect().await.map_err(|e| format!("answer: {e}"))?.to_bytes()))
+}
+
+async fn ask(load: &Load, sender: &mut SendRequest<Full<Bytes>>) -> Result<(), String> {
+    let key = load.key.read().unwrap().clone();
+    let (status, body) = answer(sender, &key).await?;
     if status == 200 && body == "ok" { Ok(()) } else { Err(format!("{status}: {}", String::from_utf8_lossy(&body))) }
 }
 

@@ -1,15 +1,10 @@
 //! Pebble, the ACME test server of Let's Encrypt, with a DNS server that leads every name to loopback.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
 use crate::programs::needed;
-use crate::{Authority, PATIENCE, Secure};
-
-/// A port that nobody listens on now.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
+use crate::{Authority, PATIENCE, Secure, free_port};
 
 /// An authority that issues certificates by ACME.
 pub struct Pebble {
@@ -30,8 +25,7 @@ impl Pebble {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::default();
         authority.server(&["127.0.0.1"]).write(folder.path(), "pebble");
-        let (listen, management) = (free_port(), free_port());
-        let dns = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (listen, management, dns) = (free_port(), free_port(), free_port());
         let keys: serde_json::Map<_, _> = external.iter().map(|(id, key)| ((*id).to_owned(), (*key).into())).collect();
         let config = serde_json::json!({"pebble": {
             "listenAddress": format!("127.0.0.1:{listen}"),

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use crate::free_port;
+use crate::{PATIENCE, free_port};
 
 /// The root of the repository.
 pub fn repository() -> PathBuf {
@@ -139,7 +139,7 @@ impl Redis {
             .spawn()
             .expect("redis-server is not there: `scripts/system.sh test` installs it");
         self.child = Some(child);
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let end = std::time::Instant::now() + PATIENCE;
         while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             assert!(std::time::Instant::now() < end, "redis-server does not listen");
             std::thread::sleep(std::time::Duration::from_millis(10));

@@ -78,6 +78,16 @@ async fn issued(gateway: &Gateway, count: usize) {
     .await;
 }
 
+/// The files of a storage, as soon as the account and a certificate are there.
+async fn stored(folder: &std::path::Path) -> Vec<std::fs::DirEntry> {
+    eventually("account and certificate are stored, and nothing half-written is left", || async {
+        let files: Vec<_> = std::fs::read_dir(folder).ok()?.map(|file| file.unwrap()).collect();
+        let ends = |end: &str| files.iter().filter(|file| file.path().extension().unwrap() == end).count();
+        (files.len() == 2 && ends("json") == 1 && ends("pem") == 1).then_some(files)
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_certificate_is_obtained_stored_and_renewed_and_no_connection_feels_it() {
     let place = Place::new();
@@ -115,9 +125,7 @@ async fn a_certificate_is_obtained_stored_and_renewed_and_no_connection_feels_it
         let ends = gateway.metric(&series).await;
         assert!(ends > now - 60.0, "{name} ends at {ends}");
     }
-    let stored: Vec<_> =
-        std::fs::read_dir(gateway.folder().join("certificates")).unwrap().map(|file| file.unwrap()).collect();
-    assert_eq!(stored.len(), 2, "the account and the certificate");
+    let stored = stored(&gateway.folder().join("certificates")).await;
     assert!(stored.iter().all(|file| file.metadata().unwrap().permissions().mode() & 0o777 == 0o600));
 
     // What is stored is shown from the first moment of the next process, and the account is the same.
@@ -151,4 +159,34 @@ async fn an_authority_that_is_away_is_asked_again_and_sees_the_challenge_before_
     let plain = spillway_tests::Client::new(SocketAddr::from(([127, 0, 0, 1], place.http)));
     assert_eq!(plain.get("/.well-known/acme-challenge/none").await.status, 401, "what is no challenge is a request");
     gateway.metric_becomes("spillway_acme_orders_total{result=\"ok\"}", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_stored_is_served_and_stored_when_that_is_mended() {
+    let place = Place::new();
+    let mut pebble = Pebble::new(place.http, place.tls, 3600, None);
+    pebble.run().await;
+    let upstream = Upstream::fixed(200, "served").await;
+    let folder = folder(&pebble);
+    // A file stands where the folder should be.
+    std::fs::write(folder.path().join("certificates"), "").unwrap();
+    let gateway = Gateway::start_in(folder, &place.yaml(&pebble, &upstream, "", "")).await;
+    issued(&gateway, 1).await;
+    let client = Secure::believing(place.secure(), &pebble.root().await);
+    assert_eq!(client.get("a.test", "a.test", "/").await.unwrap().text(), "served");
+    for event in ["acme_account_not_stored", "certificate_not_stored"] {
+        let told = eventually(event, || async { gateway.events(event).first().cloned() }).await;
+        let reason = told["reason"].as_str().unwrap();
+        assert!(reason.contains("certificates/") && reason.contains("acme.storage"), "{reason}");
+    }
+    eventually("it is counted", || async {
+        (gateway.metric("spillway_acme_storage_failures_total").await >= 1.0).then_some(())
+    })
+    .await;
+
+    std::fs::remove_file(gateway.folder().join("certificates")).unwrap();
+    eventually("it is stored", || async { gateway.events("certificate_stored").first().cloned() }).await;
+    let kept: Vec<_> = std::fs::read_dir(gateway.folder().join("certificates")).unwrap().collect();
+    assert_eq!(kept.len(), 1, "the certificate; the account comes with the next order");
+    assert_eq!(gateway.events("certificate_issued").len(), 1, "and nothing was asked for twice");
 }

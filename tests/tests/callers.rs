@@ -11,7 +11,11 @@
 
 use std::process::Command;
 
-use spillway_tests::{Gateway, Upstream, binary};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use spillway_tests::{Authority, Gateway, Issuer, IssuerKey, Upstream, binary, eventually, reply};
 
 /// A key as `spillway key new` makes it, with its digest.
 fn key() -> (String, String) {
@@ -118,4 +122,141 @@ routes:
     assert_eq!(client.chat("m", &[]).await.status, 401, "and this the last");
     assert_eq!(client.chat("m", &[]).await.status, 429, "the address is judged before the key");
     assert_eq!(upstream.count(), 6);
+}
+
+#[tokio::test]
+async fn an_issuer_changes_its_keys_under_load_and_goes_away_and_no_request_is_refused() {
+    let (upstream, issuer) = (Upstream::fixed(200, "{}").await, Issuer::start().await);
+    let (old, new) = (IssuerKey::new("old"), IssuerKey::new("new"));
+    issuer.shows(&[&old]);
+    let yaml = format!(
+        "authentication:
+  identityHeaders: {{consumer: x-caller, tenant: x-tenant}}
+  jwt: [{{issuer: \"{}\", audiences: [spillway], claims: {{consumer: sub, tenant: org.id}}}}]
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+",
+        issuer.url(),
+        upstream.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let ends = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 600;
+    let token = |key: &IssuerKey, n: usize| {
+        let claims = serde_json::json!({
+            "iss": issuer.url(), "aud": "spillway", "sub": format!("user-{n}"), "org": {"id": "north"}, "exp": ends,
+        });
+        format!("Bearer {}", key.token(&claims))
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = |tokens: Vec<String>| {
+        let (client, stop) = (gateway.client(), stop.clone());
+        tokio::spawn(async move {
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let answer = client.chat("m", &[("authorization", &tokens[count % tokens.len()])]).await;
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                count += 1;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            count
+        })
+    };
+    let mut running: Vec<_> = (0..2).map(|n| load((0..8).map(|m| token(&old, n * 8 + m)).collect())).collect();
+    eventually("requests pass", || async { (upstream.count() > 20).then_some(()) }).await;
+    assert_eq!(upstream.last().headers["x-tenant"], "north");
+    assert!(upstream.last().headers["x-caller"].to_str().unwrap().starts_with("user-"));
+
+    // A key that its issuer has just begun to sign with is fetched when the first token names it; nobody asks for keys
+    // twice in ten seconds.
+    tokio::time::sleep(Duration::from_millis(10_500)).await;
+    issuer.shows(&[&old, &new]);
+    let asked = issuer.asked();
+    running.extend((0..2).map(|n| load((0..8).map(|m| token(&new, 100 + n * 8 + m)).collect())));
+    eventually("its keys are fetched", || async { (issuer.asked() > asked).then_some(()) }).await;
+    issuer.goes_away();
+    let before = upstream.count();
+    eventually("requests pass without it", || async { (upstream.count() > before + 200).then_some(()) }).await;
+    assert_eq!(issuer.asked(), asked + 1, "all that wait for a key wait for one fetch");
+    stop.store(true, Ordering::Relaxed);
+    for worker in running {
+        assert!(worker.await.unwrap() > 0);
+    }
+    let stranger = token(&IssuerKey::new("new"), 0);
+    assert_eq!(gateway.client().chat("m", &[("authorization", &stranger)]).await.status, 401);
+}
+
+#[tokio::test]
+async fn an_issuer_with_a_private_authority_is_believed_by_that_alone() {
+    let (authority, stranger) = (Authority::default(), Authority::default());
+    let (upstream, issuer) = (Upstream::fixed(200, "{}").await, Issuer::start_secure(&authority).await);
+    let key = IssuerKey::new("k");
+    issuer.shows(&[&key]);
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+authentication: {{jwt: [{{issuer: \"{}\", audiences: [spillway], caFile: ca.pem, claims: {{consumer: sub}}}}]}}
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+",
+        issuer.url(),
+        upstream.url()
+    );
+    let ends = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 600;
+    let claims = serde_json::json!({"iss": issuer.url(), "aud": "spillway", "sub": "mia", "exp": ends});
+    let bearer = format!("Bearer {}", key.token(&claims));
+    for (believed, status) in [(&authority, 200), (&stranger, 401)] {
+        let folder = tempfile::tempdir().unwrap();
+        believed.write(folder.path());
+        let gateway = Gateway::start_in(folder, &yaml).await;
+        assert_eq!(gateway.client().chat("m", &[("authorization", &bearer)]).await.status, status);
+        if status == 401 {
+            // Mending the file mends it: another authority is another place to fetch keys from.
+            authority.write(gateway.folder());
+            assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+            assert_eq!(gateway.client().chat("m", &[("authorization", &bearer)]).await.status, 200);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_judges_may_send_callers_to_a_page_where_they_log_in() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let authorizer = Upstream::start(|seen| async move {
+        let headers = [
+            ("location", "https://login.example/?next=%2F"),
+            ("set-cookie", "state=1; HttpOnly"),
+            ("x-internal", "secret"),
+            ("content-type", "text/html"),
+        ];
+        Some(match seen.headers.get("cookie").map(|cookie| cookie.to_str().unwrap()) {
+            Some("session=good") => reply(200, &[], ""),
+            Some(_) => reply(403, &headers[3..], "<p>no</p>"),
+            None => reply(302, &headers, "<p>this way</p>"),
+        })
+    })
+    .await;
+    let yaml = format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - name: page
+    filters: [{{externalAuthorization: {{url: \"{}\", timeout: 5s, forwardHeaders: [cookie], copyToAnswer: [location, set-cookie]}}}}]
+    backendRefs: [{{name: x}}]
+",
+        upstream.url(),
+        authorizer.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    let sent = client.get("/").await;
+    assert_eq!((sent.status.as_u16(), sent.text().as_str()), (302, "<p>this way</p>"));
+    assert_eq!(sent.header("location"), "https://login.example/?next=%2F");
+    assert_eq!(sent.header("set-cookie"), "state=1; HttpOnly");
+    assert_eq!(sent.header("content-type"), "text/html");
+    assert!(!sent.headers.contains_key("x-internal"), "what is not named stays here");
+    let refused = client.post("/", &[("cookie", "session=bad")], "x").await;
+    assert_eq!((refused.status.as_u16(), refused.text().as_str()), (403, "<p>no</p>"));
+    assert_eq!(client.post("/", &[("cookie", "session=good")], "x").await.status, 200);
+    assert_eq!(upstream.count(), 1);
+    gateway
+        .metric_becomes("spillway_filter_refusals_total{http_route=\"page\",filter=\"externalAuthorization\"}", 2.0)
+        .await;
 }

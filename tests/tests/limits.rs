@@ -178,8 +178,76 @@ async fn a_budget_survives_a_crash_and_money_is_counted_by_prices() {
     assert_eq!(refused.status, 429, "{}", refused.text());
     assert_eq!(refused.json()["error"]["type"], "insufficient_quota");
     assert_eq!(refused.header("x-should-retry"), "false");
+    let series = |name: &str, unit: &str| {
+        format!("spillway_budget_{name}{{budget=\"consumer acme\",per=\"day\",unit=\"{unit}\"}}")
+    };
+    for (name, unit, value) in
+        [("spent", "tokens", 2000.0), ("limit", "tokens", 10_000.0), ("spent", "usd", 0.0028), ("limit", "usd", 0.003)]
+    {
+        gateway.metric_becomes(&series(name, unit), value).await;
+    }
     assert!(refused.header("retry-after").parse::<u64>().unwrap() <= 86_400);
     assert_eq!(upstream.count(), 2);
+}
+
+#[tokio::test]
+async fn consumers_of_a_tenant_share_its_limits_and_its_budget_beside_their_own() {
+    let upstream =
+        Upstream::start(|_| async { Some(reply(200, &[("content-type", "application/json")], answer_using(60, 40))) })
+            .await;
+    let keys = [new_key(), new_key(), new_key(), new_key()];
+    let digests: Vec<&str> = keys.iter().map(|(_, digest)| digest.as_str()).collect();
+    let yaml = format!(
+        "consumers:
+  - {{name: a, tenant: north, keys: [{{sha256: \"{}\"}}], limits: {{requests: 2/h}}}}
+  - {{name: b, tenant: north, keys: [{{sha256: \"{}\"}}]}}
+  - {{name: c, tenant: south, keys: [{{sha256: \"{}\"}}]}}
+  - {{name: d, tenant: south, keys: [{{sha256: \"{}\"}}]}}
+tenants:
+  - {{name: north, limits: {{requests: 3/h}}}}
+  - {{name: south, limits: {{budget: {{tokens: 250, per: month}}}}}}
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: x}}]}}]
+",
+        digests[0],
+        digests[1],
+        digests[2],
+        digests[3],
+        upstream.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let ask = async |n: usize| chat(&gateway.client(), &keys[n].0, 10, false).await;
+    let statuses = [(0, 200), (0, 200), (0, 429), (1, 200), (1, 429)];
+    for (n, (caller, status)) in statuses.into_iter().enumerate() {
+        let answer = ask(caller).await;
+        assert_eq!(answer.status, status, "request {n}: {}", answer.text());
+    }
+    assert!(ask(1).await.text().contains("for this tenant"), "whose limit it is");
+    // 100 tokens each: after two the third would pass 250 by what is reserved for it, and after that none does.
+    for caller in [2, 3] {
+        assert_eq!(ask(caller).await.status, 200);
+        settled(&gateway).await;
+    }
+    let refused = chat(&gateway.client(), &keys[2].0, 100, false).await;
+    assert_eq!((refused.status.as_u16(), &refused.json()["error"]["code"]), (429, &"insufficient_quota".into()));
+    let refused = chat(&gateway.client(), &keys[3].0, 100, false).await;
+    assert!(refused.text().contains("the budget of this tenant"), "{}", refused.text());
+}
+
+#[tokio::test]
+async fn a_budget_on_trial_counts_what_it_would_refuse() {
+    let upstream =
+        Upstream::start(|_| async { Some(reply(200, &[("content-type", "application/json")], answer_using(60, 40))) })
+            .await;
+    let (key, digest) = new_key();
+    let limits = "{budget: {tokens: 50, per: day, onExceeded: shadow}}";
+    let gateway = Gateway::start(&yaml(&upstream, &digest, limits, "")).await;
+    for _ in 0..3 {
+        assert_eq!(chat(&gateway.client(), &key, 10, false).await.status, 200);
+        settled(&gateway).await;
+    }
+    let series = "spillway_limit_shadow_refusals_total{limit=\"consumer acme/budget/day\"}";
+    gateway.metric_becomes(series, 2.0).await;
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use spillway_tests::{Gateway, Upstream, eventually};
+use spillway_tests::{Dns, Gateway, Says, Upstream, eventually};
 
 fn yaml(url: &str) -> String {
     format!("backends: [{{name: x, endpoints: [{{url: \"{url}\"}}]}}]\nroutes: [{{backendRefs: [{{name: x}}]}}]\n")
@@ -128,6 +128,24 @@ async fn listeners_come_and_go_and_a_port_that_is_taken_keeps_the_edit_out() {
 }
 
 #[tokio::test]
+async fn a_listener_that_is_renamed_counts_under_its_new_name() {
+    let upstream = Upstream::fixed(200, "a").await;
+    let named = |name: &str| {
+        let listeners = format!("listeners: [{{name: {name}, address: \"127.0.0.1:0\"}}]\n");
+        format!("{listeners}admin: {{address: \"127.0.0.1:0\"}}\n{}", yaml(&upstream.url()))
+    };
+    let gateway = Gateway::start(&yaml(&upstream.url())).await;
+    for name in ["one", "two"] {
+        let before = gateway.events("config_reloaded").len();
+        std::fs::write(gateway.config(), named(name)).unwrap();
+        assert_eq!(gateway.reloads(before).await["event"], "config_reloaded");
+        let stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+        gateway.metric_becomes(&format!("spillway_connections{{listener=\"{name}\"}}"), 1.0).await;
+        drop(stream);
+    }
+}
+
+#[tokio::test]
 async fn what_did_not_change_keeps_its_state() {
     let a = Upstream::fixed(200, "a").await;
     let limited = |burst: u32| {
@@ -202,4 +220,22 @@ async fn a_mistake_in_a_file_that_only_the_edit_names_is_noticed_when_it_is_mend
     assert_eq!(gateway.reloads(1).await["event"], "config_reloaded");
     assert_eq!(client.get("/").await.status, 401);
     assert_eq!(as_caller(&client, &key).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_edit_made_while_the_gateway_starts_is_taken() {
+    let (dns, upstream) = (Dns::start().await, Upstream::fixed(200, "edited").await);
+    dns.tell("chat.test", Says::Silence);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("spillway.yaml");
+    let asks = format!("dns: {{servers: [\"{}\"], timeout: 3s}}\n{}", dns.address, yaml("http://chat.test:1"));
+    let asks = format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{asks}");
+    let starting = tokio::spawn(async move { Gateway::start_in(folder, &asks).await });
+    // It has read the file and waits for what it needs to run it.
+    eventually("it asks for the name", || async { (dns.asked("chat.test") > 0).then_some(()) }).await;
+    std::fs::write(&file, whole(&yaml(&upstream.url()))).unwrap();
+    dns.tell("chat.test", Says::Addresses(vec![std::net::Ipv4Addr::LOCALHOST], 60));
+    let gateway = starting.await.unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    assert_eq!(gateway.client().get("/").await.text(), "edited");
 }

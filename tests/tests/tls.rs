@@ -206,11 +206,22 @@ async fn only_versions_that_are_new_enough_and_known_clients_connect() {
     assert!(get(None, &[&version::TLS13]).await.is_err(), "no certificate");
     assert!(get(Some(&strange), &[&version::TLS13]).await.is_err(), "signed by somebody else");
     // A client may know of the refusal before it is counted.
-    eventually("three refusals are counted", || async {
-        let series = "spillway_connections_refused_total{listener=\"tls\",reason=\"tls\"}";
-        (gateway.metric(series).await >= 3.0).then_some(())
+    for (reason, count) in [("tls", 1.0), ("client_certificate", 2.0)] {
+        let series = format!("spillway_connections_refused_total{{listener=\"tls\",reason=\"{reason}\"}}");
+        gateway.metric_becomes(&series, count).await;
+    }
+    let told = eventually("both certificates are told", || async {
+        let told = gateway.events("audit");
+        (told.len() == 2).then_some(told)
     })
     .await;
+    for line in told {
+        assert_eq!(
+            (&line["action"], &line["reason"]),
+            (&"authentication_refused".into(), &"client_certificate".into())
+        );
+        assert_eq!((&line["listener"], &line["client"]), (&"tls".into(), &"127.0.0.1".into()));
+    }
     let yaml = yaml(&upstream, ", clientCertificates: {caFile: ca.pem, mode: optional}", "");
     std::fs::write(gateway.config(), whole(&yaml)).unwrap();
     assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");

@@ -45,6 +45,16 @@ pub struct Consumer {
     pub credentials: BTreeMap<String, super::Credentials>,
 }
 
+/// A tenant: what all consumers that belong to it may use together, beside what each of them may.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tenant {
+    /// Its name, as `consumers[].tenant` or the claim that `claims.tenant` names has it.
+    pub name: String,
+    /// What its consumers may use together.
+    pub limits: ConsumerLimits,
+}
+
 /// An API key, stored as its digest.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -173,6 +183,9 @@ pub struct JwtIssuer {
     /// Where its keys are; found through `ISSUER/.well-known/openid-configuration` when left out.
     #[serde(default)]
     pub jwks: Option<Jwks>,
+    /// Authorities that its servers are believed by; those of the system when left out.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
     /// Signatures that are accepted.
     #[serde(default = "all_algorithms")]
     pub algorithms: Vec<JwtAlgorithm>,

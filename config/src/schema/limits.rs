@@ -22,7 +22,7 @@ pub enum OnExceeded {
     Shadow,
 }
 
-/// What a consumer may use; all its keys share it.
+/// What a consumer may use, all its keys together; or a tenant, all its consumers together.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ConsumerLimits {
@@ -43,7 +43,8 @@ pub struct ConsumerLimits {
     pub on_exceeded: OnExceeded,
 }
 
-/// What may be used up in a day or a month (UTC). When it is spent, requests are refused with `insufficient_quota`.
+/// What may be used up in a day or a month (UTC). When it is spent, requests are refused with `insufficient_quota`, unless
+/// `onExceeded` says otherwise.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Budget {
@@ -56,6 +57,9 @@ pub struct Budget {
     pub usd: Option<f64>,
     /// When it begins anew.
     pub per: Period,
+    /// What happens to a request when it is spent.
+    #[serde(default)]
+    pub on_exceeded: OnExceeded,
 }
 
 /// A time of the calendar, in UTC.

@@ -24,7 +24,7 @@ pub use balancing::{
 pub(crate) use consumers::secrets as consumer_secrets;
 pub use consumers::{
     ApiKeyHeaders, Authentication, CertificateIdentity, Claims, Consumer, ConsumerCertificates, ConsumerKey,
-    ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, Mtls,
+    ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, Mtls, Tenant,
 };
 pub use dns::Dns;
 pub use limits::{
@@ -64,6 +64,9 @@ pub struct Config {
     /// Who may call.
     #[serde(default)]
     pub consumers: Vec<Consumer>,
+    /// Whom consumers belong to, and what those of one tenant may use together.
+    #[serde(default)]
+    pub tenants: Vec<Tenant>,
     /// How callers show who they are.
     #[serde(default)]
     pub authentication: Option<Authentication>,

@@ -46,11 +46,39 @@ pub(super) fn check(cx: &mut Context<'_>, n: usize, acme: &Acme) {
     if acme.retry.base.0.is_zero() || acme.retry.max < acme.retry.base {
         cx.error(below("retry"), "`base` must be above zero, and `max` no shorter than it");
     }
+    shared(cx, n, acme);
     if let Some(file) = &acme.ca_file {
         listeners::authorities(cx, below("caFile"), file);
     }
     if let Some(account) = &acme.external_account {
         cx.secret(at!["listeners", n, "tls", "acme", "externalAccount", "hmacKey"], &account.hmac_key);
+    }
+}
+
+/// What several listeners ask the same authority for, into the same folder, is one certificate and one account: they must
+/// say the same of it.
+fn shared(cx: &mut Context<'_>, n: usize, acme: &Acme) {
+    let before = cx.config.listeners.iter().take(n).filter_map(|listener| {
+        let other = listener.tls.as_ref()?.acme.as_ref()?;
+        let same_place = other.storage == acme.storage && other.directory.eq_ignore_ascii_case(&acme.directory);
+        same_place.then(|| (listener.name.clone().unwrap_or_else(|| listener.address.to_string()), other))
+    });
+    for (name, other) in before.collect::<Vec<_>>() {
+        let lower = |acme: &Acme| acme.domains.iter().map(|name| name.to_ascii_lowercase()).collect::<Vec<_>>();
+        if other != acme && lower(other) == lower(acme) {
+            let message = format!(
+                "listener `{name}` asks for a certificate for the same names with other settings, and both would be stored \
+                 in one file: write the same in both places, or give each a `storage` of its own"
+            );
+            return cx.error(at!["listeners", n, "tls", "acme"], message);
+        }
+        if other.email != acme.email || other.external_account != acme.external_account {
+            let message = format!(
+                "listener `{name}` has another `email` or `externalAccount`, and there is one account for a directory and \
+                 a `storage`: write the same in both places, or give each a `storage` of its own"
+            );
+            return cx.error(at!["listeners", n, "tls", "acme"], message);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ const MAX_LEEWAY: u64 = 300;
 
 pub(super) fn all(cx: &mut Context<'_>) {
     consumers(cx);
+    tenants(cx);
     authentication(cx);
     prices(cx);
     state(cx);
@@ -61,6 +62,27 @@ fn consumers(cx: &mut Context<'_>) {
             }
             cx.secret(at!["consumers", n, "credentials", backend.as_str(), "bearer"], &credentials.bearer);
         }
+    }
+}
+
+fn tenants(cx: &mut Context<'_>) {
+    let config = cx.config;
+    let mut seen = HashMap::new();
+    let from_claims = config.authentication.iter().flat_map(|a| &a.jwt).any(|issuer| issuer.claims.is_some());
+    for (n, tenant) in config.tenants.iter().enumerate() {
+        let here = at!["tenants", n];
+        if let Some(first) = seen.insert(tenant.name.as_str(), n) {
+            cx.error(with(&here, &["name"]), format!("the name `{}` is taken by tenants[{first}]", tenant.name));
+        }
+        let of = |consumer: &Consumer| consumer.tenant.as_deref().unwrap_or(&consumer.name) == tenant.name;
+        if !from_claims && !config.consumers.iter().any(of) {
+            let known: Vec<&str> = config.consumers.iter().filter_map(|consumer| consumer.tenant.as_deref()).collect();
+            cx.unknown(with(&here, &["name"]), "consumer of tenant", &tenant.name, &known);
+        }
+        if tenant.limits == ConsumerLimits::default() {
+            cx.error(with(&here, &["limits"]), "these limit nothing");
+        }
+        limits(cx, with(&here, &["limits"]), &tenant.limits);
     }
 }
 
@@ -120,11 +142,15 @@ fn limits(cx: &mut Context<'_>, at: Vec<Segment>, limits: &ConsumerLimits) {
         }
     }
     let spills = |route: &Route| route.when_saturated.as_ref().is_some_and(|w| w.spill_to.is_some());
-    if limits.on_exceeded == OnExceeded::Spill && !cx.config.routes.iter().any(spills) {
-        let message = "no route of this file spills to anybody (`whenSaturated.spillTo`): there is no lesser answer";
-        cx.error(with(&at, &["onExceeded"]), message);
+    let no_spill = !cx.config.routes.iter().any(spills);
+    let nobody = "no route of this file spills to anybody (`whenSaturated.spillTo`): there is no lesser answer";
+    if limits.on_exceeded == OnExceeded::Spill && no_spill {
+        cx.error(with(&at, &["onExceeded"]), nobody);
     }
     let Some(budget) = &limits.budget else { return };
+    if budget.on_exceeded == OnExceeded::Spill && no_spill {
+        cx.error(with(&at, &["budget", "onExceeded"]), nobody);
+    }
     if budget.tokens.is_none() && budget.usd.is_none() {
         cx.error(with(&at, &["budget"]), "a budget is of `tokens`, of `usd` or of both");
     }
@@ -203,6 +229,16 @@ fn one_issuer(cx: &mut Context<'_>, n: usize, issuer: &JwtIssuer) {
         Some(Jwks { url: None, file: Some(_), .. }) => {}
         Some(_) => cx.error(with(&here, &["jwks"]), "exactly one of `url` and `file` is needed"),
         None => {}
+    }
+    if let Some(file) = &issuer.ca_file {
+        let asked = match &issuer.jwks {
+            None => Some(issuer.issuer.as_str()),
+            Some(jwks) => jwks.url.as_deref(),
+        };
+        if !asked.is_some_and(|url| url.starts_with("https:")) {
+            cx.error(with(&here, &["caFile"]), "this has no effect: its keys are not fetched over https");
+        }
+        super::listeners::authorities(cx, with(&here, &["caFile"]), file);
     }
     let is_consumers = |c: &Consumer| c.jwt.as_ref().is_some_and(|token| token.issuer == issuer.issuer);
     let plan = issuer.claims.as_ref().and_then(|claims| claims.plan.as_ref());

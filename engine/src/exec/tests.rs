@@ -66,6 +66,7 @@ fn assert_close(name: &str, plain: &[f32], tested: &[f32]) {
 
 /// The reference and what is tested, with the same matrices, vectors and places.
 struct Both<E> {
+    rows: usize,
     plain: Plain,
     tested: E,
     rng: ChaCha8Rng,
@@ -73,7 +74,7 @@ struct Both<E> {
 
 impl<E: Tested> Both<E> {
     fn new(sizes: Sizes, tested: E, seed: u64) -> Self {
-        Self { plain: Plain::new(sizes), tested, rng: ChaCha8Rng::seed_from_u64(seed) }
+        Self { rows: sizes.max_rows, plain: Plain::new(sizes), tested, rng: ChaCha8Rng::seed_from_u64(seed) }
     }
     fn matrix(&mut self, parts: &[Tensor<'_>]) -> MatrixId {
         let id = self.plain.matrix(parts).unwrap();
@@ -87,8 +88,8 @@ impl<E: Tested> Both<E> {
         id
     }
     fn place(&mut self, width: usize) -> ActId {
-        let id = self.plain.activation(width, 7).unwrap();
-        assert_eq!(self.tested.activation(width, 7).unwrap(), id);
+        let id = self.plain.activation(width, self.rows).unwrap();
+        assert_eq!(self.tested.activation(width, self.rows).unwrap(), id);
         id
     }
     /// Fills places with random values, runs one operation on both and compares what it leaves in `out`.
@@ -181,6 +182,72 @@ pub(super) fn operations_on_weights<E: Tested>(make: impl Fn(Sizes) -> E) {
         }
         both.compare("matmul of several types", &batch, &[x], fifteen, |e| e.matmul(mixed, x, fifteen, false));
     }
+}
+
+/// Products of random shapes, with more rows than a tile has; weights are any, or as large as the type can say, which meet
+/// activations that are all the largest.
+pub(super) fn products_of_random_shapes<E: Tested>(make: impl Fn(Sizes) -> E) {
+    let sizes = Sizes { max_rows: 21, ..sizes() };
+    for seed in 0..4 {
+        let mut both = Both::new(sizes, make(sizes), 100 + seed);
+        let mut products = Vec::new();
+        for kind in TensorType::ALL {
+            let (values, _) = kind.block();
+            let columns = both.rng.random_range(1..=512 / values.max(32)) * values.max(32);
+            let rows = both.rng.random_range(1..60);
+            let data = random(kind, columns * rows, &mut both.rng);
+            for data in [largest(kind, &data), data] {
+                let matrix = both.matrix(&[Tensor { name: "t", kind, columns, rows, data: &data }]);
+                products.push((kind, matrix, both.place(columns), both.place(rows)));
+            }
+        }
+        both.tested.ready().unwrap();
+        let least = if seed == 0 { sizes.max_rows } else { 1 };
+        let rows = both.rng.random_range(narrow(least)..=narrow(sizes.max_rows));
+        let batch = Batch {
+            rows: (0..rows).map(|position| Row { token: 0, position, slot: 0 }).collect(),
+            picks: vec![0],
+            types: Vec::new(),
+            ..batch(&sizes)
+        };
+        for (kind, matrix, x, out) in products {
+            let name = format!("matmul {kind:?} of {rows} rows, seed {seed}");
+            both.compare(&name, &batch, &[x], out, |e| e.matmul(matrix, x, out, false));
+            // Its first row and its last give the same alone, bit for bit.
+            let tested = &mut both.tested;
+            tested.begin(&batch).unwrap();
+            let (values, together) = (tested.read(x), tested.read(out));
+            let (width, height) = (tested.width(x), tested.width(out));
+            for row in [0, batch.rows.len() - 1] {
+                tested.begin(&Batch { rows: batch.rows[..1].to_vec(), ..batch.clone() }).unwrap();
+                tested.write(x, &values[row * width..(row + 1) * width]);
+                tested.matmul(matrix, x, out, false);
+                assert_eq!(tested.read(out), together[row * height..(row + 1) * height], "{name}: row {row} alone");
+            }
+            let ones = vec![1.0; batch.rows.len() * both.tested.width(x)];
+            both.plain.write(x, &ones);
+            both.tested.write(x, &ones);
+            both.compare(&name, &batch, &[], out, |e| e.matmul(matrix, x, out, false));
+        }
+    }
+}
+
+/// The same data with every quantised value as far from zero as it can be.
+fn largest(kind: TensorType, data: &[u8]) -> Vec<u8> {
+    let (quants, byte) = match kind {
+        TensorType::F32 | TensorType::F16 | TensorType::BF16 => (0..0, 0),
+        TensorType::Q4_0 | TensorType::Q5_0 => (2..22, 0xff),
+        TensorType::Q4_1 | TensorType::Q5_1 => (4..24, 0xff),
+        TensorType::Q8_0 => (2..34, 0x80),
+        TensorType::Q4_K | TensorType::Q5_K => (16..176, 0xff),
+        TensorType::Q6_K => (0..192, 0xff),
+    };
+    let mut data = data.to_vec();
+    for block in data.chunks_mut(kind.block().1) {
+        let end = quants.end.min(block.len());
+        block[quants.start.min(end)..end].fill(byte);
+    }
+    data
 }
 
 /// Rotation, the KV cache, attention.

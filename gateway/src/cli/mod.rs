@@ -9,12 +9,13 @@ mod top;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
 
 use self::admin::AdminArguments;
 use crate::identity::NewKey;
-use crate::reload::read;
+use crate::reload::{look_again, read};
 use crate::{server, telemetry};
 
 const FAILED: u8 = 1;
@@ -205,10 +206,12 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Ok(path) => path,
         Err(e) => return fail(WRONG, &e),
     };
+    let began = SystemTime::now();
     let loaded = match read(&path, false) {
         Ok(loaded) => loaded,
         Err(report) => return fail(WRONG, &report),
     };
+    let seen = look_again(&loaded.files, began);
     eprint!("{}", loaded.warnings);
     let log = match telemetry::init_log(loaded.config.telemetry.logs.format) {
         Ok(log) => log,
@@ -219,8 +222,7 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Err(e) => return fail(FAILED, &format!("the runtime cannot be started: {e}")),
     };
     raise_file_limit();
-    let served =
-        runtime.block_on(server::serve(absolute(&path), loaded.config, loaded.files, log.clone(), cache_dir()));
+    let served = runtime.block_on(server::serve(absolute(&path), loaded.config, seen, log.clone(), cache_dir()));
     // What still runs after the drain is over does not hold the process.
     runtime.shutdown_background();
     match served {

@@ -4,17 +4,18 @@
 
 mod api_key;
 mod certificate;
+mod consumer;
 mod failures;
 mod jwt;
 mod new_key;
+mod tenants;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use spillway_config::schema;
@@ -23,64 +24,19 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use api_key::Keys;
 use certificate::Certificates;
+pub use consumer::Consumer;
 use failures::Failures;
 pub use jwt::Parts;
 use jwt::{Judged, Tokens};
 pub use new_key::{KeyError, NewKey};
+use tenants::Tenants;
 
-use crate::limits::{Credential, Rules};
-use crate::routing::ModelPattern;
+use crate::limits::{BudgetRules, Credential};
+use crate::telemetry::BudgetSample;
 use crate::tls::ClientCertificate;
 
 /// Longest API key that is looked at, in bytes; real ones have some fifty to two hundred.
 const MAX_KEY_BYTES: usize = 512;
-
-/// Somebody who may call.
-pub struct Consumer {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Whom it belongs to.
-    pub tenant: Arc<str>,
-    /// Its rank among those who wait for a place: the higher, the sooner.
-    pub priority: i32,
-    /// What it may use.
-    pub rules: Rules,
-    /// Models that it may name; all where there is no list.
-    models: Option<Vec<ModelPattern>>,
-    /// What replaces a backend's own credentials for its requests, by the backend's name.
-    credentials: HashMap<String, HeaderValue>,
-}
-
-impl std::fmt::Debug for Consumer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Consumer({} of {})", self.name, self.tenant)
-    }
-}
-
-impl Consumer {
-    fn from_claims(name: Arc<str>, tenant: Arc<str>, rules: Rules) -> Self {
-        Self { name, tenant, priority: 0, rules, models: None, credentials: HashMap::new() }
-    }
-
-    /// Whether it may name a model; `None` stands for a request that names none.
-    pub fn may_use(&self, model: Option<&str>) -> bool {
-        match (&self.models, model) {
-            (None, _) => true,
-            (Some(patterns), Some(model)) => patterns.iter().any(|pattern| pattern.matches(model)),
-            (Some(_), None) => false,
-        }
-    }
-
-    /// Whether it may name only some models.
-    pub fn is_restricted(&self) -> bool {
-        self.models.is_some()
-    }
-
-    /// What its requests show a backend instead of the backend's own credentials.
-    pub fn credentials(&self, backend: &str) -> Option<&HeaderValue> {
-        self.credentials.get(backend)
-    }
-}
 
 /// What a token says.
 #[derive(Debug, Default)]
@@ -147,6 +103,7 @@ pub struct Authenticator {
     tokens: Tokens,
     certificates: Certificates,
     failures: Failures,
+    budgets: BudgetRules,
 }
 
 /// What a request shows of its caller.
@@ -156,11 +113,12 @@ struct Presented<'h> {
 }
 
 impl Authenticator {
-    /// Compiles consumers, the headers that hold their keys and the issuers of tokens. Addresses that have shown bad
+    /// Compiles consumers and what tenants share, the headers that hold their keys and the issuers of tokens. Addresses that have shown bad
     /// credentials to `previous` are still known.
     pub fn new(
         authentication: &schema::Authentication,
         consumers: &[schema::Consumer],
+        tenants: &[schema::Tenant],
         previous: Option<&Self>,
         parts: Parts<'_>,
     ) -> Result<Self, IdentityError> {
@@ -172,20 +130,27 @@ impl Authenticator {
                 headers.push(name);
             }
         }
+        let tenants = Arc::new(Tenants::new(tenants, parts).map_err(IdentityError::Limits)?);
         let mut keys = Keys::default();
         let mut compiled = Vec::with_capacity(consumers.len());
         for written in consumers {
-            let consumer = Arc::new(compile(written, parts)?);
+            let consumer = Arc::new(Consumer::new(written, &tenants, parts)?);
             keys.enter(&consumer, &written.keys)?;
             if let Some(file) = &written.keys_file {
                 keys.enter(&consumer, &spillway_config::read_keys(file).map_err(IdentityError::Keys)?)?;
             }
             compiled.push(consumer);
         }
-        let tokens = Tokens::new(authentication, consumers, &compiled, parts)?;
+        let tokens = Tokens::new(authentication, consumers, &compiled, &tenants, parts)?;
         let certificates = Certificates::new(authentication, consumers, &compiled);
         let failures = Failures::new(&authentication.failures, previous.map(|p| &p.failures), parts.metrics);
-        Ok(Self { headers, keys, tokens, certificates, failures })
+        let budgets = BudgetRules::of(compiled.iter().flat_map(|consumer| &consumer.rules).chain(tenants.all()));
+        Ok(Self { headers, keys, tokens, certificates, failures, budgets })
+    }
+
+    /// What is spent of the budgets that the file names; those of consumers made from claims come without end.
+    pub fn budgets(&self) -> Vec<BudgetSample> {
+        self.budgets.samples()
     }
 
     /// Says who calls. `None` is an anonymous caller and comes only where `mode` allows one; a credential that is shown
@@ -335,29 +300,6 @@ impl Authenticator {
         };
         unauthenticated(message)
     }
-}
-
-fn compile(written: &schema::Consumer, parts: Parts<'_>) -> Result<Consumer, IdentityError> {
-    let label = format!("consumer {}", written.name);
-    let mut rules =
-        parts.limits.of_consumers(&label, &written.limits, parts.adoptions).map_err(IdentityError::Limits)?;
-    if let Some(budget) = &written.limits.budget {
-        rules.push(parts.limits.budget(&label, &written.name, budget));
-    }
-    let mut credentials = HashMap::new();
-    for (backend, secret) in &written.credentials {
-        let value = crate::snapshot::bearer(secret)
-            .map_err(|e| IdentityError::Keys(format!("{label}, credentials for `{backend}`: {e}")))?;
-        credentials.insert(backend.clone(), value);
-    }
-    Ok(Consumer {
-        name: written.name.as_str().into(),
-        tenant: written.tenant.as_deref().unwrap_or(&written.name).into(),
-        priority: written.priority,
-        rules,
-        models: written.models.as_ref().map(|models| models.iter().map(|m| ModelPattern::new(m)).collect()),
-        credentials,
-    })
 }
 
 /// The token of `Bearer TOKEN`; the scheme is written in any case (RFC 9110, section 11.1).

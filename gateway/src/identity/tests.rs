@@ -39,7 +39,7 @@ impl Known {
         let states = SharedStates::default();
         let adoptions = Adoptions::default();
         let parts = Parts { limits: &limits, states: &states, http: &http, metrics: &metrics, adoptions: &adoptions };
-        Authenticator::new(authentication, consumers, None, parts).map(Self)
+        Authenticator::new(authentication, consumers, &[], None, parts).map(Self)
     }
 
     fn at(&self, headers: &HeaderMap, mode: RouteAuthentication, now: u64) -> Result<Option<Identity>, Unidentified> {

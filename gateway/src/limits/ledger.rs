@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use super::budgets::{Amount, unix_now};
 use super::estimate::Used;
-use super::rules::{Claim, Kind, Rule, Unit};
+use super::judging::Claim;
+use super::rules::{Kind, Rule, Unit};
 
 /// Where a taking stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 
 mod budgets;
 mod estimate;
+mod judging;
 mod keys;
 mod ledger;
 mod levels;
@@ -18,8 +19,9 @@ mod tests;
 
 pub use budgets::{BudgetError, unix_now};
 pub use estimate::{Estimate, Used};
+pub use judging::{Claim, reserve};
 pub use keys::{Credential, Subject};
 pub use ledger::{Ledger, Shown};
 pub use prices::Prices;
 pub use rationed::Rationed;
-pub use rules::{Claim, Limits, Rule, Rules, reserve};
+pub use rules::{BudgetRules, Limits, Rule, Rules};

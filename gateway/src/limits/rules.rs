@@ -1,29 +1,21 @@
-//! Rules as they are kept: what the configuration says of one unit, compiled with its levels and series. All rules that a
-//! request meets at one place are judged together: either each takes what the request needs, or none takes anything.
+//! Rules as they are kept: what the configuration says of one unit, compiled with its levels and series.
 
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
-use smallvec::SmallVec;
+use http::HeaderValue;
 use spillway_config::schema::{Budget, ConsumerLimits, OnExceeded, Period, RedisState};
 use spillway_config::values::Rate;
-use spillway_filter::{ErrorKind, LimitBy, LimitSpec, Quota, Refusal, SharedStates};
+use spillway_filter::{LimitBy, LimitSpec, Quota, SharedStates};
 
-use super::budgets::{Account, Amount, BudgetError, Budgets, unix_now, window};
-use super::estimate::Estimate;
-use super::keys::{self, Subject, number};
-use super::ledger::{Ledger, Place, Shown};
-use super::levels::{Levels, Limit, Verdict};
+use super::budgets::{Account, BudgetError, Budgets, unix_now};
+use super::keys::number;
+use super::levels::{Levels, Limit};
 use super::running::Running;
 use super::shared::Shared;
 use crate::adoptions::Adoptions;
-use crate::telemetry::{LimitMetrics, Metrics};
-
-/// When a request that found too many others running may try again; nobody knows when one of those will end.
-const CONCURRENCY_WAIT: Duration = Duration::from_secs(1);
+use crate::telemetry::{BudgetSample, LimitMetrics, Metrics};
 
 /// A shared store and what it was made from.
 struct Store {
@@ -48,7 +40,7 @@ pub struct Limits {
 pub(super) enum Kind {
     Rate { unit: Unit, levels: Arc<Levels>, limit: Limit },
     Concurrency { running: Arc<Running>, most: NonZeroU32 },
-    Budget { account: Arc<Account>, period: Period, tokens: Option<u64>, nanos: Option<u64> },
+    Budget { whose: Box<str>, account: Arc<Account>, period: Period, tokens: Option<u64>, nanos: Option<u64> },
 }
 
 /// What comes in a time.
@@ -72,12 +64,12 @@ pub struct Rule {
     /// Its number in a shared store.
     pub(super) number: u128,
     pub(super) kind: Kind,
-    by: LimitBy,
+    pub(super) by: LimitBy,
     /// What a refusal says.
-    message: String,
-    on_exceeded: OnExceeded,
+    pub(super) message: String,
+    pub(super) on_exceeded: OnExceeded,
     /// `RateLimit-Policy`.
-    policy: Option<HeaderValue>,
+    pub(super) policy: Option<HeaderValue>,
     pub(super) shared: Option<Arc<Shared>>,
     pub(super) metrics: Arc<LimitMetrics>,
 }
@@ -85,23 +77,29 @@ pub struct Rule {
 /// Rules that stand at one place.
 pub type Rules = Vec<Arc<Rule>>;
 
-/// What a request wants of a rule.
-pub struct Claim<'r> {
-    pub(super) rule: &'r Arc<Rule>,
-    pub(super) key: u128,
-    pub(super) amount: u64,
-    pub(super) nanos: u64,
+/// The budgets among rules, each once.
+#[derive(Default)]
+pub struct BudgetRules(Rules);
+
+impl std::fmt::Debug for BudgetRules {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BudgetRules({})", self.0.len())
+    }
 }
 
-/// What became of a claim.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Answer {
-    /// It may take; where the caller stands then.
-    Taken { remaining: u64, reset: Duration },
-    /// It may not; when it would, and where the caller stands.
-    Refused { wait: Duration, remaining: u64, reset: Duration },
-    /// It never may.
-    TooMuch,
+impl BudgetRules {
+    /// Those among these.
+    pub fn of<'r>(rules: impl Iterator<Item = &'r Arc<Rule>>) -> Self {
+        let mut budgets: Rules = rules.filter(|rule| matches!(rule.kind, Kind::Budget { .. })).cloned().collect();
+        budgets.sort_by_key(|rule| rule.number);
+        budgets.dedup_by_key(|rule| rule.number);
+        Self(budgets)
+    }
+
+    /// What is spent of each now.
+    pub fn samples(&self) -> Vec<BudgetSample> {
+        self.0.iter().filter_map(|rule| rule.sample()).collect()
+    }
 }
 
 impl Limits {
@@ -118,8 +116,11 @@ impl Limits {
     }
 
     /// Opens the file of budgets, if that was not done; what it holds counts when the snapshot is adopted.
-    pub fn open_budgets(&self, path: &Path, adoptions: &Adoptions) -> Result<(), BudgetError> {
-        let Some(opened) = self.budgets.open(path)? else { return Ok(()) };
+    pub async fn open_budgets(&self, path: &Path, adoptions: &Adoptions) -> Result<(), BudgetError> {
+        let (opening, file) = (self.budgets.clone(), path.to_owned());
+        let opened = tokio::task::spawn_blocking(move || opening.open(&file)).await;
+        let opened = opened.map_err(|e| BudgetError { path: path.to_owned(), reason: e.to_string() })??;
+        let Some(opened) = opened else { return Ok(()) };
         let budgets = self.budgets.clone();
         adoptions.add(move || budgets.install(opened));
         Ok(())
@@ -184,40 +185,56 @@ impl Limits {
         Ok((guards, filters))
     }
 
-    /// The rules that all consumers of one kind have, each with levels of its own; budgets come with `of_consumer`.
+    /// The rules that all consumers of one kind have, each with levels of its own; budgets come with `budget`.
     pub fn of_consumers(&self, label: &str, limits: &ConsumerLimits, adoptions: &Adoptions) -> Result<Rules, String> {
+        self.of_callers(label, "this consumer", &LimitBy::Consumer, limits, adoptions)
+    }
+
+    /// The rules that all consumers of a tenant share; its budget comes with `budget`.
+    pub fn of_tenant(&self, label: &str, limits: &ConsumerLimits, adoptions: &Adoptions) -> Result<Rules, String> {
+        self.of_callers(label, "this tenant", &LimitBy::Tenant, limits, adoptions)
+    }
+
+    fn of_callers(
+        &self,
+        label: &str,
+        this: &str,
+        by: &LimitBy,
+        limits: &ConsumerLimits,
+        adoptions: &Adoptions,
+    ) -> Result<Rules, String> {
         let mut rules = Rules::new();
-        let this = "this consumer";
         let units =
             [(Unit::Requests, limits.requests, limits.burst), (Unit::Tokens, limits.tokens, limits.token_burst)];
         for (unit, rate, burst) in units {
             let Some(rate) = rate else { continue };
             let quota = Quota { rate, burst: burst.unwrap_or(rate.count) };
-            let rule = self.rate(label, this, LimitBy::Consumer, unit, quota, limits.on_exceeded)?;
+            let rule = self.rate(label, this, by.clone(), unit, quota, limits.on_exceeded)?;
             rule.adopted_by(adoptions);
             rules.push(rule);
         }
         if let Some(most) = limits.concurrency {
-            rules.push(self.concurrency(label, this, LimitBy::Consumer, most, limits.on_exceeded));
+            rules.push(self.concurrency(label, this, by.clone(), most, limits.on_exceeded));
         }
         Ok(rules)
     }
 
-    /// The rule of one consumer's budget. `account` is its name among all budgets.
-    pub fn budget(&self, label: &str, account: &str, budget: &Budget) -> Arc<Rule> {
+    /// The rule of one budget: of `this` consumer or tenant. `account` is its name among all budgets.
+    pub fn budget(&self, label: &str, this: &str, account: &str, budget: &Budget) -> Arc<Rule> {
         let per = if budget.per == Period::Day { "day" } else { "month" };
         let name = format!("{label}/budget/{per}");
         Arc::new(Rule {
             number: number("budget", format!("{account}/{per}").as_bytes()),
             kind: Kind::Budget {
+                whose: label.into(),
                 account: self.budgets.account(account, budget.per),
                 period: budget.per,
                 tokens: budget.tokens,
                 nanos: budget.usd.map(nanos),
             },
             by: LimitBy::Consumer,
-            message: format!("the budget of this consumer for this {per} is spent"),
-            on_exceeded: OnExceeded::Reject,
+            message: format!("the budget of {this} for this {per} is spent"),
+            on_exceeded: budget.on_exceeded,
             policy: None,
             shared: self.shared(),
             metrics: self.metrics.limit(&name),
@@ -306,201 +323,18 @@ impl Rule {
         adoptions.add(move || levels.adopt(limit));
     }
 
+    /// What is spent of it, where it is a budget. With a shared store it is what went through this gateway.
+    fn sample(&self) -> Option<BudgetSample> {
+        let Kind::Budget { whose, account, period, tokens, nanos } = &self.kind else { return None };
+        let spent = account.spent(unix_now());
+        let per = if *period == Period::Day { "day" } else { "month" };
+        let used = |unit, spent, most: &Option<u64>| most.map(|most| (unit, spent, most));
+        let units = [used("tokens", spent.tokens, tokens), used("nanodollars", spent.nanos, nanos)];
+        Some(BudgetSample { whose: whose.to_string(), per, units: units.into_iter().flatten().collect() })
+    }
+
     /// Whether it counts tokens or what they cost.
     pub fn counts_tokens(&self) -> bool {
         matches!(self.kind, Kind::Rate { unit: Unit::Tokens, .. } | Kind::Budget { .. })
     }
-
-    /// What a request wants of it; `None` for a rule of tokens where the request uses none.
-    pub fn claim<'r>(self: &'r Arc<Self>, x: Subject<'_, '_>, expected: Option<(Estimate, u64)>) -> Option<Claim<'r>> {
-        let (amount, nanos) = match &self.kind {
-            Kind::Rate { unit: Unit::Requests, .. } | Kind::Concurrency { .. } => (1, 0),
-            Kind::Rate { unit: Unit::Tokens, .. } => (expected?.0.total(), 0),
-            Kind::Budget { .. } => {
-                let (estimate, nanos) = expected?;
-                (estimate.total(), nanos)
-            }
-        };
-        let key = match &self.kind {
-            Kind::Budget { .. } => 0,
-            _ => keys::of(&self.by, x),
-        };
-        Some(Claim { rule: self, key, amount, nanos })
-    }
-}
-
-impl Claim<'_> {
-    /// Takes from what this process knows. `share` is how many gateways share the limit while their store is away.
-    fn take_here(&self, share: u32) -> Answer {
-        match &self.rule.kind {
-            Kind::Rate { levels, limit, .. } => {
-                let burst = u64::from(limit.burst.get());
-                if self.amount > burst {
-                    return Answer::TooMuch;
-                }
-                let amount = self.amount.saturating_mul(u64::from(share)).min(burst);
-                let amount = u32::try_from(amount).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
-                match levels.take(self.key, amount) {
-                    Verdict::Taken { remaining, reset } => Answer::Taken { remaining: remaining.into(), reset },
-                    Verdict::Refused { wait, reset } => {
-                        let used = reset.as_nanos().div_ceil(limit.every.as_nanos().max(1));
-                        let remaining = burst.saturating_sub(u64::try_from(used).unwrap_or(u64::MAX));
-                        Answer::Refused { wait, remaining, reset }
-                    }
-                    Verdict::TooMuch => Answer::TooMuch,
-                }
-            }
-            Kind::Concurrency { running, most } => match running.enter(self.key, most.get().div_ceil(share.max(1))) {
-                Some(_) => Answer::Taken { remaining: 0, reset: Duration::ZERO },
-                None => Answer::Refused { wait: CONCURRENCY_WAIT, remaining: 0, reset: Duration::ZERO },
-            },
-            Kind::Budget { account, period, tokens, nanos } => {
-                let now = unix_now();
-                let amount = Amount { tokens: self.amount, nanos: self.nanos };
-                if account.take(amount, (*tokens, *nanos), now) {
-                    Answer::Taken { remaining: 0, reset: Duration::ZERO }
-                } else {
-                    Answer::Refused { wait: until_next(*period, now), remaining: 0, reset: Duration::ZERO }
-                }
-            }
-        }
-    }
-
-    /// Notes what a shared store has given, so that this process knows something when that is away.
-    fn note_here(&self) {
-        match &self.rule.kind {
-            Kind::Rate { levels, .. } => levels.settle(self.key, i64::try_from(self.amount).unwrap_or(i64::MAX)),
-            Kind::Concurrency { running, .. } => {
-                running.enter(self.key, u32::MAX);
-            }
-            Kind::Budget { account, .. } => {
-                let amount = Amount { tokens: self.amount, nanos: self.nanos };
-                account.take(amount, (None, None), unix_now());
-            }
-        }
-    }
-}
-
-pub(super) fn until_next(period: Period, now: u64) -> Duration {
-    Duration::from_secs(window(period, now).1.saturating_sub(now).max(1))
-}
-
-/// Judges all claims together. A refused request takes nothing from any rule, and gives back what it had taken before. It
-/// waits for a shared store, and for what was spent of a budget that has to be read again, each for a bounded time.
-pub async fn reserve(claims: &[Claim<'_>], ledger: &mut Ledger) -> Result<(), Box<Refusal>> {
-    if claims.is_empty() {
-        return Ok(());
-    }
-    for claim in claims {
-        if let Kind::Budget { account, .. } = &claim.rule.kind {
-            account.known().await;
-        }
-    }
-    let shared = claims.iter().find_map(|claim| claim.rule.shared.as_ref());
-    if let Some(shared) = shared
-        && let Some((answers, lease)) = shared.reserve(claims).await
-    {
-        let over = claims.iter().zip(&answers).any(|(claim, answer)| is_over(claim, *answer));
-        if !over {
-            for (claim, answer) in claims.iter().zip(&answers) {
-                if matches!(answer, Answer::Taken { .. }) {
-                    claim.note_here();
-                    ledger.add(claim, Place::Shared(lease));
-                }
-            }
-        }
-        return conclude(claims, &answers, ledger);
-    }
-    let share = shared.map_or(1, |shared| shared.gateways());
-    let answers: SmallVec<[Answer; 8]> = claims.iter().map(|claim| claim.take_here(share)).collect();
-    for (claim, answer) in claims.iter().zip(&answers) {
-        if matches!(answer, Answer::Taken { .. }) {
-            ledger.add(claim, Place::Here);
-        }
-    }
-    conclude(claims, &answers, ledger)
-}
-
-fn is_over(claim: &Claim<'_>, answer: Answer) -> bool {
-    claim.rule.on_exceeded == OnExceeded::Reject && !matches!(answer, Answer::Taken { .. })
-}
-
-/// Shows where the caller stands; refuses with the longest wait of the rules that refuse.
-fn conclude(claims: &[Claim<'_>], answers: &[Answer], ledger: &mut Ledger) -> Result<(), Box<Refusal>> {
-    let mut refusal: Option<Refusal> = None;
-    for (claim, answer) in claims.iter().zip(answers) {
-        let rule = claim.rule;
-        let shown = |remaining, reset| match &rule.kind {
-            Kind::Rate { unit, limit, .. } => Some(Shown {
-                is_tokens: *unit == Unit::Tokens,
-                limit: limit.burst.get().into(),
-                remaining,
-                reset,
-                policy: rule.policy.clone(),
-            }),
-            _ => None,
-        };
-        match answer {
-            Answer::Taken { remaining, reset } => shown(*remaining, *reset).map(|s| ledger.show(s)).unwrap_or_default(),
-            Answer::Refused { .. } | Answer::TooMuch if rule.on_exceeded == OnExceeded::Shadow => {
-                rule.metrics.shadow.inc();
-            }
-            // The request goes on, to the lesser answer; what it took from other rules stays taken.
-            Answer::Refused { wait, remaining, reset } if rule.on_exceeded == OnExceeded::Spill => {
-                rule.metrics.refused.inc();
-                if let Some(shown) = shown(*remaining, *reset) {
-                    ledger.show(shown);
-                }
-                ledger.exceeded(refuse(rule, *wait));
-            }
-            Answer::TooMuch if rule.on_exceeded == OnExceeded::Spill => {
-                rule.metrics.refused.inc();
-                ledger.exceeded(too_much(claim));
-            }
-            Answer::Refused { wait, remaining, reset } => {
-                rule.metrics.refused.inc();
-                if let Some(shown) = shown(*remaining, *reset) {
-                    ledger.show(shown);
-                }
-                let longer = refusal.as_ref().is_none_or(|r| r.retry_after.is_some_and(|other| other < *wait));
-                if longer {
-                    refusal = Some(refuse(rule, *wait));
-                }
-            }
-            Answer::TooMuch => {
-                rule.metrics.refused.inc();
-                refusal = Some(too_much(claim));
-            }
-        }
-    }
-    match refusal {
-        Some(refusal) => {
-            ledger.give_back();
-            Err(Box::new(refusal))
-        }
-        None => Ok(()),
-    }
-}
-
-fn refuse(rule: &Rule, wait: Duration) -> Refusal {
-    let code = match &rule.kind {
-        Kind::Budget { .. } => "insufficient_quota",
-        _ => "rate_limit_exceeded",
-    };
-    Refusal::new(StatusCode::TOO_MANY_REQUESTS, ErrorKind::RateLimited, code, rule.message.clone()).retry_after(wait)
-}
-
-fn too_much(claim: &Claim<'_>) -> Refusal {
-    let most = match &claim.rule.kind {
-        Kind::Rate { limit, .. } => limit.burst.get(),
-        _ => 0,
-    };
-    Refusal::invalid(
-        "tokens_exceed_limit",
-        format!(
-            "this request may use {} tokens, and at most {most} can ever be used at once here: shorten the prompt or \
-             lower `max_tokens`",
-            claim.amount
-        ),
-    )
 }

@@ -40,7 +40,7 @@ fn rules(limits: &Limits, json: serde_json::Value) -> Rules {
     let adoptions = Adoptions::default();
     let mut rules = limits.of_consumers("consumer a", &written, &adoptions).unwrap();
     adoptions.run();
-    rules.extend(written.budget.as_ref().map(|budget| limits.budget("consumer a", "a", budget)));
+    rules.extend(written.budget.as_ref().map(|budget| limits.budget("consumer a", "this consumer", "a", budget)));
     rules
 }
 

@@ -167,7 +167,8 @@ async fn accept(
     stop: watch::Receiver<bool>,
 ) {
     let counts = Arc::new(Counts::default());
-    let metrics = gateway.metrics.listener(&plan.load().name);
+    let mut name = plan.load().name.clone();
+    let mut metrics = gateway.metrics.listener(&name);
     loop {
         let (stream, client) = match socket.accept().await {
             Ok(accepted) => accepted,
@@ -178,6 +179,11 @@ async fn accept(
             }
         };
         let plan = plan.load_full();
+        if plan.name != name {
+            // An edit has renamed it.
+            name.clone_from(&plan.name);
+            metrics = gateway.metrics.listener(&name);
+        }
         let limit = usize::try_from(plan.limits.max_connections.get()).unwrap_or(usize::MAX);
         if counts.all.load(Ordering::Relaxed) >= limit {
             metrics.refused("limit");

@@ -1,6 +1,6 @@
 //! What comes before the first request of a connection (PROXY protocol, TLS), and what is known of it from then on.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
@@ -94,6 +94,8 @@ enum Unopened {
     Proxy(#[from] ProxyError),
     #[error("TLS: {0}")]
     Tls(std::io::Error),
+    #[error("the certificate of {client}: {source}")]
+    ClientCertificate { client: IpAddr, source: std::io::Error },
     #[error("the address has `limits.maxConnectionsPerAddress` connections already")]
     TooMany,
     #[error("an authority has looked at a challenge")]
@@ -106,6 +108,7 @@ impl Unopened {
             Self::TooSlow => "timeout",
             Self::Proxy(_) => "proxy_protocol",
             Self::Tls(_) => "tls",
+            Self::ClientCertificate { .. } => "client_certificate",
             Self::TooMany => "address_limit",
             Self::Challenge => "challenge",
         }
@@ -127,6 +130,9 @@ pub(super) async fn serve(
         Ok(opened) => opened,
         Err(why) => {
             places.refused(why.reason());
+            if let Unopened::ClientCertificate { client, .. } = &why {
+                gateway.audit.connection_refused(client.to_canonical(), &plan.name);
+            }
             tracing::debug!(event = "connection_refused", listener = %plan.name, client = %peer, reason = %why);
             return;
         }
@@ -135,7 +141,8 @@ pub(super) async fn serve(
     if is_http2 {
         http2::serve(socket, Arc::new(connection), gateway, stop).await;
     } else {
-        http1::serve(socket, connection, gateway, stop).await;
+        // In a place of its own: a connection that never gets past its handshake takes no room for requests.
+        Box::pin(http1::serve(socket, connection, gateway, stop)).await;
     }
 }
 
@@ -160,7 +167,7 @@ async fn open(
         let is_http2 = plan.protocol == ListenerProtocol::H2c;
         return Ok((ClientSocket::new(Transport::Plain(stream)), connection, is_http2));
     };
-    let stream = shake_hands(tls, stream).await?;
+    let stream = shake_hands(tls, stream, client.ip()).await?;
     let (_, session) = stream.get_ref();
     let is_http2 = session.alpn_protocol() == Some(b"h2");
     let info = TlsInfo {
@@ -176,10 +183,20 @@ async fn open(
     Ok((ClientSocket::new(Transport::Tls(Box::new(stream))), connection, is_http2))
 }
 
+/// What ended a handshake with a client. The only certificates that are judged in it are the client's.
+fn unfinished(source: std::io::Error, client: IpAddr) -> Unopened {
+    match source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
+            Unopened::ClientCertificate { client, source }
+        }
+        _ => Unopened::Tls(source),
+    }
+}
+
 /// The TLS handshake. One in which an authority looks at a challenge ends with it.
-async fn shake_hands(tls: &ServerTls, stream: TcpStream) -> Result<TlsStream<TcpStream>, Unopened> {
+async fn shake_hands(tls: &ServerTls, stream: TcpStream, client: IpAddr) -> Result<TlsStream<TcpStream>, Unopened> {
     let Some(challenge) = &tls.challenge else {
-        return TlsAcceptor::from(tls.config.clone()).accept(stream).await.map_err(Unopened::Tls);
+        return TlsAcceptor::from(tls.config.clone()).accept(stream).await.map_err(|e| unfinished(e, client));
     };
     let begun = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await.map_err(Unopened::Tls)?;
     if Challenges::is_asked_for(&begun.client_hello()) {
@@ -187,5 +204,5 @@ async fn shake_hands(tls: &ServerTls, stream: TcpStream) -> Result<TlsStream<Tcp
         let _ = stream.shutdown().await;
         return Err(Unopened::Challenge);
     }
-    begun.into_stream(tls.config.clone()).await.map_err(Unopened::Tls)
+    begun.into_stream(tls.config.clone()).await.map_err(|e| unfinished(e, client))
 }

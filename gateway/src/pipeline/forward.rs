@@ -69,7 +69,10 @@ pub(super) async fn forward(
                 }
                 let hedge = route.retry.hedge.as_ref().filter(|_| hedging::is_allowed(backend, session, x));
                 let (attempt, outcome) = match hedge {
-                    Some(plan) => hedging::race(gateway, route, plan, &mut journey, attempt, slot, session, x).await,
+                    // What few requests do is boxed, so that the others need not carry it.
+                    Some(plan) => {
+                        Box::pin(hedging::race(gateway, route, plan, &mut journey, attempt, slot, session, x)).await
+                    }
                     None => {
                         x.outcome.attempts += 1;
                         let outcome = observed(&attempt, session, x).await;
@@ -84,7 +87,7 @@ pub(super) async fn forward(
                     Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
                     Outcome::ClientSlow => return Err(too_slow()),
                     Outcome::Died(died) => {
-                        return resuming::resume(gateway, route, &mut journey, died, session, x).await;
+                        return Box::pin(resuming::resume(gateway, route, &mut journey, died, session, x)).await;
                     }
                     Outcome::Full(_) => {
                         if !journey.move_on() {
@@ -196,7 +199,7 @@ pub(super) async fn stand_in(
             Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
             Outcome::ClientSlow => return Err(too_slow()),
             Outcome::Died(died) => {
-                resuming::resume(gateway, route, &mut journey, died, session, x).await?;
+                Box::pin(resuming::resume(gateway, route, &mut journey, died, session, x)).await?;
                 return Ok(true);
             }
             Outcome::Full(_) => {}

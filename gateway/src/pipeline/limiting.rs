@@ -85,6 +85,18 @@ async fn run(own: &Rules, filters: &[NamedFilter], session: &mut ServerSession, 
             Flow::Refuse(refusal) => Some(refusal),
             Flow::Wait(waiting) => {
                 let waited = waiting.await;
+                if let Some(reason) = &waited.failure
+                    && let Some(route) = &x.route
+                {
+                    route.metrics.filter_failures.inc();
+                    tracing::debug!(event = "filter_failed", route = route.name, filter = named.name, reason);
+                }
+                if let Some(answer) = waited.answer {
+                    x.ledger.give_back();
+                    x.refused_by = Some(named.name.clone());
+                    span.event("refused", &named.name);
+                    return Err(End::Answer(answer));
+                }
                 x.request_headers.extend(waited.request_headers);
                 waited.refusal
             }

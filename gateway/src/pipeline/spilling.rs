@@ -140,7 +140,7 @@ pub(super) async fn over_limit(
         match &last.spill_to {
             Some(TargetKind::Backend(backend)) => {
                 let may = !is_too_long(route, x);
-                if may && super::forward::stand_in(gateway, route, backend, OVER_LIMIT, session, x).await? {
+                if may && Box::pin(super::forward::stand_in(gateway, route, backend, OVER_LIMIT, session, x)).await? {
                     route.metrics.spilled(OVER_LIMIT);
                     return Ok(());
                 }
@@ -179,7 +179,7 @@ pub(super) async fn last(
             None => {}
             Some(TargetKind::Backend(backend)) => {
                 let may = !is_too_long(route, x);
-                if may && super::forward::stand_in(gateway, route, backend, reason, session, x).await? {
+                if may && Box::pin(super::forward::stand_in(gateway, route, backend, reason, session, x)).await? {
                     route.metrics.spilled(reason);
                     return Ok(());
                 }

@@ -72,7 +72,8 @@ pub(crate) fn bearer(credentials: &schema::Credentials) -> Result<HeaderValue, S
 fn has_budget(config: &Config) -> bool {
     let issuers = config.authentication.iter().flat_map(|a| &a.jwt);
     let of_issuers = issuers.flat_map(|issuer| issuer.plans.values().chain([&issuer.limits]));
-    config.consumers.iter().map(|c| &c.limits).chain(of_issuers).any(|limits| limits.budget.is_some())
+    let of_callers = config.consumers.iter().map(|c| &c.limits).chain(config.tenants.iter().map(|t| &t.limits));
+    of_callers.chain(of_issuers).any(|limits| limits.budget.is_some())
 }
 
 impl Compiler {
@@ -108,7 +109,7 @@ impl Compiler {
             self.limits.clone()
         });
         if has_budget(config)
-            && let Err(e) = limits.open_budgets(&config.state.budgets.sqlite, &adoptions)
+            && let Err(e) = limits.open_budgets(&config.state.budgets.sqlite, &adoptions).await
         {
             errors.push(e.to_string());
         }
@@ -119,7 +120,8 @@ impl Compiler {
             metrics: &self.metrics,
             adoptions: &adoptions,
         };
-        let identity = Authenticator::new(&authentication, &config.consumers, previous.map(|p| &p.identity), parts);
+        let known = previous.map(|p| &p.identity);
+        let identity = Authenticator::new(&authentication, &config.consumers, &config.tenants, known, parts);
         let dns = config.dns.clone();
         let resolver = tokio::task::spawn_blocking(move || DnsResolver::read(&dns)).await;
         let resolver: Arc<dyn Resolve> = Arc::new(resolver.map_err(|e| SnapshotError(vec![e.to_string()]))?);

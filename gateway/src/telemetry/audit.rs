@@ -57,8 +57,12 @@ struct Line<'a> {
     who: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     route: Option<&'a str>,
-    method: &'a str,
-    path: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listener: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,9 +92,28 @@ impl Audit {
             request_id: x.request_id.to_str().ok(),
             who: None,
             route: x.route.as_ref().map(|route| route.name.as_str()),
-            method: head.method.as_str(),
-            path: head.uri.path(),
+            listener: None,
+            method: Some(head.method.as_str()),
+            path: Some(head.uri.path()),
             reason: Some(reason),
+            status: None,
+        });
+    }
+
+    /// A connection was refused for the certificate of its client, or for want of one.
+    pub fn connection_refused(&self, client: IpAddr, listener: &str) {
+        self.write(&Line {
+            time: rfc3339_millis(SystemTime::now()),
+            event: "audit",
+            action: "authentication_refused",
+            client,
+            request_id: None,
+            who: None,
+            route: None,
+            listener: Some(listener),
+            method: None,
+            path: None,
+            reason: Some("client_certificate"),
             status: None,
         });
     }
@@ -106,8 +129,9 @@ impl Audit {
             request_id: None,
             who: Some(who),
             route: None,
-            method,
-            path,
+            listener: None,
+            method: Some(method),
+            path: Some(path),
             reason: None,
             status: Some(status),
         });
@@ -120,8 +144,10 @@ impl Audit {
             self.metrics.audit_dropped.inc();
             return;
         }
-        let end = line.path.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_PATH).unwrap_or(line.path.len());
-        let line = Line { path: line.path.get(..end).unwrap_or_default(), time: line.time.clone(), ..*line };
+        let cut =
+            |path: &'_ str| path.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_PATH).unwrap_or(path.len());
+        let path = line.path.and_then(|path| path.get(..cut(path)));
+        let line = Line { path, time: line.time.clone(), ..*line };
         let mut text = Vec::with_capacity(512);
         if serde_json::to_writer(&mut text, &line).is_ok() {
             text.push(b'\n');

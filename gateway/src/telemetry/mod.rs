@@ -14,8 +14,8 @@ pub use access_log::AccessRecord;
 pub use audit::Audit;
 pub use log::{LogError, LogWriter, init as init_log};
 pub use metrics::{
-    BackendSample, CertificateSample, EndpointMetrics, EndpointSample, EngineSample, LimitMetrics, ListenerMetrics,
-    Metrics, ModelMetrics, QueueMetrics, RouteMetrics, Samples, Tokens,
+    BackendSample, BudgetSample, CertificateSample, EndpointMetrics, EndpointSample, EngineSample, LimitMetrics,
+    ListenerMetrics, Metrics, ModelMetrics, QueueMetrics, RouteMetrics, Samples, Tokens,
 };
 pub use time::rfc3339_millis;
 pub use trace::{Kind, Span, TraceError, Tracer};

@@ -94,7 +94,11 @@ pub struct Pair {
 impl Pair {
     /// Reads both files and holds them against each other.
     pub fn read(cert: &Path, key: &Path) -> Result<Self, TlsError> {
-        let [cert_pem, key_pem] = [read(cert)?, read(key)?];
+        Self::parse(cert, key, [read(cert)?, read(key)?])
+    }
+
+    /// The same of what the files hold, or will hold.
+    pub(super) fn parse(cert: &Path, key: &Path, [cert_pem, key_pem]: [Vec<u8>; 2]) -> Result<Self, TlsError> {
         let chain = certificates(cert, &cert_pem)?;
         let private = private_key(key, &key_pem)?;
         let mut pair = Self::new(cert, key, chain, private, &provider())?;

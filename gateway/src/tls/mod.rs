@@ -126,6 +126,12 @@ pub fn read_authorities(path: &Path) -> Result<Vec<u8>, TlsError> {
     authorities(path, &pem).map(|_| pem)
 }
 
+/// Authorities as rustls wants them, and their file as it stands.
+pub fn roots(path: &Path) -> Result<(RootCertStore, Vec<u8>), TlsError> {
+    let pem = read(path)?;
+    Ok((authorities(path, &pem)?.roots, pem))
+}
+
 /// Judges a file of authorities for `spillway check`.
 pub fn check_authorities(path: &Path) -> Result<(), TlsError> {
     authorities(path, &read(path)?).map(|_| ())

@@ -52,6 +52,10 @@ pub type Waiting = Pin<Box<dyn Future<Output = Waited> + Send>>;
 pub struct Waited {
     /// The request ends here.
     pub refusal: Option<Box<Refusal>>,
+    /// The request ends here too, with this answer in place of an error of the gateway's own.
+    pub answer: Option<Box<Answer>>,
+    /// What was waited for did not come, whatever was decided without it: it is counted.
+    pub failure: Option<String>,
     /// Headers that are put on the request for the filters that follow and the backend, in place of a caller's own.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
 }

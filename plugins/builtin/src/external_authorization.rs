@@ -1,6 +1,6 @@
 //! `externalAuthorization`: another server is asked whether a request may pass, in the way of Envoy's `ext_authz` over
-//! HTTP: it gets the method, the path and chosen headers; 200 lets the request pass, with headers it may add; anything
-//! else is its refusal.
+//! HTTP: it gets the method, the path and chosen headers; 2xx lets the request pass, with headers it may add; anything
+//! else but 5xx is its refusal.
 
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use spillway_config::values::Duration;
 use spillway_filter::{
-    BuildContext, ErrorKind, FieldError, Filter, FilterFactory, Flow, HttpClient, Refusal, RequestView, Waited, define,
+    Answer, BuildContext, ErrorKind, FieldError, Filter, FilterFactory, Flow, HttpClient, Refusal, RequestView, Waited,
+    define,
 };
 
 /// What happens when the server cannot be asked.
@@ -42,6 +43,10 @@ struct External {
     /// Headers of its answer that are put on the request. A caller's own of these names are removed on every route.
     #[serde(default)]
     copy_to_request: Vec<String>,
+    /// Headers of its refusal that the caller gets, such as `location`, `set-cookie` or `www-authenticate`. With any, the
+    /// caller also gets the refusal's status and body, in place of an error of the gateway's.
+    #[serde(default)]
+    copy_to_answer: Vec<String>,
 }
 
 fn timeout() -> Duration {
@@ -61,6 +66,7 @@ struct Compiled {
     url: String,
     forward: Vec<HeaderName>,
     copy: Vec<HeaderName>,
+    answer: Vec<HeaderName>,
 }
 
 fn compile(config: &External) -> Result<Compiled, Vec<FieldError>> {
@@ -83,10 +89,11 @@ fn compile(config: &External) -> Result<Compiled, Vec<FieldError>> {
         });
         parsed.collect::<Result<Vec<_>, ()>>().unwrap_or_default()
     };
-    let (forward, copy) =
-        (names("forwardHeaders", &config.forward_headers), names("copyToRequest", &config.copy_to_request));
+    let forward = names("forwardHeaders", &config.forward_headers);
+    let copy = names("copyToRequest", &config.copy_to_request);
+    let answer = names("copyToAnswer", &config.copy_to_answer);
     let framing = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION];
-    for name in copy.iter().chain(&forward).filter(|name| framing.contains(name)) {
+    for name in copy.iter().chain(&forward).chain(&answer).filter(|name| framing.contains(name)) {
         errors.push(FieldError {
             path: Vec::new(),
             message: format!("`{name}` belongs to the connection and is not passed on"),
@@ -95,7 +102,7 @@ fn compile(config: &External) -> Result<Compiled, Vec<FieldError>> {
     if !errors.is_empty() {
         return Err(errors);
     }
-    Ok(Compiled { url: url.as_str().trim_end_matches('/').to_owned(), forward, copy })
+    Ok(Compiled { url: url.as_str().trim_end_matches('/').to_owned(), forward, copy, answer })
 }
 
 fn build(config: External, cx: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
@@ -148,22 +155,39 @@ impl Filter for Asks {
         Flow::Wait(Box::pin(async move {
             match (call.await, on_failure) {
                 (Ok(answer), _) if answer.status().is_success() => {
-                    Waited { refusal: None, request_headers: copied(&compiled, &answer) }
+                    Waited { request_headers: copied(&compiled.copy, &answer), ..Waited::default() }
                 }
-                (Ok(answer), _) if !answer.status().is_server_error() => {
-                    Waited { refusal: Some(Box::new(passed_on(answer.status()))), request_headers: Vec::new() }
+                (Ok(answer), _) if !answer.status().is_server_error() => refusal(&compiled, answer),
+                (failed, on_failure) => {
+                    let failure = match failed {
+                        Ok(answer) => format!("{} answered {}", compiled.url, answer.status()),
+                        Err(e) => format!("{}: {e}", compiled.url),
+                    };
+                    let refusal = (on_failure == OnFailure::Closed).then(|| Box::new(refused()));
+                    Waited { refusal, failure: Some(failure), ..Waited::default() }
                 }
-                (_, OnFailure::Open) => Waited::default(),
-                (_, OnFailure::Closed) => Waited { refusal: Some(Box::new(refused())), request_headers: Vec::new() },
             }
         }))
     }
 }
 
-fn copied(compiled: &Compiled, answer: &http::Response<Bytes>) -> Vec<(HeaderName, HeaderValue)> {
-    let headers =
-        compiled.copy.iter().flat_map(|name| answer.headers().get_all(name).iter().map(move |value| (name, value)));
+fn copied(names: &[HeaderName], answer: &http::Response<Bytes>) -> Vec<(HeaderName, HeaderValue)> {
+    let headers = names.iter().flat_map(|name| answer.headers().get_all(name).iter().map(move |value| (name, value)));
     headers.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// What a refusal of the server that was asked comes to.
+fn refusal(compiled: &Compiled, answer: http::Response<Bytes>) -> Waited {
+    // An answer of 1xx ends nothing.
+    if compiled.answer.is_empty() || answer.status().is_informational() {
+        return Waited { refusal: Some(Box::new(passed_on(answer.status()))), ..Waited::default() };
+    }
+    let mut headers = copied(&compiled.answer, &answer);
+    if !compiled.answer.contains(&header::CONTENT_TYPE) && !answer.body().is_empty() {
+        headers.extend(answer.headers().get(header::CONTENT_TYPE).map(|value| (header::CONTENT_TYPE, value.clone())));
+    }
+    let answer = Answer { status: answer.status(), headers, body: answer.into_body() };
+    Waited { answer: Some(Box::new(answer)), ..Waited::default() }
 }
 
 fn refused() -> Refusal {
@@ -199,6 +223,7 @@ mod tests {
             (serde_json::json!({"url": "http://a/", "timeout": "11s"}), "at most 10s"),
             (serde_json::json!({"url": "http://a/", "forwardHeaders": ["x y"]}), "not a header name"),
             (serde_json::json!({"url": "http://a/", "copyToRequest": ["host"]}), "belongs to the connection"),
+            (serde_json::json!({"url": "http://a/", "copyToAnswer": ["content-length"]}), "belongs to the connection"),
         ] {
             let told = errors(wrong.clone());
             assert!(told.contains(part), "{wrong}: {told}");

@@ -10,11 +10,8 @@ use std::ops::Range;
 use half::f16;
 
 use super::memory::Piece;
-use super::unit::{LANES, Unit};
+use super::unit::{LANES, QUERIES, Unit};
 use crate::exec::PAGE;
-
-/// Most queries of a tile.
-pub(super) const QUERIES: usize = 8;
 
 /// Values of a place of a head: whole vectors.
 pub(super) fn padded(head_dim: usize) -> usize {
@@ -150,16 +147,26 @@ pub(super) unsafe fn attention<U: Unit, K: Kept>(a: &Attention<K>, tile: &Tile, 
         ($($n:literal)*) => {
             match tile.rows * tile.heads {
                 // SAFETY: as the caller says.
-                $($n => unsafe { some::<U, K, $n>(a, tile, scratch) },)*
+                $($n if $n <= U::QUERIES => unsafe {
+                    if U::VECTORS == 2 {
+                        some::<U, K, $n, 2>(a, tile, scratch)
+                    } else {
+                        some::<U, K, $n, 1>(a, tile, scratch)
+                    }
+                },)*
                 _ => {}
             }
         };
     }
-    with!(1 2 3 4 5 6 7 8);
+    with!(1 2 3 4 5 6 7 8 9 10 11 12);
 }
 
 #[inline(always)]
-unsafe fn some<U: Unit, K: Kept, const N: usize>(a: &Attention<K>, tile: &Tile, scratch: *mut f32) {
+unsafe fn some<U: Unit, K: Kept, const N: usize, const VECTORS: usize>(
+    a: &Attention<K>,
+    tile: &Tile,
+    scratch: *mut f32,
+) {
     let dim = a.cache.head_dim;
     // The positions that each query sees, and those that any does.
     let end = |n: usize| if tile.all > 0 { tile.all } else { tile.position + n / tile.heads + 1 };
@@ -179,20 +186,22 @@ unsafe fn some<U: Unit, K: Kept, const N: usize>(a: &Attention<K>, tile: &Tile, 
         }
         for n in pages.clone() {
             let keys = a.cache.keys.at().add(page(n)).cast_const();
-            let mut sums = [[U::splat(0.0); 2]; N];
-            for c in 0..dim {
-                let keys = [K::load::<U>(keys.add(c * PAGE)), K::load::<U>(keys.add(c * PAGE + LANES))];
-                for (q, sums) in sums.iter_mut().enumerate() {
-                    let query = U::splat(*queries.add(c * N + q));
-                    for (sum, key) in sums.iter_mut().zip(keys) {
-                        *sum = U::fma(query, key, *sum);
+            for part in (0..PAGE).step_by(VECTORS * LANES) {
+                let mut sums = [[U::splat(0.0); VECTORS]; N];
+                for c in 0..dim {
+                    let keys = vectors::<U, K, VECTORS>(keys.add(c * PAGE + part));
+                    for (q, sums) in sums.iter_mut().enumerate() {
+                        let query = U::splat(*queries.add(c * N + q));
+                        for (sum, key) in sums.iter_mut().zip(keys) {
+                            *sum = U::fma(query, key, *sum);
+                        }
                     }
                 }
-            }
-            for (q, [low, high]) in sums.into_iter().enumerate() {
-                let to = scratch.add(q * a.context + n * PAGE);
-                U::store(to, low);
-                U::store(to.add(LANES), high);
+                for (q, sums) in sums.into_iter().enumerate() {
+                    for (v, sum) in sums.into_iter().enumerate() {
+                        U::store(scratch.add(q * a.context + n * PAGE + part + v * LANES), sum);
+                    }
+                }
             }
         }
         let mut totals = [0.0f32; N];
@@ -200,34 +209,66 @@ unsafe fn some<U: Unit, K: Kept, const N: usize>(a: &Attention<K>, tile: &Tile, 
             *total = softmax::<U>(scratch.add(n * a.context), begin(n)..end(n), pages.start * PAGE..length);
         }
         let padded = padded(dim);
-        let mut from = 0;
-        while from < padded {
-            let columns = if padded - from >= 2 * LANES { 2 } else { 1 };
-            let mut sums = [[U::splat(0.0); 2]; N];
-            for n in pages.clone() {
-                let values = a.cache.values.at().add(page(n) + from).cast_const();
-                for place in first.saturating_sub(n * PAGE)..PAGE.min(length - n * PAGE) {
-                    let at = values.add(place * padded);
-                    let values = [K::load::<U>(at), K::load::<U>(at.add((columns - 1) * LANES))];
-                    for (q, sums) in sums.iter_mut().enumerate() {
-                        let weight = U::splat(*scratch.add(q * a.context + n * PAGE + place));
-                        for (sum, value) in sums.iter_mut().zip(values) {
-                            *sum = U::fma(weight, value, *sum);
-                        }
+        let whole = padded / (VECTORS * LANES) * (VECTORS * LANES);
+        for from in (0..whole).step_by(VECTORS * LANES) {
+            weigh::<U, K, N, VECTORS>(a, tile, scratch, first..length, &totals, from);
+        }
+        for from in (whole..padded).step_by(LANES) {
+            weigh::<U, K, N, 1>(a, tile, scratch, first..length, &totals, from);
+        }
+    }
+}
+
+/// Some vectors of keys or values that lie one after the other.
+#[inline(always)]
+unsafe fn vectors<U: Unit, K: Kept, const VECTORS: usize>(from: *const K) -> [U::V; VECTORS] {
+    // SAFETY: as the caller says.
+    unsafe {
+        let mut all = [U::splat(0.0); VECTORS];
+        for (v, one) in all.iter_mut().enumerate() {
+            *one = K::load::<U>(from.add(v * LANES));
+        }
+        all
+    }
+}
+
+/// The values of the positions that are seen, weighed by their scores: some vectors of each head's, those at `column`.
+#[inline(always)]
+unsafe fn weigh<U: Unit, K: Kept, const N: usize, const VECTORS: usize>(
+    a: &Attention<K>,
+    tile: &Tile,
+    scores: *const f32,
+    seen: Range<usize>,
+    totals: &[f32; N],
+    column: usize,
+) {
+    let dim = a.cache.head_dim;
+    let padded = padded(dim);
+    // SAFETY: as the caller says.
+    unsafe {
+        let mut sums = [[U::splat(0.0); VECTORS]; N];
+        for n in seen.start / PAGE..seen.end.div_ceil(PAGE) {
+            let page = a.cache.head(*a.pages.add(tile.pages + n), tile.kv_head);
+            let values = a.cache.values.at().add(page + column).cast_const();
+            for place in seen.start.saturating_sub(n * PAGE)..PAGE.min(seen.end - n * PAGE) {
+                let values = vectors::<U, K, VECTORS>(values.add(place * padded));
+                for (q, sums) in sums.iter_mut().enumerate() {
+                    let weight = U::splat(*scores.add(q * a.context + n * PAGE + place));
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = U::fma(weight, value, *sum);
                     }
                 }
             }
-            for (n, sums) in sums.into_iter().enumerate() {
-                let total = U::splat(totals[n]);
-                let row = a.out.add((tile.row + n / tile.heads) * a.out_width + (tile.head + n % tile.heads) * dim);
-                for (c, sum) in sums.into_iter().enumerate().take(columns) {
-                    let at = from + c * LANES;
-                    if at < dim {
-                        U::store_part(row.add(at), dim - at, U::div(sum, total));
-                    }
+        }
+        for (n, sums) in sums.into_iter().enumerate() {
+            let total = U::splat(totals[n]);
+            let row = a.out.add((tile.row + n / tile.heads) * a.out_width + (tile.head + n % tile.heads) * dim);
+            for (v, sum) in sums.into_iter().enumerate() {
+                let at = column + v * LANES;
+                if at < dim {
+                    U::store_part(row.add(at), dim - at, U::div(sum, total));
                 }
             }
-            from += columns * LANES;
         }
     }
 }

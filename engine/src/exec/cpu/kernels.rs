@@ -11,17 +11,31 @@ use super::unit::{CpuUnit, Unit, portable::Portable};
 use super::{quantize, rows};
 use crate::exec::Function;
 
+/// Packs activations of floats for matrices of which the first says so.
+#[derive(Clone, Copy)]
+pub(super) struct Split {
+    pub(super) takes: fn(&Layout) -> bool,
+    pub(super) split: unsafe fn(*const f32, usize, usize, &Layout, *mut u8),
+}
+
 /// The operations on one unit. To call one is safe where the processor has that unit and its own conditions hold.
+#[derive(Clone, Copy)]
 pub(super) struct Kernels {
     /// Rows of weights side by side.
     pub(super) lanes: usize,
-    /// Rows of activations of a tile.
+    /// Most rows of activations of a tile, for weights that are floats and for those that are quantised.
     pub(super) tile: usize,
+    pub(super) quantized_tile: usize,
+    /// Most queries of a tile of attention.
+    pub(super) queries: usize,
     /// Whether bytes of weights are kept as they are.
     pub(super) signed: bool,
-    pub(super) matmul: unsafe fn(&Product, Range<usize>),
+    /// With scratch of [`matmul::scratch`] bytes.
+    pub(super) matmul: unsafe fn(&Product, Range<usize>, *mut u8),
     pub(super) quantize: unsafe fn(*const f32, usize, usize, &Layout, *mut u8),
     pub(super) transpose: unsafe fn(*const f32, usize, usize, &Layout, *mut f32),
+    /// In place of `transpose`, where a matrix is multiplied so: packs up to 16 rows as if they were 16.
+    pub(super) split: Option<Split>,
     pub(super) rms_norm: unsafe fn(*const f32, *const f32, usize, f32, *mut f32),
     pub(super) layer_norm: unsafe fn(*const f32, *const f32, *const f32, usize, f32, *mut f32),
     pub(super) add: unsafe fn(*const f32, f32, usize, *mut f32),
@@ -44,10 +58,13 @@ macro_rules! compiled {
             pub(super) static KERNELS: Kernels = Kernels {
                 lanes: U::ROWS,
                 tile: U::TILE,
+                quantized_tile: U::TILE,
+                queries: U::QUERIES,
                 signed: U::SIGNED,
                 matmul,
                 quantize,
                 transpose,
+                split: None,
                 rms_norm,
                 layer_norm,
                 add,
@@ -61,7 +78,7 @@ macro_rules! compiled {
             };
 
             $(#[$attribute])?
-            unsafe fn matmul(p: &Product, groups: Range<usize>) {
+            unsafe fn matmul(p: &Product, groups: Range<usize>, _: *mut u8) {
                 // SAFETY: as for the operation; the unit is there, as `Kernels` says.
                 unsafe { matmul::matmul::<U>(p, groups) }
             }
@@ -152,6 +169,31 @@ compiled!(
     super::super::unit::avx512::Avx512,
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 );
+/// Those of AVX-512, and products by tiles of AMX.
+#[cfg(target_arch = "x86_64")]
+mod amx_int8 {
+    use super::super::{amx, amx_floats};
+    use super::*;
+
+    pub(super) static KERNELS: Kernels = Kernels {
+        quantized_tile: amx::ROWS,
+        matmul,
+        split: Some(Split { takes: amx_floats::takes, split }),
+        ..avx512_vnni::KERNELS
+    };
+
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn split(x: *const f32, width: usize, rows: usize, layout: &Layout, out: *mut u8) {
+        // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+        unsafe { amx_floats::split(x, width, rows, layout, out) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn matmul(p: &Product, groups: Range<usize>, scratch: *mut u8) {
+        // SAFETY: as for the operation; the unit is there, as `Kernels` says.
+        unsafe { amx::matmul(p, groups, scratch) }
+    }
+}
 #[cfg(target_arch = "aarch64")]
 compiled!(neon, super::super::unit::neon::Neon<false>, #[target_feature(enable = "neon")]);
 #[cfg(target_arch = "aarch64")]
@@ -161,6 +203,8 @@ impl Kernels {
     /// Those of a unit, which the caller has seen to be there.
     pub(super) fn of(unit: CpuUnit) -> &'static Self {
         match unit {
+            #[cfg(target_arch = "x86_64")]
+            CpuUnit::Amx => &amx_int8::KERNELS,
             #[cfg(target_arch = "x86_64")]
             CpuUnit::Avx512Vnni => &avx512_vnni::KERNELS,
             #[cfg(target_arch = "x86_64")]

@@ -20,11 +20,28 @@ pub(super) struct Product {
     /// Packed activations, as [`quantize`] leaves them.
     pub(super) x: *const u8,
     pub(super) rows: usize,
+    /// Most rows of activations of a tile.
+    pub(super) tile: usize,
     pub(super) out: *mut f32,
     /// Values of a row of `out`.
     pub(super) width: usize,
     /// Whether it is added to what is there.
     pub(super) add: bool,
+}
+
+/// Bytes of weights that meet one tile of activations after the other, so that both stay in the first cache.
+const NEAR: usize = 24 << 10;
+
+/// Bytes of scratch that a product of so many columns may use: groups of weights as bytes, or one of floats.
+pub(super) fn scratch(columns: usize) -> usize {
+    NEAR.max(columns * super::unit::LANES * size_of::<f32>())
+}
+
+/// Some groups at a time, of so many bytes each, which are [`NEAR`] together.
+pub(super) fn near(groups: Range<usize>, bytes: usize) -> impl Iterator<Item = Range<usize>> {
+    let each = (NEAR / bytes.max(1)).max(1);
+    let end = groups.end;
+    groups.step_by(each).map(move |first| first..(first + each).min(end))
 }
 
 /// Does the product for some groups of weights.
@@ -33,13 +50,15 @@ pub(super) struct Product {
 /// The processor has the unit, and all pointers lead to what the shapes say; nobody else writes these columns of `out`.
 #[inline(always)]
 pub(super) unsafe fn matmul<U: Unit>(p: &Product, groups: Range<usize>) {
-    for group in groups {
-        for tile in quantize::tiles(p.rows, U::TILE) {
+    for groups in near(groups, p.layout.group()) {
+        for tile in quantize::tiles(p.rows, p.tile) {
             macro_rules! with {
                 ($($t:literal)*) => {
                     match tile.rows {
-                        // SAFETY: as the caller says.
-                        $($t => unsafe { one::<U, $t>(p, group, tile) },)*
+                        $($t => for group in groups.clone() {
+                            // SAFETY: as the caller says.
+                            unsafe { one::<U, $t>(p, group, tile) }
+                        },)*
                         _ => {}
                     }
                 };
@@ -54,8 +73,11 @@ pub(super) unsafe fn matmul<U: Unit>(p: &Product, groups: Range<usize>) {
 }
 
 /// One tile.
+///
+/// # Safety
+/// As for [`matmul`].
 #[inline(always)]
-unsafe fn one<U: Unit, const T: usize>(p: &Product, group: usize, tile: Tile) {
+pub(super) unsafe fn one<U: Unit, const T: usize>(p: &Product, group: usize, tile: Tile) {
     let layout = &p.layout;
     // SAFETY: the group and the tile are inside of what the pointers lead to, as the caller says.
     unsafe {
@@ -63,14 +85,27 @@ unsafe fn one<U: Unit, const T: usize>(p: &Product, group: usize, tile: Tile) {
         let scales = quants.add(layout.quants()).cast();
         let x = p.x.add(tile.offset(layout));
         let sums = match layout.family {
-            Family::Nibbles => nibbles::<U, T>(quants, scales, x, layout.blocks()),
-            Family::Bytes => bytes::<U, T, false>(quants, scales, x, layout.blocks()),
-            Family::Fives => bytes::<U, T, true>(quants, scales, x, layout.blocks()),
-            Family::Halves => halves::<U, T>(quants, scales, x, layout.blocks()),
+            Family::Nibbles => nibbles::<U, T, false>(quants, scales, x, layout.blocks()),
+            Family::Fives => nibbles::<U, T, true>(quants, scales, x, layout.blocks()),
+            Family::Sixes => sixes::<U, T>(quants, scales, x, layout.blocks()),
+            Family::Bytes => bytes::<U, T>(quants, scales, x, layout.blocks()),
             Family::F32 => floats::<U, T, f32>(quants.cast(), x.cast(), layout.columns),
             Family::F16 => floats::<U, T, f16>(quants.cast(), x.cast(), layout.columns),
             Family::Bf16 => floats::<U, T, bf16>(quants.cast(), x.cast(), layout.columns),
         };
+        put::<U, T>(p, group, tile, sums);
+    }
+}
+
+/// Puts the sums of a tile where the product goes.
+///
+/// # Safety
+/// As for [`matmul`].
+#[inline(always)]
+pub(super) unsafe fn put<U: Unit, const T: usize>(p: &Product, group: usize, tile: Tile, sums: [U::F; T]) {
+    // SAFETY: the group and the tile are inside of what the pointers lead to, as the caller says.
+    unsafe {
+        let layout = &p.layout;
         let column = group * U::ROWS;
         let left = layout.rows - column;
         for (t, sum) in sums.into_iter().enumerate() {
@@ -91,14 +126,12 @@ unsafe fn one<U: Unit, const T: usize>(p: &Product, group: usize, tile: Tile) {
 /// How far ahead weights are fetched into the caches, in bytes.
 const AHEAD: usize = 2048;
 
-/// Fetches what will be read after a block of weights of `bytes` bytes, where little is done with each.
+/// Fetches what will be read after a block of weights of `bytes` bytes.
 #[inline(always)]
-unsafe fn fetch<U: Unit, const T: usize>(weights: *const u8, bytes: usize) {
-    if T == 1 {
-        for line in 0..bytes / 64 {
-            // SAFETY: any address may be fetched.
-            unsafe { U::prefetch(weights.wrapping_add(AHEAD + line * 64)) };
-        }
+pub(super) unsafe fn fetch<U: Unit>(weights: *const u8, bytes: usize) {
+    for line in 0..bytes.div_ceil(64) {
+        // SAFETY: any address may be fetched.
+        unsafe { U::prefetch(weights.wrapping_add(AHEAD + line * 64)) };
     }
 }
 
@@ -142,7 +175,7 @@ unsafe fn add_minimum<U: Unit, const T: usize>(sums: &mut [U::F; T], m: U::F, fa
 }
 
 #[inline(always)]
-unsafe fn nibbles<U: Unit, const T: usize>(
+unsafe fn nibbles<U: Unit, const T: usize, const FIVE: bool>(
     quants: *const u8,
     scales: *const f16,
     x: *const u8,
@@ -151,11 +184,12 @@ unsafe fn nibbles<U: Unit, const T: usize>(
     // SAFETY: as the caller says.
     unsafe {
         let mut sums = [U::f_splat(0.0); T];
+        let bytes = (if FIVE { 20 } else { 16 }) * U::ROWS;
         for block in 0..blocks {
-            let (weights, scales) = (quants.add(block * 16 * U::ROWS), scales.add(block * 2 * U::ROWS));
+            let (weights, scales) = (quants.add(block * bytes), scales.add(block * 2 * U::ROWS));
             let (x, factors) = block_of::<T>(x, block);
-            fetch::<U, T>(weights, 16 * U::ROWS);
-            let products = U::nibbles::<T>(weights, x);
+            fetch::<U>(weights, bytes);
+            let products = U::nibbles::<T, FIVE>(weights, x);
             add_products::<U, T>(&mut sums, products, U::f_load_f16(scales), factors);
             add_minimum::<U, T>(&mut sums, U::f_load_f16(scales.add(U::ROWS)), factors);
         }
@@ -164,7 +198,7 @@ unsafe fn nibbles<U: Unit, const T: usize>(
 }
 
 #[inline(always)]
-unsafe fn bytes<U: Unit, const T: usize, const MIN: bool>(
+unsafe fn bytes<U: Unit, const T: usize>(
     quants: *const u8,
     scales: *const f16,
     x: *const u8,
@@ -174,22 +208,18 @@ unsafe fn bytes<U: Unit, const T: usize, const MIN: bool>(
     unsafe {
         let mut sums = [U::f_splat(0.0); T];
         for block in 0..blocks {
-            let weights = quants.add(block * 32 * U::ROWS);
-            let scales = scales.add(block * if MIN { 2 } else { 1 } * U::ROWS);
+            let (weights, scales) = (quants.add(block * 32 * U::ROWS), scales.add(block * U::ROWS));
             let (x, factors) = block_of::<T>(x, block);
-            fetch::<U, T>(weights, 32 * U::ROWS);
-            let products = U::bytes::<T, 8>(weights, x, factors.add(2 * T).cast());
+            fetch::<U>(weights, 32 * U::ROWS);
+            let products = U::bytes::<T>(weights, x, factors.add(2 * T).cast());
             add_products::<U, T>(&mut sums, products, U::f_load_f16(scales), factors);
-            if MIN {
-                add_minimum::<U, T>(&mut sums, U::f_load_f16(scales.add(U::ROWS)), factors);
-            }
         }
         sums
     }
 }
 
 #[inline(always)]
-unsafe fn halves<U: Unit, const T: usize>(
+unsafe fn sixes<U: Unit, const T: usize>(
     quants: *const u8,
     scales: *const f16,
     x: *const u8,
@@ -199,14 +229,13 @@ unsafe fn halves<U: Unit, const T: usize>(
     unsafe {
         let mut sums = [U::f_splat(0.0); T];
         for block in 0..blocks {
+            let (weights, scales) = (quants.add(block * 24 * U::ROWS), scales.add(block * 2 * U::ROWS));
             let (x, factors) = block_of::<T>(x, block);
-            fetch::<U, T>(quants.add(block * 32 * U::ROWS), 32 * U::ROWS);
-            for half in 0..2 {
-                let at = block * 2 + half;
-                let start = factors.add((3 + half) * T).cast();
-                let products = U::bytes::<T, 4>(quants.add(at * 16 * U::ROWS), x.add(half * 16), start);
-                add_products::<U, T>(&mut sums, products, U::f_load_f16(scales.add(at * U::ROWS)), factors);
-            }
+            fetch::<U>(weights, 24 * U::ROWS);
+            let products = U::sixes::<T, 0>(weights, x, factors.add(3 * T).cast());
+            add_products::<U, T>(&mut sums, products, U::f_load_f16(scales), factors);
+            let products = U::sixes::<T, 1>(weights, x, factors.add(4 * T).cast());
+            add_products::<U, T>(&mut sums, products, U::f_load_f16(scales.add(U::ROWS)), factors);
         }
         sums
     }
@@ -241,6 +270,7 @@ unsafe fn floats<U: Unit, const T: usize, W: Float>(weights: *const W, x: *const
         let mut sums = [[U::f_splat(0.0); T]; 2];
         let mut column = 0;
         while column + 2 <= columns {
+            fetch::<U>(weights.add(column * U::ROWS).cast(), 2 * U::ROWS * size_of::<W>());
             for (n, sums) in sums.iter_mut().enumerate() {
                 let w = W::load::<U>(weights.add((column + n) * U::ROWS));
                 for (t, sum) in sums.iter_mut().enumerate() {

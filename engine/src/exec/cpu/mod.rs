@@ -4,6 +4,10 @@
 
 #![allow(clippy::indexing_slicing, reason = "in kernels: over arrays whose length is a constant")]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod amx_floats;
 mod attention;
 mod cores;
 mod kernels;
@@ -32,6 +36,9 @@ pub use unit::CpuUnit;
 
 /// Bytes of weights that are repacked as one part.
 const REPACKED: usize = 256 << 10;
+
+/// Most rows that [`Kernels::split`] packs together.
+const WHOLE: usize = 16;
 
 /// Neighbouring rows of a matrix that are of one family.
 #[derive(Clone, Copy)]
@@ -73,7 +80,7 @@ pub struct Cpu {
     fleeting: Option<Cache<f32>>,
     /// Activations as the product at hand wants them.
     packed: Piece<u8>,
-    /// Scores, for each thread.
+    /// Scores or unpacked weights, for each thread.
     scratch: Vec<Piece<f32>>,
     batch: Batch,
     /// For each row the first and the end of its sequence's rows.
@@ -109,11 +116,6 @@ impl Cpu {
         let caches =
             (0..sizes.layers).map(|_| cache()).collect::<Result<_, _>>().map_err(|e| refused("the KV cache", &e))?;
         let pool = Pool::new(threads.max(1));
-        let context = sizes.context.max(sizes.max_rows).next_multiple_of(PAGE);
-        let scratch = (0..pool.threads())
-            .map(|_| memory.take(attention::scratch(context, sizes.head_dim)))
-            .collect::<Result<_, _>>()
-            .map_err(|e| refused("scores", &e))?;
         let packed = memory.take(0).map_err(|e| refused("activations", &e))?;
         Ok(Self {
             unit,
@@ -128,7 +130,7 @@ impl Cpu {
             caches,
             fleeting: None,
             packed,
-            scratch,
+            scratch: Vec::new(),
             batch: Batch::default(),
             spans: Vec::new(),
             tiles: Vec::new(),
@@ -214,10 +216,19 @@ impl Executor for Cpu {
     }
 
     fn ready(&mut self) -> Result<(), LoadError> {
-        let widest = self.places.iter().map(|place| place.width).max().unwrap_or(0).next_multiple_of(unit::BLOCK);
-        // Floats take four bytes a value, more than rounded ones with their scales.
-        let bytes = widest * self.sizes.max_rows * size_of::<f32>();
+        // Of what is multiplied: logits may be wider by far.
+        let widest = self.matrices.iter().flatten().map(|segment| segment.layout.columns).max().unwrap_or(0);
+        let widest = widest.next_multiple_of(unit::BLOCK);
+        // Floats take four bytes a value, more than rounded ones with their scales, and may be of whole tiles only.
+        let bytes = widest * self.sizes.max_rows.next_multiple_of(WHOLE) * size_of::<f32>();
         self.packed = self.memory.take(bytes).map_err(|e| refused("activations", &e))?;
+        let context = self.sizes.context.max(self.sizes.max_rows).next_multiple_of(PAGE);
+        let scores = attention::scratch(context, self.sizes.head_dim);
+        let scratch = scores.max(matmul::scratch(widest).div_ceil(size_of::<f32>()));
+        self.scratch = (0..self.pool.threads())
+            .map(|_| self.memory.take(scratch))
+            .collect::<Result<_, _>>()
+            .map_err(|e| refused("scores", &e))?;
         self.forget = None;
         Ok(())
     }

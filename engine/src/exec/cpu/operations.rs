@@ -5,7 +5,7 @@ use super::matmul::Product;
 use super::memory::Piece;
 use super::pack::{self, Layout};
 use super::pool::Pool;
-use super::{ActId, Cpu, Index, MatrixId, PAGE, Place, RopeId, Rotation, VectorId, quantize};
+use super::{ActId, Cpu, Index, MatrixId, PAGE, Place, RopeId, Rotation, VectorId, WHOLE, quantize};
 use crate::exec::Pairing;
 
 /// Values below which an operation is done by the calling thread: handing it out costs as much as some thousands.
@@ -129,15 +129,19 @@ impl Cpu {
             if layout.columns > x.width || column + layout.rows > out.width {
                 return self.wrong("a product does not fit its places");
             }
-            if packed != Some(layout.family.is_quantized()) {
-                packed = Some(layout.family.is_quantized());
-                self.pack(x, &layout);
+            let how = (layout.family.is_quantized(), self.kernels.split.is_some_and(|split| (split.takes)(&layout)));
+            if packed != Some(how) {
+                packed = Some(how);
+                if !self.pack(x, &layout) {
+                    return self.wrong("there is no room for packed activations");
+                }
             }
             let product = Product {
                 layout,
                 weights: segment.weights.at(),
                 x: self.packed.at(),
                 rows: self.rows,
+                tile: self.tile(&layout),
                 // SAFETY: the column is inside of a row.
                 out: unsafe { out.values.at().add(column) },
                 width: out.width,
@@ -146,22 +150,41 @@ impl Cpu {
             let groups = layout.groups();
             let each = (LEAST / layout.group()).max(groups.div_ceil(self.pool.threads() * PARTS)).max(1);
             let (product, matmul) = (Shared(product), self.kernels.matmul);
-            self.pool.run(groups.div_ceil(each), &|part, _| {
+            let Self { pool, scratch, .. } = self;
+            pool.run(groups.div_ceil(each), &|part, thread| {
+                let Some(scratch) = scratch.get(thread) else { return };
                 // SAFETY: parts are groups that do not overlap, thus columns of `out` that do not; places and packed
-                // activations are as large as their shapes say; the unit is there.
-                unsafe { matmul(product.get(), part * each..((part + 1) * each).min(groups)) };
+                // activations are as large as their shapes say, as is each thread's scratch; the unit is there.
+                unsafe { matmul(product.get(), part * each..((part + 1) * each).min(groups), scratch.at().cast()) };
             });
             column += layout.rows;
         }
     }
 
-    /// Packs activations for products with weights of a family.
-    fn pack(&mut self, x: Place, layout: &Layout) {
-        let (rows, tile) = (self.rows, self.kernels.tile);
-        if rows * quantize::row_bytes(layout) > self.packed.len() {
-            return self.wrong("there is no room for packed activations");
+    /// Most rows of a tile of activations for such weights.
+    fn tile(&self, layout: &Layout) -> usize {
+        if layout.family.is_quantized() { self.kernels.quantized_tile } else { self.kernels.tile }
+    }
+
+    /// Packs activations for products with weights of a family; not where there is no room for them.
+    fn pack(&mut self, x: Place, layout: &Layout) -> bool {
+        let (rows, tile, layout, packed) = (self.rows, self.tile(layout), *layout, self.packed);
+        let split = self.kernels.split.filter(|split| (split.takes)(&layout));
+        let most = if split.is_some() { rows.next_multiple_of(WHOLE) } else { rows };
+        if most * quantize::row_bytes(&layout) > packed.len() {
+            return false;
         }
-        let (layout, packed) = (*layout, self.packed);
+        if let Some(split) = split {
+            each(&mut self.pool, rows.div_ceil(WHOLE), WHOLE * layout.columns, &|n, _| {
+                let first = n * WHOLE;
+                // SAFETY: rows of a place, and room for whole tiles of packed ones; the unit is there.
+                unsafe {
+                    let to = packed.at().add(first * quantize::row_bytes(&layout));
+                    (split.split)(x.row(first), x.width, WHOLE.min(rows - first), &layout, to);
+                }
+            });
+            return true;
+        }
         let (quantize, transpose) = (self.kernels.quantize, self.kernels.transpose);
         each(&mut self.pool, quantize::tiles(rows, tile).count(), tile.min(rows) * layout.columns, &|n, _| {
             let Some(tile) = quantize::tiles(rows, tile).nth(n) else { return };
@@ -175,6 +198,7 @@ impl Cpu {
                 }
             }
         });
+        true
     }
 
     pub(super) fn run_rope_store(&mut self, qkv: ActId, rope: Option<RopeId>, layer: usize) {
@@ -225,8 +249,10 @@ impl Cpu {
     fn tiles(&self, pages: impl Fn(usize) -> (usize, usize)) -> Vec<Tile> {
         let s = self.sizes;
         let together = s.heads / s.kv_heads.max(1);
-        let heads = together.clamp(1, attention::QUERIES);
-        let most = (attention::QUERIES / heads).max(1);
+        // Heads in equal parts, as few as may be.
+        let queries = self.kernels.queries;
+        let heads = together.div_ceil(together.div_ceil(queries).max(1)).max(1);
+        let most = (queries / heads).max(1);
         let mut tiles = Vec::new();
         let rows = self.batch.rows.iter().zip(0u32..).collect::<Vec<_>>();
         let follows = |a: &(&crate::exec::Row, u32), b: &(&crate::exec::Row, u32)| {

@@ -16,10 +16,10 @@ pub(super) enum Family {
     Nibbles,
     /// `d * q`, `q` from -128 to 127; `d` in f16 for each block of 32.
     Bytes,
-    /// `d * q + m`, `q` from 0 to 31 in a byte; `d` and `m` in f16 for each block of 32.
+    /// `d * q + m`, `q` from 0 to 31; `d` and `m` in f16 for each block of 32.
     Fives,
-    /// `d * q`, `q` from -32 to 31 in a byte; `d` in f16 for each half of a block of 32.
-    Halves,
+    /// `d * q`, `q` from -32 to 31, kept with 32 added; `d` in f16 for each half of a block of 32.
+    Sixes,
     /// 32-bit floats.
     F32,
     /// 16-bit floats.
@@ -37,7 +37,7 @@ impl Family {
             TensorType::BF16 => Self::Bf16,
             TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4_K => Self::Nibbles,
             TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q5_K => Self::Fives,
-            TensorType::Q6_K => Self::Halves,
+            TensorType::Q6_K => Self::Sixes,
             TensorType::Q8_0 => Self::Bytes,
         }
     }
@@ -51,8 +51,9 @@ impl Family {
     pub(super) fn block(self) -> (usize, usize) {
         match self {
             Self::Nibbles => (BLOCK / 2, 2),
+            Self::Fives => (BLOCK / 2 + BLOCK / 8, 2),
+            Self::Sixes => (BLOCK / 2 + BLOCK / 4, 2),
             Self::Bytes => (BLOCK, 1),
-            Self::Fives | Self::Halves => (BLOCK, 2),
             Self::F32 => (BLOCK * 4, 0),
             Self::F16 | Self::Bf16 => (BLOCK * 2, 0),
         }
@@ -182,32 +183,53 @@ fn put(layout: &Layout, kind: TensorType, data: &[u8], lane: usize, group: &mut 
             }
         }
         _ => {
+            let each = layout.family.block().0 / 4;
             let mut block = 0;
             kind.quant_blocks(data, |from| {
                 let half = |x: f32| f16::from_f32(x).to_le_bytes();
-                let values = from.values.map(i8::cast_unsigned);
-                let (words, _) = values.as_chunks::<4>();
-                if layout.family == Family::Nibbles {
-                    to.scale(2 * block, half(from.scales[0]));
-                    to.scale(2 * block + 1, half(from.min));
-                    let (low, high) = words.split_at(4);
-                    for (n, (low, high)) in low.iter().zip(high).enumerate() {
-                        let mut bytes = *low;
-                        bytes.iter_mut().zip(high).for_each(|(byte, high)| *byte |= high << 4);
-                        to.word(4 * block + n, bytes);
-                    }
-                } else {
-                    let second = if layout.family == Family::Fives { from.min } else { from.scales[1] };
-                    to.scale(2 * block, half(from.scales[0]));
-                    to.scale(2 * block + 1, half(second));
-                    for (n, bytes) in words.iter().enumerate() {
-                        to.word(8 * block + n, bytes.map(|byte| byte ^ layout.flip()));
-                    }
+                let sixes = layout.family == Family::Sixes;
+                to.scale(2 * block, half(from.scales[0]));
+                to.scale(2 * block + 1, half(if sixes { from.scales[1] } else { from.min }));
+                let values = from.values.map(|q| q.cast_unsigned().wrapping_add(if sixes { 32 } else { 0 }));
+                for (n, word) in words_of(&values, each).into_iter().take(each).enumerate() {
+                    to.word(each * block + n, word);
                 }
                 block += 1;
             });
         }
     }
+}
+
+/// A block of weights of four bits in four words, of five in five, or of six in six, as units read them.
+fn words_of(values: &[u8; BLOCK], words: usize) -> [[u8; 4]; 6] {
+    let mut out = [[0u8; 4]; 6];
+    let (lower, upper) = out.split_at_mut(4);
+    for (at, value) in values.iter().enumerate() {
+        // Which half of the block, which word of the half, which byte of the word.
+        let (half, chunk, byte) = (at / 16, at % 16 / 4, at % 4);
+        lower[chunk][byte] |= (value & 15) << (4 * half);
+        match words {
+            5 => upper[0][byte] |= (value >> 4) << (4 * half + chunk),
+            6 => upper[chunk / 2][byte] |= (value >> 4) << (4 * half + chunk % 2 * 2),
+            _ => {}
+        }
+    }
+    out
+}
+
+/// The way back.
+fn values_of(word: impl Fn(usize) -> [u8; 4], words: usize) -> [u8; BLOCK] {
+    let mut out = [0u8; BLOCK];
+    for (at, value) in out.iter_mut().enumerate() {
+        let (half, chunk, byte) = (at / 16, at % 16 / 4, at % 4);
+        *value = word(chunk)[byte] >> (4 * half) & 15;
+        match words {
+            5 => *value |= (word(4)[byte] >> (4 * half + chunk) & 1) << 4,
+            6 => *value |= (word(4 + chunk / 2)[byte] >> (4 * half + chunk % 2 * 2) & 3) << 4,
+            _ => {}
+        }
+    }
+    out
 }
 
 /// One row as values: the way back, for tables that rows are looked up in.
@@ -222,29 +244,28 @@ pub(super) fn unpack(layout: &Layout, group: &[u8], lane: usize, out: &mut [f32]
         Family::F32 => out.iter_mut().enumerate().for_each(|(n, to)| *to = f32::from_le_bytes(word(n))),
         Family::F16 => out.iter_mut().enumerate().for_each(|(n, to)| *to = f16::from_le_bytes(half(n)).to_f32()),
         Family::Bf16 => out.iter_mut().enumerate().for_each(|(n, to)| *to = bf16::from_le_bytes(half(n)).to_f32()),
-        Family::Nibbles => {
+        Family::Bytes => {
             for (block, to) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-                let (d, m) = (scale(2 * block), scale(2 * block + 1));
-                let (low, high) = to.split_at_mut(BLOCK / 2);
-                for (n, (low, high)) in low.chunks_mut(4).zip(high.chunks_mut(4)).enumerate() {
-                    for ((byte, low), high) in word(4 * block + n).into_iter().zip(low).zip(high) {
-                        *low = f32::from(byte & 15) * d + m;
-                        *high = f32::from(byte >> 4) * d + m;
+                let d = scale(block);
+                for (n, to) in to.chunks_mut(4).enumerate() {
+                    for (byte, to) in word(8 * block + n).into_iter().zip(to) {
+                        *to = f32::from((byte ^ layout.flip()).cast_signed()) * d;
                     }
                 }
             }
         }
-        Family::Bytes | Family::Fives | Family::Halves => {
+        Family::Nibbles | Family::Fives | Family::Sixes => {
+            let each = layout.family.block().0 / 4;
             for (block, to) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
-                let (d, m) = match layout.family {
-                    Family::Bytes => ([scale(block); 2], 0.0),
-                    Family::Fives => ([scale(2 * block); 2], scale(2 * block + 1)),
-                    _ => ([scale(2 * block), scale(2 * block + 1)], 0.0),
-                };
-                for ((n, to), d) in to.chunks_mut(4).enumerate().zip(d.into_iter().flat_map(|d| [d; 4])) {
-                    for (byte, to) in word(8 * block + n).into_iter().zip(to) {
-                        *to = f32::from((byte ^ layout.flip()).cast_signed()) * d + m;
-                    }
+                let scales = [scale(2 * block), scale(2 * block + 1)];
+                let sixes = layout.family == Family::Sixes;
+                let values = values_of(|n| word(each * block + n), each);
+                for (at, (value, to)) in values.into_iter().zip(to).enumerate() {
+                    *to = if sixes {
+                        (f32::from(value) - 32.0) * scales[at / 16]
+                    } else {
+                        f32::from(value) * scales[0] + scales[1]
+                    };
                 }
             }
         }

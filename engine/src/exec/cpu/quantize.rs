@@ -1,9 +1,9 @@
 //! Activations as products want them: tiles of some rows, rounded to 8 bits where the weights are quantised.
 //!
 //! A tile of T rows holds for each block of 32 values: T times 32 bytes, T scales, T times scale by sum of the bytes, T
-//! sums times -128 (for units whose products are of unsigned weights), then the same of each half. Rows of a tile lie
-//! together, so that all addresses in the kernels are constants from one base. Floats are transposed: T values of a
-//! column side by side.
+//! sums times -128 (for units that keep bytes of weights with 128 added), and of each half T sums times -32 (for weights
+//! of six bits, which are kept with 32 added). Rows of a tile lie together, so that all addresses in the kernels are
+//! constants from one base. Floats are transposed: T values of a column side by side.
 
 use super::pack::Layout;
 use super::unit::{BLOCK, LANES, Unit};
@@ -66,9 +66,10 @@ pub(super) unsafe fn quantize<U: Unit>(x: *const f32, width: usize, rows: usize,
                 let (first, second) = (U::sum(a), U::sum(b));
                 factors.add(t).write_unaligned(scale);
                 factors.add(rows + t).write_unaligned(scale * (first + second));
-                for (n, sum) in [first + second, first, second].into_iter().enumerate() {
+                let starts = [-128.0 * (first + second), -32.0 * first, -32.0 * second];
+                for (n, start) in starts.into_iter().enumerate() {
                     let place: *mut i32 = factors.add((2 + n) * rows + t).cast();
-                    place.write_unaligned((sum * -128.0) as i32);
+                    place.write_unaligned(start as i32);
                 }
             }
         }

@@ -38,6 +38,11 @@ fn every_kernel_on_weights_is_what_its_reference_is_for_every_type() {
 }
 
 #[test]
+fn products_of_random_shapes_are_what_their_references_are() {
+    each(|make| tests::products_of_random_shapes(make));
+}
+
+#[test]
 fn rotation_and_attention_are_what_their_references_are() {
     each(|make| tests::rotation_and_attention(make));
 }

@@ -9,7 +9,7 @@ use siphasher::sip::SipHasher13;
 use spillway_config::schema::{Budget, Claims, ConsumerLimits, JwtIssuer};
 
 use super::Parts;
-use crate::identity::Consumer;
+use crate::identity::{Consumer, Tenants};
 use crate::limits::{Credential, Limits, Rules};
 
 /// Scopes of a token that are looked at.
@@ -36,11 +36,17 @@ pub(super) struct FromClaims {
     taken: HashSet<Arc<str>>,
     any: Plan,
     plans: HashMap<String, Plan>,
+    tenants: Arc<Tenants>,
     limits: Limits,
 }
 
 impl FromClaims {
-    pub(super) fn new(issuer: &JwtIssuer, taken: HashSet<Arc<str>>, parts: Parts<'_>) -> Result<Option<Self>, String> {
+    pub(super) fn new(
+        issuer: &JwtIssuer,
+        taken: HashSet<Arc<str>>,
+        tenants: Arc<Tenants>,
+        parts: Parts<'_>,
+    ) -> Result<Option<Self>, String> {
         let Some(claims) = issuer.claims.clone() else { return Ok(None) };
         let label = format!("issuer {}", issuer.issuer);
         let mut plans = HashMap::new();
@@ -48,7 +54,8 @@ impl FromClaims {
             plans.insert(name.clone(), Plan::new(format!("{label}/{name}"), written, parts)?);
         }
         let any = Plan::new(label, &issuer.limits, parts)?;
-        Ok(Some(Self { issuer: issuer.issuer.clone(), claims, taken, any, plans, limits: parts.limits.clone() }))
+        let limits = parts.limits.clone();
+        Ok(Some(Self { issuer: issuer.issuer.clone(), claims, taken, any, plans, tenants, limits }))
     }
 
     /// The consumer that a token names; `None` where it names none that may be.
@@ -68,8 +75,10 @@ impl FromClaims {
         };
         let mut rules = plan.rules.clone();
         if let Some(budget) = &plan.budget {
-            rules.push(self.limits.budget(&plan.label, &format!("{} {name}", self.issuer), budget));
+            let account = format!("{} {name}", self.issuer);
+            rules.push(self.limits.budget(&plan.label, "this consumer", &account, budget));
         }
+        rules.extend(self.tenants.rules(&tenant));
         Some(Arc::new(Consumer::from_claims(name.into(), tenant.into(), rules)))
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use jsonwebtoken::jwk::{Jwk, KeyAlgorithm, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey};
+use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
 use serde::Deserialize;
 use spillway_filter::HttpClient;
 use tokio::sync::watch;
@@ -28,7 +28,8 @@ const WAIT: Duration = Duration::from_secs(2);
 const MAX_KEYS: usize = 64;
 
 /// What is said of a set that is of no use.
-const NO_KEY: &str = "it holds no key that could check a signature (RSA, P-256, P-384 and Ed25519 keys can)";
+const NO_KEY: &str =
+    "it holds no key that could check a signature (RSA of 2048 to 8192 bits, P-256, P-384 and Ed25519 keys can)";
 
 /// Keys at a time.
 #[derive(Default)]
@@ -47,7 +48,8 @@ struct Key {
 }
 
 impl KeySet {
-    /// Keys that can check a signature; others are left out.
+    /// Keys that can check a signature; others are left out: secrets, curves without a verifier, RSA too short to be
+    /// believed.
     fn read(text: &[u8]) -> Result<Vec<Key>, String> {
         #[derive(Deserialize)]
         struct Set {
@@ -63,7 +65,7 @@ impl KeySet {
                 None => None,
                 Some(named) => Some(algorithm(named)?),
             };
-            let key = DecodingKey::from_jwk(&jwk).ok()?;
+            let key = DecodingKey::from_jwk(&jwk).ok().filter(|key| KINDS.iter().any(|kind| suits(key, *kind)))?;
             Some(Key { id: jwk.common.key_id.clone(), algorithm, written: jwk, key })
         });
         let keys: Vec<Key> = keys.take(MAX_KEYS).collect();
@@ -73,8 +75,7 @@ impl KeySet {
     /// The one key that a token means. A key is for the kind of signature that it was made for, and where it says so for
     /// one algorithm alone. A token that names no key means the only one that fits.
     pub(super) fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
-        let fits =
-            |key: &&Key| key.key.family() == algorithm.family() && key.algorithm.is_none_or(|only| only == algorithm);
+        let fits = |key: &&Key| suits(&key.key, algorithm) && key.algorithm.is_none_or(|only| only == algorithm);
         match id {
             Some(id) => self.keys.iter().filter(|key| key.id.as_deref() == Some(id)).find(fits),
             None => {
@@ -92,6 +93,32 @@ impl KeySet {
             None => self.keys.is_empty(),
         }
     }
+}
+
+/// One algorithm of each kind of key that there is a verifier for.
+const KINDS: [Algorithm; 4] = [Algorithm::RS256, Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA];
+
+/// Whether a key is for signatures of an algorithm: of its family, on its curve (RFC 7518, 3.4; points as in SEC 1, 2.3.3,
+/// without compression), and as long as verifiers ask for (RFC 7518, 3.3 and 3.5).
+fn suits(key: &DecodingKey, algorithm: Algorithm) -> bool {
+    let is_point = |length| matches!(key.kind(), DecodingKeyKind::SecretOrDer(point) if point.len() == length);
+    key.family() == algorithm.family()
+        && match algorithm {
+            Algorithm::ES256 => is_point(65),
+            Algorithm::ES384 => is_point(97),
+            Algorithm::EdDSA => is_point(32),
+            _ => match key.kind() {
+                DecodingKeyKind::RsaModulusExponent { n, .. } => (2048..=8192).contains(&bits(n)),
+                DecodingKeyKind::SecretOrDer(_) => false,
+            },
+        }
+}
+
+/// Bits of a number, the most significant byte first.
+fn bits(number: &[u8]) -> u32 {
+    let mut digits = number.iter().skip_while(|byte| **byte == 0);
+    let first = digits.next().map_or(0, |byte| 8 - byte.leading_zeros());
+    first + 8 * u32::try_from(digits.count()).unwrap_or(u32::MAX / 16)
 }
 
 fn algorithm(named: KeyAlgorithm) -> Option<Algorithm> {

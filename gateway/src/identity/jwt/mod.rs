@@ -16,6 +16,7 @@ use std::sync::Arc;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Validation};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use spillway_config::schema::{self, JwtAlgorithm};
 use spillway_filter::{HttpClient, SharedStates};
 
@@ -23,8 +24,9 @@ use cache::{Cache, Verified};
 use claims::FromClaims;
 use keys::{KeySource, Place};
 
-use super::{Consumer, IdentityError, Token};
+use super::{Consumer, IdentityError, Tenants, Token};
 use crate::adoptions::Adoptions;
+use crate::http_client::Http;
 use crate::limits::{Credential, Limits};
 use crate::telemetry::Metrics;
 
@@ -133,7 +135,8 @@ fn algorithm(written: JwtAlgorithm) -> Algorithm {
     }
 }
 
-/// The keys of an issuer: those that an earlier snapshot fetched, where it fetched them from the same place.
+/// The keys of an issuer: those that an earlier snapshot fetched, where it fetched them from the same place and
+/// believed the same authorities.
 fn source(written: &schema::JwtIssuer, parts: Parts<'_>) -> Result<Arc<KeySource>, IdentityError> {
     let jwks = written.jwks.clone().unwrap_or_default();
     if let Some(file) = &jwks.file {
@@ -143,10 +146,17 @@ fn source(written: &schema::JwtIssuer, parts: Parts<'_>) -> Result<Arc<KeySource
         Some(url) => Place::Url(url),
         None => Place::Discovery(written.issuer.clone()),
     };
-    let name = format!("jwks {place:?} {:?}", jwks.refresh);
-    parts.http.prepare();
+    let (http, believed): (Arc<dyn HttpClient>, _) = match &written.ca_file {
+        None => (parts.http.clone(), String::new()),
+        Some(file) => {
+            let (roots, pem) = crate::tls::roots(file).map_err(|e| IdentityError::Keys(e.to_string()))?;
+            (Arc::new(Http::believing(roots)), hex::encode(Sha256::digest(pem)))
+        }
+    };
+    let name = format!("jwks {place:?} {:?} {believed}", jwks.refresh);
+    http.prepare();
     let held = parts.states.get_or_insert(&name, KeySource::empty);
-    let (source, http, metrics) = (held.clone(), parts.http.clone(), parts.metrics.clone());
+    let (source, metrics) = (held.clone(), parts.metrics.clone());
     parts.adoptions.add(move || source.begin(place, jwks.refresh.0, http, metrics));
     Ok(held)
 }
@@ -156,6 +166,7 @@ impl Tokens {
         authentication: &schema::Authentication,
         written: &[schema::Consumer],
         consumers: &[Arc<Consumer>],
+        tenants: &Arc<Tenants>,
         parts: Parts<'_>,
     ) -> Result<Self, IdentityError> {
         crypto::install();
@@ -181,7 +192,7 @@ impl Tokens {
                 validation,
                 leeway,
                 consumers: own.collect(),
-                claims: FromClaims::new(issuer, taken, parts).map_err(IdentityError::Limits)?,
+                claims: FromClaims::new(issuer, taken, tenants.clone(), parts).map_err(IdentityError::Limits)?,
             });
         }
         let most = authentication.token_cache.unwrap_or(TOKENS);

@@ -145,7 +145,8 @@ fn compile(issuer: &Value, previous: Option<&Authenticator>, parts: Parts<'_>) -
     let acme =
         json!({"name": "acme", "tenant": "north", "jwt": {"issuer": "http://id.example", "subject": "svc-acme"}});
     let consumers: Vec<Consumer> = vec![serde_json::from_value(acme).unwrap()];
-    let made = Authenticator::new(&authentication, &consumers, previous, parts).unwrap();
+    let tenants = [serde_json::from_value(json!({"name": "7", "limits": {"concurrency": 3}})).unwrap()];
+    let made = Authenticator::new(&authentication, &consumers, &tenants, previous, parts).unwrap();
     parts.adoptions.run();
     made
 }
@@ -250,6 +251,42 @@ async fn attacks_on_tokens_are_refused() {
 }
 
 #[tokio::test]
+async fn keys_that_must_not_be_believed_are_left_out_of_a_set() {
+    let (rsa, es) = (Signer::rsa(), Signer::es256());
+    let point = |kid: &str, curve: &str, length: usize| json!({"kty": "EC", "crv": curve, "kid": kid, "x": b64(vec![1; length]), "y": b64(vec![2; length])});
+    let keys = vec![
+        json!({"kty": "RSA", "kid": "rsa-1024", "n": b64(vec![0xff; 128]), "e": "AQAB"}),
+        json!({"kty": "RSA", "kid": "rsa-2040", "n": b64([&[0; 8][..], &[0xff; 255]].concat()), "e": "AQAB"}),
+        json!({"kty": "RSA", "kid": "rsa-16384", "n": b64(vec![0xff; 2048]), "e": "AQAB"}),
+        json!({"kty": "oct", "kid": "secret", "k": b64(b"secret")}),
+        point("p-521", "P-521", 66),
+        point("short", "P-256", 31),
+        point("long", "P-256", 33),
+        es.jwk("good"),
+    ];
+    let house = house(keys, json!({}));
+    for (algorithm, kid) in [
+        ("RS256", "rsa-1024"),
+        ("PS512", "rsa-2040"),
+        ("RS256", "rsa-16384"),
+        ("RS256", "secret"),
+        ("ES256", "p-521"),
+        ("ES384", "p-521"),
+        ("ES256", "short"),
+        ("ES256", "long"),
+        ("ES384", "good"),
+    ] {
+        let signer = if algorithm.starts_with("ES") { &es } else { &rsa };
+        let token = signer.token(&json!({"alg": algorithm, "kid": kid}), &claims());
+        assert_eq!(house.show(&token).await.unwrap_err(), "token_key", "{algorithm} {kid}");
+    }
+    let token = es.token(&json!({"alg": "ES512", "kid": "p-521"}), &claims());
+    assert_eq!(house.show(&token).await.unwrap_err(), "token_algorithm");
+    // Without a name it means the one key that fits.
+    house.show(&es.token(&json!({"alg": "ES256"}), &claims())).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_token_that_is_remembered_ends_when_it_ends() {
     let es = Signer::es256();
     let house = house(vec![es.jwk("e")], json!({"leeway": "0s"}));
@@ -326,7 +363,7 @@ async fn claims_make_consumers_and_never_those_of_the_file() {
     };
     let identity = house.show(&with(json!("mia"), "gold")).await.unwrap();
     assert_eq!((&*identity.consumer.name, &*identity.consumer.tenant), ("mia", "7"));
-    assert_eq!(identity.consumer.rules.len(), 1);
+    assert_eq!(identity.consumer.rules.len(), 2, "its plan's and its tenant's");
     for (user, plan) in [
         (json!("acme"), "gold"),
         (json!("mia"), "platinum"),

@@ -12,7 +12,9 @@ use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, OptionalExtension, params};
 use spillway_config::schema::Period;
 
-use super::{Account, Accounts, Command, DAY, Key, Spent, unix_now, window};
+use super::account::Spent;
+use super::calendar::{DAY, unix_now, window};
+use super::{Account, Accounts, Command, Key};
 
 /// How often what was spent is written.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
@@ -69,9 +71,10 @@ impl File {
         Ok(())
     }
 
-    /// Reads accounts when they are asked for and writes those that have changed, until it is told to stop or its owner is
-    /// gone.
+    /// Once it is counted on, reads accounts when they are asked for and writes those that have changed, until its owner
+    /// is gone. What had changed until then is written last. A file that is never counted on is left as it is.
     pub(super) fn keep(mut self, accounts: &Mutex<Accounts>, failures: &Counter, commands: &Receiver<Command>) {
+        let Ok(Command::Begin) = commands.recv() else { return };
         let mut failing = false;
         let mut tell = |done: rusqlite::Result<()>| match done {
             Ok(()) => failing = false,
@@ -85,7 +88,7 @@ impl File {
         let mut next = Instant::now();
         let mut tidied = None;
         loop {
-            let stop = match commands.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            let is_last = match commands.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(Command::Read(account)) => {
                     if !account.read.load(Ordering::Acquire)
                         && let Err(e) = self.read(&account)
@@ -96,11 +99,10 @@ impl File {
                     if Instant::now() < next {
                         continue;
                     }
-                    None
+                    false
                 }
-                Ok(Command::Stop(done)) => Some(done),
-                Err(RecvTimeoutError::Disconnected) => return,
-                Err(RecvTimeoutError::Timeout) => None,
+                Ok(Command::Begin) | Err(RecvTimeoutError::Timeout) => false,
+                Err(RecvTimeoutError::Disconnected) => true,
             };
             let today = unix_now() / DAY;
             let done = self.batch(accounts, tidied != Some(today));
@@ -108,8 +110,7 @@ impl File {
                 tidied = Some(today);
             }
             tell(done);
-            if let Some(done) = stop {
-                let _ = done.send(());
+            if is_last {
                 return;
             }
             next = Instant::now() + WRITE_EVERY;

@@ -54,6 +54,8 @@ pub struct RouteMetrics {
     pub retries_denied: Counter,
     /// Streams that died and were continued.
     pub resumed: Counter,
+    /// Filters that waited for something which did not come.
+    pub filter_failures: Counter,
     spilled: [Counter; REASONS.len()],
     shed: [Counter; REASONS.len()],
     mirrored: [Counter; COPIES.len()],
@@ -78,6 +80,7 @@ impl RouteMetrics {
             hedges: families.hedges.get_or_create_owned(&own),
             retries_denied: families.retries_denied.get_or_create_owned(&own),
             resumed: families.resumed.get_or_create_owned(&own),
+            filter_failures: families.filter_failures.get_or_create_owned(&own),
             spilled: by_reason(&families.spills),
             shed: by_reason(&families.sheds),
             mirrored: COPIES.map(|outcome| families.mirrors.get_or_create_owned(&with(&own, "outcome", outcome))),
@@ -175,7 +178,7 @@ impl Drop for RouteMetrics {
         f.live_routes.gone(&self.name, || {
             let own = labels([("http_route", &self.name)]);
             f.requests_in_flight.remove(&own);
-            for family in [&f.retries, &f.hedges, &f.retries_denied, &f.resumed] {
+            for family in [&f.retries, &f.hedges, &f.retries_denied, &f.resumed, &f.filter_failures] {
                 family.remove(&own);
             }
             for reason in REASONS {

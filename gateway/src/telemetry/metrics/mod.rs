@@ -23,7 +23,7 @@ use prometheus_client::registry::Registry;
 pub use self::handles::{EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics, Tokens};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
-pub use self::now::{BackendSample, CertificateSample, EndpointSample, EngineSample, Samples};
+pub use self::now::{BackendSample, BudgetSample, CertificateSample, EndpointSample, EngineSample, Samples};
 
 /// The provider of the models inside.
 const ENGINE: &str = "spillway";
@@ -72,6 +72,8 @@ pub struct Metrics {
     pub acme_ok: Counter,
     /// Orders of certificates that failed.
     pub acme_failed: Counter,
+    /// Certificates that were obtained and could not be stored.
+    pub acme_unstored: Counter,
     /// Levels that were forgotten to make room.
     pub limit_keys_forgotten: Counter,
     /// Batches of budgets that could not be written.
@@ -100,6 +102,7 @@ struct Families {
     hedges: Counters,
     retries_denied: Counters,
     resumed: Counters,
+    filter_failures: Counters,
     mirrors: Counters,
     spills: Counters,
     sheds: Counters,
@@ -193,6 +196,12 @@ impl Metrics {
                 "spillway_queue_wait_seconds",
                 "Time in the queue by what came of it",
                 histogram(http_seconds),
+            ),
+            filter_failures: family(
+                &mut r,
+                "spillway_filter_failures",
+                "Requests for which a filter asked another server that did not answer",
+                Counters::default(),
             ),
             filter_refusals: family(
                 &mut r,
@@ -299,6 +308,12 @@ impl Metrics {
         Self {
             acme_ok: orders.get_or_create_owned(&labels([("result", "ok")])),
             acme_failed: orders.get_or_create_owned(&labels([("result", "failed")])),
+            acme_unstored: family(
+                &mut r,
+                "spillway_acme_storage_failures",
+                "Tries to store a certificate that failed",
+                Counter::default(),
+            ),
             reloads_ok: reloads.get_or_create_owned(&labels([("result", "ok")])),
             reloads_failed: reloads.get_or_create_owned(&labels([("result", "failed")])),
             reloaded_at: family(
@@ -430,6 +445,7 @@ impl Metrics {
         now::engines(&mut now, samples.engines);
         now::model_memory(&mut now, samples.model_memory);
         now::certificates(&mut now, samples.certificates);
+        now::budgets(&mut now, samples.budgets);
         let spans = self.spans_dropped.load(Ordering::Relaxed);
         now::counter(&mut now, "spillway_spans_dropped", "Spans that no collector took", spans);
         now::counter(

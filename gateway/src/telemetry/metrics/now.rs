@@ -110,6 +110,17 @@ pub struct CertificateSample {
     pub ends: i64,
 }
 
+/// A budget that the file names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BudgetSample {
+    /// `consumer NAME` or `tenant NAME`.
+    pub whose: String,
+    /// `day` or `month`.
+    pub per: &'static str,
+    /// Of each unit, `tokens` or `nanodollars`: what is spent in the day or month that is, and how much may be.
+    pub units: Vec<(&'static str, u64, u64)>,
+}
+
 /// What is read when the metrics are.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Samples<'s> {
@@ -123,6 +134,8 @@ pub struct Samples<'s> {
     pub endpoints: &'s [EndpointSample],
     /// Certificates.
     pub certificates: &'s [CertificateSample],
+    /// Budgets.
+    pub budgets: &'s [BudgetSample],
     /// Log lines that were dropped.
     pub log_dropped: u64,
 }
@@ -138,6 +151,24 @@ pub(super) fn certificates(r: &mut Registry, samples: &[CertificateSample]) {
     }
     let help = "When a certificate ends, in seconds since 1970";
     r.register("spillway_tls_certificate_expiry_seconds", help, family);
+}
+
+/// Budgets that have series; a file with more has its figures in the file of budgets.
+const MAX_BUDGETS: usize = 2_000;
+
+#[allow(clippy::cast_precision_loss, reason = "a budget of 2^53 is none")]
+pub(super) fn budgets(r: &mut Registry, samples: &[BudgetSample]) {
+    let (spent, limit) = (FloatGauges::default(), FloatGauges::default());
+    for sample in samples.iter().take(MAX_BUDGETS) {
+        for (unit, used, most) in &sample.units {
+            let (unit, parts) = if *unit == "nanodollars" { ("usd", 1e9) } else { (*unit, 1.0) };
+            let series = labels([("budget", &sample.whose), ("per", sample.per), ("unit", unit)]);
+            spent.get_or_create(&series).set(*used as f64 / parts);
+            limit.get_or_create(&series).set(*most as f64 / parts);
+        }
+    }
+    r.register("spillway_budget_spent", "What is spent of a budget in its day or month, through this gateway", spent);
+    r.register("spillway_budget_limit", "What may be spent of it", limit);
 }
 
 /// Endpoints that have series of their own here; as many as those that are counted have.

@@ -10,6 +10,7 @@ mod storage;
 mod tests;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ const ORDER: Duration = Duration::from_secs(600);
 const TOO_MANY: Duration = Duration::from_secs(3600);
 /// Longest sleep: a clock that was set, or a machine that slept, is noticed after it.
 const NAP: Duration = Duration::from_secs(3600);
+/// Longest pause until what could not be stored is tried again.
+const STORE_AGAIN: Duration = Duration::from_secs(60);
 
 /// What an obtained certificate is known by over reloads.
 type Key = [u8; 32];
@@ -44,8 +47,9 @@ pub struct Acme {
     challenges: Arc<Challenges>,
     known: Mutex<HashMap<Key, Weak<Managed>>>,
     running: Mutex<HashMap<Key, Running>>,
-    /// Held while an account is looked up or made, so that two certificates do not make two.
-    account: tokio::sync::Mutex<()>,
+    /// Held while an account is looked up or made, so that two certificates do not make two. Accounts that could not be
+    /// stored, by their files: an authority lets nobody make one for each order.
+    account: tokio::sync::Mutex<HashMap<PathBuf, String>>,
     metrics: Arc<Metrics>,
 }
 
@@ -200,6 +204,17 @@ impl Managed {
         Duration::from_secs(u64::try_from(renewed.saturating_sub(now)).unwrap_or(0))
     }
 
+    /// Waits until another one is wanted.
+    async fn until_due(&self) {
+        loop {
+            let due = self.due(unix_now());
+            if due.is_zero() {
+                return;
+            }
+            tokio::time::sleep(due.min(NAP)).await;
+        }
+    }
+
     /// The pause after so many orders in a row that failed.
     fn pause(&self, failures: u32, error: &OrderError) -> Duration {
         let (base, max) = (self.written.retry.base.0, self.written.retry.max.0);
@@ -227,23 +242,36 @@ fn unix_now() -> i64 {
 /// Obtains a certificate and renews it, for as long as it is kept.
 async fn look_after(acme: Arc<Acme>, managed: Arc<Managed>) {
     let domains = managed.written.domains.join(", ");
-    let mut failures = 0;
+    let (mut failures, mut pause, mut unstored) = (0, Duration::ZERO, None);
     loop {
-        loop {
-            let due = managed.due(unix_now());
-            if due.is_zero() {
-                break;
+        {
+            let due = async {
+                tokio::time::sleep(pause).await;
+                managed.until_due().await;
+            };
+            let stored = async {
+                if let Some(pair) = &unstored {
+                    store(&acme, &managed, pair).await;
+                }
+                unstored = None;
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = due => {}
+                () = stored => {}
             }
-            tokio::time::sleep(due.min(NAP)).await;
         }
         let ordered =
             tokio::time::timeout(ORDER, order::run(&acme, &managed)).await.unwrap_or(Err(OrderError::TooSlow));
-        let pause = match ordered {
+        pause = match ordered {
             Ok(pair) => {
                 failures = 0;
-                tracing::info!(event = "certificate_issued", domains, ends = pair.valid.1);
+                let (ends, pair) = (pair.valid.1, Arc::new(pair));
+                // It is told when it is true: whoever reads the line gets this certificate.
+                managed.pair.store(Some(pair.clone()));
+                unstored = Some(pair);
                 acme.metrics.acme_ok.inc();
-                managed.pair.store(Some(Arc::new(pair)));
+                tracing::info!(event = "certificate_issued", domains, ends);
                 // Even where its times make no sense to us, the authority is not asked without end.
                 managed.written.retry.base.0
             }
@@ -260,6 +288,22 @@ async fn look_after(acme: Arc<Acme>, managed: Arc<Managed>) {
                 pause
             }
         };
+    }
+}
+
+/// Stores a certificate, which is served meanwhile, however often that fails: the folder may be mended, or the disk freed.
+async fn store(acme: &Acme, managed: &Arc<Managed>, pair: &Arc<Pair>) {
+    let domains = managed.written.domains.join(", ");
+    let pause = managed.written.retry.base.0.min(STORE_AGAIN);
+    let mut failing = false;
+    while let Err(e) = order::store(managed, pair).await {
+        acme.metrics.acme_unstored.inc();
+        if !std::mem::replace(&mut failing, true) {
+            tracing::warn!(event = "certificate_not_stored", domains, reason = %e, "it is served, and lost with the process");
+        }
         tokio::time::sleep(pause).await;
+    }
+    if failing {
+        tracing::info!(event = "certificate_stored", domains);
     }
 }

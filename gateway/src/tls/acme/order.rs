@@ -1,5 +1,5 @@
 //! One order: an account, the proofs that the names are ours, a key, a certificate. The key is made here and never leaves
-//! but into the storage. What is shown as proof is shown until the authority has judged it.
+//! the process but into the storage. What is shown as proof is shown until the authority has judged it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -86,7 +86,7 @@ impl instant_acme::HttpClient for Wire {
     }
 }
 
-/// Obtains a certificate and stores it.
+/// Obtains a certificate. It is not stored: the authority has counted it, so it is of use whether that can be done or not.
 pub(super) async fn run(acme: &Acme, managed: &Arc<Managed>) -> Result<Pair, OrderError> {
     let account = account(acme, managed).await?;
     let names: Vec<Identifier> =
@@ -96,6 +96,7 @@ pub(super) async fn run(acme: &Acme, managed: &Arc<Managed>) -> Result<Pair, Ord
         && e.problem() == Some("urn:ietf:params:acme:error:accountDoesNotExist")
     {
         managed.storage.put_account_aside();
+        acme.account.lock().await.remove(managed.storage.account_file());
     }
     let mut order = ordered?;
     let shown = prove(acme, managed, &mut order).await?;
@@ -111,31 +112,39 @@ pub(super) async fn run(acme: &Acme, managed: &Arc<Managed>) -> Result<Pair, Ord
     }
     let key = order.finalize().await?;
     let chain = order.poll_certificate(&POLL).await?;
-    let storing = managed.clone();
-    let stored = blocking(move || storing.storage.store_certificate(&chain, &key)).await??;
-    Ok(stored?)
+    Ok(managed.storage.pair(&chain, &key)?)
+}
+
+/// Stores a certificate.
+pub(super) async fn store(managed: &Arc<Managed>, pair: &Arc<Pair>) -> Result<(), OrderError> {
+    let (managed, pair) = (managed.clone(), pair.clone());
+    Ok(blocking(move || managed.storage.store_certificate(&pair)).await??)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, OrderError> {
     tokio::task::spawn_blocking(work).await.map_err(|e| OrderError::System(e.to_string()))
 }
 
-/// The account: the stored one, else a new one.
+/// The account: the stored one, else a new one. One that cannot be stored is kept for the next order.
 async fn account(acme: &Acme, managed: &Arc<Managed>) -> Result<Account, OrderError> {
-    let _turn = acme.account.lock().await;
+    let mut unstored = acme.account.lock().await;
+    let file = managed.storage.account_file();
     let written = &managed.written;
     let builder = Account::builder_with_http(Box::new(Wire(managed.http.clone())));
     let contact: Vec<String> = written.email.iter().map(|email| format!("mailto:{email}")).collect();
     let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
-    let reading = managed.clone();
-    let (account, stored) = match blocking(move || reading.storage.account()).await? {
-        Some(stored) if stored.email == written.email => {
+    let (reading, kept) = (managed.clone(), unstored.get(file).cloned());
+    let known = blocking(move || reading.storage.account(kept.as_deref())).await?;
+    let (account, stored) = match known {
+        Some(stored) if stored.email == written.email && !unstored.contains_key(file) => {
             return Ok(builder.from_credentials(stored.credentials).await?);
         }
         Some(stored) => {
             let text = serde_json::to_value(&stored.credentials).map_err(Error::from)?;
             let account = builder.from_credentials(stored.credentials).await?;
-            account.update_contacts(&contact).await?;
+            if stored.email != written.email {
+                account.update_contacts(&contact).await?;
+            }
             (account, serde_json::from_value(text).map_err(Error::from)?)
         }
         None => {
@@ -147,8 +156,16 @@ async fn account(acme: &Acme, managed: &Arc<Managed>) -> Result<Account, OrderEr
             made
         }
     };
-    let (storing, email) = (managed.clone(), written.email.clone());
-    blocking(move || storing.storage.store_account(&StoredAccount { email, credentials: stored })).await??;
+    let stored = StoredAccount { email: written.email.clone(), credentials: stored };
+    let text = serde_json::to_string(&stored).map_err(Error::from)?;
+    let (storing, writing) = (managed.clone(), text.clone());
+    match blocking(move || storing.storage.store_account(writing.as_bytes())).await? {
+        Ok(()) => drop(unstored.remove(file)),
+        Err(e) => {
+            tracing::warn!(event = "acme_account_not_stored", reason = %e, "it is used, and lost with the process");
+            unstored.insert(file.to_owned(), text);
+        }
+    }
     Ok(account)
 }
 

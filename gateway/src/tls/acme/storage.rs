@@ -1,9 +1,9 @@
 //! The folder in which accounts and certificates outlive the process. A file is written whole or not at all, and is for
 //! the gateway's user alone: accounts and certificates stand there with their keys.
 
-use std::fs::{DirBuilder, OpenOptions, Permissions};
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use instant_acme::AccountCredentials;
@@ -63,15 +63,27 @@ impl Storage {
         self.certificate.exists().then(|| Pair::read(&self.certificate, &self.certificate))
     }
 
-    /// Stores a certificate with its key and reads them back as they will be read after a restart.
-    pub(super) fn store_certificate(&self, chain: &str, key: &str) -> Result<Result<Pair, TlsError>, StorageError> {
-        write(&self.certificate, format!("{}\n{key}", chain.trim_end()).as_bytes())?;
-        Ok(Pair::read(&self.certificate, &self.certificate))
+    /// A certificate with its key, as it will be read after a restart.
+    pub(super) fn pair(&self, chain: &str, key: &str) -> Result<Pair, TlsError> {
+        let text = format!("{}\n{key}", chain.trim_end()).into_bytes();
+        Pair::parse(&self.certificate, &self.certificate, [text.clone(), text])
     }
 
-    /// The stored account; `None` where there is none that can be used.
-    pub(super) fn account(&self) -> Option<StoredAccount> {
-        let text = std::fs::read(&self.account).ok()?;
+    /// Stores what [`Self::pair`] has made.
+    pub(super) fn store_certificate(&self, pair: &Pair) -> Result<(), StorageError> {
+        let [text, _] = &pair.read;
+        write(&self.certificate, text)
+    }
+
+    /// Where the account is stored.
+    pub(super) fn account_file(&self) -> &Path {
+        &self.account
+    }
+
+    /// The stored account, or the one that is kept because it could not be; `None` where there is none that can be used.
+    pub(super) fn account(&self, kept: Option<&str>) -> Option<StoredAccount> {
+        let stored = std::fs::read(&self.account).ok();
+        let text = stored.or_else(|| kept.map(|text| text.as_bytes().to_vec()))?;
         match serde_json::from_slice(&text) {
             Ok(account) => Some(account),
             Err(e) => {
@@ -82,10 +94,8 @@ impl Storage {
         }
     }
 
-    pub(super) fn store_account(&self, account: &StoredAccount) -> Result<(), StorageError> {
-        let text = serde_json::to_vec(account).map_err(std::io::Error::other);
-        let text = text.map_err(|source| StorageError { path: self.account.clone(), source })?;
-        write(&self.account, &text)
+    pub(super) fn store_account(&self, text: &[u8]) -> Result<(), StorageError> {
+        write(&self.account, text)
     }
 
     /// The authority does not know the account: it is kept for the operator, and another one is made.
@@ -94,18 +104,21 @@ impl Storage {
     }
 }
 
+/// Writes a file whole: into a new one that no other writer has, another gateway with the same folder included, which then
+/// takes its place.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), StorageError> {
     let written = || {
-        if let Some(folder) = path.parent() {
-            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let new = path.with_extension(format!("{:016x}.new", rand::random::<u64>()));
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        let moved = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&new, path));
+        if moved.is_err() {
+            let _ = std::fs::remove_file(&new);
         }
-        let new = path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        // One that was left there may have been readable by others.
-        file.set_permissions(Permissions::from_mode(0o600))?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&new, path)
+        moved?;
+        // The name too outlives a loss of power.
+        std::fs::File::open(folder)?.sync_all()
     };
     written().map_err(|source| StorageError { path: path.to_owned(), source })
 }

@@ -19,7 +19,8 @@ fn written(folder: &Path, domains: &[&str]) -> schema::Acme {
 
 fn store(folder: &Path, domains: &[&str], names: &[&str]) {
     let made = Authority::new().server(names);
-    Storage::new(&written(folder, domains)).store_certificate(&made.cert, &made.key).unwrap().unwrap();
+    let storage = Storage::new(&written(folder, domains));
+    storage.store_certificate(&storage.pair(&made.cert, &made.key).unwrap()).unwrap();
 }
 
 #[test]
@@ -40,6 +41,26 @@ fn a_certificate_is_found_again_by_its_names_and_is_for_nobody_else() {
     assert!(!found(&["c.test"]));
     std::fs::write(files[0].path(), "junk").unwrap();
     assert!(!found(&["a.test", "b.test"]));
+}
+
+#[test]
+fn a_file_is_whole_however_many_write_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = Storage::new(&written(folder.path(), &["a.test"]));
+    let pairs: Vec<Pair> = (0..4)
+        .map(|_| Authority::new().server(&["a.test"]))
+        .map(|made| storage.pair(&made.cert, &made.key).unwrap())
+        .collect();
+    std::thread::scope(|threads| {
+        for pair in &pairs {
+            threads.spawn(|| (0..20).for_each(|_| storage.store_certificate(pair).unwrap()));
+        }
+        for _ in 0..100 {
+            // Certificate and key are of one writer, or reading would fail.
+            storage.certificate().into_iter().for_each(|stored| drop(stored.unwrap()));
+        }
+    });
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing half-written is left");
 }
 
 #[test]

@@ -25,6 +25,8 @@ macro_rules! both {
 impl<const VNNI: bool> Unit for Avx2<VNNI> {
     const ROWS: usize = 8;
     const TILE: usize = 4;
+    const QUERIES: usize = 6;
+    const VECTORS: usize = 1;
     const SIGNED: bool = !VNNI;
 
     type V = [__m256; 2];
@@ -171,15 +173,20 @@ impl<const VNNI: bool> Unit for Avx2<VNNI> {
         unsafe { _mm256_cvtepi32_ps(a) }
     }
     #[inline(always)]
-    unsafe fn nibbles<const T: usize>(weights: *const u8, x: *const i8) -> [Self::I; T] {
+    unsafe fn nibbles<const T: usize, const FIVE: bool>(weights: *const u8, x: *const i8) -> [Self::I; T] {
         // SAFETY: as the trait says.
         unsafe {
-            let mask = _mm256_set1_epi8(15);
             let mut sums = [_mm256_setzero_si256(); T];
+            let mut folded = [_mm256_setzero_si256(); T];
             for chunk in 0..4 {
                 let both = _mm256_loadu_si256(weights.add(chunk * 32).cast());
-                let low = _mm256_and_si256(both, mask);
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
+                let mut low = bits(both, 15);
+                let mut high = bits(_mm256_srli_epi16::<4>(both), 15);
+                if FIVE {
+                    let fifth = _mm256_loadu_si256(weights.add(4 * 32).cast());
+                    low = _mm256_or_si256(low, bits(shift_left(fifth, 4 - chunk), 0x10));
+                    high = _mm256_or_si256(high, bits(shift_right(fifth, chunk), 0x10));
+                }
                 for (t, sum) in sums.iter_mut().enumerate() {
                     let at = x.add(t * 32 + chunk * 4);
                     let (x_low, x_high) = (four(at), four(at.add(16)));
@@ -187,37 +194,70 @@ impl<const VNNI: bool> Unit for Avx2<VNNI> {
                         *sum = _mm256_dpbusd_avx_epi32(*sum, low, x_low);
                         *sum = _mm256_dpbusd_avx_epi32(*sum, high, x_high);
                     } else {
-                        // In 16 bits: eight pairs of products of at most 15 * 127 stay below 2^15.
+                        // In 16 bits: eight pairs of products of at most 15 * 127 stay below 2^15, and four of 31 * 127.
                         *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(low, x_low));
                         *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(high, x_high));
+                        if FIVE && chunk == 1 {
+                            folded[t] = fold(*sum);
+                            *sum = _mm256_setzero_si256();
+                        }
                     }
                 }
             }
             if !VNNI {
-                let ones = _mm256_set1_epi16(1);
-                for sum in &mut sums {
-                    *sum = _mm256_madd_epi16(*sum, ones);
+                for (sum, folded) in sums.iter_mut().zip(folded) {
+                    *sum = fold(*sum);
+                    if FIVE {
+                        *sum = _mm256_add_epi32(*sum, folded);
+                    }
                 }
             }
             sums
         }
     }
     #[inline(always)]
-    unsafe fn bytes<const T: usize, const G: usize>(
+    unsafe fn sixes<const T: usize, const HALF: usize>(
         weights: *const u8,
         x: *const i8,
         start: *const i32,
     ) -> [Self::I; T] {
         // SAFETY: as the trait says.
         unsafe {
-            let mut sums = [_mm256_setzero_si256(); T];
-            if VNNI {
-                for (t, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm256_set1_epi32(start.add(t).read_unaligned());
+            let mut sums = splats::<T>(start);
+            let mut pairs = [_mm256_setzero_si256(); T];
+            for chunk in 0..4 {
+                let both = _mm256_loadu_si256(weights.add(chunk * 32).cast());
+                let upper = _mm256_loadu_si256(weights.add((4 + chunk / 2) * 32).cast());
+                let upper = match (HALF, chunk % 2) {
+                    (0, 0) => shift_left(upper, 4),
+                    (0, _) => shift_left(upper, 2),
+                    (_, 0) => upper,
+                    _ => shift_right(upper, 2),
+                };
+                let lower = if HALF == 0 { both } else { _mm256_srli_epi16::<4>(both) };
+                let weights = _mm256_or_si256(bits(lower, 15), bits(upper, 0x30));
+                for (t, (sum, pairs)) in sums.iter_mut().zip(&mut pairs).enumerate() {
+                    let x = four(x.add(t * 32 + HALF * 16 + chunk * 4));
+                    if VNNI {
+                        *sum = _mm256_dpbusd_avx_epi32(*sum, weights, x);
+                    } else if chunk % 2 == 0 {
+                        *pairs = _mm256_maddubs_epi16(weights, x);
+                    } else {
+                        // In 16 bits: two pairs of products of at most 63 * 127 stay below 2^15.
+                        let both = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(weights, x));
+                        *sum = _mm256_add_epi32(*sum, fold(both));
+                    }
                 }
             }
-            let ones = _mm256_set1_epi16(1);
-            for group in 0..G {
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn bytes<const T: usize>(weights: *const u8, x: *const i8, start: *const i32) -> [Self::I; T] {
+        // SAFETY: as the trait says.
+        unsafe {
+            let mut sums = if VNNI { splats::<T>(start) } else { [_mm256_setzero_si256(); T] };
+            for group in 0..8 {
                 let weights = _mm256_loadu_si256(weights.add(group * 32).cast());
                 let size = _mm256_abs_epi8(weights);
                 for (t, sum) in sums.iter_mut().enumerate() {
@@ -228,7 +268,7 @@ impl<const VNNI: bool> Unit for Avx2<VNNI> {
                         // The sign of the weight goes to the activation, since the first factor is unsigned; two
                         // products of at most 128 * 127 stay below 2^15.
                         let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, weights));
-                        _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones))
+                        _mm256_add_epi32(*sum, fold(pairs))
                     };
                 }
             }
@@ -240,6 +280,47 @@ impl<const VNNI: bool> Unit for Avx2<VNNI> {
         // SAFETY: a hint, which no address makes fault.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
+}
+
+/// Each of `T` whole numbers in all lanes.
+#[inline(always)]
+unsafe fn splats<const T: usize>(from: *const i32) -> [__m256i; T] {
+    // SAFETY: as the trait says.
+    unsafe {
+        let mut all = [_mm256_setzero_si256(); T];
+        for (t, one) in all.iter_mut().enumerate() {
+            *one = _mm256_set1_epi32(from.add(t).read_unaligned());
+        }
+        all
+    }
+}
+
+/// Neighbours of 16 bits summed.
+#[inline(always)]
+unsafe fn fold(pairs: __m256i) -> __m256i {
+    // SAFETY: as the trait says.
+    unsafe { _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)) }
+}
+
+/// Some bits of each byte.
+#[inline(always)]
+unsafe fn bits(bytes: __m256i, mask: i8) -> __m256i {
+    // SAFETY: as the trait says.
+    unsafe { _mm256_and_si256(bytes, _mm256_set1_epi8(mask)) }
+}
+
+/// Shifted by a number that is a constant where loops are unrolled. Bits cross from byte to byte.
+#[inline(always)]
+unsafe fn shift_left(bytes: __m256i, by: usize) -> __m256i {
+    // SAFETY: as the trait says.
+    unsafe { _mm256_sllv_epi32(bytes, _mm256_set1_epi32(by as i32)) }
+}
+
+/// As [`shift_left`].
+#[inline(always)]
+unsafe fn shift_right(bytes: __m256i, by: usize) -> __m256i {
+    // SAFETY: as the trait says.
+    unsafe { _mm256_srlv_epi32(bytes, _mm256_set1_epi32(by as i32)) }
 }
 
 /// Four activations in all lanes.

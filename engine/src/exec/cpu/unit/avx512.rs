@@ -19,6 +19,8 @@ macro_rules! one {
 impl Unit for Avx512 {
     const ROWS: usize = 16;
     const TILE: usize = 8;
+    const QUERIES: usize = 12;
+    const VECTORS: usize = 2;
     const SIGNED: bool = false;
 
     type V = __m512;
@@ -143,15 +145,12 @@ impl Unit for Avx512 {
         one!(_mm512_cvtepi32_ps, a)
     }
     #[inline(always)]
-    unsafe fn nibbles<const T: usize>(weights: *const u8, x: *const i8) -> [Self::I; T] {
+    unsafe fn nibbles<const T: usize, const FIVE: bool>(weights: *const u8, x: *const i8) -> [Self::I; T] {
         // SAFETY: as the trait says.
         unsafe {
-            let mask = _mm512_set1_epi8(15);
             let mut sums = [_mm512_setzero_si512(); T];
             for chunk in 0..4 {
-                let both = _mm512_loadu_si512(weights.add(chunk * 64).cast());
-                let low = _mm512_and_si512(both, mask);
-                let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
+                let (low, high) = nibbles::<FIVE>(weights, chunk);
                 for (t, sum) in sums.iter_mut().enumerate() {
                     let at = x.add(t * 32 + chunk * 4);
                     *sum = _mm512_dpbusd_epi32(*sum, low, four(at));
@@ -162,18 +161,29 @@ impl Unit for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn bytes<const T: usize, const G: usize>(
+    unsafe fn sixes<const T: usize, const HALF: usize>(
         weights: *const u8,
         x: *const i8,
         start: *const i32,
     ) -> [Self::I; T] {
         // SAFETY: as the trait says.
         unsafe {
-            let mut sums = [_mm512_setzero_si512(); T];
-            for (t, sum) in sums.iter_mut().enumerate() {
-                *sum = _mm512_set1_epi32(start.add(t).read_unaligned());
+            let mut sums = splats::<T>(start);
+            for chunk in 0..4 {
+                let weights = sixes::<HALF>(weights, chunk);
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm512_dpbusd_epi32(*sum, weights, four(x.add(t * 32 + HALF * 16 + chunk * 4)));
+                }
             }
-            for group in 0..G {
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn bytes<const T: usize>(weights: *const u8, x: *const i8, start: *const i32) -> [Self::I; T] {
+        // SAFETY: as the trait says.
+        unsafe {
+            let mut sums = splats::<T>(start);
+            for group in 0..8 {
                 let weights = _mm512_loadu_si512(weights.add(group * 64).cast());
                 for (t, sum) in sums.iter_mut().enumerate() {
                     *sum = _mm512_dpbusd_epi32(*sum, weights, four(x.add(t * 32 + group * 4)));
@@ -187,6 +197,74 @@ impl Unit for Avx512 {
         // SAFETY: a hint, which no address makes fault.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
+}
+
+/// The two halves of a chunk of weights of 4 bits, or of 5: a byte for each.
+#[inline(always)]
+pub(crate) unsafe fn nibbles<const FIVE: bool>(weights: *const u8, chunk: usize) -> (__m512i, __m512i) {
+    // SAFETY: as the trait says.
+    unsafe {
+        let both = _mm512_loadu_si512(weights.add(chunk * 64).cast());
+        let (low, high) = (bits(both, 15), bits(_mm512_srli_epi16::<4>(both), 15));
+        if !FIVE {
+            return (low, high);
+        }
+        let fifth = _mm512_loadu_si512(weights.add(4 * 64).cast());
+        let (below, above) = (shift_left(fifth, 4 - chunk), shift_right(fifth, chunk));
+        (_mm512_or_si512(low, bits(below, 0x10)), _mm512_or_si512(high, bits(above, 0x10)))
+    }
+}
+
+/// One half of a chunk of weights of 6 bits: a byte for each.
+#[inline(always)]
+pub(crate) unsafe fn sixes<const HALF: usize>(weights: *const u8, chunk: usize) -> __m512i {
+    // SAFETY: as the trait says.
+    unsafe {
+        let both = _mm512_loadu_si512(weights.add(chunk * 64).cast());
+        let upper = _mm512_loadu_si512(weights.add((4 + chunk / 2) * 64).cast());
+        let upper = match (HALF, chunk % 2) {
+            (0, 0) => shift_left(upper, 4),
+            (0, _) => shift_left(upper, 2),
+            (_, 0) => upper,
+            _ => shift_right(upper, 2),
+        };
+        let lower = if HALF == 0 { both } else { _mm512_srli_epi16::<4>(both) };
+        _mm512_or_si512(bits(lower, 15), bits(upper, 0x30))
+    }
+}
+
+/// Each of `T` whole numbers in all lanes.
+#[inline(always)]
+unsafe fn splats<const T: usize>(from: *const i32) -> [__m512i; T] {
+    // SAFETY: as the trait says.
+    unsafe {
+        let mut all = [_mm512_setzero_si512(); T];
+        for (t, one) in all.iter_mut().enumerate() {
+            *one = _mm512_set1_epi32(from.add(t).read_unaligned());
+        }
+        all
+    }
+}
+
+/// Some bits of each byte.
+#[inline(always)]
+unsafe fn bits(bytes: __m512i, mask: i8) -> __m512i {
+    // SAFETY: as the trait says.
+    unsafe { _mm512_and_si512(bytes, _mm512_set1_epi8(mask)) }
+}
+
+/// Shifted by a number that is a constant where loops are unrolled. Bits cross from byte to byte.
+#[inline(always)]
+unsafe fn shift_left(bytes: __m512i, by: usize) -> __m512i {
+    // SAFETY: as the trait says.
+    unsafe { _mm512_sllv_epi32(bytes, _mm512_set1_epi32(by as i32)) }
+}
+
+/// As [`shift_left`].
+#[inline(always)]
+unsafe fn shift_right(bytes: __m512i, by: usize) -> __m512i {
+    // SAFETY: as the trait says.
+    unsafe { _mm512_srlv_epi32(bytes, _mm512_set1_epi32(by as i32)) }
 }
 
 /// Four activations in all lanes.

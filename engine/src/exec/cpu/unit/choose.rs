@@ -11,6 +11,8 @@ pub enum CpuUnit {
     AvxVnni,
     /// AVX-512 with VNNI.
     Avx512Vnni,
+    /// That with the matrix unit of AMX for bytes.
+    Amx,
     /// NEON, which every 64-bit ARM processor has.
     Neon,
     /// NEON with the dot product of ARMv8.2.
@@ -19,7 +21,8 @@ pub enum CpuUnit {
 
 impl CpuUnit {
     /// All, the fastest first.
-    pub const ALL: [Self; 6] = [Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::NeonDot, Self::Neon, Self::Portable];
+    pub const ALL: [Self; 7] =
+        [Self::Amx, Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::NeonDot, Self::Neon, Self::Portable];
 
     /// Its name, as people write it.
     pub fn name(self) -> &'static str {
@@ -28,6 +31,7 @@ impl CpuUnit {
             Self::Avx2 => "AVX2",
             Self::AvxVnni => "AVX-VNNI",
             Self::Avx512Vnni => "AVX-512 VNNI",
+            Self::Amx => "AMX",
             Self::Neon => "NEON",
             Self::NeonDot => "NEON dot product",
         }
@@ -48,17 +52,19 @@ impl CpuUnit {
             let avx2 = || {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             };
+            let avx512 = || {
+                avx2()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            };
             match self {
                 Self::Portable => true,
                 Self::Avx2 => avx2(),
                 Self::AvxVnni => avx2() && is_x86_feature_detected!("avxvnni"),
-                Self::Avx512Vnni => {
-                    avx2()
-                        && is_x86_feature_detected!("avx512f")
-                        && is_x86_feature_detected!("avx512bw")
-                        && is_x86_feature_detected!("avx512vl")
-                        && is_x86_feature_detected!("avx512vnni")
-                }
+                Self::Avx512Vnni => avx512(),
+                Self::Amx => avx512() && super::amx::is_here(),
                 Self::Neon | Self::NeonDot => false,
             }
         }
@@ -69,7 +75,7 @@ impl CpuUnit {
                 Self::Portable => true,
                 Self::Neon => is_aarch64_feature_detected!("neon"),
                 Self::NeonDot => is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("dotprod"),
-                Self::Avx2 | Self::AvxVnni | Self::Avx512Vnni => false,
+                Self::Avx2 | Self::AvxVnni | Self::Avx512Vnni | Self::Amx => false,
             }
         }
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

@@ -4,6 +4,8 @@
 #![allow(clippy::inline_always, reason = "outside of a function that is compiled for the unit these would be calls")]
 
 #[cfg(target_arch = "x86_64")]
+pub(super) mod amx;
+#[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
@@ -18,6 +20,8 @@ pub use choose::CpuUnit;
 
 /// Floats of a vector of the operations beside products of matrices.
 pub(super) const LANES: usize = 16;
+/// Most queries of a tile of attention on any unit.
+pub(super) const QUERIES: usize = 12;
 /// Values of a block of quantised weights and activations.
 pub(super) const BLOCK: usize = 32;
 
@@ -35,6 +39,10 @@ pub(super) trait Unit: 'static {
     const ROWS: usize;
     /// Most rows of activations that share an unpacked weight: what the registers hold.
     const TILE: usize;
+    /// Most queries that share keys and values of attention, at most [`QUERIES`], and vectors of each that are taken
+    /// together, 1 or 2: what the registers hold.
+    const QUERIES: usize;
+    const VECTORS: usize;
     /// Whether bytes of weights are kept as they are, or with 128 added, which the sums of activations take off again.
     const SIGNED: bool;
 
@@ -75,16 +83,22 @@ pub(super) trait Unit: 'static {
     /// `a * b + c`.
     unsafe fn f_fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     unsafe fn to_f(a: Self::I) -> Self::F;
-    /// Block products of 4-bit weights: `weights` are four chunks of 4 bytes for each row, whose low halves are columns
-    /// 0 to 15 and whose high ones 16 to 31; `x` are `T` blocks of 32 activations.
-    unsafe fn nibbles<const T: usize>(weights: *const u8, x: *const i8) -> [Self::I; T];
-    /// Products of 8-bit weights with `4 * G` columns of `T` blocks of 32 activations. `start` is -128 times the sum of
-    /// each of these, for units that keep weights with 128 added.
-    unsafe fn bytes<const T: usize, const G: usize>(
+    /// Block products of weights of 4 bits, or of 5 where `FIVE`: `weights` are four chunks of 4 bytes for each row, whose
+    /// low halves are columns 0 to 15 and whose high ones 16 to 31, and one of fifth bits; `x` are `T` blocks of 32
+    /// activations. In a byte of fifth bits, bit `n` belongs to the low half of chunk `n`, bit `4 + n` to its high half.
+    unsafe fn nibbles<const T: usize, const FIVE: bool>(weights: *const u8, x: *const i8) -> [Self::I; T];
+    /// Products of one half of a block of weights of 6 bits: four chunks as above, then two of upper bits, the first for
+    /// chunks 0 and 1, the other for 2 and 3. Of a byte of these, bits 0 and 1 belong to the low half of the first, then
+    /// come the low half of the second, and the high halves. `start` is -32 times the sum of these `T` halves of
+    /// activations.
+    unsafe fn sixes<const T: usize, const HALF: usize>(
         weights: *const u8,
         x: *const i8,
         start: *const i32,
     ) -> [Self::I; T];
+    /// Block products of 8-bit weights with `T` blocks of 32 activations. `start` is -128 times the sum of each of
+    /// these, for units that keep weights with 128 added.
+    unsafe fn bytes<const T: usize>(weights: *const u8, x: *const i8, start: *const i32) -> [Self::I; T];
     /// Fetches into the caches what will be read soon. The address may be any.
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {

@@ -32,6 +32,8 @@ macro_rules! all {
 impl<const DOT: bool> Unit for Neon<DOT> {
     const ROWS: usize = 8;
     const TILE: usize = 4;
+    const QUERIES: usize = 6;
+    const VECTORS: usize = 1;
     const SIGNED: bool = true;
 
     type V = [float32x4_t; 4];
@@ -182,19 +184,24 @@ impl<const DOT: bool> Unit for Neon<DOT> {
         unsafe { [vcvtq_f32_s32(a), vcvtq_f32_s32(b)] }
     }
     #[inline(always)]
-    unsafe fn nibbles<const T: usize>(weights: *const u8, x: *const i8) -> [Self::I; T] {
+    unsafe fn nibbles<const T: usize, const FIVE: bool>(weights: *const u8, x: *const i8) -> [Self::I; T] {
         // SAFETY: as the trait says.
         unsafe {
             let mask = vdupq_n_u8(15);
             let mut sums = [[vdupq_n_s32(0); 2]; T];
-            // Without the dot product, two sums of 16 bits for each row: eight products of at most 15 * 127 stay below 2^15.
+            // Without the dot product, two sums of 16 bits for each row: eight products of at most 31 * 127 stay below 2^15.
             let mut pairs = [[[vdupq_n_s16(0); 2]; 2]; T];
             macro_rules! chunk {
                 ($n:literal) => {
                     for half in 0..2 {
                         let both = vld1q_u8(weights.add($n * 32 + half * 16));
-                        let low = vreinterpretq_s8_u8(vandq_u8(both, mask));
-                        let high = vreinterpretq_s8_u8(vshrq_n_u8::<4>(both));
+                        let (mut low, mut high) = (vandq_u8(both, mask), vshrq_n_u8::<4>(both));
+                        if FIVE {
+                            let fifth = vld1q_u8(weights.add(4 * 32 + half * 16));
+                            low = vorrq_u8(low, vandq_u8(vshlq_n_u8::<{ 4 - $n }>(fifth), vdupq_n_u8(16)));
+                            high = vorrq_u8(high, vandq_u8(shifted::<$n>(fifth), vdupq_n_u8(16)));
+                        }
+                        let (low, high) = (vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(high));
                         for (t, (sums, pairs)) in sums.iter_mut().zip(&mut pairs).enumerate() {
                             let (x_low, x_high) = (vld1q_s8(x.add(t * 32)), vld1q_s8(x.add(t * 32 + 16)));
                             if DOT {
@@ -220,12 +227,62 @@ impl<const DOT: bool> Unit for Neon<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn bytes<const T: usize, const G: usize>(weights: *const u8, x: *const i8, _: *const i32) -> [Self::I; T] {
+    unsafe fn sixes<const T: usize, const HALF: usize>(
+        weights: *const u8,
+        x: *const i8,
+        start: *const i32,
+    ) -> [Self::I; T] {
+        // SAFETY: as the trait says.
+        unsafe {
+            let mut sums = [[vdupq_n_s32(0); 2]; T];
+            for (t, sums) in sums.iter_mut().enumerate() {
+                *sums = [vdupq_n_s32(start.add(t).read_unaligned()); 2];
+            }
+            // Without the dot product: four products of at most 63 * 127 stay below 2^15.
+            let mut pairs = [[[vdupq_n_s16(0); 2]; 2]; T];
+            macro_rules! chunk {
+                ($n:literal) => {
+                    for half in 0..2 {
+                        let both = vld1q_u8(weights.add($n * 32 + half * 16));
+                        let upper = vld1q_u8(weights.add((4 + $n / 2) * 32 + half * 16));
+                        let (lower, upper) = if HALF == 0 {
+                            (vandq_u8(both, vdupq_n_u8(15)), vshlq_n_u8::<{ 4 - $n % 2 * 2 }>(upper))
+                        } else {
+                            (vshrq_n_u8::<4>(both), shifted::<{ $n % 2 * 2 }>(upper))
+                        };
+                        let w = vreinterpretq_s8_u8(vorrq_u8(lower, vandq_u8(upper, vdupq_n_u8(0x30))));
+                        for (t, (sums, pairs)) in sums.iter_mut().zip(&mut pairs).enumerate() {
+                            let x = vld1q_s8(x.add(t * 32 + HALF * 16));
+                            if DOT {
+                                sums[half] = dot::<$n>(sums[half], w, x);
+                            } else {
+                                pairs[half] = multiply(pairs[half], w, four::<$n>(x));
+                            }
+                        }
+                    }
+                };
+            }
+            chunk!(0);
+            chunk!(1);
+            chunk!(2);
+            chunk!(3);
+            if !DOT {
+                for (sums, pairs) in sums.iter_mut().zip(pairs) {
+                    for (sum, pairs) in sums.iter_mut().zip(pairs) {
+                        *sum = vaddq_s32(*sum, fold(pairs));
+                    }
+                }
+            }
+            sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn bytes<const T: usize>(weights: *const u8, x: *const i8, _: *const i32) -> [Self::I; T] {
         // SAFETY: as the trait says.
         unsafe {
             let mut sums = [[vdupq_n_s32(0); 2]; T];
             // Four groups have 16 columns: one register of activations.
-            for four_groups in 0..G / 4 {
+            for four_groups in 0..2 {
                 for half in 0..2 {
                     let mut w = [vdupq_n_s8(0); 4];
                     for (group, w) in w.iter_mut().enumerate() {
@@ -276,6 +333,13 @@ unsafe fn dot<const N: i32>(mut sum: int32x4_t, weights: int8x16_t, x: int8x16_t
         );
     }
     sum
+}
+
+/// Bytes shifted right by `N`, which may be none.
+#[inline(always)]
+unsafe fn shifted<const N: i8>(bytes: uint8x16_t) -> uint8x16_t {
+    // SAFETY: every 64-bit ARM processor has NEON.
+    unsafe { vshlq_u8(bytes, vdupq_n_s8(-N)) }
 }
 
 /// Four activations, those that `N` numbers, in all lanes.

@@ -29,6 +29,8 @@ macro_rules! each {
 impl Unit for Portable {
     const ROWS: usize = ROWS;
     const TILE: usize = 4;
+    const QUERIES: usize = 4;
+    const VECTORS: usize = 1;
     const SIGNED: bool = true;
 
     type V = [f32; LANES];
@@ -152,20 +154,23 @@ impl Unit for Portable {
         a.map(|x| x as f32)
     }
     #[inline(always)]
-    unsafe fn nibbles<const T: usize>(weights: *const u8, x: *const i8) -> [Self::I; T] {
+    unsafe fn nibbles<const T: usize, const FIVE: bool>(weights: *const u8, x: *const i8) -> [Self::I; T] {
         let mut sums = [[0; ROWS]; T];
+        // SAFETY: chunks of 4 bytes for each row, as many as the trait says.
+        let chunk_at = |n: usize| unsafe { weights.cast::<[[u8; 4]; ROWS]>().add(n).read() };
+        let fifth = if FIVE { chunk_at(4) } else { [[0; 4]; ROWS] };
         for chunk in 0..4 {
-            // SAFETY: four chunks of 4 bytes for each row, as the trait says.
-            let bytes = unsafe { weights.cast::<[[u8; 4]; ROWS]>().add(chunk).read() };
+            let bytes = chunk_at(chunk);
             for (t, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: blocks of 32 activations, as the trait says.
                 let (low, high) = unsafe {
                     let at = x.add(t * 32 + chunk * 4);
                     (at.cast::<[i8; 4]>().read(), at.add(16).cast::<[i8; 4]>().read())
                 };
-                for (sum, bytes) in sums.iter_mut().zip(bytes) {
-                    for ((byte, low), high) in bytes.into_iter().zip(low).zip(high) {
-                        *sum += i32::from(byte & 15) * i32::from(low) + i32::from(byte >> 4) * i32::from(high);
+                for ((sum, bytes), fifth) in sums.iter_mut().zip(bytes).zip(fifth) {
+                    for (((byte, fifth), low), high) in bytes.into_iter().zip(fifth).zip(low).zip(high) {
+                        let (w_low, w_high) = (byte & 15 | fifth >> chunk << 4 & 16, byte >> 4 | fifth >> chunk & 16);
+                        *sum += i32::from(w_low) * i32::from(low) + i32::from(w_high) * i32::from(high);
                     }
                 }
             }
@@ -173,9 +178,37 @@ impl Unit for Portable {
         sums
     }
     #[inline(always)]
-    unsafe fn bytes<const T: usize, const G: usize>(weights: *const u8, x: *const i8, _: *const i32) -> [Self::I; T] {
+    unsafe fn sixes<const T: usize, const HALF: usize>(
+        weights: *const u8,
+        x: *const i8,
+        start: *const i32,
+    ) -> [Self::I; T] {
         let mut sums = [[0; ROWS]; T];
-        for group in 0..G {
+        for (t, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: one for each block, as the trait says.
+            *sums = [unsafe { start.add(t).read_unaligned() }; ROWS];
+        }
+        // SAFETY: chunks of 4 bytes for each row, as many as the trait says.
+        let chunk_at = |n: usize| unsafe { weights.cast::<[[u8; 4]; ROWS]>().add(n).read() };
+        for chunk in 0..4 {
+            let (bytes, upper) = (chunk_at(chunk), chunk_at(4 + chunk / 2));
+            for (t, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: blocks of 32 activations, as the trait says.
+                let x = unsafe { x.add(t * 32 + HALF * 16 + chunk * 4).cast::<[i8; 4]>().read() };
+                for ((sum, bytes), upper) in sums.iter_mut().zip(bytes).zip(upper) {
+                    for ((byte, upper), x) in bytes.into_iter().zip(upper).zip(x) {
+                        let w = byte >> (4 * HALF) & 15 | (upper >> (4 * HALF + chunk % 2 * 2) & 3) << 4;
+                        *sum += i32::from(w) * i32::from(x);
+                    }
+                }
+            }
+        }
+        sums
+    }
+    #[inline(always)]
+    unsafe fn bytes<const T: usize>(weights: *const u8, x: *const i8, _: *const i32) -> [Self::I; T] {
+        let mut sums = [[0; ROWS]; T];
+        for group in 0..8 {
             // SAFETY: four bytes of each row a group, as the trait says.
             let bytes = unsafe { weights.cast::<[[i8; 4]; ROWS]>().add(group).read() };
             for (t, sums) in sums.iter_mut().enumerate() {

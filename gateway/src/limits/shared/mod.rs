@@ -3,6 +3,8 @@
 //! A request waits for the server at most `timeout`, once; from then on all are judged here, by this gateway's share,
 //! until the server answers again. Settlements go through a bounded queue; what finds it full is lost and counted.
 
+mod keep;
+
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -11,26 +13,19 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Script, TlsCertificates};
+use redis::{Client, IntoConnectionInfo, Script, TlsCertificates};
 use smallvec::SmallVec;
 use spillway_config::schema::{OnExceeded, RedisState};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
 use super::budgets::{Amount, unix_now, window};
-use super::rules::{Answer, Claim, Kind, Rule};
+use super::judging::{Answer, Claim};
+use super::rules::{Kind, Rule};
 use crate::telemetry::Metrics;
 
 /// Settlements that wait.
 const QUEUE: usize = 65_536;
-/// Settlements that go in one round trip.
-const BATCH: usize = 256;
-/// Pause between tries to reach the server.
-const RETRY: Duration = Duration::from_millis(250);
-/// How often a gateway says that it is there.
-const PRESENCE: Duration = Duration::from_secs(1);
-/// How long one that says nothing counts.
-const PRESENT: u64 = 5;
 /// How long a place among running requests is kept when its gateway does not give it back: the default time of a request
 /// (`timeouts.request`) and some. One that runs longer counts no more.
 const LEASE: Duration = Duration::from_secs(630);
@@ -108,7 +103,7 @@ impl Shared {
     /// Begins to reach the server, once.
     pub(super) fn begin(self: &Arc<Self>) {
         let Some((client, queue)) = self.unbegun.lock().take() else { return };
-        let task = tokio::spawn(keep(client, Arc::downgrade(self), queue, self.lost.clone())).abort_handle();
+        let task = tokio::spawn(keep::keep(client, Arc::downgrade(self), queue, self.lost.clone())).abort_handle();
         let _ = self.task.set(task);
     }
 
@@ -168,7 +163,7 @@ impl Shared {
                 script.key(self.key(rule.number ^ claim.key)).arg("c").arg(strict);
                 script.arg(most.get()).arg(LEASE.as_secs());
             }
-            Kind::Budget { account, period, tokens, nanos } => {
+            Kind::Budget { account, period, tokens, nanos, .. } => {
                 let now = unix_now();
                 let (window, next) = window(*period, now);
                 let bound = |most: &Option<u64>| most.map_or(-1, |most| i64::try_from(most).unwrap_or(i64::MAX));
@@ -238,7 +233,7 @@ fn answers(claims: &[Claim<'_>], said: &[i64]) -> SmallVec<[Answer; 8]> {
                 _ => false,
             };
             let wait = match &claim.rule.kind {
-                Kind::Budget { period, .. } => super::rules::until_next(*period, unix_now()),
+                Kind::Budget { period, .. } => super::judging::until_next(*period, unix_now()),
                 _ => micros(wait),
             };
             if ok == 1 {
@@ -250,127 +245,4 @@ fn answers(claims: &[Claim<'_>], said: &[i64]) -> SmallVec<[Answer; 8]> {
             }
         })
         .collect()
-}
-
-/// Keeps the connection, and what goes through it besides reservations, until the store is dropped.
-async fn keep(
-    client: Client,
-    shared: std::sync::Weak<Shared>,
-    mut queue: mpsc::Receiver<Settlement>,
-    lost: Arc<Notify>,
-) {
-    let me = format!("{:016x}", rand::random::<u64>());
-    let settle = Script::new(include_str!("settle.lua"));
-    let mut told = false;
-    loop {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_secs(1)))
-            .set_response_timeout(Some(Duration::from_secs(1)));
-        let connected = async {
-            let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-            // The script is there before the first request asks for it: none pays a second round trip.
-            if let Some(shared) = shared.upgrade() {
-                shared.reserve.load_async(&mut connection).await?;
-            }
-            present(&mut connection, &shared, &me).await?;
-            Ok::<_, redis::RedisError>(connection)
-        };
-        match connected.await {
-            Ok(mut connection) => {
-                let Some(store) = shared.upgrade() else { return };
-                store.connection.store(Some(Arc::new(connection.clone())));
-                tracing::info!(event = "limit_store_reached", gateways = store.gateways());
-                told = false;
-                drop(store);
-                let Err(e) = converse(&mut connection, &shared, &mut queue, &settle, &lost, &me).await else { return };
-                let Some(store) = shared.upgrade() else { return };
-                store.give_up(&e.to_string());
-                // What was said of this connection is not said of the next one.
-                let _ = futures::FutureExt::now_or_never(lost.notified());
-            }
-            Err(e) => {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::warn!(event = "limit_store_unreachable", reason = %e, "limits hold for this gateway's share");
-                }
-            }
-        }
-        // What was to be corrected there is of no use later: the levels there were lost or have moved on.
-        let mut lost = 0;
-        while queue.try_recv().is_ok() {
-            lost += 1;
-        }
-        let Some(store) = shared.upgrade() else { return };
-        store.metrics.limit_settlements_lost.inc_by(lost);
-        drop(store);
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
-/// `Ok` when the store was dropped, an error when the server is gone.
-async fn converse(
-    connection: &mut MultiplexedConnection,
-    shared: &std::sync::Weak<Shared>,
-    queue: &mut mpsc::Receiver<Settlement>,
-    settle: &Script,
-    lost: &Notify,
-    me: &str,
-) -> redis::RedisResult<()> {
-    let mut presence = tokio::time::interval(PRESENCE);
-    let mut batch = Vec::with_capacity(BATCH);
-    loop {
-        tokio::select! {
-            count = queue.recv_many(&mut batch, BATCH) => {
-                if count == 0 {
-                    return Ok(());
-                }
-                let mut script = settle.prepare_invoke();
-                for settlement in batch.drain(..) {
-                    match settlement {
-                        Settlement::Move { key, micros } => script.key(key).arg("r").arg(micros),
-                        Settlement::Leave { key, lease } => script.key(key).arg("c").arg(lease),
-                        Settlement::Spend { key, tokens, nanos } => script.key(key).arg("b").arg(tokens).arg(nanos),
-                    };
-                }
-                script.invoke_async::<i64>(connection).await?;
-            }
-            _ = presence.tick() => present(connection, shared, me).await?,
-            () = lost.notified() => {
-                let why = (redis::ErrorKind::Io, "a request was not answered in time");
-                return Err(redis::RedisError::from(why));
-            }
-        }
-    }
-}
-
-/// Says that this gateway is there, and learns how many are.
-async fn present(
-    connection: &mut MultiplexedConnection,
-    shared: &std::sync::Weak<Shared>,
-    me: &str,
-) -> redis::RedisResult<()> {
-    let Some(store) = shared.upgrade() else { return Ok(()) };
-    let key = format!("{}:gateways", store.prefix);
-    let now = unix_now();
-    let (gateways,): (u32,) = redis::pipe()
-        .atomic()
-        .cmd("ZADD")
-        .arg(&key)
-        .arg(now)
-        .arg(me)
-        .ignore()
-        .cmd("ZREMRANGEBYSCORE")
-        .arg(&key)
-        .arg("-inf")
-        .arg(now.saturating_sub(PRESENT))
-        .ignore()
-        .cmd("EXPIRE")
-        .arg(&key)
-        .arg(3600)
-        .ignore()
-        .cmd("ZCARD")
-        .arg(&key)
-        .query_async(connection)
-        .await?;
-    store.gateways.store(gateways.max(1), Ordering::Relaxed);
-    Ok(())
 }

@@ -1,0 +1,58 @@
+//! What is said of listeners that cannot be what is written.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+use std::path::Path;
+
+use schemars::{Schema, SchemaGenerator};
+use spillway_config::{FieldError, FilterCatalog, LoadOptions, NoFileChecks, load_text};
+
+struct NoFilters;
+
+impl FilterCatalog for NoFilters {
+    fn names(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+    fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
+        None
+    }
+    fn check(&self, _: &str, _: &serde_json::Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+}
+
+/// Errors about these listeners, each with its line; they begin in line 2.
+fn errors(listeners: &str) -> Vec<String> {
+    let yaml = format!(
+        "listeners:
+{listeners}
+backends: [{{name: a, endpoints: [{{url: \"http://127.0.0.1:1\"}}]}}]
+routes: [{{backendRefs: [{{name: a}}]}}]
+"
+    );
+    let options = LoadOptions { catalog: &NoFilters, env: &|_| None, files: &NoFileChecks, offline: true };
+    match load_text(Path::new("test.yaml"), &yaml, &options) {
+        Ok(_) => Vec::new(),
+        Err(report) => report.diagnostics.iter().map(|d| format!("{}: {}", d.line, d.message)).collect(),
+    }
+}
+
+#[test]
+fn two_listeners_do_not_ask_for_one_certificate_in_two_ways() {
+    let two = |first: &str, second: &str| {
+        errors(&format!(
+            "  - {{name: one, address: \"127.0.0.1:1\", protocol: https, tls: {{acme: {{{first}}}}}}}
+  - {{name: two, address: \"127.0.0.1:2\", protocol: https, tls: {{acme: {{{second}}}}}}}"
+        ))
+    };
+    assert!(two("domains: [a.test]", "domains: [a.test]").is_empty(), "one certificate for both");
+    assert!(two("domains: [a.test]", "domains: [b.test], renewBefore: 10d").is_empty());
+    assert!(two("domains: [a.test]", "domains: [A.test], renewBefore: 10d, storage: other").is_empty());
+    let told = two("domains: [a.test]", "domains: [A.test], renewBefore: 10d");
+    assert!(
+        told.len() == 1 && told[0].starts_with("3: listener `one` asks for a certificate for the same names"),
+        "{told:?}"
+    );
+    let told = two("domains: [a.test], email: a@b.test", "domains: [b.test]");
+    assert!(told.len() == 1 && told[0].starts_with("3: listener `one` has another `email`"), "{told:?}");
+}

@@ -1,0 +1,148 @@
+//! What rules rely on: windows of the calendar, amounts that fit or do not, what outlives the process.
+
+use super::calendar::DAY;
+use super::*;
+
+const NOON: u64 = 1_795_521_600; // 2026-11-24T12:00:00Z
+
+fn tokens(tokens: u64) -> Amount {
+    Amount { tokens, nanos: 0 }
+}
+
+fn install(budgets: &Budgets, path: &Path) {
+    budgets.install(budgets.open(path).unwrap().unwrap());
+}
+
+#[test]
+fn days_and_months_begin_at_midnight_utc() {
+    assert_eq!(window(Period::Day, NOON).1, NOON + 12 * 3600);
+    assert_eq!(window(Period::Month, NOON).1, 1_796_083_200, "2026-12-01");
+    let december = window(Period::Month, 1_796_083_200);
+    assert_eq!(december.0, window(Period::Month, NOON).0 + 1);
+    assert_eq!(december.1, 1_798_761_600, "2027-01-01");
+    assert_eq!(window(Period::Month, 1_709_164_800).1, 1_709_251_200, "2024-02-29 ends February");
+}
+
+#[test]
+fn a_budget_is_taken_whole_or_not_and_begins_anew() {
+    let budgets = Budgets::new(8, Counter::default());
+    let account = budgets.account("a", Period::Day);
+    let most = (Some(100), None);
+    assert!(account.take(tokens(60), most, NOON));
+    assert!(!account.take(tokens(60), most, NOON));
+    account.settle(tokens(60), tokens(10), NOON);
+    assert!(account.take(tokens(90), most, NOON));
+    assert!(!account.take(tokens(0), most, NOON), "it is spent");
+    let tomorrow = NOON + DAY;
+    assert!(account.take(tokens(100), most, tomorrow));
+    account.settle(tokens(90), tokens(5), NOON);
+    assert_eq!(account.spent(tomorrow).tokens, 105, "what yesterday's request used after midnight is today's");
+    assert!(!account.take(tokens(1), most, NOON), "a clock that goes back opens nothing");
+}
+
+#[test]
+fn what_is_spent_survives_a_restart() {
+    let now = unix_now();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deep/budgets.db");
+    let budgets = Budgets::new(8, Counter::default());
+    install(&budgets, &path);
+    let amount = Amount { tokens: 7, nanos: 11 };
+    assert!(budgets.account("a", Period::Month).take(amount, (None, None), now));
+    assert!(budgets.account("a", Period::Day).take(tokens(1), (None, None), now));
+    budgets.close();
+    let again = Budgets::new(8, Counter::default());
+    let held = again.account("a", Period::Month);
+    install(&again, &path);
+    assert_eq!(held.spent(now), amount);
+    assert_eq!(again.account("a", Period::Day).spent(now), tokens(1));
+    assert!(again.open(&folder.path().join("other.db")).is_err());
+}
+
+#[tokio::test]
+async fn what_is_forgotten_in_memory_is_read_again() {
+    let now = unix_now();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("budgets.db");
+    let budgets = Budgets::new(4, Counter::default());
+    install(&budgets, &path);
+    assert!(budgets.account("a", Period::Month).take(tokens(7), (None, None), now));
+    // Once it is written and nobody holds it, it goes where others need its place.
+    while budgets.accounts.lock().table.contains_key(&("a".to_owned(), Period::Month)) {
+        for n in 0..8 {
+            budgets.account(&n.to_string(), Period::Day);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let again = budgets.account("a", Period::Month);
+    assert!(again.take(tokens(2), (None, None), now), "it is counted before it is known too");
+    again.known().await;
+    assert_eq!(again.spent(now), tokens(9));
+    drop(again);
+    budgets.close();
+    // More than fit into memory are read when they are asked for.
+    let small = Budgets::new(0, Counter::default());
+    install(&small, &path);
+    let account = small.account("a", Period::Month);
+    account.known().await;
+    assert_eq!(account.spent(now), tokens(9));
+    small.close();
+    // A configuration's accounts are made before the file is installed.
+    let small = Budgets::new(0, Counter::default());
+    let opened = small.open(&path).unwrap().unwrap();
+    let account = small.account("a", Period::Month);
+    small.install(opened);
+    assert!(account.take(tokens(1), (None, None), now));
+    account.known().await;
+    assert_eq!(account.spent(now), tokens(10));
+}
+
+#[test]
+fn what_changed_last_is_written_however_many_wait_to_be_read_and_whoever_ends_it() {
+    let now = unix_now();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("budgets.db");
+    for n in 0..4 {
+        let budgets = Budgets::new(0, Counter::default());
+        install(&budgets, &path);
+        // Every account has to be read first, and more of them are asked for than the thread can know of at once.
+        let accounts: Vec<_> =
+            (0..2 * READS).map(|n| budgets.account(&format!("consumer {n}"), Period::Month)).collect();
+        for account in &accounts {
+            assert!(account.take(tokens(1), (None, None), now));
+        }
+        if n % 2 == 0 {
+            budgets.close();
+        } else {
+            let ended = budgets.writer.lock().take().map(|writer| writer.ended).unwrap();
+            assert!(ended.recv().is_err(), "the thread ends with its owner");
+        }
+    }
+    let (rows, _) = File::open(&path).unwrap().read_some(usize::MAX).unwrap();
+    assert_eq!(rows.len(), 2 * READS);
+    assert!(rows.iter().all(|(_, spent)| spent.tokens == 4), "{:?}", rows.iter().find(|(_, s)| s.tokens != 4));
+}
+
+#[test]
+fn an_opened_file_that_is_not_installed_changes_nothing() {
+    let now = unix_now();
+    let folder = tempfile::tempdir().unwrap();
+    let budgets = Budgets::new(8, Counter::default());
+    let rejected = budgets.open(&folder.path().join("rejected.db")).unwrap().unwrap();
+    assert!(budgets.account("a", Period::Day).take(tokens(1), (None, None), now));
+    drop(rejected.writer.commands);
+    assert!(rejected.writer.ended.recv().is_err(), "its thread ends");
+    let (rows, _) = File::open(&folder.path().join("rejected.db")).unwrap().read_some(8).unwrap();
+    assert!(rows.is_empty(), "{rows:?}");
+    install(&budgets, &folder.path().join("budgets.db"));
+    assert!(budgets.open(&folder.path().join("budgets.db")).unwrap().is_none());
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_told_with_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("budgets.db");
+    std::fs::write(&path, "this is no database, but a text that is long enough to be one").unwrap();
+    let error = Budgets::new(8, Counter::default()).open(&path).err().unwrap().to_string();
+    assert!(error.contains("budgets.db"), "{error}");
+}

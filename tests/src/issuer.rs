@@ -1,0 +1,129 @@
+//! An issuer of tokens: its description (OpenID Connect Discovery), its keys, which a test changes, and what it signs.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::{Authority, Upstream, reply};
+
+/// An issuer on loopback.
+pub struct Issuer {
+    server: Upstream,
+    /// Where it speaks TLS, if it does.
+    door: Option<(SocketAddr, tokio::task::JoinHandle<()>)>,
+    keys: Arc<Mutex<Vec<Value>>>,
+    down: Arc<AtomicBool>,
+}
+
+impl Drop for Issuer {
+    fn drop(&mut self) {
+        if let Some((_, task)) = &self.door {
+            task.abort();
+        }
+    }
+}
+
+/// A key that it signs with, Ed25519.
+pub struct IssuerKey {
+    id: String,
+    pair: KeyPair,
+}
+
+fn base64url(bytes: impl AsRef<[u8]>) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+impl IssuerKey {
+    pub fn new(id: &str) -> Self {
+        Self { id: id.to_owned(), pair: KeyPair::generate_for(&PKCS_ED25519).unwrap() }
+    }
+
+    fn jwk(&self) -> Value {
+        json!({"kty": "OKP", "crv": "Ed25519", "kid": self.id, "x": base64url(self.pair.der_bytes())})
+    }
+
+    /// A token that says this.
+    pub fn token(&self, claims: &Value) -> String {
+        let header = json!({"alg": "EdDSA", "kid": self.id, "typ": "JWT"});
+        let message = format!("{}.{}", base64url(header.to_string()), base64url(claims.to_string()));
+        let signature = self.pair.sign(message.as_bytes()).unwrap();
+        format!("{message}.{}", base64url(signature))
+    }
+}
+
+impl Issuer {
+    pub async fn start() -> Self {
+        Self::with_scheme("http").await
+    }
+
+    /// The same over TLS.
+    pub async fn start_secure(authority: &Authority) -> Self {
+        let mut issuer = Self::with_scheme("https").await;
+        let acceptor = authority.server(&["127.0.0.1"]).acceptor(None, &[]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (plain, address) = (issuer.server.address, listener.local_addr().unwrap());
+        issuer.door = Some((
+            address,
+            tokio::spawn(async move {
+                let mut connections = tokio::task::JoinSet::new();
+                while let Ok((stream, _)) = listener.accept().await {
+                    let acceptor = acceptor.clone();
+                    connections.spawn(async move {
+                        let mut stream = acceptor.accept(stream).await?;
+                        let mut behind = TcpStream::connect(plain).await?;
+                        tokio::io::copy_bidirectional(&mut stream, &mut behind).await
+                    });
+                }
+            }),
+        ));
+        issuer
+    }
+
+    async fn with_scheme(scheme: &'static str) -> Self {
+        let keys: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let down = Arc::new(AtomicBool::new(false));
+        let (shown, away) = (keys.clone(), down.clone());
+        let server = Upstream::start(move |seen| {
+            let keys = shown.lock().unwrap().clone();
+            let is_away = away.load(Ordering::SeqCst);
+            async move {
+                let own = format!("{scheme}://{}", seen.headers["host"].to_str().unwrap());
+                let said = match seen.path.as_str() {
+                    _ if is_away => return None,
+                    "/.well-known/openid-configuration" => json!({"issuer": own, "jwks_uri": format!("{own}/keys")}),
+                    "/keys" => json!({"keys": keys}),
+                    _ => return Some(reply(404, &[], "")),
+                };
+                Some(reply(200, &[("content-type", "application/json")], said.to_string()))
+            }
+        })
+        .await;
+        Self { server, door: None, keys, down }
+    }
+
+    /// What its tokens have as `iss`.
+    pub fn url(&self) -> String {
+        self.door.as_ref().map_or_else(|| self.server.url(), |(address, _)| format!("https://{address}"))
+    }
+
+    /// From now on it shows these keys.
+    pub fn shows(&self, keys: &[&IssuerKey]) {
+        *self.keys.lock().unwrap() = keys.iter().map(|key| key.jwk()).collect();
+    }
+
+    /// From now on it answers nobody.
+    pub fn goes_away(&self) {
+        self.down.store(true, Ordering::SeqCst);
+    }
+
+    /// How often its keys were asked for.
+    pub fn asked(&self) -> usize {
+        self.server.seen.lock().unwrap().iter().filter(|seen| seen.path == "/keys").count()
+    }
+}
