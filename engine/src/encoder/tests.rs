@@ -32,7 +32,8 @@ fn try_scene(name: &str, device: DeviceChoice, faults: Faults) -> (Result<Handle
     let shared = faults.clone();
     let may_fall_back = options.device == DeviceChoice::Auto;
     let made = rebuildable(name, may_fall_back, &faults, move || Box::new(Simulated(shared.clone())));
-    (begin(made, shape, tokenizer, &options, tuning()), faults)
+    let tuning = tuning(&faults);
+    (begin(made, shape, tokenizer, &options, tuning), faults)
 }
 
 fn scene(device: DeviceChoice, faults: Faults) -> (Handle, Shared) {

@@ -73,11 +73,12 @@ pub(crate) fn rebuildable(
     Rebuildable::new(first, may_fall_back, 1000, Box::new(make))
 }
 
-/// Times short enough for tests.
-pub(crate) fn tuning() -> Tuning {
+/// Times short enough for tests, and long enough where a busy machine must not look like a device that hangs.
+pub(crate) fn tuning(faults: &Shared) -> Tuning {
+    let hangs_at_first = matches!(faults.lock().unwrap().next.front(), Some(Fault::Hang(_)));
     Tuning {
         hang_least: Duration::from_millis(300),
-        first_step: Duration::from_millis(300),
+        first_step: if hangs_at_first { Duration::from_millis(300) } else { Duration::from_secs(30) },
         retry_first: Duration::from_millis(20),
     }
 }

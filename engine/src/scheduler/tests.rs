@@ -147,7 +147,7 @@ impl Scene {
         };
         let made = rebuildable(&options.name, options.device == DeviceChoice::Auto, &faults, runner);
         let text = text();
-        let handle = begin(made, sizes, text.tokenizer(), options, tuning())?;
+        let handle = begin(made, sizes, text.tokenizer(), options, tuning(&faults))?;
         world.lock().unwrap().steps.clear();
         Ok(Self { handle, faults, world, text })
     }

@@ -83,11 +83,16 @@ impl ModelMemory {
         Ok(())
     }
 
-    /// Unloads the idle model that was needed longest ago. False when there is none.
-    fn make_room(&self) -> bool {
+    /// Unloads the idle model that was needed longest ago. False when there is none, or when `more` bytes would not fit
+    /// without all of them either: nobody loses a model for nothing.
+    fn make_room(&self, more: u64) -> bool {
         let models: Vec<_> = self.models.lock().iter().filter_map(Weak::upgrade).collect();
-        let mut idle: Vec<_> = models.iter().filter_map(|model| Some((model.idle_since()?, model))).collect();
-        idle.sort_by_key(|(since, _)| *since);
+        let mut idle: Vec<_> = models.iter().filter_map(|model| Some((model.idle()?, model))).collect();
+        let bytes: u64 = idle.iter().map(|((_, bytes), _)| *bytes).sum();
+        if self.taken().saturating_sub(bytes).saturating_add(more) > self.limit {
+            return false;
+        }
+        idle.sort_by_key(|((since, _), _)| *since);
         // One that is needed since is passed over.
         idle.into_iter().any(|(_, model)| model.make_room())
     }
@@ -119,7 +124,7 @@ impl Share {
         loop {
             match self.memory.try_take(more) {
                 Ok(()) => break,
-                Err(no) if !self.memory.make_room() => return Err(NoRoom { needed: bytes, ..no }),
+                Err(no) if !self.memory.make_room(more) => return Err(NoRoom { needed: bytes, ..no }),
                 Err(_) => {}
             }
         }
@@ -141,6 +146,11 @@ pub struct Held(Arc<(Engine, Share)>);
 impl Held {
     pub(super) fn new(engine: Engine, share: Share) -> Self {
         Self(Arc::new((engine, share)))
+    }
+
+    /// Bytes of its share.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.1.bytes
     }
 
     /// Whether nobody has it but the model itself.

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::files::Identities;
 use super::loading::{ModelError, load_engine};
-use super::memory::{Held, ModelMemory};
+use super::memory::{Held, ModelMemory, NoRoom};
 use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
 
 /// How long a model that could not be loaded on demand is not tried again.
@@ -216,7 +216,7 @@ impl LoadedModel {
         match tokio::time::timeout_at(deadline.into(), work).await {
             Err(_) => Err(NotLoaded::Loading),
             Ok(Ok(Ok(engine))) => Ok(engine),
-            Ok(Ok(Err(ModelError::Room { .. }))) => Err(NotLoaded::NoRoom),
+            Ok(Ok(Err(ModelError::Room { source, .. }))) if source.needed <= source.limit => Err(NotLoaded::NoRoom),
             Ok(Ok(Err(_)) | Err(_)) => Err(NotLoaded::Failed(RELOAD_AFTER)),
         }
     }
@@ -241,8 +241,8 @@ impl LoadedModel {
             Err(error) => {
                 tracing::error!(event = "model_not_loaded", model = %self.written.name, reason = %error);
                 match error {
-                    // Others that are done with their memory make room at any time.
-                    ModelError::Room { .. } => {
+                    // Others that are done with their memory make room at any time; what is more than there is never fits.
+                    ModelError::Room { source: NoRoom { needed, limit, .. }, .. } if needed <= limit => {
                         self.no_room.fetch_add(1, Ordering::Relaxed);
                     }
                     _ => state.failed = Some((Instant::now(), error.to_string())),
@@ -263,11 +263,11 @@ impl LoadedModel {
         Ok(Held::new(engine, share))
     }
 
-    /// Since when nobody has needed it, where it may be unloaded.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
+    /// Since when nobody has needed it, and the bytes that it holds, where it may be unloaded.
+    pub(super) fn idle(&self) -> Option<(Instant, u64)> {
         let state = self.state.lock();
-        let idle = !self.written.keep_warm && state.engine.as_ref().is_some_and(Held::is_idle);
-        idle.then_some(state.used)
+        let engine = state.engine.as_ref().filter(|engine| !self.written.keep_warm && engine.is_idle())?;
+        Some((state.used, engine.bytes()))
     }
 
     /// Lets its engine go for another model; false where somebody has it again.

@@ -19,6 +19,8 @@ use decoder::Decoder;
 
 /// Longest file of JSON that is read; a tokenizer of a quarter of a million words has some 30 MB.
 const MAX_JSON: u64 = 64 << 20;
+/// Longest file of settings.
+const MAX_SETTINGS: u64 = 1 << 20;
 /// Most parts of a model; the largest have some two hundred.
 const MAX_PARTS: usize = 1024;
 
@@ -81,9 +83,15 @@ pub(super) fn bytes(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
         Err(e) => return Err(io(e)),
     };
     let mut bytes = Vec::new();
-    file.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > MAX_JSON {
-        return Err(LoadError::Corrupt { path: path.to_owned(), reason: "it is longer than 64 MiB".into() });
+    // A list of tokens or tensors is long; a few settings that are would only take memory.
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let most = if name.starts_with("tokenizer") || name.ends_with("index.json") { MAX_JSON } else { MAX_SETTINGS };
+    file.take(most + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > most {
+        return Err(LoadError::Corrupt {
+            path: path.to_owned(),
+            reason: format!("it is longer than {} MiB", most >> 20),
+        });
     }
     Ok(Some(bytes))
 }

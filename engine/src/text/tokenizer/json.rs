@@ -3,9 +3,12 @@
 
 use tokenizers::{AddedToken, PreTokenizerWrapper};
 
-use super::{ENDS, MAX_TOKENS, Marks, Tokenizer, bpe, spm, text};
+use super::{ENDS, MAX_TOKENS, Marks, Tokenizer, bpe, marks_turns, spm, text};
 use crate::LoadError;
 use crate::artifact::{MetaValue, ModelFile};
+
+/// How the token for what is not known is written.
+const UNKNOWN: [&str; 4] = ["<unk>", "[UNK]", "<UNK>", "<|unk|>"];
 
 /// Turns text into tokens.
 pub(super) struct Json {
@@ -44,8 +47,9 @@ impl Json {
         let Ok(encoding) = tokenizer.encode_fast(text, false) else { return };
         for token in encoding.get_ids() {
             match self.control.binary_search_by_key(token, |(id, _)| *id).ok().and_then(|at| self.control.get(at)) {
-                // Written out by a caller, and merged to it all the same: spelt in its characters.
-                Some((_, control)) if text.contains(control.as_str()) => {
+                // Written out by a caller, as it is or so that normalising makes it that: spelt in its characters. What is
+                // not known is the one that a model gives by itself.
+                Some((_, control)) if !UNKNOWN.contains(&control.as_str()) || text.contains(control.as_str()) => {
                     for c in control.chars() {
                         if let Ok(encoding) = tokenizer.encode_fast(c.encode_utf8(&mut [0; 4]) as &str, false) {
                             tokens.extend_from_slice(encoding.get_ids());
@@ -124,8 +128,7 @@ pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
     };
     ends.extend(eos);
     // What begins or ends something stands for no text, whatever the file says.
-    let is_control =
-        |id: u32, token: &str| special(id) || ENDS.contains(&token) || ends.contains(&id) || bos == Some(id);
+    let is_control = |id: u32, token: &str| special(id) || marks_turns(token) || ends.contains(&id) || bos == Some(id);
     let control: Vec<_> = all.iter().filter(|(id, token)| is_control(*id, token)).cloned().collect();
     ends.extend(control.iter().filter(|(_, token)| ENDS.contains(&token.as_str())).map(|(id, _)| *id));
     ends.sort_unstable();

@@ -38,6 +38,17 @@ const ENDS: [&str; 9] = [
     "<eos>",
 ];
 
+/// What begins a turn, or a part of one, and has another form than `<|…|>`.
+const BEGINS: [&str; 4] = ["<start_of_turn>", "[INST]", "[/INST]", "<bos>"];
+
+/// Whether a token by this text is one that templates mark turns with, whatever its file says: fine-tunes add some as words.
+fn marks_turns(token: &str) -> bool {
+    let within = |open: &str, close: &str| {
+        token.len() > open.len() + close.len() && token.starts_with(open) && token.ends_with(close)
+    };
+    ENDS.contains(&token) || BEGINS.contains(&token) || within("<|", "|>") || within("<｜", "｜>")
+}
+
 enum Algorithm {
     Bpe(Box<Bpe>),
     SentencePiece(Box<SentencePiece>),
@@ -113,7 +124,7 @@ impl<'f> Vocabulary<'f> {
     /// Whether it stands for no text. What ends a turn never does, whatever the file says.
     fn is_control(&self, id: usize) -> bool {
         matches!(self.kind(id), UNKNOWN | CONTROL)
-            || (self.kind(id) != BYTE && self.tokens.get(id).is_some_and(|token| ENDS.contains(&token.as_str())))
+            || (self.kind(id) != BYTE && self.tokens.get(id).is_some_and(|token| marks_turns(token)))
     }
 
     fn iter(&self) -> impl Iterator<Item = (u32, &'f str)> {
