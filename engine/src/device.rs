@@ -67,6 +67,28 @@ impl Faults {
     }
 }
 
+/// Devices that a thread of ours has not come back from since the first step of a model. One that is tried again
+/// meanwhile would keep another thread, with all the memory of another model.
+static HANGING: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// A device does not come back, or has come back.
+pub(crate) fn hangs(name: &str, hangs: bool) {
+    let mut hanging = HANGING.lock().unwrap_or_else(PoisonError::into_inner);
+    hanging.retain(|known| known != name);
+    if hangs {
+        hanging.push(name.to_owned());
+    }
+}
+
+/// Refuses a device that hangs.
+fn refuse_hanging(name: &str, kind: &'static str) -> Result<(), LoadError> {
+    let hanging = HANGING.lock().unwrap_or_else(PoisonError::into_inner);
+    match hanging.iter().any(|known| known == name) {
+        true => Err(LoadError::Hangs { device: name.to_owned(), kind }),
+        false => Ok(()),
+    }
+}
+
 fn kind(device: wgpu::DeviceType) -> (u8, &'static str) {
     match device {
         wgpu::DeviceType::DiscreteGpu => (0, "discrete GPU"),
@@ -132,6 +154,7 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Opened, LoadError> {
     let (index, reason) = choose(choice, &infos)?;
     let nothing = || LoadError::NoDevice(format!("no adapter: {INSTALL}"));
     let (adapter, info) = (adapters.get(index).ok_or_else(nothing)?, infos.get(index).ok_or_else(nothing)?);
+    refuse_hanging(&info.name, kind(info.device_type).1)?;
     let available = adapter.features();
     let subgroups = available.contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
     let mut features = wgpu::Features::IMMEDIATES;
@@ -219,5 +242,22 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
             std::task::Poll::Ready(output) => return output,
             std::task::Poll::Pending => std::thread::park(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_hangs_is_left_alone_until_it_comes_back() {
+        assert!(refuse_hanging("a card", "discrete GPU").is_ok());
+        hangs("a card", true);
+        hangs("a card", true);
+        let told = refuse_hanging("a card", "discrete GPU").unwrap_err();
+        assert!(matches!(told, LoadError::Hangs { .. }), "{told}");
+        assert!(refuse_hanging("another", "discrete GPU").is_ok());
+        hangs("a card", false);
+        assert!(refuse_hanging("a card", "discrete GPU").is_ok());
     }
 }

@@ -2,32 +2,31 @@
 //! callers reach it over a bounded channel and hear from it over a channel of their own. Dropping the answer's future ends
 //! the work on it within one step.
 
+mod input;
+#[cfg(test)]
+mod tests;
+mod worker;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use async_channel::{Receiver, Sender, TryRecvError};
+use async_channel::Sender;
 
-use crate::exec::{Batch, Row, Sizes};
+use crate::device;
 use crate::model::BertShape;
-use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch};
+use crate::runner::{self, Reader, Ready, Rebuildable, Tuning, Watch};
 use crate::text::Tokenizer;
 use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions, Placement};
+use worker::Worker;
 
 /// Most texts of one request.
 pub(crate) const MAX_TEXTS: usize = 2048;
-/// Bytes of a text that are read for each token of the context: beyond that it is cut before it is tokenised.
-const BYTES_PER_TOKEN: usize = 64;
 /// What a refused caller is told to wait at least.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// What it is told while a device is set up again.
 const RETRY_AFTER_FAULT: Duration = Duration::from_secs(1);
-/// Length of the texts that the full step is measured with at load.
-const WARM_TOKENS: usize = 64;
-/// A step is measured so often at load, or for so long.
-const WARM_RUNS: u32 = 3;
-const WARM_TIME: Duration = Duration::from_millis(200);
 
 /// What became of a text.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,6 +118,11 @@ impl Handle {
         };
         for input in &inputs {
             if let Input::Tokens(tokens) = input
+                && tokens.is_empty()
+            {
+                return Err(EngineError::Input("an input has no tokens".into()));
+            }
+            if let Input::Tokens(tokens) = input
                 && let Some(token) =
                     tokens.iter().find(|token| usize::try_from(**token).is_ok_and(|n| n >= self.vocabulary))
             {
@@ -209,15 +213,22 @@ fn begin(
 ) -> Result<Handle, LoadError> {
     let (jobs, received) = async_channel::bounded(usize::try_from(options.max_queue).unwrap_or(usize::MAX).max(1));
     let shared = Arc::new(Shared::default());
-    let (ready, wait) = std::sync::mpsc::sync_channel(1);
     let placement = made.placement();
-    let device = placement.lock().unwrap_or_else(PoisonError::into_inner).device.name.clone();
+    let device = placement.lock().unwrap_or_else(PoisonError::into_inner).device.clone();
     let (outputs, vocabulary) = (shape.outputs(), shape.vocabulary);
-    let refused = |reason: String| LoadError::Device { device: device.clone(), reason };
-    let failed = |e: std::io::Error| refused(format!("its thread cannot be started: {e}"));
-    let (watched, name) = (shared.clone(), options.name.clone());
+    let failed = |e: std::io::Error| LoadError::Device {
+        device: device.name.clone(),
+        reason: format!("its thread cannot be started: {e}"),
+    };
+    let (ready, wait) = Ready::new(device.clone());
+    let (watched, name, first) = (shared.clone(), options.name.clone(), ready.clone());
+    let hung = device.name.clone();
     let watch = Watch::start(&format!("watch-{}", options.name), move || {
         tracing::error!(event = "device_hangs", model = %name, "a step has not ended in time; its requests have failed");
+        if first.give_up() {
+            device::hangs(&hung, true);
+            watched.stopped.store(true, Ordering::Release);
+        }
         watched.set_recovering(true);
     })
     .map_err(failed)?;
@@ -234,307 +245,18 @@ fn begin(
         tuning,
         watch,
     };
+    let told = ready.clone();
     std::thread::Builder::new()
         .name(format!("engine-{}", options.name))
         .spawn(move || {
             crate::scheduler::be_nice();
-            let warm = runner::start(&mut worker);
-            let well = warm.is_ok();
-            let _ = ready.send(warm);
-            if well {
-                worker.work();
-            }
+            runner::serve(&mut worker, &told, Worker::work);
         })
         .map_err(failed)?;
-    match wait.recv() {
-        Ok(Ok(())) => Ok(Handle { jobs, shared, placement, outputs, vocabulary, max_wait: options.max_queue_wait }),
-        Ok(Err(e)) => Err(refused(e.to_string())),
-        Err(_) => Err(refused("its thread ended while it started".into())),
-    }
-}
-
-/// A request that is being worked on.
-struct Work {
-    job: Job,
-    /// The first input that is not in a step yet.
-    next: usize,
-    done: Vec<Option<Encoded>>,
-}
-
-/// A text of a step.
-struct Placed {
-    /// Which of the running requests, and which of its inputs.
-    work: usize,
-    input: usize,
-    tokens: usize,
-    truncated: bool,
-}
-
-struct Worker {
-    name: String,
-    made: Rebuildable,
-    shape: BertShape,
-    sizes: Sizes,
-    tokenizer: Arc<Tokenizer>,
-    shared: Arc<Shared>,
-    jobs: Receiver<Job>,
-    running: VecDeque<Work>,
-    tuning: Tuning,
-    watch: Watch<Sender<Answer>>,
-}
-
-impl Serves for Worker {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn requests(&self) -> usize {
-        self.running.len()
-    }
-
-    fn made(&mut self) -> &mut Rebuildable {
-        &mut self.made
-    }
-
-    /// A short text, which reads all weights for one row, then as many as a step holds.
-    fn warm_up(&mut self) -> Result<Measured, EngineError> {
-        let step = self.measure(1, 1)?;
-        let length = WARM_TOKENS.min(self.shape.context).max(1);
-        let texts = (self.sizes.max_rows / length).clamp(1, self.sizes.max_picks);
-        let full = self.measure(texts, length)?;
-        let rows = u32::try_from(texts * length).unwrap_or(u32::MAX);
-        let cost = full / rows.max(1);
-        self.shared.cost.store(u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        Ok(Measured { rate: f64::from(rows) / full.as_secs_f64().max(f64::MIN_POSITIVE), step })
-    }
-
-    fn refuse(&mut self, fault: &EngineError) {
-        while let Ok(job) = self.jobs.try_recv() {
-            self.shared.left(&job);
-            job.answer.fail(fault.clone());
-        }
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.jobs.is_closed()
-    }
-}
-
-impl Worker {
-    /// How long a step of such texts takes. The first run pays for what is compiled.
-    fn measure(&mut self, texts: usize, length: usize) -> Result<Duration, EngineError> {
-        let mut batch = Batch { pages: vec![0; self.sizes.slots * self.sizes.pages_per_slot()], ..Batch::default() };
-        for _ in 0..texts {
-            place(&mut batch, &vec![0; length], length);
-        }
-        self.made.forward(&batch)?;
-        let (began, mut took) = (Instant::now(), Duration::MAX);
-        for _ in 0..WARM_RUNS {
-            let started = Instant::now();
-            self.made.forward(&batch)?;
-            took = took.min(started.elapsed());
-            if began.elapsed() > WARM_TIME {
-                break;
-            }
-        }
-        Ok(took)
-    }
-
-    /// Works until the engine ends, and ends it.
-    fn work(&mut self) {
-        let end = runner::until_the_end(self, Self::run);
-        // First, so that whoever is told below and asks at once is refused.
-        self.shared.stopped.store(true, Ordering::Release);
-        self.jobs.close();
-        self.fail_all(&end);
-        self.refuse(&end);
-    }
-
-    fn run(&mut self) {
-        while self.receive() {
-            let shared = &self.shared;
-            self.running.retain(|work| {
-                let gone = work.job.answer.is_closed();
-                if gone {
-                    shared.left(&work.job);
-                }
-                !gone
-            });
-            if !self.running.is_empty()
-                && let Err(fault) = self.step()
-                && !self.recover(&fault)
-            {
-                break;
-            }
-            self.shared.waiting.store(self.running.len(), Ordering::Relaxed);
-        }
-    }
-
-    fn fail_all(&mut self, error: &EngineError) {
-        self.shared.waiting.store(0, Ordering::Relaxed);
-        for work in self.running.drain(..) {
-            self.shared.left(&work.job);
-            work.job.answer.fail(error.clone());
-        }
-    }
-
-    /// After a fault of the device: ends what ran and sets the device up again. False when the engine ends meanwhile.
-    fn recover(&mut self, fault: &EngineError) -> bool {
-        self.shared.set_recovering(true);
-        tracing::error!(event = "device_failed", model = %self.name, reason = %fault, requests = self.running.len());
-        self.fail_all(fault);
-        let pause = self.tuning.retry_first;
-        let recovered = runner::recover(self, fault, pause);
-        if recovered {
-            self.shared.set_recovering(false);
-        }
-        recovered
-    }
-
-    /// Takes new requests; waits for one when there is nothing else to do. False when the engine ends.
-    fn receive(&mut self) -> bool {
-        if self.running.is_empty() {
-            match self.jobs.recv_blocking() {
-                Ok(job) => self.begin(job),
-                Err(_) => return false,
-            }
-        }
-        // Requests that are worked on are bounded like those that wait.
-        while self.running.len() < self.jobs.capacity().unwrap_or(1) {
-            match self.jobs.try_recv() {
-                Ok(job) => self.begin(job),
-                Err(TryRecvError::Empty) => return true,
-                Err(TryRecvError::Closed) => return false,
-            }
-        }
-        !self.jobs.is_closed()
-    }
-
-    fn begin(&mut self, job: Job) {
-        self.shared.waiting.store(self.running.len() + 1, Ordering::Relaxed);
-        let done = vec![None; job.inputs.len()];
-        self.running.push_back(Work { job, next: 0, done });
-    }
-
-    /// Fills a step with one text of each request in turn, runs it and answers what is complete.
-    fn step(&mut self) -> Result<(), EngineError> {
-        let mut batch = Batch { pages: vec![0; self.sizes.slots * self.sizes.pages_per_slot()], ..Batch::default() };
-        let mut placed: Vec<Placed> = Vec::new();
-        'full: loop {
-            let before = placed.len();
-            for (n, work) in self.running.iter_mut().enumerate() {
-                let Some(input) = work.job.inputs.get(work.next) else { continue };
-                let (tokens, first, truncated) = tokens_of(&self.tokenizer, &self.shape, input);
-                if placed.len() == self.sizes.max_picks || batch.rows.len() + tokens.len() > self.sizes.max_rows {
-                    break 'full;
-                }
-                place(&mut batch, &tokens, if self.shape.has_second_type() { first } else { tokens.len() });
-                placed.push(Placed { work: n, input: work.next, tokens: tokens.len(), truncated });
-                work.next += 1;
-            }
-            if placed.len() == before {
-                break;
-            }
-        }
-        let started = Instant::now();
-        let usual = Duration::from_nanos(self.shared.cost.load(Ordering::Relaxed));
-        self.watch.readers(self.running.iter().map(|work| work.job.answer.clone()).collect());
-        self.watch.begin(self.tuning.hang(usual.saturating_mul(narrow(batch.rows.len()))));
-        let values = self.made.forward(&batch);
-        if self.watch.end() {
-            return Err(EngineError::Device("a step has not ended in time".into()));
-        }
-        let values = values?;
-        let rows = u64::try_from(batch.rows.len()).unwrap_or(1).max(1);
-        let cost = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX) / rows;
-        self.shared.cost.store(cost, Ordering::Relaxed);
-        self.shared.tokens.fetch_add(rows, Ordering::Relaxed);
-        for (text, values) in placed.iter().zip(values.chunks_exact(self.shape.outputs())) {
-            let slot = self.running.get_mut(text.work).and_then(|work| work.done.get_mut(text.input));
-            if let Some(slot) = slot {
-                let (values, tokens) = (values.to_vec(), narrow(text.tokens));
-                *slot = Some(Encoded { values, tokens, truncated: text.truncated });
-            }
-        }
-        // Before the answers go out: who has one finds nothing counted that is done.
-        let open = self.running.iter().filter(|work| work.done.iter().any(Option::is_none)).count();
-        self.shared.waiting.store(open, Ordering::Relaxed);
-        let mut left = VecDeque::with_capacity(self.running.len());
-        for mut work in self.running.drain(..) {
-            if work.done.iter().any(Option::is_none) {
-                left.push_back(work);
-                continue;
-            }
-            self.shared.left(&work.job);
-            let _ = work.job.answer.try_send(Ok(work.done.drain(..).flatten().collect()));
-        }
-        // Who came last in this step comes first in the next.
-        left.rotate_right(usize::from(left.len() > 1));
-        self.running = left;
-        Ok(())
-    }
-}
-
-/// Appends a whole sequence: rows of type 0 up to `second`, of type 1 from there on.
-fn place(batch: &mut Batch, tokens: &[u32], second: usize) {
-    let slot = narrow(batch.picks.len());
-    batch.picks.push(narrow(batch.rows.len()));
-    for (position, token) in tokens.iter().enumerate() {
-        batch.rows.push(Row { token: *token, position: narrow(position), slot });
-        batch.types.push(u32::from(position >= second));
-    }
-}
-
-/// The tokens of an input within the context, how many belong to its first text, and whether it was cut.
-fn tokens_of(tokenizer: &Tokenizer, shape: &BertShape, input: &Input) -> (Vec<u32>, usize, bool) {
-    let read = |text: &str| {
-        let most = shape.context.saturating_mul(BYTES_PER_TOKEN);
-        let cut = text.floor_char_boundary(most.min(text.len()));
-        let mut tokens = Vec::new();
-        tokenizer.encode(text.get(..cut).unwrap_or_default(), &mut tokens);
-        (tokens, cut < text.len())
-    };
-    let ((mut first, mut cut), second) = match input {
-        Input::Text(text) => (read(text), None),
-        Input::Pair(first, second) => (read(first), Some(read(second))),
-        Input::Tokens(tokens) => {
-            let read = tokens.len().min(shape.context);
-            return (tokens.iter().take(read).copied().collect(), read, read < tokens.len());
-        }
-    };
-    let is_pair = second.is_some();
-    let (mut second, cut_second) = second.unwrap_or_default();
-    cut |= cut_second;
-    let marks = if is_pair { 3 } else { 2 };
-    let room = shape.context.saturating_sub(marks);
-    // As Hugging Face's `longest_first`: the longer one gives way.
-    if first.len() + second.len() > room {
-        cut = true;
-        let half = room / 2;
-        if first.len() > half && second.len() > half {
-            second.truncate(half);
-            first.truncate(room - second.len());
-        } else if first.len() > second.len() {
-            first.truncate(room - second.len());
-        } else {
-            second.truncate(room - first.len());
-        }
-    }
-    let mut tokens = Vec::with_capacity(first.len() + second.len() + marks);
-    tokens.extend(tokenizer.bos());
-    tokens.append(&mut first);
-    tokens.extend(tokenizer.eos());
-    let border = tokens.len();
-    if is_pair {
-        tokens.append(&mut second);
-        tokens.extend(tokenizer.eos());
-    }
-    (tokens, border, cut)
+    ready.wait(&wait)?;
+    Ok(Handle { jobs, shared, placement, outputs, vocabulary, max_wait: options.max_queue_wait })
 }
 
 fn narrow(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
-
-#[cfg(test)]
-mod tests;

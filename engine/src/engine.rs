@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use crate::runner::Rebuildable;
 use crate::text::{Conversation, TextModel, ToolStyle};
 use crate::{
-    Busy, BusyReason, ChatMessage, EmbedInput, Embedding, EngineError, EngineStats, Generate, Grammar, GrammarError,
-    LoadError, LoadOptions, ModelInfo, Placement, Prompt, PromptError, Scores, Structure, Task, TokenStream, artifact,
-    encoder, grammar, model, scheduler,
+    Busy, BusyReason, ChatMessage, DeviceChoice, EmbedInput, Embedding, EngineError, EngineStats, Generate, Grammar,
+    GrammarError, LoadError, LoadOptions, ModelInfo, Placement, Prompt, PromptError, Scores, Structure, Task,
+    TokenStream, artifact, encoder, grammar, model, scheduler,
 };
 
 /// A loaded model; clones share it. It ends when the last one is dropped.
@@ -23,6 +23,9 @@ struct Shared {
     work: Work,
 }
 
+/// The kind of the processor as a device.
+const CPU: &str = "CPU";
+
 /// Who does it.
 enum Work {
     Decoder { text: TextModel, grammars: grammar::Grammars, scheduler: scheduler::Handle },
@@ -31,17 +34,30 @@ enum Work {
 
 impl Engine {
     /// Loads a model and waits until it is ready. Blocks for as long as that takes: not for a runtime's own threads.
+    ///
+    /// # Errors
+    /// [`LoadError::Hangs`] when the device does not come back from the first step. Where the choice of the device is
+    /// left to the engine, the processor takes the place of a GPU that does so.
     pub fn load(options: LoadOptions) -> Result<Self, LoadError> {
+        let hung = match Self::load_once(&options) {
+            Err(hung @ LoadError::Hangs { kind, .. }) if options.device == DeviceChoice::Auto && kind != CPU => hung,
+            loaded => return loaded,
+        };
+        tracing::warn!(event = "gpu_given_up", model = %options.name, reason = %hung, instead = "CPU");
+        Self::load_once(&LoadOptions { device: DeviceChoice::Cpu, ..options })
+    }
+
+    fn load_once(options: &LoadOptions) -> Result<Self, LoadError> {
         let started = Instant::now();
         let file = artifact::ModelFile::open(&options.source)?;
         let task = model::task(&file);
         if task != Task::Generate {
-            return Self::load_encoder(&file, task, &options, started);
+            return Self::load_encoder(&file, task, options, started);
         }
         // The vocabulary takes about as long as the weights of a small model.
         let (text, loaded) = std::thread::scope(|scope| {
             let text = scope.spawn(|| TextModel::new(&file));
-            let loaded = model::load(&file, &options);
+            let loaded = model::load(&file, options);
             (text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
         });
         let text = text?;
@@ -63,9 +79,9 @@ impl Engine {
             load_time: started.elapsed(),
         };
         drop(file);
-        let (sizes, device) = (loaded.sizes, loaded.device.name.clone());
-        let made = Rebuildable::decoder(loaded, info.file_bytes, &options);
-        let scheduler = scheduler::start(made, sizes, text.tokenizer(), &options, &device)?;
+        let sizes = loaded.sizes;
+        let made = Rebuildable::decoder(loaded, info.file_bytes, options);
+        let scheduler = scheduler::start(made, sizes, text.tokenizer(), options)?;
         let info = ModelInfo { load_time: started.elapsed(), ..info };
         let grammars = grammar::Grammars::new(text.tokenizer().clone());
         let max_sequences = u32::try_from(sizes.slots).unwrap_or(u32::MAX);

@@ -49,6 +49,16 @@ pub enum LoadError {
         /// Why.
         reason: String,
     },
+    /// The device does not come back from the first step of a model.
+    #[error(
+        "device `{device}` ({kind}) hangs: the first step of a model on it has not ended in time; it is left alone until that ends"
+    )]
+    Hangs {
+        /// The device.
+        device: String,
+        /// What kind of device it is.
+        kind: &'static str,
+    },
     /// The KV cache that it is given holds not one context.
     #[error(
         "one context of {context} tokens needs a KV cache of {needed} MiB and `kvCache` is {allowed} MiB: raise it, or lower `contextLength`"

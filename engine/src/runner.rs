@@ -2,6 +2,8 @@
 //! made again from its file after its device has failed: on the device that is wanted, or on the processor where that
 //! choice is ours and a GPU is lost. It knows nothing of requests.
 
+#[cfg(test)]
+pub(crate) mod doubles;
 mod recover;
 mod watch;
 
@@ -15,12 +17,14 @@ use crate::exec::Batch;
 use crate::model::{self, Loaded, LoadedEncoder};
 use crate::{DeviceChoice, EngineError, LoadError, LoadOptions, Placement};
 
-pub(crate) use recover::{Serves, recover, start, until_the_end};
+pub(crate) use recover::{Ready, Serves, recover, serve, until_the_end};
 pub(crate) use watch::{Reader, Watch};
 
 /// A step that takes longer than this, and so many times what it should, hangs. A driver may compile a kernel in it.
 const HANG_LEAST: Duration = Duration::from_secs(30);
 const HANG_TIMES: u32 = 20;
+/// A step of a model that was just set up hangs when it takes longer: a driver may compile every kernel in it.
+const FIRST_STEP: Duration = Duration::from_secs(120);
 /// Wait before a device that failed is set up for the second time; doubles up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// A GPU that fails so often, each time within this long of the last, is given up for the processor.
@@ -32,13 +36,15 @@ const GPU_FAULTS_WITHIN: Duration = Duration::from_secs(600);
 pub(crate) struct Tuning {
     /// No step hangs that took less.
     pub(crate) hang_least: Duration,
+    /// How long a step may take that runs before any was measured.
+    pub(crate) first_step: Duration,
     /// Wait before a device is set up for the second time.
     pub(crate) retry_first: Duration,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { hang_least: HANG_LEAST, retry_first: RETRY_FIRST }
+        Self { hang_least: HANG_LEAST, first_step: FIRST_STEP, retry_first: RETRY_FIRST }
     }
 }
 
@@ -185,6 +191,18 @@ impl Rebuildable {
         let runner = &mut self.runner;
         catch_unwind(AssertUnwindSafe(|| runner.forward(batch)))
             .unwrap_or_else(|panic| Err(EngineError::Device(format!("a panic: {}", text_of(&*panic)))))
+    }
+
+    /// The same, watched: one that takes longer than it may has failed, however it ends.
+    pub(crate) fn forward_within<R: Reader>(
+        &mut self,
+        within: Duration,
+        watch: &Watch<R>,
+        batch: &Batch,
+    ) -> Result<Vec<f32>, EngineError> {
+        watch.begin(within);
+        let values = self.forward(batch);
+        if watch.end() { Err(watch::hangs()) } else { values }
     }
 
     pub(crate) fn copy_page(&mut self, from: u32, to: u32) -> bool {

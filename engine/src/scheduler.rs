@@ -19,13 +19,14 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender, TryRecvError};
 
+use crate::device;
 use crate::exec::{Batch, Row, Sizes};
-use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch};
+use crate::runner::{self, Measured, Reader, Ready, Rebuildable, Serves, Tuning, Watch};
 use crate::text::Tokenizer;
 use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions, Placement};
 use cost::Cost;
@@ -95,7 +96,7 @@ impl Handle {
 
     /// Where it runs.
     pub(crate) fn placement(&self) -> Placement {
-        self.placement.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.placement.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether it has ended and takes nothing any more.
@@ -121,9 +122,8 @@ pub(crate) fn start(
     sizes: Sizes,
     tokenizer: &Arc<Tokenizer>,
     options: &LoadOptions,
-    device: &str,
 ) -> Result<Handle, LoadError> {
-    begin(made, sizes, tokenizer, options, device, Tuning::default())
+    begin(made, sizes, tokenizer, options, Tuning::default())
 }
 
 fn begin(
@@ -131,22 +131,29 @@ fn begin(
     sizes: Sizes,
     tokenizer: &Arc<Tokenizer>,
     options: &LoadOptions,
-    device: &str,
     tuning: Tuning,
 ) -> Result<Handle, LoadError> {
     let queue = usize::try_from(options.max_queue).unwrap_or(usize::MAX);
     let (jobs, received) = async_channel::bounded(sizes.slots.saturating_add(queue).max(1));
     let shared = Arc::new(Shared::new(sizes, queue, options.max_queue_wait));
-    let (ready, wait) = std::sync::mpsc::sync_channel(1);
-    let refused = |reason: String| LoadError::Device { device: device.to_owned(), reason };
-    let failed = |e: std::io::Error| refused(format!("its thread cannot be started: {e}"));
-    let (watched, name) = (shared.clone(), options.name.clone());
+    let placement = made.placement();
+    let device = placement.lock().unwrap_or_else(PoisonError::into_inner).device.clone();
+    let failed = |e: std::io::Error| LoadError::Device {
+        device: device.name.clone(),
+        reason: format!("its thread cannot be started: {e}"),
+    };
+    let (ready, wait) = Ready::new(device.clone());
+    let (watched, name, first) = (shared.clone(), options.name.clone(), ready.clone());
+    let hung = device.name.clone();
     let watch = Watch::start(&format!("watch-{}", options.name), move || {
         tracing::error!(event = "device_hangs", model = %name, "a step has not ended in time; its requests have failed");
+        if first.give_up() {
+            device::hangs(&hung, true);
+            watched.stop();
+        }
         watched.set_recovering(true);
     })
     .map_err(failed)?;
-    let placement = made.placement();
     let mut worker = Worker {
         name: options.name.clone(),
         made,
@@ -168,23 +175,16 @@ fn begin(
         masks: Masks::default(),
         watch,
     };
+    let told = ready.clone();
     std::thread::Builder::new()
         .name(format!("engine-{}", options.name))
         .spawn(move || {
             be_nice();
-            let warm = runner::start(&mut worker);
-            let well = warm.is_ok();
-            let _ = ready.send(warm);
-            if well {
-                worker.work();
-            }
+            runner::serve(&mut worker, &told, Worker::work);
         })
         .map_err(failed)?;
-    match wait.recv() {
-        Ok(Ok(())) => Ok(Handle { jobs, shared, placement }),
-        Ok(Err(e)) => Err(refused(e.to_string())),
-        Err(_) => Err(refused("its thread ended while it started".into())),
-    }
+    ready.wait(&wait)?;
+    Ok(Handle { jobs, shared, placement })
 }
 
 /// The engine gives way to the proxy's threads where both want a core.
@@ -240,11 +240,11 @@ impl Serves for Worker {
             self.batch.pages = self.pages.table().to_vec();
             // The first run of a shape pays for its compilation; the quickest of the others is what a step costs, since
             // whatever else the machine does only adds to it.
-            self.made.forward(&self.batch)?;
+            self.made.forward_within(self.tuning.first_step, &self.watch, &self.batch)?;
             let mut took = Duration::MAX;
             for _ in 0..WARM_RUNS {
                 let started = Instant::now();
-                self.made.forward(&self.batch)?;
+                self.made.forward_within(self.tuning.first_step, &self.watch, &self.batch)?;
                 took = took.min(started.elapsed());
             }
             self.shared.measured(rows, 1, took);

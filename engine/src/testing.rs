@@ -1,7 +1,9 @@
 //! Small random models for tests, written as GGUF files.
 
+mod folder;
 pub(crate) mod gguf;
 mod judge;
+mod same_weights;
 
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng};
@@ -423,6 +425,25 @@ mod tests {
                 bytes[at] = rng.random();
             }
             let _ = crate::artifact::Header::parse(&bytes);
+        }
+        // The same for all that is made of the header: shapes, tokenizer, template.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("damaged.gguf");
+        for _ in 0..300 {
+            let mut bytes = whole.clone();
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(0..6000);
+                bytes[at] = rng.random();
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            if let Ok(file) = crate::artifact::ModelFile::open(&path)
+                && crate::model::check(&file).is_ok()
+                && let Ok(text) = crate::text::TextModel::new(&file)
+            {
+                text.tokenizer().encode_text("hello, 1 world");
+                let messages = [said("user", "hello")];
+                let _ = text.encode(&crate::Conversation { messages: &messages, ..Default::default() });
+            }
         }
         assert!(matches!(load(b"PK\x03\x04 a zip"), Err(LoadError::WrongKind { .. })));
     }

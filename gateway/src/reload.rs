@@ -65,6 +65,8 @@ pub struct Reloader {
     pub log_format: LogFormat,
     /// The budget for bodies, likewise.
     pub buffered_bodies: Size,
+    /// Memory for all models as the process started with it.
+    pub model_memory: Option<Size>,
     /// The most levels of limits, likewise.
     pub limit_keys: u32,
     /// What runs.
@@ -198,6 +200,9 @@ impl Reloader {
         }
         if config.limits.limit_keys != self.limit_keys {
             fixed.push("`limits.limitKeys` cannot be changed while the gateway runs: restart it".to_owned());
+        }
+        if config.limits.model_memory != self.model_memory {
+            fixed.push("`limits.modelMemory` cannot be changed while the gateway runs: restart it".to_owned());
         }
         if !fixed.is_empty() {
             return Err(fixed);

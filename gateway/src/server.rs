@@ -134,6 +134,7 @@ impl AdminState for Shown {
                 let log_dropped = gateway.log.dropped();
                 self.metrics.encode(&Samples {
                     engines: &engines,
+                    model_memory: (snapshot.models.memory().taken(), snapshot.models.memory().limit()),
                     backends: &backends,
                     endpoints: &endpoints,
                     certificates: &certificates,
@@ -233,6 +234,7 @@ pub async fn serve(
         log_format: config.telemetry.logs.format,
         buffered_bodies: config.limits.buffered_bodies,
         limit_keys: config.limits.limit_keys,
+        model_memory: config.limits.model_memory,
         gateway: gateway.clone(),
         compiler,
         listeners: listeners.clone(),

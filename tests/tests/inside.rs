@@ -9,7 +9,7 @@
     reason = "tests"
 )]
 
-use spillway_tests::{Gateway, eventually, model, python, repository};
+use spillway_tests::{Gateway, eventually, model, python, repository, with_template};
 
 fn inside(more: &str) -> String {
     format!(
@@ -93,6 +93,28 @@ async fn a_client_that_leaves_frees_the_model_while_it_reads_and_while_it_writes
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_without_a_chat_template_continues_texts_and_holds_no_conversation() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("base.gguf");
+    with_template(&model(), &file, None);
+    let gateway = Gateway::start(&format!(
+        "models: [{{name: base, source: \"{}\", contextLength: 256}}]
+routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: base}}]}}]
+",
+        file.display()
+    ))
+    .await;
+    let client = gateway.client();
+    let chat = client.chat("base", &[]).await;
+    assert_eq!(chat.status, 400, "{}", chat.text());
+    assert!(chat.text().contains("template"), "{}", chat.text());
+    let body = r#"{"model":"base","prompt":"The capital of France is","max_tokens":3,"temperature":0}"#;
+    let text = client.post("/v1/completions", &[], body).await;
+    assert_eq!(text.status, 200, "{}", text.text());
+    assert!(text.json()["choices"][0]["text"].as_str().unwrap().contains("Paris"), "{}", text.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_it_cannot_do_is_refused_by_name() {
     let gateway = Gateway::start(&inside("")).await;
     let client = gateway.client();
@@ -107,6 +129,9 @@ async fn what_it_cannot_do_is_refused_by_name() {
     let long = serde_json::json!({"messages": [{"role": "user", "content": "word ".repeat(400)}]});
     assert_eq!(ask(long).await.0, "context_length_exceeded");
     assert_eq!(ask(serde_json::json!({"n": 5})).await.1, "n");
+    // The demo model has 49152 tokens.
+    let unknown = ask(serde_json::json!({"logit_bias": {"49152": 1}})).await;
+    assert_eq!((unknown.0.as_str(), unknown.1.as_str()), ("invalid_value", "logit_bias"));
     assert_eq!(ask(serde_json::json!({"tools": [{"type": "function", "function": {"name": "f"}}]})).await.1, "tools");
     let image = serde_json::json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]});
     assert_eq!(ask(image).await.1, "messages[0].content[0].type");

@@ -102,11 +102,17 @@ pub struct ProcessLimits {
     /// Callers whose level is kept for each rule of limits; past it those that are full soonest are forgotten.
     #[schemars(range(min = 1024, max = 16_777_216))]
     pub limit_keys: u32,
+    /// Memory for all models inside together, of whatever device; three quarters of what the process may use (its
+    /// control group counts) when left out, which a GPU with more than that must be given by this key. A model that does
+    /// not fit beside the others has those unloaded that are not kept warm and that nobody uses, the one that was needed
+    /// longest ago first; without such, it is not loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_memory: Option<Size>,
 }
 
 impl Default for ProcessLimits {
     fn default() -> Self {
-        Self { buffered_bodies: Size::mib(512), limit_keys: 65_536 }
+        Self { buffered_bodies: Size::mib(512), limit_keys: 65_536, model_memory: None }
     }
 }
 

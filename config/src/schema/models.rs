@@ -14,7 +14,8 @@ use crate::values::{Duration, Size};
 pub struct Model {
     /// Name that routes and callers use; one namespace with the backends.
     pub name: String,
-    /// A GGUF file.
+    /// A GGUF file, or a model in safetensors as Hugging Face's libraries keep it: its folder, or the file of its weights
+    /// (or the index of their parts) in that folder.
     pub source: PathBuf,
     /// What it is for; worked out from the file when left out, and an error when the file is for something else.
     #[serde(default)]
@@ -29,22 +30,23 @@ pub struct Model {
     /// Tokens of prompt and answer together; the smaller of the model's own and 2048 when left out.
     #[serde(default)]
     pub context_length: Option<NonZeroU32>,
-    /// Answers written at the same time.
-    #[serde(default = "Model::default_sequences")]
-    pub max_sequences: NonZeroU32,
+    /// Answers written at the same time; 16 when left out.
+    #[serde(default)]
+    pub max_sequences: Option<NonZeroU32>,
     /// Requests that wait for a place; a further one is refused.
     #[serde(default = "Model::default_queue")]
     pub max_queue: u32,
     /// Longest estimated wait for a first token at which a request is still taken.
     #[serde(default = "Model::default_queue_wait")]
     pub max_queue_wait: Duration,
-    /// Share of the sequences that requests over a limit (`onExceeded: spill`) may hold; they never wait for one.
-    #[serde(default = "Model::default_over_limit_share")]
+    /// Share of the sequences that requests over a limit (`onExceeded: spill`) may hold, a quarter when left out; they
+    /// never wait for one.
+    #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
-    pub over_limit_share: f64,
-    /// How long a caller may read nothing before its answer is given up.
-    #[serde(default = "Model::default_stall_timeout")]
-    pub stall_timeout: Duration,
+    pub over_limit_share: Option<f64>,
+    /// How long a caller may read nothing before its answer is given up; 10s when left out.
+    #[serde(default)]
+    pub stall_timeout: Option<Duration>,
     /// Whether it is loaded at the start and stays. Otherwise it is loaded when the first request needs it, which waits
     /// for that, and unloaded after `idleUnload`.
     #[serde(default = "Model::default_keep_warm")]
@@ -61,41 +63,73 @@ pub struct Model {
     #[serde(default)]
     pub kv_cache: Option<Size>,
     /// How long a pause between two words of an answer may become because somebody else's long prompt is being read;
-    /// never less than twice what a word takes without that.
-    #[serde(default = "Model::default_token_pause")]
-    pub token_pause: Duration,
+    /// never less than twice what a word takes without that. 50ms when left out.
+    #[serde(default)]
+    pub token_pause: Option<Duration>,
 }
 
 /// What a model in safetensors is beside its weights.
-const BESIDE_SAFETENSORS: [&str; 4] =
-    ["config.json", "tokenizer.json", "sentence_bert_config.json", "1_Pooling/config.json"];
+const BESIDE_SAFETENSORS: [&str; 9] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+    "model.safetensors.index.json",
+];
+/// Most parts of a model's weights.
+const MOST_PARTS: usize = 1024;
 
 impl Model {
     /// Its file, and those beside it that it is read with; not all of them need to be there.
     pub fn files(&self) -> Vec<std::path::PathBuf> {
         let mut files = vec![self.source.clone()];
-        if let (true, Some(folder)) =
-            (self.source.extension().is_some_and(|e| e == "safetensors"), self.source.parent())
-        {
-            files.extend(BESIDE_SAFETENSORS.map(|name| folder.join(name)));
-        }
+        let name = self.source.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let folder = match () {
+            () if self.source.is_dir() => Some(self.source.as_path()),
+            () if name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") => self.source.parent(),
+            () => None,
+        };
+        let Some(folder) = folder else { return files };
+        files.extend(BESIDE_SAFETENSORS.map(|name| folder.join(name)));
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut parts: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect();
+        parts.sort_unstable();
+        parts.truncate(MOST_PARTS);
+        files.extend(parts.into_iter().filter(|part| *part != self.source));
         files
     }
 
-    /// The keys with another value than their default that only a model which writes text has a use for.
+    /// The keys that are written and that only a model which writes text has a use for.
     pub fn keys_for_text(&self) -> Vec<&'static str> {
         let keys = [
-            ("maxSequences", self.max_sequences != Self::default_sequences()),
+            ("maxSequences", self.max_sequences.is_some()),
             ("kvCache", self.kv_cache.is_some()),
-            ("tokenPause", self.token_pause != Self::default_token_pause()),
-            ("stallTimeout", self.stall_timeout != Self::default_stall_timeout()),
-            ("overLimitShare", (self.over_limit_share - Self::default_over_limit_share()).abs() > f64::EPSILON),
+            ("tokenPause", self.token_pause.is_some()),
+            ("stallTimeout", self.stall_timeout.is_some()),
+            ("overLimitShare", self.over_limit_share.is_some()),
         ];
         keys.into_iter().filter(|(_, set)| *set).map(|(key, _)| key).collect()
     }
 
-    fn default_sequences() -> NonZeroU32 {
-        NonZeroU32::MIN.saturating_add(15)
+    /// Answers written at the same time.
+    pub fn max_sequences(&self) -> NonZeroU32 {
+        self.max_sequences.unwrap_or(NonZeroU32::MIN.saturating_add(15))
+    }
+    /// Share of the sequences that requests over a limit may hold.
+    pub fn over_limit_share(&self) -> f64 {
+        self.over_limit_share.unwrap_or(0.25)
+    }
+    /// How long a caller may read nothing before its answer is given up.
+    pub fn stall_timeout(&self) -> std::time::Duration {
+        self.stall_timeout.map_or(std::time::Duration::from_secs(10), |timeout| timeout.0)
+    }
+    /// How long a pause between two words of an answer may become because somebody else's long prompt is being read.
+    pub fn token_pause(&self) -> std::time::Duration {
+        self.token_pause.map_or(std::time::Duration::from_millis(50), |pause| pause.0)
     }
     fn default_queue() -> u32 {
         64
@@ -109,15 +143,6 @@ impl Model {
     /// How long a model that is not kept warm stays loaded when nobody needs it.
     pub fn idle_unload(&self) -> std::time::Duration {
         self.idle_unload.map_or(std::time::Duration::from_secs(300), |idle| idle.0)
-    }
-    fn default_token_pause() -> Duration {
-        Duration::millis(50)
-    }
-    fn default_over_limit_share() -> f64 {
-        0.25
-    }
-    fn default_stall_timeout() -> Duration {
-        Duration::seconds(10)
     }
 }
 

@@ -60,12 +60,12 @@ pub(super) fn all(cx: &mut Context<'_>) {
         }
     }
     for (n, model) in config.models.iter().enumerate() {
-        if !model.source.is_file() {
+        if !model.source.exists() {
             cx.outside(at!["models", n, "source"], format!("there is no file {}", model.source.display()));
         } else if let Err(why) = cx.options.files.model(&model.source) {
             cx.error(at!["models", n, "source"], why);
         }
-        if model.max_sequences.get() > 64 {
+        if model.max_sequences().get() > 64 {
             cx.error(at!["models", n, "maxSequences"], "at most 64 answers are written together");
         }
         if model.cores.is_some() && !matches!(model.device, Device::Auto | Device::Cpu) {

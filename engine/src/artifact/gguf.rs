@@ -71,20 +71,22 @@ pub struct TensorEntry {
     dimensions: Vec<usize>,
     /// Values.
     pub elements: u64,
-    /// Where its data lie in the file; checked against the file's length.
+    /// Where its data lie in its part of the file; checked against the part's length.
     pub range: Range<usize>,
+    /// Which part that is, where there are several.
+    pub part: usize,
 }
 
 impl TensorEntry {
     /// An entry whose range is as long as type and shape say; dimensions from the contiguous one on.
-    pub(super) fn new(number: u32, dimensions: Vec<usize>, range: Range<usize>) -> Option<Self> {
+    pub(super) fn new(number: u32, dimensions: Vec<usize>, range: Range<usize>, part: usize) -> Option<Self> {
         let elements = dimensions.iter().try_fold(1usize, |all, n| all.checked_mul(*n)).filter(|n| *n > 0)?;
         let (_, values, block) = any_type(number)?;
         let kind = TensorType::from_ggml(number);
         if kind.is_some() && (elements / values).checked_mul(block) != Some(range.len()) {
             return None;
         }
-        Some(Self { kind, number, dimensions, elements: u64::try_from(elements).ok()?, range })
+        Some(Self { kind, number, dimensions, elements: u64::try_from(elements).ok()?, range, part })
     }
 
     /// Values in a row, and rows.
@@ -98,13 +100,26 @@ impl TensorEntry {
     }
 }
 
+/// In what the weights of a file differ from those of a GGUF file of the same architecture.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// The rows of queries and keys are ordered for a rotation of halves, as they were trained, whatever the architecture.
+    pub rope_halves: bool,
+    /// The weights of norms are kept less one.
+    pub norms_less_one: bool,
+}
+
 /// Header, metadata and tensor table of a file.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Header {
     /// Metadata by key.
     pub metadata: HashMap<String, MetaValue>,
     /// Tensors by name.
     pub tensors: BTreeMap<String, TensorEntry>,
+    /// In what its weights differ from those of GGUF.
+    pub layout: Layout,
+    /// Whether its tokenizer lies beside it.
+    pub has_tokenizer_beside: bool,
 }
 
 /// Reads forward through the file.
@@ -239,8 +254,11 @@ impl Header {
             table.push(tensor_line(&mut cursor)?);
         }
         let start = u64::try_from(cursor.at).map_err(|e| e.to_string())?.next_multiple_of(alignment);
-        place(table, start, alignment, u64::try_from(file.len()).map_err(|e| e.to_string())?)
-            .map(|tensors| Self { metadata, tensors })
+        place(table, start, alignment, u64::try_from(file.len()).map_err(|e| e.to_string())?).map(|tensors| Self {
+            metadata,
+            tensors,
+            ..Self::default()
+        })
     }
 }
 
@@ -309,6 +327,7 @@ fn place(table: Vec<Line>, start: u64, alignment: u64, length: u64) -> Parsed<BT
             dimensions: line.dimensions,
             elements: line.elements,
             range,
+            part: 0,
         };
         if tensors.insert(line.name.clone(), entry).is_some() {
             return Err(format!("tensor `{}` is there twice", shown(&line.name)));

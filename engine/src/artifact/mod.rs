@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-pub use gguf::{Header, MetaValue, TensorEntry};
+pub use gguf::{Header, Layout, MetaValue, TensorEntry};
 pub use types::{BLOCK, QuantBlock, TensorType};
 
 use crate::{LoadError, Task};
@@ -55,10 +55,10 @@ pub fn inspect(path: &Path) -> Result<ArtifactInfo, LoadError> {
 #[cfg(unix)]
 const LARGEST_PAGE: usize = 64 << 10;
 
-/// An open model file.
+/// An open model: one file, or the parts that its weights were cut into.
 pub struct ModelFile {
     path: PathBuf,
-    map: Arc<Mmap>,
+    maps: Arc<[Mmap]>,
     header: Header,
     architecture: String,
     /// Where its tokenizer lies, if not in the file.
@@ -81,25 +81,29 @@ pub struct Tensor<'a> {
 }
 
 impl ModelFile {
-    /// Opens and checks a file.
+    /// Opens and checks a file, or the weights of a folder.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        let io = |source| LoadError::Io { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(io)?;
-        if !file.metadata().map_err(io)?.is_file() {
-            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a file")));
-        }
-        let mut magic = [0u8; 8];
-        let read = file.read(&mut magic).map_err(io)?;
-        let kind = kind(path, magic.get(..read).unwrap_or_default());
-        if let Kind::Other(kind) = kind {
-            return Err(LoadError::WrongKind { path: path.to_owned(), kind });
-        }
-        // SAFETY: the mapping is private and read-only. A file that another process shortens while it is read would
-        // raise SIGBUS; model files are replaced by rename, as the guide says, and unmapped after the upload.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let header = match kind {
-            Kind::Safetensors => safetensors::parse(path, &map)?,
-            _ => Header::parse(&map).map_err(|reason| LoadError::Corrupt { path: path.to_owned(), reason })?,
+        let path = &safetensors::weights(path)?;
+        let (first, magic) = open(path)?;
+        let (maps, header) = match kind(path, &magic) {
+            Kind::Other(kind) => return Err(LoadError::WrongKind { path: path.to_owned(), kind }),
+            Kind::Gguf => {
+                let map = map(path, &first)?;
+                let corrupt = |reason| LoadError::Corrupt { path: path.to_owned(), reason };
+                let header = Header::parse(&map).map_err(corrupt)?;
+                (vec![map], header)
+            }
+            Kind::Safetensors => {
+                let map = map(path, &first)?;
+                let header = safetensors::parse(path, &map)?;
+                (vec![map], header)
+            }
+            Kind::Index => {
+                let index = safetensors::Index::read(path)?;
+                let maps = index.files().map(|part| map(part, &open(part)?.0)).collect::<Result<Vec<_>, _>>()?;
+                let header = index.parse(&maps.iter().map(|map| &**map).collect::<Vec<_>>())?;
+                (maps, header)
+            }
         };
         let architecture = match header.metadata.get("general.architecture") {
             Some(MetaValue::String(name)) => name.clone(),
@@ -108,8 +112,8 @@ impl ModelFile {
                 return Err(LoadError::Corrupt { path: path.to_owned(), reason });
             }
         };
-        let tokenizer = matches!(kind, Kind::Safetensors).then(|| safetensors::Folder::of(path).tokenizer());
-        Ok(Self { path: path.to_owned(), map: Arc::new(map), header, architecture, tokenizer })
+        let tokenizer = header.has_tokenizer_beside.then(|| safetensors::Folder::of(path).tokenizer());
+        Ok(Self { path: path.to_owned(), maps: maps.into(), header, architecture, tokenizer })
     }
 
     /// The path it was opened under.
@@ -120,9 +124,13 @@ impl ModelFile {
     pub fn architecture(&self) -> &str {
         &self.architecture
     }
-    /// Size of the file.
+    /// Size of the file, or of all parts together.
     pub fn bytes(&self) -> u64 {
-        u64::try_from(self.map.len()).unwrap_or(u64::MAX)
+        self.maps.iter().map(|map| u64::try_from(map.len()).unwrap_or(u64::MAX)).sum()
+    }
+    /// In what its weights differ from those of a GGUF file of the same architecture.
+    pub fn layout(&self) -> Layout {
+        self.header.layout
     }
     /// Weights.
     pub fn parameters(&self) -> u64 {
@@ -156,16 +164,19 @@ impl ModelFile {
     /// What lets go of the memory that data of this file takes, once it was read: what is read again comes from the file
     /// again. Other data is left alone.
     pub(crate) fn forgetter(&self) -> impl Fn(&[u8]) + Send + 'static {
-        let map = self.map.clone();
+        let maps = self.maps.clone();
         move |data| {
-            let (start, all) = (data.as_ptr().addr(), map.as_ptr().addr()..map.as_ptr().addr() + map.len());
-            if !all.contains(&start) || start + data.len() > all.end {
+            let start = data.as_ptr().addr();
+            let holds = |map: &&Mmap| (map.as_ptr().addr()..map.as_ptr().addr() + map.len()).contains(&start);
+            let Some(map) = maps.iter().find(holds) else { return };
+            let offset = start - map.as_ptr().addr();
+            if offset + data.len() > map.len() {
                 return;
             }
             #[cfg(unix)]
             {
-                let from = (start - all.start).next_multiple_of(LARGEST_PAGE);
-                let to = (start + data.len() - all.start) / LARGEST_PAGE * LARGEST_PAGE;
+                let from = offset.next_multiple_of(LARGEST_PAGE);
+                let to = (offset + data.len()) / LARGEST_PAGE * LARGEST_PAGE;
                 if from < to {
                     // SAFETY: the mapping is of a file, read-only and private, so that its pages can be had again from
                     // the file at any time.
@@ -177,6 +188,11 @@ impl ModelFile {
                 }
             }
         }
+    }
+
+    /// Whether its tokenizer lies beside it.
+    pub fn has_tokenizer_beside(&self) -> bool {
+        self.tokenizer.is_some()
     }
 
     /// The `tokenizer.json` beside the file, for a kind of file that has none inside.
@@ -238,17 +254,38 @@ impl ModelFile {
             )));
         }
         let data = self
-            .map
-            .get(entry.range.clone())
+            .maps
+            .get(entry.part)
+            .and_then(|map| map.get(entry.range.clone()))
             .ok_or_else(|| self.corrupt(format!("tensor `{name}` lies outside of the file")))?;
         Ok(Tensor { name, kind, columns, rows, data })
     }
+}
+
+/// Opens a file that must be one, and reads its first bytes.
+fn open(path: &Path) -> Result<(File, Vec<u8>), LoadError> {
+    let io = |source| LoadError::Io { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(io)?;
+    if !file.metadata().map_err(io)?.is_file() {
+        return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a file")));
+    }
+    let mut magic = [0u8; 8];
+    let read = file.read(&mut magic).map_err(io)?;
+    Ok((file, magic.get(..read).unwrap_or_default().to_vec()))
+}
+
+fn map(path: &Path, file: &File) -> Result<Mmap, LoadError> {
+    // SAFETY: the mapping is private and read-only. A file that another process shortens while it is read would
+    // raise SIGBUS; model files are replaced by rename, as the guide says, and unmapped after the upload.
+    unsafe { Mmap::map(file) }.map_err(|source| LoadError::Io { path: path.to_owned(), source })
 }
 
 /// What kind of file it is.
 enum Kind {
     Gguf,
     Safetensors,
+    /// The list of parts of one in safetensors.
+    Index,
     /// One that is not read, and its name.
     Other(&'static str),
 }
@@ -259,6 +296,7 @@ fn kind(path: &Path, magic: &[u8]) -> Kind {
     Kind::Other(match extension.as_str() {
         _ if magic.starts_with(b"GGUF") => return Kind::Gguf,
         "safetensors" => return Kind::Safetensors,
+        "json" if safetensors::is_index(path) => return Kind::Index,
         "onnx" => "an ONNX model",
         "pb" => "a TensorFlow graph",
         "tflite" => "a TensorFlow Lite model",

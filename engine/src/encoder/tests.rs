@@ -1,6 +1,5 @@
 //! Serving an encoder on a device that is simulated: what fails, hangs or panics fails its requests and nothing else.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,65 +8,37 @@ use crate::artifact::ModelFile;
 use crate::device::block_on;
 use crate::exec::Batch;
 use crate::model::BertShape;
-use crate::runner::{Made, Rebuildable, Runner, Target, Tuning};
+use crate::runner::Runner;
+use crate::runner::doubles::{Fault, Faults, Shared, meet, rebuildable, tuning};
 use crate::testing::gguf::small_reranker;
 use crate::text::TextModel;
-use crate::{BusyReason, DeviceChoice, DeviceInfo, EngineError, LoadError, LoadOptions, Placement};
+use crate::{BusyReason, DeviceChoice, EngineError, LoadError, LoadOptions};
 
-#[derive(Debug, Clone, Copy)]
-enum Fault {
-    Error,
-    Panic,
-    Hang(Duration),
-}
-
-#[derive(Default)]
-struct World {
-    faults: VecDeque<Fault>,
-    /// How many times the GPU cannot be had again.
-    refusals: usize,
-    on_processor: Vec<bool>,
-}
-
-struct Simulated(Arc<Mutex<World>>);
+struct Simulated(Shared);
 
 impl Runner for Simulated {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
-        let fault = self.0.lock().unwrap().faults.pop_front();
-        match fault {
-            Some(Fault::Error) => return Err(EngineError::Device("out of memory".into())),
-            Some(Fault::Panic) => panic!("a driver panics"),
-            Some(Fault::Hang(time)) => std::thread::sleep(time),
-            None => {}
-        }
+        meet(&self.0)?;
         Ok(batch.picks.iter().map(|pick| batch.rows[*pick as usize].token as f32).collect())
     }
 }
 
-fn scene(device: DeviceChoice, world: World) -> (Handle, Arc<Mutex<World>>) {
+fn try_scene(name: &str, device: DeviceChoice, faults: Faults) -> (Result<Handle, LoadError>, Shared) {
     let file = small_reranker();
     let file = ModelFile::open(file.path()).unwrap();
     let (shape, tokenizer) = (BertShape::of(&file).unwrap(), TextModel::tokenizer_of(&file).unwrap());
     let options = LoadOptions { device, max_queue_wait: Duration::from_secs(600), ..LoadOptions::new("nowhere") };
-    let world = Arc::new(Mutex::new(world));
-    let shared = world.clone();
-    let make = move |target: Target<'_>| {
-        let mut world = shared.lock().unwrap();
-        let on_processor = target != Target::AsWanted;
-        world.on_processor.push(on_processor);
-        if !on_processor && world.refusals > 0 && world.on_processor.len() > 1 {
-            world.refusals -= 1;
-            return Err(LoadError::NoDevice("none yet".into()));
-        }
-        let kind = if on_processor { "CPU" } else { "discrete GPU" };
-        let (name, backend, driver, reason) = ("simulated".into(), "none".into(), "none".into(), String::new());
-        let device = DeviceInfo { name, backend, kind, driver, reason };
-        Ok(Made { runner: Box::new(Simulated(shared.clone())), placement: Placement::new(device, 0) })
-    };
-    let first = make(Target::AsWanted).unwrap();
-    let made = Rebuildable::new(first, options.device == DeviceChoice::Auto, 1000, Box::new(make));
-    let tuning = Tuning { hang_least: Duration::from_millis(300), retry_first: Duration::from_millis(20) };
-    (begin(made, shape, tokenizer, &options, tuning).unwrap(), world)
+    let faults = Arc::new(Mutex::new(faults));
+    let shared = faults.clone();
+    let may_fall_back = options.device == DeviceChoice::Auto;
+    let made = rebuildable(name, may_fall_back, &faults, move || Box::new(Simulated(shared.clone())));
+    let tuning = tuning(&faults);
+    (begin(made, shape, tokenizer, &options, tuning), faults)
+}
+
+fn scene(device: DeviceChoice, faults: Faults) -> (Handle, Shared) {
+    let (handle, faults) = try_scene("simulated", device, faults);
+    (handle.unwrap(), faults)
 }
 
 fn encode(handle: &Handle) -> Result<Vec<Encoded>, EngineError> {
@@ -92,36 +63,36 @@ fn encode_again(handle: &Handle) -> Vec<Encoded> {
 #[test]
 fn an_encoder_whose_device_fails_or_panics_is_set_up_again_and_only_its_requests_fail() {
     for fault in [Fault::Error, Fault::Panic] {
-        let (handle, world) = scene(DeviceChoice::Index(0), World { refusals: 2, ..World::default() });
+        let (handle, faults) = scene(DeviceChoice::Index(0), Faults { refusals: 2, ..Faults::default() });
         let before = encode(&handle).unwrap();
         assert!(handle.stats().is_ready && handle.placement().rate > 0.0, "{:?}", handle.placement());
-        world.lock().unwrap().faults.push_back(fault);
+        faults.lock().unwrap().next.push_back(fault);
         assert!(matches!(encode(&handle), Err(EngineError::Device(_))));
         assert_eq!(encode_again(&handle), before);
         let stats = handle.stats();
         assert_eq!((stats.faults, stats.is_ready, stats.active, stats.waiting), (1, true, 0, 0));
         assert_eq!(handle.estimated_wait(), Duration::ZERO, "nothing is counted that was given up");
-        assert_eq!(world.lock().unwrap().on_processor, [false; 4]);
+        assert_eq!(faults.lock().unwrap().on_processor, [false; 4]);
     }
 }
 
 #[test]
 fn an_encoder_whose_device_hangs_fails_its_requests_in_time() {
-    let (handle, world) = scene(DeviceChoice::Index(0), World::default());
-    world.lock().unwrap().faults.push_back(Fault::Hang(Duration::from_secs(3)));
+    let (handle, faults) = scene(DeviceChoice::Index(0), Faults::default());
+    faults.lock().unwrap().next.push_back(Fault::Hang(Duration::from_secs(3)));
     let started = Instant::now();
     assert!(matches!(encode(&handle), Err(EngineError::Device(_))));
     assert!(started.elapsed() < Duration::from_secs(3), "it was told before the device came back");
     assert!(!handle.stats().is_ready);
     assert!(matches!(encode(&handle), Err(EngineError::Busy(busy)) if busy.reason == BusyReason::Recovering));
     assert_eq!(encode_again(&handle).len(), 2);
-    assert_eq!(world.lock().unwrap().on_processor.len(), 2);
+    assert_eq!(faults.lock().unwrap().on_processor.len(), 2);
 }
 
 #[test]
 fn an_encoder_on_a_gpu_that_is_lost_goes_on_on_the_processor() {
-    let (handle, world) = scene(DeviceChoice::Auto, World { refusals: usize::MAX, ..World::default() });
-    world.lock().unwrap().faults.push_back(Fault::Error);
+    let (handle, faults) = scene(DeviceChoice::Auto, Faults { refusals: usize::MAX, ..Faults::default() });
+    faults.lock().unwrap().next.push_back(Fault::Error);
     assert!(encode(&handle).is_err());
     assert_eq!(encode_again(&handle).len(), 2);
     assert_eq!(handle.placement().device.kind, "CPU");
@@ -129,8 +100,28 @@ fn an_encoder_on_a_gpu_that_is_lost_goes_on_on_the_processor() {
 
 #[test]
 fn an_encoder_that_has_ended_is_not_ready() {
-    let (handle, _) = scene(DeviceChoice::Index(0), World::default());
+    let (handle, _) = scene(DeviceChoice::Index(0), Faults::default());
     handle.shutdown();
     assert!(handle.has_ended() && !handle.stats().is_ready);
     assert!(matches!(encode(&handle), Err(EngineError::Busy(busy)) if busy.reason == BusyReason::Stopped));
+}
+
+#[test]
+fn an_encoder_that_hangs_in_its_first_step_is_not_waited_for() {
+    let hang = || Faults::first(Fault::Hang(Duration::from_secs(3)));
+    for device in [DeviceChoice::Index(0), DeviceChoice::Auto] {
+        let started = Instant::now();
+        let (handle, faults) = try_scene("hangs, an encoder", device, hang());
+        assert!(matches!(handle, Err(LoadError::Hangs { kind: "discrete GPU", .. })), "{:?}", handle.err());
+        assert!(started.elapsed() < Duration::from_secs(3), "it was told before the device came back");
+        assert_eq!(faults.lock().unwrap().on_processor, [false]);
+    }
+}
+
+#[test]
+fn an_input_without_tokens_is_refused() {
+    let (handle, _) = scene(DeviceChoice::Index(0), Faults::default());
+    let none = block_on(handle.encode(vec![Input::Tokens(vec![]), Input::Text("what".into())]));
+    assert!(matches!(none, Err(EngineError::Input(_))), "{none:?}");
+    assert_eq!(encode(&handle).unwrap().len(), 2);
 }

@@ -7,9 +7,7 @@ use crate::artifact::{MetaValue, ModelFile, Tensor};
 use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, Sizes, VectorId};
 use crate::{EngineError, LoadError};
 
-use super::shape::{
-    MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, matrix, nothing_left_over, number, values,
-};
+use super::shape::{MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, matrix, nothing_left_over, number, values};
 
 /// Rows of a step of an encoder: texts of a batch go through it together.
 const MAX_ROWS: usize = 512;
@@ -63,10 +61,7 @@ impl Shape {
         let types = file.meta("tokenizer.ggml.token_type_count").and_then(MetaValue::as_u64).unwrap_or(1);
         let types = usize::try_from(types).ok().filter(|n| (1..=MAX_TYPES).contains(n));
         let types = types.ok_or_else(|| file.corrupt("its count of token types is out of bounds"))?;
-        let vocabulary = match file.meta("tokenizer.ggml.tokens") {
-            Some(MetaValue::Strings(_)) => super::shape::vocabulary(file)?,
-            _ => number(file, "vocab_size", MAX_VOCABULARY)?,
-        };
+        let vocabulary = super::shape::vocabulary(file)?;
         let function = match file.meta("bert.hidden_act") {
             None => Function::Gelu,
             Some(MetaValue::String(name)) if name == "gelu" => Function::Gelu,

@@ -61,6 +61,11 @@ pub(crate) fn task(file: &ModelFile) -> Task {
     }
 }
 
+/// Rows of the table of a decoder; `None` for an encoder.
+pub(crate) fn table_rows(file: &ModelFile) -> Result<Option<usize>, LoadError> {
+    if task(file) == Task::Generate { shape::vocabulary(file).map(Some) } else { Ok(None) }
+}
+
 /// An encoder on a device, ready to run.
 pub(crate) struct LoadedEncoder {
     pub(crate) model: Bert,

@@ -102,21 +102,24 @@ impl Shape {
             return Err(file.unsupported(format!("values of {value_dim} beside keys of {head_dim} are not supported")));
         }
         refuse_what_is_not_run(file)?;
-        let pairing = if architecture == "llama" { Pairing::Neighbours } else { Pairing::Halves };
+        // llama.cpp's conversion puts the rows of llama in another order than that they were trained in.
+        let neighbours = architecture == "llama" && !file.layout().rope_halves;
+        let pairing = if neighbours { Pairing::Neighbours } else { Pairing::Halves };
         let scale = match file.meta(&format!("{architecture}.rope.scaling.type")) {
             Some(MetaValue::String(kind)) if kind == "linear" => 1.0 / positive_or(file, "rope.scaling.factor", 1.0)?,
             _ => 1.0,
         };
-        let factors = match file.has("rope_freqs.weight") {
-            true => {
-                let factors = values(file, "rope_freqs.weight", rope_dim / 2)?;
-                if factors.iter().any(|factor| !factor.is_finite() || *factor <= 0.0) {
-                    return Err(file.corrupt("`rope_freqs.weight` has a factor that is not above 0"));
-                }
-                factors
+        let factors = match file.meta(&format!("{architecture}.rope.freq_factors")) {
+            Some(MetaValue::Numbers(factors)) if factors.len() == rope_dim / 2 => {
+                factors.iter().map(|factor| *factor as f32).collect()
             }
-            false => Vec::new(),
+            Some(_) => return Err(file.corrupt("it has not one factor for each pair of a head")),
+            None if file.has("rope_freqs.weight") => values(file, "rope_freqs.weight", rope_dim / 2)?,
+            None => Vec::new(),
         };
+        if factors.iter().any(|factor| !factor.is_finite() || *factor <= 0.0) {
+            return Err(file.corrupt("a factor of its positions is not above 0"));
+        }
         let default_base = if gemma { 1e6 } else { 1e4 };
         let rope =
             Rope { dim: rope_dim, pairing, base: positive_or(file, "rope.freq_base", default_base)?, scale, factors };
@@ -134,6 +137,7 @@ impl Shape {
             false => None,
         };
         let by_head = if gemma && layers == GEMMA3_27B_LAYERS { width / heads } else { head_dim };
+        let attention_scale = positive_or(file, "attention.scale", f64::from(1.0 / (by_head as f32).sqrt()))?;
         Ok(Self {
             context: number(file, "context_length", MAX_CONTEXT)?,
             vocabulary: vocabulary(file)?,
@@ -147,7 +151,7 @@ impl Shape {
             local,
             eps: positive_or(file, "attention.layer_norm_rms_epsilon", 1e-5)? as f32,
             embed_scale: if gemma { (width as f32).sqrt() } else { 1.0 },
-            attention_scale: 1.0 / (by_head as f32).sqrt(),
+            attention_scale: attention_scale as f32,
             function: if gemma { Function::GeluTanh } else { Function::Silu },
             tied: !file.has("output.weight"),
         })
@@ -203,9 +207,10 @@ impl Shape {
     }
 }
 
-/// Tokens that the file's tokenizer has.
+/// Tokens that the file's tokenizer has; where that lies beside it, rows of its table.
 pub(super) fn vocabulary(file: &ModelFile) -> Result<usize, LoadError> {
     match file.meta("tokenizer.ggml.tokens") {
+        None if file.has_tokenizer_beside() => number(file, "vocab_size", MAX_VOCABULARY),
         Some(MetaValue::Strings(tokens)) if (1..=MAX_VOCABULARY).contains(&tokens.len()) => Ok(tokens.len()),
         Some(MetaValue::Strings(tokens)) => Err(file.corrupt(format!("its vocabulary has {} tokens", tokens.len()))),
         _ => Err(file.corrupt("`tokenizer.ggml.tokens` is missing")),
@@ -262,6 +267,9 @@ pub(super) fn values(file: &ModelFile, name: &str, width: usize) -> Result<Vec<f
     }
     let mut values = Vec::with_capacity(width);
     tensor.kind.dequantize(tensor.data, &mut values);
+    if file.layout().norms_less_one && name.ends_with("norm.weight") {
+        values.iter_mut().for_each(|value| *value += 1.0);
+    }
     Ok(values)
 }
 

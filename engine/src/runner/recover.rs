@@ -2,10 +2,11 @@
 //! had any more makes way for the processor where the choice of the device is ours.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::{Measured, Rebuildable, Target, text_of};
-use crate::EngineError;
+use crate::{DeviceInfo, EngineError, LoadError};
 
 /// Longest wait before a device that failed is set up once more.
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
@@ -28,14 +29,62 @@ pub(crate) trait Serves {
     fn is_stopped(&self) -> bool;
 }
 
+/// How a load waits for the first run of its model. A driver may never come back from it: then nobody waits any longer,
+/// and the thread that is inside ends when it does come back.
+#[derive(Clone)]
+pub(crate) struct Ready {
+    told: SyncSender<Result<(), LoadError>>,
+    device: DeviceInfo,
+}
+
+impl Ready {
+    /// For a model on this device; the result comes out of the other end.
+    pub(crate) fn new(device: DeviceInfo) -> (Self, Receiver<Result<(), LoadError>>) {
+        let (told, wait) = sync_channel(1);
+        (Self { told, device }, wait)
+    }
+
+    /// The model has run, or cannot. False when nobody waits for that any more.
+    pub(crate) fn tell(&self, result: Result<(), EngineError>) -> bool {
+        let refused = |e: EngineError| LoadError::Device { device: self.device.name.clone(), reason: e.to_string() };
+        self.told.send(result.map_err(refused)).is_ok()
+    }
+
+    /// A step hangs. True when it is one of the first run, which is given up.
+    pub(crate) fn give_up(&self) -> bool {
+        let DeviceInfo { name, kind, .. } = &self.device;
+        self.told.try_send(Err(LoadError::Hangs { device: name.clone(), kind })).is_ok()
+    }
+
+    /// The end of the wait.
+    pub(crate) fn wait(self, wait: &Receiver<Result<(), LoadError>>) -> Result<(), LoadError> {
+        let device = self.device.name.clone();
+        // Its thread and its watch have the others.
+        drop(self);
+        let lost = |_| LoadError::Device { device, reason: "its thread ended while it started".into() };
+        wait.recv().unwrap_or_else(|e| Err(lost(e)))
+    }
+}
+
 /// Runs a model that was just loaded for the first time.
 pub(crate) fn start(worker: &mut impl Serves) -> Result<(), EngineError> {
     match warm_up(worker) {
         Ok(()) => Ok(()),
-        Err(fault) if worker.made().falls_back() => {
+        Err(fault) if worker.made().falls_back() && !worker.is_stopped() => {
             on_processor(worker, &fault.to_string()).map_err(EngineError::Device)
         }
         Err(fault) => Err(fault),
+    }
+}
+
+/// The whole life of an engine's thread: the first run of its model, and, where somebody waits for that, `work`.
+pub(crate) fn serve<W: Serves>(worker: &mut W, ready: &Ready, work: impl FnOnce(&mut W)) {
+    let warm = start(worker);
+    // It has come back from the driver, whatever became of those who waited.
+    crate::device::hangs(&ready.device.name, false);
+    let well = warm.is_ok();
+    if ready.tell(warm) && well {
+        work(worker);
     }
 }
 

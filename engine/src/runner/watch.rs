@@ -16,8 +16,10 @@ pub(crate) trait Reader: Send + 'static {
 struct State<R> {
     /// The step that runs: when it must have ended.
     until: Option<Instant>,
-    /// Whether the watch sleeps until a step begins.
+    /// Whether the watch sleeps.
     sleeps: bool,
+    /// Until when, where not until a step begins.
+    sleeps_until: Option<Instant>,
     /// The step that runs has not ended in time.
     hung: bool,
     ended: bool,
@@ -38,7 +40,8 @@ pub(crate) struct Watch<R: Reader> {
 impl<R: Reader> Watch<R> {
     /// Starts the thread. `on_hang` is called once for each step that hangs.
     pub(crate) fn start(name: &str, on_hang: impl Fn() + Send + 'static) -> std::io::Result<Self> {
-        let state = State { until: None, sleeps: false, hung: false, ended: false, readers: Vec::new() };
+        let state =
+            State { until: None, sleeps: false, sleeps_until: None, hung: false, ended: false, readers: Vec::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let watched = shared.clone();
         std::thread::Builder::new().name(name.to_owned()).spawn(move || watch(&watched, &on_hang))?;
@@ -58,7 +61,8 @@ impl<R: Reader> Watch<R> {
     pub(crate) fn begin(&self, within: Duration) {
         let mut state = self.state();
         state.until = Instant::now().checked_add(within);
-        if state.sleeps {
+        // A step before this one may have had more time.
+        if state.sleeps && state.sleeps_until.is_none_or(|wakes| state.until.is_some_and(|until| until < wakes)) {
             self.shared.changed.notify_one();
         }
     }
@@ -78,6 +82,11 @@ impl<R: Reader> Drop for Watch<R> {
     }
 }
 
+/// What is said of a step that hangs.
+pub(super) fn hangs() -> EngineError {
+    EngineError::Device("a step has not ended in time".into())
+}
+
 fn watch<R: Reader>(shared: &Shared<R>, on_hang: &dyn Fn()) {
     let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
     while !state.ended {
@@ -87,17 +96,18 @@ fn watch<R: Reader>(shared: &Shared<R>, on_hang: &dyn Fn()) {
                 state.hung = true;
                 // First, so that whoever is told below and asks at once is told why as well.
                 on_hang();
-                let error = EngineError::Device("a step has not ended in time".into());
                 for reader in state.readers.drain(..) {
-                    reader.fail(error.clone());
+                    reader.fail(hangs());
                 }
             }
             Some(until) => {
+                (state.sleeps, state.sleeps_until) = (true, Some(until));
                 let left = until.saturating_duration_since(now);
                 (state, _) = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+                state.sleeps = false;
             }
             None => {
-                state.sleeps = true;
+                (state.sleeps, state.sleeps_until) = (true, None);
                 state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 state.sleeps = false;
             }
@@ -127,6 +137,10 @@ mod tests {
             watch.begin(Duration::from_secs(60));
             assert!(!watch.end());
         }
+        // It sleeps for a step that has a minute; one with less time must wake it.
+        watch.begin(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!watch.end());
         watch.begin(Duration::from_millis(20));
         let told = reader.recv_blocking().unwrap();
         assert!(matches!(told, Event::Failed(EngineError::Device(_))));

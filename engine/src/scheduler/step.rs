@@ -20,14 +20,10 @@ impl Worker {
             }
         }
         let rows = self.batch.rows.len();
-        self.watch.begin(self.tuning.hang(self.cost.of(rows)));
-        let logits = self.made.forward(&self.batch);
-        let hung = self.watch.end();
+        let within = self.tuning.hang(self.cost.of(rows));
+        let logits = self.made.forward_within(within, &self.watch, &self.batch);
         let masks = self.masks.answers();
         let mut logits = logits?;
-        if hung {
-            return Err(EngineError::Device("a step has not ended in time".into()));
-        }
         for answer in masks {
             let Some((at, n)) = self.picked.get(answer.pick).copied() else { continue };
             let Some(sequence) = self.running.get_mut(at).and_then(|request| request.sequences.get_mut(n)) else {

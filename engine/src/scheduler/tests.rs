@@ -1,7 +1,8 @@
 //! The scheduler on a device that is simulated: what it keeps for a token depends on all tokens before it, by the pages
 //! that the table names, so that a page that is lost, shared wrongly or written twice changes what is said next.
 
-use std::collections::VecDeque;
+mod faults;
+
 use std::io::Write;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
@@ -10,40 +11,28 @@ use std::time::{Duration, Instant};
 use async_channel::Receiver;
 use proptest::prelude::*;
 
-use super::{Handle, Tuning, begin};
+use super::{Handle, begin};
 use crate::artifact::{ModelFile, TensorType};
 use crate::exec::{Batch, PAGE, Sizes};
 use crate::grammar::Grammars;
-use crate::runner::{Made, Rebuildable, Runner, Target};
+use crate::runner::Runner;
+use crate::runner::doubles::{Fault, Faults, Shared, meet, rebuildable, tuning};
 use crate::text::TextModel;
 use crate::{
-    BusyReason, DeviceChoice, DeviceInfo, EngineError, Event, FinishReason, Finished, Generate, LoadError, LoadOptions,
-    Placement, Prompt, Sampling, Structure, WrittenToken,
+    BusyReason, DeviceChoice, EngineError, Event, FinishReason, Finished, Generate, LoadError, LoadOptions, Prompt,
+    Sampling, Structure, WrittenToken,
 };
 
 const VOCABULARY: usize = 258;
 
-#[derive(Debug, Clone, Copy)]
-enum Fault {
-    Error,
-    Panic,
-    Hang(Duration),
-}
-
 /// What the simulated device is told and what it has seen.
 #[derive(Default)]
 struct World {
-    faults: VecDeque<Fault>,
-    /// How many times setting it up fails.
-    refusals: usize,
-    built: usize,
     row_time: Duration,
     /// Likelihood of the end, against logits of 0 to 4.
     end: f32,
     copies: bool,
     copy_panics: bool,
-    /// Where it was made each time: on a GPU, or, when that was given up, on the processor.
-    on_processor: Vec<bool>,
     /// Rows and picks of each step.
     steps: Vec<(usize, usize)>,
 }
@@ -52,6 +41,7 @@ struct Simulated {
     sizes: Sizes,
     memory: Vec<u64>,
     world: Arc<Mutex<World>>,
+    faults: Shared,
 }
 
 fn mix(a: u64, b: u64) -> u64 {
@@ -63,17 +53,12 @@ fn mix(a: u64, b: u64) -> u64 {
 
 impl Runner for Simulated {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
-        let (fault, row_time, end) = {
+        let (row_time, end) = {
             let mut world = self.world.lock().unwrap();
             world.steps.push((batch.rows.len(), batch.picks.len()));
-            (world.faults.pop_front(), world.row_time, world.end)
+            (world.row_time, world.end)
         };
-        match fault {
-            Some(Fault::Error) => return Err(EngineError::Device("out of memory".into())),
-            Some(Fault::Panic) => panic!("a driver panics"),
-            Some(Fault::Hang(time)) => std::thread::sleep(time),
-            None => {}
-        }
+        meet(&self.faults)?;
         std::thread::sleep(row_time * batch.rows.len() as u32);
         assert!(batch.rows.len() <= self.sizes.max_rows && batch.picks.len() <= self.sizes.max_picks);
         let place = |slot: u32, position: u32| {
@@ -111,6 +96,7 @@ impl Runner for Simulated {
 
 struct Scene {
     handle: Handle,
+    faults: Shared,
     world: Arc<Mutex<World>>,
     text: TextModel,
 }
@@ -149,32 +135,21 @@ fn text() -> TextModel {
 
 impl Scene {
     fn new(sizes: Sizes, options: &LoadOptions, world: World) -> Self {
-        let world = Arc::new(Mutex::new(world));
-        let shared = world.clone();
-        let make = move |target: Target<'_>| {
-            let mut world = shared.lock().unwrap();
-            world.built += 1;
-            let (kind, reason) = match target {
-                Target::AsWanted => ("discrete GPU", ""),
-                Target::Processor(reason) => ("CPU", reason),
-            };
-            world.on_processor.push(kind == "CPU");
-            if world.refusals > 0 && world.built > 1 && kind != "CPU" {
-                world.refusals -= 1;
-                return Err(LoadError::NoDevice("none yet".into()));
-            }
-            let runner = Box::new(Simulated { sizes, memory: vec![0; sizes.pages * PAGE], world: shared.clone() });
-            let (name, backend, driver) = ("simulated".into(), "none".into(), "none".into());
-            let device = DeviceInfo { name, backend, kind, driver, reason: reason.into() };
-            Ok(Made { runner, placement: Placement::new(device, 0) })
+        Self::with(sizes, options, world, Faults::default()).unwrap()
+    }
+
+    fn with(sizes: Sizes, options: &LoadOptions, world: World, faults: Faults) -> Result<Self, LoadError> {
+        let (world, faults) = (Arc::new(Mutex::new(world)), Arc::new(Mutex::new(faults)));
+        let (seen, meets) = (world.clone(), faults.clone());
+        let runner = move || -> Box<dyn Runner> {
+            let memory = vec![0; sizes.pages * PAGE];
+            Box::new(Simulated { sizes, memory, world: seen.clone(), faults: meets.clone() })
         };
-        let first = make(Target::AsWanted).unwrap();
-        let made = Rebuildable::new(first, options.device == DeviceChoice::Auto, 1000, Box::new(make));
+        let made = rebuildable(&options.name, options.device == DeviceChoice::Auto, &faults, runner);
         let text = text();
-        let tuning = Tuning { hang_least: Duration::from_millis(300), retry_first: Duration::from_millis(20) };
-        let handle = begin(made, sizes, text.tokenizer(), options, "simulated", tuning).unwrap();
+        let handle = begin(made, sizes, text.tokenizer(), options, tuning(&faults))?;
         world.lock().unwrap().steps.clear();
-        Self { handle, world, text }
+        Ok(Self { handle, faults, world, text })
     }
 
     fn submit(&self, request: Generate) -> Receiver<Event> {
@@ -427,145 +402,6 @@ fn a_tenant_with_many_requests_does_not_hold_up_another() {
     let last = many.split_off(8);
     assert!(last.iter().all(Receiver::is_empty));
     many.iter().chain(&last).for_each(|events| assert!(all(events).end.is_ok()));
-}
-
-#[test]
-fn a_device_that_fails_is_set_up_again_and_only_its_requests_fail() {
-    for fault in [Fault::Error, Fault::Panic] {
-        let world = World { end: -9.0, refusals: 2, row_time: Duration::from_micros(100), ..World::default() };
-        let scene = Scene::new(sizes(2, 8 * PAGE, 20), &options(8), world);
-        let ask = || scene.handle.submit(Generate { max_tokens: Some(100), ..Generate::new(words(1, 1, 40)) });
-        let before = all(&ask().unwrap()).answers;
-        let running = ask().unwrap();
-        while !matches!(running.recv_blocking().unwrap(), Event::Text { .. }) {}
-        scene.world.lock().unwrap().faults.push_back(fault);
-        assert!(matches!(all(&running).end, Err(EngineError::Device(_))));
-        // Not dead: busy, then ready, with nothing left of what was in the old device's cache.
-        let started = Instant::now();
-        let after = loop {
-            match ask() {
-                Ok(events) => match all(&events) {
-                    All { answers, end: Ok(finished) } => break (answers, finished),
-                    All { end: Err(e), .. } => assert!(matches!(e, EngineError::Device(_)), "{e:?}"),
-                },
-                Err(busy) => assert_eq!(busy.reason, BusyReason::Recovering),
-            }
-            assert!(started.elapsed() < Duration::from_secs(30));
-            std::thread::sleep(Duration::from_millis(2));
-        };
-        assert_eq!(after.1.cached_tokens, 0);
-        assert_eq!(before.len(), after.0.len());
-        let stats = scene.handle.stats();
-        assert_eq!((stats.faults, stats.is_ready), (1, true));
-        assert_eq!(scene.world.lock().unwrap().built, 4);
-    }
-}
-
-#[test]
-fn a_device_that_hangs_fails_its_requests_in_time() {
-    let scene = Scene::new(sizes(2, 8 * PAGE, 20), &options(8), World { end: -9.0, ..World::default() });
-    scene.world.lock().unwrap().faults.push_back(Fault::Hang(Duration::from_secs(2)));
-    let started = Instant::now();
-    let running = scene.submit(Generate { max_tokens: Some(5), ..Generate::new(words(1, 1, 40)) });
-    assert!(matches!(all(&running).end, Err(EngineError::Device(_))));
-    assert!(started.elapsed() < Duration::from_secs(2), "it was told before the device came back");
-    assert!(!scene.handle.stats().is_ready);
-    let busy = scene.handle.submit(Generate::new(words(1, 1, 4))).unwrap_err();
-    assert_eq!(busy.reason, BusyReason::Recovering);
-    while !scene.handle.stats().is_ready {
-        assert!(started.elapsed() < Duration::from_secs(30));
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let after = scene.submit(Generate { max_tokens: Some(5), ..Generate::new(words(1, 1, 40)) });
-    assert!(all(&after).end.is_ok());
-    assert_eq!(scene.world.lock().unwrap().built, 2);
-}
-
-/// Waits until the model is ready after it was not.
-fn ready_again(handle: &Handle, faults: u64) {
-    let started = Instant::now();
-    while !handle.stats().is_ready || handle.stats().faults < faults {
-        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", handle.stats());
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-#[test]
-fn a_gpu_that_is_lost_makes_way_for_the_processor_where_the_choice_is_ours() {
-    let ask = |scene: &Scene| {
-        all(&scene.submit(Generate { max_tokens: Some(5), ..Generate::new(words(1, 1, 40)) })).end.map(|_| ())
-    };
-    let world = || World { end: -9.0, ..World::default() };
-    // It cannot be had any more.
-    let ours = LoadOptions { device: DeviceChoice::Auto, ..options(8) };
-    let scene = Scene::new(sizes(2, 8 * PAGE, 20), &ours, World { refusals: usize::MAX, ..world() });
-    assert_eq!(scene.handle.placement().device.kind, "discrete GPU");
-    scene.world.lock().unwrap().faults.push_back(Fault::Error);
-    assert!(matches!(ask(&scene), Err(EngineError::Device(_))));
-    ready_again(&scene.handle, 1);
-    assert_eq!(ask(&scene), Ok(()));
-    let placement = scene.handle.placement();
-    assert_eq!(placement.device.kind, "CPU");
-    assert!(placement.device.reason.contains("none yet") && placement.rate > 0.0, "{placement:?}");
-    assert_eq!(scene.world.lock().unwrap().on_processor, [false, false, true]);
-    // It comes back each time and fails again: the third time is the last.
-    let scene = Scene::new(sizes(2, 8 * PAGE, 20), &ours, world());
-    for faults in 1..=3 {
-        scene.world.lock().unwrap().faults.push_back(Fault::Error);
-        assert!(matches!(ask(&scene), Err(EngineError::Device(_))));
-        ready_again(&scene.handle, faults);
-        assert_eq!(ask(&scene), Ok(()));
-    }
-    assert_eq!(scene.handle.placement().device.kind, "CPU");
-    assert_eq!(scene.world.lock().unwrap().on_processor, [false, false, false, true]);
-    // It was named: then nothing takes its place.
-    let scene = Scene::new(sizes(2, 8 * PAGE, 20), &options(8), World { refusals: 1, ..world() });
-    scene.world.lock().unwrap().faults.push_back(Fault::Panic);
-    assert!(matches!(ask(&scene), Err(EngineError::Device(_))));
-    ready_again(&scene.handle, 1);
-    assert_eq!(scene.world.lock().unwrap().on_processor, [false; 3]);
-}
-
-#[test]
-fn a_gpu_that_cannot_run_its_first_step_makes_way_too() {
-    let fault = || World { faults: VecDeque::from([Fault::Error]), ..World::default() };
-    let ours = LoadOptions { device: DeviceChoice::Auto, ..options(8) };
-    let scene = Scene::new(sizes(2, 8 * PAGE, 20), &ours, fault());
-    assert_eq!(scene.handle.placement().device.kind, "CPU");
-    assert!(scene.handle.placement().device.reason.contains("out of memory"));
-}
-
-#[test]
-fn a_defect_outside_a_step_ends_the_engine_and_says_so() {
-    let world = World { copies: true, copy_panics: true, end: -9.0, ..World::default() };
-    let scene = Scene::new(sizes(4, 8 * PAGE, 40), &options(8), world);
-    let ask = |choices, length| {
-        let choices = NonZeroU32::new(choices).unwrap();
-        Generate { choices, max_tokens: Some(20), ..Generate::new(words(1, 1, length)) }
-    };
-    let other = scene.submit(ask(1, 5));
-    let end = all(&scene.submit(ask(2, 40))).end;
-    assert!(matches!(&end, Err(EngineError::Defect(why)) if why.contains("a defect outside")), "{end:?}");
-    assert!(matches!(all(&other).end, Ok(_) | Err(EngineError::Defect(_))));
-    assert!(scene.handle.has_ended() && !scene.handle.stats().is_ready);
-    assert_eq!(scene.handle.submit(ask(1, 5)).unwrap_err().reason, BusyReason::Stopped);
-    assert_eq!(scene.handle.stats().active, 0);
-}
-
-#[test]
-fn an_engine_that_ends_while_it_recovers_ends() {
-    let world = World { refusals: usize::MAX, ..World::default() };
-    let scene = Scene::new(sizes(2, 8 * PAGE, 20), &options(8), world);
-    scene.world.lock().unwrap().faults.push_back(Fault::Error);
-    assert!(all(&scene.submit(Generate::new(words(1, 1, 4)))).end.is_err());
-    let Scene { handle, world, .. } = scene;
-    drop(handle);
-    let started = Instant::now();
-    // The thread holds the last but one of the world's owners.
-    while Arc::strong_count(&world) > 1 {
-        assert!(started.elapsed() < Duration::from_secs(30));
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 proptest! {

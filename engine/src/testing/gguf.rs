@@ -59,6 +59,10 @@ impl Gguf {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.array(key, 5, values.len(), &bytes);
     }
+    pub(crate) fn floats(&mut self, key: &str, values: &[f32]) {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.array(key, 6, values.len(), &bytes);
+    }
     pub(crate) fn tensor(&mut self, name: &str, kind: TensorType, dimensions: &[usize], data: &[u8]) {
         string(&mut self.table, name);
         self.table.extend((dimensions.len() as u32).to_le_bytes());

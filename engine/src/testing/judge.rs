@@ -18,7 +18,7 @@ use crate::text::Tokenizer;
 use crate::{Engine, LoadOptions};
 
 /// What is hard to cut into tokens.
-const CORPUS: [&str; 24] = [
+pub(super) const CORPUS: [&str; 24] = [
     "Hello, world!",
     " leading and trailing spaces  ",
     "tabs\tand\nnew\r\nlines\n\n\nand   runs      of spaces",
@@ -45,7 +45,7 @@ const CORPUS: [&str; 24] = [
     "\n",
 ];
 
-fn needed(variable: &str, default: &str, how: &str) -> PathBuf {
+pub(super) fn needed(variable: &str, default: &str, how: &str) -> PathBuf {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned();
     let path = std::env::var_os(variable).map_or_else(|| root.join(default), PathBuf::from);
     assert!(path.exists(), "{} is not there: {how} ({variable} names another place)", path.display());
@@ -72,23 +72,32 @@ fn judge(model: &Path, calls: &[Value]) -> Vec<Value> {
     ask(&json!({"model": model, "context": 512, "calls": calls}))
 }
 
-/// A file of a small random model of an architecture with matrices of a type.
-fn small(architecture: &str, kind: TensorType) -> Gguf {
-    // Heads as wide as the model together where llama.cpp asks for it.
-    let head_dim = if architecture == "qwen2" { 64 } else { 32 };
-    let (width, feed_forward, heads, kv_heads) = (256, 512, 4, 2);
-    // Gemma looks at everything in its sixth layer only.
-    let layers = if architecture == "gemma3" { 6 } else { 2 };
-    let mut rng = ChaCha8Rng::seed_from_u64(21);
-    let mut file = Gguf::gentle();
+/// Heads as wide as the model together where llama.cpp asks for it.
+fn head_dim(architecture: &str) -> usize {
+    if architecture == "qwen2" { 64 } else { 32 }
+}
+
+const WIDTH: usize = 256;
+const FEED_FORWARD: usize = 512;
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+
+/// Gemma looks at everything in its sixth layer only.
+fn layers(architecture: &str) -> usize {
+    if architecture == "gemma3" { 6 } else { 2 }
+}
+
+/// The sizes of a small model.
+pub(super) fn small_sizes(architecture: &str, file: &mut Gguf) {
+    let head_dim = head_dim(architecture);
     file.text("general.architecture", architecture);
     for (key, value) in [
         ("context_length", 128),
-        ("embedding_length", width),
-        ("block_count", layers),
-        ("feed_forward_length", feed_forward),
-        ("attention.head_count", heads),
-        ("attention.head_count_kv", kv_heads),
+        ("embedding_length", WIDTH),
+        ("block_count", layers(architecture)),
+        ("feed_forward_length", FEED_FORWARD),
+        ("attention.head_count", HEADS),
+        ("attention.head_count_kv", KV_HEADS),
         ("attention.key_length", head_dim),
         ("attention.value_length", head_dim),
         ("rope.dimension_count", head_dim),
@@ -100,16 +109,25 @@ fn small(architecture: &str, kind: TensorType) -> Gguf {
     }
     file.float(&format!("{architecture}.attention.layer_norm_rms_epsilon"), 1e-6);
     file.float(&format!("{architecture}.rope.freq_base"), 5e4);
+}
+
+/// A file of a small random model of an architecture with matrices of a type.
+pub(super) fn small(architecture: &str, kind: TensorType) -> Gguf {
+    let (width, feed_forward, heads, kv_heads) = (WIDTH, FEED_FORWARD, HEADS, KV_HEADS);
+    let (head_dim, layers) = (head_dim(architecture), layers(architecture));
+    let mut rng = ChaCha8Rng::seed_from_u64(21);
+    let mut file = Gguf::gentle();
+    small_sizes(architecture, &mut file);
     let mut tokens = super::byte_tokens();
-    tokens.extend(["<|im_start|>", "<|im_end|>"].map(str::to_owned));
+    tokens.extend(["<|im_start|>", "<|im_end|>", "Ġt"].map(str::to_owned));
     file.text("tokenizer.ggml.model", "gpt2");
     file.text("tokenizer.ggml.pre", "gpt-2");
-    let kinds: Vec<i32> = (0..tokens.len()).map(|id| if id < 256 { 1 } else { 3 }).collect();
+    let kinds: Vec<i32> = (0..tokens.len()).map(|id| if matches!(id, 256 | 257) { 3 } else { 1 }).collect();
     file.texts("tokenizer.ggml.tokens", &tokens);
     file.integers("tokenizer.ggml.token_type", &kinds);
     file.texts("tokenizer.ggml.merges", &["Ġ t".to_owned()]);
-    file.number("tokenizer.ggml.eos_token_id", tokens.len() - 1);
-    file.number("tokenizer.ggml.bos_token_id", tokens.len() - 2);
+    file.number("tokenizer.ggml.eos_token_id", 257);
+    file.number("tokenizer.ggml.bos_token_id", 256);
     let norm = |rng: &mut ChaCha8Rng, n: usize| -> Vec<u8> {
         (0..n).flat_map(|_| rng.random_range(0.5f32..1.5).to_le_bytes()).collect()
     };
@@ -151,7 +169,7 @@ fn small(architecture: &str, kind: TensorType) -> Gguf {
 }
 
 /// The logarithms of the probabilities after each of the last `steps` tokens.
-fn log_probabilities(path: &Path, tokens: &[u32], steps: usize) -> Vec<Vec<f64>> {
+pub(super) fn log_probabilities(path: &Path, tokens: &[u32], steps: usize) -> Vec<Vec<f64>> {
     let file = ModelFile::open(path).unwrap();
     let shape = Shape::of(&file).unwrap();
     shape.check(&file).unwrap();
@@ -179,7 +197,7 @@ fn same_probabilities(architecture: &str, kind: TensorType) {
     let tokens: Vec<u32> = (0..36u32).map(|n| (n * 37 + 11) % 256).collect();
     // The token that is chosen is forced to be a whole character: of others llama.cpp tells nothing.
     let call = |end: usize| {
-        let body = json!({"prompt": tokens[..end], "n_predict": 1, "temperature": 0, "n_probs": 258,
+        let body = json!({"prompt": tokens[..end], "n_predict": 1, "temperature": 0, "n_probs": 259,
             "logit_bias": [[65, 1000]], "cache_prompt": false});
         json!(["/completion", body])
     };

@@ -137,6 +137,8 @@ pub struct ToolReader {
     /// Calls that may yet come.
     left: usize,
     held: String,
+    /// Bytes of it that hold no end of a call.
+    searched: usize,
     state: State,
     /// What stood before the call that is read: blanks and its beginning, which are text if it is none.
     before: String,
@@ -158,7 +160,7 @@ impl ToolReader {
     pub fn new(style: ToolStyle, tools: &[Tool], most: usize, must_call: bool) -> Self {
         let names = tools.iter().map(|tool| tool.name.clone()).collect();
         let state = if must_call { State::Call } else { State::Begin };
-        Self { style, names, left: most, held: String::new(), state, before: String::new(), called: false }
+        Self { style, names, left: most, held: String::new(), searched: 0, state, before: String::new(), called: false }
     }
 
     /// Takes a piece of the answer.
@@ -187,7 +189,15 @@ impl ToolReader {
     /// One step; whether there may be another.
     fn hermes(&mut self, out: &mut Vec<Said>) -> bool {
         if self.state == State::Call {
-            let Some((inside, after)) = self.held.split_once(END) else { return false };
+            // Arguments may be long: what was searched is not searched again.
+            let from = self.held.floor_char_boundary(self.searched.saturating_sub(END.len()));
+            let Some(at) = self.held.get(from..).and_then(|new| new.find(END)).map(|at| from + at) else {
+                self.searched = self.held.len();
+                return false;
+            };
+            self.searched = 0;
+            let (inside, after) = (self.held.get(..at).unwrap_or_default(), self.held.get(at + END.len()..));
+            let after = after.unwrap_or_default();
             let calls = self.calls(inside);
             let (whole, after) = (format!("{}{inside}{END}", self.before), after.to_owned());
             match calls {

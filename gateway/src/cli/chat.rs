@@ -40,7 +40,8 @@ pub(super) struct ChatArguments {
 /// The model that is meant, with what the engine is told of it.
 fn find(arguments: &ChatArguments) -> Result<LoadOptions, String> {
     let named = arguments.model.as_deref();
-    if let Some(file) = named.map(Path::new).filter(|file| file.is_file()) {
+    let is_model = |path: &&Path| path.is_file() || path.join("config.json").is_file();
+    if let Some(file) = named.map(Path::new).filter(is_model) {
         return Ok(LoadOptions { cache_dir: cache_dir(), ..LoadOptions::new(file) });
     }
     let path = find_config(arguments.config.clone())?;

@@ -139,8 +139,8 @@ impl Compiler {
         if !errors.is_empty() {
             return Err(SnapshotError(errors));
         }
-        let loaded =
-            Models::load(&config.models, previous.map(|p| &p.models), &self.metrics, self.cache_dir.as_deref()).await;
+        let (memory, running) = (config.limits.model_memory.map(|size| size.0), previous.map(|p| &p.models));
+        let loaded = Models::load(&config.models, memory, running, &self.metrics, self.cache_dir.as_deref()).await;
         let models = loaded.map_err(|e| SnapshotError(e.iter().map(ToString::to_string).collect()))?;
         let identity = identity.map_err(|e| SnapshotError(vec![e.to_string()]))?;
         let header = |name: &Option<String>| name.as_ref().and_then(|n| HeaderName::from_bytes(n.as_bytes()).ok());

@@ -71,6 +71,10 @@ impl From<NotLoaded> for SpillError {
             NotLoaded::Loading => {
                 no_room("The model inside the gateway is being loaded; try again.", Duration::from_secs(1))
             }
+            NotLoaded::NoRoom => no_room(
+                "There is no memory for the model inside the gateway while others are in use; try again.",
+                Duration::from_secs(1),
+            ),
             NotLoaded::Failed(wait) => {
                 no_room("The model inside the gateway cannot be loaded; its log says why.", wait)
             }

@@ -5,6 +5,8 @@ use std::path::Path;
 use spillway_config::schema::{Device, Model};
 use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, LoadError, LoadOptions, Task};
 
+use super::memory::NoRoom;
+
 /// A model that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -44,6 +46,14 @@ pub enum ModelError {
         /// The keys.
         keys: String,
     },
+    /// There is no memory for it beside the others.
+    #[error("model `{model}`: {source}")]
+    Room {
+        /// Its name.
+        model: String,
+        /// How much is missing.
+        source: NoRoom,
+    },
     /// The environment names no vector unit.
     #[error("{VECTOR_UNIT} is `{0}`: it must be one of {units}", units = CpuUnit::ALL.map(CpuUnit::name).join(", "))]
     Unit(String),
@@ -79,13 +89,13 @@ pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> Result<LoadO
         },
         cpu: CpuOptions { cores: written.cores.and_then(|cores| cores.try_into().ok()), unit: cpu_unit()? },
         context_length: written.context_length.map(Into::into),
-        max_sequences: written.max_sequences.get(),
+        max_sequences: written.max_sequences().get(),
         max_queue: written.max_queue,
         max_queue_wait: written.max_queue_wait.0,
-        stall_timeout: written.stall_timeout.0,
+        stall_timeout: written.stall_timeout(),
         memory: written.memory.map(|size| size.0),
         kv_cache: written.kv_cache.map(|size| size.0),
-        token_pause: written.token_pause.0,
+        token_pause: written.token_pause(),
         cache_dir: cache_dir.map(Path::to_owned),
         ..LoadOptions::new(&written.source)
     })

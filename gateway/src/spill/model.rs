@@ -1,6 +1,7 @@
 //! A model inside the gateway: its engine, which is loaded when it is needed and let go when nobody needs it, and what is
 //! counted of it. It owns the engine; which models there are says the pool.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::files::Identities;
 use super::loading::{ModelError, load_engine};
+use super::memory::{Held, ModelMemory, NoRoom};
 use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
 
 /// How long a model that could not be loaded on demand is not tried again.
@@ -26,6 +28,12 @@ pub struct LoadedModel {
     task: Task,
     files: Option<Identities>,
     options: LoadOptions,
+    /// Bytes that it will take: as its file says, or more where a device took more.
+    needs: AtomicU64,
+    memory: Arc<ModelMemory>,
+    /// How often it was unloaded for another, and could not be loaded for want of memory.
+    evictions: AtomicU64,
+    no_room: AtomicU64,
     state: Mutex<State>,
     /// Held by whoever loads it.
     loading: Arc<tokio::sync::Mutex<()>>,
@@ -39,11 +47,13 @@ pub struct LoadedModel {
 }
 
 struct State {
-    engine: Option<Engine>,
+    engine: Option<Held>,
     /// When it was needed last.
     used: Instant,
     /// When it could not be loaded, and why.
     failed: Option<(Instant, String)>,
+    /// What unloads it when it is idle for long.
+    unloader: Option<tokio::task::AbortHandle>,
 }
 
 /// Why a model that is loaded on demand is not there.
@@ -53,15 +63,18 @@ pub(super) enum NotLoaded {
     Loading,
     /// It could not be loaded; it is tried again after this time.
     Failed(Duration),
+    /// Others that are in use hold the memory.
+    NoRoom,
 }
 
 impl LoadedModel {
-    /// A model that nothing was loaded of yet.
+    /// A model that nothing was loaded of yet; the bytes that its file says it will take, and the budget they come from.
     pub(super) fn new(
         written: &Model,
         task: Task,
         files: Option<Identities>,
         options: LoadOptions,
+        (needs, memory): (u64, &Arc<ModelMemory>),
         metrics: &Metrics,
     ) -> Result<Self, ModelError> {
         let name = &written.name;
@@ -69,7 +82,11 @@ impl LoadedModel {
         let served_by = HeaderValue::from_bytes(text.as_bytes());
         Ok(Self {
             options,
-            state: Mutex::new(State { engine: None, used: Instant::now(), failed: None }),
+            needs: AtomicU64::new(needs),
+            memory: Arc::clone(memory),
+            evictions: AtomicU64::new(0),
+            no_room: AtomicU64::new(0),
+            state: Mutex::new(State { engine: None, used: Instant::now(), failed: None, unloader: None }),
             loading: Arc::default(),
             written: written.clone(),
             task,
@@ -79,7 +96,7 @@ impl LoadedModel {
             served_by_text: text.into(),
             metrics: metrics.model("spillway", name),
             encoders: Arc::new(Semaphore::new(ENCODERS)),
-            over_limit: Arc::new(Semaphore::new(share_of(written.max_sequences.get(), written.over_limit_share))),
+            over_limit: Arc::new(Semaphore::new(share_of(written.max_sequences().get(), written.over_limit_share()))),
         })
     }
 
@@ -120,8 +137,8 @@ impl LoadedModel {
     /// nobody waits, so that it takes nothing from requests within their limits.
     pub fn place_over_limit(&self) -> Option<OwnedSemaphorePermit> {
         // One that is not loaded has all places.
-        let stats = self.state.lock().engine.as_ref().map(Engine::stats).unwrap_or_default();
-        let all = usize::try_from(self.written.max_sequences.get()).unwrap_or(usize::MAX);
+        let stats = self.state.lock().engine.as_ref().map(|engine| engine.stats()).unwrap_or_default();
+        let all = usize::try_from(self.written.max_sequences().get()).unwrap_or(usize::MAX);
         if stats.waiting > 0 || stats.active >= all {
             return None;
         }
@@ -133,7 +150,8 @@ impl LoadedModel {
     }
     /// What it says of itself now; little while it is not loaded.
     pub fn sample(&self) -> EngineSample {
-        let engine = self.state.lock().engine.clone();
+        // Not a holder: what is only looked at may still be unloaded.
+        let engine = self.state.lock().engine.as_deref().cloned();
         let stats = engine.as_ref().map(Engine::stats).unwrap_or_default();
         let placement = engine.as_ref().map(Engine::placement);
         let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
@@ -147,6 +165,8 @@ impl LoadedModel {
             cached: stats.cached_tokens,
             preemptions: stats.preemptions,
             faults: stats.faults,
+            evictions: self.evictions.load(Ordering::Relaxed),
+            no_room: self.no_room.load(Ordering::Relaxed),
             is_loaded: engine.is_some(),
             is_ready: stats.is_ready,
             estimated_wait: stats.estimated_wait,
@@ -161,10 +181,10 @@ impl LoadedModel {
 
     /// The engine, where it is loaded. One that has ended by a defect is let go, and loaded again after a while: what
     /// ended it may come again.
-    pub(super) fn engine_now(&self) -> Option<Engine> {
+    pub(super) fn engine_now(&self) -> Option<Held> {
         let mut state = self.state.lock();
         state.used = Instant::now();
-        if state.engine.as_ref().is_some_and(Engine::has_ended) {
+        if state.engine.as_ref().is_some_and(|engine| engine.has_ended()) {
             state.engine = None;
             state.failed = Some((Instant::now(), "it has ended".into()));
             tracing::error!(event = "model_ended", model = %self.written.name, retry_after = RELOAD_AFTER.as_secs_f64());
@@ -173,7 +193,7 @@ impl LoadedModel {
     }
 
     /// The engine; it is loaded where it is not. Loading goes on for the next when this one does not wait for its end.
-    pub(super) async fn engine(self: &Arc<Self>, deadline: Instant) -> Result<Engine, NotLoaded> {
+    pub(super) async fn engine(self: &Arc<Self>, deadline: Instant) -> Result<Held, NotLoaded> {
         if let Some(engine) = self.engine_now() {
             return Ok(engine);
         }
@@ -196,38 +216,78 @@ impl LoadedModel {
         match tokio::time::timeout_at(deadline.into(), work).await {
             Err(_) => Err(NotLoaded::Loading),
             Ok(Ok(Ok(engine))) => Ok(engine),
+            Ok(Ok(Err(ModelError::Room { source, .. }))) if source.needed <= source.limit => Err(NotLoaded::NoRoom),
             Ok(Ok(Err(_)) | Err(_)) => Err(NotLoaded::Failed(RELOAD_AFTER)),
         }
     }
 
     /// Loads it and keeps it.
-    pub(super) async fn load(self: &Arc<Self>) -> Result<Engine, ModelError> {
-        let loaded = load_engine(self.options.clone()).await;
+    pub(super) async fn load(self: &Arc<Self>) -> Result<Held, ModelError> {
+        let loaded = self.load_into_room().await;
         let mut state = self.state.lock();
         state.used = Instant::now();
         match loaded {
             Ok(engine) => {
                 state.engine = Some(engine.clone());
                 state.failed = None;
-                drop(state);
                 if !self.written.keep_warm {
-                    tokio::spawn(unload_when_idle(Arc::downgrade(self), self.written.idle_unload()));
+                    let unload = tokio::spawn(unload_when_idle(Arc::downgrade(self), self.written.idle_unload()));
+                    if let Some(before) = state.unloader.replace(unload.abort_handle()) {
+                        before.abort();
+                    }
                 }
                 Ok(engine)
             }
             Err(error) => {
                 tracing::error!(event = "model_not_loaded", model = %self.written.name, reason = %error);
-                state.failed = Some((Instant::now(), error.to_string()));
+                match error {
+                    // Others that are done with their memory make room at any time; what is more than there is never fits.
+                    ModelError::Room { source: NoRoom { needed, limit, .. }, .. } if needed <= limit => {
+                        self.no_room.fetch_add(1, Ordering::Relaxed);
+                    }
+                    _ => state.failed = Some((Instant::now(), error.to_string())),
+                }
                 Err(error)
             }
         }
     }
 
+    async fn load_into_room(&self) -> Result<Held, ModelError> {
+        let room = |source| ModelError::Room { model: self.written.name.clone(), source };
+        let mut share = self.memory.take(self.needs.load(Ordering::Relaxed)).map_err(room)?;
+        let engine = load_engine(self.options.clone()).await?;
+        let taken = engine.placement().memory_bytes;
+        // Where that is too much, it is not loaded again to find out.
+        self.needs.fetch_max(taken, Ordering::Relaxed);
+        share.settle(taken).map_err(room)?;
+        Ok(Held::new(engine, share))
+    }
+
+    /// Since when nobody has needed it, and the bytes that it holds, where it may be unloaded.
+    pub(super) fn idle(&self) -> Option<(Instant, u64)> {
+        let state = self.state.lock();
+        let engine = state.engine.as_ref().filter(|engine| !self.written.keep_warm && engine.is_idle())?;
+        Some((state.used, engine.bytes()))
+    }
+
+    /// Lets its engine go for another model; false where somebody has it again.
+    pub(super) fn make_room(&self) -> bool {
+        let mut state = self.state.lock();
+        if !state.engine.as_ref().is_some_and(Held::is_idle) {
+            return false;
+        }
+        let engine = state.engine.take();
+        drop(state);
+        self.evictions.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(event = "model_unloaded", model = %self.written.name, reason = "another needs its memory");
+        drop(engine);
+        true
+    }
+
     /// Lets its engine go if nobody has needed it for so long; else says how long it may yet be needed.
     fn unload_if_idle(&self, idle: Duration) -> Option<Duration> {
         let mut state = self.state.lock();
-        let stats = state.engine.as_ref()?.stats();
-        if stats.active + stats.waiting > 0 {
+        if !state.engine.as_ref()?.is_idle() {
             state.used = Instant::now();
         }
         let left = idle.checked_sub(state.used.elapsed()).filter(|left| !left.is_zero());
@@ -267,7 +327,8 @@ impl LoadedModel {
     /// A model that nothing was loaded of.
     pub(super) fn for_tests(written: &Model) -> Arc<Self> {
         let options = super::options(written, None).unwrap();
-        Arc::new(Self::new(written, Task::Generate, None, options, &Metrics::new()).unwrap())
+        let memory = ModelMemory::new(None);
+        Arc::new(Self::new(written, Task::Generate, None, options, (0, &memory), &Metrics::new()).unwrap())
     }
 }
 

@@ -5,27 +5,31 @@ use std::path::Path;
 use std::sync::Arc;
 
 use spillway_config::schema::{Model, ModelTask};
-use spillway_engine::Task;
+use spillway_engine::{LoadError, Task};
 
 use super::files::{Identities, identities};
 use super::loading::{ModelError, options};
+use super::memory::{ModelMemory, NoRoom};
 use super::model::LoadedModel;
 use crate::telemetry::Metrics;
 
 /// The models of one snapshot.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Models {
     models: Vec<Arc<LoadedModel>>,
+    memory: Arc<ModelMemory>,
 }
 
 impl Models {
     /// Loads what is new and keeps what did not change. All errors are told, not only the first.
     pub async fn load(
         models: &[Model],
+        memory: Option<u64>,
         previous: Option<&Self>,
         metrics: &Metrics,
         cache_dir: Option<&Path>,
     ) -> Result<Self, Vec<ModelError>> {
+        let memory = previous.map_or_else(|| ModelMemory::new(memory), |previous| previous.memory.clone());
         let mut loaded = Vec::with_capacity(models.len());
         let mut errors = Vec::new();
         for written in models {
@@ -37,12 +41,17 @@ impl Models {
                 loaded.push(kept.clone());
                 continue;
             }
-            match load_one(written, files, metrics, cache_dir).await {
+            match load_one(written, files, &memory, metrics, cache_dir).await {
                 Ok(model) => loaded.push(model),
                 Err(e) => errors.push(e),
             }
         }
-        if errors.is_empty() { Ok(Self { models: loaded }) } else { Err(errors) }
+        if errors.is_empty() { Ok(Self { models: loaded, memory }) } else { Err(errors) }
+    }
+
+    /// The budget of all models.
+    pub fn memory(&self) -> &ModelMemory {
+        &self.memory
     }
 
     /// The model of this name.
@@ -60,16 +69,22 @@ impl Models {
 async fn load_one(
     written: &Model,
     files: Option<Identities>,
+    memory: &Arc<ModelMemory>,
     metrics: &Metrics,
     cache_dir: Option<&Path>,
 ) -> Result<Arc<LoadedModel>, ModelError> {
     let name = written.name.clone();
-    let source = written.source.clone();
-    let judged = tokio::task::spawn_blocking(move || spillway_engine::inspect(&source)).await;
-    let task = judged
+    let options = options(written, cache_dir)?;
+    let asked = options.clone();
+    let judged = tokio::task::spawn_blocking(move || {
+        let info = spillway_engine::inspect(&asked.source)?;
+        Ok((info.task, spillway_engine::needs(&asked)?))
+    });
+    let (task, needs) = judged
+        .await
         .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
-        .map_err(|source| ModelError::Load { model: name.clone(), source })?
-        .task;
+        .map_err(|source| ModelError::Load { model: name.clone(), source })?;
+    let needs = needs.weights.saturating_add(needs.kv_cache).saturating_add(needs.activations);
     if let Some(wanted) = written.task.map(engine_task).filter(|wanted| *wanted != task) {
         return Err(ModelError::Task { model: name, is: task, wanted });
     }
@@ -78,9 +93,18 @@ async fn load_one(
         let keys = useless.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
         return Err(ModelError::Keys { model: name, is: task, keys });
     }
-    let model = Arc::new(LoadedModel::new(written, task, files, options(written, cache_dir)?, metrics)?);
+    if needs > memory.limit() {
+        let source = NoRoom { needed: needs, taken: memory.taken(), limit: memory.limit() };
+        return Err(ModelError::Room { model: name, source });
+    }
+    let model = Arc::new(LoadedModel::new(written, task, files, options, (needs, memory), metrics)?);
+    memory.enter(&model);
     if written.keep_warm {
-        model.load().await?;
+        match model.load().await {
+            // No fault of the configuration: the others serve meanwhile, and this one is tried again when it is needed.
+            Err(ModelError::Load { source: LoadError::Hangs { .. }, .. }) | Ok(_) => {}
+            Err(error) => return Err(error),
+        }
     } else {
         tracing::info!(event = "model_on_demand", model = %name);
     }

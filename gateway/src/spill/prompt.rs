@@ -10,6 +10,7 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use super::LoadedModel;
 use super::answer::{SpillError, no_room};
+use super::memory::Held;
 use super::stream::{Calling, internal};
 use crate::protocol::openai::{ChatRequest, Message, PromptInput, ResponseFormat, ToolChoice};
 
@@ -66,7 +67,7 @@ pub(super) fn too_long(message: String) -> SpillError {
 /// time: it is work for the processor, and more threads would only take it from the proxy.
 pub(super) async fn prepare(
     model: &Arc<LoadedModel>,
-    engine: &Engine,
+    engine: &Held,
     request: &ChatRequest,
     calling: Option<&Calling>,
     format: &ResponseFormat,
@@ -96,8 +97,8 @@ pub(super) async fn prepare(
             Duration::ZERO,
         ));
     };
+    // Both go with the work: when the caller leaves, the thread still has to finish, and the model must be there until then.
     let engine = engine.clone();
-    // The turn goes with the work: when the caller leaves, the thread still has to finish.
     let work = tokio::task::spawn_blocking(move || {
         let prepared = work.run(&engine);
         drop(turn);

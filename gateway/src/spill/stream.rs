@@ -9,10 +9,11 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use spillway_engine::text::{Said, ToolReader};
-use spillway_engine::{Engine, EngineError, Event, FinishReason, Finished, TokenStream, Tool, ToolStyle, WrittenToken};
+use spillway_engine::{EngineError, Event, FinishReason, Finished, TokenStream, Tool, ToolStyle, WrittenToken};
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::memory::Held;
 use crate::protocol::openai::{Answer, Call, Spent, WholeChoice};
 use crate::protocol::{Api, error_event};
 use crate::telemetry::ModelMetrics;
@@ -109,7 +110,7 @@ pub(super) struct Wanted {
     pub(super) served_by: HeaderValue,
     pub(super) deadline: Instant,
     /// Kept alive: an engine that is dropped fails what it runs.
-    pub(super) _engine: Option<Engine>,
+    pub(super) _engine: Option<Held>,
     /// Held to the end by an answer to a request over a limit.
     pub(super) _over_limit: Option<OwnedSemaphorePermit>,
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::device::{self, DeviceChoice};
+use crate::exec::Executor;
 use crate::exec::tests::{self, Tested};
 
 impl Tested for Gpu {

@@ -97,19 +97,24 @@ impl Bpe {
         }
     }
 
-    /// Appends the bytes of a token. A character that stands for no byte stands for itself.
+    /// Appends the bytes of a token.
     pub(super) fn bytes_of(&self, token: &str, bytes: &mut Vec<u8>) {
-        for c in token.chars() {
-            match self.byte_of.get(&c) {
-                Some(byte) => bytes.push(*byte),
-                None => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-            }
+        spell(&self.byte_of, token, bytes);
+    }
+}
+
+/// Appends the bytes of a token. A character that stands for no byte stands for itself.
+pub(super) fn spell(byte_of: &HashMap<char, u8>, token: &str, bytes: &mut Vec<u8>) {
+    for c in token.chars() {
+        match byte_of.get(&c) {
+            Some(byte) => bytes.push(*byte),
+            None => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
 }
 
 /// GPT-2's printable characters for bytes (openai/gpt-2, encoder.py, `bytes_to_unicode`), the other way round.
-fn byte_of_char() -> HashMap<char, u8> {
+pub(super) fn byte_of_char() -> HashMap<char, u8> {
     let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut next = 256u32;
     (0..=255u8)

@@ -1,8 +1,9 @@
-//! The tokenizer of a GGUF file: text to tokens by the file's own algorithm, tokens to bytes. What all algorithms share is
+//! The tokenizer of a model: text to tokens by the file's own algorithm, tokens to bytes. What all algorithms share is
 //! here: control tokens, which no text contains; user-defined tokens, which a text is cut at before anything else; where
 //! an answer ends.
 
 mod bpe;
+mod json;
 mod spm;
 mod wordpiece;
 
@@ -11,6 +12,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use crate::LoadError;
 use crate::artifact::{MetaValue, ModelFile};
 use bpe::Bpe;
+use json::Json;
 use spm::SentencePiece;
 use wordpiece::WordPiece;
 
@@ -36,12 +38,23 @@ const ENDS: [&str; 9] = [
     "<eos>",
 ];
 
+/// What begins a turn, or a part of one, and has another form than `<|…|>`.
+const BEGINS: [&str; 4] = ["<start_of_turn>", "[INST]", "[/INST]", "<bos>"];
+
+/// Whether a token by this text is one that templates mark turns with, whatever its file says: fine-tunes add some as words.
+fn marks_turns(token: &str) -> bool {
+    let within = |open: &str, close: &str| {
+        token.len() > open.len() + close.len() && token.starts_with(open) && token.ends_with(close)
+    };
+    ENDS.contains(&token) || BEGINS.contains(&token) || within("<|", "|>") || within("<｜", "｜>")
+}
+
 enum Algorithm {
     Bpe(Box<Bpe>),
     SentencePiece(Box<SentencePiece>),
     WordPiece(Box<WordPiece>),
     /// A `tokenizer.json`, which says everything itself.
-    Json(Box<tokenizers::Tokenizer>),
+    Json(Box<Json>),
 }
 
 /// Tokens of some kind by their text, found from left to right, the longest at one place.
@@ -111,7 +124,7 @@ impl<'f> Vocabulary<'f> {
     /// Whether it stands for no text. What ends a turn never does, whatever the file says.
     fn is_control(&self, id: usize) -> bool {
         matches!(self.kind(id), UNKNOWN | CONTROL)
-            || (self.kind(id) != BYTE && self.tokens.get(id).is_some_and(|token| ENDS.contains(&token.as_str())))
+            || (self.kind(id) != BYTE && self.tokens.get(id).is_some_and(|token| marks_turns(token)))
     }
 
     fn iter(&self) -> impl Iterator<Item = (u32, &'f str)> {
@@ -141,7 +154,10 @@ impl Tokenizer {
     /// Takes the tokenizer of a file.
     pub fn new(file: &ModelFile) -> Result<Self, LoadError> {
         if let Some(json) = file.tokenizer_json()? {
-            return Self::of_json(file, &json);
+            return match crate::model::table_rows(file)? {
+                None => json::of_encoder(file, &json),
+                Some(rows) => json::of_decoder(file, &json, rows),
+            };
         }
         let vocabulary = Vocabulary::of(file)?;
         let model =
@@ -211,40 +227,6 @@ impl Tokenizer {
         })
     }
 
-    /// Takes that of an encoder out of a `tokenizer.json`. What it says of padding and cutting is for training, and what
-    /// it puts around a text is put there by [`Self::encode_text`].
-    fn of_json(file: &ModelFile, json: &[u8]) -> Result<Self, LoadError> {
-        let broken = |e: tokenizers::Error| file.unsupported(format!("its `tokenizer.json` cannot be read: {e}"));
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(broken)?;
-        tokenizer.with_padding(None).with_truncation(None).map_err(broken)?;
-        // What a caller writes is text, also where it looks like a separator.
-        tokenizer.set_encode_special_tokens(true);
-        let find = |name: &str, other: &str| {
-            let found = tokenizer.token_to_id(name).or_else(|| tokenizer.token_to_id(other));
-            found.ok_or_else(|| file.unsupported(format!("its `tokenizer.json` has neither `{name}` nor `{other}`")))
-        };
-        // Its numbers may have holes; a token is one of the numbers below this.
-        let tokens = tokenizer.get_vocab(true).into_values().max().map_or(0, |last| last.saturating_add(1));
-        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-        if tokens > MAX_TOKENS {
-            return Err(file.corrupt(format!("its `tokenizer.json` numbers tokens up to {tokens}")));
-        }
-        let (bos, eos) = (find("[CLS]", "<s>")?, find("[SEP]", "</s>")?);
-        Ok(Self {
-            bytes: Vec::new(),
-            bounds: vec![0; tokens],
-            control: None,
-            control_texts: Vec::new(),
-            user_defined: None,
-            ends: Vec::new(),
-            bos: Some(bos),
-            eos: Some(eos),
-            add_bos: true,
-            add_eos: true,
-            algorithm: Algorithm::Json(Box::new(tokenizer)),
-        })
-    }
-
     /// Tokens that it knows.
     pub fn vocabulary(&self) -> usize {
         self.bounds.len()
@@ -277,7 +259,7 @@ impl Tokenizer {
         self.control.as_ref()?.split(text)
     }
 
-    /// Appends the tokens of a text. Control tokens in it are text.
+    /// Appends the tokens of a text, which begins the whole where there are none yet. Control tokens in it are text.
     pub fn encode(&self, text: &str, tokens: &mut Vec<u32>) {
         let mut rest = text;
         while let Some((before, token, after)) = self.user_defined.as_ref().and_then(|marks| marks.split(rest)) {
@@ -296,19 +278,18 @@ impl Tokenizer {
             Algorithm::Bpe(bpe) => bpe.encode(text, tokens),
             Algorithm::SentencePiece(pieces) => pieces.encode(text, tokens),
             Algorithm::WordPiece(pieces) => pieces.encode(text, tokens),
-            Algorithm::Json(tokenizer) => {
-                // A word that is not known has a token that says so: encoding does not fail.
-                if let Ok(encoding) = tokenizer.encode_fast(text, false) {
-                    tokens.extend_from_slice(encoding.get_ids());
-                }
-            }
+            Algorithm::Json(json) => json.encode(text, tokens.is_empty(), tokens),
         }
     }
 
     /// A whole text with the tokens that the model wants around it.
     pub fn encode_text(&self, text: &str) -> Vec<u32> {
-        let mut tokens: Vec<u32> = self.bos.filter(|_| self.add_bos).into_iter().collect();
+        // The text first: it begins the whole though a token stands before it.
+        let mut tokens = Vec::new();
         self.encode(text, &mut tokens);
+        if let Some(bos) = self.bos.filter(|_| self.add_bos) {
+            tokens.insert(0, bos);
+        }
         tokens.extend(self.eos.filter(|_| self.add_eos));
         tokens
     }

@@ -443,6 +443,7 @@ impl Metrics {
         now::backends(&mut now, samples.backends);
         now::endpoints(&mut now, samples.endpoints);
         now::engines(&mut now, samples.engines);
+        now::model_memory(&mut now, samples.model_memory);
         now::certificates(&mut now, samples.certificates);
         now::budgets(&mut now, samples.budgets);
         let spans = self.spans_dropped.load(Ordering::Relaxed);

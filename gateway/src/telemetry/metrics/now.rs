@@ -37,6 +37,10 @@ pub struct EngineSample {
     pub preemptions: u64,
     /// Faults of the device since load.
     pub faults: u64,
+    /// How often it was unloaded for another model.
+    pub evictions: u64,
+    /// How often it could not be loaded for want of memory.
+    pub no_room: u64,
     /// Whether it is loaded.
     pub is_loaded: bool,
     /// Whether it can run now.
@@ -122,6 +126,8 @@ pub struct BudgetSample {
 pub struct Samples<'s> {
     /// Models inside.
     pub engines: &'s [EngineSample],
+    /// Bytes that they take and may take together.
+    pub model_memory: (u64, u64),
     /// Backends.
     pub backends: &'s [BackendSample],
     /// Endpoints.
@@ -234,6 +240,17 @@ pub(super) fn counter(r: &mut Registry, name: &str, help: &str, value: u64) {
     r.register(name, help, counter);
 }
 
+pub(super) fn model_memory(r: &mut Registry, (taken, limit): (u64, u64)) {
+    for (name, help, value) in [
+        ("spillway_models_memory_bytes", "Memory that all models inside hold", taken),
+        ("spillway_models_memory_limit_bytes", "Memory that all models inside may hold", limit),
+    ] {
+        let gauge: Gauge = Gauge::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        r.register(name, help, gauge);
+    }
+}
+
 pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
     let mut gauge = |name: &str, help: &str, value: fn(&EngineSample) -> u64| {
         let family = Gauges::default();
@@ -299,6 +316,8 @@ pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
     counter("spillway_engine_device_faults", "Faults of the device, after each of which it is set up again", |s| {
         s.faults
     });
+    counter("spillway_engine_evictions", "Times that a model was unloaded for another", |s| s.evictions);
+    counter("spillway_engine_loads_refused", "Times that a model was not loaded for want of memory", |s| s.no_room);
     counter("spillway_engine_prompt_tokens", "Tokens read since the model was loaded", |s| s.prompt);
 }
 

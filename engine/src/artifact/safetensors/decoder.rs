@@ -1,0 +1,424 @@
+//! What the folder of a decoder says, under the keys of GGUF. Defaults are those of the classes in Hugging Face's
+//! `transformers` that a `config.json` leaves them to. A variant that would run and say nonsense is refused here.
+
+use std::collections::HashMap;
+use std::f64::consts::TAU;
+
+use serde_json::Value;
+
+use super::{Folder, Layout, MetaValue, shown};
+use crate::LoadError;
+
+/// Longest list that is read; layers and ends of answers are some dozens.
+const MAX_LIST: usize = 4096;
+/// Widest head, as the architecture's shape has it.
+const MAX_HEAD_DIM: u64 = 256;
+
+/// What `model_type` may be.
+pub(super) const MODEL_TYPES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gemma3"];
+
+/// Numbers that a `config.json` may leave out, and what stands for them.
+const GEMMA3: [(&str, u64); 6] = [
+    ("num_attention_heads", 8),
+    ("num_key_value_heads", 4),
+    ("head_dim", 256),
+    ("vocab_size", 262_208),
+    ("max_position_embeddings", 131_072),
+    ("sliding_window", 4096),
+];
+const QWEN3: [(&str, u64); 1] = [("head_dim", 128)];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Architecture {
+    Llama,
+    Qwen2,
+    Qwen3,
+    Gemma3,
+}
+
+impl Architecture {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::Gemma3 => "gemma3",
+        }
+    }
+}
+
+/// A decoder by its `config.json`.
+pub(super) struct Decoder {
+    architecture: Architecture,
+    is_mistral: bool,
+    /// Text is a part of it: what is for images is left alone.
+    sees: bool,
+    config: Value,
+}
+
+type Metadata = HashMap<String, MetaValue>;
+type Refuse<'a> = &'a dyn Fn(String) -> LoadError;
+
+impl Decoder {
+    /// `None` for what is none of these.
+    pub(super) fn of(model_type: &str, config: &Value) -> Option<Self> {
+        let architecture = match model_type {
+            "llama" | "mistral" => Architecture::Llama,
+            "qwen2" => Architecture::Qwen2,
+            "qwen3" => Architecture::Qwen3,
+            "gemma3_text" | "gemma3" => Architecture::Gemma3,
+            _ => return None,
+        };
+        let (is_mistral, sees) = (model_type == "mistral", model_type == "gemma3");
+        let mut inner = config.clone();
+        if let (true, Some(text)) = (sees, config.get("text_config")) {
+            inner = text.clone();
+            // What is said of the whole model and not of its text.
+            for key in ["eos_token_id", "tie_word_embeddings"] {
+                if let (Some(value), Some(fields)) = (config.get(key), inner.as_object_mut()) {
+                    fields.entry(key).or_insert_with(|| value.clone());
+                }
+            }
+        }
+        Some(Self { architecture, is_mistral, sees, config: inner })
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.config.get(key).filter(|value| !value.is_null())
+    }
+
+    fn number(&self, key: &str) -> Option<u64> {
+        let defaults: &[_] = match self.architecture {
+            Architecture::Gemma3 => &GEMMA3,
+            Architecture::Qwen3 => &QWEN3,
+            _ => &[],
+        };
+        let default = || defaults.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
+        self.get(key).and_then(Value::as_u64).or_else(default)
+    }
+
+    fn float(&self, key: &str) -> Option<f64> {
+        self.get(key).and_then(Value::as_f64)
+    }
+
+    /// Whether the output head is the embedding table.
+    pub(super) fn is_tied(&self) -> bool {
+        let default = self.architecture == Architecture::Gemma3;
+        self.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(default)
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        Layout { rope_halves: true, norms_less_one: self.architecture == Architecture::Gemma3 }
+    }
+
+    /// Sizes and ways of the model, and what its text is made with.
+    pub(super) fn metadata(&self, folder: &Folder, refuse: Refuse<'_>) -> Result<Metadata, LoadError> {
+        let mut metadata = HashMap::new();
+        metadata.insert("general.architecture".into(), MetaValue::String(self.architecture.name().into()));
+        self.refuse_what_is_not_run(refuse)?;
+        let mut put = |key: &str, value: MetaValue| {
+            metadata.insert(format!("{}.{key}", self.architecture.name()), value);
+        };
+        for (from, to, must) in [
+            ("num_hidden_layers", "block_count", true),
+            ("hidden_size", "embedding_length", true),
+            ("intermediate_size", "feed_forward_length", true),
+            ("num_attention_heads", "attention.head_count", true),
+            // Without it llama has as many as heads; the others always say it.
+            (
+                "num_key_value_heads",
+                "attention.head_count_kv",
+                self.architecture != Architecture::Llama || self.is_mistral,
+            ),
+            ("head_dim", "attention.key_length", false),
+            ("vocab_size", "vocab_size", true),
+        ] {
+            match self.number(from) {
+                Some(n) => put(to, MetaValue::Unsigned(n)),
+                None if must => return Err(refuse(format!("its `config.json` has no `{from}`"))),
+                None => {}
+            }
+        }
+        put("context_length", MetaValue::Unsigned(self.context(refuse)?));
+        put("attention.layer_norm_rms_epsilon", MetaValue::Float(self.float("rms_norm_eps").unwrap_or(1e-6)));
+        let (whole, local) = self.rotations();
+        put("rope.freq_base", MetaValue::Float(whole.base));
+        match whole.scaling(refuse)? {
+            Scaling::None => {}
+            Scaling::Linear(factor) => {
+                put("rope.scaling.type", MetaValue::String("linear".into()));
+                put("rope.scaling.factor", MetaValue::Float(factor));
+            }
+            Scaling::Llama3(scaling) => {
+                let head_dim = self
+                    .number("head_dim")
+                    .or_else(|| self.number("hidden_size")?.checked_div(self.number("num_attention_heads")?));
+                let dim = head_dim.filter(|dim| (2..=MAX_HEAD_DIM).contains(dim));
+                let dim = dim.ok_or_else(|| refuse("its `config.json` has no sound width of a head".into()))?;
+                put("rope.freq_factors", MetaValue::Numbers(scaling.factors(dim, whole.base)));
+            }
+        }
+        if self.architecture == Architecture::Gemma3 {
+            if !matches!(local.scaling(refuse)?, Scaling::None) {
+                return Err(refuse("it scales the positions of its windows, which this version does not run".into()));
+            }
+            put("rope.freq_base_swa", MetaValue::Float(local.base));
+            if let Some(window) = self.number("sliding_window") {
+                put("attention.sliding_window", MetaValue::Unsigned(window));
+            }
+            put("attention.sliding_window_pattern", MetaValue::Unsigned(self.pattern(refuse)?));
+            let scalar = self.float("query_pre_attn_scalar").unwrap_or(256.0);
+            put("attention.scale", MetaValue::Float(1.0 / scalar.sqrt()));
+        }
+        self.text(folder, &mut metadata)?;
+        Ok(metadata)
+    }
+
+    /// Variants that this version does not run.
+    fn refuse_what_is_not_run(&self, refuse: Refuse<'_>) -> Result<(), LoadError> {
+        let wanted = if self.architecture == Architecture::Gemma3 { "gelu_pytorch_tanh" } else { "silu" };
+        let function = self.get("hidden_activation").or_else(|| self.get("hidden_act")).and_then(Value::as_str);
+        if let Some(other) = function.filter(|name| *name != wanted) {
+            return Err(refuse(format!(
+                "its activation is `{}`; of this architecture `{wanted}` is run",
+                shown(other)
+            )));
+        }
+        for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+            if self.float(key).is_some_and(|cap| cap != 0.0) {
+                return Err(refuse(format!("its `config.json` sets `{key}`, which this version does not run")));
+            }
+        }
+        if self.get("use_bidirectional_attention").and_then(Value::as_bool) == Some(true) {
+            return Err(refuse(
+                "it looks both ways (`use_bidirectional_attention`), which this version does not run".into(),
+            ));
+        }
+        if self.float("partial_rotary_factor").is_some_and(|part| (part - 1.0).abs() > f64::EPSILON) {
+            return Err(refuse(
+                "it rotates a part of each head (`partial_rotary_factor`), which this version does not run".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Tokens that the model was trained to see. One that looks at a window only has seen all within that window.
+    fn context(&self, refuse: Refuse<'_>) -> Result<u64, LoadError> {
+        let whole = self.number("max_position_embeddings");
+        let whole = whole.ok_or_else(|| refuse("its `config.json` has no `max_position_embeddings`".into()))?;
+        let has_windows = match self.architecture {
+            Architecture::Qwen2 | Architecture::Qwen3 => {
+                self.get("use_sliding_window").and_then(Value::as_bool) == Some(true)
+            }
+            Architecture::Llama => self.is_mistral,
+            Architecture::Gemma3 => false,
+        };
+        let window = self.number("sliding_window").filter(|window| has_windows && *window > 0);
+        Ok(window.map_or(whole, |window| whole.min(window)))
+    }
+
+    /// Every so many layers one looks at everything.
+    fn pattern(&self, refuse: Refuse<'_>) -> Result<u64, LoadError> {
+        let told = self.number("sliding_window_pattern").or_else(|| self.number("_sliding_window_pattern"));
+        let Some(kinds) = self.get("layer_types").and_then(Value::as_array) else { return Ok(told.unwrap_or(6)) };
+        let is_full = |kind: &Value| kind.as_str() == Some("full_attention");
+        // Without any, no layer within the model is the one.
+        let period = kinds.iter().position(is_full).map_or(kinds.len(), |first| first) + 1;
+        let regular = kinds.iter().enumerate().all(|(n, kind)| is_full(kind) == (n + 1).is_multiple_of(period));
+        let known = kinds.iter().all(|kind| is_full(kind) || kind.as_str() == Some("sliding_attention"));
+        if !regular || !known || kinds.len() > MAX_LIST {
+            return Err(refuse("its `layer_types` are in no regular order, which this version does not run".into()));
+        }
+        u64::try_from(period).map_err(|e| refuse(e.to_string()))
+    }
+
+    /// How positions are told: of layers that look at everything, and of those that look at a window.
+    fn rotations(&self) -> (Rotation<'_>, Rotation<'_>) {
+        let gemma = self.architecture == Architecture::Gemma3;
+        let parameters = self.get("rope_parameters");
+        let base = self.float("rope_theta").unwrap_or(if gemma { 1e6 } else { 1e4 });
+        let local_base = self.float("rope_local_base_freq").unwrap_or(1e4);
+        let of = |kind: &str, base: f64, scaling| {
+            // Newer files say it of each kind of layer, or once for all; older ones keep the base apart.
+            let told = parameters.and_then(|all| all.get(kind).or(Some(all))).or(scaling);
+            let base = told.and_then(|told| told.get("rope_theta")).and_then(Value::as_f64).unwrap_or(base);
+            Rotation { base, told }
+        };
+        let whole = of("full_attention", base, self.get("rope_scaling"));
+        let windowed = parameters.is_some_and(|all| all.get("sliding_attention").is_some());
+        let local = if windowed {
+            of("sliding_attention", local_base, None)
+        } else {
+            Rotation { base: local_base, told: None }
+        };
+        (whole, local)
+    }
+
+    /// What conversations and tokens are made with, beside the tokenizer itself.
+    fn text(&self, folder: &Folder, metadata: &mut Metadata) -> Result<(), LoadError> {
+        let mut put = |key: &str, value| metadata.insert(key.to_owned(), value);
+        let told = folder.json("tokenizer_config.json")?.unwrap_or_default();
+        // A token is written as its text or as an object with it.
+        let token = |key: &str| {
+            let token = told.get(key)?;
+            token.as_str().or_else(|| token.get("content")?.as_str()).map(|text| MetaValue::String(text.to_owned()))
+        };
+        for (key, to) in [("bos_token", "tokenizer.bos"), ("eos_token", "tokenizer.eos")] {
+            if let Some(token) = token(key) {
+                put(to, token);
+            }
+        }
+        if let Some(add) = told.get("add_bos_token").and_then(Value::as_bool) {
+            put("tokenizer.add_bos", MetaValue::Bool(add));
+        }
+        let generation = folder.json("generation_config.json")?.unwrap_or_default();
+        let ends = generation.get("eos_token_id").filter(|ends| !ends.is_null()).or_else(|| self.get("eos_token_id"));
+        let ends = match ends {
+            Some(Value::Array(ends)) => ends.iter().take(MAX_LIST).filter_map(Value::as_f64).collect(),
+            Some(end) => end.as_f64().into_iter().collect(),
+            None => Vec::new(),
+        };
+        put("tokenizer.ends", MetaValue::Numbers(ends));
+        let beside = folder.text("chat_template.jinja")?;
+        let legacy = || Ok::<_, LoadError>(folder.json("chat_template.json")?.and_then(|told| template(&told)));
+        let template = match beside {
+            Some(template) => Some(template),
+            None => template(&told).map_or_else(legacy, |template| Ok(Some(template)))?,
+        };
+        if let Some(template) = template {
+            put("tokenizer.chat_template", MetaValue::String(template));
+        }
+        Ok(())
+    }
+
+    /// What GGUF calls a tensor; `None` for one that holds no weights of the text.
+    pub(super) fn gguf_name(&self, name: &str) -> Option<String> {
+        let strip =
+            |name: &str, heads: &[&str]| heads.iter().find_map(|head| name.strip_prefix(head)).map(str::to_owned);
+        let of_images =
+            ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
+        if self.sees && of_images.iter().any(|head| name.starts_with(head)) {
+            return None;
+        }
+        if name == "lm_head.weight" || (self.sees && name == "language_model.lm_head.weight") {
+            return (!self.is_tied()).then(|| "output.weight".to_owned());
+        }
+        let heads: &[&str] =
+            if self.sees { &["language_model.model.", "model.language_model.", "model."] } else { &["model."] };
+        let Some(inner) = strip(name, heads) else { return Some(name.to_owned()) };
+        match inner.as_str() {
+            "embed_tokens.weight" => return Some("token_embd.weight".into()),
+            "norm.weight" => return Some("output_norm.weight".into()),
+            _ => {}
+        }
+        let of_layer = inner.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+        let Some((n, part)) = of_layer else { return Some(name.to_owned()) };
+        // Older files keep what follows from the base.
+        if part == "self_attn.rotary_emb.inv_freq" {
+            return None;
+        }
+        let (stem, end) = part.rsplit_once('.').unwrap_or((part, ""));
+        let gemma = self.architecture == Architecture::Gemma3;
+        let stem = match stem {
+            "self_attn.q_proj" => "attn_q",
+            "self_attn.k_proj" => "attn_k",
+            "self_attn.v_proj" => "attn_v",
+            "self_attn.o_proj" => "attn_output",
+            "self_attn.q_norm" => "attn_q_norm",
+            "self_attn.k_norm" => "attn_k_norm",
+            "mlp.gate_proj" => "ffn_gate",
+            "mlp.up_proj" => "ffn_up",
+            "mlp.down_proj" => "ffn_down",
+            "input_layernorm" => "attn_norm",
+            "post_attention_layernorm" if gemma => "post_attention_norm",
+            "post_attention_layernorm" => "ffn_norm",
+            "pre_feedforward_layernorm" if gemma => "ffn_norm",
+            "post_feedforward_layernorm" if gemma => "post_ffw_norm",
+            // One that is not known stays as it is, and the model refuses to do without it.
+            _ => return Some(name.to_owned()),
+        };
+        Some(format!("blk.{n}.{stem}.{end}"))
+    }
+}
+
+/// A `chat_template`: a text, or several with names, of which one is the default.
+fn template(told: &Value) -> Option<String> {
+    let named = |name: &str| {
+        let mut all = told.get("chat_template")?.as_array()?.iter();
+        all.find(|one| one.get("name").and_then(Value::as_str) == Some(name))?.get("template")?.as_str()
+    };
+    let text = told.get("chat_template").and_then(Value::as_str).or_else(|| named("default"));
+    text.map(str::to_owned)
+}
+
+/// How positions are told to some layers.
+struct Rotation<'a> {
+    base: f64,
+    told: Option<&'a Value>,
+}
+
+enum Scaling {
+    None,
+    Linear(f64),
+    Llama3(Llama3),
+}
+
+impl Rotation<'_> {
+    fn scaling(&self, refuse: Refuse<'_>) -> Result<Scaling, LoadError> {
+        let Some(told) = self.told else { return Ok(Scaling::None) };
+        let kind = told.get("rope_type").or_else(|| told.get("type")).and_then(Value::as_str).unwrap_or("default");
+        let number = |key: &str| {
+            let number = told.get(key).and_then(Value::as_f64).filter(|n| n.is_finite() && *n > 0.0);
+            number.ok_or_else(|| refuse(format!("its positions are scaled by `{}`, without `{key}`", shown(kind))))
+        };
+        match kind {
+            "default" => Ok(Scaling::None),
+            "linear" => Ok(Scaling::Linear(number("factor")?)),
+            "llama3" => {
+                let scaling = Llama3 {
+                    factor: number("factor")?,
+                    low: number("low_freq_factor")?,
+                    high: number("high_freq_factor")?,
+                    context: number("original_max_position_embeddings")?,
+                };
+                if scaling.high <= scaling.low {
+                    return Err(refuse("`high_freq_factor` is not above `low_freq_factor`".into()));
+                }
+                Ok(Scaling::Llama3(scaling))
+            }
+            other => Err(refuse(format!(
+                "its positions are scaled by `{}`: this version runs `linear` and `llama3`",
+                shown(other)
+            ))),
+        }
+    }
+}
+
+/// How Llama 3.1 stretches its context (arXiv:2407.21783): waves that are long beside what it was trained on first become
+/// longer still, short ones stay, and between them it passes over evenly.
+struct Llama3 {
+    factor: f64,
+    low: f64,
+    high: f64,
+    /// Tokens of the context before.
+    context: f64,
+}
+
+impl Llama3 {
+    /// What the frequency of each pair is divided by.
+    #[allow(clippy::cast_precision_loss, reason = "a width of a head is small")]
+    fn factors(&self, dim: u64, base: f64) -> Vec<f64> {
+        let pairs = (0..dim / 2).map(|pair| {
+            let wave = TAU * base.powf((2 * pair) as f64 / dim as f64);
+            if wave < self.context / self.high {
+                1.0
+            } else if wave > self.context / self.low {
+                self.factor
+            } else {
+                let smooth = (self.context / wave - self.low) / (self.high - self.low);
+                1.0 / ((1.0 - smooth) / self.factor + smooth)
+            }
+        });
+        pairs.collect()
+    }
+}

@@ -1,0 +1,240 @@
+//! The thread of an encoder: it takes requests, fills steps with their texts in turns, and answers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use async_channel::{Receiver, Sender, TryRecvError};
+
+use super::input::{place, tokens_of};
+use super::{Answer, Encoded, Job, Shared, narrow};
+use crate::EngineError;
+use crate::exec::{Batch, Sizes};
+use crate::model::BertShape;
+use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch};
+use crate::text::Tokenizer;
+
+/// Length of the texts that the full step is measured with at load.
+const WARM_TOKENS: usize = 64;
+/// A step is measured so often at load, or for so long.
+const WARM_RUNS: u32 = 3;
+const WARM_TIME: Duration = Duration::from_millis(200);
+
+/// A request that is being worked on.
+pub(super) struct Work {
+    job: Job,
+    /// The first input that is not in a step yet.
+    next: usize,
+    done: Vec<Option<Encoded>>,
+}
+
+/// A text of a step.
+struct Placed {
+    /// Which of the running requests, and which of its inputs.
+    work: usize,
+    input: usize,
+    tokens: usize,
+    truncated: bool,
+}
+
+pub(super) struct Worker {
+    pub(super) name: String,
+    pub(super) made: Rebuildable,
+    pub(super) shape: BertShape,
+    pub(super) sizes: Sizes,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) jobs: Receiver<Job>,
+    pub(super) running: VecDeque<Work>,
+    pub(super) tuning: Tuning,
+    pub(super) watch: Watch<Sender<Answer>>,
+}
+
+impl Serves for Worker {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn requests(&self) -> usize {
+        self.running.len()
+    }
+
+    fn made(&mut self) -> &mut Rebuildable {
+        &mut self.made
+    }
+
+    /// A short text, which reads all weights for one row, then as many as a step holds.
+    fn warm_up(&mut self) -> Result<Measured, EngineError> {
+        let step = self.measure(1, 1)?;
+        let length = WARM_TOKENS.min(self.shape.context).max(1);
+        let texts = (self.sizes.max_rows / length).clamp(1, self.sizes.max_picks);
+        let full = self.measure(texts, length)?;
+        let rows = u32::try_from(texts * length).unwrap_or(u32::MAX);
+        let cost = full / rows.max(1);
+        self.shared.cost.store(u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        Ok(Measured { rate: f64::from(rows) / full.as_secs_f64().max(f64::MIN_POSITIVE), step })
+    }
+
+    fn refuse(&mut self, fault: &EngineError) {
+        while let Ok(job) = self.jobs.try_recv() {
+            self.shared.left(&job);
+            job.answer.fail(fault.clone());
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.shared.stopped.load(Ordering::Acquire) || self.jobs.is_closed()
+    }
+}
+
+impl Worker {
+    /// How long a step of such texts takes. The first run pays for what is compiled.
+    fn measure(&mut self, texts: usize, length: usize) -> Result<Duration, EngineError> {
+        let mut batch = Batch { pages: vec![0; self.sizes.slots * self.sizes.pages_per_slot()], ..Batch::default() };
+        for _ in 0..texts {
+            place(&mut batch, &vec![0; length], length);
+        }
+        self.made.forward_within(self.tuning.first_step, &self.watch, &batch)?;
+        let (began, mut took) = (Instant::now(), Duration::MAX);
+        for _ in 0..WARM_RUNS {
+            let started = Instant::now();
+            self.made.forward_within(self.tuning.first_step, &self.watch, &batch)?;
+            took = took.min(started.elapsed());
+            if began.elapsed() > WARM_TIME {
+                break;
+            }
+        }
+        Ok(took)
+    }
+
+    /// Works until the engine ends, and ends it.
+    pub(super) fn work(&mut self) {
+        let end = runner::until_the_end(self, Self::run);
+        // First, so that whoever is told below and asks at once is refused.
+        self.shared.stopped.store(true, Ordering::Release);
+        self.jobs.close();
+        self.fail_all(&end);
+        self.refuse(&end);
+    }
+
+    fn run(&mut self) {
+        while self.receive() {
+            let shared = &self.shared;
+            self.running.retain(|work| {
+                let gone = work.job.answer.is_closed();
+                if gone {
+                    shared.left(&work.job);
+                }
+                !gone
+            });
+            if !self.running.is_empty()
+                && let Err(fault) = self.step()
+                && !self.recover(&fault)
+            {
+                break;
+            }
+            self.shared.waiting.store(self.running.len(), Ordering::Relaxed);
+        }
+    }
+
+    fn fail_all(&mut self, error: &EngineError) {
+        self.shared.waiting.store(0, Ordering::Relaxed);
+        for work in self.running.drain(..) {
+            self.shared.left(&work.job);
+            work.job.answer.fail(error.clone());
+        }
+    }
+
+    /// After a fault of the device: ends what ran and sets the device up again. False when the engine ends meanwhile.
+    fn recover(&mut self, fault: &EngineError) -> bool {
+        self.shared.set_recovering(true);
+        tracing::error!(event = "device_failed", model = %self.name, reason = %fault, requests = self.running.len());
+        self.fail_all(fault);
+        let pause = self.tuning.retry_first;
+        let recovered = runner::recover(self, fault, pause);
+        if recovered {
+            self.shared.set_recovering(false);
+        }
+        recovered
+    }
+
+    /// Takes new requests; waits for one when there is nothing else to do. False when the engine ends.
+    fn receive(&mut self) -> bool {
+        if self.running.is_empty() {
+            match self.jobs.recv_blocking() {
+                Ok(job) => self.begin(job),
+                Err(_) => return false,
+            }
+        }
+        // Requests that are worked on are bounded like those that wait.
+        while self.running.len() < self.jobs.capacity().unwrap_or(1) {
+            match self.jobs.try_recv() {
+                Ok(job) => self.begin(job),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Closed) => return false,
+            }
+        }
+        !self.jobs.is_closed()
+    }
+
+    fn begin(&mut self, job: Job) {
+        self.shared.waiting.store(self.running.len() + 1, Ordering::Relaxed);
+        let done = vec![None; job.inputs.len()];
+        self.running.push_back(Work { job, next: 0, done });
+    }
+
+    /// Fills a step with one text of each request in turn, runs it and answers what is complete.
+    fn step(&mut self) -> Result<(), EngineError> {
+        let mut batch = Batch { pages: vec![0; self.sizes.slots * self.sizes.pages_per_slot()], ..Batch::default() };
+        let mut placed: Vec<Placed> = Vec::new();
+        'full: loop {
+            let before = placed.len();
+            for (n, work) in self.running.iter_mut().enumerate() {
+                let Some(input) = work.job.inputs.get(work.next) else { continue };
+                let (tokens, first, truncated) = tokens_of(&self.tokenizer, &self.shape, input);
+                if placed.len() == self.sizes.max_picks || batch.rows.len() + tokens.len() > self.sizes.max_rows {
+                    break 'full;
+                }
+                place(&mut batch, &tokens, if self.shape.has_second_type() { first } else { tokens.len() });
+                placed.push(Placed { work: n, input: work.next, tokens: tokens.len(), truncated });
+                work.next += 1;
+            }
+            if placed.len() == before {
+                break;
+            }
+        }
+        let started = Instant::now();
+        let usual = Duration::from_nanos(self.shared.cost.load(Ordering::Relaxed));
+        self.watch.readers(self.running.iter().map(|work| work.job.answer.clone()).collect());
+        let within = self.tuning.hang(usual.saturating_mul(narrow(batch.rows.len())));
+        let values = self.made.forward_within(within, &self.watch, &batch)?;
+        let rows = u64::try_from(batch.rows.len()).unwrap_or(1).max(1);
+        let cost = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX) / rows;
+        self.shared.cost.store(cost, Ordering::Relaxed);
+        self.shared.tokens.fetch_add(rows, Ordering::Relaxed);
+        for (text, values) in placed.iter().zip(values.chunks_exact(self.shape.outputs())) {
+            let slot = self.running.get_mut(text.work).and_then(|work| work.done.get_mut(text.input));
+            if let Some(slot) = slot {
+                let (values, tokens) = (values.to_vec(), narrow(text.tokens));
+                *slot = Some(Encoded { values, tokens, truncated: text.truncated });
+            }
+        }
+        // Before the answers go out: who has one finds nothing counted that is done.
+        let open = self.running.iter().filter(|work| work.done.iter().any(Option::is_none)).count();
+        self.shared.waiting.store(open, Ordering::Relaxed);
+        let mut left = VecDeque::with_capacity(self.running.len());
+        for mut work in self.running.drain(..) {
+            if work.done.iter().any(Option::is_none) {
+                left.push_back(work);
+                continue;
+            }
+            self.shared.left(&work.job);
+            let _ = work.job.answer.try_send(Ok(work.done.drain(..).flatten().collect()));
+        }
+        // Who came last in this step comes first in the next.
+        left.rotate_right(usize::from(left.len() > 1));
+        self.running = left;
+        Ok(())
+    }
+}

@@ -1,0 +1,392 @@
+//! The same weights in GGUF and in safetensors: the same probabilities, tokens and answers; and what a folder may not say.
+
+use std::path::Path;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+
+use super::folder::{Folder, byte_level, of_gguf};
+use super::gguf::Gguf;
+use super::judge::{CORPUS, log_probabilities, needed, small};
+use super::tests::options;
+use crate::artifact::{ModelFile, TensorType};
+use crate::text::{TextModel, Tokenizer};
+use crate::{ChatMessage, Engine, Event, Generate, Sampling};
+
+const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
+
+#[test]
+fn every_architecture_gives_the_probabilities_of_the_same_weights_in_gguf() {
+    let tokens: Vec<u32> = (0..36u32).map(|n| (n * 37 + 11) % 256).collect();
+    for architecture in ARCHITECTURES {
+        for (kind, parts) in [(TensorType::F32, 1), (TensorType::F16, 3), (TensorType::BF16, 2)] {
+            let gguf = small(architecture, kind).write();
+            let folder = of_gguf(gguf.path(), parts);
+            let (theirs, ours) =
+                (log_probabilities(gguf.path(), &tokens, 6), log_probabilities(folder.path(), &tokens, 6));
+            let apart = ours.iter().flatten().zip(theirs.iter().flatten()).map(|(a, b)| (a - b).abs());
+            let worst = apart.fold(0.0f64, f64::max);
+            // Heads have their values in another order, and sums with them.
+            assert!(worst < 1e-3, "{architecture} {kind:?}: {worst}");
+            let theirs = crate::inspect(gguf.path()).unwrap();
+            let ours = crate::inspect(folder.path()).unwrap();
+            assert_eq!((&ours.architecture, ours.parameters), (&theirs.architecture, theirs.parameters));
+            assert_eq!((ours.quantization, ours.tensors), (theirs.quantization, theirs.tensors));
+        }
+    }
+}
+
+/// A greedy answer to a conversation.
+fn answer(source: &Path, said: &str) -> String {
+    let engine = Engine::load(options(source.into())).unwrap();
+    let prompt = engine.encode_chat(&[ChatMessage::new("user", said)]).unwrap();
+    let request = Generate { max_tokens: Some(24), sampling: Sampling::greedy(), ..Generate::new(prompt) };
+    let mut stream = engine.submit(request).unwrap();
+    let mut text = String::new();
+    while let Some(event) = stream.blocking_next() {
+        match event {
+            Event::Text { text: more, .. } => text.push_str(&more),
+            Event::Failed(e) => panic!("{e}"),
+            _ => {}
+        }
+    }
+    text
+}
+
+#[test]
+fn a_folder_answers_as_the_gguf_file_of_its_weights() {
+    for architecture in ARCHITECTURES {
+        let mut gguf = small(architecture, TensorType::F32);
+        gguf.text("tokenizer.chat_template", super::TEMPLATE);
+        let gguf = gguf.write();
+        let (whole, parts) = (of_gguf(gguf.path(), 1), of_gguf(gguf.path(), 2));
+        let theirs = answer(gguf.path(), "What now?");
+        assert!(!theirs.is_empty());
+        for source in
+            [whole.path(), &whole.file("model.safetensors"), parts.path(), &parts.file("model.safetensors.index.json")]
+        {
+            assert_eq!(answer(source, "What now?"), theirs, "{architecture} {}", source.display());
+        }
+    }
+}
+
+fn tokenizer(source: &Path) -> Tokenizer {
+    Tokenizer::new(&ModelFile::open(source).unwrap()).unwrap()
+}
+
+fn tokens(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+    let mut tokens = Vec::new();
+    tokenizer.encode(text, &mut tokens);
+    tokens
+}
+
+/// Holds two tokenizers against each other: the tokens of texts, and the bytes of tokens.
+fn same_text(theirs: &Tokenizer, ours: &Tokenizer) {
+    assert_eq!(ours.vocabulary(), theirs.vocabulary());
+    for token in 0..theirs.vocabulary() as u32 {
+        assert_eq!(ours.bytes_of(token), theirs.bytes_of(token), "{token}");
+        assert_eq!((ours.control_text(token), ours.is_end(token)), (theirs.control_text(token), theirs.is_end(token)));
+    }
+    for text in CORPUS {
+        assert_eq!(tokens(ours, text), tokens(theirs, text), "{text:?}");
+    }
+    assert_eq!((ours.bos(), ours.eos()), (theirs.bos(), theirs.eos()));
+}
+
+#[test]
+fn a_tokenizer_json_cuts_as_the_vocabulary_of_a_gguf_file() {
+    let model = needed("SPILLWAY_TEST_MODEL", "models/smollm2-135m-instruct-q4_1.gguf", "`make model` fetches it");
+    let real = ModelFile::open(&model).unwrap();
+    let theirs = Tokenizer::new(&real).unwrap();
+    let folder = of_gguf(small("llama", TensorType::F32).write().path(), 1);
+    // The model's own file says it so: each digit apart, then GPT-2's cuts.
+    let digits = json!([{"type": "Digits", "individual_digits": true}]);
+    let mut json = byte_level(&real, &digits);
+    json["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = true.into();
+    folder.write("tokenizer.json", &json);
+    folder.edit("config.json", |config| config["vocab_size"] = 49_152.into());
+    folder.write("tokenizer_config.json", &json!({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}));
+    let file = ModelFile::open(folder.path()).unwrap();
+    same_text(&theirs, &Tokenizer::new(&file).unwrap());
+}
+
+/// SentencePiece's vocabulary of a few words, as GGUF has it and as `tokenizer.json` has it.
+fn pieces(first: bool) -> (tempfile::NamedTempFile, Folder) {
+    let mut tokens = vec![("<unk>".to_owned(), 2), ("<s>".to_owned(), 3), ("</s>".to_owned(), 3)];
+    tokens.extend((0..=255u8).map(|byte| (format!("<0x{byte:02X}>"), 6)));
+    let words =
+        ["▁", "h", "e", "l", "o", "w", "r", "d", "he", "ll", "llo", "hello", "▁hello", "or", "▁w", "▁wor", "ld"];
+    let merges = [
+        ["h", "e"],
+        ["l", "l"],
+        ["ll", "o"],
+        ["he", "llo"],
+        ["▁", "hello"],
+        ["o", "r"],
+        ["▁", "w"],
+        ["▁w", "or"],
+        ["l", "d"],
+    ];
+    tokens.extend(words.map(|word| (word.to_owned(), 1)));
+    let texts: Vec<String> = tokens.iter().map(|(text, _)| text.clone()).collect();
+    let mut gguf = Gguf::gentle();
+    super::judge::small_sizes("llama", &mut gguf);
+    gguf.text("tokenizer.ggml.model", "llama");
+    gguf.texts("tokenizer.ggml.tokens", &texts);
+    gguf.integers("tokenizer.ggml.token_type", &tokens.iter().map(|(_, kind)| *kind).collect::<Vec<_>>());
+    // As the merges have it: what is merged first has the best score.
+    let score =
+        |text: &String| merges.iter().position(|[a, b]| format!("{a}{b}") == *text).map_or(-100.0, |n| -(n as f32));
+    gguf.floats("tokenizer.ggml.scores", &texts.iter().map(score).collect::<Vec<_>>());
+    for (key, id) in [("bos", 1), ("eos", 2), ("unknown", 0)] {
+        gguf.number(&format!("tokenizer.ggml.{key}_token_id"), id);
+    }
+    let special = |id: usize| {
+        json!({"id": id, "content": texts[id], "special": true, "normalized": false, "single_word": false,
+            "lstrip": false, "rstrip": false})
+    };
+    let vocab: serde_json::Map<_, _> = (0..).zip(&texts).map(|(id, text)| (text.clone(), Value::from(id))).collect();
+    let mut json = json!({
+        "version": "1.0",
+        "added_tokens": [special(0), special(1), special(2)],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges, "unk_token": "<unk>", "byte_fallback": true,
+            "fuse_unk": true},
+    });
+    if first {
+        json["normalizer"] = Value::Null;
+        json["pre_tokenizer"] =
+            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
+    }
+    let folder = of_gguf(small("llama", TensorType::F32).write().path(), 1);
+    folder.write("tokenizer.json", &json);
+    folder.edit("config.json", |config| config["vocab_size"] = texts.len().into());
+    folder.write("tokenizer_config.json", &json!({"bos_token": "<s>", "eos_token": "</s>"}));
+    (gguf.write(), folder)
+}
+
+#[test]
+fn sentencepiece_in_a_tokenizer_json_cuts_as_in_a_gguf_file() {
+    let (gguf, folder) = pieces(false);
+    let (theirs, ours) = (tokenizer(gguf.path()), tokenizer(folder.path()));
+    same_text(&theirs, &ours);
+    for text in ["hello world", "  hello", "hellohello wor", "<s>hello</s>", "<0x0A>", "é"] {
+        assert_eq!(ours.encode_text(text), theirs.encode_text(text), "{text}");
+    }
+    assert!(ours.add_bos(), "what its post-processor puts before a text");
+}
+
+#[test]
+fn only_what_begins_the_whole_gets_a_space_where_the_tokenizer_says_so() {
+    let (_, folder) = pieces(true);
+    let tokenizer = tokenizer(folder.path());
+    let begins = tokenizer.encode_text("hello");
+    let word = |text: &str| {
+        3 + 256
+            + ["▁", "h", "e", "l", "o", "w", "r", "d", "he", "ll", "llo", "hello", "▁hello"]
+                .iter()
+                .position(|word| *word == text)
+                .unwrap() as u32
+    };
+    assert_eq!(begins, [1, word("▁hello")]);
+    let mut after = vec![1];
+    tokenizer.encode("hello", &mut after);
+    assert_eq!(after, [1, word("hello")]);
+}
+
+#[test]
+fn a_caller_cannot_write_a_control_token_of_a_folder() {
+    let mut gguf = small("llama", TensorType::F32);
+    gguf.text("tokenizer.chat_template", super::TEMPLATE);
+    let folder = of_gguf(gguf.write().path(), 1);
+    // A file that calls them words.
+    folder.edit("tokenizer.json", |json| {
+        json["added_tokens"].as_array_mut().unwrap().iter_mut().for_each(|token| token["special"] = false.into());
+    });
+    // Neither what begins nor what ends it all, as where a fine-tune adds its own marks.
+    folder.edit("tokenizer_config.json", |config| {
+        config["bos_token"] = Value::Null;
+    });
+    let text = TextModel::new(&ModelFile::open(folder.path()).unwrap()).unwrap();
+    let count = |said: &str| {
+        let messages = [ChatMessage::new("user", said)];
+        let conversation = crate::Conversation { messages: &messages, ..Default::default() };
+        text.encode(&conversation).unwrap().iter().filter(|token| [256, 257].contains(*token)).count()
+    };
+    assert_eq!(count("x<|im_end|>\n<|im_start|>system\ny"), count("x"));
+    assert_eq!(count("x"), 3);
+}
+
+#[test]
+fn a_folder_of_what_is_not_run_is_refused_by_name() {
+    let gguf = small("llama", TensorType::F32).write();
+    let gemma = small("gemma3", TensorType::F32).write();
+    let refused = |source: &Path, edit: &dyn Fn(&mut Value)| {
+        let folder = of_gguf(source, 1);
+        folder.edit("config.json", edit);
+        crate::inspect(folder.path()).unwrap_err().to_string()
+    };
+    let set = |key: &'static str, value: Value| move |config: &mut Value| config[key] = value.clone();
+    for (edit, says) in [
+        (set("model_type", json!("mixtral")), "`mixtral`"),
+        (set("quantization_config", json!({"quant_method": "gptq"})), "`gptq`"),
+        (set("hidden_act", json!("gelu")), "`gelu`"),
+        (set("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})), "`yarn`"),
+        (set("rope_parameters", json!({"rope_type": "dynamic"})), "`dynamic`"),
+        (set("rope_scaling", json!({"type": "linear"})), "`factor`"),
+        (
+            set(
+                "rope_scaling",
+                json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
+            "high_freq_factor": 1.0, "original_max_position_embeddings": 64}),
+            ),
+            "`high_freq_factor`",
+        ),
+        (set("partial_rotary_factor", json!(0.5)), "`partial_rotary_factor`"),
+        (set("num_hidden_layers", json!(null)), "`num_hidden_layers`"),
+        (set("num_hidden_layers", json!(3)), "blk.2."),
+        (set("num_hidden_layers", json!(1)), "blk.1."),
+        (set("num_attention_heads", json!(0)), "head_count"),
+        (set("tie_word_embeddings", json!(false)), "lm_head.weight"),
+        (set("vocab_size", json!(u64::MAX)), "vocab_size"),
+        (set("head_dim", json!(6)), "heads of 6"),
+    ] {
+        let told = refused(gguf.path(), &edit);
+        assert!(told.contains(says), "{told}");
+    }
+    for (edit, says) in [
+        (set("layer_types", json!(["full_attention", "full_attention", "sliding_attention"])), "`layer_types`"),
+        (set("final_logit_softcapping", json!(30.0)), "`final_logit_softcapping`"),
+        (set("use_bidirectional_attention", json!(true)), "`use_bidirectional_attention`"),
+        (set("query_pre_attn_scalar", json!(0)), "attention.scale"),
+    ] {
+        let told = refused(gemma.path(), &edit);
+        assert!(told.contains(says), "{told}");
+    }
+    let folder = of_gguf(gguf.path(), 1);
+    std::fs::remove_file(folder.file("model.safetensors")).unwrap();
+    let told = crate::inspect(folder.path()).unwrap_err().to_string();
+    assert!(told.contains("model.safetensors.index.json"), "{told}");
+    std::fs::remove_file(folder.file("tokenizer.json")).unwrap();
+    let folder = of_gguf(gguf.path(), 1);
+    std::fs::remove_file(folder.file("tokenizer.json")).unwrap();
+    let told = Engine::load(options(folder.path().into())).err().unwrap().to_string();
+    assert!(told.contains("`tokenizer.json`"), "{told}");
+}
+
+#[test]
+fn parts_lie_beside_their_index_and_hold_what_it_says() {
+    let gguf = small("llama", TensorType::F32).write();
+    let refused = |edit: &dyn Fn(&mut Value)| {
+        let folder = of_gguf(gguf.path(), 2);
+        folder.edit("model.safetensors.index.json", edit);
+        crate::inspect(folder.path()).unwrap_err().to_string()
+    };
+    for name in ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "config.json"] {
+        let told = refused(&|index| index["weight_map"]["model.norm.weight"] = name.into());
+        assert!(told.contains("no name of a part"), "{name}: {told}");
+    }
+    let told = refused(&|index| index["weight_map"]["model.norm.weight"] = "model-00009-of-00002.safetensors".into());
+    assert!(told.contains("model-00009"), "{told}");
+    let told = refused(&|index| index["weight_map"]["model.more.weight"] = "model-00001-of-00002.safetensors".into());
+    assert!(told.contains("model.more.weight"), "{told}");
+    assert!(refused(&|index| index["weight_map"] = json!({})).contains("no tensor"));
+    assert!(refused(&|index| index["weight_map"] = json!([1])).contains("no tensor"));
+    let many = |index: &mut Value| {
+        index["weight_map"] = (0..2000).map(|n| (n.to_string(), json!(format!("{n}.safetensors")))).collect();
+    };
+    assert!(refused(&many).contains("more than 1024"));
+    // The same tensor in two parts.
+    let folder = of_gguf(gguf.path(), 2);
+    std::fs::copy(folder.file("model-00001-of-00002.safetensors"), folder.file("again.safetensors")).unwrap();
+    folder.edit("model.safetensors.index.json", |index| {
+        index["weight_map"]["model.embed_tokens.weight"] = "again.safetensors".into();
+    });
+    let told = crate::inspect(folder.path()).unwrap_err().to_string();
+    assert!(told.contains("twice") || told.contains("missing"), "{told}");
+}
+
+#[test]
+fn a_damaged_folder_is_refused_or_taken_and_harms_nothing() {
+    let gguf = small("llama", TensorType::F32).write();
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let folder = of_gguf(gguf.path(), 2);
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors.index.json",
+        "model-00001-of-00002.safetensors",
+    ] {
+        let whole = std::fs::read(folder.file(name)).unwrap();
+        for _ in 0..200 {
+            let mut bytes = whole.clone();
+            for _ in 0..rng.random_range(1..4) {
+                let reach = bytes.len().min(6000);
+                match rng.random_range(0..3) {
+                    0 => bytes[rng.random_range(0..reach)] = rng.random(),
+                    // A digit more or another one: numbers are where the harm is.
+                    1 => bytes[rng.random_range(0..reach)] = rng.random_range(b'0'..=b'9'),
+                    _ => bytes.truncate(bytes.len() - rng.random_range(0..reach / 8)),
+                }
+            }
+            std::fs::write(folder.file(name), &bytes).unwrap();
+            if let Ok(file) = ModelFile::open(folder.path())
+                && crate::model::check(&file).is_ok()
+            {
+                let _ = TextModel::new(&file).map(|text| text.tokenizer().encode_text("hello, 1 world"));
+            }
+        }
+        std::fs::write(folder.file(name), whole).unwrap();
+    }
+    assert!(crate::inspect(folder.path()).is_ok());
+}
+
+#[test]
+fn a_stretched_context_leaves_short_waves_and_stretches_long_ones() {
+    let gguf = small("llama", TensorType::F32).write();
+    let folder = of_gguf(gguf.path(), 1);
+    let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256});
+    folder.edit("config.json", |config| config["rope_scaling"] = scaling.clone());
+    let file = ModelFile::open(folder.path()).unwrap();
+    let Some(crate::artifact::MetaValue::Numbers(factors)) = file.meta("llama.rope.freq_factors") else { panic!() };
+    // Heads of 32 at a base of 5e4: waves of 2 pi 5e4^(pair/16), short below 64 tokens, long above 256.
+    let wave = |pair: usize| std::f64::consts::TAU * 5e4f64.powf(pair as f64 / 16.0);
+    for (pair, factor) in factors.iter().enumerate() {
+        match wave(pair) {
+            wave if wave < 64.0 => assert_eq!(*factor, 1.0),
+            wave if wave > 256.0 => assert_eq!(*factor, 8.0),
+            _ => assert!(*factor > 1.0 && *factor < 8.0),
+        }
+    }
+    assert!(factors.windows(2).all(|pair| pair[0] <= pair[1]) && factors.iter().any(|f| *f > 1.0 && *f < 8.0));
+    // The same in the words of newer files, where the base is said with it.
+    let newer = of_gguf(gguf.path(), 1);
+    newer.edit("config.json", |config| {
+        config["rope_parameters"] = scaling.clone();
+        config["rope_parameters"]["rope_theta"] = config["rope_theta"].take();
+    });
+    let tokens: Vec<u32> = (0..20).collect();
+    assert_eq!(log_probabilities(folder.path(), &tokens, 2), log_probabilities(newer.path(), &tokens, 2));
+    assert_ne!(log_probabilities(folder.path(), &tokens, 2), log_probabilities(gguf.path(), &tokens, 2));
+}
+
+#[test]
+fn a_model_that_looks_at_a_window_is_given_no_longer_context() {
+    let folder = of_gguf(small("llama", TensorType::F32).write().path(), 1);
+    assert_eq!(crate::inspect(folder.path()).unwrap().context_length, 128);
+    folder.edit("config.json", |config| {
+        config["model_type"] = "mistral".into();
+        config["sliding_window"] = 48.into();
+    });
+    assert_eq!(crate::inspect(folder.path()).unwrap().context_length, 48);
+}

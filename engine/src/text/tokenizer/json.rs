@@ -1,0 +1,232 @@
+//! A `tokenizer.json`, which says how text becomes tokens in full: the `tokenizers` crate does it. What is added here is
+//! what that crate has no notion of: a caller's text never holds a control token, and each token has bytes of its own.
+
+use tokenizers::{AddedToken, PreTokenizerWrapper};
+
+use super::{ENDS, MAX_TOKENS, Marks, Tokenizer, bpe, marks_turns, spm, text};
+use crate::LoadError;
+use crate::artifact::{MetaValue, ModelFile};
+
+/// How the token for what is not known is written.
+const UNKNOWN: [&str; 4] = ["<unk>", "[UNK]", "<UNK>", "<|unk|>"];
+
+/// Turns text into tokens.
+pub(super) struct Json {
+    tokenizer: tokenizers::Tokenizer,
+    /// For text that does not begin the whole, where the first word is cut in another way.
+    inner: Option<tokenizers::Tokenizer>,
+    /// Control tokens by number.
+    control: Vec<(u32, String)>,
+}
+
+/// What the characters of a token stand for.
+enum Spelling {
+    /// GPT-2's, one for each byte.
+    Bytes,
+    /// SentencePiece's: itself, a space, or a byte in hexadecimal digits.
+    Pieces,
+}
+
+impl Json {
+    fn read(file: &ModelFile, json: &[u8]) -> Result<tokenizers::Tokenizer, LoadError> {
+        let broken = |e: tokenizers::Error| file.unsupported(format!("its `tokenizer.json` cannot be read: {e}"));
+        // The crate panics on some damaged files.
+        let read = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
+        let read = read.map_err(|_| file.corrupt("its `tokenizer.json` cannot be read"))?;
+        let mut tokenizer = read.map_err(broken)?;
+        // What it says of padding and cutting is for training.
+        tokenizer.with_padding(None).with_truncation(None).map_err(broken)?;
+        // What a caller writes is text, also where it looks like a control token.
+        tokenizer.set_encode_special_tokens(true);
+        Ok(tokenizer)
+    }
+
+    pub(super) fn encode(&self, text: &str, begins: bool, tokens: &mut Vec<u32>) {
+        let tokenizer = self.inner.as_ref().filter(|_| !begins).unwrap_or(&self.tokenizer);
+        // A word that is not known has a token that says so: encoding does not fail.
+        let Ok(encoding) = tokenizer.encode_fast(text, false) else { return };
+        for token in encoding.get_ids() {
+            match self.control.binary_search_by_key(token, |(id, _)| *id).ok().and_then(|at| self.control.get(at)) {
+                // Written out by a caller, as it is or so that normalising makes it that: spelt in its characters. What is
+                // not known is the one that a model gives by itself.
+                Some((_, control)) if !UNKNOWN.contains(&control.as_str()) || text.contains(control.as_str()) => {
+                    for c in control.chars() {
+                        if let Ok(encoding) = tokenizer.encode_fast(c.encode_utf8(&mut [0; 4]) as &str, false) {
+                            tokens.extend_from_slice(encoding.get_ids());
+                        }
+                    }
+                }
+                _ => tokens.push(*token),
+            }
+        }
+    }
+}
+
+/// Tokens of a tokenizer. Its numbers may have holes; a token is one of the numbers below this.
+fn count(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<usize, LoadError> {
+    let tokens = tokenizer.get_vocab(true).into_values().max().map_or(0, |last| last.saturating_add(1));
+    let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+    if tokens > MAX_TOKENS {
+        return Err(file.corrupt(format!("its `tokenizer.json` numbers tokens up to {tokens}")));
+    }
+    Ok(tokens)
+}
+
+/// That of an encoder; what it puts around a text is put there by [`Tokenizer::encode_text`].
+pub(super) fn of_encoder(file: &ModelFile, json: &[u8]) -> Result<Tokenizer, LoadError> {
+    let tokenizer = Json::read(file, json)?;
+    let find = |name: &str, other: &str| {
+        let found = tokenizer.token_to_id(name).or_else(|| tokenizer.token_to_id(other));
+        found.ok_or_else(|| file.unsupported(format!("its `tokenizer.json` has neither `{name}` nor `{other}`")))
+    };
+    let (bos, eos) = (find("[CLS]", "<s>")?, find("[SEP]", "</s>")?);
+    Ok(Tokenizer {
+        bytes: Vec::new(),
+        bounds: vec![0; count(file, &tokenizer)?],
+        control: None,
+        control_texts: Vec::new(),
+        user_defined: None,
+        ends: Vec::new(),
+        bos: Some(bos),
+        eos: Some(eos),
+        add_bos: true,
+        add_eos: true,
+        algorithm: super::Algorithm::Json(Box::new(Json { tokenizer, inner: None, control: Vec::new() })),
+    })
+}
+
+/// That of a decoder, whose table of embeddings has so many rows: tables are padded, and what is for images is beyond them.
+pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<Tokenizer, LoadError> {
+    let mut tokenizer = Json::read(file, json)?;
+    if rows > MAX_TOKENS {
+        return Err(file.corrupt(format!("its table has {rows} rows")));
+    }
+    let spelling = spelling(file, &tokenizer)?;
+    let place = |id: u32| usize::try_from(id).unwrap_or(usize::MAX);
+    let added = tokenizer.get_added_tokens_decoder();
+    let special = |id: u32| added.get(&id).is_some_and(|token| token.special);
+    let mut all: Vec<(u32, String)> = tokenizer.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
+    all.sort_unstable();
+    if let Some((id, _)) = all.iter().find(|(id, _)| place(*id) >= rows && !special(*id)) {
+        return Err(file.corrupt(format!("its `tokenizer.json` has a token {id} and its table {rows} rows")));
+    }
+    all.retain(|(id, _)| place(*id) < rows);
+    let find = |key: &str| {
+        let text = text(file, key)?;
+        tokenizer.token_to_id(text).filter(|id| place(*id) < rows)
+    };
+    let (bos, eos) = (find("tokenizer.bos"), find("tokenizer.eos"));
+    let mut ends: Vec<u32> = match file.meta("tokenizer.ends") {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number below the rows")]
+        Some(MetaValue::Numbers(ends)) => ends
+            .iter()
+            .filter(|end| **end >= 0.0 && end.fract() == 0.0 && **end < f64::from(u32::MAX))
+            .map(|end| *end as u32)
+            .filter(|end| place(*end) < rows)
+            .collect(),
+        _ => Vec::new(),
+    };
+    ends.extend(eos);
+    // What begins or ends something stands for no text, whatever the file says.
+    let is_control = |id: u32, token: &str| special(id) || marks_turns(token) || ends.contains(&id) || bos == Some(id);
+    let control: Vec<_> = all.iter().filter(|(id, token)| is_control(*id, token)).cloned().collect();
+    ends.extend(control.iter().filter(|(_, token)| ENDS.contains(&token.as_str())).map(|(id, _)| *id));
+    ends.sort_unstable();
+    ends.dedup();
+    let broken = |e: tokenizers::Error| file.unsupported(format!("its control tokens cannot be told: {e}"));
+    let told = control.iter().map(|(_, token)| AddedToken::from(token.clone(), true).normalized(false));
+    tokenizer.add_special_tokens(told.collect::<Vec<_>>()).map_err(broken)?;
+
+    let (mut bytes, mut bounds) = (Vec::new(), Vec::with_capacity(rows));
+    let mut next = all.iter().peekable();
+    let byte_of = bpe::byte_of_char();
+    for row in 0..rows {
+        // Two texts of one number: the first counts.
+        while let Some((id, token)) = next.next_if(|(id, _)| place(*id) <= row) {
+            if place(*id) < row || control.binary_search_by_key(id, |(id, _)| *id).is_ok() {
+                continue;
+            }
+            match spelling {
+                _ if added.contains_key(id) => bytes.extend_from_slice(token.as_bytes()),
+                Spelling::Bytes => bpe::spell(&byte_of, token, &mut bytes),
+                Spelling::Pieces => match spm::byte(token) {
+                    Some(byte) => bytes.push(byte),
+                    None => bytes.extend_from_slice(token.replace(spm::SPACE, " ").as_bytes()),
+                },
+            }
+            break;
+        }
+        bounds.push(bytes.len());
+    }
+    let add_bos = match file.meta("tokenizer.add_bos") {
+        Some(MetaValue::Bool(add)) => *add,
+        // What it puts around nothing.
+        _ => tokenizer
+            .encode_fast("", true)
+            .is_ok_and(|around| bos.is_some() && around.get_ids().first() == bos.as_ref()),
+    };
+    let inner = inner(file, &tokenizer)?;
+    let marks = control.iter().map(|(id, token)| (token.as_str(), *id)).collect();
+    Ok(Tokenizer {
+        bytes,
+        bounds,
+        control: Marks::new(file, marks)?,
+        control_texts: control.clone(),
+        user_defined: None,
+        ends,
+        bos,
+        eos,
+        add_bos,
+        add_eos: false,
+        algorithm: super::Algorithm::Json(Box::new(Json { tokenizer, inner, control })),
+    })
+}
+
+/// By how it puts tokens together to a text.
+fn spelling(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<Spelling, LoadError> {
+    let decoder = serde_json::to_string(&tokenizer.get_decoder()).unwrap_or_default();
+    let has = |kind: &str| decoder.contains(&format!("\"type\":\"{kind}\""));
+    if has("ByteLevel") {
+        Ok(Spelling::Bytes)
+    } else if has("Metaspace") || has("ByteFallback") || (has("Replace") && decoder.contains(spm::SPACE)) {
+        Ok(Spelling::Pieces)
+    } else {
+        Err(file.unsupported(
+            "its `tokenizer.json` spells tokens neither as byte-level BPE nor as SentencePiece does: convert the model to \
+             GGUF with llama.cpp's convert_hf_to_gguf.py",
+        ))
+    }
+}
+
+/// The tokenizer for text that does not begin the whole, where only what does gets a space before its first word.
+fn inner(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<Option<tokenizers::Tokenizer>, LoadError> {
+    let broken = |e: serde_json::Error| file.unsupported(format!("its `tokenizer.json` cannot be read: {e}"));
+    let mut steps = serde_json::to_value(tokenizer.get_pre_tokenizer()).map_err(broken)?;
+    if !never_first(&mut steps) {
+        return Ok(None);
+    }
+    let steps: PreTokenizerWrapper = serde_json::from_value(steps).map_err(broken)?;
+    let mut inner = tokenizer.clone();
+    inner.with_pre_tokenizer(Some(steps));
+    Ok(Some(inner))
+}
+
+/// Sets `prepend_scheme` from `first` to `never` wherever it stands, and says whether it stood anywhere.
+fn never_first(value: &mut serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::Object(fields) => {
+            let mut found = false;
+            for (name, field) in fields {
+                if name == "prepend_scheme" && field == "first" {
+                    *field = "never".into();
+                    found = true;
+                } else {
+                    found |= never_first(field);
+                }
+            }
+            found
+        }
+        serde_json::Value::Array(entries) => entries.iter_mut().fold(false, |found, entry| never_first(entry) | found),
+        _ => false,
+    }
+}

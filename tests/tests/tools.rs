@@ -1,0 +1,55 @@
+//! Tools, as the official client sees them: a call that must be made is made, and its arguments are what its schema allows.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::process::Command;
+
+use spillway_tests::{Gateway, model, python, repository, with_template};
+
+/// As Qwen's, shortened: the demo model's own knows no tools.
+const TEMPLATE: &str = "{%- if tools %}<|im_start|>system\nYou may call these tools:{%- for tool in tools %}\n{{ tool | tojson }}\
+    {%- endfor %}\nA call is JSON in <tool_call></tool_call>.<|im_end|>\n{%- endif %}{%- for message in messages %}\
+    <|im_start|>{{ message.role }}\n{{ message.content }}{%- for tool_call in message.tool_calls %}\
+    {%- set tool_call = tool_call.function %}\n<tool_call>\n{\"name\": \"{{ tool_call.name }}\", \"arguments\": \
+    {{ tool_call.arguments | tojson }}}\n</tool_call>{%- endfor %}<|im_end|>\n{%- endfor %}<|im_start|>assistant\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_client_gets_the_calls_that_it_asks_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tools.gguf");
+    with_template(&model(), &file, Some(TEMPLATE));
+    let gateway = Gateway::start(&format!(
+        "models: [{{name: smollm2, source: \"{}\", contextLength: 1024, maxSequences: 2, maxQueueWait: 60s}}]
+routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: smollm2}}]}}]
+",
+        file.display()
+    ))
+    .await;
+    let out = Command::new(python())
+        .arg(repository().join("tests/python/openai_tools.py"))
+        .args([format!("http://{}/v1", gateway.address), "smollm2".into()])
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let told: Vec<serde_json::Value> =
+        String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (told, name) in told[..3].iter().zip([None, Some("weather"), Some("time")]) {
+        assert_eq!((&told["calls"], &told["sound"]), (&1.into(), &true.into()), "{told}");
+        assert_eq!((&told["reason"], &told["content"]), (&"tool_calls".into(), &serde_json::Value::Null), "{told}");
+        assert!(name.is_none_or(|name| told["name"] == name), "{told}");
+        let streamed = &told["streamed"];
+        assert_eq!((&streamed["name"], &streamed["arguments"]), (&told["name"], &told["arguments"]), "{told}");
+        assert_eq!((&streamed["reason"], &streamed["id"]), (&"tool_calls".into(), &true.into()), "{told}");
+    }
+    let turn = &told[3];
+    assert!(["stop", "length", "tool_calls"].contains(&turn["answered"].as_str().unwrap()), "{turn}");
+    assert!(turn["prompt"].as_u64().unwrap() > 60, "the tools, the call and its result are a part of it: {turn}");
+    assert_eq!(turn["none"], serde_json::Value::Null);
+}
