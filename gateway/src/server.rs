@@ -10,6 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
 use spillway_config::schema::{Config, LogFormat};
 use subtle::ConstantTimeEq;
+use tokio::signal::unix::SignalKind;
 use tokio::sync::watch;
 
 use crate::admin::{self, AdminState};
@@ -192,6 +193,8 @@ pub async fn serve(
     log: LogWriter,
     cache_dir: Option<PathBuf>,
 ) -> Result<(), ServeError> {
+    // From the first moment on: unhandled, it ends a process that is told of an edit while it starts.
+    let hang_up = handled(SignalKind::hangup())?;
     let metrics = Arc::new(Metrics::new());
     let last_edit = Arc::new(ArcSwap::from_pointee(LastEdit::started(&path)));
     let stop_admin = watch::Sender::new(false);
@@ -243,7 +246,7 @@ pub async fn serve(
     };
     let (reload, edits) = tokio::sync::mpsc::channel(1);
     let watching = tokio::spawn(reloader.run(seen, edits));
-    wait_for_the_end(&reload).await?;
+    wait_for_the_end(&reload, hang_up).await?;
 
     shown.draining.store(true, Ordering::Release);
     watching.abort();
@@ -297,13 +300,17 @@ async fn open_admin(
     Ok(shown)
 }
 
+fn handled(kind: SignalKind) -> Result<tokio::signal::unix::Signal, ServeError> {
+    tokio::signal::unix::signal(kind).map_err(|e| ServeError::System(format!("signals cannot be handled: {e}")))
+}
+
 /// Waits for SIGTERM or SIGINT; SIGHUP reloads.
-async fn wait_for_the_end(reload: &tokio::sync::mpsc::Sender<()>) -> Result<(), ServeError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let failed = |e: std::io::Error| ServeError::System(format!("signals cannot be handled: {e}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut hang_up = signal(SignalKind::hangup()).map_err(failed)?;
+async fn wait_for_the_end(
+    reload: &tokio::sync::mpsc::Sender<()>,
+    mut hang_up: tokio::signal::unix::Signal,
+) -> Result<(), ServeError> {
+    let mut terminate = handled(SignalKind::terminate())?;
+    let mut interrupt = handled(SignalKind::interrupt())?;
     loop {
         let name = tokio::select! {
             _ = terminate.recv() => "SIGTERM",

@@ -151,6 +151,32 @@ consumers:
     gateway.metric_becomes("spillway_spills_total{http_route=\"chat\",reason=\"over_limit\"}", 1.0).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spent_budget_gives_the_lesser_answer_and_counts_what_that_used() {
+    let server = Upstream::fixed(200, "{}").await;
+    let more = "consumers:
+  - name: a
+    limits: {budget: {tokens: 1, per: day, onExceeded: spill}}
+    keys: [{sha256: ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb}]
+";
+    let gateway = Gateway::start(&fleet(&[&server.url()], "", more)).await;
+    let client = gateway.client();
+    let spent = "spillway_budget_spent{budget=\"consumer a\",per=\"day\",unit=\"tokens\"}";
+    let mut before = 0.0;
+    for _ in 0..2 {
+        let answer = client.chat("gpt-4", &[("x-api-key", "a")]).await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-spillway-served-by")), (200, "builtin/smollm2"));
+        let used = answer.json()["usage"]["total_tokens"].as_f64().unwrap();
+        gateway.metric_becomes(spent, before + used).await;
+        before += used;
+    }
+    assert!(before > 30.0, "{before}");
+    // Nothing is used by one who says that it will use nothing, and it is judged all the same.
+    let nothing = r#"{"model": "gpt-4", "max_tokens": 0, "query": "a", "documents": ["b"]}"#;
+    let answer = client.post("/v1/rerank", &[("x-api-key", "a")], nothing).await;
+    assert_eq!((answer.status.as_u16(), server.count()), (429, 0), "{}", answer.text());
+}
+
 struct Jaeger(Child);
 
 impl Drop for Jaeger {

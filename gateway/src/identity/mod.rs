@@ -231,10 +231,11 @@ impl Authenticator {
             keys.refresh().await;
             judged = self.tokens.judge(token, &digest, now);
         }
-        let reason = match judged {
+        let (reason, is_guess) = match judged {
             Judged::Believed(bearer) => return Ok(bearer),
-            Judged::Refused(why) => why.name(),
-            Judged::Unknown(_) => "token_key",
+            Judged::Refused(why) => (why.name(), true),
+            // Where the issuer could never be asked, nobody knows whether the token is good.
+            Judged::Unknown(keys) => ("token_key", keys.is_known()),
         };
         let refusal = Refusal::new(
             StatusCode::UNAUTHORIZED,
@@ -242,7 +243,10 @@ impl Authenticator {
             "invalid_token",
             "The token is not accepted here: it has ended, is not for this service, or is not from a known issuer.",
         );
-        Err(self.refused(address, refusal, reason))
+        if is_guess {
+            return Err(self.refused(address, refusal, reason));
+        }
+        Err(Unidentified { refusal, reason, throttled: false })
     }
 
     /// Counts a refused credential against its address.

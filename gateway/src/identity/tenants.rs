@@ -27,6 +27,11 @@ impl Tenants {
         written.iter().map(rules).collect::<Result<_, _>>().map(Self)
     }
 
+    /// What they are called.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// Those of all tenants.
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Rule>> {
         self.0.values().flatten()

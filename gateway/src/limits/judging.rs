@@ -44,7 +44,8 @@ impl Rule {
     pub fn claim<'r>(self: &'r Arc<Self>, x: Subject<'_, '_>, expected: Option<(Estimate, u64)>) -> Option<Claim<'r>> {
         let (amount, nanos) = match &self.kind {
             Kind::Rate { unit: Unit::Requests, .. } | Kind::Concurrency { .. } => (1, 0),
-            Kind::Rate { unit: Unit::Tokens, .. } => (expected?.0.total(), 0),
+            // Who says that it will use nothing is judged all the same, and settled by what it used.
+            Kind::Rate { unit: Unit::Tokens, .. } => (expected?.0.total().max(1), 0),
             Kind::Budget { .. } => {
                 let (estimate, nanos) = expected?;
                 (estimate.total(), nanos)
@@ -67,7 +68,7 @@ impl Claim<'_> {
                 if self.amount > burst {
                     return Answer::TooMuch;
                 }
-                let amount = self.amount.saturating_mul(u64::from(share)).min(burst);
+                let amount = share_of(self.amount, share, burst);
                 let amount = u32::try_from(amount).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
                 match levels.take(self.key, amount) {
                     Verdict::Taken { remaining, reset } => Answer::Taken { remaining: remaining.into(), reset },
@@ -95,6 +96,12 @@ impl Claim<'_> {
         }
     }
 
+    /// A budget that is spent and lets requests go on counts what they use: what it would have been is what a trial is
+    /// for, and what the lesser answers cost is spent as well.
+    fn is_counted_beyond(&self) -> bool {
+        matches!(self.rule.kind, Kind::Budget { .. }) && self.rule.on_exceeded != OnExceeded::Reject
+    }
+
     /// Notes what a shared store has given, so that this process knows something when that is away.
     fn note_here(&self) {
         match &self.rule.kind {
@@ -108,6 +115,11 @@ impl Claim<'_> {
             }
         }
     }
+}
+
+/// What a request takes of a limit that so many gateways share while none knows what the others take.
+pub(super) fn share_of(amount: u64, share: u32, burst: u64) -> u64 {
+    amount.saturating_mul(u64::from(share)).min(burst)
 }
 
 pub(super) fn until_next(period: Period, now: u64) -> Duration {
@@ -132,7 +144,7 @@ pub async fn reserve(claims: &[Claim<'_>], ledger: &mut Ledger) -> Result<(), Bo
         let over = claims.iter().zip(&answers).any(|(claim, answer)| is_over(claim, *answer));
         if !over {
             for (claim, answer) in claims.iter().zip(&answers) {
-                if matches!(answer, Answer::Taken { .. }) {
+                if matches!(answer, Answer::Taken { .. }) || claim.is_counted_beyond() {
                     claim.note_here();
                     ledger.add(claim, Place::Shared(lease));
                 }
@@ -144,7 +156,10 @@ pub async fn reserve(claims: &[Claim<'_>], ledger: &mut Ledger) -> Result<(), Bo
     let answers: SmallVec<[Answer; 8]> = claims.iter().map(|claim| claim.take_here(share)).collect();
     for (claim, answer) in claims.iter().zip(&answers) {
         if matches!(answer, Answer::Taken { .. }) {
-            ledger.add(claim, Place::Here);
+            ledger.add(claim, Place::Here { share });
+        } else if claim.is_counted_beyond() {
+            claim.note_here();
+            ledger.add(claim, Place::Here { share });
         }
     }
     conclude(claims, &answers, ledger)

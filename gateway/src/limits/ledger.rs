@@ -10,14 +10,17 @@ use std::sync::Arc;
 
 use super::budgets::{Amount, unix_now};
 use super::estimate::Used;
-use super::judging::Claim;
+use super::judging::{Claim, share_of};
 use super::rules::{Kind, Rule, Unit};
 
 /// Where a taking stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// In this process.
-    Here,
+    /// In this process, as one of so many gateways.
+    Here {
+        /// How many share the limit.
+        share: u32,
+    },
     /// In the shared store, and noted here; with the number of the request's leases there.
     Shared(u64),
 }
@@ -50,6 +53,8 @@ struct Taken {
     key: u128,
     amount: Amount,
     at: u64,
+    /// The window of the budget that it was taken from.
+    window: u64,
     place: Place,
 }
 
@@ -66,12 +71,15 @@ pub struct Ledger {
 
 impl Ledger {
     pub(super) fn add(&mut self, claim: &Claim<'_>, place: Place) {
-        let at = match &claim.rule.kind {
-            Kind::Budget { .. } => unix_now(),
-            _ => 0,
+        let (at, window) = match &claim.rule.kind {
+            Kind::Budget { account, .. } => {
+                let now = unix_now();
+                (now, account.window(now))
+            }
+            _ => (0, 0),
         };
         let amount = Amount { tokens: claim.amount, nanos: claim.nanos };
-        self.taken.push(Taken { rule: claim.rule.clone(), key: claim.key, amount, at, place });
+        self.taken.push(Taken { rule: claim.rule.clone(), key: claim.key, amount, at, window, place });
     }
 
     /// Notes where the caller stands with a rule; of each unit the one with the smallest remaining fraction is shown.
@@ -108,7 +116,7 @@ impl Ledger {
     pub fn give_back(&mut self) {
         for taken in self.taken.drain(..) {
             if matches!(taken.rule.kind, Kind::Rate { unit: Unit::Requests, .. }) {
-                taken.move_level(-1);
+                taken.move_level(-signed(taken.of_level()));
             }
             taken.settle(Used::default());
             taken.release();
@@ -144,16 +152,35 @@ impl Taken {
     fn settle(&self, used: Used) {
         match &self.rule.kind {
             Kind::Rate { unit: Unit::Tokens, .. } => {
-                self.move_level(signed(used.tokens()).saturating_sub(signed(self.amount.tokens)));
+                let used = used.tokens().saturating_mul(self.share());
+                self.move_level(signed(used).saturating_sub(signed(self.of_level())));
             }
             Kind::Budget { account, .. } => {
                 let used = Amount { tokens: used.tokens(), nanos: used.nanos };
-                account.settle(self.amount, used, self.at);
+                account.settle(self.amount, used, self.window);
                 if let (Place::Shared(_), Some(shared)) = (self.place, &self.rule.shared) {
                     shared.spend(&self.rule, self.at, self.amount, used);
                 }
             }
             Kind::Rate { unit: Unit::Requests, .. } | Kind::Concurrency { .. } => {}
+        }
+    }
+
+    /// For how many gateways it stands.
+    fn share(&self) -> u64 {
+        match self.place {
+            Place::Here { share } => share.max(1).into(),
+            Place::Shared(_) => 1,
+        }
+    }
+
+    /// What was taken from the level here.
+    fn of_level(&self) -> u64 {
+        match (self.place, &self.rule.kind) {
+            (Place::Here { share }, Kind::Rate { limit, .. }) => {
+                share_of(self.amount.tokens, share.max(1), limit.burst.get().into()).max(1)
+            }
+            _ => self.amount.tokens,
         }
     }
 

@@ -124,7 +124,7 @@ async fn take(
     }
     // Only a call of a model uses tokens.
     let is_model_call = x.route.as_ref().is_some_and(|route| route.api != Api::Problem);
-    let asked = x.asked.as_ref().filter(|asked| is_model_call && asked.expected != Estimate::default());
+    let asked = x.asked.as_ref().filter(|_| is_model_call);
     let expected =
         asked.map(|asked| (asked.expected, x.snapshot.prices.expected(asked.expected, asked.model.as_deref())));
     let claims: SmallVec<[Claim<'_>; 8]> = {

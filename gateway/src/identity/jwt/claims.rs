@@ -38,12 +38,14 @@ pub(super) struct FromClaims {
     plans: HashMap<String, Plan>,
     tenants: Arc<Tenants>,
     limits: Limits,
+    /// Tenants of the file.
+    taken_tenants: HashSet<Arc<str>>,
 }
 
 impl FromClaims {
     pub(super) fn new(
         issuer: &JwtIssuer,
-        taken: HashSet<Arc<str>>,
+        (taken, taken_tenants): (HashSet<Arc<str>>, HashSet<Arc<str>>),
         tenants: Arc<Tenants>,
         parts: Parts<'_>,
     ) -> Result<Option<Self>, String> {
@@ -55,7 +57,7 @@ impl FromClaims {
         }
         let any = Plan::new(label, &issuer.limits, parts)?;
         let limits = parts.limits.clone();
-        Ok(Some(Self { issuer: issuer.issuer.clone(), claims, taken, any, plans, tenants, limits }))
+        Ok(Some(Self { issuer: issuer.issuer.clone(), claims, taken, taken_tenants, any, plans, tenants, limits }))
     }
 
     /// The consumer that a token names; `None` where it names none that may be.
@@ -66,6 +68,8 @@ impl FromClaims {
         }
         let tenant = match &self.claims.tenant {
             Some(path) => text(claims, path)?,
+            // A subject that calls itself as a tenant of the file is not that tenant.
+            None if self.taken_tenants.contains(name.as_str()) => return None,
             None => name.clone(),
         };
         // A plan that is not there is a mistake of the issuer or the file: nobody gets more by it.

@@ -69,7 +69,7 @@ impl KeySet {
             Some(Key { id: jwk.common.key_id.clone(), algorithm, written: jwk, key })
         });
         let keys: Vec<Key> = keys.take(MAX_KEYS).collect();
-        if keys.is_empty() { Err(NO_KEY.to_owned()) } else { Ok(keys) }
+        Ok(keys)
     }
 
     /// The one key that a token means. A key is for the kind of signature that it was made for, and where it says so for
@@ -149,6 +149,8 @@ pub(super) enum Place {
 pub(in crate::identity) struct KeySource {
     set: ArcSwap<KeySet>,
     epochs: AtomicU64,
+    /// Counts fetches that went well.
+    succeeded: AtomicU64,
     /// Counts fetches that have ended, well or not.
     fetched: watch::Sender<u64>,
     wanted: tokio::sync::Notify,
@@ -169,6 +171,7 @@ impl KeySource {
         Self {
             set: ArcSwap::from_pointee(KeySet::default()),
             epochs: AtomicU64::new(1),
+            succeeded: AtomicU64::new(0),
             fetched: watch::Sender::new(0),
             wanted: tokio::sync::Notify::new(),
             task: std::sync::OnceLock::new(),
@@ -179,7 +182,11 @@ impl KeySource {
     pub(super) fn from_file(path: &Path) -> Result<Arc<Self>, String> {
         let text = spillway_config::read_bytes(path).map_err(|e| format!("{}: {e}", path.display()))?;
         let source = Self::empty();
-        source.take(KeySet::read(&text).map_err(|e| format!("{}: {e}", path.display()))?);
+        let keys = KeySet::read(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+        if keys.is_empty() {
+            return Err(format!("{}: {NO_KEY}", path.display()));
+        }
+        source.take(keys);
         Ok(Arc::new(source))
     }
 
@@ -198,6 +205,11 @@ impl KeySource {
     /// The keys now.
     pub(super) fn set(&self) -> Arc<KeySet> {
         self.set.load_full()
+    }
+
+    /// Whether its keys were ever had: until then nobody can know who is believed.
+    pub(in crate::identity) fn is_known(&self) -> bool {
+        self.task.get().is_none() || self.succeeded.load(Ordering::Relaxed) > 0
     }
 
     /// Asks for the keys to be fetched and waits for that, for a bounded time; at once when that would change nothing.
@@ -236,6 +248,11 @@ async fn keep(
         let ok = got.is_ok();
         match got {
             Ok(keys) => {
+                // An issuer may withdraw its last key; nobody is believed by it then.
+                if keys.is_empty() && !held.set().keys.is_empty() {
+                    tracing::warn!(event = "jwks_empty", place = ?place, reason = NO_KEY);
+                }
+                held.succeeded.fetch_add(1, Ordering::Relaxed);
                 if std::mem::take(&mut failing) {
                     tracing::info!(event = "jwks_reached", place = ?place);
                 }

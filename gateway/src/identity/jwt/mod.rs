@@ -185,6 +185,8 @@ impl Tokens {
                 Some((token.subject.clone(), consumer.clone()))
             });
             let taken = consumers.iter().map(|consumer| consumer.name.clone()).collect();
+            let of_consumers = consumers.iter().map(|consumer| consumer.tenant.clone());
+            let taken_tenants = of_consumers.chain(tenants.names().map(Into::into)).collect();
             issuers.push(Issuer {
                 name: issuer.issuer.clone(),
                 keys: source(issuer, parts)?,
@@ -192,7 +194,8 @@ impl Tokens {
                 validation,
                 leeway,
                 consumers: own.collect(),
-                claims: FromClaims::new(issuer, taken, tenants.clone(), parts).map_err(IdentityError::Limits)?,
+                claims: FromClaims::new(issuer, (taken, taken_tenants), tenants.clone(), parts)
+                    .map_err(IdentityError::Limits)?,
             });
         }
         let most = authentication.token_cache.unwrap_or(TOKENS);

@@ -92,10 +92,15 @@ impl Account {
         true
     }
 
-    /// Corrects what was taken in the window of `taken_at` to what was used.
-    pub(in crate::limits) fn settle(&self, taken: Amount, used: Amount, taken_at: u64) {
+    /// The window that is taken from at `now`; a later one than that of the clock where that was set back.
+    pub(in crate::limits) fn window(&self, now: u64) -> u64 {
+        window(self.period, now).0.max(self.spent.lock().window)
+    }
+
+    /// Corrects what was taken in a window to what was used.
+    pub(in crate::limits) fn settle(&self, taken: Amount, used: Amount, taken_in: u64) {
         let mut spent = self.spent.lock();
-        let of_old_window = spent.window != window(self.period, taken_at).0;
+        let of_old_window = spent.window != taken_in;
         // What was taken before midnight is gone with its window; what was used after it is the new window's.
         let taken = if of_old_window { Amount::default() } else { taken };
         spent.tokens = spent.tokens.saturating_sub(taken.tokens).saturating_add(used.tokens);

@@ -30,14 +30,18 @@ fn a_budget_is_taken_whole_or_not_and_begins_anew() {
     let most = (Some(100), None);
     assert!(account.take(tokens(60), most, NOON));
     assert!(!account.take(tokens(60), most, NOON));
-    account.settle(tokens(60), tokens(10), NOON);
+    let day = account.window(NOON);
+    account.settle(tokens(60), tokens(10), day);
     assert!(account.take(tokens(90), most, NOON));
     assert!(!account.take(tokens(0), most, NOON), "it is spent");
     let tomorrow = NOON + DAY;
     assert!(account.take(tokens(100), most, tomorrow));
-    account.settle(tokens(90), tokens(5), NOON);
+    account.settle(tokens(90), tokens(5), day);
     assert_eq!(account.spent(tomorrow).tokens, 105, "what yesterday's request used after midnight is today's");
     assert!(!account.take(tokens(1), most, NOON), "a clock that goes back opens nothing");
+    assert!(account.take(tokens(30), (None, None), NOON));
+    account.settle(tokens(30), tokens(2), account.window(NOON));
+    assert_eq!(account.spent(NOON).tokens, 107, "nor is what is taken then charged twice");
 }
 
 #[test]

@@ -46,7 +46,8 @@ for i = 2, #KEYS do
     local n = math.max(tonumber(spent[2] or '0'), tonumber(ARGV[a + 6]))
     ok = not ((most_tokens >= 0 and (t >= most_tokens or t + tokens > most_tokens))
       or (most_nanos >= 0 and (n >= most_nanos or n + nanos > most_nanos)))
-    if ok then
+    -- One that lets requests go on counts what they use beyond it.
+    if ok or not strict then
       writes[#writes + 1] = {'HSET', key, 't', string.format('%.0f', t + tokens), 'n', string.format('%.0f', n + nanos)}
       writes[#writes + 1] = {'EXPIRE', key, tonumber(ARGV[a + 4])}
     end

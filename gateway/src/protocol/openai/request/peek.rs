@@ -71,7 +71,7 @@ impl<'a> Reader<'a> {
 
 /// The fields that are read; the name is what a duplicate is known by.
 fn known(key: &str) -> Option<&'static str> {
-    const KNOWN: [&str; 9] = [
+    const KNOWN: [&str; 11] = [
         "model",
         "stream",
         "stream_options",
@@ -81,6 +81,8 @@ fn known(key: &str) -> Option<&'static str> {
         "messages",
         "prompt",
         "input",
+        "query",
+        "documents",
     ];
     KNOWN.into_iter().find(|known| *known == key)
 }
@@ -103,7 +105,7 @@ impl<'a> Visitor<'a> for &mut Reader<'a> {
             }
             self.seen.push(name);
             match name {
-                "messages" | "prompt" | "input" => {
+                "messages" | "prompt" | "input" | "query" | "documents" => {
                     let parts: Parts = map.next_value()?;
                     self.peek.prompt_bytes = self.peek.prompt_bytes.saturating_add(parts.text);
                     self.peek.images = self.peek.images.saturating_add(parts.images);
