@@ -229,7 +229,7 @@ pub trait Executor: Send {
     /// of `head_dim` values. Values stay as they are.
     fn head_norm(&mut self, qkv: ActId, query: VectorId, key: VectorId, eps: f32);
     /// `out[r] = matrix · x[r]`, added to what is there where `add`. Quantised weights meet activations that are rounded
-    /// to 8 bits in blocks of 32, as in llama.cpp; floats meet f32.
+    /// to 8 bits in blocks of 32, as in llama.cpp; floats meet f32, or less than 2^-13 of each product is lost.
     fn matmul(&mut self, matrix: MatrixId, x: ActId, out: ActId, add: bool);
     /// Rotates the queries of `qkv` by their positions where they are, and stores rotated keys and values of `layer` in
     /// f16. Without `rope` nothing is rotated.

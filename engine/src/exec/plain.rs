@@ -79,7 +79,8 @@ fn rounded(x: &[f32]) -> Vec<f32> {
         .flat_map(|block| {
             let most = block.iter().fold(0.0f32, |most, v| most.max(v.abs()));
             let scale = most / 127.0;
-            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+            // Numbers so small that the inverse would be infinite are nothing.
+            let (scale, inverse) = if scale >= f32::MIN_POSITIVE { (scale, 1.0 / scale) } else { (0.0, 0.0) };
             block.iter().map(move |v| (v * inverse).round_ties_even() * scale)
         })
         .collect()

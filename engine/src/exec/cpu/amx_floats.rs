@@ -1,6 +1,6 @@
 //! Products of 32-bit floats by the matrix unit of AMX, which multiplies floats of 16 bits (bf16) and sums in 32. Each
 //! float is split into two of these, its upper bits and what they leave: of the four products of two numbers the least is
-//! left out, and what is lost is less than 2^-15 of a product. All numbers of rows take this way, so that a row's result
+//! left out, and what is lost is less than 2^-13 of a product, always towards zero. All numbers of rows take this way, so that a row's result
 //! does not depend on its company.
 
 use std::arch::x86_64::*;

@@ -39,6 +39,8 @@ const REPACKED: usize = 256 << 10;
 
 /// Most rows that [`Kernels::split`] packs together.
 const WHOLE: usize = 16;
+#[cfg(target_arch = "x86_64")]
+const _: () = assert!(WHOLE == unit::amx::ROWS, "a tile of AMX is packed whole");
 
 /// Neighbouring rows of a matrix that are of one family.
 #[derive(Clone, Copy)]

@@ -149,8 +149,12 @@ impl Pool {
                 shared.serve(thread);
             })
         };
-        let threads = (1..threads).filter_map(|thread| start(thread).ok()).collect();
-        Self { shared, threads }
+        // Numbered without a gap: each has memory of its own by its number.
+        let mut started = Vec::new();
+        for _ in 1..threads {
+            started.extend(start(started.len() + 1));
+        }
+        Self { shared, threads: started }
     }
 
     /// Threads, the caller among them.

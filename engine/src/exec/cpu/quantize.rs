@@ -58,7 +58,9 @@ pub(super) unsafe fn quantize<U: Unit>(x: *const f32, width: usize, rows: usize,
                 let (a, b) = (U::load(x), U::load(x.add(LANES)));
                 let most = U::most(U::max(U::abs(a), U::abs(b)));
                 let scale = most / 127.0;
-                let inverse = U::splat(if scale > 0.0 { 1.0 / scale } else { 0.0 });
+                // Numbers so small that the inverse would be infinite are nothing.
+                let (scale, inverse) = if scale >= f32::MIN_POSITIVE { (scale, 1.0 / scale) } else { (0.0, 0.0) };
+                let inverse = U::splat(inverse);
                 let (a, b) = (U::round(U::mul(a, inverse)), U::round(U::mul(b, inverse)));
                 U::store_i8(quants, a);
                 U::store_i8(quants.add(LANES), b);
