@@ -36,9 +36,17 @@ pub struct Plain {
     ropes: Vec<(Rope, Vec<f32>)>,
     batch: Batch,
     rows: usize,
+    /// Whether activations are rounded before they meet quantised weights.
+    rounds: bool,
 }
 
 impl Plain {
+    /// The same without the rounding of activations, which no executor does: to see what that alone changes.
+    #[cfg(test)]
+    pub(crate) fn exact(sizes: Sizes) -> Self {
+        Self { rounds: false, ..Self::new(sizes) }
+    }
+
     /// An executor for these sizes.
     pub fn new(sizes: Sizes) -> Self {
         let cache = vec![vec![0.0; sizes.pages * PAGE * sizes.kv_heads * sizes.head_dim]; sizes.layers];
@@ -48,6 +56,7 @@ impl Plain {
             activations: Vec::new(),
             keys: cache.clone(),
             values: cache,
+            rounds: true,
             ropes: Vec::new(),
             batch: Batch::default(),
             rows: 0,
@@ -235,7 +244,7 @@ impl Executor for Plain {
             let rows = segment.values.len() / segment.columns;
             for r in 0..self.rows {
                 let row = &x[r * columns..r * columns + segment.columns];
-                let row = if segment.quantized { rounded(row) } else { row.to_vec() };
+                let row = if segment.quantized && self.rounds { rounded(row) } else { row.to_vec() };
                 for n in 0..rows {
                     let weights = &segment.values[n * segment.columns..(n + 1) * segment.columns];
                     let sum: f32 = weights.iter().zip(&row).map(|(w, v)| w * v).sum();

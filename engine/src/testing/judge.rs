@@ -12,7 +12,7 @@ use super::gguf::{Gguf, small_reranker};
 use crate::artifact::{MetaValue, ModelFile, TensorType};
 use crate::device::block_on as wait;
 use crate::exec::plain::Plain;
-use crate::exec::{Batch, Row};
+use crate::exec::{Batch, Row, Sizes};
 use crate::model::{Decoder, Shape};
 use crate::text::Tokenizer;
 use crate::{Engine, LoadOptions};
@@ -113,9 +113,13 @@ pub(super) fn small_sizes(architecture: &str, file: &mut Gguf) {
 
 /// A file of a small random model of an architecture with matrices of a type.
 pub(super) fn small(architecture: &str, kind: TensorType) -> Gguf {
+    seeded(architecture, kind, 21)
+}
+
+fn seeded(architecture: &str, kind: TensorType, seed: u64) -> Gguf {
     let (width, feed_forward, heads, kv_heads) = (WIDTH, FEED_FORWARD, HEADS, KV_HEADS);
     let (head_dim, layers) = (head_dim(architecture), layers(architecture));
-    let mut rng = ChaCha8Rng::seed_from_u64(21);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut file = Gguf::gentle();
     small_sizes(architecture, &mut file);
     let mut tokens = super::byte_tokens();
@@ -170,11 +174,15 @@ pub(super) fn small(architecture: &str, kind: TensorType) -> Gguf {
 
 /// The logarithms of the probabilities after each of the last `steps` tokens.
 pub(super) fn log_probabilities(path: &Path, tokens: &[u32], steps: usize) -> Vec<Vec<f64>> {
+    log_probabilities_by(Plain::new, path, tokens, steps)
+}
+
+fn log_probabilities_by(plain: fn(Sizes) -> Plain, path: &Path, tokens: &[u32], steps: usize) -> Vec<Vec<f64>> {
     let file = ModelFile::open(path).unwrap();
     let shape = Shape::of(&file).unwrap();
     shape.check(&file).unwrap();
-    let sizes = crate::exec::Sizes { max_picks: 64, ..shape.sizes(64, 1, 1 << 24) };
-    let mut plain = Plain::new(sizes);
+    let sizes = Sizes { max_picks: 64, ..shape.sizes(64, 1, 1 << 24) };
+    let mut plain = plain(sizes);
     let model = Decoder::load(&shape, &file, &sizes, &mut plain).unwrap();
     let rows = (0u32..).zip(tokens).map(|(position, token)| Row { token: *token, position, slot: 0 }).collect();
     let pages = (1..=sizes.pages_per_slot() as u32).collect();
@@ -193,8 +201,18 @@ pub(super) fn log_probabilities(path: &Path, tokens: &[u32], steps: usize) -> Ve
 /// Holds the probabilities of every token after a text, and after each of the next tokens, against llama.cpp's.
 fn same_probabilities(architecture: &str, kind: TensorType) {
     const STEPS: usize = 6;
-    let file = small(architecture, kind).write();
     let tokens: Vec<u32> = (0..36u32).map(|n| (n * 37 + 11) % 256).collect();
+    // Of a random model that makes much of how activations are rounded, nobody can say what its probabilities are:
+    // llama.cpp rounds them in other blocks.
+    let rounding = |path: &Path| {
+        let by = |plain| log_probabilities_by(plain, path, &tokens, STEPS);
+        let apart = |(exact, ours): (&Vec<f64>, &Vec<f64>)| -> f64 {
+            exact.iter().zip(ours).map(|(exact, ours)| exact.exp() * (exact - ours)).sum()
+        };
+        by(Plain::exact).iter().zip(&by(Plain::new)).map(apart).fold(0.0, f64::max)
+    };
+    let mut files = (21..31).map(|seed| seeded(architecture, kind, seed).write());
+    let file = files.find(|file| rounding(file.path()) < 0.005).unwrap();
     // The token that is chosen is forced to be a whole character: of others llama.cpp tells nothing.
     let call = |end: usize| {
         let body = json!({"prompt": tokens[..end], "n_predict": 1, "temperature": 0, "n_probs": 259,
