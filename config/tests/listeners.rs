@@ -4,22 +4,7 @@
 
 use std::path::Path;
 
-use schemars::{Schema, SchemaGenerator};
-use spillway_config::{FieldError, FilterCatalog, LoadOptions, NoFileChecks, load_text};
-
-struct NoFilters;
-
-impl FilterCatalog for NoFilters {
-    fn names(&self) -> Vec<&'static str> {
-        Vec::new()
-    }
-    fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
-        None
-    }
-    fn check(&self, _: &str, _: &serde_json::Value) -> Vec<FieldError> {
-        Vec::new()
-    }
-}
+use spillway_config::{LoadOptions, NoFileChecks, NoFilters, load_text};
 
 /// Errors about these listeners, each with its line; they begin in line 2.
 fn errors(listeners: &str) -> Vec<String> {

@@ -4,23 +4,7 @@
 
 use std::path::Path;
 
-use schemars::{Schema, SchemaGenerator};
-use spillway_config::{FieldError, FilterCatalog, LoadOptions, NoFileChecks, load_text};
-
-/// No filters.
-struct None;
-
-impl FilterCatalog for None {
-    fn names(&self) -> Vec<&'static str> {
-        Vec::new()
-    }
-    fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
-        Option::None
-    }
-    fn check(&self, _: &str, _: &serde_json::Value) -> Vec<FieldError> {
-        Vec::new()
-    }
-}
+use spillway_config::{LoadOptions, NoFileChecks, NoFilters, load_text};
 
 fn told(model: &str) -> Vec<String> {
     let yaml = format!(
@@ -29,7 +13,7 @@ models: [{{name: m, source: m.gguf, {model}}}]
 routes: [{{backendRefs: [{{model: m}}]}}]
 "
     );
-    let options = LoadOptions { catalog: &None, env: &|_| Option::None, files: &NoFileChecks, offline: true };
+    let options = LoadOptions { catalog: &NoFilters, env: &|_| None, files: &NoFileChecks, offline: true };
     match load_text(Path::new("test.yaml"), &yaml, &options) {
         Ok(_) => Vec::new(),
         Err(report) => report.diagnostics.into_iter().map(|d| format!("{}: {}", d.line, d.message)).collect(),

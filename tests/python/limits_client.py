@@ -48,4 +48,3 @@ try:
     raise SystemExit("an unknown key passed")
 except openai.AuthenticationError as error:
     assert error.code == "invalid_api_key", error
-print("ok")

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use crate::{PATIENCE, free_port};
+use crate::{Gateway, PATIENCE, free_port};
 
 /// The root of the repository.
 pub fn repository() -> PathBuf {
@@ -20,6 +20,19 @@ pub(crate) fn needed(variable: &str, default: &str, how: &str) -> PathBuf {
 /// Python with `openai` and `xllamacpp`.
 pub fn python() -> PathBuf {
     needed("SPILLWAY_TEST_PYTHON", ".cache/venv/bin/python", "`scripts/test-tools.sh python` installs it")
+}
+
+/// Runs a script of `tests/python` against a gateway's `/v1`, which is its first argument, and gives what it prints: a line
+/// of JSON for each thing that it saw.
+pub async fn script(name: &str, gateway: &Gateway, further: &[&str]) -> Vec<serde_json::Value> {
+    let mut command = Command::new(python());
+    command
+        .arg(repository().join("tests/python").join(name))
+        .arg(format!("http://{}/v1", gateway.address))
+        .args(further);
+    let out = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// The demo model.

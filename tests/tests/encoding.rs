@@ -9,9 +9,7 @@
     reason = "tests"
 )]
 
-use std::process::Command;
-
-use spillway_tests::{Gateway, minilm, model, python, repository};
+use spillway_tests::{Gateway, minilm, model, script};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_client_gets_vectors_and_continued_texts() {
@@ -27,14 +25,7 @@ routes:
         model().display()
     ))
     .await;
-    let out = Command::new(python())
-        .arg(repository().join("tests/python/openai_encoding.py"))
-        .args([format!("http://{}/v1", gateway.address), "minilm".into(), "smollm2".into()])
-        .output()
-        .unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let told: Vec<serde_json::Value> =
-        String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told = script("openai_encoding.py", &gateway, &["minilm", "smollm2"]).await;
     let vectors = &told[0];
     assert_eq!(vectors["dimensions"], serde_json::json!([384, 384, 384]));
     assert_eq!(vectors["indexes"], serde_json::json!([0, 1, 2]));

@@ -9,7 +9,7 @@
     reason = "tests"
 )]
 
-use spillway_tests::{Gateway, eventually, model, python, repository, with_template};
+use spillway_tests::{Gateway, eventually, model, script, with_template};
 
 fn inside(more: &str) -> String {
     format!(
@@ -23,14 +23,7 @@ routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: smollm2}
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_client_is_answered_by_the_model_inside() {
     let gateway = Gateway::start(&inside("")).await;
-    let out = std::process::Command::new(python())
-        .arg(repository().join("tests/python/openai_client.py"))
-        .args([format!("http://{}/v1", gateway.address), "smollm2".into()])
-        .output()
-        .unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let told: Vec<serde_json::Value> =
-        String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told = script("openai_client.py", &gateway, &["smollm2"]).await;
     assert_eq!(told[0]["whole"], "The capital of France is Paris.");
     assert_eq!((&told[0]["finish"], &told[0]["model"]), (&"stop".into(), &"smollm2".into()));
     assert_eq!(told[1]["streamed"], told[0]["whole"], "streamed or not, the same answer");

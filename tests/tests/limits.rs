@@ -10,7 +10,7 @@
 )]
 
 use bytes::Bytes;
-use spillway_tests::{Answer, Client, Gateway, Upstream, eventually, new_key, python, reply, repository, streamed};
+use spillway_tests::{Answer, Client, Gateway, Upstream, eventually, new_key, reply, script, streamed};
 use tokio::sync::mpsc;
 
 fn answer_using(prompt: u64, completion: u64) -> String {
@@ -285,12 +285,5 @@ routes: [{{name: chat, backendRefs: [{{name: x}}]}}]
         upstream.url()
     ))
     .await;
-    let out = tokio::process::Command::new(python())
-        .arg(repository().join("tests/python/limits_client.py"))
-        .arg(format!("http://{}/v1", gateway.address))
-        .args(keys.iter().map(|(key, _)| key))
-        .output()
-        .await
-        .unwrap();
-    assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    script("limits_client.py", &gateway, &keys.each_ref().map(|(key, _)| key.as_str())).await;
 }

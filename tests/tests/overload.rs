@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use spillway_tests::{Gateway, LlamaServer, model, python, repository};
+use spillway_tests::{Gateway, LlamaServer, model, script};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_times_the_load_that_two_servers_take_is_answered_whole_and_not_mixed_up() {
@@ -44,19 +44,7 @@ routes:
     let service = took[1..].iter().copied().fold(f64::INFINITY, f64::min).max(0.02);
     let count = 24;
     let seconds = (count as f64 / (3.0 * 2.0 / service)).clamp(1.0, 20.0);
-    let address = gateway.address;
-    let out = tokio::task::spawn_blocking(move || {
-        std::process::Command::new(python())
-            .arg(repository().join("tests/python/overload.py"))
-            .args([format!("http://{address}/v1"), count.to_string(), seconds.to_string()])
-            .output()
-            .unwrap()
-    })
-    .await
-    .unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let told: Vec<serde_json::Value> =
-        String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told = script("overload.py", &gateway, &[&count.to_string(), &seconds.to_string()]).await;
     assert_eq!(told.len(), count);
     let mut by: BTreeMap<String, usize> = BTreeMap::new();
     for answer in &told {

@@ -12,7 +12,7 @@
 
 use std::process::{Command, Stdio};
 
-use spillway_tests::{Gateway, binary, eventually, model, python, repository};
+use spillway_tests::{Gateway, binary, eventually, model, repository, script};
 
 fn inside(source: &std::path::Path, more: &str) -> String {
     format!(
@@ -26,14 +26,7 @@ routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: smollm2}
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_client_gets_choices_probabilities_json_and_seeds() {
     let gateway = Gateway::start(&inside(&model(), "")).await;
-    let out = Command::new(python())
-        .arg(repository().join("tests/python/openai_serving.py"))
-        .args([format!("http://{}/v1", gateway.address), "smollm2".into()])
-        .output()
-        .unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let told: Vec<serde_json::Value> =
-        String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told = script("openai_serving.py", &gateway, &["smollm2"]).await;
     let choices = &told[0];
     assert_eq!(choices["three"][0], choices["one"], "the first of several is what one would be");
     assert_eq!(choices["streamed"], choices["three"]);

@@ -9,9 +9,7 @@
     reason = "tests"
 )]
 
-use std::process::Command;
-
-use spillway_tests::{Gateway, model, python, repository, with_template};
+use spillway_tests::{Gateway, model, script, with_template};
 
 /// As Qwen's, shortened: the demo model's own knows no tools.
 const TEMPLATE: &str = "{%- if tools %}<|im_start|>system\nYou may call these tools:{%- for tool in tools %}\n{{ tool | tojson }}\
@@ -32,14 +30,7 @@ routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: smollm2}
         file.display()
     ))
     .await;
-    let out = Command::new(python())
-        .arg(repository().join("tests/python/openai_tools.py"))
-        .args([format!("http://{}/v1", gateway.address), "smollm2".into()])
-        .output()
-        .unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let told: Vec<serde_json::Value> =
-        String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told = script("openai_tools.py", &gateway, &["smollm2"]).await;
     for (told, name) in told[..3].iter().zip([None, Some("weather"), Some("time")]) {
         assert_eq!((&told["calls"], &told["sound"]), (&1.into(), &true.into()), "{told}");
         assert_eq!((&told["reason"], &told["content"]), (&"tool_calls".into(), &serde_json::Value::Null), "{told}");
