@@ -19,6 +19,8 @@ use crate::telemetry::rfc3339_millis;
 
 /// Addresses whose lines are counted.
 const ADDRESSES: usize = 16_384;
+/// What a refused credential is called.
+const REFUSED: &str = "authentication_refused";
 /// Longest path in a line.
 const MAX_PATH: usize = 256;
 
@@ -47,6 +49,7 @@ impl Rates {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Line<'a> {
+    /// Told when it is written.
     time: String,
     event: &'static str,
     action: &'static str,
@@ -69,6 +72,26 @@ struct Line<'a> {
     status: Option<u16>,
 }
 
+impl Line<'_> {
+    /// What every line says; the rest depends on what happened.
+    fn of(action: &'static str, client: IpAddr) -> Self {
+        Self {
+            time: String::new(),
+            event: "audit",
+            action,
+            client,
+            request_id: None,
+            who: None,
+            route: None,
+            listener: None,
+            method: None,
+            path: None,
+            reason: None,
+            status: None,
+        }
+    }
+}
+
 impl Audit {
     /// An audit log into the process's log.
     pub fn new(written: &AuditLog, log: LogWriter, metrics: Arc<Metrics>) -> Self {
@@ -85,55 +108,29 @@ impl Audit {
     /// A credential was refused.
     pub fn refused(&self, reason: &'static str, x: &Exchange, head: &Parts) {
         self.write(&Line {
-            time: rfc3339_millis(SystemTime::now()),
-            event: "audit",
-            action: "authentication_refused",
-            client: x.client,
             request_id: x.request_id.to_str().ok(),
-            who: None,
             route: x.route.as_ref().map(|route| route.name.as_str()),
-            listener: None,
             method: Some(head.method.as_str()),
             path: Some(head.uri.path()),
             reason: Some(reason),
-            status: None,
+            ..Line::of(REFUSED, x.client)
         });
     }
 
     /// A connection was refused for the certificate of its client, or for want of one.
     pub fn connection_refused(&self, client: IpAddr, listener: &str) {
-        self.write(&Line {
-            time: rfc3339_millis(SystemTime::now()),
-            event: "audit",
-            action: "authentication_refused",
-            client,
-            request_id: None,
-            who: None,
-            route: None,
-            listener: Some(listener),
-            method: None,
-            path: None,
-            reason: Some("client_certificate"),
-            status: None,
-        });
+        self.write(&Line { listener: Some(listener), reason: Some("client_certificate"), ..Line::of(REFUSED, client) });
     }
 
     /// Something was asked for through the admin address that changes something, or was refused there.
     pub fn admin(&self, client: IpAddr, who: &str, method: &str, path: &str, status: u16) {
         let refused = matches!(status, 401 | 403 | 421);
         self.write(&Line {
-            time: rfc3339_millis(SystemTime::now()),
-            event: "audit",
-            action: if refused { "admin_refused" } else { "admin_change" },
-            client,
-            request_id: None,
             who: Some(who),
-            route: None,
-            listener: None,
             method: Some(method),
             path: Some(path),
-            reason: None,
             status: Some(status),
+            ..Line::of(if refused { "admin_refused" } else { "admin_change" }, client)
         });
     }
 
@@ -147,7 +144,7 @@ impl Audit {
         let cut =
             |path: &'_ str| path.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_PATH).unwrap_or(path.len());
         let path = line.path.and_then(|path| path.get(..cut(path)));
-        let line = Line { path, time: line.time.clone(), ..*line };
+        let line = Line { path, time: rfc3339_millis(SystemTime::now()), ..*line };
         let mut text = Vec::with_capacity(512);
         if serde_json::to_writer(&mut text, &line).is_ok() {
             text.push(b'\n');
