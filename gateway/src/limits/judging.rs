@@ -61,16 +61,14 @@ impl Rule {
 
 impl Claim<'_> {
     /// Takes from what this process knows. `share` is how many gateways share the limit while their store is away.
-    fn take_here(&self, share: u32) -> Answer {
+    fn take_here(&self, share: NonZeroU32) -> Answer {
         match &self.rule.kind {
             Kind::Rate { levels, limit, .. } => {
                 let burst = u64::from(limit.burst.get());
                 if self.amount > burst {
                     return Answer::TooMuch;
                 }
-                let amount = share_of(self.amount, share, burst);
-                let amount = u32::try_from(amount).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN);
-                match levels.take(self.key, amount) {
+                match levels.take(self.key, share_of(self.amount, share, limit.burst)) {
                     Verdict::Taken { remaining, reset } => Answer::Taken { remaining: remaining.into(), reset },
                     Verdict::Refused { wait, reset } => {
                         let used = reset.as_nanos().div_ceil(limit.every.as_nanos().max(1));
@@ -80,7 +78,7 @@ impl Claim<'_> {
                     Verdict::TooMuch => Answer::TooMuch,
                 }
             }
-            Kind::Concurrency { running, most } => match running.enter(self.key, most.get().div_ceil(share.max(1))) {
+            Kind::Concurrency { running, most } => match running.enter(self.key, most.get().div_ceil(share.get())) {
                 Some(_) => Answer::Taken { remaining: 0, reset: Duration::ZERO },
                 None => Answer::Refused { wait: CONCURRENCY_WAIT, remaining: 0, reset: Duration::ZERO },
             },
@@ -117,9 +115,11 @@ impl Claim<'_> {
     }
 }
 
-/// What a request takes of a limit that so many gateways share while none knows what the others take.
-pub(super) fn share_of(amount: u64, share: u32, burst: u64) -> u64 {
-    amount.saturating_mul(u64::from(share)).min(burst)
+/// What a request takes of a limit that so many gateways share while none knows what the others take: one at least, the
+/// burst at most.
+pub(super) fn share_of(amount: u64, share: NonZeroU32, burst: NonZeroU32) -> NonZeroU32 {
+    let amount = u32::try_from(amount.saturating_mul(share.get().into())).unwrap_or(u32::MAX);
+    NonZeroU32::new(amount).unwrap_or(NonZeroU32::MIN).min(burst)
 }
 
 pub(super) fn until_next(period: Period, now: u64) -> Duration {
@@ -152,7 +152,7 @@ pub async fn reserve(claims: &[Claim<'_>], ledger: &mut Ledger) -> Result<(), Bo
         }
         return conclude(claims, &answers, ledger);
     }
-    let share = shared.map_or(1, |shared| shared.gateways());
+    let share = shared.map_or(NonZeroU32::MIN, |shared| shared.gateways());
     let answers: SmallVec<[Answer; 8]> = claims.iter().map(|claim| claim.take_here(share)).collect();
     for (claim, answer) in claims.iter().zip(&answers) {
         if matches!(answer, Answer::Taken { .. }) {

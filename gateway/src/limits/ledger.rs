@@ -1,6 +1,7 @@
 //! What one request holds of limits: given back as a whole when a later rule refuses it, settled once by what was used,
 //! and released by `Drop`, so that no path can forget it.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -19,7 +20,7 @@ pub(super) enum Place {
     /// In this process, as one of so many gateways.
     Here {
         /// How many share the limit.
-        share: u32,
+        share: NonZeroU32,
     },
     /// In the shared store, and noted here; with the number of the request's leases there.
     Shared(u64),
@@ -169,7 +170,7 @@ impl Taken {
     /// For how many gateways it stands.
     fn share(&self) -> u64 {
         match self.place {
-            Place::Here { share } => share.max(1).into(),
+            Place::Here { share } => share.get().into(),
             Place::Shared(_) => 1,
         }
     }
@@ -178,7 +179,7 @@ impl Taken {
     fn of_level(&self) -> u64 {
         match (self.place, &self.rule.kind) {
             (Place::Here { share }, Kind::Rate { limit, .. }) => {
-                share_of(self.amount.tokens, share.max(1), limit.burst.get().into()).max(1)
+                share_of(self.amount.tokens, share, limit.burst).get().into()
             }
             _ => self.amount.tokens,
         }

@@ -144,7 +144,7 @@ impl Limits {
                 Some(store)
             }
             (Some(written), previous) => {
-                let gateways = previous.map_or(1, |store| store.shared.gateways());
+                let gateways = previous.map_or(1, |store| store.shared.gateways().get());
                 let shared = Shared::new(written, authorities.clone(), gateways, &self.metrics);
                 let shared = shared.map_err(|e| format!("state.limits.redis: {e}"))?;
                 let held = shared.clone();

@@ -48,7 +48,7 @@ pub(super) async fn keep(
             Ok(mut connection) => {
                 let Some(store) = shared.upgrade() else { return };
                 store.connection.store(Some(Arc::new(connection.clone())));
-                tracing::info!(event = "limit_store_reached", gateways = store.gateways());
+                tracing::info!(event = "limit_store_reached", gateways = store.gateways().get());
                 told = false;
                 drop(store);
                 let Err(e) = converse(&mut connection, &shared, &mut queue, &settle, &lost, &me).await else { return };
@@ -140,6 +140,6 @@ async fn present(
         .arg(&key)
         .query_async(connection)
         .await?;
-    store.gateways.store(gateways.max(1), Ordering::Relaxed);
+    store.gateways.store(gateways, Ordering::Relaxed);
     Ok(())
 }

@@ -6,6 +6,7 @@
 mod keep;
 
 use std::fmt::Write as _;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -109,12 +110,12 @@ impl Shared {
 
     /// Whether the server is reached, and how many gateways it knows of.
     pub(super) fn seen(&self) -> (bool, u32) {
-        (self.connection.load().is_some(), self.gateways())
+        (self.connection.load().is_some(), self.gateways().get())
     }
 
     /// Gateways that share the limits, as far as it was last known.
-    pub(super) fn gateways(&self) -> u32 {
-        self.gateways.load(Ordering::Relaxed).max(1)
+    pub(super) fn gateways(&self) -> NonZeroU32 {
+        NonZeroU32::new(self.gateways.load(Ordering::Relaxed)).unwrap_or(NonZeroU32::MIN)
     }
 
     fn key(&self, number: u128) -> String {
