@@ -252,7 +252,7 @@ impl Engine {
     /// A text as tokens, to be continued as it stands. What looks like a control token in it is text.
     pub fn encode_text(&self, text: &str) -> Result<Prompt, PromptError> {
         let (model, _) = self.decoder().ok_or(PromptError::NotGenerating)?;
-        self.prompt(model.tokenizer().encode_text(text))
+        self.prompt(model.tokenizer().encode_text(text)?)
     }
 
     /// Compiles what an answer must be. Takes milliseconds, the first time some hundred: not for a runtime's own threads.

@@ -15,12 +15,14 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// The file is of another kind.
-    #[error("{path} is {kind}: convert it to GGUF (llama.cpp's convert_hf_to_gguf.py does) and name that file")]
+    #[error("{path} is {kind}: {remedy}")]
     WrongKind {
         /// The file.
         path: PathBuf,
         /// What it is.
         kind: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
     /// The file is damaged.
     #[error("{path} is damaged: {reason}; fetch it again")]
@@ -119,6 +121,9 @@ pub enum PromptError {
     /// A tool or a call of one cannot be shown to the model.
     #[error("a tool or a call cannot be shown to the model: {0}")]
     Tools(String),
+    /// The model's tokenizer has no tokens for it.
+    #[error("the tokenizer of the model cannot cut this text: {0}")]
+    Text(String),
     /// A role that no chat template knows.
     #[error("`{0}` is not a role")]
     Role(String),

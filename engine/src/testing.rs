@@ -1,9 +1,12 @@
 //! Small random models for tests, written as GGUF files.
 
 mod folder;
+mod folder_tokens;
 pub(crate) mod gguf;
 mod judge;
 mod same_weights;
+mod seeds;
+mod templates;
 
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng};
@@ -440,7 +443,7 @@ mod tests {
                 && crate::model::check(&file).is_ok()
                 && let Ok(text) = crate::text::TextModel::new(&file)
             {
-                text.tokenizer().encode_text("hello, 1 world");
+                let _ = text.tokenizer().encode_text("hello, 1 world");
                 let messages = [said("user", "hello")];
                 let _ = text.encode(&crate::Conversation { messages: &messages, ..Default::default() });
             }

@@ -69,11 +69,12 @@ pub struct Model {
 }
 
 /// What a model in safetensors is beside its weights.
-const BESIDE_SAFETENSORS: [&str; 9] = [
+const BESIDE_SAFETENSORS: [&str; 10] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
     "sentence_bert_config.json",

@@ -67,7 +67,7 @@ impl MetaValue {
 pub struct TensorEntry {
     /// Its type, if this engine runs it.
     pub kind: Option<TensorType>,
-    number: u32,
+    type_name: String,
     dimensions: Vec<usize>,
     /// Values.
     pub elements: u64,
@@ -79,14 +79,20 @@ pub struct TensorEntry {
 
 impl TensorEntry {
     /// An entry whose range is as long as type and shape say; dimensions from the contiguous one on.
-    pub(super) fn new(number: u32, dimensions: Vec<usize>, range: Range<usize>, part: usize) -> Option<Self> {
+    pub(super) fn new(
+        kind: Option<TensorType>,
+        type_name: String,
+        dimensions: Vec<usize>,
+        range: Range<usize>,
+        part: usize,
+    ) -> Option<Self> {
         let elements = dimensions.iter().try_fold(1usize, |all, n| all.checked_mul(*n)).filter(|n| *n > 0)?;
-        let (_, values, block) = any_type(number)?;
-        let kind = TensorType::from_ggml(number);
-        if kind.is_some() && (elements / values).checked_mul(block) != Some(range.len()) {
+        if let Some((values, block)) = kind.map(TensorType::block)
+            && (elements / values).checked_mul(block) != Some(range.len())
+        {
             return None;
         }
-        Some(Self { kind, number, dimensions, elements: u64::try_from(elements).ok()?, range, part })
+        Some(Self { kind, type_name, dimensions, elements: u64::try_from(elements).ok()?, range, part })
     }
 
     /// Values in a row, and rows.
@@ -95,8 +101,8 @@ impl TensorEntry {
         (columns, self.dimensions.iter().skip(1).product())
     }
     /// Name of its type.
-    pub fn type_name(&self) -> String {
-        any_type(self.number).map_or_else(|| format!("number {}", self.number), |(name, ..)| name.to_owned())
+    pub fn type_name(&self) -> &str {
+        &self.type_name
     }
 }
 
@@ -268,7 +274,8 @@ fn shown(name: &str) -> String {
 
 struct Line {
     name: String,
-    number: u32,
+    kind: Option<TensorType>,
+    type_name: &'static str,
     dimensions: Vec<usize>,
     elements: u64,
     bytes: u64,
@@ -294,7 +301,8 @@ fn tensor_line(cursor: &mut Cursor<'_>) -> Parsed<Line> {
     }
     let number = cursor.u32().map_err(wrong)?;
     let offset = cursor.u64().map_err(wrong)?;
-    let (_, values, block) = any_type(number).ok_or_else(|| wrong(format!("unknown type number {number}")))?;
+    let (type_name, values, block) = any_type(number).ok_or_else(|| wrong(format!("unknown type number {number}")))?;
+    let kind = TensorType::from_ggml(number);
     let values = u64::try_from(values).map_err(|e| e.to_string())?;
     let columns = dimensions.first().copied().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
     if !columns.is_multiple_of(values) {
@@ -302,7 +310,7 @@ fn tensor_line(cursor: &mut Cursor<'_>) -> Parsed<Line> {
     }
     let bytes = (elements / values).checked_mul(u64::try_from(block).map_err(|e| e.to_string())?);
     let bytes = bytes.ok_or_else(|| wrong("its size overflows".into()))?;
-    Ok(Line { name, number, dimensions, elements, bytes, offset })
+    Ok(Line { name, kind, type_name, dimensions, elements, bytes, offset })
 }
 
 /// Puts the table into the file: every tensor inside, aligned, none over another.
@@ -322,8 +330,8 @@ fn place(table: Vec<Line>, start: u64, alignment: u64, length: u64) -> Parsed<BT
         let range =
             usize::try_from(from).map_err(|e| e.to_string())?..usize::try_from(to).map_err(|e| e.to_string())?;
         let entry = TensorEntry {
-            kind: TensorType::from_ggml(line.number),
-            number: line.number,
+            kind: line.kind,
+            type_name: line.type_name.to_owned(),
             dimensions: line.dimensions,
             elements: line.elements,
             range,

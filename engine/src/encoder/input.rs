@@ -1,6 +1,7 @@
 //! What an encoder reads: the tokens of an input within the context, and the rows of a step.
 
 use super::{Input, narrow};
+use crate::PromptError;
 use crate::exec::{Batch, Row};
 use crate::model::BertShape;
 use crate::text::Tokenizer;
@@ -19,20 +20,24 @@ pub(super) fn place(batch: &mut Batch, tokens: &[u32], second: usize) {
 }
 
 /// The tokens of an input within the context, how many belong to its first text, and whether it was cut.
-pub(super) fn tokens_of(tokenizer: &Tokenizer, shape: &BertShape, input: &Input) -> (Vec<u32>, usize, bool) {
+pub(super) fn tokens_of(
+    tokenizer: &Tokenizer,
+    shape: &BertShape,
+    input: &Input,
+) -> Result<(Vec<u32>, usize, bool), PromptError> {
     let read = |text: &str| {
         let most = shape.context.saturating_mul(BYTES_PER_TOKEN);
         let cut = text.floor_char_boundary(most.min(text.len()));
         let mut tokens = Vec::new();
-        tokenizer.encode(text.get(..cut).unwrap_or_default(), &mut tokens);
-        (tokens, cut < text.len())
+        tokenizer.encode(text.get(..cut).unwrap_or_default(), &mut tokens)?;
+        Ok((tokens, cut < text.len()))
     };
     let ((mut first, mut cut), second) = match input {
-        Input::Text(text) => (read(text), None),
-        Input::Pair(first, second) => (read(first), Some(read(second))),
+        Input::Text(text) => (read(text)?, None),
+        Input::Pair(first, second) => (read(first)?, Some(read(second)?)),
         Input::Tokens(tokens) => {
             let read = tokens.len().min(shape.context);
-            return (tokens.iter().take(read).copied().collect(), read, read < tokens.len());
+            return Ok((tokens.iter().take(read).copied().collect(), read, read < tokens.len()));
         }
     };
     let is_pair = second.is_some();
@@ -62,5 +67,5 @@ pub(super) fn tokens_of(tokenizer: &Tokenizer, shape: &BertShape, input: &Input)
         tokens.append(&mut second);
         tokens.extend(tokenizer.eos());
     }
-    (tokens, border, cut)
+    Ok((tokens, border, cut))
 }

@@ -10,7 +10,7 @@ use crate::exec::Batch;
 use crate::model::BertShape;
 use crate::runner::Runner;
 use crate::runner::doubles::{Fault, Faults, Shared, meet, rebuildable, tuning};
-use crate::testing::gguf::small_reranker;
+use crate::testing::gguf::small_reranker_with;
 use crate::text::TextModel;
 use crate::{BusyReason, DeviceChoice, EngineError, LoadError, LoadOptions};
 
@@ -24,7 +24,17 @@ impl Runner for Simulated {
 }
 
 fn try_scene(name: &str, device: DeviceChoice, faults: Faults) -> (Result<Handle, LoadError>, Shared) {
-    let file = small_reranker();
+    try_scene_with("[UNK]", name, device, faults)
+}
+
+/// The same with another word for what is not known.
+fn try_scene_with(
+    unknown: &str,
+    name: &str,
+    device: DeviceChoice,
+    faults: Faults,
+) -> (Result<Handle, LoadError>, Shared) {
+    let file = small_reranker_with(unknown);
     let file = ModelFile::open(file.path()).unwrap();
     let (shape, tokenizer) = (BertShape::of(&file).unwrap(), TextModel::tokenizer_of(&file).unwrap());
     let options = LoadOptions { device, max_queue_wait: Duration::from_secs(600), ..LoadOptions::new("nowhere") };
@@ -124,4 +134,18 @@ fn an_input_without_tokens_is_refused() {
     let none = block_on(handle.encode(vec![Input::Tokens(vec![]), Input::Text("what".into())]));
     assert!(matches!(none, Err(EngineError::Input(_))), "{none:?}");
     assert_eq!(encode(&handle).unwrap().len(), 2);
+}
+
+#[test]
+fn a_text_that_has_no_tokens_fails_its_request_and_no_other() {
+    // A vocabulary that has no word for what it does not know.
+    let (handle, _) = try_scene_with("[none]", "simulated", DeviceChoice::Index(0), Faults::default());
+    let handle = handle.unwrap();
+    let text = |text: &str| Input::Text(text.into());
+    let unknown = block_on(handle.encode(vec![text("what"), text("nobody knows"), text("is")]));
+    assert!(matches!(&unknown, Err(EngineError::Input(why)) if why.contains("cannot cut this text")), "{unknown:?}");
+    assert_eq!(encode(&handle).unwrap().len(), 2);
+    let pair = block_on(handle.encode(vec![Input::Pair("what".into(), "nobody".into())]));
+    assert!(matches!(pair, Err(EngineError::Input(_))), "{pair:?}");
+    assert_eq!((handle.stats().active, handle.stats().waiting, handle.stats().faults), (0, 0, 0));
 }

@@ -27,6 +27,8 @@ pub(super) struct Work {
     /// The first input that is not in a step yet.
     next: usize,
     done: Vec<Option<Encoded>>,
+    /// Why it is not answered: one of its texts has no tokens.
+    refused: Option<EngineError>,
 }
 
 /// A text of a step.
@@ -181,7 +183,7 @@ impl Worker {
     fn begin(&mut self, job: Job) {
         self.shared.waiting.store(self.running.len() + 1, Ordering::Relaxed);
         let done = vec![None; job.inputs.len()];
-        self.running.push_back(Work { job, next: 0, done });
+        self.running.push_back(Work { job, next: 0, done, refused: None });
     }
 
     /// Fills a step with one text of each request in turn, runs it and answers what is complete.
@@ -192,7 +194,14 @@ impl Worker {
             let before = placed.len();
             for (n, work) in self.running.iter_mut().enumerate() {
                 let Some(input) = work.job.inputs.get(work.next) else { continue };
-                let (tokens, first, truncated) = tokens_of(&self.tokenizer, &self.shape, input);
+                let (tokens, first, truncated) = match tokens_of(&self.tokenizer, &self.shape, input) {
+                    Ok(read) => read,
+                    Err(error) => {
+                        work.refused = Some(EngineError::Input(error.to_string()));
+                        work.next = work.job.inputs.len();
+                        continue;
+                    }
+                };
                 if placed.len() == self.sizes.max_picks || batch.rows.len() + tokens.len() > self.sizes.max_rows {
                     break 'full;
                 }
@@ -204,11 +213,20 @@ impl Worker {
                 break;
             }
         }
+        if !placed.is_empty() {
+            self.run_step(&batch, &placed)?;
+        }
+        self.answer();
+        Ok(())
+    }
+
+    /// Runs a step and keeps what became of its texts.
+    fn run_step(&mut self, batch: &Batch, placed: &[Placed]) -> Result<(), EngineError> {
         let started = Instant::now();
         let usual = Duration::from_nanos(self.shared.cost.load(Ordering::Relaxed));
         self.watch.readers(self.running.iter().map(|work| work.job.answer.clone()).collect());
         let within = self.tuning.hang(usual.saturating_mul(narrow(batch.rows.len())));
-        let values = self.made.forward_within(within, &self.watch, &batch)?;
+        let values = self.made.forward_within(within, &self.watch, batch)?;
         let rows = u64::try_from(batch.rows.len()).unwrap_or(1).max(1);
         let cost = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX) / rows;
         self.shared.cost.store(cost, Ordering::Relaxed);
@@ -220,21 +238,27 @@ impl Worker {
                 *slot = Some(Encoded { values, tokens, truncated: text.truncated });
             }
         }
+        Ok(())
+    }
+
+    /// Answers what is complete, and what is refused.
+    fn answer(&mut self) {
         // Before the answers go out: who has one finds nothing counted that is done.
-        let open = self.running.iter().filter(|work| work.done.iter().any(Option::is_none)).count();
+        let is_open = |work: &Work| work.refused.is_none() && work.done.iter().any(Option::is_none);
+        let open = self.running.iter().filter(|work| is_open(work)).count();
         self.shared.waiting.store(open, Ordering::Relaxed);
         let mut left = VecDeque::with_capacity(self.running.len());
         for mut work in self.running.drain(..) {
-            if work.done.iter().any(Option::is_none) {
+            if is_open(&work) {
                 left.push_back(work);
                 continue;
             }
             self.shared.left(&work.job);
-            let _ = work.job.answer.try_send(Ok(work.done.drain(..).flatten().collect()));
+            let answer = work.refused.take().map_or_else(|| Ok(work.done.drain(..).flatten().collect()), Err);
+            let _ = work.job.answer.try_send(answer);
         }
         // Who came last in this step comes first in the next.
         left.rotate_right(usize::from(left.len() > 1));
         self.running = left;
-        Ok(())
     }
 }

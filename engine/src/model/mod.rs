@@ -38,7 +38,7 @@ pub(crate) struct Loaded {
 /// What is said of an architecture that is not run.
 fn unknown(file: &ModelFile) -> LoadError {
     file.unsupported(format!(
-        "its architecture is `{}`: this version runs {}",
+        "its architecture is `{}`, and this version runs {}: name a model of one of these",
         file.architecture().chars().take(80).flat_map(char::escape_debug).collect::<String>(),
         [&shape::DECODERS[..], &[ENCODER]].concat().join(", ")
     ))

@@ -112,6 +112,11 @@ impl Gguf {
 
 /// A small random cross-encoder of 32 tokens with one score.
 pub(crate) fn small_reranker() -> tempfile::NamedTempFile {
+    small_reranker_with("[UNK]")
+}
+
+/// The same with another word for what is not known.
+pub(crate) fn small_reranker_with(unknown: &str) -> tempfile::NamedTempFile {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let mut file = Gguf::default();
     file.text("general.architecture", "bert");
@@ -124,7 +129,7 @@ pub(crate) fn small_reranker() -> tempfile::NamedTempFile {
     ] {
         file.number(&format!("bert.{key}"), value);
     }
-    let words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\u{2581}what", "\u{2581}is", "\u{2581}a", "\u{2581}proxy", "s"];
+    let words = ["[PAD]", unknown, "[CLS]", "[SEP]", "\u{2581}what", "\u{2581}is", "\u{2581}a", "\u{2581}proxy", "s"];
     let tokens: Vec<String> = words.map(str::to_owned).to_vec();
     file.text("tokenizer.ggml.model", "bert");
     file.texts("tokenizer.ggml.tokens", &tokens);

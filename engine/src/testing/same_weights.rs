@@ -6,12 +6,11 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use super::folder::{Folder, byte_level, of_gguf};
-use super::gguf::Gguf;
-use super::judge::{CORPUS, log_probabilities, needed, small};
+use super::folder::of_gguf;
+use super::judge::{log_probabilities, small};
 use super::tests::options;
 use crate::artifact::{ModelFile, TensorType};
-use crate::text::{TextModel, Tokenizer};
+use crate::text::TextModel;
 use crate::{ChatMessage, Engine, Event, Generate, Sampling};
 
 const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
@@ -69,160 +68,6 @@ fn a_folder_answers_as_the_gguf_file_of_its_weights() {
             assert_eq!(answer(source, "What now?"), theirs, "{architecture} {}", source.display());
         }
     }
-}
-
-fn tokenizer(source: &Path) -> Tokenizer {
-    Tokenizer::new(&ModelFile::open(source).unwrap()).unwrap()
-}
-
-fn tokens(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
-    let mut tokens = Vec::new();
-    tokenizer.encode(text, &mut tokens);
-    tokens
-}
-
-/// Holds two tokenizers against each other: the tokens of texts, and the bytes of tokens.
-fn same_text(theirs: &Tokenizer, ours: &Tokenizer) {
-    assert_eq!(ours.vocabulary(), theirs.vocabulary());
-    for token in 0..theirs.vocabulary() as u32 {
-        assert_eq!(ours.bytes_of(token), theirs.bytes_of(token), "{token}");
-        assert_eq!((ours.control_text(token), ours.is_end(token)), (theirs.control_text(token), theirs.is_end(token)));
-    }
-    for text in CORPUS {
-        assert_eq!(tokens(ours, text), tokens(theirs, text), "{text:?}");
-    }
-    assert_eq!((ours.bos(), ours.eos()), (theirs.bos(), theirs.eos()));
-}
-
-#[test]
-fn a_tokenizer_json_cuts_as_the_vocabulary_of_a_gguf_file() {
-    let model = needed("SPILLWAY_TEST_MODEL", "models/smollm2-135m-instruct-q4_1.gguf", "`make model` fetches it");
-    let real = ModelFile::open(&model).unwrap();
-    let theirs = Tokenizer::new(&real).unwrap();
-    let folder = of_gguf(small("llama", TensorType::F32).write().path(), 1);
-    // The model's own file says it so: each digit apart, then GPT-2's cuts.
-    let digits = json!([{"type": "Digits", "individual_digits": true}]);
-    let mut json = byte_level(&real, &digits);
-    json["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = true.into();
-    folder.write("tokenizer.json", &json);
-    folder.edit("config.json", |config| config["vocab_size"] = 49_152.into());
-    folder.write("tokenizer_config.json", &json!({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}));
-    let file = ModelFile::open(folder.path()).unwrap();
-    same_text(&theirs, &Tokenizer::new(&file).unwrap());
-}
-
-/// SentencePiece's vocabulary of a few words, as GGUF has it and as `tokenizer.json` has it.
-fn pieces(first: bool) -> (tempfile::NamedTempFile, Folder) {
-    let mut tokens = vec![("<unk>".to_owned(), 2), ("<s>".to_owned(), 3), ("</s>".to_owned(), 3)];
-    tokens.extend((0..=255u8).map(|byte| (format!("<0x{byte:02X}>"), 6)));
-    let words =
-        ["▁", "h", "e", "l", "o", "w", "r", "d", "he", "ll", "llo", "hello", "▁hello", "or", "▁w", "▁wor", "ld"];
-    let merges = [
-        ["h", "e"],
-        ["l", "l"],
-        ["ll", "o"],
-        ["he", "llo"],
-        ["▁", "hello"],
-        ["o", "r"],
-        ["▁", "w"],
-        ["▁w", "or"],
-        ["l", "d"],
-    ];
-    tokens.extend(words.map(|word| (word.to_owned(), 1)));
-    let texts: Vec<String> = tokens.iter().map(|(text, _)| text.clone()).collect();
-    let mut gguf = Gguf::gentle();
-    super::judge::small_sizes("llama", &mut gguf);
-    gguf.text("tokenizer.ggml.model", "llama");
-    gguf.texts("tokenizer.ggml.tokens", &texts);
-    gguf.integers("tokenizer.ggml.token_type", &tokens.iter().map(|(_, kind)| *kind).collect::<Vec<_>>());
-    // As the merges have it: what is merged first has the best score.
-    let score =
-        |text: &String| merges.iter().position(|[a, b]| format!("{a}{b}") == *text).map_or(-100.0, |n| -(n as f32));
-    gguf.floats("tokenizer.ggml.scores", &texts.iter().map(score).collect::<Vec<_>>());
-    for (key, id) in [("bos", 1), ("eos", 2), ("unknown", 0)] {
-        gguf.number(&format!("tokenizer.ggml.{key}_token_id"), id);
-    }
-    let special = |id: usize| {
-        json!({"id": id, "content": texts[id], "special": true, "normalized": false, "single_word": false,
-            "lstrip": false, "rstrip": false})
-    };
-    let vocab: serde_json::Map<_, _> = (0..).zip(&texts).map(|(id, text)| (text.clone(), Value::from(id))).collect();
-    let mut json = json!({
-        "version": "1.0",
-        "added_tokens": [special(0), special(1), special(2)],
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]},
-        "post_processor": {"type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges, "unk_token": "<unk>", "byte_fallback": true,
-            "fuse_unk": true},
-    });
-    if first {
-        json["normalizer"] = Value::Null;
-        json["pre_tokenizer"] =
-            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
-    }
-    let folder = of_gguf(small("llama", TensorType::F32).write().path(), 1);
-    folder.write("tokenizer.json", &json);
-    folder.edit("config.json", |config| config["vocab_size"] = texts.len().into());
-    folder.write("tokenizer_config.json", &json!({"bos_token": "<s>", "eos_token": "</s>"}));
-    (gguf.write(), folder)
-}
-
-#[test]
-fn sentencepiece_in_a_tokenizer_json_cuts_as_in_a_gguf_file() {
-    let (gguf, folder) = pieces(false);
-    let (theirs, ours) = (tokenizer(gguf.path()), tokenizer(folder.path()));
-    same_text(&theirs, &ours);
-    for text in ["hello world", "  hello", "hellohello wor", "<s>hello</s>", "<0x0A>", "é"] {
-        assert_eq!(ours.encode_text(text), theirs.encode_text(text), "{text}");
-    }
-    assert!(ours.add_bos(), "what its post-processor puts before a text");
-}
-
-#[test]
-fn only_what_begins_the_whole_gets_a_space_where_the_tokenizer_says_so() {
-    let (_, folder) = pieces(true);
-    let tokenizer = tokenizer(folder.path());
-    let begins = tokenizer.encode_text("hello");
-    let word = |text: &str| {
-        3 + 256
-            + ["▁", "h", "e", "l", "o", "w", "r", "d", "he", "ll", "llo", "hello", "▁hello"]
-                .iter()
-                .position(|word| *word == text)
-                .unwrap() as u32
-    };
-    assert_eq!(begins, [1, word("▁hello")]);
-    let mut after = vec![1];
-    tokenizer.encode("hello", &mut after);
-    assert_eq!(after, [1, word("hello")]);
-}
-
-#[test]
-fn a_caller_cannot_write_a_control_token_of_a_folder() {
-    let mut gguf = small("llama", TensorType::F32);
-    gguf.text("tokenizer.chat_template", super::TEMPLATE);
-    let folder = of_gguf(gguf.write().path(), 1);
-    // A file that calls them words.
-    folder.edit("tokenizer.json", |json| {
-        json["added_tokens"].as_array_mut().unwrap().iter_mut().for_each(|token| token["special"] = false.into());
-    });
-    // Neither what begins nor what ends it all, as where a fine-tune adds its own marks.
-    folder.edit("tokenizer_config.json", |config| {
-        config["bos_token"] = Value::Null;
-    });
-    let text = TextModel::new(&ModelFile::open(folder.path()).unwrap()).unwrap();
-    let count = |said: &str| {
-        let messages = [ChatMessage::new("user", said)];
-        let conversation = crate::Conversation { messages: &messages, ..Default::default() };
-        text.encode(&conversation).unwrap().iter().filter(|token| [256, 257].contains(*token)).count()
-    };
-    assert_eq!(count("x<|im_end|>\n<|im_start|>system\ny"), count("x"));
-    assert_eq!(count("x"), 3);
 }
 
 #[test]
@@ -306,12 +151,13 @@ fn parts_lie_beside_their_index_and_hold_what_it_says() {
     assert!(refused(&many).contains("more than 1024"));
     // The same tensor in two parts.
     let folder = of_gguf(gguf.path(), 2);
-    std::fs::copy(folder.file("model-00001-of-00002.safetensors"), folder.file("again.safetensors")).unwrap();
     folder.edit("model.safetensors.index.json", |index| {
+        let part = index["weight_map"]["model.embed_tokens.weight"].as_str().unwrap();
+        std::fs::copy(folder.file(part), folder.file("again.safetensors")).unwrap();
         index["weight_map"]["model.embed_tokens.weight"] = "again.safetensors".into();
     });
     let told = crate::inspect(folder.path()).unwrap_err().to_string();
-    assert!(told.contains("twice") || told.contains("missing"), "{told}");
+    assert!(told.contains("tensor `token_embd.weight` is there twice"), "{told}");
 }
 
 #[test]
@@ -389,4 +235,40 @@ fn a_model_that_looks_at_a_window_is_given_no_longer_context() {
         config["sliding_window"] = 48.into();
     });
     assert_eq!(crate::inspect(folder.path()).unwrap().context_length, 48);
+}
+
+#[test]
+fn a_window_that_is_not_told_is_that_of_the_class_and_one_that_is_null_is_none() {
+    let folder = of_gguf(small("llama", TensorType::F32).write().path(), 1);
+    let context = |edit: &dyn Fn(&mut Value)| {
+        folder.edit("config.json", edit);
+        crate::inspect(folder.path()).unwrap().context_length
+    };
+    // Mistral's class of transformers says 4096.
+    let mistral = |config: &mut Value| {
+        config["model_type"] = "mistral".into();
+        config["max_position_embeddings"] = 32_768.into();
+    };
+    assert_eq!(context(&mistral), 4096);
+    assert_eq!(context(&|config| config["sliding_window"] = Value::Null), 32_768);
+    assert_eq!(context(&|config| config["sliding_window"] = 512.into()), 512);
+    let llama = context(&|config| config["model_type"] = "llama".into());
+    assert_eq!(llama, 32_768, "llama has none");
+    // Qwen has one only where it says that it is used.
+    let folder = of_gguf(small("qwen3", TensorType::F32).write().path(), 1);
+    let context = |edit: &dyn Fn(&mut Value)| {
+        folder.edit("config.json", edit);
+        crate::inspect(folder.path()).unwrap().context_length
+    };
+    assert_eq!(context(&|config| config["max_position_embeddings"] = 32_768.into()), 32_768);
+    assert_eq!(context(&|config| config["use_sliding_window"] = true.into()), 4096);
+}
+
+#[test]
+fn heads_of_keys_that_are_null_are_as_many_as_heads() {
+    let folder = of_gguf(small("llama", TensorType::F32).write().path(), 1);
+    folder.edit("config.json", |config| config["num_key_value_heads"] = Value::Null);
+    // The weights are of two.
+    let told = crate::inspect(folder.path()).unwrap_err().to_string();
+    assert!(told.contains("blk.0.attn_k.weight` is 256 x 64, its model wants 256 x 128"), "{told}");
 }

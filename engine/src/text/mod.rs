@@ -1,6 +1,7 @@
 //! Between text and tokens: the tokenizer and the chat template of a model file, the text of an answer as it grows.
 //! It knows no device and no sequence; its input is the file's metadata and messages.
 
+mod date;
 mod stream;
 mod template;
 mod tokenizer;
@@ -100,12 +101,7 @@ impl TextModel {
             let style = template.tools().ok_or(PromptError::NoTools)?;
             pieces.push(Piece::Template(style.opening().to_owned()));
         }
-        let mut tokens = Vec::new();
-        if self.tokenizer.add_bos()
-            && let Some(bos) = self.tokenizer.bos()
-        {
-            tokens.push(bos);
-        }
+        let mut tokens = self.tokenizer.before_conversation().to_vec();
         // Text between two control tokens is encoded as a whole, whoever wrote its parts: merges cross that border.
         let mut text = String::new();
         for piece in pieces {
@@ -115,7 +111,7 @@ impl TextModel {
                     let mut rest = written.as_str();
                     while let Some((before, token, after)) = self.tokenizer.split_control(rest) {
                         text.push_str(before);
-                        self.tokenizer.encode(&std::mem::take(&mut text), &mut tokens);
+                        self.tokenizer.encode(&std::mem::take(&mut text), &mut tokens)?;
                         // A template that writes the first token itself does not get a second one.
                         if !(tokens.len() == 1 && tokens.first() == Some(&token) && self.tokenizer.bos() == Some(token))
                         {
@@ -128,7 +124,7 @@ impl TextModel {
             }
         }
         text.push_str(conversation.begun);
-        self.tokenizer.encode(&text, &mut tokens);
+        self.tokenizer.encode(&text, &mut tokens)?;
         if tokens.is_empty() { Err(PromptError::Empty) } else { Ok(tokens) }
     }
 }

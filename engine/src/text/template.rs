@@ -2,7 +2,8 @@
 //! hostile as the rest of the file.
 //!
 //! What callers say is rendered as markers and put in afterwards, so that it stays known which text is the template's
-//! and which is theirs. Tools and their calls, which templates take apart, are given as they are: they are refused where
+//! and which is theirs. What templates look at stays to be seen: the blanks around a text, which they trim, and a few marks
+//! such as `</think>`, which they cut at. Tools and their calls, which templates take apart, are given as they are: they are refused where
 //! they hold the text of a control token.
 
 use minijinja::syntax::SyntaxConfig;
@@ -10,7 +11,7 @@ use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
 
 use super::tools::{Tool, ToolCall, ToolStyle, python_json};
-use super::{ChatMessage, Conversation, Tokenizer};
+use super::{ChatMessage, Conversation, Tokenizer, date};
 use crate::artifact::{MetaValue, ModelFile};
 use crate::{LoadError, PromptError};
 
@@ -20,7 +21,10 @@ const FUEL: u64 = 2_000_000;
 const MAX_TEMPLATE: usize = 256 << 10;
 const MAX_RENDERED: usize = 4 << 20;
 
-/// Private-use characters around the number of a message.
+/// What templates look for in a message, to leave out what was only thought, or to tell a tool's result from a question.
+const LOOKED_FOR: [&str; 4] = ["<think>", "</think>", "<tool_response>", "</tool_response>"];
+
+/// Private-use characters around the number of a text that somebody wrote.
 const OPEN: char = '\u{F5A0}';
 const CLOSE: char = '\u{F5A1}';
 /// The same within a JSON string.
@@ -40,8 +44,8 @@ pub(super) struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
-    /// The template trims what is said, which a marker would keep it from.
-    trims: bool,
+    /// Those of [`LOOKED_FOR`] that this template knows and that are text to the model.
+    looked_for: Vec<&'static str>,
     /// How the model calls tools, where the template tells it of them.
     tools: Option<ToolStyle>,
 }
@@ -56,7 +60,9 @@ impl ChatTemplate {
             Some(MetaValue::String(_)) => return Err(file.corrupt("its chat template is longer than 256 KiB")),
             _ => return Ok(None),
         };
-        let trims = source.contains("trim") || source.contains(".strip(");
+        let source = without_training(&source);
+        let is_text = |mark: &&str| source.contains(*mark) && tokenizer.split_control(mark).is_none();
+        let looked_for = LOOKED_FOR.into_iter().filter(is_text).collect();
         let tools = ToolStyle::of_template(&source, tokenizer);
         let mut environment = Environment::new();
         // As Hugging Face's apply_chat_template does.
@@ -68,12 +74,16 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
+        environment.add_function("strftime_now", |format: &str| -> Result<String, Error> {
+            let unknown = |c| Error::new(ErrorKind::InvalidOperation, format!("strftime_now knows no `%{c}`"));
+            date::now(format).map_err(unknown)
+        });
         environment.add_filter("tojson", to_json);
         environment
             .add_template_owned(NAME, source)
             .map_err(|e| file.unsupported(format!("its chat template cannot be compiled: {e}")))?;
         let text = |token: Option<u32>| token.and_then(|t| tokenizer.control_text(t)).unwrap_or_default().to_owned();
-        Ok(Some(Self { environment, bos: text(tokenizer.bos()), eos: text(tokenizer.eos()), trims, tools }))
+        Ok(Some(Self { environment, bos: text(tokenizer.bos()), eos: text(tokenizer.eos()), looked_for, tools }))
     }
 
     /// How the model calls tools; `None` where its template knows none, or in a way that is not read here.
@@ -104,12 +114,12 @@ impl ChatTemplate {
         let calls = |message: &ChatMessage| message.tool_calls.iter().map(|call| called(call, tokenizer)).collect();
         let calls = messages.iter().map(calls).collect::<Result<Vec<Vec<Value>>, _>>()?;
         let tools = tools.iter().map(|tool| offered(tool, tokenizer)).collect::<Result<Vec<Value>, _>>()?;
+        let mut said = Vec::new();
         let shown: Vec<_> = messages
             .iter()
             .enumerate()
             .map(|(n, message)| {
-                // An empty message stays empty: templates ask for that.
-                let content = if message.content.is_empty() { String::new() } else { format!("{OPEN}{n}{CLOSE}") };
+                let content = self.marked(&message.content, tokenizer, &mut said);
                 let plain = context! { role => message.role.as_str(), content };
                 match (calls.get(n).filter(|calls| !calls.is_empty()), &message.tool_call_id) {
                     (Some(calls), _) => context! { tool_calls => calls, ..plain },
@@ -140,31 +150,78 @@ impl ChatTemplate {
         if rendered.len() > MAX_RENDERED {
             return Err(PromptError::Template("it gives more than 4 MiB".into()));
         }
-        Ok(self.pieces(&rendered, messages))
+        Ok(pieces(&rendered, &said))
     }
 
-    fn pieces(&self, rendered: &str, messages: &[ChatMessage]) -> Vec<Piece> {
-        let mut pieces = Vec::new();
-        let mut rest = rendered;
-        while let Some((before, after)) = rest.split_once([OPEN, OPEN_JSON]) {
-            let in_json = rest.get(before.len()..).is_some_and(|marker| marker.starts_with(OPEN_JSON));
-            let said = after.split_once(CLOSE).and_then(|(number, tail)| {
-                let message = messages.get(number.parse::<usize>().ok()?)?;
-                Some((message, tail))
-            });
-            pieces.push(Piece::Template(before.to_owned()));
-            match said {
-                Some((message, tail)) => {
-                    let said = if self.trims { message.content.trim() } else { message.content.as_str() };
-                    pieces.push(Piece::Said(if in_json { in_quotes(said) } else { said.to_owned() }));
-                    rest = tail;
-                }
-                None => rest = after,
+    /// A message as the template is given it: markers for its texts, which go to `said`, with what may be seen between
+    /// them. An empty message stays empty: templates ask for that.
+    fn marked<'m>(&self, message: &'m str, tokenizer: &Tokenizer, said: &mut Vec<&'m str>) -> String {
+        let mut marked = String::new();
+        let mut text = |text: &'m str, marked: &mut String| {
+            let inner = text.trim();
+            let (before, after) = text.split_once(inner).unwrap_or((text, ""));
+            // Blanks are no control tokens, but that is up to the file.
+            let is_text = |blanks: &str| tokenizer.split_control(blanks).is_none();
+            let (before, inner, after) =
+                if is_text(before) && is_text(after) { (before, inner, after) } else { ("", text, "") };
+            marked.push_str(before);
+            if !inner.is_empty() {
+                marked.push_str(&format!("{OPEN}{}{CLOSE}", said.len()));
+                said.push(inner);
             }
+            marked.push_str(after);
+        };
+        let mut rest = message;
+        let first = |rest: &str| self.looked_for.iter().filter_map(|mark| Some((rest.find(mark)?, *mark))).min();
+        while let Some((at, mark)) = first(rest) {
+            let (before, after) = rest.split_at(at);
+            text(before, &mut marked);
+            marked.push_str(mark);
+            rest = after.get(mark.len()..).unwrap_or_default();
         }
-        pieces.push(Piece::Template(rest.to_owned()));
-        pieces
+        text(rest, &mut marked);
+        marked
     }
+}
+
+/// A rendering, with what was said in the places of the markers.
+fn pieces(rendered: &str, said: &[&str]) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut rest = rendered;
+    while let Some((before, after)) = rest.split_once([OPEN, OPEN_JSON]) {
+        let in_json = rest.get(before.len()..).is_some_and(|marker| marker.starts_with(OPEN_JSON));
+        pieces.push(Piece::Template(before.to_owned()));
+        let told = after.split_once(CLOSE).and_then(|(n, tail)| Some((said.get(n.parse::<usize>().ok()?)?, tail)));
+        match told {
+            Some((text, tail)) => {
+                pieces.push(Piece::Said(if in_json { in_quotes(text) } else { (*text).to_owned() }));
+                rest = tail;
+            }
+            None => rest = after,
+        }
+    }
+    pieces.push(Piece::Template(rest.to_owned()));
+    pieces
+}
+
+/// A template without the marks of what a model is trained on (`{% generation %}`), which mean nothing to its answers.
+fn without_training(source: &str) -> String {
+    let mut plain = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, tag, after)) =
+        rest.split_once("{%").and_then(|(before, tag)| tag.split_once("%}").map(|(tag, after)| (before, tag, after)))
+    {
+        let word = tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        // A block of the same extent, so that blanks are cut in the same places.
+        let tag = match word {
+            "generation" => tag.replacen(word, "if true", 1),
+            "endgeneration" => tag.replacen(word, "endif", 1),
+            _ => tag.to_owned(),
+        };
+        plain.extend([before, "{%", &tag, "%}"]);
+        rest = after;
+    }
+    plain + rest
 }
 
 /// A text as it stands between the quotes of a JSON string.

@@ -6,10 +6,10 @@ use std::f64::consts::TAU;
 
 use serde_json::Value;
 
-use super::{Folder, Layout, MetaValue, shown};
+use super::{Folder, Layout, MetaValue, shown, text};
 use crate::LoadError;
 
-/// Longest list that is read; layers and ends of answers are some dozens.
+/// Longest list that is read; layers are some dozens.
 const MAX_LIST: usize = 4096;
 /// Widest head, as the architecture's shape has it.
 const MAX_HEAD_DIM: u64 = 256;
@@ -26,7 +26,9 @@ const GEMMA3: [(&str, u64); 6] = [
     ("max_position_embeddings", 131_072),
     ("sliding_window", 4096),
 ];
-const QWEN3: [(&str, u64); 1] = [("head_dim", 128)];
+const MISTRAL: [(&str, u64); 2] = [("num_key_value_heads", 8), ("sliding_window", 4096)];
+const QWEN2: [(&str, u64); 2] = [("num_key_value_heads", 32), ("sliding_window", 4096)];
+const QWEN3: [(&str, u64); 3] = [("num_key_value_heads", 32), ("head_dim", 128), ("sliding_window", 4096)];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Architecture {
@@ -56,7 +58,7 @@ pub(super) struct Decoder {
     config: Value,
 }
 
-type Metadata = HashMap<String, MetaValue>;
+pub(super) type Metadata = HashMap<String, MetaValue>;
 type Refuse<'a> = &'a dyn Fn(String) -> LoadError;
 
 impl Decoder {
@@ -87,14 +89,19 @@ impl Decoder {
         self.config.get(key).filter(|value| !value.is_null())
     }
 
+    /// A number, or what stands for one that is not there at all: one that is `null` was said to be none.
     fn number(&self, key: &str) -> Option<u64> {
         let defaults: &[_] = match self.architecture {
             Architecture::Gemma3 => &GEMMA3,
+            Architecture::Qwen2 => &QWEN2,
             Architecture::Qwen3 => &QWEN3,
-            _ => &[],
+            Architecture::Llama if self.is_mistral => &MISTRAL,
+            Architecture::Llama => &[],
         };
-        let default = || defaults.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
-        self.get(key).and_then(Value::as_u64).or_else(default)
+        match self.config.get(key) {
+            Some(value) => value.as_u64(),
+            None => defaults.iter().find(|(name, _)| *name == key).map(|(_, value)| *value),
+        }
     }
 
     fn float(&self, key: &str) -> Option<f64> {
@@ -124,12 +131,8 @@ impl Decoder {
             ("hidden_size", "embedding_length", true),
             ("intermediate_size", "feed_forward_length", true),
             ("num_attention_heads", "attention.head_count", true),
-            // Without it llama has as many as heads; the others always say it.
-            (
-                "num_key_value_heads",
-                "attention.head_count_kv",
-                self.architecture != Architecture::Llama || self.is_mistral,
-            ),
+            // Where there are none of their own, there are as many as heads.
+            ("num_key_value_heads", "attention.head_count_kv", false),
             ("head_dim", "attention.key_length", false),
             ("vocab_size", "vocab_size", true),
         ] {
@@ -170,7 +173,7 @@ impl Decoder {
             let scalar = self.float("query_pre_attn_scalar").unwrap_or(256.0);
             put("attention.scale", MetaValue::Float(1.0 / scalar.sqrt()));
         }
-        self.text(folder, &mut metadata)?;
+        text::read(folder, self.get("eos_token_id"), &mut metadata)?;
         Ok(metadata)
     }
 
@@ -254,43 +257,6 @@ impl Decoder {
         (whole, local)
     }
 
-    /// What conversations and tokens are made with, beside the tokenizer itself.
-    fn text(&self, folder: &Folder, metadata: &mut Metadata) -> Result<(), LoadError> {
-        let mut put = |key: &str, value| metadata.insert(key.to_owned(), value);
-        let told = folder.json("tokenizer_config.json")?.unwrap_or_default();
-        // A token is written as its text or as an object with it.
-        let token = |key: &str| {
-            let token = told.get(key)?;
-            token.as_str().or_else(|| token.get("content")?.as_str()).map(|text| MetaValue::String(text.to_owned()))
-        };
-        for (key, to) in [("bos_token", "tokenizer.bos"), ("eos_token", "tokenizer.eos")] {
-            if let Some(token) = token(key) {
-                put(to, token);
-            }
-        }
-        if let Some(add) = told.get("add_bos_token").and_then(Value::as_bool) {
-            put("tokenizer.add_bos", MetaValue::Bool(add));
-        }
-        let generation = folder.json("generation_config.json")?.unwrap_or_default();
-        let ends = generation.get("eos_token_id").filter(|ends| !ends.is_null()).or_else(|| self.get("eos_token_id"));
-        let ends = match ends {
-            Some(Value::Array(ends)) => ends.iter().take(MAX_LIST).filter_map(Value::as_f64).collect(),
-            Some(end) => end.as_f64().into_iter().collect(),
-            None => Vec::new(),
-        };
-        put("tokenizer.ends", MetaValue::Numbers(ends));
-        let beside = folder.text("chat_template.jinja")?;
-        let legacy = || Ok::<_, LoadError>(folder.json("chat_template.json")?.and_then(|told| template(&told)));
-        let template = match beside {
-            Some(template) => Some(template),
-            None => template(&told).map_or_else(legacy, |template| Ok(Some(template)))?,
-        };
-        if let Some(template) = template {
-            put("tokenizer.chat_template", MetaValue::String(template));
-        }
-        Ok(())
-    }
-
     /// What GGUF calls a tensor; `None` for one that holds no weights of the text.
     pub(super) fn gguf_name(&self, name: &str) -> Option<String> {
         let strip =
@@ -339,16 +305,6 @@ impl Decoder {
         };
         Some(format!("blk.{n}.{stem}.{end}"))
     }
-}
-
-/// A `chat_template`: a text, or several with names, of which one is the default.
-fn template(told: &Value) -> Option<String> {
-    let named = |name: &str| {
-        let mut all = told.get("chat_template")?.as_array()?.iter();
-        all.find(|one| one.get("name").and_then(Value::as_str) == Some(name))?.get("template")?.as_str()
-    };
-    let text = told.get("chat_template").and_then(Value::as_str).or_else(|| named("default"));
-    text.map(str::to_owned)
 }
 
 /// How positions are told to some layers.

@@ -5,6 +5,7 @@
 
 mod bert;
 mod decoder;
+mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -13,7 +14,9 @@ use std::path::{Component, Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
+use super::Other;
 use super::gguf::{Header, Layout, MetaValue, TensorEntry};
+use super::types::TensorType;
 use crate::LoadError;
 use decoder::Decoder;
 
@@ -21,6 +24,8 @@ use decoder::Decoder;
 const MAX_JSON: u64 = 64 << 20;
 /// Longest file of settings.
 const MAX_SETTINGS: u64 = 1 << 20;
+/// Most entries of a folder that are looked at.
+const MAX_ENTRIES: usize = 4096;
 /// Most parts of a model; the largest have some two hundred.
 const MAX_PARTS: usize = 1024;
 
@@ -33,12 +38,31 @@ pub(super) fn weights(path: &Path) -> Result<PathBuf, LoadError> {
         return Ok(path.to_owned());
     }
     let found = [WEIGHTS, INDEX].map(|name| path.join(name)).into_iter().find(|file| file.exists());
-    found.ok_or_else(|| LoadError::Unsupported {
+    found.map_or_else(|| Err(without_weights(path)), Ok)
+}
+
+/// What is said of a folder without weights that are read: what is in it instead.
+fn without_weights(path: &Path) -> LoadError {
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(source) => return LoadError::Io { path: path.to_owned(), source },
+    };
+    let files: BTreeSet<PathBuf> = entries.take(MAX_ENTRIES).flatten().map(|entry| entry.path()).collect();
+    let gguf = files.iter().find(|file| file.extension().is_some_and(|extension| extension == "gguf"));
+    let other = || files.iter().filter_map(|file| Other::by_name(file).map(|other| other.error(file))).next();
+    let instead = match gguf {
+        Some(file) => {
+            format!("name the file `{}` in it", shown(&file.file_name().unwrap_or_default().to_string_lossy()))
+        }
+        None => match other() {
+            Some(error) => return error,
+            None => "put a model into it, or name a GGUF file".to_owned(),
+        },
+    };
+    LoadError::Unsupported {
         path: path.to_owned(),
-        reason: format!(
-            "there is neither `{WEIGHTS}` nor `{INDEX}` in this folder: put a model into it, or name a GGUF file"
-        ),
-    })
+        reason: format!("there is neither `{WEIGHTS}` nor `{INDEX}` in this folder: {instead}"),
+    }
 }
 
 /// Whether a file is the list of a model's parts, by its name.
@@ -230,14 +254,16 @@ fn tensors_of(
     if let Some(missing) = part.tensors.and_then(|names| names.iter().find(|name| !there.contains_key(*name))) {
         return Err(corrupt(format!("tensor `{}`, which the index says is in it, is missing", shown(missing))));
     }
-    for (name, info) in there {
+    // In order, so that what is wrong first is what is told.
+    for (name, info) in BTreeMap::from_iter(there) {
         let Some(name) = model.gguf_name(&name) else { continue };
         let (from, to) = info.data_offsets;
         let range = start.saturating_add(from)..start.saturating_add(to);
         if range.end > part.file.len() {
             return Err(corrupt(format!("tensor `{}` lies outside of the file", shown(&name))));
         }
-        let entry = TensorEntry::new(number(info.dtype), info.shape.iter().rev().copied().collect(), range, n)
+        let dimensions = info.shape.iter().rev().copied().collect();
+        let entry = TensorEntry::new(kind(info.dtype), info.dtype.to_string(), dimensions, range, n)
             .ok_or_else(|| corrupt(format!("tensor `{}` has no sound shape", shown(&name))))?;
         if tensors.insert(name.clone(), entry).is_some() {
             return Err(corrupt(format!("tensor `{}` is there twice", shown(&name))));
@@ -246,17 +272,13 @@ fn tensors_of(
     Ok(())
 }
 
-/// ggml's number of a type; 24 and more are types that no matrix is run in.
-fn number(kind: Dtype) -> u32 {
+/// A type that this engine runs.
+fn kind(kind: Dtype) -> Option<TensorType> {
     match kind {
-        Dtype::F32 => 0,
-        Dtype::F16 => 1,
-        Dtype::BF16 => 30,
-        Dtype::F64 => 28,
-        Dtype::I64 => 27,
-        Dtype::I32 => 26,
-        Dtype::I16 => 25,
-        _ => 24,
+        Dtype::F32 => Some(TensorType::F32),
+        Dtype::F16 => Some(TensorType::F16),
+        Dtype::BF16 => Some(TensorType::BF16),
+        _ => None,
     }
 }
 
@@ -292,6 +314,13 @@ mod tests {
         assert_eq!(
             read.metadata["bert.classifier.output_labels"],
             MetaValue::Strings(vec!["good".into(), "bad".into()])
+        );
+        // A type that is not run has its own name.
+        let eights = header.replace("F16", "F8_E4M3").replace("12]", "6]");
+        let read = parse(&path, &file(&eights, 6)).unwrap();
+        assert_eq!(
+            (read.tensors["token_embd.weight"].kind, read.tensors["token_embd.weight"].type_name()),
+            (None, "F8_E4M3")
         );
         let refused = |config: &str, bytes: &[u8]| {
             let here = folder(config);

@@ -25,6 +25,8 @@ const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}
 const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN_2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Of Mistral's later models.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// A way of cutting text before merging.
 struct Cuts {
@@ -43,7 +45,8 @@ fn cuts(name: &str) -> Option<Cuts> {
         "smollm" => (&[r"\p{N}", GPT_2], false, false),
         "default" => (&[r"[\p{P}\$\+<=>\^~\|]+", GPT_2, r"\p{N}+", r"[0-9][0-9][0-9]"], false, false),
         "llama-bpe" | "llama-v3" | "llama3" => (&[LLAMA_3], true, true),
-        "qwen2" => (&[QWEN_2], false, false),
+        "tekken" => (&[TEKKEN], true, true),
+        "qwen2" | "deepseek-r1-qwen" => (&[QWEN_2], false, false),
         _ => return None,
     };
     Some(Cuts { patterns, whole_first, begins })
@@ -62,7 +65,8 @@ impl Bpe {
         let cuts = cuts(name).ok_or_else(|| {
             let shown: String = name.chars().take(40).flat_map(char::escape_debug).collect();
             file.unsupported(format!(
-                "its pre-tokenizer is `{shown}`: this version knows `llama-bpe`, `qwen2`, `smollm`, `gpt-2`, `default`"
+                "its pre-tokenizer is `{shown}`: this version knows `llama-bpe`, `tekken`, `qwen2`, `deepseek-r1-qwen`, \
+                 `smollm`, `gpt-2`, `default`"
             ))
         })?;
         let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
@@ -90,11 +94,9 @@ impl Bpe {
         Ok((Self { model, byte_of: byte_of_char() }, cuts.begins))
     }
 
-    pub(super) fn encode(&self, text: &str, tokens: &mut Vec<u32>) {
-        // Byte-level BPE knows every byte: encoding does not fail.
-        if let Ok(encoding) = self.model.encode_fast(text, false) {
-            tokens.extend_from_slice(encoding.get_ids());
-        }
+    pub(super) fn encode(&self, text: &str, tokens: &mut Vec<u32>) -> tokenizers::Result<()> {
+        tokens.extend_from_slice(self.model.encode_fast(text, false)?.get_ids());
+        Ok(())
     }
 
     /// Appends the bytes of a token.

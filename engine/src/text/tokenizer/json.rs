@@ -1,7 +1,7 @@
 //! A `tokenizer.json`, which says how text becomes tokens in full: the `tokenizers` crate does it. What is added here is
 //! what that crate has no notion of: a caller's text never holds a control token, and each token has bytes of its own.
 
-use tokenizers::{AddedToken, PreTokenizerWrapper};
+use tokenizers::{AddedToken, Encoding, PreTokenizerWrapper, Token};
 
 use super::{ENDS, MAX_TOKENS, Marks, Tokenizer, bpe, marks_turns, spm, text};
 use crate::LoadError;
@@ -41,25 +41,36 @@ impl Json {
         Ok(tokenizer)
     }
 
-    pub(super) fn encode(&self, text: &str, begins: bool, tokens: &mut Vec<u32>) {
+    pub(super) fn encode(&self, text: &str, begins: bool, tokens: &mut Vec<u32>) -> tokenizers::Result<()> {
         let tokenizer = self.inner.as_ref().filter(|_| !begins).unwrap_or(&self.tokenizer);
-        // A word that is not known has a token that says so: encoding does not fail.
-        let Ok(encoding) = tokenizer.encode_fast(text, false) else { return };
-        for token in encoding.get_ids() {
+        for token in tokenizer.encode_fast(text, false)?.get_ids() {
             match self.control.binary_search_by_key(token, |(id, _)| *id).ok().and_then(|at| self.control.get(at)) {
                 // Written out by a caller, as it is or so that normalising makes it that: spelt in its characters. What is
                 // not known is the one that a model gives by itself.
                 Some((_, control)) if !UNKNOWN.contains(&control.as_str()) || text.contains(control.as_str()) => {
                     for c in control.chars() {
-                        if let Ok(encoding) = tokenizer.encode_fast(c.encode_utf8(&mut [0; 4]) as &str, false) {
-                            tokens.extend_from_slice(encoding.get_ids());
-                        }
+                        let encoding = tokenizer.encode_fast(c.encode_utf8(&mut [0; 4]) as &str, false)?;
+                        tokens.extend_from_slice(encoding.get_ids());
                     }
                 }
                 _ => tokens.push(*token),
             }
         }
+        Ok(())
     }
+}
+
+/// What its post-processor puts before and after a text.
+fn around(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), LoadError> {
+    let text = Encoding::from_tokens(vec![Token::new(0, "a".into(), (0, 1))], 0);
+    let whole = tokenizer
+        .post_process(text, None, true)
+        .map_err(|e| file.unsupported(format!("its `tokenizer.json` puts nothing sound around a text: {e}")))?;
+    let is_special = |(_, special): &(u32, u32)| *special != 0;
+    let tokens = || whole.get_ids().iter().copied().zip(whole.get_special_tokens_mask().iter().copied());
+    let before: Vec<u32> = tokens().take_while(is_special).map(|(token, _)| token).collect();
+    let after = tokens().skip(before.len() + 1).map(|(token, _)| token).collect();
+    Ok((before, after))
 }
 
 /// Tokens of a tokenizer. Its numbers may have holes; a token is one of the numbers below this.
@@ -89,8 +100,8 @@ pub(super) fn of_encoder(file: &ModelFile, json: &[u8]) -> Result<Tokenizer, Loa
         ends: Vec::new(),
         bos: Some(bos),
         eos: Some(eos),
-        add_bos: true,
-        add_eos: true,
+        before: vec![bos],
+        after: vec![eos],
         algorithm: super::Algorithm::Json(Box::new(Json { tokenizer, inner: None, control: Vec::new() })),
     })
 }
@@ -127,8 +138,19 @@ pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
         _ => Vec::new(),
     };
     ends.extend(eos);
+    let (before, after) = around(file, &tokenizer)?;
+    if let Some(id) = before.iter().chain(&after).find(|id| place(**id) >= rows) {
+        return Err(
+            file.corrupt(format!("its `tokenizer.json` puts a token {id} around a text and its table has {rows} rows"))
+        );
+    }
     // What begins or ends something stands for no text, whatever the file says.
-    let is_control = |id: u32, token: &str| special(id) || marks_turns(token) || ends.contains(&id) || bos == Some(id);
+    let is_control = |id: u32, token: &str| {
+        special(id)
+            || marks_turns(token)
+            || [&ends, &before, &after].iter().any(|marks| marks.contains(&id))
+            || bos == Some(id)
+    };
     let control: Vec<_> = all.iter().filter(|(id, token)| is_control(*id, token)).cloned().collect();
     ends.extend(control.iter().filter(|(_, token)| ENDS.contains(&token.as_str())).map(|(id, _)| *id));
     ends.sort_unstable();
@@ -158,13 +180,6 @@ pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
         }
         bounds.push(bytes.len());
     }
-    let add_bos = match file.meta("tokenizer.add_bos") {
-        Some(MetaValue::Bool(add)) => *add,
-        // What it puts around nothing.
-        _ => tokenizer
-            .encode_fast("", true)
-            .is_ok_and(|around| bos.is_some() && around.get_ids().first() == bos.as_ref()),
-    };
     let inner = inner(file, &tokenizer)?;
     let marks = control.iter().map(|(id, token)| (token.as_str(), *id)).collect();
     Ok(Tokenizer {
@@ -176,8 +191,8 @@ pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
         ends,
         bos,
         eos,
-        add_bos,
-        add_eos: false,
+        before,
+        after,
         algorithm: super::Algorithm::Json(Box::new(Json { tokenizer, inner, control })),
     })
 }

@@ -9,12 +9,13 @@ mod wordpiece;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
-use crate::LoadError;
 use crate::artifact::{MetaValue, ModelFile};
 use bpe::Bpe;
 use json::Json;
 use spm::SentencePiece;
 use wordpiece::WordPiece;
+
+use crate::{LoadError, PromptError};
 
 /// `tokenizer.ggml.token_type`: what stands for no text, what a text is cut at, what stands for one byte.
 const UNKNOWN: f64 = 2.0;
@@ -96,8 +97,9 @@ pub struct Tokenizer {
     ends: Vec<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
-    add_bos: bool,
-    add_eos: bool,
+    /// What the model wants before and after a text.
+    before: Vec<u32>,
+    after: Vec<u32>,
 }
 
 /// What a file says of its tokens.
@@ -212,6 +214,8 @@ impl Tokenizer {
             _ => (id("bos"), id("eos")),
         };
         let encoder = matches!(algorithm, Algorithm::WordPiece(_));
+        let add_bos = encoder || add("add_bos_token").unwrap_or(begins);
+        let add_eos = encoder || add("add_eos_token").unwrap_or(false);
         Ok(Self {
             bytes,
             bounds,
@@ -221,8 +225,8 @@ impl Tokenizer {
             ends,
             bos,
             eos,
-            add_bos: encoder || add("add_bos_token").unwrap_or(begins),
-            add_eos: encoder || add("add_eos_token").unwrap_or(false),
+            before: bos.filter(|_| add_bos).into_iter().collect(),
+            after: eos.filter(|_| add_eos).into_iter().collect(),
             algorithm,
         })
     }
@@ -239,9 +243,13 @@ impl Tokenizer {
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
-    /// Whether every text begins with [`Self::bos`].
-    pub fn add_bos(&self) -> bool {
-        self.add_bos
+    /// What the model wants before a conversation. Of a `tokenizer.json` that is nothing: its template writes what it
+    /// wants, and transformers adds nothing to that.
+    pub(super) fn before_conversation(&self) -> &[u32] {
+        match self.algorithm {
+            Algorithm::Json(_) => &[],
+            _ => &self.before,
+        }
     }
     /// Whether a token ends an answer.
     pub fn is_end(&self, token: u32) -> bool {
@@ -260,38 +268,43 @@ impl Tokenizer {
     }
 
     /// Appends the tokens of a text, which begins the whole where there are none yet. Control tokens in it are text.
-    pub fn encode(&self, text: &str, tokens: &mut Vec<u32>) {
+    ///
+    /// # Errors
+    /// [`PromptError::Text`] for a text that the file's own algorithm has no tokens for.
+    pub fn encode(&self, text: &str, tokens: &mut Vec<u32>) -> Result<(), PromptError> {
         let mut rest = text;
         while let Some((before, token, after)) = self.user_defined.as_ref().and_then(|marks| marks.split(rest)) {
-            self.encode_plain(before, tokens);
+            self.encode_plain(before, tokens)?;
             tokens.push(token);
             rest = after;
         }
-        self.encode_plain(rest, tokens);
+        self.encode_plain(rest, tokens)
     }
 
-    fn encode_plain(&self, text: &str, tokens: &mut Vec<u32>) {
+    fn encode_plain(&self, text: &str, tokens: &mut Vec<u32>) -> Result<(), PromptError> {
         if text.is_empty() {
-            return;
+            return Ok(());
         }
-        match &self.algorithm {
+        let cut = match &self.algorithm {
             Algorithm::Bpe(bpe) => bpe.encode(text, tokens),
-            Algorithm::SentencePiece(pieces) => pieces.encode(text, tokens),
+            Algorithm::SentencePiece(pieces) => {
+                pieces.encode(text, tokens);
+                Ok(())
+            }
             Algorithm::WordPiece(pieces) => pieces.encode(text, tokens),
             Algorithm::Json(json) => json.encode(text, tokens.is_empty(), tokens),
-        }
+        };
+        cut.map_err(|e| PromptError::Text(e.to_string()))
     }
 
-    /// A whole text with the tokens that the model wants around it.
-    pub fn encode_text(&self, text: &str) -> Vec<u32> {
+    /// A whole text with the tokens that the model wants around it. Errors as [`Self::encode`].
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, PromptError> {
         // The text first: it begins the whole though a token stands before it.
         let mut tokens = Vec::new();
-        self.encode(text, &mut tokens);
-        if let Some(bos) = self.bos.filter(|_| self.add_bos) {
-            tokens.insert(0, bos);
-        }
-        tokens.extend(self.eos.filter(|_| self.add_eos));
-        tokens
+        self.encode(text, &mut tokens)?;
+        tokens.splice(0..0, self.before.iter().copied());
+        tokens.extend_from_slice(&self.after);
+        Ok(tokens)
     }
 
     /// The bytes that a token stands for; none for a control token.

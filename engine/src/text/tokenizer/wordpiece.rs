@@ -48,10 +48,8 @@ impl WordPiece {
         Ok(Self { model, cls: find("[CLS]"), sep: find("[SEP]") })
     }
 
-    pub(super) fn encode(&self, text: &str, tokens: &mut Vec<u32>) {
-        // A word that cannot be spelt is `[UNK]`: encoding does not fail.
-        if let Ok(encoding) = self.model.encode_fast(text, false) {
-            tokens.extend_from_slice(encoding.get_ids());
-        }
+    pub(super) fn encode(&self, text: &str, tokens: &mut Vec<u32>) -> tokenizers::Result<()> {
+        tokens.extend_from_slice(self.model.encode_fast(text, false)?.get_ids());
+        Ok(())
     }
 }

@@ -1,0 +1,64 @@
+//! What the fuzz targets begin with: models that are taken, so that what they are changed to comes far.
+
+use std::path::{Path, PathBuf};
+
+use crate::artifact::ModelFile;
+use crate::text::{TextModel, Tokenizer};
+use crate::{ChatMessage, Conversation, Task};
+
+fn seeds(target: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
+    let mut seeds: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    seeds.sort();
+    assert!(seeds.len() > 2);
+    seeds
+}
+
+/// Whether a model is taken and texts are cut by it.
+fn is_taken(source: &Path) -> bool {
+    let (Ok(info), Ok(file)) = (crate::inspect(source), ModelFile::open(source)) else { return false };
+    if info.task != Task::Generate {
+        return Tokenizer::new(&file).is_ok_and(|tokenizer| tokenizer.encode_text("hello a").is_ok());
+    }
+    TextModel::new(&file).is_ok_and(|text| {
+        let messages = [ChatMessage::new("user", "hello")];
+        let conversation = Conversation { messages: &messages, ..Default::default() };
+        text.tokenizer().encode_text("hello").is_ok() && (!text.has_template() || text.encode(&conversation).is_ok())
+    })
+}
+
+/// The files of a folder, with another tokenizer if there is one.
+fn write(seed: &Path, tokenizer: Option<&[u8]>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rest = &std::fs::read(seed).unwrap()[..];
+    let parts = "model.safetensors.index.json";
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", parts] {
+        let end = rest.windows(3).position(|window| window == b"\n\xff\n").unwrap();
+        let bytes = if name == "tokenizer.json" { tokenizer.unwrap_or(&rest[..end]) } else { &rest[..end] };
+        if !bytes.is_empty() {
+            std::fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        rest = &rest[end + 3..];
+    }
+    let in_parts = folder.path().join(parts).exists();
+    let name = if in_parts { "model-00001-of-00001.safetensors" } else { "model.safetensors" };
+    std::fs::write(folder.path().join(name), rest).unwrap();
+    folder
+}
+
+#[test]
+fn what_the_fuzz_targets_begin_with_is_taken() {
+    for file in seeds("gguf") {
+        assert!(is_taken(&file), "{}: {:?}", file.display(), crate::inspect(&file));
+    }
+    let folders = seeds("folder");
+    for seed in &folders {
+        let folder = write(seed, None);
+        assert!(is_taken(folder.path()), "{}: {:?}", seed.display(), crate::inspect(folder.path()));
+    }
+    let models = ["llama", "bert"].map(|name| folders.iter().find(|seed| seed.ends_with(name)).unwrap());
+    for json in seeds("tokenizer") {
+        let bytes = std::fs::read(&json).unwrap();
+        assert!(models.iter().any(|model| is_taken(write(model, Some(&bytes)).path())), "{}", json.display());
+    }
+}
