@@ -1,5 +1,8 @@
-//! Any bytes as a GGUF file: refused, or every tensor lies inside and dequantises to as many values as the table says.
+//! Any bytes as a GGUF file: its header is refused, or every tensor lies inside and dequantises to as many values as the
+//! table says. The file is refused, or what stands between text and tokens can be made of it and used.
 #![no_main]
+
+mod shared;
 
 use libfuzzer_sys::fuzz_target;
 use spillway_engine::artifact::Header;
@@ -16,4 +19,7 @@ fuzz_target!(|file: &[u8]| {
         kind.dequantize(data, &mut values);
         assert_eq!(values.len() as u64, tensor.elements);
     }
+    let folder = shared::Folder::new();
+    folder.write("model.gguf", file);
+    shared::open(&folder.file("model.gguf"));
 });
