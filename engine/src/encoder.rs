@@ -14,9 +14,8 @@ use std::time::Duration;
 
 use async_channel::Sender;
 
-use crate::device;
 use crate::model::BertShape;
-use crate::runner::{self, Reader, Ready, Rebuildable, Tuning, Watch};
+use crate::runner::{self, Reader, Rebuildable, Tuning};
 use crate::text::Tokenizer;
 use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions, Placement};
 use worker::Worker;
@@ -216,24 +215,15 @@ fn begin(
     let placement = made.placement();
     let device = placement.lock().unwrap_or_else(PoisonError::into_inner).device.clone();
     let (outputs, vocabulary) = (shape.outputs(), shape.vocabulary);
-    let failed = |e: std::io::Error| LoadError::Device {
-        device: device.name.clone(),
-        reason: format!("its thread cannot be started: {e}"),
-    };
-    let (ready, wait) = Ready::new(device.clone());
-    let (watched, name, first) = (shared.clone(), options.name.clone(), ready.clone());
-    let hung = device.name.clone();
-    let watch = Watch::start(&format!("watch-{}", options.name), move || {
-        tracing::error!(event = "device_hangs", model = %name, "a step has not ended in time; its requests have failed");
-        if first.give_up() {
-            device::hangs(&hung, true);
+    let watched = shared.clone();
+    let on_hang = move |at_first| {
+        if at_first {
             watched.stopped.store(true, Ordering::Release);
         }
         watched.set_recovering(true);
-    })
-    .map_err(failed)?;
+    };
     let sizes = shape.sizes();
-    let mut worker = Worker {
+    let worker = |watch| Worker {
         name: options.name.clone(),
         made,
         shape,
@@ -245,15 +235,7 @@ fn begin(
         tuning,
         watch,
     };
-    let told = ready.clone();
-    std::thread::Builder::new()
-        .name(format!("engine-{}", options.name))
-        .spawn(move || {
-            crate::scheduler::be_nice();
-            runner::serve(&mut worker, &told, Worker::work);
-        })
-        .map_err(failed)?;
-    ready.wait(&wait)?;
+    runner::launch(&options.name, device, on_hang, worker, Worker::work)?;
     Ok(Handle { jobs, shared, placement, outputs, vocabulary, max_wait: options.max_queue_wait })
 }
 

@@ -17,7 +17,7 @@ use crate::exec::Batch;
 use crate::model::{self, Loaded, LoadedEncoder};
 use crate::{DeviceChoice, EngineError, LoadError, LoadOptions, Placement};
 
-pub(crate) use recover::{Ready, Serves, recover, serve, until_the_end};
+pub(crate) use recover::{Serves, launch, recover, until_the_end};
 pub(crate) use watch::{Reader, Watch};
 
 /// A step that takes longer than this, and so many times what it should, hangs. A driver may compile a kernel in it.
@@ -25,6 +25,8 @@ const HANG_LEAST: Duration = Duration::from_secs(30);
 const HANG_TIMES: u32 = 20;
 /// A step of a model that was just set up hangs when it takes longer: a driver may compile every kernel in it.
 const FIRST_STEP: Duration = Duration::from_secs(120);
+/// Runs of a step that is measured.
+const WARM_RUNS: u32 = 3;
 /// Wait before a device that failed is set up for the second time; doubles up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 /// A GPU that fails so often, each time within this long of the last, is given up for the processor.
@@ -203,6 +205,28 @@ impl Rebuildable {
         watch.begin(within);
         let values = self.forward(batch);
         if watch.end() { Err(watch::hangs()) } else { values }
+    }
+
+    /// How long a step takes. The first run of a shape pays for its compilation; the quickest of the others is what it
+    /// costs, since whatever else the machine does only adds to it. When these took `enough`, there is no further one.
+    pub(crate) fn measure<R: Reader>(
+        &mut self,
+        within: Duration,
+        watch: &Watch<R>,
+        batch: &Batch,
+        enough: Duration,
+    ) -> Result<Duration, EngineError> {
+        self.forward_within(within, watch, batch)?;
+        let (began, mut took) = (Instant::now(), Duration::MAX);
+        for _ in 0..WARM_RUNS {
+            let started = Instant::now();
+            self.forward_within(within, watch, batch)?;
+            took = took.min(started.elapsed());
+            if began.elapsed() > enough {
+                break;
+            }
+        }
+        Ok(took)
     }
 
     pub(crate) fn copy_page(&mut self, from: u32, to: u32) -> bool {

@@ -24,9 +24,8 @@ use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender, TryRecvError};
 
-use crate::device;
 use crate::exec::{Batch, Row, Sizes};
-use crate::runner::{self, Measured, Reader, Ready, Rebuildable, Serves, Tuning, Watch};
+use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch};
 use crate::text::Tokenizer;
 use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions, Placement};
 use cost::Cost;
@@ -37,8 +36,6 @@ use request::Request;
 use sequence::State;
 use shared::Shared;
 
-/// Steps of each shape that are measured at load.
-const WARM_RUNS: u32 = 3;
 /// How long the thread sleeps when all that runs waits for its readers.
 const PARKED_NAP: Duration = Duration::from_millis(2);
 /// Events of an answer that wait for its reader; one more parks the request.
@@ -138,23 +135,14 @@ fn begin(
     let shared = Arc::new(Shared::new(sizes, queue, options.max_queue_wait));
     let placement = made.placement();
     let device = placement.lock().unwrap_or_else(PoisonError::into_inner).device.clone();
-    let failed = |e: std::io::Error| LoadError::Device {
-        device: device.name.clone(),
-        reason: format!("its thread cannot be started: {e}"),
-    };
-    let (ready, wait) = Ready::new(device.clone());
-    let (watched, name, first) = (shared.clone(), options.name.clone(), ready.clone());
-    let hung = device.name.clone();
-    let watch = Watch::start(&format!("watch-{}", options.name), move || {
-        tracing::error!(event = "device_hangs", model = %name, "a step has not ended in time; its requests have failed");
-        if first.give_up() {
-            device::hangs(&hung, true);
+    let watched = shared.clone();
+    let on_hang = move |at_first| {
+        if at_first {
             watched.stop();
         }
         watched.set_recovering(true);
-    })
-    .map_err(failed)?;
-    let mut worker = Worker {
+    };
+    let worker = |watch| Worker {
         name: options.name.clone(),
         made,
         sizes,
@@ -175,15 +163,7 @@ fn begin(
         masks: Masks::default(),
         watch,
     };
-    let told = ready.clone();
-    std::thread::Builder::new()
-        .name(format!("engine-{}", options.name))
-        .spawn(move || {
-            be_nice();
-            runner::serve(&mut worker, &told, Worker::work);
-        })
-        .map_err(failed)?;
-    ready.wait(&wait)?;
+    runner::launch(&options.name, device, on_hang, worker, Worker::work)?;
     Ok(Handle { jobs, shared, placement })
 }
 
@@ -238,15 +218,7 @@ impl Serves for Worker {
             self.batch.rows = (0..rows).map(row).collect();
             self.batch.picks = vec![narrow(rows - 1)];
             self.batch.pages = self.pages.table().to_vec();
-            // The first run of a shape pays for its compilation; the quickest of the others is what a step costs, since
-            // whatever else the machine does only adds to it.
-            self.made.forward_within(self.tuning.first_step, &self.watch, &self.batch)?;
-            let mut took = Duration::MAX;
-            for _ in 0..WARM_RUNS {
-                let started = Instant::now();
-                self.made.forward_within(self.tuning.first_step, &self.watch, &self.batch)?;
-                took = took.min(started.elapsed());
-            }
+            let took = self.made.measure(self.tuning.first_step, &self.watch, &self.batch, Duration::MAX)?;
             self.shared.measured(rows, 1, took);
             self.cost.measured(rows, took);
             step = step.min(took);

@@ -17,8 +17,7 @@ use crate::text::Tokenizer;
 
 /// Length of the texts that the full step is measured with at load.
 const WARM_TOKENS: usize = 64;
-/// A step is measured so often at load, or for so long.
-const WARM_RUNS: u32 = 3;
+/// A step is measured for so long at load.
 const WARM_TIME: Duration = Duration::from_millis(200);
 
 /// A request that is being worked on.
@@ -91,23 +90,13 @@ impl Serves for Worker {
 }
 
 impl Worker {
-    /// How long a step of such texts takes. The first run pays for what is compiled.
+    /// How long a step of such texts takes.
     fn measure(&mut self, texts: usize, length: usize) -> Result<Duration, EngineError> {
         let mut batch = Batch { pages: vec![0; self.sizes.slots * self.sizes.pages_per_slot()], ..Batch::default() };
         for _ in 0..texts {
             place(&mut batch, &vec![0; length], length);
         }
-        self.made.forward_within(self.tuning.first_step, &self.watch, &batch)?;
-        let (began, mut took) = (Instant::now(), Duration::MAX);
-        for _ in 0..WARM_RUNS {
-            let started = Instant::now();
-            self.made.forward_within(self.tuning.first_step, &self.watch, &batch)?;
-            took = took.min(started.elapsed());
-            if began.elapsed() > WARM_TIME {
-                break;
-            }
-        }
-        Ok(took)
+        self.made.measure(self.tuning.first_step, &self.watch, &batch, WARM_TIME)
     }
 
     /// Works until the engine ends, and ends it.

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::{Measured, Rebuildable, Target, text_of};
+use super::{Measured, Reader, Rebuildable, Target, Watch, text_of};
 use crate::{DeviceInfo, EngineError, LoadError};
 
 /// Longest wait before a device that failed is set up once more.
@@ -32,32 +32,32 @@ pub(crate) trait Serves {
 /// How a load waits for the first run of its model. A driver may never come back from it: then nobody waits any longer,
 /// and the thread that is inside ends when it does come back.
 #[derive(Clone)]
-pub(crate) struct Ready {
+struct Ready {
     told: SyncSender<Result<(), LoadError>>,
     device: DeviceInfo,
 }
 
 impl Ready {
     /// For a model on this device; the result comes out of the other end.
-    pub(crate) fn new(device: DeviceInfo) -> (Self, Receiver<Result<(), LoadError>>) {
+    fn new(device: DeviceInfo) -> (Self, Receiver<Result<(), LoadError>>) {
         let (told, wait) = sync_channel(1);
         (Self { told, device }, wait)
     }
 
     /// The model has run, or cannot. False when nobody waits for that any more.
-    pub(crate) fn tell(&self, result: Result<(), EngineError>) -> bool {
+    fn tell(&self, result: Result<(), EngineError>) -> bool {
         let refused = |e: EngineError| LoadError::Device { device: self.device.name.clone(), reason: e.to_string() };
         self.told.send(result.map_err(refused)).is_ok()
     }
 
     /// A step hangs. True when it is one of the first run, which is given up.
-    pub(crate) fn give_up(&self) -> bool {
+    fn give_up(&self) -> bool {
         let DeviceInfo { name, kind, .. } = &self.device;
         self.told.try_send(Err(LoadError::Hangs { device: name.clone(), kind })).is_ok()
     }
 
     /// The end of the wait.
-    pub(crate) fn wait(self, wait: &Receiver<Result<(), LoadError>>) -> Result<(), LoadError> {
+    fn wait(self, wait: &Receiver<Result<(), LoadError>>) -> Result<(), LoadError> {
         let device = self.device.name.clone();
         // Its thread and its watch have the others.
         drop(self);
@@ -67,7 +67,7 @@ impl Ready {
 }
 
 /// Runs a model that was just loaded for the first time.
-pub(crate) fn start(worker: &mut impl Serves) -> Result<(), EngineError> {
+fn start(worker: &mut impl Serves) -> Result<(), EngineError> {
     match warm_up(worker) {
         Ok(()) => Ok(()),
         Err(fault) if worker.made().falls_back() && !worker.is_stopped() => {
@@ -77,8 +77,44 @@ pub(crate) fn start(worker: &mut impl Serves) -> Result<(), EngineError> {
     }
 }
 
+/// Starts the thread of an engine, and the one that watches its steps, and waits for the first run of its model. `worker`
+/// makes what the thread runs and `work` is what it does from then on. `on_hang` is called when a step hangs, with whether
+/// that was in the first run: then the engine must end.
+pub(crate) fn launch<W: Serves + Send + 'static, R: Reader>(
+    name: &str,
+    device: DeviceInfo,
+    on_hang: impl Fn(bool) + Send + 'static,
+    worker: impl FnOnce(Watch<R>) -> W,
+    work: fn(&mut W),
+) -> Result<(), LoadError> {
+    let failed = |e: std::io::Error| LoadError::Device {
+        device: device.name.clone(),
+        reason: format!("its thread cannot be started: {e}"),
+    };
+    let (ready, wait) = Ready::new(device.clone());
+    let (first, model) = (ready.clone(), name.to_owned());
+    let watch = Watch::start(&format!("watch-{name}"), move || {
+        tracing::error!(event = "device_hangs", %model, "a step has not ended in time; its requests have failed");
+        let at_first = first.give_up();
+        if at_first {
+            crate::device::hangs(&first.device.name, true);
+        }
+        on_hang(at_first);
+    })
+    .map_err(failed)?;
+    let (mut worker, told) = (worker(watch), ready.clone());
+    std::thread::Builder::new()
+        .name(format!("engine-{name}"))
+        .spawn(move || {
+            crate::scheduler::be_nice();
+            serve(&mut worker, &told, work);
+        })
+        .map_err(failed)?;
+    ready.wait(&wait)
+}
+
 /// The whole life of an engine's thread: the first run of its model, and, where somebody waits for that, `work`.
-pub(crate) fn serve<W: Serves>(worker: &mut W, ready: &Ready, work: impl FnOnce(&mut W)) {
+fn serve<W: Serves>(worker: &mut W, ready: &Ready, work: impl FnOnce(&mut W)) {
     let warm = start(worker);
     // It has come back from the driver, whatever became of those who waited.
     crate::device::hangs(&ready.device.name, false);
