@@ -4,6 +4,7 @@ mod folder;
 mod folder_tokens;
 pub(crate) mod gguf;
 mod judge;
+mod judge_encoders;
 mod same_weights;
 mod seeds;
 mod templates;

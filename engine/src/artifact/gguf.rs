@@ -275,7 +275,7 @@ fn shown(name: &str) -> String {
 struct Line {
     name: String,
     kind: Option<TensorType>,
-    type_name: &'static str,
+    type_name: String,
     dimensions: Vec<usize>,
     elements: u64,
     bytes: u64,
@@ -301,7 +301,9 @@ fn tensor_line(cursor: &mut Cursor<'_>) -> Parsed<Line> {
     }
     let number = cursor.u32().map_err(wrong)?;
     let offset = cursor.u64().map_err(wrong)?;
-    let (type_name, values, block) = any_type(number).ok_or_else(|| wrong(format!("unknown type number {number}")))?;
+    // Of a type that is not known nobody can say how long it is. It is named where a model has no other.
+    let (type_name, values, block) = any_type(number)
+        .map_or_else(|| (format!("number {number}"), 1, 0), |(name, values, block)| (name.to_owned(), values, block));
     let kind = TensorType::from_ggml(number);
     let values = u64::try_from(values).map_err(|e| e.to_string())?;
     let columns = dimensions.first().copied().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
@@ -331,7 +333,7 @@ fn place(table: Vec<Line>, start: u64, alignment: u64, length: u64) -> Parsed<BT
             usize::try_from(from).map_err(|e| e.to_string())?..usize::try_from(to).map_err(|e| e.to_string())?;
         let entry = TensorEntry {
             kind: line.kind,
-            type_name: line.type_name.to_owned(),
+            type_name: line.type_name,
             dimensions: line.dimensions,
             elements: line.elements,
             range,

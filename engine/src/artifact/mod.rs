@@ -274,13 +274,17 @@ impl ModelFile {
 /// Opens a file that must be one, and reads its first bytes.
 fn open(path: &Path) -> Result<(File, Vec<u8>), LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };
+    is_file(path).map_err(io)?;
     let mut file = File::open(path).map_err(io)?;
-    if !file.metadata().map_err(io)?.is_file() {
-        return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a file")));
-    }
     let mut magic = [0u8; 8];
     let read = file.read(&mut magic).map_err(io)?;
     Ok((file, magic.get(..read).unwrap_or_default().to_vec()))
+}
+
+/// Something else, such as a pipe, may never end, or never begin.
+fn is_file(path: &Path) -> std::io::Result<()> {
+    let is_file = std::fs::metadata(path)?.is_file();
+    is_file.then_some(()).ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a file"))
 }
 
 fn map(path: &Path, file: &File) -> Result<Mmap, LoadError> {
@@ -393,6 +397,37 @@ mod tests {
             let refused = inspect(&path).unwrap_err().to_string();
             assert!(refused.contains("is a Git LFS pointer") && refused.contains("git lfs pull"), "{refused}");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["model.gguf", "model.safetensors", "config.json"] {
+            let path = folder.path().join(name);
+            let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+            assert!(made.success());
+            let source = if name == "config.json" { folder.path().join("model.safetensors") } else { path.clone() };
+            let refused = inspect(&source).unwrap_err().to_string();
+            assert!(refused.contains("not a file"), "{refused}");
+            if name == "model.safetensors" {
+                std::fs::remove_file(&path).unwrap();
+                std::fs::write(&path, "x").unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_type_that_nobody_knows_yet_is_refused_by_its_number() {
+        let mut bytes = crate::testing::small_model(TensorType::F32);
+        let name = b"token_embd.weight";
+        let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+        // Behind the name, the count of its dimensions, and two of them.
+        bytes[at + name.len() + 4 + 16] = 99;
+        let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &bytes).unwrap();
+        let refused = inspect(file.path()).unwrap_err().to_string();
+        assert!(refused.contains("`token_embd.weight` has type number 99") && refused.contains("Q4_K"), "{refused}");
     }
 
     #[test]

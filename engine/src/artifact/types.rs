@@ -288,6 +288,8 @@ pub(super) fn any_type(number: u32) -> Option<(&'static str, usize, usize)> {
         34 => ("TQ1_0", 256, 54),
         35 => ("TQ2_0", 256, 66),
         39 => ("MXFP4", 32, 17),
+        40 => ("NVFP4", 64, 36),
+        41 => ("Q1_0", 128, 18),
         _ => return None,
     })
 }

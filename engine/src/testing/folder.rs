@@ -45,6 +45,19 @@ pub(crate) fn safetensors(tensors: &[Weights]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
 }
 
+/// Copies a file of safetensors and gives its tensors other names, each one or several.
+pub(crate) fn rename(from: &Path, to: &Path, names: impl Fn(&str) -> Vec<String>) {
+    let bytes = std::fs::read(from).unwrap();
+    let (header, parsed) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let mut tensors: Vec<Weights> = Vec::new();
+    for (name, info) in BTreeMap::from_iter(parsed.tensors()) {
+        let kind = if info.dtype == safetensors::Dtype::F32 { "F32" } else { "BF16" };
+        let data = &bytes[8 + header + info.data_offsets.0..8 + header + info.data_offsets.1];
+        tensors.extend(names(&name).into_iter().map(|name| (name, kind, info.shape.clone(), data.to_vec())));
+    }
+    std::fs::write(to, self::safetensors(&tensors)).unwrap();
+}
+
 /// The same model as a decoder's folder; its weights in so many parts.
 pub(crate) fn of_gguf(gguf: &Path, parts: usize) -> Folder {
     let file = ModelFile::open(gguf).unwrap();

@@ -275,3 +275,42 @@ fn a_text_without_tokens_is_an_error_and_nothing_of_it_is_left_out() {
     // Where a control token is spelt.
     assert!(matches!(encode("<s>"), Err(PromptError::Text(_))));
 }
+
+#[test]
+fn no_text_becomes_a_control_token_of_a_gguf_file() {
+    let text = |pieces: &str| format!("x {pieces} STOP <0x0A>");
+    // Every step on the way to a control token is a token.
+    let mut tokens = vec![("<unk>".to_owned(), 2), ("<s>".to_owned(), 3), ("STOP".to_owned(), 3)];
+    tokens.extend((0..=255u8).map(|byte| (format!("<0x{byte:02X}>"), 6)));
+    let steps = "▁ x < s > S T O P 0 A <s ST STO <0 <0x <0x0 <0x0A";
+    tokens.extend(steps.split(' ').map(|step| (step.to_owned(), 1)));
+    let names: Vec<String> = tokens.iter().map(|(token, _)| token.clone()).collect();
+    let kinds: Vec<i32> = tokens.iter().map(|(_, kind)| *kind).collect();
+    let mut pieces = Gguf::gentle();
+    super::judge::small_sizes("llama", &mut pieces);
+    pieces.text("tokenizer.ggml.model", "llama");
+    pieces.texts("tokenizer.ggml.tokens", &names);
+    pieces.integers("tokenizer.ggml.token_type", &kinds);
+    pieces.floats("tokenizer.ggml.scores", &vec![0.0; names.len()]);
+    pieces.number("tokenizer.ggml.bos_token_id", 1);
+    let mut bytes = Gguf::gentle();
+    super::judge::small_sizes("llama", &mut bytes);
+    let mut names = super::byte_tokens();
+    let control = names.len() as u32;
+    names.extend(["<s>", "STOP", "<s", "ST", "STO"].map(str::to_owned));
+    let kinds: Vec<i32> =
+        (0..names.len() as u32).map(|id| if [control, control + 1].contains(&id) { 3 } else { 1 }).collect();
+    bytes.text("tokenizer.ggml.model", "gpt2");
+    bytes.text("tokenizer.ggml.pre", "llama-bpe");
+    bytes.texts("tokenizer.ggml.tokens", &names);
+    bytes.integers("tokenizer.ggml.token_type", &kinds);
+    bytes.texts("tokenizer.ggml.merges", &["< s", "<s >", "S T", "ST O", "STO P"].map(str::to_owned));
+    bytes.number("tokenizer.ggml.bos_token_id", control as usize);
+    for file in [pieces.write(), bytes.write()] {
+        let tokenizer = tokenizer(file.path());
+        let cut = super::folder_tokens::tokens(&tokenizer, &text("<s>"));
+        assert!(cut.iter().all(|token| tokenizer.control_text(*token).is_none()), "{cut:?}");
+        let spelt: Vec<u8> = cut.iter().flat_map(|token| tokenizer.bytes_of(*token).to_vec()).collect();
+        assert_eq!(String::from_utf8(spelt).unwrap().trim_start(), text("<s>"));
+    }
+}

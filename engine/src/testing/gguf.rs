@@ -134,6 +134,16 @@ pub(crate) fn small_reranker_with(unknown: &str) -> tempfile::NamedTempFile {
     file.text("tokenizer.ggml.model", "bert");
     file.texts("tokenizer.ggml.tokens", &tokens);
     file.number("tokenizer.ggml.token_type_count", 2);
+    // What llama.cpp wants to be told.
+    file.number("bert.pooling_type", 4);
+    file.float("bert.attention.layer_norm_epsilon", 1e-12);
+    file.flag("bert.attention.causal", false);
+    file.text("tokenizer.ggml.pre", "jina-v2-en");
+    file.integers("tokenizer.ggml.token_type", &[3, 3, 3, 3, 1, 1, 1, 1, 1]);
+    for (key, id) in [("cls", 2), ("bos", 2), ("seperator", 3), ("eos", 3), ("unknown", 1)] {
+        file.number(&format!("tokenizer.ggml.{key}_token_id"), id);
+    }
+    file.texts("bert.classifier.output_labels", &["relevance".to_owned()]);
     let f32s = TensorType::F32;
     for (name, dimensions) in [
         ("token_embd.weight", vec![64, tokens.len()]),

@@ -1,5 +1,5 @@
 //! What the engine makes of files beside what llama.cpp makes of the same files: small random models of every architecture
-//! and type, tokens of a corpus, embeddings.
+//! and type, tokens of a corpus, perplexity.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,14 +8,12 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use super::gguf::{Gguf, small_reranker};
+use super::gguf::Gguf;
 use crate::artifact::{MetaValue, ModelFile, TensorType};
-use crate::device::block_on as wait;
 use crate::exec::plain::Plain;
 use crate::exec::{Batch, Row, Sizes};
 use crate::model::{Decoder, Shape};
 use crate::text::Tokenizer;
-use crate::{Engine, LoadOptions};
 
 /// What is hard to cut into tokens.
 pub(super) const CORPUS: [&str; 24] = [
@@ -52,7 +50,7 @@ pub(super) fn needed(variable: &str, default: &str, how: &str) -> PathBuf {
     path
 }
 
-fn ask(order: &Value) -> Vec<Value> {
+pub(super) fn ask(order: &Value) -> Vec<Value> {
     let python = needed("SPILLWAY_TEST_PYTHON", ".cache/venv/bin/python", "`scripts/test-tools.sh python` installs it");
     let script = needed("SPILLWAY_TEST_JUDGE", "tests/python/llama_judge.py", "it is part of the repository");
     let mut child = Command::new(python)
@@ -268,7 +266,7 @@ fn same_tokens(path: &Path, spells: bool) {
     same_tokens_in(path, spells, json!({"model": path, "context": 512}), &[]);
 }
 
-fn same_tokens_in(path: &Path, spells: bool, mut order: Value, except: &[&str]) {
+pub(super) fn same_tokens_in(path: &Path, spells: bool, mut order: Value, except: &[&str]) {
     let tokenizer = Tokenizer::new(&ModelFile::open(path).unwrap()).unwrap();
     let call = |text: &&str| json!(["/tokenize", {"content": text, "add_special": false, "parse_special": false}]);
     order["calls"] = CORPUS.iter().map(call).collect();
@@ -354,116 +352,6 @@ fn sentencepiece_cuts_as_llama_cpp_does() {
     );
 }
 
-fn minilm() -> PathBuf {
-    needed("SPILLWAY_TEST_MINILM", "models/all-minilm-l6-v2/model.safetensors", "`scripts/test-models.sh` fetches it")
-}
-
-/// The same weights as a GGUF file.
-fn minilm_as_gguf(path: &Path) -> tempfile::NamedTempFile {
-    let real = ModelFile::open(path).unwrap();
-    let mut file = Gguf::default();
-    file.text("general.architecture", "bert");
-    for (key, value) in [
-        ("context_length", 512),
-        ("embedding_length", 384),
-        ("block_count", 6),
-        ("feed_forward_length", 1536),
-        ("attention.head_count", 12),
-        ("pooling_type", 1),
-    ] {
-        file.number(&format!("bert.{key}"), value);
-    }
-    file.float("bert.attention.layer_norm_epsilon", 1e-12);
-    file.flag("bert.attention.causal", false);
-    let words = std::fs::read_to_string(path.with_file_name("vocab.txt")).unwrap();
-    let special = |word: &str| word.starts_with('[') && word.ends_with(']');
-    // As llama.cpp's conversion: words begin with a mark, parts of words have none.
-    let tokens: Vec<String> = words
-        .lines()
-        .map(|word| match word.strip_prefix("##") {
-            _ if special(word) => word.to_owned(),
-            Some(part) => part.to_owned(),
-            None => format!("\u{2581}{word}"),
-        })
-        .collect();
-    file.text("tokenizer.ggml.model", "bert");
-    file.text("tokenizer.ggml.pre", "jina-v2-en");
-    file.integers(
-        "tokenizer.ggml.token_type",
-        &words.lines().map(|word| if special(word) { 3 } else { 1 }).collect::<Vec<_>>(),
-    );
-    let find = |word: &str| tokens.iter().position(|token| token == word).unwrap();
-    for (key, word) in
-        [("bos", "[CLS]"), ("cls", "[CLS]"), ("eos", "[SEP]"), ("seperator", "[SEP]"), ("unknown", "[UNK]")]
-    {
-        file.number(&format!("tokenizer.ggml.{key}_token_id"), find(word));
-    }
-    file.number("tokenizer.ggml.token_type_count", 2);
-    file.texts("tokenizer.ggml.tokens", &tokens);
-    for name in real.names().filter(|name| !name.starts_with("cls.")) {
-        let entry = real.entry(name).unwrap();
-        let (columns, rows) = entry.shape();
-        let data = real.tensor(name, columns, rows).unwrap().data;
-        let dimensions =
-            if rows == 1 && !name.starts_with("token_types") { vec![columns] } else { vec![columns, rows] };
-        file.tensor(name, TensorType::F32, &dimensions, data);
-    }
-    file.write()
-}
-
-fn encoder(source: &Path) -> Engine {
-    let options = LoadOptions { context_length: None, ..super::tests::options(source.into()) };
-    Engine::load(options).unwrap()
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
-}
-
-#[test]
-fn embeddings_are_those_of_llama_cpp_from_safetensors_and_from_gguf() {
-    let path = minilm();
-    let gguf = minilm_as_gguf(&path);
-    let order = json!({"model": gguf.path(), "context": 512, "embedding": true, "pooling": "mean"});
-    // Where syllables of Hangul are taken apart, llama.cpp loses their vowels; the tokenizer of the model's makers does not.
-    let apart = CORPUS.iter().copied().filter(|text| text.contains('の')).collect::<Vec<_>>();
-    assert_eq!(apart.len(), 1);
-    same_tokens_in(gguf.path(), false, order, &apart);
-    let [of_folder, of_gguf] = [path.as_path(), gguf.path()].map(|path| {
-        let tokenizer = Tokenizer::new(&ModelFile::open(path).unwrap()).unwrap();
-        CORPUS.map(|text| tokenizer.encode_text(text).unwrap())
-    });
-    assert_eq!(of_folder, of_gguf);
-    let calls: Vec<_> = of_folder.iter().map(|tokens| json!(["/embedding", {"content": tokens}])).collect();
-    let order = json!({"model": gguf.path(), "context": 512, "embedding": true, "pooling": "mean", "calls": calls});
-    let theirs: Vec<Vec<f32>> =
-        ask(&order).iter().map(|answer| serde_json::from_value(answer[0]["embedding"][0].clone()).unwrap()).collect();
-    for source in [path.as_path(), gguf.path()] {
-        let engine = encoder(source);
-        assert_eq!((engine.info().task, engine.info().outputs), (crate::Task::Embed, 384));
-        let texts: Vec<String> = CORPUS.iter().map(|text| (*text).to_owned()).collect();
-        let ours = wait(engine.embed(texts.clone())).unwrap();
-        let mut least = 1.0f64;
-        for ((text, ours), theirs) in CORPUS.iter().zip(&ours).zip(&theirs) {
-            let cosine = cosine(&ours.values, theirs);
-            least = least.min(cosine);
-            assert!(cosine >= 0.999, "{text:?}: {cosine}");
-            let length: f32 = ours.values.iter().map(|v| v * v).sum();
-            assert!((length - 1.0).abs() < 1e-4 && !ours.truncated);
-        }
-        println!("{}: cosine of at least {least:.6}", source.display());
-        // Alone as in company.
-        let alone = wait(engine.embed(texts[..1].to_vec())).unwrap();
-        assert_eq!(alone[0].values, ours[0].values);
-        // A text beyond the context is cut and says so.
-        let long = wait(engine.embed(vec!["word ".repeat(700)])).unwrap();
-        assert!(long[0].truncated && long[0].tokens == engine.info().context_length);
-        assert!(matches!(wait(engine.rerank("q", vec!["d".into()])), Err(crate::EngineError::Task { .. })));
-        assert_eq!(engine.encode_text("x"), Err(crate::PromptError::NotGenerating));
-    }
-}
-
 const PROSE: &str = "The lighthouse stood at the end of a long spit of sand, and for most of the year nobody came to it but \
     the keeper and the woman who brought the mail. On clear days one could see the islands, low and blue, \
     and the white sails of the boats that fished between them. When the fog came in, the keeper lit the lamp \
@@ -540,36 +428,4 @@ fn perplexity_of_gemma3_is_that_of_llama_cpp() {
         "models/gemma-3-270m-q4_k_m.gguf",
         "`scripts/test-models.sh` fetches it",
     ));
-}
-
-#[test]
-fn a_reranker_scores_pairs_alone_as_in_company() {
-    let file = small_reranker();
-    let engine = encoder(file.path());
-    assert_eq!((engine.info().task, engine.info().outputs), (crate::Task::Classify, 1));
-    let documents = [
-        "a proxy",
-        "proxys is what",
-        "",
-        "unknown words what is a proxy and what is a proxy and what is a proxy and what is a proxy and so on and on",
-    ];
-    let documents = documents.map(str::to_owned).to_vec();
-    let together = wait(engine.rerank("what is a proxy", documents.clone())).unwrap();
-    assert_eq!(together.iter().map(|score| score.truncated).collect::<Vec<_>>(), [false, false, false, true]);
-    // [CLS] what is a proxy [SEP] a proxy [SEP]
-    assert_eq!(together[0].tokens, 9);
-    for (document, score) in documents.iter().zip(&together) {
-        assert_eq!(wait(engine.rerank("what is a proxy", vec![document.clone()])).unwrap()[0], *score);
-    }
-    let logits: Vec<f32> = together.iter().map(|score| score.logits[0]).collect();
-    assert!(logits.iter().all(|logit| logit.is_finite()) && logits[0] != logits[1]);
-    // The two halves of a pair are told apart, also without their words.
-    let swapped = wait(engine.rerank("a proxy", vec!["what is a proxy".into()])).unwrap();
-    assert_ne!(swapped[0].logits, together[0].logits);
-    assert_ne!(wait(engine.classify(vec!["a proxy".into()])).unwrap()[0].logits, together[0].logits);
-    let dropped = engine.rerank("what is a proxy", documents);
-    drop(dropped);
-    engine.shutdown();
-    let refused = wait(engine.classify(vec!["a".into()]));
-    assert!(matches!(refused, Err(crate::EngineError::Busy(_) | crate::EngineError::Shutdown)), "{refused:?}");
 }

@@ -96,6 +96,10 @@ fn a_folder_of_what_is_not_run_is_refused_by_name() {
             "`high_freq_factor`",
         ),
         (set("partial_rotary_factor", json!(0.5)), "`partial_rotary_factor`"),
+        (
+            set("rope_parameters", json!({"rope_type": "default", "partial_rotary_factor": 0.5})),
+            "`partial_rotary_factor`",
+        ),
         (set("num_hidden_layers", json!(null)), "`num_hidden_layers`"),
         (set("num_hidden_layers", json!(3)), "blk.2."),
         (set("num_hidden_layers", json!(1)), "blk.1."),
@@ -271,4 +275,45 @@ fn heads_of_keys_that_are_null_are_as_many_as_heads() {
     // The weights are of two.
     let told = crate::inspect(folder.path()).unwrap_err().to_string();
     assert!(told.contains("blk.0.attn_k.weight` is 256 x 64, its model wants 256 x 128"), "{told}");
+}
+
+/// As the model that also sees has it: its text within `text_config`, its weights among those of another part.
+#[test]
+fn the_text_of_a_model_that_sees_is_the_same_model() {
+    let gguf = small("gemma3", TensorType::F32).write();
+    let (alone, whole) = (of_gguf(gguf.path(), 1), of_gguf(gguf.path(), 1));
+    whole.edit("config.json", |config| {
+        config["model_type"] = "gemma3_text".into();
+        *config = json!({"model_type": "gemma3", "vision_config": {"hidden_size": 8}, "text_config": config.take()});
+    });
+    let tokens: Vec<u32> = (0..20).collect();
+    let expected = log_probabilities(alone.path(), &tokens, 2);
+    for (heads, of_images) in [
+        ("language_model.model.", "vision_tower.encoder.weight"),
+        ("model.language_model.", "model.vision_tower.encoder.weight"),
+    ] {
+        super::folder::rename(&alone.file("model.safetensors"), &whole.file("model.safetensors"), |name| {
+            let inner = name.strip_prefix("model.").unwrap();
+            // One of them stands for those of images.
+            if inner == "norm.weight" {
+                vec![format!("{heads}{inner}"), of_images.into()]
+            } else {
+                vec![format!("{heads}{inner}")]
+            }
+        });
+        assert_eq!(log_probabilities(whole.path(), &tokens, 2), expected, "{heads}");
+    }
+}
+
+#[test]
+fn a_head_that_judges_no_whole_text_is_not_taken_for_one_that_does() {
+    let folder = super::folder::of_gguf(small("llama", TensorType::F32).write().path(), 1);
+    for (class, is_refused) in [("BertForTokenClassification", true), ("BertForSequenceClassification", false)] {
+        folder.write(
+            "config.json",
+            &json!({"model_type": "bert", "architectures": [class], "max_position_embeddings": 8}),
+        );
+        let told = crate::inspect(folder.path()).unwrap_err().to_string();
+        assert_eq!(told.contains("`BertForTokenClassification`"), is_refused, "{told}");
+    }
 }

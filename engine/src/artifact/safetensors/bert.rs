@@ -18,6 +18,15 @@ pub(super) fn metadata(
             return Err(unsupported(format!("its positions are `{}`, which this version does not run", shown(other))));
         }
     }
+    // Their heads have the names of the one that judges a whole text.
+    for class in config.get("architectures").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        if ["ForTokenClassification", "ForMultipleChoice"].iter().any(|kind| class.ends_with(kind)) {
+            return Err(unsupported(format!(
+                "it is a `{}`: of BERT this version runs embeddings and what judges a whole text",
+                shown(class)
+            )));
+        }
+    }
     let mut metadata = HashMap::new();
     let mut put = |key: &str, value: MetaValue| metadata.insert(key.to_owned(), value);
     put("general.architecture", MetaValue::String("bert".into()));

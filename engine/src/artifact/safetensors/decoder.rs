@@ -197,7 +197,15 @@ impl Decoder {
                 "it looks both ways (`use_bidirectional_attention`), which this version does not run".into(),
             ));
         }
-        if self.float("partial_rotary_factor").is_some_and(|part| (part - 1.0).abs() > f64::EPSILON) {
+        let is_part = |told: &Value| {
+            let part = told.get("partial_rotary_factor").and_then(Value::as_f64);
+            part.is_some_and(|part| (part - 1.0).abs() > f64::EPSILON)
+        };
+        let parameters = self.get("rope_parameters").and_then(Value::as_object);
+        if is_part(&self.config)
+            || self.get("rope_parameters").is_some_and(is_part)
+            || parameters.is_some_and(|all| all.values().any(is_part))
+        {
             return Err(refuse(
                 "it rotates a part of each head (`partial_rotary_factor`), which this version does not run".into(),
             ));

@@ -14,9 +14,9 @@ use std::path::{Component, Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use super::Other;
 use super::gguf::{Header, Layout, MetaValue, TensorEntry};
 use super::types::TensorType;
+use super::{Other, is_file};
 use crate::LoadError;
 use decoder::Decoder;
 
@@ -101,7 +101,7 @@ fn json(path: &Path) -> Result<Option<Value>, LoadError> {
 /// The bytes of a file of bounded length; `None` where there is none.
 pub(super) fn bytes(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };
-    let file = match std::fs::File::open(path) {
+    let file = match is_file(path).and_then(|()| std::fs::File::open(path)) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(io(e)),

@@ -1,7 +1,7 @@
 //! Byte-level BPE (GPT-2) with the pre-tokenizers that GGUF names. Merging and cutting are the `tokenizers` crate's; the
 //! patterns are those of llama.cpp (llama-vocab.cpp), which names them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -76,14 +76,22 @@ impl Bpe {
             steps.push(split.map_err(|e| file.unsupported(e.to_string()))?.into());
         }
         steps.push(ByteLevel::new(false, true, false).into());
-        let merges = strings(file, "tokenizer.ggml.merges")?
+        let mut merges = strings(file, "tokenizer.ggml.merges")?
             .iter()
             .map(|merge| merge.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())))
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| file.corrupt("a merge of its tokenizer is not a pair"))?;
+        // What stands for no text is made of none.
+        let is_control = |id: u32| usize::try_from(id).is_ok_and(|id| vocabulary.is_control(id));
+        let (control, text): (Vec<_>, Vec<_>) = vocabulary.iter().partition(|(id, _)| is_control(*id));
+        let control: HashSet<&str> = control.into_iter().map(|(_, token)| token).collect();
+        let makes_control = |(a, b): &(String, String)| {
+            control.contains(a.as_str()) || control.contains(b.as_str()) || control.contains(format!("{a}{b}").as_str())
+        };
+        merges.retain(|merge| control.is_empty() || !makes_control(merge));
         let model = BPE::builder()
             .vocab_and_merges(
-                vocabulary.iter().map(|(id, token)| (token.to_owned(), id)).collect::<ahash::AHashMap<_, _>>(),
+                text.into_iter().map(|(id, token)| (token.to_owned(), id)).collect::<ahash::AHashMap<_, _>>(),
                 merges,
             )
             .ignore_merges(cuts.whole_first)

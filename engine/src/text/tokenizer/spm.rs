@@ -76,7 +76,14 @@ impl SentencePiece {
         }
         let unknown = file.meta("tokenizer.ggml.unknown_token_id").and_then(MetaValue::as_u64);
         Ok(Self {
-            tokens: vocabulary.iter().map(|(id, token)| (token.to_owned(), id)).collect(),
+            // What stands for no text is made of none, and a byte of none but itself.
+            tokens: vocabulary
+                .iter()
+                .filter(|(id, _)| {
+                    usize::try_from(*id).is_ok_and(|id| !vocabulary.is_control(id) && vocabulary.kind(id) != BYTE)
+                })
+                .map(|(id, token)| (token.to_owned(), id))
+                .collect(),
             scores: scores.iter().map(|score| *score as f32).collect(),
             bytes,
             unknown: unknown
