@@ -1,8 +1,8 @@
 //! Loads a model, answers a prompt in some sequences at once, prints the first answer and what it took.
 //!
-//! `cargo run --release -p spillway-engine --example generate -- MODEL [SEQUENCES] [TOKENS] [PROMPT] [CORES UNIT]`
+//! `cargo run --release -p spillway-engine --example generate -- MODEL [SEQUENCES] [TOKENS] [PROMPT] [software | CORES UNIT]`
 //!
-//! CORES and UNIT (`AVX2`) choose how much of the processor it runs on, in place of a GPU.
+//! CORES and UNIT (`AVX2`) choose how much of the processor it runs on, in place of a GPU; `software` is software Vulkan.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::cast_precision_loss, reason = "a program to try things")]
 
@@ -18,12 +18,18 @@ fn main() {
     let sequences: u32 = arguments.next().map_or(1, |n| n.parse().unwrap());
     let tokens: u32 = arguments.next().map_or(64, |n| n.parse().unwrap());
     let prompt = arguments.next().unwrap_or_else(|| "What is the capital of France? Answer in one sentence.".into());
-    let cores = arguments.next().map(|n| n.parse().unwrap());
+    let place = arguments.next();
+    let software = place.as_deref() == Some("software");
+    let cores = place.filter(|_| !software).map(|n| n.parse().unwrap());
     let unit = arguments.next().map(|name| CpuUnit::named(&name).unwrap());
     let engine = Engine::load(LoadOptions {
         name: "model".into(),
         source: source.into(),
-        device: if cores.is_some() { DeviceChoice::Cpu } else { DeviceChoice::Auto },
+        device: match cores {
+            _ if software => DeviceChoice::Software,
+            Some(_) => DeviceChoice::Cpu,
+            None => DeviceChoice::Auto,
+        },
         cpu: CpuOptions { cores, unit },
         context_length: None,
         max_sequences: sequences.max(1),

@@ -182,10 +182,11 @@ fn the_processor_and_software_vulkan_write_the_same() {
         let prompt = format!("{prompt}{common}");
         calls.push(json!(["/completion", {"prompt": prompt, "n_predict": 1, "temperature": 0, "n_probs": 2}]));
     }
-    assert!(calls.len() <= prompts.len() / 2, "{cpu:?}\n{vulkan:?}");
+    // How many part is a matter of luck: sums in another order make four or five of them.
+    assert!(calls.len() < prompts.len(), "{cpu:?}\n{vulkan:?}");
     for answer in judge(&smollm2(), &calls) {
         let best = |n: usize| answer["completion_probabilities"][0]["top_logprobs"][n]["logprob"].as_f64().unwrap();
-        assert!(best(0) - best(1) < 0.5, "the choice was clear: {answer}");
+        assert!(best(0) - best(1) < 0.3, "the choice was clear: {answer}");
     }
 }
 

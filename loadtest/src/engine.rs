@@ -1,5 +1,5 @@
 //! The model inside beside a llama.cpp server on the same file and as many threads, both over HTTP: one answer at a time,
-//! sixteen together, long prompts; then memory, and the time from the start of the process to its first token.
+//! some together, long prompts; then memory, and the time from the start of the process to its first token.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,6 @@ use crate::http;
 use crate::process::{Process, free_port, named, wait_for};
 use crate::spread;
 
-/// Answers written together.
-const TOGETHER: usize = 16;
 /// Tokens of prompt and answer of each of them.
 const CONTEXT: usize = 1536;
 /// Words of a long prompt; a number is some four tokens.
@@ -23,6 +21,10 @@ pub(crate) struct Comparison {
     pub(crate) rounds: usize,
     /// Threads of each side.
     pub(crate) cores: usize,
+    /// Answers written together.
+    pub(crate) together: usize,
+    /// Where the model inside runs, as `device` of a model says it.
+    pub(crate) device: String,
     /// Files; the demo model where there are none.
     pub(crate) models: Vec<PathBuf>,
     /// The vector unit of the model inside, where not the fastest.
@@ -48,15 +50,16 @@ pub(crate) fn run(comparison: &Comparison) {
 }
 
 fn compare(comparison: &Comparison, model: &Path) {
-    let Comparison { rounds, cores, unit, .. } = comparison;
+    let Comparison { rounds, cores, together, device, unit, .. } = comparison;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let chat = has_template(model);
     let (ours, theirs) = (Side { port: free_port(), ours: true, chat }, Side { port: free_port(), ours: false, chat });
     let folder = std::env::temp_dir().join(format!("spillway-loadtest-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let config = folder.join("engine.yaml");
+    let cores_key = if device == "cpu" { format!(", cores: {cores}") } else { String::new() };
     let yaml = format!(
-        "listeners: [{{address: \"127.0.0.1:{}\"}}]\nmodels: [{{name: m, source: \"{}\", device: cpu, cores: {cores}, contextLength: {CONTEXT}, maxSequences: {TOGETHER}, maxQueueWait: 10m}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n",
+        "listeners: [{{address: \"127.0.0.1:{}\"}}]\nmodels: [{{name: m, source: \"{}\", device: {device}{cores_key}, contextLength: {CONTEXT}, maxSequences: {together}, maxQueueWait: 10m}}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n",
         ours.port,
         std::path::absolute(model).unwrap().display()
     );
@@ -85,14 +88,17 @@ fn compare(comparison: &Comparison, model: &Path) {
     wait_for(theirs.port);
     let name = model.file_name().unwrap_or_default().display();
     let unit = unit.as_deref().unwrap_or("the fastest unit");
-    println!("\n{name}: tokens per second over HTTP, {rounds} rounds in turn, {cores} threads each, {unit}");
-    for (what, together, words, tokens) in
-        [("one answer", 1, 0, 128), ("16 answers together", TOGETHER, 0, 64), ("a long prompt", 1, WORDS, 1)]
-    {
+    let place = if device == "cpu" { unit } else { device };
+    println!("\n{name}: tokens per second over HTTP, {rounds} rounds in turn, {cores} threads each, {place}");
+    for (what, together, words, tokens) in [
+        ("one answer", 1, 0, 128),
+        (&*format!("{together} answers together"), *together, 0, 64),
+        ("a long prompt", 1, WORDS, 1),
+    ] {
         let mut rates = [Vec::new(), Vec::new()];
         for round in 0..=*rounds {
             for (side, rates) in [ours, theirs].into_iter().zip(&mut rates) {
-                let rate = runtime.block_on(answers(side, round * TOGETHER, together, words, tokens));
+                let rate = runtime.block_on(answers(side, round * together, together, words, tokens));
                 // The first round warms up.
                 if round > 0 {
                     rates.push(rate);
@@ -125,9 +131,9 @@ fn has_template(model: &Path) -> bool {
 }
 
 /// llama.cpp's server on a model.
-fn llama(Comparison { cores, llama, .. }: &Comparison, model: &Path, port: u16) -> Command {
-    let (ctx, port) = ((CONTEXT * TOGETHER).to_string(), port.to_string());
-    let (together, cores) = (TOGETHER.to_string(), cores.to_string());
+fn llama(Comparison { cores, together, llama, .. }: &Comparison, model: &Path, port: u16) -> Command {
+    let (ctx, port) = ((CONTEXT * together).to_string(), port.to_string());
+    let (together, cores) = (together.to_string(), cores.to_string());
     let mut command = if let Some(own) = llama {
         let mut command = Command::new(own);
         command.args(["--host", "127.0.0.1", "--ctx-size", &ctx, "--threads-batch", &cores]);

@@ -11,6 +11,7 @@
     reason = "a program that stops where something is not as it must be"
 )]
 
+mod beside;
 mod embeddings;
 mod engine;
 mod http;
@@ -50,6 +51,12 @@ struct Arguments {
     /// Threads of the engine and of llama.cpp; the machine's processors when left out.
     #[arg(long)]
     cores: Option<usize>,
+    /// Where the engine runs, as `device` of a model says it: `cpu`, `auto`, `software`.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Answers that the engine and llama.cpp write together.
+    #[arg(long, default_value_t = 16)]
+    together: usize,
     /// A GGUF file for the engine and llama.cpp; may be given several times. The demo model when left out.
     #[arg(long)]
     model: Vec<std::path::PathBuf>,
@@ -91,6 +98,8 @@ enum Scenario {
     Rotation,
     /// Tokens per second of the engine and of llama.cpp, memory, time to the first token.
     Engine,
+    /// Requests that pass through, beside a model inside that is idle and one that writes.
+    Beside,
     /// Texts per second that the engine and sentence-transformers embed.
     Embeddings,
 }
@@ -125,10 +134,15 @@ fn main() {
         engine::run(&engine::Comparison {
             rounds: arguments.rounds,
             cores: arguments.cores.unwrap_or(machine),
+            together: arguments.together,
+            device: arguments.device.clone(),
             models: arguments.model.clone(),
             unit: arguments.unit.clone(),
             llama: arguments.llama_server.clone(),
         });
+    }
+    if wanted(Scenario::Beside) {
+        beside::run(&arguments.device, arguments.cores, arguments.rounds, arguments.seconds);
     }
     if wanted(Scenario::Embeddings) {
         embeddings::run(&embeddings::Comparison {

@@ -10,7 +10,7 @@ use crate::artifact::{ModelFile, TensorType};
 use crate::model::{Decoder, Shape};
 use crate::testing::{random, small_model};
 
-fn sizes() -> Sizes {
+pub(super) fn sizes() -> Sizes {
     Sizes {
         max_rows: 7,
         max_picks: 3,
@@ -45,7 +45,7 @@ fn values(n: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
 }
 
 /// Three sequences: one token far into the first, a stretch of the second, the beginning of the third.
-fn batch(sizes: &Sizes) -> Batch {
+pub(super) fn batch(sizes: &Sizes) -> Batch {
     let row = |slot, position| Row { token: (position * 3 + slot) % 70, position, slot };
     let per_slot = narrow(sizes.pages_per_slot());
     Batch {
@@ -187,7 +187,7 @@ pub(super) fn operations_on_weights<E: Tested>(make: impl Fn(Sizes) -> E) {
 /// Products of random shapes, with more rows than a tile has; weights are any, or as large as the type can say, which meet
 /// activations that are all the largest.
 pub(super) fn products_of_random_shapes<E: Tested>(make: impl Fn(Sizes) -> E) {
-    let sizes = Sizes { max_rows: 21, ..sizes() };
+    let sizes = Sizes { max_rows: 41, ..sizes() };
     for seed in 0..4 {
         let mut both = Both::new(sizes, make(sizes), 100 + seed);
         let mut products = Vec::new();
@@ -298,6 +298,43 @@ pub(super) fn rotation_and_attention<E: Tested>(make: impl Fn(Sizes) -> E) {
         both.compare(&name("attention_both_ways"), &many, &[qkv], attended, |e| {
             e.attention_both_ways(qkv, 0.3, attended);
         });
+    }
+}
+
+/// Attention over more places than an executor takes at a time, of a stretch of rows and of one row, which gives the same
+/// bits alone.
+pub(super) fn attention_far_back<E: Tested>(make: impl Fn(Sizes) -> E) {
+    let (max_rows, context) = (190, 21 * PAGE);
+    let sizes = Sizes { max_rows, context, pages: 22, slots: 1, ..sizes() };
+    let mut both = Both::new(sizes, make(sizes), 6);
+    let (qkv, attended) = (both.place(sizes.qkv_width()), both.place(sizes.heads * sizes.head_dim));
+    both.tested.ready().unwrap();
+    let pages: Vec<u32> = (0..21).map(|n| 21 - n).collect();
+    let step = |positions: std::ops::Range<u32>| Batch {
+        rows: positions.map(|position| Row { token: 0, position, slot: 0 }).collect(),
+        picks: vec![0],
+        pages: pages.clone(),
+        types: vec![],
+    };
+    for window in [None, Some(300)] {
+        for from in [0, 190, 380] {
+            both.compare("attention far back", &step(from..from + 190), &[qkv], attended, |e| {
+                e.rope_store(qkv, None, 0);
+                e.attention(qkv, 0, 0.3, window, attended);
+            });
+        }
+        let whole = step(380..570);
+        both.tested.begin(&whole).unwrap();
+        let (values, together) = (both.tested.read(qkv), both.tested.read(attended));
+        let (width, height) = (both.tested.width(qkv), both.tested.width(attended));
+        for row in [0, 77, 189] {
+            let alone = step(380 + narrow(row)..381 + narrow(row));
+            both.tested.begin(&alone).unwrap();
+            both.tested.write(qkv, &values[row * width..(row + 1) * width]);
+            both.tested.attention(qkv, 0, 0.3, window, attended);
+            let name = format!("row {row} alone, window {window:?}");
+            assert_eq!(both.tested.read(attended), together[row * height..(row + 1) * height], "{name}");
+        }
     }
 }
 

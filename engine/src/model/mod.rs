@@ -21,8 +21,11 @@ const DEFAULT_CONTEXT: u64 = 2048;
 fn default_cache(file: &ModelFile) -> u64 {
     (file.bytes() / 2).max(16 << 20)
 }
-/// Rows of a step: parts of prompts and one row for each running answer.
-pub(crate) const MAX_ROWS: usize = 64;
+/// Most rows of a step: parts of prompts and one row for each running answer. A GPU wants many at once; how many a step
+/// really has, the scheduler says by what they cost.
+pub(crate) const MAX_ROWS: usize = 256;
+/// Most sequences at a time.
+const MAX_SEQUENCES: usize = 64;
 
 /// A model on a device, ready to run.
 pub(crate) struct Loaded {
@@ -152,7 +155,7 @@ fn sizes(file: &ModelFile, shape: &Shape, options: &LoadOptions) -> Result<Sizes
     let trained = u64::try_from(shape.context).unwrap_or(u64::MAX);
     let context = options.context_length.map_or(DEFAULT_CONTEXT, u64::from).min(trained).max(1);
     let context = usize::try_from(context).unwrap_or(usize::MAX);
-    let slots = usize::try_from(options.max_sequences).unwrap_or(1).clamp(1, MAX_ROWS);
+    let slots = usize::try_from(options.max_sequences).unwrap_or(1).clamp(1, MAX_SEQUENCES);
     let budget = options.kv_cache.unwrap_or_else(|| default_cache(file));
     let sizes = shape.sizes(context, slots, usize::try_from(budget).unwrap_or(usize::MAX));
     let needed = cache_bytes(&sizes);

@@ -8,6 +8,9 @@ use super::{Worker, narrow};
 /// A step with parts of prompts takes at most so many times what the step of the answers alone takes, or the pause that
 /// is allowed between tokens, whichever is more: where a step is slow by itself, prompts must still get on.
 const SLOWER_BY_PROMPTS: u32 = 2;
+/// Rows of prompts that a step may have whatever they cost, where no answer waits for it. More it has where they fit the
+/// pause that is allowed between tokens, so that who comes or leaves meanwhile is not kept waiting longer.
+const PROMPT_ROWS: usize = 64;
 
 impl Worker {
     /// Fills the batch of the next step. False when nothing can run.
@@ -28,7 +31,7 @@ impl Worker {
         let writing = self.batch.rows.len();
         let most = self.sizes.max_rows;
         let mut room = if writing == 0 {
-            most
+            self.cost.rows_within(self.token_pause, PROMPT_ROWS.min(most), most)
         } else {
             let pause = self.token_pause.max(self.cost.of(writing) * SLOWER_BY_PROMPTS);
             self.rows_within(pause, writing, most)

@@ -48,6 +48,11 @@ fn rotation_and_attention_are_what_their_references_are() {
 }
 
 #[test]
+fn attention_far_back_is_what_its_reference_is() {
+    each(|make| tests::attention_far_back(make));
+}
+
+#[test]
 fn a_step_outside_of_the_sizes_is_refused() {
     each(|make| tests::steps_outside_of_the_sizes(make));
 }

@@ -1,7 +1,12 @@
 // Attention by tiles of 64 places with a running maximum and sum (online softmax, arXiv:1805.02867). One workgroup a head
 // of a row: first each invocation scores one place of the tile, then each gathers two words of the answer over all of
 // them. What is looked at, and where it lies, say the functions in front of this text.
+//
+// The softmax is taken apart for each stretch of places, and then over the stretches in their order, so that a workgroup
+// of its own may take each of them (APART; `attention_merge.wgsl` does the rest) and nothing changes. c: stretches that
+// have workgroups.
 const WORDS = HEAD_DIM / 2u;
+const LEAST = -3.0e38;
 
 var<workgroup> query: array<vec2<f32>, WORDS>;
 var<workgroup> weights: array<f32, 64>;
@@ -9,7 +14,7 @@ var<workgroup> places: array<u32, 64>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let head = group.x;
+    let head = group.x / p.c;
     let range = looked_at(group.y);
     let kv = head / (HEADS / KV_HEADS);
     for (var w = lane; w < WORDS; w += 64u) {
@@ -17,46 +22,81 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     workgroupBarrier();
 
-    var most = -3.0e38;
+    var stretch = 0u;
+    var stretches = (range.y + STRETCH - 1u) / STRETCH;
+    if (APART) {
+        stretch = group.x % p.c;
+        stretches = min(stretches, stretch + 1u);
+    }
+    var most = LEAST;
     var total = 0.0;
     var first = vec2<f32>(0.0);  // word `lane` of the answer
     var second = vec2<f32>(0.0); // word `lane + 64`
-    for (var done = 0u; done < range.y; done += 64u) {
-        let count = min(64u, range.y - done);
-        var score = -3.0e38;
-        if (lane < count) {
-            let place = place_of(group.y, range.x + done + lane, kv);
-            places[lane] = place;
-            score = 0.0;
-            for (var w = 0u; w < WORDS; w++) {
-                score += dot(query[w], key(place + w));
+    for (; stretch < stretches; stretch++) {
+        var most_here = LEAST;
+        var total_here = 0.0;
+        var first_here = vec2<f32>(0.0);
+        var second_here = vec2<f32>(0.0);
+        let end = min(range.y, (stretch + 1u) * STRETCH);
+        for (var done = stretch * STRETCH; done < end; done += 64u) {
+            let count = min(64u, end - done);
+            var score = LEAST;
+            if (lane < count) {
+                let place = place_of(group.y, range.x + done + lane, kv);
+                places[lane] = place;
+                score = 0.0;
+                for (var w = 0u; w < WORDS; w++) {
+                    let k = key(place + w);
+                    score = fma(query[w].x, k.x, score);
+                    score = fma(query[w].y, k.y, score);
+                }
             }
-        }
-        weights[lane] = score;
-        workgroupBarrier();
-        var tile_most = most;
-        for (var i = 0u; i < count; i++) {
-            tile_most = max(tile_most, weights[i]);
-        }
-        let keep = exp(most - tile_most);
-        most = tile_most;
-        workgroupBarrier();
-        weights[lane] = exp(score - most);
-        workgroupBarrier();
-        total *= keep;
-        first *= keep;
-        second *= keep;
-        for (var i = 0u; i < count; i++) {
-            let weight = weights[i];
-            total += weight;
-            if (lane < WORDS) {
-                first += weight * value(places[i] + lane);
+            weights[lane] = score;
+            workgroupBarrier();
+            var tile_most = most_here;
+            for (var i = 0u; i < count; i++) {
+                tile_most = max(tile_most, weights[i]);
             }
-            if (lane + 64u < WORDS) {
-                second += weight * value(places[i] + lane + 64u);
+            let keep = exp(most_here - tile_most);
+            most_here = tile_most;
+            workgroupBarrier();
+            weights[lane] = exp(score - most_here);
+            workgroupBarrier();
+            total_here *= keep;
+            first_here *= keep;
+            second_here *= keep;
+            for (var i = 0u; i < count; i++) {
+                let weight = weights[i];
+                total_here += weight;
+                if (lane < WORDS) {
+                    first_here = fma(vec2<f32>(weight), value(places[i] + lane), first_here);
+                }
+                if (lane + 64u < WORDS) {
+                    second_here = fma(vec2<f32>(weight), value(places[i] + lane + 64u), second_here);
+                }
             }
+            workgroupBarrier();
         }
-        workgroupBarrier();
+        let both = max(most, most_here);
+        let keep = exp(most - both);
+        let take = exp(most_here - both);
+        most = both;
+        total = fma(total, keep, total_here * take);
+        first = fma(first, vec2<f32>(keep), first_here * take);
+        second = fma(second, vec2<f32>(keep), second_here * take);
+    }
+    if (APART) {
+        let to = (group.y * HEADS * p.c + group.x) * (WORDS + 1u);
+        if (lane < WORDS) {
+            out[to + lane] = first;
+        }
+        if (lane + 64u < WORDS) {
+            out[to + lane + 64u] = second;
+        }
+        if (lane == 0u) {
+            out[to + WORDS] = vec2<f32>(most, total);
+        }
+        return;
     }
     let to = (group.y * HEADS + head) * WORDS;
     if (lane < WORDS) {

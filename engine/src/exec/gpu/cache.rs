@@ -8,8 +8,9 @@ fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn path(folder: &Path, identity: &str) -> PathBuf {
-    folder.join(format!("pipelines-{:016x}.bin", checksum(identity.as_bytes())))
+/// The file of what is kept for an adapter, driver and version.
+pub(super) fn path(folder: &Path, what: &str, identity: &str) -> PathBuf {
+    folder.join(format!("{what}-{:016x}.bin", checksum(identity.as_bytes())))
 }
 
 /// The cache for a device; `None` where the device has none.
@@ -17,7 +18,7 @@ pub(super) fn load(device: &wgpu::Device, folder: Option<&Path>, identity: &str)
     if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
         return None;
     }
-    let file = folder.map(|folder| path(folder, identity)).and_then(|path| std::fs::read(path).ok());
+    let file = folder.map(|folder| path(folder, "pipelines", identity)).and_then(|path| std::fs::read(path).ok());
     let data = file.as_deref().and_then(|file| {
         let (sum, data) = file.split_at_checked(8)?;
         (u64::from_le_bytes(sum.try_into().ok()?) == checksum(data)).then_some(data)
@@ -31,16 +32,23 @@ pub(super) fn load(device: &wgpu::Device, folder: Option<&Path>, identity: &str)
 /// Keeps the cache. A folder that cannot be written costs the next start some seconds and nothing else.
 pub(super) fn store(cache: &wgpu::PipelineCache, folder: Option<&Path>, identity: &str) {
     let (Some(folder), Some(data)) = (folder, cache.get_data()) else { return };
-    let path = path(folder, identity);
+    let path = path(folder, "pipelines", identity);
     let mut file = checksum(&data).to_le_bytes().to_vec();
     file.extend_from_slice(&data);
-    if std::fs::read(&path).is_ok_and(|old| old == file) {
+    replace(&path, &file);
+}
+
+/// Writes a file whole, or leaves it as it was.
+pub(super) fn replace(path: &Path, file: &[u8]) {
+    if std::fs::read(path).is_ok_and(|old| old == file) {
         return;
     }
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    let written = std::fs::create_dir_all(folder)
-        .and_then(|()| std::fs::write(&temporary, &file))
-        .and_then(|()| std::fs::rename(&temporary, &path));
+    let written = path
+        .parent()
+        .map_or(Ok(()), std::fs::create_dir_all)
+        .and_then(|()| std::fs::write(&temporary, file))
+        .and_then(|()| std::fs::rename(&temporary, path));
     if let Err(e) = written {
         tracing::debug!(event = "pipeline_cache_not_kept", path = %path.display(), error = %e);
     }

@@ -2,8 +2,11 @@
 //! device, all weights and the KV cache; a step is one command buffer and one read of its logits.
 
 mod cache;
+mod family;
 mod operations;
 mod packed;
+mod pipelines;
+mod shared;
 mod source;
 
 use std::collections::HashMap;
@@ -11,40 +14,26 @@ use std::time::Duration;
 
 use wgpu::util::align_to;
 
-use super::{ActId, Function, MatrixId, Sizes};
+use super::{ActId, MatrixId, Sizes};
 use crate::device::{Faults, Opened};
 use crate::{DeviceInfo, EngineError, LoadError};
+use family::Family;
 use packed::Packed;
+use pipelines::{Binding, Kernel};
 
-/// Activation rows that share an unpacked block of weights, where a step has more than one.
-const TILE: usize = 4;
 /// Longest time that a step may take: beyond it the device hangs.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Places whose softmax attention takes apart.
+const STRETCH: usize = 256;
+/// Bytes of what workgroups that share a head of a row gather, at most.
+const GATHERED: usize = 8 << 20;
+/// Heads of rows that keep a device busy without sharing them.
+const BUSY: usize = 1024;
 /// Most parts of a matrix; it is split where it is larger than one binding may be.
 const MAX_SEGMENTS: usize = 64;
 /// Bytes of weights that are repacked at once.
 const CHUNK: usize = 4 << 20;
-
-/// What a dispatch runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Kernel {
-    Embed(Packed),
-    Add,
-    AddBias,
-    RmsNorm,
-    LayerNorm,
-    HeadNorm,
-    Quantize,
-    Matmul(Packed, bool),
-    RopeStore,
-    Attention,
-    AttentionBothWays,
-    Activate(Function),
-    Gate(Function),
-    Pick,
-    PickMean,
-}
 
 struct Segment {
     packed: Packed,
@@ -65,9 +54,6 @@ struct Place {
     buffer: wgpu::Buffer,
 }
 
-/// Key of a bind group: a kernel with the buffers that it is bound to, by number.
-type Binding = (Kernel, [usize; 4]);
-
 /// Runs operations on a wgpu device.
 pub struct Gpu {
     device: wgpu::Device,
@@ -84,6 +70,8 @@ pub struct Gpu {
     /// How many of them the cache on disk has.
     kept: usize,
     bindings: HashMap<Binding, wgpu::BindGroup>,
+    /// Kernels of products, once they were chosen.
+    family: Option<Family>,
     matrices: Vec<Vec<Segment>>,
     vectors: Vec<wgpu::Buffer>,
     places: Vec<Place>,
@@ -96,6 +84,8 @@ pub struct Gpu {
     picks: wgpu::Buffer,
     /// Rounded activations of the operation at hand.
     quants: Option<(wgpu::Buffer, wgpu::Buffer)>,
+    /// What attention gathers over each stretch of places.
+    gathered: Option<wgpu::Buffer>,
     readback: Option<wgpu::Buffer>,
     memory: u64,
     step: Option<Recording>,
@@ -106,6 +96,8 @@ struct Recording {
     dispatches: Vec<Dispatch>,
     rows: u32,
     picks: u32,
+    /// The last position of any row.
+    farthest: usize,
 }
 
 struct Dispatch {
@@ -183,6 +175,7 @@ impl Gpu {
             pipelines: HashMap::new(),
             kept: 0,
             bindings: HashMap::new(),
+            family: None,
             matrices: Vec::new(),
             vectors: Vec::new(),
             places: Vec::new(),
@@ -195,6 +188,7 @@ impl Gpu {
             pages,
             picks,
             quants: None,
+            gathered: None,
             readback: None,
             memory,
             step: None,
@@ -264,122 +258,6 @@ impl Gpu {
         limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
     }
 
-    fn source(&self, kernel: Kernel) -> String {
-        let s = &self.sizes;
-        let sum = include_str!("sum.wgsl");
-        match kernel {
-            Kernel::Embed(packed) => source::embed(s, packed),
-            Kernel::Add => source::with_sizes(s, include_str!("add.wgsl")),
-            Kernel::AddBias => source::with_sizes(s, include_str!("add_bias.wgsl")),
-            Kernel::RmsNorm => source::with_sizes(s, &[sum, include_str!("rms_norm.wgsl")].concat()),
-            Kernel::LayerNorm => source::with_sizes(s, &[sum, include_str!("layer_norm.wgsl")].concat()),
-            Kernel::HeadNorm => source::with_sizes(s, &[sum, include_str!("head_norm.wgsl")].concat()),
-            Kernel::Quantize => source::with_sizes(s, include_str!("quantize.wgsl")),
-            // Handing activations round pays where several rows share the weights: on software Vulkan 8 rows together
-            // give 1.5 times as much with it, one row alone 0.7 times.
-            Kernel::Matmul(packed, true) => source::matmul(s, packed, TILE, self.subgroups),
-            Kernel::Matmul(packed, false) => source::matmul(s, packed, 1, false),
-            Kernel::RopeStore => source::with_sizes(s, include_str!("rope_store.wgsl")),
-            Kernel::Attention => {
-                source::with_sizes(s, &[include_str!("attention_stored.wgsl"), include_str!("attention.wgsl")].concat())
-            }
-            Kernel::AttentionBothWays => source::with_sizes(
-                s,
-                &[include_str!("attention_both_ways.wgsl"), include_str!("attention.wgsl")].concat(),
-            ),
-            Kernel::Activate(function) => {
-                source::with_sizes(s, &[source::function(function), include_str!("activate.wgsl")].concat())
-            }
-            Kernel::Gate(function) => {
-                source::with_sizes(s, &[source::function(function), include_str!("gate.wgsl")].concat())
-            }
-            Kernel::Pick => source::with_sizes(s, include_str!("pick.wgsl")),
-            Kernel::PickMean => source::with_sizes(s, include_str!("pick_mean.wgsl")),
-        }
-    }
-
-    fn compile(&mut self, kernel: Kernel) {
-        if self.pipelines.contains_key(&kernel) {
-            return;
-        }
-        let label = format!("{kernel:?}");
-        let code = self.source(kernel);
-        let descriptor =
-            wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(code.into()) };
-        let module = if self.checked {
-            self.device.create_shader_module(descriptor)
-        } else {
-            // SAFETY: every index in the kernels is below a size that was checked when the model was loaded: rows,
-            // pages and picks are made by the scheduler within `Sizes`, tokens are below the vocabulary (`begin`
-            // checks both), and loops are bounded by those. The tests run every kernel with the checks on as well.
-            unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
-        };
-        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(&label),
-            layout: None,
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                zero_initialize_workgroup_memory: false,
-                ..wgpu::PipelineCompilationOptions::default()
-            },
-            cache: self.pipeline_cache.as_ref(),
-        });
-        self.pipelines.insert(kernel, pipeline);
-    }
-
-    /// Notes a dispatch; its pipeline and bind group are made the first time.
-    fn dispatch(&mut self, binding: Binding, params: [usize; 5], groups: (usize, usize)) {
-        let (kernel, _) = binding;
-        self.compile(kernel);
-        if !self.bindings.contains_key(&binding)
-            && let Some(group) = self.bind(binding)
-        {
-            self.bindings.insert(binding, group);
-        }
-        if let Some(step) = &mut self.step {
-            let [a, b, c, d, e] = params.map(narrow);
-            let params = [step.rows, a, b, c, d, e];
-            step.dispatches.push(Dispatch { kernel, binding, params, groups: (narrow(groups.0), narrow(groups.1)) });
-        }
-    }
-
-    fn bind(&self, (kernel, [a, b, c, d]): Binding) -> Option<wgpu::BindGroup> {
-        let place = |id: usize| self.places.get(id).map(|place| &place.buffer);
-        let (quants, scales) = self.quants.as_ref().map_or((None, None), |(q, s)| (Some(q), Some(s)));
-        let words =
-            |id: usize| self.matrices.get(id / MAX_SEGMENTS)?.get(id % MAX_SEGMENTS).map(|segment| &segment.words);
-        let buffers = match kernel {
-            Kernel::Embed(_) => vec![words(a)?, &self.rows, place(b)?],
-            Kernel::Add | Kernel::Gate(_) => vec![place(a)?, place(b)?],
-            Kernel::AddBias => vec![self.vectors.get(a)?, place(b)?],
-            Kernel::RmsNorm => vec![place(a)?, self.vectors.get(b)?, place(c)?],
-            Kernel::LayerNorm => vec![place(a)?, self.vectors.get(b)?, self.vectors.get(c)?, place(d)?],
-            Kernel::HeadNorm => vec![place(a)?, self.vectors.get(b)?, self.vectors.get(c)?],
-            Kernel::Quantize => vec![place(a)?, quants?, scales?],
-            Kernel::Matmul(packed, _) if packed.is_quantized() => vec![words(a)?, quants?, scales?, place(b)?],
-            Kernel::Matmul(..) => vec![words(a)?, place(b)?, place(c)?],
-            Kernel::RopeStore => {
-                let rope = &self.ropes.get(c)?.table;
-                vec![place(a)?, &self.rows, &self.pages, rope, self.keys.get(b)?, self.values.get(b)?]
-            }
-            Kernel::Attention => {
-                vec![place(a)?, place(c)?, &self.rows, &self.pages, self.keys.get(b)?, self.values.get(b)?]
-            }
-            Kernel::AttentionBothWays => vec![place(a)?, place(b)?, &self.spans],
-            Kernel::Activate(_) => vec![place(a)?],
-            Kernel::Pick => vec![place(a)?, &self.picks, place(b)?],
-            Kernel::PickMean => vec![place(a)?, &self.picks, &self.spans, place(b)?],
-        };
-        let entries: Vec<_> = (0..)
-            .zip(buffers)
-            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
-            .collect();
-        let layout = self.pipelines.get(&kernel)?.get_bind_group_layout(0);
-        let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries };
-        Some(self.device.create_bind_group(&descriptor))
-    }
-
     fn width(&self, id: ActId) -> usize {
         self.places.get(id.0).map_or(0, |place| place.width)
     }
@@ -394,6 +272,22 @@ impl Gpu {
         self.dispatch((kernel, places), [width, 0, 0, 0, 0], groups);
     }
 
+    fn gathered_bytes(&self, rows: usize, stretches: usize) -> usize {
+        // An answer, its maximum and its sum.
+        rows * self.sizes.heads * stretches * (self.sizes.head_dim + 2) * 4
+    }
+
+    /// How many workgroups share a head of a row: one for each stretch of places where a device is not kept busy
+    /// otherwise, else one for all.
+    fn stretches_apart(&self, window: usize) -> usize {
+        let Some(step) = &self.step else { return 1 };
+        let rows = self.step_rows();
+        let stretches = (step.farthest + 1).min(window).div_ceil(STRETCH);
+        let fits = self.gathered_bytes(rows, stretches) <= GATHERED;
+        let shared = self.family == Some(Family::Shared) && rows * self.sizes.heads < BUSY && fits;
+        if shared { stretches } else { 1 }
+    }
+
     /// From here on the step has its picked rows only.
     fn picked(&mut self) {
         if let Some(step) = &mut self.step {
@@ -405,6 +299,13 @@ impl Gpu {
     fn segments(&self, matrix: MatrixId) -> Vec<(usize, Packed, usize, usize)> {
         let segments = self.matrices.get(matrix.0).map(Vec::as_slice).unwrap_or_default();
         segments.iter().enumerate().map(|(n, s)| (n, s.packed, s.columns, s.rows)).collect()
+    }
+
+    /// Waits until the device has done all that it was given.
+    fn wait(&self) -> Result<(), EngineError> {
+        let waited = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(STEP_TIMEOUT) });
+        self.fault()?;
+        waited.map(|_| ()).map_err(|e| EngineError::Device(format!("a step did not end: {e}")))
     }
 
     /// The first fault since the last step.

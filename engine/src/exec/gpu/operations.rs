@@ -1,8 +1,9 @@
 //! The operations: what each dispatches, over which buffers, and how the logits of a step come back.
 
+use super::family::Family;
 use super::packed::{self, GROUP, Packed};
 use super::{
-    CHUNK, Gpu, Kernel, MAX_SEGMENTS, Place, Recording, STEP_TIMEOUT, Segment, TILE, Turns, cache, narrow, wide,
+    CHUNK, GATHERED, Gpu, Kernel, MAX_SEGMENTS, Place, Recording, STRETCH, Segment, Turns, cache, narrow, wide,
 };
 use crate::artifact::Tensor;
 use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, PAGE, Pairing, Rope, RopeId, VectorId};
@@ -82,6 +83,8 @@ impl Executor for Gpu {
         let storage = wgpu::BufferUsages::STORAGE;
         self.quants =
             Some((self.storage("rounded activations", values, storage)?, self.storage("scales", values / 4, storage)?));
+        let gathered = self.gathered_bytes(self.sizes.max_rows, self.sizes.context.div_ceil(STRETCH)).min(GATHERED);
+        self.gathered = Some(self.storage("what attention gathers", gathered, storage)?);
         match self.faults.take() {
             None => Ok(()),
             Some(reason) => Err(LoadError::Device { device: self.info.name.clone(), reason }),
@@ -93,6 +96,7 @@ impl Executor for Gpu {
         if !self.sizes.hold(batch) {
             return Err(EngineError::Device("a step outside of the model's sizes was refused".into()));
         }
+        self.family()?;
         let types = batch.types.iter().copied().chain(std::iter::repeat(0));
         let rows: Vec<[u32; 4]> =
             batch.rows.iter().zip(types).map(|(row, kind)| [row.token, row.position, row.slot, kind]).collect();
@@ -101,7 +105,8 @@ impl Executor for Gpu {
         self.queue.write_buffer(&self.pages, 0, bytemuck::cast_slice(&batch.pages));
         self.queue.write_buffer(&self.picks, 0, bytemuck::cast_slice(&batch.picks));
         let (rows, picks) = (narrow(batch.rows.len()), narrow(batch.picks.len()));
-        self.step = Some(Recording { dispatches: Vec::with_capacity(512), rows, picks });
+        let farthest = batch.rows.iter().map(|row| row.position as usize).max().unwrap_or(0);
+        self.step = Some(Recording { dispatches: Vec::with_capacity(512), rows, picks, farthest });
         Ok(())
     }
 
@@ -154,14 +159,15 @@ impl Executor for Gpu {
             let blocks = columns / 32;
             self.dispatch((Kernel::Quantize, [x.0, 0, 0, 0]), [blocks, 0, 0, 0, 0], ((rows * blocks).div_ceil(64), 1));
         }
+        // It was chosen when the step began.
+        let family = self.family.unwrap_or(Family::Lanes);
         let mut offset = 0;
         for (n, packed, columns, weights) in segments {
             let id = matrix.0 * MAX_SEGMENTS + n;
-            let tiled = rows > 1;
-            let groups = (weights.div_ceil(GROUP), if tiled { rows.div_ceil(TILE) } else { 1 });
+            let (product, groups) = family.product(rows, weights);
             let places = if packed.is_quantized() { [id, out.0, 0, 0] } else { [id, x.0, out.0, 0] };
             let params = [columns / packed.unit().0, weights, width, offset, usize::from(add)];
-            self.dispatch((Kernel::Matmul(packed, tiled), places), params, groups);
+            self.dispatch((Kernel::Matmul(packed, product), places), params, groups);
             offset += weights;
         }
     }
@@ -177,13 +183,19 @@ impl Executor for Gpu {
 
     fn attention(&mut self, qkv: ActId, layer: usize, scale: f32, window: Option<u32>, out: ActId) {
         let (heads, rows) = (self.sizes.heads, self.step_rows());
-        let params = [scale.to_bits() as usize, window.unwrap_or(u32::MAX).max(1) as usize, 0, 0, 0];
-        self.dispatch((Kernel::Attention, [qkv.0, layer, out.0, 0]), params, (heads, rows));
+        let window = window.unwrap_or(u32::MAX).max(1) as usize;
+        let stretches = self.stretches_apart(window);
+        let apart = stretches > 1;
+        let params = [scale.to_bits() as usize, window, stretches, 0, 0];
+        self.dispatch((Kernel::Attention { apart }, [qkv.0, layer, out.0, 0]), params, (heads * stretches, rows));
+        if apart {
+            self.dispatch((Kernel::AttentionMerge, [out.0, 0, 0, 0]), params, (heads, rows));
+        }
     }
 
     fn attention_both_ways(&mut self, qkv: ActId, scale: f32, out: ActId) {
         let (heads, rows) = (self.sizes.heads, self.step_rows());
-        let params = [scale.to_bits() as usize, 0, 0, 0, 0];
+        let params = [scale.to_bits() as usize, 0, 1, 0, 0];
         self.dispatch((Kernel::AttentionBothWays, [qkv.0, out.0, 0, 0]), params, (heads, rows));
     }
 
@@ -252,9 +264,7 @@ impl Executor for Gpu {
                 }
             });
         }
-        let waited = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(STEP_TIMEOUT) });
-        self.fault()?;
-        waited.map_err(|e| EngineError::Device(format!("a step did not end: {e}")))?;
+        self.wait()?;
         if bytes == 0 {
             return Ok(Vec::new());
         }

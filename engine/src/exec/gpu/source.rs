@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use super::STRETCH;
 use super::packed::{GROUP, Packed};
 use crate::exec::{Function, PAGE, Sizes};
 
@@ -17,6 +18,17 @@ pub(super) fn with_sizes(sizes: &Sizes, body: &str) -> String {
         sizes.head_dim,
         include_str!("common.wgsl"),
     )
+}
+
+/// Attention over what the functions in `looked_at` say, stretch by stretch, or each stretch apart.
+pub(super) fn attention(sizes: &Sizes, looked_at: &str, apart: bool) -> String {
+    let constants = format!("const STRETCH = {STRETCH}u;\nconst APART = {apart};\n");
+    with_sizes(sizes, &[&constants, looked_at, include_str!("attention.wgsl")].concat())
+}
+
+/// What comes after stretches apart.
+pub(super) fn attention_merge(sizes: &Sizes) -> String {
+    with_sizes(sizes, &[&format!("const STRETCH = {STRETCH}u;\n"), include_str!("attention_merge.wgsl")].concat())
 }
 
 /// `fn apply(x: f32) -> f32`. Arguments of `exp` and `tanh` are bounded: beyond, some devices give no number.
@@ -152,7 +164,7 @@ pub(super) fn matmul(sizes: &Sizes, packed: Packed, tile: usize, subgroups: bool
 }
 
 /// Unpacks the unit at `at`: floats to `weights`, integers to four bytes each in `a0` to `a7` beside `scale`.
-fn unpack(packed: Packed, line: &mut impl FnMut(std::fmt::Arguments<'_>)) {
+pub(super) fn unpack(packed: Packed, line: &mut impl FnMut(std::fmt::Arguments<'_>)) {
     let word = |n: usize| format!("w[at + {}u]", n * GROUP);
     match packed {
         Packed::F32 => line(format_args!(

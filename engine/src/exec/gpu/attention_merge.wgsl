@@ -1,0 +1,29 @@
+// The answer of attention from what was gathered over each stretch of places, as `attention.wgsl` does it for all of them.
+// One workgroup a head of a row. b: positions of a window, c: stretches that had workgroups.
+@group(0) @binding(0) var<storage, read> gathered: array<vec2<f32>>;
+@group(0) @binding(1) var<storage, read> rows: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read_write> out: array<vec2<f32>>;
+
+const WORDS = HEAD_DIM / 2u;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let count = min(rows[group.y].y + 1u, p.b);
+    let stretches = (count + STRETCH - 1u) / STRETCH;
+    for (var w = lane; w < WORDS; w += 64u) {
+        var most = -3.0e38;
+        var total = 0.0;
+        var sum = vec2<f32>(0.0);
+        for (var stretch = 0u; stretch < stretches; stretch++) {
+            let at = ((group.y * HEADS + group.x) * p.c + stretch) * (WORDS + 1u);
+            let here = gathered[at + WORDS];
+            let both = max(most, here.x);
+            let keep = exp(most - both);
+            let take = exp(here.x - both);
+            most = both;
+            total = fma(total, keep, here.y * take);
+            sum = fma(sum, vec2<f32>(keep), gathered[at + w] * take);
+        }
+        out[(group.y * HEADS + group.x) * WORDS + w] = sum / total;
+    }
+}

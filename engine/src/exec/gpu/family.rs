@@ -1,0 +1,196 @@
+//! Which kernels products run in. There are two families, for devices that are unlike: software Vulkan has a few wide
+//! cores, a GPU tens of thousands of invocations that must all have something to do. A short measured run decides, not
+//! the name of the adapter, and what it found is kept beside the compiled pipelines.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::packed::{GROUP, Packed};
+use super::pipelines::{Kernel, Product};
+use super::shared::{SHARED_ROWS, TILE_ROWS};
+use super::{Gpu, Segment, cache, narrow, wide};
+use crate::EngineError;
+
+/// Rows of activations that share an unpacked block of weights in an invocation's registers.
+const LANE_ROWS: usize = 4;
+/// Products in a measured run, and how often it is run; the quickest counts.
+const PRODUCTS: usize = 4;
+const RUNS: usize = 2;
+/// Bytes of a matrix that any device reads in a moment.
+const MOMENT: u64 = 4 << 20;
+/// A family that takes so many times what another takes for one row is not asked how long it takes for many.
+const FAR_SLOWER: u32 = 2;
+
+/// A family of kernels for products. A row's sums are taken in one order by all kernels of a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    /// An invocation has a weight row.
+    Lanes,
+    /// A weight row is shared by several invocations, or a tile by a workgroup.
+    Shared,
+}
+
+impl Family {
+    pub(super) const ALL: [Self; 2] = [Self::Lanes, Self::Shared];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Lanes => "lanes",
+            Self::Shared => "shared",
+        }
+    }
+
+    /// The kernel for `rows` rows of activations and the workgroups that it takes for `weights` weight rows.
+    pub(super) fn product(self, rows: usize, weights: usize) -> (Product, (usize, usize)) {
+        let shared = |rows_at_once| {
+            (Product::Shared { rows: rows_at_once }, (weights.div_ceil(SHARED_ROWS), rows.div_ceil(rows_at_once)))
+        };
+        match (self, rows) {
+            (Self::Lanes, 0..=1) => (Product::Lane { rows: 1 }, (weights.div_ceil(GROUP), rows)),
+            (Self::Lanes, _) => {
+                (Product::Lane { rows: LANE_ROWS }, (weights.div_ceil(GROUP), rows.div_ceil(LANE_ROWS)))
+            }
+            (Self::Shared, 0..=1) => shared(1),
+            (Self::Shared, 2..=4) => shared(4),
+            (Self::Shared, 5..=16) => shared(8),
+            (Self::Shared, _) => (Product::Tile, (weights.div_ceil(GROUP), rows.div_ceil(TILE_ROWS))),
+        }
+    }
+}
+
+impl Gpu {
+    /// The family that this device runs products in, found the first time that it is asked for. It runs on the device, so
+    /// it belongs into a step that is watched.
+    pub(super) fn family(&mut self) -> Result<Family, EngineError> {
+        if let Some(family) = self.family {
+            return Ok(family);
+        }
+        let family = match self.measured_before() {
+            Some(family) => family,
+            None => self.measure()?,
+        };
+        self.family = Some(family);
+        Ok(family)
+    }
+
+    /// Measures both families on a matrix of the kind that most weights are of.
+    fn measure(&mut self) -> Result<Family, EngineError> {
+        let Some((packed, at)) = self.typical() else { return Ok(Family::Lanes) };
+        let [lanes, shared] = [self.time(Family::Lanes, packed, at, 1)?, self.time(Family::Shared, packed, at, 1)?];
+        let family = if shared > lanes * FAR_SLOWER {
+            Family::Lanes
+        } else if lanes > shared * FAR_SLOWER {
+            Family::Shared
+        } else {
+            let rows = self.sizes.max_rows.min(64);
+            let many = [self.time(Family::Lanes, packed, at, rows)?, self.time(Family::Shared, packed, at, rows)?];
+            let [many_lanes, many_shared] = many.map(|took| took.as_secs_f64());
+            // Answers and prompts count alike, each in proportion.
+            match shared.as_secs_f64() * many_shared < lanes.as_secs_f64() * many_lanes {
+                true => Family::Shared,
+                false => Family::Lanes,
+            }
+        };
+        tracing::info!(
+            event = "products_measured",
+            device = %self.info.name,
+            lanes_us = lanes.as_micros(),
+            shared_us = shared.as_micros(),
+            chosen = family.name(),
+        );
+        if let Some(path) = self.kept_at(packed) {
+            cache::replace(&path, family.name().as_bytes());
+        }
+        Ok(family)
+    }
+
+    /// What was measured by an earlier process.
+    fn measured_before(&self) -> Option<Family> {
+        let (packed, _) = self.typical()?;
+        let told = std::fs::read(self.kept_at(packed)?).ok()?;
+        Family::ALL.into_iter().find(|family| family.name().as_bytes() == told)
+    }
+
+    pub(super) fn kept_at(&self, packed: Packed) -> Option<PathBuf> {
+        let identity = format!("{}|products|{packed:?}", self.identity);
+        Some(cache::path(self.cache_dir.as_deref()?, "products", &identity))
+    }
+
+    /// The family of packing that most weights are of, and one of their matrices: the largest that is read in a moment.
+    fn typical(&self) -> Option<(Packed, (usize, usize))> {
+        let all = || {
+            let places = self.matrices.iter().enumerate();
+            places.flat_map(|(m, segments)| segments.iter().enumerate().map(move |(n, segment)| ((m, n), segment)))
+        };
+        let bytes_of = |packed| all().filter(|(_, s)| s.packed == packed).map(|(_, s)| s.words.size()).sum::<u64>();
+        let packed = all().map(|(_, s)| s.packed).max_by_key(|packed| bytes_of(*packed))?;
+        let fits = |s: &Segment| s.words.size() <= MOMENT;
+        let (at, _) = all().filter(|(_, s)| s.packed == packed).max_by_key(|(_, s)| match fits(s) {
+            true => (1, s.words.size()),
+            false => (0, u64::MAX - s.words.size()),
+        })?;
+        Some((packed, at))
+    }
+
+    /// The quickest of some runs of products of one matrix with `rows` rows of activations.
+    fn time(
+        &mut self,
+        family: Family,
+        packed: Packed,
+        (matrix, segment): (usize, usize),
+        rows: usize,
+    ) -> Result<Duration, EngineError> {
+        let gone = || EngineError::Device("a product could not be measured".into());
+        let segment = self.matrices.get(matrix).and_then(|segments| segments.get(segment)).ok_or_else(gone)?;
+        let (columns, weights, words) = (segment.columns, segment.rows, segment.words.clone());
+        let (product, (x, y)) = family.product(rows, weights);
+        let kernel = Kernel::Matmul(packed, product);
+        self.compile(kernel);
+        let buffer = |bytes: usize| {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("a product that is measured"),
+                size: wide(bytes).next_multiple_of(16).max(16),
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            })
+        };
+        let out = buffer(rows * weights * 4);
+        let activations = match packed.is_quantized() {
+            true => vec![buffer(rows * columns), buffer(rows * columns / 4)],
+            false => vec![buffer(rows * columns * 4)],
+        };
+        let pipeline = self.pipelines.get(&kernel).ok_or_else(gone)?;
+        let entries: Vec<_> = (0..)
+            .zip(std::iter::once(&words).chain(&activations).chain(std::iter::once(&out)))
+            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
+            .collect();
+        let layout = pipeline.get_bind_group_layout(0);
+        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &layout,
+            entries: &entries,
+        });
+        let params = [rows, columns / packed.unit().0, weights, weights, 0, 0].map(narrow);
+        let mut quickest = Duration::MAX;
+        // The first run pays for what is prepared.
+        for run in 0..=RUNS {
+            let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                pass.set_pipeline(pipeline);
+                pass.set_bind_group(0, &group, &[]);
+                pass.set_immediates(0, bytemuck::cast_slice(&params));
+                for _ in 0..PRODUCTS {
+                    pass.dispatch_workgroups(narrow(x), narrow(y), 1);
+                }
+            }
+            let began = Instant::now();
+            self.queue.submit([encoder.finish()]);
+            self.wait()?;
+            if run > 0 {
+                quickest = quickest.min(began.elapsed());
+            }
+        }
+        Ok(quickest)
+    }
+}
