@@ -2,6 +2,7 @@
 
 mod folder;
 pub(crate) mod gguf;
+mod hold;
 mod judge;
 mod same_weights;
 

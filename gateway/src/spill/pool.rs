@@ -32,17 +32,27 @@ impl Models {
         let memory = previous.map_or_else(|| ModelMemory::new(memory), |previous| previous.memory.clone());
         let mut loaded = Vec::with_capacity(models.len());
         let mut errors = Vec::new();
-        for written in models {
+        let found = models.iter().map(|written| {
             let files = identities(written);
-            let kept = previous
-                .and_then(|previous| previous.get(&written.name))
-                .filter(|kept| kept.is(written, files.as_ref()));
+            let before = previous.and_then(|previous| previous.get(&written.name));
+            let kept = before.filter(|before| before.is(written, files.as_ref()));
+            (written, files, kept)
+        });
+        let found: Vec<_> = found.collect();
+        let is_kept = |model| found.iter().any(|(.., kept)| kept.is_some_and(|kept| Arc::ptr_eq(kept, model)));
+        // Models that go when the edit is taken, and serve until then.
+        let some_go =
+            previous.is_some_and(|previous| previous.iter().any(|model| model.is_loaded() && !is_kept(model)));
+        for (written, files, kept) in found {
             if let Some(kept) = kept {
                 loaded.push(kept.clone());
                 continue;
             }
             match load_one(written, files, &memory, metrics, cache_dir).await {
                 Ok(model) => loaded.push(model),
+                Err(ModelError::Room { model, source }) if some_go && source.needed <= source.limit => {
+                    errors.push(ModelError::Beside { model, source });
+                }
                 Err(e) => errors.push(e),
             }
         }
