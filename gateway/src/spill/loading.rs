@@ -56,6 +56,16 @@ pub enum ModelError {
         /// How much is missing.
         source: NoRoom,
     },
+    /// Its device hangs with its memory, and there is none for it on the processor.
+    #[error(
+        "model `{model}`: the device that it was loaded on hangs and keeps its memory, and on the CPU {source}: raise that, or name a device that works with `device`"
+    )]
+    Hangs {
+        /// Its name.
+        model: String,
+        /// How much is missing.
+        source: NoRoom,
+    },
     /// There is no memory for it beside those that serve until the edit that it comes with is taken.
     #[error(
         "model `{model}`: {source}, also by models that this edit replaces or takes out and that serve until it is taken: they go on. To have the new one, restart the gateway, with {LIMIT_KEY} raised or without, or set `keepWarm: false` for it: then it is loaded when a request needs it and the old ones have gone"
@@ -117,6 +127,8 @@ pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> Result<LoadO
 pub(super) enum NoEngine {
     Load(LoadError),
     Room(NoRoom),
+    /// For the processor, where a GPU hangs.
+    Hangs(NoRoom),
 }
 
 impl From<LoadError> for NoEngine {
@@ -131,15 +143,16 @@ impl NoEngine {
         match self {
             Self::Load(source) => ModelError::Load { model, source },
             Self::Room(source) => ModelError::Room { model, source },
+            Self::Hangs(source) => ModelError::Hangs { model, source },
         }
     }
 }
 
-/// Loads an engine, for whose memory `hold` finds room. Blocks for as long as that takes.
-pub(super) fn load_engine(
-    options: LoadOptions,
-    hold: impl FnMut() -> Result<Hold, NoEngine>,
-) -> Result<Engine, NoEngine> {
+/// Finds room for an engine's memory.
+pub(super) type FindRoom<'a> = &'a mut dyn FnMut() -> Result<Hold, NoEngine>;
+
+/// Loads an engine. Blocks for as long as that takes.
+pub(super) fn load_engine(options: LoadOptions, hold: FindRoom<'_>) -> Result<Engine, NoEngine> {
     let name = options.name.clone();
     let engine = Engine::load_holding(options, hold)?;
     let (info, placement) = (engine.info(), engine.placement());

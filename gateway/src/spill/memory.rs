@@ -57,7 +57,14 @@ struct Counted {
     /// Shares there have been.
     shares: u64,
     /// Shares that nobody wants any more, by their numbers: since when, and their bytes. Their threads give them back.
-    expected: BTreeMap<u64, (Instant, u64)>,
+    unwanted: BTreeMap<u64, (Instant, u64)>,
+}
+
+impl Counted {
+    /// Those that are given back now, and not some time.
+    fn expected(&self) -> impl Iterator<Item = &(Instant, u64)> {
+        self.unwanted.values().filter(|(since, _)| since.elapsed() < GIVEN_BACK_WITHIN)
+    }
 }
 
 impl ModelMemory {
@@ -81,6 +88,12 @@ impl ModelMemory {
     /// Bytes that are taken.
     pub fn taken(&self) -> u64 {
         self.counted.lock().taken
+    }
+
+    /// Whether a thread has kept memory for too long that nobody wants any more: it hangs.
+    pub(super) fn is_kept_from_us(&self) -> bool {
+        let counted = self.counted.lock();
+        counted.unwanted.len() > counted.expected().count()
     }
 
     /// This one may be unloaded for others.
@@ -119,10 +132,9 @@ impl ModelMemory {
         let fits = |taken: u64, free: u64| taken.saturating_sub(free).saturating_add(more) <= self.limit;
         let (taken, expected) = {
             let mut counted = self.counted.lock();
-            counted.expected.retain(|_, (since, _)| since.elapsed() < GIVEN_BACK_WITHIN);
-            let expected = counted.expected.values().map(|(_, bytes)| *bytes).sum();
+            let expected = counted.expected().map(|(_, bytes)| *bytes).sum();
             if fits(counted.taken, expected) {
-                if let Some(since) = counted.expected.values().map(|(since, _)| *since).min() {
+                if let Some(since) = counted.expected().map(|(since, _)| *since).min() {
                     self.given_back.wait_until(&mut counted, since + GIVEN_BACK_WITHIN);
                 }
                 return true;
@@ -186,7 +198,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.memory.counted.lock().expected.remove(&self.number);
+        self.memory.counted.lock().unwanted.remove(&self.number);
         self.give_back(self.bytes());
     }
 }
@@ -200,7 +212,7 @@ struct Wanted(Arc<Share>);
 impl Drop for Wanted {
     fn drop(&mut self) {
         let Share { memory, number, .. } = &*self.0;
-        memory.counted.lock().expected.insert(*number, (Instant::now(), self.0.bytes()));
+        memory.counted.lock().unwanted.insert(*number, (Instant::now(), self.0.bytes()));
     }
 }
 
@@ -318,8 +330,9 @@ mod tests {
         assert!(began.elapsed() < GIVEN_BACK_WITHIN);
         // And not for ever.
         assert_eq!(memory.take(40).err(), Some(NoRoom { needed: 40, taken: 80, limit: 100 }));
+        assert!(memory.is_kept_from_us());
         drop((lost, hold));
-        assert!(kept.is_free());
+        assert!(!memory.is_kept_from_us() && kept.is_free());
         assert_eq!(memory.taken(), 50);
     }
 

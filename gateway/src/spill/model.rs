@@ -12,7 +12,7 @@ use spillway_engine::{Engine, LoadOptions, Task};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::files::Identities;
-use super::loading::{ModelError, NoEngine, load_engine};
+use super::loading::{FindRoom, ModelError, NoEngine, load_engine};
 use super::memory::{Held, ModelMemory, NoRoom, Place};
 use crate::telemetry::{EngineSample, Metrics, ModelMetrics, Seldom};
 
@@ -269,19 +269,27 @@ impl LoadedModel {
 
     async fn load_into_room(self: &Arc<Self>) -> Result<Held, ModelError> {
         let model = Arc::clone(self);
-        let loaded = tokio::task::spawn_blocking(move || model.load_now()).await;
+        let loaded = tokio::task::spawn_blocking(move || model.load_by(load_engine)).await;
         let lost = |reason| ModelError::Lost { model: self.written.name.clone(), reason };
         loaded.map_err(|e| lost(e.to_string()))?.map_err(|e| e.of(&self.written.name))
     }
 
-    fn load_now(&self) -> Result<Held, NoEngine> {
+    fn load_by(
+        &self,
+        load: impl FnOnce(LoadOptions, FindRoom<'_>) -> Result<Engine, NoEngine>,
+    ) -> Result<Held, NoEngine> {
         let mut place = None;
-        let engine = load_engine(self.options.clone(), || {
+        let loaded = load(self.options.clone(), &mut || {
             let taken = self.take_place()?;
             let hold = taken.hold();
             place = Some(taken);
             Ok(hold)
-        })?;
+        });
+        let engine = match loaded {
+            // It was asked for a second time.
+            Err(NoEngine::Room(source)) if place.is_some() => return Err(NoEngine::Hangs(source)),
+            loaded => loaded?,
+        };
         let taken = engine.placement().memory_bytes;
         // Where that is too much, it is not loaded again to find out.
         self.needs.store(taken, Ordering::Relaxed);

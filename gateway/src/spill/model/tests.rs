@@ -56,6 +56,31 @@ fn a_model_that_is_kept_warm_keeps_its_place_while_it_is_not_loaded() {
 }
 
 #[test]
+fn a_load_that_hangs_keeps_its_memory_and_the_processor_needs_more() {
+    let memory = ModelMemory::new(Some(100));
+    for (keep_warm, needs, fits) in [(true, 60, false), (false, 60, false), (false, 40, true)] {
+        let written = Model { keep_warm, ..written(Path::new("missing.gguf")) };
+        let model = LoadedModel::within(&written, needs, &memory);
+        let mut inside = None;
+        let loaded = model.load_by(|_, hold| {
+            inside = Some(hold()?);
+            // The GPU hangs.
+            drop(hold()?);
+            Err(NoEngine::Load(spillway_engine::LoadError::NoDevice("none".into())))
+        });
+        match loaded.err().unwrap() {
+            NoEngine::Hangs(no) => assert!(!fits && no.taken == needs && no.needed == needs),
+            NoEngine::Load(_) => assert!(fits),
+            NoEngine::Room(no) => panic!("{no}"),
+        }
+        drop(model);
+        assert_eq!(memory.taken(), needs, "the thread inside has it, whatever became of the model");
+        drop(inside);
+        assert_eq!(memory.taken(), 0);
+    }
+}
+
+#[test]
 fn a_share_is_one_sequence_at_least_and_all_at_most() {
     let places = [(16, 0.25), (16, 0.0), (2, 0.25), (3, 0.5), (4, 1.0)].map(|(n, share)| share_of(n, share));
     assert_eq!(places, [4, 0, 1, 1, 4]);
