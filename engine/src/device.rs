@@ -1,9 +1,13 @@
 //! Which device a model may run on, and why: adapters of wgpu. It opens the device and hears of its errors; it runs
 //! nothing. The processor needs no opening: see [`crate::exec::cpu`].
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::LoadError;
+
+/// The kind of the processor as a device.
+pub(crate) const CPU: &str = "CPU";
 
 /// Which device is wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,26 +71,63 @@ impl Faults {
     }
 }
 
-/// Devices that a thread of ours has not come back from since the first step of a model. One that is tried again
-/// meanwhile would keep another thread, with all the memory of another model.
-static HANGING: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// What a thread of ours has not come back from since the first step of a model. If it is tried again meanwhile, that keeps
+/// another thread, with all the memory of another model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stuck {
+    /// A GPU, by its name: whatever runs on it.
+    Gpu(String),
+    /// The model of a file on the processor. That is never lost as a GPU is: what hangs is the reading of weights from a
+    /// disk that has gone, or a machine that swaps, and models of other files are not to be refused for it.
+    File(PathBuf),
+}
 
-/// A device does not come back, or has come back.
-pub(crate) fn hangs(name: &str, hangs: bool) {
-    let mut hanging = HANGING.lock().unwrap_or_else(PoisonError::into_inner);
-    hanging.retain(|known| known != name);
-    if hangs {
-        hanging.push(name.to_owned());
+impl Stuck {
+    /// What hangs when the model of a file does on this device.
+    pub(crate) fn on(device: &DeviceInfo, source: &Path) -> Self {
+        if device.kind == CPU { Self::File(source.to_owned()) } else { Self::Gpu(device.name.clone()) }
     }
 }
 
-/// Refuses a device that hangs.
-fn refuse_hanging(name: &str, kind: &'static str) -> Result<(), LoadError> {
-    let hanging = HANGING.lock().unwrap_or_else(PoisonError::into_inner);
-    match hanging.iter().any(|known| known == name) {
-        true => Err(LoadError::Hangs { device: name.to_owned(), kind }),
+/// One entry for each thread that is inside.
+static STUCK: Mutex<Vec<Stuck>> = Mutex::new(Vec::new());
+
+/// The entry of one thread; it ends when this is dropped, and those of other threads stay.
+#[derive(Debug)]
+pub(crate) struct Mark(Stuck);
+
+impl Mark {
+    pub(crate) fn new(stuck: Stuck) -> Self {
+        STUCK.lock().unwrap_or_else(PoisonError::into_inner).push(stuck.clone());
+        Self(stuck)
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        let mut all = STUCK.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = all.iter().position(|stuck| *stuck == self.0) {
+            all.swap_remove(at);
+        }
+    }
+}
+
+/// Whether anything hangs.
+pub(crate) fn anything_hangs() -> bool {
+    !STUCK.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+}
+
+/// Refuses what hangs, on this device.
+pub(crate) fn refuse(stuck: &Stuck, device: &str, kind: &'static str) -> Result<(), LoadError> {
+    match STUCK.lock().unwrap_or_else(PoisonError::into_inner).contains(stuck) {
+        true => Err(LoadError::Hangs { device: device.to_owned(), kind }),
         false => Ok(()),
     }
+}
+
+/// Refuses a GPU that hangs.
+pub(crate) fn refuse_gpu(name: &str, kind: &'static str) -> Result<(), LoadError> {
+    refuse(&Stuck::Gpu(name.to_owned()), name, kind)
 }
 
 fn kind(device: wgpu::DeviceType) -> (u8, &'static str) {
@@ -154,7 +195,7 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Opened, LoadError> {
     let (index, reason) = choose(choice, &infos)?;
     let nothing = || LoadError::NoDevice(format!("no adapter: {INSTALL}"));
     let (adapter, info) = (adapters.get(index).ok_or_else(nothing)?, infos.get(index).ok_or_else(nothing)?);
-    refuse_hanging(&info.name, kind(info.device_type).1)?;
+    refuse_gpu(&info.name, kind(info.device_type).1)?;
     let available = adapter.features();
     let subgroups = available.contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
     let mut features = wgpu::Features::IMMEDIATES;
@@ -250,14 +291,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_that_hangs_is_left_alone_until_it_comes_back() {
-        assert!(refuse_hanging("a card", "discrete GPU").is_ok());
-        hangs("a card", true);
-        hangs("a card", true);
-        let told = refuse_hanging("a card", "discrete GPU").unwrap_err();
+    fn a_device_that_hangs_is_left_alone_until_all_who_are_inside_have_come_back() {
+        let card = || Stuck::Gpu("a card".into());
+        assert!(refuse_gpu("a card", "discrete GPU").is_ok());
+        let (first, second) = (Mark::new(card()), Mark::new(card()));
+        let told = refuse_gpu("a card", "discrete GPU").unwrap_err();
         assert!(matches!(told, LoadError::Hangs { .. }), "{told}");
-        assert!(refuse_hanging("another", "discrete GPU").is_ok());
-        hangs("a card", false);
-        assert!(refuse_hanging("a card", "discrete GPU").is_ok());
+        assert!(refuse_gpu("another", "discrete GPU").is_ok());
+        drop(second);
+        assert!(refuse_gpu("a card", "discrete GPU").is_err(), "the other is still inside");
+        drop(first);
+        assert!(refuse_gpu("a card", "discrete GPU").is_ok());
+    }
+
+    #[test]
+    fn on_the_processor_hangs_the_model_of_a_file() {
+        let file = |name: &str| Stuck::File(name.into());
+        let mark = Mark::new(file("far/model.gguf"));
+        assert!(anything_hangs());
+        let told = refuse(&file("far/model.gguf"), "a processor", "CPU").unwrap_err().to_string();
+        assert!(told.contains("`a processor` (CPU)") && told.contains("this file"), "{told}");
+        assert!(refuse(&file("near/model.gguf"), "a processor", "CPU").is_ok());
+        assert!(refuse_gpu("far/model.gguf", "discrete GPU").is_ok());
+        drop(mark);
+        assert!(refuse(&file("far/model.gguf"), "a processor", "CPU").is_ok());
     }
 }

@@ -213,7 +213,6 @@ fn begin(
     let (jobs, received) = async_channel::bounded(usize::try_from(options.max_queue).unwrap_or(usize::MAX).max(1));
     let shared = Arc::new(Shared::default());
     let placement = made.placement();
-    let device = placement.lock().unwrap_or_else(PoisonError::into_inner).device.clone();
     let (outputs, vocabulary) = (shape.outputs(), shape.vocabulary);
     let watched = shared.clone();
     let on_hang = move |at_first| {
@@ -235,7 +234,7 @@ fn begin(
         tuning,
         watch,
     };
-    runner::launch(&options.name, device, on_hang, worker, Worker::work)?;
+    runner::launch(options, placement.clone(), on_hang, worker, Worker::work)?;
     Ok(Handle { jobs, shared, placement, outputs, vocabulary, max_wait: options.max_queue_wait })
 }
 

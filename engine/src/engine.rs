@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::device::{self, CPU, Stuck};
 use crate::runner::Rebuildable;
 use crate::text::{Conversation, TextModel, ToolStyle};
 use crate::{
     Busy, BusyReason, ChatMessage, DeviceChoice, EmbedInput, Embedding, EngineError, EngineStats, Generate, Grammar,
-    GrammarError, LoadError, LoadOptions, ModelInfo, Placement, Prompt, PromptError, Scores, Structure, Task,
+    GrammarError, Hold, LoadError, LoadOptions, ModelInfo, Placement, Prompt, PromptError, Scores, Structure, Task,
     TokenStream, artifact, encoder, grammar, model, scheduler,
 };
 
@@ -23,9 +24,6 @@ struct Shared {
     work: Work,
 }
 
-/// The kind of the processor as a device.
-const CPU: &str = "CPU";
-
 /// Who does it.
 enum Work {
     Decoder { text: TextModel, grammars: grammar::Grammars, scheduler: scheduler::Handle },
@@ -39,20 +37,36 @@ impl Engine {
     /// [`LoadError::Hangs`] when the device does not come back from the first step. Where the choice of the device is
     /// left to the engine, the processor takes the place of a GPU that does so.
     pub fn load(options: LoadOptions) -> Result<Self, LoadError> {
-        let hung = match Self::load_once(&options) {
-            Err(hung @ LoadError::Hangs { kind, .. }) if options.device == DeviceChoice::Auto && kind != CPU => hung,
-            loaded => return loaded,
-        };
-        tracing::warn!(event = "gpu_given_up", model = %options.name, reason = %hung, instead = "CPU");
-        Self::load_once(&LoadOptions { device: DeviceChoice::Cpu, ..options })
+        Self::load_holding(options, || Ok(Box::new(())))
     }
 
-    fn load_once(options: &LoadOptions) -> Result<Self, LoadError> {
+    /// The same. What `hold` gives is held from before the memory of the model is taken until that was given back, by the
+    /// thread that has it: some moments after the last engine was dropped, and where a device hangs not before it comes
+    /// back. A second one is asked for where the processor takes the place of a GPU that keeps what it has.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`], and those of `hold`.
+    pub fn load_holding<E: From<LoadError>>(
+        options: LoadOptions,
+        mut hold: impl FnMut() -> Result<Hold, E>,
+    ) -> Result<Self, E> {
+        refuse_hanging(&options)?;
+        let hung = match Self::load_once(&options, hold()?) {
+            Err(hung @ LoadError::Hangs { kind, .. }) if options.device == DeviceChoice::Auto && kind != CPU => hung,
+            loaded => return Ok(loaded?),
+        };
+        tracing::warn!(event = "gpu_given_up", model = %options.name, reason = %hung, instead = "CPU");
+        let options = LoadOptions { device: DeviceChoice::Cpu, ..options };
+        refuse_hanging(&options)?;
+        Ok(Self::load_once(&options, hold()?)?)
+    }
+
+    fn load_once(options: &LoadOptions, hold: Hold) -> Result<Self, LoadError> {
         let started = Instant::now();
         let file = artifact::ModelFile::open(&options.source)?;
         let task = model::task(&file);
         if task != Task::Generate {
-            return Self::load_encoder(&file, task, options, started);
+            return Self::load_encoder(&file, task, options, hold, started);
         }
         // The vocabulary takes about as long as the weights of a small model.
         let (text, loaded) = std::thread::scope(|scope| {
@@ -80,7 +94,7 @@ impl Engine {
         };
         drop(file);
         let sizes = loaded.sizes;
-        let made = Rebuildable::decoder(loaded, info.file_bytes, options);
+        let made = Rebuildable::decoder(loaded, info.file_bytes, options).holding(hold);
         let scheduler = scheduler::start(made, sizes, text.tokenizer(), options)?;
         let info = ModelInfo { load_time: started.elapsed(), ..info };
         let grammars = grammar::Grammars::new(text.tokenizer().clone());
@@ -93,6 +107,7 @@ impl Engine {
         file: &artifact::ModelFile,
         task: Task,
         options: &LoadOptions,
+        hold: Hold,
         started: Instant,
     ) -> Result<Self, LoadError> {
         let tokenizer = TextModel::tokenizer_of(file)?;
@@ -120,7 +135,7 @@ impl Engine {
             load_time: started.elapsed(),
         };
         let shape = loaded.shape.clone();
-        let made = Rebuildable::encoder(loaded, info.file_bytes, options);
+        let made = Rebuildable::encoder(loaded, info.file_bytes, options).holding(hold);
         let encoder = encoder::start(made, shape, tokenizer, options)?;
         let info = ModelInfo { load_time: started.elapsed(), ..info };
         Ok(Self {
@@ -299,6 +314,15 @@ impl Engine {
             Work::Encoder(encoder) => encoder.shutdown(),
         }
     }
+}
+
+/// Refuses what hangs before anybody makes room for it. Where the choice is ours another device takes its place.
+fn refuse_hanging(options: &LoadOptions) -> Result<(), LoadError> {
+    if options.device == DeviceChoice::Auto || !device::anything_hangs() {
+        return Ok(());
+    }
+    let found = model::device_for(&options.device)?;
+    device::refuse(&Stuck::on(&found, &options.source), &found.name, found.kind)
 }
 
 fn scores(encoded: Vec<encoder::Encoded>) -> Vec<Scores> {

@@ -53,7 +53,8 @@ pub enum LoadError {
     },
     /// The device does not come back from the first step of a model.
     #[error(
-        "device `{device}` ({kind}) hangs: the first step of a model on it has not ended in time; it is left alone until that ends"
+        "device `{device}` ({kind}) hangs: the first step of a model on it has not ended in time; until it does, that model's memory stays taken and {} is left alone",
+        if *kind == crate::device::CPU { "this file" } else { "the device" }
     )]
     Hangs {
         /// The device.

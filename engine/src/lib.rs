@@ -26,7 +26,7 @@ pub use exec::cpu::{Cores, CpuUnit};
 pub use grammar::{Grammar, Structure};
 pub use info::{Embedding, EngineStats, ModelInfo, Placement, Scores, Task};
 pub use model::Needs;
-pub use options::{CpuOptions, LoadOptions};
+pub use options::{CpuOptions, Hold, LoadOptions};
 pub use request::{
     EmbedInput, Event, FinishReason, Finished, Generate, Prompt, TokenProbability, TokenStream, WrittenToken,
 };

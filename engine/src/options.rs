@@ -1,10 +1,14 @@
 //! How a model is loaded.
 
+use std::any::Any;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::{CpuUnit, DeviceChoice};
+
+/// What is held for the memory of a model, whatever that is: it is dropped after the memory was given back.
+pub type Hold = Box<dyn Any + Send>;
 
 /// What is loaded, where, and how much of it at once. [`LoadOptions::new`] has the defaults.
 #[derive(Debug, Clone)]

@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::artifact::ModelFile;
+use crate::device::CPU;
 use crate::exec::Batch;
 use crate::model::{self, Loaded, LoadedEncoder};
-use crate::{DeviceChoice, EngineError, LoadError, LoadOptions, Placement};
+use crate::{DeviceChoice, EngineError, Hold, LoadError, LoadOptions, Placement};
 
 pub(crate) use recover::{Serves, launch, recover, until_the_end};
 pub(crate) use watch::{Reader, Watch};
@@ -126,6 +127,8 @@ pub(crate) struct Rebuildable {
     /// Faults of the GPU that followed each other closely, and the last.
     faults: u32,
     last_fault: Option<Instant>,
+    /// What others hold for its memory. The last field: it is dropped after the runner.
+    _hold: Hold,
 }
 
 /// What was measured when a model was run for the first time.
@@ -139,10 +142,15 @@ pub(crate) struct Measured {
 
 impl Rebuildable {
     pub(crate) fn new(made: Made, may_fall_back: bool, file_bytes: u64, make: Make) -> Self {
-        let on_gpu = made.placement.device.kind != "CPU";
+        let on_gpu = made.placement.device.kind != CPU;
         let placement = Arc::new(Mutex::new(made.placement));
-        let runner = made.runner;
-        Self { runner, make, file_bytes, may_fall_back, on_gpu, placement, faults: 0, last_fault: None }
+        let (runner, nothing) = (made.runner, Box::new(()));
+        Self { runner, make, file_bytes, may_fall_back, on_gpu, placement, faults: 0, last_fault: None, _hold: nothing }
+    }
+
+    /// The same with what is held for its memory.
+    pub(crate) fn holding(self, hold: Hold) -> Self {
+        Self { _hold: hold, ..self }
     }
 
     /// A decoder that is loaded again from its file, with the same options.
@@ -259,7 +267,7 @@ impl Rebuildable {
             .map_err(|panic| format!("a panic: {}", text_of(&*panic)))?
             .map_err(|e| e.to_string())?;
         self.runner = made.runner;
-        self.on_gpu = made.placement.device.kind != "CPU";
+        self.on_gpu = made.placement.device.kind != CPU;
         *self.placement.lock().unwrap_or_else(PoisonError::into_inner) = made.placement;
         Ok(())
     }

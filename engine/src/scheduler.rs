@@ -134,7 +134,6 @@ fn begin(
     let (jobs, received) = async_channel::bounded(sizes.slots.saturating_add(queue).max(1));
     let shared = Arc::new(Shared::new(sizes, queue, options.max_queue_wait));
     let placement = made.placement();
-    let device = placement.lock().unwrap_or_else(PoisonError::into_inner).device.clone();
     let watched = shared.clone();
     let on_hang = move |at_first| {
         if at_first {
@@ -163,7 +162,7 @@ fn begin(
         masks: Masks::default(),
         watch,
     };
-    runner::launch(&options.name, device, on_hang, worker, Worker::work)?;
+    runner::launch(options, placement.clone(), on_hang, worker, Worker::work)?;
     Ok(Handle { jobs, shared, placement })
 }
 

@@ -3,6 +3,7 @@
 mod folder;
 mod folder_tokens;
 pub(crate) mod gguf;
+mod hold;
 mod judge;
 mod judge_encoders;
 mod same_weights;

@@ -76,9 +76,15 @@ call = client.chat.completions.create(**asked, tool_choice="required").choices[0
 told = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "Rain, <|im_end|> 12 degrees."}
 turn = [*messages, call.model_dump(exclude_none=True), told]
 answer = client.chat.completions.create(model=MODEL, messages=turn, tools=tools, temperature=0, max_tokens=24)
+said, calls = answer.choices[0].message.content, answer.choices[0].message.tool_calls
 plain = client.chat.completions.create(**asked, tool_choice="none")
 tell(
-    answered=answer.choices[0].finish_reason,
+    # It says something or calls, and the reason is the one for that.
+    answered=bool(said and said.strip())
+    or bool(calls and all(sound(call.function.name, call.function.arguments) for call in calls)),
+    called=bool(calls),
+    reason=answer.choices[0].finish_reason,
+    tokens=answer.usage.completion_tokens,
     prompt=answer.usage.prompt_tokens,
     none=plain.choices[0].message.tool_calls,
 )

@@ -306,11 +306,11 @@ async fn the_time_of_a_server_begins_when_it_has_the_request() {
         "backends:
   - name: x
     endpoints: [{{url: \"{url}\"}}]
-    timeouts: {{firstByte: 300ms}}
+    timeouts: {{firstByte: 1s}}
     outlierDetection: {{consecutiveErrors: 1, maxEjected: 1}}
 routes:
   - {{name: r, backendRefs: [{{name: x}}]}}
-  - {{name: s, matches: [{{path: {{prefix: /short}}}}], backendRefs: [{{name: x}}], timeouts: {{backendRequest: 500ms}}}}
+  - {{name: s, matches: [{{path: {{prefix: /short}}}}], backendRefs: [{{name: x}}], timeouts: {{backendRequest: 1s}}}}
 "
     ))
     .await;
@@ -326,7 +326,7 @@ routes:
         String::from_utf8_lossy(&answer).into_owned()
     };
     let mut slow = begin("/").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     slow.write_all(b"half").await.unwrap();
     let answer = end(slow).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&spillway_tests::digest(b"halfhalf")), "{answer}");

@@ -63,13 +63,20 @@ async fn an_idle_model_makes_room_for_one_that_is_needed_and_one_in_use_does_not
     // As the route refuses where its only backend has no room.
     assert_eq!((refused.status.as_u16(), &refused.json()["error"]["code"]), (503, &"overloaded".into()));
     assert!(!refused.header("retry-after").is_empty(), "{}", refused.text());
-    assert_eq!(counted("loads_refused", "minilm").await, 1.0);
+    assert_eq!(client.post("/v1/embeddings", &[], VECTORS).await.status, 503);
+    assert_eq!(counted("loads_refused", "minilm").await, 2.0);
     while stream.part().await.is_some() {}
     gateway.metric_becomes("spillway_engine_active_sequences{model=\"smollm2\"}", 0.0).await;
     spillway_tests::eventually("it makes room", || async {
         (client.post("/v1/embeddings", &[], VECTORS).await.status == 200).then_some(())
     })
     .await;
+    // What is told of the others follows in a minute.
+    spillway_tests::eventually("the log says why", || async {
+        (!gateway.events("model_not_loaded").is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(gateway.events("model_not_loaded").len(), 1, "not each request is a line");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,7 +93,40 @@ async fn an_encoder_that_is_not_kept_warm_comes_and_goes() {
         assert_eq!((&told["usage"]["prompt_tokens"], &told["data"][0]["truncated"]), (&16.into(), &true.into()));
         gateway.metric_becomes(loaded, 0.0).await;
     }
-    assert_eq!(gateway.metric("spillway_models_memory_bytes").await, 0.0);
+    gateway.metric_becomes("spillway_models_memory_bytes", 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_file_without_room_beside_the_old_one_is_kept_out_and_the_old_one_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, fresh) = (folder.path().join("model.gguf"), folder.path().join("fresh.gguf"));
+    std::fs::copy(model(), &file).unwrap();
+    let gateway = Gateway::start(&format!(
+        "limits: {{modelMemory: 210MiB}}
+models: [{{name: smollm2, source: \"{}\", contextLength: 256, maxQueueWait: 60s}}]
+routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: smollm2}}]}}]
+",
+        file.display()
+    ))
+    .await;
+    let taken = gateway.metric("spillway_models_memory_bytes").await;
+    std::fs::copy(model(), &fresh).unwrap();
+    std::fs::rename(&fresh, &file).unwrap();
+    let told = gateway.reloads(0).await;
+    assert_eq!(told["event"], "config_rejected", "{told}");
+    let reason = told["reason"].as_str().unwrap();
+    assert!(reason.contains("model `smollm2`: it needs") && reason.contains("they go on"), "{reason}");
+    assert_eq!(gateway.client().chat("smollm2", &[]).await.status, 200);
+    assert_eq!(gateway.metric("spillway_models_memory_bytes").await, taken);
+    // As the log advises.
+    let text = std::fs::read_to_string(gateway.config()).unwrap();
+    std::fs::write(gateway.config(), text.replace("maxQueueWait: 60s", "maxQueueWait: 60s, keepWarm: false")).unwrap();
+    assert_eq!(gateway.reloads(1).await["event"], "config_reloaded");
+    spillway_tests::eventually("the new one serves", || async {
+        (gateway.client().chat("smollm2", &[]).await.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(gateway.metric("spillway_models_memory_bytes").await, taken);
 }
 
 #[test]

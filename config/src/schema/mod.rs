@@ -105,7 +105,8 @@ pub struct ProcessLimits {
     /// Memory for all models inside together, of whatever device; three quarters of what the process may use (its
     /// control group counts) when left out, which a GPU with more than that must be given by this key. A model that does
     /// not fit beside the others has those unloaded that are not kept warm and that nobody uses, the one that was needed
-    /// longest ago first; without such, it is not loaded.
+    /// longest ago first; without such, it is not loaded. Memory counts until it was given back; one that is kept warm
+    /// keeps its share while it is not loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_memory: Option<Size>,
 }

@@ -1,7 +1,8 @@
 //! `models`: what runs inside the gateway.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -68,8 +69,10 @@ pub struct Model {
     pub token_pause: Option<Duration>,
 }
 
+/// The weights of a model in safetensors within its folder: the first of these that is there.
+const SAFETENSORS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
 /// What a model in safetensors is beside its weights.
-const BESIDE_SAFETENSORS: [&str; 10] = [
+const BESIDE_SAFETENSORS: [&str; 9] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -79,28 +82,30 @@ const BESIDE_SAFETENSORS: [&str; 10] = [
     "chat_template.json",
     "sentence_bert_config.json",
     "1_Pooling/config.json",
-    "model.safetensors.index.json",
 ];
 /// Most parts of a model's weights.
 const MOST_PARTS: usize = 1024;
 
 impl Model {
-    /// Its file, and those beside it that it is read with; not all of them need to be there.
-    pub fn files(&self) -> Vec<std::path::PathBuf> {
+    /// The files that it is read from, first that of its weights; not all of the others need to be there. A folder is none
+    /// of them: whatever else is put into it makes no other model.
+    pub fn files(&self) -> Vec<PathBuf> {
         let mut files = vec![self.source.clone()];
-        let name = self.source.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let folder = match () {
-            () if self.source.is_dir() => Some(self.source.as_path()),
-            () if name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") => self.source.parent(),
-            () => None,
+        if self.source.is_dir() {
+            let [whole, index] = SAFETENSORS.map(|name| self.source.join(name));
+            let is_in_parts = !whole.exists() && index.exists();
+            files = if is_in_parts { vec![index, whole] } else { vec![whole, index] };
+        }
+        let weights = files.first().cloned().unwrap_or_default();
+        let name = weights.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_index = name.ends_with(".safetensors.index.json");
+        let Some(folder) = weights.parent().filter(|_| is_index || name.ends_with(".safetensors")) else {
+            return files;
         };
-        let Some(folder) = folder else { return files };
         files.extend(BESIDE_SAFETENSORS.map(|name| folder.join(name)));
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let mut parts: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect();
-        parts.sort_unstable();
-        parts.truncate(MOST_PARTS);
-        files.extend(parts.into_iter().filter(|part| *part != self.source));
+        if is_index {
+            files.extend(parts(&weights).unwrap_or_else(|| all_parts(folder)).into_iter().take(MOST_PARTS));
+        }
         files
     }
 
@@ -145,6 +150,19 @@ impl Model {
     pub fn idle_unload(&self) -> std::time::Duration {
         self.idle_unload.map_or(std::time::Duration::from_secs(300), |idle| idle.0)
     }
+}
+
+/// The parts that an index names, in its folder; `None` where it cannot be read.
+fn parts(index: &Path) -> Option<BTreeSet<PathBuf>> {
+    let list: serde_json::Value = serde_json::from_slice(&crate::read_bytes(index).ok()?).ok()?;
+    let names = list.get("weight_map")?.as_object()?.values().filter_map(serde_json::Value::as_str);
+    Some(names.map(|name| index.with_file_name(name)).collect())
+}
+
+/// Whatever may be a part.
+fn all_parts(folder: &Path) -> BTreeSet<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect()
 }
 
 /// What a model is for.

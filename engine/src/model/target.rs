@@ -1,7 +1,7 @@
 //! Which executor runs a model, and why: a GPU through wgpu, or the processor.
 
 use crate::artifact::ModelFile;
-use crate::device::{self, DeviceChoice};
+use crate::device::{self, CPU, DeviceChoice, Stuck};
 use crate::exec::cpu::{Cores, Cpu, CpuUnit};
 use crate::exec::gpu::Gpu;
 use crate::exec::{Executor, Sizes};
@@ -47,7 +47,7 @@ pub(crate) fn find(choice: &DeviceChoice) -> Result<DeviceInfo, LoadError> {
     let cpu = |reason: String| {
         let unit = CpuUnit::best();
         let driver = format!("{}, {} threads by default", unit.name(), Cores::here().threads());
-        DeviceInfo { name: processor(), backend: "CPU".into(), kind: "CPU", driver, reason }
+        DeviceInfo { name: processor(), backend: CPU.into(), kind: CPU, driver, reason }
     };
     match choice {
         DeviceChoice::Cpu => Ok(cpu("device: cpu".into())),
@@ -82,6 +82,7 @@ fn on_cpu<M>(
     reason: String,
     give: &dyn Fn(&mut dyn Executor) -> Result<M, LoadError>,
 ) -> Result<Target<M>, LoadError> {
+    device::refuse(&Stuck::File(options.source.clone()), &processor(), CPU)?;
     let unit = options.cpu.unit.unwrap_or_else(CpuUnit::best);
     let threads = {
         let here = Cores::here();
@@ -93,7 +94,7 @@ fn on_cpu<M>(
     executor.ready()?;
     let threads = executor.threads();
     let driver = format!("{}, {threads} {}", unit.name(), if threads == 1 { "thread" } else { "threads" });
-    let device = DeviceInfo { name: processor(), backend: "CPU".into(), kind: "CPU", driver, reason };
+    let device = DeviceInfo { name: processor(), backend: CPU.into(), kind: CPU, driver, reason };
     Ok(Target { model, executor, device })
 }
 

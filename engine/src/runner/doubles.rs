@@ -1,11 +1,13 @@
 //! A device for tests, which fails as it is told.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use super::{Made, Rebuildable, Runner, Target, Tuning};
-use crate::{DeviceInfo, EngineError, LoadError, Placement};
+use crate::exec::Batch;
+use crate::{DeviceInfo, EngineError, Hold, LoadError, Placement};
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Fault {
@@ -23,12 +25,48 @@ pub(crate) struct Faults {
     pub(crate) refusals: usize,
     /// Each time it was set up: whether that was on the processor.
     pub(crate) on_processor: Vec<bool>,
+    /// What is held for its memory.
+    pub(crate) hold: Option<Hold>,
+    /// Each runner has one of these.
+    pub(crate) memory: Arc<()>,
 }
 
 impl Faults {
     /// One that its first step meets.
     pub(crate) fn first(fault: Fault) -> Self {
         Self { next: VecDeque::from([fault]), ..Self::default() }
+    }
+
+    /// The same device with something held for its memory; when that is let go, the receiver is told how many runners had
+    /// their memory then.
+    pub(crate) fn held(self) -> (Self, Receiver<usize>) {
+        let (told, heard) = channel();
+        let hold = Held { memory: Arc::downgrade(&self.memory), told };
+        (Self { hold: Some(Box::new(hold)), ..self }, heard)
+    }
+}
+
+struct Held {
+    memory: Weak<()>,
+    told: Sender<usize>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The device itself has the first.
+        let _ = self.told.send(self.memory.strong_count().saturating_sub(1));
+    }
+}
+
+/// A runner with its memory.
+struct Remembers(Box<dyn Runner>, #[allow(dead_code, reason = "counted")] Arc<()>);
+
+impl Runner for Remembers {
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
+        self.0.forward(batch)
+    }
+    fn copy_page(&mut self, from: u32, to: u32) -> bool {
+        self.0.copy_page(from, to)
     }
 }
 
@@ -54,6 +92,7 @@ pub(crate) fn rebuildable(
     runner: impl Fn() -> Box<dyn Runner> + Send + 'static,
 ) -> Rebuildable {
     let (faults, name) = (faults.clone(), name.to_owned());
+    let hold = faults.lock().unwrap().hold.take().unwrap_or_else(|| Box::new(()));
     let make = move |target: Target<'_>| {
         let mut faults = faults.lock().unwrap();
         let (kind, reason) = match target {
@@ -67,10 +106,11 @@ pub(crate) fn rebuildable(
         }
         let (backend, driver) = ("none".into(), "none".into());
         let device = DeviceInfo { name: name.clone(), backend, kind, driver, reason: reason.into() };
-        Ok(Made { runner: runner(), placement: Placement::new(device, 0) })
+        let runner = Box::new(Remembers(runner(), faults.memory.clone()));
+        Ok(Made { runner, placement: Placement::new(device, 0) })
     };
     let first = make(Target::AsWanted).unwrap();
-    Rebuildable::new(first, may_fall_back, 1000, Box::new(make))
+    Rebuildable::new(first, may_fall_back, 1000, Box::new(make)).holding(hold)
 }
 
 /// Times short enough for tests, and long enough where a busy machine must not look like a device that hangs.

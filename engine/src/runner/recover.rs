@@ -2,11 +2,14 @@
 //! had any more makes way for the processor where the choice of the device is ours.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Measured, Reader, Rebuildable, Target, Watch, text_of};
-use crate::{DeviceInfo, EngineError, LoadError};
+use crate::device::{Mark, Stuck};
+use crate::{DeviceInfo, EngineError, LoadError, LoadOptions, Placement};
 
 /// Longest wait before a device that failed is set up once more.
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
@@ -34,35 +37,60 @@ pub(crate) trait Serves {
 #[derive(Clone)]
 struct Ready {
     told: SyncSender<Result<(), LoadError>>,
-    device: DeviceInfo,
+    source: PathBuf,
+    placement: Arc<Mutex<Placement>>,
+    /// Says that what it runs on hangs, for as long as the thread is inside.
+    mark: Arc<Mutex<Option<Mark>>>,
 }
 
 impl Ready {
-    /// For a model on this device; the result comes out of the other end.
-    fn new(device: DeviceInfo) -> (Self, Receiver<Result<(), LoadError>>) {
+    /// For a model that was made there; the result comes out of the other end.
+    fn new(source: &Path, placement: Arc<Mutex<Placement>>) -> (Self, Receiver<Result<(), LoadError>>) {
         let (told, wait) = sync_channel(1);
-        (Self { told, device }, wait)
+        (Self { told, source: source.to_owned(), placement, mark: Arc::default() }, wait)
+    }
+
+    fn device(&self) -> DeviceInfo {
+        self.placement.lock().unwrap_or_else(PoisonError::into_inner).device.clone()
+    }
+
+    fn failed(&self, reason: impl Into<String>) -> LoadError {
+        LoadError::Device { device: self.device().name, reason: reason.into() }
     }
 
     /// The model has run, or cannot. False when nobody waits for that any more.
     fn tell(&self, result: Result<(), EngineError>) -> bool {
-        let refused = |e: EngineError| LoadError::Device { device: self.device.name.clone(), reason: e.to_string() };
-        self.told.send(result.map_err(refused)).is_ok()
+        self.told.send(result.map_err(|e| self.failed(e.to_string()))).is_ok()
+    }
+
+    fn mark(&self, mark: Option<Mark>) {
+        *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = mark;
     }
 
     /// A step hangs. True when it is one of the first run, which is given up.
     fn give_up(&self) -> bool {
-        let DeviceInfo { name, kind, .. } = &self.device;
-        self.told.try_send(Err(LoadError::Hangs { device: name.clone(), kind })).is_ok()
+        let device = self.device();
+        // First, so that whoever is told and tries again at once is refused.
+        self.mark(Some(Mark::new(Stuck::on(&device, &self.source))));
+        let hangs = LoadError::Hangs { device: device.name, kind: device.kind };
+        let at_first = self.told.try_send(Err(hangs)).is_ok();
+        if !at_first {
+            self.mark(None);
+        }
+        at_first
+    }
+
+    /// The thread has come back from the driver, whatever became of those who waited.
+    fn came_back(&self) {
+        self.mark(None);
     }
 
     /// The end of the wait.
     fn wait(self, wait: &Receiver<Result<(), LoadError>>) -> Result<(), LoadError> {
-        let device = self.device.name.clone();
+        let lost = self.failed("its thread ended while it started");
         // Its thread and its watch have the others.
         drop(self);
-        let lost = |_| LoadError::Device { device, reason: "its thread ended while it started".into() };
-        wait.recv().unwrap_or_else(|e| Err(lost(e)))
+        wait.recv().unwrap_or(Err(lost))
     }
 }
 
@@ -81,30 +109,24 @@ fn start(worker: &mut impl Serves) -> Result<(), EngineError> {
 /// makes what the thread runs and `work` is what it does from then on. `on_hang` is called when a step hangs, with whether
 /// that was in the first run: then the engine must end.
 pub(crate) fn launch<W: Serves + Send + 'static, R: Reader>(
-    name: &str,
-    device: DeviceInfo,
+    options: &LoadOptions,
+    placement: Arc<Mutex<Placement>>,
     on_hang: impl Fn(bool) + Send + 'static,
     worker: impl FnOnce(Watch<R>) -> W,
     work: fn(&mut W),
 ) -> Result<(), LoadError> {
-    let failed = |e: std::io::Error| LoadError::Device {
-        device: device.name.clone(),
-        reason: format!("its thread cannot be started: {e}"),
-    };
-    let (ready, wait) = Ready::new(device.clone());
-    let (first, model) = (ready.clone(), name.to_owned());
-    let watch = Watch::start(&format!("watch-{name}"), move || {
+    let (ready, wait) = Ready::new(&options.source, placement);
+    let (first, model) = (ready.clone(), options.name.clone());
+    let failed = |e: std::io::Error| ready.failed(format!("its thread cannot be started: {e}"));
+    let watch = Watch::start(&format!("watch-{}", options.name), move || {
         tracing::error!(event = "device_hangs", %model, "a step has not ended in time; its requests have failed");
-        let at_first = first.give_up();
-        if at_first {
-            crate::device::hangs(&first.device.name, true);
-        }
-        on_hang(at_first);
+        on_hang(first.give_up());
     })
     .map_err(failed)?;
     let (mut worker, told) = (worker(watch), ready.clone());
+    // The worker owns the memory of the model and what is held for it: both go when this thread ends, and not before.
     std::thread::Builder::new()
-        .name(format!("engine-{name}"))
+        .name(format!("engine-{}", options.name))
         .spawn(move || {
             crate::scheduler::be_nice();
             serve(&mut worker, &told, work);
@@ -116,8 +138,7 @@ pub(crate) fn launch<W: Serves + Send + 'static, R: Reader>(
 /// The whole life of an engine's thread: the first run of its model, and, where somebody waits for that, `work`.
 fn serve<W: Serves>(worker: &mut W, ready: &Ready, work: impl FnOnce(&mut W)) {
     let warm = start(worker);
-    // It has come back from the driver, whatever became of those who waited.
-    crate::device::hangs(&ready.device.name, false);
+    ready.came_back();
     let well = warm.is_ok();
     if ready.tell(warm) && well {
         work(worker);

@@ -1,7 +1,7 @@
 //! What files a model was loaded from: a change of one of them makes another model.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use spillway_config::schema::Model;
 
@@ -14,13 +14,13 @@ pub(super) struct FileIdentity {
     modified: (i64, i64),
 }
 
-/// Of a model's file and of those beside it, which need not be there.
-pub(super) type Identities = Vec<Option<FileIdentity>>;
+/// Of the files that a model is read from: its weights and those beside them, which need not be there.
+pub(super) type Identities = Vec<(PathBuf, Option<FileIdentity>)>;
 
 /// What the files of a model are now; `None` where the first, which must be there, is not.
 pub(super) fn identities(model: &Model) -> Option<Identities> {
-    let all: Vec<_> = model.files().iter().map(|path| identity(path)).collect();
-    all.first().is_some_and(Option::is_some).then_some(all)
+    let all: Vec<_> = model.files().into_iter().map(|path| (path.clone(), identity(&path))).collect();
+    all.first().is_some_and(|(_, weights)| weights.is_some()).then_some(all)
 }
 
 /// Links are followed: a file that took another's place under the same name is another one.
@@ -54,5 +54,46 @@ mod tests {
             std::fs::write(folder.path().join(name), "another").unwrap();
             assert_ne!(before, identities(&model), "{name}");
         }
+    }
+
+    #[test]
+    fn what_else_lies_in_the_folder_of_a_model_is_not_the_model() {
+        for in_parts in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+            put("config.json", "{}");
+            if in_parts {
+                put(
+                    "model.safetensors.index.json",
+                    r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#,
+                );
+                put("model-1.safetensors", "a");
+                put("model-2.safetensors", "b");
+            } else {
+                put("model.safetensors", "a");
+            }
+            let model: Model =
+                serde_json::from_value(serde_json::json!({"name": "m", "source": folder.path()})).unwrap();
+            let first = identities(&model);
+            assert!(first.is_some());
+            put("notes.txt", "it was tried");
+            put("consolidated.safetensors", "the same weights once more");
+            std::fs::create_dir(folder.path().join(".cache")).unwrap();
+            let touched = std::fs::File::open(folder.path()).unwrap();
+            touched.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(9)).unwrap();
+            assert_eq!(identities(&model), first);
+            let read = if in_parts { "model-2.safetensors" } else { "model.safetensors" };
+            put(read, "other weights");
+            assert_ne!(identities(&model), first);
+        }
+        // A single file takes the place of parts.
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str| std::fs::write(folder.path().join(name), "{}").unwrap();
+        let model: Model = serde_json::from_value(serde_json::json!({"name": "m", "source": folder.path()})).unwrap();
+        assert_eq!(identities(&model), None);
+        put("model.safetensors.index.json");
+        let parts = identities(&model);
+        put("model.safetensors");
+        assert!(parts.is_some() && identities(&model) != parts);
     }
 }

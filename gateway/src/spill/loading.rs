@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use spillway_config::schema::{Device, Model};
-use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, LoadError, LoadOptions, Task};
+use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, Hold, LoadError, LoadOptions, Task};
 
-use super::memory::NoRoom;
+use super::memory::{LIMIT_KEY, NoRoom};
 
 /// A model that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +47,30 @@ pub enum ModelError {
         keys: String,
     },
     /// There is no memory for it beside the others.
-    #[error("model `{model}`: {source}")]
+    #[error(
+        "model `{model}`: {source}: raise that, lower `contextLength`, `maxSequences` or `kvCache`, or load fewer models"
+    )]
     Room {
+        /// Its name.
+        model: String,
+        /// How much is missing.
+        source: NoRoom,
+    },
+    /// Its device hangs with its memory, and there is none for it on the processor.
+    #[error(
+        "model `{model}`: the device that it was loaded on hangs and keeps its memory, and on the CPU {source}: raise that, or name a device that works with `device`"
+    )]
+    Hangs {
+        /// Its name.
+        model: String,
+        /// How much is missing.
+        source: NoRoom,
+    },
+    /// There is no memory for it beside those that serve until the edit that it comes with is taken.
+    #[error(
+        "model `{model}`: {source}, also by models that this edit replaces or takes out and that serve until it is taken: they go on. To have the new one, restart the gateway, with {LIMIT_KEY} raised or without, or set `keepWarm: false` for it: then it is loaded when a request needs it and the old ones have gone"
+    )]
+    Beside {
         /// Its name.
         model: String,
         /// How much is missing.
@@ -101,12 +123,38 @@ pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> Result<LoadO
     })
 }
 
-pub(super) async fn load_engine(options: LoadOptions) -> Result<Engine, ModelError> {
+/// Why an engine is not there.
+pub(super) enum NoEngine {
+    Load(LoadError),
+    Room(NoRoom),
+    /// For the processor, where a GPU hangs.
+    Hangs(NoRoom),
+}
+
+impl From<LoadError> for NoEngine {
+    fn from(source: LoadError) -> Self {
+        Self::Load(source)
+    }
+}
+
+impl NoEngine {
+    pub(super) fn of(self, model: &str) -> ModelError {
+        let model = model.to_owned();
+        match self {
+            Self::Load(source) => ModelError::Load { model, source },
+            Self::Room(source) => ModelError::Room { model, source },
+            Self::Hangs(source) => ModelError::Hangs { model, source },
+        }
+    }
+}
+
+/// Finds room for an engine's memory.
+pub(super) type FindRoom<'a> = &'a mut dyn FnMut() -> Result<Hold, NoEngine>;
+
+/// Loads an engine. Blocks for as long as that takes.
+pub(super) fn load_engine(options: LoadOptions, hold: FindRoom<'_>) -> Result<Engine, NoEngine> {
     let name = options.name.clone();
-    let engine = tokio::task::spawn_blocking(move || Engine::load(options))
-        .await
-        .map_err(|e| ModelError::Lost { model: name.clone(), reason: e.to_string() })?
-        .map_err(|source| ModelError::Load { model: name.clone(), source })?;
+    let engine = Engine::load_holding(options, hold)?;
     let (info, placement) = (engine.info(), engine.placement());
     let device = &placement.device;
     tracing::info!(

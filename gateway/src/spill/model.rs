@@ -12,9 +12,9 @@ use spillway_engine::{Engine, LoadOptions, Task};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::files::Identities;
-use super::loading::{ModelError, load_engine};
-use super::memory::{Held, ModelMemory, NoRoom};
-use crate::telemetry::{EngineSample, Metrics, ModelMetrics};
+use super::loading::{FindRoom, ModelError, NoEngine, load_engine};
+use super::memory::{Held, ModelMemory, NoRoom, Place};
+use crate::telemetry::{EngineSample, Metrics, ModelMetrics, Seldom};
 
 /// How long a model that could not be loaded on demand is not tried again.
 const RELOAD_AFTER: Duration = Duration::from_secs(10);
@@ -28,12 +28,13 @@ pub struct LoadedModel {
     task: Task,
     files: Option<Identities>,
     options: LoadOptions,
-    /// Bytes that it will take: as its file says, or more where a device took more.
+    /// Bytes that it will take: as its file says, and once it was loaded as it took.
     needs: AtomicU64,
     memory: Arc<ModelMemory>,
     /// How often it was unloaded for another, and could not be loaded for want of memory.
     evictions: AtomicU64,
     no_room: AtomicU64,
+    no_room_told: Seldom,
     state: Mutex<State>,
     /// Held by whoever loads it.
     loading: Arc<tokio::sync::Mutex<()>>,
@@ -48,6 +49,8 @@ pub struct LoadedModel {
 
 struct State {
     engine: Option<Held>,
+    /// The place in the budget of one that is kept warm: no other model gets it when its engine has ended.
+    place: Option<Place>,
     /// When it was needed last.
     used: Instant,
     /// When it could not be loaded, and why.
@@ -86,7 +89,8 @@ impl LoadedModel {
             memory: Arc::clone(memory),
             evictions: AtomicU64::new(0),
             no_room: AtomicU64::new(0),
-            state: Mutex::new(State { engine: None, used: Instant::now(), failed: None, unloader: None }),
+            no_room_told: Seldom::default(),
+            state: Mutex::new(State { engine: None, place: None, used: Instant::now(), failed: None, unloader: None }),
             loading: Arc::default(),
             written: written.clone(),
             task,
@@ -112,6 +116,10 @@ impl LoadedModel {
     /// What it is for.
     pub fn task(&self) -> Task {
         self.task
+    }
+    /// Whether it has an engine.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.state.lock().engine.is_some()
     }
     /// When it was configured, Unix seconds.
     pub fn created(&self) -> u64 {
@@ -239,28 +247,70 @@ impl LoadedModel {
                 Ok(engine)
             }
             Err(error) => {
-                tracing::error!(event = "model_not_loaded", model = %self.written.name, reason = %error);
+                let tell = |times: u64| {
+                    tracing::error!(event = "model_not_loaded", model = %self.written.name, reason = %error, times);
+                };
                 match error {
                     // Others that are done with their memory make room at any time; what is more than there is never fits.
+                    // Every request asks, so that not each of them is a line.
                     ModelError::Room { source: NoRoom { needed, limit, .. }, .. } if needed <= limit => {
                         self.no_room.fetch_add(1, Ordering::Relaxed);
+                        self.no_room_told.add(1, tell);
                     }
-                    _ => state.failed = Some((Instant::now(), error.to_string())),
+                    _ => {
+                        tell(1);
+                        state.failed = Some((Instant::now(), error.to_string()));
+                    }
                 }
                 Err(error)
             }
         }
     }
 
-    async fn load_into_room(&self) -> Result<Held, ModelError> {
-        let room = |source| ModelError::Room { model: self.written.name.clone(), source };
-        let mut share = self.memory.take(self.needs.load(Ordering::Relaxed)).map_err(room)?;
-        let engine = load_engine(self.options.clone()).await?;
+    async fn load_into_room(self: &Arc<Self>) -> Result<Held, ModelError> {
+        let model = Arc::clone(self);
+        let loaded = tokio::task::spawn_blocking(move || model.load_by(load_engine)).await;
+        let lost = |reason| ModelError::Lost { model: self.written.name.clone(), reason };
+        loaded.map_err(|e| lost(e.to_string()))?.map_err(|e| e.of(&self.written.name))
+    }
+
+    fn load_by(
+        &self,
+        load: impl FnOnce(LoadOptions, FindRoom<'_>) -> Result<Engine, NoEngine>,
+    ) -> Result<Held, NoEngine> {
+        let mut place = None;
+        let loaded = load(self.options.clone(), &mut || {
+            let taken = self.take_place()?;
+            let hold = taken.hold();
+            place = Some(taken);
+            Ok(hold)
+        });
+        let engine = match loaded {
+            // It was asked for a second time.
+            Err(NoEngine::Room(source)) if place.is_some() => return Err(NoEngine::Hangs(source)),
+            loaded => loaded?,
+        };
         let taken = engine.placement().memory_bytes;
         // Where that is too much, it is not loaded again to find out.
-        self.needs.fetch_max(taken, Ordering::Relaxed);
-        share.settle(taken).map_err(room)?;
-        Ok(Held::new(engine, share))
+        self.needs.store(taken, Ordering::Relaxed);
+        let place = place.map_or_else(|| self.take_place(), Ok)?;
+        place.settle(taken).map_err(NoEngine::Room)?;
+        Ok(Held::new(engine, place))
+    }
+
+    /// A place for what it needs: its own where it is kept warm, unless a thread that hangs has memory there.
+    fn take_place(&self) -> Result<Place, NoEngine> {
+        let needs = self.needs.load(Ordering::Relaxed);
+        let own = self.state.lock().place.clone().filter(Place::is_free);
+        let place = match own {
+            Some(own) => own.settle(needs).map(|()| own),
+            None => self.memory.take(needs),
+        };
+        let place = place.map_err(NoEngine::Room)?;
+        if self.written.keep_warm {
+            self.state.lock().place = Some(place.clone());
+        }
+        Ok(place)
     }
 
     /// Since when nobody has needed it, and the bytes that it holds, where it may be unloaded.
@@ -326,48 +376,15 @@ fn share_of(sequences: u32, share: f64) -> usize {
 impl LoadedModel {
     /// A model that nothing was loaded of.
     pub(super) fn for_tests(written: &Model) -> Arc<Self> {
+        Self::within(written, 0, &ModelMemory::new(None))
+    }
+
+    /// One that needs so much of a budget.
+    fn within(written: &Model, needs: u64, memory: &Arc<ModelMemory>) -> Arc<Self> {
         let options = super::options(written, None).unwrap();
-        let memory = ModelMemory::new(None);
-        Arc::new(Self::new(written, Task::Generate, None, options, (0, &memory), &Metrics::new()).unwrap())
+        Arc::new(Self::new(written, Task::Generate, None, options, (needs, memory), &Metrics::new()).unwrap())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    fn written(source: &Path) -> Model {
-        let text = serde_json::json!({"name": "m", "source": source, "keepWarm": false, "idleUnload": "10ms"});
-        serde_json::from_value(text).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_model_that_cannot_be_loaded_is_tried_again_after_a_while() {
-        let folder = tempfile::tempdir().unwrap();
-        let model = LoadedModel::for_tests(&written(&folder.path().join("missing.gguf")));
-        let soon = || Instant::now() + Duration::from_secs(60);
-        assert_eq!(model.engine(soon()).await.err(), Some(NotLoaded::Failed(RELOAD_AFTER)));
-        let Err(NotLoaded::Failed(left)) = model.engine(soon()).await else { panic!() };
-        assert!(left <= RELOAD_AFTER && left > Duration::ZERO, "it was not tried at once");
-        assert!(!model.sample().is_loaded);
-        model.state.lock().failed.as_mut().unwrap().0 -= RELOAD_AFTER;
-        assert_eq!(model.engine(soon()).await.err(), Some(NotLoaded::Failed(RELOAD_AFTER)), "now it was");
-    }
-
-    #[tokio::test]
-    async fn nobody_waits_longer_for_a_model_than_it_may() {
-        let folder = tempfile::tempdir().unwrap();
-        let model = LoadedModel::for_tests(&written(&folder.path().join("missing.gguf")));
-        let _turn = model.loading.clone().lock_owned().await;
-        let deadline = Instant::now() + Duration::from_millis(50);
-        assert_eq!(model.engine(deadline).await.err(), Some(NotLoaded::Loading));
-    }
-
-    #[test]
-    fn a_share_is_one_sequence_at_least_and_all_at_most() {
-        let places = [(16, 0.25), (16, 0.0), (2, 0.25), (3, 0.5), (4, 1.0)].map(|(n, share)| share_of(n, share));
-        assert_eq!(places, [4, 0, 1, 1, 4]);
-    }
-}
+mod tests;

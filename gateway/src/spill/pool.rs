@@ -32,17 +32,28 @@ impl Models {
         let memory = previous.map_or_else(|| ModelMemory::new(memory), |previous| previous.memory.clone());
         let mut loaded = Vec::with_capacity(models.len());
         let mut errors = Vec::new();
-        for written in models {
+        let found = models.iter().map(|written| {
             let files = identities(written);
-            let kept = previous
-                .and_then(|previous| previous.get(&written.name))
-                .filter(|kept| kept.is(written, files.as_ref()));
+            let before = previous.and_then(|previous| previous.get(&written.name));
+            let kept = before.filter(|before| before.is(written, files.as_ref()));
+            (written, files, kept)
+        });
+        let found: Vec<_> = found.collect();
+        let is_kept = |model| found.iter().any(|(.., kept)| kept.is_some_and(|kept| Arc::ptr_eq(kept, model)));
+        // Models that go when the edit is taken, and serve until then.
+        let some_go =
+            previous.is_some_and(|previous| previous.iter().any(|model| model.is_loaded() && !is_kept(model)));
+        for (written, files, kept) in found {
             if let Some(kept) = kept {
                 loaded.push(kept.clone());
                 continue;
             }
-            match load_one(written, files, &memory, metrics, cache_dir).await {
+            let serves = previous.and_then(|previous| previous.get(&written.name)).is_some_and(|old| old.is_loaded());
+            match load_one(written, files, &memory, metrics, cache_dir, serves).await {
                 Ok(model) => loaded.push(model),
+                Err(ModelError::Room { model, source }) if some_go && source.needed <= source.limit => {
+                    errors.push(ModelError::Beside { model, source });
+                }
                 Err(e) => errors.push(e),
             }
         }
@@ -65,13 +76,15 @@ impl Models {
     }
 }
 
-/// A model as it is configured: loaded, or, where it is not kept warm, only judged.
+/// A model as it is configured: loaded, or, where it is not kept warm, only judged. `serves` says that another of its name
+/// does until this one takes its place.
 async fn load_one(
     written: &Model,
     files: Option<Identities>,
     memory: &Arc<ModelMemory>,
     metrics: &Metrics,
     cache_dir: Option<&Path>,
+    serves: bool,
 ) -> Result<Arc<LoadedModel>, ModelError> {
     let name = written.name.clone();
     let options = options(written, cache_dir)?;
@@ -101,14 +114,24 @@ async fn load_one(
     memory.enter(&model);
     if written.keep_warm {
         match model.load().await {
+            Ok(_) => {}
             // No fault of the configuration: the others serve meanwhile, and this one is tried again when it is needed.
-            Err(ModelError::Load { source: LoadError::Hangs { .. }, .. }) | Ok(_) => {}
+            Err(error) if !serves && is_for_a_hang(&error, memory) => {}
             Err(error) => return Err(error),
         }
     } else {
         tracing::info!(event = "model_on_demand", model = %name);
     }
     Ok(model)
+}
+
+/// Whether a device that hangs is why a model is not there.
+fn is_for_a_hang(error: &ModelError, memory: &ModelMemory) -> bool {
+    match error {
+        ModelError::Load { source: LoadError::Hangs { .. }, .. } | ModelError::Hangs { .. } => true,
+        ModelError::Room { .. } => memory.is_kept_from_us(),
+        _ => false,
+    }
 }
 
 fn engine_task(task: ModelTask) -> Task {

@@ -7,6 +7,7 @@ mod audit;
 mod log;
 mod metrics;
 pub mod names;
+mod seldom;
 mod time;
 mod trace;
 
@@ -17,5 +18,6 @@ pub use metrics::{
     BackendSample, BudgetSample, CertificateSample, EndpointMetrics, EndpointSample, EngineSample, LimitMetrics,
     ListenerMetrics, Metrics, ModelMetrics, QueueMetrics, RouteMetrics, Samples, Tokens,
 };
+pub use seldom::Seldom;
 pub use time::rfc3339_millis;
 pub use trace::{Kind, Span, TraceError, Tracer};

@@ -97,6 +97,12 @@ pub struct Cpu {
     forget: Option<Forget>,
 }
 
+/// Places that a query may attend to, in whole pages: of a sequence, or of rows that are attended both ways. Kernels write
+/// so many scores into the scratch that is taken for as many, so that both must ask here.
+fn most_attended(sizes: &Sizes) -> usize {
+    sizes.context.max(sizes.max_rows).next_multiple_of(PAGE)
+}
+
 fn refused(what: &str, e: &std::io::Error) -> LoadError {
     LoadError::Device { device: "CPU".into(), reason: format!("there is no memory for {what}: {e}") }
 }
@@ -224,8 +230,7 @@ impl Executor for Cpu {
         // Floats take four bytes a value, more than rounded ones with their scales, and may be of whole tiles only.
         let bytes = widest * self.sizes.max_rows.next_multiple_of(WHOLE) * size_of::<f32>();
         self.packed = self.memory.take(bytes).map_err(|e| refused("activations", &e))?;
-        let context = self.sizes.context.max(self.sizes.max_rows).next_multiple_of(PAGE);
-        let scores = attention::scratch(context, self.sizes.head_dim);
+        let scores = attention::scratch(most_attended(&self.sizes), self.sizes.head_dim);
         let scratch = scores.max(matmul::scratch(widest).div_ceil(size_of::<f32>()));
         self.scratch = (0..self.pool.threads())
             .map(|_| self.memory.take(scratch))

@@ -5,7 +5,7 @@ use super::matmul::Product;
 use super::memory::Piece;
 use super::pack::{self, Layout};
 use super::pool::Pool;
-use super::{ActId, Cpu, Index, MatrixId, PAGE, Place, RopeId, Rotation, VectorId, WHOLE, quantize};
+use super::{ActId, Cpu, Index, MatrixId, PAGE, Place, RopeId, Rotation, VectorId, WHOLE, most_attended, quantize};
 use crate::exec::Pairing;
 
 /// Values below which an operation is done by the calling thread: handing it out costs as much as some thousands.
@@ -302,7 +302,7 @@ impl Cpu {
             pages: self.batch.pages.as_ptr(),
             scale,
             window: window.map_or(usize::MAX, |window| (window as usize).max(1)),
-            context: s.context.max(s.max_rows).next_multiple_of(PAGE),
+            context: most_attended(&s),
         });
         let kernel = self.kernels.attention;
         let cost: usize = tiles.iter().map(|tile| (tile.position + tile.rows) * s.head_dim).sum();
@@ -365,7 +365,7 @@ impl Cpu {
             pages: pages.as_ptr(),
             scale,
             window: usize::MAX,
-            context: s.context.max(s.max_rows).next_multiple_of(PAGE),
+            context: most_attended(&s),
         });
         let Self { pool, scratch, .. } = self;
         let kernel = self.kernels.attention_f32;

@@ -2,17 +2,22 @@
 //! cores, a GPU tens of thousands of invocations that must all have something to do. A short measured run decides, not
 //! the name of the adapter, and what it found is kept beside the compiled pipelines.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::packed::{GROUP, Packed};
 use super::pipelines::{Kernel, Product};
-use super::shared::{SHARED_ROWS, TILE_ROWS};
-use super::{Gpu, Segment, cache, narrow, wide};
+use super::shared::{INVOCATIONS, MEMORY, SHARED_ROWS, TILE_ROWS};
+use super::{Gpu, STRETCH, Segment, cache, narrow, wide};
 use crate::EngineError;
 
 /// Rows of activations that share an unpacked block of weights in an invocation's registers.
 const LANE_ROWS: usize = 4;
+/// The same where a weight row is shared, for few rows and for more of them; beyond `MOST` rows tiles are quicker.
+const FEW: usize = 4;
+const MORE: usize = 8;
+const MOST: usize = 16;
 /// Products in a measured run, and how often it is run; the quickest counts.
 const PRODUCTS: usize = 4;
 const RUNS: usize = 2;
@@ -40,6 +45,19 @@ impl Family {
         }
     }
 
+    /// All its kernels.
+    fn products(self) -> &'static [Product] {
+        match self {
+            Self::Lanes => &[Product::Lane { rows: 1 }, Product::Lane { rows: LANE_ROWS }],
+            Self::Shared => &[
+                Product::Shared { rows: 1 },
+                Product::Shared { rows: FEW },
+                Product::Shared { rows: MORE },
+                Product::Tile,
+            ],
+        }
+    }
+
     /// The kernel for `rows` rows of activations and the workgroups that it takes for `weights` weight rows.
     pub(super) fn product(self, rows: usize, weights: usize) -> (Product, (usize, usize)) {
         let shared = |rows_at_once| {
@@ -51,31 +69,49 @@ impl Family {
                 (Product::Lane { rows: LANE_ROWS }, (weights.div_ceil(GROUP), rows.div_ceil(LANE_ROWS)))
             }
             (Self::Shared, 0..=1) => shared(1),
-            (Self::Shared, 2..=4) => shared(4),
-            (Self::Shared, 5..=16) => shared(8),
+            (Self::Shared, 2..=FEW) => shared(FEW),
+            (Self::Shared, ..=MOST) => shared(MORE),
             (Self::Shared, _) => (Product::Tile, (weights.div_ceil(GROUP), rows.div_ceil(TILE_ROWS))),
         }
     }
 }
 
 impl Gpu {
-    /// The family that this device runs products in, found the first time that it is asked for. It runs on the device, so
-    /// it belongs into a step that is watched.
-    pub(super) fn family(&mut self) -> Result<Family, EngineError> {
-        if let Some(family) = self.family {
-            return Ok(family);
+    /// Chooses the family that products run in, once. It runs on the device, so it belongs into a step that is watched.
+    pub(super) fn choose_family(&mut self) -> Result<(), EngineError> {
+        if self.family.is_some() {
+            return Ok(());
         }
         let family = match self.measured_before() {
             Some(family) => family,
             None => self.measure()?,
         };
         self.family = Some(family);
-        Ok(family)
+        self.compile_all(family);
+        Ok(())
+    }
+
+    /// Compiles what a later step may need and the first does not, so that no request waits for it.
+    fn compile_all(&mut self, family: Family) {
+        let all: HashSet<_> = self.matrices.iter().flatten().map(|segment| segment.packed).collect();
+        for packed in all {
+            family.products().iter().for_each(|product| self.compile(Kernel::Matmul(packed, *product)));
+        }
+        if family == Family::Shared && self.sizes.layers > 0 && self.sizes.context > STRETCH {
+            self.compile(Kernel::Attention { apart: true });
+            self.compile(Kernel::AttentionMerge);
+        }
     }
 
     /// Measures both families on a matrix of the kind that most weights are of.
     fn measure(&mut self) -> Result<Family, EngineError> {
         let Some((packed, at)) = self.typical() else { return Ok(Family::Lanes) };
+        let limits = self.device.limits();
+        if narrow(INVOCATIONS) > limits.max_compute_invocations_per_workgroup
+            || narrow(MEMORY) > limits.max_compute_workgroup_storage_size
+        {
+            return Ok(Family::Lanes);
+        }
         let [lanes, shared] = [self.time(Family::Lanes, packed, at, 1)?, self.time(Family::Shared, packed, at, 1)?];
         let family = if shared > lanes * FAR_SLOWER {
             Family::Lanes

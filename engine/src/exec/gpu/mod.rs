@@ -272,19 +272,19 @@ impl Gpu {
         self.dispatch((kernel, places), [width, 0, 0, 0, 0], groups);
     }
 
-    fn gathered_bytes(&self, rows: usize, stretches: usize) -> usize {
-        // An answer, its maximum and its sum.
-        rows * self.sizes.heads * stretches * (self.sizes.head_dim + 2) * 4
+    /// Bytes of what is gathered over so many stretches for so many heads of rows: an answer, its maximum and its sum.
+    fn gathered_bytes(&self, heads: usize, stretches: usize) -> usize {
+        heads * stretches * (self.sizes.head_dim + 2) * 4
     }
 
     /// How many workgroups share a head of a row: one for each stretch of places where a device is not kept busy
     /// otherwise, else one for all.
     fn stretches_apart(&self, window: usize) -> usize {
         let Some(step) = &self.step else { return 1 };
-        let rows = self.step_rows();
+        let heads = self.step_rows() * self.sizes.heads;
         let stretches = (step.farthest + 1).min(window).div_ceil(STRETCH);
-        let fits = self.gathered_bytes(rows, stretches) <= GATHERED;
-        let shared = self.family == Some(Family::Shared) && rows * self.sizes.heads < BUSY && fits;
+        let fits = self.gathered_bytes(heads, stretches) <= GATHERED;
+        let shared = self.family == Some(Family::Shared) && heads < BUSY && fits;
         if shared { stretches } else { 1 }
     }
 

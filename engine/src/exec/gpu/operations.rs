@@ -3,7 +3,7 @@
 use super::family::Family;
 use super::packed::{self, GROUP, Packed};
 use super::{
-    CHUNK, GATHERED, Gpu, Kernel, MAX_SEGMENTS, Place, Recording, STRETCH, Segment, Turns, cache, narrow, wide,
+    BUSY, CHUNK, GATHERED, Gpu, Kernel, MAX_SEGMENTS, Place, Recording, STRETCH, Segment, Turns, cache, narrow, wide,
 };
 use crate::artifact::Tensor;
 use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, PAGE, Pairing, Rope, RopeId, VectorId};
@@ -83,7 +83,10 @@ impl Executor for Gpu {
         let storage = wgpu::BufferUsages::STORAGE;
         self.quants =
             Some((self.storage("rounded activations", values, storage)?, self.storage("scales", values / 4, storage)?));
-        let gathered = self.gathered_bytes(self.sizes.max_rows, self.sizes.context.div_ceil(STRETCH)).min(GATHERED);
+        let stretches = self.sizes.context.div_ceil(STRETCH);
+        let heads = (self.sizes.max_rows * self.sizes.heads).min(BUSY);
+        let gathered = if self.sizes.layers > 0 && stretches > 1 { self.gathered_bytes(heads, stretches) } else { 0 };
+        let gathered = gathered.min(GATHERED);
         self.gathered = Some(self.storage("what attention gathers", gathered, storage)?);
         match self.faults.take() {
             None => Ok(()),
@@ -96,7 +99,7 @@ impl Executor for Gpu {
         if !self.sizes.hold(batch) {
             return Err(EngineError::Device("a step outside of the model's sizes was refused".into()));
         }
-        self.family()?;
+        self.choose_family()?;
         let types = batch.types.iter().copied().chain(std::iter::repeat(0));
         let rows: Vec<[u32; 4]> =
             batch.rows.iter().zip(types).map(|(row, kind)| [row.token, row.position, row.slot, kind]).collect();

@@ -17,8 +17,9 @@ const CHUNKS: usize = 16;
 pub(super) const SHARED_ROWS: usize = 16;
 /// Rows of activations of a tile; its weight rows are a group.
 pub(super) const TILE_ROWS: usize = 32;
-/// Invocations of a workgroup.
-const INVOCATIONS: usize = 256;
+/// Invocations of a workgroup, and bytes of its memory that any of these kernels takes at most.
+pub(super) const INVOCATIONS: usize = 256;
+pub(super) const MEMORY: usize = 16 << 10;
 /// Units that a tile has in workgroup memory at a time.
 const QUANT_UNITS: usize = 2;
 const FLOAT_UNITS: usize = 8;

@@ -1,6 +1,7 @@
 //! A device that fails, panics or hangs ends the requests that run on it and nothing else.
 
 use super::*;
+use crate::device;
 
 #[test]
 fn a_device_that_fails_is_set_up_again_and_only_its_requests_fail() {
@@ -119,6 +120,47 @@ fn a_device_that_hangs_in_its_first_step_is_not_waited_for() {
         let fault = scene.err().unwrap();
         assert!(matches!(fault, LoadError::Hangs { kind: "discrete GPU", .. }), "{fault}");
         assert!(started.elapsed() < Duration::from_secs(3), "it was told before the device came back");
+    }
+}
+
+#[test]
+fn what_is_held_for_a_models_memory_is_held_until_its_thread_has_given_it_back() {
+    let wait = Duration::from_secs(30);
+    let (faults, dropped) = Faults::default().held();
+    let scene = Scene::with(sizes(2, 8 * PAGE, 20), &options(8), World::default(), faults).unwrap();
+    // A device that is set up again is the same model.
+    scene.faults.lock().unwrap().next.push_back(Fault::Error);
+    assert!(all(&scene.submit(Generate::new(words(1, 1, 4)))).end.is_err());
+    ready_again(&scene.handle, 1);
+    assert!(dropped.try_recv().is_err());
+    drop(scene);
+    assert_eq!(dropped.recv_timeout(wait), Ok(0), "the memory goes first");
+
+    let hang = Duration::from_secs(3);
+    let (faults, dropped) = Faults::first(Fault::Hang(hang)).held();
+    let options = LoadOptions { name: "hangs, with memory".into(), ..options(8) };
+    let started = Instant::now();
+    assert!(Scene::with(sizes(2, 8 * PAGE, 20), &options, World::default(), faults).is_err());
+    let early = dropped.try_recv();
+    assert!(early.is_err() || started.elapsed() >= hang, "the thread that hangs has the memory");
+    assert_eq!(early.or_else(|_| dropped.recv_timeout(wait)), Ok(0));
+}
+
+#[test]
+fn a_device_that_hangs_is_left_alone_until_its_own_thread_has_come_back() {
+    let (hang, name) = (Duration::from_secs(3), "hangs, for one of two");
+    let options = LoadOptions { name: name.into(), ..options(8) };
+    let scene = |faults| Scene::with(sizes(2, 8 * PAGE, 20), &options, World::default(), faults);
+    let refused = || device::refuse_gpu(name, "discrete GPU").is_err();
+    let started = Instant::now();
+    assert!(scene(Faults::first(Fault::Hang(hang))).is_err());
+    assert!(refused() || started.elapsed() >= hang);
+    // One that was being loaded meanwhile.
+    assert!(scene(Faults::default()).is_ok());
+    assert!(refused() || started.elapsed() >= hang, "another engine's first run says nothing of this one's");
+    while refused() {
+        assert!(started.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -5,7 +5,7 @@
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_otlp::WithExportConfig;
@@ -14,11 +14,11 @@ use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider, Span, SpanData, SpanExporter, SpanProcessor,
 };
-use parking_lot::Mutex;
 use tokio::runtime::{Handle, Runtime};
 
 use super::TraceError;
 use super::plan::Plan;
+use crate::telemetry::Seldom;
 
 /// Spans that wait for the collector; further ones are dropped. With at most some kilobytes a span (`MAX_TEXT`) these
 /// are some 20 MB in the worst case.
@@ -29,8 +29,6 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 const EXPORT_EVERY: Duration = Duration::from_millis(500);
 /// Longest time that the end of a tracer waits for its last spans.
 const FLUSH: Duration = Duration::from_secs(2);
-/// Lost spans are told no more often than this.
-const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Provider and runtime of one plan. Dropping it sends what waits, in the background.
 pub(super) struct Pipeline {
@@ -80,7 +78,7 @@ impl Pipeline {
             exporter()?
         };
         let waiting = Arc::new(AtomicUsize::new(0));
-        let lost = Arc::new(Lost { dropped: dropped.clone(), told: Mutex::new(Told::default()) });
+        let lost = Arc::new(Lost { dropped: dropped.clone(), told: Seldom::default() });
         let bounded = Bounded { exporter, handle, waiting: waiting.clone(), lost: lost.clone() };
         let batch = BatchConfigBuilder::default().with_max_queue_size(QUEUE).with_scheduled_delay(EXPORT_EVERY).build();
         let batches = BatchSpanProcessor::builder(bounded).with_batch_config(batch).build();
@@ -141,29 +139,19 @@ fn resource() -> Resource {
 #[derive(Debug)]
 struct Lost {
     dropped: Arc<AtomicU64>,
-    told: Mutex<Told>,
-}
-
-#[derive(Debug, Default)]
-struct Told {
-    at: Option<Instant>,
-    spans: u64,
+    told: Seldom,
 }
 
 impl Lost {
     fn add(&self, spans: usize, why: &dyn std::fmt::Display) {
         let spans = u64::try_from(spans).unwrap_or(u64::MAX);
         self.dropped.fetch_add(spans, Ordering::Relaxed);
-        // Whoever else is telling has told enough.
-        let Some(mut told) = self.told.try_lock() else { return };
-        told.spans = told.spans.saturating_add(spans);
-        if told.at.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+        self.told.add(spans, |spans| {
             tracing::warn!(
-                event = "traces_not_sent", spans = told.spans, error = %why,
+                event = "traces_not_sent", spans, error = %why,
                 "the collector does not take spans; they are dropped and counted in spillway_spans_dropped_total"
             );
-            *told = Told { at: Some(Instant::now()), spans: 0 };
-        }
+        });
     }
 }
 
