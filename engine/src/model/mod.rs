@@ -64,9 +64,9 @@ pub(crate) fn task(file: &ModelFile) -> Task {
     }
 }
 
-/// Rows of the table of a decoder; `None` for an encoder.
-pub(crate) fn table_rows(file: &ModelFile) -> Result<Option<usize>, LoadError> {
-    if task(file) == Task::Generate { shape::vocabulary(file).map(Some) } else { Ok(None) }
+/// Rows of a model's table of embeddings.
+pub(crate) fn table_rows(file: &ModelFile) -> Result<usize, LoadError> {
+    shape::vocabulary(file)
 }
 
 /// An encoder on a device, ready to run.

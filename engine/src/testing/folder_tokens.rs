@@ -200,6 +200,9 @@ fn what_stands_around_a_text_is_what_the_post_processor_says() {
     folder.edit("tokenizer.json", |json| json["post_processor"]["special_tokens"]["<s>"]["ids"] = json!([7_000_000]));
     let refused = Tokenizer::new(&ModelFile::open(folder.path()).unwrap()).err().unwrap().to_string();
     assert!(refused.contains("puts a token 7000000 around a text"), "{refused}");
+    folder.edit("tokenizer.json", |json| json["post_processor"]["special_tokens"] = json!({}));
+    let refused = Tokenizer::new(&ModelFile::open(folder.path()).unwrap()).err().unwrap().to_string();
+    assert!(refused.contains("post-processor") && refused.contains("is not sound"), "{refused}");
     folder.edit("tokenizer.json", |json| json["post_processor"] = Value::Null);
     folder.write("tokenizer_config.json", &json!({"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": true}));
     assert_eq!(read(), word);

@@ -62,3 +62,20 @@ fn what_the_fuzz_targets_begin_with_is_taken() {
         assert!(models.iter().any(|model| is_taken(write(model, Some(&bytes)).path())), "{}", json.display());
     }
 }
+
+#[test]
+fn an_encoder_whose_tokenizer_knows_more_than_its_table_is_refused() {
+    let folders = seeds("folder");
+    let bert = folders.iter().find(|seed| seed.ends_with("bert")).unwrap();
+    let json = seeds("tokenizer").into_iter().find(|seed| seed.ends_with("wordpiece.json")).unwrap();
+    let json = std::fs::read_to_string(json).unwrap();
+    let refused = |number: &str| {
+        let json = json.replace("\"##s\":6", &format!("\"##s\":{number}"));
+        let folder = write(bert, Some(json.as_bytes()));
+        Tokenizer::new(&ModelFile::open(folder.path()).unwrap()).err().map(|e| e.to_string())
+    };
+    assert_eq!(refused("6"), None);
+    let told = refused("7").unwrap();
+    assert!(told.contains("numbers 8 tokens and its table has 7 rows"), "{told}");
+    assert!(refused("4294967295").is_some());
+}

@@ -15,8 +15,9 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 use super::gguf::{Header, Layout, MetaValue, TensorEntry};
+use super::is_file;
+use super::kind::Other;
 use super::types::TensorType;
-use super::{Other, is_file};
 use crate::LoadError;
 use decoder::Decoder;
 

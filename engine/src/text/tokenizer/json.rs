@@ -1,6 +1,8 @@
 //! A `tokenizer.json`, which says how text becomes tokens in full: the `tokenizers` crate does it. What is added here is
 //! what that crate has no notion of: a caller's text never holds a control token, and each token has bytes of its own.
 
+use std::panic::AssertUnwindSafe;
+
 use tokenizers::{AddedToken, Encoding, PreTokenizerWrapper, Token};
 
 use super::{ENDS, MAX_TOKENS, Marks, Tokenizer, bpe, marks_turns, spm, text};
@@ -43,14 +45,13 @@ impl Json {
 
     pub(super) fn encode(&self, text: &str, begins: bool, tokens: &mut Vec<u32>) -> tokenizers::Result<()> {
         let tokenizer = self.inner.as_ref().filter(|_| !begins).unwrap_or(&self.tokenizer);
-        for token in tokenizer.encode_fast(text, false)?.get_ids() {
+        for token in cut(tokenizer, text)?.get_ids() {
             match self.control.binary_search_by_key(token, |(id, _)| *id).ok().and_then(|at| self.control.get(at)) {
                 // Written out by a caller, as it is or so that normalising makes it that: spelt in its characters. What is
                 // not known is the one that a model gives by itself.
                 Some((_, control)) if !UNKNOWN.contains(&control.as_str()) || text.contains(control.as_str()) => {
                     for c in control.chars() {
-                        let encoding = tokenizer.encode_fast(c.encode_utf8(&mut [0; 4]) as &str, false)?;
-                        tokens.extend_from_slice(encoding.get_ids());
+                        tokens.extend_from_slice(cut(tokenizer, c.encode_utf8(&mut [0; 4]))?.get_ids());
                     }
                 }
                 _ => tokens.push(*token),
@@ -60,11 +61,19 @@ impl Json {
     }
 }
 
+/// A text by the crate, which may panic on what a damaged file has it do.
+fn cut(tokenizer: &tokenizers::Tokenizer, text: &str) -> tokenizers::Result<Encoding> {
+    std::panic::catch_unwind(AssertUnwindSafe(|| tokenizer.encode_fast(text, false)))
+        .unwrap_or_else(|_| Err("its `tokenizer.json` is not sound".into()))
+}
+
 /// What its post-processor puts before and after a text.
 fn around(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), LoadError> {
     let text = Encoding::from_tokens(vec![Token::new(0, "a".into(), (0, 1))], 0);
-    let whole = tokenizer
-        .post_process(text, None, true)
+    // The crate panics where a template names a token that the file does not tell of.
+    let processed = AssertUnwindSafe(|| tokenizer.post_process(text, None, true));
+    let whole = std::panic::catch_unwind(processed)
+        .map_err(|_| file.corrupt("the post-processor of its `tokenizer.json` is not sound"))?
         .map_err(|e| file.unsupported(format!("its `tokenizer.json` puts nothing sound around a text: {e}")))?;
     let is_special = |(_, special): &(u32, u32)| *special != 0;
     let tokens = || whole.get_ids().iter().copied().zip(whole.get_special_tokens_mask().iter().copied());
@@ -74,18 +83,19 @@ fn around(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<(Vec<u3
 }
 
 /// Tokens of a tokenizer. Its numbers may have holes; a token is one of the numbers below this.
-fn count(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<usize, LoadError> {
+fn count(tokenizer: &tokenizers::Tokenizer) -> usize {
     let tokens = tokenizer.get_vocab(true).into_values().max().map_or(0, |last| last.saturating_add(1));
-    let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-    if tokens > MAX_TOKENS {
-        return Err(file.corrupt(format!("its `tokenizer.json` numbers tokens up to {tokens}")));
-    }
-    Ok(tokens)
+    usize::try_from(tokens).unwrap_or(usize::MAX)
 }
 
-/// That of an encoder; what it puts around a text is put there by [`Tokenizer::encode_text`].
-pub(super) fn of_encoder(file: &ModelFile, json: &[u8]) -> Result<Tokenizer, LoadError> {
+/// That of an encoder, whose table of embeddings has so many rows; what it puts around a text is put there by
+/// [`Tokenizer::encode_text`].
+pub(super) fn of_encoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<Tokenizer, LoadError> {
     let tokenizer = Json::read(file, json)?;
+    let tokens = count(&tokenizer);
+    if tokens > rows.min(MAX_TOKENS) {
+        return Err(file.corrupt(format!("its `tokenizer.json` numbers {tokens} tokens and its table has {rows} rows")));
+    }
     let find = |name: &str, other: &str| {
         let found = tokenizer.token_to_id(name).or_else(|| tokenizer.token_to_id(other));
         found.ok_or_else(|| file.unsupported(format!("its `tokenizer.json` has neither `{name}` nor `{other}`")))
@@ -93,7 +103,7 @@ pub(super) fn of_encoder(file: &ModelFile, json: &[u8]) -> Result<Tokenizer, Loa
     let (bos, eos) = (find("[CLS]", "<s>")?, find("[SEP]", "</s>")?);
     Ok(Tokenizer {
         bytes: Vec::new(),
-        bounds: vec![0; count(file, &tokenizer)?],
+        bounds: vec![0; tokens],
         control: None,
         control_texts: Vec::new(),
         user_defined: None,

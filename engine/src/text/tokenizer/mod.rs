@@ -15,7 +15,7 @@ use json::Json;
 use spm::SentencePiece;
 use wordpiece::WordPiece;
 
-use crate::{LoadError, PromptError};
+use crate::{LoadError, PromptError, Task};
 
 /// `tokenizer.ggml.token_type`: what stands for no text, what a text is cut at, what stands for one byte.
 const UNKNOWN: f64 = 2.0;
@@ -156,9 +156,10 @@ impl Tokenizer {
     /// Takes the tokenizer of a file.
     pub fn new(file: &ModelFile) -> Result<Self, LoadError> {
         if let Some(json) = file.tokenizer_json()? {
-            return match crate::model::table_rows(file)? {
-                None => json::of_encoder(file, &json),
-                Some(rows) => json::of_decoder(file, &json, rows),
+            let rows = crate::model::table_rows(file)?;
+            return match crate::model::task(file) {
+                Task::Generate => json::of_decoder(file, &json, rows),
+                Task::Embed | Task::Classify => json::of_encoder(file, &json, rows),
             };
         }
         let vocabulary = Vocabulary::of(file)?;
