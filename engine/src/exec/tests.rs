@@ -336,6 +336,18 @@ pub(super) fn attention_far_back<E: Tested>(make: impl Fn(Sizes) -> E) {
             assert_eq!(both.tested.read(attended), together[row * height..(row + 1) * height], "{name}");
         }
     }
+    // Heads of more than 64 words, one row.
+    let sizes = Sizes { heads: 2, kv_heads: 1, head_dim: 140, ..sizes };
+    let mut both = Both::new(sizes, make(sizes), 7);
+    let (qkv, attended) = (both.place(sizes.qkv_width()), both.place(sizes.heads * sizes.head_dim));
+    both.tested.ready().unwrap();
+    for from in [0, 190] {
+        both.compare("keys and values", &step(from..from + 190), &[qkv], qkv, |e| e.rope_store(qkv, None, 0));
+    }
+    both.compare("attention of wide heads", &step(380..381), &[qkv], attended, |e| {
+        e.rope_store(qkv, None, 0);
+        e.attention(qkv, 0, 0.3, None, attended);
+    });
 }
 
 #[test]

@@ -62,12 +62,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             workgroupBarrier();
             weights[lane] = exp(score - most_here);
             workgroupBarrier();
-            total_here *= keep;
             first_here *= keep;
             second_here *= keep;
+            var tile_total = 0.0;
             for (var i = 0u; i < count; i++) {
                 let weight = weights[i];
-                total_here += weight;
+                tile_total += weight;
                 if (lane < WORDS) {
                     first_here = fma(vec2<f32>(weight), value(places[i] + lane), first_here);
                 }
@@ -75,6 +75,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     second_here = fma(vec2<f32>(weight), value(places[i] + lane + 64u), second_here);
                 }
             }
+            total_here = fma(total_here, keep, tile_total);
             workgroupBarrier();
         }
         let both = max(most, most_here);

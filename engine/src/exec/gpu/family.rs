@@ -18,9 +18,15 @@ const LANE_ROWS: usize = 4;
 const FEW: usize = 4;
 const MORE: usize = 8;
 const MOST: usize = 16;
-/// Products in a measured run, and how often it is run; the quickest counts.
-const PRODUCTS: usize = 4;
+/// Products of the first run, which is not counted and pays for what is prepared; those that are counted have so many that
+/// they take about as long as this, in which what it costs to submit one is lost.
+const PRODUCTS: u32 = 4;
+const MOST_PRODUCTS: u32 = 512;
+const RUN: Duration = Duration::from_millis(4);
+/// How often a run is counted; the quickest counts.
 const RUNS: usize = 2;
+/// Rows of activations of a run with many, where what they give takes no more than a moment's bytes.
+const MANY: usize = 64;
 /// Bytes of a matrix that any device reads in a moment.
 const MOMENT: u64 = 4 << 20;
 /// A family that takes so many times what another takes for one row is not asked how long it takes for many.
@@ -82,13 +88,32 @@ impl Gpu {
         if self.family.is_some() {
             return Ok(());
         }
-        let family = match self.measured_before() {
-            Some(family) => family,
-            None => self.measure()?,
+        let (family, why) = if !self.may_share() {
+            (Family::Lanes, "its limits")
+        } else if let Some(family) = self.measured_before() {
+            (family, "measured before")
+        } else {
+            (self.measure()?, "measured")
         };
-        self.family = Some(family);
         self.compile_all(family);
+        let refused = if family == Family::Shared { self.faults.take() } else { None };
+        let family = refused.map_or(family, |reason| self.without_shared(&reason));
+        tracing::info!(event = "products_chosen", device = %self.info.name, family = family.name(), why);
+        self.family = Some(family);
         Ok(())
+    }
+
+    /// Whether the device's limits allow shared products.
+    fn may_share(&self) -> bool {
+        let limits = self.device.limits();
+        narrow(INVOCATIONS) <= limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x)
+            && narrow(MEMORY) <= limits.max_compute_workgroup_storage_size
+    }
+
+    /// The other family, on a device that cannot run this one.
+    fn without_shared(&self, reason: &str) -> Family {
+        tracing::warn!(event = "products_refused", device = %self.info.name, family = Family::Shared.name(), reason);
+        Family::Lanes
     }
 
     /// Compiles what a later step may need and the first does not, so that no request waits for it.
@@ -103,38 +128,34 @@ impl Gpu {
         }
     }
 
-    /// Measures both families on a matrix of the kind that most weights are of.
+    /// Measures both families on a matrix of the kind that most weights are of. A device that cannot run one of them runs
+    /// the other.
     fn measure(&mut self) -> Result<Family, EngineError> {
         let Some((packed, at)) = self.typical() else { return Ok(Family::Lanes) };
-        let limits = self.device.limits();
-        if narrow(INVOCATIONS) > limits.max_compute_invocations_per_workgroup
-            || narrow(MEMORY) > limits.max_compute_workgroup_storage_size
-        {
-            return Ok(Family::Lanes);
-        }
-        let [lanes, shared] = [self.time(Family::Lanes, packed, at, 1)?, self.time(Family::Shared, packed, at, 1)?];
+        let lanes = self.time(Family::Lanes, packed, at, 1)?;
+        let shared = match self.time(Family::Shared, packed, at, 1) {
+            Ok(shared) => shared,
+            Err(e) => return Ok(self.without_shared(&e.to_string())),
+        };
         let family = if shared > lanes * FAR_SLOWER {
             Family::Lanes
         } else if lanes > shared * FAR_SLOWER {
             Family::Shared
         } else {
-            let rows = self.sizes.max_rows.min(64);
-            let many = [self.time(Family::Lanes, packed, at, rows)?, self.time(Family::Shared, packed, at, rows)?];
-            let [many_lanes, many_shared] = many.map(|took| took.as_secs_f64());
+            let many_lanes = self.time(Family::Lanes, packed, at, MANY)?.as_secs_f64();
+            let many_shared = match self.time(Family::Shared, packed, at, MANY) {
+                Ok(shared) => shared.as_secs_f64(),
+                Err(e) => return Ok(self.without_shared(&e.to_string())),
+            };
             // Answers and prompts count alike, each in proportion.
             match shared.as_secs_f64() * many_shared < lanes.as_secs_f64() * many_lanes {
                 true => Family::Shared,
                 false => Family::Lanes,
             }
         };
-        tracing::info!(
-            event = "products_measured",
-            device = %self.info.name,
-            lanes_us = lanes.as_micros(),
-            shared_us = shared.as_micros(),
-            chosen = family.name(),
-        );
-        if let Some(path) = self.kept_at(packed) {
+        let (lanes_us, shared_us) = (lanes.as_micros(), shared.as_micros());
+        tracing::debug!(event = "products_measured", device = %self.info.name, lanes_us, shared_us);
+        if let Some(path) = self.kept_at() {
             cache::replace(&path, family.name().as_bytes());
         }
         Ok(family)
@@ -142,13 +163,15 @@ impl Gpu {
 
     /// What was measured by an earlier process.
     fn measured_before(&self) -> Option<Family> {
-        let (packed, _) = self.typical()?;
-        let told = std::fs::read(self.kept_at(packed)?).ok()?;
+        let told = std::fs::read(self.kept_at()?).ok()?;
         Family::ALL.into_iter().find(|family| family.name().as_bytes() == told)
     }
 
-    pub(super) fn kept_at(&self, packed: Packed) -> Option<PathBuf> {
-        let identity = format!("{}|products|{packed:?}", self.identity);
+    /// The file of what was measured on such a matrix: of this packing, and about as large.
+    pub(super) fn kept_at(&self) -> Option<PathBuf> {
+        let (packed, (matrix, segment)) = self.typical()?;
+        let bytes = self.matrices.get(matrix)?.get(segment)?.words.size();
+        let identity = format!("{}|products|{packed:?}|{}", self.identity, bytes.max(1).ilog2());
         Some(cache::path(self.cache_dir.as_deref()?, "products", &identity))
     }
 
@@ -168,7 +191,7 @@ impl Gpu {
         Some((packed, at))
     }
 
-    /// The quickest of some runs of products of one matrix with `rows` rows of activations.
+    /// How long a product of one matrix with `rows` rows of activations takes.
     fn time(
         &mut self,
         family: Family,
@@ -179,6 +202,8 @@ impl Gpu {
         let gone = || EngineError::Device("a product could not be measured".into());
         let segment = self.matrices.get(matrix).and_then(|segments| segments.get(segment)).ok_or_else(gone)?;
         let (columns, weights, words) = (segment.columns, segment.rows, segment.words.clone());
+        let fitting = usize::try_from(MOMENT).unwrap_or(usize::MAX) / (weights * 4).max(1);
+        let rows = rows.min(self.sizes.max_rows).min(fitting.max(1));
         let (product, (x, y)) = family.product(rows, weights);
         let kernel = Kernel::Matmul(packed, product);
         self.compile(kernel);
@@ -207,25 +232,28 @@ impl Gpu {
             entries: &entries,
         });
         let params = [rows, columns / packed.unit().0, weights, weights, 0, 0].map(narrow);
-        let mut quickest = Duration::MAX;
-        // The first run pays for what is prepared.
-        for run in 0..=RUNS {
+        let run = |products: u32| {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
                 pass.set_pipeline(pipeline);
                 pass.set_bind_group(0, &group, &[]);
                 pass.set_immediates(0, bytemuck::cast_slice(&params));
-                for _ in 0..PRODUCTS {
+                for _ in 0..products {
                     pass.dispatch_workgroups(narrow(x), narrow(y), 1);
                 }
             }
             let began = Instant::now();
             self.queue.submit([encoder.finish()]);
             self.wait()?;
-            if run > 0 {
-                quickest = quickest.min(began.elapsed());
-            }
+            Ok::<_, EngineError>(began.elapsed() / products)
+        };
+        run(PRODUCTS)?;
+        let about = run(PRODUCTS)?.as_nanos().max(1);
+        let products = u32::try_from(RUN.as_nanos() / about).unwrap_or(u32::MAX).clamp(PRODUCTS, MOST_PRODUCTS);
+        let mut quickest = Duration::MAX;
+        for _ in 0..RUNS {
+            quickest = quickest.min(run(products)?);
         }
         Ok(quickest)
     }

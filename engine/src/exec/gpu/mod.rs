@@ -252,6 +252,11 @@ impl Gpu {
         Ok(buffer)
     }
 
+    /// Workgroups of a dispatch in one direction, at most.
+    fn most_workgroups(&self) -> usize {
+        usize::try_from(self.device.limits().max_compute_workgroups_per_dimension).unwrap_or(usize::MAX)
+    }
+
     /// Bytes of the largest buffer that a kernel may be given.
     fn largest(&self) -> u64 {
         let limits = self.device.limits();
@@ -283,7 +288,8 @@ impl Gpu {
         let Some(step) = &self.step else { return 1 };
         let heads = self.step_rows() * self.sizes.heads;
         let stretches = (step.farthest + 1).min(window).div_ceil(STRETCH);
-        let fits = self.gathered_bytes(heads, stretches) <= GATHERED;
+        let fits =
+            self.gathered_bytes(heads, stretches) <= GATHERED && self.sizes.heads * stretches <= self.most_workgroups();
         let shared = self.family == Some(Family::Shared) && heads < BUSY && fits;
         if shared { stretches } else { 1 }
     }

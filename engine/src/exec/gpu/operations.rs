@@ -2,6 +2,7 @@
 
 use super::family::Family;
 use super::packed::{self, GROUP, Packed};
+use super::shared::SHARED_ROWS;
 use super::{
     BUSY, CHUNK, GATHERED, Gpu, Kernel, MAX_SEGMENTS, Place, Recording, STRETCH, Segment, Turns, cache, narrow, wide,
 };
@@ -19,6 +20,7 @@ impl Executor for Gpu {
             let (packed, columns) = (Packed::of(first.kind), first.columns);
             let group_bytes = packed.group_bytes(columns);
             let fitting = usize::try_from(self.largest()).unwrap_or(usize::MAX) / group_bytes.max(1);
+            let fitting = fitting.min(self.most_workgroups() * SHARED_ROWS / GROUP);
             let mut left = group.iter().map(|part| part.rows).sum::<usize>();
             let mut data = packed::rows(group);
             while left > 0 {

@@ -2,13 +2,12 @@
 //! tile of weights into its memory for a tile of activations.
 //!
 //! The units of a row are cut into [`CHUNKS`] chunks of one length. A sum is taken unit by unit within a chunk, then chunk
-//! by chunk, whichever kernel takes it and whatever the other rows are, and what is added is written as `fma`, so that no
-//! compiler is free to round it in one kernel and not in another: a row gives the same bits alone and in company.
+//! by chunk, whichever kernel takes it and whatever the other rows are: a row gives the same bits alone and in company.
 
 use std::fmt::Write;
 
 use super::packed::{GROUP, Packed};
-use super::source::{unpack, with_sizes};
+use super::source::{add_floats, add_unit, unpack, with_sizes};
 use crate::exec::Sizes;
 
 /// Parts of a row whose sums are taken apart.
@@ -48,24 +47,6 @@ fn begin(packed: Packed) -> String {
          }}\n",
         CHUNKS - 1
     )
-}
-
-/// Adds the products of a unit to `sum`: `low` and `high` are the integer sums of its halves, `weight` and `x` the scales.
-fn add_unit(packed: Packed, sum: &str, weight: &str, x: &str) -> String {
-    match packed {
-        Packed::W4 | Packed::W5 => {
-            format!("{sum} = fma({weight}.x * {x}.x, f32(low + high), {sum}); {sum} = fma({weight}.y, {x}.y, {sum});")
-        }
-        Packed::W6 => format!(
-            "{sum} = fma({weight}.x * {x}.x, f32(low), {sum}); {sum} = fma({weight}.y * {x}.x, f32(high), {sum});"
-        ),
-        _ => format!("{sum} = fma({weight}.x * {x}.x, f32(low + high), {sum});"),
-    }
-}
-
-/// Adds the dot product of two units of floats to `sum`.
-fn add_floats(sum: &str, weights: &str, x: &str) -> String {
-    ["x", "y", "z", "w"].map(|c| format!("{sum} = fma({weights}.{c}, {x}.{c}, {sum});")).join(" ")
 }
 
 /// `out[r][offset + n] = w[n] . x[r]`: each chunk of a weight row has an invocation, `rows` rows of activations for each

@@ -132,7 +132,10 @@ pub(super) fn matmul(sizes: &Sizes, packed: Packed, tile: usize, subgroups: bool
     unpack(packed, &mut line);
     for t in 0..tile {
         if !packed.is_quantized() {
-            line(format_args!("sum{t} += dot(weights, x[row{t} + unit]);"));
+            line(format_args!(
+                "{{ let x{t} = x[row{t} + unit]; {} }}",
+                add_floats(&format!("sum{t}"), "weights", &format!("x{t}"))
+            ));
             continue;
         }
         line(format_args!("{{ let start = row{t} + unit; let xs = scales[start]; var low = 0; var high = 0;"));
@@ -144,12 +147,7 @@ pub(super) fn matmul(sizes: &Sizes, packed: Packed, tile: usize, subgroups: bool
                 if subgroups { format!("subgroupBroadcast(mine, {j}u)") } else { format!("quants[start * 8u + {j}u]") };
             line(format_args!("{} += dot4I8Packed(a{j}, {x});", if j < 4 { "low" } else { "high" }));
         }
-        let product = match packed {
-            Packed::W4 | Packed::W5 => "scale.x * xs.x * f32(low + high) + scale.y * xs.y",
-            Packed::W6 => "xs.x * (scale.x * f32(low) + scale.y * f32(high))",
-            _ => "scale.x * xs.x * f32(low + high)",
-        };
-        line(format_args!("sum{t} += {product}; }}"));
+        line(format_args!("{} }}", add_unit(packed, &format!("sum{t}"), "scale", "xs")));
     }
     line(format_args!("at += {}u;\n}}\nif (n >= p.b) {{ return; }}", words * GROUP));
     for t in 0..tile {
@@ -161,6 +159,25 @@ pub(super) fn matmul(sizes: &Sizes, packed: Packed, tile: usize, subgroups: bool
     }
     line(format_args!("}}"));
     with_sizes(sizes, &s)
+}
+
+/// Adds the products of a unit to `sum`: `low` and `high` are the integer sums of its halves, `weight` and `x` the scales. What is added
+/// is written as `fma`, so that no compiler is free to round it in one kernel and not in another.
+pub(super) fn add_unit(packed: Packed, sum: &str, weight: &str, x: &str) -> String {
+    match packed {
+        Packed::W4 | Packed::W5 => {
+            format!("{sum} = fma({weight}.x * {x}.x, f32(low + high), {sum}); {sum} = fma({weight}.y, {x}.y, {sum});")
+        }
+        Packed::W6 => format!(
+            "{sum} = fma({weight}.x * {x}.x, f32(low), {sum}); {sum} = fma({weight}.y * {x}.x, f32(high), {sum});"
+        ),
+        _ => format!("{sum} = fma({weight}.x * {x}.x, f32(low + high), {sum});"),
+    }
+}
+
+/// Adds the dot product of two units of floats to `sum`.
+pub(super) fn add_floats(sum: &str, weights: &str, x: &str) -> String {
+    ["x", "y", "z", "w"].map(|c| format!("{sum} = fma({weights}.{c}, {x}.{c}, {sum});")).join(" ")
 }
 
 /// Unpacks the unit at `at`: floats to `weights`, integers to four bytes each in `a0` to `a7` beside `scale`.

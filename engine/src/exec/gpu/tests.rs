@@ -95,7 +95,7 @@ fn what_was_measured_is_kept_for_the_next_process() {
         gpu
     };
     let first = begun(folder.path());
-    let kept = first.kept_at(Packed::F32).unwrap();
+    let kept = first.kept_at().unwrap();
     let chosen = first.family.unwrap();
     assert_eq!(std::fs::read(&kept).unwrap(), chosen.name().as_bytes());
     // What is kept is taken, and what is no family is measured again.
