@@ -202,9 +202,10 @@ impl Shape {
         self.types > 1
     }
 
-    /// Bytes of all places for activations.
+    /// Bytes of all places for activations, and of one more in which an executor packs what it multiplies.
     pub(crate) fn activation_bytes(&self) -> usize {
-        (MAX_ROWS * (6 * self.width + self.feed_forward) + MAX_TEXTS * (2 * self.width + self.outputs())) * 4
+        let packed = self.width.max(self.feed_forward);
+        (MAX_ROWS * (6 * self.width + self.feed_forward + packed) + MAX_TEXTS * (2 * self.width + self.outputs())) * 4
     }
 }
 

@@ -200,9 +200,11 @@ impl Shape {
         }
     }
 
-    /// Bytes of all places for activations.
+    /// Bytes of all places for activations, and of one more in which an executor packs what it multiplies.
     pub(crate) fn activation_bytes(&self, sizes: &Sizes) -> usize {
-        let row = 3 * self.width + sizes.qkv_width() + self.heads * self.head_dim + 3 * self.feed_forward;
+        let attended = self.heads * self.head_dim;
+        let packed = self.width.max(attended).max(self.feed_forward);
+        let row = 3 * self.width + sizes.qkv_width() + attended + 3 * self.feed_forward + packed;
         (sizes.max_rows * row + sizes.max_picks * (self.width + self.vocabulary)) * 4
     }
 }

@@ -19,6 +19,8 @@ struct Figure {
 pub(super) struct Cost {
     /// Steps of 1, 2, 3 to 4, 5 to 8, ... rows; nothing where none was measured.
     figures: [Option<Figure>; BUCKETS],
+    /// Most rows of a step so far.
+    most: usize,
 }
 
 #[allow(clippy::cast_precision_loss, reason = "rows are few")]
@@ -30,6 +32,7 @@ impl Cost {
     /// A step of so many rows took so long.
     pub(super) fn measured(&mut self, rows: usize, took: Duration) {
         let bucket = usize::try_from(rows.max(1).next_power_of_two().trailing_zeros()).unwrap_or(BUCKETS);
+        self.most = self.most.max(rows);
         let Some(figure) = self.figures.get_mut(bucket.min(BUCKETS - 1)) else { return };
         let (rows, seconds) = (float(rows), took.as_secs_f64());
         match figure {
@@ -63,8 +66,10 @@ impl Cost {
         Duration::from_secs_f64(seconds.clamp(0.0, 3600.0))
     }
 
-    /// Most rows, of `least` to `most`, that a step can have and still end within `budget`.
+    /// Most rows, of `least` to `most`, that a step can have and still end within `budget`. What more than twice the most
+    /// rows so far cost, nobody knows: a few rows cost little more than one, many do not.
     pub(super) fn rows_within(&self, budget: Duration, least: usize, most: usize) -> usize {
+        let most = if self.most == 0 { most } else { most.min(2 * self.most) };
         let (mut low, mut high) = (least, most.max(least));
         while low < high {
             let middle = low + (high - low).div_ceil(2);
@@ -94,6 +99,9 @@ mod tests {
         assert_eq!(cost.of(16), ms(40));
         assert_eq!(cost.rows_within(ms(40), 1, 64), 16);
         assert_eq!(cost.rows_within(ms(1), 3, 64), 3, "what must run does");
+        assert_eq!(cost.rows_within(ms(900), 1, 64), 16, "what so many cost is not known");
+        cost.measured(16, ms(40));
+        cost.measured(32, ms(72));
         assert_eq!(cost.rows_within(ms(900), 1, 64), 64);
         // The device becomes slower, and that is noticed.
         for _ in 0..60 {
