@@ -316,12 +316,15 @@ impl Engine {
     }
 }
 
-/// Refuses what hangs before anybody makes room for it. Where the choice is ours another device takes its place.
+/// Refuses what hangs before anybody makes room for it. Where the choice is ours the processor takes a GPU's place.
 fn refuse_hanging(options: &LoadOptions) -> Result<(), LoadError> {
-    if options.device == DeviceChoice::Auto || !device::anything_hangs() {
+    if !device::anything_hangs() {
         return Ok(());
     }
     let found = model::device_for(&options.device)?;
+    if options.device == DeviceChoice::Auto && found.kind != CPU {
+        return Ok(());
+    }
     device::refuse(&Stuck::on(&found, &options.source), &found.name, found.kind)
 }
 

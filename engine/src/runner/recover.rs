@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,13 +42,15 @@ struct Ready {
     placement: Arc<Mutex<Placement>>,
     /// Says that what it runs on hangs, for as long as the thread is inside.
     mark: Arc<Mutex<Option<Mark>>>,
+    /// The first run is over: a later hang is no matter of the load's.
+    over: Arc<AtomicBool>,
 }
 
 impl Ready {
     /// For a model that was made there; the result comes out of the other end.
     fn new(source: &Path, placement: Arc<Mutex<Placement>>) -> (Self, Receiver<Result<(), LoadError>>) {
         let (told, wait) = sync_channel(1);
-        (Self { told, source: source.to_owned(), placement, mark: Arc::default() }, wait)
+        (Self { told, source: source.to_owned(), placement, mark: Arc::default(), over: Arc::default() }, wait)
     }
 
     fn device(&self) -> DeviceInfo {
@@ -69,6 +72,9 @@ impl Ready {
 
     /// A step hangs. True when it is one of the first run, which is given up.
     fn give_up(&self) -> bool {
+        if self.over.load(Ordering::Acquire) {
+            return false;
+        }
         let device = self.device();
         // First, so that whoever is told and tries again at once is refused.
         self.mark(Some(Mark::new(Stuck::on(&device, &self.source))));
@@ -82,6 +88,7 @@ impl Ready {
 
     /// The thread has come back from the driver, whatever became of those who waited.
     fn came_back(&self) {
+        self.over.store(true, Ordering::Release);
         self.mark(None);
     }
 

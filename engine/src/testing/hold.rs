@@ -41,9 +41,14 @@ fn it_is_asked_for_when_the_model_can_be_loaded_and_let_go_with_its_memory() {
 
     // Nobody makes room for a model that hangs already.
     let mark = Mark::new(Stuck::File(file.path().into()));
-    let hangs = load(options.clone()).err().unwrap();
-    assert!(matches!(hangs, LoadError::Hangs { kind: "CPU", .. }), "{hangs}");
-    assert_eq!(asked.get(), 2);
+    let mut devices = vec![DeviceChoice::Cpu];
+    // Where that is the processor too.
+    devices.extend(crate::device::no_gpu().map(|_| DeviceChoice::Auto));
+    for device in devices {
+        let hangs = load(LoadOptions { device, ..options.clone() }).err().unwrap();
+        assert!(matches!(hangs, LoadError::Hangs { kind: "CPU", .. }), "{hangs}");
+        assert_eq!(asked.get(), 2);
+    }
     drop(mark);
     assert!(load(options.clone()).is_ok());
 

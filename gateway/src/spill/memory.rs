@@ -19,7 +19,7 @@ const DEFAULT_QUARTERS: u64 = 3;
 
 /// How long the memory of an engine that was let go is waited for. Its thread needs some moments; one that needs longer is
 /// inside a driver, and nobody knows for how long.
-const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(5);
+const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(10);
 
 /// There is no room for a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -90,10 +90,11 @@ impl ModelMemory {
         self.counted.lock().taken
     }
 
-    /// Whether a thread has kept memory for too long that nobody wants any more: it hangs.
-    pub(super) fn is_kept_from_us(&self) -> bool {
+    /// Bytes that nobody wants any more and that threads have kept for too long: they hang.
+    pub(super) fn kept_from_us(&self) -> u64 {
         let counted = self.counted.lock();
-        counted.unwanted.len() > counted.expected().count()
+        let kept = counted.unwanted.values().filter(|(since, _)| since.elapsed() >= GIVEN_BACK_WITHIN);
+        kept.map(|(_, bytes)| *bytes).sum()
     }
 
     /// This one may be unloaded for others.
@@ -330,9 +331,9 @@ mod tests {
         assert!(began.elapsed() < GIVEN_BACK_WITHIN);
         // And not for ever.
         assert_eq!(memory.take(40).err(), Some(NoRoom { needed: 40, taken: 80, limit: 100 }));
-        assert!(memory.is_kept_from_us());
+        assert_ne!(memory.kept_from_us(), 0);
         drop((lost, hold));
-        assert!(!memory.is_kept_from_us() && kept.is_free());
+        assert!(memory.kept_from_us() == 0 && kept.is_free());
         assert_eq!(memory.taken(), 50);
     }
 

@@ -313,6 +313,11 @@ impl LoadedModel {
         Ok(place)
     }
 
+    /// Gives back the place of one that is kept warm, for the one that is to replace it. It finds another if it is needed.
+    pub(super) fn give_place_back(&self) {
+        drop(self.state.lock().place.take());
+    }
+
     /// Since when nobody has needed it, and the bytes that it holds, where it may be unloaded.
     pub(super) fn idle(&self) -> Option<(Instant, u64)> {
         let state = self.state.lock();

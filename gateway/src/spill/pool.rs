@@ -48,7 +48,12 @@ impl Models {
                 loaded.push(kept.clone());
                 continue;
             }
-            let serves = previous.and_then(|previous| previous.get(&written.name)).is_some_and(|old| old.is_loaded());
+            let old = previous.and_then(|previous| previous.get(&written.name));
+            let serves = old.is_some_and(|old| old.is_loaded());
+            if let Some(old) = old.filter(|_| !serves) {
+                // It keeps room for an engine that it does not have.
+                old.give_place_back();
+            }
             match load_one(written, files, &memory, metrics, cache_dir, serves).await {
                 Ok(model) => loaded.push(model),
                 Err(ModelError::Room { model, source }) if some_go && source.needed <= source.limit => {
@@ -129,7 +134,10 @@ async fn load_one(
 fn is_for_a_hang(error: &ModelError, memory: &ModelMemory) -> bool {
     match error {
         ModelError::Load { source: LoadError::Hangs { .. }, .. } | ModelError::Hangs { .. } => true,
-        ModelError::Room { .. } => memory.is_kept_from_us(),
+        ModelError::Room { source, .. } => {
+            let without = source.taken.saturating_sub(memory.kept_from_us());
+            without.saturating_add(source.needed) <= source.limit
+        }
         _ => false,
     }
 }

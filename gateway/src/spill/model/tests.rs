@@ -49,6 +49,10 @@ fn a_model_that_is_kept_warm_keeps_its_place_while_it_is_not_loaded() {
     assert!(place(&warm).is_err());
     drop(hangs);
     assert!(place(&warm).is_ok());
+    // One that is to replace it does not need room beside it.
+    warm.give_place_back();
+    assert_eq!(memory.taken(), 0);
+    assert!(place(&warm).is_ok());
     drop(warm);
     assert_eq!(memory.taken(), 0);
     drop(place(&cold).unwrap());
