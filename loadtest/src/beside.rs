@@ -32,8 +32,8 @@ pub(crate) fn run(device: &str, cores: Option<usize>, rounds: usize, seconds: u3
 models: [{{name: m, source: \"{}\", device: {device}{cores}, maxSequences: {TOGETHER}, maxQueueWait: 10m}}]
 backends: [{{name: u, endpoints: [{{url: \"http://127.0.0.1:{upstream}\"}}]}}]
 routes:
-  - {{match: {{path: {{prefix: /v1/}}}}, backendRefs: [{{model: m}}]}}
-  - {{backendRefs: [{{name: u}}]}}
+  - {{name: inside, matches: [{{path: {{prefix: /v1/}}}}], backendRefs: [{{model: m}}]}}
+  - {{name: through, backendRefs: [{{name: u}}]}}
 telemetry: {{logs: {{access: false}}}}
 ",
         model.display()
