@@ -18,14 +18,13 @@ mod sampling;
 mod scheduler;
 pub mod text;
 
-pub use artifact::{ArtifactInfo, inspect};
 pub use device::{DeviceChoice, DeviceInfo};
 pub use engine::Engine;
 pub use error::{Busy, BusyReason, EngineError, GrammarError, LoadError, PromptError};
 pub use exec::cpu::{Cores, CpuUnit};
 pub use grammar::{Grammar, Structure};
 pub use info::{Embedding, EngineStats, ModelInfo, Placement, Scores, Task};
-pub use model::Needs;
+pub use model::{ArtifactInfo, Needs, inspect};
 pub use options::{CpuOptions, Hold, LoadOptions};
 pub use request::{
     EmbedInput, Event, FinishReason, Finished, Generate, Prompt, TokenProbability, TokenStream, WrittenToken,

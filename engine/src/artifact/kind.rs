@@ -83,7 +83,7 @@ pub(super) fn kind(path: &Path, magic: &[u8]) -> Kind {
 
 #[cfg(test)]
 mod tests {
-    use super::super::inspect;
+    use crate::inspect;
 
     #[test]
     fn a_file_of_another_kind_is_refused_with_its_name_and_what_to_do() {

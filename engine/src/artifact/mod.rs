@@ -16,42 +16,8 @@ use memmap2::Mmap;
 pub use gguf::{Header, Layout, MetaValue, TensorEntry};
 pub use types::{BLOCK, QuantBlock, TensorType};
 
-use crate::{LoadError, Task};
+use crate::LoadError;
 use kind::{Kind, kind};
-
-/// What a file holds, known without a device.
-#[derive(Debug, Clone)]
-pub struct ArtifactInfo {
-    /// `general.architecture`.
-    pub architecture: String,
-    /// What it is for.
-    pub task: Task,
-    /// Weights.
-    pub parameters: u64,
-    /// Most frequent type of its matrices.
-    pub quantization: String,
-    /// `context_length` of the file.
-    pub context_length: u64,
-    /// Tensors.
-    pub tensors: usize,
-    /// Size of the file.
-    pub file_bytes: u64,
-}
-
-/// Reads header and tensor table of a file and checks that this engine can run it.
-pub fn inspect(path: &Path) -> Result<ArtifactInfo, LoadError> {
-    let file = ModelFile::open(path)?;
-    crate::model::check(&file)?;
-    Ok(ArtifactInfo {
-        architecture: file.architecture().to_owned(),
-        task: crate::model::task(&file),
-        parameters: file.parameters(),
-        quantization: file.quantization(),
-        context_length: file.number("context_length").unwrap_or(0),
-        tensors: file.header.tensors.len(),
-        file_bytes: file.bytes(),
-    })
-}
 
 /// The largest page of memory that systems we run on have, unless asked for larger ones.
 #[cfg(unix)]
@@ -298,6 +264,7 @@ fn map(path: &Path, file: &File) -> Result<Mmap, LoadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inspect;
 
     #[cfg(unix)]
     #[test]

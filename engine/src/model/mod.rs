@@ -3,11 +3,13 @@
 
 mod bert;
 mod decoder;
+mod inspect;
 mod shape;
 mod target;
 
 pub(crate) use bert::{Bert, Shape as BertShape};
 pub(crate) use decoder::Decoder;
+pub use inspect::{ArtifactInfo, inspect};
 pub(crate) use shape::Shape;
 
 use crate::artifact::ModelFile;

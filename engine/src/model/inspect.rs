@@ -1,0 +1,40 @@
+//! What a file holds, for those who ask before they load it.
+
+use std::path::Path;
+
+use crate::artifact::ModelFile;
+use crate::{LoadError, Task};
+
+/// What a file holds, known without a device.
+#[derive(Debug, Clone)]
+pub struct ArtifactInfo {
+    /// `general.architecture`.
+    pub architecture: String,
+    /// What it is for.
+    pub task: Task,
+    /// Weights.
+    pub parameters: u64,
+    /// Most frequent type of its matrices.
+    pub quantization: String,
+    /// `context_length` of the file.
+    pub context_length: u64,
+    /// Tensors.
+    pub tensors: usize,
+    /// Size of the file.
+    pub file_bytes: u64,
+}
+
+/// Reads header and tensor table of a file and checks that this engine can run it.
+pub fn inspect(path: &Path) -> Result<ArtifactInfo, LoadError> {
+    let file = ModelFile::open(path)?;
+    super::check(&file)?;
+    Ok(ArtifactInfo {
+        architecture: file.architecture().to_owned(),
+        task: super::task(&file),
+        parameters: file.parameters(),
+        quantization: file.quantization(),
+        context_length: file.number("context_length").unwrap_or(0),
+        tensors: file.names().count(),
+        file_bytes: file.bytes(),
+    })
+}
