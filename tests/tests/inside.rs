@@ -105,6 +105,10 @@ routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: base}}]}
     let text = client.post("/v1/completions", &[], body).await;
     assert_eq!(text.status, 200, "{}", text.text());
     assert!(text.json()["choices"][0]["text"].as_str().unwrap().contains("Paris"), "{}", text.text());
+    let long = serde_json::json!({"model": "base", "prompt": "word ".repeat(400)});
+    let refused = client.post("/v1/completions", &[], long.to_string()).await;
+    let error = &refused.json()["error"];
+    assert_eq!((&error["code"], &error["param"]), (&"context_length_exceeded".into(), &"prompt".into()), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

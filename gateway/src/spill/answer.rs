@@ -151,7 +151,7 @@ async fn submit(
     }
     let engine = model.engine(deadline).await?;
     check_choices(request.n, engine.max_sequences())?;
-    check_length(request.text_bytes().saturating_add(begun.text.len()), engine.info().context_length)?;
+    check_length(request, begun.text.len(), engine.info().context_length)?;
     // What would be refused with an empty prompt need not be encoded to be refused.
     let calling = calling(&engine, request)?;
     check_biases(&request.logit_bias, engine.info().vocabulary)?;
@@ -165,9 +165,8 @@ async fn submit(
     let encode = started.elapsed();
     let length = u64::try_from(prompt.len()).unwrap_or(u64::MAX);
     if let Some(most) = max_prompt_tokens.filter(|most| length > u64::from(most.get()) + u64::from(begun.tokens)) {
-        return Err(too_long(format!(
-            "The conversation has {length} tokens, and at most {most} may be answered here."
-        )));
+        let message = format!("The prompt has {length} tokens, and at most {most} may be answered here.");
+        return Err(too_long(message, request.told_in()));
     }
     let prompt_tokens = Some(length.saturating_sub(begun.tokens.into()));
     let submitted = Instant::now();

@@ -29,7 +29,7 @@ pub(super) fn calling(engine: &Engine, request: &ChatRequest) -> Result<Option<C
     if request.tools.is_empty() {
         return Ok(None);
     }
-    let style = engine.tools().ok_or_else(|| prompt_refused(&PromptError::NoTools))?;
+    let style = engine.tools().ok_or_else(|| prompt_refused(&PromptError::NoTools, request.told_in()))?;
     let tools = match &request.tool_choice {
         ToolChoice::Named(name) => request.tools.iter().filter(|tool| tool.name == *name).cloned().collect(),
         _ => request.tools.clone(),
@@ -43,24 +43,27 @@ pub async fn prompt_tokens(model: &Arc<LoadedModel>, body: &[u8], deadline: Inst
     let request = ChatRequest::parse(body).ok().filter(|request| request.unsupported().is_none())?;
     // Nothing is loaded only to count.
     let engine = model.engine_now()?;
-    check_length(request.text_bytes(), engine.info().context_length).ok()?;
+    check_length(&request, 0, engine.info().context_length).ok()?;
     let (prompt, _) = prepare(model, &engine, &request, None, &ResponseFormat::Text, "", deadline).await.ok()?;
     u64::try_from(prompt.len()).ok()
 }
 
-/// Refuses what cannot fit before it is encoded.
-pub(super) fn check_length(bytes: usize, context: u32) -> Result<(), SpillError> {
+/// Refuses what cannot fit, with the bytes that are there `beside` it, before it is encoded.
+pub(super) fn check_length(request: &ChatRequest, beside: usize, context: u32) -> Result<(), SpillError> {
+    let bytes = request.text_bytes().saturating_add(beside);
     let most = usize::try_from(context).unwrap_or(usize::MAX).saturating_mul(MAX_BYTES_PER_TOKEN);
     if bytes <= most {
         return Ok(());
     }
-    Err(too_long(format!(
-        "The conversation has {bytes} bytes; this model's context is {context} tokens and takes at most {most} bytes."
-    )))
+    let message = format!(
+        "The prompt has {bytes} bytes; this model's context is {context} tokens and takes at most {most} bytes."
+    );
+    Err(too_long(message, request.told_in()))
 }
 
-pub(super) fn too_long(message: String) -> SpillError {
-    SpillError::TooLong(Refusal::invalid("context_length_exceeded", message).param("messages"))
+/// Refuses what is too long, as the key `told_in` has it.
+pub(super) fn too_long(message: String, told_in: &'static str) -> SpillError {
+    SpillError::TooLong(Refusal::invalid("context_length_exceeded", message).param(told_in))
 }
 
 /// The conversation as tokens, and what the answer must be. What takes long is done on a blocking thread, a few at a
@@ -76,6 +79,7 @@ pub(super) async fn prepare(
 ) -> Result<(Prompt, Option<Grammar>), SpillError> {
     let must_call = calling.filter(|calling| calling.must);
     let work = Encoding {
+        told_in: request.told_in(),
         prompt: request.prompt.clone(),
         messages: request.messages.iter().map(message_of).collect(),
         tools: if calling.is_some() { request.tools.clone() } else { Vec::new() },
@@ -108,7 +112,7 @@ pub(super) async fn prepare(
         Ok(Ok(prepared)) => prepared,
         Ok(Err(lost)) => {
             tracing::error!(event = "encoding_lost", error = %lost);
-            Err(SpillError::Failed(internal("The conversation could not be read; the gateway's log says why.")))
+            Err(SpillError::Failed(internal("The prompt could not be read; the gateway's log says why.")))
         }
         Err(_) => Err(SpillError::Failed(Refusal::new(
             StatusCode::GATEWAY_TIMEOUT,
@@ -129,6 +133,7 @@ fn message_of(message: &Message) -> ChatMessage {
 
 /// What is to become tokens and a grammar.
 struct Encoding {
+    told_in: &'static str,
     prompt: Option<PromptInput>,
     messages: Vec<ChatMessage>,
     tools: Vec<Tool>,
@@ -139,6 +144,7 @@ struct Encoding {
 
 impl Encoding {
     fn run(self, engine: &Engine) -> Result<(Prompt, Option<Grammar>), SpillError> {
+        let told_in = self.told_in;
         let prompt = match self.prompt {
             Some(PromptInput::Text(text)) => engine.encode_text(&text),
             Some(PromptInput::Tokens(tokens)) => engine.prompt(tokens),
@@ -147,20 +153,20 @@ impl Encoding {
                 engine.encode(&Conversation { messages, tools, must_call: self.must_call, begun: &self.begun })
             }
         };
-        Ok((prompt.map_err(|error| prompt_refused(&error))?, grammar_now(engine, &self.format)?))
+        Ok((prompt.map_err(|error| prompt_refused(&error, told_in))?, grammar_now(engine, &self.format)?))
     }
 }
 
-fn prompt_refused(error: &PromptError) -> SpillError {
+fn prompt_refused(error: &PromptError, told_in: &'static str) -> SpillError {
     let param = match error {
         PromptError::TooLong { tokens, context } => {
-            return too_long(format!(
+            let message = format!(
                 "The prompt has {tokens} tokens; this model's context is {context} tokens, the answer included."
-            ));
+            );
+            return too_long(message, told_in);
         }
         PromptError::NoTools | PromptError::Tools(_) => "tools",
-        PromptError::Token { .. } => "prompt",
-        _ => "messages",
+        _ => told_in,
     };
     let code = match error {
         PromptError::NoTools | PromptError::NoTemplate | PromptError::NotGenerating => "unsupported_value",
@@ -192,12 +198,25 @@ mod tests {
 
     #[test]
     fn what_cannot_fit_is_refused_unread() {
-        assert!(check_length(64 * 2048, 2048).is_ok());
-        let error = check_length(64 * 2048 + 1, 2048).unwrap_err();
-        assert!(matches!(error, SpillError::TooLong(_)));
-        let refusal = error.into_refusal();
-        assert_eq!((refusal.status.as_u16(), refusal.code), (400, "context_length_exceeded"));
-        assert_eq!(refusal.param.as_deref(), Some("messages"));
-        assert!(check_length(usize::MAX, u32::MAX).is_err());
+        let request = |key: &str, bytes: usize| {
+            let text = "x".repeat(bytes);
+            let body = match key {
+                "prompt" => serde_json::json!({"model": "m", "prompt": text}),
+                _ => serde_json::json!({"model": "m", "messages": [{"role": "user", "content": text}]}),
+            };
+            let body = body.to_string();
+            if key == "prompt" { ChatRequest::parse_text(body.as_bytes()) } else { ChatRequest::parse(body.as_bytes()) }
+                .unwrap()
+        };
+        for key in ["messages", "prompt"] {
+            assert!(check_length(&request(key, 64 * 8), 0, 8).is_ok());
+            for (bytes, beside) in [(64 * 8 + 1, 0), (64 * 8, 1), (1, usize::MAX)] {
+                let error = check_length(&request(key, bytes), beside, 8).unwrap_err();
+                assert!(matches!(error, SpillError::TooLong(_)));
+                let refusal = error.into_refusal();
+                assert_eq!((refusal.status.as_u16(), refusal.code), (400, "context_length_exceeded"));
+                assert_eq!(refusal.param.as_deref(), Some(key));
+            }
+        }
     }
 }

@@ -129,6 +129,11 @@ impl ChatRequest {
         }
     }
 
+    /// The key that says what is to be answered.
+    pub fn told_in(&self) -> &'static str {
+        if self.prompt.is_some() { "prompt" } else { "messages" }
+    }
+
     /// Bytes of text in the conversation, and of its tools and their calls.
     pub fn text_bytes(&self) -> usize {
         let calls = |message: &Message| {
