@@ -23,7 +23,7 @@ pub(super) const MEMORY: usize = 16 << 10;
 const QUANT_UNITS: usize = 2;
 const FLOAT_UNITS: usize = 8;
 
-/// What a product is bound to, as in `source::matmul`, and its entry point.
+/// What a product is bound to, as in `source::matmul`, and how its sums are written.
 fn begin(packed: Packed) -> String {
     let bound = if packed.is_quantized() {
         "@group(0) @binding(1) var<storage, read> quants: array<vec4<u32>>;
