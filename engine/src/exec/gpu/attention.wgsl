@@ -6,7 +6,6 @@
 // of its own may take each of them (APART; `attention_merge.wgsl` does the rest) and nothing changes. c: stretches that
 // have workgroups.
 const WORDS = HEAD_DIM / 2u;
-const LEAST = -3.0e38;
 
 var<workgroup> query: array<vec2<f32>, WORDS>;
 var<workgroup> weights: array<f32, 64>;
@@ -78,13 +77,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             total_here = fma(total_here, keep, tile_total);
             workgroupBarrier();
         }
-        let both = max(most, most_here);
-        let keep = exp(most - both);
-        let take = exp(most_here - both);
-        most = both;
-        total = fma(total, keep, total_here * take);
-        first = fma(first, vec2<f32>(keep), first_here * take);
-        second = fma(second, vec2<f32>(keep), second_here * take);
+        let joined = join(most, total, most_here, total_here);
+        most = joined.most;
+        total = joined.total;
+        first = fma(first, vec2<f32>(joined.keep), first_here * joined.take);
+        second = fma(second, vec2<f32>(joined.keep), second_here * joined.take);
     }
     if (APART) {
         let to = (group.y * HEADS * p.c + group.x) * (WORDS + 1u);

@@ -11,18 +11,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let count = min(rows[group.y].y + 1u, p.b);
     let stretches = (count + STRETCH - 1u) / STRETCH;
     for (var w = lane; w < WORDS; w += 64u) {
-        var most = -3.0e38;
+        var most = LEAST;
         var total = 0.0;
         var sum = vec2<f32>(0.0);
         for (var stretch = 0u; stretch < stretches; stretch++) {
             let at = ((group.y * HEADS + group.x) * p.c + stretch) * (WORDS + 1u);
             let here = gathered[at + WORDS];
-            let both = max(most, here.x);
-            let keep = exp(most - both);
-            let take = exp(here.x - both);
-            most = both;
-            total = fma(total, keep, here.y * take);
-            sum = fma(sum, vec2<f32>(keep), gathered[at + w] * take);
+            let joined = join(most, total, here.x, here.y);
+            most = joined.most;
+            total = joined.total;
+            sum = fma(sum, vec2<f32>(joined.keep), gathered[at + w] * joined.take);
         }
         out[(group.y * HEADS + group.x) * WORDS + w] = sum / total;
     }

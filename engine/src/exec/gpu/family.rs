@@ -221,16 +221,8 @@ impl Gpu {
             false => vec![buffer(rows * columns * 4)],
         };
         let pipeline = self.pipelines.get(&kernel).ok_or_else(gone)?;
-        let entries: Vec<_> = (0..)
-            .zip(std::iter::once(&words).chain(&activations).chain(std::iter::once(&out)))
-            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
-            .collect();
-        let layout = pipeline.get_bind_group_layout(0);
-        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &layout,
-            entries: &entries,
-        });
+        let bound = std::iter::once(&words).chain(&activations).chain(std::iter::once(&out));
+        let group = self.group(kernel, bound).ok_or_else(gone)?;
         let params = [rows, columns / packed.unit().0, weights, weights, 0, 0].map(narrow);
         let run = |products: u32| {
             let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());

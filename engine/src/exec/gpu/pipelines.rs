@@ -151,6 +151,15 @@ impl Gpu {
             Kernel::Pick => vec![place(a)?, &self.picks, place(b)?],
             Kernel::PickMean => vec![place(a)?, &self.picks, &self.spans, place(b)?],
         };
+        self.group(kernel, buffers)
+    }
+
+    /// Binds buffers to a kernel that was compiled.
+    pub(super) fn group<'a>(
+        &self,
+        kernel: Kernel,
+        buffers: impl IntoIterator<Item = &'a wgpu::Buffer>,
+    ) -> Option<wgpu::BindGroup> {
         let entries: Vec<_> = (0..)
             .zip(buffers)
             .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })

@@ -7,7 +7,7 @@
 use std::fmt::Write;
 
 use super::packed::{GROUP, Packed};
-use super::source::{add_floats, add_unit, unpack, with_sizes};
+use super::source::{add_floats, add_row_of_floats, add_unit, product, unpack, with_sizes};
 use crate::exec::Sizes;
 
 /// Parts of a row whose sums are taken apart.
@@ -23,28 +23,13 @@ pub(super) const MEMORY: usize = 16 << 10;
 const QUANT_UNITS: usize = 2;
 const FLOAT_UNITS: usize = 8;
 
-/// What a product is bound to, as in `source::matmul`, and how its sums are written.
+/// What both kernels begin with.
 fn begin(packed: Packed) -> String {
-    let bound = if packed.is_quantized() {
-        "@group(0) @binding(1) var<storage, read> quants: array<vec4<u32>>;
-         @group(0) @binding(2) var<storage, read> scales: array<vec2<f32>>;
-         @group(0) @binding(3) var<storage, read_write> out: array<f32>;"
-    } else {
-        "@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-         @group(0) @binding(2) var<storage, read_write> out: array<f32>;"
-    };
     format!(
-        "@group(0) @binding(0) var<storage, read> w: array<u32>;
-         {bound}
-         const GROUP = {GROUP}u;
+        "{}const GROUP = {GROUP}u;
          // Units of a chunk.
-         fn chunk_length() -> u32 {{ return (p.a + {}u) / {CHUNKS}u; }}
-         fn put(row: u32, n: u32, sum: f32) {{
-             if (row < p.rows && n < p.b) {{
-                 let to = row * p.c + p.d + n;
-                 if (p.e != 0u) {{ out[to] += sum; }} else {{ out[to] = sum; }}
-             }}
-         }}\n",
+         fn chunk_length() -> u32 {{ return (p.a + {}u) / {CHUNKS}u; }}\n",
+        product(packed, "vec4<u32>"),
         CHUNKS - 1
     )
 }
@@ -80,10 +65,7 @@ pub(super) fn matmul(sizes: &Sizes, packed: Packed, rows: usize) -> String {
     unpack(packed, &mut line);
     for t in 0..rows {
         if !packed.is_quantized() {
-            line(format_args!(
-                "{{ let x{t} = x[row{t} + unit]; {} }}",
-                add_floats(&format!("sum{t}"), "weights", &format!("x{t}"))
-            ));
+            line(format_args!("{}", add_row_of_floats(t)));
             continue;
         }
         line(format_args!(

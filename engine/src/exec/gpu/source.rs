@@ -22,13 +22,18 @@ pub(super) fn with_sizes(sizes: &Sizes, body: &str) -> String {
 
 /// Attention over what the functions in `looked_at` say, stretch by stretch, or each stretch apart.
 pub(super) fn attention(sizes: &Sizes, looked_at: &str, apart: bool) -> String {
-    let constants = format!("const STRETCH = {STRETCH}u;\nconst APART = {apart};\n");
-    with_sizes(sizes, &[&constants, looked_at, include_str!("attention.wgsl")].concat())
+    let apart = format!("const APART = {apart};\n");
+    with_sizes(sizes, &[&stretches(), &apart, looked_at, include_str!("attention.wgsl")].concat())
 }
 
 /// What comes after stretches apart.
 pub(super) fn attention_merge(sizes: &Sizes) -> String {
-    with_sizes(sizes, &[&format!("const STRETCH = {STRETCH}u;\n"), include_str!("attention_merge.wgsl")].concat())
+    with_sizes(sizes, &[&stretches(), include_str!("attention_merge.wgsl")].concat())
+}
+
+/// What both have: stretches, and how one is joined to those before it.
+fn stretches() -> String {
+    format!("const STRETCH = {STRETCH}u;\n{}", include_str!("attention_join.wgsl"))
 }
 
 /// `fn apply(x: f32) -> f32`. Arguments of `exp` and `tanh` are bounded: beyond, some devices give no number.
@@ -92,6 +97,32 @@ pub(super) fn embed(sizes: &Sizes, packed: Packed) -> String {
     with_sizes(sizes, &body)
 }
 
+/// What a product is bound to, rounded activations by `quants`, and how a sum is put where it belongs: parameters as in
+/// [`matmul`].
+pub(super) fn product(packed: Packed, quants: &str) -> String {
+    let bound = if packed.is_quantized() {
+        format!(
+            "@group(0) @binding(1) var<storage, read> quants: array<{quants}>;
+             @group(0) @binding(2) var<storage, read> scales: array<vec2<f32>>;
+             @group(0) @binding(3) var<storage, read_write> out: array<f32>;"
+        )
+    } else {
+        "@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+         @group(0) @binding(2) var<storage, read_write> out: array<f32>;"
+            .to_owned()
+    };
+    format!(
+        "@group(0) @binding(0) var<storage, read> w: array<u32>;
+         {bound}
+         fn put(row: u32, n: u32, sum: f32) {{
+             if (row < p.rows && n < p.b) {{
+                 let to = row * p.c + p.d + n;
+                 if (p.e != 0u) {{ out[to] += sum; }} else {{ out[to] = sum; }}
+             }}
+         }}\n"
+    )
+}
+
 /// `out[r][offset + n] = w[n] . x[r]`: one invocation a weight row, `tile` rows of activations for each unpacked unit.
 /// Parameters: a units of a row, b weight rows, c width of out, d offset, e whether to add.
 ///
@@ -100,15 +131,7 @@ pub(super) fn embed(sizes: &Sizes, packed: Packed) -> String {
 pub(super) fn matmul(sizes: &Sizes, packed: Packed, tile: usize, subgroups: bool) -> String {
     let (_, words) = packed.unit();
     let subgroups = subgroups && packed.is_quantized();
-    let mut s = String::from("@group(0) @binding(0) var<storage, read> w: array<u32>;\n");
-    s.push_str(if packed.is_quantized() {
-        "@group(0) @binding(1) var<storage, read> quants: array<u32>;
-         @group(0) @binding(2) var<storage, read> scales: array<vec2<f32>>;
-         @group(0) @binding(3) var<storage, read_write> out: array<f32>;\n"
-    } else {
-        "@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-         @group(0) @binding(2) var<storage, read_write> out: array<f32>;\n"
-    });
+    let mut s = product(packed, "u32");
     // Writing to a string does not fail.
     let mut line = |text: std::fmt::Arguments<'_>| {
         let _ = s.write_fmt(text);
@@ -132,10 +155,7 @@ pub(super) fn matmul(sizes: &Sizes, packed: Packed, tile: usize, subgroups: bool
     unpack(packed, &mut line);
     for t in 0..tile {
         if !packed.is_quantized() {
-            line(format_args!(
-                "{{ let x{t} = x[row{t} + unit]; {} }}",
-                add_floats(&format!("sum{t}"), "weights", &format!("x{t}"))
-            ));
+            line(format_args!("{}", add_row_of_floats(t)));
             continue;
         }
         line(format_args!("{{ let start = row{t} + unit; let xs = scales[start]; var low = 0; var high = 0;"));
@@ -149,13 +169,9 @@ pub(super) fn matmul(sizes: &Sizes, packed: Packed, tile: usize, subgroups: bool
         }
         line(format_args!("{} }}", add_unit(packed, &format!("sum{t}"), "scale", "xs")));
     }
-    line(format_args!("at += {}u;\n}}\nif (n >= p.b) {{ return; }}", words * GROUP));
+    line(format_args!("at += {}u;\n}}", words * GROUP));
     for t in 0..tile {
-        line(format_args!(
-            "if (first + {t}u < p.rows) {{
-             let to = (first + {t}u) * p.c + p.d + n;
-             if (p.e != 0u) {{ out[to] += sum{t}; }} else {{ out[to] = sum{t}; }} }}"
-        ));
+        line(format_args!("put(first + {t}u, n, sum{t});"));
     }
     line(format_args!("}}"));
     with_sizes(sizes, &s)
@@ -178,6 +194,12 @@ pub(super) fn add_unit(packed: Packed, sum: &str, weight: &str, x: &str) -> Stri
 /// Adds the dot product of two units of floats to `sum`.
 pub(super) fn add_floats(sum: &str, weights: &str, x: &str) -> String {
     ["x", "y", "z", "w"].map(|c| format!("{sum} = fma({weights}.{c}, {x}.{c}, {sum});")).join(" ")
+}
+
+/// Adds the product of the unit `weights` and that of row `t` of activations to the row's sum.
+pub(super) fn add_row_of_floats(t: usize) -> String {
+    let add = add_floats(&format!("sum{t}"), "weights", &format!("x{t}"));
+    format!("{{ let x{t} = x[row{t} + unit]; {add} }}")
 }
 
 /// Unpacks the unit at `at`: floats to `weights`, integers to four bytes each in `a0` to `a7` beside `scale`.
