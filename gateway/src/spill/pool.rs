@@ -35,24 +35,27 @@ impl Models {
         let found = models.iter().map(|written| {
             let files = identities(written);
             let before = previous.and_then(|previous| previous.get(&written.name));
-            let kept = before.filter(|before| before.is(written, files.as_ref()));
-            (written, files, kept)
+            let is_kept = before.is_some_and(|before| before.is(written, files.as_ref()));
+            (written, files, before, is_kept)
         });
         let found: Vec<_> = found.collect();
-        let is_kept = |model| found.iter().any(|(.., kept)| kept.is_some_and(|kept| Arc::ptr_eq(kept, model)));
+        let is_kept = |model| {
+            found
+                .iter()
+                .any(|(.., before, is_kept)| *is_kept && before.is_some_and(|before| Arc::ptr_eq(before, model)))
+        };
         // Models that go when the edit is taken, and serve until then.
         let some_go =
             previous.is_some_and(|previous| previous.iter().any(|model| model.is_loaded() && !is_kept(model)));
-        for (written, files, kept) in found {
-            if let Some(kept) = kept {
+        for (written, files, before, is_kept) in found {
+            if let Some(kept) = before.filter(|_| is_kept) {
                 loaded.push(kept.clone());
                 continue;
             }
-            let old = previous.and_then(|previous| previous.get(&written.name));
-            let serves = old.is_some_and(|old| old.is_loaded());
-            if let Some(old) = old.filter(|_| !serves) {
+            let serves = before.is_some_and(|before| before.is_loaded());
+            if let Some(before) = before.filter(|_| !serves) {
                 // It keeps room for an engine that it does not have.
-                old.give_place_back();
+                before.give_place_back();
             }
             match load_one(written, files, &memory, metrics, cache_dir, serves).await {
                 Ok(model) => loaded.push(model),
