@@ -10,7 +10,7 @@ mod target;
 pub(crate) use bert::{Bert, Shape as BertShape};
 pub(crate) use decoder::Decoder;
 pub use inspect::{ArtifactInfo, inspect};
-pub(crate) use shape::Shape;
+pub(crate) use shape::{Shape, vocabulary};
 
 use crate::artifact::ModelFile;
 use crate::exec::{Executor, PAGE, Sizes};
@@ -64,11 +64,6 @@ pub(crate) fn task(file: &ModelFile) -> Task {
         ENCODER => Task::Embed,
         _ => Task::Generate,
     }
-}
-
-/// Rows of a model's table of embeddings.
-pub(crate) fn table_rows(file: &ModelFile) -> Result<usize, LoadError> {
-    shape::vocabulary(file)
 }
 
 /// An encoder on a device, ready to run.

@@ -210,7 +210,7 @@ impl Shape {
 }
 
 /// Tokens that the file's tokenizer has; where that lies beside it, rows of its table.
-pub(super) fn vocabulary(file: &ModelFile) -> Result<usize, LoadError> {
+pub(crate) fn vocabulary(file: &ModelFile) -> Result<usize, LoadError> {
     match file.meta("tokenizer.ggml.tokens") {
         None if file.has_tokenizer_beside() => number(file, "vocab_size", MAX_VOCABULARY),
         Some(MetaValue::Strings(tokens)) if (1..=MAX_VOCABULARY).contains(&tokens.len()) => Ok(tokens.len()),

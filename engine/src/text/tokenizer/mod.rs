@@ -156,7 +156,7 @@ impl Tokenizer {
     /// Takes the tokenizer of a file.
     pub fn new(file: &ModelFile) -> Result<Self, LoadError> {
         if let Some(json) = file.tokenizer_json()? {
-            let rows = crate::model::table_rows(file)?;
+            let rows = crate::model::vocabulary(file)?;
             return match crate::model::task(file) {
                 Task::Generate => json::of_decoder(file, &json, rows),
                 Task::Embed | Task::Classify => json::of_encoder(file, &json, rows),
