@@ -93,6 +93,8 @@ pub struct Outcome {
     pub first_token: Option<Duration>,
     /// Whether the client left before the end.
     pub client_gone: bool,
+    /// True if the client left while a server or a built-in model worked on its request: the prompt counts as read.
+    pub left_at_work: bool,
     /// Whether the answer ended early after its head was sent.
     pub broken: bool,
 }

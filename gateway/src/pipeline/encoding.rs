@@ -38,7 +38,7 @@ pub(super) async fn direct(
     let encoded = tokio::select! {
         biased;
         encoded = spill::encode(model, request, what, deadline) => encoded,
-        _ = session.read_body_or_idle(true) => return Err(End::ClientGone),
+        _ = session.read_body_or_idle(true) => return Err(super::forward::left_at_work(x)),
     };
     let encoded = match encoded {
         Ok(encoded) => encoded,

@@ -84,7 +84,7 @@ pub(super) async fn forward(
                 drop(retrying.take());
                 match outcome {
                     Outcome::Answered | Outcome::Broken => return Ok(()),
-                    Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
+                    Outcome::ClientGone | Outcome::GivenUp => return Err(left_at_work(x)),
                     Outcome::ClientSlow => return Err(too_slow()),
                     Outcome::Died(died) => {
                         return Box::pin(resuming::resume(gateway, route, &mut journey, died, session, x)).await;
@@ -196,7 +196,7 @@ pub(super) async fn stand_in(
         drop(slot);
         match outcome {
             Outcome::Answered | Outcome::Broken => return Ok(true),
-            Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
+            Outcome::ClientGone | Outcome::GivenUp => return Err(left_at_work(x)),
             Outcome::ClientSlow => return Err(too_slow()),
             Outcome::Died(died) => {
                 Box::pin(resuming::resume(gateway, route, &mut journey, died, session, x)).await?;
@@ -285,6 +285,12 @@ async fn pause(route: &Route, retry: u32, deadline: Instant) -> Result<(), End> 
     }
     tokio::time::sleep(wait).await;
     Ok(())
+}
+
+/// Ends a request whose client left during an attempt.
+pub(super) fn left_at_work(x: &mut Exchange) -> End {
+    x.outcome.left_at_work = true;
+    End::ClientGone
 }
 
 fn too_late() -> End {

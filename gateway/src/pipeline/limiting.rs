@@ -92,7 +92,6 @@ async fn run(own: &Rules, filters: &[NamedFilter], session: &mut ServerSession, 
                     tracing::debug!(event = "filter_failed", route = route.name, filter = named.name, reason);
                 }
                 if let Some(answer) = waited.answer {
-                    x.ledger.give_back();
                     x.refused_by = Some(named.name.clone());
                     span.event("refused", &named.name);
                     return Err(End::Answer(answer));
@@ -102,8 +101,8 @@ async fn run(own: &Rules, filters: &[NamedFilter], session: &mut ServerSession, 
             }
         };
         if let Some(refusal) = refusal {
-            // A refused request takes nothing from any limit.
-            x.ledger.give_back();
+            // It stays counted as a request: a limit in front of a server that judges also limits guesses. The tokens that
+            // were reserved for it come back at its end.
             x.refused_by = Some(named.name.clone());
             span.event("refused", &named.name);
             return Err(End::Refuse(refusal));
@@ -145,6 +144,8 @@ async fn take(
 }
 
 /// Corrects what was reserved: by the usage that the answer told, else by counting, else to nothing where nobody answered.
+/// The prompt of a caller who leaves while it is worked on counts: else leaving before the first byte would make every
+/// prompt free.
 pub(super) fn settle(x: &mut Exchange) {
     if !x.ledger.counts_tokens() {
         return;
@@ -153,7 +154,7 @@ pub(super) fn settle(x: &mut Exchange) {
     let is_inside = matches!(o.served_by, ServedBy::Model(_));
     let answered = !matches!(o.served_by, ServedBy::Gateway) && (200..300).contains(&o.status);
     let mut used = Used::default();
-    if answered {
+    if answered || o.left_at_work {
         let expected = x.asked.as_ref().map(|asked| asked.expected).unwrap_or_default();
         used.input = o.prompt_tokens.unwrap_or(expected.input);
         used.cached = o.cached_tokens.unwrap_or(0);

@@ -250,7 +250,7 @@ async fn pass(
         head = stream.begin() => head,
         _ = session.read_body_or_idle(true) => {
             super::conclude::engine_ended(x, stream.report());
-            return Err(End::ClientGone);
+            return Err(super::forward::left_at_work(x));
         }
     };
     let head = match head {
