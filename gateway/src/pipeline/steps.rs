@@ -162,7 +162,7 @@ pub(super) async fn find_route(
         } else {
             check_length(session, route)?;
         }
-        check_access(route, session, x)?;
+        check_access(route, false, session, x)?;
         return Ok(route.clone());
     }
     if candidates.is_empty() {
@@ -190,7 +190,7 @@ pub(super) async fn find_route(
     {
         return Err(crate::upstream::too_large(route.max_body));
     }
-    check_access(&route, session, x)?;
+    check_access(&route, true, session, x)?;
     Ok(route)
 }
 
@@ -272,8 +272,8 @@ async fn identify(session: &mut ServerSession, x: &mut Exchange, mode: RouteAuth
 }
 
 /// Whether the caller may use the route and the model. Who may not is told what a caller is told of a route or model that
-/// is not there.
-fn check_access(route: &Route, session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
+/// is not there: of the model where it decided the route (`by_model`), else of the route.
+fn check_access(route: &Route, by_model: bool, session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
     if let Some(access) = &route.access {
         let allowed = x.caller_view().is_some_and(|caller| {
             let one_of = |list: &[String], name: &str| list.is_empty() || list.iter().any(|entry| entry == name);
@@ -287,7 +287,8 @@ fn check_access(route: &Route, session: &ServerSession, x: &mut Exchange) -> Res
             x.route = None;
             x.ledger.give_back();
             x.ledger = Ledger::default();
-            return Err(no_route(session));
+            let model = x.asked.as_ref().and_then(|asked| asked.model.as_deref()).filter(|_| by_model);
+            return Err(model.map_or_else(|| no_route(session), |model| openai::model_not_found(model).into()));
         }
     }
     let Some(caller) = x.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
