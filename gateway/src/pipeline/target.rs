@@ -14,6 +14,7 @@ pub(super) fn settle(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
     if head.headers.get_all(header::HOST).iter().any(|host| !is_host(host.as_bytes())) {
         return Err(wrong("bad_host", "the Host of the request is no name or address, with or without a port"));
     }
+    one_host(head)?;
     one_path(head)?;
     one_length(head)
 }
@@ -59,6 +60,26 @@ fn is_host(host: &[u8]) -> bool {
             is_name && parts.next().is_none_or(is_port)
         }
     }
+}
+
+/// Writes the host in small letters and without the dot of the root, as routes read it (RFC 9110, 4.2.3; RFC 1034, 3.1):
+/// an expression, a limit or a server that compares it letter by letter is passed by no other spelling.
+fn one_host(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let Some(host) = hosts.next().map(HeaderValue::as_bytes) else { return Ok(()) };
+    if hosts.next().is_some() {
+        return Err(wrong("bad_host", "the request has more than one Host"));
+    }
+    let end = host.iter().position(|byte| *byte == b':').filter(|_| !host.starts_with(b"[")).unwrap_or(host.len());
+    let (name, port) = host.split_at_checked(end).unwrap_or((host, b""));
+    let plain = name.strip_suffix(b".").unwrap_or(name);
+    if plain.len() == name.len() && !host.iter().any(u8::is_ascii_uppercase) {
+        return Ok(());
+    }
+    let written = [plain, port].concat().to_ascii_lowercase();
+    let bad = || wrong("bad_host", "the Host of the request is no name or address, with or without a port");
+    let host = HeaderValue::from_bytes(&written).map_err(|_| bad())?;
+    head.insert_header(header::HOST, host).map_err(|_| bad())
 }
 
 /// Unreserved characters are written plainly (RFC 3986, 6.2.2.2) and slashes once; dots that would climb are refused, as
@@ -187,6 +208,24 @@ mod tests {
         for host in [&b"a.test:abc"[..], b"a, b", b"a\xff", b"a\t:80", b"[::1]evil.test", b"u@a", b"[]", b"a:80:90"] {
             assert_eq!(settled(b"/", &[("host", host)]).err(), Some("bad_host"), "{}", String::from_utf8_lossy(host));
         }
+    }
+
+    #[test]
+    fn a_host_has_one_spelling() {
+        for (written, read) in [
+            ("a.test", "a.test"),
+            ("A.Test:8080", "a.test:8080"),
+            ("a.test.", "a.test"),
+            ("A.test.:80", "a.test:80"),
+            ("[2001:DB8::1]:80", "[2001:db8::1]:80"),
+            ("", ""),
+        ] {
+            let head = settled(b"/", &[("host", written.as_bytes())]).unwrap();
+            assert_eq!(head.headers["host"], read, "{written}");
+        }
+        let head = settled(b"http://A.test./x", &[]).unwrap();
+        assert_eq!(head.headers["host"], "a.test");
+        assert_eq!(settled(b"/", &[("host", b"a.test"), ("host", b"b.test")]).err(), Some("bad_host"));
     }
 
     #[test]

@@ -52,6 +52,16 @@ fn requests_decide() {
 }
 
 #[test]
+fn a_host_reads_the_same_in_every_spelling() {
+    let expression = Expression::condition("request.host == 'inside.test'", Scope::Head).unwrap();
+    for host in ["inside.test", "INSIDE.test", "inside.test:8080", "inside.test.", "Inside.Test.:80"] {
+        assert_eq!(with(b"", &[("host", host)], |x| expression.holds(x)), Ok(true), "{host}");
+    }
+    let expression = Expression::condition("request.host == '[::1]'", Scope::Head).unwrap();
+    assert_eq!(with(b"", &[("host", "[::1]:80")], |x| expression.holds(x)), Ok(true));
+}
+
+#[test]
 fn what_is_missing_or_does_not_fit_has_no_value() {
     assert!(matches!(holds("request.headers['x-none'] == '1'", b"{}"), Err(EvaluationError::Missing(_))));
     assert!(matches!(holds("size(request.body.messages) > 1", b"{}"), Err(EvaluationError::Missing(_))));

@@ -114,8 +114,23 @@ fn body(bytes: Option<&[u8]>) -> Result<Value, ExecutionError> {
     Ok(json(&value))
 }
 
+/// The name or address of a host as routes read it: without a port and the dot of the root. With either, a caller would
+/// choose what an expression compares.
+fn name_of(host: &str) -> &str {
+    let name = match host.rsplit_once(':') {
+        Some((name, port))
+            if port.bytes().all(|b| b.is_ascii_digit()) && (name.ends_with(']') || !name.contains(':')) =>
+        {
+            name
+        }
+        _ => host,
+    };
+    name.strip_suffix('.').unwrap_or(name)
+}
+
 pub(crate) fn bind(context: &mut Context<'_, '_>, x: &Seen<'_>, asked: Asked) -> Result<(), ExecutionError> {
     let host = x.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let host = name_of(host).to_ascii_lowercase();
     let mut request = vec![
         ("method", Value::from(x.method)),
         ("path", Value::from(x.path)),
