@@ -240,6 +240,16 @@ async fn a_drain_needs_the_header_that_no_web_page_can_send() {
         assert_eq!(admin.send("POST", path, &change).await.status, status, "{path}");
     }
     assert_eq!(admin.send("GET", path, &change).await.status, 405);
+    // No other method stands for it, and no page of another origin is let send the header.
+    let overridden = format!("{change}X-HTTP-Method-Override: POST\r\nX-Method-Override: POST\r\n");
+    assert_eq!(admin.send("GET", &format!("{path}?_method=POST"), &overridden).await.status, 405);
+    let asked = format!(
+        "{LOCAL}Origin: http://evil.example\r\nAccess-Control-Request-Method: POST\r\n\
+         Access-Control-Request-Headers: x-spillway-admin\r\n"
+    );
+    let preflight = admin.send("OPTIONS", path, &asked).await;
+    assert_eq!(preflight.status, 405);
+    assert!(!preflight.head.contains("access-control"), "{}", preflight.head);
     assert_eq!(admin.send("GET", "/api/backends", LOCAL).await.body, r#"{"backends":[]}"#);
     let other = admin.send("POST", path, "Host: evil.example\r\nx-spillway-admin: 1\r\n").await;
     assert_eq!(other.status, 421);
