@@ -74,7 +74,15 @@ routes:
     const CHAT: &str = r#"{"model":"gpt-4o","messages":[]}"#;
 
     // Headers that say who calls come from the gateway alone, on every route and in every spelling.
-    let forged = ["x-caller", "X_Caller", "x-caller-tenant", "x_caller-tenant", "x-user", "x-spillway-consumer"];
+    let forged = [
+        "x-caller",
+        "X_Caller",
+        "x-caller-tenant",
+        "x_caller-tenant",
+        "x-user",
+        "x-spillway-consumer",
+        "X_Spillway-Consumer",
+    ];
     for name in forged {
         for path in ["/v1/chat/completions", "/open"] {
             let answer = post(path, vec![key(&acme), (name, "root".to_owned())], CHAT).await;
@@ -282,9 +290,11 @@ async fn an_upgrade_that_a_caller_asks_for_ends_at_the_gateway() {
     );
     let gateway = Gateway::start(&yaml).await;
     let client = gateway.client();
-    for upgrade in ["h2c", "websocket"] {
+    for (upgrade, connection) in
+        [("h2c", "Upgrade, HTTP2-Settings, X-Own"), ("websocket", "Upgrade, X-Own, HTTP2-Settings"), ("h2c", "X-Own")]
+    {
         let asked = [
-            ("connection", "Upgrade, HTTP2-Settings, X-Own"),
+            ("connection", connection),
             ("upgrade", upgrade),
             ("http2-settings", "AAMAAABkAAQAAP__"),
             ("x-own", "1"),
