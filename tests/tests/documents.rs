@@ -195,7 +195,7 @@ fn every_attack_of_the_table_is_tried_by_a_test() {
         }
     }
     let mut sources = String::new();
-    for folder in ["tests/tests", "gateway/src", "plugins", "config/src"] {
+    for folder in ["tests/tests", "gateway/src", "engine/src", "plugins", "config/src"] {
         read_all(&repository().join(folder), &mut sources);
     }
     let text = read("docs/attacks.md");
