@@ -9,6 +9,7 @@
 
 mod cost;
 mod masks;
+mod pace;
 mod pages;
 mod plan;
 mod queue;
@@ -30,7 +31,9 @@ use crate::text::Tokenizer;
 use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions, Placement};
 use cost::Cost;
 use masks::Masks;
+use pace::place;
 use pages::Pages;
+use plan::Readers;
 use queue::Queue;
 use request::Request;
 use sequence::State;
@@ -157,7 +160,8 @@ fn begin(
         pages: Pages::new(sizes),
         batch: Batch::default(),
         picked: Vec::new(),
-        turn: 0,
+        rows_read: 0,
+        readers: Readers::default(),
         cost: Cost::default(),
         masks: Masks::default(),
         watch,
@@ -190,8 +194,9 @@ struct Worker {
     batch: Batch,
     /// Whose picks those of the batch are: request and sequence, by their places.
     picked: Vec<(usize, usize)>,
-    /// Counts steps, so that prompts take turns.
-    turn: usize,
+    /// Rows of prompts since the start: the clock by which prompts have their places.
+    rows_read: u64,
+    readers: Readers,
     cost: Cost,
     masks: Masks,
     watch: Watch<Sender<Event>>,
@@ -218,10 +223,11 @@ impl Serves for Worker {
             self.batch.picks = vec![narrow(rows - 1)];
             self.batch.pages = self.pages.table().to_vec();
             let took = self.made.measure(self.tuning.first_step, &self.watch, &self.batch, Duration::MAX)?;
-            self.shared.measured(rows, 1, took);
+            self.shared.measured(rows > 1, took);
             self.cost.measured(rows, took);
             step = step.min(took);
         }
+        self.plan_nothing();
         Ok(Measured { rate: 1.0 / step.as_secs_f64().max(f64::MIN_POSITIVE), step })
     }
 
@@ -296,6 +302,7 @@ impl Worker {
     /// Takes new requests; waits for one when there is nothing else to do. False when the engine ends.
     fn receive(&mut self) -> bool {
         if self.running.is_empty() && self.waiting.is_empty() {
+            self.plan_nothing();
             match self.jobs.recv_blocking() {
                 Ok(job) => self.waiting.push(job),
                 Err(_) => return false,
@@ -350,7 +357,7 @@ impl Worker {
             self.free_slots.push(sequence.slot);
         }
         let answers = request.is_finished().then(|| request.answered() / request.sequences.len().max(1));
-        self.shared.left(request.prompt_left(), answers);
+        self.shared.left(answers);
         self.waiting.left(&request.tenant);
     }
 
@@ -403,7 +410,8 @@ impl Worker {
             self.shared.admitted(&job.request);
             self.shared.read(read, true);
             let slots = self.free_slots.split_off(rest);
-            let mut request = Request::new(&job, slots, self.sizes.context);
+            let unread = job.request.prompt.len().saturating_sub(read);
+            let mut request = Request::new(&job, slots, self.sizes.context, place(self.rows_read, unread));
             request.set_cached(read);
             if let Some(first) = request.sequences.first_mut() {
                 first.placed = true;

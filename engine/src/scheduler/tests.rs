@@ -383,6 +383,28 @@ fn a_prompt_is_read_in_parts_that_fit_the_pause_between_tokens() {
 }
 
 #[test]
+fn a_long_prompt_gets_no_short_one_refused() {
+    // 5 s for the long one; the short ones would begin after a step or two of 64 ms.
+    let world = World { row_time: Duration::from_millis(1), end: -9.0, ..World::default() };
+    let options = LoadOptions { max_queue_wait: Duration::from_millis(2500), ..options(64) };
+    let scene = Scene::new(sizes(8, 160 * PAGE, 1000), &options, world);
+    let long = scene.submit(Generate { max_tokens: Some(1), ..Generate::new(words(1, 1, 5000)) });
+    while !matches!(long.recv_blocking().unwrap(), Event::Started { .. }) {}
+    for n in 0..5 {
+        let ask = Generate { max_tokens: Some(1), ..Generate::new(words(2 + n, 2 + n, 20)) };
+        let short = scene.handle.submit(ask).unwrap_or_else(|busy| panic!("short one {n}: {busy:?}"));
+        assert!(all(&short).end.is_ok());
+        assert!(long.is_empty(), "it is read before the long one");
+    }
+    // One that would have to wait for too long is still refused, beside the short ones that are not.
+    let too_late = scene.handle.submit(Generate { max_tokens: Some(1), ..Generate::new(words(9, 9, 2400)) });
+    assert_eq!(too_late.unwrap_err().reason, BusyReason::WaitTooLong);
+    let stats = scene.handle.stats();
+    assert!(stats.estimated_wait < options.max_queue_wait, "{stats:?}");
+    drop(long);
+}
+
+#[test]
 fn a_tenant_with_many_requests_does_not_hold_up_another() {
     let world = World { row_time: Duration::from_micros(200), end: -9.0, ..World::default() };
     let scene = Scene::new(sizes(1, 8 * PAGE, 20), &options(16), world);
