@@ -218,6 +218,7 @@ impl Reloader {
         let generation = snapshot.generation;
         // Nothing can fail any more.
         snapshot.adoptions.run();
+        crate::descriptors::reserve(config.limits.reserved_descriptors);
         self.gateway.audit.adopt(&config.telemetry.audit);
         self.supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
         self.gateway.snapshot.store(Arc::new(snapshot));

@@ -10,7 +10,6 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
 use spillway_config::schema::{Config, LogFormat};
 use subtle::ConstantTimeEq;
-use tokio::signal::unix::SignalKind;
 use tokio::sync::watch;
 
 use crate::admin::{self, AdminState};
@@ -18,6 +17,7 @@ use crate::balancing::Supervisor;
 use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
 use crate::reload::{LastEdit, Reloader, Seen};
+use crate::signals::Signals;
 use crate::snapshot::{Compiler, Snapshot, SnapshotError};
 use crate::telemetry::{Audit, LogWriter, Metrics, Samples};
 use crate::tls::Acme;
@@ -104,6 +104,7 @@ struct Shown {
     token: Option<[u8; 32]>,
     address: SocketAddr,
     hosts: Vec<String>,
+    max_connections: usize,
 }
 
 impl AdminState for Shown {
@@ -180,21 +181,57 @@ impl AdminState for Shown {
     fn hosts(&self) -> Vec<String> {
         self.hosts.clone()
     }
+    fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+    fn connections_dropped(&self, count: usize) {
+        if count > 0 {
+            self.metrics.admin_connections_dropped.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+        }
+    }
+}
+
+/// Judges a configuration that [`crate::reload::read`] accepts, by the code that compiles it to be run; gives every reason
+/// not to run it. Opens no socket and no device, asks for no name and writes nothing. `models_in_full` reads the
+/// tokenizers and templates of models too, and adds up their memory.
+pub async fn judge(config: &Config, models_in_full: bool) -> Result<(), Vec<String>> {
+    let mut errors = Vec::new();
+    errors.extend(token_of(config).err().map(|e| e.to_string()));
+    let written = config.clone();
+    let plans = tokio::task::spawn_blocking(move || {
+        crate::listener::plans(&written, &Acme::new(Arc::new(Metrics::new()))).map(|_| ())
+    });
+    match plans.await {
+        Ok(plans) => errors.extend(plans.err().into_iter().flatten()),
+        Err(e) => errors.push(e.to_string()),
+    }
+    let compiler = Compiler::for_judging(config, models_in_full);
+    errors.extend(compiler.compile(config, None).await.err().into_iter().flat_map(|e| e.0));
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// Digest of the token of the admin address, where it has one.
+fn token_of(config: &Config) -> Result<Option<[u8; 32]>, ServeError> {
+    let Some(token) = config.admin.as_ref().and_then(|admin| admin.token.as_ref()) else { return Ok(None) };
+    let token = token.resolve(&|name| std::env::var(name).ok()).map_err(|e| ServeError::Token(e.to_string()))?;
+    Ok(Some(Sha256::digest(token.as_bytes()).into()))
 }
 
 /// Runs the gateway until it is told to end.
 ///
 /// The order: the admin address answers first, so that a slow start can be watched; then everything is compiled and
 /// models are loaded; ports are bound before that, so that a port in use is told at once; requests are served last.
+///
+/// SIGTERM and SIGINT end it at any time: at once while it starts, after the drain once requests are served.
 pub async fn serve(
     path: PathBuf,
     config: Config,
     seen: Seen,
     log: LogWriter,
     cache_dir: Option<PathBuf>,
+    mut signals: Signals,
 ) -> Result<(), ServeError> {
-    // From the first moment on: unhandled, it ends a process that is told of an edit while it starts.
-    let hang_up = handled(SignalKind::hangup())?;
+    crate::descriptors::reserve(config.limits.reserved_descriptors);
     let metrics = Arc::new(Metrics::new());
     let last_edit = Arc::new(ArcSwap::from_pointee(LastEdit::started(&path)));
     let stop_admin = watch::Sender::new(false);
@@ -208,7 +245,17 @@ pub async fn serve(
     let acme = Arc::new(Acme::new(metrics.clone()));
     let plans = crate::listener::plans(&config, &acme).map_err(SnapshotError)?;
     let prepared = listeners.prepare(&plans)?;
-    let snapshot = compiler.compile(&config, None).await?;
+    let compiled = match signals.unless_ended(compiler.compile(&config, None)).await {
+        Ok(compiled) => compiled,
+        Err(signal) => {
+            tracing::info!(event = "stopping", signal, "it had not begun to serve");
+            stop_admin.send_replace(true);
+            tracing::info!(event = "stopped");
+            log.flush();
+            return Ok(());
+        }
+    };
+    let snapshot = compiled?;
 
     snapshot.adoptions.run();
     let supervisor = Arc::new(Supervisor::default());
@@ -246,12 +293,12 @@ pub async fn serve(
     };
     let (reload, edits) = tokio::sync::mpsc::channel(1);
     let watching = tokio::spawn(reloader.run(seen, edits));
-    wait_for_the_end(&reload, hang_up).await?;
+    wait_for_the_end(&reload, &mut signals).await;
 
     shown.draining.store(true, Ordering::Release);
     watching.abort();
     gateway.acme.stop();
-    drain(&gateway, &listeners).await;
+    drain(&gateway, &listeners, &mut signals).await;
     supervisor.stop();
     stop_admin.send_replace(true);
     let _ = tokio::task::spawn_blocking(move || limits.close()).await;
@@ -270,14 +317,7 @@ async fn open_admin(
     stop: &watch::Sender<bool>,
 ) -> Result<Arc<Shown>, ServeError> {
     let written = config.admin.as_ref();
-    let token = match written.and_then(|admin| admin.token.as_ref()) {
-        Some(token) => {
-            let token =
-                token.resolve(&|name| std::env::var(name).ok()).map_err(|e| ServeError::Token(e.to_string()))?;
-            Some(Sha256::digest(token.as_bytes()).into())
-        }
-        None => None,
-    };
+    let token = token_of(config)?;
     let address = written.map_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)), |admin| admin.address.0);
     let shown = Arc::new(Shown {
         gateway: ArcSwap::from_pointee(None),
@@ -289,6 +329,7 @@ async fn open_admin(
         token,
         address,
         hosts: written.map(|admin| admin.hosts.clone()).unwrap_or_default(),
+        max_connections: written.map_or(1, |admin| usize::try_from(admin.max_connections.get()).unwrap_or(usize::MAX)),
     });
     if written.is_some() {
         let failed = |source| ServeError::Admin { address, source };
@@ -300,38 +341,34 @@ async fn open_admin(
     Ok(shown)
 }
 
-fn handled(kind: SignalKind) -> Result<tokio::signal::unix::Signal, ServeError> {
-    tokio::signal::unix::signal(kind).map_err(|e| ServeError::System(format!("signals cannot be handled: {e}")))
-}
-
 /// Waits for SIGTERM or SIGINT; SIGHUP reloads.
-async fn wait_for_the_end(
-    reload: &tokio::sync::mpsc::Sender<()>,
-    mut hang_up: tokio::signal::unix::Signal,
-) -> Result<(), ServeError> {
-    let mut terminate = handled(SignalKind::terminate())?;
-    let mut interrupt = handled(SignalKind::interrupt())?;
-    loop {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-            _ = hang_up.recv() => {
-                // One reload that waits stands for all that were asked for meanwhile.
-                let _ = reload.try_send(());
-                continue;
+async fn wait_for_the_end(reload: &tokio::sync::mpsc::Sender<()>, signals: &mut Signals) {
+    let mut hang_up = signals.take_hang_up();
+    let name = loop {
+        let asked = async {
+            match &mut hang_up {
+                Some(hang_up) => hang_up.recv().await,
+                None => std::future::pending().await,
             }
         };
-        tracing::info!(event = "stopping", signal = name);
-        return Ok(());
-    }
+        tokio::select! {
+            name = signals.end() => break name,
+            _ = asked => {
+                // One reload that waits stands for all that were asked for meanwhile.
+                let _ = reload.try_send(());
+            }
+        }
+    };
+    tracing::info!(event = "stopping", signal = name);
 }
 
-/// Lets running requests finish, up to the limit. A second signal ends the wait.
-async fn drain(gateway: &Gateway, listeners: &ListenerSet) {
+/// Lets running requests finish, up to the limit. A further SIGINT, as a person at a terminal sends it, ends the wait; a
+/// further SIGTERM does not, because supervisors repeat and forward it.
+async fn drain(gateway: &Gateway, listeners: &ListenerSet, signals: &mut Signals) {
     listeners.stop();
     let limit = gateway.snapshot.load().drain_timeout;
     let started = Instant::now();
-    let again = tokio::signal::ctrl_c();
+    let again = signals.end_at_once();
     tokio::pin!(again);
     while gateway.running() > 0 {
         if started.elapsed() >= limit {
@@ -340,7 +377,7 @@ async fn drain(gateway: &Gateway, listeners: &ListenerSet) {
         }
         tokio::select! {
             () = tokio::time::sleep(DRAIN_POLL) => {}
-            _ = &mut again => return,
+            () = &mut again => return,
         }
     }
     // The last answer is written; its connection needs a moment to be closed in order.

@@ -185,7 +185,7 @@ fn the_reference_and_the_schema_file_are_what_the_program_checks() {
 #[test]
 fn every_attack_of_the_table_is_tried_by_a_test() {
     let mut sources = String::new();
-    for folder in ["tests/tests", "gateway/src/identity", "gateway/src/identity/jwt"] {
+    for folder in ["tests/tests", "gateway/src/identity", "gateway/src/identity/jwt", "engine/src/scheduler"] {
         for entry in std::fs::read_dir(repository().join(folder)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|kind| kind == "rs") {

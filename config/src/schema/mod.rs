@@ -41,6 +41,8 @@ pub use routes::{
 };
 pub use telemetry::{AuditLog, LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
 
+use std::num::NonZeroU32;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -109,11 +111,18 @@ pub struct ProcessLimits {
     /// keeps its share while it is not loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_memory: Option<Size>,
+    /// File descriptors that neither connections of clients nor of servers may take: for the admin address, files, names
+    /// and stores. Connections to servers stop at the limit of open files (`ulimit -n`) less this number, new connections
+    /// of clients at the limit less twice this number. An eighth of the limit when left out, at least 16 and at most
+    /// 1024; never more than a quarter of the limit. `spillway_descriptor_shortages_total` counts connections that were
+    /// closed for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserved_descriptors: Option<NonZeroU32>,
 }
 
 impl Default for ProcessLimits {
     fn default() -> Self {
-        Self { buffered_bodies: Size::mib(512), limit_keys: 65_536, model_memory: None }
+        Self { buffered_bodies: Size::mib(512), limit_keys: 65_536, model_memory: None, reserved_descriptors: None }
     }
 }
 

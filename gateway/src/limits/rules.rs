@@ -126,6 +126,13 @@ impl Limits {
         Ok(())
     }
 
+    /// Judges the file of budgets as [`Self::open_budgets`] does, without making or changing anything.
+    pub async fn judge_budgets(&self, path: &Path) -> Result<(), BudgetError> {
+        let file = path.to_owned();
+        let judged = tokio::task::spawn_blocking(move || Budgets::judge(&file)).await;
+        judged.map_err(|e| BudgetError { path: path.to_owned(), reason: e.to_string() })?
+    }
+
     /// The same levels and budgets with the store of a new snapshot: the one that `previous` has, where it is written the
     /// same. It need not be there, and is not asked before the snapshot is adopted.
     pub fn sharing(

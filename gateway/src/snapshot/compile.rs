@@ -21,7 +21,7 @@ use super::{
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::adoptions::Adoptions;
 use crate::balancing::{
-    Addresses, Balancer, Blueprint, Care, Detector, DnsResolver, Endpoints, Resolve, Way, addresses,
+    Addresses, Balancer, Blueprint, Care, Detector, DnsResolver, Endpoints, Resolve, Resolved, Way, addresses,
 };
 use crate::http_client::Http;
 use crate::identity::{Authenticator, Parts};
@@ -53,7 +53,30 @@ pub struct Compiler {
     pub limits: Limits,
     /// Calls of the gateway's own.
     pub http: Arc<dyn HttpClient>,
+    purpose: Purpose,
     generation: AtomicU64,
+}
+
+/// What a configuration is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To be run.
+    Run,
+    /// To be judged: every file is read, and no socket or device is opened, no name asked for, nothing written.
+    Judge {
+        /// Whether models are judged in full ([`Models::judge`]).
+        models_in_full: bool,
+    },
+}
+
+/// Stands in for DNS where a configuration is only judged: every name has an address (RFC 5737), and none is asked for.
+struct AnyName;
+
+#[async_trait::async_trait]
+impl Resolve for AnyName {
+    async fn resolve(&self, _: &str) -> Result<Resolved, String> {
+        Ok(Resolved { addresses: vec![std::net::Ipv4Addr::new(192, 0, 2, 1).into()], ttl: Duration::MAX })
+    }
 }
 
 fn secret(secret: &spillway_config::values::Secret) -> Result<String, String> {
@@ -87,8 +110,17 @@ impl Compiler {
             endpoints: Arc::default(),
             metrics,
             cache_dir,
+            purpose: Purpose::Run,
             generation: AtomicU64::new(0),
         }
+    }
+
+    /// A compiler of its own that only judges.
+    pub fn for_judging(config: &Config, models_in_full: bool) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        let limits = Limits::new(config.limits.limit_keys, metrics.clone());
+        let purpose = Purpose::Judge { models_in_full };
+        Self { purpose, ..Self::new(spillway_filters::registry(), metrics, limits, None) }
     }
 
     /// Compiles a configuration. State of what did not change is taken over from `previous`; state that both share changes
@@ -108,10 +140,13 @@ impl Compiler {
             errors.push(e);
             self.limits.clone()
         });
-        if has_budget(config)
-            && let Err(e) = limits.open_budgets(&config.state.budgets.sqlite, &adoptions).await
-        {
-            errors.push(e.to_string());
+        if has_budget(config) {
+            let file = &config.state.budgets.sqlite;
+            let opened = match self.purpose {
+                Purpose::Run => limits.open_budgets(file, &adoptions).await,
+                Purpose::Judge { .. } => limits.judge_budgets(file).await,
+            };
+            errors.extend(opened.err().map(|e| e.to_string()));
         }
         let parts = Parts {
             limits: &limits,
@@ -122,9 +157,15 @@ impl Compiler {
         };
         let known = previous.map(|p| &p.identity);
         let identity = Authenticator::new(&authentication, &config.consumers, &config.tenants, known, parts);
+        let identity = identity.map_err(|e| errors.push(e.to_string())).ok();
         let dns = config.dns.clone();
-        let resolver = tokio::task::spawn_blocking(move || DnsResolver::read(&dns)).await;
-        let resolver: Arc<dyn Resolve> = Arc::new(resolver.map_err(|e| SnapshotError(vec![e.to_string()]))?);
+        let resolver: Arc<dyn Resolve> = match self.purpose {
+            Purpose::Run => {
+                let resolver = tokio::task::spawn_blocking(move || DnsResolver::read(&dns)).await;
+                Arc::new(resolver.map_err(|e| SnapshotError(vec![e.to_string()]))?)
+            }
+            Purpose::Judge { .. } => Arc::new(AnyName),
+        };
         let (mut cares, mut certificates) = (Vec::new(), Vec::new());
         let mut backends = HashMap::new();
         for written in &config.backends {
@@ -136,13 +177,17 @@ impl Compiler {
                 Err(e) => errors.push(format!("backend `{}`: {e}", written.name)),
             }
         }
-        if !errors.is_empty() {
-            return Err(SnapshotError(errors));
-        }
+        let Some(identity) = identity.filter(|_| errors.is_empty()) else { return Err(SnapshotError(errors)) };
         let (memory, running) = (config.limits.model_memory.map(|size| size.0), previous.map(|p| &p.models));
-        let loaded = Models::load(&config.models, memory, running, &self.metrics, self.cache_dir.as_deref()).await;
+        let loaded = match self.purpose {
+            Purpose::Run => {
+                Models::load(&config.models, memory, running, &self.metrics, self.cache_dir.as_deref()).await
+            }
+            Purpose::Judge { models_in_full } => {
+                Models::judge(&config.models, memory, &self.metrics, models_in_full).await
+            }
+        };
         let models = loaded.map_err(|e| SnapshotError(e.iter().map(ToString::to_string).collect()))?;
-        let identity = identity.map_err(|e| SnapshotError(vec![e.to_string()]))?;
         let header = |name: &Option<String>| name.as_ref().and_then(|n| HeaderName::from_bytes(n.as_bytes()).ok());
         let written = &authentication.identity_headers;
         let identity_headers = [header(&written.consumer), header(&written.tenant)];

@@ -74,6 +74,8 @@ pub struct Metrics {
     pub acme_failed: Counter,
     /// Certificates that were obtained and could not be stored.
     pub acme_unstored: Counter,
+    /// Connections of the admin address that were closed to make room for others.
+    pub admin_connections_dropped: Counter,
     /// Levels that were forgotten to make room.
     pub limit_keys_forgotten: Counter,
     /// Batches of budgets that could not be written.
@@ -344,6 +346,12 @@ impl Metrics {
                 &mut r,
                 "spillway_jwks_failures",
                 "Fetches of an issuer's keys that failed",
+                Counter::default(),
+            ),
+            admin_connections_dropped: family(
+                &mut r,
+                "spillway_admin_connections_dropped",
+                "Connections of the admin address that were closed to make room for others",
                 Counter::default(),
             ),
             limit_keys_forgotten: family(
