@@ -285,27 +285,6 @@ impl Drop for Starting {
 }
 
 #[tokio::test]
-async fn signals_have_their_meaning_while_the_configuration_is_read() {
-    for end in ["TERM", "INT"] {
-        let folder = tempfile::tempdir().unwrap();
-        let pipe = folder.path().join("never.pem");
-        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        let yaml = "listeners: [{address: \"127.0.0.1:0\", protocol: https, tls: {certificates: [{certFile: never.pem, keyFile: never.pem}]}}]\n";
-        let mut starting = Starting::new(folder, &(yaml.to_owned() + &plain("http://127.0.0.1:1")));
-        // Opening succeeds when the other side reads, which then waits for bytes.
-        let _writer = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(pipe).unwrap())
-            .await
-            .unwrap();
-        for name in ["HUP", "USR1", "QUIT"] {
-            starting.signal(name);
-            assert!(starting.runs(), "after SIG{name}");
-        }
-        starting.signal(end);
-        assert_eq!(starting.end().await.code(), Some(0), "SIG{end}");
-    }
-}
-
-#[tokio::test]
 async fn signals_have_their_meaning_while_it_starts() {
     for end in ["TERM", "INT"] {
         let dns = spillway_tests::Dns::start().await;
