@@ -77,10 +77,7 @@ impl Signals {
     }
 
     /// Runs `work` unless SIGTERM or SIGINT comes first.
-    pub fn unless_ended<T>(
-        &mut self,
-        work: impl Future<Output = T>,
-    ) -> impl Future<Output = Result<T, &'static str>> {
+    pub fn unless_ended<T>(&mut self, work: impl Future<Output = T>) -> impl Future<Output = Result<T, &'static str>> {
         // In a place of its own: starting is a large future.
         let mut work = Box::pin(work);
         async move {

@@ -83,7 +83,9 @@ fn all() -> Vec<Bad> {
         // Listeners.
         bad(
             "127.0.0.1:8080",
-            format!("listeners: [{{address: \"127.0.0.1:8080\"}}, {{name: b, address: \"127.0.0.1:8080\"}}]\n{BACKEND}{ROUTE}"),
+            format!(
+                "listeners: [{{address: \"127.0.0.1:8080\"}}, {{name: b, address: \"127.0.0.1:8080\"}}]\n{BACKEND}{ROUTE}"
+            ),
         ),
         bad("address", format!("listeners: [{{address: \"localhost:http\"}}]\n{BACKEND}{ROUTE}")),
         bad("other.key", listener("protocol: https, tls: {certificates: [{certFile: one.pem, keyFile: other.key}]}")),
@@ -156,7 +158,10 @@ fn all() -> Vec<Bad> {
         ),
         bad("MiB", models(&format!("{{name: m, source: \"{chat}\", device: cpu, memory: 1MiB}}"), "")),
         bad("MiB", models(&format!("{{name: m, source: \"{chat}\", device: cpu, kvCache: 1KiB}}"), "")),
-        bad("limits.modelMemory", models(&format!("{{name: m, source: \"{chat}\", device: cpu}}"), "limits: {modelMemory: 1MiB}")),
+        bad(
+            "limits.modelMemory",
+            models(&format!("{{name: m, source: \"{chat}\", device: cpu}}"), "limits: {modelMemory: 1MiB}"),
+        ),
         bad(
             "not for conversations",
             format!(

@@ -147,8 +147,10 @@ async fn an_endpoint_is_not_blamed_for_connections_that_had_no_descriptor() {
         })
         .collect();
     let short = "spillway_descriptor_shortages_total{side=\"servers\"}";
-    eventually("a server's connection has no descriptor", || async { (gateway.metric(short).await > 0.0).then_some(()) })
-        .await;
+    eventually("a server's connection has no descriptor", || async {
+        (gateway.metric(short).await > 0.0).then_some(())
+    })
+    .await;
     release.add_permits(1000);
     let mut statuses = Vec::new();
     for asked in asking {

@@ -330,16 +330,8 @@ impl ListenerMetrics {
 }
 
 /// Why connections are closed before they carry a request.
-const REFUSED: [&str; 8] = [
-    "limit",
-    "address_limit",
-    "descriptors",
-    "timeout",
-    "proxy_protocol",
-    "tls",
-    "client_certificate",
-    "challenge",
-];
+const REFUSED: [&str; 8] =
+    ["limit", "address_limit", "descriptors", "timeout", "proxy_protocol", "tls", "client_certificate", "challenge"];
 
 impl Drop for ListenerMetrics {
     fn drop(&mut self) {
