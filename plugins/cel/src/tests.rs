@@ -96,3 +96,23 @@ fn values_become_text() {
     assert_eq!(text("request.body.n").as_deref(), Some("3"));
     assert_eq!(text("request.body.none"), None);
 }
+
+#[test]
+fn hosts_and_paths_have_one_spelling_in_expressions() {
+    for (host, name) in [
+        ("a.test", "a.test"),
+        ("A.Test:8080", "a.test"),
+        ("a.test.", "a.test"),
+        ("a.test.:80", "a.test"),
+        ("[::1]:80", "[::1]"),
+        ("[::1]", "[::1]"),
+        ("", ""),
+    ] {
+        assert_eq!(crate::values::host_name(host), name, "{host}");
+    }
+    for (path, shown) in
+        [("/v1:predict", "/v1:predict"), ("/v1%3Apredict", "/v1:predict"), ("/a%40b%20c%2Fd%25", "/a@b%20c%2Fd%25")]
+    {
+        assert_eq!(crate::values::path(path), shown, "{path}");
+    }
+}
