@@ -74,8 +74,8 @@ async fn walk(
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<(), End> {
-    steps::check_head(gateway, connection, session)?;
-    let route: Arc<Route> = steps::find_route(gateway, connection, session, x).await?;
+    let spelling = steps::check_head(gateway, connection, session)?;
+    let route: Arc<Route> = steps::find_route(gateway, connection, spelling, session, x).await?;
     limiting::filters(&route, session, x).await?;
     if let Some((filter, refusal)) = x.over_limit.take() {
         return spilling::over_limit(gateway, &route, filter, refusal, session, x).await;

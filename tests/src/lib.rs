@@ -32,7 +32,7 @@ pub use issuer::{Issuer, IssuerKey};
 pub use models::with_template;
 pub use pebble::Pebble;
 pub use ports::free_port;
-pub use programs::{LlamaServer, Redis, jaeger, minilm, model, python, repository, script};
+pub use programs::{LlamaServer, PathReader, Redis, jaeger, minilm, model, python, repository, script};
 pub use raw::{head_of_a_request, raw};
 pub use reference::reference;
 pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};

@@ -24,6 +24,9 @@ pub struct Listener {
     /// Certificates and who may connect; needed by `https`.
     #[serde(default)]
     pub tls: Option<ListenerTls>,
+    /// Whether paths with `%2F` or `%5C` pass on routes that do not say it themselves.
+    #[serde(default)]
+    pub encoded_slashes: EncodedSlashes,
     /// Who the caller is behind a proxy that says so in a header.
     #[serde(default)]
     pub client_address: Option<ClientAddress>,
@@ -46,6 +49,19 @@ pub enum ListenerProtocol {
     Https,
     /// HTTP/2 without encryption and nothing else, begun by the client without asking (prior knowledge).
     H2c,
+}
+
+/// Handling of a path with an encoded slash or backslash (`%2F`, `%5C`), which one server reads as a separator and another
+/// as part of a name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum EncodedSlashes {
+    /// Answers 400.
+    #[default]
+    Refuse,
+    /// Passes the path on as it came. An error where a server that reads a slash would serve what another route keeps
+    /// under a different `authentication`, `access`, limit or model rule.
+    Pass,
 }
 
 /// TLS of a listener.

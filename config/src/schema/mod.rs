@@ -31,8 +31,8 @@ pub use limits::{
     Budget, BudgetState, ConsumerLimits, LimitState, OnExceeded, OnStoreFailure, Period, Price, RedisState, State,
 };
 pub use listeners::{
-    CertificateFiles, ClientAddress, ClientAddressHeader, ClientCertificateMode, ClientCertificates, Listener,
-    ListenerLimits, ListenerProtocol, ListenerTls, ProxyProtocol, TlsVersion,
+    CertificateFiles, ClientAddress, ClientAddressHeader, ClientCertificateMode, ClientCertificates, EncodedSlashes,
+    Listener, ListenerLimits, ListenerProtocol, ListenerTls, ProxyProtocol, TlsVersion,
 };
 pub use models::{Device, Model, ModelTask};
 pub use routes::{

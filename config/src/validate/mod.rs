@@ -8,6 +8,7 @@ mod callers;
 mod dns;
 mod listeners;
 mod models;
+mod paths;
 mod routes;
 
 use std::collections::HashMap;
@@ -117,6 +118,7 @@ pub(crate) fn all(cx: &mut Context<'_>) {
     backends::all(cx);
     models::all(cx);
     routes::all(cx);
+    paths::all(cx);
     telemetry(cx);
 }
 

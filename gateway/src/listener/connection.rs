@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
 use rustls::ProtocolVersion;
-use spillway_config::schema::{ListenerLimits, ListenerProtocol};
+use spillway_config::schema::{EncodedSlashes, ListenerLimits, ListenerProtocol};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -32,6 +32,8 @@ pub struct ConnectionInfo {
     pub local: SocketAddr,
     /// What TLS said of it; `None` without TLS.
     pub tls: Option<TlsInfo>,
+    /// Handling of encoded slashes on routes that do not say it themselves.
+    pub encoded_slashes: EncodedSlashes,
     /// Limits of the listener.
     pub limits: ListenerLimits,
     trusted: Option<Arc<TrustedProxies>>,
@@ -57,6 +59,7 @@ impl ConnectionInfo {
             client_text: address_value(ip),
             local,
             tls,
+            encoded_slashes: plan.encoded_slashes,
             limits: plan.limits.clone(),
             trusted: plan.trusted.clone(),
         }

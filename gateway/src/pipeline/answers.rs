@@ -1,9 +1,12 @@
 //! Answers that the gateway makes itself: refusals and the list of models.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
+use spillway_config::path;
 use spillway_filter::{Answer, ErrorKind, Refusal};
 use tokio::time::Instant;
 
@@ -87,23 +90,44 @@ pub async fn refuse_malformed(session: &mut ServerSession) {
     }
 }
 
+/// Path of the list of models; `/ID` behind it is one of them.
+const MODELS: &str = "/v1/models";
+
+/// True if the gateway answers this request of a route itself, with its models or one of them.
+pub(super) fn is_models(route: &Route, head: &RequestHeader) -> bool {
+    route.api == Api::OpenAi
+        && matches!(head.method, Method::GET | Method::HEAD)
+        && head.uri.path().strip_prefix(MODELS).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// True if the gateway answers this request itself with one model, whichever of the routes it takes.
+pub(super) fn is_model_by_id<'r>(head: &RequestHeader, mut routes: impl Iterator<Item = &'r Arc<Route>>) -> bool {
+    let id = head.uri.path().strip_prefix(MODELS).and_then(|rest| rest.strip_prefix('/'));
+    id.is_some_and(|id| !id.is_empty()) && routes.all(|route| is_models(route, head))
+}
+
 /// Answers `GET /v1/models` and `GET /v1/models/ID` on a route that speaks a model protocol. False when it is neither.
 pub(super) async fn models(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<bool, End> {
     let head = session.req_header();
-    if route.api != Api::OpenAi || !matches!(head.method, Method::GET | Method::HEAD) {
+    if !is_models(route, head) {
         return Ok(false);
     }
-    let Some(rest) = head.uri.path().strip_prefix("/v1/models") else { return Ok(false) };
+    let rest = head.uri.path().strip_prefix(MODELS).unwrap_or_default();
     let caller = x.caller.clone();
     // What a caller may not name is not there for it.
     let listed = route.listed_models.iter();
     let cards = listed.filter(|model| caller.as_ref().is_none_or(|caller| caller.may_use(Some(&model.id))));
     let body = match rest.strip_prefix('/') {
         None if rest.is_empty() => openai::models_list(cards.map(|m| m.card())),
-        Some(id) if !id.is_empty() => match cards.into_iter().find(|m: &&crate::snapshot::ListedModel| m.id == id) {
-            Some(model) => openai::model(&model.card()),
-            None => return Err(openai::model_not_found(id).into()),
-        },
+        Some(escaped) if !escaped.is_empty() => {
+            // Decoded once: no other server reads it.
+            let id: Vec<u8> = path::decoded(escaped).into_iter().map(|(byte, _)| byte).collect();
+            let id = String::from_utf8_lossy(&id);
+            match cards.into_iter().find(|m: &&crate::snapshot::ListedModel| m.id == id) {
+                Some(model) => openai::model(&model.card()),
+                None => return Err(openai::model_not_found(&id).into()),
+            }
+        }
         _ => {
             return Err(End::refuse(Refusal::new(
                 StatusCode::NOT_FOUND,

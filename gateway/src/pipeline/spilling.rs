@@ -136,7 +136,9 @@ pub(super) async fn over_limit(
     x: &mut Exchange,
 ) -> Result<(), End> {
     let last = &route.when_saturated;
-    if is_possible(last, session, x) && is_allowed(route, last, x) {
+    // The list of models is answered here and never spills.
+    let is_own = super::answers::is_models(route, session.req_header());
+    if !is_own && is_possible(last, session, x) && is_allowed(route, last, x) {
         match &last.spill_to {
             Some(TargetKind::Backend(backend)) => {
                 let may = !is_too_long(route, x);

@@ -8,12 +8,12 @@ use pingora::protocols::http::ServerSession;
 use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{ErrorKind, Refusal};
 
-use super::limiting;
+use super::{limiting, target};
 use crate::exchange::{Asked, End, Exchange, RouteInFlight};
 use crate::limits::{Estimate, Ledger};
 use crate::listener::ConnectionInfo;
 use crate::protocol::{Api, openai};
-use crate::routing::{Candidates, Rest};
+use crate::routing::{Candidates, Rest, Spelling};
 use crate::server::Gateway;
 use crate::snapshot::Route;
 use crate::upstream::{RequestBody, X_REQUEST_ID, hold};
@@ -46,12 +46,13 @@ fn new_request_id() -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
-/// Refuses what no route may see: an oversized header, ambiguous framing, a request that has been here before.
+/// Refuses what no route may see: an oversized header, ambiguous framing, a request that has been here before. Returns
+/// what other servers could read in the path.
 pub(super) fn check_head(
     gateway: &Gateway,
     connection: &ConnectionInfo,
     session: &mut ServerSession,
-) -> Result<(), End> {
+) -> Result<Spelling, End> {
     let head = session.req_header();
     let max = connection.limits.max_header_bytes.0;
     let size = head.uri.path_and_query().map_or(1, |p| p.as_str().len())
@@ -74,10 +75,13 @@ pub(super) fn check_head(
             "this is a gateway, not a proxy for connections: CONNECT is not answered",
         )));
     }
-    if let Err(refusal) = super::target::settle(session.req_header_mut()) {
-        session.set_keepalive(None);
-        return Err(End::Refuse(refusal));
-    }
+    let spelling = match target::settle(session.req_header_mut()) {
+        Ok(spelling) => spelling,
+        Err(refusal) => {
+            session.set_keepalive(None);
+            return Err(End::Refuse(refusal));
+        }
+    };
     let head = session.req_header();
     if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
         session.set_keepalive(None);
@@ -109,7 +113,7 @@ pub(super) fn check_head(
             "the request has passed this gateway before: a backend points back at it",
         )));
     }
-    Ok(())
+    Ok(spelling)
 }
 
 /// The host that a request is for.
@@ -133,24 +137,33 @@ fn has_two_lengths(session: &ServerSession) -> bool {
 pub(super) async fn find_route(
     gateway: &Gateway,
     connection: &ConnectionInfo,
+    spelling: Spelling,
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<Arc<Route>, End> {
     let snapshot = x.snapshot.clone();
     let client = x.client;
-    let candidates = |session: &ServerSession, method: &Method| {
+    let by_path = |session: &ServerSession, path: &str, method: &Method| {
         let head = session.req_header();
         let rest = Rest { query: head.uri.query().unwrap_or_default(), client };
-        snapshot.routes.candidates(host_of(head), head.uri.path(), method, &head.headers, rest)
+        snapshot.routes.candidates(host_of(head), path, method, &head.headers, rest)
+    };
+    // A path with several readings gets no further than this, not even to the filters that redirect.
+    let candidates = |session: &ServerSession, method: &Method| {
+        let head = session.req_header();
+        let found = by_path(session, &target::route_key(head), method);
+        let others = |path: &str| by_path(session, path, method);
+        target::judge_spelling(spelling, head, connection.encoded_slashes, &found, others).map(|()| found)
     };
     if let Some(asked) = preflight_method(session.req_header())
-        && let Some(route) = candidates(session, &asked).routes().find(|route| route.answers_preflight)
+        && let Some(route) =
+            candidates(session, &asked).map_err(End::Refuse)?.routes().find(|route| route.answers_preflight)
     {
         // The filter that answers is one of the guards.
         enter(x, route);
         limiting::guards(route, session, x).await?;
     }
-    let candidates = candidates(session, &session.req_header().method);
+    let candidates = candidates(session, &session.req_header().method).map_err(End::Refuse)?;
     let within = connection.limits.body_timeout.0;
     if let Some(route) = candidates.only() {
         enter(x, route);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue, StatusCode};
+use spillway_config::RouteRules;
 use spillway_config::schema::{self, BackendProtocol, Config, RetryOn, RouteAuthentication};
 use spillway_engine::Task;
 use spillway_filter::{BuildContext, HttpClient, Registry, SharedStates, Stage};
@@ -27,7 +28,7 @@ use crate::http_client::Http;
 use crate::identity::{Authenticator, Parts};
 use crate::limits::{Limits, Prices, Rules};
 use crate::protocol::Api;
-use crate::routing::{ModelPattern, TableBuilder};
+use crate::routing::{ModelPattern, TableBuilder, comparable};
 use crate::spill::Models;
 use crate::telemetry::{CertificateSample, Metrics, Tracer};
 use crate::tls::UpstreamTls;
@@ -148,8 +149,11 @@ impl Compiler {
         let identity_headers = [header(&written.consumer), header(&written.tenant)];
         let mut owned_headers: Vec<HeaderName> = identity_headers.iter().flatten().cloned().collect();
         let mut table = TableBuilder::default();
-        for written in &config.routes {
-            let added = self.route(written, config, &backends, &models, parts).and_then(|route| {
+        let rules: Vec<RouteRules<'_>> = config.routes.iter().map(|route| RouteRules::of(route, config)).collect();
+        for (written, own) in config.routes.iter().zip(&rules) {
+            let added = self.route(written, config, &backends, &models, parts).and_then(|mut route| {
+                route.rules = rules.iter().position(|rules| rules == own).unwrap_or_default();
+                route.judges_path = own.judges_path();
                 for named in &route.filters {
                     owned_headers.extend_from_slice(named.filter.owned_headers());
                 }
@@ -283,14 +287,15 @@ impl Compiler {
             Some(rule) => last(rule.spill_to.as_ref(), rule.reject.as_ref())?,
             None => when_saturated.clone(),
         };
-        let prefixes: Vec<&str> = written
+        let prefixes: Vec<String> = written
             .matches
             .iter()
             .filter_map(|m| match &m.path {
-                Some(schema::PathMatch::Prefix(prefix)) => Some(prefix.as_str()),
+                Some(schema::PathMatch::Prefix(prefix)) => Some(comparable(prefix)),
                 _ => None,
             })
             .collect();
+        let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
         let queues = match &saturated.queue {
             Some(queue) => self.queues(&name, queue, saturated.try_others, &targets, parts.adoptions),
             None => Vec::new(),
@@ -334,6 +339,9 @@ impl Compiler {
         let default = if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None };
         let on = |reason| written.retry.on.contains(&reason);
         Ok(Route {
+            encoded_slashes: written.encoded_slashes,
+            rules: 0,
+            judges_path: false,
             api: if speaks_model { Api::OpenAi } else { Api::Problem },
             authentication: written.authentication.unwrap_or(default),
             access: written.access.clone(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
-use spillway_config::schema::{Access, BackendProtocol, HashOn, PolicyName, RouteAuthentication};
+use spillway_config::schema::{Access, BackendProtocol, EncodedSlashes, HashOn, PolicyName, RouteAuthentication};
 use spillway_filter::Filter;
 use tokio::sync::Semaphore;
 
@@ -81,6 +81,12 @@ pub struct Route {
     pub name: String,
     /// The shape of its errors.
     pub api: Api,
+    /// Whether paths with encoded slashes pass; as the listener says without.
+    pub encoded_slashes: Option<EncodedSlashes>,
+    /// Number of the route's rules for callers: equal for routes with equal rules.
+    pub rules: usize,
+    /// True if a filter decides by the path of the request.
+    pub judges_path: bool,
     /// Whether a caller must show who it is.
     pub authentication: RouteAuthentication,
     /// Who of the known callers may use it.
@@ -305,6 +311,9 @@ impl Route {
         Self {
             name: name.to_owned(),
             api: Api::Problem,
+            encoded_slashes: None,
+            rules: 0,
+            judges_path: false,
             authentication: RouteAuthentication::None,
             access: None,
             guards: Vec::new(),
