@@ -144,6 +144,10 @@ pub struct Exchange {
     pub credential: Option<Credential>,
     /// What the caller's token says, if it showed one.
     pub token: Option<Arc<Token>>,
+    /// A header of the request has a name that some servers cannot tell from another one.
+    pub odd_headers: bool,
+    /// The caller would rather have an error than a lesser answer.
+    pub refuses_fallback: bool,
     /// Headers that filters put on the request for its backend.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// The body.
@@ -192,6 +196,8 @@ impl Exchange {
             identified_by: None,
             credential: None,
             token: None,
+            odd_headers: false,
+            refuses_fallback: false,
             request_headers: Vec::new(),
             body: RequestBody::Unread,
             asked: None,

@@ -75,6 +75,7 @@ async fn walk(
     x: &mut Exchange,
 ) -> Result<(), End> {
     steps::check_head(gateway, connection, session)?;
+    steps::strip(session, x);
     let route: Arc<Route> = steps::find_route(gateway, connection, session, x).await?;
     limiting::filters(&route, session, x).await?;
     if let Some((filter, refusal)) = x.over_limit.take() {

@@ -31,6 +31,11 @@ pub struct Backend {
     /// Credentials that replace those of the caller.
     #[serde(default)]
     pub credentials: Option<Credentials>,
+    /// Treatment of credentials that callers send in `authorization`, `x-api-key`, `api-key` or a header of
+    /// `authentication.apiKey`; `remove` when left out. With `pass` they reach the servers, except keys and tokens of this
+    /// gateway itself. Copies (`mirror`) and requests that the backend takes for another (`spillTo`) never carry them.
+    #[serde(default)]
+    pub caller_credentials: Option<CallerCredentials>,
     /// How an endpoint is picked.
     #[serde(default)]
     pub load_balancing: LoadBalancing,
@@ -55,6 +60,17 @@ pub struct Backend {
     /// HTTP/2 towards the endpoints: over TLS where the server chooses it by ALPN, else without asking.
     #[serde(default)]
     pub http2: bool,
+}
+
+/// Treatment of the credentials that callers send.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum CallerCredentials {
+    /// They end at the gateway.
+    #[default]
+    Remove,
+    /// They reach the servers, for callers with accounts of their own there.
+    Pass,
 }
 
 /// TLS towards the endpoints of a backend. Their certificates are always verified, name included.

@@ -155,7 +155,6 @@ fn headers_that_are_not_configured_do_not_count() {
     let written = json!({"apiKey": {"headers": ["X-Team-Key", "x-team-key"]}});
     let authentication: Authentication = serde_json::from_value(written).unwrap();
     let authenticator = Known::new(&authentication, &[consumer("acme", None, &["sk-acme"])]).unwrap();
-    assert_eq!(authenticator.0.headers(), ["x-team-key"]);
     let shown = headers(&[("authorization", b"Bearer sk-acme"), ("x-api-key", b"sk-acme")]);
     let refusal = authenticator.identify(&shown, RouteAuthentication::Required).unwrap_err();
     assert!(refusal.message.contains("`x-team-key`"), "{}", refusal.message);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, Method, StatusCode, Version, header};
+use http::{Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use spillway_filter::{ErrorKind, Refusal};
@@ -18,9 +18,6 @@ use crate::server::Gateway;
 use crate::snapshot::{Last, Route, TargetKind};
 use crate::spill::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::upstream::{RequestBody, client_write, outgoing_response};
-
-/// What a caller says who would rather have an error than a lesser answer.
-static FALLBACK: HeaderName = HeaderName::from_static("x-spillway-fallback");
 
 /// How long a client may take to accept one write of an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -74,7 +71,7 @@ pub(super) fn is_possible(last: &Last, session: &ServerSession, x: &Exchange) ->
                 && x.caller.as_ref().is_none_or(|caller| caller.may_use(Some(model.name())))
         }
     };
-    can && !session.get_header(&FALLBACK).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"never"))
+    can && !x.refuses_fallback
 }
 
 /// A request that the route sends to a model inside.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use spillway_config::schema::RouteAuthentication;
@@ -18,6 +18,9 @@ use crate::server::Gateway;
 use crate::snapshot::Route;
 use crate::upstream::{RequestBody, X_REQUEST_ID, hold};
 
+/// Header of a caller that would rather have an error than a lesser answer.
+static FALLBACK: HeaderName = HeaderName::from_static("x-spillway-fallback");
+
 /// Longest request id that is kept from a caller.
 const MAX_REQUEST_ID: usize = 128;
 
@@ -30,6 +33,13 @@ pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &Se
     let mut x = Exchange::begin(snapshot, connection, &head.headers, request_id, span);
     x.api = Api::of_path(head.uri.path());
     x
+}
+
+/// Removes the headers of a caller that only the gateway may set, before a route, a filter or a server sees them.
+pub(super) fn strip(session: &mut ServerSession, x: &mut Exchange) {
+    let head = session.req_header_mut();
+    x.refuses_fallback = head.headers.get(&FALLBACK).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"never"));
+    x.odd_headers = x.snapshot.caller_headers.strip(head);
 }
 
 /// An id that can stand in a log line and a header without harm.

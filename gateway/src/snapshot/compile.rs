@@ -16,7 +16,8 @@ use spillway_filter::{BuildContext, HttpClient, Registry, SharedStates, Stage};
 use tokio::sync::Semaphore;
 
 use super::{
-    Backend, HedgePlan, Last, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind,
+    Backend, CallerHeaders, HedgePlan, Last, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, Snapshot, Target,
+    TargetKind,
 };
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::adoptions::Adoptions;
@@ -166,7 +167,7 @@ impl Compiler {
             routes: table.build(),
             identity,
             identity_headers,
-            owned_headers,
+            caller_headers: CallerHeaders::new(&authentication, &owned_headers),
             prices: Prices::new(&config.prices),
             tracer,
             access_log: config.telemetry.logs.access,
@@ -226,6 +227,7 @@ impl Compiler {
             model: written.model.as_deref().map(Into::into),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
+            passes_credentials: written.caller_credentials == Some(schema::CallerCredentials::Pass),
             full_statuses: full,
             max_full_for: written.capacity.max_full_for.0,
             first_byte_timeout: written.timeouts.first_byte.0,

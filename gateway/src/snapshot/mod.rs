@@ -2,6 +2,7 @@
 //! It holds references to state that outlives it (endpoints, models, limits) and owns none of it.
 //! It is made from a checked `spillway_config::schema::Config` by [`compile`] and from nothing else.
 
+mod caller_headers;
 mod compile;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use spillway_config::schema::{Access, BackendProtocol, HashOn, PolicyName, Route
 use spillway_filter::Filter;
 use tokio::sync::Semaphore;
 
+pub use caller_headers::{CallerHeaders, claims_to_be_ours, same_name};
 pub(crate) use compile::bearer;
 pub use compile::{Compiler, SnapshotError};
 
@@ -34,8 +36,8 @@ pub struct Snapshot {
     pub identity: Authenticator,
     /// Headers that tell backends the consumer and the tenant.
     pub identity_headers: [Option<HeaderName>; 2],
-    /// Headers that the gateway alone may set on requests, besides `x-spillway-*`.
-    pub owned_headers: Vec<HeaderName>,
+    /// Headers of a caller that do not pass to servers.
+    pub caller_headers: CallerHeaders,
     /// What tokens cost.
     pub prices: Prices,
     /// Where traces go.
@@ -62,17 +64,6 @@ pub struct Snapshot {
     pub limits: Limits,
     /// What it does to state that outlives it: run once, when it begins to run.
     pub adoptions: Adoptions,
-}
-
-impl Snapshot {
-    /// Whether a header is one that the gateway alone may set, in any spelling that some server would read as such.
-    pub fn owns_header(&self, name: &HeaderName) -> bool {
-        let same = |a: u8, b: u8| a == b || matches!((a, b), (b'-' | b'_', b'-' | b'_'));
-        self.owned_headers.iter().any(|owned| {
-            let (owned, name) = (owned.as_str().as_bytes(), name.as_str().as_bytes());
-            owned.len() == name.len() && owned.iter().zip(name).all(|(a, b)| same(*a, *b))
-        })
-    }
 }
 
 /// A compiled route.
@@ -259,6 +250,8 @@ pub struct Backend {
     pub upstream_model: Option<String>,
     /// Replaces the caller's credentials.
     pub credentials: Option<HeaderValue>,
+    /// Credentials of callers that identify nobody at the gateway go along.
+    pub passes_credentials: bool,
     /// Answers that mean full.
     pub full_statuses: Vec<u16>,
     /// Longest time that one such answer keeps an endpoint out.
@@ -359,6 +352,7 @@ impl Backend {
             model: None,
             upstream_model: None,
             credentials: None,
+            passes_credentials: false,
             full_statuses: Vec::new(),
             max_full_for: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(60),

@@ -13,8 +13,9 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::attempt::{Attempt, CUT, Failure, Limits, Outcome, TOO_SLOW, failure_of_head, overran};
 use super::body::expects_continue;
+use super::headers::early_hints;
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, end_body, send, send_part};
-use super::passing::{Passing, begin, break_off, client_write, died, early_hints, finish, pass_part};
+use super::passing::{Passing, begin, break_off, client_write, died, finish, pass_part};
 use super::verdict::{Verdict, judge};
 use crate::exchange::Exchange;
 

@@ -46,8 +46,7 @@ impl Ready {
 
     /// The same for a copy that nobody waits for: without the caller's credentials, and its time is its own.
     pub fn copy(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange) -> Option<Self> {
-        let mut out = Outgoing::new(a, session, x);
-        out.without_credentials(a);
+        let out = Outgoing::copy(a, session, x);
         let end = Instant::now() + a.route.request_timeout;
         out.body.is_some().then(|| Self { out, limits: Limits { deadline: end, attempt: end, first_token: None } })
     }

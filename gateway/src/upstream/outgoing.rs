@@ -12,7 +12,7 @@ use pingora::protocols::http::client::HttpSession;
 
 use super::attempt::{Attempt, Outcome, failure};
 use super::body::{RequestBody, with_model};
-use super::headers::{CREDENTIALS, outgoing_request, to_http2};
+use super::headers::{Outbound, Recipient, outgoing_request, to_http2};
 use crate::exchange::Exchange;
 
 /// What goes to an endpoint.
@@ -28,41 +28,49 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     pub(super) fn new(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange) -> Self {
-        let body = match &x.body {
-            RequestBody::Held(held) => Some(held.bytes.clone()),
-            RequestBody::Unread if session.is_body_empty() => Some(Bytes::new()),
-            RequestBody::Unread => None,
-        };
+        let body = held(session, x);
         Self::with_body(a, session, x, body)
+    }
+
+    /// The same for a copy: what is for the route's own backends is not for one that watches.
+    pub(super) fn copy(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange) -> Self {
+        let body = held(session, x);
+        Self::build(a, session, x, body, Recipient::Other)
     }
 
     /// The same with this body, in which the model gets the name that the backend knows.
     pub(super) fn with_body(a: &Attempt<'_>, session: &ServerSession, x: &Exchange, body: Option<Bytes>) -> Self {
+        let recipient = if x.outcome.spilled.is_some() { Recipient::Other } else { Recipient::Own };
+        Self::build(a, session, x, body, recipient)
+    }
+
+    fn build(
+        a: &Attempt<'_>,
+        session: &ServerSession,
+        x: &Exchange,
+        body: Option<Bytes>,
+        recipient: Recipient,
+    ) -> Self {
         let renamed = |body: Bytes| match &a.backend.upstream_model {
             Some(model) => with_model(&body, model).unwrap_or(body),
             None => body,
         };
         let body = body.map(renamed);
         let length = body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
-        let request = outgoing_request(session.req_header(), x, a.route, a.backend, a.via, length);
-        let callers_account =
-            a.backend.credentials.is_none() && CREDENTIALS.iter().any(|name| request.headers.contains_key(name));
+        let Outbound { head: request, callers_account } =
+            outgoing_request(session.req_header(), x, a.route, a.backend, recipient, a.via, length);
         let te = session.get_header(header::TE);
         let takes_trailers = te.is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-        let mut out = Self { request, body, callers_account, takes_trailers };
-        if x.outcome.spilled.is_some() {
-            out.without_credentials(a);
-        }
-        out
+        Self { request, body, callers_account, takes_trailers }
     }
+}
 
-    /// Takes the caller's credentials out: they are for the route's own backends, not for one that stands in or watches.
-    pub(super) fn without_credentials(&mut self, a: &Attempt<'_>) {
-        let keep = a.backend.credentials.is_some();
-        for name in CREDENTIALS.iter().filter(|_| !keep).chain([&header::COOKIE]) {
-            self.request.remove_header(name);
-        }
-        self.callers_account = false;
+/// The body, where it is held or empty; `None` for one that streams through.
+fn held(session: &mut ServerSession, x: &Exchange) -> Option<Bytes> {
+    match &x.body {
+        RequestBody::Held(held) => Some(held.bytes.clone()),
+        RequestBody::Unread if session.is_body_empty() => Some(Bytes::new()),
+        RequestBody::Unread => None,
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::attempt::{Attempt, Died, Outcome};
 use super::converse::State;
 use super::events::{Gate, Transcript};
-use super::headers::outgoing_response;
+use super::headers::{outgoing_response, outgoing_trailers};
 use crate::balancing::{Class, orca};
 use crate::exchange::{Exchange, ServedBy};
 use crate::protocol::openai::{Observation, Observer};
@@ -130,17 +130,6 @@ pub async fn client_write(limit: Instant, write: impl Future<Output = pingora::R
     timeout_at(limit, write).await.unwrap_or_else(|_| pingora::Error::err(ErrorType::WriteTimedout))
 }
 
-/// Early hints without what speaks of the server's connection (RFC 8297; RFC 9110, 7.6.1).
-pub(super) fn early_hints(head: &ResponseHeader) -> ResponseHeader {
-    let mut hints = head.clone();
-    for name in
-        [header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING, header::TRAILER, header::CONTENT_LENGTH]
-    {
-        hints.remove_header(&name);
-    }
-    hints
-}
-
 pub(super) async fn pass_part(
     a: &Attempt<'_>,
     session: &mut ServerSession,
@@ -250,7 +239,8 @@ pub(super) async fn finish(
 /// Trailers of an answer, such as gRPC's status. Only HTTP/2 sessions give them.
 async fn trailers(upstream: &mut HttpSession) -> Option<http::HeaderMap> {
     let HttpSession::H2(upstream) = upstream else { return None };
-    tokio::time::timeout(TRAILERS, upstream.read_trailers()).await.ok()?.ok()?
+    let trailers = tokio::time::timeout(TRAILERS, upstream.read_trailers()).await.ok()?.ok()??;
+    Some(outgoing_trailers(trailers))
 }
 
 /// An answer whose head is out has ended early: it is continued where that is possible, else broken off.
