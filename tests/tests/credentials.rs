@@ -1,4 +1,5 @@
-//! Credentials of callers end at the gateway, and headers that only the gateway sets come from nobody else.
+//! Credentials of callers end at the gateway, headers that only the gateway sets come from nobody else, and values from
+//! the environment are shown nowhere.
 
 #![allow(
     clippy::unwrap_used,
@@ -452,4 +453,29 @@ routes:
             assert!(headers.values().all(|value| value != "boast"), "{path}: {headers:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn an_error_that_repeats_the_gateways_credential_does_not_tell_it() {
+    const SECRET: &str = "upstream-secret";
+    let upstream = Upstream::start(|seen| async move {
+        let shown = seen.headers["authorization"].to_str().unwrap().to_owned();
+        let realm = format!("Bearer realm=\"{shown}\"");
+        let body = format!("{{\"error\":\"incorrect key {shown}, {shown}\"}}");
+        Some(reply(401, &[("www-authenticate", &realm), ("x-kept", "kept")], body))
+    })
+    .await;
+    let gateway = start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]
+routes: [{{name: r, backendRefs: [{{name: x}}]}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let answer = client.get("/").await;
+    assert_eq!((answer.status.as_u16(), answer.header("x-kept"), answer.cut), (401, "kept", false));
+    let stars = "*".repeat(SECRET.len());
+    assert_eq!(answer.text(), format!("{{\"error\":\"incorrect key Bearer {stars}, Bearer {stars}\"}}"));
+    assert!(answer.headers.values().all(|value| !value.to_str().unwrap().contains(SECRET)), "{:?}", answer.headers);
 }

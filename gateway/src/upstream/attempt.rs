@@ -238,6 +238,12 @@ impl Attempt<'_> {
         self.backend.balancer.good_sign(&self.endpoint, self.began, now);
     }
 
+    /// Credentials of the configuration that go to the server with this request.
+    pub(super) fn credentials<'s>(&'s self, x: &'s Exchange) -> Option<&'s http::HeaderValue> {
+        let own = x.caller.as_ref().and_then(|caller| caller.credentials(&self.backend.name));
+        own.or(self.backend.credentials.as_ref())
+    }
+
     /// Reads what the server says of its load.
     pub(super) fn read_load(&self, head: &ResponseHeader) {
         if self.backend.load_reports

@@ -9,6 +9,7 @@ mod converse;
 mod dial;
 mod events;
 mod headers;
+mod masking;
 mod open;
 mod outgoing;
 mod passing;

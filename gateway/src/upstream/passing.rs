@@ -16,6 +16,7 @@ use super::attempt::{Attempt, Died, Outcome};
 use super::converse::State;
 use super::events::{Gate, Transcript};
 use super::headers::{outgoing_response, outgoing_trailers};
+use super::masking::{Mask, holding};
 use crate::balancing::{Class, orca};
 use crate::exchange::{Exchange, ServedBy};
 use crate::protocol::openai::{Observation, Observer};
@@ -34,6 +35,8 @@ pub(super) struct Passing {
     pub(super) observer: Option<Observer>,
     /// For event streams.
     gate: Option<Gate>,
+    /// For errors of a server that knows a credential of the gateway.
+    mask: Option<Mask>,
     pub(super) transcript: Option<Transcript>,
     /// The head of an event stream that waits for its first content: until then another endpoint can answer instead.
     waiting: Option<Waiting>,
@@ -62,6 +65,10 @@ pub(super) async fn begin(
     state.heard = Instant::now();
     state.event_stream = is_event_stream(&head);
     passing.observer = a.observer(&head);
+    let is_error = head.status.is_client_error() || head.status.is_server_error();
+    if is_error && !head.headers.contains_key(header::CONTENT_ENCODING) {
+        passing.mask = a.credentials(x).and_then(Mask::new);
+    }
     if !state.event_stream {
         a.answered(Class::Head, head.status);
     }
@@ -114,6 +121,11 @@ async fn pass_head(
         // It was asked for by us, not by the caller.
         head.remove_header(&orca::REPORT);
     }
+    if let Some(credentials) = a.credentials(x) {
+        for name in holding(&head.headers, credentials) {
+            head.remove_header(&name);
+        }
+    }
     let mut out = outgoing_response(head, x, is_http11, has_body);
     if x.outcome.spilled.is_some()
         && let Ok(name) = header::HeaderValue::from_str(&a.backend.name)
@@ -155,6 +167,9 @@ pub(super) async fn pass_part(
         Some(gate) => gate.pass(part),
         None => part,
     };
+    if let Some(mask) = &mut passing.mask {
+        part = mask.pass(part);
+    }
     if let Some(transcript) = &mut passing.transcript {
         transcript.feed(&part);
     }
@@ -214,6 +229,9 @@ pub(super) async fn finish(
 ) -> Outcome {
     let Ok(mut last) = release(a, session, x, state, passing).await else { return Outcome::ClientGone };
     if let Some(rest) = passing.gate.as_mut().map(Gate::rest).filter(|rest| !rest.is_empty()) {
+        last = [last, rest].concat().into();
+    }
+    if let Some(rest) = passing.mask.as_mut().map(Mask::rest).filter(|rest| !rest.is_empty()) {
         last = [last, rest].concat().into();
     }
     if let Some(observer) = &mut passing.observer {
