@@ -180,6 +180,7 @@ impl Reloader {
                 Attempt::Taken(loaded.files)
             }
             Err(errors) => {
+                let errors = errors.iter().map(|error| loaded.origins.redact(error)).collect();
                 self.failed(loaded.warnings, errors);
                 Attempt::KeptOut(loaded.files)
             }
@@ -214,7 +215,7 @@ impl Reloader {
         let plans = tokio::task::spawn_blocking(move || crate::listener::plans(&written, &acme)).await;
         let plans = plans.map_err(|e| vec![e.to_string()])??;
         let prepared = self.listeners.prepare(&plans).map_err(|e| vec![e.to_string()])?;
-        let snapshot = self.compiler.compile(config, Some(&previous)).await.map_err(|e| e.0)?;
+        let snapshot = self.compiler.compile(loaded, Some(&previous)).await.map_err(|e| e.0)?;
         let generation = snapshot.generation;
         // Nothing can fail any more.
         snapshot.adoptions.run();

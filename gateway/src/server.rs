@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
+use spillway_config::Loaded;
 use spillway_config::schema::{Config, LogFormat};
 use subtle::ConstantTimeEq;
 use tokio::signal::unix::SignalKind;
@@ -150,7 +151,7 @@ impl AdminState for Shown {
         let running = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
         serde_json::json!({
             "generation": running.as_ref().map(|snapshot| snapshot.generation),
-            "running": running.as_ref().map(|snapshot| &snapshot.redacted),
+            "running": running.as_ref().map(|snapshot| &snapshot.shown),
             "lastEdit": *self.last_edit.load_full(),
         })
     }
@@ -188,27 +189,28 @@ impl AdminState for Shown {
 /// models are loaded; ports are bound before that, so that a port in use is told at once; requests are served last.
 pub async fn serve(
     path: PathBuf,
-    config: Config,
+    loaded: Loaded,
     seen: Seen,
     log: LogWriter,
     cache_dir: Option<PathBuf>,
 ) -> Result<(), ServeError> {
+    let config = &loaded.config;
     // From the first moment on: unhandled, it ends a process that is told of an edit while it starts.
     let hang_up = handled(SignalKind::hangup())?;
     let metrics = Arc::new(Metrics::new());
     let last_edit = Arc::new(ArcSwap::from_pointee(LastEdit::started(&path)));
     let stop_admin = watch::Sender::new(false);
     let audit = Arc::new(Audit::new(&config.telemetry.audit, log.clone(), metrics.clone()));
-    let shown = open_admin(&config, &metrics, audit, &last_edit, &stop_admin).await?;
+    let shown = open_admin(config, &metrics, audit, &last_edit, &stop_admin).await?;
 
     let listeners = Arc::new(ListenerSet::default());
     let limits = Limits::new(config.limits.limit_keys, metrics.clone());
     let registry = spillway_filters::registry();
     let compiler = Arc::new(Compiler::new(registry, metrics.clone(), limits.clone(), cache_dir));
     let acme = Arc::new(Acme::new(metrics.clone()));
-    let plans = crate::listener::plans(&config, &acme).map_err(SnapshotError)?;
+    let plans = crate::listener::plans(config, &acme).map_err(SnapshotError)?;
     let prepared = listeners.prepare(&plans)?;
-    let snapshot = compiler.compile(&config, None).await?;
+    let snapshot = compiler.compile(&loaded, None).await?;
 
     snapshot.adoptions.run();
     let supervisor = Arc::new(Supervisor::default());

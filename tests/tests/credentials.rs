@@ -479,3 +479,73 @@ routes: [{{name: r, backendRefs: [{{name: x}}]}}]
     assert_eq!(answer.text(), format!("{{\"error\":\"incorrect key Bearer {stars}, Bearer {stars}\"}}"));
     assert!(answer.headers.values().all(|value| !value.to_str().unwrap().contains(SECRET)), "{:?}", answer.headers);
 }
+
+#[tokio::test]
+async fn values_of_the_environment_are_shown_to_nobody() {
+    const SECRET: &str = "upstream-secret";
+    let upstream = Upstream::fixed(200, "ok").await;
+    let nobody = Upstream::nobody().await;
+    let yaml = |further: &str| {
+        format!(
+            "backends:
+  - name: x
+    endpoints: [{{url: \"{}\"}}]
+    credentials: {{bearer: {{env: TEST_SECRET}}}}
+    healthCheck: {{http: {{path: \"/h?k=${{TEST_SECRET}}\"}}, interval: 100ms}}
+consumers: [{{name: acme, keys: [{{sha256: \"{}\"}}], limits: {{budget: {{tokens: 5, per: day}}}}}}]
+routes:
+  - name: asked
+    matches: [{{path: {{prefix: /asked}}, headers: [{{name: x-match, exact: \"${{TEST_SECRET}}\"}}]}}]
+    authentication: none
+    filters:
+      - externalAuthorization: {{url: \"{nobody}/c/${{TEST_SECRET}}\", timeout: 5s}}
+      - requestHeaders: {{set: {{x-secret: \"${{TEST_SECRET}}\", authorization: Bearer written-here}}}}
+      - cel: {{deny: \"request.headers['x'] == '${{TEST_SECRET}}'\", status: 403, message: no}}
+    backendRefs: [{{name: x}}]
+  - {{name: r, authentication: none, backendRefs: [{{name: x}}]}}
+{further}",
+            upstream.url(),
+            "0".repeat(64)
+        )
+    };
+    let gateway = start(&yaml("")).await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let asked = client.send(client.request("GET", "/asked", &[("x-match", SECRET)], "")).await;
+    assert_eq!(asked.status, 403);
+    assert!(!asked.text().contains(SECRET));
+    let shown = gateway.shown("/api/config").await;
+    assert!(
+        shown.contains("/c/${TEST_SECRET}") && shown.contains("request.headers['x'] == '${TEST_SECRET}'"),
+        "{shown}"
+    );
+    assert!(shown.contains("/h?k=${TEST_SECRET}") && !shown.contains("written-here"), "{shown}");
+
+    // An edit that is kept out, for what stands in the file and for what cannot be run.
+    let listeners = "listeners: [{address: \"127.0.0.1:0\"}]\n";
+    for (n, further) in [
+        "bogus: \"${TEST_SECRET}\"\nprices: [{model: \"${TEST_SECRET}\", input: 1, output: \"${TEST_SECRET}\"}]\n",
+        "state: {budgets: {sqlite: \"spillway.yaml/${TEST_SECRET}.db\"}}\n",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let text = spillway_tests::whole(&format!("{listeners}{}", yaml(further)));
+        std::fs::write(gateway.config(), &text).unwrap();
+        let rejected = gateway.reloads(n).await;
+        assert_eq!(rejected["event"], "config_rejected", "{rejected}");
+        assert!(rejected.to_string().contains("${TEST_SECRET}"), "{rejected}");
+        let out = std::process::Command::new(spillway_tests::binary())
+            .arg("check")
+            .arg(gateway.config())
+            .env("TEST_SECRET", SECRET)
+            .output()
+            .unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(!said.contains(SECRET), "{said}");
+        for path in ["/api/config", "/api/backends", "/metrics", "/"] {
+            let shown = gateway.shown(path).await;
+            assert!(!shown.contains(SECRET), "{path}: {shown}");
+        }
+    }
+    assert!(!gateway.log().contains(SECRET), "{}", gateway.log());
+}

@@ -212,6 +212,7 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Err(report) => return fail(WRONG, &report),
     };
     let seen = look_again(&loaded.files, began);
+    let origins = loaded.origins.clone();
     eprint!("{}", loaded.warnings);
     let log = match telemetry::init_log(loaded.config.telemetry.logs.format) {
         Ok(log) => log,
@@ -222,14 +223,14 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Err(e) => return fail(FAILED, &format!("the runtime cannot be started: {e}")),
     };
     raise_file_limit();
-    let served = runtime.block_on(server::serve(absolute(&path), loaded.config, seen, log.clone(), cache_dir()));
+    let served = runtime.block_on(server::serve(absolute(&path), loaded, seen, log.clone(), cache_dir()));
     // What still runs after the drain is over does not hold the process.
     runtime.shutdown_background();
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log.flush();
-            fail(FAILED, &e)
+            fail(FAILED, &origins.redact(&e.to_string()))
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue, StatusCode};
+use spillway_config::Loaded;
 use spillway_config::schema::{self, BackendProtocol, Config, RetryOn, RouteAuthentication};
 use spillway_engine::Task;
 use spillway_filter::{BuildContext, HttpClient, Registry, SharedStates, Stage};
@@ -94,7 +95,8 @@ impl Compiler {
 
     /// Compiles a configuration. State of what did not change is taken over from `previous`; state that both share changes
     /// when the new snapshot's `adoptions` are run, and not before.
-    pub async fn compile(&self, config: &Config, previous: Option<&Snapshot>) -> Result<Snapshot, SnapshotError> {
+    pub async fn compile(&self, loaded: &Loaded, previous: Option<&Snapshot>) -> Result<Snapshot, SnapshotError> {
+        let config = &loaded.config;
         let mut errors = Vec::new();
         let tracer =
             Tracer::new(config.telemetry.tracing.as_ref(), previous.map(|p| &p.tracer), &self.metrics.spans_dropped);
@@ -141,8 +143,8 @@ impl Compiler {
             return Err(SnapshotError(errors));
         }
         let (memory, running) = (config.limits.model_memory.map(|size| size.0), previous.map(|p| &p.models));
-        let loaded = Models::load(&config.models, memory, running, &self.metrics, self.cache_dir.as_deref()).await;
-        let models = loaded.map_err(|e| SnapshotError(e.iter().map(ToString::to_string).collect()))?;
+        let models = Models::load(&config.models, memory, running, &self.metrics, self.cache_dir.as_deref()).await;
+        let models = models.map_err(|e| SnapshotError(e.iter().map(ToString::to_string).collect()))?;
         let identity = identity.map_err(|e| SnapshotError(vec![e.to_string()]))?;
         let header = |name: &Option<String>| name.as_ref().and_then(|n| HeaderName::from_bytes(n.as_bytes()).ok());
         let written = &authentication.identity_headers;
@@ -176,7 +178,7 @@ impl Compiler {
             models,
             buffered_bodies: config.limits.buffered_bodies.0,
             drain_timeout: config.shutdown.drain_timeout.0,
-            redacted: redacted(config),
+            shown: loaded.shown(),
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
             certificates,
             limits,
@@ -496,14 +498,4 @@ fn listed(written: &schema::Route, config: &Config, targets: &[Target]) -> Vec<L
         }
     }
     models
-}
-
-/// The configuration without digests; secrets are references to begin with.
-fn redacted(config: &Config) -> serde_json::Value {
-    let mut config = config.clone();
-    for consumer in &mut config.consumers {
-        consumer.keys.clear();
-        consumer.keys_file = None;
-    }
-    serde_json::to_value(config).unwrap_or_default()
 }

@@ -54,8 +54,8 @@ pub struct Snapshot {
     pub buffered_bodies: u64,
     /// How long requests may go on after SIGTERM.
     pub drain_timeout: Duration,
-    /// The configuration as written, without secrets and digests.
-    pub redacted: serde_json::Value,
+    /// The configuration as operators see it, without secrets and digests.
+    pub shown: serde_json::Value,
     /// Changes with every snapshot of the process.
     pub generation: u64,
     /// What metrics say of the certificates that are shown to backends.
