@@ -12,6 +12,7 @@ use tokio::time::Instant as Deadline;
 use crate::identity::{Consumer, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::listener::ConnectionInfo;
+use crate::off_loop::OffLoop;
 use crate::protocol::Api;
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::Span;
@@ -106,6 +107,20 @@ pub struct Asked {
     pub stream: bool,
     /// What the answer is expected to use.
     pub expected: Estimate,
+    /// Where the value of its `model` stands in the body.
+    pub model_at: Option<std::ops::Range<usize>>,
+}
+
+/// Which rules of limits were judged, and taken from, before the body of a request was read: those that need only its head
+/// and its caller.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Judged {
+    /// The caller's own.
+    pub own: bool,
+    /// Those of the route.
+    pub route: bool,
+    /// Where the ledger has what was taken: from this entry on, before that one.
+    pub taken: (usize, usize),
 }
 
 /// One request and its answer.
@@ -152,6 +167,10 @@ pub struct Exchange {
     pub asked: Option<Asked>,
     /// What this request took from limits.
     pub ledger: Ledger,
+    /// Which rules were judged before its body was read.
+    pub judged: Judged,
+    /// Where large bodies are read.
+    pub off_loop: Arc<OffLoop>,
     /// What is told of it at the end.
     pub outcome: Outcome,
     /// Why a credential was refused, in a word.
@@ -172,6 +191,7 @@ impl Exchange {
         headers: &HeaderMap,
         request_id: HeaderValue,
         span: Span,
+        off_loop: Arc<OffLoop>,
     ) -> Self {
         let from = connection.origin(headers);
         Self {
@@ -196,6 +216,8 @@ impl Exchange {
             body: RequestBody::Unread,
             asked: None,
             ledger: Ledger::default(),
+            judged: Judged::default(),
+            off_loop,
             outcome: Outcome::default(),
             authentication_failed: None,
             over_limit: None,

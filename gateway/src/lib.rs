@@ -11,6 +11,7 @@ pub mod http_client;
 pub mod identity;
 pub mod limits;
 pub mod listener;
+pub mod off_loop;
 pub mod pipeline;
 pub mod protocol;
 pub mod reload;

@@ -63,8 +63,6 @@ pub struct Reloader {
     pub admin: Option<Admin>,
     /// The log format, likewise.
     pub log_format: LogFormat,
-    /// The budget for bodies, likewise.
-    pub buffered_bodies: Size,
     /// Memory for all models as the process started with it.
     pub model_memory: Option<Size>,
     /// The most levels of limits, likewise.
@@ -195,9 +193,6 @@ impl Reloader {
         if config.telemetry.logs.format != self.log_format {
             fixed.push("`telemetry.logs.format` cannot be changed while the gateway runs: restart it".to_owned());
         }
-        if config.limits.buffered_bodies != self.buffered_bodies {
-            fixed.push("`limits.bufferedBodies` cannot be changed while the gateway runs: restart it".to_owned());
-        }
         if config.limits.limit_keys != self.limit_keys {
             fixed.push("`limits.limitKeys` cannot be changed while the gateway runs: restart it".to_owned());
         }
@@ -219,6 +214,8 @@ impl Reloader {
         // Nothing can fail any more.
         snapshot.adoptions.run();
         self.gateway.audit.adopt(&config.telemetry.audit);
+        let limits = &config.limits;
+        self.gateway.bodies.adopt(limits.buffered_bodies.0, limits.buffered_bodies_per_caller.0);
         self.supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
         self.gateway.snapshot.store(Arc::new(snapshot));
         self.listeners.commit(prepared, &self.gateway);

@@ -17,6 +17,7 @@ use crate::admin::{self, AdminState};
 use crate::balancing::Supervisor;
 use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
+use crate::off_loop::OffLoop;
 use crate::reload::{LastEdit, Reloader, Seen};
 use crate::snapshot::{Compiler, Snapshot, SnapshotError};
 use crate::telemetry::{Audit, LogWriter, Metrics, Samples};
@@ -60,7 +61,9 @@ pub struct Gateway {
     /// How this process signs.
     pub via: Via,
     /// Memory for bodies.
-    pub bodies: BodyBudget,
+    pub bodies: Arc<BodyBudget>,
+    /// Where large bodies are read.
+    pub off_loop: Arc<OffLoop>,
     /// Series.
     pub metrics: Arc<Metrics>,
     /// Certificates that are obtained.
@@ -214,7 +217,12 @@ pub async fn serve(
     let supervisor = Arc::new(Supervisor::default());
     supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
     let gateway = Arc::new(Gateway {
-        bodies: BodyBudget::new(snapshot.buffered_bodies),
+        bodies: Arc::new(BodyBudget::new(
+            config.limits.buffered_bodies.0,
+            config.limits.buffered_bodies_per_caller.0,
+            &metrics,
+        )),
+        off_loop: Arc::new(OffLoop::new(&metrics)),
         snapshot: ArcSwap::from_pointee(snapshot),
         connector: Connector::default(),
         via: Via::new(),
@@ -235,7 +243,6 @@ pub async fn serve(
         path,
         admin: config.admin.clone(),
         log_format: config.telemetry.logs.format,
-        buffered_bodies: config.limits.buffered_bodies,
         limit_keys: config.limits.limit_keys,
         model_memory: config.limits.model_memory,
         gateway: gateway.clone(),

@@ -96,9 +96,13 @@ pub struct Config {
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ProcessLimits {
-    /// Memory for request bodies that are held for routing, retries or spilling; a request that finds none left is
-    /// refused with 503.
+    /// Memory for request bodies that are held for routing, limits, retries or spilling, counted as their bytes arrive. A
+    /// request that finds none left is refused with 503. It may be changed while the gateway runs.
     pub buffered_bodies: Size,
+    /// Memory of `bufferedBodies` that one caller may use: a consumer, or the address of a client while nothing else is
+    /// known of it (of IPv6 the first 64 bits). A request that would use more is refused with 429, and one whose body alone
+    /// is longer with 413. It may be changed while the gateway runs.
+    pub buffered_bodies_per_caller: Size,
     /// Callers whose level is kept for each rule of limits; past it those that are full soonest are forgotten.
     #[schemars(range(min = 1024, max = 16_777_216))]
     pub limit_keys: u32,
@@ -113,7 +117,12 @@ pub struct ProcessLimits {
 
 impl Default for ProcessLimits {
     fn default() -> Self {
-        Self { buffered_bodies: Size::mib(512), limit_keys: 65_536, model_memory: None }
+        Self {
+            buffered_bodies: Size::mib(512),
+            buffered_bodies_per_caller: Size::mib(64),
+            limit_keys: 65_536,
+            model_memory: None,
+        }
     }
 }
 

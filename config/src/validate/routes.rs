@@ -243,8 +243,18 @@ fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
     if route.retry.attempts > 10 {
         cx.error(at!["routes", n, "retry", "attempts"], "more than 10 further tries do harm and no good");
     }
-    if route.limits.max_body.0 > cx.config.limits.buffered_bodies.0 {
-        let message = "this is more than limits.bufferedBodies, the memory for all bodies together";
+    let (config, limits) = (cx.config, &cx.config.limits);
+    let speaks_model = route.backend_refs.iter().any(|reference| {
+        reference.model.is_some()
+            || config.backends.iter().any(|backend| {
+                reference.name.as_ref() == Some(&backend.name) && backend.protocol == BackendProtocol::Openai
+            })
+    });
+    let share = limits.buffered_bodies.min(limits.buffered_bodies_per_caller);
+    if speaks_model && route.limits.max_body > share {
+        let key = if share == limits.buffered_bodies { "bufferedBodies" } else { "bufferedBodiesPerCaller" };
+        let message =
+            format!("bodies of this route are held, and limits.{key} leaves {share} for one: a longer one is refused");
         cx.warn(at!["routes", n, "limits", "maxBody"], message);
     }
 }

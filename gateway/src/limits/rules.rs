@@ -333,6 +333,22 @@ impl Rule {
         Some(BudgetSample { whose: whose.to_string(), per, units: units.into_iter().flatten().collect() })
     }
 
+    /// Whether the head of a request and its caller say whose level it takes from: then it can be judged before a byte of
+    /// the body is read. A computed value may look at the body.
+    pub fn needs_no_body(&self) -> bool {
+        !matches!(self.by, LimitBy::Model | LimitBy::Value(_))
+    }
+
+    /// Whether the model that the body names says whose level it takes from.
+    pub fn is_by_model(&self) -> bool {
+        matches!(self.by, LimitBy::Model)
+    }
+
+    /// Whether all that it takes of a request is known by the head as well.
+    pub fn is_known_by_head(&self) -> bool {
+        self.needs_no_body() && !self.counts_tokens()
+    }
+
     /// Whether it counts tokens or what they cost.
     pub fn counts_tokens(&self) -> bool {
         matches!(self.kind, Kind::Rate { unit: Unit::Tokens, .. } | Kind::Budget { .. })

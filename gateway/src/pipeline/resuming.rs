@@ -12,7 +12,8 @@ use super::{affinity, conclude, forward, spilling};
 use crate::admission::{Admission, Journey};
 use crate::balancing::now_millis;
 use crate::exchange::{End, Exchange};
-use crate::protocol::openai::{ChatRequest, continuation};
+use crate::off_loop::BUILDS_VALUES;
+use crate::protocol::openai::{ChatRequest, continuation, model_at};
 use crate::server::Gateway;
 use crate::snapshot::{Backend, Route, TargetKind};
 use crate::spill;
@@ -73,7 +74,14 @@ async fn elsewhere(
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Option<Outcome> {
-    let body = continuation(&spilling::held(x)?, &died.text, died.tokens)?;
+    let held = spilling::held(x)?;
+    let rewrite = || {
+        let body = continuation(&held, &died.text, died.tokens)?;
+        let model_at = model_at(&body);
+        Some((body, model_at))
+    };
+    let rewritten = x.off_loop.run(held.len().saturating_mul(BUILDS_VALUES), rewrite).await;
+    let (body, model_at) = rewritten.ok()??;
     let key = |backend: &Backend| affinity::key(backend, session, x);
     let Admission::Endpoint { backend, endpoint, slot } =
         journey.admit(route, now_millis(), rand::random(), false, &key)
@@ -85,7 +93,7 @@ async fn elsewhere(
     x.outcome.attempts += 1;
     let resend = x.outcome.attempts.saturating_sub(1);
     x.attempt = Some(conclude::attempt_span(&attempt, session, x, resend));
-    let ready = Ready::with_body(&attempt, session, x, body);
+    let ready = Ready::with_body(&attempt, session, x, body, model_at);
     let opened = tokio::select! {
         biased;
         opened = open(&attempt, ready) => opened,
@@ -118,7 +126,7 @@ async fn inside(route: &Arc<Route>, died: &Died, session: &ServerSession, x: &Ex
         return None;
     }
     let body: Bytes = spilling::held(x)?;
-    let request = ChatRequest::parse(&body).ok()?;
+    let request = spilling::read(x, &body, ChatRequest::parse).await.ok()?.ok()?;
     let begun = spill::Begun { text: &died.text, tokens: died.tokens };
     let deadline = x.started + route.request_timeout;
     let terms = spill::Terms {

@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::admission::Journey;
 use crate::balancing::now_millis;
 use crate::exchange::{End, Exchange, ServedBy};
+use crate::off_loop::BUILDS_VALUES;
 use crate::protocol::openai::ChatRequest;
 use crate::server::Gateway;
 use crate::snapshot::{Last, Route, TargetKind};
@@ -49,6 +50,15 @@ fn asks_for_text(session: &ServerSession) -> Option<Parse> {
         "/v1/completions" if head.method == Method::POST => Some(ChatRequest::parse_text),
         _ => None,
     }
+}
+
+/// Reads a request for a built-in model, where a long one holds nobody up.
+pub(super) async fn read<T>(
+    x: &Exchange,
+    body: &[u8],
+    parse: impl FnOnce(&[u8]) -> Result<T, Refusal>,
+) -> Result<Result<T, Refusal>, End> {
+    x.off_loop.run(body.len().saturating_mul(BUILDS_VALUES), || parse(body)).await
 }
 
 pub(super) fn held(x: &Exchange) -> Option<Bytes> {
@@ -94,7 +104,7 @@ pub(super) async fn direct(
             "models inside the gateway answer POST /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/rerank, and GET /v1/models",
         )));
     };
-    let request = parse(&body)?;
+    let request = read(x, &body, parse).await??;
     request.addressed_to(model.name())?;
     let deadline = x.route.as_ref().map_or_else(std::time::Instant::now, |route| x.started + route.request_timeout);
     let terms = Terms { tenant: tenant(x).cloned(), ..Terms::default() };
@@ -223,7 +233,7 @@ async fn spill(
     x: &Exchange,
 ) -> Result<SpillStream, Option<Duration>> {
     let Some((body, parse)) = held(x).zip(asks_for_text(session)) else { return Err(None) };
-    let Ok(request) = parse(&body) else { return Err(None) };
+    let Ok(Ok(request)) = read(x, &body, parse).await else { return Err(None) };
     let tenant = tenant(x).cloned();
     let terms = Terms { max_prompt_tokens: route.spill.max_prompt_tokens, over_limit, tenant };
     match spill::answer(model, &request, terms, x.started + route.request_timeout).await {

@@ -1,6 +1,7 @@
 //! Steps 1 to 5: from a header to a request whose caller and route are known and whose filters have passed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::RequestHeader;
@@ -16,7 +17,7 @@ use crate::protocol::{Api, openai};
 use crate::routing::{Candidates, Rest};
 use crate::server::Gateway;
 use crate::snapshot::Route;
-use crate::upstream::{RequestBody, X_REQUEST_ID, hold};
+use crate::upstream::{Hold, RequestBody, X_REQUEST_ID, hold, too_large};
 
 /// Longest request id that is kept from a caller.
 const MAX_REQUEST_ID: usize = 128;
@@ -27,7 +28,7 @@ pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &Se
     let head = session.req_header();
     let request_id = head.headers.get(&X_REQUEST_ID).filter(|id| is_sane(id)).cloned().unwrap_or_else(new_request_id);
     let span = snapshot.tracer.server_span(&head.headers, std::time::SystemTime::now());
-    let mut x = Exchange::begin(snapshot, connection, &head.headers, request_id, span);
+    let mut x = Exchange::begin(snapshot, connection, &head.headers, request_id, span, gateway.off_loop.clone());
     x.api = Api::of_path(head.uri.path());
     x
 }
@@ -129,8 +130,22 @@ fn has_two_lengths(session: &ServerSession) -> bool {
     lines.split(|b| *b == b'\n').any(|line| line.get(..LENGTH.len()).is_some_and(|n| n.eq_ignore_ascii_case(LENGTH)))
 }
 
-/// Finds the route, and the caller on the way: as early as the candidates allow.
+/// Finds the route, and the caller on the way: as early as the candidates allow. A request that is refused here takes
+/// nothing from limits that were judged before its body was read.
 pub(super) async fn find_route(
+    gateway: &Gateway,
+    connection: &ConnectionInfo,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<Arc<Route>, End> {
+    let found = find(gateway, connection, session, x).await;
+    if found.is_err() {
+        x.ledger.give_back_of(x.judged.taken);
+    }
+    found
+}
+
+async fn find(
     gateway: &Gateway,
     connection: &ConnectionInfo,
     session: &mut ServerSession,
@@ -156,13 +171,17 @@ pub(super) async fn find_route(
         enter(x, route);
         limiting::guards(route, session, x).await?;
         identify(session, x, route.authentication).await?;
+        check_access(route, session, x)?;
         if route.holds_body {
-            x.body = RequestBody::Held(hold(session, &gateway.bodies, route.max_body, within).await?);
-            x.asked = peek(session, x)?;
+            if !session.is_body_empty() {
+                limiting::before_body(Some(route), route.api != Api::Problem, session, x).await?;
+            }
+            hold_body(gateway, session, x, route.max_body, within).await?;
+            x.asked = peek(session, x, decides(route, x)).await?;
         } else {
             check_length(session, route)?;
         }
-        check_access(route, session, x)?;
+        check_model(route, x)?;
         return Ok(route.clone());
     }
     if candidates.is_empty() {
@@ -172,9 +191,22 @@ pub(super) async fn find_route(
     if candidates.routes().all(|route| route.authentication == RouteAuthentication::Required) {
         identify(session, x, RouteAuthentication::Required).await?;
     }
+    if !session.is_body_empty() {
+        if let Some((route, end)) = limiting::refused_by_all(candidates.routes(), session, x).await {
+            if let Some(route) = route {
+                enter(x, route);
+            }
+            return Err(end);
+        }
+        if x.caller.is_some() {
+            let calls_model = candidates.routes().all(|route| route.api != Api::Problem);
+            limiting::before_body(None, calls_model, session, x).await?;
+        }
+    }
     let limit = candidates.routes().map(|route| route.max_body).max().unwrap_or(0);
-    x.body = RequestBody::Held(hold(session, &gateway.bodies, limit, within).await?);
-    x.asked = peek(session, x)?;
+    hold_body(gateway, session, x, limit, within).await?;
+    // A match asks for the model.
+    x.asked = peek(session, x, true).await?;
     let route =
         by_model(&candidates, x).ok_or_else(|| match x.asked.as_ref().and_then(|asked| asked.model.as_deref()) {
             Some(model) => End::from(openai::model_not_found(model)),
@@ -184,14 +216,44 @@ pub(super) async fn find_route(
     limiting::guards(&route, session, x).await?;
     if x.caller.is_none() {
         identify(session, x, route.authentication).await?;
+        let caller = number(x);
+        if let RequestBody::Held(held) = &mut x.body {
+            held.belongs_to(caller)?;
+        }
     }
     if let RequestBody::Held(held) = &x.body
         && u64::try_from(held.bytes.len()).unwrap_or(u64::MAX) > route.max_body
     {
-        return Err(crate::upstream::too_large(route.max_body));
+        return Err(too_large(route.max_body, "this route takes"));
     }
     check_access(&route, session, x)?;
+    check_model(&route, x)?;
     Ok(route)
+}
+
+/// Whose share of the memory for bodies a request uses.
+fn number(x: &Exchange) -> u128 {
+    crate::limits::caller(x.caller.as_ref().map(|consumer| &*consumer.name), x.client)
+}
+
+async fn hold_body(
+    gateway: &Gateway,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+    limit: u64,
+    within: Duration,
+) -> Result<(), End> {
+    let bounds = Hold { caller: number(x), limit, within };
+    x.body = RequestBody::Held(hold(session, &gateway.bodies, &gateway.off_loop, bounds).await?);
+    Ok(())
+}
+
+/// Whether something is decided by what a body says on the only route that it can take: which models may be named, how many
+/// tokens are reserved and for whom. Then it must have one reading.
+fn decides(route: &Route, x: &Exchange) -> bool {
+    let caller = x.caller.as_ref();
+    route.judges_body
+        || caller.is_some_and(|caller| caller.is_restricted() || caller.rules.iter().any(|rule| rule.counts_tokens()))
 }
 
 /// The method that a browser asks leave for, before it sends the request itself (Fetch, 3.2.2).
@@ -214,7 +276,7 @@ fn enter(x: &mut Exchange, route: &Arc<Route>) {
     x.route = Some(route.clone());
 }
 
-fn no_route(session: &ServerSession) -> End {
+pub(super) fn no_route(session: &ServerSession) -> End {
     let head = session.req_header();
     End::refuse(Refusal::new(
         StatusCode::NOT_FOUND,
@@ -229,7 +291,7 @@ fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
     let declared =
         session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     match declared {
-        Some(length) if route.max_body < length => Err(crate::upstream::too_large(route.max_body)),
+        Some(length) if route.max_body < length => Err(too_large(route.max_body, "this route takes")),
         _ => Ok(()),
     }
 }
@@ -271,25 +333,32 @@ async fn identify(session: &mut ServerSession, x: &mut Exchange, mode: RouteAuth
     }
 }
 
-/// Whether the caller may use the route and the model. Who may not is told what a caller is told of a route or model that
-/// is not there.
+/// Whether the caller is one of those who may use the route.
+pub(super) fn is_open_to(route: &Route, x: &Exchange) -> bool {
+    let Some(access) = &route.access else { return true };
+    x.caller_view().is_some_and(|caller| {
+        let one_of = |list: &[String], name: &str| list.is_empty() || list.iter().any(|entry| entry == name);
+        one_of(&access.consumers, caller.consumer)
+            && one_of(&access.tenants, caller.tenant)
+            && access.scopes.iter().all(|scope| caller.scopes.contains(scope))
+    })
+}
+
+/// Whether the caller may use the route. Who may not is told what a caller is told of a route that is not there.
 fn check_access(route: &Route, session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
-    if let Some(access) = &route.access {
-        let allowed = x.caller_view().is_some_and(|caller| {
-            let one_of = |list: &[String], name: &str| list.is_empty() || list.iter().any(|entry| entry == name);
-            one_of(&access.consumers, caller.consumer)
-                && one_of(&access.tenants, caller.tenant)
-                && access.scopes.iter().all(|scope| caller.scopes.contains(scope))
-        });
-        if !allowed {
-            // Neither the shape of the error nor a header says that there is a route.
-            x.api = Api::of_path(session.req_header().uri.path());
-            x.route = None;
-            x.ledger.give_back();
-            x.ledger = Ledger::default();
-            return Err(no_route(session));
-        }
+    if is_open_to(route, x) {
+        return Ok(());
     }
+    // Neither the shape of the error nor a header says that there is a route.
+    x.api = Api::of_path(session.req_header().uri.path());
+    x.route = None;
+    x.ledger.give_back();
+    x.ledger = Ledger::default();
+    Err(no_route(session))
+}
+
+/// Whether the caller may use the model that the body names; the same holds of one that it may not.
+fn check_model(route: &Route, x: &Exchange) -> Result<(), End> {
     let Some(caller) = x.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
     match &x.asked {
         // A body for a model that names none that we can read may name any to who reads it otherwise.
@@ -302,28 +371,40 @@ fn check_access(route: &Route, session: &ServerSession, x: &mut Exchange) -> Res
     }
 }
 
-/// What the body asks for. A body that is not JSON asks for nothing here; on an OpenAI path it must be JSON.
-fn peek(session: &ServerSession, x: &Exchange) -> Result<Option<Asked>, End> {
+/// What the body asks for. One that is not JSON asks for nothing here. Where `decides`, something is decided by what it
+/// says, and a body that is JSON to some readers must have one reading; on a path of OpenAI's API it always must.
+async fn peek(session: &ServerSession, x: &Exchange, decides: bool) -> Result<Option<Asked>, End> {
     let RequestBody::Held(held) = &x.body else { return Ok(None) };
     if held.bytes.is_empty() {
         return Ok(None);
     }
     let content_type = session.get_header(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    let says_json = memchr::memmem::find(content_type, b"json").is_some();
+    let says_json = content_type.windows(4).any(|part| part.eq_ignore_ascii_case(b"json"));
     let head = session.req_header();
     let must_be_json = Api::of_path(head.uri.path()) == Api::OpenAi && head.method == Method::POST;
     // What is no JSON may be a sound or an image.
     let unread = Asked { expected: Estimate::new(0, 0, 1, None, true), ..Asked::default() };
-    if !(says_json || must_be_json) {
+    if decides && !must_be_json && openai::is_form(content_type) {
+        let named = x.off_loop.run(held.bytes.len(), || openai::form_model(content_type, &held.bytes)).await?;
+        return Ok(Some(Asked { model: named?, ..unread }));
+    }
+    // Many servers read JSON whatever the request says that it is.
+    if !(says_json || must_be_json || openai::looks_like_json(&held.bytes)) {
         return Ok(Some(unread));
     }
-    match openai::peek(&held.bytes) {
+    let is_strict = must_be_json || decides;
+    match x.off_loop.run(held.bytes.len(), || openai::peek(&held.bytes, is_strict)).await? {
         Ok(peek) => {
             let writes = !head.uri.path().ends_with("/embeddings");
             let expected = Estimate::new(peek.prompt_bytes, peek.images, peek.sounds, peek.max_tokens, writes);
-            Ok(Some(Asked { model: peek.model.map(Into::into), stream: peek.stream, expected }))
+            Ok(Some(Asked {
+                model: peek.model.map(Into::into),
+                stream: peek.stream,
+                expected: expected.times(peek.answers),
+                model_at: peek.model_at,
+            }))
         }
-        Err(refusal) if must_be_json => Err(refusal.into()),
+        Err(refusal) if is_strict => Err(refusal.into()),
         Err(_) => Ok(Some(unread)),
     }
 }

@@ -173,7 +173,6 @@ impl Compiler {
             cares: parking_lot::Mutex::new(cares),
             backends: backends.into_values().collect(),
             models,
-            buffered_bodies: config.limits.buffered_bodies.0,
             drain_timeout: config.shutdown.drain_timeout.0,
             redacted: redacted(config),
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
@@ -329,6 +328,8 @@ impl Compiler {
             TargetKind::Backend(backend) => backend.protocol == BackendProtocol::Openai,
             TargetKind::Model(_) => true,
         });
+        let judges_body = written.spill.as_ref().is_some_and(|spill| spill.models.is_some())
+            || filters.iter().flat_map(|named| &named.rules).any(|rule| rule.is_by_model() || rule.counts_tokens());
         let holds_body = speaks_model || filters.iter().any(|named: &NamedFilter| named.filter.needs_body());
         let known_callers = !config.consumers.is_empty() || config.authentication.is_some();
         let default = if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None };
@@ -370,6 +371,7 @@ impl Compiler {
             // Who waits in a queue is watched for leaving, which cannot be seen behind a body that was not read; a copy
             // needs the body a second time.
             holds_body: holds_body || !queues.is_empty() || !mirrors.is_empty(),
+            judges_body,
             queues,
             mirrors,
             listed_models: listed(written, config, &targets),

@@ -48,8 +48,6 @@ pub struct Snapshot {
     pub backends: Vec<Arc<Backend>>,
     /// Every model inside.
     pub models: Models,
-    /// Memory for bodies that are held.
-    pub buffered_bodies: u64,
     /// How long requests may go on after SIGTERM.
     pub drain_timeout: Duration,
     /// The configuration as written, without secrets and digests.
@@ -123,6 +121,8 @@ pub struct Route {
     pub max_body: u64,
     /// Whether the body is held before it goes anywhere: a target or spill needs to read it.
     pub holds_body: bool,
+    /// Whether rules of its filters, or of its spill, judge a request by what its body says.
+    pub judges_body: bool,
     /// Model names that the list of models shows.
     pub listed_models: Vec<ListedModel>,
     /// Its series.
@@ -335,6 +335,7 @@ impl Route {
             answers_preflight: false,
             max_body: 20 << 20,
             holds_body: false,
+            judges_body: false,
             listed_models: Vec::new(),
             metrics: Arc::new(RouteMetrics::default()),
         }

@@ -4,6 +4,7 @@
 
 mod attempt;
 mod body;
+mod budget;
 mod continuing;
 mod converse;
 mod dial;
@@ -16,7 +17,8 @@ mod peer;
 mod verdict;
 
 pub use attempt::{Attempt, Died, Failure, MoveOn, Outcome, REQUEST_TIMEOUT, relay, run};
-pub use body::{BodyBudget, HeldBody, RequestBody, hold, too_large, too_slow, with_model};
+pub use body::{HeldBody, Hold, RequestBody, hold, too_large, too_slow};
+pub use budget::{BodyBudget, BodyShare};
 pub use continuing::{can_continue, go_on};
 pub use dial::Connections;
 pub use headers::{

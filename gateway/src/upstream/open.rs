@@ -1,6 +1,8 @@
 //! The first half of an attempt by itself: a held request goes out, the head of its answer comes back. It touches no
 //! client, so that several can run beside each other; dropping one closes its connection.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use http::StatusCode;
 use pingora::http::ResponseHeader;
@@ -40,8 +42,14 @@ impl Ready {
     }
 
     /// The same with another body, for the rest of an answer.
-    pub fn with_body(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange, body: Bytes) -> Self {
-        Self { out: Outgoing::with_body(a, session, x, Some(body)), limits: Limits::begin(a, x) }
+    pub fn with_body(
+        a: &Attempt<'_>,
+        session: &mut ServerSession,
+        x: &Exchange,
+        body: Bytes,
+        model_at: Option<Range<usize>>,
+    ) -> Self {
+        Self { out: Outgoing::with_body(a, session, x, Some(body), model_at), limits: Limits::begin(a, x) }
     }
 
     /// The same for a copy that nobody waits for: without the caller's credentials, and its time is its own.

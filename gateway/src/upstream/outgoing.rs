@@ -1,6 +1,7 @@
 //! What goes to an endpoint: the head that it gets, the body where it is held, and the sending of both. Whoever may not
 //! see the caller's credentials does not get them.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 
 use super::attempt::{Attempt, Outcome, failure};
-use super::body::{RequestBody, with_model};
+use super::body::{Pieces, RequestBody};
 use super::headers::{CREDENTIALS, outgoing_request, to_http2};
 use crate::exchange::Exchange;
 
@@ -19,7 +20,7 @@ use crate::exchange::Exchange;
 pub(super) struct Outgoing {
     pub(super) request: Box<RequestHeader>,
     /// `None` for a body that streams through.
-    pub(super) body: Option<Bytes>,
+    pub(super) body: Option<Pieces>,
     /// The caller's own credentials go along.
     pub(super) callers_account: bool,
     /// The caller understands trailers.
@@ -33,14 +34,21 @@ impl Outgoing {
             RequestBody::Unread if session.is_body_empty() => Some(Bytes::new()),
             RequestBody::Unread => None,
         };
-        Self::with_body(a, session, x, body)
+        let model_at = x.asked.as_ref().and_then(|asked| asked.model_at.clone());
+        Self::with_body(a, session, x, body, model_at)
     }
 
-    /// The same with this body, in which the model gets the name that the backend knows.
-    pub(super) fn with_body(a: &Attempt<'_>, session: &ServerSession, x: &Exchange, body: Option<Bytes>) -> Self {
-        let renamed = |body: Bytes| match &a.backend.upstream_model {
-            Some(model) => with_model(&body, model).unwrap_or(body),
-            None => body,
+    /// The same with this body, in which the model gets the name that the backend knows; its value stands at `model_at`.
+    pub(super) fn with_body(
+        a: &Attempt<'_>,
+        session: &ServerSession,
+        x: &Exchange,
+        body: Option<Bytes>,
+        model_at: Option<Range<usize>>,
+    ) -> Self {
+        let renamed = |body: Bytes| match (&a.backend.upstream_model, model_at) {
+            (Some(model), Some(at)) => Pieces::with(&body, at, model),
+            _ => body.into(),
         };
         let body = body.map(renamed);
         let length = body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
@@ -96,9 +104,8 @@ pub(super) async fn send(
         return Err(Outcome::Failed(failure(&e)));
     }
     let Some(mut rest) = out.body else { return Ok(None) };
-    while !rest.is_empty() {
-        let part = rest.split_to(rest.len().min(PART));
-        let is_last = rest.is_empty();
+    while let Some(part) = rest.next(PART) {
+        let is_last = rest.len() == 0;
         if let Some(sent) = not_taken(within(a, upstream.write_request_body(part, is_last)).await) {
             return Ok(Some(sent));
         }

@@ -90,6 +90,14 @@ pub struct Metrics {
     pub audit_dropped: Counter,
     /// Bytes of request bodies that are held.
     pub buffered_bytes: Gauge,
+    /// Bodies refused because their caller held all that one may.
+    pub bodies_refused_caller: Counter,
+    /// Bodies refused because all requests together held all that they may.
+    pub bodies_refused_process: Counter,
+    /// Bodies given up because they arrived too slowly while memory was short.
+    pub bodies_refused_slow: Counter,
+    /// Bodies refused because too many large ones waited to be read.
+    pub bodies_refused_busy: Counter,
     /// Spans that no collector took.
     pub spans_dropped: Arc<AtomicU64>,
     started: SystemTime,
@@ -300,6 +308,13 @@ impl Metrics {
         let reloads =
             family(&mut r, "spillway_config_reloads", "Edits of the configuration by result", Counters::default());
         let orders = family(&mut r, "spillway_acme_orders", "Orders of certificates by result", Counters::default());
+        let bodies = family(
+            &mut r,
+            "spillway_request_bodies_refused",
+            "Request bodies refused by what was spent: memory of the caller, of the process, time to read them",
+            Counters::default(),
+        );
+        let body_refused = |reason| bodies.get_or_create_owned(&labels([("reason", reason)]));
         r.register(
             "spillway_build",
             "The version that runs",
@@ -394,6 +409,10 @@ impl Metrics {
                 "Request bodies that are held",
                 Gauge::default(),
             ),
+            bodies_refused_caller: body_refused("caller"),
+            bodies_refused_process: body_refused("process"),
+            bodies_refused_slow: body_refused("slow"),
+            bodies_refused_busy: body_refused("busy"),
             spans_dropped: Arc::default(),
             started: SystemTime::now(),
             registry: r,
