@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::CertificateFiles;
 use super::balancing::{Capacity, CircuitBreaker, HealthCheck, LoadBalancing, OutlierDetection};
-use crate::values::{Duration, Secret, ServerUrl};
+use crate::values::{Duration, Secret, ServerUrl, Size};
 
 /// A named group of servers that answer alike.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -49,6 +49,9 @@ pub struct Backend {
     /// Time limits of one attempt.
     #[serde(default)]
     pub timeouts: BackendTimeouts,
+    /// Limits on what an endpoint may send beside bodies.
+    #[serde(default)]
+    pub limits: BackendLimits,
     /// TLS towards endpoints whose URL says https.
     #[serde(default)]
     pub tls: BackendTls,
@@ -117,6 +120,22 @@ pub struct BackendTimeouts {
     pub first_byte: Duration,
     /// Between two reads of the answer's body, and for the server to take each part of the request.
     pub idle: Duration,
+}
+
+/// Limits on what an endpoint may send beside bodies, over HTTP/1 and HTTP/2 alike.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BackendLimits {
+    /// Bytes of the header of an answer, with the early answers (1xx) before it; and of its trailers. At most 256 fields
+    /// each and 16 early answers. An answer beyond it is 502; one whose trailers are is broken off. The default takes
+    /// twice what listeners take from clients.
+    pub max_header_bytes: Size,
+}
+
+impl Default for BackendLimits {
+    fn default() -> Self {
+        Self { max_header_bytes: Size::kib(64) }
+    }
 }
 
 impl Default for BackendTimeouts {

@@ -163,7 +163,9 @@ pub struct ListenerLimits {
     pub body_timeout: Duration,
     /// Time that a connection may stay open between requests.
     pub idle_timeout: Duration,
-    /// Bytes of the request line and header together.
+    /// Bytes of the request line and header together, and of trailers by themselves (at most 64 KiB). They may have 256
+    /// fields each. A request beyond it gets 431, one whose request line alone is beyond it 414 (HTTP/2: 431), as soon as
+    /// the bound is reached, and its connection ends.
     pub max_header_bytes: Size,
 }
 

@@ -52,6 +52,9 @@ pub(super) fn all(cx: &mut Context<'_>) {
         }
         super::balancing::all(cx, n, backend);
         tls(cx, n, backend);
+        if !(1 << 10..=1 << 20).contains(&backend.limits.max_header_bytes.0) {
+            cx.error(at!["backends", n, "limits", "maxHeaderBytes"], "must be from 1KiB to 1MiB");
+        }
         let t = &backend.timeouts;
         for (key, value) in [("connect", t.connect), ("firstByte", t.first_byte), ("idle", t.idle)] {
             if value.0.is_zero() {

@@ -237,6 +237,11 @@ impl Places {
         true
     }
 
+    /// Metrics of the listener.
+    pub(super) fn metrics(&self) -> &Arc<ListenerMetrics> {
+        &self.metrics
+    }
+
     /// Counts the connection as one that carried no request.
     pub(super) fn refused(&self, reason: &'static str) {
         self.metrics.refused(reason);

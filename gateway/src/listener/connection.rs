@@ -142,7 +142,7 @@ pub(super) async fn serve(
         http2::serve(socket, Arc::new(connection), gateway, stop).await;
     } else {
         // In a place of its own: a connection that never gets past its handshake takes no room for requests.
-        Box::pin(http1::serve(socket, connection, gateway, stop)).await;
+        Box::pin(http1::serve(socket, connection, gateway, places.metrics().clone(), stop)).await;
     }
 }
 

@@ -9,9 +9,10 @@ use tokio::time::Instant;
 
 use super::Connection;
 use crate::exchange::{End, Exchange};
+use crate::listener::Violation;
 use crate::protocol::{self, Api, openai};
 use crate::snapshot::Route;
-use crate::upstream::{client_write, finish_response};
+use crate::upstream::{client_write, finish_response, malformed_refusal};
 
 /// How long a client may take to accept one write of an answer of ours.
 const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -72,18 +73,23 @@ pub(super) async fn send(
     session.write_response_body(body, true).await
 }
 
-/// Refuses a request that could not be parsed; there is no exchange for it.
-pub async fn refuse_malformed(session: &mut ServerSession) {
-    let refusal =
-        Refusal::invalid("malformed_request", "the request is not well-formed HTTP/1.1, or its header is too large");
+/// Refuses a request whose head could not be read; there is no exchange for it.
+pub async fn refuse_malformed(session: &mut ServerSession, violation: Option<Violation>) {
+    let refusal = match violation {
+        Some(violation) => malformed_refusal(violation),
+        None => Refusal::invalid("malformed_request", "the request is not well-formed HTTP/1.1"),
+    };
     let rendered = protocol::render(&refusal, Api::Problem, "");
     if let Ok(mut head) = ResponseHeader::build(rendered.status, Some(4)) {
         head.set_version(Version::HTTP_11);
         let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
         let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(rendered.body.len()));
         session.set_keepalive(None);
-        let _ = session.write_response_header(Box::new(head)).await;
-        let _ = session.write_response_body(rendered.body, true).await;
+        let limit = Instant::now() + WRITE_TIMEOUT;
+        session.set_write_timeout(Some(WRITE_TIMEOUT));
+        if client_write(limit, session.write_response_header(Box::new(head))).await.is_ok() {
+            let _ = client_write(limit, session.write_response_body(rendered.body, true)).await;
+        }
     }
 }
 

@@ -69,6 +69,7 @@ pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outco
         Outcome::Full(_) => ("full", Some("full")),
         Outcome::ClientGone => ("client_gone", Some("client_gone")),
         Outcome::ClientSlow => ("client_slow", Some("client_slow")),
+        Outcome::Malformed(_) => ("client_gone", Some("malformed_request")),
         Outcome::Failed(failure) => ("failed", Some(kind(failure))),
     };
     a.endpoint.state.metrics.attempted(counted);
@@ -121,7 +122,7 @@ fn verdict(outcome: &Outcome, status: u16, error_code: Option<&str>, took: Durat
         Outcome::Answered if matches!(status, 500 | 502..=504 | 506..=599) => Verdict::Error,
         Outcome::Answered => Verdict::Good,
         Outcome::Full(_) => Verdict::Full,
-        Outcome::ClientGone | Outcome::ClientSlow | Outcome::GivenUp => Verdict::Unknown,
+        Outcome::ClientGone | Outcome::ClientSlow | Outcome::Malformed(_) | Outcome::GivenUp => Verdict::Unknown,
         // The server ended a connection that idled, as it may.
         Outcome::Failed(Failure::Stale(_)) => Verdict::Unknown,
         // A request that had no time left when it came says nothing of the server.
@@ -165,6 +166,7 @@ fn kind(failure: &Failure) -> &'static str {
         Failure::Deadline => "deadline",
         Failure::Status(_) => "status",
         Failure::Protocol(_) => "protocol",
+        Failure::TooLarge(_) => "too_large",
     }
 }
 

@@ -23,7 +23,7 @@ use crate::exchange::{End, Exchange, is_idempotent};
 use crate::server::Gateway;
 use crate::snapshot::{Backend, Route};
 use crate::telemetry::Kind;
-use crate::upstream::{Attempt, Failure, MoveOn, Outcome, RequestBody, run, too_slow};
+use crate::upstream::{Attempt, Failure, MoveOn, Outcome, RequestBody, malformed, run, too_slow};
 
 /// How long a full endpoint without a Retry-After is left alone.
 const FULL_FOR: Duration = Duration::from_secs(1);
@@ -86,6 +86,7 @@ pub(super) async fn forward(
                     Outcome::Answered | Outcome::Broken => return Ok(()),
                     Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
                     Outcome::ClientSlow => return Err(too_slow()),
+                    Outcome::Malformed(violation) => return Err(malformed(session, violation)),
                     Outcome::Died(died) => {
                         return Box::pin(resuming::resume(gateway, route, &mut journey, died, session, x)).await;
                     }
@@ -95,6 +96,7 @@ pub(super) async fn forward(
                         }
                     }
                     Outcome::Failed(Failure::Deadline) => return Err(too_late()),
+                    Outcome::Failed(Failure::TooLarge(what)) => return Err(too_large_answer(what)),
                     Outcome::Failed(failure) => {
                         if retries < route.retry.attempts
                             && may_retry(&failure, route, attempt.backend, session, x)
@@ -198,12 +200,14 @@ pub(super) async fn stand_in(
             Outcome::Answered | Outcome::Broken => return Ok(true),
             Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
             Outcome::ClientSlow => return Err(too_slow()),
+            Outcome::Malformed(violation) => return Err(malformed(session, violation)),
             Outcome::Died(died) => {
                 Box::pin(resuming::resume(gateway, route, &mut journey, died, session, x)).await?;
                 return Ok(true);
             }
             Outcome::Full(_) => {}
             Outcome::Failed(Failure::Deadline) => return Err(too_late()),
+            Outcome::Failed(Failure::TooLarge(what)) => return Err(too_large_answer(what)),
             Outcome::Failed(failure) => {
                 tracing::debug!(event = "stand_in_failed", route = %route.name, failure = ?failure);
                 if !may_retry(&failure, route, backend, session, x) {
@@ -266,8 +270,21 @@ fn may_retry(failure: &Failure, route: &Route, backend: &Backend, session: &mut 
         // A route that limits the wait for a first token wants it from somebody else then.
         Failure::Timeout("firstToken") => harmless,
         Failure::Timeout(_) => harmless && retry.on_statuses.contains(&504),
-        Failure::Deadline => false,
+        // The answer is what it is: another endpoint would send it as well.
+        Failure::Deadline | Failure::TooLarge(_) => false,
     }
+}
+
+/// The refusal of an answer that is larger than its backend's limits allow beside its body.
+fn too_large_answer(what: &'static str) -> End {
+    End::refuse(Refusal::new(
+        StatusCode::BAD_GATEWAY,
+        ErrorKind::Upstream,
+        "upstream_header_too_large",
+        format!(
+            "{what} of the backend is over its limit (`backends[].limits.maxHeaderBytes`, 256 fields, 16 early answers)"
+        ),
+    ))
 }
 
 fn can_resend(session: &mut ServerSession, x: &Exchange) -> bool {

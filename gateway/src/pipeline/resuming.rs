@@ -37,7 +37,9 @@ pub(super) async fn resume(
         }
         match elsewhere(gateway, route, journey, &died, session, x).await {
             Some(Outcome::Answered | Outcome::Broken) => return Ok(()),
-            Some(Outcome::ClientGone | Outcome::ClientSlow | Outcome::GivenUp) => return Err(End::ClientGone),
+            Some(Outcome::ClientGone | Outcome::ClientSlow | Outcome::Malformed(_) | Outcome::GivenUp) => {
+                return Err(End::ClientGone);
+            }
             Some(Outcome::Died(more)) => died = more,
             // That one could not; another may.
             Some(Outcome::Full(_) | Outcome::Failed(_)) => {}

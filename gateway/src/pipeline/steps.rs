@@ -11,7 +11,7 @@ use spillway_filter::{ErrorKind, Refusal};
 use super::limiting;
 use crate::exchange::{Asked, End, Exchange, RouteInFlight};
 use crate::limits::{Estimate, Ledger};
-use crate::listener::ConnectionInfo;
+use crate::listener::{ConnectionInfo, MAX_FIELDS};
 use crate::protocol::{Api, openai};
 use crate::routing::{Candidates, Rest};
 use crate::server::Gateway;
@@ -54,15 +54,20 @@ pub(super) fn check_head(
 ) -> Result<(), End> {
     let head = session.req_header();
     let max = connection.limits.max_header_bytes.0;
-    let size = head.uri.path_and_query().map_or(1, |p| p.as_str().len())
-        + head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
-    if u64::try_from(size).unwrap_or(u64::MAX) > max {
+    // Over HTTP/1 the reader of the connection has refused it already.
+    let is_too_large = || {
+        let size = head.method.as_str().len()
+            + head.uri.path_and_query().map_or(1, |p| p.as_str().len())
+            + head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+        u64::try_from(size).unwrap_or(u64::MAX) > max || head.headers.len() > usize::from(MAX_FIELDS)
+    };
+    if session.is_http2() && is_too_large() {
         session.set_keepalive(None);
         return Err(End::refuse(Refusal::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             ErrorKind::InvalidRequest,
             "header_too_large",
-            format!("the request line and header are longer than {max} bytes"),
+            format!("the request line and header are longer than {max} bytes or more than {MAX_FIELDS} fields"),
         )));
     }
     if head.method == Method::CONNECT {
@@ -82,13 +87,6 @@ pub(super) fn check_head(
     if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
         session.set_keepalive(None);
         return Err(End::refuse(Refusal::invalid("no_host", "a request of HTTP/1.1 must say which host it is for")));
-    }
-    if has_two_lengths(session) {
-        session.set_keepalive(None);
-        return Err(End::refuse(Refusal::invalid(
-            "ambiguous_framing",
-            "the request has both Content-Length and Transfer-Encoding: where its body ends is not certain",
-        )));
     }
     let head = session.req_header();
     if let Some(host) = host_of(head)
@@ -115,18 +113,6 @@ pub(super) fn check_head(
 /// The host that a request is for.
 pub(super) fn host_of(head: &RequestHeader) -> Option<&str> {
     head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| head.uri.host())
-}
-
-/// Whether a body has two lengths that another server may read otherwise (RFC 9112, 6.1). Pingora takes the one that is
-/// to be ignored away, so the bytes as they came are looked at; it lets nobody else have a transfer encoding.
-fn has_two_lengths(session: &ServerSession) -> bool {
-    const LENGTH: &[u8] = b"content-length";
-    let ServerSession::H1(session) = session else { return false };
-    if !session.req_header().headers.contains_key(header::TRANSFER_ENCODING) {
-        return false;
-    }
-    let lines = session.get_headers_raw_bytes();
-    lines.split(|b| *b == b'\n').any(|line| line.get(..LENGTH.len()).is_some_and(|n| n.eq_ignore_ascii_case(LENGTH)))
 }
 
 /// Finds the route, and the caller on the way: as early as the candidates allow.

@@ -230,6 +230,7 @@ impl Compiler {
             max_full_for: written.capacity.max_full_for.0,
             first_byte_timeout: written.timeouts.first_byte.0,
             idle_timeout: written.timeouts.idle.0,
+            max_header_bytes: written.limits.max_header_bytes.0,
             metrics: self.metrics.model("openai", &written.name),
         })
     }

@@ -267,6 +267,8 @@ pub struct Backend {
     pub first_byte_timeout: Duration,
     /// Between two reads of the answer.
     pub idle_timeout: Duration,
+    /// Bytes of the header of an answer with the early answers before it, and of its trailers.
+    pub max_header_bytes: u64,
     /// Series of its model calls.
     pub metrics: Arc<ModelMetrics>,
 }
@@ -363,6 +365,7 @@ impl Backend {
             max_full_for: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
+            max_header_bytes: 64 << 10,
             metrics: crate::telemetry::Metrics::new().model("openai", name),
         }
     }

@@ -15,13 +15,16 @@ use pingora::{ErrorType, RetryType};
 use tokio::time::Instant;
 
 use super::Connector;
+use super::bounds::HEADER;
 use super::converse::{State, converse};
 use super::dial::NO_CONNECTION;
 use super::headers::Via;
+use super::metered;
 use super::open::Opened;
 use super::outgoing::Sent;
 use crate::balancing::{Class, Endpoint, now_millis, orca};
 use crate::exchange::Exchange;
+use crate::listener::Violation;
 use crate::protocol::openai::Observer;
 use crate::snapshot::{Backend, Route};
 
@@ -57,6 +60,8 @@ pub enum Outcome {
     ClientGone,
     /// The client sent no more of its request's body for too long; nothing was sent to it.
     ClientSlow,
+    /// The body of the client's request breaks the framing of HTTP/1; nothing was sent to it.
+    Malformed(Violation),
 }
 
 /// An event stream that ended early.
@@ -89,6 +94,8 @@ pub enum Failure {
     Status(u16),
     /// The answer was no HTTP, or the request could not be written.
     Protocol(String),
+    /// More than `backends[].limits` allow; the text is what was too large.
+    TooLarge(&'static str),
 }
 
 /// Which answers may be kept from the client because there is somewhere else to go.
@@ -270,6 +277,9 @@ pub(super) fn failure(e: &pingora::Error) -> Failure {
 /// A connection from the pool that closes before it answers was most likely closed by the server while idle: the
 /// request was never looked at, which is what a failed connect means too.
 pub(super) fn failure_of_head(e: &pingora::Error, reused: bool) -> Failure {
+    if metered::is_over(e) {
+        return Failure::TooLarge(HEADER);
+    }
     match failure(e) {
         Failure::Reset(text) if reused && matches!(e.retry, RetryType::ReusedOnly) => Failure::Stale(text),
         // HTTP/2 says so itself: the stream was refused, or the connection was ending (RFC 9113, 8.7).

@@ -13,6 +13,7 @@ use spillway_filter::{ErrorKind, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::exchange::End;
+use crate::listener::{Violation, violation_of};
 
 /// Unit in which the budget is counted.
 const PAGE: u64 = 1 << 10;
@@ -81,7 +82,12 @@ pub async fn hold(
     }
     let read = async {
         let mut whole = BytesMut::with_capacity(usize::try_from(declared.unwrap_or(0)).unwrap_or(0));
-        while let Some(chunk) = session.read_request_body().await.map_err(|e| unread(&e))? {
+        loop {
+            let chunk = match session.read_request_body().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(e) => return Err(unread(session, &e)),
+            };
             let length = len(whole.len()).saturating_add(len(chunk.len()));
             if length > limit {
                 return Err(too_large(limit));
@@ -112,9 +118,23 @@ pub(super) fn expects_continue(session: &ServerSession) -> bool {
 }
 
 /// What a body that cannot be read ends a request with.
-fn unread(e: &pingora::Error) -> End {
+fn unread(session: &mut ServerSession, e: &pingora::Error) -> End {
     // Pingora's own limit on a read is that of the whole body, and may be first.
-    if *e.etype() == pingora::ErrorType::ReadTimedout { too_slow() } else { End::ClientGone }
+    if *e.etype() == pingora::ErrorType::ReadTimedout {
+        return too_slow();
+    }
+    violation_of(e).map_or(End::ClientGone, |violation| malformed(session, violation))
+}
+
+/// Ends a request whose body breaks the framing. Nothing behind it on its connection can be trusted.
+pub fn malformed(session: &mut ServerSession, violation: Violation) -> End {
+    session.set_keepalive(None);
+    End::refuse(malformed_refusal(violation))
+}
+
+/// The refusal of a request that breaks the framing of HTTP/1.
+pub fn malformed_refusal(violation: Violation) -> Refusal {
+    Refusal::new(violation.status(), ErrorKind::InvalidRequest, violation.code(), violation.to_string())
 }
 
 /// The refusal of a body that did not come.

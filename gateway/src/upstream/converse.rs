@@ -13,13 +13,13 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::attempt::{Attempt, CUT, Failure, Limits, Outcome, TOO_SLOW, failure_of_head, overran};
 use super::body::expects_continue;
+use super::bounds::Bounds;
+use super::metered;
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, end_body, send, send_part};
 use super::passing::{Passing, begin, break_off, client_write, died, early_hints, finish, pass_part};
 use super::verdict::{Verdict, judge};
 use crate::exchange::Exchange;
-
-/// Early answers (1xx) of one attempt; a server that sends more is not answering.
-const MAX_EARLY: u32 = 16;
+use crate::listener::{Violation, violation_of};
 
 /// What comes next of either side.
 enum Next {
@@ -30,6 +30,7 @@ enum Next {
     BodyEnd,
     ClientGone,
     ClientSlow,
+    Malformed(Violation),
     UpstreamFailed(Box<pingora::Error>),
     Time,
 }
@@ -115,7 +116,10 @@ pub(super) async fn converse(
         }
     }
     let mut timer = std::pin::pin!(sleep_until(wake_at(a, x, state)));
-    let mut early = 0;
+    if !state.head_seen {
+        metered::bound(upstream, Some(a.backend.max_header_bytes));
+    }
+    let mut bounds = Bounds::new(a.backend.max_header_bytes);
     loop {
         match next(upstream, session, state, x.body_pause, timer.as_mut()).await {
             Next::Head => {
@@ -124,13 +128,10 @@ pub(super) async fn converse(
                 if head.status == StatusCode::SWITCHING_PROTOCOLS {
                     return Outcome::Failed(Failure::Protocol("101 without an upgrade".to_owned()));
                 }
+                if let Err(failure) = bounds.count(head) {
+                    return Outcome::Failed(failure);
+                }
                 if head.status.is_informational() {
-                    early += 1;
-                    if early > MAX_EARLY {
-                        return Outcome::Failed(Failure::Protocol(
-                            "more early answers than any server needs".to_owned(),
-                        ));
-                    }
                     // 100 was answered by us; what else there may be means nothing to HTTP/1.0.
                     if head.status == StatusCode::EARLY_HINTS && session.req_header().version != Version::HTTP_10 {
                         let hints = Box::new(early_hints(head));
@@ -143,6 +144,7 @@ pub(super) async fn converse(
                 state.heard = Instant::now();
                 state.head_seen = true;
                 let head = head.clone();
+                metered::bound(upstream, None);
                 a.read_load(&head);
                 let prefix = match judge(a, callers_account, upstream, &head).await {
                     Verdict::Pass(prefix) => prefix,
@@ -198,6 +200,9 @@ pub(super) async fn converse(
                 timer.as_mut().reset(wake_at(a, x, state));
             }
             Next::ClientGone => return Outcome::ClientGone,
+            // The server must not take a part of a body for all of it: its connection is closed without an end.
+            Next::Malformed(violation) if !state.head_passed => return Outcome::Malformed(violation),
+            Next::Malformed(_) => return Outcome::ClientGone,
             // An answer that is on its way already is all that the client gets.
             Next::ClientSlow if state.head_passed => return Outcome::ClientGone,
             Next::ClientSlow => return Outcome::ClientSlow,
@@ -274,7 +279,7 @@ async fn next(
                     Ok(None) => break,
                     // A client that waits for the answer before it sends the rest may do so.
                     Err(e) if *e.etype() == ErrorType::ReadTimedout => std::future::pending().await,
-                    Err(_) => return Next::ClientGone,
+                    Err(e) => return ended_by(&e),
                 }
             }
             let _ = session.read_body_or_idle(true).await;
@@ -285,7 +290,7 @@ async fn next(
             Ok(Ok(Some(part))) => Next::BodyPart(part),
             Ok(Ok(None)) => Next::BodyEnd,
             // Pingora's own limit on a read is the same, and may be first.
-            Ok(Err(e)) if *e.etype() != ErrorType::ReadTimedout => Next::ClientGone,
+            Ok(Err(e)) if *e.etype() != ErrorType::ReadTimedout => ended_by(&e),
             Ok(Err(_)) | Err(_) => Next::ClientSlow,
         }
     };
@@ -296,6 +301,11 @@ async fn next(
         next = answer => next,
         next = client => next,
     }
+}
+
+/// What an error of reading the client's body means.
+fn ended_by(e: &pingora::Error) -> Next {
+    violation_of(e).map_or(Next::ClientGone, Next::Malformed)
 }
 
 /// When the next limit is due, given where the conversation stands.

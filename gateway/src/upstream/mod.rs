@@ -4,11 +4,13 @@
 
 mod attempt;
 mod body;
+mod bounds;
 mod continuing;
 mod converse;
 mod dial;
 mod events;
 mod headers;
+mod metered;
 mod open;
 mod outgoing;
 mod passing;
@@ -16,7 +18,9 @@ mod peer;
 mod verdict;
 
 pub use attempt::{Attempt, Died, Failure, MoveOn, Outcome, REQUEST_TIMEOUT, relay, run};
-pub use body::{BodyBudget, HeldBody, RequestBody, hold, too_large, too_slow, with_model};
+pub use body::{
+    BodyBudget, HeldBody, RequestBody, hold, malformed, malformed_refusal, too_large, too_slow, with_model,
+};
 pub use continuing::{can_continue, go_on};
 pub use dial::Connections;
 pub use headers::{

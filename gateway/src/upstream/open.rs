@@ -9,6 +9,8 @@ use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{Attempt, Failure, Limits, Outcome, failure_of_head, not_connected};
+use super::bounds::Bounds;
+use super::metered;
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
 use super::passing::is_event_stream;
 use super::verdict::{Verdict, judge};
@@ -81,6 +83,8 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
         _ => (a.backend.first_byte_timeout, "firstByte"),
     };
     let until = limits.attempt.min(Instant::now() + within);
+    metered::bound(&upstream, Some(a.backend.max_header_bytes));
+    let mut bounds = Bounds::new(a.backend.max_header_bytes);
     loop {
         match timeout_at(until, upstream.read_response_header()).await {
             Err(_) => return Err(overdue(Instant::now(), otherwise)),
@@ -92,9 +96,11 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Outcome::Failed(Failure::Protocol("101 without an upgrade".to_owned())));
         }
+        bounds.count(&head).map_err(Outcome::Failed)?;
         if head.status.is_informational() {
             continue;
         }
+        metered::bound(&upstream, None);
         a.read_load(&head);
         return match judge(a, callers_account, &mut upstream, &head).await {
             Verdict::Pass(prefix) => Ok(Opened { upstream, head, prefix, sent, limits }),

@@ -13,6 +13,7 @@ use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{Attempt, Died, Outcome};
+use super::bounds::has_room_for;
 use super::converse::State;
 use super::events::{Gate, Transcript};
 use super::headers::outgoing_response;
@@ -232,6 +233,10 @@ pub(super) async fn finish(
     }
     x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
     let trailers = trailers(upstream).await.filter(|_| session.is_http2());
+    if trailers.as_ref().is_some_and(|trailers| !has_room_for(trailers, a.backend.max_header_bytes)) {
+        let message = "the trailers of the backend's answer are longer than its `limits.maxHeaderBytes`";
+        return break_off(session, x, state.event_stream, "upstream_header_too_large", message).await;
+    }
     let write = async {
         match trailers {
             Some(trailers) => {
