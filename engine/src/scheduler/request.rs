@@ -84,6 +84,11 @@ impl Request {
         self.is_stalled(now, stall_timeout).then_some(EngineError::Stalled)
     }
 
+    /// Since when its reader has taken nothing, where it has more to take.
+    pub(super) fn parked_since(&self) -> Option<Instant> {
+        self.stalled
+    }
+
     fn is_stalled(&self, now: Instant, stall_timeout: Duration) -> bool {
         self.stalled.is_some_and(|since| now.saturating_duration_since(since) > stall_timeout)
     }

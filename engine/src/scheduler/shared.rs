@@ -23,6 +23,8 @@ pub(super) struct Shared {
     max_wait: Duration,
     stopped: AtomicBool,
     recovering: AtomicBool,
+    /// A request was refused for want of room since this was last looked at.
+    refused: AtomicBool,
     running: AtomicUsize,
     /// Sequences that wait, by tenant; only of tenants who wait.
     waiting: Mutex<HashMap<TenantKey, usize>>,
@@ -65,6 +67,7 @@ impl Shared {
             max_wait,
             stopped: AtomicBool::new(false),
             recovering: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
             running: AtomicUsize::new(0),
             waiting: Mutex::default(),
             prompt_pending: AtomicUsize::new(0),
@@ -105,11 +108,13 @@ impl Shared {
         let idle = waiting.is_empty() && self.running.load(Ordering::Acquire) == 0;
         let too_late = left.is_some_and(|left| if idle { left.is_zero() } else { wait > left });
         if too_late || (!idle && wait > self.max_wait) {
+            self.refused.store(true, Ordering::Relaxed);
             return refused(BusyReason::WaitTooLong, wait.saturating_sub(self.max_wait));
         }
         let all: usize = waiting.values().sum();
         let places = self.sizes.slots.saturating_add(self.queue);
         if all + self.running.load(Ordering::Relaxed) + choices > places {
+            self.refused.store(true, Ordering::Relaxed);
             return refused(BusyReason::QueueFull, wait);
         }
         let mine = waiting.get(&request.tenant).copied().unwrap_or(0);
@@ -143,6 +148,11 @@ impl Shared {
 
     pub(super) fn is_recovering(&self) -> bool {
         self.recovering.load(Ordering::Acquire)
+    }
+
+    /// True once after a request was refused for want of room.
+    pub(super) fn take_refused(&self) -> bool {
+        self.refused.swap(false, Ordering::Relaxed)
     }
 
     fn off_queue(&self, request: &Generate) {

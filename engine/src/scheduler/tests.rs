@@ -262,6 +262,31 @@ fn a_seed_gives_the_same_answer_alone_and_in_company_whatever_is_shared_and_pree
     same_alone_and_together(false);
 }
 
+/// Events of a request that nobody reads yet.
+fn unread(scene: &Scene, tokens: u32) -> Receiver<Event> {
+    // One letter, again and again: each token is an event.
+    let sampling = Sampling { logit_bias: [(65, 100.0)].into(), ..Sampling::greedy() };
+    scene.submit(Generate { max_tokens: Some(tokens), sampling, ..Generate::new(words(1, 1, 8)) })
+}
+
+#[test]
+fn a_parked_request_gives_way_to_one_that_waits_and_a_complete_one_holds_no_place() {
+    let options = LoadOptions { stall_timeout: Duration::from_secs(600), ..options(8) };
+    let scene = Scene::new(sizes(2, 8 * PAGE, 40), &options, World { end: -9.0, ..World::default() });
+    let parked = [unread(&scene, 200), unread(&scene, 200)];
+    let served = scene.submit(Generate { max_tokens: Some(4), ..Generate::new(words(2, 2, 8)) });
+    assert!(all(&served).end.is_ok(), "it is served while two are parked that nobody reads");
+    let ended = parked.iter().filter(|events| matches!(all(events).end, Err(EngineError::Stalled))).count();
+    assert_eq!(ended, 1, "the other one goes on as soon as it is read");
+    scene.idle();
+    // Of some, the last events find the channel full: the answer is complete and its place free.
+    for tokens in 58..=63 {
+        let complete = unread(&scene, tokens);
+        scene.idle();
+        assert!(all(&complete).end.is_ok(), "nothing of an answer of {tokens} tokens is lost");
+    }
+}
+
 #[test]
 fn a_prompt_with_several_answers_is_read_once_and_the_first_is_that_of_one() {
     let scene = Scene::new(sizes(8, 8 * PAGE, 60), &options(8), World { copies: true, end: -9.0, ..World::default() });
