@@ -9,6 +9,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use spillway_filter::{Answer, Caller, Refusal, Variables};
 use tokio::time::Instant as Deadline;
 
+use crate::admission::{Retrying, Taken};
+use crate::downstream::WriteLimits;
 use crate::identity::{Consumer, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::listener::ConnectionInfo;
@@ -61,6 +63,8 @@ pub struct Outcome {
     pub status: u16,
     /// Bytes of the answer's body.
     pub bytes_out: u64,
+    /// Bytes of a server's body that were read, whether the client took them or not.
+    pub bytes_answered: u64,
     /// Attempts at endpoints.
     pub attempts: u32,
     /// Address of the endpoint that answered.
@@ -91,6 +95,8 @@ pub struct Outcome {
     pub content_events: u64,
     /// Arrival to the first content.
     pub first_token: Option<Duration>,
+    /// Time until the server's answer was read whole, where the client took longer than that.
+    pub answered_in: Option<Duration>,
     /// Whether the client left before the end.
     pub client_gone: bool,
     /// Whether the answer ended early after its head was sent.
@@ -128,6 +134,8 @@ pub struct Exchange {
     pub origin: Option<HeaderValue>,
     /// Time between two parts of a body that is passed on.
     pub body_pause: Duration,
+    /// Time for the client to take a part of an answer.
+    pub write_timeout: Duration,
     /// The server span.
     pub span: Span,
     /// The span of the attempt that runs, for `traceparent` upstream.
@@ -150,6 +158,8 @@ pub struct Exchange {
     pub body: RequestBody,
     /// What the body asks for; `None` when nothing read it.
     pub asked: Option<Asked>,
+    /// What the attempt that runs holds, until its server's answer was read whole.
+    pub place: Option<Place>,
     /// What this request took from limits.
     pub ledger: Ledger,
     /// What is told of it at the end.
@@ -184,6 +194,7 @@ impl Exchange {
             certificate: connection.tls.as_ref().and_then(|tls| tls.client.clone()),
             origin: headers.get(header::ORIGIN).cloned(),
             body_pause: connection.limits.body_timeout.0,
+            write_timeout: connection.limits.write_timeout.0,
             span,
             attempt: None,
             route: None,
@@ -195,6 +206,7 @@ impl Exchange {
             request_headers: Vec::new(),
             body: RequestBody::Unread,
             asked: None,
+            place: None,
             ledger: Ledger::default(),
             outcome: Outcome::default(),
             authentication_failed: None,
@@ -240,10 +252,23 @@ impl Exchange {
         }
     }
 
+    /// Limits of a write to the client that must be over by `deadline`.
+    pub fn write_limits(&self, deadline: Deadline) -> WriteLimits<'_> {
+        WriteLimits { timeout: self.write_timeout, deadline, downstream: &self.snapshot.downstream }
+    }
+
     /// When the route's time for the whole request is over.
     pub fn deadline(&self, route: &Route) -> Deadline {
         Deadline::from_std(self.started + route.request_timeout)
     }
+}
+
+/// The slot of an attempt at its endpoint, and its part of the budget for retries.
+pub struct Place {
+    /// The slot.
+    pub slot: Taken,
+    /// Counts it as a further try, where it is one.
+    pub retrying: Option<Retrying>,
 }
 
 /// One running request of a route.

@@ -6,6 +6,7 @@ pub mod admission;
 pub mod adoptions;
 pub mod balancing;
 pub mod cli;
+pub mod downstream;
 pub mod exchange;
 pub mod http_client;
 pub mod identity;

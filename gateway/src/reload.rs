@@ -65,6 +65,8 @@ pub struct Reloader {
     pub log_format: LogFormat,
     /// The budget for bodies, likewise.
     pub buffered_bodies: Size,
+    /// The same for answers.
+    pub buffered_answers: Size,
     /// Memory for all models as the process started with it.
     pub model_memory: Option<Size>,
     /// The most levels of limits, likewise.
@@ -197,6 +199,9 @@ impl Reloader {
         }
         if config.limits.buffered_bodies != self.buffered_bodies {
             fixed.push("`limits.bufferedBodies` cannot be changed while the gateway runs: restart it".to_owned());
+        }
+        if config.limits.buffered_answers != self.buffered_answers {
+            fixed.push("`limits.bufferedAnswers` cannot be changed while the gateway runs: restart it".to_owned());
         }
         if config.limits.limit_keys != self.limit_keys {
             fixed.push("`limits.limitKeys` cannot be changed while the gateway runs: restart it".to_owned());

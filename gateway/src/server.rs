@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::admin::{self, AdminState};
 use crate::balancing::Supervisor;
+use crate::downstream::Downstream;
 use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
 use crate::reload::{LastEdit, Reloader, Seen};
@@ -25,6 +26,10 @@ use crate::upstream::{BodyBudget, Connector, Via};
 
 /// How often the end of a drain is looked for.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// Time for requests to end with an error when the time of a drain is over.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// Time for connections without requests to be closed in order.
+const GOODBYE: Duration = Duration::from_millis(500);
 
 /// The gateway cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +66,8 @@ pub struct Gateway {
     pub via: Via,
     /// Memory for bodies.
     pub bodies: BodyBudget,
+    /// State of all answers to clients.
+    pub downstream: Arc<Downstream>,
     /// Series.
     pub metrics: Arc<Metrics>,
     /// Certificates that are obtained.
@@ -72,24 +79,38 @@ pub struct Gateway {
     /// How they are written.
     pub log_format: LogFormat,
     running: AtomicUsize,
+    connections: AtomicUsize,
 }
 
 impl Gateway {
     /// Counts a request until what is returned is dropped.
     pub fn enter(&self) -> impl Drop + use<'_> {
-        struct Running<'g>(&'g AtomicUsize);
-        impl Drop for Running<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::AcqRel);
-            }
-        }
-        self.running.fetch_add(1, Ordering::AcqRel);
-        Running(&self.running)
+        Counted::new(&self.running)
+    }
+
+    /// Counts a client's connection until what is returned is dropped.
+    pub fn connect(&self) -> impl Drop + use<'_> {
+        Counted::new(&self.connections)
     }
 
     /// Requests that run.
     pub fn running(&self) -> usize {
         self.running.load(Ordering::Acquire)
+    }
+}
+
+struct Counted<'g>(&'g AtomicUsize);
+
+impl<'g> Counted<'g> {
+    fn new(count: &'g AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -126,6 +147,8 @@ impl AdminState for Shown {
                 self.metrics.limit_store_up.set(store_up.into());
                 self.metrics.limit_store_gateways.set(gateways.into());
                 self.metrics.buffered_bytes.set(i64::try_from(gateway.bodies.used()).unwrap_or(i64::MAX));
+                let unread = gateway.downstream.answers.used();
+                self.metrics.buffered_answer_bytes.set(i64::try_from(unread).unwrap_or(i64::MAX));
                 let endpoints = crate::balancing::samples(&snapshot.backends);
                 let backends = crate::balancing::backend_samples(&snapshot.backends);
                 let shown = self.listeners.load().as_ref().map(|listeners| listeners.certificates());
@@ -204,7 +227,9 @@ pub async fn serve(
     let listeners = Arc::new(ListenerSet::default());
     let limits = Limits::new(config.limits.limit_keys, metrics.clone());
     let registry = spillway_filters::registry();
-    let compiler = Arc::new(Compiler::new(registry, metrics.clone(), limits.clone(), cache_dir));
+    let downstream = Arc::new(Downstream::new(config.limits.buffered_answers.0, metrics.write_timeouts.clone()));
+    let compiler = Compiler::new(registry, metrics.clone(), limits.clone(), downstream.clone(), cache_dir);
+    let compiler = Arc::new(compiler);
     let acme = Arc::new(Acme::new(metrics.clone()));
     let plans = crate::listener::plans(&config, &acme).map_err(SnapshotError)?;
     let prepared = listeners.prepare(&plans)?;
@@ -215,6 +240,7 @@ pub async fn serve(
     supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
     let gateway = Arc::new(Gateway {
         bodies: BodyBudget::new(snapshot.buffered_bodies),
+        downstream,
         snapshot: ArcSwap::from_pointee(snapshot),
         connector: Connector::default(),
         via: Via::new(),
@@ -224,6 +250,7 @@ pub async fn serve(
         log: log.clone(),
         log_format: config.telemetry.logs.format,
         running: AtomicUsize::new(0),
+        connections: AtomicUsize::new(0),
     });
     listeners.commit(prepared, &gateway);
     metrics.reloaded_at.set(unix_seconds());
@@ -236,6 +263,7 @@ pub async fn serve(
         admin: config.admin.clone(),
         log_format: config.telemetry.logs.format,
         buffered_bodies: config.limits.buffered_bodies,
+        buffered_answers: config.limits.buffered_answers,
         limit_keys: config.limits.limit_keys,
         model_memory: config.limits.model_memory,
         gateway: gateway.clone(),
@@ -326,7 +354,8 @@ async fn wait_for_the_end(
     }
 }
 
-/// Lets running requests finish, up to the limit. A second signal ends the wait.
+/// Lets running requests finish, up to the limit; then those that still run are ended, event streams with an error event,
+/// requests without an answer with 503. A second signal ends the wait.
 async fn drain(gateway: &Gateway, listeners: &ListenerSet) {
     listeners.stop();
     let limit = gateway.snapshot.load().drain_timeout;
@@ -336,15 +365,27 @@ async fn drain(gateway: &Gateway, listeners: &ListenerSet) {
     while gateway.running() > 0 {
         if started.elapsed() >= limit {
             tracing::warn!(event = "drain_timeout", requests = gateway.running(), seconds = limit.as_secs_f64());
-            return;
+            break;
         }
         tokio::select! {
             () = tokio::time::sleep(DRAIN_POLL) => {}
-            _ = &mut again => return,
+            _ = &mut again => break,
         }
+    }
+    if gateway.running() > 0 {
+        gateway.downstream.ending.begin();
+        wait_while(LAST_WORDS, || gateway.running() > 0).await;
     }
     // The last answer is written; its connection needs a moment to be closed in order.
     tokio::time::sleep(DRAIN_POLL).await;
+    wait_while(GOODBYE, || gateway.connections.load(Ordering::Acquire) > 0).await;
+}
+
+async fn wait_while(limit: Duration, goes_on: impl Fn() -> bool) {
+    let started = Instant::now();
+    while goes_on() && started.elapsed() < limit {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
 }
 
 pub(crate) fn unix_seconds() -> f64 {

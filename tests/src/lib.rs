@@ -14,6 +14,7 @@
 
 mod client;
 mod dns;
+mod frames;
 mod gateway;
 mod issuer;
 mod models;
@@ -27,6 +28,7 @@ mod upstream;
 
 pub use client::{Answer, Client, Stream};
 pub use dns::{Dns, Says};
+pub use frames::{Frame, Frames, frame};
 pub use gateway::{Gateway, binary, whole};
 pub use issuer::{Issuer, IssuerKey};
 pub use models::with_template;

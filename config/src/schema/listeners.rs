@@ -163,6 +163,10 @@ pub struct ListenerLimits {
     pub body_timeout: Duration,
     /// Time that a connection may stay open between requests.
     pub idle_timeout: Duration,
+    /// Time for a client to take what is written to it. A client that takes nothing for so long, or less than one part of
+    /// an answer (at most 64 KiB), is cut: the connection is closed, of HTTP/2 the stream reset. The time limits of the
+    /// route do not lengthen it.
+    pub write_timeout: Duration,
     /// Bytes of the request line and header together.
     pub max_header_bytes: Size,
 }
@@ -177,6 +181,7 @@ impl Default for ListenerLimits {
             header_timeout: Duration::seconds(10),
             body_timeout: Duration::seconds(60),
             idle_timeout: Duration::seconds(75),
+            write_timeout: Duration::seconds(30),
             max_header_bytes: Size::kib(32),
         }
     }

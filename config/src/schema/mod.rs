@@ -99,6 +99,12 @@ pub struct ProcessLimits {
     /// Memory for request bodies that are held for routing, retries or spilling; a request that finds none left is
     /// refused with 503.
     pub buffered_bodies: Size,
+    /// Memory for answers that their clients have not taken yet, over all requests. While it lasts, a server's answer is
+    /// read to its end and the server is free for others, however slowly the client reads. When it is spent, servers are
+    /// read as fast as clients take.
+    pub buffered_answers: Size,
+    /// The share of one request in `bufferedAnswers`.
+    pub buffered_answers_per_request: Size,
     /// Callers whose level is kept for each rule of limits; past it those that are full soonest are forgotten.
     #[schemars(range(min = 1024, max = 16_777_216))]
     pub limit_keys: u32,
@@ -113,7 +119,13 @@ pub struct ProcessLimits {
 
 impl Default for ProcessLimits {
     fn default() -> Self {
-        Self { buffered_bodies: Size::mib(512), limit_keys: 65_536, model_memory: None }
+        Self {
+            buffered_bodies: Size::mib(512),
+            buffered_answers: Size::mib(256),
+            buffered_answers_per_request: Size::mib(1),
+            limit_keys: 65_536,
+            model_memory: None,
+        }
     }
 }
 

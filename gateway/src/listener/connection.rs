@@ -124,8 +124,11 @@ pub(super) async fn serve(
     gateway: Arc<Gateway>,
     stop: watch::Receiver<bool>,
 ) {
+    let counted = gateway.clone();
+    let _open = counted.connect();
     let _ = stream.set_nodelay(true);
-    let opened = tokio::time::timeout(plan.limits.handshake_timeout.0, open(stream, peer, &plan, &mut places));
+    let opened =
+        tokio::time::timeout(plan.limits.handshake_timeout.0, open(stream, peer, &plan, &mut places, &gateway));
     let (socket, connection, is_http2) = match opened.await.unwrap_or(Err(Unopened::TooSlow)) {
         Ok(opened) => opened,
         Err(why) => {
@@ -142,7 +145,8 @@ pub(super) async fn serve(
         http2::serve(socket, Arc::new(connection), gateway, stop).await;
     } else {
         // In a place of its own: a connection that never gets past its handshake takes no room for requests.
-        Box::pin(http1::serve(socket, connection, gateway, stop)).await;
+        let served = http1::serve(socket, connection, gateway.clone(), stop);
+        Box::pin(gateway.downstream.ending.watch(served)).await;
     }
 }
 
@@ -151,7 +155,11 @@ async fn open(
     peer: SocketAddr,
     plan: &ListenerPlan,
     places: &mut Places,
+    gateway: &Gateway,
 ) -> Result<(ClientSocket, ConnectionInfo, bool), Unopened> {
+    let socket = |transport| {
+        ClientSocket::new(transport, plan.limits.write_timeout.0, gateway.downstream.write_timeouts.clone())
+    };
     let local = stream.local_addr().unwrap_or(plan.address);
     let mut client = peer;
     if plan.wants_proxy_protocol(peer.ip())
@@ -165,7 +173,7 @@ async fn open(
     let Some(tls) = &plan.tls else {
         let connection = ConnectionInfo::new(client, local, None, plan);
         let is_http2 = plan.protocol == ListenerProtocol::H2c;
-        return Ok((ClientSocket::new(Transport::Plain(stream)), connection, is_http2));
+        return Ok((socket(Transport::Plain(stream)), connection, is_http2));
     };
     let stream = shake_hands(tls, stream, client.ip()).await?;
     let (_, session) = stream.get_ref();
@@ -180,7 +188,7 @@ async fn open(
         tls: tls.clone(),
     };
     let connection = ConnectionInfo::new(client, local, Some(info), plan);
-    Ok((ClientSocket::new(Transport::Tls(Box::new(stream))), connection, is_http2))
+    Ok((socket(Transport::Tls(Box::new(stream))), connection, is_http2))
 }
 
 /// What ended a handshake with a client. The only certificates that are judged in it are the client's.

@@ -12,8 +12,10 @@ use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
     UniqueIDType, raw_connect::ProxyDigest,
 };
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
 /// Holds most request headers.
@@ -69,21 +71,81 @@ impl AsyncWrite for Transport {
     }
 }
 
+/// A transport whose writes end when the client takes nothing for too long.
+#[derive(Debug)]
+struct Bounded {
+    transport: Transport,
+    timeout: Duration,
+    timeouts: Counter,
+    /// Runs while a write waits for the client.
+    waits: Option<Pin<Box<Sleep>>>,
+}
+
+impl Bounded {
+    fn judge<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.waits = None;
+            return polled;
+        }
+        let timeout = self.timeout;
+        let waits = self.waits.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        std::task::ready!(waits.as_mut().poll(cx));
+        self.timeouts.inc();
+        self.waits = None;
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().transport).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.transport).poll_write(cx, buf);
+        self.judge(cx, polled)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.transport).poll_flush(cx);
+        self.judge(cx, polled)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.transport).poll_shutdown(cx);
+        self.judge(cx, polled)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.transport).poll_write_vectored(cx, bufs);
+        self.judge(cx, polled)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.transport.is_write_vectored()
+    }
+}
+
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct ClientSocket {
-    stream: BufReader<BufWriter<Transport>>,
+    stream: BufReader<BufWriter<Bounded>>,
     id: UniqueIDType,
 }
 
 impl ClientSocket {
-    pub(super) fn new(transport: Transport) -> Self {
+    /// A connection whose client must take something of what is written within `timeout`; `timeouts` counts those that do
+    /// not.
+    pub(super) fn new(transport: Transport, timeout: Duration, timeouts: Counter) -> Self {
         use std::os::fd::AsRawFd;
         let id = match &transport {
             Transport::Plain(stream) => stream.as_raw_fd(),
             Transport::Tls(stream) => stream.get_ref().0.as_raw_fd(),
         };
-        Self { stream: BufReader::with_capacity(READ_BUFFER, BufWriter::with_capacity(WRITE_BUFFER, transport)), id }
+        let bounded = Bounded { transport, timeout, timeouts, waits: None };
+        Self { stream: BufReader::with_capacity(READ_BUFFER, BufWriter::with_capacity(WRITE_BUFFER, bounded)), id }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Answers that the gateway makes itself: refusals and the list of models.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
@@ -8,13 +10,14 @@ use spillway_filter::{Answer, ErrorKind, Refusal};
 use tokio::time::Instant;
 
 use super::Connection;
+use crate::downstream::{Nothing, SLICE, deliver, slice};
 use crate::exchange::{End, Exchange};
 use crate::protocol::{self, Api, openai};
 use crate::snapshot::Route;
-use crate::upstream::{client_write, finish_response};
+use crate::upstream::finish_response;
 
-/// How long a client may take to accept one write of an answer of ours.
-const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// Most time for an answer of the gateway's own, which is short.
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// Sends a refusal. The connection is kept when the request was read to its end.
 pub(super) async fn refuse(session: &mut ServerSession, x: &mut Exchange, refusal: &Refusal) -> Connection {
@@ -67,9 +70,15 @@ pub(super) async fn send(
     finish_response(&mut head, x);
     x.outcome.status = head.status.as_u16();
     x.outcome.bytes_out = u64::try_from(body.len()).unwrap_or(u64::MAX);
-    session.set_write_timeout(Some(WRITE_TIMEOUT));
-    client_write(Instant::now() + WRITE_TIMEOUT, session.write_response_header(Box::new(head))).await?;
-    session.write_response_body(body, true).await
+    // The deadline of the route may be over: this is what says so.
+    let limits = x.write_limits(Instant::now() + LONGEST);
+    deliver(session.write_response_header(Box::new(head)), limits, &mut Nothing).await?;
+    let mut body = body;
+    let last = body.split_off(body.len().saturating_sub(SLICE));
+    while let Some(next) = slice(&mut body) {
+        deliver(session.write_response_body(next, false), limits, &mut Nothing).await?;
+    }
+    deliver(session.write_response_body(last, true), limits, &mut Nothing).await
 }
 
 /// Refuses a request that could not be parsed; there is no exchange for it.

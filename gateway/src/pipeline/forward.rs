@@ -19,7 +19,7 @@ use super::spilling::{self, Direct};
 use super::{affinity, conclude, hedging, resuming};
 use crate::admission::{Admission, Journey, Order, Retrying, Taken};
 use crate::balancing::{Endpoint, now_millis};
-use crate::exchange::{End, Exchange, is_idempotent};
+use crate::exchange::{End, Exchange, Place, is_idempotent};
 use crate::server::Gateway;
 use crate::snapshot::{Backend, Route};
 use crate::telemetry::Kind;
@@ -71,20 +71,22 @@ pub(super) async fn forward(
                 let (attempt, outcome) = match hedge {
                     // What few requests do is boxed, so that the others need not carry it.
                     Some(plan) => {
-                        Box::pin(hedging::race(gateway, route, plan, &mut journey, attempt, slot, session, x)).await
+                        let place = Place { slot, retrying: retrying.take() };
+                        Box::pin(hedging::race(gateway, route, plan, &mut journey, attempt, place, session, x)).await
                     }
                     None => {
                         x.outcome.attempts += 1;
+                        x.place = Some(Place { slot, retrying: retrying.take() });
                         let outcome = observed(&attempt, session, x).await;
                         note_if_full(&attempt, &outcome);
-                        drop(slot);
+                        x.place = None;
                         (attempt, outcome)
                     }
                 };
                 drop(retrying.take());
                 match outcome {
                     Outcome::Answered | Outcome::Broken => return Ok(()),
-                    Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
+                    Outcome::ClientGone | Outcome::GivenUp | Outcome::Unread => return Err(End::ClientGone),
                     Outcome::ClientSlow => return Err(too_slow()),
                     Outcome::Died(died) => {
                         return Box::pin(resuming::resume(gateway, route, &mut journey, died, session, x)).await;
@@ -167,6 +169,7 @@ pub(super) fn attempt<'a>(
         began: now_millis(),
         started: std::time::Instant::now(),
         connector: &gateway.connector,
+        downstream: &gateway.downstream,
         via: &gateway.via,
         move_on,
     }
@@ -191,12 +194,13 @@ pub(super) async fn stand_in(
         let attempt = attempt(gateway, route, backend, endpoint, &slot, move_on);
         x.outcome.attempts += 1;
         x.outcome.spilled = Some(reason);
+        x.place = Some(Place { slot, retrying: None });
         let outcome = observed(&attempt, session, x).await;
         note_if_full(&attempt, &outcome);
-        drop(slot);
+        x.place = None;
         match outcome {
             Outcome::Answered | Outcome::Broken => return Ok(true),
-            Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
+            Outcome::ClientGone | Outcome::GivenUp | Outcome::Unread => return Err(End::ClientGone),
             Outcome::ClientSlow => return Err(too_slow()),
             Outcome::Died(died) => {
                 Box::pin(resuming::resume(gateway, route, &mut journey, died, session, x)).await?;
@@ -242,7 +246,7 @@ async fn observed(attempt: &Attempt<'_>, session: &mut ServerSession, x: &mut Ex
     x.attempt = Some(super::conclude::attempt_span(attempt, session, x, resend));
     let outcome = run(attempt, session, x).await;
     if let Some(span) = x.attempt.take() {
-        super::conclude::attempt_ended(attempt, x, span, &outcome, attempt.started.elapsed());
+        super::conclude::attempt_ended(attempt, x, span, &outcome);
     }
     outcome
 }

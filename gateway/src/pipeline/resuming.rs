@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use super::{affinity, conclude, forward, spilling};
 use crate::admission::{Admission, Journey};
 use crate::balancing::now_millis;
-use crate::exchange::{End, Exchange};
+use crate::downstream::Unread;
+use crate::exchange::{End, Exchange, Place};
 use crate::protocol::openai::{ChatRequest, continuation};
 use crate::server::Gateway;
 use crate::snapshot::{Backend, Route, TargetKind};
@@ -37,7 +38,9 @@ pub(super) async fn resume(
         }
         match elsewhere(gateway, route, journey, &died, session, x).await {
             Some(Outcome::Answered | Outcome::Broken) => return Ok(()),
-            Some(Outcome::ClientGone | Outcome::ClientSlow | Outcome::GivenUp) => return Err(End::ClientGone),
+            Some(Outcome::ClientGone | Outcome::ClientSlow | Outcome::GivenUp | Outcome::Unread) => {
+                return Err(End::ClientGone);
+            }
             Some(Outcome::Died(more)) => died = more,
             // That one could not; another may.
             Some(Outcome::Full(_) | Outcome::Failed(_)) => {}
@@ -51,7 +54,7 @@ pub(super) async fn resume(
         };
     };
     resumed(route, x);
-    let result = spilling::write_frames(&mut stream, session, x).await;
+    let result = spilling::write_frames(&mut stream, Unread::default(), session, x).await;
     conclude::engine_ended(x, stream.report());
     result
 }
@@ -80,8 +83,9 @@ async fn elsewhere(
     else {
         return None;
     };
-    let _retrying = forward::begin_retry(route, backend)?;
+    let retrying = forward::begin_retry(route, backend)?;
     let attempt = forward::attempt(gateway, route, backend, endpoint, &slot, MoveOn { full: true, retry: true });
+    x.place = Some(Place { slot, retrying: Some(retrying) });
     x.outcome.attempts += 1;
     let resend = x.outcome.attempts.saturating_sub(1);
     x.attempt = Some(conclude::attempt_span(&attempt, session, x, resend));
@@ -106,7 +110,8 @@ async fn elsewhere(
     };
     forward::note_if_full(&attempt, &outcome);
     let span = x.attempt.take().unwrap_or_else(Span::none);
-    conclude::attempt_ended(&attempt, x, span, &outcome, attempt.started.elapsed());
+    conclude::attempt_ended(&attempt, x, span, &outcome);
+    x.place = None;
     Some(outcome)
 }
 

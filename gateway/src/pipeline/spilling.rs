@@ -12,18 +12,16 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admission::Journey;
 use crate::balancing::now_millis;
+use crate::downstream::{Beside, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::protocol::openai::ChatRequest;
 use crate::server::Gateway;
 use crate::snapshot::{Last, Route, TargetKind};
 use crate::spill::{self, LoadedModel, SpillError, SpillStream, Terms};
-use crate::upstream::{RequestBody, client_write, outgoing_response};
+use crate::upstream::{RequestBody, SHUTTING_DOWN, STOPPING, break_off, outgoing_response};
 
 /// What a caller says who would rather have an error than a lesser answer.
 static FALLBACK: HeaderName = HeaderName::from_static("x-spillway-fallback");
-
-/// How long a client may take to accept one write of an answer.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a request is not answered by its route's own backends, where none of them can have traffic or all tries failed.
 const UNAVAILABLE: &str = "unavailable";
@@ -280,29 +278,75 @@ async fn write(
     }
     x.outcome.status = head.status.as_u16();
     let is_http11 = session.req_header().version == Version::HTTP_11;
-    session.set_write_timeout(Some(WRITE_TIMEOUT));
     let answer = outgoing_response(answer, x, is_http11, true);
-    let limit = tokio::time::Instant::now() + WRITE_TIMEOUT;
-    client_write(limit, session.write_response_header(answer)).await.map_err(|_| End::ClientGone)?;
-    write_frames(stream, session, x).await
+    let mut unread = Unread::default();
+    let mut ahead = Ahead::new(stream, &mut unread, x);
+    deliver(session.write_response_header(answer), limits(x), &mut ahead).await.map_err(|_| End::ClientGone)?;
+    write_frames(stream, unread, session, x).await
 }
 
-/// Writes what comes after the head.
+/// Limits of a write to the client.
+fn limits(x: &Exchange) -> WriteLimits<'_> {
+    x.write_limits(x.route.as_ref().map_or_else(tokio::time::Instant::now, |route| x.deadline(route)))
+}
+
+/// The model's side while the client does not take what is written to it: the answer is taken on as far as there is
+/// memory for it, so that the model is done with it; what is over that is parked in the engine.
+struct Ahead<'a> {
+    stream: &'a mut SpillStream,
+    unread: &'a mut Unread,
+    shared: &'a Arc<Downstream>,
+    most: u64,
+}
+
+impl<'a> Ahead<'a> {
+    fn new(stream: &'a mut SpillStream, unread: &'a mut Unread, x: &'a Exchange) -> Self {
+        let (shared, most) = (&x.snapshot.downstream, x.snapshot.buffered_answers_per_request);
+        Self { stream, unread, shared, most }
+    }
+}
+
+impl Beside for Ahead<'_> {
+    async fn take_in(&mut self) {
+        if !self.unread.has_room() {
+            return std::future::pending().await;
+        }
+        match self.stream.next().await {
+            Some(frame) => self.unread.push(&frame, self.shared, self.most),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Writes what comes after the head, what waits in `unread` first.
 pub(super) async fn write_frames(
     stream: &mut SpillStream,
+    mut unread: Unread,
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<(), End> {
     loop {
-        // The write is never inside the select: a frame half written cannot be taken back.
-        let frame = tokio::select! {
-            biased;
-            frame = stream.next() => frame,
-            _ = session.read_body_or_idle(true) => return Err(End::ClientGone),
+        let frame = match unread.take_slice() {
+            Some(waited) => Some(waited),
+            // The write is never inside the select: a frame half written cannot be taken back.
+            None => tokio::select! {
+                biased;
+                () = x.snapshot.downstream.ending.over() => {
+                    break_off(session, x, true, SHUTTING_DOWN, STOPPING).await;
+                    return Ok(());
+                }
+                frame = stream.next() => frame,
+                _ = session.read_body_or_idle(true) => return Err(End::ClientGone),
+            },
         };
-        let Some(frame) = frame else { break };
-        x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(frame.len()).unwrap_or(0));
-        session.write_response_body(frame, false).await.map_err(|_| End::ClientGone)?;
+        let Some(mut frame) = frame else { break };
+        while let Some(next) = slice(&mut frame) {
+            x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(next.len()).unwrap_or(0));
+            let mut ahead = Ahead::new(stream, &mut unread, x);
+            let written = deliver(session.write_response_body(next, false), limits(x), &mut ahead).await;
+            written.map_err(|_| End::ClientGone)?;
+        }
     }
-    session.write_response_body(Bytes::new(), true).await.map_err(|_| End::ClientGone)
+    let end = session.write_response_body(Bytes::new(), true);
+    deliver(end, limits(x), &mut Nothing).await.map_err(|_| End::ClientGone)
 }

@@ -23,6 +23,7 @@ use crate::adoptions::Adoptions;
 use crate::balancing::{
     Addresses, Balancer, Blueprint, Care, Detector, DnsResolver, Endpoints, Resolve, Way, addresses,
 };
+use crate::downstream::Downstream;
 use crate::http_client::Http;
 use crate::identity::{Authenticator, Parts};
 use crate::limits::{Limits, Prices, Rules};
@@ -39,6 +40,7 @@ pub struct SnapshotError(pub Vec<String>);
 
 /// Makes snapshots; holds what they share.
 pub struct Compiler {
+    downstream: Arc<Downstream>,
     /// The filters that there are.
     pub registry: Registry,
     /// State of filters.
@@ -78,8 +80,15 @@ fn has_budget(config: &Config) -> bool {
 
 impl Compiler {
     /// A compiler for a new process.
-    pub fn new(registry: Registry, metrics: Arc<Metrics>, limits: Limits, cache_dir: Option<PathBuf>) -> Self {
+    pub fn new(
+        registry: Registry,
+        metrics: Arc<Metrics>,
+        limits: Limits,
+        downstream: Arc<Downstream>,
+        cache_dir: Option<PathBuf>,
+    ) -> Self {
         Self {
+            downstream,
             limits,
             http: Arc::new(Http::default()),
             registry,
@@ -174,6 +183,8 @@ impl Compiler {
             backends: backends.into_values().collect(),
             models,
             buffered_bodies: config.limits.buffered_bodies.0,
+            buffered_answers_per_request: config.limits.buffered_answers_per_request.0,
+            downstream: self.downstream.clone(),
             drain_timeout: config.shutdown.drain_timeout.0,
             redacted: redacted(config),
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,

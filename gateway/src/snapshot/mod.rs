@@ -18,6 +18,7 @@ pub use compile::{Compiler, SnapshotError};
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::adoptions::Adoptions;
 use crate::balancing::{Balancer, Care, now_millis};
+use crate::downstream::Downstream;
 use crate::identity::Authenticator;
 use crate::limits::{Limits, Prices, Rules};
 use crate::protocol::Api;
@@ -50,6 +51,10 @@ pub struct Snapshot {
     pub models: Models,
     /// Memory for bodies that are held.
     pub buffered_bodies: u64,
+    /// Share of one request in the memory for answers that wait for their clients, in bytes.
+    pub buffered_answers_per_request: u64,
+    /// State of all answers to clients, kept over reloads.
+    pub downstream: Arc<Downstream>,
     /// How long requests may go on after SIGTERM.
     pub drain_timeout: Duration,
     /// The configuration as written, without secrets and digests.

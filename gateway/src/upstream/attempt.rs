@@ -21,9 +21,15 @@ use super::headers::Via;
 use super::open::Opened;
 use super::outgoing::Sent;
 use crate::balancing::{Class, Endpoint, now_millis, orca};
-use crate::exchange::Exchange;
+use crate::downstream::Downstream;
+use crate::exchange::{Exchange, Place};
 use crate::protocol::openai::Observer;
 use crate::snapshot::{Backend, Route};
+
+/// Code of an answer that was cut because the gateway ended.
+pub const SHUTTING_DOWN: &str = "shutting_down";
+/// Its message.
+pub const STOPPING: &str = "the gateway is being stopped, and the time for what still ran is over; try again";
 
 /// Milliseconds between two log lines about servers whose TLS fails.
 const TELL_EVERY: u64 = 1_000;
@@ -55,6 +61,8 @@ pub enum Outcome {
     Failed(Failure),
     /// The client left.
     ClientGone,
+    /// The client left, or took too long, after the server's answer was read whole.
+    Unread,
     /// The client sent no more of its request's body for too long; nothing was sent to it.
     ClientSlow,
 }
@@ -117,6 +125,8 @@ pub struct Attempt<'a> {
     pub started: std::time::Instant,
     /// Connections.
     pub connector: &'a Connector,
+    /// What all answers to clients share.
+    pub downstream: &'a Arc<Downstream>,
     /// How this process signs.
     pub via: &'a Via,
     /// Which answers may be kept from the client.
@@ -127,7 +137,7 @@ pub struct Attempt<'a> {
 pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
     let limits = Limits::begin(a, x);
     let (deadline, attempt_deadline) = (limits.deadline, limits.attempt);
-    let (mut upstream, reused) = tokio::select! {
+    let (upstream, reused) = tokio::select! {
         biased;
         connected = a.connector.get(&a.endpoint.peer) => match connected {
             Ok(connected) => connected,
@@ -138,30 +148,54 @@ pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange)
         }
     };
     let mut state = State::new(limits);
+    let mut upstream = Some(upstream);
     let outcome = converse(a, session, x, &mut upstream, reused, &mut state, None).await;
-    end(a, upstream, state.sent, &outcome).await;
+    if let Some(upstream) = upstream {
+        end(a, upstream, state.sent, matches!(outcome, Outcome::Answered)).await;
+    }
     outcome
 }
 
 /// Passes an answer on that was opened before.
 pub async fn relay(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange, opened: Opened) -> Outcome {
-    let Opened { mut upstream, head, prefix, sent, limits } = opened;
+    let Opened { upstream, head, prefix, sent, limits } = opened;
     let mut state = State::new(limits);
     state.sent = sent;
+    let mut upstream = Some(upstream);
     let outcome = converse(a, session, x, &mut upstream, false, &mut state, Some((head, prefix))).await;
-    end(a, upstream, state.sent, &outcome).await;
+    if let Some(upstream) = upstream {
+        end(a, upstream, state.sent, matches!(outcome, Outcome::Answered)).await;
+    }
     outcome
 }
 
 /// The conversation is over. Only a connection that carried all of a request, and all of its answer, can serve another: what
 /// is missing of a body would be taken from the next request (RFC 9112, 9.3).
-pub(super) async fn end(a: &Attempt<'_>, mut upstream: HttpSession, sent: Option<Sent>, outcome: &Outcome) {
-    match outcome {
-        Outcome::Answered if sent == Some(Sent::Whole) && upstream.response_done() => {
-            a.connector.release(upstream, &a.endpoint.peer).await
-        }
-        _ => shut(a, upstream).await,
+pub(super) async fn end(a: &Attempt<'_>, mut upstream: HttpSession, sent: Option<Sent>, is_whole: bool) {
+    if is_whole && sent == Some(Sent::Whole) && upstream.response_done() {
+        a.connector.release(upstream, &a.endpoint.peer).await;
+    } else {
+        shut(a, upstream).await;
     }
+}
+
+/// Gives the connection and the slot of an attempt back before its client has taken the answer, which was read whole or
+/// will not go on.
+pub(super) async fn let_go(
+    a: &Attempt<'_>,
+    upstream: &mut Option<HttpSession>,
+    place: &mut Option<Place>,
+    answered_in: &mut Option<Duration>,
+    sent: Option<Sent>,
+    is_whole: bool,
+) {
+    answered_in.get_or_insert_with(|| a.started.elapsed());
+    // A slot is free when its connection is gone, not earlier.
+    let place = place.take();
+    if let Some(upstream) = upstream.take() {
+        end(a, upstream, sent, is_whole).await;
+    }
+    drop(place);
 }
 
 /// Code and message of an answer that was cut by its server.

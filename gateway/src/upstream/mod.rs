@@ -15,7 +15,7 @@ mod passing;
 mod peer;
 mod verdict;
 
-pub use attempt::{Attempt, Died, Failure, MoveOn, Outcome, REQUEST_TIMEOUT, relay, run};
+pub use attempt::{Attempt, Died, Failure, MoveOn, Outcome, REQUEST_TIMEOUT, SHUTTING_DOWN, STOPPING, relay, run};
 pub use body::{BodyBudget, HeldBody, RequestBody, hold, too_large, too_slow, with_model};
 pub use continuing::{can_continue, go_on};
 pub use dial::Connections;

@@ -117,7 +117,6 @@ pub async fn drain(a: &Attempt<'_>, opened: Opened) -> bool {
     let mut upstream = opened.upstream;
     while let Ok(Some(_)) = upstream.read_response_body().await {}
     let whole = upstream.response_done();
-    let outcome = if whole { Outcome::Answered } else { Outcome::Broken };
-    super::attempt::end(a, upstream, opened.sent, &outcome).await;
+    super::attempt::end(a, upstream, opened.sent, whole).await;
     whole
 }

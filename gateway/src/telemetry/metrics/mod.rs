@@ -90,6 +90,10 @@ pub struct Metrics {
     pub audit_dropped: Counter,
     /// Bytes of request bodies that are held.
     pub buffered_bytes: Gauge,
+    /// Bytes of answers that wait for their clients.
+    pub buffered_answer_bytes: Gauge,
+    /// Answers and connections that were cut because their client took nothing for `writeTimeout`.
+    pub write_timeouts: Counter,
     /// Spans that no collector took.
     pub spans_dropped: Arc<AtomicU64>,
     started: SystemTime,
@@ -393,6 +397,18 @@ impl Metrics {
                 "spillway_buffered_body_bytes",
                 "Request bodies that are held",
                 Gauge::default(),
+            ),
+            buffered_answer_bytes: family(
+                &mut r,
+                "spillway_buffered_answer_bytes",
+                "Answers that wait for their clients",
+                Gauge::default(),
+            ),
+            write_timeouts: family(
+                &mut r,
+                "spillway_client_write_timeouts",
+                "Clients that were cut because they did not take their answer within writeTimeout",
+                Counter::default(),
             ),
             spans_dropped: Arc::default(),
             started: SystemTime::now(),
