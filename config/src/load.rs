@@ -9,6 +9,7 @@ use crate::check::{Checker, Mistake};
 use crate::diagnostic::{Diagnostic, Report, Severity};
 use crate::files::read_text;
 use crate::json_schema::json_schema;
+use crate::origin::Origins;
 use crate::schema::{Config, Endpoint};
 use crate::tree::{self, Node, Value};
 use crate::validate::{self, Segment};
@@ -66,6 +67,23 @@ pub struct Loaded {
     pub warnings: Report,
     /// Every file that was read or is named.
     pub files: Vec<PathBuf>,
+    /// What of it came from the environment.
+    pub origins: Origins,
+}
+
+impl Loaded {
+    /// The configuration as it may be shown: without digests of keys, and with `${NAME}` where the file has it. Secrets
+    /// of `{env}` and `{file}` are references to begin with.
+    pub fn shown(&self) -> serde_json::Value {
+        let mut config = self.config.clone();
+        for consumer in &mut config.consumers {
+            consumer.keys.clear();
+            consumer.keys_file = None;
+        }
+        let mut shown = serde_json::to_value(config).unwrap_or_default();
+        self.origins.redact_config(&mut shown);
+        shown
+    }
 }
 
 /// Reads and checks a file. A report of mistakes names the files that were looked at before they were found.
@@ -79,7 +97,7 @@ fn read(path: &Path) -> Result<String, Report> {
 
 /// Checks the text of a file.
 pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<Loaded, Report> {
-    let mut reporter = Reporter { file: path, lines: text.lines().collect(), report: Report::default() };
+    let mut reporter = Reporter::new(path, text);
     let mut root = match tree::parse(text) {
         Ok(root) => root,
         Err(e) => {
@@ -88,7 +106,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
             return Err(reporter.report);
         }
     };
-    substitute(&mut root, "", options, &mut reporter);
+    substitute(&mut root, &mut Vec::new(), options, &mut reporter);
     let schema = json_schema(options.catalog);
     let empty = serde_json::Map::new();
     let definitions = schema.get("$defs").and_then(serde_json::Value::as_object).unwrap_or(&empty);
@@ -104,7 +122,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
         Ok(config) => config,
         Err(e) => {
             // The schema let something pass that the types do not take: a fault of ours, told all the same.
-            return Err(Report::of_file(path, format!("cannot be decoded: {e}")));
+            return Err(Report::of_file(path, reporter.origins.redact(&format!("cannot be decoded: {e}"))));
         }
     };
     let files = absolute(&mut config, path);
@@ -123,6 +141,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
             if missing(diagnostic) {
                 diagnostic.severity = Severity::Warning;
             }
+            diagnostic.file = reporter.origins.redact(&diagnostic.file.to_string_lossy()).into();
         }
         reporter.report.diagnostics.append(&mut further.diagnostics);
         if reporter.report.has_errors() {
@@ -137,17 +156,18 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
         let mistake = Mistake { place, path, message: finding.message, help: finding.help };
         reporter.add(finding.severity, mistake);
     }
+    let origins = std::mem::take(&mut reporter.origins);
     let report = reporter.finish();
     if report.has_errors() {
         return Err(Report { files, ..report });
     }
-    Ok(Loaded { config, warnings: report, files })
+    Ok(Loaded { config, warnings: report, files, origins })
 }
 
 /// The endpoints of a file that other programs write.
 fn endpoints(path: &Path, schema: &serde_json::Value) -> Result<Vec<Endpoint>, Report> {
     let text = read(path)?;
-    let mut reporter = Reporter { file: path, lines: text.lines().collect(), report: Report::default() };
+    let mut reporter = Reporter::new(path, &text);
     let root = match tree::parse(&text) {
         Ok(root) => root,
         Err(e) => {
@@ -174,9 +194,15 @@ struct Reporter<'t> {
     file: &'t Path,
     lines: Vec<&'t str>,
     report: Report,
+    /// What messages must not tell.
+    origins: Origins,
 }
 
-impl Reporter<'_> {
+impl<'t> Reporter<'t> {
+    fn new(file: &'t Path, text: &'t str) -> Self {
+        Self { file, lines: text.lines().collect(), report: Report::default(), origins: Origins::default() }
+    }
+
     fn add(&mut self, severity: Severity, mistake: Mistake) {
         if self.report.diagnostics.len() >= MAX_MISTAKES {
             return;
@@ -188,9 +214,9 @@ impl Reporter<'_> {
             line: mistake.place.line,
             column: mistake.place.column,
             width: mistake.place.width,
+            message: self.origins.redact_at(&mistake.path, &mistake.message),
+            help: mistake.help.map(|help| self.origins.redact_at(&mistake.path, &help)),
             path: mistake.path,
-            message: mistake.message,
-            help: mistake.help,
             source: self.lines.get(line).map(|line| (*line).to_owned()).unwrap_or_default(),
         });
     }
@@ -201,22 +227,25 @@ impl Reporter<'_> {
     }
 }
 
-/// Puts `${NAME}` and `${NAME:-default}` in.
-fn substitute(node: &mut Node, path: &str, options: &LoadOptions<'_>, reporter: &mut Reporter<'_>) {
+/// Puts `${NAME}` and `${NAME:-default}` in, and notes where.
+fn substitute(node: &mut Node, at: &mut Vec<Segment>, options: &LoadOptions<'_>, reporter: &mut Reporter<'_>) {
     match &mut node.value {
         Value::Sequence(items) => {
             for (n, item) in items.iter_mut().enumerate() {
-                substitute(item, &format!("{path}[{n}]"), options, reporter);
+                at.push(Segment::Index(n));
+                substitute(item, at, options, reporter);
+                at.pop();
             }
         }
         Value::Mapping(entries) => {
             for (key, child) in entries {
-                let at = if path.is_empty() { key.name.clone() } else { format!("{path}.{}", key.name) };
-                substitute(child, &at, options, reporter);
+                at.push(Segment::Key(key.name.clone()));
+                substitute(child, at, options, reporter);
+                at.pop();
             }
         }
         Value::String(text) if text.contains("${") => {
-            let mut out = String::new();
+            let (mut out, mut parts) = (String::new(), Vec::new());
             let mut rest = text.as_str();
             while let Some((before, after)) = rest.split_once("${") {
                 out.push_str(before);
@@ -228,7 +257,10 @@ fn substitute(node: &mut Node, path: &str, options: &LoadOptions<'_>, reporter: 
                 let (name, default) = inside.split_once(":-").map_or((inside, None), |(n, d)| (n, Some(d)));
                 let value = (options.env)(name).filter(|value| !value.is_empty() || default.is_none());
                 match (value, default) {
-                    (Some(value), _) => out.push_str(&value),
+                    (Some(value), _) => {
+                        out.push_str(&value);
+                        parts.push((format!("${{{inside}}}"), value));
+                    }
                     (None, Some(default)) => out.push_str(default),
                     (None, None) => {
                         let severity = if options.offline { Severity::Warning } else { Severity::Error };
@@ -236,7 +268,7 @@ fn substitute(node: &mut Node, path: &str, options: &LoadOptions<'_>, reporter: 
                             severity,
                             Mistake {
                                 place: node.place,
-                                path: path.to_owned(),
+                                path: validate::text(at),
                                 message: format!("the environment variable `{name}` is not set"),
                                 help: Some(format!("set it, or give a default: ${{{name}:-value}}")),
                             },
@@ -246,6 +278,9 @@ fn substitute(node: &mut Node, path: &str, options: &LoadOptions<'_>, reporter: 
                 rest = tail;
             }
             out.push_str(rest);
+            if !parts.is_empty() {
+                reporter.origins.add(at, text, &out, parts);
+            }
             *text = out;
         }
         _ => {}

@@ -129,3 +129,18 @@ fn copies_go_to_a_backend_that_is_there() {
     refused("    filters: [{mirror: {backend: bb}}]\n", "10: there is no backend `bb`");
     refused("    filters: [{mirror: {backend: m}}]\n", "10: `m` is a model inside");
 }
+
+#[test]
+fn memory_for_bodies_is_some_and_a_share_can_be_reached() {
+    taken("limits: {bufferedBodies: 1MiB}\n");
+    taken("limits: {bufferedBodies: 1MiB, bufferedBodiesPerCaller: 1MiB}\n");
+    refused("limits: {bufferedBodies: 0B}\n", "10: with no memory for bodies");
+    refused("limits: {bufferedBodiesPerCaller: 0B}\n", "10: with no memory for bodies");
+    refused("limits: {bufferedBodies: 1MiB, bufferedBodiesPerCaller: 2MiB}\n", "10: no caller can use more");
+    let warned = |route: &str| told(route).1.iter().any(|w| w.contains("limits.bufferedBodiesPerCaller leaves 64MiB"));
+    assert!(warned("    limits: {maxBody: 65MiB}\n") && !warned("    limits: {maxBody: 64MiB}\n"));
+    let streams =
+        told("  - {name: h, matches: [{path: {prefix: /h}}], backendRefs: [{name: h}], limits: {maxBody: 1GiB}}\n");
+    let warned = streams.1.iter().any(|warning| warning.contains("limits.buffered"));
+    assert!(streams.0.is_empty() && !warned, "nothing is held of a body that streams through: {streams:?}");
+}

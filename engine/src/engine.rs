@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::device::{self, CPU, Stuck};
 use crate::runner::Rebuildable;
-use crate::text::{Conversation, TextModel, ToolStyle};
+use crate::text::{Conversation, TextModel, Tokenizer, ToolStyle};
 use crate::{
     Busy, BusyReason, ChatMessage, DeviceChoice, EmbedInput, Embedding, EngineError, EngineStats, Generate, Grammar,
     GrammarError, Hold, LoadError, LoadOptions, ModelInfo, Placement, Prompt, PromptError, Scores, Structure, Task,
@@ -22,6 +22,31 @@ struct Shared {
     info: ModelInfo,
     max_sequences: u32,
     work: Work,
+}
+
+/// Checks, without a device, everything else that loading a model checks: its shape, its tokenizer, its template, and
+/// whether it fits [`LoadOptions::memory`].
+///
+/// # Errors
+/// Those of [`Engine::load`] that come from the file or from the options alone.
+pub fn check(options: &LoadOptions) -> Result<(), LoadError> {
+    let file = artifact::ModelFile::open(&options.source)?;
+    model::check_fit(&file, options)?;
+    match model::task(&file) {
+        Task::Generate => TextModel::new(&file).map(|_| ()),
+        Task::Embed | Task::Classify => {
+            check_tokens(&file, &*TextModel::tokenizer_of(&file)?, model::encoder_vocabulary(&file)?)
+        }
+    }
+}
+
+/// Checks that every token of an encoder's tokenizer has a row in its table.
+fn check_tokens(file: &artifact::ModelFile, tokenizer: &Tokenizer, rows: usize) -> Result<(), LoadError> {
+    let tokens = tokenizer.vocabulary();
+    if tokens > rows {
+        return Err(file.corrupt(format!("its tokenizer has {tokens} tokens and its table {rows} rows")));
+    }
+    Ok(())
 }
 
 /// Who does it.
@@ -112,10 +137,7 @@ impl Engine {
     ) -> Result<Self, LoadError> {
         let tokenizer = TextModel::tokenizer_of(file)?;
         let loaded = model::load_encoder(file, options)?;
-        if tokenizer.vocabulary() > loaded.shape.vocabulary {
-            let (tokens, rows) = (tokenizer.vocabulary(), loaded.shape.vocabulary);
-            return Err(file.corrupt(format!("its tokenizer has {tokens} tokens and its table {rows} rows")));
-        }
+        check_tokens(file, &tokenizer, loaded.shape.vocabulary)?;
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let labels = match file.meta("bert.classifier.output_labels") {
             Some(artifact::MetaValue::Strings(labels)) if task == Task::Classify => labels.clone(),

@@ -19,7 +19,7 @@ mod scheduler;
 pub mod text;
 
 pub use device::{DeviceChoice, DeviceInfo};
-pub use engine::Engine;
+pub use engine::{Engine, check};
 pub use error::{Busy, BusyReason, EngineError, GrammarError, LoadError, PromptError};
 pub use exec::cpu::{Cores, CpuUnit};
 pub use grammar::{Grammar, Structure};

@@ -9,6 +9,7 @@
 
 mod cost;
 mod masks;
+mod pace;
 mod pages;
 mod plan;
 mod queue;
@@ -30,7 +31,9 @@ use crate::text::Tokenizer;
 use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions, Placement};
 use cost::Cost;
 use masks::Masks;
+use pace::place;
 use pages::Pages;
+use plan::Readers;
 use queue::Queue;
 use request::Request;
 use sequence::State;
@@ -40,6 +43,9 @@ use shared::Shared;
 const PARKED_NAP: Duration = Duration::from_millis(2);
 /// Events of an answer that wait for its reader; one more parks the request.
 const EVENTS: usize = 64;
+/// A parked request gives way to one that waits for its place when its reader has taken nothing for so long. It is far
+/// shorter than the stall timeout, which is for readers whom nobody waits for.
+const GIVES_WAY: Duration = Duration::from_secs(2);
 /// How much nicer than the proxy's threads the engine is.
 const NICENESS: i32 = 5;
 /// A request on its way to the thread.
@@ -153,11 +159,13 @@ fn begin(
         tuning,
         waiting: Queue::default(),
         running: Vec::new(),
+        leaving: Vec::new(),
         free_slots: (0..sizes.slots).rev().collect(),
         pages: Pages::new(sizes),
         batch: Batch::default(),
         picked: Vec::new(),
-        turn: 0,
+        rows_read: 0,
+        readers: Readers::default(),
         cost: Cost::default(),
         masks: Masks::default(),
         watch,
@@ -185,13 +193,16 @@ struct Worker {
     waiting: Queue,
     /// Oldest first.
     running: Vec<Request>,
+    /// Requests whose answers are complete and whose readers have yet to take the end of them. They hold no place.
+    leaving: Vec<Request>,
     free_slots: Vec<usize>,
     pages: Pages,
     batch: Batch,
     /// Whose picks those of the batch are: request and sequence, by their places.
     picked: Vec<(usize, usize)>,
-    /// Counts steps, so that prompts take turns.
-    turn: usize,
+    /// Rows of prompts since the start: the clock by which prompts have their places.
+    rows_read: u64,
+    readers: Readers,
     cost: Cost,
     masks: Masks,
     watch: Watch<Sender<Event>>,
@@ -218,10 +229,11 @@ impl Serves for Worker {
             self.batch.picks = vec![narrow(rows - 1)];
             self.batch.pages = self.pages.table().to_vec();
             let took = self.made.measure(self.tuning.first_step, &self.watch, &self.batch, Duration::MAX)?;
-            self.shared.measured(rows, 1, took);
+            self.shared.measured(rows > 1, took);
             self.cost.measured(rows, took);
             step = step.min(took);
         }
+        self.plan_nothing();
         Ok(Measured { rate: 1.0 / step.as_secs_f64().max(f64::MIN_POSITIVE), step })
     }
 
@@ -248,7 +260,7 @@ impl Worker {
         self.shared.stop();
         self.jobs.close();
         self.shared.set_running(0, 0, 0);
-        for request in self.running.drain(..) {
+        for request in self.running.drain(..).chain(self.leaving.drain(..)) {
             request.fail(end.clone());
         }
         self.waiting.drain().iter().for_each(|job| job.fail(end.clone()));
@@ -267,7 +279,7 @@ impl Worker {
                 {
                     break;
                 }
-            } else if !self.running.is_empty() || !self.waiting.is_empty() {
+            } else if !self.is_idle() {
                 std::thread::sleep(PARKED_NAP);
             }
         }
@@ -295,7 +307,8 @@ impl Worker {
 
     /// Takes new requests; waits for one when there is nothing else to do. False when the engine ends.
     fn receive(&mut self) -> bool {
-        if self.running.is_empty() && self.waiting.is_empty() {
+        if self.is_idle() {
+            self.plan_nothing();
             match self.jobs.recv_blocking() {
                 Ok(job) => self.waiting.push(job),
                 Err(_) => return false,
@@ -310,14 +323,18 @@ impl Worker {
         }
     }
 
+    fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.leaving.is_empty() && self.waiting.is_empty()
+    }
+
     /// Ends what nobody wants any more and lets go of those that are done.
     fn settle(&mut self) {
         let now = Instant::now();
-        let mut changed = false;
+        let mut changed = self.flush_leaving(now);
         let mut at = 0;
         while let Some(request) = self.running.get_mut(at) {
             request.flush();
-            let fault = if request.is_abandoned() || (request.is_finished() && request.is_told()) {
+            let fault = if request.is_abandoned() || request.is_finished() {
                 None
             } else {
                 match request.fault(now, self.stall_timeout) {
@@ -333,14 +350,58 @@ impl Worker {
             self.let_go(&request);
             if let Some(fault) = fault {
                 request.fail(fault);
+            } else if !request.is_told() {
+                self.leaving.push(request);
             }
         }
+        changed |= self.give_way(now);
         if changed {
             self.tell_watch();
         }
         let sequences = || self.running.iter().flat_map(|request| &request.sequences);
         let used = sequences().map(|sequence| sequence.read()).sum();
         self.shared.set_running(self.sizes.slots - self.free_slots.len(), used, self.pages.idle() * crate::exec::PAGE);
+    }
+
+    /// Gives readers the end of complete answers. True when a request has left.
+    fn flush_leaving(&mut self, now: Instant) -> bool {
+        let before = self.leaving.len();
+        for mut request in std::mem::take(&mut self.leaving) {
+            request.flush();
+            if request.is_abandoned() || request.is_told() {
+                continue;
+            }
+            match request.fault(now, self.stall_timeout) {
+                Some(fault) => request.fail(fault),
+                None => self.leaving.push(request),
+            }
+        }
+        self.leaving.len() < before
+    }
+
+    /// Ends the request that has been parked for longest, where another waits for its place. True when one was ended.
+    fn give_way(&mut self, now: Instant) -> bool {
+        let was_refused = self.shared.take_refused() && self.free_slots.is_empty();
+        if !was_refused && !self.lacks_room() {
+            return false;
+        }
+        let parked = self.running.iter().enumerate().filter_map(|(at, request)| Some((request.parked_since()?, at)));
+        let Some((since, at)) = parked.min() else { return false };
+        if now.saturating_duration_since(since) < GIVES_WAY {
+            return false;
+        }
+        let request = self.running.remove(at);
+        self.let_go(&request);
+        request.fail(EngineError::Stalled);
+        true
+    }
+
+    /// True where the request whose turn it is finds no place.
+    fn lacks_room(&self) -> bool {
+        self.waiting.front().is_some_and(|job| {
+            let choices = usize::try_from(job.request.choices.get()).unwrap_or(usize::MAX);
+            self.free_slots.len() < choices || self.pages.available() * crate::exec::PAGE < job.request.prompt.len()
+        })
     }
 
     /// Takes back what a request held.
@@ -350,12 +411,12 @@ impl Worker {
             self.free_slots.push(sequence.slot);
         }
         let answers = request.is_finished().then(|| request.answered() / request.sequences.len().max(1));
-        self.shared.left(request.prompt_left(), answers);
+        self.shared.left(answers);
         self.waiting.left(&request.tenant);
     }
 
     fn tell_watch(&self) {
-        self.watch.readers(self.running.iter().map(Request::reader).collect());
+        self.watch.readers(self.running.iter().chain(&self.leaving).map(Request::reader).collect());
     }
 
     /// Gives places and pages: to those who lost their pages, oldest first, then to those who wait, in turn.
@@ -403,7 +464,8 @@ impl Worker {
             self.shared.admitted(&job.request);
             self.shared.read(read, true);
             let slots = self.free_slots.split_off(rest);
-            let mut request = Request::new(&job, slots, self.sizes.context);
+            let unread = job.request.prompt.len().saturating_sub(read);
+            let mut request = Request::new(&job, slots, self.sizes.context, place(self.rows_read, unread));
             request.set_cached(read);
             if let Some(first) = request.sequences.first_mut() {
                 first.placed = true;

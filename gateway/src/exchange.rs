@@ -9,9 +9,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use spillway_filter::{Answer, Caller, Refusal, Variables};
 use tokio::time::Instant as Deadline;
 
+use crate::admission::{Retrying, Taken};
+use crate::downstream::WriteLimits;
 use crate::identity::{Consumer, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::listener::ConnectionInfo;
+use crate::off_loop::OffLoop;
 use crate::protocol::Api;
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::Span;
@@ -61,6 +64,8 @@ pub struct Outcome {
     pub status: u16,
     /// Bytes of the answer's body.
     pub bytes_out: u64,
+    /// Bytes of a server's body that were read, whether the client took them or not.
+    pub bytes_answered: u64,
     /// Attempts at endpoints.
     pub attempts: u32,
     /// Address of the endpoint that answered.
@@ -91,8 +96,12 @@ pub struct Outcome {
     pub content_events: u64,
     /// Arrival to the first content.
     pub first_token: Option<Duration>,
+    /// Time until the server's answer was read whole, where the client took longer than that.
+    pub answered_in: Option<Duration>,
     /// Whether the client left before the end.
     pub client_gone: bool,
+    /// True if the client left while a server or a built-in model worked on its request: the prompt counts as read.
+    pub left_at_work: bool,
     /// Whether the answer ended early after its head was sent.
     pub broken: bool,
 }
@@ -106,6 +115,20 @@ pub struct Asked {
     pub stream: bool,
     /// What the answer is expected to use.
     pub expected: Estimate,
+    /// Where the value of its `model` stands in the body.
+    pub model_at: Option<std::ops::Range<usize>>,
+}
+
+/// Which rules of limits were judged, and taken from, before the body of a request was read: those that need only its head
+/// and its caller.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Judged {
+    /// The caller's own.
+    pub own: bool,
+    /// Those of the route.
+    pub route: bool,
+    /// Where the ledger has what was taken: from this entry on, before that one.
+    pub taken: (usize, usize),
 }
 
 /// One request and its answer.
@@ -128,6 +151,8 @@ pub struct Exchange {
     pub origin: Option<HeaderValue>,
     /// Time between two parts of a body that is passed on.
     pub body_pause: Duration,
+    /// Time for the client to take a part of an answer.
+    pub write_timeout: Duration,
     /// The server span.
     pub span: Span,
     /// The span of the attempt that runs, for `traceparent` upstream.
@@ -144,14 +169,24 @@ pub struct Exchange {
     pub credential: Option<Credential>,
     /// What the caller's token says, if it showed one.
     pub token: Option<Arc<Token>>,
+    /// A header of the request has a name that some servers cannot tell from another one.
+    pub odd_headers: bool,
+    /// The caller would rather have an error than a lesser answer.
+    pub refuses_fallback: bool,
     /// Headers that filters put on the request for its backend.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
     /// The body.
     pub body: RequestBody,
     /// What the body asks for; `None` when nothing read it.
     pub asked: Option<Asked>,
+    /// What the attempt that runs holds, until its server's answer was read whole.
+    pub place: Option<Place>,
     /// What this request took from limits.
     pub ledger: Ledger,
+    /// Which rules were judged before its body was read.
+    pub judged: Judged,
+    /// Where large bodies are read.
+    pub off_loop: Arc<OffLoop>,
     /// What is told of it at the end.
     pub outcome: Outcome,
     /// Why a credential was refused, in a word.
@@ -172,6 +207,7 @@ impl Exchange {
         headers: &HeaderMap,
         request_id: HeaderValue,
         span: Span,
+        off_loop: Arc<OffLoop>,
     ) -> Self {
         let from = connection.origin(headers);
         Self {
@@ -184,6 +220,7 @@ impl Exchange {
             certificate: connection.tls.as_ref().and_then(|tls| tls.client.clone()),
             origin: headers.get(header::ORIGIN).cloned(),
             body_pause: connection.limits.body_timeout.0,
+            write_timeout: connection.limits.write_timeout.0,
             span,
             attempt: None,
             route: None,
@@ -192,10 +229,15 @@ impl Exchange {
             identified_by: None,
             credential: None,
             token: None,
+            odd_headers: false,
+            refuses_fallback: false,
             request_headers: Vec::new(),
             body: RequestBody::Unread,
             asked: None,
+            place: None,
             ledger: Ledger::default(),
+            judged: Judged::default(),
+            off_loop,
             outcome: Outcome::default(),
             authentication_failed: None,
             over_limit: None,
@@ -240,10 +282,23 @@ impl Exchange {
         }
     }
 
+    /// Limits of a write to the client that must be over by `deadline`.
+    pub fn write_limits(&self, deadline: Deadline) -> WriteLimits<'_> {
+        WriteLimits { timeout: self.write_timeout, deadline, downstream: &self.snapshot.downstream }
+    }
+
     /// When the route's time for the whole request is over.
     pub fn deadline(&self, route: &Route) -> Deadline {
         Deadline::from_std(self.started + route.request_timeout)
     }
+}
+
+/// The slot of an attempt at its endpoint, and its part of the budget for retries.
+pub struct Place {
+    /// The slot.
+    pub slot: Taken,
+    /// Counts it as a further try, where it is one.
+    pub retrying: Option<Retrying>,
 }
 
 /// One running request of a route.

@@ -30,8 +30,12 @@ mod steps;
 mod target;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use http::StatusCode;
 use pingora::protocols::http::ServerSession;
+
+use spillway_filter::{ErrorKind, Refusal};
 
 pub use answers::refuse_malformed;
 
@@ -39,6 +43,10 @@ use crate::exchange::{End, Exchange};
 use crate::listener::ConnectionInfo;
 use crate::server::Gateway;
 use crate::snapshot::Route;
+use crate::upstream::{SHUTTING_DOWN, STOPPING};
+
+/// Time for answers under way to end themselves with an error event when the gateway ends.
+const ENDING: Duration = Duration::from_millis(1_200);
 
 /// What becomes of the client's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +61,18 @@ pub enum Connection {
 pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session: &mut ServerSession) -> Connection {
     let _running = gateway.enter();
     let mut x = steps::begin(gateway, connection, session);
-    let end = walk(gateway, connection, session, &mut x).await;
+    let ending = &gateway.downstream.ending;
+    let ended = tokio::select! {
+        biased;
+        end = walk(gateway, connection, session, &mut x) => Some(end),
+        // Answers under way end themselves.
+        () = async { ending.over().await; tokio::time::sleep(ENDING).await } => None,
+    };
+    let end = match ended {
+        Some(end) => end,
+        None if x.outcome.status == 0 && session.response_written().is_none() => Err(stopping()),
+        None => Err(End::ClientGone),
+    };
     let after = match end {
         Ok(()) if x.outcome.broken => Connection::Close,
         Ok(()) => Connection::Keep,
@@ -68,14 +87,21 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
     after
 }
 
+/// What is said to a request that was not answered when the time of a stopping gateway was over.
+fn stopping() -> End {
+    let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded, SHUTTING_DOWN, STOPPING);
+    End::refuse(refusal.retry_after(Duration::from_secs(1)))
+}
+
 async fn walk(
     gateway: &Arc<Gateway>,
     connection: &ConnectionInfo,
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<(), End> {
-    steps::check_head(gateway, connection, session)?;
-    let route: Arc<Route> = steps::find_route(gateway, connection, session, x).await?;
+    let spelling = steps::check_head(gateway, connection, session)?;
+    steps::strip(session, x);
+    let route: Arc<Route> = steps::find_route(gateway, connection, spelling, session, x).await?;
     limiting::filters(&route, session, x).await?;
     if let Some((filter, refusal)) = x.over_limit.take() {
         return spilling::over_limit(gateway, &route, filter, refusal, session, x).await;

@@ -63,8 +63,8 @@ pub struct Reloader {
     pub admin: Option<Admin>,
     /// The log format, likewise.
     pub log_format: LogFormat,
-    /// The budget for bodies, likewise.
-    pub buffered_bodies: Size,
+    /// Memory for answers that wait for their clients, likewise.
+    pub buffered_answers: Size,
     /// Memory for all models as the process started with it.
     pub model_memory: Option<Size>,
     /// The most levels of limits, likewise.
@@ -180,6 +180,7 @@ impl Reloader {
                 Attempt::Taken(loaded.files)
             }
             Err(errors) => {
+                let errors = errors.iter().map(|error| loaded.origins.redact(error)).collect();
                 self.failed(loaded.warnings, errors);
                 Attempt::KeptOut(loaded.files)
             }
@@ -195,8 +196,8 @@ impl Reloader {
         if config.telemetry.logs.format != self.log_format {
             fixed.push("`telemetry.logs.format` cannot be changed while the gateway runs: restart it".to_owned());
         }
-        if config.limits.buffered_bodies != self.buffered_bodies {
-            fixed.push("`limits.bufferedBodies` cannot be changed while the gateway runs: restart it".to_owned());
+        if config.limits.buffered_answers != self.buffered_answers {
+            fixed.push("`limits.bufferedAnswers` cannot be changed while the gateway runs: restart it".to_owned());
         }
         if config.limits.limit_keys != self.limit_keys {
             fixed.push("`limits.limitKeys` cannot be changed while the gateway runs: restart it".to_owned());
@@ -214,11 +215,14 @@ impl Reloader {
         let plans = tokio::task::spawn_blocking(move || crate::listener::plans(&written, &acme)).await;
         let plans = plans.map_err(|e| vec![e.to_string()])??;
         let prepared = self.listeners.prepare(&plans).map_err(|e| vec![e.to_string()])?;
-        let snapshot = self.compiler.compile(config, Some(&previous)).await.map_err(|e| e.0)?;
+        let snapshot = self.compiler.compile(loaded, Some(&previous)).await.map_err(|e| e.0)?;
         let generation = snapshot.generation;
         // Nothing can fail any more.
         snapshot.adoptions.run();
+        crate::descriptors::reserve(config.limits.reserved_descriptors);
         self.gateway.audit.adopt(&config.telemetry.audit);
+        let limits = &config.limits;
+        self.gateway.bodies.adopt(limits.buffered_bodies.0, limits.buffered_bodies_per_caller.0);
         self.supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
         self.gateway.snapshot.store(Arc::new(snapshot));
         self.listeners.commit(prepared, &self.gateway);

@@ -8,16 +8,19 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
+use spillway_config::Loaded;
 use spillway_config::schema::{Config, LogFormat};
 use subtle::ConstantTimeEq;
-use tokio::signal::unix::SignalKind;
 use tokio::sync::watch;
 
 use crate::admin::{self, AdminState};
 use crate::balancing::Supervisor;
+use crate::downstream::Downstream;
 use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
+use crate::off_loop::OffLoop;
 use crate::reload::{LastEdit, Reloader, Seen};
+use crate::signals::Signals;
 use crate::snapshot::{Compiler, Snapshot, SnapshotError};
 use crate::telemetry::{Audit, LogWriter, Metrics, Samples};
 use crate::tls::Acme;
@@ -25,6 +28,10 @@ use crate::upstream::{BodyBudget, Connector, Via};
 
 /// How often the end of a drain is looked for.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// Time for requests to end with an error when the time of a drain is over.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// Time for connections without requests to be closed in order.
+const GOODBYE: Duration = Duration::from_millis(500);
 
 /// The gateway cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +67,11 @@ pub struct Gateway {
     /// How this process signs.
     pub via: Via,
     /// Memory for bodies.
-    pub bodies: BodyBudget,
+    pub bodies: Arc<BodyBudget>,
+    /// Where large bodies are read.
+    pub off_loop: Arc<OffLoop>,
+    /// State of all answers to clients.
+    pub downstream: Arc<Downstream>,
     /// Series.
     pub metrics: Arc<Metrics>,
     /// Certificates that are obtained.
@@ -72,24 +83,38 @@ pub struct Gateway {
     /// How they are written.
     pub log_format: LogFormat,
     running: AtomicUsize,
+    connections: AtomicUsize,
 }
 
 impl Gateway {
     /// Counts a request until what is returned is dropped.
     pub fn enter(&self) -> impl Drop + use<'_> {
-        struct Running<'g>(&'g AtomicUsize);
-        impl Drop for Running<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::AcqRel);
-            }
-        }
-        self.running.fetch_add(1, Ordering::AcqRel);
-        Running(&self.running)
+        Counted::new(&self.running)
+    }
+
+    /// Counts a client's connection until what is returned is dropped.
+    pub fn connect(&self) -> impl Drop + use<'_> {
+        Counted::new(&self.connections)
     }
 
     /// Requests that run.
     pub fn running(&self) -> usize {
         self.running.load(Ordering::Acquire)
+    }
+}
+
+struct Counted<'g>(&'g AtomicUsize);
+
+impl<'g> Counted<'g> {
+    fn new(count: &'g AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -104,6 +129,7 @@ struct Shown {
     token: Option<[u8; 32]>,
     address: SocketAddr,
     hosts: Vec<String>,
+    max_connections: usize,
 }
 
 impl AdminState for Shown {
@@ -126,6 +152,8 @@ impl AdminState for Shown {
                 self.metrics.limit_store_up.set(store_up.into());
                 self.metrics.limit_store_gateways.set(gateways.into());
                 self.metrics.buffered_bytes.set(i64::try_from(gateway.bodies.used()).unwrap_or(i64::MAX));
+                let unread = gateway.downstream.answers.used();
+                self.metrics.buffered_answer_bytes.set(i64::try_from(unread).unwrap_or(i64::MAX));
                 let endpoints = crate::balancing::samples(&snapshot.backends);
                 let backends = crate::balancing::backend_samples(&snapshot.backends);
                 let shown = self.listeners.load().as_ref().map(|listeners| listeners.certificates());
@@ -150,7 +178,7 @@ impl AdminState for Shown {
         let running = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
         serde_json::json!({
             "generation": running.as_ref().map(|snapshot| snapshot.generation),
-            "running": running.as_ref().map(|snapshot| &snapshot.redacted),
+            "running": running.as_ref().map(|snapshot| &snapshot.shown),
             "lastEdit": *self.last_edit.load_full(),
         })
     }
@@ -180,41 +208,97 @@ impl AdminState for Shown {
     fn hosts(&self) -> Vec<String> {
         self.hosts.clone()
     }
+    fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+    fn connections_dropped(&self, count: usize) {
+        if count > 0 {
+            self.metrics.admin_connections_dropped.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+        }
+    }
+}
+
+/// Judges a configuration that [`crate::reload::read`] accepts, by the code that compiles it to be run; gives every reason
+/// not to run it. Opens no socket and no device, asks for no name and writes nothing. `models_in_full` reads the
+/// tokenizers and templates of models too, and adds up their memory.
+pub async fn judge(loaded: &Loaded, models_in_full: bool) -> Result<(), Vec<String>> {
+    let config = &loaded.config;
+    let mut errors = Vec::new();
+    errors.extend(token_of(config).err().map(|e| e.to_string()));
+    let written = config.clone();
+    let plans = tokio::task::spawn_blocking(move || {
+        crate::listener::plans(&written, &Acme::new(Arc::new(Metrics::new()))).map(|_| ())
+    });
+    match plans.await {
+        Ok(plans) => errors.extend(plans.err().into_iter().flatten()),
+        Err(e) => errors.push(e.to_string()),
+    }
+    let compiler = Compiler::for_judging(config, models_in_full);
+    errors.extend(compiler.compile(loaded, None).await.err().into_iter().flat_map(|e| e.0));
+    if errors.is_empty() { Ok(()) } else { Err(errors.iter().map(|error| loaded.origins.redact(error)).collect()) }
+}
+
+/// Digest of the token of the admin address, where it has one.
+fn token_of(config: &Config) -> Result<Option<[u8; 32]>, ServeError> {
+    let Some(token) = config.admin.as_ref().and_then(|admin| admin.token.as_ref()) else { return Ok(None) };
+    let token = token.resolve(&|name| std::env::var(name).ok()).map_err(|e| ServeError::Token(e.to_string()))?;
+    Ok(Some(Sha256::digest(token.as_bytes()).into()))
 }
 
 /// Runs the gateway until it is told to end.
 ///
 /// The order: the admin address answers first, so that a slow start can be watched; then everything is compiled and
 /// models are loaded; ports are bound before that, so that a port in use is told at once; requests are served last.
+///
+/// SIGTERM and SIGINT end it at any time: at once while it starts, after the drain once requests are served.
 pub async fn serve(
     path: PathBuf,
-    config: Config,
+    loaded: Loaded,
     seen: Seen,
     log: LogWriter,
     cache_dir: Option<PathBuf>,
+    mut signals: Signals,
 ) -> Result<(), ServeError> {
-    // From the first moment on: unhandled, it ends a process that is told of an edit while it starts.
-    let hang_up = handled(SignalKind::hangup())?;
+    let config = &loaded.config;
+    crate::descriptors::reserve(config.limits.reserved_descriptors);
     let metrics = Arc::new(Metrics::new());
     let last_edit = Arc::new(ArcSwap::from_pointee(LastEdit::started(&path)));
     let stop_admin = watch::Sender::new(false);
     let audit = Arc::new(Audit::new(&config.telemetry.audit, log.clone(), metrics.clone()));
-    let shown = open_admin(&config, &metrics, audit, &last_edit, &stop_admin).await?;
+    let shown = open_admin(config, &metrics, audit, &last_edit, &stop_admin).await?;
 
     let listeners = Arc::new(ListenerSet::default());
     let limits = Limits::new(config.limits.limit_keys, metrics.clone());
     let registry = spillway_filters::registry();
-    let compiler = Arc::new(Compiler::new(registry, metrics.clone(), limits.clone(), cache_dir));
+    let downstream = Arc::new(Downstream::new(config.limits.buffered_answers.0, metrics.write_timeouts.clone()));
+    let compiler = Compiler::new(registry, metrics.clone(), limits.clone(), downstream.clone(), cache_dir);
+    let compiler = Arc::new(compiler);
     let acme = Arc::new(Acme::new(metrics.clone()));
-    let plans = crate::listener::plans(&config, &acme).map_err(SnapshotError)?;
+    let plans = crate::listener::plans(config, &acme).map_err(SnapshotError)?;
     let prepared = listeners.prepare(&plans)?;
-    let snapshot = compiler.compile(&config, None).await?;
+    let compiled = match signals.unless_ended(compiler.compile(&loaded, None)).await {
+        Ok(compiled) => compiled,
+        Err(signal) => {
+            tracing::info!(event = "stopping", signal, "it had not begun to serve");
+            stop_admin.send_replace(true);
+            tracing::info!(event = "stopped");
+            log.flush();
+            return Ok(());
+        }
+    };
+    let snapshot = compiled?;
 
     snapshot.adoptions.run();
     let supervisor = Arc::new(Supervisor::default());
     supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
     let gateway = Arc::new(Gateway {
-        bodies: BodyBudget::new(snapshot.buffered_bodies),
+        bodies: Arc::new(BodyBudget::new(
+            config.limits.buffered_bodies.0,
+            config.limits.buffered_bodies_per_caller.0,
+            &metrics,
+        )),
+        off_loop: Arc::new(OffLoop::new(&metrics)),
+        downstream,
         snapshot: ArcSwap::from_pointee(snapshot),
         connector: Connector::default(),
         via: Via::new(),
@@ -224,6 +308,7 @@ pub async fn serve(
         log: log.clone(),
         log_format: config.telemetry.logs.format,
         running: AtomicUsize::new(0),
+        connections: AtomicUsize::new(0),
     });
     listeners.commit(prepared, &gateway);
     metrics.reloaded_at.set(unix_seconds());
@@ -235,7 +320,7 @@ pub async fn serve(
         path,
         admin: config.admin.clone(),
         log_format: config.telemetry.logs.format,
-        buffered_bodies: config.limits.buffered_bodies,
+        buffered_answers: config.limits.buffered_answers,
         limit_keys: config.limits.limit_keys,
         model_memory: config.limits.model_memory,
         gateway: gateway.clone(),
@@ -246,12 +331,12 @@ pub async fn serve(
     };
     let (reload, edits) = tokio::sync::mpsc::channel(1);
     let watching = tokio::spawn(reloader.run(seen, edits));
-    wait_for_the_end(&reload, hang_up).await?;
+    wait_for_the_end(&reload, &mut signals).await;
 
     shown.draining.store(true, Ordering::Release);
     watching.abort();
     gateway.acme.stop();
-    drain(&gateway, &listeners).await;
+    drain(&gateway, &listeners, &mut signals).await;
     supervisor.stop();
     stop_admin.send_replace(true);
     let _ = tokio::task::spawn_blocking(move || limits.close()).await;
@@ -270,14 +355,7 @@ async fn open_admin(
     stop: &watch::Sender<bool>,
 ) -> Result<Arc<Shown>, ServeError> {
     let written = config.admin.as_ref();
-    let token = match written.and_then(|admin| admin.token.as_ref()) {
-        Some(token) => {
-            let token =
-                token.resolve(&|name| std::env::var(name).ok()).map_err(|e| ServeError::Token(e.to_string()))?;
-            Some(Sha256::digest(token.as_bytes()).into())
-        }
-        None => None,
-    };
+    let token = token_of(config)?;
     let address = written.map_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)), |admin| admin.address.0);
     let shown = Arc::new(Shown {
         gateway: ArcSwap::from_pointee(None),
@@ -289,6 +367,7 @@ async fn open_admin(
         token,
         address,
         hosts: written.map(|admin| admin.hosts.clone()).unwrap_or_default(),
+        max_connections: written.map_or(1, |admin| usize::try_from(admin.max_connections.get()).unwrap_or(usize::MAX)),
     });
     if written.is_some() {
         let failed = |source| ServeError::Admin { address, source };
@@ -300,51 +379,60 @@ async fn open_admin(
     Ok(shown)
 }
 
-fn handled(kind: SignalKind) -> Result<tokio::signal::unix::Signal, ServeError> {
-    tokio::signal::unix::signal(kind).map_err(|e| ServeError::System(format!("signals cannot be handled: {e}")))
-}
-
 /// Waits for SIGTERM or SIGINT; SIGHUP reloads.
-async fn wait_for_the_end(
-    reload: &tokio::sync::mpsc::Sender<()>,
-    mut hang_up: tokio::signal::unix::Signal,
-) -> Result<(), ServeError> {
-    let mut terminate = handled(SignalKind::terminate())?;
-    let mut interrupt = handled(SignalKind::interrupt())?;
-    loop {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-            _ = hang_up.recv() => {
-                // One reload that waits stands for all that were asked for meanwhile.
-                let _ = reload.try_send(());
-                continue;
+async fn wait_for_the_end(reload: &tokio::sync::mpsc::Sender<()>, signals: &mut Signals) {
+    let mut hang_up = signals.take_hang_up();
+    let name = loop {
+        let asked = async {
+            match &mut hang_up {
+                Some(hang_up) => hang_up.recv().await,
+                None => std::future::pending().await,
             }
         };
-        tracing::info!(event = "stopping", signal = name);
-        return Ok(());
-    }
+        tokio::select! {
+            name = signals.end() => break name,
+            _ = asked => {
+                // One reload that waits stands for all that were asked for meanwhile.
+                let _ = reload.try_send(());
+            }
+        }
+    };
+    tracing::info!(event = "stopping", signal = name);
 }
 
-/// Lets running requests finish, up to the limit. A second signal ends the wait.
-async fn drain(gateway: &Gateway, listeners: &ListenerSet) {
+/// Lets running requests finish, up to the limit; then those that still run are ended, event streams with an error event,
+/// requests without an answer with 503. A further SIGINT, as a person at a terminal sends it, ends the wait; a further
+/// SIGTERM does not, because supervisors repeat and forward it.
+async fn drain(gateway: &Gateway, listeners: &ListenerSet, signals: &mut Signals) {
     listeners.stop();
     let limit = gateway.snapshot.load().drain_timeout;
     let started = Instant::now();
-    let again = tokio::signal::ctrl_c();
+    let again = signals.end_at_once();
     tokio::pin!(again);
     while gateway.running() > 0 {
         if started.elapsed() >= limit {
             tracing::warn!(event = "drain_timeout", requests = gateway.running(), seconds = limit.as_secs_f64());
-            return;
+            break;
         }
         tokio::select! {
             () = tokio::time::sleep(DRAIN_POLL) => {}
-            _ = &mut again => return,
+            () = &mut again => break,
         }
+    }
+    if gateway.running() > 0 {
+        gateway.downstream.ending.begin();
+        wait_while(LAST_WORDS, || gateway.running() > 0).await;
     }
     // The last answer is written; its connection needs a moment to be closed in order.
     tokio::time::sleep(DRAIN_POLL).await;
+    wait_while(GOODBYE, || gateway.connections.load(Ordering::Acquire) > 0).await;
+}
+
+async fn wait_while(limit: Duration, goes_on: impl Fn() -> bool) {
+    let started = Instant::now();
+    while goes_on() && started.elapsed() < limit {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
 }
 
 pub(crate) fn unix_seconds() -> f64 {

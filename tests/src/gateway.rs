@@ -51,8 +51,19 @@ impl Gateway {
     /// Starts it in a folder that holds the files which this configuration names, listeners included; the admin address
     /// is put in front.
     pub async fn start_in(folder: tempfile::TempDir, yaml: &str) -> Self {
+        Self::start_by(Command::new(binary()), folder, yaml).await
+    }
+
+    /// The same with at most so many open files.
+    pub async fn start_with_files(files: u32, folder: tempfile::TempDir, yaml: &str) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")]).arg(binary());
+        Self::start_by(shell, folder, yaml).await
+    }
+
+    async fn start_by(mut command: Command, folder: tempfile::TempDir, yaml: &str) -> Self {
         std::fs::write(folder.path().join("spillway.yaml"), whole(yaml)).unwrap();
-        let mut child = Command::new(binary())
+        let mut child = command
             .args(["serve", "-c", "spillway.yaml"])
             .current_dir(folder.path())
             .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")

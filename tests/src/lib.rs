@@ -14,6 +14,7 @@
 
 mod client;
 mod dns;
+mod frames;
 mod gateway;
 mod issuer;
 mod models;
@@ -27,12 +28,13 @@ mod upstream;
 
 pub use client::{Answer, Client, Stream};
 pub use dns::{Dns, Says};
+pub use frames::{Frame, Frames, frame};
 pub use gateway::{Gateway, binary, whole};
 pub use issuer::{Issuer, IssuerKey};
 pub use models::with_template;
 pub use pebble::Pebble;
 pub use ports::free_port;
-pub use programs::{LlamaServer, Redis, jaeger, minilm, model, python, repository, script};
+pub use programs::{LlamaServer, PathReader, Redis, jaeger, minilm, model, python, repository, script};
 pub use raw::{head_of_a_request, raw};
 pub use reference::reference;
 pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};

@@ -179,3 +179,71 @@ impl Drop for Redis {
         self.kill();
     }
 }
+
+/// An nginx that serves a folder, and a Starlette application under uvicorn: readers of paths as they run in the field.
+pub struct PathReader {
+    child: Child,
+    _folder: tempfile::TempDir,
+    /// Its URL.
+    pub url: String,
+}
+
+impl PathReader {
+    /// nginx with a secret in `/admin/keys` and an open page.
+    pub async fn nginx() -> Self {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+        let root = folder.path().join("root");
+        std::fs::create_dir_all(root.join("admin")).unwrap();
+        std::fs::write(root.join("admin/keys"), "SECRET").unwrap();
+        std::fs::write(root.join("page"), "open").unwrap();
+        let path = folder.path().display();
+        // Workers of a root's nginx give up their rights and must still read the files.
+        let user = if Self::is_root() { "user root;" } else { "" };
+        let config = format!(
+            "daemon off; {user} worker_processes 1; pid {path}/pid; error_log {path}/error.log;
+             events {{ worker_connections 256; }}
+             http {{ access_log off; client_body_temp_path {path}; proxy_temp_path {path}; fastcgi_temp_path {path};
+             uwsgi_temp_path {path}; scgi_temp_path {path};
+             server {{ listen 127.0.0.1:{port}; location / {{ root {path}/root; }} }} }}"
+        );
+        std::fs::write(folder.path().join("nginx.conf"), config).unwrap();
+        let program =
+            ["/usr/sbin/nginx", "/usr/local/sbin/nginx"].iter().find(|path| std::path::Path::new(path).exists());
+        let mut command = Command::new(program.unwrap_or(&"nginx"));
+        command.arg("-c").arg(folder.path().join("nginx.conf")).arg("-e").arg(folder.path().join("error.log"));
+        Self::start(command, folder, port, "nginx is not there: `scripts/system.sh test` installs it").await
+    }
+
+    /// uvicorn with `tests/python/path_app.py`.
+    pub async fn asgi() -> Self {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+        let mut command = Command::new(python());
+        command.arg(repository().join("tests/python/path_app.py")).arg(port.to_string());
+        Self::start(command, folder, port, "`scripts/test-tools.sh python` installs uvicorn and starlette").await
+    }
+
+    fn is_root() -> bool {
+        let id = Command::new("id").arg("-u").output().unwrap();
+        id.stdout.starts_with(b"0\n")
+    }
+
+    async fn start(mut command: Command, folder: tempfile::TempDir, port: u16, how: &str) -> Self {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect(how);
+        let mut reader = Self { child, _folder: folder, url: format!("http://127.0.0.1:{port}") };
+        crate::eventually("a server listens", || {
+            let ended = reader.child.try_wait().unwrap();
+            assert!(ended.is_none(), "the server ended ({how}): {ended:?}");
+            async move { tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok() }
+        })
+        .await;
+        reader
+    }
+}
+
+impl Drop for PathReader {
+    fn drop(&mut self) {
+        // nginx ends its worker when it is told to end, and not when it is killed.
+        let _ = Command::new("kill").args(["-s", "TERM", &self.child.id().to_string()]).status();
+        let _ = self.child.wait();
+    }
+}

@@ -48,7 +48,12 @@ routes:
       - authorize: \"consumer.tenant == 'north'\"
       - cel: {{deny: \"size(request.body.messages) > 1\", status: 422, message: too many messages}}
     backendRefs: [{{name: x}}]
-  - {{name: north, matches: [{{path: {{prefix: /north}}}}], access: {{tenants: [north]}}, backendRefs: [{{name: x}}]}}
+  - name: north
+    matches: [{{path: {{prefix: /north}}}}]
+    access: {{tenants: [north]}}
+    filters: [{{rateLimit: {{by: clientAddress, requests: 1000/s}}}}, {{responseHeaders: {{set: {{x-north: there}}}}}}]
+    backendRefs: [{{name: x}}]
+  - {{name: gpt, matches: [{{path: {{prefix: /gpt}}, model: \"gpt-*\"}}], access: {{tenants: [north]}}, backendRefs: [{{name: x}}]}}
   - {{name: open, matches: [{{path: {{prefix: /open}}}}], authentication: none, backendRefs: [{{name: x}}]}}
   - {{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: x}}]}}
 ",
@@ -69,7 +74,15 @@ routes:
     const CHAT: &str = r#"{"model":"gpt-4o","messages":[]}"#;
 
     // Headers that say who calls come from the gateway alone, on every route and in every spelling.
-    let forged = ["x-caller", "X_Caller", "x-caller-tenant", "x_caller-tenant", "x-user", "x-spillway-consumer"];
+    let forged = [
+        "x-caller",
+        "X_Caller",
+        "x-caller-tenant",
+        "x_caller-tenant",
+        "x-user",
+        "x-spillway-consumer",
+        "X_Spillway-Consumer",
+    ];
     for name in forged {
         for path in ["/v1/chat/completions", "/open"] {
             let answer = post(path, vec![key(&acme), (name, "root".to_owned())], CHAT).await;
@@ -112,6 +125,19 @@ routes:
         json.to_string().replace("/nothing", "PATH").replace("/north", "PATH")
     };
     assert_eq!(shape(&missing), shape(&denied));
+    let names = |answer: &spillway_tests::Answer| {
+        answer.headers.keys().map(|name| name.as_str().to_owned()).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(names(&missing), names(&denied), "neither limits nor headers of the route show");
+    // A model that only others may reach is one that is not there.
+    let by_model = async |model: &str| {
+        let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
+        client.post("/gpt/chat", &[("x-api-key", &bolt), ("content-type", "application/json")], body).await
+    };
+    let (missing, denied) = (by_model("absent").await, by_model("gpt-9").await);
+    assert_eq!((missing.status.as_u16(), denied.status.as_u16()), (404, 404));
+    assert_eq!(shape(&missing).replace("absent", "MODEL"), shape(&denied).replace("gpt-9", "MODEL"));
+    assert_eq!(names(&missing), names(&denied));
     assert_eq!(post("/north", vec![key(&acme)], CHAT).await.status, 200);
     let other_model = client.chat("claude-4", &[("x-api-key", &acme)]).await;
     assert_eq!(
@@ -131,6 +157,8 @@ routes:
         ("/v1/chat/completions".into(), vec![key(&shifted)]),
         ("/v1/chat/completions".into(), vec![key(&acme_digest)]),
         ("/v1/chat/completions".into(), vec![key(&old)]),
+        ("/v1/chat/completions".into(), vec![key(&bolt), ("x-api-key", acme.clone())]),
+        ("/v1/chat/completions".into(), vec![key(&acme), ("api-key", acme[..acme.len() - 1].to_owned())]),
         ("/v1/chat/completions".into(), vec![key(&acme), ("authorization", format!("Bearer {bolt}"))]),
         ("/v1/chat/completions".into(), vec![("proxy-authorization", format!("Bearer {acme}"))]),
         ("/v1/chat/completions".into(), vec![("authorization", "Bearer eyJhbGciOiJub25lIn0.e30.".to_owned())]),
@@ -223,9 +251,13 @@ async fn a_server_that_judges_may_be_down_and_the_request_waits_no_longer_than_i
         Some(reply(200, &[], ""))
     })
     .await;
+    let failing = Upstream::fixed(503, "").await;
+    let flooding = Upstream::start(|_| async { Some(reply(200, &[], "x".repeat(1 << 20))) }).await;
     let yaml = format!(
         "backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
 routes:
+  - {{name: failing, matches: [{{path: {{prefix: /failing}}}}], filters: [{{externalAuthorization: {{url: \"{failing}\", timeout: 5s}}}}], backendRefs: [{{name: x}}]}}
+  - {{name: flooding, matches: [{{path: {{prefix: /flooding}}}}], filters: [{{externalAuthorization: {{url: \"{flooding}\", timeout: 5s}}}}], backendRefs: [{{name: x}}]}}
   - {{name: closed, matches: [{{path: {{prefix: /closed}}}}], filters: [{{externalAuthorization: {{url: \"{slow}\", timeout: 100ms}}}}], backendRefs: [{{name: x}}]}}
   - {{name: opened, matches: [{{path: {{prefix: /opened}}}}], filters: [{{externalAuthorization: {{url: \"{slow}\", timeout: 100ms, onFailure: open}}}}], backendRefs: [{{name: x}}]}}
   - {{name: down, matches: [{{path: {{prefix: /down}}}}], filters: [{{externalAuthorization: {{url: \"{}\"}}}}], backendRefs: [{{name: x}}]}}
@@ -233,11 +265,13 @@ routes:
         upstream.url(),
         Upstream::nobody().await,
         slow = slow.url(),
+        failing = failing.url(),
+        flooding = flooding.url(),
     );
     let gateway = Gateway::start(&yaml).await;
     let client = gateway.client();
     let started = Instant::now();
-    for (path, status) in [("/closed", 403), ("/opened", 200), ("/down", 403)] {
+    for (path, status) in [("/closed", 403), ("/opened", 200), ("/down", 403), ("/failing", 403), ("/flooding", 403)] {
         assert_eq!(client.get(path).await.status, status, "{path}");
         // Who opens is not left to believe that somebody judges.
         let series = format!("spillway_filter_failures_total{{http_route=\"{}\"}}", &path[1..]);
@@ -247,20 +281,92 @@ routes:
 }
 
 #[tokio::test]
+async fn an_upgrade_that_a_caller_asks_for_ends_at_the_gateway() {
+    // h2c smuggling: a server that takes the upgrade would be spoken to past every route and filter.
+    let upstream = Upstream::fixed(200, "{}").await;
+    let yaml = format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]\nroutes: [{{backendRefs: [{{name: x}}]}}]\n",
+        upstream.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    for (upgrade, connection) in
+        [("h2c", "Upgrade, HTTP2-Settings, X-Own"), ("websocket", "Upgrade, X-Own, HTTP2-Settings"), ("h2c", "X-Own")]
+    {
+        let asked = [
+            ("connection", connection),
+            ("upgrade", upgrade),
+            ("http2-settings", "AAMAAABkAAQAAP__"),
+            ("x-own", "1"),
+            ("keep-alive", "timeout=300"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "trailers"),
+        ];
+        let answer = client.send(client.request("GET", "/", &asked, "")).await;
+        assert_eq!(answer.status, 200, "{upgrade}");
+        let seen = upstream.last().headers;
+        for (name, _) in asked {
+            assert!(!seen.contains_key(name), "{upgrade}: {name} in {seen:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn guesses_at_a_server_that_judges_count_against_the_limits() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let authorizer = Upstream::start(|seen| async move {
+        Some(match seen.headers.get("x-password").map(|password| password.as_bytes() == b"right") {
+            Some(true) => reply(200, &[], ""),
+            _ => reply(403, &[("x-why", "wrong")], ""),
+        })
+    })
+    .await;
+    let judged = |path: &str, more: &str, url: String| {
+        format!(
+            "  - name: {path}
+    matches: [{{path: {{prefix: /{path}}}}}]
+    filters:
+      - rateLimit: {{by: clientAddress, requests: 3/h}}
+      - externalAuthorization: {{url: \"{url}\", timeout: 5s, forwardHeaders: [x-password]{more}}}
+    backendRefs: [{{name: x}}]
+"
+        )
+    };
+    let yaml = format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]\nroutes:\n{}{}",
+        upstream.url(),
+        judged("plain", "", authorizer.url()),
+        judged("told", ", copyToAnswer: [x-why]", authorizer.url()),
+    );
+    let gateway = Gateway::start(&yaml).await;
+    for path in ["/plain", "/told"] {
+        let before = authorizer.count();
+        for n in 0..8 {
+            let guess = format!("guess-{n}");
+            let answer = gateway.client().post(path, &[("x-password", &guess)], "").await;
+            assert_eq!(answer.status, if n < 3 { 403 } else { 429 }, "{path} {n}");
+        }
+        assert_eq!(gateway.client().post(path, &[("x-password", "right")], "").await.status, 429);
+        assert_eq!(authorizer.count(), before + 3, "the server is not asked past the limit");
+    }
+    assert_eq!(upstream.count(), 0);
+}
+
+#[tokio::test]
 async fn who_knocks_without_end_fills_no_log() {
     let upstream = Upstream::fixed(200, "{}").await;
     let (_, digest) = new_key();
-    let yaml = |rate: &str| {
+    let yaml = |address: &str, total: &str| {
         format!(
             "consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}]}}]
-telemetry: {{audit: {{perAddress: {rate}}}}}
+telemetry: {{audit: {{perAddress: {address}, total: {total}}}}}
 backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
 routes: [{{backendRefs: [{{name: x}}]}}]
 ",
             upstream.url()
         )
     };
-    let gateway = Gateway::start(&yaml("2/h")).await;
+    let gateway = Gateway::start(&yaml("2/h", "1000/h")).await;
     let knock = async |lines: usize, left_out: f64| {
         for _ in 0..5 {
             assert_eq!(gateway.client().post("/", &[("x-api-key", "sk-wrong")], "").await.status, 401);
@@ -270,7 +376,12 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     };
     knock(2, 3.0).await;
     let listeners = "listeners: [{address: \"127.0.0.1:0\"}]\n";
-    std::fs::write(gateway.config(), spillway_tests::whole(&format!("{listeners}{}", yaml("3/h")))).unwrap();
-    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
-    knock(5, 5.0).await;
+    for (n, (address, total, lines, left_out)) in
+        [("3/h", "1000/h", 5, 5.0), ("1000/h", "4/h", 9, 6.0)].into_iter().enumerate()
+    {
+        let edited = spillway_tests::whole(&format!("{listeners}{}", yaml(address, total)));
+        std::fs::write(gateway.config(), edited).unwrap();
+        assert_eq!(gateway.reloads(n).await["event"], "config_reloaded");
+        knock(lines, left_out).await;
+    }
 }

@@ -65,7 +65,7 @@ routes:
     assert_eq!(client.post("/optional", &[], "{}").await.status, 200);
     assert_eq!(client.post("/optional", &[("x-api-key", "wrong")], "{}").await.status, 401);
     assert_eq!(client.post("/open", &[("x-api-key", "theirs")], "{}").await.status, 200);
-    assert_eq!(upstream.last().headers["x-api-key"], "theirs");
+    assert!(!upstream.last().headers.contains_key("x-api-key"), "credentials end here, looked at or not");
     gateway.metric_becomes("spillway_authentication_failures_total", 5.0).await;
 
     // The body never comes: who is not known hears so all the same.

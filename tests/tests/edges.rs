@@ -76,6 +76,7 @@ async fn attacks_on_the_framing_are_refused_and_the_connection_with_them() {
         ("a bare line feed in a name", "GET / HTTP/1.1\r\nHost: a\r\nX\n: b\r\n\r\n".into()),
         ("a zero byte", "GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n".into()),
         ("CONNECT", "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n".into()),
+        ("CONNECT to a path", "CONNECT /x HTTP/1.1\r\nHost: a\r\n\r\n".into()),
         ("a header that is too long", format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(5000))),
         ("a target that is too long", format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(5000))),
         ("three hundred headers", format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(300))),

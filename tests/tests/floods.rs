@@ -106,6 +106,51 @@ async fn streams_that_are_opened_to_be_reset_end_the_connection() {
 }
 
 #[tokio::test]
+async fn streams_that_are_reset_while_they_wait_end_the_connection_too() {
+    // One after the other, so that each is taken before it is reset; what judges them does not see that they are gone.
+    let upstream = Upstream::fixed(200, "").await;
+    let slow = Upstream::start(|_| std::future::pending()).await;
+    let yaml = format!(
+        "listeners:
+  - {{name: plain, address: \"127.0.0.1:0\"}}
+  - {{name: h2c, address: \"127.0.0.1:0\", protocol: h2c, limits: {{maxStreams: 4}}}}
+backends: [{{name: up, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - name: judged
+    filters: [{{externalAuthorization: {{url: \"{}\", timeout: 10s}}}}]
+    backendRefs: [{{name: up}}]
+",
+        upstream.url(),
+        slow.url()
+    );
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await;
+    let stream = TcpStream::connect(gateway.listener("h2c")).await.unwrap();
+    let (mut read, mut write) = stream.into_split();
+    let reading = tokio::spawn(async move { while let Ok(1..) = read.read(&mut [0; 4096]).await {} });
+    write.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
+    for n in 0..40u32 {
+        let id = 2 * n + 1;
+        let both = [frame(HEADERS, 0x5, id, HEAD), frame(RST_STREAM, 0, id, &8u32.to_be_bytes())];
+        for part in both {
+            if write.write_all(&part).await.is_err() {
+                break;
+            }
+            // The stream is taken before the next part comes, or the connection has ended.
+            let taken = usize::try_from(n + 1).unwrap();
+            spillway_tests::eventually("the stream is taken or the connection ends", || async {
+                (reading.is_finished() || slow.count() >= taken).then_some(())
+            })
+            .await;
+        }
+        if reading.is_finished() {
+            break;
+        }
+    }
+    tokio::time::timeout(PATIENCE, reading).await.expect("the connection ends").unwrap();
+    assert!(slow.count() <= 8, "{} requests wait for streams that are gone", slow.count());
+}
+
+#[tokio::test]
 async fn a_head_without_end_ends_the_connection() {
     // CVE-2024-27316 and its kin: CONTINUATION frames that never end the header.
     let upstream = Upstream::fixed(200, "").await;

@@ -235,6 +235,23 @@ routes: [{{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{nam
 }
 
 #[tokio::test]
+async fn a_prompt_counts_although_its_caller_leaves_before_the_first_byte() {
+    let upstream = Upstream::start(|_| std::future::pending()).await;
+    let (key, digest) = new_key();
+    let gateway = Gateway::start(&yaml(&upstream, &digest, "{budget: {tokens: 10000, per: day}}", "")).await;
+    for (requests, stream) in [(1, false), (2, true)] {
+        let (client, key) = (gateway.client(), key.clone());
+        let leaving = tokio::spawn(async move { chat(&client, &key, 50, stream).await });
+        eventually("the server works on it", || async { (upstream.count() == requests).then_some(()) }).await;
+        leaving.abort();
+        settled(&gateway).await;
+        // What was reserved for the answer comes back; the 10 tokens of the prompt were read.
+        let spent = "spillway_budget_spent{budget=\"consumer acme\",per=\"day\",unit=\"tokens\"}";
+        gateway.metric_becomes(spent, 10.0 * requests as f64).await;
+    }
+}
+
+#[tokio::test]
 async fn a_budget_on_trial_counts_what_it_would_refuse() {
     let upstream =
         Upstream::start(|_| async { Some(reply(200, &[("content-type", "application/json")], answer_using(60, 40))) })

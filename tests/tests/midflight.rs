@@ -262,7 +262,7 @@ async fn copies_go_to_a_second_backend_and_never_change_the_answer() {
     let (hanging, _) = silent().await;
     let gateway = Gateway::start(&format!(
         "backends:
-  - {{name: x, endpoints: [{{url: \"{}\"}}]}}
+  - {{name: x, endpoints: [{{url: \"{}\"}}], callerCredentials: pass}}
   - {{name: y, endpoints: [{{url: \"{}\"}}]}}
   - {{name: z, endpoints: [{{url: \"{}\"}}]}}
 routes:

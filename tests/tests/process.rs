@@ -11,7 +11,7 @@
 
 use std::process::{Command, Output};
 
-use spillway_tests::{Gateway, Upstream, binary, model, streamed};
+use spillway_tests::{Frames, Gateway, Upstream, binary, model, streamed};
 use tokio::sync::mpsc;
 
 fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -57,13 +57,109 @@ async fn a_drain_has_an_end() {
     let upstream = Upstream::start(|_| std::future::pending()).await;
     let gateway = Gateway::start(&(plain(&upstream.url()) + "shutdown: {drainTimeout: 200ms}\n")).await;
     let client = gateway.client();
-    let asked = tokio::spawn(async move { client.try_send(client.request("GET", "/", &[], "")).await.is_err() });
+    let asked = tokio::spawn(async move { client.get("/").await });
     spillway_tests::eventually("the request is at the upstream", || async { (upstream.count() == 1).then_some(()) })
         .await;
     gateway.signal("TERM");
     let (status, log) = gateway.wait().await;
     assert!(status.success() && log.contains("drain_timeout"), "{log}");
-    assert!(asked.await.unwrap(), "its connection was closed");
+    let answer = asked.await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "1"), "{}", answer.text());
+    assert!(answer.text().contains("shutting_down"), "{}", answer.text());
+}
+
+/// A server that says something and then nothing more.
+async fn falls_silent() -> Upstream {
+    Upstream::start(|_| async {
+        let (send, parts) = mpsc::channel(1);
+        let said = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"one\"}}]}\n\n";
+        tokio::spawn(async move {
+            let _ = send.send(Ok(said.into())).await;
+            send.closed().await;
+        });
+        Some(streamed(&[("content-type", "text/event-stream")], parts))
+    })
+    .await
+}
+
+const STREAMED: &str =
+    r#"{"model":"m","stream":true,"max_tokens":2000,"messages":[{"role":"user","content":"Count."}]}"#;
+
+/// A gateway whose requests have a moment after SIGTERM, for both versions of HTTP.
+async fn with_short_drain(rest: &str) -> Gateway {
+    let yaml = format!(
+        "listeners:
+  - {{name: plain, address: \"127.0.0.1:0\"}}
+  - {{name: h2c, address: \"127.0.0.1:0\", protocol: h2c}}
+shutdown: {{drainTimeout: 200ms}}
+{rest}"
+    );
+    Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await
+}
+
+/// Stops a gateway while streams of both versions run; each must end in order, with an error event.
+async fn ends_streams_in_order(gateway: Gateway) {
+    let path = "/v1/chat/completions";
+    let client = gateway.client();
+    let mut one = client.stream(client.request("POST", path, &[], STREAMED)).await.unwrap();
+    let mut text = one.part().await.unwrap().unwrap().to_vec();
+    let mut two = Frames::connect(gateway.listener("h2c"), 1 << 20).await;
+    let stream = two.send(path, STREAMED).await;
+    spillway_tests::eventually("the second stream runs", || async { (!two.body(stream).0.is_empty()).then_some(()) })
+        .await;
+    gateway.signal("TERM");
+    while let Some(part) = one.part().await {
+        text.extend(part.expect("the stream ends in order"));
+    }
+    let (status, log) = gateway.wait().await;
+    assert!(status.success() && log.contains("drain_timeout"), "{log}");
+    let (body, is_whole) = two.body(stream);
+    assert!(is_whole && !two.is_reset(stream), "{body}");
+    for text in [String::from_utf8(text).unwrap(), body] {
+        let last = text.trim_end().rsplit("\n\n").next().unwrap().strip_prefix("data: ").unwrap_or_default().to_owned();
+        let event: serde_json::Value = serde_json::from_str(&last).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert_eq!(event["error"]["code"], "shutting_down", "{text}");
+    }
+}
+
+#[tokio::test]
+async fn streams_that_outlast_a_drain_end_with_an_error_event() {
+    let upstream = falls_silent().await;
+    let rest = plain(&upstream.url()).replace("name: x, endpoints", "name: x, protocol: openai, endpoints");
+    ends_streams_in_order(with_short_drain(&rest).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_a_built_in_model_that_outlast_a_drain_end_with_an_error_event() {
+    let rest = format!(
+        "models: [{{name: m, source: \"{}\", device: cpu, maxSequences: 2}}]
+routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: m}}]}}]
+",
+        spillway_tests::model().display()
+    );
+    ends_streams_in_order(with_short_drain(&rest).await).await;
+}
+
+#[tokio::test]
+async fn a_listener_that_an_edit_removes_cuts_no_stream() {
+    let upstream = falls_silent().await;
+    let gateway = with_short_drain(&plain(&upstream.url())).await;
+    let client = gateway.client();
+    let mut one = client.stream(client.request("GET", "/", &[], "")).await.unwrap();
+    one.part().await.unwrap().unwrap();
+    let mut two = Frames::connect(gateway.listener("h2c"), 1 << 20).await;
+    let stream = two.send("/", "").await;
+    spillway_tests::eventually("the second stream runs", || async { (!two.body(stream).0.is_empty()).then_some(()) })
+        .await;
+    let file = std::fs::read_to_string(gateway.config()).unwrap();
+    let kept: Vec<_> =
+        file.lines().filter(|line| !line.contains("name: plain") && !line.contains("name: h2c")).collect();
+    let edited = kept.join("\n").replace("listeners:", "listeners: [{address: \"127.0.0.2:0\", name: other}]");
+    std::fs::write(gateway.config(), edited).unwrap();
+    let told = gateway.reloads(0).await;
+    assert_eq!(told["event"], "config_reloaded", "{told}");
+    let more = tokio::time::timeout(std::time::Duration::from_secs(1), one.part()).await;
+    assert!(more.is_err() && !two.body(stream).1 && !two.is_reset(stream) && !two.is_over(), "{more:?}");
 }
 
 #[tokio::test]
@@ -207,4 +303,144 @@ fn software_vulkan_that_is_wanted_and_not_there_is_told_what_to_install() {
         .unwrap();
     let told = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(out.status.code() == Some(1) && told.contains("apt-get install libvulkan1 mesa-vulkan-drivers"), "{told}");
+}
+
+/// Signals whose default ends a process and that mean nothing to the gateway; numbers 34 to 64 are the real-time ones.
+const MEANINGLESS: [&str; 13] =
+    ["QUIT", "USR1", "USR2", "ALRM", "STKFLT", "XCPU", "XFSZ", "VTALRM", "PROF", "POLL", "PWR", "40", "64"];
+
+#[tokio::test]
+async fn signals_without_a_meaning_are_logged_once_and_end_nothing() {
+    let upstream = Upstream::fixed(200, "ok").await;
+    let gateway = Gateway::start(&plain(&upstream.url())).await;
+    gateway.signal("PIPE");
+    for name in MEANINGLESS {
+        gateway.signal(name);
+        let before = gateway.events("signal_ignored").len();
+        for _ in 0..20 {
+            gateway.signal(name);
+        }
+        spillway_tests::eventually("the signal is logged", || async {
+            (gateway.events("signal_ignored").len() >= before.max(1)).then_some(())
+        })
+        .await;
+        assert_eq!(gateway.client().get("/").await.status, 200, "after SIG{name}");
+    }
+    spillway_tests::eventually("each signal is logged", || async {
+        (gateway.events("signal_ignored").len() >= MEANINGLESS.len()).then_some(())
+    })
+    .await;
+    let logged = gateway.events("signal_ignored");
+    assert_eq!(logged.len(), MEANINGLESS.len(), "one line each, however often it was sent: {logged:?}");
+    gateway.signal("TERM");
+    let (status, log) = gateway.wait().await;
+    assert!(status.success() && log.contains("\"event\":\"stopped\""), "{log}");
+}
+
+/// The program while it starts: its child process, and what it prints.
+struct Starting {
+    child: std::process::Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Starting {
+    fn new(folder: tempfile::TempDir, yaml: &str) -> Self {
+        std::fs::write(folder.path().join("spillway.yaml"), yaml).unwrap();
+        let child = Command::new(binary())
+            .args(["serve", "-c", "spillway.yaml"])
+            .current_dir(folder.path())
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, _folder: folder }
+    }
+
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    async fn end(mut self) -> std::process::ExitStatus {
+        spillway_tests::eventually("it ends", || {
+            let ended = self.child.try_wait().unwrap();
+            async move { ended }
+        })
+        .await
+    }
+
+    fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn signals_have_their_meaning_while_the_configuration_is_read() {
+    for end in ["TERM", "INT"] {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("never.pem");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let yaml = "listeners: [{address: \"127.0.0.1:0\", protocol: https, tls: {certificates: [{certFile: never.pem, keyFile: never.pem}]}}]\n";
+        let mut starting = Starting::new(folder, &(yaml.to_owned() + &plain("http://127.0.0.1:1")));
+        // Opening succeeds when the other side reads, which then waits for bytes.
+        let _writer = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(pipe).unwrap())
+            .await
+            .unwrap();
+        for name in ["HUP", "USR1", "QUIT"] {
+            starting.signal(name);
+            assert!(starting.runs(), "after SIG{name}");
+        }
+        starting.signal(end);
+        assert_eq!(starting.end().await.code(), Some(0), "SIG{end}");
+    }
+}
+
+#[tokio::test]
+async fn signals_have_their_meaning_while_it_starts() {
+    for end in ["TERM", "INT"] {
+        let dns = spillway_tests::Dns::start().await;
+        dns.tell("never.test", spillway_tests::Says::Silence);
+        let yaml = format!(
+            "listeners: [{{address: \"127.0.0.1:0\"}}]\ndns: {{servers: [\"{}\"]}}\n{}",
+            dns.address,
+            plain("http://never.test:1")
+        );
+        let mut starting = Starting::new(tempfile::tempdir().unwrap(), &yaml);
+        spillway_tests::eventually("it asks for the name", || async { (dns.asked("never.test") > 0).then_some(()) })
+            .await;
+        for name in ["HUP", "USR2"] {
+            starting.signal(name);
+            assert!(starting.runs(), "after SIG{name}");
+        }
+        starting.signal(end);
+        assert_eq!(starting.end().await.code(), Some(0), "SIG{end}");
+    }
+}
+
+#[tokio::test]
+async fn a_drain_goes_on_after_a_further_sigterm_and_ends_at_a_further_sigint() {
+    let upstream = Upstream::start(|_| std::future::pending()).await;
+    let gateway = Gateway::start(&(plain(&upstream.url()) + "shutdown: {drainTimeout: 600s}\n")).await;
+    let client = gateway.client();
+    let asked = tokio::spawn(async move { client.try_send(client.request("GET", "/", &[], "")).await.is_err() });
+    spillway_tests::eventually("the request is at the upstream", || async { (upstream.count() == 1).then_some(()) })
+        .await;
+    gateway.signal("TERM");
+    spillway_tests::eventually("it drains", || async { (gateway.shown("/readyz").await == "draining").then_some(()) })
+        .await;
+    for name in ["TERM", "HUP", "USR1", "TERM"] {
+        gateway.signal(name);
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert_eq!(gateway.shown("/readyz").await, "draining", "after a further SIG{name}");
+    }
+    gateway.signal("INT");
+    let (status, log) = gateway.wait().await;
+    assert!(status.success() && log.contains("\"event\":\"stopped\""), "{log}");
+    assert!(asked.await.unwrap(), "its connection was closed");
 }

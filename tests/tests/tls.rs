@@ -186,9 +186,28 @@ async fn a_request_for_another_host_than_the_connection_was_opened_for_is_misdir
         let answer = client.get(name, host, "/").await.unwrap();
         assert_eq!(answer.status, status, "{name} {host}");
     }
+    for (host, status) in [("x.b.test", 421), ("a.test", 400)] {
+        let answer = client.get("a.test", host, "https://x.b.test/").await.unwrap();
+        assert_eq!(answer.status, status, "a target that says a host, and `Host: {host}`");
+    }
     let mut http2 = client.http2("a.test").await;
-    let request = http::Request::get("https://x.b.test/").body(Default::default()).unwrap();
-    assert_eq!(http2.send_request(request).await.unwrap().status(), 421);
+    for (target, host, status) in [
+        ("https://a.test/", None, 200),
+        ("https://also-a.test/", None, 200),
+        ("https://x.b.test/", None, 421),
+        ("https://internal/", None, 421),
+        ("/", Some("x.b.test"), 421),
+        // Two that differ are no request at all (RFC 9113, 8.3.1).
+        ("https://x.b.test/", Some("a.test"), 400),
+        ("https://a.test/", Some("x.b.test"), 400),
+    ] {
+        let mut request = http::Request::get(target);
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        let answer = http2.send_request(request.body(Default::default()).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), status, "{target} {host:?}");
+    }
 }
 
 #[tokio::test]

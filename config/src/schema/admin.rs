@@ -1,5 +1,7 @@
 //! `admin`: the address for operators.
 
+use std::num::NonZeroU32;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,4 +19,14 @@ pub struct Admin {
     /// Further values of `Host` that are accepted on loopback.
     #[serde(default)]
     pub hosts: Vec<String>,
+    /// Connections that are open at most, of which one address off loopback may have a quarter. A new one is always taken:
+    /// where all places are taken, the connection that is least in use is closed for it, silent ones first
+    /// (`spillway_admin_connections_dropped_total`).
+    #[serde(default = "max_connections")]
+    pub max_connections: NonZeroU32,
+}
+
+/// Operators, scrapers and probes are few.
+fn max_connections() -> NonZeroU32 {
+    NonZeroU32::MIN.saturating_add(63)
 }

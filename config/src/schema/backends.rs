@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::CertificateFiles;
 use super::balancing::{Capacity, CircuitBreaker, HealthCheck, LoadBalancing, OutlierDetection};
-use crate::values::{Duration, Secret, ServerUrl};
+use crate::values::{Duration, Secret, ServerUrl, Size};
 
 /// A named group of servers that answer alike.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -31,6 +31,11 @@ pub struct Backend {
     /// Credentials that replace those of the caller.
     #[serde(default)]
     pub credentials: Option<Credentials>,
+    /// Treatment of credentials that callers send in `authorization`, `x-api-key`, `api-key` or a header of
+    /// `authentication.apiKey`; `remove` when left out. With `pass` they reach the servers, except keys and tokens of this
+    /// gateway itself. Copies (`mirror`) and requests that the backend takes for another (`spillTo`) never carry them.
+    #[serde(default)]
+    pub caller_credentials: Option<CallerCredentials>,
     /// How an endpoint is picked.
     #[serde(default)]
     pub load_balancing: LoadBalancing,
@@ -49,12 +54,26 @@ pub struct Backend {
     /// Time limits of one attempt.
     #[serde(default)]
     pub timeouts: BackendTimeouts,
+    /// Limits on what an endpoint may send beside bodies.
+    #[serde(default)]
+    pub limits: BackendLimits,
     /// TLS towards endpoints whose URL says https.
     #[serde(default)]
     pub tls: BackendTls,
     /// HTTP/2 towards the endpoints: over TLS where the server chooses it by ALPN, else without asking.
     #[serde(default)]
     pub http2: bool,
+}
+
+/// Treatment of the credentials that callers send.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum CallerCredentials {
+    /// They end at the gateway.
+    #[default]
+    Remove,
+    /// They reach the servers, for callers with accounts of their own there.
+    Pass,
 }
 
 /// TLS towards the endpoints of a backend. Their certificates are always verified, name included.
@@ -117,6 +136,22 @@ pub struct BackendTimeouts {
     pub first_byte: Duration,
     /// Between two reads of the answer's body, and for the server to take each part of the request.
     pub idle: Duration,
+}
+
+/// Limits on what an endpoint may send beside bodies, over HTTP/1 and HTTP/2 alike.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BackendLimits {
+    /// Bytes of the header of an answer, with the early answers (1xx) before it; and of its trailers. At most 256 fields
+    /// each and 16 early answers. An answer beyond it is 502; one whose trailers are is broken off. The default takes
+    /// twice what listeners take from clients.
+    pub max_header_bytes: Size,
+}
+
+impl Default for BackendLimits {
+    fn default() -> Self {
+        Self { max_header_bytes: Size::kib(64) }
+    }
 }
 
 impl Default for BackendTimeouts {

@@ -62,7 +62,7 @@ pub enum HashOn {
     /// The address of the client.
     ClientAddress(bool),
     /// The first bytes of the prompt, so that requests that share them find them in the server's KV cache; for model
-    /// protocols.
+    /// protocols. A prompt is looked for in the first 256 KiB of a body.
     PromptPrefix(Size),
 }
 

@@ -24,6 +24,9 @@ pub struct Listener {
     /// Certificates and who may connect; needed by `https`.
     #[serde(default)]
     pub tls: Option<ListenerTls>,
+    /// Whether paths with `%2F` or `%5C` pass on routes that do not say it themselves.
+    #[serde(default)]
+    pub encoded_slashes: EncodedSlashes,
     /// Who the caller is behind a proxy that says so in a header.
     #[serde(default)]
     pub client_address: Option<ClientAddress>,
@@ -46,6 +49,19 @@ pub enum ListenerProtocol {
     Https,
     /// HTTP/2 without encryption and nothing else, begun by the client without asking (prior knowledge).
     H2c,
+}
+
+/// Handling of a path with an encoded slash or backslash (`%2F`, `%5C`), which one server reads as a separator and another
+/// as part of a name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum EncodedSlashes {
+    /// Answers 400.
+    #[default]
+    Refuse,
+    /// Passes the path on as it came. An error where a server that reads a slash would serve what another route keeps
+    /// under a different `authentication`, `access`, limit or model rule.
+    Pass,
 }
 
 /// TLS of a listener.
@@ -163,7 +179,13 @@ pub struct ListenerLimits {
     pub body_timeout: Duration,
     /// Time that a connection may stay open between requests.
     pub idle_timeout: Duration,
-    /// Bytes of the request line and header together.
+    /// Time for a client to take what is written to it. A client that takes nothing for so long, or less than one part of
+    /// an answer (at most 64 KiB), is cut: the connection is closed, of HTTP/2 the stream reset. The time limits of the
+    /// route do not lengthen it.
+    pub write_timeout: Duration,
+    /// Bytes of the request line and header together, and of trailers by themselves (at most 64 KiB). They may have 256
+    /// fields each. A request beyond it gets 431, one whose request line alone is beyond it 414 (HTTP/2: 431), as soon as
+    /// the bound is reached, and its connection ends.
     pub max_header_bytes: Size,
 }
 
@@ -177,6 +199,7 @@ impl Default for ListenerLimits {
             header_timeout: Duration::seconds(10),
             body_timeout: Duration::seconds(60),
             idle_timeout: Duration::seconds(75),
+            write_timeout: Duration::seconds(30),
             max_header_bytes: Size::kib(32),
         }
     }

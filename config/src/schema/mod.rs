@@ -16,7 +16,7 @@ mod telemetry;
 
 pub use acme::{Acme, AcmeChallenge, AcmeRetry, ExternalAccount};
 pub use admin::Admin;
-pub use backends::{Backend, BackendProtocol, BackendTimeouts, BackendTls, Credentials, Endpoint};
+pub use backends::{Backend, BackendProtocol, BackendTimeouts, BackendTls, CallerCredentials, Credentials, Endpoint};
 pub use balancing::{
     Adaptive, Capacity, CircuitBreaker, CompletionProbe, GrpcProbe, HashOn, HealthCheck, HttpProbe, KvCache,
     LoadBalancing, OutlierDetection, PolicyName, QueueDepth, TcpProbe,
@@ -31,8 +31,8 @@ pub use limits::{
     Budget, BudgetState, ConsumerLimits, LimitState, OnExceeded, OnStoreFailure, Period, Price, RedisState, State,
 };
 pub use listeners::{
-    CertificateFiles, ClientAddress, ClientAddressHeader, ClientCertificateMode, ClientCertificates, Listener,
-    ListenerLimits, ListenerProtocol, ListenerTls, ProxyProtocol, TlsVersion,
+    CertificateFiles, ClientAddress, ClientAddressHeader, ClientCertificateMode, ClientCertificates, EncodedSlashes,
+    Listener, ListenerLimits, ListenerProtocol, ListenerTls, ProxyProtocol, TlsVersion,
 };
 pub use models::{Device, Model, ModelTask};
 pub use routes::{
@@ -40,6 +40,8 @@ pub use routes::{
     RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated, WhenUnavailable,
 };
 pub use telemetry::{AuditLog, LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
+
+use std::num::NonZeroU32;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -96,9 +98,19 @@ pub struct Config {
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ProcessLimits {
-    /// Memory for request bodies that are held for routing, retries or spilling; a request that finds none left is
-    /// refused with 503.
+    /// Memory for request bodies that are held for routing, limits, retries or spilling, counted as their bytes arrive. A
+    /// request that finds none left is refused with 503. It may be changed while the gateway runs.
     pub buffered_bodies: Size,
+    /// Memory of `bufferedBodies` that one caller may use: a consumer, or the address of a client while nothing else is
+    /// known of it (of IPv6 the first 64 bits). A request that would use more is refused with 429, and one whose body alone
+    /// is longer with 413. It may be changed while the gateway runs.
+    pub buffered_bodies_per_caller: Size,
+    /// Memory for answers that their clients have not taken yet, over all requests. While it lasts, a server's answer is
+    /// read to its end and the server is free for others, however slowly the client reads. When it is spent, servers are
+    /// read as fast as clients take.
+    pub buffered_answers: Size,
+    /// The share of one request in `bufferedAnswers`.
+    pub buffered_answers_per_request: Size,
     /// Callers whose level is kept for each rule of limits; past it those that are full soonest are forgotten.
     #[schemars(range(min = 1024, max = 16_777_216))]
     pub limit_keys: u32,
@@ -109,11 +121,26 @@ pub struct ProcessLimits {
     /// keeps its share while it is not loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_memory: Option<Size>,
+    /// File descriptors that neither connections of clients nor of servers may take: for the admin address, files, names
+    /// and stores. Connections to servers stop at the limit of open files (`ulimit -n`) less this number, new connections
+    /// of clients at the limit less twice this number. An eighth of the limit when left out, at least 16 and at most
+    /// 1024; never more than a quarter of the limit. `spillway_descriptor_shortages_total` counts connections that were
+    /// closed for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reserved_descriptors: Option<NonZeroU32>,
 }
 
 impl Default for ProcessLimits {
     fn default() -> Self {
-        Self { buffered_bodies: Size::mib(512), limit_keys: 65_536, model_memory: None }
+        Self {
+            buffered_bodies: Size::mib(512),
+            buffered_bodies_per_caller: Size::mib(64),
+            buffered_answers: Size::mib(256),
+            buffered_answers_per_request: Size::mib(1),
+            limit_keys: 65_536,
+            model_memory: None,
+            reserved_descriptors: None,
+        }
     }
 }
 

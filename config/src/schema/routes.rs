@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::EncodedSlashes;
 use crate::values::{Duration, Size, Status};
 
 /// Requests that match go through the filters to one of the backends.
@@ -20,6 +21,10 @@ pub struct Route {
     /// A request matches when one of these does; everything when left out.
     #[serde(default)]
     pub matches: Vec<Match>,
+    /// Whether paths with `%2F` or `%5C` pass here, such as GitLab's `/projects/group%2Fname` or npm's `/@scope%2Fname`;
+    /// as the listener says when left out.
+    #[serde(default)]
+    pub encoded_slashes: Option<EncodedSlashes>,
     /// Whether the caller must show who it is; `required` when the file names consumers or authentication, else `none`.
     #[serde(default)]
     pub authentication: Option<RouteAuthentication>,

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{Context, at};
 use crate::schema::Device;
-use crate::schema::{Backend, BackendTls};
+use crate::schema::{Backend, BackendProtocol, BackendTls, CallerCredentials, Route, RouteAuthentication};
 
 /// What the gateway shows of itself and whom it believes.
 fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
@@ -20,6 +20,33 @@ fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     }
     if let Some(pair) = &tls.client_certificate {
         super::listeners::certificate(cx, at!["backends", n, "tls", "clientCertificate"], pair, false);
+    }
+}
+
+/// What becomes of the credentials that callers send.
+fn caller_credentials(cx: &mut Context<'_>, n: usize, backend: &Backend) {
+    let config = cx.config;
+    if backend.caller_credentials == Some(CallerCredentials::Pass) && backend.credentials.is_some() {
+        let message = "no effect beside `credentials`, which replace those of every caller: leave one of them out";
+        cx.error(at!["backends", n, "callerCredentials"], message);
+    }
+    // Servers of models behind https mostly want a key, and on an open route it could only be the caller's.
+    let wants_key = backend.protocol == BackendProtocol::Openai && backend.endpoints.iter().any(|e| e.url.https);
+    let is_silent = backend.caller_credentials.is_none()
+        && backend.credentials.is_none()
+        && !config.consumers.iter().any(|consumer| consumer.credentials.contains_key(&backend.name));
+    let asks = !config.consumers.is_empty() || config.authentication.is_some();
+    let is_open = |route: &Route| match route.authentication {
+        Some(mode) => mode != RouteAuthentication::Required,
+        None => !asks,
+    };
+    let serves = |route: &Route| route.backend_refs.iter().any(|r| r.name.as_deref() == Some(backend.name.as_str()));
+    if wants_key && is_silent && config.routes.iter().any(|route| is_open(route) && serves(route)) {
+        cx.warn(
+            at!["backends", n],
+            "no credentials reach these servers: callers' own are removed; give `credentials`, or say \
+             `callerCredentials: pass` (or `remove`, if the servers need none)",
+        );
     }
 }
 
@@ -50,8 +77,12 @@ pub(super) fn all(cx: &mut Context<'_>) {
         if let Some(credentials) = &backend.credentials {
             cx.secret(at!["backends", n, "credentials", "bearer"], &credentials.bearer);
         }
+        caller_credentials(cx, n, backend);
         super::balancing::all(cx, n, backend);
         tls(cx, n, backend);
+        if !(1 << 10..=1 << 20).contains(&backend.limits.max_header_bytes.0) {
+            cx.error(at!["backends", n, "limits", "maxHeaderBytes"], "must be from 1KiB to 1MiB");
+        }
         let t = &backend.timeouts;
         for (key, value) in [("connect", t.connect), ("firstByte", t.first_byte), ("idle", t.idle)] {
             if value.0.is_zero() {

@@ -36,6 +36,7 @@ fn limits(cx: &mut Context<'_>, n: usize, listener: &Listener) {
         ("headerTimeout", limits.header_timeout),
         ("bodyTimeout", limits.body_timeout),
         ("idleTimeout", limits.idle_timeout),
+        ("writeTimeout", limits.write_timeout),
     ] {
         if value.0.is_zero() {
             cx.error(at!["listeners", n, "limits", key], "a time limit of zero lets nothing pass");

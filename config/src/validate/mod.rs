@@ -8,6 +8,7 @@ mod callers;
 mod dns;
 mod listeners;
 mod models;
+mod paths;
 mod routes;
 
 use std::collections::HashMap;
@@ -117,6 +118,8 @@ pub(crate) fn all(cx: &mut Context<'_>) {
     backends::all(cx);
     models::all(cx);
     routes::all(cx);
+    paths::all(cx);
+    limits(cx);
     telemetry(cx);
 }
 
@@ -131,6 +134,25 @@ fn admin(cx: &mut Context<'_>) {
     let same = |listener: &crate::schema::Listener| listener.address == admin.address && admin.address.0.port() != 0;
     if cx.config.listeners.iter().any(same) {
         cx.error(at!["admin", "address"], "a listener has this address already");
+    }
+}
+
+/// Memory for bodies: above zero, and a share that can be reached.
+fn limits(cx: &mut Context<'_>) {
+    let limits = &cx.config.limits;
+    let (all, one) = (limits.buffered_bodies, limits.buffered_bodies_per_caller);
+    for (key, size) in [("bufferedBodies", all), ("bufferedBodiesPerCaller", one)] {
+        if size.0 == 0 {
+            cx.error(
+                at!["limits", key],
+                "with no memory for bodies no request with one could be answered: write 1KiB or more",
+            );
+        }
+    }
+    // The default share of a smaller whole is that whole.
+    if one > all && one != crate::schema::ProcessLimits::default().buffered_bodies_per_caller {
+        let message = format!("no caller can use more than all of them together: limits.bufferedBodies is {all}");
+        cx.error(at!["limits", "bufferedBodiesPerCaller"], message);
     }
 }
 

@@ -59,8 +59,9 @@ fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
             cx.error(at!["routes", n, "matches", m, "path", "prefix"], "a path begins with `/`");
         }
         Some(PathMatch::Regex(pattern)) => {
-            let built = regex::RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(1 << 20).build();
-            if let Err(e) = built {
+            // Alone too: `a)|(?:b` would take the anchors apart that hold it to the whole path.
+            let build = |pattern: &str| regex::RegexBuilder::new(pattern).size_limit(1 << 20).build();
+            if let Err(e) = build(pattern).and_then(|_| build(&format!("^(?:{pattern})$"))) {
                 let message = e.to_string().lines().last().unwrap_or_default().to_owned();
                 cx.error(
                     at!["routes", n, "matches", m, "path", "regex"],
@@ -243,8 +244,18 @@ fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
     if route.retry.attempts > 10 {
         cx.error(at!["routes", n, "retry", "attempts"], "more than 10 further tries do harm and no good");
     }
-    if route.limits.max_body.0 > cx.config.limits.buffered_bodies.0 {
-        let message = "this is more than limits.bufferedBodies, the memory for all bodies together";
+    let (config, limits) = (cx.config, &cx.config.limits);
+    let speaks_model = route.backend_refs.iter().any(|reference| {
+        reference.model.is_some()
+            || config.backends.iter().any(|backend| {
+                reference.name.as_ref() == Some(&backend.name) && backend.protocol == BackendProtocol::Openai
+            })
+    });
+    let share = limits.buffered_bodies.min(limits.buffered_bodies_per_caller);
+    if speaks_model && route.limits.max_body > share {
+        let key = if share == limits.buffered_bodies { "bufferedBodies" } else { "bufferedBodiesPerCaller" };
+        let message =
+            format!("bodies of this route are held, and limits.{key} leaves {share} for one: a longer one is refused");
         cx.warn(at!["routes", n, "limits", "maxBody"], message);
     }
 }

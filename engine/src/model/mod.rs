@@ -98,6 +98,17 @@ pub(crate) fn load_encoder(file: &ModelFile, options: &LoadOptions) -> Result<Lo
     Ok(LoadedEncoder { model, executor, shape, device, memory })
 }
 
+/// Checks that a file can be run under these options and fits their memory, without a device.
+pub(crate) fn check_fit(file: &ModelFile, options: &LoadOptions) -> Result<(), LoadError> {
+    check(file)?;
+    allow(needs(file, options)?, options)
+}
+
+/// Rows of the table of an encoder's tokens.
+pub(crate) fn encoder_vocabulary(file: &ModelFile) -> Result<usize, LoadError> {
+    Ok(BertShape::of(file)?.vocabulary)
+}
+
 /// Checks that a file can be run, without a device.
 pub(crate) fn check(file: &ModelFile) -> Result<(), LoadError> {
     match task(file) {

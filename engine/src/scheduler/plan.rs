@@ -2,8 +2,27 @@
 
 use std::time::Duration;
 
+use super::pace::{Pace, Reader, share};
 use super::sequence::{Sequence, State};
 use super::{Worker, narrow};
+use crate::exec::PAGE;
+
+/// Prompts that are read in a step: lists that are kept from step to step.
+#[derive(Default)]
+pub(super) struct Readers {
+    /// Request and sequence, by their places.
+    places: Vec<(usize, usize)>,
+    prompts: Vec<Reader>,
+    order: Vec<usize>,
+    parts: Vec<usize>,
+}
+
+impl Readers {
+    fn clear(&mut self) {
+        self.places.clear();
+        self.prompts.clear();
+    }
+}
 
 /// A step with parts of prompts takes at most so many times what the step of the answers alone takes, or the pause that
 /// is allowed between tokens, whichever is more: where a step is slow by itself, prompts must still get on.
@@ -30,32 +49,51 @@ impl Worker {
         }
         let writing = self.batch.rows.len();
         let most = self.sizes.max_rows;
-        let mut room = if writing == 0 {
+        let room = if writing == 0 {
             self.cost.rows_within(self.token_pause, PROMPT_ROWS.min(most), most)
         } else {
             let pause = self.token_pause.max(self.cost.of(writing) * SLOWER_BY_PROMPTS);
             self.rows_within(pause, writing, most)
         };
-        // Prompts take turns by step, so that a long one does not keep a short one behind it waiting.
-        let count = self.running.len().max(1);
-        self.turn = self.turn.wrapping_add(1);
-        for n in 0..self.running.len() {
-            let at = (self.turn + n) % count;
+        self.read_prompts(writing, room);
+        !self.batch.rows.is_empty()
+    }
+
+    /// Tells callers what a step would cost while nothing runs.
+    pub(super) fn plan_nothing(&mut self) {
+        let most = self.sizes.max_rows;
+        let rows = self.cost.rows_within(self.token_pause, PROMPT_ROWS.min(most), most);
+        let pace = Pace { rows, bare: Duration::ZERO, full: self.cost.of(rows) };
+        self.shared.planned(pace, &[], self.rows_read, self.pages.available() * PAGE);
+    }
+
+    /// Puts parts of prompts into the batch, `room` rows in all.
+    fn read_prompts(&mut self, writing: usize, room: usize) {
+        let mut readers = std::mem::take(&mut self.readers);
+        readers.clear();
+        for at in 0..self.running.len() {
             for n in 0..self.running.get(at).map_or(0, |request| request.sequences.len()) {
-                if room == 0 {
-                    break;
-                }
                 if self.sequence(at, n).is_some_and(|s| s.can_run() && s.in_step == 0 && s.unread() > 0)
                     && self.running.get(at).is_some_and(|request| request.is_told())
                 {
                     self.catch_up(at, n);
-                    let rows = self.sequence(at, n).map_or(0, Sequence::unread).min(room);
-                    room -= rows;
-                    self.enter(at, n, rows);
+                    readers.places.push((at, n));
+                    let place = self.running.get(at).map_or(0, |request| request.place);
+                    readers.prompts.push(Reader { unread: self.sequence(at, n).map_or(0, Sequence::unread), place });
                 }
             }
         }
-        !self.batch.rows.is_empty()
+        share(&readers.prompts, room, &mut readers.order, &mut readers.parts);
+        for ((at, n), rows) in readers.places.iter().zip(&readers.parts) {
+            if *rows > 0 {
+                self.enter(*at, *n, *rows);
+            }
+        }
+        let pace = Pace { rows: room, bare: self.cost.of(writing), full: self.cost.of(writing + room) };
+        self.shared.planned(pace, &readers.prompts, self.rows_read, self.pages.available() * PAGE);
+        let read: usize = readers.parts.iter().sum();
+        self.rows_read = self.rows_read.saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
+        self.readers = readers;
     }
 
     /// Rows of prompts that fit into a step beside `writing` rows of answers; one at least, so that they get on.
@@ -125,11 +163,7 @@ impl Worker {
     /// A sequence gives up its pages and will be read again.
     fn preempt(&mut self, at: usize, n: usize) {
         let Some(request) = self.running.get_mut(at) else { return };
-        let is_prefilled = request.is_prefilled();
         let Some(sequence) = request.sequences.get_mut(n) else { return };
-        if !is_prefilled {
-            self.shared.unread(sequence.read());
-        }
         self.pages.give_back(sequence.slot);
         sequence.unplace();
         self.shared.preempted();

@@ -12,6 +12,8 @@ use crate::{EngineError, Event, Finished};
 pub(super) struct Request {
     pub(super) sequences: Vec<Sequence>,
     pub(super) tenant: TenantKey,
+    /// Its place among short prompts.
+    pub(super) place: u64,
     events: Sender<Event>,
     /// Events that found the channel full.
     outbox: Vec<Event>,
@@ -28,12 +30,13 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// A request with a place in `slots` for each of its choices.
-    pub(super) fn new(job: &Job, slots: Vec<usize>, context: usize) -> Self {
+    /// A request with a slot in `slots` for each of its choices.
+    pub(super) fn new(job: &Job, slots: Vec<usize>, context: usize, place: u64) -> Self {
         let sequences = (0u32..).zip(slots).map(|(n, slot)| Sequence::new(&job.request, n, slot, context)).collect();
         Self {
             sequences,
             tenant: job.request.tenant.clone(),
+            place,
             events: job.events.clone(),
             outbox: Vec::new(),
             stalled: None,
@@ -68,11 +71,6 @@ impl Request {
     pub(super) fn answered(&self) -> usize {
         self.sequences.iter().map(Sequence::answered).sum()
     }
-    /// Prompt tokens that are yet to be read, as its queue counted them.
-    pub(super) fn prompt_left(&self) -> usize {
-        self.sequences.first().map_or(0, |first| if self.first.is_some() { 0 } else { first.prompt_left() })
-    }
-
     /// Why it must end now.
     pub(super) fn fault(&self, now: Instant, stall_timeout: Duration) -> Option<EngineError> {
         if self.is_finished {
@@ -82,6 +80,11 @@ impl Request {
             return Some(EngineError::Deadline);
         }
         self.is_stalled(now, stall_timeout).then_some(EngineError::Stalled)
+    }
+
+    /// Since when its reader has taken nothing, where it has more to take.
+    pub(super) fn parked_since(&self) -> Option<Instant> {
+        self.stalled
     }
 
     fn is_stalled(&self, now: Instant, stall_timeout: Duration) -> bool {

@@ -1,11 +1,12 @@
 //! What callers may know without asking the thread: how many run and wait, what steps cost, hence how long a first
 //! token would take. Written by the thread, read by everybody; figures may be a step old.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::pace::{Pace, Reader, place, rows_until_read};
 use super::queue::TenantKey;
 use crate::exec::{PAGE, Sizes};
 use crate::{Busy, BusyReason, EngineStats, Generate};
@@ -17,22 +18,66 @@ const FIRST_ANSWER: u64 = 64;
 /// Part of the queue that one tenant may fill, in quarters: somebody else must find a place.
 const TENANT_QUARTERS: usize = 3;
 
+/// A request that waits for its places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Waiting {
+    choices: usize,
+    prompt: usize,
+}
+
+impl Waiting {
+    fn of(request: &Generate) -> Self {
+        Self { choices: usize::try_from(request.choices.get()).unwrap_or(usize::MAX), prompt: request.prompt.len() }
+    }
+}
+
+/// Who is before a newcomer.
+#[derive(Default)]
+struct Line {
+    /// Requests that wait, by tenant, in their order; only tenants who wait.
+    waiting: HashMap<TenantKey, VecDeque<Waiting>>,
+    /// Prompts that were read from in the last step, before it.
+    reading: Vec<Reader>,
+    /// Rows of prompts that were read before it.
+    rows_read: u64,
+    /// What the last step cost.
+    pace: Pace,
+    /// Tokens for which there were pages.
+    room: usize,
+}
+
+impl Line {
+    fn waiting(&self) -> usize {
+        self.waiting.values().map(|of_tenant| choices(of_tenant)).sum()
+    }
+
+    /// Those of `tenant`, and of each other tenant as many as these and one: tenants take turns.
+    fn before<'a>(&'a self, tenant: &'a TenantKey) -> impl Iterator<Item = &'a Waiting> + Clone {
+        let mine = self.waiting.get(tenant).map_or(0, VecDeque::len);
+        self.waiting.iter().flat_map(move |(key, of_tenant)| {
+            of_tenant.iter().take(if key == tenant { usize::MAX } else { mine.saturating_add(1) })
+        })
+    }
+}
+
+fn choices(waiting: &VecDeque<Waiting>) -> usize {
+    waiting.iter().map(|request| request.choices).sum()
+}
+
 pub(super) struct Shared {
     sizes: Sizes,
     queue: usize,
     max_wait: Duration,
     stopped: AtomicBool,
     recovering: AtomicBool,
+    /// A request was refused for want of room since the scheduler last looked.
+    refused: AtomicBool,
     running: AtomicUsize,
-    /// Sequences that wait, by tenant; only of tenants who wait.
-    waiting: Mutex<HashMap<TenantKey, usize>>,
-    /// Prompt tokens that are not read yet, of those who run and wait.
-    prompt_pending: AtomicUsize,
+    line: Mutex<Line>,
     kv_used: AtomicUsize,
     kv_idle: AtomicUsize,
-    /// Averages: a step that writes tokens, one prompt token, the length of an answer.
+    /// Averages: a step that writes tokens, the length of an answer.
     step_nanos: AtomicU64,
-    prompt_nanos: AtomicU64,
     answer_tokens: AtomicU64,
     generated: AtomicU64,
     prompt: AtomicU64,
@@ -52,11 +97,6 @@ fn wide(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-/// Takes off without going below nothing.
-fn take_off(cell: &AtomicUsize, n: usize) {
-    let _ = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(old.saturating_sub(n)));
-}
-
 impl Shared {
     pub(super) fn new(sizes: Sizes, queue: usize, max_wait: Duration) -> Self {
         Self {
@@ -65,13 +105,12 @@ impl Shared {
             max_wait,
             stopped: AtomicBool::new(false),
             recovering: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
             running: AtomicUsize::new(0),
-            waiting: Mutex::default(),
-            prompt_pending: AtomicUsize::new(0),
+            line: Mutex::default(),
             kv_used: AtomicUsize::new(0),
             kv_idle: AtomicUsize::new(0),
             step_nanos: AtomicU64::new(0),
-            prompt_nanos: AtomicU64::new(0),
             answer_tokens: AtomicU64::new(FIRST_ANSWER),
             generated: AtomicU64::new(0),
             prompt: AtomicU64::new(0),
@@ -81,8 +120,8 @@ impl Shared {
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<TenantKey, usize>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a request into the queue, or says why not.
@@ -94,31 +133,31 @@ impl Shared {
         if self.is_recovering() {
             return refused(BusyReason::Recovering, Duration::from_secs(1));
         }
-        let choices = usize::try_from(request.choices.get()).unwrap_or(usize::MAX);
-        if choices > self.sizes.slots {
+        let new = Waiting::of(request);
+        if new.choices > self.sizes.slots {
             return refused(BusyReason::TooManyChoices, Duration::ZERO);
         }
-        let mut waiting = self.waiting();
-        let wait = self.wait_among(&waiting, request.prompt.len(), &request.tenant);
+        let mut line = self.line();
+        let wait = self.wait_in(&line, new.prompt, &request.tenant);
         let left = request.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // An idle engine begins at once: then the estimate is its own speed, which only running corrects.
-        let idle = waiting.is_empty() && self.running.load(Ordering::Acquire) == 0;
+        let idle = line.waiting.is_empty() && self.running.load(Ordering::Acquire) == 0;
         let too_late = left.is_some_and(|left| if idle { left.is_zero() } else { wait > left });
         if too_late || (!idle && wait > self.max_wait) {
+            self.refused.store(true, Ordering::Relaxed);
             return refused(BusyReason::WaitTooLong, wait.saturating_sub(self.max_wait));
         }
-        let all: usize = waiting.values().sum();
         let places = self.sizes.slots.saturating_add(self.queue);
-        if all + self.running.load(Ordering::Relaxed) + choices > places {
+        if line.waiting() + self.running.load(Ordering::Relaxed) + new.choices > places {
+            self.refused.store(true, Ordering::Relaxed);
             return refused(BusyReason::QueueFull, wait);
         }
-        let mine = waiting.get(&request.tenant).copied().unwrap_or(0);
+        let mine = line.waiting.get(&request.tenant).map_or(0, choices);
         // Who is nobody in particular is everybody.
-        if request.tenant.is_some() && mine > 0 && mine + choices > (self.queue * TENANT_QUARTERS).div_ceil(4) {
+        if request.tenant.is_some() && mine > 0 && mine + new.choices > (self.queue * TENANT_QUARTERS).div_ceil(4) {
             return refused(BusyReason::TenantQueueFull, wait);
         }
-        *waiting.entry(request.tenant.clone()).or_insert(0) += choices;
-        self.prompt_pending.fetch_add(request.prompt.len(), Ordering::Relaxed);
+        line.waiting.entry(request.tenant.clone()).or_default().push_back(new);
         Ok(())
     }
 
@@ -145,36 +184,46 @@ impl Shared {
         self.recovering.load(Ordering::Acquire)
     }
 
-    fn off_queue(&self, request: &Generate) {
-        let choices = usize::try_from(request.choices.get()).unwrap_or(usize::MAX);
-        let mut waiting = self.waiting();
-        if let Some(count) = waiting.get_mut(&request.tenant) {
-            *count = count.saturating_sub(choices);
-            if *count == 0 {
-                waiting.remove(&request.tenant);
-            }
-        }
+    /// True once after a request was refused for want of room.
+    pub(super) fn take_refused(&self) -> bool {
+        self.refused.swap(false, Ordering::Relaxed)
     }
 
     /// A request left the queue without a place.
     pub(super) fn leave_queue(&self, request: &Generate) {
-        self.off_queue(request);
-        take_off(&self.prompt_pending, request.prompt.len());
+        let left = Waiting::of(request);
+        let mut line = self.line();
+        if let Some(of_tenant) = line.waiting.get_mut(&request.tenant) {
+            if let Some(at) = of_tenant.iter().position(|waiting| *waiting == left) {
+                of_tenant.remove(at);
+            }
+            if of_tenant.is_empty() {
+                line.waiting.remove(&request.tenant);
+            }
+        }
     }
 
     /// A request got its places.
     pub(super) fn admitted(&self, request: &Generate) {
         self.running.fetch_add(usize::try_from(request.choices.get()).unwrap_or(0), Ordering::AcqRel);
-        self.off_queue(request);
+        self.leave_queue(request);
     }
 
-    /// A request gave its places back with so many tokens of its prompt unread; its answers were so long on average,
-    /// where they came to their end.
-    pub(super) fn left(&self, prompt_left: usize, answer: Option<usize>) {
-        take_off(&self.prompt_pending, prompt_left);
+    /// A request gave its places back; its answers were so long on average, where they came to their end.
+    pub(super) fn left(&self, answer: Option<usize>) {
         if let Some(answer) = answer {
             average(&self.answer_tokens, wide(answer).max(1));
         }
+    }
+
+    /// A step was planned: what it costs, the prompts and rows before it, and for how many tokens more there are pages.
+    pub(super) fn planned(&self, pace: Pace, reading: &[Reader], rows_read: u64, room: usize) {
+        let mut line = self.line();
+        line.pace = pace;
+        line.rows_read = rows_read;
+        line.room = room;
+        line.reading.clear();
+        line.reading.extend_from_slice(reading);
     }
 
     pub(super) fn set_running(&self, running: usize, kv_used: usize, kv_idle: usize) {
@@ -185,16 +234,10 @@ impl Shared {
 
     /// Prompt tokens were read, or found in the cache.
     pub(super) fn read(&self, tokens: usize, cached: bool) {
-        take_off(&self.prompt_pending, tokens);
         self.prompt.fetch_add(wide(tokens), Ordering::Relaxed);
         if cached {
             self.cached.fetch_add(wide(tokens), Ordering::Relaxed);
         }
-    }
-
-    /// Prompt tokens that were read must be read again.
-    pub(super) fn unread(&self, tokens: usize) {
-        self.prompt_pending.fetch_add(tokens, Ordering::Relaxed);
     }
 
     /// A token was written.
@@ -207,13 +250,10 @@ impl Shared {
         self.preemptions.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A step of `rows`, of which `picks` gave logits, took so long.
-    pub(super) fn measured(&self, rows: usize, picks: usize, took: Duration) {
-        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        if rows <= picks {
-            average(&self.step_nanos, nanos);
-        } else {
-            average(&self.prompt_nanos, nanos / wide(rows).max(1));
+    /// A step took so long.
+    pub(super) fn measured(&self, has_prompts: bool, took: Duration) {
+        if !has_prompts {
+            average(&self.step_nanos, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
         }
     }
 
@@ -223,38 +263,36 @@ impl Shared {
 
     /// Time to the first token of such a prompt, if `tenant` submitted it now.
     pub(super) fn estimated_wait(&self, prompt_tokens: usize, tenant: &TenantKey) -> Duration {
-        self.wait_among(&self.waiting(), prompt_tokens, tenant)
+        self.wait_in(&self.line(), prompt_tokens, tenant)
     }
 
-    /// Prompts before this one, this one itself, and, where no place is free, the rest of the answers before it. Those
-    /// of other tenants are before it only as far as these wait no more than its own does: they take turns.
-    fn wait_among(&self, waiting: &HashMap<TenantKey, usize>, prompt_tokens: usize, tenant: &TenantKey) -> Duration {
-        let mine = waiting.get(tenant).copied().unwrap_or(0);
-        let all: usize = waiting.values().sum();
-        let others = waiting.iter().filter(|(key, _)| *key != tenant).map(|(_, count)| (*count).min(mine + 1));
-        let before = mine + others.sum::<usize>();
-        // Of the prompts that wait, the part that is read before this one.
-        let pending = self.prompt_pending.load(Ordering::Relaxed);
-        let pending = if all > before { pending * (before + 1) / (all + 1) } else { pending };
-        let reading =
-            self.prompt_nanos.load(Ordering::Relaxed).saturating_mul(wide(pending.saturating_add(prompt_tokens)));
-        let ahead = before + self.running.load(Ordering::Relaxed);
+    /// The time until this prompt is read beside those that are read now, as steps are shared among them; where no place
+    /// or no pages are free, all prompts before it and the rest of the answers before it.
+    fn wait_in(&self, line: &Line, prompt: usize, tenant: &TenantKey) -> Duration {
+        let before = line.before(tenant);
+        let ahead = before.clone().map(|waiting| waiting.choices).sum::<usize>() + self.running.load(Ordering::Relaxed);
         let places = self.sizes.slots.max(1);
-        let writing = if ahead < places {
-            0
-        } else {
-            // Answers end evenly over their length: the n-th place is free after n / places of one.
-            let answer =
-                self.step_nanos.load(Ordering::Relaxed).saturating_mul(self.answer_tokens.load(Ordering::Relaxed));
-            answer.saturating_mul(wide(ahead - places + 1)) / wide(places)
-        };
-        Duration::from_nanos(reading.saturating_add(writing))
+        let prompts = before.map(|waiting| waiting.prompt);
+        let pages = prompts.clone().fold(prompt, usize::saturating_add);
+        // Who waits for something to end is overtaken by nobody and overtakes nobody.
+        let short_of = if ahead >= places { ahead - places + 1 } else { usize::from(pages > line.room) };
+        if short_of == 0 {
+            let comes = |unread| Reader { unread, place: place(line.rows_read, unread) };
+            let readers = line.reading.iter().copied().chain(prompts.map(comes));
+            return line.pace.time_of(rows_until_read(prompt, readers, line.rows_read, line.pace.rows));
+        }
+        let unread = line.reading.iter().map(|reader| reader.unread).chain(prompts);
+        let reading = line.pace.time_of(unread.fold(prompt, usize::saturating_add));
+        // Answers end evenly over their length: the n-th place is free after n / places of one.
+        let answer = self.step_nanos.load(Ordering::Relaxed).saturating_mul(self.answer_tokens.load(Ordering::Relaxed));
+        let writing = answer.saturating_mul(wide(short_of)) / wide(places.min(ahead.max(1)));
+        reading.saturating_add(Duration::from_nanos(writing))
     }
 
     #[allow(clippy::cast_precision_loss, reason = "a rate for people")]
     pub(super) fn stats(&self) -> EngineStats {
         let step = self.step_nanos.load(Ordering::Relaxed);
-        let waiting = self.waiting().values().sum();
+        let waiting = self.line().waiting();
         EngineStats {
             active: self.running.load(Ordering::Relaxed),
             waiting,

@@ -53,7 +53,7 @@ impl Worker {
         }
         let took = started.elapsed();
         self.cost.measured(rows, took);
-        self.shared.measured(rows, picked.len(), took);
+        self.shared.measured(rows > picked.len(), took);
         self.picked = picked;
         Ok(())
     }

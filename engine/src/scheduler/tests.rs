@@ -262,6 +262,31 @@ fn a_seed_gives_the_same_answer_alone_and_in_company_whatever_is_shared_and_pree
     same_alone_and_together(false);
 }
 
+/// Events of a request that nobody reads yet.
+fn unread(scene: &Scene, tokens: u32) -> Receiver<Event> {
+    // One letter, again and again: each token is an event.
+    let sampling = Sampling { logit_bias: [(65, 100.0)].into(), ..Sampling::greedy() };
+    scene.submit(Generate { max_tokens: Some(tokens), sampling, ..Generate::new(words(1, 1, 8)) })
+}
+
+#[test]
+fn a_parked_request_gives_way_to_one_that_waits_and_a_complete_one_holds_no_place() {
+    let options = LoadOptions { stall_timeout: Duration::from_secs(600), ..options(8) };
+    let scene = Scene::new(sizes(2, 8 * PAGE, 40), &options, World { end: -9.0, ..World::default() });
+    let parked = [unread(&scene, 200), unread(&scene, 200)];
+    let served = scene.submit(Generate { max_tokens: Some(4), ..Generate::new(words(2, 2, 8)) });
+    assert!(all(&served).end.is_ok(), "it is served while two are parked that nobody reads");
+    let ended = parked.iter().filter(|events| matches!(all(events).end, Err(EngineError::Stalled))).count();
+    assert_eq!(ended, 1, "the other one goes on as soon as it is read");
+    scene.idle();
+    // Of some, the last events find the channel full: the answer is complete and its place free.
+    for tokens in 58..=63 {
+        let complete = unread(&scene, tokens);
+        scene.idle();
+        assert!(all(&complete).end.is_ok(), "nothing of an answer of {tokens} tokens is lost");
+    }
+}
+
 #[test]
 fn a_prompt_with_several_answers_is_read_once_and_the_first_is_that_of_one() {
     let scene = Scene::new(sizes(8, 8 * PAGE, 60), &options(8), World { copies: true, end: -9.0, ..World::default() });
@@ -380,6 +405,28 @@ fn a_prompt_is_read_in_parts_that_fit_the_pause_between_tokens() {
     let mixed: Vec<_> = steps.iter().filter(|(rows, _)| *rows > 2).collect();
     // Some ten rows fit; what was measured of a busy machine's sleeps shakes that a little. All at once would be 64.
     assert!(mixed.len() > 15 && mixed.iter().all(|(rows, _)| *rows <= 20), "{steps:?}");
+}
+
+#[test]
+fn a_long_prompt_gets_no_short_one_refused() {
+    // 5 s for the long one; the short ones would begin after a step or two of 64 ms.
+    let world = World { row_time: Duration::from_millis(1), end: -9.0, ..World::default() };
+    let options = LoadOptions { max_queue_wait: Duration::from_millis(2500), ..options(64) };
+    let scene = Scene::new(sizes(8, 160 * PAGE, 1000), &options, world);
+    let long = scene.submit(Generate { max_tokens: Some(1), ..Generate::new(words(1, 1, 5000)) });
+    while !matches!(long.recv_blocking().unwrap(), Event::Started { .. }) {}
+    for n in 0..5 {
+        let ask = Generate { max_tokens: Some(1), ..Generate::new(words(2 + n, 2 + n, 20)) };
+        let short = scene.handle.submit(ask).unwrap_or_else(|busy| panic!("short one {n}: {busy:?}"));
+        assert!(all(&short).end.is_ok());
+        assert!(long.is_empty(), "it is read before the long one");
+    }
+    // One that would have to wait for too long is still refused, beside the short ones that are not.
+    let too_late = scene.handle.submit(Generate { max_tokens: Some(1), ..Generate::new(words(9, 9, 2400)) });
+    assert_eq!(too_late.unwrap_err().reason, BusyReason::WaitTooLong);
+    let stats = scene.handle.stats();
+    assert!(stats.estimated_wait < options.max_queue_wait, "{stats:?}");
+    drop(long);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
@@ -25,6 +25,8 @@ use tokio::task::JoinSet;
 
 use self::access::problem;
 use self::places::Places;
+use crate::descriptors::{Side, Spare, is_shortage};
+use crate::telemetry::Seldom;
 
 /// Time for a request header, and for the next one on a connection that is kept.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,7 +36,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 const LAST_ANSWER: Duration = Duration::from_secs(2);
 /// Time for the answers that are being written when the process ends.
 const END: Duration = Duration::from_millis(200);
-/// Pause after a failed accept, such as one for want of file descriptors.
+/// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Longest header, and the most fields in it.
 const MAX_HEADER: usize = 16 << 10;
@@ -61,35 +63,67 @@ pub trait AdminState: Send + Sync + 'static {
     fn is_loopback(&self) -> bool;
     /// Values of `Host` that are accepted besides loopback names.
     fn hosts(&self) -> Vec<String>;
+    /// Connections that are held at most.
+    fn max_connections(&self) -> usize;
+    /// Counts connections that were closed to make room for others.
+    fn connections_dropped(&self, count: usize);
 }
 
 /// Serves until `stop` is true. Answers that are being written then have a moment to end.
 pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, mut stop: watch::Receiver<bool>) {
-    let app = router(state);
-    let places = Places::default();
+    let app = router(state.clone());
+    let places = Places::new(state.max_connections());
     let mut connections = JoinSet::new();
+    let mut spare = Spare::new();
+    let (failures, shortages) = (Seldom::default(), Seldom::default());
     let stopping = stop.clone();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stop.wait_for(|stop| *stop) => break,
-            Some(_) = connections.join_next() => continue,
+            Some(_) = connections.join_next() => {
+                spare.refill();
+                continue;
+            }
         };
         let (stream, client) = match accepted {
             Ok(accepted) => accepted,
+            Err(e) if is_shortage(&e) => {
+                Side::Admin.count_shortage();
+                shortages.add(1, |times| tracing::warn!(event = "admin_descriptors_spent", error = %e, times));
+                // The spare one is for the connection that waits; else one of the least used is closed for it.
+                if !spare.release() {
+                    state.connections_dropped(usize::from(places.close_one()));
+                    if let Ok(None) = tokio::time::timeout(ACCEPT_PAUSE, connections.join_next()).await {
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+                continue;
+            }
             Err(e) => {
-                tracing::warn!(event = "admin_accept_failed", error = %e);
+                failures.add(1, |times| tracing::warn!(event = "admin_accept_failed", error = %e, times));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let Some(place) = places.take(client.ip().to_canonical()) else { continue };
+        spare.refill();
+        let (place, dropped) = places.take(client.ip().to_canonical());
+        state.connections_dropped(dropped);
         let (app, stopping) = (app.clone(), stopping.clone());
         connections.spawn(async move {
-            let _place = place;
+            let place = Arc::new(place);
             // The router is one for all connections; whose request it is stands in the request.
-            let app = app.layer(axum::Extension(access::Client(client.ip())));
-            connection(stream, app, stopping).await;
+            let asking = place.clone();
+            let app = app.layer(axum::Extension(access::Client(client.ip()))).layer(middleware::map_request(
+                move |request: Request| {
+                    asking.asked();
+                    std::future::ready(request)
+                },
+            ));
+            tokio::select! {
+                () = connection(stream, app, stopping) => {}
+                () = place.must_close() => {}
+            }
         });
     }
     drop(listener);

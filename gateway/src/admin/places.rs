@@ -1,76 +1,152 @@
-//! How many connections the admin address holds: few, and from one address only some of them, so that nobody without a
-//! token keeps the health checks out.
+//! Connections that the admin address holds: few, and from one address only some of them. A new one always gets a place,
+//! so that nobody keeps the health checks out: where all are taken, the one that is least in use is closed for it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
-/// Open connections; operators and scrapers are few.
-const MAX: usize = 64;
-/// Those of one address. Processes of this machine are not told apart, so loopback may have all.
-const MAX_OF_ONE: usize = 16;
+/// Part of all places that one address may have: one in four. Processes of this machine are not told apart, so loopback
+/// may have all.
+const PART_OF_ONE: usize = 4;
 
-/// Counts open connections by address.
-#[derive(Clone, Default)]
-pub(super) struct Places(Arc<Mutex<Taken>>);
+/// Open connections, by the order in which they came.
+#[derive(Clone)]
+pub(super) struct Places(Arc<Taken>);
+
+struct Taken {
+    /// `admin.maxConnections`.
+    most: usize,
+    open: Mutex<Open>,
+}
 
 #[derive(Default)]
-struct Taken {
-    all: usize,
-    by_address: HashMap<IpAddr, usize>,
+struct Open {
+    next: u64,
+    connections: BTreeMap<u64, Connection>,
+}
+
+struct Connection {
+    client: IpAddr,
+    /// When the last request came, in the order of all that happened; `None` before the first.
+    asked: Option<u64>,
+    close: Arc<Notify>,
 }
 
 /// One open connection.
 pub(super) struct Place {
     places: Places,
-    client: IpAddr,
+    id: u64,
+    close: Arc<Notify>,
 }
 
 impl Places {
-    /// A place, or `None` when all are taken.
-    pub(super) fn take(&self, client: IpAddr) -> Option<Place> {
-        let mut taken = self.0.lock();
-        let held = taken.by_address.get(&client).copied().unwrap_or(0);
-        if taken.all >= MAX || (held >= MAX_OF_ONE && !client.is_loopback()) {
-            return None;
+    pub(super) fn new(most: usize) -> Self {
+        Self(Arc::new(Taken { most: most.max(1), open: Mutex::default() }))
+    }
+
+    /// Takes a place; the number of connections that are closed for it.
+    pub(super) fn take(&self, client: IpAddr) -> (Place, usize) {
+        let mut open = self.0.open.lock();
+        let mut closed = 0;
+        let most_of_one = if client.is_loopback() { self.0.most } else { (self.0.most / PART_OF_ONE).max(1) };
+        let of_client = open.connections.values().filter(|connection| connection.client == client).count();
+        if of_client >= most_of_one {
+            closed += usize::from(open.close_least_used(|connection| connection.client == client));
+        } else if open.connections.len() >= self.0.most {
+            closed += usize::from(open.close_least_used(|_| true));
         }
-        taken.all += 1;
-        taken.by_address.insert(client, held + 1);
-        Some(Place { places: self.clone(), client })
+        let id = open.tick();
+        let close = Arc::new(Notify::new());
+        open.connections.insert(id, Connection { client, asked: None, close: close.clone() });
+        (Place { places: self.clone(), id, close }, closed)
+    }
+
+    /// Closes the connection that is least in use; false when there is none.
+    pub(super) fn close_one(&self) -> bool {
+        self.0.open.lock().close_least_used(|_| true)
+    }
+}
+
+impl Open {
+    fn tick(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Closes the oldest of those that have never asked anything, else the one that asked the longest ago.
+    fn close_least_used(&mut self, which: impl Fn(&Connection) -> bool) -> bool {
+        let candidates = self.connections.iter().filter(|(_, connection)| which(connection));
+        let least = candidates.min_by_key(|(id, connection)| (connection.asked, **id)).map(|(id, _)| *id);
+        let Some(connection) = least.and_then(|id| self.connections.remove(&id)) else { return false };
+        connection.close.notify_one();
+        true
+    }
+}
+
+impl Place {
+    /// Notes that a request has come.
+    pub(super) fn asked(&self) {
+        let mut open = self.places.0.open.lock();
+        let now = open.tick();
+        if let Some(connection) = open.connections.get_mut(&self.id) {
+            connection.asked = Some(now);
+        }
+    }
+
+    /// Waits until the connection must close for another.
+    pub(super) async fn must_close(&self) {
+        self.close.notified().await;
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = self.places.0.lock();
-        taken.all = taken.all.saturating_sub(1);
-        if let Some(held) = taken.by_address.get_mut(&self.client) {
-            *held = held.saturating_sub(1);
-            if *held == 0 {
-                taken.by_address.remove(&self.client);
-            }
-        }
+        self.places.0.open.lock().connections.remove(&self.id);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
+    fn closed(place: &Place) -> bool {
+        place.must_close().now_or_never().is_some()
+    }
+
     #[test]
-    fn one_address_does_not_take_all_places() {
-        let places = Places::default();
-        let [greedy, probe, local]: [IpAddr; 3] = ["10.0.0.1", "10.0.0.2", "127.0.0.1"].map(|a| a.parse().unwrap());
-        let held: Vec<_> = std::iter::from_fn(|| places.take(greedy)).collect();
-        assert_eq!(held.len(), MAX_OF_ONE);
-        assert!(places.take(probe).is_some());
-        let local: Vec<_> = std::iter::from_fn(|| places.take(local)).collect();
-        assert_eq!(local.len(), MAX - MAX_OF_ONE);
-        assert!(places.take(probe).is_none());
-        drop((held, local));
-        assert!(places.take(greedy).is_some());
-        assert!(places.0.lock().by_address.is_empty() && places.0.lock().all == 0);
+    fn a_new_connection_takes_the_place_of_the_one_that_is_least_in_use() {
+        let places = Places::new(4);
+        let local: IpAddr = "127.0.0.1".parse().unwrap();
+        let held: Vec<Place> = (0..4).map(|_| places.take(local).0).collect();
+        held[0].asked();
+        let (new, dropped) = places.take(local);
+        assert_eq!(dropped, 1);
+        let gone: Vec<bool> = held.iter().map(closed).collect();
+        assert_eq!(gone, [false, true, false, false], "the oldest that has never asked");
+        new.asked();
+        for place in &held[2..] {
+            place.asked();
+        }
+        let (_, dropped) = places.take(local);
+        assert!(dropped == 1 && closed(&held[0]), "the one that asked the longest ago");
+        drop((held, new));
+        assert!(places.0.open.lock().connections.is_empty());
+    }
+
+    #[test]
+    fn one_address_takes_the_places_of_its_own_connections_only() {
+        let places = Places::new(64);
+        let [greedy, probe]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|a| a.parse().unwrap());
+        let probing = places.take(probe).0;
+        let held: Vec<Place> = (0..200).map(|_| places.take(greedy).0).collect();
+        assert_eq!(held.iter().filter(|place| !closed(place)).count(), 16);
+        assert!(!closed(&probing));
+        assert!(places.close_one());
+        assert!(closed(&probing), "the oldest of all");
     }
 }

@@ -1,5 +1,6 @@
 //! `spillway chat`: a conversation with a model in the terminal. Ctrl-C ends an answer, and at the prompt the program.
 
+use std::borrow::Cow;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -145,9 +146,17 @@ async fn talk(engine: &Engine, arguments: &ChatArguments, is_terminal: bool) -> 
     }
 }
 
+/// Text of a model for a terminal: control characters other than line breaks and tabs are replaced, so that no model moves
+/// the cursor, sets the title or writes to the clipboard.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if text.contains(acts) { Cow::Owned(text.replace(acts, "\u{fffd}")) } else { Cow::Borrowed(text) }
+}
+
 /// Prints an answer as it comes, until it ends or Ctrl-C ends it.
 async fn answer(engine: &Engine, request: Generate) -> Result<String, String> {
     let mut stream = engine.submit(request).map_err(|e| e.to_string())?;
+    let is_terminal = std::io::stdout().is_terminal();
     let mut whole = String::new();
     loop {
         let event = tokio::select! {
@@ -156,7 +165,7 @@ async fn answer(engine: &Engine, request: Generate) -> Result<String, String> {
         };
         match event {
             Some(Event::Text { text, .. }) => {
-                print!("{text}");
+                print!("{}", if is_terminal { harmless(&text) } else { Cow::Borrowed(&*text) });
                 std::io::stdout().flush().map_err(|e| e.to_string())?;
                 whole.push_str(&text);
             }
@@ -166,6 +175,22 @@ async fn answer(engine: &Engine, request: Generate) -> Result<String, String> {
                 return Ok(whole);
             }
             Some(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_does_not_command_the_terminal() {
+        for (text, shown) in [
+            ("für\n\tall", "für\n\tall"),
+            ("\u{1b}]0;title\u{7}", "\u{fffd}]0;title\u{fffd}"),
+            ("\u{9b}2J\r", "\u{fffd}2J\u{fffd}"),
+        ] {
+            assert_eq!(harmless(text), shown);
         }
     }
 }

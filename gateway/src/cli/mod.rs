@@ -12,10 +12,12 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
+use spillway_config::values::Size;
 
 use self::admin::AdminArguments;
 use crate::identity::NewKey;
 use crate::reload::{look_again, read};
+use crate::signals::Signals;
 use crate::{server, telemetry};
 
 const FAILED: u8 = 1;
@@ -163,13 +165,31 @@ fn fail(code: u8, message: &dyn std::fmt::Display) -> ExitCode {
 
 fn check(files: &[PathBuf], offline: bool) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     for file in files {
-        let (report, ok) = match read(file, offline) {
-            Ok(loaded) => (loaded.warnings, true),
-            Err(report) => (report, false),
+        let read_file = read(file, offline);
+        let report = match &read_file {
+            Ok(loaded) => &loaded.warnings,
+            Err(report) => report,
         };
         eprint!("{report}");
-        let (errors, warnings) = report.counts();
+        let (mut errors, warnings) = report.counts();
+        // What is missing was told as a warning; without it the rest cannot be judged.
+        if let Some(mut loaded) = read_file.ok().filter(|_| !offline || read(file, false).is_ok()) {
+            if offline {
+                // The memory of the machine that judges says nothing of the one that will serve.
+                loaded.config.limits.model_memory.get_or_insert(Size(u64::MAX));
+            }
+            let judged = match &runtime {
+                Ok(runtime) => runtime.block_on(server::judge(&loaded, true)),
+                Err(e) => Err(vec![format!("the runtime cannot be started: {e}")]),
+            };
+            for error in judged.err().into_iter().flatten() {
+                errors += 1;
+                eprintln!("error: {error}\n");
+            }
+        }
+        let ok = errors == 0;
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         if ok {
             println!("{}: ok ({})", file.display(), count(warnings, "warning"));
@@ -206,32 +226,56 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Ok(path) => path,
         Err(e) => return fail(WRONG, &e),
     };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("proxy").build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(FAILED, &format!("the runtime cannot be started: {e}")),
+    };
+    // From the first moment on: unhandled, a signal ends a process that is still reading its files.
+    let mut signals = match runtime.block_on(async { Signals::install() }) {
+        Ok(signals) => signals,
+        Err(e) => return fail(FAILED, &format!("signals cannot be handled: {e}")),
+    };
     let began = SystemTime::now();
-    let loaded = match read(&path, false) {
-        Ok(loaded) => loaded,
-        Err(report) => return fail(WRONG, &report),
+    let reading = path.clone();
+    let reading = runtime.spawn_blocking(move || read(&reading, false));
+    let read = runtime.block_on(signals.unless_ended(reading));
+    let loaded = match read {
+        Ok(Ok(Ok(loaded))) => loaded,
+        Ok(Ok(Err(report))) => return fail(WRONG, &report),
+        Ok(Err(e)) => return fail(FAILED, &e),
+        Err(signal) => return ended_before(signal, runtime),
     };
     let seen = look_again(&loaded.files, began);
+    match runtime.block_on(signals.unless_ended(server::judge(&loaded, false))) {
+        Ok(Ok(())) => {}
+        Ok(Err(errors)) => return fail(WRONG, &errors.join("\n")),
+        Err(signal) => return ended_before(signal, runtime),
+    }
+    let origins = loaded.origins.clone();
     eprint!("{}", loaded.warnings);
     let log = match telemetry::init_log(loaded.config.telemetry.logs.format) {
         Ok(log) => log,
         Err(e) => return fail(FAILED, &e),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("proxy").build() {
-        Ok(runtime) => runtime,
-        Err(e) => return fail(FAILED, &format!("the runtime cannot be started: {e}")),
-    };
     raise_file_limit();
-    let served = runtime.block_on(server::serve(absolute(&path), loaded.config, seen, log.clone(), cache_dir()));
+    let serving = server::serve(absolute(&path), loaded, seen, log.clone(), cache_dir(), signals);
+    let served = runtime.block_on(serving);
     // What still runs after the drain is over does not hold the process.
     runtime.shutdown_background();
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log.flush();
-            fail(FAILED, &e)
+            fail(FAILED, &origins.redact(&e.to_string()))
         }
     }
+}
+
+/// A signal came while the configuration was read. What still reads does not hold the process.
+fn ended_before(signal: &str, runtime: tokio::runtime::Runtime) -> ExitCode {
+    runtime.shutdown_background();
+    eprintln!("{signal}: ended before the configuration was read");
+    ExitCode::SUCCESS
 }
 
 fn absolute(path: &Path) -> PathBuf {

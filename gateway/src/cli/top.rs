@@ -293,6 +293,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_do_not_command_the_terminal() {
+        assert_eq!(printable("\u{1b}[2J\u{9b}31m\r\nb", 40), "?[2J?31m??b");
+        assert_eq!(printable("für alle", 4), "für…");
+    }
+
+    #[test]
     fn routes_are_read_out_of_the_metrics() {
         let page = "# TYPE spillway_sheds counter\nspillway_sheds_total{http_route=\"a\",reason=\"saturated\"} 2\n\
                     spillway_sheds_total{http_route=\"a\",reason=\"unavailable\"} 3\nspillway_queue_depth{http_route=\"a\"} 7\n\

@@ -62,6 +62,13 @@ impl Keys {
         Ok(())
     }
 
+    /// True if this is a key of the configuration, ended or not.
+    pub(super) fn holds(&self, key: &[u8]) -> bool {
+        let digest: [u8; 32] = Sha256::digest(key).into();
+        let bucket = self.buckets.get(&prefix(&digest)).into_iter().flatten();
+        bucket.fold(false, |held, entry| held | bool::from(entry.digest.ct_eq(&digest)))
+    }
+
     /// The consumer whose key this is at `now` (Unix seconds), and what tells the key from others.
     pub(super) fn find(&self, key: &[u8], now: u64) -> Option<(&Arc<Consumer>, Credential)> {
         let digest: [u8; 32] = Sha256::digest(key).into();

@@ -15,7 +15,8 @@ mod tests;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, StatusCode};
+use base64::Engine;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use spillway_config::schema;
@@ -261,10 +262,31 @@ impl Authenticator {
         Unidentified { refusal, reason, throttled: false }
     }
 
-    /// The headers that may hold a key. When a caller was identified, all of them are removed before forwarding: each one
-    /// present held the same key, because different ones are refused.
-    pub fn headers(&self) -> &[HeaderName] {
-        &self.headers
+    /// True if a header value holds a key of the configuration, ended or not, or a token that is addressed to this
+    /// gateway: by itself, behind a scheme, or in one half of `Basic` (RFC 7617).
+    pub fn holds_credential(&self, value: &[u8]) -> bool {
+        let is_ours = |text: &[u8]| {
+            !text.is_empty()
+                && if self.tokens.takes(text) {
+                    self.tokens.is_addressed_here(text)
+                } else {
+                    text.len() <= MAX_KEY_BYTES && self.keys.holds(text)
+                }
+        };
+        let value = value.trim_ascii();
+        if is_ours(value) {
+            return true;
+        }
+        let Some((scheme, rest)) = value.iter().position(|b| *b == b' ').and_then(|end| value.split_at_checked(end))
+        else {
+            return false;
+        };
+        let rest = rest.trim_ascii();
+        if !scheme.eq_ignore_ascii_case(b"basic") {
+            return is_ours(rest);
+        }
+        let decoded = base64::engine::general_purpose::STANDARD.decode(rest).unwrap_or_default();
+        decoded.splitn(2, |b| *b == b':').any(is_ours)
     }
 
     /// The one credential that a request shows, and the first header that holds it.
@@ -303,6 +325,15 @@ impl Authenticator {
             None => "This route asks for a known caller, and no header is configured to hold an API key.".to_owned(),
         };
         unauthenticated(message)
+    }
+}
+
+/// The credential in a header that identified a caller.
+pub fn credential_in<'v>(header: &HeaderName, value: &'v HeaderValue) -> &'v [u8] {
+    if *header == http::header::AUTHORIZATION {
+        bearer(value.as_bytes()).unwrap_or_default()
+    } else {
+        value.as_bytes().trim_ascii()
     }
 }
 

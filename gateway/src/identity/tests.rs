@@ -90,7 +90,7 @@ fn known_keys_identify_their_consumer_in_every_configured_header() {
 #[test]
 fn bad_credentials_are_refused_and_never_repeated() {
     let authenticator = authenticator();
-    let long = [b'k'; 513];
+    let (long, digest) = ([b'k'; 513], digest("sk-acme-1"));
     let cases: &[&[(&str, &[u8])]] = &[
         &[("authorization", b"Bearer sk-wrong-SECRET")],
         &[("authorization", b"sk-acme-1")],
@@ -108,7 +108,7 @@ fn bad_credentials_are_refused_and_never_repeated() {
         &[("x-api-key", b"sk-acme-1\tSECRET")],
         &[("x-api-key", &long)],
         // The digest is no key.
-        &[("x-api-key", b"2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b")],
+        &[("x-api-key", digest.as_bytes())],
         // Case matters in a key.
         &[("x-api-key", b"SK-ACME-1")],
         // Different credentials, even when each of them is good or one of them is of another kind.
@@ -155,7 +155,6 @@ fn headers_that_are_not_configured_do_not_count() {
     let written = json!({"apiKey": {"headers": ["X-Team-Key", "x-team-key"]}});
     let authentication: Authentication = serde_json::from_value(written).unwrap();
     let authenticator = Known::new(&authentication, &[consumer("acme", None, &["sk-acme"])]).unwrap();
-    assert_eq!(authenticator.0.headers(), ["x-team-key"]);
     let shown = headers(&[("authorization", b"Bearer sk-acme"), ("x-api-key", b"sk-acme")]);
     let refusal = authenticator.identify(&shown, RouteAuthentication::Required).unwrap_err();
     assert!(refusal.message.contains("`x-team-key`"), "{}", refusal.message);

@@ -9,6 +9,9 @@ const TOKENS_PER_IMAGE: u64 = 765;
 const TOKENS_PER_AUDIO: u64 = 300;
 /// Tokens of an answer whose request names no most.
 const DEFAULT_OUTPUT: u64 = 512;
+/// The most tokens that a request is expected to read or to write: beyond every burst, and sums of many stay exact in the
+/// arithmetic of every store.
+const MOST: u64 = 1 << 40;
 
 /// What a request is expected to use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,7 +29,13 @@ impl Estimate {
             .div_ceil(BYTES_PER_TOKEN)
             .saturating_add(images.saturating_mul(TOKENS_PER_IMAGE))
             .saturating_add(sounds.saturating_mul(TOKENS_PER_AUDIO));
-        Self { input, output: if writes { max_tokens.unwrap_or(DEFAULT_OUTPUT) } else { 0 } }
+        let output = if writes { max_tokens.unwrap_or(DEFAULT_OUTPUT) } else { 0 };
+        Self { input: input.min(MOST), output: output.min(MOST) }
+    }
+
+    /// The same for a request that asks for so many answers, each as long as may be.
+    pub fn times(self, answers: u64) -> Self {
+        Self { output: self.output.saturating_mul(answers).min(MOST), ..self }
     }
 
     /// Both together.
@@ -64,6 +73,8 @@ mod tests {
         assert_eq!(Estimate::new(5, 0, 0, Some(10), true), Estimate { input: 2, output: 10 });
         assert_eq!(Estimate::new(0, 1, 1, None, true).total(), 765 + 300 + 512);
         assert_eq!(Estimate::new(400, 0, 0, Some(7), false).total(), 100, "embeddings write nothing");
-        assert_eq!(Estimate::new(u64::MAX, u64::MAX, u64::MAX, Some(u64::MAX), true).total(), u64::MAX);
+        assert_eq!(Estimate::new(8, 0, 0, Some(7), true).times(3), Estimate { input: 2, output: 21 });
+        let most = Estimate::new(u64::MAX, u64::MAX, u64::MAX, Some(u64::MAX), true).times(u64::MAX);
+        assert_eq!(most, Estimate { input: MOST, output: MOST });
     }
 }

@@ -165,6 +165,68 @@ pub async fn reserve(claims: &[Claim<'_>], ledger: &mut Ledger) -> Result<(), Bo
     conclude(claims, &answers, ledger)
 }
 
+/// A rule of which nothing is left for a request, whatever its body says.
+pub struct Spent<'r> {
+    rule: &'r Arc<Rule>,
+    key: u128,
+    wait: Duration,
+}
+
+impl Spent<'_> {
+    /// The refusal, which is counted, and where the caller stands with the rule.
+    pub fn refuse(self) -> (Box<Refusal>, Option<Shown>) {
+        let Self { rule, key, wait } = self;
+        rule.metrics.refused.inc();
+        let shown = match &rule.kind {
+            Kind::Rate { unit, levels, limit } => Some(Shown {
+                is_tokens: *unit == Unit::Tokens,
+                limit: limit.burst.get().into(),
+                remaining: 0,
+                reset: levels.reset(key),
+                policy: rule.policy.clone(),
+            }),
+            _ => None,
+        };
+        (Box::new(refuse(rule, wait)), shown)
+    }
+}
+
+/// The rule with the longest wait of those that would refuse a request of which only the head is known: too many requests,
+/// too many at a time, and where it `calls_model`, tokens or a budget of which nothing is left. It takes nothing, and asks
+/// no shared store: what this gateway knows of one is never more than what is used.
+pub async fn spent<'r>(
+    rules: impl Iterator<Item = &'r Arc<Rule>>,
+    subject: Subject<'_, '_>,
+    calls_model: bool,
+) -> Option<Spent<'r>> {
+    let mut longest: Option<Spent<'r>> = None;
+    for rule in rules {
+        let is_judged =
+            rule.on_exceeded == OnExceeded::Reject && rule.needs_no_body() && (calls_model || !rule.counts_tokens());
+        if !is_judged {
+            continue;
+        }
+        let key = keys::of(&rule.by, subject);
+        let wait = match &rule.kind {
+            Kind::Rate { levels, .. } => levels.wait(key),
+            Kind::Concurrency { running, most } => (running.count(key) >= most.get()).then_some(CONCURRENCY_WAIT),
+            Kind::Budget { account, period, tokens, nanos, .. } => {
+                account.known().await;
+                let now = unix_now();
+                let spent = account.spent(now);
+                let is_spent = |spent: u64, most: &Option<u64>| most.is_some_and(|most| spent >= most);
+                (is_spent(spent.tokens, tokens) || is_spent(spent.nanos, nanos)).then(|| until_next(*period, now))
+            }
+        };
+        if let Some(wait) = wait
+            && longest.as_ref().is_none_or(|longest| longest.wait < wait)
+        {
+            longest = Some(Spent { rule, key, wait });
+        }
+    }
+    longest
+}
+
 fn is_over(claim: &Claim<'_>, answer: Answer) -> bool {
     claim.rule.on_exceeded == OnExceeded::Reject && !matches!(answer, Answer::Taken { .. })
 }

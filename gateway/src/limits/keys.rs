@@ -28,6 +28,14 @@ pub(super) fn number(kind: &str, name: &[u8]) -> u128 {
     hasher.finish128().as_u128()
 }
 
+/// The number of whoever makes a request: the consumer where that is known, else the client's address.
+pub fn caller(consumer: Option<&str>, client: IpAddr) -> u128 {
+    match consumer {
+        Some(consumer) => number("consumer", consumer.as_bytes()),
+        None => number("address", &network(client)),
+    }
+}
+
 /// What counts as one address: a household or server has a /64 of IPv6.
 pub(super) fn network(address: IpAddr) -> [u8; 9] {
     let mut network = [0; 9];

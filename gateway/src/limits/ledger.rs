@@ -84,7 +84,7 @@ impl Ledger {
     }
 
     /// Notes where the caller stands with a rule; of each unit the one with the smallest remaining fraction is shown.
-    pub(super) fn show(&mut self, shown: Shown) {
+    pub fn show(&mut self, shown: Shown) {
         let slot = if shown.is_tokens { &mut self.tokens } else { &mut self.requests };
         if slot.as_ref().is_none_or(|tightest| shown.is_tighter(tightest)) {
             *slot = Some(shown);
@@ -115,7 +115,18 @@ impl Ledger {
 
     /// Gives back everything: a refused request takes nothing from any rule.
     pub fn give_back(&mut self) {
-        for taken in self.taken.drain(..) {
+        self.give_back_of((0, self.taken.len()));
+    }
+
+    /// How many entries there are.
+    pub fn entries(&self) -> usize {
+        self.taken.len()
+    }
+
+    /// Gives back the entries from one to before the other.
+    pub fn give_back_of(&mut self, (from, to): (usize, usize)) {
+        let to = to.min(self.taken.len());
+        for taken in self.taken.drain(from.min(to)..to) {
             if matches!(taken.rule.kind, Kind::Rate { unit: Unit::Requests, .. }) {
                 taken.move_level(-signed(taken.of_level()));
             }

@@ -186,6 +186,12 @@ impl Levels {
         (wait > 0).then(|| Duration::from_nanos(wait))
     }
 
+    /// Time until `key` has all of it back.
+    pub(super) fn reset(&self, key: u128) -> Duration {
+        let passed: u64 = self.clock.now().duration_since(self.rule.load().start).into();
+        Duration::from_nanos(self.table.0.get(key).saturating_sub(passed))
+    }
+
     /// Moves a level: more was used than taken, or less.
     pub(super) fn settle(&self, key: u128, more: i64) {
         let rule = self.rule.load();

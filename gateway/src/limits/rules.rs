@@ -126,6 +126,13 @@ impl Limits {
         Ok(())
     }
 
+    /// Judges the file of budgets as [`Self::open_budgets`] does, without making or changing anything.
+    pub async fn judge_budgets(&self, path: &Path) -> Result<(), BudgetError> {
+        let file = path.to_owned();
+        let judged = tokio::task::spawn_blocking(move || Budgets::judge(&file)).await;
+        judged.map_err(|e| BudgetError { path: path.to_owned(), reason: e.to_string() })?
+    }
+
     /// The same levels and budgets with the store of a new snapshot: the one that `previous` has, where it is written the
     /// same. It need not be there, and is not asked before the snapshot is adopted.
     pub fn sharing(
@@ -331,6 +338,22 @@ impl Rule {
         let used = |unit, spent, most: &Option<u64>| most.map(|most| (unit, spent, most));
         let units = [used("tokens", spent.tokens, tokens), used("nanodollars", spent.nanos, nanos)];
         Some(BudgetSample { whose: whose.to_string(), per, units: units.into_iter().flatten().collect() })
+    }
+
+    /// Whether the head of a request and its caller say whose level it takes from: then it can be judged before a byte of
+    /// the body is read. A computed value may look at the body.
+    pub fn needs_no_body(&self) -> bool {
+        !matches!(self.by, LimitBy::Model | LimitBy::Value(_))
+    }
+
+    /// Whether the model that the body names says whose level it takes from.
+    pub fn is_by_model(&self) -> bool {
+        matches!(self.by, LimitBy::Model)
+    }
+
+    /// Whether all that it takes of a request is known by the head as well.
+    pub fn is_known_by_head(&self) -> bool {
+        self.needs_no_body() && !self.counts_tokens()
     }
 
     /// Whether it counts tokens or what they cost.

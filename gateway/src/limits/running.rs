@@ -21,6 +21,11 @@ impl Running {
         Some(*count)
     }
 
+    /// How many run.
+    pub(super) fn count(&self, key: u128) -> u32 {
+        self.0.lock().get(&key).copied().unwrap_or(0)
+    }
+
     /// One has ended.
     pub(super) fn leave(&self, key: u128) {
         let mut running = self.0.lock();

@@ -2,24 +2,27 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::connection;
 use super::plan::ListenerPlan;
+use crate::descriptors::{Side, Spare, is_shortage};
 use crate::server::Gateway;
-use crate::telemetry::{CertificateSample, ListenerMetrics};
+use crate::telemetry::{CertificateSample, ListenerMetrics, Seldom};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
-/// Pause after an error of `accept`, such as too many open files, which does not go away by trying at once.
+/// Pause after an error of `accept` that does not go away by trying at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// An address that cannot be listened on.
@@ -169,12 +172,33 @@ async fn accept(
     let counts = Arc::new(Counts::default());
     let mut name = plan.load().name.clone();
     let mut metrics = gateway.metrics.listener(&name);
+    let mut spare = Spare::new();
+    let (failures, shortages) = (Seldom::default(), Seldom::default());
+    let short = |listener: &str| {
+        shortages.add(1, |times| {
+            tracing::warn!(event = "descriptors_spent", listener, times, "a client's connection was closed: raise the limit of open files (`ulimit -n`) or lower `limits.maxConnections`");
+        });
+    };
     loop {
         let (stream, client) = match socket.accept().await {
             Ok(accepted) => accepted,
+            Err(e) if is_shortage(&e) => {
+                Side::Clients.count_shortage();
+                metrics.refused("descriptors");
+                short(&name);
+                // The client that waits is turned away at once: left in the kernel's queue it would wait for nothing.
+                if !spare.release() || poll_once(&socket).await.is_none() {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                spare.refill();
+                continue;
+            }
             Err(e) => {
-                tracing::warn!(event = "accept_failed", error = %e);
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                failures.add(1, |times| tracing::warn!(event = "accept_failed", error = %e, times));
+                // One that left while it waited says nothing of the next.
+                if e.kind() != std::io::ErrorKind::ConnectionAborted {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
                 continue;
             }
         };
@@ -189,6 +213,11 @@ async fn accept(
             metrics.refused("limit");
             continue;
         }
+        if !Side::Clients.may_keep(&stream) {
+            metrics.refused("descriptors");
+            short(&name);
+            continue;
+        }
         let mut places = Places::enter(&counts, &metrics);
         // Behind the PROXY protocol the client is not known yet.
         if !plan.wants_proxy_protocol(client.ip()) && !places.take_address(&plan, client.ip()) {
@@ -197,6 +226,15 @@ async fn accept(
         }
         tokio::spawn(connection::serve(stream, client, places, plan, gateway.clone(), stop.clone()));
     }
+}
+
+/// Accepts a connection that waits, without waiting for one. It is closed when the result is dropped.
+async fn poll_once(socket: &TcpListener) -> Option<TcpStream> {
+    poll_fn(|cx| match socket.poll_accept(cx) {
+        Poll::Ready(Ok((stream, _))) => Poll::Ready(Some(stream)),
+        Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }
 
 /// Open connections of a listener.
@@ -235,6 +273,11 @@ impl Places {
         *open += 1;
         self.address = Some(address);
         true
+    }
+
+    /// Metrics of the listener.
+    pub(super) fn metrics(&self) -> &Arc<ListenerMetrics> {
+        &self.metrics
     }
 
     /// Counts the connection as one that carried no request.

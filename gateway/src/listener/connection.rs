@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
 use rustls::ProtocolVersion;
-use spillway_config::schema::{ListenerLimits, ListenerProtocol};
+use spillway_config::schema::{EncodedSlashes, ListenerLimits, ListenerProtocol};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -32,6 +32,8 @@ pub struct ConnectionInfo {
     pub local: SocketAddr,
     /// What TLS said of it; `None` without TLS.
     pub tls: Option<TlsInfo>,
+    /// Handling of encoded slashes on routes that do not say it themselves.
+    pub encoded_slashes: EncodedSlashes,
     /// Limits of the listener.
     pub limits: ListenerLimits,
     trusted: Option<Arc<TrustedProxies>>,
@@ -57,6 +59,7 @@ impl ConnectionInfo {
             client_text: address_value(ip),
             local,
             tls,
+            encoded_slashes: plan.encoded_slashes,
             limits: plan.limits.clone(),
             trusted: plan.trusted.clone(),
         }
@@ -124,8 +127,11 @@ pub(super) async fn serve(
     gateway: Arc<Gateway>,
     stop: watch::Receiver<bool>,
 ) {
+    let counted = gateway.clone();
+    let _open = counted.connect();
     let _ = stream.set_nodelay(true);
-    let opened = tokio::time::timeout(plan.limits.handshake_timeout.0, open(stream, peer, &plan, &mut places));
+    let opened =
+        tokio::time::timeout(plan.limits.handshake_timeout.0, open(stream, peer, &plan, &mut places, &gateway));
     let (socket, connection, is_http2) = match opened.await.unwrap_or(Err(Unopened::TooSlow)) {
         Ok(opened) => opened,
         Err(why) => {
@@ -142,7 +148,8 @@ pub(super) async fn serve(
         http2::serve(socket, Arc::new(connection), gateway, stop).await;
     } else {
         // In a place of its own: a connection that never gets past its handshake takes no room for requests.
-        Box::pin(http1::serve(socket, connection, gateway, stop)).await;
+        let served = http1::serve(socket, connection, gateway.clone(), places.metrics().clone(), stop);
+        Box::pin(gateway.downstream.ending.watch(served)).await;
     }
 }
 
@@ -151,7 +158,11 @@ async fn open(
     peer: SocketAddr,
     plan: &ListenerPlan,
     places: &mut Places,
+    gateway: &Gateway,
 ) -> Result<(ClientSocket, ConnectionInfo, bool), Unopened> {
+    let socket = |transport| {
+        ClientSocket::new(transport, plan.limits.write_timeout.0, gateway.downstream.write_timeouts.clone())
+    };
     let local = stream.local_addr().unwrap_or(plan.address);
     let mut client = peer;
     if plan.wants_proxy_protocol(peer.ip())
@@ -165,7 +176,7 @@ async fn open(
     let Some(tls) = &plan.tls else {
         let connection = ConnectionInfo::new(client, local, None, plan);
         let is_http2 = plan.protocol == ListenerProtocol::H2c;
-        return Ok((ClientSocket::new(Transport::Plain(stream)), connection, is_http2));
+        return Ok((socket(Transport::Plain(stream)), connection, is_http2));
     };
     let stream = shake_hands(tls, stream, client.ip()).await?;
     let (_, session) = stream.get_ref();
@@ -180,7 +191,7 @@ async fn open(
         tls: tls.clone(),
     };
     let connection = ConnectionInfo::new(client, local, Some(info), plan);
-    Ok((ClientSocket::new(Transport::Tls(Box::new(stream))), connection, is_http2))
+    Ok((socket(Transport::Tls(Box::new(stream))), connection, is_http2))
 }
 
 /// What ended a handshake with a client. The only certificates that are judged in it are the client's.

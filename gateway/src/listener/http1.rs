@@ -11,9 +11,10 @@ use pingora::protocols::http::ServerSession;
 use tokio::sync::watch;
 
 use super::connection::{ConnectionInfo, stopped};
-use super::socket::ClientSocket;
+use super::socket::{ClientSocket, violation_of};
 use crate::pipeline;
 use crate::server::Gateway;
+use crate::telemetry::ListenerMetrics;
 
 /// How long an unread body is read and thrown away so that the connection can be kept.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -23,9 +24,11 @@ pub(super) async fn serve(
     socket: ClientSocket,
     connection: ConnectionInfo,
     gateway: Arc<Gateway>,
+    metrics: Arc<ListenerMetrics>,
     mut stop: watch::Receiver<bool>,
 ) {
     let limits = &connection.limits;
+    let socket = socket.framed(limits.max_header_bytes.0, metrics.clone());
     let mut session = ServerSession::new_http1(Box::new(socket));
     // Without it a byte behind a request, such as the line break of careless clients, ends the request that runs.
     session.set_pipelining_enabled(true);
@@ -47,8 +50,12 @@ pub(super) async fn serve(
                 return;
             }
             Ok(Err(e)) => {
-                if *e.etype() == pingora::ErrorType::InvalidHTTPHeader {
-                    pipeline::refuse_malformed(&mut session).await;
+                let violation = violation_of(&e);
+                if violation.is_none() && *e.etype() == pingora::ErrorType::InvalidHTTPHeader {
+                    metrics.malformed("request");
+                    pipeline::refuse_malformed(&mut session, None).await;
+                } else if violation.is_some() {
+                    pipeline::refuse_malformed(&mut session, violation).await;
                 }
                 session.shutdown().await;
                 return;
@@ -66,6 +73,14 @@ pub(super) async fn serve(
         if ended == pipeline::Connection::Close {
             session.shutdown().await;
             return;
+        }
+        // A body that cannot be read to its end, in time or at all, is told by closing in order, so that the answer arrives.
+        if !session.is_body_done() && session.as_http1().is_some_and(|session| session.will_keepalive()) {
+            let finished = session.finish_body().await.is_ok();
+            if !finished || session.drain_request_body().await.is_err() {
+                session.shutdown().await;
+                return;
+            }
         }
         let Ok(Some(reusable)) = session.finish().await else { return };
         let (stream, early) = reusable.into_parts();

@@ -21,6 +21,10 @@ use crate::server::Gateway;
 /// Requests that were refused for their form until the connection is closed: an honest client makes none.
 const MAX_MALFORMED: u32 = 32;
 
+/// Bytes of one stream that wait for the socket of a client that has opened its windows and does not read. What the client
+/// gives no window for waits in `limits.bufferedAnswers`.
+const SEND_BUFFER: usize = 64 << 10;
+
 /// Time for requests to end whose connection is gone.
 const ENDING: Duration = Duration::from_secs(5);
 
@@ -37,7 +41,8 @@ pub(super) async fn serve(
     let mut options = default_h2_options();
     options
         .max_header_list_size(u32::try_from(limits.max_header_bytes.0).unwrap_or(u32::MAX))
-        .max_concurrent_streams(most);
+        .max_concurrent_streams(most)
+        .max_send_buffer_size(SEND_BUFFER);
     let Ok(Ok(mut h2)) = timeout(limits.handshake_timeout.0, handshake(Box::new(socket), Some(options))).await else {
         return;
     };
@@ -95,7 +100,8 @@ pub(super) async fn serve(
 async fn request(mut session: HttpSession, connection: Arc<ConnectionInfo>, gateway: Arc<Gateway>) {
     to_common_form(session.req_header_mut());
     let mut session = ServerSession::new_http2(session);
-    match pipeline::handle(&gateway, &connection, &mut session).await {
+    let handled = pipeline::handle(&gateway, &connection, &mut session);
+    match gateway.downstream.ending.watch(handled).await {
         pipeline::Connection::Keep => {
             let _ = session.finish().await;
         }

@@ -6,6 +6,7 @@
 mod accept;
 mod connection;
 mod forwarded;
+pub mod framing;
 mod http1;
 mod http2;
 mod plan;
@@ -15,4 +16,6 @@ mod socket;
 pub use accept::{ListenError, ListenerSet};
 pub use connection::{ConnectionInfo, TlsInfo};
 pub use forwarded::Origin;
+pub use framing::{MAX_FIELDS, Violation};
 pub use plan::{ListenerPlan, plans};
+pub use socket::violation_of;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use spillway_config::schema::{Config, ListenerLimits, ListenerProtocol};
+use spillway_config::schema::{Config, EncodedSlashes, ListenerLimits, ListenerProtocol};
 use spillway_config::values::Network;
 
 use super::forwarded::TrustedProxies;
@@ -24,6 +24,8 @@ pub struct ListenerPlan {
     pub trusted: Option<Arc<TrustedProxies>>,
     /// Proxies whose connections begin with the PROXY protocol.
     pub proxy_protocol: Arc<[Network]>,
+    /// Handling of encoded slashes on routes that do not say it themselves.
+    pub encoded_slashes: EncodedSlashes,
     /// Its limits.
     pub limits: ListenerLimits,
 }
@@ -60,6 +62,7 @@ pub fn plans(config: &Config, acme: &Acme) -> Result<Vec<ListenerPlan>, Vec<Stri
             tls,
             trusted: written.client_address.as_ref().map(|rule| Arc::new(TrustedProxies::new(rule))),
             proxy_protocol: written.proxy_protocol.iter().flat_map(|rule| rule.from.iter().copied()).collect(),
+            encoded_slashes: written.encoded_slashes,
             limits: written.limits.clone(),
         });
     }

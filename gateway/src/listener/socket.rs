@@ -12,17 +12,29 @@ use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
     UniqueIDType, raw_connect::ProxyDigest,
 };
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, BufWriter, ReadBuf};
+use prometheus_client::metrics::counter::Counter;
+use std::task::ready;
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter, ReadBuf,
+};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
-/// Holds most request headers.
+use super::framing::{Framer, Violation};
+use crate::telemetry::ListenerMetrics;
+
+/// Holds most request headers. What a client sends behind its request waits here and in the kernel.
 const READ_BUFFER: usize = 4 << 10;
 /// Joins a head and a short body, or the parts of a chunk, to one packet.
 const WRITE_BUFFER: usize = 4 << 10;
 
 /// Time to say goodbye to a client that may not be reading.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Time for a client to read the answer to a request that it still sends. Closing a connection with unread bytes resets
+/// it, and the reset may overtake the answer (RFC 9112, 9.6).
+const LINGER: Duration = Duration::from_secs(2);
 
 /// The bytes of a connection.
 #[derive(Debug)]
@@ -69,27 +81,137 @@ impl AsyncWrite for Transport {
     }
 }
 
-/// A client's connection.
+/// A transport whose writes end when the client takes nothing for too long.
 #[derive(Debug)]
+struct Bounded {
+    transport: Transport,
+    timeout: Duration,
+    timeouts: Counter,
+    /// Runs while a write waits for the client.
+    waits: Option<Pin<Box<Sleep>>>,
+}
+
+impl Bounded {
+    fn judge<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.waits = None;
+            return polled;
+        }
+        let timeout = self.timeout;
+        let waits = self.waits.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        std::task::ready!(waits.as_mut().poll(cx));
+        self.timeouts.inc();
+        self.waits = None;
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().transport).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.transport).poll_write(cx, buf);
+        self.judge(cx, polled)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.transport).poll_flush(cx);
+        self.judge(cx, polled)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.transport).poll_shutdown(cx);
+        self.judge(cx, polled)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.transport).poll_write_vectored(cx, bufs);
+        self.judge(cx, polled)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.transport.is_write_vectored()
+    }
+}
+
+/// A client's connection.
 pub(super) struct ClientSocket {
-    stream: BufReader<BufWriter<Transport>>,
+    stream: BufReader<BufWriter<Bounded>>,
     id: UniqueIDType,
+    /// Reads along where the connection is one of HTTP/1.
+    framing: Option<Framing>,
+}
+
+struct Framing {
+    framer: Framer,
+    metrics: Arc<ListenerMetrics>,
+}
+
+impl std::fmt::Debug for ClientSocket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientSocket").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl ClientSocket {
-    pub(super) fn new(transport: Transport) -> Self {
+    /// A connection whose client must take something of what is written within `timeout`; `timeouts` counts those that do
+    /// not.
+    pub(super) fn new(transport: Transport, timeout: Duration, timeouts: Counter) -> Self {
         use std::os::fd::AsRawFd;
         let id = match &transport {
             Transport::Plain(stream) => stream.as_raw_fd(),
             Transport::Tls(stream) => stream.get_ref().0.as_raw_fd(),
         };
-        Self { stream: BufReader::with_capacity(READ_BUFFER, BufWriter::with_capacity(WRITE_BUFFER, transport)), id }
+        let bounded = Bounded { transport, timeout, timeouts, waits: None };
+        let stream = BufReader::with_capacity(READ_BUFFER, BufWriter::with_capacity(WRITE_BUFFER, bounded));
+        Self { stream, id, framing: None }
+    }
+
+    /// Reads requests of HTTP/1 strictly from now on. Heads, and trailers, may have `most` bytes. A read never goes beyond
+    /// the end of a request: what is behind it is read with the next one.
+    pub(super) fn framed(mut self, most: u64, metrics: Arc<ListenerMetrics>) -> Self {
+        self.framing = Some(Framing { framer: Framer::new(most), metrics });
+        self
     }
 }
 
+/// The violation of the framing that an error of a session carries.
+pub fn violation_of(error: &pingora::Error) -> Option<Violation> {
+    error.root_cause().downcast_ref::<io::Error>()?.get_ref()?.downcast_ref().copied()
+}
+
 impl AsyncRead for ClientSocket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, framing, .. } = self.get_mut();
+        let Some(Framing { framer, metrics }) = framing else { return Pin::new(stream).poll_read(cx, buf) };
+        let opaque = framer.opaque();
+        if opaque > 0 {
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut AsyncReadExt::take(stream, opaque)).poll_read(cx, buf))?;
+            let read = buf.filled().len().saturating_sub(before);
+            framer.skip(u64::try_from(read).unwrap_or(opaque));
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(violation) = framer.violation() {
+            return Poll::Ready(Err(violation.into()));
+        }
+        let here = ready!(Pin::new(&mut *stream).poll_fill_buf(cx))?;
+        let here = here.get(..buf.remaining()).unwrap_or(here);
+        if here.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let scanned = framer.scan(here);
+        if let Some(violation) = framer.violation() {
+            metrics.malformed(violation.reason());
+        }
+        let read = scanned?;
+        buf.put_slice(here.get(..read).unwrap_or_default());
+        Pin::new(stream).consume(read);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -119,6 +241,22 @@ impl AsyncWrite for ClientSocket {
 impl Shutdown for ClientSocket {
     async fn shutdown(&mut self) {
         let _ = tokio::time::timeout(GOODBYE, AsyncWriteExt::shutdown(&mut self.stream)).await;
+        let is_sending = |framer: &Framer| framer.is_in_body() || framer.violation().is_some();
+        if self.framing.as_ref().is_some_and(|framing| is_sending(&framing.framer)) || !self.stream.buffer().is_empty()
+        {
+            let _ = tokio::time::timeout(LINGER, discard(&mut self.stream)).await;
+        }
+    }
+}
+
+/// Reads and throws away until the other end closes.
+async fn discard(stream: &mut BufReader<BufWriter<Bounded>>) {
+    while let Ok(part) = stream.fill_buf().await {
+        let length = part.len();
+        if length == 0 {
+            return;
+        }
+        stream.consume(length);
     }
 }
 
@@ -154,5 +292,129 @@ impl GetProxyDigest for ClientSocket {
 impl GetSocketDigest for ClientSocket {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use pingora::protocols::http::ServerSession;
+    use proptest::prelude::*;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What a session made of a connection: the target and body of each request, and the violation that ended it.
+    async fn served(bytes: Vec<u8>, sizes: Vec<usize>) -> (Vec<(String, Bytes)>, Option<Violation>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        client.set_nodelay(true).unwrap();
+        let sending = tokio::spawn(async move {
+            let mut rest = bytes.as_slice();
+            for size in sizes.into_iter().cycle() {
+                let (part, after) = rest.split_at(size.min(rest.len()));
+                if part.is_empty() || client.write_all(part).await.is_err() {
+                    break;
+                }
+                rest = after;
+                tokio::task::yield_now().await;
+            }
+            let _ = client.shutdown().await;
+            client
+        });
+        let metrics = crate::telemetry::Metrics::new().listener("l");
+        let socket = ClientSocket::new(Transport::Plain(server), Duration::from_secs(5), Counter::default());
+        let socket = socket.framed(1024, metrics);
+        let mut session = ServerSession::new_http1(Box::new(socket));
+        let mut requests = Vec::new();
+        let violation = loop {
+            session.set_pipelining_enabled(true);
+            match session.read_request().await {
+                Ok(true) => {}
+                Ok(false) => break None,
+                Err(e) => {
+                    let is_refused = *e.etype() == pingora::ErrorType::InvalidHTTPHeader;
+                    assert!(!is_refused || violation_of(&e).is_none());
+                    break violation_of(&e);
+                }
+            }
+            let target = String::from_utf8_lossy(session.req_header().raw_path()).into_owned();
+            let mut body = Vec::new();
+            let failed = loop {
+                match session.read_request_body().await {
+                    Ok(Some(part)) => body.extend_from_slice(&part),
+                    Ok(None) => break None,
+                    Err(e) => break Some(violation_of(&e)),
+                }
+            };
+            if let Some(violation) = failed {
+                break violation;
+            }
+            requests.push((target, body.into()));
+            session.set_keepalive(Some(1));
+            let head = pingora::http::ResponseHeader::build(204, None).unwrap();
+            if session.write_response_header(Box::new(head)).await.is_err() {
+                break None;
+            }
+            let Ok(Some(reusable)) = session.finish().await else { return (requests, None) };
+            let (stream, early) = reusable.into_parts();
+            assert!(early.is_none(), "a read went beyond the end of a request");
+            session = ServerSession::new_http1(stream);
+        };
+        drop(session);
+        let _ = sending.await;
+        (requests, violation)
+    }
+
+    fn message() -> impl Strategy<Value = (String, Vec<u8>, Vec<u8>)> {
+        let body = proptest::collection::vec(any::<u8>(), 0..300);
+        let target = proptest::sample::select(vec!["/", "/a?b=c", "/a\"b", "/x%20y"]);
+        let extension = proptest::sample::select(vec!["", ";a", ";a=b", " ; a = \"b\\\"\""]);
+        let trailers = proptest::sample::select(vec!["", "X: y\r\n", "Content-Length: 5\r\nX:\r\n"]);
+        let sizes = proptest::collection::vec(1usize..90, 1..5);
+        (target, body, 0..4u8, extension, trailers, sizes).prop_map(
+            |(target, body, kind, extension, trailers, sizes)| {
+                let (head, written) = match kind {
+                    0 => (String::new(), Vec::new()),
+                    1 => (format!("Content-Length: {}\r\n", body.len()), body.clone()),
+                    _ => {
+                        let (mut written, mut rest) = (Vec::new(), body.as_slice());
+                        for size in sizes.into_iter().cycle() {
+                            let (part, after) = rest.split_at(size.min(rest.len()));
+                            written.extend_from_slice(format!("{:x}{extension}\r\n", part.len()).as_bytes());
+                            if part.is_empty() {
+                                break;
+                            }
+                            written.extend_from_slice(&[part, b"\r\n"].concat());
+                            rest = after;
+                        }
+                        written.extend_from_slice(format!("{trailers}\r\n").as_bytes());
+                        ("Transfer-Encoding: chunked\r\n".to_owned(), written)
+                    }
+                };
+                let bytes = [format!("PUT {target} HTTP/1.1\r\nHost: a\r\n{head}\r\n").as_bytes(), &written].concat();
+                (target.to_owned(), if kind == 0 { Vec::new() } else { body }, bytes)
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn a_session_reads_what_was_sent_and_a_message_ends_where_the_reader_ends_it(
+            messages in proptest::collection::vec(message(), 1..5),
+            sizes in proptest::collection::vec(1usize..700, 1..5),
+            bad in proptest::option::of(proptest::sample::select(vec!["\n", "GET /\r\n", "GET / HTTP/1.1\nHost: a\n\n"])),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let mut bytes: Vec<u8> = messages.iter().flat_map(|(_, _, bytes)| bytes.clone()).collect();
+            bytes.extend(bad.unwrap_or_default().as_bytes());
+            let (served, violation) = runtime.block_on(served(bytes, sizes));
+            let sent: Vec<_> = messages.into_iter().map(|(target, body, _)| (target, Bytes::from(body))).collect();
+            prop_assert_eq!(served, sent);
+            prop_assert_eq!(violation.is_some(), bad.is_some());
+        }
     }
 }

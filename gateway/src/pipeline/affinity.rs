@@ -6,6 +6,7 @@ use spillway_config::schema::HashOn;
 
 use crate::balancing::hash_key;
 use crate::exchange::Exchange;
+use crate::off_loop::INLINE;
 use crate::protocol::openai::prompt_prefix;
 use crate::snapshot::Backend;
 use crate::upstream::RequestBody;
@@ -21,7 +22,9 @@ pub(super) fn key(backend: &Backend, session: &ServerSession, x: &Exchange) -> O
         HashOn::ClientAddress(_) => Some(hash_key(x.client_text.as_bytes())),
         HashOn::PromptPrefix(size) => {
             let RequestBody::Held(held) = &x.body else { return None };
-            let prefix = prompt_prefix(&held.bytes, usize::try_from(size.0).unwrap_or(usize::MAX));
+            // What comes before the prompt is read with every choice of an endpoint.
+            let begin = held.bytes.get(..INLINE).unwrap_or(&held.bytes);
+            let prefix = prompt_prefix(begin, usize::try_from(size.0).unwrap_or(usize::MAX));
             (!prefix.is_empty()).then(|| hash_key(&prefix))
         }
     }

@@ -1,20 +1,29 @@
 //! Answers that the gateway makes itself: refusals and the list of models.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
+use spillway_config::path;
 use spillway_filter::{Answer, ErrorKind, Refusal};
 use tokio::time::Instant;
 
 use super::Connection;
+use crate::downstream::{Nothing, SLICE, deliver, slice};
 use crate::exchange::{End, Exchange};
+use crate::listener::Violation;
 use crate::protocol::{self, Api, openai};
 use crate::snapshot::Route;
-use crate::upstream::{client_write, finish_response};
+use crate::upstream::{client_write, finish_response, malformed_refusal};
 
-/// How long a client may take to accept one write of an answer of ours.
-const WRITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// Most time for an answer of the gateway's own, which is short.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// Time to tell a client that its request could not be read. The listener's `writeTimeout` may be shorter.
+const MALFORMED: Duration = Duration::from_secs(10);
 
 /// Sends a refusal. The connection is kept when the request was read to its end.
 pub(super) async fn refuse(session: &mut ServerSession, x: &mut Exchange, refusal: &Refusal) -> Connection {
@@ -67,43 +76,74 @@ pub(super) async fn send(
     finish_response(&mut head, x);
     x.outcome.status = head.status.as_u16();
     x.outcome.bytes_out = u64::try_from(body.len()).unwrap_or(u64::MAX);
-    session.set_write_timeout(Some(WRITE_TIMEOUT));
-    client_write(Instant::now() + WRITE_TIMEOUT, session.write_response_header(Box::new(head))).await?;
-    session.write_response_body(body, true).await
+    // The deadline of the route may be over: this is what says so.
+    let limits = x.write_limits(Instant::now() + LONGEST);
+    deliver(session.write_response_header(Box::new(head)), limits, &mut Nothing).await?;
+    let mut body = body;
+    let last = body.split_off(body.len().saturating_sub(SLICE));
+    while let Some(next) = slice(&mut body) {
+        deliver(session.write_response_body(next, false), limits, &mut Nothing).await?;
+    }
+    deliver(session.write_response_body(last, true), limits, &mut Nothing).await
 }
 
-/// Refuses a request that could not be parsed; there is no exchange for it.
-pub async fn refuse_malformed(session: &mut ServerSession) {
-    let refusal =
-        Refusal::invalid("malformed_request", "the request is not well-formed HTTP/1.1, or its header is too large");
+/// Refuses a request whose head could not be read; there is no exchange for it.
+pub async fn refuse_malformed(session: &mut ServerSession, violation: Option<Violation>) {
+    let refusal = match violation {
+        Some(violation) => malformed_refusal(violation),
+        None => Refusal::invalid("malformed_request", "the request is not well-formed HTTP/1.1"),
+    };
     let rendered = protocol::render(&refusal, Api::Problem, "");
     if let Ok(mut head) = ResponseHeader::build(rendered.status, Some(4)) {
         head.set_version(Version::HTTP_11);
         let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
         let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(rendered.body.len()));
         session.set_keepalive(None);
-        let _ = session.write_response_header(Box::new(head)).await;
-        let _ = session.write_response_body(rendered.body, true).await;
+        let limit = Instant::now() + MALFORMED;
+        if client_write(limit, session.write_response_header(Box::new(head))).await.is_ok() {
+            let _ = client_write(limit, session.write_response_body(rendered.body, true)).await;
+        }
     }
+}
+
+/// Path of the list of models; `/ID` behind it is one of them.
+const MODELS: &str = "/v1/models";
+
+/// True if the gateway answers this request of a route itself, with its models or one of them.
+pub(super) fn is_models(route: &Route, head: &RequestHeader) -> bool {
+    route.api == Api::OpenAi
+        && matches!(head.method, Method::GET | Method::HEAD)
+        && head.uri.path().strip_prefix(MODELS).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// True if the gateway answers this request itself with one model, whichever of the routes it takes.
+pub(super) fn is_model_by_id<'r>(head: &RequestHeader, mut routes: impl Iterator<Item = &'r Arc<Route>>) -> bool {
+    let id = head.uri.path().strip_prefix(MODELS).and_then(|rest| rest.strip_prefix('/'));
+    id.is_some_and(|id| !id.is_empty()) && routes.all(|route| is_models(route, head))
 }
 
 /// Answers `GET /v1/models` and `GET /v1/models/ID` on a route that speaks a model protocol. False when it is neither.
 pub(super) async fn models(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<bool, End> {
     let head = session.req_header();
-    if route.api != Api::OpenAi || !matches!(head.method, Method::GET | Method::HEAD) {
+    if !is_models(route, head) {
         return Ok(false);
     }
-    let Some(rest) = head.uri.path().strip_prefix("/v1/models") else { return Ok(false) };
+    let rest = head.uri.path().strip_prefix(MODELS).unwrap_or_default();
     let caller = x.caller.clone();
     // What a caller may not name is not there for it.
     let listed = route.listed_models.iter();
     let cards = listed.filter(|model| caller.as_ref().is_none_or(|caller| caller.may_use(Some(&model.id))));
     let body = match rest.strip_prefix('/') {
         None if rest.is_empty() => openai::models_list(cards.map(|m| m.card())),
-        Some(id) if !id.is_empty() => match cards.into_iter().find(|m: &&crate::snapshot::ListedModel| m.id == id) {
-            Some(model) => openai::model(&model.card()),
-            None => return Err(openai::model_not_found(id).into()),
-        },
+        Some(escaped) if !escaped.is_empty() => {
+            // Decoded once: no other server reads it.
+            let id: Vec<u8> = path::decoded(escaped).into_iter().map(|(byte, _)| byte).collect();
+            let id = String::from_utf8_lossy(&id);
+            match cards.into_iter().find(|m: &&crate::snapshot::ListedModel| m.id == id) {
+                Some(model) => openai::model(&model.card()),
+                None => return Err(openai::model_not_found(&id).into()),
+            }
+        }
         _ => {
             return Err(End::refuse(Refusal::new(
                 StatusCode::NOT_FOUND,

@@ -14,7 +14,7 @@ use crate::server::Gateway;
 use crate::snapshot::{Route, TargetKind};
 use crate::spill::Report;
 use crate::telemetry::{AccessRecord, Kind, Span, Tokens, names, rfc3339_millis};
-use crate::upstream::{Attempt, Failure, Outcome, REQUEST_TIMEOUT, RequestBody};
+use crate::upstream::{Attempt, Failure, Outcome, REQUEST_TIMEOUT, RequestBody, SHUTTING_DOWN};
 
 /// An attempt that ends with the request's own deadline after less than this had no chance.
 const LEAST_TIME: Duration = Duration::from_secs(1);
@@ -61,14 +61,19 @@ fn operation(path: &str) -> Option<&'static str> {
 }
 
 /// An attempt has ended.
-pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outcome: &Outcome, took: Duration) {
+pub(super) fn attempt_ended(a: &Attempt<'_>, x: &mut Exchange, mut span: Span, outcome: &Outcome) {
+    // The time of the server, not that of a client that took longer to read.
+    let took = x.outcome.answered_in.take().unwrap_or_else(|| a.started.elapsed());
     let (counted, error) = match outcome {
         Outcome::Answered => ("answered", None),
+        // The server has done its part.
+        Outcome::Unread => ("answered", Some("client_gone")),
         Outcome::Broken | Outcome::Died(_) => ("failed", Some("broken")),
         Outcome::GivenUp => ("given_up", None),
         Outcome::Full(_) => ("full", Some("full")),
         Outcome::ClientGone => ("client_gone", Some("client_gone")),
         Outcome::ClientSlow => ("client_slow", Some("client_slow")),
+        Outcome::Malformed(_) => ("client_gone", Some("malformed_request")),
         Outcome::Failed(failure) => ("failed", Some(kind(failure))),
     };
     a.endpoint.state.metrics.attempted(counted);
@@ -81,7 +86,7 @@ pub(super) fn attempt_ended(a: &Attempt<'_>, x: &Exchange, mut span: Span, outco
     if matches!(outcome, Outcome::GivenUp) {
         span.set(names::SPILLWAY_GIVEN_UP, true);
     }
-    if matches!(outcome, Outcome::Answered | Outcome::Broken | Outcome::Died(_)) {
+    if matches!(outcome, Outcome::Answered | Outcome::Unread | Outcome::Broken | Outcome::Died(_)) {
         if a.backend.protocol == BackendProtocol::Openai && (200..300).contains(&x.outcome.status) {
             let tokens = Tokens {
                 input: x.outcome.prompt_tokens,
@@ -116,12 +121,12 @@ pub(super) fn copied(a: &Attempt<'_>, outcome: &Outcome, status: u16) {
 /// What an attempt says of its endpoint's health.
 fn verdict(outcome: &Outcome, status: u16, error_code: Option<&str>, took: Duration) -> Verdict {
     match outcome {
-        Outcome::Broken if error_code == Some(REQUEST_TIMEOUT) => Verdict::Unknown,
+        Outcome::Broken if matches!(error_code, Some(REQUEST_TIMEOUT | SHUTTING_DOWN)) => Verdict::Unknown,
         // 501 and 505 speak of the request.
-        Outcome::Answered if matches!(status, 500 | 502..=504 | 506..=599) => Verdict::Error,
-        Outcome::Answered => Verdict::Good,
+        Outcome::Answered | Outcome::Unread if matches!(status, 500 | 502..=504 | 506..=599) => Verdict::Error,
+        Outcome::Answered | Outcome::Unread => Verdict::Good,
         Outcome::Full(_) => Verdict::Full,
-        Outcome::ClientGone | Outcome::ClientSlow | Outcome::GivenUp => Verdict::Unknown,
+        Outcome::ClientGone | Outcome::ClientSlow | Outcome::Malformed(_) | Outcome::GivenUp => Verdict::Unknown,
         // The server ended a connection that idled, as it may.
         Outcome::Failed(Failure::Stale(_)) => Verdict::Unknown,
         // A request that had no time left when it came says nothing of the server.
@@ -165,6 +170,7 @@ fn kind(failure: &Failure) -> &'static str {
         Failure::Deadline => "deadline",
         Failure::Status(_) => "status",
         Failure::Protocol(_) => "protocol",
+        Failure::TooLarge(_) => "too_large",
     }
 }
 
@@ -220,7 +226,7 @@ pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
             output: Some(report.completion_tokens),
             first: x.outcome.first_token,
         };
-        report.metrics.called(tokens, report.submitted.elapsed());
+        report.metrics.called(tokens, report.took.unwrap_or_else(|| report.submitted.elapsed()));
     }
     if !x.span.is_recording() {
         return;

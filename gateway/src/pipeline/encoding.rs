@@ -31,14 +31,14 @@ pub(super) async fn direct(
     x: &mut Exchange,
 ) -> Result<Direct, End> {
     let body = held(x).unwrap_or_default();
-    let request = EncodeRequest::parse(&body, what)?;
+    let request = super::spilling::read(x, &body, |body| EncodeRequest::parse(body, what)).await??;
     request.addressed_to(model.name())?;
     let deadline = x.route.as_ref().map_or_else(std::time::Instant::now, |route| x.started + route.request_timeout);
     x.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
     let encoded = tokio::select! {
         biased;
         encoded = spill::encode(model, request, what, deadline) => encoded,
-        _ = session.read_body_or_idle(true) => return Err(End::ClientGone),
+        _ = session.read_body_or_idle(true) => return Err(super::forward::left_at_work(x)),
     };
     let encoded = match encoded {
         Ok(encoded) => encoded,

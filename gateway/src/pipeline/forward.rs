@@ -19,11 +19,11 @@ use super::spilling::{self, Direct};
 use super::{affinity, conclude, hedging, resuming};
 use crate::admission::{Admission, Journey, Order, Retrying, Taken};
 use crate::balancing::{Endpoint, now_millis};
-use crate::exchange::{End, Exchange, is_idempotent};
+use crate::exchange::{End, Exchange, Place, is_idempotent};
 use crate::server::Gateway;
 use crate::snapshot::{Backend, Route};
 use crate::telemetry::Kind;
-use crate::upstream::{Attempt, Failure, MoveOn, Outcome, RequestBody, run, too_slow};
+use crate::upstream::{Attempt, Failure, MoveOn, Outcome, RequestBody, malformed, run, too_slow};
 
 /// How long a full endpoint without a Retry-After is left alone.
 const FULL_FOR: Duration = Duration::from_secs(1);
@@ -71,21 +71,25 @@ pub(super) async fn forward(
                 let (attempt, outcome) = match hedge {
                     // What few requests do is boxed, so that the others need not carry it.
                     Some(plan) => {
-                        Box::pin(hedging::race(gateway, route, plan, &mut journey, attempt, slot, session, x)).await
+                        let place = Place { slot, retrying: retrying.take() };
+                        Box::pin(hedging::race(gateway, route, plan, &mut journey, attempt, place, session, x)).await
                     }
                     None => {
                         x.outcome.attempts += 1;
+                        x.place = Some(Place { slot, retrying: retrying.take() });
                         let outcome = observed(&attempt, session, x).await;
                         note_if_full(&attempt, &outcome);
-                        drop(slot);
+                        x.place = None;
                         (attempt, outcome)
                     }
                 };
                 drop(retrying.take());
                 match outcome {
                     Outcome::Answered | Outcome::Broken => return Ok(()),
-                    Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
+                    Outcome::ClientGone | Outcome::GivenUp => return Err(left_at_work(x)),
+                    Outcome::Unread => return Err(End::ClientGone),
                     Outcome::ClientSlow => return Err(too_slow()),
+                    Outcome::Malformed(violation) => return Err(malformed(session, violation)),
                     Outcome::Died(died) => {
                         return Box::pin(resuming::resume(gateway, route, &mut journey, died, session, x)).await;
                     }
@@ -95,6 +99,7 @@ pub(super) async fn forward(
                         }
                     }
                     Outcome::Failed(Failure::Deadline) => return Err(too_late()),
+                    Outcome::Failed(Failure::TooLarge(what)) => return Err(too_large_answer(what)),
                     Outcome::Failed(failure) => {
                         if retries < route.retry.attempts
                             && may_retry(&failure, route, attempt.backend, session, x)
@@ -167,6 +172,7 @@ pub(super) fn attempt<'a>(
         began: now_millis(),
         started: std::time::Instant::now(),
         connector: &gateway.connector,
+        downstream: &gateway.downstream,
         via: &gateway.via,
         move_on,
     }
@@ -191,19 +197,23 @@ pub(super) async fn stand_in(
         let attempt = attempt(gateway, route, backend, endpoint, &slot, move_on);
         x.outcome.attempts += 1;
         x.outcome.spilled = Some(reason);
+        x.place = Some(Place { slot, retrying: None });
         let outcome = observed(&attempt, session, x).await;
         note_if_full(&attempt, &outcome);
-        drop(slot);
+        x.place = None;
         match outcome {
             Outcome::Answered | Outcome::Broken => return Ok(true),
-            Outcome::ClientGone | Outcome::GivenUp => return Err(End::ClientGone),
+            Outcome::ClientGone | Outcome::GivenUp => return Err(left_at_work(x)),
+            Outcome::Unread => return Err(End::ClientGone),
             Outcome::ClientSlow => return Err(too_slow()),
+            Outcome::Malformed(violation) => return Err(malformed(session, violation)),
             Outcome::Died(died) => {
                 Box::pin(resuming::resume(gateway, route, &mut journey, died, session, x)).await?;
                 return Ok(true);
             }
             Outcome::Full(_) => {}
             Outcome::Failed(Failure::Deadline) => return Err(too_late()),
+            Outcome::Failed(Failure::TooLarge(what)) => return Err(too_large_answer(what)),
             Outcome::Failed(failure) => {
                 tracing::debug!(event = "stand_in_failed", route = %route.name, failure = ?failure);
                 if !may_retry(&failure, route, backend, session, x) {
@@ -242,7 +252,7 @@ async fn observed(attempt: &Attempt<'_>, session: &mut ServerSession, x: &mut Ex
     x.attempt = Some(super::conclude::attempt_span(attempt, session, x, resend));
     let outcome = run(attempt, session, x).await;
     if let Some(span) = x.attempt.take() {
-        super::conclude::attempt_ended(attempt, x, span, &outcome, attempt.started.elapsed());
+        super::conclude::attempt_ended(attempt, x, span, &outcome);
     }
     outcome
 }
@@ -266,8 +276,21 @@ fn may_retry(failure: &Failure, route: &Route, backend: &Backend, session: &mut 
         // A route that limits the wait for a first token wants it from somebody else then.
         Failure::Timeout("firstToken") => harmless,
         Failure::Timeout(_) => harmless && retry.on_statuses.contains(&504),
-        Failure::Deadline => false,
+        // The answer is what it is: another endpoint would send it as well.
+        Failure::Deadline | Failure::TooLarge(_) => false,
     }
+}
+
+/// The refusal of an answer that is larger than its backend's limits allow beside its body.
+fn too_large_answer(what: &'static str) -> End {
+    End::refuse(Refusal::new(
+        StatusCode::BAD_GATEWAY,
+        ErrorKind::Upstream,
+        "upstream_header_too_large",
+        format!(
+            "{what} of the backend is over its limit (`backends[].limits.maxHeaderBytes`, 256 fields, 16 early answers)"
+        ),
+    ))
 }
 
 fn can_resend(session: &mut ServerSession, x: &Exchange) -> bool {
@@ -285,6 +308,12 @@ async fn pause(route: &Route, retry: u32, deadline: Instant) -> Result<(), End> 
     }
     tokio::time::sleep(wait).await;
     Ok(())
+}
+
+/// Ends a request whose client left during an attempt.
+pub(super) fn left_at_work(x: &mut Exchange) -> End {
+    x.outcome.left_at_work = true;
+    End::ClientGone
 }
 
 fn too_late() -> End {

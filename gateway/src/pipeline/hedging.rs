@@ -6,9 +6,9 @@ use futures::stream::FuturesUnordered;
 use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, sleep_until};
 
-use crate::admission::{Admission, Journey, Retrying, Taken};
+use crate::admission::{Admission, Journey};
 use crate::balancing::now_millis;
-use crate::exchange::{Exchange, is_idempotent};
+use crate::exchange::{Exchange, Place, is_idempotent};
 use crate::server::Gateway;
 use crate::snapshot::{Backend, HedgePlan, Route};
 use crate::telemetry::Span;
@@ -28,9 +28,7 @@ struct Runner<'a> {
     attempt: Attempt<'a>,
     span: Span,
     /// Given back when it is given up.
-    _slot: Taken,
-    /// Of all but the first.
-    _retrying: Option<Retrying>,
+    place: Place,
 }
 
 /// Runs the first attempt, and others beside it when it is slow. Gives the one that decided, and how it ended.
@@ -41,7 +39,7 @@ pub(super) async fn race<'a>(
     plan: &HedgePlan,
     journey: &mut Journey,
     first: Attempt<'a>,
-    slot: Taken,
+    place: Place,
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> (Attempt<'a>, Outcome) {
@@ -49,17 +47,17 @@ pub(super) async fn race<'a>(
     // Dropped before the runners: a slot is free when its connection is gone, not earlier.
     let mut running = FuturesUnordered::new();
     let move_on = first.move_on;
-    let mut next = Some((first.clone(), slot, None));
+    let mut next = Some((first.clone(), place));
     let mut due = Instant::now();
     loop {
-        if let Some((attempt, slot, retrying)) = next.take() {
+        if let Some((attempt, held)) = next.take() {
             x.outcome.attempts += 1;
             let resend = x.outcome.attempts.saturating_sub(1);
             x.attempt = Some(super::conclude::attempt_span(&attempt, session, x, resend));
             let ready = Ready::new(&attempt, session, x);
             let span = x.attempt.take().unwrap_or_else(Span::none);
             let place = runners.len();
-            runners.push(Some(Runner { attempt: attempt.clone(), span, _slot: slot, _retrying: retrying }));
+            runners.push(Some(Runner { attempt: attempt.clone(), span, place: held }));
             // Whether it can be sent twice was asked before; one that cannot would be waited for in vain.
             let Some(ready) = ready else {
                 running.clear();
@@ -90,14 +88,15 @@ pub(super) async fn race<'a>(
                 let Some(winner) = runners.get_mut(place).and_then(Option::take) else { continue };
                 running.clear();
                 give_up(&mut runners, x);
+                x.place = Some(winner.place);
                 let outcome = relay(&winner.attempt, session, x, opened).await;
-                let took = winner.attempt.started.elapsed();
-                super::conclude::attempt_ended(&winner.attempt, x, winner.span, &outcome, took);
+                x.place = None;
+                super::conclude::attempt_ended(&winner.attempt, x, winner.span, &outcome);
                 return (winner.attempt, outcome);
             }
             Some((place, Err(outcome))) => {
                 let Some(lost) = runners.get_mut(place).and_then(Option::take) else { continue };
-                super::conclude::attempt_ended(&lost.attempt, x, lost.span, &outcome, lost.attempt.started.elapsed());
+                super::conclude::attempt_ended(&lost.attempt, x, lost.span, &outcome);
                 super::forward::note_if_full(&lost.attempt, &outcome);
                 if running.is_empty() {
                     return (lost.attempt, outcome);
@@ -114,7 +113,7 @@ fn another<'a>(
     journey: &mut Journey,
     move_on: MoveOn,
     key: &dyn Fn(&Backend) -> Option<u64>,
-) -> Option<(Attempt<'a>, Taken, Option<Retrying>)> {
+) -> Option<(Attempt<'a>, Place)> {
     let now = now_millis();
     // Those who wait for a place go before those who want a second one.
     if journey.queue(route).is_some_and(|queue| !queue.is_empty()) {
@@ -126,13 +125,12 @@ fn another<'a>(
     let retrying = super::forward::begin_retry(route, backend)?;
     route.metrics.hedges.inc();
     let attempt = super::forward::attempt(gateway, route, backend, endpoint, &slot, move_on);
-    Some((attempt, slot, Some(retrying)))
+    Some((attempt, Place { slot, retrying: Some(retrying) }))
 }
 
 /// Those that lost, whose connections are gone: their time counts for nothing, their slots are free at once.
-fn give_up(runners: &mut [Option<Runner<'_>>], x: &Exchange) {
+fn give_up(runners: &mut [Option<Runner<'_>>], x: &mut Exchange) {
     for lost in runners.iter_mut().filter_map(Option::take) {
-        let took = lost.attempt.started.elapsed();
-        super::conclude::attempt_ended(&lost.attempt, x, lost.span, &Outcome::GivenUp, took);
+        super::conclude::attempt_ended(&lost.attempt, x, lost.span, &Outcome::GivenUp);
     }
 }

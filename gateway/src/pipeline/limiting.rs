@@ -3,29 +3,136 @@
 
 use pingora::protocols::http::ServerSession;
 use smallvec::SmallVec;
-use spillway_filter::{Flow, RequestView};
+use spillway_config::schema::RouteAuthentication;
+use spillway_filter::{Flow, Refusal, RequestView};
 use std::sync::Arc;
 
-use crate::exchange::{End, Exchange, ServedBy};
-use crate::limits::{Claim, Estimate, Rule, Rules, Subject, Used, reserve};
+use crate::exchange::{End, Exchange, Judged, ServedBy};
+use crate::limits::{Claim, Estimate, Rule, Rules, Spent, Subject, Used, reserve, spent};
+use crate::off_loop::BUILDS_VALUES;
 use crate::protocol::Api;
 use crate::snapshot::{NamedFilter, Route, TargetKind};
 use crate::telemetry::Kind;
 use crate::upstream::RequestBody;
 
+/// What the limits of a caller's own are called where filters have names.
+const OWN_LIMITS: &str = "limits";
+
 /// Runs the filters that need no caller.
 pub(super) async fn guards(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<(), End> {
-    run(&Rules::new(), &route.guards, session, x).await
+    run(&Rules::new(), &route.guards, Judged::default(), session, x).await
+}
+
+/// Judges what needs only the head and the caller, before a byte of the body is read: rules that count requests are taken
+/// from, so that a body which is still on its way counts among those that run; of tokens and budgets it is looked whether
+/// anything is left. `route` is `None` while it is not certain.
+pub(super) async fn before_body(
+    route: Option<&Route>,
+    calls_model: bool,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<(), End> {
+    let consumer = x.caller.clone();
+    let own = consumer.iter().flat_map(|consumer| consumer.rules.iter());
+    let filters = route.map_or(&[][..], |route| &route.filters);
+    let all = own.chain(filters.iter().flat_map(|named| &named.rules));
+    let mut rules: SmallVec<[&Arc<Rule>; 8]> = all.clone().filter(|rule| rule.is_known_by_head()).collect();
+    let limiting = filters.iter().rfind(|named| named.rules.iter().any(|rule| rule.is_known_by_head()));
+    let name = limiting.map_or(OWN_LIMITS, |named| &named.name);
+    let before = x.ledger.entries();
+    take(&mut rules, name, session, x).await?;
+    x.judged = Judged { own: true, route: route.is_some(), taken: (before, x.ledger.entries()) };
+    let refused = {
+        let view = view(session, x);
+        let subject = Subject { view: &view, credential: x.credential };
+        spent(all.filter(|rule| rule.counts_tokens()), subject, calls_model).await
+    };
+    match refused {
+        None => Ok(()),
+        Some(spent) => Err(refuse(By::Limit(spent), OWN_LIMITS, x)),
+    }
+}
+
+/// What would refuse a request, as far as its head tells.
+enum By<'r> {
+    Limit(Spent<'r>),
+    Filter(Box<Refusal>),
+}
+
+/// Refuses a request, of which nothing is taken.
+fn refuse(by: By<'_>, name: &str, x: &mut Exchange) -> End {
+    x.refused_by = Some(name.to_owned());
+    match by {
+        By::Filter(refusal) => End::Refuse(refusal),
+        By::Limit(spent) => {
+            let (refusal, shown) = spent.refuse();
+            if let Some(shown) = shown {
+                x.ledger.show(shown);
+            }
+            End::Refuse(refusal)
+        }
+    }
+}
+
+/// Refuses a request whose route only its body can tell, where every candidate would refuse it whatever the body says: as
+/// the first of them does. The route is `None` where that is not there for the caller.
+pub(super) async fn refused_by_all<'r>(
+    candidates: impl Iterator<Item = &'r Arc<Route>>,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Option<(Option<&'r Arc<Route>>, End)> {
+    let mut first = None;
+    for route in candidates {
+        let refused = if x.caller.is_some() && !super::steps::is_open_to(route, x) {
+            None
+        } else {
+            Some(refused_by_head(route, session, x).await?)
+        };
+        first.get_or_insert((route, refused));
+    }
+    match first? {
+        (_, None) => Some((None, super::steps::no_route(session))),
+        (route, Some((by, name))) => Some((Some(route), refuse(by, name, x))),
+    }
+}
+
+async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exchange) -> Option<(By<'r>, &'r str)> {
+    for named in &route.guards {
+        let mut view = view(session, x);
+        if named.rules.is_empty() {
+            match named.filter.on_request(&mut view) {
+                Flow::Refuse(refusal) => return Some((By::Filter(refusal), &named.name)),
+                Flow::Continue => continue,
+                Flow::Answer(_) | Flow::Wait(_) => return None,
+            }
+        }
+        let subject = Subject { view: &view, credential: x.credential };
+        if let Some(spent) = spent(named.rules.iter(), subject, false).await {
+            return Some((By::Limit(spent), &named.name));
+        }
+    }
+    // Who is not known yet has another level than it will have.
+    if x.caller.is_none() && route.authentication != RouteAuthentication::None {
+        return None;
+    }
+    for named in &route.filters {
+        let view = view(session, x);
+        let subject = Subject { view: &view, credential: x.credential };
+        if let Some(spent) = spent(named.rules.iter(), subject, route.api != Api::Problem).await {
+            return Some((By::Limit(spent), &named.name));
+        }
+    }
+    None
 }
 
 /// Takes from the consumer's own limits and runs the other filters.
 pub(super) async fn filters(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<(), End> {
     if let Some(consumer) = x.caller.clone() {
         count_with_tokenizer(route, &consumer.rules, x).await;
-        run(&consumer.rules, &route.filters, session, x).await
+        run(&consumer.rules, &route.filters, x.judged, session, x).await
     } else {
         count_with_tokenizer(route, &Rules::new(), x).await;
-        run(&Rules::new(), &route.filters, session, x).await
+        run(&Rules::new(), &route.filters, x.judged, session, x).await
     }
 }
 
@@ -35,7 +142,7 @@ async fn count_with_tokenizer(route: &Route, own: &Rules, x: &mut Exchange) {
     let [target] = route.targets.as_slice() else { return };
     let (TargetKind::Model(model), RequestBody::Held(body), true) = (&target.kind, &x.body, counts) else { return };
     let deadline = x.started + route.request_timeout;
-    let counted = crate::spill::prompt_tokens(model, &body.bytes, deadline).await;
+    let counted = crate::spill::prompt_tokens(model, &body.bytes, &x.off_loop, deadline).await;
     if let (Some(input), Some(asked)) = (counted, &mut x.asked) {
         asked.expected.input = input;
     }
@@ -61,21 +168,37 @@ fn view<'a>(session: &'a ServerSession, x: &'a Exchange) -> RequestView<'a> {
     }
 }
 
-async fn run(own: &Rules, filters: &[NamedFilter], session: &mut ServerSession, x: &mut Exchange) -> Result<(), End> {
+async fn run(
+    own: &Rules,
+    filters: &[NamedFilter],
+    judged: Judged,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<(), End> {
     if own.is_empty() && filters.is_empty() {
         return Ok(());
     }
     let mut span = x.span.child("filters", Kind::Internal);
-    let mut rules: SmallVec<[&Arc<Rule>; 8]> = own.iter().collect();
-    let mut limits = "limits";
+    let left = |judged: bool| move |rule: &&Arc<Rule>| !(judged && rule.is_known_by_head());
+    let mut rules: SmallVec<[&Arc<Rule>; 8]> = own.iter().filter(left(judged.own)).collect();
+    let mut limits = OWN_LIMITS;
     for named in filters {
         if !named.rules.is_empty() {
-            rules.extend(&named.rules);
+            rules.extend(named.rules.iter().filter(left(judged.route)));
             limits = &named.name;
             continue;
         }
         take(&mut rules, limits, session, x).await?;
-        let flow = named.filter.on_request(&mut view(session, x));
+        let flow = if named.filter.needs_body() {
+            // What reads a large body must not hold up the other requests of this thread.
+            let off_loop = x.off_loop.clone();
+            let mut view = view(session, x);
+            let weight = view.body.map_or(0, <[u8]>::len).saturating_mul(BUILDS_VALUES);
+            let judged = off_loop.run(weight, || named.filter.on_request(&mut view)).await;
+            judged.inspect_err(|_| x.ledger.give_back())?
+        } else {
+            named.filter.on_request(&mut view(session, x))
+        };
         let refusal = match flow {
             Flow::Continue => None,
             Flow::Answer(answer) => {
@@ -92,7 +215,6 @@ async fn run(own: &Rules, filters: &[NamedFilter], session: &mut ServerSession, 
                     tracing::debug!(event = "filter_failed", route = route.name, filter = named.name, reason);
                 }
                 if let Some(answer) = waited.answer {
-                    x.ledger.give_back();
                     x.refused_by = Some(named.name.clone());
                     span.event("refused", &named.name);
                     return Err(End::Answer(answer));
@@ -102,8 +224,8 @@ async fn run(own: &Rules, filters: &[NamedFilter], session: &mut ServerSession, 
             }
         };
         if let Some(refusal) = refusal {
-            // A refused request takes nothing from any limit.
-            x.ledger.give_back();
+            // It stays counted as a request: a limit in front of a server that judges also limits guesses. The tokens that
+            // were reserved for it come back at its end.
             x.refused_by = Some(named.name.clone());
             span.event("refused", &named.name);
             return Err(End::Refuse(refusal));
@@ -145,6 +267,8 @@ async fn take(
 }
 
 /// Corrects what was reserved: by the usage that the answer told, else by counting, else to nothing where nobody answered.
+/// The prompt of a caller who leaves while it is worked on counts: else leaving before the first byte would make every
+/// prompt free.
 pub(super) fn settle(x: &mut Exchange) {
     if !x.ledger.counts_tokens() {
         return;
@@ -153,7 +277,7 @@ pub(super) fn settle(x: &mut Exchange) {
     let is_inside = matches!(o.served_by, ServedBy::Model(_));
     let answered = !matches!(o.served_by, ServedBy::Gateway) && (200..300).contains(&o.status);
     let mut used = Used::default();
-    if answered {
+    if answered || o.left_at_work {
         let expected = x.asked.as_ref().map(|asked| asked.expected).unwrap_or_default();
         used.input = o.prompt_tokens.unwrap_or(expected.input);
         used.cached = o.cached_tokens.unwrap_or(0);
@@ -172,6 +296,8 @@ fn counted(x: &Exchange, expected: Estimate) -> u64 {
     if x.asked.as_ref().is_some_and(|asked| asked.stream) {
         x.outcome.content_events
     } else {
-        Estimate::new(x.outcome.bytes_out, 0, 0, Some(0), false).input
+        // What a caller left unread was written for it all the same.
+        let bytes = x.outcome.bytes_out.max(x.outcome.bytes_answered);
+        Estimate::new(bytes, 0, 0, Some(0), false).input
     }
 }

@@ -11,7 +11,7 @@ use crate::balancing::{Endpoint, now_millis};
 use crate::exchange::Exchange;
 use crate::server::Gateway;
 use crate::snapshot::{MirrorPlan, Route};
-use crate::upstream::{Attempt, MoveOn, Outcome, Ready, RequestBody, drain, open};
+use crate::upstream::{Attempt, BodyShare, MoveOn, Outcome, Ready, RequestBody, drain, open};
 
 /// Sends the copies that this request is drawn for.
 pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ServerSession, x: &Exchange) {
@@ -37,6 +37,8 @@ struct Copy {
     endpoint: Arc<Endpoint>,
     ready: Ready,
     slot: Taken,
+    /// The body counts as held until the copy has ended.
+    _share: Option<Arc<BodyShare>>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -61,7 +63,11 @@ fn prepare(
     let key = super::affinity::key(&plan.backend, session, x);
     let (endpoint, slot) = journey.admit_at(&plan.backend, now_millis(), rand::random(), key)?;
     let ready = Ready::copy(&attempt(gateway, route, plan, endpoint.clone(), &slot), session, x)?;
-    Some(Copy { endpoint, ready, slot, _place: place })
+    let share = match &x.body {
+        RequestBody::Held(held) => held.share.clone(),
+        RequestBody::Unread => None,
+    };
+    Some(Copy { endpoint, ready, slot, _share: share, _place: place })
 }
 
 fn attempt<'a>(

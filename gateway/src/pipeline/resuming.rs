@@ -11,8 +11,10 @@ use tokio::time::Instant;
 use super::{affinity, conclude, forward, spilling};
 use crate::admission::{Admission, Journey};
 use crate::balancing::now_millis;
-use crate::exchange::{End, Exchange};
-use crate::protocol::openai::{ChatRequest, continuation};
+use crate::downstream::Unread;
+use crate::exchange::{End, Exchange, Place};
+use crate::off_loop::BUILDS_VALUES;
+use crate::protocol::openai::{ChatRequest, continuation, model_at};
 use crate::server::Gateway;
 use crate::snapshot::{Backend, Route, TargetKind};
 use crate::spill;
@@ -37,7 +39,11 @@ pub(super) async fn resume(
         }
         match elsewhere(gateway, route, journey, &died, session, x).await {
             Some(Outcome::Answered | Outcome::Broken) => return Ok(()),
-            Some(Outcome::ClientGone | Outcome::ClientSlow | Outcome::GivenUp) => return Err(End::ClientGone),
+            Some(
+                Outcome::ClientGone | Outcome::ClientSlow | Outcome::Malformed(_) | Outcome::GivenUp | Outcome::Unread,
+            ) => {
+                return Err(End::ClientGone);
+            }
             Some(Outcome::Died(more)) => died = more,
             // That one could not; another may.
             Some(Outcome::Full(_) | Outcome::Failed(_)) => {}
@@ -51,7 +57,7 @@ pub(super) async fn resume(
         };
     };
     resumed(route, x);
-    let result = spilling::write_frames(&mut stream, session, x).await;
+    let result = spilling::write_frames(&mut stream, Unread::default(), session, x).await;
     conclude::engine_ended(x, stream.report());
     result
 }
@@ -73,19 +79,27 @@ async fn elsewhere(
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Option<Outcome> {
-    let body = continuation(&spilling::held(x)?, &died.text, died.tokens)?;
+    let held = spilling::held(x)?;
+    let rewrite = || {
+        let body = continuation(&held, &died.text, died.tokens)?;
+        let model_at = model_at(&body);
+        Some((body, model_at))
+    };
+    let rewritten = x.off_loop.run(held.len().saturating_mul(BUILDS_VALUES), rewrite).await;
+    let (body, model_at) = rewritten.ok()??;
     let key = |backend: &Backend| affinity::key(backend, session, x);
     let Admission::Endpoint { backend, endpoint, slot } =
         journey.admit(route, now_millis(), rand::random(), false, &key)
     else {
         return None;
     };
-    let _retrying = forward::begin_retry(route, backend)?;
+    let retrying = forward::begin_retry(route, backend)?;
     let attempt = forward::attempt(gateway, route, backend, endpoint, &slot, MoveOn { full: true, retry: true });
+    x.place = Some(Place { slot, retrying: Some(retrying) });
     x.outcome.attempts += 1;
     let resend = x.outcome.attempts.saturating_sub(1);
     x.attempt = Some(conclude::attempt_span(&attempt, session, x, resend));
-    let ready = Ready::with_body(&attempt, session, x, body);
+    let ready = Ready::with_body(&attempt, session, x, body, model_at);
     let opened = tokio::select! {
         biased;
         opened = open(&attempt, ready) => opened,
@@ -106,7 +120,8 @@ async fn elsewhere(
     };
     forward::note_if_full(&attempt, &outcome);
     let span = x.attempt.take().unwrap_or_else(Span::none);
-    conclude::attempt_ended(&attempt, x, span, &outcome, attempt.started.elapsed());
+    conclude::attempt_ended(&attempt, x, span, &outcome);
+    x.place = None;
     Some(outcome)
 }
 
@@ -118,7 +133,7 @@ async fn inside(route: &Arc<Route>, died: &Died, session: &ServerSession, x: &Ex
         return None;
     }
     let body: Bytes = spilling::held(x)?;
-    let request = ChatRequest::parse(&body).ok()?;
+    let request = spilling::read(x, &body, ChatRequest::parse).await.ok()?.ok()?;
     let begun = spill::Begun { text: &died.text, tokens: died.tokens };
     let deadline = x.started + route.request_timeout;
     let terms = spill::Terms {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, Method, StatusCode, Version, header};
+use http::{Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use spillway_filter::{ErrorKind, Refusal};
@@ -12,18 +12,14 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admission::Journey;
 use crate::balancing::now_millis;
+use crate::downstream::{Beside, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
+use crate::off_loop::BUILDS_VALUES;
 use crate::protocol::openai::ChatRequest;
 use crate::server::Gateway;
 use crate::snapshot::{Last, Route, TargetKind};
 use crate::spill::{self, LoadedModel, SpillError, SpillStream, Terms};
-use crate::upstream::{RequestBody, client_write, outgoing_response};
-
-/// What a caller says who would rather have an error than a lesser answer.
-static FALLBACK: HeaderName = HeaderName::from_static("x-spillway-fallback");
-
-/// How long a client may take to accept one write of an answer.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::upstream::{RequestBody, SHUTTING_DOWN, STOPPING, break_off, outgoing_response};
 
 /// Why a request is not answered by its route's own backends, where none of them can have traffic or all tries failed.
 const UNAVAILABLE: &str = "unavailable";
@@ -51,6 +47,15 @@ fn asks_for_text(session: &ServerSession) -> Option<Parse> {
     }
 }
 
+/// Reads a request for a built-in model, where a long one holds nobody up.
+pub(super) async fn read<T>(
+    x: &Exchange,
+    body: &[u8],
+    parse: impl FnOnce(&[u8]) -> Result<T, Refusal>,
+) -> Result<Result<T, Refusal>, End> {
+    x.off_loop.run(body.len().saturating_mul(BUILDS_VALUES), || parse(body)).await
+}
+
 pub(super) fn held(x: &Exchange) -> Option<Bytes> {
     match &x.body {
         RequestBody::Held(held) => Some(held.bytes.clone()),
@@ -74,7 +79,7 @@ pub(super) fn is_possible(last: &Last, session: &ServerSession, x: &Exchange) ->
                 && x.caller.as_ref().is_none_or(|caller| caller.may_use(Some(model.name())))
         }
     };
-    can && !session.get_header(&FALLBACK).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"never"))
+    can && !x.refuses_fallback
 }
 
 /// A request that the route sends to a model inside.
@@ -94,7 +99,7 @@ pub(super) async fn direct(
             "models inside the gateway answer POST /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/rerank, and GET /v1/models",
         )));
     };
-    let request = parse(&body)?;
+    let request = read(x, &body, parse).await??;
     request.addressed_to(model.name())?;
     let deadline = x.route.as_ref().map_or_else(std::time::Instant::now, |route| x.started + route.request_timeout);
     let terms = Terms { tenant: tenant(x).cloned(), ..Terms::default() };
@@ -136,7 +141,9 @@ pub(super) async fn over_limit(
     x: &mut Exchange,
 ) -> Result<(), End> {
     let last = &route.when_saturated;
-    if is_possible(last, session, x) && is_allowed(route, last, x) {
+    // The list of models is answered here and never spills.
+    let is_own = super::answers::is_models(route, session.req_header());
+    if !is_own && is_possible(last, session, x) && is_allowed(route, last, x) {
         match &last.spill_to {
             Some(TargetKind::Backend(backend)) => {
                 let may = !is_too_long(route, x);
@@ -223,7 +230,7 @@ async fn spill(
     x: &Exchange,
 ) -> Result<SpillStream, Option<Duration>> {
     let Some((body, parse)) = held(x).zip(asks_for_text(session)) else { return Err(None) };
-    let Ok(request) = parse(&body) else { return Err(None) };
+    let Ok(Ok(request)) = read(x, &body, parse).await else { return Err(None) };
     let tenant = tenant(x).cloned();
     let terms = Terms { max_prompt_tokens: route.spill.max_prompt_tokens, over_limit, tenant };
     match spill::answer(model, &request, terms, x.started + route.request_timeout).await {
@@ -250,7 +257,7 @@ async fn pass(
         head = stream.begin() => head,
         _ = session.read_body_or_idle(true) => {
             super::conclude::engine_ended(x, stream.report());
-            return Err(End::ClientGone);
+            return Err(super::forward::left_at_work(x));
         }
     };
     let head = match head {
@@ -280,29 +287,75 @@ async fn write(
     }
     x.outcome.status = head.status.as_u16();
     let is_http11 = session.req_header().version == Version::HTTP_11;
-    session.set_write_timeout(Some(WRITE_TIMEOUT));
     let answer = outgoing_response(answer, x, is_http11, true);
-    let limit = tokio::time::Instant::now() + WRITE_TIMEOUT;
-    client_write(limit, session.write_response_header(answer)).await.map_err(|_| End::ClientGone)?;
-    write_frames(stream, session, x).await
+    let mut unread = Unread::default();
+    let mut ahead = Ahead::new(stream, &mut unread, x);
+    deliver(session.write_response_header(answer), limits(x), &mut ahead).await.map_err(|_| End::ClientGone)?;
+    write_frames(stream, unread, session, x).await
 }
 
-/// Writes what comes after the head.
+/// Limits of a write to the client.
+fn limits(x: &Exchange) -> WriteLimits<'_> {
+    x.write_limits(x.route.as_ref().map_or_else(tokio::time::Instant::now, |route| x.deadline(route)))
+}
+
+/// The model's side while the client does not take what is written to it: the answer is taken on as far as there is
+/// memory for it, so that the model is done with it; what is over that is parked in the engine.
+struct Ahead<'a> {
+    stream: &'a mut SpillStream,
+    unread: &'a mut Unread,
+    shared: &'a Arc<Downstream>,
+    most: u64,
+}
+
+impl<'a> Ahead<'a> {
+    fn new(stream: &'a mut SpillStream, unread: &'a mut Unread, x: &'a Exchange) -> Self {
+        let (shared, most) = (&x.snapshot.downstream, x.snapshot.buffered_answers_per_request);
+        Self { stream, unread, shared, most }
+    }
+}
+
+impl Beside for Ahead<'_> {
+    async fn take_in(&mut self) {
+        if !self.unread.has_room() {
+            return std::future::pending().await;
+        }
+        match self.stream.next().await {
+            Some(frame) => self.unread.push(&frame, self.shared, self.most),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Writes what comes after the head, what waits in `unread` first.
 pub(super) async fn write_frames(
     stream: &mut SpillStream,
+    mut unread: Unread,
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<(), End> {
     loop {
-        // The write is never inside the select: a frame half written cannot be taken back.
-        let frame = tokio::select! {
-            biased;
-            frame = stream.next() => frame,
-            _ = session.read_body_or_idle(true) => return Err(End::ClientGone),
+        let frame = match unread.take_slice() {
+            Some(waited) => Some(waited),
+            // The write is never inside the select: a frame half written cannot be taken back.
+            None => tokio::select! {
+                biased;
+                () = x.snapshot.downstream.ending.over() => {
+                    break_off(session, x, true, SHUTTING_DOWN, STOPPING).await;
+                    return Ok(());
+                }
+                frame = stream.next() => frame,
+                _ = session.read_body_or_idle(true) => return Err(End::ClientGone),
+            },
         };
-        let Some(frame) = frame else { break };
-        x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(frame.len()).unwrap_or(0));
-        session.write_response_body(frame, false).await.map_err(|_| End::ClientGone)?;
+        let Some(mut frame) = frame else { break };
+        while let Some(next) = slice(&mut frame) {
+            x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(next.len()).unwrap_or(0));
+            let mut ahead = Ahead::new(stream, &mut unread, x);
+            let written = deliver(session.write_response_body(next, false), limits(x), &mut ahead).await;
+            written.map_err(|_| End::ClientGone)?;
+        }
     }
-    session.write_response_body(Bytes::new(), true).await.map_err(|_| End::ClientGone)
+    let end = session.write_response_body(Bytes::new(), true);
+    deliver(end, limits(x), &mut Nothing).await.map_err(|_| End::ClientGone)
 }

@@ -1,22 +1,26 @@
 //! Steps 1 to 5: from a header to a request whose caller and route are known and whose filters have passed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{ErrorKind, Refusal};
 
-use super::limiting;
+use super::{limiting, target};
 use crate::exchange::{Asked, End, Exchange, RouteInFlight};
 use crate::limits::{Estimate, Ledger};
-use crate::listener::ConnectionInfo;
+use crate::listener::{ConnectionInfo, MAX_FIELDS};
 use crate::protocol::{Api, openai};
-use crate::routing::{Candidates, Rest};
+use crate::routing::{Candidates, Rest, Spelling};
 use crate::server::Gateway;
 use crate::snapshot::Route;
-use crate::upstream::{RequestBody, X_REQUEST_ID, hold};
+use crate::upstream::{Hold, RequestBody, X_REQUEST_ID, hold, too_large};
+
+/// Header of a caller that would rather have an error than a lesser answer.
+static FALLBACK: HeaderName = HeaderName::from_static("x-spillway-fallback");
 
 /// Longest request id that is kept from a caller.
 const MAX_REQUEST_ID: usize = 128;
@@ -27,9 +31,16 @@ pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &Se
     let head = session.req_header();
     let request_id = head.headers.get(&X_REQUEST_ID).filter(|id| is_sane(id)).cloned().unwrap_or_else(new_request_id);
     let span = snapshot.tracer.server_span(&head.headers, std::time::SystemTime::now());
-    let mut x = Exchange::begin(snapshot, connection, &head.headers, request_id, span);
+    let mut x = Exchange::begin(snapshot, connection, &head.headers, request_id, span, gateway.off_loop.clone());
     x.api = Api::of_path(head.uri.path());
     x
+}
+
+/// Removes the headers of a caller that only the gateway may set, before a route, a filter or a server sees them.
+pub(super) fn strip(session: &mut ServerSession, x: &mut Exchange) {
+    let head = session.req_header_mut();
+    x.refuses_fallback = head.headers.get(&FALLBACK).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"never"));
+    x.odd_headers = x.snapshot.caller_headers.strip(head);
 }
 
 /// An id that can stand in a log line and a header without harm.
@@ -46,23 +57,29 @@ fn new_request_id() -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
-/// Refuses what no route may see: an oversized header, ambiguous framing, a request that has been here before.
+/// Refuses what no route may see: an oversized header, ambiguous framing, a request that has been here before. Returns
+/// what other servers could read in the path.
 pub(super) fn check_head(
     gateway: &Gateway,
     connection: &ConnectionInfo,
     session: &mut ServerSession,
-) -> Result<(), End> {
+) -> Result<Spelling, End> {
     let head = session.req_header();
     let max = connection.limits.max_header_bytes.0;
-    let size = head.uri.path_and_query().map_or(1, |p| p.as_str().len())
-        + head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
-    if u64::try_from(size).unwrap_or(u64::MAX) > max {
+    // Over HTTP/1 the reader of the connection has refused it already.
+    let is_too_large = || {
+        let size = head.method.as_str().len()
+            + head.uri.path_and_query().map_or(1, |p| p.as_str().len())
+            + head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+        u64::try_from(size).unwrap_or(u64::MAX) > max || head.headers.len() > usize::from(MAX_FIELDS)
+    };
+    if session.is_http2() && is_too_large() {
         session.set_keepalive(None);
         return Err(End::refuse(Refusal::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             ErrorKind::InvalidRequest,
             "header_too_large",
-            format!("the request line and header are longer than {max} bytes"),
+            format!("the request line and header are longer than {max} bytes or more than {MAX_FIELDS} fields"),
         )));
     }
     if head.method == Method::CONNECT {
@@ -74,21 +91,17 @@ pub(super) fn check_head(
             "this is a gateway, not a proxy for connections: CONNECT is not answered",
         )));
     }
-    if let Err(refusal) = super::target::settle(session.req_header_mut()) {
-        session.set_keepalive(None);
-        return Err(End::Refuse(refusal));
-    }
+    let spelling = match target::settle(session.req_header_mut()) {
+        Ok(spelling) => spelling,
+        Err(refusal) => {
+            session.set_keepalive(None);
+            return Err(End::Refuse(refusal));
+        }
+    };
     let head = session.req_header();
     if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
         session.set_keepalive(None);
         return Err(End::refuse(Refusal::invalid("no_host", "a request of HTTP/1.1 must say which host it is for")));
-    }
-    if has_two_lengths(session) {
-        session.set_keepalive(None);
-        return Err(End::refuse(Refusal::invalid(
-            "ambiguous_framing",
-            "the request has both Content-Length and Transfer-Encoding: where its body ends is not certain",
-        )));
     }
     let head = session.req_header();
     if let Some(host) = host_of(head)
@@ -109,7 +122,7 @@ pub(super) fn check_head(
             "the request has passed this gateway before: a backend points back at it",
         )));
     }
-    Ok(())
+    Ok(spelling)
 }
 
 /// The host that a request is for.
@@ -117,52 +130,68 @@ pub(super) fn host_of(head: &RequestHeader) -> Option<&str> {
     head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| head.uri.host())
 }
 
-/// Whether a body has two lengths that another server may read otherwise (RFC 9112, 6.1). Pingora takes the one that is
-/// to be ignored away, so the bytes as they came are looked at; it lets nobody else have a transfer encoding.
-fn has_two_lengths(session: &ServerSession) -> bool {
-    const LENGTH: &[u8] = b"content-length";
-    let ServerSession::H1(session) = session else { return false };
-    if !session.req_header().headers.contains_key(header::TRANSFER_ENCODING) {
-        return false;
-    }
-    let lines = session.get_headers_raw_bytes();
-    lines.split(|b| *b == b'\n').any(|line| line.get(..LENGTH.len()).is_some_and(|n| n.eq_ignore_ascii_case(LENGTH)))
-}
-
-/// Finds the route, and the caller on the way: as early as the candidates allow.
+/// Finds the route, and the caller on the way: as early as the candidates allow. A request that is refused here takes
+/// nothing from limits that were judged before its body was read.
 pub(super) async fn find_route(
     gateway: &Gateway,
     connection: &ConnectionInfo,
+    spelling: Spelling,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<Arc<Route>, End> {
+    let found = find(gateway, connection, spelling, session, x).await;
+    if found.is_err() {
+        x.ledger.give_back_of(x.judged.taken);
+    }
+    found
+}
+
+async fn find(
+    gateway: &Gateway,
+    connection: &ConnectionInfo,
+    spelling: Spelling,
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<Arc<Route>, End> {
     let snapshot = x.snapshot.clone();
     let client = x.client;
-    let candidates = |session: &ServerSession, method: &Method| {
+    let by_path = |session: &ServerSession, path: &str, method: &Method| {
         let head = session.req_header();
         let rest = Rest { query: head.uri.query().unwrap_or_default(), client };
-        snapshot.routes.candidates(host_of(head), head.uri.path(), method, &head.headers, rest)
+        snapshot.routes.candidates(host_of(head), path, method, &head.headers, rest)
+    };
+    // A path with several readings gets no further than this, not even to the filters that redirect.
+    let candidates = |session: &ServerSession, method: &Method| {
+        let head = session.req_header();
+        let found = by_path(session, &target::route_key(head), method);
+        let others = |path: &str| by_path(session, path, method);
+        target::judge_spelling(spelling, head, connection.encoded_slashes, &found, others).map(|()| found)
     };
     if let Some(asked) = preflight_method(session.req_header())
-        && let Some(route) = candidates(session, &asked).routes().find(|route| route.answers_preflight)
+        && let Some(route) =
+            candidates(session, &asked).map_err(End::Refuse)?.routes().find(|route| route.answers_preflight)
     {
         // The filter that answers is one of the guards.
         enter(x, route);
         limiting::guards(route, session, x).await?;
     }
-    let candidates = candidates(session, &session.req_header().method);
+    let candidates = candidates(session, &session.req_header().method).map_err(End::Refuse)?;
     let within = connection.limits.body_timeout.0;
     if let Some(route) = candidates.only() {
         enter(x, route);
         limiting::guards(route, session, x).await?;
         identify(session, x, route.authentication).await?;
+        check_access(route, false, session, x)?;
         if route.holds_body {
-            x.body = RequestBody::Held(hold(session, &gateway.bodies, route.max_body, within).await?);
-            x.asked = peek(session, x)?;
+            if !session.is_body_empty() {
+                limiting::before_body(Some(route), route.api != Api::Problem, session, x).await?;
+            }
+            hold_body(gateway, session, x, route.max_body, within).await?;
+            x.asked = peek(session, x, decides(route, x)).await?;
         } else {
             check_length(session, route)?;
         }
-        check_access(route, session, x)?;
+        check_model(route, x)?;
         return Ok(route.clone());
     }
     if candidates.is_empty() {
@@ -172,9 +201,22 @@ pub(super) async fn find_route(
     if candidates.routes().all(|route| route.authentication == RouteAuthentication::Required) {
         identify(session, x, RouteAuthentication::Required).await?;
     }
+    if !session.is_body_empty() {
+        if let Some((route, end)) = limiting::refused_by_all(candidates.routes(), session, x).await {
+            if let Some(route) = route {
+                enter(x, route);
+            }
+            return Err(end);
+        }
+        if x.caller.is_some() {
+            let calls_model = candidates.routes().all(|route| route.api != Api::Problem);
+            limiting::before_body(None, calls_model, session, x).await?;
+        }
+    }
     let limit = candidates.routes().map(|route| route.max_body).max().unwrap_or(0);
-    x.body = RequestBody::Held(hold(session, &gateway.bodies, limit, within).await?);
-    x.asked = peek(session, x)?;
+    hold_body(gateway, session, x, limit, within).await?;
+    // A match asks for the model.
+    x.asked = peek(session, x, true).await?;
     let route =
         by_model(&candidates, x).ok_or_else(|| match x.asked.as_ref().and_then(|asked| asked.model.as_deref()) {
             Some(model) => End::from(openai::model_not_found(model)),
@@ -184,14 +226,44 @@ pub(super) async fn find_route(
     limiting::guards(&route, session, x).await?;
     if x.caller.is_none() {
         identify(session, x, route.authentication).await?;
+        let caller = number(x);
+        if let RequestBody::Held(held) = &mut x.body {
+            held.belongs_to(caller)?;
+        }
     }
     if let RequestBody::Held(held) = &x.body
         && u64::try_from(held.bytes.len()).unwrap_or(u64::MAX) > route.max_body
     {
-        return Err(crate::upstream::too_large(route.max_body));
+        return Err(too_large(route.max_body, "this route takes"));
     }
-    check_access(&route, session, x)?;
+    check_access(&route, true, session, x)?;
+    check_model(&route, x)?;
     Ok(route)
+}
+
+/// Whose share of the memory for bodies a request uses.
+fn number(x: &Exchange) -> u128 {
+    crate::limits::caller(x.caller.as_ref().map(|consumer| &*consumer.name), x.client)
+}
+
+async fn hold_body(
+    gateway: &Gateway,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+    limit: u64,
+    within: Duration,
+) -> Result<(), End> {
+    let bounds = Hold { caller: number(x), limit, within };
+    x.body = RequestBody::Held(hold(session, &gateway.bodies, &gateway.off_loop, bounds).await?);
+    Ok(())
+}
+
+/// Whether something is decided by what a body says on the only route that it can take: which models may be named, how many
+/// tokens are reserved and for whom. Then it must have one reading.
+fn decides(route: &Route, x: &Exchange) -> bool {
+    let caller = x.caller.as_ref();
+    route.judges_body
+        || caller.is_some_and(|caller| caller.is_restricted() || caller.rules.iter().any(|rule| rule.counts_tokens()))
 }
 
 /// The method that a browser asks leave for, before it sends the request itself (Fetch, 3.2.2).
@@ -214,7 +286,7 @@ fn enter(x: &mut Exchange, route: &Arc<Route>) {
     x.route = Some(route.clone());
 }
 
-fn no_route(session: &ServerSession) -> End {
+pub(super) fn no_route(session: &ServerSession) -> End {
     let head = session.req_header();
     End::refuse(Refusal::new(
         StatusCode::NOT_FOUND,
@@ -229,7 +301,7 @@ fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
     let declared =
         session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     match declared {
-        Some(length) if route.max_body < length => Err(crate::upstream::too_large(route.max_body)),
+        Some(length) if route.max_body < length => Err(too_large(route.max_body, "this route takes")),
         _ => Ok(()),
     }
 }
@@ -271,25 +343,34 @@ async fn identify(session: &mut ServerSession, x: &mut Exchange, mode: RouteAuth
     }
 }
 
-/// Whether the caller may use the route and the model. Who may not is told what a caller is told of a route or model that
-/// is not there.
-fn check_access(route: &Route, session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
-    if let Some(access) = &route.access {
-        let allowed = x.caller_view().is_some_and(|caller| {
-            let one_of = |list: &[String], name: &str| list.is_empty() || list.iter().any(|entry| entry == name);
-            one_of(&access.consumers, caller.consumer)
-                && one_of(&access.tenants, caller.tenant)
-                && access.scopes.iter().all(|scope| caller.scopes.contains(scope))
-        });
-        if !allowed {
-            // Neither the shape of the error nor a header says that there is a route.
-            x.api = Api::of_path(session.req_header().uri.path());
-            x.route = None;
-            x.ledger.give_back();
-            x.ledger = Ledger::default();
-            return Err(no_route(session));
-        }
+/// Whether the caller is one of those who may use the route.
+pub(super) fn is_open_to(route: &Route, x: &Exchange) -> bool {
+    let Some(access) = &route.access else { return true };
+    x.caller_view().is_some_and(|caller| {
+        let one_of = |list: &[String], name: &str| list.is_empty() || list.iter().any(|entry| entry == name);
+        one_of(&access.consumers, caller.consumer)
+            && one_of(&access.tenants, caller.tenant)
+            && access.scopes.iter().all(|scope| caller.scopes.contains(scope))
+    })
+}
+
+/// Refuses a caller that may not use the route as if there were none: with the answer for an unknown model where the model
+/// decided the route (`by_model`), else with that for an unknown path.
+fn check_access(route: &Route, by_model: bool, session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
+    if is_open_to(route, x) {
+        return Ok(());
     }
+    // Neither the shape of the error nor a header says that there is a route.
+    x.api = Api::of_path(session.req_header().uri.path());
+    x.route = None;
+    x.ledger.give_back();
+    x.ledger = Ledger::default();
+    let model = x.asked.as_ref().and_then(|asked| asked.model.as_deref()).filter(|_| by_model);
+    Err(model.map_or_else(|| no_route(session), |model| openai::model_not_found(model).into()))
+}
+
+/// Whether the caller may use the model that the body names; the same holds of one that it may not.
+fn check_model(route: &Route, x: &Exchange) -> Result<(), End> {
     let Some(caller) = x.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
     match &x.asked {
         // A body for a model that names none that we can read may name any to who reads it otherwise.
@@ -302,28 +383,40 @@ fn check_access(route: &Route, session: &ServerSession, x: &mut Exchange) -> Res
     }
 }
 
-/// What the body asks for. A body that is not JSON asks for nothing here; on an OpenAI path it must be JSON.
-fn peek(session: &ServerSession, x: &Exchange) -> Result<Option<Asked>, End> {
+/// What the body asks for. One that is not JSON asks for nothing here. Where `decides`, something is decided by what it
+/// says, and a body that is JSON to some readers must have one reading; on a path of OpenAI's API it always must.
+async fn peek(session: &ServerSession, x: &Exchange, decides: bool) -> Result<Option<Asked>, End> {
     let RequestBody::Held(held) = &x.body else { return Ok(None) };
     if held.bytes.is_empty() {
         return Ok(None);
     }
     let content_type = session.get_header(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    let says_json = memchr::memmem::find(content_type, b"json").is_some();
+    let says_json = content_type.windows(4).any(|part| part.eq_ignore_ascii_case(b"json"));
     let head = session.req_header();
     let must_be_json = Api::of_path(head.uri.path()) == Api::OpenAi && head.method == Method::POST;
     // What is no JSON may be a sound or an image.
     let unread = Asked { expected: Estimate::new(0, 0, 1, None, true), ..Asked::default() };
-    if !(says_json || must_be_json) {
+    if decides && !must_be_json && openai::is_form(content_type) {
+        let named = x.off_loop.run(held.bytes.len(), || openai::form_model(content_type, &held.bytes)).await?;
+        return Ok(Some(Asked { model: named?, ..unread }));
+    }
+    // Many servers read JSON whatever the request says that it is.
+    if !(says_json || must_be_json || openai::looks_like_json(&held.bytes)) {
         return Ok(Some(unread));
     }
-    match openai::peek(&held.bytes) {
+    let is_strict = must_be_json || decides;
+    match x.off_loop.run(held.bytes.len(), || openai::peek(&held.bytes, is_strict)).await? {
         Ok(peek) => {
             let writes = !head.uri.path().ends_with("/embeddings");
             let expected = Estimate::new(peek.prompt_bytes, peek.images, peek.sounds, peek.max_tokens, writes);
-            Ok(Some(Asked { model: peek.model.map(Into::into), stream: peek.stream, expected }))
+            Ok(Some(Asked {
+                model: peek.model.map(Into::into),
+                stream: peek.stream,
+                expected: expected.times(peek.answers),
+                model_at: peek.model_at,
+            }))
         }
-        Err(refusal) if must_be_json => Err(refusal.into()),
+        Err(refusal) if is_strict => Err(refusal.into()),
         Err(_) => Ok(Some(unread)),
     }
 }

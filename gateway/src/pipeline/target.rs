@@ -1,21 +1,33 @@
 //! Step 1, before anything is judged: what a request is for gets one reading. What a backend could read otherwise than we
 //! did is put into one form or refused here, so that the route, the filters and the backend see the same host, path and
-//! length. It owns no state; its input is a header as it came.
+//! length. What depends on the route is judged when its candidates are known. It owns no state; its input is a header as
+//! it came.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use pingora::http::RequestHeader;
+use spillway_config::path;
+use spillway_config::schema::EncodedSlashes;
 use spillway_filter::{ErrorKind, Refusal};
 
-/// Puts target, host and framing of a header into one form, or says why it cannot be served.
-pub(super) fn settle(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
+use super::answers;
+use crate::protocol::Api;
+use crate::routing::{Candidates, MAX_HOST, Spelling, read_path};
+use crate::snapshot::Route;
+
+/// Puts target, host and framing of a header into one form, or says why it cannot be served. Returns what other servers
+/// could read in the path.
+pub(super) fn settle(head: &mut RequestHeader) -> Result<Spelling, Box<Refusal>> {
     origin_form(head)?;
     if head.headers.get_all(header::HOST).iter().any(|host| !is_host(host.as_bytes())) {
         return Err(wrong("bad_host", "the Host of the request is no name or address, with or without a port"));
     }
-    one_path(head)?;
-    one_length(head)
+    one_host(head)?;
+    let spelling = one_path(head)?;
+    one_length(head)?;
+    Ok(spelling)
 }
 
 fn wrong(code: &'static str, message: &'static str) -> Box<Refusal> {
@@ -55,55 +67,110 @@ fn is_host(host: &[u8]) -> bool {
         None => {
             let mut parts = host.splitn(2, |b| *b == b':');
             let name = parts.next().unwrap_or_default();
-            let is_name = name.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(b));
+            // Labels between the dots, and perhaps the dot of the root: `a..test` and `a.test..` are other names to some.
+            let labels = name.strip_suffix(b".").unwrap_or(name);
+            let is_name = name.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(b))
+                && labels.len() <= MAX_HOST
+                && (name.is_empty() || labels.split(|b| *b == b'.').all(|label| !label.is_empty()));
             is_name && parts.next().is_none_or(is_port)
         }
     }
 }
 
-/// Unreserved characters are written plainly (RFC 3986, 6.2.2.2) and slashes once; dots that would climb are refused, as
-/// are backslashes, which some servers take for slashes.
-fn one_path(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
-    let path = head.uri.path();
-    let plain = plain(path);
-    let climbs = plain.split('/').any(|segment| matches!(segment, "." | ".."));
-    if climbs || plain.contains('\\') || plain.to_ascii_lowercase().contains("%5c") {
-        return Err(wrong(
-            "ambiguous_path",
-            "the path of the request has `.`, `..` or a backslash: write the path that is meant",
-        ));
+/// Writes the host in small letters and without the dot of the root, as routes read it (RFC 9110, 4.2.3; RFC 1034, 3.1):
+/// an expression, a limit or a server that compares it letter by letter is passed by no other spelling.
+fn one_host(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let Some(host) = hosts.next().map(HeaderValue::as_bytes) else { return Ok(()) };
+    if hosts.next().is_some() {
+        return Err(wrong("bad_host", "the request has more than one Host"));
     }
-    if let Cow::Owned(plain) = plain {
+    let end = host.iter().position(|byte| *byte == b':').filter(|_| !host.starts_with(b"[")).unwrap_or(host.len());
+    let (name, port) = host.split_at_checked(end).unwrap_or((host, b""));
+    let plain = name.strip_suffix(b".").unwrap_or(name);
+    if plain.len() == name.len() && !host.iter().any(u8::is_ascii_uppercase) {
+        return Ok(());
+    }
+    let written = [plain, port].concat().to_ascii_lowercase();
+    let bad = || wrong("bad_host", "the Host of the request is no name or address, with or without a port");
+    let host = HeaderValue::from_bytes(&written).map_err(|_| bad())?;
+    head.insert_header(header::HOST, host).map_err(|_| bad())
+}
+
+/// Puts the path into its normal form (RFC 3986, 6.2.2), with slashes written once, and says what other servers could
+/// read in it. The query stays as it came.
+fn one_path(head: &mut RequestHeader) -> Result<Spelling, Box<Refusal>> {
+    // Pingora passes bytes that are no UTF-8 on as they came and shows a path in which they are replaced.
+    let path_as_it_came = head.raw_path().split(|b| *b == b'?').next().unwrap_or_default();
+    if !head.raw_path_is_utf8() && std::str::from_utf8(path_as_it_came).is_err() {
+        return Err(wrong("bad_target", "the path of the request is no UTF-8"));
+    }
+    let (path, spelling) = read_path(head.uri.path())
+        .map_err(|e| Box::new(Refusal::invalid("ambiguous_path", format!("{e}: write the path that is meant"))))?;
+    if let Cow::Owned(path) = path {
         let whole = match head.uri.query() {
-            Some(query) => format!("{plain}?{query}"),
-            None => plain,
+            Some(query) => format!("{path}?{query}"),
+            None => path,
         };
         let uri = whole.parse::<Uri>().map_err(|_| wrong("bad_target", "the path of the request cannot be read"))?;
         head.set_uri(uri);
     }
-    Ok(())
+    Ok(spelling)
 }
 
-/// The path with unreserved characters decoded and slashes merged; borrowed where nothing is to be done.
-fn plain(path: &str) -> Cow<'_, str> {
-    if !path.contains('%') && !path.contains("//") {
-        return Cow::Borrowed(path);
+/// Path of a request by which its route is found.
+pub(super) fn route_key(head: &RequestHeader) -> Cow<'_, str> {
+    path::key(head.uri.path())
+}
+
+/// Judges a path with second readings, once its candidate routes are known and before anything else happens to it. It
+/// passes if each reading leads to the same rules as the path itself; encoded slashes pass only where all candidates pass
+/// them. A model's id is decoded by the gateway itself, and no other server reads it.
+pub(super) fn judge_spelling<'t>(
+    spelling: Spelling,
+    head: &RequestHeader,
+    listener: EncodedSlashes,
+    candidates: &Candidates<'_>,
+    others: impl Fn(&str) -> Candidates<'t>,
+) -> Result<(), Box<Refusal>> {
+    // What no route takes gets the answer for that.
+    if spelling.is_one() || candidates.is_empty() {
+        return Ok(());
     }
-    let mut out = String::with_capacity(path.len());
-    let mut rest = path;
-    while let Some(c) = rest.chars().next() {
-        rest = rest.get(c.len_utf8()..).unwrap_or_default();
-        let decoded = if c == '%' { rest.get(..2).and_then(|hex| u8::from_str_radix(hex, 16).ok()) } else { None };
-        match decoded.filter(|b| b.is_ascii_alphanumeric() || b"-._~".contains(b)) {
-            Some(byte) => {
-                out.push(char::from(byte));
-                rest = rest.get(2..).unwrap_or_default();
-            }
-            None if c == '/' && out.ends_with('/') => {}
-            None => out.push(c),
-        }
+    // A server that is asked whether the caller may make the request reads the id too.
+    let judges_path = candidates.routes().any(|route| route.judges_path);
+    if answers::is_model_by_id(head, candidates.routes()) && !(judges_path && spelling.is_hidden()) {
+        return Ok(());
     }
-    if out == path { Cow::Borrowed(path) } else { Cow::Owned(out) }
+    if spelling.is_hidden() {
+        return Err(wrong(
+            "ambiguous_path",
+            "the path of the request has control characters, bytes that are no UTF-8, a second encoding, or blanks, dots \
+             or nothing between two delimiters: write the path that is meant",
+        ));
+    }
+    let passes = |route: &Arc<Route>| route.encoded_slashes.unwrap_or(listener) == EncodedSlashes::Pass;
+    if spelling.has_slash() && !candidates.routes().all(passes) {
+        return Err(wrong(
+            "ambiguous_path",
+            "the path of the request has an encoded slash or backslash (%2F, %5C), which is not passed on here \
+             (`encodedSlashes`): write the path that is meant",
+        ));
+    }
+    let path = head.uri.path();
+    let is_evaded = (judges_path && spelling.evades_expressions())
+        || spelling.readings(path).any(|reading| {
+            // An operation of a model API has its own limits and checks, whatever the route.
+            Api::of_path(&reading) != Api::of_path(path) || !candidates.rule_like(&others(&reading))
+        });
+    if is_evaded {
+        return Err(wrong(
+            "ambiguous_path",
+            "the path of the request has a second reading (`;`, an escaped delimiter or a dot at the end of a name) to \
+             which other rules apply: write the path that is meant",
+        ));
+    }
+    Ok(())
 }
 
 /// A body has one length, said once, or is chunked and nothing else (RFC 9112, 6).
@@ -137,70 +204,6 @@ fn one_length(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settled(target: &[u8], headers: &[(&'static str, &[u8])]) -> Result<RequestHeader, &'static str> {
-        let mut head = RequestHeader::build(Method::GET, target, None).unwrap();
-        for (name, value) in headers {
-            head.append_header(*name, HeaderValue::from_bytes(value).unwrap()).unwrap();
-        }
-        settle(&mut head).map(|()| head).map_err(|refusal| refusal.code)
-    }
-
-    #[test]
-    fn a_path_has_one_reading() {
-        for (written, read) in [
-            ("/v1/chat", "/v1/chat"),
-            ("/%61dmin?a=%62", "/admin?a=%62"),
-            ("//admin///x", "/admin/x"),
-            ("/models/org%2Fname", "/models/org%2Fname"),
-            ("/a..b/.c", "/a..b/.c"),
-            ("/%", "/%"),
-        ] {
-            let head = settled(written.as_bytes(), &[]).unwrap();
-            assert_eq!(head.uri.path_and_query().unwrap().as_str(), read, "{written}");
-            assert_eq!(head.raw_path(), read.as_bytes(), "{written}");
-        }
-        for written in ["/x/../admin", "/x/%2e%2E/admin", "/./x", "/x/.%2e", "/x\\..\\y", "/x%5Cy"] {
-            assert_eq!(settled(written.as_bytes(), &[]).err(), Some("ambiguous_path"), "{written}");
-        }
-    }
-
-    #[test]
-    fn a_target_is_a_path_or_says_its_host() {
-        let head = settled(b"http://secret.test/x?y", &[("host", b"other.test")]).unwrap();
-        assert_eq!(
-            (head.raw_path(), head.headers.get("host").unwrap().as_bytes()),
-            (&b"/x?y"[..], &b"secret.test"[..])
-        );
-        for written in [&b"admin"[..], b"foo:/admin", b"@127.0.0.1:1/x", b"ftp://a/b", b"http://u@a/b"] {
-            assert!(settled(written, &[]).is_err(), "{}", String::from_utf8_lossy(written));
-        }
-    }
-
-    #[test]
-    fn a_host_is_a_name_or_an_address() {
-        for host in [&b"a.test"[..], b"a.test.", b"a.test:80", b"127.0.0.1:1", b"[::1]", b"[::1]:443", b""] {
-            assert!(settled(b"/", &[("host", host)]).is_ok(), "{}", String::from_utf8_lossy(host));
-        }
-        for host in [&b"a.test:abc"[..], b"a, b", b"a\xff", b"a\t:80", b"[::1]evil.test", b"u@a", b"[]", b"a:80:90"] {
-            assert_eq!(settled(b"/", &[("host", host)]).err(), Some("bad_host"), "{}", String::from_utf8_lossy(host));
-        }
-    }
-
-    #[test]
-    fn a_body_has_one_length() {
-        let head = settled(b"/", &[("content-length", b"3"), ("content-length", b"3")]).unwrap();
-        assert_eq!(head.headers.get_all("content-length").iter().count(), 1);
-        for lengths in [&[&b"3, 3"[..]][..], &[b"3", b"4"], &[b"+3"], &[b""]] {
-            let headers: Vec<_> = lengths.iter().map(|length| ("content-length", *length)).collect();
-            assert_eq!(settled(b"/", &headers).err(), Some("ambiguous_framing"), "{lengths:?}");
-        }
-        assert!(settled(b"/", &[("transfer-encoding", b"Chunked")]).is_ok());
-        for codings in [&[&b"gzip, chunked"[..]][..], &[b"identity", b"chunked"], &[b"gzip"]] {
-            let headers: Vec<_> = codings.iter().map(|coding| ("transfer-encoding", *coding)).collect();
-            assert_eq!(settled(b"/", &headers).err(), Some("unsupported_transfer_coding"), "{codings:?}");
-        }
-    }
-}
+mod readers;
+#[cfg(test)]
+mod tests;

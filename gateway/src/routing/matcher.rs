@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use regex::bytes::{Regex, RegexBuilder};
 use spillway_cel::{Expression, Scope, Seen};
+use spillway_config::path;
 use spillway_config::schema::{Match, PathMatch};
 
 /// Bytes that one compiled regular expression may take; also what bounds its cost per character.
@@ -54,8 +55,8 @@ impl Matcher {
         let fail = |reason: String| CompileError { route: route.to_owned(), reason };
         let path = match &written.path {
             None => Path::Any,
-            Some(PathMatch::Exact(path)) => Path::Exact(path.as_str().into()),
-            Some(PathMatch::Prefix(path)) => match path.trim_end_matches('/') {
+            Some(PathMatch::Exact(path)) => Path::Exact(comparable(path).into()),
+            Some(PathMatch::Prefix(path)) => match comparable(path).trim_end_matches('/') {
                 "" => Path::Any,
                 path => Path::Prefix(path.into()),
             },
@@ -126,6 +127,14 @@ impl Matcher {
             self.model.is_none(),
             self.when.is_none(),
         )
+    }
+}
+
+/// Path of the file in the form in which paths of requests are compared. One that no request can have stays as it is.
+pub fn comparable(path: &str) -> String {
+    match path::normal(path) {
+        Ok(normal) => path::key(&normal).into_owned(),
+        Err(_) => path.to_owned(),
     }
 }
 

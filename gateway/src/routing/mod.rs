@@ -3,7 +3,9 @@
 //! It reads no body itself and knows no backend; its input is the compiled routes of a snapshot.
 
 mod matcher;
+mod spelling;
 mod table;
 
-pub use matcher::{CompileError, Matcher, ModelPattern, Rest};
-pub use table::{Candidates, RouteTable, TableBuilder, without_port};
+pub use matcher::{CompileError, Matcher, ModelPattern, Rest, comparable};
+pub use spelling::{Spelling, read as read_path};
+pub use table::{Candidates, MAX_HOST, RouteTable, TableBuilder, without_port};

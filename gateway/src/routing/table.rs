@@ -1,6 +1,7 @@
 //! The table of routes, indexed by host and sorted by precedence, so that the first entry that matches is the answer.
 
 use std::collections::HashMap;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
@@ -8,8 +9,8 @@ use http::{HeaderMap, Method};
 use super::{CompileError, Matcher, Rest};
 use crate::snapshot::Route;
 
-/// Longest host name that is looked at (RFC 1035, 2.3.4); a longer one matches only routes without host names.
-const MAX_HOST: usize = 253;
+/// Longest host name that is looked at (RFC 1035, 2.3.4). The pipeline refuses a longer one.
+pub const MAX_HOST: usize = 253;
 
 struct Entry {
     route: Arc<Route>,
@@ -51,7 +52,8 @@ impl TableBuilder {
             return enter(&mut self.table.any);
         }
         for host in hostnames {
-            let host = host.to_ascii_lowercase();
+            let host =
+                host.parse::<Ipv6Addr>().map_or_else(|_| host.to_ascii_lowercase(), |address| address.to_string());
             match host.strip_prefix('*') {
                 None => enter(self.table.exact.entry(host.into()).or_default())?,
                 Some(suffix) => match self.table.wildcard.iter_mut().find(|(s, _)| s.as_ref() == suffix) {
@@ -95,6 +97,10 @@ impl RouteTable {
     ) -> Candidates<'_> {
         let mut entries = Vec::new();
         let host = host.map(without_port).filter(|host| host.len() <= MAX_HOST).unwrap_or_default();
+        // An IPv6 address has many spellings (RFC 5952, 2).
+        let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')?.parse::<Ipv6Addr>().ok());
+        let address = address.map(|address| address.to_string());
+        let host = address.as_deref().unwrap_or(host);
         let exact = if self.exact.is_empty() || host.is_empty() {
             None
         } else if host.bytes().any(|b| b.is_ascii_uppercase()) {
@@ -150,6 +156,15 @@ impl<'a> Candidates<'a> {
             [entry] if entry.matcher.model().is_none() => Some(&entry.route),
             _ => None,
         }
+    }
+
+    /// True if a request gets the same rules (access, limits, models) whichever of the two takes it.
+    pub fn rule_like(&self, other: &Candidates<'_>) -> bool {
+        let same = self.entries.len() == other.entries.len()
+            && self.routes().zip(other.routes()).all(|(a, b)| Arc::ptr_eq(a, b));
+        let Some(first) = self.entries.first() else { return other.is_empty() };
+        let is_like = |route: &Arc<Route>| route.rules == first.route.rules;
+        same || (!other.is_empty() && self.routes().all(is_like) && other.routes().all(is_like))
     }
 
     /// Whether nothing matches.
@@ -210,6 +225,36 @@ mod tests {
         assert_eq!(names(&table, "api.example.com", "/v1/chat"), ["wild"]);
         assert_eq!(names(&table, "example.com", "/"), ["any"]);
         assert_eq!(names(&table, "[::1]:80", "/"), ["any"]);
+    }
+
+    #[test]
+    fn a_host_is_matched_whole_in_every_spelling_and_a_star_stands_for_labels() {
+        let table = table(&[
+            ("any", &[], "[]"),
+            ("wild", &["*.Secret.test"], "[]"),
+            ("exact", &["api.secret.test"], "[]"),
+            ("address", &["2001:DB8::0:1"], "[]"),
+            ("ipv4", &["10.0.0.1"], "[]"),
+        ]);
+        for (host, route) in [
+            ("api.secret.test", "exact"),
+            ("API.SECRET.TEST.:443", "exact"),
+            ("x.secret.test", "wild"),
+            ("y.X.secret.TEST:8080", "wild"),
+            ("secret.test", "any"),
+            ("xsecret.test", "any"),
+            ("api.secret.test.evil.test", "any"),
+            ("x.secret.test.evil.test:80", "any"),
+            ("x.secret.testevil", "any"),
+            ("[2001:db8::1]", "address"),
+            ("[2001:0db8:0:0::0001]:443", "address"),
+            ("[2001:db8::2]", "any"),
+            ("10.0.0.1:80", "ipv4"),
+            ("10.0.0.11", "any"),
+            ("110.0.0.1", "any"),
+        ] {
+            assert_eq!(names(&table, host, "/"), [route], "{host}");
+        }
     }
 
     #[test]

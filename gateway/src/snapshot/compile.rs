@@ -11,23 +11,26 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue, StatusCode};
 use spillway_config::schema::{self, BackendProtocol, Config, RetryOn, RouteAuthentication};
+use spillway_config::{Loaded, RouteRules};
 use spillway_engine::Task;
 use spillway_filter::{BuildContext, HttpClient, Registry, SharedStates, Stage};
 use tokio::sync::Semaphore;
 
 use super::{
-    Backend, HedgePlan, Last, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, Snapshot, Target, TargetKind,
+    Backend, CallerHeaders, HedgePlan, Last, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, Snapshot, Target,
+    TargetKind,
 };
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::adoptions::Adoptions;
 use crate::balancing::{
-    Addresses, Balancer, Blueprint, Care, Detector, DnsResolver, Endpoints, Resolve, Way, addresses,
+    Addresses, Balancer, Blueprint, Care, Detector, DnsResolver, Endpoints, Resolve, Resolved, Way, addresses,
 };
+use crate::downstream::Downstream;
 use crate::http_client::Http;
 use crate::identity::{Authenticator, Parts};
 use crate::limits::{Limits, Prices, Rules};
 use crate::protocol::Api;
-use crate::routing::{ModelPattern, TableBuilder};
+use crate::routing::{ModelPattern, TableBuilder, comparable};
 use crate::spill::Models;
 use crate::telemetry::{CertificateSample, Metrics, Tracer};
 use crate::tls::UpstreamTls;
@@ -39,6 +42,7 @@ pub struct SnapshotError(pub Vec<String>);
 
 /// Makes snapshots; holds what they share.
 pub struct Compiler {
+    downstream: Arc<Downstream>,
     /// The filters that there are.
     pub registry: Registry,
     /// State of filters.
@@ -53,7 +57,30 @@ pub struct Compiler {
     pub limits: Limits,
     /// Calls of the gateway's own.
     pub http: Arc<dyn HttpClient>,
+    purpose: Purpose,
     generation: AtomicU64,
+}
+
+/// What a configuration is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To be run.
+    Run,
+    /// To be judged: every file is read, and no socket or device is opened, no name asked for, nothing written.
+    Judge {
+        /// Whether models are judged in full ([`Models::judge`]).
+        models_in_full: bool,
+    },
+}
+
+/// Stands in for DNS where a configuration is only judged: every name has an address (RFC 5737), and none is asked for.
+struct AnyName;
+
+#[async_trait::async_trait]
+impl Resolve for AnyName {
+    async fn resolve(&self, _: &str) -> Result<Resolved, String> {
+        Ok(Resolved { addresses: vec![std::net::Ipv4Addr::new(192, 0, 2, 1).into()], ttl: Duration::MAX })
+    }
 }
 
 fn secret(secret: &spillway_config::values::Secret) -> Result<String, String> {
@@ -78,8 +105,15 @@ fn has_budget(config: &Config) -> bool {
 
 impl Compiler {
     /// A compiler for a new process.
-    pub fn new(registry: Registry, metrics: Arc<Metrics>, limits: Limits, cache_dir: Option<PathBuf>) -> Self {
+    pub fn new(
+        registry: Registry,
+        metrics: Arc<Metrics>,
+        limits: Limits,
+        downstream: Arc<Downstream>,
+        cache_dir: Option<PathBuf>,
+    ) -> Self {
         Self {
+            downstream,
             limits,
             http: Arc::new(Http::default()),
             registry,
@@ -87,13 +121,24 @@ impl Compiler {
             endpoints: Arc::default(),
             metrics,
             cache_dir,
+            purpose: Purpose::Run,
             generation: AtomicU64::new(0),
         }
     }
 
+    /// A compiler of its own that only judges.
+    pub fn for_judging(config: &Config, models_in_full: bool) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        let limits = Limits::new(config.limits.limit_keys, metrics.clone());
+        let downstream = Downstream::new(config.limits.buffered_answers.0, metrics.write_timeouts.clone());
+        let purpose = Purpose::Judge { models_in_full };
+        Self { purpose, ..Self::new(spillway_filters::registry(), metrics, limits, Arc::new(downstream), None) }
+    }
+
     /// Compiles a configuration. State of what did not change is taken over from `previous`; state that both share changes
     /// when the new snapshot's `adoptions` are run, and not before.
-    pub async fn compile(&self, config: &Config, previous: Option<&Snapshot>) -> Result<Snapshot, SnapshotError> {
+    pub async fn compile(&self, loaded: &Loaded, previous: Option<&Snapshot>) -> Result<Snapshot, SnapshotError> {
+        let config = &loaded.config;
         let mut errors = Vec::new();
         let tracer =
             Tracer::new(config.telemetry.tracing.as_ref(), previous.map(|p| &p.tracer), &self.metrics.spans_dropped);
@@ -108,10 +153,13 @@ impl Compiler {
             errors.push(e);
             self.limits.clone()
         });
-        if has_budget(config)
-            && let Err(e) = limits.open_budgets(&config.state.budgets.sqlite, &adoptions).await
-        {
-            errors.push(e.to_string());
+        if has_budget(config) {
+            let file = &config.state.budgets.sqlite;
+            let opened = match self.purpose {
+                Purpose::Run => limits.open_budgets(file, &adoptions).await,
+                Purpose::Judge { .. } => limits.judge_budgets(file).await,
+            };
+            errors.extend(opened.err().map(|e| e.to_string()));
         }
         let parts = Parts {
             limits: &limits,
@@ -122,9 +170,15 @@ impl Compiler {
         };
         let known = previous.map(|p| &p.identity);
         let identity = Authenticator::new(&authentication, &config.consumers, &config.tenants, known, parts);
+        let identity = identity.map_err(|e| errors.push(e.to_string())).ok();
         let dns = config.dns.clone();
-        let resolver = tokio::task::spawn_blocking(move || DnsResolver::read(&dns)).await;
-        let resolver: Arc<dyn Resolve> = Arc::new(resolver.map_err(|e| SnapshotError(vec![e.to_string()]))?);
+        let resolver: Arc<dyn Resolve> = match self.purpose {
+            Purpose::Run => {
+                let resolver = tokio::task::spawn_blocking(move || DnsResolver::read(&dns)).await;
+                Arc::new(resolver.map_err(|e| SnapshotError(vec![e.to_string()]))?)
+            }
+            Purpose::Judge { .. } => Arc::new(AnyName),
+        };
         let (mut cares, mut certificates) = (Vec::new(), Vec::new());
         let mut backends = HashMap::new();
         for written in &config.backends {
@@ -136,20 +190,27 @@ impl Compiler {
                 Err(e) => errors.push(format!("backend `{}`: {e}", written.name)),
             }
         }
-        if !errors.is_empty() {
-            return Err(SnapshotError(errors));
-        }
+        let Some(identity) = identity.filter(|_| errors.is_empty()) else { return Err(SnapshotError(errors)) };
         let (memory, running) = (config.limits.model_memory.map(|size| size.0), previous.map(|p| &p.models));
-        let loaded = Models::load(&config.models, memory, running, &self.metrics, self.cache_dir.as_deref()).await;
-        let models = loaded.map_err(|e| SnapshotError(e.iter().map(ToString::to_string).collect()))?;
-        let identity = identity.map_err(|e| SnapshotError(vec![e.to_string()]))?;
+        let models = match self.purpose {
+            Purpose::Run => {
+                Models::load(&config.models, memory, running, &self.metrics, self.cache_dir.as_deref()).await
+            }
+            Purpose::Judge { models_in_full } => {
+                Models::judge(&config.models, memory, &self.metrics, models_in_full).await
+            }
+        };
+        let models = models.map_err(|e| SnapshotError(e.iter().map(ToString::to_string).collect()))?;
         let header = |name: &Option<String>| name.as_ref().and_then(|n| HeaderName::from_bytes(n.as_bytes()).ok());
         let written = &authentication.identity_headers;
         let identity_headers = [header(&written.consumer), header(&written.tenant)];
         let mut owned_headers: Vec<HeaderName> = identity_headers.iter().flatten().cloned().collect();
         let mut table = TableBuilder::default();
-        for written in &config.routes {
-            let added = self.route(written, config, &backends, &models, parts).and_then(|route| {
+        let rules: Vec<RouteRules<'_>> = config.routes.iter().map(|route| RouteRules::of(route, config)).collect();
+        for (written, own) in config.routes.iter().zip(&rules) {
+            let added = self.route(written, config, &backends, &models, parts).and_then(|mut route| {
+                route.rules = rules.iter().position(|rules| rules == own).unwrap_or_default();
+                route.judges_path = own.judges_path();
                 for named in &route.filters {
                     owned_headers.extend_from_slice(named.filter.owned_headers());
                 }
@@ -166,16 +227,17 @@ impl Compiler {
             routes: table.build(),
             identity,
             identity_headers,
-            owned_headers,
+            caller_headers: CallerHeaders::new(&authentication, &owned_headers),
             prices: Prices::new(&config.prices),
             tracer,
             access_log: config.telemetry.logs.access,
             cares: parking_lot::Mutex::new(cares),
             backends: backends.into_values().collect(),
             models,
-            buffered_bodies: config.limits.buffered_bodies.0,
+            buffered_answers_per_request: config.limits.buffered_answers_per_request.0,
+            downstream: self.downstream.clone(),
             drain_timeout: config.shutdown.drain_timeout.0,
-            redacted: redacted(config),
+            shown: loaded.shown(),
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
             certificates,
             limits,
@@ -226,10 +288,12 @@ impl Compiler {
             model: written.model.as_deref().map(Into::into),
             upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
             credentials,
+            passes_credentials: written.caller_credentials == Some(schema::CallerCredentials::Pass),
             full_statuses: full,
             max_full_for: written.capacity.max_full_for.0,
             first_byte_timeout: written.timeouts.first_byte.0,
             idle_timeout: written.timeouts.idle.0,
+            max_header_bytes: written.limits.max_header_bytes.0,
             metrics: self.metrics.model("openai", &written.name),
         })
     }
@@ -283,14 +347,15 @@ impl Compiler {
             Some(rule) => last(rule.spill_to.as_ref(), rule.reject.as_ref())?,
             None => when_saturated.clone(),
         };
-        let prefixes: Vec<&str> = written
+        let prefixes: Vec<String> = written
             .matches
             .iter()
             .filter_map(|m| match &m.path {
-                Some(schema::PathMatch::Prefix(prefix)) => Some(prefix.as_str()),
+                Some(schema::PathMatch::Prefix(prefix)) => Some(comparable(prefix)),
                 _ => None,
             })
             .collect();
+        let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
         let queues = match &saturated.queue {
             Some(queue) => self.queues(&name, queue, saturated.try_others, &targets, parts.adoptions),
             None => Vec::new(),
@@ -329,11 +394,16 @@ impl Compiler {
             TargetKind::Backend(backend) => backend.protocol == BackendProtocol::Openai,
             TargetKind::Model(_) => true,
         });
+        let judges_body = written.spill.as_ref().is_some_and(|spill| spill.models.is_some())
+            || filters.iter().flat_map(|named| &named.rules).any(|rule| rule.is_by_model() || rule.counts_tokens());
         let holds_body = speaks_model || filters.iter().any(|named: &NamedFilter| named.filter.needs_body());
         let known_callers = !config.consumers.is_empty() || config.authentication.is_some();
         let default = if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None };
         let on = |reason| written.retry.on.contains(&reason);
         Ok(Route {
+            encoded_slashes: written.encoded_slashes,
+            rules: 0,
+            judges_path: false,
             api: if speaks_model { Api::OpenAi } else { Api::Problem },
             authentication: written.authentication.unwrap_or(default),
             access: written.access.clone(),
@@ -370,6 +440,7 @@ impl Compiler {
             // Who waits in a queue is watched for leaving, which cannot be seen behind a body that was not read; a copy
             // needs the body a second time.
             holds_body: holds_body || !queues.is_empty() || !mirrors.is_empty(),
+            judges_body,
             queues,
             mirrors,
             listed_models: listed(written, config, &targets),
@@ -494,14 +565,4 @@ fn listed(written: &schema::Route, config: &Config, targets: &[Target]) -> Vec<L
         }
     }
     models
-}
-
-/// The configuration without digests; secrets are references to begin with.
-fn redacted(config: &Config) -> serde_json::Value {
-    let mut config = config.clone();
-    for consumer in &mut config.consumers {
-        consumer.keys.clear();
-        consumer.keys_file = None;
-    }
-    serde_json::to_value(config).unwrap_or_default()
 }

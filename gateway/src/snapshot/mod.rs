@@ -2,22 +2,25 @@
 //! It holds references to state that outlives it (endpoints, models, limits) and owns none of it.
 //! It is made from a checked `spillway_config::schema::Config` by [`compile`] and from nothing else.
 
+mod caller_headers;
 mod compile;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
-use spillway_config::schema::{Access, BackendProtocol, HashOn, PolicyName, RouteAuthentication};
+use spillway_config::schema::{Access, BackendProtocol, EncodedSlashes, HashOn, PolicyName, RouteAuthentication};
 use spillway_filter::Filter;
 use tokio::sync::Semaphore;
 
+pub use caller_headers::{CallerHeaders, claims_to_be_ours, same_name};
 pub(crate) use compile::bearer;
 pub use compile::{Compiler, SnapshotError};
 
 use crate::admission::{Queue, RetryBudget, Room, SpillRule};
 use crate::adoptions::Adoptions;
 use crate::balancing::{Balancer, Care, now_millis};
+use crate::downstream::Downstream;
 use crate::identity::Authenticator;
 use crate::limits::{Limits, Prices, Rules};
 use crate::protocol::Api;
@@ -34,8 +37,8 @@ pub struct Snapshot {
     pub identity: Authenticator,
     /// Headers that tell backends the consumer and the tenant.
     pub identity_headers: [Option<HeaderName>; 2],
-    /// Headers that the gateway alone may set on requests, besides `x-spillway-*`.
-    pub owned_headers: Vec<HeaderName>,
+    /// Headers of a caller that do not pass to servers.
+    pub caller_headers: CallerHeaders,
     /// What tokens cost.
     pub prices: Prices,
     /// Where traces go.
@@ -48,12 +51,14 @@ pub struct Snapshot {
     pub backends: Vec<Arc<Backend>>,
     /// Every model inside.
     pub models: Models,
-    /// Memory for bodies that are held.
-    pub buffered_bodies: u64,
+    /// Share of one request in the memory for answers that wait for their clients, in bytes.
+    pub buffered_answers_per_request: u64,
+    /// State of all answers to clients, kept over reloads.
+    pub downstream: Arc<Downstream>,
     /// How long requests may go on after SIGTERM.
     pub drain_timeout: Duration,
-    /// The configuration as written, without secrets and digests.
-    pub redacted: serde_json::Value,
+    /// The configuration as operators see it, without secrets and digests.
+    pub shown: serde_json::Value,
     /// Changes with every snapshot of the process.
     pub generation: u64,
     /// What metrics say of the certificates that are shown to backends.
@@ -64,23 +69,18 @@ pub struct Snapshot {
     pub adoptions: Adoptions,
 }
 
-impl Snapshot {
-    /// Whether a header is one that the gateway alone may set, in any spelling that some server would read as such.
-    pub fn owns_header(&self, name: &HeaderName) -> bool {
-        let same = |a: u8, b: u8| a == b || matches!((a, b), (b'-' | b'_', b'-' | b'_'));
-        self.owned_headers.iter().any(|owned| {
-            let (owned, name) = (owned.as_str().as_bytes(), name.as_str().as_bytes());
-            owned.len() == name.len() && owned.iter().zip(name).all(|(a, b)| same(*a, *b))
-        })
-    }
-}
-
 /// A compiled route.
 pub struct Route {
     /// Its name.
     pub name: String,
     /// The shape of its errors.
     pub api: Api,
+    /// Whether paths with encoded slashes pass; as the listener says without.
+    pub encoded_slashes: Option<EncodedSlashes>,
+    /// Number of the route's rules for callers: equal for routes with equal rules.
+    pub rules: usize,
+    /// True if a filter decides by the path of the request.
+    pub judges_path: bool,
     /// Whether a caller must show who it is.
     pub authentication: RouteAuthentication,
     /// Who of the known callers may use it.
@@ -123,6 +123,8 @@ pub struct Route {
     pub max_body: u64,
     /// Whether the body is held before it goes anywhere: a target or spill needs to read it.
     pub holds_body: bool,
+    /// Whether rules of its filters, or of its spill, judge a request by what its body says.
+    pub judges_body: bool,
     /// Model names that the list of models shows.
     pub listed_models: Vec<ListedModel>,
     /// Its series.
@@ -259,6 +261,8 @@ pub struct Backend {
     pub upstream_model: Option<String>,
     /// Replaces the caller's credentials.
     pub credentials: Option<HeaderValue>,
+    /// Credentials of callers that identify nobody at the gateway go along.
+    pub passes_credentials: bool,
     /// Answers that mean full.
     pub full_statuses: Vec<u16>,
     /// Longest time that one such answer keeps an endpoint out.
@@ -267,6 +271,8 @@ pub struct Backend {
     pub first_byte_timeout: Duration,
     /// Between two reads of the answer.
     pub idle_timeout: Duration,
+    /// Bytes of the header of an answer with the early answers before it, and of its trailers.
+    pub max_header_bytes: u64,
     /// Series of its model calls.
     pub metrics: Arc<ModelMetrics>,
 }
@@ -305,6 +311,9 @@ impl Route {
         Self {
             name: name.to_owned(),
             api: Api::Problem,
+            encoded_slashes: None,
+            rules: 0,
+            judges_path: false,
             authentication: RouteAuthentication::None,
             access: None,
             guards: Vec::new(),
@@ -335,6 +344,7 @@ impl Route {
             answers_preflight: false,
             max_body: 20 << 20,
             holds_body: false,
+            judges_body: false,
             listed_models: Vec::new(),
             metrics: Arc::new(RouteMetrics::default()),
         }
@@ -359,10 +369,12 @@ impl Backend {
             model: None,
             upstream_model: None,
             credentials: None,
+            passes_credentials: false,
             full_statuses: Vec::new(),
             max_full_for: Duration::from_secs(10),
             first_byte_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
+            max_header_bytes: 64 << 10,
             metrics: crate::telemetry::Metrics::new().model("openai", name),
         }
     }

@@ -216,6 +216,7 @@ async fn submit(
         finish_reason: None,
         error: None,
         complete: false,
+        took: None,
         metrics: Arc::clone(model.metrics()),
     };
     let wanted = Wanted {
@@ -225,8 +226,8 @@ async fn submit(
         resumed: resumed.map(|begun| begun.tokens),
         served_by: model.served_by().clone(),
         deadline,
-        _engine: Some(engine),
-        _over_limit: over_limit,
+        engine: Some(engine),
+        over_limit,
     };
     Ok(SpillStream::new(
         events,

@@ -313,6 +313,14 @@ impl LoadedModel {
         Ok(place)
     }
 
+    /// Takes the share of the memory that it has while it is loaded, where it is kept warm.
+    pub(super) fn reserve(&self) -> Result<(), ModelError> {
+        if self.written.keep_warm {
+            self.take_place().map_err(|e| e.of(&self.written.name))?;
+        }
+        Ok(())
+    }
+
     /// Gives back the place of one that is kept warm, for the one that is to replace it. It finds another if it is needed.
     pub(super) fn give_place_back(&self) {
         drop(self.state.lock().place.take());

@@ -68,6 +68,28 @@ impl Models {
         if errors.is_empty() { Ok(Self { models: loaded, memory }) } else { Err(errors) }
     }
 
+    /// Judges models as [`Self::load`] does, without a device: nothing is loaded. `in_full` does by the file alone what only
+    /// loading does otherwise, which takes as long as loading a small model: it reads tokenizers and templates, and has each
+    /// model that is kept warm take its share of the memory.
+    pub async fn judge(
+        models: &[Model],
+        memory: Option<u64>,
+        metrics: &Metrics,
+        in_full: bool,
+    ) -> Result<Self, Vec<ModelError>> {
+        let memory = ModelMemory::new(memory);
+        let (mut judged, mut errors) = (Vec::with_capacity(models.len()), Vec::new());
+        for written in models {
+            let model = judge_one(written, None, &memory, metrics, None, in_full).await;
+            let reserved = model.and_then(|model| if in_full { model.reserve().map(|()| model) } else { Ok(model) });
+            match reserved {
+                Ok(model) => judged.push(model),
+                Err(e) => errors.push(e),
+            }
+        }
+        if errors.is_empty() { Ok(Self { models: judged, memory }) } else { Err(errors) }
+    }
+
     /// The budget of all models.
     pub fn memory(&self) -> &ModelMemory {
         &self.memory
@@ -94,11 +116,37 @@ async fn load_one(
     cache_dir: Option<&Path>,
     serves: bool,
 ) -> Result<Arc<LoadedModel>, ModelError> {
+    let model = judge_one(written, files, memory, metrics, cache_dir, false).await?;
+    if written.keep_warm {
+        match model.load().await {
+            Ok(_) => {}
+            // No fault of the configuration: the others serve meanwhile, and this one is tried again when it is needed.
+            Err(error) if !serves && is_for_a_hang(&error, memory) => {}
+            Err(error) => return Err(error),
+        }
+    } else {
+        tracing::info!(event = "model_on_demand", model = %written.name);
+    }
+    Ok(model)
+}
+
+/// Judges a model by its file and its configuration, and enters it among those that may be loaded.
+async fn judge_one(
+    written: &Model,
+    files: Option<Identities>,
+    memory: &Arc<ModelMemory>,
+    metrics: &Metrics,
+    cache_dir: Option<&Path>,
+    in_full: bool,
+) -> Result<Arc<LoadedModel>, ModelError> {
     let name = written.name.clone();
     let options = options(written, cache_dir)?;
     let asked = options.clone();
     let judged = tokio::task::spawn_blocking(move || {
         let info = spillway_engine::inspect(&asked.source)?;
+        if in_full {
+            spillway_engine::check(&asked)?;
+        }
         Ok((info.task, spillway_engine::needs(&asked)?))
     });
     let (task, needs) = judged
@@ -120,16 +168,6 @@ async fn load_one(
     }
     let model = Arc::new(LoadedModel::new(written, task, files, options, (needs, memory), metrics)?);
     memory.enter(&model);
-    if written.keep_warm {
-        match model.load().await {
-            Ok(_) => {}
-            // No fault of the configuration: the others serve meanwhile, and this one is tried again when it is needed.
-            Err(error) if !serves && is_for_a_hang(&error, memory) => {}
-            Err(error) => return Err(error),
-        }
-    } else {
-        tracing::info!(event = "model_on_demand", model = %name);
-    }
     Ok(model)
 }
 

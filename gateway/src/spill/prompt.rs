@@ -12,6 +12,7 @@ use super::LoadedModel;
 use super::answer::{SpillError, no_room};
 use super::memory::Held;
 use super::stream::{Calling, internal};
+use crate::off_loop::{BUILDS_VALUES, OffLoop};
 use crate::protocol::openai::{ChatRequest, Message, PromptInput, ResponseFormat, ToolChoice};
 
 /// Text from which on a conversation is encoded on a blocking thread: below it, that takes well under a millisecond.
@@ -39,8 +40,14 @@ pub(super) fn calling(engine: &Engine, request: &ChatRequest) -> Result<Option<C
 }
 
 /// How many tokens the prompt of a body is for a model; `None` where it could not answer.
-pub async fn prompt_tokens(model: &Arc<LoadedModel>, body: &[u8], deadline: Instant) -> Option<u64> {
-    let request = ChatRequest::parse(body).ok().filter(|request| request.unsupported().is_none())?;
+pub async fn prompt_tokens(
+    model: &Arc<LoadedModel>,
+    body: &[u8],
+    off_loop: &OffLoop,
+    deadline: Instant,
+) -> Option<u64> {
+    let read = off_loop.run(body.len().saturating_mul(BUILDS_VALUES), || ChatRequest::parse(body)).await;
+    let request = read.ok()?.ok().filter(|request| request.unsupported().is_none())?;
     // Nothing is loaded only to count.
     let engine = model.engine_now()?;
     check_length(&request, 0, engine.info().context_length).ok()?;

@@ -82,6 +82,8 @@ pub struct Report {
     pub error: Option<String>,
     /// Whether it ended as it should.
     pub complete: bool,
+    /// Time from `submitted` to its end; the client may take longer to read it.
+    pub took: Option<Duration>,
     /// Where it is counted.
     pub metrics: Arc<ModelMetrics>,
 }
@@ -110,9 +112,9 @@ pub(super) struct Wanted {
     pub(super) served_by: HeaderValue,
     pub(super) deadline: Instant,
     /// Kept alive: an engine that is dropped fails what it runs.
-    pub(super) _engine: Option<Held>,
-    /// Held to the end by an answer to a request over a limit.
-    pub(super) _over_limit: Option<OwnedSemaphorePermit>,
+    pub(super) engine: Option<Held>,
+    /// Held by an answer to a request over a limit until it is written.
+    pub(super) over_limit: Option<OwnedSemaphorePermit>,
 }
 
 /// An answer that is being written.
@@ -195,7 +197,7 @@ impl<E: Events> SpillStream<E> {
                 }
             };
             if let Err(refusal) = applied {
-                self.events = None;
+                self.let_go();
                 return Err(refusal);
             }
             let Some(events) = self.events.as_mut().filter(|_| self.out.len() < FRAME) else { return Ok(()) };
@@ -319,6 +321,14 @@ impl<E: Events> SpillStream<E> {
         self.choices.get_mut(usize::try_from(choice).ok()?)
     }
 
+    /// The engine has done its part: what the answer held of it is free for others, whatever the client has yet to read.
+    fn let_go(&mut self) {
+        self.report.took = Some(self.report.submitted.elapsed());
+        self.events = None;
+        self.wanted.engine = None;
+        self.wanted.over_limit = None;
+    }
+
     fn failed(&mut self, what: String, refusal: Refusal) -> Refusal {
         self.report.error = Some(what);
         refusal
@@ -339,7 +349,7 @@ impl<E: Events> SpillStream<E> {
         self.report.prefill = Some(finished.prefill);
         self.report.decode = Some(finished.decode);
         self.report.complete = true;
-        self.events = None;
+        self.let_go();
         if self.wanted.streamed {
             self.answer.last(&mut self.out, spent);
         } else {

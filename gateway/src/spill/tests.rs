@@ -37,6 +37,7 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
         finish_reason: None,
         error: None,
         complete: false,
+        took: None,
         metrics: Metrics::new().model("spillway", "m"),
     };
     let wanted = Wanted {
@@ -46,8 +47,8 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
         resumed: None,
         served_by: HeaderValue::from_static("builtin/m"),
         deadline: Instant::now() + within,
-        _engine: None,
-        _over_limit: None,
+        engine: None,
+        over_limit: None,
     };
     (
         events,

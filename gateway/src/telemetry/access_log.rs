@@ -68,10 +68,10 @@ impl AccessRecord<'_> {
     pub fn write(&self, log: &LogWriter, format: LogFormat) {
         let mut line = Vec::with_capacity(512);
         let written = match format {
-            LogFormat::Json => serde_json::to_writer(&mut line, self).is_ok(),
+            LogFormat::Json => super::json::write_line(&mut line, self),
             LogFormat::Text => {
                 use std::io::Write;
-                write!(
+                writeln!(
                     line,
                     "{} {} {} {} {} {} {:.1}ms {}{}{} {}",
                     self.time,
@@ -91,7 +91,6 @@ impl AccessRecord<'_> {
             }
         };
         if written {
-            line.push(b'\n');
             log.write(&line);
         }
     }
@@ -178,13 +177,13 @@ mod tests {
     #[test]
     fn a_line_is_an_object_whatever_the_caller_sent() {
         let long = "ü".repeat(3000);
-        let text = line(&record("/a\"b\n{\u{1b}", &long), LogFormat::Json);
+        let text = line(&record("/a\"b\n{\u{1b}\u{9b}31m\u{7f}", &long), LogFormat::Json);
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         for (key, expected) in [
             ("event", serde_json::json!("access")),
             ("requestId", "r-1".into()),
             ("client", "127.0.0.1".into()),
-            ("path", "/a\"b\n{\u{1b}".into()),
+            ("path", "/a\"b\n{\u{1b}\u{9b}31m\u{7f}".into()),
             ("status", 200.into()),
             ("durationMs", 1.5.into()),
             ("servedBy", "builtin/m".into()),
@@ -195,17 +194,20 @@ mod tests {
         ] {
             assert_eq!(value[key], expected, "{key} in {text}");
         }
+        assert!(!text.trim_end().contains(char::is_control), "no terminal obeys it: {text:?}");
         assert!(value.get("traceId").is_none() && value.get("errorCode").is_none());
         assert_eq!(value["userAgent"].as_str().unwrap().len(), MAX_TEXT);
     }
 
     #[test]
     fn words_stay_on_one_line_too() {
-        let text = line(&record("/a\nfake line\r\u{1b}[31m", "agent"), LogFormat::Text);
+        let text = line(&record("/a\nfake line\r\u{1b}[31m\u{9b}2J", "agent"), LogFormat::Text);
         assert!(
-            text.contains("POST \"/a\\nfake line\\r\\u{1b}[31m\" 200 chat 1.5ms builtin/m spilled=saturated r-1"),
+            text.contains(
+                "POST \"/a\\nfake line\\r\\u{1b}[31m\\u{9b}2J\" 200 chat 1.5ms builtin/m spilled=saturated r-1"
+            ),
             "{text}"
         );
-        assert!(!text.contains('\u{1b}'));
+        assert!(!text.trim_end().contains(char::is_control));
     }
 }

@@ -146,8 +146,7 @@ impl Audit {
         let path = line.path.and_then(|path| path.get(..cut(path)));
         let line = Line { path, time: rfc3339_millis(SystemTime::now()), ..*line };
         let mut text = Vec::with_capacity(512);
-        if serde_json::to_writer(&mut text, &line).is_ok() {
-            text.push(b'\n');
+        if super::json::write_line(&mut text, &line) {
             self.log.write(&text);
         }
     }

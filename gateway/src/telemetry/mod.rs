@@ -4,6 +4,7 @@
 
 mod access_log;
 mod audit;
+mod json;
 mod log;
 mod metrics;
 pub mod names;

@@ -58,7 +58,7 @@ impl Names {
         self.exact.iter().any(|name| name.eq_ignore_ascii_case(host))
             || host
                 .find('.')
-                .filter(|dot| *dot > 0)
+                .filter(|dot| *dot > 0 && host.parse::<IpAddr>().is_err())
                 .and_then(|dot| host.get(dot..))
                 .is_some_and(|rest| self.wildcard.iter().any(|suffix| suffix.eq_ignore_ascii_case(rest)))
     }

@@ -230,6 +230,13 @@ mod tests {
     }
 
     #[test]
+    fn early_data_is_not_taken_because_it_can_be_replayed() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = listener(folder.path(), &[&["a.test"]]);
+        assert_eq!(ServerTls::read(&written, &acme()).unwrap().config.max_early_data_size, 0);
+    }
+
+    #[test]
     fn what_did_not_change_is_the_same_and_what_did_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let mut written = listener(folder.path(), &[&["a.test"]]);

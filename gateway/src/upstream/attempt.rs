@@ -15,15 +15,24 @@ use pingora::{ErrorType, RetryType};
 use tokio::time::Instant;
 
 use super::Connector;
+use super::bounds::HEADER;
 use super::converse::{State, converse};
 use super::dial::NO_CONNECTION;
 use super::headers::Via;
+use super::metered;
 use super::open::Opened;
 use super::outgoing::Sent;
 use crate::balancing::{Class, Endpoint, now_millis, orca};
-use crate::exchange::Exchange;
+use crate::downstream::Downstream;
+use crate::exchange::{Exchange, Place};
+use crate::listener::Violation;
 use crate::protocol::openai::Observer;
 use crate::snapshot::{Backend, Route};
+
+/// Code of an answer that was cut because the gateway ended.
+pub const SHUTTING_DOWN: &str = "shutting_down";
+/// Its message.
+pub const STOPPING: &str = "the gateway is being stopped, and the time for what still ran is over; try again";
 
 /// Milliseconds between two log lines about servers whose TLS fails.
 const TELL_EVERY: u64 = 1_000;
@@ -55,8 +64,12 @@ pub enum Outcome {
     Failed(Failure),
     /// The client left.
     ClientGone,
+    /// The client left, or took too long, after the server's answer was read whole.
+    Unread,
     /// The client sent no more of its request's body for too long; nothing was sent to it.
     ClientSlow,
+    /// The body of the client's request breaks the framing of HTTP/1; nothing was sent to it.
+    Malformed(Violation),
 }
 
 /// An event stream that ended early.
@@ -89,6 +102,8 @@ pub enum Failure {
     Status(u16),
     /// The answer was no HTTP, or the request could not be written.
     Protocol(String),
+    /// More than `backends[].limits` allow; the text is what was too large.
+    TooLarge(&'static str),
 }
 
 /// Which answers may be kept from the client because there is somewhere else to go.
@@ -117,6 +132,8 @@ pub struct Attempt<'a> {
     pub started: std::time::Instant,
     /// Connections.
     pub connector: &'a Connector,
+    /// What all answers to clients share.
+    pub downstream: &'a Arc<Downstream>,
     /// How this process signs.
     pub via: &'a Via,
     /// Which answers may be kept from the client.
@@ -127,7 +144,7 @@ pub struct Attempt<'a> {
 pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
     let limits = Limits::begin(a, x);
     let (deadline, attempt_deadline) = (limits.deadline, limits.attempt);
-    let (mut upstream, reused) = tokio::select! {
+    let (upstream, reused) = tokio::select! {
         biased;
         connected = a.connector.get(&a.endpoint.peer) => match connected {
             Ok(connected) => connected,
@@ -138,30 +155,54 @@ pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange)
         }
     };
     let mut state = State::new(limits);
+    let mut upstream = Some(upstream);
     let outcome = converse(a, session, x, &mut upstream, reused, &mut state, None).await;
-    end(a, upstream, state.sent, &outcome).await;
+    if let Some(upstream) = upstream {
+        end(a, upstream, state.sent, matches!(outcome, Outcome::Answered)).await;
+    }
     outcome
 }
 
 /// Passes an answer on that was opened before.
 pub async fn relay(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange, opened: Opened) -> Outcome {
-    let Opened { mut upstream, head, prefix, sent, limits } = opened;
+    let Opened { upstream, head, prefix, sent, limits } = opened;
     let mut state = State::new(limits);
     state.sent = sent;
+    let mut upstream = Some(upstream);
     let outcome = converse(a, session, x, &mut upstream, false, &mut state, Some((head, prefix))).await;
-    end(a, upstream, state.sent, &outcome).await;
+    if let Some(upstream) = upstream {
+        end(a, upstream, state.sent, matches!(outcome, Outcome::Answered)).await;
+    }
     outcome
 }
 
 /// The conversation is over. Only a connection that carried all of a request, and all of its answer, can serve another: what
 /// is missing of a body would be taken from the next request (RFC 9112, 9.3).
-pub(super) async fn end(a: &Attempt<'_>, mut upstream: HttpSession, sent: Option<Sent>, outcome: &Outcome) {
-    match outcome {
-        Outcome::Answered if sent == Some(Sent::Whole) && upstream.response_done() => {
-            a.connector.release(upstream, &a.endpoint.peer).await
-        }
-        _ => shut(a, upstream).await,
+pub(super) async fn end(a: &Attempt<'_>, mut upstream: HttpSession, sent: Option<Sent>, is_whole: bool) {
+    if is_whole && sent == Some(Sent::Whole) && upstream.response_done() {
+        a.connector.release(upstream, &a.endpoint.peer).await;
+    } else {
+        shut(a, upstream).await;
     }
+}
+
+/// Gives the connection and the slot of an attempt back before its client has taken the answer, which was read whole or
+/// will not go on.
+pub(super) async fn let_go(
+    a: &Attempt<'_>,
+    upstream: &mut Option<HttpSession>,
+    place: &mut Option<Place>,
+    answered_in: &mut Option<Duration>,
+    sent: Option<Sent>,
+    is_whole: bool,
+) {
+    answered_in.get_or_insert_with(|| a.started.elapsed());
+    // A slot is free when its connection is gone, not earlier.
+    let place = place.take();
+    if let Some(upstream) = upstream.take() {
+        end(a, upstream, sent, is_whole).await;
+    }
+    drop(place);
 }
 
 /// Code and message of an answer that was cut by its server.
@@ -238,6 +279,12 @@ impl Attempt<'_> {
         self.backend.balancer.good_sign(&self.endpoint, self.began, now);
     }
 
+    /// Credentials of the configuration that go to the server with this request.
+    pub(super) fn credentials<'s>(&'s self, x: &'s Exchange) -> Option<&'s http::HeaderValue> {
+        let own = x.caller.as_ref().and_then(|caller| caller.credentials(&self.backend.name));
+        own.or(self.backend.credentials.as_ref())
+    }
+
     /// Reads what the server says of its load.
     pub(super) fn read_load(&self, head: &ResponseHeader) {
         if self.backend.load_reports
@@ -270,6 +317,9 @@ pub(super) fn failure(e: &pingora::Error) -> Failure {
 /// A connection from the pool that closes before it answers was most likely closed by the server while idle: the
 /// request was never looked at, which is what a failed connect means too.
 pub(super) fn failure_of_head(e: &pingora::Error, reused: bool) -> Failure {
+    if metered::is_over(e) {
+        return Failure::TooLarge(HEADER);
+    }
     match failure(e) {
         Failure::Reset(text) if reused && matches!(e.retry, RetryType::ReusedOnly) => Failure::Stale(text),
         // HTTP/2 says so itself: the stream was refused, or the connection was ending (RFC 9113, 8.7).

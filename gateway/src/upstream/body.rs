@@ -1,53 +1,54 @@
 //! The body of a request: passed through as it comes, or held whole where something must read it or send it again.
-//! A held body is counted against a budget of the whole process and is one `Bytes`, so that a retry sends all of it.
+//! A held body is counted against a budget of the whole process and of its caller as it arrives, and is one `Bytes` in the
+//! end, so that a retry sends all of it.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{StatusCode, header};
 use pingora::protocols::http::ServerSession;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use spillway_filter::{ErrorKind, Refusal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
 
+use super::budget::{BodyBudget, BodyShare};
 use crate::exchange::End;
+use crate::listener::{Violation, violation_of};
+use crate::off_loop::OffLoop;
 
-/// Unit in which the budget is counted.
-const PAGE: u64 = 1 << 10;
+/// Bytes of a part of a body that is still to grow. Parts are joined when all are there, so that nothing larger than one is
+/// copied on the way.
+const PART: usize = 1 << 20;
 
-/// Memory for bodies that are held, over all requests.
-pub struct BodyBudget {
-    pages: Arc<Semaphore>,
-    total: u64,
-}
+/// Bytes by which a part grows at least where twice as much does not fit: by less, a body of many small chunks would be
+/// copied with each of them.
+const STEP: usize = PART / 16;
 
-impl BodyBudget {
-    /// A budget of so many bytes.
-    pub fn new(bytes: u64) -> Self {
-        let total = bytes.div_ceil(PAGE).min(u64::from(u32::MAX) >> 1);
-        let pages = usize::try_from(total).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
-        Self { pages: Arc::new(Semaphore::new(pages)), total }
-    }
+/// The least memory that a part begins with, in bytes, where more than that is to come.
+const LEAST: usize = 1 << 10;
 
-    /// Bytes that are taken.
-    pub fn used(&self) -> u64 {
-        let free = u64::try_from(self.pages.available_permits()).unwrap_or(u64::MAX);
-        self.total.saturating_sub(free).saturating_mul(PAGE)
-    }
+/// How often it is looked at whether a body goes on, while memory is short.
+const PACE: Duration = Duration::from_secs(5);
 
-    fn take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let pages = u32::try_from(bytes.div_ceil(PAGE)).ok()?;
-        self.pages.clone().try_acquire_many_owned(pages).ok()
-    }
-}
+/// The least share of what is held by which a body must have grown in that time, while memory is short. At an even rate a
+/// body grows by more until it took 16 times as long, which is beyond the default `bodyTimeout`.
+const LEAST_GROWTH: u64 = 16;
 
 /// A body in memory, with its share of the budget.
+#[derive(Default)]
 pub struct HeldBody {
     /// All of it.
     pub bytes: Bytes,
-    _share: Option<OwnedSemaphorePermit>,
+    /// Given back when nobody holds the body any more; `None` for an empty one.
+    pub share: Option<Arc<BodyShare>>,
+}
+
+impl HeldBody {
+    /// Counts it for another caller, before anybody else holds it.
+    pub fn belongs_to(&mut self, caller: u128) -> Result<(), End> {
+        self.share.as_mut().and_then(Arc::get_mut).map_or(Ok(()), |share| share.belongs_to(caller))
+    }
 }
 
 /// What is known of the body of a request.
@@ -58,44 +59,136 @@ pub enum RequestBody {
     Held(HeldBody),
 }
 
-/// Reads the body to its end. `limit` is that of the route.
+/// Bounds of a body that is read to its end.
+#[derive(Debug, Clone, Copy)]
+pub struct Hold {
+    /// The caller's number, by which its share is found.
+    pub caller: u128,
+    /// The most bytes that the route takes.
+    pub limit: u64,
+    /// The longest time until the last byte.
+    pub within: Duration,
+}
+
+/// Reads the body to its end.
 pub async fn hold(
     session: &mut ServerSession,
-    budget: &BodyBudget,
-    limit: u64,
-    within: Duration,
+    budget: &Arc<BodyBudget>,
+    off_loop: &OffLoop,
+    bounds: Hold,
 ) -> Result<HeldBody, End> {
+    let Hold { caller, limit, within } = bounds;
     let declared = content_length(session);
     if declared.is_some_and(|length| length > limit) {
-        return Err(too_large(limit));
+        return Err(too_large(limit, "this route takes"));
     }
     if session.is_body_empty() {
-        return Ok(HeldBody { bytes: Bytes::new(), _share: None });
+        return Ok(HeldBody::default());
     }
-    let mut share = match budget.take(declared.unwrap_or(0)) {
-        Some(share) => share,
-        None => return Err(no_memory()),
-    };
+    let mut share = BodyShare::new(budget, caller);
+    share.announced(declared.unwrap_or(1))?;
     if expects_continue(session) {
         session.write_continue_response().await.map_err(|_| End::ClientGone)?;
     }
+    // Nothing is longer than was announced: the session ends a body there.
+    let most = declared.unwrap_or(limit).min(limit);
+    let mut parts = Parts::default();
     let read = async {
-        let mut whole = BytesMut::with_capacity(usize::try_from(declared.unwrap_or(0)).unwrap_or(0));
-        while let Some(chunk) = session.read_request_body().await.map_err(|e| unread(&e))? {
-            let length = len(whole.len()).saturating_add(len(chunk.len()));
-            if length > limit {
-                return Err(too_large(limit));
+        let mut pace = Pace { at: 0 };
+        let look = sleep_until(Instant::now() + PACE);
+        tokio::pin!(look);
+        loop {
+            let chunk = {
+                let read = session.read_request_body();
+                tokio::pin!(read);
+                loop {
+                    // The read goes on where it was: what it has taken of a chunk is not lost.
+                    tokio::select! {
+                        biased;
+                        chunk = &mut read => break chunk,
+                        () = &mut look => {
+                            if pace.has_fallen_behind(len(parts.length)) && share.budget().is_scarce() {
+                                return Err(share.budget().refuse_slow());
+                            }
+                            look.as_mut().reset(Instant::now() + PACE);
+                        }
+                    }
+                }
+            };
+            let Some(chunk) = chunk.map_err(|e| unread(session, &e))? else { return Ok(()) };
+            if len(parts.length).saturating_add(len(chunk.len())) > limit {
+                return Err(too_large(limit, "this route takes"));
             }
-            let missing = length.saturating_sub(len(share.num_permits()).saturating_mul(PAGE));
-            if missing > 0 {
-                share.merge(budget.take(missing).ok_or_else(no_memory)?);
-            }
-            whole.extend_from_slice(&chunk);
+            parts.push(&chunk, most, &mut share)?;
         }
-        Ok(whole.freeze())
     };
-    let bytes = tokio::time::timeout(within, read).await.map_err(|_| too_slow())??;
-    Ok(HeldBody { bytes, _share: Some(share) })
+    tokio::time::timeout(within, read).await.map_err(|_| too_slow())??;
+    let length = parts.length;
+    let bytes = if parts.list.len() > 1 { off_loop.run(length, || parts.join()).await? } else { parts.join() };
+    share.shrink(len(length));
+    Ok(HeldBody { bytes, share: Some(Arc::new(share)) })
+}
+
+/// A body on its way. Memory is taken as bytes arrive: at most twice what is there, and at most a part more.
+#[derive(Default)]
+struct Parts {
+    list: Vec<Vec<u8>>,
+    length: usize,
+}
+
+impl Parts {
+    /// Takes a chunk in. `most` is how long the body can become.
+    fn push(&mut self, mut chunk: &[u8], most: u64, share: &mut BodyShare) -> Result<(), End> {
+        while !chunk.is_empty() {
+            if self.list.last().is_none_or(|part| part.len() >= PART) {
+                self.list.push(Vec::new());
+            }
+            let Some(part) = self.list.last_mut() else { break };
+            let now = chunk.len().min(PART - part.len());
+            let needed = part.len() + now;
+            if needed > part.capacity() {
+                // As long as the rest of the body, where that is less than would be taken otherwise.
+                let rest = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(self.length);
+                let wanted = (part.capacity() * 2).max(LEAST).min(part.len().saturating_add(rest));
+                let best = wanted.clamp(needed, PART.max(needed));
+                let least = needed.max(part.capacity() + STEP).min(best) - part.capacity();
+                let best = best - part.capacity();
+                let taken = share.grow(len(best), len(least), len(self.length + now))?;
+                let capacity = part.capacity() + usize::try_from(taken).unwrap_or(least);
+                part.reserve_exact(capacity - part.len());
+            }
+            let (head, tail) = chunk.split_at_checked(now).unwrap_or((chunk, &[]));
+            part.extend_from_slice(head);
+            self.length += head.len();
+            chunk = tail;
+        }
+        Ok(())
+    }
+
+    /// All of it as one. Each part is freed when it was copied.
+    fn join(mut self) -> Bytes {
+        if self.list.len() <= 1 {
+            return self.list.pop().unwrap_or_default().into();
+        }
+        let mut whole = Vec::with_capacity(self.length);
+        for part in self.list {
+            whole.extend_from_slice(&part);
+        }
+        whole.into()
+    }
+}
+
+/// How far a body had come when it was last looked at.
+struct Pace {
+    at: u64,
+}
+
+impl Pace {
+    /// Whether it has grown by too little since the last look.
+    fn has_fallen_behind(&mut self, length: u64) -> bool {
+        let before = std::mem::replace(&mut self.at, length);
+        length.saturating_sub(before) < length / LEAST_GROWTH
+    }
 }
 
 fn len(n: usize) -> u64 {
@@ -112,9 +205,23 @@ pub(super) fn expects_continue(session: &ServerSession) -> bool {
 }
 
 /// What a body that cannot be read ends a request with.
-fn unread(e: &pingora::Error) -> End {
+fn unread(session: &mut ServerSession, e: &pingora::Error) -> End {
     // Pingora's own limit on a read is that of the whole body, and may be first.
-    if *e.etype() == pingora::ErrorType::ReadTimedout { too_slow() } else { End::ClientGone }
+    if *e.etype() == pingora::ErrorType::ReadTimedout {
+        return too_slow();
+    }
+    violation_of(e).map_or(End::ClientGone, |violation| malformed(session, violation))
+}
+
+/// Ends a request whose body breaks the framing. Nothing behind it on its connection can be trusted.
+pub fn malformed(session: &mut ServerSession, violation: Violation) -> End {
+    session.set_keepalive(None);
+    End::refuse(malformed_refusal(violation))
+}
+
+/// The refusal of a request that breaks the framing of HTTP/1.
+pub fn malformed_refusal(violation: Violation) -> Refusal {
+    Refusal::new(violation.status(), ErrorKind::InvalidRequest, violation.code(), violation.to_string())
 }
 
 /// The refusal of a body that did not come.
@@ -127,66 +234,116 @@ pub fn too_slow() -> End {
     ))
 }
 
-/// The refusal of a body that is too long.
-pub fn too_large(limit: u64) -> End {
+/// The refusal of a body that is longer than `limit` bytes, which is what `whose` says.
+pub fn too_large(limit: u64, whose: &str) -> End {
     End::refuse(Refusal::new(
         StatusCode::PAYLOAD_TOO_LARGE,
         ErrorKind::InvalidRequest,
         "request_too_large",
-        format!("the body is longer than the {limit} bytes that this route takes"),
+        format!("the body is longer than the {limit} bytes that {whose}"),
     ))
 }
 
-fn no_memory() -> End {
-    End::refuse(
-        Refusal::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            ErrorKind::Overloaded,
-            "body_memory_exhausted",
-            "the gateway holds too many request bodies at the moment; try again",
-        )
-        .retry_after(Duration::from_secs(1)),
-    )
+/// Bytes up to which a body with another model is copied into one: below it, one write is cheaper than three.
+const COPIED: usize = 64 << 10;
+
+/// A body as it goes to an endpoint: one after the other, without a copy of what is long.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pieces([Bytes; 3]);
+
+impl From<Bytes> for Pieces {
+    fn from(whole: Bytes) -> Self {
+        Self([whole, Bytes::new(), Bytes::new()])
+    }
 }
 
-/// The body with another value of its top-level `model`, which is JSON text. `None` when it names none.
-pub fn with_model(body: &Bytes, model: &str) -> Option<Bytes> {
-    #[derive(Deserialize)]
-    struct Named<'a> {
-        #[serde(borrow)]
-        model: &'a RawValue,
+impl Pieces {
+    /// A body with other text in place of a range of it.
+    pub(super) fn with(body: &Bytes, range: Range<usize>, text: &str) -> Self {
+        let (Some(before), Some(after)) = (body.get(..range.start), body.get(range.end..)) else {
+            return body.clone().into();
+        };
+        if body.len() <= COPIED {
+            return Bytes::from([before, text.as_bytes(), after].concat()).into();
+        }
+        Self([body.slice_ref(before), Bytes::copy_from_slice(text.as_bytes()), body.slice_ref(after)])
     }
-    let named: Named<'_> = serde_json::from_slice(body).ok()?;
-    let old = named.model.get();
-    // The raw value borrows from the body, so its place is known.
-    let start = (old.as_ptr() as usize).checked_sub(body.as_ptr() as usize)?;
-    let mut out = BytesMut::with_capacity(body.len() + model.len());
-    out.extend_from_slice(body.get(..start)?);
-    out.extend_from_slice(model.as_bytes());
-    out.extend_from_slice(body.get(start + old.len()..)?);
-    Some(out.freeze())
+
+    /// Bytes of all of it.
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
+    }
+
+    /// The next bytes of it, `most` at a time; `None` at its end.
+    pub(super) fn next(&mut self, most: usize) -> Option<Bytes> {
+        let piece = self.0.iter_mut().find(|piece| !piece.is_empty())?;
+        Some(piece.split_to(piece.len().min(most)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Metrics;
 
     #[test]
-    fn only_the_top_level_model_is_replaced() {
-        let body = Bytes::from_static(br#"{"a":{"model":"x"}, "model" : "gpt-4" ,"b":"model"}"#);
-        let out = with_model(&body, "\"llama\"").unwrap();
-        assert_eq!(&out[..], br#"{"a":{"model":"x"}, "model" : "llama" ,"b":"model"}"#);
-        assert_eq!(with_model(&Bytes::from_static(b"{}"), "\"x\""), None);
-        assert_eq!(with_model(&Bytes::from_static(b"[1"), "\"x\""), None);
+    fn a_range_of_a_body_is_replaced_whether_it_is_copied_or_not() {
+        for rest in [10, COPIED] {
+            let body = Bytes::from(format!("{{\"model\":\"a\",\"x\":\"{}\"}}", "x".repeat(rest)));
+            let mut out = Pieces::with(&body, 9..12, "\"other\"");
+            assert_eq!(out.len(), body.len() + 4);
+            let mut whole = Vec::new();
+            while let Some(part) = out.next(1000) {
+                assert!(!part.is_empty() && part.len() <= 1000);
+                whole.extend_from_slice(&part);
+            }
+            assert_eq!(whole, String::from_utf8_lossy(&body).replacen("\"a\"", "\"other\"", 1).as_bytes());
+        }
+        assert!(Pieces::default().next(1).is_none());
+        let body = Bytes::from_static(b"short");
+        assert_eq!(Pieces::with(&body, 9..12, "x").len(), 5, "a range that is not in it changes nothing");
+    }
+
+    fn held(chunks: &[usize], most: u64) -> (Bytes, u64, u64) {
+        let budget = Arc::new(BodyBudget::new(u64::MAX, u64::MAX, &Metrics::new()));
+        let mut share = BodyShare::new(&budget, 1);
+        let mut parts = Parts::default();
+        let mut peak = 0;
+        for (n, chunk) in chunks.iter().enumerate() {
+            parts.push(&vec![n as u8; *chunk], most, &mut share).unwrap();
+            let there: usize = parts.list.iter().map(Vec::capacity).sum();
+            assert_eq!(budget.used(), len(there), "what is counted is what is there");
+            peak = budget.used();
+        }
+        let length = len(parts.length);
+        (parts.join(), peak, length)
     }
 
     #[test]
-    fn the_budget_counts_what_is_taken_and_given_back() {
-        let budget = BodyBudget::new(10 << 10);
-        let share = budget.take(4097).unwrap();
-        assert_eq!(budget.used(), 5 << 10);
-        assert!(budget.take(6 << 10).is_none());
-        drop(share);
-        assert_eq!(budget.used(), 0);
+    fn memory_of_a_body_follows_what_has_arrived() {
+        let (bytes, taken, _) = held(&[300], 300);
+        assert_eq!((bytes.len(), taken), (300, 300), "a short body takes what it needs, at once");
+        let (_, taken, _) = held(&[1], 20 << 20);
+        assert_eq!(taken, 1 << 10, "what is only announced takes nothing");
+        let budget = Arc::new(BodyBudget::new(u64::MAX, 700 << 10, &Metrics::new()));
+        let (mut share, mut parts) = (BodyShare::new(&budget, 1), Parts::default());
+        for _ in 0..600 {
+            parts.push(&[7; 1 << 10], 20 << 20, &mut share).unwrap();
+        }
+        assert_eq!(budget.used(), 640 << 10, "where twice as much does not fit, it grows in steps");
+        for chunks in [vec![1; 5000], vec![64 << 10; 50], vec![PART + 1, 1, PART], vec![3 << 20, 7]] {
+            let (bytes, taken, length) = held(&chunks, 20 << 20);
+            let expected: Vec<u8> = chunks.iter().enumerate().flat_map(|(n, len)| vec![n as u8; *len]).collect();
+            assert!(bytes == expected, "the bytes of {length}");
+            assert!(taken <= (2 * length).max(1 << 10).min(length + len(PART)), "{taken} for {length}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_holds_much_must_go_on() {
+        let mut pace = Pace { at: 0 };
+        let lengths = [0, 100, 200, 201, 201, 15, 15];
+        let behind: Vec<bool> = lengths.iter().map(|length| pace.has_fallen_behind(*length)).collect();
+        assert_eq!(behind, [false, false, false, true, true, false, false]);
     }
 }

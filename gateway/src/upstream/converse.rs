@@ -11,18 +11,21 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
-use super::attempt::{Attempt, CUT, Failure, Limits, Outcome, TOO_SLOW, failure_of_head, overran};
+use super::attempt::{
+    Attempt, CUT, Failure, Limits, Outcome, SHUTTING_DOWN, STOPPING, TOO_SLOW, failure_of_head, overran,
+};
 use super::body::expects_continue;
+use super::bounds::Bounds;
+use super::headers::early_hints;
+use super::metered;
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, end_body, send, send_part};
-use super::passing::{Passing, begin, break_off, client_write, died, early_hints, finish, pass_part};
+use super::passing::{Passing, begin, break_off, client_write, died, finish, pass_part};
 use super::verdict::{Verdict, judge};
 use crate::exchange::Exchange;
-
-/// Early answers (1xx) of one attempt; a server that sends more is not answering.
-const MAX_EARLY: u32 = 16;
+use crate::listener::{Violation, violation_of};
 
 /// What comes next of either side.
-enum Next {
+pub(super) enum Next {
     Head,
     AnswerPart(Bytes),
     AnswerEnd,
@@ -30,8 +33,13 @@ enum Next {
     BodyEnd,
     ClientGone,
     ClientSlow,
+    Malformed(Violation),
     UpstreamFailed(Box<pingora::Error>),
     Time,
+    /// The server was silent for too long while the client took what it had said before.
+    Silent,
+    /// The gateway ends and with it all answers.
+    Ending,
 }
 
 /// Where the conversation stands.
@@ -44,6 +52,12 @@ pub(super) struct State {
     pub(super) content_seen: bool,
     /// When the endpoint was last heard, or the request was sent.
     pub(super) heard: Instant,
+    /// What ended the server's side while its client was slow, to be handled when the client has taken the rest.
+    pub(super) came: Option<Next>,
+    /// The server's answer was read whole.
+    pub(super) is_over: bool,
+    /// The server is not read, because too much waits for the client.
+    pub(super) is_paused: bool,
     pub(super) limits: Limits,
 }
 
@@ -56,12 +70,20 @@ impl State {
             event_stream: false,
             content_seen: false,
             heard: Instant::now(),
+            came: None,
+            is_over: false,
+            is_paused: false,
             limits,
         }
     }
 
     fn is_stalled(&self) -> bool {
         self.sent == Some(Sent::Stalled)
+    }
+
+    /// How an attempt ended whose client did not take the answer.
+    pub(super) fn client_gone(&self) -> Outcome {
+        if self.is_over { Outcome::Unread } else { Outcome::ClientGone }
     }
 
     /// When the attempt must have come to an end, or the request where the attempt was in time.
@@ -74,7 +96,7 @@ pub(super) async fn converse(
     a: &Attempt<'_>,
     session: &mut ServerSession,
     x: &mut Exchange,
-    upstream: &mut HttpSession,
+    upstream: &mut Option<HttpSession>,
     reused: bool,
     state: &mut State,
     opened: Option<(ResponseHeader, Option<Bytes>)>,
@@ -91,12 +113,13 @@ pub(super) async fn converse(
             }
         }
         None => {
+            let Some(server) = upstream.as_mut() else { return Outcome::GivenUp };
             let out = Outgoing::new(a, session, x);
             callers_account = out.callers_account;
             let is_held = out.body.is_some();
             let sent = tokio::select! {
                 biased;
-                sent = send(a, upstream, out) => sent,
+                sent = send(a, server, out) => sent,
                 () = sleep_until(limits.attempt) => Err(Outcome::Failed(overdue(state, Instant::now()))),
                 // A connection with half a request on it is closed in either case.
                 _ = session.read_body_or_idle(true), if is_held => Err(Outcome::ClientGone),
@@ -107,7 +130,9 @@ pub(super) async fn converse(
             }
             if !is_held
                 && expects_continue(session)
-                && client_write(limits.attempt, session.write_continue_response()).await.is_err()
+                && client_write(limits.attempt.min(Instant::now() + x.write_timeout), session.write_continue_response())
+                    .await
+                    .is_err()
             {
                 return Outcome::ClientGone;
             }
@@ -115,26 +140,30 @@ pub(super) async fn converse(
         }
     }
     let mut timer = std::pin::pin!(sleep_until(wake_at(a, x, state)));
-    let mut early = 0;
+    if !state.head_seen
+        && let Some(server) = upstream.as_ref()
+    {
+        metered::bound(server, Some(a.backend.max_header_bytes));
+    }
+    let mut bounds = Bounds::new(a.backend.max_header_bytes);
     loop {
-        match next(upstream, session, state, x.body_pause, timer.as_mut()).await {
+        match next(a, upstream.as_mut(), session, state, x.body_pause, timer.as_mut()).await {
             Next::Head => {
-                let Some(head) = upstream.response_header() else { continue };
+                let Some(server) = upstream.as_mut() else { continue };
+                let Some(head) = server.response_header() else { continue };
                 // `Upgrade` ends here, so that nobody has asked for another protocol.
                 if head.status == StatusCode::SWITCHING_PROTOCOLS {
                     return Outcome::Failed(Failure::Protocol("101 without an upgrade".to_owned()));
                 }
+                if let Err(failure) = bounds.count(head) {
+                    return Outcome::Failed(failure);
+                }
                 if head.status.is_informational() {
-                    early += 1;
-                    if early > MAX_EARLY {
-                        return Outcome::Failed(Failure::Protocol(
-                            "more early answers than any server needs".to_owned(),
-                        ));
-                    }
                     // 100 was answered by us; what else there may be means nothing to HTTP/1.0.
                     if head.status == StatusCode::EARLY_HINTS && session.req_header().version != Version::HTTP_10 {
                         let hints = Box::new(early_hints(head));
-                        if client_write(limits.deadline, session.write_response_header(hints)).await.is_err() {
+                        let until = limits.deadline.min(Instant::now() + x.write_timeout);
+                        if client_write(until, session.write_response_header(hints)).await.is_err() {
                             return Outcome::ClientGone;
                         }
                     }
@@ -143,8 +172,9 @@ pub(super) async fn converse(
                 state.heard = Instant::now();
                 state.head_seen = true;
                 let head = head.clone();
+                metered::bound(server, None);
                 a.read_load(&head);
-                let prefix = match judge(a, callers_account, upstream, &head).await {
+                let prefix = match judge(a, callers_account, server, &head).await {
                     Verdict::Pass(prefix) => prefix,
                     Verdict::MoveOn(outcome) => return outcome,
                 };
@@ -156,28 +186,26 @@ pub(super) async fn converse(
                 timer.as_mut().reset(wake_at(a, x, state));
             }
             Next::AnswerPart(part) => {
-                if pass_part(a, session, x, state, &mut passing, part).await.is_err() {
-                    return Outcome::ClientGone;
+                if pass_part(a, session, x, upstream, state, &mut passing, part).await.is_err() {
+                    return state.client_gone();
                 }
                 // The time that the client took to read is not the server's.
                 state.heard = Instant::now();
             }
             Next::AnswerEnd => {
                 // A stream that ends in order, but in the middle of what it says, has died as well.
-                if state.head_passed
-                    && passing.observer.as_ref().is_some_and(|observer| !observer.observation().is_whole)
-                    && passing.transcript.as_ref().is_some_and(|transcript| transcript.to_continue().is_some())
-                {
+                if state.head_passed && passing.is_cut_short() {
                     return died(session, x, state, &passing, CUT).await;
                 }
                 return finish(a, session, x, upstream, state, &mut passing).await;
             }
             Next::BodyPart(part) => {
+                let Some(server) = upstream.as_mut() else { continue };
                 // The last part of HTTP/2 says that it is the last: no end follows it.
                 let ends = session.is_body_done();
                 let written = async {
-                    match send_part(a, upstream, part).await {
-                        None if ends => Some(end_body(a, upstream).await),
+                    match send_part(a, server, part).await {
+                        None if ends => Some(end_body(a, server).await),
                         ended => ended,
                     }
                 };
@@ -190,7 +218,8 @@ pub(super) async fn converse(
                 timer.as_mut().reset(wake_at(a, x, state));
             }
             Next::BodyEnd => {
-                let Ok(sent) = timeout_at(state.ends(), end_body(a, upstream)).await else {
+                let Some(server) = upstream.as_mut() else { continue };
+                let Ok(sent) = timeout_at(state.ends(), end_body(a, server)).await else {
                     return not_read(session, x, state).await;
                 };
                 state.sent = Some(sent);
@@ -198,6 +227,9 @@ pub(super) async fn converse(
                 timer.as_mut().reset(wake_at(a, x, state));
             }
             Next::ClientGone => return Outcome::ClientGone,
+            // The server must not take a part of a body for all of it: its connection is closed without an end.
+            Next::Malformed(violation) if !state.head_passed => return Outcome::Malformed(violation),
+            Next::Malformed(_) => return Outcome::ClientGone,
             // An answer that is on its way already is all that the client gets.
             Next::ClientSlow if state.head_passed => return Outcome::ClientGone,
             Next::ClientSlow => return Outcome::ClientSlow,
@@ -207,6 +239,8 @@ pub(super) async fn converse(
                 }
                 return died(session, x, state, &passing, CUT).await;
             }
+            Next::Silent => return died(session, x, state, &passing, TOO_SLOW).await,
+            Next::Ending => return break_off(session, x, state.event_stream, SHUTTING_DOWN, STOPPING).await,
             Next::Time => {
                 let now = Instant::now();
                 let due = wake_at(a, x, state);
@@ -243,13 +277,19 @@ async fn not_read(session: &mut ServerSession, x: &mut Exchange, state: &State) 
 
 /// Waits for what comes next. Every branch may be dropped and asked again: Pingora's readers keep what they have read.
 async fn next(
-    upstream: &mut HttpSession,
+    a: &Attempt<'_>,
+    upstream: Option<&mut HttpSession>,
     session: &mut ServerSession,
-    state: &State,
+    state: &mut State,
     body_pause: Duration,
     timer: std::pin::Pin<&mut Sleep>,
 ) -> Next {
+    if let Some(came) = state.came.take() {
+        return came;
+    }
+    let state = &*state;
     let answer = async {
+        let Some(upstream) = upstream else { return std::future::pending().await };
         if state.head_seen {
             match upstream.read_response_body().await {
                 Ok(Some(part)) => Next::AnswerPart(part),
@@ -274,7 +314,7 @@ async fn next(
                     Ok(None) => break,
                     // A client that waits for the answer before it sends the rest may do so.
                     Err(e) if *e.etype() == ErrorType::ReadTimedout => std::future::pending().await,
-                    Err(_) => return Next::ClientGone,
+                    Err(e) => return ended_by(&e),
                 }
             }
             let _ = session.read_body_or_idle(true).await;
@@ -285,17 +325,23 @@ async fn next(
             Ok(Ok(Some(part))) => Next::BodyPart(part),
             Ok(Ok(None)) => Next::BodyEnd,
             // Pingora's own limit on a read is the same, and may be first.
-            Ok(Err(e)) if *e.etype() != ErrorType::ReadTimedout => Next::ClientGone,
+            Ok(Err(e)) if *e.etype() != ErrorType::ReadTimedout => ended_by(&e),
             Ok(Err(_)) | Err(_) => Next::ClientSlow,
         }
     };
     // The time first: a server that always has more to say must not keep it from being looked at.
     tokio::select! {
         biased;
+        () = a.downstream.ending.over(), if state.head_passed => Next::Ending,
         () = timer => Next::Time,
         next = answer => next,
         next = client => next,
     }
+}
+
+/// What an error of reading the client's body means.
+fn ended_by(e: &pingora::Error) -> Next {
+    violation_of(e).map_or(Next::ClientGone, Next::Malformed)
 }
 
 /// When the next limit is due, given where the conversation stands.
@@ -303,10 +349,7 @@ fn wake_at(a: &Attempt<'_>, x: &Exchange, state: &State) -> Instant {
     let limits = &state.limits;
     let mut due = limits.deadline;
     if state.head_seen {
-        due = due.min(state.heard + a.backend.idle_timeout);
-        if !state.event_stream {
-            due = due.min(limits.attempt);
-        }
+        due = due.min(server_due(a, state));
     } else {
         due = due.min(limits.attempt);
         // The server's time begins when it has the request; until then the client is waited for, as long as it may pause.
@@ -322,6 +365,12 @@ fn wake_at(a: &Attempt<'_>, x: &Exchange, state: &State) -> Instant {
         due = due.min(limit);
     }
     due
+}
+
+/// When a server that has begun to answer must have gone on.
+pub(super) fn server_due(a: &Attempt<'_>, state: &State) -> Instant {
+    let silent = state.heard + a.backend.idle_timeout;
+    if state.event_stream { silent } else { silent.min(state.limits.attempt) }
 }
 
 fn overdue(state: &State, now: Instant) -> Failure {

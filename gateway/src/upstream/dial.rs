@@ -12,6 +12,8 @@ use pingora::protocols::l4::stream::Stream;
 use pingora::upstreams::peer::Tracing;
 use tokio::net::TcpStream;
 
+use crate::descriptors::{Side, is_shortage};
+
 /// No connection may be opened: as many as may be are open.
 pub(super) const NO_CONNECTION: ErrorType = ErrorType::new("NoConnectionLeft");
 
@@ -73,6 +75,14 @@ impl Connect for Dial {
             return pingora::Error::e_explain(NO_CONNECTION, "as many connections as may be are open");
         };
         match TcpStream::connect(address).await {
+            // No fault of the endpoint: the request goes where a connection is open, waits, or spills.
+            Ok(stream) if !Side::Servers.may_keep(&stream) => {
+                pingora::Error::e_explain(NO_CONNECTION, "the last file descriptors are kept for the gateway itself")
+            }
+            Err(e) if is_shortage(&e) => {
+                Side::Servers.count_shortage();
+                pingora::Error::e_because(NO_CONNECTION, "no file descriptor is left", e)
+            }
             Ok(stream) => {
                 // Pingora gives the stream the tracer below before anything else can fail.
                 reserved.keep();

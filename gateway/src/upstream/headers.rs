@@ -3,11 +3,13 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
+use smallvec::SmallVec;
 use spillway_filter::Headers;
 
 use crate::balancing::orca;
 use crate::exchange::Exchange;
-use crate::snapshot::{Backend, Route};
+use crate::identity::credential_in;
+use crate::snapshot::{Backend, Route, claims_to_be_ours, same_name};
 
 /// Fields of one connection, whether or not `Connection` names them (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -27,9 +29,9 @@ static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// Where callers put their credentials.
-pub(super) static CREDENTIALS: [HeaderName; 3] =
-    [header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
+/// Shortest credential that is looked for in other headers of its request, bytes. A shorter one is no secret, and would
+/// be found in honest headers.
+const LEAST_SECRET: usize = 16;
 /// The request id, both ways.
 pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Limit, remaining and reset of requests and of tokens, as OpenAI has them.
@@ -77,20 +79,48 @@ impl Default for Via {
 }
 
 /// A request header as filters change it.
-pub struct RequestHeaders<'a>(pub &'a mut RequestHeader);
+pub struct RequestHeaders<'a> {
+    head: &'a mut RequestHeader,
+    /// Names may be in it that some servers cannot tell from others.
+    odd: bool,
+}
+
+impl RequestHeaders<'_> {
+    /// Removes what some servers would take for `name`. A header that a filter sets or removes is the filter's.
+    fn remove_spellings(&mut self, name: &HeaderName) {
+        if self.odd {
+            remove_where(self.head, |other, _| other != name && same_name(other, name));
+        }
+    }
+}
 
 impl Headers for RequestHeaders<'_> {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
-        self.0.headers.get(name)
+        self.head.headers.get(name)
     }
     fn set(&mut self, name: &HeaderName, value: HeaderValue) {
-        let _ = self.0.insert_header(name.clone(), value);
+        self.remove_spellings(name);
+        let _ = self.head.insert_header(name.clone(), value);
     }
     fn append(&mut self, name: &HeaderName, value: HeaderValue) {
-        let _ = self.0.append_header(name.clone(), value);
+        let _ = self.head.append_header(name.clone(), value);
     }
     fn remove(&mut self, name: &HeaderName) {
-        self.0.remove_header(name);
+        self.remove_spellings(name);
+        self.head.remove_header(name);
+    }
+}
+
+/// Removes every header for which `ends` is true of its name and one of its values.
+fn remove_where(head: &mut RequestHeader, ends: impl Fn(&HeaderName, &HeaderValue) -> bool) {
+    let mut names: SmallVec<[HeaderName; 4]> = SmallVec::new();
+    for (name, value) in &head.headers {
+        if ends(name, value) && !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    for name in &names {
+        head.remove_header(name);
     }
 }
 
@@ -124,25 +154,99 @@ fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
-/// Whether an outsider's header claims to be one of ours: `x-spillway-*` in any spelling that some server would read
-/// as such.
-fn claims_to_be_ours(name: &HeaderName) -> bool {
-    let prefix = b"x-spillway-";
-    let name = name.as_str().as_bytes();
-    name.len() >= prefix.len()
-        && name.iter().zip(prefix).all(|(have, want)| have == want || (*want == b'-' && *have == b'_'))
+/// Names of a server that are the gateway's own: only the gateway says such things to callers.
+fn claimed(headers: &HeaderMap) -> SmallVec<[HeaderName; 4]> {
+    headers.keys().filter(|name| claims_to_be_ours(name)).cloned().collect()
 }
 
-/// The header of the request that goes to an endpoint of `backend`. `body` is the length of a body that is held, `None`
-/// for one that streams through as the client frames it.
+/// Early hints without what speaks of the server's connection, or in the gateway's name (RFC 8297; RFC 9110, 7.6.1).
+pub(super) fn early_hints(head: &ResponseHeader) -> ResponseHeader {
+    let mut hints = head.clone();
+    remove_hop_by_hop(&mut hints);
+    hints.remove_header(&header::CONTENT_LENGTH);
+    hints
+}
+
+/// Trailers without what frames a message, or speaks of a connection or in the gateway's name (RFC 9110, 6.5.1).
+pub(super) fn outgoing_trailers(mut trailers: HeaderMap) -> HeaderMap {
+    for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION, &header::CONTENT_LENGTH, &header::HOST]) {
+        trailers.remove(name);
+    }
+    for name in &claimed(&trailers) {
+        trailers.remove(name);
+    }
+    trailers
+}
+
+/// Removes from a server's head what ends at the gateway.
+fn remove_hop_by_hop(head: &mut ResponseHeader) {
+    if head.headers.contains_key(header::CONNECTION) {
+        for name in nominated(&head.headers) {
+            head.remove_header(&name);
+        }
+    }
+    for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION]) {
+        head.remove_header(name);
+    }
+    for name in &claimed(&head.headers) {
+        head.remove_header(name);
+    }
+}
+
+/// Removes the credentials of the caller: all, or those that are credentials of this gateway.
+fn remove_credentials(out: &mut RequestHeader, client: &RequestHeader, x: &Exchange, passes: bool) {
+    let names = x.snapshot.caller_headers.credentials();
+    if passes {
+        if let Some(name) = &x.identified_by {
+            out.remove_header(name);
+        }
+        // A short value in a header for something else is most likely no credential.
+        let may_hold = |name: &HeaderName, value: &HeaderValue| value.len() >= LEAST_SECRET || names.contains(name);
+        remove_where(out, |name, value| {
+            may_hold(name, value) && x.snapshot.identity.holds_credential(value.as_bytes())
+        });
+    } else {
+        for name in names {
+            out.remove_header(name);
+        }
+    }
+    // The credential that identified the caller, in whatever other header it stands as well.
+    let shown = x.identified_by.as_ref().and_then(|name| Some(credential_in(name, client.headers.get(name)?)));
+    if let Some(shown) = shown.filter(|shown| shown.len() >= LEAST_SECRET) {
+        let holds =
+            |value: &HeaderValue| value.len() >= shown.len() && memchr::memmem::find(value.as_bytes(), shown).is_some();
+        remove_where(out, |name, value| *name != header::HOST && holds(value));
+    }
+}
+
+/// Whom a request goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recipient {
+    /// A backend of its route.
+    Own,
+    /// A backend that answers in place of the route's own, or only watches: it gets nothing that is for those.
+    Other,
+}
+
+/// Header of a request for an endpoint.
+pub struct Outbound {
+    /// The header.
+    pub head: Box<RequestHeader>,
+    /// It carries credentials of the caller's own account at the server.
+    pub callers_account: bool,
+}
+
+/// Makes the header of the request that goes to an endpoint of `backend`. `body` is the length of a body that is held,
+/// `None` for one that streams through as the client frames it.
 pub fn outgoing_request(
     client: &RequestHeader,
     x: &Exchange,
     route: &Route,
     backend: &Backend,
+    recipient: Recipient,
     via: &Via,
     body: Option<u64>,
-) -> Box<RequestHeader> {
+) -> Outbound {
     let mut out = client.clone();
     let chunked = client.headers.contains_key(header::TRANSFER_ENCODING);
     if client.headers.contains_key(header::CONNECTION) {
@@ -153,23 +257,23 @@ pub fn outgoing_request(
     for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION, &HTTP2_SETTINGS, &header::EXPECT]) {
         out.remove_header(name);
     }
-    let is_ours = |name: &&HeaderName| claims_to_be_ours(name) || x.snapshot.owns_header(name);
-    let ours: Vec<HeaderName> = client.headers.keys().filter(is_ours).cloned().collect();
-    for name in &ours {
-        out.remove_header(name);
-    }
     out.set_version(http::Version::HTTP_11);
 
-    // Credentials: what identified the caller ends here; those of the backend replace all.
-    if let Some(name) = &x.identified_by {
+    for name in x.snapshot.caller_headers.owned_late() {
         out.remove_header(name);
     }
+    let is_own = recipient == Recipient::Own;
+    remove_credentials(&mut out, client, x, is_own && backend.passes_credentials);
+    for (name, value) in &x.request_headers {
+        let _ = out.append_header(name.clone(), value.clone());
+    }
     let own = x.caller.as_ref().and_then(|caller| caller.credentials(&backend.name));
-    if let Some(credentials) = own.or(backend.credentials.as_ref()) {
-        for name in &CREDENTIALS {
-            out.remove_header(name);
-        }
-        let _ = out.insert_header(header::AUTHORIZATION, credentials.clone());
+    let credentials = own.or(backend.credentials.as_ref());
+    let is_credential = |name: &HeaderName| out.headers.contains_key(name);
+    let callers_account = own.is_some()
+        || (credentials.is_none() && is_own && x.snapshot.caller_headers.credentials().iter().any(is_credential));
+    if let Some(credentials) = credentials {
+        replace_credentials(&mut out, x, Some(credentials));
     }
     if let Some(caller) = &x.caller {
         let [consumer, tenant] = &x.snapshot.identity_headers;
@@ -178,9 +282,6 @@ pub fn outgoing_request(
                 let _ = out.insert_header(name.clone(), value);
             }
         }
-    }
-    for (name, value) in &x.request_headers {
-        let _ = out.append_header(name.clone(), value.clone());
     }
 
     // Who asked us, for which host, as seen by us: an outsider's own claims are not passed on.
@@ -217,17 +318,33 @@ pub fn outgoing_request(
         None => {}
     }
 
-    x.attempt_span().inject(&mut RequestHeaders(&mut out));
+    x.attempt_span().inject(&mut RequestHeaders { head: &mut out, odd: x.odd_headers });
     let variables = x.variables(route, &backend.name);
     for filter in route.all_filters() {
-        filter.filter.on_upstream_request(&mut RequestHeaders(&mut out), &variables);
+        let mut headers = RequestHeaders { head: &mut out, odd: x.odd_headers };
+        filter.filter.on_upstream_request(&mut headers, &variables);
         if let Some(target) = out.uri.path_and_query()
             && let Some(target) = filter.filter.upstream_target(target)
         {
             out.set_uri(http::Uri::from(target));
         }
     }
-    Box::new(out)
+    if !is_own {
+        // What the file sets for the route's own backends is for those as well.
+        replace_credentials(&mut out, x, credentials);
+        out.remove_header(&header::COOKIE);
+    }
+    Outbound { head: Box::new(out), callers_account }
+}
+
+/// Puts credentials of the configuration, or none, in the place of all others.
+fn replace_credentials(out: &mut RequestHeader, x: &Exchange, credentials: Option<&HeaderValue>) {
+    for name in x.snapshot.caller_headers.credentials() {
+        out.remove_header(name);
+    }
+    if let Some(credentials) = credentials {
+        let _ = out.insert_header(header::AUTHORIZATION, credentials.clone());
+    }
 }
 
 /// Gives a request the form of HTTP/2: the authority in the target (RFC 9113, 8.3.1), no framing of HTTP/1.1, and trailers
@@ -257,14 +374,7 @@ pub fn outgoing_response(
     client_is_http11: bool,
     has_body: bool,
 ) -> Box<ResponseHeader> {
-    if out.headers.contains_key(header::CONNECTION) {
-        for name in nominated(&out.headers) {
-            out.remove_header(&name);
-        }
-    }
-    for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION]) {
-        out.remove_header(name);
-    }
+    remove_hop_by_hop(&mut out);
     if out.status == http::StatusCode::NO_CONTENT {
         // It has no body and must not claim one (RFC 9110, 8.6).
         out.remove_header(&header::CONTENT_LENGTH);
@@ -318,20 +428,6 @@ pub fn finish_response(out: &mut ResponseHeader, x: &Exchange) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn our_own_names_are_known_in_every_spelling() {
-        for (name, ours) in [
-            ("x-spillway-consumer", true),
-            ("x_spillway_consumer", true),
-            ("x-spillway_tenant", true),
-            ("x-spillway", false),
-            ("x-spillways-x", false),
-            ("spillway-x", false),
-        ] {
-            assert_eq!(claims_to_be_ours(&HeaderName::from_static(name)), ours, "{name}");
-        }
-    }
 
     #[test]
     fn connection_cannot_nominate_what_frames_the_message() {

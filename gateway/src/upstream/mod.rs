@@ -4,19 +4,24 @@
 
 mod attempt;
 mod body;
+mod bounds;
+mod budget;
 mod continuing;
 mod converse;
 mod dial;
 mod events;
 mod headers;
+mod masking;
+mod metered;
 mod open;
 mod outgoing;
 mod passing;
 mod peer;
 mod verdict;
 
-pub use attempt::{Attempt, Died, Failure, MoveOn, Outcome, REQUEST_TIMEOUT, relay, run};
-pub use body::{BodyBudget, HeldBody, RequestBody, hold, too_large, too_slow, with_model};
+pub use attempt::{Attempt, Died, Failure, MoveOn, Outcome, REQUEST_TIMEOUT, SHUTTING_DOWN, STOPPING, relay, run};
+pub use body::{HeldBody, Hold, RequestBody, hold, malformed, malformed_refusal, too_large, too_slow};
+pub use budget::{BodyBudget, BodyShare};
 pub use continuing::{can_continue, go_on};
 pub use dial::Connections;
 pub use headers::{

@@ -1,6 +1,8 @@
 //! The first half of an attempt by itself: a held request goes out, the head of its answer comes back. It touches no
 //! client, so that several can run beside each other; dropping one closes its connection.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use http::StatusCode;
 use pingora::http::ResponseHeader;
@@ -9,6 +11,8 @@ use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{Attempt, Failure, Limits, Outcome, failure_of_head, not_connected};
+use super::bounds::Bounds;
+use super::metered;
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
 use super::passing::is_event_stream;
 use super::verdict::{Verdict, judge};
@@ -40,14 +44,19 @@ impl Ready {
     }
 
     /// The same with another body, for the rest of an answer.
-    pub fn with_body(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange, body: Bytes) -> Self {
-        Self { out: Outgoing::with_body(a, session, x, Some(body)), limits: Limits::begin(a, x) }
+    pub fn with_body(
+        a: &Attempt<'_>,
+        session: &mut ServerSession,
+        x: &Exchange,
+        body: Bytes,
+        model_at: Option<Range<usize>>,
+    ) -> Self {
+        Self { out: Outgoing::with_body(a, session, x, Some(body), model_at), limits: Limits::begin(a, x) }
     }
 
     /// The same for a copy that nobody waits for: without the caller's credentials, and its time is its own.
     pub fn copy(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange) -> Option<Self> {
-        let mut out = Outgoing::new(a, session, x);
-        out.without_credentials(a);
+        let out = Outgoing::copy(a, session, x);
         let end = Instant::now() + a.route.request_timeout;
         out.body.is_some().then(|| Self { out, limits: Limits { deadline: end, attempt: end, first_token: None } })
     }
@@ -81,6 +90,8 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
         _ => (a.backend.first_byte_timeout, "firstByte"),
     };
     let until = limits.attempt.min(Instant::now() + within);
+    metered::bound(&upstream, Some(a.backend.max_header_bytes));
+    let mut bounds = Bounds::new(a.backend.max_header_bytes);
     loop {
         match timeout_at(until, upstream.read_response_header()).await {
             Err(_) => return Err(overdue(Instant::now(), otherwise)),
@@ -92,9 +103,11 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Outcome::Failed(Failure::Protocol("101 without an upgrade".to_owned())));
         }
+        bounds.count(&head).map_err(Outcome::Failed)?;
         if head.status.is_informational() {
             continue;
         }
+        metered::bound(&upstream, None);
         a.read_load(&head);
         return match judge(a, callers_account, &mut upstream, &head).await {
             Verdict::Pass(prefix) => Ok(Opened { upstream, head, prefix, sent, limits }),
@@ -117,7 +130,6 @@ pub async fn drain(a: &Attempt<'_>, opened: Opened) -> bool {
     let mut upstream = opened.upstream;
     while let Ok(Some(_)) = upstream.read_response_body().await {}
     let whole = upstream.response_done();
-    let outcome = if whole { Outcome::Answered } else { Outcome::Broken };
-    super::attempt::end(a, upstream, opened.sent, &outcome).await;
+    super::attempt::end(a, upstream, opened.sent, whole).await;
     whole
 }

@@ -1,6 +1,7 @@
 //! What goes to an endpoint: the head that it gets, the body where it is held, and the sending of both. Whoever may not
 //! see the caller's credentials does not get them.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,15 +12,15 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 
 use super::attempt::{Attempt, Outcome, failure};
-use super::body::{RequestBody, with_model};
-use super::headers::{CREDENTIALS, outgoing_request, to_http2};
+use super::body::{Pieces, RequestBody};
+use super::headers::{Outbound, Recipient, outgoing_request, to_http2};
 use crate::exchange::Exchange;
 
 /// What goes to an endpoint.
 pub(super) struct Outgoing {
     pub(super) request: Box<RequestHeader>,
     /// `None` for a body that streams through.
-    pub(super) body: Option<Bytes>,
+    pub(super) body: Option<Pieces>,
     /// The caller's own credentials go along.
     pub(super) callers_account: bool,
     /// The caller understands trailers.
@@ -28,42 +29,58 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     pub(super) fn new(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange) -> Self {
-        let body = match &x.body {
-            RequestBody::Held(held) => Some(held.bytes.clone()),
-            RequestBody::Unread if session.is_body_empty() => Some(Bytes::new()),
-            RequestBody::Unread => None,
-        };
-        Self::with_body(a, session, x, body)
+        let (body, model_at) = held(session, x);
+        Self::with_body(a, session, x, body, model_at)
     }
 
-    /// The same with this body, in which the model gets the name that the backend knows.
-    pub(super) fn with_body(a: &Attempt<'_>, session: &ServerSession, x: &Exchange, body: Option<Bytes>) -> Self {
-        let renamed = |body: Bytes| match &a.backend.upstream_model {
-            Some(model) => with_model(&body, model).unwrap_or(body),
-            None => body,
+    /// The same for a copy: what is for the route's own backends is not for one that watches.
+    pub(super) fn copy(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange) -> Self {
+        let (body, model_at) = held(session, x);
+        Self::build(a, session, x, body, model_at, Recipient::Other)
+    }
+
+    /// The same with this body, in which the model gets the name that the backend knows; its value stands at `model_at`.
+    pub(super) fn with_body(
+        a: &Attempt<'_>,
+        session: &ServerSession,
+        x: &Exchange,
+        body: Option<Bytes>,
+        model_at: Option<Range<usize>>,
+    ) -> Self {
+        let recipient = if x.outcome.spilled.is_some() { Recipient::Other } else { Recipient::Own };
+        Self::build(a, session, x, body, model_at, recipient)
+    }
+
+    fn build(
+        a: &Attempt<'_>,
+        session: &ServerSession,
+        x: &Exchange,
+        body: Option<Bytes>,
+        model_at: Option<Range<usize>>,
+        recipient: Recipient,
+    ) -> Self {
+        let renamed = |body: Bytes| match (&a.backend.upstream_model, model_at) {
+            (Some(model), Some(at)) => Pieces::with(&body, at, model),
+            _ => body.into(),
         };
         let body = body.map(renamed);
         let length = body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
-        let request = outgoing_request(session.req_header(), x, a.route, a.backend, a.via, length);
-        let callers_account =
-            a.backend.credentials.is_none() && CREDENTIALS.iter().any(|name| request.headers.contains_key(name));
+        let Outbound { head: request, callers_account } =
+            outgoing_request(session.req_header(), x, a.route, a.backend, recipient, a.via, length);
         let te = session.get_header(header::TE);
         let takes_trailers = te.is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-        let mut out = Self { request, body, callers_account, takes_trailers };
-        if x.outcome.spilled.is_some() {
-            out.without_credentials(a);
-        }
-        out
+        Self { request, body, callers_account, takes_trailers }
     }
+}
 
-    /// Takes the caller's credentials out: they are for the route's own backends, not for one that stands in or watches.
-    pub(super) fn without_credentials(&mut self, a: &Attempt<'_>) {
-        let keep = a.backend.credentials.is_some();
-        for name in CREDENTIALS.iter().filter(|_| !keep).chain([&header::COOKIE]) {
-            self.request.remove_header(name);
-        }
-        self.callers_account = false;
-    }
+/// The body, where it is held or empty, and where the value of its `model` stands; `None` for one that streams through.
+fn held(session: &mut ServerSession, x: &Exchange) -> (Option<Bytes>, Option<Range<usize>>) {
+    let body = match &x.body {
+        RequestBody::Held(held) => Some(held.bytes.clone()),
+        RequestBody::Unread if session.is_body_empty() => Some(Bytes::new()),
+        RequestBody::Unread => None,
+    };
+    (body, x.asked.as_ref().and_then(|asked| asked.model_at.clone()))
 }
 
 /// How the sending of a request has ended.
@@ -96,9 +113,8 @@ pub(super) async fn send(
         return Err(Outcome::Failed(failure(&e)));
     }
     let Some(mut rest) = out.body else { return Ok(None) };
-    while !rest.is_empty() {
-        let part = rest.split_to(rest.len().min(PART));
-        let is_last = rest.is_empty();
+    while let Some(part) = rest.next(PART) {
+        let is_last = rest.len() == 0;
         if let Some(sent) = not_taken(within(a, upstream.write_request_body(part, is_last)).await) {
             return Ok(Some(sent));
         }

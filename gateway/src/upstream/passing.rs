@@ -10,14 +10,17 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use spillway_filter::{ErrorKind, Refusal};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::attempt::{Attempt, Died, Outcome};
-use super::converse::State;
+use super::attempt::{Attempt, Died, Outcome, SHUTTING_DOWN, let_go};
+use super::bounds::has_room_for;
+use super::converse::{Next, State, server_due};
 use super::events::{Gate, Transcript};
-use super::headers::outgoing_response;
+use super::headers::{outgoing_response, outgoing_trailers};
+use super::masking::{Mask, holding};
 use crate::balancing::{Class, orca};
-use crate::exchange::{Exchange, ServedBy};
+use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
+use crate::exchange::{self, Exchange, Place, ServedBy};
 use crate::protocol::openai::{Observation, Observer};
 
 /// Says who answered in place of the route's own backends.
@@ -34,9 +37,23 @@ pub(super) struct Passing {
     pub(super) observer: Option<Observer>,
     /// For event streams.
     gate: Option<Gate>,
+    /// For errors of a server that knows a credential of the gateway.
+    mask: Option<Mask>,
     pub(super) transcript: Option<Transcript>,
     /// The head of an event stream that waits for its first content: until then another endpoint can answer instead.
     waiting: Option<Waiting>,
+    /// What the server has written and the client has not taken.
+    unread: Unread,
+    /// Trailers, where they were read before the client had taken the body.
+    trailers: Option<Option<http::HeaderMap>>,
+}
+
+impl Passing {
+    /// True of a stream that ended in order but in the middle of what it says, and can be continued.
+    pub(super) fn is_cut_short(&self) -> bool {
+        self.observer.as_ref().is_some_and(|observer| !observer.observation().is_whole)
+            && self.transcript.as_ref().is_some_and(|transcript| transcript.to_continue().is_some())
+    }
 }
 
 struct Waiting {
@@ -52,7 +69,7 @@ pub(super) async fn begin(
     a: &Attempt<'_>,
     session: &mut ServerSession,
     x: &mut Exchange,
-    upstream: &mut HttpSession,
+    upstream: &mut Option<HttpSession>,
     state: &mut State,
     passing: &mut Passing,
     head: ResponseHeader,
@@ -62,6 +79,10 @@ pub(super) async fn begin(
     state.heard = Instant::now();
     state.event_stream = is_event_stream(&head);
     passing.observer = a.observer(&head);
+    let is_error = head.status.is_client_error() || head.status.is_server_error();
+    if is_error && !head.headers.contains_key(header::CONTENT_ENCODING) {
+        passing.mask = a.credentials(x).and_then(Mask::new);
+    }
     if !state.event_stream {
         a.answered(Class::Head, head.status);
     }
@@ -73,18 +94,21 @@ pub(super) async fn begin(
     }
     if passing.gate.is_some() && state.limits.first_token.is_some() && a.move_on.retry {
         passing.waiting = Some(Waiting { head, parts: BytesMut::new() });
-    } else {
-        if pass_head(a, session, x, head, is_head).await.is_err() {
-            return Some(Outcome::ClientGone);
+        if let Some(prefix) = prefix
+            && pass_part(a, session, x, upstream, state, passing, prefix).await.is_err()
+        {
+            return Some(state.client_gone());
         }
-        state.head_passed = true;
+    } else {
+        // Looked at first: more may be read while the client is slow to take the head.
+        let prefix = prefix.map(|prefix| observe(a, &mut x.outcome, x.started, state, passing, prefix));
+        if pass_head(a, session, x, upstream, state, passing, head, is_head).await.is_err()
+            || pass(a, session, x, upstream, state, passing, prefix.unwrap_or_default()).await.is_err()
+        {
+            return Some(state.client_gone());
+        }
     }
-    if let Some(prefix) = prefix
-        && pass_part(a, session, x, state, passing, prefix).await.is_err()
-    {
-        return Some(Outcome::ClientGone);
-    }
-    if upstream.response_done() {
+    if state.came.is_none() && upstream.as_mut().is_some_and(HttpSession::response_done) {
         return Some(finish(a, session, x, upstream, state, passing).await);
     }
     None
@@ -96,10 +120,14 @@ pub(super) fn is_event_stream(head: &ResponseHeader) -> bool {
         .is_some_and(|v| v.as_bytes().get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream")))
 }
 
+#[allow(clippy::too_many_arguments, reason = "the two halves of a conversation share all of it")]
 async fn pass_head(
     a: &Attempt<'_>,
     session: &mut ServerSession,
     x: &mut Exchange,
+    upstream: &mut Option<HttpSession>,
+    state: &mut State,
+    passing: &mut Passing,
     head: ResponseHeader,
     is_head: bool,
 ) -> pingora::Result<()> {
@@ -108,11 +136,15 @@ async fn pass_head(
     x.outcome.endpoint = Some(a.endpoint.address.clone());
     let has_body = !(is_head || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED);
     let is_http11 = session.req_header().version == Version::HTTP_11;
-    session.set_write_timeout(Some(a.backend.idle_timeout));
     let mut head = head;
     if a.backend.load_reports {
         // It was asked for by us, not by the caller.
         head.remove_header(&orca::REPORT);
+    }
+    if let Some(credentials) = a.credentials(x) {
+        for name in holding(&head.headers, credentials) {
+            head.remove_header(&name);
+        }
     }
     let mut out = outgoing_response(head, x, is_http11, has_body);
     if x.outcome.spilled.is_some()
@@ -120,8 +152,86 @@ async fn pass_head(
     {
         let _ = out.insert_header(SERVED_BY.clone(), name);
     }
-    let limit = x.deadline(a.route).min(Instant::now() + a.backend.idle_timeout);
-    client_write(limit, session.write_response_header(out)).await
+    state.head_passed = true;
+    let limits = write_limits(a, x, state);
+    deliver(session.write_response_header(out), limits, &mut ServerSide::new(a, x, upstream, state, passing)).await
+}
+
+fn write_limits<'a>(a: &Attempt<'a>, x: &Exchange, state: &State) -> WriteLimits<'a> {
+    WriteLimits { timeout: x.write_timeout, deadline: state.limits.deadline, downstream: a.downstream }
+}
+
+/// The server's side of a conversation while its client does not take what is written to it: the answer is read on as far
+/// as there is memory for it, and the server is let go of at its end.
+struct ServerSide<'l, 'a> {
+    a: &'l Attempt<'a>,
+    outcome: &'l mut exchange::Outcome,
+    place: &'l mut Option<Place>,
+    started: std::time::Instant,
+    /// Bytes of one answer that may wait.
+    most: u64,
+    upstream: &'l mut Option<HttpSession>,
+    state: &'l mut State,
+    passing: &'l mut Passing,
+}
+
+impl<'l, 'a> ServerSide<'l, 'a> {
+    fn new(
+        a: &'l Attempt<'a>,
+        x: &'l mut Exchange,
+        upstream: &'l mut Option<HttpSession>,
+        state: &'l mut State,
+        passing: &'l mut Passing,
+    ) -> Self {
+        let most = x.snapshot.buffered_answers_per_request;
+        let (outcome, place, started) = (&mut x.outcome, &mut x.place, x.started);
+        Self { a, outcome, place, started, most, upstream, state, passing }
+    }
+}
+
+impl Beside for ServerSide<'_, '_> {
+    async fn take_in(&mut self) {
+        let Self { a, outcome, place, started, most, upstream, state, passing } = self;
+        if state.is_over || state.came.is_some() {
+            if upstream.is_some() || place.is_some() {
+                let_go(a, upstream, place, &mut outcome.answered_in, state.sent, state.is_over).await;
+            }
+            return std::future::pending().await;
+        }
+        let Some(server) = upstream.as_mut() else { return std::future::pending().await };
+        if !passing.unread.has_room() {
+            state.is_paused = true;
+            return std::future::pending().await;
+        }
+        if std::mem::take(&mut state.is_paused) {
+            // The time that the client took to read is not the server's.
+            state.heard = Instant::now();
+        }
+        let read = tokio::select! {
+            biased;
+            () = sleep_until(server_due(a, state)) => {
+                state.came = Some(Next::Silent);
+                return;
+            }
+            read = server.read_response_body() => read,
+        };
+        match read {
+            Ok(Some(part)) => {
+                state.heard = Instant::now();
+                let part = observe(a, outcome, *started, state, passing, part);
+                passing.unread.push(&part, a.downstream, *most);
+            }
+            Ok(None) => {
+                passing.trailers = Some(trailers(server).await);
+                state.is_over = !passing.is_cut_short();
+                state.came = Some(Next::AnswerEnd);
+                if let Some(observer) = &mut passing.observer {
+                    note_answer(outcome, observer.finish());
+                }
+            }
+            Err(e) => state.came = Some(Next::UpstreamFailed(e)),
+        }
+    }
 }
 
 /// A write to the client. Pingora bounds none of a head, and each of a body alone: what takes longer than the request may
@@ -130,28 +240,19 @@ pub async fn client_write(limit: Instant, write: impl Future<Output = pingora::R
     timeout_at(limit, write).await.unwrap_or_else(|_| pingora::Error::err(ErrorType::WriteTimedout))
 }
 
-/// Early hints without what speaks of the server's connection (RFC 8297; RFC 9110, 7.6.1).
-pub(super) fn early_hints(head: &ResponseHeader) -> ResponseHeader {
-    let mut hints = head.clone();
-    for name in
-        [header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING, header::TRAILER, header::CONTENT_LENGTH]
-    {
-        hints.remove_header(&name);
-    }
-    hints
-}
-
-pub(super) async fn pass_part(
+/// Reads what a part of an answer says, and gives what may be passed on of it.
+fn observe(
     a: &Attempt<'_>,
-    session: &mut ServerSession,
-    x: &mut Exchange,
+    outcome: &mut exchange::Outcome,
+    started: std::time::Instant,
     state: &mut State,
     passing: &mut Passing,
     part: Bytes,
-) -> pingora::Result<()> {
+) -> Bytes {
+    outcome.bytes_answered = outcome.bytes_answered.saturating_add(u64::try_from(part.len()).unwrap_or(0));
     if let Some(observer) = &mut passing.observer {
         observer.feed(&part, std::time::Instant::now());
-        note_usage(x, observer.observation());
+        note_usage(outcome, observer.observation());
         if !state.content_seen
             && let Some(first) = observer.observation().first_content
         {
@@ -159,46 +260,82 @@ pub(super) async fn pass_part(
             if state.event_stream {
                 a.answered(Class::FirstToken, StatusCode::OK);
             }
-            x.outcome.first_token = Some(first.saturating_duration_since(x.started));
+            outcome.first_token = Some(first.saturating_duration_since(started));
         }
     }
     let mut part = match &mut passing.gate {
         Some(gate) => gate.pass(part),
         None => part,
     };
+    if let Some(mask) = &mut passing.mask {
+        part = mask.pass(part);
+    }
     if let Some(transcript) = &mut passing.transcript {
         transcript.feed(&part);
     }
+    part
+}
+
+pub(super) async fn pass_part(
+    a: &Attempt<'_>,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+    upstream: &mut Option<HttpSession>,
+    state: &mut State,
+    passing: &mut Passing,
+    part: Bytes,
+) -> pingora::Result<()> {
+    let mut part = observe(a, &mut x.outcome, x.started, state, passing, part);
     if let Some(waiting) = &mut passing.waiting {
         waiting.parts.extend_from_slice(&part);
         if !state.content_seen && waiting.parts.len() <= MAX_WAITING {
             return Ok(());
         }
-        part = release(a, session, x, state, passing).await?;
+        part = release(a, session, x, upstream, state, passing).await?;
     }
-    if part.is_empty() {
-        return Ok(());
+    pass(a, session, x, upstream, state, passing, part).await
+}
+
+/// Writes a part to the client, then what the server has said meanwhile where the client was slow to take it.
+async fn pass(
+    a: &Attempt<'_>,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+    upstream: &mut Option<HttpSession>,
+    state: &mut State,
+    passing: &mut Passing,
+    mut part: Bytes,
+) -> pingora::Result<()> {
+    let limits = write_limits(a, x, state);
+    loop {
+        while let Some(next) = slice(&mut part) {
+            x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(next.len()).unwrap_or(0));
+            let write = session.write_response_body(next, false);
+            deliver(write, limits, &mut ServerSide::new(a, x, upstream, state, passing)).await?;
+        }
+        match passing.unread.take_slice() {
+            Some(more) => part = more,
+            None => return Ok(()),
+        }
     }
-    x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(part.len()).unwrap_or(0));
-    client_write(state.limits.deadline, session.write_response_body(part, false)).await
 }
 
 /// What is known of the usage so far, also of an answer that is broken off.
-fn note_usage(x: &mut Exchange, seen: &Observation) {
-    x.outcome.content_events = seen.content_events;
+fn note_usage(outcome: &mut exchange::Outcome, seen: &Observation) {
+    outcome.content_events = seen.content_events;
     if let Some(usage) = &seen.usage {
-        x.outcome.prompt_tokens = Some(usage.prompt_tokens);
-        x.outcome.completion_tokens = Some(usage.completion_tokens);
-        x.outcome.cached_tokens = usage.cached_tokens;
+        outcome.prompt_tokens = Some(usage.prompt_tokens);
+        outcome.completion_tokens = Some(usage.completion_tokens);
+        outcome.cached_tokens = usage.cached_tokens;
     }
 }
 
 /// What is known of an answer that has ended.
-pub(super) fn note_answer(x: &mut Exchange, seen: &Observation) {
-    x.outcome.model_answered.clone_from(&seen.model);
-    x.outcome.finish_reason.clone_from(&seen.finish_reason);
-    x.outcome.response_id.clone_from(&seen.id);
-    note_usage(x, seen);
+pub(super) fn note_answer(outcome: &mut exchange::Outcome, seen: &Observation) {
+    outcome.model_answered.clone_from(&seen.model);
+    outcome.finish_reason.clone_from(&seen.finish_reason);
+    outcome.response_id.clone_from(&seen.id);
+    note_usage(outcome, seen);
 }
 
 /// Lets the head go that waited, and gives what came after it.
@@ -206,12 +343,12 @@ async fn release(
     a: &Attempt<'_>,
     session: &mut ServerSession,
     x: &mut Exchange,
+    upstream: &mut Option<HttpSession>,
     state: &mut State,
     passing: &mut Passing,
 ) -> pingora::Result<Bytes> {
     let Some(waiting) = passing.waiting.take() else { return Ok(Bytes::new()) };
-    pass_head(a, session, x, waiting.head, false).await?;
-    state.head_passed = true;
+    pass_head(a, session, x, upstream, state, passing, waiting.head, false).await?;
     Ok(waiting.parts.freeze())
 }
 
@@ -219,19 +356,37 @@ pub(super) async fn finish(
     a: &Attempt<'_>,
     session: &mut ServerSession,
     x: &mut Exchange,
-    upstream: &mut HttpSession,
+    upstream: &mut Option<HttpSession>,
     state: &mut State,
     passing: &mut Passing,
 ) -> Outcome {
-    let Ok(mut last) = release(a, session, x, state, passing).await else { return Outcome::ClientGone };
+    let trailers = match (passing.trailers.take(), &mut *upstream) {
+        (Some(read), _) => read,
+        (None, Some(server)) => trailers(server).await,
+        (None, None) => None,
+    };
+    let trailers = trailers.filter(|_| session.is_http2());
+    // The server has no part in what follows.
+    state.is_over = true;
+    let Ok(mut last) = release(a, session, x, upstream, state, passing).await else { return state.client_gone() };
     if let Some(rest) = passing.gate.as_mut().map(Gate::rest).filter(|rest| !rest.is_empty()) {
         last = [last, rest].concat().into();
     }
+    if let Some(rest) = passing.mask.as_mut().map(Mask::rest).filter(|rest| !rest.is_empty()) {
+        last = [last, rest].concat().into();
+    }
     if let Some(observer) = &mut passing.observer {
-        note_answer(x, observer.finish());
+        note_answer(&mut x.outcome, observer.finish());
+    }
+    let before = last.split_to(last.len().saturating_sub(SLICE));
+    if pass(a, session, x, upstream, state, passing, before).await.is_err() {
+        return state.client_gone();
     }
     x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
-    let trailers = trailers(upstream).await.filter(|_| session.is_http2());
+    if trailers.as_ref().is_some_and(|trailers| !has_room_for(trailers, a.backend.max_header_bytes)) {
+        let message = "the trailers of the backend's answer are longer than its `limits.maxHeaderBytes`";
+        return break_off(session, x, state.event_stream, "upstream_header_too_large", message).await;
+    }
     let write = async {
         match trailers {
             Some(trailers) => {
@@ -241,16 +396,18 @@ pub(super) async fn finish(
             None => session.write_response_body(last, true).await,
         }
     };
-    match client_write(state.limits.deadline, write).await {
+    let limits = write_limits(a, x, state);
+    match deliver(write, limits, &mut ServerSide::new(a, x, upstream, state, passing)).await {
         Ok(()) => Outcome::Answered,
-        Err(_) => Outcome::ClientGone,
+        Err(_) => state.client_gone(),
     }
 }
 
 /// Trailers of an answer, such as gRPC's status. Only HTTP/2 sessions give them.
 async fn trailers(upstream: &mut HttpSession) -> Option<http::HeaderMap> {
     let HttpSession::H2(upstream) = upstream else { return None };
-    tokio::time::timeout(TRAILERS, upstream.read_trailers()).await.ok()?.ok()?
+    let trailers = tokio::time::timeout(TRAILERS, upstream.read_trailers()).await.ok()?.ok()??;
+    Some(outgoing_trailers(trailers))
 }
 
 /// An answer whose head is out has ended early: it is continued where that is possible, else broken off.
@@ -280,7 +437,11 @@ pub async fn break_off(
     x.outcome.error_code = Some(code);
     session.set_keepalive(None);
     if event_stream {
-        let refusal = Refusal::new(StatusCode::BAD_GATEWAY, ErrorKind::Upstream, code, message);
+        let (status, kind) = match code {
+            SHUTTING_DOWN => (StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded),
+            _ => (StatusCode::BAD_GATEWAY, ErrorKind::Upstream),
+        };
+        let refusal = Refusal::new(status, kind, code, message);
         if let Some(event) = crate::protocol::error_event(&refusal, x.api) {
             // A client that reads no more must not hold the server's place for it.
             let _ = client_write(Instant::now() + LAST_WORD, session.write_response_body(event, true)).await;

@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pingora::connectors::ConnectorOptions;
+use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::protocols::http::client::HttpSession;
-use pingora::upstreams::peer::{HttpPeer, Tracer, Tracing};
+use pingora::protocols::http::v1::client::HttpSession as Http1Session;
+use pingora::upstreams::peer::{HttpPeer, Peer as _, Tracer, Tracing};
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 
 use super::dial::{Connections, Dial};
+use super::metered::Metered;
 use crate::balancing::EndpointKey;
 use crate::tls::UpstreamTls;
 
@@ -26,12 +28,20 @@ pub const MAX_STREAMS: u32 = 100;
 /// How often an HTTP/2 connection is asked whether it still lives; a lost one would take every request given to it along.
 const PING: Duration = Duration::from_secs(15);
 
-/// The pool of upstream connections.
-pub struct Connector(pingora::connectors::http::Connector);
+/// The pools of upstream connections.
+pub struct Connector {
+    /// Of endpoints that are asked for HTTP/2.
+    either: pingora::connectors::http::Connector,
+    /// Of all others.
+    http1: TransportConnector,
+}
 
 impl Default for Connector {
     fn default() -> Self {
-        Self(pingora::connectors::http::Connector::new(Some(ConnectorOptions::new(POOL_SIZE))))
+        Self {
+            either: pingora::connectors::http::Connector::new(Some(ConnectorOptions::new(POOL_SIZE))),
+            http1: TransportConnector::new(Some(ConnectorOptions::new(POOL_SIZE))),
+        }
     }
 }
 
@@ -39,6 +49,7 @@ impl Default for Connector {
 #[derive(Clone)]
 pub struct Peer {
     peer: HttpPeer,
+    http2: bool,
 }
 
 impl Peer {
@@ -70,7 +81,7 @@ impl Peer {
         peer.options.connection_timeout = Some(connect);
         peer.options.total_connection_timeout = Some(connect);
         peer.options.idle_timeout = Some(POOLED_FOR);
-        Self { peer }
+        Self { peer, http2 }
     }
 
     /// Counts its connections, of which at most so many are open together.
@@ -103,11 +114,24 @@ impl Peer {
 impl Connector {
     /// A connection to the endpoint, and whether it was used before.
     pub async fn get(&self, peer: &Peer) -> pingora::Result<(HttpSession, bool)> {
-        self.0.get_http_session(&peer.peer).await
+        if peer.http2 {
+            return self.either.get_http_session(&peer.peer).await;
+        }
+        let (stream, reused) = self.http1.get_stream(&peer.peer).await?;
+        let stream = if reused { stream } else { Box::new(Metered::new(stream)) };
+        Ok((HttpSession::H1(Http1Session::new_with_options(stream, &peer.peer)), reused))
     }
 
     /// Gives a connection back whose answer was read to its end.
     pub async fn release(&self, session: HttpSession, peer: &Peer) {
-        self.0.release_http_session(session, &peer.peer, Some(POOLED_FOR)).await;
+        match session {
+            HttpSession::H1(mut session) if !peer.http2 => {
+                session.respect_keepalive();
+                if let Some(stream) = session.reuse().await {
+                    self.http1.release_stream(stream, peer.peer.reuse_hash(), Some(POOLED_FOR));
+                }
+            }
+            session => self.either.release_http_session(session, &peer.peer, Some(POOLED_FOR)).await,
+        }
     }
 }

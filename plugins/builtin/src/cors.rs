@@ -64,15 +64,20 @@ impl Origin {
             || format!("`{text}` is not an origin: write SCHEME://HOST[:PORT], such as https://app.example.com");
         let (scheme, host) = text.split_once("://").ok_or_else(wrong)?;
         let is_scheme = !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
-        let is_host =
-            |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b));
         let (scheme, host) = (scheme.to_ascii_lowercase(), host.to_ascii_lowercase());
-        match host.strip_prefix('*') {
+        // Browsers leave the port of the scheme out (RFC 6454, 6.1).
+        let default = match scheme.as_str() {
+            "http" => ":80",
+            "https" => ":443",
+            _ => "",
+        };
+        let host = host.strip_suffix(default).unwrap_or(&host);
+        match host.strip_prefix("*.") {
             _ if !is_scheme => Err(wrong()),
-            Some(rest) if rest.starts_with('.') && is_host(rest) => {
-                Ok(Self::Wildcard(format!("{scheme}://"), rest.to_owned()))
+            Some(rest) if is_name_with_port(rest) => Ok(Self::Wildcard(format!("{scheme}://"), format!(".{rest}"))),
+            None if is_name_with_port(host) || is_address_with_port(host) => {
+                Ok(Self::Exact(format!("{scheme}://{host}")))
             }
-            None if is_host(&host) => Ok(Self::Exact(format!("{scheme}://{host}"))),
             _ => Err(wrong()),
         }
     }
@@ -84,9 +89,34 @@ impl Origin {
             Self::Wildcard(scheme, suffix) => origin
                 .strip_prefix(scheme.as_str())
                 .and_then(|host| host.strip_suffix(suffix.as_str()))
-                .is_some_and(|label| !label.is_empty() && !label.contains(['/', ':', '@'])),
+                .is_some_and(is_name),
         }
     }
+}
+
+/// True for labels with dots between them.
+fn is_name(name: &str) -> bool {
+    let is_label =
+        |label: &str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+    name.split('.').all(is_label)
+}
+
+fn is_port(port: &str) -> bool {
+    port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn is_name_with_port(host: &str) -> bool {
+    let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    is_name(name) && port.is_none_or(is_port)
+}
+
+/// `[2001:db8::1]`, perhaps with a port.
+fn is_address_with_port(host: &str) -> bool {
+    let inside = host.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    inside.is_some_and(|(address, after)| {
+        let sound = after.is_empty() || after.strip_prefix(':').is_some_and(is_port);
+        sound && address.parse::<std::net::Ipv6Addr>().is_ok()
+    })
 }
 
 enum AllowHeaders {
@@ -242,7 +272,7 @@ mod tests {
     #[test]
     fn origins_are_whole_or_have_one_star_for_a_name_below() {
         let cors = cors(
-            serde_json::json!({"allowOrigins": ["https://App.example.com", "https://*.b.test", "http://localhost:3000"]}),
+            serde_json::json!({"allowOrigins": ["https://App.example.com", "https://*.b.test", "https://default.test:443", "https://[2001:db8::1]:8443", "http://localhost:3000"]}),
         );
         let cors = cors.unwrap_or_else(|_| panic!("sound"));
         for (origin, allowed) in [
@@ -255,6 +285,18 @@ mod tests {
             ("https://b.test", false),
             ("https://.b.test", false),
             ("https://evil.test/.b.test", false),
+            ("https://evil.test?.b.test", false),
+            ("https://evil.test#.b.test", false),
+            ("https://evil.test\\.b.test", false),
+            ("https://evil.test%2f.b.test", false),
+            ("https://x..b.test", false),
+            ("https://x.b.test.evil.test", false),
+            ("https://x.b.test.", false),
+            ("https://xb.test", false),
+            ("https://x.b.test:444", false),
+            ("https://default.test", true),
+            ("https://default.test:443", false),
+            ("https://[2001:db8::1]:8443", true),
             ("https://evil.test:1@x.b.test", false),
             ("http://localhost:3000", true),
             ("null", false),
@@ -269,6 +311,10 @@ mod tests {
             serde_json::json!({"allowOrigins": []}),
             serde_json::json!({"allowOrigins": ["example.com"]}),
             serde_json::json!({"allowOrigins": ["https://*example.com"]}),
+            serde_json::json!({"allowOrigins": ["https://*."]}),
+            serde_json::json!({"allowOrigins": ["https://*..test"]}),
+            serde_json::json!({"allowOrigins": ["https://*.*.test"]}),
+            serde_json::json!({"allowOrigins": ["https://a:b:c"]}),
             serde_json::json!({"allowOrigins": ["https://a.test/path"]}),
             serde_json::json!({"allowOrigins": ["*"], "allowCredentials": true}),
             serde_json::json!({"allowOrigins": ["*"], "allowMethods": ["G ET"]}),

@@ -64,6 +64,8 @@ pub(crate) fn factory() -> Box<dyn FilterFactory> {
 
 struct Compiled {
     url: String,
+    /// The server without path and credentials, for log lines.
+    server: String,
     forward: Vec<HeaderName>,
     copy: Vec<HeaderName>,
     answer: Vec<HeaderName>,
@@ -102,7 +104,8 @@ fn compile(config: &External) -> Result<Compiled, Vec<FieldError>> {
     if !errors.is_empty() {
         return Err(errors);
     }
-    Ok(Compiled { url: url.as_str().trim_end_matches('/').to_owned(), forward, copy, answer })
+    let server = url.origin().ascii_serialization();
+    Ok(Compiled { server, url: url.as_str().trim_end_matches('/').to_owned(), forward, copy, answer })
 }
 
 fn build(config: External, cx: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
@@ -160,8 +163,8 @@ impl Filter for Asks {
                 (Ok(answer), _) if !answer.status().is_server_error() => refusal(&compiled, answer),
                 (failed, on_failure) => {
                     let failure = match failed {
-                        Ok(answer) => format!("{} answered {}", compiled.url, answer.status()),
-                        Err(e) => format!("{}: {e}", compiled.url),
+                        Ok(answer) => format!("{} answered {}", compiled.server, answer.status()),
+                        Err(e) => format!("{}: {e}", compiled.server),
                     };
                     let refusal = (on_failure == OnFailure::Closed).then(|| Box::new(refused()));
                     Waited { refusal, failure: Some(failure), ..Waited::default() }

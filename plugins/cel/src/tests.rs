@@ -52,6 +52,16 @@ fn requests_decide() {
 }
 
 #[test]
+fn a_host_reads_the_same_in_every_spelling() {
+    let expression = Expression::condition("request.host == 'inside.test'", Scope::Head).unwrap();
+    for host in ["inside.test", "INSIDE.test", "inside.test:8080", "inside.test.", "Inside.Test.:80"] {
+        assert_eq!(with(b"", &[("host", host)], |x| expression.holds(x)), Ok(true), "{host}");
+    }
+    let expression = Expression::condition("request.host == '[::1]'", Scope::Head).unwrap();
+    assert_eq!(with(b"", &[("host", "[::1]:80")], |x| expression.holds(x)), Ok(true));
+}
+
+#[test]
 fn what_is_missing_or_does_not_fit_has_no_value() {
     assert!(matches!(holds("request.headers['x-none'] == '1'", b"{}"), Err(EvaluationError::Missing(_))));
     assert!(matches!(holds("size(request.body.messages) > 1", b"{}"), Err(EvaluationError::Missing(_))));
@@ -95,4 +105,24 @@ fn values_become_text() {
     assert_eq!(text("request.headers['x-user'] + '/' + consumer.name").as_deref(), Some("me/acme"));
     assert_eq!(text("request.body.n").as_deref(), Some("3"));
     assert_eq!(text("request.body.none"), None);
+}
+
+#[test]
+fn hosts_and_paths_have_one_spelling_in_expressions() {
+    for (host, name) in [
+        ("a.test", "a.test"),
+        ("A.Test:8080", "a.test"),
+        ("a.test.", "a.test"),
+        ("a.test.:80", "a.test"),
+        ("[::1]:80", "[::1]"),
+        ("[::1]", "[::1]"),
+        ("", ""),
+    ] {
+        assert_eq!(crate::values::host_name(host), name, "{host}");
+    }
+    for (path, shown) in
+        [("/v1:predict", "/v1:predict"), ("/v1%3Apredict", "/v1:predict"), ("/a%40b%20c%2Fd%25", "/a@b%20c%2Fd%25")]
+    {
+        assert_eq!(crate::values::path(path), shown, "{path}");
+    }
 }

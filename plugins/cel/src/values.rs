@@ -1,5 +1,6 @@
 //! A request as an expression sees it. What an expression does not ask for is not made.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -114,11 +115,49 @@ fn body(bytes: Option<&[u8]>) -> Result<Value, ExecutionError> {
     Ok(json(&value))
 }
 
+/// Name or address of a `Host`, in the one spelling that an expression compares with: small letters, no port, no dot of
+/// the root.
+pub(crate) fn host_name(host: &str) -> String {
+    let name = match host.rsplit_once(':') {
+        Some((name, port))
+            if port.bytes().all(|b| b.is_ascii_digit()) && (name.ends_with(']') || !name.contains(':')) =>
+        {
+            name
+        }
+        _ => host,
+    };
+    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+}
+
+/// Path in which characters that a segment may have either way (`:`, `@`, `!`, `$`, `&`, `'`, `(`, `)`, `*`, `+`, `,`, `=`)
+/// are decoded, so that an expression cannot be evaded by writing one as an escape.
+pub(crate) fn path(path: &str) -> Cow<'_, str> {
+    let mut parts = path.split('%');
+    let first = parts.next().unwrap_or_default();
+    let mut out = String::with_capacity(path.len());
+    out.push_str(first);
+    for part in parts {
+        let escaped = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match escaped.filter(|b| b"!$&'()*+,=:@".contains(b)) {
+            Some(byte) => {
+                out.push(char::from(byte));
+                out.push_str(part.get(2..).unwrap_or_default());
+            }
+            None => {
+                out.push('%');
+                out.push_str(part);
+            }
+        }
+    }
+    if out.len() == path.len() { Cow::Borrowed(path) } else { Cow::Owned(out) }
+}
+
 pub(crate) fn bind(context: &mut Context<'_, '_>, x: &Seen<'_>, asked: Asked) -> Result<(), ExecutionError> {
     let host = x.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let host = host_name(host);
     let mut request = vec![
         ("method", Value::from(x.method)),
-        ("path", Value::from(x.path)),
+        ("path", Value::from(path(x.path).as_ref())),
         ("query", Value::from(x.query)),
         ("host", Value::from(host)),
         ("clientAddress", Value::from(x.client.to_canonical().to_string())),

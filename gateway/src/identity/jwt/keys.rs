@@ -145,6 +145,19 @@ pub(super) enum Place {
     Discovery(String),
 }
 
+impl std::fmt::Display for Place {
+    /// The server alone: what stands behind it in a URL may be a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Url(text) | Self::Discovery(text)) = self;
+        f.write_str(&server_of(text))
+    }
+}
+
+/// The server of a URL, for messages: scheme, host and port.
+fn server_of(url: &str) -> String {
+    url::Url::parse(url).map_or_else(|_| "no URL".to_owned(), |url| url.origin().ascii_serialization())
+}
+
 /// Keys of one issuer; kept over reloads.
 pub(in crate::identity) struct KeySource {
     set: ArcSwap<KeySet>,
@@ -250,18 +263,18 @@ async fn keep(
             Ok(keys) => {
                 // An issuer may withdraw its last key; nobody is believed by it then.
                 if keys.is_empty() && !held.set().keys.is_empty() {
-                    tracing::warn!(event = "jwks_empty", place = ?place, reason = NO_KEY);
+                    tracing::warn!(event = "jwks_empty", place = %place, reason = NO_KEY);
                 }
                 held.succeeded.fetch_add(1, Ordering::Relaxed);
                 if std::mem::take(&mut failing) {
-                    tracing::info!(event = "jwks_reached", place = ?place);
+                    tracing::info!(event = "jwks_reached", place = %place);
                 }
                 held.take(keys);
             }
             Err(reason) => {
                 metrics.jwks_failures.inc();
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(event = "jwks_failed", place = ?place, reason, "the keys that are there are kept");
+                    tracing::warn!(event = "jwks_failed", place = %place, reason, "the keys that are there are kept");
                 }
             }
         }
@@ -292,14 +305,15 @@ async fn keep(
 
 async fn fetch(place: &Place, http: &dyn HttpClient) -> Result<Bytes, String> {
     match place {
-        Place::Url(url) => get(url, http).await,
+        Place::Url(url) => get("the keys", url, http).await,
         Place::Discovery(issuer) => {
             #[derive(Deserialize)]
             struct Description {
                 issuer: String,
                 jwks_uri: String,
             }
-            let text = get(&format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/')), http).await?;
+            let url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
+            let text = get("the description", &url, http).await?;
             let said: Description = serde_json::from_slice(&text).map_err(|e| format!("the description: {e}"))?;
             // OpenID Connect Discovery 1.0, section 4.3: they must be the same.
             if said.issuer != *issuer {
@@ -308,19 +322,20 @@ async fn fetch(place: &Place, http: &dyn HttpClient) -> Result<Bytes, String> {
             if issuer.starts_with("https:") && !said.jwks_uri.starts_with("https:") {
                 return Err("the keys of an https issuer must not come over http".to_owned());
             }
-            get(&said.jwks_uri, http).await
+            get("the keys", &said.jwks_uri, http).await
         }
     }
 }
 
-async fn get(url: &str, http: &dyn HttpClient) -> Result<Bytes, String> {
+async fn get(what: &str, url: &str, http: &dyn HttpClient) -> Result<Bytes, String> {
+    let failed = |why: &dyn std::fmt::Display| format!("{what} at {}: {why}", server_of(url));
     let request = http::Request::get(url)
         .header(http::header::ACCEPT, "application/json")
         .body(Bytes::new())
-        .map_err(|e| format!("{url}: {e}"))?;
-    let answer = http.call(request, FETCH).await.map_err(|e| format!("{url}: {e}"))?;
+        .map_err(|e| failed(&e))?;
+    let answer = http.call(request, FETCH).await.map_err(|e| failed(&e))?;
     if answer.status() != http::StatusCode::OK {
-        return Err(format!("{url}: it answered {}", answer.status()));
+        return Err(failed(&format!("it answered {}", answer.status())));
     }
     Ok(answer.into_body())
 }

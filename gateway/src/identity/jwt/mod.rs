@@ -210,6 +210,32 @@ impl Tokens {
             && credential.iter().filter(|b| **b == b'.').count() == 2
     }
 
+    /// True if a token names an issuer of the configuration and one of its audiences. Its signature is not checked: the
+    /// answer decides only that the token is kept from servers.
+    pub(super) fn is_addressed_here(&self, token: &[u8]) -> bool {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Audiences {
+            One(String),
+            Several(Vec<String>),
+        }
+        #[derive(Deserialize)]
+        struct Claimed {
+            iss: String,
+            aud: Audiences,
+        }
+        if token.len() > MAX_TOKEN_BYTES || !self.takes(token) {
+            return false;
+        }
+        let Ok(claimed) = jsonwebtoken::dangerous::insecure_decode_claims::<Claimed>(token) else { return false };
+        let named = match &claimed.aud {
+            Audiences::One(one) => std::slice::from_ref(one),
+            Audiences::Several(several) => several,
+        };
+        let of_issuer = self.issuers.iter().filter(|issuer| issuer.name == claimed.iss);
+        of_issuer.flat_map(|issuer| &issuer.validation.aud).any(|ours| named.iter().any(|aud| ours.contains(aud)))
+    }
+
     /// Who a token stands for, if that was found out before and still holds.
     pub(super) fn remembered(&self, digest: &[u8; 32], now: u64) -> Option<Bearer> {
         let verified = self.cache.get(digest)?;

@@ -140,7 +140,8 @@ fn house(keys: Vec<Value>, issuer: Value) -> House {
 fn compile(issuer: &Value, previous: Option<&Authenticator>, parts: Parts<'_>) -> Authenticator {
     let mut written = json!({"issuer": "http://id.example", "audiences": ["spillway"]});
     written.as_object_mut().unwrap().extend(issuer.as_object().unwrap().clone());
-    let written = json!({"jwt": [written], "failures": {"rate": "1000/s"}});
+    let failures = written.as_object_mut().unwrap().remove("failures").unwrap_or(json!("1000/s"));
+    let written = json!({"jwt": [written], "failures": {"rate": failures}});
     let authentication: Authentication = serde_json::from_value(written).unwrap();
     let acme =
         json!({"name": "acme", "tenant": "north", "jwt": {"issuer": "http://id.example", "subject": "svc-acme"}});
@@ -177,6 +178,12 @@ fn changed(pairs: &[(&str, Value)]) -> Value {
     claims
 }
 
+fn without(name: &str) -> Value {
+    let mut claims = claims();
+    claims.as_object_mut().unwrap().remove(name);
+    claims
+}
+
 #[tokio::test]
 async fn every_kind_of_signature_is_believed_when_it_holds() {
     let (rsa, es, ed) = (Signer::rsa(), Signer::es256(), Signer::ed());
@@ -196,7 +203,10 @@ async fn every_kind_of_signature_is_believed_when_it_holds() {
 #[tokio::test]
 async fn attacks_on_tokens_are_refused() {
     let (rsa, es) = (Signer::rsa(), Signer::es256());
-    let house = house(vec![rsa.jwk("r"), es.jwk("e")], json!({"leeway": "30s"}));
+    let (mut only, mut enciphers) = (rsa.jwk("only-rs256"), rsa.jwk("enciphers"));
+    only["alg"] = json!("RS256");
+    enciphers["use"] = json!("enc");
+    let house = house(vec![rsa.jwk("r"), es.jwk("e"), only, enciphers], json!({"leeway": "30s"}));
     let rs = json!({"alg": "RS256", "kid": "r"});
     let good = rsa.token(&rs, &claims());
     house.show(&good).await.unwrap();
@@ -221,9 +231,16 @@ async fn attacks_on_tokens_are_refused() {
         (rsa.token(&json!({"alg": "RS256", "kid": "e"}), &claims()), "token_key"),
         // The key says what it is for.
         (es.token(&json!({"alg": "ES384", "kid": "e"}), &claims()), "token_key"),
+        (rsa.token(&json!({"alg": "PS512", "kid": "only-rs256"}), &claims()), "token_key"),
+        (rsa.token(&json!({"alg": "RS256", "kid": "enciphers"}), &claims()), "token_key"),
         (format!("{head}.{other_body}.{signature}"), "token_signature"),
         (format!("{head}.{body}."), "token_signature"),
         (es.token(&rs, &claims()), "token_signature"),
+        // A signature of two zeros, which holds for every key where nobody looks (CVE-2022-21449).
+        (
+            format!("{}.{body}.{}", b64(json!({"alg": "ES256", "kid": "e"}).to_string()), b64([0; 64])),
+            "token_signature",
+        ),
         (rsa.token(&rs, &changed(&[("exp", json!(day_ago))])), "token_expired"),
         (rsa.token(&rs, &changed(&[("exp", json!(now() - 40))])), "token_expired"),
         (rsa.token(&rs, &changed(&[("exp", Value::Null)])), "token_claims"),
@@ -232,6 +249,9 @@ async fn attacks_on_tokens_are_refused() {
         (rsa.token(&rs, &changed(&[("aud", json!("other"))])), "token_audience"),
         (rsa.token(&rs, &changed(&[("aud", json!(["a", "b"]))])), "token_audience"),
         (rsa.token(&rs, &changed(&[("aud", Value::Null)])), "token_claims"),
+        (rsa.token(&rs, &changed(&[("aud", json!([]))])), "token_audience"),
+        (rsa.token(&rs, &without("aud")), "token_claims"),
+        (rsa.token(&rs, &without("exp")), "token_claims"),
         (rsa.token(&rs, &changed(&[("iss", json!("http://evil.example"))])), "token_issuer"),
         (rsa.token(&rs, &changed(&[("iss", json!(["http://id.example"]))])), "token_malformed"),
         (rsa.token(&rs, &changed(&[("sub", json!("svc-other"))])), "token_consumer"),
@@ -280,6 +300,11 @@ async fn keys_that_must_not_be_believed_are_left_out_of_a_set() {
         let token = signer.token(&json!({"alg": algorithm, "kid": kid}), &claims());
         assert_eq!(house.show(&token).await.unwrap_err(), "token_key", "{algorithm} {kid}");
     }
+    // Signed as HS256 with the secret that the set holds.
+    let message =
+        format!("{}.{}", b64(json!({"alg": "HS256", "kid": "secret"}).to_string()), b64(claims().to_string()));
+    let tag = ring::hmac::sign(&ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"secret"), message.as_bytes());
+    assert_eq!(house.show(&format!("{message}.{}", b64(tag))).await.unwrap_err(), "token_algorithm");
     let token = es.token(&json!({"alg": "ES512", "kid": "p-521"}), &claims());
     assert_eq!(house.show(&token).await.unwrap_err(), "token_algorithm");
     // Without a name it means the one key that fits.
@@ -375,6 +400,44 @@ async fn claims_make_consumers_and_never_those_of_the_file() {
     }
     let acme = house.show(&es.token(&json!({"alg": "ES256", "kid": "e"}), &claims())).await.unwrap();
     assert_eq!(&*acme.consumer.name, "acme", "the file says itself which token is its consumer");
+}
+
+#[tokio::test]
+async fn a_name_of_a_tenant_makes_nobody_that_tenant() {
+    let es = Signer::es256();
+    let house = house(vec![es.jwk("e")], json!({"claims": {"consumer": "user"}}));
+    let with = |user: &str| {
+        es.token(&json!({"alg": "ES256", "kid": "e"}), &changed(&[("sub", json!("u1")), ("user", json!(user))]))
+    };
+    let mia = house.show(&with("mia")).await.unwrap();
+    assert_eq!((&*mia.consumer.name, &*mia.consumer.tenant), ("mia", "mia"));
+    // The tenant of a consumer, and one that has limits of its own.
+    for tenant in ["north", "7"] {
+        assert_eq!(house.show(&with(tenant)).await.unwrap_err(), "token_consumer", "{tenant}");
+    }
+}
+
+#[tokio::test]
+async fn the_tokens_of_an_address_with_many_bad_ones_are_not_looked_at() {
+    let es = Signer::es256();
+    let house = house(vec![es.jwk("e")], json!({"failures": "2/h"}));
+    let header = json!({"alg": "ES256", "kid": "e"});
+    let known = es.token(&header, &claims());
+    house.show(&known).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(house.show(&Signer::es256().token(&header, &claims())).await.unwrap_err(), "token_signature");
+    }
+    let from = async |address: [u8; 4], token: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-api-key", HeaderValue::from_str(token).unwrap());
+        let mode = RouteAuthentication::Required;
+        let identified = house.authenticator.identify(&headers, IpAddr::from(address), now(), mode).await;
+        identified.map_or_else(|unidentified| unidentified.refusal.status.as_u16(), |_| 200)
+    };
+    let fresh = es.token(&header, &changed(&[("exp", json!(now() + 301))]));
+    assert_eq!(from([127, 0, 0, 1], &fresh).await, 429, "a signature costs too much to be checked for a guesser");
+    assert_eq!(from([127, 0, 0, 1], &known).await, 200, "one that was verified before passes");
+    assert_eq!(from([10, 0, 0, 1], &fresh).await, 200, "another address is not held to account");
 }
 
 #[test]

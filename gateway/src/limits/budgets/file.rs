@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use spillway_config::schema::Period;
 
 use super::account::Spent;
@@ -41,6 +41,21 @@ impl File {
                 tokens INTEGER NOT NULL, nanos INTEGER NOT NULL, PRIMARY KEY (consumer, period)) WITHOUT ROWID",
         )?;
         Ok(Self(file))
+    }
+
+    /// Whether it is a file of budgets that may be written. Changes nothing in it.
+    pub(super) fn judge(path: &Path) -> rusqlite::Result<()> {
+        let denied = |e: std::io::Error| {
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+            rusqlite::Error::SqliteFailure(code, Some(e.to_string()))
+        };
+        std::fs::OpenOptions::new().read(true).append(true).open(path).map_err(denied)?;
+        let file = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let there = "SELECT count(*) FROM sqlite_schema WHERE name = 'budgets'";
+        if file.query_row(there, [], |row| row.get::<_, i64>(0))? > 0 {
+            file.prepare("SELECT consumer, period, window, tokens, nanos FROM budgets")?;
+        }
+        Ok(())
     }
 
     /// At most as many accounts as are kept in memory, and whether there are more.

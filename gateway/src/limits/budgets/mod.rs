@@ -46,6 +46,14 @@ pub struct BudgetError {
 
 type Key = (String, Period);
 
+/// True if this process may make files in a folder.
+fn may_write(folder: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let Ok(path) = std::ffi::CString::new(folder.as_os_str().as_bytes()) else { return false };
+    // SAFETY: the call gets a pointer to a string with its end that lives until it returns.
+    unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) == 0 }
+}
+
 /// The accounts that are in memory.
 #[derive(Default)]
 struct Accounts {
@@ -110,6 +118,22 @@ impl Budgets {
         };
         std::thread::Builder::new().name("budgets".into()).spawn(keep).map_err(|e| failed(&e))?;
         Ok(Some(Opened { writer: Writer { path: path.to_owned(), commands, ended }, rows, more_in_file }))
+    }
+
+    /// Judges a file as [`Self::open`] does, without making or changing anything.
+    pub(super) fn judge(path: &Path) -> Result<(), BudgetError> {
+        let failed = |e: &dyn std::fmt::Display| BudgetError { path: path.to_owned(), reason: e.to_string() };
+        if path.exists() {
+            return File::judge(path).map_err(|e| failed(&e));
+        }
+        let Some(found) = path.ancestors().skip(1).find(|folder| folder.exists()) else { return Ok(()) };
+        if !found.is_dir() {
+            return Err(failed(&format!("{} is not a folder", found.display())));
+        }
+        if !may_write(found) {
+            return Err(failed(&format!("nothing may be written in {}", found.display())));
+        }
+        Ok(())
     }
 
     /// Counts on a file from now on.

@@ -327,10 +327,32 @@ impl ListenerMetrics {
         let own = labels([("listener", self.name.as_str()), ("reason", reason)]);
         self.families.connections_refused.get_or_create_owned(&own).inc();
     }
+
+    /// Counts a request that breaks the grammar of HTTP/1 or a limit of its framing; `reason` is one of [`MALFORMED`].
+    pub fn malformed(&self, reason: &'static str) {
+        let own = labels([("listener", self.name.as_str()), ("reason", reason)]);
+        self.families.malformed.get_or_create_owned(&own).inc();
+    }
 }
 
 /// Why connections are closed before they carry a request.
-const REFUSED: [&str; 5] = ["limit", "address_limit", "timeout", "proxy_protocol", "tls"];
+const REFUSED: [&str; 8] =
+    ["limit", "address_limit", "descriptors", "timeout", "proxy_protocol", "tls", "client_certificate", "challenge"];
+
+/// What is wrong with requests that are no HTTP/1 or break a limit of it.
+const MALFORMED: [&str; 11] = [
+    "request",
+    "request_line",
+    "target_too_long",
+    "header_too_long",
+    "too_many_fields",
+    "field",
+    "line_end",
+    "length",
+    "transfer_coding",
+    "chunk",
+    "trailers",
+];
 
 impl Drop for ListenerMetrics {
     fn drop(&mut self) {
@@ -340,6 +362,9 @@ impl Drop for ListenerMetrics {
             f.connections.remove(&own);
             for reason in REFUSED {
                 f.connections_refused.remove(&labels([("listener", self.name.as_str()), ("reason", reason)]));
+            }
+            for reason in MALFORMED {
+                f.malformed.remove(&labels([("listener", self.name.as_str()), ("reason", reason)]));
             }
         });
     }

@@ -74,6 +74,8 @@ pub struct Metrics {
     pub acme_failed: Counter,
     /// Certificates that were obtained and could not be stored.
     pub acme_unstored: Counter,
+    /// Connections of the admin address that were closed to make room for others.
+    pub admin_connections_dropped: Counter,
     /// Levels that were forgotten to make room.
     pub limit_keys_forgotten: Counter,
     /// Batches of budgets that could not be written.
@@ -90,6 +92,18 @@ pub struct Metrics {
     pub audit_dropped: Counter,
     /// Bytes of request bodies that are held.
     pub buffered_bytes: Gauge,
+    /// Bodies refused because their caller held all that one may.
+    pub bodies_refused_caller: Counter,
+    /// Bodies refused because all requests together held all that they may.
+    pub bodies_refused_process: Counter,
+    /// Bodies given up because they arrived too slowly while memory was short.
+    pub bodies_refused_slow: Counter,
+    /// Bodies refused because too many large ones waited to be read.
+    pub bodies_refused_busy: Counter,
+    /// Bytes of answers that wait for their clients.
+    pub buffered_answer_bytes: Gauge,
+    /// Answers and connections that were cut because their client took nothing for `writeTimeout`.
+    pub write_timeouts: Counter,
     /// Spans that no collector took.
     pub spans_dropped: Arc<AtomicU64>,
     started: SystemTime,
@@ -117,6 +131,7 @@ struct Families {
     endpoint_attempts: Counters,
     connections: Gauges,
     connections_refused: Counters,
+    malformed: Counters,
     tokens: Histograms,
     operation: Histograms,
     first_chunk: Histograms,
@@ -247,6 +262,12 @@ impl Metrics {
                 "Connections closed before they carried a request, by reason",
                 Counters::default(),
             ),
+            malformed: family(
+                &mut r,
+                "spillway_malformed_requests",
+                "Requests that are no HTTP/1 or break a limit of its framing, by reason; their connections are closed",
+                Counters::default(),
+            ),
             tokens: family(&mut r, "gen_ai_client_token_usage", "Tokens of a call", histogram(token_counts)),
             operation: family(
                 &mut r,
@@ -300,6 +321,13 @@ impl Metrics {
         let reloads =
             family(&mut r, "spillway_config_reloads", "Edits of the configuration by result", Counters::default());
         let orders = family(&mut r, "spillway_acme_orders", "Orders of certificates by result", Counters::default());
+        let bodies = family(
+            &mut r,
+            "spillway_request_bodies_refused",
+            "Request bodies refused by what was spent: memory of the caller, of the process, time to read them",
+            Counters::default(),
+        );
+        let body_refused = |reason| bodies.get_or_create_owned(&labels([("reason", reason)]));
         r.register(
             "spillway_build",
             "The version that runs",
@@ -344,6 +372,12 @@ impl Metrics {
                 &mut r,
                 "spillway_jwks_failures",
                 "Fetches of an issuer's keys that failed",
+                Counter::default(),
+            ),
+            admin_connections_dropped: family(
+                &mut r,
+                "spillway_admin_connections_dropped",
+                "Connections of the admin address that were closed to make room for others",
                 Counter::default(),
             ),
             limit_keys_forgotten: family(
@@ -393,6 +427,22 @@ impl Metrics {
                 "spillway_buffered_body_bytes",
                 "Request bodies that are held",
                 Gauge::default(),
+            ),
+            bodies_refused_caller: body_refused("caller"),
+            bodies_refused_process: body_refused("process"),
+            bodies_refused_slow: body_refused("slow"),
+            bodies_refused_busy: body_refused("busy"),
+            buffered_answer_bytes: family(
+                &mut r,
+                "spillway_buffered_answer_bytes",
+                "Answers that wait for their clients",
+                Gauge::default(),
+            ),
+            write_timeouts: family(
+                &mut r,
+                "spillway_client_write_timeouts",
+                "Clients that were cut because they did not take their answer within writeTimeout",
+                Counter::default(),
             ),
             spans_dropped: Arc::default(),
             started: SystemTime::now(),

@@ -9,6 +9,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use spillway_engine::DeviceInfo;
 
+use crate::descriptors::{self, Side};
+
 use super::{Counters, FloatGauges, Gauges, labels};
 
 type FloatGauge = Gauge<f64, AtomicU64>;
@@ -334,6 +336,12 @@ pub(super) fn process(r: &mut Registry, started: SystemTime) {
     gauge("process_resident_memory_bytes", "Memory of the process", resident_bytes());
     gauge("process_open_fds", "Open file descriptors", open_files());
     gauge("process_max_fds", "File descriptors that may be open", file_limit());
+    let short = Counters::default();
+    for side in Side::ALL {
+        short.get_or_create(&labels([("side", side.as_str())])).inc_by(side.shortages_so_far());
+    }
+    let help = "Connections that were closed because no file descriptor was left for them";
+    r.register("spillway_descriptor_shortages", help, short);
     let start = FloatGauge::default();
     start.set(started.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()));
     r.register("process_start_time_seconds", "Start of the process, Unix time", start);
@@ -356,10 +364,7 @@ fn open_files() -> Option<i64> {
 }
 
 fn file_limit() -> Option<i64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the call gets a pointer to a `rlimit` that lives until it returns.
-    let told = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
-    told.then(|| i64::try_from(limit.rlim_cur).unwrap_or(i64::MAX))
+    descriptors::limit().map(|limit| i64::try_from(limit).unwrap_or(i64::MAX))
 }
 
 fn processor_time() -> Option<Duration> {

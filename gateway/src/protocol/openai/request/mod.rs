@@ -1,5 +1,5 @@
 //! What a request asks for. [`peek`] reads the few fields that routing needs; [`ChatRequest`] is the whole request as
-//! the model inside understands it. Both read the body in one pass into bounded memory: nothing is built for a field
+//! the built-in model understands it. Both read the body in one pass into bounded memory: nothing is built for a field
 //! that is not used, however large or deep it is, and what nests deeper than 128 is refused.
 
 mod biases;
@@ -7,11 +7,13 @@ mod chat;
 mod encode;
 mod fields;
 mod findings;
+mod form;
 mod format;
 mod inputs;
 mod messages;
 mod parts;
 mod peek;
+mod scan;
 #[cfg(test)]
 mod tests;
 mod tools;
@@ -19,9 +21,10 @@ mod values;
 
 pub use chat::{ChatRequest, PromptInput, model_not_found};
 pub use encode::{Encode, EncodeInput, EncodeRequest};
+pub use form::{form_model, is_form};
 pub use format::ResponseFormat;
 pub use messages::Message;
-pub use peek::{Peek, peek};
+pub use peek::{Peek, looks_like_json, model_at, peek};
 pub use tools::ToolChoice;
 
 use serde::de::{Deserializer, Visitor};

@@ -1,0 +1,249 @@
+//! Values that the environment brought into a configuration (`${NAME}`), and texts in which they must not stand. It knows
+//! where each value came in; it never keeps a value for anything but to find it again.
+//!
+//! What shows a configuration or speaks of one (the admin address, log lines, `spillway check`) shows `${NAME}` as the
+//! file has it. A value is recognised by where it came from, not by the name of its key.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::Value as Json;
+
+use crate::validate::{Segment, text};
+
+/// Shortest value that is replaced wherever it stands in a message, bytes. A shorter one is replaced between backticks
+/// only: a message would not be read any more without each `a`.
+const LEAST_ANYWHERE: usize = 4;
+/// Shortest part of a value that is masked in a message about that value, bytes: what a parser quotes of it.
+const LEAST_PART: usize = 8;
+/// Longest message in which parts of values are looked for, bytes; a longer one is not shown.
+const LONGEST_MESSAGE: usize = 16 << 10;
+/// Stands for what is not shown and has no name in the file.
+const WITHHELD: &str = "(withheld)";
+/// Headers whose values are credentials, wherever a file sets them.
+const CREDENTIAL_HEADERS: [&str; 5] = ["authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"];
+
+/// Values that came from the environment, with their places in the document.
+#[derive(Clone, Default)]
+pub struct Origins {
+    entries: Vec<Entry>,
+    /// What is looked for in texts, the longest first, and what is put in its place.
+    known: BTreeMap<(Reverse<usize>, String), String>,
+}
+
+/// A scalar with a value from the environment in it.
+#[derive(Clone)]
+struct Entry {
+    at: Vec<Segment>,
+    /// The scalar as the file has it.
+    written: String,
+    /// The values that were put into it.
+    values: Vec<String>,
+}
+
+impl fmt::Debug for Origins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Origins({} values)", self.entries.len())
+    }
+}
+
+impl Origins {
+    /// Notes a scalar at `at` that became `value`. `parts` are the references in it, as written, with what they brought.
+    pub(crate) fn add(&mut self, at: &[Segment], written: &str, value: &str, parts: Vec<(String, String)>) {
+        let mut know = |found: &str, shown: &str| {
+            if !found.is_empty() {
+                self.known.entry((Reverse(found.len()), found.to_owned())).or_insert_with(|| shown.to_owned());
+            }
+        };
+        for (found, shown) in
+            std::iter::once((value, written)).chain(parts.iter().map(|(w, v)| (v.as_str(), w.as_str())))
+        {
+            know(found, shown);
+            // As error messages write it.
+            let escaped = format!("{found:?}");
+            know(escaped.trim_matches('"'), shown);
+            found.lines().filter(|line| line.len() >= LEAST_PART).for_each(|line| know(line, shown));
+        }
+        let values = parts.into_iter().map(|(_, value)| value).filter(|value| !value.is_empty()).collect();
+        self.entries.push(Entry { at: at.to_vec(), written: written.to_owned(), values });
+    }
+
+    /// A text without the values: each is replaced by the reference that brought it.
+    pub fn redact(&self, message: &str) -> String {
+        if self.known.is_empty() {
+            return message.to_owned();
+        }
+        let mut out = String::with_capacity(message.len());
+        let mut rest = message;
+        while let Some(next) = rest.chars().next() {
+            let quoted =
+                |found: &str| out.ends_with('`') && rest.get(found.len()..).is_some_and(|r| r.starts_with('`'));
+            let found = self.known.iter().find(|((_, found), _)| {
+                rest.starts_with(found.as_str()) && (found.len() >= LEAST_ANYWHERE || quoted(found))
+            });
+            let taken = match found {
+                Some(((_, found), shown)) => {
+                    out.push_str(shown);
+                    found.len()
+                }
+                None => {
+                    out.push(next);
+                    next.len_utf8()
+                }
+            };
+            rest = rest.get(taken..).unwrap_or_default();
+        }
+        out
+    }
+
+    /// The same for a message about the value at `path`: parts of values from there are masked too.
+    pub(crate) fn redact_at(&self, path: &str, message: &str) -> String {
+        let mut shown = self.redact(message);
+        let near = |entry: &&Entry| {
+            let at = text(&entry.at);
+            at.starts_with(path) || path.starts_with(&at)
+        };
+        for value in self.entries.iter().filter(near).flat_map(|entry| &entry.values) {
+            if shown.len() > LONGEST_MESSAGE {
+                return WITHHELD.to_owned();
+            }
+            shown = without_parts(&shown, value);
+        }
+        shown
+    }
+
+    /// Puts references back into a configuration that is shown, and takes credentials out that stand in it in plain: those
+    /// of URLs, and headers that hold nothing else.
+    pub fn redact_config(&self, config: &mut Json) {
+        for entry in &self.entries {
+            // Where the configuration has no such place, it holds the value nearby, if at all.
+            let mut places = (0..=entry.at.len()).rev().filter_map(|depth| entry.at.get(..depth)).map(pointer);
+            let Some(place) = places.find(|place| config.pointer(place).is_some()) else { continue };
+            let Some(node) = config.pointer_mut(&place) else { continue };
+            match node {
+                Json::String(shown) => shown.clone_from(&entry.written),
+                around => strings(around, &mut |_, shown| {
+                    if entry.values.iter().any(|value| shown.contains(value.as_str())) {
+                        shown.clone_from(&entry.written);
+                    }
+                }),
+            }
+        }
+        strings(config, &mut |key, shown| {
+            if CREDENTIAL_HEADERS.iter().any(|name| name.eq_ignore_ascii_case(key)) {
+                WITHHELD.clone_into(shown);
+            } else if let Some(without) = without_user(shown) {
+                *shown = without;
+            }
+        });
+    }
+}
+
+/// A path as a JSON pointer (RFC 6901).
+fn pointer(at: &[Segment]) -> String {
+    let segment = |segment: &Segment| match segment {
+        Segment::Key(key) => format!("/{}", key.replace('~', "~0").replace('/', "~1")),
+        Segment::Index(index) => format!("/{index}"),
+    };
+    at.iter().map(segment).collect()
+}
+
+/// Every string of a value, with the key of the mapping that it stands in directly.
+fn strings(node: &mut Json, see: &mut impl FnMut(&str, &mut String)) {
+    fn walk(key: &str, node: &mut Json, see: &mut impl FnMut(&str, &mut String)) {
+        match node {
+            Json::String(text) => see(key, text),
+            Json::Array(items) => items.iter_mut().for_each(|item| walk("", item, see)),
+            Json::Object(entries) => entries.iter_mut().for_each(|(key, node)| walk(key, node, see)),
+            Json::Null | Json::Bool(_) | Json::Number(_) => {}
+        }
+    }
+    walk("", node, see);
+}
+
+/// A URL without its user and password (RFC 3986, 3.2.1), if it has them.
+fn without_user(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://")?;
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, tail) = rest.split_at_checked(end)?;
+    let (_, host) = authority.rsplit_once('@')?;
+    Some(format!("{scheme}://***@{host}{tail}"))
+}
+
+/// A text in which every run of characters that also stands in `value` is replaced by `…`, if it is long enough.
+fn without_parts(text: &str, value: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        let ends = rest.char_indices().map(|(at, c)| at + c.len_utf8());
+        let run = ends.take_while(|end| rest.get(..*end).is_some_and(|run| value.contains(run))).last().unwrap_or(0);
+        let taken = if run >= LEAST_PART {
+            out.push('…');
+            run
+        } else {
+            out.push(next);
+            next.len_utf8()
+        };
+        rest = rest.get(taken..).unwrap_or_default();
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::at;
+
+    fn origins() -> Origins {
+        let mut origins = Origins::default();
+        let parts = vec![("${KEY}".to_owned(), "s3cr3t-value".to_owned())];
+        origins.add(&at!["filters", 0, "cel", "deny"], "x == '${KEY}'", "x == 's3cr3t-value'", parts);
+        origins.add(&at!["name"], "${A}", "a", vec![("${A}".to_owned(), "a".to_owned())]);
+        origins
+    }
+
+    #[test]
+    fn messages_show_the_reference_and_not_the_value() {
+        let origins = origins();
+        for (message, shown) in [
+            ("there is no backend `s3cr3t-value`", "there is no backend `${KEY}`"),
+            ("in x == 's3cr3t-value' at 3", "in x == '${KEY}' at 3"),
+            ("there is no model `a`, there are `b`", "there is no model `${A}`, there are `b`"),
+            ("a message", "a message"),
+        ] {
+            assert_eq!(origins.redact(message), shown);
+        }
+        assert_eq!(origins.redact_at("filters[0].cel", "unexpected `s3cr3t-v`"), "unexpected `…`");
+        assert_eq!(origins.redact_at("routes", "unexpected `s3cr3t-v`"), "unexpected `s3cr3t-v`");
+    }
+
+    #[test]
+    fn a_configuration_shows_what_the_file_has() {
+        let mut shown = serde_json::json!({
+            "name": "a",
+            "other": "a",
+            "filters": [{"cel": {"deny": "x == 's3cr3t-value'"}}, {"requestHeaders": {"set": {"Authorization": "Bearer x"}}}],
+            "state": {"url": "redis://user:pass@host:1/0", "plain": "http://host/a@b"},
+        });
+        origins().redact_config(&mut shown);
+        assert_eq!(
+            shown,
+            serde_json::json!({
+                "name": "${A}",
+                "other": "a",
+                "filters": [{"cel": {"deny": "x == '${KEY}'"}}, {"requestHeaders": {"set": {"Authorization": "(withheld)"}}}],
+                "state": {"url": "redis://***@host:1/0", "plain": "http://host/a@b"},
+            })
+        );
+        // Where the place is another one, what holds the value is found around it.
+        let mut shown = serde_json::json!({"filters": [{"compiled": ["s3cr3t-value", "kept"]}]});
+        origins().redact_config(&mut shown);
+        assert_eq!(shown, serde_json::json!({"filters": [{"compiled": ["x == '${KEY}'", "kept"]}]}));
+    }
+
+    #[test]
+    fn nothing_of_the_values_is_printed_for_debugging() {
+        assert_eq!(format!("{:?}", origins()), "Origins(2 values)");
+    }
+}

@@ -1,0 +1,117 @@
+//! Where `encodedSlashes: pass` would let callers pass round another route, and where it would not.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+use std::path::Path;
+
+use schemars::{Schema, SchemaGenerator};
+use spillway_config::{FieldError, FilterCatalog, LoadOptions, NoFileChecks, load_text};
+
+/// Filters by name only.
+struct AnyFilter;
+
+impl FilterCatalog for AnyFilter {
+    fn names(&self) -> Vec<&'static str> {
+        vec!["authorize", "rateLimit", "requestHeaders"]
+    }
+    fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
+        Some(schemars::json_schema!({}))
+    }
+    fn check(&self, _: &str, _: &serde_json::Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+}
+
+/// Errors of a file with a route `a`, which passes encoded slashes, and a route `b`.
+fn errors(listener: &str, a: &str, b: &str) -> Vec<String> {
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"{listener}}}]
+consumers: [{{name: c, keys: [{{sha256: \"{}\"}}]}}]
+backends:
+  - {{name: web, endpoints: [{{url: \"http://127.0.0.1:1\"}}]}}
+  - {{name: model, protocol: openai, endpoints: [{{url: \"http://127.0.0.1:2\"}}]}}
+routes:
+  - {{name: a, authentication: none, backendRefs: [{{name: web}}]{a}}}
+  - {{name: b, backendRefs: [{{name: web}}]{b}}}
+",
+        "0".repeat(64)
+    );
+    let options = LoadOptions { catalog: &AnyFilter, env: &|_| None, files: &NoFileChecks, offline: true };
+    match load_text(Path::new("test.yaml"), &yaml, &options) {
+        Ok(_) => Vec::new(),
+        Err(report) => report.diagnostics.into_iter().map(|d| format!("{}: {}", d.line, d.message)).collect(),
+    }
+}
+
+fn matches(path: &str) -> String {
+    format!(", matches: [{{path: {{{path}}}}}]")
+}
+
+#[test]
+fn what_could_be_evaded_is_an_error_and_nothing_else_is() {
+    for (a, b, evaded) in [
+        ("", "prefix: /admin", true),
+        ("prefix: /", "prefix: /admin", true),
+        ("prefix: /", "exact: /v1/chat", true),
+        ("prefix: /", "exact: /metrics", false),
+        ("prefix: /git", "prefix: /admin", false),
+        ("prefix: /git", "prefix: /git/admin", true),
+        ("prefix: /git/", "exact: /git/admin/keys", true),
+        ("prefix: /git", "exact: /git/admin", false),
+        ("prefix: /git", "prefix: /gitadmin", false),
+        ("prefix: /git/api", "prefix: /git", false),
+        ("prefix: /git", "", false),
+        ("prefix: /git", "regex: \"/git/[^/]+/admin\"", true),
+        ("prefix: /git", "regex: \"/other/[^/]+\"", false),
+        ("prefix: /git", "regex: \"(?i)/admin\"", true),
+        ("exact: /git/a%2Fb", "prefix: /git/a", true),
+        ("exact: /git/a%2fb", "exact: /git/a/b", true),
+        ("exact: /git/a", "prefix: /git", false),
+        ("regex: \"/git/[^/]+\"", "", true),
+        ("regex: \"/git/[^/]+\"", "prefix: /git/admin", true),
+        ("regex: \"/git/[^/]+\"", "prefix: /admin", false),
+        ("regex: \"/x?/git\"", "prefix: /admin", true),
+    ] {
+        let path = |path: &str| if path.is_empty() { String::new() } else { matches(path) };
+        let by_route = errors("", &format!("{}, encodedSlashes: pass", path(a)), &path(b));
+        let by_listener = errors(", encodedSlashes: pass", &path(a), &format!("{}, encodedSlashes: refuse", path(b)));
+        for (found, line) in [(by_route, "7: "), (by_listener, "1: ")] {
+            assert_eq!(!found.is_empty(), evaded, "{a} | {b}: {found:?}");
+            assert!(found.iter().all(|e| e.starts_with(line) && e.contains("`authentication` differs")), "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn routes_with_the_same_rules_methods_or_hosts_apart_evade_nothing() {
+    let admin = matches("prefix: /admin");
+    for (a, b, evaded) in [
+        (String::new(), format!(", authentication: none{admin}"), None),
+        (String::new(), format!(", authentication: none, filters: [{{requestHeaders: {{}}}}]{admin}"), None),
+        (String::new(), format!(", authentication: none, filters: [{{rateLimit: {{}}}}]{admin}"), Some("filters")),
+        (
+            ", filters: [{rateLimit: {}}]".to_owned(),
+            format!(", authentication: none, filters: [{{rateLimit: {{}}}}]{admin}"),
+            Some("filters"),
+        ),
+        (String::new(), format!(", authentication: none, limits: {{maxBody: 1KiB}}{admin}"), Some("limits")),
+        (", hostnames: [a.test]".to_owned(), format!(", hostnames: [b.test]{admin}"), None),
+        (", hostnames: [\"*.a.test\"]".to_owned(), format!(", hostnames: [a.test]{admin}"), None),
+        (", hostnames: [\"*.a.test\"]".to_owned(), format!(", hostnames: [x.A.test]{admin}"), Some("authentication")),
+        (", hostnames: [a.test]".to_owned(), admin.clone(), Some("authentication")),
+        (
+            ", matches: [{method: GET}]".to_owned(),
+            ", matches: [{method: POST, path: {prefix: /admin}}]".to_owned(),
+            None,
+        ),
+        (
+            ", matches: [{method: GET}]".to_owned(),
+            ", matches: [{path: {prefix: /admin}}]".to_owned(),
+            Some("authentication"),
+        ),
+    ] {
+        let found = errors("", &format!("{a}, encodedSlashes: pass"), &b);
+        assert_eq!(found.len(), usize::from(evaded.is_some()), "{a} | {b}: {found:?}");
+        assert!(evaded.is_none_or(|key| found[0].contains(&format!("`{key}` differs"))), "{found:?}");
+    }
+}

@@ -1,0 +1,236 @@
+//! Headers of a caller that end at the gateway, compiled at reload. It decides by names alone and owns no request.
+//! Its inputs are `authentication`, the names that routes' filters set, and the names that the gateway sets itself.
+//!
+//! Many servers read a header through an environment variable (CGI, RFC 3875 section 4.1.18; WSGI, Rack, FastCGI), in
+//! which `-`, `_` and often any other mark become the same character. So a name is compared as such a server reads it.
+
+use std::collections::HashSet;
+
+use http::HeaderName;
+use pingora::http::RequestHeader;
+use smallvec::SmallVec;
+use spillway_config::schema::Authentication;
+
+/// Prefix of the gateway's own headers.
+const OURS: &str = "x-spillway-";
+
+/// Headers in which callers usually put credentials, whatever `authentication.apiKey.headers` names.
+const USUAL_CREDENTIALS: [HeaderName; 3] =
+    [http::header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
+
+/// Names that frame a message, belong to one connection, or are set by the gateway. The right spelling is handled where
+/// the header is made; another spelling of it is removed. Names without a mark have no other spelling.
+const GUARDED: [&str; 14] = [
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "endpoint-load-metrics-format",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "transfer-encoding",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-request-id",
+];
+
+/// Bytes of a name that are compared without an allocation.
+type Folded = SmallVec<[u8; 64]>;
+
+/// Names of one snapshot's headers that do not pass from callers to servers.
+#[derive(Debug, Default)]
+pub struct CallerHeaders {
+    /// Headers that may hold a credential, as they are written.
+    credentials: Vec<HeaderName>,
+    /// Names that only the gateway sets, folded: no spelling of them comes from a caller.
+    owned: HashSet<Box<[u8]>, ahash::RandomState>,
+    /// Of the owned ones, those that are read at the gateway first: they are removed when a request goes on.
+    late: Vec<HeaderName>,
+    /// Names of which only the right spelling counts, folded.
+    guarded: HashSet<Box<[u8]>, ahash::RandomState>,
+}
+
+/// Judgement of one name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    Passes,
+    /// Passes, but some servers cannot tell it from a name with `-`.
+    PassesOdd,
+    Ends,
+}
+
+impl CallerHeaders {
+    /// Compiles the names. `owned` are those that only the gateway may set, besides `x-spillway-*`.
+    pub fn new<'n>(authentication: &Authentication, owned: impl IntoIterator<Item = &'n HeaderName>) -> Self {
+        let mut credentials = USUAL_CREDENTIALS.to_vec();
+        let written = authentication.api_key.headers.iter();
+        for name in written.filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()) {
+            if !credentials.contains(&name) {
+                credentials.push(name);
+            }
+        }
+        let folded = |name: &str| fold(name).into_vec().into_boxed_slice();
+        let guarded = GUARDED.iter().copied().chain(credentials.iter().map(HeaderName::as_str));
+        let guarded = guarded.map(folded).collect();
+        let (mut late, mut names) = (Vec::new(), HashSet::default());
+        for name in owned {
+            // Such as an `authorization` that another server exchanges for one of its own.
+            if credentials.contains(name) || *name == http::header::COOKIE {
+                late.push(name.clone());
+            } else {
+                names.insert(folded(name.as_str()));
+            }
+        }
+        Self { credentials, owned: names, late, guarded }
+    }
+
+    /// Headers that only the gateway may set and that it reads itself before: removed when a request goes on.
+    pub fn owned_late(&self) -> &[HeaderName] {
+        &self.late
+    }
+
+    /// Headers that may hold a credential of a caller.
+    pub fn credentials(&self) -> &[HeaderName] {
+        &self.credentials
+    }
+
+    /// Removes what only the gateway may set, and names that a server could take for a header of the gateway's. True if
+    /// a name is left that some servers cannot tell from another (see [`same_name`]).
+    pub fn strip(&self, head: &mut RequestHeader) -> bool {
+        let mut ends: SmallVec<[HeaderName; 4]> = SmallVec::new();
+        let mut odd = false;
+        for name in head.headers.keys() {
+            match self.judge(name) {
+                Judged::Passes => {}
+                Judged::PassesOdd => odd = true,
+                Judged::Ends => ends.push(name.clone()),
+            }
+        }
+        for name in &ends {
+            head.remove_header(name);
+        }
+        odd
+    }
+
+    fn judge(&self, name: &HeaderName) -> Judged {
+        let text = name.as_str().as_bytes();
+        if is_plain(text) {
+            let ends = text.starts_with(OURS.as_bytes()) || (!self.owned.is_empty() && self.owned.contains(text));
+            return if ends { Judged::Ends } else { Judged::Passes };
+        }
+        let folded = fold(name.as_str());
+        let is_written = || self.credentials.contains(name);
+        if folded.starts_with(OURS.as_bytes())
+            || self.owned.contains(&*folded)
+            || (self.guarded.contains(&*folded) && !is_written())
+        {
+            Judged::Ends
+        } else {
+            Judged::PassesOdd
+        }
+    }
+}
+
+/// True for a name that every server reads alike: letters, digits and `-`. Names are in lower case already.
+fn is_plain(name: &[u8]) -> bool {
+    name.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+}
+
+/// Marks other than `-` written as `-`.
+fn fold(name: &str) -> Folded {
+    name.bytes().map(|b| if b.is_ascii_alphanumeric() { b } else { b'-' }).collect()
+}
+
+/// True if some servers cannot tell the two names from each other.
+pub fn same_name(a: &HeaderName, b: &HeaderName) -> bool {
+    let (a, b) = (a.as_str().as_bytes(), b.as_str().as_bytes());
+    a.len() == b.len()
+        && a.iter().zip(b).all(|(a, b)| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric()))
+}
+
+/// True for `x-spillway-*` in any spelling that some server or client could read as such.
+pub fn claims_to_be_ours(name: &HeaderName) -> bool {
+    let (name, ours) = (name.as_str().as_bytes(), OURS.as_bytes());
+    name.len() >= ours.len()
+        && name.iter().zip(ours).all(|(have, want)| have == want || (*want == b'-' && !have.is_ascii_alphanumeric()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(authentication: &str, owned: &[&'static str]) -> CallerHeaders {
+        let authentication = serde_json::from_str(authentication).unwrap();
+        let owned: Vec<_> = owned.iter().map(|name| HeaderName::from_static(name)).collect();
+        CallerHeaders::new(&authentication, &owned)
+    }
+
+    #[test]
+    fn our_own_names_are_known_in_every_spelling() {
+        for (name, ours) in [
+            ("x-spillway-consumer", true),
+            ("x_spillway_consumer", true),
+            ("x-spillway_tenant", true),
+            ("x.spillway-tenant", true),
+            ("x-spillway", false),
+            ("x-spillways-x", false),
+            ("spillway-x", false),
+        ] {
+            assert_eq!(claims_to_be_ours(&HeaderName::from_static(name)), ours, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_passes_unless_a_server_could_take_it_for_one_of_ours() {
+        let names = names(r#"{"apiKey": {"headers": ["x_key"]}}"#, &["x-caller", "x_tenant"]);
+        for (name, judged) in [
+            ("x-caller", Judged::Ends),
+            ("x_caller", Judged::Ends),
+            ("x~caller", Judged::Ends),
+            ("x-tenant", Judged::Ends),
+            ("x_tenant", Judged::Ends),
+            ("x-spillway-fallback", Judged::Ends),
+            ("x_spillway-fallback", Judged::Ends),
+            ("content_length", Judged::Ends),
+            ("transfer_encoding", Judged::Ends),
+            ("x_forwarded_for", Judged::Ends),
+            ("x-forwarded_host", Judged::Ends),
+            ("x_request_id", Judged::Ends),
+            ("x_api_key", Judged::Ends),
+            ("api.key", Judged::Ends),
+            // Configured as it is written; its other spelling holds no key.
+            ("x_key", Judged::PassesOdd),
+            ("x-key", Judged::Passes),
+            ("x.key", Judged::Ends),
+            ("my_header", Judged::PassesOdd),
+            ("content-length", Judged::Passes),
+            ("x-forwarded-for", Judged::Passes),
+            ("authorization", Judged::Passes),
+        ] {
+            assert_eq!(names.judge(&HeaderName::from_static(name)), judged, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_are_removed_and_odd_ones_that_stay_are_told() {
+        let names = names("{}", &["x-caller"]);
+        let mut head = RequestHeader::build("GET", b"/", None).unwrap();
+        for name in ["host", "x-caller", "X_Caller", "content_length", "accept"] {
+            head.append_header(name, "v").unwrap();
+        }
+        assert!(!names.strip(&mut head));
+        assert_eq!(head.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["host", "accept"]);
+        head.append_header("my_header", "v").unwrap();
+        assert!(names.strip(&mut head));
+    }
+
+    #[test]
+    fn two_names_are_one_where_only_marks_differ() {
+        let same = |a, b| same_name(&HeaderName::from_static(a), &HeaderName::from_static(b));
+        assert!(same("x-internal", "x_internal") && same("x-internal", "x-internal") && same("x.a", "x-a"));
+        assert!(!same("x-internal", "x-internals") && !same("xa", "x-") && !same("x-a", "x-b"));
+    }
+}

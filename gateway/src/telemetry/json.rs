@@ -1,0 +1,72 @@
+//! JSON lines in which callers' text is text. serde_json escapes control characters below U+0020 alone; terminals also obey
+//! DEL and the controls of C1 (U+0080 to U+009F, ECMA-48), and some viewers end a line at U+2028 and U+2029 or turn the
+//! order of characters (UAX #9). All of these are escaped, so that nobody who reads a log sees what a caller made up.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::Serializer;
+use serde_json::ser::{CompactFormatter, Formatter};
+
+/// Appends a value as one line of JSON, with its line break; false if it cannot be written, which leaves `out` as it was.
+pub(super) fn write_line(out: &mut Vec<u8>, value: &impl Serialize) -> bool {
+    let before = out.len();
+    if value.serialize(&mut Serializer::with_formatter(&mut *out, Escaping)).is_err() {
+        out.truncate(before);
+        return false;
+    }
+    out.push(b'\n');
+    true
+}
+
+/// Compact JSON that escapes what could act on a terminal.
+struct Escaping;
+
+impl Formatter for Escaping {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        // Nearly every text is ASCII without DEL.
+        if fragment.bytes().all(|byte| byte < 0x7f) {
+            return CompactFormatter.write_string_fragment(out, fragment);
+        }
+        let mut rest = fragment;
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| acts(*c)) {
+            let (plain, after) = rest.split_at_checked(at).unwrap_or((rest, ""));
+            write!(out, "{plain}\\u{:04x}", u32::from(c))?;
+            rest = after.get(c.len_utf8()..).unwrap_or_default();
+        }
+        out.write_all(rest.as_bytes())
+    }
+}
+
+/// True for a character that acts instead of being shown. All of them are below U+10000, so that four digits escape them.
+fn acts(c: char) -> bool {
+    matches!(c, '\u{7f}'..='\u{9f}' | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_acts_on_a_terminal_is_escaped_and_reads_back_as_it_was() {
+        for text in [
+            "plain",
+            "\u{9b}31mred\u{9b}0m",
+            "a\u{7f}\u{8}b\u{85}c",
+            "\u{202e}gpj.exe\u{2066}",
+            "line\u{2028}line\u{2029}",
+            "für \u{1f600} \u{a0}",
+            "\u{9f}",
+        ] {
+            let mut line = Vec::new();
+            assert!(write_line(&mut line, &serde_json::json!({"a": text})));
+            let line = String::from_utf8(line).unwrap();
+            assert!(!line.trim_end_matches('\n').chars().any(|c| c.is_control() || acts(c)), "{line:?}");
+            let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(read["a"], text);
+        }
+        let mut line = Vec::new();
+        write_line(&mut line, &"für\u{9b}\u{1f600}");
+        assert_eq!(String::from_utf8(line).unwrap(), "\"für\\u009b\u{1f600}\"\n");
+    }
+}

@@ -1,0 +1,82 @@
+//! Bounds on what a server sends beside bodies (`backends[].limits`): the header of its answer, early answers before it,
+//! and trailers. Pingora reads 1 MiB of a header over HTTP/1 and 16 MiB over HTTP/2; what is read beyond the bound is
+//! dropped here, before it is looked at or passed on.
+
+use http::HeaderMap;
+use pingora::http::ResponseHeader;
+
+use super::attempt::Failure;
+
+/// Early answers (1xx) of one attempt; a server that sends more is not answering.
+const MAX_EARLY: u32 = 16;
+
+/// Fields of a header or of trailers, as many as the parser of HTTP/1 takes.
+const MAX_FIELDS: usize = 256;
+
+/// What is too large of an answer whose header is.
+pub(super) const HEADER: &str = "the header of the answer";
+
+/// Counts the headers of one attempt.
+pub(super) struct Bounds {
+    left: u64,
+    early: u32,
+}
+
+impl Bounds {
+    /// The bounds of an attempt whose headers may have `most` bytes together.
+    pub(super) fn new(most: u64) -> Self {
+        Self { left: most, early: 0 }
+    }
+
+    /// Counts the header of an answer, or of an early one.
+    pub(super) fn count(&mut self, head: &ResponseHeader) -> Result<(), Failure> {
+        let left = self.left.checked_sub(size(&head.headers)).filter(|_| head.headers.len() <= MAX_FIELDS);
+        self.left = left.ok_or(Failure::TooLarge(HEADER))?;
+        if head.status.is_informational() {
+            self.early += 1;
+            if self.early > MAX_EARLY {
+                return Err(Failure::TooLarge("the number of early answers"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// True if trailers may be passed on: they have the same bound as a header, by themselves.
+pub(super) fn has_room_for(trailers: &HeaderMap, most: u64) -> bool {
+    trailers.len() <= MAX_FIELDS && size(trailers) <= most
+}
+
+/// Bytes of fields as HTTP/1 writes them.
+pub(super) fn size(fields: &HeaderMap) -> u64 {
+    let bytes = fields.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum::<usize>();
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(status: u16, fields: usize, bytes: usize) -> ResponseHeader {
+        let mut head = ResponseHeader::build(status, None).unwrap();
+        for n in 0..fields {
+            head.append_header(format!("x-{n:03}"), "v".repeat(bytes)).unwrap();
+        }
+        head
+    }
+
+    #[test]
+    fn headers_of_an_attempt_are_counted_together() {
+        let mut bounds = Bounds::new(1000);
+        assert!(bounds.count(&head(103, 1, 500)).is_ok());
+        assert!(bounds.count(&head(200, 1, 471)).is_ok(), "509 and 480 bytes");
+        assert!(matches!(bounds.count(&head(200, 1, 10)), Err(Failure::TooLarge(_))));
+        assert!(Bounds::new(u64::MAX).count(&head(200, 256, 0)).is_ok());
+        assert!(Bounds::new(u64::MAX).count(&head(200, 257, 0)).is_err());
+        let mut bounds = Bounds::new(1000);
+        assert!((0..MAX_EARLY).all(|_| bounds.count(&head(103, 0, 0)).is_ok()));
+        assert!(bounds.count(&head(200, 0, 0)).is_ok(), "the answer itself is none of them");
+        assert!(bounds.count(&head(103, 0, 0)).is_err());
+        assert!(has_room_for(&head(200, 1, 91).headers, 100) && !has_room_for(&head(200, 1, 92).headers, 100));
+    }
+}

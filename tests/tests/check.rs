@@ -1,0 +1,242 @@
+//! `spillway check` refuses what `spillway serve` refuses, with the same words, apart from what needs a socket, a device
+//! or another process.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::path::Path;
+use std::process::Command;
+
+use spillway_tests::{Authority, binary, minilm, model, with_template};
+
+/// A configuration that neither command may take.
+struct Bad {
+    /// Words that both print.
+    says: &'static str,
+    yaml: String,
+}
+
+fn bad(says: &'static str, yaml: impl Into<String>) -> Bad {
+    Bad { says, yaml: yaml.into() }
+}
+
+const LISTENER: &str = "listeners: [{address: \"127.0.0.1:0\"}]\n";
+const ROUTE: &str = "routes: [{backendRefs: [{name: x}]}]\n";
+const BACKEND: &str = "backends: [{name: x, endpoints: [{url: \"http://127.0.0.1:1\"}]}]\n";
+
+/// A route to one backend with more beside it.
+fn with(more: &str) -> String {
+    format!("{LISTENER}{BACKEND}{ROUTE}{more}\n")
+}
+
+/// One with such a backend.
+fn backend(keys: &str) -> String {
+    format!("{LISTENER}backends: [{{name: x, endpoints: [{{url: \"http://127.0.0.1:1\"}}], {keys}}}]\n{ROUTE}")
+}
+
+/// One with such keys in its route.
+fn route(keys: &str) -> String {
+    format!("{LISTENER}{BACKEND}routes: [{{backendRefs: [{{name: x}}], {keys}}}]\n")
+}
+
+/// One with such models, of which the first has the route.
+fn models(models: &str, more: &str) -> String {
+    format!("{LISTENER}models: [{models}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n{more}\n")
+}
+
+fn listener(keys: &str) -> String {
+    format!("listeners: [{{address: \"127.0.0.1:0\", {keys}}}]\n{BACKEND}{ROUTE}")
+}
+
+/// Files that the configurations name, good and bad ones.
+fn files(folder: &Path) {
+    let authority = Authority::default();
+    let (one, other) = (authority.server(&["a.test"]), authority.server(&["b.test"]));
+    one.write(folder, "one");
+    other.write(folder, "other");
+    authority.write(folder);
+    let put = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
+    put("text", "no such thing");
+    put("jwks.json", "{\"keys\": 1}");
+    put("digests", "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n");
+    put("notoken", "line\u{7}feed");
+    with_template(&model(), &folder.join("template.gguf"), Some("{% for %}"));
+}
+
+fn all() -> Vec<Bad> {
+    let chat = model();
+    let chat = chat.display();
+    let encoder = minilm();
+    let encoder = encoder.display();
+    let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    let issuer = |keys: &str| with(&format!("authentication: {{jwt: [{{issuer: \"https://id.test\", {keys}}}]}}"));
+    vec![
+        // The admin address.
+        bad("needs `admin.token`", with("admin: {address: \"0.0.0.0:0\"}")),
+        bad("UNSET_TOKEN", with("admin: {address: \"127.0.0.1:0\", token: {env: UNSET_TOKEN}}")),
+        // Listeners.
+        bad(
+            "127.0.0.1:8080",
+            format!(
+                "listeners: [{{address: \"127.0.0.1:8080\"}}, {{name: b, address: \"127.0.0.1:8080\"}}]\n{BACKEND}{ROUTE}"
+            ),
+        ),
+        bad("address", format!("listeners: [{{address: \"localhost:http\"}}]\n{BACKEND}{ROUTE}")),
+        bad("other.key", listener("protocol: https, tls: {certificates: [{certFile: one.pem, keyFile: other.key}]}")),
+        bad("text", listener("protocol: https, tls: {certificates: [{certFile: text, keyFile: one.key}]}")),
+        bad("gone.pem", listener("protocol: https, tls: {certificates: [{certFile: gone.pem, keyFile: one.key}]}")),
+        bad(
+            "text",
+            listener(
+                "protocol: https, tls: {certificates: [{certFile: one.pem, keyFile: one.key}], clientCertificates: {caFile: text}}",
+            ),
+        ),
+        bad(
+            "base64url",
+            listener(
+                "protocol: https, tls: {acme: {directory: \"https://acme.test/d\", domains: [a.test], externalAccount: {keyId: k, hmacKey: {file: notoken}}}}",
+            ),
+        ),
+        // Backends.
+        bad("UNSET_KEY", backend("protocol: openai, credentials: {bearer: {env: UNSET_KEY}}")),
+        bad("characters that no header may have", backend("protocol: openai, credentials: {bearer: {file: notoken}}")),
+        bad("text", backend("tls: {caFile: text}").replace("http://", "https://")),
+        bad(
+            "other.key",
+            backend("tls: {clientCertificate: {certFile: one.pem, keyFile: other.key}}").replace("http://", "https://"),
+        ),
+        bad("gone.yaml", backend("endpointsFile: gone.yaml")),
+        // Callers.
+        bad("header name", with("authentication: {apiKey: {headers: [\"not a header\"]}}")),
+        bad(
+            "same key",
+            with(&format!(
+                "consumers: [{{name: a, keys: [{{sha256: \"{digest}\"}}]}}, {{name: b, keysFile: digests}}]"
+            )),
+        ),
+        bad("text", with("consumers: [{name: a, keysFile: text}]")),
+        bad("jwks.json", issuer("audiences: [a], jwks: {file: jwks.json}")),
+        bad("text", issuer("audiences: [a], caFile: text")),
+        // Limits and their stores.
+        bad("url", with("state: {limits: {redis: {url: \"http://127.0.0.1:1\"}}}")),
+        bad("text", with("state: {limits: {redis: {url: \"rediss://127.0.0.1:1\", caFile: text}}}")),
+        bad(
+            "budgets",
+            with(&format!(
+                "state: {{budgets: {{sqlite: text}}}}\nconsumers: [{{name: a, keys: [{{sha256: \"{digest}\"}}], limits: {{budget: {{tokens: 1, per: day}}}}}}]"
+            )),
+        ),
+        bad(
+            "budgets",
+            with(&format!(
+                "state: {{budgets: {{sqlite: text/budgets.db}}}}\nconsumers: [{{name: a, keys: [{{sha256: \"{digest}\"}}], limits: {{budget: {{tokens: 1, per: day}}}}}}]"
+            )),
+        ),
+        // Routes.
+        bad("`y`", route("filters: [{mirror: {backend: y}}]")),
+        bad("`y`", route("whenSaturated: {spillTo: y}")),
+        bad("regex", route("matches: [{path: {regex: \"(\"}}]")),
+        bad("authorize", route("filters: [{authorize: \"consumer.\"}]")),
+        bad("nobody", route("filters: [{authorize: \"nobody == 'a'\"}]")),
+        bad("when", route("matches: [{when: \"1 +\"}]")),
+        // Telemetry.
+        bad("collector", with("telemetry: {tracing: {otlp: {endpoint: \"ftp://127.0.0.1\"}}}")),
+        // Models.
+        bad("gone.gguf", models("{name: m, source: gone.gguf}", "")),
+        bad("not a GGUF file", models("{name: m, source: text}", "")),
+        bad("template", models("{name: m, source: template.gguf, device: cpu}", "")),
+        bad("`task` says", models(&format!("{{name: m, source: \"{chat}\", device: cpu, task: embedding}}"), "")),
+        bad(
+            "can take no effect",
+            models(&format!("{{name: m, source: \"{encoder}\", device: cpu, kvCache: 1GiB}}"), ""),
+        ),
+        bad("MiB", models(&format!("{{name: m, source: \"{chat}\", device: cpu, memory: 1MiB}}"), "")),
+        bad("MiB", models(&format!("{{name: m, source: \"{chat}\", device: cpu, kvCache: 1KiB}}"), "")),
+        bad(
+            "limits.modelMemory",
+            models(&format!("{{name: m, source: \"{chat}\", device: cpu}}"), "limits: {modelMemory: 1MiB}"),
+        ),
+        bad(
+            "not for conversations",
+            format!(
+                "{LISTENER}{BACKEND}models: [{{name: m, source: \"{encoder}\", device: cpu}}]\nroutes: [{{backendRefs: [{{name: x}}], whenSaturated: {{spillTo: m}}}}]\n"
+            ),
+        ),
+    ]
+}
+
+fn run(folder: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let out = Command::new(binary())
+        .args(arguments)
+        .current_dir(folder)
+        .env_remove("UNSET_TOKEN")
+        .env_remove("UNSET_KEY")
+        .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+        .output()
+        .unwrap();
+    (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+#[test]
+fn check_refuses_what_serve_refuses_with_the_same_words() {
+    let folder = tempfile::tempdir().unwrap();
+    files(folder.path());
+    let mut wrong = Vec::new();
+    for Bad { says, yaml } in all() {
+        std::fs::write(folder.path().join("spillway.yaml"), &yaml).unwrap();
+        let (checked, told_by_check) = run(folder.path(), &["check", "spillway.yaml"]);
+        let (served, told_by_serve) = run(folder.path(), &["serve", "-c", "spillway.yaml"]);
+        if checked != Some(2) || !told_by_check.contains(says) {
+            wrong.push(format!("check ended with {checked:?} and not with `{says}`:\n{told_by_check}\n{yaml}"));
+        }
+        if !matches!(served, Some(1 | 2)) || !told_by_serve.contains(says) {
+            wrong.push(format!("serve ended with {served:?} and not with `{says}`:\n{told_by_serve}\n{yaml}"));
+        }
+        let reason = told_by_check.lines().find_map(|line| line.strip_prefix("error: "));
+        if !reason.is_some_and(|reason| told_by_serve.contains(reason)) {
+            wrong.push(format!("serve does not say what check says, {reason:?}:\n{told_by_serve}\n{yaml}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n---\n"));
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name == "state"), "nothing was written: {left:?}");
+}
+
+#[test]
+fn check_tells_all_of_them_together_and_opens_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    files(folder.path());
+    let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    // The listener's port is taken, the name resolves to nothing, the store is not there: that is for `serve` to find out.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let good = format!(
+        "listeners: [{{address: \"{}\"}}]
+backends: [{{name: x, endpoints: [{{url: \"http://nowhere.invalid:1\"}}], protocol: openai}}]
+state: {{limits: {{redis: {{url: \"redis://127.0.0.1:1\"}}}}, budgets: {{sqlite: state/budgets.db}}}}
+consumers: [{{name: a, keys: [{{sha256: \"{digest}\"}}], limits: {{budget: {{tokens: 1, per: day}}}}}}]
+models: [{{name: m, source: \"{}\", device: {{name: \"no such device\"}}}}]
+routes: [{{backendRefs: [{{name: x}}], whenSaturated: {{spillTo: m}}}}]
+",
+        taken.local_addr().unwrap(),
+        model().display()
+    );
+    std::fs::write(folder.path().join("spillway.yaml"), &good).unwrap();
+    let (code, told) = run(folder.path(), &["check", "spillway.yaml"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(!folder.path().join("state").exists());
+    let two = good
+        .replace("protocol: openai", "protocol: openai, credentials: {bearer: {file: notoken}}")
+        .replace("sqlite: state/budgets.db", "sqlite: text");
+    std::fs::write(folder.path().join("spillway.yaml"), &two).unwrap();
+    let (code, told) = run(folder.path(), &["check", "spillway.yaml"]);
+    assert_eq!(code, Some(2), "{told}");
+    for part in ["characters that no header may have", "text: "] {
+        assert!(told.contains(part), "{part} is missing in\n{told}");
+    }
+}

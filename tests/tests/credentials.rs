@@ -1,0 +1,551 @@
+//! Credentials of callers end at the gateway, headers that only the gateway sets come from nobody else, and values from
+//! the environment are shown nowhere.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use spillway_tests::{Gateway, Issuer, IssuerKey, Seen, Upstream, eventually, head_of_a_request, http2_over, new_key};
+use spillway_tests::{raw, reply};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Headers of a request, owned.
+type Headers = Vec<(String, String)>;
+
+fn headers(pairs: &[(&str, &str)]) -> Headers {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// Sends a request over HTTP/1.1 or HTTP/2 and gives its status.
+async fn send(gateway: &Gateway, http2: bool, path: &str, headers: &Headers) -> u16 {
+    if http2 {
+        let mut client = http2_over(TcpStream::connect(gateway.listener("h2c")).await.unwrap()).await;
+        let mut request = Request::get(format!("http://a.test{path}"));
+        for (name, value) in headers {
+            request = request.header(name.to_ascii_lowercase(), value);
+        }
+        return client.send_request(request.body(Full::new(Bytes::new())).unwrap()).await.unwrap().status().as_u16();
+    }
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let headers: Vec<(&str, &str)> = headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    client.send(client.request("GET", path, &headers, "")).await.status.as_u16()
+}
+
+async fn start(yaml: &str) -> Gateway {
+    let listeners = "listeners:
+  - {name: h2c, address: \"127.0.0.1:0\", protocol: h2c}
+  - {name: plain, address: \"127.0.0.1:0\"}\n";
+    Gateway::start_in(tempfile::tempdir().unwrap(), &format!("{listeners}{yaml}")).await
+}
+
+/// True if a text stands in a header of the request.
+fn holds(seen: &Seen, text: &str) -> bool {
+    let basic = base64::engine::general_purpose::STANDARD.encode(format!("user:{text}"));
+    seen.headers.values().any(|value| {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        value.contains(text) || value.contains(&basic)
+    })
+}
+
+#[tokio::test]
+async fn a_key_of_the_gateway_reaches_no_server_whatever_header_holds_it() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let (key, digest) = new_key();
+    let url = upstream.url();
+    let route = |name: &str, mode: &str, backend: &str| {
+        format!(
+            "  - {{name: {name}-{backend}, matches: [{{path: {{prefix: /{name}/{backend}}}}}], authentication: {mode}, \
+             backendRefs: [{{name: {backend}}}]}}\n"
+        )
+    };
+    let pairs = [("closed", "required"), ("optional", "optional"), ("open", "none")];
+    let with = |pass: &str| {
+        let routes: String = pairs
+            .iter()
+            .flat_map(|(name, mode)| ["removes", "passes"].map(|backend| route(name, mode, backend)))
+            .collect();
+        format!(
+            "backends:
+  - {{name: removes, endpoints: [{{url: \"{url}\"}}]}}
+  - {{name: passes, endpoints: [{{url: \"{url}\"}}]{pass}}}
+consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}]}}]
+authentication: {{apiKey: {{headers: [authorization, x-api-key, api-key, x-team-key]}}}}
+routes:\n{routes}"
+        )
+    };
+    let gateway = start(&with(", callerCredentials: pass")).await;
+    let bearer = format!("Bearer {key}");
+    let basic = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("user:{key}")));
+    let tries: Vec<Headers> = vec![
+        headers(&[("authorization", &bearer)]),
+        headers(&[("x-api-key", &key)]),
+        headers(&[("authorization", &bearer), ("x-api-key", &key)]),
+        headers(&[("authorization", &bearer), ("x-api-key", &key), ("api-key", &key), ("x-team-key", &key)]),
+        headers(&[("authorization", &bearer), ("authorization", &bearer)]),
+        headers(&[("x-team-key", &key), ("X_Api_Key", &key), ("api_key", &key), ("x.team.key", &key)]),
+        headers(&[("x-api-key", &key), ("x-other", &key)]),
+        headers(&[("x-api-key", &key), ("x-other", &format!("token={key};"))]),
+        headers(&[("x-api-key", &key), ("cookie", &format!("a=b; key={key}"))]),
+        headers(&[("x-api-key", &key), ("proxy-authorization", &bearer)]),
+    ];
+    let mut reached = 0;
+    for http2 in [false, true] {
+        for (name, _) in pairs {
+            for backend in ["removes", "passes"] {
+                for tried in &tries {
+                    // Nobody is identified on an open route: only headers for credentials are known there.
+                    if name == "open" && tried.iter().any(|(name, _)| matches!(name.as_str(), "x-other" | "cookie")) {
+                        continue;
+                    }
+                    let status = send(&gateway, http2, &format!("/{name}/{backend}/x"), tried).await;
+                    assert_eq!(status, 200, "{name} {backend} {tried:?}");
+                    let seen = upstream.last();
+                    assert!(!holds(&seen, &key), "{name} {backend} http2 {http2} {tried:?}: {:?}", seen.headers);
+                    reached += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(reached, upstream.count());
+    // What is no form of a key is not looked at on an open route, and goes nowhere all the same.
+    for backend in ["removes", "passes"] {
+        assert_eq!(
+            send(&gateway, false, &format!("/open/{backend}/x"), &headers(&[("authorization", &basic)])).await,
+            200
+        );
+        assert!(!holds(&upstream.last(), &key), "{backend}: {:?}", upstream.last().headers);
+    }
+}
+
+#[tokio::test]
+async fn credentials_of_callers_reach_servers_only_where_the_backend_says_so() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let (issuer, signer) = (Issuer::start().await, IssuerKey::new("one"));
+    issuer.shows(&[&signer]);
+    let (key, digest) = new_key();
+    let url = upstream.url();
+    let gateway = start(&format!(
+        "backends:
+  - {{name: removes, endpoints: [{{url: \"{url}\"}}]}}
+  - {{name: passes, endpoints: [{{url: \"{url}\"}}], callerCredentials: pass}}
+  - {{name: own, endpoints: [{{url: \"{url}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}
+consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}]}}]
+authentication:
+  apiKey: {{headers: [x-gateway-key, x-api-key]}}
+  jwt: [{{issuer: \"{issuer}\", audiences: [spillway], claims: {{consumer: sub}}}}]
+routes:
+  - {{name: removes, matches: [{{path: {{prefix: /removes}}}}], authentication: optional, backendRefs: [{{name: removes}}]}}
+  - {{name: passes, matches: [{{path: {{prefix: /passes}}}}], authentication: optional, backendRefs: [{{name: passes}}]}}
+  - {{name: open, matches: [{{path: {{prefix: /open}}}}], authentication: none, backendRefs: [{{name: passes}}]}}
+  - {{name: own, matches: [{{path: {{prefix: /own}}}}], authentication: none, backendRefs: [{{name: own}}]}}
+",
+        issuer = issuer.url(),
+    ))
+    .await;
+    let up = |name: &str| upstream.last().headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+    let foreign = [("authorization", "Bearer sk-at-the-server"), ("api-key", "another-at-the-server")];
+    for (path, with_key, passes) in [
+        ("/removes/x", false, false),
+        ("/removes/x", true, false),
+        ("/passes/x", false, true),
+        ("/passes/x", true, true),
+        ("/open/x", false, true),
+        ("/open/x", true, true),
+    ] {
+        let mut sent = headers(&foreign);
+        if with_key {
+            sent.push(("x-gateway-key".to_owned(), key.clone()));
+        }
+        assert_eq!(send(&gateway, false, path, &sent).await, 200, "{path}");
+        assert_eq!(up("authorization"), passes.then(|| "Bearer sk-at-the-server".to_owned()), "{path} {with_key}");
+        assert_eq!(up("api-key"), passes.then(|| "another-at-the-server".to_owned()), "{path} {with_key}");
+        assert_eq!(up("x-gateway-key"), None, "{path} {with_key}");
+    }
+    // Those of the backend take the place of all.
+    assert_eq!(send(&gateway, false, "/own/x", &headers(&foreign)).await, 200);
+    assert_eq!((up("authorization"), up("api-key")), (Some("Bearer upstream-secret".to_owned()), None));
+
+    // A token that is addressed to the gateway passes nowhere, one for somebody else does.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let token = |audience: &str| {
+        signer.token(&serde_json::json!({"iss": issuer.url(), "sub": "me", "aud": [audience], "exp": now + 600}))
+    };
+    for (audience, passes) in [("spillway", false), ("server", true)] {
+        let token = token(audience);
+        for sent in [headers(&[("api-key", &token)]), headers(&[("x-token", &format!("Bearer {token}"))])] {
+            assert_eq!(send(&gateway, false, "/open/x", &sent).await, 200);
+            assert_eq!(holds(&upstream.last(), &token), passes, "{audience} {:?}", sent[0].0);
+        }
+    }
+    // Nor does a key in a header that nobody reads here.
+    assert_eq!(send(&gateway, false, "/open/x", &headers(&[("x-any", &key)])).await, 200);
+    assert!(!holds(&upstream.last(), &key));
+}
+
+#[tokio::test]
+async fn credentials_that_another_server_exchanges_take_the_place_of_the_callers() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let authorizer =
+        Upstream::start(|_| async { Some(reply(200, &[("authorization", "Bearer exchanged")], "")) }).await;
+    let (key, digest) = new_key();
+    let (url, asked) = (upstream.url(), authorizer.url());
+    let gateway = start(&format!(
+        "backends:
+  - {{name: passes, endpoints: [{{url: \"{url}\"}}], callerCredentials: pass}}
+  - {{name: removes, endpoints: [{{url: \"{url}\"}}]}}
+  - {{name: own, endpoints: [{{url: \"{url}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}
+consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}]}}]
+routes:
+  - name: exchanged
+    matches: [{{path: {{prefix: /exchanged}}}}]
+    filters: [{{externalAuthorization: {{url: \"{asked}\", timeout: 5s, copyToRequest: [authorization]}}}}]
+    backendRefs: [{{name: removes}}]
+  - name: own
+    matches: [{{path: {{prefix: /own}}}}]
+    filters: [{{externalAuthorization: {{url: \"{asked}\", timeout: 5s, copyToRequest: [authorization]}}}}]
+    backendRefs: [{{name: own}}]
+  - {{name: open, matches: [{{path: {{prefix: /open}}}}], authentication: none, backendRefs: [{{name: passes}}]}}
+"
+    ))
+    .await;
+    let sent = headers(&[("authorization", &format!("Bearer {key}"))]);
+    for (path, expected) in [("/exchanged", Some("Bearer exchanged")), ("/own", Some("Bearer upstream-secret"))] {
+        assert_eq!(send(&gateway, false, path, &sent).await, 200, "{path}");
+        let seen = upstream.last();
+        let values: Vec<_> = seen.headers.get_all("authorization").iter().collect();
+        assert_eq!(values, expected.into_iter().collect::<Vec<_>>(), "{path}");
+        // The server that judges gets what the file says it gets.
+        assert_eq!(authorizer.last().headers["authorization"], format!("Bearer {key}"));
+    }
+    // What a filter of any route sets comes from no caller.
+    assert_eq!(send(&gateway, false, "/open", &headers(&[("authorization", "Bearer forged")])).await, 200);
+    assert!(!upstream.last().headers.contains_key("authorization"));
+}
+
+#[tokio::test]
+async fn copies_stand_ins_and_further_tries_carry_no_more_than_the_first() {
+    let (first, copies, other) =
+        (Upstream::fixed(503, "busy").await, Upstream::fixed(200, "").await, Upstream::fixed(200, "other").await);
+    let (key, digest) = new_key();
+    let gateway = start(&format!(
+        "backends:
+  - {{name: x, endpoints: [{{url: \"{}\"}}], capacity: {{statuses: [503]}}, callerCredentials: pass}}
+  - {{name: y, endpoints: [{{url: \"{}\"}}], callerCredentials: pass}}
+  - {{name: z, endpoints: [{{url: \"{}\"}}], callerCredentials: pass}}
+consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}]}}]
+routes:
+  - name: r
+    authentication: none
+    filters:
+      - mirror: {{backend: y}}
+      - requestHeaders: {{set: {{authorization: Bearer of-the-file}}}}
+    backendRefs: [{{name: x}}]
+    retry: {{attempts: 1, on: [\"503\"], hedge: {{after: 10s, max: 1}}}}
+    whenSaturated: {{spillTo: z}}
+",
+        first.url(),
+        copies.url(),
+        other.url()
+    ))
+    .await;
+    let sent = headers(&[("x-api-key", "sk-at-the-server"), ("api-key", &key), ("cookie", "a=b"), ("x-kept", "yes")]);
+    assert_eq!(send(&gateway, false, "/", &sent).await, 200);
+    eventually("the copy has come", || async { (copies.count() == 1).then_some(()) }).await;
+    let seen = first.last();
+    assert_eq!(
+        (&seen.headers["x-api-key"], &seen.headers["authorization"]),
+        (&"sk-at-the-server".parse().unwrap(), &"Bearer of-the-file".parse().unwrap())
+    );
+    assert!(!holds(&seen, &key) && seen.headers.contains_key("cookie"));
+    for (name, seen) in [("copy", copies.last()), ("stand-in", other.last())] {
+        assert_eq!(seen.headers["x-kept"], "yes", "{name}");
+        for header in ["authorization", "x-api-key", "api-key", "cookie"] {
+            assert!(!seen.headers.contains_key(header), "{name}: {header}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn too_many_on_the_callers_own_account_is_for_the_caller() {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = requests.clone();
+    let upstream = Upstream::start(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        async { Some(reply(429, &[("retry-after", "60")], "too many")) }
+    })
+    .await;
+    let url = upstream.url();
+    let gateway = start(&format!(
+        "backends:
+  - {{name: passes, endpoints: [{{url: \"{url}\"}}], capacity: {{statuses: [429], maxFullFor: 60s}}, callerCredentials: pass}}
+  - {{name: removes, endpoints: [{{url: \"{url}\"}}], capacity: {{statuses: [429], maxFullFor: 60s}}}}
+routes:
+  - {{name: passes, matches: [{{path: {{prefix: /passes}}}}], backendRefs: [{{name: passes}}]}}
+  - {{name: removes, matches: [{{path: {{prefix: /removes}}}}], backendRefs: [{{name: removes}}]}}
+"
+    ))
+    .await;
+    let sent = headers(&[("authorization", "Bearer sk-at-the-server")]);
+    for n in 1..=2 {
+        assert_eq!(send(&gateway, false, "/passes", &sent).await, 429);
+        assert_eq!(requests.load(Ordering::Relaxed), n, "the server is not full for others");
+    }
+    // On the gateway's account the server is full: the first request learns it, the second one is not sent.
+    for _ in 0..2 {
+        assert_eq!(send(&gateway, false, "/removes", &sent).await, 503);
+        assert_eq!(requests.load(Ordering::Relaxed), 3);
+    }
+}
+
+#[tokio::test]
+async fn names_that_a_server_could_take_for_the_gateways_own_do_not_pass() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let gateway = start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
+authentication: {{identityHeaders: {{consumer: x-caller}}}}
+routes:
+  - name: told
+    matches: [{{path: {{prefix: /told}}}}]
+    authentication: none
+    filters:
+      - cel: {{deny: \"'x-caller' in request.headers || 'x-spillway-consumer' in request.headers\", status: 418, message: forged}}
+    backendRefs: [{{name: x}}]
+  - name: r
+    authentication: none
+    filters:
+      - requestHeaders: {{set: {{x-set: ours}}, remove: [x-internal]}}
+    backendRefs: [{{name: x}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let forged = [
+        "content_length",
+        "Content_Type",
+        "content_encoding",
+        "transfer_encoding",
+        "proxy_authorization",
+        "x_forwarded_for",
+        "x-forwarded_host",
+        "X_Forwarded-Proto",
+        "x.forwarded.for",
+        "x_request_id",
+        "x_api_key",
+        "x_spillway_consumer",
+        "x-spillway_fallback",
+        "X.Spillway.Tenant",
+        "x_caller",
+        "x.caller",
+        "x_set",
+        "x.set",
+        "x_internal",
+        "x-internal",
+    ];
+    let sent: Headers = forged.iter().map(|name| ((*name).to_owned(), "6.6.6.6".to_owned())).collect();
+    let honest = [("my_header", "kept"), ("x-kept", "kept"), ("user_agent", "kept"), ("x.y_z", "kept")];
+    let sent: Headers = sent.into_iter().chain(headers(&honest)).collect();
+    for http2 in [false, true] {
+        assert_eq!(send(&gateway, http2, "/", &sent).await, 200);
+        let seen = upstream.last();
+        assert!(!holds(&seen, "6.6.6.6"), "http2 {http2}: {:?}", seen.headers);
+        for (name, value) in honest {
+            assert_eq!(seen.headers[name], value, "http2 {http2}: {name}");
+        }
+        assert_eq!(
+            (&seen.headers["x-set"], &seen.headers["x-forwarded-for"]),
+            (&"ours".parse().unwrap(), &"127.0.0.1".parse().unwrap())
+        );
+        // Nothing that looks at requests sees them either.
+        for name in ["x-caller", "X_Caller", "x-spillway-consumer", "x_spillway-consumer"] {
+            assert_eq!(send(&gateway, http2, "/told", &headers(&[(name, "root")])).await, 200, "http2 {http2}: {name}");
+        }
+    }
+}
+
+/// A server of HTTP/2 whose answer claims to be the gateway's, in its head and in its trailers.
+async fn boasting_http2() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(|request: Request<Incoming>| async {
+                let _ = request.into_body().collect().await;
+                let claims = |headers: &mut HeaderMap| {
+                    for name in ["x-spillway-served-by", "x_spillway_served_by", "x.spillway-dropped"] {
+                        headers.insert(http::HeaderName::from_static(name), "boast".parse().unwrap());
+                    }
+                };
+                let mut trailers = HeaderMap::new();
+                trailers.insert("grpc-status", "0".parse().unwrap());
+                claims(&mut trailers);
+                let frames = [Ok::<_, std::io::Error>(Frame::data(Bytes::from("ok"))), Ok(Frame::trailers(trailers))];
+                let mut answer = Response::new(StreamBody::new(futures::stream::iter(frames)));
+                answer.headers_mut().insert("x-kept", "kept".parse().unwrap());
+                claims(answer.headers_mut());
+                Ok::<_, std::io::Error>(answer)
+            });
+            tokio::spawn(async move {
+                let serve = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let _ = serve.serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_server_does_not_speak_in_the_gateways_name() {
+    const CLAIMS: &str = "x-spillway-served-by: boast\r\nX_Spillway_Served_By: boast\r\nx.spillway-dropped: boast\r\n";
+    let http1 = raw(|mut stream| async move {
+        head_of_a_request(&mut stream).await;
+        let hints = format!("HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n{CLAIMS}\r\n");
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-kept: kept\r\n{CLAIMS}\r\nok");
+        let _ = stream.write_all((hints + &answer).as_bytes()).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    })
+    .await;
+    let http2 = boasting_http2().await;
+    let gateway = start(&format!(
+        "backends:
+  - {{name: one, endpoints: [{{url: \"{http1}\"}}]}}
+  - {{name: two, http2: true, endpoints: [{{url: \"{http2}\"}}]}}
+routes:
+  - {{name: one, matches: [{{path: {{prefix: /one}}}}], backendRefs: [{{name: one}}]}}
+  - {{name: two, matches: [{{path: {{prefix: /two}}}}], backendRefs: [{{name: two}}]}}
+"
+    ))
+    .await;
+    for path in ["/one", "/two"] {
+        let mut stream = TcpStream::connect(gateway.listener("plain")).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("200 OK") && answer.contains("kept"), "{path}: {answer}");
+        assert!(!answer.contains("boast"), "{path}: {answer}");
+        assert_eq!(answer.contains("103"), path == "/one", "{path}: {answer}");
+
+        let mut client = http2_over(TcpStream::connect(gateway.listener("h2c")).await.unwrap()).await;
+        let request = Request::get(format!("http://a.test{path}")).body(Full::new(Bytes::new())).unwrap();
+        let (head, body) = client.send_request(request).await.unwrap().into_parts();
+        let body = body.collect().await.unwrap();
+        assert_eq!(head.headers["x-kept"], "kept");
+        let trailers = body.trailers().cloned().unwrap_or_default();
+        assert_eq!(trailers.contains_key("grpc-status"), path == "/two");
+        for headers in [&head.headers, &trailers] {
+            assert!(headers.values().all(|value| value != "boast"), "{path}: {headers:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_error_that_repeats_the_gateways_credential_does_not_tell_it() {
+    const SECRET: &str = "upstream-secret";
+    let upstream = Upstream::start(|seen| async move {
+        let shown = seen.headers["authorization"].to_str().unwrap().to_owned();
+        let realm = format!("Bearer realm=\"{shown}\"");
+        let body = format!("{{\"error\":\"incorrect key {shown}, {shown}\"}}");
+        Some(reply(401, &[("www-authenticate", &realm), ("x-kept", "kept")], body))
+    })
+    .await;
+    let gateway = start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]
+routes: [{{name: r, backendRefs: [{{name: x}}]}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let answer = client.get("/").await;
+    assert_eq!((answer.status.as_u16(), answer.header("x-kept"), answer.cut), (401, "kept", false));
+    let stars = "*".repeat(SECRET.len());
+    assert_eq!(answer.text(), format!("{{\"error\":\"incorrect key Bearer {stars}, Bearer {stars}\"}}"));
+    assert!(answer.headers.values().all(|value| !value.to_str().unwrap().contains(SECRET)), "{:?}", answer.headers);
+}
+
+#[tokio::test]
+async fn values_of_the_environment_are_shown_to_nobody() {
+    const SECRET: &str = "upstream-secret";
+    let upstream = Upstream::fixed(200, "ok").await;
+    let nobody = Upstream::nobody().await;
+    let yaml = |further: &str| {
+        format!(
+            "backends:
+  - name: x
+    endpoints: [{{url: \"{}\"}}]
+    credentials: {{bearer: {{env: TEST_SECRET}}}}
+    healthCheck: {{http: {{path: \"/h?k=${{TEST_SECRET}}\"}}, interval: 100ms}}
+consumers: [{{name: acme, keys: [{{sha256: \"{}\"}}], limits: {{budget: {{tokens: 5, per: day}}}}}}]
+routes:
+  - name: asked
+    matches: [{{path: {{prefix: /asked}}, headers: [{{name: x-match, exact: \"${{TEST_SECRET}}\"}}]}}]
+    authentication: none
+    filters:
+      - externalAuthorization: {{url: \"{nobody}/c/${{TEST_SECRET}}\", timeout: 5s}}
+      - requestHeaders: {{set: {{x-secret: \"${{TEST_SECRET}}\", authorization: Bearer written-here}}}}
+      - cel: {{deny: \"request.headers['x'] == '${{TEST_SECRET}}'\", status: 403, message: no}}
+    backendRefs: [{{name: x}}]
+  - {{name: r, authentication: none, backendRefs: [{{name: x}}]}}
+{further}",
+            upstream.url(),
+            "0".repeat(64)
+        )
+    };
+    let gateway = start(&yaml("")).await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let asked = client.send(client.request("GET", "/asked", &[("x-match", SECRET)], "")).await;
+    assert_eq!(asked.status, 403);
+    assert!(!asked.text().contains(SECRET));
+    let shown = gateway.shown("/api/config").await;
+    assert!(
+        shown.contains("/c/${TEST_SECRET}") && shown.contains("request.headers['x'] == '${TEST_SECRET}'"),
+        "{shown}"
+    );
+    assert!(shown.contains("/h?k=${TEST_SECRET}") && !shown.contains("written-here"), "{shown}");
+
+    // An edit that is kept out, for what stands in the file and for what cannot be run.
+    let listeners = "listeners: [{address: \"127.0.0.1:0\"}]\n";
+    for (n, further) in [
+        "bogus: \"${TEST_SECRET}\"\nprices: [{model: \"${TEST_SECRET}\", input: 1, output: \"${TEST_SECRET}\"}]\n",
+        "state: {budgets: {sqlite: \"spillway.yaml/${TEST_SECRET}.db\"}}\n",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let text = spillway_tests::whole(&format!("{listeners}{}", yaml(further)));
+        std::fs::write(gateway.config(), &text).unwrap();
+        let rejected = gateway.reloads(n).await;
+        assert_eq!(rejected["event"], "config_rejected", "{rejected}");
+        assert!(rejected.to_string().contains("${TEST_SECRET}"), "{rejected}");
+        let out = std::process::Command::new(spillway_tests::binary())
+            .arg("check")
+            .arg(gateway.config())
+            .env("TEST_SECRET", SECRET)
+            .output()
+            .unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(!said.contains(SECRET), "{said}");
+        for path in ["/api/config", "/api/backends", "/metrics", "/"] {
+            let shown = gateway.shown(path).await;
+            assert!(!shown.contains(SECRET), "{path}: {shown}");
+        }
+    }
+    assert!(!gateway.log().contains(SECRET), "{}", gateway.log());
+}

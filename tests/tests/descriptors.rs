@@ -1,0 +1,170 @@
+//! Many connections that send nothing, and descriptors that run out: health is told all the same, clients that have a
+//! connection are served, and the rest are turned away at once.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::net::SocketAddr;
+
+use spillway_tests::{Gateway, PATIENCE, Upstream, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Asks over a connection of its own; the answer, or `None` where there was none.
+async fn ask(address: SocketAddr, path: &str) -> Option<String> {
+    let asked = async {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.ok()?;
+        Some(text).filter(|text| text.starts_with("HTTP/1.1 200") || text.starts_with("HTTP/1.0 200"))
+    };
+    tokio::time::timeout(PATIENCE, asked).await.ok()?
+}
+
+async fn silent(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let mut held = Vec::new();
+    for _ in 0..count {
+        held.push(TcpStream::connect(address).await.unwrap());
+    }
+    held
+}
+
+fn plain(url: &str) -> String {
+    format!(
+        "listeners: [{{name: public, address: \"127.0.0.1:0\"}}]
+backends: [{{name: x, endpoints: [{{url: \"{url}\"}}]}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+"
+    )
+}
+
+#[tokio::test]
+async fn probes_are_answered_beside_any_number_of_silent_connections() {
+    let upstream = Upstream::fixed(200, "ok").await;
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &plain(&upstream.url())).await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.extend(silent(gateway.admin, 80).await);
+        for path in ["/healthz", "/readyz", "/metrics"] {
+            let answer = ask(gateway.admin, path).await;
+            assert!(answer.is_some_and(|answer| !answer.is_empty()), "{path} beside {} connections", held.len());
+        }
+    }
+    let dropped = gateway.metric("spillway_admin_connections_dropped_total").await;
+    assert!(dropped >= 200.0, "{dropped}");
+}
+
+#[tokio::test]
+async fn probes_are_answered_while_clients_have_taken_all_descriptors_they_can_get() {
+    let upstream = Upstream::fixed(200, "ok").await;
+    let gateway = Gateway::start_with_files(160, tempfile::tempdir().unwrap(), &plain(&upstream.url())).await;
+    let client = gateway.client();
+    // One client was here before the flood.
+    let mut early = TcpStream::connect(gateway.address).await.unwrap();
+    early.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut first = [0; 12];
+    early.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    let held = silent(gateway.address, 400).await;
+    let refused = "spillway_connections_refused_total{listener=\"public\",reason=\"descriptors\"}";
+    eventually("clients are turned away", || async { (gateway.metric(refused).await > 100.0).then_some(()) }).await;
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert!(ask(gateway.admin, path).await.is_some(), "{path}");
+    }
+    assert!(gateway.metric("spillway_descriptor_shortages_total{side=\"clients\"}").await > 100.0);
+    assert_eq!(gateway.events("descriptors_spent").len(), 1, "one line for all of them");
+    // There are descriptors for its server.
+    early.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut rest = vec![0; 4096];
+    let second = async {
+        let mut text = String::new();
+        while text.matches("HTTP/1.1 200").count() < 1 {
+            let read = early.read(&mut rest).await.unwrap();
+            assert!(read > 0, "its connection is kept: {text}");
+            text.push_str(&String::from_utf8_lossy(&rest[..read]));
+        }
+    };
+    tokio::time::timeout(PATIENCE, second).await.expect("an answer");
+    drop(held);
+    eventually("new clients are served again", || async {
+        let answer = client.try_send(client.request("GET", "/", &[], "")).await;
+        answer.is_ok_and(|answer| answer.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn probes_are_answered_and_clients_turned_away_when_no_descriptor_is_left_at_all() {
+    let upstream = Upstream::fixed(200, "ok").await;
+    // The smallest reserve: it is the spare descriptors that are tried here.
+    let yaml = plain(&upstream.url()) + "limits: {reservedDescriptors: 1}\n";
+    let gateway = Gateway::start_with_files(96, tempfile::tempdir().unwrap(), &yaml).await;
+    // Connections of the admin address are none that the reserve is kept from.
+    let mut held = silent(gateway.address, 200).await;
+    held.extend(silent(gateway.admin, 200).await);
+    let refused = "spillway_connections_refused_total{listener=\"public\",reason=\"descriptors\"}";
+    for _ in 0..20 {
+        assert!(ask(gateway.admin, "/healthz").await.is_some());
+        held.extend(silent(gateway.address, 5).await);
+        held.extend(silent(gateway.admin, 5).await);
+    }
+    assert!(gateway.metric(refused).await > 50.0);
+    assert!(gateway.metric("spillway_descriptor_shortages_total{side=\"admin\"}").await > 0.0, "it did run out");
+    let shown = gateway.events("admin_descriptors_spent").len();
+    assert!(shown <= 1, "{shown} lines");
+    drop(held);
+    eventually("new clients are served again", || async {
+        ask(gateway.address, "/").await.filter(|answer| answer.contains(" 200 "))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_endpoint_is_not_blamed_for_connections_that_had_no_descriptor() {
+    let release = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    let held = release.clone();
+    let upstream = Upstream::start(move |_| {
+        let held = held.clone();
+        async move {
+            let _permit = held.acquire().await;
+            Some(spillway_tests::reply(200, &[], "ok"))
+        }
+    })
+    .await;
+    let gateway = Gateway::start_with_files(160, tempfile::tempdir().unwrap(), &plain(&upstream.url())).await;
+    // Half of them clients, half of them servers: together more than there are.
+    let asking: Vec<_> = (0..65)
+        .map(|_| {
+            let client = gateway.client();
+            tokio::spawn(async move { client.try_send(client.request("GET", "/", &[], "")).await })
+        })
+        .collect();
+    let short = "spillway_descriptor_shortages_total{side=\"servers\"}";
+    eventually("a server's connection has no descriptor", || async {
+        (gateway.metric(short).await > 0.0).then_some(())
+    })
+    .await;
+    release.add_permits(1000);
+    let mut statuses = Vec::new();
+    for asked in asking {
+        // Clients beyond their own part were turned away.
+        if let Ok(answer) = asked.await.unwrap() {
+            statuses.push(answer.status.as_u16());
+        }
+    }
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 503)), "{statuses:?}");
+    assert!(statuses.contains(&200), "{statuses:?}");
+    let endpoint = gateway.endpoint(&upstream.url()).await;
+    assert_eq!((&endpoint["ejected"], &endpoint["ejections"]), (&false.into(), &0.into()), "{endpoint}");
+    eventually("it is served again", || async {
+        ask(gateway.address, "/").await.filter(|answer| answer.contains(" 200 "))
+    })
+    .await;
+}
