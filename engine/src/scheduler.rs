@@ -160,6 +160,7 @@ fn begin(
         waiting: Queue::default(),
         running: Vec::new(),
         leaving: Vec::new(),
+        is_starved: false,
         free_slots: (0..sizes.slots).rev().collect(),
         pages: Pages::new(sizes),
         batch: Batch::default(),
@@ -195,6 +196,8 @@ struct Worker {
     running: Vec<Request>,
     /// Requests whose answers are complete and whose readers have yet to take the end of them. They hold no place.
     leaving: Vec<Request>,
+    /// A request, or a sequence that lost its pages, found no room when places were last given.
+    is_starved: bool,
     free_slots: Vec<usize>,
     pages: Pages,
     batch: Batch,
@@ -381,8 +384,10 @@ impl Worker {
 
     /// Ends the request that has been parked for longest, where another waits for its place. True when one was ended.
     fn give_way(&mut self, now: Instant) -> bool {
-        let was_refused = self.shared.take_refused() && self.free_slots.is_empty();
-        if !was_refused && !self.lacks_room() {
+        // Who was refused would have needed a slot or pages: a parked request keeps both.
+        let is_short = self.free_slots.is_empty() || self.pages.available() < self.running.len();
+        let was_refused = self.shared.take_refused() && is_short;
+        if !was_refused && !self.is_starved {
             return false;
         }
         let parked = self.running.iter().enumerate().filter_map(|(at, request)| Some((request.parked_since()?, at)));
@@ -394,14 +399,6 @@ impl Worker {
         self.let_go(&request);
         request.fail(EngineError::Stalled);
         true
-    }
-
-    /// True where the request whose turn it is finds no place.
-    fn lacks_room(&self) -> bool {
-        self.waiting.front().is_some_and(|job| {
-            let choices = usize::try_from(job.request.choices.get()).unwrap_or(usize::MAX);
-            self.free_slots.len() < choices || self.pages.available() * crate::exec::PAGE < job.request.prompt.len()
-        })
     }
 
     /// Takes back what a request held.
@@ -421,6 +418,7 @@ impl Worker {
 
     /// Gives places and pages: to those who lost their pages, oldest first, then to those who wait, in turn.
     fn admit(&mut self) {
+        self.is_starved = false;
         let now = Instant::now();
         let shared = &self.shared;
         self.waiting.retain(|job| {
@@ -444,7 +442,10 @@ impl Worker {
                 if sequence.state != State::Runs || sequence.placed {
                     continue;
                 }
-                let Some(read) = self.pages.take(sequence.slot, sequence.tokens(), spare) else { return };
+                let Some(read) = self.pages.take(sequence.slot, sequence.tokens(), spare) else {
+                    self.is_starved = true;
+                    return;
+                };
                 sequence.placed = true;
                 sequence.set_read(read);
                 spare += 1;
@@ -475,6 +476,7 @@ impl Worker {
             spare += 1;
             changed = true;
         }
+        self.is_starved = self.waiting.front().is_some();
         if changed {
             self.tell_watch();
         }

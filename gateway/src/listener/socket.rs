@@ -14,9 +14,7 @@ use pingora::protocols::{
 };
 use prometheus_client::metrics::counter::Counter;
 use std::task::ready;
-use tokio::io::{
-    AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter, ReadBuf,
-};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
@@ -89,11 +87,13 @@ struct Bounded {
     timeouts: Counter,
     /// Runs while a write waits for the client.
     waits: Option<Pin<Box<Sleep>>>,
+    /// The connection is being closed, which has a time limit of its own.
+    is_closing: bool,
 }
 
 impl Bounded {
     fn judge<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
+        if polled.is_ready() || self.is_closing {
             self.waits = None;
             return polled;
         }
@@ -144,6 +144,17 @@ pub(super) struct ClientSocket {
     id: UniqueIDType,
     /// Reads along where the connection is one of HTTP/1.
     framing: Option<Framing>,
+    closing: Option<Closing>,
+}
+
+/// Progress of the end of a connection, with the time that each part of it may take.
+enum Closing {
+    /// What was written reaches the client, and the end of it.
+    Goodbye(Pin<Box<Sleep>>),
+    /// What the client still sends is read and thrown away: a system that gets bytes for a closed socket answers with a
+    /// reset, at which clients drop the answer that they have not read yet (RFC 9112, 9.6).
+    Linger(Pin<Box<Sleep>>),
+    Done,
 }
 
 struct Framing {
@@ -166,9 +177,9 @@ impl ClientSocket {
             Transport::Plain(stream) => stream.as_raw_fd(),
             Transport::Tls(stream) => stream.get_ref().0.as_raw_fd(),
         };
-        let bounded = Bounded { transport, timeout, timeouts, waits: None };
+        let bounded = Bounded { transport, timeout, timeouts, waits: None, is_closing: false };
         let stream = BufReader::with_capacity(READ_BUFFER, BufWriter::with_capacity(WRITE_BUFFER, bounded));
-        Self { stream, id, framing: None }
+        Self { stream, id, framing: None, closing: None }
     }
 
     /// Reads requests of HTTP/1 strictly from now on. Heads, and trailers, may have `most` bytes. A read never goes beyond
@@ -176,6 +187,12 @@ impl ClientSocket {
     pub(super) fn framed(mut self, most: u64, metrics: Arc<ListenerMetrics>) -> Self {
         self.framing = Some(Framing { framer: Framer::new(most), metrics });
         self
+    }
+
+    /// True if the client is in the middle of a request, or has sent more than was read.
+    fn is_sending(&self) -> bool {
+        let is_in_request = |framing: &Framing| framing.framer.is_in_body() || framing.framer.violation().is_some();
+        !self.stream.buffer().is_empty() || self.framing.as_ref().is_some_and(is_in_request)
     }
 }
 
@@ -222,8 +239,45 @@ impl AsyncWrite for ClientSocket {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(self.stream.get_mut()).poll_flush(cx)
     }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.stream.get_mut()).poll_shutdown(cx)
+    /// Pingora's sessions close a connection by this and not by [`Shutdown`].
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            match &mut this.closing {
+                None => {
+                    this.stream.get_mut().get_mut().is_closing = true;
+                    this.closing = Some(Closing::Goodbye(Box::pin(tokio::time::sleep(GOODBYE))));
+                }
+                Some(Closing::Goodbye(time)) => {
+                    let shut = Pin::new(this.stream.get_mut()).poll_shutdown(cx);
+                    if shut.is_pending() {
+                        ready!(time.as_mut().poll(cx));
+                    }
+                    let lingers = matches!(shut, Poll::Ready(Ok(()))) && this.framing.is_some() && this.is_sending();
+                    this.closing = Some(if lingers {
+                        Closing::Linger(Box::pin(tokio::time::sleep(LINGER)))
+                    } else {
+                        Closing::Done
+                    });
+                }
+                Some(Closing::Linger(time)) => {
+                    let length = match Pin::new(&mut this.stream).poll_fill_buf(cx) {
+                        Poll::Ready(Ok(part)) => part.len(),
+                        Poll::Ready(Err(_)) => 0,
+                        Poll::Pending => {
+                            ready!(time.as_mut().poll(cx));
+                            0
+                        }
+                    };
+                    if length == 0 || time.as_mut().poll(cx).is_ready() {
+                        this.closing = Some(Closing::Done);
+                    } else {
+                        Pin::new(&mut this.stream).consume(length);
+                    }
+                }
+                Some(Closing::Done) => return Poll::Ready(Ok(())),
+            }
+        }
     }
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
@@ -240,23 +294,7 @@ impl AsyncWrite for ClientSocket {
 #[async_trait]
 impl Shutdown for ClientSocket {
     async fn shutdown(&mut self) {
-        let _ = tokio::time::timeout(GOODBYE, AsyncWriteExt::shutdown(&mut self.stream)).await;
-        let is_sending = |framer: &Framer| framer.is_in_body() || framer.violation().is_some();
-        if self.framing.as_ref().is_some_and(|framing| is_sending(&framing.framer)) || !self.stream.buffer().is_empty()
-        {
-            let _ = tokio::time::timeout(LINGER, discard(&mut self.stream)).await;
-        }
-    }
-}
-
-/// Reads and throws away until the other end closes.
-async fn discard(stream: &mut BufReader<BufWriter<Bounded>>) {
-    while let Ok(part) = stream.fill_buf().await {
-        let length = part.len();
-        if length == 0 {
-            return;
-        }
-        stream.consume(length);
+        let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
 
@@ -303,6 +341,32 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_still_sends_gets_its_answer_and_no_reset() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let metrics = crate::telemetry::Metrics::new().listener("l");
+        let socket = ClientSocket::new(Transport::Plain(server), Duration::from_secs(5), Counter::default());
+        let mut socket = socket.framed(1024, metrics);
+        client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n").await.unwrap();
+        let mut head = [0; 256];
+        assert!(socket.read(&mut head).await.unwrap() > 0);
+        let answer = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n";
+        socket.write_all(answer).await.unwrap();
+        // As Pingora's sessions do it.
+        let closing = tokio::spawn(async move { AsyncWriteExt::shutdown(&mut socket).await });
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            client.write_all(&[b'x'; 1000]).await.unwrap();
+        }
+        let mut read = Vec::new();
+        client.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, answer);
+        drop(client);
+        closing.await.unwrap().unwrap();
+    }
 
     /// What a session made of a connection: the target and body of each request, and the violation that ended it.
     async fn served(bytes: Vec<u8>, sizes: Vec<usize>) -> (Vec<(String, Bytes)>, Option<Violation>) {

@@ -42,7 +42,11 @@ pub(super) async fn direct(
     };
     let encoded = match encoded {
         Ok(encoded) => encoded,
-        Err(SpillError::Busy(_)) => return Ok(Direct::NoRoom),
+        Err(SpillError::Busy(_)) => {
+            // Another target may answer.
+            x.outcome.served_by = ServedBy::Gateway;
+            return Ok(Direct::NoRoom);
+        }
         Err(other) => return Err(other.into_refusal().into()),
     };
     x.outcome.model_answered = Some(model.name().to_owned());

@@ -49,7 +49,10 @@ pub(super) async fn before_body(
     };
     match refused {
         None => Ok(()),
-        Some(spent) => Err(refuse(By::Limit(spent), OWN_LIMITS, x)),
+        Some(spent) => {
+            x.ledger.give_back();
+            Err(refuse(By::Limit(spent), OWN_LIMITS, x))
+        }
     }
 }
 
@@ -277,7 +280,8 @@ pub(super) fn settle(x: &mut Exchange) {
     let is_inside = matches!(o.served_by, ServedBy::Model(_));
     let answered = !matches!(o.served_by, ServedBy::Gateway) && (200..300).contains(&o.status);
     let mut used = Used::default();
-    if answered || o.left_at_work {
+    // An answer whose head was sent is judged by its status: a client that leaves an error pays no more than one that stays.
+    if answered || (o.left_at_work && o.status == 0) {
         let expected = x.asked.as_ref().map(|asked| asked.expected).unwrap_or_default();
         used.input = o.prompt_tokens.unwrap_or(expected.input);
         used.cached = o.cached_tokens.unwrap_or(0);

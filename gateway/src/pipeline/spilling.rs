@@ -341,7 +341,7 @@ pub(super) async fn write_frames(
             None => tokio::select! {
                 biased;
                 () = x.snapshot.downstream.ending.over() => {
-                    break_off(session, x, true, SHUTTING_DOWN, STOPPING).await;
+                    break_off(session, x, stream.is_event_stream(), SHUTTING_DOWN, STOPPING).await;
                     return Ok(());
                 }
                 frame = stream.next() => frame,

@@ -145,6 +145,11 @@ impl<E: Events> SpillStream<E> {
         }
     }
 
+    /// True if the answer is sent in events.
+    pub fn is_event_stream(&self) -> bool {
+        self.wanted.streamed
+    }
+
     /// Waits for the first text, or for the whole answer when it is not streamed. An error means that nothing was sent.
     /// Can be dropped and asked again.
     pub async fn begin(&mut self) -> Result<Head, Refusal> {

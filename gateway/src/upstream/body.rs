@@ -168,7 +168,10 @@ impl Parts {
     /// All of it as one. Each part is freed when it was copied.
     fn join(mut self) -> Bytes {
         if self.list.len() <= 1 {
-            return self.list.pop().unwrap_or_default().into();
+            let mut only = self.list.pop().unwrap_or_default();
+            // The share that is kept is that of the bytes alone.
+            only.shrink_to_fit();
+            return only.into();
         }
         let mut whole = Vec::with_capacity(self.length);
         for part in self.list {

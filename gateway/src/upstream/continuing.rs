@@ -77,7 +77,10 @@ pub async fn go_on(
             }
         };
         match came {
-            Came::Part(part) => next = Some(part),
+            Came::Part(part) => {
+                rest.heard = Instant::now();
+                next = Some(part);
+            }
             Came::End if rest.transcript.is_finished() => {
                 rest.came = Some(Came::End);
                 let last = rest.gate.rest();

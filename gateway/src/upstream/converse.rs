@@ -186,6 +186,7 @@ pub(super) async fn converse(
                 timer.as_mut().reset(wake_at(a, x, state));
             }
             Next::AnswerPart(part) => {
+                state.heard = Instant::now();
                 if pass_part(a, session, x, upstream, state, &mut passing, part).await.is_err() {
                     return state.client_gone();
                 }

@@ -382,11 +382,11 @@ pub(super) async fn finish(
     if pass(a, session, x, upstream, state, passing, before).await.is_err() {
         return state.client_gone();
     }
-    x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
     if trailers.as_ref().is_some_and(|trailers| !has_room_for(trailers, a.backend.max_header_bytes)) {
         let message = "the trailers of the backend's answer are longer than its `limits.maxHeaderBytes`";
         return break_off(session, x, state.event_stream, "upstream_header_too_large", message).await;
     }
+    x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
     let write = async {
         match trailers {
             Some(trailers) => {
