@@ -100,7 +100,7 @@ async fn walk(
     x: &mut Exchange,
 ) -> Result<(), End> {
     let spelling = steps::check_head(gateway, connection, session)?;
-    steps::strip(session, x);
+    steps::strip(connection, session, x);
     let route: Arc<Route> = steps::find_route(gateway, connection, spelling, session, x).await?;
     limiting::filters(&route, session, x).await?;
     if let Some((filter, refusal)) = x.over_limit.take() {

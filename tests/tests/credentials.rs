@@ -357,6 +357,23 @@ routes:
         "x.set",
         "x_internal",
         "x-internal",
+        "x-original-url",
+        "X-Rewrite-URL",
+        "x_rewrite_url",
+        "x-http-method",
+        "X-HTTP-Method-Override",
+        "x-method-override",
+        "proxy",
+        "x-real-ip",
+        "x-forwarded-port",
+        "x-forwarded-prefix",
+        "x-forwarded-scheme",
+        "x-forwarded-ssl",
+        "x-forwarded-server",
+        "true-client-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "CF-Connecting-IP",
     ];
     let sent: Headers = forged.iter().map(|name| ((*name).to_owned(), "6.6.6.6".to_owned())).collect();
     let honest = [("my_header", "kept"), ("x-kept", "kept"), ("user_agent", "kept"), ("x.y_z", "kept")];

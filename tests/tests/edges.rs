@@ -129,6 +129,11 @@ async fn claims_of_who_the_caller_is_are_believed_from_trusted_proxies_only() {
         ("x-forwarded-proto", "https"),
         ("x-forwarded-host", "evil.test"),
         ("forwarded", "for=1.1.1.1"),
+        ("x-real-ip", "203.0.113.7"),
+        ("x-forwarded-port", "443"),
+        ("x_forwarded_port", "443"),
+        ("x-original-url", "/admin"),
+        ("proxy", "http://evil.test"),
         ("host", "a.test"),
     ];
     for (listener, client, scheme) in [
@@ -145,6 +150,13 @@ async fn claims_of_who_the_caller_is_are_believed_from_trusted_proxies_only() {
         assert_eq!(all("x-forwarded-proto"), [scheme], "{listener}");
         assert_eq!(all("x-forwarded-host"), ["a.test"], "{listener}");
         assert!(all("forwarded").is_empty(), "{listener}");
+        let is_trusted = client == "203.0.113.7";
+        for name in ["x-real-ip", "x-forwarded-port"] {
+            assert_eq!(!all(name).is_empty(), is_trusted, "{listener} {name}");
+        }
+        for name in ["x_forwarded_port", "x-original-url", "proxy"] {
+            assert!(all(name).is_empty(), "{listener} {name}");
+        }
         let logged = eventually("the request is logged", || {
             let line = gateway.events("access").first().cloned();
             async move { line }

@@ -76,6 +76,11 @@ impl ConnectionInfo {
         Origin { client, text, secure: trusted.secure(headers).unwrap_or(secure) }
     }
 
+    /// True if the client is a proxy that `clientAddress` trusts.
+    pub fn is_from_trusted_proxy(&self) -> bool {
+        self.trusted.as_ref().is_some_and(|trusted| trusted.contains(self.client.ip()))
+    }
+
     /// Whether the connection may carry a request for this host, which may have a port.
     pub fn answers_for(&self, host: &str) -> bool {
         let Some(TlsInfo { server_name: Some(name), tls, .. }) = &self.tls else { return true };

@@ -36,11 +36,11 @@ pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &Se
     x
 }
 
-/// Removes the headers of a caller that only the gateway may set, before a route, a filter or a server sees them.
-pub(super) fn strip(session: &mut ServerSession, x: &mut Exchange) {
+/// Removes the headers of a caller that only the gateway or a trusted proxy may set, before a route, a filter or a server sees them.
+pub(super) fn strip(connection: &ConnectionInfo, session: &mut ServerSession, x: &mut Exchange) {
     let head = session.req_header_mut();
     x.refuses_fallback = head.headers.get(&FALLBACK).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"never"));
-    x.odd_headers = x.snapshot.caller_headers.strip(head);
+    x.odd_headers = x.snapshot.caller_headers.strip(head, connection.is_from_trusted_proxy());
 }
 
 /// An id that can stand in a log line and a header without harm.

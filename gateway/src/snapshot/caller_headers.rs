@@ -1,10 +1,11 @@
-//! Headers of a caller that end at the gateway, compiled at reload. It decides by names alone and owns no request.
-//! Its inputs are `authentication`, the names that routes' filters set, and the names that the gateway sets itself.
+//! Headers of a caller that end at the gateway, compiled at reload. It decides by names, and by whether a
+//! trusted proxy sent them, and owns no request. Its inputs are `authentication`, the names that routes' filters set, and
+//! the names that the gateway sets itself.
 //!
 //! Many servers read a header through an environment variable (CGI, RFC 3875 section 4.1.18; WSGI, Rack, FastCGI), in
 //! which `-`, `_` and often any other mark become the same character. So a name is compared as such a server reads it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use http::HeaderName;
 use pingora::http::RequestHeader;
@@ -37,6 +38,19 @@ const GUARDED: [&str; 14] = [
     "x-request-id",
 ];
 
+/// Names by which some servers take another path or method than the one that routes, limits and filters judged, and
+/// `proxy`, which programs behind CGI take for the proxy of their own requests (CVE-2016-5385). A caller never sets them.
+const OVERRIDES: [&str; 6] =
+    ["proxy", "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
+
+/// Names in which proxies write the caller's address. Only a trusted proxy (`clientAddress.trustedProxies`) sets them.
+const PROXY_CLAIMS: [&str; 5] =
+    ["cf-connecting-ip", "true-client-ip", "x-client-ip", "x-cluster-client-ip", "x-real-ip"];
+
+/// Prefix of what else proxies write of a caller: port, prefix, scheme, user, certificate. The same holds for it, except
+/// for those names that the gateway writes anew.
+const FORWARDED: &[u8] = b"x-forwarded-";
+
 /// Bytes of a name that are compared without an allocation.
 type Folded = SmallVec<[u8; 64]>;
 
@@ -45,12 +59,20 @@ type Folded = SmallVec<[u8; 64]>;
 pub struct CallerHeaders {
     /// Headers that may hold a credential, as they are written.
     credentials: Vec<HeaderName>,
-    /// Names that only the gateway sets, folded: no spelling of them comes from a caller.
-    owned: HashSet<Box<[u8]>, ahash::RandomState>,
-    /// Of the owned ones, those that are read at the gateway first: they are removed when a request goes on.
+    /// Names that callers do not set, folded: no spelling of them comes from a caller.
+    owned: HashMap<Box<[u8]>, Setter, ahash::RandomState>,
+    /// Of the gateway's own, those that are read at the gateway first: they are removed when a request goes on.
     late: Vec<HeaderName>,
     /// Names of which only the right spelling counts, folded.
     guarded: HashSet<Box<[u8]>, ahash::RandomState>,
+}
+
+/// Sender from whom a header is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Setter {
+    Gateway,
+    /// A trusted proxy too.
+    Proxy,
 }
 
 /// Judgement of one name.
@@ -74,14 +96,19 @@ impl CallerHeaders {
         }
         let folded = |name: &str| fold(name).into_vec().into_boxed_slice();
         let guarded = GUARDED.iter().copied().chain(credentials.iter().map(HeaderName::as_str));
-        let guarded = guarded.map(folded).collect();
-        let (mut late, mut names) = (Vec::new(), HashSet::default());
+        let guarded: HashSet<Box<[u8]>, ahash::RandomState> = guarded.map(folded).collect();
+        let fixed = PROXY_CLAIMS.iter().map(|name| (*name, Setter::Proxy));
+        let fixed = fixed.chain(OVERRIDES.iter().map(|name| (*name, Setter::Gateway)));
+        // A name that the file reads as a credential stays one.
+        let fixed = fixed.map(|(name, setter)| (folded(name), setter)).filter(|(name, _)| !guarded.contains(name));
+        let mut names: HashMap<Box<[u8]>, Setter, ahash::RandomState> = fixed.collect();
+        let mut late = Vec::new();
         for name in owned {
             // Such as an `authorization` that another server exchanges for one of its own.
             if credentials.contains(name) || *name == http::header::COOKIE {
                 late.push(name.clone());
             } else {
-                names.insert(folded(name.as_str()));
+                names.insert(folded(name.as_str()), Setter::Gateway);
             }
         }
         Self { credentials, owned: names, late, guarded }
@@ -97,13 +124,14 @@ impl CallerHeaders {
         &self.credentials
     }
 
-    /// Removes what only the gateway may set, and names that a server could take for a header of the gateway's. True if
-    /// a name is left that some servers cannot tell from another (see [`same_name`]).
-    pub fn strip(&self, head: &mut RequestHeader) -> bool {
+    /// Removes what only the gateway may set, and names that a server could take for a header of the gateway's; from
+    /// anybody but a trusted proxy, also what only such a proxy may say. True if a name is left that some servers cannot
+    /// tell from another (see [`same_name`]).
+    pub fn strip(&self, head: &mut RequestHeader, from_trusted_proxy: bool) -> bool {
         let mut ends: SmallVec<[HeaderName; 4]> = SmallVec::new();
         let mut odd = false;
         for name in head.headers.keys() {
-            match self.judge(name) {
+            match self.judge(name, from_trusted_proxy) {
                 Judged::Passes => {}
                 Judged::PassesOdd => odd = true,
                 Judged::Ends => ends.push(name.clone()),
@@ -115,17 +143,23 @@ impl CallerHeaders {
         odd
     }
 
-    fn judge(&self, name: &HeaderName) -> Judged {
+    fn judge(&self, name: &HeaderName, from_trusted_proxy: bool) -> Judged {
         let text = name.as_str().as_bytes();
         if is_plain(text) {
-            let ends = text.starts_with(OURS.as_bytes()) || (!self.owned.is_empty() && self.owned.contains(text));
+            let ends = text.starts_with(OURS.as_bytes())
+                || match self.owned.get(text) {
+                    Some(Setter::Gateway) => true,
+                    Some(Setter::Proxy) => !from_trusted_proxy,
+                    None => !from_trusted_proxy && text.starts_with(FORWARDED) && !self.guarded.contains(text),
+                };
             return if ends { Judged::Ends } else { Judged::Passes };
         }
+        // A trusted proxy writes plain names: another spelling is what a caller sent through it.
         let folded = fold(name.as_str());
         let is_written = || self.credentials.contains(name);
         if folded.starts_with(OURS.as_bytes())
-            || self.owned.contains(&*folded)
-            || (self.guarded.contains(&*folded) && !is_written())
+            || self.owned.contains_key(&*folded)
+            || ((folded.starts_with(FORWARDED) || self.guarded.contains(&*folded)) && !is_written())
         {
             Judged::Ends
         } else {
@@ -209,8 +243,45 @@ mod tests {
             ("content-length", Judged::Passes),
             ("x-forwarded-for", Judged::Passes),
             ("authorization", Judged::Passes),
+            ("proxy", Judged::Ends),
+            ("x-original-url", Judged::Ends),
+            ("x_original_url", Judged::Ends),
+            ("x-rewrite-url", Judged::Ends),
+            ("x-http-method", Judged::Ends),
+            ("x-http-method-override", Judged::Ends),
+            ("x-method-override", Judged::Ends),
+            ("x-original", Judged::Passes),
         ] {
-            assert_eq!(names.judge(&HeaderName::from_static(name)), judged, "{name}");
+            for from_trusted_proxy in [false, true] {
+                assert_eq!(names.judge(&HeaderName::from_static(name), from_trusted_proxy), judged, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_proxies_say_of_a_caller_passes_from_trusted_ones_only() {
+        let names = names(r#"{"apiKey": {"headers": ["x-forwarded-token", "x-client-ip"]}}"#, &["x-forwarded-user"]);
+        for (name, from_outsider, from_proxy) in [
+            ("x-real-ip", Judged::Ends, Judged::Passes),
+            ("true-client-ip", Judged::Ends, Judged::Passes),
+            ("x-cluster-client-ip", Judged::Ends, Judged::Passes),
+            ("cf-connecting-ip", Judged::Ends, Judged::Passes),
+            ("x-forwarded-port", Judged::Ends, Judged::Passes),
+            ("x-forwarded-prefix", Judged::Ends, Judged::Passes),
+            ("x-forwarded-scheme", Judged::Ends, Judged::Passes),
+            ("x-forwarded-ssl", Judged::Ends, Judged::Passes),
+            ("x-forwarded-server", Judged::Ends, Judged::Passes),
+            ("x-forwarded-client-cert", Judged::Ends, Judged::Passes),
+            ("x_real_ip", Judged::Ends, Judged::Ends),
+            ("x-forwarded_port", Judged::Ends, Judged::Ends),
+            // Set by the gateway, or read by it as a credential.
+            ("x-forwarded-user", Judged::Ends, Judged::Ends),
+            ("x-forwarded-proto", Judged::Passes, Judged::Passes),
+            ("x-forwarded-token", Judged::Passes, Judged::Passes),
+            ("x-client-ip", Judged::Passes, Judged::Passes),
+        ] {
+            let judge = |from_trusted_proxy| names.judge(&HeaderName::from_static(name), from_trusted_proxy);
+            assert_eq!((judge(false), judge(true)), (from_outsider, from_proxy), "{name}");
         }
     }
 
@@ -221,10 +292,10 @@ mod tests {
         for name in ["host", "x-caller", "X_Caller", "content_length", "accept"] {
             head.append_header(name, "v").unwrap();
         }
-        assert!(!names.strip(&mut head));
+        assert!(!names.strip(&mut head, false));
         assert_eq!(head.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["host", "accept"]);
         head.append_header("my_header", "v").unwrap();
-        assert!(names.strip(&mut head));
+        assert!(names.strip(&mut head, false));
     }
 
     #[test]
