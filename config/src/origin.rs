@@ -12,9 +12,12 @@ use serde_json::Value as Json;
 
 use crate::validate::{Segment, text};
 
-/// Shortest value that is replaced wherever it stands in a message, bytes. A shorter one is replaced between backticks
-/// only: a message would not be read any more without each `a`.
-const LEAST_ANYWHERE: usize = 4;
+/// Shortest value that is replaced as a whole word of a message, bytes. A shorter one is replaced between backticks only:
+/// a message would not be read any more without each `a`.
+const LEAST_WORD: usize = 4;
+/// Shortest value that is replaced inside words too, bytes: `LOG=info` must not cut `information`, and a value of this
+/// length stands in no honest word.
+const LEAST_ANYWHERE: usize = 8;
 /// Shortest part of a value that is masked in a message about that value, bytes: what a parser quotes of it.
 const LEAST_PART: usize = 8;
 /// Longest message in which parts of values are looked for, bytes; a longer one is not shown.
@@ -79,8 +82,17 @@ impl Origins {
         while let Some(next) = rest.chars().next() {
             let quoted =
                 |found: &str| out.ends_with('`') && rest.get(found.len()..).is_some_and(|r| r.starts_with('`'));
+            let is_whole = |found: &str| {
+                let after = rest.get(found.len()..).and_then(|after| after.chars().next());
+                !(joins(out.chars().next_back(), found.chars().next()) || joins(found.chars().next_back(), after))
+            };
             let found = self.known.iter().find(|((_, found), _)| {
-                rest.starts_with(found.as_str()) && (found.len() >= LEAST_ANYWHERE || quoted(found))
+                rest.starts_with(found.as_str())
+                    && match found.len() {
+                        LEAST_ANYWHERE.. => true,
+                        LEAST_WORD.. => is_whole(found),
+                        _ => quoted(found),
+                    }
             });
             let taken = match found {
                 Some(((_, found), shown)) => {
@@ -140,6 +152,11 @@ impl Origins {
     }
 }
 
+/// True if two characters that follow each other belong to one word.
+fn joins(before: Option<char>, after: Option<char>) -> bool {
+    before.is_some_and(char::is_alphanumeric) && after.is_some_and(char::is_alphanumeric)
+}
+
 /// A path as a JSON pointer (RFC 6901).
 fn pointer(at: &[Segment]) -> String {
     let segment = |segment: &Segment| match segment {
@@ -162,13 +179,26 @@ fn strings(node: &mut Json, see: &mut impl FnMut(&str, &mut String)) {
     walk("", node, see);
 }
 
-/// A URL without its user and password (RFC 3986, 3.2.1), if it has them.
+/// A text without the users and passwords of its URLs (RFC 3986, 3.2.1), if one has them. A list of URLs is a text with
+/// several.
 fn without_user(text: &str) -> Option<String> {
-    let (scheme, rest) = text.split_once("://")?;
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, tail) = rest.split_at_checked(end)?;
-    let (_, host) = authority.rsplit_once('@')?;
-    Some(format!("{scheme}://***@{host}{tail}"))
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    let mut is_changed = false;
+    while let Some((before, after)) = rest.split_once("://") {
+        out.push_str(before);
+        out.push_str("://");
+        let authority = after.split(['/', '?', '#']).next().unwrap_or_default();
+        // Where the next URL begins without a blank, its scheme stands behind the host: what follows the user is read again.
+        let user = authority.rfind('@').map_or(0, |at| at.saturating_add(1));
+        if user > 0 {
+            out.push_str("***@");
+            is_changed = true;
+        }
+        rest = after.get(user..).unwrap_or_default();
+    }
+    out.push_str(rest);
+    is_changed.then_some(out)
 }
 
 /// A text in which every run of characters that also stands in `value` is replaced by `…`, if it is long enough.
@@ -216,6 +246,44 @@ mod tests {
         }
         assert_eq!(origins.redact_at("filters[0].cel", "unexpected `s3cr3t-v`"), "unexpected `…`");
         assert_eq!(origins.redact_at("routes", "unexpected `s3cr3t-v`"), "unexpected `s3cr3t-v`");
+    }
+
+    #[test]
+    fn a_short_value_is_replaced_as_a_whole_word_only() {
+        let mut origins = Origins::default();
+        for (name, value) in [("LOG", "info"), ("PIN", "12-ab"), ("SEVEN", "sevenly"), ("EIGHT", "eightfol")] {
+            let written = format!("${{{name}}}");
+            origins.add(&at!["name"], &written, value, vec![(written.clone(), value.to_owned())]);
+        }
+        for (message, shown) in [
+            ("information", "information"),
+            ("more info", "more ${LOG}"),
+            ("info: `info`", "${LOG}: `${LOG}`"),
+            ("level=info,x", "level=${LOG},x"),
+            ("`debuginfo`", "`debuginfo`"),
+            ("éinfo infoé", "éinfo infoé"),
+            ("a12-ab 12-ab7 x-12-ab", "a12-ab 12-ab7 x-${PIN}"),
+            ("sevenly unsevenly", "${SEVEN} unsevenly"),
+            ("eightfold", "${EIGHT}d"),
+        ] {
+            assert_eq!(origins.redact(message), shown);
+        }
+    }
+
+    #[test]
+    fn every_url_of_a_text_loses_its_user() {
+        for (text, shown) in [
+            ("redis://u:p@host:1/0", Some("redis://***@host:1/0")),
+            ("redis://u:p@a,redis://v:q@b", Some("redis://***@a,redis://***@b")),
+            ("http://a/x http://u:p@b/y?z", Some("http://a/x http://***@b/y?z")),
+            ("http://a,http://u:p@b", Some("http://a,http://***@b")),
+            ("http://a?to=http://u:p@b#c", Some("http://a?to=http://***@b#c")),
+            ("http://u:p@x@a", Some("http://***@a")),
+            ("http://a/b@c", None),
+            ("a@b", None),
+        ] {
+            assert_eq!(without_user(text).as_deref(), shown, "{text}");
+        }
     }
 
     #[test]

@@ -396,13 +396,15 @@ routes:
     }
 }
 
-/// A server of HTTP/2 whose answer claims to be the gateway's, in its head and in its trailers.
+/// A server of HTTP/2 whose answer claims to be the gateway's, in its head and in its trailers, and repeats in its trailers
+/// the credential that it is shown.
 async fn boasting_http2() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let service = service_fn(|request: Request<Incoming>| async {
+                let shown = request.headers().get("authorization").cloned();
                 let _ = request.into_body().collect().await;
                 let claims = |headers: &mut HeaderMap| {
                     for name in ["x-spillway-served-by", "x_spillway_served_by", "x.spillway-dropped"] {
@@ -411,6 +413,9 @@ async fn boasting_http2() -> String {
                 };
                 let mut trailers = HeaderMap::new();
                 trailers.insert("grpc-status", "0".parse().unwrap());
+                if let Some(shown) = shown {
+                    trailers.insert("grpc-message", shown);
+                }
                 claims(&mut trailers);
                 let frames = [Ok::<_, std::io::Error>(Frame::data(Bytes::from("ok"))), Ok(Frame::trailers(trailers))];
                 let mut answer = Response::new(StreamBody::new(futures::stream::iter(frames)));
@@ -482,13 +487,25 @@ async fn an_error_that_repeats_the_gateways_credential_does_not_tell_it() {
         Some(reply(401, &[("www-authenticate", &realm), ("x-kept", "kept")], body))
     })
     .await;
+    let two = boasting_http2().await;
     let gateway = start(&format!(
-        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]
-routes: [{{name: r, backendRefs: [{{name: x}}]}}]
+        "backends:
+  - {{name: x, endpoints: [{{url: \"{}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}
+  - {{name: two, http2: true, endpoints: [{{url: \"{two}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}
+routes:
+  - {{name: two, matches: [{{path: {{prefix: /two}}}}], backendRefs: [{{name: two}}]}}
+  - {{name: r, backendRefs: [{{name: x}}]}}
 ",
         upstream.url()
     ))
     .await;
+    // In trailers, as gRPC tells its errors.
+    let mut http2 = http2_over(TcpStream::connect(gateway.listener("h2c")).await.unwrap()).await;
+    let request = Request::get("http://a.test/two").body(Full::new(Bytes::new())).unwrap();
+    let body = http2.send_request(request).await.unwrap().into_body().collect().await.unwrap();
+    let trailers = body.trailers().cloned().unwrap_or_default();
+    assert!(trailers.contains_key("grpc-status") && !trailers.contains_key("grpc-message"), "{trailers:?}");
+
     let client = spillway_tests::Client::new(gateway.listener("plain"));
     let answer = client.get("/").await;
     assert_eq!((answer.status.as_u16(), answer.header("x-kept"), answer.cut), (401, "kept", false));

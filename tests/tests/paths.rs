@@ -392,6 +392,11 @@ routes:
     matches: [{{path: {{prefix: /x}}}}]
     filters: [{{authorize: \"!(request.path.startsWith('/x/secret:all') || request.path.matches('/x/keys(/|$)'))\"}}]
     backendRefs: [{{name: b}}]
+  - name: slashes
+    matches: [{{path: {{prefix: /s}}}}]
+    encodedSlashes: pass
+    filters: [{{authorize: \"!request.path.startsWith('/s/keys/')\"}}]
+    backendRefs: [{{name: b}}]
   - name: hosts
     matches: [{{path: {{prefix: /hosts}}}}]
     filters: [{{cel: {{deny: \"request.host == 'secret.test'\"}}}}]
@@ -416,6 +421,10 @@ routes:
         ("/x/keys%2f", 400),
         ("/x;a/keys", 400),
         ("/y/keys;a", 200),
+        ("/s/page/a", 200),
+        ("/s/keys/a", 403),
+        ("/s/keys%2Fa", 400),
+        ("/s/keys%5ca", 400),
     ] {
         let (found, answer) = ask(gateway.address, "GET", path, "", "").await;
         assert_eq!(found, status, "{path}: {answer}");

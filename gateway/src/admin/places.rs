@@ -8,8 +8,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Part of all places that one address may have: one in four. Processes of this machine are not told apart, so loopback
-/// may have all.
+use crate::limits::network;
+
+/// Part of all places that one address, or /64 of IPv6, may have: one in four. Processes of this machine are not told
+/// apart, so loopback may have all.
 const PART_OF_ONE: usize = 4;
 
 /// Open connections, by the order in which they came.
@@ -29,7 +31,8 @@ struct Open {
 }
 
 struct Connection {
-    client: IpAddr,
+    /// Address of the client, or its /64 of IPv6: a household or server has all of that.
+    client: [u8; 9],
     /// When the last request came, in the order of all that happened; `None` before the first.
     asked: Option<u64>,
     close: Arc<Notify>,
@@ -51,7 +54,9 @@ impl Places {
     pub(super) fn take(&self, client: IpAddr) -> (Place, usize) {
         let mut open = self.0.open.lock();
         let mut closed = 0;
-        let most_of_one = if client.is_loopback() { self.0.most } else { (self.0.most / PART_OF_ONE).max(1) };
+        let is_local = client.is_loopback();
+        let client = network(client);
+        let most_of_one = if is_local { self.0.most } else { (self.0.most / PART_OF_ONE).max(1) };
         let of_client = open.connections.values().filter(|connection| connection.client == client).count();
         if of_client >= most_of_one {
             closed += usize::from(open.close_least_used(|connection| connection.client == client));
@@ -148,5 +153,22 @@ mod tests {
         assert!(!closed(&probing));
         assert!(places.close_one());
         assert!(closed(&probing), "the oldest of all");
+    }
+
+    #[test]
+    fn addresses_of_one_network_have_the_places_of_one() {
+        for (first, second, are_one) in [
+            ("2001:db8::1", "2001:db8::2", true),
+            ("2001:db8::1", "2001:db8::ffff:0:0:1", true),
+            ("2001:db8::1", "2001:db8:0:1::1", false),
+            ("10.0.0.1", "::ffff:10.0.0.1", true),
+            ("10.0.0.1", "10.0.0.2", false),
+            ("127.0.0.1", "127.0.0.1", false),
+        ] {
+            let places = Places::new(4);
+            let held = places.take(first.parse().unwrap()).0;
+            let (_new, dropped) = places.take(second.parse().unwrap());
+            assert_eq!((dropped, closed(&held)), (usize::from(are_one), are_one), "{first} {second}");
+        }
     }
 }

@@ -37,7 +37,7 @@ pub fn caller(consumer: Option<&str>, client: IpAddr) -> u128 {
 }
 
 /// What counts as one address: a household or server has a /64 of IPv6.
-pub(super) fn network(address: IpAddr) -> [u8; 9] {
+pub fn network(address: IpAddr) -> [u8; 9] {
     let mut network = [0; 9];
     let canonical = address.to_canonical();
     let bytes: &[u8] = match &canonical {

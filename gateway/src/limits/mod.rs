@@ -20,7 +20,7 @@ mod tests;
 pub use budgets::{BudgetError, unix_now};
 pub use estimate::{Estimate, Used};
 pub use judging::{Claim, Spent, reserve, spent};
-pub use keys::{Credential, Subject, caller};
+pub use keys::{Credential, Subject, caller, network};
 pub use ledger::{Ledger, Shown};
 pub use prices::Prices;
 pub use rationed::Rationed;

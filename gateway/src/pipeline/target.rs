@@ -166,8 +166,8 @@ pub(super) fn judge_spelling<'t>(
     if is_evaded {
         return Err(wrong(
             "ambiguous_path",
-            "the path of the request has a second reading (`;`, an escaped delimiter or a dot at the end of a name) to \
-             which other rules apply: write the path that is meant",
+            "the path of the request has a second reading (`;`, an escaped slash or delimiter, or a dot at the end of a \
+             name) to which other rules apply: write the path that is meant",
         ));
     }
     Ok(())

@@ -65,10 +65,10 @@ impl Spelling {
         self.0 & (SLASH | BACKSLASH) != 0
     }
 
-    /// True if an expression over the path could be evaded. Escaped sub-delimiters are decoded for expressions, and an
-    /// encoded slash passes only where the file says so.
+    /// True if an expression over the path could be evaded. Escaped sub-delimiters are decoded for expressions; an encoded
+    /// slash is not, and a server that decodes it reads other segments than the expression.
     pub fn evades_expressions(self) -> bool {
-        self.0 & (PARAMETER | REPARSED | TRAILING_DOT) != 0
+        self.0 & (SLASH | BACKSLASH | PARAMETER | REPARSED | TRAILING_DOT) != 0
     }
 
     fn of(normal: &str) -> Self {
@@ -225,6 +225,24 @@ mod tests {
         assert_eq!(readings("/a./b;c"), ["/a./b", "/a/b;c", "/a/b"]);
         assert_eq!(readings("/a%3Ab%3Fc"), ["/a%3Ab", "/a:b%3Fc", "/a:b"]);
         assert_eq!(readings("/a%2F"), ["/a/"]);
+    }
+
+    #[test]
+    fn an_expression_sees_what_every_server_reads_or_is_evaded() {
+        for (path, evades) in [
+            ("/a/b", false),
+            ("/a%3Ab", false),
+            ("/caf%C3%A9", false),
+            ("/a%2Fb", true),
+            ("/a%2fb", true),
+            ("/a%5Cb", true),
+            ("/a%5cb", true),
+            ("/a;b", true),
+            ("/a%3Fb", true),
+            ("/a.", true),
+        ] {
+            assert_eq!(read(path).unwrap().1.evades_expressions(), evades, "{path}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::{StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
@@ -19,6 +19,7 @@ use super::bounds::HEADER;
 use super::converse::{State, converse};
 use super::dial::NO_CONNECTION;
 use super::headers::Via;
+use super::masking::holding;
 use super::metered;
 use super::open::Opened;
 use super::outgoing::Sent;
@@ -283,6 +284,11 @@ impl Attempt<'_> {
     pub(super) fn credentials<'s>(&'s self, x: &'s Exchange) -> Option<&'s http::HeaderValue> {
         let own = x.caller.as_ref().and_then(|caller| caller.credentials(&self.backend.name));
         own.or(self.backend.credentials.as_ref())
+    }
+
+    /// Names of headers or trailers of the server that repeat the credential which it was shown.
+    pub(super) fn repeating(&self, x: &Exchange, headers: &HeaderMap) -> Vec<HeaderName> {
+        self.credentials(x).map_or_else(Vec::new, |credentials| holding(headers, credentials))
     }
 
     /// Reads what the server says of its load.

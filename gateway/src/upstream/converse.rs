@@ -161,7 +161,10 @@ pub(super) async fn converse(
                 if head.status.is_informational() {
                     // 100 was answered by us; what else there may be means nothing to HTTP/1.0.
                     if head.status == StatusCode::EARLY_HINTS && session.req_header().version != Version::HTTP_10 {
-                        let hints = Box::new(early_hints(head));
+                        let mut hints = Box::new(early_hints(head));
+                        for name in a.repeating(x, &hints.headers) {
+                            hints.remove_header(&name);
+                        }
                         let until = limits.deadline.min(Instant::now() + x.write_timeout);
                         if client_write(until, session.write_response_header(hints)).await.is_err() {
                             return Outcome::ClientGone;

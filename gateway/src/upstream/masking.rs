@@ -109,7 +109,9 @@ mod tests {
     fn headers_that_hold_it_are_named() {
         let mut headers = HeaderMap::new();
         headers.insert("www-authenticate", HeaderValue::from_static("Bearer realm=\"abc-abd-secret\""));
+        headers.insert("grpc-message", HeaderValue::from_static("incorrect%20key%20abc-abd-secret"));
         headers.insert("x-kept", HeaderValue::from_static("abc-abd"));
-        assert_eq!(holding(&headers, &HeaderValue::from_static("Bearer abc-abd-secret")), ["www-authenticate"]);
+        let found = holding(&headers, &HeaderValue::from_static("Bearer abc-abd-secret"));
+        assert_eq!(found, ["www-authenticate", "grpc-message"]);
     }
 }

@@ -17,7 +17,7 @@ use super::bounds::has_room_for;
 use super::converse::{Next, State, server_due};
 use super::events::{Gate, Transcript};
 use super::headers::{outgoing_response, outgoing_trailers};
-use super::masking::{Mask, holding};
+use super::masking::Mask;
 use crate::balancing::{Class, orca};
 use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{self, Exchange, Place, ServedBy};
@@ -141,10 +141,8 @@ async fn pass_head(
         // It was asked for by us, not by the caller.
         head.remove_header(&orca::REPORT);
     }
-    if let Some(credentials) = a.credentials(x) {
-        for name in holding(&head.headers, credentials) {
-            head.remove_header(&name);
-        }
+    for name in a.repeating(x, &head.headers) {
+        head.remove_header(&name);
     }
     let mut out = outgoing_response(head, x, is_http11, has_body);
     if x.outcome.spilled.is_some()
@@ -365,7 +363,13 @@ pub(super) async fn finish(
         (None, Some(server)) => trailers(server).await,
         (None, None) => None,
     };
-    let trailers = trailers.filter(|_| session.is_http2());
+    let mut trailers = trailers.filter(|_| session.is_http2());
+    if let Some(trailers) = &mut trailers {
+        // A server of gRPC puts the text of its error there.
+        for name in a.repeating(x, trailers) {
+            trailers.remove(&name);
+        }
+    }
     // The server has no part in what follows.
     state.is_over = true;
     let Ok(mut last) = release(a, session, x, upstream, state, passing).await else { return state.client_gone() };

@@ -15,7 +15,7 @@ use crate::{Filter, HttpClient, SharedStates};
 pub struct BuildContext<'a> {
     /// Name of the route whose chain it stands in.
     pub route: &'a str,
-    /// Path prefixes that the route matches, as written.
+    /// Path prefixes that the route matches, in the form in which paths are compared (`spillway_config::path::key`).
     pub prefixes: &'a [&'a str],
     /// State that outlives a reload.
     pub states: &'a SharedStates,

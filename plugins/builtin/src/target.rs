@@ -7,6 +7,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{StatusCode, Uri};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use spillway_config::path;
 use spillway_filter::{
     Answer, BuildContext, FieldError, Filter, FilterFactory, Flow, Headers, Refusal, RequestView, Stage, Variables,
     define,
@@ -137,9 +138,17 @@ impl Prefix {
         Self { old, new: new.trim_end_matches('/').into() }
     }
 
+    /// A path with the new beginning. `*`, the target of `OPTIONS`, is no path and stays.
     fn replace(&self, path: &str) -> String {
-        let whole = |prefix: &str| path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'));
-        let rest = self.old.iter().find_map(|prefix| whole(prefix)).unwrap_or(path);
+        if path == "*" {
+            return path.to_owned();
+        }
+        // Compared as the route compared it. The two differ in the case of letters, so lengths are the same.
+        let key = path::key(path);
+        let whole =
+            |prefix: &str| key.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let old = self.old.iter().find(|prefix| whole(prefix)).map_or(0, |prefix| prefix.len());
+        let rest = path.get(old..).unwrap_or_default();
         let path = format!("{}{rest}", self.new);
         if path.is_empty() { "/".to_owned() } else { path }
     }
@@ -306,6 +315,12 @@ mod tests {
             (&["/v1"], "/", "/v1/x", "/x"),
             (&["/v1"], "/new", "/v10/x", "/new/v10/x"),
             (&[], "/new", "/x", "/new/x"),
+            (&["/a%2Fb"], "/c", "/a%2fb/d%2fe", "/c/d%2fe"),
+            (&["/a%2Fb"], "/c", "/a%2Fb", "/c"),
+            (&["/a%5Cb"], "/c", "/a%5cb/d", "/c/d"),
+            (&["/a%2Fb"], "/c", "/a/b", "/c/a/b"),
+            (&[], "/new", "*", "*"),
+            (&["/"], "/new", "*", "*"),
         ] {
             assert_eq!(rewritten(prefixes, new, target), expected, "{target}");
         }
