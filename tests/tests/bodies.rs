@@ -344,6 +344,7 @@ async fn a_body_that_two_readers_take_for_two_is_refused() {
         r#""model":["big"]"#,
         r#""model":"small\u0000big""#,
         r#""model":"small ""#,
+        r#""model":"small","model\u0000":"big""#,
         r#""model":"small","x":"\ud800""#,
         r#""model":"small","x":NaN"#,
         r#""model":"small","x":1e999"#,
@@ -375,8 +376,50 @@ async fn a_body_that_two_readers_take_for_two_is_refused() {
             assert!(matches!(answer.status.as_u16(), 400 | 404), "{path} {content_type}: {}", answer.status);
         }
     }
+    // Types by which some servers read another text than the gateway.
+    for (content_type, code) in [
+        ("application/json; charset=utf-7", "unsupported_charset"),
+        ("application/json; charset=utf-16", "unsupported_charset"),
+        ("application/json; charset*=utf-8''utf-7", "unsupported_charset"),
+        ("application/json; charset=utf-8; charset=utf-7", "unsupported_charset"),
+        ("application/x-www-form-urlencoded", "unsupported_form"),
+    ] {
+        let body = r#"{"model":"small","x":"+ACIALAAi-model+ACIAOgAi-big&model=big"}"#;
+        for path in ["/v1/chat/completions", "/v1/other"] {
+            let answer = client.post(path, &[("content-type", content_type), key], body).await;
+            assert_eq!((answer.status.as_u16(), code_of(&answer)), (400, code.to_owned()), "{path} {content_type}");
+        }
+    }
+    let two_types = [JSON, ("content-type", "multipart/form-data; boundary=x"), key];
+    let answer = client.post("/v1/chat/completions", &two_types, plain.clone()).await;
+    assert_eq!((answer.status.as_u16(), code_of(&answer)), (400, "ambiguous_content_type".to_owned()));
+    let compressed = [JSON, ("content-encoding", "gzip"), key];
+    let answer = client.post("/v1/other", &compressed, &b"\x1f\x8b\x08"[..]).await;
+    assert_eq!((answer.status.as_u16(), code_of(&answer)), (400, "unsupported_content_encoding".to_owned()));
+    // Forms of which some servers read another model.
+    let part = |header: &str, value: &str| format!("--x\r\n{header}\r\n\r\n{value}\r\n");
+    let named_small = part("Content-Disposition: form-data; name=\"model\"", "small");
+    let plain_type = "multipart/form-data; boundary=x";
+    for (content_type, header) in [
+        (plain_type, "Content-Disposition: form-data; name=\"x\"; name*0=\"model\""),
+        (plain_type, "Content-Disposition: form-data; name=\"mo\"; name*0=\"del\""),
+        (plain_type, "Content-Disposition: form-data; name=\"x\"; name\t=\"model\""),
+        (plain_type, "Content-Disposition: form-data; name=\"x\"\r\nContent-Disposition : form-data; name=\"model\""),
+        ("multipart/form-data; boundary=x; boundary*0=b", "Content-Disposition: form-data; name=\"x\""),
+        ("multipart/form-data; boundary=\"x \"", "Content-Disposition: form-data; name=\"x\""),
+        ("multipart/form-data; boundary=x; charset=utf-7", "Content-Disposition: form-data; name=\"+AG0AbwBkAGUAbA-\""),
+    ] {
+        let body = format!("{named_small}{}--x--\r\n", part(header, "big"));
+        let answer = client.post("/v1/audio/transcriptions", &[("content-type", content_type), key], body).await;
+        assert_eq!(
+            (answer.status.as_u16(), code_of(&answer)),
+            (400, "invalid_form".to_owned()),
+            "{content_type}: {header}"
+        );
+    }
     assert_eq!((small.count(), big.count()), (0, 0), "nothing of it reached a server");
-    let answer = client.post("/v1/chat/completions", &[JSON, key], plain).await;
+    let honest = ("content-type", "Application/JSON; charset=\"UTF-8\"");
+    let answer = client.post("/v1/chat/completions", &[honest, key], plain).await;
     assert_eq!((answer.status.as_u16(), small.count()), (200, 1));
     // The model of a form counts like one of JSON.
     let named =
@@ -388,14 +431,47 @@ async fn a_body_that_two_readers_take_for_two_is_refused() {
     }
     // Where no rule is about what a body says, it is the server's to read.
     let open = Gateway::start(&format!(
-        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]
-routes: [{{name: r, filters: [{{cel: {{deny: \"has(request.body.forbidden)\"}}}}], backendRefs: [{{name: x}}]}}]
+        "backends:
+  - {{name: x, endpoints: [{{url: \"{0}\"}}]}}
+  - {{name: renames, protocol: openai, model: other, endpoints: [{{url: \"{0}\"}}]}}
+routes:
+  - {{name: body, matches: [{{path: {{prefix: /body}}}}], filters: [{{cel: {{deny: \"has(request.body.forbidden)\"}}}}], backendRefs: [{{name: x}}]}}
+  - {{name: model, matches: [{{path: {{prefix: /model}}}}], filters: [{{authorize: \"request.model == 'small'\"}}], backendRefs: [{{name: x}}]}}
+  - {{name: denied, matches: [{{path: {{prefix: /denied}}}}], filters: [{{cel: {{deny: \"request.model == 'big'\"}}}}], backendRefs: [{{name: x}}]}}
+  - {{name: renames, matches: [{{path: {{prefix: /renames}}}}], backendRefs: [{{name: renames}}]}}
+  - {{name: open, backendRefs: [{{name: x}}]}}
 ",
         small.url()
     ))
     .await;
-    let answer = open.client().post("/cars", &[JSON], r#"{"Model":"T","N":2}"#).await;
-    assert_eq!((answer.status.as_u16(), small.count()), (200, 3));
+    let form = ("content-type", "multipart/form-data; boundary=x");
+    let json = |path: &'static str, body: &str, status: u16| (path, JSON, body.to_owned(), status);
+    for (path, content_type, body, status) in [
+        json("/cars", r#"{"Model":"T","N":2}"#, 200),
+        // Where an expression reads the body or its model, or a backend knows the model by another name, it has one reading.
+        json("/body/cars", r#"{"Model":"T","N":2}"#, 400),
+        json("/body/cars", r#"{"name":"T"}"#, 200),
+        json("/model/x", r#"{"model":"small"}"#, 200),
+        json("/model/x", r#"{"model":"big"}"#, 403),
+        json("/model/x", r#"{"model":"small","Model":"big"}"#, 400),
+        json("/denied/x", r#"{"model":"small"}"#, 200),
+        json("/denied/x", r#"{"model":"big"}"#, 400),
+        json("/renames/x", r#"{"model":"small"}"#, 200),
+        json("/renames/x", r#"{"model":"small","Model":"big"}"#, 400),
+        ("/renames/x", form, format!("{named_small}--x--\r\n"), 400),
+        ("/renames/x", form, format!("{}--x--\r\n", part("Content-Disposition: form-data; name=\"file\"", "x")), 200),
+    ] {
+        let before = small.count();
+        let answer = open.client().post(path, &[content_type], body.clone()).await;
+        assert_eq!(answer.status.as_u16(), status, "{path}: {body}: {}", answer.text());
+        assert_eq!(small.count() - before, usize::from(status == 200), "{path}: {body}");
+    }
+}
+
+/// Code of an error, in whichever shape it is written.
+fn code_of(answer: &Answer) -> String {
+    let error = answer.json();
+    error["error"]["code"].as_str().or(error["code"].as_str()).unwrap_or_default().to_owned()
 }
 
 #[tokio::test]

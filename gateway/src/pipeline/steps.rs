@@ -192,6 +192,7 @@ async fn find(
             check_length(session, route)?;
         }
         check_model(route, x)?;
+        check_rename(route, x)?;
         return Ok(route.clone());
     }
     if candidates.is_empty() {
@@ -238,6 +239,7 @@ async fn find(
     }
     check_access(&route, true, session, x)?;
     check_model(&route, x)?;
+    check_rename(&route, x)?;
     Ok(route)
 }
 
@@ -383,6 +385,44 @@ fn check_model(route: &Route, x: &Exchange) -> Result<(), End> {
     }
 }
 
+/// Refuses a form that names a model where a backend knows it by another name: only in JSON is it replaced.
+fn check_rename(route: &Route, x: &Exchange) -> Result<(), End> {
+    match &x.asked {
+        Some(Asked { model: Some(_), model_at: None, .. }) if route.renames_model => Err(End::refuse(
+            Refusal::invalid(
+                "unsupported_form",
+                "The body is a form that names a model, and this route replaces model names in JSON only: send JSON, or \
+                 leave `model` out.",
+            )
+            .param("model"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses bodies that are not read here where something is decided by what they say: a server may read them.
+fn check_readable(head: &RequestHeader, content_type: &[u8]) -> Result<(), End> {
+    const URL_ENCODED: &[u8] = b"x-www-form-urlencoded";
+    // Clients that mean the charset write UTF-8 here too.
+    let is_plain = |coding: &HeaderValue| {
+        [&b"identity"[..], b"utf-8"].iter().any(|plain| coding.as_bytes().eq_ignore_ascii_case(plain))
+    };
+    if !head.headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
+        return Err(End::refuse(Refusal::invalid(
+            "unsupported_content_encoding",
+            "The body is compressed, and a rule depends on what it says: send it without Content-Encoding.",
+        )));
+    }
+    if content_type.windows(URL_ENCODED.len()).any(|part| part.eq_ignore_ascii_case(URL_ENCODED)) {
+        return Err(End::refuse(Refusal::invalid(
+            "unsupported_form",
+            "The Content-Type is `application/x-www-form-urlencoded`, and a rule depends on what the body says: send \
+             `application/json` or `multipart/form-data`.",
+        )));
+    }
+    Ok(())
+}
+
 /// What the body asks for. One that is not JSON asks for nothing here. Where `decides`, something is decided by what it
 /// says, and a body that is JSON to some readers must have one reading; on a path of OpenAI's API it always must.
 async fn peek(session: &ServerSession, x: &Exchange, decides: bool) -> Result<Option<Asked>, End> {
@@ -394,17 +434,26 @@ async fn peek(session: &ServerSession, x: &Exchange, decides: bool) -> Result<Op
     let says_json = content_type.windows(4).any(|part| part.eq_ignore_ascii_case(b"json"));
     let head = session.req_header();
     let must_be_json = Api::of_path(head.uri.path()) == Api::OpenAi && head.method == Method::POST;
+    if decides {
+        check_readable(head, content_type)?;
+    }
     // What is no JSON may be a sound or an image.
     let unread = Asked { expected: Estimate::new(0, 0, 1, None, true), ..Asked::default() };
     if decides && !must_be_json && openai::is_form(content_type) {
         let named = x.off_loop.run(held.bytes.len(), || openai::form_model(content_type, &held.bytes)).await?;
         return Ok(Some(Asked { model: named?, ..unread }));
     }
+    let is_strict = must_be_json || decides;
+    if is_strict && !openai::is_utf8(content_type) {
+        return Err(End::refuse(Refusal::invalid(
+            "unsupported_charset",
+            "The Content-Type names a charset other than UTF-8: send the body in UTF-8, with `charset=utf-8` or none.",
+        )));
+    }
     // Many servers read JSON whatever the request says that it is.
     if !(says_json || must_be_json || openai::looks_like_json(&held.bytes)) {
         return Ok(Some(unread));
     }
-    let is_strict = must_be_json || decides;
     match x.off_loop.run(held.bytes.len(), || openai::peek(&held.bytes, is_strict)).await? {
         Ok(peek) => {
             let writes = !head.uri.path().ends_with("/embeddings");

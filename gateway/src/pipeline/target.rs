@@ -27,6 +27,7 @@ pub(super) fn settle(head: &mut RequestHeader) -> Result<Spelling, Box<Refusal>>
     one_host(head)?;
     let spelling = one_path(head)?;
     one_length(head)?;
+    one_type(head)?;
     Ok(spelling)
 }
 
@@ -201,6 +202,14 @@ fn one_length(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
             .map_err(|_| wrong("ambiguous_framing", "the request has no single Content-Length"))?;
     }
     Ok(())
+}
+
+/// A body has one type: servers differ on which of two they read it by.
+fn one_type(head: &RequestHeader) -> Result<(), Box<Refusal>> {
+    match head.headers.get_all(header::CONTENT_TYPE).iter().nth(1) {
+        Some(_) => Err(wrong("ambiguous_content_type", "the request has more than one Content-Type: send one")),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

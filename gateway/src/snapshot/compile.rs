@@ -394,9 +394,18 @@ impl Compiler {
             TargetKind::Backend(backend) => backend.protocol == BackendProtocol::Openai,
             TargetKind::Model(_) => true,
         });
+        let spills_to = [&when_saturated, &when_unavailable].into_iter().filter_map(|last| last.spill_to.as_ref());
+        let renames_model = targets
+            .iter()
+            .map(|target| &target.kind)
+            .chain(spills_to)
+            .any(|kind| matches!(kind, TargetKind::Backend(backend) if backend.upstream_model.is_some()));
+        let filter_reads_body = filters.iter().any(|named: &NamedFilter| named.filter.needs_body());
         let judges_body = written.spill.as_ref().is_some_and(|spill| spill.models.is_some())
+            || renames_model
+            || filter_reads_body
             || filters.iter().flat_map(|named| &named.rules).any(|rule| rule.is_by_model() || rule.counts_tokens());
-        let holds_body = speaks_model || filters.iter().any(|named: &NamedFilter| named.filter.needs_body());
+        let holds_body = speaks_model || renames_model || filter_reads_body;
         let known_callers = !config.consumers.is_empty() || config.authentication.is_some();
         let default = if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None };
         let on = |reason| written.retry.on.contains(&reason);
@@ -441,6 +450,7 @@ impl Compiler {
             // needs the body a second time.
             holds_body: holds_body || !queues.is_empty() || !mirrors.is_empty(),
             judges_body,
+            renames_model,
             queues,
             mirrors,
             listed_models: listed(written, config, &targets),

@@ -123,8 +123,10 @@ pub struct Route {
     pub max_body: u64,
     /// Whether the body is held before it goes anywhere: a target or spill needs to read it.
     pub holds_body: bool,
-    /// Whether rules of its filters, or of its spill, judge a request by what its body says.
+    /// Whether its filters, its spill or the model names of its backends depend on what a body says.
     pub judges_body: bool,
+    /// Whether a backend gets another model name than the one that the caller sends.
+    pub renames_model: bool,
     /// Model names that the list of models shows.
     pub listed_models: Vec<ListedModel>,
     /// Its series.
@@ -345,6 +347,7 @@ impl Route {
             max_body: 20 << 20,
             holds_body: false,
             judges_body: false,
+            renames_model: false,
             listed_models: Vec::new(),
             metrics: Arc::new(RouteMetrics::default()),
         }

@@ -31,7 +31,7 @@ struct Allowed(Expression);
 
 impl Filter for Allowed {
     fn needs_body(&self) -> bool {
-        self.0.asked().body
+        self.0.asked().needs_body()
     }
 
     fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
@@ -115,7 +115,7 @@ impl Denied {
 
 impl Filter for Denied {
     fn needs_body(&self) -> bool {
-        self.deny.asked().body
+        self.deny.asked().needs_body()
     }
 
     fn on_request(&self, x: &mut RequestView<'_>) -> Flow {

@@ -121,7 +121,7 @@ fn by(by: &By) -> Result<(LimitBy, String, bool), FieldError> {
         By::Value(text) => {
             let expression =
                 Expression::value(text, Scope::All).map_err(|message| FieldError::at(["by", "value"], message))?;
-            let reads_body = expression.asked().body;
+            let reads_body = expression.asked().needs_body();
             return Ok((LimitBy::Value(Arc::new(Computed(expression))), format!("value of {text}"), reads_body));
         }
     };

@@ -131,7 +131,10 @@ fn ident(name: &str, scope: Scope, variables: &[&str], found: &mut Found) -> Res
     ident_exists(name, scope, variables)?;
     if !variables.contains(&name) {
         match name {
-            "request" => found.asked = Asked { headers: true, body: scope == Scope::All, ..found.asked },
+            "request" => {
+                let is_read = scope == Scope::All;
+                found.asked = Asked { headers: true, model: is_read, body: is_read, ..found.asked };
+            }
             "consumer" => found.asked.claims = true,
             _ => {}
         }
@@ -150,6 +153,7 @@ fn field(name: &str, field: &str, scope: Scope, found: &mut Found) -> Result<(),
             }
             found.asked.headers |= field == "headers";
             found.asked.body |= field == "body";
+            found.asked.model |= field == "model";
         }
         "consumer" => {
             known(&CONSUMER, field, name)?;

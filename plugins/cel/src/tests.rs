@@ -97,6 +97,19 @@ fn mistakes_are_told_before_a_request_comes() {
 }
 
 #[test]
+fn what_an_expression_reads_of_a_request_is_known() {
+    for (text, model, body) in [
+        ("request.model == 'x'", true, false),
+        ("request.body.model == 'x'", false, true),
+        ("request['model'] == 'x'", true, true),
+        ("request.path == '/x'", false, false),
+    ] {
+        let asked = Expression::condition(text, Scope::All).unwrap().asked();
+        assert_eq!((asked.model, asked.body, asked.needs_body()), (model, body, model || body), "{text}");
+    }
+}
+
+#[test]
 fn values_become_text() {
     let text = |text: &str| {
         let expression = Expression::value(text, Scope::All).unwrap();

@@ -18,8 +18,17 @@ pub struct Asked {
     pub headers: bool,
     /// The body.
     pub body: bool,
+    /// The model that the body names.
+    pub model: bool,
     /// What a token says.
     pub claims: bool,
+}
+
+impl Asked {
+    /// Whether somebody must have read the body.
+    pub fn needs_body(&self) -> bool {
+        self.body || self.model
+    }
 }
 
 /// What is shown of a request.

@@ -82,6 +82,15 @@ fn a_body_has_one_length() {
 }
 
 #[test]
+fn a_body_has_one_type() {
+    let (json, form) = (("content-type", &b"application/json"[..]), ("content-type", &b"multipart/form-data"[..]));
+    assert!(settled(b"/", &[json]).is_ok());
+    for types in [[json, json], [json, form]] {
+        assert_eq!(settled(b"/", &types).err(), Some("ambiguous_content_type"), "{types:?}");
+    }
+}
+
+#[test]
 fn a_host_has_one_spelling() {
     for (written, read) in [
         ("a.test", "a.test"),

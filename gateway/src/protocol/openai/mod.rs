@@ -13,6 +13,6 @@ pub use observe::{Observation, ObservedError, Observer, Usage};
 pub use prefix::prompt_prefix;
 pub use request::{
     ChatRequest, Encode, EncodeInput, EncodeRequest, Message, Peek, PromptInput, ResponseFormat, ToolChoice,
-    form_model, is_form, looks_like_json, model_at, model_not_found, peek,
+    form_model, is_form, is_utf8, looks_like_json, model_at, model_not_found, peek,
 };
 pub use response::{Answer, Call, ModelCard, Shape, Spent, WholeChoice, model, models_list};

@@ -21,7 +21,7 @@ mod values;
 
 pub use chat::{ChatRequest, PromptInput, model_not_found};
 pub use encode::{Encode, EncodeInput, EncodeRequest};
-pub use form::{form_model, is_form};
+pub use form::{form_model, is_form, is_utf8};
 pub use format::ResponseFormat;
 pub use messages::Message;
 pub use peek::{Peek, looks_like_json, model_at, peek};

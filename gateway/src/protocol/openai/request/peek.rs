@@ -143,6 +143,7 @@ impl<'a> Reader<'a> {
         let mut is_first = true;
         while let Some((name, has_escapes)) = scan.name(is_first)? {
             is_first = false;
+            self.judge_name(&scan, &name, has_escapes);
             match scan.text(name, has_escapes).and_then(|name| self.field(&name)) {
                 Some((name, field)) => self.value(&mut scan, name, field)?,
                 None => {
@@ -152,6 +153,20 @@ impl<'a> Reader<'a> {
         }
         scan.end()?;
         Ok(())
+    }
+
+    /// Refuses names with control characters where it is strict: readers in C end a name at its first zero. JSON has them as
+    /// escapes only.
+    fn judge_name(&mut self, scan: &Scan<'a>, name: &Range<usize>, has_escapes: bool) {
+        if !(self.is_strict && has_escapes) {
+            return;
+        }
+        let quoted = scan.slice(name.start - 1..name.end + 1);
+        if serde_json::from_slice::<String>(quoted).is_ok_and(|name| name.chars().any(char::is_control)) {
+            let message = "The body has a name with a control character, which some servers end there: write the name \
+                           without it.";
+            self.refuse(Refusal::invalid("ambiguous_parameter", message));
+        }
     }
 
     /// The field of this name, if it is to be read.

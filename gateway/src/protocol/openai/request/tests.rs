@@ -629,6 +629,42 @@ fn nesting_ends_where_it_does_for_serde_json() {
     }
 }
 
+#[test]
+fn a_charset_other_than_utf_8_is_known() {
+    for (content_type, expected) in [
+        ("", true),
+        ("application/json", true),
+        ("application/json; odata=a b", true),
+        ("application/json; charset=utf-8", true),
+        ("Application/JSON;Charset=\"UTF-8\"", true),
+        ("application/json; charset=utf8;", true),
+        ("application/json; charset=us-ascii", true),
+        ("application/json; charset=utf-7", false),
+        ("application/json; charset=utf-16", false),
+        ("application/json; charset=\"utf-7\"", false),
+        ("application/json; charset =utf-7", false),
+        ("application/json; charset*=utf-8''utf-7", false),
+        ("application/json; charset=utf-8; charset=utf-7", false),
+        ("application/json; x=\"; charset=utf-7\"; charset=utf-8", false),
+        ("application/json, text/plain; charset=utf-7", false),
+    ] {
+        assert_eq!(is_utf8(content_type.as_bytes()), expected, "{content_type}");
+    }
+}
+
+#[test]
+fn a_name_with_a_control_character_is_refused() {
+    let long = format!(r"model\u0000{}", "x".repeat(200));
+    for name in [r"model\u0000", r"\u0000model", r"max_tokens\u0000x", r"other\u0007", long.as_str()] {
+        let body = format!(r#"{{"model":"small","{name}":"big"}}"#);
+        assert_eq!(peek(body.as_bytes(), true).unwrap_err().code, "ambiguous_parameter", "{body}");
+        assert!(peek(body.as_bytes(), false).is_ok(), "{body}");
+    }
+    for name in [r"caf\u00e9", r#"a \"quoted\" name"#] {
+        assert!(peek(format!(r#"{{"{name}":1}}"#).as_bytes(), true).is_ok(), "{name}");
+    }
+}
+
 fn form(parts: &str) -> Result<Option<String>, Refusal> {
     form_model(b"multipart/form-data; boundary=\"x y\"", parts.replace('\n', "\r\n").as_bytes())
 }
@@ -643,6 +679,10 @@ fn the_model_of_a_form_is_read_where_it_has_one_reading() {
         format!("{file}{model}{end}"),
         format!("{model}{file}--x y--"),
         format!("{}{end}", part("name=model", "whisper-1")),
+        format!("{}{end}", part("name=\"model\";\nContent-Type: text/plain; charset=\"UTF-8\"", "whisper-1")),
+        format!("{model}{}{end}", part("name=file; filename=a.wav; filename*=utf-8''%C3%A4.wav", "RIFF")),
+        format!("{model}{}{end}", part("name=\"file\"; filename=\"ä.wav\"\nContent-Type: audio/wav", "RIFF")),
+        format!("{model}{}{end}", part("name=\"timestamp_granularities[]\"", "word")),
     ] {
         assert_eq!(form(&parts).unwrap().as_deref(), Some("whisper-1"), "{parts}");
     }
@@ -653,6 +693,41 @@ fn the_model_of_a_form_is_read_where_it_has_one_reading() {
         ("another case", format!("{model}{}{end}", part("name=\"Model\"", "b"))),
         ("two names", format!("{}{end}", part("name=\"a\"; name=\"model\"", "b"))),
         ("an extended name", format!("{}{end}", part("name=\"a\"; name*=utf-8''model", "b"))),
+        ("a continued name", format!("{model}{}{end}", part("name=\"x\"; name*0=\"model\"", "b"))),
+        ("a name in pieces", format!("{model}{}{end}", part("name=\"mo\"; name*0=\"del\"", "b"))),
+        ("a continued file name", format!("{model}{}{end}", part("name=\"x\"; filename*0=\"m\"", "b"))),
+        ("a tab before `=`", format!("{model}{}{end}", part("name=\"x\"; name\t=\"model\"", "b"))),
+        ("a blank before `=`", format!("{model}{}{end}", part("name=\"x\"; name =\"model\"", "b"))),
+        ("a blank behind `=`", format!("{model}{}{end}", part("name= model", "b"))),
+        ("another case of `name`", format!("{model}{}{end}", part("name=\"x\"; NAME=\"model\"", "b"))),
+        ("a parameter without a value", format!("{model}{}{end}", part("name=\"x\"; model", "b"))),
+        (
+            "many parameters",
+            format!(
+                "{model}{}{end}",
+                part(&format!("name=x{}", (0..16).map(|n| format!("; p{n}=1")).collect::<String>()), "b")
+            ),
+        ),
+        (
+            "a blank before the colon",
+            format!("{model}{}{end}", part("name=\"x\"\nContent-Disposition : form-data; name=\"model\"", "b")),
+        ),
+        (
+            "two dispositions",
+            format!("{model}{}{end}", part("name=\"x\"\nContent-Disposition: form-data; name=\"model\"", "b")),
+        ),
+        (
+            "another disposition",
+            format!("{model}{}{end}", "--x y\nContent-Disposition: attachment; name=\"model\"\n\nb\n"),
+        ),
+        ("an encoded word", format!("{model}{}{end}", part("name=\"=?utf-8?q?model?=\"", "b"))),
+        ("blanks around a name", format!("{model}{}{end}", part("name=\" model\"", "b"))),
+        ("a charset of all fields", format!("{model}{}{end}", part("name=\"_charset_\"", "utf-7"))),
+        (
+            "a charset of the model",
+            format!("{}{end}", part("name=\"model\"\nContent-Type: text/plain; charset=utf-16", "b")),
+        ),
+        ("a file by its extended name", format!("{}{end}", part("name=\"model\"; filename*=utf-8''m", "b"))),
         ("a backslash", format!("{}{end}", part("name=\"mod\\el\"", "b"))),
         ("a quote", format!("{}{end}", part("name=\"mo\"del\"", "b"))),
         ("a file", format!("{}{end}", part("name=\"model\"; filename=\"m\"", "b"))),
@@ -672,10 +747,23 @@ fn the_model_of_a_form_is_read_where_it_has_one_reading() {
     }
     let bare_line_feeds = format!("{model}{end}");
     assert!(form_model(b"multipart/form-data; boundary=\"x y\"", bare_line_feeds.as_bytes()).is_err());
-    for content_type in
-        [&b"multipart/form-data"[..], b"multipart/form-data; boundary=", b"multipart/form-data; boundary=a; Boundary=b"]
-    {
-        assert!(form_model(content_type, b"--a--").is_err());
+    for (content_type, fits) in [
+        ("multipart/form-data; boundary=a", true),
+        ("Multipart/Form-Data; Charset=UTF-8; Boundary=\"a\";", true),
+        ("multipart/form-data", false),
+        ("multipart/form-data; boundary=", false),
+        ("multipart/form-data; boundary=a; Boundary=b", false),
+        ("multipart/form-data; boundary=a; boundary*0=b", false),
+        ("multipart/form-data; boundary=a; boundary*=utf-8''b", false),
+        ("multipart/form-data; boundary=a; charset=utf-7", false),
+        ("multipart/form-data; boundary=a; type=x", false),
+        ("multipart/mixed; boundary=a", false),
+    ] {
+        assert_eq!(form_model(content_type.as_bytes(), b"--a--").is_ok(), fits, "{content_type}");
+    }
+    for boundary in ["a ", " a", "a\t"] {
+        let content_type = format!("multipart/form-data; boundary=\"{boundary}\"");
+        assert!(form_model(content_type.as_bytes(), format!("--{boundary}--").as_bytes()).is_err(), "{boundary:?}");
     }
     assert!(is_form(b"Multipart/Form-Data; boundary=a") && !is_form(b"application/json"));
 }
