@@ -165,7 +165,8 @@ fn all() -> Vec<Bad> {
         bad(
             "not for conversations",
             format!(
-                "{LISTENER}{BACKEND}models: [{{name: m, source: \"{encoder}\", device: cpu}}]\nroutes: [{{backendRefs: [{{name: x}}], whenSaturated: {{spillTo: m}}}}]\n"
+                "{LISTENER}{}models: [{{name: m, source: \"{encoder}\", device: cpu}}]\nroutes: [{{backendRefs: [{{name: x}}], whenSaturated: {{spillTo: m}}}}]\n",
+                BACKEND.replace("name: x,", "name: x, protocol: openai,")
             ),
         ),
     ]
