@@ -115,3 +115,11 @@ fn routes_with_the_same_rules_methods_or_hosts_apart_evade_nothing() {
         assert!(evaded.is_none_or(|key| found[0].contains(&format!("`{key}` differs"))), "{found:?}");
     }
 }
+
+#[test]
+fn a_path_expression_is_whole_without_its_anchors() {
+    for (regex, sound) in [("/a|/b", true), ("/a)|(?:/b", false), ("/a(", false), ("(?i)/admin(/.*)?", true)] {
+        let found = errors("", &format!(", matches: [{{path: {{regex: \"{regex}\"}}}}]"), "");
+        assert_eq!(found.is_empty(), sound, "{regex}: {found:?}");
+    }
+}

@@ -35,7 +35,8 @@ pub fn check(options: &LoadOptions) -> Result<(), LoadError> {
     match model::task(&file) {
         Task::Generate => TextModel::new(&file).map(|_| ()),
         Task::Embed | Task::Classify => {
-            check_tokens(&file, &*TextModel::tokenizer_of(&file)?, model::encoder_vocabulary(&file)?)
+            let tokenizer = TextModel::tokenizer_of(&file)?;
+            check_tokens(&file, &tokenizer, model::encoder_vocabulary(&file)?)
         }
     }
 }

@@ -165,8 +165,7 @@ fn all() -> Vec<Bad> {
         bad(
             "not for conversations",
             format!(
-                "{LISTENER}{}models: [{{name: m, source: \"{encoder}\", device: cpu}}]\nroutes: [{{backendRefs: [{{name: x}}], whenSaturated: {{spillTo: m}}}}]\n",
-                BACKEND.replace("name: x,", "name: x, protocol: openai,")
+                "{LISTENER}backends: [{{name: x, protocol: openai, endpoints: [{{url: \"http://127.0.0.1:1\"}}]}}]\nmodels: [{{name: m, source: \"{encoder}\", device: cpu}}]\nroutes: [{{backendRefs: [{{name: x}}], whenSaturated: {{spillTo: m}}}}]\n"
             ),
         ),
     ]

@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -438,9 +438,9 @@ async fn a_server_does_not_speak_in_the_gateways_name() {
     let http1 = raw(|mut stream| async move {
         head_of_a_request(&mut stream).await;
         let hints = format!("HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n{CLAIMS}\r\n");
-        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-kept: kept\r\n{CLAIMS}\r\nok");
+        let answer =
+            format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\nx-kept: kept\r\n{CLAIMS}\r\nok");
         let _ = stream.write_all((hints + &answer).as_bytes()).await;
-        tokio::time::sleep(Duration::from_secs(60)).await;
     })
     .await;
     let http2 = boasting_http2().await;

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 async fn ask(address: SocketAddr, path: &str) -> Option<String> {
     let asked = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).await.ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await.ok()?;
         Some(text).filter(|text| text.starts_with("HTTP/1.1 200") || text.starts_with("HTTP/1.0 200"))

@@ -48,7 +48,7 @@ struct Line {
 
 impl Line {
     fn waiting(&self) -> usize {
-        self.waiting.values().map(|of_tenant| choices(of_tenant)).sum()
+        self.waiting.values().map(choices).sum()
     }
 
     /// Those of `tenant`, and of each other tenant as many as these and one: tenants take turns.

@@ -16,7 +16,7 @@ use spillway_config::schema::Authentication;
 const OURS: &str = "x-spillway-";
 
 /// Headers in which callers usually put credentials, whatever `authentication.apiKey.headers` names.
-const USUAL_CREDENTIALS: [HeaderName; 3] =
+static USUAL_CREDENTIALS: [HeaderName; 3] =
     [http::header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 
 /// Names that frame a message, belong to one connection, or are set by the gateway. The right spelling is handled where
