@@ -223,13 +223,17 @@ fn without_parts(text: &str, value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::validate::at;
 
     fn origins() -> Origins {
         let mut origins = Origins::default();
         let parts = vec![("${KEY}".to_owned(), "s3cr3t-value".to_owned())];
-        origins.add(&at!["filters", 0, "cel", "deny"], "x == '${KEY}'", "x == 's3cr3t-value'", parts);
-        origins.add(&at!["name"], "${A}", "a", vec![("${A}".to_owned(), "a".to_owned())]);
+        origins.add(
+            &["filters".into(), 0_usize.into(), "cel".into(), "deny".into()],
+            "x == '${KEY}'",
+            "x == 's3cr3t-value'",
+            parts,
+        );
+        origins.add(&["name".into()], "${A}", "a", vec![("${A}".to_owned(), "a".to_owned())]);
         origins
     }
 
@@ -253,7 +257,7 @@ mod tests {
         let mut origins = Origins::default();
         for (name, value) in [("LOG", "info"), ("PIN", "12-ab"), ("SEVEN", "sevenly"), ("EIGHT", "eightfol")] {
             let written = format!("${{{name}}}");
-            origins.add(&at!["name"], &written, value, vec![(written.clone(), value.to_owned())]);
+            origins.add(&["name".into()], &written, value, vec![(written.clone(), value.to_owned())]);
         }
         for (message, shown) in [
             ("information", "information"),

@@ -101,7 +101,7 @@ async fn request(mut session: HttpSession, connection: Arc<ConnectionInfo>, gate
     to_common_form(session.req_header_mut());
     let mut session = ServerSession::new_http2(session);
     let handled = pipeline::handle(&gateway, &connection, &mut session);
-    match gateway.downstream.ending.watch(handled).await {
+    match Box::pin(gateway.downstream.ending.watch(handled)).await {
         pipeline::Connection::Keep => {
             let _ = session.finish().await;
         }
