@@ -79,6 +79,8 @@ async fn probes_are_answered_while_clients_have_taken_all_descriptors_they_can_g
         assert!(ask(gateway.admin, path).await.is_some(), "{path}");
     }
     assert!(gateway.metric("spillway_descriptor_shortages_total{side=\"clients\"}").await > 100.0);
+    let logged = || async { (!gateway.events("descriptors_spent").is_empty()).then_some(()) };
+    eventually("it is logged", logged).await;
     assert_eq!(gateway.events("descriptors_spent").len(), 1, "one line for all of them");
     // There are descriptors for its server.
     early.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();

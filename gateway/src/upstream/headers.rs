@@ -178,8 +178,8 @@ pub(super) fn outgoing_trailers(mut trailers: HeaderMap) -> HeaderMap {
     trailers
 }
 
-/// Removes from a server's head what ends at the gateway.
-fn remove_hop_by_hop(head: &mut ResponseHeader) {
+/// Removes from a server's head what ends at the gateway: fields of its connection, and names of the gateway's own.
+pub(super) fn remove_hop_by_hop(head: &mut ResponseHeader) {
     if head.headers.contains_key(header::CONNECTION) {
         for name in nominated(&head.headers) {
             head.remove_header(&name);
@@ -367,14 +367,14 @@ pub fn to_http2(out: &mut RequestHeader, takes_trailers: bool, https: bool) {
     }
 }
 
-/// The header of the answer that goes to the client, made in place from the one of an endpoint or from a new one.
+/// The header of the answer that goes to the client, made in place from a new one, or from that of an endpoint after
+/// [`remove_hop_by_hop`].
 pub fn outgoing_response(
     mut out: ResponseHeader,
     x: &Exchange,
     client_is_http11: bool,
     has_body: bool,
 ) -> Box<ResponseHeader> {
-    remove_hop_by_hop(&mut out);
     if out.status == http::StatusCode::NO_CONTENT {
         // It has no body and must not claim one (RFC 9110, 8.6).
         out.remove_header(&header::CONTENT_LENGTH);

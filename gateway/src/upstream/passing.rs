@@ -16,7 +16,7 @@ use super::attempt::{Attempt, Died, Outcome, SHUTTING_DOWN, let_go};
 use super::bounds::has_room_for;
 use super::converse::{Next, State, server_due};
 use super::events::{Gate, Transcript};
-use super::headers::{outgoing_response, outgoing_trailers};
+use super::headers::{outgoing_response, outgoing_trailers, remove_hop_by_hop};
 use super::masking::Mask;
 use crate::balancing::{Class, orca};
 use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
@@ -137,6 +137,7 @@ async fn pass_head(
     let has_body = !(is_head || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED);
     let is_http11 = session.req_header().version == Version::HTTP_11;
     let mut head = head;
+    remove_hop_by_hop(&mut head);
     if a.backend.load_reports {
         // It was asked for by us, not by the caller.
         head.remove_header(&orca::REPORT);
