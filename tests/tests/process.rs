@@ -132,7 +132,7 @@ async fn streams_that_outlast_a_drain_end_with_an_error_event() {
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_of_a_built_in_model_that_outlast_a_drain_end_with_an_error_event() {
     let rest = format!(
-        "models: [{{name: m, source: \"{}\", device: cpu, maxSequences: 2}}]
+        "models: [{{name: m, source: \"{}\", device: cpu, maxSequences: 2, maxQueueWait: 60s}}]
 routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: m}}]}}]
 ",
         spillway_tests::model().display()
