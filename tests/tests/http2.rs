@@ -26,7 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 fn yaml(backend: &str) -> String {
     format!(
         "listeners:
-  - {{name: h2c, address: \"127.0.0.1:0\", protocol: h2c, limits: {{idleTimeout: 2s}}}}
+  - {{name: h2c, address: \"127.0.0.1:0\", protocol: h2c, limits: {{idleTimeout: 5s}}}}
   - {{name: plain, address: \"127.0.0.1:0\"}}
 backends: [{{name: up, {backend}}}]
 routes: [{{name: r, backendRefs: [{{name: up}}], limits: {{maxBody: 21MiB}}}}]
