@@ -67,7 +67,7 @@ pub struct Loaded {
     pub warnings: Report,
     /// Every file that was read or is named.
     pub files: Vec<PathBuf>,
-    /// What of it came from the environment.
+    /// Values that came from the environment.
     pub origins: Origins,
 }
 
@@ -194,7 +194,7 @@ struct Reporter<'t> {
     file: &'t Path,
     lines: Vec<&'t str>,
     report: Report,
-    /// What messages must not tell.
+    /// Values that messages must not show.
     origins: Origins,
 }
 

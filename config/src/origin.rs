@@ -31,7 +31,7 @@ const CREDENTIAL_HEADERS: [&str; 5] = ["authorization", "x-api-key", "api-key", 
 #[derive(Clone, Default)]
 pub struct Origins {
     entries: Vec<Entry>,
-    /// What is looked for in texts, the longest first, and what is put in its place.
+    /// Values to look for in texts, the longest first, each with the text that replaces it.
     known: BTreeMap<(Reverse<usize>, String), String>,
 }
 

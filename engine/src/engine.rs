@@ -28,7 +28,7 @@ struct Shared {
 /// whether it fits [`LoadOptions::memory`].
 ///
 /// # Errors
-/// Those of [`Engine::load`] that come from the file or from the options alone.
+/// Checks of [`Engine::load`] that come from the file or from the options alone.
 pub fn check(options: &LoadOptions) -> Result<(), LoadError> {
     let file = artifact::ModelFile::open(&options.source)?;
     model::check_fit(&file, options)?;

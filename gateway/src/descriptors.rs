@@ -21,7 +21,7 @@ const DEFAULT_RESERVE: (u64, u64) = (16, 1024);
 /// Part of the limit that is the reserve where the configuration names none: one in eight.
 const DEFAULT_PART: u64 = 8;
 
-/// What descriptors are for.
+/// Purpose of a file descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// Connections of clients.
@@ -36,7 +36,7 @@ impl Side {
     /// Every side, for metrics.
     pub const ALL: [Self; 3] = [Self::Clients, Self::Servers, Self::Admin];
 
-    /// Its name in metrics.
+    /// Name in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Clients => "clients",

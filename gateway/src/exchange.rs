@@ -125,7 +125,7 @@ pub struct Asked {
 pub struct Judged {
     /// The caller's own.
     pub own: bool,
-    /// Those of the route.
+    /// The rules of the route.
     pub route: bool,
     /// Where the ledger has what was taken: from this entry on, before that one.
     pub taken: (usize, usize),
@@ -179,7 +179,7 @@ pub struct Exchange {
     pub body: RequestBody,
     /// What the body asks for; `None` when nothing read it.
     pub asked: Option<Asked>,
-    /// What the attempt that runs holds, until its server's answer was read whole.
+    /// Slot and retry permit of the current attempt, until its server's answer was read whole.
     pub place: Option<Place>,
     /// What this request took from limits.
     pub ledger: Ledger,

@@ -87,7 +87,7 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
     after
 }
 
-/// What is said to a request that was not answered when the time of a stopping gateway was over.
+/// Refusal of a request without an answer when `shutdown.drainTimeout` is over.
 fn stopping() -> End {
     let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded, SHUTTING_DOWN, STOPPING);
     End::refuse(refusal.retry_after(Duration::from_secs(1)))

@@ -92,7 +92,7 @@ impl Frames {
         let _ = self.write.write_all(&frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())).await;
     }
 
-    /// What came on a stream, so far.
+    /// Body of a stream, so far.
     pub fn came(&self, stream: u32) -> Vec<Frame> {
         self.came.lock().unwrap().iter().filter(|frame| frame.stream == stream).cloned().collect()
     }
@@ -105,17 +105,17 @@ impl Frames {
         (String::from_utf8(data).unwrap(), ends)
     }
 
-    /// Whether a stream was answered with 200.
+    /// True if a stream was answered with 200.
     pub fn is_ok(&self, stream: u32) -> bool {
         self.came(stream).iter().any(|frame| frame.kind == HEADERS && frame.payload.first() == Some(&0x88))
     }
 
-    /// Whether a stream was reset.
+    /// True if a stream was reset.
     pub fn is_reset(&self, stream: u32) -> bool {
         self.came(stream).iter().any(|frame| frame.kind == RST_STREAM)
     }
 
-    /// Whether the connection has ended.
+    /// True if the connection has ended.
     pub fn is_over(&self) -> bool {
         self.reading.is_finished()
     }

@@ -23,7 +23,7 @@ fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     }
 }
 
-/// What becomes of the credentials that callers send.
+/// Treatment of the credentials that callers send.
 fn caller_credentials(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     let config = cx.config;
     if backend.caller_credentials == Some(CallerCredentials::Pass) && backend.credentials.is_some() {

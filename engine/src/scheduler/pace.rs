@@ -94,7 +94,7 @@ pub(super) fn rows_until_read(
     by_age.min(slower(before, short).saturating_add(rows))
 }
 
-/// What a step costs now.
+/// Current cost of a step.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pace {
     /// Rows for prompts in a step.

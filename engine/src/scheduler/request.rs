@@ -12,7 +12,7 @@ use crate::{EngineError, Event, Finished};
 pub(super) struct Request {
     pub(super) sequences: Vec<Sequence>,
     pub(super) tenant: TenantKey,
-    /// Its place among short prompts.
+    /// Place among short prompts.
     pub(super) place: u64,
     events: Sender<Event>,
     /// Events that found the channel full.

@@ -31,7 +31,7 @@ impl Waiting {
     }
 }
 
-/// Who is before a newcomer.
+/// Requests that are served before a new one.
 #[derive(Default)]
 struct Line {
     /// Requests that wait, by tenant, in their order; only tenants who wait.
@@ -40,7 +40,7 @@ struct Line {
     reading: Vec<Reader>,
     /// Rows of prompts that were read before it.
     rows_read: u64,
-    /// What the last step cost.
+    /// Cost of the last step.
     pace: Pace,
     /// Tokens for which there were pages.
     room: usize,
@@ -51,7 +51,7 @@ impl Line {
         self.waiting.values().map(choices).sum()
     }
 
-    /// Those of `tenant`, and of each other tenant as many as these and one: tenants take turns.
+    /// Requests of `tenant`, and of each other tenant as many as these and one: tenants take turns.
     fn before<'a>(&'a self, tenant: &'a TenantKey) -> impl Iterator<Item = &'a Waiting> + Clone {
         let mine = self.waiting.get(tenant).map_or(0, VecDeque::len);
         self.waiting.iter().flat_map(move |(key, of_tenant)| {

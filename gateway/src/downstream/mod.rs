@@ -41,7 +41,7 @@ pub struct WriteLimits<'a> {
     pub timeout: Duration,
     /// The end of the request, whatever the client takes.
     pub deadline: Instant,
-    /// What all answers share.
+    /// State that all answers share.
     pub downstream: &'a Downstream,
 }
 

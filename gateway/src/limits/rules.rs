@@ -346,12 +346,12 @@ impl Rule {
         !matches!(self.by, LimitBy::Model | LimitBy::Value(_))
     }
 
-    /// Whether the model that the body names says whose level it takes from.
+    /// True if the model that the body names says whose level it takes from.
     pub fn is_by_model(&self) -> bool {
         matches!(self.by, LimitBy::Model)
     }
 
-    /// Whether all that it takes of a request is known by the head as well.
+    /// True if all that it takes of a request is known by the head as well.
     pub fn is_known_by_head(&self) -> bool {
         self.needs_no_body() && !self.counts_tokens()
     }

@@ -125,7 +125,7 @@ impl From<Violation> for io::Error {
     }
 }
 
-/// What the bytes up to here are part of.
+/// Part of a request that comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Before a request line; empty lines are skipped (RFC 9112, 2.2).
@@ -229,13 +229,13 @@ pub struct Framer {
     line: u16,
     in_trailers: bool,
     is_http10: bool,
-    /// Whether the version of the request line was seen.
+    /// True if the version of the request line was seen.
     line_ended: bool,
     body: Body,
     word: Word,
-    /// Whether the transfer coding is a list.
+    /// True if the transfer coding is a list.
     coding_list: bool,
-    /// Whether white space has followed the transfer coding.
+    /// True if white space has followed the transfer coding.
     coding_gap: bool,
     /// Size of the chunk whose line is being read.
     chunk: u64,
@@ -292,12 +292,12 @@ impl Framer {
         }
     }
 
-    /// Whether no request is unfinished: all that was read belongs to whole ones.
+    /// True if no request is unfinished: all that was read belongs to whole ones.
     pub fn is_between(&self) -> bool {
         self.state == State::Start && self.used == 0
     }
 
-    /// Whether reading has ended with a violation.
+    /// Violation with which reading has ended.
     pub fn violation(&self) -> Option<Violation> {
         match self.state {
             State::Failed(violation) => Some(violation),
@@ -305,7 +305,7 @@ impl Framer {
         }
     }
 
-    /// Whether a body is being read.
+    /// True if a body is being read.
     pub fn is_in_body(&self) -> bool {
         self.in_trailers
             || matches!(

@@ -149,9 +149,9 @@ pub(super) struct ClientSocket {
 
 /// Progress of the end of a connection, with the time that each part of it may take.
 enum Closing {
-    /// What was written reaches the client, and the end of it.
+    /// Flushes the written bytes and ends the stream.
     Goodbye(Pin<Box<Sleep>>),
-    /// What the client still sends is read and thrown away: a system that gets bytes for a closed socket answers with a
+    /// Reads and drops bytes that the client still sends: a system that gets bytes for a closed socket answers with a
     /// reset, at which clients drop the answer that they have not read yet (RFC 9112, 9.6).
     Linger(Pin<Box<Sleep>>),
     Done,

@@ -15,7 +15,7 @@ use crate::snapshot::{NamedFilter, Route, TargetKind};
 use crate::telemetry::Kind;
 use crate::upstream::RequestBody;
 
-/// What the limits of a caller's own are called where filters have names.
+/// Name of a caller's own limits where filters have names.
 const OWN_LIMITS: &str = "limits";
 
 /// Runs the filters that need no caller.
@@ -56,7 +56,7 @@ pub(super) async fn before_body(
     }
 }
 
-/// What would refuse a request, as far as its head tells.
+/// Rule or filter that would refuse a request, judged by its head.
 enum By<'r> {
     Limit(Spent<'r>),
     Filter(Box<Refusal>),

@@ -345,7 +345,7 @@ async fn identify(session: &mut ServerSession, x: &mut Exchange, mode: RouteAuth
     }
 }
 
-/// Whether the caller is one of those who may use the route.
+/// True if the caller is one of those who may use the route.
 pub(super) fn is_open_to(route: &Route, x: &Exchange) -> bool {
     let Some(access) = &route.access else { return true };
     x.caller_view().is_some_and(|caller| {
@@ -371,7 +371,7 @@ fn check_access(route: &Route, by_model: bool, session: &ServerSession, x: &mut 
     Err(model.map_or_else(|| no_route(session), |model| openai::model_not_found(model).into()))
 }
 
-/// Whether the caller may use the model that the body names; the same holds of one that it may not.
+/// Refuses a model that the body names and the caller may not use.
 fn check_model(route: &Route, x: &Exchange) -> Result<(), End> {
     let Some(caller) = x.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
     match &x.asked {

@@ -61,14 +61,14 @@ pub struct Compiler {
     generation: AtomicU64,
 }
 
-/// What a configuration is compiled for.
+/// Purpose of a compilation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     /// To be run.
     Run,
     /// To be judged: every file is read, and no socket or device is opened, no name asked for, nothing written.
     Judge {
-        /// Whether models are judged in full ([`Models::judge`]).
+        /// True if models are judged in full ([`Models::judge`]).
         models_in_full: bool,
     },
 }

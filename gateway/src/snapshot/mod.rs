@@ -75,7 +75,7 @@ pub struct Route {
     pub name: String,
     /// The shape of its errors.
     pub api: Api,
-    /// Whether paths with encoded slashes pass; as the listener says without.
+    /// Treatment of paths with encoded slashes; `None` leaves it to the listener.
     pub encoded_slashes: Option<EncodedSlashes>,
     /// Number of the route's rules for callers: equal for routes with equal rules.
     pub rules: usize,
@@ -123,9 +123,9 @@ pub struct Route {
     pub max_body: u64,
     /// Whether the body is held before it goes anywhere: a target or spill needs to read it.
     pub holds_body: bool,
-    /// Whether its filters, its spill or the model names of its backends depend on what a body says.
+    /// True if its filters, its spill or the model names of its backends depend on what a body says.
     pub judges_body: bool,
-    /// Whether a backend gets another model name than the one that the caller sends.
+    /// True if a backend gets another model name than the one that the caller sends.
     pub renames_model: bool,
     /// Model names that the list of models shows.
     pub listed_models: Vec<ListedModel>,

@@ -32,7 +32,7 @@ use crate::snapshot::{Backend, Route};
 
 /// Code of an answer that was cut because the gateway ended.
 pub const SHUTTING_DOWN: &str = "shutting_down";
-/// Its message.
+/// Message for the client.
 pub const STOPPING: &str = "the gateway is being stopped, and the time for what still ran is over; try again";
 
 /// Milliseconds between two log lines about servers whose TLS fails.
@@ -133,7 +133,7 @@ pub struct Attempt<'a> {
     pub started: std::time::Instant,
     /// Connections.
     pub connector: &'a Connector,
-    /// What all answers to clients share.
+    /// State that all answers to clients share.
     pub downstream: &'a Arc<Downstream>,
     /// How this process signs.
     pub via: &'a Via,

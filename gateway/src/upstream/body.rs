@@ -187,7 +187,7 @@ struct Pace {
 }
 
 impl Pace {
-    /// Whether it has grown by too little since the last look.
+    /// True if it has grown by too little since the last look.
     fn has_fallen_behind(&mut self, length: u64) -> bool {
         let before = std::mem::replace(&mut self.at, length);
         length.saturating_sub(before) < length / LEAST_GROWTH

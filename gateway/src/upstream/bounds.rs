@@ -13,7 +13,7 @@ const MAX_EARLY: u32 = 16;
 /// Fields of a header or of trailers, as many as the parser of HTTP/1 takes.
 const MAX_FIELDS: usize = 256;
 
-/// What is too large of an answer whose header is.
+/// Name of the part that is too large, as messages say it.
 pub(super) const HEADER: &str = "the header of the answer";
 
 /// Counts the headers of one attempt.

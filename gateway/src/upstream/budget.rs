@@ -70,7 +70,7 @@ impl BodyBudget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Whether more than half of the memory is taken: then bodies that hold much and arrive slowly are given up.
+    /// True if more than half of the memory is taken: then bodies that hold much and arrive slowly are given up.
     pub(super) fn is_scarce(&self) -> bool {
         self.used() > self.most.load(Ordering::Relaxed) / 2
     }
@@ -114,7 +114,7 @@ impl BodyBudget {
         }
     }
 
-    /// Whether so many bytes would fit now. Nothing is taken by that.
+    /// Judges whether so many bytes would fit now, and takes nothing.
     fn has_room(&self, caller: u128, bytes: u64) -> Result<(), Full> {
         let held = self.shard(caller).and_then(|shard| shard.lock().get(&caller).copied()).unwrap_or(0);
         if held.saturating_add(bytes) > self.of_caller() {

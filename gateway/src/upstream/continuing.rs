@@ -111,12 +111,12 @@ pub async fn go_on(
     ended
 }
 
-/// What comes of the server.
+/// Next event from the server.
 enum Came {
     Part(Bytes),
     End,
     Failure,
-    /// It said nothing for too long.
+    /// The server was silent for too long.
     Silence,
 }
 
@@ -130,10 +130,10 @@ struct Rest<'a, 'r> {
     rewriter: Continuation<'r>,
     has_text: bool,
     heard: Instant,
-    /// What waits for the client.
+    /// Bytes that wait for the client.
     unread: Unread,
     is_paused: bool,
-    /// What ended the server's side while the client was slow.
+    /// Event that ended the server's side while the client was slow.
     came: Option<Came>,
 }
 

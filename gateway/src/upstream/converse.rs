@@ -52,7 +52,7 @@ pub(super) struct State {
     pub(super) content_seen: bool,
     /// When the endpoint was last heard, or the request was sent.
     pub(super) heard: Instant,
-    /// What ended the server's side while its client was slow, to be handled when the client has taken the rest.
+    /// Event that ended the server's side while its client was slow, to be handled when the client has taken the rest.
     pub(super) came: Option<Next>,
     /// The server's answer was read whole.
     pub(super) is_over: bool,
@@ -343,7 +343,7 @@ async fn next(
     }
 }
 
-/// What an error of reading the client's body means.
+/// Outcome of an error in reading the client's body.
 fn ended_by(e: &pingora::Error) -> Next {
     violation_of(e).map_or(Next::ClientGone, Next::Malformed)
 }

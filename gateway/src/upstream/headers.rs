@@ -232,7 +232,7 @@ pub enum Recipient {
 pub struct Outbound {
     /// The header.
     pub head: Box<RequestHeader>,
-    /// It carries credentials of the caller's own account at the server.
+    /// True if the head carries credentials of the caller's own account at the server.
     pub callers_account: bool,
 }
 

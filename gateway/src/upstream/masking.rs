@@ -26,7 +26,7 @@ pub(super) fn holding(headers: &HeaderMap, credentials: &http::HeaderValue) -> V
 /// Puts `*` in the place of a credential in a body, whatever parts the body comes in. The length stays the same.
 pub(super) struct Mask {
     secret: Box<[u8]>,
-    /// What could be the beginning of the credential.
+    /// Bytes that could be the beginning of the credential.
     held: BytesMut,
 }
 

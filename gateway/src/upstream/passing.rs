@@ -42,7 +42,7 @@ pub(super) struct Passing {
     pub(super) transcript: Option<Transcript>,
     /// The head of an event stream that waits for its first content: until then another endpoint can answer instead.
     waiting: Option<Waiting>,
-    /// What the server has written and the client has not taken.
+    /// Bytes that the server has written and the client has not taken.
     unread: Unread,
     /// Trailers, where they were read before the client had taken the body.
     trailers: Option<Option<http::HeaderMap>>,

@@ -25,7 +25,7 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Whether somebody must have read the body.
+    /// True if somebody must have read the body.
     pub fn needs_body(&self) -> bool {
         self.body || self.model
     }

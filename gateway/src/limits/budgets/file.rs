@@ -43,7 +43,7 @@ impl File {
         Ok(Self(file))
     }
 
-    /// Whether it is a file of budgets that may be written. Changes nothing in it.
+    /// Refuses a file that is none of budgets, or may not be written. Changes nothing in it.
     pub(super) fn judge(path: &Path) -> rusqlite::Result<()> {
         let denied = |e: std::io::Error| {
             let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);

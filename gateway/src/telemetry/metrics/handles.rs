@@ -339,7 +339,7 @@ impl ListenerMetrics {
 const REFUSED: [&str; 8] =
     ["limit", "address_limit", "descriptors", "timeout", "proxy_protocol", "tls", "client_certificate", "challenge"];
 
-/// What is wrong with requests that are no HTTP/1 or break a limit of it.
+/// Reasons for refusing requests that are no HTTP/1 or break a limit of it.
 const MALFORMED: [&str; 11] = [
     "request",
     "request_line",

@@ -19,7 +19,7 @@ fn wrong(what: &str) -> Refusal {
     Refusal::invalid("invalid_form", format!("The body is not a plain multipart form: {what}."))
 }
 
-/// Whether a content type is that of a form in parts.
+/// True if a content type is that of a form in parts.
 pub fn is_form(content_type: &[u8]) -> bool {
     content_type.get(..10).is_some_and(|start| start.eq_ignore_ascii_case(b"multipart/"))
 }
@@ -120,12 +120,12 @@ fn read_parameters(header: &[u8]) -> Result<(&[u8], Parameters<'_>), Refusal> {
     Ok((value, parameters))
 }
 
-/// Whether this is a token (RFC 9110, 5.6.2).
+/// True if this is a token (RFC 9110, 5.6.2).
 fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
 }
 
-/// Whether a content type says that its text is UTF-8 or ASCII, or says nothing about that.
+/// True if a content type says that its text is UTF-8 or ASCII, or says nothing about that.
 pub fn is_utf8(content_type: &[u8]) -> bool {
     const LABELS: [&[u8]; 4] = [b"utf-8", b"utf8", b"us-ascii", b"ascii"];
     match content_type.windows(7).filter(|part| part.eq_ignore_ascii_case(b"charset")).count() {

@@ -34,7 +34,7 @@ pub struct Peek<'a> {
     pub sounds: u64,
 }
 
-/// What a field means here.
+/// Meaning of a field for the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Field {
     Model,
@@ -75,7 +75,7 @@ const FIELDS: [(&str, Field); 19] = [
     ("suffix", Field::Text),
 ];
 
-/// Whether readers of JSON would take a body for it whatever the request says that it is: an object, in any of the
+/// True if readers of JSON would take a body for it whatever the request says that it is: an object, in any of the
 /// encodings that are found out by the first bytes (RFC 4627, 3), with or without a byte order mark.
 pub fn looks_like_json(body: &[u8]) -> bool {
     let blank = |byte: &&u8| matches!(**byte, b' ' | b'\n' | b'\t' | b'\r' | 0 | 0xEF | 0xBB | 0xBF | 0xFE | 0xFF);

@@ -15,7 +15,7 @@ const DEPTH: u32 = 126;
 /// The longest name that means anything, in bytes.
 pub(super) const LONGEST_NAME: usize = 24;
 
-/// What is wrong with a body, and the byte at which it was found.
+/// Error of a body, with the offset of the byte at which it was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Wrong {
     what: &'static str,
@@ -41,13 +41,13 @@ pub(super) enum Kind {
     Null,
     Bool(bool),
     Number,
-    /// Whether it has escapes.
+    /// True if it has escapes.
     Text(bool),
     List,
     Object,
 }
 
-/// Whether a byte ends a run of plain text in a string: a quote, a backslash, a control character.
+/// True if a byte ends a run of plain text in a string: a quote, a backslash, a control character.
 const fn ends_text(byte: u8) -> bool {
     byte < 0x20 || byte == b'"' || byte == b'\\'
 }
@@ -481,11 +481,11 @@ fn text_run(rest: &[u8]) -> usize {
 /// How a name in a body compares with one that means something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spelling {
-    /// It is that name.
+    /// The name is the one looked for.
     Same,
     /// A reader that ignores case takes it for that name.
     Folded,
-    /// It is another one.
+    /// The name is another one.
     Other,
 }
 
