@@ -26,6 +26,8 @@ pub struct Way {
     pub tls: Arc<UpstreamTls>,
     /// Whether they speak HTTP/2.
     pub http2: bool,
+    /// Bytes of the header of an answer.
+    pub max_header_bytes: u64,
 }
 
 /// Age at which reports of load count no more for the policy `queueDepth`, where nothing is configured, milliseconds.
@@ -153,6 +155,7 @@ impl Blueprint {
             }
             state
         });
+        let http2 = self.way.http2.then_some(self.way.max_header_bytes);
         Endpoint {
             url: written.url.clone(),
             address: text,
@@ -161,7 +164,7 @@ impl Blueprint {
             priority: written.priority,
             signals: self.signals.clone(),
             slow_start: self.load_balancing.slow_start.map_or(0, |time| millis(time.0)),
-            peer: Peer::new(key, key.address, self.way.connect, &self.way.tls, self.way.http2)
+            peer: Peer::new(key, key.address, self.way.connect, &self.way.tls, http2)
                 .counted(&state.connections, self.most_connections),
             state,
         }
@@ -193,7 +196,7 @@ mod tests {
         let written = serde_json::json!({"name": "x", "endpoints": [{"url": "http://a:1"}, {"url": url}]});
         let written: schema::Backend = serde_json::from_value(written).unwrap();
         let tls = Arc::new(crate::tls::UpstreamTls::read(&Default::default(), false, false).unwrap());
-        let way = Way { connect: std::time::Duration::from_secs(1), tls, http2: false };
+        let way = Way { connect: std::time::Duration::from_secs(1), tls, http2: false, max_header_bytes: 64 << 10 };
         let listener = Arc::new(crate::balancing::tests::Told::default());
         Blueprint::new(&written, &[], None, way, listener, Arc::default(), Arc::new(Metrics::new()))
             .personal(is_personal)

@@ -263,7 +263,12 @@ impl Compiler {
             None if written.protocol == BackendProtocol::Openai => vec![429, 503],
             None => Vec::new(),
         };
-        let way = Way { connect: written.timeouts.connect.0, tls, http2: written.http2 };
+        let way = Way {
+            connect: written.timeouts.connect.0,
+            tls,
+            http2: written.http2,
+            max_header_bytes: written.limits.max_header_bytes.0,
+        };
         let (endpoints, metrics) = (self.endpoints.clone(), self.metrics.clone());
         let room = self.states.get_or_insert(&written.name, Room::default);
         let blueprint = Blueprint::new(written, &full, credentials.clone(), way, room.clone(), endpoints, metrics);

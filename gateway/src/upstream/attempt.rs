@@ -18,6 +18,7 @@ use super::Connector;
 use super::bounds::HEADER;
 use super::converse::{State, converse};
 use super::dial::NO_CONNECTION;
+use super::handshake;
 use super::headers::Via;
 use super::masking::holding;
 use super::metered;
@@ -323,7 +324,7 @@ pub(super) fn failure(e: &pingora::Error) -> Failure {
 /// A connection from the pool that closes before it answers was most likely closed by the server while idle: the
 /// request was never looked at, which is what a failed connect means too.
 pub(super) fn failure_of_head(e: &pingora::Error, reused: bool) -> Failure {
-    if metered::is_over(e) {
+    if metered::is_over(e) || handshake::is_over(e) {
         return Failure::TooLarge(HEADER);
     }
     match failure(e) {

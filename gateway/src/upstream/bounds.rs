@@ -1,5 +1,5 @@
 //! Bounds on what a server sends beside bodies (`backends[].limits`): the header of its answer, early answers before it,
-//! and trailers. Pingora reads 1 MiB of a header over HTTP/1 and 16 MiB over HTTP/2; what is read beyond the bound is
+//! and trailers. Connections read little more than that (`metered` and `handshake`); what is read beyond the bound is
 //! dropped here, before it is looked at or passed on.
 
 use http::HeaderMap;
@@ -11,7 +11,7 @@ use super::attempt::Failure;
 const MAX_EARLY: u32 = 16;
 
 /// Fields of a header or of trailers, as many as the parser of HTTP/1 takes.
-const MAX_FIELDS: usize = 256;
+pub(super) const MAX_FIELDS: usize = 256;
 
 /// Name of the part that is too large, as messages say it.
 pub(super) const HEADER: &str = "the header of the answer";

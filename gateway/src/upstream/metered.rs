@@ -46,7 +46,7 @@ pub(super) fn bound(session: &HttpSession, bytes: Option<u64>) {
     }
 }
 
-/// True if reading a header ended at the bound on its bytes, or on its fields.
+/// True if reading a header of HTTP/1 ended at the bound on its bytes, or on its fields.
 pub(super) fn is_over(error: &pingora::Error) -> bool {
     let cause = error.root_cause();
     let io = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);

@@ -10,6 +10,7 @@ mod continuing;
 mod converse;
 mod dial;
 mod events;
+mod handshake;
 mod headers;
 mod masking;
 mod metered;
