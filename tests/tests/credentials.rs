@@ -514,6 +514,196 @@ routes:
     assert!(answer.headers.values().all(|value| !value.to_str().unwrap().contains(SECRET)), "{:?}", answer.headers);
 }
 
+/// A server that refuses and repeats what it was shown, in a header for each and in its body; with 200 on `/fine`.
+async fn repeating() -> Upstream {
+    Upstream::start(|seen| async move {
+        let shown: Vec<(String, String)> =
+            ["authorization", "x-api-key", "x-vendor-token", "x-vendor", "cookie", "x-user"]
+                .iter()
+                .filter_map(|name| {
+                    Some((format!("x-seen-{name}"), seen.headers.get(*name)?.to_str().unwrap().to_owned()))
+                })
+                .collect();
+        let values: Vec<&str> = shown.iter().map(|(_, value)| value.as_str()).collect();
+        let body = format!("no good: {}", values.join(" | "));
+        let headers: Vec<(&str, &str)> = shown.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        Some(reply(if seen.path.ends_with("/fine") { 200 } else { 401 }, &headers, body))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_error_does_not_tell_what_filters_and_other_servers_put_on_a_request() {
+    let upstream = repeating().await;
+    let authorizer = Upstream::start(|_| async {
+        let given = [("authorization", "Bearer exchanged-token"), ("x-user", "someone@example.org")];
+        Some(reply(200, &given, ""))
+    })
+    .await;
+    let (key, digest) = new_key();
+    let gateway = start(&format!(
+        "backends:
+  - {{name: x, endpoints: [{{url: \"{}\"}}], callerCredentials: pass}}
+consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}]}}]
+routes:
+  - name: set
+    matches: [{{path: {{prefix: /set}}}}]
+    authentication: none
+    filters: [{{requestHeaders: {{set: {{x-api-key: key-of-the-file, cookie: session=of-the-file}}}}}}]
+    backendRefs: [{{name: x}}]
+  - name: add
+    matches: [{{path: {{prefix: /add}}}}]
+    authentication: none
+    filters: [{{requestHeaders: {{add: {{authorization: \"Basic dXNlcjpwYXNzd29yZC1vZi1maWxl\", x-vendor-token: token-of-the-file}}}}}}]
+    backendRefs: [{{name: x}}]
+  - name: environment
+    matches: [{{path: {{prefix: /environment}}}}]
+    authentication: none
+    filters:
+      - cel: {{deny: \"false\", status: 403, message: no}}
+      - requestHeaders: {{set: {{x-vendor: \"id={{route}} key=${{TEST_SECRET}}\", x-user: plain-user-of-the-file}}}}
+    backendRefs: [{{name: x}}]
+  - name: exchanged
+    matches: [{{path: {{prefix: /exchanged}}}}]
+    filters: [{{externalAuthorization: {{url: \"{}\", timeout: 5s, copyToRequest: [authorization, x-user]}}}}]
+    backendRefs: [{{name: x}}]
+  - {{name: passed, authentication: none, backendRefs: [{{name: x}}]}}
+",
+        upstream.url(),
+        authorizer.url()
+    ))
+    .await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let bearer = format!("Bearer {key}");
+    let get = async |path: &str, headers: &[(&str, &str)]| {
+        let answer = client.send(client.request("GET", path, headers, "")).await;
+        let seen: Vec<String> =
+            answer.headers.keys().map(ToString::to_string).filter(|n| n.starts_with("x-seen")).collect();
+        (answer.status.as_u16(), answer.text(), seen.join(" "))
+    };
+    let stars = |text: &str| "*".repeat(text.len());
+    for (path, sent, body, seen) in [
+        ("/set", &[][..], format!("{} | session={}", stars("key-of-the-file"), stars("of-the-file")), ""),
+        ("/add", &[], format!("Basic {} | {}", stars("dXNlcjpwYXNzd29yZC1vZi1maWxl"), stars("token-of-the-file")), ""),
+        (
+            "/environment",
+            &[],
+            format!("id=environment key={} | plain-user-of-the-file", stars("upstream-secret")),
+            "x-seen-x-user",
+        ),
+        (
+            "/exchanged",
+            &[("authorization", bearer.as_str())],
+            format!("Bearer {} | someone@example.org", stars("exchanged-token")),
+            "x-seen-x-user",
+        ),
+        // What a caller brings itself it may see again.
+        ("/passed", &[("x-api-key", "key-of-the-caller")], "key-of-the-caller".to_owned(), "x-seen-x-api-key"),
+    ] {
+        assert_eq!(get(path, sent).await, (401, format!("no good: {body}"), seen.to_owned()), "{path}");
+    }
+    // A good answer says what it says; only what is a credential by its name is looked for in its head.
+    let (status, _, seen) = get("/environment/fine", &[]).await;
+    assert_eq!((status, seen.as_str()), (200, "x-seen-x-user x-seen-x-vendor"));
+    assert_eq!(get("/set/fine", &[]).await.2, "");
+}
+
+#[tokio::test]
+async fn early_hints_that_repeat_the_gateways_credential_do_not_tell_it() {
+    let upstream = raw(|mut stream| async move {
+        let mut head = [0; 4096];
+        let read = stream.read(&mut head).await.unwrap();
+        let head = String::from_utf8_lossy(&head[..read]).into_owned();
+        let shown = head.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap_or("nothing");
+        let shown = shown.trim();
+        let hint = |value: &str| format!("HTTP/1.1 103 {value}\r\nlink: </{value}.css>\r\nx-kept: kept\r\n\r\n");
+        let hints = hint(shown) + &hint(&shown.replace('-', "%2D"));
+        let answer = format!("HTTP/1.1 401 {shown}\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno");
+        let _ = stream.write_all((hints + &answer).as_bytes()).await;
+    })
+    .await;
+    let gateway = start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{upstream}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+"
+    ))
+    .await;
+    let mut stream = TcpStream::connect(gateway.listener("plain")).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer.matches("HTTP/1.1 103 ").count(), 2, "{answer}");
+    assert_eq!(answer.matches("x-kept: kept").count(), 2, "{answer}");
+    assert!(answer.contains("HTTP/1.1 401 Unauthorized\r\n"), "{answer}");
+    for secret in ["upstream-secret", "upstream%2Dsecret"] {
+        assert!(!answer.to_ascii_lowercase().contains(&secret.to_ascii_lowercase()), "{answer}");
+    }
+}
+
+/// A server of gRPC whose errors repeat what it is shown: in a head without a body, or in trailers on `/trailers`.
+async fn grpc_refusing() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(|request: Request<Incoming>| async move {
+                let shown = request.headers()["authorization"].to_str().unwrap().to_owned();
+                let message: String = shown.bytes().map(|byte| format!("%{byte:02x}")).collect();
+                let mut status = b"\x08\x10\x12".to_vec();
+                status.push(u8::try_from(shown.len()).unwrap());
+                status.extend(shown.bytes());
+                let details = base64::engine::general_purpose::STANDARD_NO_PAD.encode(status);
+                let mut fields = HeaderMap::new();
+                let named = [("grpc-status", "16"), ("grpc-message", &message), ("grpc-status-details-bin", &details)];
+                for (name, value) in named.into_iter().chain([("x-kept", "kept%20as-is"), ("x-kept-bin", "aGVsbG8")]) {
+                    fields.insert(http::HeaderName::from_static(name), value.parse().unwrap());
+                }
+                let (head, trailers) = match request.uri().path() {
+                    "/trailers" => (HeaderMap::new(), Some(fields)),
+                    _ => (fields, None),
+                };
+                let frames = trailers.map(|trailers| Ok::<_, std::io::Error>(Frame::trailers(trailers)));
+                let mut answer = Response::new(StreamBody::new(futures::stream::iter(frames)));
+                answer.headers_mut().extend(head);
+                answer.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+                Ok::<_, std::io::Error>(answer)
+            });
+            tokio::spawn(async move {
+                let serve = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let _ = serve.serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn an_error_of_grpc_that_repeats_the_gateways_credential_does_not_tell_it() {
+    let url = grpc_refusing().await;
+    let gateway = start(&format!(
+        "backends: [{{name: x, http2: true, endpoints: [{{url: \"{url}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+"
+    ))
+    .await;
+    for path in ["/head", "/trailers"] {
+        let mut client = http2_over(TcpStream::connect(gateway.listener("h2c")).await.unwrap()).await;
+        let request = Request::post(format!("http://a.test{path}")).body(Full::new(Bytes::new())).unwrap();
+        let (head, body) = client.send_request(request).await.unwrap().into_parts();
+        let trailers = body.collect().await.unwrap().trailers().cloned().unwrap_or_default();
+        let fields = if path == "/head" { head.headers } else { trailers };
+        for (name, stays) in [
+            ("grpc-status", true),
+            ("x-kept", true),
+            ("x-kept-bin", true),
+            ("grpc-message", false),
+            ("grpc-status-details-bin", false),
+        ] {
+            assert_eq!(fields.contains_key(name), stays, "{path}: {name}: {fields:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn values_of_the_environment_are_shown_to_nobody() {
     const SECRET: &str = "upstream-secret";

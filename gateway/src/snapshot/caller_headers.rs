@@ -19,6 +19,12 @@ const OURS: &str = "x-spillway-";
 static USUAL_CREDENTIALS: [HeaderName; 3] =
     [http::header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 
+/// Words of names whose values are credentials, such as `x-auth-token`.
+const CREDENTIAL_WORDS: [&str; 7] = ["token", "secret", "password", "apikey", "credential", "jwt", "cookie"];
+
+/// Words in front of `key` that make it one, as in `x-goog-api-key`; an `idempotency-key` is none.
+const KEYS: [&str; 5] = ["access", "api", "auth", "private", "subscription"];
+
 /// Names that frame a message, belong to one connection, or are set by the gateway. The right spelling is handled where
 /// the header is made; another spelling of it is removed. Names without a mark have no other spelling.
 const GUARDED: [&str; 14] = [
@@ -122,6 +128,19 @@ impl CallerHeaders {
     /// Headers that may hold a credential of a caller.
     pub fn credentials(&self) -> &[HeaderName] {
         &self.credentials
+    }
+
+    /// True for a header whose value is a credential by its name: those of callers, and what servers of other kinds call
+    /// theirs.
+    pub fn may_hold_credential(&self, name: &HeaderName) -> bool {
+        let mut words = name.as_str().split(|letter: char| !letter.is_ascii_alphanumeric());
+        let mut before = "";
+        self.credentials.contains(name)
+            || *name == http::header::PROXY_AUTHORIZATION
+            || words.any(|word| {
+                let before = std::mem::replace(&mut before, word);
+                CREDENTIAL_WORDS.contains(&word) || (word == "key" && KEYS.contains(&before))
+            })
     }
 
     /// Removes what only the gateway may set, and names that a server could take for a header of the gateway's; from
@@ -296,6 +315,27 @@ mod tests {
         assert_eq!(head.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["host", "accept"]);
         head.append_header("my_header", "v").unwrap();
         assert!(names.strip(&mut head, false));
+    }
+
+    #[test]
+    fn names_of_credentials_are_known_by_their_words() {
+        let names = names(r#"{"apiKey": {"headers": ["x-team"]}}"#, &[]);
+        for (name, may) in [
+            ("authorization", true),
+            ("x-team", true),
+            ("cookie", true),
+            ("proxy-authorization", true),
+            ("x-goog-api-key", true),
+            ("ocp-apim-subscription-key", true),
+            ("x-amz-security-token", true),
+            ("x_secret", true),
+            ("idempotency-key", false),
+            ("x-auth-request-email", false),
+            ("x-tokens-left", false),
+            ("x-user", false),
+        ] {
+            assert_eq!(names.may_hold_credential(&HeaderName::from_static(name)), may, "{name}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue, StatusCode};
 use spillway_config::schema::{self, BackendProtocol, Config, RetryOn, RouteAuthentication};
-use spillway_config::{Loaded, RouteRules};
+use spillway_config::{Loaded, Origins, RouteRules};
 use spillway_engine::Task;
 use spillway_filter::{BuildContext, HttpClient, Registry, SharedStates, Stage};
 use tokio::sync::Semaphore;
@@ -39,6 +39,13 @@ use crate::tls::UpstreamTls;
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct SnapshotError(pub Vec<String>);
+
+/// Name of the filter that sets headers for servers.
+const SETS_HEADERS: &str = "requestHeaders";
+
+/// Shortest value of the environment that is taken for a secret in a header whose name does not say so, bytes. Names of
+/// stages and versions are shorter; keys are longer.
+const LEAST_SECRET: usize = 12;
 
 /// Makes snapshots; holds what they share.
 pub struct Compiler {
@@ -207,10 +214,11 @@ impl Compiler {
         let mut owned_headers: Vec<HeaderName> = identity_headers.iter().flatten().cloned().collect();
         let mut table = TableBuilder::default();
         let rules: Vec<RouteRules<'_>> = config.routes.iter().map(|route| RouteRules::of(route, config)).collect();
-        for (written, own) in config.routes.iter().zip(&rules) {
+        for (n, (written, own)) in config.routes.iter().zip(&rules).enumerate() {
             let added = self.route(written, config, &backends, &models, parts).and_then(|mut route| {
                 route.rules = rules.iter().position(|rules| rules == own).unwrap_or_default();
                 route.judges_path = own.judges_path();
+                route.environment = environment(&loaded.origins, n, written);
                 for named in &route.filters {
                     owned_headers.extend_from_slice(named.filter.owned_headers());
                 }
@@ -416,6 +424,7 @@ impl Compiler {
         let on = |reason| written.retry.on.contains(&reason);
         Ok(Route {
             encoded_slashes: written.encoded_slashes,
+            environment: None,
             rules: 0,
             judges_path: false,
             api: if speaks_model { Api::OpenAi } else { Api::Problem },
@@ -466,6 +475,18 @@ impl Compiler {
             name,
         })
     }
+}
+
+/// Values that the environment brought into headers which the filters of the `n`th route set for servers.
+fn environment(origins: &Origins, n: usize, written: &schema::Route) -> Option<Arc<[Box<[u8]>]>> {
+    let filters = written.filters.iter().enumerate().filter(|(_, entry)| entry.name == SETS_HEADERS);
+    let places = filters.map(|(at, _)| format!("routes[{n}].filters[{at}].{SETS_HEADERS}"));
+    let mut values: Vec<Box<[u8]>> = Vec::new();
+    for place in places {
+        let found = origins.values_at(&place).map(str::trim).filter(|value| value.len() >= LEAST_SECRET);
+        values.extend(found.map(|value| value.as_bytes().into()));
+    }
+    (!values.is_empty()).then(|| values.into())
 }
 
 /// The addresses of a backend's endpoints. A name that cannot be resolved keeps those that it had.

@@ -89,6 +89,8 @@ pub struct Route {
     pub guards: Vec<NamedFilter>,
     /// Filters that run when the caller is known.
     pub filters: Vec<NamedFilter>,
+    /// Values that the environment brought into headers which filters set for servers; `None` where there are none.
+    pub environment: Option<Arc<[Box<[u8]>]>>,
     /// Where requests go.
     pub targets: Vec<Target>,
     /// What keeps a caller on one target.
@@ -320,6 +322,7 @@ impl Route {
             access: None,
             guards: Vec::new(),
             filters: Vec::new(),
+            environment: None,
             targets: Vec::new(),
             sticky: None,
             try_others: true,

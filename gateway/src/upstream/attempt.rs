@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, StatusCode, header};
+use http::{StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
@@ -20,7 +20,6 @@ use super::converse::{State, converse};
 use super::dial::NO_CONNECTION;
 use super::handshake;
 use super::headers::Via;
-use super::masking::holding;
 use super::metered;
 use super::open::Opened;
 use super::outgoing::Sent;
@@ -167,9 +166,9 @@ pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange)
 
 /// Passes an answer on that was opened before.
 pub async fn relay(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange, opened: Opened) -> Outcome {
-    let Opened { upstream, head, prefix, sent, limits } = opened;
+    let Opened { upstream, head, prefix, sent, shown, limits } = opened;
     let mut state = State::new(limits);
-    state.sent = sent;
+    (state.sent, state.shown) = (sent, shown);
     let mut upstream = Some(upstream);
     let outcome = converse(a, session, x, &mut upstream, false, &mut state, Some((head, prefix))).await;
     if let Some(upstream) = upstream {
@@ -279,17 +278,6 @@ impl Attempt<'_> {
         let now = now_millis();
         self.endpoint.answered_in(class, self.started.elapsed(), self.in_flight, now);
         self.backend.balancer.good_sign(&self.endpoint, self.began, now);
-    }
-
-    /// Credentials of the configuration that go to the server with this request.
-    pub(super) fn credentials<'s>(&'s self, x: &'s Exchange) -> Option<&'s http::HeaderValue> {
-        let own = x.caller.as_ref().and_then(|caller| caller.credentials(&self.backend.name));
-        own.or(self.backend.credentials.as_ref())
-    }
-
-    /// Names of headers or trailers of the server that repeat the credential which it was shown.
-    pub(super) fn repeating(&self, x: &Exchange, headers: &HeaderMap) -> Vec<HeaderName> {
-        self.credentials(x).map_or_else(Vec::new, |credentials| holding(headers, credentials))
     }
 
     /// Reads what the server says of its load.

@@ -34,7 +34,8 @@ pub async fn go_on(
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Outcome {
-    let Opened { upstream, head, prefix, sent, limits } = opened;
+    // Only answers with status 200 continue another.
+    let Opened { upstream, head, prefix, sent, shown: _, limits } = opened;
     let mut rest = Rest {
         a,
         upstream: Some(upstream),

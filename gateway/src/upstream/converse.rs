@@ -17,6 +17,7 @@ use super::attempt::{
 use super::body::expects_continue;
 use super::bounds::Bounds;
 use super::headers::early_hints;
+use super::masking::Shown;
 use super::metered;
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, end_body, send, send_part};
 use super::passing::{Passing, begin, break_off, client_write, died, finish, pass_part};
@@ -58,6 +59,8 @@ pub(super) struct State {
     pub(super) is_over: bool,
     /// The server is not read, because too much waits for the client.
     pub(super) is_paused: bool,
+    /// Credentials of the gateway's that the server was shown.
+    pub(super) shown: Shown,
     pub(super) limits: Limits,
 }
 
@@ -73,6 +76,7 @@ impl State {
             came: None,
             is_over: false,
             is_paused: false,
+            shown: Shown::default(),
             limits,
         }
     }
@@ -114,8 +118,9 @@ pub(super) async fn converse(
         }
         None => {
             let Some(server) = upstream.as_mut() else { return Outcome::GivenUp };
-            let out = Outgoing::new(a, session, x);
+            let mut out = Outgoing::new(a, session, x);
             callers_account = out.callers_account;
+            state.shown = std::mem::take(&mut out.shown);
             let is_held = out.body.is_some();
             let sent = tokio::select! {
                 biased;
@@ -162,9 +167,7 @@ pub(super) async fn converse(
                     // 100 was answered by us; what else there may be means nothing to HTTP/1.0.
                     if head.status == StatusCode::EARLY_HINTS && session.req_header().version != Version::HTTP_10 {
                         let mut hints = Box::new(early_hints(head));
-                        for name in a.repeating(x, &hints.headers) {
-                            hints.remove_header(&name);
-                        }
+                        state.shown.strip(&mut hints);
                         let until = limits.deadline.min(Instant::now() + x.write_timeout);
                         if client_write(until, session.write_response_header(hints)).await.is_err() {
                             return Outcome::ClientGone;

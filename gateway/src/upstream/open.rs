@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{Attempt, Failure, Limits, Outcome, failure_of_head, not_connected};
 use super::bounds::Bounds;
+use super::masking::Shown;
 use super::metered;
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
 use super::passing::is_event_stream;
@@ -27,6 +28,8 @@ pub struct Opened {
     /// What was read of its body already.
     pub(super) prefix: Option<Bytes>,
     pub(super) sent: Option<Sent>,
+    /// Credentials of the gateway's that its server was shown.
+    pub(super) shown: Shown,
     pub(super) limits: Limits,
 }
 
@@ -64,7 +67,7 @@ impl Ready {
 
 /// Sends it and waits for the head of an answer that is to be passed on. Any other end is an error.
 pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
-    let Ready { out, limits } = ready;
+    let Ready { mut out, limits } = ready;
     let overdue = |now: Instant, otherwise: &'static str| {
         Outcome::Failed(if now >= limits.deadline {
             Failure::Deadline
@@ -80,7 +83,7 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
         Ok(Err(e)) => return Err(not_connected(a, &e)),
         Err(_) => return Err(overdue(Instant::now(), "connect")),
     };
-    let callers_account = out.callers_account;
+    let (callers_account, shown) = (out.callers_account, std::mem::take(&mut out.shown));
     let sent = match timeout_at(limits.attempt, send(a, &mut upstream, out)).await {
         Ok(sent) => sent?,
         Err(_) => return Err(overdue(Instant::now(), "backendRequest")),
@@ -110,7 +113,7 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
         metered::bound(&upstream, None);
         a.read_load(&head);
         return match judge(a, callers_account, &mut upstream, &head).await {
-            Verdict::Pass(prefix) => Ok(Opened { upstream, head, prefix, sent, limits }),
+            Verdict::Pass(prefix) => Ok(Opened { upstream, head, prefix, sent, shown, limits }),
             Verdict::MoveOn(outcome) => Err(outcome),
         };
     }

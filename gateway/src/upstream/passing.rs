@@ -81,7 +81,7 @@ pub(super) async fn begin(
     passing.observer = a.observer(&head);
     let is_error = head.status.is_client_error() || head.status.is_server_error();
     if is_error && !head.headers.contains_key(header::CONTENT_ENCODING) {
-        passing.mask = a.credentials(x).and_then(Mask::new);
+        passing.mask = state.shown.mask();
     }
     if !state.event_stream {
         a.answered(Class::Head, head.status);
@@ -142,9 +142,7 @@ async fn pass_head(
         // It was asked for by us, not by the caller.
         head.remove_header(&orca::REPORT);
     }
-    for name in a.repeating(x, &head.headers) {
-        head.remove_header(&name);
-    }
+    state.shown.strip(&mut head);
     let mut out = outgoing_response(head, x, is_http11, has_body);
     if x.outcome.spilled.is_some()
         && let Ok(name) = header::HeaderValue::from_str(&a.backend.name)
@@ -366,10 +364,7 @@ pub(super) async fn finish(
     };
     let mut trailers = trailers.filter(|_| session.is_http2());
     if let Some(trailers) = &mut trailers {
-        // A server of gRPC puts the text of its error there.
-        for name in a.repeating(x, trailers) {
-            trailers.remove(&name);
-        }
+        state.shown.strip_trailers(trailers);
     }
     // The server has no part in what follows.
     state.is_over = true;
