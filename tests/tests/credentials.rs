@@ -704,6 +704,134 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     }
 }
 
+fn compressed(coding: &str, text: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    match coding {
+        "gzip" => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(text).unwrap();
+            encoder.finish().unwrap()
+        }
+        "deflate" => {
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(text).unwrap();
+            encoder.finish().unwrap()
+        }
+        "br" => {
+            let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 22);
+            encoder.write_all(text).unwrap();
+            encoder.into_inner()
+        }
+        "zstd" => zstd::encode_all(text, 3).unwrap(),
+        _ => text.to_vec(),
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_error_that_repeats_the_gateways_credential_does_not_tell_it() {
+    // `/CODING` with 401, `/fine/CODING` with 200; `/large/CODING` is more than is decoded, `/spoiled/CODING` is cut.
+    let upstream = Upstream::start(|seen| async move {
+        let coding = seen.path.rsplit('/').next().unwrap().replace('+', ", ");
+        let shown = seen.headers.get("authorization").map_or("nobody", |value| value.to_str().unwrap());
+        let mut text = format!("{{\"error\":\"incorrect key {shown}\"}}");
+        if seen.path.starts_with("/large") {
+            text.push_str(&" ".repeat(1 << 20));
+        }
+        let mut body = compressed(&coding, text.as_bytes());
+        if seen.path.starts_with("/spoiled") {
+            body.truncate(body.len() / 2);
+        }
+        let status = if seen.path.starts_with("/fine") { 200 } else { 401 };
+        let headers = [
+            ("content-encoding", coding.as_str()),
+            ("content-type", "application/json"),
+            ("etag", "\"of-the-bytes\""),
+            ("retry-after", "7"),
+        ];
+        Some(reply(status, &headers, if seen.method == "HEAD" { Vec::new() } else { body }))
+    })
+    .await;
+    let url = upstream.url();
+    let gateway = start(&format!(
+        "backends:
+  - {{name: x, endpoints: [{{url: \"{url}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}
+  - {{name: y, endpoints: [{{url: \"{url}\"}}]}}
+routes:
+  - {{name: open, matches: [{{headers: [{{name: x-open, exact: \"1\"}}]}}], backendRefs: [{{name: y}}]}}
+  - name: hedged
+    matches: [{{headers: [{{name: x-hedged, exact: \"1\"}}]}}]
+    backendRefs: [{{name: x}}]
+    retry: {{attempts: 0, hedge: {{after: 20s}}}}
+  - {{name: r, backendRefs: [{{name: x}}]}}
+"
+    ))
+    .await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let get = async |method: &str, path: &str, header: &str| {
+        let headers: &[(&str, &str)] = if header.is_empty() { &[] } else { &[(header, "1")] };
+        let answer = client.send(client.request(method, path, headers, "")).await;
+        assert!(!answer.cut && !answer.text().contains("upstream-secret"), "{path}: {}", answer.text());
+        assert_eq!(answer.header("retry-after"), "7", "{path}");
+        answer
+    };
+    let stars = "*".repeat("upstream-secret".len());
+    let plain = |shown: &str| format!("{{\"error\":\"incorrect key {shown}\"}}");
+    for coding in ["gzip", "deflate", "br", "zstd", "identity"] {
+        for header in ["", "x-hedged"] {
+            let answer = get("GET", &format!("/{coding}"), header).await;
+            assert_eq!((answer.status.as_u16(), answer.text()), (401, plain(&format!("Bearer {stars}"))), "{coding}");
+            assert_eq!(answer.header("content-type"), "application/json");
+            assert_eq!(answer.header("content-length"), answer.body.len().to_string(), "{coding}");
+            if coding != "identity" {
+                assert!(!answer.headers.contains_key("content-encoding") && !answer.headers.contains_key("etag"));
+            }
+        }
+        // What no credential can be in passes as it is.
+        let answer = get("GET", &format!("/{coding}"), "x-open").await;
+        assert_eq!((answer.status.as_u16(), answer.header("content-encoding")), (401, coding));
+        assert_eq!(answer.body, compressed(coding, plain("nobody").as_bytes()), "{coding}");
+        // A good answer as well.
+        let fine = client.get(&format!("/fine/{coding}")).await;
+        assert_eq!((fine.status.as_u16(), fine.header("content-encoding")), (200, coding));
+        assert_eq!(fine.header("etag"), "\"of-the-bytes\"");
+    }
+    let head = get("HEAD", "/gzip", "").await;
+    assert_eq!((head.status.as_u16(), head.header("content-encoding"), head.header("etag")), (401, "", ""));
+    for path in ["/compress", "/gzip+br", "/gzip+gzip", "/large/gzip", "/large/br", "/large/zstd", "/spoiled/gzip"] {
+        for header in ["", "x-hedged"] {
+            let answer = get("GET", path, header).await;
+            assert_eq!(answer.status, 401, "{path}");
+            assert_eq!(answer.json()["code"], "upstream_error_withheld", "{path}");
+            assert_eq!(answer.header("content-type"), "application/problem+json", "{path}");
+            assert!(!answer.headers.contains_key("content-encoding") && !answer.headers.contains_key("etag"), "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_error_without_an_end_is_left_when_its_bound_is_reached() {
+    let upstream = raw(|mut stream| async move {
+        head_of_a_request(&mut stream).await;
+        let head = "HTTP/1.1 500 Error\r\ncontent-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n";
+        let _ = stream.write_all(head.as_bytes()).await;
+        let chunk = format!("1000\r\n{}\r\n", "x".repeat(0x1000));
+        while stream.write_all(chunk.as_bytes()).await.is_ok() {}
+    })
+    .await;
+    let gateway = start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{upstream}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+"
+    ))
+    .await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    for _ in 0..3 {
+        let answer = client.get("/").await;
+        assert_eq!((answer.status.as_u16(), answer.cut), (500, false));
+        assert_eq!(answer.json()["code"], "upstream_error_withheld");
+    }
+}
+
 #[tokio::test]
 async fn values_of_the_environment_are_shown_to_nobody() {
     const SECRET: &str = "upstream-secret";

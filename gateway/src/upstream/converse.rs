@@ -242,7 +242,8 @@ pub(super) async fn converse(
             Next::ClientSlow => return Outcome::ClientSlow,
             Next::UpstreamFailed(e) => {
                 if !state.head_passed {
-                    return Outcome::Failed(failure_of_head(&e, reused));
+                    // A server that has sent a head has seen the request.
+                    return Outcome::Failed(failure_of_head(&e, reused && !state.head_seen));
                 }
                 return died(session, x, state, &passing, CUT).await;
             }

@@ -9,6 +9,7 @@ mod budget;
 mod continuing;
 mod converse;
 mod dial;
+mod encoded;
 mod events;
 mod handshake;
 mod headers;

@@ -12,9 +12,10 @@ use pingora::protocols::http::client::HttpSession;
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::attempt::{Attempt, Died, Outcome, SHUTTING_DOWN, let_go};
+use super::attempt::{Attempt, Died, Outcome, SHUTTING_DOWN, let_go, shut};
 use super::bounds::has_room_for;
 use super::converse::{Next, State, server_due};
+use super::encoded::{Coding, MAX_ENCODED, opened, without_coding};
 use super::events::{Gate, Transcript};
 use super::headers::{outgoing_response, outgoing_trailers, remove_hop_by_hop};
 use super::masking::Mask;
@@ -40,7 +41,10 @@ pub(super) struct Passing {
     /// For errors of a server that knows a credential of the gateway.
     mask: Option<Mask>,
     pub(super) transcript: Option<Transcript>,
-    /// The head of an event stream that waits for its first content: until then another endpoint can answer instead.
+    /// Coding of an error that must be read whole before it can be masked.
+    sealed: Option<Coding>,
+    /// The head of an event stream that waits for its first content: until then another endpoint can answer instead. Or
+    /// that of an error that is sealed.
     waiting: Option<Waiting>,
     /// Bytes that the server has written and the client has not taken.
     unread: Unread,
@@ -79,9 +83,15 @@ pub(super) async fn begin(
     state.heard = Instant::now();
     state.event_stream = is_event_stream(&head);
     passing.observer = a.observer(&head);
+    let mut head = head;
     let is_error = head.status.is_client_error() || head.status.is_server_error();
-    if is_error && !head.headers.contains_key(header::CONTENT_ENCODING) {
-        passing.mask = state.shown.mask();
+    if is_error && !state.shown.is_empty() {
+        match Coding::of(&head.headers) {
+            Coding::Identity => passing.mask = state.shown.mask(),
+            // Its head is that of the body which another method would get.
+            _ if is_head => without_coding(&mut head),
+            coding => passing.sealed = Some(coding),
+        }
     }
     if !state.event_stream {
         a.answered(Class::Head, head.status);
@@ -92,9 +102,12 @@ pub(super) async fn begin(
             passing.transcript = Some(Transcript::default());
         }
     }
-    if passing.gate.is_some() && state.limits.first_token.is_some() && a.move_on.retry {
+    if passing.sealed.is_some() || (passing.gate.is_some() && state.limits.first_token.is_some() && a.move_on.retry) {
         passing.waiting = Some(Waiting { head, parts: BytesMut::new() });
-        if let Some(prefix) = prefix
+        if passing.sealed == Some(Coding::Unknown) {
+            // Nothing of it can be passed on.
+            leave(a, upstream, state).await;
+        } else if let Some(prefix) = prefix
             && pass_part(a, session, x, upstream, state, passing, prefix).await.is_err()
         {
             return Some(state.client_gone());
@@ -112,6 +125,14 @@ pub(super) async fn begin(
         return Some(finish(a, session, x, upstream, state, passing).await);
     }
     None
+}
+
+/// Reads no more of an answer, as if it had ended.
+async fn leave(a: &Attempt<'_>, upstream: &mut Option<HttpSession>, state: &mut State) {
+    if let Some(server) = upstream.take() {
+        shut(a, server).await;
+    }
+    state.came = Some(Next::AnswerEnd);
 }
 
 pub(super) fn is_event_stream(head: &ResponseHeader) -> bool {
@@ -285,6 +306,12 @@ pub(super) async fn pass_part(
     let mut part = observe(a, &mut x.outcome, x.started, state, passing, part);
     if let Some(waiting) = &mut passing.waiting {
         waiting.parts.extend_from_slice(&part);
+        if passing.sealed.is_some() {
+            if waiting.parts.len() > MAX_ENCODED {
+                leave(a, upstream, state).await;
+            }
+            return Ok(());
+        }
         if !state.content_seen && waiting.parts.len() <= MAX_WAITING {
             return Ok(());
         }
@@ -344,9 +371,13 @@ async fn release(
     state: &mut State,
     passing: &mut Passing,
 ) -> pingora::Result<Bytes> {
-    let Some(waiting) = passing.waiting.take() else { return Ok(Bytes::new()) };
-    pass_head(a, session, x, upstream, state, passing, waiting.head, false).await?;
-    Ok(waiting.parts.freeze())
+    let Some(Waiting { mut head, parts }) = passing.waiting.take() else { return Ok(Bytes::new()) };
+    let body = match passing.sealed.take() {
+        Some(coding) => opened(coding, &parts, &state.shown, &mut head, x),
+        None => parts.freeze(),
+    };
+    pass_head(a, session, x, upstream, state, passing, head, false).await?;
+    Ok(body)
 }
 
 pub(super) async fn finish(
