@@ -199,6 +199,53 @@ async fn no_spelling_passes_round_a_limit_or_a_list_of_models() {
     }
 }
 
+#[tokio::test]
+async fn no_spelling_changes_what_a_server_is_told_or_which_server_it_is() {
+    let upstream = Upstream::start(|seen| async move {
+        let role = seen.headers.get("x-role").map(|role| role.to_str().unwrap().to_owned());
+        Some(reply(200, &[], format!("SERVED {} as {}", seen.path, role.unwrap_or_default())))
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: b, endpoints: [{{url: \"{url}\"}}]}}
+  - {{name: other, endpoints: [{{url: \"{url}\"}}]}}
+routes:
+  - name: guests
+    matches: [{{path: {{prefix: /guest}}}}]
+    filters: [{{requestHeaders: {{set: {{x-role: guest}}}}}}]
+    backendRefs: [{{name: b}}]
+  - name: same
+    matches: [{{path: {{prefix: /same}}}}]
+    filters: [{{requestHeaders: {{set: {{x-role: staff}}}}}}]
+    backendRefs: [{{name: b}}]
+  - name: elsewhere
+    matches: [{{path: {{prefix: /elsewhere}}}}]
+    filters: [{{requestHeaders: {{set: {{x-role: staff}}}}}}]
+    backendRefs: [{{name: other}}]
+  - {{name: rest, filters: [{{requestHeaders: {{set: {{x-role: staff}}}}}}], backendRefs: [{{name: b}}]}}
+",
+        url = upstream.url()
+    ))
+    .await;
+    for (path, served) in [
+        ("/guest/page", Some("as guest")),
+        ("/guest/page;x", Some("as guest")),
+        ("/page;x", Some("as staff")),
+        ("/same;x/page", Some("as staff")),
+        ("/guest;x/page", None),
+        ("/guest%3Fx", None),
+        ("/guest.", None),
+        ("/elsewhere;x/page", None),
+    ] {
+        let (status, answer) = ask(gateway.address, "GET", path, "", "").await;
+        match served {
+            Some(role) => assert!(status == 200 && answer.ends_with(role), "{path}: {answer}"),
+            None => assert!(status == 400 && answer.contains("ambiguous_path"), "{path}: {status} {answer}"),
+        }
+    }
+}
+
 fn check(yaml: &str) -> (bool, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("spillway.yaml");
