@@ -353,6 +353,57 @@ async fn guesses_at_a_server_that_judges_count_against_the_limits() {
 }
 
 #[tokio::test]
+async fn guesses_of_keys_count_whichever_step_refuses_them() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let (key, digest) = new_key();
+    let yaml = format!(
+        "authentication: {{failures: {{rate: 3/h}}}}
+consumers: [{{name: a, keys: [{{sha256: \"{digest}\"}}]}}]
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - name: denied
+    matches: [{{path: {{prefix: /denied}}}}]
+    filters: [{{clientAddress: {{deny: [127.0.0.1]}}}}]
+    backendRefs: [{{name: x}}]
+  - name: by-model
+    matches: [{{path: {{prefix: /v1}}, model: small}}]
+    filters: [{{rateLimit: {{by: clientAddress, requests: 7/h}}}}, {{clientAddress: {{deny: [127.0.0.1]}}}}]
+    backendRefs: [{{name: x}}]
+  - name: rest
+    matches: [{{path: {{prefix: /v1}}}}]
+    authentication: optional
+    filters: [{{clientAddress: {{deny: [127.0.0.1]}}}}]
+    backendRefs: [{{name: x}}]
+  - {{name: door, matches: [{{path: {{prefix: /door}}}}], backendRefs: [{{name: x}}]}}
+",
+        upstream.url()
+    );
+    for path in ["/denied", "/v1/chat/completions"] {
+        let gateway = Gateway::start(&yaml).await;
+        let client = gateway.client();
+        let show = async |path: &str, key: Option<&str>| {
+            let header: Vec<_> = key.iter().map(|key| ("x-api-key", *key)).collect();
+            client.post(path, &header, r#"{"model":"small"}"#).await.status.as_u16()
+        };
+        for shown in [None, Some(&*key), None] {
+            assert_eq!(show(path, shown).await, 403, "{path}: neither showing nothing nor a good key is a guess");
+        }
+        assert_eq!(show("/door", Some("guess-1")).await, 401);
+        for guess in ["guess-2", "guess-3"] {
+            assert_eq!(show(path, Some(guess)).await, 403, "{path}");
+        }
+        assert_eq!(show("/door", Some("guess-4")).await, 429, "{path}: three were bad before");
+        assert_eq!(show("/door", Some(&key)).await, 200);
+        // What is refused before its body counts against limits by address in front of what refuses it.
+        if path.starts_with("/v1") {
+            assert_eq!(show(path, None).await, 403);
+            assert_eq!(show(path, None).await, 403);
+            assert_eq!(show(path, None).await, 429, "seven came before");
+        }
+    }
+}
+
+#[tokio::test]
 async fn who_knocks_without_end_fills_no_log() {
     let upstream = Upstream::fixed(200, "{}").await;
     let (_, digest) = new_key();

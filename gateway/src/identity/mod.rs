@@ -262,6 +262,19 @@ impl Authenticator {
         Unidentified { refusal, reason, throttled: false }
     }
 
+    /// Counts a bad key against its address, where a request is refused before anybody asks who calls: guesses count whichever
+    /// step refuses them. A token is left out, since only its signature would say that it is bad.
+    pub fn note_guess(&self, headers: &HeaderMap, address: IpAddr, now: u64) {
+        let is_bad = match self.presented(headers) {
+            Ok(None) => false,
+            Ok(Some(shown)) => !self.tokens.takes(shown.credential) && self.keys.find(shown.credential, now).is_none(),
+            Err(_) => true,
+        };
+        if is_bad && self.failures.wait(address).is_none() {
+            self.failures.note(address);
+        }
+    }
+
     /// True if a header value holds a key of the configuration, ended or not, or a token that is addressed to this
     /// gateway: by itself, behind a scheme, or in one half of `Basic` (RFC 7617).
     pub fn holds_credential(&self, value: &[u8]) -> bool {

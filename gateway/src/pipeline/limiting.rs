@@ -77,8 +77,8 @@ fn refuse(by: By<'_>, name: &str, x: &mut Exchange) -> End {
     }
 }
 
-/// Refuses a request whose route only its body can tell, where every candidate would refuse it whatever the body says: as
-/// the first of them does. The route is `None` where that is not there for the caller.
+/// Judges a request whose route only its body can tell, and refuses it where every candidate would refuse it whatever the
+/// body says: as the first of them does. Takes nothing. The route is `None` where that is not there for the caller.
 pub(super) async fn refused_by_all<'r>(
     candidates: impl Iterator<Item = &'r Arc<Route>>,
     session: &mut ServerSession,

@@ -179,7 +179,7 @@ async fn find(
     let within = connection.limits.body_timeout.0;
     if let Some(route) = candidates.only() {
         enter(x, route);
-        limiting::guards(route, session, x).await?;
+        guards(route, looks_for_caller(route), session, x).await?;
         identify(session, x, route.authentication).await?;
         check_access(route, false, session, x)?;
         if route.holds_body {
@@ -206,6 +206,8 @@ async fn find(
         if let Some((route, end)) = limiting::refused_by_all(candidates.routes(), session, x).await {
             if let Some(route) = route {
                 enter(x, route);
+                // As where the head decides the route: limits by address count what is refused behind them.
+                guards(route, candidates.routes().any(looks_for_caller), session, x).await?;
             }
             return Err(end);
         }
@@ -224,7 +226,7 @@ async fn find(
             None => no_route(session),
         })?;
     enter(x, &route);
-    limiting::guards(&route, session, x).await?;
+    guards(&route, looks_for_caller(&route), session, x).await?;
     if x.caller.is_none() {
         identify(session, x, route.authentication).await?;
         let caller = number(x);
@@ -241,6 +243,24 @@ async fn find(
     check_model(&route, x)?;
     check_rename(&route, x)?;
     Ok(route)
+}
+
+fn looks_for_caller(route: &Arc<Route>) -> bool {
+    route.authentication != RouteAuthentication::None
+}
+
+/// Runs the filters that need no caller. Where they refuse a request whose caller would have been looked for (`looks`), a bad
+/// key in it counts as one that was looked at.
+async fn guards(route: &Route, looks: bool, session: &mut ServerSession, x: &mut Exchange) -> Result<(), End> {
+    let passed = limiting::guards(route, session, x).await;
+    if let Err(End::Refuse(_)) = &passed
+        && x.caller.is_none()
+        && looks
+    {
+        let now = crate::limits::unix_now();
+        x.snapshot.identity.note_guess(&session.req_header().headers, x.client, now);
+    }
+    passed
 }
 
 /// Whose share of the memory for bodies a request uses.
