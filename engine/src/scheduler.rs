@@ -41,7 +41,8 @@ use shared::Shared;
 
 /// How long the thread sleeps when all that runs waits for its readers.
 const PARKED_NAP: Duration = Duration::from_millis(2);
-/// Events of an answer that wait for its reader; one more parks the request.
+/// Events of an answer that wait for its reader; one more parks the request. The last ones of a complete answer wait beside
+/// them, so that its reader needs the engine no more: those of one step, since a parked request takes no other.
 const EVENTS: usize = 64;
 /// A parked request gives way to one that waits for its place when its reader has taken nothing for so long. It is far
 /// shorter than the stall timeout, which is for readers whom nobody waits for.
@@ -57,13 +58,13 @@ struct Job {
 
 impl Job {
     fn fail(&self, error: EngineError) {
-        let _ = self.events.force_send(Event::Failed(error));
+        let _ = self.events.try_send(Event::Failed(error));
     }
 }
 
 impl Reader for Sender<Event> {
     fn fail(self, error: EngineError) {
-        let _ = self.force_send(Event::Failed(error));
+        let _ = self.try_send(Event::Failed(error));
         self.close();
     }
 }
@@ -79,7 +80,7 @@ impl Handle {
     /// Takes a request if it can be begun in time.
     pub(crate) fn submit(&self, request: Generate) -> Result<Receiver<Event>, Busy> {
         self.shared.enter(&request)?;
-        let (events, receiver) = async_channel::bounded(EVENTS);
+        let (events, receiver) = async_channel::unbounded();
         match self.jobs.try_send(Job { request, events, submitted: Instant::now() }) {
             Ok(()) => Ok(receiver),
             Err(refused) => {
@@ -159,7 +160,6 @@ fn begin(
         tuning,
         waiting: Queue::default(),
         running: Vec::new(),
-        leaving: Vec::new(),
         is_starved: false,
         free_slots: (0..sizes.slots).rev().collect(),
         pages: Pages::new(sizes),
@@ -194,8 +194,6 @@ struct Worker {
     waiting: Queue,
     /// Oldest first.
     running: Vec<Request>,
-    /// Requests whose answers are complete and whose readers have yet to take the end of them. They hold no place.
-    leaving: Vec<Request>,
     /// A request, or a sequence that lost its pages, found no room when places were last given.
     is_starved: bool,
     free_slots: Vec<usize>,
@@ -263,9 +261,7 @@ impl Worker {
         self.shared.stop();
         self.jobs.close();
         self.shared.set_running(0, 0, 0);
-        for request in self.running.drain(..).chain(self.leaving.drain(..)) {
-            request.fail(end.clone());
-        }
+        self.running.drain(..).for_each(|request| request.fail(end.clone()));
         self.waiting.drain().iter().for_each(|job| job.fail(end.clone()));
         while let Ok(job) = self.jobs.try_recv() {
             job.fail(end.clone());
@@ -327,13 +323,13 @@ impl Worker {
     }
 
     fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.leaving.is_empty() && self.waiting.is_empty()
+        self.running.is_empty() && self.waiting.is_empty()
     }
 
     /// Ends what nobody wants any more and lets go of those that are done.
     fn settle(&mut self) {
         let now = Instant::now();
-        let mut changed = self.flush_leaving(now);
+        let mut changed = false;
         let mut at = 0;
         while let Some(request) = self.running.get_mut(at) {
             request.flush();
@@ -353,8 +349,6 @@ impl Worker {
             self.let_go(&request);
             if let Some(fault) = fault {
                 request.fail(fault);
-            } else if !request.is_told() {
-                self.leaving.push(request);
             }
         }
         changed |= self.give_way(now);
@@ -364,22 +358,6 @@ impl Worker {
         let sequences = || self.running.iter().flat_map(|request| &request.sequences);
         let used = sequences().map(|sequence| sequence.read()).sum();
         self.shared.set_running(self.sizes.slots - self.free_slots.len(), used, self.pages.idle() * crate::exec::PAGE);
-    }
-
-    /// Gives readers the end of complete answers. True when a request has left.
-    fn flush_leaving(&mut self, now: Instant) -> bool {
-        let before = self.leaving.len();
-        for mut request in std::mem::take(&mut self.leaving) {
-            request.flush();
-            if request.is_abandoned() || request.is_told() {
-                continue;
-            }
-            match request.fault(now, self.stall_timeout) {
-                Some(fault) => request.fail(fault),
-                None => self.leaving.push(request),
-            }
-        }
-        self.leaving.len() < before
     }
 
     /// Ends the request that has been parked for longest, where another waits for its place. True when one was ended.
@@ -413,7 +391,7 @@ impl Worker {
     }
 
     fn tell_watch(&self) {
-        self.watch.readers(self.running.iter().chain(&self.leaving).map(Request::reader).collect());
+        self.watch.readers(self.running.iter().map(Request::reader).collect());
     }
 
     /// Gives places and pages: to those who lost their pages, oldest first, then to those who wait, in turn.

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use async_channel::{Sender, TrySendError};
+use async_channel::Sender;
 
-use super::Job;
 use super::queue::TenantKey;
 use super::sequence::{Said, Sequence, State};
+use super::{EVENTS, Job};
 use crate::{EngineError, Event, Finished};
 
 pub(super) struct Request {
@@ -15,7 +15,7 @@ pub(super) struct Request {
     /// Place among short prompts.
     pub(super) place: u64,
     events: Sender<Event>,
-    /// Events that found the channel full.
+    /// Events that found `EVENTS` in the channel.
     outbox: Vec<Event>,
     stalled: Option<Instant>,
     deadline: Option<Instant>,
@@ -73,9 +73,6 @@ impl Request {
     }
     /// Why it must end now.
     pub(super) fn fault(&self, now: Instant, stall_timeout: Duration) -> Option<EngineError> {
-        if self.is_finished {
-            return self.is_stalled(now, stall_timeout).then_some(EngineError::Stalled);
-        }
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             return Some(EngineError::Deadline);
         }
@@ -150,8 +147,7 @@ impl Request {
 
     /// It ends before its time.
     pub(super) fn fail(self, error: EngineError) {
-        // The reader may have left its channel full: the last event matters more than the one before.
-        let _ = self.events.force_send(Event::Failed(error));
+        let _ = self.events.try_send(Event::Failed(error));
     }
 
     fn tell(&mut self, event: Event) {
@@ -159,20 +155,21 @@ impl Request {
         self.flush();
     }
 
-    /// Gives the reader what it has room for.
+    /// Gives the reader what it has room for, and all that is left of a complete answer.
     pub(super) fn flush(&mut self) {
         let mut outbox = std::mem::take(&mut self.outbox).into_iter();
         for event in outbox.by_ref() {
-            match self.events.try_send(event) {
-                Ok(()) => self.stalled = None,
-                Err(TrySendError::Full(event)) => {
-                    self.stalled.get_or_insert_with(Instant::now);
-                    self.outbox.push(event);
-                    break;
-                }
-                // `is_abandoned` finds it before the next step.
-                Err(TrySendError::Closed(_)) => break,
+            // Nobody else fills the channel.
+            if self.events.len() >= EVENTS && !self.is_finished {
+                self.stalled.get_or_insert_with(Instant::now);
+                self.outbox.push(event);
+                break;
             }
+            if self.events.try_send(event).is_err() {
+                // `is_abandoned` finds it before the next step.
+                break;
+            }
+            self.stalled = None;
         }
         self.outbox.extend(outbox);
     }

@@ -56,6 +56,32 @@ fn a_device_that_hangs_fails_its_requests_in_time() {
     assert_eq!(scene.faults.lock().unwrap().on_processor.len(), 2);
 }
 
+#[test]
+fn a_complete_answer_is_read_to_its_end_while_the_device_is_away() {
+    for fault in [Fault::Error, Fault::Hang(Duration::from_secs(5))] {
+        let refusals = Faults { refusals: usize::MAX, ..Faults::default() };
+        let world = World { end: -9.0, ..World::default() };
+        let scene = Scene::with(sizes(2, 8 * PAGE, 40), &options(8), world, refusals).unwrap();
+        // Of some, the last events find as many in the channel as may wait for a reader.
+        let written = |tokens| {
+            let events = unread(&scene, tokens);
+            scene.idle();
+            (tokens, events)
+        };
+        let complete: Vec<_> = (58..=63).map(written).collect();
+        scene.faults.lock().unwrap().next.push_back(fault);
+        assert!(all(&scene.submit(Generate::new(words(1, 1, 4)))).end.is_err());
+        assert!(!scene.handle.stats().is_ready);
+        for (tokens, events) in complete {
+            let (told, end) = std::sync::mpsc::channel();
+            std::thread::spawn(move || told.send(all(&events).end));
+            let end = end.recv_timeout(Duration::from_secs(4)).expect("its end does not wait for the device");
+            assert!(end.is_ok(), "{tokens} tokens: {end:?}");
+        }
+        assert!(!scene.handle.stats().is_ready, "the device is still away");
+    }
+}
+
 /// Waits until the model is ready after it was not.
 fn ready_again(handle: &Handle, faults: u64) {
     let started = Instant::now();
