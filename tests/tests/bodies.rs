@@ -550,3 +550,51 @@ routes: [{{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{nam
 fn memchr_of(body: &[u8], part: &[u8]) -> bool {
     body.windows(part.len()).any(|window| window == part)
 }
+
+#[tokio::test]
+async fn a_list_of_models_holds_on_routes_that_read_no_body() {
+    let upstream = Upstream::digest().await;
+    let ((key, digest), (free, free_digest)) = (new_key(), new_key());
+    let gateway = Gateway::start(&format!(
+        "consumers:
+  - {{name: a, models: [small], keys: [{{sha256: \"{digest}\"}}]}}
+  - {{name: b, keys: [{{sha256: \"{free_digest}\"}}]}}
+backends: [{{name: web, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: web, backendRefs: [{{name: web}}]}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let client = gateway.client();
+    let form =
+        |model: &str| format!("--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n--b--\r\n");
+    let named = |model: &str| format!("{{\"model\":\"{model}\"}}");
+    let multipart = ("content-type", "multipart/form-data; boundary=b");
+    let gzip = ("content-encoding", "gzip");
+    let (identity, url_encoded) = (("content-encoding", "identity"), "application/x-www-form-urlencoded");
+    let refused = "model_not_found";
+    for (path, headers, body, status, code) in [
+        ("/api/chat", [JSON, identity], named("small"), 200, ""),
+        ("/api/chat", [JSON, identity], named("big"), 404, refused),
+        ("/api/chat", [("content-type", "text/plain"), identity], named("big"), 404, refused),
+        ("/api/chat", [multipart, identity], form("small"), 200, ""),
+        ("/api/chat", [multipart, identity], form("big"), 404, refused),
+        ("/api/chat", [JSON, identity], "{\"Model\":\"big\"}".to_owned(), 400, "ambiguous_parameter"),
+        ("/api/chat", [JSON, gzip], "packed".to_owned(), 400, "unsupported_content_encoding"),
+        ("/api/chat", [("content-type", url_encoded), identity], "model=big".to_owned(), 400, "unsupported_form"),
+        ("/upload", [("content-type", "image/png"), identity], "\u{89}PNG".to_owned(), 200, ""),
+        ("/upload", [JSON, identity], "{\"a\":1}".to_owned(), 200, ""),
+        ("/upload", [JSON, identity], String::new(), 200, ""),
+        ("/v1/chat/completions", [JSON, identity], named("small"), 200, ""),
+        ("/v1/chat/completions", [JSON, identity], named("big"), 404, refused),
+        ("/v1/chat/completions", [JSON, identity], "{}".to_owned(), 404, refused),
+    ] {
+        let before = upstream.count();
+        let answer = client.post(path, &[("x-api-key", &key), headers[0], headers[1]], body.clone()).await;
+        assert_eq!(answer.status, status, "{path} {headers:?} {body}: {}", answer.text());
+        assert!(status == 200 || code_of(&answer) == code, "{path} {headers:?} {body}: {}", answer.text());
+        assert_eq!(upstream.count() - before, usize::from(status == 200), "{path} {headers:?} {body}");
+        let answer = client.post(path, &[("x-api-key", &free), headers[0], headers[1]], body.clone()).await;
+        assert_eq!(answer.status, 200, "a caller without a list: {path} {headers:?} {body}");
+    }
+}

@@ -182,7 +182,8 @@ async fn find(
         guards(route, looks_for_caller(route), session, x).await?;
         identify(session, x, route.authentication).await?;
         check_access(route, false, session, x)?;
-        if route.holds_body {
+        // A list of models holds whatever the route says of its backend: a server behind `protocol: http` may run models too.
+        if route.holds_body || x.caller.as_ref().is_some_and(|caller| caller.is_restricted()) {
             if !session.is_body_empty() {
                 limiting::before_body(Some(route), route.api != Api::Problem, session, x).await?;
             }
@@ -191,7 +192,7 @@ async fn find(
         } else {
             check_length(session, route)?;
         }
-        check_model(route, x)?;
+        check_model(x)?;
         check_rename(route, x)?;
         return Ok(route.clone());
     }
@@ -240,7 +241,7 @@ async fn find(
         return Err(too_large(route.max_body, "this route takes"));
     }
     check_access(&route, true, session, x)?;
-    check_model(&route, x)?;
+    check_model(x)?;
     check_rename(&route, x)?;
     Ok(route)
 }
@@ -392,13 +393,11 @@ fn check_access(route: &Route, by_model: bool, session: &ServerSession, x: &mut 
 }
 
 /// Refuses a model that the body names and the caller may not use.
-fn check_model(route: &Route, x: &Exchange) -> Result<(), End> {
+fn check_model(x: &Exchange) -> Result<(), End> {
     let Some(caller) = x.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
     match &x.asked {
         // A body for a model that names none that we can read may name any to who reads it otherwise.
-        Some(asked)
-            if !caller.may_use(asked.model.as_deref()) && (route.api != Api::Problem || asked.model.is_some()) =>
-        {
+        Some(asked) if !caller.may_use(asked.model.as_deref()) && (x.api != Api::Problem || asked.model.is_some()) => {
             Err(openai::model_not_found(asked.model.as_deref().unwrap_or_default()).into())
         }
         _ => Ok(()),

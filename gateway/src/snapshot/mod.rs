@@ -121,7 +121,7 @@ pub struct Route {
     pub answers_preflight: bool,
     /// Bytes of a body.
     pub max_body: u64,
-    /// Whether the body is held before it goes anywhere: a target or spill needs to read it.
+    /// Whether the body is held before it goes anywhere, whoever calls: a target or spill needs to read it.
     pub holds_body: bool,
     /// True if its filters, its spill or the model names of its backends depend on what a body says.
     pub judges_body: bool,
