@@ -39,7 +39,7 @@ pub use routes::{
     Access, BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue, Reject, Retry,
     RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated, WhenUnavailable,
 };
-pub use telemetry::{AuditLog, LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
+pub use telemetry::{AuditLog, CallersDecide, LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
 
 use std::num::NonZeroU32;
 

@@ -30,7 +30,8 @@ pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &Se
     let snapshot = gateway.snapshot.load_full();
     let head = session.req_header();
     let request_id = head.headers.get(&X_REQUEST_ID).filter(|id| is_sane(id)).cloned().unwrap_or_else(new_request_id);
-    let span = snapshot.tracer.server_span(&head.headers, std::time::SystemTime::now());
+    let from_trusted_proxy = connection.is_from_trusted_proxy();
+    let span = snapshot.tracer.server_span(&head.headers, from_trusted_proxy, std::time::SystemTime::now());
     let mut x = Exchange::begin(snapshot, connection, &head.headers, request_id, span, gateway.off_loop.clone());
     x.api = Api::of_path(head.uri.path());
     x
