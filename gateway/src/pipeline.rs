@@ -100,6 +100,7 @@ async fn walk(
     x: &mut Exchange,
 ) -> Result<(), End> {
     let spelling = steps::check_head(gateway, connection, session)?;
+    steps::judge_certificate(connection, session, x)?;
     steps::strip(connection, session, x);
     let route: Arc<Route> = steps::find_route(gateway, connection, spelling, session, x).await?;
     limiting::filters(&route, session, x).await?;

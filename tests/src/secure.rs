@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -56,6 +57,14 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, common_name);
         params.subject_alt_names.push(SanType::URI(Ia5String::try_from(uri).unwrap()));
+        self.sign(params)
+    }
+
+    /// A certificate of a client that ends after this time.
+    pub fn client_for(&self, uri: &str, time: Duration) -> Made {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names.push(SanType::URI(Ia5String::try_from(uri).unwrap()));
+        params.not_after = (SystemTime::now() + time).into();
         self.sign(params)
     }
 

@@ -13,6 +13,7 @@
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rustls::version;
 use spillway_tests::{Authority, Gateway, Secure, Upstream, binary, eventually, python, whole};
@@ -303,4 +304,44 @@ consumers:
             assert_eq!(upstream.count(), before);
         }
     }
+}
+
+#[tokio::test]
+async fn a_client_certificate_that_ends_ends_its_connections_and_is_not_resumed() {
+    let (authority, upstream) = (Authority::default(), Upstream::fixed(200, "x").await);
+    let folder = tempfile::tempdir().unwrap();
+    authority.server(&["a.test"]).write(folder.path(), "a");
+    authority.server(&["*.b.test"]).write(folder.path(), "b");
+    authority.write(folder.path());
+    let yaml = yaml(&upstream, ", clientCertificates: {caFile: ca.pem}", "")
+        + "authentication: {mtls: {identity: san-uri}}
+consumers: [{name: billing, mtls: {identities: [\"spiffe://example/billing\"]}}]
+";
+    let gateway = Gateway::start_in(folder, &yaml).await;
+    let own = authority.client_for("spiffe://example/billing", Duration::from_secs(4));
+    let client = Secure::with(gateway.address, &authority, Some(&own), &[&version::TLS13]);
+    let get = || http::Request::get("https://a.test/").body(Default::default()).unwrap();
+    let mut http2 = client.http2("a.test").await;
+    assert_eq!(http2.send_request(get()).await.unwrap().status(), 200);
+    assert_eq!(client.get("a.test", "a.test", "/").await.unwrap().status, 200);
+    let mut idle = client.open("a.test", &["http/1.1"]).await.unwrap();
+    let request = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
+    idle.write_all(request).await.unwrap();
+    let mut begin = [0; 12];
+    idle.read_exact(&mut begin).await.unwrap();
+    assert_eq!(&begin, b"HTTP/1.1 200");
+    // A connection that idles is closed with the certificate; of HTTP/2 it takes no further stream.
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(spillway_tests::PATIENCE, idle.read_to_end(&mut rest)).await.expect("an end");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(http2.ready().await.is_err(), "it was told to go away");
+    let served = upstream.count();
+    // A session of before is resumed without another look at the certificate: its requests are refused.
+    let refused = client.get("a.test", "a.test", "/").await.unwrap();
+    assert_eq!(refused.status, 401);
+    assert_eq!(refused.json()["code"], "certificate_expired");
+    assert_eq!(refused.header("connection"), "close");
+    let mut http2 = client.http2("a.test").await;
+    assert_eq!(http2.send_request(get()).await.unwrap().status(), 401);
+    assert_eq!(upstream.count(), served);
 }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use rustls::ProtocolVersion;
@@ -9,6 +10,7 @@ use spillway_config::schema::{EncodedSlashes, ListenerLimits, ListenerProtocol};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
@@ -37,6 +39,8 @@ pub struct ConnectionInfo {
     /// Limits of the listener.
     pub limits: ListenerLimits,
     trusted: Option<Arc<TrustedProxies>>,
+    /// When the certificate of the client ends; `None` without one, and for one that had ended when the connection began.
+    certificate_ends: Option<Instant>,
 }
 
 /// What TLS said of a connection.
@@ -54,6 +58,7 @@ pub struct TlsInfo {
 impl ConnectionInfo {
     fn new(client: SocketAddr, local: SocketAddr, tls: Option<TlsInfo>, plan: &ListenerPlan) -> Self {
         let ip = client.ip().to_canonical();
+        let certificate_ends = tls.as_ref().and_then(|tls| ends(tls.client.as_ref()?));
         Self {
             client: SocketAddr::new(ip, client.port()),
             client_text: address_value(ip),
@@ -62,6 +67,7 @@ impl ConnectionInfo {
             encoded_slashes: plan.encoded_slashes,
             limits: plan.limits.clone(),
             trusted: plan.trusted.clone(),
+            certificate_ends,
         }
     }
 
@@ -81,6 +87,13 @@ impl ConnectionInfo {
         self.trusted.as_ref().is_some_and(|trusted| trusted.contains(self.client.ip()))
     }
 
+    /// True if the client showed a certificate that has ended since, or had ended when the session was resumed: a handshake
+    /// would not be taken any more.
+    pub fn certificate_has_ended(&self) -> bool {
+        let shown = self.tls.as_ref().and_then(|tls| tls.client.as_ref());
+        shown.is_some_and(|certificate| certificate.has_ended(crate::limits::unix_now()))
+    }
+
     /// Whether the connection may carry a request for this host, which may have a port.
     pub fn answers_for(&self, host: &str) -> bool {
         let Some(TlsInfo { server_name: Some(name), tls, .. }) = &self.tls else { return true };
@@ -88,9 +101,26 @@ impl ConnectionInfo {
     }
 }
 
-/// Ends when no further request is wanted, because the listener is closed or gone.
-pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
+/// Time until the first second in which a certificate is no longer good; `None` where that has come.
+fn ends(certificate: &ClientCertificate) -> Option<Instant> {
+    let now = i64::try_from(crate::limits::unix_now()).ok()?;
+    let left = certificate.not_after.checked_sub(now)?.checked_add(1)?;
+    let left = u64::try_from(left).ok().filter(|left| *left > 0)?;
+    Instant::now().checked_add(Duration::from_secs(left))
+}
+
+/// Ends when no further request is wanted: the listener is closed or gone, or the certificate of the client ends.
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>, connection: &ConnectionInfo) {
+    let ended = async {
+        match connection.certificate_ends {
+            Some(end) => sleep_until(end).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => {}
+        () = ended => {}
+    }
 }
 
 /// Why a connection carried no request.

@@ -38,7 +38,7 @@ pub(super) async fn serve(
         let read = tokio::select! {
             biased;
             read = tokio::time::timeout(wait, session.read_request()) => read,
-            () = stopped(&mut stop) => {
+            () = stopped(&mut stop, &connection) => {
                 session.shutdown().await;
                 return;
             }

@@ -54,7 +54,7 @@ pub(super) async fn serve(
     loop {
         let accepted = tokio::select! {
             biased;
-            () = stopped(&mut stop), if !draining => {
+            () = stopped(&mut stop, &connection), if !draining => {
                 h2.graceful_shutdown();
                 draining = true;
                 continue;
@@ -79,6 +79,11 @@ pub(super) async fn serve(
                 if streams.len() >= usize::try_from(most).unwrap_or(usize::MAX).saturating_mul(2) {
                     h2.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                     continue;
+                }
+                // A session that was resumed with a certificate that has ended: its requests are told so.
+                if !draining && connection.certificate_has_ended() {
+                    h2.graceful_shutdown();
+                    draining = true;
                 }
                 streams.spawn(request(session, connection.clone(), gateway.clone()));
             }

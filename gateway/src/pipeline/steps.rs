@@ -126,6 +126,25 @@ pub(super) fn check_head(
     Ok(spelling)
 }
 
+/// Refuses a request on a connection whose client certificate has ended, as a new connection would be refused with it.
+pub(super) fn judge_certificate(
+    connection: &ConnectionInfo,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<(), End> {
+    if !connection.certificate_has_ended() {
+        return Ok(());
+    }
+    session.set_keepalive(None);
+    x.authentication_failed = Some("certificate_expired");
+    Err(End::refuse(Refusal::new(
+        StatusCode::UNAUTHORIZED,
+        ErrorKind::Authentication,
+        "certificate_expired",
+        "The client certificate of this connection has ended: connect again with one that is still good.",
+    )))
+}
+
 /// The host that a request is for.
 pub(super) fn host_of(head: &RequestHeader) -> Option<&str> {
     head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| head.uri.host())
