@@ -318,7 +318,7 @@ async fn a_client_certificate_that_ends_ends_its_connections_and_is_not_resumed(
 consumers: [{name: billing, mtls: {identities: [\"spiffe://example/billing\"]}}]
 ";
     let gateway = Gateway::start_in(folder, &yaml).await;
-    let own = authority.client_for("spiffe://example/billing", Duration::from_secs(4));
+    let own = authority.client_for("spiffe://example/billing", Duration::from_secs(6));
     let client = Secure::with(gateway.address, &authority, Some(&own), &[&version::TLS13]);
     let get = || http::Request::get("https://a.test/").body(Default::default()).unwrap();
     let mut http2 = client.http2("a.test").await;
