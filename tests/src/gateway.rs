@@ -61,6 +61,13 @@ impl Gateway {
         Self::start_by(shell, folder, yaml).await
     }
 
+    /// The same with further variables in its environment.
+    pub async fn start_with_variables(folder: tempfile::TempDir, yaml: &str, variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(binary());
+        command.envs(variables.iter().copied());
+        Self::start_by(command, folder, yaml).await
+    }
+
     async fn start_by(mut command: Command, folder: tempfile::TempDir, yaml: &str) -> Self {
         std::fs::write(folder.path().join("spillway.yaml"), whole(yaml)).unwrap();
         let mut child = command

@@ -44,7 +44,8 @@ impl IssuerKey {
         Self { id: id.to_owned(), pair: KeyPair::generate_for(&PKCS_ED25519).unwrap() }
     }
 
-    fn jwk(&self) -> Value {
+    /// Its public half, as a set of keys has it.
+    pub fn jwk(&self) -> Value {
         json!({"kty": "OKP", "crv": "Ed25519", "kid": self.id, "x": base64url(self.pair.der_bytes())})
     }
 
