@@ -390,7 +390,7 @@ fn every_link_between_pages_leads_somewhere() {
                 continue;
             }
             seen += 1;
-            let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let (path, anchor) = link.split_once('#').unwrap_or((link.as_str(), ""));
             let folder = Path::new(&page.path).parent().unwrap();
             let target = if path.is_empty() { Some(page.path.clone()) } else { joined(folder, path) };
             let there = target.as_ref().is_some_and(|target| repository().join(target).exists());
