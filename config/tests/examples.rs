@@ -1,4 +1,4 @@
-//! Every example loads, every YAML of the documents is part of one, and hostile or mistaken files are refused in order.
+//! Every example loads, and hostile or mistaken files are refused in order.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 

@@ -143,13 +143,14 @@ fn slug(heading: &str) -> String {
     kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
 }
 
-/// Commands of a block: one a line, and on to where its quotes are closed. A comment stands behind two blanks.
+/// Commands of a block: one a line, and on to where its quotes are closed or no backslash ends a line. A comment stands
+/// behind two blanks.
 pub fn commands(block: &str) -> Vec<String> {
     let mut all = Vec::new();
     let mut one = String::new();
     for line in block.lines() {
         one.push_str(line);
-        if one.matches('\'').count() % 2 == 1 {
+        if one.matches('\'').count() % 2 == 1 || line.ends_with('\\') {
             one.push('\n');
             continue;
         }
@@ -159,7 +160,7 @@ pub fn commands(block: &str) -> Vec<String> {
             all.push(command.to_owned());
         }
     }
-    assert!(one.is_empty(), "quotes are left open in {block}");
+    assert!(one.is_empty(), "a command is left open in {block}");
     all
 }
 
@@ -223,7 +224,8 @@ mod tests {
     }
 
     #[test]
-    fn a_command_goes_on_to_where_its_quotes_are_closed() {
-        assert_eq!(commands("make x    # a\ncurl -d '{\n 1}'\n# b\n"), ["make x", "curl -d '{\n 1}'"]);
+    fn a_command_goes_on_to_where_its_quotes_are_closed_and_over_backslashes() {
+        let block = "make x    # a\ncurl -d '{\n 1}'\n# b\ncurl \\\n  -s\n";
+        assert_eq!(commands(block), ["make x", "curl -d '{\n 1}'", "curl \\\n  -s"]);
     }
 }
