@@ -1,6 +1,6 @@
-//! Serving an encoder: texts of several callers go through it together, each caller's in turns. One thread owns the model;
-//! callers reach it over a bounded channel and hear from it over a channel of their own. Dropping the answer's future ends
-//! the work on it within one step.
+//! Serving of an encoder: texts of several callers are batched, each caller in turn. One thread owns the model;
+//! callers submit over a bounded channel and receive over a channel of their own. Dropping the answer's future ends
+//! the work within one step.
 
 mod input;
 #[cfg(test)]
@@ -20,37 +20,37 @@ use crate::text::Tokenizer;
 use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions, Placement};
 use worker::Worker;
 
-/// Most texts of one request.
+/// Most texts of one request: the limit of OpenAI's embeddings API.
 pub(crate) const MAX_TEXTS: usize = 2048;
-/// What a refused caller is told to wait at least.
+/// Least `retry_after` of a refused request.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// What it is told while a device is set up again.
+/// `retry_after` while a failed device is set up again.
 const RETRY_AFTER_FAULT: Duration = Duration::from_secs(1);
 
-/// What became of a text.
+/// Result for one input.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Encoded {
-    /// Its vector as the model gives it, or its scores.
+    /// Raw embedding as the model computes it, or the scores.
     pub(crate) values: Vec<f32>,
-    /// Tokens read.
+    /// Tokens read by the model.
     pub(crate) tokens: u32,
-    /// Whether it was longer than the context.
+    /// True if the input was longer than the context and was cut.
     pub(crate) truncated: bool,
 }
 
-/// What is read.
+/// Input of an encoder.
 #[derive(Debug, Clone)]
 pub(crate) enum Input {
     Text(Arc<str>),
     /// Two texts that are read together.
     Pair(Arc<str>, Arc<str>),
-    /// Tokens as they stand.
+    /// Tokens, read unchanged.
     Tokens(Vec<u32>),
 }
 
 type Answer = Result<Vec<Encoded>, EngineError>;
 
-/// A request on its way to the thread.
+/// Request on its way to the encoder's thread.
 struct Job {
     inputs: Vec<Input>,
     answer: Sender<Answer>,
@@ -63,14 +63,14 @@ impl Reader for Sender<Answer> {
     }
 }
 
-/// The callers' side of the thread.
+/// Callers' side of the encoder's thread.
 pub(crate) struct Handle {
     jobs: Sender<Job>,
     shared: Arc<Shared>,
     placement: Arc<Mutex<Placement>>,
     outputs: usize,
     vocabulary: usize,
-    /// Longest estimated wait at which a request is taken.
+    /// Longest estimated wait at which a request is accepted.
     max_wait: Duration,
 }
 
@@ -78,14 +78,14 @@ pub(crate) struct Handle {
 struct Shared {
     waiting: AtomicUsize,
     tokens: AtomicU64,
-    /// Nanoseconds that a token took of late.
+    /// Recent cost of a token in nanoseconds.
     cost: AtomicU64,
-    /// Texts that were taken and are not answered.
+    /// Texts accepted and not yet answered.
     texts: AtomicUsize,
     /// The device has failed and is set up again.
     recovering: AtomicBool,
     faults: AtomicU64,
-    /// It has ended.
+    /// The thread has ended.
     stopped: AtomicBool,
 }
 
@@ -96,14 +96,14 @@ impl Shared {
         }
     }
 
-    /// A request is answered, or nobody waits for it.
+    /// Uncounts the texts of a request that was answered or dropped.
     fn left(&self, job: &Job) {
         self.texts.fetch_sub(job.inputs.len(), Ordering::Relaxed);
     }
 }
 
 impl Handle {
-    /// Encodes texts, in their order. Refuses at once when too much waits.
+    /// Encodes texts, in their order. Returns [`EngineError::Busy`] at once when too much is queued.
     pub(crate) async fn encode(&self, inputs: Vec<Input>) -> Result<Vec<Encoded>, EngineError> {
         if inputs.is_empty() {
             return Ok(Vec::new());
@@ -137,7 +137,7 @@ impl Handle {
         }
         let (answer, receiver) = async_channel::bounded(1);
         let texts = inputs.len();
-        // Counted before the thread can answer them.
+        // Counted before sending, because the thread may answer at once.
         self.shared.texts.fetch_add(texts, Ordering::Relaxed);
         if let Err(refused) = self.jobs.try_send(Job { inputs, answer }) {
             self.shared.texts.fetch_sub(texts, Ordering::Relaxed);
@@ -146,12 +146,12 @@ impl Handle {
         receiver.recv().await.unwrap_or(Err(EngineError::Shutdown))
     }
 
-    /// Values of a vector, or labels.
+    /// Values of an embedding, or number of labels.
     pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }
 
-    /// How long what waits will take, if each text is of middling length.
+    /// Estimated time to work off the queue, at 64 tokens a text.
     pub(crate) fn estimated_wait(&self) -> Duration {
         const TOKENS: u64 = 64;
         let texts = u64::try_from(self.shared.texts.load(Ordering::Relaxed)).unwrap_or(u64::MAX);
@@ -171,12 +171,12 @@ impl Handle {
         }
     }
 
-    /// Where it runs.
+    /// Device that the encoder runs on now.
     pub(crate) fn placement(&self) -> Placement {
         self.placement.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether it has ended and takes nothing any more.
+    /// True once the thread has ended: no request is accepted any more.
     pub(crate) fn has_ended(&self) -> bool {
         self.shared.stopped.load(Ordering::Acquire)
     }

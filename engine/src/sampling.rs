@@ -1,7 +1,7 @@
-//! How the next token is chosen from the logits. The same seed and logits give the same token, whoever else is served.
+//! Sampling of the next token from the logits. The same seed and logits give the same token, whatever else is served.
 //!
-//! Order, as vLLM has it: what a grammar forbids, bias, penalties, temperature, min-p, top-k, top-p, the draw. Log
-//! probabilities that are told are those of the model itself, before any of that.
+//! Order, as in vLLM: grammar mask, bias, penalties, temperature, min-p, top-k, top-p, the draw. Reported log
+//! probabilities are those of the model itself, before any of these.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,27 +9,27 @@ use std::sync::Arc;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How tokens are chosen.
+/// Sampling parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
-    /// 0 takes the likeliest token; larger is more varied.
+    /// 0 chooses the likeliest token; larger values are more varied.
     pub temperature: f32,
-    /// Only so many of the likeliest.
+    /// Samples from this many of the likeliest tokens only.
     pub top_k: Option<u32>,
-    /// Only the likeliest that together have this probability.
+    /// Samples from the likeliest tokens that together have this probability.
     pub top_p: f32,
-    /// Only what is at least this part as likely as the likeliest (arXiv:2407.01082); 0 switches it off.
+    /// Samples from tokens at least this fraction as likely as the likeliest (arXiv:2407.01082); 0 switches it off.
     pub min_p: f32,
-    /// Above 1, tokens of the prompt and of the answer become less likely (arXiv:1909.05858): a positive logit is divided
-    /// by it, a negative one multiplied.
+    /// Above 1, tokens of the prompt and of the answer become less likely (arXiv:1909.05858): a positive logit is
+    /// divided by this value, a negative one multiplied.
     pub repetition_penalty: f32,
-    /// Taken from the logit of every token that the answer has already.
+    /// Subtracted from the logit of every token that the answer contains already.
     pub presence_penalty: f32,
-    /// Taken from the logit of a token once for each time that the answer has it.
+    /// Subtracted from the logit of a token once for each time that the answer contains it.
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens.
     pub logit_bias: Arc<[(u32, f32)]>,
-    /// For repeatable choices; random when left out.
+    /// Seed for repeatable sampling; random if left out.
     pub seed: Option<u64>,
 }
 
@@ -50,18 +50,18 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Always the likeliest token.
+    /// Parameters that always choose the likeliest token.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
     }
 }
 
-/// How much less than the largest logit, at temperature 1, is as good as nothing.
+/// Distance to the largest logit, at temperature 1, beyond which a token is never drawn in practice.
 const NEGLIGIBLE: f32 = 24.0;
-/// Below this temperature dividing by it overflows, and the choice is the likeliest token anyway.
+/// Below this temperature a division by it overflows, and the choice is the likeliest token anyway.
 const COLD: f32 = 1e-3;
 
-/// A set of tokens as bits, 32 to a word, the first in the lowest bit of the first word.
+/// Bit set of tokens, 32 to a word, the first in the lowest bit of the first word.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Allowed<'m>(pub(crate) &'m [u32]);
 
@@ -79,12 +79,12 @@ impl Allowed<'_> {
     }
 }
 
-/// Chooses tokens for one sequence.
+/// Sampler of one sequence.
 #[derive(Debug)]
 pub(crate) struct Sampler {
     how: Sampling,
     rng: ChaCha8Rng,
-    /// How often the answer has each of its tokens; empty where no penalty asks.
+    /// Number of times that the answer contains each of its tokens; empty where no penalty asks.
     counts: HashMap<u32, u32>,
     /// Tokens of the prompt, sorted; empty where no penalty asks.
     prompt: Vec<u32>,
@@ -92,8 +92,8 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler at the beginning of its random numbers. Choices of one request draw from streams of their own, so that
-    /// the first is what the request alone would give.
+    /// A sampler at the start of its random stream. Each choice of a request has a stream of its own, so that the
+    /// first equals the answer to a request for one choice.
     pub(crate) fn new(how: Sampling, choice: u32, prompt: &[u32]) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(how.seed.unwrap_or_else(rand::random));
         rng.set_stream(choice.into());
@@ -136,7 +136,8 @@ impl Sampler {
         }
     }
 
-    /// The next token, of those that are `allowed`. Logits that are not numbers are never chosen; the logits are used up.
+    /// Chooses the next token among the `allowed`. Logits that are not numbers are never chosen. Overwrites the
+    /// logits.
     pub(crate) fn choose(&mut self, logits: &mut [f32], allowed: Option<Allowed<'_>>) -> u32 {
         if let Some(allowed) = allowed {
             allowed.forbid_others(logits);
@@ -154,7 +155,8 @@ impl Sampler {
         if self.how.temperature < COLD || self.how.top_k == Some(1) {
             return likeliest(logits);
         }
-        // What is e^-24 as likely as the likeliest changes no choice: most of a vocabulary, which would only be sorted.
+        // A token e^-24 as likely as the likeliest changes no choice. That is most of a vocabulary, which would only
+        // be sorted.
         let far = if self.how.min_p > 0.0 { NEGLIGIBLE.min(-self.how.min_p.min(1.0).ln()) } else { NEGLIGIBLE };
         let least = largest(logits) - far * self.how.temperature;
         let tokens = logits.iter().zip(0u32..).filter(|(logit, _)| **logit >= least && logit.is_finite());
@@ -203,7 +205,7 @@ impl Sampler {
     }
 }
 
-/// The largest number among the logits, infinities left out. Sixteen at a time, which the compiler makes vectors of.
+/// The largest finite logit. Works on sixteen at a time, which the compiler turns into vectors.
 fn largest(logits: &[f32]) -> f32 {
     let mut most = [f32::NEG_INFINITY; 16];
     let (chunks, rest) = logits.as_chunks::<16>();
@@ -220,14 +222,14 @@ fn largest(logits: &[f32]) -> f32 {
     most.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// The token with the largest logit; of equal ones the first.
+/// The token with the largest logit; the first of equals.
 fn likeliest(logits: &[f32]) -> u32 {
     let most = largest(logits);
     // One comparison a token, until the first that is as large.
     logits.iter().zip(0u32..).find(|(logit, _)| **logit == most).map_or(0, |(_, token)| token)
 }
 
-/// Log probabilities of a token and of the `top` likeliest, likeliest first, as the model itself has them.
+/// Log probabilities, in the model's own view, of a token and of the `top` likeliest in descending order.
 pub(crate) fn log_probabilities(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u32, f32)>) {
     let max = logits.iter().copied().filter(|logit| logit.is_finite()).fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().filter(|logit| logit.is_finite()).map(|logit| f64::from(logit - max).exp()).sum();
@@ -305,7 +307,7 @@ mod tests {
     fn bias_and_masks_decide_what_may_be_chosen() {
         let mut biased = sampler(Sampling { logit_bias: [(0, 9.0), (7, 1.0)].into(), ..Sampling::greedy() });
         assert_eq!(biased.choose(&mut [1.0, 2.0, 5.0], None), 0);
-        // No bias opens what a grammar forbids, and words that are missing forbid.
+        // No bias opens what a grammar forbids, and missing words of the mask forbid.
         assert_eq!(biased.choose(&mut [1.0, 2.0, 5.0], Some(Allowed(&[0b010]))), 1);
         let mut logits = vec![1.0; 40];
         logits[35] = 9.0;

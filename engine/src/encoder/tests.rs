@@ -1,4 +1,4 @@
-//! Serving an encoder on a device that is simulated: what fails, hangs or panics fails its requests and nothing else.
+//! Serving of an encoder on a simulated device: a fault, hang or panic fails its own requests and nothing else.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ fn try_scene(name: &str, device: DeviceChoice, faults: Faults) -> (Result<Handle
     try_scene_with("[UNK]", name, device, faults)
 }
 
-/// The same with another word for what is not known.
+/// As `try_scene`, with another token for unknown words.
 fn try_scene_with(
     unknown: &str,
     name: &str,
@@ -56,7 +56,7 @@ fn encode(handle: &Handle) -> Result<Vec<Encoded>, EngineError> {
     block_on(handle.encode(vec![input.clone(), input]))
 }
 
-/// Encodes once the model can again; until then it must say that it is set up.
+/// Encodes once the model runs again; until then only [`BusyReason::Recovering`] and device errors may be returned.
 fn encode_again(handle: &Handle) -> Vec<Encoded> {
     let started = Instant::now();
     loop {
@@ -138,7 +138,7 @@ fn an_input_without_tokens_is_refused() {
 
 #[test]
 fn a_text_that_has_no_tokens_fails_its_request_and_no_other() {
-    // A vocabulary that has no word for what it does not know.
+    // A vocabulary without a token for unknown words.
     let (handle, _) = try_scene_with("[none]", "simulated", DeviceChoice::Index(0), Faults::default());
     let handle = handle.unwrap();
     let text = |text: &str| Input::Text(text.into());
