@@ -1,4 +1,4 @@
-//! Which executor runs a model, and why: a GPU through wgpu, or the processor.
+//! Choice of the executor for a model, and the reason: a GPU through wgpu, or the CPU.
 
 use crate::artifact::ModelFile;
 use crate::device::{self, CPU, DeviceChoice, Stuck};
@@ -14,8 +14,8 @@ pub(super) struct Target<M> {
     pub(super) device: DeviceInfo,
 }
 
-/// Finds the device that is wanted and has `give` give it the weights. Where the choice is left to us, a GPU that refuses
-/// makes way for the processor.
+/// Finds the requested device and loads the weights with `give`. With [`DeviceChoice::Auto`] a GPU that refuses is
+/// replaced by the CPU.
 pub(super) fn load<M>(
     file: &ModelFile,
     sizes: Sizes,
@@ -42,7 +42,7 @@ pub(super) fn load<M>(
     Ok(target)
 }
 
-/// The device that would be taken first, without opening it.
+/// Device that would be tried first, without opening it.
 pub(crate) fn find(choice: &DeviceChoice) -> Result<DeviceInfo, LoadError> {
     let cpu = |reason: String| {
         let unit = CpuUnit::best();
@@ -98,7 +98,7 @@ fn on_cpu<M>(
     Ok(Target { model, executor, device })
 }
 
-/// The processor's name, as the system gives it.
+/// Name of the CPU, as the system reports it.
 fn processor() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(':'));

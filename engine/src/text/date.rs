@@ -1,4 +1,4 @@
-//! `strftime_now`, which templates of Llama and Mistral tell the date with. The time is UTC.
+//! `strftime_now`, with which templates of Llama and Mistral write the date. The time is UTC.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,10 +16,10 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-/// From the day of the week on which time begins.
+/// Days of the week from 1 January 1970 on.
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
-/// The time by a format of C's `strftime`; the directive that is not known, if there is one.
+/// Formats the current time by a format of C's `strftime`. Fails with the first unknown directive.
 pub(super) fn now(format: &str) -> Result<String, char> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     told(since.as_secs(), format)
@@ -63,8 +63,8 @@ fn told(seconds: u64, format: &str) -> Result<String, char> {
     Ok(text)
 }
 
-/// Year, month and day, so many days after the first of 1970, in the Gregorian calendar: years are counted from March, so
-/// that the day that some have comes last, and in eras of 400, which all have as many days.
+/// Year, month and day, this many days after 1 January 1970, in the Gregorian calendar. Years are counted from March,
+/// so that the leap day comes last, and in eras of 400 years, which all have as many days.
 fn date(days: u64) -> (u64, u64, u64) {
     let since_march_of_0 = days + 719_468;
     let (era, day_of_era) = (since_march_of_0 / 146_097, since_march_of_0 % 146_097);

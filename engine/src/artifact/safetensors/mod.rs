@@ -1,7 +1,7 @@
-//! A model as Hugging Face's libraries keep it: weights in safetensors, in one file or in parts with an index, with
-//! `config.json`, `tokenizer.json` and others beside them. It is read into the same metadata and tensors, under the same
-//! names, as a GGUF file of that model has, so that all that follows knows one kind of file. Headers are checked by the
-//! `safetensors` crate: offsets, sizes, no gap, no overlap.
+//! Model folders of Hugging Face's libraries: weights in safetensors, in one file or in parts with an index, beside
+//! `config.json`, `tokenizer.json` and others. They are read into the metadata and tensor names of a GGUF file of the
+//! same model, so that later stages know one format. Headers are checked by the `safetensors` crate: offsets, sizes,
+//! no gap, no overlap.
 
 mod bert;
 mod decoder;
@@ -21,11 +21,11 @@ use super::types::TensorType;
 use crate::LoadError;
 use decoder::Decoder;
 
-/// Longest file of JSON that is read; a tokenizer of a quarter of a million words has some 30 MB.
+/// Longest JSON file that is read, in bytes; a tokenizer of a quarter of a million words has some 30 MB.
 const MAX_JSON: u64 = 64 << 20;
-/// Longest file of settings.
+/// Longest settings file, in bytes.
 const MAX_SETTINGS: u64 = 1 << 20;
-/// Most entries of a folder that are looked at.
+/// Most entries of a folder that are examined.
 const MAX_ENTRIES: usize = 4096;
 /// Most parts of a model; the largest have some two hundred.
 const MAX_PARTS: usize = 1024;
@@ -33,7 +33,7 @@ const MAX_PARTS: usize = 1024;
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The weights of a folder; of a file, the file.
+/// Path of the weights: in a folder, the file with a known name; else the path itself.
 pub(super) fn weights(path: &Path) -> Result<PathBuf, LoadError> {
     if !path.is_dir() {
         return Ok(path.to_owned());
@@ -42,7 +42,7 @@ pub(super) fn weights(path: &Path) -> Result<PathBuf, LoadError> {
     found.map_or_else(|| Err(without_weights(path)), Ok)
 }
 
-/// What is said of a folder without weights that are read: what is in it instead.
+/// Error for a folder without supported weights; names what it holds instead.
 fn without_weights(path: &Path) -> LoadError {
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
@@ -66,12 +66,12 @@ fn without_weights(path: &Path) -> LoadError {
     }
 }
 
-/// Whether a file is the list of a model's parts, by its name.
+/// True if the name is that of an index of parts.
 pub(super) fn is_index(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with(".safetensors.index.json"))
 }
 
-/// What stands beside the weights.
+/// Folder of the weights, for the files beside them.
 pub(super) struct Folder(PathBuf);
 
 impl Folder {
@@ -87,7 +87,7 @@ impl Folder {
         json(&self.0.join(name))
     }
 
-    /// A text of bounded length; bytes that are none are replaced.
+    /// Reads a text file of bounded length; invalid UTF-8 is replaced.
     fn text(&self, name: &str) -> Result<Option<String>, LoadError> {
         Ok(bytes(&self.0.join(name))?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
@@ -99,7 +99,7 @@ fn json(path: &Path) -> Result<Option<Value>, LoadError> {
     serde_json::from_slice(&bytes).map(Some).map_err(corrupt)
 }
 
-/// The bytes of a file of bounded length; `None` where there is none.
+/// Reads a file of bounded length; `None` if there is none.
 pub(super) fn bytes(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };
     let file = match is_file(path).and_then(|()| std::fs::File::open(path)) {
@@ -108,7 +108,7 @@ pub(super) fn bytes(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
         Err(e) => return Err(io(e)),
     };
     let mut bytes = Vec::new();
-    // A list of tokens or tensors is long; a few settings that are would only take memory.
+    // Tokenizers and indexes are long; other settings are short, and a longer file would only waste memory.
     let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     let most = if name.starts_with("tokenizer") || name.ends_with("index.json") { MAX_JSON } else { MAX_SETTINGS };
     file.take(most + 1).read_to_end(&mut bytes).map_err(io)?;
@@ -121,19 +121,19 @@ pub(super) fn bytes(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
     Ok(Some(bytes))
 }
 
-/// A word of a file as an error may show it.
+/// Text of a file, shortened and escaped for an error.
 fn shown(text: &str) -> String {
     text.chars().take(80).flat_map(char::escape_debug).collect()
 }
 
-/// The parts of a model, and which tensor is in which.
+/// Index of a model in parts: the tensors of each file.
 pub(super) struct Index {
     path: PathBuf,
     parts: BTreeMap<PathBuf, BTreeSet<String>>,
 }
 
 impl Index {
-    /// Reads the list. A part lies in the same folder: a path that leads elsewhere is refused.
+    /// Reads the index. Parts lie in the same folder: a path that leads elsewhere is refused.
     pub(super) fn read(path: &Path) -> Result<Self, LoadError> {
         let corrupt = |reason: String| LoadError::Corrupt { path: path.to_owned(), reason };
         let list = json(path)?.ok_or_else(|| corrupt("it is not there any more".into()))?;
@@ -154,32 +154,32 @@ impl Index {
         Ok(Self { path: path.to_owned(), parts })
     }
 
-    /// The files.
+    /// Paths of the parts.
     pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.parts.keys()
     }
 
-    /// Reads the headers of the parts, which are given in the order of [`Self::files`].
+    /// Parses the headers of the parts, which are given in the order of [`Self::files`].
     pub(super) fn parse(&self, parts: &[&[u8]]) -> Result<Header, LoadError> {
         let parts = self.parts.iter().zip(parts);
         parse_parts(&self.path, parts.map(|((path, tensors), file)| Part { path, file, tensors: Some(tensors) }))
     }
 }
 
-/// A file of weights.
+/// One file of weights.
 struct Part<'a> {
     path: &'a Path,
     file: &'a [u8],
-    /// What must be in it.
+    /// Tensors that must be in the file.
     tensors: Option<&'a BTreeSet<String>>,
 }
 
-/// Reads the header of a file and what stands beside it.
+/// Parses the header of a single file, and the files beside it.
 pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Header, LoadError> {
     parse_parts(path, std::iter::once(Part { path, file, tensors: None }))
 }
 
-/// What a folder is of.
+/// Model type of a folder.
 enum Model {
     Bert,
     Decoder(Decoder),
@@ -241,7 +241,7 @@ fn parse_parts<'a>(path: &Path, parts: impl Iterator<Item = Part<'a>>) -> Result
     Ok(Header { metadata, tensors, layout, has_tokenizer_beside: true })
 }
 
-/// Adds the tensors of a part.
+/// Adds the tensors of one part.
 fn tensors_of(
     part: &Part<'_>,
     n: usize,
@@ -255,7 +255,7 @@ fn tensors_of(
     if let Some(missing) = part.tensors.and_then(|names| names.iter().find(|name| !there.contains_key(*name))) {
         return Err(corrupt(format!("tensor `{}`, which the index says is in it, is missing", shown(missing))));
     }
-    // In order, so that what is wrong first is what is told.
+    // Sorted by name, so that the same error is reported each time.
     for (name, info) in BTreeMap::from_iter(there) {
         let Some(name) = model.gguf_name(&name) else { continue };
         let (from, to) = info.data_offsets;
@@ -273,7 +273,7 @@ fn tensors_of(
     Ok(())
 }
 
-/// A type that this engine runs.
+/// Maps a type of safetensors to a supported one.
 fn kind(kind: Dtype) -> Option<TensorType> {
     match kind {
         Dtype::F32 => Some(TensorType::F32),
@@ -316,7 +316,7 @@ mod tests {
             read.metadata["bert.classifier.output_labels"],
             MetaValue::Strings(vec!["good".into(), "bad".into()])
         );
-        // A type that is not run has its own name.
+        // A type that is not supported keeps its own name.
         let eights = header.replace("F16", "F8_E4M3").replace("12]", "6]");
         let read = parse(&path, &file(&eights, 6)).unwrap();
         assert_eq!(
