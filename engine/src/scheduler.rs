@@ -1,11 +1,11 @@
-//! Serving: which sequences run in the next step. One thread owns the executor and all sequences; callers reach it over
-//! a bounded channel and hear from it over one channel for each request.
+//! Continuous batching: chooses the sequences of the next step. One thread owns the executor and all sequences;
+//! callers submit over a bounded channel and receive over one channel for each request.
 //!
-//! A step has one row for each answer that is being written and, as far as the time for a step goes, parts of prompts:
-//! a long prompt costs the others one bounded delay a token instead of standing in their way. A request is admitted when
-//! it is its tenant's turn, places are free and the KV pages for its prompt can be had; pages for its answer are taken
-//! as it grows. When none is left, the youngest sequence gives its pages to the oldest and is read again later: the
-//! oldest always gets on, and nothing grows past the cache.
+//! A step has one row for each decoding sequence and, as far as the time of a step allows, chunks of prompts (chunked
+//! prefill): a long prompt costs the others one bounded delay a token instead of blocking them. A request is admitted
+//! when it is its tenant's turn, slots are free and the KV pages of its prompt are available; pages of its answer are
+//! allocated as it grows. When none is left, the youngest sequence is preempted in favour of the oldest and prefilled
+//! again later. So the oldest always proceeds, and nothing grows past the KV cache.
 
 mod cost;
 mod masks;
@@ -39,16 +39,16 @@ use request::Request;
 use sequence::State;
 use shared::Shared;
 
-/// How long the thread sleeps when all that runs waits for its readers.
+/// Sleep of the thread while all running requests wait for their consumers.
 const PARKED_NAP: Duration = Duration::from_millis(2);
-/// Events of an answer that wait for its reader; one more parks the request.
+/// Events of an answer buffered for its consumer; one more parks the request.
 const EVENTS: usize = 64;
-/// A parked request gives way to one that waits for its place when its reader has taken nothing for so long. It is far
-/// shorter than the stall timeout, which is for readers whom nobody waits for.
+/// Time after which a parked request is ended in favour of one that waits for its slot, if its consumer has read
+/// nothing. Far shorter than the stall timeout, which applies when no request waits.
 const GIVES_WAY: Duration = Duration::from_secs(2);
-/// How much nicer than the proxy's threads the engine is.
+/// Niceness added to engine threads, so that the proxy's threads get a core first.
 const NICENESS: i32 = 5;
-/// A request on its way to the thread.
+/// Request on its way to the scheduler's thread.
 struct Job {
     request: Generate,
     events: Sender<Event>,
@@ -68,7 +68,7 @@ impl Reader for Sender<Event> {
     }
 }
 
-/// The callers' side of the thread.
+/// Callers' side of the scheduler's thread.
 pub(crate) struct Handle {
     jobs: Sender<Job>,
     shared: Arc<Shared>,
@@ -76,7 +76,7 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// Takes a request if it can be begun in time.
+    /// Submits a request if its first token can be produced in time.
     pub(crate) fn submit(&self, request: Generate) -> Result<Receiver<Event>, Busy> {
         self.shared.enter(&request)?;
         let (events, receiver) = async_channel::bounded(EVENTS);
@@ -97,12 +97,12 @@ impl Handle {
         self.shared.estimated_wait(prompt_tokens, &tenant.map(Arc::from))
     }
 
-    /// Where it runs.
+    /// Device that the model runs on now.
     pub(crate) fn placement(&self) -> Placement {
         self.placement.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether it has ended and takes nothing any more.
+    /// True once the thread has ended: no request is accepted any more.
     pub(crate) fn has_ended(&self) -> bool {
         self.shared.is_stopped()
     }
@@ -175,7 +175,7 @@ fn begin(
     Ok(Handle { jobs, shared, placement })
 }
 
-/// The engine gives way to the proxy's threads where both want a core.
+/// Lowers the priority of the calling thread, so that the proxy's threads get a core first.
 pub(crate) fn be_nice() {
     // SAFETY: changes the niceness of the calling thread, which on Linux has one of its own, and touches no memory.
     let _ = unsafe { libc::nice(NICENESS) };
@@ -192,18 +192,18 @@ struct Worker {
     token_pause: Duration,
     tuning: Tuning,
     waiting: Queue,
-    /// Oldest first.
+    /// Requests with slots, oldest first.
     running: Vec<Request>,
-    /// Requests whose answers are complete and whose readers have yet to take the end of them. They hold no place.
+    /// Requests whose answers are complete and whose consumers have yet to read the end. They hold no slot.
     leaving: Vec<Request>,
-    /// A request, or a sequence that lost its pages, found no room when places were last given.
+    /// True if a request, or a preempted sequence, found no slot or pages at the last admission.
     is_starved: bool,
     free_slots: Vec<usize>,
     pages: Pages,
     batch: Batch,
-    /// Whose picks those of the batch are: request and sequence, by their places.
+    /// Request and sequence of each pick of the batch, by index.
     picked: Vec<(usize, usize)>,
-    /// Rows of prompts since the start: the clock by which prompts have their places.
+    /// Prompt rows since the start: the clock that orders prompts.
     rows_read: u64,
     readers: Readers,
     cost: Cost,
@@ -256,10 +256,10 @@ impl Serves for Worker {
 }
 
 impl Worker {
-    /// Works until the engine ends, and ends it.
+    /// Works until the engine ends, then fails what is left.
     fn work(&mut self) {
         let end = runner::until_the_end(self, Self::run);
-        // First, so that whoever is told below and asks at once is refused.
+        // First, so that a caller who is answered below and asks again at once is refused.
         self.shared.stop();
         self.jobs.close();
         self.shared.set_running(0, 0, 0);
@@ -288,7 +288,8 @@ impl Worker {
         }
     }
 
-    /// After a fault of the device: ends what ran and sets the device up again. False when the engine ends meanwhile.
+    /// Fails the running requests after a device fault and sets the device up again. Returns false when the engine
+    /// ends meanwhile.
     fn recover(&mut self, fault: &EngineError) -> bool {
         self.shared.set_recovering(true);
         tracing::error!(event = "device_failed", model = %self.name, reason = %fault, requests = self.running.len());
@@ -308,7 +309,7 @@ impl Worker {
         recovered
     }
 
-    /// Takes new requests; waits for one when there is nothing else to do. False when the engine ends.
+    /// Receives new requests; blocks for one when idle. Returns false when the engine ends.
     fn receive(&mut self) -> bool {
         if self.is_idle() {
             self.plan_nothing();
@@ -330,7 +331,7 @@ impl Worker {
         self.running.is_empty() && self.leaving.is_empty() && self.waiting.is_empty()
     }
 
-    /// Ends what nobody wants any more and lets go of those that are done.
+    /// Ends abandoned, late and stalled requests, and releases those that are finished.
     fn settle(&mut self) {
         let now = Instant::now();
         let mut changed = self.flush_leaving(now);
@@ -366,7 +367,7 @@ impl Worker {
         self.shared.set_running(self.sizes.slots - self.free_slots.len(), used, self.pages.idle() * crate::exec::PAGE);
     }
 
-    /// Gives readers the end of complete answers. True when a request has left.
+    /// Delivers the end of complete answers. Returns true if a request has left.
     fn flush_leaving(&mut self, now: Instant) -> bool {
         let before = self.leaving.len();
         for mut request in std::mem::take(&mut self.leaving) {
@@ -382,9 +383,9 @@ impl Worker {
         self.leaving.len() < before
     }
 
-    /// Ends the request that has been parked for longest, where another waits for its place. True when one was ended.
+    /// Ends the longest parked request if another waits for its slot. Returns true if one was ended.
     fn give_way(&mut self, now: Instant) -> bool {
-        // Who was refused would have needed a slot or pages: a parked request keeps both.
+        // A refused request would have needed a slot or pages: a parked request keeps both.
         let is_short = self.free_slots.is_empty() || self.pages.available() < self.running.len();
         let was_refused = self.shared.take_refused() && is_short;
         if !was_refused && !self.is_starved {
@@ -401,7 +402,7 @@ impl Worker {
         true
     }
 
-    /// Takes back what a request held.
+    /// Releases the slots and pages of a request.
     fn let_go(&mut self, request: &Request) {
         for sequence in &request.sequences {
             self.pages.give_back(sequence.slot);
@@ -416,7 +417,7 @@ impl Worker {
         self.watch.readers(self.running.iter().chain(&self.leaving).map(Request::reader).collect());
     }
 
-    /// Gives places and pages: to those who lost their pages, oldest first, then to those who wait, in turn.
+    /// Allocates slots and pages: to preempted sequences, oldest first, then to waiting requests, in turn.
     fn admit(&mut self) {
         self.is_starved = false;
         let now = Instant::now();
@@ -432,7 +433,8 @@ impl Worker {
             }
             !(gone || late)
         });
-        // Each that runs may soon want a page more; with that much to spare, none has to give up what it was just given.
+        // Each running sequence may soon need another page; with that many to spare, none has to be preempted for a
+        // new one.
         let sequences = self.running.iter().flat_map(|request| &request.sequences);
         let mut spare = sequences.filter(|sequence| sequence.can_run()).count();
         for request in &mut self.running {

@@ -1,4 +1,4 @@
-//! What goes into the next step.
+//! Planning of the next step: sequences and rows of its batch.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use super::sequence::{Sequence, State};
 use super::{Worker, narrow};
 use crate::exec::PAGE;
 
-/// Prompts that are read in a step: lists that are kept from step to step.
+/// Prompts of a step; buffers reused from step to step.
 #[derive(Default)]
 pub(super) struct Readers {
-    /// Request and sequence, by their places.
+    /// Request and sequence of each prompt, by index.
     places: Vec<(usize, usize)>,
     prompts: Vec<Reader>,
     order: Vec<usize>,
@@ -24,15 +24,15 @@ impl Readers {
     }
 }
 
-/// A step with parts of prompts takes at most so many times what the step of the answers alone takes, or the pause that
-/// is allowed between tokens, whichever is more: where a step is slow by itself, prompts must still get on.
+/// Most times that prompt rows may multiply the duration of a step that decodes only; the pause allowed between
+/// tokens applies if it is longer. A device with slow steps must still prefill.
 const SLOWER_BY_PROMPTS: u32 = 2;
-/// Rows of prompts that a step may have whatever they cost, where no answer waits for it. More it has where they fit the
-/// pause that is allowed between tokens, so that who comes or leaves meanwhile is not kept waiting longer.
+/// Prompt rows of a step, whatever they cost, while no sequence decodes. More are planned if they fit the pause
+/// allowed between tokens, so that arrivals and cancellations do not wait longer.
 const PROMPT_ROWS: usize = 64;
 
 impl Worker {
-    /// Fills the batch of the next step. False when nothing can run.
+    /// Fills the batch of the next step. Returns false if nothing can run.
     pub(super) fn plan(&mut self) -> bool {
         self.batch.rows.clear();
         self.batch.picks.clear();
@@ -59,7 +59,7 @@ impl Worker {
         !self.batch.rows.is_empty()
     }
 
-    /// Tells callers what a step would cost while nothing runs.
+    /// Publishes the cost of a step for callers' estimates while nothing runs.
     pub(super) fn plan_nothing(&mut self) {
         let most = self.sizes.max_rows;
         let rows = self.cost.rows_within(self.token_pause, PROMPT_ROWS.min(most), most);
@@ -67,7 +67,7 @@ impl Worker {
         self.shared.planned(pace, &[], self.rows_read, self.pages.available() * PAGE);
     }
 
-    /// Puts parts of prompts into the batch, `room` rows in all.
+    /// Adds chunks of prompts to the batch, `room` rows in all.
     fn read_prompts(&mut self, writing: usize, room: usize) {
         let mut readers = std::mem::take(&mut self.readers);
         readers.clear();
@@ -96,7 +96,7 @@ impl Worker {
         self.readers = readers;
     }
 
-    /// Rows of prompts that fit into a step beside `writing` rows of answers; one at least, so that they get on.
+    /// Prompt rows that fit into a step beside `writing` decoding rows; at least one, so that prompts proceed.
     fn rows_within(&self, pause: Duration, writing: usize, most: usize) -> usize {
         if writing >= most {
             return 0;
@@ -108,7 +108,7 @@ impl Worker {
         self.running.get(at)?.sequences.get(n)
     }
 
-    /// Puts the next rows of a sequence into the batch, and asks for logits when they are its last.
+    /// Adds the next rows of a sequence to the batch, and requests logits with its last row.
     fn enter(&mut self, at: usize, n: usize, rows: usize) {
         let Some(request) = self.running.get_mut(at) else { return };
         request.begin();
@@ -121,7 +121,7 @@ impl Worker {
         }
     }
 
-    /// Takes over what others have read of the same prompt since.
+    /// Shares pages of the same prompt that other sequences have filled since.
     fn catch_up(&mut self, at: usize, n: usize) {
         let Some(request) = self.running.get_mut(at) else { return };
         let Some(sequence) = request.sequences.get_mut(n) else { return };
@@ -134,7 +134,8 @@ impl Worker {
         }
     }
 
-    /// Sees to it that the next token of a sequence has a page, by another's if need be. False when it lost its own.
+    /// Ensures a page for the next token of a sequence, preempting another if necessary. Returns false if the
+    /// sequence itself was preempted.
     fn make_room(&mut self, at: usize, n: usize) -> bool {
         loop {
             let Some((slot, next)) = self.sequence(at, n).map(|s| (s.slot, s.read() + 1)) else { return false };
@@ -160,7 +161,7 @@ impl Worker {
             .next_back()
     }
 
-    /// A sequence gives up its pages and will be read again.
+    /// Preempts a sequence: releases its pages; its tokens will be prefilled again.
     fn preempt(&mut self, at: usize, n: usize) {
         let Some(request) = self.running.get_mut(at) else { return };
         let Some(sequence) = request.sequences.get_mut(n) else { return };

@@ -1,4 +1,4 @@
-//! One step: the device runs while masks are computed, then each sequence that has logits chooses its token.
+//! Execution of a step: the device runs while masks are computed, then each sequence with logits chooses its token.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use crate::EngineError;
 use crate::grammar::first_line;
 
 impl Worker {
-    /// Runs the planned step. An error is the device's: all that runs has lost its place in the cache.
+    /// Runs the planned step. Any error is the device's: all running sequences have lost their KV cache.
     pub(super) fn step(&mut self) -> Result<(), EngineError> {
         self.batch.pages.clear();
         self.batch.pages.extend_from_slice(self.pages.table());
@@ -43,7 +43,7 @@ impl Worker {
                 failed.push((at, error));
             }
         }
-        // From the end, so that the places of the others stay what they are.
+        // From the end, so that the indexes of the others stay valid.
         failed.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         failed.dedup_by_key(|(at, _)| *at);
         for (at, error) in failed {
@@ -58,7 +58,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The rows of the step are in the cache.
+    /// Records the rows of the step in the cache.
     fn advance(&mut self) {
         for request in &mut self.running {
             let is_prefilled = request.is_prefilled();
@@ -76,8 +76,8 @@ impl Worker {
         }
     }
 
-    /// A sequence chooses its next token. The first one that an answer to a prompt has stands for all answers to it:
-    /// they begin where it is, each with its own choice.
+    /// Chooses the next token of a sequence. The first answer to a prompt shares its logits with all others, which
+    /// begin there, each with its own choice.
     fn choose(&mut self, at: usize, n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
         let Some(request) = self.running.get_mut(at) else { return Ok(()) };
         request.prefilled();
@@ -99,7 +99,7 @@ impl Worker {
                 continue;
             }
             sequence.state = State::Runs;
-            // Where there are no pages now, it is placed like one that lost its own.
+            // Without free pages now, it is placed later like a preempted sequence.
             let Some(read) = self.pages.take(sequence.slot, sequence.tokens(), 0) else { continue };
             sequence.placed = true;
             sequence.set_read(read);
@@ -130,7 +130,7 @@ impl Worker {
         request.said(choice, said);
     }
 
-    /// An answer that has ended needs its pages no more, even while others to the same prompt go on.
+    /// Releases the pages of an ended answer, even while others to the same prompt continue.
     fn give_back_if_over(&mut self, at: usize, n: usize) {
         let sequence = self.running.get_mut(at).and_then(|request| request.sequences.get_mut(n));
         if let Some(sequence) = sequence.filter(|sequence| sequence.state == State::Over && sequence.placed) {
