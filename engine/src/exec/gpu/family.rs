@@ -1,6 +1,6 @@
-//! Which kernels products run in. There are two families, for devices that are unlike: software Vulkan has a few wide
-//! cores, a GPU tens of thousands of invocations that must all have something to do. A short measured run decides, not
-//! the name of the adapter, and what it found is kept beside the compiled pipelines.
+//! Choice of the kernels for matrix products. Two families suit two kinds of devices: software Vulkan has a few wide
+//! cores, a GPU runs tens of thousands of invocations that must all be busy. A short measurement decides, not the
+//! name of the adapter; the result is stored beside the compiled pipelines.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -14,30 +14,31 @@ use crate::EngineError;
 
 /// Rows of activations that share an unpacked block of weights in an invocation's registers.
 const LANE_ROWS: usize = 4;
-/// The same where a weight row is shared, for few rows and for more of them; beyond `MOST` rows tiles are quicker.
+/// Rows of activations of a kernel with shared weight rows, for few rows and for more; beyond `MOST` rows tiles are
+/// faster.
 const FEW: usize = 4;
 const MORE: usize = 8;
 const MOST: usize = 16;
-/// Products of the first run, which is not counted and pays for what is prepared; those that are counted have so many that
-/// they take about as long as this, in which what it costs to submit one is lost.
+/// Products of the first run, which is not counted and includes the compilation. Counted runs have as many products
+/// as take about `RUN`, at most `MOST_PRODUCTS`, so that the cost of a submission is negligible.
 const PRODUCTS: u32 = 4;
 const MOST_PRODUCTS: u32 = 512;
 const RUN: Duration = Duration::from_millis(4);
-/// How often a run is counted; the quickest counts.
+/// Counted runs; the fastest is the result.
 const RUNS: usize = 2;
-/// Rows of activations of a run with many, where what they give takes no more than a moment's bytes.
+/// Rows of activations in a run with many, unless the output exceeds `MOMENT` bytes.
 const MANY: usize = 64;
-/// Bytes of a matrix that any device reads in a moment.
+/// Bytes of a matrix that any device reads in well under a second.
 const MOMENT: u64 = 4 << 20;
-/// A family that takes so many times what another takes for one row is not asked how long it takes for many.
+/// Factor by which a family must be slower for one row to be excluded from the measurement of many.
 const FAR_SLOWER: u32 = 2;
 
-/// A family of kernels for products. A row's sums are taken in one order by all kernels of a family.
+/// Family of kernels for products. All kernels of a family sum a row in the same order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
-    /// An invocation has a weight row.
+    /// One invocation for each weight row.
     Lanes,
-    /// A weight row is shared by several invocations, or a tile by a workgroup.
+    /// Several invocations for each weight row, or one workgroup for a tile.
     Shared,
 }
 
@@ -51,7 +52,7 @@ impl Family {
         }
     }
 
-    /// All its kernels.
+    /// Kernels of the family.
     fn products(self) -> &'static [Product] {
         match self {
             Self::Lanes => &[Product::Lane { rows: 1 }, Product::Lane { rows: LANE_ROWS }],
@@ -64,7 +65,7 @@ impl Family {
         }
     }
 
-    /// The kernel for `rows` rows of activations and the workgroups that it takes for `weights` weight rows.
+    /// Kernel for `rows` rows of activations, and its workgroups for `weights` weight rows.
     pub(super) fn product(self, rows: usize, weights: usize) -> (Product, (usize, usize)) {
         let shared = |rows_at_once| {
             (Product::Shared { rows: rows_at_once }, (weights.div_ceil(SHARED_ROWS), rows.div_ceil(rows_at_once)))
@@ -83,7 +84,7 @@ impl Family {
 }
 
 impl Gpu {
-    /// Chooses the family that products run in, once. It runs on the device, so it belongs into a step that is watched.
+    /// Chooses the family of products, once. Runs on the device, so it must be part of a watched step.
     pub(super) fn choose_family(&mut self) -> Result<(), EngineError> {
         if self.family.is_some() {
             return Ok(());
@@ -103,20 +104,20 @@ impl Gpu {
         Ok(())
     }
 
-    /// Whether the device's limits allow shared products.
+    /// True if the device's limits allow shared products.
     fn may_share(&self) -> bool {
         let limits = self.device.limits();
         narrow(INVOCATIONS) <= limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x)
             && narrow(MEMORY) <= limits.max_compute_workgroup_storage_size
     }
 
-    /// The other family, on a device that cannot run this one.
+    /// Falls back to the other family on a device that cannot run shared products, and logs the reason.
     fn without_shared(&self, reason: &str) -> Family {
         tracing::warn!(event = "products_refused", device = %self.info.name, family = Family::Shared.name(), reason);
         Family::Lanes
     }
 
-    /// Compiles what a later step may need and the first does not, so that no request waits for it.
+    /// Compiles kernels that the first step does not need but later ones may, so that no request waits for them.
     fn compile_all(&mut self, family: Family) {
         let all: HashSet<_> = self.matrices.iter().flatten().map(|segment| segment.packed).collect();
         for packed in all {
@@ -128,8 +129,8 @@ impl Gpu {
         }
     }
 
-    /// Measures both families on a matrix of the kind that most weights are of. A device that cannot run one of them runs
-    /// the other.
+    /// Measures both families on a matrix of the most frequent packing. If the device cannot run one of them, the
+    /// other is chosen.
     fn measure(&mut self) -> Result<Family, EngineError> {
         let Some((packed, at)) = self.typical() else { return Ok(Family::Lanes) };
         let lanes = self.time(Family::Lanes, packed, at, 1)?;
@@ -147,7 +148,7 @@ impl Gpu {
                 Ok(shared) => shared.as_secs_f64(),
                 Err(e) => return Ok(self.without_shared(&e.to_string())),
             };
-            // Answers and prompts count alike, each in proportion.
+            // Decoding and prefill count alike, each in proportion.
             match shared.as_secs_f64() * many_shared < lanes.as_secs_f64() * many_lanes {
                 true => Family::Shared,
                 false => Family::Lanes,
@@ -161,13 +162,13 @@ impl Gpu {
         Ok(family)
     }
 
-    /// What was measured by an earlier process.
+    /// Result of an earlier process.
     fn measured_before(&self) -> Option<Family> {
         let told = std::fs::read(self.kept_at()?).ok()?;
         Family::ALL.into_iter().find(|family| family.name().as_bytes() == told)
     }
 
-    /// The file of what was measured on such a matrix: of this packing, and about as large.
+    /// Path of the stored result for a matrix of this packing and about this size.
     pub(super) fn kept_at(&self) -> Option<PathBuf> {
         let (packed, (matrix, segment)) = self.typical()?;
         let bytes = self.matrices.get(matrix)?.get(segment)?.words.size();
@@ -175,7 +176,7 @@ impl Gpu {
         Some(cache::path(self.cache_dir.as_deref()?, "products", &identity))
     }
 
-    /// The family of packing that most weights are of, and one of their matrices: the largest that is read in a moment.
+    /// Packing of most weights, and one of its matrices: the largest within `MOMENT` bytes.
     fn typical(&self) -> Option<(Packed, (usize, usize))> {
         let all = || {
             let places = self.matrices.iter().enumerate();
@@ -191,7 +192,7 @@ impl Gpu {
         Some((packed, at))
     }
 
-    /// How long a product of one matrix with `rows` rows of activations takes.
+    /// Duration of a product of one matrix with `rows` rows of activations.
     fn time(
         &mut self,
         family: Family,

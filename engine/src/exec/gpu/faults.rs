@@ -1,5 +1,4 @@
-//! What serving asks of a device beside its kernels: a page that is copied is the same page, and a device that is gone
-//! says so.
+//! Requirements of serving beside the kernels: a copied page equals the original, and a lost device reports an error.
 
 use std::io::Write;
 
@@ -12,7 +11,7 @@ use crate::exec::{Batch, Executor, PAGE, Row};
 use crate::model::{Decoder, Shape};
 use crate::testing::small_model;
 
-/// Reads a prompt of 40 tokens in one sequence, copies its second page, and goes on in another.
+/// Prefills 40 tokens in one sequence, copies the second page, and continues in another sequence.
 fn copied(exec: &mut dyn Executor, model: &Decoder, per_slot: usize) -> [Vec<f32>; 2] {
     let row = |slot, position| Row { token: position * 7 % 250, position, slot };
     let table = |second: [u32; 2]| {

@@ -1,5 +1,5 @@
-//! The executor on wgpu: each operation is one dispatch, or two where activations are rounded first. It owns the
-//! device, all weights and the KV cache; a step is one command buffer and one read of its logits.
+//! Executor on wgpu: one dispatch for each operation, or two where activations are rounded first. Owns the device,
+//! all weights and the KV cache. A step is one command buffer and one read of its logits.
 
 mod cache;
 mod family;
@@ -21,16 +21,16 @@ use family::Family;
 use packed::Packed;
 use pipelines::{Binding, Kernel};
 
-/// Longest time that a step may take: beyond it the device hangs.
+/// Longest time of a step; beyond it the device hangs.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Places whose softmax attention takes apart.
+/// Positions whose softmax attention computes separately.
 const STRETCH: usize = 256;
-/// Bytes of what workgroups that share a head of a row gather, at most.
+/// Most bytes of partial results of workgroups that share a head of a row.
 const GATHERED: usize = 8 << 20;
 /// Heads of rows that keep a device busy without sharing them.
 const BUSY: usize = 1024;
-/// Most parts of a matrix; it is split where it is larger than one binding may be.
+/// Most parts of a matrix; a matrix is split if it is larger than one binding may be.
 const MAX_SEGMENTS: usize = 64;
 /// Bytes of weights that are repacked at once.
 const CHUNK: usize = 4 << 20;
@@ -42,7 +42,7 @@ struct Segment {
     words: wgpu::Buffer,
 }
 
-/// A table of rotations.
+/// Table of rotations.
 struct Turns {
     pairs: usize,
     halves: bool,
@@ -67,10 +67,10 @@ pub struct Gpu {
     cache_dir: Option<std::path::PathBuf>,
     pipeline_cache: Option<wgpu::PipelineCache>,
     pipelines: HashMap<Kernel, wgpu::ComputePipeline>,
-    /// How many of them the cache on disk has.
+    /// Number of pipelines in the cache on disk.
     kept: usize,
     bindings: HashMap<Binding, wgpu::BindGroup>,
-    /// Kernels of products, once they were chosen.
+    /// Kernels of products, once chosen.
     family: Option<Family>,
     matrices: Vec<Vec<Segment>>,
     vectors: Vec<wgpu::Buffer>,
@@ -82,21 +82,21 @@ pub struct Gpu {
     spans: wgpu::Buffer,
     pages: wgpu::Buffer,
     picks: wgpu::Buffer,
-    /// Rounded activations of the operation at hand.
+    /// Rounded activations of the current operation.
     quants: Option<(wgpu::Buffer, wgpu::Buffer)>,
-    /// What attention gathers over each stretch of places.
+    /// Partial results of attention for each stretch of positions.
     gathered: Option<wgpu::Buffer>,
     readback: Option<wgpu::Buffer>,
     memory: u64,
     step: Option<Recording>,
 }
 
-/// The dispatches of a step.
+/// Dispatches of a step.
 struct Recording {
     dispatches: Vec<Dispatch>,
     rows: u32,
     picks: u32,
-    /// The last position of any row.
+    /// Highest position of any row.
     farthest: usize,
 }
 
@@ -181,7 +181,7 @@ impl Gpu {
             places: Vec::new(),
             keys,
             values,
-            // The first is for models that rotate nothing.
+            // The first entry is for models without rotary embedding.
             ropes: vec![Turns { pairs: 0, halves: false, table: rope }],
             rows,
             spans,
@@ -195,7 +195,7 @@ impl Gpu {
         })
     }
 
-    /// Where it runs.
+    /// Device of the executor.
     pub fn info(&self) -> &DeviceInfo {
         &self.info
     }
@@ -214,7 +214,7 @@ impl Gpu {
         Ok(self.device.create_buffer(&descriptor))
     }
 
-    /// A buffer of `bytes` that is filled piece by piece before the device sees it: `fill` gives them in their order.
+    /// Makes a buffer of `bytes` that is filled before the device uses it: `fill` provides the pieces in order.
     fn filled(
         &mut self,
         label: &str,
@@ -252,12 +252,12 @@ impl Gpu {
         Ok(buffer)
     }
 
-    /// Workgroups of a dispatch in one direction, at most.
+    /// Most workgroups of a dispatch in one dimension.
     fn most_workgroups(&self) -> usize {
         usize::try_from(self.device.limits().max_compute_workgroups_per_dimension).unwrap_or(usize::MAX)
     }
 
-    /// Bytes of the largest buffer that a kernel may be given.
+    /// Bytes of the largest buffer that a kernel can bind.
     fn largest(&self) -> u64 {
         let limits = self.device.limits();
         limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
@@ -271,19 +271,19 @@ impl Gpu {
         self.step.as_ref().map_or(0, |step| usize::try_from(step.rows).unwrap_or(0))
     }
 
-    /// A dispatch of one invocation for each of the step's values in a place of `width`.
+    /// Dispatches one invocation for each of the step's values in an activation of `width`.
     fn by_value(&mut self, kernel: Kernel, places: [usize; 4], width: usize) {
         let groups = (width.div_ceil(64), self.step_rows());
         self.dispatch((kernel, places), [width, 0, 0, 0, 0], groups);
     }
 
-    /// Bytes of what is gathered over so many stretches for so many heads of rows: an answer, its maximum and its sum.
+    /// Bytes of the partial results of this many stretches and heads of rows: an answer, its maximum and its sum.
     fn gathered_bytes(&self, heads: usize, stretches: usize) -> usize {
         heads * stretches * (self.sizes.head_dim + 2) * 4
     }
 
-    /// How many workgroups share a head of a row: one for each stretch of places where a device is not kept busy
-    /// otherwise, else one for all.
+    /// Number of workgroups that share a head of a row. One for each stretch of positions if the device would not be
+    /// busy otherwise, else one for all.
     fn stretches_apart(&self, window: usize) -> usize {
         let Some(step) = &self.step else { return 1 };
         let heads = self.step_rows() * self.sizes.heads;
@@ -294,27 +294,27 @@ impl Gpu {
         if shared { stretches } else { 1 }
     }
 
-    /// From here on the step has its picked rows only.
+    /// Restricts the rest of the step to its picked rows.
     fn picked(&mut self) {
         if let Some(step) = &mut self.step {
             step.rows = step.picks;
         }
     }
 
-    /// The parts of a matrix: place, family, columns, rows.
+    /// Parts of a matrix: index, packing, columns, rows.
     fn segments(&self, matrix: MatrixId) -> Vec<(usize, Packed, usize, usize)> {
         let segments = self.matrices.get(matrix.0).map(Vec::as_slice).unwrap_or_default();
         segments.iter().enumerate().map(|(n, s)| (n, s.packed, s.columns, s.rows)).collect()
     }
 
-    /// Waits until the device has done all that it was given.
+    /// Waits until the device has finished all submitted work.
     fn wait(&self) -> Result<(), EngineError> {
         let waited = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(STEP_TIMEOUT) });
         self.fault()?;
         waited.map(|_| ()).map_err(|e| EngineError::Device(format!("a step did not end: {e}")))
     }
 
-    /// The first fault since the last step.
+    /// Returns the first fault since the last step as an error.
     fn fault(&self) -> Result<(), EngineError> {
         self.faults.take().map_or(Ok(()), |fault| Err(EngineError::Device(fault)))
     }

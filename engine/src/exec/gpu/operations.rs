@@ -1,4 +1,4 @@
-//! The operations: what each dispatches, over which buffers, and how the logits of a step come back.
+//! Operations: the dispatches and buffers of each, and the readback of a step's logits.
 
 use super::family::Family;
 use super::packed::{self, GROUP, Packed};
@@ -13,7 +13,7 @@ use crate::{EngineError, LoadError};
 impl Executor for Gpu {
     fn matrix(&mut self, parts: &[Tensor<'_>]) -> Result<MatrixId, LoadError> {
         let mut segments: Vec<Segment> = Vec::new();
-        // Neighbours of one family become one matrix: one dispatch instead of several.
+        // Neighbours of one packing become one matrix: one dispatch instead of several.
         let alike = |a: &Tensor<'_>, b: &Tensor<'_>| Packed::of(a.kind) == Packed::of(b.kind) && a.columns == b.columns;
         for group in parts.chunk_by(alike) {
             let Some(first) = group.first() else { continue };
@@ -164,7 +164,7 @@ impl Executor for Gpu {
             let blocks = columns / 32;
             self.dispatch((Kernel::Quantize, [x.0, 0, 0, 0]), [blocks, 0, 0, 0, 0], ((rows * blocks).div_ceil(64), 1));
         }
-        // It was chosen when the step began.
+        // Chosen when the step began.
         let family = self.family.unwrap_or(Family::Lanes);
         let mut offset = 0;
         for (n, packed, columns, weights) in segments {
@@ -289,7 +289,7 @@ impl Executor for Gpu {
 
     fn copy_page(&mut self, from: u32, to: u32) -> bool {
         let size = wide(PAGE * self.sizes.kv_heads * self.sizes.head_dim * 2);
-        // A buffer is not copied within itself: by way of another.
+        // A buffer cannot be copied within itself, hence the intermediate one.
         let between = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("a page on its way"),
             size,

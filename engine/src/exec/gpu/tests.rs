@@ -1,4 +1,4 @@
-//! What every executor is held to, on software Vulkan, with wgpu's bounds checks and without.
+//! Tests of every executor, on software Vulkan, with wgpu's bounds checks and without.
 
 use super::*;
 use crate::artifact::{Tensor, TensorType};
@@ -11,7 +11,7 @@ impl Tested for Gpu {
         self.places[id.0].width
     }
     fn read(&mut self, id: ActId) -> Vec<f32> {
-        // More than one place of a step may be read.
+        // More than one activation of a step may be read.
         let again = self.step.as_ref().map(|step| Recording { dispatches: Vec::new(), ..*step });
         let values = self.finish(id).unwrap();
         self.step = again;
@@ -98,7 +98,7 @@ fn what_was_measured_is_kept_for_the_next_process() {
     let kept = first.kept_at().unwrap();
     let chosen = first.family.unwrap();
     assert_eq!(std::fs::read(&kept).unwrap(), chosen.name().as_bytes());
-    // What is kept is taken, and what is no family is measured again.
+    // A stored result is used, and an unknown one is measured again.
     for family in Family::ALL {
         std::fs::write(&kept, family.name()).unwrap();
         assert_eq!(begun(folder.path()).family, Some(family));
