@@ -1,6 +1,6 @@
-//! The executor on the processor's own vector units. It owns repacked weights, activations, the KV cache and a pool of
-//! threads; operations run when they are called. Kernels are written once over the units ([`unit`]) and chosen at load.
-//! It knows no file: weights come as tensors, whose memory it reads once and never again.
+//! Executor on the CPU's own vector units. Owns repacked weights, activations, the KV cache and a pool of threads;
+//! operations run when they are called. Kernels are written once over the units ([`unit`]) and chosen at load. Knows
+//! no file: weights arrive as tensors, whose memory is read once and never again.
 
 #![allow(clippy::indexing_slicing, reason = "in kernels: over arrays whose length is a constant")]
 
@@ -63,10 +63,10 @@ struct Rotation {
     table: Piece<f32>,
 }
 
-/// Told of data that was taken and is not read again.
+/// Callback for data that was copied and is not read again.
 type Forget = Box<dyn Fn(&[u8]) + Send>;
 
-/// Runs operations on the processor.
+/// Runs operations on the CPU.
 pub struct Cpu {
     unit: CpuUnit,
     kernels: &'static Kernels,
@@ -78,27 +78,27 @@ pub struct Cpu {
     rotations: Vec<Rotation>,
     places: Vec<Place>,
     caches: Vec<Cache<f16>>,
-    /// Keys and values of rows that are attended both ways, where a model does so.
+    /// Keys and values of bidirectional attention, for models that use it.
     fleeting: Option<Cache<f32>>,
-    /// Activations as the product at hand wants them.
+    /// Activations packed for the current product.
     packed: Piece<u8>,
     /// Scores or unpacked weights, for each thread.
     scratch: Vec<Piece<f32>>,
     batch: Batch,
-    /// For each row the first and the end of its sequence's rows.
+    /// Range of its sequence's rows, for each row.
     spans: Vec<[u32; 2]>,
-    /// How causal attention is cut into parts in this step; empty until a layer asks.
+    /// Parts of causal attention in this step; empty until a layer needs them.
     tiles: Vec<attention::Tile>,
     /// Rows that operations run on now.
     rows: usize,
-    /// What went wrong in this step.
+    /// First error of this step.
     fault: Option<String>,
-    /// Called with the data of every tensor that was taken.
+    /// Called with the data of every tensor that was copied.
     forget: Option<Forget>,
 }
 
-/// Places that a query may attend to, in whole pages: of a sequence, or of rows that are attended both ways. Kernels write
-/// so many scores into the scratch that is taken for as many, so that both must ask here.
+/// Positions that a query may attend to, in whole pages: of a sequence, or of rows in bidirectional attention. Size
+/// of the scratch for scores as well as bound of the kernels that write them, hence a single function.
 fn most_attended(sizes: &Sizes) -> usize {
     sizes.context.max(sizes.max_rows).next_multiple_of(PAGE)
 }
@@ -108,7 +108,7 @@ fn refused(what: &str, e: &std::io::Error) -> LoadError {
 }
 
 impl Cpu {
-    /// An executor for these sizes on a unit that this processor has and so many threads, the caller's among them.
+    /// An executor for these sizes on a unit that this processor has and this many threads, the caller's among them.
     pub(crate) fn new(unit: CpuUnit, threads: usize, sizes: Sizes) -> Result<Self, LoadError> {
         if !unit.is_here() {
             let reason = format!("this processor has no {}", unit.name());
@@ -148,12 +148,12 @@ impl Cpu {
         })
     }
 
-    /// Has `forget` called with the data of every tensor once it was taken, until all were.
+    /// Calls `forget` with the data of every tensor once it was copied, until the last.
     pub(crate) fn forget_with(&mut self, forget: impl Fn(&[u8]) + Send + 'static) {
         self.forget = Some(Box::new(forget));
     }
 
-    /// The unit it runs on.
+    /// Vector unit of the executor.
     pub fn unit(&self) -> CpuUnit {
         self.unit
     }
@@ -163,7 +163,7 @@ impl Cpu {
         self.pool.threads()
     }
 
-    /// The values of a place that belong to the rows at hand.
+    /// Values of an activation that belong to the current rows.
     fn values(&self, id: ActId) -> &[f32] {
         let Some(place) = self.places.get(id.0) else { return &[] };
         let count = (self.rows * place.width).min(place.values.len());
@@ -224,10 +224,10 @@ impl Executor for Cpu {
     }
 
     fn ready(&mut self) -> Result<(), LoadError> {
-        // Of what is multiplied: logits may be wider by far.
+        // Products only: logits may be wider by far.
         let widest = self.matrices.iter().flatten().map(|segment| segment.layout.columns).max().unwrap_or(0);
         let widest = widest.next_multiple_of(unit::BLOCK);
-        // Floats take four bytes a value, more than rounded ones with their scales, and may be of whole tiles only.
+        // Floats take four bytes a value, more than rounded ones with their scales, and may come in whole tiles only.
         let bytes = widest * self.sizes.max_rows.next_multiple_of(WHOLE) * size_of::<f32>();
         self.packed = self.memory.take(bytes).map_err(|e| refused("activations", &e))?;
         let scores = attention::scratch(most_attended(&self.sizes), self.sizes.head_dim);

@@ -1,4 +1,4 @@
-//! How the executor's operations are cut into parts for its threads. What a part computes is in the kernels.
+//! Division of the executor's operations into parts for its threads. The kernels compute the parts.
 
 use super::attention::{self, Attention, Cache, Tile};
 use super::matmul::Product;
@@ -8,16 +8,17 @@ use super::pool::Pool;
 use super::{ActId, Cpu, Index, MatrixId, PAGE, Place, RopeId, Rotation, VectorId, WHOLE, most_attended, quantize};
 use crate::exec::Pairing;
 
-/// Values below which an operation is done by the calling thread: handing it out costs as much as some thousands.
+/// Values below which the calling thread runs an operation alone: distributing it costs as much as some thousands of
+/// values.
 const ALONE: usize = 16 << 10;
-/// Bytes of weights below which a product is not cut further.
+/// Bytes of weights below which a product is not divided further.
 const LEAST: usize = 16 << 10;
 /// Values of the widest head.
 const WIDEST: usize = 512;
 /// Parts of a product for each thread: more than one, because another process may keep a thread from running.
 const PARTS: usize = 4;
 
-/// Calls `work` with every number below `count` and the thread's, on all threads where there is enough to do.
+/// Calls `work` with every number below `count` and the thread's, on all threads if there is enough to do.
 fn each(pool: &mut Pool, count: usize, cost: usize, work: &(dyn Fn(usize, usize) + Sync)) {
     if count * cost < ALONE {
         return (0..count).for_each(|n| work(n, 0));
@@ -29,16 +30,16 @@ fn each(pool: &mut Pool, count: usize, cost: usize, work: &(dyn Fn(usize, usize)
 }
 
 impl Place {
-    /// A row of it. It may be used while the executor lives; rows do not overlap.
+    /// Address of a row. Valid while the executor lives; rows do not overlap.
     pub(super) fn row(&self, r: usize) -> *mut f32 {
         debug_assert!(r < self.rows);
-        // SAFETY: callers ask for rows of the step only, which `place` has held against the place's rows.
+        // SAFETY: callers ask for rows of the step only, which `place` has checked against the activation's rows.
         unsafe { self.values.at().add(r * self.width) }
     }
 }
 
 impl Cpu {
-    /// A place that has the rows at hand.
+    /// Activation with room for the current rows.
     pub(super) fn place(&mut self, id: ActId) -> Option<Place> {
         let place = self.places.get(id.0).copied().filter(|place| place.rows >= self.rows);
         if place.is_none() {
@@ -59,12 +60,12 @@ impl Cpu {
         vector
     }
 
-    /// The step fails: an operation does not fit its places.
+    /// Fails the step: an operation does not fit its activations.
     fn wrong(&mut self, what: &str) {
         self.fault.get_or_insert_with(|| what.to_owned());
     }
 
-    /// Calls `work` with every row, on all threads where there is enough to do, `cost` values a row.
+    /// Calls `work` with every row, on all threads if there is enough to do, `cost` values a row.
     pub(super) fn each_row(&mut self, cost: usize, work: &(dyn Fn(usize, usize) + Sync)) {
         each(&mut self.pool, self.rows, cost, work);
     }
@@ -86,7 +87,7 @@ impl Cpu {
             }
             let group = at / layout.lanes * layout.group();
             let mut values = vec![0.0; width];
-            // SAFETY: the group lies in the table, and the row in the place; nobody else uses them now.
+            // SAFETY: the group lies in the table, and the row in the activation; nothing else uses them now.
             unsafe {
                 let group = std::slice::from_raw_parts(segment.weights.at().add(group), layout.group());
                 pack::unpack(&layout, group, at % layout.lanes, &mut values);
@@ -166,7 +167,7 @@ impl Cpu {
         if layout.family.is_quantized() { self.kernels.quantized_tile } else { self.kernels.tile }
     }
 
-    /// Packs activations for products with weights of a family; not where there is no room for them.
+    /// Packs activations for products with weights of a layout. Returns false if there is no room.
     fn pack(&mut self, x: Place, layout: &Layout) -> bool {
         let (rows, tile, layout, packed) = (self.rows, self.tile(layout), *layout, self.packed);
         let split = self.kernels.split.filter(|split| (split.takes)(&layout));
@@ -221,8 +222,8 @@ impl Cpu {
             let Some(row) = batch.rows.get(r) else { return };
             let (position, slot) = (row.position as usize, row.slot as usize);
             let page = batch.pages.get(slot * s.pages_per_slot() + position / PAGE).copied().unwrap_or(0);
-            // SAFETY: heads of a row of a place; positions are below the context, for which the table was made, and
-            // pages below the cache's (`begin` has checked both); rows are of different places of the cache.
+            // SAFETY: heads of a row of an activation. Positions are below the context, for which the table was made,
+            // and pages below the cache's (`begin` has checked both). Rows are of different positions of the cache.
             unsafe {
                 let turn = |head: *mut f32| {
                     if let Some(Rotation { pairs, table, .. }) = rotation {
@@ -244,12 +245,12 @@ impl Cpu {
         self.batch = batch;
     }
 
-    /// The tiles of a step: rows of a sequence that follow each other with the heads that share a key/value head. `pages`
-    /// gives for a row where its pages stand in a table, and the rows that it sees at once.
+    /// Tiles of a step: consecutive rows of a sequence with the heads that share a key/value head. `pages` returns
+    /// for a row the offset of its pages in a table, and the rows that it sees at once.
     fn tiles(&self, pages: impl Fn(usize) -> (usize, usize)) -> Vec<Tile> {
         let s = self.sizes;
         let together = s.heads / s.kv_heads.max(1);
-        // Heads in equal parts, as few as may be.
+        // Heads in equal parts, as few as possible.
         let queries = self.kernels.queries;
         let heads = together.div_ceil(together.div_ceil(queries).max(1)).max(1);
         let most = (queries / heads).max(1);
@@ -320,7 +321,7 @@ impl Cpu {
         if qkv.width != s.qkv_width() || out.width < s.heads * s.head_dim {
             return self.wrong("attention does not fit its places");
         }
-        // Each sequence begins a page of its own.
+        // Each sequence begins on a page of its own.
         let mut starts = vec![0usize; self.rows];
         let mut next = 0;
         for (r, [first, end]) in self.spans.iter().map(|span| span.map(|row| row as usize)).enumerate() {
@@ -404,11 +405,11 @@ impl Cpu {
     }
 }
 
-/// What all threads that work on an operation read: shapes, and pointers to what each of them uses its own part of.
+/// Input shared by all threads of an operation: shapes, and pointers of which each thread uses its own part.
 struct Shared<T>(T);
 
-// SAFETY: the threads of one operation use different parts of what the pointers lead to, as each operation says, and the
-// pool has them all done before the operation ends.
+// SAFETY: the threads of one operation use different parts of what the pointers lead to, as each operation says. The
+// pool finishes all parts before the operation ends.
 unsafe impl<T> Sync for Shared<T> {}
 
 impl<T> Shared<T> {

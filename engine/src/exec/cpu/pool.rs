@@ -1,10 +1,10 @@
-//! The executor's threads. It owns them and hands them the parts of one operation at a time; it knows nothing of what
-//! they compute. Parts are taken one by one, so that a thread that the system keeps from running delays no more than the
-//! part that it has; the caller works too and never waits for a thread that sleeps.
+//! Threads of the executor. The pool distributes the parts of one operation at a time and knows nothing of their
+//! content. Parts are claimed one by one, so that a thread that the system keeps from running delays no more than the
+//! part that it has. The caller works too and never waits for a sleeping thread.
 //!
-//! A pool of our own: an operation of a small model lasts some ten microseconds, of which handing it to a general pool
-//! and back would take a good part. Threads look for the next operation for [`LOOKING`] and then sleep, so that an
-//! idle engine costs nothing.
+//! Why not a general pool: an operation of a small model lasts some ten microseconds, of which its dispatch would
+//! take a good part. Threads spin for the next operation for [`LOOKING`] and then sleep, so that an idle engine costs
+//! nothing.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,25 +12,25 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a thread looks for the next operation before it sleeps: longer than what a scheduler does between two steps.
+/// Time that a thread spins for the next operation before it sleeps: longer than a scheduler takes between two steps.
 const LOOKING: Duration = Duration::from_micros(300);
-/// How often it looks before it looks at the clock.
+/// Spins between two readings of the clock.
 const LOOKS: u32 = 64;
-/// How often the caller looks for the end of others' parts before it lets other threads run.
+/// Spins of the caller, waiting for the others' last parts, before it yields its core.
 const WAITS: u32 = 4000;
-/// Bit of the gate that says that no operation is at hand; the bits below count the threads inside.
+/// Bit of the gate that is set while no operation runs; the bits below count the threads inside.
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
-/// An operation's parts: called with the part's number and the thread's.
+/// Parts of an operation: called with the part's number and the thread's.
 type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
 struct Shared {
-    /// Who works on the operation at hand, and whether there is one.
+    /// Number of threads in the current operation, and whether there is one.
     gate: AtomicUsize,
     next: AtomicUsize,
     parts: AtomicUsize,
     work: UnsafeCell<Option<*const Work<'static>>>,
-    /// Counts operations; threads that sleep wait for it to change.
+    /// Counts operations; sleeping threads wait for it to change.
     rounds: AtomicUsize,
     sleepers: AtomicUsize,
     bed: Mutex<()>,
@@ -39,13 +39,13 @@ struct Shared {
     failed: AtomicBool,
 }
 
-// SAFETY: `work` is written only by the one caller of `Pool::run` while the gate is closed and nobody is inside, and read
-// only by threads that are inside; the gate's orderings put the write before the reads. The pointee is `Sync`.
+// SAFETY: `work` is written only by the one caller of `Pool::run` while the gate is closed and no thread is inside.
+// Only threads that are inside read it; the gate's orderings put the write before the reads. The pointee is `Sync`.
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `work` is null or used as said above, wherever the value lies.
 unsafe impl Send for Shared {}
 
-/// Leaves the gate, also when a part panics.
+/// Leaves the gate on drop, also when a part panics.
 struct Inside<'a>(&'a Shared);
 
 impl Drop for Inside<'_> {
@@ -58,14 +58,15 @@ impl Drop for Inside<'_> {
 }
 
 impl Shared {
-    /// Takes parts of the operation at hand until none are left.
+    /// Works on parts of the current operation until none are left.
     fn help(&self, thread: usize) {
         let before = self.gate.fetch_add(1, Ordering::Acquire);
         let inside = Inside(self);
         if before & CLOSED == 0 {
-            // SAFETY: the gate was open when this thread went in, and is not opened for another operation before it left.
+            // SAFETY: the gate was open when this thread entered, and is not opened for another operation before it
+            // left.
             if let Some(work) = unsafe { *self.work.get() } {
-                // SAFETY: `run` waits until everybody left before the borrow behind the pointer ends.
+                // SAFETY: `run` waits until every thread left before the borrow behind the pointer ends.
                 self.take(unsafe { &*work }, thread);
             }
         }
@@ -83,7 +84,7 @@ impl Shared {
         }
     }
 
-    /// The life of a thread.
+    /// Main loop of a thread.
     fn serve(&self, thread: usize) {
         let mut seen = 0;
         while !self.stop.load(Ordering::Acquire) {
@@ -127,7 +128,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// A pool of so many threads, the caller among them. What cannot be started is done without.
+    /// A pool of this many threads, the caller among them. Runs with fewer if a thread cannot be started.
     pub(super) fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
             gate: AtomicUsize::new(CLOSED),
@@ -149,7 +150,7 @@ impl Pool {
                 shared.serve(thread);
             })
         };
-        // Numbered without a gap: each has memory of its own by its number.
+        // Numbered without a gap, since each has memory of its own by its number.
         let mut started = Vec::new();
         for _ in 1..threads {
             started.extend(start(started.len() + 1));
@@ -162,7 +163,7 @@ impl Pool {
         self.threads.len() + 1
     }
 
-    /// Does `work(part, thread)` for every part below `parts`, each once, and returns when all are done.
+    /// Runs `work(part, thread)` for every part below `parts`, each once, and returns when all are done.
     pub(super) fn run(&mut self, parts: usize, work: &Work<'_>) {
         if self.threads.is_empty() || parts <= 1 {
             (0..parts).for_each(|part| work(part, 0));
@@ -197,7 +198,7 @@ impl Pool {
         drop(closing);
     }
 
-    /// Whether a thread has failed since the last call: what was computed since then is not whole.
+    /// True if a thread has failed since the last call: results since then are incomplete.
     pub(super) fn take_failure(&self) -> bool {
         self.shared.failed.swap(false, Ordering::AcqRel)
     }
@@ -209,7 +210,7 @@ impl Drop for Pool {
         self.shared.rounds.fetch_add(1, Ordering::SeqCst);
         self.shared.ring();
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so already.
+            // A thread that panicked has reported it already.
             let _ = thread.join();
         }
     }

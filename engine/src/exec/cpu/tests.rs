@@ -1,4 +1,4 @@
-//! What every executor is held to, on every vector unit that this processor has, alone and on several threads.
+//! Tests of every executor, on every vector unit that this processor has, alone and on several threads.
 
 use super::*;
 use crate::exec::tests::{self, Tested};
