@@ -28,7 +28,7 @@ struct Shared {
 /// the fit within [`LoadOptions::memory`].
 ///
 /// # Errors
-/// Those of [`Engine::load`] that follow from the file or the options alone.
+/// Errors of [`Engine::load`] that follow from the file or the options alone.
 pub fn check(options: &LoadOptions) -> Result<(), LoadError> {
     let file = artifact::ModelFile::open(&options.source)?;
     model::check_fit(&file, options)?;
@@ -73,7 +73,7 @@ impl Engine {
     /// taken.
     ///
     /// # Errors
-    /// Those of [`Self::load`], and those of `hold`.
+    /// Errors of [`Self::load`], and of `hold`.
     pub fn load_holding<E: From<LoadError>>(
         options: LoadOptions,
         mut hold: impl FnMut() -> Result<Hold, E>,
