@@ -1,5 +1,5 @@
-//! What is bounded of a request over HTTP/1 is bounded over HTTP/2, and of an answer from servers of both versions:
-//! headers, their fields, early answers, trailers.
+//! Bounds of HTTP/1 requests hold for HTTP/2, and for answers of servers of both versions: headers, their fields,
+//! early answers, trailers.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,7 +37,7 @@ async fn start(backend: &str, route: &str) -> Gateway {
     Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(backend, route)).await
 }
 
-/// A server that reads a head, says something, and then the same again and again until nobody takes it.
+/// Server that reads a head, sends `first`, then `again` until the connection closes.
 async fn says(first: String, again: &'static str) -> String {
     raw(move |mut stream| {
         let first = first.clone();
@@ -120,7 +120,7 @@ async fn what_stands_around_the_chunks_of_an_answer_is_bounded() {
     }
 }
 
-/// A server of HTTP/2 that answers with these fields and trailers.
+/// HTTP/2 server that answers with these fields and trailers.
 async fn http2_server(fields: HeaderMap, trailers: HeaderMap) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -144,7 +144,7 @@ async fn http2_server(fields: HeaderMap, trailers: HeaderMap) -> String {
     url
 }
 
-/// A client that takes any headers.
+/// Client that accepts any headers.
 async fn connect<B>(gateway: &Gateway) -> hyper::client::conn::http2::SendRequest<B>
 where
     B: hyper::body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static,
@@ -225,7 +225,7 @@ async fn heads_of_clients_of_http2_have_the_bounds_of_their_listener() {
         let before = upstream.count();
         let answer = whole_answer(client.send_request(request).await.unwrap()).await;
         assert_eq!(answer.status, status, "{what}");
-        // The library counts bytes; a server behind may have a bound on fields of its own.
+        // The library counts bytes; the server behind may bound the number of fields.
         assert_eq!(answer.text().contains("header_too_large"), what == "many fields", "{what}");
         assert_eq!(upstream.count() - before, usize::from(status == 200), "{what}");
     }
@@ -235,7 +235,7 @@ async fn heads_of_clients_of_http2_have_the_bounds_of_their_listener() {
 async fn trailers_of_clients_of_http2_have_the_bounds_of_their_listener() {
     let upstream = Upstream::digest().await;
     let gateway = start(&format!("endpoints: [{{url: \"{}\"}}]", upstream.url()), "").await;
-    // What is over the bound is dropped; who sends four times as much is no honest client.
+    // Trailers over the bound are dropped; a sender of four times as much is refused.
     for (trailers, good) in [(of_bytes(1 << 10), true), (of_bytes(17 << 10), true), (of_bytes(70 << 10), false)] {
         let mut client = connect(&gateway).await;
         let frames = [Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"abc"))), Ok(Frame::trailers(trailers))];

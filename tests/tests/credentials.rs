@@ -1,5 +1,5 @@
-//! Credentials of callers end at the gateway, headers that only the gateway sets come from nobody else, and values from
-//! the environment are shown nowhere.
+//! Credentials of callers end at the gateway, headers of the gateway come from no other source, and values from the
+//! environment are shown nowhere.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,7 +33,7 @@ fn headers(pairs: &[(&str, &str)]) -> Headers {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-/// Sends a request over HTTP/1.1 or HTTP/2 and gives its status.
+/// Sends a request over HTTP/1.1 or HTTP/2 and returns its status.
 async fn send(gateway: &Gateway, http2: bool, path: &str, headers: &Headers) -> u16 {
     if http2 {
         let mut client = http2_over(TcpStream::connect(gateway.listener("h2c")).await.unwrap()).await;
@@ -55,7 +55,7 @@ async fn start(yaml: &str) -> Gateway {
     Gateway::start_in(tempfile::tempdir().unwrap(), &format!("{listeners}{yaml}")).await
 }
 
-/// True if a text stands in a header of the request.
+/// True if a header of the request contains the text.
 fn holds(seen: &Seen, text: &str) -> bool {
     let basic = base64::engine::general_purpose::STANDARD.encode(format!("user:{text}"));
     seen.headers.values().any(|value| {
@@ -110,7 +110,7 @@ routes:\n{routes}"
         for (name, _) in pairs {
             for backend in ["removes", "passes"] {
                 for tried in &tries {
-                    // Nobody is identified on an open route: only headers for credentials are known there.
+                    // An open route identifies no caller: only the usual credential headers are recognised there.
                     if name == "open" && tried.iter().any(|(name, _)| matches!(name.as_str(), "x-other" | "cookie")) {
                         continue;
                     }
@@ -124,7 +124,7 @@ routes:\n{routes}"
         }
     }
     assert_eq!(reached, upstream.count());
-    // What is no form of a key is not looked at on an open route, and goes nowhere all the same.
+    // A credential that is no key is not examined on an open route, and is removed all the same.
     for backend in ["removes", "passes"] {
         assert_eq!(
             send(&gateway, false, &format!("/open/{backend}/x"), &headers(&[("authorization", &basic)])).await,
@@ -178,11 +178,11 @@ routes:
         assert_eq!(up("api-key"), passes.then(|| "another-at-the-server".to_owned()), "{path} {with_key}");
         assert_eq!(up("x-gateway-key"), None, "{path} {with_key}");
     }
-    // Those of the backend take the place of all.
+    // The backend's credentials replace all others.
     assert_eq!(send(&gateway, false, "/own/x", &headers(&foreign)).await, 200);
     assert_eq!((up("authorization"), up("api-key")), (Some("Bearer upstream-secret".to_owned()), None));
 
-    // A token that is addressed to the gateway passes nowhere, one for somebody else does.
+    // A token addressed to the gateway is removed, one for another audience passes.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let token = |audience: &str| {
         signer.token(&serde_json::json!({"iss": issuer.url(), "sub": "me", "aud": [audience], "exp": now + 600}))
@@ -194,7 +194,7 @@ routes:
             assert_eq!(holds(&upstream.last(), &token), passes, "{audience} {:?}", sent[0].0);
         }
     }
-    // Nor does a key in a header that nobody reads here.
+    // Nor does a key in a header that is not used for keys.
     assert_eq!(send(&gateway, false, "/open/x", &headers(&[("x-any", &key)])).await, 200);
     assert!(!holds(&upstream.last(), &key));
 }
@@ -231,10 +231,10 @@ routes:
         let seen = upstream.last();
         let values: Vec<_> = seen.headers.get_all("authorization").iter().collect();
         assert_eq!(values, expected.into_iter().collect::<Vec<_>>(), "{path}");
-        // The server that judges gets what the file says it gets.
+        // The authorization server gets the configured headers.
         assert_eq!(authorizer.last().headers["authorization"], format!("Bearer {key}"));
     }
-    // What a filter of any route sets comes from no caller.
+    // A header set by a filter of any route is removed from callers' requests.
     assert_eq!(send(&gateway, false, "/open", &headers(&[("authorization", "Bearer forged")])).await, 200);
     assert!(!upstream.last().headers.contains_key("authorization"));
 }
@@ -307,7 +307,7 @@ routes:
         assert_eq!(send(&gateway, false, "/passes", &sent).await, 429);
         assert_eq!(requests.load(Ordering::Relaxed), n, "the server is not full for others");
     }
-    // On the gateway's account the server is full: the first request learns it, the second one is not sent.
+    // The server is full for the gateway's account: the first request learns it, the second is not sent.
     for _ in 0..2 {
         assert_eq!(send(&gateway, false, "/removes", &sent).await, 503);
         assert_eq!(requests.load(Ordering::Relaxed), 3);
@@ -389,15 +389,15 @@ routes:
             (&seen.headers["x-set"], &seen.headers["x-forwarded-for"]),
             (&"ours".parse().unwrap(), &"127.0.0.1".parse().unwrap())
         );
-        // Nothing that looks at requests sees them either.
+        // Filters that read requests do not see them either.
         for name in ["x-caller", "X_Caller", "x-spillway-consumer", "x_spillway-consumer"] {
             assert_eq!(send(&gateway, http2, "/told", &headers(&[(name, "root")])).await, 200, "http2 {http2}: {name}");
         }
     }
 }
 
-/// A server of HTTP/2 whose answer claims to be the gateway's, in its head and in its trailers, and repeats in its trailers
-/// the credential that it is shown.
+/// HTTP/2 server whose answer claims to be the gateway's, in its head and trailers, and repeats the credential that
+/// it got in its trailers.
 async fn boasting_http2() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -499,7 +499,7 @@ routes:
         upstream.url()
     ))
     .await;
-    // In trailers, as gRPC tells its errors.
+    // In trailers, as in gRPC errors.
     let mut http2 = http2_over(TcpStream::connect(gateway.listener("h2c")).await.unwrap()).await;
     let request = Request::get("http://a.test/two").body(Full::new(Bytes::new())).unwrap();
     let body = http2.send_request(request).await.unwrap().into_body().collect().await.unwrap();
@@ -554,7 +554,7 @@ routes:
     );
     assert!(shown.contains("/h?k=${TEST_SECRET}") && !shown.contains("written-here"), "{shown}");
 
-    // An edit that is kept out, for what stands in the file and for what cannot be run.
+    // A rejected edit, for its content and for a part that cannot be run.
     let listeners = "listeners: [{address: \"127.0.0.1:0\"}]\n";
     for (n, further) in [
         "bogus: \"${TEST_SECRET}\"\nprices: [{model: \"${TEST_SECRET}\", input: 1, output: \"${TEST_SECRET}\"}]\n",

@@ -1,4 +1,4 @@
-//! What the documents say is true: their commands run, their YAML is taken, the reference is what the program checks.
+//! Documentation tests: commands run, YAML is accepted, and the reference matches the schema.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,7 +19,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(repository().join(path)).unwrap()
 }
 
-/// The fenced blocks of one language in a document.
+/// Fenced blocks of one language in a document.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut open: Option<(bool, String)> = None;
@@ -42,7 +42,7 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     found
 }
 
-/// Commands of a block: one a line, and on to where its quotes are closed.
+/// Commands of a block: one a line, continued to the line where its quotes are closed.
 fn commands(block: &str) -> Vec<String> {
     let mut all = Vec::new();
     let mut one = String::new();
@@ -68,14 +68,14 @@ fn good(what: &str, out: &Output) -> String {
     said
 }
 
-/// The demo configuration, ready for the harness, which puts addresses before it.
+/// Demo configuration for the harness, which puts addresses in front.
 fn demo() -> String {
     let yaml = read("config/examples/demo.yaml");
     let rest = &yaml[yaml.find("models:").unwrap()..];
     rest.replace("../../models/smollm2-135m-instruct-q4_1.gguf", model().to_str().unwrap())
 }
 
-/// Runs a text with the addresses that people see changed to those of this test.
+/// Runs a text with the documented addresses replaced by those of this test.
 fn run(gateway: &Gateway, program: &[&str], text: &str) -> Output {
     let text = text.replace("127.0.0.1:8080", &gateway.address.to_string());
     let text = text.replace("127.0.0.1:9901", &gateway.admin.to_string());
@@ -143,7 +143,7 @@ fn every_yaml_of_the_documents_is_taken() {
     let mut seen = 0;
     for document in DOCUMENTS {
         for block in blocks(&read(document), "yaml") {
-            // A part of a file is tried as part of the smallest one.
+            // A fragment is checked as part of the smallest file.
             let whole = if block.contains("routes:") { block.clone() } else { format!("{minimal}{block}") };
             let file = folder.path().join("spillway.yaml");
             std::fs::write(&file, whole).unwrap();
@@ -205,7 +205,7 @@ fn every_attack_of_the_table_is_tried_by_a_test() {
         let test = row.trim_end_matches(" |").rsplit("| ").next().unwrap().trim_matches('`');
         assert!(sources.contains(&format!("fn {test}()")), "{row}: there is no test {test}");
     }
-    // What the tests of attacks try stands in the table.
+    // Every test of attacks is in the table.
     let attacks = read("tests/tests/attacks.rs") + &read("tests/tests/floods.rs");
     for test in attacks.split("#[tokio::test]\nasync fn ").skip(1) {
         let name = test.split('(').next().unwrap();

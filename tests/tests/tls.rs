@@ -1,5 +1,4 @@
-//! What TLS promises at a listener: the certificate that the name asks for, changed without a connection lost, and only
-//! clients that may connect.
+//! TLS of a listener: the certificate for each name, changed without a lost connection, and only permitted clients.
 
 #![allow(
     clippy::unwrap_used,
@@ -38,7 +37,7 @@ async fn start(authority: &Authority, upstream: &Upstream, more: &str, limits: &
     Gateway::start_in(folder, &yaml(upstream, more, limits)).await
 }
 
-/// What a program prints on both outputs.
+/// Output of a program on both streams.
 fn printed(program: &str, args: &[&str]) -> String {
     let out = Command::new(program).args(args).stdin(std::process::Stdio::null()).output().unwrap();
     String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned()
@@ -75,7 +74,7 @@ async fn the_name_chooses_the_certificate_and_alpn_the_version_for_common_client
         assert_eq!(upstream.last().headers["x-forwarded-proto"], "https");
         assert_eq!(upstream.last().headers["x-forwarded-host"], format!("a.test:{port}"));
     }
-    // A session that was opened before is resumed.
+    // A session from an earlier connection is resumed.
     let folder = gateway.folder().join("session");
     let session = folder.to_str().unwrap();
     let base = ["s_client", "-connect", &address, "-servername", "a.test", "-CAfile", ca, "-tls1_2"];
@@ -134,7 +133,7 @@ async fn a_changed_certificate_is_shown_from_then_on_and_no_request_fails() {
         })
         .collect();
     for edit in 0..4 {
-        // Key and certificate are two files: what is between the two writes is no pair and is never served.
+        // Key and certificate are two files: the state between the two writes is no pair and is never served.
         authority.server(&["a.test"]).write(gateway.folder(), "a");
         assert_eq!(gateway.reloads(edit).await["event"], "config_reloaded");
     }
@@ -197,7 +196,7 @@ async fn a_request_for_another_host_than_the_connection_was_opened_for_is_misdir
         ("https://x.b.test/", None, 421),
         ("https://internal/", None, 421),
         ("/", Some("x.b.test"), 421),
-        // Two that differ are no request at all (RFC 9113, 8.3.1).
+        // Two that differ make the request malformed (RFC 9113, 8.3.1).
         ("https://x.b.test/", Some("a.test"), 400),
         ("https://a.test/", Some("x.b.test"), 400),
     ] {
@@ -224,7 +223,7 @@ async fn only_versions_that_are_new_enough_and_known_clients_connect() {
     assert!(get(Some(&own), &[&version::TLS12]).await.is_err(), "too old");
     assert!(get(None, &[&version::TLS13]).await.is_err(), "no certificate");
     assert!(get(Some(&strange), &[&version::TLS13]).await.is_err(), "signed by somebody else");
-    // A client may know of the refusal before it is counted.
+    // A client may learn of the refusal before it is counted.
     for (reason, count) in [("tls", 1.0), ("client_certificate", 2.0)] {
         let series = format!("spillway_connections_refused_total{{listener=\"tls\",reason=\"{reason}\"}}");
         gateway.metric_becomes(&series, count).await;
@@ -256,7 +255,7 @@ async fn a_client_that_does_not_finish_its_handshake_is_cut_off() {
         let mut stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
         stream.write_all(begun).await.unwrap();
         let mut rest = Vec::new();
-        // Closed or reset: either way it ends.
+        // Closed or reset: the connection ends either way.
         let _ = tokio::time::timeout(spillway_tests::PATIENCE, stream.read_to_end(&mut rest)).await.expect("an end");
     }
     let timeouts = gateway.metric("spillway_connections_refused_total{listener=\"tls\",reason=\"timeout\"}").await;
@@ -271,7 +270,7 @@ async fn a_certificate_says_who_calls_and_a_key_beside_it_goes_before() {
     authority.server(&["a.test"]).write(folder.path(), "a");
     authority.server(&["*.b.test"]).write(folder.path(), "b");
     authority.write(folder.path());
-    // The digest is that of the key `test`.
+    // SHA-256 of the key `test`.
     let yaml = yaml(&upstream, ", clientCertificates: {caFile: ca.pem, mode: optional}", "")
         + "authentication: {mtls: {identity: san-uri}, identityHeaders: {consumer: x-caller}}
 consumers:
