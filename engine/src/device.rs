@@ -155,7 +155,7 @@ pub(crate) fn no_gpu() -> Option<&'static str> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         entries.into_iter().any(|entry| entry.file_name().to_str().is_some_and(is_gpu))
     };
-    (!has("/dev") && !has("/dev/dri")).then_some("this machine has no device of a GPU")
+    (!has("/dev") && !has("/dev/dri")).then_some("this machine has no GPU device")
 }
 
 /// Finds the requested adapter without opening it.
@@ -205,7 +205,7 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Opened, LoadError> {
     features |= available & wgpu::Features::PIPELINE_CACHE;
     let refused = |reason: String| LoadError::Device { device: info.name.clone(), reason };
     if !available.contains(wgpu::Features::IMMEDIATES) {
-        return Err(refused("it has no immediates (push constants); choose another adapter with `device`".into()));
+        return Err(refused("the adapter has no immediates (push constants); choose another one with `device`".into()));
     }
     let request = wgpu::DeviceDescriptor {
         label: Some("spillway"),
@@ -241,7 +241,7 @@ fn choose(choice: &DeviceChoice, infos: &[wgpu::AdapterInfo]) -> Result<(usize, 
                 .map(|(index, info)| {
                     (index, format!("device: auto took the best of {}: {}", infos.len(), kind(info.device_type).1))
                 })
-                .ok_or_else(|| LoadError::NoDevice(format!("there is no GPU, only {}", list())))
+                .ok_or_else(|| LoadError::NoDevice(format!("no GPU found, only {}", list())))
         }
         DeviceChoice::Software => infos
             .iter()
@@ -249,7 +249,7 @@ fn choose(choice: &DeviceChoice, infos: &[wgpu::AdapterInfo]) -> Result<(usize, 
             .map(|index| (index, "device: software".to_owned()))
             .ok_or_else(|| {
                 LoadError::NoDevice(format!(
-                    "there is no software Vulkan, only {}: `apt-get install mesa-vulkan-drivers`",
+                    "no software Vulkan found, only {}: `apt-get install mesa-vulkan-drivers`",
                     list()
                 ))
             }),
@@ -257,13 +257,13 @@ fn choose(choice: &DeviceChoice, infos: &[wgpu::AdapterInfo]) -> Result<(usize, 
             .iter()
             .position(|info| info.name.to_lowercase().contains(&name.to_lowercase()))
             .map(|index| (index, format!("device: {{name: {name}}}")))
-            .ok_or_else(|| LoadError::NoDevice(format!("no adapter has `{name}` in its name; there are {}", list()))),
+            .ok_or_else(|| {
+                LoadError::NoDevice(format!("no adapter has `{name}` in its name; expected one of {}", list()))
+            }),
         DeviceChoice::Index(index) if *index < infos.len() => Ok((*index, format!("device: {{index: {index}}}"))),
-        DeviceChoice::Index(index) => Err(LoadError::NoDevice(format!(
-            "there is no adapter {index}: they are 0 to {}, {}",
-            infos.len() - 1,
-            list()
-        ))),
+        DeviceChoice::Index(index) => {
+            Err(LoadError::NoDevice(format!("no adapter {index}; expected 0 to {}: {}", infos.len() - 1, list())))
+        }
     }
 }
 

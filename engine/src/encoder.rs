@@ -109,7 +109,8 @@ impl Handle {
             return Ok(Vec::new());
         }
         if inputs.len() > MAX_TEXTS {
-            return Err(EngineError::Input(format!("{} texts in one request, {MAX_TEXTS} are the most", inputs.len())));
+            let why = format!("{} texts in one request; expected at most {MAX_TEXTS}", inputs.len());
+            return Err(EngineError::Input(why));
         }
         let busy = |reason| {
             let retry_after = self.estimated_wait().saturating_sub(self.max_wait).max(RETRY_AFTER);
@@ -119,14 +120,15 @@ impl Handle {
             if let Input::Tokens(tokens) = input
                 && tokens.is_empty()
             {
-                return Err(EngineError::Input("an input has no tokens".into()));
+                return Err(EngineError::Input("an input has no tokens; expected at least one".into()));
             }
             if let Input::Tokens(tokens) = input
                 && let Some(token) =
                     tokens.iter().find(|token| usize::try_from(**token).is_ok_and(|n| n >= self.vocabulary))
             {
                 let most = self.vocabulary;
-                return Err(EngineError::Input(format!("{token} is no token of the model: it has {most}")));
+                let why = format!("token {token} is outside the vocabulary; expected less than {most}");
+                return Err(EngineError::Input(why));
             }
         }
         if self.shared.recovering.load(Ordering::Acquire) {

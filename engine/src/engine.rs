@@ -45,7 +45,8 @@ pub fn check(options: &LoadOptions) -> Result<(), LoadError> {
 fn check_tokens(file: &artifact::ModelFile, tokenizer: &Tokenizer, rows: usize) -> Result<(), LoadError> {
     let tokens = tokenizer.vocabulary();
     if tokens > rows {
-        return Err(file.corrupt(format!("its tokenizer has {tokens} tokens and its table {rows} rows")));
+        let why = format!("the tokenizer has {tokens} tokens; expected at most {rows}, the rows of the token table");
+        return Err(file.corrupt(why));
     }
     Ok(())
 }
@@ -104,7 +105,7 @@ impl Engine {
         });
         let text = text?;
         if !text.has_template() {
-            tracing::warn!(event = "no_chat_template", model = %options.name, "it can continue texts, not conversations");
+            tracing::warn!(event = "no_chat_template", model = %options.name, "texts are continued, conversations refused");
         }
         let loaded = loaded?;
         let info = ModelInfo {
@@ -222,7 +223,7 @@ impl Engine {
         let encoder = self.encoder(Task::Classify)?;
         if encoder.outputs() != 1 {
             let labels = encoder.outputs();
-            return Err(EngineError::Input(format!("the model tells {labels} labels apart; a reranker has one score")));
+            return Err(EngineError::Input(format!("the model has {labels} labels; expected a reranker with one")));
         }
         let query: Arc<str> = query.into();
         let pair = |document: String| encoder::Input::Pair(query.clone(), document.into());
@@ -301,7 +302,7 @@ impl Engine {
     pub fn grammar(&self, structure: Structure<'_>) -> Result<Grammar, GrammarError> {
         match &self.shared.work {
             Work::Decoder { grammars, .. } => grammars.compile(structure),
-            Work::Encoder(_) => Err(GrammarError::Tokens("it does not generate text".into())),
+            Work::Encoder(_) => Err(GrammarError::Tokens("the model does not generate text".into())),
         }
     }
 

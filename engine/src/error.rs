@@ -53,7 +53,7 @@ pub enum LoadError {
     },
     /// The device does not return from the first step of a model.
     #[error(
-        "device `{device}` ({kind}) hangs: the first step of a model on it has not ended in time; until it does, that model's memory stays taken and {} is left alone",
+        "device `{device}` ({kind}) hangs: the first step of a model on it has not ended in time; until it ends, its memory stays taken and {} is not used: check the driver, or the disk of the file",
         if *kind == crate::device::CPU { "this file" } else { "the device" }
     )]
     Hangs {
@@ -64,7 +64,7 @@ pub enum LoadError {
     },
     /// The allowed KV cache holds less than one context.
     #[error(
-        "one context of {context} tokens needs a KV cache of {needed} MiB and `kvCache` is {allowed} MiB: raise it, or lower `contextLength`"
+        "one context of {context} tokens needs a KV cache of {needed} MiB; `kvCache` allows {allowed} MiB: raise it, or lower `contextLength`"
     )]
     Cache {
         /// Tokens of a context.
@@ -76,7 +76,7 @@ pub enum LoadError {
     },
     /// The model needs more memory than it may take.
     #[error(
-        "the model needs {needed} MiB of device memory ({parts}) and may take {allowed} MiB: raise `memory`, or lower `contextLength` or `maxSequences`"
+        "the model needs {needed} MiB of device memory ({parts}); `memory` allows {allowed} MiB: raise it, or lower `contextLength` or `maxSequences`"
     )]
     Memory {
         /// MiB needed.
@@ -92,7 +92,7 @@ pub enum LoadError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PromptError {
     /// The prompt is longer than the context.
-    #[error("the prompt has {tokens} tokens, the context {context}")]
+    #[error("the prompt has {tokens} tokens; expected fewer than the context of {context}: shorten it")]
     TooLong {
         /// Tokens of the prompt.
         tokens: usize,
@@ -100,13 +100,13 @@ pub enum PromptError {
         context: usize,
     },
     /// The model does not generate text: it is an encoder.
-    #[error("the model does not generate text")]
+    #[error("the model does not generate text: it is an encoder")]
     NotGenerating,
     /// The prompt has no tokens.
-    #[error("there is nothing to answer")]
+    #[error("the prompt is empty; expected a message or at least one token")]
     Empty,
     /// A token outside the model's vocabulary.
-    #[error("{token} is no token of the model: it has {vocabulary}")]
+    #[error("token {token} is outside the vocabulary; expected less than {vocabulary}")]
     Token {
         /// The token.
         token: u32,
@@ -117,16 +117,16 @@ pub enum PromptError {
     #[error("the model has no chat template (`tokenizer.chat_template`): it continues texts, not conversations")]
     NoTemplate,
     /// The chat template knows no tools, or uses a syntax of calls that is not supported.
-    #[error("the model was not taught to call tools, or in another way than that of Hermes, Qwen and Llama 3")]
+    #[error("the chat template has no tool calls in a known syntax; expected that of Hermes, Qwen or Llama 3")]
     NoTools,
     /// A tool or a call of one cannot be rendered for the model.
-    #[error("a tool or a call cannot be shown to the model: {0}")]
+    #[error("a tool or a tool call cannot be rendered: {0}")]
     Tools(String),
     /// The tokenizer has no tokens for the text.
-    #[error("the tokenizer of the model cannot cut this text: {0}")]
+    #[error("the tokenizer of the model cannot tokenise this text: {0}")]
     Text(String),
     /// Unknown role.
-    #[error("`{0}` is not a role")]
+    #[error("invalid role `{0}`; expected lower-case letters and `_`, such as `user`")]
     Role(String),
     /// The chat template refuses the conversation.
     #[error("the chat template of the model refuses this conversation: {0}")]
@@ -137,7 +137,7 @@ pub enum PromptError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GrammarError {
     /// The schema is too long.
-    #[error("the schema has {bytes} bytes, more than {most}")]
+    #[error("the schema has {bytes} bytes; expected at most {most}")]
     TooLarge {
         /// Bytes of the schema.
         bytes: usize,
@@ -195,7 +195,7 @@ pub enum EngineError {
     #[error("the engine failed: {0}")]
     Defect(String),
     /// The grammar of the answer became too costly.
-    #[error("the answer can no longer be held to its grammar: {0}")]
+    #[error("the grammar of the answer cannot be enforced any longer: {0}")]
     Grammar(String),
     /// The model is for another task.
     #[error("the model is for {is}, not for {wanted}")]

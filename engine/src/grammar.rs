@@ -96,9 +96,9 @@ impl Grammars {
 
     fn build(&self, text: &str) -> Result<Grammar, GrammarError> {
         let mut schema: serde_json::Value =
-            serde_json::from_str(text).map_err(|e| GrammarError::Invalid(format!("it is not JSON: {e}")))?;
+            serde_json::from_str(text).map_err(|e| GrammarError::Invalid(format!("not JSON: {e}")))?;
         if !schema.is_object() {
-            return Err(GrammarError::Invalid("it must be an object".into()));
+            return Err(GrammarError::Invalid("expected a JSON object".into()));
         }
         let options = JsonCompileOptions { whitespace_pattern: Some(BLANKS.into()), ..JsonCompileOptions::default() };
         options.apply_to(&mut schema);
@@ -112,10 +112,10 @@ impl Grammars {
         // An unsatisfiable schema is found here and not in the middle of an answer.
         match matcher.compute_mask() {
             Ok(mask) if !mask.is_zero() => Ok(Grammar { matcher }),
-            Ok(_) => Err(GrammarError::Invalid("nothing satisfies it".into())),
+            Ok(_) => Err(GrammarError::Invalid("nothing satisfies the schema".into())),
             // The library's word for a place where no token may follow.
             Err(e) if e.to_string().contains("NoExtensionBias") => {
-                Err(GrammarError::Invalid("nothing satisfies it".into()))
+                Err(GrammarError::Invalid("nothing satisfies the schema".into()))
             }
             Err(e) => Err(GrammarError::Invalid(first_line(&e.to_string()))),
         }
@@ -131,7 +131,7 @@ fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, Box<dyn std::error::E
     let size = u32::try_from(tokenizer.vocabulary())?;
     let ends: Vec<u32> = (0..size).filter(|token| tokenizer.is_end(*token)).collect();
     let Some(end) = tokenizer.eos().or(ends.first().copied()) else {
-        return Err("its tokenizer has no token that ends an answer".into());
+        return Err("the tokenizer has no token that ends an answer".into());
     };
     let words: Vec<Vec<u8>> = (0..size).map(|token| tokenizer.bytes_of(token).to_vec()).collect();
     let trie = TokTrie::from(&TokRxInfo::new(size, end), &words);

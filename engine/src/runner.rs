@@ -76,7 +76,7 @@ struct Gone;
 
 impl Runner for Gone {
     fn forward(&mut self, _: &Batch) -> Result<Vec<f32>, EngineError> {
-        Err(EngineError::Device("it is being set up again".into()))
+        Err(EngineError::Device("the device is being set up again".into()))
     }
 }
 

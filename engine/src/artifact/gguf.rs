@@ -147,7 +147,7 @@ impl<'a> Cursor<'a> {
                 self.at = end;
                 Ok(part)
             }
-            _ => Err(format!("it ends at byte {} in the middle of its header", self.file.len())),
+            _ => Err(format!("the file ends at byte {} in the middle of its header", self.file.len())),
         }
     }
     fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
@@ -173,7 +173,10 @@ impl<'a> Cursor<'a> {
     fn name(&mut self) -> Parsed<String> {
         let at = self.at;
         let name = self.string()?;
-        if name.len() > MAX_NAME { Err(format!("the name at byte {at} has {} bytes", name.len())) } else { Ok(name) }
+        if name.len() > MAX_NAME {
+            return Err(format!("the name at byte {at} has {} bytes; expected at most {MAX_NAME}", name.len()));
+        }
+        Ok(name)
     }
 
     fn scalar(&mut self, kind: u32) -> Parsed<MetaValue> {
@@ -234,22 +237,24 @@ impl Header {
     pub fn parse(file: &[u8]) -> Parsed<Self> {
         let mut cursor = Cursor { file, at: 0 };
         if cursor.take(4)? != b"GGUF" {
-            return Err("it does not begin with GGUF".into());
+            return Err("the file does not begin with GGUF".into());
         }
         let version = cursor.u32()?;
         if !matches!(version, 2 | 3) {
-            return Err(format!("GGUF version {version} (2 and 3 are known; a big-endian file looks like this too)"));
+            return Err(format!("GGUF version {version}; expected 2 or 3 (a big-endian file looks like this too)"));
         }
         let (tensor_count, meta_count) = (cursor.u64()?, cursor.u64()?);
         if tensor_count > MAX_ENTRIES || meta_count > MAX_ENTRIES {
-            return Err(format!("it claims {tensor_count} tensors and {meta_count} keys"));
+            return Err(format!(
+                "{tensor_count} tensors and {meta_count} keys; expected at most {MAX_ENTRIES} of each"
+            ));
         }
         let mut metadata = HashMap::new();
         for _ in 0..meta_count {
             let key = cursor.name()?;
             let value = cursor.value().map_err(|e| format!("key `{}`: {e}", shown(&key)))?;
             if metadata.insert(key.clone(), value).is_some() {
-                return Err(format!("key `{}` is there twice", shown(&key)));
+                return Err(format!("duplicate key `{}`", shown(&key)));
             }
         }
         let alignment = match metadata.get("general.alignment").map(MetaValue::as_u64) {
@@ -289,7 +294,7 @@ fn tensor_line(cursor: &mut Cursor<'_>) -> Parsed<Line> {
     let wrong = |what: String| format!("tensor `{}`: {what}", shown(&name));
     let count = cursor.u32().map_err(wrong)?;
     if count == 0 || count > MAX_DIMENSIONS {
-        return Err(wrong(format!("{count} dimensions")));
+        return Err(wrong(format!("{count} dimensions; expected 1 to {MAX_DIMENSIONS}")));
     }
     let mut dimensions = Vec::new();
     let mut elements: u64 = 1;
@@ -328,7 +333,7 @@ fn place(table: Vec<Line>, start: u64, alignment: u64, length: u64) -> Parsed<BT
         }
         let from = start.checked_add(line.offset).ok_or_else(|| wrong("its offset overflows".into()))?;
         let to = from.checked_add(line.bytes).filter(|to| *to <= length).ok_or_else(|| {
-            wrong(format!("it needs bytes {from} to {} and the file has {length}", from.saturating_add(line.bytes)))
+            wrong(format!("its data take bytes {from} to {}; the file has {length}", from.saturating_add(line.bytes)))
         })?;
         ranges.push((from, to, line.name.clone()));
         let range =
@@ -342,7 +347,7 @@ fn place(table: Vec<Line>, start: u64, alignment: u64, length: u64) -> Parsed<BT
             part: 0,
         };
         if tensors.insert(line.name.clone(), entry).is_some() {
-            return Err(format!("tensor `{}` is there twice", shown(&line.name)));
+            return Err(format!("duplicate tensor `{}`", shown(&line.name)));
         }
     }
     ranges.sort();

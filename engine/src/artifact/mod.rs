@@ -176,8 +176,7 @@ impl ModelFile {
     /// kinds.
     pub fn tokenizer_json(&self) -> Result<Option<Vec<u8>>, LoadError> {
         let Some(path) = &self.tokenizer else { return Ok(None) };
-        let missing =
-            || self.unsupported("there is no `tokenizer.json` beside it: put the whole model folder in place");
+        let missing = || self.unsupported("`tokenizer.json` is missing beside it: put the whole model folder in place");
         safetensors::bytes(path)?.ok_or_else(missing).map(Some)
     }
 
@@ -220,7 +219,7 @@ impl ModelFile {
             .ok_or_else(|| self.corrupt(format!("tensor `{name}` is missing")))?;
         let kind = entry.kind.ok_or_else(|| {
             self.unsupported(format!(
-                "tensor `{name}` has type {}: this version runs {}; quantise the model to one of these",
+                "tensor `{name}` has type {}; this version runs {}: quantise the model to one of these",
                 entry.type_name(),
                 TensorType::ALL.map(|kind| format!("{kind:?}")).join(", ")
             ))
@@ -228,7 +227,7 @@ impl ModelFile {
         let (have_columns, have_rows) = entry.shape();
         if (have_columns, have_rows) != (columns, rows) {
             return Err(self.corrupt(format!(
-                "tensor `{name}` is {have_columns} x {have_rows}, its model wants {columns} x {rows}"
+                "tensor `{name}` is {have_columns} x {have_rows}; the model expects {columns} x {rows}"
             )));
         }
         let data = self

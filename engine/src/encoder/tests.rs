@@ -143,7 +143,10 @@ fn a_text_that_has_no_tokens_fails_its_request_and_no_other() {
     let handle = handle.unwrap();
     let text = |text: &str| Input::Text(text.into());
     let unknown = block_on(handle.encode(vec![text("what"), text("nobody knows"), text("is")]));
-    assert!(matches!(&unknown, Err(EngineError::Input(why)) if why.contains("cannot cut this text")), "{unknown:?}");
+    assert!(
+        matches!(&unknown, Err(EngineError::Input(why)) if why.contains("cannot tokenise this text")),
+        "{unknown:?}"
+    );
     assert_eq!(encode(&handle).unwrap().len(), 2);
     let pair = block_on(handle.encode(vec![Input::Pair("what".into(), "nobody".into())]));
     assert!(matches!(pair, Err(EngineError::Input(_))), "{pair:?}");

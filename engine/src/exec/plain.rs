@@ -155,7 +155,7 @@ impl Executor for Plain {
 
     fn begin(&mut self, batch: &Batch) -> Result<(), EngineError> {
         if !self.sizes.hold(batch) {
-            return Err(EngineError::Device("a step outside of the model's sizes was refused".into()));
+            return Err(EngineError::Device("a step exceeds the sizes of the executor".into()));
         }
         self.batch = batch.clone();
         self.rows = batch.rows.len();

@@ -60,7 +60,8 @@ impl Shape {
             if file.number("positions").is_some() { number(file, "positions", MAX_CONTEXT)? } else { context };
         let types = file.meta("tokenizer.ggml.token_type_count").and_then(MetaValue::as_u64).unwrap_or(1);
         let types = usize::try_from(types).ok().filter(|n| (1..=MAX_TYPES).contains(n));
-        let types = types.ok_or_else(|| file.corrupt("its count of token types is out of bounds"))?;
+        let bounds = || format!("`tokenizer.ggml.token_type_count` is out of bounds; expected 1 to {MAX_TYPES}");
+        let types = types.ok_or_else(|| file.corrupt(bounds()))?;
         let vocabulary = super::shape::vocabulary(file)?;
         let function = match file.meta("bert.hidden_act") {
             None => Function::Gelu,
@@ -68,12 +69,13 @@ impl Shape {
             Some(MetaValue::String(name)) if name == "gelu_new" || name == "gelu_pytorch_tanh" => Function::GeluTanh,
             Some(MetaValue::String(name)) if name == "silu" => Function::Silu,
             Some(_) => {
-                return Err(file.unsupported("its `hidden_act` is none of gelu, gelu_new, gelu_pytorch_tanh, silu"));
+                let known = "gelu, gelu_new, gelu_pytorch_tanh and silu";
+                return Err(file.unsupported(format!("unknown `hidden_act`; this version runs {known}")));
             }
         };
         let labels = file.rows("cls.output.weight").unwrap_or(0);
         if labels > MAX_TYPES {
-            return Err(file.corrupt(format!("its head has {labels} labels")));
+            return Err(file.corrupt(format!("the classifier head has {labels} labels; expected at most {MAX_TYPES}")));
         }
         // The numbers are llama.cpp's: 1 mean, 2 the first token, 4 the head of a reranker, which reads the first
         // token.
@@ -81,7 +83,10 @@ impl Shape {
             None | Some(0) if labels > 0 => Pooling::Cls,
             None | Some(0 | 1) => Pooling::Mean,
             Some(2 | 4) => Pooling::Cls,
-            Some(other) => return Err(file.unsupported(format!("its pooling is number {other}: mean and CLS are run"))),
+            Some(other) => {
+                let known = "mean (1) and CLS (2, 4)";
+                return Err(file.unsupported(format!("the pooling type is {other}; this version runs {known}")));
+            }
         };
         let eps = file.float("attention.layer_norm_epsilon").filter(|eps| eps.is_finite() && *eps >= 0.0);
         Ok(Self {

@@ -43,7 +43,7 @@ pub(crate) struct Loaded {
 /// Error for an unsupported architecture.
 fn unknown(file: &ModelFile) -> LoadError {
     file.unsupported(format!(
-        "its architecture is `{}`, and this version runs {}: name a model of one of these",
+        "the architecture is `{}`; this version runs {}: use a model of one of these",
         file.architecture().chars().take(80).flat_map(char::escape_debug).collect::<String>(),
         [&shape::DECODERS[..], &[ENCODER]].concat().join(", ")
     ))

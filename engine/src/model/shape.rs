@@ -57,7 +57,7 @@ pub(super) fn number(file: &ModelFile, key: &str, most: usize) -> Result<usize, 
     let name = format!("{}.{key}", file.architecture());
     let n = file.number(key).ok_or_else(|| file.corrupt(format!("`{name}` is missing")))?;
     let within = usize::try_from(n).ok().filter(|n| (1..=most).contains(n));
-    within.ok_or_else(|| file.corrupt(format!("`{name}` is {n}")))
+    within.ok_or_else(|| file.corrupt(format!("`{name}` is {n}; expected 1 to {most}")))
 }
 
 /// As [`number`], with a default for a missing key.
@@ -70,7 +70,9 @@ fn positive_or(file: &ModelFile, key: &str, default: f64) -> Result<f64, LoadErr
     match file.float(key) {
         None => Ok(default),
         Some(value) if value.is_finite() && value > 0.0 => Ok(value),
-        Some(value) => Err(file.corrupt(format!("`{}.{key}` is {value}", file.architecture()))),
+        Some(value) => {
+            Err(file.corrupt(format!("`{}.{key}` is {value}; expected a number above 0", file.architecture())))
+        }
     }
 }
 
@@ -91,15 +93,20 @@ impl Shape {
         let value_dim = number_or(file, "attention.value_length", MAX_HEAD_DIM, head_dim)?;
         let rope_dim = number_or(file, "rope.dimension_count", MAX_HEAD_DIM, head_dim)?;
         if !heads.is_multiple_of(kv_heads) || rope_dim > head_dim || head_dim == 0 || head_dim > MAX_HEAD_DIM {
-            return Err(
-                file.corrupt(format!("{heads} heads over {kv_heads}, of {head_dim} values, {rope_dim} rotated"))
-            );
+            return Err(file.corrupt(format!(
+                "{heads} query heads, {kv_heads} key and value heads, {head_dim} values a head and {rope_dim} of them \
+                 rotated do not fit each other"
+            )));
         }
         if !head_dim.is_multiple_of(4) || !rope_dim.is_multiple_of(4) || !width.is_multiple_of(4) {
-            return Err(file.unsupported(format!("heads of {head_dim} values in a width of {width} are not supported")));
+            return Err(file.unsupported(format!(
+                "heads of {head_dim} values, {rope_dim} of them rotated, in a width of {width}; this version runs \
+                 multiples of 4"
+            )));
         }
         if value_dim != head_dim {
-            return Err(file.unsupported(format!("values of {value_dim} beside keys of {head_dim} are not supported")));
+            let why = format!("values of {value_dim} beside keys of {head_dim}; this version runs equal lengths");
+            return Err(file.unsupported(why));
         }
         refuse_what_is_not_run(file)?;
         // llama.cpp's conversion reorders the rows of llama from their order in training.
@@ -113,12 +120,12 @@ impl Shape {
             Some(MetaValue::Numbers(factors)) if factors.len() == rope_dim / 2 => {
                 factors.iter().map(|factor| *factor as f32).collect()
             }
-            Some(_) => return Err(file.corrupt("it has not one factor for each pair of a head")),
+            Some(_) => return Err(file.corrupt("the number of `rope.freq_factors` is not that of the pairs of a head")),
             None if file.has("rope_freqs.weight") => values(file, "rope_freqs.weight", rope_dim / 2)?,
             None => Vec::new(),
         };
         if factors.iter().any(|factor| !factor.is_finite() || *factor <= 0.0) {
-            return Err(file.corrupt("a factor of its positions is not above 0"));
+            return Err(file.corrupt("a factor of the rotation is not above 0"));
         }
         let default_base = if gemma { 1e6 } else { 1e4 };
         let rope =
@@ -215,7 +222,9 @@ pub(crate) fn vocabulary(file: &ModelFile) -> Result<usize, LoadError> {
     match file.meta("tokenizer.ggml.tokens") {
         None if file.has_tokenizer_beside() => number(file, "vocab_size", MAX_VOCABULARY),
         Some(MetaValue::Strings(tokens)) if (1..=MAX_VOCABULARY).contains(&tokens.len()) => Ok(tokens.len()),
-        Some(MetaValue::Strings(tokens)) => Err(file.corrupt(format!("its vocabulary has {} tokens", tokens.len()))),
+        Some(MetaValue::Strings(tokens)) => {
+            Err(file.corrupt(format!("the vocabulary has {} tokens; expected 1 to {MAX_VOCABULARY}", tokens.len())))
+        }
         _ => Err(file.corrupt("`tokenizer.ggml.tokens` is missing")),
     }
 }
@@ -230,7 +239,7 @@ fn refuse_what_is_not_run(file: &ModelFile) -> Result<(), LoadError> {
             Some(value) => value.as_f64() == Some(0.0),
         };
         if !harmless {
-            return Err(file.unsupported(format!("it uses `{name}`, which this version does not run")));
+            return Err(file.unsupported(format!("the file sets `{name}`, which this version does not run")));
         }
     }
     Ok(())
@@ -242,7 +251,7 @@ pub(super) fn nothing_left_over(file: &ModelFile, known: &HashSet<String>) -> Re
         None => Ok(()),
         Some(name) => {
             let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
-            Err(file.unsupported(format!("it has a tensor `{shown}`, which this version does not run")))
+            Err(file.unsupported(format!("unknown tensor `{shown}`, which this version does not run")))
         }
     }
 }
@@ -257,7 +266,8 @@ pub(super) fn matrix<'f>(
     let tensor = file.tensor(name, columns, rows)?;
     let step = if tensor.kind.is_quantized() { 32 } else { 4 };
     if !columns.is_multiple_of(step) {
-        return Err(file.unsupported(format!("tensor `{name}` has rows of {columns} values, no multiple of {step}")));
+        let why = format!("tensor `{name}` has rows of {columns} values; expected a multiple of {step}");
+        return Err(file.unsupported(why));
     }
     Ok(tensor)
 }
@@ -334,7 +344,7 @@ impl<'f> LayerTensors<'f> {
         let both = |a: Option<Vec<f32>>, b: Option<Vec<f32>>, what: &str| match (a, b) {
             (Some(a), Some(b)) => Ok(Some([a, b])),
             (None, None) => Ok(None),
-            _ => Err(file.corrupt(format!("layer {layer} has one of two {what}"))),
+            _ => Err(file.corrupt(format!("layer {layer} has only one of two {what}"))),
         };
         let normed = matches!(architecture, "qwen3" | "gemma3");
         let head_norms = both(
@@ -346,7 +356,7 @@ impl<'f> LayerTensors<'f> {
         let post_norms = both(
             wanted("post_attention_norm.weight", post, shape.width)?,
             wanted("post_ffw_norm.weight", post, shape.width)?,
-            "norms after its parts",
+            "norms after its sublayers",
         )?;
         Ok(Self {
             q,

@@ -94,7 +94,7 @@ impl Ready {
 
     /// Waits for the result.
     fn wait(self, wait: &Receiver<Result<(), LoadError>>) -> Result<(), LoadError> {
-        let lost = self.failed("its thread ended while it started");
+        let lost = self.failed("the thread of the model ended while it started");
         // The other senders belong to the thread and its watch.
         drop(self);
         wait.recv().unwrap_or(Err(lost))
@@ -124,7 +124,7 @@ pub(crate) fn launch<W: Serves + Send + 'static, R: Reader>(
 ) -> Result<(), LoadError> {
     let (ready, wait) = Ready::new(&options.source, placement);
     let (first, model) = (ready.clone(), options.name.clone());
-    let failed = |e: std::io::Error| ready.failed(format!("its thread cannot be started: {e}"));
+    let failed = |e: std::io::Error| ready.failed(format!("the thread of the model cannot be started: {e}"));
     let watch = Watch::start(&format!("watch-{}", options.name), move || {
         tracing::error!(event = "device_hangs", %model, "a step has not ended in time; its requests have failed");
         on_hang(first.give_up());

@@ -169,7 +169,7 @@ impl Sequence {
         let allowed = match &self.constraint {
             None => None,
             Some(Constraint { mask: Some(mask), .. }) if !mask.is_zero() => Some(Allowed(mask.as_slice())),
-            Some(_) => return Err(EngineError::Grammar("nothing may come next".into())),
+            Some(_) => return Err(EngineError::Grammar("no token may come next".into())),
         };
         // The sampler changes the logits in place.
         let model = self.log_probabilities.map(|_| logits.to_vec());

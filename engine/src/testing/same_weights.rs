@@ -161,7 +161,7 @@ fn parts_lie_beside_their_index_and_hold_what_it_says() {
         index["weight_map"]["model.embed_tokens.weight"] = "again.safetensors".into();
     });
     let told = crate::inspect(folder.path()).unwrap_err().to_string();
-    assert!(told.contains("tensor `token_embd.weight` is there twice"), "{told}");
+    assert!(told.contains("duplicate tensor `token_embd.weight`"), "{told}");
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn heads_of_keys_that_are_null_are_as_many_as_heads() {
     folder.edit("config.json", |config| config["num_key_value_heads"] = Value::Null);
     // The weights are of two heads.
     let told = crate::inspect(folder.path()).unwrap_err().to_string();
-    assert!(told.contains("blk.0.attn_k.weight` is 256 x 64, its model wants 256 x 128"), "{told}");
+    assert!(told.contains("blk.0.attn_k.weight` is 256 x 64; the model expects 256 x 128"), "{told}");
 }
 
 /// Layout of the multimodal model: its text within `text_config`, its weights among those of another part.

@@ -76,6 +76,6 @@ fn an_encoder_whose_tokenizer_knows_more_than_its_table_is_refused() {
     };
     assert_eq!(refused("6"), None);
     let told = refused("7").unwrap();
-    assert!(told.contains("numbers 8 tokens and its table has 7 rows"), "{told}");
+    assert!(told.contains("numbers 8 tokens; expected at most 7, the rows of the token table"), "{told}");
     assert!(refused("4294967295").is_some());
 }

@@ -57,7 +57,7 @@ impl ChatTemplate {
     pub(super) fn new(file: &ModelFile, tokenizer: &Tokenizer) -> Result<Option<Self>, LoadError> {
         let source = match file.meta("tokenizer.chat_template") {
             Some(MetaValue::String(source)) if source.len() <= MAX_TEMPLATE => source.clone(),
-            Some(MetaValue::String(_)) => return Err(file.corrupt("its chat template is longer than 256 KiB")),
+            Some(MetaValue::String(_)) => return Err(file.corrupt("the chat template is longer than 256 KiB")),
             _ => return Ok(None),
         };
         let source = without_training(&source);
@@ -81,7 +81,7 @@ impl ChatTemplate {
         environment.add_filter("tojson", to_json);
         environment
             .add_template_owned(NAME, source)
-            .map_err(|e| file.unsupported(format!("its chat template cannot be compiled: {e}")))?;
+            .map_err(|e| file.unsupported(format!("the chat template cannot be compiled: {e}")))?;
         let text = |token: Option<u32>| token.and_then(|t| tokenizer.control_text(t)).unwrap_or_default().to_owned();
         Ok(Some(Self { environment, bos: text(tokenizer.bos()), eos: text(tokenizer.eos()), looked_for, tools }))
     }
@@ -149,7 +149,7 @@ impl ChatTemplate {
             })
             .map_err(failed)?;
         if rendered.len() > MAX_RENDERED {
-            return Err(PromptError::Template("it gives more than 4 MiB".into()));
+            return Err(PromptError::Template("the rendering is longer than 4 MiB".into()));
         }
         Ok(pieces(&rendered, &said))
     }
@@ -260,7 +260,7 @@ fn of_json(value: &serde_json::Value) -> Value {
 /// A tool as templates expect it.
 fn offered(tool: &Tool, tokenizer: &Tokenizer) -> Result<Value, PromptError> {
     let function: serde_json::Value =
-        serde_json::from_str(&tool.function).map_err(|e| PromptError::Tools(format!("it is not JSON: {e}")))?;
+        serde_json::from_str(&tool.function).map_err(|e| PromptError::Tools(format!("not JSON: {e}")))?;
     harmless(&function, tokenizer)?;
     Ok(of_json(&serde_json::json!({"type": "function", "function": function})))
 }
@@ -280,7 +280,7 @@ fn called(call: &ToolCall, tokenizer: &Tokenizer) -> Result<Value, PromptError> 
 fn harmless(value: &serde_json::Value, tokenizer: &Tokenizer) -> Result<(), PromptError> {
     let check = |text: &str| {
         if tokenizer.split_control(text).is_some() || text.contains([OPEN, CLOSE, OPEN_JSON]) {
-            return Err(PromptError::Tools("a text in it is a control token of the model".into()));
+            return Err(PromptError::Tools("a text in it contains a control token of the model".into()));
         }
         Ok(())
     };

@@ -84,8 +84,9 @@ enum Part {
 impl Template {
     /// Compiles a value; the error names the mistake.
     pub fn compile(text: &str) -> Result<Self, String> {
-        let constant = HeaderValue::from_str(text)
-            .map_err(|_| "invalid header value; expected visible ASCII without control characters or line breaks".to_owned())?;
+        let constant = HeaderValue::from_str(text).map_err(|_| {
+            "invalid header value; expected visible ASCII without control characters or line breaks".to_owned()
+        })?;
         if !text.contains('{') {
             return Ok(Self(Kind::Constant(constant)));
         }

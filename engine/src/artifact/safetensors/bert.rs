@@ -15,14 +15,14 @@ pub(super) fn metadata(
     match config.get("position_embedding_type").and_then(Value::as_str) {
         None | Some("absolute") => {}
         Some(other) => {
-            return Err(unsupported(format!("its positions are `{}`, which this version does not run", shown(other))));
+            return Err(unsupported(format!("its positions are `{}`; this version runs `absolute`", shown(other))));
         }
     }
     // Heads of these classes have the same tensor names as a classifier of whole texts.
     for class in config.get("architectures").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
         if ["ForTokenClassification", "ForMultipleChoice"].iter().any(|kind| class.ends_with(kind)) {
             return Err(unsupported(format!(
-                "it is a `{}`: of BERT this version runs embeddings and what judges a whole text",
+                "the model is a `{}`; of BERT this version runs embeddings and classifiers of whole texts",
                 shown(class)
             )));
         }
@@ -70,7 +70,7 @@ pub(super) fn metadata(
             (false, true) => 2,
             _ => {
                 return Err(unsupported(
-                    "its `1_Pooling/config.json` asks for another pooling than mean or CLS, which this version does not run"
+                    "`1_Pooling/config.json` sets another pooling than mean or CLS; this version runs only these"
                         .into(),
                 ));
             }

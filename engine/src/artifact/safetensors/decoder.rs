@@ -138,7 +138,7 @@ impl Decoder {
         ] {
             match self.number(from) {
                 Some(n) => put(to, MetaValue::Unsigned(n)),
-                None if must => return Err(refuse(format!("its `config.json` has no `{from}`"))),
+                None if must => return Err(refuse(format!("`config.json` has no `{from}`"))),
                 None => {}
             }
         }
@@ -157,13 +157,13 @@ impl Decoder {
                     .number("head_dim")
                     .or_else(|| self.number("hidden_size")?.checked_div(self.number("num_attention_heads")?));
                 let dim = head_dim.filter(|dim| (2..=MAX_HEAD_DIM).contains(dim));
-                let dim = dim.ok_or_else(|| refuse("its `config.json` has no sound width of a head".into()))?;
+                let dim = dim.ok_or_else(|| refuse("`config.json` gives no valid `head_dim`".into()))?;
                 put("rope.freq_factors", MetaValue::Numbers(scaling.factors(dim, whole.base)));
             }
         }
         if self.architecture == Architecture::Gemma3 {
             if !matches!(local.scaling(refuse)?, Scaling::None) {
-                return Err(refuse("it scales the positions of its windows, which this version does not run".into()));
+                return Err(refuse("positions of windowed layers are scaled, which this version does not run".into()));
             }
             put("rope.freq_base_swa", MetaValue::Float(local.base));
             if let Some(window) = self.number("sliding_window") {
@@ -183,13 +183,13 @@ impl Decoder {
         let function = self.get("hidden_activation").or_else(|| self.get("hidden_act")).and_then(Value::as_str);
         if let Some(other) = function.filter(|name| *name != wanted) {
             return Err(refuse(format!(
-                "its activation is `{}`; of this architecture `{wanted}` is run",
+                "the activation is `{}`; this version runs `{wanted}` for this architecture",
                 shown(other)
             )));
         }
         for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
             if self.float(key).is_some_and(|cap| cap != 0.0) {
-                return Err(refuse(format!("its `config.json` sets `{key}`, which this version does not run")));
+                return Err(refuse(format!("`config.json` sets `{key}`, which this version does not run")));
             }
         }
         if self.get("use_bidirectional_attention").and_then(Value::as_bool) == Some(true) {
@@ -216,7 +216,7 @@ impl Decoder {
     /// Context length in training. A model whose layers all attend to a window is limited to that window.
     fn context(&self, refuse: Refuse<'_>) -> Result<u64, LoadError> {
         let whole = self.number("max_position_embeddings");
-        let whole = whole.ok_or_else(|| refuse("its `config.json` has no `max_position_embeddings`".into()))?;
+        let whole = whole.ok_or_else(|| refuse("`config.json` has no `max_position_embeddings`".into()))?;
         let has_windows = match self.architecture {
             Architecture::Qwen2 | Architecture::Qwen3 => {
                 self.get("use_sliding_window").and_then(Value::as_bool) == Some(true)
@@ -238,7 +238,9 @@ impl Decoder {
         let regular = kinds.iter().enumerate().all(|(n, kind)| is_full(kind) == (n + 1).is_multiple_of(period));
         let known = kinds.iter().all(|kind| is_full(kind) || kind.as_str() == Some("sliding_attention"));
         if !regular || !known || kinds.len() > MAX_LIST {
-            return Err(refuse("its `layer_types` are in no regular order, which this version does not run".into()));
+            return Err(refuse(
+                "`layer_types` are irregular; this version runs full layers at a fixed interval".into(),
+            ));
         }
         u64::try_from(period).map_err(|e| refuse(e.to_string()))
     }
@@ -334,7 +336,7 @@ impl Rotation<'_> {
         let kind = told.get("rope_type").or_else(|| told.get("type")).and_then(Value::as_str).unwrap_or("default");
         let number = |key: &str| {
             let number = told.get(key).and_then(Value::as_f64).filter(|n| n.is_finite() && *n > 0.0);
-            number.ok_or_else(|| refuse(format!("its positions are scaled by `{}`, without `{key}`", shown(kind))))
+            number.ok_or_else(|| refuse(format!("positions are scaled by `{}`, but `{key}` is missing", shown(kind))))
         };
         match kind {
             "default" => Ok(Scaling::None),
@@ -352,7 +354,7 @@ impl Rotation<'_> {
                 Ok(Scaling::Llama3(scaling))
             }
             other => Err(refuse(format!(
-                "its positions are scaled by `{}`: this version runs `linear` and `llama3`",
+                "positions are scaled by `{}`; this version runs `linear` and `llama3`",
                 shown(other)
             ))),
         }

@@ -62,7 +62,7 @@ fn without_weights(path: &Path) -> LoadError {
     };
     LoadError::Unsupported {
         path: path.to_owned(),
-        reason: format!("there is neither `{WEIGHTS}` nor `{INDEX}` in this folder: {instead}"),
+        reason: format!("neither `{WEIGHTS}` nor `{INDEX}` is in this folder: {instead}"),
     }
 }
 
@@ -115,7 +115,7 @@ pub(super) fn bytes(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
     if bytes.len() as u64 > most {
         return Err(LoadError::Corrupt {
             path: path.to_owned(),
-            reason: format!("it is longer than {} MiB", most >> 20),
+            reason: format!("the file is longer than {} MiB", most >> 20),
         });
     }
     Ok(Some(bytes))
@@ -136,19 +136,19 @@ impl Index {
     /// Reads the index. Parts lie in the same folder: a path that leads elsewhere is refused.
     pub(super) fn read(path: &Path) -> Result<Self, LoadError> {
         let corrupt = |reason: String| LoadError::Corrupt { path: path.to_owned(), reason };
-        let list = json(path)?.ok_or_else(|| corrupt("it is not there any more".into()))?;
+        let list = json(path)?.ok_or_else(|| corrupt("the index is missing".into()))?;
         let map = list.get("weight_map").and_then(Value::as_object);
-        let map = map.filter(|map| !map.is_empty()).ok_or_else(|| corrupt("it names no tensor".into()))?;
+        let map = map.filter(|map| !map.is_empty()).ok_or_else(|| corrupt("the index names no tensor".into()))?;
         let mut parts = BTreeMap::<PathBuf, BTreeSet<String>>::new();
         for (tensor, part) in map {
             let name = part.as_str().unwrap_or_default();
             let is_plain = matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
             if !is_plain || !name.ends_with(".safetensors") {
-                return Err(corrupt(format!("`{}` is no name of a part beside it", shown(name))));
+                return Err(corrupt(format!("`{}` is no name of a part in the folder of the index", shown(name))));
             }
             parts.entry(path.with_file_name(name)).or_default().insert(tensor.clone());
             if parts.len() > MAX_PARTS {
-                return Err(corrupt(format!("it has more than {MAX_PARTS} parts")));
+                return Err(corrupt(format!("the index has more than {MAX_PARTS} parts")));
             }
         }
         Ok(Self { path: path.to_owned(), parts })
@@ -250,10 +250,10 @@ fn tensors_of(
 ) -> Result<(), LoadError> {
     let corrupt = |reason: String| LoadError::Corrupt { path: part.path.to_owned(), reason };
     let (header, parsed) = SafeTensors::read_metadata(part.file).map_err(|e| corrupt(e.to_string()))?;
-    let start = header.checked_add(8).ok_or_else(|| corrupt("its header overflows".into()))?;
+    let start = header.checked_add(8).ok_or_else(|| corrupt("the header overflows".into()))?;
     let there = parsed.tensors();
     if let Some(missing) = part.tensors.and_then(|names| names.iter().find(|name| !there.contains_key(*name))) {
-        return Err(corrupt(format!("tensor `{}`, which the index says is in it, is missing", shown(missing))));
+        return Err(corrupt(format!("tensor `{}` is missing, which the index expects here", shown(missing))));
     }
     // Sorted by name, so that the same error is reported each time.
     for (name, info) in BTreeMap::from_iter(there) {
@@ -265,9 +265,9 @@ fn tensors_of(
         }
         let dimensions = info.shape.iter().rev().copied().collect();
         let entry = TensorEntry::new(kind(info.dtype), info.dtype.to_string(), dimensions, range, n)
-            .ok_or_else(|| corrupt(format!("tensor `{}` has no sound shape", shown(&name))))?;
+            .ok_or_else(|| corrupt(format!("tensor `{}` has an invalid shape", shown(&name))))?;
         if tensors.insert(name.clone(), entry).is_some() {
-            return Err(corrupt(format!("tensor `{}` is there twice", shown(&name))));
+            return Err(corrupt(format!("duplicate tensor `{}`", shown(&name))));
         }
     }
     Ok(())

@@ -104,7 +104,7 @@ fn most_attended(sizes: &Sizes) -> usize {
 }
 
 fn refused(what: &str, e: &std::io::Error) -> LoadError {
-    LoadError::Device { device: "CPU".into(), reason: format!("there is no memory for {what}: {e}") }
+    LoadError::Device { device: "CPU".into(), reason: format!("no memory for {what}: {e}") }
 }
 
 impl Cpu {
@@ -242,7 +242,7 @@ impl Executor for Cpu {
 
     fn begin(&mut self, batch: &Batch) -> Result<(), EngineError> {
         if !self.sizes.hold(batch) {
-            return Err(EngineError::Device("a step outside of the model's sizes was refused".into()));
+            return Err(EngineError::Device("a step exceeds the sizes of the executor".into()));
         }
         self.batch.clone_from(batch);
         self.spans = batch.spans();

@@ -43,7 +43,7 @@ impl Cpu {
     pub(super) fn place(&mut self, id: ActId) -> Option<Place> {
         let place = self.places.get(id.0).copied().filter(|place| place.rows >= self.rows);
         if place.is_none() {
-            self.wrong("a place for activations is missing or too small");
+            self.wrong("an activation is missing or too small");
         }
         place
     }
@@ -105,7 +105,7 @@ impl Cpu {
         };
         let (s, norm) = (self.sizes, self.kernels.rms_norm);
         if qkv.width != s.qkv_width() || query.len() < s.head_dim || key.len() < s.head_dim {
-            return self.wrong("heads to be normed do not fit");
+            return self.wrong("the heads of a norm do not fit its activation");
         }
         self.each_row(qkv.width, &|r, _| {
             for head in 0..s.heads + s.kv_heads {
@@ -128,13 +128,13 @@ impl Cpu {
             let Some(segment) = self.matrices.get(matrix.0).and_then(|m| m.get(n)).copied() else { return };
             let layout = segment.layout;
             if layout.columns > x.width || column + layout.rows > out.width {
-                return self.wrong("a product does not fit its places");
+                return self.wrong("a product does not fit its activations");
             }
             let how = (layout.family.is_quantized(), self.kernels.split.is_some_and(|split| (split.takes)(&layout)));
             if packed != Some(how) {
                 packed = Some(how);
                 if !self.pack(x, &layout) {
-                    return self.wrong("there is no room for packed activations");
+                    return self.wrong("no room for packed activations");
                 }
             }
             let product = Product {
@@ -209,7 +209,7 @@ impl Cpu {
         let Some(cache) = self.caches.get(layer).copied() else { return self.wrong("a layer has no cache") };
         let fits = rotation.is_none_or(|rotation| 2 * rotation.pairs <= s.head_dim);
         if qkv.width != s.qkv_width() || !fits || s.head_dim > WIDEST || rope.is_some() != rotation.is_some() {
-            return self.wrong("heads to be rotated do not fit");
+            return self.wrong("the heads of a rotation do not fit its activation");
         }
         let (store, neighbours, halves) =
             (self.kernels.store, self.kernels.rotate_neighbours, self.kernels.rotate_halves);
@@ -287,7 +287,7 @@ impl Cpu {
         let s = self.sizes;
         let Some(cache) = self.caches.get(layer).copied() else { return self.wrong("a layer has no cache") };
         if qkv.width != s.qkv_width() || out.width < s.heads * s.head_dim {
-            return self.wrong("attention does not fit its places");
+            return self.wrong("attention does not fit its activations");
         }
         if self.tiles.is_empty() {
             let per_slot = s.pages_per_slot();
@@ -319,7 +319,7 @@ impl Cpu {
         let Some((qkv, out)) = self.pair(qkv, out) else { return };
         let s = self.sizes;
         if qkv.width != s.qkv_width() || out.width < s.heads * s.head_dim {
-            return self.wrong("attention does not fit its places");
+            return self.wrong("attention does not fit its activations");
         }
         // Each sequence begins on a page of its own.
         let mut starts = vec![0usize; self.rows];
@@ -334,7 +334,7 @@ impl Cpu {
         if self.fleeting.is_none() {
             let values = (s.max_rows.div_ceil(PAGE) + s.slots) * attention::page(s.kv_heads, s.head_dim);
             let (Ok(keys), Ok(values)) = (self.memory.take::<f32>(values), self.memory.take::<f32>(values)) else {
-                return self.wrong("there is no memory for keys and values");
+                return self.wrong("no memory for keys and values");
             };
             self.fleeting = Some(Cache { keys, values, kv_heads: s.kv_heads, head_dim: s.head_dim });
         }

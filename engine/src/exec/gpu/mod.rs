@@ -127,7 +127,7 @@ impl Gpu {
         let limits = device.limits();
         let refused = |reason: String| LoadError::Device { device: info.name.clone(), reason };
         if sizes.head_dim > 256 || !sizes.head_dim.is_multiple_of(2) {
-            return Err(refused(format!("heads of {} values are not supported (even, at most 256)", sizes.head_dim)));
+            return Err(refused(format!("heads of {} values; expected an even number of at most 256", sizes.head_dim)));
         }
         if limits.max_immediate_size < 24 || limits.max_compute_invocations_per_workgroup < 64 {
             return Err(refused(
@@ -138,7 +138,8 @@ impl Gpu {
         let mut make = |label: &str, bytes: usize, usage: wgpu::BufferUsages| {
             let size = align_to(wide(bytes).max(16), 16);
             if size > limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) {
-                return Err(refused(format!("{label} needs {} MiB in one binding, more than it allows", size >> 20)));
+                let needed = size >> 20;
+                return Err(refused(format!("{label} needs {needed} MiB in one binding, more than the device allows")));
             }
             memory += size;
             Ok(device.create_buffer(&wgpu::BufferDescriptor {
@@ -206,7 +207,7 @@ impl Gpu {
         if size > limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) {
             return Err(LoadError::Device {
                 device: self.info.name.clone(),
-                reason: format!("{label} needs {} MiB in one binding, more than it allows", size >> 20),
+                reason: format!("{label} needs {} MiB in one binding, more than the device allows", size >> 20),
             });
         }
         self.memory += size;
@@ -226,7 +227,7 @@ impl Gpu {
         let refused = |reason: String| LoadError::Device { device: self.info.name.clone(), reason };
         if size > allowed {
             let (needs, allows) = (size >> 20, allowed >> 20);
-            return Err(refused(format!("`{label}` needs {needs} MiB in one binding and it allows {allows} MiB")));
+            return Err(refused(format!("`{label}` needs {needs} MiB in one binding; the device allows {allows} MiB")));
         }
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),

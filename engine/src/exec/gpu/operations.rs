@@ -45,7 +45,7 @@ impl Executor for Gpu {
             }
         }
         if segments.len() > MAX_SEGMENTS {
-            let reason = format!("a matrix needs {} bindings, {MAX_SEGMENTS} are the most", segments.len());
+            let reason = format!("a matrix needs {} bindings; expected at most {MAX_SEGMENTS}", segments.len());
             return Err(LoadError::Device { device: self.info.name.clone(), reason });
         }
         self.matrices.push(segments);
@@ -62,7 +62,7 @@ impl Executor for Gpu {
     fn rope(&mut self, rope: &Rope) -> Result<RopeId, LoadError> {
         let halves = rope.pairing == Pairing::Halves;
         if halves && !rope.dim.is_multiple_of(4) {
-            let reason = format!("rotating halves of {} values is not supported", rope.dim);
+            let reason = format!("rotated halves of {} values; this executor runs an even number of pairs", rope.dim);
             return Err(LoadError::Device { device: self.info.name.clone(), reason });
         }
         let table = rope.table(self.sizes.context);
@@ -99,7 +99,7 @@ impl Executor for Gpu {
     fn begin(&mut self, batch: &Batch) -> Result<(), EngineError> {
         self.fault()?;
         if !self.sizes.hold(batch) {
-            return Err(EngineError::Device("a step outside of the model's sizes was refused".into()));
+            return Err(EngineError::Device("a step exceeds the sizes of the executor".into()));
         }
         self.choose_family()?;
         let types = batch.types.iter().copied().chain(std::iter::repeat(0));
@@ -255,7 +255,7 @@ impl Executor for Gpu {
             }));
         }
         let (Some(readback), Some(place)) = (&self.readback, self.places.get(logits.0)) else {
-            return Err(EngineError::Device("there is no place for the logits".into()));
+            return Err(EngineError::Device("the buffer of the logits is missing".into()));
         };
         if bytes > 0 {
             encoder.copy_buffer_to_buffer(&place.buffer, 0, readback, 0, bytes);

@@ -65,7 +65,7 @@ impl Bpe {
         let cuts = cuts(name).ok_or_else(|| {
             let shown: String = name.chars().take(40).flat_map(char::escape_debug).collect();
             file.unsupported(format!(
-                "its pre-tokenizer is `{shown}`: this version knows `llama-bpe`, `tekken`, `qwen2`, `deepseek-r1-qwen`, \
+                "the pre-tokenizer is `{shown}`; this version knows `llama-bpe`, `tekken`, `qwen2`, `deepseek-r1-qwen`, \
                  `smollm`, `gpt-2`, `default`"
             ))
         })?;
@@ -80,7 +80,7 @@ impl Bpe {
             .iter()
             .map(|merge| merge.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())))
             .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| file.corrupt("a merge of its tokenizer is not a pair"))?;
+            .ok_or_else(|| file.corrupt("a merge of the tokenizer is not a pair"))?;
         // Control tokens are no text and must not come of a merge.
         let is_control = |id: u32| usize::try_from(id).is_ok_and(|id| vocabulary.is_control(id));
         let (control, text): (Vec<_>, Vec<_>) = vocabulary.iter().partition(|(id, _)| is_control(*id));
@@ -96,7 +96,7 @@ impl Bpe {
             )
             .ignore_merges(cuts.whole_first)
             .build()
-            .map_err(|e| file.corrupt(format!("its tokenizer cannot be built: {e}")))?;
+            .map_err(|e| file.corrupt(format!("the tokenizer cannot be built: {e}")))?;
         let mut model = Model::new(model);
         model.with_pre_tokenizer(Some(Sequence::new(steps)));
         Ok((Self { model, byte_of: byte_of_char() }, cuts.begins))

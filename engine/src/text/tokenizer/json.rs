@@ -31,10 +31,10 @@ enum Spelling {
 
 impl Json {
     fn read(file: &ModelFile, json: &[u8]) -> Result<tokenizers::Tokenizer, LoadError> {
-        let broken = |e: tokenizers::Error| file.unsupported(format!("its `tokenizer.json` cannot be read: {e}"));
+        let broken = |e: tokenizers::Error| file.unsupported(format!("`tokenizer.json` cannot be read: {e}"));
         // The crate panics on some damaged files.
         let read = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
-        let read = read.map_err(|_| file.corrupt("its `tokenizer.json` cannot be read"))?;
+        let read = read.map_err(|_| file.corrupt("`tokenizer.json` cannot be read"))?;
         let mut tokenizer = read.map_err(broken)?;
         // Padding and truncation are settings of training.
         tokenizer.with_padding(None).with_truncation(None).map_err(broken)?;
@@ -64,7 +64,7 @@ impl Json {
 /// Tokenises a text with the crate, which may panic on a damaged file.
 fn cut(tokenizer: &tokenizers::Tokenizer, text: &str) -> tokenizers::Result<Encoding> {
     std::panic::catch_unwind(AssertUnwindSafe(|| tokenizer.encode_fast(text, false)))
-        .unwrap_or_else(|_| Err("its `tokenizer.json` is not sound".into()))
+        .unwrap_or_else(|_| Err("`tokenizer.json` is not sound".into()))
 }
 
 /// Tokens that the post-processor puts before and after a text.
@@ -73,8 +73,8 @@ fn around(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<(Vec<u3
     // The crate panics if a template names a token that the file does not define.
     let processed = AssertUnwindSafe(|| tokenizer.post_process(text, None, true));
     let whole = std::panic::catch_unwind(processed)
-        .map_err(|_| file.corrupt("the post-processor of its `tokenizer.json` is not sound"))?
-        .map_err(|e| file.unsupported(format!("its `tokenizer.json` puts nothing sound around a text: {e}")))?;
+        .map_err(|_| file.corrupt("the post-processor of `tokenizer.json` is not sound"))?
+        .map_err(|e| file.unsupported(format!("the post-processor of `tokenizer.json` fails: {e}")))?;
     let is_special = |(_, special): &(u32, u32)| *special != 0;
     let tokens = || whole.get_ids().iter().copied().zip(whole.get_special_tokens_mask().iter().copied());
     let before: Vec<u32> = tokens().take_while(is_special).map(|(token, _)| token).collect();
@@ -94,11 +94,12 @@ pub(super) fn of_encoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
     let tokenizer = Json::read(file, json)?;
     let tokens = count(&tokenizer);
     if tokens > rows.min(MAX_TOKENS) {
-        return Err(file.corrupt(format!("its `tokenizer.json` numbers {tokens} tokens and its table has {rows} rows")));
+        let most = format!("expected at most {rows}, the rows of the token table");
+        return Err(file.corrupt(format!("`tokenizer.json` numbers {tokens} tokens; {most}")));
     }
     let find = |name: &str, other: &str| {
         let found = tokenizer.token_to_id(name).or_else(|| tokenizer.token_to_id(other));
-        found.ok_or_else(|| file.unsupported(format!("its `tokenizer.json` has neither `{name}` nor `{other}`")))
+        found.ok_or_else(|| file.unsupported(format!("`tokenizer.json` has neither `{name}` nor `{other}`")))
     };
     let (bos, eos) = (find("[CLS]", "<s>")?, find("[SEP]", "</s>")?);
     Ok(Tokenizer {
@@ -121,7 +122,7 @@ pub(super) fn of_encoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
 pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<Tokenizer, LoadError> {
     let mut tokenizer = Json::read(file, json)?;
     if rows > MAX_TOKENS {
-        return Err(file.corrupt(format!("its table has {rows} rows")));
+        return Err(file.corrupt(format!("the token table has {rows} rows; expected at most {MAX_TOKENS}")));
     }
     let spelling = spelling(file, &tokenizer)?;
     let place = |id: u32| usize::try_from(id).unwrap_or(usize::MAX);
@@ -130,7 +131,8 @@ pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
     let mut all: Vec<(u32, String)> = tokenizer.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
     all.sort_unstable();
     if let Some((id, _)) = all.iter().find(|(id, _)| place(*id) >= rows && !special(*id)) {
-        return Err(file.corrupt(format!("its `tokenizer.json` has a token {id} and its table {rows} rows")));
+        let less = format!("expected less than {rows}, the rows of the token table");
+        return Err(file.corrupt(format!("`tokenizer.json` has a token {id}; {less}")));
     }
     all.retain(|(id, _)| place(*id) < rows);
     let find = |key: &str| {
@@ -152,7 +154,7 @@ pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
     let (before, after) = around(file, &tokenizer)?;
     if let Some(id) = before.iter().chain(&after).find(|id| place(**id) >= rows) {
         return Err(
-            file.corrupt(format!("its `tokenizer.json` puts a token {id} around a text and its table has {rows} rows"))
+            file.corrupt(format!("`tokenizer.json` puts a token {id} around a text; the token table has {rows} rows"))
         );
     }
     // Tokens that begin or end something are no text, whatever the file says.
@@ -166,7 +168,7 @@ pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
     ends.extend(control.iter().filter(|(_, token)| ENDS.contains(&token.as_str())).map(|(id, _)| *id));
     ends.sort_unstable();
     ends.dedup();
-    let broken = |e: tokenizers::Error| file.unsupported(format!("its control tokens cannot be told: {e}"));
+    let broken = |e: tokenizers::Error| file.unsupported(format!("the control tokens cannot be added: {e}"));
     let told = control.iter().map(|(_, token)| AddedToken::from(token.clone(), true).normalized(false));
     tokenizer.add_special_tokens(told.collect::<Vec<_>>()).map_err(broken)?;
 
@@ -226,7 +228,7 @@ fn spelling(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<Spell
 
 /// Tokenizer for text after the beginning, if only the first word of a text gets a space before it.
 fn inner(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<Option<tokenizers::Tokenizer>, LoadError> {
-    let broken = |e: serde_json::Error| file.unsupported(format!("its `tokenizer.json` cannot be read: {e}"));
+    let broken = |e: serde_json::Error| file.unsupported(format!("`tokenizer.json` cannot be read: {e}"));
     let mut steps = serde_json::to_value(tokenizer.get_pre_tokenizer()).map_err(broken)?;
     if !never_first(&mut steps) {
         return Ok(None);

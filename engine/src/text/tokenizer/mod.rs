@@ -73,7 +73,7 @@ impl Marks {
         }
         let (texts, tokens): (Vec<_>, Vec<_>) = marks.into_iter().unzip();
         let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
-        let finder = finder.map_err(|e| file.unsupported(format!("its special tokens cannot be searched for: {e}")))?;
+        let finder = finder.map_err(|e| file.unsupported(format!("special tokens cannot be searched for: {e}")))?;
         Ok(Some(Self { finder, tokens }))
     }
 
@@ -115,7 +115,7 @@ impl<'f> Vocabulary<'f> {
         let kinds = match file.meta("tokenizer.ggml.token_type") {
             Some(MetaValue::Numbers(kinds)) if kinds.len() == tokens.len() => kinds.as_slice(),
             None => &[],
-            _ => return Err(file.corrupt("`tokenizer.ggml.token_type` has not one entry for each token")),
+            _ => return Err(file.corrupt("`tokenizer.ggml.token_type` does not have one entry for each token")),
         };
         Ok(Self { tokens, kinds })
     }
@@ -176,7 +176,7 @@ impl Tokenizer {
             "bert" => (Algorithm::WordPiece(Box::new(WordPiece::new(file, &vocabulary)?)), true),
             other => {
                 return Err(file.unsupported(format!(
-                    "its tokenizer is `{}`: this version knows `gpt2` (byte-level BPE), `llama` (SentencePiece) and \
+                    "the tokenizer is `{}`; this version knows `gpt2` (byte-level BPE), `llama` (SentencePiece) and \
                      `bert` (WordPiece)",
                     other.chars().take(40).flat_map(char::escape_debug).collect::<String>()
                 )));

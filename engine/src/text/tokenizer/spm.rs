@@ -65,7 +65,7 @@ impl SentencePiece {
     pub(super) fn new(file: &ModelFile, vocabulary: &Vocabulary<'_>) -> Result<Self, LoadError> {
         let scores = match file.meta("tokenizer.ggml.scores") {
             Some(MetaValue::Numbers(scores)) if scores.len() == vocabulary.tokens.len() => scores,
-            _ => return Err(file.corrupt("`tokenizer.ggml.scores` has not one entry for each token")),
+            _ => return Err(file.corrupt("`tokenizer.ggml.scores` does not have one entry for each token")),
         };
         let mut bytes = [None; 256];
         for (id, token) in vocabulary.iter() {

@@ -37,12 +37,12 @@ impl WordPiece {
             .vocab(vocabulary.iter().map(|(id, token)| (original(id, token), id)).collect::<ahash::AHashMap<_, _>>())
             .unk_token("[UNK]".to_owned())
             .build()
-            .map_err(|e| file.corrupt(format!("its tokenizer cannot be built: {e}")))?;
+            .map_err(|e| file.corrupt(format!("the tokenizer cannot be built: {e}")))?;
         let mut model = Tokenizer::new(model);
         // As llama.cpp: drops control characters, splits CJK, strips accents, lower-cases.
         model
             .with_normalizer(Some(BertNormalizer::new(true, true, Some(true), true)))
-            .map_err(|e| file.corrupt(format!("its tokenizer cannot be built: {e}")))?;
+            .map_err(|e| file.corrupt(format!("the tokenizer cannot be built: {e}")))?;
         model.with_pre_tokenizer(Some(BertPreTokenizer));
         let find = |name: &str| vocabulary.iter().find(|(_, token)| *token == name).map(|(id, _)| id);
         Ok(Self { model, cls: find("[CLS]"), sep: find("[SEP]") })
