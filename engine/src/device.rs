@@ -45,7 +45,7 @@ pub(crate) struct Opened {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: DeviceInfo,
-    pub(crate) faults: Faults,
+    pub(crate) faults: DeviceFaults,
     pub(crate) subgroups: bool,
     /// Names adapter and driver: key of the pipeline cache that is kept between runs.
     pub(crate) identity: String,
@@ -53,10 +53,10 @@ pub(crate) struct Opened {
 
 /// Faults that the device reported asynchronously: validation errors, lack of memory, loss of the device.
 #[derive(Clone, Default)]
-pub(crate) struct Faults(Arc<Mutex<Option<String>>>);
+pub(crate) struct DeviceFaults(Arc<Mutex<Option<String>>>);
 
-impl Faults {
-    pub(crate) fn heard(&self, what: &str) {
+impl DeviceFaults {
+    pub(crate) fn record(&self, what: &str) {
         self.report(what.to_owned());
     }
 
@@ -65,7 +65,7 @@ impl Faults {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
     }
 
-    /// The first report since the last call.
+    /// Takes the first report since the last call.
     pub(crate) fn take(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -74,7 +74,7 @@ impl Faults {
 /// Device or file whose first step has not returned. A retry would block another thread and hold the memory of
 /// another model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Stuck {
+pub(crate) enum HangSource {
     /// A GPU, by name: blocks every model on it.
     Gpu(String),
     /// A model file on the CPU. The CPU itself is never lost: a hang comes from reading weights off a disk that has
@@ -82,7 +82,7 @@ pub(crate) enum Stuck {
     File(PathBuf),
 }
 
-impl Stuck {
+impl HangSource {
     /// Entry for a model of this file on this device.
     pub(crate) fn on(device: &DeviceInfo, source: &Path) -> Self {
         if device.kind == CPU { Self::File(source.to_owned()) } else { Self::Gpu(device.name.clone()) }
@@ -90,23 +90,23 @@ impl Stuck {
 }
 
 /// One entry for each thread that has not returned from a first step.
-static STUCK: Mutex<Vec<Stuck>> = Mutex::new(Vec::new());
+static HANGING: Mutex<Vec<HangSource>> = Mutex::new(Vec::new());
 
-/// Entry of one thread in [`STUCK`]; removed on drop, while the entries of other threads remain.
+/// Entry of one thread in [`HANGING`]; removed on drop, while the entries of other threads remain.
 #[derive(Debug)]
-pub(crate) struct Mark(Stuck);
+pub(crate) struct HangMark(HangSource);
 
-impl Mark {
-    pub(crate) fn new(stuck: Stuck) -> Self {
-        STUCK.lock().unwrap_or_else(PoisonError::into_inner).push(stuck.clone());
-        Self(stuck)
+impl HangMark {
+    pub(crate) fn new(source: HangSource) -> Self {
+        HANGING.lock().unwrap_or_else(PoisonError::into_inner).push(source.clone());
+        Self(source)
     }
 }
 
-impl Drop for Mark {
+impl Drop for HangMark {
     fn drop(&mut self) {
-        let mut all = STUCK.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = all.iter().position(|stuck| *stuck == self.0) {
+        let mut all = HANGING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = all.iter().position(|source| *source == self.0) {
             all.swap_remove(at);
         }
     }
@@ -114,12 +114,12 @@ impl Drop for Mark {
 
 /// True while any first step has not returned.
 pub(crate) fn anything_hangs() -> bool {
-    !STUCK.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    !HANGING.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
 }
 
 /// Returns [`LoadError::Hangs`] if this entry is marked as hanging.
-pub(crate) fn refuse(stuck: &Stuck, device: &str, kind: &'static str) -> Result<(), LoadError> {
-    match STUCK.lock().unwrap_or_else(PoisonError::into_inner).contains(stuck) {
+pub(crate) fn refuse(source: &HangSource, device: &str, kind: &'static str) -> Result<(), LoadError> {
+    match HANGING.lock().unwrap_or_else(PoisonError::into_inner).contains(source) {
         true => Err(LoadError::Hangs { device: device.to_owned(), kind }),
         false => Ok(()),
     }
@@ -127,7 +127,7 @@ pub(crate) fn refuse(stuck: &Stuck, device: &str, kind: &'static str) -> Result<
 
 /// Returns [`LoadError::Hangs`] if this GPU is marked as hanging.
 pub(crate) fn refuse_gpu(name: &str, kind: &'static str) -> Result<(), LoadError> {
-    refuse(&Stuck::Gpu(name.to_owned()), name, kind)
+    refuse(&HangSource::Gpu(name.to_owned()), name, kind)
 }
 
 fn kind(device: wgpu::DeviceType) -> (u8, &'static str) {
@@ -214,13 +214,13 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Opened, LoadError> {
         ..wgpu::DeviceDescriptor::default()
     };
     let (device, queue) = block_on(adapter.request_device(&request)).map_err(|e| refused(e.to_string()))?;
-    let faults = Faults::default();
-    let heard = faults.clone();
-    device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| heard.report(e.to_string())));
-    let heard = faults.clone();
+    let faults = DeviceFaults::default();
+    let recorded = faults.clone();
+    device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| recorded.report(e.to_string())));
+    let recorded = faults.clone();
     device.set_device_lost_callback(move |reason, message| {
         if reason != wgpu::DeviceLostReason::Destroyed {
-            heard.report(format!("the device was lost: {message}"));
+            recorded.report(format!("the device was lost: {message}"));
         }
     });
     let described = describe(info, reason);
@@ -293,9 +293,9 @@ mod tests {
 
     #[test]
     fn a_device_that_hangs_is_left_alone_until_all_who_are_inside_have_come_back() {
-        let card = || Stuck::Gpu("a card".into());
+        let card = || HangSource::Gpu("a card".into());
         assert!(refuse_gpu("a card", "discrete GPU").is_ok());
-        let (first, second) = (Mark::new(card()), Mark::new(card()));
+        let (first, second) = (HangMark::new(card()), HangMark::new(card()));
         let told = refuse_gpu("a card", "discrete GPU").unwrap_err();
         assert!(matches!(told, LoadError::Hangs { .. }), "{told}");
         assert!(refuse_gpu("another", "discrete GPU").is_ok());
@@ -307,8 +307,8 @@ mod tests {
 
     #[test]
     fn on_the_processor_hangs_the_model_of_a_file() {
-        let file = |name: &str| Stuck::File(name.into());
-        let mark = Mark::new(file("far/model.gguf"));
+        let file = |name: &str| HangSource::File(name.into());
+        let mark = HangMark::new(file("far/model.gguf"));
         assert!(anything_hangs());
         let told = refuse(&file("far/model.gguf"), "a processor", "CPU").unwrap_err().to_string();
         assert!(told.contains("`a processor` (CPU)") && told.contains("this file"), "{told}");

@@ -15,10 +15,10 @@ use std::time::Duration;
 use async_channel::Sender;
 
 use crate::model::BertShape;
-use crate::runner::{self, Reader, Rebuildable, Tuning};
+use crate::runner::{self, Rebuildable, Recipient, Tuning};
 use crate::text::Tokenizer;
 use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions, Placement};
-use worker::Worker;
+use worker::EncoderWorker;
 
 /// Most texts of one request: the limit of OpenAI's embeddings API.
 pub(crate) const MAX_TEXTS: usize = 2048;
@@ -48,15 +48,15 @@ pub(crate) enum Input {
     Tokens(Vec<u32>),
 }
 
-type Answer = Result<Vec<Encoded>, EngineError>;
+type EncodeResult = Result<Vec<Encoded>, EngineError>;
 
 /// Request on its way to the encoder's thread.
-struct Job {
+struct EncodeJob {
     inputs: Vec<Input>,
-    answer: Sender<Answer>,
+    answer: Sender<EncodeResult>,
 }
 
-impl Reader for Sender<Answer> {
+impl Recipient for Sender<EncodeResult> {
     fn fail(self, error: EngineError) {
         let _ = self.try_send(Err(error));
         self.close();
@@ -64,9 +64,9 @@ impl Reader for Sender<Answer> {
 }
 
 /// Callers' side of the encoder's thread.
-pub(crate) struct Handle {
-    jobs: Sender<Job>,
-    shared: Arc<Shared>,
+pub(crate) struct EncoderHandle {
+    jobs: Sender<EncodeJob>,
+    shared: Arc<EncoderState>,
     placement: Arc<Mutex<Placement>>,
     outputs: usize,
     vocabulary: usize,
@@ -75,7 +75,7 @@ pub(crate) struct Handle {
 }
 
 #[derive(Default)]
-struct Shared {
+struct EncoderState {
     waiting: AtomicUsize,
     tokens: AtomicU64,
     /// Recent cost of a token in nanoseconds.
@@ -89,7 +89,7 @@ struct Shared {
     stopped: AtomicBool,
 }
 
-impl Shared {
+impl EncoderState {
     fn set_recovering(&self, recovering: bool) {
         if !self.recovering.swap(recovering, Ordering::AcqRel) && recovering {
             self.faults.fetch_add(1, Ordering::Relaxed);
@@ -97,12 +97,12 @@ impl Shared {
     }
 
     /// Uncounts the texts of a request that was answered or dropped.
-    fn left(&self, job: &Job) {
+    fn left(&self, job: &EncodeJob) {
         self.texts.fetch_sub(job.inputs.len(), Ordering::Relaxed);
     }
 }
 
-impl Handle {
+impl EncoderHandle {
     /// Encodes texts, in their order. Returns [`EngineError::Busy`] at once when too much is queued.
     pub(crate) async fn encode(&self, inputs: Vec<Input>) -> Result<Vec<Encoded>, EngineError> {
         if inputs.is_empty() {
@@ -141,7 +141,7 @@ impl Handle {
         let texts = inputs.len();
         // Counted before sending, because the thread may answer at once.
         self.shared.texts.fetch_add(texts, Ordering::Relaxed);
-        if let Err(refused) = self.jobs.try_send(Job { inputs, answer }) {
+        if let Err(refused) = self.jobs.try_send(EncodeJob { inputs, answer }) {
             self.shared.texts.fetch_sub(texts, Ordering::Relaxed);
             return Err(busy(if refused.is_closed() { BusyReason::Stopped } else { BusyReason::QueueFull }));
         }
@@ -189,7 +189,7 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
+impl Drop for EncoderHandle {
     fn drop(&mut self) {
         self.shutdown();
     }
@@ -197,24 +197,24 @@ impl Drop for Handle {
 
 /// Starts the thread and waits until the model has run once.
 pub(crate) fn start(
-    made: Rebuildable,
+    model: Rebuildable,
     shape: BertShape,
     tokenizer: Arc<Tokenizer>,
     options: &LoadOptions,
-) -> Result<Handle, LoadError> {
-    begin(made, shape, tokenizer, options, Tuning::default())
+) -> Result<EncoderHandle, LoadError> {
+    begin(model, shape, tokenizer, options, Tuning::default())
 }
 
 fn begin(
-    made: Rebuildable,
+    model: Rebuildable,
     shape: BertShape,
     tokenizer: Arc<Tokenizer>,
     options: &LoadOptions,
     tuning: Tuning,
-) -> Result<Handle, LoadError> {
+) -> Result<EncoderHandle, LoadError> {
     let (jobs, received) = async_channel::bounded(usize::try_from(options.max_queue).unwrap_or(usize::MAX).max(1));
-    let shared = Arc::new(Shared::default());
-    let placement = made.placement();
+    let shared = Arc::new(EncoderState::default());
+    let placement = model.placement();
     let (outputs, vocabulary) = (shape.outputs(), shape.vocabulary);
     let watched = shared.clone();
     let on_hang = move |at_first| {
@@ -224,9 +224,9 @@ fn begin(
         watched.set_recovering(true);
     };
     let sizes = shape.sizes();
-    let worker = |watch| Worker {
+    let worker = |watch| EncoderWorker {
         name: options.name.clone(),
-        made,
+        model,
         shape,
         sizes,
         tokenizer,
@@ -236,8 +236,8 @@ fn begin(
         tuning,
         watch,
     };
-    runner::launch(options, placement.clone(), on_hang, worker, Worker::work)?;
-    Ok(Handle { jobs, shared, placement, outputs, vocabulary, max_wait: options.max_queue_wait })
+    runner::launch(options, placement.clone(), on_hang, worker, EncoderWorker::work)?;
+    Ok(EncoderHandle { jobs, shared, placement, outputs, vocabulary, max_wait: options.max_queue_wait })
 }
 
 fn narrow(n: usize) -> u32 {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::device::{self, CPU, Stuck};
+use crate::device::{self, CPU, HangSource};
 use crate::runner::Rebuildable;
 use crate::text::{Conversation, TextModel, Tokenizer, ToolStyle};
 use crate::{
@@ -21,7 +21,7 @@ pub struct Engine {
 struct Shared {
     info: ModelInfo,
     max_sequences: u32,
-    work: Work,
+    serving: Serving,
 }
 
 /// Checks, without a device, everything else that loading a model checks: its shape, its tokenizer, its template, and
@@ -52,9 +52,9 @@ fn check_tokens(file: &artifact::ModelFile, tokenizer: &Tokenizer, rows: usize) 
 }
 
 /// Serving part of a loaded model.
-enum Work {
-    Decoder { text: TextModel, grammars: grammar::Grammars, scheduler: scheduler::Handle },
-    Encoder(encoder::Handle),
+enum Serving {
+    Decoder { text: TextModel, grammars: grammar::Grammars, scheduler: scheduler::SchedulerHandle },
+    Encoder(encoder::EncoderHandle),
 }
 
 impl Engine {
@@ -128,8 +128,8 @@ impl Engine {
         let info = ModelInfo { load_time: started.elapsed(), ..info };
         let grammars = grammar::Grammars::new(text.tokenizer().clone());
         let max_sequences = u32::try_from(sizes.slots).unwrap_or(u32::MAX);
-        let work = Work::Decoder { text, grammars, scheduler };
-        Ok(Self { shared: Arc::new(Shared { info, max_sequences, work }) })
+        let serving = Serving::Decoder { text, grammars, scheduler };
+        Ok(Self { shared: Arc::new(Shared { info, max_sequences, serving }) })
     }
 
     fn load_encoder(
@@ -165,22 +165,22 @@ impl Engine {
         let encoder = encoder::start(made, shape, tokenizer, options)?;
         let info = ModelInfo { load_time: started.elapsed(), ..info };
         Ok(Self {
-            shared: Arc::new(Shared { info, max_sequences: options.max_sequences, work: Work::Encoder(encoder) }),
+            shared: Arc::new(Shared { info, max_sequences: options.max_sequences, serving: Serving::Encoder(encoder) }),
         })
     }
 
     /// Text side and scheduler of a model that generates.
-    fn decoder(&self) -> Option<(&TextModel, &scheduler::Handle)> {
-        match &self.shared.work {
-            Work::Decoder { text, scheduler, .. } => Some((text, scheduler)),
-            Work::Encoder(_) => None,
+    fn decoder(&self) -> Option<(&TextModel, &scheduler::SchedulerHandle)> {
+        match &self.shared.serving {
+            Serving::Decoder { text, scheduler, .. } => Some((text, scheduler)),
+            Serving::Encoder(_) => None,
         }
     }
 
     /// Encoder of a model whose task is `wanted`.
-    fn encoder(&self, wanted: Task) -> Result<&encoder::Handle, EngineError> {
-        match &self.shared.work {
-            Work::Encoder(encoder) if self.shared.info.task == wanted => Ok(encoder),
+    fn encoder(&self, wanted: Task) -> Result<&encoder::EncoderHandle, EngineError> {
+        match &self.shared.serving {
+            Serving::Encoder(encoder) if self.shared.info.task == wanted => Ok(encoder),
             _ => Err(EngineError::Task { is: self.shared.info.task, wanted }),
         }
     }
@@ -237,18 +237,18 @@ impl Engine {
 
     /// Device that the model runs on now, and its measured speed.
     pub fn placement(&self) -> Placement {
-        match &self.shared.work {
-            Work::Decoder { scheduler, .. } => scheduler.placement(),
-            Work::Encoder(encoder) => encoder.placement(),
+        match &self.shared.serving {
+            Serving::Decoder { scheduler, .. } => scheduler.placement(),
+            Serving::Encoder(encoder) => encoder.placement(),
         }
     }
 
     /// True once the engine has ended, by [`Self::shutdown`] or by a defect: it accepts no request and must be loaded
     /// again.
     pub fn has_ended(&self) -> bool {
-        match &self.shared.work {
-            Work::Decoder { scheduler, .. } => scheduler.has_ended(),
-            Work::Encoder(encoder) => encoder.has_ended(),
+        match &self.shared.serving {
+            Serving::Decoder { scheduler, .. } => scheduler.has_ended(),
+            Serving::Encoder(encoder) => encoder.has_ended(),
         }
     }
 
@@ -300,9 +300,9 @@ impl Engine {
     /// Compiles the grammar of an answer. Takes milliseconds, the first time some hundred, so call it from a thread
     /// that may block.
     pub fn grammar(&self, structure: Structure<'_>) -> Result<Grammar, GrammarError> {
-        match &self.shared.work {
-            Work::Decoder { grammars, .. } => grammars.compile(structure),
-            Work::Encoder(_) => Err(GrammarError::Tokens("the model does not generate text".into())),
+        match &self.shared.serving {
+            Serving::Decoder { grammars, .. } => grammars.compile(structure),
+            Serving::Encoder(_) => Err(GrammarError::Tokens("the model does not generate text".into())),
         }
     }
 
@@ -321,25 +321,25 @@ impl Engine {
 
     /// Current load and totals since load.
     pub fn stats(&self) -> EngineStats {
-        match &self.shared.work {
-            Work::Decoder { scheduler, .. } => scheduler.stats(),
-            Work::Encoder(encoder) => encoder.stats(),
+        match &self.shared.serving {
+            Serving::Decoder { scheduler, .. } => scheduler.stats(),
+            Serving::Encoder(encoder) => encoder.stats(),
         }
     }
 
     /// Estimated time to the first token of a prompt of this length, if `tenant` submitted it now.
     pub fn estimated_wait(&self, prompt_tokens: usize, tenant: Option<&str>) -> Duration {
-        match &self.shared.work {
-            Work::Decoder { scheduler, .. } => scheduler.estimated_wait(prompt_tokens, tenant),
-            Work::Encoder(encoder) => encoder.estimated_wait(),
+        match &self.shared.serving {
+            Serving::Decoder { scheduler, .. } => scheduler.estimated_wait(prompt_tokens, tenant),
+            Serving::Encoder(encoder) => encoder.estimated_wait(),
         }
     }
 
     /// Stops the engine: running requests fail with [`EngineError::Shutdown`].
     pub fn shutdown(&self) {
-        match &self.shared.work {
-            Work::Decoder { scheduler, .. } => scheduler.shutdown(),
-            Work::Encoder(encoder) => encoder.shutdown(),
+        match &self.shared.serving {
+            Serving::Decoder { scheduler, .. } => scheduler.shutdown(),
+            Serving::Encoder(encoder) => encoder.shutdown(),
         }
     }
 }
@@ -354,7 +354,7 @@ fn refuse_hanging(options: &LoadOptions) -> Result<(), LoadError> {
     if options.device == DeviceChoice::Auto && found.kind != CPU {
         return Ok(());
     }
-    device::refuse(&Stuck::on(&found, &options.source), &found.name, found.kind)
+    device::refuse(&HangSource::on(&found, &options.source), &found.name, found.kind)
 }
 
 fn scores(encoded: Vec<encoder::Encoded>) -> Vec<Scores> {

@@ -14,7 +14,7 @@ use crate::text::Tokenizer;
 /// Longest schema, in bytes of JSON text.
 const MAX_SCHEMA: usize = 64 << 10;
 /// Compiled grammars kept, because applications ask for the same few again and again.
-const KEPT: usize = 16;
+const MAX_CACHED: usize = 16;
 /// Whitespace between the parts of a JSON text: enough for any indentation, and an end to what a small model may
 /// repeat forever.
 const BLANKS: &str = r"[\x20\x0A\x0D\x09]{1,32}";
@@ -86,7 +86,7 @@ impl Grammars {
         let grammar = self.build(text)?;
         let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.iter().any(kept) {
-            if all.len() >= KEPT {
+            if all.len() >= MAX_CACHED {
                 all.remove(0);
             }
             all.push((text.into(), grammar.clone()));

@@ -18,8 +18,8 @@ use crate::exec::Batch;
 use crate::model::{self, Loaded, LoadedEncoder};
 use crate::{DeviceChoice, EngineError, Hold, LoadError, LoadOptions, Placement};
 
-pub(crate) use recover::{Serves, launch, recover, until_the_end};
-pub(crate) use watch::{Reader, Watch};
+pub(crate) use recover::{RecoverableWorker, launch, recover, run_until_end};
+pub(crate) use watch::{Recipient, Watch};
 
 /// A step hangs if it takes longer than this, and more than `HANG_TIMES` its usual time. A driver may compile a
 /// kernel in it.
@@ -72,9 +72,9 @@ pub(crate) trait Runner: Send {
 }
 
 /// Placeholder for a runner whose memory was released.
-struct Gone;
+struct Released;
 
-impl Runner for Gone {
+impl Runner for Released {
     fn forward(&mut self, _: &Batch) -> Result<Vec<f32>, EngineError> {
         Err(EngineError::Device("the device is being set up again".into()))
     }
@@ -101,9 +101,9 @@ impl Runner for EncoderRunner {
 
 /// Device on which a runner is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Target<'a> {
+pub(crate) enum RebuildTarget<'a> {
     /// The device that the options request.
-    AsWanted,
+    Requested,
     /// The CPU, with the reason for not using the requested device.
     Processor(&'a str),
 }
@@ -114,7 +114,7 @@ pub(crate) struct Made {
     pub(crate) placement: Placement,
 }
 
-type Make = Box<dyn FnMut(Target<'_>) -> Result<Made, LoadError> + Send>;
+type Make = Box<dyn FnMut(RebuildTarget<'_>) -> Result<Made, LoadError> + Send>;
 
 /// A runner, and the function that makes a replacement.
 pub(crate) struct Rebuildable {
@@ -163,7 +163,7 @@ impl Rebuildable {
             placement: Placement::new(loaded.device.clone(), loaded.memory),
             runner: Box::new(DecoderRunner(loaded)),
         };
-        let make = move |target: Target<'_>| {
+        let make = move |target: RebuildTarget<'_>| {
             let mut loaded = model::load(&ModelFile::open(&options.source)?, &options_for(target, &options))?;
             if (loaded.sizes, loaded.vocabulary) != (sizes, vocabulary) {
                 return Err(another_model(&options));
@@ -182,7 +182,7 @@ impl Rebuildable {
             placement: Placement::new(loaded.device.clone(), loaded.memory),
             runner: Box::new(EncoderRunner(loaded)),
         };
-        let make = move |target: Target<'_>| {
+        let make = move |target: RebuildTarget<'_>| {
             let mut loaded = model::load_encoder(&ModelFile::open(&options.source)?, &options_for(target, &options))?;
             if loaded.shape != shape {
                 return Err(another_model(&options));
@@ -202,11 +202,11 @@ impl Rebuildable {
     pub(crate) fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
         let runner = &mut self.runner;
         catch_unwind(AssertUnwindSafe(|| runner.forward(batch)))
-            .unwrap_or_else(|panic| Err(EngineError::Device(format!("a panic: {}", text_of(&*panic)))))
+            .unwrap_or_else(|panic| Err(EngineError::Device(format!("a panic: {}", panic_message(&*panic)))))
     }
 
     /// As [`Self::forward`], under the watch: a step that exceeds its limit has failed, whatever its result.
-    pub(crate) fn forward_within<R: Reader>(
+    pub(crate) fn forward_within<R: Recipient>(
         &mut self,
         within: Duration,
         watch: &Watch<R>,
@@ -219,7 +219,7 @@ impl Rebuildable {
 
     /// Measures a step. The first run of a shape includes compilation; of the others the fastest counts, since other
     /// load on the machine only adds to it. No further run begins once they took `enough`.
-    pub(crate) fn measure<R: Reader>(
+    pub(crate) fn measure<R: Recipient>(
         &mut self,
         within: Duration,
         watch: &Watch<R>,
@@ -258,15 +258,15 @@ impl Rebuildable {
     }
 
     /// Releases the runner's memory before a new one is made: there may be memory for one only.
-    fn let_go(&mut self) {
-        self.runner = Box::new(Gone);
+    fn release(&mut self) {
+        self.runner = Box::new(Released);
     }
 
-    fn make(&mut self, target: Target<'_>) -> Result<(), String> {
-        self.let_go();
+    fn make(&mut self, target: RebuildTarget<'_>) -> Result<(), String> {
+        self.release();
         let make = &mut self.make;
         let made = catch_unwind(AssertUnwindSafe(|| make(target)))
-            .map_err(|panic| format!("a panic: {}", text_of(&*panic)))?
+            .map_err(|panic| format!("a panic: {}", panic_message(&*panic)))?
             .map_err(|e| e.to_string())?;
         self.runner = made.runner;
         self.on_gpu = made.placement.device.kind != CPU;
@@ -282,16 +282,16 @@ impl Rebuildable {
     }
 }
 
-fn options_for(target: Target<'_>, options: &LoadOptions) -> LoadOptions {
+fn options_for(target: RebuildTarget<'_>, options: &LoadOptions) -> LoadOptions {
     let device = match target {
-        Target::AsWanted => options.device.clone(),
-        Target::Processor(_) => DeviceChoice::Cpu,
+        RebuildTarget::Requested => options.device.clone(),
+        RebuildTarget::Processor(_) => DeviceChoice::Cpu,
     };
     LoadOptions { device, ..options.clone() }
 }
 
-fn explain(reason: &mut String, target: Target<'_>) {
-    if let Target::Processor(why) = target {
+fn explain(reason: &mut String, target: RebuildTarget<'_>) {
+    if let RebuildTarget::Processor(why) = target {
         *reason = format!("device: auto, and the GPU was lost: {why}");
     }
 }
@@ -302,7 +302,7 @@ fn another_model(options: &LoadOptions) -> LoadError {
 }
 
 /// Message of a panic.
-pub(crate) fn text_of(panic: &(dyn Any + Send)) -> &str {
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

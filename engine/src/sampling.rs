@@ -82,7 +82,7 @@ impl Allowed<'_> {
 /// Sampler of one sequence.
 #[derive(Debug)]
 pub(crate) struct Sampler {
-    how: Sampling,
+    parameters: Sampling,
     rng: ChaCha8Rng,
     /// Number of times that the answer contains each of its tokens; empty where no penalty asks.
     counts: HashMap<u32, u32>,
@@ -94,11 +94,11 @@ pub(crate) struct Sampler {
 impl Sampler {
     /// A sampler at the start of its random stream. Each choice of a request has a stream of its own, so that the
     /// first equals the answer to a request for one choice.
-    pub(crate) fn new(how: Sampling, choice: u32, prompt: &[u32]) -> Self {
-        let mut rng = ChaCha8Rng::seed_from_u64(how.seed.unwrap_or_else(rand::random));
+    pub(crate) fn new(parameters: Sampling, choice: u32, prompt: &[u32]) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(parameters.seed.unwrap_or_else(rand::random));
         rng.set_stream(choice.into());
-        let mut sampler = Self { how, rng, counts: HashMap::new(), prompt: Vec::new(), candidates: Vec::new() };
-        if sampler.repeats_cost() {
+        let mut sampler = Self { parameters, rng, counts: HashMap::new(), prompt: Vec::new(), candidates: Vec::new() };
+        if sampler.has_repetition_penalty() {
             sampler.prompt = prompt.to_vec();
             sampler.prompt.sort_unstable();
             sampler.prompt.dedup();
@@ -106,20 +106,20 @@ impl Sampler {
         sampler
     }
 
-    fn repeats_cost(&self) -> bool {
-        (self.how.repetition_penalty - 1.0).abs() > f32::EPSILON && self.how.repetition_penalty > 0.0
+    fn has_repetition_penalty(&self) -> bool {
+        (self.parameters.repetition_penalty - 1.0).abs() > f32::EPSILON && self.parameters.repetition_penalty > 0.0
     }
 
     /// Adds bias and penalties to the logits.
     fn adjust(&self, logits: &mut [f32]) {
         let at = |token: u32| usize::try_from(token).unwrap_or(usize::MAX);
-        for (token, bias) in self.how.logit_bias.iter() {
+        for (token, bias) in self.parameters.logit_bias.iter() {
             if let Some(logit) = logits.get_mut(at(*token)) {
                 *logit += bias;
             }
         }
-        if self.repeats_cost() {
-            let penalty = self.how.repetition_penalty;
+        if self.has_repetition_penalty() {
+            let penalty = self.parameters.repetition_penalty;
             let written = self.counts.keys().filter(|token| self.prompt.binary_search(token).is_err());
             for token in self.prompt.iter().chain(written) {
                 if let Some(logit) = logits.get_mut(at(*token)) {
@@ -131,7 +131,7 @@ impl Sampler {
             if let Some(logit) = logits.get_mut(at(*token)) {
                 #[allow(clippy::cast_precision_loss, reason = "counts are below the context's length")]
                 let times = *count as f32;
-                *logit -= self.how.presence_penalty + times * self.how.frequency_penalty;
+                *logit -= self.parameters.presence_penalty + times * self.parameters.frequency_penalty;
             }
         }
     }
@@ -144,7 +144,9 @@ impl Sampler {
         }
         self.adjust(logits);
         let token = self.draw(logits);
-        let counted = self.how.presence_penalty != 0.0 || self.how.frequency_penalty != 0.0 || self.repeats_cost();
+        let counted = self.parameters.presence_penalty != 0.0
+            || self.parameters.frequency_penalty != 0.0
+            || self.has_repetition_penalty();
         if counted {
             *self.counts.entry(token).or_insert(0) += 1;
         }
@@ -152,18 +154,19 @@ impl Sampler {
     }
 
     fn draw(&mut self, logits: &[f32]) -> u32 {
-        if self.how.temperature < COLD || self.how.top_k == Some(1) {
+        if self.parameters.temperature < COLD || self.parameters.top_k == Some(1) {
             return likeliest(logits);
         }
         // A token e^-24 as likely as the likeliest changes no choice. That is most of a vocabulary, which would only
         // be sorted.
-        let far = if self.how.min_p > 0.0 { NEGLIGIBLE.min(-self.how.min_p.min(1.0).ln()) } else { NEGLIGIBLE };
-        let least = largest(logits) - far * self.how.temperature;
+        let far =
+            if self.parameters.min_p > 0.0 { NEGLIGIBLE.min(-self.parameters.min_p.min(1.0).ln()) } else { NEGLIGIBLE };
+        let least = largest(logits) - far * self.parameters.temperature;
         let tokens = logits.iter().zip(0u32..).filter(|(logit, _)| **logit >= least && logit.is_finite());
         self.candidates.clear();
-        self.candidates.extend(tokens.map(|(logit, token)| (*logit / self.how.temperature, token)));
+        self.candidates.extend(tokens.map(|(logit, token)| (*logit / self.parameters.temperature, token)));
         let by_logit = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        if let Some(k) = self.how.top_k.and_then(|k| usize::try_from(k).ok()).filter(|k| *k > 0)
+        if let Some(k) = self.parameters.top_k.and_then(|k| usize::try_from(k).ok()).filter(|k| *k > 0)
             && k < self.candidates.len()
         {
             self.candidates.select_nth_unstable_by(k, by_logit);
@@ -172,7 +175,7 @@ impl Sampler {
         let Some(max) = self.candidates.iter().map(|(logit, _)| *logit).max_by(f32::total_cmp) else {
             return likeliest(logits);
         };
-        if self.how.top_p < 1.0 {
+        if self.parameters.top_p < 1.0 {
             self.candidates.sort_unstable_by(by_logit);
         }
         let mut total = 0.0f64;
@@ -180,8 +183,8 @@ impl Sampler {
             *logit = (*logit - max).exp();
             total += f64::from(*logit);
         }
-        if self.how.top_p < 1.0 {
-            let enough = total * f64::from(self.how.top_p.max(0.0));
+        if self.parameters.top_p < 1.0 {
+            let enough = total * f64::from(self.parameters.top_p.max(0.0));
             let mut sum = 0.0;
             let mut kept = 0;
             for (weight, _) in &self.candidates {
@@ -256,12 +259,12 @@ mod tests {
 
     use super::*;
 
-    fn sampler(how: Sampling) -> Sampler {
-        Sampler::new(how, 0, &[])
+    fn sampler(parameters: Sampling) -> Sampler {
+        Sampler::new(parameters, 0, &[])
     }
 
-    fn shares(how: Sampling, logits: &[f32]) -> Vec<f64> {
-        let mut sampler = sampler(Sampling { seed: Some(7), ..how });
+    fn shares(parameters: Sampling, logits: &[f32]) -> Vec<f64> {
+        let mut sampler = sampler(Sampling { seed: Some(7), ..parameters });
         let mut counts = vec![0u32; logits.len()];
         for _ in 0..20_000 {
             counts[sampler.choose(&mut logits.to_vec(), None) as usize] += 1;
@@ -322,8 +325,8 @@ mod tests {
         let mut presence = sampler(Sampling { presence_penalty: 1.0, ..Sampling::greedy() });
         let written: Vec<_> = (0..4).map(|_| presence.choose(&mut [2.5, 2.0, 0.0], None)).collect();
         assert_eq!(written, [0, 1, 0, 0], "having it costs once");
-        let how = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
-        let mut repetition = Sampler::new(how, 0, &[0, 2, 0]);
+        let parameters = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
+        let mut repetition = Sampler::new(parameters, 0, &[0, 2, 0]);
         // 4 -> 2, -1 -> -2; the second is in neither prompt nor answer.
         assert_eq!(repetition.choose(&mut [4.0, 3.0, -1.0], None), 1);
         assert_eq!(repetition.choose(&mut [4.0, 3.0, -1.0], None), 0, "3 -> 1.5 once it was written");
@@ -331,9 +334,9 @@ mod tests {
 
     #[test]
     fn choices_of_one_request_differ_and_the_first_is_the_request_alone() {
-        let how = Sampling { seed: Some(5), ..Sampling::default() };
+        let parameters = Sampling { seed: Some(5), ..Sampling::default() };
         let draw = |choice| {
-            let mut sampler = Sampler::new(how.clone(), choice, &[]);
+            let mut sampler = Sampler::new(parameters.clone(), choice, &[]);
             (0..24).map(|_| sampler.choose(&mut [0.0; 50], None)).collect::<Vec<_>>()
         };
         assert_eq!(draw(0), draw(0));
@@ -368,12 +371,12 @@ mod tests {
                 words[n / 32] |= 1 << (n % 32);
             }
             prop_assume!(allowed.iter().take(logits.len()).any(|allowed| *allowed));
-            let how = Sampling {
+            let parameters = Sampling {
                 seed: Some(seed), top_k: Some(top_k), top_p, min_p, presence_penalty: penalty, frequency_penalty: penalty,
                 ..Sampling::default()
             };
             let run = || {
-                let mut sampler = sampler(how.clone());
+                let mut sampler = sampler(parameters.clone());
                 (0..9).map(|_| sampler.choose(&mut logits.clone(), Some(Allowed(&words)))).collect::<Vec<_>>()
             };
             let first = run();

@@ -26,26 +26,26 @@ use std::time::{Duration, Instant};
 use async_channel::{Receiver, Sender, TryRecvError};
 
 use crate::exec::{Batch, Row, Sizes};
-use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch};
+use crate::runner::{self, Measured, Rebuildable, Recipient, RecoverableWorker, Tuning, Watch};
 use crate::text::Tokenizer;
 use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions, Placement};
 use cost::Cost;
 use masks::Masks;
 use pace::place;
 use pages::Pages;
-use plan::Readers;
+use plan::PendingPrompts;
 use queue::Queue;
 use request::Request;
-use sequence::State;
-use shared::Shared;
+use sequence::SequenceState;
+use shared::SchedulerState;
 
 /// Sleep of the thread while all running requests wait for their consumers.
-const PARKED_NAP: Duration = Duration::from_millis(2);
+const PARKED_SLEEP: Duration = Duration::from_millis(2);
 /// Events of an answer buffered for its consumer; one more parks the request.
 const EVENTS: usize = 64;
 /// Time after which a parked request is ended in favour of one that waits for its slot, if its consumer has read
 /// nothing. Far shorter than the stall timeout, which applies when no request waits.
-const GIVES_WAY: Duration = Duration::from_secs(2);
+const PARKED_LIMIT: Duration = Duration::from_secs(2);
 /// Niceness added to engine threads, so that the proxy's threads get a core first.
 const NICENESS: i32 = 5;
 /// Request on its way to the scheduler's thread.
@@ -61,7 +61,7 @@ impl Job {
     }
 }
 
-impl Reader for Sender<Event> {
+impl Recipient for Sender<Event> {
     fn fail(self, error: EngineError) {
         let _ = self.force_send(Event::Failed(error));
         self.close();
@@ -69,13 +69,13 @@ impl Reader for Sender<Event> {
 }
 
 /// Callers' side of the scheduler's thread.
-pub(crate) struct Handle {
+pub(crate) struct SchedulerHandle {
     jobs: Sender<Job>,
-    shared: Arc<Shared>,
+    shared: Arc<SchedulerState>,
     placement: Arc<Mutex<Placement>>,
 }
 
-impl Handle {
+impl SchedulerHandle {
     /// Submits a request if its first token can be produced in time.
     pub(crate) fn submit(&self, request: Generate) -> Result<Receiver<Event>, Busy> {
         self.shared.enter(&request)?;
@@ -113,7 +113,7 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
+impl Drop for SchedulerHandle {
     fn drop(&mut self) {
         self.shutdown();
     }
@@ -121,25 +121,25 @@ impl Drop for Handle {
 
 /// Starts the thread and waits until the model has run once.
 pub(crate) fn start(
-    made: Rebuildable,
+    model: Rebuildable,
     sizes: Sizes,
     tokenizer: &Arc<Tokenizer>,
     options: &LoadOptions,
-) -> Result<Handle, LoadError> {
-    begin(made, sizes, tokenizer, options, Tuning::default())
+) -> Result<SchedulerHandle, LoadError> {
+    begin(model, sizes, tokenizer, options, Tuning::default())
 }
 
 fn begin(
-    made: Rebuildable,
+    model: Rebuildable,
     sizes: Sizes,
     tokenizer: &Arc<Tokenizer>,
     options: &LoadOptions,
     tuning: Tuning,
-) -> Result<Handle, LoadError> {
+) -> Result<SchedulerHandle, LoadError> {
     let queue = usize::try_from(options.max_queue).unwrap_or(usize::MAX);
     let (jobs, received) = async_channel::bounded(sizes.slots.saturating_add(queue).max(1));
-    let shared = Arc::new(Shared::new(sizes, queue, options.max_queue_wait));
-    let placement = made.placement();
+    let shared = Arc::new(SchedulerState::new(sizes, queue, options.max_queue_wait));
+    let placement = model.placement();
     let watched = shared.clone();
     let on_hang = move |at_first| {
         if at_first {
@@ -147,9 +147,9 @@ fn begin(
         }
         watched.set_recovering(true);
     };
-    let worker = |watch| Worker {
+    let worker = |watch| SchedulerWorker {
         name: options.name.clone(),
-        made,
+        model,
         sizes,
         tokenizer: tokenizer.clone(),
         shared: shared.clone(),
@@ -166,27 +166,27 @@ fn begin(
         batch: Batch::default(),
         picked: Vec::new(),
         rows_read: 0,
-        readers: Readers::default(),
+        readers: PendingPrompts::default(),
         cost: Cost::default(),
         masks: Masks::default(),
         watch,
     };
-    runner::launch(options, placement.clone(), on_hang, worker, Worker::work)?;
-    Ok(Handle { jobs, shared, placement })
+    runner::launch(options, placement.clone(), on_hang, worker, SchedulerWorker::work)?;
+    Ok(SchedulerHandle { jobs, shared, placement })
 }
 
 /// Lowers the priority of the calling thread, so that the proxy's threads get a core first.
-pub(crate) fn be_nice() {
+pub(crate) fn lower_priority() {
     // SAFETY: changes the niceness of the calling thread, which on Linux has one of its own, and touches no memory.
     let _ = unsafe { libc::nice(NICENESS) };
 }
 
-struct Worker {
+struct SchedulerWorker {
     name: String,
-    made: Rebuildable,
+    model: Rebuildable,
     sizes: Sizes,
     tokenizer: Arc<Tokenizer>,
-    shared: Arc<Shared>,
+    shared: Arc<SchedulerState>,
     jobs: Receiver<Job>,
     stall_timeout: Duration,
     token_pause: Duration,
@@ -205,13 +205,13 @@ struct Worker {
     picked: Vec<(usize, usize)>,
     /// Prompt rows since the start: the clock that orders prompts.
     rows_read: u64,
-    readers: Readers,
+    readers: PendingPrompts,
     cost: Cost,
     masks: Masks,
     watch: Watch<Sender<Event>>,
 }
 
-impl Serves for Worker {
+impl RecoverableWorker for SchedulerWorker {
     fn name(&self) -> &str {
         &self.name
     }
@@ -220,8 +220,8 @@ impl Serves for Worker {
         self.running.len()
     }
 
-    fn made(&mut self) -> &mut Rebuildable {
-        &mut self.made
+    fn model(&mut self) -> &mut Rebuildable {
+        &mut self.model
     }
 
     fn warm_up(&mut self) -> Result<Measured, EngineError> {
@@ -231,7 +231,7 @@ impl Serves for Worker {
             self.batch.rows = (0..rows).map(row).collect();
             self.batch.picks = vec![narrow(rows - 1)];
             self.batch.pages = self.pages.table().to_vec();
-            let took = self.made.measure(self.tuning.first_step, &self.watch, &self.batch, Duration::MAX)?;
+            let took = self.model.measure(self.tuning.first_step, &self.watch, &self.batch, Duration::MAX)?;
             self.shared.measured(rows > 1, took);
             self.cost.measured(rows, took);
             step = step.min(took);
@@ -255,10 +255,10 @@ impl Serves for Worker {
     }
 }
 
-impl Worker {
+impl SchedulerWorker {
     /// Works until the engine ends, then fails what is left.
     fn work(&mut self) {
-        let end = runner::until_the_end(self, Self::run);
+        let end = runner::run_until_end(self, Self::run);
         // First, so that a caller who is answered below and asks again at once is refused.
         self.shared.stop();
         self.jobs.close();
@@ -283,7 +283,7 @@ impl Worker {
                     break;
                 }
             } else if !self.is_idle() {
-                std::thread::sleep(PARKED_NAP);
+                std::thread::sleep(PARKED_SLEEP);
             }
         }
     }
@@ -294,10 +294,10 @@ impl Worker {
         self.shared.set_recovering(true);
         tracing::error!(event = "device_failed", model = %self.name, reason = %fault, requests = self.running.len());
         for request in std::mem::take(&mut self.running) {
-            self.let_go(&request);
+            self.release(&request);
             request.fail(fault.clone());
         }
-        self.tell_watch();
+        self.update_watch();
         self.pages = Pages::new(self.sizes);
         self.masks = Masks::default();
         self.shared.set_running(0, 0, 0);
@@ -351,16 +351,16 @@ impl Worker {
             };
             changed = true;
             let request = self.running.remove(at);
-            self.let_go(&request);
+            self.release(&request);
             if let Some(fault) = fault {
                 request.fail(fault);
-            } else if !request.is_told() {
+            } else if !request.is_delivered() {
                 self.leaving.push(request);
             }
         }
-        changed |= self.give_way(now);
+        changed |= self.end_parked(now);
         if changed {
-            self.tell_watch();
+            self.update_watch();
         }
         let sequences = || self.running.iter().flat_map(|request| &request.sequences);
         let used = sequences().map(|sequence| sequence.read()).sum();
@@ -372,7 +372,7 @@ impl Worker {
         let before = self.leaving.len();
         for mut request in std::mem::take(&mut self.leaving) {
             request.flush();
-            if request.is_abandoned() || request.is_told() {
+            if request.is_abandoned() || request.is_delivered() {
                 continue;
             }
             match request.fault(now, self.stall_timeout) {
@@ -384,7 +384,7 @@ impl Worker {
     }
 
     /// Ends the longest parked request if another waits for its slot. Returns true if one was ended.
-    fn give_way(&mut self, now: Instant) -> bool {
+    fn end_parked(&mut self, now: Instant) -> bool {
         // A refused request would have needed a slot or pages: a parked request keeps both.
         let is_short = self.free_slots.is_empty() || self.pages.available() < self.running.len();
         let was_refused = self.shared.take_refused() && is_short;
@@ -393,19 +393,19 @@ impl Worker {
         }
         let parked = self.running.iter().enumerate().filter_map(|(at, request)| Some((request.parked_since()?, at)));
         let Some((since, at)) = parked.min() else { return false };
-        if now.saturating_duration_since(since) < GIVES_WAY {
+        if now.saturating_duration_since(since) < PARKED_LIMIT {
             return false;
         }
         let request = self.running.remove(at);
-        self.let_go(&request);
+        self.release(&request);
         request.fail(EngineError::Stalled);
         true
     }
 
     /// Releases the slots and pages of a request.
-    fn let_go(&mut self, request: &Request) {
+    fn release(&mut self, request: &Request) {
         for sequence in &request.sequences {
-            self.pages.give_back(sequence.slot);
+            self.pages.release_slot(sequence.slot);
             self.free_slots.push(sequence.slot);
         }
         let answers = request.is_finished().then(|| request.answered() / request.sequences.len().max(1));
@@ -413,8 +413,8 @@ impl Worker {
         self.waiting.left(&request.tenant);
     }
 
-    fn tell_watch(&self) {
-        self.watch.readers(self.running.iter().chain(&self.leaving).map(Request::reader).collect());
+    fn update_watch(&self) {
+        self.watch.recipients(self.running.iter().chain(&self.leaving).map(Request::reader).collect());
     }
 
     /// Allocates slots and pages: to preempted sequences, oldest first, then to waiting requests, in turn.
@@ -441,14 +441,14 @@ impl Worker {
             let is_prefilled = request.is_prefilled();
             for n in 0..request.sequences.len() {
                 let Some(sequence) = request.sequences.get_mut(n) else { continue };
-                if sequence.state != State::Runs || sequence.placed {
+                if sequence.state != SequenceState::Runs || sequence.has_pages {
                     continue;
                 }
                 let Some(read) = self.pages.take(sequence.slot, sequence.tokens(), spare) else {
                     self.is_starved = true;
                     return;
                 };
-                sequence.placed = true;
+                sequence.has_pages = true;
                 sequence.set_read(read);
                 spare += 1;
                 if !is_prefilled {
@@ -471,7 +471,7 @@ impl Worker {
             let mut request = Request::new(&job, slots, self.sizes.context, place(self.rows_read, unread));
             request.set_cached(read);
             if let Some(first) = request.sequences.first_mut() {
-                first.placed = true;
+                first.has_pages = true;
                 first.set_read(read);
             }
             self.running.push(request);
@@ -480,7 +480,7 @@ impl Worker {
         }
         self.is_starved = self.waiting.front().is_some();
         if changed {
-            self.tell_watch();
+            self.update_watch();
         }
     }
 }

@@ -197,8 +197,8 @@ fn smollm2_continues_texts_as_llama_cpp_does() {
 
 #[test]
 fn gemma3_continues_texts_as_llama_cpp_does() {
-    // llama.cpp diverges from itself on 14 of these prompts when its flash attention is off, at gaps of up to 0.6,
-    // and on 12 without its repacked kernels. Activations of this model have outliers that 8 bits resolve badly.
+    // llama.cpp diverges from itself on 14 of these prompts without flash attention, at gaps of up to 0.6.
+    // Without its repacked kernels it does so on 12. Activations of this model have outliers that 8 bits resolve badly.
     same_as_llama_cpp(&gemma3(), 4, 0.8);
 }
 

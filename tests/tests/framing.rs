@@ -1,5 +1,5 @@
-//! Framing of HTTP/1: a violation of the grammar or of a bound is answered and ends its connection, takes bounded
-//! memory, and never reaches a server as a whole request.
+//! Framing of HTTP/1: a violation of the grammar or of a bound is answered and ends its connection. Memory stays
+//! bounded, and no server gets the violation as a whole request.
 
 #![allow(
     clippy::unwrap_used,

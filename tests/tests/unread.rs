@@ -1,5 +1,5 @@
-//! Unread answers: a client that does not read its answer holds no server for it, takes bounded memory, and is cut
-//! off when it accepts nothing for `writeTimeout`.
+//! Unread answers: a client that does not read its answer holds no server and takes bounded memory. After
+//! `writeTimeout` without progress it is cut off.
 
 #![allow(
     clippy::unwrap_used,

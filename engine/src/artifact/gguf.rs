@@ -109,7 +109,7 @@ impl TensorEntry {
 
 /// Differences of a file's weights from a GGUF file of the same architecture.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Layout {
+pub struct WeightLayout {
     /// True if the rows of queries and keys are ordered for a rotation of halves, as in training, whatever the
     /// architecture.
     pub rope_halves: bool,
@@ -125,7 +125,7 @@ pub struct Header {
     /// Tensors by name.
     pub tensors: BTreeMap<String, TensorEntry>,
     /// Differences from GGUF's layout of weights.
-    pub layout: Layout,
+    pub layout: WeightLayout,
     /// True if the tokenizer is a file beside the model.
     pub has_tokenizer_beside: bool,
 }
@@ -279,7 +279,7 @@ fn shown(name: &str) -> String {
     name.chars().take(80).flat_map(char::escape_debug).collect()
 }
 
-struct Line {
+struct TensorLine {
     name: String,
     kind: Option<TensorType>,
     type_name: String,
@@ -289,7 +289,7 @@ struct Line {
     offset: u64,
 }
 
-fn tensor_line(cursor: &mut Cursor<'_>) -> Parsed<Line> {
+fn tensor_line(cursor: &mut Cursor<'_>) -> Parsed<TensorLine> {
     let name = cursor.name()?;
     let wrong = |what: String| format!("tensor `{}`: {what}", shown(&name));
     let count = cursor.u32().map_err(wrong)?;
@@ -319,11 +319,11 @@ fn tensor_line(cursor: &mut Cursor<'_>) -> Parsed<Line> {
     }
     let bytes = (elements / values).checked_mul(u64::try_from(block).map_err(|e| e.to_string())?);
     let bytes = bytes.ok_or_else(|| wrong("its size overflows".into()))?;
-    Ok(Line { name, kind, type_name, dimensions, elements, bytes, offset })
+    Ok(TensorLine { name, kind, type_name, dimensions, elements, bytes, offset })
 }
 
 /// Assigns byte ranges to the table: every tensor inside the file, aligned, without overlap.
-fn place(table: Vec<Line>, start: u64, alignment: u64, length: u64) -> Parsed<BTreeMap<String, TensorEntry>> {
+fn place(table: Vec<TensorLine>, start: u64, alignment: u64, length: u64) -> Parsed<BTreeMap<String, TensorEntry>> {
     let mut tensors = BTreeMap::new();
     let mut ranges = Vec::new();
     for line in table {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-pub use gguf::{Header, Layout, MetaValue, TensorEntry};
+pub use gguf::{Header, MetaValue, TensorEntry, WeightLayout};
 pub use types::{BLOCK, QuantBlock, TensorType};
 
 use crate::LoadError;
@@ -76,7 +76,7 @@ impl ModelFile {
                 (vec![map], header)
             }
             Kind::Index => {
-                let index = safetensors::Index::read(path)?;
+                let index = safetensors::PartIndex::read(path)?;
                 let maps = index.files().map(|part| map(part, &open(part)?.0)).collect::<Result<Vec<_>, _>>()?;
                 let header = index.parse(&maps.iter().map(|map| &**map).collect::<Vec<_>>())?;
                 (maps, header)
@@ -106,7 +106,7 @@ impl ModelFile {
         self.maps.iter().map(|map| u64::try_from(map.len()).unwrap_or(u64::MAX)).sum()
     }
     /// Differences of the weights from a GGUF file of the same architecture.
-    pub fn layout(&self) -> Layout {
+    pub fn layout(&self) -> WeightLayout {
         self.header.layout
     }
     /// Number of weights.
@@ -140,7 +140,7 @@ impl ModelFile {
 
     /// Returns a function that releases the page cache of data of this file after it was read; later reads come from
     /// the disk again. Ignores other data.
-    pub(crate) fn forgetter(&self) -> impl Fn(&[u8]) + Send + 'static {
+    pub(crate) fn page_releaser(&self) -> impl Fn(&[u8]) + Send + 'static {
         let maps = self.maps.clone();
         move |data| {
             let start = data.as_ptr().addr();

@@ -3,18 +3,18 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{Encoded, Handle, Input, begin};
+use super::{Encoded, EncoderHandle, Input, begin};
 use crate::artifact::ModelFile;
 use crate::device::block_on;
 use crate::exec::Batch;
 use crate::model::BertShape;
 use crate::runner::Runner;
-use crate::runner::doubles::{Fault, Faults, Shared, meet, rebuildable, tuning};
+use crate::runner::doubles::{Fault, Faults, SharedFaults, meet, rebuildable, tuning};
 use crate::testing::gguf::small_reranker_with;
 use crate::text::TextModel;
 use crate::{BusyReason, DeviceChoice, EngineError, LoadError, LoadOptions};
 
-struct Simulated(Shared);
+struct Simulated(SharedFaults);
 
 impl Runner for Simulated {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
@@ -23,7 +23,7 @@ impl Runner for Simulated {
     }
 }
 
-fn try_scene(name: &str, device: DeviceChoice, faults: Faults) -> (Result<Handle, LoadError>, Shared) {
+fn try_scene(name: &str, device: DeviceChoice, faults: Faults) -> (Result<EncoderHandle, LoadError>, SharedFaults) {
     try_scene_with("[UNK]", name, device, faults)
 }
 
@@ -33,7 +33,7 @@ fn try_scene_with(
     name: &str,
     device: DeviceChoice,
     faults: Faults,
-) -> (Result<Handle, LoadError>, Shared) {
+) -> (Result<EncoderHandle, LoadError>, SharedFaults) {
     let file = small_reranker_with(unknown);
     let file = ModelFile::open(file.path()).unwrap();
     let (shape, tokenizer) = (BertShape::of(&file).unwrap(), TextModel::tokenizer_of(&file).unwrap());
@@ -46,18 +46,18 @@ fn try_scene_with(
     (begin(made, shape, tokenizer, &options, tuning), faults)
 }
 
-fn scene(device: DeviceChoice, faults: Faults) -> (Handle, Shared) {
+fn scene(device: DeviceChoice, faults: Faults) -> (EncoderHandle, SharedFaults) {
     let (handle, faults) = try_scene("simulated", device, faults);
     (handle.unwrap(), faults)
 }
 
-fn encode(handle: &Handle) -> Result<Vec<Encoded>, EngineError> {
+fn encode(handle: &EncoderHandle) -> Result<Vec<Encoded>, EngineError> {
     let input = Input::Text("what is".into());
     block_on(handle.encode(vec![input.clone(), input]))
 }
 
 /// Encodes once the model runs again; until then only [`BusyReason::Recovering`] and device errors may be returned.
-fn encode_again(handle: &Handle) -> Vec<Encoded> {
+fn encode_again(handle: &EncoderHandle) -> Vec<Encoded> {
     let started = Instant::now();
     loop {
         match encode(handle) {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use async_channel::{Receiver, Sender, TryRecvError};
 
 use super::input::{place, tokens_of};
-use super::{Answer, Encoded, Job, Shared, narrow};
+use super::{EncodeJob, EncodeResult, Encoded, EncoderState, narrow};
 use crate::EngineError;
 use crate::exec::{Batch, Sizes};
 use crate::model::BertShape;
-use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch};
+use crate::runner::{self, Measured, Rebuildable, Recipient, RecoverableWorker, Tuning, Watch};
 use crate::text::Tokenizer;
 
 /// Tokens of each text in the full step that is measured at load.
@@ -21,8 +21,8 @@ const WARM_TOKENS: usize = 64;
 const WARM_TIME: Duration = Duration::from_millis(200);
 
 /// Request that is being worked on.
-pub(super) struct Work {
-    job: Job,
+pub(super) struct RunningRequest {
+    job: EncodeJob,
     /// The first input that is not in a step yet.
     next: usize,
     done: Vec<Option<Encoded>>,
@@ -39,20 +39,20 @@ struct Placed {
     truncated: bool,
 }
 
-pub(super) struct Worker {
+pub(super) struct EncoderWorker {
     pub(super) name: String,
-    pub(super) made: Rebuildable,
+    pub(super) model: Rebuildable,
     pub(super) shape: BertShape,
     pub(super) sizes: Sizes,
     pub(super) tokenizer: Arc<Tokenizer>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) jobs: Receiver<Job>,
-    pub(super) running: VecDeque<Work>,
+    pub(super) shared: Arc<EncoderState>,
+    pub(super) jobs: Receiver<EncodeJob>,
+    pub(super) running: VecDeque<RunningRequest>,
     pub(super) tuning: Tuning,
-    pub(super) watch: Watch<Sender<Answer>>,
+    pub(super) watch: Watch<Sender<EncodeResult>>,
 }
 
-impl Serves for Worker {
+impl RecoverableWorker for EncoderWorker {
     fn name(&self) -> &str {
         &self.name
     }
@@ -61,8 +61,8 @@ impl Serves for Worker {
         self.running.len()
     }
 
-    fn made(&mut self) -> &mut Rebuildable {
-        &mut self.made
+    fn model(&mut self) -> &mut Rebuildable {
+        &mut self.model
     }
 
     /// Measures a short text, which reads all weights for one row, then a full step.
@@ -89,19 +89,19 @@ impl Serves for Worker {
     }
 }
 
-impl Worker {
+impl EncoderWorker {
     /// Duration of a step over this many texts of this length.
     fn measure(&mut self, texts: usize, length: usize) -> Result<Duration, EngineError> {
         let mut batch = Batch { pages: vec![0; self.sizes.slots * self.sizes.pages_per_slot()], ..Batch::default() };
         for _ in 0..texts {
             place(&mut batch, &vec![0; length], length);
         }
-        self.made.measure(self.tuning.first_step, &self.watch, &batch, WARM_TIME)
+        self.model.measure(self.tuning.first_step, &self.watch, &batch, WARM_TIME)
     }
 
     /// Works until the engine ends, then fails what is left.
     pub(super) fn work(&mut self) {
-        let end = runner::until_the_end(self, Self::run);
+        let end = runner::run_until_end(self, Self::run);
         // First, so that a caller who is answered below and asks again at once is refused.
         self.shared.stopped.store(true, Ordering::Release);
         self.jobs.close();
@@ -170,10 +170,10 @@ impl Worker {
         !self.jobs.is_closed()
     }
 
-    fn begin(&mut self, job: Job) {
+    fn begin(&mut self, job: EncodeJob) {
         self.shared.waiting.store(self.running.len() + 1, Ordering::Relaxed);
         let done = vec![None; job.inputs.len()];
-        self.running.push_back(Work { job, next: 0, done, refused: None });
+        self.running.push_back(RunningRequest { job, next: 0, done, refused: None });
     }
 
     /// Fills a step with one text of each request in turn, runs it and answers completed requests.
@@ -214,9 +214,9 @@ impl Worker {
     fn run_step(&mut self, batch: &Batch, placed: &[Placed]) -> Result<(), EngineError> {
         let started = Instant::now();
         let usual = Duration::from_nanos(self.shared.cost.load(Ordering::Relaxed));
-        self.watch.readers(self.running.iter().map(|work| work.job.answer.clone()).collect());
+        self.watch.recipients(self.running.iter().map(|work| work.job.answer.clone()).collect());
         let within = self.tuning.hang(usual.saturating_mul(narrow(batch.rows.len())));
-        let values = self.made.forward_within(within, &self.watch, batch)?;
+        let values = self.model.forward_within(within, &self.watch, batch)?;
         let rows = u64::try_from(batch.rows.len()).unwrap_or(1).max(1);
         let cost = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX) / rows;
         self.shared.cost.store(cost, Ordering::Relaxed);
@@ -234,7 +234,7 @@ impl Worker {
     /// Answers requests that are complete or refused.
     fn answer(&mut self) {
         // Before the answers go out, so that a caller who has one finds no finished request counted.
-        let is_open = |work: &Work| work.refused.is_none() && work.done.iter().any(Option::is_none);
+        let is_open = |work: &RunningRequest| work.refused.is_none() && work.done.iter().any(Option::is_none);
         let open = self.running.iter().filter(|work| is_open(work)).count();
         self.shared.waiting.store(open, Ordering::Relaxed);
         let mut left = VecDeque::with_capacity(self.running.len());

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use super::plain::Plain;
 use super::*;
 use crate::artifact::{ModelFile, TensorType};
-use crate::model::{Decoder, Shape};
+use crate::model::{Decoder, DecoderShape};
 use crate::testing::{random, small_model};
 
 pub(super) fn sizes() -> Sizes {
@@ -301,8 +301,8 @@ pub(super) fn rotation_and_attention<E: Tested>(make: impl Fn(Sizes) -> E) {
     }
 }
 
-/// Attention over more positions than an executor computes at a time, of a stretch of rows and of one row, which
-/// gives the same bits alone.
+/// Attention over more positions than an executor computes at a time.
+/// Covers a stretch of rows and a single row, which gives the same bits alone.
 pub(super) fn attention_far_back<E: Tested>(make: impl Fn(Sizes) -> E) {
     let (max_rows, context) = (190, 21 * PAGE);
     let sizes = Sizes { max_rows, context, pages: 22, slots: 1, ..sizes() };
@@ -408,7 +408,7 @@ pub(super) fn a_whole_model<E: Tested>(make: impl Fn(Sizes) -> E) {
         let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
         std::io::Write::write_all(&mut file, &small_model(kind)).unwrap();
         let file = ModelFile::open(file.path()).unwrap();
-        let shape = Shape::of(&file).unwrap();
+        let shape = DecoderShape::of(&file).unwrap();
         let sizes = shape.sizes(100, 2, 1 << 20);
         let (mut plain, mut tested) = (Plain::new(sizes), make(sizes));
         let on_plain = Decoder::load(&shape, &file, &sizes, &mut plain).unwrap();
@@ -439,7 +439,7 @@ pub(super) fn the_same_alone_and_in_company<E: Tested>(make: impl Fn(Sizes) -> E
         let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
         std::io::Write::write_all(&mut file, &small_model(kind)).unwrap();
         let file = ModelFile::open(file.path()).unwrap();
-        let shape = Shape::of(&file).unwrap();
+        let shape = DecoderShape::of(&file).unwrap();
         let sizes = shape.sizes(100, 6, 1 << 20);
         let mut tested = make(sizes);
         let model = Decoder::load(&shape, &file, &sizes, &mut tested).unwrap();

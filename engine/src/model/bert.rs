@@ -7,7 +7,7 @@ use crate::artifact::{MetaValue, ModelFile, Tensor};
 use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, Sizes, VectorId};
 use crate::{EngineError, LoadError};
 
-use super::shape::{MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, matrix, nothing_left_over, number, values};
+use super::shape::{MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, matrix, number, refuse_unknown_tensors, values};
 
 /// Most rows of an encoder's step, which the texts of a batch share.
 const MAX_ROWS: usize = 512;
@@ -27,7 +27,7 @@ pub(crate) enum Pooling {
 
 /// Sizes of an encoder, read from its file.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Shape {
+pub(crate) struct BertShape {
     /// Tokens of a text; longer texts are cut.
     pub(crate) context: usize,
     pub(crate) vocabulary: usize,
@@ -46,7 +46,7 @@ pub(crate) struct Shape {
     pooler: bool,
 }
 
-impl Shape {
+impl BertShape {
     #[allow(clippy::cast_possible_truncation, reason = "an epsilon is an f32 in all engines")]
     pub(crate) fn of(file: &ModelFile) -> Result<Self, LoadError> {
         let width = number(file, "embedding_length", MAX_WIDTH)?;
@@ -139,7 +139,7 @@ impl Shape {
             self.head(file)?;
             see("cls.output");
         }
-        nothing_left_over(file, &known)
+        refuse_unknown_tensors(file, &known)
     }
 
     fn tables<'f>(&self, file: &'f ModelFile) -> Result<[Tensor<'f>; 3], LoadError> {
@@ -245,7 +245,7 @@ struct Layer {
 
 /// An encoder, loaded into an executor.
 pub(crate) struct Bert {
-    shape: Shape,
+    shape: BertShape,
     tables: [MatrixId; 3],
     norm: Norm,
     layers: Vec<Layer>,
@@ -264,7 +264,7 @@ pub(crate) struct Bert {
 impl Bert {
     /// Loads the weights into an executor.
     pub(crate) fn load(
-        shape: &Shape,
+        shape: &BertShape,
         file: &ModelFile,
         sizes: &Sizes,
         exec: &mut dyn Executor,

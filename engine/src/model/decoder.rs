@@ -6,7 +6,7 @@ use crate::artifact::ModelFile;
 use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, RopeId, Sizes, VectorId};
 use crate::{EngineError, LoadError};
 
-use super::shape::{LayerTensors, Shape, matrix, values};
+use super::shape::{DecoderShape, LayerTensors, matrix, values};
 
 struct Layer {
     attention_norm: VectorId,
@@ -49,7 +49,7 @@ pub(crate) struct Decoder {
 impl Decoder {
     /// Loads the weights into an executor.
     pub(crate) fn load(
-        shape: &Shape,
+        shape: &DecoderShape,
         file: &ModelFile,
         sizes: &Sizes,
         exec: &mut dyn Executor,

@@ -7,10 +7,10 @@ mod inspect;
 mod shape;
 mod target;
 
-pub(crate) use bert::{Bert, Shape as BertShape};
+pub(crate) use bert::{Bert, BertShape};
 pub(crate) use decoder::Decoder;
 pub use inspect::{ArtifactInfo, inspect};
-pub(crate) use shape::{Shape, vocabulary};
+pub(crate) use shape::{DecoderShape, vocabulary};
 
 use crate::artifact::ModelFile;
 use crate::exec::{Executor, PAGE, Sizes};
@@ -91,18 +91,18 @@ pub(crate) fn load_encoder(file: &ModelFile, options: &LoadOptions) -> Result<Lo
     let shape = encoder_shape(file, options)?;
     let sizes = shape.sizes();
     let needs = encoder_needs(file, &shape, &sizes);
-    allow(needs, options)?;
+    check_needed(needs, options)?;
     let target = target::load(file, sizes, options, |executor| Bert::load(&shape, file, &sizes, executor))?;
-    let target::Target { model, executor, device } = target;
+    let target::ModelOnDevice { model, executor, device } = target;
     let memory = executor.memory();
-    hold(memory, needs, options)?;
+    check_taken(memory, needs, options)?;
     Ok(LoadedEncoder { model, executor, shape, device, memory })
 }
 
 /// Checks, without a device, that a file can be run under these options and fits their memory.
 pub(crate) fn check_fit(file: &ModelFile, options: &LoadOptions) -> Result<(), LoadError> {
     check(file)?;
-    allow(needs(file, options)?, options)
+    check_needed(needs(file, options)?, options)
 }
 
 /// Rows of an encoder's token table.
@@ -113,7 +113,7 @@ pub(crate) fn encoder_vocabulary(file: &ModelFile) -> Result<usize, LoadError> {
 /// Checks, without a device, that a file can be run.
 pub(crate) fn check(file: &ModelFile) -> Result<(), LoadError> {
     match task(file) {
-        Task::Generate => Shape::of(file)?.check(file),
+        Task::Generate => DecoderShape::of(file)?.check(file),
         Task::Embed | Task::Classify => BertShape::of(file)?.check(file),
     }
 }
@@ -146,7 +146,7 @@ pub(crate) fn needs(file: &ModelFile, options: &LoadOptions) -> Result<Needs, Lo
         let shape = encoder_shape(file, options)?;
         return Ok(encoder_needs(file, &shape, &shape.sizes()));
     }
-    let shape = Shape::of(file)?;
+    let shape = DecoderShape::of(file)?;
     shape.check(file)?;
     let sizes = sizes(file, &shape, options)?;
     let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
@@ -160,7 +160,7 @@ pub(crate) fn needs(file: &ModelFile, options: &LoadOptions) -> Result<Needs, Lo
 }
 
 /// Sizes of a decoder under these options.
-fn sizes(file: &ModelFile, shape: &Shape, options: &LoadOptions) -> Result<Sizes, LoadError> {
+fn sizes(file: &ModelFile, shape: &DecoderShape, options: &LoadOptions) -> Result<Sizes, LoadError> {
     let trained = u64::try_from(shape.context).unwrap_or(u64::MAX);
     let context = options.context_length.map_or(DEFAULT_CONTEXT, u64::from).min(trained).max(1);
     let context = usize::try_from(context).unwrap_or(usize::MAX);
@@ -176,14 +176,14 @@ fn sizes(file: &ModelFile, shape: &Shape, options: &LoadOptions) -> Result<Sizes
 
 /// Loads a decoder onto the requested device.
 pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, LoadError> {
-    let shape = Shape::of(file)?;
+    let shape = DecoderShape::of(file)?;
     let needs = needs(file, options)?;
     let sizes = sizes(file, &shape, options)?;
-    allow(needs, options)?;
+    check_needed(needs, options)?;
     let target = target::load(file, sizes, options, |executor| Decoder::load(&shape, file, &sizes, executor))?;
-    let target::Target { model, executor, device } = target;
+    let target::ModelOnDevice { model, executor, device } = target;
     let memory = executor.memory();
-    hold(memory, needs, options)?;
+    check_taken(memory, needs, options)?;
     let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     Ok(Loaded {
         model,
@@ -205,7 +205,7 @@ fn cache_bytes(sizes: &Sizes) -> u64 {
 
 /// Checks the memory that was taken against the limit: an executor that repacks weights can take more than the file
 /// has.
-fn hold(memory: u64, needs: Needs, options: &LoadOptions) -> Result<(), LoadError> {
+fn check_taken(memory: u64, needs: Needs, options: &LoadOptions) -> Result<(), LoadError> {
     match options.memory {
         Some(allowed) if memory > allowed => Err(LoadError::Memory {
             needed: memory.div_ceil(1 << 20),
@@ -222,7 +222,7 @@ fn parts(needs: Needs) -> String {
 }
 
 /// Checks the memory that the model will need against the limit, before any of it is taken.
-fn allow(needs: Needs, options: &LoadOptions) -> Result<(), LoadError> {
+fn check_needed(needs: Needs, options: &LoadOptions) -> Result<(), LoadError> {
     let Some(allowed) = options.memory else { return Ok(()) };
     let Needs { weights, kv_cache, activations, .. } = needs;
     let needed = weights.saturating_add(kv_cache).saturating_add(activations);

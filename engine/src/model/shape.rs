@@ -23,7 +23,7 @@ pub(super) const DECODERS: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
 
 /// Sizes and variants of a decoder, read from its file.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Shape {
+pub(crate) struct DecoderShape {
     pub(crate) context: usize,
     pub(crate) vocabulary: usize,
     pub(super) layers: usize,
@@ -76,7 +76,7 @@ fn positive_or(file: &ModelFile, key: &str, default: f64) -> Result<f64, LoadErr
     }
 }
 
-impl Shape {
+impl DecoderShape {
     /// Reads and checks the sizes.
     #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "scales are f32 in all engines")]
     pub(crate) fn of(file: &ModelFile) -> Result<Self, LoadError> {
@@ -108,7 +108,7 @@ impl Shape {
             let why = format!("values of {value_dim} beside keys of {head_dim}; this version runs equal lengths");
             return Err(file.unsupported(why));
         }
-        refuse_what_is_not_run(file)?;
+        refuse_unsupported(file)?;
         // llama.cpp's conversion reorders the rows of llama from their order in training.
         let neighbours = architecture == "llama" && !file.layout().rope_halves;
         let pairing = if neighbours { Pairing::Neighbours } else { Pairing::Halves };
@@ -177,7 +177,7 @@ impl Shape {
             matrix(file, "output.weight", self.width, self.vocabulary)?;
         }
         see(["token_embd.weight", "output_norm.weight", "output.weight"].map(str::to_owned).to_vec());
-        nothing_left_over(file, &known)
+        refuse_unknown_tensors(file, &known)
     }
 
     /// Attention window of a layer in tokens; `None` for full attention.
@@ -230,7 +230,7 @@ pub(crate) fn vocabulary(file: &ModelFile) -> Result<usize, LoadError> {
 }
 
 /// Refuses variants of the architectures that would run but give nonsense.
-fn refuse_what_is_not_run(file: &ModelFile) -> Result<(), LoadError> {
+fn refuse_unsupported(file: &ModelFile) -> Result<(), LoadError> {
     for key in ["rope.scaling.type", "expert_count", "attn_logit_softcapping", "final_logit_softcapping"] {
         let name = format!("{}.{key}", file.architecture());
         let harmless = match file.meta(&name) {
@@ -246,7 +246,7 @@ fn refuse_what_is_not_run(file: &ModelFile) -> Result<(), LoadError> {
 }
 
 /// Refuses unknown tensors: a model that ignores weights of its file gives wrong answers and no error.
-pub(super) fn nothing_left_over(file: &ModelFile, known: &HashSet<String>) -> Result<(), LoadError> {
+pub(super) fn refuse_unknown_tensors(file: &ModelFile, known: &HashSet<String>) -> Result<(), LoadError> {
     match file.names().find(|name| !known.contains(*name)) {
         None => Ok(()),
         Some(name) => {
@@ -308,7 +308,7 @@ pub(super) struct LayerTensors<'f> {
 }
 
 impl<'f> LayerTensors<'f> {
-    pub(super) fn of(shape: &Shape, file: &'f ModelFile, layer: usize) -> Result<Self, LoadError> {
+    pub(super) fn of(shape: &DecoderShape, file: &'f ModelFile, layer: usize) -> Result<Self, LoadError> {
         let (queries, keys) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         let mut names = Vec::new();
         let mut full = |name: &str| {

@@ -1,14 +1,14 @@
 //! Choice of the executor for a model, and the reason: a GPU through wgpu, or the CPU.
 
 use crate::artifact::ModelFile;
-use crate::device::{self, CPU, DeviceChoice, Stuck};
+use crate::device::{self, CPU, DeviceChoice, HangSource};
 use crate::exec::cpu::{Cores, Cpu, CpuUnit};
 use crate::exec::gpu::Gpu;
 use crate::exec::{Executor, Sizes};
 use crate::{DeviceInfo, LoadError, LoadOptions};
 
 /// A model with the executor that holds its weights.
-pub(super) struct Target<M> {
+pub(super) struct ModelOnDevice<M> {
     pub(super) model: M,
     pub(super) executor: Box<dyn Executor>,
     pub(super) device: DeviceInfo,
@@ -21,7 +21,7 @@ pub(super) fn load<M>(
     sizes: Sizes,
     options: &LoadOptions,
     give: impl Fn(&mut dyn Executor) -> Result<M, LoadError>,
-) -> Result<Target<M>, LoadError> {
+) -> Result<ModelOnDevice<M>, LoadError> {
     let target = match &options.device {
         DeviceChoice::Cpu => on_cpu(file, sizes, options, "device: cpu".into(), &give)?,
         DeviceChoice::Auto => match device::no_gpu() {
@@ -66,13 +66,13 @@ fn on_gpu<M>(
     sizes: Sizes,
     options: &LoadOptions,
     give: &dyn Fn(&mut dyn Executor) -> Result<M, LoadError>,
-) -> Result<Target<M>, LoadError> {
+) -> Result<ModelOnDevice<M>, LoadError> {
     let opened = device::open(&options.device)?;
     let device = opened.info.clone();
     let mut executor = Box::new(Gpu::new(opened, sizes, options.cache_dir.clone(), false)?);
     let model = give(executor.as_mut())?;
     executor.ready()?;
-    Ok(Target { model, executor, device })
+    Ok(ModelOnDevice { model, executor, device })
 }
 
 fn on_cpu<M>(
@@ -81,21 +81,21 @@ fn on_cpu<M>(
     options: &LoadOptions,
     reason: String,
     give: &dyn Fn(&mut dyn Executor) -> Result<M, LoadError>,
-) -> Result<Target<M>, LoadError> {
-    device::refuse(&Stuck::File(options.source.clone()), &processor(), CPU)?;
+) -> Result<ModelOnDevice<M>, LoadError> {
+    device::refuse(&HangSource::File(options.source.clone()), &processor(), CPU)?;
     let unit = options.cpu.unit.unwrap_or_else(CpuUnit::best);
     let threads = {
         let here = Cores::here();
         options.cpu.cores.map_or_else(|| here.threads(), |cores| cores.get().min(here.logical))
     };
     let mut executor = Box::new(Cpu::new(unit, threads, sizes)?);
-    executor.forget_with(file.forgetter());
+    executor.forget_with(file.page_releaser());
     let model = give(executor.as_mut())?;
     executor.ready()?;
     let threads = executor.threads();
     let driver = format!("{}, {threads} {}", unit.name(), if threads == 1 { "thread" } else { "threads" });
     let device = DeviceInfo { name: processor(), backend: CPU.into(), kind: CPU, driver, reason };
-    Ok(Target { model, executor, device })
+    Ok(ModelOnDevice { model, executor, device })
 }
 
 /// Name of the CPU, as the system reports it.

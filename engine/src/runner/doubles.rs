@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use super::{Made, Rebuildable, Runner, Target, Tuning};
+use super::{Made, RebuildTarget, Rebuildable, Runner, Tuning};
 use crate::exec::Batch;
 use crate::{DeviceInfo, EngineError, Hold, LoadError, Placement};
 
@@ -70,10 +70,10 @@ impl Runner for Remembers {
     }
 }
 
-pub(crate) type Shared = Arc<Mutex<Faults>>;
+pub(crate) type SharedFaults = Arc<Mutex<Faults>>;
 
 /// Applies the next fault, if any.
-pub(crate) fn meet(faults: &Shared) -> Result<(), EngineError> {
+pub(crate) fn meet(faults: &SharedFaults) -> Result<(), EngineError> {
     let fault = faults.lock().unwrap().next.pop_front();
     match fault {
         Some(Fault::Error) => return Err(EngineError::Device("out of memory".into())),
@@ -88,16 +88,16 @@ pub(crate) fn meet(faults: &Shared) -> Result<(), EngineError> {
 pub(crate) fn rebuildable(
     name: &str,
     may_fall_back: bool,
-    faults: &Shared,
+    faults: &SharedFaults,
     runner: impl Fn() -> Box<dyn Runner> + Send + 'static,
 ) -> Rebuildable {
     let (faults, name) = (faults.clone(), name.to_owned());
     let hold = faults.lock().unwrap().hold.take().unwrap_or_else(|| Box::new(()));
-    let make = move |target: Target<'_>| {
+    let make = move |target: RebuildTarget<'_>| {
         let mut faults = faults.lock().unwrap();
         let (kind, reason) = match target {
-            Target::AsWanted => ("discrete GPU", ""),
-            Target::Processor(reason) => ("CPU", reason),
+            RebuildTarget::Requested => ("discrete GPU", ""),
+            RebuildTarget::Processor(reason) => ("CPU", reason),
         };
         faults.on_processor.push(kind == "CPU");
         if faults.refusals > 0 && faults.on_processor.len() > 1 && kind != "CPU" {
@@ -109,12 +109,12 @@ pub(crate) fn rebuildable(
         let runner = Box::new(Remembers(runner(), faults.memory.clone()));
         Ok(Made { runner, placement: Placement::new(device, 0) })
     };
-    let first = make(Target::AsWanted).unwrap();
+    let first = make(RebuildTarget::Requested).unwrap();
     Rebuildable::new(first, may_fall_back, 1000, Box::new(make)).holding(hold)
 }
 
 /// Limits short enough for tests, but long enough where a busy machine must not look like a hanging device.
-pub(crate) fn tuning(faults: &Shared) -> Tuning {
+pub(crate) fn tuning(faults: &SharedFaults) -> Tuning {
     let hangs_at_first = matches!(faults.lock().unwrap().next.front(), Some(Fault::Hang(_)));
     Tuning {
         hang_least: Duration::from_millis(300),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::EngineError;
 
 /// Receiver of a request's result.
-pub(crate) trait Reader: Send + 'static {
+pub(crate) trait Recipient: Send + 'static {
     /// Fails the request; no event follows.
     fn fail(self, error: EngineError);
 }
@@ -24,7 +24,7 @@ struct State<R> {
     hung: bool,
     ended: bool,
     /// Receivers of the requests in the current step.
-    readers: Vec<R>,
+    recipients: Vec<R>,
 }
 
 struct Shared<R> {
@@ -33,15 +33,15 @@ struct Shared<R> {
 }
 
 /// Engine's side of the watchdog; the thread ends when this is dropped.
-pub(crate) struct Watch<R: Reader> {
+pub(crate) struct Watch<R: Recipient> {
     shared: Arc<Shared<R>>,
 }
 
-impl<R: Reader> Watch<R> {
+impl<R: Recipient> Watch<R> {
     /// Starts the thread. `on_hang` is called once for each step that hangs.
     pub(crate) fn start(name: &str, on_hang: impl Fn() + Send + 'static) -> std::io::Result<Self> {
         let state =
-            State { until: None, sleeps: false, sleeps_until: None, hung: false, ended: false, readers: Vec::new() };
+            State { until: None, sleeps: false, sleeps_until: None, hung: false, ended: false, recipients: Vec::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let watched = shared.clone();
         std::thread::Builder::new().name(name.to_owned()).spawn(move || watch(&watched, &on_hang))?;
@@ -53,8 +53,8 @@ impl<R: Reader> Watch<R> {
     }
 
     /// Sets the receivers to be failed when a step hangs.
-    pub(crate) fn readers(&self, readers: Vec<R>) {
-        self.state().readers = readers;
+    pub(crate) fn recipients(&self, recipients: Vec<R>) {
+        self.state().recipients = recipients;
     }
 
     /// Begins a step that must end within this time.
@@ -75,7 +75,7 @@ impl<R: Reader> Watch<R> {
     }
 }
 
-impl<R: Reader> Drop for Watch<R> {
+impl<R: Recipient> Drop for Watch<R> {
     fn drop(&mut self) {
         self.state().ended = true;
         self.shared.changed.notify_one();
@@ -87,7 +87,7 @@ pub(super) fn hangs() -> EngineError {
     EngineError::Device("a step has not ended in time".into())
 }
 
-fn watch<R: Reader>(shared: &Shared<R>, on_hang: &dyn Fn()) {
+fn watch<R: Recipient>(shared: &Shared<R>, on_hang: &dyn Fn()) {
     let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
     while !state.ended {
         let now = Instant::now();
@@ -96,8 +96,8 @@ fn watch<R: Reader>(shared: &Shared<R>, on_hang: &dyn Fn()) {
                 state.hung = true;
                 // First, so that a caller who is answered below and asks again at once is told the reason as well.
                 on_hang();
-                for reader in state.readers.drain(..) {
-                    reader.fail(hangs());
+                for recipient in state.recipients.drain(..) {
+                    recipient.fail(hangs());
                 }
             }
             Some(until) => {
@@ -125,14 +125,14 @@ mod tests {
     #[test]
     fn a_step_that_does_not_end_is_told_once_to_all_who_wait() {
         let hangs = Arc::new(AtomicUsize::new(0));
-        let (counted, (events, reader)) = (hangs.clone(), async_channel::bounded(1));
-        let told_late = reader.clone();
+        let (counted, (events, recipient)) = (hangs.clone(), async_channel::bounded(1));
+        let told_late = recipient.clone();
         let watch = Watch::start("watch", move || {
             assert!(told_late.is_empty(), "who is told finds the model marked already");
             counted.fetch_add(1, Ordering::SeqCst);
         })
         .unwrap();
-        watch.readers(vec![events]);
+        watch.recipients(vec![events]);
         for _ in 0..100 {
             watch.begin(Duration::from_secs(60));
             assert!(!watch.end());
@@ -142,9 +142,9 @@ mod tests {
         std::thread::sleep(Duration::from_millis(50));
         assert!(!watch.end());
         watch.begin(Duration::from_millis(20));
-        let told = reader.recv_blocking().unwrap();
+        let told = recipient.recv_blocking().unwrap();
         assert!(matches!(told, Event::Failed(EngineError::Device(_))));
-        assert!(reader.recv_blocking().is_err(), "nothing follows");
+        assert!(recipient.recv_blocking().is_err(), "nothing follows");
         std::thread::sleep(Duration::from_millis(60));
         assert!(watch.end());
         assert_eq!(hangs.load(Ordering::SeqCst), 1);

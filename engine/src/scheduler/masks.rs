@@ -8,14 +8,14 @@ use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
 
 /// Grammar whose mask is to be computed.
-struct Question {
+struct MaskRequest {
     /// Index among the picks of the step.
     pick: usize,
     matcher: Box<Matcher>,
 }
 
 /// Grammar with its computed mask.
-pub(super) struct Answer {
+pub(super) struct ComputedMask {
     pub(super) pick: usize,
     pub(super) matcher: Box<Matcher>,
     pub(super) mask: Result<SimpleVob, String>,
@@ -29,20 +29,20 @@ pub(super) struct Masks {
 }
 
 struct Thread {
-    questions: Sender<Question>,
-    answers: Receiver<Answer>,
+    questions: Sender<MaskRequest>,
+    answers: Receiver<ComputedMask>,
     _handle: JoinHandle<()>,
 }
 
 impl Thread {
     fn start(name: &str) -> Option<Self> {
-        let (questions, asked) = async_channel::unbounded::<Question>();
+        let (questions, asked) = async_channel::unbounded::<MaskRequest>();
         let (answered, answers) = async_channel::unbounded();
         let work = move || {
             super::be_nice();
-            while let Ok(Question { pick, mut matcher }) = asked.recv_blocking() {
+            while let Ok(MaskRequest { pick, mut matcher }) = asked.recv_blocking() {
                 let mask = matcher.compute_mask_or_eos().map_err(|e| e.to_string());
-                if answered.send_blocking(Answer { pick, matcher, mask }).is_err() {
+                if answered.send_blocking(ComputedMask { pick, matcher, mask }).is_err() {
                     break;
                 }
             }
@@ -66,14 +66,14 @@ impl Masks {
             self.thread = Thread::start(name);
         }
         if let Some(thread) = &self.thread
-            && thread.questions.try_send(Question { pick, matcher }).is_ok()
+            && thread.questions.try_send(MaskRequest { pick, matcher }).is_ok()
         {
             self.asked += 1;
         }
     }
 
     /// All answers since the last call, in the order of the questions.
-    pub(super) fn answers(&mut self) -> Vec<Answer> {
+    pub(super) fn answers(&mut self) -> Vec<ComputedMask> {
         let asked = std::mem::take(&mut self.asked);
         let Some(thread) = &self.thread else { return Vec::new() };
         let answers: Vec<_> = (0..asked).map_while(|_| thread.answers.recv_blocking().ok()).collect();

@@ -9,7 +9,7 @@ const SHORT_PART: usize = 4;
 
 /// A prompt that is being prefilled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Reader {
+pub(super) struct PendingPrompt {
     /// Tokens not prefilled yet.
     pub(super) unread: usize,
     /// Priority among short prompts, by [`place`].
@@ -34,7 +34,7 @@ fn short_part(rows: usize) -> usize {
 
 /// Divides the rows of a step among prompts, the oldest first: one part by priority, the rest by age. `order` and
 /// `parts` are buffers reused from step to step.
-pub(super) fn share(readers: &[Reader], rows: usize, order: &mut Vec<usize>, parts: &mut Vec<usize>) {
+pub(super) fn share(readers: &[PendingPrompt], rows: usize, order: &mut Vec<usize>, parts: &mut Vec<usize>) {
     parts.clear();
     parts.resize(readers.len(), 0);
     let mut left = rows;
@@ -70,12 +70,12 @@ pub(super) fn share(readers: &[Reader], rows: usize, order: &mut Vec<usize>, par
 /// that arrive later.
 pub(super) fn rows_until_read(
     prompt: usize,
-    readers: impl Iterator<Item = Reader> + Clone,
+    readers: impl Iterator<Item = PendingPrompt> + Clone,
     rows_so_far: u64,
     rows: usize,
 ) -> usize {
     let rows = rows.max(1);
-    let sum = |readers: &mut dyn Iterator<Item = Reader>| {
+    let sum = |readers: &mut dyn Iterator<Item = PendingPrompt>| {
         readers.fold(prompt, |sum, reader| sum.saturating_add(reader.unread))
     };
     let all = sum(&mut readers.clone());
@@ -131,7 +131,7 @@ mod tests {
     struct Virtual {
         rows: usize,
         gone: u64,
-        readers: Vec<Reader>,
+        readers: Vec<PendingPrompt>,
         /// Index, arrival and estimate of each.
         came: Vec<(usize, u64, usize)>,
         entered: usize,
@@ -154,7 +154,7 @@ mod tests {
         fn enter(&mut self, prompt: usize) {
             self.entered += 1;
             self.came.push((self.entered, self.gone, self.estimate(prompt)));
-            self.readers.push(Reader { unread: prompt, place: place(self.gone, prompt) });
+            self.readers.push(PendingPrompt { unread: prompt, place: place(self.gone, prompt) });
         }
 
         fn step(&mut self) -> Vec<Read> {
@@ -183,8 +183,8 @@ mod tests {
     }
 
     fn parts(unread: &[usize], rows: usize) -> Vec<usize> {
-        let readers: Vec<Reader> =
-            unread.iter().map(|unread| Reader { unread: *unread, place: place(0, *unread) }).collect();
+        let readers: Vec<PendingPrompt> =
+            unread.iter().map(|unread| PendingPrompt { unread: *unread, place: place(0, *unread) }).collect();
         let (mut order, mut parts) = (Vec::new(), Vec::new());
         share(&readers, rows, &mut order, &mut parts);
         parts

@@ -109,7 +109,7 @@ impl Pages {
         }
         for n in known..count {
             // Present, because `available` counted it.
-            let page = self.fresh()?;
+            let page = self.take_empty()?;
             self.use_page(page);
             self.enter(slot, n, page);
         }
@@ -129,7 +129,7 @@ impl Pages {
         let Some(count) = self.slots.get(slot).map(|slot| slot.count).filter(|count| *count < self.per_slot) else {
             return false;
         };
-        let Some(page) = self.fresh() else { return false };
+        let Some(page) = self.take_empty() else { return false };
         self.use_page(page);
         self.enter(slot, count, page);
         if let Some(slot) = self.slots.get_mut(slot) {
@@ -199,7 +199,7 @@ impl Pages {
     }
 
     /// Releases the pages of `slot`.
-    pub(super) fn give_back(&mut self, slot: usize) {
+    pub(super) fn release_slot(&mut self, slot: usize) {
         self.clock += 1;
         let count = self.slots.get(slot).map_or(0, |slot| slot.count);
         for n in 0..count {
@@ -259,7 +259,7 @@ impl Pages {
     }
 
     /// Takes an empty page: a free one, else the least recently used idle one.
-    fn fresh(&mut self) -> Option<u32> {
+    fn take_empty(&mut self) -> Option<u32> {
         if let Some(page) = self.free.pop() {
             return Some(page);
         }
@@ -330,8 +330,8 @@ mod tests {
         assert_eq!(pages.take(1, &text(1, 3), 0), Some(3 * PAGE));
         assert_eq!(pages.take(2, &text(2, 3), 0), Some(PAGE), "only the first page is the same");
         assert_eq!(pages.available(), PAGES - 4 - 1 - 3);
-        pages.give_back(0);
-        pages.give_back(2);
+        pages.release_slot(0);
+        pages.release_slot(2);
         check(&pages);
         // A text of whole pages: its last token is in no shared page.
         assert_eq!(pages.take(0, &text(1, 3)[..3 * PAGE], 0), Some(2 * PAGE));
@@ -343,7 +343,7 @@ mod tests {
         for kind in [1, 2] {
             pages.take(0, &text(kind, 4), 0);
             pages.filled(0, &text(kind, 4));
-            pages.give_back(0);
+            pages.release_slot(0);
         }
         // 1 + 3 + 3 full pages idle; the first text is the older one.
         assert_eq!(pages.idle(), 7);
@@ -351,7 +351,7 @@ mod tests {
         assert!(pages.grow(3) && !pages.grow(3));
         check(&pages);
         assert_eq!(pages.take(0, &text(2, 4), 0), Some(4 * PAGE), "the newer text is still there");
-        pages.give_back(0);
+        pages.release_slot(0);
         assert_eq!(pages.take(0, &text(1, 4), 0), Some(2 * PAGE), "the older one has lost its end");
     }
 
@@ -390,7 +390,7 @@ mod tests {
                             held[slot] = Some((tokens, read));
                         }
                     }
-                    (0, Some(_)) => pages.give_back(slot),
+                    (0, Some(_)) => pages.release_slot(slot),
                     (1, Some((tokens, read))) => {
                         let read = pages.catch_up(slot, &tokens, read);
                         held[slot] = Some((tokens, read));
@@ -417,7 +417,7 @@ mod tests {
                 }
             }
             for slot in 0..SLOTS {
-                pages.give_back(slot);
+                pages.release_slot(slot);
             }
             check(&pages);
             prop_assert_eq!(pages.available(), PAGES);

@@ -2,22 +2,22 @@
 
 use std::time::Duration;
 
-use super::pace::{Pace, Reader, share};
-use super::sequence::{Sequence, State};
-use super::{Worker, narrow};
+use super::pace::{Pace, PendingPrompt, share};
+use super::sequence::{Sequence, SequenceState};
+use super::{SchedulerWorker, narrow};
 use crate::exec::PAGE;
 
 /// Prompts of a step; buffers reused from step to step.
 #[derive(Default)]
-pub(super) struct Readers {
+pub(super) struct PendingPrompts {
     /// Request and sequence of each prompt, by index.
     places: Vec<(usize, usize)>,
-    prompts: Vec<Reader>,
+    prompts: Vec<PendingPrompt>,
     order: Vec<usize>,
     parts: Vec<usize>,
 }
 
-impl Readers {
+impl PendingPrompts {
     fn clear(&mut self) {
         self.places.clear();
         self.prompts.clear();
@@ -31,14 +31,14 @@ const SLOWER_BY_PROMPTS: u32 = 2;
 /// allowed between tokens, so that arrivals and cancellations do not wait longer.
 const PROMPT_ROWS: usize = 64;
 
-impl Worker {
+impl SchedulerWorker {
     /// Fills the batch of the next step. Returns false if nothing can run.
     pub(super) fn plan(&mut self) -> bool {
         self.batch.rows.clear();
         self.batch.picks.clear();
         self.picked.clear();
         for at in 0..self.running.len() {
-            if !self.running.get(at).is_some_and(|request| request.is_told()) {
+            if !self.running.get(at).is_some_and(|request| request.is_delivered()) {
                 continue;
             }
             for n in 0..self.running.get(at).map_or(0, |request| request.sequences.len()) {
@@ -74,12 +74,14 @@ impl Worker {
         for at in 0..self.running.len() {
             for n in 0..self.running.get(at).map_or(0, |request| request.sequences.len()) {
                 if self.sequence(at, n).is_some_and(|s| s.can_run() && s.in_step == 0 && s.unread() > 0)
-                    && self.running.get(at).is_some_and(|request| request.is_told())
+                    && self.running.get(at).is_some_and(|request| request.is_delivered())
                 {
                     self.catch_up(at, n);
                     readers.places.push((at, n));
                     let place = self.running.get(at).map_or(0, |request| request.place);
-                    readers.prompts.push(Reader { unread: self.sequence(at, n).map_or(0, Sequence::unread), place });
+                    readers
+                        .prompts
+                        .push(PendingPrompt { unread: self.sequence(at, n).map_or(0, Sequence::unread), place });
                 }
             }
         }
@@ -156,7 +158,7 @@ impl Worker {
         let all = self.running.iter().enumerate().flat_map(|(at, request)| {
             request.sequences.iter().enumerate().map(move |(n, sequence)| ((at, n), sequence))
         });
-        all.filter(|(place, s)| *place > (at, n) && s.state == State::Runs && s.placed && s.in_step == 0)
+        all.filter(|(place, s)| *place > (at, n) && s.state == SequenceState::Runs && s.has_pages && s.in_step == 0)
             .map(|(place, _)| place)
             .next_back()
     }
@@ -165,8 +167,8 @@ impl Worker {
     fn preempt(&mut self, at: usize, n: usize) {
         let Some(request) = self.running.get_mut(at) else { return };
         let Some(sequence) = request.sequences.get_mut(n) else { return };
-        self.pages.give_back(sequence.slot);
-        sequence.unplace();
+        self.pages.release_slot(sequence.slot);
+        sequence.lose_pages();
         self.shared.preempted();
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Job;
 
 /// Cost of a decoded token, in prompt tokens.
-const WRITTEN: u64 = 2;
+const DECODE_COST: u64 = 2;
 /// Unit of the counters: a token of a tenant of weight 1.
 const UNIT: u64 = 1 << 16;
 
@@ -61,7 +61,7 @@ impl Queue {
     }
 
     /// Next tenant: of those served equally little, the one that has waited longest.
-    fn turn(&self) -> Option<&TenantKey> {
+    fn next_tenant(&self) -> Option<&TenantKey> {
         let first = |tenant: &Tenant| tenant.waiting.front().map(|job| (tenant.given, job.submitted));
         let heads = self.tenants.iter().filter_map(|(key, tenant)| Some((first(tenant)?, key)));
         heads.min_by(|(a, _), (b, _)| a.cmp(b)).map(|(_, key)| key)
@@ -69,13 +69,13 @@ impl Queue {
 
     /// Next request.
     pub(super) fn front(&self) -> Option<&Job> {
-        self.tenants.get(self.turn()?)?.waiting.front()
+        self.tenants.get(self.next_tenant()?)?.waiting.front()
     }
 
     /// Removes the next request and charges its prompt to the tenant. [`Self::left`] must follow when the request has
     /// ended.
     pub(super) fn pop(&mut self) -> Option<Job> {
-        let key = self.turn()?.clone();
+        let key = self.next_tenant()?.clone();
         let tenant = self.tenants.get_mut(&key)?;
         let job = tenant.waiting.pop_front()?;
         self.level = self.level.max(tenant.given);
@@ -87,7 +87,7 @@ impl Queue {
     /// Charges decoded tokens to a tenant.
     pub(super) fn wrote(&mut self, key: &TenantKey, tokens: u64) {
         if let Some(tenant) = self.tenants.get_mut(key) {
-            tenant.charge(tokens.saturating_mul(WRITTEN));
+            tenant.charge(tokens.saturating_mul(DECODE_COST));
         }
     }
 

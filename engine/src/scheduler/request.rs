@@ -6,7 +6,7 @@ use async_channel::{Sender, TrySendError};
 
 use super::Job;
 use super::queue::TenantKey;
-use super::sequence::{Said, Sequence, State};
+use super::sequence::{Sequence, SequenceOutput, SequenceState};
 use crate::{EngineError, Event, Finished};
 
 pub(super) struct Request {
@@ -60,7 +60,7 @@ impl Request {
         self.events.is_closed()
     }
     /// True if all events were delivered; otherwise the request is parked.
-    pub(super) fn is_told(&self) -> bool {
+    pub(super) fn is_delivered(&self) -> bool {
         self.outbox.is_empty()
     }
     /// True if all answers have ended.
@@ -95,7 +95,7 @@ impl Request {
     pub(super) fn begin(&mut self) {
         if !std::mem::replace(&mut self.begun, true) {
             self.admitted = Instant::now();
-            self.tell(Event::Started { queued: self.admitted.saturating_duration_since(self.submitted) });
+            self.send(Event::Started { queued: self.admitted.saturating_duration_since(self.submitted) });
         }
     }
 
@@ -118,7 +118,7 @@ impl Request {
         if self.first.is_none() {
             let now = Instant::now();
             self.first = Some(now);
-            self.tell(Event::Prefilled {
+            self.send(Event::Prefilled {
                 prefill: now.saturating_duration_since(self.admitted),
                 prompt_tokens: super::narrow(self.prompt),
                 cached_tokens: super::narrow(self.cached),
@@ -127,17 +127,17 @@ impl Request {
     }
 
     /// Reports a part of an answer.
-    pub(super) fn said(&mut self, choice: u32, said: Said) {
-        let Said { text, tokens, written, ended, .. } = said;
+    pub(super) fn output(&mut self, choice: u32, output: SequenceOutput) {
+        let SequenceOutput { text, tokens, written, ended, .. } = output;
         if !text.is_empty() || !written.is_empty() {
-            self.tell(Event::Text { choice, text, tokens, written });
+            self.send(Event::Text { choice, text, tokens, written });
         }
         let Some(reason) = ended else { return };
-        self.tell(Event::Ended { choice, reason });
-        if self.sequences.iter().all(|sequence| sequence.state == State::Over) {
+        self.send(Event::Ended { choice, reason });
+        if self.sequences.iter().all(|sequence| sequence.state == SequenceState::Over) {
             self.is_finished = true;
             let first = self.first.unwrap_or_else(Instant::now);
-            self.tell(Event::Finished(Finished {
+            self.send(Event::Finished(Finished {
                 prompt_tokens: super::narrow(self.prompt),
                 cached_tokens: super::narrow(self.cached),
                 completion_tokens: super::narrow(self.answered()),
@@ -154,7 +154,7 @@ impl Request {
         let _ = self.events.force_send(Event::Failed(error));
     }
 
-    fn tell(&mut self, event: Event) {
+    fn send(&mut self, event: Event) {
         self.outbox.push(event);
         self.flush();
     }

@@ -11,7 +11,7 @@ use crate::{EngineError, FinishReason, Generate, TokenProbability, WrittenToken}
 
 /// State of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum SequenceState {
     /// Waits until the first answer to the same prompt has prefilled it.
     Follows,
     /// Prefills or decodes.
@@ -22,7 +22,7 @@ pub(super) enum State {
 
 /// Output of a sequence after a step.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(super) struct SequenceOutput {
     pub(super) text: String,
     pub(super) tokens: u32,
     pub(super) written: Vec<WrittenToken>,
@@ -41,9 +41,9 @@ struct Constraint {
 pub(super) struct Sequence {
     pub(super) slot: usize,
     pub(super) choice: u32,
-    pub(super) state: State,
+    pub(super) state: SequenceState,
     /// True if the sequence has pages.
-    pub(super) placed: bool,
+    pub(super) has_pages: bool,
     /// Rows in the current step.
     pub(super) in_step: usize,
     /// Tokens of prompt and answer.
@@ -70,8 +70,8 @@ impl Sequence {
         Self {
             slot,
             choice,
-            state: if choice == 0 { State::Runs } else { State::Follows },
-            placed: false,
+            state: if choice == 0 { SequenceState::Runs } else { SequenceState::Follows },
+            has_pages: false,
             in_step: 0,
             tokens: prompt.to_vec(),
             prompt: prompt.len(),
@@ -115,7 +115,7 @@ impl Sequence {
     }
     /// True if the next step can have rows of the sequence.
     pub(super) fn can_run(&self) -> bool {
-        self.state == State::Runs && self.placed
+        self.state == SequenceState::Runs && self.has_pages
     }
 
     /// Sets the tokens that are in the KV cache, filled by other sequences.
@@ -136,8 +136,8 @@ impl Sequence {
     }
 
     /// Records the loss of the pages: all tokens must be read again.
-    pub(super) fn unplace(&mut self) {
-        self.placed = false;
+    pub(super) fn lose_pages(&mut self) {
+        self.has_pages = false;
         self.read = 0;
     }
 
@@ -165,7 +165,7 @@ impl Sequence {
     }
 
     /// Chooses the next token and returns its output. Overwrites the logits.
-    pub(super) fn choose(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) -> Result<Said, EngineError> {
+    pub(super) fn choose(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) -> Result<SequenceOutput, EngineError> {
         let allowed = match &self.constraint {
             None => None,
             Some(Constraint { mask: Some(mask), .. }) if !mask.is_zero() => Some(Allowed(mask.as_slice())),
@@ -198,35 +198,35 @@ impl Sequence {
         self.untold += 1;
         let added = self.text.push(tokenizer.bytes_of(token));
         let is_complete = self.constraint.as_ref().and_then(|c| c.matcher.as_ref()).is_some_and(|m| m.is_stopped());
-        let mut said = self.say(added.text);
+        let mut output = self.emit(added.text);
         if added.stopped {
-            self.state = State::Over;
-            said.ended = Some(FinishReason::Stop);
+            self.state = SequenceState::Over;
+            output.ended = Some(FinishReason::Stop);
         } else if is_complete || self.answered() >= self.max_tokens {
             let reason = if is_complete { FinishReason::Stop } else { FinishReason::Length };
             let rest = self.end(reason);
-            said.text.push_str(&rest.text);
-            said.tokens += rest.tokens;
-            said.written.extend(rest.written);
-            said.ended = rest.ended;
+            output.text.push_str(&rest.text);
+            output.tokens += rest.tokens;
+            output.written.extend(rest.written);
+            output.ended = rest.ended;
         }
-        said.wrote = true;
-        Ok(said)
+        output.wrote = true;
+        Ok(output)
     }
 
-    fn say(&mut self, text: String) -> Said {
+    fn emit(&mut self, text: String) -> SequenceOutput {
         if text.is_empty() {
-            return Said::default();
+            return SequenceOutput::default();
         }
         let (tokens, written) = (std::mem::take(&mut self.untold), std::mem::take(&mut self.written));
-        Said { text, tokens, written, ..Said::default() }
+        SequenceOutput { text, tokens, written, ..SequenceOutput::default() }
     }
 
     /// Ends the answer, including the text held back.
-    fn end(&mut self, reason: FinishReason) -> Said {
-        self.state = State::Over;
+    fn end(&mut self, reason: FinishReason) -> SequenceOutput {
+        self.state = SequenceState::Over;
         let rest = self.text.finish();
         let (tokens, written) = (std::mem::take(&mut self.untold), std::mem::take(&mut self.written));
-        Said { text: rest, tokens, written, ended: Some(reason), wrote: false }
+        SequenceOutput { text: rest, tokens, written, ended: Some(reason), wrote: false }
     }
 }

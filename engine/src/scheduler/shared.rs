@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::pace::{Pace, Reader, place, rows_until_read};
+use super::pace::{Pace, PendingPrompt, place, rows_until_read};
 use super::queue::TenantKey;
 use crate::exec::{PAGE, Sizes};
 use crate::{Busy, BusyReason, EngineStats, Generate};
@@ -33,11 +33,11 @@ impl Waiting {
 
 /// Requests that are served before a new one.
 #[derive(Default)]
-struct Line {
+struct WaitingLine {
     /// Waiting requests by tenant, in their order; only tenants with some.
     waiting: HashMap<TenantKey, VecDeque<Waiting>>,
     /// Prompts of the last step, as before it.
-    reading: Vec<Reader>,
+    reading: Vec<PendingPrompt>,
     /// Prompt rows before the last step.
     rows_read: u64,
     /// Cost of the last step.
@@ -46,7 +46,7 @@ struct Line {
     room: usize,
 }
 
-impl Line {
+impl WaitingLine {
     fn waiting(&self) -> usize {
         self.waiting.values().map(choices).sum()
     }
@@ -64,7 +64,7 @@ fn choices(waiting: &VecDeque<Waiting>) -> usize {
     waiting.iter().map(|request| request.choices).sum()
 }
 
-pub(super) struct Shared {
+pub(super) struct SchedulerState {
     sizes: Sizes,
     queue: usize,
     max_wait: Duration,
@@ -73,7 +73,7 @@ pub(super) struct Shared {
     /// A request was refused for lack of room since the scheduler last looked.
     refused: AtomicBool,
     running: AtomicUsize,
-    line: Mutex<Line>,
+    line: Mutex<WaitingLine>,
     kv_used: AtomicUsize,
     kv_idle: AtomicUsize,
     /// Moving averages: duration of a decoding step, length of an answer.
@@ -97,7 +97,7 @@ fn wide(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-impl Shared {
+impl SchedulerState {
     pub(super) fn new(sizes: Sizes, queue: usize, max_wait: Duration) -> Self {
         Self {
             sizes,
@@ -120,7 +120,7 @@ impl Shared {
         }
     }
 
-    fn line(&self) -> MutexGuard<'_, Line> {
+    fn line(&self) -> MutexGuard<'_, WaitingLine> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -217,7 +217,7 @@ impl Shared {
     }
 
     /// Records the plan of a step: its cost, the prompts and rows before it, and the tokens for which pages remain.
-    pub(super) fn planned(&self, pace: Pace, reading: &[Reader], rows_read: u64, room: usize) {
+    pub(super) fn planned(&self, pace: Pace, reading: &[PendingPrompt], rows_read: u64, room: usize) {
         let mut line = self.line();
         line.pace = pace;
         line.rows_read = rows_read;
@@ -268,7 +268,7 @@ impl Shared {
 
     /// Time to prefill the prompt beside the current ones, by the sharing of steps. If no slot or no pages are free,
     /// time for all prompts before it and for the rest of the answers before it.
-    fn wait_in(&self, line: &Line, prompt: usize, tenant: &TenantKey) -> Duration {
+    fn wait_in(&self, line: &WaitingLine, prompt: usize, tenant: &TenantKey) -> Duration {
         let before = line.before(tenant);
         let ahead = before.clone().map(|waiting| waiting.choices).sum::<usize>() + self.running.load(Ordering::Relaxed);
         let places = self.sizes.slots.max(1);
@@ -277,7 +277,7 @@ impl Shared {
         // A request that waits for an end is overtaken by none and overtakes none.
         let short_of = if ahead >= places { ahead - places + 1 } else { usize::from(pages > line.room) };
         if short_of == 0 {
-            let comes = |unread| Reader { unread, place: place(line.rows_read, unread) };
+            let comes = |unread| PendingPrompt { unread, place: place(line.rows_read, unread) };
             let readers = line.reading.iter().copied().chain(prompts.map(comes));
             return line.pace.time_of(rows_until_read(prompt, readers, line.rows_read, line.pace.rows));
         }

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use async_channel::Receiver;
 use proptest::prelude::*;
 
-use super::{Handle, begin};
+use super::{SchedulerHandle, begin};
 use crate::artifact::{ModelFile, TensorType};
 use crate::exec::{Batch, PAGE, Sizes};
 use crate::grammar::Grammars;
 use crate::runner::Runner;
-use crate::runner::doubles::{Fault, Faults, Shared, meet, rebuildable, tuning};
+use crate::runner::doubles::{Fault, Faults, SharedFaults, meet, rebuildable, tuning};
 use crate::text::TextModel;
 use crate::{
     BusyReason, DeviceChoice, EngineError, Event, FinishReason, Finished, Generate, LoadError, LoadOptions, Prompt,
@@ -41,7 +41,7 @@ struct Simulated {
     sizes: Sizes,
     memory: Vec<u64>,
     world: Arc<Mutex<World>>,
-    faults: Shared,
+    faults: SharedFaults,
 }
 
 fn mix(a: u64, b: u64) -> u64 {
@@ -95,8 +95,8 @@ impl Runner for Simulated {
 }
 
 struct Scene {
-    handle: Handle,
-    faults: Shared,
+    handle: SchedulerHandle,
+    faults: SharedFaults,
     world: Arc<Mutex<World>>,
     text: TextModel,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::small_model;
 use crate::artifact::TensorType;
-use crate::device::{Mark, Stuck};
+use crate::device::{HangMark, HangSource};
 use crate::{DeviceChoice, Engine, LoadError, LoadOptions};
 
 struct Held(Sender<()>);
@@ -40,7 +40,7 @@ fn it_is_asked_for_when_the_model_can_be_loaded_and_let_go_with_its_memory() {
     assert_eq!(asked.get(), 2);
 
     // No memory is reserved for a model that hangs already.
-    let mark = Mark::new(Stuck::File(file.path().into()));
+    let mark = HangMark::new(HangSource::File(file.path().into()));
     let mut devices = vec![DeviceChoice::Cpu];
     // On a machine where automatic choice means the CPU as well.
     devices.extend(crate::device::no_gpu().map(|_| DeviceChoice::Auto));

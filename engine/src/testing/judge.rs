@@ -12,7 +12,7 @@ use super::gguf::Gguf;
 use crate::artifact::{MetaValue, ModelFile, TensorType};
 use crate::exec::plain::Plain;
 use crate::exec::{Batch, Row, Sizes};
-use crate::model::{Decoder, Shape};
+use crate::model::{Decoder, DecoderShape};
 use crate::text::Tokenizer;
 
 /// Texts that are hard to tokenise.
@@ -177,7 +177,7 @@ pub(super) fn log_probabilities(path: &Path, tokens: &[u32], steps: usize) -> Ve
 
 fn log_probabilities_by(plain: fn(Sizes) -> Plain, path: &Path, tokens: &[u32], steps: usize) -> Vec<Vec<f64>> {
     let file = ModelFile::open(path).unwrap();
-    let shape = Shape::of(&file).unwrap();
+    let shape = DecoderShape::of(&file).unwrap();
     shape.check(&file).unwrap();
     let sizes = Sizes { max_picks: 64, ..shape.sizes(64, 1, 1 << 24) };
     let mut plain = plain(sizes);
@@ -387,7 +387,7 @@ fn same_perplexity(path: &Path) {
             step["logprob"].as_f64().unwrap()
         })
         .collect();
-    let shape = Shape::of(&file).unwrap();
+    let shape = DecoderShape::of(&file).unwrap();
     let sizes = crate::exec::Sizes { max_picks: 64, ..shape.sizes(512, 1, 1 << 28) };
     let mut cpu = crate::exec::cpu::Cpu::new(crate::CpuUnit::best(), 2, sizes).unwrap();
     let model = Decoder::load(&shape, &file, &sizes, &mut cpu).unwrap();

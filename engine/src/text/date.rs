@@ -22,10 +22,10 @@ const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "
 /// Formats the current time by a format of C's `strftime`. Fails with the first unknown directive.
 pub(super) fn now(format: &str) -> Result<String, char> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    told(since.as_secs(), format)
+    formatted(since.as_secs(), format)
 }
 
-fn told(seconds: u64, format: &str) -> Result<String, char> {
+fn formatted(seconds: u64, format: &str) -> Result<String, char> {
     let days = seconds / 86_400;
     let (year, month, day) = date(days);
     let name = |names: &[&'static str], at: u64| {
@@ -91,12 +91,12 @@ mod tests {
             (4_107_542_400, "Monday, 01 March 2100 00:00:00"),
             (1_735_689_600, "Wednesday, 01 January 2025 00:00:00"),
         ] {
-            assert_eq!(told(seconds, "%A, %d %B %Y %H:%M:%S").unwrap(), date);
+            assert_eq!(formatted(seconds, "%A, %d %B %Y %H:%M:%S").unwrap(), date);
         }
         assert_eq!(
-            told(1_722_000_000, "%d %b %Y, %e %a %y %F %T 100%%").unwrap(),
+            formatted(1_722_000_000, "%d %b %Y, %e %a %y %F %T 100%%").unwrap(),
             "26 Jul 2024, 26 Fri 24 2024-07-26 13:20:00 100%"
         );
-        assert_eq!(told(0, "%d %Q"), Err('Q'));
+        assert_eq!(formatted(0, "%d %Q"), Err('Q'));
     }
 }

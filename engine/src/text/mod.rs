@@ -107,7 +107,7 @@ impl TextModel {
         let mut text = String::new();
         for piece in pieces {
             match piece {
-                Piece::Said(said) => text.push_str(&said),
+                Piece::Caller(said) => text.push_str(&said),
                 Piece::Template(written) => {
                     let mut rest = written.as_str();
                     while let Some((before, token, after)) = self.tokenizer.split_control(rest) {

@@ -22,7 +22,7 @@ const MAX_TEMPLATE: usize = 256 << 10;
 const MAX_RENDERED: usize = 4 << 20;
 
 /// Marks that templates search for in a message, to leave out thoughts or to tell a tool's result from a question.
-const LOOKED_FOR: [&str; 4] = ["<think>", "</think>", "<tool_response>", "</tool_response>"];
+const INSPECTED_MARKS: [&str; 4] = ["<think>", "</think>", "<tool_response>", "</tool_response>"];
 
 /// Private-use characters around the index of a caller's text.
 const OPEN: char = '\u{F5A0}';
@@ -36,7 +36,7 @@ pub(super) enum Piece {
     /// Text of the template, in which control tokens are recognised.
     Template(String),
     /// Text of a caller.
-    Said(String),
+    Caller(String),
 }
 
 /// A compiled template.
@@ -44,8 +44,8 @@ pub(super) struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
-    /// Marks of [`LOOKED_FOR`] that this template searches for and that are no control tokens of the model.
-    looked_for: Vec<&'static str>,
+    /// Marks of [`INSPECTED_MARKS`] that this template searches for and that are no control tokens of the model.
+    inspected: Vec<&'static str>,
     /// Tool-call syntax of the model, if the template knows tools.
     tools: Option<ToolStyle>,
 }
@@ -62,7 +62,7 @@ impl ChatTemplate {
         };
         let source = without_training(&source);
         let is_text = |mark: &&str| source.contains(*mark) && tokenizer.split_control(mark).is_none();
-        let looked_for = LOOKED_FOR.into_iter().filter(is_text).collect();
+        let inspected = INSPECTED_MARKS.into_iter().filter(is_text).collect();
         let tools = ToolStyle::of_template(&source, tokenizer);
         let mut environment = Environment::new();
         // Same settings as Hugging Face's apply_chat_template.
@@ -83,7 +83,7 @@ impl ChatTemplate {
             .add_template_owned(NAME, source)
             .map_err(|e| file.unsupported(format!("the chat template cannot be compiled: {e}")))?;
         let text = |token: Option<u32>| token.and_then(|t| tokenizer.control_text(t)).unwrap_or_default().to_owned();
-        Ok(Some(Self { environment, bos: text(tokenizer.bos()), eos: text(tokenizer.eos()), looked_for, tools }))
+        Ok(Some(Self { environment, bos: text(tokenizer.bos()), eos: text(tokenizer.eos()), inspected, tools }))
     }
 
     /// Tool-call syntax; `None` if the template knows no tools or uses an unsupported syntax.
@@ -112,15 +112,15 @@ impl ChatTemplate {
                 return Err(PromptError::Role(message.role.chars().take(32).collect()));
             }
         }
-        let calls = |message: &ChatMessage| message.tool_calls.iter().map(|call| called(call, tokenizer)).collect();
+        let calls = |message: &ChatMessage| message.tool_calls.iter().map(|call| call_value(call, tokenizer)).collect();
         let calls = messages.iter().map(calls).collect::<Result<Vec<Vec<Value>>, _>>()?;
-        let tools = tools.iter().map(|tool| offered(tool, tokenizer)).collect::<Result<Vec<Value>, _>>()?;
+        let tools = tools.iter().map(|tool| tool_value(tool, tokenizer)).collect::<Result<Vec<Value>, _>>()?;
         let mut said = Vec::new();
         let shown: Vec<_> = messages
             .iter()
             .enumerate()
             .map(|(n, message)| {
-                let content = self.marked(&message.content, tokenizer, &mut said);
+                let content = self.with_markers(&message.content, tokenizer, &mut said);
                 let plain = context! { role => message.role.as_str(), content };
                 match (calls.get(n).filter(|calls| !calls.is_empty()), &message.tool_call_id) {
                     (Some(calls), _) => context! { tool_calls => calls, ..plain },
@@ -156,7 +156,7 @@ impl ChatTemplate {
 
     /// Replaces a message by markers for its texts, which are pushed to `said`, with the visible parts between them.
     /// An empty message stays empty, because templates test for that.
-    fn marked<'m>(&self, message: &'m str, tokenizer: &Tokenizer, said: &mut Vec<&'m str>) -> String {
+    fn with_markers<'m>(&self, message: &'m str, tokenizer: &Tokenizer, said: &mut Vec<&'m str>) -> String {
         let mut marked = String::new();
         let mut text = |text: &'m str, marked: &mut String| {
             let inner = text.trim();
@@ -173,7 +173,7 @@ impl ChatTemplate {
             marked.push_str(after);
         };
         let mut rest = message;
-        let first = |rest: &str| self.looked_for.iter().filter_map(|mark| Some((rest.find(mark)?, *mark))).min();
+        let first = |rest: &str| self.inspected.iter().filter_map(|mark| Some((rest.find(mark)?, *mark))).min();
         while let Some((at, mark)) = first(rest) {
             let (before, after) = rest.split_at(at);
             text(before, &mut marked);
@@ -195,7 +195,7 @@ fn pieces(rendered: &str, said: &[&str]) -> Vec<Piece> {
         let told = after.split_once(CLOSE).and_then(|(n, tail)| Some((said.get(n.parse::<usize>().ok()?)?, tail)));
         match told {
             Some((text, tail)) => {
-                pieces.push(Piece::Said(if in_json { in_quotes(text) } else { (*text).to_owned() }));
+                pieces.push(Piece::Caller(if in_json { in_quotes(text) } else { (*text).to_owned() }));
                 rest = tail;
             }
             None => rest = after,
@@ -258,26 +258,26 @@ fn of_json(value: &serde_json::Value) -> Value {
 }
 
 /// A tool as templates expect it.
-fn offered(tool: &Tool, tokenizer: &Tokenizer) -> Result<Value, PromptError> {
+fn tool_value(tool: &Tool, tokenizer: &Tokenizer) -> Result<Value, PromptError> {
     let function: serde_json::Value =
         serde_json::from_str(&tool.function).map_err(|e| PromptError::Tools(format!("not JSON: {e}")))?;
-    harmless(&function, tokenizer)?;
+    refuse_control_tokens(&function, tokenizer)?;
     Ok(of_json(&serde_json::json!({"type": "function", "function": function})))
 }
 
 /// A call as templates expect it: arguments that are JSON become an object.
-fn called(call: &ToolCall, tokenizer: &Tokenizer) -> Result<Value, PromptError> {
+fn call_value(call: &ToolCall, tokenizer: &Tokenizer) -> Result<Value, PromptError> {
     let arguments =
         serde_json::from_str(&call.arguments).unwrap_or_else(|_| serde_json::Value::from(call.arguments.as_str()));
     let call = serde_json::json!({
         "id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments},
     });
-    harmless(&call, tokenizer)?;
+    refuse_control_tokens(&call, tokenizer)?;
     Ok(of_json(&call))
 }
 
 /// Refuses values that would be read as a control token in the template's text.
-fn harmless(value: &serde_json::Value, tokenizer: &Tokenizer) -> Result<(), PromptError> {
+fn refuse_control_tokens(value: &serde_json::Value, tokenizer: &Tokenizer) -> Result<(), PromptError> {
     let check = |text: &str| {
         if tokenizer.split_control(text).is_some() || text.contains([OPEN, CLOSE, OPEN_JSON]) {
             return Err(PromptError::Tools("a text in it contains a control token of the model".into()));
@@ -286,10 +286,12 @@ fn harmless(value: &serde_json::Value, tokenizer: &Tokenizer) -> Result<(), Prom
     };
     match value {
         serde_json::Value::String(text) => check(text),
-        serde_json::Value::Array(entries) => entries.iter().try_for_each(|entry| harmless(entry, tokenizer)),
+        serde_json::Value::Array(entries) => {
+            entries.iter().try_for_each(|entry| refuse_control_tokens(entry, tokenizer))
+        }
         serde_json::Value::Object(fields) => fields.iter().try_for_each(|(name, field)| {
             check(name)?;
-            harmless(field, tokenizer)
+            refuse_control_tokens(field, tokenizer)
         }),
         _ => Ok(()),
     }

@@ -220,7 +220,7 @@ impl ToolReader {
             return true;
         }
         // Whitespace that may precede a call, and a partial opening mark, are held back.
-        let settled = self.held.len() - begun_at_end(&self.held);
+        let settled = self.held.len() - partial_opening(&self.held);
         let settled = self.held.get(..settled).map_or(0, |text| text.trim_end().len());
         let rest = self.held.split_off(settled);
         text(std::mem::replace(&mut self.held, rest), out);
@@ -279,7 +279,7 @@ fn text(text: String, out: &mut Vec<Said>) {
 }
 
 /// Bytes at the end of a text that may become an opening mark.
-fn begun_at_end(text: &str) -> usize {
+fn partial_opening(text: &str) -> usize {
     (1..BEGIN.len()).rev().find(|n| BEGIN.get(..*n).is_some_and(|begun| text.ends_with(begun))).unwrap_or(0)
 }
 

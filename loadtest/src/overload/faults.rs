@@ -1,5 +1,5 @@
-//! One of three scripted servers fails for a quarter of the time, in every way that a server can, under a load that
-//! two servers take. Measured: hurt requests, time to ejection, and time to return after recovery.
+//! One server of three fails for a quarter of the time, in every way that a server can. The load is what the other
+//! two take. Measured: hurt requests, time to ejection, and time to return after recovery.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Rate-limit rules of filters. A filter names a rule; the gateway keeps its levels, here or in a shared store,
-//! judges all rules of a request together and settles them when the answer has ended.
+//! Rate-limit rules of filters. A filter names a rule; the gateway keeps its levels, here or in a shared store.
+//! All rules of a request are judged together, and settled when the answer has ended.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

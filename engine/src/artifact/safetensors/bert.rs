@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::{Folder, MetaValue, shown};
+use super::{MetaValue, ModelFolder, shown};
 use crate::LoadError;
 
 pub(super) fn metadata(
     config: &Value,
-    folder: &Folder,
+    folder: &ModelFolder,
     unsupported: &impl Fn(String) -> LoadError,
 ) -> Result<HashMap<String, MetaValue>, LoadError> {
     match config.get("position_embedding_type").and_then(Value::as_str) {

@@ -6,7 +6,7 @@ use std::f64::consts::TAU;
 
 use serde_json::Value;
 
-use super::{Folder, Layout, MetaValue, shown, text};
+use super::{MetaValue, ModelFolder, WeightLayout, shown, text};
 use crate::LoadError;
 
 /// Longest list that is read; models have some dozens of layers.
@@ -50,18 +50,18 @@ impl Architecture {
 }
 
 /// A decoder, described by its `config.json`.
-pub(super) struct Decoder {
+pub(super) struct DecoderConfig {
     architecture: Architecture,
     is_mistral: bool,
     /// True for a model of images and text, of which only the text part is used.
-    sees: bool,
+    is_multimodal: bool,
     config: Value,
 }
 
 pub(super) type Metadata = HashMap<String, MetaValue>;
 type Refuse<'a> = &'a dyn Fn(String) -> LoadError;
 
-impl Decoder {
+impl DecoderConfig {
     /// Reads a `config.json`; `None` for other model types.
     pub(super) fn of(model_type: &str, config: &Value) -> Option<Self> {
         let architecture = match model_type {
@@ -71,9 +71,9 @@ impl Decoder {
             "gemma3_text" | "gemma3" => Architecture::Gemma3,
             _ => return None,
         };
-        let (is_mistral, sees) = (model_type == "mistral", model_type == "gemma3");
+        let (is_mistral, is_multimodal) = (model_type == "mistral", model_type == "gemma3");
         let mut inner = config.clone();
-        if let (true, Some(text)) = (sees, config.get("text_config")) {
+        if let (true, Some(text)) = (is_multimodal, config.get("text_config")) {
             inner = text.clone();
             // Keys of the whole model that apply to its text part.
             for key in ["eos_token_id", "tie_word_embeddings"] {
@@ -82,7 +82,7 @@ impl Decoder {
                 }
             }
         }
-        Some(Self { architecture, is_mistral, sees, config: inner })
+        Some(Self { architecture, is_mistral, is_multimodal, config: inner })
     }
 
     fn get(&self, key: &str) -> Option<&Value> {
@@ -114,15 +114,15 @@ impl Decoder {
         self.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(default)
     }
 
-    pub(super) fn layout(&self) -> Layout {
-        Layout { rope_halves: true, norms_less_one: self.architecture == Architecture::Gemma3 }
+    pub(super) fn layout(&self) -> WeightLayout {
+        WeightLayout { rope_halves: true, norms_less_one: self.architecture == Architecture::Gemma3 }
     }
 
     /// Metadata of the model: its sizes, its variants, and its text keys.
-    pub(super) fn metadata(&self, folder: &Folder, refuse: Refuse<'_>) -> Result<Metadata, LoadError> {
+    pub(super) fn metadata(&self, folder: &ModelFolder, refuse: Refuse<'_>) -> Result<Metadata, LoadError> {
         let mut metadata = HashMap::new();
         metadata.insert("general.architecture".into(), MetaValue::String(self.architecture.name().into()));
-        self.refuse_what_is_not_run(refuse)?;
+        self.refuse_unsupported(refuse)?;
         let mut put = |key: &str, value: MetaValue| {
             metadata.insert(format!("{}.{key}", self.architecture.name()), value);
         };
@@ -169,7 +169,7 @@ impl Decoder {
             if let Some(window) = self.number("sliding_window") {
                 put("attention.sliding_window", MetaValue::Unsigned(window));
             }
-            put("attention.sliding_window_pattern", MetaValue::Unsigned(self.pattern(refuse)?));
+            put("attention.sliding_window_pattern", MetaValue::Unsigned(self.full_attention_period(refuse)?));
             let scalar = self.float("query_pre_attn_scalar").unwrap_or(256.0);
             put("attention.scale", MetaValue::Float(1.0 / scalar.sqrt()));
         }
@@ -178,7 +178,7 @@ impl Decoder {
     }
 
     /// Refuses variants that this version does not run.
-    fn refuse_what_is_not_run(&self, refuse: Refuse<'_>) -> Result<(), LoadError> {
+    fn refuse_unsupported(&self, refuse: Refuse<'_>) -> Result<(), LoadError> {
         let wanted = if self.architecture == Architecture::Gemma3 { "gelu_pytorch_tanh" } else { "silu" };
         let function = self.get("hidden_activation").or_else(|| self.get("hidden_act")).and_then(Value::as_str);
         if let Some(other) = function.filter(|name| *name != wanted) {
@@ -197,8 +197,8 @@ impl Decoder {
                 "it looks both ways (`use_bidirectional_attention`), which this version does not run".into(),
             ));
         }
-        let is_part = |told: &Value| {
-            let part = told.get("partial_rotary_factor").and_then(Value::as_f64);
+        let is_part = |settings: &Value| {
+            let part = settings.get("partial_rotary_factor").and_then(Value::as_f64);
             part.is_some_and(|part| (part - 1.0).abs() > f64::EPSILON)
         };
         let parameters = self.get("rope_parameters").and_then(Value::as_object);
@@ -229,9 +229,9 @@ impl Decoder {
     }
 
     /// Period of the layers that attend to the whole context: one in so many.
-    fn pattern(&self, refuse: Refuse<'_>) -> Result<u64, LoadError> {
-        let told = self.number("sliding_window_pattern").or_else(|| self.number("_sliding_window_pattern"));
-        let Some(kinds) = self.get("layer_types").and_then(Value::as_array) else { return Ok(told.unwrap_or(6)) };
+    fn full_attention_period(&self, refuse: Refuse<'_>) -> Result<u64, LoadError> {
+        let settings = self.number("sliding_window_pattern").or_else(|| self.number("_sliding_window_pattern"));
+        let Some(kinds) = self.get("layer_types").and_then(Value::as_array) else { return Ok(settings.unwrap_or(6)) };
         let is_full = |kind: &Value| kind.as_str() == Some("full_attention");
         // Without any such layer the period is longer than the model.
         let period = kinds.iter().position(is_full).map_or(kinds.len(), |first| first) + 1;
@@ -246,7 +246,7 @@ impl Decoder {
     }
 
     /// Rotary embedding of the layers with full attention, and of those with sliding-window attention.
-    fn rotations(&self) -> (Rotation<'_>, Rotation<'_>) {
+    fn rotations(&self) -> (RopeConfig<'_>, RopeConfig<'_>) {
         let gemma = self.architecture == Architecture::Gemma3;
         let parameters = self.get("rope_parameters");
         let base = self.float("rope_theta").unwrap_or(if gemma { 1e6 } else { 1e4 });
@@ -254,16 +254,16 @@ impl Decoder {
         let of = |kind: &str, base: f64, scaling| {
             // Newer files give the parameters for each kind of layer, or once for all; older ones keep the base
             // apart.
-            let told = parameters.and_then(|all| all.get(kind).or(Some(all))).or(scaling);
-            let base = told.and_then(|told| told.get("rope_theta")).and_then(Value::as_f64).unwrap_or(base);
-            Rotation { base, told }
+            let settings = parameters.and_then(|all| all.get(kind).or(Some(all))).or(scaling);
+            let base = settings.and_then(|settings| settings.get("rope_theta")).and_then(Value::as_f64).unwrap_or(base);
+            RopeConfig { base, settings }
         };
         let whole = of("full_attention", base, self.get("rope_scaling"));
         let windowed = parameters.is_some_and(|all| all.get("sliding_attention").is_some());
         let local = if windowed {
             of("sliding_attention", local_base, None)
         } else {
-            Rotation { base: local_base, told: None }
+            RopeConfig { base: local_base, settings: None }
         };
         (whole, local)
     }
@@ -274,14 +274,17 @@ impl Decoder {
             |name: &str, heads: &[&str]| heads.iter().find_map(|head| name.strip_prefix(head)).map(str::to_owned);
         let of_images =
             ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
-        if self.sees && of_images.iter().any(|head| name.starts_with(head)) {
+        if self.is_multimodal && of_images.iter().any(|head| name.starts_with(head)) {
             return None;
         }
-        if name == "lm_head.weight" || (self.sees && name == "language_model.lm_head.weight") {
+        if name == "lm_head.weight" || (self.is_multimodal && name == "language_model.lm_head.weight") {
             return (!self.is_tied()).then(|| "output.weight".to_owned());
         }
-        let heads: &[&str] =
-            if self.sees { &["language_model.model.", "model.language_model.", "model."] } else { &["model."] };
+        let heads: &[&str] = if self.is_multimodal {
+            &["language_model.model.", "model.language_model.", "model."]
+        } else {
+            &["model."]
+        };
         let Some(inner) = strip(name, heads) else { return Some(name.to_owned()) };
         match inner.as_str() {
             "embed_tokens.weight" => return Some("token_embd.weight".into()),
@@ -319,9 +322,9 @@ impl Decoder {
 }
 
 /// Rotary embedding of some layers: base frequency and scaling parameters.
-struct Rotation<'a> {
+struct RopeConfig<'a> {
     base: f64,
-    told: Option<&'a Value>,
+    settings: Option<&'a Value>,
 }
 
 enum Scaling {
@@ -330,12 +333,13 @@ enum Scaling {
     Llama3(Llama3),
 }
 
-impl Rotation<'_> {
+impl RopeConfig<'_> {
     fn scaling(&self, refuse: Refuse<'_>) -> Result<Scaling, LoadError> {
-        let Some(told) = self.told else { return Ok(Scaling::None) };
-        let kind = told.get("rope_type").or_else(|| told.get("type")).and_then(Value::as_str).unwrap_or("default");
+        let Some(settings) = self.settings else { return Ok(Scaling::None) };
+        let kind =
+            settings.get("rope_type").or_else(|| settings.get("type")).and_then(Value::as_str).unwrap_or("default");
         let number = |key: &str| {
-            let number = told.get(key).and_then(Value::as_f64).filter(|n| n.is_finite() && *n > 0.0);
+            let number = settings.get(key).and_then(Value::as_f64).filter(|n| n.is_finite() && *n > 0.0);
             number.ok_or_else(|| refuse(format!("positions are scaled by `{}`, but `{key}` is missing", shown(kind))))
         };
         match kind {

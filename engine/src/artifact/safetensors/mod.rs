@@ -14,12 +14,12 @@ use std::path::{Component, Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use super::gguf::{Header, Layout, MetaValue, TensorEntry};
+use super::gguf::{Header, MetaValue, TensorEntry, WeightLayout};
 use super::is_file;
 use super::kind::Other;
 use super::types::TensorType;
 use crate::LoadError;
-use decoder::Decoder;
+use decoder::DecoderConfig;
 
 /// Longest JSON file that is read, in bytes; a tokenizer of a quarter of a million words has some 30 MB.
 const MAX_JSON: u64 = 64 << 20;
@@ -72,9 +72,9 @@ pub(super) fn is_index(path: &Path) -> bool {
 }
 
 /// Folder of the weights, for the files beside them.
-pub(super) struct Folder(PathBuf);
+pub(super) struct ModelFolder(PathBuf);
 
-impl Folder {
+impl ModelFolder {
     pub(super) fn of(weights: &Path) -> Self {
         Self(weights.parent().map(Path::to_owned).unwrap_or_default())
     }
@@ -127,12 +127,12 @@ fn shown(text: &str) -> String {
 }
 
 /// Index of a model in parts: the tensors of each file.
-pub(super) struct Index {
+pub(super) struct PartIndex {
     path: PathBuf,
     parts: BTreeMap<PathBuf, BTreeSet<String>>,
 }
 
-impl Index {
+impl PartIndex {
     /// Reads the index. Parts lie in the same folder: a path that leads elsewhere is refused.
     pub(super) fn read(path: &Path) -> Result<Self, LoadError> {
         let corrupt = |reason: String| LoadError::Corrupt { path: path.to_owned(), reason };
@@ -182,7 +182,7 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Header, LoadError> {
 /// Model type of a folder.
 enum Model {
     Bert,
-    Decoder(Decoder),
+    Decoder(DecoderConfig),
 }
 
 impl Model {
@@ -196,7 +196,7 @@ impl Model {
 
 fn parse_parts<'a>(path: &Path, parts: impl Iterator<Item = Part<'a>>) -> Result<Header, LoadError> {
     let unsupported = |reason: String| LoadError::Unsupported { path: path.to_owned(), reason };
-    let folder = Folder::of(path);
+    let folder = ModelFolder::of(path);
     let config = folder.json("config.json")?.ok_or_else(|| {
         unsupported(
             "there is no `config.json` beside it: put the whole model folder in place, not the weights alone".into(),
@@ -212,9 +212,9 @@ fn parse_parts<'a>(path: &Path, parts: impl Iterator<Item = Part<'a>>) -> Result
     }
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown");
     let (model, metadata, layout) = match kind {
-        "bert" => (Model::Bert, bert::metadata(&config, &folder, &unsupported)?, Layout::default()),
+        "bert" => (Model::Bert, bert::metadata(&config, &folder, &unsupported)?, WeightLayout::default()),
         _ => {
-            let decoder = Decoder::of(kind, &config).ok_or_else(|| {
+            let decoder = DecoderConfig::of(kind, &config).ok_or_else(|| {
                 unsupported(format!(
                     "its `config.json` says `model_type` `{}`: of safetensors this version runs bert, {}; convert \
                      others to GGUF with llama.cpp's convert_hf_to_gguf.py",

@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use super::decoder::Metadata;
-use super::{Folder, MetaValue};
+use super::{MetaValue, ModelFolder};
 use crate::LoadError;
 
 /// Most tokens that end an answer; real models have a handful.
@@ -19,18 +19,18 @@ const DEFAULTS: [(&str, Option<&str>, Option<&str>); 3] = [
 ];
 
 /// Adds the text settings to the metadata. `ends` is the model's own `eos_token_id`.
-pub(super) fn read(folder: &Folder, ends: Option<&Value>, metadata: &mut Metadata) -> Result<(), LoadError> {
+pub(super) fn read(folder: &ModelFolder, ends: Option<&Value>, metadata: &mut Metadata) -> Result<(), LoadError> {
     let mut put = |key: &str, value| metadata.insert(key.to_owned(), value);
-    let told = folder.json("tokenizer_config.json")?.unwrap_or_default();
+    let settings = folder.json("tokenizer_config.json")?.unwrap_or_default();
     // Older folders keep their special tokens in a file of its own, which takes precedence.
-    let older = match told.get("added_tokens_decoder") {
+    let older = match settings.get("added_tokens_decoder") {
         Some(_) => None,
         None => folder.json("special_tokens_map.json")?,
     };
-    let class = told.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+    let class = settings.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
     let (_, bos, eos) = DEFAULTS.into_iter().find(|(name, ..)| class.starts_with(name)).unwrap_or_default();
     for (key, to, default) in [("bos_token", "tokenizer.bos", bos), ("eos_token", "tokenizer.eos", eos)] {
-        let written = older.as_ref().and_then(|older| older.get(key)).or_else(|| told.get(key));
+        let written = older.as_ref().and_then(|older| older.get(key)).or_else(|| settings.get(key));
         if let Some(token) = written.map_or(default, token) {
             put(to, MetaValue::String(token.to_owned()));
         }
@@ -44,10 +44,10 @@ pub(super) fn read(folder: &Folder, ends: Option<&Value>, metadata: &mut Metadat
     };
     put("tokenizer.ends", MetaValue::Numbers(ends));
     let beside = folder.text("chat_template.jinja")?;
-    let legacy = || Ok::<_, LoadError>(folder.json("chat_template.json")?.and_then(|told| template(&told)));
+    let legacy = || Ok::<_, LoadError>(folder.json("chat_template.json")?.and_then(|settings| template(&settings)));
     let template = match beside {
         Some(template) => Some(template),
-        None => template(&told).map_or_else(legacy, |template| Ok(Some(template)))?,
+        None => template(&settings).map_or_else(legacy, |template| Ok(Some(template)))?,
     };
     if let Some(template) = template {
         put("tokenizer.chat_template", MetaValue::String(template));
@@ -61,11 +61,11 @@ fn token(written: &Value) -> Option<&str> {
 }
 
 /// Chat template of a settings file: a string, or several with names, of which `default` is used.
-fn template(told: &Value) -> Option<String> {
+fn template(settings: &Value) -> Option<String> {
     let named = |name: &str| {
-        let mut all = told.get("chat_template")?.as_array()?.iter();
+        let mut all = settings.get("chat_template")?.as_array()?.iter();
         all.find(|one| one.get("name").and_then(Value::as_str) == Some(name))?.get("template")?.as_str()
     };
-    let text = told.get("chat_template").and_then(Value::as_str).or_else(|| named("default"));
+    let text = settings.get("chat_template").and_then(Value::as_str).or_else(|| named("default"));
     text.map(str::to_owned)
 }

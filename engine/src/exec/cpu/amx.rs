@@ -12,7 +12,7 @@ use half::f16;
 use super::amx_floats;
 use super::matmul::{self, Product};
 use super::pack::{Family, Layout};
-use super::quantize::{self, Tile};
+use super::quantize::{self, RowTile};
 use super::unit::amx as tiles;
 use super::unit::avx512::{self, Avx512};
 
@@ -37,7 +37,7 @@ pub(super) unsafe fn matmul(p: &Product, groups: Range<usize>, scratch: *mut u8)
         }
         tiles::enter();
         let each = p.layout.blocks() * BLOCK;
-        for groups in matmul::near(groups, each) {
+        for groups in matmul::cache_sized(groups, each) {
             for (n, group) in groups.clone().enumerate() {
                 unpack(&p.layout, p.weights.add(group * p.layout.group()), scratch.add(n * each));
             }
@@ -59,7 +59,7 @@ pub(super) unsafe fn matmul(p: &Product, groups: Range<usize>, scratch: *mut u8)
 
 /// Computes a tile of [`ROWS`] rows.
 #[inline(always)]
-unsafe fn whole(p: &Product, group: usize, tile: Tile, unpacked: *const u8) {
+unsafe fn whole(p: &Product, group: usize, tile: RowTile, unpacked: *const u8) {
     // SAFETY: the group and the tile are inside of what the pointers lead to, as the caller says.
     unsafe {
         let weights = p.weights.add(group * p.layout.group());

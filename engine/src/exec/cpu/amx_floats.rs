@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::matmul::{self, Product};
 use super::pack::{Family, Layout};
-use super::quantize::Tile;
+use super::quantize::RowTile;
 use super::unit::amx::{self as tiles, ROWS};
 use super::unit::avx512::Avx512;
 
@@ -109,7 +109,7 @@ pub(super) unsafe fn matmul(p: &Product, groups: Range<usize>, scratch: *mut u8)
                     let [most, second, third] = [0, 1, 2].map(|n| products.add((n * ROWS + t) * ROWS));
                     let least = _mm512_add_ps(_mm512_loadu_ps(second), _mm512_loadu_ps(third));
                     let sum = _mm512_add_ps(_mm512_loadu_ps(most), least);
-                    matmul::put::<Avx512, 1>(p, group, Tile { first: first + t, rows: 1 }, [sum]);
+                    matmul::put::<Avx512, 1>(p, group, RowTile { first: first + t, rows: 1 }, [sum]);
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::memory::Piece;
+use super::memory::Allocation;
 use super::unit::{LANES, QUERIES, Unit};
 use crate::exec::PAGE;
 
@@ -53,8 +53,8 @@ kept!(f32, load, store);
 /// KV cache of a layer, and its shape.
 #[derive(Clone, Copy)]
 pub(super) struct Cache<K> {
-    pub(super) keys: Piece<K>,
-    pub(super) values: Piece<K>,
+    pub(super) keys: Allocation<K>,
+    pub(super) values: Allocation<K>,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
 }
@@ -96,7 +96,7 @@ impl<K: Kept> Cache<K> {
 
 /// Queries of one key/value head that attend to the same sequence.
 #[derive(Clone, Copy)]
-pub(super) struct Tile {
+pub(super) struct QueryTile {
     /// First row of the step.
     pub(super) row: usize,
     /// Rows, of one sequence, at consecutive positions.
@@ -142,7 +142,7 @@ pub(super) fn scratch(context: usize, head_dim: usize) -> usize {
 /// # Safety
 /// The processor has the unit, all pointers lead to what the shapes say, and `scratch` to [`scratch`] values.
 #[inline(always)]
-pub(super) unsafe fn attention<U: Unit, K: Kept>(a: &Attention<K>, tile: &Tile, scratch: *mut f32) {
+pub(super) unsafe fn attention<U: Unit, K: Kept>(a: &Attention<K>, tile: &QueryTile, scratch: *mut f32) {
     macro_rules! with {
         ($($n:literal)*) => {
             match tile.rows * tile.heads {
@@ -164,7 +164,7 @@ pub(super) unsafe fn attention<U: Unit, K: Kept>(a: &Attention<K>, tile: &Tile, 
 #[inline(always)]
 unsafe fn some<U: Unit, K: Kept, const N: usize, const VECTORS: usize>(
     a: &Attention<K>,
-    tile: &Tile,
+    tile: &QueryTile,
     scratch: *mut f32,
 ) {
     let dim = a.cache.head_dim;
@@ -236,7 +236,7 @@ unsafe fn vectors<U: Unit, K: Kept, const VECTORS: usize>(from: *const K) -> [U:
 #[inline(always)]
 unsafe fn weigh<U: Unit, K: Kept, const N: usize, const VECTORS: usize>(
     a: &Attention<K>,
-    tile: &Tile,
+    tile: &QueryTile,
     scores: *const f32,
     seen: Range<usize>,
     totals: &[f32; N],

@@ -44,10 +44,10 @@ pub(super) struct Kernels {
     pub(super) rotate_neighbours: unsafe fn(*mut f32, *const f32, usize),
     pub(super) rotate_halves: unsafe fn(*mut f32, *const f32, usize),
     pub(super) store: unsafe fn(&Cache<f16>, u32, usize, usize, *const f32, *const f32),
-    pub(super) attention: unsafe fn(&Attention<f16>, &attention::Tile, *mut f32),
+    pub(super) attention: unsafe fn(&Attention<f16>, &attention::QueryTile, *mut f32),
     /// [`Self::store`] and [`Self::attention`] for keys and values of one operation only.
     pub(super) store_f32: unsafe fn(&Cache<f32>, u32, usize, usize, *const f32, *const f32),
-    pub(super) attention_f32: unsafe fn(&Attention<f32>, &attention::Tile, *mut f32),
+    pub(super) attention_f32: unsafe fn(&Attention<f32>, &attention::QueryTile, *mut f32),
 }
 
 macro_rules! compiled {
@@ -139,7 +139,7 @@ macro_rules! compiled {
             }
 
             $(#[$attribute])?
-            unsafe fn attention(a: &Attention<f16>, tile: &attention::Tile, scratch: *mut f32) {
+            unsafe fn attention(a: &Attention<f16>, tile: &attention::QueryTile, scratch: *mut f32) {
                 // SAFETY: as for the operation; the unit is there, as `Kernels` says.
                 unsafe { attention::attention::<U, f16>(a, tile, scratch) }
             }
@@ -151,7 +151,7 @@ macro_rules! compiled {
             }
 
             $(#[$attribute])?
-            unsafe fn attention_f32(a: &Attention<f32>, tile: &attention::Tile, scratch: *mut f32) {
+            unsafe fn attention_f32(a: &Attention<f32>, tile: &attention::QueryTile, scratch: *mut f32) {
                 // SAFETY: as for the operation; the unit is there, as `Kernels` says.
                 unsafe { attention::attention::<U, f32>(a, tile, scratch) }
             }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::pack::{Family, Layout};
-use super::quantize::{self, Tile};
+use super::quantize::{self, RowTile};
 use super::unit::Unit;
 
 /// Parameters of a product.
@@ -31,16 +31,16 @@ pub(super) struct Product {
 
 /// Bytes of weights that are multiplied with one tile of activations after the other, so that both stay in the L1
 /// cache.
-const NEAR: usize = 24 << 10;
+const L1_BYTES: usize = 24 << 10;
 
 /// Bytes of scratch of a product of this many columns: groups of weights as bytes, or one of floats.
 pub(super) fn scratch(columns: usize) -> usize {
-    NEAR.max(columns * super::unit::LANES * size_of::<f32>())
+    L1_BYTES.max(columns * super::unit::LANES * size_of::<f32>())
 }
 
-/// Splits groups of `bytes` bytes into ranges of about [`NEAR`] bytes.
-pub(super) fn near(groups: Range<usize>, bytes: usize) -> impl Iterator<Item = Range<usize>> {
-    let each = (NEAR / bytes.max(1)).max(1);
+/// Splits groups of `bytes` bytes into ranges of about [`L1_BYTES`] bytes.
+pub(super) fn cache_sized(groups: Range<usize>, bytes: usize) -> impl Iterator<Item = Range<usize>> {
+    let each = (L1_BYTES / bytes.max(1)).max(1);
     let end = groups.end;
     groups.step_by(each).map(move |first| first..(first + each).min(end))
 }
@@ -52,7 +52,7 @@ pub(super) fn near(groups: Range<usize>, bytes: usize) -> impl Iterator<Item = R
 /// `out`.
 #[inline(always)]
 pub(super) unsafe fn matmul<U: Unit>(p: &Product, groups: Range<usize>) {
-    for groups in near(groups, p.layout.group()) {
+    for groups in cache_sized(groups, p.layout.group()) {
         for tile in quantize::tiles(p.rows, p.tile) {
             macro_rules! with {
                 ($($t:literal)*) => {
@@ -79,7 +79,7 @@ pub(super) unsafe fn matmul<U: Unit>(p: &Product, groups: Range<usize>) {
 /// # Safety
 /// As for [`matmul`].
 #[inline(always)]
-pub(super) unsafe fn one<U: Unit, const T: usize>(p: &Product, group: usize, tile: Tile) {
+pub(super) unsafe fn one<U: Unit, const T: usize>(p: &Product, group: usize, tile: RowTile) {
     let layout = &p.layout;
     // SAFETY: the group and the tile are inside of what the pointers lead to, as the caller says.
     unsafe {
@@ -104,7 +104,7 @@ pub(super) unsafe fn one<U: Unit, const T: usize>(p: &Product, group: usize, til
 /// # Safety
 /// As for [`matmul`].
 #[inline(always)]
-pub(super) unsafe fn put<U: Unit, const T: usize>(p: &Product, group: usize, tile: Tile, sums: [U::F; T]) {
+pub(super) unsafe fn put<U: Unit, const T: usize>(p: &Product, group: usize, tile: RowTile, sums: [U::F; T]) {
     // SAFETY: the group and the tile are inside of what the pointers lead to, as the caller says.
     unsafe {
         let layout = &p.layout;
@@ -126,14 +126,14 @@ pub(super) unsafe fn put<U: Unit, const T: usize>(p: &Product, group: usize, til
 }
 
 /// Distance of prefetching, in bytes.
-const AHEAD: usize = 2048;
+const PREFETCH_BYTES: usize = 2048;
 
 /// Prefetches what will be read after a block of weights of `bytes` bytes.
 #[inline(always)]
 pub(super) unsafe fn fetch<U: Unit>(weights: *const u8, bytes: usize) {
     for line in 0..bytes.div_ceil(64) {
         // SAFETY: any address may be fetched.
-        unsafe { U::prefetch(weights.wrapping_add(AHEAD + line * 64)) };
+        unsafe { U::prefetch(weights.wrapping_add(PREFETCH_BYTES + line * 64)) };
     }
 }
 

@@ -5,10 +5,10 @@ use memmap2::MmapMut;
 
 /// Bytes requested from the system at once; untouched pages cost nothing.
 const CHUNK: usize = 64 << 20;
-/// Alignment of a piece: a cache line.
+/// Alignment of an allocation: a cache line.
 const ALIGN: usize = 64;
 
-/// Growing arena of pieces of memory.
+/// Growing arena of memory.
 #[derive(Default)]
 pub(super) struct Memory {
     chunks: Vec<MmapMut>,
@@ -20,24 +20,24 @@ pub(super) struct Memory {
 /// Values in a [`Memory`]: address and number. Valid for as long as that memory lives; the user must prevent data
 /// races.
 #[derive(Debug)]
-pub(super) struct Piece<T> {
+pub(super) struct Allocation<T> {
     at: *mut T,
     len: usize,
 }
 
-impl<T> Clone for Piece<T> {
+impl<T> Clone for Allocation<T> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<T> Copy for Piece<T> {}
+impl<T> Copy for Allocation<T> {}
 
 // SAFETY: a pointer and a length; the user of the pointer prevents races.
-unsafe impl<T: Send> Send for Piece<T> {}
+unsafe impl<T: Send> Send for Allocation<T> {}
 // SAFETY: as above.
-unsafe impl<T: Sync> Sync for Piece<T> {}
+unsafe impl<T: Sync> Sync for Allocation<T> {}
 
-impl<T> Piece<T> {
+impl<T> Allocation<T> {
     pub(super) fn at(self) -> *mut T {
         self.at
     }
@@ -47,8 +47,8 @@ impl<T> Piece<T> {
 }
 
 impl Memory {
-    /// Allocates a piece of `len` zeroed values. Fails when the system has no more memory.
-    pub(super) fn take<T: bytemuck::Zeroable>(&mut self, len: usize) -> std::io::Result<Piece<T>> {
+    /// Allocates `len` zeroed values. Fails when the system has no more memory.
+    pub(super) fn take<T: bytemuck::Zeroable>(&mut self, len: usize) -> std::io::Result<Allocation<T>> {
         let bytes = len
             .checked_mul(size_of::<T>())
             .and_then(|bytes| bytes.checked_next_multiple_of(ALIGN))
@@ -66,7 +66,7 @@ impl Memory {
         let room = chunk.get_mut(self.used..).ok_or(std::io::ErrorKind::OutOfMemory)?;
         self.used += bytes;
         self.taken += bytes;
-        Ok(Piece { at: room.as_mut_ptr().cast(), len })
+        Ok(Allocation { at: room.as_mut_ptr().cast(), len })
     }
 
     /// Bytes allocated so far.

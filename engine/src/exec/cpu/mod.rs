@@ -27,7 +27,7 @@ use crate::artifact::Tensor;
 use crate::{EngineError, LoadError};
 use attention::Cache;
 use kernels::Kernels;
-use memory::{Memory, Piece};
+use memory::{Allocation, Memory};
 use pack::{Family, Layout};
 use pool::Pool;
 
@@ -35,32 +35,32 @@ pub use cores::Cores;
 pub use unit::CpuUnit;
 
 /// Bytes of weights that are repacked as one part.
-const REPACKED: usize = 256 << 10;
+const REPACK_BYTES: usize = 256 << 10;
 
 /// Most rows that [`Kernels::split`] packs together.
-const WHOLE: usize = 16;
+const SPLIT_ROWS: usize = 16;
 #[cfg(target_arch = "x86_64")]
-const _: () = assert!(WHOLE == unit::amx::ROWS, "a tile of AMX is packed whole");
+const _: () = assert!(SPLIT_ROWS == unit::amx::ROWS, "a tile of AMX is packed whole");
 
 /// Neighbouring rows of a matrix that are of one family.
 #[derive(Clone, Copy)]
 struct Segment {
     layout: Layout,
-    weights: Piece<u8>,
+    weights: Allocation<u8>,
 }
 
 #[derive(Clone, Copy)]
-struct Place {
+struct CpuActivation {
     width: usize,
     rows: usize,
-    values: Piece<f32>,
+    values: Allocation<f32>,
 }
 
 #[derive(Clone, Copy)]
 struct Rotation {
     pairs: usize,
     pairing: Pairing,
-    table: Piece<f32>,
+    table: Allocation<f32>,
 }
 
 /// Callback for data that was copied and is not read again.
@@ -74,21 +74,21 @@ pub struct Cpu {
     sizes: Sizes,
     memory: Memory,
     matrices: Vec<Vec<Segment>>,
-    vectors: Vec<Piece<f32>>,
+    vectors: Vec<Allocation<f32>>,
     rotations: Vec<Rotation>,
-    places: Vec<Place>,
+    activations: Vec<CpuActivation>,
     caches: Vec<Cache<f16>>,
     /// Keys and values of bidirectional attention, for models that use it.
-    fleeting: Option<Cache<f32>>,
+    bidirectional: Option<Cache<f32>>,
     /// Activations packed for the current product.
-    packed: Piece<u8>,
+    packed: Allocation<u8>,
     /// Scores or unpacked weights, for each thread.
-    scratch: Vec<Piece<f32>>,
+    scratch: Vec<Allocation<f32>>,
     batch: Batch,
     /// Range of its sequence's rows, for each row.
     spans: Vec<[u32; 2]>,
     /// Parts of causal attention in this step; empty until a layer needs them.
-    tiles: Vec<attention::Tile>,
+    tiles: Vec<attention::QueryTile>,
     /// Rows that operations run on now.
     rows: usize,
     /// First error of this step.
@@ -134,9 +134,9 @@ impl Cpu {
             matrices: Vec::new(),
             vectors: Vec::new(),
             rotations: Vec::new(),
-            places: Vec::new(),
+            activations: Vec::new(),
             caches,
-            fleeting: None,
+            bidirectional: None,
             packed,
             scratch: Vec::new(),
             batch: Batch::default(),
@@ -165,9 +165,9 @@ impl Cpu {
 
     /// Values of an activation that belong to the current rows.
     fn values(&self, id: ActId) -> &[f32] {
-        let Some(place) = self.places.get(id.0) else { return &[] };
+        let Some(place) = self.activations.get(id.0) else { return &[] };
         let count = (self.rows * place.width).min(place.values.len());
-        // SAFETY: the piece has that many values, and nothing writes them while `self` is borrowed.
+        // SAFETY: the allocation has that many values, and nothing writes them while `self` is borrowed.
         unsafe { std::slice::from_raw_parts(place.values.at(), count) }
     }
 }
@@ -185,11 +185,11 @@ impl Executor for Cpu {
                 signed: self.kernels.signed,
             };
             let weights = self.memory.take::<u8>(layout.bytes()).map_err(|e| refused(first.name, &e))?;
-            let each = (REPACKED / layout.group()).max(1);
+            let each = (REPACK_BYTES / layout.group()).max(1);
             self.pool.run(layout.groups().div_ceil(each), &|part, _| {
                 let groups = part * each..((part + 1) * each).min(layout.groups());
                 let (from, len) = (groups.start * layout.group(), groups.len() * layout.group());
-                // SAFETY: parts are ranges of groups that do not overlap, inside of the piece, which is new.
+                // SAFETY: parts are ranges of groups that do not overlap, inside of the allocation, which is new.
                 let out = unsafe { std::slice::from_raw_parts_mut(weights.at().add(from), len) };
                 pack::repack(&layout, group, groups, out);
             });
@@ -204,7 +204,7 @@ impl Executor for Cpu {
 
     fn vector(&mut self, values: &[f32]) -> Result<VectorId, LoadError> {
         let piece = self.memory.take(values.len()).map_err(|e| refused("a vector", &e))?;
-        // SAFETY: the piece is new and has as many values.
+        // SAFETY: the allocation is new and has as many values.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), piece.at(), values.len()) };
         self.vectors.push(piece);
         Ok(VectorId(self.vectors.len() - 1))
@@ -219,8 +219,8 @@ impl Executor for Cpu {
 
     fn activation(&mut self, width: usize, rows: usize) -> Result<ActId, LoadError> {
         let values = self.memory.take(width * rows).map_err(|e| refused("activations", &e))?;
-        self.places.push(Place { width, rows, values });
-        Ok(ActId(self.places.len() - 1))
+        self.activations.push(CpuActivation { width, rows, values });
+        Ok(ActId(self.activations.len() - 1))
     }
 
     fn ready(&mut self) -> Result<(), LoadError> {
@@ -228,7 +228,7 @@ impl Executor for Cpu {
         let widest = self.matrices.iter().flatten().map(|segment| segment.layout.columns).max().unwrap_or(0);
         let widest = widest.next_multiple_of(unit::BLOCK);
         // Floats take four bytes a value, more than rounded ones with their scales, and may come in whole tiles only.
-        let bytes = widest * self.sizes.max_rows.next_multiple_of(WHOLE) * size_of::<f32>();
+        let bytes = widest * self.sizes.max_rows.next_multiple_of(SPLIT_ROWS) * size_of::<f32>();
         self.packed = self.memory.take(bytes).map_err(|e| refused("activations", &e))?;
         let scores = attention::scratch(most_attended(&self.sizes), self.sizes.head_dim);
         let scratch = scores.max(matmul::scratch(widest).div_ceil(size_of::<f32>()));
@@ -259,21 +259,21 @@ impl Executor for Cpu {
     fn add(&mut self, x: ActId, out: ActId) {
         let (Some((x, out)), add) = (self.pair(x, out), self.kernels.add) else { return };
         let width = x.width.min(out.width);
-        // SAFETY: rows of places; the unit is there.
+        // SAFETY: rows of activations; the unit is there.
         self.each_row(width, &|r, _| unsafe { add(x.row(r), 1.0, width, out.row(r)) });
     }
 
     fn add_bias(&mut self, bias: VectorId, out: ActId) {
-        let (Some(bias), Some(out)) = (self.weights(bias), self.place(out)) else { return };
+        let (Some(bias), Some(out)) = (self.weights(bias), self.activation_of(out)) else { return };
         let (add, width) = (self.kernels.add, out.width.min(bias.len()));
-        // SAFETY: rows of a place and a vector that is as long; the unit is there.
+        // SAFETY: rows of an activation and a vector that is as long; the unit is there.
         self.each_row(width, &|r, _| unsafe { add(bias.at(), 1.0, width, out.row(r)) });
     }
 
     fn rms_norm(&mut self, x: ActId, weight: VectorId, eps: f32, out: ActId) {
         let (Some((x, out)), Some(weight)) = (self.pair(x, out), self.weights(weight)) else { return };
         let (norm, width) = (self.kernels.rms_norm, x.width.min(out.width).min(weight.len()));
-        // SAFETY: rows of places and a vector that is as long; the unit is there.
+        // SAFETY: rows of activations and a vector that is as long; the unit is there.
         self.each_row(width, &|r, _| unsafe { norm(x.row(r), weight.at(), width, eps, out.row(r)) });
     }
 
@@ -284,7 +284,7 @@ impl Executor for Cpu {
         };
         let width = x.width.min(out.width).min(weight.len()).min(bias.len());
         let norm = self.kernels.layer_norm;
-        // SAFETY: rows of places and vectors that are as long; the unit is there.
+        // SAFETY: rows of activations and vectors that are as long; the unit is there.
         self.each_row(width, &|r, _| unsafe { norm(x.row(r), weight.at(), bias.at(), width, eps, out.row(r)) });
     }
 
@@ -309,15 +309,15 @@ impl Executor for Cpu {
     }
 
     fn activate(&mut self, function: Function, x: ActId) {
-        let (Some(x), apply) = (self.place(x), self.kernels.apply) else { return };
-        // SAFETY: rows of a place; the unit is there.
+        let (Some(x), apply) = (self.activation_of(x), self.kernels.apply) else { return };
+        // SAFETY: rows of an activation; the unit is there.
         self.each_row(x.width, &|r, _| unsafe { apply(function, x.row(r), std::ptr::null(), x.width, x.row(r)) });
     }
 
     fn gate(&mut self, function: Function, x: ActId, out: ActId) {
         let (Some((x, out)), apply) = (self.pair(x, out), self.kernels.apply) else { return };
         let width = (x.width / 2).min(out.width);
-        // SAFETY: rows of places, one of them twice as wide; the unit is there.
+        // SAFETY: rows of activations, one of them twice as wide; the unit is there.
         self.each_row(4 * width, &|r, _| unsafe {
             apply(function, x.row(r), x.row(r).add(x.width / 2), width, out.row(r));
         });
@@ -353,7 +353,7 @@ impl Executor for Cpu {
         }
         for cache in &self.caches {
             for piece in [&cache.keys, &cache.values] {
-                // SAFETY: the piece holds `pages` pages, both are among them and differ, and no step runs.
+                // SAFETY: the allocation holds `pages` pages, both are among them and differ, and no step runs.
                 unsafe { std::ptr::copy_nonoverlapping(piece.at().add(from * page), piece.at().add(to * page), page) };
             }
         }

@@ -3,7 +3,7 @@
 //! part that it has. The caller works too and never waits for a sleeping thread.
 //!
 //! Why not a general pool: an operation of a small model lasts some ten microseconds, of which its dispatch would
-//! take a good part. Threads spin for the next operation for [`LOOKING`] and then sleep, so that an idle engine costs
+//! take a good part. Threads spin for the next operation for [`SPIN_TIME`] and then sleep, so that an idle engine costs
 //! nothing.
 
 use std::cell::UnsafeCell;
@@ -13,18 +13,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Time that a thread spins for the next operation before it sleeps: longer than a scheduler takes between two steps.
-const LOOKING: Duration = Duration::from_micros(300);
+const SPIN_TIME: Duration = Duration::from_micros(300);
 /// Spins between two readings of the clock.
-const LOOKS: u32 = 64;
+const SPINS_PER_CLOCK: u32 = 64;
 /// Spins of the caller, waiting for the others' last parts, before it yields its core.
-const WAITS: u32 = 4000;
+const SPINS_BEFORE_YIELD: u32 = 4000;
 /// Bit of the gate that is set while no operation runs; the bits below count the threads inside.
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
 /// Parts of an operation: called with the part's number and the thread's.
 type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
-struct Shared {
+struct PoolState {
     /// Number of threads in the current operation, and whether there is one.
     gate: AtomicUsize,
     next: AtomicUsize,
@@ -33,20 +33,20 @@ struct Shared {
     /// Counts operations; sleeping threads wait for it to change.
     rounds: AtomicUsize,
     sleepers: AtomicUsize,
-    bed: Mutex<()>,
-    bell: Condvar,
+    sleep_lock: Mutex<()>,
+    wake: Condvar,
     stop: AtomicBool,
     failed: AtomicBool,
 }
 
 // SAFETY: `work` is written only by the one caller of `Pool::run` while the gate is closed and no thread is inside.
 // Only threads that are inside read it; the gate's orderings put the write before the reads. The pointee is `Sync`.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for PoolState {}
 // SAFETY: the pointer in `work` is null or used as said above, wherever the value lies.
-unsafe impl Send for Shared {}
+unsafe impl Send for PoolState {}
 
 /// Leaves the gate on drop, also when a part panics.
-struct Inside<'a>(&'a Shared);
+struct Inside<'a>(&'a PoolState);
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
@@ -57,7 +57,7 @@ impl Drop for Inside<'_> {
     }
 }
 
-impl Shared {
+impl PoolState {
     /// Works on parts of the current operation until none are left.
     fn help(&self, thread: usize) {
         let before = self.gate.fetch_add(1, Ordering::Acquire);
@@ -88,7 +88,7 @@ impl Shared {
     fn serve(&self, thread: usize) {
         let mut seen = 0;
         while !self.stop.load(Ordering::Acquire) {
-            let mut looks = 0u32;
+            let mut spins = 0u32;
             let mut since = None;
             loop {
                 let rounds = self.rounds.load(Ordering::Acquire);
@@ -96,16 +96,18 @@ impl Shared {
                     seen = rounds;
                     break;
                 }
-                looks += 1;
-                if !looks.is_multiple_of(LOOKS) || since.get_or_insert_with(Instant::now).elapsed() < LOOKING {
+                spins += 1;
+                if !spins.is_multiple_of(SPINS_PER_CLOCK)
+                    || since.get_or_insert_with(Instant::now).elapsed() < SPIN_TIME
+                {
                     std::hint::spin_loop();
                     continue;
                 }
-                let mut bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut sleep_lock = self.sleep_lock.lock().unwrap_or_else(PoisonError::into_inner);
                 // Sequentially consistent with `run`: either it sees the sleeper or the sleeper sees the new round.
                 self.sleepers.fetch_add(1, Ordering::SeqCst);
                 while self.rounds.load(Ordering::SeqCst) == seen && !self.stop.load(Ordering::Acquire) {
-                    bed = self.bell.wait(bed).unwrap_or_else(PoisonError::into_inner);
+                    sleep_lock = self.wake.wait(sleep_lock).unwrap_or_else(PoisonError::into_inner);
                 }
                 self.sleepers.fetch_sub(1, Ordering::SeqCst);
                 break;
@@ -115,30 +117,30 @@ impl Shared {
     }
 
     fn ring(&self) {
-        let bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
-        self.bell.notify_all();
-        drop(bed);
+        let sleep_lock = self.sleep_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.wake.notify_all();
+        drop(sleep_lock);
     }
 }
 
 /// Threads that share the work of one caller.
 pub(super) struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolState>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Pool {
     /// A pool of this many threads, the caller among them. Runs with fewer if a thread cannot be started.
     pub(super) fn new(threads: usize) -> Self {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(PoolState {
             gate: AtomicUsize::new(CLOSED),
             next: AtomicUsize::new(0),
             parts: AtomicUsize::new(0),
             work: UnsafeCell::new(None),
             rounds: AtomicUsize::new(0),
             sleepers: AtomicUsize::new(0),
-            bed: Mutex::new(()),
-            bell: Condvar::new(),
+            sleep_lock: Mutex::new(()),
+            wake: Condvar::new(),
             stop: AtomicBool::new(false),
             failed: AtomicBool::new(false),
         });
@@ -178,14 +180,14 @@ impl Pool {
         shared.parts.store(parts, Ordering::Relaxed);
         shared.gate.fetch_and(!CLOSED, Ordering::Release);
         // Closes the gate and waits for those inside, also when a part of the caller's panics.
-        struct Closing<'a>(&'a Shared);
+        struct Closing<'a>(&'a PoolState);
         impl Drop for Closing<'_> {
             fn drop(&mut self) {
                 self.0.gate.fetch_or(CLOSED, Ordering::AcqRel);
-                let mut looks = 0u32;
+                let mut spins = 0u32;
                 while self.0.gate.load(Ordering::Acquire) != CLOSED {
-                    looks += 1;
-                    if looks < WAITS { std::hint::spin_loop() } else { std::thread::yield_now() }
+                    spins += 1;
+                    if spins < SPINS_BEFORE_YIELD { std::hint::spin_loop() } else { std::thread::yield_now() }
                 }
             }
         }

@@ -13,12 +13,12 @@ pub(super) const RECORD: usize = BLOCK + 5 * 4;
 
 /// Some rows of activations.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tile {
+pub(super) struct RowTile {
     pub(super) first: usize,
     pub(super) rows: usize,
 }
 
-impl Tile {
+impl RowTile {
     /// Offset in bytes.
     pub(super) fn offset(self, layout: &Layout) -> usize {
         self.first * row_bytes(layout)
@@ -32,12 +32,12 @@ pub(super) fn row_bytes(layout: &Layout) -> usize {
 
 /// Tiles of this many rows: of `most`, a power of two, and the rest in smaller powers of two, so that not every
 /// number needs a kernel.
-pub(super) fn tiles(rows: usize, most: usize) -> impl Iterator<Item = Tile> {
+pub(super) fn tiles(rows: usize, most: usize) -> impl Iterator<Item = RowTile> {
     let mut first = 0;
     std::iter::from_fn(move || {
         let size = 1 << (rows - first).min(most).checked_ilog2()?;
         first += size;
-        Some(Tile { first: first - size, rows: size })
+        Some(RowTile { first: first - size, rows: size })
     })
 }
 

@@ -8,7 +8,7 @@ use crate::device::{self, DeviceChoice};
 use crate::exec::cpu::{Cpu, CpuUnit};
 use crate::exec::plain::Plain;
 use crate::exec::{Batch, Executor, PAGE, Row};
-use crate::model::{Decoder, Shape};
+use crate::model::{Decoder, DecoderShape};
 use crate::testing::small_model;
 
 /// Prefills 40 tokens in one sequence, copies the second page, and continues in another sequence.
@@ -36,7 +36,7 @@ fn a_copied_page_is_the_same_and_a_device_that_is_gone_says_so() {
     let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
     file.write_all(&small_model(TensorType::Q8_0)).unwrap();
     let file = ModelFile::open(file.path()).unwrap();
-    let shape = Shape::of(&file).unwrap();
+    let shape = DecoderShape::of(&file).unwrap();
     let sizes = shape.sizes(4 * PAGE, 2, 1 << 20);
     let mut plain = Plain::new(sizes);
     let model = Decoder::load(&shape, &file, &sizes, &mut plain).unwrap();

@@ -15,9 +15,9 @@ use std::time::Duration;
 use wgpu::util::align_to;
 
 use super::{ActId, MatrixId, Sizes};
-use crate::device::{Faults, Opened};
+use crate::device::{DeviceFaults, Opened};
 use crate::{DeviceInfo, EngineError, LoadError};
-use family::Family;
+use family::KernelFamily;
 use packed::Packed;
 use pipelines::{Binding, Kernel};
 
@@ -27,9 +27,9 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 /// Positions whose softmax attention computes separately.
 const STRETCH: usize = 256;
 /// Most bytes of partial results of workgroups that share a head of a row.
-const GATHERED: usize = 8 << 20;
+const MAX_GATHERED: usize = 8 << 20;
 /// Heads of rows that keep a device busy without sharing them.
-const BUSY: usize = 1024;
+const BUSY_HEADS: usize = 1024;
 /// Most parts of a matrix; a matrix is split if it is larger than one binding may be.
 const MAX_SEGMENTS: usize = 64;
 /// Bytes of weights that are repacked at once.
@@ -43,13 +43,13 @@ struct Segment {
 }
 
 /// Table of rotations.
-struct Turns {
+struct RotationTable {
     pairs: usize,
     halves: bool,
     table: wgpu::Buffer,
 }
 
-struct Place {
+struct GpuActivation {
     width: usize,
     buffer: wgpu::Buffer,
 }
@@ -59,7 +59,7 @@ pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     info: DeviceInfo,
-    faults: Faults,
+    faults: DeviceFaults,
     identity: String,
     subgroups: bool,
     checked: bool,
@@ -68,16 +68,16 @@ pub struct Gpu {
     pipeline_cache: Option<wgpu::PipelineCache>,
     pipelines: HashMap<Kernel, wgpu::ComputePipeline>,
     /// Number of pipelines in the cache on disk.
-    kept: usize,
+    cached_pipelines: usize,
     bindings: HashMap<Binding, wgpu::BindGroup>,
     /// Kernels of products, once chosen.
-    family: Option<Family>,
+    family: Option<KernelFamily>,
     matrices: Vec<Vec<Segment>>,
     vectors: Vec<wgpu::Buffer>,
-    places: Vec<Place>,
+    activations: Vec<GpuActivation>,
     keys: Vec<wgpu::Buffer>,
     values: Vec<wgpu::Buffer>,
-    ropes: Vec<Turns>,
+    ropes: Vec<RotationTable>,
     rows: wgpu::Buffer,
     spans: wgpu::Buffer,
     pages: wgpu::Buffer,
@@ -174,16 +174,16 @@ impl Gpu {
             cache_dir,
             pipeline_cache,
             pipelines: HashMap::new(),
-            kept: 0,
+            cached_pipelines: 0,
             bindings: HashMap::new(),
             family: None,
             matrices: Vec::new(),
             vectors: Vec::new(),
-            places: Vec::new(),
+            activations: Vec::new(),
             keys,
             values,
             // The first entry is for models without rotary embedding.
-            ropes: vec![Turns { pairs: 0, halves: false, table: rope }],
+            ropes: vec![RotationTable { pairs: 0, halves: false, table: rope }],
             rows,
             spans,
             pages,
@@ -265,7 +265,7 @@ impl Gpu {
     }
 
     fn width(&self, id: ActId) -> usize {
-        self.places.get(id.0).map_or(0, |place| place.width)
+        self.activations.get(id.0).map_or(0, |place| place.width)
     }
 
     fn step_rows(&self) -> usize {
@@ -289,9 +289,9 @@ impl Gpu {
         let Some(step) = &self.step else { return 1 };
         let heads = self.step_rows() * self.sizes.heads;
         let stretches = (step.farthest + 1).min(window).div_ceil(STRETCH);
-        let fits =
-            self.gathered_bytes(heads, stretches) <= GATHERED && self.sizes.heads * stretches <= self.most_workgroups();
-        let shared = self.family == Some(Family::Shared) && heads < BUSY && fits;
+        let fits = self.gathered_bytes(heads, stretches) <= MAX_GATHERED
+            && self.sizes.heads * stretches <= self.most_workgroups();
+        let shared = self.family == Some(KernelFamily::Shared) && heads < BUSY_HEADS && fits;
         if shared { stretches } else { 1 }
     }
 

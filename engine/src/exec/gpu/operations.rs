@@ -1,10 +1,11 @@
 //! Operations: the dispatches and buffers of each, and the readback of a step's logits.
 
-use super::family::Family;
+use super::family::KernelFamily;
 use super::packed::{self, GROUP, Packed};
 use super::shared::SHARED_ROWS;
 use super::{
-    BUSY, CHUNK, GATHERED, Gpu, Kernel, MAX_SEGMENTS, Place, Recording, STRETCH, Segment, Turns, cache, narrow, wide,
+    BUSY_HEADS, CHUNK, Gpu, GpuActivation, Kernel, MAX_GATHERED, MAX_SEGMENTS, Recording, RotationTable, STRETCH,
+    Segment, cache, narrow, wide,
 };
 use crate::artifact::Tensor;
 use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, PAGE, Pairing, Rope, RopeId, VectorId};
@@ -68,15 +69,15 @@ impl Executor for Gpu {
         let table = rope.table(self.sizes.context);
         let bytes: &[u8] = bytemuck::cast_slice(&table);
         let table = self.filled("a table of rotations", bytes.len(), |put| put(bytes))?;
-        self.ropes.push(Turns { pairs: rope.dim / 2, halves, table });
+        self.ropes.push(RotationTable { pairs: rope.dim / 2, halves, table });
         Ok(RopeId(self.ropes.len() - 1))
     }
 
     fn activation(&mut self, width: usize, rows: usize) -> Result<ActId, LoadError> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let buffer = self.storage("activations", rows * width * 4, usage)?;
-        self.places.push(Place { width, buffer });
-        Ok(ActId(self.places.len() - 1))
+        self.activations.push(GpuActivation { width, buffer });
+        Ok(ActId(self.activations.len() - 1))
     }
 
     fn ready(&mut self) -> Result<(), LoadError> {
@@ -86,9 +87,9 @@ impl Executor for Gpu {
         self.quants =
             Some((self.storage("rounded activations", values, storage)?, self.storage("scales", values / 4, storage)?));
         let stretches = self.sizes.context.div_ceil(STRETCH);
-        let heads = (self.sizes.max_rows * self.sizes.heads).min(BUSY);
+        let heads = (self.sizes.max_rows * self.sizes.heads).min(BUSY_HEADS);
         let gathered = if self.sizes.layers > 0 && stretches > 1 { self.gathered_bytes(heads, stretches) } else { 0 };
-        let gathered = gathered.min(GATHERED);
+        let gathered = gathered.min(MAX_GATHERED);
         self.gathered = Some(self.storage("what attention gathers", gathered, storage)?);
         match self.faults.take() {
             None => Ok(()),
@@ -165,7 +166,7 @@ impl Executor for Gpu {
             self.dispatch((Kernel::Quantize, [x.0, 0, 0, 0]), [blocks, 0, 0, 0, 0], ((rows * blocks).div_ceil(64), 1));
         }
         // Chosen when the step began.
-        let family = self.family.unwrap_or(Family::Lanes);
+        let family = self.family.unwrap_or(KernelFamily::Lanes);
         let mut offset = 0;
         for (n, packed, columns, weights) in segments {
             let id = matrix.0 * MAX_SEGMENTS + n;
@@ -254,7 +255,7 @@ impl Executor for Gpu {
                 mapped_at_creation: false,
             }));
         }
-        let (Some(readback), Some(place)) = (&self.readback, self.places.get(logits.0)) else {
+        let (Some(readback), Some(place)) = (&self.readback, self.activations.get(logits.0)) else {
             return Err(EngineError::Device("the buffer of the logits is missing".into()));
         };
         if bytes > 0 {
@@ -265,7 +266,7 @@ impl Executor for Gpu {
             let failed = self.faults.clone();
             readback.slice(..bytes).map_async(wgpu::MapMode::Read, move |result| {
                 if let Err(e) = result {
-                    failed.heard(&e.to_string());
+                    failed.record(&e.to_string());
                 }
             });
         }
@@ -278,8 +279,8 @@ impl Executor for Gpu {
         drop(view);
         readback.unmap();
         // Pipelines are compiled by the first steps that need them.
-        if self.pipelines.len() > self.kept {
-            self.kept = self.pipelines.len();
+        if self.pipelines.len() > self.cached_pipelines {
+            self.cached_pipelines = self.pipelines.len();
             if let Some(cache) = &self.pipeline_cache {
                 cache::store(cache, self.cache_dir.as_deref(), &self.identity);
             }

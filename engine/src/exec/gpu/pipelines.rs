@@ -14,7 +14,7 @@ pub(super) enum Kernel {
     LayerNorm,
     HeadNorm,
     Quantize,
-    Matmul(Packed, Product),
+    Matmul(Packed, ProductKernel),
     RopeStore,
     /// Attention over all visible positions, or over each stretch of them apart.
     Attention {
@@ -30,7 +30,7 @@ pub(super) enum Kernel {
 
 /// Distribution of a product's sums over invocations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Product {
+pub(super) enum ProductKernel {
     /// One invocation for each weight row, for `rows` rows of activations.
     Lane { rows: usize },
     /// Several invocations for each weight row, for `rows` rows of activations.
@@ -56,11 +56,11 @@ impl Gpu {
             Kernel::Quantize => source::with_sizes(s, include_str!("quantize.wgsl")),
             // Passing activations between lanes pays where several rows share the weights. On software Vulkan 8 rows
             // together run 1.5 times as fast with it, one row alone 0.7 times.
-            Kernel::Matmul(packed, Product::Lane { rows }) => {
+            Kernel::Matmul(packed, ProductKernel::Lane { rows }) => {
                 source::matmul(s, packed, rows, self.subgroups && rows > 1)
             }
-            Kernel::Matmul(packed, Product::Shared { rows }) => shared::matmul(s, packed, rows),
-            Kernel::Matmul(packed, Product::Tile) => shared::tile(s, packed),
+            Kernel::Matmul(packed, ProductKernel::Shared { rows }) => shared::matmul(s, packed, rows),
+            Kernel::Matmul(packed, ProductKernel::Tile) => shared::tile(s, packed),
             Kernel::RopeStore => source::with_sizes(s, include_str!("rope_store.wgsl")),
             Kernel::Attention { apart } => source::attention(s, include_str!("attention_stored.wgsl"), apart),
             Kernel::AttentionMerge => source::attention_merge(s),
@@ -123,7 +123,7 @@ impl Gpu {
     }
 
     fn bind(&self, (kernel, [a, b, c, d]): Binding) -> Option<wgpu::BindGroup> {
-        let place = |id: usize| self.places.get(id).map(|place| &place.buffer);
+        let place = |id: usize| self.activations.get(id).map(|place| &place.buffer);
         let (quants, scales) = self.quants.as_ref().map_or((None, None), |(q, s)| (Some(q), Some(s)));
         let words =
             |id: usize| self.matrices.get(id / MAX_SEGMENTS)?.get(id % MAX_SEGMENTS).map(|segment| &segment.words);

@@ -57,7 +57,7 @@ fn a_device_that_hangs_fails_its_requests_in_time() {
 }
 
 /// Waits until the model is ready after it was not.
-fn ready_again(handle: &Handle, faults: u64) {
+fn ready_again(handle: &SchedulerHandle, faults: u64) {
     let started = Instant::now();
     while !handle.stats().is_ready || handle.stats().faults < faults {
         assert!(started.elapsed() < Duration::from_secs(30), "{:?}", handle.stats());
