@@ -89,7 +89,7 @@ impl ModelFile {
                 return Err(LoadError::Corrupt { path: path.to_owned(), reason });
             }
         };
-        let tokenizer = header.has_tokenizer_beside.then(|| safetensors::Folder::of(path).tokenizer());
+        let tokenizer = header.has_tokenizer_beside.then(|| safetensors::ModelFolder::of(path).tokenizer());
         Ok(Self { path: path.to_owned(), maps: maps.into(), header, architecture, tokenizer })
     }
 

@@ -39,7 +39,7 @@ impl Thread {
         let (questions, asked) = async_channel::unbounded::<MaskRequest>();
         let (answered, answers) = async_channel::unbounded();
         let work = move || {
-            super::be_nice();
+            super::lower_priority();
             while let Ok(MaskRequest { pick, mut matcher }) = asked.recv_blocking() {
                 let mask = matcher.compute_mask_or_eos().map_err(|e| e.to_string());
                 if answered.send_blocking(ComputedMask { pick, matcher, mask }).is_err() {

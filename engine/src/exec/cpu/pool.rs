@@ -148,7 +148,7 @@ impl Pool {
             let shared = shared.clone();
             let builder = std::thread::Builder::new().name(format!("engine-cpu-{thread}"));
             builder.spawn(move || {
-                crate::scheduler::be_nice();
+                crate::scheduler::lower_priority();
                 shared.serve(thread);
             })
         };
