@@ -54,7 +54,7 @@ struct Cel {
     /// Expression over `request`, `consumer` and `route`; the request is refused if it is true or has no value. An
     /// expression that reads the body is skipped for a request without one.
     deny: String,
-    /// Status of the refusal, from 400 to 499; default 400.
+    /// Status of the refusal, from 400 to 499.
     #[serde(default = "bad_request")]
     status: Status,
     /// Message for the caller.

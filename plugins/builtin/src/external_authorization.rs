@@ -31,7 +31,7 @@ enum OnFailure {
 struct External {
     /// URL of the authorization server; the path of the request is appended.
     url: String,
-    /// Longest wait for the answer; default 200ms.
+    /// Longest wait for the answer.
     #[serde(default = "timeout")]
     timeout: Duration,
     /// Decision if the server is unavailable, too slow, or answers 5xx.
