@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# make bench: the load tests of loadtest/, beside nginx and llama.cpp, printed as tables. Arguments go to the program;
-# `policies` instead prints what the balancing policies cost and how good they are in simulated time.
+# make bench: the load tests of loadtest/, compared with nginx and llama.cpp, printed as tables. Arguments go to the
+# program; `policies` instead prints cost and quality of the balancing policies in simulated time.
 #   scripts/bench.sh engine --cores 1 [--unit AVX2] [--model FILE]... [--llama-server FILE]
 #   scripts/bench.sh embeddings --cores 1 [--unit AVX2] [--python PYTHON_WITH_SENTENCE_TRANSFORMERS]
-# SPILLWAY_BENCH_PROFILE=release builds sooner and measures what `make run` runs.
+# SPILLWAY_BENCH_PROFILE=release builds faster and measures the binary of `make run`.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

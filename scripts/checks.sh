@@ -1,4 +1,4 @@
-# The stages that need no running program (sourced by lint.sh and test.sh, after lib.sh).
+# Stages that need no running program (sourced by lint.sh and test.sh, after lib.sh).
 # shellcheck shell=bash
 
 check_formatting() { cargo fmt --all --check; }

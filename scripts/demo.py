@@ -1,7 +1,7 @@
 """The demo: two llama.cpp servers, Jaeger and the gateway before them; a few requests, a crowd, and one whole trace.
 
-It starts every server as a process group of its own and stops all of them however it ends. What it prints is what came
-back over the wire; nothing is assumed. Started by scripts/demo.sh, which installs and builds what it needs.
+Starts every server as a process group of its own and stops all of them however it ends. Everything printed was received
+over the wire; nothing is assumed. Started by scripts/demo.sh, which installs and builds what it needs.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SERVED_BY = "x-spillway-served-by"
 
 
 class DemoError(Exception):
-    """Something that keeps the demo from going on, in words for the person who started it."""
+    """Error that ends the demo, with a message for the user."""
 
 
 def say(text: str) -> None:
@@ -74,7 +74,7 @@ class Server:
 
 
 def die_with_parent() -> None:
-    """Between fork and exec of a server: when the demo itself is killed outright, the server goes too (Linux)."""
+    """Runs between fork and exec of a server, so that it ends even if the demo is killed (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -90,7 +90,7 @@ class Fleet:
         return server
 
     def stop(self) -> None:
-        # The gateway first, so that it is not seen losing its servers.
+        # The gateway first, so that it does not report the loss of its servers.
         for server in reversed(self.servers):
             server.signal_group(signal.SIGTERM)
         deadline = time.monotonic() + 10
@@ -157,7 +157,7 @@ class Answer:
 
 
 def ask(client: OpenAI, prompt: str, tokens: int, show: bool = False) -> Answer:
-    """One streamed request by the unmodified OpenAI client; who answered is read from header and body."""
+    """Sends one streamed request by the unmodified OpenAI client; header and body name the server that answered."""
     begin = time.monotonic()
     try:
         raw = client.chat.completions.with_raw_response.create(
@@ -200,7 +200,7 @@ def first_requests(client: OpenAI) -> None:
 
 def crowd(client: OpenAI) -> bool:
     places = SLOTS * len(LLAMAS)
-    say(f"{CROWD} requests at once, for {places} places: what the servers have no room for spills into the model inside")
+    say(f"{CROWD} requests at once, for {places} places: those without room at the servers spill to the built-in model")
     start = threading.Barrier(CROWD)
 
     def one(number: int) -> Answer:
@@ -255,7 +255,7 @@ def show_trace(want_spilled: bool) -> None:
     while time.monotonic() < deadline and chosen is None:
         traces = [t for t in jaeger_get(f"/api/traces?{query}") if len(t["spans"]) > 1]
         wanted = [t for t in traces if looks_spilled(t)] if want_spilled else traces
-        # The one with most spans tells most.
+        # The trace with most spans shows most.
         chosen = max(wanted, key=lambda t: len(t["spans"]), default=None)
         if chosen is None:
             time.sleep(1)
@@ -354,7 +354,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         status = 1
     finally:
-        # A second Ctrl-C must not leave servers behind.
+        # A second Ctrl-C must not leave servers running.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         if fleet.servers:

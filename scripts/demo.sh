@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# make demo: the gateway before two real llama.cpp servers, with Jaeger. Installs and builds what is missing, then hands
-# over to demo.py. scripts/demo.sh --once ends by itself when all has been shown.
+# make demo: the gateway in front of two real llama.cpp servers, with Jaeger. Installs and builds missing parts, then
+# runs demo.py. scripts/demo.sh --once ends by itself after the last step.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

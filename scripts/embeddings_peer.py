@@ -1,5 +1,5 @@
-"""Embeds the texts of standard input, one a line, again and again: a line for each time that it is told to, with the seconds
-that it took. It is what `scripts/bench.sh embeddings` measures beside the model inside; it needs sentence-transformers."""
+"""Embeds the texts of each line of standard input, a JSON list, and prints a line with the seconds taken and the first
+vector. Peer of the built-in model in `scripts/bench.sh embeddings`; needs sentence-transformers."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ def main() -> int:
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(args.threads)
 
-    # A wheel of torch with CUDA in it need not find all of that where only the CPU is used.
+    # A torch wheel with CUDA may lack some of its libraries on a machine that uses the CPU only.
     sys.setdlopenflags(os.RTLD_LAZY)
     import sentence_transformers
     import torch

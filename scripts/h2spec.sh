@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Holds the HTTP/2 side of the listeners against the standard (RFC 9113, RFC 7541) with h2spec, without TLS and with it.
-# SPILLWAY_BIN names the program; it is built when left out. Arguments go to h2spec.
+# Tests the HTTP/2 side of the listeners against the standard (RFC 9113, RFC 7541) with h2spec, without TLS and with
+# it. SPILLWAY_BIN names the program; default: a new build. Arguments go to h2spec.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -19,7 +19,7 @@ trap 'kill "${pids[@]}" 2>/dev/null || true; rm -rf "$folder"' EXIT
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost \
   -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout "$folder/a.key" -out "$folder/a.pem" 2>/dev/null
 
-# A server behind it that answers whatever it is asked.
+# Server behind the gateway that answers every request.
 cat >"$folder/server.py" <<'EOF'
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):

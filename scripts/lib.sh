@@ -1,5 +1,5 @@
-# Shared by the scripts beside it (sourced, never run): where things are, how to say things, how to find and fetch tools.
-# It installs nothing by itself and changes nothing outside of .cache/.
+# Shared by the scripts beside it (sourced, never run): paths, messages, finding and fetching of tools. Installs
+# nothing by itself and changes nothing outside of .cache/.
 # shellcheck shell=bash
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -8,7 +8,7 @@ BIN="$CACHE/bin"
 VENV="$CACHE/venv"
 mkdir -p "$BIN"
 
-# rustup puts cargo here; a shell opened before the installation does not have it on its path yet.
+# rustup installs cargo here; a shell opened before the installation does not have it on its path yet.
 CARGO_BIN="${CARGO_HOME:-$HOME/.cargo}/bin"
 if [ -x "$CARGO_BIN/rustup" ]; then PATH="$CARGO_BIN:$PATH"; fi
 export PATH="$BIN:$PATH"
@@ -23,17 +23,17 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# The SHA-256 of a file, as hex digits.
+# SHA-256 of a file, as hex digits.
 sha256_of() { sha256sum "$1" | cut -d' ' -f1; }
 
 # version_at_least HAVE WANT: compares dotted numbers.
 version_at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n1)" = "$2" ]; }
 
-# stamp_is NAME VALUE, set_stamp NAME VALUE: remember under .cache/ what a step was last done for.
+# stamp_is NAME VALUE, set_stamp NAME VALUE: record under .cache/ the input that a step was last run with.
 stamp_is() { [ -f "$CACHE/$1.stamp" ] && [ "$(cat "$CACHE/$1.stamp")" = "$2" ]; }
 set_stamp() { printf '%s\n' "$2" >"$CACHE/$1.stamp"; }
 
-# as_root COMMAND...: runs it as root, through sudo where that is needed.
+# as_root COMMAND...: runs it as root, with sudo if necessary.
 as_root() {
   if [ "$(id -u)" -eq 0 ]; then
     "$@"
@@ -44,7 +44,7 @@ as_root() {
   fi
 }
 
-# A Python that can make virtual environments, or nothing.
+# Prints a Python that can make virtual environments; fails without one.
 find_python() {
   local p
   for p in python3 /usr/bin/python3; do
@@ -56,7 +56,7 @@ find_python() {
   return 1
 }
 
-# Makes the virtual environment (with pip in it, nothing else) unless it is there and works.
+# Makes the virtual environment (with pip, nothing else) unless it exists and works.
 ensure_venv() {
   if "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then return 0; fi
   local python
@@ -65,8 +65,8 @@ ensure_venv() {
   "$python" -m venv "$VENV"
 }
 
-# fetch URL FILE: downloads with retries; what a broken transfer left is continued by the next call. The file appears only
-# when it is whole.
+# fetch URL FILE: downloads with retries; the next call continues a broken transfer. The file appears only when it is
+# complete.
 fetch() {
   local url="$1" part="$2.part" status=0
   mkdir -p "$(dirname "$part")"
@@ -76,7 +76,8 @@ fetch() {
     http://* | https://*) "${get[@]}" --continue-at - "$url" || status=$? ;;
     *) "${get[@]}" "$url" || status=$? ;;
   esac
-  # 22 (refused, as a range past the end is), 33 and 36 (cannot be continued): the left-over is of no use, start again.
+  # 22 (refused, as a range past the end is), 33 and 36 (cannot be continued): the partial file is useless, start
+  # again.
   if [ -s "$part" ]; then
     case "$status" in
       22 | 33 | 36)
@@ -90,7 +91,7 @@ fetch() {
   mv -f "$part" "$2"
 }
 
-# stage NAME COMMAND...: runs one part of the tests, says how long it took, remembers what failed.
+# stage NAME COMMAND...: runs one part of the tests, records its duration and whether it failed.
 STAGES=()
 FAILED=()
 stage() {
@@ -106,18 +107,18 @@ stage() {
     FAILED+=("$name")
   fi
 }
-# stages_end: the table of all stages; fails when one of them did.
+# stages_end: prints the table of all stages; fails if one of them did.
 stages_end() {
   say "How long each part took"
   printf '    %s\n' "${STAGES[@]}"
   [ "${#FAILED[@]}" -eq 0 ] || die "failed: ${FAILED[*]}"
 }
 
-# has_gpu: whether there is a device of a GPU: kernel drivers', Nvidia's own, WSL's.
+# has_gpu: true if the machine has a GPU device of a kernel driver, of Nvidia's driver or of WSL.
 has_gpu() { compgen -G '/dev/dri/renderD*' >/dev/null || compgen -G '/dev/nvidia*' >/dev/null || [ -e /dev/dxg ]; }
 
-# What a process with software Vulkan wants from its surroundings: a folder of its own for run-time files (the Vulkan
-# loader complains without one).
+# Environment of a process with software Vulkan: a folder of its own for run-time files (the Vulkan loader complains
+# without one).
 vulkan_environment() {
   if [ -z "${XDG_RUNTIME_DIR:-}" ] || [ ! -d "$XDG_RUNTIME_DIR" ]; then
     export XDG_RUNTIME_DIR="$CACHE/runtime"

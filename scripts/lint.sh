@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make lint: what can be said about the source without running it.
+# make lint: checks of the source that need no run.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

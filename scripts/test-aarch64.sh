@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# make test-aarch64: the engine cross-compiled for 64-bit ARM, and the tests of the processor's kernels run by qemu, on a
+# make test-aarch64: cross-compiles the engine for 64-bit ARM and runs the tests of the CPU kernels in qemu, on a
 # processor with NEON's dot product and on one without. Arguments go to the test program in place of the tests' names.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$ROOT"
 
-# unavailable REASON: the tools cannot be had on this machine. As a part of make test that is said and is no failure of the
-# tests; asked for by itself it is one.
+# unavailable REASON: reports tools that this machine cannot have. A skip as part of make test, a failure on a direct
+# call.
 unavailable() {
   [ -n "${SPILLWAY_AARCH64_OPTIONAL:-}" ] || die "$@"
   say "SKIPPED, nothing was run on ARM: $*"
@@ -18,23 +18,23 @@ target=aarch64-unknown-linux-gnu
 tools="$CACHE/aarch64"
 apt_log="$CACHE/apt.log"
 
-# apt_here ARGUMENTS..., apt_arm ARGUMENTS...: package lists and files of this machine, and of ARM, whose lists are kept
-# apart: no architecture is added to the machine's package manager.
+# apt_here ARGUMENTS..., apt_arm ARGUMENTS...: package lists and files of this machine, and of ARM. ARM's lists are
+# separate: no architecture is added to the machine's package manager.
 apt_here() { apt-get -q -o APT::Sandbox::User=root "$@" >>"$apt_log" 2>&1; }
 apt_arm() {
   apt_here -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o "Dir::State::Lists=$tools/lists" \
     -o "Dir::Cache=$tools" "$@"
 }
 
-# rustup's standard library for ARM, where its servers can be reached.
+# rustup's standard library for ARM, if its servers can be reached.
 from_rustup() {
   have rustup || return 1
   if rustup target list --installed 2>/dev/null | grep -qx "$target"; then return 0; fi
   timeout 60 rustup target add "$target" >/dev/null 2>&1
 }
 
-# Else Debian's compiler, which follows new releases in old ones too (rustc-web), with the standard libraries of both
-# processors. They are unpacked, not installed: installed they would shut out other packages of Rust.
+# Otherwise Debian's compiler, which follows new releases in old ones too (rustc-web), with the standard libraries of
+# both processors. Unpacked, not installed, because an installation would conflict with other Rust packages.
 from_debian() {
   if "$tools/rustc" --version >/dev/null 2>&1; then return 0; fi
   have apt-get || unavailable "no standard library of Rust for $target: rustup's servers cannot be reached, and there is no apt-get"
@@ -49,7 +49,7 @@ from_debian() {
     runtime="$(dpkg-deb -f libstd-rust-web-dev_*_arm64.deb Depends | grep -o 'libstd-rust-web-[0-9.]*')"
     apt_here download "$runtime"
     llvm="$(dpkg-deb -f "$runtime"_*.deb Depends | grep -o 'libllvm[0-9.]*')"
-    # Its libraries come with it, so that one is installed.
+    # Its libraries are dependencies of the package, so that one is installed.
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "$llvm" >>"$apt_log" 2>&1
   ) || unavailable "apt-get could not fetch rustc-web and libstd-rust-web-dev (see $apt_log)"
   local package
@@ -81,7 +81,7 @@ program="$(cargo test "${flags[@]}" --no-run --message-format=json 2>/dev/null |
 [ -x "$program" ] || die "cargo named no test program"
 
 [ "$#" -gt 0 ] || set -- exec::cpu exec::plain
-# on CPU UNIT: the tests on a processor; the unit that is its fastest must be among those tried.
+# on CPU UNIT: runs the tests on a processor; its fastest unit must be among those tested.
 on() {
   local cpu="$1" unit="$2" log="$CACHE/aarch64-$1.log"
   shift 2

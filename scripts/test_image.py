@@ -1,8 +1,8 @@
-"""Runs the steps of the Dockerfile in debootstrapped roots and tries what comes out. Called by test-image.sh, as root, in
+"""Runs the steps of the Dockerfile in debootstrapped roots and tests the result. Called by test-image.sh, as root, in
 a mount namespace of its own.
 
-It understands the instructions that our Dockerfile uses and refuses any other. A container engine does three things that
-this does not: it gives each container a network of its own, it caches layers, and it packs the result.
+Supports the instructions of the Dockerfile and refuses any other. A container engine does three things that
+this script does not: it gives each container a network of its own, it caches layers, and it packs the result.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def fail(text):
 
 
 def instructions(text):
-    """(line number, instruction, rest) of each; continued lines are joined."""
+    """Yields (line number, instruction, rest) of each instruction; continued lines are joined."""
     pending, start = "", 0
     for number, line in enumerate(text.splitlines(), 1):
         if not pending and (not line.strip() or line.lstrip().startswith("#")):
@@ -46,7 +46,7 @@ def instructions(text):
 
 
 class Stage:
-    """One FROM: a root folder and the settings that hold from here on."""
+    """A stage, begun by FROM: a root folder and the current settings."""
 
     def __init__(self, root):
         self.root = root
@@ -56,11 +56,11 @@ class Stage:
         self.entrypoint, self.command, self.health = [], [], []
 
     def inside(self, path):
-        """Where a path of the image lies on this machine."""
+        """Path on this machine of a path in the image."""
         return self.root / (pathlib.PurePosixPath(self.workdir) / path).as_posix().lstrip("/")
 
     def home(self):
-        """An engine takes HOME from the image's own list of users."""
+        """Home folder of the user, from the image's own list of users as a container engine does."""
         for line in (self.root / "etc/passwd").read_text().splitlines():
             name, _, number, *_, home, _ = line.split(":")
             if self.user in (name, number):
@@ -71,12 +71,12 @@ class Stage:
         """Starts a command in the root, as the stage's user, and returns the process."""
         chroot = ["chroot", f"--userspec={self.user}", str(self.root), "/usr/bin/env", "-i", f"--chdir={self.workdir}"]
         chroot += [f"{name}={value}" for name, value in {"HOME": self.home(), **self.environment}.items()]
-        # A process namespace of its own: what a step leaves running ends with it.
+        # A process namespace of its own: processes that a step leaves running end with it.
         return subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", *chroot, *command], **options)
 
 
 def base_root(image, roots):
-    """A root as the base image has it: debootstrapped once, then kept as an archive."""
+    """Makes the root of the base image: debootstrapped once, then stored as an archive."""
     match = re.fullmatch(r"debian:([a-z]+)-slim", image)
     if not match:
         fail(f"no way to make the base image {image} without a container engine")
@@ -87,7 +87,8 @@ def base_root(image, roots):
         fresh = roots / f"{suite}.new"
         shutil.rmtree(fresh, ignore_errors=True)
         subprocess.run(["debootstrap", "--variant=minbase", suite, str(fresh)], check=True, stdout=subprocess.DEVNULL)
-        # Networks whose gateway signs for others: their certificates belong to the machine, as with an engine.
+        # Networks with a TLS-intercepting gateway: its certificates belong to the machine, as with a container
+        # engine.
         local = pathlib.Path("/usr/local/share/ca-certificates")
         if local.is_dir():
             shutil.copytree(local, fresh / "usr/local/share/ca-certificates", dirs_exist_ok=True)
@@ -109,7 +110,7 @@ def open_root(kept, root):
 
 
 def sources(source):
-    """What the build context holds: the files of the checkout less those of .dockerignore (plain names at the top)."""
+    """Lists the build context: the files of the checkout less those of .dockerignore (plain names at the top)."""
     ignored = set((source / ".dockerignore").read_text().split())
     if any(set(pattern) & set("*?!/") for pattern in ignored):
         fail(".dockerignore has a pattern that this script does not understand")
@@ -131,7 +132,8 @@ def copy(stage, stages, source, rest):
         for path in found:
             if not path.exists():
                 fail(f"COPY {rest}: there is no {path}")
-            # As an engine does it: a folder's content goes into the target, a file into the folder or to the name.
+            # As with a container engine: a folder's content goes into the target, a file into the folder or to the
+            # name.
             if path.is_dir():
                 shutil.copytree(path, target / path.name if name == "." else target, dirs_exist_ok=True, symlinks=True)
             else:
@@ -178,7 +180,7 @@ def build(source, roots):
 
 
 def ask():
-    """One chat request to the address that the image serves."""
+    """Sends one chat request to the address that the image serves."""
     connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=60)
     question = {"model": "smollm2", "max_tokens": 16, "temperature": 0,
                 "messages": [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]}
@@ -193,7 +195,7 @@ def ask():
 def try_it(stage):
     size = subprocess.run(["du", "-sxm", str(stage.root)], check=True, capture_output=True, text=True).stdout.split()[0]
     say(f"The root of the image holds {size} MiB")
-    # As compose.yaml runs it: nothing can be written but the home folder, which is in memory.
+    # As in compose.yaml: only the home folder, which is in memory, is writable.
     home = stage.root / "var/lib/spillway"
     owner = stage.run(["id", "-u"], stdout=subprocess.PIPE, text=True).communicate()[0].strip()
     if owner == "0":
@@ -217,7 +219,8 @@ def try_it(stage):
         if served_by != "builtin/smollm2" or "Paris" not in text:
             fail(f"a strange answer, by {served_by}: {text}")
         say(f"It answers: {text!r} ({served_by})")
-        # unshare stays between us and the gateway: the signal goes to its child, as an engine sends it to process 1.
+        # unshare is between this process and the gateway: the signal goes to its child, as an engine sends it to
+        # process 1.
         children = pathlib.Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGTERM)
         if gateway.wait(timeout=15) != 0:

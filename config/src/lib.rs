@@ -6,6 +6,7 @@ mod catalog;
 mod check;
 mod diagnostic;
 mod files;
+pub mod header_names;
 mod json_schema;
 mod keys_file;
 mod load;

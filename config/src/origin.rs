@@ -72,6 +72,15 @@ impl Origins {
         self.entries.push(Entry { at: at.to_vec(), written: written.to_owned(), values });
     }
 
+    /// Values that came in at a place, written as `routes[0].filters[1]`, or inside it.
+    pub fn values_at<'o>(&'o self, place: &str) -> impl Iterator<Item = &'o str> {
+        let is_inside = move |entry: &&Entry| {
+            let at = text(&entry.at);
+            at.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        self.entries.iter().filter(is_inside).flat_map(|entry| entry.values.iter().map(String::as_str))
+    }
+
     /// A text without the values: each is replaced by the reference that brought it.
     pub fn redact(&self, message: &str) -> String {
         if self.known.is_empty() {
@@ -250,6 +259,21 @@ mod tests {
         }
         assert_eq!(origins.redact_at("filters[0].cel", "unexpected `s3cr3t-v`"), "unexpected `…`");
         assert_eq!(origins.redact_at("routes", "unexpected `s3cr3t-v`"), "unexpected `s3cr3t-v`");
+    }
+
+    #[test]
+    fn values_are_found_by_their_place() {
+        let origins = origins();
+        for (place, found) in [
+            ("filters[0].cel", &["s3cr3t-value"][..]),
+            ("filters[0].cel.deny", &["s3cr3t-value"]),
+            ("filters[0].ce", &[]),
+            ("filters", &["s3cr3t-value"]),
+            ("name", &["a"]),
+            ("filters[00]", &[]),
+        ] {
+            assert_eq!(origins.values_at(place).collect::<Vec<_>>(), found, "{place}");
+        }
     }
 
     #[test]

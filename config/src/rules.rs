@@ -1,25 +1,40 @@
-//! Rules of a route that a caller could want to evade: who may use it, how much, which models. Compared by `check` and at
-//! run time, where a path has a second reading that another route governs.
+//! Rules of a route that a caller could want to evade: who may use it, as whom and how much, and which servers and models
+//! answer. Compared by `check` and at run time, where a path has a second reading that another route governs.
 
-use crate::schema::{Access, BackendProtocol, Config, FilterEntry, Route, RouteAuthentication};
+use std::collections::BTreeSet;
 
-/// Filters that neither refuse a request nor count it.
-const HARMLESS: [&str; 6] =
-    ["requestHeaders", "responseHeaders", "cors", "strictTransportSecurity", "urlRewrite", "redirect"];
+use crate::schema::{Access, BackendProtocol, Config, FilterEntry, Route, RouteAuthentication, SpillLimits};
 
-/// Rules that a route applies to callers. Equal for two routes where it makes no difference which of them takes a request.
+/// Filters that make no difference for the request, its answer or its caller.
+const HARMLESS: [&str; 1] = ["strictTransportSecurity"];
+
+/// Built-in filters whose outcome depends on the path of a request only where their configuration names it.
+const EXPRESSIONS: [&str; 3] = ["authorize", "cel", "rateLimit"];
+
+/// Built-in filters that refuse no request for its path.
+const BLIND_TO_PATHS: [&str; 7] =
+    ["clientAddress", "cors", "mirror", "redirect", "requestHeaders", "responseHeaders", "urlRewrite"];
+
+/// Rules that a route applies to requests. Equal for two routes where it makes no difference which of them takes a request.
+/// Time limits, retries and the sizes of shares are left out: they decide how long and how often, not what.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RouteRules<'c> {
     authentication: RouteAuthentication,
     access: Option<&'c Access>,
     filters: Vec<(&'c str, &'c serde_json::Value)>,
-    /// Name of a route with limits of its own: two routes with equal limits count separately.
-    counts_as: Option<&'c str>,
+    /// Name of a route whose filters count for it alone or read its name: equal filters of another route differ.
+    named: Option<&'c str>,
     max_body: u64,
     /// Models that its matches name, in the order of the file.
     models: Vec<Option<&'c str>>,
-    /// True if the body is held, so that the caller's list of models is applied to what it names.
-    reads_model: bool,
+    /// True if requests are calls of a model, which limits of tokens and budgets count.
+    calls_model: bool,
+    /// Backends and models that a request may go to.
+    targets: BTreeSet<(Option<&'c str>, Option<&'c str>)>,
+    /// Backends and models that answer instead, when there is no room and when no endpoint is available.
+    spills_to: [Option<&'c str>; 2],
+    /// Requests that may be answered by those.
+    spill: Option<&'c SpillLimits>,
 }
 
 impl<'c> RouteRules<'c> {
@@ -29,7 +44,7 @@ impl<'c> RouteRules<'c> {
         let default = if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None };
         let judges = |filter: &&FilterEntry| !HARMLESS.contains(&filter.name.as_str());
         let filters: Vec<_> = route.filters.iter().filter(judges).map(|f| (f.name.as_str(), &f.config)).collect();
-        let counts = filters.iter().any(|(name, _)| *name == "rateLimit");
+        let is_named = filters.iter().any(|(name, config)| depends_on_route(name, config));
         let is_openai = |name: &str| {
             config.backends.iter().any(|backend| backend.name == name && backend.protocol == BackendProtocol::Openai)
         };
@@ -40,13 +55,20 @@ impl<'c> RouteRules<'c> {
         if models == [None] {
             models.clear();
         }
+        let targets = route.backend_refs.iter().filter(|reference| reference.weight > 0);
+        let saturated = route.when_saturated.as_ref().and_then(|rule| rule.spill_to.as_deref());
+        let unavailable = route.when_unavailable.as_ref().map_or(saturated, |rule| rule.spill_to.as_deref());
+        let spills = saturated.is_some() || unavailable.is_some();
         Self {
             authentication: route.authentication.unwrap_or(default),
             access: route.access.as_ref(),
-            counts_as: counts.then(|| route.name.as_deref().unwrap_or("default")),
+            named: is_named.then(|| route.name.as_deref().unwrap_or("default")),
             max_body: route.limits.max_body.0,
             models,
-            reads_model: calls_model || route.when_saturated.as_ref().is_some_and(|w| w.queue.is_some()),
+            calls_model,
+            targets: targets.map(|reference| (reference.name.as_deref(), reference.model.as_deref())).collect(),
+            spills_to: [saturated, unavailable],
+            spill: route.spill.as_ref().filter(|_| spills),
             filters,
         }
     }
@@ -57,12 +79,18 @@ impl<'c> RouteRules<'c> {
             Some("authentication")
         } else if self.access != other.access {
             Some("access")
-        } else if self.filters != other.filters || self.counts_as != other.counts_as {
+        } else if self.filters != other.filters || self.named != other.named {
             Some("filters")
         } else if self.max_body != other.max_body {
             Some("limits")
-        } else if self.models != other.models || self.reads_model != other.reads_model {
+        } else if self.models != other.models {
             Some("models")
+        } else if self.targets != other.targets || self.calls_model != other.calls_model {
+            Some("backendRefs")
+        } else if self.spills_to != other.spills_to {
+            Some("spillTo")
+        } else if self.spill != other.spill {
+            Some("spill")
         } else {
             None
         }
@@ -71,10 +99,19 @@ impl<'c> RouteRules<'c> {
     /// True if a filter of the route may decide by the path of the request: an expression that names it, another server,
     /// a filter that is not one of ours.
     pub fn judges_path(&self) -> bool {
-        self.filters.iter().any(|(name, config)| match *name {
-            "clientAddress" | "mirror" => false,
-            "authorize" | "cel" | "rateLimit" => config.to_string().contains("path"),
-            _ => true,
+        self.filters.iter().any(|(name, config)| {
+            if EXPRESSIONS.contains(name) {
+                config.to_string().contains("path")
+            } else {
+                !BLIND_TO_PATHS.contains(name)
+            }
         })
     }
+}
+
+/// True if the same filter on another route could decide otherwise: a limit counts by route, an expression or a header value
+/// may name the route, and a filter that is not built in sees its name.
+fn depends_on_route(name: &str, config: &serde_json::Value) -> bool {
+    let is_built_in = EXPRESSIONS.contains(&name) || BLIND_TO_PATHS.contains(&name) || name == "externalAuthorization";
+    name == "rateLimit" || !is_built_in || config.to_string().contains("route")
 }

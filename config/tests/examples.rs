@@ -1,4 +1,4 @@
-//! Every example loads, every YAML of the documents is part of one, and hostile or mistaken files are refused in order.
+//! Every example loads, and hostile or mistaken files are refused in order.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
@@ -219,6 +219,71 @@ fn balancing_that_contradicts_itself_is_refused_with_its_line() {
         outlier("{consecutiveErrors: 0, errorRate: 0.5, latencyFactor: 3}"),
     ] {
         assert_eq!(messages(&yaml), Vec::<String>::new(), "{yaml}");
+    }
+}
+
+#[test]
+fn a_rule_over_a_header_that_no_request_will_have_is_told() {
+    let yaml = |listener: &str, backend: &str, route: &str| {
+        format!(
+            "listeners: [{{address: \"127.0.0.1:0\"{listener}}}]
+authentication: {{apiKey: {{headers: [x-forwarded-token]}}, identityHeaders: {{tenant: x-team}}}}
+consumers: [{{name: c, keys: [{{sha256: \"{}\"}}]}}]
+backends: [{{name: a, endpoints: [{{url: \"http://127.0.0.1:1\"}}]{backend}}}]
+routes: [{{backendRefs: [{{name: a}}]{route}}}]
+",
+            "0".repeat(64)
+        )
+    };
+    let behind = ", clientAddress: {trustedProxies: [10.0.0.0/8]}";
+    let places = |name: &str| {
+        let matches = format!(", matches: [{{headers: [{{name: {name}, exact: x}}]}}]");
+        let limit = format!(", filters: [{{rateLimit: {{by: {{header: {name}}}}}}}]");
+        let hash = format!(", loadBalancing: {{policy: hash, hashOn: {{header: {name}}}}}");
+        [
+            (hash, String::new()),
+            (String::new(), matches),
+            (String::new(), limit),
+            (String::new(), format!(", sticky: {{header: {name}}}")),
+        ]
+    };
+    for (name, told, told_behind) in [
+        ("cf-connecting-ip", Some("clientAddress.trustedProxies"), None),
+        ("X-Real-IP", Some("clientAddress.trustedProxies"), None),
+        ("x-forwarded-user", Some("clientAddress.trustedProxies"), None),
+        ("x_real_ip", Some("another name"), Some("another name")),
+        ("x-original-url", Some("another name"), Some("another name")),
+        ("x-spillway-tier", Some("another name"), Some("another name")),
+        ("x-team", Some("another name"), Some("another name")),
+        ("x-forwarded-for", None, None),
+        ("x-forwarded-token", None, None),
+        ("x-api-key", None, None),
+        ("x-user", None, None),
+    ] {
+        for (backend, route) in places(name) {
+            for (listener, told) in [("", told), (behind, told_behind)] {
+                let yaml = yaml(listener, &backend, &route);
+                let found = judge(&yaml).err().map(|report| report.to_string()).unwrap_or_default();
+                assert_eq!(!found.is_empty(), told.is_some(), "{yaml}{found}");
+                assert!(
+                    told.is_none_or(|told| found.contains(told) && found.contains(&format!("`{name}`"))),
+                    "{found}"
+                );
+            }
+        }
+    }
+    // An expression may look whether it is there at all.
+    for route in [
+        ", matches: [{when: \"request.headers['cf-connecting-ip'] == '10.0.0.1'\"}]",
+        ", filters: [{authorize: \"request.headers[\\\"cf-connecting-ip\\\"] == 'x'\"}]",
+        ", filters: [{cel: {deny: \"request.headers['cf-connecting-ip'] == 'x'\"}}]",
+        ", filters: [{rateLimit: {by: {value: \"request.headers['cf-connecting-ip']\"}}}]",
+        ", filters: [{externalAuthorization: {forwardHeaders: [cf-connecting-ip]}}]",
+    ] {
+        let warned = judge(&yaml("", "", route)).unwrap_or_else(|report| panic!("{report}")).warnings.to_string();
+        assert!(warned.starts_with("warning: the header `cf-connecting-ip` is removed"), "{route}: {warned}");
+        let warned = judge(&yaml(behind, "", route)).unwrap_or_else(|report| panic!("{report}")).warnings;
+        assert_eq!(warned.to_string(), "", "{route}");
     }
 }
 

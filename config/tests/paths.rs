@@ -12,7 +12,17 @@ struct AnyFilter;
 
 impl FilterCatalog for AnyFilter {
     fn names(&self) -> Vec<&'static str> {
-        vec!["authorize", "rateLimit", "requestHeaders"]
+        vec![
+            "authorize",
+            "cors",
+            "ours",
+            "rateLimit",
+            "redirect",
+            "requestHeaders",
+            "responseHeaders",
+            "strictTransportSecurity",
+            "urlRewrite",
+        ]
     }
     fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
         Some(schemars::json_schema!({}))
@@ -24,15 +34,18 @@ impl FilterCatalog for AnyFilter {
 
 /// Errors of a file with a route `a`, which passes encoded slashes, and a route `b`.
 fn errors(listener: &str, a: &str, b: &str) -> Vec<String> {
+    let refs = |route: &str| if route.contains("backendRefs") { "" } else { ", backendRefs: [{name: web}]" };
+    let (a_refs, b_refs) = (refs(a), refs(b));
     let yaml = format!(
         "listeners: [{{address: \"127.0.0.1:0\"{listener}}}]
 consumers: [{{name: c, keys: [{{sha256: \"{}\"}}]}}]
 backends:
   - {{name: web, endpoints: [{{url: \"http://127.0.0.1:1\"}}]}}
+  - {{name: other, endpoints: [{{url: \"http://127.0.0.1:3\"}}]}}
   - {{name: model, protocol: openai, endpoints: [{{url: \"http://127.0.0.1:2\"}}]}}
 routes:
-  - {{name: a, authentication: none, backendRefs: [{{name: web}}]{a}}}
-  - {{name: b, backendRefs: [{{name: web}}]{b}}}
+  - {{name: a, authentication: none{a_refs}{a}}}
+  - {{name: b{b_refs}{b}}}
 ",
         "0".repeat(64)
     );
@@ -75,7 +88,7 @@ fn what_could_be_evaded_is_an_error_and_nothing_else_is() {
         let path = |path: &str| if path.is_empty() { String::new() } else { matches(path) };
         let by_route = errors("", &format!("{}, encodedSlashes: pass", path(a)), &path(b));
         let by_listener = errors(", encodedSlashes: pass", &path(a), &format!("{}, encodedSlashes: refuse", path(b)));
-        for (found, line) in [(by_route, "7: "), (by_listener, "1: ")] {
+        for (found, line) in [(by_route, "8: "), (by_listener, "1: ")] {
             assert_eq!(!found.is_empty(), evaded, "{a} | {b}: {found:?}");
             assert!(found.iter().all(|e| e.starts_with(line) && e.contains("`authentication` differs")), "{found:?}");
         }
@@ -87,7 +100,6 @@ fn routes_with_the_same_rules_methods_or_hosts_apart_evade_nothing() {
     let admin = matches("prefix: /admin");
     for (a, b, evaded) in [
         (String::new(), format!(", authentication: none{admin}"), None),
-        (String::new(), format!(", authentication: none, filters: [{{requestHeaders: {{}}}}]{admin}"), None),
         (String::new(), format!(", authentication: none, filters: [{{rateLimit: {{}}}}]{admin}"), Some("filters")),
         (
             ", filters: [{rateLimit: {}}]".to_owned(),
@@ -113,6 +125,71 @@ fn routes_with_the_same_rules_methods_or_hosts_apart_evade_nothing() {
         let found = errors("", &format!("{a}, encodedSlashes: pass"), &b);
         assert_eq!(found.len(), usize::from(evaded.is_some()), "{a} | {b}: {found:?}");
         assert!(evaded.is_none_or(|key| found[0].contains(&format!("`{key}` differs"))), "{found:?}");
+    }
+}
+
+/// Errors of a file whose routes are alike but for these keys: of `a`, which passes encoded slashes, and of `b` below it.
+fn alike_but_for(a: &str, b: &str) -> Vec<String> {
+    let b = format!(", authentication: none{}{b}", matches("prefix: /admin"));
+    errors("", &format!(", encodedSlashes: pass{a}"), &b)
+}
+
+#[test]
+fn routes_are_alike_only_where_a_caller_gets_the_same_from_both() {
+    let role = ", filters: [{requestHeaders: {set: {x-role: guest}}}]";
+    for (a, b, difference) in [
+        (role, role, None),
+        ("", role, Some("filters")),
+        (role, ", filters: [{requestHeaders: {set: {x-role: admin}}}]", Some("filters")),
+        (role, ", filters: [{requestHeaders: {remove: [x-role]}}]", Some("filters")),
+        (role, ", filters: [{requestHeaders: {add: {x-role: guest}}}]", Some("filters")),
+        ("", ", filters: [{responseHeaders: {remove: [x-secret]}}]", Some("filters")),
+        ("", ", filters: [{cors: {allowOrigins: [\"https://a.test\"]}}]", Some("filters")),
+        ("", ", filters: [{redirect: {replacePrefix: /login}}]", Some("filters")),
+        ("", ", filters: [{urlRewrite: {replacePrefix: /x}}]", Some("filters")),
+        ("", ", filters: [{strictTransportSecurity: {}}]", None),
+        // The same writing, and another outcome by the name of the route.
+        (
+            ", filters: [{authorize: \"consumer.tenant == 'x'\"}]",
+            ", filters: [{authorize: \"consumer.tenant == 'x'\"}]",
+            None,
+        ),
+        (
+            ", filters: [{authorize: \"consumer.tenant == route\"}]",
+            ", filters: [{authorize: \"consumer.tenant == route\"}]",
+            Some("filters"),
+        ),
+        (
+            ", filters: [{requestHeaders: {set: {x-r: \"{route}\"}}}]",
+            ", filters: [{requestHeaders: {set: {x-r: \"{route}\"}}}]",
+            Some("filters"),
+        ),
+        (", filters: [{ours: {}}]", ", filters: [{ours: {}}]", Some("filters")),
+        ("", ", backendRefs: [{name: other}]", Some("backendRefs")),
+        ("", ", backendRefs: [{name: web}, {name: other}]", Some("backendRefs")),
+        ("", ", backendRefs: [{name: web, weight: 3}, {name: other, weight: 0}]", None),
+        (", backendRefs: [{name: other}, {name: web}]", ", backendRefs: [{name: web}, {name: other, weight: 9}]", None),
+        (
+            ", backendRefs: [{name: model}]",
+            ", backendRefs: [{name: model}], whenSaturated: {spillTo: other}",
+            Some("spillTo"),
+        ),
+        (
+            ", backendRefs: [{name: model}], whenSaturated: {spillTo: other}",
+            ", backendRefs: [{name: model}], whenSaturated: {spillTo: other}, whenUnavailable: {}",
+            Some("spillTo"),
+        ),
+        (
+            ", backendRefs: [{name: model}], whenSaturated: {spillTo: other}",
+            ", backendRefs: [{name: model}], whenSaturated: {spillTo: other}, spill: {percent: 50}",
+            Some("spill"),
+        ),
+        ("", ", timeouts: {request: 1s}, retry: {attempts: 2}", None),
+    ] {
+        let found = alike_but_for(a, b);
+        assert_eq!(found.len(), usize::from(difference.is_some()), "{a} | {b}: {found:?}");
+        let named = |key: &str| found[0].contains(&format!("whose `{key}` differs"));
+        assert!(difference.is_none_or(named), "{a} | {b}: {found:?}");
     }
 }
 

@@ -1,8 +1,10 @@
-//! Loads a model, answers a prompt in some sequences at once, prints the first answer and what it took.
+//! Loads a model, answers a prompt in some sequences at once, prints the first answer and the measured rates.
 //!
-//! `cargo run --release -p spillway-engine --example generate -- MODEL [SEQUENCES] [TOKENS] [PROMPT] [software | CORES UNIT]`
+//! `cargo run --release -p spillway-engine --example generate -- MODEL [SEQUENCES] [TOKENS] [PROMPT] [software |
+//! CORES UNIT]`
 //!
-//! CORES and UNIT (`AVX2`) choose how much of the processor it runs on, in place of a GPU; `software` is software Vulkan.
+//! CORES and UNIT (`AVX2`) choose threads and vector unit of the CPU, in place of a GPU; `software` is software
+//! Vulkan.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::cast_precision_loss, reason = "a program to try things")]
 
@@ -59,7 +61,7 @@ fn main() {
         engine.encode_text(&prompt).unwrap()
     };
     let started = Instant::now();
-    // Each has a reader of its own: an answer that nobody reads is parked.
+    // Each has a consumer of its own: an answer that nobody reads is parked.
     let readers: Vec<_> = (0..sequences)
         .map(|n| {
             let request =
@@ -75,7 +77,7 @@ fn main() {
     );
 }
 
-/// Reads an answer to its end, and prints it where that is wanted. Gives its tokens.
+/// Reads an answer to its end and prints it if requested. Returns the number of its tokens.
 fn read(mut stream: TokenStream, print: bool) -> u32 {
     while let Some(event) = stream.blocking_next() {
         match event {

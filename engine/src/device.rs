@@ -1,31 +1,31 @@
-//! Which device a model may run on, and why: adapters of wgpu. It opens the device and hears of its errors; it runs
-//! nothing. The processor needs no opening: see [`crate::exec::cpu`].
+//! Choice of the device for a model, and the reason: adapters of wgpu. Opens the device and collects its errors; runs
+//! nothing. The CPU needs no opening: see [`crate::exec::cpu`].
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::LoadError;
 
-/// The kind of the processor as a device.
+/// Value of [`DeviceInfo::kind`] for the CPU.
 pub(crate) const CPU: &str = "CPU";
 
-/// Which device is wanted.
+/// Requested device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The best GPU there is: a discrete one, an integrated one, a virtual one; else the processor.
+    /// The best GPU present, in the order discrete, integrated, virtual; else the CPU.
     #[default]
     Auto,
-    /// The processor's own vector units.
+    /// The CPU's own vector units.
     Cpu,
-    /// Software Vulkan on the processor: slow, for trying what a GPU runs.
+    /// Software Vulkan on the CPU: slow, for trying the GPU code without a GPU.
     Software,
-    /// The first whose name contains this text, in any case.
+    /// The first adapter whose name contains this text, ignoring case.
     Name(String),
-    /// The one at this place in the list that the log prints.
+    /// The adapter at this index of the list that the log prints.
     Index(usize),
 }
 
-/// Where a model runs.
+/// Device that a model runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceInfo {
     /// Name of the adapter or the processor.
@@ -34,9 +34,9 @@ pub struct DeviceInfo {
     pub backend: String,
     /// `CPU`, `discrete GPU`, `integrated GPU`, `virtual GPU`, `software`, `other`.
     pub kind: &'static str,
-    /// The driver and its version; for a processor its vector unit, such as `AVX-512 VNNI`, and the threads.
+    /// The driver and its version; for a CPU its vector unit, such as `AVX-512 VNNI`, and the number of threads.
     pub driver: String,
-    /// Why this one.
+    /// Reason for the choice.
     pub reason: String,
 }
 
@@ -45,18 +45,18 @@ pub(crate) struct Opened {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: DeviceInfo,
-    pub(crate) faults: Faults,
+    pub(crate) faults: DeviceFaults,
     pub(crate) subgroups: bool,
-    /// Names adapter and driver, for what is kept between runs.
+    /// Names adapter and driver: key of the pipeline cache that is kept between runs.
     pub(crate) identity: String,
 }
 
-/// What the device reported out of turn: validation errors, memory, its loss.
+/// Faults that the device reported asynchronously: validation errors, lack of memory, loss of the device.
 #[derive(Clone, Default)]
-pub(crate) struct Faults(Arc<Mutex<Option<String>>>);
+pub(crate) struct DeviceFaults(Arc<Mutex<Option<String>>>);
 
-impl Faults {
-    pub(crate) fn heard(&self, what: &str) {
+impl DeviceFaults {
+    pub(crate) fn record(&self, what: &str) {
         self.report(what.to_owned());
     }
 
@@ -65,69 +65,69 @@ impl Faults {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
     }
 
-    /// The first report since the last call.
+    /// Takes the first report since the last call.
     pub(crate) fn take(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// What a thread of ours has not come back from since the first step of a model. If it is tried again meanwhile, that keeps
-/// another thread, with all the memory of another model.
+/// Device or file whose first step has not returned. A retry would block another thread and hold the memory of
+/// another model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Stuck {
-    /// A GPU, by its name: whatever runs on it.
+pub(crate) enum HangSource {
+    /// A GPU, by name: blocks every model on it.
     Gpu(String),
-    /// The model of a file on the processor. That is never lost as a GPU is: what hangs is the reading of weights from a
-    /// disk that has gone, or a machine that swaps, and models of other files are not to be refused for it.
+    /// A model file on the CPU. The CPU itself is never lost: a hang comes from reading weights off a disk that has
+    /// gone, or from swapping. Models of other files must not be refused for it.
     File(PathBuf),
 }
 
-impl Stuck {
-    /// What hangs when the model of a file does on this device.
+impl HangSource {
+    /// Entry for a model of this file on this device.
     pub(crate) fn on(device: &DeviceInfo, source: &Path) -> Self {
         if device.kind == CPU { Self::File(source.to_owned()) } else { Self::Gpu(device.name.clone()) }
     }
 }
 
-/// One entry for each thread that is inside.
-static STUCK: Mutex<Vec<Stuck>> = Mutex::new(Vec::new());
+/// One entry for each thread that has not returned from a first step.
+static HANGING: Mutex<Vec<HangSource>> = Mutex::new(Vec::new());
 
-/// The entry of one thread; it ends when this is dropped, and those of other threads stay.
+/// Entry of one thread in [`HANGING`]; removed on drop, while the entries of other threads remain.
 #[derive(Debug)]
-pub(crate) struct Mark(Stuck);
+pub(crate) struct HangMark(HangSource);
 
-impl Mark {
-    pub(crate) fn new(stuck: Stuck) -> Self {
-        STUCK.lock().unwrap_or_else(PoisonError::into_inner).push(stuck.clone());
-        Self(stuck)
+impl HangMark {
+    pub(crate) fn new(source: HangSource) -> Self {
+        HANGING.lock().unwrap_or_else(PoisonError::into_inner).push(source.clone());
+        Self(source)
     }
 }
 
-impl Drop for Mark {
+impl Drop for HangMark {
     fn drop(&mut self) {
-        let mut all = STUCK.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = all.iter().position(|stuck| *stuck == self.0) {
+        let mut all = HANGING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = all.iter().position(|source| *source == self.0) {
             all.swap_remove(at);
         }
     }
 }
 
-/// Whether anything hangs.
+/// True while any first step has not returned.
 pub(crate) fn anything_hangs() -> bool {
-    !STUCK.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    !HANGING.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
 }
 
-/// Refuses what hangs, on this device.
-pub(crate) fn refuse(stuck: &Stuck, device: &str, kind: &'static str) -> Result<(), LoadError> {
-    match STUCK.lock().unwrap_or_else(PoisonError::into_inner).contains(stuck) {
+/// Returns [`LoadError::Hangs`] if this entry is marked as hanging.
+pub(crate) fn refuse(source: &HangSource, device: &str, kind: &'static str) -> Result<(), LoadError> {
+    match HANGING.lock().unwrap_or_else(PoisonError::into_inner).contains(source) {
         true => Err(LoadError::Hangs { device: device.to_owned(), kind }),
         false => Ok(()),
     }
 }
 
-/// Refuses a GPU that hangs.
+/// Returns [`LoadError::Hangs`] if this GPU is marked as hanging.
 pub(crate) fn refuse_gpu(name: &str, kind: &'static str) -> Result<(), LoadError> {
-    refuse(&Stuck::Gpu(name.to_owned()), name, kind)
+    refuse(&HangSource::Gpu(name.to_owned()), name, kind)
 }
 
 fn kind(device: wgpu::DeviceType) -> (u8, &'static str) {
@@ -143,22 +143,22 @@ fn kind(device: wgpu::DeviceType) -> (u8, &'static str) {
 const INSTALL: &str = "install a Vulkan driver (software Vulkan: `apt-get install libvulkan1 mesa-vulkan-drivers`), or \
     use `device: cpu`";
 
-/// Why there is no use in asking for adapters, which takes some tenths of a second, where that is plain: a Linux without
-/// any device of a GPU. Elsewhere nothing is said.
+/// Reason to skip the search for adapters, which takes some tenths of a second: a Linux machine without any GPU
+/// device. `None` elsewhere.
 pub(crate) fn no_gpu() -> Option<&'static str> {
     if !cfg!(target_os = "linux") {
         return None;
     }
-    // The devices of kernel drivers, of Nvidia's own, of WSL.
+    // Device files of kernel drivers, of Nvidia's driver, of WSL.
     let is_gpu = |name: &str| name.starts_with("renderD") || name.starts_with("nvidia") || name == "dxg";
     let has = |folder: &str| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         entries.into_iter().any(|entry| entry.file_name().to_str().is_some_and(is_gpu))
     };
-    (!has("/dev") && !has("/dev/dri")).then_some("this machine has no device of a GPU")
+    (!has("/dev") && !has("/dev/dri")).then_some("this machine has no GPU device")
 }
 
-/// The adapter that is wanted, without opening it.
+/// Finds the requested adapter without opening it.
 pub(crate) fn find(choice: &DeviceChoice) -> Result<DeviceInfo, LoadError> {
     let (_, infos) = adapters();
     let (index, reason) = choose(choice, &infos)?;
@@ -189,7 +189,7 @@ fn adapters() -> (Vec<wgpu::Adapter>, Vec<wgpu::AdapterInfo>) {
     (adapters, infos)
 }
 
-/// Opens the adapter that is wanted.
+/// Opens the requested adapter.
 pub(crate) fn open(choice: &DeviceChoice) -> Result<Opened, LoadError> {
     let (adapters, infos) = adapters();
     let (index, reason) = choose(choice, &infos)?;
@@ -205,7 +205,7 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Opened, LoadError> {
     features |= available & wgpu::Features::PIPELINE_CACHE;
     let refused = |reason: String| LoadError::Device { device: info.name.clone(), reason };
     if !available.contains(wgpu::Features::IMMEDIATES) {
-        return Err(refused("it has no immediates (push constants); choose another adapter with `device`".into()));
+        return Err(refused("the adapter has no immediates (push constants); choose another one with `device`".into()));
     }
     let request = wgpu::DeviceDescriptor {
         label: Some("spillway"),
@@ -214,13 +214,13 @@ pub(crate) fn open(choice: &DeviceChoice) -> Result<Opened, LoadError> {
         ..wgpu::DeviceDescriptor::default()
     };
     let (device, queue) = block_on(adapter.request_device(&request)).map_err(|e| refused(e.to_string()))?;
-    let faults = Faults::default();
-    let heard = faults.clone();
-    device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| heard.report(e.to_string())));
-    let heard = faults.clone();
+    let faults = DeviceFaults::default();
+    let recorded = faults.clone();
+    device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| recorded.report(e.to_string())));
+    let recorded = faults.clone();
     device.set_device_lost_callback(move |reason, message| {
         if reason != wgpu::DeviceLostReason::Destroyed {
-            heard.report(format!("the device was lost: {message}"));
+            recorded.report(format!("the device was lost: {message}"));
         }
     });
     let described = describe(info, reason);
@@ -241,7 +241,7 @@ fn choose(choice: &DeviceChoice, infos: &[wgpu::AdapterInfo]) -> Result<(usize, 
                 .map(|(index, info)| {
                     (index, format!("device: auto took the best of {}: {}", infos.len(), kind(info.device_type).1))
                 })
-                .ok_or_else(|| LoadError::NoDevice(format!("there is no GPU, only {}", list())))
+                .ok_or_else(|| LoadError::NoDevice(format!("no GPU found, only {}", list())))
         }
         DeviceChoice::Software => infos
             .iter()
@@ -249,7 +249,7 @@ fn choose(choice: &DeviceChoice, infos: &[wgpu::AdapterInfo]) -> Result<(usize, 
             .map(|index| (index, "device: software".to_owned()))
             .ok_or_else(|| {
                 LoadError::NoDevice(format!(
-                    "there is no software Vulkan, only {}: `apt-get install mesa-vulkan-drivers`",
+                    "no software Vulkan found, only {}: `apt-get install mesa-vulkan-drivers`",
                     list()
                 ))
             }),
@@ -257,17 +257,18 @@ fn choose(choice: &DeviceChoice, infos: &[wgpu::AdapterInfo]) -> Result<(usize, 
             .iter()
             .position(|info| info.name.to_lowercase().contains(&name.to_lowercase()))
             .map(|index| (index, format!("device: {{name: {name}}}")))
-            .ok_or_else(|| LoadError::NoDevice(format!("no adapter has `{name}` in its name; there are {}", list()))),
+            .ok_or_else(|| {
+                LoadError::NoDevice(format!("no adapter has `{name}` in its name; expected one of {}", list()))
+            }),
         DeviceChoice::Index(index) if *index < infos.len() => Ok((*index, format!("device: {{index: {index}}}"))),
-        DeviceChoice::Index(index) => Err(LoadError::NoDevice(format!(
-            "there is no adapter {index}: they are 0 to {}, {}",
-            infos.len() - 1,
-            list()
-        ))),
+        DeviceChoice::Index(index) => {
+            Err(LoadError::NoDevice(format!("no adapter {index}; expected 0 to {}: {}", infos.len() - 1, list())))
+        }
     }
 }
 
-/// Waits on this thread for a future. Those of wgpu on native targets are ready at once or woken by a driver's thread.
+/// Blocks this thread until a future is ready. Futures of wgpu on native targets are ready at once or woken by a
+/// driver's thread.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(std::thread::Thread);
     impl std::task::Wake for Unpark {
@@ -292,9 +293,9 @@ mod tests {
 
     #[test]
     fn a_device_that_hangs_is_left_alone_until_all_who_are_inside_have_come_back() {
-        let card = || Stuck::Gpu("a card".into());
+        let card = || HangSource::Gpu("a card".into());
         assert!(refuse_gpu("a card", "discrete GPU").is_ok());
-        let (first, second) = (Mark::new(card()), Mark::new(card()));
+        let (first, second) = (HangMark::new(card()), HangMark::new(card()));
         let told = refuse_gpu("a card", "discrete GPU").unwrap_err();
         assert!(matches!(told, LoadError::Hangs { .. }), "{told}");
         assert!(refuse_gpu("another", "discrete GPU").is_ok());
@@ -306,8 +307,8 @@ mod tests {
 
     #[test]
     fn on_the_processor_hangs_the_model_of_a_file() {
-        let file = |name: &str| Stuck::File(name.into());
-        let mark = Mark::new(file("far/model.gguf"));
+        let file = |name: &str| HangSource::File(name.into());
+        let mark = HangMark::new(file("far/model.gguf"));
         assert!(anything_hangs());
         let told = refuse(&file("far/model.gguf"), "a processor", "CPU").unwrap_err().to_string();
         assert!(told.contains("`a processor` (CPU)") && told.contains("this file"), "{told}");

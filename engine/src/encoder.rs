@@ -1,6 +1,6 @@
-//! Serving an encoder: texts of several callers go through it together, each caller's in turns. One thread owns the model;
-//! callers reach it over a bounded channel and hear from it over a channel of their own. Dropping the answer's future ends
-//! the work on it within one step.
+//! Serving of an encoder: texts of several callers are batched, each caller in turn. One thread owns the model;
+//! callers submit over a bounded channel and receive over a channel of their own. Dropping the answer's future ends
+//! the work within one step.
 
 mod input;
 #[cfg(test)]
@@ -15,101 +15,102 @@ use std::time::Duration;
 use async_channel::Sender;
 
 use crate::model::BertShape;
-use crate::runner::{self, Reader, Rebuildable, Tuning};
+use crate::runner::{self, Rebuildable, Recipient, Tuning};
 use crate::text::Tokenizer;
 use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions, Placement};
-use worker::Worker;
+use worker::EncoderWorker;
 
-/// Most texts of one request.
+/// Most texts of one request: the limit of OpenAI's embeddings API.
 pub(crate) const MAX_TEXTS: usize = 2048;
-/// What a refused caller is told to wait at least.
+/// Least `retry_after` of a refused request.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// What it is told while a device is set up again.
+/// `retry_after` while a failed device is set up again.
 const RETRY_AFTER_FAULT: Duration = Duration::from_secs(1);
 
-/// What became of a text.
+/// Result for one input.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Encoded {
-    /// Its vector as the model gives it, or its scores.
+    /// Raw embedding as the model computes it, or the scores.
     pub(crate) values: Vec<f32>,
-    /// Tokens read.
+    /// Tokens read by the model.
     pub(crate) tokens: u32,
-    /// Whether it was longer than the context.
+    /// True if the input was longer than the context and was cut.
     pub(crate) truncated: bool,
 }
 
-/// What is read.
+/// Input of an encoder.
 #[derive(Debug, Clone)]
 pub(crate) enum Input {
     Text(Arc<str>),
     /// Two texts that are read together.
     Pair(Arc<str>, Arc<str>),
-    /// Tokens as they stand.
+    /// Tokens, read unchanged.
     Tokens(Vec<u32>),
 }
 
-type Answer = Result<Vec<Encoded>, EngineError>;
+type EncodeResult = Result<Vec<Encoded>, EngineError>;
 
-/// A request on its way to the thread.
-struct Job {
+/// Request on its way to the encoder's thread.
+struct EncodeJob {
     inputs: Vec<Input>,
-    answer: Sender<Answer>,
+    answer: Sender<EncodeResult>,
 }
 
-impl Reader for Sender<Answer> {
+impl Recipient for Sender<EncodeResult> {
     fn fail(self, error: EngineError) {
         let _ = self.try_send(Err(error));
         self.close();
     }
 }
 
-/// The callers' side of the thread.
-pub(crate) struct Handle {
-    jobs: Sender<Job>,
-    shared: Arc<Shared>,
+/// Callers' side of the encoder's thread.
+pub(crate) struct EncoderHandle {
+    jobs: Sender<EncodeJob>,
+    shared: Arc<EncoderState>,
     placement: Arc<Mutex<Placement>>,
     outputs: usize,
     vocabulary: usize,
-    /// Longest estimated wait at which a request is taken.
+    /// Longest estimated wait at which a request is accepted.
     max_wait: Duration,
 }
 
 #[derive(Default)]
-struct Shared {
+struct EncoderState {
     waiting: AtomicUsize,
     tokens: AtomicU64,
-    /// Nanoseconds that a token took of late.
+    /// Recent cost of a token in nanoseconds.
     cost: AtomicU64,
-    /// Texts that were taken and are not answered.
+    /// Texts accepted and not yet answered.
     texts: AtomicUsize,
     /// The device has failed and is set up again.
     recovering: AtomicBool,
     faults: AtomicU64,
-    /// It has ended.
+    /// The thread has ended.
     stopped: AtomicBool,
 }
 
-impl Shared {
+impl EncoderState {
     fn set_recovering(&self, recovering: bool) {
         if !self.recovering.swap(recovering, Ordering::AcqRel) && recovering {
             self.faults.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// A request is answered, or nobody waits for it.
-    fn left(&self, job: &Job) {
+    /// Uncounts the texts of a request that was answered or dropped.
+    fn left(&self, job: &EncodeJob) {
         self.texts.fetch_sub(job.inputs.len(), Ordering::Relaxed);
     }
 }
 
-impl Handle {
-    /// Encodes texts, in their order. Refuses at once when too much waits.
+impl EncoderHandle {
+    /// Encodes texts, in their order. Returns [`EngineError::Busy`] at once when too much is queued.
     pub(crate) async fn encode(&self, inputs: Vec<Input>) -> Result<Vec<Encoded>, EngineError> {
         if inputs.is_empty() {
             return Ok(Vec::new());
         }
         if inputs.len() > MAX_TEXTS {
-            return Err(EngineError::Input(format!("{} texts in one request, {MAX_TEXTS} are the most", inputs.len())));
+            let why = format!("{} texts in one request; expected at most {MAX_TEXTS}", inputs.len());
+            return Err(EngineError::Input(why));
         }
         let busy = |reason| {
             let retry_after = self.estimated_wait().saturating_sub(self.max_wait).max(RETRY_AFTER);
@@ -119,14 +120,15 @@ impl Handle {
             if let Input::Tokens(tokens) = input
                 && tokens.is_empty()
             {
-                return Err(EngineError::Input("an input has no tokens".into()));
+                return Err(EngineError::Input("an input has no tokens; expected at least one".into()));
             }
             if let Input::Tokens(tokens) = input
                 && let Some(token) =
                     tokens.iter().find(|token| usize::try_from(**token).is_ok_and(|n| n >= self.vocabulary))
             {
                 let most = self.vocabulary;
-                return Err(EngineError::Input(format!("{token} is no token of the model: it has {most}")));
+                let why = format!("token {token} is outside the vocabulary; expected less than {most}");
+                return Err(EngineError::Input(why));
             }
         }
         if self.shared.recovering.load(Ordering::Acquire) {
@@ -137,21 +139,21 @@ impl Handle {
         }
         let (answer, receiver) = async_channel::bounded(1);
         let texts = inputs.len();
-        // Counted before the thread can answer them.
+        // Counted before sending, because the thread may answer at once.
         self.shared.texts.fetch_add(texts, Ordering::Relaxed);
-        if let Err(refused) = self.jobs.try_send(Job { inputs, answer }) {
+        if let Err(refused) = self.jobs.try_send(EncodeJob { inputs, answer }) {
             self.shared.texts.fetch_sub(texts, Ordering::Relaxed);
             return Err(busy(if refused.is_closed() { BusyReason::Stopped } else { BusyReason::QueueFull }));
         }
         receiver.recv().await.unwrap_or(Err(EngineError::Shutdown))
     }
 
-    /// Values of a vector, or labels.
+    /// Values of an embedding, or number of labels.
     pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }
 
-    /// How long what waits will take, if each text is of middling length.
+    /// Estimated time to work off the queue, at 64 tokens a text.
     pub(crate) fn estimated_wait(&self) -> Duration {
         const TOKENS: u64 = 64;
         let texts = u64::try_from(self.shared.texts.load(Ordering::Relaxed)).unwrap_or(u64::MAX);
@@ -171,12 +173,12 @@ impl Handle {
         }
     }
 
-    /// Where it runs.
+    /// Device that the encoder runs on now.
     pub(crate) fn placement(&self) -> Placement {
         self.placement.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether it has ended and takes nothing any more.
+    /// True once the thread has ended: no request is accepted any more.
     pub(crate) fn has_ended(&self) -> bool {
         self.shared.stopped.load(Ordering::Acquire)
     }
@@ -187,7 +189,7 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
+impl Drop for EncoderHandle {
     fn drop(&mut self) {
         self.shutdown();
     }
@@ -195,24 +197,24 @@ impl Drop for Handle {
 
 /// Starts the thread and waits until the model has run once.
 pub(crate) fn start(
-    made: Rebuildable,
+    model: Rebuildable,
     shape: BertShape,
     tokenizer: Arc<Tokenizer>,
     options: &LoadOptions,
-) -> Result<Handle, LoadError> {
-    begin(made, shape, tokenizer, options, Tuning::default())
+) -> Result<EncoderHandle, LoadError> {
+    begin(model, shape, tokenizer, options, Tuning::default())
 }
 
 fn begin(
-    made: Rebuildable,
+    model: Rebuildable,
     shape: BertShape,
     tokenizer: Arc<Tokenizer>,
     options: &LoadOptions,
     tuning: Tuning,
-) -> Result<Handle, LoadError> {
+) -> Result<EncoderHandle, LoadError> {
     let (jobs, received) = async_channel::bounded(usize::try_from(options.max_queue).unwrap_or(usize::MAX).max(1));
-    let shared = Arc::new(Shared::default());
-    let placement = made.placement();
+    let shared = Arc::new(EncoderState::default());
+    let placement = model.placement();
     let (outputs, vocabulary) = (shape.outputs(), shape.vocabulary);
     let watched = shared.clone();
     let on_hang = move |at_first| {
@@ -222,9 +224,9 @@ fn begin(
         watched.set_recovering(true);
     };
     let sizes = shape.sizes();
-    let worker = |watch| Worker {
+    let worker = |watch| EncoderWorker {
         name: options.name.clone(),
-        made,
+        model,
         shape,
         sizes,
         tokenizer,
@@ -234,8 +236,8 @@ fn begin(
         tuning,
         watch,
     };
-    runner::launch(options, placement.clone(), on_hang, worker, Worker::work)?;
-    Ok(Handle { jobs, shared, placement, outputs, vocabulary, max_wait: options.max_queue_wait })
+    runner::launch(options, placement.clone(), on_hang, worker, EncoderWorker::work)?;
+    Ok(EncoderHandle { jobs, shared, placement, outputs, vocabulary, max_wait: options.max_queue_wait })
 }
 
 fn narrow(n: usize) -> u32 {

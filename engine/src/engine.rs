@@ -1,9 +1,9 @@
-//! A loaded model as callers have it. It takes requests from any thread; each model does its work on a thread of its own.
+//! Public handle of a loaded model. Accepts requests from any thread; each model runs on a thread of its own.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::device::{self, CPU, Stuck};
+use crate::device::{self, CPU, HangSource};
 use crate::runner::Rebuildable;
 use crate::text::{Conversation, TextModel, Tokenizer, ToolStyle};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     TokenStream, artifact, encoder, grammar, model, scheduler,
 };
 
-/// A loaded model; clones share it. It ends when the last one is dropped.
+/// A loaded model; clones share it. The model is unloaded when the last clone is dropped.
 #[derive(Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
@@ -21,14 +21,14 @@ pub struct Engine {
 struct Shared {
     info: ModelInfo,
     max_sequences: u32,
-    work: Work,
+    serving: Serving,
 }
 
 /// Checks, without a device, everything else that loading a model checks: its shape, its tokenizer, its template, and
-/// whether it fits [`LoadOptions::memory`].
+/// the fit within [`LoadOptions::memory`].
 ///
 /// # Errors
-/// Checks of [`Engine::load`] that come from the file or from the options alone.
+/// Errors of [`Engine::load`] that follow from the file or the options alone.
 pub fn check(options: &LoadOptions) -> Result<(), LoadError> {
     let file = artifact::ModelFile::open(&options.source)?;
     model::check_fit(&file, options)?;
@@ -41,37 +41,40 @@ pub fn check(options: &LoadOptions) -> Result<(), LoadError> {
     }
 }
 
-/// Checks that every token of an encoder's tokenizer has a row in its table.
+/// Checks that every token of an encoder's tokenizer has a row in the embedding table.
 fn check_tokens(file: &artifact::ModelFile, tokenizer: &Tokenizer, rows: usize) -> Result<(), LoadError> {
     let tokens = tokenizer.vocabulary();
     if tokens > rows {
-        return Err(file.corrupt(format!("its tokenizer has {tokens} tokens and its table {rows} rows")));
+        let why = format!("the tokenizer has {tokens} tokens; expected at most {rows}, the rows of the token table");
+        return Err(file.corrupt(why));
     }
     Ok(())
 }
 
-/// Who does it.
-enum Work {
-    Decoder { text: TextModel, grammars: grammar::Grammars, scheduler: scheduler::Handle },
-    Encoder(encoder::Handle),
+/// Serving part of a loaded model.
+enum Serving {
+    Decoder { text: TextModel, grammars: grammar::Grammars, scheduler: scheduler::SchedulerHandle },
+    Encoder(encoder::EncoderHandle),
 }
 
 impl Engine {
-    /// Loads a model and waits until it is ready. Blocks for as long as that takes: not for a runtime's own threads.
+    /// Loads a model and waits until it is ready. Blocks throughout, so call it from a thread that may block, never
+    /// from a runtime's own.
     ///
     /// # Errors
-    /// [`LoadError::Hangs`] when the device does not come back from the first step. Where the choice of the device is
-    /// left to the engine, the processor takes the place of a GPU that does so.
+    /// [`LoadError::Hangs`] when the device does not return from the first step. With [`DeviceChoice::Auto`] a
+    /// hanging GPU is replaced by the CPU.
     pub fn load(options: LoadOptions) -> Result<Self, LoadError> {
         Self::load_holding(options, || Ok(Box::new(())))
     }
 
-    /// The same. What `hold` gives is held from before the memory of the model is taken until that was given back, by the
-    /// thread that has it: some moments after the last engine was dropped, and where a device hangs not before it comes
-    /// back. A second one is asked for where the processor takes the place of a GPU that keeps what it has.
+    /// As [`Self::load`], holding the value of `hold` for as long as the model's memory is taken. The model's thread
+    /// drops it after the memory is released: shortly after the last engine is dropped, or, on a hanging device, once
+    /// the device returns. `hold` is called a second time when the CPU replaces a hanging GPU, whose memory stays
+    /// taken.
     ///
     /// # Errors
-    /// Those of [`Self::load`], and those of `hold`.
+    /// Errors of [`Self::load`], and of `hold`.
     pub fn load_holding<E: From<LoadError>>(
         options: LoadOptions,
         mut hold: impl FnMut() -> Result<Hold, E>,
@@ -102,7 +105,7 @@ impl Engine {
         });
         let text = text?;
         if !text.has_template() {
-            tracing::warn!(event = "no_chat_template", model = %options.name, "it can continue texts, not conversations");
+            tracing::warn!(event = "no_chat_template", model = %options.name, "texts are continued, conversations refused");
         }
         let loaded = loaded?;
         let info = ModelInfo {
@@ -125,8 +128,8 @@ impl Engine {
         let info = ModelInfo { load_time: started.elapsed(), ..info };
         let grammars = grammar::Grammars::new(text.tokenizer().clone());
         let max_sequences = u32::try_from(sizes.slots).unwrap_or(u32::MAX);
-        let work = Work::Decoder { text, grammars, scheduler };
-        Ok(Self { shared: Arc::new(Shared { info, max_sequences, work }) })
+        let serving = Serving::Decoder { text, grammars, scheduler };
+        Ok(Self { shared: Arc::new(Shared { info, max_sequences, serving }) })
     }
 
     fn load_encoder(
@@ -162,28 +165,28 @@ impl Engine {
         let encoder = encoder::start(made, shape, tokenizer, options)?;
         let info = ModelInfo { load_time: started.elapsed(), ..info };
         Ok(Self {
-            shared: Arc::new(Shared { info, max_sequences: options.max_sequences, work: Work::Encoder(encoder) }),
+            shared: Arc::new(Shared { info, max_sequences: options.max_sequences, serving: Serving::Encoder(encoder) }),
         })
     }
 
-    /// The parts of a model that generates.
-    fn decoder(&self) -> Option<(&TextModel, &scheduler::Handle)> {
-        match &self.shared.work {
-            Work::Decoder { text, scheduler, .. } => Some((text, scheduler)),
-            Work::Encoder(_) => None,
+    /// Text side and scheduler of a model that generates.
+    fn decoder(&self) -> Option<(&TextModel, &scheduler::SchedulerHandle)> {
+        match &self.shared.serving {
+            Serving::Decoder { text, scheduler, .. } => Some((text, scheduler)),
+            Serving::Encoder(_) => None,
         }
     }
 
-    /// The encoder, if the model is for this.
-    fn encoder(&self, wanted: Task) -> Result<&encoder::Handle, EngineError> {
-        match &self.shared.work {
-            Work::Encoder(encoder) if self.shared.info.task == wanted => Ok(encoder),
+    /// Encoder of a model whose task is `wanted`.
+    fn encoder(&self, wanted: Task) -> Result<&encoder::EncoderHandle, EngineError> {
+        match &self.shared.serving {
+            Serving::Encoder(encoder) if self.shared.info.task == wanted => Ok(encoder),
             _ => Err(EngineError::Task { is: self.shared.info.task, wanted }),
         }
     }
 
-    /// Texts as vectors, in their order; a text that is longer than the context is cut and marked. Texts of several calls
-    /// go through the model together. At most 2048 in one call. Dropping the future ends the work within one step.
+    /// Embeds texts, in their order; a text longer than the context is cut and marked. Texts of several calls are
+    /// batched. At most 2048 texts in one call. Dropping the future ends the work within one step.
     ///
     /// # Errors
     /// [`EngineError::Task`] for a model that gives no embeddings, [`EngineError::Busy`] when `max_queue` calls wait,
@@ -192,8 +195,8 @@ impl Engine {
         self.embed_inputs(texts.into_iter().map(EmbedInput::Text).collect()).await
     }
 
-    /// The same of texts, or of tokens that were made elsewhere: those are read as they stand, without the marks that the
-    /// tokenizer puts around a text. A number that is no token is [`EngineError::Input`].
+    /// As [`Self::embed`], for texts or for tokens made elsewhere. Tokens are read unchanged, without the special
+    /// tokens that the tokenizer puts around a text. A number outside the vocabulary is [`EngineError::Input`].
     pub async fn embed_inputs(&self, inputs: Vec<EmbedInput>) -> Result<Vec<Embedding>, EngineError> {
         let inputs = inputs.into_iter().map(|input| match input {
             EmbedInput::Text(text) => encoder::Input::Text(text.into()),
@@ -208,69 +211,70 @@ impl Engine {
         Ok(normalised.collect())
     }
 
-    /// What a classifier makes of texts, in their order. Errors as [`Self::embed`].
+    /// Classifies texts, in their order. Errors as [`Self::embed`].
     pub async fn classify(&self, texts: Vec<String>) -> Result<Vec<Scores>, EngineError> {
         let inputs = texts.into_iter().map(|text| encoder::Input::Text(text.into())).collect();
         Ok(scores(self.encoder(Task::Classify)?.encode(inputs).await?))
     }
 
-    /// How well documents answer a query, in the order of the documents: the first logit of a cross-encoder, higher is
-    /// better. Errors as [`Self::embed`], and [`EngineError::Input`] for a classifier of more than one label.
+    /// Scores documents against a query, in the order of the documents: the first logit of a cross-encoder, higher is
+    /// better. Errors as [`Self::embed`], and [`EngineError::Input`] for a classifier with more than one label.
     pub async fn rerank(&self, query: &str, documents: Vec<String>) -> Result<Vec<Scores>, EngineError> {
         let encoder = self.encoder(Task::Classify)?;
         if encoder.outputs() != 1 {
             let labels = encoder.outputs();
-            return Err(EngineError::Input(format!("the model tells {labels} labels apart; a reranker has one score")));
+            return Err(EngineError::Input(format!("the model has {labels} labels; expected a reranker with one")));
         }
         let query: Arc<str> = query.into();
         let pair = |document: String| encoder::Input::Pair(query.clone(), document.into());
         Ok(scores(encoder.encode(documents.into_iter().map(pair).collect()).await?))
     }
 
-    /// What was loaded.
+    /// Facts of the loaded model.
     pub fn info(&self) -> &ModelInfo {
         &self.shared.info
     }
 
-    /// Where it runs now, and how fast that is.
+    /// Device that the model runs on now, and its measured speed.
     pub fn placement(&self) -> Placement {
-        match &self.shared.work {
-            Work::Decoder { scheduler, .. } => scheduler.placement(),
-            Work::Encoder(encoder) => encoder.placement(),
+        match &self.shared.serving {
+            Serving::Decoder { scheduler, .. } => scheduler.placement(),
+            Serving::Encoder(encoder) => encoder.placement(),
         }
     }
 
-    /// Whether it has ended, by [`Self::shutdown`] or by a defect: it takes nothing any more and must be loaded again.
+    /// True once the engine has ended, by [`Self::shutdown`] or by a defect: it accepts no request and must be loaded
+    /// again.
     pub fn has_ended(&self) -> bool {
-        match &self.shared.work {
-            Work::Decoder { scheduler, .. } => scheduler.has_ended(),
-            Work::Encoder(encoder) => encoder.has_ended(),
+        match &self.shared.serving {
+            Serving::Decoder { scheduler, .. } => scheduler.has_ended(),
+            Serving::Encoder(encoder) => encoder.has_ended(),
         }
     }
 
-    /// How it calls tools, as [`text::ToolReader`](crate::text::ToolReader) reads it; `None` for a model that was not
-    /// taught to.
+    /// Tool-call syntax of the model, as [`text::ToolReader`](crate::text::ToolReader) reads it; `None` for a model
+    /// that was not trained to call tools.
     pub fn tools(&self) -> Option<ToolStyle> {
         self.decoder().and_then(|(text, _)| text.tools())
     }
 
-    /// Whether it can be given conversations: a model without a chat template continues texts only.
+    /// True if the model has a chat template; without one it continues texts only.
     pub fn has_template(&self) -> bool {
         self.decoder().is_some_and(|(text, _)| text.has_template())
     }
 
-    /// A conversation as tokens, ready to be answered. Takes some microseconds for each hundred bytes.
+    /// Renders a conversation as tokens, ready to be answered. Takes some microseconds for each hundred bytes.
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Prompt, PromptError> {
         self.encode(&Conversation { messages, ..Conversation::default() })
     }
 
-    /// The same with tools, or with an answer that has begun.
+    /// As [`Self::encode_chat`], with tools or with an answer that has begun.
     pub fn encode(&self, conversation: &Conversation<'_>) -> Result<Prompt, PromptError> {
         let (text, _) = self.decoder().ok_or(PromptError::NotGenerating)?;
         self.prompt(text.encode(conversation)?)
     }
 
-    /// Tokens as a prompt, to be continued as they stand.
+    /// Makes a prompt of tokens, to be continued unchanged.
     pub fn prompt(&self, tokens: Vec<u32>) -> Result<Prompt, PromptError> {
         if self.decoder().is_none() {
             return Err(PromptError::NotGenerating);
@@ -281,65 +285,67 @@ impl Engine {
         }
         match tokens.len() {
             0 => Err(PromptError::Empty),
-            // One token at least must be left for the answer.
+            // At least one token of the context must be left for the answer.
             n if n >= context => Err(PromptError::TooLong { tokens: n, context }),
             _ => Ok(Prompt { tokens }),
         }
     }
 
-    /// A text as tokens, to be continued as it stands. What looks like a control token in it is text.
+    /// Tokenises a text to be continued. Text that looks like a control token is read as text.
     pub fn encode_text(&self, text: &str) -> Result<Prompt, PromptError> {
         let (model, _) = self.decoder().ok_or(PromptError::NotGenerating)?;
         self.prompt(model.tokenizer().encode_text(text)?)
     }
 
-    /// Compiles what an answer must be. Takes milliseconds, the first time some hundred: not for a runtime's own threads.
+    /// Compiles the grammar of an answer. Takes milliseconds, the first time some hundred, so call it from a thread
+    /// that may block.
     pub fn grammar(&self, structure: Structure<'_>) -> Result<Grammar, GrammarError> {
-        match &self.shared.work {
-            Work::Decoder { grammars, .. } => grammars.compile(structure),
-            Work::Encoder(_) => Err(GrammarError::Tokens("it does not generate text".into())),
+        match &self.shared.serving {
+            Serving::Decoder { grammars, .. } => grammars.compile(structure),
+            Serving::Encoder(_) => Err(GrammarError::Tokens("the model does not generate text".into())),
         }
     }
 
-    /// Sequences that run together: a request cannot have more choices.
+    /// Most sequences decoded together: a request cannot have more choices.
     pub fn max_sequences(&self) -> u32 {
         self.shared.max_sequences
     }
 
-    /// Takes a request if it can be begun in time. Never waits.
+    /// Submits a request if its first token can be produced in time. Never blocks.
     pub fn submit(&self, request: Generate) -> Result<TokenStream, Busy> {
-        // A prompt cannot be had of a model that does not generate.
+        // Unreachable: only a generating model hands out a prompt.
         let never = Busy { reason: BusyReason::Stopped, retry_after: Duration::MAX };
         let (_, scheduler) = self.decoder().ok_or(never)?;
         scheduler.submit(request).map(|events| TokenStream { events })
     }
 
-    /// What it does now.
+    /// Current load and totals since load.
     pub fn stats(&self) -> EngineStats {
-        match &self.shared.work {
-            Work::Decoder { scheduler, .. } => scheduler.stats(),
-            Work::Encoder(encoder) => encoder.stats(),
+        match &self.shared.serving {
+            Serving::Decoder { scheduler, .. } => scheduler.stats(),
+            Serving::Encoder(encoder) => encoder.stats(),
         }
     }
 
     /// Estimated time to the first token of a prompt of this length, if `tenant` submitted it now.
     pub fn estimated_wait(&self, prompt_tokens: usize, tenant: Option<&str>) -> Duration {
-        match &self.shared.work {
-            Work::Decoder { scheduler, .. } => scheduler.estimated_wait(prompt_tokens, tenant),
-            Work::Encoder(encoder) => encoder.estimated_wait(),
+        match &self.shared.serving {
+            Serving::Decoder { scheduler, .. } => scheduler.estimated_wait(prompt_tokens, tenant),
+            Serving::Encoder(encoder) => encoder.estimated_wait(),
         }
     }
 
-    /// Ends it: running requests fail with [`EngineError::Shutdown`].
+    /// Stops the engine: running requests fail with [`EngineError::Shutdown`].
     pub fn shutdown(&self) {
-        match &self.shared.work {
-            Work::Decoder { scheduler, .. } => scheduler.shutdown(),
-            Work::Encoder(encoder) => encoder.shutdown(),
+        match &self.shared.serving {
+            Serving::Decoder { scheduler, .. } => scheduler.shutdown(),
+            Serving::Encoder(encoder) => encoder.shutdown(),
         }
     }
 }
 
-/// Refuses what hangs before anybody makes room for it. Where the choice is ours the processor takes a GPU's place.
+/// Refuses a hanging device or file before memory is reserved for it. With [`DeviceChoice::Auto`] the CPU replaces a
+/// hanging GPU.
 fn refuse_hanging(options: &LoadOptions) -> Result<(), LoadError> {
     if !device::anything_hangs() {
         return Ok(());
@@ -348,7 +354,7 @@ fn refuse_hanging(options: &LoadOptions) -> Result<(), LoadError> {
     if options.device == DeviceChoice::Auto && found.kind != CPU {
         return Ok(());
     }
-    device::refuse(&Stuck::on(&found, &options.source), &found.name, found.kind)
+    device::refuse(&HangSource::on(&found, &options.source), &found.name, found.kind)
 }
 
 fn scores(encoded: Vec<encoder::Encoded>) -> Vec<Scores> {

@@ -1,4 +1,4 @@
-//! What can go wrong: at load, with a prompt, when a request is submitted, while it runs.
+//! Errors: at load, with a prompt, when a request is submitted, while it runs.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,27 +9,27 @@ pub enum LoadError {
     /// The file cannot be read.
     #[error("cannot read {path}: {source}")]
     Io {
-        /// The file.
+        /// I/O error of the system.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: std::io::Error,
     },
     /// The file is of another kind.
     #[error("{path} is {kind}: {remedy}")]
     WrongKind {
-        /// The file.
+        /// File.
         path: PathBuf,
-        /// What it is.
+        /// Kind of file that was found.
         kind: &'static str,
-        /// What to do.
+        /// Advice to the operator.
         remedy: &'static str,
     },
     /// The file is damaged.
     #[error("{path} is damaged: {reason}; fetch it again")]
     Corrupt {
-        /// The file.
+        /// Corrupt file.
         path: PathBuf,
-        /// Where and how.
+        /// Place and kind of the damage.
         reason: String,
     },
     /// The file holds something that this engine does not run.
@@ -37,114 +37,114 @@ pub enum LoadError {
     Unsupported {
         /// The file.
         path: PathBuf,
-        /// What, and what to do.
+        /// Unsupported feature, and the advice.
         reason: String,
     },
-    /// There is nothing to run it on.
+    /// No device can run the model.
     #[error("{0}")]
     NoDevice(String),
     /// The device refused.
     #[error("device `{device}`: {reason}")]
     Device {
-        /// The device.
+        /// Name of the device.
         device: String,
-        /// Why.
+        /// Reason.
         reason: String,
     },
-    /// The device does not come back from the first step of a model.
+    /// The device does not return from the first step of a model.
     #[error(
-        "device `{device}` ({kind}) hangs: the first step of a model on it has not ended in time; until it does, that model's memory stays taken and {} is left alone",
+        "device `{device}` ({kind}) hangs: the first step of a model on it has not ended in time; until it ends, its memory stays taken and {} is not used: check the driver, or the disk of the file",
         if *kind == crate::device::CPU { "this file" } else { "the device" }
     )]
     Hangs {
-        /// The device.
+        /// Name of the device.
         device: String,
-        /// What kind of device it is.
+        /// Kind of the device.
         kind: &'static str,
     },
-    /// The KV cache that it is given holds not one context.
+    /// The allowed KV cache holds less than one context.
     #[error(
-        "one context of {context} tokens needs a KV cache of {needed} MiB and `kvCache` is {allowed} MiB: raise it, or lower `contextLength`"
+        "one context of {context} tokens needs a KV cache of {needed} MiB; `kvCache` allows {allowed} MiB: raise it, or lower `contextLength`"
     )]
     Cache {
         /// Tokens of a context.
         context: usize,
-        /// MiB that it needs.
+        /// MiB that one context needs.
         needed: u64,
-        /// MiB that it may take.
+        /// MiB allowed by `kvCache`.
         allowed: u64,
     },
-    /// It needs more memory than it may take.
+    /// The model needs more memory than it may take.
     #[error(
-        "the model needs {needed} MiB of device memory ({parts}) and may take {allowed} MiB: raise `memory`, or lower `contextLength` or `maxSequences`"
+        "the model needs {needed} MiB of device memory ({parts}); `memory` allows {allowed} MiB: raise it, or lower `contextLength` or `maxSequences`"
     )]
     Memory {
-        /// MiB it needs.
+        /// MiB needed.
         needed: u64,
-        /// What for.
+        /// MiB of each part: weights, KV cache, activations.
         parts: String,
-        /// MiB it may take.
+        /// MiB allowed by `memory`.
         allowed: u64,
     },
 }
 
-/// A conversation cannot be answered.
+/// Error of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PromptError {
-    /// It is longer than the context.
-    #[error("the prompt has {tokens} tokens, the context {context}")]
+    /// The prompt is longer than the context.
+    #[error("the prompt has {tokens} tokens; expected fewer than the context of {context}: shorten it")]
     TooLong {
-        /// Its tokens.
+        /// Tokens of the prompt.
         tokens: usize,
         /// Tokens of prompt and answer together.
         context: usize,
     },
-    /// The model answers nothing: it is an encoder.
-    #[error("the model does not generate text")]
+    /// The model does not generate text: it is an encoder.
+    #[error("the model does not generate text: it is an encoder")]
     NotGenerating,
-    /// There is nothing to answer.
-    #[error("there is nothing to answer")]
+    /// The prompt has no tokens.
+    #[error("the prompt is empty; expected a message or at least one token")]
     Empty,
-    /// A token that the model does not have.
-    #[error("{token} is no token of the model: it has {vocabulary}")]
+    /// A token outside the model's vocabulary.
+    #[error("token {token} is outside the vocabulary; expected less than {vocabulary}")]
     Token {
         /// The token.
         token: u32,
-        /// How many there are.
+        /// Tokens of the vocabulary.
         vocabulary: u32,
     },
     /// The model has no chat template.
     #[error("the model has no chat template (`tokenizer.chat_template`): it continues texts, not conversations")]
     NoTemplate,
-    /// Its template knows no tools, or has it call them in a way that is not read here.
-    #[error("the model was not taught to call tools, or in another way than that of Hermes, Qwen and Llama 3")]
+    /// The chat template knows no tools, or uses a syntax of calls that is not supported.
+    #[error("the chat template has no tool calls in a known syntax; expected that of Hermes, Qwen or Llama 3")]
     NoTools,
-    /// A tool or a call of one cannot be shown to the model.
-    #[error("a tool or a call cannot be shown to the model: {0}")]
+    /// A tool or a call of one cannot be rendered for the model.
+    #[error("a tool or a tool call cannot be rendered: {0}")]
     Tools(String),
-    /// The model's tokenizer has no tokens for it.
-    #[error("the tokenizer of the model cannot cut this text: {0}")]
+    /// The tokenizer has no tokens for the text.
+    #[error("the tokenizer of the model cannot tokenise this text: {0}")]
     Text(String),
-    /// A role that no chat template knows.
-    #[error("`{0}` is not a role")]
+    /// Unknown role.
+    #[error("invalid role `{0}`; expected lower-case letters and `_`, such as `user`")]
     Role(String),
-    /// The template of the model refuses it.
+    /// The chat template refuses the conversation.
     #[error("the chat template of the model refuses this conversation: {0}")]
     Template(String),
 }
 
-/// What an answer must be cannot be held to.
+/// Error of the grammar of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GrammarError {
     /// The schema is too long.
-    #[error("the schema has {bytes} bytes, more than {most}")]
+    #[error("the schema has {bytes} bytes; expected at most {most}")]
     TooLarge {
-        /// Its length.
+        /// Bytes of the schema.
         bytes: usize,
-        /// What is allowed.
+        /// Bytes allowed.
         most: usize,
     },
-    /// It is no schema, cannot be satisfied, or costs too much.
+    /// The schema is invalid, cannot be satisfied, or costs too much.
     #[error("the schema cannot be used: {0}")]
     Invalid(String),
     /// The model's tokens cannot be constrained.
@@ -152,16 +152,16 @@ pub enum GrammarError {
     Tokens(String),
 }
 
-/// Why a request is not taken.
+/// Reason for refusing a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BusyReason {
-    /// Too many wait.
+    /// The queue is full.
     QueueFull,
     /// The first token would come too late.
     WaitTooLong,
-    /// Its tenant has more than its share of the queue.
+    /// The tenant has more than its share of the queue.
     TenantQueueFull,
-    /// More choices than sequences run together: this never fits.
+    /// More choices than sequences run together: retrying never helps.
     TooManyChoices,
     /// The device failed and is being set up again.
     Recovering,
@@ -169,46 +169,46 @@ pub enum BusyReason {
     Stopped,
 }
 
-/// A request is not taken.
+/// Refusal of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the model is busy ({reason:?}); try again in {retry_after:?}")]
 pub struct Busy {
-    /// Why.
+    /// Reason.
     pub reason: BusyReason,
-    /// When it may be worth trying again.
+    /// Delay after which a retry may succeed.
     pub retry_after: Duration,
 }
 
-/// A request that was taken fails.
+/// Error of an accepted request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
-    /// Its time is over.
+    /// The deadline has passed.
     #[error("the deadline of the request has passed")]
     Deadline,
-    /// Nobody reads its answer.
+    /// The consumer of the answer stopped reading.
     #[error("the answer was not read for too long")]
     Stalled,
     /// The device failed.
     #[error("the device failed: {0}")]
     Device(String),
-    /// The engine itself failed, which is a defect: it has ended.
+    /// The engine failed by a defect and has ended.
     #[error("the engine failed: {0}")]
     Defect(String),
     /// The grammar of the answer became too costly.
-    #[error("the answer can no longer be held to its grammar: {0}")]
+    #[error("the grammar of the answer cannot be enforced any longer: {0}")]
     Grammar(String),
-    /// The model does not do this.
+    /// The model is for another task.
     #[error("the model is for {is}, not for {wanted}")]
     Task {
-        /// What it is for.
+        /// Task of the model.
         is: crate::Task,
-        /// What was asked of it.
+        /// Requested task.
         wanted: crate::Task,
     },
-    /// What was given cannot be worked on.
+    /// The input cannot be processed.
     #[error("{0}")]
     Input(String),
-    /// Too much waits.
+    /// The queue is full or the device is not ready.
     #[error(transparent)]
     Busy(#[from] Busy),
     /// The engine ends.

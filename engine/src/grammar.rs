@@ -1,5 +1,5 @@
-//! What an answer may look like, as sets of tokens that may come next. Grammars are llguidance's; this room gives them
-//! the model's tokens, bounds what a schema may cost, and keeps the last ones compiled.
+//! Constrained decoding: sets of tokens that may come next. Grammars are llguidance's; this module supplies the
+//! model's tokens, bounds the cost of a schema, and keeps the last compiled grammars.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -11,23 +11,24 @@ use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
 use crate::GrammarError;
 use crate::text::Tokenizer;
 
-/// Longest schema, as JSON text in bytes.
+/// Longest schema, in bytes of JSON text.
 const MAX_SCHEMA: usize = 64 << 10;
-/// Compiled grammars that are kept: applications ask for the same few again and again.
-const KEPT: usize = 16;
-/// Blanks between the parts of a JSON text: enough for any indentation, and an end to what a small model may do forever.
+/// Compiled grammars kept, because applications ask for the same few again and again.
+const MAX_CACHED: usize = 16;
+/// Whitespace between the parts of a JSON text: enough for any indentation, and an end to what a small model may
+/// repeat forever.
 const BLANKS: &str = r"[\x20\x0A\x0D\x09]{1,32}";
-/// Bounds of one grammar, in llguidance's units: some 20 ms to build it (50,000 units of fuel a millisecond), 10 ms for
-/// the mask of one step, 20 MB of states (up to 2 kB each), a grammar of 50,000 symbols.
+/// Bounds of one grammar, in llguidance's units: some 20 ms to build it (50,000 units of fuel a millisecond) and 10
+/// ms for the mask of one step. States take up to 20 MB (2 kB each), and the grammar has at most 50,000 symbols.
 const BUILD_FUEL: u64 = 1_000_000;
 const STEP_FUEL: u64 = 140_000;
 const LEXER_STATES: usize = 10_000;
 const GRAMMAR_SIZE: usize = 50_000;
 
-/// What an answer must be.
+/// Required structure of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Structure<'a> {
-    /// Some JSON object.
+    /// Any JSON object.
     JsonObject,
     /// JSON that a schema allows; the schema as JSON text.
     JsonSchema(&'a str),
@@ -51,7 +52,7 @@ impl fmt::Debug for Grammar {
     }
 }
 
-/// Compiles grammars for one model. What the model's tokens need (some 2 MB) is made when the first grammar is.
+/// Compiles grammars for one model. The model's token trie (some 2 MB) is built with the first grammar.
 pub(crate) struct Grammars {
     tokenizer: Arc<Tokenizer>,
     factory: OnceLock<Result<ParserFactory, String>>,
@@ -63,7 +64,7 @@ impl Grammars {
         Self { tokenizer, factory: OnceLock::new(), kept: Mutex::new(Vec::new()) }
     }
 
-    /// Takes some milliseconds, the first call some hundred.
+    /// Compiles or reuses a grammar. Takes some milliseconds, the first call some hundred.
     pub(crate) fn compile(&self, structure: Structure<'_>) -> Result<Grammar, GrammarError> {
         let text = match structure {
             Structure::JsonObject => r#"{"type":"object"}"#,
@@ -85,7 +86,7 @@ impl Grammars {
         let grammar = self.build(text)?;
         let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.iter().any(kept) {
-            if all.len() >= KEPT {
+            if all.len() >= MAX_CACHED {
                 all.remove(0);
             }
             all.push((text.into(), grammar.clone()));
@@ -95,9 +96,9 @@ impl Grammars {
 
     fn build(&self, text: &str) -> Result<Grammar, GrammarError> {
         let mut schema: serde_json::Value =
-            serde_json::from_str(text).map_err(|e| GrammarError::Invalid(format!("it is not JSON: {e}")))?;
+            serde_json::from_str(text).map_err(|e| GrammarError::Invalid(format!("not JSON: {e}")))?;
         if !schema.is_object() {
-            return Err(GrammarError::Invalid("it must be an object".into()));
+            return Err(GrammarError::Invalid("expected a JSON object".into()));
         }
         let options = JsonCompileOptions { whitespace_pattern: Some(BLANKS.into()), ..JsonCompileOptions::default() };
         options.apply_to(&mut schema);
@@ -108,20 +109,20 @@ impl Grammars {
         if let Some(error) = matcher.get_error() {
             return Err(GrammarError::Invalid(first_line(&error)));
         }
-        // A schema that nothing satisfies is found here and not in the middle of an answer.
+        // An unsatisfiable schema is found here and not in the middle of an answer.
         match matcher.compute_mask() {
             Ok(mask) if !mask.is_zero() => Ok(Grammar { matcher }),
-            Ok(_) => Err(GrammarError::Invalid("nothing satisfies it".into())),
+            Ok(_) => Err(GrammarError::Invalid("nothing satisfies the schema".into())),
             // The library's word for a place where no token may follow.
             Err(e) if e.to_string().contains("NoExtensionBias") => {
-                Err(GrammarError::Invalid("nothing satisfies it".into()))
+                Err(GrammarError::Invalid("nothing satisfies the schema".into()))
             }
             Err(e) => Err(GrammarError::Invalid(first_line(&e.to_string()))),
         }
     }
 }
 
-/// What is worth telling of the library's message: it goes on with states and traces.
+/// First line of the library's message, at most 300 characters: the rest is states and traces.
 pub(crate) fn first_line(error: &str) -> String {
     error.lines().next().unwrap_or_default().chars().take(300).collect()
 }
@@ -130,7 +131,7 @@ fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, Box<dyn std::error::E
     let size = u32::try_from(tokenizer.vocabulary())?;
     let ends: Vec<u32> = (0..size).filter(|token| tokenizer.is_end(*token)).collect();
     let Some(end) = tokenizer.eos().or(ends.first().copied()) else {
-        return Err("its tokenizer has no token that ends an answer".into());
+        return Err("the tokenizer has no token that ends an answer".into());
     };
     let words: Vec<Vec<u8>> = (0..size).map(|token| tokenizer.bytes_of(token).to_vec()).collect();
     let trie = TokTrie::from(&TokRxInfo::new(size, end), &words);

@@ -1,10 +1,10 @@
-//! What a loaded model is, where it runs and what it does.
+//! Facts of a loaded model, its device and its load.
 
 use std::time::Duration;
 
 use crate::DeviceInfo;
 
-/// What a model is for.
+/// Task of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
     /// Continuing conversations and texts: [`Engine::submit`](crate::Engine::submit).
@@ -26,103 +26,103 @@ impl std::fmt::Display for Task {
     }
 }
 
-/// A text as a vector.
+/// Embedding of a text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding {
     /// As many values as the model is wide, of length 1: the cosine of two is their dot product.
     pub values: Vec<f32>,
-    /// Tokens read, those around the text too.
+    /// Tokens read, special tokens included.
     pub tokens: u32,
-    /// Whether the text was longer than the model's context and only its beginning was read.
+    /// True if the text was longer than the model's context and only its beginning was read.
     pub truncated: bool,
 }
 
-/// What a classifier makes of a text or a pair of texts.
+/// Scores of a text or a pair of texts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
-    /// A logit for each label, in the order of [`ModelInfo::labels`]. Softmax over them, or the logistic function of a
-    /// single one, gives probabilities.
+    /// A logit for each label, in the order of [`ModelInfo::labels`]. Softmax over them, or the logistic function of
+    /// a single one, gives probabilities.
     pub logits: Vec<f32>,
     /// Tokens read.
     pub tokens: u32,
-    /// Whether something was cut off to fit the model's context.
+    /// True if the input was cut to fit the model's context.
     pub truncated: bool,
 }
 
-/// What was loaded.
+/// Facts of a loaded model.
 #[derive(Debug, Clone)]
 pub struct ModelInfo {
-    /// What it is for.
+    /// Task of the model.
     pub task: Task,
-    /// Names of a classifier's labels, where the file has them.
+    /// Names of a classifier's labels, if the file has them.
     pub labels: Vec<String>,
     /// Values of an embedding, or labels; 0 for a model that generates.
     pub outputs: u32,
-    /// Name it was loaded under.
+    /// Name given at load.
     pub name: String,
     /// `general.architecture` of the file.
     pub architecture: String,
-    /// Weights.
+    /// Number of weights.
     pub parameters: u64,
-    /// Most frequent type of its matrices, such as `Q4_1`.
+    /// Most frequent type of the model's matrices, such as `Q4_1`.
     pub quantization: String,
     /// Tokens of prompt and answer together.
     pub context_length: u32,
-    /// Tokens that it knows.
+    /// Tokens of the vocabulary.
     pub vocabulary: u32,
-    /// Size of the file.
+    /// Size of the file in bytes.
     pub file_bytes: u64,
-    /// From the call of [`Engine::load`](crate::Engine::load) to ready.
+    /// Time from the call of [`Engine::load`](crate::Engine::load) to ready.
     pub load_time: Duration,
 }
 
-/// Where a model runs now: another place than at first after its GPU was lost.
+/// Current device of a model; another one than at load after a GPU was lost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Placement {
-    /// The device.
+    /// Device.
     pub device: DeviceInfo,
     /// Device memory taken, in bytes: weights, KV cache, activations.
     pub memory_bytes: u64,
-    /// Tokens per second, as measured when it was set up: written by one sequence, or, of an encoder, read in a full step.
+    /// Tokens per second, measured at set-up: decoded by one sequence, or, for an encoder, read in a full step.
     pub rate: f64,
-    /// Bytes of weights per second that a step of one row reads, as measured then.
+    /// Bytes of weights per second that a step of one row reads, measured at set-up.
     pub bandwidth: f64,
 }
 
 impl Placement {
-    /// Nothing is measured yet.
+    /// A placement without measurements.
     pub(crate) fn new(device: DeviceInfo, memory_bytes: u64) -> Self {
         Self { device, memory_bytes, rate: 0.0, bandwidth: 0.0 }
     }
 }
 
-/// What a loaded model does now.
+/// Current load of a model, and totals since load.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EngineStats {
-    /// Sequences with a place.
+    /// Running sequences, each with a slot.
     pub active: usize,
-    /// Requests that wait for one.
+    /// Requests that wait for a slot.
     pub waiting: usize,
-    /// Estimated wait of a short prompt for its first token.
+    /// Estimated time to the first token of a short prompt.
     pub estimated_wait: Duration,
-    /// Tokens written since load.
+    /// Tokens decoded since load.
     pub generated_tokens: u64,
-    /// Tokens read since load.
+    /// Prompt tokens read since load.
     pub prompt_tokens: u64,
     /// Tokens in the KV cache.
     pub kv_used: usize,
-    /// Tokens that fit.
+    /// Capacity of the KV cache in tokens.
     pub kv_capacity: usize,
-    /// Tokens that nobody uses now and that a prompt may begin with.
+    /// Tokens of the KV cache that no sequence uses and that a prompt may reuse as its prefix.
     pub kv_idle: usize,
-    /// Prompt tokens since load that were in the cache already.
+    /// Prompt tokens since load that were in the KV cache already.
     pub cached_tokens: u64,
-    /// Sequences since load that gave up their part of the cache to an older one and were read again.
+    /// Sequences preempted since load: they gave up their KV cache to an older sequence and were prefilled again.
     pub preemptions: u64,
-    /// Whether it can run: false while a device that failed is set up again.
+    /// True if the model can run; false while a failed device is set up again.
     pub is_ready: bool,
     /// Faults of the device since load.
     pub faults: u64,
-    /// Tokens per second of one sequence, as measured of late.
+    /// Recent decode rate of one sequence, in tokens per second.
     pub decode_rate: f64,
 }

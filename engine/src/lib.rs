@@ -1,6 +1,6 @@
-//! Language models inside the process: files, text, execution on a GPU or the processor, serving of several requests at once.
-//! It knows tensors and tokens; no HTTP, no YAML, no async runtime. One thread for each loaded model owns its device.
-//! Its inputs are a model file and requests as [`Generate`]; tokens come back as a [`TokenStream`].
+//! In-process language models: model files, text, execution on a GPU or the CPU, and serving of several requests at
+//! once. The crate knows tensors and tokens; no HTTP, no YAML, no async runtime. One thread for each loaded model
+//! owns its device. Inputs are a model file and requests as [`Generate`]; tokens come back as a [`TokenStream`].
 
 pub mod artifact;
 mod device;
@@ -32,12 +32,12 @@ pub use request::{
 pub use sampling::Sampling;
 pub use text::{ChatMessage, Conversation, Tool, ToolCall, ToolStyle};
 
-/// What a file will take under these options. Opens no device.
+/// Memory that a model file needs under these options. Opens no device.
 pub fn needs(options: &LoadOptions) -> Result<Needs, LoadError> {
     model::needs(&artifact::ModelFile::open(&options.source)?, options)
 }
 
-/// The device that would be taken, and why. Opens none.
+/// Device that a load would choose, and the reason. Opens no device.
 pub fn device_for(choice: &DeviceChoice) -> Result<DeviceInfo, LoadError> {
     model::device_for(choice)
 }

@@ -1,4 +1,4 @@
-//! How a model is loaded.
+//! Options of loading a model.
 
 use std::any::Any;
 use std::num::NonZeroUsize;
@@ -7,43 +7,43 @@ use std::time::Duration;
 
 use crate::{CpuUnit, DeviceChoice};
 
-/// What is held for the memory of a model, whatever that is: it is dropped after the memory was given back.
+/// Guard held for the memory of a model; dropped after the memory is released.
 pub type Hold = Box<dyn Any + Send>;
 
-/// What is loaded, where, and how much of it at once. [`LoadOptions::new`] has the defaults.
+/// Model, device and limits of a load. [`LoadOptions::new`] has the defaults.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// Name in logs and errors.
     pub name: String,
-    /// A GGUF file.
+    /// A GGUF file, a safetensors file or a folder with one.
     pub source: PathBuf,
-    /// Where it runs.
+    /// Requested device.
     pub device: DeviceChoice,
-    /// How it runs on the processor.
+    /// Options for running on the CPU.
     pub cpu: CpuOptions,
-    /// Tokens of prompt and answer; the smaller of the file's and 2048 when left out.
+    /// Tokens of prompt and answer; default: the smaller of the file's and 2048.
     pub context_length: Option<u32>,
     /// Sequences decoded together.
     pub max_sequences: u32,
-    /// Requests that wait for a place.
+    /// Requests that wait for a slot.
     pub max_queue: u32,
-    /// Longest estimated wait for a first token at which a request is taken.
+    /// Longest estimated wait for a first token at which a request is accepted.
     pub max_queue_wait: Duration,
-    /// How long a receiver may read nothing.
+    /// Longest time that a receiver may read nothing.
     pub stall_timeout: Duration,
-    /// Device memory in bytes that it may take.
+    /// Limit of device memory, in bytes.
     pub memory: Option<u64>,
-    /// Bytes of the KV cache, which all sequences share; half the file's size and one context at least when left out.
+    /// Bytes of the KV cache, shared by all sequences; default: half the file's size, and at least one context.
     pub kv_cache: Option<u64>,
-    /// How long a step may take that writes tokens while prompts are read: the pause between two tokens of an answer
-    /// that a long prompt of somebody else may cause. A step that only writes takes what it takes.
+    /// Longest step that decodes while prompts are prefilled: the pause between two tokens that somebody else's long
+    /// prompt may cause. A step that only decodes has no such limit.
     pub token_pause: Duration,
-    /// Where compiled pipelines are kept; nowhere when left out.
+    /// Folder of compiled pipelines; none are kept if left out.
     pub cache_dir: Option<PathBuf>,
 }
 
 impl LoadOptions {
-    /// A file under its defaults: the best device, what the gateway allows when its configuration says nothing.
+    /// Options for a file with the defaults: the best device, and the limits of the gateway's default configuration.
     pub fn new(source: impl Into<PathBuf>) -> Self {
         Self {
             name: "model".into(),
@@ -63,11 +63,11 @@ impl LoadOptions {
     }
 }
 
-/// How a model runs on the processor.
+/// Options for running a model on the CPU.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CpuOptions {
-    /// Threads of a step; where left out, one for each physical core that the process may use, less one, and one at least.
+    /// Threads of a step; default: one for each physical core that the process may use, less one, and at least one.
     pub cores: Option<NonZeroUsize>,
-    /// The vector unit; the fastest that there is where left out.
+    /// Vector unit; default: the fastest that the CPU has.
     pub unit: Option<CpuUnit>,
 }

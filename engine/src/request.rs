@@ -1,4 +1,4 @@
-//! What is asked of a model and what comes of it.
+//! Request to a model, and the events of its answer.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -13,56 +13,56 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Tokens.
+    /// Tokens of the prompt.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
-    /// How many.
+    /// Number of tokens.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
-    /// Whether there are none.
+    /// True if there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 }
 
-/// What is to become a vector.
+/// Input of an embedding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EmbedInput {
     /// A text.
     Text(String),
-    /// Tokens of the model.
+    /// Tokens of the model's vocabulary.
     Tokens(Vec<u32>),
 }
 
 /// A request. [`Generate::new`] has the defaults.
 #[derive(Debug, Clone)]
 pub struct Generate {
-    /// What is continued.
+    /// Prompt to continue.
     pub prompt: Prompt,
-    /// Most tokens of the answer; cut to what is left of the context.
+    /// Most tokens of the answer; cut to the remaining context.
     pub max_tokens: Option<u32>,
-    /// How tokens are chosen.
+    /// Sampling parameters.
     pub sampling: Sampling,
-    /// Texts that end the answer and are not part of it.
+    /// Stop strings: they end the answer and are not part of it.
     pub stop: Vec<String>,
-    /// When nobody wants the answer any more.
+    /// Time after which the answer is useless.
     pub deadline: Option<Instant>,
-    /// Answers to the same prompt, which is read once; at most as many as sequences run together.
+    /// Answers to the same prompt, which is prefilled once; at most as many as sequences run together.
     pub choices: NonZeroU32,
-    /// Log probabilities of the tokens written, and of so many of the likeliest at each place.
+    /// Reports log probabilities of the tokens written, and of this many of the likeliest at each position.
     pub log_probabilities: Option<u32>,
-    /// What the answer must be, from [`Engine::grammar`](crate::Engine::grammar).
+    /// Grammar of the answer, from [`Engine::grammar`](crate::Engine::grammar).
     pub grammar: Option<Grammar>,
-    /// For whom it is: places are given to tenants in turn, whoever asks more.
+    /// Tenant of the request: slots are shared among tenants in turn, however much one of them asks.
     pub tenant: Option<Arc<str>>,
-    /// Share of its tenant beside the others'.
+    /// Share of the tenant relative to the others.
     pub weight: NonZeroU32,
 }
 
 impl Generate {
-    /// One answer as long as the context allows, chosen by the model's own probabilities, for nobody in particular.
+    /// One answer, as long as the context allows, sampled by the model's own probabilities, without a tenant.
     pub fn new(prompt: Prompt) -> Self {
         Self {
             prompt,
@@ -79,106 +79,106 @@ impl Generate {
     }
 }
 
-/// Why an answer ended.
+/// Reason for the end of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended it, or a stop string did.
+    /// The model ended the answer, or a stop string did.
     Stop,
-    /// It reached its length.
+    /// The answer reached its maximum length.
     Length,
 }
 
-/// A token and how likely the model thought it at its place.
+/// A token and its probability in the model's view.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenProbability {
-    /// Its number.
+    /// Index in the vocabulary.
     pub token: u32,
-    /// The bytes that it stands for; not always whole characters.
+    /// Bytes of the token; not always whole characters.
     pub bytes: Box<[u8]>,
-    /// Natural logarithm of its probability.
+    /// Natural logarithm of the probability.
     pub log_probability: f32,
 }
 
-/// A token that was written, and what else was likely at its place.
+/// A generated token, and the likeliest alternatives at its position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WrittenToken {
     /// The token.
     pub chosen: TokenProbability,
-    /// The likeliest, likeliest first; the chosen one is not always among them.
+    /// Likeliest tokens in descending order; the chosen one is not always among them.
     pub likeliest: Vec<TokenProbability>,
 }
 
-/// The end of all answers of a request.
+/// End of all answers of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Finished {
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Those of them that were in the KV cache already.
+    /// Prompt tokens that were in the KV cache already.
     pub cached_tokens: u32,
-    /// Tokens written, of all choices.
+    /// Tokens generated, of all choices.
     pub completion_tokens: u32,
-    /// Wait for a place.
+    /// Wait for a slot.
     pub queued: Duration,
-    /// Reading the prompt, to the first token.
+    /// Time of the prefill, to the first token.
     pub prefill: Duration,
-    /// From the first token to the last.
+    /// Time from the first token to the last.
     pub decode: Duration,
 }
 
-/// What comes of a request, in this order: `Started`, `Prefilled`, then for each choice `Text`* and `Ended`, mixed among
-/// the choices, then `Finished`. `Failed` may end it anywhere.
+/// Events of a request, in this order: `Started`, `Prefilled`, then for each choice `Text`* and `Ended`, interleaved,
+/// then `Finished`. `Failed` may end the stream at any point.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// It has a place.
+    /// The request has a slot.
     Started {
-        /// Wait for it.
+        /// Wait for the slot.
         queued: Duration,
     },
-    /// Its prompt was read.
+    /// The prompt was prefilled.
     Prefilled {
-        /// How long that took.
+        /// Time of the prefill.
         prefill: Duration,
         /// Tokens of the prompt.
         prompt_tokens: u32,
-        /// Those of them that were in the KV cache already.
+        /// Prompt tokens that were in the KV cache already.
         cached_tokens: u32,
     },
     /// A piece of an answer: whole characters.
     Text {
-        /// Which answer, from 0.
+        /// Index of the answer, from 0.
         choice: u32,
         /// The text.
         text: String,
-        /// Tokens it stands for.
+        /// Tokens of this text.
         tokens: u32,
-        /// The same tokens with their probabilities, where those were asked for.
+        /// The tokens of this text with their probabilities, if requested.
         written: Vec<WrittenToken>,
     },
     /// The end of one answer.
     Ended {
-        /// Which answer, from 0.
+        /// Index of the answer, from 0.
         choice: u32,
-        /// Why.
+        /// Reason.
         reason: FinishReason,
     },
-    /// The end.
+    /// End of all answers.
     Finished(Finished),
-    /// The end before its time.
+    /// End by an error.
     Failed(EngineError),
 }
 
-/// The answer to one request; dropping it ends the work within one step.
+/// Stream of the answers to one request; dropping it ends the work within one step.
 #[derive(Debug)]
 pub struct TokenStream {
     pub(crate) events: async_channel::Receiver<Event>,
 }
 
 impl TokenStream {
-    /// The next event; `None` after the last. Can be dropped and asked again.
+    /// Receives the next event; `None` after the last. Cancel-safe.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await.ok()
     }
-    /// The same for a thread that may wait.
+    /// As [`Self::next`], for a thread that may block.
     pub fn blocking_next(&mut self) -> Option<Event> {
         self.events.recv_blocking().ok()
     }

@@ -1,6 +1,6 @@
-//! What runs the steps of a loaded model, as those who serve see it: the model on an executor. It owns how the model is
-//! made again from its file after its device has failed: on the device that is wanted, or on the processor where that
-//! choice is ours and a GPU is lost. It knows nothing of requests.
+//! Runner of a loaded model's steps: a model on an executor. Owns the rebuilding of the model from its file after a
+//! device fault: on the requested device, or on the CPU if the choice is automatic and a GPU is lost. Knows nothing
+//! of requests.
 
 #[cfg(test)]
 pub(crate) mod doubles;
@@ -18,30 +18,31 @@ use crate::exec::Batch;
 use crate::model::{self, Loaded, LoadedEncoder};
 use crate::{DeviceChoice, EngineError, Hold, LoadError, LoadOptions, Placement};
 
-pub(crate) use recover::{Serves, launch, recover, until_the_end};
-pub(crate) use watch::{Reader, Watch};
+pub(crate) use recover::{RecoverableWorker, launch, recover, run_until_end};
+pub(crate) use watch::{Recipient, Watch};
 
-/// A step that takes longer than this, and so many times what it should, hangs. A driver may compile a kernel in it.
+/// A step hangs if it takes longer than this, and more than `HANG_TIMES` its usual time. A driver may compile a
+/// kernel in it.
 const HANG_LEAST: Duration = Duration::from_secs(30);
 const HANG_TIMES: u32 = 20;
-/// A step of a model that was just set up hangs when it takes longer: a driver may compile every kernel in it.
+/// Limit of the first step after set-up, in which a driver may compile every kernel.
 const FIRST_STEP: Duration = Duration::from_secs(120);
 /// Runs of a step that is measured.
 const WARM_RUNS: u32 = 3;
-/// Wait before a device that failed is set up for the second time; doubles up to the longest.
+/// Delay before the second set-up of a failed device; doubles up to `RETRY_LONGEST`.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
-/// A GPU that fails so often, each time within this long of the last, is given up for the processor.
+/// Faults, each within `GPU_FAULTS_WITHIN` of the last, after which a GPU is given up for the CPU.
 const GPU_FAULTS: u32 = 3;
 const GPU_FAULTS_WITHIN: Duration = Duration::from_secs(600);
 
-/// Times that tests shorten.
+/// Time limits that tests shorten.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tuning {
-    /// No step hangs that took less.
+    /// Shortest time after which a step hangs.
     pub(crate) hang_least: Duration,
-    /// How long a step may take that runs before any was measured.
+    /// Limit of the first step, before any was measured.
     pub(crate) first_step: Duration,
-    /// Wait before a device is set up for the second time.
+    /// Delay before the second set-up of a device.
     pub(crate) retry_first: Duration,
 }
 
@@ -52,29 +53,30 @@ impl Default for Tuning {
 }
 
 impl Tuning {
-    /// How long a step may take that should take `usual`.
+    /// Time after which a step hangs that usually takes `usual`.
     pub(crate) fn hang(&self, usual: Duration) -> Duration {
         self.hang_least.max(usual.saturating_mul(HANG_TIMES))
     }
 }
 
-/// Runs steps.
+/// Runs the steps of a model.
 pub(crate) trait Runner: Send {
-    /// One step: the values of the picked rows, one after the other.
+    /// Runs one step. Returns the values of the picked rows, one after the other.
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError>;
-    /// Copies all keys and values of a page to another. False where that cannot be done; the tokens are read again then.
+    /// Copies all keys and values of a page to another. Returns false if that is not possible; the tokens are
+    /// prefilled again then.
     fn copy_page(&mut self, from: u32, to: u32) -> bool {
         let _ = (from, to);
         false
     }
 }
 
-/// Stands where a runner was whose memory has been given back.
-struct Gone;
+/// Placeholder for a runner whose memory was released.
+struct Released;
 
-impl Runner for Gone {
+impl Runner for Released {
     fn forward(&mut self, _: &Batch) -> Result<Vec<f32>, EngineError> {
-        Err(EngineError::Device("it is being set up again".into()))
+        Err(EngineError::Device("the device is being set up again".into()))
     }
 }
 
@@ -97,46 +99,46 @@ impl Runner for EncoderRunner {
     }
 }
 
-/// Where a runner is to be made.
+/// Device on which a runner is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Target<'a> {
-    /// Where the options say.
-    AsWanted,
-    /// On the processor, and why not where the options say.
+pub(crate) enum RebuildTarget<'a> {
+    /// The device that the options request.
+    Requested,
+    /// The CPU, with the reason for not using the requested device.
     Processor(&'a str),
 }
 
-/// A runner that was made, and where.
+/// A new runner, and its placement.
 pub(crate) struct Made {
     pub(crate) runner: Box<dyn Runner>,
     pub(crate) placement: Placement,
 }
 
-type Make = Box<dyn FnMut(Target<'_>) -> Result<Made, LoadError> + Send>;
+type Make = Box<dyn FnMut(RebuildTarget<'_>) -> Result<Made, LoadError> + Send>;
 
-/// A runner, and how to make another like it.
+/// A runner, and the function that makes a replacement.
 pub(crate) struct Rebuildable {
     runner: Box<dyn Runner>,
     make: Make,
-    /// Bytes of the file: what a step of one row reads.
+    /// Bytes of the file, which a step of one row reads.
     file_bytes: u64,
-    /// Whether the processor may take over from a GPU.
+    /// True if the CPU may replace a GPU.
     may_fall_back: bool,
     on_gpu: bool,
     placement: Arc<Mutex<Placement>>,
-    /// Faults of the GPU that followed each other closely, and the last.
+    /// Consecutive GPU faults, each soon after the last, and the time of the last.
     faults: u32,
     last_fault: Option<Instant>,
-    /// What others hold for its memory. The last field: it is dropped after the runner.
+    /// Guard for the memory. The last field, so that it is dropped after the runner.
     _hold: Hold,
 }
 
-/// What was measured when a model was run for the first time.
+/// Measurements of a model's first run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measured {
-    /// Tokens per second: of one sequence that is written, or of texts that are encoded.
+    /// Tokens per second: decoded by one sequence, or read by an encoder.
     pub(crate) rate: f64,
-    /// A step of one row.
+    /// Duration of a step of one row.
     pub(crate) step: Duration,
 }
 
@@ -148,12 +150,12 @@ impl Rebuildable {
         Self { runner, make, file_bytes, may_fall_back, on_gpu, placement, faults: 0, last_fault: None, _hold: nothing }
     }
 
-    /// The same with what is held for its memory.
+    /// Adds a guard that is held for the memory.
     pub(crate) fn holding(self, hold: Hold) -> Self {
         Self { _hold: hold, ..self }
     }
 
-    /// A decoder that is loaded again from its file, with the same options.
+    /// A decoder that is reloaded from its file with the same options.
     pub(crate) fn decoder(loaded: Loaded, file_bytes: u64, options: &LoadOptions) -> Self {
         let (sizes, vocabulary, options) = (loaded.sizes, loaded.vocabulary, options.clone());
         let may_fall_back = options.device == DeviceChoice::Auto;
@@ -161,7 +163,7 @@ impl Rebuildable {
             placement: Placement::new(loaded.device.clone(), loaded.memory),
             runner: Box::new(DecoderRunner(loaded)),
         };
-        let make = move |target: Target<'_>| {
+        let make = move |target: RebuildTarget<'_>| {
             let mut loaded = model::load(&ModelFile::open(&options.source)?, &options_for(target, &options))?;
             if (loaded.sizes, loaded.vocabulary) != (sizes, vocabulary) {
                 return Err(another_model(&options));
@@ -172,7 +174,7 @@ impl Rebuildable {
         Self::new(made(loaded), may_fall_back, file_bytes, Box::new(make))
     }
 
-    /// The same for an encoder.
+    /// As [`Self::decoder`], for an encoder.
     pub(crate) fn encoder(loaded: LoadedEncoder, file_bytes: u64, options: &LoadOptions) -> Self {
         let (shape, options) = (loaded.shape.clone(), options.clone());
         let may_fall_back = options.device == DeviceChoice::Auto;
@@ -180,7 +182,7 @@ impl Rebuildable {
             placement: Placement::new(loaded.device.clone(), loaded.memory),
             runner: Box::new(EncoderRunner(loaded)),
         };
-        let make = move |target: Target<'_>| {
+        let make = move |target: RebuildTarget<'_>| {
             let mut loaded = model::load_encoder(&ModelFile::open(&options.source)?, &options_for(target, &options))?;
             if loaded.shape != shape {
                 return Err(another_model(&options));
@@ -191,20 +193,20 @@ impl Rebuildable {
         Self::new(made(loaded), may_fall_back, file_bytes, Box::new(make))
     }
 
-    /// Where it runs, for those who ask meanwhile.
+    /// Shared placement, which other threads read.
     pub(crate) fn placement(&self) -> Arc<Mutex<Placement>> {
         self.placement.clone()
     }
 
-    /// Runs a step. A driver that panics has failed like one that says so.
+    /// Runs a step. A panic of a driver counts as a device error.
     pub(crate) fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
         let runner = &mut self.runner;
         catch_unwind(AssertUnwindSafe(|| runner.forward(batch)))
-            .unwrap_or_else(|panic| Err(EngineError::Device(format!("a panic: {}", text_of(&*panic)))))
+            .unwrap_or_else(|panic| Err(EngineError::Device(format!("a panic: {}", panic_message(&*panic)))))
     }
 
-    /// The same, watched: one that takes longer than it may has failed, however it ends.
-    pub(crate) fn forward_within<R: Reader>(
+    /// As [`Self::forward`], under the watch: a step that exceeds its limit has failed, whatever its result.
+    pub(crate) fn forward_within<R: Recipient>(
         &mut self,
         within: Duration,
         watch: &Watch<R>,
@@ -215,9 +217,9 @@ impl Rebuildable {
         if watch.end() { Err(watch::hangs()) } else { values }
     }
 
-    /// How long a step takes. The first run of a shape pays for its compilation; the quickest of the others is what it
-    /// costs, since whatever else the machine does only adds to it. When these took `enough`, there is no further one.
-    pub(crate) fn measure<R: Reader>(
+    /// Measures a step. The first run of a shape includes compilation; of the others the fastest counts, since other
+    /// load on the machine only adds to it. No further run begins once they took `enough`.
+    pub(crate) fn measure<R: Recipient>(
         &mut self,
         within: Duration,
         watch: &Watch<R>,
@@ -241,12 +243,12 @@ impl Rebuildable {
         self.runner.copy_page(from, to)
     }
 
-    /// Whether the processor is to be tried when the GPU fails.
+    /// True if the CPU is to be tried when the GPU fails.
     fn falls_back(&self) -> bool {
         self.may_fall_back && self.on_gpu
     }
 
-    /// The device has failed. True when it has done so too often to be tried again.
+    /// Records a device fault. Returns true if the GPU has failed too often to be tried again.
     fn failed(&mut self) -> bool {
         let now = Instant::now();
         let close = self.last_fault.is_some_and(|last| now.duration_since(last) < GPU_FAULTS_WITHIN);
@@ -255,16 +257,16 @@ impl Rebuildable {
         self.falls_back() && self.faults >= GPU_FAULTS
     }
 
-    /// Gives back what is held. The old device goes before a new one comes: there may be memory for one only.
-    fn let_go(&mut self) {
-        self.runner = Box::new(Gone);
+    /// Releases the runner's memory before a new one is made: there may be memory for one only.
+    fn release(&mut self) {
+        self.runner = Box::new(Released);
     }
 
-    fn make(&mut self, target: Target<'_>) -> Result<(), String> {
-        self.let_go();
+    fn make(&mut self, target: RebuildTarget<'_>) -> Result<(), String> {
+        self.release();
         let make = &mut self.make;
         let made = catch_unwind(AssertUnwindSafe(|| make(target)))
-            .map_err(|panic| format!("a panic: {}", text_of(&*panic)))?
+            .map_err(|panic| format!("a panic: {}", panic_message(&*panic)))?
             .map_err(|e| e.to_string())?;
         self.runner = made.runner;
         self.on_gpu = made.placement.device.kind != CPU;
@@ -280,16 +282,16 @@ impl Rebuildable {
     }
 }
 
-fn options_for(target: Target<'_>, options: &LoadOptions) -> LoadOptions {
+fn options_for(target: RebuildTarget<'_>, options: &LoadOptions) -> LoadOptions {
     let device = match target {
-        Target::AsWanted => options.device.clone(),
-        Target::Processor(_) => DeviceChoice::Cpu,
+        RebuildTarget::Requested => options.device.clone(),
+        RebuildTarget::Processor(_) => DeviceChoice::Cpu,
     };
     LoadOptions { device, ..options.clone() }
 }
 
-fn explain(reason: &mut String, target: Target<'_>) {
-    if let Target::Processor(why) = target {
+fn explain(reason: &mut String, target: RebuildTarget<'_>) {
+    if let RebuildTarget::Processor(why) = target {
         *reason = format!("device: auto, and the GPU was lost: {why}");
     }
 }
@@ -299,8 +301,8 @@ fn another_model(options: &LoadOptions) -> LoadError {
     LoadError::Corrupt { path, reason }
 }
 
-/// What a panic said.
-pub(crate) fn text_of(panic: &(dyn Any + Send)) -> &str {
+/// Message of a panic.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

@@ -1,7 +1,7 @@
-//! How the next token is chosen from the logits. The same seed and logits give the same token, whoever else is served.
+//! Sampling of the next token from the logits. The same seed and logits give the same token, whatever else is served.
 //!
-//! Order, as vLLM has it: what a grammar forbids, bias, penalties, temperature, min-p, top-k, top-p, the draw. Log
-//! probabilities that are told are those of the model itself, before any of that.
+//! Order, as in vLLM: grammar mask, bias, penalties, temperature, min-p, top-k, top-p, the draw. Reported log
+//! probabilities are those of the model itself, before any of these.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,27 +9,27 @@ use std::sync::Arc;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How tokens are chosen.
+/// Sampling parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
-    /// 0 takes the likeliest token; larger is more varied.
+    /// 0 chooses the likeliest token; larger values are more varied.
     pub temperature: f32,
-    /// Only so many of the likeliest.
+    /// Samples from this many of the likeliest tokens only.
     pub top_k: Option<u32>,
-    /// Only the likeliest that together have this probability.
+    /// Samples from the likeliest tokens that together have this probability.
     pub top_p: f32,
-    /// Only what is at least this part as likely as the likeliest (arXiv:2407.01082); 0 switches it off.
+    /// Samples from tokens at least this fraction as likely as the likeliest (arXiv:2407.01082); 0 switches it off.
     pub min_p: f32,
-    /// Above 1, tokens of the prompt and of the answer become less likely (arXiv:1909.05858): a positive logit is divided
-    /// by it, a negative one multiplied.
+    /// Above 1, tokens of the prompt and of the answer become less likely (arXiv:1909.05858): a positive logit is
+    /// divided by this value, a negative one multiplied.
     pub repetition_penalty: f32,
-    /// Taken from the logit of every token that the answer has already.
+    /// Subtracted from the logit of every token that the answer contains already.
     pub presence_penalty: f32,
-    /// Taken from the logit of a token once for each time that the answer has it.
+    /// Subtracted from the logit of a token once for each time that the answer contains it.
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens.
     pub logit_bias: Arc<[(u32, f32)]>,
-    /// For repeatable choices; random when left out.
+    /// Seed for repeatable sampling; random if left out.
     pub seed: Option<u64>,
 }
 
@@ -50,18 +50,18 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Always the likeliest token.
+    /// Parameters that always choose the likeliest token.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
     }
 }
 
-/// How much less than the largest logit, at temperature 1, is as good as nothing.
+/// Distance to the largest logit, at temperature 1, beyond which a token is never drawn in practice.
 const NEGLIGIBLE: f32 = 24.0;
-/// Below this temperature dividing by it overflows, and the choice is the likeliest token anyway.
+/// Below this temperature a division by it overflows, and the choice is the likeliest token anyway.
 const COLD: f32 = 1e-3;
 
-/// A set of tokens as bits, 32 to a word, the first in the lowest bit of the first word.
+/// Bit set of tokens, 32 to a word, the first in the lowest bit of the first word.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Allowed<'m>(pub(crate) &'m [u32]);
 
@@ -79,12 +79,12 @@ impl Allowed<'_> {
     }
 }
 
-/// Chooses tokens for one sequence.
+/// Sampler of one sequence.
 #[derive(Debug)]
 pub(crate) struct Sampler {
-    how: Sampling,
+    parameters: Sampling,
     rng: ChaCha8Rng,
-    /// How often the answer has each of its tokens; empty where no penalty asks.
+    /// Number of times that the answer contains each of its tokens; empty where no penalty asks.
     counts: HashMap<u32, u32>,
     /// Tokens of the prompt, sorted; empty where no penalty asks.
     prompt: Vec<u32>,
@@ -92,13 +92,13 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler at the beginning of its random numbers. Choices of one request draw from streams of their own, so that
-    /// the first is what the request alone would give.
-    pub(crate) fn new(how: Sampling, choice: u32, prompt: &[u32]) -> Self {
-        let mut rng = ChaCha8Rng::seed_from_u64(how.seed.unwrap_or_else(rand::random));
+    /// A sampler at the start of its random stream. Each choice of a request has a stream of its own, so that the
+    /// first equals the answer to a request for one choice.
+    pub(crate) fn new(parameters: Sampling, choice: u32, prompt: &[u32]) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(parameters.seed.unwrap_or_else(rand::random));
         rng.set_stream(choice.into());
-        let mut sampler = Self { how, rng, counts: HashMap::new(), prompt: Vec::new(), candidates: Vec::new() };
-        if sampler.repeats_cost() {
+        let mut sampler = Self { parameters, rng, counts: HashMap::new(), prompt: Vec::new(), candidates: Vec::new() };
+        if sampler.has_repetition_penalty() {
             sampler.prompt = prompt.to_vec();
             sampler.prompt.sort_unstable();
             sampler.prompt.dedup();
@@ -106,20 +106,20 @@ impl Sampler {
         sampler
     }
 
-    fn repeats_cost(&self) -> bool {
-        (self.how.repetition_penalty - 1.0).abs() > f32::EPSILON && self.how.repetition_penalty > 0.0
+    fn has_repetition_penalty(&self) -> bool {
+        (self.parameters.repetition_penalty - 1.0).abs() > f32::EPSILON && self.parameters.repetition_penalty > 0.0
     }
 
     /// Adds bias and penalties to the logits.
     fn adjust(&self, logits: &mut [f32]) {
         let at = |token: u32| usize::try_from(token).unwrap_or(usize::MAX);
-        for (token, bias) in self.how.logit_bias.iter() {
+        for (token, bias) in self.parameters.logit_bias.iter() {
             if let Some(logit) = logits.get_mut(at(*token)) {
                 *logit += bias;
             }
         }
-        if self.repeats_cost() {
-            let penalty = self.how.repetition_penalty;
+        if self.has_repetition_penalty() {
+            let penalty = self.parameters.repetition_penalty;
             let written = self.counts.keys().filter(|token| self.prompt.binary_search(token).is_err());
             for token in self.prompt.iter().chain(written) {
                 if let Some(logit) = logits.get_mut(at(*token)) {
@@ -131,19 +131,22 @@ impl Sampler {
             if let Some(logit) = logits.get_mut(at(*token)) {
                 #[allow(clippy::cast_precision_loss, reason = "counts are below the context's length")]
                 let times = *count as f32;
-                *logit -= self.how.presence_penalty + times * self.how.frequency_penalty;
+                *logit -= self.parameters.presence_penalty + times * self.parameters.frequency_penalty;
             }
         }
     }
 
-    /// The next token, of those that are `allowed`. Logits that are not numbers are never chosen; the logits are used up.
+    /// Chooses the next token among the `allowed`. Logits that are not numbers are never chosen. Overwrites the
+    /// logits.
     pub(crate) fn choose(&mut self, logits: &mut [f32], allowed: Option<Allowed<'_>>) -> u32 {
         if let Some(allowed) = allowed {
             allowed.forbid_others(logits);
         }
         self.adjust(logits);
         let token = self.draw(logits);
-        let counted = self.how.presence_penalty != 0.0 || self.how.frequency_penalty != 0.0 || self.repeats_cost();
+        let counted = self.parameters.presence_penalty != 0.0
+            || self.parameters.frequency_penalty != 0.0
+            || self.has_repetition_penalty();
         if counted {
             *self.counts.entry(token).or_insert(0) += 1;
         }
@@ -151,17 +154,19 @@ impl Sampler {
     }
 
     fn draw(&mut self, logits: &[f32]) -> u32 {
-        if self.how.temperature < COLD || self.how.top_k == Some(1) {
+        if self.parameters.temperature < COLD || self.parameters.top_k == Some(1) {
             return likeliest(logits);
         }
-        // What is e^-24 as likely as the likeliest changes no choice: most of a vocabulary, which would only be sorted.
-        let far = if self.how.min_p > 0.0 { NEGLIGIBLE.min(-self.how.min_p.min(1.0).ln()) } else { NEGLIGIBLE };
-        let least = largest(logits) - far * self.how.temperature;
+        // A token e^-24 as likely as the likeliest changes no choice. That is most of a vocabulary, which would only
+        // be sorted.
+        let far =
+            if self.parameters.min_p > 0.0 { NEGLIGIBLE.min(-self.parameters.min_p.min(1.0).ln()) } else { NEGLIGIBLE };
+        let least = largest(logits) - far * self.parameters.temperature;
         let tokens = logits.iter().zip(0u32..).filter(|(logit, _)| **logit >= least && logit.is_finite());
         self.candidates.clear();
-        self.candidates.extend(tokens.map(|(logit, token)| (*logit / self.how.temperature, token)));
+        self.candidates.extend(tokens.map(|(logit, token)| (*logit / self.parameters.temperature, token)));
         let by_logit = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        if let Some(k) = self.how.top_k.and_then(|k| usize::try_from(k).ok()).filter(|k| *k > 0)
+        if let Some(k) = self.parameters.top_k.and_then(|k| usize::try_from(k).ok()).filter(|k| *k > 0)
             && k < self.candidates.len()
         {
             self.candidates.select_nth_unstable_by(k, by_logit);
@@ -170,7 +175,7 @@ impl Sampler {
         let Some(max) = self.candidates.iter().map(|(logit, _)| *logit).max_by(f32::total_cmp) else {
             return likeliest(logits);
         };
-        if self.how.top_p < 1.0 {
+        if self.parameters.top_p < 1.0 {
             self.candidates.sort_unstable_by(by_logit);
         }
         let mut total = 0.0f64;
@@ -178,8 +183,8 @@ impl Sampler {
             *logit = (*logit - max).exp();
             total += f64::from(*logit);
         }
-        if self.how.top_p < 1.0 {
-            let enough = total * f64::from(self.how.top_p.max(0.0));
+        if self.parameters.top_p < 1.0 {
+            let enough = total * f64::from(self.parameters.top_p.max(0.0));
             let mut sum = 0.0;
             let mut kept = 0;
             for (weight, _) in &self.candidates {
@@ -203,7 +208,7 @@ impl Sampler {
     }
 }
 
-/// The largest number among the logits, infinities left out. Sixteen at a time, which the compiler makes vectors of.
+/// The largest finite logit. Works on sixteen at a time, which the compiler turns into vectors.
 fn largest(logits: &[f32]) -> f32 {
     let mut most = [f32::NEG_INFINITY; 16];
     let (chunks, rest) = logits.as_chunks::<16>();
@@ -220,14 +225,14 @@ fn largest(logits: &[f32]) -> f32 {
     most.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// The token with the largest logit; of equal ones the first.
+/// The token with the largest logit; the first of equals.
 fn likeliest(logits: &[f32]) -> u32 {
     let most = largest(logits);
     // One comparison a token, until the first that is as large.
     logits.iter().zip(0u32..).find(|(logit, _)| **logit == most).map_or(0, |(_, token)| token)
 }
 
-/// Log probabilities of a token and of the `top` likeliest, likeliest first, as the model itself has them.
+/// Log probabilities, in the model's own view, of a token and of the `top` likeliest in descending order.
 pub(crate) fn log_probabilities(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u32, f32)>) {
     let max = logits.iter().copied().filter(|logit| logit.is_finite()).fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().filter(|logit| logit.is_finite()).map(|logit| f64::from(logit - max).exp()).sum();
@@ -254,12 +259,12 @@ mod tests {
 
     use super::*;
 
-    fn sampler(how: Sampling) -> Sampler {
-        Sampler::new(how, 0, &[])
+    fn sampler(parameters: Sampling) -> Sampler {
+        Sampler::new(parameters, 0, &[])
     }
 
-    fn shares(how: Sampling, logits: &[f32]) -> Vec<f64> {
-        let mut sampler = sampler(Sampling { seed: Some(7), ..how });
+    fn shares(parameters: Sampling, logits: &[f32]) -> Vec<f64> {
+        let mut sampler = sampler(Sampling { seed: Some(7), ..parameters });
         let mut counts = vec![0u32; logits.len()];
         for _ in 0..20_000 {
             counts[sampler.choose(&mut logits.to_vec(), None) as usize] += 1;
@@ -305,7 +310,7 @@ mod tests {
     fn bias_and_masks_decide_what_may_be_chosen() {
         let mut biased = sampler(Sampling { logit_bias: [(0, 9.0), (7, 1.0)].into(), ..Sampling::greedy() });
         assert_eq!(biased.choose(&mut [1.0, 2.0, 5.0], None), 0);
-        // No bias opens what a grammar forbids, and words that are missing forbid.
+        // No bias opens what a grammar forbids, and missing words of the mask forbid.
         assert_eq!(biased.choose(&mut [1.0, 2.0, 5.0], Some(Allowed(&[0b010]))), 1);
         let mut logits = vec![1.0; 40];
         logits[35] = 9.0;
@@ -320,8 +325,8 @@ mod tests {
         let mut presence = sampler(Sampling { presence_penalty: 1.0, ..Sampling::greedy() });
         let written: Vec<_> = (0..4).map(|_| presence.choose(&mut [2.5, 2.0, 0.0], None)).collect();
         assert_eq!(written, [0, 1, 0, 0], "having it costs once");
-        let how = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
-        let mut repetition = Sampler::new(how, 0, &[0, 2, 0]);
+        let parameters = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
+        let mut repetition = Sampler::new(parameters, 0, &[0, 2, 0]);
         // 4 -> 2, -1 -> -2; the second is in neither prompt nor answer.
         assert_eq!(repetition.choose(&mut [4.0, 3.0, -1.0], None), 1);
         assert_eq!(repetition.choose(&mut [4.0, 3.0, -1.0], None), 0, "3 -> 1.5 once it was written");
@@ -329,9 +334,9 @@ mod tests {
 
     #[test]
     fn choices_of_one_request_differ_and_the_first_is_the_request_alone() {
-        let how = Sampling { seed: Some(5), ..Sampling::default() };
+        let parameters = Sampling { seed: Some(5), ..Sampling::default() };
         let draw = |choice| {
-            let mut sampler = Sampler::new(how.clone(), choice, &[]);
+            let mut sampler = Sampler::new(parameters.clone(), choice, &[]);
             (0..24).map(|_| sampler.choose(&mut [0.0; 50], None)).collect::<Vec<_>>()
         };
         assert_eq!(draw(0), draw(0));
@@ -366,12 +371,12 @@ mod tests {
                 words[n / 32] |= 1 << (n % 32);
             }
             prop_assume!(allowed.iter().take(logits.len()).any(|allowed| *allowed));
-            let how = Sampling {
+            let parameters = Sampling {
                 seed: Some(seed), top_k: Some(top_k), top_p, min_p, presence_penalty: penalty, frequency_penalty: penalty,
                 ..Sampling::default()
             };
             let run = || {
-                let mut sampler = sampler(how.clone());
+                let mut sampler = sampler(parameters.clone());
                 (0..9).map(|_| sampler.choose(&mut logits.clone(), Some(Allowed(&words)))).collect::<Vec<_>>()
             };
             let first = run();

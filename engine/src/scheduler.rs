@@ -1,11 +1,11 @@
-//! Serving: which sequences run in the next step. One thread owns the executor and all sequences; callers reach it over
-//! a bounded channel and hear from it over one channel for each request.
+//! Continuous batching: chooses the sequences of the next step. One thread owns the executor and all sequences;
+//! callers submit over a bounded channel and receive over one channel for each request.
 //!
-//! A step has one row for each answer that is being written and, as far as the time for a step goes, parts of prompts:
-//! a long prompt costs the others one bounded delay a token instead of standing in their way. A request is admitted when
-//! it is its tenant's turn, places are free and the KV pages for its prompt can be had; pages for its answer are taken
-//! as it grows. When none is left, the youngest sequence gives its pages to the oldest and is read again later: the
-//! oldest always gets on, and nothing grows past the cache.
+//! A step has one row for each decoding sequence and, as far as the time of a step allows, chunks of prompts (chunked
+//! prefill): a long prompt costs the others one bounded delay a token instead of blocking them. A request is admitted
+//! when it is its tenant's turn, slots are free and the KV pages of its prompt are available; pages of its answer are
+//! allocated as it grows. When none is left, the youngest sequence is preempted in favour of the oldest and prefilled
+//! again later. So the oldest always proceeds, and nothing grows past the KV cache.
 
 mod cost;
 mod masks;
@@ -26,29 +26,31 @@ use std::time::{Duration, Instant};
 use async_channel::{Receiver, Sender, TryRecvError};
 
 use crate::exec::{Batch, Row, Sizes};
-use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch};
+use crate::runner::{self, Measured, Rebuildable, Recipient, RecoverableWorker, Tuning, Watch};
 use crate::text::Tokenizer;
 use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions, Placement};
 use cost::Cost;
 use masks::Masks;
 use pace::place;
 use pages::Pages;
-use plan::Readers;
+use plan::PendingPrompts;
 use queue::Queue;
 use request::Request;
-use sequence::State;
-use shared::Shared;
+use sequence::SequenceState;
+use shared::SchedulerState;
 
-/// How long the thread sleeps when all that runs waits for its readers.
-const PARKED_NAP: Duration = Duration::from_millis(2);
-/// Events of an answer that wait for its reader; one more parks the request.
+/// Sleep of the thread while all running requests wait for their consumers.
+const PARKED_SLEEP: Duration = Duration::from_millis(2);
+/// Events of an answer buffered for its consumer; one more parks the request. The last events of a complete answer are
+/// buffered beside them, so that its consumer needs the engine no more: those of one step, since a parked request takes
+/// no other.
 const EVENTS: usize = 64;
-/// A parked request gives way to one that waits for its place when its reader has taken nothing for so long. It is far
-/// shorter than the stall timeout, which is for readers whom nobody waits for.
-const GIVES_WAY: Duration = Duration::from_secs(2);
-/// How much nicer than the proxy's threads the engine is.
+/// Time after which a parked request is ended in favour of one that waits for its slot, if its consumer has read
+/// nothing. Far shorter than the stall timeout, which applies when no request waits.
+const PARKED_LIMIT: Duration = Duration::from_secs(2);
+/// Niceness added to engine threads, so that the proxy's threads get a core first.
 const NICENESS: i32 = 5;
-/// A request on its way to the thread.
+/// Request on its way to the scheduler's thread.
 struct Job {
     request: Generate,
     events: Sender<Event>,
@@ -57,29 +59,29 @@ struct Job {
 
 impl Job {
     fn fail(&self, error: EngineError) {
-        let _ = self.events.force_send(Event::Failed(error));
+        let _ = self.events.try_send(Event::Failed(error));
     }
 }
 
-impl Reader for Sender<Event> {
+impl Recipient for Sender<Event> {
     fn fail(self, error: EngineError) {
-        let _ = self.force_send(Event::Failed(error));
+        let _ = self.try_send(Event::Failed(error));
         self.close();
     }
 }
 
-/// The callers' side of the thread.
-pub(crate) struct Handle {
+/// Callers' side of the scheduler's thread.
+pub(crate) struct SchedulerHandle {
     jobs: Sender<Job>,
-    shared: Arc<Shared>,
+    shared: Arc<SchedulerState>,
     placement: Arc<Mutex<Placement>>,
 }
 
-impl Handle {
-    /// Takes a request if it can be begun in time.
+impl SchedulerHandle {
+    /// Submits a request if its first token can be produced in time.
     pub(crate) fn submit(&self, request: Generate) -> Result<Receiver<Event>, Busy> {
         self.shared.enter(&request)?;
-        let (events, receiver) = async_channel::bounded(EVENTS);
+        let (events, receiver) = async_channel::unbounded();
         match self.jobs.try_send(Job { request, events, submitted: Instant::now() }) {
             Ok(()) => Ok(receiver),
             Err(refused) => {
@@ -97,12 +99,12 @@ impl Handle {
         self.shared.estimated_wait(prompt_tokens, &tenant.map(Arc::from))
     }
 
-    /// Where it runs.
+    /// Device that the model runs on now.
     pub(crate) fn placement(&self) -> Placement {
         self.placement.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether it has ended and takes nothing any more.
+    /// True once the thread has ended: no request is accepted any more.
     pub(crate) fn has_ended(&self) -> bool {
         self.shared.is_stopped()
     }
@@ -113,7 +115,7 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
+impl Drop for SchedulerHandle {
     fn drop(&mut self) {
         self.shutdown();
     }
@@ -121,25 +123,25 @@ impl Drop for Handle {
 
 /// Starts the thread and waits until the model has run once.
 pub(crate) fn start(
-    made: Rebuildable,
+    model: Rebuildable,
     sizes: Sizes,
     tokenizer: &Arc<Tokenizer>,
     options: &LoadOptions,
-) -> Result<Handle, LoadError> {
-    begin(made, sizes, tokenizer, options, Tuning::default())
+) -> Result<SchedulerHandle, LoadError> {
+    begin(model, sizes, tokenizer, options, Tuning::default())
 }
 
 fn begin(
-    made: Rebuildable,
+    model: Rebuildable,
     sizes: Sizes,
     tokenizer: &Arc<Tokenizer>,
     options: &LoadOptions,
     tuning: Tuning,
-) -> Result<Handle, LoadError> {
+) -> Result<SchedulerHandle, LoadError> {
     let queue = usize::try_from(options.max_queue).unwrap_or(usize::MAX);
     let (jobs, received) = async_channel::bounded(sizes.slots.saturating_add(queue).max(1));
-    let shared = Arc::new(Shared::new(sizes, queue, options.max_queue_wait));
-    let placement = made.placement();
+    let shared = Arc::new(SchedulerState::new(sizes, queue, options.max_queue_wait));
+    let placement = model.placement();
     let watched = shared.clone();
     let on_hang = move |at_first| {
         if at_first {
@@ -147,9 +149,9 @@ fn begin(
         }
         watched.set_recovering(true);
     };
-    let worker = |watch| Worker {
+    let worker = |watch| SchedulerWorker {
         name: options.name.clone(),
-        made,
+        model,
         sizes,
         tokenizer: tokenizer.clone(),
         shared: shared.clone(),
@@ -159,59 +161,56 @@ fn begin(
         tuning,
         waiting: Queue::default(),
         running: Vec::new(),
-        leaving: Vec::new(),
         is_starved: false,
         free_slots: (0..sizes.slots).rev().collect(),
         pages: Pages::new(sizes),
         batch: Batch::default(),
         picked: Vec::new(),
         rows_read: 0,
-        readers: Readers::default(),
+        readers: PendingPrompts::default(),
         cost: Cost::default(),
         masks: Masks::default(),
         watch,
     };
-    runner::launch(options, placement.clone(), on_hang, worker, Worker::work)?;
-    Ok(Handle { jobs, shared, placement })
+    runner::launch(options, placement.clone(), on_hang, worker, SchedulerWorker::work)?;
+    Ok(SchedulerHandle { jobs, shared, placement })
 }
 
-/// The engine gives way to the proxy's threads where both want a core.
-pub(crate) fn be_nice() {
+/// Lowers the priority of the calling thread, so that the proxy's threads get a core first.
+pub(crate) fn lower_priority() {
     // SAFETY: changes the niceness of the calling thread, which on Linux has one of its own, and touches no memory.
     let _ = unsafe { libc::nice(NICENESS) };
 }
 
-struct Worker {
+struct SchedulerWorker {
     name: String,
-    made: Rebuildable,
+    model: Rebuildable,
     sizes: Sizes,
     tokenizer: Arc<Tokenizer>,
-    shared: Arc<Shared>,
+    shared: Arc<SchedulerState>,
     jobs: Receiver<Job>,
     stall_timeout: Duration,
     token_pause: Duration,
     tuning: Tuning,
     waiting: Queue,
-    /// Oldest first.
+    /// Requests with slots, oldest first.
     running: Vec<Request>,
-    /// Requests whose answers are complete and whose readers have yet to take the end of them. They hold no place.
-    leaving: Vec<Request>,
-    /// A request, or a sequence that lost its pages, found no room when places were last given.
+    /// True if a request, or a preempted sequence, found no slot or pages at the last admission.
     is_starved: bool,
     free_slots: Vec<usize>,
     pages: Pages,
     batch: Batch,
-    /// Whose picks those of the batch are: request and sequence, by their places.
+    /// Request and sequence of each pick of the batch, by index.
     picked: Vec<(usize, usize)>,
-    /// Rows of prompts since the start: the clock by which prompts have their places.
+    /// Prompt rows since the start: the clock that orders prompts.
     rows_read: u64,
-    readers: Readers,
+    readers: PendingPrompts,
     cost: Cost,
     masks: Masks,
     watch: Watch<Sender<Event>>,
 }
 
-impl Serves for Worker {
+impl RecoverableWorker for SchedulerWorker {
     fn name(&self) -> &str {
         &self.name
     }
@@ -220,8 +219,8 @@ impl Serves for Worker {
         self.running.len()
     }
 
-    fn made(&mut self) -> &mut Rebuildable {
-        &mut self.made
+    fn model(&mut self) -> &mut Rebuildable {
+        &mut self.model
     }
 
     fn warm_up(&mut self) -> Result<Measured, EngineError> {
@@ -231,7 +230,7 @@ impl Serves for Worker {
             self.batch.rows = (0..rows).map(row).collect();
             self.batch.picks = vec![narrow(rows - 1)];
             self.batch.pages = self.pages.table().to_vec();
-            let took = self.made.measure(self.tuning.first_step, &self.watch, &self.batch, Duration::MAX)?;
+            let took = self.model.measure(self.tuning.first_step, &self.watch, &self.batch, Duration::MAX)?;
             self.shared.measured(rows > 1, took);
             self.cost.measured(rows, took);
             step = step.min(took);
@@ -255,17 +254,15 @@ impl Serves for Worker {
     }
 }
 
-impl Worker {
-    /// Works until the engine ends, and ends it.
+impl SchedulerWorker {
+    /// Works until the engine ends, then fails what is left.
     fn work(&mut self) {
-        let end = runner::until_the_end(self, Self::run);
-        // First, so that whoever is told below and asks at once is refused.
+        let end = runner::run_until_end(self, Self::run);
+        // First, so that a caller who is answered below and asks again at once is refused.
         self.shared.stop();
         self.jobs.close();
         self.shared.set_running(0, 0, 0);
-        for request in self.running.drain(..).chain(self.leaving.drain(..)) {
-            request.fail(end.clone());
-        }
+        self.running.drain(..).for_each(|request| request.fail(end.clone()));
         self.waiting.drain().iter().for_each(|job| job.fail(end.clone()));
         while let Ok(job) = self.jobs.try_recv() {
             job.fail(end.clone());
@@ -283,20 +280,21 @@ impl Worker {
                     break;
                 }
             } else if !self.is_idle() {
-                std::thread::sleep(PARKED_NAP);
+                std::thread::sleep(PARKED_SLEEP);
             }
         }
     }
 
-    /// After a fault of the device: ends what ran and sets the device up again. False when the engine ends meanwhile.
+    /// Fails the running requests after a device fault and sets the device up again. Returns false when the engine
+    /// ends meanwhile.
     fn recover(&mut self, fault: &EngineError) -> bool {
         self.shared.set_recovering(true);
         tracing::error!(event = "device_failed", model = %self.name, reason = %fault, requests = self.running.len());
         for request in std::mem::take(&mut self.running) {
-            self.let_go(&request);
+            self.release(&request);
             request.fail(fault.clone());
         }
-        self.tell_watch();
+        self.update_watch();
         self.pages = Pages::new(self.sizes);
         self.masks = Masks::default();
         self.shared.set_running(0, 0, 0);
@@ -308,7 +306,7 @@ impl Worker {
         recovered
     }
 
-    /// Takes new requests; waits for one when there is nothing else to do. False when the engine ends.
+    /// Receives new requests; blocks for one when idle. Returns false when the engine ends.
     fn receive(&mut self) -> bool {
         if self.is_idle() {
             self.plan_nothing();
@@ -327,13 +325,13 @@ impl Worker {
     }
 
     fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.leaving.is_empty() && self.waiting.is_empty()
+        self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Ends what nobody wants any more and lets go of those that are done.
+    /// Ends abandoned, late and stalled requests, and releases those that are finished.
     fn settle(&mut self) {
         let now = Instant::now();
-        let mut changed = self.flush_leaving(now);
+        let mut changed = false;
         let mut at = 0;
         while let Some(request) = self.running.get_mut(at) {
             request.flush();
@@ -350,41 +348,23 @@ impl Worker {
             };
             changed = true;
             let request = self.running.remove(at);
-            self.let_go(&request);
+            self.release(&request);
             if let Some(fault) = fault {
                 request.fail(fault);
-            } else if !request.is_told() {
-                self.leaving.push(request);
             }
         }
-        changed |= self.give_way(now);
+        changed |= self.end_parked(now);
         if changed {
-            self.tell_watch();
+            self.update_watch();
         }
         let sequences = || self.running.iter().flat_map(|request| &request.sequences);
         let used = sequences().map(|sequence| sequence.read()).sum();
         self.shared.set_running(self.sizes.slots - self.free_slots.len(), used, self.pages.idle() * crate::exec::PAGE);
     }
 
-    /// Gives readers the end of complete answers. True when a request has left.
-    fn flush_leaving(&mut self, now: Instant) -> bool {
-        let before = self.leaving.len();
-        for mut request in std::mem::take(&mut self.leaving) {
-            request.flush();
-            if request.is_abandoned() || request.is_told() {
-                continue;
-            }
-            match request.fault(now, self.stall_timeout) {
-                Some(fault) => request.fail(fault),
-                None => self.leaving.push(request),
-            }
-        }
-        self.leaving.len() < before
-    }
-
-    /// Ends the request that has been parked for longest, where another waits for its place. True when one was ended.
-    fn give_way(&mut self, now: Instant) -> bool {
-        // Who was refused would have needed a slot or pages: a parked request keeps both.
+    /// Ends the longest parked request if another waits for its slot. Returns true if one was ended.
+    fn end_parked(&mut self, now: Instant) -> bool {
+        // A refused request would have needed a slot or pages: a parked request keeps both.
         let is_short = self.free_slots.is_empty() || self.pages.available() < self.running.len();
         let was_refused = self.shared.take_refused() && is_short;
         if !was_refused && !self.is_starved {
@@ -392,19 +372,19 @@ impl Worker {
         }
         let parked = self.running.iter().enumerate().filter_map(|(at, request)| Some((request.parked_since()?, at)));
         let Some((since, at)) = parked.min() else { return false };
-        if now.saturating_duration_since(since) < GIVES_WAY {
+        if now.saturating_duration_since(since) < PARKED_LIMIT {
             return false;
         }
         let request = self.running.remove(at);
-        self.let_go(&request);
+        self.release(&request);
         request.fail(EngineError::Stalled);
         true
     }
 
-    /// Takes back what a request held.
-    fn let_go(&mut self, request: &Request) {
+    /// Releases the slots and pages of a request.
+    fn release(&mut self, request: &Request) {
         for sequence in &request.sequences {
-            self.pages.give_back(sequence.slot);
+            self.pages.release_slot(sequence.slot);
             self.free_slots.push(sequence.slot);
         }
         let answers = request.is_finished().then(|| request.answered() / request.sequences.len().max(1));
@@ -412,11 +392,11 @@ impl Worker {
         self.waiting.left(&request.tenant);
     }
 
-    fn tell_watch(&self) {
-        self.watch.readers(self.running.iter().chain(&self.leaving).map(Request::reader).collect());
+    fn update_watch(&self) {
+        self.watch.recipients(self.running.iter().map(Request::reader).collect());
     }
 
-    /// Gives places and pages: to those who lost their pages, oldest first, then to those who wait, in turn.
+    /// Allocates slots and pages: to preempted sequences, oldest first, then to waiting requests, in turn.
     fn admit(&mut self) {
         self.is_starved = false;
         let now = Instant::now();
@@ -432,21 +412,22 @@ impl Worker {
             }
             !(gone || late)
         });
-        // Each that runs may soon want a page more; with that much to spare, none has to give up what it was just given.
+        // Each running sequence may soon need another page; with that many to spare, none has to be preempted for a
+        // new one.
         let sequences = self.running.iter().flat_map(|request| &request.sequences);
         let mut spare = sequences.filter(|sequence| sequence.can_run()).count();
         for request in &mut self.running {
             let is_prefilled = request.is_prefilled();
             for n in 0..request.sequences.len() {
                 let Some(sequence) = request.sequences.get_mut(n) else { continue };
-                if sequence.state != State::Runs || sequence.placed {
+                if sequence.state != SequenceState::Runs || sequence.has_pages {
                     continue;
                 }
                 let Some(read) = self.pages.take(sequence.slot, sequence.tokens(), spare) else {
                     self.is_starved = true;
                     return;
                 };
-                sequence.placed = true;
+                sequence.has_pages = true;
                 sequence.set_read(read);
                 spare += 1;
                 if !is_prefilled {
@@ -469,7 +450,7 @@ impl Worker {
             let mut request = Request::new(&job, slots, self.sizes.context, place(self.rows_read, unread));
             request.set_cached(read);
             if let Some(first) = request.sequences.first_mut() {
-                first.placed = true;
+                first.has_pages = true;
                 first.set_read(read);
             }
             self.running.push(request);
@@ -478,7 +459,7 @@ impl Worker {
         }
         self.is_starved = self.waiting.front().is_some();
         if changed {
-            self.tell_watch();
+            self.update_watch();
         }
     }
 }

@@ -49,7 +49,7 @@ pub(crate) fn random(kind: TensorType, elements: usize, rng: &mut ChaCha8Rng) ->
             }
             TensorType::Q6_K => {}
         }
-        // The rest of a block is any bytes, and the scale of the last type comes at its end.
+        // The rest of a block is any bytes; the scale of Q6_K comes at its end.
         let left = kind.block().1 - (out.len() - start);
         let tail = if kind == TensorType::Q6_K { 2 } else { 0 };
         out.extend((0..left - tail).map(|_| rng.random::<u8>()));
@@ -87,7 +87,7 @@ pub(crate) fn small_model(kind: TensorType) -> Vec<u8> {
     small_model_with(kind, TEMPLATE)
 }
 
-/// The same with this chat template.
+/// As [`small_model`], with this chat template.
 pub(crate) fn small_model_with(kind: TensorType, template: &str) -> Vec<u8> {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let mut tokens = byte_tokens();
@@ -269,7 +269,7 @@ mod tests {
             Engine::load(LoadOptions { max_sequences: 1, max_queue: 1, ..options(file.path().into()) }).unwrap();
         let prompt = engine.encode_chat(&[said("user", "hi")]).unwrap();
         let submit = || engine.submit(request(&prompt, 100, Sampling { seed: Some(3), ..Sampling::default() }));
-        // The small model may have written an answer before the next one is asked for.
+        // The small model may finish an answer before the next is submitted.
         let mut taken = Vec::new();
         let busy = loop {
             match submit() {
@@ -301,7 +301,7 @@ mod tests {
         let engine = Engine::load(LoadOptions { stall_timeout, ..options(file.path().into()) }).unwrap();
         let prompt = engine.encode_chat(&[said("user", "hi")]).unwrap();
         let greedy = Sampling::greedy();
-        // More events than a channel holds, and nobody reads them. Seeds are tried because an answer may be short.
+        // More events than a channel holds, and no consumer. Several seeds, because an answer may be short.
         let mut stalled = 0;
         for seed in 0..8 {
             let sampling = Sampling { seed: Some(seed), ..Sampling::default() };
@@ -338,7 +338,7 @@ mod tests {
         assert!(matches!(engine.encode_chat(&[]), Err(crate::PromptError::Empty)));
     }
 
-    /// As Qwen's, shortened.
+    /// Qwen's template, shortened.
     const TOOL_TEMPLATE: &str = "{%- if tools %}<|im_start|>system\n{%- for tool in tools %}\n{{ tool | tojson }}{%- endfor %}\n\
         <tool_call></tool_call><|im_end|>\n{%- endif %}{%- for message in messages %}<|im_start|>{{ message.role }}\n\
         {{- message.content }}{%- for tool_call in message.tool_calls %}{%- set tool_call = tool_call.function %}\n<tool_call>\n\
@@ -382,7 +382,7 @@ mod tests {
             </tool_call><|im_end|>\n<|im_start|>tool\n12:00<|im_end|> for call_1<|im_end|>\n<|im_start|>assistant\n";
         let plain = |text: &str| text.replace('\n', "");
         assert_eq!(plain(&shown), plain(expected));
-        // What the tool told is text, though it looks like the end of a turn.
+        // The tool's answer is text, though it looks like the end of a turn.
         let ends = text.encode(&conversation).unwrap().iter().filter(|token| **token == 257).count();
         assert_eq!(ends, 4);
         let forced = text.encode(&Conversation { must_call: true, ..conversation }).unwrap();
@@ -395,7 +395,7 @@ mod tests {
         let messages = [messages[0].clone(), hostile];
         let refused = text.encode(&Conversation { messages: &messages, ..Conversation::default() });
         assert!(matches!(refused, Err(PromptError::Tools(_))), "{refused:?}");
-        // A template that knows none leaves nothing out in silence.
+        // A template without tools refuses them instead of leaving them out.
         let text = text_of(TEMPLATE);
         assert_eq!(
             text.encode(&Conversation { tools: &tools, messages: &messages[..1], ..Conversation::default() }),
@@ -421,7 +421,7 @@ mod tests {
         }
         let cut = load(&whole[..whole.len() - 40]).unwrap_err().to_string();
         assert!(cut.contains("tensor `blk.1."), "{cut}");
-        // Any byte of the header changed: refused or taken, never a panic or a huge allocation.
+        // Any byte of the header changed: refused or accepted, never a panic or a huge allocation.
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         for _ in 0..3000 {
             let mut bytes = whole.clone();
@@ -431,7 +431,7 @@ mod tests {
             }
             let _ = crate::artifact::Header::parse(&bytes);
         }
-        // The same for all that is made of the header: shapes, tokenizer, template.
+        // Likewise for everything made of the header: shapes, tokenizer, template.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("damaged.gguf");
         for _ in 0..300 {

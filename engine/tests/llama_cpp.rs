@@ -63,7 +63,7 @@ fn gemma3() -> PathBuf {
     needed("SPILLWAY_TEST_GEMMA", "models/gemma-3-270m-q4_k_m.gguf", "`scripts/test-models.sh gemma` fetches it")
 }
 
-/// Asks llama.cpp.
+/// Runs calls of llama.cpp.
 fn judge(model: &Path, calls: &[Value]) -> Vec<Value> {
     let python = needed("SPILLWAY_TEST_PYTHON", ".cache/venv/bin/python", "`scripts/test-tools.sh python` installs it");
     let script = needed("SPILLWAY_TEST_JUDGE", "tests/python/llama_judge.py", "it is part of the repository");
@@ -105,7 +105,7 @@ fn read(stream: TokenStream) -> String {
     pieces(stream).concat()
 }
 
-/// An answer in the pieces that it came in, of whole tokens.
+/// Text events of an answer, each of whole tokens.
 fn pieces(mut stream: TokenStream) -> Vec<String> {
     let mut pieces = Vec::new();
     while let Some(event) = stream.blocking_next() {
@@ -118,9 +118,9 @@ fn pieces(mut stream: TokenStream) -> Vec<String> {
     pieces
 }
 
-/// Continues all prompts greedily and holds tokens and texts against llama.cpp's. Where two texts part, the two best
-/// tokens must have been about equally likely to llama.cpp, their logarithms less than `close` apart; `least` of the texts
-/// are the same to the letter.
+/// Continues all prompts greedily and compares tokens and texts with llama.cpp's. Where two texts diverge,
+/// llama.cpp's log probabilities of the two best tokens must differ by less than `close`. At least `least` of the
+/// texts are identical.
 fn same_as_llama_cpp(model: &Path, least: usize, close: f64) {
     let calls: Vec<_> = PROMPTS
         .iter()
@@ -165,7 +165,7 @@ fn same_as_llama_cpp(model: &Path, least: usize, close: f64) {
     assert!(equal >= least, "{equal} of {} answers are the same to the letter", PROMPTS.len());
 }
 
-/// Where two executors part, the choice was close to llama.cpp too: they round alike and sum in other orders.
+/// Where two executors diverge, the choice was close for llama.cpp too: they round alike and sum in other orders.
 #[test]
 fn the_processor_and_software_vulkan_write_the_same() {
     let prompts = &PROMPTS[..6];
@@ -182,7 +182,7 @@ fn the_processor_and_software_vulkan_write_the_same() {
         let prompt = format!("{prompt}{common}");
         calls.push(json!(["/completion", {"prompt": prompt, "n_predict": 1, "temperature": 0, "n_probs": 2}]));
     }
-    // How many part is a matter of luck: sums in another order make four or five of them.
+    // The number of divergences is a matter of luck: sums in another order make four or five of them.
     assert!(calls.len() < prompts.len(), "{cpu:?}\n{vulkan:?}");
     for answer in judge(&smollm2(), &calls) {
         let best = |n: usize| answer["completion_probabilities"][0]["top_logprobs"][n]["logprob"].as_f64().unwrap();
@@ -197,8 +197,8 @@ fn smollm2_continues_texts_as_llama_cpp_does() {
 
 #[test]
 fn gemma3_continues_texts_as_llama_cpp_does() {
-    // llama.cpp parts from itself on 14 of these prompts when its flash attention is off, at gaps of up to 0.6, and on 12
-    // without its repacked kernels: this model's activations have outliers that 8 bits resolve badly.
+    // llama.cpp diverges from itself on 14 of these prompts without flash attention, at gaps of up to 0.6.
+    // Without its repacked kernels it does so on 12. Activations of this model have outliers that 8 bits resolve badly.
     same_as_llama_cpp(&gemma3(), 4, 0.8);
 }
 
@@ -241,7 +241,7 @@ fn greedy_answers_to_chats_are_those_of_llama_cpp() {
             equal += 1;
             continue;
         }
-        // Where they part, the two likeliest tokens must have been almost equally likely to llama.cpp.
+        // At a divergence the two likeliest tokens must have been almost equally likely to llama.cpp.
         let common = text.chars().zip(theirs.chars()).take_while(|(a, b)| a == b).count();
         let mut seen = 0;
         let gap = reference["steps"].as_array().unwrap().iter().find_map(|step| {

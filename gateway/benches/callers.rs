@@ -15,8 +15,9 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use spillway::adoptions::Adoptions;
+use spillway::clock::unix_now;
 use spillway::identity::{Authenticator, Identity, Parts};
-use spillway::limits::{Claim, Estimate, Ledger, Limits, Subject, Used, reserve, unix_now};
+use spillway::limits::{Claim, Estimate, Ledger, Limits, Subject, Used, reserve};
 use spillway::telemetry::Metrics;
 use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{Caller, HttpClient, NoHttp, RequestView, SharedStates};
@@ -51,7 +52,7 @@ fn authenticator(jwks: &std::path::Path) -> Authenticator {
 fn identify(authenticator: &Authenticator, headers: &HeaderMap) -> Identity {
     let address = IpAddr::from([127, 0, 0, 1]);
     let identified = authenticator.identify(headers, address, unix_now(), RouteAuthentication::Required);
-    identified.now_or_never().unwrap().unwrap_or_else(|e| panic!("{}", e.reason)).unwrap()
+    identified.now_or_never().unwrap().unwrap_or_else(|e| panic!("{}", e.reason.as_str())).unwrap()
 }
 
 fn chain(authenticator: &Authenticator, headers: &HeaderMap) -> u64 {

@@ -10,8 +10,7 @@ use spillway_filter::{ErrorKind, Refusal};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 
-use crate::exchange::End;
-use crate::telemetry::Metrics;
+use crate::telemetry::{BodyRefusal, Metrics};
 
 /// Bytes up to which a body is read where it is: one pass over them takes a fraction of a millisecond, which is less than
 /// moving it elsewhere is worth.
@@ -34,12 +33,17 @@ impl OffLoop {
     /// Half of the processors, and one at least: the others stay with those who send little.
     pub fn new(metrics: &Metrics) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { turns: Semaphore::new((processors / 2).max(1)), refused: metrics.bodies_refused_busy.clone() }
+        Self {
+            turns: Semaphore::new((processors / 2).max(1)),
+            refused: metrics.bodies_refused.series(BodyRefusal::Busy),
+        }
     }
 
-    /// Does work on `bytes` bytes: at once where that is little, else in its turn and away from the other tasks. An error
-    /// says that the turn did not come in time.
-    pub async fn run<T>(&self, bytes: usize, work: impl FnOnce() -> T) -> Result<T, End> {
+    /// Does work on `bytes` bytes: at once where that is little, else in its turn and away from the other tasks.
+    ///
+    /// # Errors
+    /// A refusal, where the turn did not come in time.
+    pub async fn run<T>(&self, bytes: usize, work: impl FnOnce() -> T) -> Result<T, Box<Refusal>> {
         if bytes <= INLINE {
             return Ok(work());
         }
@@ -49,7 +53,7 @@ impl OffLoop {
             let message = "too many large request bodies wait to be read; try again";
             let kind = ErrorKind::Overloaded;
             let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, kind, "body_readers_busy", message);
-            return Err(End::refuse(refusal.retry_after(Duration::from_secs(1))));
+            return Err(Box::new(refusal.retry_after(Duration::from_secs(1))));
         };
         Ok(if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
             work()
@@ -105,7 +109,7 @@ mod tests {
     async fn small_work_waits_for_nobody_and_large_work_not_forever() {
         let off_loop = with(0);
         assert_eq!(off_loop.run(INLINE, || 7).await.unwrap(), 7);
-        let End::Refuse(refusal) = off_loop.run(INLINE + 1, || 7).await.unwrap_err() else { panic!("a refusal") };
+        let refusal = off_loop.run(INLINE + 1, || 7).await.unwrap_err();
         assert_eq!((refusal.status.as_u16(), refusal.code), (503, "body_readers_busy"));
         assert_eq!(off_loop.refused.get(), 1);
     }

@@ -15,19 +15,24 @@
 //! A step returns what the next one needs or how the request ends; nothing else ends a request early. What the request
 //! holds lives in its [`Exchange`] and is released when that is dropped.
 
+mod access;
 mod affinity;
 mod answers;
+mod builtin;
 mod conclude;
 mod encoding;
+mod fall_back;
 mod forward;
 mod hedging;
 mod limiting;
+mod may_spill;
 mod mirroring;
 mod queueing;
+mod reading;
 mod resuming;
-mod spilling;
 mod steps;
 mod target;
+mod trying;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,11 +43,12 @@ use pingora::protocols::http::ServerSession;
 use spillway_filter::{ErrorKind, Refusal};
 
 pub use answers::refuse_malformed;
+use fall_back::fall_back;
+use forward::{Forwarded, forward, select};
 
-use crate::exchange::{End, Exchange};
-use crate::listener::ConnectionInfo;
-use crate::server::Gateway;
-use crate::snapshot::Route;
+use crate::exchange::{ConnectionInfo, End, Exchange};
+use crate::gateway::Gateway;
+use crate::topology::Route;
 use crate::upstream::{SHUTTING_DOWN, STOPPING};
 
 /// Time for answers under way to end themselves with an error event when the gateway ends.
@@ -99,16 +105,24 @@ async fn walk(
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<(), End> {
-    let spelling = steps::check_head(gateway, connection, session)?;
+    let checked = steps::check_head(gateway, connection, session);
+    let head = session.req_header();
+    x.resolve(&head.method, head.uri.path());
+    let spelling = checked?;
+    steps::judge_certificate(connection, session, x)?;
     steps::strip(connection, session, x);
     let route: Arc<Route> = steps::find_route(gateway, connection, spelling, session, x).await?;
     limiting::filters(&route, session, x).await?;
     if let Some((filter, refusal)) = x.over_limit.take() {
-        return spilling::over_limit(gateway, &route, filter, refusal, session, x).await;
+        return fall_back::over_limit(gateway, &route, filter, refusal, session, x).await;
     }
     if answers::models(&route, session, x).await? {
         return Ok(());
     }
     mirroring::mirror(gateway, &route, session, x);
-    forward::forward(gateway, &route, session, x).await
+    let mut journey = select(&route, session);
+    match forward(gateway, &route, &mut journey, session, x).await? {
+        Forwarded::Served => Ok(()),
+        Forwarded::Unserved(reason) => fall_back(gateway, &route, &journey, reason, session, x).await,
+    }
 }

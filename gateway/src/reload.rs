@@ -1,7 +1,7 @@
 //! An edit of the configuration: noticed, read when it has come to rest, compiled beside the running one, swapped in
 //! whole or kept out whole, and reported. A request that runs keeps what it began with.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,12 +11,14 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use serde::Serialize;
 use spillway_config::schema::{Admin, LogFormat};
 use spillway_config::values::Size;
-use spillway_config::{LoadOptions, Loaded, Report};
+use spillway_config::{Loaded, Report};
 use tokio::sync::mpsc;
 
 use crate::balancing::Supervisor;
+use crate::clock::unix_seconds;
+use crate::gateway::Gateway;
 use crate::listener::ListenerSet;
-use crate::server::{Gateway, ModelFiles, unix_seconds};
+use crate::load::{Seen, look, look_again, read};
 use crate::snapshot::Compiler;
 
 /// A file is read when its size and time have not changed for this long: a half-written YAML is often valid.
@@ -87,26 +89,6 @@ enum Attempt {
     KeptOut(Vec<PathBuf>),
 }
 
-/// What files were when they were last looked at.
-pub type Seen = BTreeMap<PathBuf, Option<(u64, SystemTime)>>;
-
-fn look(files: &[PathBuf]) -> Seen {
-    files
-        .iter()
-        .map(|file| {
-            let metadata = std::fs::metadata(file).ok();
-            (file.clone(), metadata.and_then(|m| Some((m.len(), m.modified().ok()?))))
-        })
-        .collect()
-}
-
-/// The same of files that were read just now. What was written since `began`, when the reading began, may not be what
-/// was read, and counts as not looked at.
-pub fn look_again(files: &[PathBuf], began: SystemTime) -> Seen {
-    let unsure = |state: &(u64, SystemTime)| state.1 >= began;
-    look(files).into_iter().map(|(file, state)| (file, state.filter(|state| !unsure(state)))).collect()
-}
-
 impl Reloader {
     /// Watches files and takes edits until it is dropped. `seen` is what the files of the running configuration were when
     /// they were read: starting takes time, and an edit made meanwhile is taken too. `asked` brings requests for a reload.
@@ -174,7 +156,7 @@ impl Reloader {
                 }
                 tracing::info!(event = "config_reloaded", generation);
                 self.gateway.metrics.reloads_ok.inc();
-                self.gateway.metrics.reloaded_at.set(unix_seconds());
+                self.gateway.metrics.process.reloaded_at.set(unix_seconds());
                 self.last_edit
                     .store(Arc::new(LastEdit { diagnostics: loaded.warnings, ..LastEdit::started(&self.path) }));
                 Attempt::Taken(loaded.files)
@@ -244,13 +226,6 @@ impl Reloader {
             ..LastEdit::started(&self.path)
         }));
     }
-}
-
-/// Reads a configuration as `serve` and `check` do.
-pub fn read(path: &Path, offline: bool) -> Result<Loaded, Report> {
-    let registry = spillway_filters::registry();
-    let env = |name: &str| std::env::var(name).ok();
-    spillway_config::load(path, &LoadOptions { catalog: &registry, env: &env, files: &ModelFiles, offline })
 }
 
 /// Watches the folders that files lie in: editors put a new file in place of the old one, and Kubernetes a new link.

@@ -1,30 +1,35 @@
-//! Start and end of the process, and what all parts share while it runs.
+//! Start and end of the process.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
 use spillway_config::Loaded;
-use spillway_config::schema::{Config, LogFormat};
-use subtle::ConstantTimeEq;
+use spillway_config::schema::Config;
 use tokio::sync::watch;
 
-use crate::admin::{self, AdminState};
+use crate::admin::{self, Shown};
+use crate::audit::Audit;
 use crate::balancing::Supervisor;
+use crate::clock::unix_seconds;
+use crate::connect::Connector;
 use crate::downstream::Downstream;
+use crate::exchange::BodyBudget;
+use crate::gateway::{Counts, Gateway};
 use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
+use crate::load::Seen;
 use crate::off_loop::OffLoop;
-use crate::reload::{LastEdit, Reloader, Seen};
+use crate::reload::{LastEdit, Reloader};
 use crate::signals::Signals;
-use crate::snapshot::{Compiler, Snapshot, SnapshotError};
-use crate::telemetry::{Audit, LogWriter, Metrics, Samples};
+use crate::snapshot::{Compiler, SnapshotError};
+use crate::telemetry::{LogWriter, Metrics};
 use crate::tls::Acme;
-use crate::upstream::{BodyBudget, Connector, Via};
+use crate::upstream::Via;
 
 /// How often the end of a drain is looked for.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -58,167 +63,7 @@ pub enum ServeError {
     System(String),
 }
 
-/// What all requests share.
-pub struct Gateway {
-    /// The running configuration.
-    pub snapshot: ArcSwap<Snapshot>,
-    /// Upstream connections.
-    pub connector: Connector,
-    /// How this process signs.
-    pub via: Via,
-    /// Memory for bodies.
-    pub bodies: Arc<BodyBudget>,
-    /// Where large bodies are read.
-    pub off_loop: Arc<OffLoop>,
-    /// State of all answers to clients.
-    pub downstream: Arc<Downstream>,
-    /// Series.
-    pub metrics: Arc<Metrics>,
-    /// Certificates that are obtained.
-    pub acme: Arc<Acme>,
-    /// Refused credentials and changes by operators.
-    pub audit: Arc<Audit>,
-    /// Where lines go.
-    pub log: LogWriter,
-    /// How they are written.
-    pub log_format: LogFormat,
-    running: AtomicUsize,
-    connections: AtomicUsize,
-}
-
-impl Gateway {
-    /// Counts a request until what is returned is dropped.
-    pub fn enter(&self) -> impl Drop + use<'_> {
-        Counted::new(&self.running)
-    }
-
-    /// Counts a client's connection until what is returned is dropped.
-    pub fn connect(&self) -> impl Drop + use<'_> {
-        Counted::new(&self.connections)
-    }
-
-    /// Requests that run.
-    pub fn running(&self) -> usize {
-        self.running.load(Ordering::Acquire)
-    }
-}
-
-struct Counted<'g>(&'g AtomicUsize);
-
-impl<'g> Counted<'g> {
-    fn new(count: &'g AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// What the admin address shows, also before the gateway is ready.
-struct Shown {
-    gateway: ArcSwap<Option<Arc<Gateway>>>,
-    listeners: ArcSwapOption<ListenerSet>,
-    draining: AtomicBool,
-    metrics: Arc<Metrics>,
-    audit: Arc<Audit>,
-    last_edit: Arc<ArcSwap<LastEdit>>,
-    token: Option<[u8; 32]>,
-    address: SocketAddr,
-    hosts: Vec<String>,
-    max_connections: usize,
-}
-
-impl AdminState for Shown {
-    fn readiness(&self) -> Result<(), &'static str> {
-        if self.draining.load(Ordering::Acquire) {
-            Err("draining")
-        } else if self.gateway.load().is_none() {
-            Err("starting")
-        } else {
-            Ok(())
-        }
-    }
-    fn metrics(&self) -> String {
-        match self.gateway.load().as_ref() {
-            None => self.metrics.encode(&Samples::default()),
-            Some(gateway) => {
-                let snapshot = gateway.snapshot.load();
-                let engines: Vec<_> = snapshot.models.iter().map(|model| model.sample()).collect();
-                let (store_up, gateways) = snapshot.limits.store_seen();
-                self.metrics.limit_store_up.set(store_up.into());
-                self.metrics.limit_store_gateways.set(gateways.into());
-                self.metrics.buffered_bytes.set(i64::try_from(gateway.bodies.used()).unwrap_or(i64::MAX));
-                let unread = gateway.downstream.answers.used();
-                self.metrics.buffered_answer_bytes.set(i64::try_from(unread).unwrap_or(i64::MAX));
-                let endpoints = crate::balancing::samples(&snapshot.backends);
-                let backends = crate::balancing::backend_samples(&snapshot.backends);
-                let shown = self.listeners.load().as_ref().map(|listeners| listeners.certificates());
-                let certificates: Vec<_> =
-                    shown.into_iter().flatten().chain(snapshot.certificates.iter().cloned()).collect();
-                let budgets = snapshot.identity.budgets();
-                let log_dropped = gateway.log.dropped();
-                self.metrics.encode(&Samples {
-                    engines: &engines,
-                    model_memory: (snapshot.models.memory().taken(), snapshot.models.memory().limit()),
-                    backends: &backends,
-                    endpoints: &endpoints,
-                    certificates: &certificates,
-                    budgets: &budgets,
-                    log_dropped,
-                })
-            }
-        }
-    }
-    fn config(&self) -> serde_json::Value {
-        let gateway = self.gateway.load();
-        let running = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
-        serde_json::json!({
-            "generation": running.as_ref().map(|snapshot| snapshot.generation),
-            "running": running.as_ref().map(|snapshot| &snapshot.shown),
-            "lastEdit": *self.last_edit.load_full(),
-        })
-    }
-    fn backends(&self) -> serde_json::Value {
-        let gateway = self.gateway.load();
-        let running = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
-        let reports = running.map(|snapshot| crate::balancing::reports(&snapshot.backends)).unwrap_or_default();
-        serde_json::json!({ "backends": reports })
-    }
-    fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>> {
-        let gateway = self.gateway.load();
-        let snapshot = gateway.as_ref().as_ref()?.snapshot.load_full();
-        let backend = snapshot.backends.iter().find(|known| *known.name == *backend)?;
-        Some(crate::balancing::drain(backend, endpoint, drained))
-    }
-    fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
-        let expected = self.token.as_ref()?;
-        let shown: [u8; 32] = Sha256::digest(token.unwrap_or_default()).into();
-        Some(token.is_some() && bool::from(shown.ct_eq(expected)))
-    }
-    fn audit(&self, client: std::net::IpAddr, who: &str, method: &str, path: &str, status: u16) {
-        self.audit.admin(client, who, method, path, status);
-    }
-    fn is_loopback(&self) -> bool {
-        self.address.ip().is_loopback()
-    }
-    fn hosts(&self) -> Vec<String> {
-        self.hosts.clone()
-    }
-    fn max_connections(&self) -> usize {
-        self.max_connections
-    }
-    fn connections_dropped(&self, count: usize) {
-        if count > 0 {
-            self.metrics.admin_connections_dropped.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
-        }
-    }
-}
-
-/// Judges a configuration that [`crate::reload::read`] accepts, by the code that compiles it to be run; gives every reason
+/// Judges a configuration that [`crate::load::read`] accepts, by the code that compiles it to be run; gives every reason
 /// not to run it. Opens no socket and no device, asks for no name and writes nothing. `models_in_full` reads the
 /// tokenizers and templates of models too, and adds up their memory.
 pub async fn judge(loaded: &Loaded, models_in_full: bool) -> Result<(), Vec<String>> {
@@ -241,7 +86,7 @@ pub async fn judge(loaded: &Loaded, models_in_full: bool) -> Result<(), Vec<Stri
 /// Digest of the token of the admin address, where it has one.
 fn token_of(config: &Config) -> Result<Option<[u8; 32]>, ServeError> {
     let Some(token) = config.admin.as_ref().and_then(|admin| admin.token.as_ref()) else { return Ok(None) };
-    let token = token.resolve(&|name| std::env::var(name).ok()).map_err(|e| ServeError::Token(e.to_string()))?;
+    let token = crate::credentials::secret(token).map_err(|e| ServeError::Token(e.to_string()))?;
     Ok(Some(Sha256::digest(token.as_bytes()).into()))
 }
 
@@ -270,7 +115,8 @@ pub async fn serve(
     let listeners = Arc::new(ListenerSet::default());
     let limits = Limits::new(config.limits.limit_keys, metrics.clone());
     let registry = spillway_filters::registry();
-    let downstream = Arc::new(Downstream::new(config.limits.buffered_answers.0, metrics.write_timeouts.clone()));
+    let downstream =
+        Arc::new(Downstream::new(config.limits.buffered_answers.0, metrics.process.write_timeouts.clone()));
     let compiler = Compiler::new(registry, metrics.clone(), limits.clone(), downstream.clone(), cache_dir);
     let compiler = Arc::new(compiler);
     let acme = Arc::new(Acme::new(metrics.clone()));
@@ -307,11 +153,10 @@ pub async fn serve(
         audit: shown.audit.clone(),
         log: log.clone(),
         log_format: config.telemetry.logs.format,
-        running: AtomicUsize::new(0),
-        connections: AtomicUsize::new(0),
+        counts: Counts::default(),
     });
     listeners.commit(prepared, &gateway);
-    metrics.reloaded_at.set(unix_seconds());
+    metrics.process.reloaded_at.set(unix_seconds());
     shown.listeners.store(Some(listeners.clone()));
     shown.gateway.store(Arc::new(Some(gateway.clone())));
     tracing::info!(event = "ready", version = env!("CARGO_PKG_VERSION"), config = %path.display());
@@ -425,31 +270,12 @@ async fn drain(gateway: &Gateway, listeners: &ListenerSet, signals: &mut Signals
     }
     // The last answer is written; its connection needs a moment to be closed in order.
     tokio::time::sleep(DRAIN_POLL).await;
-    wait_while(GOODBYE, || gateway.connections.load(Ordering::Acquire) > 0).await;
+    wait_while(GOODBYE, || gateway.connections() > 0).await;
 }
 
 async fn wait_while(limit: Duration, goes_on: impl Fn() -> bool) {
     let started = Instant::now();
     while goes_on() && started.elapsed() < limit {
         tokio::time::sleep(DRAIN_POLL).await;
-    }
-}
-
-pub(crate) fn unix_seconds() -> f64 {
-    std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
-}
-
-/// Checks of files that a configuration names.
-pub struct ModelFiles;
-
-impl spillway_config::FileChecks for ModelFiles {
-    fn model(&self, path: &Path) -> Result<(), String> {
-        spillway_engine::inspect(path).map(|_| ()).map_err(|e| e.to_string())
-    }
-    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, String> {
-        crate::tls::check_pair(cert, key, server).map_err(|e| e.to_string())
-    }
-    fn authorities(&self, path: &Path) -> Result<(), String> {
-        crate::tls::check_authorities(path).map_err(|e| e.to_string())
     }
 }

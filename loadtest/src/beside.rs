@@ -1,5 +1,5 @@
-//! Requests that pass through to a server, at a steady rate, while the model inside is idle and while it writes as many
-//! answers as it can, in turn: what the engine costs the proxy.
+//! Cost of the engine to the proxy: latency of proxied requests at a steady rate, alternately while the built-in
+//! model is idle and while it is saturated.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use hyper_util::rt::TokioIo;
 use crate::process::{Process, free_port, named, wait_for};
 use crate::{http, spread};
 
-/// Requests a second that pass through.
+/// Proxied requests a second.
 const RATE: u32 = 500;
-/// Connections that carry them, so that one that waits keeps no other from being sent in time.
+/// Connections of these requests, so that a slow answer delays no other request.
 const CONNECTIONS: u32 = 50;
-/// Answers that the model writes together.
+/// Concurrent answers of the model.
 const TOGETHER: usize = 16;
 
-/// Runs and prints.
+/// Runs the scenario and prints the results.
 pub(crate) fn run(device: &str, cores: Option<usize>, rounds: usize, seconds: u32) {
     let folder = std::env::temp_dir().join(format!("spillway-loadtest-beside-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -45,7 +45,7 @@ telemetry: {{logs: {{access: false}}}}
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (mut idle, mut busy, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
     runtime.block_on(async {
-        // The first answer, and the first requests, pay for what is set up.
+        // The first answer and the first requests include the set-up.
         write(port, 1).await;
         steady(port, 1).await;
         for _ in 0..rounds {
@@ -72,7 +72,7 @@ telemetry: {{logs: {{access: false}}}}
         }
     });
     println!(
-        "\n{RATE} requests/s to a server, {rounds} rounds of {seconds} s, beside the model inside ({device}{cores}) idle and with {TOGETHER} answers ({:.0} tokens/s), in turn",
+        "\n{RATE} requests/s to a server, {rounds} rounds of {seconds} s, beside the built-in model ({device}{cores}) idle and with {TOGETHER} answers ({:.0} tokens/s), in turn",
         spread(&tokens).0
     );
     for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
@@ -87,7 +87,7 @@ telemetry: {{logs: {{access: false}}}}
     let _ = std::fs::remove_dir_all(folder);
 }
 
-/// Has the model write an answer; gives its tokens.
+/// Requests an answer of the model; returns its tokens.
 async fn write(port: u16, tokens: u32) -> u64 {
     let body = serde_json::json!({
         "model": "m", "max_tokens": tokens, "temperature": 0,
@@ -97,7 +97,7 @@ async fn write(port: u16, tokens: u32) -> u64 {
     answer["usage"]["completion_tokens"].as_u64().unwrap_or_else(|| panic!("{answer}"))
 }
 
-/// Latencies of requests at the steady rate, from when each was due, in seconds and in order.
+/// Sorted latencies in seconds of requests at the steady rate, from when each was due.
 async fn steady(port: u16, seconds: u32) -> Vec<f64> {
     let between = Duration::from_secs(1) * CONNECTIONS / RATE;
     let began = Instant::now() + Duration::from_millis(10);

@@ -1,5 +1,5 @@
-//! A model inside that gives embeddings, over HTTP, beside sentence-transformers inside its own process, on the same files,
-//! texts and as many threads.
+//! Built-in embedding model, over HTTP, compared with sentence-transformers in its own process, on the same files,
+//! texts and number of threads.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -12,23 +12,23 @@ use crate::spread;
 
 /// Texts of a run.
 const TEXTS: usize = 512;
-/// Texts of a request, and of a batch on the other side.
+/// Texts of a request, and of a batch of the peer.
 const BATCH: usize = 32;
-/// Requests at a time.
+/// Concurrent requests.
 const TOGETHER: usize = 4;
 
-/// What is compared.
+/// Parameters of the comparison.
 pub(crate) struct Comparison {
     pub(crate) rounds: usize,
     pub(crate) cores: usize,
-    /// The file of the model, in the folder that sentence-transformers reads.
+    /// Model file, in the folder that sentence-transformers reads.
     pub(crate) model: PathBuf,
     pub(crate) unit: Option<String>,
-    /// A Python that has sentence-transformers.
+    /// Python interpreter with sentence-transformers.
     pub(crate) python: Option<PathBuf>,
 }
 
-/// The other side, told what to do line by line.
+/// The peer process, controlled line by line.
 struct Peer {
     child: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
@@ -50,7 +50,7 @@ impl Peer {
         Self { child, lines, version }
     }
 
-    /// Seconds for all texts, and the first vector.
+    /// Seconds for all texts, and the first embedding.
     fn embed(&mut self, texts: &[String]) -> (f64, Vec<f64>) {
         writeln!(self.child.stdin.as_mut().unwrap(), "{}", serde_json::json!(texts)).unwrap();
         let line = self.lines.next().expect("an answer").unwrap();
@@ -70,7 +70,7 @@ fn numbers(value: &serde_json::Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
-/// Runs and prints.
+/// Runs the scenario and prints the results.
 pub(crate) fn run(Comparison { rounds, cores, model, unit, python }: &Comparison) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let port = free_port();
@@ -129,7 +129,7 @@ pub(crate) fn run(Comparison { rounds, cores, model, unit, python }: &Comparison
     let _ = std::fs::remove_dir_all(folder);
 }
 
-/// A text of about so many words, from half of that to one and a half times: padding costs whoever pads.
+/// Text of about `words` words, from half to one and a half times as many, because padding is costly.
 fn text(n: usize, words: usize) -> String {
     const WORDS: [&str; 24] = [
         "gateway", "model", "the", "queue", "of", "answers", "when", "server", "is", "full", "and", "a", "request",
@@ -139,7 +139,7 @@ fn text(n: usize, words: usize) -> String {
     (0..count.max(1)).map(|w| WORDS[(n * 31 + w * w * 7 + w * 13) % WORDS.len()]).collect::<Vec<_>>().join(" ")
 }
 
-/// Embeds all texts, some requests at a time. Gives the first vector.
+/// Embeds all texts with concurrent requests. Returns the first embedding.
 async fn embed(port: u16, texts: &[String]) -> Vec<f64> {
     let batches: Vec<_> = texts.chunks(BATCH).collect();
     let next = std::cell::Cell::new(0);

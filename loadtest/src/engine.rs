@@ -1,5 +1,5 @@
-//! The model inside beside a llama.cpp server on the same file and as many threads, both over HTTP: one answer at a time,
-//! some together, long prompts; then memory, and the time from the start of the process to its first token.
+//! Built-in model compared with a llama.cpp server on the same file and number of threads, both over HTTP: single
+//! answers, concurrent answers, long prompts; then memory, and the time from process start to first token.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -10,39 +10,39 @@ use crate::http;
 use crate::process::{Process, free_port, named, wait_for};
 use crate::spread;
 
-/// Tokens of prompt and answer of each of them.
+/// Tokens of prompt and answer.
 const CONTEXT: usize = 1536;
-/// Words of a long prompt; a number is some four tokens.
+/// Words of a long prompt; a number has some four tokens.
 const WORDS: usize = 250;
 
-/// What is compared.
+/// Parameters of the comparison.
 pub(crate) struct Comparison {
     /// Rounds, in each of which both run once.
     pub(crate) rounds: usize,
     /// Threads of each side.
     pub(crate) cores: usize,
-    /// Answers written together.
+    /// Concurrent answers.
     pub(crate) together: usize,
-    /// Where the model inside runs, as `device` of a model says it.
+    /// Device of the built-in model, as in the configuration of a model.
     pub(crate) device: String,
-    /// Files; the demo model where there are none.
+    /// Model files; the demo model if empty.
     pub(crate) models: Vec<PathBuf>,
-    /// The vector unit of the model inside, where not the fastest.
+    /// Vector unit of the built-in model; default: the fastest.
     pub(crate) unit: Option<String>,
-    /// A `llama-server` of the reader's own; that of the Python package where there is none.
+    /// Path of a `llama-server`; default: that of the Python package.
     pub(crate) llama: Option<PathBuf>,
 }
 
-/// One of the two.
+/// One of the compared servers.
 #[derive(Clone, Copy)]
 struct Side {
     port: u16,
     ours: bool,
-    /// Whether prompts are conversations, which a file without a template for them does not take.
+    /// True if prompts are conversations, which a file without a chat template cannot take.
     chat: bool,
 }
 
-/// Runs and prints.
+/// Runs the scenario and prints the results.
 pub(crate) fn run(comparison: &Comparison) {
     let models =
         if comparison.models.is_empty() { vec![named("SPILLWAY_TEST_MODEL")] } else { comparison.models.clone() };
@@ -77,7 +77,7 @@ fn compare(comparison: &Comparison, model: &Path) {
         runtime.block_on(answer(ours, "Say hello.".into(), 1));
         (gateway, ready, started.elapsed().as_secs_f64())
     };
-    // The first start may read the file from the disk; the others have it in the system's cache.
+    // The first start may read the file from disk; later ones read the system's cache.
     let (cold, ..) = start();
     drop(cold);
     let mut starts: Vec<_> = (0..*rounds).map(|_| start()).map(|(_, ready, first)| (ready, first)).collect();
@@ -122,7 +122,7 @@ fn compare(comparison: &Comparison, model: &Path) {
     let _ = std::fs::remove_dir_all(folder);
 }
 
-/// Whether a file says how conversations are written: it names the key in its head.
+/// True if the file has a chat template: the key appears in the header.
 fn has_template(model: &Path) -> bool {
     const KEY: &[u8] = b"tokenizer.chat_template";
     let mut head = Vec::new();
@@ -130,7 +130,7 @@ fn has_template(model: &Path) -> bool {
     head.windows(KEY.len()).any(|bytes| bytes == KEY)
 }
 
-/// llama.cpp's server on a model.
+/// Command of llama.cpp's server for a model.
 fn llama(Comparison { cores, together, llama, .. }: &Comparison, model: &Path, port: u16) -> Command {
     let (ctx, port) = ((CONTEXT * together).to_string(), port.to_string());
     let (together, cores) = (together.to_string(), cores.to_string());
@@ -147,10 +147,10 @@ fn llama(Comparison { cores, together, llama, .. }: &Comparison, model: &Path, p
     command
 }
 
-/// Tokens per second: those written, or, for a long prompt, those read.
+/// Tokens per second: generated, or, for a long prompt, read.
 async fn answers(side: Side, seed: usize, together: usize, words: usize, tokens: u32) -> f64 {
     let prompt = |n: usize| {
-        // A different beginning each time, so that nothing that is kept of another prompt helps.
+        // A different beginning each time, so that no prefix cache helps.
         let long = (0..words).map(|word| format!(" {}", (n * 7919 + word * 104_729) % 9973)).collect::<String>();
         format!("{n}: write a long story about the number {n}.{long}")
     };
@@ -160,7 +160,7 @@ async fn answers(side: Side, seed: usize, together: usize, words: usize, tokens:
     counts.into_iter().map(of).sum::<u64>() as f64 / started.elapsed().as_secs_f64()
 }
 
-/// Tokens read and written of one answer.
+/// Tokens read and generated of one answer.
 async fn answer(side: Side, prompt: String, tokens: u32) -> (u64, u64) {
     let (path, mut body) = if side.chat {
         ("/v1/chat/completions", serde_json::json!({"messages": [{"role": "user", "content": prompt}]}))
@@ -169,7 +169,7 @@ async fn answer(side: Side, prompt: String, tokens: u32) -> (u64, u64) {
     };
     (body["model"], body["temperature"], body["max_tokens"]) = ("m".into(), 0.into(), tokens.into());
     if !side.ours {
-        // A key of llama.cpp's own: it shall not answer from what it read before.
+        // llama.cpp's own key: switches off its prefix cache.
         body["cache_prompt"] = false.into();
     }
     let answer = http::post(side.port, path, &body).await;

@@ -3,13 +3,13 @@
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 
-/// Posts `body` to a server on this machine and reads its answer.
+/// Posts `body` to a local server and reads the answer.
 pub(crate) async fn post(port: u16, path: &str, body: &serde_json::Value) -> serde_json::Value {
     let request = ::http::Request::post(path).header("content-type", "application/json");
     send(port, request, body.to_string()).await
 }
 
-/// Reads a document of a server on this machine.
+/// Gets a document of a local server.
 pub(crate) async fn get(port: u16, path: &str) -> serde_json::Value {
     send(port, ::http::Request::get(path), String::new()).await
 }

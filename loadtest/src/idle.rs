@@ -1,5 +1,5 @@
-//! Thousands of clients that hold a connection and say nothing, and some that say it very slowly, while `wrk` asks over 32
-//! connections: what they cost in memory, and what the others notice of them. Without TLS and with it.
+//! Cost of thousands of idle clients and some very slow ones: memory, and the latency of `wrk` over 32 connections
+//! beside them. Without TLS and with it.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -16,15 +16,15 @@ use tokio::net::TcpStream;
 use crate::process::{Process, free_port, named, wait_for};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
-/// Clients that send a byte of a header each second and are cut off in the end, again and again.
+/// Clients that send a byte of a header each second until they are cut off, again and again.
 const SLOW: usize = 500;
-/// Connections that are opened at a time.
+/// Connections opened concurrently.
 const OPENING: usize = 64;
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// Runs and prints.
+/// Runs the scenario and prints the results.
 pub(crate) fn run(connections: usize, seconds: u32) {
     let folder = std::env::temp_dir().join(format!("spillway-loadtest-idle-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -69,7 +69,7 @@ telemetry: {{logs: {{access: false}}}}
             runtime.spawn(slow(address, cut.clone()));
         }
         let during = (gateway.resident(), wrk(plain, seconds.max(6)));
-        // They were held all the while: each can still be used.
+        // Held all the while: each connection must still work.
         runtime.block_on(async {
             for stream in held.iter_mut().step_by(connections.div_ceil(200).max(1)) {
                 ask(stream).await;
@@ -151,7 +151,7 @@ async fn slow(address: SocketAddr, cut: Arc<AtomicUsize>) {
     }
 }
 
-/// The 99th percentile in milliseconds.
+/// 99th percentile in milliseconds.
 fn wrk(port: u16, seconds: u32) -> f64 {
     let out = Command::new("wrk")
         .args(["-t1", "-c32", "--latency", &format!("-d{seconds}s"), &format!("http://127.0.0.1:{port}/")])

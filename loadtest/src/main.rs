@@ -1,5 +1,5 @@
-//! Measurements beside peers, interleaved in one run: they print ratios with medians and spread and assert nothing.
-//! Load goes to loopback only. `make bench` builds and runs them.
+//! Measurements compared with peers, interleaved in one run: they print ratios with medians and spread and assert
+//! nothing. Load goes to loopback only. `make bench` builds and runs them.
 
 #![allow(
     clippy::print_stdout,
@@ -23,14 +23,14 @@ mod rotation;
 
 use clap::{Parser, ValueEnum};
 
-/// Measures Spillway beside its peers on this machine.
+/// Compares Spillway with its peers on this machine.
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
     /// Runs as an upstream of a scenario instead.
     #[command(subcommand)]
     part: Option<Part>,
-    /// What to measure; everything when left out.
+    /// Scenario to run; all if left out.
     #[arg(value_enum)]
     scenario: Option<Scenario>,
     /// Rounds, in each of which every candidate runs once.
@@ -39,45 +39,45 @@ struct Arguments {
     /// Seconds of each run.
     #[arg(long, default_value_t = 5)]
     seconds: u32,
-    /// The servers of the overload scenario: llama.cpp takes only its first part, with `--seconds` in all.
+    /// Servers of the overload scenario: llama.cpp runs only its first part, for `--seconds` in all.
     #[arg(long, value_enum, default_value = "scripted")]
     servers: Servers,
-    /// Who answers where llama.cpp servers have no room.
+    /// Target of requests for which the llama.cpp servers have no room.
     #[arg(long, value_enum, default_value = "inside")]
     spill: overload::Spill,
     /// Idle connections; both ends need as many open files.
     #[arg(long, default_value_t = 10_000)]
     connections: usize,
-    /// Threads of the engine and of llama.cpp; the machine's processors when left out.
+    /// Threads of the engine and of llama.cpp; default: the machine's processors.
     #[arg(long)]
     cores: Option<usize>,
-    /// Where the engine runs, as `device` of a model says it: `cpu`, `auto`, `software`.
+    /// Device of the engine, as in the configuration of a model: `cpu`, `auto`, `software`.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Answers that the engine and llama.cpp write together.
+    /// Concurrent answers of the engine and of llama.cpp.
     #[arg(long, default_value_t = 16)]
     together: usize,
-    /// A GGUF file for the engine and llama.cpp; may be given several times. The demo model when left out.
+    /// GGUF file for the engine and llama.cpp; may be given several times. Default: the demo model.
     #[arg(long)]
     model: Vec<std::path::PathBuf>,
-    /// The vector unit of the engine, such as AVX2; the fastest when left out.
+    /// Vector unit of the engine, such as AVX2; default: the fastest.
     #[arg(long)]
     unit: Option<String>,
-    /// A `llama-server` to measure beside, such as one built for this processor; that of the Python package when left out.
+    /// `llama-server` to compare with, such as one built for this processor; default: that of the Python package.
     #[arg(long)]
     llama_server: Option<std::path::PathBuf>,
-    /// A Python with sentence-transformers to measure embeddings beside.
+    /// Python interpreter with sentence-transformers, to compare embeddings with.
     #[arg(long)]
     python: Option<std::path::PathBuf>,
 }
 
 #[derive(clap::Subcommand)]
 enum Part {
-    /// A scripted upstream; the overload scenario starts some.
+    /// Scripted upstream, which the overload scenario starts.
     Server(overload::Server),
 }
 
-/// What is overloaded.
+/// Kind of overloaded servers.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Servers {
     /// Servers that sleep.
@@ -96,11 +96,11 @@ enum Scenario {
     Idle,
     /// API keys and certificates that change under 2,000 requests a second.
     Rotation,
-    /// Tokens per second of the engine and of llama.cpp, memory, time to the first token.
+    /// Tokens per second of the engine and of llama.cpp, memory, time to first token.
     Engine,
-    /// Requests that pass through, beside a model inside that is idle and one that writes.
+    /// Proxied requests, beside an idle and a saturated built-in model.
     Beside,
-    /// Texts per second that the engine and sentence-transformers embed.
+    /// Texts per second embedded by the engine and by sentence-transformers.
     Embeddings,
 }
 
@@ -159,7 +159,7 @@ fn main() {
     }
 }
 
-/// Median, least and most.
+/// Median, minimum and maximum.
 fn spread(values: &[f64]) -> (f64, f64, f64) {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,10 +1,10 @@
-//! Programs that are measured: started, their CPU time and memory read from /proc, ended.
+//! Measured programs: start, CPU time and memory from /proc, end.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A running program with its children.
+/// Running program with its children.
 pub(crate) struct Process(Child);
 
 impl Process {
@@ -19,7 +19,7 @@ impl Process {
         )
     }
 
-    /// nginx that answers every request on a port with 200 and `ok`; its files are in `folder`.
+    /// Starts an nginx that answers every request on a port with 200 and `ok`; its files are in `folder`.
     pub(crate) fn answering(folder: &Path, port: u16) -> Self {
         let config = folder.join("upstream.conf");
         let text = format!(
@@ -39,7 +39,7 @@ http {{ access_log off; keepalive_requests 1000000000; server {{ listen 127.0.0.
         std::iter::once(own).chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect()
     }
 
-    /// CPU seconds that it and its children have taken.
+    /// CPU seconds of the program and its children.
     pub(crate) fn cpu(&self) -> f64 {
         let of = |pid: u32| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -75,12 +75,12 @@ impl Drop for Process {
     }
 }
 
-/// A port that is free now.
+/// Returns a port that is free now.
 pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Waits until something listens.
+/// Waits until a server listens on the port.
 pub(crate) fn wait_for(port: u16) {
     let started = Instant::now();
     while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -89,7 +89,7 @@ pub(crate) fn wait_for(port: u16) {
     }
 }
 
-/// A program or file that an environment variable names.
+/// Path of a program or file from an environment variable.
 pub(crate) fn named(variable: &str) -> PathBuf {
     std::env::var_os(variable)
         .map(PathBuf::from)

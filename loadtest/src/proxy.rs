@@ -1,4 +1,4 @@
-//! A 200-byte JSON through Spillway, bare and with the whole pipeline, and through nginx. `wrk` asks over 32 connections;
+//! A 200-byte JSON through Spillway, bare and with the whole pipeline, and through nginx. `wrk` uses 32 connections;
 //! upstream, proxy and `wrk` share the machine's cores.
 
 use std::process::Command;
@@ -18,7 +18,7 @@ struct Candidate {
     p99: Vec<f64>,
 }
 
-/// Runs and prints.
+/// Runs the scenario and prints the results.
 pub(crate) fn run(rounds: usize, seconds: u32) {
     let folder = std::env::temp_dir().join(format!("spillway-loadtest-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -57,7 +57,7 @@ server {{ listen 127.0.0.1:{nginx}; location / {{ proxy_pass http://u; proxy_htt
             "listeners: [{{address: \"127.0.0.1:{bare}\"}}]\n{backend}routes: [{{backendRefs: [{{name: u}}]}}]\ntelemetry: {{logs: {{access: false}}}}\n"
         ),
     );
-    // The digest is that of the key `test`.
+    // SHA-256 of the key `test`.
     let full_config = write(
         "full.yaml",
         format!(
@@ -120,7 +120,7 @@ routes:
     let _ = std::fs::remove_dir_all(folder);
 }
 
-/// One run of `wrk`.
+/// Runs `wrk` once.
 fn load(candidate: &mut Candidate, seconds: u32) {
     let mut wrk = Command::new("wrk");
     wrk.args(["-t1", "-c32", "--latency", &format!("-d{seconds}s"), &format!("http://127.0.0.1:{}/", candidate.port)]);
@@ -142,7 +142,7 @@ fn load(candidate: &mut Candidate, seconds: u32) {
     candidate.p99.push(p99(&text));
 }
 
-/// The 99th percentile that `wrk` printed, in milliseconds.
+/// 99th percentile printed by `wrk`, in milliseconds.
 pub(crate) fn p99(text: &str) -> f64 {
     let line = text.lines().find_map(|line| line.trim_start().strip_prefix("99%")).unwrap_or_else(|| panic!("{text}"));
     let p99 = line.trim();

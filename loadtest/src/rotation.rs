@@ -1,5 +1,5 @@
-//! API keys and certificates that change while 2,000 requests a second come over TLS: each edit brings a new key beside the
-//! old one and a new certificate, then takes the old key away. Half of the figures are what must be zero.
+//! API keys and certificates that change while 2,000 requests a second arrive over TLS: each edit adds a new key and
+//! a new certificate, then removes the old key. Half of the figures must be zero.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,14 +23,14 @@ use crate::process::{Process, free_port, named, wait_for};
 
 /// Requests a second, over all connections.
 const RATE: u32 = 2_000;
-/// Connections that carry them.
+/// Connections of these requests.
 const CONNECTIONS: u32 = 50;
 /// New connections a second beside those.
 const HANDSHAKES: u32 = 20;
-/// Between an edit that was taken and the next.
+/// Pause between an edit that was applied and the next.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// What clients share.
+/// State shared by the clients.
 struct Load {
     address: SocketAddr,
     config: Arc<ClientConfig>,
@@ -43,7 +43,7 @@ struct Load {
     latencies: Mutex<Vec<f64>>,
 }
 
-/// Runs and prints.
+/// Runs the scenario and prints the results.
 pub(crate) fn run(seconds: u32) {
     let folder = std::env::temp_dir().join(format!("spillway-loadtest-rotation-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -145,7 +145,7 @@ fn new_key() -> (String, String) {
     (field("key:"), field("sha256:"))
 }
 
-/// Puts a new certificate in place of the old one.
+/// Replaces the certificate by a new one.
 fn certificate(folder: &Path, issuer: &Issuer<'_, KeyPair>) {
     let key = KeyPair::generate().unwrap();
     let made = CertificateParams::new(["a.test".to_owned()]).unwrap().signed_by(&key, issuer).unwrap();
@@ -153,7 +153,7 @@ fn certificate(folder: &Path, issuer: &Issuer<'_, KeyPair>) {
     std::fs::write(folder.join("a.key"), key.serialize_pem()).unwrap();
 }
 
-/// Waits until an edit of the keys is taken: until this key is known, or is not any more.
+/// Waits until an edit of the keys is applied: until this key is known, or unknown again.
 async fn taken(load: &Load, key: &str, is_known: bool) {
     let started = Instant::now();
     loop {
@@ -197,7 +197,7 @@ async fn ask(load: &Load, sender: &mut SendRequest<Full<Bytes>>) -> Result<(), S
     if status == 200 && body == "ok" { Ok(()) } else { Err(format!("{status}: {}", String::from_utf8_lossy(&body))) }
 }
 
-/// Sends its share of the requests over one connection, when they are due.
+/// Sends a share of the requests over one connection, each when it is due.
 async fn client(load: Arc<Load>, n: u32) {
     let each = Duration::from_secs(1) * CONNECTIONS / RATE;
     let mut due = tokio::time::Instant::now() + each * n / CONNECTIONS;

@@ -42,7 +42,7 @@ except openai.RateLimitError as error:
     assert error.code == "insufficient_quota" and error.type == "insufficient_quota", error
     assert error.response.headers["x-should-retry"] == "false"
 
-# A key that is none.
+# An unknown key.
 try:
     ask(openai.OpenAI(base_url=url, api_key="sk-none", max_retries=0))
     raise SystemExit("an unknown key passed")

@@ -1,4 +1,4 @@
-"""Asks a llama.cpp server about one model: what the engine is judged by.
+"""Runs calls of a llama.cpp server with one model, as reference for the engine.
 
 Reads {"model", "context", "flash_attention", "embedding", "pooling", "calls": [[path, body], ...]} as JSON on standard input;
 prints the answers as a JSON array in its last line.
@@ -9,7 +9,7 @@ import os
 import sys
 import urllib.request
 
-# Threads that wait give their core away: the engine runs beside.
+# Waiting threads yield their core, because the engine runs beside them.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import xllamacpp  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""What llama.cpp makes of prompts: their tokens after the chat template, and its greedy answers.
+"""Reference of llama.cpp for prompts: their tokens after the chat template, and the greedy answers.
 
 Reads {"model", "prompts", "tokens"} as JSON on standard input; prints a JSON array in its last line, one object a
 prompt: tokens, text, and for each step its text and the gap between the log probabilities of its two best tokens.

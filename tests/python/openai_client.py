@@ -1,6 +1,6 @@
 """The official OpenAI client against a gateway, as a user would write it. Prints one JSON object a request.
 
-Arguments: BASE_URL MODEL. Exits with an error as soon as anything is not as the client wants it.
+Arguments: BASE_URL MODEL. Exits with an error as soon as the client rejects anything.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The official client asks for vectors and for texts to be continued; prints one JSON object a line."""
+"""Embeddings and text completions by the official client; prints one JSON object a line."""
 
 import json
 import math

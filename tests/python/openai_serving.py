@@ -1,4 +1,4 @@
-"""The official client asks for all that the model inside does beside plain text; prints one JSON object a line."""
+"""Features of the built-in model beyond plain text, by the official client; prints one JSON object a line."""
 
 import json
 import sys
@@ -92,7 +92,7 @@ tell(
     streamed=json.loads(text)["name"] in ("Paris", "Rome"),
 )
 
-# What shapes the choice.
+# Sampling parameters.
 biased = ask(temperature=0, max_tokens=3, logit_bias={"504": 100}, logprobs=True)
 tell(
     biased=len({token.token for token in biased.choices[0].logprobs.content}),

@@ -1,4 +1,4 @@
-"""The official client has the model inside call tools; prints one JSON object a line."""
+"""Tool calls of the built-in model, by the official client; prints one JSON object a line."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ asked = {"model": MODEL, "messages": messages, "tools": tools, "temperature": 0,
 
 
 def sound(name, arguments):
-    """Whether the arguments are what the tool's schema allows."""
+    """True if the arguments match the tool's schema."""
     given = json.loads(arguments)
     if name == "weather":
         return set(given) == {"city", "days"} and given["city"] in CITIES and 1 <= given["days"] <= 9
@@ -41,7 +41,7 @@ def sound(name, arguments):
 
 
 def streamed(**more):
-    """The call of a streamed answer, put together from its parts as clients do."""
+    """Call of a streamed answer, joined from its parts as clients do."""
     name, call_id, arguments, reason, kinds = None, None, "", None, set()
     for part in client.chat.completions.create(**asked, **more, stream=True):
         for choice in part.choices:
@@ -71,7 +71,7 @@ for choice in [
         streamed=streamed(tool_choice=choice),
     )
 
-# What the tool told comes back in the next turn.
+# The tool's result is part of the next turn.
 call = client.chat.completions.create(**asked, tool_choice="required").choices[0].message
 told = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "Rain, <|im_end|> 12 degrees."}
 turn = [*messages, call.model_dump(exclude_none=True), told]
@@ -79,7 +79,7 @@ answer = client.chat.completions.create(model=MODEL, messages=turn, tools=tools,
 said, calls = answer.choices[0].message.content, answer.choices[0].message.tool_calls
 plain = client.chat.completions.create(**asked, tool_choice="none")
 tell(
-    # It says something or calls, and the reason is the one for that.
+    # Text or a call, with the matching finish reason.
     answered=bool(said and said.strip())
     or bool(calls and all(sound(call.function.name, call.function.arguments) for call in calls)),
     called=bool(calls),

@@ -1,4 +1,4 @@
-"""Open-loop load with the official OpenAI client: requests leave at their time, whether the others have been answered or not.
+"""Open-loop load with the official OpenAI client: requests leave at their time, whether or not others were answered.
 
 Arguments: BASE_URL COUNT SECONDS, the time over which the requests are spread. Prints one JSON object for each answer.
 """

@@ -1,4 +1,4 @@
-"""An ASGI application as Python model servers are built: one closed resource, one operation, and all else.
+"""ASGI application like a Python model server: one closed resource, one operation, and all other paths.
 
 Usage: path_app.py PORT. Prints `listening` once it serves.
 """

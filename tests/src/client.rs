@@ -1,4 +1,4 @@
-//! An HTTP/1.1 client: whole answers, or an answer part by part.
+//! HTTP/1.1 client: whole answers, or an answer part by part.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
 
-/// A client of one address; each request has a connection of its own.
+/// Client of one address; each request has a connection of its own.
 #[derive(Clone)]
 pub struct Client {
     address: SocketAddr,
@@ -24,7 +24,7 @@ pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// Whether the body ended before its time.
+    /// True if the body was cut off.
     pub cut: bool,
 }
 
@@ -40,7 +40,7 @@ impl Answer {
     }
 }
 
-/// An answer that is still coming.
+/// An answer that is still arriving.
 pub struct Stream {
     pub status: StatusCode,
     pub headers: HeaderMap,
@@ -60,7 +60,7 @@ impl Drop for Connection {
 }
 
 impl Stream {
-    /// The next part; `None` at the end, an error when the connection breaks.
+    /// Receives the next part; `None` at the end, an error when the connection breaks.
     pub async fn part(&mut self) -> Option<Result<Bytes, hyper::Error>> {
         loop {
             match self.body.frame().await? {
@@ -89,7 +89,7 @@ impl Client {
         Opened { sender, task }
     }
 
-    /// Sends a request and gives the head of its answer.
+    /// Sends a request and returns the head of its answer.
     pub async fn stream(&self, request: Request<Body>) -> Result<Stream, hyper::Error> {
         let Opened { mut sender, task } = self.open().await;
         let response: Response<Incoming> = sender.send_request(request).await?;
@@ -102,12 +102,12 @@ impl Client {
         })
     }
 
-    /// Sends a request and gives its whole answer.
+    /// Sends a request and returns its whole answer.
     pub async fn send(&self, request: Request<Body>) -> Answer {
         self.try_send(request).await.expect("an answer")
     }
 
-    /// The same where there may be none.
+    /// As [`Self::send`], for a request that may get no answer.
     pub async fn try_send(&self, request: Request<Body>) -> Result<Answer, hyper::Error> {
         let mut stream = self.stream(request).await?;
         let mut body = Vec::new();
@@ -132,12 +132,12 @@ impl Client {
         self.send(self.request("POST", path, headers, body)).await
     }
 
-    /// A request whose body has a declared length.
+    /// Makes a request whose body has a declared length.
     pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Request<Body> {
         self.head(method, path, headers).body(Full::new(body.into()).map_err(|never| match never {}).boxed()).unwrap()
     }
 
-    /// A request whose body comes in chunks.
+    /// Makes a request with a chunked body.
     pub fn chunked(&self, path: &str, headers: &[(&str, &str)], chunks: Vec<Bytes>) -> Request<Body> {
         let frames = futures::stream::iter(chunks.into_iter().map(|chunk| Ok(Frame::data(chunk))));
         self.head("POST", path, headers).body(BodyExt::boxed(StreamBody::new(frames))).unwrap()
@@ -154,7 +154,7 @@ impl Client {
         builder
     }
 
-    /// A chat request.
+    /// Sends a chat request.
     pub async fn chat(&self, model: &str, headers: &[(&str, &str)]) -> Answer {
         let body = serde_json::json!({
             "model": model, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 4, "temperature": 0

@@ -1,4 +1,4 @@
-//! A scripted DNS server: it answers as a test tells it to, over UDP, and counts what it is asked. (RFC 1035, 4.)
+//! Scripted DNS server: answers over UDP as a test configures it, and counts its questions (RFC 1035, 4).
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -6,20 +6,20 @@ use std::sync::{Arc, Mutex};
 
 use tokio::net::UdpSocket;
 
-/// What it says of a name.
+/// Scripted answer for a name.
 #[derive(Debug, Clone)]
 pub enum Says {
-    /// Addresses, and how many seconds they are good.
+    /// Addresses, and their time to live in seconds.
     Addresses(Vec<Ipv4Addr>, u32),
-    /// That it failed (SERVFAIL).
+    /// Server failure (SERVFAIL).
     Failure,
-    /// That there is no such name (NXDOMAIN).
+    /// Unknown name (NXDOMAIN).
     NoName,
-    /// Nothing.
+    /// No answer.
     Silence,
 }
 
-/// A DNS server on loopback.
+/// DNS server on loopback.
 pub struct Dns {
     pub address: SocketAddr,
     names: Arc<Mutex<HashMap<String, Says>>>,
@@ -48,12 +48,12 @@ impl Dns {
         Self { address, names, asked, task }
     }
 
-    /// From now on it says this of a name.
+    /// Sets the answer for a name.
     pub fn tell(&self, name: &str, says: Says) {
         self.names.lock().unwrap().insert(name.to_owned(), says);
     }
 
-    /// How often it was asked for a name.
+    /// Number of questions for a name.
     pub fn asked(&self, name: &str) -> usize {
         self.asked.lock().unwrap().iter().filter(|asked| *asked == name).count()
     }
@@ -65,7 +65,7 @@ impl Drop for Dns {
     }
 }
 
-/// Name and type of the question, and where it ends.
+/// Name and type of the question, and its end in the packet.
 fn question(packet: &[u8]) -> Option<(String, u16, usize)> {
     let (mut at, mut labels) = (12, Vec::new());
     loop {
@@ -90,10 +90,10 @@ fn answer(asked: &[u8], kind: u16, says: &Says) -> Option<Vec<u8>> {
         Says::Addresses(addresses, ttl) => (0, if kind == A { &addresses[..] } else { &[][..] }, *ttl),
     };
     let mut packet = asked.to_vec();
-    // A response, recursion desired and available, with its code; one question, so many answers, nothing else.
+    // A response, recursion desired and available, with its code; one question, the answers, nothing else.
     packet[2..12].copy_from_slice(&[0x81, 0x80 | code, 0, 1, 0, u8::try_from(addresses.len()).unwrap(), 0, 0, 0, 0]);
     for address in addresses {
-        // The name of the question, an address of the internet.
+        // Pointer to the name of the question, an address of class IN.
         packet.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1]);
         packet.extend_from_slice(&ttl.to_be_bytes());
         packet.extend_from_slice(&[0, 4]);

@@ -1,4 +1,5 @@
-//! An HTTP/2 client of frames, for what no library would do: it gives windows as it is told to, and no more.
+//! HTTP/2 client at the level of frames, for behaviour that no library has: it opens windows as a test says, and no
+//! further.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -18,7 +19,7 @@ const END_HEADERS: u8 = 4;
 /// `SETTINGS_INITIAL_WINDOW_SIZE` (RFC 9113, 6.5.2).
 const INITIAL_WINDOW: u8 = 4;
 
-/// A frame that came.
+/// A received frame.
 #[derive(Debug, Clone)]
 pub struct Frame {
     pub kind: u8,
@@ -27,7 +28,7 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// A frame as bytes.
+/// Encodes a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
@@ -36,7 +37,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A connection without TLS.
+/// Connection without TLS.
 pub struct Frames {
     write: OwnedWriteHalf,
     came: Arc<Mutex<Vec<Frame>>>,
@@ -45,7 +46,7 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Connects; each stream may get so many bytes until its window is opened further.
+    /// Connects; each stream may receive `window` bytes until its window is opened further.
     pub async fn connect(address: SocketAddr, window: u32) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         let (mut read, mut write) = stream.into_split();
@@ -69,7 +70,7 @@ impl Frames {
         Self { write, came, reading, last: 0 }
     }
 
-    /// Sends a request with a body of JSON, or one without a body, and gives its stream.
+    /// Sends a request, with a JSON body unless that is empty, and returns its stream.
     pub async fn send(&mut self, path: &str, body: &str) -> u32 {
         self.last = if self.last == 0 { 1 } else { self.last + 2 };
         let length = |text: &str| u8::try_from(text.len()).unwrap();
@@ -87,17 +88,17 @@ impl Frames {
         self.last
     }
 
-    /// Opens the window of a stream, or of the connection where that is 0, by so many bytes.
+    /// Opens the window of a stream, or of the connection for stream 0, by `bytes`.
     pub async fn open(&mut self, stream: u32, bytes: u32) {
         let _ = self.write.write_all(&frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())).await;
     }
 
-    /// Body of a stream, so far.
+    /// Frames of a stream received so far.
     pub fn came(&self, stream: u32) -> Vec<Frame> {
         self.came.lock().unwrap().iter().filter(|frame| frame.stream == stream).cloned().collect()
     }
 
-    /// The body that came on a stream so far, and whether it is whole.
+    /// Body of a stream received so far, and whether it is complete.
     pub fn body(&self, stream: u32) -> (String, bool) {
         let frames = self.came(stream);
         let data = frames.iter().filter(|frame| frame.kind == DATA).flat_map(|frame| frame.payload.clone()).collect();

@@ -13,13 +13,13 @@ pub struct Gateway {
     child: Child,
     folder: tempfile::TempDir,
     lines: Arc<Mutex<Vec<String>>>,
-    /// Where clients connect.
+    /// Address for clients.
     pub address: SocketAddr,
-    /// Where operators do.
+    /// Admin address.
     pub admin: SocketAddr,
 }
 
-/// The built program.
+/// Path of the built program.
 pub fn binary() -> PathBuf {
     let path =
         std::env::var_os("SPILLWAY_BIN").map_or_else(|| repository().join("target/debug/spillway"), PathBuf::from);
@@ -28,18 +28,18 @@ pub fn binary() -> PathBuf {
 }
 
 impl Gateway {
-    /// Starts it with this configuration, listeners and admin address on free ports put in front.
+    /// Starts the gateway with this configuration, preceded by a listener and an admin address on free ports.
     pub async fn start(yaml: &str) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), &format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}"))
             .await
     }
 
-    /// Kills it as a crash would and starts it again in its folder.
+    /// Kills the gateway and starts it again in its folder.
     pub async fn crash_and_restart(self, yaml: &str) -> Self {
         self.crash_and_restart_in(&format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}")).await
     }
 
-    /// The same with a configuration that has listeners.
+    /// As [`Self::crash_and_restart`], with a configuration that has listeners.
     pub async fn crash_and_restart_in(mut self, yaml: &str) -> Self {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -48,17 +48,24 @@ impl Gateway {
         Self::start_in(folder, yaml).await
     }
 
-    /// Starts it in a folder that holds the files which this configuration names, listeners included; the admin address
-    /// is put in front.
+    /// Starts the gateway in a folder that holds the files of its configuration, listeners included. The admin
+    /// address is added in front.
     pub async fn start_in(folder: tempfile::TempDir, yaml: &str) -> Self {
         Self::start_by(Command::new(binary()), folder, yaml).await
     }
 
-    /// The same with at most so many open files.
+    /// As [`Self::start_in`], with at most `files` open files.
     pub async fn start_with_files(files: u32, folder: tempfile::TempDir, yaml: &str) -> Self {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")]).arg(binary());
         Self::start_by(shell, folder, yaml).await
+    }
+
+    /// The same with further variables in its environment.
+    pub async fn start_with_variables(folder: tempfile::TempDir, yaml: &str, variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(binary());
+        command.envs(variables.iter().copied());
+        Self::start_by(command, folder, yaml).await
     }
 
     async fn start_by(mut command: Command, folder: tempfile::TempDir, yaml: &str) -> Self {
@@ -94,7 +101,7 @@ impl Gateway {
         gateway
     }
 
-    /// Where clients of a listener connect, by its name.
+    /// Address of the listener with this name.
     pub fn listener(&self, name: &str) -> SocketAddr {
         let events = self.events("listening");
         let event = events.iter().find(|event| event["listener"] == name);
@@ -105,44 +112,44 @@ impl Gateway {
         self.events(event)[0]["address"].as_str().unwrap().parse().unwrap()
     }
 
-    /// Lines of the log with this event, so far.
+    /// Log lines with this event, so far.
     pub fn events(&self, event: &str) -> Vec<serde_json::Value> {
         self.any_of(&[event])
     }
 
-    /// Lines of the log with one of these events, so far and in their order.
+    /// Log lines with one of these events, so far and in their order.
     fn any_of(&self, events: &[&str]) -> Vec<serde_json::Value> {
         let lines = self.lines.lock().unwrap();
         let parsed = lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         parsed.filter(|line| events.iter().any(|event| line["event"] == *event)).collect()
     }
 
-    /// The whole log.
+    /// Whole log.
     pub fn log(&self) -> String {
         self.lines.lock().unwrap().join("\n")
     }
 
-    /// The configuration file.
+    /// Path of the configuration file.
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("spillway.yaml")
     }
 
-    /// Its folder.
+    /// Folder of the configuration file.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// A client of it.
+    /// Client of the gateway.
     pub fn client(&self) -> Client {
         Client::new(self.address)
     }
 
-    /// What the admin address shows under a path.
+    /// Text that the admin address serves under a path.
     pub async fn shown(&self, path: &str) -> String {
         Client::new(self.admin).get(path).await.text()
     }
 
-    /// What the admin address says of an endpoint.
+    /// State of an endpoint from the admin API.
     pub async fn endpoint(&self, url: &str) -> serde_json::Value {
         let shown: serde_json::Value = serde_json::from_str(&self.shown("/api/backends").await).unwrap();
         let backends = shown["backends"].as_array().unwrap().iter();
@@ -150,7 +157,7 @@ impl Gateway {
         endpoints.find(|e| e["url"] == url).cloned().unwrap_or_else(|| panic!("{url} is not in {shown}"))
     }
 
-    /// The value of a series, 0 when it is not there.
+    /// Value of a series; 0 if absent.
     pub async fn metric(&self, series: &str) -> f64 {
         let text = self.shown("/metrics").await;
         text.lines()
@@ -158,19 +165,19 @@ impl Gateway {
             .map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// Waits until a series has this value: what is counted of a request may be a moment behind its answer.
+    /// Waits until a series has this value: counts may follow the answer of a request with some delay.
     pub async fn metric_becomes(&self, series: &str, value: f64) {
         let what = format!("{series} becomes {value}");
         eventually(&what, || async { (self.metric(series).await == value).then_some(()) }).await;
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the process.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     pub async fn wait(mut self) -> (ExitStatus, String) {
         let status = eventually("the gateway ends", || {
             let ended = self.child.try_wait().unwrap();
@@ -180,7 +187,7 @@ impl Gateway {
         (status, self.log())
     }
 
-    /// Waits until a reload has ended, well or not, since `before` of them had.
+    /// Waits until more than this many reloads have ended, well or not, and returns the last.
     pub async fn reloads(&self, more_than: usize) -> serde_json::Value {
         eventually("an edit is taken or kept out", || {
             let all = self.any_of(&["config_reloaded", "config_rejected"]);
@@ -191,7 +198,7 @@ impl Gateway {
     }
 }
 
-/// The text of a configuration with the admin address in front, as a test's gateway has it.
+/// Configuration text with the admin address in front, as a test's gateway has it.
 pub fn whole(yaml: &str) -> String {
     format!("admin: {{address: \"127.0.0.1:0\"}}\n{yaml}")
 }

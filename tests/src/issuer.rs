@@ -1,4 +1,4 @@
-//! An issuer of tokens: its description (OpenID Connect Discovery), its keys, which a test changes, and what it signs.
+//! Issuer of tokens: its metadata (OpenID Connect Discovery), its keys, which a test changes, and its tokens.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +12,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{Authority, Upstream, reply};
 
-/// An issuer on loopback.
+/// Issuer on loopback.
 pub struct Issuer {
     server: Upstream,
-    /// Where it speaks TLS, if it does.
+    /// Address and task of the TLS server, if any.
     door: Option<(SocketAddr, tokio::task::JoinHandle<()>)>,
     keys: Arc<Mutex<Vec<Value>>>,
     down: Arc<AtomicBool>,
@@ -29,7 +29,7 @@ impl Drop for Issuer {
     }
 }
 
-/// A key that it signs with, Ed25519.
+/// Signing key, Ed25519.
 pub struct IssuerKey {
     id: String,
     pair: KeyPair,
@@ -44,11 +44,12 @@ impl IssuerKey {
         Self { id: id.to_owned(), pair: KeyPair::generate_for(&PKCS_ED25519).unwrap() }
     }
 
-    fn jwk(&self) -> Value {
+    /// Its public half, as a set of keys has it.
+    pub fn jwk(&self) -> Value {
         json!({"kty": "OKP", "crv": "Ed25519", "kid": self.id, "x": base64url(self.pair.der_bytes())})
     }
 
-    /// A token that says this.
+    /// Signs a token with these claims.
     pub fn token(&self, claims: &Value) -> String {
         let header = json!({"alg": "EdDSA", "kid": self.id, "typ": "JWT"});
         let message = format!("{}.{}", base64url(header.to_string()), base64url(claims.to_string()));
@@ -62,7 +63,7 @@ impl Issuer {
         Self::with_scheme("http").await
     }
 
-    /// The same over TLS.
+    /// As [`Self::start`], over TLS.
     pub async fn start_secure(authority: &Authority) -> Self {
         let mut issuer = Self::with_scheme("https").await;
         let acceptor = authority.server(&["127.0.0.1"]).acceptor(None, &[]);
@@ -107,22 +108,22 @@ impl Issuer {
         Self { server, door: None, keys, down }
     }
 
-    /// What its tokens have as `iss`.
+    /// Issuer URL, the `iss` of its tokens.
     pub fn url(&self) -> String {
         self.door.as_ref().map_or_else(|| self.server.url(), |(address, _)| format!("https://{address}"))
     }
 
-    /// From now on it shows these keys.
+    /// Sets the published keys.
     pub fn shows(&self, keys: &[&IssuerKey]) {
         *self.keys.lock().unwrap() = keys.iter().map(|key| key.jwk()).collect();
     }
 
-    /// From now on it answers nobody.
+    /// Makes the issuer close every connection without an answer.
     pub fn goes_away(&self) {
         self.down.store(true, Ordering::SeqCst);
     }
 
-    /// How often its keys were asked for.
+    /// Number of requests for the keys.
     pub fn asked(&self) -> usize {
         self.server.seen.lock().unwrap().iter().filter(|seen| seen.path == "/keys").count()
     }

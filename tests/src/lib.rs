@@ -1,6 +1,6 @@
-//! What the end-to-end tests stand on: the built gateway as a process of its own, scripted upstreams for faults that no
-//! real server makes on demand, real llama.cpp servers, and an HTTP client that sees every byte. Everything listens on
-//! free ports of loopback and ends with the test.
+//! Foundations of the end-to-end tests: the built gateway as a process of its own, and real llama.cpp servers.
+//! Scripted upstreams produce faults that no real server has on demand, and an HTTP client sees every byte.
+//! Everything listens on free ports of loopback and ends with the test.
 
 #![allow(
     missing_docs,
@@ -18,6 +18,7 @@ mod frames;
 mod gateway;
 mod issuer;
 mod models;
+mod pages;
 mod pebble;
 mod ports;
 mod programs;
@@ -32,6 +33,7 @@ pub use frames::{Frame, Frames, frame};
 pub use gateway::{Gateway, binary, whole};
 pub use issuer::{Issuer, IssuerKey};
 pub use models::with_template;
+pub use pages::{Block, Page, commands, missing, pages};
 pub use pebble::Pebble;
 pub use ports::free_port;
 pub use programs::{LlamaServer, PathReader, Redis, jaeger, minilm, model, python, repository, script};
@@ -42,7 +44,7 @@ pub use upstream::{Reply, Seen, Upstream, digest, reply, streamed};
 
 use std::time::Duration;
 
-/// A key as `spillway key new` makes it, with its digest.
+/// Creates a key with `spillway key new`; returns the key and its digest.
 pub fn new_key() -> (String, String) {
     let out = std::process::Command::new(binary()).args(["key", "new"]).output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
@@ -50,10 +52,10 @@ pub fn new_key() -> (String, String) {
     (field("key:"), field("sha256:"))
 }
 
-/// Longest wait for something that will happen: a bound for a hang, never a measure.
+/// Longest wait for something that will happen: a bound for a hang, never a measurement.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until `ready` gives something.
+/// Waits until `ready` returns a value.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ready: impl FnMut() -> F) -> T {
     let started = std::time::Instant::now();
     loop {

@@ -1,14 +1,14 @@
-//! Model files that tests make of others.
+//! Model files derived from others.
 
 use std::ops::Range;
 use std::path::Path;
 
-/// Reads a number of eight bytes.
+/// Reads an eight-byte number.
 fn number(file: &[u8], at: usize) -> usize {
     usize::try_from(u64::from_le_bytes(file[at..at + 8].try_into().unwrap())).unwrap()
 }
 
-/// Where a value ends that begins at `at`, of this type of GGUF.
+/// End of a GGUF value of this type that begins at `at`.
 fn end(file: &[u8], kind: u32, at: usize) -> usize {
     match kind {
         0 | 1 | 7 => at + 1,
@@ -24,7 +24,7 @@ fn end(file: &[u8], kind: u32, at: usize) -> usize {
     }
 }
 
-/// Where a key of a GGUF file stands: its name and its value; and where the table of tensors ends.
+/// Positions of a GGUF key: its name and its value; and the end of the tensor table.
 fn find(file: &[u8], key: &str) -> (Range<usize>, Range<usize>, usize) {
     let (tensors, keys) = (number(file, 8), number(file, 16));
     let (mut at, mut found) = (24, None);
@@ -46,7 +46,7 @@ fn find(file: &[u8], key: &str) -> (Range<usize>, Range<usize>, usize) {
     (name, value, at)
 }
 
-/// A copy of a GGUF file with another chat template, or with none.
+/// Copies a GGUF file with another chat template, or with none.
 pub fn with_template(from: &Path, to: &Path, template: Option<&str>) {
     let file = std::fs::read(from).unwrap();
     let (name, value, table_end) = find(&file, "tokenizer.chat_template");
@@ -57,13 +57,13 @@ pub fn with_template(from: &Path, to: &Path, template: Option<&str>) {
             copy.extend(template.as_bytes());
         }
         None => {
-            // Under a name that nobody asks for.
+            // Renamed to a key that is never read.
             copy[name.end - 1] = b'X';
             copy.extend(&file[value.clone()]);
         }
     }
     copy.extend(&file[value.end..table_end]);
-    // Places of tensors are counted from where the data begin, at the next multiple of 32.
+    // Offsets of tensors count from the start of the data, at the next multiple of 32.
     copy.resize(copy.len().next_multiple_of(32), 0);
     copy.extend(&file[table_end.next_multiple_of(32)..]);
     std::fs::write(to, copy).unwrap();

@@ -1,4 +1,4 @@
-//! Pebble, the ACME test server of Let's Encrypt, with a DNS server that leads every name to loopback.
+//! Pebble, the ACME test server of Let's Encrypt, with a DNS server that resolves every name to loopback.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -6,21 +6,21 @@ use std::process::{Child, Command, Stdio};
 use crate::programs::needed;
 use crate::{Authority, PATIENCE, Secure, free_port};
 
-/// An authority that issues certificates by ACME.
+/// Authority that issues certificates by ACME.
 pub struct Pebble {
     children: Vec<Child>,
     folder: tempfile::TempDir,
     dns: u16,
     management: SocketAddr,
-    /// Its directory.
+    /// URL of the ACME directory.
     pub directory: String,
-    /// Whom its own server is believed by.
+    /// Authority of Pebble's own server certificate.
     pub authority: Authority,
 }
 
 impl Pebble {
-    /// One that will look for challenges on these ports and issues certificates for so many seconds. With an external
-    /// account (key name and key in base64url) it takes nobody without it. It does not run yet.
+    /// A Pebble that looks for challenges on these ports and issues certificates valid for `valid` seconds. With an
+    /// external account (key name and key in base64url) it requires one. Not started yet.
     pub fn new(http: u16, tls: u16, valid: u64, external: Option<(&str, &str)>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::default();
@@ -51,7 +51,7 @@ impl Pebble {
         }
     }
 
-    /// Starts it and waits until it answers.
+    /// Starts Pebble and waits until it answers.
     pub async fn run(&mut self) {
         let how = "`scripts/test-tools.sh pebble` builds it";
         let dns = format!("127.0.0.1:{}", self.dns);
@@ -77,7 +77,7 @@ impl Pebble {
         tokio::time::timeout(PATIENCE, self.root()).await.expect("Pebble answers");
     }
 
-    /// The certificate that those it issues lead to, in PEM.
+    /// Root certificate of the issued certificates, in PEM.
     pub async fn root(&self) -> String {
         let client = Secure::new(self.management, &self.authority);
         loop {

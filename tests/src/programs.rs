@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::{Gateway, PATIENCE, free_port};
 
-/// The root of the repository.
+/// Root of the repository.
 pub fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
@@ -22,8 +22,8 @@ pub fn python() -> PathBuf {
     needed("SPILLWAY_TEST_PYTHON", ".cache/venv/bin/python", "`scripts/test-tools.sh python` installs it")
 }
 
-/// Runs a script of `tests/python` against a gateway's `/v1`, which is its first argument, and gives what it prints: a line
-/// of JSON for each thing that it saw.
+/// Runs a script of `tests/python` with a gateway's `/v1` URL as its first argument. Returns its output: a JSON line
+/// for each observation.
 pub async fn script(name: &str, gateway: &Gateway, further: &[&str]) -> Vec<serde_json::Value> {
     let mut command = Command::new(python());
     command
@@ -35,36 +35,36 @@ pub async fn script(name: &str, gateway: &Gateway, further: &[&str]) -> Vec<serd
     String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The demo model.
+/// Path of the demo model.
 pub fn model() -> PathBuf {
     needed("SPILLWAY_TEST_MODEL", "models/smollm2-135m-instruct-q4_1.gguf", "`make model` fetches it")
 }
 
-/// The encoder that embeds.
+/// Path of the embedding model.
 pub fn minilm() -> PathBuf {
     let file = "models/all-minilm-l6-v2/model.safetensors";
     needed("SPILLWAY_TEST_MINILM", file, "`scripts/test-models.sh` fetches it")
 }
 
-/// The Jaeger program.
+/// Path of the Jaeger program.
 pub fn jaeger() -> PathBuf {
     needed("SPILLWAY_TEST_JAEGER", ".cache/bin/jaeger", "`scripts/test-tools.sh jaeger` builds it")
 }
 
-/// A llama.cpp server with the demo model.
+/// llama.cpp server with the demo model.
 pub struct LlamaServer {
     child: Child,
-    /// Its URL.
+    /// Base URL.
     pub url: String,
 }
 
 impl LlamaServer {
-    /// Starts one that works on `parallel` requests at a time.
+    /// Starts a server with `parallel` slots.
     pub fn start(parallel: usize) -> Self {
         Self::start_with(parallel, &[])
     }
 
-    /// The same with further arguments of the script.
+    /// As [`Self::start`], with further arguments of the script.
     pub fn start_with(parallel: usize, further: &[&str]) -> Self {
         let mut child = Command::new(python())
             .arg(repository().join("scripts/llama_server.py"))
@@ -81,18 +81,18 @@ impl LlamaServer {
             .map_while(Result::ok)
             .find_map(|line| line.strip_prefix("listening on ").map(str::to_owned))
             .expect("the llama.cpp server starts");
-        // Whatever it prints later is read, so that it never waits for us.
+        // Later output is drained, so that the server never blocks on it.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, url }
     }
 
-    /// Sends it a signal, such as STOP.
+    /// Sends a signal, such as STOP.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
-    /// Kills it as a crash would.
+    /// Kills the server.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -105,17 +105,17 @@ impl Drop for LlamaServer {
     }
 }
 
-/// A Redis server without persistence.
+/// Redis server without persistence.
 pub struct Redis {
     child: Option<Child>,
-    /// The folder of its certificate, where it speaks TLS.
+    /// Folder of the certificate, for a server with TLS.
     certificate: Option<PathBuf>,
-    /// Its port.
+    /// Port on loopback.
     pub port: u16,
 }
 
 impl Redis {
-    /// Starts one on a free port.
+    /// Starts a server on a free port.
     pub fn start() -> Self {
         let port = free_port();
         let mut redis = Self { child: None, certificate: None, port };
@@ -123,7 +123,7 @@ impl Redis {
         redis
     }
 
-    /// Starts one that speaks TLS alone, with `redis.pem` and `redis.key` of a folder.
+    /// Starts a server with TLS only, with `redis.pem` and `redis.key` of a folder.
     pub fn start_secure(folder: &std::path::Path) -> Self {
         let port = free_port();
         let mut redis = Self { child: None, certificate: Some(folder.to_owned()), port };
@@ -131,7 +131,7 @@ impl Redis {
         redis
     }
 
-    /// Starts it on its port, if it does not run.
+    /// Starts the server on its port, unless it runs.
     pub fn restart(&mut self) {
         let mut command = Command::new("redis-server");
         match &self.certificate {
@@ -159,7 +159,7 @@ impl Redis {
         }
     }
 
-    /// Kills it as a crash would.
+    /// Kills the server.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -167,7 +167,7 @@ impl Redis {
         }
     }
 
-    /// Makes it stand still, or go on.
+    /// Sends a signal, such as STOP or CONT.
     pub fn signal(&self, name: &str) {
         let id = self.child.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
@@ -180,16 +180,16 @@ impl Drop for Redis {
     }
 }
 
-/// An nginx that serves a folder, and a Starlette application under uvicorn: readers of paths as they run in the field.
+/// nginx that serves a folder, and a Starlette application under uvicorn: readers of paths as they run in the field.
 pub struct PathReader {
     child: Child,
     _folder: tempfile::TempDir,
-    /// Its URL.
+    /// Base URL.
     pub url: String,
 }
 
 impl PathReader {
-    /// nginx with a secret in `/admin/keys` and an open page.
+    /// Starts nginx with a secret in `/admin/keys` and an open page.
     pub async fn nginx() -> Self {
         let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
         let root = folder.path().join("root");
@@ -197,7 +197,7 @@ impl PathReader {
         std::fs::write(root.join("admin/keys"), "SECRET").unwrap();
         std::fs::write(root.join("page"), "open").unwrap();
         let path = folder.path().display();
-        // Workers of a root's nginx give up their rights and must still read the files.
+        // Workers of a root's nginx drop their privileges and must still read the files.
         let user = if Self::is_root() { "user root;" } else { "" };
         let config = format!(
             "daemon off; {user} worker_processes 1; pid {path}/pid; error_log {path}/error.log;
@@ -214,7 +214,7 @@ impl PathReader {
         Self::start(command, folder, port, "nginx is not there: `scripts/system.sh test` installs it").await
     }
 
-    /// uvicorn with `tests/python/path_app.py`.
+    /// Starts uvicorn with `tests/python/path_app.py`.
     pub async fn asgi() -> Self {
         let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
         let mut command = Command::new(python());
@@ -242,7 +242,7 @@ impl PathReader {
 
 impl Drop for PathReader {
     fn drop(&mut self) {
-        // nginx ends its worker when it is told to end, and not when it is killed.
+        // nginx ends its worker on SIGTERM, but not when it is killed.
         let _ = Command::new("kill").args(["-s", "TERM", &self.child.id().to_string()]).status();
         let _ = self.child.wait();
     }

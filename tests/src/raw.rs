@@ -1,9 +1,9 @@
-//! Servers of bytes, for what no HTTP library would send.
+//! Servers at the level of bytes, for messages that no HTTP library sends.
 
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 
-/// A server that does with each connection what it is told.
+/// Starts a server that runs `serve` for each connection; returns its URL.
 pub async fn raw<F, R>(serve: F) -> String
 where
     F: Fn(TcpStream) -> R + Send + 'static,

@@ -1,4 +1,4 @@
-//! The configuration reference, made from what `spillway schema` prints: the page says what the program checks.
+//! Configuration reference, generated from the output of `spillway schema`, so that the page matches the checks.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ language by example is [config/examples/gateway.yaml](../config/examples/gateway
 
 ";
 
-/// The page.
+/// Renders the page.
 pub fn reference(schema: &Value) -> String {
     let mut page = HEAD.to_owned();
     page.push_str("## The file\n\n");
@@ -56,7 +56,7 @@ pub fn reference(schema: &Value) -> String {
     page
 }
 
-/// What has keys or branches has a section; the rest is a line in the table of values.
+/// True for definitions with keys or branches, which get a section; the others are lines in the table of values.
 fn is_section(def: &Value) -> bool {
     let branches = def["oneOf"].as_array();
     def["properties"].is_object()
@@ -77,7 +77,7 @@ fn table(page: &mut String, object: &Value) {
     }
 }
 
-/// A type, with a link where it has more to say.
+/// Renders a type, with a link if it has a section.
 fn kind(value: &Value) -> String {
     if let Some(to) = value["$ref"].as_str() {
         let name = to.rsplit('/').next().unwrap();

@@ -1,9 +1,9 @@
-//! TLS in tests: an authority that signs what a test needs, when it runs, and a client that speaks both versions of
-//! HTTP over it.
+//! TLS for tests: an authority that signs certificates at run time, and a client for both versions of HTTP over TLS.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -21,14 +21,14 @@ use tokio_rustls::client::TlsStream;
 
 use crate::Answer;
 
-/// An authority of a test.
+/// Certificate authority of a test.
 pub struct Authority {
-    /// Its certificate in PEM.
+    /// Certificate of the authority, in PEM.
     pub pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A certificate and its key in PEM.
+/// A certificate and its key, in PEM.
 pub struct Made {
     pub cert: String,
     pub key: String,
@@ -46,16 +46,24 @@ impl Default for Authority {
 }
 
 impl Authority {
-    /// A certificate of a server.
+    /// Issues a server certificate.
     pub fn server(&self, names: &[&str]) -> Made {
         self.sign(CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap())
     }
 
-    /// A certificate of a client.
+    /// Issues a client certificate.
     pub fn client(&self, common_name: &str, uri: &str) -> Made {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, common_name);
         params.subject_alt_names.push(SanType::URI(Ia5String::try_from(uri).unwrap()));
+        self.sign(params)
+    }
+
+    /// A certificate of a client that ends after this time.
+    pub fn client_for(&self, uri: &str, time: Duration) -> Made {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names.push(SanType::URI(Ia5String::try_from(uri).unwrap()));
+        params.not_after = (SystemTime::now() + time).into();
         self.sign(params)
     }
 
@@ -64,7 +72,7 @@ impl Authority {
         Made { cert: params.signed_by(&key, &self.issuer).unwrap().pem(), key: key.serialize_pem() }
     }
 
-    /// Writes its certificate as `ca.pem`.
+    /// Writes the authority's certificate as `ca.pem`.
     pub fn write(&self, folder: &Path) -> PathBuf {
         let path = folder.join("ca.pem");
         std::fs::write(&path, &self.pem).unwrap();
@@ -73,7 +81,7 @@ impl Authority {
 }
 
 impl Made {
-    /// Writes both as `NAME.pem` and `NAME.key`.
+    /// Writes certificate and key as `NAME.pem` and `NAME.key`.
     pub fn write(&self, folder: &Path, name: &str) {
         std::fs::write(folder.join(format!("{name}.pem")), &self.cert).unwrap();
         std::fs::write(folder.join(format!("{name}.key")), &self.key).unwrap();
@@ -87,7 +95,7 @@ impl Made {
         PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap()
     }
 
-    /// A server that shows it, and asks for certificates of `clients`.
+    /// Server side with this certificate, requesting client certificates of `clients`.
     pub fn acceptor(&self, clients: Option<&Authority>, alpn: &[&str]) -> tokio_rustls::TlsAcceptor {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder =
@@ -115,7 +123,7 @@ fn roots(pem: &str) -> RootCertStore {
     roots
 }
 
-/// A client that trusts one authority.
+/// Client that trusts one authority.
 #[derive(Clone)]
 pub struct Secure {
     address: SocketAddr,
@@ -127,14 +135,14 @@ impl Secure {
         Self::with(address, authority, None, rustls::ALL_VERSIONS)
     }
 
-    /// Trusts who leads to this certificate, in PEM.
+    /// Client that trusts certificates under this root, in PEM.
     pub fn believing(address: SocketAddr, pem: &str) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         Self { address, config: Arc::new(builder.with_root_certificates(roots(pem)).with_no_client_auth()) }
     }
 
-    /// With a certificate of its own and certain versions of TLS.
+    /// Client with a certificate of its own and certain versions of TLS.
     pub fn with(
         address: SocketAddr,
         authority: &Authority,
@@ -180,7 +188,7 @@ impl Secure {
     }
 }
 
-/// HTTP/2 over any connection.
+/// Starts HTTP/2 over any connection.
 pub async fn http2_over<S>(stream: S) -> http2::SendRequest<Full<Bytes>>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
@@ -192,7 +200,7 @@ where
     sender
 }
 
-/// A whole answer.
+/// Reads a whole answer.
 pub async fn whole(answer: Response<Incoming>) -> Answer {
     let (head, body) = answer.into_parts();
     let (body, cut) = match body.collect().await {

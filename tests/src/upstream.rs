@@ -1,4 +1,4 @@
-//! A scripted upstream: it answers as a test tells it to and remembers what it was asked.
+//! Scripted upstream: answers as a test configures it and records its requests.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
@@ -14,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// What a request was.
+/// A recorded request.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub method: String,
@@ -25,7 +25,7 @@ pub struct Seen {
 
 pub type Reply = Response<BoxBody<Bytes, std::io::Error>>;
 
-/// A server on loopback.
+/// Server on loopback.
 pub struct Upstream {
     pub address: SocketAddr,
     pub seen: Arc<Mutex<Vec<Seen>>>,
@@ -33,7 +33,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Answers every request with what `reply` makes of it; `None` closes the connection without an answer.
+    /// Answers every request with the result of `reply`; `None` closes the connection without an answer.
     pub async fn start<F, R>(reply: F) -> Self
     where
         F: Fn(Seen) -> R + Send + Sync + 'static,
@@ -42,7 +42,7 @@ impl Upstream {
         Self::start_on("127.0.0.1:0".parse().unwrap(), reply).await
     }
 
-    /// The same on an address of its own.
+    /// As [`Self::start`], on a given address.
     pub async fn start_on<F, R>(address: SocketAddr, reply: F) -> Self
     where
         F: Fn(Seen) -> R + Send + Sync + 'static,
@@ -91,7 +91,7 @@ impl Upstream {
         Self::start_on(address, move |_| async move { Some(reply(200, &[], body)) }).await
     }
 
-    /// Answers with length and digest of what it was sent.
+    /// Answers with length and digest of the request body.
     pub async fn digest() -> Self {
         Self::start(|seen| async move { Some(reply(200, &[], digest(&seen.body))) }).await
     }
@@ -108,7 +108,7 @@ impl Upstream {
         self.seen.lock().unwrap().last().cloned().expect("a request")
     }
 
-    /// An address that nobody listens on.
+    /// Returns a URL without a listener.
     pub async fn nobody() -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         format!("http://{}", listener.local_addr().unwrap())
@@ -128,7 +128,7 @@ pub fn digest(body: &[u8]) -> String {
     format!("{} {:016x}", body.len(), hasher.finish())
 }
 
-/// An answer with a whole body.
+/// Makes an answer with a whole body.
 pub fn reply(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {
     let mut builder = Response::builder().status(status);
     for (name, value) in headers {
@@ -137,7 +137,7 @@ pub fn reply(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -> R
     builder.body(Full::new(body.into()).map_err(|never| match never {}).boxed()).unwrap()
 }
 
-/// An answer whose parts come from a channel; dropping the sender with an error sent cuts it off.
+/// Makes an answer whose parts come from a channel; sending an error cuts it off.
 pub fn streamed(headers: &[(&str, &str)], parts: tokio::sync::mpsc::Receiver<Result<Bytes, std::io::Error>>) -> Reply {
     let frames = futures::stream::unfold(parts, |mut parts| async move {
         let part = parts.recv().await?;
@@ -152,7 +152,7 @@ pub fn streamed(headers: &[(&str, &str)], parts: tokio::sync::mpsc::Receiver<Res
 
 type Frames = std::pin::Pin<Box<dyn futures::Stream<Item = Result<hyper::body::Frame<Bytes>, std::io::Error>> + Send>>;
 
-/// `BoxBody` wants `Sync`; a stream is only ever polled through `&mut`.
+/// `BoxBody` requires `Sync`; a stream is only ever polled through `&mut`.
 struct SyncStream(Frames);
 
 // SAFETY: nothing reads the stream through a shared reference.

@@ -1,5 +1,5 @@
-//! Certificates that an authority issues without anybody's hand: obtained, stored, renewed, and no connection feels it.
-//! The authority is Pebble, which checks the protocol as Let's Encrypt does.
+//! ACME certificates: obtained, stored and renewed without downtime. The authority is Pebble, which checks the
+//! protocol as Let's Encrypt does.
 
 #![allow(
     clippy::unwrap_used,
@@ -35,7 +35,8 @@ impl Place {
         SocketAddr::from(([127, 0, 0, 1], self.tls))
     }
 
-    /// Two listeners; the one with TLS has a certificate for other.test in a file and obtains one for a.test and b.test.
+    /// Two listeners; the one with TLS has a certificate for other.test in a file and obtains one for a.test and
+    /// b.test.
     fn yaml(&self, pebble: &Pebble, upstream: &Upstream, acme: &str, further: &str) -> String {
         format!(
             "listeners:
@@ -78,7 +79,7 @@ async fn issued(gateway: &Gateway, count: usize) {
     .await;
 }
 
-/// The files of a storage, as soon as the account and a certificate are there.
+/// Files of a storage, once it holds the account and a certificate.
 async fn stored(folder: &std::path::Path) -> Vec<std::fs::DirEntry> {
     eventually("account and certificate are stored, and nothing half-written is left", || async {
         let files: Vec<_> = std::fs::read_dir(folder).ok()?.map(|file| file.unwrap()).collect();
@@ -91,7 +92,7 @@ async fn stored(folder: &std::path::Path) -> Vec<std::fs::DirEntry> {
 #[tokio::test]
 async fn a_certificate_is_obtained_stored_and_renewed_and_no_connection_feels_it() {
     let place = Place::new();
-    // It is renewed after a third of its time.
+    // Renewed after a third of its lifetime.
     let mut pebble = Pebble::new(place.http, place.tls, 24, None);
     pebble.run().await;
     let upstream = Upstream::fixed(200, "served").await;
@@ -128,7 +129,7 @@ async fn a_certificate_is_obtained_stored_and_renewed_and_no_connection_feels_it
     let stored = stored(&gateway.folder().join("certificates")).await;
     assert!(stored.iter().all(|file| file.metadata().unwrap().permissions().mode() & 0o777 == 0o600));
 
-    // What is stored is shown from the first moment of the next process, and the account is the same.
+    // A stored certificate is used from the start of the next process, and the account is the same.
     let gateway = gateway.crash_and_restart_in(&yaml).await;
     assert_eq!(client.get("a.test", "a.test", "/").await.unwrap().text(), "served");
     issued(&gateway, 1).await;
@@ -168,7 +169,7 @@ async fn a_certificate_that_cannot_be_stored_is_served_and_stored_when_that_is_m
     pebble.run().await;
     let upstream = Upstream::fixed(200, "served").await;
     let folder = folder(&pebble);
-    // A file stands where the folder should be.
+    // A file in place of the folder.
     std::fs::write(folder.path().join("certificates"), "").unwrap();
     let gateway = Gateway::start_in(folder, &place.yaml(&pebble, &upstream, "", "")).await;
     issued(&gateway, 1).await;

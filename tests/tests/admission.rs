@@ -1,4 +1,4 @@
-//! The promise: who finds no room waits for it in fair order, or goes elsewhere, or is told at once when to come back.
+//! Admission: a request without room waits in fair order, goes elsewhere, or is refused at once with a retry time.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +17,7 @@ use spillway_tests::{Answer, Client, Gateway, Upstream, eventually, model, reply
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
-/// A server whose answers wait until they are let go, and that knows how many it had at once.
+/// Server whose answers wait for a permit of the test; records its peak of concurrent requests.
 struct Held {
     upstream: Upstream,
     gate: Arc<Semaphore>,
@@ -29,7 +29,7 @@ impl Held {
         Self::start_beside("/nothing", "").await
     }
 
-    /// The same, except that it answers one path at once.
+    /// As [`Self::start`], answering one path at once.
     async fn start_beside(at_once: &'static str, text: &'static str) -> Self {
         let (gate, now, most) =
             (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -61,12 +61,12 @@ impl Held {
         self.gate.add_permits(count);
     }
 
-    /// Takes back what was let go and nobody used.
+    /// Discards unused permits.
     fn forget(&self) {
         self.gate.forget_permits(usize::MAX);
     }
 
-    /// The paths that were asked for, in their order; without what is answered at once.
+    /// Requested paths in their order, without the one that is answered at once.
     fn asked(&self) -> Vec<String> {
         let seen = self.upstream.seen.lock().unwrap();
         seen.iter().map(|seen| seen.path.clone()).filter(|path| path != "/asked").collect()
@@ -124,7 +124,7 @@ routes: [{{name: r, backendRefs: [{{name: x}}], whenSaturated: {{queue: {{maxWai
 #[tokio::test]
 async fn tenants_have_their_turns_and_a_higher_priority_goes_first() {
     let server = Held::start().await;
-    // The digests of `a`, `b` and `c`.
+    // SHA-256 of `a`, `b` and `c`.
     let gateway = Gateway::start(&format!(
         "backends: [{{name: x, endpoints: [{{url: \"{}\"}}], capacity: {{maxInFlight: 1}}}}]
 consumers:
@@ -178,7 +178,7 @@ routes: [{{name: r, backendRefs: [{{name: x}}], whenSaturated: {{queue: {{maxWai
     assert_eq!(stays.await.unwrap().status, 200);
     assert_eq!(server.asked(), ["/first", "/stays"], "a request whose client has left is sent nowhere");
     assert_eq!((waits(&gateway, "abandoned").await, waits(&gateway, "full").await), (1.0, 1.0));
-    // Now something is known: the queue was served at once.
+    // Now the rate is known: the queue was served at once.
     let busy = get(&gateway, "/busy", &[]);
     let waiting = get(&gateway, "/waiting", &[]);
     depth(&gateway, 1.0).await;
@@ -260,8 +260,8 @@ routes: [{{name: r, backendRefs: [{{name: x}}], whenSaturated: {{queue: {{maxWai
     }
 }
 
-/// One server that is busy, a second one that takes nothing yet, and somebody who waits; then `change` happens, and who waits
-/// is answered by the second while the first is as busy as before.
+/// One busy server, a second one that accepts nothing yet, and a waiting request. After `change` the second answers
+/// the waiting request while the first is as busy as before.
 async fn is_called(gateway: &Gateway, busy: &Held, what: &str, change: impl AsyncFnOnce()) {
     let first = get(gateway, "/first", &[]);
     eventually("the first server is busy", || async { (!busy.asked().is_empty()).then_some(()) }).await;
@@ -275,7 +275,7 @@ async fn is_called(gateway: &Gateway, busy: &Held, what: &str, change: impl Asyn
     assert_eq!(first.await.unwrap().status, 200);
 }
 
-/// With a queue from which nobody falls out by itself during a test.
+/// Configuration with a queue whose waiters do not time out during a test.
 fn waiting_for(backend: &str) -> String {
     format!(
         "backends: [{{name: x, {backend}}}]
@@ -316,7 +316,7 @@ async fn those_who_wait_are_called_when_a_server_is_well_again_or_says_that_nobo
             async move {
                 Some(match (seen.path.as_str(), well) {
                     ("/asked", true) => reply(200, &[], "vllm:num_requests_waiting 0\n"),
-                    // Not well for the one who looks at the status, full for the one who reads.
+                    // Unhealthy for a check of the status, full for a reader of the metric.
                     ("/asked", false) => reply(203, &[], "vllm:num_requests_waiting 9\n"),
                     _ => reply(200, &[], "second"),
                 })
@@ -467,7 +467,7 @@ routes:
     let admin = Client::new(gateway.admin);
     let path = format!("/api/backends/x/endpoints/{}/drain", server.upstream.address);
     assert_eq!(admin.send(admin.request("POST", &path, &[("x-spillway-admin", "1")], "")).await.status, 200);
-    // Nobody may have traffic any more: all who wait go on, not one after the other's answer, and before the first has its.
+    // The drained backend may get no traffic: all waiters move on at once, before the first has its answer.
     eventually("all are at the stand-in", || async { (stand_in.asked().len() == 3).then_some(()) }).await;
     assert!(!first.is_finished());
     stand_in.release(3);
@@ -503,7 +503,7 @@ async fn a_backend_as_a_whole_has_a_limit_and_an_endpoint_no_more_connections_th
         assert_eq!(reached(), 5 * (round + 1));
         let open = gateway.endpoint(&a.upstream.url()).await["connections"].as_u64().unwrap();
         assert!(open <= [2, 1][round], "{limits}: {open} connections");
-        // Those that were not needed.
+        // Unused permits.
         a.forget();
         b.forget();
     }
@@ -538,7 +538,7 @@ routes:\n{}{}",
     let shown: serde_json::Value = serde_json::from_str(&gateway.shown("/api/backends").await).unwrap();
     assert_eq!((&shown["backends"][0]["pending"], &shown["backends"][0]["maxPending"]), (&2.into(), &2.into()));
     gateway.metric_becomes("spillway_backend_circuit_open{backend=\"x\",limit=\"maxPending\"}", 1.0).await;
-    // Who leaves is no longer counted, nor is who has its place.
+    // A cancelled waiter no longer counts, nor does one that got its slot.
     asked.remove(1).abort();
     gateway.metric_becomes("spillway_backend_pending{backend=\"x\"}", 1.0).await;
     asked.push(get(&gateway, "/s/3", &[]));
@@ -552,7 +552,7 @@ routes:\n{}{}",
 
 #[tokio::test]
 async fn no_more_retries_are_on_their_way_than_a_backend_allows() {
-    // Of one request, each follows the one before: with one place all of them have it.
+    // Retries of one request follow each other: with one slot all of them run.
     for (most, tries) in [(0, 1), (1, 4)] {
         let broken = Upstream::start(|_| async { None }).await;
         let gateway = Gateway::start(&format!(
@@ -578,7 +578,7 @@ async fn an_idle_model_takes_a_prompt_whatever_it_thinks_of_its_own_speed() {
         model().display()
     ))
     .await;
-    // No prompt is read within a millisecond; after the first one that is known.
+    // No prompt is prefilled within a millisecond; the engine knows after the first.
     for _ in 0..3 {
         let answer = gateway.client().chat("m", &[]).await;
         assert_eq!(answer.status, 200, "{}", answer.text());

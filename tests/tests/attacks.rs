@@ -1,4 +1,5 @@
-//! Attacks on who calls, each tried against the running gateway, and what operators see of them.
+//! Attacks on authentication and authorization, each tried against the running gateway, and their visibility to
+//! operators.
 
 #![allow(
     clippy::unwrap_used,
@@ -73,7 +74,7 @@ routes:
     let key = |key: &str| ("x-api-key", key.to_owned());
     const CHAT: &str = r#"{"model":"gpt-4o","messages":[]}"#;
 
-    // Headers that say who calls come from the gateway alone, on every route and in every spelling.
+    // Identity headers come from the gateway alone, on every route and in every spelling.
     let forged = [
         "x-caller",
         "X_Caller",
@@ -96,7 +97,7 @@ routes:
     assert_eq!(seen.headers["x-caller"], "acme");
     assert_eq!(seen.headers["x-caller-tenant"], "north");
 
-    // The other server's word goes through, the caller's own does not; who it does not know is refused.
+    // The authorization server's header passes, the caller's own does not; an unknown caller is refused.
     let answer = post("/external", vec![key(&acme), ("x-user", "root".to_owned())], CHAT).await;
     assert_eq!((answer.status.as_u16(), upstream.last().headers["x-user"].to_str().unwrap()), (200, "verified"));
     assert_eq!(authorizer.last().path, "/check/external");
@@ -115,7 +116,7 @@ routes:
         assert_eq!(answer.status, status, "{path} {body}: {}", answer.text());
     }
 
-    // What a caller may not use is not there.
+    // A resource that the caller may not use looks absent.
     let missing = client.post("/nothing", &[("x-api-key", &bolt)], CHAT).await;
     let denied = client.post("/north", &[("x-api-key", &bolt)], CHAT).await;
     assert_eq!(denied.status, 404);
@@ -129,7 +130,7 @@ routes:
         answer.headers.keys().map(|name| name.as_str().to_owned()).collect::<std::collections::BTreeSet<_>>()
     };
     assert_eq!(names(&missing), names(&denied), "neither limits nor headers of the route show");
-    // A model that only others may reach is one that is not there.
+    // A model that only others may use looks absent.
     let by_model = async |model: &str| {
         let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
         client.post("/gpt/chat", &[("x-api-key", &bolt), ("content-type", "application/json")], body).await
@@ -146,7 +147,7 @@ routes:
     );
     assert_eq!(client.chat("gpt-5", &[("x-api-key", &acme)]).await.status, 200);
 
-    // A key counts in a header and nowhere else, whole, and until it ends.
+    // A key is accepted in a header only, complete, and until it expires.
     let before = upstream.count();
     let shifted: String =
         acme.chars().map(|c| if c.is_ascii_lowercase() { c.to_ascii_uppercase() } else { c }).collect();
@@ -170,7 +171,7 @@ routes:
     }
     assert_eq!(upstream.count(), before, "nothing of that reached a backend");
 
-    // A key that was taken back is not good any more, and a model that was too is not there.
+    // A revoked key is refused, and a revoked model looks absent.
     std::fs::write(
         gateway.config(),
         std::fs::read_to_string(gateway.config()).unwrap().replace(&format!("{{sha256: \"{acme_digest}\"}}, "), ""),
@@ -179,7 +180,7 @@ routes:
     assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
     assert_eq!(client.chat("gpt-5", &[("x-api-key", &acme)]).await.status, 401);
 
-    // All of it stands in the audit log, and no key does.
+    // All of these are in the audit log, and no key is.
     let lines = eventually("every refusal is told", || {
         let lines = gateway.events("audit");
         async move { (lines.len() >= 10).then_some(lines) }
@@ -224,7 +225,7 @@ routes: [{{name: all, backendRefs: [{{name: x}}]}}]
     };
     let with_old = load(old.clone());
     assert_eq!(client.post("/", &[("x-api-key", &new)], "").await.status, 401);
-    // The new key beside the old one, then both are used, then the old one goes.
+    // The new key is added beside the old one, both are used, then the old one is removed.
     std::fs::write(&file, format!("{old_digest} 2099-01-01\n{new_digest}\n")).unwrap();
     assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
     let with_new = load(new.clone());
@@ -235,7 +236,7 @@ routes: [{{name: all, backendRefs: [{{name: x}}]}}]
     gateway.reloads(1).await;
     assert_eq!(client.post("/", &[("x-api-key", &old)], "").await.status, 401, "the revoked key is not replayed");
     assert_eq!(client.post("/", &[("x-api-key", &new)], "").await.status, 200);
-    // A file that is half written changes nothing.
+    // A half-written file changes nothing.
     std::fs::write(&file, format!("{new_digest}\nnot a digest\n")).unwrap();
     let kept = gateway.reloads(2).await;
     assert_eq!(kept["event"], "config_rejected");
@@ -273,7 +274,7 @@ routes:
     let started = Instant::now();
     for (path, status) in [("/closed", 403), ("/opened", 200), ("/down", 403), ("/failing", 403), ("/flooding", 403)] {
         assert_eq!(client.get(path).await.status, status, "{path}");
-        // Who opens is not left to believe that somebody judges.
+        // Failures are counted also where the filter lets requests pass.
         let series = format!("spillway_filter_failures_total{{http_route=\"{}\"}}", &path[1..]);
         gateway.metric_becomes(&series, 1.0).await;
     }
@@ -282,7 +283,7 @@ routes:
 
 #[tokio::test]
 async fn an_upgrade_that_a_caller_asks_for_ends_at_the_gateway() {
-    // h2c smuggling: a server that takes the upgrade would be spoken to past every route and filter.
+    // h2c smuggling: a server that accepts the upgrade would be reached past every route and filter.
     let upstream = Upstream::fixed(200, "{}").await;
     let yaml = format!(
         "backends: [{{name: x, endpoints: [{{url: \"{}\"}}]}}]\nroutes: [{{backendRefs: [{{name: x}}]}}]\n",
@@ -350,6 +351,57 @@ async fn guesses_at_a_server_that_judges_count_against_the_limits() {
         assert_eq!(authorizer.count(), before + 3, "the server is not asked past the limit");
     }
     assert_eq!(upstream.count(), 0);
+}
+
+#[tokio::test]
+async fn guesses_of_keys_count_whichever_step_refuses_them() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let (key, digest) = new_key();
+    let yaml = format!(
+        "authentication: {{failures: {{rate: 3/h}}}}
+consumers: [{{name: a, keys: [{{sha256: \"{digest}\"}}]}}]
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes:
+  - name: denied
+    matches: [{{path: {{prefix: /denied}}}}]
+    filters: [{{clientAddress: {{deny: [127.0.0.1]}}}}]
+    backendRefs: [{{name: x}}]
+  - name: by-model
+    matches: [{{path: {{prefix: /v1}}, model: small}}]
+    filters: [{{rateLimit: {{by: clientAddress, requests: 7/h}}}}, {{clientAddress: {{deny: [127.0.0.1]}}}}]
+    backendRefs: [{{name: x}}]
+  - name: rest
+    matches: [{{path: {{prefix: /v1}}}}]
+    authentication: optional
+    filters: [{{clientAddress: {{deny: [127.0.0.1]}}}}]
+    backendRefs: [{{name: x}}]
+  - {{name: door, matches: [{{path: {{prefix: /door}}}}], backendRefs: [{{name: x}}]}}
+",
+        upstream.url()
+    );
+    for path in ["/denied", "/v1/chat/completions"] {
+        let gateway = Gateway::start(&yaml).await;
+        let client = gateway.client();
+        let show = async |path: &str, key: Option<&str>| {
+            let header: Vec<_> = key.iter().map(|key| ("x-api-key", *key)).collect();
+            client.post(path, &header, r#"{"model":"small"}"#).await.status.as_u16()
+        };
+        for shown in [None, Some(&*key), None] {
+            assert_eq!(show(path, shown).await, 403, "{path}: neither showing nothing nor a good key is a guess");
+        }
+        assert_eq!(show("/door", Some("guess-1")).await, 401);
+        for guess in ["guess-2", "guess-3"] {
+            assert_eq!(show(path, Some(guess)).await, 403, "{path}");
+        }
+        assert_eq!(show("/door", Some("guess-4")).await, 429, "{path}: three were bad before");
+        assert_eq!(show("/door", Some(&key)).await, 200);
+        // What is refused before its body counts against limits by address in front of what refuses it.
+        if path.starts_with("/v1") {
+            assert_eq!(show(path, None).await, 403);
+            assert_eq!(show(path, None).await, 403);
+            assert_eq!(show(path, None).await, 429, "seven came before");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Which server answers: weights, room, health, and what happens when one fails.
+//! Balancing: weights, capacity, health, and the failure of a server.
 
 #![allow(
     clippy::unwrap_used,
@@ -262,7 +262,7 @@ routes: [{{backendRefs: [{{name: x}}]}}]
         answer.text()
     };
     assert_eq!(ask().await, "first");
-    // One more: what was known keeps its state.
+    // One more address: known endpoints keep their state.
     dns.tell("chat.test", Says::Addresses(vec![SECOND, FIRST], 1));
     eventually("the second is found", || async { (ask().await == "second").then_some(()) }).await;
     let of = |address: Ipv4Addr| {
@@ -276,7 +276,7 @@ routes: [{{backendRefs: [{{name: x}}]}}]
         (first.count() == then).then_some(())
     })
     .await;
-    // No answer, or one that says nothing: the last good one holds.
+    // Without a usable answer the last good one holds.
     for says in [Says::Failure, Says::Silence, Says::NoName] {
         let (told, asked) = (gateway.events("name_not_resolved").len(), dns.asked("chat.test"));
         dns.tell("chat.test", says);
@@ -286,12 +286,12 @@ routes: [{{backendRefs: [{{name: x}}]}}]
         .await;
         assert_eq!(ask().await, "second");
     }
-    // And a reload does not need it either.
+    // Nor does a reload need a new one.
     let text = std::fs::read_to_string(gateway.config()).unwrap();
     std::fs::write(gateway.config(), format!("{text}# an edit\n")).unwrap();
     assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
     assert_eq!(ask().await, "second");
-    // What is good for long is not asked for again meanwhile.
+    // An answer with a long time to live is not asked for again meanwhile.
     dns.tell("chat.test", Says::Addresses(vec![FIRST], 3_600));
     eventually("it is found", || async { (ask().await == "first").then_some(()) }).await;
     let asked = dns.asked("chat.test");

@@ -1,4 +1,4 @@
-//! Bodies as attacks: announced and never sent, read in two ways, large enough to hold up everybody else.
+//! Bodies as attacks: announced and never sent, ambiguous, or large enough to delay other requests.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
-/// Opens a connection, announces a body of so many bytes and sends only its beginning.
+/// Opens a connection, announces a body of `length` bytes and sends only its beginning.
 async fn announce(gateway: &Gateway, headers: &str, length: usize, begin: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     let head = format!(
@@ -27,7 +27,7 @@ async fn announce(gateway: &Gateway, headers: &str, length: usize, begin: &[u8])
     stream
 }
 
-/// What comes back until the head of an answer is whole, without a byte of a body being sent.
+/// Reads up to the end of an answer's head, without sending a byte of the body.
 async fn head_of_answer(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     let read = async {
@@ -42,7 +42,7 @@ async fn head_of_answer(stream: &mut TcpStream) -> String {
     answer
 }
 
-/// Asks whether a body is wanted, and does not send it.
+/// Sends a head with `Expect: 100-continue`, without the body.
 async fn ask_first(gateway: &Gateway, headers: &str) -> String {
     let headers = format!("Expect: 100-continue\r\n{headers}");
     head_of_answer(&mut announce(gateway, &headers, 1000, b"").await).await
@@ -62,7 +62,7 @@ async fn post(client: &Client, key: &str, body: impl Into<Bytes>) -> Answer {
 
 const HELD: &str = "spillway_buffered_body_bytes";
 
-/// Waits until so many bytes are held, to a page or two.
+/// Waits until about this many bytes are held, to a page or two.
 async fn held(gateway: &Gateway, bytes: f64) {
     eventually("so much is held", || async { (gateway.metric(HELD).await >= bytes).then_some(()) }).await;
 }
@@ -123,15 +123,15 @@ routes:
     );
     assert_eq!(refused.header("retry-after"), "1");
     assert_eq!(gateway.metric(&refusals("caller")).await, 1.0);
-    // What is announced and does not fit is not asked for.
+    // A body whose announced length does not fit is not requested.
     let mut stream = announce(&gateway, &format!("Expect: 100-continue\r\n{header}"), 600 << 10, b"").await;
     assert!(is(&head_of_answer(&mut stream).await, 429));
-    // Small ones fit, and others have shares of their own: consumers, and addresses while nothing else is known.
+    // Small ones fit, and others have shares of their own: consumers, and addresses while the caller is unknown.
     assert_eq!(client.chat("m", &[("x-api-key", &a)]).await.status, 200);
     assert_eq!(post(&client, &b, long_chat(900 << 10)).await.status, 200);
     let open = client.post("/open", &[JSON], long_chat(900 << 10)).await;
     assert_eq!(open.status, 200);
-    // What alone is more than a share is refused for good.
+    // A body larger than a whole share is refused for good.
     let long = post(&client, &b, long_chat(1100 << 10)).await;
     assert_eq!((long.status.as_u16(), long.header("retry-after")), (413, ""));
     let chunked = client.chunked(
@@ -176,7 +176,7 @@ routes: [{{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{nam
         (503, "body_memory_exhausted")
     );
     assert_eq!((refused.header("retry-after"), gateway.metric(&refusals("process")).await), ("1", 1.0));
-    // The one that holds most of it and does not go on is given up, long before its time is over.
+    // The slow request that holds most of the memory is given up, long before its deadline.
     let mut begun = begun;
     let answer = head_of_answer(&mut begun).await;
     assert!(is(&answer, 503), "{answer}");
@@ -249,7 +249,7 @@ routes:
     };
     let asked = async |n: usize, to: &str| {
         let answer = ask_first(&gateway, &format!("x-api-key: {}\r\nx-to: {to}\r\n", keys[n].0)).await;
-        // It is over, and has given back what it took.
+        // The request is over, and has released its reservations.
         gateway.metric_becomes("spillway_requests_in_flight{http_route=\"chat\"}", 0.0).await;
         answer
     };
@@ -263,13 +263,13 @@ routes:
             assert!(answer.to_ascii_lowercase().contains("\r\nretry-after: "), "{answer}");
         }
     }
-    // Rules and access of the only route, and of every route that it can be.
+    // Rules and access of the only route, and of every possible route.
     assert!(is(&asked(3, "closed").await, 404));
     assert_eq!(chat(3, "narrow").await, 200);
     assert!(is(&asked(4, "narrow").await, 429));
     assert!(is(&asked(3, "either").await, 403), "the first that it could be");
     assert!(is(&asked(4, "model").await, 100), "one of two would take it");
-    // A request that is refused, by its body or before, takes nothing.
+    // A request that is refused, by its body or before, consumes nothing.
     for _ in 0..8 {
         let headers = [JSON, ("x-api-key", keys[5].0.as_str())];
         assert_eq!(client.post("/v1/chat/completions", &headers, "{").await.status, 400);
@@ -368,7 +368,7 @@ async fn a_body_that_two_readers_take_for_two_is_refused() {
             let answer = client.post(path, &[("content-type", content_type), key], forbidden).await;
             assert_eq!(answer.status, 404, "{path} {content_type}: {}", answer.text());
         }
-        // A form with two models, and one that nobody reads: who may name some models only must name one.
+        // A form with two models, and one of a type that is not read: a caller limited to some models must name one.
         for (content_type, body) in
             [("multipart/form-data; boundary=x", form), ("application/x-www-form-urlencoded", "model=small&model=big")]
         {
@@ -376,7 +376,7 @@ async fn a_body_that_two_readers_take_for_two_is_refused() {
             assert!(matches!(answer.status.as_u16(), 400 | 404), "{path} {content_type}: {}", answer.status);
         }
     }
-    // Types by which some servers read another text than the gateway.
+    // Types by which some servers decode another text than the gateway.
     for (content_type, code) in [
         ("application/json; charset=utf-7", "unsupported_charset"),
         ("application/json; charset=utf-16", "unsupported_charset"),
@@ -396,7 +396,7 @@ async fn a_body_that_two_readers_take_for_two_is_refused() {
     let compressed = [JSON, ("content-encoding", "gzip"), key];
     let answer = client.post("/v1/other", &compressed, &b"\x1f\x8b\x08"[..]).await;
     assert_eq!((answer.status.as_u16(), code_of(&answer)), (400, "unsupported_content_encoding".to_owned()));
-    // Forms of which some servers read another model.
+    // Forms in which some servers read another model.
     let part = |header: &str, value: &str| format!("--x\r\n{header}\r\n\r\n{value}\r\n");
     let named_small = part("Content-Disposition: form-data; name=\"model\"", "small");
     let plain_type = "multipart/form-data; boundary=x";
@@ -429,7 +429,7 @@ async fn a_body_that_two_readers_take_for_two_is_refused() {
         let answer = client.post("/v1/audio/transcriptions", &headers, named(model)).await;
         assert_eq!((answer.status.as_u16(), small.count()), (status, count), "{}", answer.text());
     }
-    // Where no rule is about what a body says, it is the server's to read.
+    // Without a rule on the content, a body is left to the server.
     let open = Gateway::start(&format!(
         "backends:
   - {{name: x, endpoints: [{{url: \"{0}\"}}]}}
@@ -448,7 +448,7 @@ routes:
     let json = |path: &'static str, body: &str, status: u16| (path, JSON, body.to_owned(), status);
     for (path, content_type, body, status) in [
         json("/cars", r#"{"Model":"T","N":2}"#, 200),
-        // Where an expression reads the body or its model, or a backend knows the model by another name, it has one reading.
+        // If an expression reads the body or its model, or a backend renames the model, the body must be unambiguous.
         json("/body/cars", r#"{"Model":"T","N":2}"#, 400),
         json("/body/cars", r#"{"name":"T"}"#, 200),
         json("/model/x", r#"{"model":"small"}"#, 200),
@@ -468,7 +468,7 @@ routes:
     }
 }
 
-/// Code of an error, in whichever shape it is written.
+/// Code of an error, in any of the API shapes.
 fn code_of(answer: &Answer) -> String {
     let error = answer.json();
     error["error"]["code"].as_str().or(error["code"].as_str()).unwrap_or_default().to_owned()
@@ -499,7 +499,7 @@ async fn every_answer_that_may_be_written_is_reserved() {
     assert_eq!(small.count(), 2);
 }
 
-/// Bodies that take much work for their bytes: each of 19 MB, or what the gateway is asked to take of them.
+/// Bodies that are costly to read for their size: each of 19 MB, or as much as the gateway accepts of them.
 fn heavy() -> Vec<(&'static str, String)> {
     let messages = r#""messages":[{"role":"user","content":"x"}]"#;
     vec![
@@ -540,7 +540,7 @@ routes: [{{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{nam
         let (large, ()) = tokio::join!(large, small);
         assert_eq!((large.status.as_u16(), large.text()), (200, format!("{length} true")), "{what}");
     }
-    // What nests without end is refused where it begins to.
+    // Endless nesting is refused where it begins.
     let nested = format!(r#"{{"model":"m","x":{}"#, "[".repeat(19 << 20));
     assert_eq!(client.post("/v1/chat/completions", &[JSON], nested).await.json()["error"]["code"], "invalid_json");
     assert_eq!(gateway.metric(&refusals("busy")).await, 0.0);
@@ -549,4 +549,52 @@ routes: [{{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{nam
 
 fn memchr_of(body: &[u8], part: &[u8]) -> bool {
     body.windows(part.len()).any(|window| window == part)
+}
+
+#[tokio::test]
+async fn a_list_of_models_holds_on_routes_that_read_no_body() {
+    let upstream = Upstream::digest().await;
+    let ((key, digest), (free, free_digest)) = (new_key(), new_key());
+    let gateway = Gateway::start(&format!(
+        "consumers:
+  - {{name: a, models: [small], keys: [{{sha256: \"{digest}\"}}]}}
+  - {{name: b, keys: [{{sha256: \"{free_digest}\"}}]}}
+backends: [{{name: web, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: web, backendRefs: [{{name: web}}]}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let client = gateway.client();
+    let form =
+        |model: &str| format!("--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n--b--\r\n");
+    let named = |model: &str| format!("{{\"model\":\"{model}\"}}");
+    let multipart = ("content-type", "multipart/form-data; boundary=b");
+    let gzip = ("content-encoding", "gzip");
+    let (identity, url_encoded) = (("content-encoding", "identity"), "application/x-www-form-urlencoded");
+    let refused = "model_not_found";
+    for (path, headers, body, status, code) in [
+        ("/api/chat", [JSON, identity], named("small"), 200, ""),
+        ("/api/chat", [JSON, identity], named("big"), 404, refused),
+        ("/api/chat", [("content-type", "text/plain"), identity], named("big"), 404, refused),
+        ("/api/chat", [multipart, identity], form("small"), 200, ""),
+        ("/api/chat", [multipart, identity], form("big"), 404, refused),
+        ("/api/chat", [JSON, identity], "{\"Model\":\"big\"}".to_owned(), 400, "ambiguous_parameter"),
+        ("/api/chat", [JSON, gzip], "packed".to_owned(), 400, "unsupported_content_encoding"),
+        ("/api/chat", [("content-type", url_encoded), identity], "model=big".to_owned(), 400, "unsupported_form"),
+        ("/upload", [("content-type", "image/png"), identity], "\u{89}PNG".to_owned(), 200, ""),
+        ("/upload", [JSON, identity], "{\"a\":1}".to_owned(), 200, ""),
+        ("/upload", [JSON, identity], String::new(), 200, ""),
+        ("/v1/chat/completions", [JSON, identity], named("small"), 200, ""),
+        ("/v1/chat/completions", [JSON, identity], named("big"), 404, refused),
+        ("/v1/chat/completions", [JSON, identity], "{}".to_owned(), 404, refused),
+    ] {
+        let before = upstream.count();
+        let answer = client.post(path, &[("x-api-key", &key), headers[0], headers[1]], body.clone()).await;
+        assert_eq!(answer.status, status, "{path} {headers:?} {body}: {}", answer.text());
+        assert!(status == 200 || code_of(&answer) == code, "{path} {headers:?} {body}: {}", answer.text());
+        assert_eq!(upstream.count() - before, usize::from(status == 200), "{path} {headers:?} {body}");
+        let answer = client.post(path, &[("x-api-key", &free), headers[0], headers[1]], body.clone()).await;
+        assert_eq!(answer.status, 200, "a caller without a list: {path} {headers:?} {body}");
+    }
 }

@@ -1,5 +1,5 @@
-//! What is bounded of a request over HTTP/1 is bounded over HTTP/2, and of an answer from servers of both versions:
-//! headers, their fields, early answers, trailers.
+//! Bounds of HTTP/1 requests hold for HTTP/2, and for answers of servers of both versions: headers, their fields,
+//! early answers, trailers.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,8 +18,8 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use spillway_tests::{Gateway, PATIENCE, Upstream, head_of_a_request, raw, whole_answer};
-use tokio::io::AsyncWriteExt;
+use spillway_tests::{Authority, Gateway, PATIENCE, Upstream, frame, head_of_a_request, raw, whole_answer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 fn yaml(backend: &str, route: &str) -> String {
@@ -37,7 +37,7 @@ async fn start(backend: &str, route: &str) -> Gateway {
     Gateway::start_in(tempfile::tempdir().unwrap(), &yaml(backend, route)).await
 }
 
-/// A server that reads a head, says something, and then the same again and again until nobody takes it.
+/// Server that reads a head, sends `first`, then `again` until the connection closes.
 async fn says(first: String, again: &'static str) -> String {
     raw(move |mut stream| {
         let first = first.clone();
@@ -120,7 +120,109 @@ async fn what_stands_around_the_chunks_of_an_answer_is_bounded() {
     }
 }
 
-/// A server of HTTP/2 that answers with these fields and trailers.
+#[tokio::test]
+async fn a_server_that_is_asked_for_http2_and_speaks_http1_has_the_same_bound() {
+    const GOOD: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    let authority = Authority::default();
+    let server = authority.server(&["chat.internal"]);
+    // One that names the version which it speaks, and one that says nothing of versions.
+    for alpn in [&["http/1.1"][..], &[]] {
+        for (first, again) in [(GOOD, ""), ("HTTP/1.1 200 OK\r\nx: ", "y"), ("HTTP/1.1 200 OK\r\n", "x: y\r\n")] {
+            let acceptor = server.acceptor(None, alpn);
+            let url = raw(move |stream| {
+                let acceptor = acceptor.clone();
+                async move {
+                    let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                    // A second request comes over the same connection.
+                    loop {
+                        let (mut head, mut byte) = (Vec::new(), [0u8; 1]);
+                        while !head.ends_with(b"\r\n\r\n") {
+                            if stream.read_exact(&mut byte).await.is_err() {
+                                return;
+                            }
+                            head.push(byte[0]);
+                        }
+                        if stream.write_all(first.as_bytes()).await.is_err() {
+                            return;
+                        }
+                        while !again.is_empty() && stream.write_all(again.repeat(100).as_bytes()).await.is_ok() {}
+                    }
+                }
+            })
+            .await;
+            let folder = tempfile::tempdir().unwrap();
+            authority.write(folder.path());
+            let backend = format!(
+                "http2: true, endpoints: [{{url: \"{}\"}}], tls: {{sni: chat.internal, caFile: ca.pem}}, \
+                 capacity: {{maxConnections: 1}}, timeouts: {{firstByte: 50s}}",
+                url.replace("http:", "https:")
+            );
+            let gateway = Gateway::start_in(folder, &yaml(&backend, "")).await;
+            for _ in 0..if first == GOOD { 3 } else { 1 } {
+                let answer = tokio::time::timeout(PATIENCE, gateway.client().get("/")).await.expect("an answer");
+                if first == GOOD {
+                    assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "ok"), "{alpn:?}");
+                } else {
+                    assert_eq!(answer.status, 502, "{alpn:?}: {}", answer.text());
+                    assert_eq!(answer.json()["code"], "upstream_header_too_large", "{alpn:?}: {first:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Most bytes that a server of HTTP/2 without an end sends.
+const ENOUGH: usize = 40 << 20;
+
+#[tokio::test]
+async fn a_header_block_of_http2_that_does_not_end_is_not_read_on() {
+    let (headers, settings, continuation) = (1u8, 4u8, 9u8);
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let url = raw(move |mut stream| {
+        let tell = tell.clone();
+        async move {
+            let mut preface = [0; 24];
+            stream.read_exact(&mut preface).await.unwrap();
+            stream.write_all(&frame(settings, 0, 0, &[])).await.unwrap();
+            let mut list_size = 0;
+            loop {
+                let mut head = [0; 9];
+                stream.read_exact(&mut head).await.unwrap();
+                let mut payload =
+                    vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
+                stream.read_exact(&mut payload).await.unwrap();
+                if head[3] == settings && head[4] == 0 {
+                    // SETTINGS_MAX_HEADER_LIST_SIZE (RFC 9113, 6.5.2).
+                    let found = payload.chunks(6).find(|setting| setting[..2] == [0, 6]);
+                    list_size = found.map_or(0, |setting| u32::from_be_bytes(setting[2..6].try_into().unwrap()));
+                }
+                if head[3] == headers {
+                    break;
+                }
+            }
+            // `:status 200` from the static table, then `x: yyy...` without a place in the dynamic one (RFC 7541).
+            stream.write_all(&frame(headers, 0, 1, &[0x88])).await.unwrap();
+            let field = [&[0, 1, b'x', 100][..], &[b'y'; 100]].concat();
+            let more = frame(continuation, 0, 1, &field.repeat(150));
+            let mut sent = 0;
+            while sent < ENOUGH && stream.write_all(&more).await.is_ok() {
+                sent += more.len();
+            }
+            let _ = tell.send((list_size, sent));
+        }
+    })
+    .await;
+    let gateway =
+        start(&format!("http2: true, endpoints: [{{url: \"{url}\"}}], timeouts: {{firstByte: 50s}}"), "").await;
+    let answer = tokio::time::timeout(PATIENCE, gateway.client().get("/")).await.expect("an answer");
+    let (list_size, sent) = told.recv().await.unwrap();
+    // What lies in the sockets was sent and is not read.
+    assert!(sent < ENOUGH / 4, "{sent} bytes were sent");
+    assert_eq!((answer.status.as_u16(), &answer.json()["code"]), (502, &"upstream_header_too_large".into()));
+    assert!((64 << 10..=256 << 10).contains(&list_size), "the server knows: {list_size}");
+}
+
+/// HTTP/2 server that answers with these fields and trailers.
 async fn http2_server(fields: HeaderMap, trailers: HeaderMap) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -144,7 +246,7 @@ async fn http2_server(fields: HeaderMap, trailers: HeaderMap) -> String {
     url
 }
 
-/// A client that takes any headers.
+/// Client that accepts any headers.
 async fn connect<B>(gateway: &Gateway) -> hyper::client::conn::http2::SendRequest<B>
 where
     B: hyper::body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static,
@@ -225,7 +327,7 @@ async fn heads_of_clients_of_http2_have_the_bounds_of_their_listener() {
         let before = upstream.count();
         let answer = whole_answer(client.send_request(request).await.unwrap()).await;
         assert_eq!(answer.status, status, "{what}");
-        // The library counts bytes; a server behind may have a bound on fields of its own.
+        // The library counts bytes; the server behind may bound the number of fields.
         assert_eq!(answer.text().contains("header_too_large"), what == "many fields", "{what}");
         assert_eq!(upstream.count() - before, usize::from(status == 200), "{what}");
     }
@@ -235,7 +337,7 @@ async fn heads_of_clients_of_http2_have_the_bounds_of_their_listener() {
 async fn trailers_of_clients_of_http2_have_the_bounds_of_their_listener() {
     let upstream = Upstream::digest().await;
     let gateway = start(&format!("endpoints: [{{url: \"{}\"}}]", upstream.url()), "").await;
-    // What is over the bound is dropped; who sends four times as much is no honest client.
+    // Trailers over the bound are dropped; a sender of four times as much is refused.
     for (trailers, good) in [(of_bytes(1 << 10), true), (of_bytes(17 << 10), true), (of_bytes(70 << 10), false)] {
         let mut client = connect(&gateway).await;
         let frames = [Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"abc"))), Ok(Frame::trailers(trailers))];

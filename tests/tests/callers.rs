@@ -1,4 +1,4 @@
-//! Who may call, and how much.
+//! Authentication of callers, and their limits.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use spillway_tests::{Authority, Gateway, Issuer, IssuerKey, Upstream, binary, eventually, reply};
 
-/// A key as `spillway key new` makes it, with its digest.
+/// Creates a key with `spillway key new`; returns the key and its digest.
 fn key() -> (String, String) {
     let out = Command::new(binary()).args(["key", "new"]).output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
@@ -68,7 +68,7 @@ routes:
     assert!(!upstream.last().headers.contains_key("x-api-key"), "credentials end here, looked at or not");
     gateway.metric_becomes("spillway_authentication_failures_total", 5.0).await;
 
-    // The body never comes: who is not known hears so all the same.
+    // The body never arrives: an unknown caller is refused all the same.
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
     let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n";
@@ -113,7 +113,7 @@ routes:
         assert!(wait <= 60 && wait == millis.div_ceil(1000), "{wait} s, {millis} ms");
         assert!(refused.header("x-ratelimit-reset-requests").ends_with('s'));
     }
-    // Three took from the address's eight, the refused ones nothing: three of b, then two more are left.
+    // Three counted against the address's eight, the refused ones did not: three of b, then two more are left.
     for _ in 0..3 {
         assert_eq!(client.chat("m", &[("x-api-key", &b)]).await.status, 200);
     }
@@ -166,8 +166,8 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     assert_eq!(upstream.last().headers["x-tenant"], "north");
     assert!(upstream.last().headers["x-caller"].to_str().unwrap().starts_with("user-"));
 
-    // A key that its issuer has just begun to sign with is fetched when the first token names it; nobody asks for keys
-    // twice in ten seconds.
+    // A new key of the issuer is fetched when the first token names it, and keys are fetched at most once in ten
+    // seconds.
     tokio::time::sleep(Duration::from_millis(10_500)).await;
     issuer.shows(&[&old, &new]);
     let asked = issuer.asked();
@@ -209,7 +209,7 @@ routes: [{{backendRefs: [{{name: x}}]}}]
         let gateway = Gateway::start_in(folder, &yaml).await;
         assert_eq!(gateway.client().chat("m", &[("authorization", &bearer)]).await.status, status);
         if status == 401 {
-            // Mending the file mends it: another authority is another place to fetch keys from.
+            // Repairing the file is enough: another authority means another key source.
             authority.write(gateway.folder());
             assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
             assert_eq!(gateway.client().chat("m", &[("authorization", &bearer)]).await.status, 200);

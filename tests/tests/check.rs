@@ -1,5 +1,5 @@
-//! `spillway check` refuses what `spillway serve` refuses, with the same words, apart from what needs a socket, a device
-//! or another process.
+//! `spillway check` refuses what `spillway serve` refuses, with the same words, apart from errors that need a socket,
+//! a device or another process.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +15,7 @@ use std::process::Command;
 
 use spillway_tests::{Authority, binary, minilm, model, with_template};
 
-/// A configuration that neither command may take.
+/// Configuration that both commands must refuse.
 struct Bad {
     /// Words that both print.
     says: &'static str,
@@ -30,22 +30,22 @@ const LISTENER: &str = "listeners: [{address: \"127.0.0.1:0\"}]\n";
 const ROUTE: &str = "routes: [{backendRefs: [{name: x}]}]\n";
 const BACKEND: &str = "backends: [{name: x, endpoints: [{url: \"http://127.0.0.1:1\"}]}]\n";
 
-/// A route to one backend with more beside it.
+/// Configuration of a route to one backend, with `more` appended.
 fn with(more: &str) -> String {
     format!("{LISTENER}{BACKEND}{ROUTE}{more}\n")
 }
 
-/// One with such a backend.
+/// Configuration with these keys in its backend.
 fn backend(keys: &str) -> String {
     format!("{LISTENER}backends: [{{name: x, endpoints: [{{url: \"http://127.0.0.1:1\"}}], {keys}}}]\n{ROUTE}")
 }
 
-/// One with such keys in its route.
+/// Configuration with these keys in its route.
 fn route(keys: &str) -> String {
     format!("{LISTENER}{BACKEND}routes: [{{backendRefs: [{{name: x}}], {keys}}}]\n")
 }
 
-/// One with such models, of which the first has the route.
+/// Configuration with these models, of which the first has the route.
 fn models(models: &str, more: &str) -> String {
     format!("{LISTENER}models: [{models}]\nroutes: [{{backendRefs: [{{model: m}}]}}]\n{more}\n")
 }
@@ -54,7 +54,7 @@ fn listener(keys: &str) -> String {
     format!("listeners: [{{address: \"127.0.0.1:0\", {keys}}}]\n{BACKEND}{ROUTE}")
 }
 
-/// Files that the configurations name, good and bad ones.
+/// Writes the files that the configurations name, good and bad ones.
 fn files(folder: &Path) {
     let authority = Authority::default();
     let (one, other) = (authority.server(&["a.test"]), authority.server(&["b.test"]));
@@ -213,7 +213,7 @@ fn check_tells_all_of_them_together_and_opens_nothing() {
     let folder = tempfile::tempdir().unwrap();
     files(folder.path());
     let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
-    // The listener's port is taken, the name resolves to nothing, the store is not there: that is for `serve` to find out.
+    // The port is taken, the name does not resolve, the store is down: only `serve` can find out.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let good = format!(
         "listeners: [{{address: \"{}\"}}]

@@ -1,5 +1,5 @@
-//! Credentials of callers end at the gateway, headers that only the gateway sets come from nobody else, and values from
-//! the environment are shown nowhere.
+//! Credentials of callers end at the gateway, headers of the gateway come from no other source, and values from the
+//! environment are shown nowhere.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,7 +33,7 @@ fn headers(pairs: &[(&str, &str)]) -> Headers {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-/// Sends a request over HTTP/1.1 or HTTP/2 and gives its status.
+/// Sends a request over HTTP/1.1 or HTTP/2 and returns its status.
 async fn send(gateway: &Gateway, http2: bool, path: &str, headers: &Headers) -> u16 {
     if http2 {
         let mut client = http2_over(TcpStream::connect(gateway.listener("h2c")).await.unwrap()).await;
@@ -55,7 +55,7 @@ async fn start(yaml: &str) -> Gateway {
     Gateway::start_in(tempfile::tempdir().unwrap(), &format!("{listeners}{yaml}")).await
 }
 
-/// True if a text stands in a header of the request.
+/// True if a header of the request contains the text.
 fn holds(seen: &Seen, text: &str) -> bool {
     let basic = base64::engine::general_purpose::STANDARD.encode(format!("user:{text}"));
     seen.headers.values().any(|value| {
@@ -110,7 +110,7 @@ routes:\n{routes}"
         for (name, _) in pairs {
             for backend in ["removes", "passes"] {
                 for tried in &tries {
-                    // Nobody is identified on an open route: only headers for credentials are known there.
+                    // An open route identifies no caller: only the usual credential headers are recognised there.
                     if name == "open" && tried.iter().any(|(name, _)| matches!(name.as_str(), "x-other" | "cookie")) {
                         continue;
                     }
@@ -124,7 +124,7 @@ routes:\n{routes}"
         }
     }
     assert_eq!(reached, upstream.count());
-    // What is no form of a key is not looked at on an open route, and goes nowhere all the same.
+    // A credential that is no key is not examined on an open route, and is removed all the same.
     for backend in ["removes", "passes"] {
         assert_eq!(
             send(&gateway, false, &format!("/open/{backend}/x"), &headers(&[("authorization", &basic)])).await,
@@ -178,11 +178,11 @@ routes:
         assert_eq!(up("api-key"), passes.then(|| "another-at-the-server".to_owned()), "{path} {with_key}");
         assert_eq!(up("x-gateway-key"), None, "{path} {with_key}");
     }
-    // Those of the backend take the place of all.
+    // The backend's credentials replace all others.
     assert_eq!(send(&gateway, false, "/own/x", &headers(&foreign)).await, 200);
     assert_eq!((up("authorization"), up("api-key")), (Some("Bearer upstream-secret".to_owned()), None));
 
-    // A token that is addressed to the gateway passes nowhere, one for somebody else does.
+    // A token addressed to the gateway is removed, one for another audience passes.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let token = |audience: &str| {
         signer.token(&serde_json::json!({"iss": issuer.url(), "sub": "me", "aud": [audience], "exp": now + 600}))
@@ -194,7 +194,7 @@ routes:
             assert_eq!(holds(&upstream.last(), &token), passes, "{audience} {:?}", sent[0].0);
         }
     }
-    // Nor does a key in a header that nobody reads here.
+    // Nor does a key in a header that is not used for keys.
     assert_eq!(send(&gateway, false, "/open/x", &headers(&[("x-any", &key)])).await, 200);
     assert!(!holds(&upstream.last(), &key));
 }
@@ -231,10 +231,10 @@ routes:
         let seen = upstream.last();
         let values: Vec<_> = seen.headers.get_all("authorization").iter().collect();
         assert_eq!(values, expected.into_iter().collect::<Vec<_>>(), "{path}");
-        // The server that judges gets what the file says it gets.
+        // The authorization server gets the configured headers.
         assert_eq!(authorizer.last().headers["authorization"], format!("Bearer {key}"));
     }
-    // What a filter of any route sets comes from no caller.
+    // A header set by a filter of any route is removed from callers' requests.
     assert_eq!(send(&gateway, false, "/open", &headers(&[("authorization", "Bearer forged")])).await, 200);
     assert!(!upstream.last().headers.contains_key("authorization"));
 }
@@ -307,7 +307,7 @@ routes:
         assert_eq!(send(&gateway, false, "/passes", &sent).await, 429);
         assert_eq!(requests.load(Ordering::Relaxed), n, "the server is not full for others");
     }
-    // On the gateway's account the server is full: the first request learns it, the second one is not sent.
+    // The server is full for the gateway's account: the first request learns it, the second is not sent.
     for _ in 0..2 {
         assert_eq!(send(&gateway, false, "/removes", &sent).await, 503);
         assert_eq!(requests.load(Ordering::Relaxed), 3);
@@ -389,15 +389,15 @@ routes:
             (&seen.headers["x-set"], &seen.headers["x-forwarded-for"]),
             (&"ours".parse().unwrap(), &"127.0.0.1".parse().unwrap())
         );
-        // Nothing that looks at requests sees them either.
+        // Filters that read requests do not see them either.
         for name in ["x-caller", "X_Caller", "x-spillway-consumer", "x_spillway-consumer"] {
             assert_eq!(send(&gateway, http2, "/told", &headers(&[(name, "root")])).await, 200, "http2 {http2}: {name}");
         }
     }
 }
 
-/// A server of HTTP/2 whose answer claims to be the gateway's, in its head and in its trailers, and repeats in its trailers
-/// the credential that it is shown.
+/// HTTP/2 server whose answer claims to be the gateway's, in its head and trailers, and repeats the credential that
+/// it got in its trailers.
 async fn boasting_http2() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -499,7 +499,7 @@ routes:
         upstream.url()
     ))
     .await;
-    // In trailers, as gRPC tells its errors.
+    // In trailers, as in gRPC errors.
     let mut http2 = http2_over(TcpStream::connect(gateway.listener("h2c")).await.unwrap()).await;
     let request = Request::get("http://a.test/two").body(Full::new(Bytes::new())).unwrap();
     let body = http2.send_request(request).await.unwrap().into_body().collect().await.unwrap();
@@ -512,6 +512,324 @@ routes:
     let stars = "*".repeat(SECRET.len());
     assert_eq!(answer.text(), format!("{{\"error\":\"incorrect key Bearer {stars}, Bearer {stars}\"}}"));
     assert!(answer.headers.values().all(|value| !value.to_str().unwrap().contains(SECRET)), "{:?}", answer.headers);
+}
+
+/// A server that refuses and repeats what it was shown, in a header for each and in its body; with 200 on `/fine`.
+async fn repeating() -> Upstream {
+    Upstream::start(|seen| async move {
+        let shown: Vec<(String, String)> =
+            ["authorization", "x-api-key", "x-vendor-token", "x-vendor", "cookie", "x-user"]
+                .iter()
+                .filter_map(|name| {
+                    Some((format!("x-seen-{name}"), seen.headers.get(*name)?.to_str().unwrap().to_owned()))
+                })
+                .collect();
+        let values: Vec<&str> = shown.iter().map(|(_, value)| value.as_str()).collect();
+        let body = format!("no good: {}", values.join(" | "));
+        let headers: Vec<(&str, &str)> = shown.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        Some(reply(if seen.path.ends_with("/fine") { 200 } else { 401 }, &headers, body))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_error_does_not_tell_what_filters_and_other_servers_put_on_a_request() {
+    let upstream = repeating().await;
+    let authorizer = Upstream::start(|_| async {
+        let given = [("authorization", "Bearer exchanged-token"), ("x-user", "someone@example.org")];
+        Some(reply(200, &given, ""))
+    })
+    .await;
+    let (key, digest) = new_key();
+    let gateway = start(&format!(
+        "backends:
+  - {{name: x, endpoints: [{{url: \"{}\"}}], callerCredentials: pass}}
+consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}]}}]
+routes:
+  - name: set
+    matches: [{{path: {{prefix: /set}}}}]
+    authentication: none
+    filters: [{{requestHeaders: {{set: {{x-api-key: key-of-the-file, cookie: session=of-the-file}}}}}}]
+    backendRefs: [{{name: x}}]
+  - name: add
+    matches: [{{path: {{prefix: /add}}}}]
+    authentication: none
+    filters: [{{requestHeaders: {{add: {{authorization: \"Basic dXNlcjpwYXNzd29yZC1vZi1maWxl\", x-vendor-token: token-of-the-file}}}}}}]
+    backendRefs: [{{name: x}}]
+  - name: environment
+    matches: [{{path: {{prefix: /environment}}}}]
+    authentication: none
+    filters:
+      - cel: {{deny: \"false\", status: 403, message: no}}
+      - requestHeaders: {{set: {{x-vendor: \"id={{route}} key=${{TEST_SECRET}}\", x-user: plain-user-of-the-file}}}}
+    backendRefs: [{{name: x}}]
+  - name: exchanged
+    matches: [{{path: {{prefix: /exchanged}}}}]
+    filters: [{{externalAuthorization: {{url: \"{}\", timeout: 5s, copyToRequest: [authorization, x-user]}}}}]
+    backendRefs: [{{name: x}}]
+  - {{name: passed, authentication: none, backendRefs: [{{name: x}}]}}
+",
+        upstream.url(),
+        authorizer.url()
+    ))
+    .await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let bearer = format!("Bearer {key}");
+    let get = async |path: &str, headers: &[(&str, &str)]| {
+        let answer = client.send(client.request("GET", path, headers, "")).await;
+        let seen: Vec<String> =
+            answer.headers.keys().map(ToString::to_string).filter(|n| n.starts_with("x-seen")).collect();
+        (answer.status.as_u16(), answer.text(), seen.join(" "))
+    };
+    let stars = |text: &str| "*".repeat(text.len());
+    for (path, sent, body, seen) in [
+        ("/set", &[][..], format!("{} | session={}", stars("key-of-the-file"), stars("of-the-file")), ""),
+        ("/add", &[], format!("Basic {} | {}", stars("dXNlcjpwYXNzd29yZC1vZi1maWxl"), stars("token-of-the-file")), ""),
+        (
+            "/environment",
+            &[],
+            format!("id=environment key={} | plain-user-of-the-file", stars("upstream-secret")),
+            "x-seen-x-user",
+        ),
+        (
+            "/exchanged",
+            &[("authorization", bearer.as_str())],
+            format!("Bearer {} | someone@example.org", stars("exchanged-token")),
+            "x-seen-x-user",
+        ),
+        // What a caller brings itself it may see again.
+        ("/passed", &[("x-api-key", "key-of-the-caller")], "key-of-the-caller".to_owned(), "x-seen-x-api-key"),
+    ] {
+        assert_eq!(get(path, sent).await, (401, format!("no good: {body}"), seen.to_owned()), "{path}");
+    }
+    // A good answer says what it says; only what is a credential by its name is looked for in its head.
+    let (status, _, seen) = get("/environment/fine", &[]).await;
+    assert_eq!((status, seen.as_str()), (200, "x-seen-x-vendor x-seen-x-user"));
+    assert_eq!(get("/set/fine", &[]).await.2, "");
+}
+
+#[tokio::test]
+async fn early_hints_that_repeat_the_gateways_credential_do_not_tell_it() {
+    let upstream = raw(|mut stream| async move {
+        let mut head = [0; 4096];
+        let read = stream.read(&mut head).await.unwrap();
+        let head = String::from_utf8_lossy(&head[..read]).into_owned();
+        let shown = head.lines().find_map(|line| line.strip_prefix("authorization: ")).unwrap_or("nothing");
+        let shown = shown.trim();
+        let hint = |value: &str| format!("HTTP/1.1 103 {value}\r\nlink: </{value}.css>\r\nx-kept: kept\r\n\r\n");
+        let hints = hint(shown) + &hint(&shown.replace('-', "%2D"));
+        let answer = format!("HTTP/1.1 401 {shown}\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno");
+        let _ = stream.write_all((hints + &answer).as_bytes()).await;
+    })
+    .await;
+    let gateway = start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{upstream}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+"
+    ))
+    .await;
+    let mut stream = TcpStream::connect(gateway.listener("plain")).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer.matches("HTTP/1.1 103 ").count(), 2, "{answer}");
+    assert_eq!(answer.matches("x-kept: kept").count(), 2, "{answer}");
+    assert!(answer.contains("HTTP/1.1 401 Unauthorized\r\n"), "{answer}");
+    for secret in ["upstream-secret", "upstream%2Dsecret"] {
+        assert!(!answer.to_ascii_lowercase().contains(&secret.to_ascii_lowercase()), "{answer}");
+    }
+}
+
+/// A server of gRPC whose errors repeat what it is shown: in a head without a body, or in trailers on `/trailers`.
+async fn grpc_refusing() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(|request: Request<Incoming>| async move {
+                let shown = request.headers()["authorization"].to_str().unwrap().to_owned();
+                let message: String = shown.bytes().map(|byte| format!("%{byte:02x}")).collect();
+                let mut status = b"\x08\x10\x12".to_vec();
+                status.push(u8::try_from(shown.len()).unwrap());
+                status.extend(shown.bytes());
+                let details = base64::engine::general_purpose::STANDARD_NO_PAD.encode(status);
+                let mut fields = HeaderMap::new();
+                let named = [("grpc-status", "16"), ("grpc-message", &message), ("grpc-status-details-bin", &details)];
+                for (name, value) in named.into_iter().chain([("x-kept", "kept%20as-is"), ("x-kept-bin", "aGVsbG8")]) {
+                    fields.insert(http::HeaderName::from_static(name), value.parse().unwrap());
+                }
+                let (head, trailers) = match request.uri().path() {
+                    "/trailers" => (HeaderMap::new(), Some(fields)),
+                    _ => (fields, None),
+                };
+                let frames = trailers.map(|trailers| Ok::<_, std::io::Error>(Frame::<Bytes>::trailers(trailers)));
+                let mut answer = Response::new(StreamBody::new(futures::stream::iter(frames)));
+                answer.headers_mut().extend(head);
+                answer.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+                Ok::<_, std::io::Error>(answer)
+            });
+            tokio::spawn(async move {
+                let serve = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let _ = serve.serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn an_error_of_grpc_that_repeats_the_gateways_credential_does_not_tell_it() {
+    let url = grpc_refusing().await;
+    let gateway = start(&format!(
+        "backends: [{{name: x, http2: true, endpoints: [{{url: \"{url}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+"
+    ))
+    .await;
+    for path in ["/head", "/trailers"] {
+        let mut client = http2_over(TcpStream::connect(gateway.listener("h2c")).await.unwrap()).await;
+        let request = Request::post(format!("http://a.test{path}")).body(Full::new(Bytes::new())).unwrap();
+        let (head, body) = client.send_request(request).await.unwrap().into_parts();
+        let trailers = body.collect().await.unwrap().trailers().cloned().unwrap_or_default();
+        let fields = if path == "/head" { head.headers } else { trailers };
+        for (name, stays) in [
+            ("grpc-status", true),
+            ("x-kept", true),
+            ("x-kept-bin", true),
+            ("grpc-message", false),
+            ("grpc-status-details-bin", false),
+        ] {
+            assert_eq!(fields.contains_key(name), stays, "{path}: {name}: {fields:?}");
+        }
+    }
+}
+
+fn compressed(coding: &str, text: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    match coding {
+        "gzip" => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(text).unwrap();
+            encoder.finish().unwrap()
+        }
+        "deflate" => {
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(text).unwrap();
+            encoder.finish().unwrap()
+        }
+        "br" => {
+            let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 22);
+            encoder.write_all(text).unwrap();
+            encoder.into_inner()
+        }
+        "zstd" => zstd::encode_all(text, 3).unwrap(),
+        _ => text.to_vec(),
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_error_that_repeats_the_gateways_credential_does_not_tell_it() {
+    // `/CODING` with 401, `/fine/CODING` with 200; `/large/CODING` is more than is decoded, `/spoiled/CODING` is cut.
+    let upstream = Upstream::start(|seen| async move {
+        let coding = seen.path.rsplit('/').next().unwrap().replace('+', ", ");
+        let shown = seen.headers.get("authorization").map_or("nobody", |value| value.to_str().unwrap());
+        let mut text = format!("{{\"error\":\"incorrect key {shown}\"}}");
+        if seen.path.starts_with("/large") {
+            text.push_str(&" ".repeat(1 << 20));
+        }
+        let mut body = compressed(&coding, text.as_bytes());
+        if seen.path.starts_with("/spoiled") {
+            body.truncate(body.len() / 2);
+        }
+        let status = if seen.path.starts_with("/fine") { 200 } else { 401 };
+        let headers = [
+            ("content-encoding", coding.as_str()),
+            ("content-type", "application/json"),
+            ("etag", "\"of-the-bytes\""),
+            ("retry-after", "7"),
+        ];
+        Some(reply(status, &headers, if seen.method == "HEAD" { Vec::new() } else { body }))
+    })
+    .await;
+    let url = upstream.url();
+    let gateway = start(&format!(
+        "backends:
+  - {{name: x, endpoints: [{{url: \"{url}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}
+  - {{name: y, endpoints: [{{url: \"{url}\"}}]}}
+routes:
+  - {{name: open, matches: [{{headers: [{{name: x-open, exact: \"1\"}}]}}], backendRefs: [{{name: y}}]}}
+  - name: hedged
+    matches: [{{headers: [{{name: x-hedged, exact: \"1\"}}]}}]
+    backendRefs: [{{name: x}}]
+    retry: {{attempts: 0, hedge: {{after: 20s}}}}
+  - {{name: r, backendRefs: [{{name: x}}]}}
+"
+    ))
+    .await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    let get = async |method: &str, path: &str, header: &str| {
+        let headers: &[(&str, &str)] = if header.is_empty() { &[] } else { &[(header, "1")] };
+        let answer = client.send(client.request(method, path, headers, "")).await;
+        assert!(!answer.cut && !answer.text().contains("upstream-secret"), "{path}: {}", answer.text());
+        assert_eq!(answer.header("retry-after"), "7", "{path}");
+        answer
+    };
+    let stars = "*".repeat("upstream-secret".len());
+    let plain = |shown: &str| format!("{{\"error\":\"incorrect key {shown}\"}}");
+    for coding in ["gzip", "deflate", "br", "zstd", "identity"] {
+        for header in ["", "x-hedged"] {
+            let answer = get("GET", &format!("/{coding}"), header).await;
+            assert_eq!((answer.status.as_u16(), answer.text()), (401, plain(&format!("Bearer {stars}"))), "{coding}");
+            assert_eq!(answer.header("content-type"), "application/json");
+            assert_eq!(answer.header("content-length"), answer.body.len().to_string(), "{coding}");
+            if coding != "identity" {
+                assert!(!answer.headers.contains_key("content-encoding") && !answer.headers.contains_key("etag"));
+            }
+        }
+        // What no credential can be in passes as it is.
+        let answer = get("GET", &format!("/{coding}"), "x-open").await;
+        assert_eq!((answer.status.as_u16(), answer.header("content-encoding")), (401, coding));
+        assert_eq!(answer.body, compressed(coding, plain("nobody").as_bytes()), "{coding}");
+        // A good answer as well.
+        let fine = client.get(&format!("/fine/{coding}")).await;
+        assert_eq!((fine.status.as_u16(), fine.header("content-encoding")), (200, coding));
+        assert_eq!(fine.header("etag"), "\"of-the-bytes\"");
+    }
+    let head = get("HEAD", "/gzip", "").await;
+    assert_eq!((head.status.as_u16(), head.header("content-encoding"), head.header("etag")), (401, "", ""));
+    for path in ["/compress", "/gzip+br", "/gzip+gzip", "/large/gzip", "/large/br", "/large/zstd", "/spoiled/gzip"] {
+        for header in ["", "x-hedged"] {
+            let answer = get("GET", path, header).await;
+            assert_eq!(answer.status, 401, "{path}");
+            assert_eq!(answer.json()["code"], "upstream_error_withheld", "{path}");
+            assert_eq!(answer.header("content-type"), "application/problem+json", "{path}");
+            assert!(!answer.headers.contains_key("content-encoding") && !answer.headers.contains_key("etag"), "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_error_without_an_end_is_left_when_its_bound_is_reached() {
+    let upstream = raw(|mut stream| async move {
+        head_of_a_request(&mut stream).await;
+        let head = "HTTP/1.1 500 Error\r\ncontent-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n";
+        let _ = stream.write_all(head.as_bytes()).await;
+        let chunk = format!("1000\r\n{}\r\n", "x".repeat(0x1000));
+        while stream.write_all(chunk.as_bytes()).await.is_ok() {}
+    })
+    .await;
+    let gateway = start(&format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{upstream}\"}}], credentials: {{bearer: {{env: TEST_SECRET}}}}}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+"
+    ))
+    .await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    for _ in 0..3 {
+        let answer = client.get("/").await;
+        assert_eq!((answer.status.as_u16(), answer.cut), (500, false));
+        assert_eq!(answer.json()["code"], "upstream_error_withheld");
+    }
 }
 
 #[tokio::test]
@@ -554,7 +872,7 @@ routes:
     );
     assert!(shown.contains("/h?k=${TEST_SECRET}") && !shown.contains("written-here"), "{shown}");
 
-    // An edit that is kept out, for what stands in the file and for what cannot be run.
+    // A rejected edit, for its content and for a part that cannot be run.
     let listeners = "listeners: [{address: \"127.0.0.1:0\"}]\n";
     for (n, further) in [
         "bogus: \"${TEST_SECRET}\"\nprices: [{model: \"${TEST_SECRET}\", input: 1, output: \"${TEST_SECRET}\"}]\n",

@@ -1,4 +1,4 @@
-//! The promise: every wait of a request has an end, on both sides, and answers that are none are refused.
+//! Deadlines: every wait of a request is bounded, on both sides, and invalid answers are refused.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,18 +20,18 @@ use tokio::net::{TcpListener, TcpStream};
 /// Far above the second that requests have here and far below the minute that a server may be silent.
 const SOON: Duration = Duration::from_secs(30);
 
-/// A server that reads a head and answers with these bytes.
+/// Server that reads a head and answers with these bytes.
 async fn says(text: &'static str) -> String {
     raw(move |mut stream| async move {
         head_of_a_request(&mut stream).await;
         let _ = stream.write_all(text.as_bytes()).await;
-        // What is written is read before the end is seen.
+        // Time for the bytes to be read before the end of the connection.
         tokio::time::sleep(Duration::from_millis(50)).await;
     })
     .await
 }
 
-/// All bytes of the answer to a `GET` on a connection of its own.
+/// Returns all bytes of the answer to a `GET` on a connection of its own.
 async fn bytes_of(gateway: &Gateway) -> String {
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
@@ -54,12 +54,12 @@ async fn a_server_that_does_not_read_holds_a_request_no_longer_than_it_may_last(
     for limit in ["timeouts: {request: 1s}", "timeouts: {backendRequest: 1s}, retry: {attempts: 0}"] {
         let gateway = Gateway::start(&to(&deaf, &format!("limits: {{maxBody: 64MiB}}, {limit}"))).await;
         let client = gateway.client();
-        // Known beforehand and in chunks.
+        // With a length known beforehand, and in chunks.
         let chunk = Bytes::from(vec![b'x'; 1 << 20]);
         for request in [client.request("POST", "/", &[], long()), client.chunked("/", &[], vec![chunk.clone(); 32])] {
             let began = Instant::now();
             let answer = tokio::time::timeout(SOON, client.try_send(request)).await.expect("an end");
-            // A client that still writes may see the connection closed before it sees the answer.
+            // A client that is still writing may see the connection closed before it sees the answer.
             if let Ok(answer) = answer {
                 assert!(answer.status.is_server_error(), "{limit}: {}", answer.status);
             }
@@ -69,7 +69,7 @@ async fn a_server_that_does_not_read_holds_a_request_no_longer_than_it_may_last(
     }
 }
 
-/// More than the buffers of both sockets take.
+/// Body larger than the buffers of both sockets.
 fn long() -> Vec<u8> {
     vec![b'x'; 32 << 20]
 }
@@ -159,7 +159,7 @@ routes: [{{name: r, backendRefs: [{{name: x}}], timeouts: {{request: 3s}}, limit
     };
     tokio::time::timeout(SOON, freed).await.expect("its slot is given back");
     assert_eq!(gateway.endpoint(&url).await["connections"], 0);
-    // A client that still writes may see the connection closed before it sees the answer.
+    // A client that is still writing may see the connection closed before it sees the answer.
     if let Ok(answer) = tokio::time::timeout(SOON, asked).await.expect("an end").unwrap() {
         assert_eq!(answer.status, 504);
     }
@@ -191,7 +191,7 @@ async fn a_client_that_does_not_read_holds_a_slot_no_longer_than_its_request_may
 
 #[tokio::test]
 async fn a_change_of_protocol_that_nobody_asked_for_is_no_answer() {
-    // What follows is of the other protocol, whatever it looks like.
+    // The following bytes belong to the other protocol, whatever they look like.
     for after in ["bytes", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nbytes"] {
         let head = "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n";
         let url = says(Box::leak(format!("{head}{after}").into_boxed_str())).await;
@@ -230,7 +230,7 @@ async fn of_early_answers_hints_are_passed_on_and_a_server_that_sends_nothing_el
 
 #[tokio::test]
 async fn a_connection_with_half_a_request_on_it_carries_no_other() {
-    // What came on each connection: it answers every head at once and takes whatever follows for its body.
+    // Bytes of each connection: the server answers every head at once and takes all that follows for its body.
     let came: Arc<Mutex<Vec<String>>> = Arc::default();
     let log = came.clone();
     let url = raw(move |mut stream| {
@@ -330,7 +330,7 @@ routes:
     slow.write_all(b"half").await.unwrap();
     let answer = end(slow).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&spillway_tests::digest(b"halfhalf")), "{answer}");
-    // One who owes a part of its request when the time of the attempt is over has let it pass itself.
+    // A client that still owes part of its request when the attempt times out has exceeded its own time.
     let answer = end(begin("/short").await).await;
     assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout"), "{answer}");
     is_let_go(&gateway, &url).await;

@@ -1,5 +1,5 @@
-//! Many connections that send nothing, and descriptors that run out: health is told all the same, clients that have a
-//! connection are served, and the rest are turned away at once.
+//! Many silent connections, and exhausted file descriptors: health is reported all the same, clients with a
+//! connection are served, and others are turned away at once.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +16,7 @@ use spillway_tests::{Gateway, PATIENCE, Upstream, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Asks over a connection of its own; the answer, or `None` where there was none.
+/// Sends a request over a connection of its own; returns the answer, or `None` without one.
 async fn ask(address: SocketAddr, path: &str) -> Option<String> {
     let asked = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
@@ -66,7 +66,7 @@ async fn probes_are_answered_while_clients_have_taken_all_descriptors_they_can_g
     let upstream = Upstream::fixed(200, "ok").await;
     let gateway = Gateway::start_with_files(160, tempfile::tempdir().unwrap(), &plain(&upstream.url())).await;
     let client = gateway.client();
-    // One client was here before the flood.
+    // One client was connected before the flood.
     let mut early = TcpStream::connect(gateway.address).await.unwrap();
     early.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     let mut first = [0; 12];
@@ -82,7 +82,7 @@ async fn probes_are_answered_while_clients_have_taken_all_descriptors_they_can_g
     let logged = || async { (!gateway.events("descriptors_spent").is_empty()).then_some(()) };
     eventually("it is logged", logged).await;
     assert_eq!(gateway.events("descriptors_spent").len(), 1, "one line for all of them");
-    // There are descriptors for its server.
+    // Descriptors remain for the server of this client.
     early.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     let mut rest = vec![0; 4096];
     let second = async {
@@ -105,10 +105,10 @@ async fn probes_are_answered_while_clients_have_taken_all_descriptors_they_can_g
 #[tokio::test]
 async fn probes_are_answered_and_clients_turned_away_when_no_descriptor_is_left_at_all() {
     let upstream = Upstream::fixed(200, "ok").await;
-    // The smallest reserve: it is the spare descriptors that are tried here.
+    // The smallest reserve, because the spare descriptors are tested here.
     let yaml = plain(&upstream.url()) + "limits: {reservedDescriptors: 1}\n";
     let gateway = Gateway::start_with_files(96, tempfile::tempdir().unwrap(), &yaml).await;
-    // Connections of the admin address are none that the reserve is kept from.
+    // Connections of the admin address do not count against the reserve.
     let mut held = silent(gateway.address, 200).await;
     held.extend(silent(gateway.admin, 200).await);
     let refused = "spillway_connections_refused_total{listener=\"public\",reason=\"descriptors\"}";
@@ -141,7 +141,7 @@ async fn an_endpoint_is_not_blamed_for_connections_that_had_no_descriptor() {
     })
     .await;
     let gateway = Gateway::start_with_files(160, tempfile::tempdir().unwrap(), &plain(&upstream.url())).await;
-    // Half of them clients, half of them servers: together more than there are.
+    // Half of them clients, half of them servers: together more than there are descriptors.
     let asking: Vec<_> = (0..65)
         .map(|_| {
             let client = gateway.client();
@@ -156,7 +156,7 @@ async fn an_endpoint_is_not_blamed_for_connections_that_had_no_descriptor() {
     release.add_permits(1000);
     let mut statuses = Vec::new();
     for asked in asking {
-        // Clients beyond their own part were turned away.
+        // Clients beyond their share were turned away.
         if let Ok(answer) = asked.await.unwrap() {
             statuses.push(answer.status.as_u16());
         }

@@ -1,4 +1,5 @@
-//! What the documents say is true: their commands run, their YAML is taken, the reference is what the program checks.
+//! What the pages say is true: their configurations load, their commands run and print what stands behind them, their
+//! links lead somewhere, the names in them exist, the reference is what the program checks.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,57 +10,39 @@
     reason = "tests"
 )]
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use spillway_tests::{Gateway, binary, model, python, reference, repository};
+use serde_json::json;
+use spillway_tests::{
+    Authority, Gateway, IssuerKey, Page, Redis, Reply, Seen, Upstream, binary, commands, free_port, minilm, missing,
+    model, pages, python, reference, reply, repository,
+};
 
-const DOCUMENTS: [&str; 3] = ["README.md", "docs/guide.md", "ARCHITECTURE.md"];
+/// Servers that pages name, each by its documented port: they repeat what they were asked, or speak OpenAI's API.
+const SERVERS: [u16; 4] = [8081, 8082, 8083, 8084];
+/// The server that judges requests.
+const JUDGE: u16 = 9002;
+/// A port on which nothing listens.
+const NOBODY: u16 = 8089;
+/// Ports of the gateway's listeners.
+const LISTENERS: [u16; 2] = [8080, 8443];
+const ADMIN: u16 = 9901;
+const REDIS: u16 = 6379;
+
+/// How long a server takes to write a completion: what is to be full for a moment, hedged or too late needs one.
+const WRITING: Duration = Duration::from_millis(300);
+/// Further runs of a block whose output is not yet what is expected: a health check or an edit takes its time.
+const FURTHER_RUNS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What gateways of the pages have in their environment.
+const VARIABLES: [(&str, &str); 2] = [("CHAT_KEY", "key-of-the-gateway"), ("TEAM", "red")];
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(repository().join(path)).unwrap()
-}
-
-/// The fenced blocks of one language in a document.
-fn blocks(text: &str, language: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut open: Option<(bool, String)> = None;
-    for line in text.lines() {
-        match (&mut open, line.strip_prefix("```")) {
-            (None, Some(name)) => open = Some((name == language, String::new())),
-            (Some((wanted, block)), Some(_)) => {
-                if *wanted {
-                    found.push(std::mem::take(block));
-                }
-                open = None;
-            }
-            (Some((_, block)), None) => {
-                block.push_str(line);
-                block.push('\n');
-            }
-            (None, None) => {}
-        }
-    }
-    found
-}
-
-/// Commands of a block: one a line, and on to where its quotes are closed.
-fn commands(block: &str) -> Vec<String> {
-    let mut all = Vec::new();
-    let mut one = String::new();
-    for line in block.lines() {
-        one.push_str(line);
-        if one.matches('\'').count() % 2 == 1 {
-            one.push('\n');
-            continue;
-        }
-        let whole = std::mem::take(&mut one);
-        let command = whole.split("  #").next().unwrap().trim();
-        if !command.is_empty() && !command.starts_with('#') {
-            all.push(command.to_owned());
-        }
-    }
-    assert!(one.is_empty(), "quotes are left open in {block}");
-    all
 }
 
 fn good(what: &str, out: &Output) -> String {
@@ -68,56 +51,279 @@ fn good(what: &str, out: &Output) -> String {
     said
 }
 
-/// The demo configuration, ready for the harness, which puts addresses before it.
-fn demo() -> String {
-    let yaml = read("config/examples/demo.yaml");
-    let rest = &yaml[yaml.find("models:").unwrap()..];
-    rest.replace("../../models/smollm2-135m-instruct-q4_1.gguf", model().to_str().unwrap())
+/// An example with the demo model where the folder of a page has it.
+fn example(name: &str) -> String {
+    read(&format!("config/examples/{name}.yaml")).replace("../../models", "models")
 }
 
-/// Runs a text with the addresses that people see changed to those of this test.
-fn run(gateway: &Gateway, program: &[&str], text: &str) -> Output {
-    let text = text.replace("127.0.0.1:8080", &gateway.address.to_string());
-    let text = text.replace("127.0.0.1:9901", &gateway.admin.to_string());
-    assert!(!text.contains(":8080") && !text.contains(":9901"), "an address that the test does not know: {text}");
-    Command::new(program[0]).args(&program[1..]).arg(text).output().unwrap()
+/// A whole configuration, which a gateway can run; others are parts.
+fn is_whole(yaml: &str) -> bool {
+    yaml.lines().any(|line| line.starts_with("listeners:"))
+}
+
+/// Files that configurations of pages name: certificates, keys of an issuer, endpoints, models.
+struct Files {
+    authority: Authority,
+    key: IssuerKey,
+}
+
+impl Files {
+    fn new() -> Self {
+        Self { authority: Authority::default(), key: IssuerKey::new("k1") }
+    }
+
+    fn folder(&self, server: u16) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, certs) = (folder.path(), folder.path().join("certs"));
+        std::fs::create_dir(&certs).unwrap();
+        for authority in ["ca", "clients-ca", "internal-ca"] {
+            std::fs::write(certs.join(format!("{authority}.pem")), &self.authority.pem).unwrap();
+        }
+        self.authority.server(&["api.example.com"]).write(&certs, "api.example.com");
+        self.authority.server(&["gateway.internal"]).write(&certs, "gateway");
+        self.authority.client("acme", "spiffe://example.com/acme").write(&certs, "acme");
+        std::fs::write(path.join("jwks.json"), json!({"keys": [self.key.jwk()]}).to_string()).unwrap();
+        let endpoints = json!([{"url": format!("http://127.0.0.1:{server}")}]);
+        std::fs::write(path.join("endpoints.json"), endpoints.to_string()).unwrap();
+        std::fs::create_dir(path.join("models")).unwrap();
+        let link = |file: &Path| {
+            std::os::unix::fs::symlink(file, path.join("models").join(file.file_name().unwrap())).unwrap();
+        };
+        link(&std::fs::canonicalize(model()).unwrap());
+        link(std::fs::canonicalize(minilm()).unwrap().parent().unwrap());
+        // `curl` of a page prints what a terminal would show: no meter.
+        std::fs::write(path.join(".curlrc"), "silent\nshow-error\n").unwrap();
+        std::fs::create_dir(path.join("bin")).unwrap();
+        std::os::unix::fs::symlink(binary(), path.join("bin/spillway")).unwrap();
+        folder
+    }
+
+    fn token(&self) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        self.key.token(&json!({
+            "iss": "https://id.example.com", "aud": "spillway", "sub": "anna", "exp": now + 3_600,
+            "org": {"id": "research"}, "plan": "gold",
+        }))
+    }
+}
+
+/// A completion, or what was asked: the server's documented port, method and path, then headers by name.
+async fn answer(port: u16, seen: Seen) -> Option<Reply> {
+    if port == JUDGE {
+        let knows = seen.headers.get("authorization").is_some_and(|value| value == "Bearer good");
+        let login = [("location", "https://login.example.com/")];
+        return Some(if knows { reply(200, &[("x-user-id", "u-1")], "") } else { reply(302, &login, "") });
+    }
+    if seen.path == "/v1/chat/completions" {
+        tokio::time::sleep(WRITING).await;
+        let body: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
+        let message = json!({"role": "assistant", "content": format!("Hello from {port}.")});
+        let text = format!(
+            "{{\"id\":\"chatcmpl-1\",\"object\":\"chat.completion\",\"created\":1,\"model\":{},\"choices\":[{{\"index\":0,\"message\":{message},\"finish_reason\":\"stop\"}}],\"usage\":{}}}",
+            body["model"],
+            json!({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}),
+        );
+        return Some(reply(200, &[("content-type", "application/json")], text));
+    }
+    let headers: BTreeSet<String> =
+        seen.headers.iter().map(|(name, value)| format!("{name}: {}\n", value.to_str().unwrap())).collect();
+    let headers: String = headers.into_iter().collect();
+    Some(reply(200, &[], format!("server {port}: {} {}\n{headers}", seen.method, seen.path)))
+}
+
+/// What runs beside the gateways of all pages, and the real port of each documented one.
+struct World {
+    files: Files,
+    ports: BTreeMap<u16, u16>,
+    _servers: Vec<Upstream>,
+    _redis: Redis,
+}
+
+impl World {
+    async fn start() -> Self {
+        let (mut ports, mut servers) = (BTreeMap::new(), Vec::new());
+        for port in SERVERS.into_iter().chain([JUDGE]) {
+            let server = Upstream::start(move |seen| answer(port, seen)).await;
+            ports.insert(port, server.address.port());
+            servers.push(server);
+        }
+        let redis = Redis::start();
+        ports.extend(LISTENERS.iter().chain(&[NOBODY]).map(|port| (*port, free_port())));
+        ports.insert(REDIS, redis.port);
+        Self { files: Files::new(), ports, _servers: servers, _redis: redis }
+    }
+}
+
+/// A text with other numbers in place of those that are ports.
+fn with_ports(text: &str, ports: &BTreeMap<u16, u16>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut word = String::new();
+    let end = |word: &mut String, out: &mut String| {
+        let port = word.parse().ok().and_then(|port: u16| ports.get(&port));
+        out.push_str(&port.map_or_else(|| word.clone(), u16::to_string));
+        word.clear();
+    };
+    for c in text.chars() {
+        if c.is_alphanumeric() || c == '_' {
+            word.push(c);
+        } else {
+            end(&mut word, &mut out);
+            out.push(c);
+        }
+    }
+    end(&mut word, &mut out);
+    out
+}
+
+/// A configuration of a page and the gateway that runs it, once a command asks for it.
+struct Scene {
+    yaml: String,
+    folder: Option<tempfile::TempDir>,
+    gateway: Option<Gateway>,
+}
+
+impl Scene {
+    fn new(world: &World, yaml: &str) -> Self {
+        let folder = world.files.folder(world.ports[&SERVERS[3]]);
+        std::fs::write(folder.path().join("spillway.yaml"), yaml).unwrap();
+        Self { yaml: yaml.to_owned(), folder: Some(folder), gateway: None }
+    }
+
+    async fn gateway(&mut self, world: &World) -> &Gateway {
+        if let Some(folder) = self.folder.take() {
+            // The harness puts an admin address of its own in front.
+            let yaml: String = self.yaml.split_inclusive('\n').filter(|line| !line.starts_with("admin: {")).collect();
+            let yaml = yaml.replace("\nadmin:\n  address: 127.0.0.1:9901", "\n#");
+            let yaml = with_ports(&yaml, &world.ports);
+            self.gateway = Some(Gateway::start_with_variables(folder, &yaml, &VARIABLES).await);
+        }
+        self.gateway.as_ref().unwrap()
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.as_ref().map_or_else(|| self.gateway.as_ref().unwrap().folder(), tempfile::TempDir::path)
+    }
+
+    /// Runs one command and gives what it prints, errors as well, with the documented ports.
+    async fn run(&mut self, world: &World, what: &str, command: &str) -> (bool, String) {
+        if let Some(signal) = command.strip_prefix("kill -").and_then(|rest| rest.split(' ').next()) {
+            assert!(command.ends_with(" \"$(pidof spillway)\""), "{what}: whom does it end?");
+            self.gateway(world).await.signal(signal);
+            return (true, String::new());
+        }
+        let mut ports = world.ports.clone();
+        ports.extend(self.gateway.as_ref().map(|gateway| (ADMIN, gateway.admin.port())));
+        let text = with_ports(command, &ports);
+        let folder = self.path().to_owned();
+        let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").unwrap());
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &format!("exec 2>&1\n{text}")]).current_dir(&folder).env("PATH", path);
+        bash.env("CURL_HOME", &folder).env("TOKEN", world.files.token()).envs(VARIABLES);
+        bash.env("SPILLWAY_ADMIN", format!("http://127.0.0.1:{}", ports.get(&ADMIN).unwrap_or(&ADMIN)));
+        let out = tokio::task::spawn_blocking(move || bash.output().unwrap()).await.unwrap();
+        let back = ports.into_iter().map(|(documented, real)| (real, documented)).collect();
+        (out.status.success(), with_ports(&String::from_utf8_lossy(&out.stdout), &back))
+    }
+}
+
+/// Whether a command asks a running gateway.
+fn asks_a_gateway(command: &str) -> bool {
+    ["curl ", "spillway top", "spillway drain", "kill -"].iter().any(|asks| command.contains(asks))
+}
+
+/// Whether a command is one that no test runs, and then what it names is there.
+fn is_only_looked_at(what: &str, command: &str) -> bool {
+    if let Some(target) = command.strip_prefix("make ") {
+        assert!(read("Makefile").contains(&format!("\n{target}: ##")), "{what}: there is no such target");
+        return true;
+    }
+    if !command.starts_with("docker ") {
+        return false;
+    }
+    let compose = read("compose.yaml");
+    assert!(repository().join("Dockerfile").is_file() && compose.contains("build: ."), "{what}");
+    for image in command.split_whitespace().filter(|word| word.contains("/jaeger:")) {
+        assert!(compose.contains(image), "{what}: compose.yaml has another version");
+    }
+    true
+}
+
+/// Runs the commands of a page beside its configurations and compares what they print. Gives how many outputs were.
+async fn run_page(world: &World, page: &Page) -> usize {
+    let blocks = page.blocks();
+    let mut scene: Option<Scene> = None;
+    let mut compared = 0;
+    for (n, block) in blocks.iter().enumerate() {
+        if block.language == "yaml" && is_whole(&block.text) {
+            scene = Some(Scene::new(world, &block.text));
+        }
+        if block.language != "sh" {
+            continue;
+        }
+        let what = format!("{}: {}", page.path, block.text.trim_end());
+        let mut run: Vec<String> = commands(&block.text);
+        run.retain(|command| !is_only_looked_at(&what, command));
+        for command in &run {
+            let known = ["curl ", "spillway ", "sed -i ", "seq ", "for ", "kill -"];
+            assert!(known.iter().any(|kind| command.starts_with(kind)), "{what}: no test runs this kind of command");
+        }
+        if run.is_empty() {
+            continue;
+        }
+        let scene = scene.get_or_insert_with(|| Scene::new(world, &example("demo")));
+        if run.iter().any(|command| asks_a_gateway(command)) {
+            scene.gateway(world).await;
+        }
+        let expected = blocks.get(n + 1).filter(|next| next.language == "text").map(|next| next.text.as_str());
+        let mut left = FURTHER_RUNS;
+        loop {
+            let mut printed = String::new();
+            for command in &run {
+                let (good, said) = scene.run(world, &what, command).await;
+                assert!(good || expected.is_some(), "{what}\nfailed:\n{said}");
+                printed.push_str(&said);
+                if !said.is_empty() && !said.ends_with('\n') {
+                    printed.push('\n');
+                }
+            }
+            let Some(expected) = expected else { break };
+            let Some(line) = missing(expected, &printed) else {
+                compared += 1;
+                break;
+            };
+            assert!(left > 0, "{what}\nis to print:\n{line}\nand printed:\n{printed}");
+            left -= 1;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+    compared
+}
+
+async fn run_pages(of: impl Fn(&str) -> bool) -> usize {
+    let world = World::start().await;
+    let mut compared = 0;
+    for page in pages().into_iter().filter(|page| of(&page.path)) {
+        compared += run_page(&world, &page).await;
+    }
+    compared
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_command_of_the_documents_runs() {
-    let gateway = Gateway::start(&demo()).await;
-    let makefile = read("Makefile");
-    let folder = tempfile::tempdir().unwrap();
-    let mut asked = 0;
-    for document in DOCUMENTS {
-        for command in blocks(&read(document), "sh").iter().flat_map(|block| commands(block)) {
-            let what = format!("{document}: {command}");
-            if let Some(target) = command.strip_prefix("make ") {
-                assert!(makefile.contains(&format!("\n{target}: ##")), "{what}: there is no such target");
-            } else if command.starts_with("curl ") {
-                let said = good(
-                    &what,
-                    &run(&gateway, &["bash", "-c"], &command.replacen("curl", "curl -sS --fail-with-body", 1)),
-                );
-                assert!(said.contains("Paris"), "{what}: {said}");
-                asked += 1;
-            } else if let Some(rest) =
-                command.strip_prefix("target/release/spillway ").or(command.strip_prefix("spillway "))
-            {
-                let line = format!("{} {rest}", binary().display());
-                let out = Command::new("bash").args(["-c", &line]).current_dir(folder.path()).output().unwrap();
-                good(&what, &out);
-            } else {
-                panic!("{what}: no test runs this kind of command");
-            }
-        }
-    }
-    assert!(asked > 0, "the README asks nothing");
+async fn every_command_of_the_pages_prints_what_stands_behind_it() {
+    let compared = run_pages(|path| !path.starts_with("docs/how-to/")).await;
+    assert!(compared > 3, "only {compared} outputs were compared");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_of_the_how_to_pages_prints_what_stands_behind_it() {
+    let compared = run_pages(|path| path.starts_with("docs/how-to/")).await;
+    assert!(compared > 40, "only {compared} outputs were compared");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_make_run_prints_to_try_works() {
-    let gateway = Gateway::start(&demo()).await;
+    let world = World::start().await;
+    let mut scene = Scene::new(&world, &example("demo"));
     let script = read("scripts/run.sh");
     let printed = script.split("<<'EOF'\n").nth(1).unwrap().split("\nEOF").next().unwrap();
     let indented = |begin: &str| -> String {
@@ -127,44 +333,154 @@ async fn what_make_run_prints_to_try_works() {
             .take_while(|line| line.is_empty() || (line.starts_with("  ") && !line.starts_with("  http")));
         lines.map(|line| line.strip_prefix("  ").unwrap_or(line)).collect::<Vec<_>>().join("\n")
     };
-    let curl = indented("  curl ").replacen("curl", "curl -sS --fail-with-body", 1);
-    assert!(good("curl", &run(&gateway, &["bash", "-c"], &curl)).contains("Paris"));
+    scene.gateway(&world).await;
+    let (good_curl, said) = scene.run(&world, "curl", &indented("  curl ")).await;
+    assert!(good_curl && said.contains("Paris"), "{said}");
+    let script = with_ports(&indented("  from openai"), &world.ports);
     let python = python();
-    let script = indented("  from openai");
-    let said = good("openai", &run(&gateway, &[python.to_str().unwrap(), "-c"], &script));
+    let run = move || Command::new(python).args(["-c", &script]).output().unwrap();
+    let said = good("openai", &tokio::task::spawn_blocking(run).await.unwrap());
     assert!(!said.trim().is_empty(), "the client printed nothing");
 }
 
 #[test]
-fn every_yaml_of_the_documents_is_taken() {
-    let folder = tempfile::tempdir().unwrap();
-    let minimal = read("config/examples/minimal.yaml")
-        .replace("../../models/smollm2-135m-instruct-q4_1.gguf", model().to_str().unwrap());
+fn every_yaml_of_the_pages_is_taken() {
+    let files = Files::new();
+    let minimal = example("minimal");
     let mut seen = 0;
-    for document in DOCUMENTS {
-        for block in blocks(&read(document), "yaml") {
+    for page in pages() {
+        for block in page.blocks().into_iter().filter(|block| block.language == "yaml") {
             // A part of a file is tried as part of the smallest one.
-            let whole = if block.contains("routes:") { block.clone() } else { format!("{minimal}{block}") };
-            let file = folder.path().join("spillway.yaml");
-            std::fs::write(&file, whole).unwrap();
-            good(&block, &Command::new(binary()).arg("check").arg(&file).output().unwrap());
+            let whole = if is_whole(&block.text) { block.text.clone() } else { format!("{minimal}{}", block.text) };
+            let folder = files.folder(SERVERS[3]);
+            std::fs::write(folder.path().join("spillway.yaml"), whole).unwrap();
+            let mut check = Command::new(binary());
+            check.args(["check", "spillway.yaml"]).current_dir(folder.path()).envs(VARIABLES);
+            let said = good(&format!("{}:\n{}", page.path, block.text), &check.output().unwrap());
+            assert!(said.contains("(0 warnings)"), "{}:\n{}\n{said}", page.path, block.text);
             seen += 1;
         }
     }
-    assert!(seen > 0);
+    assert!(seen > 40, "only {seen} configurations were found");
 }
 
 #[test]
-fn every_subcommand_of_the_documents_exists() {
-    for document in DOCUMENTS {
-        let text = read(document);
-        for named in text.split("`spillway ").skip(1) {
-            let words = named.split('`').next().unwrap().split_whitespace();
-            let words: Vec<_> = words.take_while(|word| word.chars().all(char::is_lowercase)).collect();
+fn every_subcommand_of_the_pages_exists() {
+    for page in pages() {
+        for span in page.spans() {
+            let Some(named) = span.strip_prefix("spillway ") else { continue };
+            let words: Vec<_> =
+                named.split_whitespace().take_while(|word| word.chars().all(char::is_lowercase)).collect();
             let out = Command::new(binary()).args(&words).arg("--help").output().unwrap();
-            good(&format!("{document}: spillway {}", words.join(" ")), &out);
+            good(&format!("{}: spillway {}", page.path, words.join(" ")), &out);
         }
     }
+}
+
+#[test]
+fn every_link_between_pages_leads_somewhere() {
+    let pages = pages();
+    let anchors: BTreeMap<&str, BTreeSet<String>> =
+        pages.iter().map(|page| (page.path.as_str(), page.anchors())).collect();
+    let mut broken = Vec::new();
+    let mut seen = 0;
+    for page in &pages {
+        for link in page.links() {
+            if link.starts_with("https://") || link.starts_with("http://") {
+                continue;
+            }
+            seen += 1;
+            let (path, anchor) = link.split_once('#').unwrap_or((link.as_str(), ""));
+            let folder = Path::new(&page.path).parent().unwrap();
+            let target = if path.is_empty() { Some(page.path.clone()) } else { joined(folder, path) };
+            let there = target.as_ref().is_some_and(|target| repository().join(target).exists());
+            let target = target.unwrap_or_default();
+            if !there {
+                broken.push(format!("{}: [..]({link}): there is no file {target}", page.path));
+            } else if !anchor.is_empty() && !anchors.get(target.as_str()).is_some_and(|all| all.contains(anchor)) {
+                broken.push(format!("{}: [..]({link}): {target} has no heading for #{anchor}", page.path));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+    assert!(seen > 100, "only {seen} links were found");
+}
+
+/// A relative path from a folder of the repository; `None` where it leads out of the repository.
+fn joined(folder: &Path, path: &str) -> Option<String> {
+    let mut parts: Vec<&str> = folder.to_str().unwrap().split('/').filter(|part| !part.is_empty()).collect();
+    for part in path.split('/') {
+        match part {
+            "." | "" => {}
+            ".." => {
+                parts.pop()?;
+            }
+            part => parts.push(part),
+        }
+    }
+    Some(parts.join("/"))
+}
+
+/// The text of every source below some folders.
+fn sources(folders: &[&str]) -> String {
+    fn read_all(folder: &Path, sources: &mut String) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                read_all(&path, sources);
+            } else if path.extension().is_some_and(|kind| kind == "rs" || kind == "sh") {
+                *sources += &std::fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let mut sources = String::new();
+    for folder in folders {
+        read_all(&repository().join(folder), &mut sources);
+    }
+    sources
+}
+
+#[test]
+fn files_metrics_and_tests_that_pages_name_exist() {
+    const ROOTS: [&str; 8] = ["config/", "engine/", "gateway/", "plugins/", "tests/", "loadtest/", "scripts/", "docs/"];
+    let sources = sources(&["tests/tests", "gateway/src", "plugins", "config/src", "engine/src"]);
+    let mut wrong = Vec::new();
+    // The changelog tells of what was.
+    for page in pages().iter().filter(|page| page.path != "CHANGELOG.md") {
+        for span in page.spans() {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            let is_path = ROOTS.iter().any(|root| span.starts_with(root)) && !span.contains(' ');
+            if is_path && !repository().join(&span).exists() {
+                wrong.push(format!("{}: `{span}`: there is no such file", page.path));
+            }
+            // Labels may follow the name of a metric; tests and metrics have names of several words.
+            let name = span.split('{').next().unwrap();
+            let counted = name.trim_end_matches("_total").trim_end_matches("_count");
+            let is_metric =
+                name.starts_with("spillway_") || name.starts_with("gen_ai_") || name.starts_with("http_server_");
+            let is_test = name.matches('_').count() >= 4;
+            if name.chars().all(plain)
+                && ((is_metric && !sources.contains(&format!("\"{counted}\"")))
+                    || (is_test && !is_metric && !sources.contains(name)))
+            {
+                wrong.push(format!("{}: `{span}`: nothing in the sources has this name", page.path));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn code_that_pages_quote_stands_in_the_sources() {
+    let sources = sources(&["plugins"]);
+    let mut seen = 0;
+    for page in pages() {
+        for block in page.blocks().into_iter().filter(|block| block.language == "rust") {
+            assert!(sources.contains(&block.text), "{}: the sources have no such lines:\n{}", page.path, block.text);
+            seen += 1;
+        }
+    }
+    assert!(seen > 3, "only {seen} blocks were found");
 }
 
 #[test]
@@ -184,20 +500,7 @@ fn the_reference_and_the_schema_file_are_what_the_program_checks() {
 
 #[test]
 fn every_attack_of_the_table_is_tried_by_a_test() {
-    fn read_all(folder: &std::path::Path, sources: &mut String) {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                read_all(&path, sources);
-            } else if path.extension().is_some_and(|kind| kind == "rs") {
-                *sources += &std::fs::read_to_string(path).unwrap();
-            }
-        }
-    }
-    let mut sources = String::new();
-    for folder in ["tests/tests", "gateway/src", "plugins", "config/src", "engine/src"] {
-        read_all(&repository().join(folder), &mut sources);
-    }
+    let sources = sources(&["tests/tests", "gateway/src", "plugins", "config/src", "engine/src"]);
     let text = read("docs/attacks.md");
     let rows: Vec<_> = text.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
     assert!(rows.len() > 20);

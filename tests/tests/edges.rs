@@ -1,4 +1,4 @@
-//! What stands at the edge: who the caller is, who may call, and attacks that are tried on every gateway.
+//! Edge of the gateway: client addresses, access, and attacks that every gateway sees.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ routes: [{{name: r, backendRefs: [{{name: up}}]{route}}}]
     Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await
 }
 
-/// Sends bytes as they are and gives what comes back until the connection ends or `enough` says so.
+/// Sends raw bytes and returns the answer, up to the end of the connection or until `enough` is true.
 async fn raw(gateway: &Gateway, bytes: &[u8], enough: impl Fn(&str) -> bool) -> String {
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
@@ -45,7 +45,7 @@ async fn raw(gateway: &Gateway, bytes: &[u8], enough: impl Fn(&str) -> bool) -> 
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// Sends bytes after which the gateway must close.
+/// Sends bytes after which the gateway must close the connection.
 async fn cut(gateway: &Gateway, bytes: &[u8]) -> String {
     raw(gateway, bytes, |_| false).await
 }
@@ -103,7 +103,7 @@ async fn who_is_slow_is_cut_off_in_every_phase() {
     let gateway = start(limits, "", &upstream).await;
     let mut slow = TcpStream::connect(gateway.address).await.unwrap();
     let dripped = async {
-        // A byte now and then does not keep it alive.
+        // A byte now and then does not keep the connection alive.
         for byte in b"GET / HTTP/1.1\r\nHost: a\r\nX-A: 0123456789012345678901234567890123456789" {
             slow.write_all(&[*byte]).await?;
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -309,7 +309,7 @@ async fn callers_are_sent_on_to_tls_and_servers_see_another_path() {
     assert_eq!(seen.headers["x-forwarded-host"], "a.test");
 }
 
-/// An upstream that keeps its connection, answers each request once all of its chunks are here, and keeps what it read.
+/// Upstream with a persistent connection: records what it reads and answers each request once its last chunk is here.
 async fn recorder() -> (std::net::SocketAddr, std::sync::Arc<std::sync::Mutex<Vec<u8>>>) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -328,7 +328,7 @@ async fn recorder() -> (std::net::SocketAddr, std::sync::Arc<std::sync::Mutex<Ve
                     kept.lock().unwrap().extend_from_slice(&buffer[..n]);
                     let whole = kept.lock().unwrap().windows(5).any(|part| part == b"0\r\n\r\n");
                     if whole {
-                        // What came too much would come at once.
+                        // Excess bytes would arrive at once.
                         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                         socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
                     }
@@ -447,7 +447,7 @@ async fn requests_sent_before_the_answer_to_the_one_before_are_answered_in_order
     }
     assert!(!upstream.seen.lock().unwrap().iter().any(|seen| seen.path == "/never"));
 
-    // One that comes while the one before runs disturbs it no more than one that comes with it.
+    // A request that arrives while the one before runs disturbs it no more than one that arrives with it.
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(post("/slow", "one").as_bytes()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(60)).await;
@@ -458,7 +458,7 @@ async fn requests_sent_before_the_answer_to_the_one_before_are_answered_in_order
     tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
     assert!(answer.contains("</slow one>") && answer.ends_with("</last >"), "{answer}");
 
-    // Many of them are no way to run many at once.
+    // Pipelining is no way to run many requests at once.
     let many: String = (0..50).map(|n| post(&format!("/{n}"), "x")).collect::<String>() + last;
     let answer = cut(&gateway, many.as_bytes()).await;
     let places: Vec<_> = (0..50).map(|n| answer.find(&format!("</{n} x>")).unwrap()).collect();

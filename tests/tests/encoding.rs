@@ -1,4 +1,4 @@
-//! Models inside that encode texts, and texts that are continued, as the official client sees them.
+//! Built-in encoders, and continued texts, as the official client sees them.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Floods of HTTP/2 frames that cost a client little: each ends with the connection that brings it, no server is asked for
-//! them, and honest callers are served all the while.
+//! Floods of HTTP/2 frames that cost a client little: each ends with its connection, reaches no server, and does not
+//! disturb other callers.
 
 #![allow(
     clippy::unwrap_used,
@@ -48,8 +48,8 @@ routes: [{{backendRefs: [{{name: up}}]}}]
     Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await
 }
 
-/// Sends parts of a flood until the connection ends, or all of them; gives how many went out, and the error code of the
-/// GOAWAY frame if there was one.
+/// Sends parts of a flood until the connection ends, or all of them. Returns how many were sent, and the error code
+/// of the GOAWAY frame if there was one.
 async fn flood(gateway: &Gateway, parts: impl Iterator<Item = Vec<u8>>) -> (usize, Option<u32>) {
     let stream = TcpStream::connect(gateway.listener("h2c")).await.unwrap();
     let (mut read, mut write) = stream.into_split();
@@ -107,7 +107,8 @@ async fn streams_that_are_opened_to_be_reset_end_the_connection() {
 
 #[tokio::test]
 async fn streams_that_are_reset_while_they_wait_end_the_connection_too() {
-    // One after the other, so that each is taken before it is reset; what judges them does not see that they are gone.
+    // One after the other, so that each is accepted before it is reset; the authorization server does not notice the
+    // resets.
     let upstream = Upstream::fixed(200, "").await;
     let slow = Upstream::start(|_| std::future::pending()).await;
     let yaml = format!(
@@ -135,7 +136,7 @@ routes:
             if write.write_all(&part).await.is_err() {
                 break;
             }
-            // The stream is taken before the next part comes, or the connection has ended.
+            // The stream is accepted before the next part is sent, or the connection has ended.
             let taken = usize::try_from(n + 1).unwrap();
             spillway_tests::eventually("the stream is taken or the connection ends", || async {
                 (reading.is_finished() || slow.count() >= taken).then_some(())
@@ -165,7 +166,7 @@ async fn a_head_without_end_ends_the_connection() {
 
 #[tokio::test]
 async fn frames_that_only_ask_for_answers_take_bounded_memory() {
-    // CVE-2019-9512 and CVE-2019-9515: whoever reads no answers gets no more of his questions read.
+    // CVE-2019-9512 and CVE-2019-9515: a client that reads no answers gets no more of its questions read.
     let upstream = Upstream::fixed(200, "").await;
     let gateway = start(&upstream).await;
     let before = gateway.metric("process_resident_memory_bytes").await;
@@ -173,7 +174,7 @@ async fn frames_that_only_ask_for_answers_take_bounded_memory() {
         let mut stream = TcpStream::connect(gateway.listener("h2c")).await.unwrap();
         stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
         let many = question.repeat(1000);
-        // Ends because nothing more is taken, or because the connection does.
+        // Ends when nothing more is accepted, or when the connection ends.
         let taken = async {
             for _ in 0..10_000 {
                 if stream.write_all(&many).await.is_err() {

@@ -1,5 +1,5 @@
-//! Where requests end: what breaks the framing of HTTP/1 or a bound of it is answered and ends its connection, takes
-//! bounded memory, and never reaches a server as something whole.
+//! Framing of HTTP/1: a violation of the grammar or of a bound is answered and ends its connection. Memory stays
+//! bounded, and no server gets the violation as a whole request.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,7 +28,8 @@ routes: [{{name: r, matches: [{{path: {{prefix: /}}}}], backendRefs: [{{name: up
     Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await
 }
 
-/// Sends parts, each of them once the one before was taken, and gives what came back until the connection ended in order.
+/// Sends parts, each once the one before was accepted, and returns the answer up to the orderly end of the
+/// connection.
 async fn ended(gateway: &Gateway, parts: impl IntoIterator<Item = Vec<u8>>) -> String {
     let (mut read, mut write) = TcpStream::connect(gateway.address).await.unwrap().into_split();
     let reading = tokio::spawn(async move {
@@ -48,7 +49,7 @@ async fn ended(gateway: &Gateway, parts: impl IntoIterator<Item = Vec<u8>>) -> S
     answer
 }
 
-/// The statuses of answers, one after the other.
+/// Statuses of successive answers.
 fn statuses(answers: &str) -> Vec<&str> {
     answers.match_indices("HTTP/1.1 ").map(|(at, found)| &answers[at + found.len()..][..3]).collect()
 }
@@ -72,7 +73,7 @@ async fn a_head_is_refused_when_its_bound_is_reached_and_not_when_it_ends() {
             "431",
         ),
     ] {
-        // None of them ends, so that only the bound can end it.
+        // The heads have no end, so that only the bound can end them.
         let answer = ended(&gateway, [head]).await;
         assert_eq!(statuses(&answer), [status], "{what}: {answer}");
         assert!(answer.to_ascii_lowercase().contains("connection: close"), "{what}: {answer}");
@@ -82,7 +83,7 @@ async fn a_head_is_refused_when_its_bound_is_reached_and_not_when_it_ends() {
     assert_eq!(refused, 3.0);
 }
 
-/// A server that answers nothing and keeps the bytes of each connection, and whether it has ended.
+/// Server that answers nothing and records the bytes of each connection, and whether it has ended.
 async fn deaf() -> (SocketAddr, Arc<Mutex<Vec<(Vec<u8>, bool)>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -108,7 +109,7 @@ async fn deaf() -> (SocketAddr, Arc<Mutex<Vec<(Vec<u8>, bool)>>>) {
     (address, connections)
 }
 
-/// Bodies in chunks that break the grammar behind a good first chunk.
+/// Chunked bodies that break the grammar after a good first chunk.
 const BROKEN: &[&[u8]] = &[
     b"\r\n",
     b"5;a\n",
@@ -224,7 +225,7 @@ async fn what_is_sent_behind_a_running_request_takes_bounded_memory() {
     .await;
     let requests = b"GET /behind HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2000);
     for client in &mut held {
-        // Ends when nothing more is taken.
+        // Ends when nothing more is accepted.
         let taken = async { while client.write_all(&requests).await.is_ok() {} };
         let _ = tokio::time::timeout(Duration::from_millis(300), taken).await;
     }

@@ -1,4 +1,4 @@
-//! Servers that fail, hang, are taken out or come and go: who notices, how long it lasts, and that callers do not.
+//! Servers that fail, hang, are ejected or change: detection, duration, and no effect on callers.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,7 +19,7 @@ use spillway_tests::{
 
 const HEAD: &str = "listeners: [{address: \"127.0.0.1:0\"}]\nadmin: {address: \"127.0.0.1:0\"}\n";
 
-/// A server whose status can be changed; 0 closes the connection without an answer.
+/// Server with a variable status; 0 closes the connection without an answer.
 async fn switched(name: &'static str) -> (Upstream, Arc<AtomicU16>) {
     let status = Arc::new(AtomicU16::new(200));
     let shared = status.clone();
@@ -145,7 +145,7 @@ routes: [{{backendRefs: [{{name: x}}], retry: {{attempts: 2, on: [connectFailure
         }
     };
     ask(4).await;
-    // It hangs: connections are taken, and nothing comes.
+    // The server hangs: connections are accepted, and nothing follows.
     b.signal("STOP");
     let began = std::time::Instant::now();
     eventually("the hanging one is ejected", || async {
@@ -209,7 +209,7 @@ async fn a_drained_endpoint_gets_no_new_requests_loses_none_and_stays_drained_ov
     assert_eq!(drained.json()["endpoints"][0]["changed"], true, "{}", drained.text());
     let (then, other) = (a.count(), b.count());
     eventually("the other goes on", || async { (b.count() > other + 40).then_some(()) }).await;
-    // Eight clients have at most eight requests on their way.
+    // Eight clients have at most eight requests in flight.
     assert!(a.count() <= then + 8, "{} more", a.count() - then);
     let told = gateway.events("admin_change");
     assert_eq!((&told[0]["action"], &told[0]["endpoint"]), (&"drain".into(), &a.url().into()));
@@ -228,7 +228,7 @@ async fn a_drained_endpoint_gets_no_new_requests_loses_none_and_stays_drained_ov
     assert_eq!(code, Some(0), "{top}");
     let line = |url: &str| top.lines().find(|line| line.contains(url)).unwrap_or_else(|| panic!("{top}")).to_owned();
     assert!(line(&a.url()).contains("drained") && line(&b.url()).contains("open"), "{top}");
-    // Eight clients ask all the time.
+    // Eight clients send requests all the time.
     let route: Vec<String> = line("default").split_whitespace().map(str::to_owned).collect();
     assert!(
         route.len() == 6 && route[2].parse::<f64>().unwrap() > 0.0,
@@ -329,7 +329,7 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     .await;
 }
 
-/// A gRPC server with the health service alone, over HTTP/2, with TLS where there is an acceptor.
+/// gRPC server with the health service alone, over HTTP/2, with TLS if there is an acceptor.
 async fn health_service_over(
     acceptor: Option<tokio_rustls::TlsAcceptor>,
 ) -> (String, tonic_health::server::HealthReporter) {
@@ -346,7 +346,7 @@ async fn health_service_over(
                 match acceptor {
                     None => http2.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await,
                     Some(acceptor) => {
-                        // Whoever does not trust it hangs up.
+                        // A client that does not trust the server hangs up.
                         let Ok(stream) = acceptor.accept(stream).await else { return Ok(()) };
                         http2.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await
                     }
@@ -407,7 +407,7 @@ async fn a_grpc_server_behind_tls_is_asked_by_the_health_protocol() {
     let (authority, stranger) = (Authority::default(), Authority::default());
     let server = authority.server(&["grpc.test"]);
     let (url, reporter) = health_service_over(Some(server.acceptor(None, &["h2"]))).await;
-    // The same without ALPN: a server that speaks HTTP/1.1 only, as far as it says.
+    // Without ALPN for HTTP/2: a server that announces HTTP/1.1 only.
     let (plain, _) = health_service_over(Some(server.acceptor(None, &["http/1.1"]))).await;
     reporter.set_service_status("", Serving).await;
     let folder = tempfile::tempdir().unwrap();
@@ -451,7 +451,7 @@ backends:
     eventually("it serves again", || async { (state("x").await == "open").then_some(()) }).await;
 }
 
-/// A backend with these servers, asked in turn, and further keys.
+/// A backend with these servers in round robin, and further keys.
 fn in_turn(servers: &[&str], keys: &str) -> String {
     let endpoints: Vec<String> = servers.iter().map(|url| format!("{{url: \"{url}\"}}")).collect();
     format!(
@@ -491,7 +491,7 @@ async fn a_server_that_resets_in_mid_body_hurts_the_answers_that_were_on_their_w
         head_of_a_request(&mut stream).await;
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
         tokio::time::sleep(std::time::Duration::from_millis(30)).await;
-        // Dropped with a linger of nothing: a reset, not an end.
+        // Dropped with zero linger: a reset, not an orderly end.
         let _ = stream.set_zero_linger();
     })
     .await;

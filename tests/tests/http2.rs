@@ -1,4 +1,4 @@
-//! HTTP/2 on both sides takes the same way as HTTP/1.1: bodies, streams, cancellation, the end of the process.
+//! HTTP/2 on both sides behaves like HTTP/1.1: bodies, streams, cancellation, the end of the process.
 
 #![allow(
     clippy::unwrap_used,
@@ -102,7 +102,7 @@ async fn a_body_without_a_length_streams_to_either_version() {
             Request::post("http://a.test/").header("cookie", "a=1").header("cookie", "b=2").body(body).unwrap();
         let answer = whole_answer(client.send_request(request).await.unwrap()).await;
         assert_eq!((answer.status.as_u16(), answer.text()), (200, digest(&all)), "{backend}");
-        // HTTP/1.1 in, the same way out.
+        // HTTP/1.1 towards the client, HTTP/2 towards the server.
         let client = spillway_tests::Client::new(gateway.listener("plain"));
         let chunks = all.chunks(30_000).map(Bytes::copy_from_slice).collect();
         let answer = client.send(client.chunked("/", &[], chunks)).await;
@@ -120,7 +120,7 @@ async fn a_stream_that_the_client_takes_back_ends_the_request_behind() {
         async move {
             let (send, parts) = tokio::sync::mpsc::channel(1);
             tokio::spawn(async move {
-                // Ends when nobody takes the parts any more.
+                // Ends once the parts are no longer accepted.
                 while send.send(Ok(Bytes::from_static(b"data: x\n\n"))).await.is_ok() {
                     tokio::time::sleep(std::time::Duration::from_millis(10)).await;
                 }
@@ -183,12 +183,12 @@ async fn a_connection_without_requests_is_closed_when_its_time_is_over() {
         async move { closed.then_some(()) }
     })
     .await;
-    // HTTP/1.1 on a listener of HTTP/2 is no conversation.
+    // HTTP/1.1 on a listener of HTTP/2 fails.
     let told = spillway_tests::Client::new(gateway.listener("h2c"));
     assert!(told.try_send(told.request("GET", "/", &[], "")).await.is_err());
 }
 
-/// A server that speaks HTTP/2, with or without TLS, and counts its connections.
+/// Server of HTTP/2, with or without TLS, that counts its connections.
 struct Http2Upstream {
     address: std::net::SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -283,12 +283,12 @@ async fn requests_share_connections_to_an_http2_server_and_trailers_pass() {
     }
     let connections = upstream.connections.load(Ordering::Relaxed);
     assert!(connections <= 25, "100 requests took {connections} connections");
-    // An HTTP/1.1 client gets the answer without what its version cannot say.
+    // An HTTP/1.1 client gets the answer without fields that its version cannot express.
     let answer = spillway_tests::Client::new(gateway.listener("plain")).post("/", &[], "abc").await;
     assert_eq!((answer.status.as_u16(), answer.text()), (200, digest(b"abc")));
 }
 
-/// TLS towards a server: its certificate, what it asks for, what the gateway is told of it.
+/// TLS to a server: its certificate, the client authority it requires, and the gateway's settings.
 async fn over_tls(
     server: &Made,
     clients: Option<&Authority>,

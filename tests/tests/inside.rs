@@ -1,4 +1,4 @@
-//! The model inside: it answers official clients, stays apart for each caller, and refuses what it cannot do.
+//! Built-in model: answers official clients, isolates callers, and refuses unsupported requests.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! How much a caller may use: tokens, requests at a time, budgets.
+//! Limits of a caller: tokens, concurrent requests, budgets.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +32,7 @@ routes: [{{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{nam
     )
 }
 
-/// A chat of 10 tokens of prompt by estimate.
+/// Chat with an estimated prompt of 10 tokens.
 async fn chat(client: &Client, key: &str, max_tokens: u64, stream: bool) -> Answer {
     let body = serde_json::json!({
         "model": "m", "messages": [{"role": "user", "content": "x".repeat(40)}], "max_tokens": max_tokens, "stream": stream,
@@ -42,7 +42,7 @@ async fn chat(client: &Client, key: &str, max_tokens: u64, stream: bool) -> Answ
         .await
 }
 
-/// Waits until no request runs: an answer is settled when its last byte is out.
+/// Waits until no request runs: an answer is settled when its last byte is sent.
 async fn settled(gateway: &Gateway) {
     gateway.metric_becomes("spillway_requests_in_flight{http_route=\"chat\"}", 0.0).await;
 }
@@ -88,23 +88,23 @@ async fn tokens_are_reserved_by_estimate_and_settled_by_usage() {
     assert_eq!(first.header("x-ratelimit-limit-tokens"), "1000");
     assert_eq!(first.header("ratelimit-policy"), "\"tokens\";q=1000;w=3600");
     assert!(first.header("ratelimit").starts_with("\"tokens\";r=500;t="), "{}", first.header("ratelimit"));
-    // 20 were used.
+    // 20 tokens were used.
     settled(&gateway).await;
     let second = chat(&client, &key, 7, false).await;
     assert_eq!((second.status.as_u16(), left(&second)), (500, 980 - 17));
-    // An error of the upstream cost nothing.
+    // An error of the upstream costs nothing.
     settled(&gateway).await;
     let third = chat(&client, &key, 9, true).await;
     assert_eq!((third.status.as_u16(), left(&third)), (200, 980 - 19));
     settled(&gateway).await;
-    // A stream that tells its usage: 50. One that tells none: its events, and the estimate of its prompt.
+    // A stream that reports its usage: 50. One that does not: its events, and the estimate of its prompt.
     let fourth = chat(&client, &key, 8, true).await;
     assert_eq!(left(&fourth), 930 - 18);
     settled(&gateway).await;
     let fifth = chat(&client, &key, 100, false).await;
     assert_eq!(left(&fifth), 930 - 12 - 110);
     settled(&gateway).await;
-    // More than fits now waits for it; more than ever fits is told so.
+    // More than fits now has to wait; more than ever fits is refused for good.
     let refused = chat(&client, &key, 900, false).await;
     assert_eq!(refused.status, 429);
     assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
@@ -169,7 +169,7 @@ async fn a_budget_survives_a_crash_and_money_is_counted_by_prices() {
     let yaml = yaml(&upstream, &digest, "{budget: {tokens: 10000, usd: 0.003, per: day}}", prices);
     let gateway = Gateway::start(&yaml).await;
     assert_eq!(chat(&gateway.client(), &key, 10, false).await.status, 200);
-    // What was spent is written within half a second.
+    // Spending is written within half a second.
     tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
     let gateway = gateway.crash_and_restart(&yaml).await;
     let client = gateway.client();
@@ -223,7 +223,7 @@ routes: [{{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{nam
         assert_eq!(answer.status, status, "request {n}: {}", answer.text());
     }
     assert!(ask(1).await.text().contains("for this tenant"), "whose limit it is");
-    // 100 tokens each: after two the third would pass 250 by what is reserved for it, and after that none does.
+    // 100 tokens each: after two the third would pass 250 by its reservation, and after that none fits.
     for caller in [2, 3] {
         assert_eq!(ask(caller).await.status, 200);
         settled(&gateway).await;
@@ -245,7 +245,7 @@ async fn a_prompt_counts_although_its_caller_leaves_before_the_first_byte() {
         eventually("the server works on it", || async { (upstream.count() == requests).then_some(()) }).await;
         leaving.abort();
         settled(&gateway).await;
-        // What was reserved for the answer comes back; the 10 tokens of the prompt were read.
+        // The reservation for the answer is returned; the 10 tokens of the prompt were read.
         let spent = "spillway_budget_spent{budget=\"consumer acme\",per=\"day\",unit=\"tokens\"}";
         gateway.metric_becomes(spent, 10.0 * requests as f64).await;
     }

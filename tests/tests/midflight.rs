@@ -1,4 +1,5 @@
-//! The promise: what fails or is slow on the way is tried elsewhere within bounds, and nobody is told half an answer.
+//! Retries and failures in flight: failed or slow requests are tried elsewhere within bounds, and no answer is half
+//! sent in silence.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use spillway_tests::{Gateway, LlamaServer, Upstream, eventually, model, reply, streamed};
 use tokio::sync::mpsc;
 
-/// Never answers; counts how many ask and how many of them have been let go.
+/// Server that never answers; counts requests and cancellations.
 async fn silent() -> (Upstream, Arc<AtomicUsize>) {
     let gone = Arc::new(AtomicUsize::new(0));
     let leaves = gone.clone();
@@ -87,7 +88,7 @@ async fn a_slow_attempt_is_hedged_and_the_loser_is_let_go_at_once() {
     };
     gateway.metric_becomes(&of("given_up"), 3.0).await;
     gateway.metric_becomes(&of("failed"), 0.0).await;
-    // What is not idempotent is never sent twice.
+    // A request that is not idempotent is never sent twice.
     let client = gateway.client();
     let post = tokio::spawn(async move { client.post("/", &[], "{}").await });
     eventually("it is asked", || async { (slow.count() == 4).then_some(()) }).await;
@@ -155,7 +156,7 @@ telemetry: {{logs: {{access: false}}}}
         sum
     };
     assert!(of("given_up").await > 10.0);
-    // Who had a place and found no connection left would have been told that the server is full.
+    // A request with a slot but without a connection would have been told that the server is full.
     assert_eq!(of("full").await, 0.0);
 }
 
@@ -163,7 +164,7 @@ fn sse(text: &str) -> Bytes {
     format!("data: {{\"id\":\"c\",\"model\":\"big\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n").into()
 }
 
-/// Says two words and half an event, then breaks.
+/// Server that sends two words and half an event, then breaks.
 async fn dying() -> Upstream {
     Upstream::start(|_| async {
         let (send, parts) = mpsc::channel(4);
@@ -192,7 +193,7 @@ fn events(text: &str) -> Vec<serde_json::Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_dies_is_continued_by_the_model_inside_where_the_route_wants_it() {
-    // The second one stands in, but does not know how to go on.
+    // The second server is the fallback, but cannot continue an answer.
     let (server, other) = (dying().await, Upstream::fixed(400, "{}").await);
     let yaml = |resume: bool| {
         format!(
@@ -222,7 +223,7 @@ routes: [{{name: r, backendRefs: [{{name: x}}], whenUnavailable: {{spillTo: smol
     assert!(all.last().unwrap()["usage"]["completion_tokens"].as_u64().unwrap() > 2, "both parts count: {text}");
     gateway.metric_becomes("spillway_streams_resumed_total{http_route=\"r\"}", 1.0).await;
     assert_eq!((other.count(), gateway.endpoint(&other.url()).await["ejections"].as_u64()), (1, Some(0)));
-    // A caller that wants no lesser answer, and a route that does not opt in, get the error.
+    // A caller that refuses a fallback, and a route that does not opt in, get the error.
     let never = gateway.client().post("/v1/chat/completions", &[("x-spillway-fallback", "never")], QUESTION).await;
     drop(gateway);
     let plain = Gateway::start(&yaml(false)).await;
@@ -296,7 +297,7 @@ routes:
     let series = |outcome: &str| format!("spillway_mirrors_total{{http_route=\"r\",outcome=\"{outcome}\"}}");
     eventually("all is counted", || async {
         let (answered, skipped) = (gateway.metric(&series("answered")).await, gateway.metric(&series("skipped")).await);
-        // Three and one that found no place at z, and one that was too long for y.
+        // Three and one without a free slot at z, and one that was too long for y.
         ((answered, skipped) == (5.0, 5.0)).then_some(())
     })
     .await;
@@ -323,7 +324,7 @@ routes:
     ))
     .await;
     let series = |outcome: &str| format!("spillway_mirrors_total{{http_route=\"r\",outcome=\"{outcome}\"}}");
-    // Of two copies of each, y takes one and z none; of further ones neither gets any.
+    // Of two copies of each, y accepts one and z none; of further ones neither gets any.
     for (n, (failed, skipped)) in [(2.0, 0.0), (3.0, 1.0), (3.0, 3.0), (3.0, 5.0)].into_iter().enumerate() {
         assert_eq!(gateway.client().get("/").await.text(), "first");
         gateway.metric_becomes(&series("failed"), failed).await;
@@ -332,7 +333,7 @@ routes:
     }
 }
 
-/// Continues what the last message says, which must be `so_far`, by these words, and ends or breaks.
+/// Server that continues the last message, which must be `so_far`, by these words, and ends or breaks.
 async fn continuing(so_far: &'static str, words: &'static [&'static str], breaks: bool) -> Upstream {
     Upstream::start(move |seen| async move {
         let body: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
@@ -399,7 +400,7 @@ routes: [{{name: r, backendRefs: [{{name: x}}], resume: true, retry: {{attempts:
 
 #[tokio::test]
 async fn a_server_that_still_continues_when_the_time_is_over_is_not_blamed_and_one_that_is_silent_is() {
-    // Half of its idle time makes a server silent: far more than the one is silent, and far less than the other.
+    // A server is silent after half of its idle time: far more than the one is silent, and far less than the other.
     for (silent, request, idle, code, ejections) in [(false, 3, 60, "request_timeout", 0), (true, 6, 6, "timeout", 1)] {
         let first = dying().await;
         let second = Upstream::start(move |_| async move {
@@ -477,7 +478,7 @@ routes: [{{name: r, backendRefs: [{{name: x}}], resume: true}}]
     assert!(killed_at.is_some_and(|at| at < text.len()) && text.ends_with("data: [DONE]\n\n"), "{text}");
     let usage = &all.last().unwrap()["usage"];
     let written = usage["completion_tokens"].as_u64().unwrap();
-    // A token of the text may be cut in two where it was continued.
+    // A token of the text may be split where it was continued.
     assert!((290..=310).contains(&written), "as long as it was to be: {usage}");
     println!("{said}");
     let before: String = {

@@ -1,4 +1,4 @@
-//! Models that come and go within one budget of memory.
+//! Models that are loaded and unloaded within one memory budget.
 
 #![allow(
     clippy::unwrap_used,
@@ -50,7 +50,7 @@ async fn an_idle_model_makes_room_for_one_that_is_needed_and_one_in_use_does_not
     assert_eq!(client.chat("smollm2", &[]).await.status, 200);
     assert_eq!(counted("evictions", "minilm").await, 1.0);
 
-    // While somebody is answered, the other waits for another time.
+    // While a request runs on one model, the other must wait.
     let body = serde_json::json!({
         "model": "smollm2", "stream": true, "max_tokens": 220, "seed": 1, "temperature": 1.5,
         "logit_bias": {"2": -100, "0": -100},
@@ -60,7 +60,7 @@ async fn an_idle_model_makes_room_for_one_that_is_needed_and_one_in_use_does_not
         client.stream(client.request("POST", "/v1/chat/completions", &[], body.to_string())).await.unwrap();
     stream.part().await.unwrap().unwrap();
     let refused = client.post("/v1/embeddings", &[], VECTORS).await;
-    // As the route refuses where its only backend has no room.
+    // The same refusal as for a route whose only backend has no room.
     assert_eq!((refused.status.as_u16(), &refused.json()["error"]["code"]), (503, &"overloaded".into()));
     assert!(!refused.header("retry-after").is_empty(), "{}", refused.text());
     assert_eq!(client.post("/v1/embeddings", &[], VECTORS).await.status, 503);
@@ -71,7 +71,7 @@ async fn an_idle_model_makes_room_for_one_that_is_needed_and_one_in_use_does_not
         (client.post("/v1/embeddings", &[], VECTORS).await.status == 200).then_some(())
     })
     .await;
-    // What is told of the others follows in a minute.
+    // Later refusals are logged within a minute.
     spillway_tests::eventually("the log says why", || async {
         (!gateway.events("model_not_loaded").is_empty()).then_some(())
     })
@@ -118,7 +118,7 @@ routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: smollm2}
     assert!(reason.contains("model `smollm2`: it needs") && reason.contains("they go on"), "{reason}");
     assert_eq!(gateway.client().chat("smollm2", &[]).await.status, 200);
     assert_eq!(gateway.metric("spillway_models_memory_bytes").await, taken);
-    // As the log advises.
+    // The change that the log advises.
     let text = std::fs::read_to_string(gateway.config()).unwrap();
     std::fs::write(gateway.config(), text.replace("maxQueueWait: 60s", "maxQueueWait: 60s, keepWarm: false")).unwrap();
     assert_eq!(gateway.reloads(1).await["event"], "config_reloaded");
@@ -142,7 +142,7 @@ fn a_model_that_can_never_fit_is_refused_at_the_start() {
     };
     let told = serve(&both("50MiB", ""));
     assert!(told.contains("model `smollm2`: it needs") && told.contains("limits.modelMemory"), "{told}");
-    // A key that an encoder has no use for, though it has the value that it would have anyway.
+    // A key that an encoder does not use, although it has the default value.
     let told = serve(&both("1GiB", ", maxSequences: 16"));
     assert!(told.contains("`maxSequences` can take no effect"), "{told}");
 }

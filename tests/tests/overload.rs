@@ -1,4 +1,4 @@
-//! The promise: at three times the load that the servers take, every caller is answered, and by the right answer.
+//! Overload: at three times the load of the servers every caller gets its own answer.
 
 #![allow(
     clippy::unwrap_used,
@@ -34,7 +34,7 @@ routes:
         model().display()
     ))
     .await;
-    // What the two take: the time of one request, warm, on a machine that they share with everything else here.
+    // Service time of the two: that of one request, warm, on a machine that they share with all other processes here.
     let mut took = Vec::new();
     for _ in 0..4 {
         let began = Instant::now();

@@ -1,5 +1,5 @@
-//! Paths that one server reads otherwise than another: no spelling but the plain one gets past a closed route, with real
-//! servers as the readers; `encodedSlashes` passes what a server needs; a model's id may have a slash.
+//! Paths that servers read differently: no spelling but the plain one passes a closed route, with real servers as the
+//! readers. `encodedSlashes` passes what a server needs; a model's id may have a slash.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,7 @@ use spillway_tests::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// What may stand between two names where a reader could see a slash, or no slash.
+/// Characters between two names that a reader could take for a slash, or for none.
 const BETWEEN: [&str; 38] = [
     "%2f",
     "%2F",
@@ -64,7 +64,7 @@ const BETWEEN: [&str; 38] = [
     "./",
 ];
 
-/// What may stand before or behind a whole path.
+/// Prefix and suffix around a whole path.
 const AROUND: [(&str, &str); 16] = [
     ("", ""),
     ("/", ""),
@@ -84,7 +84,7 @@ const AROUND: [(&str, &str); 16] = [
     ("", "%2f"),
 ];
 
-/// Spellings of `/FIRST/SECOND` that are not the plain one.
+/// Spellings of `/FIRST/SECOND` other than the plain one.
 fn spellings(first: &str, second: &str) -> Vec<String> {
     let (head, tail) = first.split_at(1);
     let escaped = |text: &str| text.bytes().map(|b| format!("%{b:02x}")).collect::<String>();
@@ -110,7 +110,7 @@ fn spellings(first: &str, second: &str) -> Vec<String> {
     all
 }
 
-/// Status and body of a request whose target is sent as it is.
+/// Status and body of a request whose target is sent unchanged.
 async fn ask(address: SocketAddr, method: &str, target: &str, headers: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let length = body.len();
@@ -173,7 +173,7 @@ async fn no_spelling_but_the_plain_one_reaches_what_is_closed() {
             assert!(!answer.text().contains("SECRET"), "{path} by HTTP/2: {}", answer.status);
         }
     }
-    // What the servers do when nobody stands before them: without that, nothing would have been tried.
+    // Proof that the servers alone serve other spellings: without it nothing would have been tested.
     assert!(read_otherwise > 20, "{read_otherwise} spellings of a closed path were served");
 }
 
@@ -195,6 +195,53 @@ async fn no_spelling_passes_round_a_limit_or_a_list_of_models() {
         for model in ["small", "big"] {
             let (status, answer) = chat(&path, model).await;
             assert!(!answer.contains("answered"), "{path} answers for {model}: {status}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_spelling_changes_what_a_server_is_told_or_which_server_it_is() {
+    let upstream = Upstream::start(|seen| async move {
+        let role = seen.headers.get("x-role").map(|role| role.to_str().unwrap().to_owned());
+        Some(reply(200, &[], format!("SERVED {} as {}", seen.path, role.unwrap_or_default())))
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: b, endpoints: [{{url: \"{url}\"}}]}}
+  - {{name: other, endpoints: [{{url: \"{url}\"}}]}}
+routes:
+  - name: guests
+    matches: [{{path: {{prefix: /guest}}}}]
+    filters: [{{requestHeaders: {{set: {{x-role: guest}}}}}}]
+    backendRefs: [{{name: b}}]
+  - name: same
+    matches: [{{path: {{prefix: /same}}}}]
+    filters: [{{requestHeaders: {{set: {{x-role: staff}}}}}}]
+    backendRefs: [{{name: b}}]
+  - name: elsewhere
+    matches: [{{path: {{prefix: /elsewhere}}}}]
+    filters: [{{requestHeaders: {{set: {{x-role: staff}}}}}}]
+    backendRefs: [{{name: other}}]
+  - {{name: rest, filters: [{{requestHeaders: {{set: {{x-role: staff}}}}}}], backendRefs: [{{name: b}}]}}
+",
+        url = upstream.url()
+    ))
+    .await;
+    for (path, served) in [
+        ("/guest/page", Some("as guest")),
+        ("/guest/page;x", Some("as guest")),
+        ("/page;x", Some("as staff")),
+        ("/same;x/page", Some("as staff")),
+        ("/guest;x/page", None),
+        ("/guest%3Fx", None),
+        ("/guest.", None),
+        ("/elsewhere;x/page", None),
+    ] {
+        let (status, answer) = ask(gateway.address, "GET", path, "", "").await;
+        match served {
+            Some(role) => assert!(status == 200 && answer.ends_with(role), "{path}: {answer}"),
+            None => assert!(status == 400 && answer.contains("ambiguous_path"), "{path}: {status} {answer}"),
         }
     }
 }
@@ -251,7 +298,7 @@ async fn encoded_slashes_pass_as_they_came_where_the_file_says_so() {
     }
     assert_eq!(ask(by_route.address, "GET", "/npm/@scope%2fname", "", "").await.0, 400);
 
-    // What would pass round another route is an error before anything runs.
+    // A configuration in which a request could bypass another route is refused at start.
     let (_, digest) = new_key();
     let callers = format!("consumers: [{{name: c, keys: [{{sha256: \"{digest}\"}}]}}]\n{backends}");
     let listeners = "listeners: [{address: \"127.0.0.1:0\"}]\n";
@@ -306,7 +353,7 @@ routes:
             None => assert!(status == 404 && answer.contains("model_not_found"), "{path}: {answer}"),
         }
     }
-    // Other operations on the same route are for the server, and other methods too.
+    // Other operations on the same route, and other methods, are left to the server.
     assert_eq!(ask(gateway.address, "DELETE", "/v1/models/lab%2Fmini", "", "").await.0, 400);
     assert_eq!(ask(gateway.address, "GET", "/v1/files/lab%2Fmini", "", "").await.0, 400);
     assert_eq!(upstream.count(), 0);
@@ -331,7 +378,7 @@ routes:
     ))
     .await;
     let long = format!("{}secret.test", "a.".repeat(140));
-    // Of each host, whether a server may take it for the closed one: then no caller without a key gets past.
+    // Whether a server may take each host for the closed one; if so, no caller without a key passes.
     for (host, closed) in [
         ("secret.test", true),
         ("SECRET.Test:8080", true),

@@ -1,4 +1,4 @@
-//! The life of the process and the command line.
+//! Life of the process, and the command line.
 
 #![allow(
     clippy::unwrap_used,
@@ -68,7 +68,7 @@ async fn a_drain_has_an_end() {
     assert!(answer.text().contains("shutting_down"), "{}", answer.text());
 }
 
-/// A server that says something and then nothing more.
+/// Server that sends an event and then nothing.
 async fn falls_silent() -> Upstream {
     Upstream::start(|_| async {
         let (send, parts) = mpsc::channel(1);
@@ -85,7 +85,7 @@ async fn falls_silent() -> Upstream {
 const STREAMED: &str =
     r#"{"model":"m","stream":true,"max_tokens":2000,"messages":[{"role":"user","content":"Count."}]}"#;
 
-/// A gateway whose requests have a moment after SIGTERM, for both versions of HTTP.
+/// Gateway with a short drain after SIGTERM, for both versions of HTTP.
 async fn with_short_drain(rest: &str) -> Gateway {
     let yaml = format!(
         "listeners:
@@ -268,7 +268,7 @@ fn what_keeps_it_from_starting_is_told_with_what_to_do() {
     let (code, _, told) = serve(listen + &plain("http://127.0.0.1:1"));
     assert!(code == Some(1) && told.contains("another process has the port"), "{told}");
 
-    // A model file that ends too early names the tensor that is not there; nothing is allocated for it.
+    // A model file that ends too early is reported with the missing tensor; nothing is allocated for it.
     let whole = std::fs::read(model()).unwrap();
     let cut = folder.path().join("cut.gguf");
     std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
@@ -305,7 +305,7 @@ fn software_vulkan_that_is_wanted_and_not_there_is_told_what_to_install() {
     assert!(out.status.code() == Some(1) && told.contains("apt-get install libvulkan1 mesa-vulkan-drivers"), "{told}");
 }
 
-/// Signals whose default ends a process and that mean nothing to the gateway; numbers 34 to 64 are the real-time ones.
+/// Signals whose default ends a process and that the gateway ignores; numbers 34 to 64 are the real-time ones.
 const MEANINGLESS: [&str; 13] =
     ["QUIT", "USR1", "USR2", "ALRM", "STKFLT", "XCPU", "XFSZ", "VTALRM", "PROF", "POLL", "PWR", "40", "64"];
 
@@ -337,7 +337,7 @@ async fn signals_without_a_meaning_are_logged_once_and_end_nothing() {
     assert!(status.success() && log.contains("\"event\":\"stopped\""), "{log}");
 }
 
-/// The program while it starts: its child process, and what it prints.
+/// A starting program.
 struct Starting {
     child: std::process::Child,
     _folder: tempfile::TempDir,

@@ -1,4 +1,4 @@
-//! What comes in goes out: bodies of any size, streams as they come, headers as they should be.
+//! Proxying: bodies of any size, streams without delay, and correct headers.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use spillway_tests::{Gateway, Upstream, digest, eventually, reply, streamed};
 use tokio::sync::mpsc;
 
-/// A route of each kind: bodies that are held (model protocol) and bodies that stream through.
+/// One route of each kind: bodies that are held (model protocol) and bodies that stream through.
 fn both(upstream: &Upstream, more: &str) -> String {
     format!(
         "backends:
@@ -107,7 +107,7 @@ async fn a_client_that_leaves_ends_the_request_at_the_upstream() {
     send.send(Ok("data: {}\n\n".into())).await.unwrap();
     answer.part().await.unwrap().unwrap();
     drop(answer);
-    // No further part is sent: the upstream must hear of it all the same.
+    // No further part is sent: the upstream must notice the cancellation all the same.
     tokio::time::timeout(spillway_tests::PATIENCE, send.closed()).await.expect("the upstream's connection is closed");
     gateway.metric_becomes("spillway_requests_in_flight{http_route=\"held\"}", 0.0).await;
 }
@@ -267,7 +267,7 @@ async fn bad_input_gets_a_clear_error_in_the_right_shape_and_harms_nothing() {
     let large = "x".repeat(40_000);
     let answer = client.send(client.request("GET", "/streamed", &[("x-large", &large)], "")).await;
     assert_eq!(answer.status, 431);
-    // What is no HTTP at all, or framed in two ways.
+    // No HTTP at all, or two framings.
     for raw in [
         "NONSENSE\r\n\r\n",
         "GET /streamed HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",

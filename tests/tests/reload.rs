@@ -1,4 +1,4 @@
-//! An edit of the file: taken whole, or kept out whole, and no request feels it.
+//! Reload: an edit is applied as a whole or rejected as a whole, and no request is disturbed.
 
 #![allow(
     clippy::unwrap_used,
@@ -31,19 +31,19 @@ async fn edits_are_taken_as_editors_write_them_and_bad_ones_are_kept_out() {
     let file = gateway.config();
     assert_eq!(client.get("/").await.text(), "a");
 
-    // An editor that writes a new file and puts it in place of the old one.
+    // An editor that writes a new file and renames it over the old one.
     let new = gateway.folder().join(".spillway.yaml.swp");
     std::fs::write(&new, whole(&yaml(&b.url()))).unwrap();
     std::fs::rename(&new, &file).unwrap();
     assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
     assert_eq!(client.get("/").await.text(), "b");
 
-    // One that writes in place.
+    // An editor that writes in place.
     std::fs::write(&file, whole(&yaml(&a.url()))).unwrap();
     assert_eq!(gateway.reloads(1).await["event"], "config_reloaded");
     assert_eq!(client.get("/").await.text(), "a");
 
-    // A bad edit changes nothing and is told with its places, all of them.
+    // A bad edit changes nothing and is reported with the places of all its errors.
     let bad = whole(&yaml(&b.url()).replace("backendRefs", "backendRef").replace("endpoints", "endpoint"));
     std::fs::write(&file, bad).unwrap();
     let told = gateway.reloads(2).await;
@@ -184,7 +184,7 @@ async fn an_edit_that_is_kept_out_late_has_changed_no_limit_and_asked_no_store()
     let client = gateway.client();
     assert_eq!(as_caller(&client, &key).await.header("x-ratelimit-remaining-requests"), "1");
 
-    // Sound as a file, and yet it cannot be run: the budgets' folder is a file.
+    // Valid as a file, but it cannot be run: the budgets' folder is a file.
     let redis = format!("limits: {{redis: {{url: \"redis://{}\"}}}}", store.local_addr().unwrap());
     let bad = format!("state: {{budgets: {{sqlite: spillway.yaml/budgets.db}}, {redis}}}\n");
     std::fs::write(gateway.config(), whole(&limited("burst: 100, budget: {tokens: 5, per: day}", &bad))).unwrap();
@@ -199,7 +199,7 @@ async fn an_edit_that_is_kept_out_late_has_changed_no_limit_and_asked_no_store()
     std::fs::write(gateway.config(), whole(&limited("burst: 4", &good))).unwrap();
     assert_eq!(gateway.reloads(1).await["event"], "config_reloaded");
     tokio::time::timeout(spillway_tests::PATIENCE, store.accept()).await.unwrap().unwrap();
-    // Who had taken all of the old limit has taken all of the new one.
+    // A caller that had used up the old limit has used up the new one.
     assert_eq!(as_caller(&client, &key).await.status, 429);
 }
 
@@ -231,7 +231,7 @@ async fn an_edit_made_while_the_gateway_starts_is_taken() {
     let asks = format!("dns: {{servers: [\"{}\"], timeout: 3s}}\n{}", dns.address, yaml("http://chat.test:1"));
     let asks = format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{asks}");
     let starting = tokio::spawn(async move { Gateway::start_in(folder, &asks).await });
-    // It has read the file and waits for what it needs to run it.
+    // The gateway has read the file and waits for what it needs to run it.
     eventually("it asks for the name", || async { (dns.asked("chat.test") > 0).then_some(()) }).await;
     std::fs::write(&file, whole(&yaml(&upstream.url()))).unwrap();
     dns.tell("chat.test", Says::Addresses(vec![std::net::Ipv4Addr::LOCALHOST], 60));

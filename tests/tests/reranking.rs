@@ -1,5 +1,5 @@
-//! Reranking over HTTP by a cross-encoder in safetensors. The reference is a plain forward pass over the same weights,
-//! written down here from the paper (arXiv:1810.04805).
+//! Reranking over HTTP by a cross-encoder in safetensors. The reference is a plain forward pass over the same
+//! weights, written from the paper (arXiv:1810.04805).
 
 #![allow(
     clippy::unwrap_used,
@@ -26,16 +26,16 @@ const POSITIONS: usize = 24;
 const WORDS: [&str; 14] =
     ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "is", "a", "proxy", "server", "cat", "sits", "on", "mat", "##s"];
 
-/// A tensor: rows of values.
+/// Tensor: rows of values.
 type Tensor = (Vec<usize>, Vec<f32>);
 
-/// A small random cross-encoder.
+/// Small random cross-encoder.
 struct Model(BTreeMap<String, Tensor>);
 
 impl Model {
     fn new() -> Self {
         let mut state = 5u64;
-        // Numerical Recipes' generator; any will do.
+        // Numerical Recipes' generator; any would do.
         let mut value = |scale: f32| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * scale
@@ -71,7 +71,7 @@ impl Model {
         Self(tensors)
     }
 
-    /// Writes it as Hugging Face's libraries do.
+    /// Writes the model as Hugging Face's libraries do.
     fn write(&self, folder: &Path) {
         let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
         for (name, (shape, values)) in &self.0 {
@@ -125,7 +125,7 @@ impl Model {
         x.iter().zip(parts).map(|(x, (w, b))| (x - mean) / variance.sqrt() * f64::from(*w) + f64::from(*b)).collect()
     }
 
-    /// The probability that a document answers a query.
+    /// Probability that a document answers a query.
     fn score(&self, query: &[usize], document: &[usize]) -> f64 {
         let first: Vec<_> = [&[2], query, &[3]].concat();
         let tokens: Vec<_> = [&first[..], document, &[3]].concat();
@@ -173,7 +173,7 @@ fn attend(q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
     (0..HEADS).flat_map(head).collect()
 }
 
-/// By the series of the error function.
+/// GELU by the series of the error function.
 fn gelu(x: f64) -> f64 {
     let z = x / std::f64::consts::SQRT_2;
     let (mut term, mut sum) = (z, z);
@@ -228,7 +228,7 @@ routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: judge}}]
     let few = json!({"model": "judge", "query": query, "documents": documents, "top_n": 2});
     let few = client.post("/v1/rerank", &[], few.to_string()).await.json();
     assert_eq!(few["results"].as_array().unwrap().len(), 2);
-    // It is for nothing else.
+    // A reranker refuses other tasks.
     let other = client.post("/v1/embeddings", &[], r#"{"model":"judge","input":"a"}"#).await;
     assert_eq!(other.status, 400, "{}", other.text());
 }

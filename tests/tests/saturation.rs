@@ -1,4 +1,4 @@
-//! When a server counts as full: by what it says of itself, by its latency, by its answers; and where requests go then.
+//! Saturation of a server: by its reports, its latency or its answers; and the destination of requests then.
 
 #![allow(
     clippy::unwrap_used,
@@ -47,7 +47,7 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     let series =
         format!("spillway_endpoint_saturated{{backend=\"x\",endpoint=\"{}\",reason=\"queueDepth\"}}", busy.url());
     gateway.metric_becomes(&series, 1.0).await;
-    // What is stale is not full.
+    // A stale report does not mean full.
     eventually("it is asked again", || async {
         client.get("/").await;
         (busy.count() > 1).then_some(())
@@ -113,7 +113,7 @@ routes: [{{backendRefs: [{{name: x}}]}}]
         busy.url, free.url
     );
     let gateway = Gateway::start(&yaml).await;
-    // Somebody else's requests: the gateway does not count them, the server does.
+    // Requests of another client: the gateway does not count them, the server does.
     let direct = Client::new(busy.url.strip_prefix("http://").unwrap().parse().unwrap());
     let body = serde_json::json!({
         "messages": [{"role": "user", "content": "Count."}], "max_tokens": 2000, "stream": true, "ignore_eos": true

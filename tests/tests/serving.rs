@@ -1,4 +1,4 @@
-//! What the model inside does beside plain text, as the official client sees it; models on demand and new files under
+//! Built-in model beyond plain text, as the official client sees it; models loaded on demand and replaced under
 //! running answers; the command line.
 
 #![allow(
@@ -60,7 +60,7 @@ async fn a_model_that_is_not_kept_warm_comes_and_goes() {
     let loaded = "spillway_engine_loaded{model=\"smollm2\"}";
     gateway.metric_becomes(loaded, 0.0).await;
     for _ in 0..2 {
-        // Two at once load it once.
+        // Two concurrent requests load the model once.
         let client = gateway.client();
         let (one, two) = futures::join!(client.chat("smollm2", &[]), client.chat("smollm2", &[]));
         assert_eq!((one.status.as_u16(), two.status.as_u16()), (200, 200), "{}", one.text());
@@ -99,7 +99,7 @@ async fn a_new_file_takes_over_without_an_answer_being_lost() {
     })
     .await;
     assert_eq!(client.chat("smollm2", &[]).await.status, 200);
-    // Whether the reload came before the end depends on the machine; that nothing is lost must not.
+    // Whether the reload came before the end depends on the machine; the answer is complete in any case.
     let _ = told_while_reloading;
 }
 
@@ -115,7 +115,7 @@ fn models_are_listed_and_inspected() {
     for fact in ["llama", "generating text", "Q4_1", "134.5 million", "8192 tokens, 2048 by default", "taken for"] {
         assert!(text.contains(fact), "{text}");
     }
-    // What was measured is a figure.
+    // The measurement is a number.
     let measured = text.lines().find(|line| line.starts_with("measured")).unwrap();
     let rate: f64 = measured.split_whitespace().nth(1).unwrap().parse().unwrap();
     assert!(rate > 0.0 && measured.contains("tokens a second written by one sequence"), "{text}");

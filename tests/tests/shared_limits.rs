@@ -1,4 +1,4 @@
-//! Limits that three gateways share through a Redis server, which stands still, dies and comes back under load.
+//! Limits shared by three gateways through a Redis server that hangs, dies and returns under load.
 
 #![allow(
     clippy::unwrap_used,
@@ -52,7 +52,7 @@ async fn three_gateways_hold_one_limit_and_outlive_their_store() {
     let mut redis = Redis::start();
     let upstream = Upstream::fixed(200, "{}").await;
     let (key, digest) = new_key();
-    // A unit comes back in ten minutes: nothing comes back while this runs.
+    // A unit is regained in ten minutes: none is while this runs.
     let yaml = yaml(&upstream, &digest, redis.port, &format!("{{requests: 6/h, burst: {BURST}, concurrency: 64}}"));
     let gateways = three(&yaml).await;
     let passed = Arc::new(AtomicU32::new(0));
@@ -82,7 +82,7 @@ async fn three_gateways_hold_one_limit_and_outlive_their_store() {
     let exact = passed.load(Ordering::Relaxed);
     assert!(f64::from(exact.abs_diff(BURST)) <= f64::from(BURST) * 0.02, "{exact} of {BURST} passed");
 
-    // The store dies: requests are still answered, and what passes is no more than the limit once more.
+    // The store dies: requests are still answered, and at most the limit once more passes.
     redis.kill();
     eventually("the loss is noticed", || async {
         let up =
@@ -94,7 +94,7 @@ async fn three_gateways_hold_one_limit_and_outlive_their_store() {
     let without = passed.load(Ordering::Relaxed) - exact;
     assert!(without <= BURST, "{without} passed while the store was away");
 
-    // It comes back, empty: from then on the limit is exact again.
+    // It returns empty: from then on the limit is exact again.
     let before = passed.load(Ordering::Relaxed);
     redis.restart();
     for gateway in &gateways {
@@ -108,7 +108,7 @@ async fn three_gateways_hold_one_limit_and_outlive_their_store() {
     let again = passed.load(Ordering::Relaxed) - before;
     assert!(again <= BURST + without + BURST / 50, "{again} passed after it came back");
 
-    // It stands still: nobody waits for it but those who had asked already, and they not for long.
+    // It hangs: only requests that had asked already wait for it, and not for long.
     redis.signal("STOP");
     tokio::time::sleep(Duration::from_millis(1500)).await;
     redis.signal("CONT");
@@ -130,7 +130,7 @@ async fn tokens_and_places_are_shared_and_given_back() {
     let (key, digest) = new_key();
     let limits = "{tokens: 1000/d, concurrency: 1, budget: {tokens: 400, per: month}}";
     let gateways = three(&yaml(&upstream, &digest, redis.port, limits)).await;
-    // Each of these reserves some and uses 50; each gateway sees what the others used.
+    // Each reserves some and uses 50; each gateway sees the use of the others.
     for n in 0..6u64 {
         let gateway = &gateways[usize::try_from(n % 3).unwrap()];
         let answer = eventually("the place of the one before is free", || async {
@@ -139,10 +139,10 @@ async fn tokens_and_places_are_shared_and_given_back() {
         })
         .await;
         let left: u64 = answer.header("x-ratelimit-remaining-tokens").parse().unwrap();
-        // What is reserved for it is still taken (3 of the prompt, 4 of the answer).
+        // Its reservation still counts (3 of the prompt, 4 of the answer).
         assert_eq!(left, 1000 - 50 * n - 7, "request {n}");
     }
-    // 300 of 400 are spent. What one gateway has seen alone is far less; together they refuse.
+    // 300 of 400 are spent. A single gateway has seen far less; together they refuse.
     let body = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 200});
     let refused = eventually("the budget refuses", || async {
         let headers = [("x-api-key", key.as_str()), ("content-type", "application/json")];

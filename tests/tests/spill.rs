@@ -1,4 +1,4 @@
-//! The promise: when the servers are full or gone, the model inside answers, and says so.
+//! Spill: when the servers are full or gone, the built-in model answers, and the answer says so.
 
 #![allow(
     clippy::unwrap_used,
@@ -125,7 +125,7 @@ async fn servers_that_are_down_are_stood_in_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_over_its_limit_gets_the_lesser_answer_where_it_may() {
     let server = Upstream::fixed(200, "{}").await;
-    // The digests of `a` and `b`.
+    // SHA-256 of `a` and `b`.
     let more = "    filters: [{rateLimit: {by: consumer, requests: 1/h, onExceeded: spill}}]
     spill: {models: [\"gpt-*\"], maxPromptTokens: 60}
 consumers:
@@ -171,7 +171,7 @@ async fn a_spent_budget_gives_the_lesser_answer_and_counts_what_that_used() {
         before += used;
     }
     assert!(before > 30.0, "{before}");
-    // Nothing is used by one who says that it will use nothing, and it is judged all the same.
+    // A request that announces no use reserves nothing, and is judged all the same.
     let nothing = r#"{"model": "gpt-4", "max_tokens": 0, "query": "a", "documents": ["b"]}"#;
     let answer = client.post("/v1/rerank", &[("x-api-key", "a")], nothing).await;
     assert_eq!((answer.status.as_u16(), server.count()), (429, 0), "{}", answer.text());

@@ -1,5 +1,4 @@
-//! What TLS promises at a listener: the certificate that the name asks for, changed without a connection lost, and only
-//! clients that may connect.
+//! TLS of a listener: the certificate for each name, changed without a lost connection, and only permitted clients.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,6 +12,7 @@
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rustls::version;
 use spillway_tests::{Authority, Gateway, Secure, Upstream, binary, eventually, python, whole};
@@ -38,7 +38,7 @@ async fn start(authority: &Authority, upstream: &Upstream, more: &str, limits: &
     Gateway::start_in(folder, &yaml(upstream, more, limits)).await
 }
 
-/// What a program prints on both outputs.
+/// Output of a program on both streams.
 fn printed(program: &str, args: &[&str]) -> String {
     let out = Command::new(program).args(args).stdin(std::process::Stdio::null()).output().unwrap();
     String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned()
@@ -75,7 +75,7 @@ async fn the_name_chooses_the_certificate_and_alpn_the_version_for_common_client
         assert_eq!(upstream.last().headers["x-forwarded-proto"], "https");
         assert_eq!(upstream.last().headers["x-forwarded-host"], format!("a.test:{port}"));
     }
-    // A session that was opened before is resumed.
+    // A session from an earlier connection is resumed.
     let folder = gateway.folder().join("session");
     let session = folder.to_str().unwrap();
     let base = ["s_client", "-connect", &address, "-servername", "a.test", "-CAfile", ca, "-tls1_2"];
@@ -134,7 +134,7 @@ async fn a_changed_certificate_is_shown_from_then_on_and_no_request_fails() {
         })
         .collect();
     for edit in 0..4 {
-        // Key and certificate are two files: what is between the two writes is no pair and is never served.
+        // Key and certificate are two files: the state between the two writes is no pair and is never served.
         authority.server(&["a.test"]).write(gateway.folder(), "a");
         assert_eq!(gateway.reloads(edit).await["event"], "config_reloaded");
     }
@@ -197,7 +197,7 @@ async fn a_request_for_another_host_than_the_connection_was_opened_for_is_misdir
         ("https://x.b.test/", None, 421),
         ("https://internal/", None, 421),
         ("/", Some("x.b.test"), 421),
-        // Two that differ are no request at all (RFC 9113, 8.3.1).
+        // Two that differ make the request malformed (RFC 9113, 8.3.1).
         ("https://x.b.test/", Some("a.test"), 400),
         ("https://a.test/", Some("x.b.test"), 400),
     ] {
@@ -224,7 +224,7 @@ async fn only_versions_that_are_new_enough_and_known_clients_connect() {
     assert!(get(Some(&own), &[&version::TLS12]).await.is_err(), "too old");
     assert!(get(None, &[&version::TLS13]).await.is_err(), "no certificate");
     assert!(get(Some(&strange), &[&version::TLS13]).await.is_err(), "signed by somebody else");
-    // A client may know of the refusal before it is counted.
+    // A client may learn of the refusal before it is counted.
     for (reason, count) in [("tls", 1.0), ("client_certificate", 2.0)] {
         let series = format!("spillway_connections_refused_total{{listener=\"tls\",reason=\"{reason}\"}}");
         gateway.metric_becomes(&series, count).await;
@@ -256,7 +256,7 @@ async fn a_client_that_does_not_finish_its_handshake_is_cut_off() {
         let mut stream = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
         stream.write_all(begun).await.unwrap();
         let mut rest = Vec::new();
-        // Closed or reset: either way it ends.
+        // Closed or reset: the connection ends either way.
         let _ = tokio::time::timeout(spillway_tests::PATIENCE, stream.read_to_end(&mut rest)).await.expect("an end");
     }
     let timeouts = gateway.metric("spillway_connections_refused_total{listener=\"tls\",reason=\"timeout\"}").await;
@@ -271,7 +271,7 @@ async fn a_certificate_says_who_calls_and_a_key_beside_it_goes_before() {
     authority.server(&["a.test"]).write(folder.path(), "a");
     authority.server(&["*.b.test"]).write(folder.path(), "b");
     authority.write(folder.path());
-    // The digest is that of the key `test`.
+    // SHA-256 of the key `test`.
     let yaml = yaml(&upstream, ", clientCertificates: {caFile: ca.pem, mode: optional}", "")
         + "authentication: {mtls: {identity: san-uri}, identityHeaders: {consumer: x-caller}}
 consumers:
@@ -303,4 +303,44 @@ consumers:
             assert_eq!(upstream.count(), before);
         }
     }
+}
+
+#[tokio::test]
+async fn a_client_certificate_that_ends_ends_its_connections_and_is_not_resumed() {
+    let (authority, upstream) = (Authority::default(), Upstream::fixed(200, "x").await);
+    let folder = tempfile::tempdir().unwrap();
+    authority.server(&["a.test"]).write(folder.path(), "a");
+    authority.server(&["*.b.test"]).write(folder.path(), "b");
+    authority.write(folder.path());
+    let yaml = yaml(&upstream, ", clientCertificates: {caFile: ca.pem}", "")
+        + "authentication: {mtls: {identity: san-uri}}
+consumers: [{name: billing, mtls: {identities: [\"spiffe://example/billing\"]}}]
+";
+    let gateway = Gateway::start_in(folder, &yaml).await;
+    let own = authority.client_for("spiffe://example/billing", Duration::from_secs(6));
+    let client = Secure::with(gateway.address, &authority, Some(&own), &[&version::TLS13]);
+    let get = || http::Request::get("https://a.test/").body(Default::default()).unwrap();
+    let mut http2 = client.http2("a.test").await;
+    assert_eq!(http2.send_request(get()).await.unwrap().status(), 200);
+    assert_eq!(client.get("a.test", "a.test", "/").await.unwrap().status, 200);
+    let mut idle = client.open("a.test", &["http/1.1"]).await.unwrap();
+    let request = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
+    idle.write_all(request).await.unwrap();
+    let mut begin = [0; 12];
+    idle.read_exact(&mut begin).await.unwrap();
+    assert_eq!(&begin, b"HTTP/1.1 200");
+    // A connection that idles is closed with the certificate; of HTTP/2 it takes no further stream.
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(spillway_tests::PATIENCE, idle.read_to_end(&mut rest)).await.expect("an end");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(http2.ready().await.is_err(), "it was told to go away");
+    let served = upstream.count();
+    // A session of before is resumed without another look at the certificate: its requests are refused.
+    let refused = client.get("a.test", "a.test", "/").await.unwrap();
+    assert_eq!(refused.status, 401);
+    assert_eq!(refused.json()["code"], "certificate_expired");
+    assert_eq!(refused.header("connection"), "close");
+    let mut http2 = client.http2("a.test").await;
+    assert_eq!(http2.send_request(get()).await.unwrap().status(), 401);
+    assert_eq!(upstream.count(), served);
 }

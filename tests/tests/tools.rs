@@ -1,4 +1,4 @@
-//! Tools, as the official client sees them: a call that must be made is made, and its arguments are what its schema allows.
+//! Tools, as the official client sees them: a required call is made, and its arguments match the schema.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,7 +11,7 @@
 
 use spillway_tests::{Gateway, model, script, with_template};
 
-/// As Qwen's, shortened: the demo model's own knows no tools.
+/// Qwen's template, shortened: the demo model's own knows no tools.
 const TEMPLATE: &str = "{%- if tools %}<|im_start|>system\nYou may call these tools:{%- for tool in tools %}\n{{ tool | tojson }}\
     {%- endfor %}\nA call is JSON in <tool_call></tool_call>.<|im_end|>\n{%- endif %}{%- for message in messages %}\
     <|im_start|>{{ message.role }}\n{{ message.content }}{%- for tool_call in message.tool_calls %}\

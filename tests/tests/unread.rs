@@ -1,5 +1,5 @@
-//! The promise: a client that does not read its answer holds no server for it, takes bounded memory, and is cut when it
-//! takes nothing for `writeTimeout`.
+//! Unread answers: a client that does not read its answer holds no server and takes bounded memory. After
+//! `writeTimeout` without progress it is cut off.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 const CHAT: &str = r#"{"model":"m","max_tokens":8,"messages":[{"role":"user","content":"hi"}]}"#;
 const STREAMED: &str = r#"{"model":"m","stream":true,"max_tokens":8,"messages":[{"role":"user","content":"hi"}]}"#;
 const PATH: &str = "/v1/chat/completions";
-/// What is never waited for in a test.
+/// A limit that no test reaches.
 const NEVER: &str = "writeTimeout: 10m";
 
 async fn start(limits: &str, rest: &str) -> Gateway {
@@ -33,7 +33,7 @@ async fn start(limits: &str, rest: &str) -> Gateway {
     Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await
 }
 
-/// A route to a server, which takes four requests at a time and none more.
+/// Route to a server that takes at most four requests at a time.
 fn to(url: &str) -> String {
     format!(
         "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{url}\"}}], capacity: {{maxInFlight: 4}}}}]
@@ -52,7 +52,7 @@ fn piece(text: &str) -> String {
     format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n")
 }
 
-/// A stream of a few events, one after the other.
+/// Server that streams a few events, one after the other.
 async fn talks() -> Upstream {
     Upstream::start(|_| async {
         let (send, parts) = tokio::sync::mpsc::channel(1);
@@ -67,7 +67,7 @@ async fn talks() -> Upstream {
     .await
 }
 
-/// An answer without an end.
+/// Server whose answer has no end.
 async fn endless() -> Upstream {
     Upstream::start(|_| async {
         let (send, parts) = tokio::sync::mpsc::channel(1);
@@ -114,7 +114,7 @@ async fn a_client_that_opens_no_window_holds_no_place_of_a_server() {
         for _ in 0..8 {
             assert_eq!(gateway.client().post(PATH, &[], body).await.text(), expected);
         }
-        // What is being written is not counted, what waits behind it is.
+        // Bytes being written are not counted, bytes queued behind them are.
         let waits = gateway.metric("spillway_buffered_answer_bytes").await;
         assert_eq!(waits > 0.0, body == STREAMED, "{waits}");
         assert!(streams.iter().all(|stream| deaf.body(*stream).0.is_empty()));
@@ -138,7 +138,7 @@ async fn a_client_that_opens_no_window_holds_no_place_of_a_server() {
 
 #[tokio::test]
 async fn a_client_with_a_full_socket_holds_no_place_of_a_server() {
-    // More than all sockets on the way take.
+    // More than all sockets on the way hold.
     let long = || Bytes::from(vec![b'x'; 32 << 20]);
     let upstream = Upstream::start(move |_| async move { Some(reply(200, &[], long())) }).await;
     let memory = "limits: {bufferedAnswers: 128MiB, bufferedAnswersPerRequest: 64MiB}\n";
@@ -173,7 +173,7 @@ async fn a_client_that_takes_nothing_for_its_time_is_cut_whatever_its_route_allo
     }
     is_free(&gateway, &endless).await;
     let mut rest = Vec::new();
-    // What lies in the sockets comes, and then the end.
+    // Bytes in the sockets arrive, then the end.
     let ended = tokio::time::timeout(PATIENCE, deaf.read_to_end(&mut rest)).await;
     let _ = ended.expect("the connection is closed");
     assert!(gateway.metric("spillway_client_write_timeouts_total").await >= 3.0);
@@ -237,7 +237,7 @@ async fn a_connection_window_that_is_never_opened_ends_the_streams_behind_it() {
     })
     .await;
     let gateway = start("writeTimeout: 1s", &to(&upstream.url())).await;
-    // Each stream may have all that it wants; the connection has 65,535 bytes, and no more.
+    // Each stream has window enough; the connection has 65,535 bytes, and no more.
     let mut frames = Frames::connect(gateway.listener("h2c"), 1 << 30).await;
     let mut streams = Vec::new();
     for _ in 0..4 {
@@ -319,7 +319,7 @@ routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: m}}], wh
 ",
         model().display()
     );
-    // Complete answers wait in memory; without any memory for them the engine itself must let go.
+    // Complete answers wait in memory; without any memory for them the engine itself must release its slot.
     for (memory, wanted) in [("1MiB", CHAT), ("1MiB", STREAMED), ("0B", STREAMED)] {
         let wanted = wanted.replace("\"max_tokens\":8", "\"max_tokens\":120,\"temperature\":0");
         let limits = format!("limits: {{bufferedAnswersPerRequest: {memory}}}\n");

@@ -143,7 +143,8 @@ pub struct BackendTimeouts {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BackendLimits {
     /// Bytes of the header of an answer, with the early answers (1xx) before it; and of its trailers. At most 256 fields
-    /// each and 16 early answers. An answer beyond it is 502; one whose trailers are is broken off. The default takes
+    /// each and 16 early answers. An answer beyond it is 502; one whose trailers are is broken off. Of a header or trailers
+    /// over HTTP/2 about twice as much is kept while it is read, and at eight times the connection ends. The default takes
     /// twice what listeners take from clients.
     pub max_header_bytes: Size,
 }

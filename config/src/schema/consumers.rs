@@ -34,7 +34,8 @@ pub struct Consumer {
     /// The certificates that stand for it, beside its keys.
     #[serde(default)]
     pub mtls: Option<ConsumerCertificates>,
-    /// Models that it may name; `*` stands for any characters. All when left out.
+    /// Models that it may name, on every route; `*` stands for any characters. All when left out. With it, the bodies of its
+    /// requests are held and read on routes that pass bodies on otherwise, too.
     #[serde(default)]
     pub models: Option<Vec<String>>,
     /// What it may use.

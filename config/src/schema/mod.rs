@@ -39,7 +39,7 @@ pub use routes::{
     Access, BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue, Reject, Retry,
     RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated, WhenUnavailable,
 };
-pub use telemetry::{AuditLog, LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
+pub use telemetry::{AuditLog, CallersDecide, LogFormat, Logs, Otlp, OtlpProtocol, Telemetry, Tracing};
 
 use std::num::NonZeroU32;
 
@@ -107,7 +107,7 @@ pub struct ProcessLimits {
     pub buffered_bodies_per_caller: Size,
     /// Memory for answers that their clients have not taken yet, over all requests. While it lasts, a server's answer is
     /// read to its end and the server is free for others, however slowly the client reads. When it is spent, servers are
-    /// read as fast as clients take.
+    /// read as fast as clients take. Memory that is held counts, in pieces of 1 KiB to 64 KiB and 128 bytes for each.
     pub buffered_answers: Size,
     /// The share of one request in `bufferedAnswers`.
     pub buffered_answers_per_request: Size,

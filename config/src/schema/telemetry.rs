@@ -43,10 +43,26 @@ impl Default for AuditLog {
 pub struct Tracing {
     /// The collector.
     pub otlp: Otlp,
-    /// Share of the requests that are traced when the caller has not decided it, 0 to 1.
+    /// Share of the requests that are traced, 0 to 1, where nobody who is believed has decided it (`callersDecide`). A trace of
+    /// the caller is continued under its id either way.
     #[serde(default = "Tracing::all")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub sample_ratio: f64,
+    /// Callers whose `traceparent` decides that a request is traced.
+    #[serde(default)]
+    pub callers_decide: CallersDecide,
+}
+
+/// Callers whose `traceparent` decides that a request is traced. That a request is not traced may be decided by any caller,
+/// since that costs nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum CallersDecide {
+    /// Proxies of `clientAddress.trustedProxies`. Requests of others are traced by `sampleRatio`, drawn at random.
+    #[default]
+    TrustedProxies,
+    /// Every caller, as with OpenTelemetry's sampler `ParentBased`: for gateways that no stranger reaches.
+    Everyone,
 }
 
 impl Tracing {

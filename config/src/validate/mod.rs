@@ -6,6 +6,7 @@ mod backends;
 mod balancing;
 mod callers;
 mod dns;
+mod headers;
 mod listeners;
 mod models;
 mod paths;
@@ -119,6 +120,7 @@ pub(crate) fn all(cx: &mut Context<'_>) {
     models::all(cx);
     routes::all(cx);
     paths::all(cx);
+    headers::all(cx);
     limits(cx);
     telemetry(cx);
 }

@@ -1,6 +1,6 @@
-//! Any bytes as a model folder: `config.json`, `tokenizer.json`, `tokenizer_config.json`, the index of parts if there is one,
-//! the weights, one after the other with marks between them. It is refused, or what stands between text and tokens can be
-//! made of it and used.
+//! Arbitrary bytes as a model folder: `config.json`, `tokenizer.json`, `tokenizer_config.json`, an optional index of
+//! parts, and the weights, one after the other with marks between them. The folder is refused, or its tokenizer and
+//! template can be built and used.
 #![no_main]
 
 mod shared;

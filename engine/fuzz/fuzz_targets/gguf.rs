@@ -1,5 +1,5 @@
-//! Any bytes as a GGUF file: its header is refused, or every tensor lies inside and dequantises to as many values as the
-//! table says. The file is refused, or what stands between text and tokens can be made of it and used.
+//! Arbitrary bytes as a GGUF file: the header is refused, or every tensor lies inside and dequantises to as many
+//! values as the table says. The file is refused, or its tokenizer and template can be built and used.
 #![no_main]
 
 mod shared;
@@ -7,7 +7,7 @@ mod shared;
 use libfuzzer_sys::fuzz_target;
 use spillway_engine::artifact::Header;
 
-/// Tensors beyond this are not dequantised: they would only be slow.
+/// Longest tensor that is dequantised, in bytes: longer ones would only be slow.
 const MOST: usize = 1 << 20;
 
 fuzz_target!(|file: &[u8]| {

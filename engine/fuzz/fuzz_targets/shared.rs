@@ -1,4 +1,4 @@
-//! What the targets share: a folder in memory, and the way of a file up to where a device would be needed.
+//! Common code of the targets: a folder in memory, and the load of a file up to where a device would be needed.
 #![allow(dead_code, reason = "not every target uses all of it")]
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use spillway_engine::artifact::ModelFile;
 use spillway_engine::text::{TextModel, TextStream, Tokenizer};
 use spillway_engine::{ChatMessage, Conversation, Task};
 
-/// Stands between two files of a folder in one input; no JSON holds it.
+/// Separator of the files of a folder in one input; never part of JSON.
 pub const MARK: &[u8] = b"\n\xff\n";
 
 /// The five files of an input: the last is the weights, which may hold anything.
@@ -29,7 +29,7 @@ pub struct Folder(PathBuf);
 
 impl Folder {
     pub fn new() -> Self {
-        // A panic that the engine catches is no fault; one that it does not catch ends the target all the same.
+        // A panic that the engine catches is no fault; an uncaught one ends the target all the same.
         static QUIET: Once = Once::new();
         QUIET.call_once(|| std::panic::set_hook(Box::new(|_| {})));
         let root = Path::new("/dev/shm");
@@ -57,7 +57,7 @@ impl Drop for Folder {
 
 const TEXT: &str = "hello <s>hello</s>  \u{1F600}<|im_end|> it's\r\n 123\u{0301}";
 
-/// Opens a model as the engine does, cuts texts, spells the tokens.
+/// Opens a model as the engine does, tokenises texts, decodes the tokens.
 pub fn open(source: &Path) {
     let Ok(info) = spillway_engine::inspect(source) else { return };
     let Ok(file) = ModelFile::open(source) else { return };

@@ -1,11 +1,12 @@
-//! Any bytes as the `tokenizer.json` of a small decoder, and of a small encoder: refused, or texts can be cut by it.
+//! Arbitrary bytes as the `tokenizer.json` of a small decoder, and of a small encoder: refused, or texts can be
+//! tokenised.
 #![no_main]
 
 mod shared;
 
 use libfuzzer_sys::fuzz_target;
 
-/// Folders as the other target reads them.
+/// Folders in the format of the `folder` target.
 const MODELS: [&[u8]; 2] = [include_bytes!("../seeds/folder/llama"), include_bytes!("../seeds/folder/bert")];
 
 fuzz_target!(|json: &[u8]| {

@@ -1,16 +1,16 @@
-//! GGUF, versions 2 and 3 (ggml's docs/gguf.md): header, metadata, tensor table. Everything read is bounded by what is
-//! left of the file; a count that the file cannot hold is refused before anything is allocated for it.
+//! GGUF, versions 2 and 3 (ggml's docs/gguf.md): header, metadata, tensor table. Everything read is bounded by the
+//! rest of the file; a count that the file cannot hold is refused before anything is allocated for it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use super::types::{TensorType, any_type};
 
-/// Longest name of a key or tensor (64 in ggml for tensors).
+/// Longest name of a key or tensor, in bytes (64 in ggml for tensors).
 const MAX_NAME: usize = 65_535;
 /// Most keys and tensors; real files have some hundreds.
 const MAX_ENTRIES: u64 = 65_536;
-/// Most dimensions.
+/// Most dimensions of a tensor, as in ggml.
 const MAX_DIMENSIONS: u32 = 4;
 
 /// A metadata value.
@@ -22,7 +22,7 @@ pub enum MetaValue {
     Signed(i64),
     /// A float.
     Float(f64),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
     /// A string; invalid UTF-8 is replaced.
     String(String),
@@ -30,12 +30,12 @@ pub enum MetaValue {
     Strings(Vec<String>),
     /// An array of numbers.
     Numbers(Vec<f64>),
-    /// An array that this engine has no use for.
+    /// An array of another type, which this engine does not use.
     Skipped,
 }
 
 impl MetaValue {
-    /// As a whole number that is not negative.
+    /// The value as a whole number that is not negative.
     pub fn as_u64(&self) -> Option<u64> {
         match self {
             Self::Unsigned(n) => Some(*n),
@@ -43,7 +43,7 @@ impl MetaValue {
             _ => None,
         }
     }
-    /// As a number.
+    /// The value as a number.
     #[allow(clippy::cast_precision_loss, reason = "numbers of a configuration are small")]
     pub fn as_f64(&self) -> Option<f64> {
         match self {
@@ -53,7 +53,7 @@ impl MetaValue {
             _ => None,
         }
     }
-    /// As a truth value.
+    /// The value as a boolean.
     pub fn as_bool(&self) -> Option<bool> {
         match self {
             Self::Bool(b) => Some(*b),
@@ -62,23 +62,24 @@ impl MetaValue {
     }
 }
 
-/// One line of the tensor table.
+/// Entry of the tensor table.
 #[derive(Debug, Clone)]
 pub struct TensorEntry {
-    /// Its type, if this engine runs it.
+    /// Type of the tensor, if this engine runs it.
     pub kind: Option<TensorType>,
     type_name: String,
     dimensions: Vec<usize>,
-    /// Values.
+    /// Number of values.
     pub elements: u64,
-    /// Where its data lie in its part of the file; checked against the part's length.
+    /// Byte range of the data in its part of the file; checked against the part's length.
     pub range: Range<usize>,
-    /// Which part that is, where there are several.
+    /// Index of the part of a model that is split into several files.
     pub part: usize,
 }
 
 impl TensorEntry {
-    /// An entry whose range is as long as type and shape say; dimensions from the contiguous one on.
+    /// Makes an entry whose range is as long as type and shape say; dimensions from the contiguous one on. `None` if
+    /// they do not match.
     pub(super) fn new(
         kind: Option<TensorType>,
         type_name: String,
@@ -95,23 +96,24 @@ impl TensorEntry {
         Some(Self { kind, type_name, dimensions, elements: u64::try_from(elements).ok()?, range, part })
     }
 
-    /// Values in a row, and rows.
+    /// Values in a row, and number of rows.
     pub fn shape(&self) -> (usize, usize) {
         let columns = self.dimensions.first().copied().unwrap_or(1);
         (columns, self.dimensions.iter().skip(1).product())
     }
-    /// Name of its type.
+    /// Name of the tensor's type.
     pub fn type_name(&self) -> &str {
         &self.type_name
     }
 }
 
-/// In what the weights of a file differ from those of a GGUF file of the same architecture.
+/// Differences of a file's weights from a GGUF file of the same architecture.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Layout {
-    /// The rows of queries and keys are ordered for a rotation of halves, as they were trained, whatever the architecture.
+pub struct WeightLayout {
+    /// True if the rows of queries and keys are ordered for a rotation of halves, as in training, whatever the
+    /// architecture.
     pub rope_halves: bool,
-    /// The weights of norms are kept less one.
+    /// True if the weights of norms are stored less one.
     pub norms_less_one: bool,
 }
 
@@ -122,13 +124,13 @@ pub struct Header {
     pub metadata: HashMap<String, MetaValue>,
     /// Tensors by name.
     pub tensors: BTreeMap<String, TensorEntry>,
-    /// In what its weights differ from those of GGUF.
-    pub layout: Layout,
-    /// Whether its tokenizer lies beside it.
+    /// Differences from GGUF's layout of weights.
+    pub layout: WeightLayout,
+    /// True if the tokenizer is a file beside the model.
     pub has_tokenizer_beside: bool,
 }
 
-/// Reads forward through the file.
+/// Forward-only reader of the file.
 struct Cursor<'a> {
     file: &'a [u8],
     at: usize,
@@ -145,7 +147,7 @@ impl<'a> Cursor<'a> {
                 self.at = end;
                 Ok(part)
             }
-            _ => Err(format!("it ends at byte {} in the middle of its header", self.file.len())),
+            _ => Err(format!("the file ends at byte {} in the middle of its header", self.file.len())),
         }
     }
     fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
@@ -171,7 +173,10 @@ impl<'a> Cursor<'a> {
     fn name(&mut self) -> Parsed<String> {
         let at = self.at;
         let name = self.string()?;
-        if name.len() > MAX_NAME { Err(format!("the name at byte {at} has {} bytes", name.len())) } else { Ok(name) }
+        if name.len() > MAX_NAME {
+            return Err(format!("the name at byte {at} has {} bytes; expected at most {MAX_NAME}", name.len()));
+        }
+        Ok(name)
     }
 
     fn scalar(&mut self, kind: u32) -> Parsed<MetaValue> {
@@ -206,7 +211,7 @@ impl<'a> Cursor<'a> {
             8 | 10..=12 => 8,
             other => return Err(format!("unknown type {other} of an array at byte {}", self.at)),
         };
-        // Every entry takes at least `width` bytes, so the file bounds what is allocated.
+        // Every entry takes at least `width` bytes, so the file bounds the allocation.
         if count.checked_mul(width).is_none_or(|bytes| bytes > self.left()) {
             return Err(format!("an array of {count} entries at byte {} is longer than the file", self.at));
         }
@@ -228,26 +233,28 @@ impl<'a> Cursor<'a> {
 }
 
 impl Header {
-    /// Parses and checks the head of a file.
+    /// Parses and checks the header of a file.
     pub fn parse(file: &[u8]) -> Parsed<Self> {
         let mut cursor = Cursor { file, at: 0 };
         if cursor.take(4)? != b"GGUF" {
-            return Err("it does not begin with GGUF".into());
+            return Err("the file does not begin with GGUF".into());
         }
         let version = cursor.u32()?;
         if !matches!(version, 2 | 3) {
-            return Err(format!("GGUF version {version} (2 and 3 are known; a big-endian file looks like this too)"));
+            return Err(format!("GGUF version {version}; expected 2 or 3 (a big-endian file looks like this too)"));
         }
         let (tensor_count, meta_count) = (cursor.u64()?, cursor.u64()?);
         if tensor_count > MAX_ENTRIES || meta_count > MAX_ENTRIES {
-            return Err(format!("it claims {tensor_count} tensors and {meta_count} keys"));
+            return Err(format!(
+                "{tensor_count} tensors and {meta_count} keys; expected at most {MAX_ENTRIES} of each"
+            ));
         }
         let mut metadata = HashMap::new();
         for _ in 0..meta_count {
             let key = cursor.name()?;
             let value = cursor.value().map_err(|e| format!("key `{}`: {e}", shown(&key)))?;
             if metadata.insert(key.clone(), value).is_some() {
-                return Err(format!("key `{}` is there twice", shown(&key)));
+                return Err(format!("duplicate key `{}`", shown(&key)));
             }
         }
         let alignment = match metadata.get("general.alignment").map(MetaValue::as_u64) {
@@ -272,7 +279,7 @@ fn shown(name: &str) -> String {
     name.chars().take(80).flat_map(char::escape_debug).collect()
 }
 
-struct Line {
+struct TensorLine {
     name: String,
     kind: Option<TensorType>,
     type_name: String,
@@ -282,12 +289,12 @@ struct Line {
     offset: u64,
 }
 
-fn tensor_line(cursor: &mut Cursor<'_>) -> Parsed<Line> {
+fn tensor_line(cursor: &mut Cursor<'_>) -> Parsed<TensorLine> {
     let name = cursor.name()?;
     let wrong = |what: String| format!("tensor `{}`: {what}", shown(&name));
     let count = cursor.u32().map_err(wrong)?;
     if count == 0 || count > MAX_DIMENSIONS {
-        return Err(wrong(format!("{count} dimensions")));
+        return Err(wrong(format!("{count} dimensions; expected 1 to {MAX_DIMENSIONS}")));
     }
     let mut dimensions = Vec::new();
     let mut elements: u64 = 1;
@@ -301,7 +308,7 @@ fn tensor_line(cursor: &mut Cursor<'_>) -> Parsed<Line> {
     }
     let number = cursor.u32().map_err(wrong)?;
     let offset = cursor.u64().map_err(wrong)?;
-    // Of a type that is not known nobody can say how long it is. It is named where a model has no other.
+    // The size of an unknown type is not known. The type is named in an error if a model needs the tensor.
     let (type_name, values, block) = any_type(number)
         .map_or_else(|| (format!("number {number}"), 1, 0), |(name, values, block)| (name.to_owned(), values, block));
     let kind = TensorType::from_ggml(number);
@@ -312,11 +319,11 @@ fn tensor_line(cursor: &mut Cursor<'_>) -> Parsed<Line> {
     }
     let bytes = (elements / values).checked_mul(u64::try_from(block).map_err(|e| e.to_string())?);
     let bytes = bytes.ok_or_else(|| wrong("its size overflows".into()))?;
-    Ok(Line { name, kind, type_name, dimensions, elements, bytes, offset })
+    Ok(TensorLine { name, kind, type_name, dimensions, elements, bytes, offset })
 }
 
-/// Puts the table into the file: every tensor inside, aligned, none over another.
-fn place(table: Vec<Line>, start: u64, alignment: u64, length: u64) -> Parsed<BTreeMap<String, TensorEntry>> {
+/// Assigns byte ranges to the table: every tensor inside the file, aligned, without overlap.
+fn place(table: Vec<TensorLine>, start: u64, alignment: u64, length: u64) -> Parsed<BTreeMap<String, TensorEntry>> {
     let mut tensors = BTreeMap::new();
     let mut ranges = Vec::new();
     for line in table {
@@ -326,7 +333,7 @@ fn place(table: Vec<Line>, start: u64, alignment: u64, length: u64) -> Parsed<BT
         }
         let from = start.checked_add(line.offset).ok_or_else(|| wrong("its offset overflows".into()))?;
         let to = from.checked_add(line.bytes).filter(|to| *to <= length).ok_or_else(|| {
-            wrong(format!("it needs bytes {from} to {} and the file has {length}", from.saturating_add(line.bytes)))
+            wrong(format!("its data take bytes {from} to {}; the file has {length}", from.saturating_add(line.bytes)))
         })?;
         ranges.push((from, to, line.name.clone()));
         let range =
@@ -340,7 +347,7 @@ fn place(table: Vec<Line>, start: u64, alignment: u64, length: u64) -> Parsed<BT
             part: 0,
         };
         if tensors.insert(line.name.clone(), entry).is_some() {
-            return Err(format!("tensor `{}` is there twice", shown(&line.name)));
+            return Err(format!("duplicate tensor `{}`", shown(&line.name)));
         }
     }
     ranges.sort();

@@ -1,28 +1,28 @@
-//! What kind of file it is, and what to do with one that is not read.
+//! Kind of a model file, and the advice for a kind that is not supported.
 
 use std::path::Path;
 
 use super::safetensors;
 use crate::LoadError;
 
-/// What kind of file it is.
+/// Kind of a model file.
 pub(super) enum Kind {
     Gguf,
     Safetensors,
-    /// The list of parts of one in safetensors.
+    /// The index of a model in several safetensors files.
     Index,
-    /// One that is not read.
+    /// An unsupported kind.
     Other(Other),
 }
 
-/// A kind of file that is not read: what it is, and what to do.
+/// An unsupported kind of file: its name, and the advice.
 pub(super) struct Other {
     name: &'static str,
     remedy: &'static str,
 }
 
 impl Other {
-    /// One that is known by its name.
+    /// Recognises a kind by the extension.
     pub(super) fn by_name(path: &Path) -> Option<Self> {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let (name, remedy) = match extension.as_str() {
@@ -41,7 +41,7 @@ impl Other {
         Some(Self { name, remedy })
     }
 
-    /// One by its first bytes.
+    /// Recognises a kind by the first bytes.
     fn by_magic(magic: &[u8]) -> Self {
         let (name, remedy) = match magic {
             [b'P', b'K', ..] => ("a zip archive (a PyTorch checkpoint, most likely)", CONVERT),
@@ -57,14 +57,14 @@ impl Other {
     }
 }
 
-/// For what llama.cpp's script reads.
+/// Advice for files that llama.cpp's script converts.
 const CONVERT: &str =
     "convert it to GGUF (llama.cpp's convert_hf_to_gguf.py does, given its folder) and name that file";
-/// For what was made of a model for another program, and is not turned back.
+/// Advice for models that were exported for another program and cannot be converted back.
 const FROM_THE_SOURCE: &str = "take the model's weights in safetensors as they were trained, with their folder, or convert it to \
                                GGUF from there (llama.cpp's convert_hf_to_gguf.py does)";
 
-/// By its first bytes, or else its name.
+/// Detects the kind by the first bytes, or else by the name.
 pub(super) fn kind(path: &Path, magic: &[u8]) -> Kind {
     let is_safetensors = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors"));
     if magic.starts_with(b"GGUF") {

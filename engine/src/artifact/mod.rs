@@ -1,5 +1,5 @@
-//! Model files: read, checked as hostile input, seen as metadata and tensors. It owns the mapping of the file; nothing
-//! is copied or allocated by a count in the file that was not held against the file's length before.
+//! Model files: opened, checked as hostile input, presented as metadata and tensors. Owns the mapping of the file;
+//! every count of the file is checked against its length before anything is copied or allocated by it.
 
 mod gguf;
 mod kind;
@@ -13,43 +13,43 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-pub use gguf::{Header, Layout, MetaValue, TensorEntry};
+pub use gguf::{Header, MetaValue, TensorEntry, WeightLayout};
 pub use types::{BLOCK, QuantBlock, TensorType};
 
 use crate::LoadError;
 use kind::{Kind, kind};
 
-/// The largest page of memory that systems we run on have, unless asked for larger ones.
+/// Largest usual page of memory, in bytes: 64 KiB on arm64 and ppc64, 4 KiB on x86-64.
 #[cfg(unix)]
 const LARGEST_PAGE: usize = 64 << 10;
 
-/// An open model: one file, or the parts that its weights were cut into.
+/// An open model: one file, or the parts that its weights are split into.
 pub struct ModelFile {
     path: PathBuf,
     maps: Arc<[Mmap]>,
     header: Header,
     architecture: String,
-    /// Where its tokenizer lies, if not in the file.
+    /// Path of `tokenizer.json`, if the tokenizer is not in the model file.
     tokenizer: Option<PathBuf>,
 }
 
-/// One tensor: its shape and its bytes.
+/// A tensor: shape and bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Tensor<'a> {
-    /// Its name.
+    /// Name in GGUF.
     pub name: &'a str,
-    /// Its type.
+    /// Type of the values.
     pub kind: TensorType,
-    /// Values in a row, the dimension that is contiguous.
+    /// Values in a row, the contiguous dimension.
     pub columns: usize,
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Its data, exactly as long as type and shape say.
+    /// Data, exactly as long as type and shape say.
     pub data: &'a [u8],
 }
 
 impl ModelFile {
-    /// Opens and checks a file, or the weights of a folder.
+    /// Opens and checks a file, or the weights in a folder.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
         let path = &safetensors::weights(path)?;
         let (first, magic) = open(path)?;
@@ -76,7 +76,7 @@ impl ModelFile {
                 (vec![map], header)
             }
             Kind::Index => {
-                let index = safetensors::Index::read(path)?;
+                let index = safetensors::PartIndex::read(path)?;
                 let maps = index.files().map(|part| map(part, &open(part)?.0)).collect::<Result<Vec<_>, _>>()?;
                 let header = index.parse(&maps.iter().map(|map| &**map).collect::<Vec<_>>())?;
                 (maps, header)
@@ -89,11 +89,11 @@ impl ModelFile {
                 return Err(LoadError::Corrupt { path: path.to_owned(), reason });
             }
         };
-        let tokenizer = header.has_tokenizer_beside.then(|| safetensors::Folder::of(path).tokenizer());
+        let tokenizer = header.has_tokenizer_beside.then(|| safetensors::ModelFolder::of(path).tokenizer());
         Ok(Self { path: path.to_owned(), maps: maps.into(), header, architecture, tokenizer })
     }
 
-    /// The path it was opened under.
+    /// Path of the file, or of the weights that were found in a folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -105,16 +105,16 @@ impl ModelFile {
     pub fn bytes(&self) -> u64 {
         self.maps.iter().map(|map| u64::try_from(map.len()).unwrap_or(u64::MAX)).sum()
     }
-    /// In what its weights differ from those of a GGUF file of the same architecture.
-    pub fn layout(&self) -> Layout {
+    /// Differences of the weights from a GGUF file of the same architecture.
+    pub fn layout(&self) -> WeightLayout {
         self.header.layout
     }
-    /// Weights.
+    /// Number of weights.
     pub fn parameters(&self) -> u64 {
         self.header.tensors.values().map(|t| t.elements).sum()
     }
 
-    /// Most frequent type of its matrices, by weights.
+    /// Most frequent type of the matrices, by weights.
     pub fn quantization(&self) -> String {
         let mut by_type = std::collections::BTreeMap::<String, u64>::new();
         for tensor in self.header.tensors.values() {
@@ -123,7 +123,7 @@ impl ModelFile {
         by_type.into_iter().max_by_key(|(_, weights)| *weights).map(|(name, _)| name).unwrap_or_default()
     }
 
-    /// A metadata value.
+    /// Metadata value of a key.
     pub fn meta(&self, key: &str) -> Option<&MetaValue> {
         self.header.metadata.get(key)
     }
@@ -138,9 +138,9 @@ impl ModelFile {
         self.meta(&format!("{}.{key}", self.architecture)).and_then(MetaValue::as_f64)
     }
 
-    /// What lets go of the memory that data of this file takes, once it was read: what is read again comes from the file
-    /// again. Other data is left alone.
-    pub(crate) fn forgetter(&self) -> impl Fn(&[u8]) + Send + 'static {
+    /// Returns a function that releases the page cache of data of this file after it was read; later reads come from
+    /// the disk again. Ignores other data.
+    pub(crate) fn page_releaser(&self) -> impl Fn(&[u8]) + Send + 'static {
         let maps = self.maps.clone();
         move |data| {
             let start = data.as_ptr().addr();
@@ -155,8 +155,8 @@ impl ModelFile {
                 let from = offset.next_multiple_of(LARGEST_PAGE);
                 let to = (offset + data.len()) / LARGEST_PAGE * LARGEST_PAGE;
                 if from < to {
-                    // SAFETY: the mapping is of a file, read-only and private, so that its pages can be had again from
-                    // the file at any time.
+                    // SAFETY: the mapping is of a file, read-only and private, so that its pages can be read again
+                    // from the file at any time.
                     let advice =
                         unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, to - from) };
                     if let Err(e) = advice {
@@ -167,25 +167,25 @@ impl ModelFile {
         }
     }
 
-    /// Whether its tokenizer lies beside it.
+    /// True if the tokenizer is a file beside the model.
     pub fn has_tokenizer_beside(&self) -> bool {
         self.tokenizer.is_some()
     }
 
-    /// The `tokenizer.json` beside the file, for a kind of file that has none inside.
+    /// Reads the `tokenizer.json` beside the model, for a kind of file without a tokenizer inside; `None` for other
+    /// kinds.
     pub fn tokenizer_json(&self) -> Result<Option<Vec<u8>>, LoadError> {
         let Some(path) = &self.tokenizer else { return Ok(None) };
-        let missing =
-            || self.unsupported("there is no `tokenizer.json` beside it: put the whole model folder in place");
+        let missing = || self.unsupported("`tokenizer.json` is missing beside it: put the whole model folder in place");
         safetensors::bytes(path)?.ok_or_else(missing).map(Some)
     }
 
-    /// An error that names this file.
+    /// Makes a [`LoadError::Unsupported`] for this file.
     pub fn unsupported(&self, reason: impl Into<String>) -> LoadError {
         LoadError::Unsupported { path: self.path.clone(), reason: reason.into() }
     }
 
-    /// An error that says that this file is damaged.
+    /// Makes a [`LoadError::Corrupt`] for this file.
     pub fn corrupt(&self, reason: impl Into<String>) -> LoadError {
         LoadError::Corrupt { path: self.path.clone(), reason: reason.into() }
     }
@@ -195,22 +195,22 @@ impl ModelFile {
         self.header.tensors.keys().map(String::as_str)
     }
 
-    /// A line of the tensor table.
+    /// Entry of the tensor table.
     pub fn entry(&self, name: &str) -> Option<&TensorEntry> {
         self.header.tensors.get(name)
     }
 
-    /// Rows of a tensor, if there is one of this name.
+    /// Rows of a tensor, if the file has it.
     pub fn rows(&self, name: &str) -> Option<usize> {
         self.header.tensors.get(name).map(|entry| entry.shape().1)
     }
 
-    /// Whether there is a tensor of this name.
+    /// True if the file has a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.header.tensors.contains_key(name)
     }
 
-    /// A tensor that must be there, in a type that this engine runs, with this shape.
+    /// Returns a required tensor. Fails if it is missing, of a type that is not supported, or of another shape.
     pub fn tensor(&self, name: &str, columns: usize, rows: usize) -> Result<Tensor<'_>, LoadError> {
         let (name, entry) = self
             .header
@@ -219,7 +219,7 @@ impl ModelFile {
             .ok_or_else(|| self.corrupt(format!("tensor `{name}` is missing")))?;
         let kind = entry.kind.ok_or_else(|| {
             self.unsupported(format!(
-                "tensor `{name}` has type {}: this version runs {}; quantise the model to one of these",
+                "tensor `{name}` has type {}; this version runs {}: quantise the model to one of these",
                 entry.type_name(),
                 TensorType::ALL.map(|kind| format!("{kind:?}")).join(", ")
             ))
@@ -227,7 +227,7 @@ impl ModelFile {
         let (have_columns, have_rows) = entry.shape();
         if (have_columns, have_rows) != (columns, rows) {
             return Err(self.corrupt(format!(
-                "tensor `{name}` is {have_columns} x {have_rows}, its model wants {columns} x {rows}"
+                "tensor `{name}` is {have_columns} x {have_rows}; the model expects {columns} x {rows}"
             )));
         }
         let data = self
@@ -239,7 +239,7 @@ impl ModelFile {
     }
 }
 
-/// Opens a file that must be one, and reads its first bytes.
+/// Opens a regular file and reads its first bytes.
 fn open(path: &Path) -> Result<(File, Vec<u8>), LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };
     is_file(path).map_err(io)?;
@@ -249,7 +249,7 @@ fn open(path: &Path) -> Result<(File, Vec<u8>), LoadError> {
     Ok((file, magic.get(..read).unwrap_or_default().to_vec()))
 }
 
-/// Something else, such as a pipe, may never end, or never begin.
+/// Refuses anything but a regular file: a pipe, for example, may block forever.
 fn is_file(path: &Path) -> std::io::Result<()> {
     let is_file = std::fs::metadata(path)?.is_file();
     is_file.then_some(()).ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a file"))
@@ -289,7 +289,7 @@ mod tests {
         let mut bytes = crate::testing::small_model(TensorType::F32);
         let name = b"token_embd.weight";
         let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
-        // Behind the name, the count of its dimensions, and two of them.
+        // After the name, the number of its dimensions, and two of them.
         bytes[at + name.len() + 4 + 16] = 99;
         let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
         std::io::Write::write_all(&mut file, &bytes).unwrap();

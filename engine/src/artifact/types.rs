@@ -1,8 +1,8 @@
-//! Types of tensors: block sizes as in ggml, and the values they stand for. Layouts are those of ggml's ggml-common.h.
+//! Types of tensors: block sizes as in ggml, and decoding of values. Layouts are those of ggml's ggml-common.h.
 
 use half::{bf16, f16};
 
-/// A type that this engine runs.
+/// Supported type of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, reason = "the names of ggml")]
 pub enum TensorType {
@@ -33,20 +33,20 @@ pub enum TensorType {
 /// Values of a [`QuantBlock`].
 pub const BLOCK: usize = 32;
 
-/// Thirty-two quantised values, whatever type they were stored in: value `i` stands for
-/// `values[i] * scales[i / 16] + min`. Both scales are the same but for [`TensorType::Q6_K`], whose `min` is 0.
+/// Thirty-two quantised values, whatever type they were stored in: value `i` is `values[i] * scales[i / 16] + min`.
+/// Both scales are the same but for [`TensorType::Q6_K`], whose `min` is 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QuantBlock {
     /// 0 to 15 for 4-bit types, 0 to 31 for 5-bit types, -32 to 31 for [`TensorType::Q6_K`], any for [`TensorType::Q8_0`].
     pub values: [i8; BLOCK],
     /// Scales of the first and the second sixteen.
     pub scales: [f32; 2],
-    /// What is added.
+    /// Summand of every value.
     pub min: f32,
 }
 
 impl TensorType {
-    /// All, in the order of ggml's numbers.
+    /// All types, in the order of ggml's numbers.
     pub const ALL: [Self; 11] = [
         Self::F32,
         Self::F16,
@@ -61,12 +61,12 @@ impl TensorType {
         Self::BF16,
     ];
 
-    /// By ggml's number.
+    /// Type of ggml's number.
     pub fn from_ggml(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.ggml() == number)
     }
 
-    /// ggml's number.
+    /// Number of the type in ggml.
     pub fn ggml(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -99,12 +99,12 @@ impl TensorType {
         }
     }
 
-    /// Whether its values are small integers with scales, and not floats.
+    /// True if values are small integers with scales, not floats.
     pub fn is_quantized(self) -> bool {
         !matches!(self, Self::F32 | Self::F16 | Self::BF16)
     }
 
-    /// Calls `take` with every [`QuantBlock`] of data that is made of whole blocks; never for floats.
+    /// Calls `take` with every [`QuantBlock`] of data in whole blocks; never for floats.
     pub fn quant_blocks(self, data: &[u8], mut take: impl FnMut(&QuantBlock)) {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => {}
@@ -159,7 +159,7 @@ impl TensorType {
         }
     }
 
-    /// The values of data that is made of whole blocks, in f32.
+    /// Decodes data in whole blocks to f32.
     pub fn dequantize(self, data: &[u8], out: &mut Vec<f32>) {
         match self {
             Self::F32 => out.extend(data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
@@ -253,7 +253,7 @@ fn q6_blocks(block: &[u8; 210], take: &mut impl FnMut(&QuantBlock)) {
     }
 }
 
-/// Name and block (values, bytes) of every type of ggml, to check and name what this engine does not run.
+/// Name and block (values, bytes) of every type of ggml, to check and name unsupported tensors.
 pub(super) fn any_type(number: u32) -> Option<(&'static str, usize, usize)> {
     Some(match number {
         0 => ("F32", 1, 4),
@@ -301,7 +301,7 @@ mod tests {
 
     use super::*;
 
-    /// The value at `i` of a block, written down from ggml's structures field by field and bit by bit, with none of the
+    /// The value at `i` of a block, decoded from ggml's structures field by field and bit by bit, without any of the
     /// code above.
     fn expected(kind: TensorType, b: &[u8], i: usize) -> f32 {
         let h = |at: usize| f16::from_le_bytes([b[at], b[at + 1]]).to_f32();

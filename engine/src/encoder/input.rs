@@ -1,4 +1,4 @@
-//! What an encoder reads: the tokens of an input within the context, and the rows of a step.
+//! Input of an encoder: the tokens of a text within the context, and the rows of a step.
 
 use super::{Input, narrow};
 use crate::PromptError;
@@ -6,10 +6,10 @@ use crate::exec::{Batch, Row};
 use crate::model::BertShape;
 use crate::text::Tokenizer;
 
-/// Bytes of a text that are read for each token of the context: beyond that it is cut before it is tokenised.
+/// Bytes of a text that are read for each token of the context; longer texts are cut before they are tokenised.
 const BYTES_PER_TOKEN: usize = 64;
 
-/// Appends a whole sequence: rows of type 0 up to `second`, of type 1 from there on.
+/// Appends a whole sequence to the batch: rows of type 0 up to `second`, of type 1 from there on.
 pub(super) fn place(batch: &mut Batch, tokens: &[u32], second: usize) {
     let slot = narrow(batch.picks.len());
     batch.picks.push(narrow(batch.rows.len()));
@@ -19,7 +19,7 @@ pub(super) fn place(batch: &mut Batch, tokens: &[u32], second: usize) {
     }
 }
 
-/// The tokens of an input within the context, how many belong to its first text, and whether it was cut.
+/// Returns the tokens of an input within the context, how many belong to its first text, and whether it was cut.
 pub(super) fn tokens_of(
     tokenizer: &Tokenizer,
     shape: &BertShape,
@@ -45,7 +45,7 @@ pub(super) fn tokens_of(
     cut |= cut_second;
     let marks = if is_pair { 3 } else { 2 };
     let room = shape.context.saturating_sub(marks);
-    // As Hugging Face's `longest_first`: the longer one gives way.
+    // As Hugging Face's `longest_first`: the longer text is cut first.
     if first.len() + second.len() > room {
         cut = true;
         let half = room / 2;

@@ -1,20 +1,20 @@
-//! Serving an encoder on a device that is simulated: what fails, hangs or panics fails its requests and nothing else.
+//! Serving of an encoder on a simulated device: a fault, hang or panic fails its own requests and nothing else.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{Encoded, Handle, Input, begin};
+use super::{Encoded, EncoderHandle, Input, begin};
 use crate::artifact::ModelFile;
 use crate::device::block_on;
 use crate::exec::Batch;
 use crate::model::BertShape;
 use crate::runner::Runner;
-use crate::runner::doubles::{Fault, Faults, Shared, meet, rebuildable, tuning};
+use crate::runner::doubles::{Fault, Faults, SharedFaults, meet, rebuildable, tuning};
 use crate::testing::gguf::small_reranker_with;
 use crate::text::TextModel;
 use crate::{BusyReason, DeviceChoice, EngineError, LoadError, LoadOptions};
 
-struct Simulated(Shared);
+struct Simulated(SharedFaults);
 
 impl Runner for Simulated {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, EngineError> {
@@ -23,17 +23,17 @@ impl Runner for Simulated {
     }
 }
 
-fn try_scene(name: &str, device: DeviceChoice, faults: Faults) -> (Result<Handle, LoadError>, Shared) {
+fn try_scene(name: &str, device: DeviceChoice, faults: Faults) -> (Result<EncoderHandle, LoadError>, SharedFaults) {
     try_scene_with("[UNK]", name, device, faults)
 }
 
-/// The same with another word for what is not known.
+/// As `try_scene`, with another token for unknown words.
 fn try_scene_with(
     unknown: &str,
     name: &str,
     device: DeviceChoice,
     faults: Faults,
-) -> (Result<Handle, LoadError>, Shared) {
+) -> (Result<EncoderHandle, LoadError>, SharedFaults) {
     let file = small_reranker_with(unknown);
     let file = ModelFile::open(file.path()).unwrap();
     let (shape, tokenizer) = (BertShape::of(&file).unwrap(), TextModel::tokenizer_of(&file).unwrap());
@@ -46,18 +46,18 @@ fn try_scene_with(
     (begin(made, shape, tokenizer, &options, tuning), faults)
 }
 
-fn scene(device: DeviceChoice, faults: Faults) -> (Handle, Shared) {
+fn scene(device: DeviceChoice, faults: Faults) -> (EncoderHandle, SharedFaults) {
     let (handle, faults) = try_scene("simulated", device, faults);
     (handle.unwrap(), faults)
 }
 
-fn encode(handle: &Handle) -> Result<Vec<Encoded>, EngineError> {
+fn encode(handle: &EncoderHandle) -> Result<Vec<Encoded>, EngineError> {
     let input = Input::Text("what is".into());
     block_on(handle.encode(vec![input.clone(), input]))
 }
 
-/// Encodes once the model can again; until then it must say that it is set up.
-fn encode_again(handle: &Handle) -> Vec<Encoded> {
+/// Encodes once the model runs again; until then only [`BusyReason::Recovering`] and device errors may be returned.
+fn encode_again(handle: &EncoderHandle) -> Vec<Encoded> {
     let started = Instant::now();
     loop {
         match encode(handle) {
@@ -138,12 +138,15 @@ fn an_input_without_tokens_is_refused() {
 
 #[test]
 fn a_text_that_has_no_tokens_fails_its_request_and_no_other() {
-    // A vocabulary that has no word for what it does not know.
+    // A vocabulary without a token for unknown words.
     let (handle, _) = try_scene_with("[none]", "simulated", DeviceChoice::Index(0), Faults::default());
     let handle = handle.unwrap();
     let text = |text: &str| Input::Text(text.into());
     let unknown = block_on(handle.encode(vec![text("what"), text("nobody knows"), text("is")]));
-    assert!(matches!(&unknown, Err(EngineError::Input(why)) if why.contains("cannot cut this text")), "{unknown:?}");
+    assert!(
+        matches!(&unknown, Err(EngineError::Input(why)) if why.contains("cannot tokenise this text")),
+        "{unknown:?}"
+    );
     assert_eq!(encode(&handle).unwrap().len(), 2);
     let pair = block_on(handle.encode(vec![Input::Pair("what".into(), "nobody".into())]));
     assert!(matches!(pair, Err(EngineError::Input(_))), "{pair:?}");

@@ -1,4 +1,4 @@
-//! The thread of an encoder: it takes requests, fills steps with their texts in turns, and answers.
+//! Thread of an encoder: receives requests, fills steps with their texts in turn, and answers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,51 +8,51 @@ use std::time::{Duration, Instant};
 use async_channel::{Receiver, Sender, TryRecvError};
 
 use super::input::{place, tokens_of};
-use super::{Answer, Encoded, Job, Shared, narrow};
+use super::{EncodeJob, EncodeResult, Encoded, EncoderState, narrow};
 use crate::EngineError;
 use crate::exec::{Batch, Sizes};
 use crate::model::BertShape;
-use crate::runner::{self, Measured, Reader, Rebuildable, Serves, Tuning, Watch};
+use crate::runner::{self, Measured, Rebuildable, Recipient, RecoverableWorker, Tuning, Watch};
 use crate::text::Tokenizer;
 
-/// Length of the texts that the full step is measured with at load.
+/// Tokens of each text in the full step that is measured at load.
 const WARM_TOKENS: usize = 64;
-/// A step is measured for so long at load.
+/// Duration of the measurement of a step at load.
 const WARM_TIME: Duration = Duration::from_millis(200);
 
-/// A request that is being worked on.
-pub(super) struct Work {
-    job: Job,
+/// Request that is being worked on.
+pub(super) struct RunningRequest {
+    job: EncodeJob,
     /// The first input that is not in a step yet.
     next: usize,
     done: Vec<Option<Encoded>>,
-    /// Why it is not answered: one of its texts has no tokens.
+    /// Error of the request: one of its texts has no tokens.
     refused: Option<EngineError>,
 }
 
-/// A text of a step.
+/// Text of a step.
 struct Placed {
-    /// Which of the running requests, and which of its inputs.
+    /// Index of the running request, and of the input within it.
     work: usize,
     input: usize,
     tokens: usize,
     truncated: bool,
 }
 
-pub(super) struct Worker {
+pub(super) struct EncoderWorker {
     pub(super) name: String,
-    pub(super) made: Rebuildable,
+    pub(super) model: Rebuildable,
     pub(super) shape: BertShape,
     pub(super) sizes: Sizes,
     pub(super) tokenizer: Arc<Tokenizer>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) jobs: Receiver<Job>,
-    pub(super) running: VecDeque<Work>,
+    pub(super) shared: Arc<EncoderState>,
+    pub(super) jobs: Receiver<EncodeJob>,
+    pub(super) running: VecDeque<RunningRequest>,
     pub(super) tuning: Tuning,
-    pub(super) watch: Watch<Sender<Answer>>,
+    pub(super) watch: Watch<Sender<EncodeResult>>,
 }
 
-impl Serves for Worker {
+impl RecoverableWorker for EncoderWorker {
     fn name(&self) -> &str {
         &self.name
     }
@@ -61,11 +61,11 @@ impl Serves for Worker {
         self.running.len()
     }
 
-    fn made(&mut self) -> &mut Rebuildable {
-        &mut self.made
+    fn model(&mut self) -> &mut Rebuildable {
+        &mut self.model
     }
 
-    /// A short text, which reads all weights for one row, then as many as a step holds.
+    /// Measures a short text, which reads all weights for one row, then a full step.
     fn warm_up(&mut self) -> Result<Measured, EngineError> {
         let step = self.measure(1, 1)?;
         let length = WARM_TOKENS.min(self.shape.context).max(1);
@@ -89,20 +89,20 @@ impl Serves for Worker {
     }
 }
 
-impl Worker {
-    /// How long a step of such texts takes.
+impl EncoderWorker {
+    /// Duration of a step over this many texts of this length.
     fn measure(&mut self, texts: usize, length: usize) -> Result<Duration, EngineError> {
         let mut batch = Batch { pages: vec![0; self.sizes.slots * self.sizes.pages_per_slot()], ..Batch::default() };
         for _ in 0..texts {
             place(&mut batch, &vec![0; length], length);
         }
-        self.made.measure(self.tuning.first_step, &self.watch, &batch, WARM_TIME)
+        self.model.measure(self.tuning.first_step, &self.watch, &batch, WARM_TIME)
     }
 
-    /// Works until the engine ends, and ends it.
+    /// Works until the engine ends, then fails what is left.
     pub(super) fn work(&mut self) {
-        let end = runner::until_the_end(self, Self::run);
-        // First, so that whoever is told below and asks at once is refused.
+        let end = runner::run_until_end(self, Self::run);
+        // First, so that a caller who is answered below and asks again at once is refused.
         self.shared.stopped.store(true, Ordering::Release);
         self.jobs.close();
         self.fail_all(&end);
@@ -137,7 +137,8 @@ impl Worker {
         }
     }
 
-    /// After a fault of the device: ends what ran and sets the device up again. False when the engine ends meanwhile.
+    /// Fails the running requests after a device fault and sets the device up again. Returns false when the engine
+    /// ends meanwhile.
     fn recover(&mut self, fault: &EngineError) -> bool {
         self.shared.set_recovering(true);
         tracing::error!(event = "device_failed", model = %self.name, reason = %fault, requests = self.running.len());
@@ -150,7 +151,7 @@ impl Worker {
         recovered
     }
 
-    /// Takes new requests; waits for one when there is nothing else to do. False when the engine ends.
+    /// Receives new requests; blocks for one when idle. Returns false when the engine ends.
     fn receive(&mut self) -> bool {
         if self.running.is_empty() {
             match self.jobs.recv_blocking() {
@@ -158,7 +159,7 @@ impl Worker {
                 Err(_) => return false,
             }
         }
-        // Requests that are worked on are bounded like those that wait.
+        // Running requests have the same bound as queued ones.
         while self.running.len() < self.jobs.capacity().unwrap_or(1) {
             match self.jobs.try_recv() {
                 Ok(job) => self.begin(job),
@@ -169,13 +170,13 @@ impl Worker {
         !self.jobs.is_closed()
     }
 
-    fn begin(&mut self, job: Job) {
+    fn begin(&mut self, job: EncodeJob) {
         self.shared.waiting.store(self.running.len() + 1, Ordering::Relaxed);
         let done = vec![None; job.inputs.len()];
-        self.running.push_back(Work { job, next: 0, done, refused: None });
+        self.running.push_back(RunningRequest { job, next: 0, done, refused: None });
     }
 
-    /// Fills a step with one text of each request in turn, runs it and answers what is complete.
+    /// Fills a step with one text of each request in turn, runs it and answers completed requests.
     fn step(&mut self) -> Result<(), EngineError> {
         let mut batch = Batch { pages: vec![0; self.sizes.slots * self.sizes.pages_per_slot()], ..Batch::default() };
         let mut placed: Vec<Placed> = Vec::new();
@@ -209,13 +210,13 @@ impl Worker {
         Ok(())
     }
 
-    /// Runs a step and keeps what became of its texts.
+    /// Runs a step and stores the results of its texts.
     fn run_step(&mut self, batch: &Batch, placed: &[Placed]) -> Result<(), EngineError> {
         let started = Instant::now();
         let usual = Duration::from_nanos(self.shared.cost.load(Ordering::Relaxed));
-        self.watch.readers(self.running.iter().map(|work| work.job.answer.clone()).collect());
+        self.watch.recipients(self.running.iter().map(|work| work.job.answer.clone()).collect());
         let within = self.tuning.hang(usual.saturating_mul(narrow(batch.rows.len())));
-        let values = self.made.forward_within(within, &self.watch, batch)?;
+        let values = self.model.forward_within(within, &self.watch, batch)?;
         let rows = u64::try_from(batch.rows.len()).unwrap_or(1).max(1);
         let cost = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX) / rows;
         self.shared.cost.store(cost, Ordering::Relaxed);
@@ -230,10 +231,10 @@ impl Worker {
         Ok(())
     }
 
-    /// Answers what is complete, and what is refused.
+    /// Answers requests that are complete or refused.
     fn answer(&mut self) {
-        // Before the answers go out: who has one finds nothing counted that is done.
-        let is_open = |work: &Work| work.refused.is_none() && work.done.iter().any(Option::is_none);
+        // Before the answers go out, so that a caller who has one finds no finished request counted.
+        let is_open = |work: &RunningRequest| work.refused.is_none() && work.done.iter().any(Option::is_none);
         let open = self.running.iter().filter(|work| is_open(work)).count();
         self.shared.waiting.store(open, Ordering::Relaxed);
         let mut left = VecDeque::with_capacity(self.running.len());
@@ -246,7 +247,7 @@ impl Worker {
             let answer = work.refused.take().map_or_else(|| Ok(work.done.drain(..).flatten().collect()), Err);
             let _ = work.job.answer.try_send(answer);
         }
-        // Who came last in this step comes first in the next.
+        // The last request of this step is the first of the next.
         left.rotate_right(usize::from(left.len() > 1));
         self.running = left;
     }

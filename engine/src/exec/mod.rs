@@ -1,9 +1,9 @@
-//! Who runs the operations of a model. Model code names operations on tensors in order; an executor runs them.
-//! [`plain`] is the reference: slow, obvious, what the others are tested against. [`gpu`] runs WGSL kernels, [`cpu`] the
-//! processor's vector units. Each kernel has the name of the operation it runs.
+//! Executors, which run the operations of a model. Model code names operations on tensors in order. [`plain`] is the
+//! reference: slow, obvious, the standard of the tests. [`gpu`] runs WGSL kernels, [`cpu`] the CPU's vector units.
+//! Each kernel has the name of its operation.
 //!
-//! A step is a batch of rows, each a token at a position of a sequence: parts of prompts and single tokens of running
-//! answers go through the same operations together.
+//! A step is a batch of rows, each a token at a position of a sequence: chunks of prompts and single tokens of
+//! running answers go through the same operations together.
 
 pub mod cpu;
 pub mod gpu;
@@ -24,32 +24,32 @@ pub struct VectorId(pub(crate) usize);
 /// A table of rotations that an executor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RopeId(pub(crate) usize);
-/// A place for activations: rows of one width.
+/// An activation: rows of one width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ActId(pub(crate) usize);
 
-/// Which values of a head are rotated together.
+/// Values of a head that are rotated as a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pairing {
     /// Values `2i` and `2i + 1`: llama, whose weights were permuted for it.
     Neighbours,
-    /// Values `i` and `i + dim / 2`: the others.
+    /// Values `i` and `i + dim / 2`: all others.
     Halves,
 }
 
-/// How queries and keys are rotated by their positions (RoPE, arXiv:2104.09864): pair `i` at position `p` by the angle
-/// `p * scale * base^(-2i / dim) / factors[i]`.
+/// Rotation of queries and keys by their positions (RoPE, arXiv:2104.09864): pair `i` at position `p` by the angle `p
+/// * scale * base^(-2i / dim) / factors[i]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// Values of a head that are rotated, its first ones; even.
+    /// Rotated values of a head, its first ones; even.
     pub dim: usize,
-    /// Which are rotated together.
+    /// Values that form a pair.
     pub pairing: Pairing,
     /// Base of the frequencies.
     pub base: f64,
-    /// What positions are multiplied by (arXiv:2306.15595); 1 for most.
+    /// Factor of the positions (arXiv:2306.15595); 1 for most models.
     pub scale: f64,
-    /// What the angle of each pair is divided by (Llama 3.1); empty for 1, else `dim / 2` values.
+    /// Divisor of the angle of each pair (Llama 3.1); empty for 1, else `dim / 2` values.
     pub factors: Vec<f32>,
 }
 
@@ -77,18 +77,18 @@ impl Rope {
     }
 }
 
-/// Which rows of a table [`Executor::embed`] takes.
+/// Index by which [`Executor::embed`] selects rows of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Index {
-    /// By the token of each row.
+    /// Token of each row.
     Token,
-    /// By the position of each row (BERT).
+    /// Position of each row (BERT).
     Position,
-    /// By the type of each row (BERT's segments).
+    /// Type of each row (BERT's segments).
     Type,
 }
 
-/// A function of single values.
+/// Function of single values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Function {
     /// `x / (1 + exp(-x))`.
@@ -101,20 +101,20 @@ pub enum Function {
     Tanh,
 }
 
-/// Sizes that an executor is made for.
+/// Sizes for which an executor is made.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sizes {
-    /// Rows of a step.
+    /// Most rows of a step.
     pub max_rows: usize,
-    /// Rows of a step whose logits are read.
+    /// Most rows of a step whose logits are read.
     pub max_picks: usize,
-    /// Sequences.
+    /// Most sequences.
     pub slots: usize,
-    /// Tokens of a sequence.
+    /// Most tokens of a sequence.
     pub context: usize,
     /// Pages of the KV cache.
     pub pages: usize,
-    /// Tokens that the model knows.
+    /// Tokens of the vocabulary.
     pub vocabulary: usize,
     /// Token types; 0 for a model without them.
     pub types: usize,
@@ -137,7 +137,7 @@ impl Sizes {
     pub fn qkv_width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
-    /// Whether a step is one that an executor of these sizes can run.
+    /// True if an executor of these sizes can run the step.
     pub fn hold(&self, batch: &Batch) -> bool {
         let within = |n: u32, most: usize| usize::try_from(n).is_ok_and(|n| n < most);
         let rows = batch.rows.len();
@@ -154,33 +154,33 @@ impl Sizes {
     }
 }
 
-/// One row of a step.
+/// Row of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// The token.
+    /// Token of the row.
     pub token: u32,
-    /// Its position in its sequence.
+    /// Position in the sequence.
     pub position: u32,
-    /// The sequence.
+    /// Slot of the sequence.
     pub slot: u32,
 }
 
-/// The rows of a step.
+/// Rows of a step.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
-    /// Rows; those of one sequence in the order of their positions.
+    /// Rows of all sequences; those of one sequence in the order of their positions.
     pub rows: Vec<Row>,
-    /// Places of the rows whose logits are wanted.
+    /// Indexes of the rows whose logits are wanted.
     pub picks: Vec<u32>,
     /// Page table, `slots` x `pages_per_slot`.
     pub pages: Vec<u32>,
-    /// Token types of the rows; empty where all are 0.
+    /// Token types of the rows; empty if all are 0.
     pub types: Vec<u32>,
 }
 
 impl Batch {
-    /// For each row its sequence's rows in this step: the first, and the one past the last. Rows of a sequence lie one
-    /// after another.
+    /// For each row the range of its sequence's rows in this step: the first, and one past the last. Rows of a
+    /// sequence are adjacent.
     pub fn spans(&self) -> Vec<[u32; 2]> {
         let mut spans = Vec::with_capacity(self.rows.len());
         let mut first = 0u32;
@@ -195,26 +195,26 @@ impl Batch {
 
 /// Runs the operations of a model.
 ///
-/// Weights and places are made at load; a step is `begin`, operations, `finish`. Operations of a step happen in order
-/// and, but for [`embed`](Self::embed), on all its rows `r`. Shapes are those that were checked when the model was
-/// loaded: an executor may rely on them. Two places given to one operation are never the same.
+/// Weights and activations are made at load; a step is `begin`, operations, `finish`. Operations of a step run in
+/// order and, but for [`embed`](Self::embed), on all its rows `r`. Shapes were checked when the model was loaded: an
+/// executor may rely on them. Two activations of one operation are never the same.
 ///
-/// Queries, keys and values of a row lie side by side in one place of [`Sizes::qkv_width`] values: `heads` queries, then
-/// `kv_heads` keys, then `kv_heads` values, each of `head_dim` values. Query head `h` meets key and value head
-/// `h / (heads / kv_heads)`.
+/// Queries, keys and values of a row lie side by side in one activation of [`Sizes::qkv_width`] values: `heads`
+/// queries, then `kv_heads` keys, then `kv_heads` values, each of `head_dim` values. Query head `h` attends to key
+/// and value head `h / (heads / kv_heads)`.
 pub trait Executor: Send {
-    /// Takes a matrix whose rows are those of `parts` one below the other; all have the same number of columns.
+    /// Stores a matrix whose rows are those of `parts` one below the other; all have the same number of columns.
     fn matrix(&mut self, parts: &[Tensor<'_>]) -> Result<MatrixId, LoadError>;
-    /// Takes a vector.
+    /// Stores a vector.
     fn vector(&mut self, values: &[f32]) -> Result<VectorId, LoadError>;
-    /// Takes a way of rotating, for all positions of the context.
+    /// Stores a rotation for all positions of the context.
     fn rope(&mut self, rope: &Rope) -> Result<RopeId, LoadError>;
-    /// Makes a place for activations: `rows` rows of `width` values.
+    /// Allocates an activation: `rows` rows of `width` values.
     fn activation(&mut self, width: usize, rows: usize) -> Result<ActId, LoadError>;
 
     /// Begins a step that [`Sizes::hold`].
     fn begin(&mut self, batch: &Batch) -> Result<(), EngineError>;
-    /// `out[r] = table[index of r] * scale`, added to what is there where `add`.
+    /// `out[r] = table[index of r] * scale`, added to `out` if `add`.
     fn embed(&mut self, table: MatrixId, index: Index, scale: f32, out: ActId, add: bool);
     /// `out[r] += x[r]`.
     fn add(&mut self, x: ActId, out: ActId);
@@ -225,21 +225,22 @@ pub trait Executor: Send {
     /// `out[r] = (x[r] - mean(x[r])) / sqrt(variance(x[r]) + eps) * weight + bias` (arXiv:1607.06450), with the variance
     /// `mean((x[r] - mean(x[r]))²)`.
     fn layer_norm(&mut self, x: ActId, weight: VectorId, bias: VectorId, eps: f32, out: ActId);
-    /// [`rms_norm`](Self::rms_norm) of each head of its own: queries of `qkv` by the weights `query`, keys by `key`, both
-    /// of `head_dim` values. Values stay as they are.
+    /// [`rms_norm`](Self::rms_norm) of each head: queries of `qkv` by the weights `query`, keys by `key`, both of
+    /// `head_dim` values. Values are not changed.
     fn head_norm(&mut self, qkv: ActId, query: VectorId, key: VectorId, eps: f32);
-    /// `out[r] = matrix · x[r]`, added to what is there where `add`. Quantised weights meet activations that are rounded
-    /// to 8 bits in blocks of 32, as in llama.cpp; floats meet f32, or less than 2^-13 of each product is lost.
+    /// `out[r] = matrix · x[r]`, added to `out` if `add`. Quantised weights are multiplied with activations rounded
+    /// to 8 bits in blocks of 32, as in llama.cpp. Floats are multiplied with f32, with a loss of less than 2^-13 of
+    /// each product.
     fn matmul(&mut self, matrix: MatrixId, x: ActId, out: ActId, add: bool);
-    /// Rotates the queries of `qkv` by their positions where they are, and stores rotated keys and values of `layer` in
+    /// Rotates the queries of `qkv` by their positions in place, and stores rotated keys and values of `layer` in
     /// f16. Without `rope` nothing is rotated.
     fn rope_store(&mut self, qkv: ActId, rope: Option<RopeId>, layer: usize);
     /// Causal attention of the queries of `qkv` over the stored keys and values of their sequence (arXiv:1706.03762):
-    /// for each head `out[r] = Σ softmax_p(scale * query · key[p]) * value[p]` over the positions `p` up to that of the
-    /// row, and with a `window` over the last so many of them only.
+    /// for each head `out[r] = Σ softmax_p(scale * query · key[p]) * value[p]`. The positions `p` end at that of the
+    /// row, and with a `window` only that many of the last are read.
     fn attention(&mut self, qkv: ActId, layer: usize, scale: f32, window: Option<u32>, out: ActId);
-    /// The same over all rows of the row's sequence in this step, those after it too. Nothing stored is read: keys and
-    /// values are those in `qkv`.
+    /// Bidirectional attention over all rows of the row's sequence in this step, with the keys and values in `qkv`.
+    /// The KV cache is not read.
     fn attention_both_ways(&mut self, qkv: ActId, scale: f32, out: ActId);
     /// `x[r] = function(x[r])`.
     fn activate(&mut self, function: Function, x: ActId);
@@ -250,18 +251,18 @@ pub trait Executor: Send {
     /// `out[i]` is the mean of the rows of `x` that belong to the sequence of row `picks[i]`. Later operations of the
     /// step run on these rows only.
     fn pick_mean(&mut self, x: ActId, out: ActId);
-    /// Ends the step and gives `logits` of the picked rows, one after the other.
+    /// Ends the step and returns `logits` of the picked rows, one after the other.
     fn finish(&mut self, logits: ActId) -> Result<Vec<f32>, EngineError>;
 
-    /// Copies the keys and values of all layers from one page of the KV cache to another, before the next step. False
-    /// where an executor cannot; the tokens go through the model once more then.
+    /// Copies the keys and values of all layers from one page of the KV cache to another, before the next step.
+    /// Returns false if the executor cannot; the tokens are prefilled again then.
     fn copy_page(&mut self, from: u32, to: u32) -> bool {
         let _ = (from, to);
         false
     }
     /// Device memory taken so far, in bytes.
     fn memory(&self) -> u64;
-    /// Runs after the last weight was taken.
+    /// Prepares the executor after the last weight was stored.
     fn ready(&mut self) -> Result<(), LoadError> {
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! The reference executor: every operation as it is defined, one loop in another. It is what kernels are tested
-//! against and is never used to serve.
+//! Reference executor: every operation by its definition, as plain loops. Kernels are tested against it; it never
+//! serves requests.
 
 #![allow(
     clippy::indexing_slicing,
@@ -20,7 +20,7 @@ const BLOCK: usize = 32;
 struct Segment {
     columns: usize,
     quantized: bool,
-    /// Values of its rows, in f32.
+    /// Values of the rows, in f32.
     values: Vec<f32>,
 }
 
@@ -30,18 +30,18 @@ pub struct Plain {
     matrices: Vec<Vec<Segment>>,
     vectors: Vec<Vec<f32>>,
     activations: Vec<(usize, Vec<f32>)>,
-    /// Keys and values by layer: `[page][place][kv head][value]`, rounded to f16 as executors keep them.
+    /// Keys and values by layer: `[page][place][kv head][value]`, rounded to f16 as in the other executors.
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
     ropes: Vec<(Rope, Vec<f32>)>,
     batch: Batch,
     rows: usize,
-    /// Whether activations are rounded before they meet quantised weights.
+    /// True if activations are rounded before products with quantised weights.
     rounds: bool,
 }
 
 impl Plain {
-    /// The same without the rounding of activations, which no executor does: to see what that alone changes.
+    /// An executor without the rounding of activations, which all others do, to measure the effect of rounding alone.
     #[cfg(test)]
     pub(crate) fn exact(sizes: Sizes) -> Self {
         Self { rounds: false, ..Self::new(sizes) }
@@ -64,38 +64,38 @@ impl Plain {
         }
     }
 
-    /// The rows of a place, for tests.
+    /// Rows of an activation, for tests.
     pub fn read(&self, id: ActId) -> &[f32] {
         let (width, values) = &self.activations[id.0];
         &values[..self.rows * width]
     }
 
-    /// Fills a place, for tests.
+    /// Fills an activation, for tests.
     pub fn write(&mut self, id: ActId, values: &[f32]) {
         self.activations[id.0].1[..values.len()].copy_from_slice(values);
     }
 
-    /// Where key or value `head` of a sequence's position is kept.
+    /// Index of key or value `head` of a sequence's position in the KV cache.
     fn cached(&self, slot: usize, position: usize, head: usize) -> usize {
         let page = self.batch.pages[slot * self.sizes.pages_per_slot() + position / PAGE] as usize;
         ((page * PAGE + position % PAGE) * self.sizes.kv_heads + head) * self.sizes.head_dim
     }
 }
 
-/// Activations as quantised matrices meet them: rounded to 8 bits with one scale for each block of 32.
+/// Activations for products with quantised matrices: rounded to 8 bits with one scale for each block of 32.
 fn rounded(x: &[f32]) -> Vec<f32> {
     x.chunks(BLOCK)
         .flat_map(|block| {
             let most = block.iter().fold(0.0f32, |most, v| most.max(v.abs()));
             let scale = most / 127.0;
-            // Numbers so small that the inverse would be infinite are nothing.
+            // Numbers so small that the inverse would be infinite are rounded to 0.
             let (scale, inverse) = if scale >= f32::MIN_POSITIVE { (scale, 1.0 / scale) } else { (0.0, 0.0) };
             block.iter().map(move |v| (v * inverse).round_ties_even() * scale)
         })
         .collect()
 }
 
-/// The values of `pairs` (key, value) weighted by how well their keys fit `query`.
+/// Values of `pairs` (key, value), weighted by the softmax of their keys' scores for `query`.
 fn attend(query: &[f32], scale: f32, pairs: &[(&[f32], &[f32])]) -> Vec<f32> {
     let scores: Vec<f32> =
         pairs.iter().map(|(key, _)| query.iter().zip(*key).map(|(q, k)| q * k).sum::<f32>() * scale).collect();
@@ -155,7 +155,7 @@ impl Executor for Plain {
 
     fn begin(&mut self, batch: &Batch) -> Result<(), EngineError> {
         if !self.sizes.hold(batch) {
-            return Err(EngineError::Device("a step outside of the model's sizes was refused".into()));
+            return Err(EngineError::Device("a step exceeds the sizes of the executor".into()));
         }
         self.batch = batch.clone();
         self.rows = batch.rows.len();

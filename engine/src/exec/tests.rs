@@ -1,5 +1,5 @@
-//! What every executor is held to: each operation against its plain reference, over shapes that do not divide evenly; then
-//! a whole model on both. The rooms of the executors call these with what they have: adapters, vector units, threads.
+//! Tests of every executor: each operation against its plain reference, over shapes that do not divide evenly; then a
+//! whole model on both. The modules of the executors call these with their adapters, vector units and threads.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use super::plain::Plain;
 use super::*;
 use crate::artifact::{ModelFile, TensorType};
-use crate::model::{Decoder, Shape};
+use crate::model::{Decoder, DecoderShape};
 use crate::testing::{random, small_model};
 
 pub(super) fn sizes() -> Sizes {
@@ -26,13 +26,13 @@ pub(super) fn sizes() -> Sizes {
     }
 }
 
-/// An executor whose places tests can see into.
+/// An executor whose activations tests can read and write.
 pub(super) trait Tested: Executor {
-    /// Values of a row of a place.
+    /// Values in a row of an activation.
     fn width(&self, id: ActId) -> usize;
-    /// Ends the step and gives the rows of a place.
+    /// Ends the step and returns the rows of an activation.
     fn read(&mut self, id: ActId) -> Vec<f32>;
-    /// Fills a place.
+    /// Fills an activation.
     fn write(&mut self, id: ActId, values: &[f32]);
 }
 
@@ -64,7 +64,7 @@ fn assert_close(name: &str, plain: &[f32], tested: &[f32]) {
     }
 }
 
-/// The reference and what is tested, with the same matrices, vectors and places.
+/// The reference and the tested executor, with the same matrices, vectors and activations.
 struct Both<E> {
     rows: usize,
     plain: Plain,
@@ -92,7 +92,7 @@ impl<E: Tested> Both<E> {
         assert_eq!(self.tested.activation(width, self.rows).unwrap(), id);
         id
     }
-    /// Fills places with random values, runs one operation on both and compares what it leaves in `out`.
+    /// Fills activations with random values, runs one operation on both and compares the contents of `out`.
     fn compare(&mut self, name: &str, batch: &Batch, fills: &[ActId], out: ActId, run: impl Fn(&mut dyn Executor)) {
         for id in fills {
             let values = values(batch.rows.len() * self.tested.width(*id), &mut self.rng);
@@ -136,7 +136,7 @@ pub(super) fn operations_on_rows<E: Tested>(make: impl Fn(Sizes) -> E) {
         }
         both.compare("pick", &batch, &[x], y, |e| e.pick(x, y));
         both.compare("pick_mean", &batch, &[x], y, |e| e.pick_mean(x, y));
-        // What follows a pick runs on the picked rows.
+        // Operations after a pick run on the picked rows.
         both.compare("pick and add_bias", &batch, &[x], y, |e| {
             e.pick(x, y);
             e.add_bias(bias, y);
@@ -158,7 +158,7 @@ pub(super) fn operations_on_weights<E: Tested>(make: impl Fn(Sizes) -> E) {
         let joined = both.matrix(&[part(&a), Tensor { rows: 3, ..part(&b) }]);
         tables.push((kind, table, joined, both.place(width)));
     }
-    // Types of two families and two types of one family in one matrix.
+    // Types of two packings and two types of one packing in one matrix.
     let kinds = [TensorType::Q4_0, TensorType::Q4_1, TensorType::Q8_0];
     let data = kinds.map(|kind| random(kind, 96 * 5, &mut both.rng));
     let parts: Vec<_> = kinds
@@ -184,7 +184,7 @@ pub(super) fn operations_on_weights<E: Tested>(make: impl Fn(Sizes) -> E) {
     }
 }
 
-/// Products of random shapes, with more rows than a tile has; weights are any, or as large as the type can say, which meet
+/// Products of random shapes, with more rows than a tile has. Weights are random, or the largest of their type, with
 /// activations that are all the largest.
 pub(super) fn products_of_random_shapes<E: Tested>(make: impl Fn(Sizes) -> E) {
     let sizes = Sizes { max_rows: 41, ..sizes() };
@@ -227,7 +227,7 @@ pub(super) fn products_of_random_shapes<E: Tested>(make: impl Fn(Sizes) -> E) {
                 assert_eq!(tested.read(out), together[row * height..(row + 1) * height], "{name}: row {row} alone");
             }
             let count = batch.rows.len() * both.tested.width(x);
-            // What has no inverse in f32 is as good as nothing, and makes nothing else wrong.
+            // A number without an inverse in f32 counts as 0, and spoils no other value.
             let tiny = (0..count).map(|n| if n % 3 == 0 { 0.0 } else { 1e-37 }).collect();
             for same in [vec![1.0; count], tiny] {
                 both.plain.write(x, &same);
@@ -238,7 +238,7 @@ pub(super) fn products_of_random_shapes<E: Tested>(make: impl Fn(Sizes) -> E) {
     }
 }
 
-/// The same data with every quantised value as far from zero as it can be.
+/// Data with every quantised value as far from zero as possible.
 fn largest(kind: TensorType, data: &[u8]) -> Vec<u8> {
     let (quants, byte) = match kind {
         TensorType::F32 | TensorType::F16 | TensorType::BF16 => (0..0, 0),
@@ -276,7 +276,7 @@ pub(super) fn rotation_and_attention<E: Tested>(make: impl Fn(Sizes) -> E) {
         let (qkv, attended) = (both.place(sizes.qkv_width()), both.place(heads * head_dim));
         both.tested.ready().unwrap();
         let [many, _] = batches(&sizes);
-        // The first sequence needs its past in the cache before its row at position 40 can look at it.
+        // The row at position 40 of the first sequence needs the earlier positions in the cache.
         for position in 0..40u32 {
             let row = Row { token: 0, position, slot: 0 };
             let step = Batch { rows: vec![row], picks: vec![0], pages: many.pages.clone(), types: vec![] };
@@ -301,8 +301,8 @@ pub(super) fn rotation_and_attention<E: Tested>(make: impl Fn(Sizes) -> E) {
     }
 }
 
-/// Attention over more places than an executor takes at a time, of a stretch of rows and of one row, which gives the same
-/// bits alone.
+/// Attention over more positions than an executor computes at a time.
+/// Covers a stretch of rows and a single row, which gives the same bits alone.
 pub(super) fn attention_far_back<E: Tested>(make: impl Fn(Sizes) -> E) {
     let (max_rows, context) = (190, 21 * PAGE);
     let sizes = Sizes { max_rows, context, pages: 22, slots: 1, ..sizes() };
@@ -359,7 +359,7 @@ fn a_window_hides_what_is_older() {
     let row = |position| Row { token: 0, position, slot: 1 };
     let pages = vec![1; sizes.slots * sizes.pages_per_slot()];
     let step = Batch { rows: (0..4).map(row).collect(), picks: vec![0], pages, types: vec![] };
-    // All keys fit a query alike; the values of row `r` are `r`.
+    // All keys have the same score for a query; the values of row `r` are `r`.
     let mut values = vec![0.0; 4 * sizes.qkv_width()];
     for r in 0..4 {
         let start = r * sizes.qkv_width() + (sizes.heads + sizes.kv_heads) * sizes.head_dim;
@@ -408,7 +408,7 @@ pub(super) fn a_whole_model<E: Tested>(make: impl Fn(Sizes) -> E) {
         let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
         std::io::Write::write_all(&mut file, &small_model(kind)).unwrap();
         let file = ModelFile::open(file.path()).unwrap();
-        let shape = Shape::of(&file).unwrap();
+        let shape = DecoderShape::of(&file).unwrap();
         let sizes = shape.sizes(100, 2, 1 << 20);
         let (mut plain, mut tested) = (Plain::new(sizes), make(sizes));
         let on_plain = Decoder::load(&shape, &file, &sizes, &mut plain).unwrap();
@@ -416,7 +416,7 @@ pub(super) fn a_whole_model<E: Tested>(make: impl Fn(Sizes) -> E) {
         tested.ready().unwrap();
         let rows = |slot, from, to| (from..to).map(move |position| Row { token: position * 7 % 250, position, slot });
         let pages: Vec<u32> = (1..=narrow(2 * sizes.pages_per_slot())).collect();
-        // A prompt in two parts, then one token of it beside the prompt of another.
+        // A prompt in two chunks, then one token of it beside the prompt of another.
         let steps = [
             Batch { rows: rows(0, 0, 20).collect(), picks: vec![19], pages: pages.clone(), types: vec![] },
             Batch { rows: rows(0, 20, 50).collect(), picks: vec![29], pages: pages.clone(), types: vec![] },
@@ -439,7 +439,7 @@ pub(super) fn the_same_alone_and_in_company<E: Tested>(make: impl Fn(Sizes) -> E
         let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
         std::io::Write::write_all(&mut file, &small_model(kind)).unwrap();
         let file = ModelFile::open(file.path()).unwrap();
-        let shape = Shape::of(&file).unwrap();
+        let shape = DecoderShape::of(&file).unwrap();
         let sizes = shape.sizes(100, 6, 1 << 20);
         let mut tested = make(sizes);
         let model = Decoder::load(&shape, &file, &sizes, &mut tested).unwrap();
@@ -448,7 +448,7 @@ pub(super) fn the_same_alone_and_in_company<E: Tested>(make: impl Fn(Sizes) -> E
         let row = |slot: u32, position: u32| Row { token: (slot * 31 + position * 7) % 250, position, slot };
         let batch =
             |rows: Vec<Row>| Batch { picks: vec![narrow(rows.len() - 1)], rows, pages: pages.clone(), types: vec![] };
-        // One by one; then in one part; then in parts among the rows of others.
+        // One by one; then in one chunk; then in chunks among the rows of others.
         let mut alone = Vec::new();
         for position in 0..40 {
             alone = model.forward(&mut tested, &batch(vec![row(0, position)])).unwrap();

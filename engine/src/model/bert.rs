@@ -1,5 +1,5 @@
-//! BERT encoders (arXiv:1810.04805): a text as one vector (Sentence-BERT, arXiv:1908.10084), or as scores where the file
-//! has a classifier head. All rows of a step go through it together; sequences are whole in their step.
+//! BERT encoders (arXiv:1810.04805): one embedding for a text (Sentence-BERT, arXiv:1908.10084), or scores if the
+//! file has a classifier head. All rows of a step are computed together; a sequence is never split between steps.
 
 use std::collections::HashSet;
 
@@ -7,32 +7,32 @@ use crate::artifact::{MetaValue, ModelFile, Tensor};
 use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, Sizes, VectorId};
 use crate::{EngineError, LoadError};
 
-use super::shape::{MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, matrix, nothing_left_over, number, values};
+use super::shape::{MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, matrix, number, refuse_unknown_tensors, values};
 
-/// Rows of a step of an encoder: texts of a batch go through it together.
+/// Most rows of an encoder's step, which the texts of a batch share.
 const MAX_ROWS: usize = 512;
-/// Texts of a step.
+/// Most texts of a step.
 const MAX_TEXTS: usize = 64;
 /// Most token types and labels.
 const MAX_TYPES: usize = 1024;
 
-/// How a text's rows become one.
+/// Pooling of a text's rows into one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pooling {
-    /// Their mean.
+    /// Mean of all rows.
     Mean,
-    /// That of the first token.
+    /// Row of the first token.
     Cls,
 }
 
-/// Sizes of an encoder, as its file gives them.
+/// Sizes of an encoder, read from its file.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Shape {
-    /// Tokens of a text; longer ones are cut.
+pub(crate) struct BertShape {
+    /// Tokens of a text; longer texts are cut.
     pub(crate) context: usize,
     pub(crate) vocabulary: usize,
     pub(crate) width: usize,
-    /// Labels of the classifier head, 0 without one.
+    /// Labels of the classifier head; 0 without one.
     pub(crate) labels: usize,
     pub(crate) pooling: Pooling,
     positions: usize,
@@ -42,11 +42,11 @@ pub(crate) struct Shape {
     heads: usize,
     eps: f32,
     function: Function,
-    /// Whether there is a layer between the pooled row and the head.
+    /// True if a layer lies between the pooled row and the head.
     pooler: bool,
 }
 
-impl Shape {
+impl BertShape {
     #[allow(clippy::cast_possible_truncation, reason = "an epsilon is an f32 in all engines")]
     pub(crate) fn of(file: &ModelFile) -> Result<Self, LoadError> {
         let width = number(file, "embedding_length", MAX_WIDTH)?;
@@ -60,7 +60,8 @@ impl Shape {
             if file.number("positions").is_some() { number(file, "positions", MAX_CONTEXT)? } else { context };
         let types = file.meta("tokenizer.ggml.token_type_count").and_then(MetaValue::as_u64).unwrap_or(1);
         let types = usize::try_from(types).ok().filter(|n| (1..=MAX_TYPES).contains(n));
-        let types = types.ok_or_else(|| file.corrupt("its count of token types is out of bounds"))?;
+        let bounds = || format!("`tokenizer.ggml.token_type_count` is out of bounds; expected 1 to {MAX_TYPES}");
+        let types = types.ok_or_else(|| file.corrupt(bounds()))?;
         let vocabulary = super::shape::vocabulary(file)?;
         let function = match file.meta("bert.hidden_act") {
             None => Function::Gelu,
@@ -68,19 +69,24 @@ impl Shape {
             Some(MetaValue::String(name)) if name == "gelu_new" || name == "gelu_pytorch_tanh" => Function::GeluTanh,
             Some(MetaValue::String(name)) if name == "silu" => Function::Silu,
             Some(_) => {
-                return Err(file.unsupported("its `hidden_act` is none of gelu, gelu_new, gelu_pytorch_tanh, silu"));
+                let known = "gelu, gelu_new, gelu_pytorch_tanh and silu";
+                return Err(file.unsupported(format!("unknown `hidden_act`; this version runs {known}")));
             }
         };
         let labels = file.rows("cls.output.weight").unwrap_or(0);
         if labels > MAX_TYPES {
-            return Err(file.corrupt(format!("its head has {labels} labels")));
+            return Err(file.corrupt(format!("the classifier head has {labels} labels; expected at most {MAX_TYPES}")));
         }
-        // The numbers are llama.cpp's: 1 mean, 2 the first token, 4 the head of a reranker, which takes the first token.
+        // The numbers are llama.cpp's: 1 mean, 2 the first token, 4 the head of a reranker, which reads the first
+        // token.
         let pooling = match file.number("pooling_type") {
             None | Some(0) if labels > 0 => Pooling::Cls,
             None | Some(0 | 1) => Pooling::Mean,
             Some(2 | 4) => Pooling::Cls,
-            Some(other) => return Err(file.unsupported(format!("its pooling is number {other}: mean and CLS are run"))),
+            Some(other) => {
+                let known = "mean (1) and CLS (2, 4)";
+                return Err(file.unsupported(format!("the pooling type is {other}; this version runs {known}")));
+            }
         };
         let eps = file.float("attention.layer_norm_epsilon").filter(|eps| eps.is_finite() && *eps >= 0.0);
         Ok(Self {
@@ -100,7 +106,7 @@ impl Shape {
         })
     }
 
-    /// Checks that every tensor is there, in a shape and type that can be run, and that there is no other.
+    /// Checks that every tensor is present in a supported shape and type, and that there is no unknown tensor.
     pub(crate) fn check(&self, file: &ModelFile) -> Result<(), LoadError> {
         // Without a head a pooler is left over from training.
         let mut known = HashSet::from(["cls.weight".to_owned(), "cls.bias".to_owned()]);
@@ -133,7 +139,7 @@ impl Shape {
             self.head(file)?;
             see("cls.output");
         }
-        nothing_left_over(file, &known)
+        refuse_unknown_tensors(file, &known)
     }
 
     fn tables<'f>(&self, file: &'f ModelFile) -> Result<[Tensor<'f>; 3], LoadError> {
@@ -144,7 +150,7 @@ impl Shape {
         ])
     }
 
-    /// The matrices of a layer: q, k, v, output, up, down.
+    /// Matrices of a layer: q, k, v, output, up, down.
     fn matrices<'f>(&self, file: &'f ModelFile, layer: usize) -> Result<[Tensor<'f>; 6], LoadError> {
         let get = |name: &str, columns, rows| matrix(file, &format!("blk.{layer}.{name}.weight"), columns, rows);
         Ok([
@@ -157,7 +163,7 @@ impl Shape {
         ])
     }
 
-    /// The layer before the head, if there is one, and the head: matrix and bias.
+    /// Optional layer before the head, and the head: matrix and bias.
     #[allow(clippy::type_complexity, reason = "two pairs")]
     fn head<'f>(
         &self,
@@ -175,7 +181,7 @@ impl Shape {
         Ok((pooler, (head, bias)))
     }
 
-    /// Sizes for an executor: no KV cache, a place for each text of a step.
+    /// Sizes for an executor: no KV cache, one slot for each text of a step.
     pub(crate) fn sizes(&self) -> Sizes {
         Sizes {
             max_rows: MAX_ROWS,
@@ -192,17 +198,17 @@ impl Shape {
         }
     }
 
-    /// Values that come of a text.
+    /// Values of the result for a text.
     pub(crate) fn outputs(&self) -> usize {
         if self.labels > 0 { self.labels } else { self.width }
     }
 
-    /// Whether there is a second token type, for the second text of a pair.
+    /// True if there is a second token type, for the second text of a pair.
     pub(crate) fn has_second_type(&self) -> bool {
         self.types > 1
     }
 
-    /// Bytes of all places for activations, and of one more in which an executor packs what it multiplies.
+    /// Bytes of all activations, and of one buffer in which an executor packs the operand of a product.
     pub(crate) fn activation_bytes(&self) -> usize {
         let packed = self.width.max(self.feed_forward);
         (MAX_ROWS * (6 * self.width + self.feed_forward + packed) + MAX_TEXTS * (2 * self.width + self.outputs())) * 4
@@ -237,9 +243,9 @@ struct Layer {
     after_feed_forward: Norm,
 }
 
-/// An encoder in an executor.
+/// An encoder, loaded into an executor.
 pub(crate) struct Bert {
-    shape: Shape,
+    shape: BertShape,
     tables: [MatrixId; 3],
     norm: Norm,
     layers: Vec<Layer>,
@@ -256,9 +262,9 @@ pub(crate) struct Bert {
 }
 
 impl Bert {
-    /// Gives the weights to an executor.
+    /// Loads the weights into an executor.
     pub(crate) fn load(
-        shape: &Shape,
+        shape: &BertShape,
         file: &ModelFile,
         sizes: &Sizes,
         exec: &mut dyn Executor,
@@ -319,7 +325,8 @@ impl Bert {
         })
     }
 
-    /// One step over whole sequences, whose first rows are picked: a vector or the scores of each, one after the other.
+    /// Runs one step over whole sequences, whose first rows are picked. Returns the embedding or the scores of each,
+    /// one after the other.
     #[allow(clippy::cast_precision_loss, reason = "heads are small")]
     pub(crate) fn forward(&self, exec: &mut dyn Executor, batch: &Batch) -> Result<Vec<f32>, EngineError> {
         let shape = &self.shape;

@@ -1,12 +1,12 @@
-//! Decoders as GGUF names them: `llama` (arXiv:2302.13971; SmolLM2, Llama, TinyLlama, Mistral), `qwen2`
-//! (arXiv:2407.10671), `qwen3` (arXiv:2505.09388), `gemma3` (arXiv:2503.19786). They are one order of operations, some of
-//! which an architecture leaves out.
+//! Decoders by their GGUF names: `llama` (arXiv:2302.13971; SmolLM2, Llama, TinyLlama, Mistral), `qwen2`
+//! (arXiv:2407.10671), `qwen3` (arXiv:2505.09388), `gemma3` (arXiv:2503.19786). All share one order of operations,
+//! some of which an architecture leaves out.
 
 use crate::artifact::ModelFile;
 use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, RopeId, Sizes, VectorId};
 use crate::{EngineError, LoadError};
 
-use super::shape::{LayerTensors, Shape, matrix, values};
+use super::shape::{DecoderShape, LayerTensors, matrix, values};
 
 struct Layer {
     attention_norm: VectorId,
@@ -24,7 +24,7 @@ struct Layer {
     after_feed_forward: Option<VectorId>,
 }
 
-/// A decoder in an executor.
+/// A decoder, loaded into an executor.
 pub(crate) struct Decoder {
     eps: f32,
     embed_scale: f32,
@@ -40,16 +40,16 @@ pub(crate) struct Decoder {
     attended: ActId,
     gate_up: ActId,
     gated: ActId,
-    /// What a part adds to the stream, where it is normed before.
+    /// Output of a sublayer that is normed before it is added to the residual stream.
     branch: ActId,
     picked: ActId,
     logits: ActId,
 }
 
 impl Decoder {
-    /// Gives the weights to an executor.
+    /// Loads the weights into an executor.
     pub(crate) fn load(
-        shape: &Shape,
+        shape: &DecoderShape,
         file: &ModelFile,
         sizes: &Sizes,
         exec: &mut dyn Executor,
@@ -110,7 +110,7 @@ impl Decoder {
         })
     }
 
-    /// One step: the logits of the picked rows, one after the other.
+    /// Runs one step. Returns the logits of the picked rows, one after the other.
     pub(crate) fn forward(&self, exec: &mut dyn Executor, batch: &Batch) -> Result<Vec<f32>, EngineError> {
         exec.begin(batch)?;
         exec.embed(self.table, Index::Token, self.embed_scale, self.stream, false);
@@ -140,7 +140,7 @@ impl Decoder {
         exec.finish(self.logits)
     }
 
-    /// Adds a product to the stream, normed before where the architecture does so.
+    /// Adds a product to the residual stream, normed before where the architecture does so.
     fn add_product(&self, exec: &mut dyn Executor, matrix: MatrixId, x: ActId, norm: Option<VectorId>) {
         let Some(norm) = norm else { return exec.matmul(matrix, x, self.stream, true) };
         exec.matmul(matrix, x, self.branch, false);

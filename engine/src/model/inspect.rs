@@ -1,26 +1,26 @@
-//! What a file holds, for those who ask before they load it.
+//! Inspection of a model file without loading it.
 
 use std::path::Path;
 
 use crate::artifact::ModelFile;
 use crate::{LoadError, Task};
 
-/// What a file holds, known without a device.
+/// Facts of a model file, read without a device.
 #[derive(Debug, Clone)]
 pub struct ArtifactInfo {
     /// `general.architecture`.
     pub architecture: String,
-    /// What it is for.
+    /// Task of the model.
     pub task: Task,
-    /// Weights.
+    /// Number of weights.
     pub parameters: u64,
-    /// Most frequent type of its matrices.
+    /// Most frequent type of the matrices.
     pub quantization: String,
     /// `context_length` of the file.
     pub context_length: u64,
-    /// Tensors.
+    /// Number of tensors.
     pub tensors: usize,
-    /// Size of the file.
+    /// Size of the file in bytes.
     pub file_bytes: u64,
 }
 

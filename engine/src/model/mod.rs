@@ -1,4 +1,4 @@
-//! Architectures: which operations in which order. A file is checked against the shapes that its architecture wants
+//! Model architectures: which operations in which order. A file is checked against the shapes of its architecture
 //! before anything is uploaded.
 
 mod bert;
@@ -7,29 +7,29 @@ mod inspect;
 mod shape;
 mod target;
 
-pub(crate) use bert::{Bert, Shape as BertShape};
+pub(crate) use bert::{Bert, BertShape};
 pub(crate) use decoder::Decoder;
 pub use inspect::{ArtifactInfo, inspect};
-pub(crate) use shape::{Shape, vocabulary};
+pub(crate) use shape::{DecoderShape, vocabulary};
 
 use crate::artifact::ModelFile;
 use crate::exec::{Executor, PAGE, Sizes};
 use crate::{DeviceInfo, LoadError, LoadOptions, Task};
 
-/// Tokens of prompt and answer together, where nobody says otherwise.
+/// Default of tokens of prompt and answer together.
 const DEFAULT_CONTEXT: u64 = 2048;
-/// KV cache in bytes, where nobody says otherwise: half the file's size, so that a small model stays small, and for the
-/// smallest what a few short conversations need. One full context fits in any case.
+/// Default KV cache in bytes: half the file's size, so that a small model stays small, and at least room for a few
+/// short conversations. One full context fits in any case.
 fn default_cache(file: &ModelFile) -> u64 {
     (file.bytes() / 2).max(16 << 20)
 }
-/// Most rows of a step: parts of prompts and one row for each running answer. A GPU wants many at once; how many a step
-/// really has, the scheduler says by what they cost.
+/// Most rows of a step: prompt tokens and one row for each decoding sequence. A GPU wants many at once; the scheduler
+/// limits the rows of a step by their measured cost.
 pub(crate) const MAX_ROWS: usize = 256;
 /// Most sequences at a time.
 const MAX_SEQUENCES: usize = 64;
 
-/// A model on a device, ready to run.
+/// A decoder on a device, ready to run.
 pub(crate) struct Loaded {
     pub(crate) model: Decoder,
     pub(crate) executor: Box<dyn Executor>,
@@ -40,24 +40,24 @@ pub(crate) struct Loaded {
     pub(crate) memory: u64,
 }
 
-/// What is said of an architecture that is not run.
+/// Error for an unsupported architecture.
 fn unknown(file: &ModelFile) -> LoadError {
     file.unsupported(format!(
-        "its architecture is `{}`, and this version runs {}: name a model of one of these",
+        "the architecture is `{}`; this version runs {}: use a model of one of these",
         file.architecture().chars().take(80).flat_map(char::escape_debug).collect::<String>(),
         [&shape::DECODERS[..], &[ENCODER]].concat().join(", ")
     ))
 }
 
-/// The device that would be taken, and why. Opens none.
+/// Device that a load would choose, and the reason. Opens no device.
 pub(crate) fn device_for(choice: &crate::DeviceChoice) -> Result<DeviceInfo, LoadError> {
     target::find(choice)
 }
 
-/// The architecture of encoders.
+/// Architecture name of encoders.
 const ENCODER: &str = "bert";
 
-/// What a model is for.
+/// Task of a model file.
 pub(crate) fn task(file: &ModelFile) -> Task {
     match file.architecture() {
         ENCODER if file.has("cls.output.weight") => Task::Classify,
@@ -75,7 +75,8 @@ pub(crate) struct LoadedEncoder {
     pub(crate) memory: u64,
 }
 
-/// An encoder's shape, with the context that is wanted: three tokens at least, which two texts and their marks take.
+/// Shape of an encoder with the requested context, which is at least three tokens: two texts and their special tokens
+/// need as many.
 fn encoder_shape(file: &ModelFile, options: &LoadOptions) -> Result<BertShape, LoadError> {
     let mut shape = BertShape::of(file)?;
     shape.check(file)?;
@@ -85,67 +86,67 @@ fn encoder_shape(file: &ModelFile, options: &LoadOptions) -> Result<BertShape, L
     Ok(shape)
 }
 
-/// Loads an encoder onto the device that is wanted.
+/// Loads an encoder onto the requested device.
 pub(crate) fn load_encoder(file: &ModelFile, options: &LoadOptions) -> Result<LoadedEncoder, LoadError> {
     let shape = encoder_shape(file, options)?;
     let sizes = shape.sizes();
     let needs = encoder_needs(file, &shape, &sizes);
-    allow(needs, options)?;
+    check_needed(needs, options)?;
     let target = target::load(file, sizes, options, |executor| Bert::load(&shape, file, &sizes, executor))?;
-    let target::Target { model, executor, device } = target;
+    let target::ModelOnDevice { model, executor, device } = target;
     let memory = executor.memory();
-    hold(memory, needs, options)?;
+    check_taken(memory, needs, options)?;
     Ok(LoadedEncoder { model, executor, shape, device, memory })
 }
 
-/// Checks that a file can be run under these options and fits their memory, without a device.
+/// Checks, without a device, that a file can be run under these options and fits their memory.
 pub(crate) fn check_fit(file: &ModelFile, options: &LoadOptions) -> Result<(), LoadError> {
     check(file)?;
-    allow(needs(file, options)?, options)
+    check_needed(needs(file, options)?, options)
 }
 
-/// Rows of the table of an encoder's tokens.
+/// Rows of an encoder's token table.
 pub(crate) fn encoder_vocabulary(file: &ModelFile) -> Result<usize, LoadError> {
     Ok(BertShape::of(file)?.vocabulary)
 }
 
-/// Checks that a file can be run, without a device.
+/// Checks, without a device, that a file can be run.
 pub(crate) fn check(file: &ModelFile) -> Result<(), LoadError> {
     match task(file) {
-        Task::Generate => Shape::of(file)?.check(file),
+        Task::Generate => DecoderShape::of(file)?.check(file),
         Task::Embed | Task::Classify => BertShape::of(file)?.check(file),
     }
 }
 
-/// What a model will take of a device, in bytes.
+/// Device memory that a model needs, in bytes, and the tokens that follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
-    /// Weights.
+    /// Bytes of the weights.
     pub weights: u64,
-    /// KV cache.
+    /// Bytes of the KV cache.
     pub kv_cache: u64,
-    /// Activations of a step.
+    /// Bytes of the activations of a step.
     pub activations: u64,
     /// Tokens of prompt and answer together.
     pub context: u64,
-    /// Tokens that fit the KV cache, of all sequences.
+    /// Capacity of the KV cache in tokens, for all sequences.
     pub kv_tokens: u64,
 }
 
-/// What an encoder takes: it keeps nothing between steps.
+/// Memory of an encoder, which keeps nothing between steps.
 fn encoder_needs(file: &ModelFile, shape: &BertShape, sizes: &Sizes) -> Needs {
     let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
     let activations = wide(shape.activation_bytes());
     Needs { weights: file.bytes(), kv_cache: 0, activations, context: wide(sizes.context), kv_tokens: 0 }
 }
 
-/// What a file will take under these options, known without a device.
+/// Memory that a file needs under these options, computed without a device.
 pub(crate) fn needs(file: &ModelFile, options: &LoadOptions) -> Result<Needs, LoadError> {
     if task(file) != Task::Generate {
         let shape = encoder_shape(file, options)?;
         return Ok(encoder_needs(file, &shape, &shape.sizes()));
     }
-    let shape = Shape::of(file)?;
+    let shape = DecoderShape::of(file)?;
     shape.check(file)?;
     let sizes = sizes(file, &shape, options)?;
     let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
@@ -158,8 +159,8 @@ pub(crate) fn needs(file: &ModelFile, options: &LoadOptions) -> Result<Needs, Lo
     })
 }
 
-/// Sizes of a model under these options.
-fn sizes(file: &ModelFile, shape: &Shape, options: &LoadOptions) -> Result<Sizes, LoadError> {
+/// Sizes of a decoder under these options.
+fn sizes(file: &ModelFile, shape: &DecoderShape, options: &LoadOptions) -> Result<Sizes, LoadError> {
     let trained = u64::try_from(shape.context).unwrap_or(u64::MAX);
     let context = options.context_length.map_or(DEFAULT_CONTEXT, u64::from).min(trained).max(1);
     let context = usize::try_from(context).unwrap_or(usize::MAX);
@@ -173,16 +174,16 @@ fn sizes(file: &ModelFile, shape: &Shape, options: &LoadOptions) -> Result<Sizes
     Ok(sizes)
 }
 
-/// Loads a file onto the device that is wanted.
+/// Loads a decoder onto the requested device.
 pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, LoadError> {
-    let shape = Shape::of(file)?;
+    let shape = DecoderShape::of(file)?;
     let needs = needs(file, options)?;
     let sizes = sizes(file, &shape, options)?;
-    allow(needs, options)?;
+    check_needed(needs, options)?;
     let target = target::load(file, sizes, options, |executor| Decoder::load(&shape, file, &sizes, executor))?;
-    let target::Target { model, executor, device } = target;
+    let target::ModelOnDevice { model, executor, device } = target;
     let memory = executor.memory();
-    hold(memory, needs, options)?;
+    check_taken(memory, needs, options)?;
     let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     Ok(Loaded {
         model,
@@ -195,15 +196,16 @@ pub(crate) fn load(file: &ModelFile, options: &LoadOptions) -> Result<Loaded, Lo
     })
 }
 
-/// Bytes of the KV cache: a key and a value in f16 for each layer, head and place. The page that belongs to nobody is not
-/// counted.
+/// Bytes of the KV cache: a key and a value in f16 for each layer, head and position. Page 0, which belongs to no
+/// sequence, is not counted.
 fn cache_bytes(sizes: &Sizes) -> u64 {
     let places = (sizes.pages - 1) * PAGE;
     u64::try_from(sizes.layers * places * sizes.kv_heads * sizes.head_dim * 4).unwrap_or(u64::MAX)
 }
 
-/// Holds what was taken against what may be: an executor that repacks weights can take more than the file has.
-fn hold(memory: u64, needs: Needs, options: &LoadOptions) -> Result<(), LoadError> {
+/// Checks the memory that was taken against the limit: an executor that repacks weights can take more than the file
+/// has.
+fn check_taken(memory: u64, needs: Needs, options: &LoadOptions) -> Result<(), LoadError> {
     match options.memory {
         Some(allowed) if memory > allowed => Err(LoadError::Memory {
             needed: memory.div_ceil(1 << 20),
@@ -219,8 +221,8 @@ fn parts(needs: Needs) -> String {
     format!("weights {}, KV cache {}, activations {}", weights >> 20, kv_cache >> 20, activations >> 20)
 }
 
-/// Holds what the model will take against what it may, before any of it is taken.
-fn allow(needs: Needs, options: &LoadOptions) -> Result<(), LoadError> {
+/// Checks the memory that the model will need against the limit, before any of it is taken.
+fn check_needed(needs: Needs, options: &LoadOptions) -> Result<(), LoadError> {
     let Some(allowed) = options.memory else { return Ok(()) };
     let Needs { weights, kv_cache, activations, .. } = needs;
     let needed = weights.saturating_add(kv_cache).saturating_add(activations);

@@ -1,6 +1,6 @@
-//! What a decoder's file says of its sizes and of how its architecture differs from the others. Everything is checked
-//! here: counts against bounds, tensors against the shapes that follow from the counts, and that no tensor is left over
-//! that the model would silently do without.
+//! Shape of a decoder: sizes from its file, and the variants of its architecture. Everything is checked here: counts
+//! against bounds, tensors against the shapes that follow from the counts, and no tensor is left over that the model
+//! would silently ignore.
 
 use std::collections::HashSet;
 
@@ -8,22 +8,22 @@ use crate::LoadError;
 use crate::artifact::{MetaValue, ModelFile, Tensor};
 use crate::exec::{Function, PAGE, Pairing, Rope, Sizes};
 
-/// Bounds of what a file may claim; beyond them it is damaged.
+/// Bounds of the counts in a file; a larger count means that the file is damaged.
 pub(super) const MAX_LAYERS: usize = 1024;
 pub(super) const MAX_WIDTH: usize = 1 << 17;
 pub(super) const MAX_HEADS: usize = 1024;
 const MAX_HEAD_DIM: usize = 256;
 pub(super) const MAX_VOCABULARY: usize = 1 << 22;
 pub(super) const MAX_CONTEXT: usize = 1 << 24;
-/// Layers of the 27-billion-weight model of gemma 3, which alone scales its attention by its width.
+/// Layers of gemma 3 27B, the only size that scales its attention by its width.
 const GEMMA3_27B_LAYERS: usize = 62;
 
-/// Architectures of decoders, by the names of GGUF.
+/// GGUF names of the supported decoders.
 pub(super) const DECODERS: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
 
-/// Sizes and ways of a decoder, as its file gives them.
+/// Sizes and variants of a decoder, read from its file.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Shape {
+pub(crate) struct DecoderShape {
     pub(crate) context: usize,
     pub(crate) vocabulary: usize,
     pub(super) layers: usize,
@@ -32,50 +32,52 @@ pub(crate) struct Shape {
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
-    /// Of all layers, or of those that look at the whole context where some look at a window.
+    /// Rotary embedding of all layers, or of those with full attention where some have a window.
     pub(super) rope: Rope,
     pub(super) local: Option<Local>,
     pub(super) eps: f32,
     pub(super) embed_scale: f32,
     pub(super) attention_scale: f32,
     pub(super) function: Function,
-    /// Whether the output head is the embedding table.
+    /// True if the output head is the embedding table.
     pub(super) tied: bool,
 }
 
-/// Layers that look at a window of the context.
+/// Layers with sliding-window attention.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Local {
     pub(super) window: u32,
     pub(super) rope: Rope,
-    /// Every so many layers one looks at everything.
+    /// Period of the layers with full attention: one in so many.
     pub(super) period: usize,
 }
 
-/// Reads numbers of an architecture within bounds.
+/// Reads a number of an architecture, from 1 to `most`.
 pub(super) fn number(file: &ModelFile, key: &str, most: usize) -> Result<usize, LoadError> {
     let name = format!("{}.{key}", file.architecture());
     let n = file.number(key).ok_or_else(|| file.corrupt(format!("`{name}` is missing")))?;
     let within = usize::try_from(n).ok().filter(|n| (1..=most).contains(n));
-    within.ok_or_else(|| file.corrupt(format!("`{name}` is {n}")))
+    within.ok_or_else(|| file.corrupt(format!("`{name}` is {n}; expected 1 to {most}")))
 }
 
-/// The same for one that may be left out.
+/// As [`number`], with a default for a missing key.
 fn number_or(file: &ModelFile, key: &str, most: usize, default: usize) -> Result<usize, LoadError> {
     if file.number(key).is_some() { number(file, key, most) } else { Ok(default) }
 }
 
-/// A number above 0 that may be left out.
+/// Reads a number above 0, with a default for a missing key.
 fn positive_or(file: &ModelFile, key: &str, default: f64) -> Result<f64, LoadError> {
     match file.float(key) {
         None => Ok(default),
         Some(value) if value.is_finite() && value > 0.0 => Ok(value),
-        Some(value) => Err(file.corrupt(format!("`{}.{key}` is {value}", file.architecture()))),
+        Some(value) => {
+            Err(file.corrupt(format!("`{}.{key}` is {value}; expected a number above 0", file.architecture())))
+        }
     }
 }
 
-impl Shape {
-    /// Reads the sizes.
+impl DecoderShape {
+    /// Reads and checks the sizes.
     #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "scales are f32 in all engines")]
     pub(crate) fn of(file: &ModelFile) -> Result<Self, LoadError> {
         let architecture = file.architecture();
@@ -91,18 +93,23 @@ impl Shape {
         let value_dim = number_or(file, "attention.value_length", MAX_HEAD_DIM, head_dim)?;
         let rope_dim = number_or(file, "rope.dimension_count", MAX_HEAD_DIM, head_dim)?;
         if !heads.is_multiple_of(kv_heads) || rope_dim > head_dim || head_dim == 0 || head_dim > MAX_HEAD_DIM {
-            return Err(
-                file.corrupt(format!("{heads} heads over {kv_heads}, of {head_dim} values, {rope_dim} rotated"))
-            );
+            return Err(file.corrupt(format!(
+                "{heads} query heads, {kv_heads} key and value heads, {head_dim} values a head and {rope_dim} of them \
+                 rotated do not fit each other"
+            )));
         }
         if !head_dim.is_multiple_of(4) || !rope_dim.is_multiple_of(4) || !width.is_multiple_of(4) {
-            return Err(file.unsupported(format!("heads of {head_dim} values in a width of {width} are not supported")));
+            return Err(file.unsupported(format!(
+                "heads of {head_dim} values, {rope_dim} of them rotated, in a width of {width}; this version runs \
+                 multiples of 4"
+            )));
         }
         if value_dim != head_dim {
-            return Err(file.unsupported(format!("values of {value_dim} beside keys of {head_dim} are not supported")));
+            let why = format!("values of {value_dim} beside keys of {head_dim}; this version runs equal lengths");
+            return Err(file.unsupported(why));
         }
-        refuse_what_is_not_run(file)?;
-        // llama.cpp's conversion puts the rows of llama in another order than that they were trained in.
+        refuse_unsupported(file)?;
+        // llama.cpp's conversion reorders the rows of llama from their order in training.
         let neighbours = architecture == "llama" && !file.layout().rope_halves;
         let pairing = if neighbours { Pairing::Neighbours } else { Pairing::Halves };
         let scale = match file.meta(&format!("{architecture}.rope.scaling.type")) {
@@ -113,12 +120,12 @@ impl Shape {
             Some(MetaValue::Numbers(factors)) if factors.len() == rope_dim / 2 => {
                 factors.iter().map(|factor| *factor as f32).collect()
             }
-            Some(_) => return Err(file.corrupt("it has not one factor for each pair of a head")),
+            Some(_) => return Err(file.corrupt("the number of `rope.freq_factors` is not that of the pairs of a head")),
             None if file.has("rope_freqs.weight") => values(file, "rope_freqs.weight", rope_dim / 2)?,
             None => Vec::new(),
         };
         if factors.iter().any(|factor| !factor.is_finite() || *factor <= 0.0) {
-            return Err(file.corrupt("a factor of its positions is not above 0"));
+            return Err(file.corrupt("a factor of the rotation is not above 0"));
         }
         let default_base = if gemma { 1e6 } else { 1e4 };
         let rope =
@@ -157,7 +164,7 @@ impl Shape {
         })
     }
 
-    /// Checks that every tensor is there, in a shape and type that can be run, and that there is no other.
+    /// Checks that every tensor is present in a supported shape and type, and that there is no unknown tensor.
     pub(crate) fn check(&self, file: &ModelFile) -> Result<(), LoadError> {
         let mut known: HashSet<String> = HashSet::from(["rope_freqs.weight".to_owned()]);
         let mut see = |names: Vec<String>| known.extend(names);
@@ -170,16 +177,17 @@ impl Shape {
             matrix(file, "output.weight", self.width, self.vocabulary)?;
         }
         see(["token_embd.weight", "output_norm.weight", "output.weight"].map(str::to_owned).to_vec());
-        nothing_left_over(file, &known)
+        refuse_unknown_tensors(file, &known)
     }
 
-    /// Where a layer looks: its window, if it has one.
+    /// Attention window of a layer in tokens; `None` for full attention.
     pub(super) fn window(&self, layer: usize) -> Option<u32> {
         let local = self.local.as_ref()?;
         (!(layer + 1).is_multiple_of(local.period)).then_some(local.window)
     }
 
-    /// Sizes for an executor: a KV cache for all sequences, or as many as the budget allows, one at least.
+    /// Sizes for an executor: a KV cache for all sequences, or as many pages as the budget allows, and at least one
+    /// context.
     pub(crate) fn sizes(&self, context: usize, slots: usize, budget: usize) -> Sizes {
         let page_bytes = PAGE * self.kv_heads * self.head_dim * 4 * self.layers;
         let one = context.div_ceil(PAGE);
@@ -189,7 +197,7 @@ impl Shape {
             max_picks: slots,
             slots,
             context,
-            // Page 0 belongs to nobody: what a table says of positions that are not there.
+            // Page 0 belongs to no sequence: tables name it for positions that do not exist.
             pages: pages + 1,
             vocabulary: self.vocabulary,
             types: 0,
@@ -200,7 +208,7 @@ impl Shape {
         }
     }
 
-    /// Bytes of all places for activations, and of one more in which an executor packs what it multiplies.
+    /// Bytes of all activations, and of one buffer in which an executor packs the operand of a product.
     pub(crate) fn activation_bytes(&self, sizes: &Sizes) -> usize {
         let attended = self.heads * self.head_dim;
         let packed = self.width.max(attended).max(self.feed_forward);
@@ -209,18 +217,20 @@ impl Shape {
     }
 }
 
-/// Tokens that the file's tokenizer has; where that lies beside it, rows of its table.
+/// Tokens of the file's tokenizer, or, if that lies beside the file, rows of the token table.
 pub(crate) fn vocabulary(file: &ModelFile) -> Result<usize, LoadError> {
     match file.meta("tokenizer.ggml.tokens") {
         None if file.has_tokenizer_beside() => number(file, "vocab_size", MAX_VOCABULARY),
         Some(MetaValue::Strings(tokens)) if (1..=MAX_VOCABULARY).contains(&tokens.len()) => Ok(tokens.len()),
-        Some(MetaValue::Strings(tokens)) => Err(file.corrupt(format!("its vocabulary has {} tokens", tokens.len()))),
+        Some(MetaValue::Strings(tokens)) => {
+            Err(file.corrupt(format!("the vocabulary has {} tokens; expected 1 to {MAX_VOCABULARY}", tokens.len())))
+        }
         _ => Err(file.corrupt("`tokenizer.ggml.tokens` is missing")),
     }
 }
 
-/// Variants of the architectures that would run and say nonsense.
-fn refuse_what_is_not_run(file: &ModelFile) -> Result<(), LoadError> {
+/// Refuses variants of the architectures that would run but give nonsense.
+fn refuse_unsupported(file: &ModelFile) -> Result<(), LoadError> {
     for key in ["rope.scaling.type", "expert_count", "attn_logit_softcapping", "final_logit_softcapping"] {
         let name = format!("{}.{key}", file.architecture());
         let harmless = match file.meta(&name) {
@@ -229,24 +239,24 @@ fn refuse_what_is_not_run(file: &ModelFile) -> Result<(), LoadError> {
             Some(value) => value.as_f64() == Some(0.0),
         };
         if !harmless {
-            return Err(file.unsupported(format!("it uses `{name}`, which this version does not run")));
+            return Err(file.unsupported(format!("the file sets `{name}`, which this version does not run")));
         }
     }
     Ok(())
 }
 
-/// A model that leaves out weights of its file gives wrong answers and no error.
-pub(super) fn nothing_left_over(file: &ModelFile, known: &HashSet<String>) -> Result<(), LoadError> {
+/// Refuses unknown tensors: a model that ignores weights of its file gives wrong answers and no error.
+pub(super) fn refuse_unknown_tensors(file: &ModelFile, known: &HashSet<String>) -> Result<(), LoadError> {
     match file.names().find(|name| !known.contains(*name)) {
         None => Ok(()),
         Some(name) => {
             let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
-            Err(file.unsupported(format!("it has a tensor `{shown}`, which this version does not run")))
+            Err(file.unsupported(format!("unknown tensor `{shown}`, which this version does not run")))
         }
     }
 }
 
-/// A matrix that an executor can take.
+/// Returns a matrix whose rows an executor can read.
 pub(super) fn matrix<'f>(
     file: &'f ModelFile,
     name: &str,
@@ -256,12 +266,13 @@ pub(super) fn matrix<'f>(
     let tensor = file.tensor(name, columns, rows)?;
     let step = if tensor.kind.is_quantized() { 32 } else { 4 };
     if !columns.is_multiple_of(step) {
-        return Err(file.unsupported(format!("tensor `{name}` has rows of {columns} values, no multiple of {step}")));
+        let why = format!("tensor `{name}` has rows of {columns} values; expected a multiple of {step}");
+        return Err(file.unsupported(why));
     }
     Ok(tensor)
 }
 
-/// A vector, in f32.
+/// Reads a vector as f32.
 pub(super) fn values(file: &ModelFile, name: &str, width: usize) -> Result<Vec<f32>, LoadError> {
     let tensor = file.tensor(name, width, 1)?;
     if tensor.kind.is_quantized() {
@@ -275,7 +286,7 @@ pub(super) fn values(file: &ModelFile, name: &str, width: usize) -> Result<Vec<f
     Ok(values)
 }
 
-/// The tensors of a layer.
+/// Tensors of a layer.
 pub(super) struct LayerTensors<'f> {
     pub(super) q: Tensor<'f>,
     pub(super) k: Tensor<'f>,
@@ -286,18 +297,18 @@ pub(super) struct LayerTensors<'f> {
     pub(super) down: Tensor<'f>,
     pub(super) attention_norm: Vec<f32>,
     pub(super) feed_forward_norm: Vec<f32>,
-    /// Of queries, keys and values side by side.
+    /// Bias of queries, keys and values side by side.
     pub(super) qkv_bias: Option<Vec<f32>>,
     pub(super) output_bias: Option<Vec<f32>>,
-    /// Of each query and of each key.
+    /// Norms of each query and of each key.
     pub(super) head_norms: Option<[Vec<f32>; 2]>,
-    /// After attention and after the feed-forward part.
+    /// Norms after attention and after the feed-forward part.
     pub(super) post_norms: Option<[Vec<f32>; 2]>,
     names: Vec<String>,
 }
 
 impl<'f> LayerTensors<'f> {
-    pub(super) fn of(shape: &Shape, file: &'f ModelFile, layer: usize) -> Result<Self, LoadError> {
+    pub(super) fn of(shape: &DecoderShape, file: &'f ModelFile, layer: usize) -> Result<Self, LoadError> {
         let (queries, keys) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         let mut names = Vec::new();
         let mut full = |name: &str| {
@@ -333,7 +344,7 @@ impl<'f> LayerTensors<'f> {
         let both = |a: Option<Vec<f32>>, b: Option<Vec<f32>>, what: &str| match (a, b) {
             (Some(a), Some(b)) => Ok(Some([a, b])),
             (None, None) => Ok(None),
-            _ => Err(file.corrupt(format!("layer {layer} has one of two {what}"))),
+            _ => Err(file.corrupt(format!("layer {layer} has only one of two {what}"))),
         };
         let normed = matches!(architecture, "qwen3" | "gemma3");
         let head_norms = both(
@@ -345,7 +356,7 @@ impl<'f> LayerTensors<'f> {
         let post_norms = both(
             wanted("post_attention_norm.weight", post, shape.width)?,
             wanted("post_ffw_norm.weight", post, shape.width)?,
-            "norms after its parts",
+            "norms after its sublayers",
         )?;
         Ok(Self {
             q,

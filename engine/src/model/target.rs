@@ -1,27 +1,27 @@
-//! Which executor runs a model, and why: a GPU through wgpu, or the processor.
+//! Choice of the executor for a model, and the reason: a GPU through wgpu, or the CPU.
 
 use crate::artifact::ModelFile;
-use crate::device::{self, CPU, DeviceChoice, Stuck};
+use crate::device::{self, CPU, DeviceChoice, HangSource};
 use crate::exec::cpu::{Cores, Cpu, CpuUnit};
 use crate::exec::gpu::Gpu;
 use crate::exec::{Executor, Sizes};
 use crate::{DeviceInfo, LoadError, LoadOptions};
 
 /// A model with the executor that holds its weights.
-pub(super) struct Target<M> {
+pub(super) struct ModelOnDevice<M> {
     pub(super) model: M,
     pub(super) executor: Box<dyn Executor>,
     pub(super) device: DeviceInfo,
 }
 
-/// Finds the device that is wanted and has `give` give it the weights. Where the choice is left to us, a GPU that refuses
-/// makes way for the processor.
+/// Finds the requested device and loads the weights with `give`. With [`DeviceChoice::Auto`] a GPU that refuses is
+/// replaced by the CPU.
 pub(super) fn load<M>(
     file: &ModelFile,
     sizes: Sizes,
     options: &LoadOptions,
     give: impl Fn(&mut dyn Executor) -> Result<M, LoadError>,
-) -> Result<Target<M>, LoadError> {
+) -> Result<ModelOnDevice<M>, LoadError> {
     let target = match &options.device {
         DeviceChoice::Cpu => on_cpu(file, sizes, options, "device: cpu".into(), &give)?,
         DeviceChoice::Auto => match device::no_gpu() {
@@ -42,7 +42,7 @@ pub(super) fn load<M>(
     Ok(target)
 }
 
-/// The device that would be taken first, without opening it.
+/// Device that would be tried first, without opening it.
 pub(crate) fn find(choice: &DeviceChoice) -> Result<DeviceInfo, LoadError> {
     let cpu = |reason: String| {
         let unit = CpuUnit::best();
@@ -66,13 +66,13 @@ fn on_gpu<M>(
     sizes: Sizes,
     options: &LoadOptions,
     give: &dyn Fn(&mut dyn Executor) -> Result<M, LoadError>,
-) -> Result<Target<M>, LoadError> {
+) -> Result<ModelOnDevice<M>, LoadError> {
     let opened = device::open(&options.device)?;
     let device = opened.info.clone();
     let mut executor = Box::new(Gpu::new(opened, sizes, options.cache_dir.clone(), false)?);
     let model = give(executor.as_mut())?;
     executor.ready()?;
-    Ok(Target { model, executor, device })
+    Ok(ModelOnDevice { model, executor, device })
 }
 
 fn on_cpu<M>(
@@ -81,24 +81,24 @@ fn on_cpu<M>(
     options: &LoadOptions,
     reason: String,
     give: &dyn Fn(&mut dyn Executor) -> Result<M, LoadError>,
-) -> Result<Target<M>, LoadError> {
-    device::refuse(&Stuck::File(options.source.clone()), &processor(), CPU)?;
+) -> Result<ModelOnDevice<M>, LoadError> {
+    device::refuse(&HangSource::File(options.source.clone()), &processor(), CPU)?;
     let unit = options.cpu.unit.unwrap_or_else(CpuUnit::best);
     let threads = {
         let here = Cores::here();
         options.cpu.cores.map_or_else(|| here.threads(), |cores| cores.get().min(here.logical))
     };
     let mut executor = Box::new(Cpu::new(unit, threads, sizes)?);
-    executor.forget_with(file.forgetter());
+    executor.forget_with(file.page_releaser());
     let model = give(executor.as_mut())?;
     executor.ready()?;
     let threads = executor.threads();
     let driver = format!("{}, {threads} {}", unit.name(), if threads == 1 { "thread" } else { "threads" });
     let device = DeviceInfo { name: processor(), backend: CPU.into(), kind: CPU, driver, reason };
-    Ok(Target { model, executor, device })
+    Ok(ModelOnDevice { model, executor, device })
 }
 
-/// The processor's name, as the system gives it.
+/// Name of the CPU, as the system reports it.
 fn processor() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(':'));

@@ -1,11 +1,11 @@
-//! A device for tests, which fails as it is told.
+//! Simulated device for tests, which fails as configured.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use super::{Made, Rebuildable, Runner, Target, Tuning};
+use super::{Made, RebuildTarget, Rebuildable, Runner, Tuning};
 use crate::exec::Batch;
 use crate::{DeviceInfo, EngineError, Hold, LoadError, Placement};
 
@@ -16,29 +16,29 @@ pub(crate) enum Fault {
     Hang(Duration),
 }
 
-/// What goes wrong with a device, and where it was set up.
+/// Faults of a simulated device, and a record of its set-ups.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
-    /// One for each of the next steps.
+    /// Fault of each of the next steps.
     pub(crate) next: VecDeque<Fault>,
-    /// How many times the GPU cannot be had again.
+    /// Number of times that setting up the GPU fails.
     pub(crate) refusals: usize,
-    /// Each time it was set up: whether that was on the processor.
+    /// For each set-up, true if it was on the CPU.
     pub(crate) on_processor: Vec<bool>,
-    /// What is held for its memory.
+    /// Guard that is held for the memory.
     pub(crate) hold: Option<Hold>,
-    /// Each runner has one of these.
+    /// Counter of runners: each holds a clone.
     pub(crate) memory: Arc<()>,
 }
 
 impl Faults {
-    /// One that its first step meets.
+    /// A device whose first step fails so.
     pub(crate) fn first(fault: Fault) -> Self {
         Self { next: VecDeque::from([fault]), ..Self::default() }
     }
 
-    /// The same device with something held for its memory; when that is let go, the receiver is told how many runners had
-    /// their memory then.
+    /// Adds a guard for the memory; when the guard is dropped, the receiver gets the number of runners that still
+    /// held their memory.
     pub(crate) fn held(self) -> (Self, Receiver<usize>) {
         let (told, heard) = channel();
         let hold = Held { memory: Arc::downgrade(&self.memory), told };
@@ -53,12 +53,12 @@ struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // The device itself has the first.
+        // The device itself holds the first clone.
         let _ = self.told.send(self.memory.strong_count().saturating_sub(1));
     }
 }
 
-/// A runner with its memory.
+/// A runner with its clone of the counter.
 struct Remembers(Box<dyn Runner>, #[allow(dead_code, reason = "counted")] Arc<()>);
 
 impl Runner for Remembers {
@@ -70,10 +70,10 @@ impl Runner for Remembers {
     }
 }
 
-pub(crate) type Shared = Arc<Mutex<Faults>>;
+pub(crate) type SharedFaults = Arc<Mutex<Faults>>;
 
-/// A step meets what is next.
-pub(crate) fn meet(faults: &Shared) -> Result<(), EngineError> {
+/// Applies the next fault, if any.
+pub(crate) fn meet(faults: &SharedFaults) -> Result<(), EngineError> {
     let fault = faults.lock().unwrap().next.pop_front();
     match fault {
         Some(Fault::Error) => return Err(EngineError::Device("out of memory".into())),
@@ -84,20 +84,20 @@ pub(crate) fn meet(faults: &Shared) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// A model on such a device.
+/// A model on a simulated device.
 pub(crate) fn rebuildable(
     name: &str,
     may_fall_back: bool,
-    faults: &Shared,
+    faults: &SharedFaults,
     runner: impl Fn() -> Box<dyn Runner> + Send + 'static,
 ) -> Rebuildable {
     let (faults, name) = (faults.clone(), name.to_owned());
     let hold = faults.lock().unwrap().hold.take().unwrap_or_else(|| Box::new(()));
-    let make = move |target: Target<'_>| {
+    let make = move |target: RebuildTarget<'_>| {
         let mut faults = faults.lock().unwrap();
         let (kind, reason) = match target {
-            Target::AsWanted => ("discrete GPU", ""),
-            Target::Processor(reason) => ("CPU", reason),
+            RebuildTarget::Requested => ("discrete GPU", ""),
+            RebuildTarget::Processor(reason) => ("CPU", reason),
         };
         faults.on_processor.push(kind == "CPU");
         if faults.refusals > 0 && faults.on_processor.len() > 1 && kind != "CPU" {
@@ -109,12 +109,12 @@ pub(crate) fn rebuildable(
         let runner = Box::new(Remembers(runner(), faults.memory.clone()));
         Ok(Made { runner, placement: Placement::new(device, 0) })
     };
-    let first = make(Target::AsWanted).unwrap();
+    let first = make(RebuildTarget::Requested).unwrap();
     Rebuildable::new(first, may_fall_back, 1000, Box::new(make)).holding(hold)
 }
 
-/// Times short enough for tests, and long enough where a busy machine must not look like a device that hangs.
-pub(crate) fn tuning(faults: &Shared) -> Tuning {
+/// Limits short enough for tests, but long enough where a busy machine must not look like a hanging device.
+pub(crate) fn tuning(faults: &SharedFaults) -> Tuning {
     let hangs_at_first = matches!(faults.lock().unwrap().next.front(), Some(Fault::Hang(_)));
     Tuning {
         hang_least: Duration::from_millis(300),

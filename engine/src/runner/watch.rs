@@ -1,30 +1,30 @@
-//! A thread that notices when a step does not end. The engine's own thread is inside the driver then and can tell
-//! nobody; this one ends the requests, marks the model as not ready and says so.
+//! Watchdog for steps that do not end. The engine's own thread is blocked in the driver then; the watchdog fails the
+//! requests, marks the model as not ready and logs the hang.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::EngineError;
 
-/// Somebody who waits for the end of a step.
-pub(crate) trait Reader: Send + 'static {
-    /// Tells why its request has ended; nothing follows.
+/// Receiver of a request's result.
+pub(crate) trait Recipient: Send + 'static {
+    /// Fails the request; no event follows.
     fn fail(self, error: EngineError);
 }
 
-/// What the engine's thread and its watch know of each other.
+/// State shared by the engine's thread and the watchdog.
 struct State<R> {
-    /// The step that runs: when it must have ended.
+    /// Time by which the current step must have ended.
     until: Option<Instant>,
-    /// Whether the watch sleeps.
+    /// True while the watchdog sleeps.
     sleeps: bool,
-    /// Until when, where not until a step begins.
+    /// Time at which it wakes; `None` if only the next step wakes it.
     sleeps_until: Option<Instant>,
-    /// The step that runs has not ended in time.
+    /// The current step has exceeded its limit.
     hung: bool,
     ended: bool,
-    /// Those who are waited for.
-    readers: Vec<R>,
+    /// Receivers of the requests in the current step.
+    recipients: Vec<R>,
 }
 
 struct Shared<R> {
@@ -32,16 +32,16 @@ struct Shared<R> {
     changed: Condvar,
 }
 
-/// The engine's side of the watch; the thread ends when it is dropped.
-pub(crate) struct Watch<R: Reader> {
+/// Engine's side of the watchdog; the thread ends when this is dropped.
+pub(crate) struct Watch<R: Recipient> {
     shared: Arc<Shared<R>>,
 }
 
-impl<R: Reader> Watch<R> {
+impl<R: Recipient> Watch<R> {
     /// Starts the thread. `on_hang` is called once for each step that hangs.
     pub(crate) fn start(name: &str, on_hang: impl Fn() + Send + 'static) -> std::io::Result<Self> {
         let state =
-            State { until: None, sleeps: false, sleeps_until: None, hung: false, ended: false, readers: Vec::new() };
+            State { until: None, sleeps: false, sleeps_until: None, hung: false, ended: false, recipients: Vec::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let watched = shared.clone();
         std::thread::Builder::new().name(name.to_owned()).spawn(move || watch(&watched, &on_hang))?;
@@ -52,22 +52,22 @@ impl<R: Reader> Watch<R> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// These are told when a step hangs.
-    pub(crate) fn readers(&self, readers: Vec<R>) {
-        self.state().readers = readers;
+    /// Sets the receivers to be failed when a step hangs.
+    pub(crate) fn recipients(&self, recipients: Vec<R>) {
+        self.state().recipients = recipients;
     }
 
-    /// A step begins that must end within this time.
+    /// Begins a step that must end within this time.
     pub(crate) fn begin(&self, within: Duration) {
         let mut state = self.state();
         state.until = Instant::now().checked_add(within);
-        // A step before this one may have had more time.
+        // An earlier step may have had a later limit.
         if state.sleeps && state.sleeps_until.is_none_or(|wakes| state.until.is_some_and(|until| until < wakes)) {
             self.shared.changed.notify_one();
         }
     }
 
-    /// The step has ended. True when that was too late.
+    /// Ends a step. Returns true if it exceeded its limit.
     pub(crate) fn end(&self) -> bool {
         let mut state = self.state();
         state.until = None;
@@ -75,29 +75,29 @@ impl<R: Reader> Watch<R> {
     }
 }
 
-impl<R: Reader> Drop for Watch<R> {
+impl<R: Recipient> Drop for Watch<R> {
     fn drop(&mut self) {
         self.state().ended = true;
         self.shared.changed.notify_one();
     }
 }
 
-/// What is said of a step that hangs.
+/// Error of a step that hangs.
 pub(super) fn hangs() -> EngineError {
     EngineError::Device("a step has not ended in time".into())
 }
 
-fn watch<R: Reader>(shared: &Shared<R>, on_hang: &dyn Fn()) {
+fn watch<R: Recipient>(shared: &Shared<R>, on_hang: &dyn Fn()) {
     let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
     while !state.ended {
         let now = Instant::now();
         match state.until.filter(|_| !state.hung) {
             Some(until) if now >= until => {
                 state.hung = true;
-                // First, so that whoever is told below and asks at once is told why as well.
+                // First, so that a caller who is answered below and asks again at once is told the reason as well.
                 on_hang();
-                for reader in state.readers.drain(..) {
-                    reader.fail(hangs());
+                for recipient in state.recipients.drain(..) {
+                    recipient.fail(hangs());
                 }
             }
             Some(until) => {
@@ -125,26 +125,26 @@ mod tests {
     #[test]
     fn a_step_that_does_not_end_is_told_once_to_all_who_wait() {
         let hangs = Arc::new(AtomicUsize::new(0));
-        let (counted, (events, reader)) = (hangs.clone(), async_channel::bounded(1));
-        let told_late = reader.clone();
+        let (counted, (events, recipient)) = (hangs.clone(), async_channel::bounded(1));
+        let told_late = recipient.clone();
         let watch = Watch::start("watch", move || {
             assert!(told_late.is_empty(), "who is told finds the model marked already");
             counted.fetch_add(1, Ordering::SeqCst);
         })
         .unwrap();
-        watch.readers(vec![events]);
+        watch.recipients(vec![events]);
         for _ in 0..100 {
             watch.begin(Duration::from_secs(60));
             assert!(!watch.end());
         }
-        // It sleeps for a step that has a minute; one with less time must wake it.
+        // The watchdog sleeps for a step that has a minute; a shorter limit must wake it.
         watch.begin(Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(50));
         assert!(!watch.end());
         watch.begin(Duration::from_millis(20));
-        let told = reader.recv_blocking().unwrap();
+        let told = recipient.recv_blocking().unwrap();
         assert!(matches!(told, Event::Failed(EngineError::Device(_))));
-        assert!(reader.recv_blocking().is_err(), "nothing follows");
+        assert!(recipient.recv_blocking().is_err(), "nothing follows");
         std::thread::sleep(Duration::from_millis(60));
         assert!(watch.end());
         assert_eq!(hangs.load(Ordering::SeqCst), 1);

@@ -1,9 +1,9 @@
-//! What steps cost on this device, by how many rows they have, as measured: the scheduler fills a step up to a time, not
-//! up to a constant.
+//! Measured cost of steps on this device, by their number of rows: the scheduler fills a step up to a time, not up to
+//! a constant.
 
 use std::time::Duration;
 
-/// Most rows of the steps that one figure stands for; further ones double.
+/// Number of size classes of steps, by powers of two: up to 256 rows and more.
 const BUCKETS: usize = 9;
 /// Weight of the newest measurement: an eighth.
 const SMOOTHING: f64 = 0.125;
@@ -17,7 +17,7 @@ struct Figure {
 /// Measured cost of steps.
 #[derive(Debug, Default)]
 pub(super) struct Cost {
-    /// Steps of 1, 2, 3 to 4, 5 to 8, ... rows; nothing where none was measured.
+    /// Averages for steps of 1, 2, 3 to 4, 5 to 8, ... rows; `None` if none was measured.
     figures: [Option<Figure>; BUCKETS],
     /// Most rows of a step so far.
     most: usize,
@@ -29,7 +29,7 @@ fn float(rows: usize) -> f64 {
 }
 
 impl Cost {
-    /// A step of so many rows took so long.
+    /// Records the duration of a step.
     pub(super) fn measured(&mut self, rows: usize, took: Duration) {
         let bucket = usize::try_from(rows.max(1).next_power_of_two().trailing_zeros()).unwrap_or(BUCKETS);
         self.most = self.most.max(rows);
@@ -44,8 +44,8 @@ impl Cost {
         }
     }
 
-    /// Expected time of a step of so many rows: on the line through the figures on both sides of it, or through the
-    /// last two; a step of more rows never costs less.
+    /// Expected duration of a step: on the line through the averages on both sides of it, or through the last two. A
+    /// step of more rows never costs less.
     pub(super) fn of(&self, rows: usize) -> Duration {
         let rows = float(rows);
         let mut known = self.figures.iter().flatten().copied();
@@ -66,8 +66,8 @@ impl Cost {
         Duration::from_secs_f64(seconds.clamp(0.0, 3600.0))
     }
 
-    /// Most rows, of `least` to `most`, that a step can have and still end within `budget`. What more than twice the most
-    /// rows so far cost, nobody knows: a few rows cost little more than one, many do not.
+    /// Most rows, of `least` to `most`, of a step that ends within `budget`. At most twice the most rows so far:
+    /// beyond that the cost is unknown, since a few rows cost little more than one and many do not.
     pub(super) fn rows_within(&self, budget: Duration, least: usize, most: usize) -> usize {
         let most = if self.most == 0 { most } else { most.min(2 * self.most) };
         let (mut low, mut high) = (least, most.max(least));
@@ -103,7 +103,7 @@ mod tests {
         cost.measured(16, ms(40));
         cost.measured(32, ms(72));
         assert_eq!(cost.rows_within(ms(900), 1, 64), 64);
-        // The device becomes slower, and that is noticed.
+        // A device that becomes slower is noticed.
         for _ in 0..60 {
             cost.measured(8, ms(80));
         }

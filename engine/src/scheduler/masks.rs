@@ -1,5 +1,5 @@
-//! The masks of constrained sequences, computed on a thread of their own while the device runs the step that they are
-//! for. A grammar goes there with the question and comes back with the answer, so that nobody waits for a lock.
+//! Grammar masks of constrained sequences, computed on a thread of their own while the device runs the step. A
+//! grammar is moved there with the question and back with the answer, so no lock is needed.
 
 use std::thread::JoinHandle;
 
@@ -7,21 +7,21 @@ use async_channel::{Receiver, Sender};
 use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
 
-/// A grammar that is asked what may come next.
-struct Question {
-    /// Place among the picks of the step.
+/// Grammar whose mask is to be computed.
+struct MaskRequest {
+    /// Index among the picks of the step.
     pick: usize,
     matcher: Box<Matcher>,
 }
 
-/// A grammar with its answer.
-pub(super) struct Answer {
+/// Grammar with its computed mask.
+pub(super) struct ComputedMask {
     pub(super) pick: usize,
     pub(super) matcher: Box<Matcher>,
     pub(super) mask: Result<SimpleVob, String>,
 }
 
-/// The thread, begun with the first question.
+/// Thread of the masks, started with the first question.
 #[derive(Default)]
 pub(super) struct Masks {
     thread: Option<Thread>,
@@ -29,20 +29,20 @@ pub(super) struct Masks {
 }
 
 struct Thread {
-    questions: Sender<Question>,
-    answers: Receiver<Answer>,
+    questions: Sender<MaskRequest>,
+    answers: Receiver<ComputedMask>,
     _handle: JoinHandle<()>,
 }
 
 impl Thread {
     fn start(name: &str) -> Option<Self> {
-        let (questions, asked) = async_channel::unbounded::<Question>();
+        let (questions, asked) = async_channel::unbounded::<MaskRequest>();
         let (answered, answers) = async_channel::unbounded();
         let work = move || {
-            super::be_nice();
-            while let Ok(Question { pick, mut matcher }) = asked.recv_blocking() {
+            super::lower_priority();
+            while let Ok(MaskRequest { pick, mut matcher }) = asked.recv_blocking() {
                 let mask = matcher.compute_mask_or_eos().map_err(|e| e.to_string());
-                if answered.send_blocking(Answer { pick, matcher, mask }).is_err() {
+                if answered.send_blocking(ComputedMask { pick, matcher, mask }).is_err() {
                     break;
                 }
             }
@@ -59,21 +59,21 @@ impl Thread {
 }
 
 impl Masks {
-    /// Asks for the mask of a pick. A step asks as often as it has picks; nothing waits in there between steps. Where
-    /// the thread cannot be had the grammar is lost, and with it the request.
+    /// Requests the mask of a pick. The channel holds one question for each pick of a step and is empty between
+    /// steps. If the thread cannot be started, the grammar is lost and the request fails.
     pub(super) fn ask(&mut self, name: &str, pick: usize, matcher: Box<Matcher>) {
         if self.thread.is_none() {
             self.thread = Thread::start(name);
         }
         if let Some(thread) = &self.thread
-            && thread.questions.try_send(Question { pick, matcher }).is_ok()
+            && thread.questions.try_send(MaskRequest { pick, matcher }).is_ok()
         {
             self.asked += 1;
         }
     }
 
-    /// All answers to what was asked, in the order of asking.
-    pub(super) fn answers(&mut self) -> Vec<Answer> {
+    /// All answers since the last call, in the order of the questions.
+    pub(super) fn answers(&mut self) -> Vec<ComputedMask> {
         let asked = std::mem::take(&mut self.asked);
         let Some(thread) = &self.thread else { return Vec::new() };
         let answers: Vec<_> = (0..asked).map_while(|_| thread.answers.recv_blocking().ok()).collect();

@@ -1,24 +1,24 @@
-//! How the rows of a step are shared among prompts, and how long a prompt takes to be read by that. Plain arithmetic with
-//! no clock: time is counted in rows that were read, so that the estimate is held to the sharing by tests.
+//! Sharing of a step's rows among prompts, and the resulting time to prefill a prompt. Plain arithmetic without a
+//! clock: time is counted in prefilled rows, so that tests hold the estimate to the sharing.
 
 use std::time::Duration;
 
-/// Part of the rows of a step that goes to short prompts before older ones: a quarter. The rest goes to the oldest, so that
-/// short prompts without end delay a long one by a third at most.
+/// Fraction of a step's rows that goes to short prompts first: a quarter. The rest goes to the oldest, so that short
+/// prompts without end delay a long one by a third at most.
 const SHORT_PART: usize = 4;
 
-/// A prompt that is being read.
+/// A prompt that is being prefilled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Reader {
-    /// Tokens that are not read yet.
+pub(super) struct PendingPrompt {
+    /// Tokens not prefilled yet.
     pub(super) unread: usize,
-    /// Place among the short ones, by [`place`].
+    /// Priority among short prompts, by [`place`].
     pub(super) place: u64,
 }
 
-/// Place of a new prompt among the short ones, the lowest first: the rows that were read until it came, and the rows in
-/// which the part for short prompts reads it. So a short one goes before long ones, and no long one is overtaken by
-/// those that come after it has waited as long as it takes.
+/// Priority of a new prompt, the lowest first: rows prefilled before it arrived, plus the rows in which the short
+/// part alone would prefill it. So a short prompt goes before long ones, and a prompt that has waited for those rows
+/// is overtaken by no newcomer.
 pub(super) fn place(rows_so_far: u64, prompt: usize) -> u64 {
     rows_so_far.saturating_add(wide(prompt.saturating_mul(SHORT_PART)))
 }
@@ -27,14 +27,14 @@ fn wide(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-/// Rows of a step that short prompts have before others.
+/// Rows of a step that go to short prompts first.
 fn short_part(rows: usize) -> usize {
     rows.div_ceil(SHORT_PART).min(rows / 2)
 }
 
-/// Divides the rows of a step among prompts, the oldest first: a part by their places, the rest by their age. `order` and
-/// `parts` are lists that are kept from step to step.
-pub(super) fn share(readers: &[Reader], rows: usize, order: &mut Vec<usize>, parts: &mut Vec<usize>) {
+/// Divides the rows of a step among prompts, the oldest first: one part by priority, the rest by age. `order` and
+/// `parts` are buffers reused from step to step.
+pub(super) fn share(readers: &[PendingPrompt], rows: usize, order: &mut Vec<usize>, parts: &mut Vec<usize>) {
     parts.clear();
     parts.resize(readers.len(), 0);
     let mut left = rows;
@@ -66,16 +66,16 @@ pub(super) fn share(readers: &[Reader], rows: usize, order: &mut Vec<usize>, par
     }
 }
 
-/// Rows that are read until a new prompt is, beside `readers`, by [`share`] in steps of `rows` rows. Prompts that come
-/// later are allowed for.
+/// Rows until a new prompt is prefilled beside `readers`, by [`share`] in steps of `rows` rows. Allows for prompts
+/// that arrive later.
 pub(super) fn rows_until_read(
     prompt: usize,
-    readers: impl Iterator<Item = Reader> + Clone,
+    readers: impl Iterator<Item = PendingPrompt> + Clone,
     rows_so_far: u64,
     rows: usize,
 ) -> usize {
     let rows = rows.max(1);
-    let sum = |readers: &mut dyn Iterator<Item = Reader>| {
+    let sum = |readers: &mut dyn Iterator<Item = PendingPrompt>| {
         readers.fold(prompt, |sum, reader| sum.saturating_add(reader.unread))
     };
     let all = sum(&mut readers.clone());
@@ -97,16 +97,16 @@ pub(super) fn rows_until_read(
 /// Current cost of a step.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pace {
-    /// Rows for prompts in a step.
+    /// Prompt rows in a step.
     pub(super) rows: usize,
-    /// Time of a step without them.
+    /// Duration of a step without prompt rows.
     pub(super) bare: Duration,
-    /// Time of a step with all of them.
+    /// Duration of a step with all of its prompt rows.
     pub(super) full: Duration,
 }
 
 impl Pace {
-    /// Time in which so many rows of prompts are read.
+    /// Time to prefill this many prompt rows.
     pub(super) fn time_of(&self, tokens: usize) -> Duration {
         let rows = self.rows.max(1);
         let (steps, rest) = (tokens / rows, tokens % rows);
@@ -126,20 +126,20 @@ mod tests {
 
     use super::*;
 
-    /// A scheduler in virtual time: rows go by, prompts come and are read.
+    /// A scheduler in virtual time: rows pass, prompts arrive and are prefilled.
     #[derive(Default)]
     struct Virtual {
         rows: usize,
         gone: u64,
-        readers: Vec<Reader>,
-        /// Number of each, when it came, and what was estimated.
+        readers: Vec<PendingPrompt>,
+        /// Index, arrival and estimate of each.
         came: Vec<(usize, u64, usize)>,
         entered: usize,
         order: Vec<usize>,
         parts: Vec<usize>,
     }
 
-    /// A prompt that was read: its estimate and what it took, in rows.
+    /// A prefilled prompt: its estimate and its actual time, in rows.
     type Read = (usize, usize);
 
     impl Virtual {
@@ -154,7 +154,7 @@ mod tests {
         fn enter(&mut self, prompt: usize) {
             self.entered += 1;
             self.came.push((self.entered, self.gone, self.estimate(prompt)));
-            self.readers.push(Reader { unread: prompt, place: place(self.gone, prompt) });
+            self.readers.push(PendingPrompt { unread: prompt, place: place(self.gone, prompt) });
         }
 
         fn step(&mut self) -> Vec<Read> {
@@ -183,8 +183,8 @@ mod tests {
     }
 
     fn parts(unread: &[usize], rows: usize) -> Vec<usize> {
-        let readers: Vec<Reader> =
-            unread.iter().map(|unread| Reader { unread: *unread, place: place(0, *unread) }).collect();
+        let readers: Vec<PendingPrompt> =
+            unread.iter().map(|unread| PendingPrompt { unread: *unread, place: place(0, *unread) }).collect();
         let (mut order, mut parts) = (Vec::new(), Vec::new());
         share(&readers, rows, &mut order, &mut parts);
         parts
@@ -225,14 +225,14 @@ mod tests {
         assert!(pace.time_of(estimate) < Duration::from_secs(2), "{:?}", pace.time_of(estimate));
         let (estimate, took) = scheduler.until_read(40);
         assert!(took <= estimate, "{took} rows, {estimate} estimated");
-        // A long one waits for those before it: it would be too late.
+        // A long prompt waits for those before it: it would be too late.
         assert!(pace.time_of(scheduler.estimate(1500)) > Duration::from_secs(20));
         assert_eq!(pace.time_of(64 * 3), Duration::from_millis(960));
         assert_eq!(pace.time_of(32), Duration::from_millis(170));
     }
 
     proptest! {
-        /// Steps are as full as they can be, and nobody gets what it has no tokens for.
+        /// Steps are as full as possible, and no prompt gets more rows than it has tokens.
         #[test]
         fn a_step_is_filled(unread in proptest::collection::vec(1usize..400, 0..10), rows in 0usize..300) {
             let parts = parts(&unread, rows);
@@ -240,7 +240,7 @@ mod tests {
             prop_assert_eq!(parts.iter().sum::<usize>(), rows.min(unread.iter().sum()));
         }
 
-        /// Where nobody comes later the estimate is kept, and it is no more than a few times what comes about.
+        /// Without later arrivals the estimate is kept, and it is at most a few times the actual time.
         #[test]
         fn the_estimate_is_what_comes_about(
             prompt in 1usize..2000,
@@ -258,8 +258,8 @@ mod tests {
             prop_assert!(estimate <= 5 * took + 2 * rows, "{} rows, {} estimated", took, estimate);
         }
 
-        /// Under any overload, who is taken because its estimate is short enough waits at most twice as long, and short
-        /// prompts are taken.
+        /// Under any overload, a prompt accepted by its estimate waits at most twice as long, and short prompts are
+        /// accepted.
         #[test]
         fn overload_makes_nobody_wait_who_was_taken(
             lengths in proptest::collection::vec(prop_oneof![1usize..64, 100usize..600, 1000usize..2000], 200..400),

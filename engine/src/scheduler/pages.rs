@@ -1,28 +1,28 @@
-//! The pages of the KV cache: who uses which, and what full pages hold. A page is in use by any number of sequences,
-//! or idle (nobody uses it, and it still holds tokens that a later prompt may begin with), or free.
+//! Pages of the KV cache: their users, and the tokens of full pages. A page is in use by any number of sequences,
+//! idle, or free. An idle page has no user but still holds tokens with which a later prompt may begin.
 //!
-//! What a full page holds is known by its tokens and by what the page before it holds, compared token by token: no hash
-//! stands for the text of somebody else's prompt. Idle pages are given up least recently used first, the end of a text
-//! before its beginning; a page that somebody uses never is. Page 0 belongs to nobody.
+//! A full page is identified by its tokens and by the page before it, compared token by token: no hash stands for the
+//! text of somebody else's prompt. Idle pages are evicted least recently used first, the end of a text before its
+//! beginning; a page in use never is. Page 0 belongs to no sequence.
 
 use std::collections::{BTreeSet, HashMap};
 
 use crate::exec::{PAGE, Sizes};
 
-/// Names the content of a page and of all before it; never used twice.
+/// Identifies the content of a page and of all before it; never used twice.
 type Content = u64;
-/// What stands before the first page.
+/// Content before the first page.
 const BEGINNING: Content = 0;
 
-/// The key of a full page: what stands before it, and its tokens.
+/// Key of a full page: the content before it, and its tokens.
 type Key = (Content, Box<[u32]>);
 
 #[derive(Debug, Default)]
 struct Page {
     users: u32,
-    /// What it holds, once that is known to be complete.
+    /// Content, once the page is full.
     content: Option<(Content, Key)>,
-    /// When it became idle, and how early in its text it stands: the order in which idle pages are given up.
+    /// Time of becoming idle, and a rank within the text, lowest for the last page: the order of eviction.
     idle: Option<(u64, u32)>,
 }
 
@@ -70,24 +70,24 @@ impl Pages {
         }
     }
 
-    /// The table.
+    /// Page table.
     pub(super) fn table(&self) -> &[u32] {
         &self.table
     }
 
-    /// Pages that can be had.
+    /// Pages that can be allocated.
     pub(super) fn available(&self) -> usize {
         self.free.len() + self.idle.len()
     }
 
-    /// Pages that hold tokens for later prompts and are in nobody's use.
+    /// Pages that hold tokens for later prompts and have no user.
     pub(super) fn idle(&self) -> usize {
         self.idle.len()
     }
 
-    /// Gives `slot` the pages for these tokens, where at least `spare` can be had besides. Leading pages that are there
-    /// already are shared; the last token is never among them, so that it gives logits. Returns the tokens shared, or
-    /// `None` and changes nothing.
+    /// Allocates the pages of these tokens to `slot` if at least `spare` pages remain. Leading pages that are cached
+    /// are shared; the last token is never among them, so that it gives logits. Returns the number of shared tokens,
+    /// or `None` without any change.
     pub(super) fn take(&mut self, slot: usize, tokens: &[u32], spare: usize) -> Option<usize> {
         debug_assert!(self.slots.get(slot).is_some_and(|slot| slot.count == 0));
         let count = tokens.len().div_ceil(PAGE).min(self.per_slot);
@@ -108,8 +108,8 @@ impl Pages {
             self.enter(slot, n, page);
         }
         for n in known..count {
-            // It is there: `available` counted it.
-            let page = self.fresh()?;
+            // Present, because `available` counted it.
+            let page = self.take_empty()?;
             self.use_page(page);
             self.enter(slot, n, page);
         }
@@ -124,12 +124,12 @@ impl Pages {
         self.slots.get(slot).map_or(0, |slot| slot.count * PAGE)
     }
 
-    /// Gives `slot` one page more; false when there is none.
+    /// Allocates one more page to `slot`. Returns false if there is none.
     pub(super) fn grow(&mut self, slot: usize) -> bool {
         let Some(count) = self.slots.get(slot).map(|slot| slot.count).filter(|count| *count < self.per_slot) else {
             return false;
         };
-        let Some(page) = self.fresh() else { return false };
+        let Some(page) = self.take_empty() else { return false };
         self.use_page(page);
         self.enter(slot, count, page);
         if let Some(slot) = self.slots.get_mut(slot) {
@@ -138,13 +138,13 @@ impl Pages {
         true
     }
 
-    /// `tokens` of `slot` are in the cache: its full pages can be shared from now on.
+    /// Records that `tokens` of `slot` are in the cache: its full pages can be shared from now on.
     pub(super) fn filled(&mut self, slot: usize, tokens: &[u32]) {
         while let Some(Slot { known, content, count }) = self.slots.get(slot).copied() {
             let Some(piece) = tokens.get(known * PAGE..(known + 1) * PAGE) else { break };
             let Some(page) = self.entry(slot, known).filter(|_| known < count) else { break };
             let content = match self.find(content, piece) {
-                // Somebody was quicker: one of two equal pages is enough.
+                // Another sequence was faster: one of two equal pages is enough.
                 Some((twin, same)) => {
                     if twin != page {
                         self.use_page(twin);
@@ -170,8 +170,8 @@ impl Pages {
         }
     }
 
-    /// Pages that `tokens` begin with may have been filled by others since: shares them from `read` on. Returns how many
-    /// tokens of `slot` are in the cache now.
+    /// Shares pages at the start of `tokens` that other sequences have filled since, from `read` on. Returns the
+    /// number of tokens of `slot` in the cache now.
     pub(super) fn catch_up(&mut self, slot: usize, tokens: &[u32], read: usize) -> usize {
         let mut read = read;
         while read.is_multiple_of(PAGE) && read + PAGE < tokens.len() {
@@ -193,13 +193,13 @@ impl Pages {
         read
     }
 
-    /// The page of `slot` that holds the token at `position`.
+    /// Page of `slot` that holds the token at `position`.
     pub(super) fn page_of(&self, slot: usize, position: usize) -> Option<u32> {
         self.entry(slot, position / PAGE).filter(|page| *page != 0)
     }
 
-    /// Gives back the pages of `slot`.
-    pub(super) fn give_back(&mut self, slot: usize) {
+    /// Releases the pages of `slot`.
+    pub(super) fn release_slot(&mut self, slot: usize) {
         self.clock += 1;
         let count = self.slots.get(slot).map_or(0, |slot| slot.count);
         for n in 0..count {
@@ -233,7 +233,7 @@ impl Pages {
         self.pages.get(at(page)).is_some_and(|page| page.idle.is_some())
     }
 
-    /// One more sequence uses a page.
+    /// Adds a user to a page.
     fn use_page(&mut self, page: u32) {
         let Some(entry) = self.pages.get_mut(at(page)) else { return };
         entry.users += 1;
@@ -242,7 +242,7 @@ impl Pages {
         }
     }
 
-    /// One sequence less uses a page, the `n`-th of its text.
+    /// Removes a user from a page, the `n`-th of its text.
     fn leave(&mut self, page: u32, n: usize) {
         let Some(entry) = self.pages.get_mut(at(page)) else { return };
         entry.users = entry.users.saturating_sub(1);
@@ -258,8 +258,8 @@ impl Pages {
         }
     }
 
-    /// A page that holds nothing: a free one, else the idle one that was used longest ago.
-    fn fresh(&mut self) -> Option<u32> {
+    /// Takes an empty page: a free one, else the least recently used idle one.
+    fn take_empty(&mut self) -> Option<u32> {
         if let Some(page) = self.free.pop() {
             return Some(page);
         }
@@ -298,7 +298,7 @@ mod tests {
         }
     }
 
-    /// A text of `pages` full pages and one token; texts of one `kind` share their beginnings.
+    /// A text of `pages` full pages and one token; texts of one `kind` begin alike.
     fn text(kind: u32, pages: usize) -> Vec<u32> {
         (0..pages * PAGE + 1).map(|n| if n < PAGE { 7 } else { kind }).collect()
     }
@@ -330,8 +330,8 @@ mod tests {
         assert_eq!(pages.take(1, &text(1, 3), 0), Some(3 * PAGE));
         assert_eq!(pages.take(2, &text(2, 3), 0), Some(PAGE), "only the first page is the same");
         assert_eq!(pages.available(), PAGES - 4 - 1 - 3);
-        pages.give_back(0);
-        pages.give_back(2);
+        pages.release_slot(0);
+        pages.release_slot(2);
         check(&pages);
         // A text of whole pages: its last token is in no shared page.
         assert_eq!(pages.take(0, &text(1, 3)[..3 * PAGE], 0), Some(2 * PAGE));
@@ -343,7 +343,7 @@ mod tests {
         for kind in [1, 2] {
             pages.take(0, &text(kind, 4), 0);
             pages.filled(0, &text(kind, 4));
-            pages.give_back(0);
+            pages.release_slot(0);
         }
         // 1 + 3 + 3 full pages idle; the first text is the older one.
         assert_eq!(pages.idle(), 7);
@@ -351,7 +351,7 @@ mod tests {
         assert!(pages.grow(3) && !pages.grow(3));
         check(&pages);
         assert_eq!(pages.take(0, &text(2, 4), 0), Some(4 * PAGE), "the newer text is still there");
-        pages.give_back(0);
+        pages.release_slot(0);
         assert_eq!(pages.take(0, &text(1, 4), 0), Some(2 * PAGE), "the older one has lost its end");
     }
 
@@ -365,7 +365,7 @@ mod tests {
         pages.filled(0, &a[..2 * PAGE]);
         assert_eq!(pages.catch_up(1, &b, 0), 2 * PAGE);
         assert_eq!(pages.available(), before + 2);
-        // Two that read the same page at once keep one of them.
+        // Two that fill the same page at once keep one of them.
         pages.filled(1, &b[..3 * PAGE]);
         pages.filled(0, &a[..3 * PAGE]);
         assert_eq!(pages.page_of(0, 2 * PAGE), pages.page_of(1, 2 * PAGE));
@@ -379,7 +379,7 @@ mod tests {
         ) {
             let mut pages = Pages::new(sizes());
             let mut held: Vec<Option<(Vec<u32>, usize)>> = vec![None; SLOTS];
-            // What a page holds, as an executor would have written it.
+            // Content of each page, as an executor would have written it.
             let mut written: HashMap<u32, Vec<u32>> = HashMap::new();
             for (slot, what, kind, length) in turns {
                 match (what, held[slot].take()) {
@@ -390,7 +390,7 @@ mod tests {
                             held[slot] = Some((tokens, read));
                         }
                     }
-                    (0, Some(_)) => pages.give_back(slot),
+                    (0, Some(_)) => pages.release_slot(slot),
                     (1, Some((tokens, read))) => {
                         let read = pages.catch_up(slot, &tokens, read);
                         held[slot] = Some((tokens, read));
@@ -417,7 +417,7 @@ mod tests {
                 }
             }
             for slot in 0..SLOTS {
-                pages.give_back(slot);
+                pages.release_slot(slot);
             }
             check(&pages);
             prop_assert_eq!(pages.available(), PAGES);

@@ -1,44 +1,44 @@
-//! What goes into the next step.
+//! Planning of the next step: sequences and rows of its batch.
 
 use std::time::Duration;
 
-use super::pace::{Pace, Reader, share};
-use super::sequence::{Sequence, State};
-use super::{Worker, narrow};
+use super::pace::{Pace, PendingPrompt, share};
+use super::sequence::{Sequence, SequenceState};
+use super::{SchedulerWorker, narrow};
 use crate::exec::PAGE;
 
-/// Prompts that are read in a step: lists that are kept from step to step.
+/// Prompts of a step; buffers reused from step to step.
 #[derive(Default)]
-pub(super) struct Readers {
-    /// Request and sequence, by their places.
+pub(super) struct PendingPrompts {
+    /// Request and sequence of each prompt, by index.
     places: Vec<(usize, usize)>,
-    prompts: Vec<Reader>,
+    prompts: Vec<PendingPrompt>,
     order: Vec<usize>,
     parts: Vec<usize>,
 }
 
-impl Readers {
+impl PendingPrompts {
     fn clear(&mut self) {
         self.places.clear();
         self.prompts.clear();
     }
 }
 
-/// A step with parts of prompts takes at most so many times what the step of the answers alone takes, or the pause that
-/// is allowed between tokens, whichever is more: where a step is slow by itself, prompts must still get on.
+/// Most times that prompt rows may multiply the duration of a step that decodes only; the pause allowed between
+/// tokens applies if it is longer. A device with slow steps must still prefill.
 const SLOWER_BY_PROMPTS: u32 = 2;
-/// Rows of prompts that a step may have whatever they cost, where no answer waits for it. More it has where they fit the
-/// pause that is allowed between tokens, so that who comes or leaves meanwhile is not kept waiting longer.
+/// Prompt rows of a step, whatever they cost, while no sequence decodes. More are planned if they fit the pause
+/// allowed between tokens, so that arrivals and cancellations do not wait longer.
 const PROMPT_ROWS: usize = 64;
 
-impl Worker {
-    /// Fills the batch of the next step. False when nothing can run.
+impl SchedulerWorker {
+    /// Fills the batch of the next step. Returns false if nothing can run.
     pub(super) fn plan(&mut self) -> bool {
         self.batch.rows.clear();
         self.batch.picks.clear();
         self.picked.clear();
         for at in 0..self.running.len() {
-            if !self.running.get(at).is_some_and(|request| request.is_told()) {
+            if !self.running.get(at).is_some_and(|request| request.is_delivered()) {
                 continue;
             }
             for n in 0..self.running.get(at).map_or(0, |request| request.sequences.len()) {
@@ -59,7 +59,7 @@ impl Worker {
         !self.batch.rows.is_empty()
     }
 
-    /// Tells callers what a step would cost while nothing runs.
+    /// Publishes the cost of a step for callers' estimates while nothing runs.
     pub(super) fn plan_nothing(&mut self) {
         let most = self.sizes.max_rows;
         let rows = self.cost.rows_within(self.token_pause, PROMPT_ROWS.min(most), most);
@@ -67,19 +67,21 @@ impl Worker {
         self.shared.planned(pace, &[], self.rows_read, self.pages.available() * PAGE);
     }
 
-    /// Puts parts of prompts into the batch, `room` rows in all.
+    /// Adds chunks of prompts to the batch, `room` rows in all.
     fn read_prompts(&mut self, writing: usize, room: usize) {
         let mut readers = std::mem::take(&mut self.readers);
         readers.clear();
         for at in 0..self.running.len() {
             for n in 0..self.running.get(at).map_or(0, |request| request.sequences.len()) {
                 if self.sequence(at, n).is_some_and(|s| s.can_run() && s.in_step == 0 && s.unread() > 0)
-                    && self.running.get(at).is_some_and(|request| request.is_told())
+                    && self.running.get(at).is_some_and(|request| request.is_delivered())
                 {
                     self.catch_up(at, n);
                     readers.places.push((at, n));
                     let place = self.running.get(at).map_or(0, |request| request.place);
-                    readers.prompts.push(Reader { unread: self.sequence(at, n).map_or(0, Sequence::unread), place });
+                    readers
+                        .prompts
+                        .push(PendingPrompt { unread: self.sequence(at, n).map_or(0, Sequence::unread), place });
                 }
             }
         }
@@ -96,7 +98,7 @@ impl Worker {
         self.readers = readers;
     }
 
-    /// Rows of prompts that fit into a step beside `writing` rows of answers; one at least, so that they get on.
+    /// Prompt rows that fit into a step beside `writing` decoding rows; at least one, so that prompts proceed.
     fn rows_within(&self, pause: Duration, writing: usize, most: usize) -> usize {
         if writing >= most {
             return 0;
@@ -108,7 +110,7 @@ impl Worker {
         self.running.get(at)?.sequences.get(n)
     }
 
-    /// Puts the next rows of a sequence into the batch, and asks for logits when they are its last.
+    /// Adds the next rows of a sequence to the batch, and requests logits with its last row.
     fn enter(&mut self, at: usize, n: usize, rows: usize) {
         let Some(request) = self.running.get_mut(at) else { return };
         request.begin();
@@ -121,7 +123,7 @@ impl Worker {
         }
     }
 
-    /// Takes over what others have read of the same prompt since.
+    /// Shares pages of the same prompt that other sequences have filled since.
     fn catch_up(&mut self, at: usize, n: usize) {
         let Some(request) = self.running.get_mut(at) else { return };
         let Some(sequence) = request.sequences.get_mut(n) else { return };
@@ -134,7 +136,8 @@ impl Worker {
         }
     }
 
-    /// Sees to it that the next token of a sequence has a page, by another's if need be. False when it lost its own.
+    /// Ensures a page for the next token of a sequence, preempting another if necessary. Returns false if the
+    /// sequence itself was preempted.
     fn make_room(&mut self, at: usize, n: usize) -> bool {
         loop {
             let Some((slot, next)) = self.sequence(at, n).map(|s| (s.slot, s.read() + 1)) else { return false };
@@ -155,17 +158,17 @@ impl Worker {
         let all = self.running.iter().enumerate().flat_map(|(at, request)| {
             request.sequences.iter().enumerate().map(move |(n, sequence)| ((at, n), sequence))
         });
-        all.filter(|(place, s)| *place > (at, n) && s.state == State::Runs && s.placed && s.in_step == 0)
+        all.filter(|(place, s)| *place > (at, n) && s.state == SequenceState::Runs && s.has_pages && s.in_step == 0)
             .map(|(place, _)| place)
             .next_back()
     }
 
-    /// A sequence gives up its pages and will be read again.
+    /// Preempts a sequence: releases its pages; its tokens will be prefilled again.
     fn preempt(&mut self, at: usize, n: usize) {
         let Some(request) = self.running.get_mut(at) else { return };
         let Some(sequence) = request.sequences.get_mut(n) else { return };
-        self.pages.give_back(sequence.slot);
-        sequence.unplace();
+        self.pages.release_slot(sequence.slot);
+        sequence.lose_pages();
         self.shared.preempted();
     }
 }

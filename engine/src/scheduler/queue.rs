@@ -1,34 +1,34 @@
-//! Those who wait for a place, and whose turn it is: the tenant that has been given least, by tokens over its weight
-//! (virtual token counter, arXiv:2401.00588). One that comes back after a pause starts level with the others, so that
-//! nobody saves up turns.
+//! Waiting requests, and the order of admission: the tenant that was served least, in tokens over weight, is next
+//! (virtual token counter, arXiv:2401.00588). A tenant that returns after a pause starts level with the others, so
+//! that nobody saves up turns.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::Job;
 
-/// A token that is written costs as much as so many that are read.
-const WRITTEN: u64 = 2;
+/// Cost of a decoded token, in prompt tokens.
+const DECODE_COST: u64 = 2;
 /// Unit of the counters: a token of a tenant of weight 1.
 const UNIT: u64 = 1 << 16;
 
-/// Who is served; nobody in particular when left out.
+/// Tenant of a request, if it names one.
 pub(super) type TenantKey = Option<Arc<str>>;
 
 #[derive(Default)]
 struct Tenant {
     waiting: VecDeque<Job>,
-    /// Requests that have a place.
+    /// Requests that have slots.
     running: usize,
     given: u64,
     weight: u64,
 }
 
-/// Waiting requests by tenant. Only tenants that wait or run are kept.
+/// Waiting requests by tenant. Only tenants with waiting or running requests are kept.
 #[derive(Default)]
 pub(super) struct Queue {
     tenants: HashMap<TenantKey, Tenant>,
-    /// What the one whose turn it was last had been given by then.
+    /// Counter of the last tenant that was served, at that time.
     level: u64,
 }
 
@@ -37,7 +37,7 @@ impl Queue {
         self.tenants.values().all(|tenant| tenant.waiting.is_empty())
     }
 
-    /// Puts a request behind those of its tenant.
+    /// Appends a request to those of its tenant.
     pub(super) fn push(&mut self, job: Job) {
         let level = self.level;
         let tenant = self
@@ -48,7 +48,7 @@ impl Queue {
         tenant.waiting.push_back(job);
     }
 
-    /// Takes out those that `is_over` says are.
+    /// Keeps the waiting requests for which `keep` returns true.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&Job) -> bool) {
         for tenant in self.tenants.values_mut() {
             tenant.waiting.retain(&mut keep);
@@ -60,21 +60,22 @@ impl Queue {
         self.tenants.retain(|_, tenant| tenant.running > 0 || !tenant.waiting.is_empty());
     }
 
-    /// Whose turn it is: of those that were given equally little, the one that has waited longest.
-    fn turn(&self) -> Option<&TenantKey> {
+    /// Next tenant: of those served equally little, the one that has waited longest.
+    fn next_tenant(&self) -> Option<&TenantKey> {
         let first = |tenant: &Tenant| tenant.waiting.front().map(|job| (tenant.given, job.submitted));
         let heads = self.tenants.iter().filter_map(|(key, tenant)| Some((first(tenant)?, key)));
         heads.min_by(|(a, _), (b, _)| a.cmp(b)).map(|(_, key)| key)
     }
 
-    /// The request whose turn it is.
+    /// Next request.
     pub(super) fn front(&self) -> Option<&Job> {
-        self.tenants.get(self.turn()?)?.waiting.front()
+        self.tenants.get(self.next_tenant()?)?.waiting.front()
     }
 
-    /// Takes out the request whose turn it is and counts its prompt. [`Self::left`] must follow when it has ended.
+    /// Removes the next request and charges its prompt to the tenant. [`Self::left`] must follow when the request has
+    /// ended.
     pub(super) fn pop(&mut self) -> Option<Job> {
-        let key = self.turn()?.clone();
+        let key = self.next_tenant()?.clone();
         let tenant = self.tenants.get_mut(&key)?;
         let job = tenant.waiting.pop_front()?;
         self.level = self.level.max(tenant.given);
@@ -83,14 +84,14 @@ impl Queue {
         Some(job)
     }
 
-    /// A tenant was given tokens of an answer.
+    /// Charges decoded tokens to a tenant.
     pub(super) fn wrote(&mut self, key: &TenantKey, tokens: u64) {
         if let Some(tenant) = self.tenants.get_mut(key) {
-            tenant.charge(tokens.saturating_mul(WRITTEN));
+            tenant.charge(tokens.saturating_mul(DECODE_COST));
         }
     }
 
-    /// A request that had a place has ended.
+    /// Records the end of a request that had slots.
     pub(super) fn left(&mut self, key: &TenantKey) {
         if let Some(tenant) = self.tenants.get_mut(key) {
             tenant.running = tenant.running.saturating_sub(1);
@@ -98,7 +99,7 @@ impl Queue {
         self.forget();
     }
 
-    /// All that wait, taken out.
+    /// Removes all waiting requests.
     pub(super) fn drain(&mut self) -> Vec<Job> {
         let waiting = self.tenants.values_mut().flat_map(|tenant| tenant.waiting.drain(..)).collect();
         self.forget();

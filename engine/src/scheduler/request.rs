@@ -1,21 +1,21 @@
-//! One request that has its places: the answers to it, and what its reader has yet to take.
+//! A running request: its answers, and the events that its consumer has yet to read.
 
 use std::time::{Duration, Instant};
 
-use async_channel::{Sender, TrySendError};
+use async_channel::Sender;
 
-use super::Job;
 use super::queue::TenantKey;
-use super::sequence::{Said, Sequence, State};
+use super::sequence::{Sequence, SequenceOutput, SequenceState};
+use super::{EVENTS, Job};
 use crate::{EngineError, Event, Finished};
 
 pub(super) struct Request {
     pub(super) sequences: Vec<Sequence>,
     pub(super) tenant: TenantKey,
-    /// Place among short prompts.
+    /// Priority among short prompts.
     pub(super) place: u64,
     events: Sender<Event>,
-    /// Events that found the channel full.
+    /// Events that found `EVENTS` in the channel.
     outbox: Vec<Event>,
     stalled: Option<Instant>,
     deadline: Option<Instant>,
@@ -24,7 +24,7 @@ pub(super) struct Request {
     begun: bool,
     first: Option<Instant>,
     prompt: usize,
-    /// Prompt tokens that were in the KV cache when it began.
+    /// Prompt tokens that were in the KV cache at the start.
     cached: usize,
     is_finished: bool,
 }
@@ -51,38 +51,35 @@ impl Request {
         }
     }
 
-    /// Where its reader listens.
+    /// Sender of the request's events.
     pub(super) fn reader(&self) -> Sender<Event> {
         self.events.clone()
     }
-    /// Whether nobody listens any more.
+    /// True if the consumer has dropped its stream.
     pub(super) fn is_abandoned(&self) -> bool {
         self.events.is_closed()
     }
-    /// Whether its reader has been given everything: only then it goes on.
-    pub(super) fn is_told(&self) -> bool {
+    /// True if all events were delivered; otherwise the request is parked.
+    pub(super) fn is_delivered(&self) -> bool {
         self.outbox.is_empty()
     }
-    /// Whether all answers have ended.
+    /// True if all answers have ended.
     pub(super) fn is_finished(&self) -> bool {
         self.is_finished
     }
-    /// Tokens written, of all answers.
+    /// Tokens decoded, of all answers.
     pub(super) fn answered(&self) -> usize {
         self.sequences.iter().map(Sequence::answered).sum()
     }
-    /// Why it must end now.
+    /// Reason to end the request now.
     pub(super) fn fault(&self, now: Instant, stall_timeout: Duration) -> Option<EngineError> {
-        if self.is_finished {
-            return self.is_stalled(now, stall_timeout).then_some(EngineError::Stalled);
-        }
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             return Some(EngineError::Deadline);
         }
         self.is_stalled(now, stall_timeout).then_some(EngineError::Stalled)
     }
 
-    /// Since when its reader has taken nothing, where it has more to take.
+    /// Time since which the consumer has read nothing although events wait.
     pub(super) fn parked_since(&self) -> Option<Instant> {
         self.stalled
     }
@@ -91,34 +88,34 @@ impl Request {
         self.stalled.is_some_and(|since| now.saturating_duration_since(since) > stall_timeout)
     }
 
-    /// Tells, once, that its prompt is being read.
+    /// Reports once that the prefill has begun.
     pub(super) fn begin(&mut self) {
         if !std::mem::replace(&mut self.begun, true) {
             self.admitted = Instant::now();
-            self.tell(Event::Started { queued: self.admitted.saturating_duration_since(self.submitted) });
+            self.send(Event::Started { queued: self.admitted.saturating_duration_since(self.submitted) });
         }
     }
 
-    /// Whether its prompt was read.
+    /// True if the prompt was prefilled.
     pub(super) fn is_prefilled(&self) -> bool {
         self.first.is_some()
     }
 
-    /// Prompt tokens that it found in the cache.
+    /// Sets the prompt tokens found in the cache.
     pub(super) fn set_cached(&mut self, tokens: usize) {
         self.cached = tokens;
     }
-    /// Prompt tokens that somebody else has read meanwhile.
+    /// Adds prompt tokens that another sequence has prefilled meanwhile.
     pub(super) fn add_cached(&mut self, tokens: usize) {
         self.cached += tokens;
     }
 
-    /// Tells, once, that its prompt was read.
+    /// Reports once that the prompt was prefilled.
     pub(super) fn prefilled(&mut self) {
         if self.first.is_none() {
             let now = Instant::now();
             self.first = Some(now);
-            self.tell(Event::Prefilled {
+            self.send(Event::Prefilled {
                 prefill: now.saturating_duration_since(self.admitted),
                 prompt_tokens: super::narrow(self.prompt),
                 cached_tokens: super::narrow(self.cached),
@@ -126,18 +123,18 @@ impl Request {
         }
     }
 
-    /// What an answer says.
-    pub(super) fn said(&mut self, choice: u32, said: Said) {
-        let Said { text, tokens, written, ended, .. } = said;
+    /// Reports a part of an answer.
+    pub(super) fn output(&mut self, choice: u32, output: SequenceOutput) {
+        let SequenceOutput { text, tokens, written, ended, .. } = output;
         if !text.is_empty() || !written.is_empty() {
-            self.tell(Event::Text { choice, text, tokens, written });
+            self.send(Event::Text { choice, text, tokens, written });
         }
         let Some(reason) = ended else { return };
-        self.tell(Event::Ended { choice, reason });
-        if self.sequences.iter().all(|sequence| sequence.state == State::Over) {
+        self.send(Event::Ended { choice, reason });
+        if self.sequences.iter().all(|sequence| sequence.state == SequenceState::Over) {
             self.is_finished = true;
             let first = self.first.unwrap_or_else(Instant::now);
-            self.tell(Event::Finished(Finished {
+            self.send(Event::Finished(Finished {
                 prompt_tokens: super::narrow(self.prompt),
                 cached_tokens: super::narrow(self.cached),
                 completion_tokens: super::narrow(self.answered()),
@@ -148,31 +145,31 @@ impl Request {
         }
     }
 
-    /// It ends before its time.
+    /// Ends the request by an error.
     pub(super) fn fail(self, error: EngineError) {
-        // The reader may have left its channel full: the last event matters more than the one before.
-        let _ = self.events.force_send(Event::Failed(error));
+        let _ = self.events.try_send(Event::Failed(error));
     }
 
-    fn tell(&mut self, event: Event) {
+    fn send(&mut self, event: Event) {
         self.outbox.push(event);
         self.flush();
     }
 
-    /// Gives the reader what it has room for.
+    /// Sends as many events as the consumer has room for, and all that is left of a complete answer.
     pub(super) fn flush(&mut self) {
         let mut outbox = std::mem::take(&mut self.outbox).into_iter();
         for event in outbox.by_ref() {
-            match self.events.try_send(event) {
-                Ok(()) => self.stalled = None,
-                Err(TrySendError::Full(event)) => {
-                    self.stalled.get_or_insert_with(Instant::now);
-                    self.outbox.push(event);
-                    break;
-                }
-                // `is_abandoned` finds it before the next step.
-                Err(TrySendError::Closed(_)) => break,
+            // Nothing else fills the channel.
+            if self.events.len() >= EVENTS && !self.is_finished {
+                self.stalled.get_or_insert_with(Instant::now);
+                self.outbox.push(event);
+                break;
             }
+            if self.events.try_send(event).is_err() {
+                // `is_abandoned` finds it before the next step.
+                break;
+            }
+            self.stalled = None;
         }
         self.outbox.extend(outbox);
     }

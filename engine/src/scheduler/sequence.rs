@@ -1,4 +1,4 @@
-//! One answer that is being written: its tokens, how many of them are in the KV cache, what it says next.
+//! A sequence: the tokens of one answer, how many of them are in the KV cache, and its text.
 
 use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
@@ -9,31 +9,31 @@ use crate::sampling::{Allowed, Sampler, log_probabilities};
 use crate::text::{TextStream, Tokenizer};
 use crate::{EngineError, FinishReason, Generate, TokenProbability, WrittenToken};
 
-/// What a sequence is at.
+/// State of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// Waits until the first answer to the same prompt has read it.
+pub(super) enum SequenceState {
+    /// Waits until the first answer to the same prompt has prefilled it.
     Follows,
-    /// Reads or writes.
+    /// Prefills or decodes.
     Runs,
     /// Has ended.
     Over,
 }
 
-/// What a sequence has to tell after a step.
+/// Output of a sequence after a step.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(super) struct SequenceOutput {
     pub(super) text: String,
     pub(super) tokens: u32,
     pub(super) written: Vec<WrittenToken>,
     pub(super) ended: Option<FinishReason>,
-    /// Whether a token was written, not only an end found.
+    /// True if a token was decoded, false if only an end was found.
     pub(super) wrote: bool,
 }
 
-/// What an answer must be, as far as it is written.
+/// Grammar of an answer, advanced to its current end.
 struct Constraint {
-    /// Away while its mask is computed.
+    /// `None` while its mask is computed.
     matcher: Option<Box<Matcher>>,
     mask: Option<SimpleVob>,
 }
@@ -41,12 +41,12 @@ struct Constraint {
 pub(super) struct Sequence {
     pub(super) slot: usize,
     pub(super) choice: u32,
-    pub(super) state: State,
-    /// Whether it has pages.
-    pub(super) placed: bool,
-    /// Rows that it has in the step at hand.
+    pub(super) state: SequenceState,
+    /// True if the sequence has pages.
+    pub(super) has_pages: bool,
+    /// Rows in the current step.
     pub(super) in_step: usize,
-    /// Prompt and answer.
+    /// Tokens of prompt and answer.
     tokens: Vec<u32>,
     prompt: usize,
     /// Tokens that are in the KV cache.
@@ -62,7 +62,7 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    /// The `choice`-th answer to a request in a context of so many tokens.
+    /// The `choice`-th answer to a request, in a context of this many tokens.
     pub(super) fn new(request: &Generate, choice: u32, slot: usize, context: usize) -> Self {
         let prompt = request.prompt.tokens();
         let most = context.saturating_sub(prompt.len()).max(1);
@@ -70,8 +70,8 @@ impl Sequence {
         Self {
             slot,
             choice,
-            state: if choice == 0 { State::Runs } else { State::Follows },
-            placed: false,
+            state: if choice == 0 { SequenceState::Runs } else { SequenceState::Follows },
+            has_pages: false,
             in_step: 0,
             tokens: prompt.to_vec(),
             prompt: prompt.len(),
@@ -89,87 +89,87 @@ impl Sequence {
         }
     }
 
-    /// All of its tokens.
+    /// All tokens of the sequence.
     pub(super) fn tokens(&self) -> &[u32] {
         &self.tokens
     }
-    /// Those that are in the KV cache.
+    /// Tokens that are in the KV cache.
     pub(super) fn cached(&self) -> &[u32] {
         self.tokens.get(..self.read).unwrap_or_default()
     }
-    /// How many are.
+    /// Number of tokens in the KV cache.
     pub(super) fn read(&self) -> usize {
         self.read
     }
-    /// Tokens of the prompt that are not in the KV cache.
+    /// Prompt tokens that are not in the KV cache.
     pub(super) fn prompt_left(&self) -> usize {
         self.prompt.saturating_sub(self.read)
     }
-    /// Tokens that must go through the model before the next one can be chosen.
+    /// Tokens that the model must read before the next one can be chosen.
     pub(super) fn unread(&self) -> usize {
         self.tokens.len() - self.read
     }
-    /// Tokens written.
+    /// Tokens decoded.
     pub(super) fn answered(&self) -> usize {
         self.tokens.len() - self.prompt
     }
-    /// Whether a row of it can be in the next step.
+    /// True if the next step can have rows of the sequence.
     pub(super) fn can_run(&self) -> bool {
-        self.state == State::Runs && self.placed
+        self.state == SequenceState::Runs && self.has_pages
     }
 
-    /// Tokens up to here are in the KV cache, by others' work.
+    /// Sets the tokens that are in the KV cache, filled by other sequences.
     pub(super) fn set_read(&mut self, read: usize) {
         self.read = read;
     }
 
-    /// Its next rows.
+    /// Next rows of the sequence, at most `most`.
     pub(super) fn rows(&self, most: usize) -> impl Iterator<Item = Row> + '_ {
         let slot = super::narrow(self.slot);
         let unread = self.tokens.iter().enumerate().skip(self.read).take(most);
         unread.map(move |(position, token)| Row { token: *token, position: super::narrow(position), slot })
     }
 
-    /// A step has ended: its rows are in the KV cache.
+    /// Records the end of a step: its rows are in the KV cache.
     pub(super) fn advance(&mut self) {
         self.read += std::mem::take(&mut self.in_step);
     }
 
-    /// It lost its pages and begins again with what it has.
-    pub(super) fn unplace(&mut self) {
-        self.placed = false;
+    /// Records the loss of the pages: all tokens must be read again.
+    pub(super) fn lose_pages(&mut self) {
+        self.has_pages = false;
         self.read = 0;
     }
 
-    /// Its grammar, where it has one and it is not away: to be asked what may come next.
+    /// Takes the grammar out to compute its mask; `None` without one.
     pub(super) fn lend_grammar(&mut self) -> Option<Box<Matcher>> {
         self.constraint.as_mut()?.matcher.take()
     }
 
-    /// The grammar comes back with what may come next.
+    /// Puts the grammar back with its mask.
     pub(super) fn return_grammar(&mut self, matcher: Box<Matcher>, mask: Option<SimpleVob>) {
         if let Some(constraint) = &mut self.constraint {
             *constraint = Constraint { matcher: Some(matcher), mask };
         }
     }
 
-    /// What may come next, for another answer that is at the same place.
+    /// Mask of the next token, for another answer at the same position.
     pub(super) fn mask(&self) -> Option<SimpleVob> {
         self.constraint.as_ref()?.mask.clone()
     }
-    /// What may come next, from another answer that is at the same place.
+    /// Sets the mask of the next token, from another answer at the same position.
     pub(super) fn set_mask(&mut self, mask: Option<SimpleVob>) {
         if let Some(constraint) = &mut self.constraint {
             constraint.mask = mask;
         }
     }
 
-    /// Chooses the next token by the logits, which are used up, and says what that adds to the answer.
-    pub(super) fn choose(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) -> Result<Said, EngineError> {
+    /// Chooses the next token and returns its output. Overwrites the logits.
+    pub(super) fn choose(&mut self, logits: &mut [f32], tokenizer: &Tokenizer) -> Result<SequenceOutput, EngineError> {
         let allowed = match &self.constraint {
             None => None,
             Some(Constraint { mask: Some(mask), .. }) if !mask.is_zero() => Some(Allowed(mask.as_slice())),
-            Some(_) => return Err(EngineError::Grammar("nothing may come next".into())),
+            Some(_) => return Err(EngineError::Grammar("no token may come next".into())),
         };
         // The sampler changes the logits in place.
         let model = self.log_probabilities.map(|_| logits.to_vec());
@@ -198,35 +198,35 @@ impl Sequence {
         self.untold += 1;
         let added = self.text.push(tokenizer.bytes_of(token));
         let is_complete = self.constraint.as_ref().and_then(|c| c.matcher.as_ref()).is_some_and(|m| m.is_stopped());
-        let mut said = self.say(added.text);
+        let mut output = self.emit(added.text);
         if added.stopped {
-            self.state = State::Over;
-            said.ended = Some(FinishReason::Stop);
+            self.state = SequenceState::Over;
+            output.ended = Some(FinishReason::Stop);
         } else if is_complete || self.answered() >= self.max_tokens {
             let reason = if is_complete { FinishReason::Stop } else { FinishReason::Length };
             let rest = self.end(reason);
-            said.text.push_str(&rest.text);
-            said.tokens += rest.tokens;
-            said.written.extend(rest.written);
-            said.ended = rest.ended;
+            output.text.push_str(&rest.text);
+            output.tokens += rest.tokens;
+            output.written.extend(rest.written);
+            output.ended = rest.ended;
         }
-        said.wrote = true;
-        Ok(said)
+        output.wrote = true;
+        Ok(output)
     }
 
-    fn say(&mut self, text: String) -> Said {
+    fn emit(&mut self, text: String) -> SequenceOutput {
         if text.is_empty() {
-            return Said::default();
+            return SequenceOutput::default();
         }
         let (tokens, written) = (std::mem::take(&mut self.untold), std::mem::take(&mut self.written));
-        Said { text, tokens, written, ..Said::default() }
+        SequenceOutput { text, tokens, written, ..SequenceOutput::default() }
     }
 
-    /// It ends, and what was held back is part of it.
-    fn end(&mut self, reason: FinishReason) -> Said {
-        self.state = State::Over;
+    /// Ends the answer, including the text held back.
+    fn end(&mut self, reason: FinishReason) -> SequenceOutput {
+        self.state = SequenceState::Over;
         let rest = self.text.finish();
         let (tokens, written) = (std::mem::take(&mut self.untold), std::mem::take(&mut self.written));
-        Said { text: rest, tokens, written, ended: Some(reason), wrote: false }
+        SequenceOutput { text: rest, tokens, written, ended: Some(reason), wrote: false }
     }
 }

@@ -1,24 +1,24 @@
-//! What callers may know without asking the thread: how many run and wait, what steps cost, hence how long a first
-//! token would take. Written by the thread, read by everybody; figures may be a step old.
+//! Figures that callers read without asking the thread: running and waiting requests, cost of steps, and so the
+//! estimated time to a first token. Written by the thread, read by everybody; figures may be a step old.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::pace::{Pace, Reader, place, rows_until_read};
+use super::pace::{Pace, PendingPrompt, place, rows_until_read};
 use super::queue::TenantKey;
 use crate::exec::{PAGE, Sizes};
 use crate::{Busy, BusyReason, EngineStats, Generate};
 
 /// Weight of the newest measurement in an average, as a power of two: an eighth.
 const SMOOTHING: u32 = 3;
-/// Length of an answer before any was measured.
+/// Tokens assumed for an answer before any was measured.
 const FIRST_ANSWER: u64 = 64;
-/// Part of the queue that one tenant may fill, in quarters: somebody else must find a place.
+/// Share of the queue that one tenant may fill, in quarters, so that others find room.
 const TENANT_QUARTERS: usize = 3;
 
-/// A request that waits for its places.
+/// A request that waits for slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Waiting {
     choices: usize,
@@ -33,25 +33,25 @@ impl Waiting {
 
 /// Requests that are served before a new one.
 #[derive(Default)]
-struct Line {
-    /// Requests that wait, by tenant, in their order; only tenants who wait.
+struct WaitingLine {
+    /// Waiting requests by tenant, in their order; only tenants with some.
     waiting: HashMap<TenantKey, VecDeque<Waiting>>,
-    /// Prompts that were read from in the last step, before it.
-    reading: Vec<Reader>,
-    /// Rows of prompts that were read before it.
+    /// Prompts of the last step, as before it.
+    reading: Vec<PendingPrompt>,
+    /// Prompt rows before the last step.
     rows_read: u64,
     /// Cost of the last step.
     pace: Pace,
-    /// Tokens for which there were pages.
+    /// Tokens for which pages were available.
     room: usize,
 }
 
-impl Line {
+impl WaitingLine {
     fn waiting(&self) -> usize {
         self.waiting.values().map(choices).sum()
     }
 
-    /// Requests of `tenant`, and of each other tenant as many as these and one: tenants take turns.
+    /// Requests of `tenant`, and of each other tenant one more than these: tenants take turns.
     fn before<'a>(&'a self, tenant: &'a TenantKey) -> impl Iterator<Item = &'a Waiting> + Clone {
         let mine = self.waiting.get(tenant).map_or(0, VecDeque::len);
         self.waiting.iter().flat_map(move |(key, of_tenant)| {
@@ -64,19 +64,19 @@ fn choices(waiting: &VecDeque<Waiting>) -> usize {
     waiting.iter().map(|request| request.choices).sum()
 }
 
-pub(super) struct Shared {
+pub(super) struct SchedulerState {
     sizes: Sizes,
     queue: usize,
     max_wait: Duration,
     stopped: AtomicBool,
     recovering: AtomicBool,
-    /// A request was refused for want of room since the scheduler last looked.
+    /// A request was refused for lack of room since the scheduler last looked.
     refused: AtomicBool,
     running: AtomicUsize,
-    line: Mutex<Line>,
+    line: Mutex<WaitingLine>,
     kv_used: AtomicUsize,
     kv_idle: AtomicUsize,
-    /// Averages: a step that writes tokens, the length of an answer.
+    /// Moving averages: duration of a decoding step, length of an answer.
     step_nanos: AtomicU64,
     answer_tokens: AtomicU64,
     generated: AtomicU64,
@@ -87,7 +87,7 @@ pub(super) struct Shared {
 }
 
 fn average(cell: &AtomicU64, new: u64) {
-    // One writer: the thread.
+    // Single writer: the scheduler's thread.
     let old = cell.load(Ordering::Relaxed);
     let next = if old == 0 { new } else { old - (old >> SMOOTHING) + (new >> SMOOTHING) };
     cell.store(next.max(1), Ordering::Relaxed);
@@ -97,7 +97,7 @@ fn wide(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }
 
-impl Shared {
+impl SchedulerState {
     pub(super) fn new(sizes: Sizes, queue: usize, max_wait: Duration) -> Self {
         Self {
             sizes,
@@ -120,11 +120,11 @@ impl Shared {
         }
     }
 
-    fn line(&self) -> MutexGuard<'_, Line> {
+    fn line(&self) -> MutexGuard<'_, WaitingLine> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a request into the queue, or says why not.
+    /// Enters a request into the queue, or returns the reason for refusing it.
     pub(super) fn enter(&self, request: &Generate) -> Result<(), Busy> {
         let refused = |reason, retry_after: Duration| Err(Busy { reason, retry_after: retry_after.max(self.step()) });
         if self.is_stopped() {
@@ -140,7 +140,7 @@ impl Shared {
         let mut line = self.line();
         let wait = self.wait_in(&line, new.prompt, &request.tenant);
         let left = request.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        // An idle engine begins at once: then the estimate is its own speed, which only running corrects.
+        // An idle engine begins at once: the estimate is its own speed then, which only running corrects.
         let idle = line.waiting.is_empty() && self.running.load(Ordering::Acquire) == 0;
         let too_late = left.is_some_and(|left| if idle { left.is_zero() } else { wait > left });
         if too_late || (!idle && wait > self.max_wait) {
@@ -153,7 +153,7 @@ impl Shared {
             return refused(BusyReason::QueueFull, wait);
         }
         let mine = line.waiting.get(&request.tenant).map_or(0, choices);
-        // Who is nobody in particular is everybody.
+        // Requests without a tenant have no share of the queue.
         if request.tenant.is_some() && mine > 0 && mine + new.choices > (self.queue * TENANT_QUARTERS).div_ceil(4) {
             return refused(BusyReason::TenantQueueFull, wait);
         }
@@ -173,7 +173,7 @@ impl Shared {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// The device has failed and is set up again, or works again.
+    /// Records a device fault, or the recovery from it.
     pub(super) fn set_recovering(&self, recovering: bool) {
         if !self.recovering.swap(recovering, Ordering::AcqRel) && recovering {
             self.faults.fetch_add(1, Ordering::Relaxed);
@@ -184,12 +184,12 @@ impl Shared {
         self.recovering.load(Ordering::Acquire)
     }
 
-    /// True once after a request was refused for want of room.
+    /// True once after a request was refused for lack of room.
     pub(super) fn take_refused(&self) -> bool {
         self.refused.swap(false, Ordering::Relaxed)
     }
 
-    /// A request left the queue without a place.
+    /// Records that a request left the queue without a slot.
     pub(super) fn leave_queue(&self, request: &Generate) {
         let left = Waiting::of(request);
         let mut line = self.line();
@@ -203,21 +203,21 @@ impl Shared {
         }
     }
 
-    /// A request got its places.
+    /// Records that a request got its slots.
     pub(super) fn admitted(&self, request: &Generate) {
         self.running.fetch_add(usize::try_from(request.choices.get()).unwrap_or(0), Ordering::AcqRel);
         self.leave_queue(request);
     }
 
-    /// A request gave its places back; its answers were so long on average, where they came to their end.
+    /// Records the release of slots, with the average length of answers that came to their end.
     pub(super) fn left(&self, answer: Option<usize>) {
         if let Some(answer) = answer {
             average(&self.answer_tokens, wide(answer).max(1));
         }
     }
 
-    /// A step was planned: what it costs, the prompts and rows before it, and for how many tokens more there are pages.
-    pub(super) fn planned(&self, pace: Pace, reading: &[Reader], rows_read: u64, room: usize) {
+    /// Records the plan of a step: its cost, the prompts and rows before it, and the tokens for which pages remain.
+    pub(super) fn planned(&self, pace: Pace, reading: &[PendingPrompt], rows_read: u64, room: usize) {
         let mut line = self.line();
         line.pace = pace;
         line.rows_read = rows_read;
@@ -232,7 +232,7 @@ impl Shared {
         self.kv_idle.store(kv_idle, Ordering::Relaxed);
     }
 
-    /// Prompt tokens were read, or found in the cache.
+    /// Counts prompt tokens that were prefilled or found in the cache.
     pub(super) fn read(&self, tokens: usize, cached: bool) {
         self.prompt.fetch_add(wide(tokens), Ordering::Relaxed);
         if cached {
@@ -240,17 +240,17 @@ impl Shared {
         }
     }
 
-    /// A token was written.
+    /// Counts a decoded token.
     pub(super) fn wrote(&self) {
         self.generated.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A sequence gave up its pages.
+    /// Counts a preemption.
     pub(super) fn preempted(&self) {
         self.preemptions.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A step took so long.
+    /// Records the duration of a step.
     pub(super) fn measured(&self, has_prompts: bool, took: Duration) {
         if !has_prompts {
             average(&self.step_nanos, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
@@ -261,29 +261,29 @@ impl Shared {
         Duration::from_nanos(self.step_nanos.load(Ordering::Relaxed))
     }
 
-    /// Time to the first token of such a prompt, if `tenant` submitted it now.
+    /// Estimated time to the first token of a prompt of this length, if `tenant` submitted it now.
     pub(super) fn estimated_wait(&self, prompt_tokens: usize, tenant: &TenantKey) -> Duration {
         self.wait_in(&self.line(), prompt_tokens, tenant)
     }
 
-    /// The time until this prompt is read beside those that are read now, as steps are shared among them; where no place
-    /// or no pages are free, all prompts before it and the rest of the answers before it.
-    fn wait_in(&self, line: &Line, prompt: usize, tenant: &TenantKey) -> Duration {
+    /// Time to prefill the prompt beside the current ones, by the sharing of steps. If no slot or no pages are free,
+    /// time for all prompts before it and for the rest of the answers before it.
+    fn wait_in(&self, line: &WaitingLine, prompt: usize, tenant: &TenantKey) -> Duration {
         let before = line.before(tenant);
         let ahead = before.clone().map(|waiting| waiting.choices).sum::<usize>() + self.running.load(Ordering::Relaxed);
         let places = self.sizes.slots.max(1);
         let prompts = before.map(|waiting| waiting.prompt);
         let pages = prompts.clone().fold(prompt, usize::saturating_add);
-        // Who waits for something to end is overtaken by nobody and overtakes nobody.
+        // A request that waits for an end is overtaken by none and overtakes none.
         let short_of = if ahead >= places { ahead - places + 1 } else { usize::from(pages > line.room) };
         if short_of == 0 {
-            let comes = |unread| Reader { unread, place: place(line.rows_read, unread) };
+            let comes = |unread| PendingPrompt { unread, place: place(line.rows_read, unread) };
             let readers = line.reading.iter().copied().chain(prompts.map(comes));
             return line.pace.time_of(rows_until_read(prompt, readers, line.rows_read, line.pace.rows));
         }
         let unread = line.reading.iter().map(|reader| reader.unread).chain(prompts);
         let reading = line.pace.time_of(unread.fold(prompt, usize::saturating_add));
-        // Answers end evenly over their length: the n-th place is free after n / places of one.
+        // Answers end evenly over their length: the n-th slot is free after n / slots of one.
         let answer = self.step_nanos.load(Ordering::Relaxed).saturating_mul(self.answer_tokens.load(Ordering::Relaxed));
         let writing = answer.saturating_mul(wide(short_of)) / wide(places.min(ahead.max(1)));
         reading.saturating_add(Duration::from_nanos(writing))

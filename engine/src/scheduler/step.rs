@@ -1,14 +1,14 @@
-//! One step: the device runs while masks are computed, then each sequence that has logits chooses its token.
+//! Execution of a step: the device runs while masks are computed, then each sequence with logits chooses its token.
 
 use std::time::Instant;
 
-use super::Worker;
-use super::sequence::{Said, State};
+use super::SchedulerWorker;
+use super::sequence::{SequenceOutput, SequenceState};
 use crate::EngineError;
 use crate::grammar::first_line;
 
-impl Worker {
-    /// Runs the planned step. An error is the device's: all that runs has lost its place in the cache.
+impl SchedulerWorker {
+    /// Runs the planned step. Any error is the device's: all running sequences have lost their KV cache.
     pub(super) fn step(&mut self) -> Result<(), EngineError> {
         self.batch.pages.clear();
         self.batch.pages.extend_from_slice(self.pages.table());
@@ -21,7 +21,7 @@ impl Worker {
         }
         let rows = self.batch.rows.len();
         let within = self.tuning.hang(self.cost.of(rows));
-        let logits = self.made.forward_within(within, &self.watch, &self.batch);
+        let logits = self.model.forward_within(within, &self.watch, &self.batch);
         let masks = self.masks.answers();
         let mut logits = logits?;
         for answer in masks {
@@ -43,12 +43,12 @@ impl Worker {
                 failed.push((at, error));
             }
         }
-        // From the end, so that the places of the others stay what they are.
+        // From the end, so that the indexes of the others stay valid.
         failed.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         failed.dedup_by_key(|(at, _)| *at);
         for (at, error) in failed {
             let request = self.running.remove(at);
-            self.let_go(&request);
+            self.release(&request);
             request.fail(error);
         }
         let took = started.elapsed();
@@ -58,7 +58,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The rows of the step are in the cache.
+    /// Records the rows of the step in the cache.
     fn advance(&mut self) {
         for request in &mut self.running {
             let is_prefilled = request.is_prefilled();
@@ -76,66 +76,67 @@ impl Worker {
         }
     }
 
-    /// A sequence chooses its next token. The first one that an answer to a prompt has stands for all answers to it:
-    /// they begin where it is, each with its own choice.
+    /// Chooses the next token of a sequence. The first answer to a prompt shares its logits with all others, which
+    /// begin there, each with its own choice.
     fn choose(&mut self, at: usize, n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
         let Some(request) = self.running.get_mut(at) else { return Ok(()) };
         request.prefilled();
-        let follows = request.sequences.iter().any(|sequence| sequence.state == State::Follows);
+        let follows = request.sequences.iter().any(|sequence| sequence.state == SequenceState::Follows);
         let Some(sequence) = request.sequences.get_mut(n) else { return Ok(()) };
         let (slot, prompt) = (sequence.slot, sequence.tokens().len());
         let first = follows.then(|| (logits.to_vec(), sequence.mask()));
-        let said = sequence.choose(logits, &self.tokenizer)?;
-        self.said(at, n, said);
+        let output = sequence.choose(logits, &self.tokenizer)?;
+        self.output(at, n, output);
         let Some((logits, mask)) = first else {
-            self.give_back_if_over(at, n);
+            self.release_if_over(at, n);
             return Ok(());
         };
         for other in 0..self.running.get(at).map_or(0, |request| request.sequences.len()) {
             let Some(sequence) = self.running.get_mut(at).and_then(|request| request.sequences.get_mut(other)) else {
                 continue;
             };
-            if sequence.state != State::Follows {
+            if sequence.state != SequenceState::Follows {
                 continue;
             }
-            sequence.state = State::Runs;
-            // Where there are no pages now, it is placed like one that lost its own.
+            sequence.state = SequenceState::Runs;
+            // Without free pages now, it is placed later like a preempted sequence.
             let Some(read) = self.pages.take(sequence.slot, sequence.tokens(), 0) else { continue };
-            sequence.placed = true;
+            sequence.has_pages = true;
             sequence.set_read(read);
             let last = prompt.saturating_sub(1);
             let pages = self.pages.page_of(slot, last).zip(self.pages.page_of(sequence.slot, last));
-            if !pages.is_some_and(|(from, to)| self.made.copy_page(from, to)) {
+            if !pages.is_some_and(|(from, to)| self.model.copy_page(from, to)) {
                 continue;
             }
             sequence.set_read(prompt);
             sequence.set_mask(mask.clone());
             self.pages.filled(sequence.slot, sequence.cached());
-            let said = sequence.choose(&mut logits.clone(), &self.tokenizer)?;
-            self.said(at, other, said);
-            self.give_back_if_over(at, other);
+            let output = sequence.choose(&mut logits.clone(), &self.tokenizer)?;
+            self.output(at, other, output);
+            self.release_if_over(at, other);
         }
-        self.give_back_if_over(at, n);
+        self.release_if_over(at, n);
         Ok(())
     }
 
-    fn said(&mut self, at: usize, n: usize, said: Said) {
+    fn output(&mut self, at: usize, n: usize, output: SequenceOutput) {
         let Some(request) = self.running.get_mut(at) else { return };
         let Some(sequence) = request.sequences.get(n) else { return };
         let choice = sequence.choice;
-        if said.wrote {
+        if output.wrote {
             self.shared.wrote();
             self.waiting.wrote(&request.tenant, 1);
         }
-        request.said(choice, said);
+        request.output(choice, output);
     }
 
-    /// An answer that has ended needs its pages no more, even while others to the same prompt go on.
-    fn give_back_if_over(&mut self, at: usize, n: usize) {
+    /// Releases the pages of an ended answer, even while others to the same prompt continue.
+    fn release_if_over(&mut self, at: usize, n: usize) {
         let sequence = self.running.get_mut(at).and_then(|request| request.sequences.get_mut(n));
-        if let Some(sequence) = sequence.filter(|sequence| sequence.state == State::Over && sequence.placed) {
-            self.pages.give_back(sequence.slot);
-            sequence.placed = false;
+        if let Some(sequence) = sequence.filter(|sequence| sequence.state == SequenceState::Over && sequence.has_pages)
+        {
+            self.pages.release_slot(sequence.slot);
+            sequence.has_pages = false;
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The scheduler on a device that is simulated: what it keeps for a token depends on all tokens before it, by the pages
-//! that the table names, so that a page that is lost, shared wrongly or written twice changes what is said next.
+//! The scheduler on a simulated device. The value of a token depends on all tokens before it, through the pages that
+//! the table names. So a page that is lost, shared wrongly or written twice changes the answer.
 
 mod faults;
 
@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use async_channel::Receiver;
 use proptest::prelude::*;
 
-use super::{Handle, begin};
+use super::{SchedulerHandle, begin};
 use crate::artifact::{ModelFile, TensorType};
 use crate::exec::{Batch, PAGE, Sizes};
 use crate::grammar::Grammars;
 use crate::runner::Runner;
-use crate::runner::doubles::{Fault, Faults, Shared, meet, rebuildable, tuning};
+use crate::runner::doubles::{Fault, Faults, SharedFaults, meet, rebuildable, tuning};
 use crate::text::TextModel;
 use crate::{
     BusyReason, DeviceChoice, EngineError, Event, FinishReason, Finished, Generate, LoadError, LoadOptions, Prompt,
@@ -25,11 +25,11 @@ use crate::{
 
 const VOCABULARY: usize = 258;
 
-/// What the simulated device is told and what it has seen.
+/// Settings of the simulated device, and a record of its steps.
 #[derive(Default)]
 struct World {
     row_time: Duration,
-    /// Likelihood of the end, against logits of 0 to 4.
+    /// Logit of the end token, against 0 to 4 of the others.
     end: f32,
     copies: bool,
     copy_panics: bool,
@@ -41,7 +41,7 @@ struct Simulated {
     sizes: Sizes,
     memory: Vec<u64>,
     world: Arc<Mutex<World>>,
-    faults: Shared,
+    faults: SharedFaults,
 }
 
 fn mix(a: u64, b: u64) -> u64 {
@@ -95,8 +95,8 @@ impl Runner for Simulated {
 }
 
 struct Scene {
-    handle: Handle,
-    faults: Shared,
+    handle: SchedulerHandle,
+    faults: SharedFaults,
     world: Arc<Mutex<World>>,
     text: TextModel,
 }
@@ -169,7 +169,7 @@ fn prompt(tokens: impl IntoIterator<Item = u32>) -> Prompt {
     Prompt { tokens: tokens.into_iter().collect() }
 }
 
-/// A prompt that begins as those of the same `kind` do.
+/// A prompt that begins like the others of its `kind`.
 fn words(kind: u32, own: u32, length: usize) -> Prompt {
     prompt((0..length).map(|n| if n < 70 { 40 + kind } else { 90 + own }))
 }
@@ -187,7 +187,7 @@ struct All {
     end: Result<Finished, EngineError>,
 }
 
-/// The answer of this number.
+/// Answer of this index.
 fn of(answers: &mut Vec<Answer>, choice: u32) -> &mut Answer {
     let choice = choice as usize;
     if answers.len() <= choice {
@@ -241,7 +241,7 @@ fn same_alone_and_together(copies: bool) {
     assert!(roomy.handle.stats().cached_tokens > 0, "prompts that begin alike share");
     let tight = Scene::new(sizes(8, 8 * PAGE, 24), &options(64), world());
     for _ in 0..3 {
-        // Each has a reader of its own: one that is not read is parked, and holds its place.
+        // Each has a consumer of its own: an unread one is parked and holds its slot.
         let read = |events: Receiver<Event>| std::thread::spawn(move || all(&events));
         let streams: Vec<_> = (0..16).map(|n| read(tight.submit(varied(n)))).collect();
         for (n, (events, alone)) in streams.into_iter().zip(&alone).enumerate() {
@@ -279,7 +279,7 @@ fn a_parked_request_gives_way_to_one_that_waits_and_a_complete_one_holds_no_plac
     let ended = parked.iter().filter(|events| matches!(all(events).end, Err(EngineError::Stalled))).count();
     assert_eq!(ended, 1, "the other one goes on as soon as it is read");
     scene.idle();
-    // Of some, the last events find the channel full: the answer is complete and its place free.
+    // For some lengths the last events find the channel full: the answer is complete and its slot free.
     for tokens in 58..=63 {
         let complete = unread(&scene, tokens);
         scene.idle();
@@ -298,7 +298,7 @@ fn a_prompt_with_several_answers_is_read_once_and_the_first_is_that_of_one() {
     };
     let four = all(&scene.submit(ask(4)));
     let steps = std::mem::take(&mut scene.world.lock().unwrap().steps);
-    // 50 rows read the prompt; then eleven steps of four write what follows the first tokens.
+    // 50 rows prefill the prompt; then eleven steps of four decode what follows the first tokens.
     assert_eq!(steps, [vec![(50, 1)], vec![(4, 4); 11]].concat());
     let finished = four.end.unwrap();
     assert_eq!((finished.prompt_tokens, finished.completion_tokens, finished.cached_tokens), (50, 48, 0));
@@ -386,7 +386,7 @@ fn an_answer_is_what_its_schema_allows() {
         assert!(grammars.compile(Structure::JsonSchema(wrong)).is_err(), "{wrong}");
     }
     let endless = grammars.compile(Structure::JsonSchema(r##"{"$ref":"#"}"##)).unwrap_err().to_string();
-    assert_eq!(endless, "the schema cannot be used: nothing satisfies it");
+    assert_eq!(endless, "the schema cannot be used: nothing satisfies the schema");
     let long = format!(r#"{{"enum":["{}"]}}"#, "x".repeat(70_000));
     assert!(grammars.compile(Structure::JsonSchema(&long)).is_err());
 }
@@ -403,7 +403,7 @@ fn a_prompt_is_read_in_parts_that_fit_the_pause_between_tokens() {
     assert!(all(&reader).end.is_ok());
     let steps = std::mem::take(&mut scene.world.lock().unwrap().steps);
     let mixed: Vec<_> = steps.iter().filter(|(rows, _)| *rows > 2).collect();
-    // Some ten rows fit; what was measured of a busy machine's sleeps shakes that a little. All at once would be 64.
+    // Some ten rows fit; sleeps on a busy machine disturb the measurement a little. All at once would be 64.
     assert!(mixed.len() > 15 && mixed.iter().all(|(rows, _)| *rows <= 20), "{steps:?}");
 }
 
@@ -454,7 +454,8 @@ fn a_tenant_with_many_requests_does_not_hold_up_another() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Requests that come, go, are left and are preempted in any order leave nothing behind, and whoever stays is served.
+    /// Requests that arrive, end, are abandoned or preempted in any order leave nothing behind, and every remaining
+    /// one is served.
     #[test]
     fn nothing_leaks_and_nobody_starves(turns in proptest::collection::vec((0u32..40, 0usize..30, any::<bool>()), 5..40)) {
         let scene = Scene::new(sizes(4, 8 * PAGE, 10), &options(64), World { end: 1.0, copies: true, ..World::default() });

@@ -1,5 +1,5 @@
-//! Folders as Hugging Face's libraries write them, made of GGUF files: the same weights in safetensors, their rows in the
-//! order that they are trained in, and what stands beside them.
+//! Folders as Hugging Face's libraries write them, made of GGUF files: the same weights in safetensors, with rows in
+//! their order of training, and the files beside them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ impl Folder {
     pub(crate) fn write(&self, name: &str, value: &Value) {
         std::fs::write(self.file(name), value.to_string()).unwrap();
     }
-    /// Changes a file of JSON.
+    /// Changes a JSON file.
     pub(crate) fn edit(&self, name: &str, edit: impl FnOnce(&mut Value)) {
         let mut value = serde_json::from_slice(&std::fs::read(self.file(name)).unwrap()).unwrap();
         edit(&mut value);
@@ -45,7 +45,7 @@ pub(crate) fn safetensors(tensors: &[Weights]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
 }
 
-/// Copies a file of safetensors and gives its tensors other names, each one or several.
+/// Copies a file of safetensors and renames its tensors, each to one name or several.
 pub(crate) fn rename(from: &Path, to: &Path, names: impl Fn(&str) -> Vec<String>) {
     let bytes = std::fs::read(from).unwrap();
     let (header, parsed) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
@@ -58,7 +58,7 @@ pub(crate) fn rename(from: &Path, to: &Path, names: impl Fn(&str) -> Vec<String>
     std::fs::write(to, self::safetensors(&tensors)).unwrap();
 }
 
-/// The same model as a decoder's folder; its weights in so many parts.
+/// Converts a GGUF file to a decoder's folder with the weights in this many parts.
 pub(crate) fn of_gguf(gguf: &Path, parts: usize) -> Folder {
     let file = ModelFile::open(gguf).unwrap();
     let folder = Folder(tempfile::tempdir().unwrap());
@@ -76,7 +76,7 @@ pub(crate) fn of_gguf(gguf: &Path, parts: usize) -> Folder {
             other => panic!("{other:?}"),
         };
         let mut data = tensor.data.to_vec();
-        // The order of llama.cpp's conversion, undone: it puts the two of a pair next to each other.
+        // Undoes the order of llama.cpp's conversion, which puts the two of a pair next to each other.
         let of_head = if name.contains("attn_q.") { heads } else { kv_heads };
         if architecture == "llama" && (name.contains("attn_q.") || name.contains("attn_k.")) {
             let (width, dim) = (data.len() / rows, rows / of_head);
@@ -149,7 +149,7 @@ pub(crate) fn of_gguf(gguf: &Path, parts: usize) -> Folder {
     folder
 }
 
-/// A `tokenizer.json` of byte-level BPE; what cuts text before the bytes are told apart is given.
+/// A `tokenizer.json` of byte-level BPE with these pre-tokenizers before the split into bytes.
 pub(crate) fn byte_level(file: &ModelFile, cuts: &Value) -> Value {
     let strings = |key: &str| match file.meta(key) {
         Some(MetaValue::Strings(values)) => values.clone(),
@@ -163,7 +163,7 @@ pub(crate) fn byte_level(file: &ModelFile, cuts: &Value) -> Value {
             "lstrip": false, "rstrip": false})
     });
     let added: Vec<_> = added.collect();
-    // GPT-2's own cuts where no others are given.
+    // GPT-2's own split unless others are given.
     let plain = cuts.as_array().is_some_and(Vec::is_empty);
     let mut steps = cuts.as_array().cloned().unwrap_or_default();
     steps.push(json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": plain}));
@@ -177,7 +177,7 @@ pub(crate) fn byte_level(file: &ModelFile, cuts: &Value) -> Value {
     })
 }
 
-/// What Hugging Face calls a tensor of GGUF.
+/// Hugging Face's name of a GGUF tensor.
 fn their_name(name: &str, architecture: &str) -> String {
     let gemma = architecture == "gemma3";
     match name {

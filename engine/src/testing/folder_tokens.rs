@@ -1,4 +1,5 @@
-//! Tokens of folders: those of the same vocabulary in GGUF, and what transformers puts around a text.
+//! Tokens of folders: equal to those of the same vocabulary in GGUF, and with the special tokens that transformers
+//! adds.
 
 use std::path::Path;
 
@@ -21,7 +22,7 @@ fn tokens(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
     tokens
 }
 
-/// Holds two tokenizers against each other: the tokens of texts, and the bytes of tokens.
+/// Compares two tokenizers: the tokens of texts, and the bytes of tokens.
 fn same_text(theirs: &Tokenizer, ours: &Tokenizer) {
     assert_eq!(ours.vocabulary(), theirs.vocabulary());
     for token in 0..theirs.vocabulary() as u32 {
@@ -40,7 +41,7 @@ fn a_tokenizer_json_cuts_as_the_vocabulary_of_a_gguf_file() {
     let real = ModelFile::open(&model).unwrap();
     let theirs = Tokenizer::new(&real).unwrap();
     let folder = of_gguf(small("llama", TensorType::F32).write().path(), 1);
-    // The model's own file says it so: each digit apart, then GPT-2's cuts.
+    // As in the model's own file: each digit apart, then GPT-2's split.
     let digits = json!([{"type": "Digits", "individual_digits": true}]);
     let mut json = byte_level(&real, &digits);
     json["pre_tokenizer"]["pretokenizers"][1]["use_regex"] = true.into();
@@ -51,7 +52,7 @@ fn a_tokenizer_json_cuts_as_the_vocabulary_of_a_gguf_file() {
     same_text(&theirs, &Tokenizer::new(&file).unwrap());
 }
 
-/// SentencePiece's vocabulary of a few words, as GGUF has it and as `tokenizer.json` has it.
+/// A SentencePiece vocabulary of a few words, as GGUF and as `tokenizer.json`.
 fn pieces(first: bool) -> (tempfile::NamedTempFile, Folder) {
     let mut tokens = vec![("<unk>".to_owned(), 2), ("<s>".to_owned(), 3), ("</s>".to_owned(), 3)];
     tokens.extend((0..=255u8).map(|byte| (format!("<0x{byte:02X}>"), 6)));
@@ -75,7 +76,7 @@ fn pieces(first: bool) -> (tempfile::NamedTempFile, Folder) {
     gguf.text("tokenizer.ggml.model", "llama");
     gguf.texts("tokenizer.ggml.tokens", &texts);
     gguf.integers("tokenizer.ggml.token_type", &tokens.iter().map(|(_, kind)| *kind).collect::<Vec<_>>());
-    // As the merges have it: what is merged first has the best score.
+    // Scores that match the merges: the first merge has the best score.
     let score =
         |text: &String| merges.iter().position(|[a, b]| format!("{a}{b}") == *text).map_or(-100.0, |n| -(n as f32));
     gguf.floats("tokenizer.ggml.scores", &texts.iter().map(score).collect::<Vec<_>>());
@@ -147,11 +148,11 @@ fn a_caller_cannot_write_a_control_token_of_a_folder() {
     let mut gguf = small("llama", TensorType::F32);
     gguf.text("tokenizer.chat_template", super::TEMPLATE);
     let folder = of_gguf(gguf.write().path(), 1);
-    // A file that calls them words.
+    // A file that declares them as words.
     folder.edit("tokenizer.json", |json| {
         json["added_tokens"].as_array_mut().unwrap().iter_mut().for_each(|token| token["special"] = false.into());
     });
-    // Neither what begins nor what ends it all, as where a fine-tune adds its own marks.
+    // Neither BOS nor EOS, as where a fine-tune adds its own marks.
     folder.edit("tokenizer_config.json", |config| {
         config["bos_token"] = Value::Null;
     });
@@ -165,14 +166,14 @@ fn a_caller_cannot_write_a_control_token_of_a_folder() {
     assert_eq!(count("x"), 3);
 }
 
-/// What goes before and after each text, by transformers 5.24 on the same files, whatever the class of the tokenizer.
+/// Expected special tokens are those of transformers 5.24 for the same files, whatever the class of the tokenizer.
 #[test]
 fn what_stands_around_a_text_is_what_the_post_processor_says() {
     let (_, folder) = pieces(false);
     let word = tokens(&tokenizer(folder.path()), "hello");
     let read = || tokenizer(folder.path()).encode_text("hello").unwrap();
     let around = |before: &[u32], after: &[u32]| [before, &word, after].concat();
-    // The number that the model's own file gives is for answers to nothing; the flags are for tokenizers of another kind.
+    // The model's `bos_token_id` is for answers without a prompt; the flags are for tokenizers of another kind.
     folder.edit("config.json", |config| config["bos_token_id"] = 2.into());
     let tokens = json!({"bos_token": "<s>", "eos_token": "</s>"});
     for (class, flags) in [
@@ -186,10 +187,10 @@ fn what_stands_around_a_text_is_what_the_post_processor_says() {
         folder.write("tokenizer_config.json", &config);
         assert_eq!(read(), around(&[1], &[]), "{config}");
     }
-    // It says so itself, also where nothing else names the token.
+    // The post-processor decides, also if nothing else names the token.
     folder.write("tokenizer_config.json", &json!({"tokenizer_class": "PreTrainedTokenizerFast"}));
     assert_eq!((read(), tokenizer(folder.path()).bos()), (around(&[1], &[]), None));
-    // What ends a text, which the makers of a model for embeddings add.
+    // An end token, which makers of embedding models add.
     folder.edit("tokenizer.json", |json| {
         let post = &mut json["post_processor"];
         post["single"].as_array_mut().unwrap().push(json!({"SpecialToken": {"id": "</s>", "type_id": 0}}));
@@ -208,7 +209,7 @@ fn what_stands_around_a_text_is_what_the_post_processor_says() {
     assert_eq!(read(), word);
 }
 
-/// As transformers 5.24 has it on the same files.
+/// Expected tokens are those of transformers 5.24 for the same files.
 #[test]
 fn the_tokens_that_a_template_writes_are_those_of_the_folder() {
     let (_, folder) = pieces(false);
@@ -275,7 +276,7 @@ fn a_text_without_tokens_is_an_error_and_nothing_of_it_is_left_out() {
     };
     assert!(encode("hello").is_ok());
     assert!(matches!(encode("é"), Err(PromptError::Text(_))));
-    // Where a control token is spelt.
+    // Characters of a control token that the vocabulary lacks.
     assert!(matches!(encode("<s>"), Err(PromptError::Text(_))));
 }
 

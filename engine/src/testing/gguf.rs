@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::artifact::TensorType;
 
-/// A file in the making.
+/// A GGUF file under construction.
 #[derive(Default)]
 pub(crate) struct Gguf {
     keys: Vec<u8>,
@@ -73,10 +73,10 @@ impl Gguf {
         self.data.resize(self.data.len().next_multiple_of(32), 0);
         self.tensors += 1;
     }
-    /// A tensor of random values.
+    /// Adds a tensor of random values.
     pub(crate) fn random(&mut self, name: &str, kind: TensorType, dimensions: &[usize], rng: &mut ChaCha8Rng) {
         let mut data = super::random(kind, dimensions.iter().product(), rng);
-        // Where the scales of the types with the largest random values stand in a block.
+        // Position in a block of the scales of the types with the largest random values.
         let scales: &[usize] = match kind {
             TensorType::Q5_0 | TensorType::Q8_0 => &[0],
             TensorType::Q4_K | TensorType::Q5_K => &[0, 2],
@@ -102,7 +102,7 @@ impl Gguf {
         file.extend(self.data);
         file
     }
-    /// Writes it to a file that is deleted when dropped.
+    /// Writes the file, which is deleted on drop.
     pub(crate) fn write(self) -> tempfile::NamedTempFile {
         let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
         std::io::Write::write_all(&mut file, &self.bytes()).unwrap();
@@ -115,7 +115,7 @@ pub(crate) fn small_reranker() -> tempfile::NamedTempFile {
     small_reranker_with("[UNK]")
 }
 
-/// The same with another word for what is not known.
+/// As [`small_reranker`], with another token for unknown words.
 pub(crate) fn small_reranker_with(unknown: &str) -> tempfile::NamedTempFile {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let mut file = Gguf::default();
@@ -134,7 +134,7 @@ pub(crate) fn small_reranker_with(unknown: &str) -> tempfile::NamedTempFile {
     file.text("tokenizer.ggml.model", "bert");
     file.texts("tokenizer.ggml.tokens", &tokens);
     file.number("tokenizer.ggml.token_type_count", 2);
-    // What llama.cpp wants to be told.
+    // Keys that llama.cpp requires.
     file.number("bert.pooling_type", 4);
     file.float("bert.attention.layer_norm_epsilon", 1e-12);
     file.flag("bert.attention.causal", false);

@@ -1,4 +1,4 @@
-//! What is held for a model's memory is held for as long as there is any of it.
+//! The guard for a model's memory lives for as long as any of the memory is taken.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::small_model;
 use crate::artifact::TensorType;
-use crate::device::{Mark, Stuck};
+use crate::device::{HangMark, HangSource};
 use crate::{DeviceChoice, Engine, LoadError, LoadOptions};
 
 struct Held(Sender<()>);
@@ -39,10 +39,10 @@ fn it_is_asked_for_when_the_model_can_be_loaded_and_let_go_with_its_memory() {
     dropped.try_recv().unwrap();
     assert_eq!(asked.get(), 2);
 
-    // Nobody makes room for a model that hangs already.
-    let mark = Mark::new(Stuck::File(file.path().into()));
+    // No memory is reserved for a model that hangs already.
+    let mark = HangMark::new(HangSource::File(file.path().into()));
     let mut devices = vec![DeviceChoice::Cpu];
-    // Where that is the processor too.
+    // On a machine where automatic choice means the CPU as well.
     devices.extend(crate::device::no_gpu().map(|_| DeviceChoice::Auto));
     for device in devices {
         let hangs = load(LoadOptions { device, ..options.clone() }).err().unwrap();

@@ -1,5 +1,5 @@
-//! What the engine makes of files beside what llama.cpp makes of the same files: small random models of every architecture
-//! and type, tokens of a corpus, perplexity.
+//! Comparison with llama.cpp on the same files: small random models of every architecture and type, tokens of a
+//! corpus, perplexity.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,10 +12,10 @@ use super::gguf::Gguf;
 use crate::artifact::{MetaValue, ModelFile, TensorType};
 use crate::exec::plain::Plain;
 use crate::exec::{Batch, Row, Sizes};
-use crate::model::{Decoder, Shape};
+use crate::model::{Decoder, DecoderShape};
 use crate::text::Tokenizer;
 
-/// What is hard to cut into tokens.
+/// Texts that are hard to tokenise.
 pub(super) const CORPUS: [&str; 24] = [
     "Hello, world!",
     " leading and trailing spaces  ",
@@ -70,7 +70,7 @@ fn judge(model: &Path, calls: &[Value]) -> Vec<Value> {
     ask(&json!({"model": model, "context": 512, "calls": calls}))
 }
 
-/// Heads as wide as the model together where llama.cpp asks for it.
+/// Width of a head; llama.cpp requires that qwen2's heads together are as wide as the model.
 fn head_dim(architecture: &str) -> usize {
     if architecture == "qwen2" { 64 } else { 32 }
 }
@@ -80,12 +80,12 @@ const FEED_FORWARD: usize = 512;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 
-/// Gemma looks at everything in its sixth layer only.
+/// Gemma has full attention in its sixth layer only.
 fn layers(architecture: &str) -> usize {
     if architecture == "gemma3" { 6 } else { 2 }
 }
 
-/// The sizes of a small model.
+/// Writes the sizes of a small model.
 pub(super) fn small_sizes(architecture: &str, file: &mut Gguf) {
     let head_dim = head_dim(architecture);
     file.text("general.architecture", architecture);
@@ -109,7 +109,7 @@ pub(super) fn small_sizes(architecture: &str, file: &mut Gguf) {
     file.float(&format!("{architecture}.rope.freq_base"), 5e4);
 }
 
-/// A file of a small random model of an architecture with matrices of a type.
+/// A small random model of an architecture with matrices of a type.
 pub(super) fn small(architecture: &str, kind: TensorType) -> Gguf {
     seeded(architecture, kind, 21)
 }
@@ -147,7 +147,7 @@ fn seeded(architecture: &str, kind: TensorType, seed: u64) -> Gguf {
         ] {
             file.random(&format!("blk.{n}.{name}.weight"), kind, &[columns, rows], &mut rng);
         }
-        // Its rows are too short for blocks of 256.
+        // Rows of this matrix are too short for blocks of 256.
         let output = if kind.block().0 == 256 { TensorType::Q8_0 } else { kind };
         file.random(&format!("blk.{n}.attn_output.weight"), output, &[heads * head_dim, width], &mut rng);
         let mut norms = vec![("attn_norm", width), ("ffn_norm", width)];
@@ -170,14 +170,14 @@ fn seeded(architecture: &str, kind: TensorType, seed: u64) -> Gguf {
     file
 }
 
-/// The logarithms of the probabilities after each of the last `steps` tokens.
+/// Log probabilities after each of the last `steps` tokens.
 pub(super) fn log_probabilities(path: &Path, tokens: &[u32], steps: usize) -> Vec<Vec<f64>> {
     log_probabilities_by(Plain::new, path, tokens, steps)
 }
 
 fn log_probabilities_by(plain: fn(Sizes) -> Plain, path: &Path, tokens: &[u32], steps: usize) -> Vec<Vec<f64>> {
     let file = ModelFile::open(path).unwrap();
-    let shape = Shape::of(&file).unwrap();
+    let shape = DecoderShape::of(&file).unwrap();
     shape.check(&file).unwrap();
     let sizes = Sizes { max_picks: 64, ..shape.sizes(64, 1, 1 << 24) };
     let mut plain = plain(sizes);
@@ -196,12 +196,12 @@ fn log_probabilities_by(plain: fn(Sizes) -> Plain, path: &Path, tokens: &[u32], 
         .collect()
 }
 
-/// Holds the probabilities of every token after a text, and after each of the next tokens, against llama.cpp's.
+/// Compares the probabilities of every token after a text, and after each of the next tokens, with llama.cpp's.
 fn same_probabilities(architecture: &str, kind: TensorType) {
     const STEPS: usize = 6;
     let tokens: Vec<u32> = (0..36u32).map(|n| (n * 37 + 11) % 256).collect();
-    // Of a random model that makes much of how activations are rounded, nobody can say what its probabilities are:
-    // llama.cpp rounds them in other blocks.
+    // Only models that are not sensitive to the rounding of activations: llama.cpp rounds in other blocks, so the
+    // probabilities of a sensitive model are not comparable.
     let rounding = |path: &Path| {
         let by = |plain| log_probabilities_by(plain, path, &tokens, STEPS);
         let apart = |(exact, ours): (&Vec<f64>, &Vec<f64>)| -> f64 {
@@ -211,7 +211,7 @@ fn same_probabilities(architecture: &str, kind: TensorType) {
     };
     let mut files = (21..31).map(|seed| seeded(architecture, kind, seed).write());
     let file = files.find(|file| rounding(file.path()) < 0.005).unwrap();
-    // The token that is chosen is forced to be a whole character: of others llama.cpp tells nothing.
+    // The chosen token is forced to be a whole character, because llama.cpp reports nothing for others.
     let call = |end: usize| {
         let body = json!({"prompt": tokens[..end], "n_predict": 1, "temperature": 0, "n_probs": 259,
             "logit_bias": [[65, 1000]], "cache_prompt": false});
@@ -221,7 +221,7 @@ fn same_probabilities(architecture: &str, kind: TensorType) {
     let answers = judge(file.path(), &ends.map(call).collect::<Vec<_>>());
     let theirs: Vec<_> = answers.iter().map(|answer| &answer["completion_probabilities"][0]).collect();
     let ours = log_probabilities(file.path(), &tokens, STEPS);
-    // How far the two distributions are apart (Kullback and Leibler's divergence, in nats), at the worst step.
+    // Kullback-Leibler divergence of the two distributions, in nats, at the worst step.
     let mut worst = 0.0f64;
     for (ours, theirs) in ours.iter().zip(theirs) {
         let apart = theirs["top_logprobs"].as_array().unwrap().iter().filter_map(|token| {
@@ -261,7 +261,7 @@ fn every_type_gives_the_probabilities_of_llama_cpp_in_gemma3() {
     TensorType::ALL.into_iter().for_each(|kind| same_probabilities("gemma3", kind));
 }
 
-/// Holds the tokens of the corpus against llama.cpp's, and that the tokens spell the text.
+/// Compares the tokens of the corpus with llama.cpp's, and the bytes of the tokens with the text.
 fn same_tokens(path: &Path, spells: bool) {
     same_tokens_in(path, spells, json!({"model": path, "context": 512}), &[]);
 }
@@ -303,7 +303,7 @@ fn byte_level_bpe_cuts_as_llama_cpp_does_for_every_pre_tokenizer() {
     };
     let tokens = strings("tokenizer.ggml.tokens");
     for pre in ["smollm", "gpt-2", "default", "llama-bpe", "tekken", "qwen2", "deepseek-r1-qwen"] {
-        // The vocabulary of the demo model, cut in another way, over a model of nothing.
+        // The vocabulary of the demo model with another pre-tokenizer, over a minimal model.
         let mut file = Gguf::default();
         file.text("general.architecture", "llama");
         for (key, value) in [
@@ -365,7 +365,7 @@ const PROSE: &str = "The lighthouse stood at the end of a long spit of sand, and
     had come early and who had come late. The boy stayed with the keeper. He learned to trim the wick and to \
     polish the brass, and he kept the book in which the weather was written down four times a day.";
 
-/// Holds the perplexity of a text against llama.cpp's.
+/// Compares the perplexity of a text with llama.cpp's.
 fn same_perplexity(path: &Path) {
     let file = ModelFile::open(path).unwrap();
     let tokens = Tokenizer::new(&file).unwrap().encode_text(PROSE).unwrap();
@@ -376,7 +376,7 @@ fn same_perplexity(path: &Path) {
             json!(["/completion", body])
         })
         .collect();
-    // Its flash attention sums in f16; without it, it is the exacter judge.
+    // Its flash attention sums in f16; without it the comparison is more exact.
     let order = json!({"model": path, "context": 512, "flash_attention": false, "calls": calls});
     let theirs: Vec<f64> = ask(&order)
         .iter()
@@ -387,7 +387,7 @@ fn same_perplexity(path: &Path) {
             step["logprob"].as_f64().unwrap()
         })
         .collect();
-    let shape = Shape::of(&file).unwrap();
+    let shape = DecoderShape::of(&file).unwrap();
     let sizes = crate::exec::Sizes { max_picks: 64, ..shape.sizes(512, 1, 1 << 28) };
     let mut cpu = crate::exec::cpu::Cpu::new(crate::CpuUnit::best(), 2, sizes).unwrap();
     let model = Decoder::load(&shape, &file, &sizes, &mut cpu).unwrap();

@@ -1,4 +1,4 @@
-//! What encoders make of texts beside what llama.cpp makes of them: embeddings, scores of a classifier.
+//! Comparison of encoders with llama.cpp: embeddings, scores of a classifier.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ fn minilm() -> PathBuf {
     needed("SPILLWAY_TEST_MINILM", "models/all-minilm-l6-v2/model.safetensors", "`scripts/test-models.sh` fetches it")
 }
 
-/// The same weights as a GGUF file.
+/// Converts the weights to a GGUF file.
 fn minilm_as_gguf(path: &Path) -> tempfile::NamedTempFile {
     let real = ModelFile::open(path).unwrap();
     let mut file = Gguf::default();
@@ -83,7 +83,7 @@ fn embeddings_are_those_of_llama_cpp_from_safetensors_and_from_gguf() {
     let path = minilm();
     let gguf = minilm_as_gguf(&path);
     let order = json!({"model": gguf.path(), "context": 512, "embedding": true, "pooling": "mean"});
-    // Where syllables of Hangul are taken apart, llama.cpp loses their vowels; the tokenizer of the model's makers does not.
+    // llama.cpp loses the vowels of decomposed Hangul syllables; the tokenizer of the model's makers does not.
     let apart = CORPUS.iter().copied().filter(|text| text.contains('の')).collect::<Vec<_>>();
     assert_eq!(apart.len(), 1);
     same_tokens_in(gguf.path(), false, order, &apart);
@@ -113,7 +113,7 @@ fn embeddings_are_those_of_llama_cpp_from_safetensors_and_from_gguf() {
         // Alone as in company.
         let alone = wait(engine.embed(texts[..1].to_vec())).unwrap();
         assert_eq!(alone[0].values, ours[0].values);
-        // A text beyond the context is cut and says so.
+        // A text beyond the context is cut and marked.
         let long = wait(engine.embed(vec!["word ".repeat(700)])).unwrap();
         assert!(long[0].truncated && long[0].tokens == engine.info().context_length);
         assert!(matches!(wait(engine.rerank("q", vec!["d".into()])), Err(crate::EngineError::Task { .. })));
@@ -121,7 +121,7 @@ fn embeddings_are_those_of_llama_cpp_from_safetensors_and_from_gguf() {
     }
 }
 
-/// The score of a whole text; of two, llama.cpp does not tell which is which.
+/// The score of a whole text; llama.cpp does not report the order of several.
 #[test]
 fn a_classifier_gives_the_scores_of_llama_cpp() {
     let file = small_reranker();
@@ -161,7 +161,7 @@ fn a_reranker_scores_pairs_alone_as_in_company() {
     }
     let logits: Vec<f32> = together.iter().map(|score| score.logits[0]).collect();
     assert!(logits.iter().all(|logit| logit.is_finite()) && logits[0] != logits[1]);
-    // The two halves of a pair are told apart, also without their words.
+    // The two halves of a pair differ by type, not only by their words.
     let swapped = wait(engine.rerank("a proxy", vec!["what is a proxy".into()])).unwrap();
     assert_ne!(swapped[0].logits, together[0].logits);
     assert_ne!(wait(engine.classify(vec!["a proxy".into()])).unwrap()[0].logits, together[0].logits);

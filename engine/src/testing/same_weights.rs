@@ -1,4 +1,4 @@
-//! The same weights in GGUF and in safetensors: the same probabilities, tokens and answers; and what a folder may not say.
+//! The same weights in GGUF and in safetensors: the same probabilities, tokens and answers; and refused folders.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ fn every_architecture_gives_the_probabilities_of_the_same_weights_in_gguf() {
                 (log_probabilities(gguf.path(), &tokens, 6), log_probabilities(folder.path(), &tokens, 6));
             let apart = ours.iter().flatten().zip(theirs.iter().flatten()).map(|(a, b)| (a - b).abs());
             let worst = apart.fold(0.0f64, f64::max);
-            // Heads have their values in another order, and sums with them.
+            // The values of heads have another order, and so do the sums.
             assert!(worst < 1e-3, "{architecture} {kind:?}: {worst}");
             let theirs = crate::inspect(gguf.path()).unwrap();
             let ours = crate::inspect(folder.path()).unwrap();
@@ -161,7 +161,7 @@ fn parts_lie_beside_their_index_and_hold_what_it_says() {
         index["weight_map"]["model.embed_tokens.weight"] = "again.safetensors".into();
     });
     let told = crate::inspect(folder.path()).unwrap_err().to_string();
-    assert!(told.contains("tensor `token_embd.weight` is there twice"), "{told}");
+    assert!(told.contains("duplicate tensor `token_embd.weight`"), "{told}");
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn a_damaged_folder_is_refused_or_taken_and_harms_nothing() {
                 let reach = bytes.len().min(6000);
                 match rng.random_range(0..3) {
                     0 => bytes[rng.random_range(0..reach)] = rng.random(),
-                    // A digit more or another one: numbers are where the harm is.
+                    // Another digit or one more: numbers do the most harm.
                     1 => bytes[rng.random_range(0..reach)] = rng.random_range(b'0'..=b'9'),
                     _ => bytes.truncate(bytes.len() - rng.random_range(0..reach / 8)),
                 }
@@ -219,7 +219,7 @@ fn a_stretched_context_leaves_short_waves_and_stretches_long_ones() {
         }
     }
     assert!(factors.windows(2).all(|pair| pair[0] <= pair[1]) && factors.iter().any(|f| *f > 1.0 && *f < 8.0));
-    // The same in the words of newer files, where the base is said with it.
+    // The same in the keys of newer files, which contain the base.
     let newer = of_gguf(gguf.path(), 1);
     newer.edit("config.json", |config| {
         config["rope_parameters"] = scaling.clone();
@@ -248,7 +248,7 @@ fn a_window_that_is_not_told_is_that_of_the_class_and_one_that_is_null_is_none()
         folder.edit("config.json", edit);
         crate::inspect(folder.path()).unwrap().context_length
     };
-    // Mistral's class of transformers says 4096.
+    // The default of Mistral's class in transformers is 4096.
     let mistral = |config: &mut Value| {
         config["model_type"] = "mistral".into();
         config["max_position_embeddings"] = 32_768.into();
@@ -258,7 +258,7 @@ fn a_window_that_is_not_told_is_that_of_the_class_and_one_that_is_null_is_none()
     assert_eq!(context(&|config| config["sliding_window"] = 512.into()), 512);
     let llama = context(&|config| config["model_type"] = "llama".into());
     assert_eq!(llama, 32_768, "llama has none");
-    // Qwen has one only where it says that it is used.
+    // Qwen has a window only if its use is switched on.
     let folder = of_gguf(small("qwen3", TensorType::F32).write().path(), 1);
     let context = |edit: &dyn Fn(&mut Value)| {
         folder.edit("config.json", edit);
@@ -272,12 +272,12 @@ fn a_window_that_is_not_told_is_that_of_the_class_and_one_that_is_null_is_none()
 fn heads_of_keys_that_are_null_are_as_many_as_heads() {
     let folder = of_gguf(small("llama", TensorType::F32).write().path(), 1);
     folder.edit("config.json", |config| config["num_key_value_heads"] = Value::Null);
-    // The weights are of two.
+    // The weights are of two heads.
     let told = crate::inspect(folder.path()).unwrap_err().to_string();
-    assert!(told.contains("blk.0.attn_k.weight` is 256 x 64, its model wants 256 x 128"), "{told}");
+    assert!(told.contains("blk.0.attn_k.weight` is 256 x 64; the model expects 256 x 128"), "{told}");
 }
 
-/// As the model that also sees has it: its text within `text_config`, its weights among those of another part.
+/// Layout of the multimodal model: its text within `text_config`, its weights among those of another part.
 #[test]
 fn the_text_of_a_model_that_sees_is_the_same_model() {
     let gguf = small("gemma3", TensorType::F32).write();
@@ -294,7 +294,7 @@ fn the_text_of_a_model_that_sees_is_the_same_model() {
     ] {
         super::folder::rename(&alone.file("model.safetensors"), &whole.file("model.safetensors"), |name| {
             let inner = name.strip_prefix("model.").unwrap();
-            // One of them stands for those of images.
+            // One of the names stands for those of the image part.
             if inner == "norm.weight" {
                 vec![format!("{heads}{inner}"), of_images.into()]
             } else {

@@ -1,4 +1,4 @@
-//! What the fuzz targets begin with: models that are taken, so that what they are changed to comes far.
+//! Seeds of the fuzz targets: models that are accepted, so that mutations of them reach far.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ fn seeds(target: &str) -> Vec<PathBuf> {
     seeds
 }
 
-/// Whether a model is taken and texts are cut by it.
+/// True if a model is accepted and tokenises texts.
 fn is_taken(source: &Path) -> bool {
     let (Ok(info), Ok(file)) = (crate::inspect(source), ModelFile::open(source)) else { return false };
     if info.task != Task::Generate {
@@ -27,7 +27,7 @@ fn is_taken(source: &Path) -> bool {
     })
 }
 
-/// The files of a folder, with another tokenizer if there is one.
+/// Writes the files of a seed to a folder, with another tokenizer if given.
 fn write(seed: &Path, tokenizer: Option<&[u8]>) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut rest = &std::fs::read(seed).unwrap()[..];
@@ -76,6 +76,6 @@ fn an_encoder_whose_tokenizer_knows_more_than_its_table_is_refused() {
     };
     assert_eq!(refused("6"), None);
     let told = refused("7").unwrap();
-    assert!(told.contains("numbers 8 tokens and its table has 7 rows"), "{told}");
+    assert!(told.contains("numbers 8 tokens; expected at most 7, the rows of the token table"), "{told}");
     assert!(refused("4294967295").is_some());
 }

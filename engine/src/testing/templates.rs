@@ -1,4 +1,4 @@
-//! What templates make of conversations, as Hugging Face's `apply_chat_template` does with the same.
+//! Renderings of templates, compared with Hugging Face's `apply_chat_template`.
 
 use std::io::Write;
 
@@ -13,7 +13,7 @@ fn text_of(template: &str) -> TextModel {
     TextModel::new(&ModelFile::open(file.path()).unwrap()).unwrap()
 }
 
-/// What a model is given, and how many control tokens are in it.
+/// Rendered prompt, and the number of control tokens in it.
 fn shown(template: &str, said: &[(&str, &str)]) -> Result<(String, usize), PromptError> {
     let text = text_of(template);
     let messages: Vec<_> = said.iter().map(|(role, content)| ChatMessage::new(*role, *content)).collect();
@@ -37,7 +37,7 @@ fn blanks_are_trimmed_where_the_template_trims_them_and_nowhere_else() {
     assert_eq!(shown(template, &said).unwrap().0, expected);
 }
 
-/// The part of Qwen 3's template that leaves out what was thought before.
+/// The part of Qwen 3's template that leaves out earlier thoughts.
 const THINKS: &str = "{%- for message in messages[::-1] %}\
     {%- if message.role == 'user' and not(message.content.startswith('<tool_response>') and \
     message.content.endswith('</tool_response>')) %}[{{ message.content }}]{% endif %}{%- endfor %}\

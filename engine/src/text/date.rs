@@ -1,4 +1,4 @@
-//! `strftime_now`, which templates of Llama and Mistral tell the date with. The time is UTC.
+//! `strftime_now`, with which templates of Llama and Mistral write the date. The time is UTC.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,16 +16,16 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-/// From the day of the week on which time begins.
+/// Days of the week from 1 January 1970 on.
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
-/// The time by a format of C's `strftime`; the directive that is not known, if there is one.
+/// Formats the current time by a format of C's `strftime`. Fails with the first unknown directive.
 pub(super) fn now(format: &str) -> Result<String, char> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    told(since.as_secs(), format)
+    formatted(since.as_secs(), format)
 }
 
-fn told(seconds: u64, format: &str) -> Result<String, char> {
+fn formatted(seconds: u64, format: &str) -> Result<String, char> {
     let days = seconds / 86_400;
     let (year, month, day) = date(days);
     let name = |names: &[&'static str], at: u64| {
@@ -63,8 +63,8 @@ fn told(seconds: u64, format: &str) -> Result<String, char> {
     Ok(text)
 }
 
-/// Year, month and day, so many days after the first of 1970, in the Gregorian calendar: years are counted from March, so
-/// that the day that some have comes last, and in eras of 400, which all have as many days.
+/// Year, month and day, this many days after 1 January 1970, in the Gregorian calendar. Years are counted from March,
+/// so that the leap day comes last, and in eras of 400 years, which all have as many days.
 fn date(days: u64) -> (u64, u64, u64) {
     let since_march_of_0 = days + 719_468;
     let (era, day_of_era) = (since_march_of_0 / 146_097, since_march_of_0 % 146_097);
@@ -91,12 +91,12 @@ mod tests {
             (4_107_542_400, "Monday, 01 March 2100 00:00:00"),
             (1_735_689_600, "Wednesday, 01 January 2025 00:00:00"),
         ] {
-            assert_eq!(told(seconds, "%A, %d %B %Y %H:%M:%S").unwrap(), date);
+            assert_eq!(formatted(seconds, "%A, %d %B %Y %H:%M:%S").unwrap(), date);
         }
         assert_eq!(
-            told(1_722_000_000, "%d %b %Y, %e %a %y %F %T 100%%").unwrap(),
+            formatted(1_722_000_000, "%d %b %Y, %e %a %y %F %T 100%%").unwrap(),
             "26 Jul 2024, 26 Fri 24 2024-07-26 13:20:00 100%"
         );
-        assert_eq!(told(0, "%d %Q"), Err('Q'));
+        assert_eq!(formatted(0, "%d %Q"), Err('Q'));
     }
 }

@@ -1,5 +1,5 @@
-//! Between text and tokens: the tokenizer and the chat template of a model file, the text of an answer as it grows.
-//! It knows no device and no sequence; its input is the file's metadata and messages.
+//! Conversion between text and tokens: tokenizer and chat template of a model file, and the growing text of an
+//! answer. Knows no device and no sequence; its input is the file's metadata and messages.
 
 mod date;
 mod stream;
@@ -20,13 +20,13 @@ use template::{ChatTemplate, Piece};
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatMessage {
-    /// Who says it: `system`, `user`, `assistant`, `tool`.
+    /// Speaker: `system`, `user`, `assistant` or `tool`.
     pub role: String,
-    /// What.
+    /// Text of the message.
     pub content: String,
-    /// The tools that an assistant calls with it.
+    /// Tool calls of an assistant's message.
     pub tool_calls: Vec<ToolCall>,
-    /// The call whose result a tool tells.
+    /// Call that a tool's message answers.
     pub tool_call_id: Option<String>,
 }
 
@@ -36,22 +36,22 @@ impl ChatMessage {
         Self { role: role.into(), content: content.into(), tool_calls: Vec::new(), tool_call_id: None }
     }
 
-    /// Whether only a template that knows tools can show it.
+    /// True if only a template that knows tools can render the message.
     pub fn is_about_tools(&self) -> bool {
         !self.tool_calls.is_empty() || self.tool_call_id.is_some() || self.role == "tool"
     }
 }
 
-/// What a model is to answer.
+/// Conversation that a model is to answer.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Conversation<'a> {
-    /// What was said, oldest first; one message at least.
+    /// Messages, oldest first; at least one.
     pub messages: &'a [ChatMessage],
-    /// What it may call.
+    /// Tools that the model may call.
     pub tools: &'a [Tool],
-    /// Whether the answer begins within a call of a tool.
+    /// True if the answer must begin with a tool call.
     pub must_call: bool,
-    /// How its answer has begun, which is text whoever wrote it.
+    /// Beginning of the answer; always read as text, whoever wrote it.
     pub begun: &'a str,
 }
 
@@ -63,7 +63,7 @@ pub struct TextModel {
 }
 
 impl TextModel {
-    /// Takes both from the file.
+    /// Reads both from the file.
     pub fn new(file: &ModelFile) -> Result<Self, LoadError> {
         let tokenizer = Tokenizer::new(file)?;
         let template = ChatTemplate::new(file, &tokenizer)?;
@@ -75,25 +75,25 @@ impl TextModel {
         &self.tokenizer
     }
 
-    /// The tokenizer of an encoder, which is given no conversations.
+    /// Reads the tokenizer of an encoder, which has no conversations.
     pub(crate) fn tokenizer_of(file: &ModelFile) -> Result<Arc<Tokenizer>, LoadError> {
         Tokenizer::new(file).map(Arc::new)
     }
 
-    /// Whether it can be given conversations.
+    /// True if the model has a chat template.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
     }
 
-    /// How it calls tools; `None` for a model whose template knows none, or in a way that is not read here.
+    /// Tool-call syntax of the model; `None` if its template knows no tools or uses an unsupported syntax.
     pub fn tools(&self) -> Option<ToolStyle> {
         self.template.as_ref().and_then(|template| template.tools())
     }
 
-    /// A conversation as tokens, up to where the model's answer begins.
+    /// Renders a conversation as tokens, up to where the model's answer begins.
     ///
-    /// Control tokens such as `<|im_end|>` are recognised in the template's own text only. What a caller writes is
-    /// always text, so that nobody can end a turn and speak as somebody else.
+    /// Control tokens such as `<|im_end|>` are recognised in the template's own text only. Callers' text is always
+    /// text, so that nobody can end a turn and speak as somebody else.
     pub fn encode(&self, conversation: &Conversation<'_>) -> Result<Vec<u32>, PromptError> {
         let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
         let mut pieces = template.render(conversation, &self.tokenizer)?;
@@ -102,11 +102,12 @@ impl TextModel {
             pieces.push(Piece::Template(style.opening().to_owned()));
         }
         let mut tokens = self.tokenizer.before_conversation().to_vec();
-        // Text between two control tokens is encoded as a whole, whoever wrote its parts: merges cross that border.
+        // Text between two control tokens is tokenised as a whole, whoever wrote its parts, because merges cross that
+        // border.
         let mut text = String::new();
         for piece in pieces {
             match piece {
-                Piece::Said(said) => text.push_str(&said),
+                Piece::Caller(said) => text.push_str(&said),
                 Piece::Template(written) => {
                     let mut rest = written.as_str();
                     while let Some((before, token, after)) = self.tokenizer.split_control(rest) {

@@ -1,11 +1,11 @@
-//! The text of an answer as it grows: whole characters only, and nothing that may turn out to be a stop string.
+//! Growing text of an answer: whole characters only, and nothing that may turn out to be a stop string.
 
-/// What a token adds to an answer.
+/// Text that a token adds to an answer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Added {
     /// Text that can be sent.
     pub text: String,
-    /// Whether a stop string was completed: the answer ends before it.
+    /// True if a stop string was completed: the answer ends before it.
     pub stopped: bool,
 }
 
@@ -13,14 +13,14 @@ pub struct Added {
 #[derive(Debug, Default)]
 pub struct TextStream {
     stops: Vec<String>,
-    /// Bytes that are no whole character yet; at most three.
+    /// Incomplete character; at most three bytes.
     partial: Vec<u8>,
-    /// Text that may be the beginning of a stop string; shorter than the longest.
+    /// Text that may be the beginning of a stop string; shorter than the longest of them.
     held: String,
 }
 
 impl TextStream {
-    /// Ends at any of `stops`; empty ones are ignored.
+    /// A stream that ends at any of `stops`; empty ones are ignored.
     pub fn new(stops: Vec<String>) -> Self {
         Self { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), ..Self::default() }
     }
@@ -63,7 +63,7 @@ impl TextStream {
         Added { text: std::mem::replace(&mut self.held, tail), stopped: false }
     }
 
-    /// The answer has ended otherwise: what was held back is part of it.
+    /// Ends an answer without a stop string: text held back is part of it.
     pub fn finish(&mut self) -> String {
         let mut text = std::mem::take(&mut self.held);
         if !std::mem::take(&mut self.partial).is_empty() {
@@ -73,7 +73,7 @@ impl TextStream {
     }
 }
 
-/// Length of the longest end of `text` that begins `stop`.
+/// Length of the longest suffix of `text` that is a proper prefix of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let ends = stop.char_indices().map(|(at, c)| at + c.len_utf8()).rev();
     ends.filter(|end| *end < stop.len())

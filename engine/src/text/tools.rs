@@ -1,6 +1,6 @@
-//! Tools: how a model is told of them is its template's; how it calls them is read here, out of the text of its answer
-//! as it grows. Two ways are known: Hermes' and Qwen's, where a call is JSON between `<tool_call>` and `</tool_call>`, and
-//! that of Llama 3, where the whole answer is JSON.
+//! Tools: the chat template presents them to the model; this module finds the model's calls in the growing text of
+//! its answer. Two syntaxes are supported. Hermes and Qwen write JSON between `<tool_call>` and `</tool_call>`; Llama
+//! 3 writes an answer that is JSON as a whole.
 
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter};
@@ -11,30 +11,29 @@ use super::Tokenizer;
 /// A function that the model may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tool {
-    /// Its name.
+    /// Name of the function.
     pub name: String,
-    /// JSON text of an object with its `name`, and where there are such its `description` and the JSON Schema of its
-    /// `parameters`.
+    /// JSON text of an object with `name`, and optionally `description` and the JSON Schema of the `parameters`.
     pub function: String,
 }
 
 /// A call of a tool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolCall {
-    /// Under which its result is told.
+    /// Identifier to which the result refers.
     pub id: String,
-    /// The tool.
+    /// Name of the tool.
     pub name: String,
-    /// JSON text of an object.
+    /// Arguments as JSON text of an object.
     pub arguments: String,
 }
 
-/// How a model calls tools.
+/// Tool-call syntax of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToolStyle {
-    /// `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, as often as there are calls, after what it says.
+    /// `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` for each call, after any text.
     Hermes,
-    /// `{"name": ..., "parameters": {...}}` and nothing else; several are divided by semicolons.
+    /// `{"name": ..., "parameters": {...}}` and nothing else; several calls are separated by semicolons.
     Llama,
 }
 
@@ -42,12 +41,12 @@ const BEGIN: &str = "<tool_call>";
 const END: &str = "</tool_call>";
 
 impl ToolStyle {
-    /// The way that a template teaches.
+    /// Detects the syntax that a template teaches.
     pub(super) fn of_template(source: &str, tokenizer: &Tokenizer) -> Option<Self> {
         if !source.contains("tools") {
             return None;
         }
-        // A control token is no part of an answer's text.
+        // A control token never appears in an answer's text.
         if source.contains(BEGIN) {
             return tokenizer.split_control(BEGIN).is_none().then_some(Self::Hermes);
         }
@@ -61,7 +60,7 @@ impl ToolStyle {
         }
     }
 
-    /// What an answer begins with that must be a call.
+    /// Beginning of an answer that must be a call.
     pub(crate) fn opening(self) -> &'static str {
         match self {
             Self::Hermes => "<tool_call>\n",
@@ -69,14 +68,14 @@ impl ToolStyle {
         }
     }
 
-    /// The JSON Schema of an answer that must be a call of one of these tools, after its opening; as JSON text.
+    /// JSON Schema, as JSON text, of an answer that must be a call of one of these tools, after its opening.
     pub fn schema(self, tools: &[Tool]) -> String {
         let (mut calls, mut definitions) = (Vec::new(), Map::new());
         for (n, tool) in tools.iter().enumerate() {
             let function: Value = serde_json::from_str(&tool.function).unwrap_or_default();
             let mut parameters = function.get("parameters").filter(|schema| !schema.is_null()).cloned();
             let parameters = parameters.get_or_insert_with(|| json!({"type": "object"}));
-            // What it refers to is within itself.
+            // A reference within a tool's schema points into that schema.
             point_into(parameters, &format!("#/$defs/tool{n}"));
             definitions.insert(format!("tool{n}"), parameters.take());
             calls.push(json!({
@@ -93,7 +92,7 @@ impl ToolStyle {
     }
 }
 
-/// Has all references in a schema begin at `root`.
+/// Prefixes all references in a schema with `root`.
 fn point_into(schema: &mut Value, root: &str) {
     match schema {
         Value::Object(fields) => {
@@ -113,57 +112,59 @@ fn point_into(schema: &mut Value, root: &str) {
     }
 }
 
-/// A part of an answer that may call tools.
+/// Part of an answer that may call tools.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
     /// Text.
     Text(String),
-    /// A whole call: the tool's name, and JSON text of its arguments.
+    /// A complete call.
     Call {
-        /// The tool.
+        /// Name of the tool.
         name: String,
-        /// JSON text.
+        /// Arguments as JSON text.
         arguments: String,
     },
 }
 
-/// Finds the calls in an answer as it grows. What may yet become a call is held back; what turns out not to be one is
-/// text. It holds no more than the answer.
+/// Finds the calls in a growing answer. Text that may become a call is held back, and released if it does not. Memory
+/// is bounded by the answer.
 #[derive(Debug)]
 pub struct ToolReader {
     style: ToolStyle,
-    /// Names of the tools; a call of another one is text.
+    /// Names of the tools; a call of another tool is text.
     names: Vec<String>,
-    /// Calls that may yet come.
+    /// Calls still allowed.
     left: usize,
     held: String,
-    /// Bytes of it that hold no end of a call.
+    /// Bytes of `held` that were searched for the end of a call.
     searched: usize,
     state: State,
-    /// What stood before the call that is read: blanks and its beginning, which are text if it is none.
+    /// Text before the current call: whitespace and the opening mark, which are part of the answer if no call
+    /// follows.
     before: String,
-    /// Whether there was a call.
+    /// True if there was a call.
     called: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nothing but blanks so far.
+    /// Only whitespace so far.
     Begin,
     Text,
-    /// After the beginning of a call.
+    /// After the opening mark of a call.
     Call,
 }
 
 impl ToolReader {
-    /// Reads an answer that may call these tools, at most so often. Where it must be a call it begins within one.
+    /// Reads an answer that may call these tools, at most `most` times. With `must_call` the answer begins inside a
+    /// call.
     pub fn new(style: ToolStyle, tools: &[Tool], most: usize, must_call: bool) -> Self {
         let names = tools.iter().map(|tool| tool.name.clone()).collect();
         let state = if must_call { State::Call } else { State::Begin };
         Self { style, names, left: most, held: String::new(), searched: 0, state, before: String::new(), called: false }
     }
 
-    /// Takes a piece of the answer.
+    /// Appends a piece of the answer.
     pub fn push(&mut self, piece: &str, out: &mut Vec<Said>) {
         self.held.push_str(piece);
         match self.style {
@@ -172,7 +173,7 @@ impl ToolReader {
         }
     }
 
-    /// The answer has ended: a call whose end was left out is one all the same.
+    /// Ends the answer: a call without its closing mark counts as a call.
     pub fn finish(&mut self, out: &mut Vec<Said>) {
         let held = std::mem::take(&mut self.held);
         let calls = if self.state == State::Call { self.calls(&held) } else { None };
@@ -180,16 +181,16 @@ impl ToolReader {
         self.state = State::Text;
         match calls {
             Some(calls) => self.take(calls, out),
-            // Blanks after a call belong to it.
+            // Whitespace after a call belongs to it.
             None if self.called && before.is_empty() && held.trim().is_empty() => {}
             None => text(before + &held, out),
         }
     }
 
-    /// One step; whether there may be another.
+    /// Runs one step; returns true if there may be another.
     fn hermes(&mut self, out: &mut Vec<Said>) -> bool {
         if self.state == State::Call {
-            // Arguments may be long: what was searched is not searched again.
+            // Arguments may be long, so no part is searched twice.
             let from = self.held.floor_char_boundary(self.searched.saturating_sub(END.len()));
             let Some(at) = self.held.get(from..).and_then(|new| new.find(END)).map(|at| from + at) else {
                 self.searched = self.held.len();
@@ -210,7 +211,7 @@ impl ToolReader {
             return true;
         }
         if let Some((before, after)) = self.held.split_once(BEGIN) {
-            // Blanks before a call belong to it.
+            // Whitespace before a call belongs to it.
             let (said, blanks) = before.split_at(before.trim_end().len());
             text(said.to_owned(), out);
             self.before = format!("{blanks}{BEGIN}");
@@ -218,8 +219,8 @@ impl ToolReader {
             self.state = State::Call;
             return true;
         }
-        // What may be blanks before a call, or the beginning of one, waits.
-        let settled = self.held.len() - begun_at_end(&self.held);
+        // Whitespace that may precede a call, and a partial opening mark, are held back.
+        let settled = self.held.len() - partial_opening(&self.held);
         let settled = self.held.get(..settled).map_or(0, |text| text.trim_end().len());
         let rest = self.held.split_off(settled);
         text(std::mem::replace(&mut self.held, rest), out);
@@ -246,7 +247,7 @@ impl ToolReader {
         out.extend(calls.into_iter().take(taken));
     }
 
-    /// The calls that a text is, if it is some and nothing else.
+    /// Parses a text as calls; `None` if it is anything else.
     fn calls(&self, written: &str) -> Option<Vec<Said>> {
         let mut calls = Vec::new();
         let mut rest = written.trim();
@@ -277,12 +278,12 @@ fn text(text: String, out: &mut Vec<Said>) {
     }
 }
 
-/// Bytes at the end of a text that may become the beginning of a call.
-fn begun_at_end(text: &str) -> usize {
+/// Bytes at the end of a text that may become an opening mark.
+fn partial_opening(text: &str) -> usize {
     (1..BEGIN.len()).rev().find(|n| BEGIN.get(..*n).is_some_and(|begun| text.ends_with(begun))).unwrap_or(0)
 }
 
-/// JSON as Python's `json.dumps(ensure_ascii=False)` writes it.
+/// Writes JSON like Python's `json.dumps(ensure_ascii=False)`.
 pub(super) fn python_json(value: &impl Serialize, indent: Option<usize>) -> serde_json::Result<String> {
     struct Spaced;
     impl Formatter for Spaced {
@@ -322,7 +323,7 @@ mod tests {
         [tool("time", "{}"), tool("weather", "{}")]
     }
 
-    /// What is read of an answer that comes in these pieces; texts that follow each other are one.
+    /// Result of an answer that arrives in these pieces; adjacent texts are joined.
     fn read<'a>(style: ToolStyle, most: usize, must: bool, pieces: impl IntoIterator<Item = &'a str>) -> Vec<Said> {
         let mut reader = ToolReader::new(style, &tools(), most, must);
         let mut out = Vec::new();
@@ -414,7 +415,7 @@ mod tests {
     }
 
     proptest! {
-        /// However an answer is cut, what is read is the same, and without calls nothing is lost.
+        /// Pieces of any size give the same result, and without calls no text is lost.
         #[test]
         fn cuts_change_nothing(pieces in proptest::collection::vec(prop_oneof![
             Just("<tool_call>"), Just("</tool_call>"), Just("<tool"), Just("_call>"), Just("{\"name\": \"time\"}"),

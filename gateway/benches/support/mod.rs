@@ -4,19 +4,19 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 pub(crate) use spillway::balancing::{
-    Ask, Balancer, Class, Detector, Endpoint, EndpointKey, EndpointSet, EndpointState, LoadReport, Siblings, Slot,
-    Verdict, hash_key,
+    Ask, Balancer, Class, Detector, Endpoint, EndpointSet, EndpointState, LoadReport, Siblings, Slot, Verdict, hash_key,
 };
+pub(crate) use spillway::connect::EndpointKey;
+use spillway::connect::Peer;
 use spillway::telemetry::EndpointMetrics;
 use spillway::tls::UpstreamTls;
-use spillway::upstream::Peer;
 use spillway_config::schema::BackendTls;
 
 /// How an endpoint is connected to; nobody connects here.
 fn peer(key: &EndpointKey) -> Peer {
     static TLS: LazyLock<UpstreamTls> =
         LazyLock::new(|| UpstreamTls::read(&BackendTls::default(), false, false).unwrap());
-    Peer::new(key, key.address, Duration::from_secs(1), &TLS, false)
+    Peer::new(key, key.address, Duration::from_secs(1), &TLS, None)
 }
 
 #[path = "simulation.rs"]

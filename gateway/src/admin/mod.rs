@@ -1,9 +1,11 @@
 //! The address for operators: health, readiness, metrics, the running configuration. It owns that listener and its
-//! rules of access; what it shows comes from [`AdminState`], which the server implements.
+//! rules of access; what it shows comes from [`AdminState`], which [`Shown`] implements.
 //! It never serves traffic of callers and shows no secret.
 
 mod access;
+mod backends;
 mod places;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +27,7 @@ use tokio::task::JoinSet;
 
 use self::access::problem;
 use self::places::Places;
+pub use self::shown::Shown;
 use crate::descriptors::{Side, Spare, is_shortage};
 use crate::telemetry::Seldom;
 

@@ -3,9 +3,8 @@
 
 use std::hash::Hash;
 
+use crate::topology::{Route, Target};
 use rand::RngExt;
-
-use crate::snapshot::{Route, Target};
 
 /// Seeds of the sticky hash. They must not change between processes or versions: every gateway of a fleet, and the next
 /// process after a restart, has to put the same caller on the same target.
@@ -78,7 +77,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::snapshot::TargetKind;
+    use crate::topology::TargetKind;
 
     fn route(weights: &[(&str, u32)]) -> Route {
         let mut route = Route::for_tests("r");
@@ -88,7 +87,7 @@ mod tests {
                 name: (*name).to_owned(),
                 weight: *weight,
                 priority: 0,
-                kind: TargetKind::Backend(Arc::new(crate::snapshot::Backend::for_tests(name))),
+                kind: TargetKind::Backend(Arc::new(crate::topology::Backend::for_tests(name))),
             })
             .collect();
         route

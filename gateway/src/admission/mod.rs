@@ -1,30 +1,19 @@
 //! Who takes a request: the order of the targets (priority, weights, stickiness), then an endpoint with room and its
-//! slot, else that there is no room or nobody there; and the queue for those who find no room. It opens no connection;
-//! only [`Ticket::turn`] waits.
+//! slot, else that there is no room or nobody there. It opens no connection and never waits.
 //! Its inputs are the route, what was tried before, and the clock; the same inputs give the same answer.
 
-mod budget;
-mod drain;
 mod draw;
-mod line;
-mod queue;
-mod room;
-mod spill_rule;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use budget::{RetryBudget, Retrying};
 pub use draw::Order;
-pub use line::Party;
-pub use queue::{NotHeld, Queue, Ticket, Turn};
-pub use room::{Pending, Room, Taken};
 use smallvec::SmallVec;
-pub use spill_rule::SpillRule;
 
 use crate::balancing::{Ask, Endpoint, EndpointState};
-use crate::snapshot::{Backend, Route, Target, TargetKind};
-use crate::spill::LoadedModel;
+use crate::builtin::LoadedModel;
+use crate::queueing::{Pending, Queue, Taken};
+use crate::topology::{Backend, Route, Target, TargetKind};
 
 /// Most answers that mean full after which a request still moves on to another endpoint.
 const MAX_MOVES: u32 = 3;

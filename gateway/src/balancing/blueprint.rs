@@ -9,14 +9,15 @@ use std::time::Duration;
 use http::HeaderValue;
 use spillway_config::schema;
 
-use super::endpoint::millis;
 use super::health::{CheckPlan, ScrapePlan, Server};
 use super::signal::{connection_limit, signals};
-use super::supervisor::{Watch, Work};
-use super::{Endpoint, EndpointKey, EndpointSet, EndpointState, Endpoints, RoomListener, SaturationSignal};
+use super::watch::{Watch, Work};
+use super::{Endpoint, EndpointSet, EndpointState, Endpoints, RoomListener, SaturationSignal};
+use crate::clock::millis;
+use crate::connect::EndpointKey;
+use crate::connect::Peer;
 use crate::telemetry::Metrics;
 use crate::tls::UpstreamTls;
-use crate::upstream::Peer;
 
 /// How the servers of a backend are connected to.
 pub struct Way {
@@ -26,6 +27,8 @@ pub struct Way {
     pub tls: Arc<UpstreamTls>,
     /// Whether they speak HTTP/2.
     pub http2: bool,
+    /// Bytes of the header of an answer.
+    pub max_header_bytes: u64,
 }
 
 /// Age at which reports of load count no more for the policy `queueDepth`, where nothing is configured, milliseconds.
@@ -149,10 +152,11 @@ impl Blueprint {
             let healthy = !new_ones_wait || self.check.is_none();
             let state = EndpointState::new(self.metrics.endpoint(&self.backend, &text), healthy, siblings);
             if new_ones_wait {
-                state.returned(super::now_millis());
+                state.returned(crate::clock::now_millis());
             }
             state
         });
+        let http2 = self.way.http2.then_some(self.way.max_header_bytes);
         Endpoint {
             url: written.url.clone(),
             address: text,
@@ -161,7 +165,7 @@ impl Blueprint {
             priority: written.priority,
             signals: self.signals.clone(),
             slow_start: self.load_balancing.slow_start.map_or(0, |time| millis(time.0)),
-            peer: Peer::new(key, key.address, self.way.connect, &self.way.tls, self.way.http2)
+            peer: Peer::new(key, key.address, self.way.connect, &self.way.tls, http2)
                 .counted(&state.connections, self.most_connections),
             state,
         }
@@ -193,7 +197,7 @@ mod tests {
         let written = serde_json::json!({"name": "x", "endpoints": [{"url": "http://a:1"}, {"url": url}]});
         let written: schema::Backend = serde_json::from_value(written).unwrap();
         let tls = Arc::new(crate::tls::UpstreamTls::read(&Default::default(), false, false).unwrap());
-        let way = Way { connect: std::time::Duration::from_secs(1), tls, http2: false };
+        let way = Way { connect: std::time::Duration::from_secs(1), tls, http2: false, max_header_bytes: 64 << 10 };
         let listener = Arc::new(crate::balancing::tests::Told::default());
         Blueprint::new(&written, &[], None, way, listener, Arc::default(), Arc::new(Metrics::new()))
             .personal(is_personal)

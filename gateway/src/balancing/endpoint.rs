@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use spillway_config::values::ServerUrl;
@@ -14,32 +14,9 @@ use spillway_config::values::ServerUrl;
 use super::latency::{Class, Ewma};
 use super::outlier::Record;
 use super::signal::{LimiterState, LoadState, Reason, Room, SaturationSignal};
+use crate::clock::{millis, now_millis};
+use crate::connect::{Connections, EndpointKey, Peer};
 use crate::telemetry::EndpointMetrics;
-use crate::upstream::{Connections, Peer};
-
-/// What an endpoint is known by across reloads.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct EndpointKey {
-    /// The backend's name.
-    pub backend: String,
-    /// Where the server is.
-    pub url: ServerUrl,
-    /// Which of the addresses of its name.
-    pub address: SocketAddr,
-}
-
-/// Milliseconds since the first reading in this process: a clock that fits an atomic.
-pub fn now_millis() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    let start = START.get_or_init(Instant::now);
-    // One above zero, so that zero can mean "never".
-    millis(start.elapsed()).saturating_add(1)
-}
-
-/// A time as the clock counts it.
-pub(super) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Is told when what an endpoint of a backend may take has changed, although nobody gave a slot back.
 pub trait RoomListener: Send + Sync {
@@ -92,7 +69,36 @@ pub struct EndpointState {
     pub metrics: Arc<EndpointMetrics>,
 }
 
+/// Facts of an endpoint for operators.
+#[derive(Debug, Clone, Copy)]
+pub struct EndpointFacts {
+    /// Time until an ejection ends; zero where there is none.
+    pub ejected_for: Duration,
+    /// True while outlier detection keeps it out.
+    pub is_ejected: bool,
+    /// Open connections.
+    pub connections: u32,
+    /// Smoothed latency in microseconds.
+    pub latency: Option<f64>,
+    /// Requests that the server reports as waiting.
+    pub waiting: Option<u32>,
+    /// Share of its KV cache that the server reports as used, 0 to 1.
+    pub kv_cache: Option<f64>,
+}
+
 impl EndpointState {
+    /// Facts at `now`; figures that the server reported are left out when they are older than `shown_for` milliseconds.
+    pub fn facts(&self, now: u64, shown_for: u64) -> EndpointFacts {
+        EndpointFacts {
+            ejected_for: self.record.ejected_for(now),
+            is_ejected: self.record.is_ejected(now),
+            connections: self.connections.open(),
+            latency: self.latency.micros(now),
+            waiting: self.load.waiting(now, shown_for),
+            kv_cache: self.load.kv_cache(now, shown_for),
+        }
+    }
+
     /// A state without requests; `healthy` is false for an endpoint that must pass a check first.
     pub fn new(metrics: Arc<EndpointMetrics>, healthy: bool, siblings: Arc<Siblings>) -> Self {
         metrics.set_healthy(healthy);

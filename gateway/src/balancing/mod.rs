@@ -11,25 +11,25 @@ mod latency;
 pub mod orca;
 mod outlier;
 mod policy;
-mod report;
 mod resolve;
 mod set;
 mod signal;
 mod supervisor;
 #[cfg(test)]
 pub(crate) mod tests;
+mod watch;
 
 pub use blueprint::{Addresses, Blueprint, Way};
 pub use dns::DnsResolver;
-pub use endpoint::{Closed, Endpoint, EndpointKey, EndpointState, Endpoints, RoomListener, Siblings, Slot, now_millis};
+pub use endpoint::{Closed, Endpoint, EndpointFacts, EndpointState, Endpoints, RoomListener, Siblings, Slot};
 pub use latency::Class;
 pub use outlier::{Detector, Verdict};
 pub use policy::{
     Hash, LeastRequest, PeakEwma, PickContext, Policy, RoundRobin, ShortestQueue, hash_key, policy as make_policy,
 };
-pub use report::{BackendReport, backend_samples, drain, reports, samples};
 pub(crate) use resolve::addresses;
 pub use resolve::{Resolve, Resolved};
 pub use set::{Ask, Balancer, EndpointSet, Taken};
 pub use signal::{LoadReport, Reason, Room, SaturationSignal, signals};
-pub use supervisor::{Care, Supervisor, Watch};
+pub use supervisor::{Care, Supervisor};
+pub use watch::Watch;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use spillway_config::schema::OutlierDetection;
 
 use super::Endpoint;
-use super::endpoint::millis;
+use crate::clock::millis;
 
 /// What an attempt says of an endpoint's health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

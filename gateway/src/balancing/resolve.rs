@@ -165,7 +165,7 @@ mod tests {
         }))
         .unwrap();
         let tls = Arc::new(UpstreamTls::read(&Default::default(), false, false).unwrap());
-        let way = Way { connect: Duration::from_secs(1), tls, http2: false };
+        let way = Way { connect: Duration::from_secs(1), tls, http2: false, max_header_bytes: 64 << 10 };
         let (endpoints, metrics) = (Arc::new(Endpoints::default()), Arc::new(Metrics::new()));
         let listener = Arc::new(tests::Told::default());
         let blueprint = Arc::new(Blueprint::new(&written, &[], None, way, listener.clone(), endpoints, metrics));

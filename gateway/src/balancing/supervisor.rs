@@ -9,26 +9,12 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use super::blueprint::{Addresses, Blueprint};
-use super::health::{CheckPlan, ScrapePlan, Server, scrape, watch};
+use super::health::{Server, scrape, watch};
 use super::resolve::{Resolve, follow};
-use super::{EndpointKey, EndpointSet, EndpointState, now_millis};
-
-/// What is asked of an endpoint, again and again.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Work {
-    /// Whether it is well.
-    Check(CheckPlan),
-    /// How loaded it is.
-    Scrape(ScrapePlan),
-}
-
-/// One endpoint and one thing that is asked of it.
-pub struct Watch {
-    pub(super) key: EndpointKey,
-    pub(super) server: Server,
-    pub(super) work: Work,
-    pub(super) state: Arc<EndpointState>,
-}
+use super::watch::{Watch, Work};
+use super::{EndpointSet, EndpointState};
+use crate::clock::now_millis;
+use crate::connect::EndpointKey;
 
 /// What is to be looked after of one backend.
 pub struct Care {

@@ -8,8 +8,9 @@ use spillway_config::schema::{OutlierDetection, PolicyName};
 use spillway_config::values::ServerUrl;
 
 use super::*;
+use crate::clock::now_millis;
+use crate::connect::{EndpointKey, Peer};
 use crate::telemetry::EndpointMetrics;
-use crate::upstream::Peer;
 
 /// How an endpoint is connected to; nobody connects here.
 fn peer(_: &EndpointKey) -> Peer {

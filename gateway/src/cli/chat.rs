@@ -10,8 +10,8 @@ use clap::Args;
 use spillway_engine::{ChatMessage, Engine, Event, Generate, LoadOptions, PromptError, Sampling};
 
 use super::{FAILED, WRONG, cache_dir, fail, find_config};
-use crate::reload::read;
-use crate::spill::options;
+use crate::builtin::options;
+use crate::load::read;
 
 /// How long the first token of an answer may take: nobody else is waiting.
 const PATIENCE: Duration = Duration::from_secs(600);

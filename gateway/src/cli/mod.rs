@@ -16,7 +16,7 @@ use spillway_config::values::Size;
 
 use self::admin::AdminArguments;
 use crate::identity::NewKey;
-use crate::reload::{look_again, read};
+use crate::load::{look_again, read};
 use crate::signals::Signals;
 use crate::{server, telemetry};
 

@@ -8,8 +8,8 @@ use spillway_config::schema::Model;
 use spillway_engine::{DeviceChoice, Engine, LoadOptions, Task};
 
 use super::{FAILED, WRONG, fail, find_config};
-use crate::reload::read;
-use crate::spill::options;
+use crate::builtin::options;
+use crate::load::read;
 
 #[derive(Subcommand)]
 pub(super) enum ModelsCommand {

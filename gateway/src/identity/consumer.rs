@@ -9,7 +9,7 @@ use spillway_config::schema;
 use super::tenants::Tenants;
 use super::{IdentityError, Parts};
 use crate::limits::Rules;
-use crate::routing::ModelPattern;
+use crate::model_pattern::ModelPattern;
 
 /// Somebody who may call.
 pub struct Consumer {
@@ -46,7 +46,7 @@ impl Consumer {
         rules.extend(tenants.rules(tenant));
         let mut credentials = HashMap::new();
         for (backend, secret) in &written.credentials {
-            let value = crate::snapshot::bearer(secret)
+            let value = crate::credentials::bearer(secret)
                 .map_err(|e| IdentityError::Keys(format!("{label}, credentials for `{backend}`: {e}")))?;
             credentials.insert(backend.clone(), value);
         }

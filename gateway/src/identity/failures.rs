@@ -24,7 +24,7 @@ impl Failures {
             return previous.clone();
         }
         let keys = usize::try_from(limit.max_addresses).unwrap_or(usize::MAX);
-        let table = Rationed::new(limit.rate, keys, metrics.limit_keys_forgotten.clone());
+        let table = Rationed::new(limit.rate, keys, metrics.process.limit_keys_forgotten.clone());
         Self { limit: limit.clone(), table: Arc::new(table) }
     }
 

@@ -27,8 +27,8 @@ use api_key::Keys;
 use certificate::Certificates;
 pub use consumer::Consumer;
 use failures::Failures;
-pub use jwt::Parts;
 use jwt::{Judged, Tokens};
+pub use jwt::{Parts, TokenError};
 pub use new_key::{KeyError, NewKey};
 use tenants::Tenants;
 
@@ -61,13 +61,47 @@ pub struct Identity {
     pub token: Option<Arc<Token>>,
 }
 
+/// Why a credential is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CredentialError {
+    /// None was shown.
+    Missing,
+    /// It has no form that is known here, or two of them contradict each other.
+    Malformed,
+    /// No consumer has this key.
+    UnknownKey,
+    /// No consumer has this client certificate.
+    UnknownCertificate,
+    /// The client certificate of the connection has ended.
+    CertificateExpired,
+    /// Its address has shown too many bad ones; this one was not looked at.
+    Throttled,
+    /// The token is not accepted.
+    Token(TokenError),
+}
+
+impl CredentialError {
+    /// Reason in the audit log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::UnknownKey => "unknown_key",
+            Self::UnknownCertificate => "unknown_certificate",
+            Self::CertificateExpired => "certificate_expired",
+            Self::Throttled => "throttled",
+            Self::Token(error) => error.as_str(),
+        }
+    }
+}
+
 /// A credential that was refused: what the caller is told, and what the audit log says.
 #[derive(Debug)]
 pub struct Unidentified {
     /// For the caller.
     pub refusal: Refusal,
-    /// For the audit log, in a word.
-    pub reason: &'static str,
+    /// For the audit log.
+    pub reason: CredentialError,
     /// Whether it was refused unseen, for what its address has shown before.
     pub throttled: bool,
 }
@@ -168,10 +202,11 @@ impl Authenticator {
             return Ok(None);
         }
         let presented = self.presented(headers);
-        let Some(Presented { header, credential }) = presented.map_err(|r| self.refused(address, r, "malformed"))?
+        let Some(Presented { header, credential }) =
+            presented.map_err(|r| self.refused(address, r, CredentialError::Malformed))?
         else {
             return match mode {
-                RouteAuthentication::Required => Err(self.refused(address, self.missing(), "missing")),
+                RouteAuthentication::Required => Err(self.refused(address, self.missing(), CredentialError::Missing)),
                 RouteAuthentication::Optional | RouteAuthentication::None => Ok(None),
             };
         };
@@ -190,7 +225,7 @@ impl Authenticator {
             }
             None => {
                 let refusal = unauthenticated("The API key is not known here. Check that the whole key was sent.");
-                Err(self.refused(address, refusal, "unknown_key"))
+                Err(self.refused(address, refusal, CredentialError::UnknownKey))
             }
         }
     }
@@ -213,7 +248,7 @@ impl Authenticator {
                 "invalid_certificate",
                 "The certificate of this connection does not stand for anybody who may call.",
             );
-            self.refused(address, refusal, "unknown_certificate")
+            self.refused(address, refusal, CredentialError::UnknownCertificate)
         }))
     }
 
@@ -234,9 +269,9 @@ impl Authenticator {
         }
         let (reason, is_guess) = match judged {
             Judged::Believed(bearer) => return Ok(bearer),
-            Judged::Refused(why) => (why.name(), true),
+            Judged::Refused(why) => (why, true),
             // Where the issuer could never be asked, nobody knows whether the token is good.
-            Judged::Unknown(keys) => ("token_key", keys.is_known()),
+            Judged::Unknown(keys) => (TokenError::Key, keys.is_known()),
         };
         let refusal = Refusal::new(
             StatusCode::UNAUTHORIZED,
@@ -245,21 +280,34 @@ impl Authenticator {
             "The token is not accepted here: it has ended, is not for this service, or is not from a known issuer.",
         );
         if is_guess {
-            return Err(self.refused(address, refusal, reason));
+            return Err(self.refused(address, refusal, CredentialError::Token(reason)));
         }
-        Err(Unidentified { refusal, reason, throttled: false })
+        Err(Unidentified { refusal, reason: CredentialError::Token(reason), throttled: false })
     }
 
     /// Counts a refused credential against its address.
-    fn refused(&self, address: IpAddr, refusal: Refusal, reason: &'static str) -> Unidentified {
+    fn refused(&self, address: IpAddr, refusal: Refusal, reason: CredentialError) -> Unidentified {
         // Nobody guesses anything by showing nothing.
-        if reason != "missing" {
+        if reason != CredentialError::Missing {
             if let Some(wait) = self.failures.wait(address) {
                 return throttled(wait);
             }
             self.failures.note(address);
         }
         Unidentified { refusal, reason, throttled: false }
+    }
+
+    /// Counts a bad key against its address, where a request is refused before anybody asks who calls: guesses count whichever
+    /// step refuses them. A token is left out, since only its signature would say that it is bad.
+    pub fn note_guess(&self, headers: &HeaderMap, address: IpAddr, now: u64) {
+        let is_bad = match self.presented(headers) {
+            Ok(None) => false,
+            Ok(Some(shown)) => !self.tokens.takes(shown.credential) && self.keys.find(shown.credential, now).is_none(),
+            Err(_) => true,
+        };
+        if is_bad && self.failures.wait(address).is_none() {
+            self.failures.note(address);
+        }
     }
 
     /// True if a header value holds a key of the configuration, ended or not, or a token that is addressed to this
@@ -378,5 +426,5 @@ fn throttled(wait: std::time::Duration) -> Unidentified {
         "too_many_failures",
         "Too many bad credentials came from this address.",
     );
-    Unidentified { refusal: refusal.retry_after(wait), reason: "throttled", throttled: true }
+    Unidentified { refusal: refusal.retry_after(wait), reason: CredentialError::Throttled, throttled: true }
 }

@@ -10,12 +10,13 @@ use smallvec::SmallVec;
 use spillway_config::schema::{OnExceeded, Period};
 use spillway_filter::{ErrorKind, Refusal};
 
-use super::budgets::{Amount, unix_now, window};
+use super::budgets::{Amount, window};
 use super::estimate::Estimate;
 use super::keys::{self, Subject};
 use super::ledger::{Ledger, Place, Shown};
 use super::levels::Verdict;
 use super::rules::{Kind, Rule, Unit};
+use crate::clock::unix_now;
 
 /// When a request that found too many others running may try again; nobody knows when one of those will end.
 const CONCURRENCY_WAIT: Duration = Duration::from_secs(1);

@@ -9,10 +9,11 @@ use smallvec::SmallVec;
 use spillway_filter::Refusal;
 use std::sync::Arc;
 
-use super::budgets::{Amount, unix_now};
+use super::budgets::Amount;
 use super::estimate::Used;
 use super::judging::{Claim, share_of};
 use super::rules::{Kind, Rule, Unit};
+use crate::clock::unix_now;
 
 /// Where a taking stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

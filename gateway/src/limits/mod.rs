@@ -17,7 +17,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 
-pub use budgets::{BudgetError, unix_now};
+pub use budgets::BudgetError;
 pub use estimate::{Estimate, Used};
 pub use judging::{Claim, Spent, reserve, spent};
 pub use keys::{Credential, Subject, caller, network};

@@ -4,7 +4,7 @@
 use spillway_config::schema::Price;
 
 use super::estimate::{Estimate, Used};
-use crate::routing::ModelPattern;
+use crate::model_pattern::ModelPattern;
 
 /// Billionths of a dollar for a token at one dollar for a million.
 const NANOS: f64 = 1000.0;

@@ -9,12 +9,13 @@ use spillway_config::schema::{Budget, ConsumerLimits, OnExceeded, Period, RedisS
 use spillway_config::values::Rate;
 use spillway_filter::{LimitBy, LimitSpec, Quota, SharedStates};
 
-use super::budgets::{Account, BudgetError, Budgets, unix_now};
+use super::budgets::{Account, BudgetError, Budgets};
 use super::keys::number;
 use super::levels::{Levels, Limit};
 use super::running::Running;
 use super::shared::Shared;
 use crate::adoptions::Adoptions;
+use crate::clock::unix_now;
 use crate::telemetry::{BudgetSample, LimitMetrics, Metrics};
 
 /// A shared store and what it was made from.
@@ -108,7 +109,7 @@ impl Limits {
         let keys = usize::try_from(keys).unwrap_or(usize::MAX);
         Self {
             states: Arc::default(),
-            budgets: Arc::new(Budgets::new(keys, metrics.budget_write_failures.clone())),
+            budgets: Arc::new(Budgets::new(keys, metrics.process.budget_write_failures.clone())),
             keys,
             metrics,
             store: None,
@@ -268,7 +269,7 @@ impl Limits {
         let name = format!("{label}/{}/{}", unit.name(), rate.period.as_secs());
         let levels = self
             .states
-            .get_or_insert(&name, || Levels::new(limit, self.keys, self.metrics.limit_keys_forgotten.clone()));
+            .get_or_insert(&name, || Levels::new(limit, self.keys, self.metrics.process.limit_keys_forgotten.clone()));
         Ok(Arc::new(Rule {
             number: number("rate", name.as_bytes()),
             message: format!("the limit of {rate} {} for {this} is reached", unit.name()),

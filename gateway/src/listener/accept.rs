@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use super::connection;
 use super::plan::ListenerPlan;
 use crate::descriptors::{Side, Spare, is_shortage};
-use crate::server::Gateway;
-use crate::telemetry::{CertificateSample, ListenerMetrics, Seldom};
+use crate::gateway::Gateway;
+use crate::telemetry::{CertificateSample, ConnectionRefusal, ListenerMetrics, Seldom};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -184,7 +184,7 @@ async fn accept(
             Ok(accepted) => accepted,
             Err(e) if is_shortage(&e) => {
                 Side::Clients.count_shortage();
-                metrics.refused("descriptors");
+                metrics.refused(ConnectionRefusal::Descriptors);
                 short(&name);
                 // The client that waits is turned away at once: left in the kernel's queue it would wait for nothing.
                 if !spare.release() || poll_once(&socket).await.is_none() {
@@ -210,18 +210,18 @@ async fn accept(
         }
         let limit = usize::try_from(plan.limits.max_connections.get()).unwrap_or(usize::MAX);
         if counts.all.load(Ordering::Relaxed) >= limit {
-            metrics.refused("limit");
+            metrics.refused(ConnectionRefusal::Limit);
             continue;
         }
         if !Side::Clients.may_keep(&stream) {
-            metrics.refused("descriptors");
+            metrics.refused(ConnectionRefusal::Descriptors);
             short(&name);
             continue;
         }
         let mut places = Places::enter(&counts, &metrics);
         // Behind the PROXY protocol the client is not known yet.
         if !plan.wants_proxy_protocol(client.ip()) && !places.take_address(&plan, client.ip()) {
-            metrics.refused("address_limit");
+            metrics.refused(ConnectionRefusal::AddressLimit);
             continue;
         }
         tokio::spawn(connection::serve(stream, client, places, plan, gateway.clone(), stop.clone()));
@@ -281,7 +281,7 @@ impl Places {
     }
 
     /// Counts the connection as one that carried no request.
-    pub(super) fn refused(&self, reason: &'static str) {
+    pub(super) fn refused(&self, reason: ConnectionRefusal) {
         self.metrics.refused(reason);
     }
 }

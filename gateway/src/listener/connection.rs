@@ -3,94 +3,37 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue};
 use rustls::ProtocolVersion;
-use spillway_config::schema::{EncodedSlashes, ListenerLimits, ListenerProtocol};
+use spillway_config::schema::ListenerProtocol;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::sleep_until;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::accept::Places;
-use super::forwarded::{Origin, TrustedProxies, address_value};
 use super::plan::ListenerPlan;
 use super::proxy_protocol::{self, ProxyError};
 use super::socket::{ClientSocket, Transport};
 use super::{http1, http2};
-use crate::server::Gateway;
+use crate::exchange::{ConnectionInfo, TlsInfo};
+use crate::gateway::Gateway;
+use crate::telemetry::ConnectionRefusal;
 use crate::tls::{Challenges, ClientCertificate, ServerTls};
 
-/// What is known of a connection.
-#[derive(Debug)]
-pub struct ConnectionInfo {
-    /// The client: the other end, or whom it speaks for by the PROXY protocol.
-    pub client: SocketAddr,
-    /// Its address as a header value, made once for all requests of the connection.
-    pub client_text: HeaderValue,
-    /// Our own side.
-    pub local: SocketAddr,
-    /// What TLS said of it; `None` without TLS.
-    pub tls: Option<TlsInfo>,
-    /// Handling of encoded slashes on routes that do not say it themselves.
-    pub encoded_slashes: EncodedSlashes,
-    /// Limits of the listener.
-    pub limits: ListenerLimits,
-    trusted: Option<Arc<TrustedProxies>>,
-}
-
-/// What TLS said of a connection.
-#[derive(Debug)]
-pub struct TlsInfo {
-    /// The name that the client asked for.
-    pub server_name: Option<Box<str>>,
-    /// The certificate that it showed, verified.
-    pub client: Option<Arc<ClientCertificate>>,
-    /// The version, such as `TLSv1.3`.
-    pub version: &'static str,
-    tls: Arc<ServerTls>,
-}
-
-impl ConnectionInfo {
-    fn new(client: SocketAddr, local: SocketAddr, tls: Option<TlsInfo>, plan: &ListenerPlan) -> Self {
-        let ip = client.ip().to_canonical();
-        Self {
-            client: SocketAddr::new(ip, client.port()),
-            client_text: address_value(ip),
-            local,
-            tls,
-            encoded_slashes: plan.encoded_slashes,
-            limits: plan.limits.clone(),
-            trusted: plan.trusted.clone(),
+/// Ends when no further request is wanted: the listener is closed or gone, or the certificate of the client ends.
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>, connection: &ConnectionInfo) {
+    let ended = async {
+        match connection.certificate_ends() {
+            Some(end) => sleep_until(end).await,
+            None => std::future::pending().await,
         }
+    };
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => {}
+        () = ended => {}
     }
-
-    /// Where a request of this connection comes from.
-    pub fn origin(&self, headers: &HeaderMap) -> Origin {
-        let (peer, secure) = (self.client.ip(), self.tls.is_some());
-        let Some(trusted) = self.trusted.as_ref().filter(|trusted| trusted.contains(peer)) else {
-            return Origin { client: peer, text: self.client_text.clone(), secure };
-        };
-        let client = trusted.caller(peer, headers);
-        let text = if client == peer { self.client_text.clone() } else { address_value(client) };
-        Origin { client, text, secure: trusted.secure(headers).unwrap_or(secure) }
-    }
-
-    /// True if the client is a proxy that `clientAddress` trusts.
-    pub fn is_from_trusted_proxy(&self) -> bool {
-        self.trusted.as_ref().is_some_and(|trusted| trusted.contains(self.client.ip()))
-    }
-
-    /// Whether the connection may carry a request for this host, which may have a port.
-    pub fn answers_for(&self, host: &str) -> bool {
-        let Some(TlsInfo { server_name: Some(name), tls, .. }) = &self.tls else { return true };
-        tls.answers_for(name, crate::routing::without_port(host).trim_matches(['[', ']']))
-    }
-}
-
-/// Ends when no further request is wanted, because the listener is closed or gone.
-pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Why a connection carried no request.
@@ -111,14 +54,14 @@ enum Unopened {
 }
 
 impl Unopened {
-    fn reason(&self) -> &'static str {
+    fn reason(&self) -> ConnectionRefusal {
         match self {
-            Self::TooSlow => "timeout",
-            Self::Proxy(_) => "proxy_protocol",
-            Self::Tls(_) => "tls",
-            Self::ClientCertificate { .. } => "client_certificate",
-            Self::TooMany => "address_limit",
-            Self::Challenge => "challenge",
+            Self::TooSlow => ConnectionRefusal::Timeout,
+            Self::Proxy(_) => ConnectionRefusal::ProxyProtocol,
+            Self::Tls(_) => ConnectionRefusal::Tls,
+            Self::ClientCertificate { .. } => ConnectionRefusal::ClientCertificate,
+            Self::TooMany => ConnectionRefusal::AddressLimit,
+            Self::Challenge => ConnectionRefusal::Challenge,
         }
     }
 }
@@ -179,7 +122,7 @@ async fn open(
         }
     }
     let Some(tls) = &plan.tls else {
-        let connection = ConnectionInfo::new(client, local, None, plan);
+        let connection = ConnectionInfo::new(client, local, None, plan.facts());
         let is_http2 = plan.protocol == ListenerProtocol::H2c;
         return Ok((socket(Transport::Plain(stream)), connection, is_http2));
     };
@@ -195,7 +138,7 @@ async fn open(
         },
         tls: tls.clone(),
     };
-    let connection = ConnectionInfo::new(client, local, Some(info), plan);
+    let connection = ConnectionInfo::new(client, local, Some(info), plan.facts());
     Ok((socket(Transport::Tls(Box::new(stream))), connection, is_http2))
 }
 

@@ -10,11 +10,12 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use tokio::sync::watch;
 
-use super::connection::{ConnectionInfo, stopped};
-use super::socket::{ClientSocket, violation_of};
+use super::connection::stopped;
+use super::socket::ClientSocket;
+use crate::exchange::{ConnectionInfo, violation_of};
+use crate::gateway::Gateway;
 use crate::pipeline;
-use crate::server::Gateway;
-use crate::telemetry::ListenerMetrics;
+use crate::telemetry::{ListenerMetrics, MalformedReason};
 
 /// How long an unread body is read and thrown away so that the connection can be kept.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -38,7 +39,7 @@ pub(super) async fn serve(
         let read = tokio::select! {
             biased;
             read = tokio::time::timeout(wait, session.read_request()) => read,
-            () = stopped(&mut stop) => {
+            () = stopped(&mut stop, &connection) => {
                 session.shutdown().await;
                 return;
             }
@@ -52,7 +53,7 @@ pub(super) async fn serve(
             Ok(Err(e)) => {
                 let violation = violation_of(&e);
                 if violation.is_none() && *e.etype() == pingora::ErrorType::InvalidHTTPHeader {
-                    metrics.malformed("request");
+                    metrics.malformed(MalformedReason::Request);
                     pipeline::refuse_malformed(&mut session, None).await;
                 } else if violation.is_some() {
                     pipeline::refuse_malformed(&mut session, violation).await;

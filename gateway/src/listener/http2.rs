@@ -13,10 +13,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::connection::{ConnectionInfo, stopped};
+use super::connection::stopped;
 use super::socket::ClientSocket;
+use crate::exchange::ConnectionInfo;
+use crate::gateway::Gateway;
 use crate::pipeline;
-use crate::server::Gateway;
 
 /// Requests that were refused for their form until the connection is closed: an honest client makes none.
 const MAX_MALFORMED: u32 = 32;
@@ -54,7 +55,7 @@ pub(super) async fn serve(
     loop {
         let accepted = tokio::select! {
             biased;
-            () = stopped(&mut stop), if !draining => {
+            () = stopped(&mut stop, &connection), if !draining => {
                 h2.graceful_shutdown();
                 draining = true;
                 continue;
@@ -79,6 +80,11 @@ pub(super) async fn serve(
                 if streams.len() >= usize::try_from(most).unwrap_or(usize::MAX).saturating_mul(2) {
                     h2.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                     continue;
+                }
+                // A session that was resumed with a certificate that has ended: its requests are told so.
+                if !draining && connection.certificate_has_ended() {
+                    h2.graceful_shutdown();
+                    draining = true;
                 }
                 streams.spawn(request(session, connection.clone(), gateway.clone()));
             }

@@ -5,8 +5,6 @@
 
 mod accept;
 mod connection;
-mod forwarded;
-pub mod framing;
 mod http1;
 mod http2;
 mod plan;
@@ -14,8 +12,4 @@ mod proxy_protocol;
 mod socket;
 
 pub use accept::{ListenError, ListenerSet};
-pub use connection::{ConnectionInfo, TlsInfo};
-pub use forwarded::Origin;
-pub use framing::{MAX_FIELDS, Violation};
 pub use plan::{ListenerPlan, plans};
-pub use socket::violation_of;

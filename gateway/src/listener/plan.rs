@@ -6,7 +6,7 @@ use std::sync::Arc;
 use spillway_config::schema::{Config, EncodedSlashes, ListenerLimits, ListenerProtocol};
 use spillway_config::values::Network;
 
-use super::forwarded::TrustedProxies;
+use crate::exchange::{ListenerFacts, TrustedProxies};
 use crate::tls::{Acme, ServerTls};
 
 /// A listener to be opened or kept.
@@ -31,6 +31,12 @@ pub struct ListenerPlan {
 }
 
 impl ListenerPlan {
+    /// Rules that its connections carry.
+    pub(super) fn facts(&self) -> ListenerFacts {
+        let (encoded_slashes, limits, trusted) = (self.encoded_slashes, self.limits.clone(), self.trusted.clone());
+        ListenerFacts { encoded_slashes, limits, trusted }
+    }
+
     /// Whether the PROXY protocol must come first from this address.
     pub(super) fn wants_proxy_protocol(&self, peer: IpAddr) -> bool {
         self.proxy_protocol.iter().any(|network| network.contains(peer))

@@ -19,8 +19,8 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
-use super::framing::{Framer, Violation};
-use crate::telemetry::ListenerMetrics;
+use crate::framing::{Framer, Violation};
+use crate::telemetry::{ListenerMetrics, MalformedReason};
 
 /// Holds most request headers. What a client sends behind its request waits here and in the kernel.
 const READ_BUFFER: usize = 4 << 10;
@@ -196,11 +196,6 @@ impl ClientSocket {
     }
 }
 
-/// The violation of the framing that an error of a session carries.
-pub fn violation_of(error: &pingora::Error) -> Option<Violation> {
-    error.root_cause().downcast_ref::<io::Error>()?.get_ref()?.downcast_ref().copied()
-}
-
 impl AsyncRead for ClientSocket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { stream, framing, .. } = self.get_mut();
@@ -223,7 +218,7 @@ impl AsyncRead for ClientSocket {
         }
         let scanned = framer.scan(here);
         if let Some(violation) = framer.violation() {
-            metrics.malformed(violation.reason());
+            metrics.malformed(reason(violation));
         }
         let read = scanned?;
         buf.put_slice(here.get(..read).unwrap_or_default());
@@ -333,6 +328,22 @@ impl GetSocketDigest for ClientSocket {
     }
 }
 
+/// Value of the metrics' label `reason`.
+fn reason(violation: Violation) -> MalformedReason {
+    match violation {
+        Violation::TargetTooLong => MalformedReason::TargetTooLong,
+        Violation::HeadTooLong => MalformedReason::HeaderTooLong,
+        Violation::TooManyFields => MalformedReason::TooManyFields,
+        Violation::RequestLine => MalformedReason::RequestLine,
+        Violation::Field => MalformedReason::Field,
+        Violation::LineEnd => MalformedReason::LineEnd,
+        Violation::Length | Violation::TwoLengths | Violation::Coding => MalformedReason::Length,
+        Violation::UnknownCoding => MalformedReason::TransferCoding,
+        Violation::ChunkLine | Violation::ChunkLineTooLong | Violation::ChunkEnd => MalformedReason::Chunk,
+        Violation::Trailer | Violation::TrailersTooLong => MalformedReason::Trailers,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -341,6 +352,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::exchange::violation_of;
 
     #[tokio::test]
     async fn a_client_that_still_sends_gets_its_answer_and_no_reset() {

@@ -5,11 +5,10 @@ use pingora::protocols::http::ServerSession;
 use spillway_config::schema::HashOn;
 
 use crate::balancing::hash_key;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, RequestBody};
 use crate::off_loop::INLINE;
-use crate::protocol::openai::prompt_prefix;
-use crate::snapshot::Backend;
-use crate::upstream::RequestBody;
+use crate::protocol::prompt_prefix;
+use crate::topology::Backend;
 
 /// The key of a request at a backend; `None` where the backend asks for none, or the request has none.
 pub(super) fn key(backend: &Backend, session: &ServerSession, x: &Exchange) -> Option<u64> {

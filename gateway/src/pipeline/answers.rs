@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use spillway_config::path;
 use spillway_filter::{Answer, ErrorKind, Refusal};
@@ -13,11 +13,11 @@ use tokio::time::Instant;
 
 use super::Connection;
 use crate::downstream::{Nothing, SLICE, deliver, slice};
-use crate::exchange::{End, Exchange};
-use crate::listener::Violation;
-use crate::protocol::{self, Api, openai};
-use crate::snapshot::Route;
-use crate::upstream::{client_write, finish_response, malformed_refusal};
+use crate::exchange::{End, Exchange, malformed_refusal};
+use crate::framing::Violation;
+use crate::protocol::{self, ModelCard, ModelPath, Operation, PROBLEM, Resolved, model_not_found};
+use crate::topology::{ListedModel, Route};
+use crate::upstream::{client_write, finish_response};
 
 /// Most time for an answer of the gateway's own, which is short.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -27,7 +27,7 @@ const MALFORMED: Duration = Duration::from_secs(10);
 
 /// Sends a refusal. The connection is kept when the request was read to its end.
 pub(super) async fn refuse(session: &mut ServerSession, x: &mut Exchange, refusal: &Refusal) -> Connection {
-    let rendered = protocol::render(refusal, x.api, x.request_id.to_str().unwrap_or_default());
+    let rendered = protocol::render(refusal, x.dialect, x.request_id.to_str().unwrap_or_default());
     x.outcome.error_code = Some(refusal.code);
     let mut head = match ResponseHeader::build(rendered.status, Some(8)) {
         Ok(head) => head,
@@ -93,7 +93,7 @@ pub async fn refuse_malformed(session: &mut ServerSession, violation: Option<Vio
         Some(violation) => malformed_refusal(violation),
         None => Refusal::invalid("malformed_request", "the request is not well-formed HTTP/1.1"),
     };
-    let rendered = protocol::render(&refusal, Api::Problem, "");
+    let rendered = protocol::render(&refusal, PROBLEM, "");
     if let Ok(mut head) = ResponseHeader::build(rendered.status, Some(4)) {
         head.set_version(Version::HTTP_11);
         let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
@@ -106,52 +106,50 @@ pub async fn refuse_malformed(session: &mut ServerSession, violation: Option<Vio
     }
 }
 
-/// Path of the list of models; `/ID` behind it is one of them.
-const MODELS: &str = "/v1/models";
-
 /// True if the gateway answers this request of a route itself, with its models or one of them.
-pub(super) fn is_models(route: &Route, head: &RequestHeader) -> bool {
-    route.api == Api::OpenAi
-        && matches!(head.method, Method::GET | Method::HEAD)
-        && head.uri.path().strip_prefix(MODELS).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+pub(super) fn is_models(route: &Route, resolved: Resolved) -> bool {
+    route.calls_models && resolved.operation == Operation::Models
 }
 
 /// True if the gateway answers this request itself with one model, whichever of the routes it takes.
-pub(super) fn is_model_by_id<'r>(head: &RequestHeader, mut routes: impl Iterator<Item = &'r Arc<Route>>) -> bool {
-    let id = head.uri.path().strip_prefix(MODELS).and_then(|rest| rest.strip_prefix('/'));
-    id.is_some_and(|id| !id.is_empty()) && routes.all(|route| is_models(route, head))
+pub(super) fn is_model_by_id<'r>(
+    resolved: Resolved,
+    path: &str,
+    mut routes: impl Iterator<Item = &'r Arc<Route>>,
+) -> bool {
+    matches!(resolved.dialect.model_path(path), ModelPath::One(_)) && routes.all(|route| is_models(route, resolved))
 }
 
-/// Answers `GET /v1/models` and `GET /v1/models/ID` on a route that speaks a model protocol. False when it is neither.
+/// Answers a request for the models of a route that calls models, or for one of them. False when it is neither.
 pub(super) async fn models(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<bool, End> {
-    let head = session.req_header();
-    if !is_models(route, head) {
+    if !is_models(route, x.resolved) {
         return Ok(false);
     }
-    let rest = head.uri.path().strip_prefix(MODELS).unwrap_or_default();
-    let caller = x.caller.clone();
-    // What a caller may not name is not there for it.
-    let listed = route.listed_models.iter();
-    let cards = listed.filter(|model| caller.as_ref().is_none_or(|caller| caller.may_use(Some(&model.id))));
-    let body = match rest.strip_prefix('/') {
-        None if rest.is_empty() => openai::models_list(cards.map(|m| m.card())),
-        Some(escaped) if !escaped.is_empty() => {
+    let dialect = x.resolved.dialect;
+    // A model that the caller may not name does not exist for it.
+    let caller = x.caller.as_ref();
+    let listed = route.listed_models.iter().map(ListedModel::card);
+    let mut cards = listed.filter(|card| caller.is_none_or(|caller| caller.may_use(Some(card.id))));
+    let body = match dialect.model_path(session.req_header().uri.path()) {
+        ModelPath::List => dialect.model_list(&cards.collect::<Vec<ModelCard<'_>>>()),
+        ModelPath::One(escaped) => {
             // Decoded once: no other server reads it.
             let id: Vec<u8> = path::decoded(escaped).into_iter().map(|(byte, _)| byte).collect();
             let id = String::from_utf8_lossy(&id);
-            match cards.into_iter().find(|m: &&crate::snapshot::ListedModel| m.id == id) {
-                Some(model) => openai::model(&model.card()),
-                None => return Err(openai::model_not_found(&id).into()),
+            match cards.find(|card| card.id == id) {
+                Some(card) => dialect.model(card),
+                None => return Err(model_not_found(&id).into()),
             }
         }
-        _ => {
-            return Err(End::refuse(Refusal::new(
-                StatusCode::NOT_FOUND,
-                ErrorKind::NotFound,
-                "not_found",
-                "there is only /v1/models and /v1/models/ID here",
-            )));
-        }
+        ModelPath::Neither => None,
+    };
+    let Some(body) = body else {
+        return Err(End::refuse(Refusal::new(
+            StatusCode::NOT_FOUND,
+            ErrorKind::NotFound,
+            "not_found",
+            "there is only /v1/models and /v1/models/ID here",
+        )));
     };
     let mut answer = ResponseHeader::build(StatusCode::OK, Some(4)).map_err(|_| End::ClientGone)?;
     let _ = answer.insert_header(header::CONTENT_TYPE, "application/json");

@@ -5,31 +5,31 @@ use std::time::{Duration, SystemTime};
 use http::{Version, header};
 use opentelemetry::{Array, StringValue, Value};
 use pingora::protocols::http::ServerSession;
-use spillway_config::schema::BackendProtocol;
 
 use crate::admission::Admission;
-use crate::balancing::{Verdict, now_millis};
-use crate::exchange::{Exchange, ServedBy};
-use crate::server::Gateway;
-use crate::snapshot::{Route, TargetKind};
-use crate::spill::Report;
-use crate::telemetry::{AccessRecord, Kind, Span, Tokens, names, rfc3339_millis};
-use crate::upstream::{Attempt, Failure, Outcome, REQUEST_TIMEOUT, RequestBody, SHUTTING_DOWN};
+use crate::balancing::Verdict;
+use crate::builtin::Report;
+use crate::clock::now_millis;
+use crate::exchange::{Exchange, RequestBody, ServedBy};
+use crate::gateway::Gateway;
+use crate::identity::CredentialError;
+use crate::telemetry::{AccessRecord, AttemptEnd, Kind, Label, Span, Tokens, names, rfc3339_millis};
+use crate::topology::{Route, TargetKind};
+use crate::upstream::{Attempt, Failure, Outcome, REQUEST_TIMEOUT, SHUTTING_DOWN};
 
 /// An attempt that ends with the request's own deadline after less than this had no chance.
 const LEAST_TIME: Duration = Duration::from_secs(1);
 
 /// The span of an attempt that begins.
 pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, x: &Exchange, resend: u32) -> Span {
-    let is_model = a.backend.protocol == BackendProtocol::Openai;
     if !x.span.is_recording() {
         return x.span.child("attempt", Kind::Client);
     }
     let asked = x.asked.as_ref().and_then(|asked| asked.model.as_deref());
-    let operation = if is_model { operation(session.req_header().uri.path()) } else { None };
+    let operation = a.backend.dialect.and_then(|dialect| Some((x.resolved.operation.gen_ai_name()?, dialect.name())));
     let name = match (operation, asked) {
-        (Some(operation), Some(model)) => format!("{operation} {model}"),
-        (Some(operation), None) => operation.to_owned(),
+        (Some((operation, _)), Some(model)) => format!("{operation} {model}"),
+        (Some((operation, _)), None) => operation.to_owned(),
         (None, _) => format!("{} {}", session.req_header().method, a.backend.name),
     };
     let mut span = x.span.child(name, Kind::Client);
@@ -40,9 +40,9 @@ pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, x: &Exchang
     if resend > 0 {
         span.set(names::HTTP_REQUEST_RESEND_COUNT, i64::from(resend));
     }
-    if let Some(operation) = operation {
+    if let Some((operation, provider)) = operation {
         span.set(names::GEN_AI_OPERATION_NAME, operation);
-        span.set(names::GEN_AI_PROVIDER_NAME, "openai");
+        span.set(names::GEN_AI_PROVIDER_NAME, provider);
         if let Some(model) = asked {
             span.set(names::GEN_AI_REQUEST_MODEL, model.to_owned());
         }
@@ -51,43 +51,16 @@ pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, x: &Exchang
     span
 }
 
-fn operation(path: &str) -> Option<&'static str> {
-    match path.strip_prefix("/v1/")? {
-        "chat/completions" | "responses" => Some("chat"),
-        "completions" => Some("text_completion"),
-        "embeddings" => Some("embeddings"),
-        _ => None,
-    }
-}
-
-/// An attempt has ended.
-pub(super) fn attempt_ended(a: &Attempt<'_>, x: &mut Exchange, mut span: Span, outcome: &Outcome) {
-    // The time of the server, not that of a client that took longer to read.
-    let took = x.outcome.answered_in.take().unwrap_or_else(|| a.started.elapsed());
-    let (counted, error) = match outcome {
-        Outcome::Answered => ("answered", None),
-        // The server has done its part.
-        Outcome::Unread => ("answered", Some("client_gone")),
-        Outcome::Broken | Outcome::Died(_) => ("failed", Some("broken")),
-        Outcome::GivenUp => ("given_up", None),
-        Outcome::Full(_) => ("full", Some("full")),
-        Outcome::ClientGone => ("client_gone", Some("client_gone")),
-        Outcome::ClientSlow => ("client_slow", Some("client_slow")),
-        Outcome::Malformed(_) => ("client_gone", Some("malformed_request")),
-        Outcome::Failed(failure) => ("failed", Some(kind(failure))),
-    };
-    a.endpoint.state.metrics.attempted(counted);
-    a.backend.balancer.ended(
-        &a.endpoint,
-        verdict(outcome, x.outcome.status, x.outcome.error_code, took),
-        a.began,
-        now_millis(),
-    );
+/// Reports an attempt that has ended after `took`, which is the time of its server and not that of a client that reads
+/// slowly.
+pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &Outcome, x: &Exchange, took: Duration) {
+    judged(a, outcome, x.outcome.status, x.outcome.error_code, took);
+    let mut span = std::mem::replace(&mut a.span, Span::none());
     if matches!(outcome, Outcome::GivenUp) {
         span.set(names::SPILLWAY_GIVEN_UP, true);
     }
     if matches!(outcome, Outcome::Answered | Outcome::Unread | Outcome::Broken | Outcome::Died(_)) {
-        if a.backend.protocol == BackendProtocol::Openai && (200..300).contains(&x.outcome.status) {
+        if a.backend.calls_models() && (200..300).contains(&x.outcome.status) {
             let tokens = Tokens {
                 input: x.outcome.prompt_tokens,
                 output: x.outcome.completion_tokens,
@@ -100,22 +73,47 @@ pub(super) fn attempt_ended(a: &Attempt<'_>, x: &mut Exchange, mut span: Span, o
             set_model_outcome(&mut span, x);
         }
     }
-    if let Some(error) = error {
+    if let Some(error) = error(outcome) {
         span.error(error);
     }
 }
 
-/// A copy was sent, and answered with this status if it was. It says of its endpoint what any attempt does.
-pub(super) fn copied(a: &Attempt<'_>, outcome: &Outcome, status: u16) {
-    let counted = match outcome {
-        Outcome::Answered => "answered",
-        Outcome::Full(_) => "full",
-        Outcome::GivenUp => "given_up",
-        _ => "failed",
-    };
-    a.endpoint.state.metrics.attempted(counted);
-    let verdict = verdict(outcome, status, None, a.started.elapsed());
+/// Reports an attempt that was dropped before its outcome was known.
+pub(super) fn given_up(a: &mut Attempt<'_>) {
+    judged(a, &Outcome::GivenUp, 0, None, a.started.elapsed());
+    a.span.set(names::SPILLWAY_GIVEN_UP, true);
+}
+
+/// Counts an attempt and lets it judge its endpoint. `status` is 0 where there was no answer.
+pub(super) fn judged(a: &Attempt<'_>, outcome: &Outcome, status: u16, error_code: Option<&str>, took: Duration) {
+    a.endpoint.state.metrics.attempted(end(outcome));
+    let verdict = verdict(outcome, status, error_code, took);
     a.backend.balancer.ended(&a.endpoint, verdict, a.began, now_millis());
+}
+
+fn end(outcome: &Outcome) -> AttemptEnd {
+    match outcome {
+        // After `Unread` the server has done its part.
+        Outcome::Answered | Outcome::Unread => AttemptEnd::Answered,
+        Outcome::Broken | Outcome::Died(_) | Outcome::Failed(_) => AttemptEnd::Failed,
+        Outcome::GivenUp => AttemptEnd::GivenUp,
+        Outcome::Full(_) => AttemptEnd::Full,
+        Outcome::ClientGone | Outcome::Malformed(_) => AttemptEnd::ClientGone,
+        Outcome::ClientSlow => AttemptEnd::ClientSlow,
+    }
+}
+
+/// Error of the span of an attempt that ended so.
+fn error(outcome: &Outcome) -> Option<&'static str> {
+    match outcome {
+        Outcome::Answered | Outcome::GivenUp => None,
+        Outcome::Unread | Outcome::ClientGone => Some("client_gone"),
+        Outcome::Broken | Outcome::Died(_) => Some("broken"),
+        Outcome::Full(_) => Some("full"),
+        Outcome::ClientSlow => Some("client_slow"),
+        Outcome::Malformed(_) => Some("malformed_request"),
+        Outcome::Failed(failure) => Some(kind(failure)),
+    }
 }
 
 /// What an attempt says of its endpoint's health.
@@ -209,7 +207,7 @@ pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
     x.outcome.response_id = Some(report.id.clone());
     x.outcome.prompt_tokens = report.prompt_tokens;
     x.outcome.completion_tokens = Some(report.completion_tokens);
-    x.outcome.finish_reason = report.finish_reason.map(str::to_owned);
+    x.outcome.finish_reason = report.finish_reason.map(|reason| reason.as_str().to_owned());
     x.outcome.first_token = report.first_token.map(|first| first.saturating_duration_since(x.started));
     if report.error.is_some() {
         x.outcome.error_code = Some("engine_error");
@@ -265,12 +263,12 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
         }
     }
     if let Some(reason) = x.authentication_failed {
-        if reason == "throttled" {
-            gateway.metrics.authentication_throttled.inc();
+        if reason == CredentialError::Throttled {
+            gateway.metrics.process.authentication_throttled.inc();
         } else {
-            gateway.metrics.authentication_failures.inc();
+            gateway.metrics.process.authentication_failures.inc();
         }
-        gateway.audit.refused(reason, &x, head);
+        gateway.audit.refused(reason.as_str(), &x, head);
     }
     tell_span(session, &mut x, status);
     if x.snapshot.access_log {
@@ -300,7 +298,7 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
             attempts: x.outcome.attempts,
             resumed: x.outcome.resumed,
             queue_ms: x.outcome.queued.map(millis),
-            spilled: x.outcome.spilled,
+            spilled: x.outcome.spilled.map(Label::as_str),
             model_asked: x.asked.as_ref().and_then(|asked| asked.model.as_deref()),
             model_answered: x.outcome.model_answered.as_deref(),
             prompt_tokens: x.outcome.prompt_tokens,
@@ -349,7 +347,7 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
         span.set(names::SPILLWAY_QUEUE_SECONDS, queued.as_secs_f64());
     }
     if let Some(reason) = x.outcome.spilled {
-        span.set(names::SPILLWAY_SPILL_REASON, reason);
+        span.set(names::SPILLWAY_SPILL_REASON, reason.as_str());
     }
     if let ServedBy::Backend(name) | ServedBy::Model(name) = &x.outcome.served_by {
         span.set(names::SPILLWAY_BACKEND, name.to_string());

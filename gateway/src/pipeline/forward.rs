@@ -1,12 +1,11 @@
-//! Steps 6 to 9: the request goes to an endpoint, to another when that is full or fails, or to a model inside.
+//! Steps 7 and 8: the request goes to an endpoint, to another when that is full or fails, or to a built-in model that the
+//! route names.
 //!
 //! Full is not failed. An endpoint that says it is full is left alone for a while and the request moves on; that is
 //! neither a retry nor an error. A retry follows a failure, waits before it goes, and takes from the budget of the
-//! backend that failed. Nothing is
-//! tried again once a byte of an answer went to the client.
+//! backend that failed. Nothing is tried again once a byte of an answer went to the client.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::StatusCode;
 use pingora::protocols::http::ServerSession;
@@ -14,177 +13,236 @@ use rand::RngExt;
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::Instant;
 
+use super::builtin::{self, Direct};
+use super::may_spill::is_possible;
 use super::queueing::{Wait, Waited};
-use super::spilling::{self, Direct};
+use super::trying::{Try, begin_retry, can_resend, may_retry};
 use super::{affinity, conclude, hedging, resuming};
-use crate::admission::{Admission, Journey, Order, Retrying, Taken};
-use crate::balancing::{Endpoint, now_millis};
-use crate::exchange::{End, Exchange, Place, is_idempotent};
-use crate::server::Gateway;
-use crate::snapshot::{Backend, Route};
-use crate::telemetry::Kind;
-use crate::upstream::{Attempt, Failure, MoveOn, Outcome, RequestBody, malformed, run, too_slow};
+use crate::admission::{Admission, Journey, Order};
+use crate::balancing::Endpoint;
+use crate::builtin::LoadedModel;
+use crate::clock::now_millis;
+use crate::exchange::{End, Exchange, Place, malformed, too_slow};
+use crate::gateway::Gateway;
+use crate::queueing::{Retrying, Taken};
+use crate::telemetry::{Kind, SpillReason};
+use crate::topology::{Backend, Route};
+use crate::upstream::{Failure, MoveOn, Outcome};
 
-/// How long a full endpoint without a Retry-After is left alone.
-const FULL_FOR: Duration = Duration::from_secs(1);
+/// What became of a request that was offered to its targets.
+pub(super) enum Forwarded {
+    /// It was answered, or its answer was broken off.
+    Served,
+    /// No target took it; nothing was sent to the client.
+    Unserved(SpillReason),
+}
 
-/// Takes the request to whoever answers it.
+/// What follows an attempt.
+enum Next {
+    /// The request has ended.
+    Ended(Forwarded),
+    /// Its endpoint is full: the request may move on to another.
+    Full,
+    /// It failed.
+    Failed(Failure),
+}
+
+/// Tries of one request at the targets of its route.
+struct Forwarding<'r> {
+    gateway: &'r Arc<Gateway>,
+    route: &'r Arc<Route>,
+    journey: &'r mut Journey,
+    wait: Wait,
+    retries: u32,
+    /// Held while a further try is on its way.
+    retrying: Option<Retrying>,
+}
+
+/// Step 6: the order of the targets, by weights and by what keeps a caller on one of them.
+pub(super) fn select(route: &Route, session: &ServerSession) -> Journey {
+    let sticky = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
+    Journey::new(Order::draw(route, sticky))
+}
+
+/// Offers the request to the targets of its route, in the order of `journey`.
 pub(super) async fn forward(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
+    journey: &mut Journey,
     session: &mut ServerSession,
     x: &mut Exchange,
-) -> Result<(), End> {
-    let sticky = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
-    let mut journey = Journey::new(Order::draw(route, sticky));
-    let mut retries = 0;
-    let mut wait = Wait::default();
-    // Held while a further try is on its way.
-    let mut retrying: Option<Retrying> = None;
+) -> Result<Forwarded, End> {
+    let mut forwarding = Forwarding { gateway, route, journey, wait: Wait::default(), retries: 0, retrying: None };
     loop {
-        let admission = {
-            let mut span = x.span.child("admission", Kind::Internal);
-            let random = rand::random();
-            let key = |backend: &Backend| affinity::key(backend, session, x);
-            let admission = if wait.is_behind(route, &journey) {
-                Admission::Saturated
-            } else {
-                match journey.admit(route, now_millis(), random, wait.is_called(), &key) {
-                    // A retry that has no other endpoint goes to one that was tried.
-                    Admission::Saturated if retries > 0 => journey.admit(route, now_millis(), random, true, &key),
-                    admission => admission,
+        let Forwarding { journey, wait, retries, .. } = &mut forwarding;
+        let forwarded = match admit(route, journey, wait, *retries > 0, session, x) {
+            Admitted::Endpoint { backend, endpoint, slot } => {
+                wait.admitted(route, journey, x);
+                forwarding.try_endpoint(&backend, endpoint, slot, session, x).await?
+            }
+            Admitted::Model { target, model } => {
+                wait.elsewhere(x);
+                forwarding.retrying = None;
+                match builtin::direct(&model, session, x).await? {
+                    Direct::Answered => Some(Forwarded::Served),
+                    Direct::NoRoom => {
+                        forwarding.journey.close(target);
+                        None
+                    }
                 }
-            };
-            conclude::admitted(&mut span, route, &admission);
-            admission
+            }
+            Admitted::Saturated => forwarding.wait_for_slot(session, x).await?,
+            Admitted::Unavailable => {
+                wait.elsewhere(x);
+                Some(Forwarded::Unserved(SpillReason::Unavailable))
+            }
         };
-        match admission {
-            Admission::Endpoint { backend, endpoint, slot } => {
-                wait.admitted(route, &journey, x);
-                let retry =
-                    retries < route.retry.attempts || spilling::is_possible(&route.when_unavailable, session, x);
-                let attempt = attempt(gateway, route, backend, endpoint, &slot, MoveOn { full: true, retry });
-                if x.outcome.attempts == 0 {
-                    backend.retries.request(route.retry.budget);
-                }
-                let hedge = route.retry.hedge.as_ref().filter(|_| hedging::is_allowed(backend, session, x));
-                let (attempt, outcome) = match hedge {
-                    // What few requests do is boxed, so that the others need not carry it.
-                    Some(plan) => {
-                        let place = Place { slot, retrying: retrying.take() };
-                        Box::pin(hedging::race(gateway, route, plan, &mut journey, attempt, place, session, x)).await
-                    }
-                    None => {
-                        x.outcome.attempts += 1;
-                        x.place = Some(Place { slot, retrying: retrying.take() });
-                        let outcome = observed(&attempt, session, x).await;
-                        note_if_full(&attempt, &outcome);
-                        x.place = None;
-                        (attempt, outcome)
-                    }
-                };
-                drop(retrying.take());
-                match outcome {
-                    Outcome::Answered | Outcome::Broken => return Ok(()),
-                    Outcome::ClientGone | Outcome::GivenUp => return Err(left_at_work(x)),
-                    Outcome::Unread => return Err(End::ClientGone),
-                    Outcome::ClientSlow => return Err(too_slow()),
-                    Outcome::Malformed(violation) => return Err(malformed(session, violation)),
-                    Outcome::Died(died) => {
-                        return Box::pin(resuming::resume(gateway, route, &mut journey, died, session, x)).await;
-                    }
-                    Outcome::Full(_) => {
-                        if !journey.move_on() {
-                            return spilling::last(gateway, route, &journey, "saturated", session, x).await;
-                        }
-                    }
-                    Outcome::Failed(Failure::Deadline) => return Err(too_late()),
-                    Outcome::Failed(Failure::TooLarge(what)) => return Err(too_large_answer(what)),
-                    Outcome::Failed(failure) => {
-                        if retries < route.retry.attempts
-                            && may_retry(&failure, route, attempt.backend, session, x)
-                            && let Some(begun) = begin_retry(route, attempt.backend)
-                        {
-                            retrying = Some(begun);
-                            retries += 1;
-                            route.metrics.retries.inc();
-                            pause(route, retries, x.deadline(route)).await?;
-                            continue;
-                        }
-                        tracing::debug!(event = "attempts_spent", route = %route.name, failure = ?failure);
-                        return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
-                    }
-                }
-            }
-            Admission::Model { target, model } => {
-                drop(retrying.take());
-                wait.elsewhere(x);
-                let model = model.clone();
-                match spilling::direct(&model, session, x).await? {
-                    Direct::Answered => return Ok(()),
-                    Direct::NoRoom => journey.close(target),
-                }
-            }
-            Admission::Saturated => {
-                let waited = wait.for_turn(route, &journey, session, x).await;
-                if !matches!(waited, Waited::Called) {
-                    // What comes now is no retry at a server, however long it takes.
-                    drop(retrying.take());
-                }
-                match waited {
-                    Waited::Called => {}
-                    Waited::ClientGone => return Err(End::ClientGone),
-                    Waited::Over(_) if Instant::now() >= x.deadline(route) => return Err(too_late()),
-                    Waited::Over(_) | Waited::NoQueue if retries > 0 || !journey.is_available(route) => {
-                        return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
-                    }
-                    Waited::Over(why) => {
-                        return spilling::last(gateway, route, &journey, why.reason(), session, x).await;
-                    }
-                    Waited::NoQueue => {
-                        return spilling::last(gateway, route, &journey, "saturated", session, x).await;
-                    }
-                }
-            }
-            Admission::Unavailable => {
-                drop(retrying.take());
-                wait.elsewhere(x);
-                return spilling::last(gateway, route, &journey, "unavailable", session, x).await;
-            }
+        if let Some(forwarded) = forwarded {
+            return Ok(forwarded);
         }
     }
 }
 
-/// An attempt that begins now.
-pub(super) fn attempt<'a>(
-    gateway: &'a Gateway,
-    route: &'a Route,
-    backend: &'a Backend,
-    endpoint: Arc<Endpoint>,
-    slot: &Taken,
-    move_on: MoveOn,
-) -> Attempt<'a> {
-    Attempt {
-        route,
-        backend,
-        endpoint,
-        in_flight: slot.in_flight_at_start(),
-        began: now_millis(),
-        started: std::time::Instant::now(),
-        connector: &gateway.connector,
-        downstream: &gateway.downstream,
-        via: &gateway.via,
-        move_on,
+impl Forwarding<'_> {
+    /// One try at an endpoint and what follows it; `None` where the request is to be admitted again.
+    async fn try_endpoint(
+        &mut self,
+        backend: &Arc<Backend>,
+        endpoint: Arc<Endpoint>,
+        slot: Taken,
+        session: &mut ServerSession,
+        x: &mut Exchange,
+    ) -> Result<Option<Forwarded>, End> {
+        let (gateway, route) = (self.gateway, self.route);
+        let retry = self.retries < route.retry.attempts || is_possible(&route.when_unavailable, x);
+        if x.outcome.attempts == 0 {
+            backend.retries.request(route.retry.budget);
+        }
+        let place = Place { slot, retrying: self.retrying.take() };
+        let move_on = MoveOn { full: true, retry };
+        let first = Try::begin(gateway, route, backend, endpoint, place, move_on, session, x);
+        let hedge = route.retry.hedge.as_ref().filter(|_| hedging::is_allowed(backend, session, x));
+        let (decided_by, outcome) = match hedge {
+            // What few requests do is boxed, so that the others need not carry it.
+            Some(plan) => Box::pin(hedging::race(gateway, route, plan, self.journey, first, session, x)).await,
+            None => (&**backend, first.run(session, x).await),
+        };
+        match after(self.gateway, route, self.journey, outcome, session, x).await? {
+            Next::Ended(forwarded) => Ok(Some(forwarded)),
+            Next::Full if self.journey.move_on() => Ok(None),
+            Next::Full => Ok(Some(Forwarded::Unserved(SpillReason::Saturated))),
+            Next::Failed(failure) => {
+                if self.retries < route.retry.attempts
+                    && may_retry(&failure, route, decided_by, session, x)
+                    && let Some(begun) = begin_retry(route, decided_by)
+                {
+                    self.retrying = Some(begun);
+                    self.retries += 1;
+                    route.metrics.retries.inc();
+                    pause(route, self.retries, x.deadline(route)).await?;
+                    return Ok(None);
+                }
+                tracing::debug!(event = "attempts_spent", route = %route.name, failure = ?failure);
+                Ok(Some(Forwarded::Unserved(SpillReason::Unavailable)))
+            }
+        }
+    }
+
+    /// Waits in the queue of the route, if it has one.
+    async fn wait_for_slot(&mut self, session: &mut ServerSession, x: &mut Exchange) -> Result<Option<Forwarded>, End> {
+        let route = self.route;
+        let waited = self.wait.for_turn(route, self.journey, session, x).await;
+        if !matches!(waited, Waited::Called) {
+            // What comes now is no retry at a server, however long it takes.
+            self.retrying = None;
+        }
+        let reason = match waited {
+            Waited::Called => return Ok(None),
+            Waited::ClientGone => return Err(End::ClientGone),
+            Waited::Over(_) if Instant::now() >= x.deadline(route) => return Err(too_late()),
+            Waited::Over(_) | Waited::NoQueue if self.retries > 0 || !self.journey.is_available(route) => {
+                SpillReason::Unavailable
+            }
+            Waited::Over(why) => why.reason(),
+            Waited::NoQueue => SpillReason::Saturated,
+        };
+        Ok(Some(Forwarded::Unserved(reason)))
     }
 }
 
-/// Takes the request to a backend that stands in for the route's own. False when it has no room, or failed, before
+/// [`Admission`] whose parts are held by themselves.
+enum Admitted {
+    Endpoint { backend: Arc<Backend>, endpoint: Arc<Endpoint>, slot: Taken },
+    Model { target: usize, model: Arc<LoadedModel> },
+    Saturated,
+    Unavailable,
+}
+
+/// Step 7: an endpoint and its slot in one step, a built-in model, or no room.
+fn admit(
+    route: &Arc<Route>,
+    journey: &mut Journey,
+    wait: &Wait,
+    is_retry: bool,
+    session: &ServerSession,
+    x: &Exchange,
+) -> Admitted {
+    let mut span = x.span.child("admission", Kind::Internal);
+    let random = rand::random();
+    let key = |backend: &Backend| affinity::key(backend, session, x);
+    let admission = if wait.is_behind(route, journey) {
+        Admission::Saturated
+    } else {
+        match journey.admit(route, now_millis(), random, wait.is_called(), &key) {
+            // A retry that has no other endpoint goes to one that was tried.
+            Admission::Saturated if is_retry => journey.admit(route, now_millis(), random, true, &key),
+            admission => admission,
+        }
+    };
+    conclude::admitted(&mut span, route, &admission);
+    match admission {
+        Admission::Endpoint { backend, endpoint, slot } => {
+            Admitted::Endpoint { backend: backend.clone(), endpoint, slot }
+        }
+        Admission::Model { target, model } => Admitted::Model { target, model: model.clone() },
+        Admission::Saturated => Admitted::Saturated,
+        Admission::Unavailable => Admitted::Unavailable,
+    }
+}
+
+/// What follows an attempt that ended so.
+async fn after(
+    gateway: &Arc<Gateway>,
+    route: &Arc<Route>,
+    journey: &mut Journey,
+    outcome: Outcome,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<Next, End> {
+    match outcome {
+        Outcome::Answered | Outcome::Broken => Ok(Next::Ended(Forwarded::Served)),
+        Outcome::ClientGone | Outcome::GivenUp => Err(x.left_at_work()),
+        Outcome::Unread => Err(End::ClientGone),
+        Outcome::ClientSlow => Err(too_slow()),
+        Outcome::Malformed(violation) => Err(malformed(session, violation)),
+        Outcome::Died(died) => {
+            Box::pin(resuming::resume(gateway, route, journey, died, session, x)).await?;
+            Ok(Next::Ended(Forwarded::Served))
+        }
+        Outcome::Full(_) => Ok(Next::Full),
+        Outcome::Failed(Failure::Deadline) => Err(too_late()),
+        Outcome::Failed(Failure::TooLarge(what)) => Err(too_large_answer(what)),
+        Outcome::Failed(failure) => Ok(Next::Failed(failure)),
+    }
+}
+
+/// Offers the request to a backend that stands in for the route's own. False when it has no room, or failed, before
 /// anything was sent to the client.
 pub(super) async fn stand_in(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
     backend: &Arc<Backend>,
-    reason: &'static str,
+    reason: SpillReason,
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<bool, End> {
@@ -193,28 +251,13 @@ pub(super) async fn stand_in(
         && let Some((endpoint, slot)) =
             journey.admit_at(backend, now_millis(), rand::random(), affinity::key(backend, session, x))
     {
-        let move_on = MoveOn { full: true, retry: true };
-        let attempt = attempt(gateway, route, backend, endpoint, &slot, move_on);
-        x.outcome.attempts += 1;
         x.outcome.spilled = Some(reason);
-        x.place = Some(Place { slot, retrying: None });
-        let outcome = observed(&attempt, session, x).await;
-        note_if_full(&attempt, &outcome);
-        x.place = None;
-        match outcome {
-            Outcome::Answered | Outcome::Broken => return Ok(true),
-            Outcome::ClientGone | Outcome::GivenUp => return Err(left_at_work(x)),
-            Outcome::Unread => return Err(End::ClientGone),
-            Outcome::ClientSlow => return Err(too_slow()),
-            Outcome::Malformed(violation) => return Err(malformed(session, violation)),
-            Outcome::Died(died) => {
-                Box::pin(resuming::resume(gateway, route, &mut journey, died, session, x)).await?;
-                return Ok(true);
-            }
-            Outcome::Full(_) => {}
-            Outcome::Failed(Failure::Deadline) => return Err(too_late()),
-            Outcome::Failed(Failure::TooLarge(what)) => return Err(too_large_answer(what)),
-            Outcome::Failed(failure) => {
+        let (place, move_on) = (Place { slot, retrying: None }, MoveOn { full: true, retry: true });
+        let outcome = Try::begin(gateway, route, backend, endpoint, place, move_on, session, x).run(session, x).await;
+        match after(gateway, route, &mut journey, outcome, session, x).await? {
+            Next::Ended(_) => return Ok(true),
+            Next::Full => {}
+            Next::Failed(failure) => {
                 tracing::debug!(event = "stand_in_failed", route = %route.name, failure = ?failure);
                 if !may_retry(&failure, route, backend, session, x) {
                     break;
@@ -229,58 +272,6 @@ pub(super) async fn stand_in(
     Ok(false)
 }
 
-/// Leaves an endpoint alone that said that it is full: before its slot is given back, or whoever waits for one would be
-/// sent there.
-pub(super) fn note_if_full(attempt: &Attempt<'_>, outcome: &Outcome) {
-    if let Outcome::Full(wait) = outcome {
-        attempt.endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(attempt.backend.max_full_for));
-    }
-}
-
-/// Takes a retry from the budget of the backend that failed.
-pub(super) fn begin_retry(route: &Route, backend: &Backend) -> Option<Retrying> {
-    let begun = backend.retries.begin(now_millis(), backend.max_retries);
-    if begun.is_none() {
-        route.metrics.retries_denied.inc();
-    }
-    begun
-}
-
-/// One attempt, with its span and its counts.
-async fn observed(attempt: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
-    let resend = x.outcome.attempts.saturating_sub(1);
-    x.attempt = Some(super::conclude::attempt_span(attempt, session, x, resend));
-    let outcome = run(attempt, session, x).await;
-    if let Some(span) = x.attempt.take() {
-        super::conclude::attempt_ended(attempt, x, span, &outcome);
-    }
-    outcome
-}
-
-/// Whether a failed attempt may be followed by another: the route asks for it, the request can be sent again, and a
-/// server that may have acted on it does not act twice.
-fn may_retry(failure: &Failure, route: &Route, backend: &Backend, session: &mut ServerSession, x: &Exchange) -> bool {
-    if !can_resend(session, x) {
-        return false;
-    }
-    // Answering a model call twice costs tokens but changes nothing; any other request must say that it is idempotent.
-    let harmless = backend.protocol == spillway_config::schema::BackendProtocol::Openai
-        || is_idempotent(&session.req_header().method);
-    let retry = &route.retry;
-    match failure {
-        Failure::Connect(_) => retry.on_connect_failure,
-        Failure::Stale(_) => retry.on_connect_failure && harmless,
-        Failure::Reset(_) => retry.on_reset && harmless,
-        Failure::Status(_) => harmless,
-        Failure::Protocol(_) => harmless && retry.on_statuses.contains(&502),
-        // A route that limits the wait for a first token wants it from somebody else then.
-        Failure::Timeout("firstToken") => harmless,
-        Failure::Timeout(_) => harmless && retry.on_statuses.contains(&504),
-        // The answer is what it is: another endpoint would send it as well.
-        Failure::Deadline | Failure::TooLarge(_) => false,
-    }
-}
-
 /// The refusal of an answer that is larger than its backend's limits allow beside its body.
 fn too_large_answer(what: &'static str) -> End {
     End::refuse(Refusal::new(
@@ -291,10 +282,6 @@ fn too_large_answer(what: &'static str) -> End {
             "{what} of the backend is over its limit (`backends[].limits.maxHeaderBytes`, 256 fields, 16 early answers)"
         ),
     ))
-}
-
-fn can_resend(session: &mut ServerSession, x: &Exchange) -> bool {
-    matches!(x.body, RequestBody::Held(_)) || session.is_body_empty() || session.body_bytes_read() == 0
 }
 
 /// Waits between tries: any part of a time that doubles ("full jitter": Brooker, "Exponential Backoff And Jitter", AWS
@@ -308,12 +295,6 @@ async fn pause(route: &Route, retry: u32, deadline: Instant) -> Result<(), End> 
     }
     tokio::time::sleep(wait).await;
     Ok(())
-}
-
-/// Ends a request whose client left during an attempt.
-pub(super) fn left_at_work(x: &mut Exchange) -> End {
-    x.outcome.left_at_work = true;
-    End::ClientGone
 }
 
 fn too_late() -> End {

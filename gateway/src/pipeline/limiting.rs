@@ -7,13 +7,11 @@ use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{Flow, Refusal, RequestView};
 use std::sync::Arc;
 
-use crate::exchange::{End, Exchange, Judged, ServedBy};
+use crate::exchange::{End, Exchange, Judged, RequestBody, ServedBy};
 use crate::limits::{Claim, Estimate, Rule, Rules, Spent, Subject, Used, reserve, spent};
 use crate::off_loop::BUILDS_VALUES;
-use crate::protocol::Api;
-use crate::snapshot::{NamedFilter, Route, TargetKind};
 use crate::telemetry::Kind;
-use crate::upstream::RequestBody;
+use crate::topology::{NamedFilter, Route, TargetKind};
 
 /// Name of a caller's own limits where filters have names.
 const OWN_LIMITS: &str = "limits";
@@ -77,8 +75,8 @@ fn refuse(by: By<'_>, name: &str, x: &mut Exchange) -> End {
     }
 }
 
-/// Refuses a request whose route only its body can tell, where every candidate would refuse it whatever the body says: as
-/// the first of them does. The route is `None` where that is not there for the caller.
+/// Judges a request whose route only its body can tell, and refuses it where every candidate would refuse it whatever the
+/// body says: as the first of them does. Takes nothing. The route is `None` where that is not there for the caller.
 pub(super) async fn refused_by_all<'r>(
     candidates: impl Iterator<Item = &'r Arc<Route>>,
     session: &mut ServerSession,
@@ -86,7 +84,7 @@ pub(super) async fn refused_by_all<'r>(
 ) -> Option<(Option<&'r Arc<Route>>, End)> {
     let mut first = None;
     for route in candidates {
-        let refused = if x.caller.is_some() && !super::steps::is_open_to(route, x) {
+        let refused = if x.caller.is_some() && !super::access::is_open_to(route, x) {
             None
         } else {
             Some(refused_by_head(route, session, x).await?)
@@ -94,7 +92,7 @@ pub(super) async fn refused_by_all<'r>(
         first.get_or_insert((route, refused));
     }
     match first? {
-        (_, None) => Some((None, super::steps::no_route(session))),
+        (_, None) => Some((None, super::access::no_route(session))),
         (route, Some((by, name))) => Some((Some(route), refuse(by, name, x))),
     }
 }
@@ -121,7 +119,7 @@ async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exch
     for named in &route.filters {
         let view = view(session, x);
         let subject = Subject { view: &view, credential: x.credential };
-        if let Some(spent) = spent(named.rules.iter(), subject, route.api != Api::Problem).await {
+        if let Some(spent) = spent(named.rules.iter(), subject, route.calls_models).await {
             return Some((By::Limit(spent), &named.name));
         }
     }
@@ -145,7 +143,7 @@ async fn count_with_tokenizer(route: &Route, own: &Rules, x: &mut Exchange) {
     let [target] = route.targets.as_slice() else { return };
     let (TargetKind::Model(model), RequestBody::Held(body), true) = (&target.kind, &x.body, counts) else { return };
     let deadline = x.started + route.request_timeout;
-    let counted = crate::spill::prompt_tokens(model, &body.bytes, &x.off_loop, deadline).await;
+    let counted = crate::builtin::prompt_tokens(model, x.dialect, &body.bytes, &x.off_loop, deadline).await;
     if let (Some(input), Some(asked)) = (counted, &mut x.asked) {
         asked.expected.input = input;
     }
@@ -156,7 +154,7 @@ fn view<'a>(session: &'a ServerSession, x: &'a Exchange) -> RequestView<'a> {
     RequestView {
         method: &head.method,
         path: head.uri.path(),
-        host: super::steps::host_of(head),
+        host: super::target::host_of(head),
         secure: x.secure,
         headers: &head.headers,
         client: x.client,
@@ -248,7 +246,7 @@ async fn take(
         return Ok(());
     }
     // Only a call of a model uses tokens.
-    let is_model_call = x.route.as_ref().is_some_and(|route| route.api != Api::Problem);
+    let is_model_call = x.route.as_ref().is_some_and(|route| route.calls_models);
     let asked = x.asked.as_ref().filter(|_| is_model_call);
     let expected =
         asked.map(|asked| (asked.expected, x.snapshot.prices.expected(asked.expected, asked.model.as_deref())));

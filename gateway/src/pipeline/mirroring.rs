@@ -6,12 +6,16 @@ use std::sync::Arc;
 use pingora::protocols::http::ServerSession;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::admission::{Journey, Order, Taken};
-use crate::balancing::{Endpoint, now_millis};
-use crate::exchange::Exchange;
-use crate::server::Gateway;
-use crate::snapshot::{MirrorPlan, Route};
-use crate::upstream::{Attempt, BodyShare, MoveOn, Outcome, Ready, RequestBody, drain, open};
+use super::trying::{Try, copy_attempt};
+use crate::admission::{Journey, Order};
+use crate::balancing::Endpoint;
+use crate::clock::now_millis;
+use crate::exchange::{BodyShare, Exchange, RequestBody};
+use crate::gateway::Gateway;
+use crate::queueing::Taken;
+use crate::telemetry::MirrorEnd;
+use crate::topology::{MirrorPlan, Route};
+use crate::upstream::{Outcome, Ready, drain, open};
 
 /// Sends the copies that this request is drawn for.
 pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ServerSession, x: &Exchange) {
@@ -25,10 +29,10 @@ pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut S
                 tokio::spawn(async move {
                     let Some(plan) = route.mirrors.get(place) else { return };
                     let sent = tokio::time::timeout(plan.timeout, send(&gateway, &route, plan, copy)).await;
-                    route.metrics.mirrored(if sent == Ok(true) { "answered" } else { "failed" });
+                    route.metrics.mirrored(if sent == Ok(true) { MirrorEnd::Answered } else { MirrorEnd::Failed });
                 });
             }
-            None => route.metrics.mirrored("skipped"),
+            None => route.metrics.mirrored(MirrorEnd::Skipped),
         }
     }
 }
@@ -62,7 +66,7 @@ fn prepare(
     let mut journey = Journey::new(Order::default());
     let key = super::affinity::key(&plan.backend, session, x);
     let (endpoint, slot) = journey.admit_at(&plan.backend, now_millis(), rand::random(), key)?;
-    let ready = Ready::copy(&attempt(gateway, route, plan, endpoint.clone(), &slot), session, x)?;
+    let ready = Ready::copy(&copy_attempt(gateway, route, &plan.backend, endpoint.clone(), &slot), session, x)?;
     let share = match &x.body {
         RequestBody::Held(held) => held.share.clone(),
         RequestBody::Unread => None,
@@ -70,45 +74,22 @@ fn prepare(
     Some(Copy { endpoint, ready, slot, _share: share, _place: place })
 }
 
-fn attempt<'a>(
-    gateway: &'a Gateway,
-    route: &'a Route,
-    plan: &'a MirrorPlan,
-    endpoint: Arc<Endpoint>,
-    slot: &Taken,
-) -> Attempt<'a> {
-    super::forward::attempt(gateway, route, &plan.backend, endpoint, slot, MoveOn { full: true, retry: false })
-}
-
-/// Whether it was answered, well or not.
+/// Sends the copy. True if it was answered, well or not.
 async fn send(gateway: &Gateway, route: &Route, plan: &MirrorPlan, copy: Copy) -> bool {
-    let attempt = attempt(gateway, route, plan, copy.endpoint, &copy.slot);
     // The time of a copy may be shorter than that of the answers: one that is dropped for it says nothing of its server.
-    let mut judged = Judged { attempt: &attempt, outcome: Outcome::GivenUp, status: 0 };
-    judged.outcome = match open(&attempt, copy.ready).await {
+    let this = Try::copy(gateway, route, &plan.backend, copy.endpoint, copy.slot);
+    let mut status = 0;
+    let outcome = match open(&this.attempt, copy.ready).await {
         Ok(opened) => {
-            judged.status = opened.head.status.as_u16();
-            if drain(&attempt, opened).await { Outcome::Answered } else { Outcome::Broken }
+            status = opened.head.status.as_u16();
+            if drain(&this.attempt, opened).await { Outcome::Answered } else { Outcome::Broken }
         }
         Err(outcome) => outcome,
     };
-    super::forward::note_if_full(&attempt, &judged.outcome);
-    let answered = matches!(judged.outcome, Outcome::Answered);
+    this.conclude_copy(&outcome, status);
+    let answered = matches!(outcome, Outcome::Answered);
     if !answered {
-        tracing::debug!(event = "copy_failed", route = %route.name, backend = %plan.backend.name, outcome = ?judged.outcome);
+        tracing::debug!(event = "copy_failed", route = %route.name, backend = %plan.backend.name, outcome = ?outcome);
     }
     answered
-}
-
-/// How a copy ended, which is told of its endpoint also when the copy is given up.
-struct Judged<'a> {
-    attempt: &'a Attempt<'a>,
-    outcome: Outcome,
-    status: u16,
-}
-
-impl Drop for Judged<'_> {
-    fn drop(&mut self) {
-        super::conclude::copied(self.attempt, &self.outcome, self.status);
-    }
 }

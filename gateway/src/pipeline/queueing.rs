@@ -8,11 +8,12 @@ use pingora::protocols::http::ServerSession;
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::admission::{Journey, NotHeld, Party, Pending, Ticket, Turn};
-use crate::balancing::now_millis;
+use crate::admission::Journey;
+use crate::clock::now_millis;
 use crate::exchange::Exchange;
-use crate::snapshot::Route;
-use crate::telemetry::{Kind, Span, names};
+use crate::queueing::{NotHeld, Party, Pending, Ticket, Turn};
+use crate::telemetry::{Kind, Label, Span, names};
+use crate::topology::Route;
 
 /// What a wait has come to.
 pub(super) enum Waited {
@@ -133,7 +134,7 @@ impl Wait {
     }
 
     fn over(&mut self, ticket: Ticket, why: NotHeld, x: &mut Exchange) -> Waited {
-        self.told(&ticket, x, why.reason());
+        self.told(&ticket, x, why.reason().as_str());
         ticket.given_up(why);
         Waited::Over(why)
     }

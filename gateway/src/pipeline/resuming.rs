@@ -8,17 +8,20 @@ use bytes::Bytes;
 use pingora::protocols::http::ServerSession;
 use tokio::time::Instant;
 
-use super::{affinity, conclude, forward, spilling};
+use super::builtin::write_frames;
+use super::may_spill::{is_allowed, is_possible};
+use super::reading::{held, read, tenant};
+use super::trying::{Try, begin_retry};
+use super::{affinity, conclude};
 use crate::admission::{Admission, Journey};
-use crate::balancing::now_millis;
+use crate::builtin;
+use crate::clock::now_millis;
 use crate::downstream::Unread;
 use crate::exchange::{End, Exchange, Place};
+use crate::gateway::Gateway;
 use crate::off_loop::BUILDS_VALUES;
-use crate::protocol::openai::{ChatRequest, continuation, model_at};
-use crate::server::Gateway;
-use crate::snapshot::{Backend, Route, TargetKind};
-use crate::spill;
-use crate::telemetry::Span;
+use crate::protocol::Operation;
+use crate::topology::{Backend, Route, TargetKind};
 use crate::upstream::{Died, Failure, MoveOn, Outcome, Ready, abandon, break_off, can_continue, go_on, open};
 
 /// Endpoints that are asked to continue one answer.
@@ -50,14 +53,14 @@ pub(super) async fn resume(
             None => break,
         }
     }
-    let Some(mut stream) = inside(route, &died, session, x).await else {
+    let Some(mut stream) = inside(route, &died, x).await else {
         return match break_off(session, x, true, died.code, died.message).await {
             Outcome::ClientGone => Err(End::ClientGone),
             _ => Ok(()),
         };
     };
     resumed(route, x);
-    let result = spilling::write_frames(&mut stream, Unread::default(), session, x).await;
+    let result = write_frames(&mut stream, Unread::default(), session, x).await;
     conclude::engine_ended(x, stream.report());
     result
 }
@@ -79,13 +82,9 @@ async fn elsewhere(
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Option<Outcome> {
-    let held = spilling::held(x)?;
-    let rewrite = || {
-        let body = continuation(&held, &died.text, died.tokens)?;
-        let model_at = model_at(&body);
-        Some((body, model_at))
-    };
-    let rewritten = x.off_loop.run(held.len().saturating_mul(BUILDS_VALUES), rewrite).await;
+    let asked = held(x)?;
+    let rewrite = || x.dialect.continuation(&asked, &died.said);
+    let rewritten = x.off_loop.run(asked.len().saturating_mul(BUILDS_VALUES), rewrite).await;
     let (body, model_at) = rewritten.ok()??;
     let key = |backend: &Backend| affinity::key(backend, session, x);
     let Admission::Endpoint { backend, endpoint, slot } =
@@ -93,55 +92,54 @@ async fn elsewhere(
     else {
         return None;
     };
-    let retrying = forward::begin_retry(route, backend)?;
-    let attempt = forward::attempt(gateway, route, backend, endpoint, &slot, MoveOn { full: true, retry: true });
-    x.place = Some(Place { slot, retrying: Some(retrying) });
-    x.outcome.attempts += 1;
-    let resend = x.outcome.attempts.saturating_sub(1);
-    x.attempt = Some(conclude::attempt_span(&attempt, session, x, resend));
-    let ready = Ready::with_body(&attempt, session, x, body, model_at);
+    let place = Place { slot, retrying: Some(begin_retry(route, backend)?) };
+    let move_on = MoveOn { full: true, retry: true };
+    let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, x);
+    this.lend_place(x);
+    let ready = Ready::with_body(&this.attempt, session, x, body, model_at);
     let opened = tokio::select! {
         biased;
-        opened = open(&attempt, ready) => opened,
+        opened = open(&this.attempt, ready) => opened,
         _ = session.read_body_or_idle(true) => Err(Outcome::ClientGone),
     };
     let outcome = match opened {
         Ok(opened) if can_continue(&opened.head) => {
             resumed(route, x);
-            go_on(&attempt, died, opened, session, x).await
+            go_on(&this.attempt, died, opened, session, x).await
         }
         Ok(opened) => {
-            let status = opened.head.status.as_u16();
-            tracing::debug!(event = "cannot_resume", route = %route.name, endpoint = %attempt.endpoint.address, status);
-            abandon(&attempt, opened).await;
+            let (status, endpoint) = (opened.head.status.as_u16(), &this.attempt.endpoint.address);
+            tracing::debug!(event = "cannot_resume", route = %route.name, endpoint = %endpoint, status);
+            abandon(&this.attempt, opened).await;
             Outcome::Failed(Failure::Status(status))
         }
         Err(outcome) => outcome,
     };
-    forward::note_if_full(&attempt, &outcome);
-    let span = x.attempt.take().unwrap_or_else(Span::none);
-    conclude::attempt_ended(&attempt, x, span, &outcome);
-    x.place = None;
+    this.conclude(&outcome, x);
     Some(outcome)
 }
 
 /// The model that `whenUnavailable` spills to.
-async fn inside(route: &Arc<Route>, died: &Died, session: &ServerSession, x: &Exchange) -> Option<spill::SpillStream> {
+async fn inside(route: &Arc<Route>, died: &Died, x: &Exchange) -> Option<builtin::SpillStream> {
     let last = &route.when_unavailable;
     let Some(TargetKind::Model(model)) = &last.spill_to else { return None };
-    if !spilling::is_possible(last, session, x) || !spilling::is_allowed(route, last, x) {
+    if !is_possible(last, x) || !is_allowed(route, last, x) {
         return None;
     }
-    let body: Bytes = spilling::held(x)?;
-    let request = spilling::read(x, &body, ChatRequest::parse).await.ok()?.ok()?;
-    let begun = spill::Begun { text: &died.text, tokens: died.tokens };
+    let body: Bytes = held(x)?;
+    if x.resolved.operation != Operation::Chat {
+        return None;
+    }
+    let request = read(x, &body, |body| x.dialect.read_chat(Operation::Chat, body)).await.ok()??.ok()?;
+    let begun = builtin::Begun { text: &died.said.text, tokens: died.said.tokens };
     let deadline = x.started + route.request_timeout;
-    let terms = spill::Terms {
+    let terms = builtin::Terms {
+        dialect: x.dialect,
         max_prompt_tokens: route.spill.max_prompt_tokens,
-        tenant: spilling::tenant(x).cloned(),
-        ..spill::Terms::default()
+        over_limit: None,
+        tenant: tenant(x).cloned(),
     };
-    match spill::continue_answer(model, &request, begun, terms, deadline).await {
+    match builtin::continue_answer(model, &request, begun, terms, deadline).await {
         Ok(stream) => Some(stream),
         Err(e) => {
             tracing::debug!(event = "cannot_resume", route = %route.name, reason = %e.refusal().message);

@@ -9,15 +9,18 @@ use pingora::protocols::http::ServerSession;
 use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{ErrorKind, Refusal};
 
-use super::{limiting, target};
-use crate::exchange::{Asked, End, Exchange, RouteInFlight};
+use super::access::{is_open_to, no_route};
+use super::limiting;
+use super::target::{self, host_of};
+use crate::exchange::{Asked, ConnectionInfo, End, Exchange, Hold, RequestBody, RouteInFlight, hold, too_large};
+use crate::framing::MAX_FIELDS;
+use crate::gateway::Gateway;
+use crate::identity::CredentialError;
 use crate::limits::{Estimate, Ledger};
-use crate::listener::{ConnectionInfo, MAX_FIELDS};
-use crate::protocol::{Api, openai};
+use crate::protocol::{self, PROBLEM, model_not_found};
 use crate::routing::{Candidates, Rest, Spelling};
-use crate::server::Gateway;
-use crate::snapshot::Route;
-use crate::upstream::{Hold, RequestBody, X_REQUEST_ID, hold, too_large};
+use crate::topology::Route;
+use crate::upstream::X_REQUEST_ID;
 
 /// Header of a caller that would rather have an error than a lesser answer.
 static FALLBACK: HeaderName = HeaderName::from_static("x-spillway-fallback");
@@ -30,10 +33,9 @@ pub(super) fn begin(gateway: &Gateway, connection: &ConnectionInfo, session: &Se
     let snapshot = gateway.snapshot.load_full();
     let head = session.req_header();
     let request_id = head.headers.get(&X_REQUEST_ID).filter(|id| is_sane(id)).cloned().unwrap_or_else(new_request_id);
-    let span = snapshot.tracer.server_span(&head.headers, std::time::SystemTime::now());
-    let mut x = Exchange::begin(snapshot, connection, &head.headers, request_id, span, gateway.off_loop.clone());
-    x.api = Api::of_path(head.uri.path());
-    x
+    let from_trusted_proxy = connection.is_from_trusted_proxy();
+    let span = snapshot.tracer.server_span(&head.headers, from_trusted_proxy, std::time::SystemTime::now());
+    Exchange::begin(snapshot, connection, &head.headers, request_id, span, gateway.off_loop.clone())
 }
 
 /// Removes the headers of a caller that only the gateway or a trusted proxy may set, before a route, a filter or a server sees them.
@@ -125,9 +127,23 @@ pub(super) fn check_head(
     Ok(spelling)
 }
 
-/// The host that a request is for.
-pub(super) fn host_of(head: &RequestHeader) -> Option<&str> {
-    head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| head.uri.host())
+/// Refuses a request on a connection whose client certificate has ended, as a new connection would be refused with it.
+pub(super) fn judge_certificate(
+    connection: &ConnectionInfo,
+    session: &mut ServerSession,
+    x: &mut Exchange,
+) -> Result<(), End> {
+    if !connection.certificate_has_ended() {
+        return Ok(());
+    }
+    session.set_keepalive(None);
+    x.authentication_failed = Some(CredentialError::CertificateExpired);
+    Err(End::refuse(Refusal::new(
+        StatusCode::UNAUTHORIZED,
+        ErrorKind::Authentication,
+        "certificate_expired",
+        "The client certificate of this connection has ended: connect again with one that is still good.",
+    )))
 }
 
 /// Finds the route, and the caller on the way: as early as the candidates allow. A request that is refused here takes
@@ -179,19 +195,20 @@ async fn find(
     let within = connection.limits.body_timeout.0;
     if let Some(route) = candidates.only() {
         enter(x, route);
-        limiting::guards(route, session, x).await?;
+        guards(route, looks_for_caller(route), session, x).await?;
         identify(session, x, route.authentication).await?;
         check_access(route, false, session, x)?;
-        if route.holds_body {
+        // A list of models holds whatever the route says of its backend: a server behind `protocol: http` may run models too.
+        if route.holds_body || x.caller.as_ref().is_some_and(|caller| caller.is_restricted()) {
             if !session.is_body_empty() {
-                limiting::before_body(Some(route), route.api != Api::Problem, session, x).await?;
+                limiting::before_body(Some(route), route.calls_models, session, x).await?;
             }
             hold_body(gateway, session, x, route.max_body, within).await?;
             x.asked = peek(session, x, decides(route, x)).await?;
         } else {
             check_length(session, route)?;
         }
-        check_model(route, x)?;
+        check_model(x)?;
         check_rename(route, x)?;
         return Ok(route.clone());
     }
@@ -206,11 +223,13 @@ async fn find(
         if let Some((route, end)) = limiting::refused_by_all(candidates.routes(), session, x).await {
             if let Some(route) = route {
                 enter(x, route);
+                // As where the head decides the route: limits by address count what is refused behind them.
+                guards(route, candidates.routes().any(looks_for_caller), session, x).await?;
             }
             return Err(end);
         }
         if x.caller.is_some() {
-            let calls_model = candidates.routes().all(|route| route.api != Api::Problem);
+            let calls_model = candidates.routes().all(|route| route.calls_models);
             limiting::before_body(None, calls_model, session, x).await?;
         }
     }
@@ -220,11 +239,11 @@ async fn find(
     x.asked = peek(session, x, true).await?;
     let route =
         by_model(&candidates, x).ok_or_else(|| match x.asked.as_ref().and_then(|asked| asked.model.as_deref()) {
-            Some(model) => End::from(openai::model_not_found(model)),
+            Some(model) => End::from(model_not_found(model)),
             None => no_route(session),
         })?;
     enter(x, &route);
-    limiting::guards(&route, session, x).await?;
+    guards(&route, looks_for_caller(&route), session, x).await?;
     if x.caller.is_none() {
         identify(session, x, route.authentication).await?;
         let caller = number(x);
@@ -238,9 +257,27 @@ async fn find(
         return Err(too_large(route.max_body, "this route takes"));
     }
     check_access(&route, true, session, x)?;
-    check_model(&route, x)?;
+    check_model(x)?;
     check_rename(&route, x)?;
     Ok(route)
+}
+
+fn looks_for_caller(route: &Arc<Route>) -> bool {
+    route.authentication != RouteAuthentication::None
+}
+
+/// Runs the filters that need no caller. Where they refuse a request whose caller would have been looked for (`looks`), a bad
+/// key in it counts as one that was looked at.
+async fn guards(route: &Route, looks: bool, session: &mut ServerSession, x: &mut Exchange) -> Result<(), End> {
+    let passed = limiting::guards(route, session, x).await;
+    if let Err(End::Refuse(_)) = &passed
+        && x.caller.is_none()
+        && looks
+    {
+        let now = crate::clock::unix_now();
+        x.snapshot.identity.note_guess(&session.req_header().headers, x.client, now);
+    }
+    passed
 }
 
 /// Whose share of the memory for bodies a request uses.
@@ -282,20 +319,10 @@ fn by_model(candidates: &Candidates<'_>, x: &Exchange) -> Option<Arc<Route>> {
 
 fn enter(x: &mut Exchange, route: &Arc<Route>) {
     x.running = Some(RouteInFlight::enter(&route.metrics));
-    if route.api == Api::OpenAi {
-        x.api = Api::OpenAi;
+    if route.calls_models {
+        x.dialect = route.dialect;
     }
     x.route = Some(route.clone());
-}
-
-pub(super) fn no_route(session: &ServerSession) -> End {
-    let head = session.req_header();
-    End::refuse(Refusal::new(
-        StatusCode::NOT_FOUND,
-        ErrorKind::NotFound,
-        "no_route",
-        format!("no route matches {} {}", head.method, head.uri.path()),
-    ))
 }
 
 /// A body that streams through is held to the route's limit by its declared length here and by its real one on the way.
@@ -310,7 +337,7 @@ fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
 
 async fn identify(session: &mut ServerSession, x: &mut Exchange, mode: RouteAuthentication) -> Result<(), End> {
     let snapshot = x.snapshot.clone();
-    let now = crate::limits::unix_now();
+    let now = crate::clock::unix_now();
     if mode != RouteAuthentication::None
         && let Some(certificate) = &x.certificate
         && let Some(known) =
@@ -345,17 +372,6 @@ async fn identify(session: &mut ServerSession, x: &mut Exchange, mode: RouteAuth
     }
 }
 
-/// True if the caller is one of those who may use the route.
-pub(super) fn is_open_to(route: &Route, x: &Exchange) -> bool {
-    let Some(access) = &route.access else { return true };
-    x.caller_view().is_some_and(|caller| {
-        let one_of = |list: &[String], name: &str| list.is_empty() || list.iter().any(|entry| entry == name);
-        one_of(&access.consumers, caller.consumer)
-            && one_of(&access.tenants, caller.tenant)
-            && access.scopes.iter().all(|scope| caller.scopes.contains(scope))
-    })
-}
-
 /// Refuses a caller that may not use the route as if there were none: with the answer for an unknown model where the model
 /// decided the route (`by_model`), else with that for an unknown path.
 fn check_access(route: &Route, by_model: bool, session: &ServerSession, x: &mut Exchange) -> Result<(), End> {
@@ -363,23 +379,21 @@ fn check_access(route: &Route, by_model: bool, session: &ServerSession, x: &mut 
         return Ok(());
     }
     // Neither the shape of the error nor a header says that there is a route.
-    x.api = Api::of_path(session.req_header().uri.path());
+    x.dialect = x.resolved.dialect;
     x.route = None;
     x.ledger.give_back();
     x.ledger = Ledger::default();
     let model = x.asked.as_ref().and_then(|asked| asked.model.as_deref()).filter(|_| by_model);
-    Err(model.map_or_else(|| no_route(session), |model| openai::model_not_found(model).into()))
+    Err(model.map_or_else(|| no_route(session), |model| model_not_found(model).into()))
 }
 
 /// Refuses a model that the body names and the caller may not use.
-fn check_model(route: &Route, x: &Exchange) -> Result<(), End> {
+fn check_model(x: &Exchange) -> Result<(), End> {
     let Some(caller) = x.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
     match &x.asked {
         // A body for a model that names none that we can read may name any to who reads it otherwise.
-        Some(asked)
-            if !caller.may_use(asked.model.as_deref()) && (route.api != Api::Problem || asked.model.is_some()) =>
-        {
-            Err(openai::model_not_found(asked.model.as_deref().unwrap_or_default()).into())
+        Some(asked) if !caller.may_use(asked.model.as_deref()) && (x.dialect != PROBLEM || asked.model.is_some()) => {
+            Err(model_not_found(asked.model.as_deref().unwrap_or_default()).into())
         }
         _ => Ok(()),
     }
@@ -433,30 +447,30 @@ async fn peek(session: &ServerSession, x: &Exchange, decides: bool) -> Result<Op
     let content_type = session.get_header(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     let says_json = content_type.windows(4).any(|part| part.eq_ignore_ascii_case(b"json"));
     let head = session.req_header();
-    let must_be_json = Api::of_path(head.uri.path()) == Api::OpenAi && head.method == Method::POST;
+    let must_be_json = x.resolved.must_be_json;
     if decides {
         check_readable(head, content_type)?;
     }
     // What is no JSON may be a sound or an image.
     let unread = Asked { expected: Estimate::new(0, 0, 1, None, true), ..Asked::default() };
-    if decides && !must_be_json && openai::is_form(content_type) {
-        let named = x.off_loop.run(held.bytes.len(), || openai::form_model(content_type, &held.bytes)).await?;
+    if decides && !must_be_json && protocol::is_form(content_type) {
+        let named = x.off_loop.run(held.bytes.len(), || protocol::form_model(content_type, &held.bytes)).await?;
         return Ok(Some(Asked { model: named?, ..unread }));
     }
     let is_strict = must_be_json || decides;
-    if is_strict && !openai::is_utf8(content_type) {
+    if is_strict && !protocol::is_utf8(content_type) {
         return Err(End::refuse(Refusal::invalid(
             "unsupported_charset",
             "The Content-Type names a charset other than UTF-8: send the body in UTF-8, with `charset=utf-8` or none.",
         )));
     }
     // Many servers read JSON whatever the request says that it is.
-    if !(says_json || must_be_json || openai::looks_like_json(&held.bytes)) {
+    if !(says_json || must_be_json || protocol::looks_like_json(&held.bytes)) {
         return Ok(Some(unread));
     }
-    match x.off_loop.run(held.bytes.len(), || openai::peek(&held.bytes, is_strict)).await? {
+    match x.off_loop.run(held.bytes.len(), || protocol::peek(&held.bytes, is_strict)).await? {
         Ok(peek) => {
-            let writes = !head.uri.path().ends_with("/embeddings");
+            let writes = x.resolved.writes_tokens;
             let expected = Estimate::new(peek.prompt_bytes, peek.images, peek.sounds, peek.max_tokens, writes);
             Ok(Some(Asked {
                 model: peek.model.map(Into::into),

@@ -13,9 +13,9 @@ use spillway_config::schema::EncodedSlashes;
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::answers;
-use crate::protocol::Api;
+use crate::protocol::Resolved;
 use crate::routing::{Candidates, MAX_HOST, Spelling, read_path};
-use crate::snapshot::Route;
+use crate::topology::Route;
 
 /// Puts target, host and framing of a header into one form, or says why it cannot be served. Returns what other servers
 /// could read in the path.
@@ -119,6 +119,11 @@ fn one_path(head: &mut RequestHeader) -> Result<Spelling, Box<Refusal>> {
     Ok(spelling)
 }
 
+/// Host that a request is for.
+pub(super) fn host_of(head: &RequestHeader) -> Option<&str> {
+    head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| head.uri.host())
+}
+
 /// Path of a request by which its route is found.
 pub(super) fn route_key(head: &RequestHeader) -> Cow<'_, str> {
     path::key(head.uri.path())
@@ -140,7 +145,9 @@ pub(super) fn judge_spelling<'t>(
     }
     // A server that is asked whether the caller may make the request reads the id too.
     let judges_path = candidates.routes().any(|route| route.judges_path);
-    if answers::is_model_by_id(head, candidates.routes()) && !(judges_path && spelling.is_hidden()) {
+    let (method, path) = (&head.method, head.uri.path());
+    let resolved = Resolved::of(method, path);
+    if answers::is_model_by_id(resolved, path, candidates.routes()) && !(judges_path && spelling.is_hidden()) {
         return Ok(());
     }
     if spelling.is_hidden() {
@@ -158,11 +165,10 @@ pub(super) fn judge_spelling<'t>(
              (`encodedSlashes`): write the path that is meant",
         ));
     }
-    let path = head.uri.path();
     let is_evaded = (judges_path && spelling.evades_expressions())
         || spelling.readings(path).any(|reading| {
             // An operation of a model API has its own limits and checks, whatever the route.
-            Api::of_path(&reading) != Api::of_path(path) || !candidates.rule_like(&others(&reading))
+            Resolved::of(method, &reading).dialect != resolved.dialect || !candidates.rule_like(&others(&reading))
         });
     if is_evaded {
         return Err(wrong(

@@ -6,6 +6,6 @@ mod matcher;
 mod spelling;
 mod table;
 
-pub use matcher::{CompileError, Matcher, ModelPattern, Rest, comparable};
+pub use matcher::{CompileError, Matcher, Rest, comparable};
 pub use spelling::{Spelling, read as read_path};
 pub use table::{Candidates, MAX_HOST, RouteTable, TableBuilder, without_port};

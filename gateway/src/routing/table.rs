@@ -7,7 +7,7 @@ use std::sync::Arc;
 use http::{HeaderMap, Method};
 
 use super::{CompileError, Matcher, Rest};
-use crate::snapshot::Route;
+use crate::topology::Route;
 
 /// Longest host name that is looked at (RFC 1035, 2.3.4). The pipeline refuses a longer one.
 pub const MAX_HOST: usize = 253;

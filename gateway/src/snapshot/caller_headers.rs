@@ -10,46 +10,14 @@ use std::collections::{HashMap, HashSet};
 use http::HeaderName;
 use pingora::http::RequestHeader;
 use smallvec::SmallVec;
+use spillway_config::header_names::{FORWARDED, GUARDED, OURS, OVERRIDES, PROXY_CLAIMS, USUAL_CREDENTIALS};
 use spillway_config::schema::Authentication;
 
-/// Prefix of the gateway's own headers.
-const OURS: &str = "x-spillway-";
+/// Words of names whose values are credentials, such as `x-auth-token`.
+const CREDENTIAL_WORDS: [&str; 7] = ["token", "secret", "password", "apikey", "credential", "jwt", "cookie"];
 
-/// Headers in which callers usually put credentials, whatever `authentication.apiKey.headers` names.
-static USUAL_CREDENTIALS: [HeaderName; 3] =
-    [http::header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
-
-/// Names that frame a message, belong to one connection, or are set by the gateway. The right spelling is handled where
-/// the header is made; another spelling of it is removed. Names without a mark have no other spelling.
-const GUARDED: [&str; 14] = [
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "endpoint-load-metrics-format",
-    "http2-settings",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "transfer-encoding",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-request-id",
-];
-
-/// Names by which some servers take another path or method than the one that routes, limits and filters judged, and
-/// `proxy`, which programs behind CGI take for the proxy of their own requests (CVE-2016-5385). A caller never sets them.
-const OVERRIDES: [&str; 6] =
-    ["proxy", "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
-
-/// Names in which proxies write the caller's address. Only a trusted proxy (`clientAddress.trustedProxies`) sets them.
-const PROXY_CLAIMS: [&str; 5] =
-    ["cf-connecting-ip", "true-client-ip", "x-client-ip", "x-cluster-client-ip", "x-real-ip"];
-
-/// Prefix of what else proxies write of a caller: port, prefix, scheme, user, certificate. The same holds for it, except
-/// for those names that the gateway writes anew.
-const FORWARDED: &[u8] = b"x-forwarded-";
+/// Words in front of `key` that make it one, as in `x-goog-api-key`; an `idempotency-key` is none.
+const KEYS: [&str; 5] = ["access", "api", "auth", "private", "subscription"];
 
 /// Bytes of a name that are compared without an allocation.
 type Folded = SmallVec<[u8; 64]>;
@@ -87,7 +55,7 @@ enum Judged {
 impl CallerHeaders {
     /// Compiles the names. `owned` are those that only the gateway may set, besides `x-spillway-*`.
     pub fn new<'n>(authentication: &Authentication, owned: impl IntoIterator<Item = &'n HeaderName>) -> Self {
-        let mut credentials = USUAL_CREDENTIALS.to_vec();
+        let mut credentials = USUAL_CREDENTIALS.map(HeaderName::from_static).to_vec();
         let written = authentication.api_key.headers.iter();
         for name in written.filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()) {
             if !credentials.contains(&name) {
@@ -124,6 +92,19 @@ impl CallerHeaders {
         &self.credentials
     }
 
+    /// True for a header whose value is a credential by its name: those of callers, and what servers of other kinds call
+    /// theirs.
+    pub fn may_hold_credential(&self, name: &HeaderName) -> bool {
+        let mut words = name.as_str().split(|letter: char| !letter.is_ascii_alphanumeric());
+        let mut before = "";
+        self.credentials.contains(name)
+            || *name == http::header::PROXY_AUTHORIZATION
+            || words.any(|word| {
+                let before = std::mem::replace(&mut before, word);
+                CREDENTIAL_WORDS.contains(&word) || (word == "key" && KEYS.contains(&before))
+            })
+    }
+
     /// Removes what only the gateway may set, and names that a server could take for a header of the gateway's; from
     /// anybody but a trusted proxy, also what only such a proxy may say. True if a name is left that some servers cannot
     /// tell from another (see [`same_name`]).
@@ -150,7 +131,9 @@ impl CallerHeaders {
                 || match self.owned.get(text) {
                     Some(Setter::Gateway) => true,
                     Some(Setter::Proxy) => !from_trusted_proxy,
-                    None => !from_trusted_proxy && text.starts_with(FORWARDED) && !self.guarded.contains(text),
+                    None => {
+                        !from_trusted_proxy && text.starts_with(FORWARDED.as_bytes()) && !self.guarded.contains(text)
+                    }
                 };
             return if ends { Judged::Ends } else { Judged::Passes };
         }
@@ -159,7 +142,7 @@ impl CallerHeaders {
         let is_written = || self.credentials.contains(name);
         if folded.starts_with(OURS.as_bytes())
             || self.owned.contains_key(&*folded)
-            || ((folded.starts_with(FORWARDED) || self.guarded.contains(&*folded)) && !is_written())
+            || ((folded.starts_with(FORWARDED.as_bytes()) || self.guarded.contains(&*folded)) && !is_written())
         {
             Judged::Ends
         } else {
@@ -194,6 +177,8 @@ pub fn claims_to_be_ours(name: &HeaderName) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use spillway_config::header_names::{HeaderNames, Sender};
+
     use super::*;
 
     fn names(authentication: &str, owned: &[&'static str]) -> CallerHeaders {
@@ -286,6 +271,37 @@ mod tests {
     }
 
     #[test]
+    fn what_check_knows_of_a_header_is_what_becomes_of_it() {
+        let authentication = r#"{
+            "apiKey": {"headers": ["x_key", "x-forwarded-token", "x-client-ip", "proxy"]},
+            "identityHeaders": {"consumer": "x-caller", "tenant": "x_tenant"}
+        }"#;
+        let ours = names(authentication, &["x-caller", "x_tenant", "x-forwarded-user", "authorization"]);
+        let yaml = format!(
+            r#"{{"listeners": [{{"address": "127.0.0.1:1"}}], "authentication": {authentication}, "routes": [{{
+                "backendRefs": [], "filters": [{{"externalAuthorization": {{"copyToRequest": ["x-forwarded-user", "authorization"]}}}}]
+            }}]}}"#
+        );
+        let theirs = HeaderNames::of(&serde_json::from_str(&yaml).unwrap());
+        let listed = GUARDED.iter().chain(&OVERRIDES).chain(&PROXY_CLAIMS).chain(&USUAL_CREDENTIALS);
+        let others = ["x-key", "x-caller", "x-tenant", "x-forwarded-token", "x-forwarded-user", "x-forwarded-port"];
+        let others = others.iter().chain(&["x-spillway-a", "x-spillway", "my-header", "accept", "cookie"]);
+        let plain: Vec<_> = listed.chain(others).map(|name| (*name).to_owned()).collect();
+        let odd = plain.iter().flat_map(|name| [name.replace('-', "_"), name.replacen('-', ".", 1)]);
+        for name in plain.iter().cloned().chain(odd) {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            let stays = |from_trusted_proxy| ours.judge(&name, from_trusted_proxy) != Judged::Ends;
+            let expected = match (stays(false), stays(true)) {
+                (true, true) => Sender::Anybody,
+                (false, true) => Sender::TrustedProxy,
+                (false, false) => Sender::Nobody,
+                (true, false) => panic!("{name}: a proxy may say less than anybody"),
+            };
+            assert_eq!(theirs.sender(&name), expected, "{name}");
+        }
+    }
+
+    #[test]
     fn names_are_removed_and_odd_ones_that_stay_are_told() {
         let names = names("{}", &["x-caller"]);
         let mut head = RequestHeader::build("GET", b"/", None).unwrap();
@@ -296,6 +312,27 @@ mod tests {
         assert_eq!(head.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["host", "accept"]);
         head.append_header("my_header", "v").unwrap();
         assert!(names.strip(&mut head, false));
+    }
+
+    #[test]
+    fn names_of_credentials_are_known_by_their_words() {
+        let names = names(r#"{"apiKey": {"headers": ["x-team"]}}"#, &[]);
+        for (name, may) in [
+            ("authorization", true),
+            ("x-team", true),
+            ("cookie", true),
+            ("proxy-authorization", true),
+            ("x-goog-api-key", true),
+            ("ocp-apim-subscription-key", true),
+            ("x-amz-security-token", true),
+            ("x_secret", true),
+            ("idempotency-key", false),
+            ("x-auth-request-email", false),
+            ("x-tokens-left", false),
+            ("x-user", false),
+        ] {
+            assert_eq!(names.may_hold_credential(&HeaderName::from_static(name)), may, "{name}");
+        }
     }
 
     #[test]

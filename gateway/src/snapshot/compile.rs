@@ -9,36 +9,45 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, StatusCode};
 use spillway_config::schema::{self, BackendProtocol, Config, RetryOn, RouteAuthentication};
-use spillway_config::{Loaded, RouteRules};
+use spillway_config::{Loaded, Origins, RouteRules};
 use spillway_engine::Task;
 use spillway_filter::{BuildContext, HttpClient, Registry, SharedStates, Stage};
 use tokio::sync::Semaphore;
 
-use super::{
-    Backend, CallerHeaders, HedgePlan, Last, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, Snapshot, Target,
-    TargetKind,
-};
-use crate::admission::{Queue, RetryBudget, Room, SpillRule};
+use super::{CallerHeaders, Snapshot};
 use crate::adoptions::Adoptions;
 use crate::balancing::{
     Addresses, Balancer, Blueprint, Care, Detector, DnsResolver, Endpoints, Resolve, Resolved, Way, addresses,
 };
+use crate::builtin::Models;
+use crate::credentials::bearer;
 use crate::downstream::Downstream;
 use crate::http_client::Http;
 use crate::identity::{Authenticator, Parts};
 use crate::limits::{Limits, Prices, Rules};
-use crate::protocol::Api;
-use crate::routing::{ModelPattern, TableBuilder, comparable};
-use crate::spill::Models;
+use crate::model_pattern::ModelPattern;
+use crate::protocol::{Dialect, OPENAI, PROBLEM};
+use crate::queueing::{Queue, RetryBudget, Room};
+use crate::routing::{TableBuilder, comparable};
 use crate::telemetry::{CertificateSample, Metrics, Tracer};
 use crate::tls::UpstreamTls;
+use crate::topology::{
+    Backend, Fallback, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, SpillRule, Target, TargetKind,
+};
 
 /// A configuration that is sound and still cannot be run: every reason, one a line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct SnapshotError(pub Vec<String>);
+
+/// Name of the filter that sets headers for servers.
+const SETS_HEADERS: &str = "requestHeaders";
+
+/// Shortest value of the environment that is taken for a secret in a header whose name does not say so, bytes. Names of
+/// stages and versions are shorter; keys are longer.
+const LEAST_SECRET: usize = 12;
 
 /// Makes snapshots; holds what they share.
 pub struct Compiler {
@@ -83,19 +92,6 @@ impl Resolve for AnyName {
     }
 }
 
-fn secret(secret: &spillway_config::values::Secret) -> Result<String, String> {
-    secret.resolve(&|name| std::env::var(name).ok()).map_err(|e| e.to_string())
-}
-
-/// Credentials as a backend gets them.
-pub(crate) fn bearer(credentials: &schema::Credentials) -> Result<HeaderValue, String> {
-    let text = format!("Bearer {}", secret(&credentials.bearer)?);
-    let mut value = HeaderValue::from_str(&text)
-        .map_err(|_| "its bearer token has characters that no header may have".to_owned())?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
 fn has_budget(config: &Config) -> bool {
     let issuers = config.authentication.iter().flat_map(|a| &a.jwt);
     let of_issuers = issuers.flat_map(|issuer| issuer.plans.values().chain([&issuer.limits]));
@@ -130,7 +126,7 @@ impl Compiler {
     pub fn for_judging(config: &Config, models_in_full: bool) -> Self {
         let metrics = Arc::new(Metrics::new());
         let limits = Limits::new(config.limits.limit_keys, metrics.clone());
-        let downstream = Downstream::new(config.limits.buffered_answers.0, metrics.write_timeouts.clone());
+        let downstream = Downstream::new(config.limits.buffered_answers.0, metrics.process.write_timeouts.clone());
         let purpose = Purpose::Judge { models_in_full };
         Self { purpose, ..Self::new(spillway_filters::registry(), metrics, limits, Arc::new(downstream), None) }
     }
@@ -207,10 +203,11 @@ impl Compiler {
         let mut owned_headers: Vec<HeaderName> = identity_headers.iter().flatten().cloned().collect();
         let mut table = TableBuilder::default();
         let rules: Vec<RouteRules<'_>> = config.routes.iter().map(|route| RouteRules::of(route, config)).collect();
-        for (written, own) in config.routes.iter().zip(&rules) {
+        for (n, (written, own)) in config.routes.iter().zip(&rules).enumerate() {
             let added = self.route(written, config, &backends, &models, parts).and_then(|mut route| {
                 route.rules = rules.iter().position(|rules| rules == own).unwrap_or_default();
                 route.judges_path = own.judges_path();
+                route.environment = environment(&loaded.origins, n, written);
                 for named in &route.filters {
                     owned_headers.extend_from_slice(named.filter.owned_headers());
                 }
@@ -257,13 +254,18 @@ impl Compiler {
         let tls = read_tls(written).await?;
         let place = format!("backend {}", written.name);
         certificates.extend(tls.sample.clone().map(|sample| CertificateSample { place, ..sample }));
-        let credentials = written.credentials.as_ref().map(bearer).transpose()?;
+        let credentials = written.credentials.as_ref().map(bearer).transpose().map_err(|e| e.to_string())?;
+        let dialect = dialect_of(written.protocol);
         let full: Vec<u16> = match &written.capacity.statuses {
             Some(statuses) => statuses.iter().map(|status| status.0).collect(),
-            None if written.protocol == BackendProtocol::Openai => vec![429, 503],
-            None => Vec::new(),
+            None => dialect.map_or_else(Vec::new, |dialect| dialect.full_statuses().to_vec()),
         };
-        let way = Way { connect: written.timeouts.connect.0, tls, http2: written.http2 };
+        let way = Way {
+            connect: written.timeouts.connect.0,
+            tls,
+            http2: written.http2,
+            max_header_bytes: written.limits.max_header_bytes.0,
+        };
         let (endpoints, metrics) = (self.endpoints.clone(), self.metrics.clone());
         let room = self.states.get_or_insert(&written.name, Room::default);
         let blueprint = Blueprint::new(written, &full, credentials.clone(), way, room.clone(), endpoints, metrics);
@@ -275,7 +277,7 @@ impl Compiler {
         cares.push(Care { blueprint, set: set.clone(), addresses, watches, resolver: resolver.clone() });
         Ok(Backend {
             name: written.name.as_str().into(),
-            protocol: written.protocol,
+            dialect,
             balancer: Balancer::new(set, Detector::new(&written.outlier_detection))
                 .limited(written.circuit_breaker.max_in_flight),
             max_retries: written.circuit_breaker.max_retries.unwrap_or(u32::MAX),
@@ -294,7 +296,7 @@ impl Compiler {
             first_byte_timeout: written.timeouts.first_byte.0,
             idle_timeout: written.timeouts.idle.0,
             max_header_bytes: written.limits.max_header_bytes.0,
-            metrics: self.metrics.model("openai", &written.name),
+            metrics: self.metrics.model(dialect.unwrap_or(OPENAI).name(), &written.name),
         })
     }
 
@@ -335,7 +337,7 @@ impl Compiler {
                     )),
                 },
             });
-            Ok::<_, String>(Last {
+            Ok::<_, String>(Fallback {
                 spill_to: spill_to.transpose()?,
                 status: StatusCode::from_u16(reject.status.0).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
                 retry_after: reject.retry_after.0,
@@ -390,8 +392,8 @@ impl Compiler {
             let list = if filter.stage() == Stage::Guard { &mut guards } else { &mut filters };
             list.push(named(Rules::new()));
         }
-        let speaks_model = targets.iter().any(|target| match &target.kind {
-            TargetKind::Backend(backend) => backend.protocol == BackendProtocol::Openai,
+        let calls_models = targets.iter().any(|target| match &target.kind {
+            TargetKind::Backend(backend) => backend.calls_models(),
             TargetKind::Model(_) => true,
         });
         let spills_to = [&when_saturated, &when_unavailable].into_iter().filter_map(|last| last.spill_to.as_ref());
@@ -405,15 +407,17 @@ impl Compiler {
             || renames_model
             || filter_reads_body
             || filters.iter().flat_map(|named| &named.rules).any(|rule| rule.is_by_model() || rule.counts_tokens());
-        let holds_body = speaks_model || renames_model || filter_reads_body;
+        let holds_body = calls_models || renames_model || filter_reads_body;
         let known_callers = !config.consumers.is_empty() || config.authentication.is_some();
         let default = if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None };
         let on = |reason| written.retry.on.contains(&reason);
         Ok(Route {
             encoded_slashes: written.encoded_slashes,
+            environment: None,
             rules: 0,
             judges_path: false,
-            api: if speaks_model { Api::OpenAi } else { Api::Problem },
+            dialect: if calls_models { OPENAI } else { PROBLEM },
+            calls_models,
             authentication: written.authentication.unwrap_or(default),
             access: written.access.clone(),
             sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
@@ -463,6 +467,18 @@ impl Compiler {
     }
 }
 
+/// Values that the environment brought into headers which the filters of the `n`th route set for servers.
+fn environment(origins: &Origins, n: usize, written: &schema::Route) -> Option<Arc<[Box<[u8]>]>> {
+    let filters = written.filters.iter().enumerate().filter(|(_, entry)| entry.name == SETS_HEADERS);
+    let places = filters.map(|(at, _)| format!("routes[{n}].filters[{at}].{SETS_HEADERS}"));
+    let mut values: Vec<Box<[u8]>> = Vec::new();
+    for place in places {
+        let found = origins.values_at(&place).map(str::trim).filter(|value| value.len() >= LEAST_SECRET);
+        values.extend(found.map(|value| value.as_bytes().into()));
+    }
+    (!values.is_empty()).then(|| values.into())
+}
+
 /// The addresses of a backend's endpoints. A name that cannot be resolved keeps those that it had.
 async fn addresses_of(
     written: &schema::Backend,
@@ -504,6 +520,14 @@ fn spill_rule(written: &schema::SpillLimits) -> SpillRule {
         models: written.models.as_ref().map(patterns),
         tenants: written.tenants.as_ref().map(|tenants| tenants.iter().map(|t| t.as_str().into()).collect()),
         share: written.percent.map(|percent| percent / 100.0),
+    }
+}
+
+/// Dialect that the servers of a backend speak.
+fn dialect_of(protocol: BackendProtocol) -> Option<&'static dyn Dialect> {
+    match protocol {
+        BackendProtocol::Openai => Some(OPENAI),
+        BackendProtocol::Http => None,
     }
 }
 

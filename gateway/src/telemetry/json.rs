@@ -9,7 +9,7 @@ use serde_json::Serializer;
 use serde_json::ser::{CompactFormatter, Formatter};
 
 /// Appends a value as one line of JSON, with its line break; false if it cannot be written, which leaves `out` as it was.
-pub(super) fn write_line(out: &mut Vec<u8>, value: &impl Serialize) -> bool {
+pub fn write_line(out: &mut Vec<u8>, value: &impl Serialize) -> bool {
     let before = out.len();
     if value.serialize(&mut Serializer::with_formatter(&mut *out, Escaping)).is_err() {
         out.truncate(before);

@@ -3,8 +3,8 @@
 //! Its inputs are the ends of requests and the `telemetry` part of the configuration.
 
 mod access_log;
-mod audit;
 mod json;
+mod label;
 mod log;
 mod metrics;
 pub mod names;
@@ -13,7 +13,10 @@ mod time;
 mod trace;
 
 pub use access_log::AccessRecord;
-pub use audit::Audit;
+pub use json::write_line;
+pub use label::{
+    AttemptEnd, BodyRefusal, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, QueueEnd, SpillReason,
+};
 pub use log::{LogError, LogWriter, init as init_log};
 pub use metrics::{
     BackendSample, BudgetSample, CertificateSample, EndpointMetrics, EndpointSample, EngineSample, LimitMetrics,

@@ -20,15 +20,23 @@ pub struct ClientCertificate {
     pub dns_names: Vec<Box<str>>,
     /// Alternative names: mail addresses.
     pub emails: Vec<Box<str>>,
+    /// Last second in which it is good, Unix time.
+    pub not_after: i64,
 }
 
 impl ClientCertificate {
+    /// True if it is no longer good at `now`, Unix seconds.
+    pub fn has_ended(&self, now: u64) -> bool {
+        i64::try_from(now).is_ok_and(|now| now > self.not_after)
+    }
+
     /// Reads a certificate that was verified; `None` when it cannot be read all the same.
     pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, parsed) = X509Certificate::from_der(certificate.as_ref()).ok()?;
         let mut of = Self {
             subject: parsed.subject().to_string().into(),
             common_name: parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(Into::into),
+            not_after: parsed.validity().not_after.timestamp(),
             ..Self::default()
         };
         let alternatives = parsed.subject_alternative_name().ok().flatten();
@@ -64,6 +72,8 @@ mod tests {
         assert_eq!(of.uris, [Box::<str>::from("spiffe://example/billing")]);
         assert_eq!(of.dns_names, [Box::<str>::from("client.test")]);
         assert_eq!(of.emails, [Box::<str>::from("ops@client.test")]);
+        let last = u64::try_from(of.not_after).unwrap();
+        assert!(!of.has_ended(crate::clock::unix_now()) && !of.has_ended(last) && of.has_ended(last + 1));
         assert_eq!(ClientCertificate::of(&CertificateDer::from(vec![1, 2, 3])), None);
     }
 }

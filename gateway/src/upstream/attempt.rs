@@ -7,28 +7,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, StatusCode, header};
+use http::StatusCode;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use pingora::{ErrorType, RetryType};
 use tokio::time::Instant;
 
-use super::Connector;
 use super::bounds::HEADER;
 use super::converse::{State, converse};
-use super::dial::NO_CONNECTION;
 use super::headers::Via;
-use super::masking::holding;
-use super::metered;
 use super::open::Opened;
 use super::outgoing::Sent;
-use crate::balancing::{Class, Endpoint, now_millis, orca};
+use crate::balancing::{Class, Endpoint, orca};
+use crate::clock::now_millis;
+use crate::connect::{self, Connector};
 use crate::downstream::Downstream;
 use crate::exchange::{Exchange, Place};
-use crate::listener::Violation;
-use crate::protocol::openai::Observer;
-use crate::snapshot::{Backend, Route};
+use crate::framing::Violation;
+use crate::protocol::{Observe, Said};
+use crate::telemetry::Span;
+use crate::topology::{Backend, Route};
 
 /// Code of an answer that was cut because the gateway ended.
 pub const SHUTTING_DOWN: &str = "shutting_down";
@@ -76,10 +75,8 @@ pub enum Outcome {
 /// An event stream that ended early.
 #[derive(Debug)]
 pub struct Died {
-    /// What it has said.
-    pub text: String,
-    /// About how many tokens that is.
-    pub tokens: u32,
+    /// Text so far.
+    pub said: Said,
     /// Code of the error.
     pub code: &'static str,
     /// What happened.
@@ -96,7 +93,7 @@ pub enum Failure {
     /// A connection from the pool was closed before it carried any byte of an answer.
     Stale(String),
     /// The head of the answer, or all of it, did not come in time.
-    Timeout(&'static str),
+    Timeout(TimeLimit),
     /// The time of the whole request is over.
     Deadline,
     /// An answer with a status that is to be tried elsewhere.
@@ -105,6 +102,21 @@ pub enum Failure {
     Protocol(String),
     /// More than `backends[].limits` allow; the text is what was too large.
     TooLarge(&'static str),
+}
+
+/// A limit on the time of an attempt, by the name that it has in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimeLimit {
+    /// `backends[].timeouts.connect`.
+    Connect,
+    /// `backends[].timeouts.firstByte`.
+    FirstByte,
+    /// `routes[].timeouts.firstToken`.
+    FirstToken,
+    /// `backends[].timeouts.idle`.
+    Idle,
+    /// `routes[].timeouts.backendRequest`.
+    BackendRequest,
 }
 
 /// Which answers may be kept from the client because there is somewhere else to go.
@@ -117,7 +129,6 @@ pub struct MoveOn {
 }
 
 /// What an attempt needs besides the exchange.
-#[derive(Clone)]
 pub struct Attempt<'a> {
     /// The route.
     pub route: &'a Route,
@@ -139,6 +150,8 @@ pub struct Attempt<'a> {
     pub via: &'a Via,
     /// Which answers may be kept from the client.
     pub move_on: MoveOn,
+    /// Span whose context goes to the endpoint; one that records nothing where the attempt has none of its own.
+    pub span: Span,
 }
 
 /// Runs one attempt.
@@ -152,7 +165,7 @@ pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange)
             Err(e) => return not_connected(a, &e),
         },
         () = tokio::time::sleep_until(attempt_deadline) => {
-            return Outcome::Failed(if attempt_deadline == deadline { Failure::Deadline } else { Failure::Timeout("backendRequest") });
+            return Outcome::Failed(if attempt_deadline == deadline { Failure::Deadline } else { Failure::Timeout(TimeLimit::BackendRequest) });
         }
     };
     let mut state = State::new(limits);
@@ -166,9 +179,9 @@ pub async fn run(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange)
 
 /// Passes an answer on that was opened before.
 pub async fn relay(a: &Attempt<'_>, session: &mut ServerSession, x: &mut Exchange, opened: Opened) -> Outcome {
-    let Opened { upstream, head, prefix, sent, limits } = opened;
+    let Opened { upstream, head, prefix, sent, shown, limits } = opened;
     let mut state = State::new(limits);
-    state.sent = sent;
+    (state.sent, state.shown) = (sent, shown);
     let mut upstream = Some(upstream);
     let outcome = converse(a, session, x, &mut upstream, false, &mut state, Some((head, prefix))).await;
     if let Some(upstream) = upstream {
@@ -255,7 +268,7 @@ impl Limits {
 }
 
 pub(super) fn not_connected(a: &Attempt<'_>, e: &pingora::Error) -> Outcome {
-    if *e.etype() == NO_CONNECTION {
+    if *e.etype() == connect::NO_CONNECTION {
         return Outcome::Full(Some(WITHOUT_CONNECTION));
     }
     static TOLD: AtomicU64 = AtomicU64::new(0);
@@ -280,17 +293,6 @@ impl Attempt<'_> {
         self.backend.balancer.good_sign(&self.endpoint, self.began, now);
     }
 
-    /// Credentials of the configuration that go to the server with this request.
-    pub(super) fn credentials<'s>(&'s self, x: &'s Exchange) -> Option<&'s http::HeaderValue> {
-        let own = x.caller.as_ref().and_then(|caller| caller.credentials(&self.backend.name));
-        own.or(self.backend.credentials.as_ref())
-    }
-
-    /// Names of headers or trailers of the server that repeat the credential which it was shown.
-    pub(super) fn repeating(&self, x: &Exchange, headers: &HeaderMap) -> Vec<HeaderName> {
-        self.credentials(x).map_or_else(Vec::new, |credentials| holding(headers, credentials))
-    }
-
     /// Reads what the server says of its load.
     pub(super) fn read_load(&self, head: &ResponseHeader) {
         if self.backend.load_reports
@@ -300,19 +302,18 @@ impl Attempt<'_> {
         }
     }
 
-    pub(super) fn observer(&self, head: &ResponseHeader) -> Option<Observer> {
-        let is_model = self.backend.protocol == spillway_config::schema::BackendProtocol::Openai;
-        if !is_model || !head.status.is_success() {
+    pub(super) fn observer(&self, head: &ResponseHeader) -> Option<Box<dyn Observe>> {
+        if !head.status.is_success() {
             return None;
         }
-        Observer::for_response(head.headers.get(header::CONTENT_TYPE), head.headers.get(header::CONTENT_ENCODING))
+        self.backend.dialect?.observe(&head.headers)
     }
 }
 
 pub(super) fn failure(e: &pingora::Error) -> Failure {
     let text = e.etype().as_str().to_owned();
     match e.etype() {
-        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout("idle"),
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout(TimeLimit::Idle),
         ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed | ErrorType::H2Error => {
             Failure::Reset(text)
         }
@@ -323,7 +324,7 @@ pub(super) fn failure(e: &pingora::Error) -> Failure {
 /// A connection from the pool that closes before it answers was most likely closed by the server while idle: the
 /// request was never looked at, which is what a failed connect means too.
 pub(super) fn failure_of_head(e: &pingora::Error, reused: bool) -> Failure {
-    if metered::is_over(e) {
+    if connect::is_over(e) {
         return Failure::TooLarge(HEADER);
     }
     match failure(e) {

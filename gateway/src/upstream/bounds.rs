@@ -1,5 +1,5 @@
 //! Bounds on what a server sends beside bodies (`backends[].limits`): the header of its answer, early answers before it,
-//! and trailers. Pingora reads 1 MiB of a header over HTTP/1 and 16 MiB over HTTP/2; what is read beyond the bound is
+//! and trailers. Connections read little more than that (`metered` and `handshake`); what is read beyond the bound is
 //! dropped here, before it is looked at or passed on.
 
 use http::HeaderMap;
@@ -7,11 +7,10 @@ use pingora::http::ResponseHeader;
 
 use super::attempt::Failure;
 
+use crate::connect::MAX_FIELDS;
+
 /// Early answers (1xx) of one attempt; a server that sends more is not answering.
 const MAX_EARLY: u32 = 16;
-
-/// Fields of a header or of trailers, as many as the parser of HTTP/1 takes.
-const MAX_FIELDS: usize = 256;
 
 /// Name of the part that is too large, as messages say it.
 pub(super) const HEADER: &str = "the header of the answer";

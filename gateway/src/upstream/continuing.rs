@@ -10,15 +10,15 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, sleep_until};
 
-use super::attempt::{Attempt, CUT, Died, Outcome, SHUTTING_DOWN, STOPPING, TOO_SLOW, end, let_go, overran};
-use super::events::{Gate, Transcript};
+use super::attempt::{Attempt, CUT, Died, Failure, Outcome, SHUTTING_DOWN, STOPPING, TOO_SLOW, end, let_go, overran};
+use super::events::Gate;
 use super::open::Opened;
 use super::outgoing::Sent;
 use super::passing::{break_off, is_event_stream, note_answer};
 use crate::balancing::Class;
 use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{Exchange, Place};
-use crate::protocol::openai::{Continuation, Observer};
+use crate::protocol::{ContinueStream, Observe, Said, Transcribe};
 
 /// Whether an answer with this head can be the rest of a stream.
 pub fn can_continue(head: &ResponseHeader) -> bool {
@@ -34,15 +34,21 @@ pub async fn go_on(
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Outcome {
-    let Opened { upstream, head, prefix, sent, limits } = opened;
+    // Only answers with status 200 continue another.
+    let Opened { upstream, head, prefix, sent, shown: _, limits } = opened;
+    let rewriter = x.dialect.continue_stream(&a.backend.name, before.said.tokens);
+    let Some((transcript, rewriter)) = x.dialect.transcribe().zip(rewriter) else {
+        end(a, upstream, sent, false).await;
+        return Outcome::Failed(Failure::Protocol("the caller's API has no continued streams".to_owned()));
+    };
     let mut rest = Rest {
         a,
         upstream: Some(upstream),
         sent,
         observer: a.observer(&head),
         gate: Gate::default(),
-        transcript: Transcript::default(),
-        rewriter: Continuation::new(&a.backend.name, before.tokens),
+        transcript,
+        rewriter,
         has_text: false,
         heard: Instant::now(),
         unread: Unread::default(),
@@ -100,7 +106,7 @@ pub async fn go_on(
         x.outcome.content_events = x.outcome.content_events.saturating_add(said_before);
         if seen.usage.is_some() {
             // What was written before is part of the answer to the caller and of the prompt to this server.
-            let written = before.tokens.into();
+            let written = before.said.tokens.into();
             x.outcome.prompt_tokens = x.outcome.prompt_tokens.map(|read| read.saturating_sub(written));
             x.outcome.completion_tokens = x.outcome.completion_tokens.map(|more| more.saturating_add(written));
         }
@@ -124,10 +130,10 @@ struct Rest<'a, 'r> {
     a: &'r Attempt<'a>,
     upstream: Option<HttpSession>,
     sent: Option<Sent>,
-    observer: Option<Observer>,
+    observer: Option<Box<dyn Observe>>,
     gate: Gate,
-    transcript: Transcript,
-    rewriter: Continuation<'r>,
+    transcript: Box<dyn Transcribe>,
+    rewriter: Box<dyn ContinueStream + 'r>,
     has_text: bool,
     heard: Instant,
     /// Bytes that wait for the client.
@@ -214,11 +220,14 @@ impl Rest<'_, '_> {
         x: &mut Exchange,
         (code, message): (&'static str, &'static str),
     ) -> Outcome {
-        let Some((text, tokens)) = self.transcript.to_continue() else {
+        let Some(said) = self.transcript.to_continue() else {
             return break_off(session, x, true, code, message).await;
         };
-        let (text, tokens) = (format!("{}{text}", before.text), before.tokens.saturating_add(tokens));
-        Outcome::Died(Box::new(Died { text, tokens, code, message }))
+        let said = Said {
+            text: format!("{}{}", before.said.text, said.text),
+            tokens: before.said.tokens.saturating_add(said.tokens),
+        };
+        Outcome::Died(Box::new(Died { said, code, message }))
     }
 }
 

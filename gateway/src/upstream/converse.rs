@@ -12,17 +12,17 @@ use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::attempt::{
-    Attempt, CUT, Failure, Limits, Outcome, SHUTTING_DOWN, STOPPING, TOO_SLOW, failure_of_head, overran,
+    Attempt, CUT, Failure, Limits, Outcome, SHUTTING_DOWN, STOPPING, TOO_SLOW, TimeLimit, failure_of_head, overran,
 };
-use super::body::expects_continue;
 use super::bounds::Bounds;
 use super::headers::early_hints;
-use super::metered;
+use super::masking::Shown;
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, end_body, send, send_part};
 use super::passing::{Passing, begin, break_off, client_write, died, finish, pass_part};
 use super::verdict::{Verdict, judge};
-use crate::exchange::Exchange;
-use crate::listener::{Violation, violation_of};
+use crate::connect;
+use crate::exchange::{Exchange, expects_continue, violation_of};
+use crate::framing::Violation;
 
 /// What comes next of either side.
 pub(super) enum Next {
@@ -58,6 +58,8 @@ pub(super) struct State {
     pub(super) is_over: bool,
     /// The server is not read, because too much waits for the client.
     pub(super) is_paused: bool,
+    /// Credentials of the gateway's that the server was shown.
+    pub(super) shown: Shown,
     pub(super) limits: Limits,
 }
 
@@ -73,6 +75,7 @@ impl State {
             came: None,
             is_over: false,
             is_paused: false,
+            shown: Shown::default(),
             limits,
         }
     }
@@ -114,8 +117,9 @@ pub(super) async fn converse(
         }
         None => {
             let Some(server) = upstream.as_mut() else { return Outcome::GivenUp };
-            let out = Outgoing::new(a, session, x);
+            let mut out = Outgoing::new(a, session, x);
             callers_account = out.callers_account;
+            state.shown = std::mem::take(&mut out.shown);
             let is_held = out.body.is_some();
             let sent = tokio::select! {
                 biased;
@@ -143,7 +147,7 @@ pub(super) async fn converse(
     if !state.head_seen
         && let Some(server) = upstream.as_ref()
     {
-        metered::bound(server, Some(a.backend.max_header_bytes));
+        connect::bound(server, Some(a.backend.max_header_bytes));
     }
     let mut bounds = Bounds::new(a.backend.max_header_bytes);
     loop {
@@ -162,9 +166,7 @@ pub(super) async fn converse(
                     // 100 was answered by us; what else there may be means nothing to HTTP/1.0.
                     if head.status == StatusCode::EARLY_HINTS && session.req_header().version != Version::HTTP_10 {
                         let mut hints = Box::new(early_hints(head));
-                        for name in a.repeating(x, &hints.headers) {
-                            hints.remove_header(&name);
-                        }
+                        state.shown.strip(&mut hints);
                         let until = limits.deadline.min(Instant::now() + x.write_timeout);
                         if client_write(until, session.write_response_header(hints)).await.is_err() {
                             return Outcome::ClientGone;
@@ -175,7 +177,7 @@ pub(super) async fn converse(
                 state.heard = Instant::now();
                 state.head_seen = true;
                 let head = head.clone();
-                metered::bound(server, None);
+                connect::bound(server, None);
                 a.read_load(&head);
                 let prefix = match judge(a, callers_account, server, &head).await {
                     Verdict::Pass(prefix) => prefix,
@@ -239,7 +241,8 @@ pub(super) async fn converse(
             Next::ClientSlow => return Outcome::ClientSlow,
             Next::UpstreamFailed(e) => {
                 if !state.head_passed {
-                    return Outcome::Failed(failure_of_head(&e, reused));
+                    // A server that has sent a head has seen the request.
+                    return Outcome::Failed(failure_of_head(&e, reused && !state.head_seen));
                 }
                 return died(session, x, state, &passing, CUT).await;
             }
@@ -382,12 +385,12 @@ fn overdue(state: &State, now: Instant) -> Failure {
     if now >= limits.deadline {
         Failure::Deadline
     } else if now >= limits.attempt && !state.event_stream {
-        Failure::Timeout("backendRequest")
+        Failure::Timeout(TimeLimit::BackendRequest)
     } else if limits.first_token.is_some_and(|limit| now >= limit) {
-        Failure::Timeout("firstToken")
+        Failure::Timeout(TimeLimit::FirstToken)
     } else if state.is_stalled() {
-        Failure::Timeout("idle")
+        Failure::Timeout(TimeLimit::Idle)
     } else {
-        Failure::Timeout("firstByte")
+        Failure::Timeout(TimeLimit::FirstByte)
     }
 }

@@ -6,10 +6,12 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use smallvec::SmallVec;
 use spillway_filter::Headers;
 
+use super::attempt::Attempt;
+use super::masking::Shown;
 use crate::balancing::orca;
 use crate::exchange::Exchange;
 use crate::identity::credential_in;
-use crate::snapshot::{Backend, Route, claims_to_be_ours, same_name};
+use crate::snapshot::{CallerHeaders, claims_to_be_ours, same_name};
 
 /// Fields of one connection, whether or not `Connection` names them (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -108,6 +110,38 @@ impl Headers for RequestHeaders<'_> {
     fn remove(&mut self, name: &HeaderName) {
         self.remove_spellings(name);
         self.head.remove_header(name);
+    }
+}
+
+/// The same for the filters of a route: what they put into headers for credentials is remembered.
+struct Recorded<'a> {
+    headers: RequestHeaders<'a>,
+    shown: &'a mut Shown,
+    names: &'a CallerHeaders,
+}
+
+impl Recorded<'_> {
+    fn record(&mut self, name: &HeaderName, value: &HeaderValue) {
+        if self.names.may_hold_credential(name) {
+            self.shown.add(name, value);
+        }
+    }
+}
+
+impl Headers for Recorded<'_> {
+    fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
+        self.headers.get(name)
+    }
+    fn set(&mut self, name: &HeaderName, value: HeaderValue) {
+        self.record(name, &value);
+        self.headers.set(name, value);
+    }
+    fn append(&mut self, name: &HeaderName, value: HeaderValue) {
+        self.record(name, &value);
+        self.headers.append(name, value);
+    }
+    fn remove(&mut self, name: &HeaderName) {
+        self.headers.remove(name);
     }
 }
 
@@ -234,19 +268,20 @@ pub struct Outbound {
     pub head: Box<RequestHeader>,
     /// True if the head carries credentials of the caller's own account at the server.
     pub callers_account: bool,
+    /// Credentials that the gateway put into it: no answer may tell them to the caller.
+    pub shown: Shown,
 }
 
 /// Makes the header of the request that goes to an endpoint of `backend`. `body` is the length of a body that is held,
 /// `None` for one that streams through as the client frames it.
 pub fn outgoing_request(
+    a: &Attempt<'_>,
     client: &RequestHeader,
     x: &Exchange,
-    route: &Route,
-    backend: &Backend,
     recipient: Recipient,
-    via: &Via,
     body: Option<u64>,
 ) -> Outbound {
+    let (route, backend, via) = (a.route, a.backend, a.via);
     let mut out = client.clone();
     let chunked = client.headers.contains_key(header::TRANSFER_ENCODING);
     if client.headers.contains_key(header::CONNECTION) {
@@ -264,8 +299,14 @@ pub fn outgoing_request(
     }
     let is_own = recipient == Recipient::Own;
     remove_credentials(&mut out, client, x, is_own && backend.passes_credentials);
+    let mut shown = Shown::on_route(route.environment.as_ref());
+    let names = &x.snapshot.caller_headers;
     for (name, value) in &x.request_headers {
         let _ = out.append_header(name.clone(), value.clone());
+        // Such as a token that another server gave for the caller's.
+        if names.may_hold_credential(name) {
+            shown.add(name, value);
+        }
     }
     let own = x.caller.as_ref().and_then(|caller| caller.credentials(&backend.name));
     let credentials = own.or(backend.credentials.as_ref());
@@ -274,6 +315,7 @@ pub fn outgoing_request(
         || (credentials.is_none() && is_own && x.snapshot.caller_headers.credentials().iter().any(is_credential));
     if let Some(credentials) = credentials {
         replace_credentials(&mut out, x, Some(credentials));
+        shown.add(&header::AUTHORIZATION, credentials);
     }
     if let Some(caller) = &x.caller {
         let [consumer, tenant] = &x.snapshot.identity_headers;
@@ -318,11 +360,12 @@ pub fn outgoing_request(
         None => {}
     }
 
-    x.attempt_span().inject(&mut RequestHeaders { head: &mut out, odd: x.odd_headers });
+    let span = if a.span.is_none() { &x.span } else { &a.span };
+    span.inject(&mut RequestHeaders { head: &mut out, odd: x.odd_headers });
     let variables = x.variables(route, &backend.name);
     for filter in route.all_filters() {
-        let mut headers = RequestHeaders { head: &mut out, odd: x.odd_headers };
-        filter.filter.on_upstream_request(&mut headers, &variables);
+        let headers = RequestHeaders { head: &mut out, odd: x.odd_headers };
+        filter.filter.on_upstream_request(&mut Recorded { headers, shown: &mut shown, names }, &variables);
         if let Some(target) = out.uri.path_and_query()
             && let Some(target) = filter.filter.upstream_target(target)
         {
@@ -334,7 +377,7 @@ pub fn outgoing_request(
         replace_credentials(&mut out, x, credentials);
         out.remove_header(&header::COOKIE);
     }
-    Outbound { head: Box::new(out), callers_account }
+    Outbound { head: Box::new(out), callers_account, shown }
 }
 
 /// Puts credentials of the configuration, or none, in the place of all others.

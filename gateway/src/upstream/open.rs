@@ -10,13 +10,14 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, timeout_at};
 
-use super::attempt::{Attempt, Failure, Limits, Outcome, failure_of_head, not_connected};
+use super::attempt::{Attempt, Failure, Limits, Outcome, TimeLimit, failure_of_head, not_connected};
 use super::bounds::Bounds;
-use super::metered;
+use super::masking::Shown;
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
 use super::passing::is_event_stream;
 use super::verdict::{Verdict, judge};
 use crate::balancing::Class;
+use crate::connect;
 use crate::exchange::Exchange;
 
 /// An answer whose head has come and will be passed on.
@@ -27,6 +28,8 @@ pub struct Opened {
     /// What was read of its body already.
     pub(super) prefix: Option<Bytes>,
     pub(super) sent: Option<Sent>,
+    /// Credentials of the gateway's that its server was shown.
+    pub(super) shown: Shown,
     pub(super) limits: Limits,
 }
 
@@ -64,12 +67,12 @@ impl Ready {
 
 /// Sends it and waits for the head of an answer that is to be passed on. Any other end is an error.
 pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
-    let Ready { out, limits } = ready;
-    let overdue = |now: Instant, otherwise: &'static str| {
+    let Ready { mut out, limits } = ready;
+    let overdue = |now: Instant, otherwise: TimeLimit| {
         Outcome::Failed(if now >= limits.deadline {
             Failure::Deadline
         } else if now >= limits.attempt {
-            Failure::Timeout("backendRequest")
+            Failure::Timeout(TimeLimit::BackendRequest)
         } else {
             Failure::Timeout(otherwise)
         })
@@ -78,19 +81,19 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
     let (mut upstream, reused) = match connected {
         Ok(Ok(connected)) => connected,
         Ok(Err(e)) => return Err(not_connected(a, &e)),
-        Err(_) => return Err(overdue(Instant::now(), "connect")),
+        Err(_) => return Err(overdue(Instant::now(), TimeLimit::Connect)),
     };
-    let callers_account = out.callers_account;
+    let (callers_account, shown) = (out.callers_account, std::mem::take(&mut out.shown));
     let sent = match timeout_at(limits.attempt, send(a, &mut upstream, out)).await {
         Ok(sent) => sent?,
-        Err(_) => return Err(overdue(Instant::now(), "backendRequest")),
+        Err(_) => return Err(overdue(Instant::now(), TimeLimit::BackendRequest)),
     };
     let (within, otherwise) = match sent {
-        Some(Sent::Stalled) => (GIVEN_ALREADY, "idle"),
-        _ => (a.backend.first_byte_timeout, "firstByte"),
+        Some(Sent::Stalled) => (GIVEN_ALREADY, TimeLimit::Idle),
+        _ => (a.backend.first_byte_timeout, TimeLimit::FirstByte),
     };
     let until = limits.attempt.min(Instant::now() + within);
-    metered::bound(&upstream, Some(a.backend.max_header_bytes));
+    connect::bound(&upstream, Some(a.backend.max_header_bytes));
     let mut bounds = Bounds::new(a.backend.max_header_bytes);
     loop {
         match timeout_at(until, upstream.read_response_header()).await {
@@ -107,10 +110,10 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
         if head.status.is_informational() {
             continue;
         }
-        metered::bound(&upstream, None);
+        connect::bound(&upstream, None);
         a.read_load(&head);
         return match judge(a, callers_account, &mut upstream, &head).await {
-            Verdict::Pass(prefix) => Ok(Opened { upstream, head, prefix, sent, limits }),
+            Verdict::Pass(prefix) => Ok(Opened { upstream, head, prefix, sent, shown, limits }),
             Verdict::MoveOn(outcome) => Err(outcome),
         };
     }

@@ -12,9 +12,10 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 
 use super::attempt::{Attempt, Outcome, failure};
-use super::body::{Pieces, RequestBody};
 use super::headers::{Outbound, Recipient, outgoing_request, to_http2};
-use crate::exchange::Exchange;
+use super::masking::Shown;
+use super::pieces::Pieces;
+use crate::exchange::{Exchange, RequestBody};
 
 /// What goes to an endpoint.
 pub(super) struct Outgoing {
@@ -23,6 +24,8 @@ pub(super) struct Outgoing {
     pub(super) body: Option<Pieces>,
     /// The caller's own credentials go along.
     pub(super) callers_account: bool,
+    /// Credentials of the gateway's that go along.
+    pub(super) shown: Shown,
     /// The caller understands trailers.
     takes_trailers: bool,
 }
@@ -65,11 +68,11 @@ impl Outgoing {
         };
         let body = body.map(renamed);
         let length = body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
-        let Outbound { head: request, callers_account } =
-            outgoing_request(session.req_header(), x, a.route, a.backend, recipient, a.via, length);
+        let Outbound { head: request, callers_account, shown } =
+            outgoing_request(a, session.req_header(), x, recipient, length);
         let te = session.get_header(header::TE);
         let takes_trailers = te.is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-        Self { request, body, callers_account, takes_trailers }
+        Self { request, body, callers_account, shown, takes_trailers }
     }
 }
 

@@ -12,16 +12,17 @@ use pingora::protocols::http::client::HttpSession;
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::attempt::{Attempt, Died, Outcome, SHUTTING_DOWN, let_go};
+use super::attempt::{Attempt, Died, Outcome, SHUTTING_DOWN, let_go, shut};
 use super::bounds::has_room_for;
 use super::converse::{Next, State, server_due};
-use super::events::{Gate, Transcript};
+use super::encoded::{Coding, MAX_ENCODED, opened, without_coding};
+use super::events::Gate;
 use super::headers::{outgoing_response, outgoing_trailers, remove_hop_by_hop};
 use super::masking::Mask;
 use crate::balancing::{Class, orca};
 use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{self, Exchange, Place, ServedBy};
-use crate::protocol::openai::{Observation, Observer};
+use crate::protocol::{Observation, Observe, Transcribe};
 
 /// Says who answered in place of the route's own backends.
 static SERVED_BY: header::HeaderName = header::HeaderName::from_static("x-spillway-served-by");
@@ -34,13 +35,16 @@ const MAX_WAITING: usize = 64 << 10;
 /// What an answer passes on its way.
 #[derive(Default)]
 pub(super) struct Passing {
-    pub(super) observer: Option<Observer>,
+    pub(super) observer: Option<Box<dyn Observe>>,
     /// For event streams.
     gate: Option<Gate>,
     /// For errors of a server that knows a credential of the gateway.
     mask: Option<Mask>,
-    pub(super) transcript: Option<Transcript>,
-    /// The head of an event stream that waits for its first content: until then another endpoint can answer instead.
+    pub(super) transcript: Option<Box<dyn Transcribe>>,
+    /// Coding of an error that must be read whole before it can be masked.
+    sealed: Option<Coding>,
+    /// The head of an event stream that waits for its first content: until then another endpoint can answer instead. Or
+    /// that of an error that is sealed.
     waiting: Option<Waiting>,
     /// Bytes that the server has written and the client has not taken.
     unread: Unread,
@@ -79,9 +83,15 @@ pub(super) async fn begin(
     state.heard = Instant::now();
     state.event_stream = is_event_stream(&head);
     passing.observer = a.observer(&head);
+    let mut head = head;
     let is_error = head.status.is_client_error() || head.status.is_server_error();
-    if is_error && !head.headers.contains_key(header::CONTENT_ENCODING) {
-        passing.mask = a.credentials(x).and_then(Mask::new);
+    if is_error && !state.shown.is_empty() {
+        match Coding::of(&head.headers) {
+            Coding::Identity => passing.mask = state.shown.mask(),
+            // Its head is that of the body which another method would get.
+            _ if is_head => without_coding(&mut head),
+            coding => passing.sealed = Some(coding),
+        }
     }
     if !state.event_stream {
         a.answered(Class::Head, head.status);
@@ -89,12 +99,15 @@ pub(super) async fn begin(
     if state.event_stream && passing.observer.is_some() {
         passing.gate = Some(Gate::default());
         if a.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
-            passing.transcript = Some(Transcript::default());
+            passing.transcript = a.backend.dialect.and_then(|dialect| dialect.transcribe());
         }
     }
-    if passing.gate.is_some() && state.limits.first_token.is_some() && a.move_on.retry {
+    if passing.sealed.is_some() || (passing.gate.is_some() && state.limits.first_token.is_some() && a.move_on.retry) {
         passing.waiting = Some(Waiting { head, parts: BytesMut::new() });
-        if let Some(prefix) = prefix
+        if passing.sealed == Some(Coding::Unknown) {
+            // Nothing of it can be passed on.
+            leave(a, upstream, state).await;
+        } else if let Some(prefix) = prefix
             && pass_part(a, session, x, upstream, state, passing, prefix).await.is_err()
         {
             return Some(state.client_gone());
@@ -112,6 +125,14 @@ pub(super) async fn begin(
         return Some(finish(a, session, x, upstream, state, passing).await);
     }
     None
+}
+
+/// Reads no more of an answer, as if it had ended.
+async fn leave(a: &Attempt<'_>, upstream: &mut Option<HttpSession>, state: &mut State) {
+    if let Some(server) = upstream.take() {
+        shut(a, server).await;
+    }
+    state.came = Some(Next::AnswerEnd);
 }
 
 pub(super) fn is_event_stream(head: &ResponseHeader) -> bool {
@@ -142,9 +163,7 @@ async fn pass_head(
         // It was asked for by us, not by the caller.
         head.remove_header(&orca::REPORT);
     }
-    for name in a.repeating(x, &head.headers) {
-        head.remove_header(&name);
-    }
+    state.shown.strip(&mut head);
     let mut out = outgoing_response(head, x, is_http11, has_body);
     if x.outcome.spilled.is_some()
         && let Ok(name) = header::HeaderValue::from_str(&a.backend.name)
@@ -287,6 +306,12 @@ pub(super) async fn pass_part(
     let mut part = observe(a, &mut x.outcome, x.started, state, passing, part);
     if let Some(waiting) = &mut passing.waiting {
         waiting.parts.extend_from_slice(&part);
+        if passing.sealed.is_some() {
+            if waiting.parts.len() > MAX_ENCODED {
+                leave(a, upstream, state).await;
+            }
+            return Ok(());
+        }
         if !state.content_seen && waiting.parts.len() <= MAX_WAITING {
             return Ok(());
         }
@@ -346,9 +371,13 @@ async fn release(
     state: &mut State,
     passing: &mut Passing,
 ) -> pingora::Result<Bytes> {
-    let Some(waiting) = passing.waiting.take() else { return Ok(Bytes::new()) };
-    pass_head(a, session, x, upstream, state, passing, waiting.head, false).await?;
-    Ok(waiting.parts.freeze())
+    let Some(Waiting { mut head, parts }) = passing.waiting.take() else { return Ok(Bytes::new()) };
+    let body = match passing.sealed.take() {
+        Some(coding) => opened(coding, &parts, &state.shown, &mut head, x),
+        None => parts.freeze(),
+    };
+    pass_head(a, session, x, upstream, state, passing, head, false).await?;
+    Ok(body)
 }
 
 pub(super) async fn finish(
@@ -366,10 +395,7 @@ pub(super) async fn finish(
     };
     let mut trailers = trailers.filter(|_| session.is_http2());
     if let Some(trailers) = &mut trailers {
-        // A server of gRPC puts the text of its error there.
-        for name in a.repeating(x, trailers) {
-            trailers.remove(&name);
-        }
+        state.shown.strip_trailers(trailers);
     }
     // The server has no part in what follows.
     state.is_over = true;
@@ -423,8 +449,8 @@ pub(super) async fn died(
     passing: &Passing,
     (code, message): (&'static str, &'static str),
 ) -> Outcome {
-    match passing.transcript.as_ref().and_then(Transcript::to_continue) {
-        Some((text, tokens)) => Outcome::Died(Box::new(Died { text, tokens, code, message })),
+    match passing.transcript.as_ref().and_then(|transcript| transcript.to_continue()) {
+        Some(said) => Outcome::Died(Box::new(Died { said, code, message })),
         None => break_off(session, x, state.event_stream, code, message).await,
     }
 }
@@ -447,7 +473,7 @@ pub async fn break_off(
             _ => (StatusCode::BAD_GATEWAY, ErrorKind::Upstream),
         };
         let refusal = Refusal::new(status, kind, code, message);
-        if let Some(event) = crate::protocol::error_event(&refusal, x.api) {
+        if let Some(event) = x.dialect.error_event(&refusal) {
             // A client that reads no more must not hold the server's place for it.
             let _ = client_write(Instant::now() + LAST_WORD, session.write_response_body(event, true)).await;
         }

@@ -8,7 +8,7 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::client::HttpSession;
 
 use super::attempt::{Attempt, Failure, Outcome};
-use crate::protocol::openai::Observer;
+use crate::protocol::{Dialect, OPENAI};
 
 /// Bytes of a refusing answer that are read to learn why it refuses.
 const MAX_REFUSAL: usize = 16 << 10;
@@ -40,7 +40,7 @@ pub(super) async fn judge(
                 return Verdict::Pass(None);
             }
             let body = read_some(upstream).await;
-            if says_quota_is_spent(head, &body) {
+            if says_quota_is_spent(a.backend.dialect.unwrap_or(OPENAI), head, &body) {
                 return Verdict::Pass(Some(body));
             }
         }
@@ -67,9 +67,11 @@ async fn read_some(upstream: &mut HttpSession) -> Bytes {
 }
 
 /// A spent budget is not a full server: clients must not try again, and no other endpoint will do better.
-fn says_quota_is_spent(head: &ResponseHeader, body: &[u8]) -> bool {
+fn says_quota_is_spent(dialect: &dyn Dialect, head: &ResponseHeader, body: &[u8]) -> bool {
     const SPENT: &str = "insufficient_quota";
-    let Some(mut observer) = Observer::for_response(head.headers.get(header::CONTENT_TYPE), None) else { return false };
+    // What names its coding wrongly is read all the same.
+    let kind = head.headers.get(header::CONTENT_TYPE).map(|kind| (header::CONTENT_TYPE, kind.clone()));
+    let Some(mut observer) = dialect.observe(&kind.into_iter().collect()) else { return false };
     observer.feed(body, std::time::Instant::now());
     observer.finish().error.as_ref().is_some_and(|e| e.kind == SPENT || e.code.as_deref() == Some(SPENT))
 }

@@ -1,22 +1,22 @@
-//! One of three scripted servers fails for a quarter of the time, in every way that a server can, under a load that the other
-//! two take: who is hurt by it, how soon it is left alone, and how soon it is back once it is well.
+//! One server of three fails for a quarter of the time, in every way that a server can. The load is what the other
+//! two take. Measured: hurt requests, time to ejection, and time to return after recovery.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::{End, Question, RATE, SERVICE, SLOTS, Upstream, count, gateway, millis_at, open_loop};
 
-/// How long the first ejection lasts here, so that a run of seconds sees the return; by default it is 15 s.
+/// Duration of the first ejection, so that a run of seconds sees the return; the gateway's default is 15 s.
 const EJECTION: &str = "2s";
 
-/// What goes wrong.
+/// Way in which the server fails.
 #[derive(Clone, Copy)]
 enum Failure {
-    /// The server itself behaves so; by the word of its command line.
+    /// Failure scripted in the server itself; value of its `--fault`.
     Scripted(&'static str),
-    /// It hangs with its connections open, and goes on.
+    /// SIGSTOP and later SIGCONT, with connections open.
     Stopped,
-    /// It is killed, and started again.
+    /// SIGKILL and a restart.
     Killed,
 }
 
@@ -81,7 +81,7 @@ async fn one(name: &str, failure: Failure, spare: u16, seconds: u32) {
     let told = load.await.unwrap();
     drop(bad);
     let ejected = watched.first("ejected", began + from);
-    // Who was never ejected has nothing to return from.
+    // A server that was never ejected has no return.
     let returned = ejected.and_then(|_| watched.first("open", began + until));
     let time =
         |time: Option<Duration>| time.map_or_else(|| "-".to_owned(), |time| format!("{:.2}", time.as_secs_f64()));
@@ -99,7 +99,7 @@ async fn one(name: &str, failure: Failure, spare: u16, seconds: u32) {
     );
 }
 
-/// What the gateway says of an endpoint, looked at all the time.
+/// State of an endpoint as reported by the gateway, polled throughout.
 struct Watched {
     seen: Arc<Mutex<Vec<(Instant, String)>>>,
     task: tokio::task::JoinHandle<()>,
@@ -127,7 +127,7 @@ impl Watched {
         Self { seen, task }
     }
 
-    /// How long after `moment` it was first seen in this state.
+    /// Time from `moment` to the first sight of this state.
     fn first(&self, state: &str, moment: Instant) -> Option<Duration> {
         let seen = self.seen.lock().unwrap();
         seen.iter().find(|(at, was)| *at >= moment && was == state).map(|(at, _)| at.duration_since(moment))

@@ -1,6 +1,6 @@
 //! Three times the load that the servers take, and servers that fail in every way, with scripted upstreams of fixed
-//! places and service time: what is measured is the gateway's admission, not the speed of a model or a machine. `real` does
-//! the first with llama.cpp servers.
+//! slots and service time. So the gateway's admission is measured, not the speed of a model or a machine. `real` runs
+//! the first part with llama.cpp servers.
 
 mod faults;
 mod real;
@@ -26,10 +26,10 @@ use crate::process::{free_port, named, wait_for};
 const SLOTS: usize = 8;
 const SERVICE: u64 = 100;
 const QUEUE: u64 = 500;
-/// Requests a second of a server.
+/// Capacity of a server in requests a second.
 const RATE: f64 = SLOTS as f64 * 1000.0 / SERVICE as f64;
 
-/// A program that ends with its value.
+/// Child process that is killed on drop.
 struct Running(Child);
 
 impl Running {
@@ -40,7 +40,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A stopped process does not hear a polite word.
+        // A stopped process does not react to SIGTERM.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -50,7 +50,7 @@ impl Drop for Running {
 struct Upstream {
     running: Running,
     port: u16,
-    /// What its times count from.
+    /// Time zero of the server's script.
     began: Instant,
 }
 
@@ -67,18 +67,18 @@ impl Upstream {
         Self { running: Running(child), port: line.trim().parse().unwrap(), began: Instant::now() }
     }
 
-    /// One with nothing wrong.
+    /// A server without a fault.
     fn sound() -> Self {
         Self::start(SLOTS, SERVICE, &[])
     }
 
-    /// The one that stands in has places for everybody.
+    /// Spill target with slots for every request.
     fn wide() -> Self {
         Self::start(10_000, 1, &[])
     }
 }
 
-/// A gateway, its port, and that of its admin address.
+/// Gateway process, its port, and the port of its admin address.
 struct Gateway {
     _running: Running,
     port: u16,
@@ -104,7 +104,7 @@ routes:
     ))
 }
 
-/// The gateway with these backends and routes.
+/// Starts the gateway with these backends and routes.
 fn start_gateway(yaml: &str) -> Gateway {
     let (port, admin) = (free_port(), free_port());
     let path = std::env::temp_dir().join(format!("spillway-overload-{}-{port}.yaml", std::process::id()));
@@ -125,18 +125,18 @@ fn start_gateway(yaml: &str) -> Gateway {
     Gateway { _running: running, port, admin }
 }
 
-/// What one request came to.
+/// Outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// By one of the servers.
+    /// Answered by one of the servers.
     Served,
-    /// By the one that stands in.
+    /// Answered by the spill target.
     Spilled,
-    /// With a status that is an error.
+    /// Answered with an error status.
     Refused,
-    /// The answer had begun and did not end.
+    /// The answer began and was cut off.
     Cut,
-    /// Nothing came.
+    /// No answer.
     Lost,
 }
 
@@ -147,12 +147,12 @@ struct Told {
     end: End,
 }
 
-/// What is asked.
+/// Request of the load.
 #[derive(Clone, Copy)]
 enum Question {
     /// `GET /`, answered by a scripted server.
     Get,
-    /// A completion with this body, answered as a stream.
+    /// Completion with this body, answered as a stream.
     Chat(&'static str),
 }
 
@@ -167,7 +167,7 @@ impl Question {
         }
     }
 
-    /// The one that stands in may be a scripted server, whatever was asked.
+    /// Also true for a scripted server's answer, since the spill target may be one.
     fn is_whole(self, body: &[u8]) -> bool {
         body == BODY || matches!(self, Self::Chat(_)) && body.trim_ascii_end().ends_with(b"data: [DONE]")
     }
@@ -193,7 +193,7 @@ async fn ask(port: u16, at: Duration, question: Question) -> Told {
         let mut whole = true;
         let mut bytes = Vec::new();
         while let Some(frame) = body.frame().await {
-            // A stream's head may come long before it says anything.
+            // The head of a stream may arrive long before its first byte.
             if bytes.is_empty() {
                 first_byte = began.elapsed();
             }
@@ -222,7 +222,7 @@ async fn ask(port: u16, at: Duration, question: Question) -> Told {
     told
 }
 
-/// Sends so many a second, whether the others were answered or not.
+/// Sends `rate` requests a second, whether or not earlier ones were answered.
 async fn open_loop(port: u16, rate: f64, seconds: u32, question: Question) -> Vec<Told> {
     let (send, mut told) = mpsc::unbounded_channel();
     let began = Instant::now();
@@ -241,7 +241,7 @@ async fn open_loop(port: u16, rate: f64, seconds: u32, question: Question) -> Ve
     all
 }
 
-/// What the servers give when each has just as many askers as places and nothing stands in between.
+/// Answers a second when each server has exactly as many clients as slots, without a gateway.
 async fn stand_alone(ports: &[u16], seconds: u32) -> f64 {
     let until = Instant::now() + Duration::from_secs(seconds.into());
     let served = Arc::new(std::sync::atomic::AtomicU64::new(0));
@@ -273,7 +273,7 @@ fn millis_at(told: &[Told], end: End, part: f64) -> f64 {
     times.get(((times.len() as f64 - 1.0) * part) as usize).copied().unwrap_or(f64::NAN)
 }
 
-/// Three times the load for `seconds`, then each fault for a while.
+/// Runs three times the load for `seconds`, then each fault for a while.
 pub(crate) fn run(seconds: u32) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -1,5 +1,5 @@
-//! Three times the load that two real llama.cpp servers take, in short streamed completions: what they still give, whether
-//! everybody is answered, and how long the first byte takes, minute by minute, so that a collapse would be seen.
+//! Three times the load that two real llama.cpp servers take, in short streamed completions. Measured: goodput,
+//! answers to all requests, and time to first byte, minute by minute, so that a collapse would be seen.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -7,23 +7,23 @@ use std::time::{Duration, Instant};
 use super::{End, Gateway, Question, Told, Upstream, ask, count, millis_at, open_loop, start_gateway};
 use crate::process::{Process, free_port, named, wait_for};
 
-/// Requests that each server works on at a time.
+/// Slots of each server.
 const PLACES: usize = 2;
-/// Longest wait in the gateway's queue, milliseconds.
+/// Longest wait in the gateway's queue, in milliseconds.
 const QUEUE: u64 = 1_000;
-/// A short answer.
+/// Request for a short answer.
 const BODY: &str = r#"{"model":"m","stream":true,"temperature":0,"max_tokens":8,"messages":[{"role":"user","content":"Name three colours."}]}"#;
 
-/// Who answers when there is no room.
+/// Spill target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Spill {
-    /// A model inside the gateway, on one thread. It works on the same processors as the servers.
+    /// Built-in model, on one thread, on the same processors as the servers.
     Inside,
-    /// A scripted server that costs nothing, so that what the servers give depends on admission alone.
+    /// Scripted server without cost, so that the servers' goodput depends on admission alone.
     Scripted,
 }
 
-/// Runs for `seconds`, after and before what the servers give alone.
+/// Runs for `seconds`, between two measurements of the servers alone.
 pub(crate) async fn run(seconds: u32, spill: Spill) {
     let servers = [llama(), llama()];
     let ports: Vec<u16> = servers.iter().map(|(_, port)| *port).collect();
@@ -50,7 +50,7 @@ pub(crate) async fn run(seconds: u32, spill: Spill) {
         line(&(minute + 1).to_string(), told.iter().filter(inside).copied().collect(), to - from, rate);
     }
     line("all", told.clone(), seconds, rate);
-    // A request waits for a place, and then for its first token like any other.
+    // A request waits for a slot, and then for its first token like any other.
     let bound = QUEUE as f64 + millis_at(&alone, End::Served, 0.99);
     println!(
         "goodput {:.1} % of stand-alone before and {:.1} % of that after ({rate_after:.1}/s); first byte of those who were served: p99 {:.0} ms, bound {bound:.0} ms (queue, and p99 alone)",
@@ -128,10 +128,9 @@ fn gateway(ports: &[u16], spare: u16, spill: Spill) -> Gateway {
     ))
 }
 
-/// What the servers give when each has just as many askers as places and nothing stands in between: answers a second, and
-/// each of them.
+/// Answers a second, and all answers, when each server has exactly as many clients as slots, without a gateway.
 async fn stand_alone(ports: &[u16], seconds: u32) -> (f64, Vec<Told>) {
-    // The first answers warm them up.
+    // The first answers warm the servers up.
     for port in ports {
         ask(*port, Duration::ZERO, Question::Chat(BODY)).await;
     }

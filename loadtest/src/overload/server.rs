@@ -1,5 +1,5 @@
-//! A scripted upstream with fixed places and a fixed service time, run as a process of its own so that it can be stopped
-//! and killed like one. It answers `GET` with the head after the service time and a body of a known length.
+//! Scripted upstream with fixed slots and a fixed service time, run as a process of its own so that it can be stopped
+//! and killed. Answers `GET` with the head after the service time and a body of a known length.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,17 +17,17 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-/// What every whole answer has.
+/// Body of every complete answer.
 pub(super) const BODY: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-/// What is wrong with a server.
+/// Fault of a scripted server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Fault {
-    /// Nothing.
+    /// No fault.
     None,
-    /// A connection is looked at only after two seconds.
+    /// Connections are accepted two seconds late.
     SlowAccept,
-    /// One byte of the body a second.
+    /// The body is sent at one byte a second.
     OneBytePerSecond,
     /// Every other answer is 502.
     HalfErrors,
@@ -38,22 +38,22 @@ pub(super) enum Fault {
 /// Runs a scripted upstream.
 #[derive(Debug, Args)]
 pub(crate) struct Server {
-    /// Requests at a time; a further one waits.
+    /// Most requests at the same time; further ones wait.
     #[arg(long)]
     slots: usize,
-    /// Milliseconds of one.
+    /// Milliseconds of a request.
     #[arg(long)]
     service: u64,
-    /// The port; any free one when 0.
+    /// Port; 0 for any free one.
     #[arg(long, default_value_t = 0)]
     port: u16,
-    /// What is wrong with it.
+    /// Fault of the server.
     #[arg(long, value_enum, default_value = "none")]
     fault: Fault,
-    /// Milliseconds from the start after which it goes wrong.
+    /// Milliseconds from the start to the fault.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Milliseconds from the start after which it is well again.
+    /// Milliseconds from the start to the recovery.
     #[arg(long, default_value_t = u64::MAX)]
     until: u64,
 }
@@ -61,7 +61,7 @@ pub(crate) struct Server {
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 impl Server {
-    /// Listens, prints the port and answers until it is killed.
+    /// Listens, prints the port and answers until killed.
     pub(crate) async fn run(self) {
         let listener = TcpListener::bind(("127.0.0.1", self.port)).await.unwrap();
         let began = Instant::now();
@@ -106,7 +106,7 @@ fn answer(fault: Fault, n: usize) -> Response<Body> {
         }
         let frame = match fault {
             Fault::ResetInBody if n > 0 => {
-                // The first half must be on its way, or nothing of the answer would be seen.
+                // The first half must be sent, or nothing of the answer would be seen.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 Err(std::io::Error::other("on purpose"))
             }

@@ -1,13 +1,13 @@
-//! Headers as a filter changes them: an interface over whatever the proxy keeps them in, and a compiled edit.
-//! Names and values are checked when the configuration is built, so that applying an edit cannot fail.
+//! Header changes of filters: an interface over the proxy's header types, and a compiled edit. Names and values are
+//! checked when the configuration is built, so that applying an edit cannot fail.
 
 use http::{HeaderName, HeaderValue};
 
 use crate::Variables;
 
-/// A header that can be changed.
+/// Headers that a filter can change.
 pub trait Headers {
-    /// The first value of `name`.
+    /// Returns the first value of `name`.
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue>;
     /// Replaces all values of `name`.
     fn set(&mut self, name: &HeaderName, value: HeaderValue);
@@ -32,7 +32,7 @@ impl Headers for http::HeaderMap {
     }
 }
 
-/// One compiled change of a header.
+/// Compiled change of a header.
 #[derive(Debug, Clone)]
 pub enum HeaderEdit {
     /// Replaces all values.
@@ -44,7 +44,7 @@ pub enum HeaderEdit {
 }
 
 impl HeaderEdit {
-    /// Makes the change.
+    /// Applies the change.
     pub fn apply(&self, headers: &mut dyn Headers, variables: &Variables<'_>) {
         match self {
             Self::Set(name, template) => {
@@ -62,7 +62,8 @@ impl HeaderEdit {
     }
 }
 
-/// A header value with `{backend}`, `{route}` and `{requestId}` in it; a constant one costs a reference count.
+/// Header value with the variables `{backend}`, `{route}` and `{requestId}`; a constant value costs a reference
+/// count.
 #[derive(Debug, Clone)]
 pub struct Template(Kind);
 
@@ -81,10 +82,11 @@ enum Part {
 }
 
 impl Template {
-    /// Compiles a value; the error says what is wrong with it.
+    /// Compiles a value; the error names the mistake.
     pub fn compile(text: &str) -> Result<Self, String> {
-        let constant = HeaderValue::from_str(text)
-            .map_err(|_| "a header value is visible ASCII, without control characters or line breaks".to_owned())?;
+        let constant = HeaderValue::from_str(text).map_err(|_| {
+            "invalid header value; expected visible ASCII without control characters or line breaks".to_owned()
+        })?;
         if !text.contains('{') {
             return Ok(Self(Kind::Constant(constant)));
         }
@@ -101,7 +103,7 @@ impl Template {
                 "requestId" => Part::RequestId,
                 _ => {
                     return Err(format!(
-                        "unknown variable `{{{name}}}`: there are {{backend}}, {{route}} and {{requestId}}"
+                        "unknown variable `{{{name}}}`; expected {{backend}}, {{route}} or {{requestId}}"
                     ));
                 }
             });
@@ -113,7 +115,7 @@ impl Template {
         Ok(Self(Kind::Parts(parts)))
     }
 
-    /// The value; `None` when a variable holds what no header may (a request id is checked before it gets here).
+    /// Renders the value; `None` if a variable holds bytes that no header may have. A request id is checked before.
     fn render(&self, variables: &Variables<'_>) -> Option<HeaderValue> {
         match &self.0 {
             Kind::Constant(value) => Some(value.clone()),

@@ -1,6 +1,6 @@
-//! What a filter is: one step of a route's chain, what it may see of an exchange, what it may change.
-//! It knows no proxy and no runtime: the gateway shows it requests through the views here and does what it answers.
-//! Filters enter through the [`Registry`], which gives the configuration language their names, schemas and checks.
+//! Filter interface: a step of a route's chain, its view of an exchange, and the changes it may make. Knows no proxy
+//! and no runtime: the gateway shows requests through the views here and executes the filter's decision. Filters are
+//! registered in the [`Registry`], which provides their names, schemas and checks to the configuration language.
 
 mod headers;
 mod http_client;
@@ -22,45 +22,45 @@ use std::pin::Pin;
 
 use http::{HeaderName, HeaderValue};
 
-/// When in the life of a request a filter runs.
+/// Point in the life of a request at which a filter runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// Before the caller is identified and before a byte of the body is read.
     Guard,
-    /// When caller and route are known.
+    /// After caller and route are known.
     Route,
 }
 
-/// What a filter decides.
+/// Decision of a filter.
 pub enum Flow {
-    /// The request goes on.
+    /// Continues with the next filter.
     Continue,
-    /// The request is answered here.
+    /// Answers the request here.
     Answer(Box<Answer>),
-    /// The request ends here.
+    /// Refuses the request.
     Refuse(Box<Refusal>),
-    /// The filter must wait for something; only such a filter pays for a box. The wait is bounded by the filter, and
-    /// dropping it cancels.
+    /// Waits for a result; only a filter that waits pays for a box. The filter bounds the wait, and dropping it
+    /// cancels.
     Wait(Waiting),
 }
 
-/// What a filter that waits comes to.
+/// Future of a filter that waits.
 pub type Waiting = Pin<Box<dyn Future<Output = Waited> + Send>>;
 
-/// The end of a wait.
+/// Result of a wait.
 #[derive(Debug, Default)]
 pub struct Waited {
-    /// The request ends here.
+    /// Refusal that ends the request.
     pub refusal: Option<Box<Refusal>>,
-    /// The request ends here too, with this answer in place of an error of the gateway's own.
+    /// Answer that ends the request, in place of an error of the gateway's own.
     pub answer: Option<Box<Answer>>,
-    /// What was waited for did not come, whatever was decided without it: it is counted.
+    /// Failure of the awaited server, whatever was decided without it; counted in the metrics.
     pub failure: Option<String>,
-    /// Headers that are put on the request for the filters that follow and the backend, in place of a caller's own.
+    /// Headers that are set on the request for later filters and the backend, replacing the caller's.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// An answer that a filter makes in place of a server.
+/// Answer of a filter in place of a server's.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
     /// HTTP status.
@@ -71,46 +71,46 @@ pub struct Answer {
     pub body: bytes::Bytes,
 }
 
-/// Who calls, once that is known.
+/// Identity of the caller.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Caller<'a> {
-    /// The consumer's name.
+    /// Name of the consumer.
     pub consumer: &'a str,
-    /// Whom it belongs to.
+    /// Tenant of the consumer.
     pub tenant: &'a str,
-    /// What its token lets it do; empty for an API key.
+    /// Scopes of the token; empty for an API key.
     pub scopes: &'a [String],
-    /// What its token says, `null` for an API key.
+    /// Claims of the token; `null` for an API key.
     pub claims: &'a serde_json::Value,
 }
 
-/// What a filter sees of a request before it goes anywhere.
+/// Request as a filter sees it before it is forwarded.
 pub struct RequestView<'a> {
-    /// The method.
+    /// HTTP method.
     pub method: &'a http::Method,
-    /// The path, without query.
+    /// Path without query.
     pub path: &'a str,
-    /// The host that the request is for, with its port where it names one.
+    /// Host of the request, with the port if it names one.
     pub host: Option<&'a str>,
-    /// Whether the caller spoke TLS, to us or to a trusted proxy.
+    /// True if the caller used TLS, to the gateway or to a trusted proxy.
     pub secure: bool,
-    /// The request header as it came.
+    /// Request headers as received.
     pub headers: &'a http::HeaderMap,
-    /// The address of the client.
+    /// Address of the client.
     pub client: IpAddr,
-    /// Who calls: `None` at [`Stage::Guard`] and for an anonymous caller.
+    /// Caller; `None` at [`Stage::Guard`] and for an anonymous caller.
     pub caller: Option<Caller<'a>>,
     /// Name of the route.
     pub route: &'a str,
-    /// The query, without `?`; empty where there is none.
+    /// Query without `?`; empty if there is none.
     pub query: &'a str,
-    /// The model that the body names; `None` where nothing read it.
+    /// Model named by the body; `None` if the body was not read.
     pub model: Option<&'a str>,
-    /// The body; `None` where it is not held (see [`Filter::needs_body`]).
+    /// Body; `None` if it is not held (see [`Filter::needs_body`]).
     pub body: Option<&'a [u8]>,
 }
 
-/// What header values may name in braces.
+/// Variables of header values, written in braces.
 #[derive(Debug, Clone, Copy)]
 pub struct Variables<'a> {
     /// `{backend}`: the backend, or `builtin/MODEL`.
@@ -119,64 +119,64 @@ pub struct Variables<'a> {
     pub route: &'a str,
     /// `{requestId}`.
     pub request_id: &'a str,
-    /// The page that a browser asks for (`Origin`); no variable of a header value.
+    /// Origin of a browser's page (`Origin`); no variable of a header value.
     pub origin: Option<&'a http::HeaderValue>,
-    /// Whether the caller spoke TLS; no variable of a header value.
+    /// True if the caller used TLS; no variable of a header value.
     pub secure: bool,
 }
 
 /// Copies of requests for a second backend.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mirror<'a> {
-    /// The backend's name.
+    /// Name of the backend.
     pub backend: &'a str,
     /// Share of the requests, from 0 to 1.
     pub share: f64,
     /// Longest time of a copy, to the last byte of its answer.
     pub timeout: std::time::Duration,
-    /// Copies at the same time.
+    /// Most copies at the same time.
     pub max_in_flight: u32,
-    /// Bytes of a body.
+    /// Longest body of a copied request, in bytes.
     pub max_body: u64,
 }
 
-/// One step of a route's filter chain. Built at reload and shared by all requests.
+/// Step of a route's filter chain. Built at reload and shared by all requests.
 pub trait Filter: Send + Sync {
-    /// When it runs.
+    /// Stage at which the filter runs.
     fn stage(&self) -> Stage {
         Stage::Route
     }
-    /// The rule that it stands for; the gateway keeps it, and `on_request` is not called.
+    /// Rule of a rate-limit filter; the gateway keeps its levels, and `on_request` is not called.
     fn limit(&self) -> Option<&LimitSpec> {
         None
     }
-    /// Whether it reads the body, which is held for it then.
+    /// True if the filter reads the body, which is then held for it.
     fn needs_body(&self) -> bool {
         false
     }
-    /// Headers that it alone may set on requests: a caller's own are removed on every route.
+    /// Headers that only this filter may set on requests: the caller's are removed on every route.
     fn owned_headers(&self) -> &[HeaderName] {
         &[]
     }
-    /// Asks the gateway to send copies of requests to a second backend.
+    /// Copies of requests that the gateway sends to a second backend.
     fn mirror(&self) -> Option<Mirror<'_>> {
         None
     }
-    /// Judges the request.
+    /// Decides on the request.
     fn on_request(&self, _: &mut RequestView<'_>) -> Flow {
         Flow::Continue
     }
-    /// Changes the header that is sent to an endpoint; called for each attempt.
+    /// Changes the headers sent to an endpoint; called for each attempt.
     fn on_upstream_request(&self, _: &mut dyn Headers, _: &Variables<'_>) {}
-    /// Changes the target (path and query) that is sent to an endpoint; called for each attempt. `None` leaves it.
+    /// Changes the target (path and query) sent to an endpoint; called for each attempt. `None` keeps it.
     fn upstream_target(&self, _: &http::uri::PathAndQuery) -> Option<http::uri::PathAndQuery> {
         None
     }
-    /// Whether it answers what browsers ask before a request (CORS preflight): such a question is then taken to the
-    /// route of the request that it asks for. Only for [`Stage::Guard`].
+    /// True if the filter answers CORS preflights: such a request is then routed like the request that it announces.
+    /// Only for [`Stage::Guard`].
     fn answers_preflight(&self) -> bool {
         false
     }
-    /// Changes the header that is sent to the client.
+    /// Changes the headers sent to the client.
     fn on_response(&self, _: &mut dyn Headers, _: &Variables<'_>) {}
 }

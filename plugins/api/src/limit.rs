@@ -1,5 +1,5 @@
-//! What a filter that limits asks for. It names a rule; the gateway keeps its levels, here or in a shared store, judges
-//! all rules of a request together and settles them when the answer has ended.
+//! Rate-limit rules of filters. A filter names a rule; the gateway keeps its levels, here or in a shared store.
+//! All rules of a request are judged together, and settled when the answer has ended.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use spillway_config::values::Rate;
 
 use crate::RequestView;
 
-/// A value of a request that a rule counts by.
+/// Value of a request by which a rule counts.
 pub trait LimitKey: Send + Sync {
-    /// The value; `None` where the request has none, and then the client's address stands for it.
+    /// Computes the value; `None` if the request has none, in which case the client's address is used.
     fn of(&self, x: &RequestView<'_>) -> Option<String>;
 }
 
-/// Who shares a level.
+/// Requests that share a level.
 #[derive(Clone)]
 pub enum LimitBy {
     /// All requests of one consumer; an anonymous caller counts by its address.
@@ -31,34 +31,34 @@ pub enum LimitBy {
     Route,
     /// The model that the body names.
     Model,
-    /// The value of a header.
+    /// Requests with one value of a header.
     Header(HeaderName),
-    /// A value computed from the request.
+    /// Requests with one computed value.
     Value(Arc<dyn LimitKey>),
 }
 
-/// Units in a time, and how many at once.
+/// Rate, and burst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
-    /// How many in how long.
+    /// Units in a period.
     pub rate: Rate,
-    /// How many at once.
+    /// Most units at once.
     pub burst: NonZeroU32,
 }
 
-/// A rule of limits: each unit that is given is kept.
+/// Rule of limits; each limit that is present applies.
 #[derive(Clone)]
 pub struct LimitSpec {
-    /// Who shares a level.
+    /// Requests that share a level.
     pub by: LimitBy,
-    /// How `by` is called in messages and names: `consumer`, `header x-user`.
+    /// Name of `by` in messages and metrics: `consumer`, `header x-user`.
     pub subject: String,
-    /// Requests.
+    /// Limit of requests.
     pub requests: Option<Quota>,
-    /// Tokens, read and written.
+    /// Limit of tokens, read and written.
     pub tokens: Option<Quota>,
-    /// Requests at the same time.
+    /// Most requests at the same time.
     pub concurrency: Option<NonZeroU32>,
-    /// What happens to a request that is over.
+    /// Treatment of a request over a limit.
     pub on_exceeded: OnExceeded,
 }

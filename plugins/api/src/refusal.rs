@@ -1,34 +1,34 @@
-//! A request that ends early: why, in words that every API shape can carry. The gateway renders it.
+//! Refusal of a request: the reason, in terms that every API can express. The gateway renders it.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use http::StatusCode;
 
-/// The class of an error, which each API shape names in its own way.
+/// Class of an error, which each API names in its own way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// The request cannot be served as it is.
+    /// The request is invalid.
     InvalidRequest,
-    /// Who calls is not known.
+    /// The caller is not identified.
     Authentication,
-    /// The caller may not.
+    /// The caller lacks permission.
     Permission,
-    /// There is no such thing.
+    /// The resource does not exist.
     NotFound,
     /// Too many requests of this caller.
     RateLimited,
-    /// No room, for any caller.
+    /// No capacity, for any caller.
     Overloaded,
-    /// Something upstream failed.
+    /// A server failed.
     Upstream,
-    /// Something took too long.
+    /// A time limit was exceeded.
     Timeout,
-    /// A fault of the gateway.
+    /// The gateway failed.
     Internal,
 }
 
-/// A request that ends here.
+/// Refusal of a request.
 #[derive(Debug, Clone)]
 pub struct Refusal {
     /// HTTP status.
@@ -37,30 +37,30 @@ pub struct Refusal {
     pub kind: ErrorKind,
     /// Machine-readable code, such as `invalid_api_key`.
     pub code: &'static str,
-    /// What is wrong and what to do, for the caller.
+    /// Message for the caller: the mistake, and the remedy.
     pub message: Cow<'static, str>,
-    /// The field of the request that is at fault.
+    /// Invalid field of the request.
     pub param: Option<Cow<'static, str>>,
-    /// When trying again may help.
+    /// Delay after which a retry may succeed.
     pub retry_after: Option<Duration>,
 }
 
 impl Refusal {
-    /// A refusal without field and time.
+    /// A refusal without field and delay.
     pub fn new(status: StatusCode, kind: ErrorKind, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self { status, kind, code, message: message.into(), param: None, retry_after: None }
     }
-    /// A 400 for a request that cannot be served as it is.
+    /// A 400 for an invalid request.
     pub fn invalid(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, ErrorKind::InvalidRequest, code, message)
     }
-    /// Names the field at fault.
+    /// Names the invalid field.
     #[must_use]
     pub fn param(mut self, param: impl Into<Cow<'static, str>>) -> Self {
         self.param = Some(param.into());
         self
     }
-    /// Says when trying again may help.
+    /// Sets the delay after which a retry may succeed.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);

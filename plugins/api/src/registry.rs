@@ -1,5 +1,5 @@
-//! The registry of filters: the one place where built-in and users' filters enter. From it come the names, schemas and
-//! checks that the configuration language uses, and the compiled filters that requests pass.
+//! Registry of filters: the one place that lists built-in and users' filters. Provides names, schemas and checks to
+//! the configuration language, and builds the filters that requests pass.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -11,31 +11,31 @@ use spillway_config::{FieldError, FilterCatalog};
 
 use crate::{Filter, HttpClient, SharedStates};
 
-/// Where and with what a filter is built.
+/// Environment in which a filter is built.
 pub struct BuildContext<'a> {
-    /// Name of the route whose chain it stands in.
+    /// Name of the route whose chain holds the filter.
     pub route: &'a str,
     /// Path prefixes that the route matches, in the form in which paths are compared (`spillway_config::path::key`).
     pub prefixes: &'a [&'a str],
     /// State that outlives a reload.
     pub states: &'a SharedStates,
-    /// Calls to other servers.
+    /// Client for calls to other servers.
     pub http: &'a Arc<dyn HttpClient>,
 }
 
-/// Makes filters of one kind.
+/// Builds filters of one kind.
 pub trait FilterFactory: Send + Sync {
-    /// The key that names it in `filters`.
+    /// Key of the filter in `filters`.
     fn name(&self) -> &'static str;
     /// JSON Schema of its configuration.
     fn schema(&self, generator: &mut SchemaGenerator) -> Schema;
-    /// Mistakes that the schema cannot express.
+    /// Reports mistakes that the schema cannot express.
     fn check(&self, config: &serde_json::Value) -> Vec<FieldError>;
     /// Builds the filter; called only with a configuration that passed `check`.
     fn build(&self, config: &serde_json::Value, cx: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError>;
 }
 
-/// A factory from a configuration type: `check` finds mistakes, `build` makes the filter.
+/// Makes a factory from a configuration type: `check` finds mistakes, `build` makes the filter.
 pub fn define<C, K, B>(name: &'static str, check: K, build: B) -> Box<dyn FilterFactory>
 where
     C: DeserializeOwned + JsonSchema + 'static,
@@ -84,7 +84,7 @@ where
     }
 }
 
-/// Says what is wrong with an expression over a request.
+/// Checks an expression over a request; the error names the mistake.
 pub type ExpressionCheck = fn(&str) -> Result<(), String>;
 
 /// All filters that a configuration may name.
@@ -95,13 +95,13 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Enters a filter; one of the same name is replaced.
+    /// Registers a filter, replacing one of the same name.
     pub fn add(&mut self, factory: Box<dyn FilterFactory>) -> &mut Self {
         self.factories.insert(factory.name(), factory);
         self
     }
 
-    /// Says how expressions over a request are checked.
+    /// Sets the check of expressions over a request.
     pub fn expressions(&mut self, check: ExpressionCheck) -> &mut Self {
         self.expression = Some(check);
         self
@@ -116,7 +116,7 @@ impl Registry {
     ) -> Result<Arc<dyn Filter>, FieldError> {
         match self.factories.get(name) {
             Some(factory) => factory.build(config, cx),
-            None => Err(FieldError { path: Vec::new(), message: format!("there is no filter `{name}`") }),
+            None => Err(FieldError { path: Vec::new(), message: format!("unknown filter `{name}`") }),
         }
     }
 }

@@ -1,18 +1,18 @@
-//! State of filters that outlives a reload: found again by type and name for as long as a snapshot still holds it.
-//! It owns no state itself, only weak references, so that what no snapshot uses any more is freed.
+//! State of filters that survives a reload, found again by type and name while a snapshot holds it. Keeps weak
+//! references only, so that state without a snapshot is freed.
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// The kept states of all filters of a process.
+/// Shared states of all filters of a process.
 #[derive(Default)]
 pub struct SharedStates {
     states: Mutex<HashMap<(TypeId, String), Weak<dyn Any + Send + Sync>>>,
 }
 
 impl SharedStates {
-    /// The state kept under `name`, or a new one.
+    /// Returns the state under `name`, or a new one.
     pub fn get_or_insert<T: Any + Send + Sync>(&self, name: &str, make: impl FnOnce() -> T) -> Arc<T> {
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
         states.retain(|_, state| state.strong_count() > 0);

@@ -1,5 +1,5 @@
-//! `authorize` and `cel`: what a request must be to pass, in CEL. An expression that has no value for a request refuses it:
-//! nobody passes because something was left out.
+//! `authorize` and `cel`: conditions on a request, in CEL. An expression without a value refuses the request, so that
+//! leaving something out helps nobody.
 
 use std::sync::Arc;
 
@@ -15,7 +15,6 @@ use spillway_filter::{BuildContext, ErrorKind, FieldError, Filter, FilterFactory
 #[serde(transparent)]
 struct Authorize(String);
 
-/// `authorize`.
 pub(crate) fn authorize() -> Box<dyn FilterFactory> {
     let compile = |config: &Authorize| {
         Expression::condition(&config.0, Scope::All).map_err(|message| FieldError { path: Vec::new(), message })
@@ -37,7 +36,7 @@ impl Filter for Allowed {
     fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
         match self.0.holds(&Seen::from(&*x)) {
             Ok(true) => Flow::Continue,
-            // What was missing or wrong is for the operator, who sees the refusal counted, not for the caller.
+            // Details are for the operator, who sees the refusal counted, not for the caller.
             Ok(false) | Err(_) => Flow::Refuse(Box::new(Refusal::new(
                 StatusCode::FORBIDDEN,
                 ErrorKind::Permission,
@@ -52,13 +51,13 @@ impl Filter for Allowed {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Cel {
-    /// Over `request`, `consumer` and `route`: where it is true, or has no value, the request is refused. One that looks
-    /// at the body is not asked about a request without one.
+    /// Expression over `request`, `consumer` and `route`; the request is refused if it is true or has no value. An
+    /// expression that reads the body is skipped for a request without one.
     deny: String,
-    /// From 400 to 499.
+    /// Status of the refusal, from 400 to 499.
     #[serde(default = "bad_request")]
     status: Status,
-    /// What the caller is told.
+    /// Message for the caller.
     #[serde(default = "message")]
     message: String,
 }
@@ -71,7 +70,6 @@ fn message() -> String {
     "this request is not accepted here".to_owned()
 }
 
-/// `cel`.
 pub(crate) fn cel() -> Box<dyn FilterFactory> {
     define("cel", check, build)
 }
@@ -82,8 +80,7 @@ fn check(config: &Cel) -> Vec<FieldError> {
         errors.push(FieldError::at(["deny"], message));
     }
     if !(400..500).contains(&config.status.0) {
-        errors
-            .push(FieldError::at(["status"], "a request that is refused for what it is has a status from 400 to 499"));
+        errors.push(FieldError::at(["status"], format!("status {}; expected 400 to 499", config.status.0)));
     }
     errors
 }

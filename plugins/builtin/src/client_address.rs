@@ -1,5 +1,4 @@
-//! `clientAddress`: which addresses may call. The address is that of the caller behind trusted proxies, where the
-//! listener knows some.
+//! `clientAddress`: filters by client address. Behind a trusted proxy of the listener, the address is the caller's.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,21 +9,20 @@ use serde::Deserialize;
 use spillway_config::values::Network;
 use spillway_filter::{ErrorKind, FieldError, Filter, FilterFactory, Flow, Refusal, RequestView, Stage, define};
 
-/// Which addresses may call: those of `allow` (all when left out) but not those of `deny`.
+/// Restricts the addresses that may call: those of `allow` (all if empty) except those of `deny`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct ClientAddress {
     /// Networks that may call.
     allow: Vec<Network>,
-    /// Networks that may not, whatever `allow` says.
+    /// Networks that may not call, whatever `allow` says.
     deny: Vec<Network>,
 }
 
-/// `clientAddress`.
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
     let check = |config: &ClientAddress| {
         if config.allow.is_empty() && config.deny.is_empty() {
-            vec![FieldError::at([], "this lets everybody pass: name networks under `allow` or `deny`")]
+            vec![FieldError::at([], "no effect: every address may call; list networks under `allow` or `deny`")]
         } else {
             Vec::new()
         }
@@ -35,10 +33,10 @@ pub(crate) fn factory() -> Box<dyn FilterFactory> {
     })
 }
 
-/// Networks as ranges that do not touch, in order: a list of thousands is looked through in some ten steps.
+/// Sorted ranges that do not touch, so that a list of thousands is searched in some ten steps.
 struct Ranges(Vec<(u128, u128)>);
 
-/// One number line for both families: IPv4 lies where IPv6 maps it.
+/// Number of an address on one scale for both families: IPv4 as mapped into IPv6.
 fn number(address: IpAddr) -> u128 {
     match address.to_canonical() {
         IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),

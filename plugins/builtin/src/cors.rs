@@ -1,5 +1,5 @@
-//! `cors`: which pages of other origins a browser lets call (Fetch, section 3.2). What browsers ask before a request is
-//! answered here, before anybody is identified: such questions carry no credentials.
+//! `cors`: origins whose pages may call from a browser (Fetch, section 3.2). Preflights are answered here, before
+//! authentication, because they carry no credentials.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use spillway_filter::{
     Answer, ErrorKind, FieldError, Filter, FilterFactory, Flow, Headers, Refusal, RequestView, Stage, Variables, define,
 };
 
-/// Which pages of other origins a browser lets call.
+/// Allows pages of other origins to call from a browser.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Cors {
     /// Origins, such as https://app.example.com or https://*.example.com; `*` stands for all.
     allow_origins: Vec<String>,
-    /// Methods besides GET, HEAD and POST that need no leave.
+    /// Methods besides GET, HEAD and POST, which are always allowed.
     #[serde(default)]
     allow_methods: Vec<String>,
     /// Request headers that pages may set; `*` stands for all, authorization included.
@@ -27,15 +27,14 @@ struct Cors {
     /// Response headers that pages may read.
     #[serde(default)]
     expose_headers: Vec<String>,
-    /// How long a browser may remember the answer; its own default when left out.
+    /// Time that a browser may cache the answer to a preflight; the browser's default if left out.
     #[serde(default)]
     max_age: Option<Duration>,
-    /// Whether cookies and client certificates may be sent along.
+    /// Allows cookies and client certificates.
     #[serde(default)]
     allow_credentials: bool,
 }
 
-/// `cors`.
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
     define(
         "cors",
@@ -54,7 +53,7 @@ enum Origins {
 
 enum Origin {
     Exact(String),
-    /// What stands before and after the star: `https://` and `.example.com`.
+    /// Parts before and after the star: `https://` and `.example.com`.
     Wildcard(String, String),
 }
 
@@ -65,7 +64,7 @@ impl Origin {
         let (scheme, host) = text.split_once("://").ok_or_else(wrong)?;
         let is_scheme = !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
         let (scheme, host) = (scheme.to_ascii_lowercase(), host.to_ascii_lowercase());
-        // Browsers leave the port of the scheme out (RFC 6454, 6.1).
+        // Browsers omit the default port of the scheme (RFC 6454, 6.1).
         let default = match scheme.as_str() {
             "http" => ":80",
             "https" => ":443",
@@ -82,7 +81,7 @@ impl Origin {
         }
     }
 
-    /// Browsers send origins in lower case.
+    /// Compares with an origin as browsers send it, in lower case.
     fn is(&self, origin: &str) -> bool {
         match self {
             Self::Exact(exact) => exact == origin,
@@ -110,7 +109,7 @@ fn is_name_with_port(host: &str) -> bool {
     is_name(name) && port.is_none_or(is_port)
 }
 
-/// `[2001:db8::1]`, perhaps with a port.
+/// True for `[2001:db8::1]`, with or without a port.
 fn is_address_with_port(host: &str) -> bool {
     let inside = host.strip_prefix('[').and_then(|rest| rest.split_once(']'));
     inside.is_some_and(|(address, after)| {
@@ -120,7 +119,7 @@ fn is_address_with_port(host: &str) -> bool {
 }
 
 enum AllowHeaders {
-    /// Whatever is asked for: `*` in an answer would leave authorization out.
+    /// Any requested header: `*` in an answer would not cover authorization.
     All,
     Some(Option<HeaderValue>),
 }
@@ -139,7 +138,7 @@ fn compile(config: &Cors) -> Result<Compiled, Vec<FieldError>> {
     let mut origins = Vec::new();
     let all = config.allow_origins.iter().any(|origin| origin == "*");
     if config.allow_origins.is_empty() {
-        errors.push(FieldError::at(["allowOrigins"], "no origin may call: name some, or `*` for all"));
+        errors.push(FieldError::at(["allowOrigins"], "no origin may call; list origins, or `*` for all"));
     }
     if all && config.allow_credentials {
         let why =
@@ -243,7 +242,7 @@ impl Filter for Compiled {
         }
         let Some(origin) = variables.origin else { return };
         if !self.allows(origin) {
-            // What is allowed is said here: a server behind does not widen it.
+            // The filter decides: a server behind cannot allow more.
             headers.remove(&header::ACCESS_CONTROL_ALLOW_ORIGIN);
             headers.remove(&header::ACCESS_CONTROL_ALLOW_CREDENTIALS);
             return;

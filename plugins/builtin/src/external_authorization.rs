@@ -1,6 +1,6 @@
-//! `externalAuthorization`: another server is asked whether a request may pass, in the way of Envoy's `ext_authz` over
-//! HTTP: it gets the method, the path and chosen headers; 2xx lets the request pass, with headers it may add; anything
-//! else but 5xx is its refusal.
+//! `externalAuthorization`: another server decides whether a request may pass, as with Envoy's `ext_authz` over HTTP.
+//! It receives the method, the path and chosen headers. A 2xx answer lets the request pass, with added headers; any
+//! other answer but 5xx refuses it.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use spillway_filter::{
     define,
 };
 
-/// What happens when the server cannot be asked.
+/// Decision while the authorization server is unavailable.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 enum OnFailure {
@@ -29,22 +29,23 @@ enum OnFailure {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct External {
-    /// Where it is asked; the path of the request is put behind the URL's own.
+    /// URL of the authorization server; the path of the request is appended.
     url: String,
-    /// Longest wait for it.
+    /// Longest wait for the answer.
     #[serde(default = "timeout")]
     timeout: Duration,
-    /// What happens when it cannot be asked, or has not answered in time, or answered 5xx.
+    /// Decision if the server is unavailable, too slow, or answers 5xx.
     #[serde(default)]
     on_failure: OnFailure,
-    /// Headers of the request that it gets.
+    /// Request headers that are sent to the server.
     #[serde(default = "forwarded")]
     forward_headers: Vec<String>,
-    /// Headers of its answer that are put on the request. A caller's own of these names are removed on every route.
+    /// Headers of the server's answer that are set on the request. A caller's own of these names are removed on every
+    /// route.
     #[serde(default)]
     copy_to_request: Vec<String>,
-    /// Headers of its refusal that the caller gets, such as `location`, `set-cookie` or `www-authenticate`. With any, the
-    /// caller also gets the refusal's status and body, in place of an error of the gateway's.
+    /// Headers of the server's refusal that the caller gets, such as `location`, `set-cookie` or `www-authenticate`.
+    /// With any, the caller also gets the refusal's status and body, in place of an error of the gateway's.
     #[serde(default)]
     copy_to_answer: Vec<String>,
 }
@@ -57,14 +58,13 @@ fn forwarded() -> Vec<String> {
     vec!["authorization".to_owned()]
 }
 
-/// `externalAuthorization`.
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
     define("externalAuthorization", |config: &External| compile(config).err().unwrap_or_default(), build)
 }
 
 struct Compiled {
     url: String,
-    /// The server without path and credentials, for log lines.
+    /// Server without path and credentials, for logs.
     server: String,
     forward: Vec<HeaderName>,
     copy: Vec<HeaderName>,
@@ -132,7 +132,7 @@ impl Filter for Asks {
     }
 
     fn on_request(&self, x: &mut RequestView<'_>) -> Flow {
-        // Envoy asks with the method and path of the request, and without its body.
+        // As Envoy: the method and path of the request, without its body.
         let query = if x.query.is_empty() { String::new() } else { format!("?{}", x.query) };
         let mut question =
             http::Request::builder().method(x.method.clone()).uri(format!("{}{}{query}", self.compiled.url, x.path));
@@ -179,9 +179,9 @@ fn copied(names: &[HeaderName], answer: &http::Response<Bytes>) -> Vec<(HeaderNa
     headers.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// What a refusal of the server that was asked comes to.
+/// Result for a refusal by the authorization server.
 fn refusal(compiled: &Compiled, answer: http::Response<Bytes>) -> Waited {
-    // An answer of 1xx ends nothing.
+    // A 1xx answer is not final.
     if compiled.answer.is_empty() || answer.status().is_informational() {
         return Waited { refusal: Some(Box::new(passed_on(answer.status()))), ..Waited::default() };
     }
@@ -197,7 +197,7 @@ fn refused() -> Refusal {
     Refusal::new(StatusCode::FORBIDDEN, ErrorKind::Permission, "permission_denied", "you may not make this request")
 }
 
-/// The refusal of the server that was asked: its status where that is one of a refusal, else 403.
+/// Refusal with the server's status if that is 401, 404 or 429, else 403.
 fn passed_on(status: StatusCode) -> Refusal {
     match status {
         StatusCode::UNAUTHORIZED => {

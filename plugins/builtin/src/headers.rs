@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use spillway_filter::{FieldError, Filter, FilterFactory, HeaderEdit, Headers, Template, Variables, define};
 
-/// Fields that frame a message or belong to one connection: the proxy sets them.
+/// Fields that frame a message or belong to one connection: only the proxy sets them.
 const FRAMING: [&str; 9] = [
     "connection",
     "content-length",
@@ -21,7 +21,7 @@ const FRAMING: [&str; 9] = [
     "upgrade",
 ];
 
-/// Changes of headers. Values may name {backend}, {route} and {requestId}.
+/// Header changes. Values may contain {backend}, {route} and {requestId}.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct HeaderChanges {
@@ -63,7 +63,7 @@ fn compile(changes: &HeaderChanges) -> Result<Vec<HeaderEdit>, Vec<FieldError>> 
         }
     }
     if edits.is_empty() && errors.is_empty() {
-        errors.push(FieldError::at([], "this changes nothing: name headers under `set`, `add` or `remove`"));
+        errors.push(FieldError::at([], "no effect: list headers under `set`, `add` or `remove`"));
     }
     if errors.is_empty() { Ok(edits) } else { Err(errors) }
 }
@@ -92,14 +92,12 @@ impl Filter for ResponseHeaders {
     }
 }
 
-/// `requestHeaders`.
 pub(crate) fn request() -> Box<dyn FilterFactory> {
     define("requestHeaders", check, |changes: HeaderChanges, _| {
         Ok(Arc::new(RequestHeaders(build(&changes)?)) as Arc<dyn Filter>)
     })
 }
 
-/// `responseHeaders`.
 pub(crate) fn response() -> Box<dyn FilterFactory> {
     define("responseHeaders", check, |changes: HeaderChanges, _| {
         Ok(Arc::new(ResponseHeaders(build(&changes)?)) as Arc<dyn Filter>)

@@ -1,5 +1,5 @@
-//! The filters that come with Spillway, one file each, and the registry that names them.
-//! They see requests through `spillway_filter` only and know no proxy.
+//! Built-in filters, one file each, and their registry. They see requests through `spillway_filter` only and know no
+//! proxy.
 
 mod authorize;
 mod client_address;
@@ -13,7 +13,7 @@ mod transport_security;
 
 use spillway_filter::Registry;
 
-/// All filters that come with Spillway.
+/// Registry of all built-in filters.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());

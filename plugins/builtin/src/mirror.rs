@@ -1,5 +1,5 @@
-//! `mirror`: a copy of some requests goes to a second backend, whose answers nobody waits for. The filter only says so;
-//! the gateway sends the copies, without the caller's credentials, and bounded by what stands here.
+//! `mirror`: copies of some requests to a second backend, whose answers are discarded. The filter only describes the
+//! copies; the gateway sends them, without the caller's credentials, within these bounds.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -9,25 +9,25 @@ use serde::Deserialize;
 use spillway_config::values::{Duration, Size};
 use spillway_filter::{BuildContext, FieldError, Filter, FilterFactory, Mirror as Copies, define};
 
-/// A copy of some requests for a second backend. Its answers are read and thrown away; it never delays, changes or fails
-/// the request itself, and carries no credentials of the caller.
+/// Copies some requests to a second backend. The answers are read and discarded; a copy never delays, changes or
+/// fails the request itself, and carries no credentials of the caller.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Mirror {
-    /// The backend that gets the copies.
+    /// Backend that receives the copies.
     backend: String,
-    /// How many requests in a hundred, drawn at random.
+    /// Percentage of requests that are copied, drawn at random.
     #[serde(default = "all")]
     #[schemars(range(min = 0.0, max = 100.0))]
     percent: f64,
     /// Longest time of a copy, to the last byte of its answer.
     #[serde(default = "timeout")]
     timeout: Duration,
-    /// Copies at the same time; a further one is not sent.
+    /// Most copies at the same time; further requests are not copied.
     #[serde(default = "max_in_flight")]
     #[schemars(range(min = 1, max = 10_000))]
     max_in_flight: NonZeroU32,
-    /// Bytes of a body; of a request with a longer one no copy is sent.
+    /// Longest body of a copied request; requests with a longer one are not copied.
     #[serde(default = "max_body")]
     max_body: Size,
 }
@@ -45,7 +45,6 @@ fn max_body() -> Size {
     Size(256 << 10)
 }
 
-/// `mirror`.
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
     define("mirror", check, build)
 }
@@ -53,7 +52,7 @@ pub(crate) fn factory() -> Box<dyn FilterFactory> {
 fn check(config: &Mirror) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if config.percent == 0.0 {
-        errors.push(FieldError::at(["percent"], "at 0 percent no copy is ever sent"));
+        errors.push(FieldError::at(["percent"], "no effect: 0 percent of requests are copied; expected more than 0"));
     }
     if config.timeout.0.is_zero() {
         errors.push(FieldError::at(["timeout"], "a time limit of zero lets nothing pass"));

@@ -1,5 +1,5 @@
-//! `rateLimit`: requests, tokens and requests at a time, by whatever tells callers apart. It only says which rule it is;
-//! the gateway keeps the levels and judges all rules of a request together.
+//! `rateLimit`: requests, tokens and concurrent requests, counted by an attribute of the request. The filter only
+//! names the rule; the gateway keeps the levels and judges all rules of a request together.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use spillway_filter::{
     BuildContext, FieldError, Filter, FilterFactory, LimitBy, LimitKey, LimitSpec, Quota, RequestView, Stage, define,
 };
 
-/// Who shares a limit.
+/// Requests that share a limit.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 enum By {
@@ -29,39 +29,38 @@ enum By {
     Route,
     /// All requests for one model.
     Model,
-    /// All requests with one value of this header; without it, the client's address counts.
+    /// All requests with one value of this header; requests without it count by client address.
     Header(String),
-    /// All requests for which this CEL expression has one value; without one, the client's address counts.
+    /// All requests for which this CEL expression has one value; requests without a value count by client address.
     Value(String),
 }
 
-/// How much may be used in a time. At least one of `requests`, `tokens` and `concurrency`.
+/// Limits the rate of use. At least one of `requests`, `tokens` and `concurrency`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct RateLimit {
-    /// Who shares the limit.
+    /// Requests that share the limit.
     by: By,
-    /// How many requests in how long.
+    /// Requests in a period, such as 10/s.
     #[serde(default)]
     requests: Option<Rate>,
-    /// How many may come at once; as many as `requests` names when left out.
+    /// Requests allowed at once; as many as `requests` names if left out.
     #[serde(default)]
     burst: Option<NonZeroU32>,
-    /// How many tokens, read and written, in how long.
+    /// Tokens, read and written, in a period.
     #[serde(default)]
     tokens: Option<Rate>,
-    /// How many tokens may be taken at once; as many as `tokens` names when left out.
+    /// Tokens allowed at once; as many as `tokens` names if left out.
     #[serde(default)]
     token_burst: Option<NonZeroU32>,
-    /// How many requests may run at the same time.
+    /// Requests allowed at the same time.
     #[serde(default)]
     concurrency: Option<NonZeroU32>,
-    /// What happens to a request that is over.
+    /// Treatment of a request over the limit.
     #[serde(default)]
     on_exceeded: OnExceeded,
 }
 
-/// `rateLimit`.
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
     define("rateLimit", check, build)
 }
@@ -103,7 +102,7 @@ impl LimitKey for Computed {
     }
 }
 
-/// The rule's `by`, its name, and whether it reads the body.
+/// Rule's `by`, its name, and whether it reads the body.
 fn by(by: &By) -> Result<(LimitBy, String, bool), FieldError> {
     let (by, name) = match by {
         By::Consumer => (LimitBy::Consumer, "consumer".to_owned()),

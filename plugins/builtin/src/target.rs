@@ -1,4 +1,4 @@
-//! `redirect` and `urlRewrite`: another address, told to the caller or used for the server behind.
+//! `redirect` and `urlRewrite`: another address, sent to the caller or used for the server.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use spillway_filter::{
     define,
 };
 
-/// The scheme of a redirect.
+/// Scheme of a redirect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 enum Scheme {
@@ -23,26 +23,27 @@ enum Scheme {
     Https,
 }
 
-/// Sends the caller elsewhere. What is left out stays as it is in the request; a request that is there already goes on.
+/// Redirects the caller. Parts that are left out are those of the request; a request that is at the target already
+/// passes.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Redirect {
-    /// http or https.
+    /// Scheme: http or https.
     #[serde(default)]
     scheme: Option<Scheme>,
     /// Host name.
     #[serde(default)]
     hostname: Option<String>,
-    /// Port; that of the scheme when left out and the scheme changes.
+    /// Port; default: that of the scheme if the scheme changes.
     #[serde(default)]
     port: Option<u16>,
-    /// The whole path.
+    /// Complete path.
     #[serde(default)]
     path: Option<String>,
-    /// What takes the place of the prefix that the route matches.
+    /// Replacement of the prefix that the route matches.
     #[serde(default)]
     replace_prefix: Option<String>,
-    /// 301, 302, 303, 307 or 308.
+    /// Status: 301, 302, 303, 307 or 308.
     #[serde(default = "found")]
     #[schemars(range(min = 301, max = 308))]
     status: u16,
@@ -52,13 +53,13 @@ fn found() -> u16 {
     302
 }
 
-/// Changes the address that the server behind sees.
+/// Changes the address that is sent to the server.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct UrlRewrite {
-    /// What takes the place of the prefix that the route matches; of `/` where it matches none.
+    /// Replacement of the prefix that the route matches; of `/` if it matches none.
     replace_prefix: Option<String>,
-    /// The `Host` that is sent; that of the caller when left out.
+    /// `Host` sent to the server; default: the caller's.
     hostname: Option<String>,
 }
 
@@ -74,7 +75,6 @@ fn check_host(host: Option<&String>) -> Option<FieldError> {
     (!sound).then(|| FieldError::at(["hostname"], format!("`{host}` is not a host name")))
 }
 
-/// `redirect`.
 pub(crate) fn redirect() -> Box<dyn FilterFactory> {
     let check = |c: &Redirect| {
         let mut errors = Vec::new();
@@ -84,14 +84,14 @@ pub(crate) fn redirect() -> Box<dyn FilterFactory> {
             && c.path.is_none()
             && c.replace_prefix.is_none()
         {
-            errors
-                .push(FieldError::at([], "this changes nothing: name a scheme, hostname, port, path or replacePrefix"));
+            errors.push(FieldError::at([], "no effect: set a scheme, hostname, port, path or replacePrefix"));
         }
         if c.path.is_some() && c.replace_prefix.is_some() {
             errors.push(FieldError::at(["replacePrefix"], "`path` and `replacePrefix` exclude each other"));
         }
         if !matches!(c.status, 301 | 302 | 303 | 307 | 308) {
-            errors.push(FieldError::at(["status"], "a redirect has the status 301, 302, 303, 307 or 308"));
+            let why = format!("status {}; expected 301, 302, 303, 307 or 308", c.status);
+            errors.push(FieldError::at(["status"], why));
         }
         errors.extend(check_host(c.hostname.as_ref()));
         errors.extend(check_path("path", c.path.as_ref()));
@@ -105,12 +105,11 @@ pub(crate) fn redirect() -> Box<dyn FilterFactory> {
     })
 }
 
-/// `urlRewrite`.
 pub(crate) fn rewrite() -> Box<dyn FilterFactory> {
     let check = |c: &UrlRewrite| {
         let mut errors = Vec::new();
         if c.replace_prefix.is_none() && c.hostname.is_none() {
-            errors.push(FieldError::at([], "this changes nothing: name a replacePrefix or a hostname"));
+            errors.push(FieldError::at([], "no effect: set a replacePrefix or a hostname"));
         }
         errors.extend(check_host(c.hostname.as_ref()));
         errors.extend(check_path("replacePrefix", c.replace_prefix.as_ref()));
@@ -124,9 +123,9 @@ pub(crate) fn rewrite() -> Box<dyn FilterFactory> {
     })
 }
 
-/// The replacement of a path's beginning.
+/// Replacement of a path's prefix.
 struct Prefix {
-    /// Without their final slash, longest first.
+    /// Prefixes without their final slash, longest first.
     old: Vec<Box<str>>,
     new: Box<str>,
 }
@@ -138,7 +137,7 @@ impl Prefix {
         Self { old, new: new.trim_end_matches('/').into() }
     }
 
-    /// A path with the new beginning. `*`, the target of `OPTIONS`, is no path and stays.
+    /// Replaces the prefix of a path. `*`, the target of `OPTIONS`, is no path and is kept.
     fn replace(&self, path: &str) -> String {
         if path == "*" {
             return path.to_owned();
@@ -161,7 +160,7 @@ struct Redirected {
 }
 
 impl Redirected {
-    /// The address to go to, and whether it is another one than that of the request.
+    /// Target address, and whether it differs from that of the request.
     fn location(&self, x: &RequestView<'_>) -> Option<(String, bool)> {
         let host = x.host.and_then(|host| host.parse::<Authority>().ok());
         let name = self.config.hostname.as_deref().or_else(|| host.as_ref().map(Authority::host))?;

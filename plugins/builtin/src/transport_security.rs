@@ -1,4 +1,4 @@
-//! `strictTransportSecurity`: tells browsers to come by TLS only (RFC 6797).
+//! `strictTransportSecurity`: makes browsers use TLS only (RFC 6797).
 
 use std::sync::Arc;
 
@@ -8,18 +8,18 @@ use serde::Deserialize;
 use spillway_config::values::Duration;
 use spillway_filter::{FieldError, Filter, FilterFactory, Headers, Stage, Variables, define};
 
-/// What the list that browsers are delivered with asks for (hstspreload.org): one year.
+/// Least `maxAge` of the browsers' preload list (hstspreload.org): one year.
 const PRELOAD_SECONDS: u64 = 365 * 86_400;
 
-/// Tells browsers to come by TLS only. Answers without TLS do not carry it: nobody would have to believe them.
+/// Makes browsers use TLS only. Sent over TLS only, since browsers ignore it otherwise.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct StrictTransportSecurity {
-    /// How long a browser remembers; zero makes it forget.
+    /// Time that a browser remembers the rule; 0 makes it forget.
     max_age: Duration,
-    /// Whether all names below the host are meant too.
+    /// Includes all subdomains of the host.
     include_subdomains: bool,
-    /// Whether the host may be entered into the list that browsers are delivered with.
+    /// Allows the host on the browsers' preload list.
     preload: bool,
 }
 
@@ -29,7 +29,6 @@ impl Default for StrictTransportSecurity {
     }
 }
 
-/// `strictTransportSecurity`.
 pub(crate) fn factory() -> Box<dyn FilterFactory> {
     let check = |c: &StrictTransportSecurity| {
         if c.preload && !(c.include_subdomains && c.max_age.0.as_secs() >= PRELOAD_SECONDS) {

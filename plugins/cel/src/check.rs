@@ -1,5 +1,5 @@
-//! What an expression names, before it is ever evaluated: unknown names are told, and loops whose cost would grow faster
-//! than the request are refused.
+//! Static check of an expression: unknown names are reported, and loops whose cost would grow faster than the request
+//! are refused.
 
 use cel::IdedExpr;
 use cel::common::ast::{EntryExpr, Expr, LiteralValue};
@@ -9,7 +9,7 @@ use crate::{Asked, Scope};
 const REQUEST: [&str; 8] = ["method", "path", "query", "host", "headers", "clientAddress", "model", "body"];
 const CONSUMER: [&str; 4] = ["name", "tenant", "scopes", "claims"];
 
-/// What was found.
+/// Findings in an expression.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) asked: Asked,
@@ -20,10 +20,10 @@ fn known(fields: &[&str], field: &str, of: &str) -> Result<(), String> {
     if fields.contains(&field) {
         return Ok(());
     }
-    Err(format!("`{of}` has no `{field}`: there are {}", fields.join(", ")))
+    Err(format!("`{of}` has no `{field}`; expected {}", fields.join(", ")))
 }
 
-/// The name at the root of `a.b[c].d`.
+/// Name at the root of `a.b[c].d`.
 fn root(expr: &IdedExpr) -> Option<&str> {
     match &expr.expr {
         Expr::Ident(name) => Some(name),
@@ -49,7 +49,7 @@ pub(crate) fn walk<'e>(
                 field(name, &select.field, scope, found)?;
             }
             match &select.operand.expr {
-                // A field of these is asked for, not all of them.
+                // Only the field is needed, not the whole value.
                 Expr::Ident(name) if matches!(name.as_str(), "request" | "consumer") => {
                     ident_exists(name, scope, variables)
                 }
@@ -123,7 +123,7 @@ fn ident_exists(name: &str, scope: Scope, variables: &[&str]) -> Result<(), Stri
             Err(format!("`{name}` is not known yet when a route is chosen: use the filter `authorize`"))
         }
         Scope::All if all.contains(&name) => Ok(()),
-        _ => Err(format!("there is no `{name}`: an expression may use {}", all.join(", "))),
+        _ => Err(format!("unknown name `{name}`; expected {}", all.join(", "))),
     }
 }
 

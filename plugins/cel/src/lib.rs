@@ -1,6 +1,6 @@
-//! CEL (Common Expression Language) over a request. An expression is compiled and checked when the configuration is, and
-//! then evaluated for each request in time that grows with the size of the request and no faster. It owns the language's
-//! names (`request`, `consumer`, `route`) and its bounds; what follows from a value is for whoever asked.
+//! CEL (Common Expression Language) over a request. An expression is compiled and checked with the configuration,
+//! then evaluated for each request in time linear in the size of the request. Owns the language's names (`request`,
+//! `consumer`, `route`) and its bounds; callers decide what follows from a value.
 
 mod check;
 #[cfg(test)]
@@ -18,28 +18,28 @@ pub use values::{Asked, Seen};
 
 /// Longest expression, in bytes.
 pub const MAX_EXPRESSION: usize = 4096;
-/// Longest body that an expression looks at, in bytes.
+/// Longest body that an expression can read, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
-/// Memory of one compiled pattern.
+/// Most memory of one compiled pattern, in bytes.
 const PATTERN_SIZE: usize = 1 << 20;
 
-/// Why an expression has no value for a request. Whoever guards with it must take this for a refusal.
+/// Reason why an expression has no value for a request. An access check must treat this as a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EvaluationError {
-    /// It asks for something that the request does not have.
+    /// The request lacks something that the expression reads.
     #[error("{0}")]
     Missing(String),
-    /// It does something that its values do not allow.
+    /// The expression's operation does not fit its values.
     #[error("{0}")]
     Failed(String),
 }
 
-/// What an expression may name.
+/// Names that an expression may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// The head of the request alone.
+    /// Head of the request only.
     Head,
-    /// The request, its body, the consumer, the route.
+    /// Request, body, consumer and route.
     All,
 }
 
@@ -62,14 +62,14 @@ fn environment() -> Arc<Env> {
 }
 
 impl Expression {
-    /// Compiles an expression that is true or false.
+    /// Compiles an expression whose value is a boolean.
     pub fn condition(text: &str, scope: Scope) -> Result<Self, String> {
         let expression = Self::compile(text, scope)?;
         expression.try_out(|value| matches!(value, Value::Bool(_)), "true or false")?;
         Ok(expression)
     }
 
-    /// Compiles an expression whose value can be written as text.
+    /// Compiles an expression whose value can be rendered as text.
     pub fn value(text: &str, scope: Scope) -> Result<Self, String> {
         let expression = Self::compile(text, scope)?;
         expression.try_out(|value| as_text(value).is_some(), "a string, a number or true or false")?;
@@ -82,7 +82,7 @@ impl Expression {
         }
         let program = environment().compile(text).map_err(|errors| {
             let first = errors.errors.first().map(|e| format!("column {}: {}", e.pos.1, e.msg));
-            format!("this is no CEL expression: {}", first.unwrap_or_else(|| errors.to_string()))
+            format!("invalid CEL expression: {}", first.unwrap_or_else(|| errors.to_string()))
         })?;
         let mut found = check::Found::default();
         check::walk(program.expression(), scope, &mut Vec::new(), &mut found)?;
@@ -96,34 +96,34 @@ impl Expression {
         Ok(Self { program, patterns: Arc::new(patterns), asked: found.asked })
     }
 
-    /// Evaluates it for requests that show every kind of value, to find what would never work.
+    /// Evaluates the expression for sample requests with every kind of value, to find mistakes that always fail.
     fn try_out(&self, fits: impl Fn(&Value) -> bool, wanted: &str) -> Result<(), String> {
         values::with_samples(|sample| match self.run(sample) {
             Ok(value) if fits(&value) => Ok(()),
-            Ok(value) => Err(format!("its value is {} and must be {wanted}", value.type_of())),
-            // What a sample does not have, a request may have.
+            Ok(value) => Err(format!("the value is {}; expected {wanted}", value.type_of())),
+            // A request may have what a sample lacks.
             Err(ExecutionError::NoSuchKey(_) | ExecutionError::IndexOutOfBounds(_)) => Ok(()),
             Err(ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_)) => Ok(()),
-            // What comes from the body or a token has a type that nobody knows yet.
+            // Types of values from the body or a token are not known yet.
             Err(_) if self.asked.body || self.asked.claims => Ok(()),
             Err(e) => Err(short(&e)),
         })
     }
 
-    /// Which parts of a request it needs.
+    /// Costly parts of a request that the expression needs.
     pub fn asked(&self) -> Asked {
         self.asked
     }
 
-    /// Whether it holds for a request.
+    /// Evaluates a condition for a request.
     pub fn holds(&self, x: &Seen<'_>) -> Result<bool, EvaluationError> {
         match self.evaluate(x)? {
             Value::Bool(holds) => Ok(holds),
-            other => Err(EvaluationError::Failed(format!("its value is {}, not true or false", other.type_of()))),
+            other => Err(EvaluationError::Failed(format!("the value is {}; expected true or false", other.type_of()))),
         }
     }
 
-    /// Its value for a request as text; `None` where it has none that can be written.
+    /// Value for a request as text; `None` if it has none that can be rendered.
     pub fn text(&self, x: &Seen<'_>) -> Option<String> {
         self.evaluate(x).ok().as_ref().and_then(as_text)
     }
@@ -159,7 +159,7 @@ fn as_text(value: &Value) -> Option<String> {
     }
 }
 
-/// What went wrong, without the values of a request in full.
+/// Shortened error, without the full values of a request.
 fn short(e: &ExecutionError) -> String {
     let mut text = e.to_string();
     if let Some((end, _)) = text.char_indices().nth(200) {
@@ -168,7 +168,7 @@ fn short(e: &ExecutionError) -> String {
     text
 }
 
-/// What is wrong with an expression over the head of a request, as `matches[].when` has it.
+/// Checks an expression over the head of a request, as in `matches[].when`.
 pub fn check_head(text: &str) -> Result<(), String> {
     Expression::condition(text, Scope::Head).map(|_| ())
 }

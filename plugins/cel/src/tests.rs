@@ -1,4 +1,5 @@
-//! What the rest relies on: mistakes are told when an expression is compiled, and a request decides its value.
+//! Guarantees of the crate: mistakes are reported when an expression is compiled, and the value depends on the
+//! request.
 
 use std::net::IpAddr;
 
@@ -74,11 +75,11 @@ fn what_is_missing_or_does_not_fit_has_no_value() {
 #[test]
 fn mistakes_are_told_before_a_request_comes() {
     for (text, part) in [
-        ("request.headers['a'] ==", "no CEL expression"),
-        ("requests.path == ''", "there is no `requests`"),
+        ("request.headers['a'] ==", "invalid CEL expression"),
+        ("requests.path == ''", "unknown name `requests`"),
         ("request.paths == ''", "has no `paths`"),
         ("consumer.id == ''", "has no `id`"),
-        ("request.path", "must be true or false"),
+        ("request.path", "expected true or false"),
         ("request.path > 1", "overload"),
         ("frobnicate(request.path)", "frobnicate"),
         ("request.path.matches(request.query)", "must stand in the expression"),

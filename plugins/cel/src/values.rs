@@ -1,4 +1,4 @@
-//! A request as an expression sees it. What an expression does not ask for is not made.
+//! Request as CEL values. Parts that an expression does not use are not converted.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,45 +11,45 @@ use spillway_filter::RequestView;
 
 use crate::MAX_BODY;
 
-/// Which parts of a request an expression needs that cost something to show.
+/// Parts of a request that an expression needs and that cost something to convert.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Asked {
-    /// The headers.
+    /// Request headers.
     pub headers: bool,
-    /// The body.
+    /// Request body.
     pub body: bool,
-    /// The model that the body names.
+    /// Model named by the body.
     pub model: bool,
-    /// What a token says.
+    /// Claims of the token.
     pub claims: bool,
 }
 
 impl Asked {
-    /// True if somebody must have read the body.
+    /// True if the body must be read.
     pub fn needs_body(&self) -> bool {
         self.body || self.model
     }
 }
 
-/// What is shown of a request.
+/// Request as an expression sees it.
 pub struct Seen<'a> {
-    /// The method.
+    /// HTTP method.
     pub method: &'a str,
-    /// The path.
+    /// Path without query.
     pub path: &'a str,
-    /// The query, without `?`.
+    /// Query without `?`.
     pub query: &'a str,
-    /// The headers.
+    /// Request headers.
     pub headers: &'a http::HeaderMap,
-    /// The client's address.
+    /// Address of the client.
     pub client: IpAddr,
     /// Name of the route.
     pub route: &'a str,
-    /// The model that the body names.
+    /// Model named by the body.
     pub model: Option<&'a str>,
-    /// The body.
+    /// Request body.
     pub body: Option<&'a [u8]>,
-    /// Who calls: name, tenant, scopes, claims.
+    /// Caller: name, tenant, scopes, claims.
     pub caller: Option<spillway_filter::Caller<'a>>,
 }
 
@@ -74,8 +74,8 @@ fn map(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
     Value::Map(Map { map: Arc::new(map) })
 }
 
-/// Headers by their names in small letters; the values of one name joined as RFC 9110, 5.3 has it. Bytes beyond ASCII
-/// become replacement characters.
+/// Headers by lower-case name; several values of one name are joined as in RFC 9110, 5.3. Bytes beyond ASCII become
+/// replacement characters.
 fn headers(headers: &http::HeaderMap) -> Value {
     let mut joined: HashMap<Key, Value> = HashMap::with_capacity(headers.keys_len());
     for name in headers.keys() {
@@ -91,7 +91,7 @@ fn headers(headers: &http::HeaderMap) -> Value {
     Value::Map(Map { map: Arc::new(joined) })
 }
 
-/// A JSON value; numbers that are whole are integers.
+/// Converts JSON; whole numbers become integers.
 fn json(value: &serde_json::Value) -> Value {
     match value {
         serde_json::Value::Null => Value::Null,
@@ -118,14 +118,13 @@ fn body(bytes: Option<&[u8]>) -> Result<Value, ExecutionError> {
     if bytes.is_empty() {
         return Ok(map([]));
     }
-    // serde_json refuses what is nested deeper than 128.
+    // serde_json refuses nesting deeper than 128.
     let value: serde_json::Value =
         serde_json::from_slice(bytes).map_err(|_| ExecutionError::function_error("request.body", "it is not JSON"))?;
     Ok(json(&value))
 }
 
-/// Name or address of a `Host`, in the one spelling that an expression compares with: small letters, no port, no dot of
-/// the root.
+/// Name or address of a `Host` in the one spelling that expressions compare with: lower case, no port, no final dot.
 pub(crate) fn host_name(host: &str) -> String {
     let name = match host.rsplit_once(':') {
         Some((name, port))
@@ -138,8 +137,8 @@ pub(crate) fn host_name(host: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
-/// Path in which characters that a segment may have either way (`:`, `@`, `!`, `$`, `&`, `'`, `(`, `)`, `*`, `+`, `,`, `=`)
-/// are decoded, so that an expression cannot be evaded by writing one as an escape.
+/// Decodes the escapes of characters that a segment may also have unescaped, so that an expression cannot be evaded
+/// by escaping one. These are `:`, `@`, `!`, `$`, `&`, `'`, `(`, `)`, `*`, `+`, `,` and `=`.
 pub(crate) fn path(path: &str) -> Cow<'_, str> {
     let mut parts = path.split('%');
     let first = parts.next().unwrap_or_default();
@@ -195,7 +194,7 @@ pub(crate) fn bind(context: &mut Context<'_, '_>, x: &Seen<'_>, asked: Asked) ->
     Ok(())
 }
 
-/// Requests to try an expression on: one of a known caller with a body, one of nobody without.
+/// Sample requests for trying an expression: one of a known caller with a body, one of an anonymous caller without.
 pub(crate) fn with_samples(mut try_one: impl FnMut(&Seen<'_>) -> Result<(), String>) -> Result<(), String> {
     let mut headers = http::HeaderMap::new();
     headers.insert(http::header::HOST, http::HeaderValue::from_static("example.com"));

@@ -1,28 +1,28 @@
-//! What the folder of a BERT model says, under the keys of GGUF.
+//! Folder of a BERT model, read into the metadata keys of GGUF.
 
 use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::{Folder, MetaValue, shown};
+use super::{MetaValue, ModelFolder, shown};
 use crate::LoadError;
 
 pub(super) fn metadata(
     config: &Value,
-    folder: &Folder,
+    folder: &ModelFolder,
     unsupported: &impl Fn(String) -> LoadError,
 ) -> Result<HashMap<String, MetaValue>, LoadError> {
     match config.get("position_embedding_type").and_then(Value::as_str) {
         None | Some("absolute") => {}
         Some(other) => {
-            return Err(unsupported(format!("its positions are `{}`, which this version does not run", shown(other))));
+            return Err(unsupported(format!("its positions are `{}`; this version runs `absolute`", shown(other))));
         }
     }
-    // Their heads have the names of the one that judges a whole text.
+    // Heads of these classes have the same tensor names as a classifier of whole texts.
     for class in config.get("architectures").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
         if ["ForTokenClassification", "ForMultipleChoice"].iter().any(|kind| class.ends_with(kind)) {
             return Err(unsupported(format!(
-                "it is a `{}`: of BERT this version runs embeddings and what judges a whole text",
+                "the model is a `{}`; of BERT this version runs embeddings and classifiers of whole texts",
                 shown(class)
             )));
         }
@@ -70,7 +70,7 @@ pub(super) fn metadata(
             (false, true) => 2,
             _ => {
                 return Err(unsupported(
-                    "its `1_Pooling/config.json` asks for another pooling than mean or CLS, which this version does not run"
+                    "`1_Pooling/config.json` sets another pooling than mean or CLS; this version runs only these"
                         .into(),
                 ));
             }
@@ -80,10 +80,10 @@ pub(super) fn metadata(
     Ok(metadata)
 }
 
-/// What GGUF calls a tensor; `None` for one that holds no weights.
+/// Name of a tensor in GGUF; `None` for a tensor that is not used.
 pub(super) fn gguf_name(name: &str) -> Option<String> {
     let name = name.strip_prefix("bert.").unwrap_or(name);
-    // The heads of pre-training say nothing of a text.
+    // The heads of pre-training are not used for embeddings or scores.
     let training = ["cls.predictions.", "cls.seq_relationship."].iter().any(|head| name.starts_with(head));
     if training || name.ends_with("position_ids") {
         return None;
@@ -110,7 +110,7 @@ pub(super) fn gguf_name(name: &str) -> Option<String> {
         "embeddings.LayerNorm" => "token_embd_norm".to_owned(),
         "pooler.dense" => "cls".to_owned(),
         "classifier" => "cls.output".to_owned(),
-        // One that is not known stays as it is, and the model refuses to do without it.
+        // Unknown names are kept, so that the model refuses the tensor by its name.
         other => of_layer.unwrap_or_else(|| other.to_owned()),
     };
     // Older checkpoints name the parts of a norm after its paper.

@@ -1,7 +1,7 @@
-//! A model as Hugging Face's libraries keep it: weights in safetensors, in one file or in parts with an index, with
-//! `config.json`, `tokenizer.json` and others beside them. It is read into the same metadata and tensors, under the same
-//! names, as a GGUF file of that model has, so that all that follows knows one kind of file. Headers are checked by the
-//! `safetensors` crate: offsets, sizes, no gap, no overlap.
+//! Model folders of Hugging Face's libraries: weights in safetensors, in one file or in parts with an index, beside
+//! `config.json`, `tokenizer.json` and others. They are read into the metadata and tensor names of a GGUF file of the
+//! same model, so that later stages know one format. Headers are checked by the `safetensors` crate: offsets, sizes,
+//! no gap, no overlap.
 
 mod bert;
 mod decoder;
@@ -14,18 +14,18 @@ use std::path::{Component, Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use super::gguf::{Header, Layout, MetaValue, TensorEntry};
+use super::gguf::{Header, MetaValue, TensorEntry, WeightLayout};
 use super::is_file;
 use super::kind::Other;
 use super::types::TensorType;
 use crate::LoadError;
-use decoder::Decoder;
+use decoder::DecoderConfig;
 
-/// Longest file of JSON that is read; a tokenizer of a quarter of a million words has some 30 MB.
+/// Longest JSON file that is read, in bytes; a tokenizer of a quarter of a million words has some 30 MB.
 const MAX_JSON: u64 = 64 << 20;
-/// Longest file of settings.
+/// Longest settings file, in bytes.
 const MAX_SETTINGS: u64 = 1 << 20;
-/// Most entries of a folder that are looked at.
+/// Most entries of a folder that are examined.
 const MAX_ENTRIES: usize = 4096;
 /// Most parts of a model; the largest have some two hundred.
 const MAX_PARTS: usize = 1024;
@@ -33,7 +33,7 @@ const MAX_PARTS: usize = 1024;
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The weights of a folder; of a file, the file.
+/// Path of the weights: in a folder, the file with a known name; else the path itself.
 pub(super) fn weights(path: &Path) -> Result<PathBuf, LoadError> {
     if !path.is_dir() {
         return Ok(path.to_owned());
@@ -42,7 +42,7 @@ pub(super) fn weights(path: &Path) -> Result<PathBuf, LoadError> {
     found.map_or_else(|| Err(without_weights(path)), Ok)
 }
 
-/// What is said of a folder without weights that are read: what is in it instead.
+/// Error for a folder without supported weights; names what it holds instead.
 fn without_weights(path: &Path) -> LoadError {
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
@@ -62,19 +62,19 @@ fn without_weights(path: &Path) -> LoadError {
     };
     LoadError::Unsupported {
         path: path.to_owned(),
-        reason: format!("there is neither `{WEIGHTS}` nor `{INDEX}` in this folder: {instead}"),
+        reason: format!("neither `{WEIGHTS}` nor `{INDEX}` is in this folder: {instead}"),
     }
 }
 
-/// Whether a file is the list of a model's parts, by its name.
+/// True if the name is that of an index of parts.
 pub(super) fn is_index(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with(".safetensors.index.json"))
 }
 
-/// What stands beside the weights.
-pub(super) struct Folder(PathBuf);
+/// Folder of the weights, for the files beside them.
+pub(super) struct ModelFolder(PathBuf);
 
-impl Folder {
+impl ModelFolder {
     pub(super) fn of(weights: &Path) -> Self {
         Self(weights.parent().map(Path::to_owned).unwrap_or_default())
     }
@@ -87,7 +87,7 @@ impl Folder {
         json(&self.0.join(name))
     }
 
-    /// A text of bounded length; bytes that are none are replaced.
+    /// Reads a text file of bounded length; invalid UTF-8 is replaced.
     fn text(&self, name: &str) -> Result<Option<String>, LoadError> {
         Ok(bytes(&self.0.join(name))?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
@@ -99,7 +99,7 @@ fn json(path: &Path) -> Result<Option<Value>, LoadError> {
     serde_json::from_slice(&bytes).map(Some).map_err(corrupt)
 }
 
-/// The bytes of a file of bounded length; `None` where there is none.
+/// Reads a file of bounded length; `None` if there is none.
 pub(super) fn bytes(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };
     let file = match is_file(path).and_then(|()| std::fs::File::open(path)) {
@@ -108,81 +108,81 @@ pub(super) fn bytes(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
         Err(e) => return Err(io(e)),
     };
     let mut bytes = Vec::new();
-    // A list of tokens or tensors is long; a few settings that are would only take memory.
+    // Tokenizers and indexes are long; other settings are short, and a longer file would only waste memory.
     let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     let most = if name.starts_with("tokenizer") || name.ends_with("index.json") { MAX_JSON } else { MAX_SETTINGS };
     file.take(most + 1).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > most {
         return Err(LoadError::Corrupt {
             path: path.to_owned(),
-            reason: format!("it is longer than {} MiB", most >> 20),
+            reason: format!("the file is longer than {} MiB", most >> 20),
         });
     }
     Ok(Some(bytes))
 }
 
-/// A word of a file as an error may show it.
+/// Text of a file, shortened and escaped for an error.
 fn shown(text: &str) -> String {
     text.chars().take(80).flat_map(char::escape_debug).collect()
 }
 
-/// The parts of a model, and which tensor is in which.
-pub(super) struct Index {
+/// Index of a model in parts: the tensors of each file.
+pub(super) struct PartIndex {
     path: PathBuf,
     parts: BTreeMap<PathBuf, BTreeSet<String>>,
 }
 
-impl Index {
-    /// Reads the list. A part lies in the same folder: a path that leads elsewhere is refused.
+impl PartIndex {
+    /// Reads the index. Parts lie in the same folder: a path that leads elsewhere is refused.
     pub(super) fn read(path: &Path) -> Result<Self, LoadError> {
         let corrupt = |reason: String| LoadError::Corrupt { path: path.to_owned(), reason };
-        let list = json(path)?.ok_or_else(|| corrupt("it is not there any more".into()))?;
+        let list = json(path)?.ok_or_else(|| corrupt("the index is missing".into()))?;
         let map = list.get("weight_map").and_then(Value::as_object);
-        let map = map.filter(|map| !map.is_empty()).ok_or_else(|| corrupt("it names no tensor".into()))?;
+        let map = map.filter(|map| !map.is_empty()).ok_or_else(|| corrupt("the index names no tensor".into()))?;
         let mut parts = BTreeMap::<PathBuf, BTreeSet<String>>::new();
         for (tensor, part) in map {
             let name = part.as_str().unwrap_or_default();
             let is_plain = matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
             if !is_plain || !name.ends_with(".safetensors") {
-                return Err(corrupt(format!("`{}` is no name of a part beside it", shown(name))));
+                return Err(corrupt(format!("`{}` is no name of a part in the folder of the index", shown(name))));
             }
             parts.entry(path.with_file_name(name)).or_default().insert(tensor.clone());
             if parts.len() > MAX_PARTS {
-                return Err(corrupt(format!("it has more than {MAX_PARTS} parts")));
+                return Err(corrupt(format!("the index has more than {MAX_PARTS} parts")));
             }
         }
         Ok(Self { path: path.to_owned(), parts })
     }
 
-    /// The files.
+    /// Paths of the parts.
     pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.parts.keys()
     }
 
-    /// Reads the headers of the parts, which are given in the order of [`Self::files`].
+    /// Parses the headers of the parts, which are given in the order of [`Self::files`].
     pub(super) fn parse(&self, parts: &[&[u8]]) -> Result<Header, LoadError> {
         let parts = self.parts.iter().zip(parts);
         parse_parts(&self.path, parts.map(|((path, tensors), file)| Part { path, file, tensors: Some(tensors) }))
     }
 }
 
-/// A file of weights.
+/// One file of weights.
 struct Part<'a> {
     path: &'a Path,
     file: &'a [u8],
-    /// What must be in it.
+    /// Tensors that must be in the file.
     tensors: Option<&'a BTreeSet<String>>,
 }
 
-/// Reads the header of a file and what stands beside it.
+/// Parses the header of a single file, and the files beside it.
 pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Header, LoadError> {
     parse_parts(path, std::iter::once(Part { path, file, tensors: None }))
 }
 
-/// What a folder is of.
+/// Model type of a folder.
 enum Model {
     Bert,
-    Decoder(Decoder),
+    Decoder(DecoderConfig),
 }
 
 impl Model {
@@ -196,7 +196,7 @@ impl Model {
 
 fn parse_parts<'a>(path: &Path, parts: impl Iterator<Item = Part<'a>>) -> Result<Header, LoadError> {
     let unsupported = |reason: String| LoadError::Unsupported { path: path.to_owned(), reason };
-    let folder = Folder::of(path);
+    let folder = ModelFolder::of(path);
     let config = folder.json("config.json")?.ok_or_else(|| {
         unsupported(
             "there is no `config.json` beside it: put the whole model folder in place, not the weights alone".into(),
@@ -212,9 +212,9 @@ fn parse_parts<'a>(path: &Path, parts: impl Iterator<Item = Part<'a>>) -> Result
     }
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown");
     let (model, metadata, layout) = match kind {
-        "bert" => (Model::Bert, bert::metadata(&config, &folder, &unsupported)?, Layout::default()),
+        "bert" => (Model::Bert, bert::metadata(&config, &folder, &unsupported)?, WeightLayout::default()),
         _ => {
-            let decoder = Decoder::of(kind, &config).ok_or_else(|| {
+            let decoder = DecoderConfig::of(kind, &config).ok_or_else(|| {
                 unsupported(format!(
                     "its `config.json` says `model_type` `{}`: of safetensors this version runs bert, {}; convert \
                      others to GGUF with llama.cpp's convert_hf_to_gguf.py",
@@ -241,7 +241,7 @@ fn parse_parts<'a>(path: &Path, parts: impl Iterator<Item = Part<'a>>) -> Result
     Ok(Header { metadata, tensors, layout, has_tokenizer_beside: true })
 }
 
-/// Adds the tensors of a part.
+/// Adds the tensors of one part.
 fn tensors_of(
     part: &Part<'_>,
     n: usize,
@@ -250,12 +250,12 @@ fn tensors_of(
 ) -> Result<(), LoadError> {
     let corrupt = |reason: String| LoadError::Corrupt { path: part.path.to_owned(), reason };
     let (header, parsed) = SafeTensors::read_metadata(part.file).map_err(|e| corrupt(e.to_string()))?;
-    let start = header.checked_add(8).ok_or_else(|| corrupt("its header overflows".into()))?;
+    let start = header.checked_add(8).ok_or_else(|| corrupt("the header overflows".into()))?;
     let there = parsed.tensors();
     if let Some(missing) = part.tensors.and_then(|names| names.iter().find(|name| !there.contains_key(*name))) {
-        return Err(corrupt(format!("tensor `{}`, which the index says is in it, is missing", shown(missing))));
+        return Err(corrupt(format!("tensor `{}` is missing, which the index expects here", shown(missing))));
     }
-    // In order, so that what is wrong first is what is told.
+    // Sorted by name, so that the same error is reported each time.
     for (name, info) in BTreeMap::from_iter(there) {
         let Some(name) = model.gguf_name(&name) else { continue };
         let (from, to) = info.data_offsets;
@@ -265,15 +265,15 @@ fn tensors_of(
         }
         let dimensions = info.shape.iter().rev().copied().collect();
         let entry = TensorEntry::new(kind(info.dtype), info.dtype.to_string(), dimensions, range, n)
-            .ok_or_else(|| corrupt(format!("tensor `{}` has no sound shape", shown(&name))))?;
+            .ok_or_else(|| corrupt(format!("tensor `{}` has an invalid shape", shown(&name))))?;
         if tensors.insert(name.clone(), entry).is_some() {
-            return Err(corrupt(format!("tensor `{}` is there twice", shown(&name))));
+            return Err(corrupt(format!("duplicate tensor `{}`", shown(&name))));
         }
     }
     Ok(())
 }
 
-/// A type that this engine runs.
+/// Maps a type of safetensors to a supported one.
 fn kind(kind: Dtype) -> Option<TensorType> {
     match kind {
         Dtype::F32 => Some(TensorType::F32),
@@ -316,7 +316,7 @@ mod tests {
             read.metadata["bert.classifier.output_labels"],
             MetaValue::Strings(vec!["good".into(), "bad".into()])
         );
-        // A type that is not run has its own name.
+        // A type that is not supported keeps its own name.
         let eights = header.replace("F16", "F8_E4M3").replace("12]", "6]");
         let read = parse(&path, &file(&eights, 6)).unwrap();
         assert_eq!(

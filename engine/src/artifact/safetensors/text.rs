@@ -1,37 +1,36 @@
-//! What the folder of a decoder says of its text, beside the tokenizer itself: which tokens begin and end something, and the
-//! chat template. It is what transformers 5 makes of the same files. Two things that look as if they had a say have none
-//! there, and have none here: `bos_token_id` of the model, which is for answers to nothing at all, and `add_bos_token` beside
-//! a `tokenizer.json`, whose post-processor says what a text begins with.
+//! Text settings in the folder of a decoder: tokens that begin and end a text, and the chat template. Results match
+//! transformers 5 for the same files. Two settings have no effect there, and none here. The model's `bos_token_id` is
+//! for answers without a prompt; `add_bos_token` beside a `tokenizer.json` yields to that file's post-processor.
 
 use serde_json::Value;
 
 use super::decoder::Metadata;
-use super::{Folder, MetaValue};
+use super::{MetaValue, ModelFolder};
 use crate::LoadError;
 
 /// Most tokens that end an answer; real models have a handful.
 const MAX_ENDS: usize = 4096;
 
-/// What stands for `bos_token` and `eos_token` that are not there at all, by the beginning of `tokenizer_class`.
+/// Defaults of absent `bos_token` and `eos_token`, by prefix of `tokenizer_class`.
 const DEFAULTS: [(&str, Option<&str>, Option<&str>); 3] = [
     ("LlamaTokenizer", Some("<s>"), Some("</s>")),
     ("GemmaTokenizer", Some("<bos>"), Some("<eos>")),
     ("Qwen2Tokenizer", None, Some("<|endoftext|>")),
 ];
 
-/// Adds it to the metadata. `ends` is what the model itself says that its answers end with.
-pub(super) fn read(folder: &Folder, ends: Option<&Value>, metadata: &mut Metadata) -> Result<(), LoadError> {
+/// Adds the text settings to the metadata. `ends` is the model's own `eos_token_id`.
+pub(super) fn read(folder: &ModelFolder, ends: Option<&Value>, metadata: &mut Metadata) -> Result<(), LoadError> {
     let mut put = |key: &str, value| metadata.insert(key.to_owned(), value);
-    let told = folder.json("tokenizer_config.json")?.unwrap_or_default();
-    // Older folders say their tokens in a file of their own, which has the last word.
-    let older = match told.get("added_tokens_decoder") {
+    let settings = folder.json("tokenizer_config.json")?.unwrap_or_default();
+    // Older folders keep their special tokens in a file of its own, which takes precedence.
+    let older = match settings.get("added_tokens_decoder") {
         Some(_) => None,
         None => folder.json("special_tokens_map.json")?,
     };
-    let class = told.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+    let class = settings.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
     let (_, bos, eos) = DEFAULTS.into_iter().find(|(name, ..)| class.starts_with(name)).unwrap_or_default();
     for (key, to, default) in [("bos_token", "tokenizer.bos", bos), ("eos_token", "tokenizer.eos", eos)] {
-        let written = older.as_ref().and_then(|older| older.get(key)).or_else(|| told.get(key));
+        let written = older.as_ref().and_then(|older| older.get(key)).or_else(|| settings.get(key));
         if let Some(token) = written.map_or(default, token) {
             put(to, MetaValue::String(token.to_owned()));
         }
@@ -45,10 +44,10 @@ pub(super) fn read(folder: &Folder, ends: Option<&Value>, metadata: &mut Metadat
     };
     put("tokenizer.ends", MetaValue::Numbers(ends));
     let beside = folder.text("chat_template.jinja")?;
-    let legacy = || Ok::<_, LoadError>(folder.json("chat_template.json")?.and_then(|told| template(&told)));
+    let legacy = || Ok::<_, LoadError>(folder.json("chat_template.json")?.and_then(|settings| template(&settings)));
     let template = match beside {
         Some(template) => Some(template),
-        None => template(&told).map_or_else(legacy, |template| Ok(Some(template)))?,
+        None => template(&settings).map_or_else(legacy, |template| Ok(Some(template)))?,
     };
     if let Some(template) = template {
         put("tokenizer.chat_template", MetaValue::String(template));
@@ -56,17 +55,17 @@ pub(super) fn read(folder: &Folder, ends: Option<&Value>, metadata: &mut Metadat
     Ok(())
 }
 
-/// A token is written as its text or as an object with it.
+/// Token in a settings file: a string, or an object with its `content`.
 fn token(written: &Value) -> Option<&str> {
     written.as_str().or_else(|| written.get("content")?.as_str())
 }
 
-/// A `chat_template`: a text, or several with names, of which one is the default.
-fn template(told: &Value) -> Option<String> {
+/// Chat template of a settings file: a string, or several with names, of which `default` is used.
+fn template(settings: &Value) -> Option<String> {
     let named = |name: &str| {
-        let mut all = told.get("chat_template")?.as_array()?.iter();
+        let mut all = settings.get("chat_template")?.as_array()?.iter();
         all.find(|one| one.get("name").and_then(Value::as_str) == Some(name))?.get("template")?.as_str()
     };
-    let text = told.get("chat_template").and_then(Value::as_str).or_else(|| named("default"));
+    let text = settings.get("chat_template").and_then(Value::as_str).or_else(|| named("default"));
     text.map(str::to_owned)
 }

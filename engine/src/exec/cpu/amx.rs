@@ -1,6 +1,7 @@
-//! Products of quantised weights by the matrix unit of AMX. A group of weights is unpacked to bytes once for all rows of
-//! activations; each block is then multiplied by tiles of [`ROWS`] rows, and scaled as [`super::matmul`] does it, in the
-//! same order, so that a row's result does not depend on which of the two it comes from. Fewer rows are done there.
+//! Products of quantised weights on the matrix unit of AMX. A group of weights is unpacked to bytes once for all rows
+//! of activations. Each block is then multiplied by tiles of [`ROWS`] rows and scaled in the order of
+//! [`super::matmul`]. So a row's result does not depend on which of the two computes it. Fewer rows are computed
+//! there.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -11,7 +12,7 @@ use half::f16;
 use super::amx_floats;
 use super::matmul::{self, Product};
 use super::pack::{Family, Layout};
-use super::quantize::{self, Tile};
+use super::quantize::{self, RowTile};
 use super::unit::amx as tiles;
 use super::unit::avx512::{self, Avx512};
 
@@ -20,7 +21,7 @@ pub(super) use super::unit::amx::ROWS;
 /// Bytes of a block of a group, unpacked.
 const BLOCK: usize = 32 * ROWS;
 
-/// Does the product for some groups of weights.
+/// Computes the product for some groups of weights.
 ///
 /// # Safety
 /// As for [`matmul::matmul`], and the processor has AMX; `scratch` leads to [`matmul::scratch`] bytes.
@@ -36,7 +37,7 @@ pub(super) unsafe fn matmul(p: &Product, groups: Range<usize>, scratch: *mut u8)
         }
         tiles::enter();
         let each = p.layout.blocks() * BLOCK;
-        for groups in matmul::near(groups, each) {
+        for groups in matmul::cache_sized(groups, each) {
             for (n, group) in groups.clone().enumerate() {
                 unpack(&p.layout, p.weights.add(group * p.layout.group()), scratch.add(n * each));
             }
@@ -56,16 +57,16 @@ pub(super) unsafe fn matmul(p: &Product, groups: Range<usize>, scratch: *mut u8)
     }
 }
 
-/// A tile of [`ROWS`] rows.
+/// Computes a tile of [`ROWS`] rows.
 #[inline(always)]
-unsafe fn whole(p: &Product, group: usize, tile: Tile, unpacked: *const u8) {
+unsafe fn whole(p: &Product, group: usize, tile: RowTile, unpacked: *const u8) {
     // SAFETY: the group and the tile are inside of what the pointers lead to, as the caller says.
     unsafe {
         let weights = p.weights.add(group * p.layout.group());
         let scales: *const f16 = weights.add(p.layout.quants()).cast();
         let (x, blocks) = (p.x.add(tile.offset(&p.layout)), p.layout.blocks());
         let sums = match p.layout.family {
-            // As they are.
+            // Already bytes.
             Family::Bytes => sums::<false, false>(weights, scales, x, blocks),
             Family::Sixes => sums::<false, true>(unpacked, scales, x, blocks),
             _ => sums::<true, false>(unpacked, scales, x, blocks),
@@ -74,8 +75,8 @@ unsafe fn whole(p: &Product, group: usize, tile: Tile, unpacked: *const u8) {
     }
 }
 
-/// Unpacks the weights of a group to bytes, in chunks of four columns of each row. Those that are that already are only
-/// fetched into the caches.
+/// Unpacks the weights of a group to bytes, in chunks of four columns of each row. Weights that are bytes already are
+/// only prefetched.
 #[inline(always)]
 unsafe fn unpack(layout: &Layout, weights: *const u8, out: *mut u8) {
     let bytes = layout.family.block().0 * ROWS;
@@ -98,14 +99,13 @@ unsafe fn unpack(layout: &Layout, weights: *const u8, out: *mut u8) {
     }
 }
 
-/// What the matrix unit leaves of a block: for each row of activations a whole number for each row of weights, of the
+/// Results of the matrix unit for a block: for each row of activations an integer for each row of weights, of the
 /// block or of each of its halves.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 struct Products([i32; 2 * ROWS * ROWS]);
 
-/// The sums of one tile. `MIN` says that weights have a minimum, `HALVES` that the halves of a block have scales of their
-/// own.
+/// Sums of one tile. `MIN`: weights have a minimum; `HALVES`: the halves of a block have scales of their own.
 #[inline(always)]
 unsafe fn sums<const MIN: bool, const HALVES: bool>(
     weights: *const u8,
@@ -127,7 +127,8 @@ unsafe fn sums<const MIN: bool, const HALVES: bool>(
             let scale = |n: usize| _mm512_cvtph_ps(_mm256_loadu_si256(scales.add(n * ROWS).cast()));
             for half in 0..if HALVES { 2 } else { 1 } {
                 let d = scale(half);
-                // Where -128 or -32 times the sum of the activations stands, which stored weights have too much.
+                // Position of -128 or -32 times the sum of the activations, which corrects the offset of stored
+                // weights.
                 let starts: *const i32 = factors.add(if HALVES { 3 + half } else { 2 } * ROWS).cast();
                 for (t, sum) in sums.iter_mut().enumerate() {
                     let mut product = _mm512_load_si512(whole.add((half * ROWS + t) * ROWS).cast());
@@ -149,7 +150,7 @@ unsafe fn sums<const MIN: bool, const HALVES: bool>(
     }
 }
 
-/// Multiplies a block, where it is one.
+/// Multiplies a block, unless it lies past the end.
 #[inline(always)]
 unsafe fn multiply<const HALVES: bool>(
     weights: *const u8,

@@ -1,7 +1,7 @@
-//! Products of 32-bit floats by the matrix unit of AMX, which multiplies floats of 16 bits (bf16) and sums in 32. Each
-//! float is split into two of these, its upper bits and what they leave: of the four products of two numbers the least is
-//! left out, and what is lost is less than 2^-13 of a product, always towards zero. All numbers of rows take this way, so that a row's result
-//! does not depend on its company.
+//! Products of 32-bit floats on the matrix unit of AMX, which multiplies 16-bit floats (bf16) and sums in 32 bits.
+//! Each float is split into two bf16, its upper bits and the remainder. Of the four products of two numbers the
+//! smallest is omitted: the loss is less than 2^-13 of a product, always towards zero. Any number of rows is computed
+//! this way, so that a row's result does not depend on the other rows.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -9,29 +9,29 @@ use std::ops::Range;
 
 use super::matmul::{self, Product};
 use super::pack::{Family, Layout};
-use super::quantize::Tile;
+use super::quantize::RowTile;
 use super::unit::amx::{self as tiles, ROWS};
 use super::unit::avx512::Avx512;
 
 /// Columns of a block.
 const COLUMNS: usize = 32;
-/// Bytes of a block of activations, or of weights: upper parts, then the others.
+/// Bytes of a block of activations or weights: upper parts, then remainders.
 const BLOCK: usize = 2 * ROWS * COLUMNS * 2;
 
-/// Whether a matrix is multiplied so.
+/// True if products with the matrix are computed this way.
 pub(super) fn takes(layout: &Layout) -> bool {
     layout.family == Family::F32 && layout.columns.is_multiple_of(COLUMNS)
 }
 
-/// Splits up to [`ROWS`] rows of activations; those that are missing are zero.
+/// Splits up to [`ROWS`] rows of activations; missing rows are zero.
 ///
 /// # Safety
-/// The processor has the unit; `x` leads to so many rows of `width` values, `out` to room for [`ROWS`] rows.
+/// The processor has the unit; `x` leads to `rows` rows of `width` values, `out` to room for [`ROWS`] rows.
 #[inline(always)]
 pub(super) unsafe fn split(x: *const f32, width: usize, rows: usize, layout: &Layout, out: *mut u8) {
     // SAFETY: as the caller says.
     unsafe {
-        // The upper halves of 16 words, then of 16 more.
+        // Upper halves of 16 words, then of 16 more.
         let mut uppers = [0i16; 32];
         uppers.iter_mut().zip((1..).step_by(2)).for_each(|(to, at)| *to = at);
         let uppers = _mm512_loadu_si512(uppers.as_ptr().cast());
@@ -52,21 +52,21 @@ pub(super) unsafe fn split(x: *const f32, width: usize, rows: usize, layout: &La
     }
 }
 
-/// Words of two vectors, by their numbers. A function, since closures are compiled without the vector unit.
+/// Selects 16-bit words of two vectors by index. A function, since closures are compiled without the vector unit.
 #[inline(always)]
 unsafe fn halves(a: __m512, which: __m512i, b: __m512) -> __m512i {
     // SAFETY: as the caller says.
     unsafe { _mm512_permutex2var_epi16(_mm512_castps_si512(a), which, _mm512_castps_si512(b)) }
 }
 
-/// The upper half of each number.
+/// Upper half of each number.
 #[inline(always)]
 unsafe fn upper(x: __m512) -> __m512i {
     // SAFETY: as the caller says.
     unsafe { _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(-0x1_0000)) }
 }
 
-/// What the upper half leaves of each number, exactly.
+/// Exact remainder of each number below its upper half.
 #[inline(always)]
 unsafe fn rest(x: __m512) -> __m512 {
     // SAFETY: as the caller says.
@@ -80,7 +80,7 @@ unsafe fn join(first: __m512, second: __m512) -> __m512i {
     unsafe { _mm512_or_si512(_mm512_srli_epi32::<16>(_mm512_castps_si512(first)), upper(second)) }
 }
 
-/// Does the product for some groups of weights.
+/// Computes the product for some groups of weights.
 ///
 /// # Safety
 /// As for [`matmul::matmul`], and the processor has AMX; `scratch` leads to [`matmul::scratch`] bytes.
@@ -109,7 +109,7 @@ pub(super) unsafe fn matmul(p: &Product, groups: Range<usize>, scratch: *mut u8)
                     let [most, second, third] = [0, 1, 2].map(|n| products.add((n * ROWS + t) * ROWS));
                     let least = _mm512_add_ps(_mm512_loadu_ps(second), _mm512_loadu_ps(third));
                     let sum = _mm512_add_ps(_mm512_loadu_ps(most), least);
-                    matmul::put::<Avx512, 1>(p, group, Tile { first: first + t, rows: 1 }, [sum]);
+                    matmul::put::<Avx512, 1>(p, group, RowTile { first: first + t, rows: 1 }, [sum]);
                 }
             }
         }

@@ -1,19 +1,19 @@
 //! Attention over the pages of the KV cache.
 //!
-//! A page of a key/value head holds its keys transposed, `[value][place]`, and its values as they come, `[place][value]`:
-//! both products then run along whole vectors and need no sum over lanes. A tile of queries, those heads of some rows
-//! that share a key/value head, converts each number once. Scores of the whole context are kept, so that softmax is exact
-//! and each query takes its positions in their order, alone or in company.
+//! A page of a key/value head holds its keys transposed, `[value][position]`, and its values in order,
+//! `[position][value]`: both products then run along whole vectors and need no sum over lanes. A tile of queries,
+//! those heads of some rows that share a key/value head, converts each number once. Scores of the whole context are
+//! kept, so that softmax is exact and each query sums its positions in order, alone or in company.
 
 use std::ops::Range;
 
 use half::f16;
 
-use super::memory::Piece;
+use super::memory::Allocation;
 use super::unit::{LANES, QUERIES, Unit};
 use crate::exec::PAGE;
 
-/// Values of a place of a head: whole vectors.
+/// Values of a position of a head, padded to whole vectors.
 pub(super) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(LANES)
 }
@@ -23,11 +23,11 @@ pub(super) fn page(kv_heads: usize, head_dim: usize) -> usize {
     kv_heads * PAGE * padded(head_dim)
 }
 
-/// What keys and values are kept as.
+/// Element type of stored keys and values.
 pub(super) trait Kept: Copy + Default {
-    /// A vector of them.
+    /// Loads a vector.
     unsafe fn load<U: Unit>(from: *const Self) -> U::V;
-    /// Keeps a vector.
+    /// Stores a vector.
     unsafe fn keep<U: Unit>(to: *mut Self, v: U::V);
 }
 
@@ -50,11 +50,11 @@ macro_rules! kept {
 kept!(f16, load_f16, store_f16);
 kept!(f32, load, store);
 
-/// The cache of a layer and how it is read.
+/// KV cache of a layer, and its shape.
 #[derive(Clone, Copy)]
 pub(super) struct Cache<K> {
-    pub(super) keys: Piece<K>,
-    pub(super) values: Piece<K>,
+    pub(super) keys: Allocation<K>,
+    pub(super) values: Allocation<K>,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
 }
@@ -64,10 +64,10 @@ impl<K: Kept> Cache<K> {
         (page as usize * self.kv_heads + head) * PAGE * padded(self.head_dim)
     }
 
-    /// Stores key and value of a place.
+    /// Stores key and value of a position.
     ///
     /// # Safety
-    /// The processor has the unit; page and head are inside of the cache and nobody else uses the place.
+    /// The processor has the unit; page and head are inside of the cache and no other thread uses the position.
     #[inline(always)]
     pub(super) unsafe fn store<U: Unit>(
         &self,
@@ -94,12 +94,12 @@ impl<K: Kept> Cache<K> {
     }
 }
 
-/// Queries of one key/value head that look at the same sequence.
+/// Queries of one key/value head that attend to the same sequence.
 #[derive(Clone, Copy)]
-pub(super) struct Tile {
+pub(super) struct QueryTile {
     /// First row of the step.
     pub(super) row: usize,
-    /// Rows, of one sequence, at positions one after the other.
+    /// Rows, of one sequence, at consecutive positions.
     pub(super) rows: usize,
     /// First query head.
     pub(super) head: usize,
@@ -108,9 +108,9 @@ pub(super) struct Tile {
     pub(super) kv_head: usize,
     /// Position of the first row.
     pub(super) position: usize,
-    /// Where the sequence's pages stand in the page table.
+    /// Offset of the sequence's pages in the page table.
     pub(super) pages: usize,
-    /// Positions that are seen at once, whatever the row's own; 0 for those up to its own.
+    /// Visible positions of every row, for bidirectional attention; 0 for causal attention.
     pub(super) all: usize,
 }
 
@@ -126,23 +126,23 @@ pub(super) struct Attention<K> {
     pub(super) out_width: usize,
     pub(super) pages: *const u32,
     pub(super) scale: f32,
-    /// How many positions a query sees at most, its own the last.
+    /// Most positions that a query sees, its own the last.
     pub(super) window: usize,
-    /// Scores of a query: as many as the context has places, in whole pages.
+    /// Scores of a query: one for each position of the context, in whole pages.
     pub(super) context: usize,
 }
 
-/// Values of the scratch that a thread needs.
+/// Values of a thread's scratch.
 pub(super) fn scratch(context: usize, head_dim: usize) -> usize {
     QUERIES * (context + head_dim)
 }
 
-/// Does one tile.
+/// Computes one tile.
 ///
 /// # Safety
-/// The processor has the unit, all pointers lead to what the shapes say, and `scratch` to what [`scratch`] says.
+/// The processor has the unit, all pointers lead to what the shapes say, and `scratch` to [`scratch`] values.
 #[inline(always)]
-pub(super) unsafe fn attention<U: Unit, K: Kept>(a: &Attention<K>, tile: &Tile, scratch: *mut f32) {
+pub(super) unsafe fn attention<U: Unit, K: Kept>(a: &Attention<K>, tile: &QueryTile, scratch: *mut f32) {
     macro_rules! with {
         ($($n:literal)*) => {
             match tile.rows * tile.heads {
@@ -164,11 +164,11 @@ pub(super) unsafe fn attention<U: Unit, K: Kept>(a: &Attention<K>, tile: &Tile, 
 #[inline(always)]
 unsafe fn some<U: Unit, K: Kept, const N: usize, const VECTORS: usize>(
     a: &Attention<K>,
-    tile: &Tile,
+    tile: &QueryTile,
     scratch: *mut f32,
 ) {
     let dim = a.cache.head_dim;
-    // The positions that each query sees, and those that any does.
+    // Visible positions of each query, and those of any query.
     let end = |n: usize| if tile.all > 0 { tile.all } else { tile.position + n / tile.heads + 1 };
     let begin = |n: usize| end(n).saturating_sub(a.window);
     let (first, length) = (begin(0), end(N - 1));
@@ -219,7 +219,7 @@ unsafe fn some<U: Unit, K: Kept, const N: usize, const VECTORS: usize>(
     }
 }
 
-/// Some vectors of keys or values that lie one after the other.
+/// Loads adjacent vectors of keys or values.
 #[inline(always)]
 unsafe fn vectors<U: Unit, K: Kept, const VECTORS: usize>(from: *const K) -> [U::V; VECTORS] {
     // SAFETY: as the caller says.
@@ -232,11 +232,11 @@ unsafe fn vectors<U: Unit, K: Kept, const VECTORS: usize>(from: *const K) -> [U:
     }
 }
 
-/// The values of the positions that are seen, weighed by their scores: some vectors of each head's, those at `column`.
+/// Values of the visible positions, weighted by their scores: some vectors of each head's, those at `column`.
 #[inline(always)]
 unsafe fn weigh<U: Unit, K: Kept, const N: usize, const VECTORS: usize>(
     a: &Attention<K>,
-    tile: &Tile,
+    tile: &QueryTile,
     scores: *const f32,
     seen: Range<usize>,
     totals: &[f32; N],
@@ -273,8 +273,8 @@ unsafe fn weigh<U: Unit, K: Kept, const N: usize, const VECTORS: usize>(
     }
 }
 
-/// Turns the scores of the positions that are seen into weights, and those of the others in `all` into zeros; gives the
-/// sum. Vectors begin at multiples of their length, so that a query's sum is the same alone and in company.
+/// Turns the scores of visible positions into weights, and those of the others in `all` into zeros; returns the sum.
+/// Vectors begin at multiples of their length, so that a query's sum is the same alone and in company.
 #[inline(always)]
 unsafe fn softmax<U: Unit>(scores: *mut f32, seen: Range<usize>, all: Range<usize>) -> f32 {
     // SAFETY: there are scores for whole pages around `all`.
@@ -291,7 +291,7 @@ unsafe fn softmax<U: Unit>(scores: *mut f32, seen: Range<usize>, all: Range<usiz
         for at in (start..seen.end).step_by(LANES) {
             U::store(scores.add(at), U::exp(U::sub(U::load(scores.add(at)), most)));
         }
-        // What is not seen must be nothing, not almost nothing.
+        // Positions that are not visible must have weight 0, not almost 0.
         for at in (all.start..seen.start).chain(seen.end..all.end.next_multiple_of(LANES)) {
             *scores.add(at) = 0.0;
         }

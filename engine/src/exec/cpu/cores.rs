@@ -1,5 +1,5 @@
-//! How many threads the executor runs: what the process may use of this machine, by affinity, by the quota of its control
-//! groups, by physical cores.
+//! Number of executor threads: the share of this machine that the process may use, by affinity, by the quota of its
+//! control groups, by physical cores.
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
@@ -12,12 +12,12 @@ pub struct Cores {
     pub logical: usize,
     /// Physical cores among them.
     pub physical: usize,
-    /// What the control group's quota allows, in whole cores; none where there is no quota.
+    /// Quota of the control groups, in whole cores; `None` without one.
     pub quota: Option<usize>,
 }
 
 impl Cores {
-    /// Those of this machine.
+    /// Detects the cores of this machine.
     pub fn here() -> Self {
         let allowed = affinity();
         let logical = if allowed.is_empty() {
@@ -32,20 +32,20 @@ impl Cores {
         }
     }
 
-    /// Threads where nobody says otherwise: physical cores less one for the proxy, at least one.
+    /// Default number of threads: physical cores less one for the proxy, at least one.
     pub fn threads(&self) -> usize {
         let usable = self.quota.map_or(self.physical, |quota| quota.min(self.physical));
         usable.saturating_sub(1).max(1)
     }
 }
 
-/// Processors that the system lets this process run on; empty where it does not say.
+/// Processors on which the system lets this process run; empty if unknown.
 fn affinity() -> Vec<usize> {
     #[cfg(target_os = "linux")]
     {
         // SAFETY: an all-zero set is a valid one.
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-        // SAFETY: the set is as large as is said; 0 is the calling process.
+        // SAFETY: the set has the given size; 0 is the calling process.
         let failed = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) } != 0;
         if failed {
             return Vec::new();
@@ -58,7 +58,8 @@ fn affinity() -> Vec<usize> {
     Vec::new()
 }
 
-/// Physical cores among some processors: those with the same siblings are one.
+/// Counts the physical cores of some processors: those with the same siblings are one. `None` if the topology is
+/// unknown.
 fn physical(allowed: &[usize], folder: &Path) -> Option<usize> {
     let siblings: Option<HashSet<String>> = allowed
         .iter()
@@ -67,7 +68,7 @@ fn physical(allowed: &[usize], folder: &Path) -> Option<usize> {
     siblings.map(|siblings| siblings.len()).filter(|cores| *cores > 0)
 }
 
-/// The least quota of the control groups that this process is in, rounded up to whole cores.
+/// The smallest quota of the control groups that this process is in, rounded up to whole cores.
 fn quota() -> Option<usize> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     quota_of(&groups, Path::new("/sys/fs/cgroup"))
@@ -86,15 +87,15 @@ fn quota_of(groups: &str, root: &Path) -> Option<usize> {
             } else {
                 return None;
             };
-            // The quota of every group above holds too. In a container the path may be that of the host: then the root, which
-            // the container sees as its own group, is what is there.
+            // The quota of every group above applies too. In a container the path may be that of the host: then only
+            // the root exists, which the container sees as its own group.
             let own = root.join(path.trim_start_matches('/'));
             own.ancestors().take_while(|folder| folder.starts_with(&root)).filter_map(quota_in).min()
         })
         .min()
 }
 
-/// The quota of one control group, in cores.
+/// Quota of one control group, in cores.
 fn quota_in(folder: &Path) -> Option<usize> {
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
     let (quota, period) = if let Some(max) = read("cpu.max") {

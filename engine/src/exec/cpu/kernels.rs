@@ -1,4 +1,4 @@
-//! Each operation compiled for each vector unit. The executor takes the set of the unit that it runs on.
+//! Operations compiled for each vector unit. The executor uses the set of the unit that it runs on.
 
 use std::ops::Range;
 
@@ -11,14 +11,15 @@ use super::unit::{CpuUnit, Unit, portable::Portable};
 use super::{quantize, rows};
 use crate::exec::Function;
 
-/// Packs activations of floats for matrices of which the first says so.
+/// Packing of activations for matrices of floats that `takes` accepts.
 #[derive(Clone, Copy)]
 pub(super) struct Split {
     pub(super) takes: fn(&Layout) -> bool,
     pub(super) split: unsafe fn(*const f32, usize, usize, &Layout, *mut u8),
 }
 
-/// The operations on one unit. To call one is safe where the processor has that unit and its own conditions hold.
+/// Operations on one unit. Calling one is safe if the processor has that unit and the operation's own conditions
+/// hold.
 #[derive(Clone, Copy)]
 pub(super) struct Kernels {
     /// Rows of weights side by side.
@@ -28,13 +29,13 @@ pub(super) struct Kernels {
     pub(super) quantized_tile: usize,
     /// Most queries of a tile of attention.
     pub(super) queries: usize,
-    /// Whether bytes of weights are kept as they are.
+    /// True if 8-bit weights are stored unchanged.
     pub(super) signed: bool,
-    /// With scratch of [`matmul::scratch`] bytes.
+    /// Takes scratch of [`matmul::scratch`] bytes.
     pub(super) matmul: unsafe fn(&Product, Range<usize>, *mut u8),
     pub(super) quantize: unsafe fn(*const f32, usize, usize, &Layout, *mut u8),
     pub(super) transpose: unsafe fn(*const f32, usize, usize, &Layout, *mut f32),
-    /// In place of `transpose`, where a matrix is multiplied so: packs up to 16 rows as if they were 16.
+    /// Replaces `transpose` for the matrices that it accepts: packs up to 16 rows as if they were 16.
     pub(super) split: Option<Split>,
     pub(super) rms_norm: unsafe fn(*const f32, *const f32, usize, f32, *mut f32),
     pub(super) layer_norm: unsafe fn(*const f32, *const f32, *const f32, usize, f32, *mut f32),
@@ -43,10 +44,10 @@ pub(super) struct Kernels {
     pub(super) rotate_neighbours: unsafe fn(*mut f32, *const f32, usize),
     pub(super) rotate_halves: unsafe fn(*mut f32, *const f32, usize),
     pub(super) store: unsafe fn(&Cache<f16>, u32, usize, usize, *const f32, *const f32),
-    pub(super) attention: unsafe fn(&Attention<f16>, &attention::Tile, *mut f32),
-    /// [`Self::store`] and [`Self::attention`] where keys and values live for one operation only.
+    pub(super) attention: unsafe fn(&Attention<f16>, &attention::QueryTile, *mut f32),
+    /// [`Self::store`] and [`Self::attention`] for keys and values of one operation only.
     pub(super) store_f32: unsafe fn(&Cache<f32>, u32, usize, usize, *const f32, *const f32),
-    pub(super) attention_f32: unsafe fn(&Attention<f32>, &attention::Tile, *mut f32),
+    pub(super) attention_f32: unsafe fn(&Attention<f32>, &attention::QueryTile, *mut f32),
 }
 
 macro_rules! compiled {
@@ -138,7 +139,7 @@ macro_rules! compiled {
             }
 
             $(#[$attribute])?
-            unsafe fn attention(a: &Attention<f16>, tile: &attention::Tile, scratch: *mut f32) {
+            unsafe fn attention(a: &Attention<f16>, tile: &attention::QueryTile, scratch: *mut f32) {
                 // SAFETY: as for the operation; the unit is there, as `Kernels` says.
                 unsafe { attention::attention::<U, f16>(a, tile, scratch) }
             }
@@ -150,7 +151,7 @@ macro_rules! compiled {
             }
 
             $(#[$attribute])?
-            unsafe fn attention_f32(a: &Attention<f32>, tile: &attention::Tile, scratch: *mut f32) {
+            unsafe fn attention_f32(a: &Attention<f32>, tile: &attention::QueryTile, scratch: *mut f32) {
                 // SAFETY: as for the operation; the unit is there, as `Kernels` says.
                 unsafe { attention::attention::<U, f32>(a, tile, scratch) }
             }
@@ -169,7 +170,7 @@ compiled!(
     super::super::unit::avx512::Avx512,
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 );
-/// Those of AVX-512, and products by tiles of AMX.
+/// Operations of AVX-512, and products by tiles of AMX.
 #[cfg(target_arch = "x86_64")]
 mod amx_int8 {
     use super::super::{amx, amx_floats};
@@ -200,7 +201,7 @@ compiled!(neon, super::super::unit::neon::Neon<false>, #[target_feature(enable =
 compiled!(neon_dot, super::super::unit::neon::Neon<true>, #[target_feature(enable = "neon,dotprod")]);
 
 impl Kernels {
-    /// Those of a unit, which the caller has seen to be there.
+    /// Operations of a unit, whose presence the caller has checked.
     pub(super) fn of(unit: CpuUnit) -> &'static Self {
         match unit {
             #[cfg(target_arch = "x86_64")]

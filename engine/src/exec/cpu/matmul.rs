@@ -1,18 +1,18 @@
 //! Products of weights with rows of activations: `out[r] = matrix · x[r]`.
 //!
 //! A tile is one group of rows of weights times some rows of activations. A block of weights is unpacked once for all
-//! rows of the tile; each row has its own sums, which take the blocks in their order, so that a row's result does not
-//! depend on its company. Quantised blocks are summed in whole numbers, exactly, and scaled once a block.
+//! rows of the tile. Each row has its own sums, which add the blocks in order, so that a row's result does not depend
+//! on its company. Quantised blocks are summed as integers, exactly, and scaled once a block.
 
 use std::ops::Range;
 
 use half::{bf16, f16};
 
 use super::pack::{Family, Layout};
-use super::quantize::{self, Tile};
+use super::quantize::{self, RowTile};
 use super::unit::Unit;
 
-/// A product to be done.
+/// Parameters of a product.
 #[derive(Clone, Copy)]
 pub(super) struct Product {
     pub(super) layout: Layout,
@@ -25,32 +25,34 @@ pub(super) struct Product {
     pub(super) out: *mut f32,
     /// Values of a row of `out`.
     pub(super) width: usize,
-    /// Whether it is added to what is there.
+    /// True to add the result to `out`.
     pub(super) add: bool,
 }
 
-/// Bytes of weights that meet one tile of activations after the other, so that both stay in the first cache.
-const NEAR: usize = 24 << 10;
+/// Bytes of weights that are multiplied with one tile of activations after the other, so that both stay in the L1
+/// cache.
+const L1_BYTES: usize = 24 << 10;
 
-/// Bytes of scratch that a product of so many columns may use: groups of weights as bytes, or one of floats.
+/// Bytes of scratch of a product of this many columns: groups of weights as bytes, or one of floats.
 pub(super) fn scratch(columns: usize) -> usize {
-    NEAR.max(columns * super::unit::LANES * size_of::<f32>())
+    L1_BYTES.max(columns * super::unit::LANES * size_of::<f32>())
 }
 
-/// Some groups at a time, of so many bytes each, which are [`NEAR`] together.
-pub(super) fn near(groups: Range<usize>, bytes: usize) -> impl Iterator<Item = Range<usize>> {
-    let each = (NEAR / bytes.max(1)).max(1);
+/// Splits groups of `bytes` bytes into ranges of about [`L1_BYTES`] bytes.
+pub(super) fn cache_sized(groups: Range<usize>, bytes: usize) -> impl Iterator<Item = Range<usize>> {
+    let each = (L1_BYTES / bytes.max(1)).max(1);
     let end = groups.end;
     groups.step_by(each).map(move |first| first..(first + each).min(end))
 }
 
-/// Does the product for some groups of weights.
+/// Computes the product for some groups of weights.
 ///
 /// # Safety
-/// The processor has the unit, and all pointers lead to what the shapes say; nobody else writes these columns of `out`.
+/// The processor has the unit, and all pointers lead to what the shapes say; no other thread writes these columns of
+/// `out`.
 #[inline(always)]
 pub(super) unsafe fn matmul<U: Unit>(p: &Product, groups: Range<usize>) {
-    for groups in near(groups, p.layout.group()) {
+    for groups in cache_sized(groups, p.layout.group()) {
         for tile in quantize::tiles(p.rows, p.tile) {
             macro_rules! with {
                 ($($t:literal)*) => {
@@ -72,12 +74,12 @@ pub(super) unsafe fn matmul<U: Unit>(p: &Product, groups: Range<usize>) {
     }
 }
 
-/// One tile.
+/// Computes one tile.
 ///
 /// # Safety
 /// As for [`matmul`].
 #[inline(always)]
-pub(super) unsafe fn one<U: Unit, const T: usize>(p: &Product, group: usize, tile: Tile) {
+pub(super) unsafe fn one<U: Unit, const T: usize>(p: &Product, group: usize, tile: RowTile) {
     let layout = &p.layout;
     // SAFETY: the group and the tile are inside of what the pointers lead to, as the caller says.
     unsafe {
@@ -97,12 +99,12 @@ pub(super) unsafe fn one<U: Unit, const T: usize>(p: &Product, group: usize, til
     }
 }
 
-/// Puts the sums of a tile where the product goes.
+/// Stores the sums of a tile in the output.
 ///
 /// # Safety
 /// As for [`matmul`].
 #[inline(always)]
-pub(super) unsafe fn put<U: Unit, const T: usize>(p: &Product, group: usize, tile: Tile, sums: [U::F; T]) {
+pub(super) unsafe fn put<U: Unit, const T: usize>(p: &Product, group: usize, tile: RowTile, sums: [U::F; T]) {
     // SAFETY: the group and the tile are inside of what the pointers lead to, as the caller says.
     unsafe {
         let layout = &p.layout;
@@ -123,19 +125,19 @@ pub(super) unsafe fn put<U: Unit, const T: usize>(p: &Product, group: usize, til
     }
 }
 
-/// How far ahead weights are fetched into the caches, in bytes.
-const AHEAD: usize = 2048;
+/// Distance of prefetching, in bytes.
+const PREFETCH_BYTES: usize = 2048;
 
-/// Fetches what will be read after a block of weights of `bytes` bytes.
+/// Prefetches what will be read after a block of weights of `bytes` bytes.
 #[inline(always)]
 pub(super) unsafe fn fetch<U: Unit>(weights: *const u8, bytes: usize) {
     for line in 0..bytes.div_ceil(64) {
         // SAFETY: any address may be fetched.
-        unsafe { U::prefetch(weights.wrapping_add(AHEAD + line * 64)) };
+        unsafe { U::prefetch(weights.wrapping_add(PREFETCH_BYTES + line * 64)) };
     }
 }
 
-/// A block of a tile's activations: the bytes, and where its factors begin, of which [`factor`] reads the `n`th.
+/// Block of a tile's activations: the bytes, and the start of its factors, of which [`factor`] reads the `n`th.
 #[inline(always)]
 unsafe fn block_of<const T: usize>(x: *const u8, block: usize) -> (*const i8, *const f32) {
     // SAFETY: as the caller says.
@@ -241,9 +243,9 @@ unsafe fn sixes<U: Unit, const T: usize>(
     }
 }
 
-/// A float of weights.
+/// Float type of weights.
 trait Float {
-    /// `ROWS` of them.
+    /// Loads `ROWS` values.
     unsafe fn load<U: Unit>(from: *const Self) -> U::F;
 }
 
@@ -266,7 +268,7 @@ float!(bf16, f_load_bf16);
 unsafe fn floats<U: Unit, const T: usize, W: Float>(weights: *const W, x: *const f32, columns: usize) -> [U::F; T] {
     // SAFETY: as the caller says.
     unsafe {
-        // Even and odd columns apart: a sum waits for the one before it.
+        // Even and odd columns apart, since a sum waits for the one before it.
         let mut sums = [[U::f_splat(0.0); T]; 2];
         let mut column = 0;
         while column + 2 <= columns {

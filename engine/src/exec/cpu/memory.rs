@@ -1,43 +1,43 @@
-//! Memory for weights, activations and the KV cache: zero, aligned to cache lines, in large pages where the system has
-//! them, since a step reads all weights once from end to end. What is taken stays until the executor ends.
+//! Memory for weights, activations and the KV cache: zeroed, aligned to cache lines, in large pages if the system has
+//! them, since a step reads all weights once from end to end. Allocations live until the executor ends.
 
 use memmap2::MmapMut;
 
-/// What is asked of the system at once; what is not touched of it costs nothing.
+/// Bytes requested from the system at once; untouched pages cost nothing.
 const CHUNK: usize = 64 << 20;
-/// Where a piece begins: at a cache line.
+/// Alignment of an allocation: a cache line.
 const ALIGN: usize = 64;
 
-/// A growing store of pieces of memory.
+/// Growing arena of memory.
 #[derive(Default)]
 pub(super) struct Memory {
     chunks: Vec<MmapMut>,
-    /// Bytes taken of the last chunk.
+    /// Bytes used in the last chunk.
     used: usize,
     taken: usize,
 }
 
-/// Values in a [`Memory`]: where, and how many. It may be read and written for as long as that memory lives, by the
-/// rules of its user.
+/// Values in a [`Memory`]: address and number. Valid for as long as that memory lives; the user must prevent data
+/// races.
 #[derive(Debug)]
-pub(super) struct Piece<T> {
+pub(super) struct Allocation<T> {
     at: *mut T,
     len: usize,
 }
 
-impl<T> Clone for Piece<T> {
+impl<T> Clone for Allocation<T> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<T> Copy for Piece<T> {}
+impl<T> Copy for Allocation<T> {}
 
-// SAFETY: a pointer and a length; whoever uses the pointer answers for it.
-unsafe impl<T: Send> Send for Piece<T> {}
+// SAFETY: a pointer and a length; the user of the pointer prevents races.
+unsafe impl<T: Send> Send for Allocation<T> {}
 // SAFETY: as above.
-unsafe impl<T: Sync> Sync for Piece<T> {}
+unsafe impl<T: Sync> Sync for Allocation<T> {}
 
-impl<T> Piece<T> {
+impl<T> Allocation<T> {
     pub(super) fn at(self) -> *mut T {
         self.at
     }
@@ -47,8 +47,8 @@ impl<T> Piece<T> {
 }
 
 impl Memory {
-    /// A piece for `len` values of a type that is all zeros at first. Fails when the system has no more memory.
-    pub(super) fn take<T: bytemuck::Zeroable>(&mut self, len: usize) -> std::io::Result<Piece<T>> {
+    /// Allocates `len` zeroed values. Fails when the system has no more memory.
+    pub(super) fn take<T: bytemuck::Zeroable>(&mut self, len: usize) -> std::io::Result<Allocation<T>> {
         let bytes = len
             .checked_mul(size_of::<T>())
             .and_then(|bytes| bytes.checked_next_multiple_of(ALIGN))
@@ -66,10 +66,10 @@ impl Memory {
         let room = chunk.get_mut(self.used..).ok_or(std::io::ErrorKind::OutOfMemory)?;
         self.used += bytes;
         self.taken += bytes;
-        Ok(Piece { at: room.as_mut_ptr().cast(), len })
+        Ok(Allocation { at: room.as_mut_ptr().cast(), len })
     }
 
-    /// Bytes taken so far.
+    /// Bytes allocated so far.
     pub(super) fn taken(&self) -> usize {
         self.taken
     }

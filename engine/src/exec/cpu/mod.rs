@@ -1,6 +1,6 @@
-//! The executor on the processor's own vector units. It owns repacked weights, activations, the KV cache and a pool of
-//! threads; operations run when they are called. Kernels are written once over the units ([`unit`]) and chosen at load.
-//! It knows no file: weights come as tensors, whose memory it reads once and never again.
+//! Executor on the CPU's own vector units. Owns repacked weights, activations, the KV cache and a pool of threads;
+//! operations run when they are called. Kernels are written once over the units ([`unit`]) and chosen at load. Knows
+//! no file: weights arrive as tensors, whose memory is read once and never again.
 
 #![allow(clippy::indexing_slicing, reason = "in kernels: over arrays whose length is a constant")]
 
@@ -27,7 +27,7 @@ use crate::artifact::Tensor;
 use crate::{EngineError, LoadError};
 use attention::Cache;
 use kernels::Kernels;
-use memory::{Memory, Piece};
+use memory::{Allocation, Memory};
 use pack::{Family, Layout};
 use pool::Pool;
 
@@ -35,38 +35,38 @@ pub use cores::Cores;
 pub use unit::CpuUnit;
 
 /// Bytes of weights that are repacked as one part.
-const REPACKED: usize = 256 << 10;
+const REPACK_BYTES: usize = 256 << 10;
 
 /// Most rows that [`Kernels::split`] packs together.
-const WHOLE: usize = 16;
+const SPLIT_ROWS: usize = 16;
 #[cfg(target_arch = "x86_64")]
-const _: () = assert!(WHOLE == unit::amx::ROWS, "a tile of AMX is packed whole");
+const _: () = assert!(SPLIT_ROWS == unit::amx::ROWS, "a tile of AMX is packed whole");
 
 /// Neighbouring rows of a matrix that are of one family.
 #[derive(Clone, Copy)]
 struct Segment {
     layout: Layout,
-    weights: Piece<u8>,
+    weights: Allocation<u8>,
 }
 
 #[derive(Clone, Copy)]
-struct Place {
+struct CpuActivation {
     width: usize,
     rows: usize,
-    values: Piece<f32>,
+    values: Allocation<f32>,
 }
 
 #[derive(Clone, Copy)]
 struct Rotation {
     pairs: usize,
     pairing: Pairing,
-    table: Piece<f32>,
+    table: Allocation<f32>,
 }
 
-/// Told of data that was taken and is not read again.
+/// Callback for data that was copied and is not read again.
 type Forget = Box<dyn Fn(&[u8]) + Send>;
 
-/// Runs operations on the processor.
+/// Runs operations on the CPU.
 pub struct Cpu {
     unit: CpuUnit,
     kernels: &'static Kernels,
@@ -74,41 +74,41 @@ pub struct Cpu {
     sizes: Sizes,
     memory: Memory,
     matrices: Vec<Vec<Segment>>,
-    vectors: Vec<Piece<f32>>,
+    vectors: Vec<Allocation<f32>>,
     rotations: Vec<Rotation>,
-    places: Vec<Place>,
+    activations: Vec<CpuActivation>,
     caches: Vec<Cache<f16>>,
-    /// Keys and values of rows that are attended both ways, where a model does so.
-    fleeting: Option<Cache<f32>>,
-    /// Activations as the product at hand wants them.
-    packed: Piece<u8>,
+    /// Keys and values of bidirectional attention, for models that use it.
+    bidirectional: Option<Cache<f32>>,
+    /// Activations packed for the current product.
+    packed: Allocation<u8>,
     /// Scores or unpacked weights, for each thread.
-    scratch: Vec<Piece<f32>>,
+    scratch: Vec<Allocation<f32>>,
     batch: Batch,
-    /// For each row the first and the end of its sequence's rows.
+    /// Range of its sequence's rows, for each row.
     spans: Vec<[u32; 2]>,
-    /// How causal attention is cut into parts in this step; empty until a layer asks.
-    tiles: Vec<attention::Tile>,
+    /// Parts of causal attention in this step; empty until a layer needs them.
+    tiles: Vec<attention::QueryTile>,
     /// Rows that operations run on now.
     rows: usize,
-    /// What went wrong in this step.
+    /// First error of this step.
     fault: Option<String>,
-    /// Called with the data of every tensor that was taken.
+    /// Called with the data of every tensor that was copied.
     forget: Option<Forget>,
 }
 
-/// Places that a query may attend to, in whole pages: of a sequence, or of rows that are attended both ways. Kernels write
-/// so many scores into the scratch that is taken for as many, so that both must ask here.
+/// Positions that a query may attend to, in whole pages: of a sequence, or of rows in bidirectional attention. Size
+/// of the scratch for scores as well as bound of the kernels that write them, hence a single function.
 fn most_attended(sizes: &Sizes) -> usize {
     sizes.context.max(sizes.max_rows).next_multiple_of(PAGE)
 }
 
 fn refused(what: &str, e: &std::io::Error) -> LoadError {
-    LoadError::Device { device: "CPU".into(), reason: format!("there is no memory for {what}: {e}") }
+    LoadError::Device { device: "CPU".into(), reason: format!("no memory for {what}: {e}") }
 }
 
 impl Cpu {
-    /// An executor for these sizes on a unit that this processor has and so many threads, the caller's among them.
+    /// An executor for these sizes on a unit that this processor has and this many threads, the caller's among them.
     pub(crate) fn new(unit: CpuUnit, threads: usize, sizes: Sizes) -> Result<Self, LoadError> {
         if !unit.is_here() {
             let reason = format!("this processor has no {}", unit.name());
@@ -134,9 +134,9 @@ impl Cpu {
             matrices: Vec::new(),
             vectors: Vec::new(),
             rotations: Vec::new(),
-            places: Vec::new(),
+            activations: Vec::new(),
             caches,
-            fleeting: None,
+            bidirectional: None,
             packed,
             scratch: Vec::new(),
             batch: Batch::default(),
@@ -148,12 +148,12 @@ impl Cpu {
         })
     }
 
-    /// Has `forget` called with the data of every tensor once it was taken, until all were.
+    /// Calls `forget` with the data of every tensor once it was copied, until the last.
     pub(crate) fn forget_with(&mut self, forget: impl Fn(&[u8]) + Send + 'static) {
         self.forget = Some(Box::new(forget));
     }
 
-    /// The unit it runs on.
+    /// Vector unit of the executor.
     pub fn unit(&self) -> CpuUnit {
         self.unit
     }
@@ -163,11 +163,11 @@ impl Cpu {
         self.pool.threads()
     }
 
-    /// The values of a place that belong to the rows at hand.
+    /// Values of an activation that belong to the current rows.
     fn values(&self, id: ActId) -> &[f32] {
-        let Some(place) = self.places.get(id.0) else { return &[] };
+        let Some(place) = self.activations.get(id.0) else { return &[] };
         let count = (self.rows * place.width).min(place.values.len());
-        // SAFETY: the piece has that many values, and nothing writes them while `self` is borrowed.
+        // SAFETY: the allocation has that many values, and nothing writes them while `self` is borrowed.
         unsafe { std::slice::from_raw_parts(place.values.at(), count) }
     }
 }
@@ -185,11 +185,11 @@ impl Executor for Cpu {
                 signed: self.kernels.signed,
             };
             let weights = self.memory.take::<u8>(layout.bytes()).map_err(|e| refused(first.name, &e))?;
-            let each = (REPACKED / layout.group()).max(1);
+            let each = (REPACK_BYTES / layout.group()).max(1);
             self.pool.run(layout.groups().div_ceil(each), &|part, _| {
                 let groups = part * each..((part + 1) * each).min(layout.groups());
                 let (from, len) = (groups.start * layout.group(), groups.len() * layout.group());
-                // SAFETY: parts are ranges of groups that do not overlap, inside of the piece, which is new.
+                // SAFETY: parts are ranges of groups that do not overlap, inside of the allocation, which is new.
                 let out = unsafe { std::slice::from_raw_parts_mut(weights.at().add(from), len) };
                 pack::repack(&layout, group, groups, out);
             });
@@ -204,7 +204,7 @@ impl Executor for Cpu {
 
     fn vector(&mut self, values: &[f32]) -> Result<VectorId, LoadError> {
         let piece = self.memory.take(values.len()).map_err(|e| refused("a vector", &e))?;
-        // SAFETY: the piece is new and has as many values.
+        // SAFETY: the allocation is new and has as many values.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), piece.at(), values.len()) };
         self.vectors.push(piece);
         Ok(VectorId(self.vectors.len() - 1))
@@ -219,16 +219,16 @@ impl Executor for Cpu {
 
     fn activation(&mut self, width: usize, rows: usize) -> Result<ActId, LoadError> {
         let values = self.memory.take(width * rows).map_err(|e| refused("activations", &e))?;
-        self.places.push(Place { width, rows, values });
-        Ok(ActId(self.places.len() - 1))
+        self.activations.push(CpuActivation { width, rows, values });
+        Ok(ActId(self.activations.len() - 1))
     }
 
     fn ready(&mut self) -> Result<(), LoadError> {
-        // Of what is multiplied: logits may be wider by far.
+        // Products only: logits may be wider by far.
         let widest = self.matrices.iter().flatten().map(|segment| segment.layout.columns).max().unwrap_or(0);
         let widest = widest.next_multiple_of(unit::BLOCK);
-        // Floats take four bytes a value, more than rounded ones with their scales, and may be of whole tiles only.
-        let bytes = widest * self.sizes.max_rows.next_multiple_of(WHOLE) * size_of::<f32>();
+        // Floats take four bytes a value, more than rounded ones with their scales, and may come in whole tiles only.
+        let bytes = widest * self.sizes.max_rows.next_multiple_of(SPLIT_ROWS) * size_of::<f32>();
         self.packed = self.memory.take(bytes).map_err(|e| refused("activations", &e))?;
         let scores = attention::scratch(most_attended(&self.sizes), self.sizes.head_dim);
         let scratch = scores.max(matmul::scratch(widest).div_ceil(size_of::<f32>()));
@@ -242,7 +242,7 @@ impl Executor for Cpu {
 
     fn begin(&mut self, batch: &Batch) -> Result<(), EngineError> {
         if !self.sizes.hold(batch) {
-            return Err(EngineError::Device("a step outside of the model's sizes was refused".into()));
+            return Err(EngineError::Device("a step exceeds the sizes of the executor".into()));
         }
         self.batch.clone_from(batch);
         self.spans = batch.spans();
@@ -259,21 +259,21 @@ impl Executor for Cpu {
     fn add(&mut self, x: ActId, out: ActId) {
         let (Some((x, out)), add) = (self.pair(x, out), self.kernels.add) else { return };
         let width = x.width.min(out.width);
-        // SAFETY: rows of places; the unit is there.
+        // SAFETY: rows of activations; the unit is there.
         self.each_row(width, &|r, _| unsafe { add(x.row(r), 1.0, width, out.row(r)) });
     }
 
     fn add_bias(&mut self, bias: VectorId, out: ActId) {
-        let (Some(bias), Some(out)) = (self.weights(bias), self.place(out)) else { return };
+        let (Some(bias), Some(out)) = (self.weights(bias), self.activation_of(out)) else { return };
         let (add, width) = (self.kernels.add, out.width.min(bias.len()));
-        // SAFETY: rows of a place and a vector that is as long; the unit is there.
+        // SAFETY: rows of an activation and a vector that is as long; the unit is there.
         self.each_row(width, &|r, _| unsafe { add(bias.at(), 1.0, width, out.row(r)) });
     }
 
     fn rms_norm(&mut self, x: ActId, weight: VectorId, eps: f32, out: ActId) {
         let (Some((x, out)), Some(weight)) = (self.pair(x, out), self.weights(weight)) else { return };
         let (norm, width) = (self.kernels.rms_norm, x.width.min(out.width).min(weight.len()));
-        // SAFETY: rows of places and a vector that is as long; the unit is there.
+        // SAFETY: rows of activations and a vector that is as long; the unit is there.
         self.each_row(width, &|r, _| unsafe { norm(x.row(r), weight.at(), width, eps, out.row(r)) });
     }
 
@@ -284,7 +284,7 @@ impl Executor for Cpu {
         };
         let width = x.width.min(out.width).min(weight.len()).min(bias.len());
         let norm = self.kernels.layer_norm;
-        // SAFETY: rows of places and vectors that are as long; the unit is there.
+        // SAFETY: rows of activations and vectors that are as long; the unit is there.
         self.each_row(width, &|r, _| unsafe { norm(x.row(r), weight.at(), bias.at(), width, eps, out.row(r)) });
     }
 
@@ -309,15 +309,15 @@ impl Executor for Cpu {
     }
 
     fn activate(&mut self, function: Function, x: ActId) {
-        let (Some(x), apply) = (self.place(x), self.kernels.apply) else { return };
-        // SAFETY: rows of a place; the unit is there.
+        let (Some(x), apply) = (self.activation_of(x), self.kernels.apply) else { return };
+        // SAFETY: rows of an activation; the unit is there.
         self.each_row(x.width, &|r, _| unsafe { apply(function, x.row(r), std::ptr::null(), x.width, x.row(r)) });
     }
 
     fn gate(&mut self, function: Function, x: ActId, out: ActId) {
         let (Some((x, out)), apply) = (self.pair(x, out), self.kernels.apply) else { return };
         let width = (x.width / 2).min(out.width);
-        // SAFETY: rows of places, one of them twice as wide; the unit is there.
+        // SAFETY: rows of activations, one of them twice as wide; the unit is there.
         self.each_row(4 * width, &|r, _| unsafe {
             apply(function, x.row(r), x.row(r).add(x.width / 2), width, out.row(r));
         });
@@ -353,7 +353,7 @@ impl Executor for Cpu {
         }
         for cache in &self.caches {
             for piece in [&cache.keys, &cache.values] {
-                // SAFETY: the piece holds `pages` pages, both are among them and differ, and no step runs.
+                // SAFETY: the allocation holds `pages` pages, both are among them and differ, and no step runs.
                 unsafe { std::ptr::copy_nonoverlapping(piece.at().add(from * page), piece.at().add(to * page), page) };
             }
         }

@@ -1,6 +1,6 @@
-//! How weights lie in memory: a few families into which every type of the files is repacked at load. Rows lie side by
-//! side in groups of as many as a register has lanes, so that a product needs no sum over lanes; a group holds first the
-//! quants of all its blocks, then their scales, so that both are read from end to end.
+//! Layout of weights in memory: a few families into which every type of the files is repacked at load. Rows lie side
+//! by side in groups of as many as a register has lanes, so that a product needs no sum over lanes. A group holds
+//! first the quants of all its blocks, then their scales, so that both are read from end to end.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::unit::BLOCK;
 use crate::artifact::{Tensor, TensorType};
 
-/// A way to lay out weights.
+/// Family of packed weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Family {
     /// `d * q + m`, `q` from 0 to 15; `d` and `m` in f16 for each block of 32.
@@ -18,18 +18,18 @@ pub(super) enum Family {
     Bytes,
     /// `d * q + m`, `q` from 0 to 31; `d` and `m` in f16 for each block of 32.
     Fives,
-    /// `d * q`, `q` from -32 to 31, kept with 32 added; `d` in f16 for each half of a block of 32.
+    /// `d * q`, `q` from -32 to 31, stored with 32 added; `d` in f16 for each half of a block of 32.
     Sixes,
     /// 32-bit floats.
     F32,
     /// 16-bit floats.
     F16,
-    /// The upper halves of 32-bit floats.
+    /// Upper halves of 32-bit floats.
     Bf16,
 }
 
 impl Family {
-    /// The family of a type.
+    /// Family of a type.
     pub(super) fn of(kind: TensorType) -> Self {
         match kind {
             TensorType::F32 => Self::F32,
@@ -42,7 +42,7 @@ impl Family {
         }
     }
 
-    /// Whether it meets activations that are rounded to 8 bits.
+    /// True if products round activations to 8 bits.
     pub(super) fn is_quantized(self) -> bool {
         !matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
@@ -68,7 +68,7 @@ pub(super) struct Layout {
     pub(super) columns: usize,
     /// Rows of a group.
     pub(super) lanes: usize,
-    /// Whether bytes are kept as they are; else with 128 added.
+    /// True if bytes are stored unchanged; else with 128 added.
     pub(super) signed: bool,
 }
 
@@ -98,7 +98,7 @@ impl Layout {
     pub(super) fn bytes(&self) -> usize {
         self.groups() * self.group()
     }
-    /// What a byte of weights is changed by.
+    /// Bits that are flipped in a byte of weights.
     fn flip(&self) -> u8 {
         if self.signed { 0 } else { 0x80 }
     }
@@ -125,7 +125,7 @@ pub(super) fn repack(layout: &Layout, parts: &[Tensor<'_>], groups: Range<usize>
     }
 }
 
-/// The words and scales of one row of a group.
+/// Words and scales of one row of a group.
 struct Lane<'a> {
     words: &'a mut [[u8; 4]],
     scales: &'a mut [[u8; 2]],
@@ -146,7 +146,7 @@ impl Lane<'_> {
     }
 }
 
-/// Puts one row into its lane of a group.
+/// Packs one row into its lane of a group.
 fn put(layout: &Layout, kind: TensorType, data: &[u8], lane: usize, group: &mut [u8]) {
     let (quants, scales) = group.split_at_mut_checked(layout.quants()).unwrap_or_default();
     if matches!(kind, TensorType::F16 | TensorType::BF16) {
@@ -164,7 +164,7 @@ fn put(layout: &Layout, kind: TensorType, data: &[u8], lane: usize, group: &mut 
                 to.word(n, *value);
             }
         }
-        // As they are: the most frequent types should load as fast as they are copied.
+        // Copied unchanged: the most frequent types should load as fast as a copy.
         TensorType::Q4_1 => {
             for (block, [d0, d1, m0, m1, quants @ ..]) in data.as_chunks::<20>().0.iter().enumerate() {
                 to.scale(2 * block, [*d0, *d1]);
@@ -200,12 +200,13 @@ fn put(layout: &Layout, kind: TensorType, data: &[u8], lane: usize, group: &mut 
     }
 }
 
-/// A block of weights of four bits in four words, of five in five, or of six in six, as units read them.
+/// Packs a block of 4-bit weights into four words, of 5-bit into five, of 6-bit into six, in the order that units
+/// read.
 fn words_of(values: &[u8; BLOCK], words: usize) -> [[u8; 4]; 6] {
     let mut out = [[0u8; 4]; 6];
     let (lower, upper) = out.split_at_mut(4);
     for (at, value) in values.iter().enumerate() {
-        // Which half of the block, which word of the half, which byte of the word.
+        // Half of the block, word of the half, byte of the word.
         let (half, chunk, byte) = (at / 16, at % 16 / 4, at % 4);
         lower[chunk][byte] |= (value & 15) << (4 * half);
         match words {
@@ -217,7 +218,7 @@ fn words_of(values: &[u8; BLOCK], words: usize) -> [[u8; 4]; 6] {
     out
 }
 
-/// The way back.
+/// Inverse of [`words_of`].
 fn values_of(word: impl Fn(usize) -> [u8; 4], words: usize) -> [u8; BLOCK] {
     let mut out = [0u8; BLOCK];
     for (at, value) in out.iter_mut().enumerate() {
@@ -232,7 +233,7 @@ fn values_of(word: impl Fn(usize) -> [u8; 4], words: usize) -> [u8; BLOCK] {
     out
 }
 
-/// One row as values: the way back, for tables that rows are looked up in.
+/// Unpacks one row to values, for tables in which rows are looked up.
 pub(super) fn unpack(layout: &Layout, group: &[u8], lane: usize, out: &mut [f32]) {
     let lanes = layout.lanes;
     let (quants, scales) = group.split_at_checked(layout.quants()).unwrap_or_default();

@@ -1,10 +1,10 @@
-//! The executor's threads. It owns them and hands them the parts of one operation at a time; it knows nothing of what
-//! they compute. Parts are taken one by one, so that a thread that the system keeps from running delays no more than the
-//! part that it has; the caller works too and never waits for a thread that sleeps.
+//! Threads of the executor. The pool distributes the parts of one operation at a time and knows nothing of their
+//! content. Parts are claimed one by one, so that a thread that the system keeps from running delays no more than the
+//! part that it has. The caller works too and never waits for a sleeping thread.
 //!
-//! A pool of our own: an operation of a small model lasts some ten microseconds, of which handing it to a general pool
-//! and back would take a good part. Threads look for the next operation for [`LOOKING`] and then sleep, so that an
-//! idle engine costs nothing.
+//! Why not a general pool: an operation of a small model lasts some ten microseconds, of which its dispatch would
+//! take a good part. Threads spin for the next operation for [`SPIN_TIME`] and then sleep, so that an idle engine costs
+//! nothing.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,41 +12,41 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a thread looks for the next operation before it sleeps: longer than what a scheduler does between two steps.
-const LOOKING: Duration = Duration::from_micros(300);
-/// How often it looks before it looks at the clock.
-const LOOKS: u32 = 64;
-/// How often the caller looks for the end of others' parts before it lets other threads run.
-const WAITS: u32 = 4000;
-/// Bit of the gate that says that no operation is at hand; the bits below count the threads inside.
+/// Time that a thread spins for the next operation before it sleeps: longer than a scheduler takes between two steps.
+const SPIN_TIME: Duration = Duration::from_micros(300);
+/// Spins between two readings of the clock.
+const SPINS_PER_CLOCK: u32 = 64;
+/// Spins of the caller, waiting for the others' last parts, before it yields its core.
+const SPINS_BEFORE_YIELD: u32 = 4000;
+/// Bit of the gate that is set while no operation runs; the bits below count the threads inside.
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
-/// An operation's parts: called with the part's number and the thread's.
+/// Parts of an operation: called with the part's number and the thread's.
 type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
-struct Shared {
-    /// Who works on the operation at hand, and whether there is one.
+struct PoolState {
+    /// Number of threads in the current operation, and whether there is one.
     gate: AtomicUsize,
     next: AtomicUsize,
     parts: AtomicUsize,
     work: UnsafeCell<Option<*const Work<'static>>>,
-    /// Counts operations; threads that sleep wait for it to change.
+    /// Counts operations; sleeping threads wait for it to change.
     rounds: AtomicUsize,
     sleepers: AtomicUsize,
-    bed: Mutex<()>,
-    bell: Condvar,
+    sleep_lock: Mutex<()>,
+    wake: Condvar,
     stop: AtomicBool,
     failed: AtomicBool,
 }
 
-// SAFETY: `work` is written only by the one caller of `Pool::run` while the gate is closed and nobody is inside, and read
-// only by threads that are inside; the gate's orderings put the write before the reads. The pointee is `Sync`.
-unsafe impl Sync for Shared {}
+// SAFETY: `work` is written only by the one caller of `Pool::run` while the gate is closed and no thread is inside.
+// Only threads that are inside read it; the gate's orderings put the write before the reads. The pointee is `Sync`.
+unsafe impl Sync for PoolState {}
 // SAFETY: the pointer in `work` is null or used as said above, wherever the value lies.
-unsafe impl Send for Shared {}
+unsafe impl Send for PoolState {}
 
-/// Leaves the gate, also when a part panics.
-struct Inside<'a>(&'a Shared);
+/// Leaves the gate on drop, also when a part panics.
+struct Inside<'a>(&'a PoolState);
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
@@ -57,15 +57,16 @@ impl Drop for Inside<'_> {
     }
 }
 
-impl Shared {
-    /// Takes parts of the operation at hand until none are left.
+impl PoolState {
+    /// Works on parts of the current operation until none are left.
     fn help(&self, thread: usize) {
         let before = self.gate.fetch_add(1, Ordering::Acquire);
         let inside = Inside(self);
         if before & CLOSED == 0 {
-            // SAFETY: the gate was open when this thread went in, and is not opened for another operation before it left.
+            // SAFETY: the gate was open when this thread entered, and is not opened for another operation before it
+            // left.
             if let Some(work) = unsafe { *self.work.get() } {
-                // SAFETY: `run` waits until everybody left before the borrow behind the pointer ends.
+                // SAFETY: `run` waits until every thread left before the borrow behind the pointer ends.
                 self.take(unsafe { &*work }, thread);
             }
         }
@@ -83,11 +84,11 @@ impl Shared {
         }
     }
 
-    /// The life of a thread.
+    /// Main loop of a thread.
     fn serve(&self, thread: usize) {
         let mut seen = 0;
         while !self.stop.load(Ordering::Acquire) {
-            let mut looks = 0u32;
+            let mut spins = 0u32;
             let mut since = None;
             loop {
                 let rounds = self.rounds.load(Ordering::Acquire);
@@ -95,16 +96,18 @@ impl Shared {
                     seen = rounds;
                     break;
                 }
-                looks += 1;
-                if !looks.is_multiple_of(LOOKS) || since.get_or_insert_with(Instant::now).elapsed() < LOOKING {
+                spins += 1;
+                if !spins.is_multiple_of(SPINS_PER_CLOCK)
+                    || since.get_or_insert_with(Instant::now).elapsed() < SPIN_TIME
+                {
                     std::hint::spin_loop();
                     continue;
                 }
-                let mut bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut sleep_lock = self.sleep_lock.lock().unwrap_or_else(PoisonError::into_inner);
                 // Sequentially consistent with `run`: either it sees the sleeper or the sleeper sees the new round.
                 self.sleepers.fetch_add(1, Ordering::SeqCst);
                 while self.rounds.load(Ordering::SeqCst) == seen && !self.stop.load(Ordering::Acquire) {
-                    bed = self.bell.wait(bed).unwrap_or_else(PoisonError::into_inner);
+                    sleep_lock = self.wake.wait(sleep_lock).unwrap_or_else(PoisonError::into_inner);
                 }
                 self.sleepers.fetch_sub(1, Ordering::SeqCst);
                 break;
@@ -114,30 +117,30 @@ impl Shared {
     }
 
     fn ring(&self) {
-        let bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
-        self.bell.notify_all();
-        drop(bed);
+        let sleep_lock = self.sleep_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.wake.notify_all();
+        drop(sleep_lock);
     }
 }
 
 /// Threads that share the work of one caller.
 pub(super) struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolState>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Pool {
-    /// A pool of so many threads, the caller among them. What cannot be started is done without.
+    /// A pool of this many threads, the caller among them. Runs with fewer if a thread cannot be started.
     pub(super) fn new(threads: usize) -> Self {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(PoolState {
             gate: AtomicUsize::new(CLOSED),
             next: AtomicUsize::new(0),
             parts: AtomicUsize::new(0),
             work: UnsafeCell::new(None),
             rounds: AtomicUsize::new(0),
             sleepers: AtomicUsize::new(0),
-            bed: Mutex::new(()),
-            bell: Condvar::new(),
+            sleep_lock: Mutex::new(()),
+            wake: Condvar::new(),
             stop: AtomicBool::new(false),
             failed: AtomicBool::new(false),
         });
@@ -145,11 +148,11 @@ impl Pool {
             let shared = shared.clone();
             let builder = std::thread::Builder::new().name(format!("engine-cpu-{thread}"));
             builder.spawn(move || {
-                crate::scheduler::be_nice();
+                crate::scheduler::lower_priority();
                 shared.serve(thread);
             })
         };
-        // Numbered without a gap: each has memory of its own by its number.
+        // Numbered without a gap, since each has memory of its own by its number.
         let mut started = Vec::new();
         for _ in 1..threads {
             started.extend(start(started.len() + 1));
@@ -162,7 +165,7 @@ impl Pool {
         self.threads.len() + 1
     }
 
-    /// Does `work(part, thread)` for every part below `parts`, each once, and returns when all are done.
+    /// Runs `work(part, thread)` for every part below `parts`, each once, and returns when all are done.
     pub(super) fn run(&mut self, parts: usize, work: &Work<'_>) {
         if self.threads.is_empty() || parts <= 1 {
             (0..parts).for_each(|part| work(part, 0));
@@ -177,14 +180,14 @@ impl Pool {
         shared.parts.store(parts, Ordering::Relaxed);
         shared.gate.fetch_and(!CLOSED, Ordering::Release);
         // Closes the gate and waits for those inside, also when a part of the caller's panics.
-        struct Closing<'a>(&'a Shared);
+        struct Closing<'a>(&'a PoolState);
         impl Drop for Closing<'_> {
             fn drop(&mut self) {
                 self.0.gate.fetch_or(CLOSED, Ordering::AcqRel);
-                let mut looks = 0u32;
+                let mut spins = 0u32;
                 while self.0.gate.load(Ordering::Acquire) != CLOSED {
-                    looks += 1;
-                    if looks < WAITS { std::hint::spin_loop() } else { std::thread::yield_now() }
+                    spins += 1;
+                    if spins < SPINS_BEFORE_YIELD { std::hint::spin_loop() } else { std::thread::yield_now() }
                 }
             }
         }
@@ -197,7 +200,7 @@ impl Pool {
         drop(closing);
     }
 
-    /// Whether a thread has failed since the last call: what was computed since then is not whole.
+    /// True if a thread has failed since the last call: results since then are incomplete.
     pub(super) fn take_failure(&self) -> bool {
         self.shared.failed.swap(false, Ordering::AcqRel)
     }
@@ -209,7 +212,7 @@ impl Drop for Pool {
         self.shared.rounds.fetch_add(1, Ordering::SeqCst);
         self.shared.ring();
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so already.
+            // A thread that panicked has reported it already.
             let _ = thread.join();
         }
     }

@@ -1,5 +1,5 @@
-//! The operations along rows of activations: norms, rotation, functions. Each works on one row; where it reads and
-//! writes may be the same.
+//! Operations along rows of activations: norms, rotation, functions. Each works on one row; input and output may be
+//! the same.
 
 use super::unit::{LANES, Unit};
 use crate::exec::Function;
@@ -79,7 +79,7 @@ pub(super) unsafe fn add<U: Unit>(x: *const f32, scale: f32, n: usize, out: *mut
     }
 }
 
-/// `out = function(x)`, times `by` where there is one (arXiv:2002.05202).
+/// `out = function(x)`, times `by` unless null (arXiv:2002.05202).
 ///
 /// # Safety
 /// The processor has the unit; all have `n` values, or `by` is null.
@@ -149,7 +149,7 @@ pub(super) unsafe fn rotate_neighbours(head: *mut f32, table: *const f32, pairs:
     }
 }
 
-/// The same with values `i` and `i + pairs`.
+/// As [`rotate_neighbours`], with values `i` and `i + pairs`.
 ///
 /// # Safety
 /// `head` and `table` have `2 * pairs` values.

@@ -1,19 +1,19 @@
-//! What every executor is held to, on every vector unit that this processor has, alone and on several threads.
+//! Tests of every executor, on every vector unit that this processor has, alone and on several threads.
 
 use super::*;
 use crate::exec::tests::{self, Tested};
 
 impl Tested for Cpu {
     fn width(&self, id: ActId) -> usize {
-        self.places[id.0].width
+        self.activations[id.0].width
     }
     fn read(&mut self, id: ActId) -> Vec<f32> {
         self.finish(id).unwrap()
     }
     fn write(&mut self, id: ActId, values: &[f32]) {
-        let place = self.places[id.0].values;
+        let place = self.activations[id.0].values;
         assert!(values.len() <= place.len());
-        // SAFETY: the piece has as many values, and nothing else uses them now.
+        // SAFETY: the allocation has as many values, and nothing else uses them now.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), place.at(), values.len()) };
     }
 }

@@ -1,10 +1,10 @@
-// Attention by tiles of 64 places with a running maximum and sum (online softmax, arXiv:1805.02867). One workgroup a head
-// of a row: first each invocation scores one place of the tile, then each gathers two words of the answer over all of
-// them. What is looked at, and where it lies, say the functions in front of this text.
+// Attention by tiles of 64 positions with a running maximum and sum (online softmax, arXiv:1805.02867). One workgroup
+// for each head of a row: first each invocation scores one position of the tile, then each sums two words of the
+// answer over all positions. The functions in front of this text define the visible positions and their layout.
 //
-// The softmax is taken apart for each stretch of places, and then over the stretches in their order, so that a workgroup
-// of its own may take each of them (APART; `attention_merge.wgsl` does the rest) and nothing changes. c: stretches that
-// have workgroups.
+// The softmax is computed separately for each stretch of positions, then over the stretches in order. So a workgroup
+// of its own may compute each stretch without a change of the result (APART; `attention_merge.wgsl` merges them). c:
+// stretches that have workgroups.
 const WORDS = HEAD_DIM / 2u;
 
 var<workgroup> query: array<vec2<f32>, WORDS>;

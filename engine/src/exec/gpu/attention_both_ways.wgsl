@@ -1,9 +1,9 @@
-// Where attention over all of a sequence finds keys and values: in the rows of this step. a: scale as bits.
+// Keys and values of bidirectional attention: the rows of this step. a: scale as bits.
 @group(0) @binding(0) var<storage, read> qkv: array<vec2<f32>>;
 @group(0) @binding(1) var<storage, read_write> out: array<vec2<f32>>;
 @group(0) @binding(2) var<storage, read> spans: array<vec2<u32>>;
 
-// The first row that is looked at, and how many.
+// First visible row, and number of visible rows.
 fn looked_at(r: u32) -> vec2<u32> {
     return vec2<u32>(spans[r].x, spans[r].y - spans[r].x);
 }

@@ -1,5 +1,5 @@
-// What was gathered over one stretch of places, joined to what was gathered over those before it: the largest score of all,
-// the sum of weights, and what the answers so far and the stretch's own are multiplied by.
+// Join of the partial result of one stretch of positions with those before it: the largest score of all, the sum of
+// weights, and the factors for the answers so far and for the stretch's own.
 const LEAST = -3.0e38;
 
 struct Joined {

@@ -1,5 +1,5 @@
-// The answer of attention from what was gathered over each stretch of places, as `attention.wgsl` does it for all of them.
-// One workgroup a head of a row. b: positions of a window, c: stretches that had workgroups.
+// Answer of attention from the partial results of each stretch of positions, joined as `attention.wgsl` does. One
+// workgroup for each head of a row. b: positions of a window, c: stretches that had workgroups.
 @group(0) @binding(0) var<storage, read> gathered: array<vec2<f32>>;
 @group(0) @binding(1) var<storage, read> rows: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> out: array<vec2<f32>>;

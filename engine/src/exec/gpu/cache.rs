@@ -1,19 +1,19 @@
-//! Compiled pipelines on disk, so that a second start need not compile them. A file that is not as it was written, or is
-//! of another adapter, driver or version, is thrown away.
+//! Compiled pipelines on disk, so that a second start need not compile them. A damaged file, or one of another
+//! adapter, driver or version, is discarded.
 
 use std::path::{Path, PathBuf};
 
-/// FNV-1a, 64 bits: finds a damaged file; it is no defence against one that was made to deceive.
+/// FNV-1a checksum, 64 bits: detects damage, not forgery.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The file of what is kept for an adapter, driver and version.
+/// Path of a cache file for an adapter, driver and version.
 pub(super) fn path(folder: &Path, what: &str, identity: &str) -> PathBuf {
     folder.join(format!("{what}-{:016x}.bin", checksum(identity.as_bytes())))
 }
 
-/// The cache for a device; `None` where the device has none.
+/// Loads the cache of a device; `None` if the device supports none.
 pub(super) fn load(device: &wgpu::Device, folder: Option<&Path>, identity: &str) -> Option<wgpu::PipelineCache> {
     if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
         return None;
@@ -29,7 +29,7 @@ pub(super) fn load(device: &wgpu::Device, folder: Option<&Path>, identity: &str)
     Some(unsafe { device.create_pipeline_cache(&descriptor) })
 }
 
-/// Keeps the cache. A folder that cannot be written costs the next start some seconds and nothing else.
+/// Stores the cache. If the folder is not writable, the next start takes some seconds longer.
 pub(super) fn store(cache: &wgpu::PipelineCache, folder: Option<&Path>, identity: &str) {
     let (Some(folder), Some(data)) = (folder, cache.get_data()) else { return };
     let path = path(folder, "pipelines", identity);
@@ -38,7 +38,7 @@ pub(super) fn store(cache: &wgpu::PipelineCache, folder: Option<&Path>, identity
     replace(&path, &file);
 }
 
-/// Writes a file whole, or leaves it as it was.
+/// Replaces a file atomically, or leaves it unchanged.
 pub(super) fn replace(path: &Path, file: &[u8]) {
     if std::fs::read(path).is_ok_and(|old| old == file) {
         return;

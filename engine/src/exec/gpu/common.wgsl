@@ -1,5 +1,5 @@
-// Shared by all kernels: sizes of the model as constants, and what the rows of a step are.
-// Constants in capitals are put in front of this text when a kernel is compiled.
+// Shared by all kernels: sizes of the model as constants, and the rows of a step. Constants in capitals are put in
+// front of this text when a kernel is compiled.
 
 struct Params {
     rows: u32,    // rows of the step, or picked rows

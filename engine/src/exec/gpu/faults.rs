@@ -1,5 +1,4 @@
-//! What serving asks of a device beside its kernels: a page that is copied is the same page, and a device that is gone
-//! says so.
+//! Requirements of serving beside the kernels: a copied page equals the original, and a lost device reports an error.
 
 use std::io::Write;
 
@@ -9,10 +8,10 @@ use crate::device::{self, DeviceChoice};
 use crate::exec::cpu::{Cpu, CpuUnit};
 use crate::exec::plain::Plain;
 use crate::exec::{Batch, Executor, PAGE, Row};
-use crate::model::{Decoder, Shape};
+use crate::model::{Decoder, DecoderShape};
 use crate::testing::small_model;
 
-/// Reads a prompt of 40 tokens in one sequence, copies its second page, and goes on in another.
+/// Prefills 40 tokens in one sequence, copies the second page, and continues in another sequence.
 fn copied(exec: &mut dyn Executor, model: &Decoder, per_slot: usize) -> [Vec<f32>; 2] {
     let row = |slot, position| Row { token: position * 7 % 250, position, slot };
     let table = |second: [u32; 2]| {
@@ -37,7 +36,7 @@ fn a_copied_page_is_the_same_and_a_device_that_is_gone_says_so() {
     let mut file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
     file.write_all(&small_model(TensorType::Q8_0)).unwrap();
     let file = ModelFile::open(file.path()).unwrap();
-    let shape = Shape::of(&file).unwrap();
+    let shape = DecoderShape::of(&file).unwrap();
     let sizes = shape.sizes(4 * PAGE, 2, 1 << 20);
     let mut plain = Plain::new(sizes);
     let model = Decoder::load(&shape, &file, &sizes, &mut plain).unwrap();

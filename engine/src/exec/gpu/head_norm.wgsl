@@ -1,5 +1,5 @@
-// Divides each query and key of a row by the root of its mean square, times weights of its own. One workgroup a head of a
-// row. a: eps as bits.
+// Divides each query and key of a row by the root of its mean square, times the weights of queries or keys. One
+// workgroup for each head of a row. a: eps as bits.
 @group(0) @binding(0) var<storage, read_write> qkv: array<f32>;
 @group(0) @binding(1) var<storage, read> query: array<f32>;
 @group(0) @binding(2) var<storage, read> key: array<f32>;

@@ -1,5 +1,5 @@
-//! The executor on wgpu: each operation is one dispatch, or two where activations are rounded first. It owns the
-//! device, all weights and the KV cache; a step is one command buffer and one read of its logits.
+//! Executor on wgpu: one dispatch for each operation, or two where activations are rounded first. Owns the device,
+//! all weights and the KV cache. A step is one command buffer and one read of its logits.
 
 mod cache;
 mod family;
@@ -15,22 +15,22 @@ use std::time::Duration;
 use wgpu::util::align_to;
 
 use super::{ActId, MatrixId, Sizes};
-use crate::device::{Faults, Opened};
+use crate::device::{DeviceFaults, Opened};
 use crate::{DeviceInfo, EngineError, LoadError};
-use family::Family;
+use family::KernelFamily;
 use packed::Packed;
 use pipelines::{Binding, Kernel};
 
-/// Longest time that a step may take: beyond it the device hangs.
+/// Longest time of a step; beyond it the device hangs.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Places whose softmax attention takes apart.
+/// Positions whose softmax attention computes separately.
 const STRETCH: usize = 256;
-/// Bytes of what workgroups that share a head of a row gather, at most.
-const GATHERED: usize = 8 << 20;
+/// Most bytes of partial results of workgroups that share a head of a row.
+const MAX_GATHERED: usize = 8 << 20;
 /// Heads of rows that keep a device busy without sharing them.
-const BUSY: usize = 1024;
-/// Most parts of a matrix; it is split where it is larger than one binding may be.
+const BUSY_HEADS: usize = 1024;
+/// Most parts of a matrix; a matrix is split if it is larger than one binding may be.
 const MAX_SEGMENTS: usize = 64;
 /// Bytes of weights that are repacked at once.
 const CHUNK: usize = 4 << 20;
@@ -42,14 +42,14 @@ struct Segment {
     words: wgpu::Buffer,
 }
 
-/// A table of rotations.
-struct Turns {
+/// Table of rotations.
+struct RotationTable {
     pairs: usize,
     halves: bool,
     table: wgpu::Buffer,
 }
 
-struct Place {
+struct GpuActivation {
     width: usize,
     buffer: wgpu::Buffer,
 }
@@ -59,7 +59,7 @@ pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     info: DeviceInfo,
-    faults: Faults,
+    faults: DeviceFaults,
     identity: String,
     subgroups: bool,
     checked: bool,
@@ -67,36 +67,36 @@ pub struct Gpu {
     cache_dir: Option<std::path::PathBuf>,
     pipeline_cache: Option<wgpu::PipelineCache>,
     pipelines: HashMap<Kernel, wgpu::ComputePipeline>,
-    /// How many of them the cache on disk has.
-    kept: usize,
+    /// Number of pipelines in the cache on disk.
+    cached_pipelines: usize,
     bindings: HashMap<Binding, wgpu::BindGroup>,
-    /// Kernels of products, once they were chosen.
-    family: Option<Family>,
+    /// Kernels of products, once chosen.
+    family: Option<KernelFamily>,
     matrices: Vec<Vec<Segment>>,
     vectors: Vec<wgpu::Buffer>,
-    places: Vec<Place>,
+    activations: Vec<GpuActivation>,
     keys: Vec<wgpu::Buffer>,
     values: Vec<wgpu::Buffer>,
-    ropes: Vec<Turns>,
+    ropes: Vec<RotationTable>,
     rows: wgpu::Buffer,
     spans: wgpu::Buffer,
     pages: wgpu::Buffer,
     picks: wgpu::Buffer,
-    /// Rounded activations of the operation at hand.
+    /// Rounded activations of the current operation.
     quants: Option<(wgpu::Buffer, wgpu::Buffer)>,
-    /// What attention gathers over each stretch of places.
+    /// Partial results of attention for each stretch of positions.
     gathered: Option<wgpu::Buffer>,
     readback: Option<wgpu::Buffer>,
     memory: u64,
     step: Option<Recording>,
 }
 
-/// The dispatches of a step.
+/// Dispatches of a step.
 struct Recording {
     dispatches: Vec<Dispatch>,
     rows: u32,
     picks: u32,
-    /// The last position of any row.
+    /// Highest position of any row.
     farthest: usize,
 }
 
@@ -127,7 +127,7 @@ impl Gpu {
         let limits = device.limits();
         let refused = |reason: String| LoadError::Device { device: info.name.clone(), reason };
         if sizes.head_dim > 256 || !sizes.head_dim.is_multiple_of(2) {
-            return Err(refused(format!("heads of {} values are not supported (even, at most 256)", sizes.head_dim)));
+            return Err(refused(format!("heads of {} values; expected an even number of at most 256", sizes.head_dim)));
         }
         if limits.max_immediate_size < 24 || limits.max_compute_invocations_per_workgroup < 64 {
             return Err(refused(
@@ -138,7 +138,8 @@ impl Gpu {
         let mut make = |label: &str, bytes: usize, usage: wgpu::BufferUsages| {
             let size = align_to(wide(bytes).max(16), 16);
             if size > limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) {
-                return Err(refused(format!("{label} needs {} MiB in one binding, more than it allows", size >> 20)));
+                let needed = size >> 20;
+                return Err(refused(format!("{label} needs {needed} MiB in one binding, more than the device allows")));
             }
             memory += size;
             Ok(device.create_buffer(&wgpu::BufferDescriptor {
@@ -173,16 +174,16 @@ impl Gpu {
             cache_dir,
             pipeline_cache,
             pipelines: HashMap::new(),
-            kept: 0,
+            cached_pipelines: 0,
             bindings: HashMap::new(),
             family: None,
             matrices: Vec::new(),
             vectors: Vec::new(),
-            places: Vec::new(),
+            activations: Vec::new(),
             keys,
             values,
-            // The first is for models that rotate nothing.
-            ropes: vec![Turns { pairs: 0, halves: false, table: rope }],
+            // The first entry is for models without rotary embedding.
+            ropes: vec![RotationTable { pairs: 0, halves: false, table: rope }],
             rows,
             spans,
             pages,
@@ -195,7 +196,7 @@ impl Gpu {
         })
     }
 
-    /// Where it runs.
+    /// Device of the executor.
     pub fn info(&self) -> &DeviceInfo {
         &self.info
     }
@@ -206,7 +207,7 @@ impl Gpu {
         if size > limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) {
             return Err(LoadError::Device {
                 device: self.info.name.clone(),
-                reason: format!("{label} needs {} MiB in one binding, more than it allows", size >> 20),
+                reason: format!("{label} needs {} MiB in one binding, more than the device allows", size >> 20),
             });
         }
         self.memory += size;
@@ -214,7 +215,7 @@ impl Gpu {
         Ok(self.device.create_buffer(&descriptor))
     }
 
-    /// A buffer of `bytes` that is filled piece by piece before the device sees it: `fill` gives them in their order.
+    /// Makes a buffer of `bytes` that is filled before the device uses it: `fill` provides the pieces in order.
     fn filled(
         &mut self,
         label: &str,
@@ -226,7 +227,7 @@ impl Gpu {
         let refused = |reason: String| LoadError::Device { device: self.info.name.clone(), reason };
         if size > allowed {
             let (needs, allows) = (size >> 20, allowed >> 20);
-            return Err(refused(format!("`{label}` needs {needs} MiB in one binding and it allows {allows} MiB")));
+            return Err(refused(format!("`{label}` needs {needs} MiB in one binding; the device allows {allows} MiB")));
         }
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
@@ -252,69 +253,69 @@ impl Gpu {
         Ok(buffer)
     }
 
-    /// Workgroups of a dispatch in one direction, at most.
+    /// Most workgroups of a dispatch in one dimension.
     fn most_workgroups(&self) -> usize {
         usize::try_from(self.device.limits().max_compute_workgroups_per_dimension).unwrap_or(usize::MAX)
     }
 
-    /// Bytes of the largest buffer that a kernel may be given.
+    /// Bytes of the largest buffer that a kernel can bind.
     fn largest(&self) -> u64 {
         let limits = self.device.limits();
         limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
     }
 
     fn width(&self, id: ActId) -> usize {
-        self.places.get(id.0).map_or(0, |place| place.width)
+        self.activations.get(id.0).map_or(0, |place| place.width)
     }
 
     fn step_rows(&self) -> usize {
         self.step.as_ref().map_or(0, |step| usize::try_from(step.rows).unwrap_or(0))
     }
 
-    /// A dispatch of one invocation for each of the step's values in a place of `width`.
+    /// Dispatches one invocation for each of the step's values in an activation of `width`.
     fn by_value(&mut self, kernel: Kernel, places: [usize; 4], width: usize) {
         let groups = (width.div_ceil(64), self.step_rows());
         self.dispatch((kernel, places), [width, 0, 0, 0, 0], groups);
     }
 
-    /// Bytes of what is gathered over so many stretches for so many heads of rows: an answer, its maximum and its sum.
+    /// Bytes of the partial results of this many stretches and heads of rows: an answer, its maximum and its sum.
     fn gathered_bytes(&self, heads: usize, stretches: usize) -> usize {
         heads * stretches * (self.sizes.head_dim + 2) * 4
     }
 
-    /// How many workgroups share a head of a row: one for each stretch of places where a device is not kept busy
-    /// otherwise, else one for all.
+    /// Number of workgroups that share a head of a row. One for each stretch of positions if the device would not be
+    /// busy otherwise, else one for all.
     fn stretches_apart(&self, window: usize) -> usize {
         let Some(step) = &self.step else { return 1 };
         let heads = self.step_rows() * self.sizes.heads;
         let stretches = (step.farthest + 1).min(window).div_ceil(STRETCH);
-        let fits =
-            self.gathered_bytes(heads, stretches) <= GATHERED && self.sizes.heads * stretches <= self.most_workgroups();
-        let shared = self.family == Some(Family::Shared) && heads < BUSY && fits;
+        let fits = self.gathered_bytes(heads, stretches) <= MAX_GATHERED
+            && self.sizes.heads * stretches <= self.most_workgroups();
+        let shared = self.family == Some(KernelFamily::Shared) && heads < BUSY_HEADS && fits;
         if shared { stretches } else { 1 }
     }
 
-    /// From here on the step has its picked rows only.
+    /// Restricts the rest of the step to its picked rows.
     fn picked(&mut self) {
         if let Some(step) = &mut self.step {
             step.rows = step.picks;
         }
     }
 
-    /// The parts of a matrix: place, family, columns, rows.
+    /// Parts of a matrix: index, packing, columns, rows.
     fn segments(&self, matrix: MatrixId) -> Vec<(usize, Packed, usize, usize)> {
         let segments = self.matrices.get(matrix.0).map(Vec::as_slice).unwrap_or_default();
         segments.iter().enumerate().map(|(n, s)| (n, s.packed, s.columns, s.rows)).collect()
     }
 
-    /// Waits until the device has done all that it was given.
+    /// Waits until the device has finished all submitted work.
     fn wait(&self) -> Result<(), EngineError> {
         let waited = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(STEP_TIMEOUT) });
         self.fault()?;
         waited.map(|_| ()).map_err(|e| EngineError::Device(format!("a step did not end: {e}")))
     }
 
-    /// The first fault since the last step.
+    /// Returns the first fault since the last step as an error.
     fn fault(&self) -> Result<(), EngineError> {
         self.faults.take().map_or(Ok(()), |fault| Err(EngineError::Device(fault)))
     }

@@ -1,10 +1,11 @@
-//! The operations: what each dispatches, over which buffers, and how the logits of a step come back.
+//! Operations: the dispatches and buffers of each, and the readback of a step's logits.
 
-use super::family::Family;
+use super::family::KernelFamily;
 use super::packed::{self, GROUP, Packed};
 use super::shared::SHARED_ROWS;
 use super::{
-    BUSY, CHUNK, GATHERED, Gpu, Kernel, MAX_SEGMENTS, Place, Recording, STRETCH, Segment, Turns, cache, narrow, wide,
+    BUSY_HEADS, CHUNK, Gpu, GpuActivation, Kernel, MAX_GATHERED, MAX_SEGMENTS, Recording, RotationTable, STRETCH,
+    Segment, cache, narrow, wide,
 };
 use crate::artifact::Tensor;
 use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, PAGE, Pairing, Rope, RopeId, VectorId};
@@ -13,7 +14,7 @@ use crate::{EngineError, LoadError};
 impl Executor for Gpu {
     fn matrix(&mut self, parts: &[Tensor<'_>]) -> Result<MatrixId, LoadError> {
         let mut segments: Vec<Segment> = Vec::new();
-        // Neighbours of one family become one matrix: one dispatch instead of several.
+        // Neighbours of one packing become one matrix: one dispatch instead of several.
         let alike = |a: &Tensor<'_>, b: &Tensor<'_>| Packed::of(a.kind) == Packed::of(b.kind) && a.columns == b.columns;
         for group in parts.chunk_by(alike) {
             let Some(first) = group.first() else { continue };
@@ -45,7 +46,7 @@ impl Executor for Gpu {
             }
         }
         if segments.len() > MAX_SEGMENTS {
-            let reason = format!("a matrix needs {} bindings, {MAX_SEGMENTS} are the most", segments.len());
+            let reason = format!("a matrix needs {} bindings; expected at most {MAX_SEGMENTS}", segments.len());
             return Err(LoadError::Device { device: self.info.name.clone(), reason });
         }
         self.matrices.push(segments);
@@ -62,21 +63,21 @@ impl Executor for Gpu {
     fn rope(&mut self, rope: &Rope) -> Result<RopeId, LoadError> {
         let halves = rope.pairing == Pairing::Halves;
         if halves && !rope.dim.is_multiple_of(4) {
-            let reason = format!("rotating halves of {} values is not supported", rope.dim);
+            let reason = format!("rotated halves of {} values; this executor runs an even number of pairs", rope.dim);
             return Err(LoadError::Device { device: self.info.name.clone(), reason });
         }
         let table = rope.table(self.sizes.context);
         let bytes: &[u8] = bytemuck::cast_slice(&table);
         let table = self.filled("a table of rotations", bytes.len(), |put| put(bytes))?;
-        self.ropes.push(Turns { pairs: rope.dim / 2, halves, table });
+        self.ropes.push(RotationTable { pairs: rope.dim / 2, halves, table });
         Ok(RopeId(self.ropes.len() - 1))
     }
 
     fn activation(&mut self, width: usize, rows: usize) -> Result<ActId, LoadError> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let buffer = self.storage("activations", rows * width * 4, usage)?;
-        self.places.push(Place { width, buffer });
-        Ok(ActId(self.places.len() - 1))
+        self.activations.push(GpuActivation { width, buffer });
+        Ok(ActId(self.activations.len() - 1))
     }
 
     fn ready(&mut self) -> Result<(), LoadError> {
@@ -86,9 +87,9 @@ impl Executor for Gpu {
         self.quants =
             Some((self.storage("rounded activations", values, storage)?, self.storage("scales", values / 4, storage)?));
         let stretches = self.sizes.context.div_ceil(STRETCH);
-        let heads = (self.sizes.max_rows * self.sizes.heads).min(BUSY);
+        let heads = (self.sizes.max_rows * self.sizes.heads).min(BUSY_HEADS);
         let gathered = if self.sizes.layers > 0 && stretches > 1 { self.gathered_bytes(heads, stretches) } else { 0 };
-        let gathered = gathered.min(GATHERED);
+        let gathered = gathered.min(MAX_GATHERED);
         self.gathered = Some(self.storage("what attention gathers", gathered, storage)?);
         match self.faults.take() {
             None => Ok(()),
@@ -99,7 +100,7 @@ impl Executor for Gpu {
     fn begin(&mut self, batch: &Batch) -> Result<(), EngineError> {
         self.fault()?;
         if !self.sizes.hold(batch) {
-            return Err(EngineError::Device("a step outside of the model's sizes was refused".into()));
+            return Err(EngineError::Device("a step exceeds the sizes of the executor".into()));
         }
         self.choose_family()?;
         let types = batch.types.iter().copied().chain(std::iter::repeat(0));
@@ -164,8 +165,8 @@ impl Executor for Gpu {
             let blocks = columns / 32;
             self.dispatch((Kernel::Quantize, [x.0, 0, 0, 0]), [blocks, 0, 0, 0, 0], ((rows * blocks).div_ceil(64), 1));
         }
-        // It was chosen when the step began.
-        let family = self.family.unwrap_or(Family::Lanes);
+        // Chosen when the step began.
+        let family = self.family.unwrap_or(KernelFamily::Lanes);
         let mut offset = 0;
         for (n, packed, columns, weights) in segments {
             let id = matrix.0 * MAX_SEGMENTS + n;
@@ -254,8 +255,8 @@ impl Executor for Gpu {
                 mapped_at_creation: false,
             }));
         }
-        let (Some(readback), Some(place)) = (&self.readback, self.places.get(logits.0)) else {
-            return Err(EngineError::Device("there is no place for the logits".into()));
+        let (Some(readback), Some(place)) = (&self.readback, self.activations.get(logits.0)) else {
+            return Err(EngineError::Device("the buffer of the logits is missing".into()));
         };
         if bytes > 0 {
             encoder.copy_buffer_to_buffer(&place.buffer, 0, readback, 0, bytes);
@@ -265,7 +266,7 @@ impl Executor for Gpu {
             let failed = self.faults.clone();
             readback.slice(..bytes).map_async(wgpu::MapMode::Read, move |result| {
                 if let Err(e) = result {
-                    failed.heard(&e.to_string());
+                    failed.record(&e.to_string());
                 }
             });
         }
@@ -278,8 +279,8 @@ impl Executor for Gpu {
         drop(view);
         readback.unmap();
         // Pipelines are compiled by the first steps that need them.
-        if self.pipelines.len() > self.kept {
-            self.kept = self.pipelines.len();
+        if self.pipelines.len() > self.cached_pipelines {
+            self.cached_pipelines = self.pipelines.len();
             if let Some(cache) = &self.pipeline_cache {
                 cache::store(cache, self.cache_dir.as_deref(), &self.identity);
             }
@@ -289,7 +290,7 @@ impl Executor for Gpu {
 
     fn copy_page(&mut self, from: u32, to: u32) -> bool {
         let size = wide(PAGE * self.sizes.kv_heads * self.sizes.head_dim * 2);
-        // A buffer is not copied within itself: by way of another.
+        // A buffer cannot be copied within itself, hence the intermediate one.
         let between = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("a page on its way"),
             size,

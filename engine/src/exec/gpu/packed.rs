@@ -1,9 +1,10 @@
-//! How weights lie in device memory. Types are repacked at load into a few families, so that there is a kernel a family
-//! and not a kernel a type; none takes more than a bit a weight more than its file.
+//! Layout of weights in device memory. Types are repacked at load into a few packings, so that kernels are written
+//! for a packing and not for a type; none takes more than a bit a weight more than its file.
 //!
-//! Neighbouring invocations, each with a weight row of its own, read neighbouring words: groups of 64 rows, in each unit
-//! of values the first word of every row, then the second, and so on. A unit of quantised weights is a [`QuantBlock`]:
-//! a word of two f16 scales (or scale and minimum), then low halves of four bytes each, then what is beyond four bits.
+//! Neighbouring invocations, each with a weight row of its own, read neighbouring words. Rows lie in groups of 64: in
+//! each unit of values the first word of every row, then the second, and so on. A unit of quantised weights is a
+//! [`QuantBlock`]: a word of two f16 scales (or scale and minimum), then low halves of four bytes each, then the bits
+//! above four.
 
 use half::f16;
 
@@ -14,7 +15,7 @@ pub(super) const GROUP: usize = 64;
 /// Values of a unit of floats.
 const FLOATS: usize = 4;
 
-/// A family of packed weights.
+/// Packing of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Packed {
     /// Floats, a word each.
@@ -46,7 +47,7 @@ impl Packed {
         }
     }
 
-    /// Whether activations are rounded to 8 bits for it.
+    /// True if activations are rounded to 8 bits for this packing.
     pub(super) fn is_quantized(self) -> bool {
         !matches!(self, Self::F32 | Self::F16 | Self::BF16)
     }
@@ -69,7 +70,7 @@ impl Packed {
         columns / values * words * GROUP * 4
     }
 
-    /// The words of a block; as many as [`Self::unit`] says are of use.
+    /// Words of a block; only as many as [`Self::unit`] says are used.
     fn words(self, block: &QuantBlock) -> [u32; 9] {
         let [first, second] = match self {
             Self::W4 | Self::W5 => [block.scales[0], block.min],
@@ -85,7 +86,7 @@ impl Packed {
         let low = |low: u32, high: u32| low & 0x0f0f_0f0f | (high & 0x0f0f_0f0f) << 4;
         let [l0, l1, l2, l3] = [low(a, e), low(b, f), low(c, g), low(d, h)];
         let scales = first | second << 16;
-        // What is beyond four bits: `bits` of each byte, words of four side by side.
+        // Bits above four: `bits` of each byte, words of four side by side.
         let high = |words: &[u32], mask: u32, bits: usize| {
             words.iter().enumerate().fold(0, |all, (n, word)| all | (word >> 4 & mask) << (n * bits))
         };
@@ -100,7 +101,7 @@ impl Packed {
         }
     }
 
-    /// Puts the data of one row at place `lane` of its group, which begins at `out`.
+    /// Packs the data of one row into lane `lane` of its group, which begins at `out`.
     pub(super) fn pack_row(self, kind: TensorType, data: &[u8], lane: usize, out: &mut [u32]) {
         let (_, words) = self.unit();
         if self.is_quantized() {
@@ -116,7 +117,7 @@ impl Packed {
     }
 }
 
-/// The rows of several tensors, one below the other, as their bytes.
+/// Rows of several tensors, one below the other, as bytes.
 pub(super) fn rows<'a>(parts: &'a [Tensor<'a>]) -> impl Iterator<Item = (TensorType, &'a [u8])> {
     parts.iter().flat_map(|part| {
         let (values, bytes) = part.kind.block();

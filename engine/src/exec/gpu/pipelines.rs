@@ -1,10 +1,10 @@
-//! What a dispatch runs: the kernels, compiled when they are first needed, and what each is bound to.
+//! Kernels, compiled when they are first needed, and the buffers that each binds.
 
 use super::packed::Packed;
 use super::{Dispatch, Gpu, MAX_SEGMENTS, narrow, shared, source};
 use crate::exec::Function;
 
-/// What a dispatch runs.
+/// Kernel of a dispatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
     Embed(Packed),
@@ -14,9 +14,9 @@ pub(super) enum Kernel {
     LayerNorm,
     HeadNorm,
     Quantize,
-    Matmul(Packed, Product),
+    Matmul(Packed, ProductKernel),
     RopeStore,
-    /// Over all that is looked at, or each stretch of it apart.
+    /// Attention over all visible positions, or over each stretch of them apart.
     Attention {
         apart: bool,
     },
@@ -28,18 +28,18 @@ pub(super) enum Kernel {
     PickMean,
 }
 
-/// How the sums of a product are shared out.
+/// Distribution of a product's sums over invocations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Product {
-    /// An invocation has a weight row, for `rows` rows of activations.
+pub(super) enum ProductKernel {
+    /// One invocation for each weight row, for `rows` rows of activations.
     Lane { rows: usize },
-    /// A weight row is shared by several invocations, for `rows` rows of activations.
+    /// Several invocations for each weight row, for `rows` rows of activations.
     Shared { rows: usize },
-    /// A workgroup has a tile of weight rows and rows of activations.
+    /// One workgroup for a tile of weight rows and rows of activations.
     Tile,
 }
 
-/// Key of a bind group: a kernel with the buffers that it is bound to, by number.
+/// Key of a bind group: a kernel with the indexes of its buffers.
 pub(super) type Binding = (Kernel, [usize; 4]);
 
 impl Gpu {
@@ -54,13 +54,13 @@ impl Gpu {
             Kernel::LayerNorm => source::with_sizes(s, &[sum, include_str!("layer_norm.wgsl")].concat()),
             Kernel::HeadNorm => source::with_sizes(s, &[sum, include_str!("head_norm.wgsl")].concat()),
             Kernel::Quantize => source::with_sizes(s, include_str!("quantize.wgsl")),
-            // Handing activations round pays where several rows share the weights: on software Vulkan 8 rows together
-            // give 1.5 times as much with it, one row alone 0.7 times.
-            Kernel::Matmul(packed, Product::Lane { rows }) => {
+            // Passing activations between lanes pays where several rows share the weights. On software Vulkan 8 rows
+            // together run 1.5 times as fast with it, one row alone 0.7 times.
+            Kernel::Matmul(packed, ProductKernel::Lane { rows }) => {
                 source::matmul(s, packed, rows, self.subgroups && rows > 1)
             }
-            Kernel::Matmul(packed, Product::Shared { rows }) => shared::matmul(s, packed, rows),
-            Kernel::Matmul(packed, Product::Tile) => shared::tile(s, packed),
+            Kernel::Matmul(packed, ProductKernel::Shared { rows }) => shared::matmul(s, packed, rows),
+            Kernel::Matmul(packed, ProductKernel::Tile) => shared::tile(s, packed),
             Kernel::RopeStore => source::with_sizes(s, include_str!("rope_store.wgsl")),
             Kernel::Attention { apart } => source::attention(s, include_str!("attention_stored.wgsl"), apart),
             Kernel::AttentionMerge => source::attention_merge(s),
@@ -87,9 +87,9 @@ impl Gpu {
         let module = if self.checked {
             self.device.create_shader_module(descriptor)
         } else {
-            // SAFETY: every index in the kernels is below a size that was checked when the model was loaded: rows,
-            // pages and picks are made by the scheduler within `Sizes`, tokens are below the vocabulary (`begin`
-            // checks both), and loops are bounded by those. The tests run every kernel with the checks on as well.
+            // SAFETY: every index in the kernels is below a size that was checked when the model was loaded. The
+            // scheduler makes rows, pages and picks within `Sizes`, and tokens are below the vocabulary (`begin`
+            // checks both); loops are bounded by those. The tests run every kernel with the checks on as well.
             unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
         };
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -106,7 +106,7 @@ impl Gpu {
         self.pipelines.insert(kernel, pipeline);
     }
 
-    /// Notes a dispatch; its pipeline and bind group are made the first time.
+    /// Records a dispatch; its pipeline and bind group are made the first time.
     pub(super) fn dispatch(&mut self, binding: Binding, params: [usize; 5], groups: (usize, usize)) {
         let (kernel, _) = binding;
         self.compile(kernel);
@@ -123,7 +123,7 @@ impl Gpu {
     }
 
     fn bind(&self, (kernel, [a, b, c, d]): Binding) -> Option<wgpu::BindGroup> {
-        let place = |id: usize| self.places.get(id).map(|place| &place.buffer);
+        let place = |id: usize| self.activations.get(id).map(|place| &place.buffer);
         let (quants, scales) = self.quants.as_ref().map_or((None, None), |(q, s)| (Some(q), Some(s)));
         let words =
             |id: usize| self.matrices.get(id / MAX_SEGMENTS)?.get(id % MAX_SEGMENTS).map(|segment| &segment.words);
@@ -154,7 +154,7 @@ impl Gpu {
         self.group(kernel, buffers)
     }
 
-    /// Binds buffers to a kernel that was compiled.
+    /// Binds buffers to a compiled kernel.
     pub(super) fn group<'a>(
         &self,
         kernel: Kernel,

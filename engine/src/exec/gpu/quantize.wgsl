@@ -14,7 +14,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         let v = abs(x[block * 8u + i]);
         most = max(most, max(max(v.x, v.y), max(v.z, v.w)));
     }
-    // Numbers so small that the inverse would be infinite are nothing: below the least normal number.
+    // Numbers so small that the inverse would be infinite are rounded to 0: below the least normal number.
     let exact = most / 127.0;
     let scale = select(0.0, exact, exact >= 1.1754944e-38);
     let inverse = select(0.0, 1.0 / scale, scale > 0.0);

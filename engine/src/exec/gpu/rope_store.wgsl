@@ -1,6 +1,6 @@
-// Rotates queries by their positions where they are, stores rotated keys and values in f16, two to a word. One invocation
-// two words of a head, so that values that lie half a head apart are rotated together. a: pairs of a head that are
-// rotated, b: whether values half of them apart are pairs, and not neighbours.
+// Rotates queries by their positions in place, stores rotated keys and values in f16, two to a word. One invocation
+// for two words of a head, so that values half a head apart are rotated together. a: pairs of a head that are
+// rotated, b: whether pairs are values half of them apart, and not neighbours.
 @group(0) @binding(0) var<storage, read_write> qkv: array<vec2<f32>>;
 @group(0) @binding(1) var<storage, read> rows: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> pages: array<u32>;

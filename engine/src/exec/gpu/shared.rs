@@ -1,8 +1,8 @@
-//! Products for devices that run many invocations at once: a weight row is shared by several, or a workgroup unpacks a
-//! tile of weights into its memory for a tile of activations.
+//! Products for devices that run many invocations at once: several share a weight row, or a workgroup unpacks a tile
+//! of weights into its memory for a tile of activations.
 //!
-//! The units of a row are cut into [`CHUNKS`] chunks of one length. A sum is taken unit by unit within a chunk, then chunk
-//! by chunk, whichever kernel takes it and whatever the other rows are: a row gives the same bits alone and in company.
+//! The units of a row are cut into [`CHUNKS`] chunks of one length. Every kernel sums unit by unit within a chunk,
+//! then chunk by chunk, whatever the other rows are: a row gives the same bits alone and in company.
 
 use std::fmt::Write;
 
@@ -10,20 +10,20 @@ use super::packed::{GROUP, Packed};
 use super::source::{add_floats, add_row_of_floats, add_unit, product, unpack, with_sizes};
 use crate::exec::Sizes;
 
-/// Parts of a row whose sums are taken apart.
+/// Parts of a row that are summed separately.
 const CHUNKS: usize = 16;
-/// Weight rows of a workgroup in which each is shared.
+/// Weight rows of a workgroup that shares each of them.
 pub(super) const SHARED_ROWS: usize = 16;
 /// Rows of activations of a tile; its weight rows are a group.
 pub(super) const TILE_ROWS: usize = 32;
-/// Invocations of a workgroup, and bytes of its memory that any of these kernels takes at most.
+/// Invocations of a workgroup, and most bytes of workgroup memory of any of these kernels.
 pub(super) const INVOCATIONS: usize = 256;
 pub(super) const MEMORY: usize = 16 << 10;
-/// Units that a tile has in workgroup memory at a time.
+/// Units of a tile in workgroup memory at a time.
 const QUANT_UNITS: usize = 2;
 const FLOAT_UNITS: usize = 8;
 
-/// What both kernels begin with.
+/// Beginning of both kernels.
 fn begin(packed: Packed) -> String {
     format!(
         "{}const GROUP = {GROUP}u;
@@ -34,8 +34,8 @@ fn begin(packed: Packed) -> String {
     )
 }
 
-/// `out[r][offset + n] = w[n] . x[r]`: each chunk of a weight row has an invocation, `rows` rows of activations for each
-/// unpacked unit. Parameters: a units of a row, b weight rows, c width of out, d offset, e whether to add.
+/// `out[r][offset + n] = w[n] . x[r]`: one invocation for each chunk of a weight row, `rows` rows of activations for
+/// each unpacked unit. Parameters: a units of a row, b weight rows, c width of out, d offset, e whether to add.
 pub(super) fn matmul(sizes: &Sizes, packed: Packed, rows: usize) -> String {
     let (_, words) = packed.unit();
     let mut s = begin(packed);
@@ -55,7 +55,7 @@ pub(super) fn matmul(sizes: &Sizes, packed: Packed, rows: usize) -> String {
         rows * INVOCATIONS
     ));
     for t in 0..rows {
-        // Rows past the end repeat the last one; what they give is not written.
+        // Rows past the end repeat the last one; their results are not written.
         line(format_args!("let row{t} = min(first + {t}u, p.rows - 1u) * p.a; var sum{t} = 0.0;"));
     }
     line(format_args!(
@@ -96,8 +96,8 @@ pub(super) fn matmul(sizes: &Sizes, packed: Packed, rows: usize) -> String {
     with_sizes(sizes, &s)
 }
 
-/// The same for a tile of a group of weight rows and [`TILE_ROWS`] rows of activations; an invocation has four by two of
-/// its sums.
+/// As [`matmul`], for a tile of a group of weight rows and [`TILE_ROWS`] rows of activations; an invocation has four
+/// by two of its sums.
 pub(super) fn tile(sizes: &Sizes, packed: Packed) -> String {
     let units = if packed.is_quantized() { QUANT_UNITS } else { FLOAT_UNITS };
     let mut s = begin(packed);
@@ -142,7 +142,7 @@ pub(super) fn tile(sizes: &Sizes, packed: Packed) -> String {
     with_sizes(sizes, &s)
 }
 
-/// The products of unit `u` of what lies in workgroup memory.
+/// Products of unit `u` of the tiles in workgroup memory.
 fn products_of_a_unit(packed: Packed) -> String {
     let mut s = String::new();
     for j in 0..4 {
@@ -187,7 +187,7 @@ fn products_of_a_unit(packed: Packed) -> String {
     s
 }
 
-/// Brings two units of every row of a tile into workgroup memory. Units past the end are of scale 0.
+/// Loads two units of every row of a tile into workgroup memory. Units past the end have scale 0.
 fn quants_of_a_tile(packed: Packed) -> String {
     let (_, words) = packed.unit();
     // Half of a unit: four words of four values each.
@@ -252,7 +252,7 @@ fn quants_of_a_tile(packed: Packed) -> String {
     )
 }
 
-/// Brings eight units of every row of a tile into workgroup memory. Weights past the end are 0.
+/// Loads eight units of every row of a tile into workgroup memory. Weights past the end are 0.
 fn floats_of_a_tile(packed: Packed) -> String {
     let (_, words) = packed.unit();
     let mut unit = String::new();

@@ -1,5 +1,5 @@
-//! The WGSL of each kernel: the files beside this one with the model's sizes in front, and what depends on how weights are
-//! packed, which is written out for each family and for how many rows share an unpacked weight.
+//! WGSL of each kernel: the files beside this one with the model's sizes in front, and code that depends on the
+//! packing of weights. That code is generated for each packing and number of rows that share an unpacked weight.
 
 use std::fmt::Write;
 
@@ -20,23 +20,23 @@ pub(super) fn with_sizes(sizes: &Sizes, body: &str) -> String {
     )
 }
 
-/// Attention over what the functions in `looked_at` say, stretch by stretch, or each stretch apart.
+/// Attention over the positions given by the functions in `looked_at`, stretch by stretch, or each stretch apart.
 pub(super) fn attention(sizes: &Sizes, looked_at: &str, apart: bool) -> String {
     let apart = format!("const APART = {apart};\n");
     with_sizes(sizes, &[&stretches(), &apart, looked_at, include_str!("attention.wgsl")].concat())
 }
 
-/// What comes after stretches apart.
+/// Merge after attention by stretches.
 pub(super) fn attention_merge(sizes: &Sizes) -> String {
     with_sizes(sizes, &[&stretches(), include_str!("attention_merge.wgsl")].concat())
 }
 
-/// What both have: stretches, and how one is joined to those before it.
+/// Common part of both: stretches, and the join of one with those before it.
 fn stretches() -> String {
     format!("const STRETCH = {STRETCH}u;\n{}", include_str!("attention_join.wgsl"))
 }
 
-/// `fn apply(x: f32) -> f32`. Arguments of `exp` and `tanh` are bounded: beyond, some devices give no number.
+/// `fn apply(x: f32) -> f32`. Arguments of `exp` and `tanh` are bounded, since some devices give no number beyond.
 pub(super) fn function(function: Function) -> &'static str {
     match function {
         Function::Silu => "fn apply(x: f32) -> f32 { return x / (1.0 + exp(min(-x, 80.0))); }\n",
@@ -59,7 +59,7 @@ pub(super) fn function(function: Function) -> &'static str {
     }
 }
 
-/// The embedding for tables of a family.
+/// The embedding for tables of a packing.
 pub(super) fn embed(sizes: &Sizes, packed: Packed) -> String {
     let (values, words) = packed.unit();
     let scaled = match packed {
@@ -97,7 +97,7 @@ pub(super) fn embed(sizes: &Sizes, packed: Packed) -> String {
     with_sizes(sizes, &body)
 }
 
-/// What a product is bound to, rounded activations by `quants`, and how a sum is put where it belongs: parameters as in
+/// Bindings of a product, with rounded activations as `quants`, and the function that stores a sum: parameters as in
 /// [`matmul`].
 pub(super) fn product(packed: Packed, quants: &str) -> String {
     let bound = if packed.is_quantized() {
@@ -123,11 +123,11 @@ pub(super) fn product(packed: Packed, quants: &str) -> String {
     )
 }
 
-/// `out[r][offset + n] = w[n] . x[r]`: one invocation a weight row, `tile` rows of activations for each unpacked unit.
-/// Parameters: a units of a row, b weight rows, c width of out, d offset, e whether to add.
+/// `out[r][offset + n] = w[n] . x[r]`: one invocation for each weight row, `tile` rows of activations for each
+/// unpacked unit. Parameters: a units of a row, b weight rows, c width of out, d offset, e whether to add.
 ///
-/// With `subgroups` the eight words of a block of rounded activations are loaded by eight lanes at once and handed round:
-/// where a driver makes a loop of a load whose address is the same for all lanes, that is what counts.
+/// With `subgroups`, eight lanes load the eight words of a block of rounded activations at once and exchange them.
+/// This pays where a driver turns a load from one address in all lanes into a loop.
 pub(super) fn matmul(sizes: &Sizes, packed: Packed, tile: usize, subgroups: bool) -> String {
     let (_, words) = packed.unit();
     let subgroups = subgroups && packed.is_quantized();
@@ -145,7 +145,7 @@ pub(super) fn matmul(sizes: &Sizes, packed: Packed, tile: usize, subgroups: bool
         if subgroups { ", @builtin(subgroup_invocation_id) member: u32" } else { "" },
     ));
     for t in 0..tile {
-        // Rows past the end repeat the last one; what they give is not written.
+        // Rows past the end repeat the last one; their results are not written.
         line(format_args!("let row{t} = min(first + {t}u, p.rows - 1u) * p.a; var sum{t} = 0.0;"));
     }
     line(format_args!(
@@ -177,8 +177,8 @@ pub(super) fn matmul(sizes: &Sizes, packed: Packed, tile: usize, subgroups: bool
     with_sizes(sizes, &s)
 }
 
-/// Adds the products of a unit to `sum`: `low` and `high` are the integer sums of its halves, `weight` and `x` the scales. What is added
-/// is written as `fma`, so that no compiler is free to round it in one kernel and not in another.
+/// Adds the products of a unit to `sum`: `low` and `high` are the integer sums of its halves, `weight` and `x` the
+/// scales. Additions are written as `fma`, so that no compiler rounds them in one kernel and not in another.
 pub(super) fn add_unit(packed: Packed, sum: &str, weight: &str, x: &str) -> String {
     match packed {
         Packed::W4 | Packed::W5 => {
@@ -196,7 +196,7 @@ pub(super) fn add_floats(sum: &str, weights: &str, x: &str) -> String {
     ["x", "y", "z", "w"].map(|c| format!("{sum} = fma({weights}.{c}, {x}.{c}, {sum});")).join(" ")
 }
 
-/// Adds the product of the unit `weights` and that of row `t` of activations to the row's sum.
+/// Adds the product of the unit `weights` and row `t` of activations to the row's sum.
 pub(super) fn add_row_of_floats(t: usize) -> String {
     let add = add_floats(&format!("sum{t}"), "weights", &format!("x{t}"));
     format!("{{ let x{t} = x[row{t} + unit]; {add} }}")
@@ -241,8 +241,8 @@ pub(super) fn unpack(packed: Packed, line: &mut impl FnMut(std::fmt::Arguments<'
                     if j < 4 { format!("q{j} & 0x0f0f0f0fu") } else { format!("(q{} >> 4u) & 0x0f0f0f0fu", j - 4) };
                 match packed {
                     Packed::W5 => line(format_args!("let a{j} = ({low}) | (((beyond >> {j}u) & 0x01010101u) << 4u);")),
-                    // Six bits less 32 in each byte: the top bit is set before, so that nothing is borrowed, and
-                    // turned after.
+                    // Six bits less 32 in each byte: the top bit is set before the subtraction, so that no byte
+                    // borrows, and flipped after it.
                     Packed::W6 => line(format_args!(
                         "let a{j} = ((({low}) | (((beyond{} >> {}u) & 0x03030303u) << 4u) | 0x80808080u) - 0x20202020u) ^ 0x80808080u;",
                         j / 4,

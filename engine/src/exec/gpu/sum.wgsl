@@ -1,4 +1,4 @@
-// The sum of what the 64 invocations of a workgroup have, in an order that does not depend on the batch.
+// Sum over the 64 invocations of a workgroup, in an order that does not depend on the batch.
 var<workgroup> sums: array<f32, 64>;
 
 fn total(mine: f32, lane: u32) -> f32 {

@@ -1,4 +1,4 @@
-//! What every executor is held to, on software Vulkan, with wgpu's bounds checks and without.
+//! Tests of every executor, on software Vulkan, with wgpu's bounds checks and without.
 
 use super::*;
 use crate::artifact::{Tensor, TensorType};
@@ -8,29 +8,29 @@ use crate::exec::tests::{self, Tested};
 
 impl Tested for Gpu {
     fn width(&self, id: ActId) -> usize {
-        self.places[id.0].width
+        self.activations[id.0].width
     }
     fn read(&mut self, id: ActId) -> Vec<f32> {
-        // More than one place of a step may be read.
+        // More than one activation of a step may be read.
         let again = self.step.as_ref().map(|step| Recording { dispatches: Vec::new(), ..*step });
         let values = self.finish(id).unwrap();
         self.step = again;
         values
     }
     fn write(&mut self, id: ActId, values: &[f32]) {
-        self.queue.write_buffer(&self.places[id.0].buffer, 0, bytemuck::cast_slice(values));
+        self.queue.write_buffer(&self.activations[id.0].buffer, 0, bytemuck::cast_slice(values));
     }
 }
 
-fn make(sizes: Sizes, checked: bool, family: Family) -> Gpu {
+fn make(sizes: Sizes, checked: bool, family: KernelFamily) -> Gpu {
     let mut gpu = Gpu::new(device::open(&DeviceChoice::Software).unwrap(), sizes, None, checked).unwrap();
     gpu.family = Some(family);
     gpu
 }
 
 /// Both families of kernels, with and without checks.
-fn every(test: impl Fn(bool, Family)) {
-    for family in Family::ALL {
+fn every(test: impl Fn(bool, KernelFamily)) {
+    for family in KernelFamily::ALL {
         [false, true].into_iter().for_each(|checked| test(checked, family));
     }
 }
@@ -39,7 +39,7 @@ fn every(test: impl Fn(bool, Family)) {
 fn every_kernel_on_rows_is_what_its_reference_is() {
     [false, true]
         .into_iter()
-        .for_each(|checked| tests::operations_on_rows(|sizes| make(sizes, checked, Family::Lanes)));
+        .for_each(|checked| tests::operations_on_rows(|sizes| make(sizes, checked, KernelFamily::Lanes)));
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn products_of_random_shapes_are_what_their_references_are() {
 fn rotation_and_attention_are_what_their_references_are() {
     [false, true]
         .into_iter()
-        .for_each(|checked| tests::rotation_and_attention(|sizes| make(sizes, checked, Family::Lanes)));
+        .for_each(|checked| tests::rotation_and_attention(|sizes| make(sizes, checked, KernelFamily::Lanes)));
 }
 
 #[test]
@@ -66,17 +66,19 @@ fn attention_far_back_is_what_its_reference_is() {
 
 #[test]
 fn a_step_outside_of_the_sizes_is_refused() {
-    tests::steps_outside_of_the_sizes(|sizes| make(sizes, false, Family::Lanes));
+    tests::steps_outside_of_the_sizes(|sizes| make(sizes, false, KernelFamily::Lanes));
 }
 
 #[test]
 fn a_whole_model_gives_the_same_logits_on_both() {
-    Family::ALL.into_iter().for_each(|family| tests::a_whole_model(|sizes| make(sizes, false, family)));
+    KernelFamily::ALL.into_iter().for_each(|family| tests::a_whole_model(|sizes| make(sizes, false, family)));
 }
 
 #[test]
 fn a_row_is_the_same_alone_and_in_company() {
-    Family::ALL.into_iter().for_each(|family| tests::the_same_alone_and_in_company(|sizes| make(sizes, false, family)));
+    KernelFamily::ALL
+        .into_iter()
+        .for_each(|family| tests::the_same_alone_and_in_company(|sizes| make(sizes, false, family)));
 }
 
 #[test]
@@ -95,11 +97,11 @@ fn what_was_measured_is_kept_for_the_next_process() {
         gpu
     };
     let first = begun(folder.path());
-    let kept = first.kept_at().unwrap();
+    let kept = first.result_path().unwrap();
     let chosen = first.family.unwrap();
     assert_eq!(std::fs::read(&kept).unwrap(), chosen.name().as_bytes());
-    // What is kept is taken, and what is no family is measured again.
-    for family in Family::ALL {
+    // A stored result is used, and an unknown one is measured again.
+    for family in KernelFamily::ALL {
         std::fs::write(&kept, family.name()).unwrap();
         assert_eq!(begun(folder.path()).family, Some(family));
     }

@@ -15,7 +15,7 @@ fn a_device_that_fails_is_set_up_again_and_only_its_requests_fail() {
         while !matches!(running.recv_blocking().unwrap(), Event::Text { .. }) {}
         scene.faults.lock().unwrap().next.push_back(fault);
         assert!(matches!(all(&running).end, Err(EngineError::Device(_))));
-        // Not dead: busy, then ready, with nothing left of what was in the old device's cache.
+        // Not dead: busy, then ready, with nothing left of the old device's cache.
         let started = Instant::now();
         let after = loop {
             match ask() {
@@ -56,8 +56,34 @@ fn a_device_that_hangs_fails_its_requests_in_time() {
     assert_eq!(scene.faults.lock().unwrap().on_processor.len(), 2);
 }
 
+#[test]
+fn a_complete_answer_is_read_to_its_end_while_the_device_is_away() {
+    for fault in [Fault::Error, Fault::Hang(Duration::from_secs(5))] {
+        let refusals = Faults { refusals: usize::MAX, ..Faults::default() };
+        let world = World { end: -9.0, ..World::default() };
+        let scene = Scene::with(sizes(2, 8 * PAGE, 40), &options(8), world, refusals).unwrap();
+        // Of some, the last events find as many in the channel as may wait for a reader.
+        let written = |tokens| {
+            let events = unread(&scene, tokens);
+            scene.idle();
+            (tokens, events)
+        };
+        let complete: Vec<_> = (58..=63).map(written).collect();
+        scene.faults.lock().unwrap().next.push_back(fault);
+        assert!(all(&scene.submit(Generate::new(words(1, 1, 4)))).end.is_err());
+        assert!(!scene.handle.stats().is_ready);
+        for (tokens, events) in complete {
+            let (told, end) = std::sync::mpsc::channel();
+            std::thread::spawn(move || told.send(all(&events).end));
+            let end = end.recv_timeout(Duration::from_secs(4)).expect("its end does not wait for the device");
+            assert!(end.is_ok(), "{tokens} tokens: {end:?}");
+        }
+        assert!(!scene.handle.stats().is_ready, "the device is still away");
+    }
+}
+
 /// Waits until the model is ready after it was not.
-fn ready_again(handle: &Handle, faults: u64) {
+fn ready_again(handle: &SchedulerHandle, faults: u64) {
     let started = Instant::now();
     while !handle.stats().is_ready || handle.stats().faults < faults {
         assert!(started.elapsed() < Duration::from_secs(30), "{:?}", handle.stats());
@@ -71,7 +97,7 @@ fn a_gpu_that_is_lost_makes_way_for_the_processor_where_the_choice_is_ours() {
         all(&scene.submit(Generate { max_tokens: Some(5), ..Generate::new(words(1, 1, 40)) })).end.map(|_| ())
     };
     let world = || World { end: -9.0, ..World::default() };
-    // It cannot be had any more.
+    // The GPU cannot be set up any more.
     let ours = LoadOptions { device: DeviceChoice::Auto, ..options(8) };
     let refusals = |refusals| Faults { refusals, ..Faults::default() };
     let scene = Scene::with(sizes(2, 8 * PAGE, 20), &ours, world(), refusals(usize::MAX)).unwrap();
@@ -84,7 +110,7 @@ fn a_gpu_that_is_lost_makes_way_for_the_processor_where_the_choice_is_ours() {
     assert_eq!(placement.device.kind, "CPU");
     assert!(placement.device.reason.contains("none yet") && placement.rate > 0.0, "{placement:?}");
     assert_eq!(scene.faults.lock().unwrap().on_processor, [false, false, true]);
-    // It comes back each time and fails again: the third time is the last.
+    // The GPU recovers each time and fails again: the third fault is the last.
     let scene = Scene::new(sizes(2, 8 * PAGE, 20), &ours, world());
     for faults in 1..=3 {
         scene.faults.lock().unwrap().next.push_back(Fault::Error);
@@ -94,7 +120,7 @@ fn a_gpu_that_is_lost_makes_way_for_the_processor_where_the_choice_is_ours() {
     }
     assert_eq!(scene.handle.placement().device.kind, "CPU");
     assert_eq!(scene.faults.lock().unwrap().on_processor, [false, false, false, true]);
-    // It was named: then nothing takes its place.
+    // A GPU named in the options is never replaced.
     let scene = Scene::with(sizes(2, 8 * PAGE, 20), &options(8), world(), refusals(1)).unwrap();
     scene.faults.lock().unwrap().next.push_back(Fault::Panic);
     assert!(matches!(ask(&scene), Err(EngineError::Device(_))));
@@ -128,7 +154,7 @@ fn what_is_held_for_a_models_memory_is_held_until_its_thread_has_given_it_back()
     let wait = Duration::from_secs(30);
     let (faults, dropped) = Faults::default().held();
     let scene = Scene::with(sizes(2, 8 * PAGE, 20), &options(8), World::default(), faults).unwrap();
-    // A device that is set up again is the same model.
+    // A device that is set up again keeps the guard of the same model.
     scene.faults.lock().unwrap().next.push_back(Fault::Error);
     assert!(all(&scene.submit(Generate::new(words(1, 1, 4)))).end.is_err());
     ready_again(&scene.handle, 1);
@@ -155,7 +181,7 @@ fn a_device_that_hangs_is_left_alone_until_its_own_thread_has_come_back() {
     let started = Instant::now();
     assert!(scene(Faults::first(Fault::Hang(hang))).is_err());
     assert!(refused() || started.elapsed() >= hang);
-    // One that was being loaded meanwhile.
+    // An engine that is loaded meanwhile.
     assert!(scene(Faults::default()).is_ok());
     assert!(refused() || started.elapsed() >= hang, "another engine's first run says nothing of this one's");
     while refused() {

@@ -1,5 +1,5 @@
-//! Byte-level BPE (GPT-2) with the pre-tokenizers that GGUF names. Merging and cutting are the `tokenizers` crate's; the
-//! patterns are those of llama.cpp (llama-vocab.cpp), which names them.
+//! Byte-level BPE (GPT-2) with the pre-tokenizers that GGUF names. The `tokenizers` crate merges and splits; the
+//! patterns are those of llama.cpp (llama-vocab.cpp), which defines the names.
 
 use std::collections::{HashMap, HashSet};
 
@@ -25,20 +25,20 @@ const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}
 const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN_2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Of Mistral's later models.
+/// Pattern of Mistral's later models.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// A way of cutting text before merging.
+/// Pre-tokenizer: splits text before merging.
 struct Cuts {
-    /// One after the other; each cuts what those before left.
+    /// Patterns applied in turn; each splits what the earlier ones left.
     patterns: &'static [&'static str],
-    /// Whether a cut piece that is a token is not merged from its parts.
+    /// True if a piece that is itself a token is not merged from its parts.
     whole_first: bool,
-    /// Whether a text begins with the first token, where the file does not say.
+    /// Default of whether a text begins with the BOS token, for files that do not say.
     begins: bool,
 }
 
-/// By `tokenizer.ggml.pre`.
+/// Pre-tokenizer by the value of `tokenizer.ggml.pre`.
 fn cuts(name: &str) -> Option<Cuts> {
     let (patterns, whole_first, begins): (&[&str], _, _) = match name {
         "gpt-2" => (&[GPT_2], false, false),
@@ -59,13 +59,13 @@ pub(super) struct Bpe {
 }
 
 impl Bpe {
-    /// The file's, and whether its texts begin with the first token.
+    /// Reads the tokenizer of a file. Also returns whether texts begin with the BOS token by default.
     pub(super) fn new(file: &ModelFile, vocabulary: &Vocabulary<'_>) -> Result<(Self, bool), LoadError> {
         let name = text(file, "tokenizer.ggml.pre").unwrap_or("default");
         let cuts = cuts(name).ok_or_else(|| {
             let shown: String = name.chars().take(40).flat_map(char::escape_debug).collect();
             file.unsupported(format!(
-                "its pre-tokenizer is `{shown}`: this version knows `llama-bpe`, `tekken`, `qwen2`, `deepseek-r1-qwen`, \
+                "the pre-tokenizer is `{shown}`; this version knows `llama-bpe`, `tekken`, `qwen2`, `deepseek-r1-qwen`, \
                  `smollm`, `gpt-2`, `default`"
             ))
         })?;
@@ -80,8 +80,8 @@ impl Bpe {
             .iter()
             .map(|merge| merge.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned())))
             .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| file.corrupt("a merge of its tokenizer is not a pair"))?;
-        // What stands for no text is made of none.
+            .ok_or_else(|| file.corrupt("a merge of the tokenizer is not a pair"))?;
+        // Control tokens are no text and must not come of a merge.
         let is_control = |id: u32| usize::try_from(id).is_ok_and(|id| vocabulary.is_control(id));
         let (control, text): (Vec<_>, Vec<_>) = vocabulary.iter().partition(|(id, _)| is_control(*id));
         let control: HashSet<&str> = control.into_iter().map(|(_, token)| token).collect();
@@ -96,7 +96,7 @@ impl Bpe {
             )
             .ignore_merges(cuts.whole_first)
             .build()
-            .map_err(|e| file.corrupt(format!("its tokenizer cannot be built: {e}")))?;
+            .map_err(|e| file.corrupt(format!("the tokenizer cannot be built: {e}")))?;
         let mut model = Model::new(model);
         model.with_pre_tokenizer(Some(Sequence::new(steps)));
         Ok((Self { model, byte_of: byte_of_char() }, cuts.begins))
@@ -113,7 +113,7 @@ impl Bpe {
     }
 }
 
-/// Appends the bytes of a token. A character that stands for no byte stands for itself.
+/// Appends the bytes of a token. A character outside the byte table is appended as UTF-8.
 pub(super) fn spell(byte_of: &HashMap<char, u8>, token: &str, bytes: &mut Vec<u8>) {
     for c in token.chars() {
         match byte_of.get(&c) {
@@ -123,7 +123,7 @@ pub(super) fn spell(byte_of: &HashMap<char, u8>, token: &str, bytes: &mut Vec<u8
     }
 }
 
-/// GPT-2's printable characters for bytes (openai/gpt-2, encoder.py, `bytes_to_unicode`), the other way round.
+/// Inverse of GPT-2's printable characters for bytes (openai/gpt-2, encoder.py, `bytes_to_unicode`).
 pub(super) fn byte_of_char() -> HashMap<char, u8> {
     let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut next = 256u32;

@@ -1,5 +1,5 @@
-//! A `tokenizer.json`, which says how text becomes tokens in full: the `tokenizers` crate does it. What is added here is
-//! what that crate has no notion of: a caller's text never holds a control token, and each token has bytes of its own.
+//! `tokenizer.json`, a complete description of a tokenizer, run by the `tokenizers` crate. Added here: a caller's
+//! text never yields a control token, and each token has its own bytes.
 
 use std::panic::AssertUnwindSafe;
 
@@ -9,36 +9,36 @@ use super::{ENDS, MAX_TOKENS, Marks, Tokenizer, bpe, marks_turns, spm, text};
 use crate::LoadError;
 use crate::artifact::{MetaValue, ModelFile};
 
-/// How the token for what is not known is written.
+/// Spellings of the unknown token.
 const UNKNOWN: [&str; 4] = ["<unk>", "[UNK]", "<UNK>", "<|unk|>"];
 
-/// Turns text into tokens.
+/// Tokenizer of a `tokenizer.json`.
 pub(super) struct Json {
     tokenizer: tokenizers::Tokenizer,
-    /// For text that does not begin the whole, where the first word is cut in another way.
+    /// Tokenizer for text after the beginning, where the first word is split in another way.
     inner: Option<tokenizers::Tokenizer>,
     /// Control tokens by number.
     control: Vec<(u32, String)>,
 }
 
-/// What the characters of a token stand for.
+/// Encoding of bytes in the characters of a token.
 enum Spelling {
-    /// GPT-2's, one for each byte.
+    /// GPT-2's, one character for each byte.
     Bytes,
-    /// SentencePiece's: itself, a space, or a byte in hexadecimal digits.
+    /// SentencePiece's: the character itself, a space, or a byte in hexadecimal digits.
     Pieces,
 }
 
 impl Json {
     fn read(file: &ModelFile, json: &[u8]) -> Result<tokenizers::Tokenizer, LoadError> {
-        let broken = |e: tokenizers::Error| file.unsupported(format!("its `tokenizer.json` cannot be read: {e}"));
+        let broken = |e: tokenizers::Error| file.unsupported(format!("`tokenizer.json` cannot be read: {e}"));
         // The crate panics on some damaged files.
         let read = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json));
-        let read = read.map_err(|_| file.corrupt("its `tokenizer.json` cannot be read"))?;
+        let read = read.map_err(|_| file.corrupt("`tokenizer.json` cannot be read"))?;
         let mut tokenizer = read.map_err(broken)?;
-        // What it says of padding and cutting is for training.
+        // Padding and truncation are settings of training.
         tokenizer.with_padding(None).with_truncation(None).map_err(broken)?;
-        // What a caller writes is text, also where it looks like a control token.
+        // Callers' text is text, also where it looks like a control token.
         tokenizer.set_encode_special_tokens(true);
         Ok(tokenizer)
     }
@@ -47,8 +47,8 @@ impl Json {
         let tokenizer = self.inner.as_ref().filter(|_| !begins).unwrap_or(&self.tokenizer);
         for token in cut(tokenizer, text)?.get_ids() {
             match self.control.binary_search_by_key(token, |(id, _)| *id).ok().and_then(|at| self.control.get(at)) {
-                // Written out by a caller, as it is or so that normalising makes it that: spelt in its characters. What is
-                // not known is the one that a model gives by itself.
+                // A control token spelt out by a caller, or produced by normalising: tokenised character by
+                // character. The unknown token is kept unless the caller wrote it.
                 Some((_, control)) if !UNKNOWN.contains(&control.as_str()) || text.contains(control.as_str()) => {
                     for c in control.chars() {
                         tokens.extend_from_slice(cut(tokenizer, c.encode_utf8(&mut [0; 4]))?.get_ids());
@@ -61,20 +61,20 @@ impl Json {
     }
 }
 
-/// A text by the crate, which may panic on what a damaged file has it do.
+/// Tokenises a text with the crate, which may panic on a damaged file.
 fn cut(tokenizer: &tokenizers::Tokenizer, text: &str) -> tokenizers::Result<Encoding> {
     std::panic::catch_unwind(AssertUnwindSafe(|| tokenizer.encode_fast(text, false)))
-        .unwrap_or_else(|_| Err("its `tokenizer.json` is not sound".into()))
+        .unwrap_or_else(|_| Err("`tokenizer.json` is not sound".into()))
 }
 
-/// What its post-processor puts before and after a text.
+/// Tokens that the post-processor puts before and after a text.
 fn around(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), LoadError> {
     let text = Encoding::from_tokens(vec![Token::new(0, "a".into(), (0, 1))], 0);
-    // The crate panics where a template names a token that the file does not tell of.
+    // The crate panics if a template names a token that the file does not define.
     let processed = AssertUnwindSafe(|| tokenizer.post_process(text, None, true));
     let whole = std::panic::catch_unwind(processed)
-        .map_err(|_| file.corrupt("the post-processor of its `tokenizer.json` is not sound"))?
-        .map_err(|e| file.unsupported(format!("its `tokenizer.json` puts nothing sound around a text: {e}")))?;
+        .map_err(|_| file.corrupt("the post-processor of `tokenizer.json` is not sound"))?
+        .map_err(|e| file.unsupported(format!("the post-processor of `tokenizer.json` fails: {e}")))?;
     let is_special = |(_, special): &(u32, u32)| *special != 0;
     let tokens = || whole.get_ids().iter().copied().zip(whole.get_special_tokens_mask().iter().copied());
     let before: Vec<u32> = tokens().take_while(is_special).map(|(token, _)| token).collect();
@@ -82,23 +82,24 @@ fn around(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<(Vec<u3
     Ok((before, after))
 }
 
-/// Tokens of a tokenizer. Its numbers may have holes; a token is one of the numbers below this.
+/// Number of tokens: one more than the largest index, since indexes may have gaps.
 fn count(tokenizer: &tokenizers::Tokenizer) -> usize {
     let tokens = tokenizer.get_vocab(true).into_values().max().map_or(0, |last| last.saturating_add(1));
     usize::try_from(tokens).unwrap_or(usize::MAX)
 }
 
-/// That of an encoder, whose table of embeddings has so many rows; what it puts around a text is put there by
+/// Reads the tokenizer of an encoder whose token table has `rows` rows. Special tokens around a text are added by
 /// [`Tokenizer::encode_text`].
 pub(super) fn of_encoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<Tokenizer, LoadError> {
     let tokenizer = Json::read(file, json)?;
     let tokens = count(&tokenizer);
     if tokens > rows.min(MAX_TOKENS) {
-        return Err(file.corrupt(format!("its `tokenizer.json` numbers {tokens} tokens and its table has {rows} rows")));
+        let most = format!("expected at most {rows}, the rows of the token table");
+        return Err(file.corrupt(format!("`tokenizer.json` numbers {tokens} tokens; {most}")));
     }
     let find = |name: &str, other: &str| {
         let found = tokenizer.token_to_id(name).or_else(|| tokenizer.token_to_id(other));
-        found.ok_or_else(|| file.unsupported(format!("its `tokenizer.json` has neither `{name}` nor `{other}`")))
+        found.ok_or_else(|| file.unsupported(format!("`tokenizer.json` has neither `{name}` nor `{other}`")))
     };
     let (bos, eos) = (find("[CLS]", "<s>")?, find("[SEP]", "</s>")?);
     Ok(Tokenizer {
@@ -116,11 +117,12 @@ pub(super) fn of_encoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
     })
 }
 
-/// That of a decoder, whose table of embeddings has so many rows: tables are padded, and what is for images is beyond them.
+/// Reads the tokenizer of a decoder whose token table has `rows` rows: tables are padded, and tokens of images lie
+/// beyond them.
 pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<Tokenizer, LoadError> {
     let mut tokenizer = Json::read(file, json)?;
     if rows > MAX_TOKENS {
-        return Err(file.corrupt(format!("its table has {rows} rows")));
+        return Err(file.corrupt(format!("the token table has {rows} rows; expected at most {MAX_TOKENS}")));
     }
     let spelling = spelling(file, &tokenizer)?;
     let place = |id: u32| usize::try_from(id).unwrap_or(usize::MAX);
@@ -129,7 +131,8 @@ pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
     let mut all: Vec<(u32, String)> = tokenizer.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
     all.sort_unstable();
     if let Some((id, _)) = all.iter().find(|(id, _)| place(*id) >= rows && !special(*id)) {
-        return Err(file.corrupt(format!("its `tokenizer.json` has a token {id} and its table {rows} rows")));
+        let less = format!("expected less than {rows}, the rows of the token table");
+        return Err(file.corrupt(format!("`tokenizer.json` has a token {id}; {less}")));
     }
     all.retain(|(id, _)| place(*id) < rows);
     let find = |key: &str| {
@@ -151,10 +154,10 @@ pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
     let (before, after) = around(file, &tokenizer)?;
     if let Some(id) = before.iter().chain(&after).find(|id| place(**id) >= rows) {
         return Err(
-            file.corrupt(format!("its `tokenizer.json` puts a token {id} around a text and its table has {rows} rows"))
+            file.corrupt(format!("`tokenizer.json` puts a token {id} around a text; the token table has {rows} rows"))
         );
     }
-    // What begins or ends something stands for no text, whatever the file says.
+    // Tokens that begin or end something are no text, whatever the file says.
     let is_control = |id: u32, token: &str| {
         special(id)
             || marks_turns(token)
@@ -165,7 +168,7 @@ pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
     ends.extend(control.iter().filter(|(_, token)| ENDS.contains(&token.as_str())).map(|(id, _)| *id));
     ends.sort_unstable();
     ends.dedup();
-    let broken = |e: tokenizers::Error| file.unsupported(format!("its control tokens cannot be told: {e}"));
+    let broken = |e: tokenizers::Error| file.unsupported(format!("the control tokens cannot be added: {e}"));
     let told = control.iter().map(|(_, token)| AddedToken::from(token.clone(), true).normalized(false));
     tokenizer.add_special_tokens(told.collect::<Vec<_>>()).map_err(broken)?;
 
@@ -173,7 +176,7 @@ pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
     let mut next = all.iter().peekable();
     let byte_of = bpe::byte_of_char();
     for row in 0..rows {
-        // Two texts of one number: the first counts.
+        // Two texts of one index: the first counts.
         while let Some((id, token)) = next.next_if(|(id, _)| place(*id) <= row) {
             if place(*id) < row || control.binary_search_by_key(id, |(id, _)| *id).is_ok() {
                 continue;
@@ -207,7 +210,7 @@ pub(super) fn of_decoder(file: &ModelFile, json: &[u8], rows: usize) -> Result<T
     })
 }
 
-/// By how it puts tokens together to a text.
+/// Detects the spelling by the file's decoder.
 fn spelling(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<Spelling, LoadError> {
     let decoder = serde_json::to_string(&tokenizer.get_decoder()).unwrap_or_default();
     let has = |kind: &str| decoder.contains(&format!("\"type\":\"{kind}\""));
@@ -223,9 +226,9 @@ fn spelling(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<Spell
     }
 }
 
-/// The tokenizer for text that does not begin the whole, where only what does gets a space before its first word.
+/// Tokenizer for text after the beginning, if only the first word of a text gets a space before it.
 fn inner(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<Option<tokenizers::Tokenizer>, LoadError> {
-    let broken = |e: serde_json::Error| file.unsupported(format!("its `tokenizer.json` cannot be read: {e}"));
+    let broken = |e: serde_json::Error| file.unsupported(format!("`tokenizer.json` cannot be read: {e}"));
     let mut steps = serde_json::to_value(tokenizer.get_pre_tokenizer()).map_err(broken)?;
     if !never_first(&mut steps) {
         return Ok(None);
@@ -236,7 +239,7 @@ fn inner(file: &ModelFile, tokenizer: &tokenizers::Tokenizer) -> Result<Option<t
     Ok(Some(inner))
 }
 
-/// Sets `prepend_scheme` from `first` to `never` wherever it stands, and says whether it stood anywhere.
+/// Changes `prepend_scheme` from `first` to `never` everywhere. Returns true if there was any.
 fn never_first(value: &mut serde_json::Value) -> bool {
     match value {
         serde_json::Value::Object(fields) => {

@@ -1,6 +1,6 @@
-//! The tokenizer of a model: text to tokens by the file's own algorithm, tokens to bytes. What all algorithms share is
-//! here: control tokens, which no text contains; user-defined tokens, which a text is cut at before anything else; where
-//! an answer ends.
+//! Tokenizer of a model: text to tokens by the file's own algorithm, tokens to bytes. Shared by all algorithms:
+//! control tokens, which no text contains; user-defined tokens, at which a text is split first; and the ends of an
+//! answer.
 
 mod bpe;
 mod json;
@@ -17,7 +17,7 @@ use wordpiece::WordPiece;
 
 use crate::{LoadError, PromptError, Task};
 
-/// `tokenizer.ggml.token_type`: what stands for no text, what a text is cut at, what stands for one byte.
+/// Values of `tokenizer.ggml.token_type`: no text, no text, split first, one byte.
 const UNKNOWN: f64 = 2.0;
 const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
@@ -26,7 +26,7 @@ const BYTE: f64 = 6.0;
 /// Most tokens of a tokenizer.
 const MAX_TOKENS: usize = 1 << 22;
 
-/// What ends a turn in the common templates, whether or not the file says so.
+/// Tokens that end a turn in the common templates, whether or not the file says so.
 const ENDS: [&str; 9] = [
     "<|im_end|>",
     "<|eot_id|>",
@@ -39,10 +39,11 @@ const ENDS: [&str; 9] = [
     "<eos>",
 ];
 
-/// What begins a turn, or a part of one, and has another form than `<|…|>`.
+/// Tokens that begin a turn, or a part of one, and have another form than `<|…|>`.
 const BEGINS: [&str; 4] = ["<start_of_turn>", "[INST]", "[/INST]", "<bos>"];
 
-/// Whether a token by this text is one that templates mark turns with, whatever its file says: fine-tunes add some as words.
+/// True if templates mark turns with a token of this text. The type in the file is not trusted: fine-tunes add some
+/// as words.
 fn marks_turns(token: &str) -> bool {
     let within = |open: &str, close: &str| {
         token.len() > open.len() + close.len() && token.starts_with(open) && token.ends_with(close)
@@ -54,11 +55,11 @@ enum Algorithm {
     Bpe(Box<Bpe>),
     SentencePiece(Box<SentencePiece>),
     WordPiece(Box<WordPiece>),
-    /// A `tokenizer.json`, which says everything itself.
+    /// A `tokenizer.json`, which is complete in itself.
     Json(Box<Json>),
 }
 
-/// Tokens of some kind by their text, found from left to right, the longest at one place.
+/// Search for tokens of some kind by their text: from left to right, the longest at one position.
 struct Marks {
     finder: AhoCorasick,
     tokens: Vec<u32>,
@@ -72,11 +73,11 @@ impl Marks {
         }
         let (texts, tokens): (Vec<_>, Vec<_>) = marks.into_iter().unzip();
         let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
-        let finder = finder.map_err(|e| file.unsupported(format!("its special tokens cannot be searched for: {e}")))?;
+        let finder = finder.map_err(|e| file.unsupported(format!("special tokens cannot be searched for: {e}")))?;
         Ok(Some(Self { finder, tokens }))
     }
 
-    /// What stands before the first, it, what follows.
+    /// Splits at the first token found: text before it, the token, text after it.
     fn split<'t>(&self, text: &'t str) -> Option<(&'t str, u32, &'t str)> {
         let found = self.finder.find(text)?;
         let token = *self.tokens.get(found.pattern().as_usize())?;
@@ -84,10 +85,10 @@ impl Marks {
     }
 }
 
-/// Turns text into tokens and tokens into bytes.
+/// Tokenizer of a model.
 pub struct Tokenizer {
     algorithm: Algorithm,
-    /// Bytes of all tokens, one after the other, and where each ends; control tokens have none.
+    /// Bytes of all tokens, one after the other, and the end of each; control tokens have none.
     bytes: Vec<u8>,
     bounds: Vec<usize>,
     control: Option<Marks>,
@@ -97,12 +98,12 @@ pub struct Tokenizer {
     ends: Vec<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
-    /// What the model wants before and after a text.
+    /// Special tokens before and after a text.
     before: Vec<u32>,
     after: Vec<u32>,
 }
 
-/// What a file says of its tokens.
+/// Tokens of a GGUF file, and their types.
 struct Vocabulary<'f> {
     tokens: &'f [String],
     kinds: &'f [f64],
@@ -114,7 +115,7 @@ impl<'f> Vocabulary<'f> {
         let kinds = match file.meta("tokenizer.ggml.token_type") {
             Some(MetaValue::Numbers(kinds)) if kinds.len() == tokens.len() => kinds.as_slice(),
             None => &[],
-            _ => return Err(file.corrupt("`tokenizer.ggml.token_type` has not one entry for each token")),
+            _ => return Err(file.corrupt("`tokenizer.ggml.token_type` does not have one entry for each token")),
         };
         Ok(Self { tokens, kinds })
     }
@@ -123,7 +124,7 @@ impl<'f> Vocabulary<'f> {
         self.kinds.get(id).copied().unwrap_or(1.0)
     }
 
-    /// Whether it stands for no text. What ends a turn never does, whatever the file says.
+    /// True if a token is no text. A token that ends a turn never is, whatever the file says.
     fn is_control(&self, id: usize) -> bool {
         matches!(self.kind(id), UNKNOWN | CONTROL)
             || (self.kind(id) != BYTE && self.tokens.get(id).is_some_and(|token| marks_turns(token)))
@@ -153,7 +154,7 @@ fn flag(file: &ModelFile, key: &str) -> Option<bool> {
 }
 
 impl Tokenizer {
-    /// Takes the tokenizer of a file.
+    /// Reads the tokenizer of a file.
     pub fn new(file: &ModelFile) -> Result<Self, LoadError> {
         if let Some(json) = file.tokenizer_json()? {
             let rows = crate::model::vocabulary(file)?;
@@ -165,7 +166,7 @@ impl Tokenizer {
         let vocabulary = Vocabulary::of(file)?;
         let model =
             text(file, "tokenizer.ggml.model").ok_or_else(|| file.corrupt("`tokenizer.ggml.model` is missing"))?;
-        // Whether a text begins with the first token, where the file does not say.
+        // Default of whether a text begins with the BOS token, for files that do not say.
         let (algorithm, begins) = match model {
             "gpt2" => {
                 let (bpe, begins) = Bpe::new(file, &vocabulary)?;
@@ -175,7 +176,7 @@ impl Tokenizer {
             "bert" => (Algorithm::WordPiece(Box::new(WordPiece::new(file, &vocabulary)?)), true),
             other => {
                 return Err(file.unsupported(format!(
-                    "its tokenizer is `{}`: this version knows `gpt2` (byte-level BPE), `llama` (SentencePiece) and \
+                    "the tokenizer is `{}`; this version knows `gpt2` (byte-level BPE), `llama` (SentencePiece) and \
                      `bert` (WordPiece)",
                     other.chars().take(40).flat_map(char::escape_debug).collect::<String>()
                 )));
@@ -232,46 +233,47 @@ impl Tokenizer {
         })
     }
 
-    /// Tokens that it knows.
+    /// Number of tokens.
     pub fn vocabulary(&self) -> usize {
         self.bounds.len()
     }
-    /// The token that begins a text.
+    /// Token that begins a text.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
-    /// The token that ends a text.
+    /// Token that ends a text.
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
-    /// What the model wants before a conversation. Of a `tokenizer.json` that is nothing: its template writes what it
-    /// wants, and transformers adds nothing to that.
+    /// Special tokens before a conversation. None for a `tokenizer.json`: its template writes them, and transformers
+    /// adds none.
     pub(super) fn before_conversation(&self) -> &[u32] {
         match self.algorithm {
             Algorithm::Json(_) => &[],
             _ => &self.before,
         }
     }
-    /// Whether a token ends an answer.
+    /// True if a token ends an answer.
     pub fn is_end(&self, token: u32) -> bool {
         self.ends.binary_search(&token).is_ok()
     }
 
-    /// The text of a control token.
+    /// Text of a control token.
     pub fn control_text(&self, token: u32) -> Option<&str> {
         let at = self.control_texts.binary_search_by_key(&token, |(id, _)| *id).ok()?;
         self.control_texts.get(at).map(|(_, text)| text.as_str())
     }
 
-    /// Splits at the first control token: what stands before it, the token, what follows.
+    /// Splits at the first control token: text before it, the token, text after it.
     pub fn split_control<'t>(&self, text: &'t str) -> Option<(&'t str, u32, &'t str)> {
         self.control.as_ref()?.split(text)
     }
 
-    /// Appends the tokens of a text, which begins the whole where there are none yet. Control tokens in it are text.
+    /// Appends the tokens of a text; the text is the beginning of the whole if there are no tokens yet. Control
+    /// tokens in it are read as text.
     ///
     /// # Errors
-    /// [`PromptError::Text`] for a text that the file's own algorithm has no tokens for.
+    /// [`PromptError::Text`] if the file's own algorithm has no tokens for the text.
     pub fn encode(&self, text: &str, tokens: &mut Vec<u32>) -> Result<(), PromptError> {
         let mut rest = text;
         while let Some((before, token, after)) = self.user_defined.as_ref().and_then(|marks| marks.split(rest)) {
@@ -298,9 +300,9 @@ impl Tokenizer {
         cut.map_err(|e| PromptError::Text(e.to_string()))
     }
 
-    /// A whole text with the tokens that the model wants around it. Errors as [`Self::encode`].
+    /// Tokenises a whole text with the special tokens around it. Errors as [`Self::encode`].
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, PromptError> {
-        // The text first: it begins the whole though a token stands before it.
+        // The text first: it is the beginning of the whole, although a special token precedes it.
         let mut tokens = Vec::new();
         self.encode(text, &mut tokens)?;
         tokens.splice(0..0, self.before.iter().copied());
@@ -308,7 +310,7 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The bytes that a token stands for; none for a control token.
+    /// Bytes of a token; none for a control token.
     pub fn bytes_of(&self, token: u32) -> &[u8] {
         let Ok(id) = usize::try_from(token) else { return &[] };
         let start = id.checked_sub(1).and_then(|before| self.bounds.get(before)).copied().unwrap_or(0);

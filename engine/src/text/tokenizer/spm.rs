@@ -1,5 +1,5 @@
-//! SentencePiece's BPE as llama and gemma use it (arXiv:1808.06226): characters are merged, the pair whose token has the
-//! best score first, the leftmost among equals; what is no token in the end is spelt in bytes.
+//! SentencePiece BPE of llama and gemma (arXiv:1808.06226). Neighbouring pieces are merged, the pair with the best
+//! score first, the leftmost among equals. A remaining piece that is no token is spelt in bytes.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -8,10 +8,10 @@ use super::{BYTE, Vocabulary, flag};
 use crate::LoadError;
 use crate::artifact::{MetaValue, ModelFile};
 
-/// What stands for a space.
+/// Character that represents a space.
 pub(super) const SPACE: char = '\u{2581}';
 
-/// The byte of a token such as `<0x0A>`.
+/// Byte of a token such as `<0x0A>`.
 pub(super) fn byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     u8::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 2)
@@ -23,23 +23,23 @@ pub(super) struct SentencePiece {
     scores: Vec<f32>,
     bytes: [Option<u32>; 256],
     unknown: Option<u32>,
-    /// Whether a text begins with a space that nobody wrote.
+    /// True if a space is put before the text.
     space_first: bool,
 }
 
-/// A stretch of the text on its way to a token; its neighbours by place.
+/// Stretch of the text on its way to a token, with the indexes of its neighbours.
 struct Symbol<'t> {
     text: &'t str,
     before: Option<usize>,
     after: Option<usize>,
 }
 
-/// Two neighbours that make a token.
+/// Two neighbours that form a token.
 struct Pair {
     score: f32,
     left: usize,
     right: usize,
-    /// Bytes of both: another number later says that one of them has been merged since.
+    /// Bytes of both when the pair was found: another length later means that one of them has been merged since.
     length: usize,
 }
 
@@ -65,7 +65,7 @@ impl SentencePiece {
     pub(super) fn new(file: &ModelFile, vocabulary: &Vocabulary<'_>) -> Result<Self, LoadError> {
         let scores = match file.meta("tokenizer.ggml.scores") {
             Some(MetaValue::Numbers(scores)) if scores.len() == vocabulary.tokens.len() => scores,
-            _ => return Err(file.corrupt("`tokenizer.ggml.scores` has not one entry for each token")),
+            _ => return Err(file.corrupt("`tokenizer.ggml.scores` does not have one entry for each token")),
         };
         let mut bytes = [None; 256];
         for (id, token) in vocabulary.iter() {
@@ -76,7 +76,7 @@ impl SentencePiece {
         }
         let unknown = file.meta("tokenizer.ggml.unknown_token_id").and_then(MetaValue::as_u64);
         Ok(Self {
-            // What stands for no text is made of none, and a byte of none but itself.
+            // Control tokens come of no text, and a byte token of no text but its own byte.
             tokens: vocabulary
                 .iter()
                 .filter(|(id, _)| {
@@ -114,10 +114,10 @@ impl SentencePiece {
         }
     }
 
-    /// The stretches that nothing can be merged of any more.
+    /// Stretches that remain when no more pair can be merged.
     fn merged<'t>(&self, text: &'t str) -> Vec<&'t str> {
         let mut symbols: Vec<Symbol<'t>> = Vec::with_capacity(text.len());
-        // Where each symbol begins; those that are merged away have no length.
+        // Start of each symbol; symbols that are merged away have no length.
         let mut starts = Vec::with_capacity(text.len());
         for (at, c) in text.char_indices() {
             let n = symbols.len();

@@ -1,5 +1,5 @@
-//! WordPiece as BERT uses it (arXiv:1810.04805), from a GGUF file, where tokens that begin a word are marked and not, as in
-//! the original vocabulary, those that go on.
+//! WordPiece of BERT (arXiv:1810.04805), from a GGUF file. GGUF marks the tokens that begin a word; the original
+//! vocabulary marks those that continue one.
 
 use tokenizers::TokenizerImpl;
 use tokenizers::models::wordpiece::WordPiece as Model;
@@ -18,7 +18,7 @@ type Tokenizer = TokenizerImpl<
     tokenizers::DecoderWrapper,
 >;
 
-/// Takes the longest known beginning of what is left of a word.
+/// Matches the longest known prefix of the rest of a word.
 pub(super) struct WordPiece {
     model: Tokenizer,
     pub(super) cls: Option<u32>,
@@ -37,12 +37,12 @@ impl WordPiece {
             .vocab(vocabulary.iter().map(|(id, token)| (original(id, token), id)).collect::<ahash::AHashMap<_, _>>())
             .unk_token("[UNK]".to_owned())
             .build()
-            .map_err(|e| file.corrupt(format!("its tokenizer cannot be built: {e}")))?;
+            .map_err(|e| file.corrupt(format!("the tokenizer cannot be built: {e}")))?;
         let mut model = Tokenizer::new(model);
-        // As llama.cpp: control characters out, CJK apart, accents off, lower case.
+        // As llama.cpp: drops control characters, splits CJK, strips accents, lower-cases.
         model
             .with_normalizer(Some(BertNormalizer::new(true, true, Some(true), true)))
-            .map_err(|e| file.corrupt(format!("its tokenizer cannot be built: {e}")))?;
+            .map_err(|e| file.corrupt(format!("the tokenizer cannot be built: {e}")))?;
         model.with_pre_tokenizer(Some(BertPreTokenizer));
         let find = |name: &str| vocabulary.iter().find(|(_, token)| *token == name).map(|(id, _)| id);
         Ok(Self { model, cls: find("[CLS]"), sep: find("[SEP]") })

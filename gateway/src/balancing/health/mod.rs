@@ -14,7 +14,9 @@ use spillway_config::schema::HealthCheck;
 
 pub(super) use self::client::Server;
 pub(super) use self::scrape::ScrapePlan;
-use super::{EndpointKey, EndpointState, now_millis};
+use super::EndpointState;
+use crate::clock::now_millis;
+use crate::connect::EndpointKey;
 
 /// Most bytes of a check's answer that are read; the status decides, the body is only drained.
 const MAX_ANSWER: usize = 64 << 10;

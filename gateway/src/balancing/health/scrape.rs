@@ -7,7 +7,9 @@ use std::time::Duration;
 use spillway_config::schema::Capacity;
 
 use super::Server;
-use crate::balancing::{EndpointKey, EndpointState, LoadReport, now_millis};
+use crate::balancing::{EndpointState, LoadReport};
+use crate::clock::now_millis;
+use crate::connect::EndpointKey;
 
 /// Most bytes of a page of metrics. vLLM's have some 100 KB.
 const MAX_PAGE: usize = 4 << 20;

@@ -23,7 +23,7 @@ pub struct PickContext<'a> {
     pub eligible: &'a dyn Fn(usize, &Endpoint) -> bool,
     /// What keeps a request on its endpoint, as [`hash_key`] makes it.
     pub key: Option<u64>,
-    /// The clock, as [`super::now_millis`] reads it.
+    /// The clock, as [`crate::clock::now_millis`] reads it.
     pub now: u64,
     /// The seed of this pick's random numbers.
     pub random: u64,

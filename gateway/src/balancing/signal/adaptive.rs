@@ -21,8 +21,8 @@ use spillway_config::schema;
 
 use super::{Reason, Room, SaturationSignal};
 use crate::balancing::EndpointState;
-use crate::balancing::endpoint::millis;
 use crate::balancing::latency::Class;
+use crate::clock::millis;
 
 /// Samples of a window: enough that one slow answer does not decide.
 const WINDOW_SAMPLES: u32 = 10;

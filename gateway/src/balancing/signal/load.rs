@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Reason, Room, SaturationSignal};
 use crate::balancing::EndpointState;
-use crate::balancing::endpoint::millis;
+use crate::clock::millis;
 
 /// Age at which a report counts no more where `queueDepth.staleAfter` does not say it.
 pub(super) const REPORT_STALE_AFTER: Duration = Duration::from_secs(3);

@@ -15,7 +15,7 @@ pub use self::load::LoadReport;
 pub(crate) use self::load::{KvCache, LoadState, QueueDepth};
 use super::EndpointState;
 use super::latency::Class;
-use crate::upstream::MAX_STREAMS;
+use crate::connect::MAX_STREAMS;
 
 /// What one signal allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -272,7 +272,7 @@ async fn keep(
                 held.take(keys);
             }
             Err(reason) => {
-                metrics.jwks_failures.inc();
+                metrics.process.jwks_failures.inc();
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(event = "jwks_failed", place = %place, reason, "the keys that are there are kept");
                 }

@@ -50,23 +50,34 @@ pub struct Parts<'a> {
     pub adoptions: &'a Adoptions,
 }
 
-/// Why a token is not believed, in a word for the audit log; callers are not told which of them it was.
+/// Why a token is refused, for the audit log; callers are not told which of them it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refused {
+pub enum TokenError {
+    /// It is no JSON Web Token, or names a critical header that is not known here.
     Malformed,
+    /// Its issuer is not one of the configuration.
     Issuer,
+    /// Its algorithm is not allowed.
     Algorithm,
+    /// No key of its issuer has its key id, or that key is not for its algorithm.
     Key,
+    /// Its signature does not verify.
     Signature,
+    /// It has ended.
     Expired,
+    /// It has not begun.
     NotYet,
+    /// It is for another audience.
     Audience,
+    /// A claim is missing or has another type.
     Claims,
+    /// Its claims name no consumer, or one that only the configuration may name.
     Consumer,
 }
 
-impl Refused {
-    pub(super) fn name(self) -> &'static str {
+impl TokenError {
+    /// Reason in the audit log.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "token_malformed",
             Self::Issuer => "token_issuer",
@@ -93,7 +104,7 @@ pub(super) struct Bearer {
 /// What is known of a token now.
 pub(super) enum Judged {
     Believed(Bearer),
-    Refused(Refused),
+    Refused(TokenError),
     /// Its key is not there; fetching the issuer's keys may help.
     Unknown(Arc<KeySource>),
 }
@@ -199,7 +210,7 @@ impl Tokens {
             });
         }
         let most = authentication.token_cache.unwrap_or(TOKENS);
-        Ok(Self { issuers, cache: Cache::new(most, parts.metrics.token_cache_entries.clone()) })
+        Ok(Self { issuers, cache: Cache::new(most, parts.metrics.process.token_cache_entries.clone()) })
     }
 
     /// Whether a credential is judged here and not as an API key: three parts with dots between them, where there are
@@ -266,26 +277,26 @@ impl Tokens {
         let header = jsonwebtoken::decode_header(token).map_err(|e| {
             // `none` and what else is no algorithm fails to be read at all.
             let unknown = matches!(e.kind(), ErrorKind::InvalidAlgorithmName | ErrorKind::Json(_));
-            refused(if unknown { Refused::Algorithm } else { Refused::Malformed })
+            refused(if unknown { TokenError::Algorithm } else { TokenError::Malformed })
         })?;
         // RFC 7515, 4.1.11: who does not understand what is critical must refuse. We understand none of it.
         if header.crit.is_some() || header.enc.is_some() {
-            return Err(refused(Refused::Malformed));
+            return Err(refused(TokenError::Malformed));
         }
         // Only to find the issuer; what it says is checked below.
         let claimed: Claimed =
-            jsonwebtoken::dangerous::insecure_decode_claims(token).map_err(|_| refused(Refused::Malformed))?;
+            jsonwebtoken::dangerous::insecure_decode_claims(token).map_err(|_| refused(TokenError::Malformed))?;
         let found = self.issuers.iter().enumerate().find(|(_, issuer)| issuer.name == claimed.iss);
-        let (n, issuer) = found.ok_or(refused(Refused::Issuer))?;
+        let (n, issuer) = found.ok_or(refused(TokenError::Issuer))?;
         if !issuer.algorithms.contains(&header.alg) {
-            return Err(refused(Refused::Algorithm));
+            return Err(refused(TokenError::Algorithm));
         }
         let set = issuer.keys.set();
         let Some(key) = set.find(header.kid.as_deref(), header.alg) else {
             return Err(if set.lacks(header.kid.as_deref()) {
                 Judged::Unknown(issuer.keys.clone())
             } else {
-                refused(Refused::Key)
+                refused(TokenError::Key)
             });
         };
         let mut validation = issuer.validation.clone();
@@ -295,13 +306,13 @@ impl Tokens {
         let (expires, subject) = match (claims.get("exp").and_then(seconds), claims.get("sub").and_then(|s| s.as_str()))
         {
             (Some(expires), Some(subject)) => (expires, subject),
-            _ => return Err(refused(Refused::Claims)),
+            _ => return Err(refused(TokenError::Claims)),
         };
         let credential = claims::credential(&issuer.name, subject);
         let consumer = match (issuer.consumers.get(subject), &issuer.claims) {
             (Some(consumer), _) => consumer.clone(),
-            (None, Some(from)) => from.consumer(&claims).ok_or(refused(Refused::Consumer))?,
-            (None, None) => return Err(refused(Refused::Consumer)),
+            (None, Some(from)) => from.consumer(&claims).ok_or(refused(TokenError::Consumer))?,
+            (None, None) => return Err(refused(TokenError::Consumer)),
         };
         let token = Arc::new(Token { scopes: claims::scopes(&claims), claims });
         Ok((n, set.epoch, expires, Bearer { consumer, token, credential }))
@@ -314,15 +325,15 @@ fn seconds(value: &serde_json::Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_f64().filter(|s| *s >= 0.0).map(|s| s as u64))
 }
 
-fn why(kind: &ErrorKind) -> Refused {
+fn why(kind: &ErrorKind) -> TokenError {
     match kind {
-        ErrorKind::ExpiredSignature => Refused::Expired,
-        ErrorKind::ImmatureSignature => Refused::NotYet,
-        ErrorKind::InvalidAudience => Refused::Audience,
-        ErrorKind::InvalidIssuer => Refused::Issuer,
-        ErrorKind::InvalidSignature => Refused::Signature,
-        ErrorKind::InvalidAlgorithm | ErrorKind::UnsupportedAlgorithm => Refused::Algorithm,
-        ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => Refused::Claims,
-        _ => Refused::Malformed,
+        ErrorKind::ExpiredSignature => TokenError::Expired,
+        ErrorKind::ImmatureSignature => TokenError::NotYet,
+        ErrorKind::InvalidAudience => TokenError::Audience,
+        ErrorKind::InvalidIssuer => TokenError::Issuer,
+        ErrorKind::InvalidSignature => TokenError::Signature,
+        ErrorKind::InvalidAlgorithm | ErrorKind::UnsupportedAlgorithm => TokenError::Algorithm,
+        ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => TokenError::Claims,
+        _ => TokenError::Malformed,
     }
 }

@@ -122,7 +122,7 @@ struct House {
 }
 
 fn now() -> u64 {
-    crate::limits::unix_now()
+    crate::clock::unix_now()
 }
 
 fn house(keys: Vec<Value>, issuer: Value) -> House {
@@ -161,7 +161,7 @@ impl House {
         identified.map(Option::unwrap).map_err(|unidentified| {
             assert_eq!(unidentified.refusal.status, 401);
             assert!(!unidentified.refusal.message.contains("eyJ"), "a token is never repeated");
-            unidentified.reason
+            unidentified.reason.as_str()
         })
     }
 }
@@ -197,7 +197,7 @@ async fn every_kind_of_signature_is_believed_when_it_holds() {
         assert_eq!(identity.token.unwrap().scopes, ["chat.write", "models.read"]);
     }
     assert_eq!(house.site.fetches.load(Ordering::SeqCst), 2, "the description and the keys, once");
-    assert_eq!(house.metrics.token_cache_entries.get(), 4);
+    assert_eq!(house.metrics.process.token_cache_entries.get(), 4);
 }
 
 #[tokio::test]
@@ -356,7 +356,7 @@ async fn keys_rotate_without_a_refused_token_and_outlive_their_issuer() {
     house.site.down.store(true, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_secs(3600)).await;
     house.show(&token(&new, "new")).await.unwrap();
-    assert!(house.metrics.jwks_failures.get() > 0);
+    assert!(house.metrics.process.jwks_failures.get() > 0);
     // A key that is taken back ends the tokens that it signed, also those that are remembered.
     house.site.down.store(false, Ordering::SeqCst);
     *house.site.keys.lock() = vec![new.jwk("new")];

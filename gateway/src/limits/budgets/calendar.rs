@@ -1,7 +1,5 @@
 //! Days and months in UTC, counted from 1970.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use spillway_config::schema::Period;
 
 /// Seconds of a day.
@@ -37,9 +35,4 @@ fn first_day(year: u64, month: u64) -> u64 {
     let of_year = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5;
     let (era, of_era) = (year / 400, year % 400);
     era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
-}
-
-/// Seconds from 1970 to now.
-pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -13,8 +13,9 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use spillway_config::schema::Period;
 
 use super::account::Spent;
-use super::calendar::{DAY, unix_now, window};
+use super::calendar::{DAY, window};
 use super::{Account, Accounts, Command, Key};
+use crate::clock::unix_now;
 
 /// How often what was spent is written.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
@@ -43,14 +44,17 @@ impl File {
         Ok(Self(file))
     }
 
-    /// Refuses a file that is none of budgets, or may not be written. Changes nothing in it.
+    /// Refuses a file that is none of budgets, or may not be written. Changes nothing, in it and beside it: the file is read
+    /// as one that nobody writes, because SQLite makes `-wal` and `-shm` beside any other. What a running gateway has only
+    /// in its own `-wal` is not looked at.
     pub(super) fn judge(path: &Path) -> rusqlite::Result<()> {
         let denied = |e: std::io::Error| {
             let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
             rusqlite::Error::SqliteFailure(code, Some(e.to_string()))
         };
         std::fs::OpenOptions::new().read(true).append(true).open(path).map_err(denied)?;
-        let file = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        let file = Connection::open_with_flags(unwritten(path), flags)?;
         let there = "SELECT count(*) FROM sqlite_schema WHERE name = 'budgets'";
         if file.query_row(there, [], |row| row.get::<_, i64>(0))? > 0 {
             file.prepare("SELECT consumer, period, window, tokens, nanos FROM budgets")?;
@@ -180,6 +184,23 @@ impl File {
         }
         batch.commit()
     }
+}
+
+/// URI of a file that SQLite reads as it is (<https://sqlite.org/uri.html>, `immutable`): without locks, and without files
+/// beside it.
+fn unwritten(path: &Path) -> String {
+    use std::fmt::Write;
+    use std::os::unix::ffi::OsStrExt;
+    let mut uri = if path.is_absolute() { "file://".to_owned() } else { "file:".to_owned() };
+    for byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~".contains(byte) {
+            uri.push(char::from(*byte));
+        } else {
+            // A string takes all that is written to it.
+            let _ = write!(uri, "%{byte:02X}");
+        }
+    }
+    uri + "?immutable=1"
 }
 
 fn count(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<u64> {

@@ -23,7 +23,6 @@ use prometheus_client::metrics::counter::Counter;
 use spillway_config::schema::Period;
 
 pub(super) use account::{Account, Amount};
-pub use calendar::unix_now;
 pub(super) use calendar::window;
 
 use account::Spent;

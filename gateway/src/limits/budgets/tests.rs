@@ -2,6 +2,7 @@
 
 use super::calendar::DAY;
 use super::*;
+use crate::clock::unix_now;
 
 const NOON: u64 = 1_795_521_600; // 2026-11-24T12:00:00Z
 
@@ -149,4 +150,47 @@ fn a_file_that_cannot_be_used_is_told_with_its_name() {
     std::fs::write(&path, "this is no database, but a text that is long enough to be one").unwrap();
     let error = Budgets::new(8, Counter::default()).open(&path).err().unwrap().to_string();
     assert!(error.contains("budgets.db"), "{error}");
+}
+
+#[test]
+fn judging_a_file_changes_nothing_in_it_and_beside_it() {
+    let now = unix_now();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("budgets 100%41?mode=rwc#ü.db");
+    let budgets = Budgets::new(8, Counter::default());
+    install(&budgets, &path);
+    assert!(budgets.account("a", Period::Month).take(tokens(7), (None, None), now));
+    let state = || {
+        let entries = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap());
+        let mut all: Vec<_> = entries
+            .map(|entry| {
+                let modified = entry.metadata().unwrap().modified().unwrap();
+                (entry.file_name(), std::fs::read(entry.path()).unwrap(), modified)
+            })
+            .collect();
+        all.sort();
+        all
+    };
+    Budgets::judge(&path).unwrap();
+    budgets.close();
+    let before = state();
+    assert_eq!(before.len(), 1, "{before:?}");
+    Budgets::judge(&path).unwrap();
+    assert_eq!(state(), before);
+    let (rows, _) = File::open(&path).unwrap().read_some(8).unwrap();
+    assert_eq!(rows.len(), 1);
+    // Empty is a file of budgets that has none yet; another database or text is refused, and left as it was.
+    for (name, written, sound) in
+        [("empty.db", "", true), ("text.db", "this is no database, but a long enough text", false)]
+    {
+        let path = folder.path().join(name);
+        std::fs::write(&path, written).unwrap();
+        let before = state();
+        assert_eq!(Budgets::judge(&path).is_ok(), sound, "{name}");
+        assert_eq!(state(), before);
+    }
+    let path = folder.path().join("other.db");
+    rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE budgets (a TEXT)").unwrap();
+    let error = Budgets::judge(&path).unwrap_err().to_string();
+    assert!(error.contains("consumer"), "{error}");
 }

@@ -10,7 +10,7 @@ use redis::{AsyncConnectionConfig, Client, Script};
 use tokio::sync::{Notify, mpsc};
 
 use super::{Settlement, Shared};
-use crate::limits::budgets::unix_now;
+use crate::clock::unix_now;
 
 /// Settlements that go in one round trip.
 const BATCH: usize = 256;
@@ -69,7 +69,7 @@ pub(super) async fn keep(
             lost += 1;
         }
         let Some(store) = shared.upgrade() else { return };
-        store.metrics.limit_settlements_lost.inc_by(lost);
+        store.metrics.process.limit_settlements_lost.inc_by(lost);
         drop(store);
         tokio::time::sleep(RETRY).await;
     }

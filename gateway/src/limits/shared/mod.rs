@@ -20,9 +20,10 @@ use spillway_config::schema::{OnExceeded, RedisState};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
-use super::budgets::{Amount, unix_now, window};
+use super::budgets::{Amount, window};
 use super::judging::{Answer, Claim};
 use super::rules::{Kind, Rule};
+use crate::clock::unix_now;
 use crate::telemetry::Metrics;
 
 /// Settlements that wait.
@@ -126,7 +127,7 @@ impl Shared {
     pub(super) async fn reserve(&self, claims: &[Claim<'_>]) -> Option<(SmallVec<[Answer; 8]>, u64)> {
         let connection = self.connection.load_full();
         let Some(connection) = connection else {
-            self.metrics.limit_store_fallbacks.inc();
+            self.metrics.process.limit_store_fallbacks.inc();
             return None;
         };
         let lease = self.leases.fetch_add(1, Ordering::Relaxed);
@@ -146,7 +147,7 @@ impl Shared {
                     Ok(Ok(_)) => "it gave an answer of the wrong length".to_owned(),
                 };
                 self.give_up(&reason);
-                self.metrics.limit_store_fallbacks.inc();
+                self.metrics.process.limit_store_fallbacks.inc();
                 None
             }
         }
@@ -192,7 +193,7 @@ impl Shared {
 
     fn send(&self, settlement: Settlement) {
         if self.settlements.try_send(settlement).is_err() {
-            self.metrics.limit_settlements_lost.inc();
+            self.metrics.process.limit_settlements_lost.inc();
         }
     }
 

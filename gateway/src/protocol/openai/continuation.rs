@@ -7,9 +7,11 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Map, Value, json};
 
+use crate::protocol::dialect::ContinueStream;
+
 /// The request that continues an answer which has said `text`, in about `tokens` tokens. `None` where what follows would not
 /// fit what came before: answers that are more than plain text of one choice, or held to a form that begins anew.
-pub fn continuation(body: &[u8], text: &str, tokens: u32) -> Option<Bytes> {
+pub(super) fn continuation(body: &[u8], text: &str, tokens: u32) -> Option<Bytes> {
     let mut body: Map<String, Value> = serde_json::from_slice(body).ok()?;
     if !is_plain(&body) {
         return None;
@@ -62,7 +64,7 @@ fn is_plain(body: &Map<String, Value>) -> bool {
 }
 
 /// The stream of a continuation as the caller gets it.
-pub struct Continuation<'a> {
+pub(super) struct Continuation<'a> {
     by: &'a str,
     /// Tokens of the answer that came before.
     before: u64,
@@ -71,28 +73,8 @@ pub struct Continuation<'a> {
 
 impl<'a> Continuation<'a> {
     /// Continued by a backend of this name, after so many tokens.
-    pub fn new(by: &'a str, before: u32) -> Self {
+    pub(super) fn new(by: &'a str, before: u32) -> Self {
         Self { by, before: before.into(), is_marked: false }
-    }
-
-    /// Whole events on their way: the first one says who continues, none begins a message, and the usage is that of the
-    /// whole answer. What is no event with a JSON object passes as it is.
-    pub fn rewrite(&mut self, events: &[u8]) -> Bytes {
-        let mut out = BytesMut::with_capacity(events.len() + 64);
-        for line in events.split_inclusive(|byte| *byte == b'\n') {
-            let end = line.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r')).map_or(0, |last| last + 1);
-            let (text, ending) = line.split_at(end);
-            let chunk = text.strip_prefix(b"data:").and_then(|data| serde_json::from_slice(data.trim_ascii()).ok());
-            match chunk {
-                Some(chunk) => {
-                    out.put_slice(b"data: ");
-                    out.put_slice(Value::Object(self.chunk(chunk)).to_string().as_bytes());
-                    out.put_slice(ending);
-                }
-                None => out.put_slice(line),
-            }
-        }
-        out.freeze()
     }
 
     fn chunk(&mut self, mut chunk: Map<String, Value>) -> Map<String, Value> {
@@ -114,6 +96,28 @@ impl<'a> Continuation<'a> {
             chunk.insert("spillway".to_owned(), json!({"resumed_by": self.by}));
         }
         chunk
+    }
+}
+
+impl ContinueStream for Continuation<'_> {
+    // The first event says who continues, none begins a message, and the usage is that of the whole answer. What is no
+    // event with a JSON object passes as it is.
+    fn rewrite(&mut self, events: &[u8]) -> Bytes {
+        let mut out = BytesMut::with_capacity(events.len() + 64);
+        for line in events.split_inclusive(|byte| *byte == b'\n') {
+            let end = line.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r')).map_or(0, |last| last + 1);
+            let (text, ending) = line.split_at(end);
+            let chunk = text.strip_prefix(b"data:").and_then(|data| serde_json::from_slice(data.trim_ascii()).ok());
+            match chunk {
+                Some(chunk) => {
+                    out.put_slice(b"data: ");
+                    out.put_slice(Value::Object(self.chunk(chunk)).to_string().as_bytes());
+                    out.put_slice(ending);
+                }
+                None => out.put_slice(line),
+            }
+        }
+        out.freeze()
     }
 }
 

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Serialize, Serializer};
 
-use super::request::EncodeRequest;
+use crate::protocol::chat::EncodeRequest;
 use crate::protocol::json;
 
 #[derive(Serialize)]
@@ -52,7 +52,7 @@ struct EncodeUsage {
 }
 
 /// The answer to a request for embeddings: vectors in the order of the texts, and whether a text was cut.
-pub fn embeddings(model: &str, vectors: &[(Vec<f32>, bool)], base64: bool, tokens: u64) -> Bytes {
+pub(super) fn embeddings(model: &str, vectors: &[(Vec<f32>, bool)], base64: bool, tokens: u64) -> Bytes {
     let data = vectors.iter().enumerate().map(|(index, (values, truncated))| Vector {
         object: "embedding",
         index,
@@ -86,7 +86,7 @@ struct Document<'a> {
 
 /// The answer to a reranking, the best first; of equal ones the earlier. `scores` are probabilities in the order of the
 /// documents.
-pub fn ranking(id: &str, model: &str, request: &EncodeRequest, scores: &[f32], tokens: u64) -> Bytes {
+pub(super) fn ranking(id: &str, model: &str, request: &EncodeRequest, scores: &[f32], tokens: u64) -> Bytes {
     let mut order: Vec<(usize, f32)> = scores.iter().copied().enumerate().collect();
     order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     let most = request.top_n.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
@@ -101,7 +101,8 @@ pub fn ranking(id: &str, model: &str, request: &EncodeRequest, scores: &[f32], t
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::openai::Encode;
+    use crate::protocol::chat::Encode;
+    use crate::protocol::openai::request;
 
     #[test]
     fn vectors_and_ranks_have_the_shape_that_clients_read() {
@@ -118,7 +119,7 @@ mod tests {
         let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(value["data"][0]["embedding"], "AAAAPwAAgL8=");
         let body = br#"{"query":"q","documents":["a","b","c"],"top_n":2}"#;
-        let request = EncodeRequest::parse(body, Encode::Rerank).unwrap();
+        let request = request::encode(body, Encode::Rerank).unwrap();
         assert_eq!(
             ranking("rerank-1", "m", &request, &[0.25, 0.75, 0.5], 9),
             concat!(

@@ -1,18 +1,159 @@
-//! The OpenAI API: what a request asks for, how the model inside answers, what an upstream's answer tells in passing.
+//! The OpenAI API, with the reranking of Jina, Cohere and vLLM: [`OpenAi`] implements its dialect, and everything here is
+//! reached through that.
 
 mod continuation;
 mod encoded;
+mod error;
 mod observe;
-mod prefix;
 mod request;
 mod response;
+mod transcript;
 
-pub use continuation::{Continuation, continuation};
-pub use encoded::{embeddings, ranking};
-pub use observe::{Observation, ObservedError, Observer, Usage};
-pub use prefix::prompt_prefix;
-pub use request::{
-    ChatRequest, Encode, EncodeInput, EncodeRequest, Message, Peek, PromptInput, ResponseFormat, ToolChoice,
-    form_model, is_form, is_utf8, looks_like_json, model_at, model_not_found, peek,
-};
-pub use response::{Answer, Call, ModelCard, Shape, Spent, WholeChoice, model, models_list};
+use std::ops::Range;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, header};
+use spillway_filter::Refusal;
+
+use super::chat::{ChatRequest, Encode, EncodeRequest, Encoded, Said};
+use super::dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, Transcribe, WriteAnswer};
+use super::operation::{Known, Operation};
+use super::peek::model_at;
+use observe::Observer;
+
+/// Paths of the API, below `/v1/`.
+const CHAT: &str = "chat/completions";
+const COMPLETIONS: &str = "completions";
+const EMBEDDINGS: &str = "embeddings";
+const MODELS: &str = "models";
+const RESPONSES: &str = "responses";
+const RERANK: &str = "rerank";
+const PLACES: [&str; 6] = [CHAT, COMPLETIONS, EMBEDDINGS, MODELS, RESPONSES, RERANK];
+
+/// Other paths of reranking, by which only the operation is known and not the dialect.
+const FURTHER_RERANK: [&str; 2] = ["/rerank", "/v2/rerank"];
+
+/// The dialect.
+pub(super) struct OpenAi;
+
+fn below(place: &str, path: &str) -> bool {
+    path.strip_prefix(place).is_some_and(|deeper| deeper.is_empty() || deeper.starts_with('/'))
+}
+
+impl Dialect for OpenAi {
+    fn name(&self) -> &'static str {
+        "openai"
+    }
+
+    fn operation(&self, method: &Method, path: &str) -> Option<Known> {
+        let is_post = method == Method::POST;
+        let Some(path_below) = path.strip_prefix("/v1/").filter(|rest| PLACES.iter().any(|place| below(place, rest)))
+        else {
+            return (is_post && FURTHER_RERANK.contains(&path)).then_some(Known {
+                operation: Operation::Rerank,
+                is_own_path: false,
+                must_be_json: false,
+            });
+        };
+        let operation = match path_below {
+            CHAT if is_post => Operation::Chat,
+            COMPLETIONS if is_post => Operation::Completions,
+            EMBEDDINGS if is_post => Operation::Embeddings,
+            RERANK if is_post => Operation::Rerank,
+            RESPONSES if is_post => Operation::Responses,
+            rest if below(MODELS, rest) && matches!(*method, Method::GET | Method::HEAD) => Operation::Models,
+            _ => Operation::Other,
+        };
+        Some(Known { operation, is_own_path: true, must_be_json: is_post })
+    }
+
+    fn error(&self, refusal: &Refusal, _request_id: &str) -> (HeaderValue, Bytes) {
+        (HeaderValue::from_static("application/json"), error::error(refusal))
+    }
+
+    fn error_event(&self, refusal: &Refusal) -> Option<Bytes> {
+        Some(error::error_event(refusal))
+    }
+
+    fn full_statuses(&self) -> &'static [u16] {
+        &[429, 503]
+    }
+
+    fn observe(&self, headers: &HeaderMap) -> Option<Box<dyn Observe>> {
+        let observer = Observer::for_response(headers.get(header::CONTENT_TYPE), headers.get(header::CONTENT_ENCODING));
+        observer.map(|observer| Box::new(observer) as Box<dyn Observe>)
+    }
+
+    fn model_path<'p>(&self, path: &'p str) -> ModelPath<'p> {
+        let below = path.strip_prefix("/v1/").and_then(|rest| rest.strip_prefix(MODELS));
+        match below {
+            Some("") => ModelPath::List,
+            Some(rest) => match rest.strip_prefix('/') {
+                Some(id) if !id.is_empty() => ModelPath::One(id),
+                _ => ModelPath::Neither,
+            },
+            None => ModelPath::Neither,
+        }
+    }
+
+    fn model_list(&self, models: &[ModelCard<'_>]) -> Option<Bytes> {
+        Some(response::model_list(models))
+    }
+
+    fn model(&self, model: ModelCard<'_>) -> Option<Bytes> {
+        Some(response::model(model))
+    }
+
+    fn transcribe(&self) -> Option<Box<dyn Transcribe>> {
+        Some(Box::<transcript::Transcript>::default())
+    }
+
+    fn continuation(&self, body: &[u8], said: &Said) -> Option<(Bytes, Option<Range<usize>>)> {
+        let body = continuation::continuation(body, &said.text, said.tokens)?;
+        let model_at = model_at(&body);
+        Some((body, model_at))
+    }
+
+    fn continue_stream<'a>(&self, by: &'a str, before: u32) -> Option<Box<dyn ContinueStream + 'a>> {
+        Some(Box::new(continuation::Continuation::new(by, before)))
+    }
+
+    fn read_chat(&self, operation: Operation, body: &[u8]) -> Option<Result<ChatRequest, Refusal>> {
+        match operation {
+            Operation::Chat => Some(request::chat(body)),
+            Operation::Completions => Some(request::completions(body)),
+            _ => None,
+        }
+    }
+
+    fn write_answer(&self, head: AnswerHead<'_>) -> Option<Box<dyn WriteAnswer>> {
+        let shape = match head.operation {
+            Operation::Chat => response::Shape::Chat,
+            Operation::Completions => response::Shape::Text,
+            _ => return None,
+        };
+        Some(Box::new(response::Answer::begin(shape, head)))
+    }
+
+    fn encodes(&self, operation: Operation) -> Option<Encode> {
+        match operation {
+            Operation::Embeddings => Some(Encode::Embeddings),
+            Operation::Rerank => Some(Encode::Rerank),
+            _ => None,
+        }
+    }
+
+    fn read_encode(&self, what: Encode, body: &[u8]) -> Option<Result<EncodeRequest, Refusal>> {
+        Some(request::encode(body, what))
+    }
+
+    fn write_encoded(&self, model: &str, request: &EncodeRequest, encoded: &Encoded, tokens: u64) -> Option<Bytes> {
+        Some(match encoded {
+            Encoded::Vectors(vectors) => encoded::embeddings(model, vectors, request.base64, tokens),
+            Encoded::Scores(scores) => {
+                let id = format!("rerank-{}", uuid::Uuid::new_v4().simple());
+                encoded::ranking(&id, model, request, scores, tokens)
+            }
+        })
+    }
+}

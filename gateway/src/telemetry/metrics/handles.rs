@@ -12,6 +12,9 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use super::live::OTHER;
 use super::{Counters, Families, Labels, labels};
+use crate::telemetry::label::{
+    AttemptEnd, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, QueueEnd, SpillReason,
+};
 
 /// Methods that are told by name (semantic conventions, `http.request.method`); the others are `_OTHER`.
 const METHODS: [Method; 9] = [
@@ -30,15 +33,6 @@ const MAX_PAIRS: usize = 64;
 /// Filters of a route whose refusals are told apart.
 const MAX_FILTERS: usize = 64;
 
-/// How an attempt may end.
-const OUTCOMES: [&str; 6] = ["answered", "full", "failed", "client_gone", "client_slow", "given_up"];
-/// Why a request spills or is shed.
-const REASONS: [&str; 6] = ["saturated", "queue_full", "queue_too_long", "queue_timeout", "unavailable", "over_limit"];
-/// What becomes of the copy of a request.
-const COPIES: [&str; 3] = ["answered", "failed", "skipped"];
-/// What becomes of a request that comes to a queue.
-const QUEUE_OUTCOMES: [&str; 5] = ["admitted", "full", "moved_on", "timeout", "abandoned"];
-
 /// Series of a route.
 #[derive(Default)]
 pub struct RouteMetrics {
@@ -56,9 +50,9 @@ pub struct RouteMetrics {
     pub resumed: Counter,
     /// Filters that waited for something which did not come.
     pub filter_failures: Counter,
-    spilled: [Counter; REASONS.len()],
-    shed: [Counter; REASONS.len()],
-    mirrored: [Counter; COPIES.len()],
+    spilled: ByLabel<SpillReason, Counter>,
+    shed: ByLabel<SpillReason, Counter>,
+    mirrored: ByLabel<MirrorEnd, Counter>,
     /// By method and status, as they come up.
     durations: RwLock<Vec<(Pair, Labels, Histogram)>>,
     refusals: RwLock<Vec<(String, Labels, Counter)>>,
@@ -70,8 +64,9 @@ type Pair = Option<(Option<usize>, u16)>;
 impl RouteMetrics {
     pub(super) fn new(families: &Arc<Families>, name: &str) -> Self {
         let own = labels([("http_route", name)]);
-        let by_reason =
-            |family: &Counters| REASONS.map(|reason| family.get_or_create_owned(&with(&own, "reason", reason)));
+        let by_reason = |family: &Counters| {
+            ByLabel::new(|reason: SpillReason| family.get_or_create_owned(&with(&own, "reason", reason.as_str())))
+        };
         Self {
             name: name.to_owned(),
             families: Some(families.clone()),
@@ -83,25 +78,27 @@ impl RouteMetrics {
             filter_failures: families.filter_failures.get_or_create_owned(&own),
             spilled: by_reason(&families.spills),
             shed: by_reason(&families.sheds),
-            mirrored: COPIES.map(|outcome| families.mirrors.get_or_create_owned(&with(&own, "outcome", outcome))),
+            mirrored: ByLabel::new(|end: MirrorEnd| {
+                families.mirrors.get_or_create_owned(&with(&own, "outcome", end.as_str()))
+            }),
             durations: RwLock::default(),
             refusals: RwLock::default(),
         }
     }
 
-    /// A request was answered by the model inside.
-    pub fn spilled(&self, reason: &str) {
-        count(&REASONS, &self.spilled, reason);
+    /// Counts a request that was answered in place of the route's own backends.
+    pub fn spilled(&self, reason: SpillReason) {
+        count(&self.spilled, reason);
     }
 
-    /// A request was refused because nothing could take it.
-    pub fn shed(&self, reason: &str) {
-        count(&REASONS, &self.shed, reason);
+    /// Counts a request that was refused because nothing could take it.
+    pub fn shed(&self, reason: SpillReason) {
+        count(&self.shed, reason);
     }
 
-    /// The copy of a request was `answered`, has `failed`, or was `skipped` because a bound was reached.
-    pub fn mirrored(&self, outcome: &str) {
-        count(&COPIES, &self.mirrored, outcome);
+    /// Counts the copy of a request.
+    pub fn mirrored(&self, end: MirrorEnd) {
+        count(&self.mirrored, end);
     }
 
     /// A filter ended a request.
@@ -181,12 +178,12 @@ impl Drop for RouteMetrics {
             for family in [&f.retries, &f.hedges, &f.retries_denied, &f.resumed, &f.filter_failures] {
                 family.remove(&own);
             }
-            for reason in REASONS {
-                f.spills.remove(&with(&own, "reason", reason));
-                f.sheds.remove(&with(&own, "reason", reason));
+            for reason in SpillReason::ALL {
+                f.spills.remove(&with(&own, "reason", reason.as_str()));
+                f.sheds.remove(&with(&own, "reason", reason.as_str()));
             }
-            for outcome in COPIES {
-                f.mirrors.remove(&with(&own, "outcome", outcome));
+            for end in MirrorEnd::ALL {
+                f.mirrors.remove(&with(&own, "outcome", end.as_str()));
             }
             for (_, own, _) in self.durations.get_mut().iter() {
                 f.requests.remove(own);
@@ -203,25 +200,25 @@ impl Drop for RouteMetrics {
 pub struct QueueMetrics {
     /// Requests that hold a place.
     pub depth: Gauge,
-    /// Time in the queue by what came of it, as `QUEUE_OUTCOMES`.
-    waits: Vec<Histogram>,
+    /// Time in the queue.
+    waits: ByLabel<QueueEnd, Histogram>,
     series: Option<(Arc<Families>, String)>,
 }
 
 impl QueueMetrics {
     pub(super) fn new(families: &Arc<Families>, route: &str) -> Self {
         let own = labels([("http_route", route)]);
-        let wait = |outcome| families.queue_wait.get_or_create_owned(&with(&own, "outcome", outcome));
+        let wait = |end: QueueEnd| families.queue_wait.get_or_create_owned(&with(&own, "outcome", end.as_str()));
         Self {
             depth: families.queue_depth.get_or_create_owned(&own),
-            waits: QUEUE_OUTCOMES.map(wait).to_vec(),
+            waits: ByLabel::new(wait),
             series: Some((families.clone(), route.to_owned())),
         }
     }
 
-    /// A request has left the queue, or was not let in.
-    pub fn left(&self, outcome: &str, waited: Duration) {
-        if let Some((_, wait)) = QUEUE_OUTCOMES.iter().zip(&self.waits).find(|(known, _)| **known == outcome) {
+    /// Records a request that has left the queue, or was not let in.
+    pub fn left(&self, end: QueueEnd, waited: Duration) {
+        if let Some(wait) = self.waits.get(end) {
             wait.observe(waited.as_secs_f64());
         }
     }
@@ -233,8 +230,8 @@ impl Drop for QueueMetrics {
         f.live_queues.gone(&route, || {
             let own = labels([("http_route", &route)]);
             f.queue_depth.remove(&own);
-            for outcome in QUEUE_OUTCOMES {
-                f.queue_wait.remove(&with(&own, "outcome", outcome));
+            for end in QueueEnd::ALL {
+                f.queue_wait.remove(&with(&own, "outcome", end.as_str()));
             }
         });
     }
@@ -252,7 +249,7 @@ pub struct EndpointMetrics {
     pub ejections: Counter,
     /// Readings of its own metrics that failed.
     pub scrape_failures: Counter,
-    attempts: [Counter; OUTCOMES.len()],
+    attempts: ByLabel<AttemptEnd, Counter>,
     series: Option<(Arc<Families>, String, Labels)>,
 }
 
@@ -266,8 +263,9 @@ impl EndpointMetrics {
             full: families.endpoint_full.get_or_create_owned(&own),
             ejections: families.endpoint_ejections.get_or_create_owned(&own),
             scrape_failures: families.endpoint_scrape_failures.get_or_create_owned(&own),
-            attempts: OUTCOMES
-                .map(|outcome| families.endpoint_attempts.get_or_create_owned(&with(&own, "outcome", outcome))),
+            attempts: ByLabel::new(|end: AttemptEnd| {
+                families.endpoint_attempts.get_or_create_owned(&with(&own, "outcome", end.as_str()))
+            }),
             series: Some((families.clone(), key.to_owned(), own)),
         }
     }
@@ -277,14 +275,14 @@ impl EndpointMetrics {
         self.healthy.set(i64::from(healthy));
     }
 
-    /// How many attempts ended in which way.
+    /// Numbers of attempts by how they ended.
     pub fn attempts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        OUTCOMES.into_iter().zip(self.attempts.iter().map(Counter::get))
+        self.attempts.iter().map(|(end, counter)| (end.as_str(), counter.get()))
     }
 
-    /// An attempt has ended as `answered`, `full`, `failed`, `client_gone` or `given_up` for a faster one.
-    pub fn attempted(&self, outcome: &str) {
-        count(&OUTCOMES, &self.attempts, outcome);
+    /// Counts an attempt that has ended.
+    pub fn attempted(&self, end: AttemptEnd) {
+        count(&self.attempts, end);
     }
 }
 
@@ -297,8 +295,8 @@ impl Drop for EndpointMetrics {
             f.endpoint_full.remove(&own);
             f.endpoint_ejections.remove(&own);
             f.endpoint_scrape_failures.remove(&own);
-            for outcome in OUTCOMES {
-                f.endpoint_attempts.remove(&with(&own, "outcome", outcome));
+            for end in AttemptEnd::ALL {
+                f.endpoint_attempts.remove(&with(&own, "outcome", end.as_str()));
             }
         });
     }
@@ -322,37 +320,20 @@ impl ListenerMetrics {
         }
     }
 
-    /// A connection was closed before it carried a request; `reason` is one of [`REFUSED`].
-    pub fn refused(&self, reason: &'static str) {
-        let own = labels([("listener", self.name.as_str()), ("reason", reason)]);
-        self.families.connections_refused.get_or_create_owned(&own).inc();
+    /// Counts a connection that was closed before it carried a request.
+    pub fn refused(&self, reason: ConnectionRefusal) {
+        self.families.connections_refused.get_or_create_owned(&self.with_reason(reason.as_str())).inc();
     }
 
-    /// Counts a request that breaks the grammar of HTTP/1 or a limit of its framing; `reason` is one of [`MALFORMED`].
-    pub fn malformed(&self, reason: &'static str) {
-        let own = labels([("listener", self.name.as_str()), ("reason", reason)]);
-        self.families.malformed.get_or_create_owned(&own).inc();
+    /// Counts a request that breaks the grammar of HTTP/1 or a limit of its framing.
+    pub fn malformed(&self, reason: MalformedReason) {
+        self.families.malformed.get_or_create_owned(&self.with_reason(reason.as_str())).inc();
+    }
+
+    fn with_reason(&self, reason: &str) -> Labels {
+        labels([("listener", self.name.as_str()), ("reason", reason)])
     }
 }
-
-/// Why connections are closed before they carry a request.
-const REFUSED: [&str; 8] =
-    ["limit", "address_limit", "descriptors", "timeout", "proxy_protocol", "tls", "client_certificate", "challenge"];
-
-/// Reasons for refusing requests that are no HTTP/1 or break a limit of it.
-const MALFORMED: [&str; 11] = [
-    "request",
-    "request_line",
-    "target_too_long",
-    "header_too_long",
-    "too_many_fields",
-    "field",
-    "line_end",
-    "length",
-    "transfer_coding",
-    "chunk",
-    "trailers",
-];
 
 impl Drop for ListenerMetrics {
     fn drop(&mut self) {
@@ -360,11 +341,11 @@ impl Drop for ListenerMetrics {
         f.live_listeners.gone(&self.name, || {
             let own = labels([("listener", &self.name)]);
             f.connections.remove(&own);
-            for reason in REFUSED {
-                f.connections_refused.remove(&labels([("listener", self.name.as_str()), ("reason", reason)]));
+            for reason in ConnectionRefusal::ALL {
+                f.connections_refused.remove(&self.with_reason(reason.as_str()));
             }
-            for reason in MALFORMED {
-                f.malformed.remove(&labels([("listener", self.name.as_str()), ("reason", reason)]));
+            for reason in MalformedReason::ALL {
+                f.malformed.remove(&self.with_reason(reason.as_str()));
             }
         });
     }
@@ -468,8 +449,8 @@ impl Drop for ModelMetrics {
     }
 }
 
-fn count<const N: usize>(names: &[&str; N], counters: &[Counter; N], name: &str) {
-    if let Some((_, counter)) = names.iter().zip(counters).find(|(known, _)| **known == name) {
+fn count<L: Label>(counters: &ByLabel<L, Counter>, label: L) {
+    if let Some(counter) = counters.get(label) {
         counter.inc();
     }
 }

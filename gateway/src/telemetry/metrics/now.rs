@@ -343,7 +343,7 @@ pub(super) fn process(r: &mut Registry, started: SystemTime) {
     let help = "Connections that were closed because no file descriptor was left for them";
     r.register("spillway_descriptor_shortages", help, short);
     let start = FloatGauge::default();
-    start.set(started.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()));
+    start.set(crate::clock::unix_fraction(started));
     r.register("process_start_time_seconds", "Start of the process, Unix time", start);
     if let Some(seconds) = processor_time() {
         let counter = FloatCounter::default();

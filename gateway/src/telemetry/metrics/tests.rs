@@ -3,6 +3,7 @@ use std::time::Duration;
 use http::Method;
 
 use super::*;
+use crate::telemetry::{AttemptEnd, SpillReason};
 
 fn has(text: &str, line: &str) -> bool {
     text.lines().any(|l| l == line)
@@ -15,12 +16,12 @@ fn a_scrape_shows_what_happened() {
     route.ended(&Method::POST, 200, Duration::from_millis(20));
     route.ended(&Method::from_bytes(b"BREW").unwrap(), 404, Duration::from_millis(20));
     route.ended(&Method::from_bytes(b"BOIL").unwrap(), 404, Duration::from_millis(20));
-    route.spilled("saturated");
-    route.shed("unavailable");
+    route.spilled(SpillReason::Saturated);
+    route.shed(SpillReason::Unavailable);
     route.refused_by("rateLimit");
     route.refused_by("rateLimit");
     let endpoint = metrics.endpoint("b", "http://127.0.0.1:1");
-    endpoint.attempted("answered");
+    endpoint.attempted(AttemptEnd::Answered);
     let inside = metrics.model("spillway", "m");
     inside.called(Tokens { input: Some(5), output: Some(3), first: None }, Duration::from_millis(30));
     inside.generated(Duration::from_millis(15), Duration::from_millis(80), 3);

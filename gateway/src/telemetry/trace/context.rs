@@ -12,6 +12,12 @@ pub(super) fn parent_of(headers: &HeaderMap) -> Option<SpanContext> {
     Some(SpanContext::new(trace, parent, flags, true, tracestate(headers)))
 }
 
+/// The same span, as one that is recorded or not.
+pub(super) fn decided(parent: &SpanContext, is_sampled: bool) -> SpanContext {
+    let flags = if is_sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
+    SpanContext::new(parent.trace_id(), parent.span_id(), flags, true, parent.trace_state().clone())
+}
+
 /// The trace that the caller named.
 pub(super) fn trace_of(headers: &HeaderMap) -> Option<TraceId> {
     traceparent(headers).map(|(trace, _, _)| trace)

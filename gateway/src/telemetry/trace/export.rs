@@ -85,7 +85,8 @@ impl Pipeline {
         let ratio = Sampler::TraceIdRatioBased(plan.ratio);
         let provider = SdkTracerProvider::builder()
             .with_span_processor(Counting { batches, waiting, lost })
-            .with_sampler(if plan.parent_based { Sampler::ParentBased(Box::new(ratio)) } else { ratio })
+            // What a caller has decided is judged before (`Tracer::server_span`): its trace id must not decide either.
+            .with_sampler(Sampler::ParentBased(Box::new(ratio)))
             .with_resource(resource())
             .build();
         Ok(Self { provider, runtime: Some(runtime) })

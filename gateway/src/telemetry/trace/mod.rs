@@ -21,7 +21,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 use spillway_config::schema::Tracing;
 use spillway_filter::Headers;
 
-use self::context::{TRACEPARENT, TRACESTATE, parent_of, trace_of};
+use self::context::{TRACEPARENT, TRACESTATE, decided, parent_of, trace_of};
 use self::export::Pipeline;
 use self::plan::Plan;
 use super::names;
@@ -83,13 +83,17 @@ impl Tracer {
         Ok(Self { active: Some(Arc::new(Active::new(plan, pipeline))) })
     }
 
-    /// The span of a request that has just arrived: a child of the caller's, where it sent one.
-    pub fn server_span(&self, headers: &HeaderMap, start: SystemTime) -> Span {
+    /// The span of a request that has just arrived: a child of the caller's, where it sent one. `from_trusted_proxy` says
+    /// whether a proxy sent it whose word counts.
+    pub fn server_span(&self, headers: &HeaderMap, from_trusted_proxy: bool, start: SystemTime) -> Span {
         let Some(active) = &self.active else {
             return Span { span: trace_of(headers).map_or(Inner::None, Inner::Untouched), tracer: None };
         };
         let builder = SpanBuilder::from_name("request").with_kind(SpanKind::Server).with_start_time(start);
-        let context = parent_of(headers).map_or_else(Context::new, |p| Context::new().with_remote_span_context(p));
+        let context = parent_of(headers).map_or_else(Context::new, |parent| {
+            let is_sampled = active.plan.samples(parent.is_sampled(), from_trusted_proxy);
+            Context::new().with_remote_span_context(decided(&parent, is_sampled))
+        });
         let span = active.tracer.build_with_context(builder, &context);
         Span { span: Inner::Ours(Box::new(span)), tracer: Some(active.clone()) }
     }
@@ -145,6 +149,11 @@ impl Span {
     /// A span that records nothing.
     pub const fn none() -> Self {
         Self { span: Inner::None, tracer: None }
+    }
+
+    /// True of a span that belongs to no trace.
+    pub fn is_none(&self) -> bool {
+        matches!(self.span, Inner::None)
     }
 
     /// Whether what is set is told to anybody; costly values are computed only then.

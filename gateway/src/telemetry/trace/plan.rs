@@ -2,7 +2,7 @@
 //! (OpenTelemetry specification, "Environment Variable Specification"). A variable that cannot be followed is told and
 //! otherwise as good as unset, as that specification asks.
 
-use spillway_config::schema::Tracing;
+use spillway_config::schema::{CallersDecide, Tracing};
 
 /// What a tracer is built from. Equal plans make equal tracers.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,8 +11,19 @@ pub(super) struct Plan {
     pub endpoint: String,
     /// Share of the traces that begin here.
     pub ratio: f64,
-    /// Whether the caller's decision goes first.
-    pub parent_based: bool,
+    /// Callers whose decision goes first.
+    pub parent: Parent,
+}
+
+/// Callers whose decision to be traced counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parent {
+    /// All of them.
+    Everyone,
+    /// Proxies that the listener trusts. The others may decide only against it.
+    TrustedProxies,
+    /// None, in either direction.
+    Nobody,
 }
 
 impl Plan {
@@ -20,10 +31,28 @@ impl Plan {
     pub(super) fn new(config: Option<&Tracing>, variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
         match config {
             Some(tracing) => {
-                Some(Self { endpoint: tracing.otlp.endpoint.clone(), ratio: tracing.sample_ratio, parent_based: true })
+                let parent = match tracing.callers_decide {
+                    CallersDecide::TrustedProxies => Parent::TrustedProxies,
+                    CallersDecide::Everyone => Parent::Everyone,
+                };
+                Some(Self { endpoint: tracing.otlp.endpoint.clone(), ratio: tracing.sample_ratio, parent })
             }
             None => Self::from_variables(|name| variable(name).filter(|value| !value.is_empty())),
         }
+    }
+
+    /// True if a request is traced whose caller has a trace of its own. Drawn at random where that caller does not decide it:
+    /// a draw by the trace id, which the caller has chosen, would let it decide all the same.
+    pub(super) fn samples(&self, is_sampled: bool, from_trusted_proxy: bool) -> bool {
+        match self.parent {
+            Parent::Nobody => self.draw(),
+            Parent::TrustedProxies if !from_trusted_proxy => is_sampled && self.draw(),
+            Parent::TrustedProxies | Parent::Everyone => is_sampled,
+        }
+    }
+
+    fn draw(&self) -> bool {
+        rand::random::<f64>() < self.ratio
     }
 
     fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
@@ -45,13 +74,14 @@ impl Plan {
             not_followed(name, &value, "traces are off, because only `grpc` is spoken here");
             return None;
         }
-        let (parent_based, ratio) = sampler(&variable);
-        Some(Self { endpoint, ratio, parent_based })
+        let (parent, ratio) = sampler(&variable);
+        Some(Self { endpoint, ratio, parent })
     }
 }
 
-/// Whether the caller's decision goes first, and the share of the others.
-fn sampler(variable: &impl Fn(&str) -> Option<String>) -> (bool, f64) {
+/// Callers whose decision goes first, and the share of the others. A sampler that is named `parentbased` believes all of
+/// them, as that specification has it; without a name, only proxies that are trusted.
+fn sampler(variable: &impl Fn(&str) -> Option<String>) -> (Parent, f64) {
     let name = variable("OTEL_TRACES_SAMPLER");
     let share = || {
         let Some(text) = variable("OTEL_TRACES_SAMPLER_ARG") else { return 1.0 };
@@ -61,15 +91,16 @@ fn sampler(variable: &impl Fn(&str) -> Option<String>) -> (bool, f64) {
         })
     };
     match name.as_deref() {
-        None | Some("parentbased_traceidratio") => (true, share()),
-        Some("parentbased_always_on") => (true, 1.0),
-        Some("parentbased_always_off") => (true, 0.0),
-        Some("traceidratio") => (false, share()),
-        Some("always_on") => (false, 1.0),
-        Some("always_off") => (false, 0.0),
+        None => (Parent::TrustedProxies, share()),
+        Some("parentbased_traceidratio") => (Parent::Everyone, share()),
+        Some("parentbased_always_on") => (Parent::Everyone, 1.0),
+        Some("parentbased_always_off") => (Parent::Everyone, 0.0),
+        Some("traceidratio") => (Parent::Nobody, share()),
+        Some("always_on") => (Parent::Nobody, 1.0),
+        Some("always_off") => (Parent::Nobody, 0.0),
         Some(other) => {
-            not_followed("OTEL_TRACES_SAMPLER", other, "`parentbased_always_on` is used");
-            (true, 1.0)
+            not_followed("OTEL_TRACES_SAMPLER", other, "all traces are kept");
+            (Parent::TrustedProxies, 1.0)
         }
     }
 }
@@ -91,19 +122,19 @@ mod tests {
     #[test]
     fn the_standard_variables_work_where_the_file_is_silent() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317");
-        let of = |parent_based, ratio| Some(Plan { endpoint: "http://c:4317".into(), ratio, parent_based });
+        let of = |parent, ratio| Some(Plan { endpoint: "http://c:4317".into(), ratio, parent });
         assert_eq!(plan(&[]), None);
         assert_eq!(plan(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]), None, "empty is unset");
-        assert_eq!(plan(&[endpoint]), of(true, 1.0));
+        assert_eq!(plan(&[endpoint]), of(Parent::TrustedProxies, 1.0));
         assert_eq!(plan(&[endpoint, ("OTEL_SDK_DISABLED", "True")]), None);
         assert_eq!(plan(&[endpoint, ("OTEL_TRACES_EXPORTER", "none")]), None);
         assert_eq!(plan(&[endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")]), None);
-        assert_eq!(plan(&[endpoint, ("OTEL_TRACES_SAMPLER_ARG", "0.25")]), of(true, 0.25));
-        assert_eq!(plan(&[endpoint, ("OTEL_TRACES_SAMPLER_ARG", "7")]), of(true, 1.0));
-        assert_eq!(plan(&[endpoint, ("OTEL_TRACES_SAMPLER_ARG", "NaN")]), of(true, 1.0));
-        assert_eq!(plan(&[endpoint, ("OTEL_TRACES_SAMPLER", "always_off")]), of(false, 0.0));
-        assert_eq!(plan(&[endpoint, ("OTEL_TRACES_SAMPLER", "parentbased_always_off")]), of(true, 0.0));
-        assert_eq!(plan(&[endpoint, ("OTEL_TRACES_SAMPLER", "jaeger_remote")]), of(true, 1.0));
+        assert_eq!(plan(&[endpoint, ("OTEL_TRACES_SAMPLER_ARG", "0.25")]), of(Parent::TrustedProxies, 0.25));
+        assert_eq!(plan(&[endpoint, ("OTEL_TRACES_SAMPLER_ARG", "7")]), of(Parent::TrustedProxies, 1.0));
+        assert_eq!(plan(&[endpoint, ("OTEL_TRACES_SAMPLER_ARG", "NaN")]), of(Parent::TrustedProxies, 1.0));
+        assert_eq!(plan(&[endpoint, ("OTEL_TRACES_SAMPLER", "always_off")]), of(Parent::Nobody, 0.0));
+        assert_eq!(plan(&[endpoint, ("OTEL_TRACES_SAMPLER", "parentbased_always_off")]), of(Parent::Everyone, 0.0));
+        assert_eq!(plan(&[endpoint, ("OTEL_TRACES_SAMPLER", "jaeger_remote")]), of(Parent::TrustedProxies, 1.0));
         let for_traces = plan(&[endpoint, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://t:4317")]).unwrap();
         assert_eq!(for_traces.endpoint, "http://t:4317");
     }
@@ -111,7 +142,12 @@ mod tests {
     #[test]
     fn the_file_goes_before_the_variables() {
         let otlp = Otlp { endpoint: "http://f:4317".into(), protocol: OtlpProtocol::Grpc };
-        let plan = Plan::new(Some(&Tracing { otlp, sample_ratio: 0.5 }), |_| Some("none".into())).unwrap();
-        assert_eq!(plan, Plan { endpoint: "http://f:4317".into(), ratio: 0.5, parent_based: true });
+        for (callers_decide, parent) in
+            [(CallersDecide::TrustedProxies, Parent::TrustedProxies), (CallersDecide::Everyone, Parent::Everyone)]
+        {
+            let tracing = Tracing { otlp: otlp.clone(), sample_ratio: 0.5, callers_decide };
+            let plan = Plan::new(Some(&tracing), |_| Some("none".into())).unwrap();
+            assert_eq!(plan, Plan { endpoint: "http://f:4317".into(), ratio: 0.5, parent });
+        }
     }
 }

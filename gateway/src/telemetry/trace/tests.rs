@@ -6,8 +6,9 @@ use opentelemetry::trace::{SpanId, Status};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::SpanData;
 use parking_lot::Mutex;
-use spillway_config::schema::{Otlp, OtlpProtocol};
+use spillway_config::schema::{CallersDecide, Otlp, OtlpProtocol};
 
+use super::plan::Parent;
 use super::*;
 
 const CALLER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -28,8 +29,12 @@ impl opentelemetry_sdk::trace::SpanExporter for Kept {
 }
 
 fn kept(ratio: f64) -> (Tracer, Kept) {
+    kept_by(Parent::TrustedProxies, ratio)
+}
+
+fn kept_by(parent: Parent, ratio: f64) -> (Tracer, Kept) {
     let kept = Kept::default();
-    let plan = Plan { endpoint: String::new(), ratio, parent_based: true };
+    let plan = Plan { endpoint: String::new(), ratio, parent };
     let pipeline = Pipeline::build(&plan, &Arc::default(), || Ok(kept.clone())).unwrap();
     (Tracer { active: Some(Arc::new(Active::new(plan, pipeline))) }, kept)
 }
@@ -43,8 +48,8 @@ fn a_request_is_one_tree_under_the_callers_span() {
     let (tracer, kept) = kept(0.0);
     let start = SystemTime::now() - Duration::from_secs(1);
     let caller = headers(&[("traceparent", CALLER), ("tracestate", "vendor=1")]);
-    // The caller has decided to trace, whatever the ratio says.
-    let mut server = tracer.server_span(&caller, start);
+    // A proxy that is trusted has decided to trace, whatever the ratio says.
+    let mut server = tracer.server_span(&caller, true, start);
     assert!(server.is_recording());
     server.set(names::HTTP_ROUTE, "chat");
     let mut attempt = server.child("chat gpt-x", Kind::Client);
@@ -82,10 +87,47 @@ fn a_request_is_one_tree_under_the_callers_span() {
 }
 
 #[test]
+fn a_stranger_does_not_decide_that_its_requests_are_traced() {
+    // A draw by the trace id would always keep this one.
+    let sampled = "00-00000000000000000000000000000001-b7ad6b7169203331-01";
+    let not_sampled = "00-00000000000000000000000000000001-b7ad6b7169203331-00";
+    let begun = |parent, ratio, flags, from_trusted_proxy| {
+        let (tracer, _) = kept_by(parent, ratio);
+        let caller = headers(&[("traceparent", flags), ("tracestate", "vendor=1")]);
+        (0..400)
+            .filter(|_| {
+                let span = tracer.server_span(&caller, from_trusted_proxy, SystemTime::now());
+                let mut upstream = HeaderMap::new();
+                span.inject(&mut upstream);
+                let sent = upstream["traceparent"].to_str().unwrap();
+                assert!(sent.starts_with("00-00000000000000000000000000000001-"), "the trace goes on: {sent}");
+                assert_eq!(sent.ends_with("-01"), span.is_recording(), "and servers are told what was decided");
+                assert_eq!(upstream["tracestate"], "vendor=1");
+                span.is_recording()
+            })
+            .count()
+    };
+    for (parent, ratio, trusted, of_sampled, of_not_sampled) in [
+        (Parent::TrustedProxies, 0.0, false, 0..=0, 0..=0),
+        (Parent::TrustedProxies, 0.1, false, 5..=120, 0..=0),
+        (Parent::TrustedProxies, 1.0, false, 400..=400, 0..=0),
+        (Parent::TrustedProxies, 0.0, true, 400..=400, 0..=0),
+        (Parent::Everyone, 0.0, false, 400..=400, 0..=0),
+        (Parent::Nobody, 0.0, true, 0..=0, 0..=0),
+        (Parent::Nobody, 0.1, true, 5..=120, 5..=120),
+        (Parent::Nobody, 1.0, false, 400..=400, 400..=400),
+    ] {
+        let (kept, left) = (begun(parent, ratio, sampled, trusted), begun(parent, ratio, not_sampled, trusted));
+        assert!(of_sampled.contains(&kept), "{parent:?} {ratio} {trusted}: {kept}");
+        assert!(of_not_sampled.contains(&left), "{parent:?} {ratio} {trusted}: {left}");
+    }
+}
+
+#[test]
 fn a_trace_that_is_not_sampled_says_so_upstream_and_is_not_sent() {
     let (tracer, kept) = kept(1.0);
     let not_sampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
-    let mut span = tracer.server_span(&headers(&[("traceparent", not_sampled)]), SystemTime::now());
+    let mut span = tracer.server_span(&headers(&[("traceparent", not_sampled)]), false, SystemTime::now());
     assert!(!span.is_recording());
     span.set(names::HTTP_ROUTE, "chat");
     let mut upstream = headers(&[("tracestate", "stale=1")]);
@@ -95,7 +137,7 @@ fn a_trace_that_is_not_sampled_says_so_upstream_and_is_not_sent() {
     assert!(!upstream.contains_key("tracestate"), "a state without its parent is nobody's");
     drop(span);
     // A malformed parent begins a trace of our own.
-    let fresh = tracer.server_span(&headers(&[("traceparent", "00-nonsense")]), SystemTime::now());
+    let fresh = tracer.server_span(&headers(&[("traceparent", "00-nonsense")]), false, SystemTime::now());
     assert!(fresh.is_recording());
     let trace = fresh.trace_id().unwrap();
     drop(fresh);
@@ -114,19 +156,19 @@ fn a_gateway_that_does_not_trace_leaves_the_callers_headers_alone() {
         ("baggage", "k=v"),
     ]);
     let mut upstream = sent.clone();
-    let span = Tracer::default().server_span(&sent, SystemTime::now());
+    let span = Tracer::default().server_span(&sent, false, SystemTime::now());
     let attempt = span.child("attempt", Kind::Client);
     attempt.inject(&mut upstream);
     assert_eq!(upstream, sent);
     assert_eq!(attempt.trace_id().unwrap().to_string(), "0af7651916cd43dd8448eb211c80319c", "for the log");
-    assert!(Tracer::default().server_span(&HeaderMap::new(), SystemTime::now()).trace_id().is_none());
+    assert!(Tracer::default().server_span(&HeaderMap::new(), false, SystemTime::now()).trace_id().is_none());
 }
 
 #[test]
 fn what_a_caller_sends_does_not_make_spans_long() {
     let (tracer, kept) = kept(1.0);
     let long = "ü".repeat(5000);
-    let mut span = tracer.server_span(&HeaderMap::new(), SystemTime::now());
+    let mut span = tracer.server_span(&HeaderMap::new(), false, SystemTime::now());
     span.set(names::URL_PATH, long.clone());
     span.set(names::GEN_AI_RESPONSE_FINISH_REASONS, Value::Array(Array::String(vec![long.clone().into()])));
     span.rename(long.clone());
@@ -141,10 +183,14 @@ fn what_a_caller_sends_does_not_make_spans_long() {
     assert!(size < 8 * MAX_TEXT, "{size} bytes");
 }
 
+fn tracing(otlp: Otlp, sample_ratio: f64) -> Tracing {
+    Tracing { otlp, sample_ratio, callers_decide: CallersDecide::TrustedProxies }
+}
+
 fn exporting_to(address: std::net::SocketAddr) -> (Tracer, Arc<AtomicU64>) {
     let dropped = Arc::<AtomicU64>::default();
     let otlp = Otlp { endpoint: format!("http://{address}"), protocol: OtlpProtocol::Grpc };
-    let tracer = Tracer::new(Some(&Tracing { otlp, sample_ratio: 1.0 }), None, &dropped).unwrap();
+    let tracer = Tracer::new(Some(&tracing(otlp, 1.0)), None, &dropped).unwrap();
     (tracer, dropped)
 }
 
@@ -152,7 +198,7 @@ fn exporting_to(address: std::net::SocketAddr) -> (Tracer, Arc<AtomicU64>) {
 fn flood(tracer: &Tracer) -> Duration {
     let began = Instant::now();
     for _ in 0..2 * export::QUEUE {
-        drop(tracer.server_span(&HeaderMap::new(), SystemTime::now()));
+        drop(tracer.server_span(&HeaderMap::new(), false, SystemTime::now()));
     }
     began.elapsed()
 }
@@ -196,18 +242,17 @@ fn a_collector_that_hangs_does_not_hold_the_end_of_the_process() {
 async fn an_unchanged_tracer_is_kept_and_a_replaced_one_dropped_inside_a_runtime() {
     let otlp = |port| Otlp { endpoint: format!("http://127.0.0.1:{port}"), protocol: OtlpProtocol::Grpc };
     let dropped = Arc::default();
-    let one = Tracing { otlp: otlp(9), sample_ratio: 0.5 };
+    let one = tracing(otlp(9), 0.5);
     let first = Tracer::new(Some(&one), None, &dropped).unwrap();
     let same = Tracer::new(Some(&one), Some(&first), &dropped).unwrap();
     assert!(Arc::ptr_eq(first.active.as_ref().unwrap(), same.active.as_ref().unwrap()));
-    let other = Tracing { otlp: otlp(10), sample_ratio: 0.5 };
+    let other = tracing(otlp(10), 0.5);
     let other = Tracer::new(Some(&other), Some(&first), &dropped).unwrap();
     assert!(!Arc::ptr_eq(first.active.as_ref().unwrap(), other.active.as_ref().unwrap()));
     // A span outlives its tracer's replacement.
-    let span = first.server_span(&HeaderMap::new(), SystemTime::now());
+    let span = first.server_span(&HeaderMap::new(), false, SystemTime::now());
     drop((first, same));
     drop(span);
-    let wrong =
-        Tracing { otlp: Otlp { endpoint: "not a url".into(), protocol: OtlpProtocol::Grpc }, sample_ratio: 1.0 };
+    let wrong = tracing(Otlp { endpoint: "not a url".into(), protocol: OtlpProtocol::Grpc }, 1.0);
     assert!(Tracer::new(Some(&wrong), None, &dropped).is_err());
 }

@@ -236,7 +236,7 @@ fn renewal((from, to): (i64, i64), before: Option<Duration>, jitter: f64) -> i64
 }
 
 fn unix_now() -> i64 {
-    i64::try_from(crate::limits::unix_now()).unwrap_or(i64::MAX)
+    i64::try_from(crate::clock::unix_now()).unwrap_or(i64::MAX)
 }
 
 /// Obtains a certificate and renews it, for as long as it is kept.
@@ -297,7 +297,7 @@ async fn store(acme: &Acme, managed: &Arc<Managed>, pair: &Arc<Pair>) {
     let pause = managed.written.retry.base.0.min(STORE_AGAIN);
     let mut failing = false;
     while let Err(e) = order::store(managed, pair).await {
-        acme.metrics.acme_unstored.inc();
+        acme.metrics.process.acme_unstored.inc();
         if !std::mem::replace(&mut failing, true) {
             tracing::warn!(event = "certificate_not_stored", domains, reason = %e, "it is served, and lost with the process");
         }

@@ -1,6 +1,5 @@
-//! The matrix unit of AMX: products of 16 rows of activations with 16 rows of weights, a block of 32 columns at a time.
-//! Its registers and instructions are written as assembly, since their intrinsics are not stable. It stands beside
-//! AVX-512, which does everything else.
+//! Matrix unit of AMX: products of 16 rows of activations with 16 rows of weights, a block of 32 columns at a time.
+//! Written as assembly, since the intrinsics are not stable. Used together with AVX-512, which runs everything else.
 
 use std::arch::asm;
 use std::sync::OnceLock;
@@ -8,13 +7,14 @@ use std::sync::OnceLock;
 /// Rows of activations, and of weights.
 pub(crate) const ROWS: usize = 16;
 
-/// Shapes of the tile registers: palette 1; bytes of a row from byte 16 on, rows from byte 48 on. Registers 0 and 1 are sums;
-/// 2 is 32 columns of activations, 3 of weights, 4 columns in a row of them; 4 and 5 are the same of 16 columns.
+/// Shapes of the tile registers: palette 1; bytes of a row from byte 16 on, rows from byte 48 on. Registers 0 and 1
+/// are sums; 2 is 32 columns of activations, 3 of weights, 4 columns in a row of them. Registers 4 and 5 are the same
+/// of 16 columns.
 #[repr(C, align(64))]
 struct Shapes([u8; 64]);
 
 static SHAPES: Shapes = shapes([(64, 16), (64, 16), (32, 16), (64, 8), (16, 16), (64, 4), (0, 0), (0, 0)]);
-/// All of 16 rows of 32 floats of 16 bits, or of 16 sums.
+/// Shapes with 16 rows of 32 16-bit floats, or of 16 sums.
 static FLOATS: Shapes = shapes([(64, 16); 8]);
 
 const fn shapes(all: [(u8, u8); 8]) -> Shapes {
@@ -28,23 +28,24 @@ const fn shapes(all: [(u8, u8); 8]) -> Shapes {
     Shapes(shapes)
 }
 
-/// Whether the processor has it and the system lets this process use its registers, which has to be asked for once.
+/// True if the processor has the unit and the system lets this process use its registers, which must be requested
+/// once.
 pub(super) fn is_here() -> bool {
     static HERE: OnceLock<bool> = OnceLock::new();
     *HERE.get_or_init(|| {
-        /// Bits of CPUID's leaf 7: products of floats of 16 bits, tiles, products of bytes.
+        /// Bits of CPUID's leaf 7: products of 16-bit floats, tiles, products of bytes.
         const TILES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
         let has = std::arch::x86_64::__cpuid(0).eax >= 7 && std::arch::x86_64::__cpuid_count(7, 0).edx & TILES == TILES;
         has && is_allowed()
     })
 }
 
-/// Asks the system for the tile registers (Linux, Documentation/arch/x86/xstate.rst).
+/// Requests the tile registers from the system (Linux, Documentation/arch/x86/xstate.rst).
 #[cfg(target_os = "linux")]
 fn is_allowed() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-    // SAFETY: it changes nothing but what this process may use.
+    // SAFETY: changes only the permissions of this process.
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
@@ -73,18 +74,18 @@ pub(crate) unsafe fn enter_floats() {
     unsafe { asm!("ldtilecfg [{}]", in(reg) FLOATS.0.as_ptr(), options(nostack, preserves_flags, readonly)) };
 }
 
-/// Gives the registers back.
+/// Releases the registers.
 ///
 /// # Safety
 /// The processor has the unit.
 #[inline(always)]
 pub(crate) unsafe fn leave() {
-    // SAFETY: nothing of ours is kept in them.
+    // SAFETY: the registers hold nothing that is needed later.
     unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
 }
 
-/// Products of a block: `out` gets for each row of activations 16 sums. `weights` are unsigned bytes, eight chunks of
-/// four columns of each row.
+/// Products of a block: `out` receives 16 sums for each row of activations. `weights` are unsigned bytes, eight
+/// chunks of four columns of each row.
 ///
 /// # Safety
 /// After [`enter`]; the pointers lead to 512 bytes each, and `out` to 256 numbers.
@@ -108,7 +109,7 @@ pub(crate) unsafe fn block(weights: *const u8, x: *const i8, out: *mut i32) {
     }
 }
 
-/// Products of the two halves of a block: `out` gets those of the first, then those of the second.
+/// Products of the two halves of a block: `out` receives those of the first, then those of the second.
 ///
 /// # Safety
 /// As for [`block`], with 512 numbers in `out`.
@@ -137,8 +138,9 @@ pub(crate) unsafe fn halves(weights: *const u8, x: *const i8, out: *mut i32) {
     }
 }
 
-/// Products of so many blocks of 32 columns of 16-bit floats in two parts, each of 1024 bytes: `out` gets the sums of the
-/// products of the first parts, of the first of activations with the second of weights, and of the second with the first.
+/// Products of this many blocks of 32 columns of 16-bit floats in two parts, each of 1024 bytes. `out` receives three
+/// groups of sums: first parts with first parts, first parts of activations with second parts of weights, and second
+/// parts with first parts.
 ///
 /// # Safety
 /// After [`enter_floats`]; the pointers lead to as many blocks, and `out` to three times 256 numbers.

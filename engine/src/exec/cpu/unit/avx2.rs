@@ -1,4 +1,4 @@
-//! AVX2 with FMA and F16C, and with AVX-VNNI where there is that too.
+//! AVX2 with FMA and F16C, optionally with AVX-VNNI.
 
 use std::arch::x86_64::*;
 
@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use super::Unit;
 
-/// AVX2; the parameter says whether with AVX-VNNI, which multiplies bytes in one step instead of three.
+/// AVX2; the parameter adds AVX-VNNI, which multiplies bytes in one instruction instead of three.
 pub(crate) struct Avx2<const VNNI: bool>;
 
 macro_rules! both {
@@ -282,7 +282,7 @@ impl<const VNNI: bool> Unit for Avx2<VNNI> {
     }
 }
 
-/// Each of `T` whole numbers in all lanes.
+/// Broadcasts each of `T` integers to all lanes.
 #[inline(always)]
 unsafe fn splats<const T: usize>(from: *const i32) -> [__m256i; T] {
     // SAFETY: as the trait says.
@@ -295,35 +295,35 @@ unsafe fn splats<const T: usize>(from: *const i32) -> [__m256i; T] {
     }
 }
 
-/// Neighbours of 16 bits summed.
+/// Sums neighbouring 16-bit integers.
 #[inline(always)]
 unsafe fn fold(pairs: __m256i) -> __m256i {
     // SAFETY: as the trait says.
     unsafe { _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)) }
 }
 
-/// Some bits of each byte.
+/// Masks each byte.
 #[inline(always)]
 unsafe fn bits(bytes: __m256i, mask: i8) -> __m256i {
     // SAFETY: as the trait says.
     unsafe { _mm256_and_si256(bytes, _mm256_set1_epi8(mask)) }
 }
 
-/// Shifted by a number that is a constant where loops are unrolled. Bits cross from byte to byte.
+/// Shifts by a number that is a constant once loops are unrolled. Bits cross from byte to byte.
 #[inline(always)]
 unsafe fn shift_left(bytes: __m256i, by: usize) -> __m256i {
     // SAFETY: as the trait says.
     unsafe { _mm256_sllv_epi32(bytes, _mm256_set1_epi32(by as i32)) }
 }
 
-/// As [`shift_left`].
+/// Right counterpart of [`shift_left`].
 #[inline(always)]
 unsafe fn shift_right(bytes: __m256i, by: usize) -> __m256i {
     // SAFETY: as the trait says.
     unsafe { _mm256_srlv_epi32(bytes, _mm256_set1_epi32(by as i32)) }
 }
 
-/// Four activations in all lanes.
+/// Broadcasts four activations to all lanes.
 #[inline(always)]
 unsafe fn four(x: *const i8) -> __m256i {
     // SAFETY: as the trait says.

@@ -199,7 +199,7 @@ impl Unit for Avx512 {
     }
 }
 
-/// The two halves of a chunk of weights of 4 bits, or of 5: a byte for each.
+/// The two halves of a chunk of 4-bit or 5-bit weights: a byte for each.
 #[inline(always)]
 pub(crate) unsafe fn nibbles<const FIVE: bool>(weights: *const u8, chunk: usize) -> (__m512i, __m512i) {
     // SAFETY: as the trait says.
@@ -215,7 +215,7 @@ pub(crate) unsafe fn nibbles<const FIVE: bool>(weights: *const u8, chunk: usize)
     }
 }
 
-/// One half of a chunk of weights of 6 bits: a byte for each.
+/// One half of a chunk of 6-bit weights: a byte for each.
 #[inline(always)]
 pub(crate) unsafe fn sixes<const HALF: usize>(weights: *const u8, chunk: usize) -> __m512i {
     // SAFETY: as the trait says.
@@ -233,7 +233,7 @@ pub(crate) unsafe fn sixes<const HALF: usize>(weights: *const u8, chunk: usize) 
     }
 }
 
-/// Each of `T` whole numbers in all lanes.
+/// Broadcasts each of `T` integers to all lanes.
 #[inline(always)]
 unsafe fn splats<const T: usize>(from: *const i32) -> [__m512i; T] {
     // SAFETY: as the trait says.
@@ -246,28 +246,28 @@ unsafe fn splats<const T: usize>(from: *const i32) -> [__m512i; T] {
     }
 }
 
-/// Some bits of each byte.
+/// Masks each byte.
 #[inline(always)]
 unsafe fn bits(bytes: __m512i, mask: i8) -> __m512i {
     // SAFETY: as the trait says.
     unsafe { _mm512_and_si512(bytes, _mm512_set1_epi8(mask)) }
 }
 
-/// Shifted by a number that is a constant where loops are unrolled. Bits cross from byte to byte.
+/// Shifts by a number that is a constant once loops are unrolled. Bits cross from byte to byte.
 #[inline(always)]
 unsafe fn shift_left(bytes: __m512i, by: usize) -> __m512i {
     // SAFETY: as the trait says.
     unsafe { _mm512_sllv_epi32(bytes, _mm512_set1_epi32(by as i32)) }
 }
 
-/// As [`shift_left`].
+/// Right counterpart of [`shift_left`].
 #[inline(always)]
 unsafe fn shift_right(bytes: __m512i, by: usize) -> __m512i {
     // SAFETY: as the trait says.
     unsafe { _mm512_srlv_epi32(bytes, _mm512_set1_epi32(by as i32)) }
 }
 
-/// Four activations in all lanes.
+/// Broadcasts four activations to all lanes.
 #[inline(always)]
 unsafe fn four(x: *const i8) -> __m512i {
     // SAFETY: as the trait says.

@@ -1,6 +1,6 @@
-//! Which vector unit the kernels run on.
+//! Choice of the vector unit that the kernels run on.
 
-/// A vector unit of a processor that there are kernels for.
+/// Vector unit of a CPU for which there are kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CpuUnit {
     /// Any processor.
@@ -11,7 +11,7 @@ pub enum CpuUnit {
     AvxVnni,
     /// AVX-512 with VNNI.
     Avx512Vnni,
-    /// That with the matrix unit of AMX for bytes.
+    /// AVX-512 with VNNI and the matrix unit of AMX for bytes.
     Amx,
     /// NEON, which every 64-bit ARM processor has.
     Neon,
@@ -20,11 +20,11 @@ pub enum CpuUnit {
 }
 
 impl CpuUnit {
-    /// All, the fastest first.
+    /// All units, the fastest first.
     pub const ALL: [Self; 7] =
         [Self::Amx, Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::NeonDot, Self::Neon, Self::Portable];
 
-    /// Its name, as people write it.
+    /// Usual spelling of the name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
@@ -37,7 +37,7 @@ impl CpuUnit {
         }
     }
 
-    /// The unit of this name, in any case and with any marks between letters and digits.
+    /// The unit of this name, ignoring case and any marks between letters and digits.
     pub fn named(name: &str) -> Option<Self> {
         let plain = |name: &str| -> String {
             name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
@@ -45,7 +45,7 @@ impl CpuUnit {
         Self::ALL.into_iter().find(|unit| plain(unit.name()) == plain(name))
     }
 
-    /// Whether this processor has it.
+    /// True if this processor has the unit.
     pub fn is_here(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
@@ -84,7 +84,7 @@ impl CpuUnit {
         }
     }
 
-    /// The fastest that this processor has.
+    /// The fastest unit of this processor.
     pub fn best() -> Self {
         Self::ALL.into_iter().find(|unit| unit.is_here()).unwrap_or(Self::Portable)
     }

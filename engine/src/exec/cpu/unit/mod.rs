@@ -1,5 +1,5 @@
-//! The vector units of processors: which there are, and the few steps that kernels are made of on each of them.
-//! Kernels are written once over [`Unit`]; [`super::kernels`] compiles them for each unit. Nothing here knows a model.
+//! Vector units of CPUs: the supported ones, and the few steps of which kernels consist on each of them. Kernels are
+//! written once over [`Unit`]; [`super::kernels`] compiles them for each unit. Knows no model.
 
 #![allow(clippy::inline_always, reason = "outside of a function that is compiled for the unit these would be calls")]
 
@@ -18,7 +18,7 @@ use half::{bf16, f16};
 
 pub use choose::CpuUnit;
 
-/// Floats of a vector of the operations beside products of matrices.
+/// Floats of a vector in operations other than matrix products.
 pub(super) const LANES: usize = 16;
 /// Most queries of a tile of attention on any unit.
 pub(super) const QUERIES: usize = 12;
@@ -27,23 +27,24 @@ pub(super) const BLOCK: usize = 32;
 
 /// A vector unit.
 ///
-/// Two widths: [`LANES`] floats for what runs along a row of activations, and `ROWS`, as many as one register holds or two, for
-/// products of matrices, where each lane is a row of weights. Weights of `ROWS` rows lie side by side, four columns of
+/// Two widths: [`LANES`] floats for operations along a row of activations, and `ROWS` for matrix products. Those fill
+/// one register or two, and each lane is a row of weights. Weights of `ROWS` rows lie side by side, four columns of
 /// each in turn.
 ///
 /// # Safety
-/// All functions may be called only where the processor has the unit, and with pointers to as many values as they read
-/// or write. They need no alignment.
+/// The processor must have the unit, and pointers must lead to as many values as the function reads or writes. No
+/// alignment is needed.
 pub(super) trait Unit: 'static {
     /// Rows of weights side by side.
     const ROWS: usize;
-    /// Most rows of activations that share an unpacked weight: what the registers hold.
+    /// Most rows of activations that share an unpacked weight: as many as the registers hold.
     const TILE: usize;
-    /// Most queries that share keys and values of attention, at most [`QUERIES`], and vectors of each that are taken
-    /// together, 1 or 2: what the registers hold.
+    /// Most queries that share keys and values of attention, at most [`QUERIES`], and vectors of each that are
+    /// computed together, 1 or 2: as many as the registers hold.
     const QUERIES: usize;
     const VECTORS: usize;
-    /// Whether bytes of weights are kept as they are, or with 128 added, which the sums of activations take off again.
+    /// True if bytes of weights are stored unchanged; false if 128 is added, which the sums of activations
+    /// compensate.
     const SIGNED: bool;
 
     /// [`LANES`] floats.
@@ -61,17 +62,17 @@ pub(super) trait Unit: 'static {
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// To the next whole number, ties to even.
+    /// Rounds to the nearest integer, ties to even.
     unsafe fn round(a: Self::V) -> Self::V;
     unsafe fn abs(a: Self::V) -> Self::V;
     /// `a * 2^n` for whole `n` that keep it normal.
     unsafe fn scale2(a: Self::V, n: Self::V) -> Self::V;
-    /// Whole numbers from -127 to 127 as bytes.
+    /// Stores integers from -127 to 127 as bytes.
     unsafe fn store_i8(to: *mut i8, v: Self::V);
 
     /// `ROWS` floats.
     type F: Copy;
-    /// `ROWS` whole numbers.
+    /// `ROWS` integers.
     type I: Copy;
     unsafe fn f_splat(x: f32) -> Self::F;
     unsafe fn f_load(from: *const f32) -> Self::F;
@@ -83,23 +84,24 @@ pub(super) trait Unit: 'static {
     /// `a * b + c`.
     unsafe fn f_fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     unsafe fn to_f(a: Self::I) -> Self::F;
-    /// Block products of weights of 4 bits, or of 5 where `FIVE`: `weights` are four chunks of 4 bytes for each row, whose
-    /// low halves are columns 0 to 15 and whose high ones 16 to 31, and one of fifth bits; `x` are `T` blocks of 32
-    /// activations. In a byte of fifth bits, bit `n` belongs to the low half of chunk `n`, bit `4 + n` to its high half.
+    /// Products of a block of 4-bit weights, or of 5-bit weights if `FIVE`, with `T` blocks of 32 activations at `x`.
+    /// `weights` are four chunks of 4 bytes for each row and one of fifth bits. Low halves of the bytes are columns 0
+    /// to 15, high halves 16 to 31. In a byte of fifth bits, bit `n` belongs to the low half of chunk `n`, bit `4 +
+    /// n` to its high half.
     unsafe fn nibbles<const T: usize, const FIVE: bool>(weights: *const u8, x: *const i8) -> [Self::I; T];
-    /// Products of one half of a block of weights of 6 bits: four chunks as above, then two of upper bits, the first for
-    /// chunks 0 and 1, the other for 2 and 3. Of a byte of these, bits 0 and 1 belong to the low half of the first, then
-    /// come the low half of the second, and the high halves. `start` is -32 times the sum of these `T` halves of
+    /// Products of one half of a block of 6-bit weights: four chunks as above, then two of upper bits, the first for
+    /// chunks 0 and 1, the other for 2 and 3. Of a byte of these, bits 0 and 1 belong to the low half of the first;
+    /// the low half of the second and the high halves follow. `start` is -32 times the sum of these `T` halves of
     /// activations.
     unsafe fn sixes<const T: usize, const HALF: usize>(
         weights: *const u8,
         x: *const i8,
         start: *const i32,
     ) -> [Self::I; T];
-    /// Block products of 8-bit weights with `T` blocks of 32 activations. `start` is -128 times the sum of each of
-    /// these, for units that keep weights with 128 added.
+    /// Products of a block of 8-bit weights with `T` blocks of 32 activations. `start` is -128 times the sum of each
+    /// of these, for units that store weights with 128 added.
     unsafe fn bytes<const T: usize>(weights: *const u8, x: *const i8, start: *const i32) -> [Self::I; T];
-    /// Fetches into the caches what will be read soon. The address may be any.
+    /// Prefetches what will be read soon. Any address is allowed.
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         let _ = at;
@@ -112,7 +114,7 @@ pub(super) trait Unit: 'static {
         unsafe {
             let x = Self::min(Self::max(x, Self::splat(-87.0)), Self::splat(88.0));
             let n = Self::round(Self::mul(x, Self::splat(std::f32::consts::LOG2_E)));
-            // ln 2 in two parts, so that what is left is exact (Cody and Waite).
+            // ln 2 in two parts, so that the remainder is exact (Cody and Waite).
             let r = Self::fma(n, Self::splat(-0.693_145_75), x);
             let r = Self::fma(n, Self::splat(-1.428_606_8e-6), r);
             // Taylor's series to the sixth power: |r| <= ln 2 / 2.
@@ -123,7 +125,7 @@ pub(super) trait Unit: 'static {
             Self::scale2(p, n)
         }
     }
-    /// All lanes together, in one fixed order.
+    /// Sums all lanes, in one fixed order.
     #[inline(always)]
     unsafe fn sum(v: Self::V) -> f32 {
         let mut lanes = [0.0f32; LANES];
@@ -145,7 +147,7 @@ pub(super) trait Unit: 'static {
         unsafe { Self::store(lanes.as_mut_ptr(), v) };
         lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max)
     }
-    /// The first `n` of [`LANES`] floats, `other` in the rest.
+    /// Loads the first `n` of [`LANES`] floats, `other` in the rest.
     #[inline(always)]
     unsafe fn load_part(from: *const f32, n: usize, other: f32) -> Self::V {
         // SAFETY: `n` floats can be read, as the caller says.

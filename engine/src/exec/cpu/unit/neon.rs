@@ -1,6 +1,6 @@
 //! NEON, which every 64-bit ARM processor has, and NEON with the dot product of ARMv8.2.
 //!
-//! A group is eight rows of weights in two registers, so that each vector of activations that is loaded meets two.
+//! A group is eight rows of weights in two registers, so that each loaded vector of activations is used twice.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -9,7 +9,7 @@ use half::{bf16, f16};
 
 use super::Unit;
 
-/// NEON; the parameter says whether with the dot product, which multiplies bytes in one step instead of two.
+/// NEON; the parameter adds the dot product, which multiplies bytes in one instruction instead of two.
 pub(crate) struct Neon<const DOT: bool>;
 
 macro_rules! all {
@@ -315,13 +315,13 @@ impl<const DOT: bool> Unit for Neon<DOT> {
     }
 }
 
-/// Adds to each lane the products of its four bytes of `weights` with the four of `x` that `N` numbers.
+/// Adds to each lane the products of its four bytes of `weights` with the four of `x` at index `N`.
 ///
 /// # Safety
 /// The processor has the dot product.
 #[inline(always)]
 unsafe fn dot<const N: i32>(mut sum: int32x4_t, weights: int8x16_t, x: int8x16_t) -> int32x4_t {
-    // SAFETY: as the caller says. An instruction, since `vdotq_laneq_s32` is stable only from Rust 1.98 on.
+    // SAFETY: as the caller says. Assembly, since `vdotq_laneq_s32` is stable only from Rust 1.98 on.
     unsafe {
         asm!(
             "sdot {sum:v}.4s, {weights:v}.16b, {x:v}.4b[{n}]",
@@ -335,14 +335,14 @@ unsafe fn dot<const N: i32>(mut sum: int32x4_t, weights: int8x16_t, x: int8x16_t
     sum
 }
 
-/// Bytes shifted right by `N`, which may be none.
+/// Shifts bytes right by `N`, which may be 0.
 #[inline(always)]
 unsafe fn shifted<const N: i8>(bytes: uint8x16_t) -> uint8x16_t {
     // SAFETY: every 64-bit ARM processor has NEON.
     unsafe { vshlq_u8(bytes, vdupq_n_s8(-N)) }
 }
 
-/// Four activations, those that `N` numbers, in all lanes.
+/// Broadcasts the four activations at index `N` to all lanes.
 #[inline(always)]
 unsafe fn four<const N: i32>(x: int8x16_t) -> int8x16_t {
     // SAFETY: every 64-bit ARM processor has NEON.
@@ -356,14 +356,14 @@ unsafe fn multiply([first, second]: [int16x8_t; 2], weights: int8x16_t, x: int8x
     unsafe { [vmlal_s8(first, vget_low_s8(weights), vget_low_s8(x)), vmlal_high_s8(second, weights, x)] }
 }
 
-/// Four neighbours each summed.
+/// Sums each four neighbours.
 #[inline(always)]
 unsafe fn fold([first, second]: [int16x8_t; 2]) -> int32x4_t {
     // SAFETY: every 64-bit ARM processor has NEON.
     unsafe { vpaddq_s32(vpaddlq_s16(first), vpaddlq_s16(second)) }
 }
 
-/// Eight floats in 16 bits, to the nearest, ties to even.
+/// Converts eight floats to 16 bits, to the nearest, ties to even.
 #[inline(always)]
 unsafe fn halves(a: float32x4_t, b: float32x4_t) -> uint16x8_t {
     // SAFETY: every 64-bit ARM processor has NEON.

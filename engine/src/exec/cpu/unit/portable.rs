@@ -1,4 +1,4 @@
-//! Any processor: arrays, which the compiler puts into what vectors there are.
+//! Any CPU: arrays, which the compiler turns into the vectors that exist.
 
 use half::{bf16, f16};
 
@@ -6,7 +6,7 @@ use super::{LANES, Unit};
 
 const ROWS: usize = 8;
 
-/// Any processor: arrays, which the compiler puts into what vectors there are.
+/// Any CPU: arrays, which the compiler turns into the vectors that exist.
 pub(crate) struct Portable;
 
 macro_rules! each {

@@ -11,56 +11,14 @@ use std::time::Instant;
 
 use http::HeaderValue;
 
+use crate::protocol::chat::Observation;
+use crate::protocol::dialect::Observe;
 use lines::{Lines, Part};
 use scan::Scanner;
 
-/// Tokens of an answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Tokens read.
-    pub prompt_tokens: u64,
-    /// Tokens written.
-    pub completion_tokens: u64,
-    /// Of those read, the ones that a cache held.
-    pub cached_tokens: Option<u64>,
-    /// Of those written, the ones that were thought and not said.
-    pub reasoning_tokens: Option<u64>,
-}
-
-/// An error that an answer reports.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ObservedError {
-    /// `error.type`.
-    pub kind: String,
-    /// `error.code`.
-    pub code: Option<String>,
-}
-
-/// What an answer has told so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Observation {
-    /// Its id.
-    pub id: Option<String>,
-    /// The model that answers.
-    pub model: Option<String>,
-    /// Why it ended.
-    pub finish_reason: Option<String>,
-    /// Its tokens.
-    pub usage: Option<Usage>,
-    /// When its first content passed: of an event stream the first event with text or a tool call, of anything else the
-    /// first byte.
-    pub first_content: Option<Instant>,
-    /// Events with content.
-    pub content_events: u64,
-    /// It is whole: `[DONE]` has passed, or a whole JSON object.
-    pub is_whole: bool,
-    /// The error it reports.
-    pub error: Option<ObservedError>,
-}
-
 /// Reads one answer.
 #[derive(Debug)]
-pub struct Observer {
+pub(super) struct Observer {
     /// For an event stream.
     lines: Option<Lines>,
     scanner: Scanner,
@@ -69,7 +27,10 @@ pub struct Observer {
 
 impl Observer {
     /// For an answer with this head; `None` when nothing can be read from it, and then nothing is done for it.
-    pub fn for_response(content_type: Option<&HeaderValue>, content_encoding: Option<&HeaderValue>) -> Option<Self> {
+    pub(super) fn for_response(
+        content_type: Option<&HeaderValue>,
+        content_encoding: Option<&HeaderValue>,
+    ) -> Option<Self> {
         if content_encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return None;
         }
@@ -87,14 +48,14 @@ impl Observer {
         };
         Some(Self { lines, scanner: Scanner::default(), seen: Observation::default() })
     }
+}
 
-    /// What has been read so far.
-    pub fn observation(&self) -> &Observation {
+impl Observe for Observer {
+    fn observation(&self) -> &Observation {
         &self.seen
     }
 
-    /// A part passes at `now`.
-    pub fn feed(&mut self, part: &[u8], now: Instant) {
+    fn feed(&mut self, part: &[u8], now: Instant) {
         let (scanner, seen) = (&mut self.scanner, &mut self.seen);
         let Some(lines) = &mut self.lines else {
             if !part.is_empty() {
@@ -120,8 +81,7 @@ impl Observer {
         });
     }
 
-    /// The answer has ended. An event that was not closed by an empty line counts as well.
-    pub fn finish(&mut self) -> &Observation {
+    fn finish(&mut self) -> &Observation {
         if let Some(lines) = &mut self.lines {
             self.seen.is_whole |= lines.is_done();
         }

@@ -2,7 +2,7 @@
 //! few values of OpenAI's answers that telemetry and limits need. It judges nothing: what is no JSON tells nothing.
 //! It allocates only for a value that it reports.
 
-use super::{Observation, ObservedError, Usage};
+use crate::protocol::chat::{Observation, ObservedError, Usage};
 
 /// Containers within each other whose place is known; what is deeper is only counted.
 /// `choices`, a choice, its delta and the list of tool calls are the deepest that matter.

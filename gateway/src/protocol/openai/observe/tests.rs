@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::protocol::chat::{ObservedError, Usage};
 
 const STREAM: &str = "\u{feff}: hello\n\nid: 7\nevent: message\n\
     data: {\"id\":\"\",\"model\":\"\",\"choices\":[],\"prompt_filter_results\":[{\"content\":\"no\"}]}\n\n\

@@ -1,22 +1,22 @@
-//! A chat request, or one of the older completions, as the model inside understands it: decoded field by field, each
-//! mistake found with the field it stands in.
+//! Reads chat requests and the older completions as the built-in model understands them: field by field, each mistake
+//! with the field that it was found in.
 
 use std::fmt;
 
-use http::StatusCode;
 use serde::de::{MapAccess, Visitor};
-use spillway_engine::Tool;
-use spillway_filter::{ErrorKind, Refusal};
+use spillway_filter::Refusal;
 
 use super::biases::Biases;
 use super::fields::{Api, Field, Read, Seen, lookup};
 use super::findings::Findings;
-use super::format::{Format, Raw, ResponseFormat};
+use super::format::{Format, Raw};
 use super::inputs::TextOrTokens;
-use super::messages::{Message, Messages, shown};
-use super::tools::{self, ToolChoice};
+use super::messages::Messages;
+use super::object;
+use super::tools;
 use super::values::{Flat, Probe, Skip, Text};
-use super::{duplicate, object};
+use crate::protocol::chat::{ChatRequest, PromptInput, ResponseFormat, ToolChoice};
+use crate::protocol::refusals::{duplicate, shown};
 
 /// Stop strings, as many as OpenAI takes, and their length in bytes: each is looked for after every token.
 const MAX_STOPS: usize = 4;
@@ -28,138 +28,29 @@ const MAX_TOP_LOGPROBS: u32 = 20;
 const MAX_TEXT_LOGPROBS: u32 = 5;
 const TEXT_TOKENS: u32 = 16;
 
-/// What is continued by completions.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PromptInput {
-    /// A text.
-    Text(String),
-    /// Tokens of the model.
-    Tokens(Vec<u32>),
+/// Reads a chat request. An error means that it is wrong by itself, for any server.
+pub(in crate::protocol::openai) fn chat(body: &[u8]) -> Result<ChatRequest, Refusal> {
+    let mut reader = Reader::default();
+    object(body, &mut reader)?;
+    if !reader.has_messages {
+        reader.findings.wrong("missing_required_parameter", "messages", "is missing");
+    }
+    if reader.request.top_logprobs > 0 && !reader.request.logprobs {
+        reader.findings.wrong("invalid_value", "top_logprobs", "needs `logprobs` to be true");
+    }
+    reader.tools();
+    reader.judged()
 }
 
-/// A request as the model inside understands it.
-#[derive(Debug, Clone, Default)]
-pub struct ChatRequest {
-    /// The model named.
-    pub model: Option<String>,
-    /// The conversation; empty where a text is continued.
-    pub messages: Vec<Message>,
-    /// The text that is continued; none in a conversation.
-    pub prompt: Option<PromptInput>,
-    /// What the answer may call; empty where it may call nothing.
-    pub tools: Vec<Tool>,
-    /// Whether it calls one of them.
-    pub tool_choice: ToolChoice,
-    /// Whether it may call only one.
-    pub one_tool_call: bool,
-    /// Whether the answer shall be an event stream.
-    pub stream: bool,
-    /// Whether the stream shall end with its usage.
-    pub include_usage: bool,
-    /// Most tokens of the answer.
-    pub max_tokens: Option<u32>,
-    /// 0 to 2; 1 when left out.
-    pub temperature: Option<f32>,
-    /// 0 to 1; 1 when left out.
-    pub top_p: Option<f32>,
-    /// An extension that many servers have; nothing when it is 0 or -1, which switch it off.
-    pub top_k: Option<u32>,
-    /// For repeatable sampling.
-    pub seed: Option<u64>,
-    /// Strings that end the answer.
-    pub stop: Vec<String>,
-    /// Answers wanted; one when left out.
-    pub n: Option<u32>,
-    /// 0 to 1; an extension of vLLM and llama.cpp.
-    pub min_p: Option<f32>,
-    /// Above 0; an extension of vLLM.
-    pub repetition_penalty: Option<f32>,
-    /// -2 to 2.
-    pub presence_penalty: Option<f32>,
-    /// -2 to 2.
-    pub frequency_penalty: Option<f32>,
-    /// Token and what is added to its logit, -100 to 100.
-    pub logit_bias: Vec<(u32, f32)>,
-    /// Whether log probabilities are wanted.
-    pub logprobs: bool,
-    /// Of how many of the likeliest tokens beside the chosen one.
-    pub top_logprobs: u32,
-    /// What the answer must be.
-    pub response_format: ResponseFormat,
-    unsupported: Option<Refusal>,
-}
-
-impl ChatRequest {
-    /// Reads a chat request. An error means that it is wrong by itself, for any server.
-    pub fn parse(body: &[u8]) -> Result<Self, Refusal> {
-        let mut reader = Reader::default();
-        object(body, &mut reader)?;
-        if !reader.has_messages {
-            reader.findings.wrong("missing_required_parameter", "messages", "is missing");
-        }
-        if reader.request.top_logprobs > 0 && !reader.request.logprobs {
-            reader.findings.wrong("invalid_value", "top_logprobs", "needs `logprobs` to be true");
-        }
-        reader.tools();
-        reader.judged()
+/// Reads a request of the older completions, which continue a text.
+pub(in crate::protocol::openai) fn completions(body: &[u8]) -> Result<ChatRequest, Refusal> {
+    let mut reader = Reader { api: Api::Text, ..Reader::default() };
+    object(body, &mut reader)?;
+    if reader.request.prompt.is_none() {
+        reader.findings.wrong("missing_required_parameter", "prompt", "is missing");
     }
-
-    /// Reads one of completions.
-    pub fn parse_text(body: &[u8]) -> Result<Self, Refusal> {
-        let mut reader = Reader { api: Api::Text, ..Reader::default() };
-        object(body, &mut reader)?;
-        if reader.request.prompt.is_none() {
-            reader.findings.wrong("missing_required_parameter", "prompt", "is missing");
-        }
-        reader.request.max_tokens.get_or_insert(TEXT_TOKENS);
-        reader.judged()
-    }
-
-    /// What the request asks for that the model inside does not do: the first such thing, if there is one.
-    pub fn unsupported(&self) -> Option<&Refusal> {
-        self.unsupported.as_ref()
-    }
-
-    /// Whether it names the model `name`, for a route that goes to that model directly.
-    pub fn addressed_to(&self, name: &str) -> Result<(), Refusal> {
-        match self.model.as_deref() {
-            Some(model) if model == name => Ok(()),
-            Some(model) => Err(model_not_found(model)),
-            None => Err(Refusal::invalid("missing_required_parameter", "`model` is missing.").param("model")),
-        }
-    }
-
-    /// The key that says what is to be answered.
-    pub fn told_in(&self) -> &'static str {
-        if self.prompt.is_some() { "prompt" } else { "messages" }
-    }
-
-    /// Bytes of text in the conversation, and of its tools and their calls.
-    pub fn text_bytes(&self) -> usize {
-        let calls = |message: &Message| {
-            let calls = message.tool_calls.iter().map(|call| call.name.len() + call.arguments.len());
-            calls.fold(message.content.len(), usize::saturating_add)
-        };
-        let said = self.messages.iter().map(calls);
-        let tools = self.tools.iter().map(|tool| tool.function.len());
-        let prompt = match &self.prompt {
-            Some(PromptInput::Text(text)) => text.len(),
-            // Nothing has to be encoded.
-            Some(PromptInput::Tokens(_)) | None => 0,
-        };
-        said.chain(tools).fold(prompt, usize::saturating_add)
-    }
-}
-
-/// No model of this name can be had here.
-pub fn model_not_found(name: &str) -> Refusal {
-    Refusal::new(
-        StatusCode::NOT_FOUND,
-        ErrorKind::NotFound,
-        "model_not_found",
-        format!("The model `{}` does not exist here. GET /v1/models lists those that do.", shown(name)),
-    )
-    .param("model")
+    reader.request.max_tokens.get_or_insert(TEXT_TOKENS);
+    reader.judged()
 }
 
 #[derive(Default)]

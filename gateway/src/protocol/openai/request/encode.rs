@@ -6,12 +6,12 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use spillway_filter::Refusal;
 
-use super::chat::model_not_found;
 use super::findings::Findings;
 use super::inputs::TextOrTokens;
-use super::messages::shown;
+use super::object;
 use super::values::{Flat, Probe, Skip, SkipVisitor, Text};
-use super::{duplicate, object};
+use crate::protocol::chat::{Encode, EncodeInput, EncodeRequest};
+use crate::protocol::refusals::{duplicate, shown};
 
 /// Texts of one request, as many as OpenAI takes.
 const MAX_TEXTS: usize = 2048;
@@ -100,15 +100,6 @@ impl<'de> Deserialize<'de> for Texts {
     }
 }
 
-/// What is to become a vector.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EncodeInput {
-    /// A text.
-    Text(String),
-    /// Tokens of the model, as they stand.
-    Tokens(Vec<u32>),
-}
-
 /// What stands in `input`, if it is some and nothing else; what is wrong with it is told.
 fn inputs(written: TextOrTokens, findings: &mut Findings) -> Vec<EncodeInput> {
     let list = match written {
@@ -134,73 +125,32 @@ fn inputs(written: TextOrTokens, findings: &mut Findings) -> Vec<EncodeInput> {
     inputs
 }
 
-/// A request that a model which encodes texts answers.
-#[derive(Debug, Default)]
-pub struct EncodeRequest {
-    /// The model named.
-    pub model: Option<String>,
-    /// What is to become vectors.
-    pub inputs: Vec<EncodeInput>,
-    /// The documents of a reranking.
-    pub texts: Vec<String>,
-    /// What the documents are ranked by; none where embeddings are wanted.
-    pub query: Option<String>,
-    /// Whether vectors are wanted as base64 of little-endian f32.
-    pub base64: bool,
-    /// Length of the vectors, if less than the model's.
-    pub dimensions: Option<u32>,
-    /// How many of the best documents are wanted; all when left out.
-    pub top_n: Option<u32>,
-    /// Whether the documents themselves are repeated.
-    pub return_documents: bool,
-}
-
-/// Which of the two it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Encode {
-    /// `/v1/embeddings`.
-    Embeddings,
-    /// `/v1/rerank`.
-    Rerank,
-}
-
-impl EncodeRequest {
-    /// Reads a request. An error names the field.
-    pub fn parse(body: &[u8], what: Encode) -> Result<Self, Refusal> {
-        let mut reader = Reader {
-            what,
-            request: Self { return_documents: true, ..Self::default() },
-            inputs: None,
-            texts: None,
-            seen: Vec::new(),
-            findings: Findings::default(),
-        };
-        object(body, &mut reader)?;
-        let Reader { mut request, inputs: written, texts, mut findings, .. } = reader;
-        match (what, written, texts) {
-            (Encode::Embeddings, Some(written), _) if written != TextOrTokens::Nothing => {
-                request.inputs = inputs(written, &mut findings);
-            }
-            (Encode::Embeddings, ..) => findings.wrong("missing_required_parameter", "input", "is missing"),
-            (Encode::Rerank, _, Some(texts)) => request.texts = texts.judge("documents", &mut findings),
-            (Encode::Rerank, ..) => findings.wrong("missing_required_parameter", "documents", "is missing"),
+/// Reads a request for a model that encodes texts. An error names the field.
+pub(in crate::protocol::openai) fn encode(body: &[u8], what: Encode) -> Result<EncodeRequest, Refusal> {
+    let mut reader = Reader {
+        what,
+        request: EncodeRequest { return_documents: true, ..EncodeRequest::default() },
+        inputs: None,
+        texts: None,
+        seen: Vec::new(),
+        findings: Findings::default(),
+    };
+    object(body, &mut reader)?;
+    let Reader { mut request, inputs: written, texts, mut findings, .. } = reader;
+    match (what, written, texts) {
+        (Encode::Embeddings, Some(written), _) if written != TextOrTokens::Nothing => {
+            request.inputs = inputs(written, &mut findings);
         }
-        if what == Encode::Rerank && request.query.is_none() {
-            findings.wrong("missing_required_parameter", "query", "is missing");
-        }
-        match findings.first() {
-            Some(refusal) => Err(refusal),
-            None => Ok(request),
-        }
+        (Encode::Embeddings, ..) => findings.wrong("missing_required_parameter", "input", "is missing"),
+        (Encode::Rerank, _, Some(texts)) => request.texts = texts.judge("documents", &mut findings),
+        (Encode::Rerank, ..) => findings.wrong("missing_required_parameter", "documents", "is missing"),
     }
-
-    /// Whether it names the model `name`.
-    pub fn addressed_to(&self, name: &str) -> Result<(), Refusal> {
-        match self.model.as_deref() {
-            Some(model) if model == name => Ok(()),
-            Some(model) => Err(model_not_found(model)),
-            None => Err(Refusal::invalid("missing_required_parameter", "`model` is missing.").param("model")),
-        }
+    if what == Encode::Rerank && request.query.is_none() {
+        findings.wrong("missing_required_parameter", "query", "is missing");
+    }
+    match findings.first() {
+        Some(refusal) => Err(refusal),
+        None => Ok(request),
     }
 }
 
@@ -292,7 +242,7 @@ mod tests {
     use super::*;
 
     fn embed(body: &str) -> Result<EncodeRequest, Refusal> {
-        EncodeRequest::parse(body.as_bytes(), Encode::Embeddings)
+        encode(body.as_bytes(), Encode::Embeddings)
     }
 
     #[test]
@@ -305,7 +255,7 @@ mod tests {
         assert_eq!(embed(r#"{"input":[1,2,3]}"#).unwrap().inputs, [tokens(&[1, 2, 3])]);
         assert_eq!(embed(r#"{"input":[[1,2],"a",[3]]}"#).unwrap().inputs, [tokens(&[1, 2]), text("a"), tokens(&[3])]);
         let body = br#"{"model":"m","query":"q","documents":["a",{"text":"b"}],"top_n":1,"return_documents":false}"#;
-        let rank = EncodeRequest::parse(body, Encode::Rerank).unwrap();
+        let rank = encode(body, Encode::Rerank).unwrap();
         assert_eq!((rank.query.as_deref(), rank.texts.len(), rank.top_n), (Some("q"), 2, Some(1)));
         assert!(!rank.return_documents && rank.addressed_to("m").is_ok());
         assert_eq!(rank.addressed_to("n").unwrap_err().status, 404);
@@ -337,7 +287,7 @@ mod tests {
             let refusal = embed(body).expect_err(body);
             assert_eq!((refusal.status.as_u16(), refusal.param.as_deref()), (400, Some(param)), "{body}");
         }
-        let rank = |body: &str| EncodeRequest::parse(body.as_bytes(), Encode::Rerank).unwrap_err().param.unwrap();
+        let rank = |body: &str| encode(body.as_bytes(), Encode::Rerank).unwrap_err().param.unwrap();
         assert_eq!(rank(r#"{"query":"q"}"#), "documents");
         assert_eq!(rank(r#"{"documents":["a"]}"#), "query");
         assert_eq!(rank(r#"{"query":"q","documents":[{"title":"a"}]}"#), "documents");

@@ -8,23 +8,12 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::findings::Findings;
-use super::messages::shown;
 use super::values::{Probe, Skip, SkipVisitor, Text};
+use crate::protocol::chat::ResponseFormat;
+use crate::protocol::refusals::shown;
 
 /// Longest name of a schema.
 const MAX_NAME: usize = 64;
-
-/// What the answer must be.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum ResponseFormat {
-    /// Anything.
-    #[default]
-    Text,
-    /// A JSON object.
-    JsonObject,
-    /// JSON that this schema allows, as text.
-    JsonSchema(Box<str>),
-}
 
 /// The field as it was written.
 #[derive(Default)]

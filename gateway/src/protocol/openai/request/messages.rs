@@ -5,28 +5,16 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
-use spillway_engine::ToolCall;
 
 use super::findings::Findings;
 use super::format::Raw;
 use super::tools;
 use super::values::{Probe, Skip, SkipVisitor, Text};
+use crate::protocol::chat::Message;
+use crate::protocol::refusals::shown;
 
 /// Messages of one request; OpenAI has the same limit.
 pub(super) const MAX_MESSAGES: usize = 2048;
-
-/// One message of a conversation.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Message {
-    /// `system`, `user`, `assistant` or `tool`; `developer` is the newer name of `system`.
-    pub role: &'static str,
-    /// Its text. Parts are joined by a line break, as vLLM and llama.cpp do.
-    pub content: String,
-    /// The calls that an assistant made with it.
-    pub tool_calls: Vec<ToolCall>,
-    /// The call whose result a tool tells.
-    pub tool_call_id: Option<String>,
-}
 
 /// Longest id of a call, in bytes.
 const MAX_CALL_ID: usize = 256;
@@ -180,11 +168,6 @@ impl OneMessage<'_> {
             );
         }
     }
-}
-
-/// A name from a body as it may be repeated in a message.
-pub(super) fn shown(name: &str) -> String {
-    name.chars().filter(|c| !c.is_control()).take(64).collect()
 }
 
 impl<'de> Visitor<'de> for OneMessage<'_> {

@@ -1,31 +1,21 @@
-//! What a request asks for. [`peek`] reads the few fields that routing needs; [`ChatRequest`] is the whole request as
-//! the built-in model understands it. Both read the body in one pass into bounded memory: nothing is built for a field
-//! that is not used, however large or deep it is, and what nests deeper than 128 is refused.
+//! Requests as the built-in model understands them. A body is read in one pass into bounded memory: nothing is built for
+//! a field that is not used, however large or deep it is, and what nests deeper than 128 is refused.
 
 mod biases;
 mod chat;
 mod encode;
 mod fields;
 mod findings;
-mod form;
 mod format;
 mod inputs;
 mod messages;
-mod parts;
-mod peek;
-mod scan;
 #[cfg(test)]
 mod tests;
 mod tools;
 mod values;
 
-pub use chat::{ChatRequest, PromptInput, model_not_found};
-pub use encode::{Encode, EncodeInput, EncodeRequest};
-pub use form::{form_model, is_form, is_utf8};
-pub use format::ResponseFormat;
-pub use messages::Message;
-pub use peek::{Peek, looks_like_json, model_at, peek};
-pub use tools::ToolChoice;
+pub(super) use chat::{chat, completions};
+pub(super) use encode::encode;
 
 use serde::de::{Deserializer, Visitor};
 use spillway_filter::Refusal;
@@ -42,10 +32,4 @@ fn object<'a, V: Visitor<'a>>(body: &'a [u8], visitor: V) -> Result<V::Value, Re
         }
         Refusal::invalid("invalid_json", format!("The body is not valid JSON: {error}."))
     })
-}
-
-/// A field that stands twice: two readers could each take another one.
-fn duplicate(name: &str) -> Refusal {
-    Refusal::invalid("duplicate_parameter", format!("`{name}` stands more than once in the body."))
-        .param(name.to_owned())
 }

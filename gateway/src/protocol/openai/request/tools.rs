@@ -6,27 +6,14 @@ use spillway_engine::{Tool, ToolCall};
 
 use super::findings::Findings;
 use super::format::Raw;
-use super::messages::shown;
+use crate::protocol::chat::ToolChoice;
+use crate::protocol::refusals::shown;
 
 /// Tools of one request and calls of one message, as many as OpenAI takes, and their length as JSON text in bytes.
 const MAX_TOOLS: usize = 128;
 const MAX_BYTES: usize = 256 << 10;
 /// Longest name of a tool.
 const MAX_NAME: usize = 64;
-
-/// Whether the answer calls a tool.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum ToolChoice {
-    /// As the model likes.
-    #[default]
-    Auto,
-    /// It calls none.
-    None,
-    /// It calls one.
-    Required,
-    /// It calls this one.
-    Named(String),
-}
 
 /// JSON of a field that was taken as text; `None` for `null` and for what is wrong, which is told.
 fn value(raw: &Raw, param: &str, findings: &mut Findings) -> Option<Value> {

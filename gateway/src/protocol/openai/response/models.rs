@@ -3,24 +3,21 @@
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::protocol::dialect::ModelCard;
 use crate::protocol::json;
 
-/// A model in the list.
-#[derive(Debug, Serialize)]
-pub struct ModelCard<'a> {
-    /// Its name.
-    pub id: &'a str,
-    /// Unix seconds.
-    pub created: u64,
-    /// Whose it is.
-    pub owned_by: &'a str,
+#[derive(Serialize)]
+struct CardBody<'a> {
+    object: &'static str,
+    id: &'a str,
+    created: u64,
+    owned_by: &'static str,
 }
 
-#[derive(Serialize)]
-struct Card<'a, 'b> {
-    object: &'static str,
-    #[serde(flatten)]
-    card: &'b ModelCard<'a>,
+impl<'a> From<ModelCard<'a>> for CardBody<'a> {
+    fn from(card: ModelCard<'a>) -> Self {
+        Self { object: "model", id: card.id, created: card.created, owned_by: "spillway" }
+    }
 }
 
 #[derive(Serialize)]
@@ -29,13 +26,12 @@ struct List<T> {
     data: Vec<T>,
 }
 
-/// The answer to `GET /v1/models`.
-pub fn models_list<'a>(cards: impl IntoIterator<Item = ModelCard<'a>>) -> Bytes {
-    let cards: Vec<_> = cards.into_iter().collect();
-    json(&List { object: "list", data: cards.iter().map(|card| Card { object: "model", card }).collect() })
+/// Answer to `GET /v1/models`.
+pub(in crate::protocol::openai) fn model_list(models: &[ModelCard<'_>]) -> Bytes {
+    json(&List { object: "list", data: models.iter().map(|card| CardBody::from(*card)).collect() })
 }
 
-/// The answer to `GET /v1/models/ID`.
-pub fn model(card: &ModelCard<'_>) -> Bytes {
-    json(&Card { object: "model", card })
+/// Answer to `GET /v1/models/ID`.
+pub(in crate::protocol::openai) fn model(model: ModelCard<'_>) -> Bytes {
+    json(&CardBody::from(model))
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 use spillway_engine::{TokenProbability, WrittenToken};
 
-use super::{Call, Spent};
+use crate::protocol::chat::{Call, Usage};
 
 #[derive(Serialize)]
 pub(super) struct Completion<'a> {
@@ -13,20 +13,20 @@ pub(super) struct Completion<'a> {
     pub(super) object: &'static str,
     pub(super) created: u64,
     pub(super) model: &'a str,
-    pub(super) choices: Vec<Choice<'a>>,
-    pub(super) usage: Usage,
+    pub(super) choices: Vec<ChoiceBody<'a>>,
+    pub(super) usage: UsageBody,
 }
 
 #[derive(Serialize)]
-pub(super) struct Choice<'a> {
+pub(super) struct ChoiceBody<'a> {
     pub(super) index: usize,
-    pub(super) message: Message<'a>,
+    pub(super) message: MessageBody<'a>,
     pub(super) logprobs: Option<Logprobs<'a>>,
     pub(super) finish_reason: &'static str,
 }
 
 #[derive(Serialize)]
-pub(super) struct Message<'a> {
+pub(super) struct MessageBody<'a> {
     pub(super) role: &'static str,
     /// None of an answer that only calls.
     pub(super) content: Option<&'a str>,
@@ -66,7 +66,7 @@ pub(super) struct TextCompletion<'a> {
     pub(super) created: u64,
     pub(super) model: &'a str,
     pub(super) choices: Vec<TextChoice<'a>>,
-    pub(super) usage: Usage,
+    pub(super) usage: UsageBody,
 }
 
 #[derive(Serialize)]
@@ -148,7 +148,7 @@ impl<'a> From<&'a [WrittenToken]> for Logprobs<'a> {
 }
 
 #[derive(Serialize)]
-pub(super) struct Usage {
+pub(super) struct UsageBody {
     pub(super) prompt_tokens: u64,
     pub(super) completion_tokens: u64,
     pub(super) total_tokens: u64,
@@ -160,13 +160,13 @@ pub(super) struct PromptDetails {
     pub(super) cached_tokens: u64,
 }
 
-impl From<Spent> for Usage {
-    fn from(spent: Spent) -> Self {
+impl From<Usage> for UsageBody {
+    fn from(usage: Usage) -> Self {
         Self {
-            prompt_tokens: spent.prompt,
-            completion_tokens: spent.completion,
-            total_tokens: spent.prompt.saturating_add(spent.completion),
-            prompt_tokens_details: PromptDetails { cached_tokens: spent.cached },
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            total_tokens: usage.prompt_tokens.saturating_add(usage.completion_tokens),
+            prompt_tokens_details: PromptDetails { cached_tokens: usage.cached_tokens.unwrap_or(0) },
         }
     }
 }

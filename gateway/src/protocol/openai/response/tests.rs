@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use spillway_engine::TokenProbability;
 
 use super::*;
+use crate::protocol::dialect::ModelCard;
 
 const HEAD: &str =
     r#"data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m\"x","choices":["#;
@@ -12,8 +13,8 @@ fn written(include_usage: bool) -> String {
     let mut out = BytesMut::new();
     answer.first(&mut out, 0);
     answer.piece(&mut out, 0, "Hi \"you\"\n\u{1}é", None, 0);
-    answer.ended(&mut out, 0, "stop");
-    answer.last(&mut out, Spent { prompt: 3, cached: 1, completion: 2 });
+    answer.ended(&mut out, 0, FinishReason::Stop);
+    answer.last(&mut out, Usage { prompt_tokens: 3, cached_tokens: Some(1), completion_tokens: 2, ..Usage::default() });
     String::from_utf8(out.to_vec()).unwrap()
 }
 
@@ -43,8 +44,8 @@ fn usage_comes_last_where_it_was_asked_for() {
 #[test]
 fn a_whole_answer_is_one_object() {
     let mut out = BytesMut::new();
-    let choice = WholeChoice { text: "Hi\n".into(), finish_reason: "length", ..WholeChoice::default() };
-    let spent = Spent { prompt: 3, cached: 0, completion: 2 };
+    let choice = Choice { text: "Hi\n".into(), finish_reason: FinishReason::Length, ..Choice::default() };
+    let spent = Usage { prompt_tokens: 3, cached_tokens: Some(0), completion_tokens: 2, ..Usage::default() };
     Answer::new(Shape::Chat, "chatcmpl-1".into(), 7, "m".into(), false).whole(&mut out, &[choice], spent);
     let expected = concat!(
         r#"{"id":"chatcmpl-1","object":"chat.completion","created":7,"model":"m","choices":[{"index":0,"#,
@@ -73,13 +74,13 @@ fn probabilities_have_the_shape_that_clients_decode() {
         format!(r#"{HEAD}{{"index":2,"delta":{{"content":"a"}},"logprobs":{content},"finish_reason":null}}]}}"#);
     assert_eq!(out, format!("{event}\n\n"));
     out.clear();
-    let choice = || WholeChoice {
+    let choice = || Choice {
         text: "a".into(),
         written: Some(written.to_vec()),
-        finish_reason: "stop",
-        ..WholeChoice::default()
+        finish_reason: FinishReason::Stop,
+        ..Choice::default()
     };
-    answer.whole(&mut out, &[choice(), choice()], Spent::default());
+    answer.whole(&mut out, &[choice(), choice()], Usage::default());
     let whole = String::from_utf8(out.to_vec()).unwrap();
     for n in 0..2 {
         let message = r#""message":{"role":"assistant","content":"a","refusal":null}"#;
@@ -100,8 +101,8 @@ fn calls_have_the_shape_that_clients_decode() {
     );
     assert_eq!(out, format!("{event}\n\n"));
     out.clear();
-    let choice = WholeChoice { calls: vec![call], finish_reason: "tool_calls", ..WholeChoice::default() };
-    answer.whole(&mut out, &[choice], Spent::default());
+    let choice = Choice { calls: vec![call], finish_reason: FinishReason::ToolCalls, ..Choice::default() };
+    answer.whole(&mut out, &[choice], Usage::default());
     let message = format!(
         r#""message":{{"role":"assistant","content":null,"refusal":null,"tool_calls":[{{"id":"call_1",{function}}}]}}"#
     );
@@ -119,7 +120,7 @@ fn completions_have_their_own_shape() {
     assert!(out.is_empty(), "a text has no role");
     let told = answer.piece(&mut out, 0, "aé", Some(&[token("aé".as_bytes())]), 3);
     assert_eq!(told, 2);
-    answer.ended(&mut out, 0, "length");
+    answer.ended(&mut out, 0, FinishReason::Length);
     let head = r#"data: {"id":"cmpl-1","object":"text_completion","created":7,"model":"m","choices":[{"index":0,"#;
     let logprobs = r#"{"tokens":["aé"],"token_logprobs":[-0.5],"top_logprobs":[{"x":-0.5}],"text_offset":[3]}"#;
     let expected = [
@@ -130,8 +131,8 @@ fn completions_have_their_own_shape() {
     assert_eq!(out, expected.join("\n\n"));
     out.clear();
     let written = Some(vec![token(b"a"), token(b"b")]);
-    let choice = WholeChoice { text: "ab".into(), written, finish_reason: "stop", ..WholeChoice::default() };
-    answer.whole(&mut out, &[choice], Spent::default());
+    let choice = Choice { text: "ab".into(), written, finish_reason: FinishReason::Stop, ..Choice::default() };
+    answer.whole(&mut out, &[choice], Usage::default());
     let whole = String::from_utf8(out.to_vec()).unwrap();
     let start = r#"{"id":"cmpl-1","object":"text_completion","created":7,"model":"m","choices":[{"index":0,"text":"ab","logprobs":"#;
     assert!(whole.starts_with(start) && whole.contains(r#""text_offset":[0,1]"#), "{whole}");
@@ -139,11 +140,11 @@ fn completions_have_their_own_shape() {
 
 #[test]
 fn models_are_listed() {
-    let card = || ModelCard { id: "m", created: 7, owned_by: "spillway" };
+    let card = || ModelCard { id: "m", created: 7 };
     let one = r#"{"object":"model","id":"m","created":7,"owned_by":"spillway"}"#;
-    assert_eq!(model(&card()), one);
-    assert_eq!(models_list([card(), card()]), format!(r#"{{"object":"list","data":[{one},{one}]}}"#));
-    assert_eq!(models_list([]), r#"{"object":"list","data":[]}"#);
+    assert_eq!(model(card()), one);
+    assert_eq!(model_list(&[card(), card()]), format!(r#"{{"object":"list","data":[{one},{one}]}}"#));
+    assert_eq!(model_list(&[]), r#"{"object":"list","data":[]}"#);
 }
 
 proptest! {

@@ -1,0 +1,117 @@
+//! What the admin address shows of the running gateway, also before that is ready.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::AdminState;
+use super::backends::{self, backend_samples, reports, samples};
+use crate::audit::Audit;
+use crate::gateway::Gateway;
+use crate::listener::ListenerSet;
+use crate::reload::LastEdit;
+use crate::telemetry::{Metrics, Samples};
+
+/// What the admin address shows, also before the gateway is ready.
+pub struct Shown {
+    pub(crate) gateway: ArcSwap<Option<Arc<Gateway>>>,
+    pub(crate) listeners: ArcSwapOption<ListenerSet>,
+    pub(crate) draining: AtomicBool,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) audit: Arc<Audit>,
+    pub(crate) last_edit: Arc<ArcSwap<LastEdit>>,
+    pub(crate) token: Option<[u8; 32]>,
+    pub(crate) address: SocketAddr,
+    pub(crate) hosts: Vec<String>,
+    pub(crate) max_connections: usize,
+}
+
+impl AdminState for Shown {
+    fn readiness(&self) -> Result<(), &'static str> {
+        if self.draining.load(Ordering::Acquire) {
+            Err("draining")
+        } else if self.gateway.load().is_none() {
+            Err("starting")
+        } else {
+            Ok(())
+        }
+    }
+    fn metrics(&self) -> String {
+        match self.gateway.load().as_ref() {
+            None => self.metrics.encode(&Samples::default()),
+            Some(gateway) => {
+                let snapshot = gateway.snapshot.load();
+                let engines: Vec<_> = snapshot.models.iter().map(|model| model.sample()).collect();
+                let (store_up, gateways) = snapshot.limits.store_seen();
+                self.metrics.process.limit_store_up.set(store_up.into());
+                self.metrics.process.limit_store_gateways.set(gateways.into());
+                self.metrics.process.buffered_bytes.set(i64::try_from(gateway.bodies.used()).unwrap_or(i64::MAX));
+                let unread = gateway.downstream.answers.used();
+                self.metrics.process.buffered_answer_bytes.set(i64::try_from(unread).unwrap_or(i64::MAX));
+                let endpoints = samples(&snapshot.backends);
+                let backends = backend_samples(&snapshot.backends);
+                let shown = self.listeners.load().as_ref().map(|listeners| listeners.certificates());
+                let certificates: Vec<_> =
+                    shown.into_iter().flatten().chain(snapshot.certificates.iter().cloned()).collect();
+                let budgets = snapshot.identity.budgets();
+                let log_dropped = gateway.log.dropped();
+                self.metrics.encode(&Samples {
+                    engines: &engines,
+                    model_memory: (snapshot.models.memory().taken(), snapshot.models.memory().limit()),
+                    backends: &backends,
+                    endpoints: &endpoints,
+                    certificates: &certificates,
+                    budgets: &budgets,
+                    log_dropped,
+                })
+            }
+        }
+    }
+    fn config(&self) -> serde_json::Value {
+        let gateway = self.gateway.load();
+        let running = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
+        serde_json::json!({
+            "generation": running.as_ref().map(|snapshot| snapshot.generation),
+            "running": running.as_ref().map(|snapshot| &snapshot.shown),
+            "lastEdit": *self.last_edit.load_full(),
+        })
+    }
+    fn backends(&self) -> serde_json::Value {
+        let gateway = self.gateway.load();
+        let running = gateway.as_ref().as_ref().map(|gateway| gateway.snapshot.load_full());
+        let reports = running.map(|snapshot| reports(&snapshot.backends)).unwrap_or_default();
+        serde_json::json!({ "backends": reports })
+    }
+    fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>> {
+        let gateway = self.gateway.load();
+        let snapshot = gateway.as_ref().as_ref()?.snapshot.load_full();
+        let backend = snapshot.backends.iter().find(|known| *known.name == *backend)?;
+        Some(backends::drain(backend, endpoint, drained))
+    }
+    fn token_matches(&self, token: Option<&[u8]>) -> Option<bool> {
+        let expected = self.token.as_ref()?;
+        let shown: [u8; 32] = Sha256::digest(token.unwrap_or_default()).into();
+        Some(token.is_some() && bool::from(shown.ct_eq(expected)))
+    }
+    fn audit(&self, client: std::net::IpAddr, who: &str, method: &str, path: &str, status: u16) {
+        self.audit.admin(client, who, method, path, status);
+    }
+    fn is_loopback(&self) -> bool {
+        self.address.ip().is_loopback()
+    }
+    fn hosts(&self) -> Vec<String> {
+        self.hosts.clone()
+    }
+    fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+    fn connections_dropped(&self, count: usize) {
+        if count > 0 {
+            self.metrics.process.admin_connections_dropped.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Texts become vectors, or documents ranks, by a model inside that encodes. Never in place of a backend: vectors of
+//! another model are no lesser answer but a wrong one.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::StatusCode;
+use spillway_engine::{EmbedInput, Embedding, Engine, EngineError, Scores, Task};
+use spillway_filter::{ErrorKind, Refusal};
+
+use super::LoadedModel;
+use super::error::{SpillError, internal};
+use crate::protocol::{Encode, EncodeInput, EncodeRequest, Encoded};
+
+/// Encodes the texts of a request, whose inputs are taken out of it. Returns the vectors or ranks, and the tokens read.
+pub async fn encode(
+    model: &Arc<LoadedModel>,
+    request: &mut EncodeRequest,
+    what: Encode,
+    deadline: Instant,
+) -> Result<(Encoded, u64), SpillError> {
+    let engine = model.engine(deadline).await?;
+    let wanted = match what {
+        Encode::Embeddings => Task::Embed,
+        Encode::Rerank => Task::Classify,
+    };
+    let is = engine.info().task;
+    if is != wanted {
+        let message = format!("The model `{}` is for {is}, not for {wanted}.", model.name());
+        return Err(cannot("unsupported_value", message, "model"));
+    }
+    if let Some(dimensions) = request.dimensions.filter(|dimensions| *dimensions > engine.info().outputs) {
+        let most = engine.info().outputs;
+        let message = format!("`dimensions` is {dimensions}; vectors of this model have {most} values.");
+        return Err(cannot("integer_above_max_value", message, "dimensions"));
+    }
+    let work = async {
+        match what {
+            Encode::Embeddings => vectors(&engine, request).await,
+            Encode::Rerank => ranks(&engine, request).await,
+        }
+    };
+    match tokio::time::timeout_at(deadline.into(), work).await {
+        Ok(encoded) => encoded.map_err(failed),
+        Err(_) => Err(SpillError::Failed(Refusal::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::Timeout,
+            "request_timeout",
+            "The time for this request was over before the model inside the gateway had answered.",
+        ))),
+    }
+}
+
+fn cannot(code: &'static str, message: String, param: &'static str) -> SpillError {
+    SpillError::CannotSpill(Refusal::invalid(code, message).param(param))
+}
+
+fn failed(error: EngineError) -> SpillError {
+    match error {
+        EngineError::Busy(busy) => busy.into(),
+        EngineError::Input(message) => SpillError::CannotSpill(Refusal::invalid("invalid_value", message)),
+        _ => SpillError::Failed(internal("The model inside the gateway failed; its log says why.")),
+    }
+}
+
+async fn vectors(engine: &Engine, request: &mut EncodeRequest) -> Result<(Encoded, u64), EngineError> {
+    let inputs = std::mem::take(&mut request.inputs).into_iter().map(|input| match input {
+        EncodeInput::Text(text) => EmbedInput::Text(text),
+        EncodeInput::Tokens(tokens) => EmbedInput::Tokens(tokens),
+    });
+    let encoded = engine.embed_inputs(inputs.collect()).await?;
+    let tokens = encoded.iter().map(|text| u64::from(text.tokens)).sum();
+    let vectors = encoded.into_iter().map(|text| shortened(text, request.dimensions)).collect();
+    Ok((Encoded::Vectors(vectors), tokens))
+}
+
+/// The first `dimensions` values, of length 1 again (arXiv:2205.13147), and whether the text was cut.
+fn shortened(text: Embedding, dimensions: Option<u32>) -> (Vec<f32>, bool) {
+    let Embedding { mut values, truncated, .. } = text;
+    if let Some(dimensions) = dimensions.and_then(|n| usize::try_from(n).ok()).filter(|n| *n < values.len()) {
+        values.truncate(dimensions);
+        let length = values.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+        values.iter_mut().for_each(|v| *v /= length);
+    }
+    (values, truncated)
+}
+
+async fn ranks(engine: &Engine, request: &EncodeRequest) -> Result<(Encoded, u64), EngineError> {
+    let query = request.query.as_deref().unwrap_or_default();
+    let scored = engine.rerank(query, request.texts.clone()).await?;
+    let tokens = scored.iter().map(|text| u64::from(text.tokens)).sum();
+    // The logistic function of the only logit, as cross-encoders are trained.
+    let score = |text: &Scores| text.logits.first().map_or(0.0, |logit| 1.0 / (1.0 + (-logit).exp()));
+    Ok((Encoded::Scores(scored.iter().map(score).collect()), tokens))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortened_vector_has_length_one() {
+        let text = |values: &[f32]| Embedding { values: values.to_vec(), tokens: 1, truncated: true };
+        assert_eq!(shortened(text(&[0.6, 0.8]), None), (vec![0.6, 0.8], true));
+        assert_eq!(shortened(text(&[0.6, 0.8]), Some(2)).0, [0.6, 0.8]);
+        let (short, _) = shortened(text(&[0.3, 0.4, 0.866]), Some(2));
+        assert!((short[0] - 0.6).abs() < 1e-6 && (short[1] - 0.8).abs() < 1e-6, "{short:?}");
+    }
+}

@@ -1,0 +1,27 @@
+//! The models inside and the exchanges they answer: loading and keeping them over reloads, turning a chat request into
+//! work for the engine and its tokens into the caller's API shape. It never decides whether a request spills.
+//! Its inputs are the models of a configuration and parsed requests.
+
+mod answer;
+mod encode;
+mod error;
+mod files;
+mod loading;
+mod memory;
+mod model;
+mod pool;
+mod prompt;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use answer::{Begun, Terms, answer, continue_answer};
+pub use encode::encode;
+pub use error::SpillError;
+pub use loading::ModelError;
+pub(crate) use loading::options;
+pub use memory::{Held, ModelMemory, NoRoom};
+pub use model::LoadedModel;
+pub use pool::Models;
+pub use prompt::prompt_tokens;
+pub use stream::{Events, Head, Report, SpillStream};

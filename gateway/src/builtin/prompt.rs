@@ -1,0 +1,229 @@
+//! What a request asks of a model becomes tokens and a grammar, off the runtime's threads where that takes long. It submits
+//! nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use spillway_engine::{ChatMessage, Conversation, Engine, Grammar, GrammarError, Prompt, PromptError, Structure, Tool};
+use spillway_filter::{ErrorKind, Refusal};
+
+use super::LoadedModel;
+use super::error::{SpillError, internal, no_room, too_long};
+use super::memory::Held;
+use super::stream::Calling;
+use crate::off_loop::{BUILDS_VALUES, OffLoop};
+use crate::protocol::{ChatRequest, Dialect, Message, Operation, PromptInput, ResponseFormat, ToolChoice};
+
+/// Text from which on a conversation is encoded on a blocking thread: below it, that takes well under a millisecond.
+const ENCODE_INLINE: usize = 4 << 10;
+
+/// Bytes of text for each token of the context above which a conversation is refused unread. A token of running text is
+/// some four bytes; only endless blanks come near this. It bounds the work that a hostile body can ask for.
+const MAX_BYTES_PER_TOKEN: usize = 64;
+
+/// Calls of one answer, as many as there may be tools.
+const MAX_CALLS: usize = 128;
+
+/// How the answer may call tools, where it may.
+pub(super) fn calling(engine: &Engine, request: &ChatRequest) -> Result<Option<Calling>, SpillError> {
+    if request.tools.is_empty() {
+        return Ok(None);
+    }
+    let style = engine.tools().ok_or_else(|| prompt_refused(&PromptError::NoTools, request.prompt_field()))?;
+    let tools = match &request.tool_choice {
+        ToolChoice::Named(name) => request.tools.iter().filter(|tool| tool.name == *name).cloned().collect(),
+        _ => request.tools.clone(),
+    };
+    let must = matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Named(_));
+    Ok(Some(Calling { style, tools, must, most: if must || request.one_tool_call { 1 } else { MAX_CALLS } }))
+}
+
+/// Tokens of the conversation in a body for a model; `None` where the model could not answer.
+pub async fn prompt_tokens(
+    model: &Arc<LoadedModel>,
+    dialect: &dyn Dialect,
+    body: &[u8],
+    off_loop: &OffLoop,
+    deadline: Instant,
+) -> Option<u64> {
+    let read =
+        off_loop.run(body.len().saturating_mul(BUILDS_VALUES), || dialect.read_chat(Operation::Chat, body)).await;
+    let request = read.ok()??.ok().filter(|request| request.unsupported.is_none())?;
+    // Nothing is loaded only to count.
+    let engine = model.engine_now()?;
+    check_length(&request, 0, engine.info().context_length).ok()?;
+    let (prompt, _) = prepare(model, &engine, &request, None, &ResponseFormat::Text, "", deadline).await.ok()?;
+    u64::try_from(prompt.len()).ok()
+}
+
+/// Refuses what cannot fit, with the bytes that are there `beside` it, before it is encoded.
+pub(super) fn check_length(request: &ChatRequest, beside: usize, context: u32) -> Result<(), SpillError> {
+    let bytes = request.text_bytes().saturating_add(beside);
+    let most = usize::try_from(context).unwrap_or(usize::MAX).saturating_mul(MAX_BYTES_PER_TOKEN);
+    if bytes <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "The prompt has {bytes} bytes; this model's context is {context} tokens and takes at most {most} bytes."
+    );
+    Err(too_long(message, request.prompt_field()))
+}
+
+/// The conversation as tokens, and what the answer must be. What takes long is done on a blocking thread, a few at a
+/// time: it is work for the processor, and more threads would only take it from the proxy.
+pub(super) async fn prepare(
+    model: &Arc<LoadedModel>,
+    engine: &Held,
+    request: &ChatRequest,
+    calling: Option<&Calling>,
+    format: &ResponseFormat,
+    begun: &str,
+    deadline: Instant,
+) -> Result<(Prompt, Option<Grammar>), SpillError> {
+    let must_call = calling.filter(|calling| calling.must);
+    let work = Encoding {
+        prompt_field: request.prompt_field(),
+        prompt: request.prompt.clone(),
+        messages: request.messages.iter().map(message_of).collect(),
+        tools: if calling.is_some() { request.tools.clone() } else { Vec::new() },
+        must_call: must_call.is_some(),
+        begun: begun.to_owned(),
+        format: match must_call {
+            Some(calling) => ResponseFormat::JsonSchema(calling.style.schema(&calling.tools).into()),
+            None => format.clone(),
+        },
+    };
+    if request.text_bytes().saturating_add(begun.len()) <= ENCODE_INLINE && work.format == ResponseFormat::Text {
+        return work.run(engine);
+    }
+    let until = deadline.min(Instant::now() + model.max_queue_wait());
+    let turn = tokio::time::timeout_at(until.into(), Arc::clone(model.encoders()).acquire_owned()).await;
+    let Ok(Ok(turn)) = turn else {
+        return Err(no_room(
+            "Too many long requests wait for the model inside the gateway; try again.",
+            Duration::ZERO,
+        ));
+    };
+    // Both go with the work: when the caller leaves, the thread still has to finish, and the model must be there until then.
+    let engine = engine.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        let prepared = work.run(&engine);
+        drop(turn);
+        prepared
+    });
+    match tokio::time::timeout_at(deadline.into(), work).await {
+        Ok(Ok(prepared)) => prepared,
+        Ok(Err(lost)) => {
+            tracing::error!(event = "encoding_lost", error = %lost);
+            Err(SpillError::Failed(internal("The prompt could not be read; the gateway's log says why.")))
+        }
+        Err(_) => Err(SpillError::Failed(Refusal::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::Timeout,
+            "request_timeout",
+            "The time for this request was over before the model inside the gateway had read it.",
+        ))),
+    }
+}
+
+fn message_of(message: &Message) -> ChatMessage {
+    ChatMessage {
+        tool_calls: message.tool_calls.clone(),
+        tool_call_id: message.tool_call_id.clone(),
+        ..ChatMessage::new(message.role, message.content.clone())
+    }
+}
+
+/// What is to become tokens and a grammar.
+struct Encoding {
+    prompt_field: &'static str,
+    prompt: Option<PromptInput>,
+    messages: Vec<ChatMessage>,
+    tools: Vec<Tool>,
+    must_call: bool,
+    begun: String,
+    format: ResponseFormat,
+}
+
+impl Encoding {
+    fn run(self, engine: &Engine) -> Result<(Prompt, Option<Grammar>), SpillError> {
+        let prompt_field = self.prompt_field;
+        let prompt = match self.prompt {
+            Some(PromptInput::Text(text)) => engine.encode_text(&text),
+            Some(PromptInput::Tokens(tokens)) => engine.prompt(tokens),
+            None => {
+                let (messages, tools) = (self.messages.as_slice(), self.tools.as_slice());
+                engine.encode(&Conversation { messages, tools, must_call: self.must_call, begun: &self.begun })
+            }
+        };
+        Ok((prompt.map_err(|error| prompt_refused(&error, prompt_field))?, grammar_now(engine, &self.format)?))
+    }
+}
+
+fn prompt_refused(error: &PromptError, prompt_field: &'static str) -> SpillError {
+    let param = match error {
+        PromptError::TooLong { tokens, context } => {
+            let message = format!(
+                "The prompt has {tokens} tokens; this model's context is {context} tokens, the answer included."
+            );
+            return too_long(message, prompt_field);
+        }
+        PromptError::NoTools | PromptError::Tools(_) => "tools",
+        _ => prompt_field,
+    };
+    let code = match error {
+        PromptError::NoTools | PromptError::NoTemplate | PromptError::NotGenerating => "unsupported_value",
+        _ => "invalid_value",
+    };
+    SpillError::CannotSpill(Refusal::invalid(code, format!("`{param}`: {error}.")).param(param))
+}
+
+fn grammar_now(engine: &Engine, format: &ResponseFormat) -> Result<Option<Grammar>, SpillError> {
+    let structure = match format {
+        ResponseFormat::Text => return Ok(None),
+        ResponseFormat::JsonObject => Structure::JsonObject,
+        ResponseFormat::JsonSchema(schema) => Structure::JsonSchema(schema),
+    };
+    engine.grammar(structure).map(Some).map_err(|error| {
+        let code = match error {
+            GrammarError::TooLarge { .. } => "string_above_max_length",
+            GrammarError::Invalid(_) => "invalid_json_schema",
+            GrammarError::Tokens(_) => "unsupported_value",
+        };
+        let message = format!("`response_format`: {error}.");
+        SpillError::CannotSpill(Refusal::invalid(code, message).param("response_format"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::OPENAI;
+
+    #[test]
+    fn what_cannot_fit_is_refused_unread() {
+        let request = |key: &str, bytes: usize| {
+            let text = "x".repeat(bytes);
+            let body = match key {
+                "prompt" => serde_json::json!({"model": "m", "prompt": text}),
+                _ => serde_json::json!({"model": "m", "messages": [{"role": "user", "content": text}]}),
+            };
+            let body = body.to_string();
+            {
+                let operation = if key == "prompt" { Operation::Completions } else { Operation::Chat };
+                OPENAI.read_chat(operation, body.as_bytes()).unwrap().unwrap()
+            }
+        };
+        for key in ["messages", "prompt"] {
+            assert!(check_length(&request(key, 64 * 8), 0, 8).is_ok());
+            for (bytes, beside) in [(64 * 8 + 1, 0), (64 * 8, 1), (1, usize::MAX)] {
+                let error = check_length(&request(key, bytes), beside, 8).unwrap_err();
+                assert!(matches!(error, SpillError::TooLong(_)));
+                let refusal = error.into_refusal();
+                assert_eq!((refusal.status.as_u16(), refusal.code), (400, "context_length_exceeded"));
+                assert_eq!(refusal.param.as_deref(), Some(key));
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The beginning of a connection of HTTP/2 to a server. Pingora's own handshake has no setting for the size of header
+//! blocks, of which its library reads 16 MiB each; this one is the same with a bound. It owns no connection: Pingora's pool
+//! does.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pingora::ErrorType::{H2Error, HandshakeError};
+use pingora::connectors::http::v2::ConnectionRef;
+use pingora::protocols::http::v2::client::drive_connection;
+use pingora::protocols::{Digest, Stream};
+use pingora::{Error, OrErr};
+use tokio::sync::watch;
+
+/// Most fields of a header or of trailers of a server.
+pub const MAX_FIELDS: usize = 256;
+
+/// Bytes that a server may send of one body, and of all of a connection, before they are read: what Pingora gives.
+const WINDOW: u32 = 8 << 20;
+
+/// Bytes of a frame, as Pingora asks for them.
+const FRAME: u32 = 64 << 10;
+
+/// Bytes that HTTP/2 counts for a field beside its name and value (RFC 9113, 6.5.2).
+const FIELD: u64 = 32;
+
+/// How an endpoint of HTTP/2 is spoken to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Http2 {
+    /// Requests at a time on one connection; the server may allow fewer.
+    pub(super) streams: u32,
+    /// How often it is asked whether the connection still lives.
+    pub(super) ping: Duration,
+    /// The backend's `limits.maxHeaderBytes`.
+    pub(super) max_header_bytes: u64,
+}
+
+impl Http2 {
+    /// Bound on the fields of a header block, as HTTP/2 counts them. Twice what an answer may have, so that whatever is
+    /// somewhat over that is read and judged with its own error, and trailers are not cut to what is allowed: the library
+    /// leaves out of trailers what is over the bound, resets the stream of a head that is, and ends the connection at four
+    /// times the bound.
+    fn list_size(self) -> u32 {
+        let fields = u64::try_from(MAX_FIELDS).unwrap_or(u64::MAX).saturating_mul(FIELD);
+        u32::try_from(self.max_header_bytes.saturating_add(fields).saturating_mul(2)).unwrap_or(u32::MAX)
+    }
+}
+
+/// Begins to speak HTTP/2 over a new connection.
+pub(super) async fn handshake(stream: Stream, http2: Http2) -> pingora::Result<ConnectionRef> {
+    let id = stream.id();
+    let digest = Digest {
+        ssl_digest: stream.get_ssl_digest(),
+        timing_digest: stream.get_timing_digest(),
+        proxy_digest: stream.get_proxy_digest(),
+        socket_digest: stream.get_socket_digest(),
+    };
+    let streams = usize::try_from(http2.streams).unwrap_or(usize::MAX);
+    let (send, connection) = h2::client::Builder::new()
+        .enable_push(false)
+        .initial_max_send_streams(streams)
+        // Of the server, which may push nothing.
+        .max_concurrent_streams(1)
+        .max_frame_size(FRAME)
+        .max_header_list_size(http2.list_size())
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .handshake::<_, Bytes>(stream)
+        .await
+        .or_err(HandshakeError, "in the handshake of HTTP/2")?;
+    let streams = streams.min(connection.max_concurrent_send_streams());
+    if streams == 0 {
+        return Error::e_explain(H2Error, "the server takes no requests");
+    }
+    let (closed, watch_closed) = watch::channel(false);
+    let is_ping_lost = Arc::new(AtomicBool::new(false));
+    tokio::spawn(drive_connection(connection, id, closed, Some(http2.ping), is_ping_lost.clone()));
+    Ok(ConnectionRef::new(send, watch_closed, is_ping_lost, id, streams, digest))
+}
+
+/// True if reading a header ended at the bound, where the library says so beyond doubt: it resets a stream for other faults
+/// of a head too.
+pub(super) fn is_over(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<h2::Error>();
+    cause.is_some_and(|cause| {
+        let reasons = [Some(h2::Reason::ENHANCE_YOUR_CALM), Some(h2::Reason::COMPRESSION_ERROR)];
+        cause.is_library() && cause.is_go_away() && reasons.contains(&cause.reason())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_leaves_room_for_what_an_answer_may_have() {
+        let size =
+            |max_header_bytes| u64::from(Http2 { streams: 1, ping: Duration::ZERO, max_header_bytes }.list_size());
+        for most in [1 << 10, 64 << 10, 1 << 20] {
+            assert!(size(most) > most + 256 * FIELD && size(most) <= 2 * most + (16 << 10), "{most}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! How an endpoint is connected to, prepared at reload, and the pool of connections.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::ErrorType::H2Error;
+use pingora::connectors::http::v2;
+use pingora::connectors::{ConnectorOptions, TransportConnector};
+use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::http::v1::client::HttpSession as Http1Session;
+use pingora::protocols::{ALPN, Stream};
+use pingora::upstreams::peer::{HttpPeer, Peer as _, Tracer, Tracing};
+use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
+
+use super::dial::{Connections, Dial};
+use super::handshake::{Http2, handshake};
+use super::key::EndpointKey;
+use super::metered::Metered;
+use crate::tls::UpstreamTls;
+
+/// Idle upstream connections kept open over all endpoints. Pingora's pool is ruinous when it is smaller than the
+/// number of requests in flight, so it is generous: an idle one costs a file descriptor and some kilobytes.
+const POOL_SIZE: usize = 4096;
+
+/// Below the keep-alive time of common servers (llama.cpp 5 s is the shortest seen), so that we close first.
+const POOLED_FOR: Duration = Duration::from_secs(4);
+
+/// Requests at a time on one HTTP/2 connection; the server may allow fewer.
+pub const MAX_STREAMS: u32 = 100;
+
+/// How often an HTTP/2 connection is asked whether it still lives; a lost one would take every request given to it along.
+const PING: Duration = Duration::from_secs(15);
+
+/// The pools of upstream connections.
+pub struct Connector {
+    /// Connections that speak HTTP/2.
+    http2: v2::Connector,
+    /// Those that speak HTTP/1, also where HTTP/2 was asked for, and the opening of all.
+    http1: TransportConnector,
+}
+
+impl Default for Connector {
+    fn default() -> Self {
+        Self {
+            http2: v2::Connector::new(Some(ConnectorOptions::new(POOL_SIZE))),
+            http1: TransportConnector::new(Some(ConnectorOptions::new(POOL_SIZE))),
+        }
+    }
+}
+
+/// A prepared way to an endpoint.
+#[derive(Clone)]
+pub struct Peer {
+    peer: HttpPeer,
+    /// How HTTP/2 is spoken; `None` where it is not asked for.
+    http2: Option<Http2>,
+}
+
+impl Peer {
+    /// Prepares the way to `address`. Connections are shared only between requests with the same `key`, the same TLS, the
+    /// same version of HTTP, and of HTTP/2 the same bound on headers: `http2` is that bound, `None` where only HTTP/1 is
+    /// spoken.
+    pub fn new(
+        key: &EndpointKey,
+        address: SocketAddr,
+        connect: Duration,
+        tls: &UpstreamTls,
+        http2: Option<u64>,
+    ) -> Self {
+        let https = key.url.https;
+        // Never empty: without a name, Pingora verifies nothing.
+        let name = if https { tls.name(&key.url.host).to_owned() } else { String::new() };
+        let mut peer = HttpPeer::new(address, https, name);
+        // Fixed seeds: the same endpoint keeps its pooled connections over a reload.
+        peer.group_key = ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((key, tls.digest, http2));
+        if https {
+            peer.options.ca = tls
+                .authorities
+                .as_ref()
+                .map(|all| all.iter().map(|authority| WrappedX509::new(authority.to_vec(), parse_x509)).collect());
+            peer.client_cert_key = tls.shown.as_ref().map(|(chain, key)| {
+                let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
+                Arc::new(CertKey::new(chain, key.secret_der().to_vec()))
+            });
+        }
+        if http2.is_some() {
+            // Without TLS there is nobody to ask which version the server speaks.
+            peer.options.set_http_version(2, if https { 1 } else { 2 });
+        }
+        peer.options.connection_timeout = Some(connect);
+        peer.options.total_connection_timeout = Some(connect);
+        peer.options.idle_timeout = Some(POOLED_FOR);
+        let http2 = http2.map(|max_header_bytes| Http2 { streams: MAX_STREAMS, ping: PING, max_header_bytes });
+        Self { peer, http2 }
+    }
+
+    /// Counts its connections, of which at most so many are open together.
+    #[must_use]
+    pub fn counted(mut self, connections: &Arc<Connections>, most: u32) -> Self {
+        let dial = Dial { connections: connections.clone(), most };
+        self.peer.options.tracer = Some(Tracer(dial.boxed_clone()));
+        self.peer.options.custom_l4 = Some(Arc::new(dial));
+        self
+    }
+
+    /// The address.
+    pub fn address(&self) -> SocketAddr {
+        match &self.peer._address {
+            pingora::protocols::l4::socket::SocketAddr::Inet(address) => *address,
+            pingora::protocols::l4::socket::SocketAddr::Unix(_) => SocketAddr::from(([0, 0, 0, 0], 0)),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        let url = "http://127.0.0.1:9".parse().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], 9));
+        let tls = UpstreamTls::read(&Default::default(), false, false).unwrap();
+        let key = EndpointKey { backend: "test".into(), url, address };
+        Self::new(&key, address, Duration::from_secs(1), &tls, None)
+    }
+}
+
+impl Connector {
+    /// A connection to the endpoint, and whether it was used before.
+    pub async fn get(&self, peer: &Peer) -> pingora::Result<(HttpSession, bool)> {
+        let Some(http2) = peer.http2 else {
+            let (stream, reused) = self.http1.get_stream(&peer.peer).await?;
+            return Ok((http1(stream, peer, reused), reused));
+        };
+        if let Some(session) = self.http2.reused_http_session(&peer.peer).await? {
+            return Ok((HttpSession::H2(session), true));
+        }
+        let is_asked = peer.peer.tls();
+        if is_asked && let Some(stream) = self.http1.reused_stream(&peer.peer).await {
+            return Ok((http1(stream, peer, true), true));
+        }
+        let stream = self.http1.new_stream(&peer.peer).await?;
+        // Pingora would read HTTP/1 of a server that does not speak HTTP/2 without a bound.
+        if is_asked && !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+            return Ok((http1(stream, peer, false), false));
+        }
+        let connection = handshake(stream, http2).await?;
+        let Some(session) = connection.spawn_stream().await? else {
+            return pingora::Error::e_explain(H2Error, "the server ended the connection when it began");
+        };
+        if connection.more_streams_allowed() {
+            self.http2.in_use_pool().insert(peer.peer.reuse_hash(), connection);
+        }
+        Ok((HttpSession::H2(session), false))
+    }
+
+    /// Gives a connection back whose answer was read to its end.
+    pub async fn release(&self, session: HttpSession, peer: &Peer) {
+        match session {
+            HttpSession::H1(mut session) => {
+                session.respect_keepalive();
+                if let Some(stream) = session.reuse().await {
+                    self.http1.release_stream(stream, peer.peer.reuse_hash(), Some(POOLED_FOR));
+                }
+            }
+            HttpSession::H2(session) => self.http2.release_http_session(session, &peer.peer, Some(POOLED_FOR)),
+            // There is no third version.
+            HttpSession::Custom(()) => {}
+        }
+    }
+}
+
+/// A conversation of HTTP/1, in which what is read can be bounded.
+fn http1(stream: Stream, peer: &Peer, reused: bool) -> HttpSession {
+    let stream = if reused { stream } else { Box::new(Metered::new(stream)) };
+    HttpSession::H1(Http1Session::new_with_options(stream, &peer.peer))
+}

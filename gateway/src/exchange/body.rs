@@ -1,0 +1,286 @@
+//! The body of a request: passed through as it comes, or held whole where something must read it or send it again.
+//! A held body is counted against a budget of the whole process and of its caller as it arrives, and is one `Bytes` in the
+//! end, so that a retry sends all of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{StatusCode, header};
+use pingora::protocols::http::ServerSession;
+use spillway_filter::{ErrorKind, Refusal};
+use tokio::time::{Instant, sleep_until};
+
+use super::body_budget::{BodyBudget, BodyShare, too_large};
+use super::{End, violation_of};
+use crate::framing::Violation;
+use crate::off_loop::OffLoop;
+
+/// Bytes of a part of a body that is still to grow. Parts are joined when all are there, so that nothing larger than one is
+/// copied on the way.
+const PART: usize = 1 << 20;
+
+/// Bytes by which a part grows at least where twice as much does not fit: by less, a body of many small chunks would be
+/// copied with each of them.
+const STEP: usize = PART / 16;
+
+/// The least memory that a part begins with, in bytes, where more than that is to come.
+const LEAST: usize = 1 << 10;
+
+/// How often it is looked at whether a body goes on, while memory is short.
+const PACE: Duration = Duration::from_secs(5);
+
+/// The least share of what is held by which a body must have grown in that time, while memory is short. At an even rate a
+/// body grows by more until it took 16 times as long, which is beyond the default `bodyTimeout`.
+const LEAST_GROWTH: u64 = 16;
+
+/// A body in memory, with its share of the budget.
+#[derive(Default)]
+pub struct HeldBody {
+    /// All of it.
+    pub bytes: Bytes,
+    /// Given back when nobody holds the body any more; `None` for an empty one.
+    pub share: Option<Arc<BodyShare>>,
+}
+
+impl HeldBody {
+    /// Counts it for another caller, before anybody else holds it.
+    pub fn belongs_to(&mut self, caller: u128) -> Result<(), End> {
+        self.share.as_mut().and_then(Arc::get_mut).map_or(Ok(()), |share| share.belongs_to(caller))
+    }
+}
+
+/// What is known of the body of a request.
+pub enum RequestBody {
+    /// Nothing of it was read.
+    Unread,
+    /// All of it is here.
+    Held(HeldBody),
+}
+
+/// Bounds of a body that is read to its end.
+#[derive(Debug, Clone, Copy)]
+pub struct Hold {
+    /// The caller's number, by which its share is found.
+    pub caller: u128,
+    /// The most bytes that the route takes.
+    pub limit: u64,
+    /// The longest time until the last byte.
+    pub within: Duration,
+}
+
+/// Reads the body to its end.
+pub async fn hold(
+    session: &mut ServerSession,
+    budget: &Arc<BodyBudget>,
+    off_loop: &OffLoop,
+    bounds: Hold,
+) -> Result<HeldBody, End> {
+    let Hold { caller, limit, within } = bounds;
+    let declared = content_length(session);
+    if declared.is_some_and(|length| length > limit) {
+        return Err(too_large(limit, "this route takes"));
+    }
+    if session.is_body_empty() {
+        return Ok(HeldBody::default());
+    }
+    let mut share = BodyShare::new(budget, caller);
+    share.announced(declared.unwrap_or(1))?;
+    if expects_continue(session) {
+        session.write_continue_response().await.map_err(|_| End::ClientGone)?;
+    }
+    // Nothing is longer than was announced: the session ends a body there.
+    let most = declared.unwrap_or(limit).min(limit);
+    let mut parts = Parts::default();
+    let read = async {
+        let mut pace = Pace { at: 0 };
+        let look = sleep_until(Instant::now() + PACE);
+        tokio::pin!(look);
+        loop {
+            let chunk = {
+                let read = session.read_request_body();
+                tokio::pin!(read);
+                loop {
+                    // The read goes on where it was: what it has taken of a chunk is not lost.
+                    tokio::select! {
+                        biased;
+                        chunk = &mut read => break chunk,
+                        () = &mut look => {
+                            if pace.has_fallen_behind(len(parts.length)) && share.budget().is_scarce() {
+                                return Err(share.budget().refuse_slow());
+                            }
+                            look.as_mut().reset(Instant::now() + PACE);
+                        }
+                    }
+                }
+            };
+            let Some(chunk) = chunk.map_err(|e| unread(session, &e))? else { return Ok(()) };
+            if len(parts.length).saturating_add(len(chunk.len())) > limit {
+                return Err(too_large(limit, "this route takes"));
+            }
+            parts.push(&chunk, most, &mut share)?;
+        }
+    };
+    tokio::time::timeout(within, read).await.map_err(|_| too_slow())??;
+    let length = parts.length;
+    let bytes = if parts.list.len() > 1 { off_loop.run(length, || parts.join()).await? } else { parts.join() };
+    share.shrink(len(length));
+    Ok(HeldBody { bytes, share: Some(Arc::new(share)) })
+}
+
+/// A body on its way. Memory is taken as bytes arrive: at most twice what is there, and at most a part more.
+#[derive(Default)]
+struct Parts {
+    list: Vec<Vec<u8>>,
+    length: usize,
+}
+
+impl Parts {
+    /// Takes a chunk in. `most` is how long the body can become.
+    fn push(&mut self, mut chunk: &[u8], most: u64, share: &mut BodyShare) -> Result<(), End> {
+        while !chunk.is_empty() {
+            if self.list.last().is_none_or(|part| part.len() >= PART) {
+                self.list.push(Vec::new());
+            }
+            let Some(part) = self.list.last_mut() else { break };
+            let now = chunk.len().min(PART - part.len());
+            let needed = part.len() + now;
+            if needed > part.capacity() {
+                // As long as the rest of the body, where that is less than would be taken otherwise.
+                let rest = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(self.length);
+                let wanted = (part.capacity() * 2).max(LEAST).min(part.len().saturating_add(rest));
+                let best = wanted.clamp(needed, PART.max(needed));
+                let least = needed.max(part.capacity() + STEP).min(best) - part.capacity();
+                let best = best - part.capacity();
+                let taken = share.grow(len(best), len(least), len(self.length + now))?;
+                let capacity = part.capacity() + usize::try_from(taken).unwrap_or(least);
+                part.reserve_exact(capacity - part.len());
+            }
+            let (head, tail) = chunk.split_at_checked(now).unwrap_or((chunk, &[]));
+            part.extend_from_slice(head);
+            self.length += head.len();
+            chunk = tail;
+        }
+        Ok(())
+    }
+
+    /// All of it as one. Each part is freed when it was copied.
+    fn join(mut self) -> Bytes {
+        if self.list.len() <= 1 {
+            let mut only = self.list.pop().unwrap_or_default();
+            // The share that is kept is that of the bytes alone.
+            only.shrink_to_fit();
+            return only.into();
+        }
+        let mut whole = Vec::with_capacity(self.length);
+        for part in self.list {
+            whole.extend_from_slice(&part);
+        }
+        whole.into()
+    }
+}
+
+/// How far a body had come when it was last looked at.
+struct Pace {
+    at: u64,
+}
+
+impl Pace {
+    /// True if it has grown by too little since the last look.
+    fn has_fallen_behind(&mut self, length: u64) -> bool {
+        let before = std::mem::replace(&mut self.at, length);
+        length.saturating_sub(before) < length / LEAST_GROWTH
+    }
+}
+
+fn len(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+fn content_length(session: &ServerSession) -> Option<u64> {
+    session.get_header(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Whether the client waits for `100 Continue` before it sends its body.
+pub fn expects_continue(session: &ServerSession) -> bool {
+    session.get_header(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// What a body that cannot be read ends a request with.
+fn unread(session: &mut ServerSession, e: &pingora::Error) -> End {
+    // Pingora's own limit on a read is that of the whole body, and may be first.
+    if *e.etype() == pingora::ErrorType::ReadTimedout {
+        return too_slow();
+    }
+    violation_of(e).map_or(End::ClientGone, |violation| malformed(session, violation))
+}
+
+/// Ends a request whose body breaks the framing. Nothing behind it on its connection can be trusted.
+pub fn malformed(session: &mut ServerSession, violation: Violation) -> End {
+    session.set_keepalive(None);
+    End::refuse(malformed_refusal(violation))
+}
+
+/// The refusal of a request that breaks the framing of HTTP/1.
+pub fn malformed_refusal(violation: Violation) -> Refusal {
+    Refusal::new(violation.status(), ErrorKind::InvalidRequest, violation.code(), violation.to_string())
+}
+
+/// The refusal of a body that did not come.
+pub fn too_slow() -> End {
+    End::refuse(Refusal::new(
+        StatusCode::REQUEST_TIMEOUT,
+        ErrorKind::Timeout,
+        "body_timeout",
+        "the body of the request did not arrive in time",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Metrics;
+
+    fn held(chunks: &[usize], most: u64) -> (Bytes, u64, u64) {
+        let budget = Arc::new(BodyBudget::new(u64::MAX, u64::MAX, &Metrics::new()));
+        let mut share = BodyShare::new(&budget, 1);
+        let mut parts = Parts::default();
+        let mut peak = 0;
+        for (n, chunk) in chunks.iter().enumerate() {
+            parts.push(&vec![n as u8; *chunk], most, &mut share).unwrap();
+            let there: usize = parts.list.iter().map(Vec::capacity).sum();
+            assert_eq!(budget.used(), len(there), "what is counted is what is there");
+            peak = budget.used();
+        }
+        let length = len(parts.length);
+        (parts.join(), peak, length)
+    }
+
+    #[test]
+    fn memory_of_a_body_follows_what_has_arrived() {
+        let (bytes, taken, _) = held(&[300], 300);
+        assert_eq!((bytes.len(), taken), (300, 300), "a short body takes what it needs, at once");
+        let (_, taken, _) = held(&[1], 20 << 20);
+        assert_eq!(taken, 1 << 10, "what is only announced takes nothing");
+        let budget = Arc::new(BodyBudget::new(u64::MAX, 700 << 10, &Metrics::new()));
+        let (mut share, mut parts) = (BodyShare::new(&budget, 1), Parts::default());
+        for _ in 0..600 {
+            parts.push(&[7; 1 << 10], 20 << 20, &mut share).unwrap();
+        }
+        assert_eq!(budget.used(), 640 << 10, "where twice as much does not fit, it grows in steps");
+        for chunks in [vec![1; 5000], vec![64 << 10; 50], vec![PART + 1, 1, PART], vec![3 << 20, 7]] {
+            let (bytes, taken, length) = held(&chunks, 20 << 20);
+            let expected: Vec<u8> = chunks.iter().enumerate().flat_map(|(n, len)| vec![n as u8; *len]).collect();
+            assert!(bytes == expected, "the bytes of {length}");
+            assert!(taken <= (2 * length).max(1 << 10).min(length + len(PART)), "{taken} for {length}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_holds_much_must_go_on() {
+        let mut pace = Pace { at: 0 };
+        let lengths = [0, 100, 200, 201, 201, 15, 15];
+        let behind: Vec<bool> = lengths.iter().map(|length| pace.has_fallen_behind(*length)).collect();
+        assert_eq!(behind, [false, false, false, true, true, false, false]);
+    }
+}

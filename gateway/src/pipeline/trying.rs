@@ -1,0 +1,193 @@
+//! One try at an endpoint, from its slot to what is reported of it. First attempts, retries, hedges, continuations,
+//! stand-ins and mirrors all go through here. A [`Try`] that is dropped before its outcome is known was given up: its
+//! endpoint is not judged by it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::protocols::http::ServerSession;
+
+use super::conclude;
+use crate::balancing::Endpoint;
+use crate::clock::now_millis;
+use crate::exchange::{Exchange, Place, RequestBody, is_idempotent};
+use crate::gateway::Gateway;
+use crate::queueing::{Retrying, Taken};
+use crate::telemetry::Span;
+use crate::topology::{Backend, Route};
+use crate::upstream::{Attempt, Failure, MoveOn, Opened, Outcome, TimeLimit, relay, run};
+
+/// Time for which a full endpoint without a Retry-After gets no requests.
+const FULL_FOR: Duration = Duration::from_secs(1);
+
+/// One try at an endpoint.
+pub(super) struct Try<'a> {
+    /// What the try needs of its route, backend and endpoint, with its span.
+    pub(super) attempt: Attempt<'a>,
+    /// Slot and retry permit, released when the try is dropped. Declared after the attempt.
+    place: Option<Place>,
+    is_concluded: bool,
+}
+
+impl<'a> Try<'a> {
+    /// Begins a try for a request: counts it and opens its span.
+    #[allow(clippy::too_many_arguments, reason = "where the try goes, and for which request")]
+    pub(super) fn begin(
+        gateway: &'a Gateway,
+        route: &'a Route,
+        backend: &'a Backend,
+        endpoint: Arc<Endpoint>,
+        place: Place,
+        move_on: MoveOn,
+        session: &ServerSession,
+        x: &mut Exchange,
+    ) -> Self {
+        let resend = x.outcome.attempts;
+        x.outcome.attempts += 1;
+        let mut attempt = attempt(gateway, route, backend, endpoint, &place.slot, move_on);
+        attempt.span = conclude::attempt_span(&attempt, session, x, resend);
+        Self { attempt, place: Some(place), is_concluded: false }
+    }
+
+    /// Begins a try for the copy of a request, whose answer goes to no client.
+    pub(super) fn copy(
+        gateway: &'a Gateway,
+        route: &'a Route,
+        backend: &'a Backend,
+        endpoint: Arc<Endpoint>,
+        slot: Taken,
+    ) -> Self {
+        let attempt = copy_attempt(gateway, route, backend, endpoint, &slot);
+        Self { attempt, place: Some(Place { slot, retrying: None }), is_concluded: false }
+    }
+
+    /// Runs the try to its end.
+    pub(super) async fn run(mut self, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
+        x.place = self.place.take();
+        let outcome = run(&self.attempt, session, x).await;
+        self.conclude(&outcome, x);
+        outcome
+    }
+
+    /// Passes on an answer whose head has come.
+    pub(super) async fn relay(mut self, opened: Opened, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
+        x.place = self.place.take();
+        let outcome = relay(&self.attempt, session, x, opened).await;
+        self.conclude(&outcome, x);
+        outcome
+    }
+
+    /// Gives the exchange the slot, so that it is released as soon as the answer was read whole.
+    pub(super) fn lend_place(&mut self, x: &mut Exchange) {
+        x.place = self.place.take();
+    }
+
+    /// Reports how the try ended, and releases its slot.
+    pub(super) fn conclude(mut self, outcome: &Outcome, x: &mut Exchange) {
+        note_if_full(&self.attempt, outcome);
+        self.is_concluded = true;
+        let took = x.outcome.answered_in.take().unwrap_or_else(|| self.attempt.started.elapsed());
+        conclude::attempt_ended(&mut self.attempt, outcome, x, took);
+        x.place = None;
+    }
+
+    /// Reports how the try for a copy ended, and its status if it was answered.
+    pub(super) fn conclude_copy(mut self, outcome: &Outcome, status: u16) {
+        note_if_full(&self.attempt, outcome);
+        self.is_concluded = true;
+        conclude::judged(&self.attempt, outcome, status, None, self.attempt.started.elapsed());
+    }
+}
+
+impl Drop for Try<'_> {
+    fn drop(&mut self) {
+        if !self.is_concluded {
+            conclude::given_up(&mut self.attempt);
+        }
+    }
+}
+
+fn attempt<'a>(
+    gateway: &'a Gateway,
+    route: &'a Route,
+    backend: &'a Backend,
+    endpoint: Arc<Endpoint>,
+    slot: &Taken,
+    move_on: MoveOn,
+) -> Attempt<'a> {
+    Attempt {
+        route,
+        backend,
+        endpoint,
+        in_flight: slot.in_flight_at_start(),
+        began: now_millis(),
+        started: std::time::Instant::now(),
+        connector: &gateway.connector,
+        downstream: &gateway.downstream,
+        via: &gateway.via,
+        move_on,
+        span: Span::none(),
+    }
+}
+
+/// Attempt for the copy of a request.
+pub(super) fn copy_attempt<'a>(
+    gateway: &'a Gateway,
+    route: &'a Route,
+    backend: &'a Backend,
+    endpoint: Arc<Endpoint>,
+    slot: &Taken,
+) -> Attempt<'a> {
+    attempt(gateway, route, backend, endpoint, slot, MoveOn { full: true, retry: false })
+}
+
+/// Leaves an endpoint alone that said that it is full: before its slot is released, or the next waiter would be sent
+/// there.
+fn note_if_full(attempt: &Attempt<'_>, outcome: &Outcome) {
+    if let Outcome::Full(wait) = outcome {
+        attempt.endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(attempt.backend.max_full_for));
+    }
+}
+
+/// Takes a retry from the budget of the backend that failed.
+pub(super) fn begin_retry(route: &Route, backend: &Backend) -> Option<Retrying> {
+    let begun = backend.retries.begin(now_millis(), backend.max_retries);
+    if begun.is_none() {
+        route.metrics.retries_denied.inc();
+    }
+    begun
+}
+
+/// True if a failed attempt may be followed by another: the route asks for it, the request can be sent again, and a server
+/// that may have acted on it does not act twice.
+pub(super) fn may_retry(
+    failure: &Failure,
+    route: &Route,
+    backend: &Backend,
+    session: &mut ServerSession,
+    x: &Exchange,
+) -> bool {
+    if !can_resend(session, x) {
+        return false;
+    }
+    // Answering a model call twice costs tokens but changes nothing; any other request must say that it is idempotent.
+    let harmless = backend.may_repeat() || is_idempotent(&session.req_header().method);
+    let retry = &route.retry;
+    match failure {
+        Failure::Connect(_) => retry.on_connect_failure,
+        Failure::Stale(_) => retry.on_connect_failure && harmless,
+        Failure::Reset(_) => retry.on_reset && harmless,
+        Failure::Status(_) => harmless,
+        Failure::Protocol(_) => harmless && retry.on_statuses.contains(&502),
+        // A route that limits the wait for a first token wants it from somebody else then.
+        Failure::Timeout(TimeLimit::FirstToken) => harmless,
+        Failure::Timeout(_) => harmless && retry.on_statuses.contains(&504),
+        // The answer is what it is: another endpoint would send it as well.
+        Failure::Deadline | Failure::TooLarge(_) => false,
+    }
+}
+
+/// True if the body of the request is held, or nothing of it was read yet.
+pub(super) fn can_resend(session: &mut ServerSession, x: &Exchange) -> bool {
+    matches!(x.body, RequestBody::Held(_)) || session.is_body_empty() || session.body_bytes_read() == 0
+}

@@ -1,0 +1,308 @@
+//! Neutral types of a model call: what is asked, what an answer says, what it used. Dialects translate to and from them;
+//! the built-in model knows nothing else. Each type is plain data and knows no wire format.
+
+use std::time::Instant;
+
+use spillway_engine::{Tool, ToolCall, WrittenToken};
+use spillway_filter::Refusal;
+
+use super::refusals::model_not_found;
+
+/// Text or tokens that an answer continues.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PromptInput {
+    /// Text.
+    Text(String),
+    /// Token ids of the model.
+    Tokens(Vec<u32>),
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user`, `assistant` or `tool`.
+    pub role: &'static str,
+    /// Text. Parts are joined by a line break, as vLLM and llama.cpp do.
+    pub content: String,
+    /// Tool calls that an assistant made with this message.
+    pub tool_calls: Vec<ToolCall>,
+    /// Id of the tool call whose result this message carries.
+    pub tool_call_id: Option<String>,
+}
+
+/// Whether an answer calls a tool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// As the model decides.
+    #[default]
+    Auto,
+    /// No tool.
+    None,
+    /// Some tool.
+    Required,
+    /// The tool of this name.
+    Named(String),
+}
+
+/// Form that an answer must have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ResponseFormat {
+    /// Any text.
+    #[default]
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON that satisfies this schema, which is JSON text.
+    JsonSchema(Box<str>),
+}
+
+/// Request for text: a conversation to answer, or a prompt to continue.
+#[derive(Debug, Clone, Default)]
+pub struct ChatRequest {
+    /// Model named by the caller.
+    pub model: Option<String>,
+    /// Conversation; empty where a prompt is continued.
+    pub messages: Vec<Message>,
+    /// Prompt to continue; `None` in a conversation.
+    pub prompt: Option<PromptInput>,
+    /// Tools that the answer may call; empty where it may call none.
+    pub tools: Vec<Tool>,
+    /// Whether the answer calls a tool.
+    pub tool_choice: ToolChoice,
+    /// True if the answer may call one tool only.
+    pub one_tool_call: bool,
+    /// True if the answer is wanted as an event stream.
+    pub stream: bool,
+    /// True if the event stream ends with its usage.
+    pub include_usage: bool,
+    /// Most tokens of the answer.
+    pub max_tokens: Option<u32>,
+    /// Temperature, 0 to 2; 1 when left out.
+    pub temperature: Option<f32>,
+    /// Nucleus sampling, 0 to 1; 1 when left out.
+    pub top_p: Option<f32>,
+    /// Number of likeliest tokens to sample from; `None` does not restrict them.
+    pub top_k: Option<u32>,
+    /// Seed of repeatable sampling.
+    pub seed: Option<u64>,
+    /// Strings that end the answer.
+    pub stop: Vec<String>,
+    /// Choices wanted; one when left out.
+    pub n: Option<u32>,
+    /// Least probability relative to the likeliest token, 0 to 1.
+    pub min_p: Option<f32>,
+    /// Penalty on repeated tokens, above 0; 1 changes nothing.
+    pub repetition_penalty: Option<f32>,
+    /// Penalty on tokens that were written before, -2 to 2.
+    pub presence_penalty: Option<f32>,
+    /// Penalty for each time that a token was written before, -2 to 2.
+    pub frequency_penalty: Option<f32>,
+    /// Token ids with the number added to their logit, -100 to 100.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// True if log probabilities of the written tokens are wanted.
+    pub logprobs: bool,
+    /// Likeliest tokens reported beside each written one.
+    pub top_logprobs: u32,
+    /// Form that the answer must have.
+    pub response_format: ResponseFormat,
+    /// First thing asked for that the built-in model does not do.
+    pub unsupported: Option<Refusal>,
+}
+
+impl ChatRequest {
+    /// Checks that the request names the model `name`, for a route that goes to that model directly.
+    ///
+    /// # Errors
+    /// Refusal where it names another model or none.
+    pub fn addressed_to(&self, name: &str) -> Result<(), Refusal> {
+        addressed_to(self.model.as_deref(), name)
+    }
+
+    /// Name of the field that holds the prompt, for messages to the caller.
+    pub fn prompt_field(&self) -> &'static str {
+        if self.prompt.is_some() { "prompt" } else { "messages" }
+    }
+
+    /// Bytes of text in the conversation, its tools and their calls. Token ids count as none: nothing has to be encoded.
+    pub fn text_bytes(&self) -> usize {
+        let message_bytes = |message: &Message| {
+            let calls = message.tool_calls.iter().map(|call| call.name.len() + call.arguments.len());
+            calls.fold(message.content.len(), usize::saturating_add)
+        };
+        let messages = self.messages.iter().map(message_bytes);
+        let tools = self.tools.iter().map(|tool| tool.function.len());
+        let prompt = match &self.prompt {
+            Some(PromptInput::Text(text)) => text.len(),
+            Some(PromptInput::Tokens(_)) | None => 0,
+        };
+        messages.chain(tools).fold(prompt, usize::saturating_add)
+    }
+}
+
+/// Input of an embedding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EncodeInput {
+    /// Text.
+    Text(String),
+    /// Token ids of the model.
+    Tokens(Vec<u32>),
+}
+
+/// Work of a model that encodes texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encode {
+    /// Vectors of texts.
+    Embeddings,
+    /// Relevance of documents to a query.
+    Rerank,
+}
+
+/// Request for vectors or ranks.
+#[derive(Debug, Default)]
+pub struct EncodeRequest {
+    /// Model named by the caller.
+    pub model: Option<String>,
+    /// Inputs of embeddings.
+    pub inputs: Vec<EncodeInput>,
+    /// Documents of a reranking.
+    pub texts: Vec<String>,
+    /// Query of a reranking; `None` for embeddings.
+    pub query: Option<String>,
+    /// True if vectors are wanted as base64 of little-endian f32.
+    pub base64: bool,
+    /// Length of the vectors in values, if less than the model's.
+    pub dimensions: Option<u32>,
+    /// Number of best documents wanted; all when left out.
+    pub top_n: Option<u32>,
+    /// True if the answer repeats the documents.
+    pub return_documents: bool,
+}
+
+impl EncodeRequest {
+    /// Checks that the request names the model `name`.
+    ///
+    /// # Errors
+    /// Refusal where it names another model or none.
+    pub fn addressed_to(&self, name: &str) -> Result<(), Refusal> {
+        addressed_to(self.model.as_deref(), name)
+    }
+}
+
+fn addressed_to(named: Option<&str>, name: &str) -> Result<(), Refusal> {
+    match named {
+        Some(model) if model == name => Ok(()),
+        Some(model) => Err(model_not_found(model)),
+        None => Err(Refusal::invalid("missing_required_parameter", "`model` is missing.").param("model")),
+    }
+}
+
+/// Vectors or ranks that a model made.
+#[derive(Debug)]
+pub enum Encoded {
+    /// Vectors in the order of the inputs, each with whether its text was cut to the model's context.
+    Vectors(Vec<(Vec<f32>, bool)>),
+    /// Probabilities that a document is relevant, in the order of the documents.
+    Scores(Vec<f32>),
+}
+
+/// Tool call of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Id under which the caller reports the result.
+    pub id: String,
+    /// Name of the tool.
+    pub name: String,
+    /// Arguments as JSON text.
+    pub arguments: String,
+}
+
+/// Why a choice ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model came to its end, or wrote a stop string.
+    #[default]
+    Stop,
+    /// The choice has as many tokens as were asked for, or as fit into the context.
+    Length,
+    /// The choice ends with tool calls.
+    ToolCalls,
+}
+
+impl FinishReason {
+    /// Label of logs and spans, in OpenAI's words, which the semantic conventions for generative AI use too.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+        }
+    }
+}
+
+/// One choice of an answer, whole or as far as it was written.
+#[derive(Debug, Default)]
+pub struct Choice {
+    /// Text.
+    pub text: String,
+    /// Written tokens, where their log probabilities are wanted.
+    pub written: Option<Vec<WrittenToken>>,
+    /// Tool calls.
+    pub calls: Vec<Call>,
+    /// Characters of its tokens that a stream has reported so far.
+    pub reported: usize,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// Tokens of a request and its answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Tokens written.
+    pub completion_tokens: u64,
+    /// Tokens of the prompt that were in the KV cache.
+    pub cached_tokens: Option<u64>,
+    /// Written tokens that were reasoning and not part of the answer's text.
+    pub reasoning_tokens: Option<u64>,
+}
+
+/// Error that an answer reports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObservedError {
+    /// Type of the error in its dialect.
+    pub kind: String,
+    /// Code of the error in its dialect.
+    pub code: Option<String>,
+}
+
+/// Facts that an answer has told so far, read while it passes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observation {
+    /// Id of the answer.
+    pub id: Option<String>,
+    /// Model that answers.
+    pub model: Option<String>,
+    /// Why it ended, in the words of its server.
+    pub finish_reason: Option<String>,
+    /// Tokens used.
+    pub usage: Option<Usage>,
+    /// When the first content passed: in an event stream the first event with text or a tool call, in anything else the
+    /// first byte.
+    pub first_content: Option<Instant>,
+    /// Events with content.
+    pub content_events: u64,
+    /// True once the end of the answer has passed: a whole JSON object, or the last event of a stream.
+    pub is_whole: bool,
+    /// Error that the answer reports.
+    pub error: Option<ObservedError>,
+}
+
+/// Text of an event stream that ended early, for another server to continue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// Text so far.
+    pub text: String,
+    /// Tokens of it, about.
+    pub tokens: u32,
+}

@@ -1,0 +1,226 @@
+//! The trait of an API. To add one: a folder under `protocol/` that implements [`Dialect`], a line in the registry, and its
+//! rows in the tests of `protocol`.
+//!
+//! A dialect reads and writes bytes; it knows no route and no socket. Where caller and backend speak the same one, bytes
+//! pass as they are and only [`Observe`] reads them.
+
+use std::fmt;
+use std::ops::Range;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method};
+use spillway_engine::WrittenToken;
+use spillway_filter::Refusal;
+
+use super::chat::{Call, ChatRequest, Choice, Encode, EncodeRequest, Encoded, FinishReason, Observation, Said, Usage};
+use super::operation::{Known, Operation};
+
+/// Model in a list of models.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelCard<'a> {
+    /// Name.
+    pub id: &'a str,
+    /// Unix seconds.
+    pub created: u64,
+}
+
+/// Path below the list of models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelPath<'p> {
+    /// The list itself.
+    List,
+    /// One model; the text is its id as it stands in the path, with its escapes.
+    One(&'p str),
+    /// Neither.
+    Neither,
+}
+
+/// Head of an answer that a built-in model writes.
+#[derive(Debug, Clone, Copy)]
+pub struct AnswerHead<'a> {
+    /// Operation that is answered.
+    pub operation: Operation,
+    /// Random part of the answer's id, which the dialect puts into its own form.
+    pub id: uuid::Uuid,
+    /// When it was begun, in Unix seconds.
+    pub created: u64,
+    /// Model that answers.
+    pub model: &'a str,
+    /// True if an event stream ends with its usage.
+    pub include_usage: bool,
+}
+
+/// An API that callers or backends speak. What a dialect does not have is answered with the default.
+pub trait Dialect: Send + Sync {
+    /// Name in metrics, spans and the tests' tables.
+    fn name(&self) -> &'static str;
+
+    /// Operation of a method and path; `None` where the path is not of this dialect.
+    fn operation(&self, _method: &Method, _path: &str) -> Option<Known> {
+        None
+    }
+
+    /// Content type and body of a refusal. `request_id` is empty where there is none.
+    fn error(&self, refusal: &Refusal, request_id: &str) -> (HeaderValue, Bytes);
+
+    /// A refusal as an event, after the head of an event stream is out; `None` where the dialect has no such event.
+    fn error_event(&self, _refusal: &Refusal) -> Option<Bytes> {
+        None
+    }
+
+    /// Statuses by which servers of this dialect say that they are full.
+    fn full_statuses(&self) -> &'static [u16] {
+        &[]
+    }
+
+    /// Reader of an answer with this header; `None` where nothing can be read of it.
+    fn observe(&self, _headers: &HeaderMap) -> Option<Box<dyn Observe>> {
+        None
+    }
+
+    /// Path below the list of models, of a request whose operation is [`Operation::Models`].
+    fn model_path<'p>(&self, _path: &'p str) -> ModelPath<'p> {
+        ModelPath::Neither
+    }
+
+    /// Body of the list of models; `None` where the dialect has none.
+    fn model_list(&self, _models: &[ModelCard<'_>]) -> Option<Bytes> {
+        None
+    }
+
+    /// Body of one model of the list; `None` where the dialect has none.
+    fn model(&self, _model: ModelCard<'_>) -> Option<Bytes> {
+        None
+    }
+
+    /// Reader of what an event stream says, where a stream that ends early can be continued.
+    fn transcribe(&self) -> Option<Box<dyn Transcribe>> {
+        None
+    }
+
+    /// Body of a request that continues an answer which has said `said`, and where its model's name stands. `None` where
+    /// what follows would not fit what came before.
+    fn continuation(&self, _body: &[u8], _said: &Said) -> Option<(Bytes, Option<Range<usize>>)> {
+        None
+    }
+
+    /// Rewriter of the event stream of a continuation by the backend `by`, after `before` tokens. Only asked where
+    /// [`Dialect::continuation`] gave a request.
+    fn continue_stream<'a>(&self, _by: &'a str, _before: u32) -> Option<Box<dyn ContinueStream + 'a>> {
+        None
+    }
+
+    /// Reads a request for text; `None` where the dialect has no such operation.
+    fn read_chat(&self, _operation: Operation, _body: &[u8]) -> Option<Result<ChatRequest, Refusal>> {
+        None
+    }
+
+    /// Writer of an answer of a built-in model; `None` where the dialect has no such operation.
+    fn write_answer(&self, _head: AnswerHead<'_>) -> Option<Box<dyn WriteAnswer>> {
+        None
+    }
+
+    /// Work that a request has for a model which encodes texts; `None` where it is no such request.
+    fn encodes(&self, _operation: Operation) -> Option<Encode> {
+        None
+    }
+
+    /// Reads a request for a model that encodes texts; `None` where the dialect has no such operation. An error names the
+    /// field at fault.
+    fn read_encode(&self, _what: Encode, _body: &[u8]) -> Option<Result<EncodeRequest, Refusal>> {
+        None
+    }
+
+    /// Body of an answer with vectors or ranks by `model`, which read `tokens` tokens; `None` where the dialect has no such
+    /// operation.
+    fn write_encoded(&self, _model: &str, _request: &EncodeRequest, _encoded: &Encoded, _tokens: u64) -> Option<Bytes> {
+        None
+    }
+}
+
+impl fmt::Debug for dyn Dialect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl PartialEq for dyn Dialect {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for dyn Dialect {}
+
+/// Reader of one answer while it passes, in bounded memory and without holding it. The result does not depend on where
+/// the answer is cut into parts.
+pub trait Observe: Send + Sync {
+    /// Reads a part that passes at `now`.
+    fn feed(&mut self, part: &[u8], now: Instant);
+
+    /// Facts read so far.
+    fn observation(&self) -> &Observation;
+
+    /// Facts of an answer that has ended; an event that no empty line closed counts as well.
+    fn finish(&mut self) -> &Observation;
+}
+
+/// Reader of what an event stream says, to continue it where it ends early.
+pub trait Transcribe: Send + Sync {
+    /// Reads whole events.
+    fn feed(&mut self, events: &[u8]);
+
+    /// Text so far; `None` where the answer has ended or said something that cannot be continued.
+    fn to_continue(&self) -> Option<Said>;
+
+    /// True if the stream has said why it ends.
+    fn is_finished(&self) -> bool;
+
+    /// True if the stream has said any text.
+    fn has_text(&self) -> bool;
+}
+
+/// Rewriter of an event stream that continues another one: the caller takes it for the rest of the first.
+pub trait ContinueStream: Send + Sync {
+    /// Whole events as the caller gets them.
+    fn rewrite(&mut self, events: &[u8]) -> Bytes;
+}
+
+/// Writer of the answer of a built-in model, as an event stream or as a whole. Each method appends to `out`.
+pub trait WriteAnswer: Send + Sync {
+    /// Id of the answer.
+    fn id(&self) -> &str;
+
+    /// First event of a choice.
+    fn first(&self, out: &mut BytesMut, choice: u32);
+
+    /// First event of an answer that continues the stream of another server, which says so and nothing else.
+    fn resumed(&self, out: &mut BytesMut);
+
+    /// Event with a piece of a choice, and its tokens where their log probabilities are wanted, which follow `reported`
+    /// characters. Returns the characters of these tokens.
+    fn piece(
+        &self,
+        out: &mut BytesMut,
+        choice: u32,
+        text: &str,
+        written: Option<&[WrittenToken]>,
+        reported: usize,
+    ) -> usize;
+
+    /// Event with a tool call of a choice, the `n`-th from 0.
+    fn call(&self, out: &mut BytesMut, choice: u32, n: usize, call: &Call);
+
+    /// Last event of a choice: why it ended.
+    fn ended(&self, out: &mut BytesMut, choice: u32, reason: FinishReason);
+
+    /// End of the event stream.
+    fn last(&self, out: &mut BytesMut, usage: Usage);
+
+    /// Event with an error that ends the stream.
+    fn failed(&self, out: &mut BytesMut, refusal: &Refusal);
+
+    /// Whole answer, all choices at once.
+    fn whole(&self, out: &mut BytesMut, choices: &[Choice], usage: Usage);
+}

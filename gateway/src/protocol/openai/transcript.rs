@@ -1,0 +1,151 @@
+//! What an event stream of OpenAI's has said so far, for another server to continue.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::protocol::chat::Said;
+use crate::protocol::dialect::Transcribe;
+
+/// Longest answer that can be continued. A model's context is some hundred thousand tokens; answers are far shorter.
+const MAX_TEXT: usize = 256 << 10;
+
+/// Text of an answer so far, where it can be continued: plain text of one choice.
+#[derive(Debug)]
+pub(super) struct Transcript {
+    text: String,
+    /// Events with text, which is about one token each.
+    pieces: u32,
+    /// True while nothing else was said.
+    is_plain: bool,
+    is_finished: bool,
+}
+
+#[derive(Deserialize)]
+struct Chunk<'a> {
+    #[serde(borrow, default)]
+    choices: Vec<Choice<'a>>,
+    error: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(default)]
+    index: u32,
+    #[serde(borrow)]
+    delta: Option<Delta<'a>>,
+    finish_reason: Option<IgnoredAny>,
+    logprobs: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(borrow)]
+    content: Option<Cow<'a, str>>,
+    tool_calls: Option<IgnoredAny>,
+    function_call: Option<IgnoredAny>,
+    refusal: Option<IgnoredAny>,
+    reasoning_content: Option<IgnoredAny>,
+    reasoning: Option<IgnoredAny>,
+    audio: Option<IgnoredAny>,
+}
+
+impl Default for Transcript {
+    fn default() -> Self {
+        Self { text: String::new(), pieces: 0, is_plain: true, is_finished: false }
+    }
+}
+
+impl Transcript {
+    fn choice(&mut self, choice: Choice<'_>) {
+        self.is_finished |= choice.finish_reason.is_some();
+        self.is_plain &= choice.index == 0 && choice.logprobs.is_none();
+        let Some(delta) = choice.delta else { return };
+        let other = [
+            &delta.tool_calls,
+            &delta.function_call,
+            &delta.refusal,
+            &delta.reasoning_content,
+            &delta.reasoning,
+            &delta.audio,
+        ];
+        self.is_plain &= other.iter().all(|field| field.is_none());
+        if let Some(text) = delta.content.filter(|text| !text.is_empty()) {
+            self.text.push_str(&text);
+            self.pieces = self.pieces.saturating_add(1);
+        }
+        self.is_plain &= self.text.len() <= MAX_TEXT;
+    }
+}
+
+impl Transcribe for Transcript {
+    fn feed(&mut self, events: &[u8]) {
+        for line in events.split(|byte| matches!(byte, b'\n' | b'\r')) {
+            let Some(data) = line.strip_prefix(b"data:").filter(|_| self.is_plain) else { continue };
+            let data = data.trim_ascii();
+            if data == b"[DONE]" {
+                self.is_finished = true;
+                continue;
+            }
+            match serde_json::from_slice::<Chunk<'_>>(data) {
+                // A caller that got an error expects nothing more.
+                Ok(Chunk { error: Some(_), .. }) => self.is_plain = false,
+                Ok(chunk) => chunk.choices.into_iter().for_each(|choice| self.choice(choice)),
+                Err(_) => self.is_plain = false,
+            }
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+
+    fn has_text(&self) -> bool {
+        !self.text.is_empty()
+    }
+
+    fn to_continue(&self) -> Option<Said> {
+        (self.is_plain && !self.is_finished).then(|| Said { text: self.text.clone(), tokens: self.pieces })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(choice: &str) -> String {
+        format!("data: {{\"id\":\"x\",\"choices\":[{choice}]}}\n\n")
+    }
+
+    #[test]
+    fn plain_text_can_be_continued_until_it_is_finished() {
+        let mut transcript = Transcript::default();
+        transcript.feed(event(r#"{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null}"#).as_bytes());
+        let two =
+            event(r#"{"delta":{"content":"Hel\"lo"}}"#) + &event(r#"{"delta":{"content":" ü"},"finish_reason":null}"#);
+        transcript.feed(two.as_bytes());
+        assert_eq!(transcript.to_continue(), Some(Said { text: "Hel\"lo ü".to_owned(), tokens: 2 }));
+        transcript.feed(event(r#"{"delta":{},"finish_reason":"stop"}"#).as_bytes());
+        assert_eq!(transcript.to_continue(), None);
+    }
+
+    #[test]
+    fn anything_but_plain_text_of_one_choice_cannot() {
+        for choice in [
+            r#"{"index":1,"delta":{"content":"x"}}"#,
+            r#"{"delta":{"tool_calls":[]}}"#,
+            r#"{"delta":{"reasoning_content":"hm"}}"#,
+            r#"{"delta":{"content":"x"},"logprobs":{}}"#,
+            r#"{"delta":{"content":1}}"#,
+        ] {
+            let mut transcript = Transcript::default();
+            transcript.feed(event(choice).as_bytes());
+            assert_eq!(transcript.to_continue(), None, "{choice}");
+        }
+        let mut told = Transcript::default();
+        told.feed(event(r#"{"delta":{"content":"x"}}"#).as_bytes());
+        told.feed(b"data: {\"error\":{\"message\":\"overloaded\"}}\n\n");
+        assert_eq!(told.to_continue(), None, "who was told of an error expects nothing more");
+    }
+}

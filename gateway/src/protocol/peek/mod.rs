@@ -1,0 +1,318 @@
+//! Facts of a request's body that routing, limits and telemetry need, whatever its dialect: the fields under the names
+//! that OpenAI, vLLM, llama.cpp, TGI and Ollama know. Only what must be read in one way by every reader is judged; whether
+//! the rest makes sense is for the server that answers.
+
+mod form;
+mod parts;
+mod prefix;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use spillway_filter::Refusal;
+
+pub use form::{form_model, is_form, is_utf8};
+use parts::Parts;
+pub use prefix::prompt_prefix;
+use scan::{Kind, Scan, Spelling, Wrong, spelling};
+
+use super::refusals::duplicate;
+
+/// Longest name of a model: it becomes part of logs, spans and messages.
+const MAX_MODEL_BYTES: usize = 256;
+
+/// What routing needs of a body.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Peek<'a> {
+    /// The model named.
+    pub model: Option<Cow<'a, str>>,
+    /// Where the value of `model` stands in the body.
+    pub model_at: Option<Range<usize>>,
+    /// Whether the answer shall be an event stream.
+    pub stream: bool,
+    /// Most tokens of one answer: the largest number under any of the names that servers know.
+    pub max_tokens: Option<u64>,
+    /// Answers that may be written: `n` or `best_of` for each prompt; 1 at least.
+    pub answers: u64,
+    /// Text of the prompt in bytes.
+    pub prompt_bytes: u64,
+    /// Images in the prompt.
+    pub images: u64,
+    /// Sounds in the prompt.
+    pub sounds: u64,
+}
+
+/// Meaning of a field for the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Model,
+    Stream,
+    /// Nothing is read of it, and it decides something at servers.
+    Options,
+    /// Most tokens of an answer.
+    MaxTokens,
+    /// How many answers.
+    Answers,
+    /// A prompt, or prompts.
+    Prompt,
+    /// Text that a model reads.
+    Text,
+}
+
+/// The fields that are read. Of the names for the most tokens of an answer, the last three are llama.cpp's, TGI's and
+/// Ollama's.
+const FIELDS: [(&str, Field); 19] = [
+    ("model", Field::Model),
+    ("stream", Field::Stream),
+    ("stream_options", Field::Options),
+    ("messages", Field::Text),
+    ("prompt", Field::Prompt),
+    ("input", Field::Text),
+    ("instructions", Field::Text),
+    ("system", Field::Text),
+    ("query", Field::Text),
+    ("documents", Field::Text),
+    ("n", Field::Answers),
+    ("best_of", Field::Answers),
+    ("max_tokens", Field::MaxTokens),
+    ("max_completion_tokens", Field::MaxTokens),
+    ("max_output_tokens", Field::MaxTokens),
+    ("n_predict", Field::MaxTokens),
+    ("max_new_tokens", Field::MaxTokens),
+    ("num_predict", Field::MaxTokens),
+    ("suffix", Field::Text),
+];
+
+/// True if readers of JSON would take a body for it whatever the request says that it is: an object, in any of the
+/// encodings that are found out by the first bytes (RFC 4627, 3), with or without a byte order mark.
+pub fn looks_like_json(body: &[u8]) -> bool {
+    let blank = |byte: &&u8| matches!(**byte, b' ' | b'\n' | b'\t' | b'\r' | 0 | 0xEF | 0xBB | 0xBF | 0xFE | 0xFF);
+    body.iter().find(|byte| !blank(byte)) == Some(&b'{')
+}
+
+/// Reads what routing needs. The body must be one JSON object in which none of the fields read stands twice, so that no
+/// server behind us can read another one than we did. Where it `is_strict`, no field may have a name or a value either that
+/// some servers read and we do not.
+pub fn peek(body: &[u8], is_strict: bool) -> Result<Peek<'_>, Refusal> {
+    let mut reader =
+        Reader { is_strict, peek: Peek { answers: 1, ..Peek::default() }, seen: 0, prompts: 1, wrong: None };
+    match reader.read(body) {
+        Ok(()) => {}
+        Err(NotRead::NoObject) => return Err(Refusal::invalid("invalid_json", "The body must be a JSON object.")),
+        Err(NotRead::Wrong(wrong)) => {
+            let message = format!("The body is not valid JSON: {}.", wrong.in_body(body));
+            return Err(Refusal::invalid("invalid_json", message));
+        }
+    }
+    match reader.wrong {
+        Some(refusal) => Err(refusal),
+        None => {
+            reader.peek.answers = reader.peek.answers.saturating_mul(reader.prompts);
+            Ok(reader.peek)
+        }
+    }
+}
+
+enum NotRead {
+    NoObject,
+    Wrong(Wrong),
+}
+
+impl From<Wrong> for NotRead {
+    fn from(wrong: Wrong) -> Self {
+        Self::Wrong(wrong)
+    }
+}
+
+struct Reader<'a> {
+    is_strict: bool,
+    peek: Peek<'a>,
+    /// A bit for each field of the table that was there.
+    seen: u32,
+    prompts: u64,
+    /// The first mistake of sense: one of syntax behind it counts before it.
+    wrong: Option<Refusal>,
+}
+
+impl<'a> Reader<'a> {
+    fn refuse(&mut self, refusal: Refusal) {
+        self.wrong.get_or_insert(refusal);
+    }
+
+    fn read(&mut self, body: &'a [u8]) -> Result<(), NotRead> {
+        let mut scan = Scan::new(body)?;
+        if !matches!(scan.next(), Some(b'{')) {
+            // What is some other value is told as that, what is none as a mistake.
+            scan.skip()?;
+            scan.end()?;
+            return Err(NotRead::NoObject);
+        }
+        scan.enter()?;
+        let mut is_first = true;
+        while let Some((name, has_escapes)) = scan.name(is_first)? {
+            is_first = false;
+            self.judge_name(&scan, &name, has_escapes);
+            match scan.text(name, has_escapes).and_then(|name| self.field(&name)) {
+                Some((name, field)) => self.value(&mut scan, name, field)?,
+                None => {
+                    scan.skip()?;
+                }
+            }
+        }
+        scan.end()?;
+        Ok(())
+    }
+
+    /// Refuses names with control characters where it is strict: readers in C end a name at its first zero. JSON has them as
+    /// escapes only.
+    fn judge_name(&mut self, scan: &Scan<'a>, name: &Range<usize>, has_escapes: bool) {
+        if !(self.is_strict && has_escapes) {
+            return;
+        }
+        let quoted = scan.slice(name.start - 1..name.end + 1);
+        if serde_json::from_slice::<String>(quoted).is_ok_and(|name| name.chars().any(char::is_control)) {
+            let message = "The body has a name with a control character, which some servers end there: write the name \
+                           without it.";
+            self.refuse(Refusal::invalid("ambiguous_parameter", message));
+        }
+    }
+
+    /// The field of this name, if it is to be read.
+    fn field(&mut self, name: &str) -> Option<(&'static str, Field)> {
+        // Only a name beyond ASCII is longer than what it folds to: most names are told by their length.
+        let is_ascii = name.is_ascii();
+        for (place, (known, field)) in FIELDS.iter().enumerate() {
+            if is_ascii && known.len() != name.len() {
+                continue;
+            }
+            match spelling(name, known) {
+                Spelling::Same => {
+                    let bit = 1 << place;
+                    if self.seen & bit != 0 {
+                        self.refuse(duplicate(known));
+                        return None;
+                    }
+                    self.seen |= bit;
+                    return Some((known, *field));
+                }
+                Spelling::Folded if self.is_strict => {
+                    let message = format!(
+                        "`{name}` is not `{known}`, but servers that ignore the case of names would read it as that: \
+                         write `{known}`, or leave it out."
+                    );
+                    self.refuse(Refusal::invalid("ambiguous_parameter", message).param(*known));
+                    return None;
+                }
+                Spelling::Folded => return None,
+                Spelling::Other => {}
+            }
+        }
+        None
+    }
+
+    fn value(&mut self, scan: &mut Scan<'a>, name: &'static str, field: Field) -> Result<(), Wrong> {
+        scan.next();
+        let start = scan.at();
+        match field {
+            Field::Prompt | Field::Text => {
+                let mut parts = Parts::default();
+                scan.count(&mut parts)?;
+                self.peek.prompt_bytes = self.peek.prompt_bytes.saturating_add(parts.text);
+                self.peek.images = self.peek.images.saturating_add(parts.images);
+                self.peek.sounds = self.peek.sounds.saturating_add(parts.sounds);
+                if field == Field::Prompt {
+                    self.prompts = parts.texts.max(1);
+                }
+            }
+            Field::Model => {
+                let kind = scan.skip()?;
+                self.model(scan, start..scan.at(), kind);
+            }
+            Field::Stream => self.peek.stream = scan.skip()? == Kind::Bool(true),
+            Field::Options => {
+                scan.skip()?;
+            }
+            Field::MaxTokens | Field::Answers => {
+                let count = match scan.skip()? {
+                    Kind::Number => count(scan.slice(start..scan.at())),
+                    Kind::Null => None,
+                    // Some readers take "900" for 900, and others `true` for 1.
+                    _ if self.is_strict => {
+                        let message = format!("`{name}` must be a whole number.");
+                        self.refuse(Refusal::invalid("invalid_type", message).param(name));
+                        None
+                    }
+                    _ => None,
+                };
+                if field == Field::Answers {
+                    self.peek.answers = self.peek.answers.max(count.unwrap_or(1));
+                } else {
+                    self.peek.max_tokens = self.peek.max_tokens.max(count);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn model(&mut self, scan: &Scan<'a>, at: Range<usize>, kind: Kind) {
+        let raw = scan.slice(at.clone());
+        let name = match kind {
+            Kind::Null => {
+                self.peek.model_at = Some(at);
+                return;
+            }
+            // An escape of six bytes stands for one at least.
+            Kind::Text(_) if raw.len() > MAX_MODEL_BYTES * 6 + 2 => None,
+            Kind::Text(false) => {
+                raw.get(1..raw.len() - 1).and_then(|name| std::str::from_utf8(name).ok()).map(Cow::Borrowed)
+            }
+            Kind::Text(true) => serde_json::from_slice::<String>(raw).ok().map(Cow::Owned),
+            _ => return self.refuse(wrong_model("invalid_type", "a string")),
+        };
+        let Some(name) = name else { return self.refuse(too_long()) };
+        match judged_model(&name, self.is_strict) {
+            Ok(()) => (self.peek.model, self.peek.model_at) = (Some(name), Some(at)),
+            Err(refusal) => self.refuse(refusal),
+        }
+    }
+}
+
+fn wrong_model(code: &'static str, what: &str) -> Refusal {
+    Refusal::invalid(code, format!("`model` must be {what}.")).param("model")
+}
+
+fn too_long() -> Refusal {
+    wrong_model("invalid_value", &format!("at most {MAX_MODEL_BYTES} bytes long"))
+}
+
+/// Refuses names of models that are too long, and where it `is_strict` those of which servers read only a part: some take
+/// blanks off, and readers in C end a text at its first zero.
+pub(super) fn judged_model(name: &str, is_strict: bool) -> Result<(), Refusal> {
+    if name.len() > MAX_MODEL_BYTES {
+        return Err(too_long());
+    }
+    if is_strict && (name.trim() != name || name.chars().any(char::is_control)) {
+        return Err(wrong_model("invalid_value", "a name without control characters, and without blanks around it"));
+    }
+    Ok(())
+}
+
+/// A number of tokens or answers. Readers take `1e2` and `100.0` for 100; what is below zero means to servers that there is
+/// no bound, as if it were left out.
+fn count(text: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(text).ok()?;
+    if let Ok(count) = text.parse::<u64>() {
+        return Some(count);
+    }
+    let number: f64 = text.parse().ok()?;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not below zero; a cast saturates")]
+    (number >= 0.0).then(|| number.ceil() as u64)
+}
+
+/// Where the value of `model` stands in a body of our own making.
+pub(in crate::protocol) fn model_at(body: &[u8]) -> Option<Range<usize>> {
+    peek(body, false).ok()?.model_at
+}

@@ -1,0 +1,29 @@
+//! Refusals that several APIs share; each dialect renders them in its own shape.
+
+use http::StatusCode;
+use spillway_filter::{ErrorKind, Refusal};
+
+/// Characters of a caller's text that a message repeats.
+const SHOWN: usize = 64;
+
+/// Text of a caller as a message may repeat it: without control characters, and not all of a long one.
+pub(super) fn shown(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(SHOWN).collect()
+}
+
+/// Refusal of a model name that does not exist here or that the caller may not use.
+pub fn model_not_found(name: &str) -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        ErrorKind::NotFound,
+        "model_not_found",
+        format!("The model `{}` does not exist here. GET /v1/models lists those that do.", shown(name)),
+    )
+    .param("model")
+}
+
+/// Refusal of a field that stands twice: two readers could each take another one.
+pub(super) fn duplicate(name: &str) -> Refusal {
+    Refusal::invalid("duplicate_parameter", format!("`{name}` stands more than once in the body."))
+        .param(name.to_owned())
+}

@@ -1,0 +1,54 @@
+//! The dialects that the gateway speaks, and what a request asks for in them. Resolved once when a request begins; no other
+//! file matches a path of an API.
+
+use http::Method;
+
+use super::dialect::Dialect;
+use super::operation::{Known, Operation};
+use super::{openai, problem};
+
+/// OpenAI's API, with the reranking of Jina, Cohere and vLLM.
+pub const OPENAI: &dyn Dialect = &openai::OpenAi;
+
+/// RFC 9457: requests of no model API.
+pub const PROBLEM: &dyn Dialect = &problem::Problem;
+
+/// Dialects with paths of their own, in the order in which a path is offered to them.
+const DIALECTS: [&dyn Dialect; 1] = [OPENAI];
+
+/// An operation with its dialect and facts. Kept in the exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resolved {
+    /// Operation.
+    pub operation: Operation,
+    /// Dialect of the path, which is the shape of errors until the route is known.
+    pub dialect: &'static dyn Dialect,
+    /// True if the body must be JSON, whatever its Content-Type says.
+    pub must_be_json: bool,
+    /// True if the answer can have tokens that a model writes.
+    pub writes_tokens: bool,
+}
+
+impl Resolved {
+    /// A request of no dialect.
+    pub const OTHER: Self =
+        Self { operation: Operation::Other, dialect: PROBLEM, must_be_json: false, writes_tokens: true };
+
+    /// Resolves a method and path. A path of no dialect is [`Operation::Other`] with the errors of problem+json.
+    pub fn of(method: &Method, path: &str) -> Self {
+        let writes_tokens = writes_tokens(path);
+        let known = DIALECTS.into_iter().find_map(|dialect| Some((dialect, dialect.operation(method, path)?)));
+        match known {
+            Some((dialect, Known { operation, is_own_path, must_be_json })) => {
+                let dialect = if is_own_path { dialect } else { PROBLEM };
+                Self { operation, dialect, must_be_json, writes_tokens }
+            }
+            None => Self { writes_tokens, ..Self::OTHER },
+        }
+    }
+}
+
+/// True unless the path is that of embeddings, under any prefix: an answer of vectors has no written tokens.
+fn writes_tokens(path: &str) -> bool {
+    !path.ends_with("/embeddings")
+}

@@ -1,0 +1,223 @@
+//! Values of metric labels as enums: a label has a fixed list of values, and no caller can add one.
+
+use std::marker::PhantomData;
+
+/// A label whose values are known.
+pub trait Label: Copy + 'static {
+    /// Every value, in the order of the enum.
+    const ALL: &'static [Self];
+
+    /// Value as metrics, logs and spans have it.
+    fn as_str(self) -> &'static str;
+
+    /// Index of this value in [`Label::ALL`].
+    fn index(self) -> usize;
+}
+
+/// Declares an enum that is a [`Label`].
+macro_rules! label {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident => $text:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl Label for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+label! {
+    /// How an attempt at an endpoint ended.
+    AttemptEnd {
+        /// The whole answer was read.
+        Answered => "answered",
+        /// The endpoint said that it is full.
+        Full => "full",
+        /// It failed, before the head of an answer or after it.
+        Failed => "failed",
+        /// The client left, or broke the framing of its request.
+        ClientGone => "client_gone",
+        /// The client did not send its body in time.
+        ClientSlow => "client_slow",
+        /// Another attempt answered first.
+        GivenUp => "given_up",
+    }
+}
+
+label! {
+    /// Why a request is not answered by the backends of its route.
+    SpillReason {
+        /// Every endpoint is full.
+        Saturated => "saturated",
+        /// The queue is full.
+        QueueFull => "queue_full",
+        /// The wait would be longer than `maxWait`.
+        QueueTooLong => "queue_too_long",
+        /// The time in the queue is over.
+        QueueTimeout => "queue_timeout",
+        /// No endpoint may have traffic, or all attempts failed.
+        Unavailable => "unavailable",
+        /// The request is over a limit whose rule has `onExceeded: spill`.
+        OverLimit => "over_limit",
+    }
+}
+
+label! {
+    /// Outcome of the copy of a request.
+    MirrorEnd {
+        /// The copy was answered, with any status.
+        Answered => "answered",
+        /// No whole answer came in time.
+        Failed => "failed",
+        /// A bound was reached and no copy was sent.
+        Skipped => "skipped",
+    }
+}
+
+label! {
+    /// Outcome of a wait in a queue.
+    QueueEnd {
+        /// The request got a slot.
+        Admitted => "admitted",
+        /// The queue was full.
+        Full => "full",
+        /// The request went where it need not wait.
+        MovedOn => "moved_on",
+        /// The wait was over.
+        Timeout => "timeout",
+        /// The client left.
+        Abandoned => "abandoned",
+    }
+}
+
+label! {
+    /// Why a connection is closed before it carried a request.
+    ConnectionRefusal {
+        /// `limits.maxConnections` of the listener.
+        Limit => "limit",
+        /// `limits.maxConnectionsPerAddress` of the listener.
+        AddressLimit => "address_limit",
+        /// The process has no file descriptors to spare.
+        Descriptors => "descriptors",
+        /// The handshake took too long.
+        Timeout => "timeout",
+        /// The header of the PROXY protocol is missing or wrong.
+        ProxyProtocol => "proxy_protocol",
+        /// The TLS handshake failed.
+        Tls => "tls",
+        /// The client's certificate was refused.
+        ClientCertificate => "client_certificate",
+        /// A certificate authority looked at an ACME challenge, which is no request.
+        Challenge => "challenge",
+    }
+}
+
+label! {
+    /// Why a request is no HTTP/1 or breaks a limit of its framing.
+    MalformedReason {
+        /// Pingora could not read it.
+        Request => "request",
+        /// The request line.
+        RequestLine => "request_line",
+        /// The target is too long.
+        TargetTooLong => "target_too_long",
+        /// The header is longer than `maxHeaderBytes`.
+        HeaderTooLong => "header_too_long",
+        /// There are too many fields.
+        TooManyFields => "too_many_fields",
+        /// A field.
+        Field => "field",
+        /// The end of a line.
+        LineEnd => "line_end",
+        /// The length of the body.
+        Length => "length",
+        /// The transfer coding.
+        TransferCoding => "transfer_coding",
+        /// A chunk.
+        Chunk => "chunk",
+        /// The trailers.
+        Trailers => "trailers",
+    }
+}
+
+label! {
+    /// Why a request's body was refused for want of memory or time.
+    BodyRefusal {
+        /// The caller holds all that one caller may.
+        Caller => "caller",
+        /// All requests together hold all that they may.
+        Process => "process",
+        /// The body arrived too slowly while memory was short.
+        Slow => "slow",
+        /// Too many large bodies wait to be read.
+        Busy => "busy",
+    }
+}
+
+/// A series for each value of a label.
+pub struct ByLabel<L, M> {
+    series: Vec<M>,
+    label: PhantomData<L>,
+}
+
+impl<L: Label, M> ByLabel<L, M> {
+    /// Series made by `make`, one for each value.
+    pub fn new(make: impl FnMut(L) -> M) -> Self {
+        Self { series: L::ALL.iter().copied().map(make).collect(), label: PhantomData }
+    }
+
+    /// Series of one value; `None` of a default, which has no series.
+    pub fn get(&self, label: L) -> Option<&M> {
+        self.series.get(label.index())
+    }
+
+    /// Handle on the series of one value.
+    pub fn series(&self, label: L) -> M
+    where
+        M: Clone + Default,
+    {
+        self.get(label).cloned().unwrap_or_default()
+    }
+
+    /// Every value with its series.
+    pub fn iter(&self) -> impl Iterator<Item = (L, &M)> {
+        L::ALL.iter().copied().zip(&self.series)
+    }
+}
+
+impl<L, M> Default for ByLabel<L, M> {
+    fn default() -> Self {
+        Self { series: Vec::new(), label: PhantomData }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn indices_agree<L: Label>() {
+        for (place, label) in L::ALL.iter().enumerate() {
+            assert_eq!(label.index(), place, "{}", label.as_str());
+        }
+    }
+
+    #[test]
+    fn an_index_is_the_place_in_the_list() {
+        indices_agree::<AttemptEnd>();
+        indices_agree::<SpillReason>();
+        indices_agree::<MalformedReason>();
+    }
+}

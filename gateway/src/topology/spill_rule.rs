@@ -1,0 +1,62 @@
+//! Which requests may be answered by somebody else than their route's backends, compiled from a route's `spill`.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use crate::model_pattern::ModelPattern;
+
+/// What a request must meet to spill. The default lets all pass.
+#[derive(Debug, Default, Clone)]
+pub struct SpillRule {
+    /// Longest prompt in tokens.
+    pub max_prompt_tokens: Option<NonZeroU32>,
+    /// Models that the caller may have named.
+    pub models: Option<Vec<ModelPattern>>,
+    /// Tenants.
+    pub tenants: Option<Vec<Arc<str>>>,
+    /// Share of the requests, from 0 to 1.
+    pub share: Option<f64>,
+}
+
+impl SpillRule {
+    /// Whether a request may spill that names `model` and comes from `tenant`. `drawn` is a random number from 0 to 1.
+    pub fn allows(&self, model: Option<&str>, tenant: Option<&str>, drawn: f64) -> bool {
+        let named = |patterns: &Vec<ModelPattern>| {
+            model.is_some_and(|model| patterns.iter().any(|pattern| pattern.matches(model)))
+        };
+        let known = |tenants: &Vec<Arc<str>>| tenant.is_some_and(|tenant| tenants.iter().any(|one| **one == *tenant));
+        self.models.as_ref().is_none_or(named)
+            && self.tenants.as_ref().is_none_or(known)
+            && self.share.is_none_or(|share| drawn < share)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_must_be_met() {
+        let all = SpillRule::default();
+        assert!(all.allows(None, None, 0.999));
+        let some = SpillRule {
+            max_prompt_tokens: None,
+            models: Some(vec![ModelPattern::new("gpt-4*"), ModelPattern::new("x")]),
+            tenants: Some(vec!["acme".into()]),
+            share: Some(0.25),
+        };
+        for (model, tenant, drawn, may) in [
+            (Some("gpt-4o"), Some("acme"), 0.24, true),
+            (Some("x"), Some("acme"), 0.0, true),
+            (Some("gpt-4o"), Some("acme"), 0.25, false),
+            (Some("gpt-3"), Some("acme"), 0.0, false),
+            (Some("x"), Some("other"), 0.0, false),
+            (Some("x"), None, 0.0, false),
+            (None, Some("acme"), 0.0, false),
+        ] {
+            assert_eq!(some.allows(model, tenant, drawn), may, "{model:?} {tenant:?} {drawn}");
+        }
+        let none = SpillRule { share: Some(0.0), ..SpillRule::default() };
+        assert!(!none.allows(None, None, 0.0));
+    }
+}

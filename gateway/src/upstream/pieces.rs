@@ -1,0 +1,65 @@
+//! A body as it goes to an endpoint, with the name of its model replaced where the backend knows another one.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+/// Bytes up to which a body with another model is copied into one: below it, one write is cheaper than three.
+const COPIED: usize = 64 << 10;
+
+/// A body as it goes to an endpoint: one after the other, without a copy of what is long.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pieces([Bytes; 3]);
+
+impl From<Bytes> for Pieces {
+    fn from(whole: Bytes) -> Self {
+        Self([whole, Bytes::new(), Bytes::new()])
+    }
+}
+
+impl Pieces {
+    /// A body with other text in place of a range of it.
+    pub(super) fn with(body: &Bytes, range: Range<usize>, text: &str) -> Self {
+        let (Some(before), Some(after)) = (body.get(..range.start), body.get(range.end..)) else {
+            return body.clone().into();
+        };
+        if body.len() <= COPIED {
+            return Bytes::from([before, text.as_bytes(), after].concat()).into();
+        }
+        Self([body.slice_ref(before), Bytes::copy_from_slice(text.as_bytes()), body.slice_ref(after)])
+    }
+
+    /// Bytes of all of it.
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
+    }
+
+    /// The next bytes of it, `most` at a time; `None` at its end.
+    pub(super) fn next(&mut self, most: usize) -> Option<Bytes> {
+        let piece = self.0.iter_mut().find(|piece| !piece.is_empty())?;
+        Some(piece.split_to(piece.len().min(most)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_a_body_is_replaced_whether_it_is_copied_or_not() {
+        for rest in [10, COPIED] {
+            let body = Bytes::from(format!("{{\"model\":\"a\",\"x\":\"{}\"}}", "x".repeat(rest)));
+            let mut out = Pieces::with(&body, 9..12, "\"other\"");
+            assert_eq!(out.len(), body.len() + 4);
+            let mut whole = Vec::new();
+            while let Some(part) = out.next(1000) {
+                assert!(!part.is_empty() && part.len() <= 1000);
+                whole.extend_from_slice(&part);
+            }
+            assert_eq!(whole, String::from_utf8_lossy(&body).replacen("\"a\"", "\"other\"", 1).as_bytes());
+        }
+        assert!(Pieces::default().next(1).is_none());
+        let body = Bytes::from_static(b"short");
+        assert_eq!(Pieces::with(&body, 9..12, "x").len(), 5, "a range that is not in it changes nothing");
+    }
+}
