@@ -494,6 +494,7 @@ async fn a_backend_as_a_whole_has_a_limit_and_an_endpoint_no_more_connections_th
         let gateway = Gateway::start(&backend(limits)).await;
         let asked: Vec<_> = (0..5).map(|n| get(&gateway, &format!("/{n}"), &[])).collect();
         depth(&gateway, 3.0).await;
+        eventually("two are at the servers", || async { (reached() >= 5 * round + 2).then_some(()) }).await;
         assert_eq!(reached(), 5 * round + 2, "{limits}");
         a.release(5);
         b.release(5);
