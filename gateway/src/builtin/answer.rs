@@ -73,14 +73,6 @@ async fn submit(
     deadline: Instant,
 ) -> Result<SpillStream, SpillError> {
     let Terms { dialect, max_prompt_tokens, over_limit, tenant } = terms;
-    let created = crate::clock::unix_now();
-    let operation = if request.prompt.is_some() { Operation::Completions } else { Operation::Chat };
-    let id = uuid::Uuid::new_v4();
-    let head = AnswerHead { operation, id, created, model: model.name(), include_usage: request.include_usage };
-    let answer = dialect.write_answer(head).ok_or_else(|| {
-        let message = format!("A built-in model cannot answer in the API `{}`.", dialect.name());
-        SpillError::CannotSpill(Refusal::invalid("unsupported_endpoint", message))
-    })?;
     let begun = resumed.unwrap_or(Begun { text: "", tokens: 0 });
     if let Some(refusal) = &request.unsupported {
         return Err(SpillError::CannotSpill(refusal.clone()));
@@ -104,6 +96,14 @@ async fn submit(
         let message = format!("The prompt has {length} tokens, and at most {most} may be answered here.");
         return Err(too_long(message, request.prompt_field()));
     }
+    let created = crate::clock::unix_now();
+    let operation = if request.prompt.is_some() { Operation::Completions } else { Operation::Chat };
+    let id = uuid::Uuid::new_v4();
+    let head = AnswerHead { operation, id, created, model: model.name(), include_usage: request.include_usage };
+    let answer = dialect.write_answer(head).ok_or_else(|| {
+        let message = format!("A built-in model cannot answer in the API `{}`.", dialect.name());
+        SpillError::CannotSpill(Refusal::invalid("unsupported_endpoint", message))
+    })?;
     let prompt_tokens = Some(length.saturating_sub(begun.tokens.into()));
     let submitted = Instant::now();
     let defaults = Sampling::default();

@@ -20,7 +20,6 @@ use super::trying::{Try, begin_retry, can_resend, may_retry};
 use super::{affinity, conclude, hedging, resuming};
 use crate::admission::{Admission, Journey, Order};
 use crate::balancing::Endpoint;
-use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
 use crate::exchange::{End, Exchange, Place, malformed, too_slow};
 use crate::gateway::Gateway;
@@ -76,14 +75,14 @@ pub(super) async fn forward(
     loop {
         let Forwarding { journey, wait, retries, .. } = &mut forwarding;
         let forwarded = match admit(route, journey, wait, *retries > 0, session, x) {
-            Admitted::Endpoint { backend, endpoint, slot } => {
+            Admission::Endpoint { backend, endpoint, slot } => {
                 wait.admitted(route, journey, x);
-                forwarding.try_endpoint(&backend, endpoint, slot, session, x).await?
+                forwarding.try_endpoint(backend, endpoint, slot, session, x).await?
             }
-            Admitted::Model { target, model } => {
+            Admission::Model { target, model } => {
                 wait.elsewhere(x);
                 forwarding.retrying = None;
-                match builtin::direct(&model, session, x).await? {
+                match builtin::direct(model, session, x).await? {
                     Direct::Answered => Some(Forwarded::Served),
                     Direct::NoRoom => {
                         forwarding.journey.close(target);
@@ -91,8 +90,8 @@ pub(super) async fn forward(
                     }
                 }
             }
-            Admitted::Saturated => forwarding.wait_for_slot(session, x).await?,
-            Admitted::Unavailable => {
+            Admission::Saturated => forwarding.wait_for_slot(session, x).await?,
+            Admission::Unavailable => {
                 wait.elsewhere(x);
                 Some(Forwarded::Unserved(SpillReason::Unavailable))
             }
@@ -107,7 +106,7 @@ impl Forwarding<'_> {
     /// One try at an endpoint and what follows it; `None` where the request is to be admitted again.
     async fn try_endpoint(
         &mut self,
-        backend: &Arc<Backend>,
+        backend: &Backend,
         endpoint: Arc<Endpoint>,
         slot: Taken,
         session: &mut ServerSession,
@@ -125,7 +124,7 @@ impl Forwarding<'_> {
         let (decided_by, outcome) = match hedge {
             // What few requests do is boxed, so that the others need not carry it.
             Some(plan) => Box::pin(hedging::race(gateway, route, plan, self.journey, first, session, x)).await,
-            None => (&**backend, first.run(session, x).await),
+            None => (backend, first.run(session, x).await),
         };
         match after(self.gateway, route, self.journey, outcome, session, x).await? {
             Next::Ended(forwarded) => Ok(Some(forwarded)),
@@ -170,23 +169,15 @@ impl Forwarding<'_> {
     }
 }
 
-/// [`Admission`] whose parts are held by themselves.
-enum Admitted {
-    Endpoint { backend: Arc<Backend>, endpoint: Arc<Endpoint>, slot: Taken },
-    Model { target: usize, model: Arc<LoadedModel> },
-    Saturated,
-    Unavailable,
-}
-
 /// Step 7: an endpoint and its slot in one step, a built-in model, or no room.
-fn admit(
-    route: &Arc<Route>,
+fn admit<'r>(
+    route: &'r Route,
     journey: &mut Journey,
     wait: &Wait,
     is_retry: bool,
     session: &ServerSession,
     x: &Exchange,
-) -> Admitted {
+) -> Admission<'r> {
     let mut span = x.span.child("admission", Kind::Internal);
     let random = rand::random();
     let key = |backend: &Backend| affinity::key(backend, session, x);
@@ -200,14 +191,7 @@ fn admit(
         }
     };
     conclude::admitted(&mut span, route, &admission);
-    match admission {
-        Admission::Endpoint { backend, endpoint, slot } => {
-            Admitted::Endpoint { backend: backend.clone(), endpoint, slot }
-        }
-        Admission::Model { target, model } => Admitted::Model { target, model: model.clone() },
-        Admission::Saturated => Admitted::Saturated,
-        Admission::Unavailable => Admitted::Unavailable,
-    }
+    admission
 }
 
 /// What follows an attempt that ended so.

@@ -63,7 +63,7 @@ impl<'a> Try<'a> {
 
     /// Runs the try to its end.
     pub(super) async fn run(mut self, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
-        x.place = self.place.take();
+        self.lend_place(x);
         let outcome = run(&self.attempt, session, x).await;
         self.conclude(&outcome, x);
         outcome
@@ -71,7 +71,7 @@ impl<'a> Try<'a> {
 
     /// Passes on an answer whose head has come.
     pub(super) async fn relay(mut self, opened: Opened, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
-        x.place = self.place.take();
+        self.lend_place(x);
         let outcome = relay(&self.attempt, session, x, opened).await;
         self.conclude(&outcome, x);
         outcome

@@ -88,9 +88,13 @@ impl Shown {
             let pieces = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
             pieces.filter_map(|piece| BINARY.decode(piece).ok()).any(|piece| is_in(&piece))
         };
-        is_in(value)
-            || matches!(percent_decoded(value), Cow::Owned(decoded) if is_in(&decoded))
-            || (name.as_str().ends_with("-bin") && is_binary())
+        self.is_in_text(value, with_environment) || (name.as_str().ends_with("-bin") && is_binary())
+    }
+
+    /// True if a text repeats a credential, as it is or percent-encoded.
+    fn is_in_text(&self, text: &[u8], with_environment: bool) -> bool {
+        is_in(text, self.texts(with_environment))
+            || matches!(percent_decoded(text), Cow::Owned(decoded) if is_in(&decoded, self.texts(with_environment)))
     }
 
     /// Names of headers that repeat a credential.
@@ -111,11 +115,7 @@ impl Shown {
         for name in self.repeating(&head.headers, with_environment) {
             head.remove_header(&name);
         }
-        let repeats = |reason: &str| {
-            is_in(reason.as_bytes(), self.texts(with_environment))
-                || is_in(&percent_decoded(reason.as_bytes()), self.texts(with_environment))
-        };
-        if head.get_reason_phrase().is_some_and(repeats) {
+        if head.get_reason_phrase().is_some_and(|reason| self.is_in_text(reason.as_bytes(), with_environment)) {
             // The one that belongs to the status is written in its place.
             let _ = head.set_reason_phrase(None);
         }
