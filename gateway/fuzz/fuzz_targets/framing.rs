@@ -3,7 +3,7 @@
 #![no_main]
 
 #[allow(dead_code, reason = "the gateway uses all of it")]
-#[path = "../../src/framing.rs"]
+#[path = "../../src/framing/mod.rs"]
 mod framing;
 
 use framing::{Framer, MAX_FIELDS, Violation};
