@@ -19,7 +19,7 @@ use crate::topology::{Backend, Route, Target, TargetKind};
 const MAX_MOVES: u32 = 3;
 
 /// Where a request has been and may still go.
-pub struct Journey {
+pub struct TargetSelection {
     order: Order,
     /// Endpoints that were tried.
     tried: Vec<Arc<EndpointState>>,
@@ -52,7 +52,7 @@ pub enum Admission<'a> {
     Unavailable,
 }
 
-impl Journey {
+impl TargetSelection {
     /// Begins with the targets in the order that was drawn.
     pub fn new(order: Order) -> Self {
         Self { order, tried: Vec::new(), closed: Vec::new(), moves: 0 }

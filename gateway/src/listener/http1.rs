@@ -71,7 +71,7 @@ pub(super) async fn serve(
             Some(text) => answer(&mut session, text, limits.body_timeout.0).await,
             None => pipeline::handle(&gateway, &connection, &mut session).await,
         };
-        if ended == pipeline::Connection::Close {
+        if ended == pipeline::AfterRequest::Close {
             session.shutdown().await;
             return;
         }
@@ -103,7 +103,7 @@ fn challenge(gateway: &Gateway, session: &ServerSession) -> Option<Bytes> {
 }
 
 /// Writes a short text, within a time.
-async fn answer(session: &mut ServerSession, text: Bytes, time: Duration) -> pipeline::Connection {
+async fn answer(session: &mut ServerSession, text: Bytes, time: Duration) -> pipeline::AfterRequest {
     let written = async {
         let mut head = ResponseHeader::build(200, Some(2)).ok()?;
         // RFC 8555, 8.3.
@@ -113,7 +113,7 @@ async fn answer(session: &mut ServerSession, text: Bytes, time: Duration) -> pip
         session.write_response_body(text, true).await.ok()
     };
     match tokio::time::timeout(time, written).await {
-        Ok(Some(())) => pipeline::Connection::Keep,
-        _ => pipeline::Connection::Close,
+        Ok(Some(())) => pipeline::AfterRequest::Keep,
+        _ => pipeline::AfterRequest::Close,
     }
 }

@@ -108,11 +108,11 @@ async fn request(mut session: HttpSession, connection: Arc<ConnectionInfo>, gate
     let mut session = ServerSession::new_http2(session);
     let handled = pipeline::handle(&gateway, &connection, &mut session);
     match Box::pin(gateway.downstream.ending.watch(handled)).await {
-        pipeline::Connection::Keep => {
+        pipeline::AfterRequest::Keep => {
             let _ = session.finish().await;
         }
         // Resets the stream unless its answer was whole.
-        pipeline::Connection::Close => session.shutdown().await,
+        pipeline::AfterRequest::Close => session.shutdown().await,
     }
 }
 

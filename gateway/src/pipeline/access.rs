@@ -1,4 +1,4 @@
-//! Whether a caller may use a route, and the refusal of a path that no route takes.
+//! Access of callers to routes, and the refusal of a path that no route takes.
 
 use http::StatusCode;
 use pingora::protocols::http::ServerSession;
@@ -19,9 +19,9 @@ pub(super) fn no_route(session: &ServerSession) -> End {
 }
 
 /// True if the caller may use the route.
-pub(super) fn is_open_to(route: &Route, x: &Exchange) -> bool {
+pub(super) fn is_open_to(route: &Route, exchange: &Exchange) -> bool {
     let Some(access) = &route.access else { return true };
-    x.caller_view().is_some_and(|caller| {
+    exchange.caller_view().is_some_and(|caller| {
         let one_of = |list: &[String], name: &str| list.is_empty() || list.iter().any(|entry| entry == name);
         one_of(&access.consumers, caller.consumer)
             && one_of(&access.tenants, caller.tenant)

@@ -1,4 +1,4 @@
-//! What keeps a request on its endpoint: the value of a header or cookie, the client, or the beginning of the prompt.
+//! Affinity of a request to an endpoint: by the value of a header or cookie, the client, or the beginning of the prompt.
 
 use http::header;
 use pingora::protocols::http::ServerSession;
@@ -11,16 +11,16 @@ use crate::protocol::prompt_prefix;
 use crate::topology::Backend;
 
 /// The key of a request at a backend; `None` where the backend asks for none, or the request has none.
-pub(super) fn key(backend: &Backend, session: &ServerSession, x: &Exchange) -> Option<u64> {
+pub(super) fn key(backend: &Backend, session: &ServerSession, exchange: &Exchange) -> Option<u64> {
     match backend.hash_on.as_ref()? {
         HashOn::Header(name) => session.get_header(name.as_str()).map(|value| hash_key(value.as_bytes())),
         HashOn::Cookie(name) => {
             let headers = session.req_header().headers.get_all(header::COOKIE);
             headers.iter().find_map(|value| cookie(value.as_bytes(), name)).map(hash_key)
         }
-        HashOn::ClientAddress(_) => Some(hash_key(x.client_text.as_bytes())),
+        HashOn::ClientAddress(_) => Some(hash_key(exchange.client_text.as_bytes())),
         HashOn::PromptPrefix(size) => {
-            let RequestBody::Held(held) = &x.body else { return None };
+            let RequestBody::Held(held) = &exchange.body else { return None };
             // What comes before the prompt is read with every choice of an endpoint.
             let begin = held.bytes.get(..INLINE).unwrap_or(&held.bytes);
             let prefix = prompt_prefix(begin, usize::try_from(size.0).unwrap_or(usize::MAX));

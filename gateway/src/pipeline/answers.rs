@@ -11,7 +11,7 @@ use spillway_config::path;
 use spillway_filter::{Answer, ErrorKind, Refusal};
 use tokio::time::Instant;
 
-use super::Connection;
+use super::AfterRequest;
 use crate::downstream::{Nothing, SLICE, deliver, slice};
 use crate::exchange::{End, Exchange, malformed_refusal};
 use crate::framing::Violation;
@@ -26,37 +26,37 @@ const LONGEST: Duration = Duration::from_secs(600);
 const MALFORMED: Duration = Duration::from_secs(10);
 
 /// Sends a refusal. The connection is kept when the request was read to its end.
-pub(super) async fn refuse(session: &mut ServerSession, x: &mut Exchange, refusal: &Refusal) -> Connection {
-    let rendered = protocol::render(refusal, x.dialect, x.request_id.to_str().unwrap_or_default());
-    x.outcome.error_code = Some(refusal.code);
+pub(super) async fn refuse(session: &mut ServerSession, exchange: &mut Exchange, refusal: &Refusal) -> AfterRequest {
+    let rendered = protocol::render(refusal, exchange.dialect, exchange.request_id.to_str().unwrap_or_default());
+    exchange.outcome.error_code = Some(refusal.code);
     let mut head = match ResponseHeader::build(rendered.status, Some(8)) {
         Ok(head) => head,
-        Err(_) => return Connection::Close,
+        Err(_) => return AfterRequest::Close,
     };
     let _ = head.insert_header(header::CONTENT_TYPE, rendered.content_type);
     for (name, value) in rendered.headers {
         let _ = head.insert_header(name, value);
     }
-    match send(session, x, head, rendered.body).await {
-        Ok(()) => Connection::Keep,
+    match send(session, exchange, head, rendered.body).await {
+        Ok(()) => AfterRequest::Keep,
         Err(_) => {
-            x.outcome.client_gone = true;
-            Connection::Close
+            exchange.outcome.client_gone = true;
+            AfterRequest::Close
         }
     }
 }
 
 /// Sends an answer that a filter made.
-pub(super) async fn local(session: &mut ServerSession, x: &mut Exchange, answer: Answer) -> Connection {
-    let Ok(mut head) = ResponseHeader::build(answer.status, Some(8)) else { return Connection::Close };
+pub(super) async fn local(session: &mut ServerSession, exchange: &mut Exchange, answer: Answer) -> AfterRequest {
+    let Ok(mut head) = ResponseHeader::build(answer.status, Some(8)) else { return AfterRequest::Close };
     for (name, value) in answer.headers {
         let _ = head.append_header(name, value);
     }
-    match send(session, x, head, answer.body).await {
-        Ok(()) => Connection::Keep,
+    match send(session, exchange, head, answer.body).await {
+        Ok(()) => AfterRequest::Keep,
         Err(_) => {
-            x.outcome.client_gone = true;
-            Connection::Close
+            exchange.outcome.client_gone = true;
+            AfterRequest::Close
         }
     }
 }
@@ -64,7 +64,7 @@ pub(super) async fn local(session: &mut ServerSession, x: &mut Exchange, answer:
 /// Sends a whole answer.
 pub(super) async fn send(
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
     mut head: ResponseHeader,
     body: Bytes,
 ) -> pingora::Result<()> {
@@ -73,11 +73,11 @@ pub(super) async fn send(
     if head.status != StatusCode::NO_CONTENT {
         let _ = head.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(body.len()));
     }
-    finish_response(&mut head, x);
-    x.outcome.status = head.status.as_u16();
-    x.outcome.bytes_out = u64::try_from(body.len()).unwrap_or(u64::MAX);
+    finish_response(&mut head, exchange);
+    exchange.outcome.status = head.status.as_u16();
+    exchange.outcome.bytes_out = u64::try_from(body.len()).unwrap_or(u64::MAX);
     // The deadline of the route may be over: this is what says so.
-    let limits = x.write_limits(Instant::now() + LONGEST);
+    let limits = exchange.write_limits(Instant::now() + LONGEST);
     deliver(session.write_response_header(Box::new(head)), limits, &mut Nothing).await?;
     let mut body = body;
     let last = body.split_off(body.len().saturating_sub(SLICE));
@@ -106,6 +106,16 @@ pub async fn refuse_malformed(session: &mut ServerSession, violation: Option<Vio
     }
 }
 
+/// Refusal of a request whose time is over before an answer began.
+pub(super) fn too_late() -> End {
+    End::refuse(Refusal::new(
+        StatusCode::GATEWAY_TIMEOUT,
+        ErrorKind::Timeout,
+        "request_timeout",
+        "the time for this request is over (`timeouts.request` of its route)",
+    ))
+}
+
 /// True if the gateway answers this request of a route itself, with its models or one of them.
 pub(super) fn is_models(route: &Route, resolved: Resolved) -> bool {
     route.calls_models && resolved.operation == Operation::Models
@@ -121,13 +131,13 @@ pub(super) fn is_model_by_id<'r>(
 }
 
 /// Answers a request for the models of a route that calls models, or for one of them. False when it is neither.
-pub(super) async fn models(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<bool, End> {
-    if !is_models(route, x.resolved) {
+pub(super) async fn models(route: &Route, session: &mut ServerSession, exchange: &mut Exchange) -> Result<bool, End> {
+    if !is_models(route, exchange.resolved) {
         return Ok(false);
     }
-    let dialect = x.resolved.dialect;
+    let dialect = exchange.resolved.dialect;
     // A model that the caller may not name does not exist for it.
-    let caller = x.caller.as_ref();
+    let caller = exchange.caller.as_ref();
     let listed = route.listed_models.iter().map(ListedModel::card);
     let mut cards = listed.filter(|card| caller.is_none_or(|caller| caller.may_use(Some(card.id))));
     let body = match dialect.model_path(session.req_header().uri.path()) {
@@ -153,6 +163,6 @@ pub(super) async fn models(route: &Route, session: &mut ServerSession, x: &mut E
     };
     let mut answer = ResponseHeader::build(StatusCode::OK, Some(4)).map_err(|_| End::ClientGone)?;
     let _ = answer.insert_header(header::CONTENT_TYPE, "application/json");
-    send(session, x, answer, body).await.map_err(|_| End::ClientGone)?;
+    send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)?;
     Ok(true)
 }

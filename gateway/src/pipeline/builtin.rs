@@ -1,4 +1,4 @@
-//! The exchange answered by a built-in model: text as it is written, and the answer of a route that names the model.
+//! Answers of built-in models: text as it is generated, and the requests of a route that names the model.
 
 use std::sync::Arc;
 
@@ -26,23 +26,24 @@ pub(super) enum Direct {
 pub(super) async fn direct(
     model: &Arc<LoadedModel>,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Result<Direct, End> {
-    if let Some(what) = x.dialect.encodes(x.resolved.operation) {
-        return match encoding::encode(model, what, session, x).await? {
+    if let Some(what) = exchange.dialect.encodes(exchange.resolved.operation) {
+        return match encoding::encode(model, what, session, exchange).await? {
             true => Ok(Direct::Answered),
             false => Ok(Direct::NoRoom),
         };
     }
-    let Some(request) = read_chat(x).await? else { return Err(unsupported_endpoint()) };
+    let Some(request) = read_chat(exchange).await? else { return Err(unsupported_endpoint()) };
     let request = request?;
     request.addressed_to(model.name())?;
-    let deadline = x.route.as_ref().map_or_else(std::time::Instant::now, |route| x.started + route.request_timeout);
-    let (dialect, tenant) = (x.dialect, tenant(x).cloned());
+    let deadline =
+        exchange.route.as_ref().map_or_else(std::time::Instant::now, |route| exchange.started + route.request_timeout);
+    let (dialect, tenant) = (exchange.dialect, tenant(exchange).cloned());
     let terms = Terms { dialect, max_prompt_tokens: None, over_limit: None, tenant };
     match builtin::answer(model, &request, terms, deadline).await {
         Ok(stream) => {
-            pass(stream, model, session, x).await?;
+            pass(stream, model, session, exchange).await?;
             Ok(Direct::Answered)
         }
         Err(SpillError::Busy(_)) => Ok(Direct::NoRoom),
@@ -50,32 +51,32 @@ pub(super) async fn direct(
     }
 }
 
-/// Writes what the engine gives, as it comes. A client that leaves ends the work within one step of the engine: the
-/// stream is dropped here.
+/// Streams the answer of the engine to the client. A client that leaves ends the work within one step of the engine, because
+/// the stream is dropped here.
 pub(super) async fn pass(
     mut stream: SpillStream,
     model: &Arc<LoadedModel>,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Result<(), End> {
-    x.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
+    exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
     let head = tokio::select! {
         biased;
         head = stream.begin() => head,
         _ = session.read_body_or_idle(true) => {
-            super::conclude::engine_ended(x, stream.report());
-            return Err(x.left_at_work());
+            super::conclude::engine_ended(exchange, stream.report());
+            return Err(exchange.left_at_work());
         }
     };
     let head = match head {
         Ok(head) => head,
         Err(refusal) => {
-            super::conclude::engine_ended(x, stream.report());
+            super::conclude::engine_ended(exchange, stream.report());
             return Err(refusal.into());
         }
     };
-    let result = write(&mut stream, head, session, x).await;
-    super::conclude::engine_ended(x, stream.report());
+    let result = write(&mut stream, head, session, exchange).await;
+    super::conclude::engine_ended(exchange, stream.report());
     result
 }
 
@@ -83,7 +84,7 @@ async fn write(
     stream: &mut SpillStream,
     head: builtin::Head,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Result<(), End> {
     let mut answer = ResponseHeader::build(head.status, Some(12)).map_err(|_| End::ClientGone)?;
     for (name, value) in head.headers {
@@ -92,22 +93,23 @@ async fn write(
     if let Some(length) = head.content_length {
         let _ = answer.insert_header(header::CONTENT_LENGTH, header::HeaderValue::from(length));
     }
-    x.outcome.status = head.status.as_u16();
+    exchange.outcome.status = head.status.as_u16();
     let is_http11 = session.req_header().version == Version::HTTP_11;
-    let answer = outgoing_response(answer, x, is_http11, true);
+    let answer = outgoing_response(answer, exchange, is_http11, true);
     let mut unread = Unread::default();
-    let mut ahead = Ahead::new(stream, &mut unread, x);
-    deliver(session.write_response_header(answer), limits(x), &mut ahead).await.map_err(|_| End::ClientGone)?;
-    write_frames(stream, unread, session, x).await
+    let mut ahead = Ahead::new(stream, &mut unread, exchange);
+    deliver(session.write_response_header(answer), limits(exchange), &mut ahead).await.map_err(|_| End::ClientGone)?;
+    write_frames(stream, unread, session, exchange).await
 }
 
 /// Limits of a write to the client.
-fn limits(x: &Exchange) -> WriteLimits<'_> {
-    x.write_limits(x.route.as_ref().map_or_else(tokio::time::Instant::now, |route| x.deadline(route)))
+fn limits(exchange: &Exchange) -> WriteLimits<'_> {
+    exchange
+        .write_limits(exchange.route.as_ref().map_or_else(tokio::time::Instant::now, |route| exchange.deadline(route)))
 }
 
-/// The model's side while the client does not take what is written to it: the answer is taken on as far as there is
-/// memory for it, so that the model is done with it; what is over that is parked in the engine.
+/// Reads the engine's answer ahead while the client does not read, as far as there is memory for it, so that the model
+/// finishes; the engine parks the rest.
 struct Ahead<'a> {
     stream: &'a mut SpillStream,
     unread: &'a mut Unread,
@@ -116,8 +118,8 @@ struct Ahead<'a> {
 }
 
 impl<'a> Ahead<'a> {
-    fn new(stream: &'a mut SpillStream, unread: &'a mut Unread, x: &'a Exchange) -> Self {
-        let (shared, most) = (&x.snapshot.downstream, x.snapshot.buffered_answers_per_request);
+    fn new(stream: &'a mut SpillStream, unread: &'a mut Unread, exchange: &'a Exchange) -> Self {
+        let (shared, most) = (&exchange.snapshot.downstream, exchange.snapshot.buffered_answers_per_request);
         Self { stream, unread, shared, most }
     }
 }
@@ -134,12 +136,12 @@ impl Beside for Ahead<'_> {
     }
 }
 
-/// Writes what comes after the head, what waits in `unread` first.
+/// Writes the frames of the answer behind its head, those of `unread` first.
 pub(super) async fn write_frames(
     stream: &mut SpillStream,
     mut unread: Unread,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Result<(), End> {
     loop {
         let frame = match unread.take_slice() {
@@ -147,8 +149,8 @@ pub(super) async fn write_frames(
             // The write is never inside the select: a frame half written cannot be taken back.
             None => tokio::select! {
                 biased;
-                () = x.snapshot.downstream.ending.over() => {
-                    break_off(session, x, stream.is_event_stream(), SHUTTING_DOWN, STOPPING).await;
+                () = exchange.snapshot.downstream.ending.over() => {
+                    break_off(session, exchange, stream.is_event_stream(), SHUTTING_DOWN, STOPPING).await;
                     return Ok(());
                 }
                 frame = stream.next() => frame,
@@ -157,12 +159,13 @@ pub(super) async fn write_frames(
         };
         let Some(mut frame) = frame else { break };
         while let Some(next) = slice(&mut frame) {
-            x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(next.len()).unwrap_or(0));
-            let mut ahead = Ahead::new(stream, &mut unread, x);
-            let written = deliver(session.write_response_body(next, false), limits(x), &mut ahead).await;
+            exchange.outcome.bytes_out =
+                exchange.outcome.bytes_out.saturating_add(u64::try_from(next.len()).unwrap_or(0));
+            let mut ahead = Ahead::new(stream, &mut unread, exchange);
+            let written = deliver(session.write_response_body(next, false), limits(exchange), &mut ahead).await;
             written.map_err(|_| End::ClientGone)?;
         }
     }
     let end = session.write_response_body(Bytes::new(), true);
-    deliver(end, limits(x), &mut Nothing).await.map_err(|_| End::ClientGone)
+    deliver(end, limits(exchange), &mut Nothing).await.map_err(|_| End::ClientGone)
 }

@@ -1,4 +1,4 @@
-//! Step 10: what is told of a request and its attempts. Nothing here changes an answer.
+//! Step 10: reports of a request and its attempts, as spans, metrics and log lines. Nothing here changes an answer.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,22 +17,23 @@ use crate::telemetry::{AccessRecord, AttemptEnd, Kind, Label, Span, Tokens, name
 use crate::topology::{Route, TargetKind};
 use crate::upstream::{Attempt, Failure, Outcome, REQUEST_TIMEOUT, SHUTTING_DOWN};
 
-/// An attempt that ends with the request's own deadline after less than this had no chance.
+/// Least time that an attempt must have had before the request's deadline, to be judged by that deadline.
 const LEAST_TIME: Duration = Duration::from_secs(1);
 
 /// The span of an attempt that begins.
-pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, x: &Exchange, resend: u32) -> Span {
-    if !x.span.is_recording() {
-        return x.span.child("attempt", Kind::Client);
+pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, exchange: &Exchange, resend: u32) -> Span {
+    if !exchange.span.is_recording() {
+        return exchange.span.child("attempt", Kind::Client);
     }
-    let asked = x.asked.as_ref().and_then(|asked| asked.model.as_deref());
-    let operation = a.backend.dialect.and_then(|dialect| Some((x.resolved.operation.gen_ai_name()?, dialect.name())));
+    let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
+    let operation =
+        a.backend.dialect.and_then(|dialect| Some((exchange.resolved.operation.gen_ai_name()?, dialect.name())));
     let name = match (operation, asked) {
         (Some((operation, _)), Some(model)) => format!("{operation} {model}"),
         (Some((operation, _)), None) => operation.to_owned(),
         (None, _) => format!("{} {}", session.req_header().method, a.backend.name),
     };
-    let mut span = x.span.child(name, Kind::Client);
+    let mut span = exchange.span.child(name, Kind::Client);
     span.set(names::SERVER_ADDRESS, a.endpoint.url.host.clone());
     span.set(names::SERVER_PORT, i64::from(a.endpoint.url.port));
     span.set(names::SPILLWAY_BACKEND, a.backend.name.to_string());
@@ -46,31 +47,31 @@ pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, x: &Exchang
         if let Some(model) = asked {
             span.set(names::GEN_AI_REQUEST_MODEL, model.to_owned());
         }
-        span.set(names::GEN_AI_REQUEST_STREAM, x.asked.as_ref().is_some_and(|asked| asked.stream));
+        span.set(names::GEN_AI_REQUEST_STREAM, exchange.asked.as_ref().is_some_and(|asked| asked.stream));
     }
     span
 }
 
 /// Reports an attempt that has ended after `took`, which is the time of its server and not that of a client that reads
 /// slowly.
-pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &Outcome, x: &Exchange, took: Duration) {
-    judged(a, outcome, x.outcome.status, x.outcome.error_code, took);
+pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &Outcome, exchange: &Exchange, took: Duration) {
+    judged(a, outcome, exchange.outcome.status, exchange.outcome.error_code, took);
     let mut span = std::mem::replace(&mut a.span, Span::none());
     if matches!(outcome, Outcome::GivenUp) {
         span.set(names::SPILLWAY_GIVEN_UP, true);
     }
     if matches!(outcome, Outcome::Answered | Outcome::Unread | Outcome::Broken | Outcome::Died(_)) {
-        if a.backend.calls_models() && (200..300).contains(&x.outcome.status) {
+        if a.backend.calls_models() && (200..300).contains(&exchange.outcome.status) {
             let tokens = Tokens {
-                input: x.outcome.prompt_tokens,
-                output: x.outcome.completion_tokens,
-                first: x.outcome.first_token,
+                input: exchange.outcome.prompt_tokens,
+                output: exchange.outcome.completion_tokens,
+                first: exchange.outcome.first_token,
             };
             a.backend.metrics.called(tokens, took);
         }
         if span.is_recording() {
-            span.set(names::HTTP_RESPONSE_STATUS_CODE, i64::from(x.outcome.status));
-            set_model_outcome(&mut span, x);
+            span.set(names::HTTP_RESPONSE_STATUS_CODE, i64::from(exchange.outcome.status));
+            set_model_outcome(&mut span, exchange);
         }
     }
     if let Some(error) = error(outcome) {
@@ -86,12 +87,12 @@ pub(super) fn given_up(a: &mut Attempt<'_>) {
 
 /// Counts an attempt and lets it judge its endpoint. `status` is 0 where there was no answer.
 pub(super) fn judged(a: &Attempt<'_>, outcome: &Outcome, status: u16, error_code: Option<&str>, took: Duration) {
-    a.endpoint.state.metrics.attempted(end(outcome));
+    a.endpoint.state.metrics.attempted(attempt_end(outcome));
     let verdict = verdict(outcome, status, error_code, took);
     a.backend.balancer.ended(&a.endpoint, verdict, a.began, now_millis());
 }
 
-fn end(outcome: &Outcome) -> AttemptEnd {
+fn attempt_end(outcome: &Outcome) -> AttemptEnd {
     match outcome {
         // After `Unread` the server has done its part.
         Outcome::Answered | Outcome::Unread => AttemptEnd::Answered,
@@ -116,7 +117,7 @@ fn error(outcome: &Outcome) -> Option<&'static str> {
     }
 }
 
-/// What an attempt says of its endpoint's health.
+/// Verdict of an attempt on the health of its endpoint.
 fn verdict(outcome: &Outcome, status: u16, error_code: Option<&str>, took: Duration) -> Verdict {
     match outcome {
         Outcome::Broken if matches!(error_code, Some(REQUEST_TIMEOUT | SHUTTING_DOWN)) => Verdict::Unknown,
@@ -135,7 +136,7 @@ fn verdict(outcome: &Outcome, status: u16, error_code: Option<&str>, took: Durat
     }
 }
 
-/// Where a request goes, and which endpoints were passed over.
+/// Reports the target of a request, and the endpoints that were passed over.
 pub(super) fn admitted(span: &mut Span, route: &Route, admission: &Admission<'_>) {
     if !span.is_recording() {
         return;
@@ -176,8 +177,8 @@ fn tokens(count: u64) -> Value {
     Value::I64(i64::try_from(count).unwrap_or(i64::MAX))
 }
 
-fn set_model_outcome(span: &mut Span, x: &Exchange) {
-    let o = &x.outcome;
+fn set_model_outcome(span: &mut Span, exchange: &Exchange) {
+    let o = &exchange.outcome;
     if let Some(model) = &o.model_answered {
         span.set(names::GEN_AI_RESPONSE_MODEL, model.clone());
     }
@@ -201,17 +202,17 @@ fn set_model_outcome(span: &mut Span, x: &Exchange) {
     }
 }
 
-/// The engine has ended its part, whole or not: its spans are made from what it measured.
-pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
-    x.outcome.model_answered = Some(report.model.to_string());
-    x.outcome.response_id = Some(report.id.clone());
-    x.outcome.prompt_tokens = report.prompt_tokens;
-    x.outcome.completion_tokens = Some(report.completion_tokens);
-    x.outcome.finish_reason = report.finish_reason.map(|reason| reason.as_str().to_owned());
-    x.outcome.first_token = report.first_token.map(|first| first.saturating_duration_since(x.started));
+/// Reports the end of an answer of the engine, whole or not. Its spans are made from the engine's own times.
+pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
+    exchange.outcome.model_answered = Some(report.model.to_string());
+    exchange.outcome.response_id = Some(report.id.clone());
+    exchange.outcome.prompt_tokens = report.prompt_tokens;
+    exchange.outcome.completion_tokens = Some(report.completion_tokens);
+    exchange.outcome.finish_reason = report.finish_reason.map(|reason| reason.as_str().to_owned());
+    exchange.outcome.first_token = report.first_token.map(|first| first.saturating_duration_since(exchange.started));
     if report.error.is_some() {
-        x.outcome.error_code = Some("engine_error");
-        x.outcome.broken = x.outcome.status != 0;
+        exchange.outcome.error_code = Some("engine_error");
+        exchange.outcome.broken = exchange.outcome.status != 0;
     }
     if report.complete
         && let Some(first) = report.first_token
@@ -222,22 +223,22 @@ pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
         let tokens = Tokens {
             input: report.prompt_tokens,
             output: Some(report.completion_tokens),
-            first: x.outcome.first_token,
+            first: exchange.outcome.first_token,
         };
         report.metrics.called(tokens, report.took.unwrap_or_else(|| report.submitted.elapsed()));
     }
-    if !x.span.is_recording() {
+    if !exchange.span.is_recording() {
         return;
     }
     // Spans want wall-clock times; the engine measures durations from its submission on.
     let submitted = SystemTime::now() - report.submitted.elapsed();
-    let mut span = x.span.child_at(format!("chat {}", report.model), Kind::Internal, submitted);
+    let mut span = exchange.span.child_at(format!("chat {}", report.model), Kind::Internal, submitted);
     span.set(names::GEN_AI_OPERATION_NAME, "chat");
     span.set(names::GEN_AI_PROVIDER_NAME, "spillway");
-    if let Some(model) = x.asked.as_ref().and_then(|asked| asked.model.clone()) {
+    if let Some(model) = exchange.asked.as_ref().and_then(|asked| asked.model.clone()) {
         span.set(names::GEN_AI_REQUEST_MODEL, model);
     }
-    set_model_outcome(&mut span, x);
+    set_model_outcome(&mut span, exchange);
     if let Some(error) = &report.error {
         span.error(error.clone());
     }
@@ -249,75 +250,76 @@ pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
     }
 }
 
-/// The request has ended: one line, one span, its metrics.
-pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) {
-    super::limiting::settle(&mut x);
+/// Ends the exchange: settles its reservation and reports its access log line, span and metrics.
+pub(super) fn end(gateway: &Gateway, session: &ServerSession, mut exchange: Exchange) {
+    super::limiting::settle(&mut exchange);
     let head = session.req_header();
-    let took = x.started.elapsed();
-    // What nginx calls 499: the client left; nobody got this status.
-    let status = if x.outcome.client_gone && x.outcome.status == 0 { 499 } else { x.outcome.status };
-    if let Some(route) = &x.route {
+    let took = exchange.started.elapsed();
+    // The 499 of nginx: the client left before it got a status.
+    let status =
+        if exchange.outcome.client_gone && exchange.outcome.status == 0 { 499 } else { exchange.outcome.status };
+    if let Some(route) = &exchange.route {
         route.metrics.ended(&head.method, status, took);
-        if let Some(filter) = &x.refused_by {
+        if let Some(filter) = &exchange.refused_by {
             route.metrics.refused_by(filter);
         }
     }
-    if let Some(reason) = x.authentication_failed {
+    if let Some(reason) = exchange.authentication_failed {
         if reason == CredentialError::Throttled {
             gateway.metrics.process.authentication_throttled.inc();
         } else {
             gateway.metrics.process.authentication_failures.inc();
         }
-        gateway.audit.refused(reason.as_str(), &x, head);
+        gateway.audit.refused(reason.as_str(), &exchange, head);
     }
-    tell_span(session, &mut x, status);
-    if x.snapshot.access_log {
-        let route = x.route.as_ref().map(|route| route.name.as_str());
+    end_span(session, &mut exchange, status);
+    if exchange.snapshot.access_log {
+        let route = exchange.route.as_ref().map(|route| route.name.as_str());
         let millis = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
         let time = rfc3339_millis(SystemTime::now());
         AccessRecord {
             time: &time,
             event: "access",
-            request_id: x.request_id.to_str().unwrap_or_default(),
-            trace_id: x.span.trace_id().map(|id| id.to_string()),
-            client: x.client,
-            consumer: x.caller.as_ref().map(|c| c.name.as_ref()),
+            request_id: exchange.request_id.to_str().unwrap_or_default(),
+            trace_id: exchange.span.trace_id().map(|id| id.to_string()),
+            client: exchange.client,
+            consumer: exchange.caller.as_ref().map(|c| c.name.as_ref()),
             route,
             method: head.method.as_str(),
             path: head.uri.path(),
             protocol: protocol(head.version).0,
             status,
-            bytes_in: match &x.body {
+            bytes_in: match &exchange.body {
                 RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
                 RequestBody::Unread => u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX),
             },
-            bytes_out: x.outcome.bytes_out,
+            bytes_out: exchange.outcome.bytes_out,
             duration_ms: millis(took),
-            served_by: x.served_by(),
-            endpoint: x.outcome.endpoint.as_deref(),
-            attempts: x.outcome.attempts,
-            resumed: x.outcome.resumed,
-            queue_ms: x.outcome.queued.map(millis),
-            spilled: x.outcome.spilled.map(Label::as_str),
-            model_asked: x.asked.as_ref().and_then(|asked| asked.model.as_deref()),
-            model_answered: x.outcome.model_answered.as_deref(),
-            prompt_tokens: x.outcome.prompt_tokens,
-            completion_tokens: x.outcome.completion_tokens,
-            ttft_ms: x.outcome.first_token.map(millis),
-            error_code: x.outcome.error_code,
+            served_by: exchange.served_by(),
+            endpoint: exchange.outcome.endpoint.as_deref(),
+            attempts: exchange.outcome.attempts,
+            resumed: exchange.outcome.resumed,
+            queue_ms: exchange.outcome.queued.map(millis),
+            spilled: exchange.outcome.spilled.map(Label::as_str),
+            model_asked: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
+            model_answered: exchange.outcome.model_answered.as_deref(),
+            prompt_tokens: exchange.outcome.prompt_tokens,
+            completion_tokens: exchange.outcome.completion_tokens,
+            ttft_ms: exchange.outcome.first_token.map(millis),
+            error_code: exchange.outcome.error_code,
             user_agent: head.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()),
         }
         .write(&gateway.log, gateway.log_format);
     }
 }
 
-fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
-    if !x.span.is_recording() {
+fn end_span(session: &ServerSession, exchange: &mut Exchange, status: u16) {
+    if !exchange.span.is_recording() {
         return;
     }
     let head = session.req_header();
-    let mut span = std::mem::replace(&mut x.span, Span::none());
-    if let Some(route) = &x.route {
+    let mut span = std::mem::replace(&mut exchange.span, Span::none());
+    if let Some(route) = &exchange.route {
         span.rename(format!("{} {}", head.method, route.name));
         span.set(names::HTTP_ROUTE, route.name.clone());
     } else {
@@ -325,8 +327,8 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
     }
     span.set(names::HTTP_REQUEST_METHOD, head.method.to_string());
     span.set(names::URL_PATH, head.uri.path().to_owned());
-    span.set(names::URL_SCHEME, if x.secure { "https" } else { "http" });
-    span.set(names::CLIENT_ADDRESS, x.client.to_string());
+    span.set(names::URL_SCHEME, if exchange.secure { "https" } else { "http" });
+    span.set(names::CLIENT_ADDRESS, exchange.client.to_string());
     span.set(names::NETWORK_PROTOCOL_VERSION, protocol(head.version).1);
     if let Some(agent) = head.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()) {
         span.set(names::USER_AGENT_ORIGINAL, agent.to_owned());
@@ -334,35 +336,35 @@ fn tell_span(session: &ServerSession, x: &mut Exchange, status: u16) {
     if status != 0 {
         span.set(names::HTTP_RESPONSE_STATUS_CODE, i64::from(status));
     }
-    span.set(names::SPILLWAY_REQUEST_ID, x.request_id.to_str().unwrap_or_default().to_owned());
-    if let Some(caller) = &x.caller {
+    span.set(names::SPILLWAY_REQUEST_ID, exchange.request_id.to_str().unwrap_or_default().to_owned());
+    if let Some(caller) = &exchange.caller {
         span.set(names::SPILLWAY_CONSUMER, caller.name.to_string());
     }
-    span.set(names::SPILLWAY_ATTEMPTS, i64::from(x.outcome.attempts));
-    span.set(names::SPILLWAY_SPILLED, x.outcome.spilled.is_some());
-    if x.outcome.resumed {
+    span.set(names::SPILLWAY_ATTEMPTS, i64::from(exchange.outcome.attempts));
+    span.set(names::SPILLWAY_SPILLED, exchange.outcome.spilled.is_some());
+    if exchange.outcome.resumed {
         span.set(names::SPILLWAY_RESUMED, true);
     }
-    if let Some(queued) = x.outcome.queued {
+    if let Some(queued) = exchange.outcome.queued {
         span.set(names::SPILLWAY_QUEUE_SECONDS, queued.as_secs_f64());
     }
-    if let Some(reason) = x.outcome.spilled {
+    if let Some(reason) = exchange.outcome.spilled {
         span.set(names::SPILLWAY_SPILL_REASON, reason.as_str());
     }
-    if let ServedBy::Backend(name) | ServedBy::Model(name) = &x.outcome.served_by {
+    if let ServedBy::Backend(name) | ServedBy::Model(name) = &exchange.outcome.served_by {
         span.set(names::SPILLWAY_BACKEND, name.to_string());
     }
-    if let Some(model) = x.asked.as_ref().and_then(|asked| asked.model.clone()) {
+    if let Some(model) = exchange.asked.as_ref().and_then(|asked| asked.model.clone()) {
         span.set(names::GEN_AI_REQUEST_MODEL, model);
     }
-    set_model_outcome(&mut span, x);
-    if status >= 500 || x.outcome.broken {
-        span.error(x.outcome.error_code.unwrap_or("upstream_status"));
+    set_model_outcome(&mut span, exchange);
+    if status >= 500 || exchange.outcome.broken {
+        span.error(exchange.outcome.error_code.unwrap_or("upstream_status"));
     }
-    x.span = span;
+    exchange.span = span;
 }
 
-/// How a version is written, whole and as its number alone.
+/// Name and number of an HTTP version.
 fn protocol(version: Version) -> (&'static str, &'static str) {
     match version {
         Version::HTTP_10 => ("HTTP/1.0", "1.0"),

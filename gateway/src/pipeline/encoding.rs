@@ -1,4 +1,4 @@
-//! Embeddings and reranking by a model inside that the route names.
+//! Embeddings and reranking by a built-in model that the route names.
 
 use std::sync::Arc;
 
@@ -11,46 +11,47 @@ use crate::builtin::{self, LoadedModel, SpillError};
 use crate::exchange::{End, Exchange, ServedBy};
 use crate::protocol::Encode;
 
-static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
+static SERVED_BY: HeaderName = HeaderName::from_static("exchange-spillway-served-by");
 
 /// Answers the request. False where the model has no room. A client that leaves ends the work.
 pub(super) async fn encode(
     model: &Arc<LoadedModel>,
     what: Encode,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Result<bool, End> {
-    let body = held(x).unwrap_or_default();
-    let dialect = x.dialect;
-    let Some(request) = read(x, &body, |body| dialect.read_encode(what, body)).await? else {
+    let body = held(exchange).unwrap_or_default();
+    let dialect = exchange.dialect;
+    let Some(request) = read(exchange, &body, |body| dialect.read_encode(what, body)).await? else {
         return Err(unsupported_endpoint());
     };
     let mut request = request?;
     request.addressed_to(model.name())?;
-    let deadline = x.route.as_ref().map_or_else(std::time::Instant::now, |route| x.started + route.request_timeout);
-    x.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
+    let deadline =
+        exchange.route.as_ref().map_or_else(std::time::Instant::now, |route| exchange.started + route.request_timeout);
+    exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
     let encoded = tokio::select! {
         biased;
         encoded = builtin::encode(model, &mut request, what, deadline) => encoded,
-        _ = session.read_body_or_idle(true) => return Err(x.left_at_work()),
+        _ = session.read_body_or_idle(true) => return Err(exchange.left_at_work()),
     };
     let (encoded, tokens) = match encoded {
         Ok(encoded) => encoded,
         Err(SpillError::Busy(_)) => {
             // Another target may answer.
-            x.outcome.served_by = ServedBy::Gateway;
+            exchange.outcome.served_by = ServedBy::Gateway;
             return Ok(false);
         }
         Err(other) => return Err(other.into_refusal().into()),
     };
-    x.outcome.model_answered = Some(model.name().to_owned());
-    x.outcome.prompt_tokens = Some(tokens);
+    exchange.outcome.model_answered = Some(model.name().to_owned());
+    exchange.outcome.prompt_tokens = Some(tokens);
     let Some(body) = dialect.write_encoded(model.name(), &request, &encoded, tokens) else {
         return Err(unsupported_endpoint());
     };
     let mut answer = ResponseHeader::build(StatusCode::OK, Some(4)).map_err(|_| End::ClientGone)?;
     let _ = answer.insert_header(header::CONTENT_TYPE, "application/json");
     let _ = answer.insert_header(&SERVED_BY, model.served_by());
-    super::answers::send(session, x, answer, body).await.map_err(|_| End::ClientGone)?;
+    super::answers::send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)?;
     Ok(true)
 }

@@ -1,5 +1,5 @@
-//! A second attempt beside a slow first one. The answer whose head comes first is passed on; the others are given up at
-//! once, which is no error of theirs. Hedges take from the budget for retries, and go only to endpoints that have room.
+//! Hedging: a second attempt beside a slow first one. The answer whose head comes first is passed on; the others are given
+//! up at once, which is no error of their endpoints. Hedges take from the budget for retries, and go only to endpoints that have room.
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -7,18 +7,18 @@ use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, sleep_until};
 
 use super::trying::{Try, begin_retry};
-use crate::admission::{Admission, Journey};
+use crate::admission::{Admission, TargetSelection};
 use crate::clock::now_millis;
 use crate::exchange::{Exchange, Place, RequestBody, is_idempotent};
 use crate::gateway::Gateway;
 use crate::topology::{Backend, HedgePlan, Route};
 use crate::upstream::{Failure, MoveOn, Outcome, Ready, open};
 
-/// Whether a request may be sent twice at the same time: a call of a model whose answer is not streamed, or one of an
-/// idempotent method.
-pub(super) fn is_allowed(backend: &Backend, session: &mut ServerSession, x: &Exchange) -> bool {
-    let is_held = matches!(x.body, RequestBody::Held(_)) || session.is_body_empty();
-    let is_streamed = x.asked.as_ref().is_some_and(|asked| asked.stream);
+/// True if the request may be sent twice at the same time: a call of a model whose answer is not streamed, or an idempotent
+/// method.
+pub(super) fn is_allowed(backend: &Backend, session: &mut ServerSession, exchange: &Exchange) -> bool {
+    let is_held = matches!(exchange.body, RequestBody::Held(_)) || session.is_body_empty();
+    let is_streamed = exchange.asked.as_ref().is_some_and(|asked| asked.stream);
     is_held && (backend.may_repeat() && !is_streamed || is_idempotent(&session.req_header().method))
 }
 
@@ -28,10 +28,10 @@ pub(super) async fn race<'a>(
     gateway: &'a Gateway,
     route: &'a Route,
     plan: &HedgePlan,
-    journey: &mut Journey,
+    selection: &mut TargetSelection,
     first: Try<'a>,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> (&'a Backend, Outcome) {
     let (backend, move_on) = (first.attempt.backend, first.attempt.move_on);
     let mut running = FuturesUnordered::new();
@@ -42,7 +42,7 @@ pub(super) async fn race<'a>(
         if let Some(this) = next.take() {
             begun += 1;
             // Whether it can be sent twice was asked before; one that cannot would be waited for in vain.
-            let Some(ready) = Ready::new(&this.attempt, session, x) else {
+            let Some(ready) = Ready::new(&this.attempt, session, exchange) else {
                 return (backend, Outcome::Failed(Failure::Protocol("the body is not held".to_owned())));
             };
             running.push(async move {
@@ -61,17 +61,17 @@ pub(super) async fn race<'a>(
         match opened {
             None => {
                 due = Instant::now() + plan.after;
-                next = another(gateway, route, journey, move_on, session, x);
+                next = another(gateway, route, selection, move_on, session, exchange);
             }
             Some((winner, Ok(opened))) => {
                 // The losers' time counts for nothing, and their slots are free at once.
                 running.clear();
                 let backend = winner.attempt.backend;
-                return (backend, winner.relay(opened, session, x).await);
+                return (backend, winner.relay(opened, session, exchange).await);
             }
             Some((lost, Err(outcome))) => {
                 let backend = lost.attempt.backend;
-                lost.conclude(&outcome, x);
+                lost.conclude(&outcome, exchange);
                 if running.is_empty() {
                     return (backend, outcome);
                 }
@@ -84,22 +84,22 @@ pub(super) async fn race<'a>(
 fn another<'a>(
     gateway: &'a Gateway,
     route: &'a Route,
-    journey: &mut Journey,
+    selection: &mut TargetSelection,
     move_on: MoveOn,
     session: &ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Option<Try<'a>> {
     // A request that waits for its first slot goes before one that wants a second.
-    if journey.queue(route).is_some_and(|queue| !queue.is_empty()) {
+    if selection.queue(route).is_some_and(|queue| !queue.is_empty()) {
         return None;
     }
-    let key = |backend: &Backend| super::affinity::key(backend, session, x);
+    let key = |backend: &Backend| super::affinity::key(backend, session, exchange);
     let Admission::Endpoint { backend, endpoint, slot } =
-        journey.admit(route, now_millis(), rand::random(), false, &key)
+        selection.admit(route, now_millis(), rand::random(), false, &key)
     else {
         return None;
     };
     let place = Place { slot, retrying: Some(begin_retry(route, backend)?) };
     route.metrics.hedges.inc();
-    Some(Try::begin(gateway, route, backend, endpoint, place, move_on, session, x))
+    Some(Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange))
 }

@@ -1,28 +1,28 @@
-//! Whether a request may be answered in place of the route's own backends.
+//! Conditions for an answer in place of the route's own backends.
 
 use crate::exchange::{Exchange, RequestBody};
 use crate::topology::{Fallback, Route, TargetKind};
 
 /// True if a backend or built-in model could answer in place of the route's own backends, as far as the head tells.
-pub(super) fn is_possible(last: &Fallback, x: &Exchange) -> bool {
+pub(super) fn is_possible(last: &Fallback, exchange: &Exchange) -> bool {
     let can = match &last.spill_to {
         None => false,
         Some(TargetKind::Backend(_)) => true,
         Some(TargetKind::Model(model)) => {
-            x.resolved.operation.asks_for_text()
-                && matches!(x.body, RequestBody::Held(_))
-                && x.caller.as_ref().is_none_or(|caller| caller.may_use(Some(model.name())))
+            exchange.resolved.operation.asks_for_text()
+                && matches!(exchange.body, RequestBody::Held(_))
+                && exchange.caller.as_ref().is_none_or(|caller| caller.may_use(Some(model.name())))
         }
     };
-    can && !x.refuses_fallback
+    can && !exchange.refuses_fallback
 }
 
-/// True if the route lets this request spill, and the caller may use what answers then: its models must allow the one that
-/// it asked for and the one that answers.
-pub(super) fn is_allowed(route: &Route, last: &Fallback, x: &Exchange) -> bool {
-    let asked = x.asked.as_ref().and_then(|asked| asked.model.as_deref());
-    let tenant = x.caller.as_ref().map(|caller| &*caller.tenant);
-    let may_use = x.caller.as_ref().is_none_or(|caller| {
+/// True if the route lets this request spill, and the caller may use both the model that it asked for and the one that would
+/// answer.
+pub(super) fn is_allowed(route: &Route, last: &Fallback, exchange: &Exchange) -> bool {
+    let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
+    let tenant = exchange.caller.as_ref().map(|caller| &*caller.tenant);
+    let may_use = exchange.caller.as_ref().is_none_or(|caller| {
         caller.may_use(asked)
             && match &last.spill_to {
                 Some(TargetKind::Model(model)) => caller.may_use(Some(model.name())),
@@ -36,8 +36,8 @@ pub(super) fn is_allowed(route: &Route, last: &Fallback, x: &Exchange) -> bool {
 }
 
 /// True if the prompt is longer than may spill to a backend, whose tokenizer is not known: four bytes are one token.
-pub(super) fn is_too_long(route: &Route, x: &Exchange) -> bool {
-    let RequestBody::Held(held) = &x.body else { return false };
+pub(super) fn is_too_long(route: &Route, exchange: &Exchange) -> bool {
+    let RequestBody::Held(held) = &exchange.body else { return false };
     let tokens = held.bytes.len() / 4;
     route.spill.max_prompt_tokens.is_some_and(|most| tokens > usize::try_from(most.get()).unwrap_or(usize::MAX))
 }

@@ -7,7 +7,7 @@ use pingora::protocols::http::ServerSession;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::trying::{Try, copy_attempt};
-use crate::admission::{Journey, Order};
+use crate::admission::{Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
 use crate::exchange::{BodyShare, Exchange, RequestBody};
@@ -63,9 +63,9 @@ fn prepare(
         return None;
     }
     let place = plan.places.clone().try_acquire_owned().ok()?;
-    let mut journey = Journey::new(Order::default());
+    let mut selection = TargetSelection::new(Order::default());
     let key = super::affinity::key(&plan.backend, session, x);
-    let (endpoint, slot) = journey.admit_at(&plan.backend, now_millis(), rand::random(), key)?;
+    let (endpoint, slot) = selection.admit_at(&plan.backend, now_millis(), rand::random(), key)?;
     let ready = Ready::copy(&copy_attempt(gateway, route, &plan.backend, endpoint.clone(), &slot), session, x)?;
     let share = match &x.body {
         RequestBody::Held(held) => held.share.clone(),

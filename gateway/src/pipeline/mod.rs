@@ -1,38 +1,42 @@
-//! The way of one request, top to bottom. Each step is one call; what it does stands in its own room.
+//! The path of one request, top to bottom: ten steps, each one call, whose details are one file away.
 //!
 //! ```text
-//!  1 begin      the snapshot, the request id, the trace, the candidate routes by the head alone
+//!  1 begin      the snapshot, the operation, the request id, the trace, the candidate routes by the head alone
 //!  2 guard      filters that need no caller
-//!  3 identify   key -> consumer, before a byte of the body where all candidates ask for one
-//!  4 route      the body is held where a candidate needs it; the final route
-//!  5 filters    the other filters in the order of the file
-//!  6 choose     the order of the targets: weights, stickiness
-//!  7 admit      an endpoint and its slot, a model inside, a wait for one, or no room
-//!  8 forward    attempts, or the engine (headers are prepared for each attempt)
-//!  9 respond    passed on as it comes, observed on the way
-//! 10 end        span, metrics, access log
+//!  3 identify   key, token or certificate -> consumer, before a byte of the body where all candidates ask for one
+//!  4 route      the body is held where a candidate needs it; the final route; may the caller use it and the model?
+//!  5 filters    the caller's limits, then the other filters in the order of the file; each may answer
+//!  6 select     the order of the targets: weights, stickiness
+//!  7 admit      an endpoint and its slot, a built-in model, a wait for one, or no room
+//!  8 attempt    one try there: send, pass the answer on, conclude; then perhaps admit again
+//!  9 fall back  no target took the request: spill, another backend, or a refusal
+//! 10 end        reservations settled; span, metrics, access log
 //! ```
 //! A step returns what the next one needs or how the request ends; nothing else ends a request early. What the request
-//! holds lives in its [`Exchange`] and is released when that is dropped.
+//! holds is in its [`Exchange`] and is released when that is dropped.
 
 mod access;
+mod admit;
 mod affinity;
 mod answers;
+mod asking;
+mod attempts;
+mod begin;
 mod builtin;
 mod conclude;
 mod encoding;
 mod fall_back;
-mod forward;
 mod hedging;
+mod identify;
 mod limiting;
 mod may_spill;
 mod mirroring;
-mod queueing;
 mod reading;
 mod resuming;
-mod steps;
+mod route;
 mod target;
 mod trying;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,53 +47,59 @@ use pingora::protocols::http::ServerSession;
 use spillway_filter::{ErrorKind, Refusal};
 
 pub use answers::refuse_malformed;
+
+use admit::{admit, select};
+use attempts::{Tried, attempt};
+use begin::{begin, match_head};
+use conclude::end;
 use fall_back::fall_back;
-use forward::{Forwarded, forward, select};
+use identify::{guard, identify};
+use limiting::filters;
+use route::route;
 
 use crate::exchange::{ConnectionInfo, End, Exchange};
 use crate::gateway::Gateway;
-use crate::topology::Route;
 use crate::upstream::{SHUTTING_DOWN, STOPPING};
 
-/// Time for answers under way to end themselves with an error event when the gateway ends.
+/// Time for answers under way to end with an error event when the gateway stops.
 const ENDING: Duration = Duration::from_millis(1_200);
 
-/// What becomes of the client's connection.
+/// Use of the client's connection after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Connection {
-    /// It may carry another request.
+pub enum AfterRequest {
+    /// Kept for another request.
     Keep,
-    /// It ends.
+    /// Closed.
     Close,
 }
 
 /// Handles one request whose header was read.
-pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session: &mut ServerSession) -> Connection {
+pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session: &mut ServerSession) -> AfterRequest {
     let _running = gateway.enter();
-    let mut x = steps::begin(gateway, connection, session);
+    let mut exchange = begin(gateway, connection, session);
     let ending = &gateway.downstream.ending;
     let ended = tokio::select! {
         biased;
-        end = walk(gateway, connection, session, &mut x) => Some(end),
-        // Answers under way end themselves.
+        ended = serve(gateway, connection, session, &mut exchange) => Some(ended),
+        // A stopping gateway lets answers under way end with an error event first.
         () = async { ending.over().await; tokio::time::sleep(ENDING).await } => None,
     };
-    let end = match ended {
-        Some(end) => end,
-        None if x.outcome.status == 0 && session.response_written().is_none() => Err(stopping()),
+    let ended = match ended {
+        Some(ended) => ended,
+        None if exchange.outcome.status == 0 && session.response_written().is_none() => Err(stopping()),
         None => Err(End::ClientGone),
     };
-    let after = match end {
-        Ok(()) if x.outcome.broken => Connection::Close,
-        Ok(()) => Connection::Keep,
-        Err(End::Refuse(refusal)) => answers::refuse(session, &mut x, &refusal).await,
-        Err(End::Answer(answer)) => answers::local(session, &mut x, *answer).await,
+    let after = match ended {
+        Ok(()) if exchange.outcome.broken => AfterRequest::Close,
+        Ok(()) => AfterRequest::Keep,
+        Err(End::Refuse(refusal)) => answers::refuse(session, &mut exchange, &refusal).await,
+        Err(End::Answer(answer)) => answers::local(session, &mut exchange, *answer).await,
         Err(End::ClientGone) => {
-            x.outcome.client_gone = true;
-            Connection::Close
+            exchange.outcome.client_gone = true;
+            AfterRequest::Close
         }
     };
-    conclude::tell(gateway, session, x);
+    end(gateway, session, exchange);
     after
 }
 
@@ -99,30 +109,35 @@ fn stopping() -> End {
     End::refuse(refusal.retry_after(Duration::from_secs(1)))
 }
 
-async fn walk(
+async fn serve(
     gateway: &Arc<Gateway>,
     connection: &ConnectionInfo,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Result<(), End> {
-    let checked = steps::check_head(gateway, connection, session);
-    let head = session.req_header();
-    x.resolve(&head.method, head.uri.path());
-    let spelling = checked?;
-    steps::judge_certificate(connection, session, x)?;
-    steps::strip(connection, session, x);
-    let route: Arc<Route> = steps::find_route(gateway, connection, spelling, session, x).await?;
-    limiting::filters(&route, session, x).await?;
-    if let Some((filter, refusal)) = x.over_limit.take() {
-        return fall_back::over_limit(gateway, &route, filter, refusal, session, x).await;
+    let snapshot = exchange.snapshot.clone();
+    let candidates = match_head(gateway, connection, &snapshot, session, exchange)?;
+    guard(&candidates, session, exchange).await?;
+    identify(&candidates, session, exchange).await?;
+    let route = route(gateway, &candidates, connection.limits.body_timeout.0, session, exchange).await?;
+    filters(&route, session, exchange).await?;
+    if let Some((filter, refusal)) = exchange.over_limit.take() {
+        return fall_back::over_limit(gateway, &route, filter, refusal, session, exchange).await;
     }
-    if answers::models(&route, session, x).await? {
+    if answers::models(&route, session, exchange).await? {
         return Ok(());
     }
-    mirroring::mirror(gateway, &route, session, x);
-    let mut journey = select(&route, session);
-    match forward(gateway, &route, &mut journey, session, x).await? {
-        Forwarded::Served => Ok(()),
-        Forwarded::Unserved(reason) => fall_back(gateway, &route, &journey, reason, session, x).await,
-    }
+    mirroring::mirror(gateway, &route, session, exchange);
+    let mut tries = select(&route, session);
+    let reason = loop {
+        match admit(&route, &mut tries, session, exchange).await? {
+            Err(reason) => break reason,
+            Ok(admitted) => match attempt(gateway, &route, admitted, &mut tries, session, exchange).await? {
+                Tried::Served => return Ok(()),
+                Tried::Again => {}
+                Tried::Unserved(reason) => break reason,
+            },
+        }
+    };
+    fall_back(gateway, &route, &tries.selection, reason, session, exchange).await
 }

@@ -11,17 +11,19 @@ use crate::off_loop::BUILDS_VALUES;
 use crate::protocol::ChatRequest;
 
 /// Reads a request for text, which a built-in model could answer; `None` where it asks for anything else.
-pub(super) async fn read_chat(x: &Exchange) -> Result<Option<Result<ChatRequest, Refusal>>, End> {
-    let (operation, dialect) = (x.resolved.operation, x.dialect);
-    match held(x) {
-        Some(body) if operation.asks_for_text() => read(x, &body, |body| dialect.read_chat(operation, body)).await,
+pub(super) async fn read_chat(exchange: &Exchange) -> Result<Option<Result<ChatRequest, Refusal>>, End> {
+    let (operation, dialect) = (exchange.resolved.operation, exchange.dialect);
+    match held(exchange) {
+        Some(body) if operation.asks_for_text() => {
+            read(exchange, &body, |body| dialect.read_chat(operation, body)).await
+        }
         _ => Ok(None),
     }
 }
 
 /// Reads a request for a built-in model off the event loop where it is long.
-pub(super) async fn read<T>(x: &Exchange, body: &[u8], parse: impl FnOnce(&[u8]) -> T) -> Result<T, End> {
-    Ok(x.off_loop.run(body.len().saturating_mul(BUILDS_VALUES), || parse(body)).await?)
+pub(super) async fn read<T>(exchange: &Exchange, body: &[u8], parse: impl FnOnce(&[u8]) -> T) -> Result<T, End> {
+    Ok(exchange.off_loop.run(body.len().saturating_mul(BUILDS_VALUES), || parse(body)).await?)
 }
 
 /// Refusal of a request that no built-in model answers.
@@ -30,19 +32,19 @@ pub(super) fn unsupported_endpoint() -> End {
         StatusCode::NOT_FOUND,
         ErrorKind::NotFound,
         "unsupported_endpoint",
-        "models inside the gateway answer POST /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/rerank, and GET /v1/models",
+        "built-in models answer POST /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/rerank, and GET /v1/models",
     ))
 }
 
 /// The body, where it is held.
-pub(super) fn held(x: &Exchange) -> Option<Bytes> {
-    match &x.body {
+pub(super) fn held(exchange: &Exchange) -> Option<Bytes> {
+    match &exchange.body {
         RequestBody::Held(held) => Some(held.bytes.clone()),
         RequestBody::Unread => None,
     }
 }
 
 /// Tenant whose turn the engine counts the request to; anonymous callers share one.
-pub(super) fn tenant(x: &Exchange) -> Option<&Arc<str>> {
-    x.caller.as_ref().map(|consumer| &consumer.tenant)
+pub(super) fn tenant(exchange: &Exchange) -> Option<&Arc<str>> {
+    exchange.caller.as_ref().map(|consumer| &consumer.tenant)
 }

@@ -1,5 +1,5 @@
 //! A stream that died after its first byte, continued from the text so far where the route opts in: by another endpoint
-//! that has room, else by the model inside. The head is out and cannot say it: the first chunk of the continuation does, in
+//! that has room, else by the built-in model. The head is out and cannot say it: the first chunk of the continuation does, in
 //! a field `spillway` that clients who do not know it ignore.
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::may_spill::{is_allowed, is_possible};
 use super::reading::{held, read, tenant};
 use super::trying::{Try, begin_retry};
 use super::{affinity, conclude};
-use crate::admission::{Admission, Journey};
+use crate::admission::{Admission, TargetSelection};
 use crate::builtin;
 use crate::clock::now_millis;
 use crate::downstream::Unread;
@@ -31,16 +31,16 @@ const MAX_TRIES: u32 = 3;
 pub(super) async fn resume(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
-    journey: &mut Journey,
+    selection: &mut TargetSelection,
     mut died: Box<Died>,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Result<(), End> {
     for _ in 0..MAX_TRIES {
-        if Instant::now() >= x.deadline(route) {
+        if Instant::now() >= exchange.deadline(route) {
             break;
         }
-        match elsewhere(gateway, route, journey, &died, session, x).await {
+        match elsewhere(gateway, route, selection, &died, session, exchange).await {
             Some(Outcome::Answered | Outcome::Broken) => return Ok(()),
             Some(
                 Outcome::ClientGone | Outcome::ClientSlow | Outcome::Malformed(_) | Outcome::GivenUp | Outcome::Unread,
@@ -53,50 +53,50 @@ pub(super) async fn resume(
             None => break,
         }
     }
-    let Some(mut stream) = inside(route, &died, x).await else {
-        return match break_off(session, x, true, died.code, died.message).await {
+    let Some(mut stream) = inside(route, &died, exchange).await else {
+        return match break_off(session, exchange, true, died.code, died.message).await {
             Outcome::ClientGone => Err(End::ClientGone),
             _ => Ok(()),
         };
     };
-    resumed(route, x);
-    let result = write_frames(&mut stream, Unread::default(), session, x).await;
-    conclude::engine_ended(x, stream.report());
+    resumed(route, exchange);
+    let result = write_frames(&mut stream, Unread::default(), session, exchange).await;
+    conclude::engine_ended(exchange, stream.report());
     result
 }
 
-fn resumed(route: &Route, x: &mut Exchange) {
+fn resumed(route: &Route, exchange: &mut Exchange) {
     // A stream that dies again is still one.
-    if !std::mem::replace(&mut x.outcome.resumed, true) {
+    if !std::mem::replace(&mut exchange.outcome.resumed, true) {
         route.metrics.resumed.inc();
     }
 }
 
-/// Asks another endpoint of the route. `None` when there is none to ask, or the answer cannot be continued so. It is a
-/// further try like any other: it takes a slot, and of the budget.
+/// Asks another endpoint of the route; `None` when there is none to ask, or the answer cannot be continued so. Such a try
+/// takes a slot and a retry permit like any other.
 async fn elsewhere(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
-    journey: &mut Journey,
+    selection: &mut TargetSelection,
     died: &Died,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Option<Outcome> {
-    let asked = held(x)?;
-    let rewrite = || x.dialect.continuation(&asked, &died.said);
-    let rewritten = x.off_loop.run(asked.len().saturating_mul(BUILDS_VALUES), rewrite).await;
+    let asked = held(exchange)?;
+    let rewrite = || exchange.dialect.continuation(&asked, &died.said);
+    let rewritten = exchange.off_loop.run(asked.len().saturating_mul(BUILDS_VALUES), rewrite).await;
     let (body, model_at) = rewritten.ok()??;
-    let key = |backend: &Backend| affinity::key(backend, session, x);
+    let key = |backend: &Backend| affinity::key(backend, session, exchange);
     let Admission::Endpoint { backend, endpoint, slot } =
-        journey.admit(route, now_millis(), rand::random(), false, &key)
+        selection.admit(route, now_millis(), rand::random(), false, &key)
     else {
         return None;
     };
     let place = Place { slot, retrying: Some(begin_retry(route, backend)?) };
     let move_on = MoveOn { full: true, retry: true };
-    let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, x);
-    this.lend_place(x);
-    let ready = Ready::with_body(&this.attempt, session, x, body, model_at);
+    let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
+    this.lend_place(exchange);
+    let ready = Ready::with_body(&this.attempt, session, exchange, body, model_at);
     let opened = tokio::select! {
         biased;
         opened = open(&this.attempt, ready) => opened,
@@ -104,8 +104,8 @@ async fn elsewhere(
     };
     let outcome = match opened {
         Ok(opened) if can_continue(&opened.head) => {
-            resumed(route, x);
-            go_on(&this.attempt, died, opened, session, x).await
+            resumed(route, exchange);
+            go_on(&this.attempt, died, opened, session, exchange).await
         }
         Ok(opened) => {
             let (status, endpoint) = (opened.head.status.as_u16(), &this.attempt.endpoint.address);
@@ -115,29 +115,29 @@ async fn elsewhere(
         }
         Err(outcome) => outcome,
     };
-    this.conclude(&outcome, x);
+    this.conclude(&outcome, exchange);
     Some(outcome)
 }
 
-/// The model that `whenUnavailable` spills to.
-async fn inside(route: &Arc<Route>, died: &Died, x: &Exchange) -> Option<builtin::SpillStream> {
+/// Continuation by the built-in model that `whenUnavailable` spills to.
+async fn inside(route: &Arc<Route>, died: &Died, exchange: &Exchange) -> Option<builtin::SpillStream> {
     let last = &route.when_unavailable;
     let Some(TargetKind::Model(model)) = &last.spill_to else { return None };
-    if !is_possible(last, x) || !is_allowed(route, last, x) {
+    if !is_possible(last, exchange) || !is_allowed(route, last, exchange) {
         return None;
     }
-    let body: Bytes = held(x)?;
-    if x.resolved.operation != Operation::Chat {
+    let body: Bytes = held(exchange)?;
+    if exchange.resolved.operation != Operation::Chat {
         return None;
     }
-    let request = read(x, &body, |body| x.dialect.read_chat(Operation::Chat, body)).await.ok()??.ok()?;
+    let request = read(exchange, &body, |body| exchange.dialect.read_chat(Operation::Chat, body)).await.ok()??.ok()?;
     let begun = builtin::Begun { text: &died.said.text, tokens: died.said.tokens };
-    let deadline = x.started + route.request_timeout;
+    let deadline = exchange.started + route.request_timeout;
     let terms = builtin::Terms {
-        dialect: x.dialect,
+        dialect: exchange.dialect,
         max_prompt_tokens: route.spill.max_prompt_tokens,
         over_limit: None,
-        tenant: tenant(x).cloned(),
+        tenant: tenant(exchange).cloned(),
     };
     match builtin::continue_answer(model, &request, begun, terms, deadline).await {
         Ok(stream) => Some(stream),

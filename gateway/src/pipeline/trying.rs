@@ -1,4 +1,4 @@
-//! One try at an endpoint, from its slot to what is reported of it. First attempts, retries, hedges, continuations,
+//! The try at an endpoint, from its slot to its report. First attempts, retries, hedges, continuations,
 //! stand-ins and mirrors all go through here. A [`Try`] that is dropped before its outcome is known was given up: its
 //! endpoint is not judged by it.
 
@@ -20,9 +20,9 @@ use crate::upstream::{Attempt, Failure, MoveOn, Opened, Outcome, TimeLimit, rela
 /// Time for which a full endpoint without a Retry-After gets no requests.
 const FULL_FOR: Duration = Duration::from_secs(1);
 
-/// One try at an endpoint.
+/// Try at an endpoint, which holds its slot.
 pub(super) struct Try<'a> {
-    /// What the try needs of its route, backend and endpoint, with its span.
+    /// Route, backend, endpoint and span of the try.
     pub(super) attempt: Attempt<'a>,
     /// Slot and retry permit, released when the try is dropped. Declared after the attempt.
     place: Option<Place>,
@@ -40,12 +40,12 @@ impl<'a> Try<'a> {
         place: Place,
         move_on: MoveOn,
         session: &ServerSession,
-        x: &mut Exchange,
+        exchange: &mut Exchange,
     ) -> Self {
-        let resend = x.outcome.attempts;
-        x.outcome.attempts += 1;
+        let resend = exchange.outcome.attempts;
+        exchange.outcome.attempts += 1;
         let mut attempt = attempt(gateway, route, backend, endpoint, &place.slot, move_on);
-        attempt.span = conclude::attempt_span(&attempt, session, x, resend);
+        attempt.span = conclude::attempt_span(&attempt, session, exchange, resend);
         Self { attempt, place: Some(place), is_concluded: false }
     }
 
@@ -62,33 +62,38 @@ impl<'a> Try<'a> {
     }
 
     /// Runs the try to its end.
-    pub(super) async fn run(mut self, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
-        self.lend_place(x);
-        let outcome = run(&self.attempt, session, x).await;
-        self.conclude(&outcome, x);
+    pub(super) async fn run(mut self, session: &mut ServerSession, exchange: &mut Exchange) -> Outcome {
+        self.lend_place(exchange);
+        let outcome = run(&self.attempt, session, exchange).await;
+        self.conclude(&outcome, exchange);
         outcome
     }
 
     /// Passes on an answer whose head has come.
-    pub(super) async fn relay(mut self, opened: Opened, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
-        self.lend_place(x);
-        let outcome = relay(&self.attempt, session, x, opened).await;
-        self.conclude(&outcome, x);
+    pub(super) async fn relay(
+        mut self,
+        opened: Opened,
+        session: &mut ServerSession,
+        exchange: &mut Exchange,
+    ) -> Outcome {
+        self.lend_place(exchange);
+        let outcome = relay(&self.attempt, session, exchange, opened).await;
+        self.conclude(&outcome, exchange);
         outcome
     }
 
     /// Gives the exchange the slot, so that it is released as soon as the answer was read whole.
-    pub(super) fn lend_place(&mut self, x: &mut Exchange) {
-        x.place = self.place.take();
+    pub(super) fn lend_place(&mut self, exchange: &mut Exchange) {
+        exchange.place = self.place.take();
     }
 
     /// Reports how the try ended, and releases its slot.
-    pub(super) fn conclude(mut self, outcome: &Outcome, x: &mut Exchange) {
+    pub(super) fn conclude(mut self, outcome: &Outcome, exchange: &mut Exchange) {
         note_if_full(&self.attempt, outcome);
         self.is_concluded = true;
-        let took = x.outcome.answered_in.take().unwrap_or_else(|| self.attempt.started.elapsed());
-        conclude::attempt_ended(&mut self.attempt, outcome, x, took);
-        x.place = None;
+        let took = exchange.outcome.answered_in.take().unwrap_or_else(|| self.attempt.started.elapsed());
+        conclude::attempt_ended(&mut self.attempt, outcome, exchange, took);
+        exchange.place = None;
     }
 
     /// Reports how the try for a copy ended, and its status if it was answered.
@@ -141,7 +146,7 @@ pub(super) fn copy_attempt<'a>(
     attempt(gateway, route, backend, endpoint, slot, MoveOn { full: true, retry: false })
 }
 
-/// Leaves an endpoint alone that said that it is full: before its slot is released, or the next waiter would be sent
+/// Marks an endpoint that reported full. This comes before the release of its slot, or the next waiter would be sent
 /// there.
 fn note_if_full(attempt: &Attempt<'_>, outcome: &Outcome) {
     if let Outcome::Full(wait) = outcome {
@@ -165,9 +170,9 @@ pub(super) fn may_retry(
     route: &Route,
     backend: &Backend,
     session: &mut ServerSession,
-    x: &Exchange,
+    exchange: &Exchange,
 ) -> bool {
-    if !can_resend(session, x) {
+    if !can_resend(session, exchange) {
         return false;
     }
     // Answering a model call twice costs tokens but changes nothing; any other request must say that it is idempotent.
@@ -188,6 +193,6 @@ pub(super) fn may_retry(
 }
 
 /// True if the body of the request is held, or nothing of it was read yet.
-pub(super) fn can_resend(session: &mut ServerSession, x: &Exchange) -> bool {
-    matches!(x.body, RequestBody::Held(_)) || session.is_body_empty() || session.body_bytes_read() == 0
+pub(super) fn can_resend(session: &mut ServerSession, exchange: &Exchange) -> bool {
+    matches!(exchange.body, RequestBody::Held(_)) || session.is_body_empty() || session.body_bytes_read() == 0
 }

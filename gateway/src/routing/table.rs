@@ -83,6 +83,8 @@ impl TableBuilder {
 /// The routes that a request may take, in order of precedence: each but the last asks for a model in the body.
 pub struct Candidates<'a> {
     entries: Vec<&'a Entry>,
+    /// True if the first entry takes the request whatever model its body names.
+    ignores_model: bool,
 }
 
 impl RouteTable {
@@ -114,12 +116,12 @@ impl RouteTable {
                 if entry.matcher.matches_head(path, method, headers, rest) {
                     entries.push(entry);
                     if entry.matcher.model().is_none() {
-                        return Candidates { entries };
+                        return Candidates { entries, ignores_model: false };
                     }
                 }
             }
         }
-        Candidates { entries }
+        Candidates { entries, ignores_model: false }
     }
 }
 
@@ -153,9 +155,15 @@ impl<'a> Candidates<'a> {
     /// The route, where the head alone decides it.
     pub fn only(&self) -> Option<&'a Arc<Route>> {
         match self.entries.as_slice() {
-            [entry] if entry.matcher.model().is_none() => Some(&entry.route),
+            [entry] if self.ignores_model || entry.matcher.model().is_none() => Some(&entry.route),
             _ => None,
         }
+    }
+
+    /// Narrows the candidates of an announced request to the first whose filters answer the preflight, if one does.
+    pub fn answering_preflight(self) -> Option<Self> {
+        let entry = self.entries.into_iter().find(|entry| entry.route.answers_preflight)?;
+        Some(Self { entries: vec![entry], ignores_model: true })
     }
 
     /// True if a request gets the same rules (access, limits, models) whichever of the two takes it.

@@ -1,5 +1,5 @@
-//! Step 1, before anything is judged: what a request is for gets one reading. What a backend could read otherwise than we
-//! did is put into one form or refused here, so that the route, the filters and the backend see the same host, path and
+//! Step 1, before anything is judged: the target of a request gets one reading. Spellings that a backend could read
+//! otherwise are put into one form or refused here, so that the route, the filters and the backend see the same host, path and
 //! length. What depends on the route is judged when its candidates are known. It owns no state; its input is a header as
 //! it came.
 
@@ -17,8 +17,8 @@ use crate::protocol::Resolved;
 use crate::routing::{Candidates, MAX_HOST, Spelling, read_path};
 use crate::topology::Route;
 
-/// Puts target, host and framing of a header into one form, or says why it cannot be served. Returns what other servers
-/// could read in the path.
+/// Puts target, host and framing of a head into one form, or refuses them. Returns the ways in which other servers could
+/// read the path.
 pub(super) fn settle(head: &mut RequestHeader) -> Result<Spelling, Box<Refusal>> {
     origin_form(head)?;
     if head.headers.get_all(header::HOST).iter().any(|host| !is_host(host.as_bytes())) {
@@ -55,7 +55,7 @@ fn origin_form(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
     Ok(())
 }
 
-/// Whether this is a host as RFC 9110, 7.2 has it: a name or address, and perhaps a port. Empty where there is none.
+/// True for a host as of RFC 9110, 7.2: a name or address, perhaps with a port; empty where the request has none.
 fn is_host(host: &[u8]) -> bool {
     let is_port = |port: &[u8]| port.len() <= 5 && port.iter().all(u8::is_ascii_digit);
     match host.strip_prefix(b"[") {

@@ -1,0 +1,125 @@
+//! Steps 6 and 7: the order of the targets, then an endpoint and its slot in one step, a built-in model, or a wait for one
+//! of them.
+
+use std::sync::Arc;
+
+use pingora::protocols::http::ServerSession;
+use tokio::time::Instant;
+
+use super::answers::too_late;
+use super::waiting::{Wait, Waited};
+use super::{affinity, conclude};
+use crate::admission::{Admission, Order, TargetSelection};
+use crate::balancing::Endpoint;
+use crate::builtin::LoadedModel;
+use crate::clock::now_millis;
+use crate::exchange::{End, Exchange};
+use crate::queueing::{Retrying, Taken};
+use crate::telemetry::{Kind, SpillReason};
+use crate::topology::{Backend, Route};
+
+/// Tries of one request: the targets that are left, its wait for them, and its retries.
+pub(super) struct Tries {
+    pub(super) selection: TargetSelection,
+    wait: Wait,
+    pub(super) retries: u32,
+    /// Permit of the retry that is under way.
+    pub(super) retrying: Option<Retrying>,
+}
+
+/// Target that takes a request.
+pub(super) enum Admitted<'r> {
+    /// An endpoint, with its slot.
+    Endpoint { backend: &'r Arc<Backend>, endpoint: Arc<Endpoint>, slot: Taken },
+    /// A built-in model, and its index among the targets of the route.
+    Model { target: usize, model: &'r Arc<LoadedModel> },
+}
+
+/// Draws the order of the targets: by weights, and by the header that keeps a caller at one of them.
+pub(super) fn select(route: &Route, session: &ServerSession) -> Tries {
+    let sticky = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
+    let selection = TargetSelection::new(Order::draw(route, sticky));
+    Tries { selection, wait: Wait::default(), retries: 0, retrying: None }
+}
+
+/// Admits the request at one of its targets, waiting in the queue of the route where none has room. `Err` gives the reason
+/// why none takes it.
+pub(super) async fn admit<'r>(
+    route: &'r Route,
+    tries: &mut Tries,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<Result<Admitted<'r>, SpillReason>, End> {
+    loop {
+        match look_for_slot(route, tries, session, exchange) {
+            Admission::Endpoint { backend, endpoint, slot } => {
+                tries.wait.admitted(route, &tries.selection, exchange);
+                return Ok(Ok(Admitted::Endpoint { backend, endpoint, slot }));
+            }
+            Admission::Model { target, model } => {
+                tries.wait.elsewhere(exchange);
+                tries.retrying = None;
+                return Ok(Ok(Admitted::Model { target, model }));
+            }
+            Admission::Saturated => {
+                if let Some(reason) = wait_for_slot(route, tries, session, exchange).await? {
+                    return Ok(Err(reason));
+                }
+            }
+            Admission::Unavailable => {
+                tries.wait.elsewhere(exchange);
+                return Ok(Err(SpillReason::Unavailable));
+            }
+        }
+    }
+}
+
+/// Looks for a target with room, without waiting.
+fn look_for_slot<'r>(
+    route: &'r Route,
+    tries: &mut Tries,
+    session: &ServerSession,
+    exchange: &Exchange,
+) -> Admission<'r> {
+    let mut span = exchange.span.child("admission", Kind::Internal);
+    let random = rand::random();
+    let key = |backend: &Backend| affinity::key(backend, session, exchange);
+    let (wait, selection, is_retry) = (&tries.wait, &mut tries.selection, tries.retries > 0);
+    let admission = if wait.is_behind(route, selection) {
+        Admission::Saturated
+    } else {
+        match selection.admit(route, now_millis(), random, wait.is_called(), &key) {
+            // A retry that has no other endpoint goes to one that was tried.
+            Admission::Saturated if is_retry => selection.admit(route, now_millis(), random, true, &key),
+            admission => admission,
+        }
+    };
+    conclude::admitted(&mut span, route, &admission);
+    admission
+}
+
+/// Waits in the queue of the route, if it has one. `None` where a slot may be free now, else the reason why no target takes
+/// the request.
+async fn wait_for_slot(
+    route: &Route,
+    tries: &mut Tries,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<Option<SpillReason>, End> {
+    let waited = tries.wait.for_turn(route, &tries.selection, session, exchange).await;
+    if !matches!(waited, Waited::Called) {
+        // Whatever answers now is no retry at a server, however long it takes.
+        tries.retrying = None;
+    }
+    let reason = match waited {
+        Waited::Called => return Ok(None),
+        Waited::ClientGone => return Err(End::ClientGone),
+        Waited::Over(_) if Instant::now() >= exchange.deadline(route) => return Err(too_late()),
+        Waited::Over(_) | Waited::NoQueue if tries.retries > 0 || !tries.selection.is_available(route) => {
+            SpillReason::Unavailable
+        }
+        Waited::Over(why) => why.reason(),
+        Waited::NoQueue => SpillReason::Saturated,
+    };
+    Ok(Some(reason))
+}

@@ -1,0 +1,102 @@
+//! The body of a request that is held, and the facts that are read from it: the model, the stream flag, the expected
+//! tokens. Long bodies are read off the event loop.
+
+use std::time::Duration;
+
+use http::{HeaderValue, header};
+use pingora::http::RequestHeader;
+use pingora::protocols::http::ServerSession;
+use spillway_filter::Refusal;
+
+use crate::exchange::{Asked, End, Exchange, Hold, RequestBody, hold};
+use crate::gateway::Gateway;
+use crate::limits::Estimate;
+use crate::protocol;
+
+/// Holds the body, of at most `limit` bytes, within the listener's `bodyTimeout`.
+pub(super) async fn hold_body(
+    gateway: &Gateway,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+    limit: u64,
+    within: Duration,
+) -> Result<(), End> {
+    let bounds = Hold { caller: memory_share(exchange), limit, within };
+    exchange.body = RequestBody::Held(hold(session, &gateway.bodies, &gateway.off_loop, bounds).await?);
+    Ok(())
+}
+
+/// Number of the caller or client address whose share of the memory for bodies the request uses.
+pub(super) fn memory_share(exchange: &Exchange) -> u128 {
+    crate::limits::caller(exchange.caller.as_ref().map(|consumer| &*consumer.name), exchange.client)
+}
+
+/// Reads the model, the stream flag and the size of the prompt from a held body; a body that is not JSON gives none of them.
+/// Where the body decides something (`decides`), and on a path of a model API, only JSON with one reading passes.
+pub(super) async fn peek(session: &ServerSession, exchange: &Exchange, decides: bool) -> Result<Option<Asked>, End> {
+    let RequestBody::Held(held) = &exchange.body else { return Ok(None) };
+    if held.bytes.is_empty() {
+        return Ok(None);
+    }
+    let content_type = session.get_header(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let says_json = content_type.windows(4).any(|part| part.eq_ignore_ascii_case(b"json"));
+    let head = session.req_header();
+    let must_be_json = exchange.resolved.must_be_json;
+    if decides {
+        check_readable(head, content_type)?;
+    }
+    // A body that is not JSON may be a sound or an image.
+    let unread = Asked { expected: Estimate::new(0, 0, 1, None, true), ..Asked::default() };
+    if decides && !must_be_json && protocol::is_form(content_type) {
+        let named = exchange.off_loop.run(held.bytes.len(), || protocol::form_model(content_type, &held.bytes)).await?;
+        return Ok(Some(Asked { model: named?, ..unread }));
+    }
+    let is_strict = must_be_json || decides;
+    if is_strict && !protocol::is_utf8(content_type) {
+        return Err(End::refuse(Refusal::invalid(
+            "unsupported_charset",
+            "The Content-Type names a charset other than UTF-8: send the body in UTF-8, with `charset=utf-8` or none.",
+        )));
+    }
+    // Many servers read JSON whatever the Content-Type is.
+    if !(says_json || must_be_json || protocol::looks_like_json(&held.bytes)) {
+        return Ok(Some(unread));
+    }
+    match exchange.off_loop.run(held.bytes.len(), || protocol::peek(&held.bytes, is_strict)).await? {
+        Ok(peek) => {
+            let writes = exchange.resolved.writes_tokens;
+            let expected = Estimate::new(peek.prompt_bytes, peek.images, peek.sounds, peek.max_tokens, writes);
+            Ok(Some(Asked {
+                model: peek.model.map(Into::into),
+                stream: peek.stream,
+                expected: expected.times(peek.answers),
+                model_at: peek.model_at,
+            }))
+        }
+        Err(refusal) if is_strict => Err(refusal.into()),
+        Err(_) => Ok(Some(unread)),
+    }
+}
+
+/// Refuses codings that the gateway does not read, where the body decides something: a server may read them.
+fn check_readable(head: &RequestHeader, content_type: &[u8]) -> Result<(), End> {
+    const URL_ENCODED: &[u8] = b"exchange-www-form-urlencoded";
+    // Clients that mean the charset write UTF-8 here too.
+    let is_plain = |coding: &HeaderValue| {
+        [&b"identity"[..], b"utf-8"].iter().any(|plain| coding.as_bytes().eq_ignore_ascii_case(plain))
+    };
+    if !head.headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
+        return Err(End::refuse(Refusal::invalid(
+            "unsupported_content_encoding",
+            "The body is compressed, and a rule depends on what it says: send it without Content-Encoding.",
+        )));
+    }
+    if content_type.windows(URL_ENCODED.len()).any(|part| part.eq_ignore_ascii_case(URL_ENCODED)) {
+        return Err(End::refuse(Refusal::invalid(
+            "unsupported_form",
+            "The Content-Type is `application/exchange-www-form-urlencoded`, and a rule depends on what the body says: send \
+             `application/json` or `multipart/form-data`.",
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! Step 8: the attempts of one request at the targets of its route, one after another, and what follows each.
+//!
+//! Full is not failed. A request leaves an endpoint that reports full for another; that is neither a retry nor an error. A
+//! retry follows a failure, waits before it goes, and takes from the budget of the backend that failed. Nothing is tried
+//! again once a byte of an answer was sent to the client.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use pingora::protocols::http::ServerSession;
+use rand::RngExt;
+use spillway_filter::{ErrorKind, Refusal};
+use tokio::time::Instant;
+
+use super::admit::{Admitted, Tries};
+use super::answers::too_late;
+use super::builtin::{self, Direct};
+use super::may_spill::is_possible;
+use super::trying::{Try, begin_retry, can_resend, may_retry};
+use super::{affinity, hedging, resuming};
+use crate::admission::{Order, TargetSelection};
+use crate::balancing::Endpoint;
+use crate::clock::now_millis;
+use crate::exchange::{End, Exchange, Place, malformed, too_slow};
+use crate::gateway::Gateway;
+use crate::queueing::Taken;
+use crate::telemetry::SpillReason;
+use crate::topology::{Backend, Route};
+use crate::upstream::{Failure, MoveOn, Outcome};
+
+/// Consequence of an attempt.
+enum AfterAttempt {
+    /// The request was answered, or its answer was broken off.
+    Served,
+    /// The endpoint is full: the request may move on to another.
+    Full,
+    /// The attempt failed before a byte was sent to the client.
+    Failed(Failure),
+}
+
+/// Consequence of the try of an admitted request.
+pub(super) enum Tried {
+    /// The request was answered, or its answer was broken off.
+    Served,
+    /// The request is to be admitted again.
+    Again,
+    /// No target is left that could take it; nothing was sent to the client.
+    Unserved(SpillReason),
+}
+
+/// Tries an admitted request at its endpoint or built-in model.
+pub(super) async fn attempt(
+    gateway: &Arc<Gateway>,
+    route: &Arc<Route>,
+    admitted: Admitted<'_>,
+    tries: &mut Tries,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<Tried, End> {
+    match admitted {
+        Admitted::Endpoint { backend, endpoint, slot } => {
+            at_endpoint(gateway, route, backend, (endpoint, slot), tries, session, exchange).await
+        }
+        Admitted::Model { target, model } => match builtin::direct(model, session, exchange).await? {
+            Direct::Answered => Ok(Tried::Served),
+            Direct::NoRoom => {
+                tries.selection.close(target);
+                Ok(Tried::Again)
+            }
+        },
+    }
+}
+
+/// Tries the request at an endpoint in whose slot it is.
+async fn at_endpoint(
+    gateway: &Arc<Gateway>,
+    route: &Arc<Route>,
+    backend: &Backend,
+    (endpoint, slot): (Arc<Endpoint>, Taken),
+    tries: &mut Tries,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<Tried, End> {
+    let retry = tries.retries < route.retry.attempts || is_possible(&route.when_unavailable, exchange);
+    if exchange.outcome.attempts == 0 {
+        backend.retries.request(route.retry.budget);
+    }
+    let place = Place { slot, retrying: tries.retrying.take() };
+    let move_on = MoveOn { full: true, retry };
+    let first = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
+    let hedge = route.retry.hedge.as_ref().filter(|_| hedging::is_allowed(backend, session, exchange));
+    let (decided_by, outcome) = match hedge {
+        // Rare branches are boxed, so that the future of every request does not carry them.
+        Some(plan) => {
+            Box::pin(hedging::race(gateway, route, plan, &mut tries.selection, first, session, exchange)).await
+        }
+        None => (backend, first.run(session, exchange).await),
+    };
+    match after(gateway, route, &mut tries.selection, outcome, session, exchange).await? {
+        AfterAttempt::Served => Ok(Tried::Served),
+        AfterAttempt::Full if tries.selection.move_on() => Ok(Tried::Again),
+        AfterAttempt::Full => Ok(Tried::Unserved(SpillReason::Saturated)),
+        AfterAttempt::Failed(failure) => {
+            if tries.retries < route.retry.attempts
+                && may_retry(&failure, route, decided_by, session, exchange)
+                && let Some(begun) = begin_retry(route, decided_by)
+            {
+                tries.retrying = Some(begun);
+                tries.retries += 1;
+                route.metrics.retries.inc();
+                pause(route, tries.retries, exchange.deadline(route)).await?;
+                return Ok(Tried::Again);
+            }
+            tracing::debug!(event = "attempts_spent", route = %route.name, failure = ?failure);
+            Ok(Tried::Unserved(SpillReason::Unavailable))
+        }
+    }
+}
+
+/// Decides from the outcome of an attempt what follows it, and continues a stream that died.
+async fn after(
+    gateway: &Arc<Gateway>,
+    route: &Arc<Route>,
+    selection: &mut TargetSelection,
+    outcome: Outcome,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<AfterAttempt, End> {
+    match outcome {
+        Outcome::Answered | Outcome::Broken => Ok(AfterAttempt::Served),
+        Outcome::ClientGone | Outcome::GivenUp => Err(exchange.left_at_work()),
+        Outcome::Unread => Err(End::ClientGone),
+        Outcome::ClientSlow => Err(too_slow()),
+        Outcome::Malformed(violation) => Err(malformed(session, violation)),
+        Outcome::Died(died) => {
+            Box::pin(resuming::resume(gateway, route, selection, died, session, exchange)).await?;
+            Ok(AfterAttempt::Served)
+        }
+        Outcome::Full(_) => Ok(AfterAttempt::Full),
+        Outcome::Failed(Failure::Deadline) => Err(too_late()),
+        Outcome::Failed(Failure::TooLarge(what)) => Err(too_large_answer(what)),
+        Outcome::Failed(failure) => Ok(AfterAttempt::Failed(failure)),
+    }
+}
+
+/// Offers the request to a backend in place of the route's own. False where that has no room, or failed before a byte was
+/// sent to the client.
+pub(super) async fn stand_in(
+    gateway: &Arc<Gateway>,
+    route: &Arc<Route>,
+    backend: &Arc<Backend>,
+    reason: SpillReason,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<bool, End> {
+    let mut selection = TargetSelection::new(Order::default());
+    while can_resend(session, exchange)
+        && let Some((endpoint, slot)) =
+            selection.admit_at(backend, now_millis(), rand::random(), affinity::key(backend, session, exchange))
+    {
+        exchange.outcome.spilled = Some(reason);
+        let (place, move_on) = (Place { slot, retrying: None }, MoveOn { full: true, retry: true });
+        let outcome = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange)
+            .run(session, exchange)
+            .await;
+        match after(gateway, route, &mut selection, outcome, session, exchange).await? {
+            AfterAttempt::Served => return Ok(true),
+            AfterAttempt::Full => {}
+            AfterAttempt::Failed(failure) => {
+                tracing::debug!(event = "stand_in_failed", route = %route.name, failure = ?failure);
+                if !may_retry(&failure, route, backend, session, exchange) {
+                    break;
+                }
+            }
+        }
+        if !selection.move_on() {
+            break;
+        }
+    }
+    exchange.outcome.spilled = None;
+    Ok(false)
+}
+
+/// Refusal of an answer whose head is over its backend's limits.
+fn too_large_answer(what: &'static str) -> End {
+    End::refuse(Refusal::new(
+        StatusCode::BAD_GATEWAY,
+        ErrorKind::Upstream,
+        "upstream_header_too_large",
+        format!(
+            "{what} of the backend is over its limit (`backends[].limits.maxHeaderBytes`, 256 fields, 16 early answers)"
+        ),
+    ))
+}
+
+/// Waits before a retry: any part of a time that doubles ("full jitter": Brooker, "Exponential Backoff And Jitter", AWS
+/// Architecture Blog, 2015), so that callers who failed together do not return together.
+async fn pause(route: &Route, retry: u32, deadline: Instant) -> Result<(), End> {
+    let doubled = route.retry.backoff_base.saturating_mul(1 << (retry - 1).min(16));
+    let most = doubled.min(route.retry.backoff_max);
+    let wait = most.mul_f64(rand::rng().random_range(0.0..=1.0));
+    if Instant::now() + wait >= deadline {
+        return Err(too_late());
+    }
+    tokio::time::sleep(wait).await;
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! Steps 2 and 3: filters that need no caller, then the caller. Both run before a byte of the body is read where the head
+//! decides the route; where the model in the body decides it, step 4 runs them for the route that it finds.
+
+use std::sync::Arc;
+
+use pingora::protocols::http::ServerSession;
+use spillway_config::schema::RouteAuthentication;
+
+use super::limiting;
+use crate::exchange::{End, Exchange, RouteInFlight};
+use crate::routing::Candidates;
+use crate::topology::Route;
+
+/// Runs the filters that need no caller, where the head decides the route.
+pub(super) async fn guard(
+    candidates: &Candidates<'_>,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<(), End> {
+    match candidates.only() {
+        Some(route) => enter(route, looks_for_caller(route), session, exchange).await,
+        None => Ok(()),
+    }
+}
+
+/// Identifies the caller, where the head decides the route or every candidate wants a caller: nobody unknown gets a byte
+/// of the body read then.
+pub(super) async fn identify(
+    candidates: &Candidates<'_>,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<(), End> {
+    match candidates.only() {
+        Some(route) => authenticate(route.authentication, session, exchange).await,
+        None if candidates.routes().all(|route| route.authentication == RouteAuthentication::Required) => {
+            authenticate(RouteAuthentication::Required, session, exchange).await
+        }
+        None => Ok(()),
+    }
+}
+
+/// True if the route identifies its callers, those that must be known or only those that can be.
+pub(super) fn looks_for_caller(route: &Arc<Route>) -> bool {
+    route.authentication != RouteAuthentication::None
+}
+
+/// Enters a route and runs its filters that need no caller. Where they refuse a request whose caller would have been
+/// identified (`would_identify`), a bad key in it counts as a guess all the same.
+pub(super) async fn enter(
+    route: &Arc<Route>,
+    would_identify: bool,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<(), End> {
+    exchange.running = Some(RouteInFlight::enter(&route.metrics));
+    if route.calls_models {
+        exchange.dialect = route.dialect;
+    }
+    exchange.route = Some(route.clone());
+    let passed = limiting::guards(route, session, exchange).await;
+    if let Err(End::Refuse(_)) = &passed
+        && exchange.caller.is_none()
+        && would_identify
+    {
+        let now = crate::clock::unix_now();
+        exchange.snapshot.identity.note_guess(&session.req_header().headers, exchange.client, now);
+    }
+    passed
+}
+
+/// Identifies the caller as the route wants it: by the certificate of its connection, else by a key or token.
+pub(super) async fn authenticate(
+    mode: RouteAuthentication,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<(), End> {
+    let snapshot = exchange.snapshot.clone();
+    let now = crate::clock::unix_now();
+    if mode != RouteAuthentication::None
+        && let Some(certificate) = &exchange.certificate
+        && let Some(known) =
+            snapshot.identity.identify_by_certificate(&session.req_header().headers, exchange.client, certificate)
+    {
+        return match known {
+            Ok((consumer, credential)) => {
+                exchange.caller = Some(consumer);
+                exchange.credential = Some(credential);
+                Ok(())
+            }
+            Err(unidentified) => {
+                exchange.authentication_failed = Some(unidentified.reason);
+                Err(unidentified.refusal.into())
+            }
+        };
+    }
+    match snapshot.identity.identify(&session.req_header().headers, exchange.client, now, mode).await {
+        Ok(identity) => {
+            if let Some(identity) = identity {
+                exchange.caller = Some(identity.consumer);
+                exchange.identified_by = Some(identity.header);
+                exchange.credential = Some(identity.credential);
+                exchange.token = identity.token;
+            }
+            Ok(())
+        }
+        Err(unidentified) => {
+            exchange.authentication_failed = Some(unidentified.reason);
+            Err(unidentified.refusal.into())
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Step 4: the final route of a request, its body where a candidate needs it held, and whether the caller may use the route
+//! and the model.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header;
+use pingora::protocols::http::ServerSession;
+use spillway_filter::Refusal;
+
+use super::access::{is_open_to, no_route};
+use super::asking::{hold_body, memory_share, peek};
+use super::identify::{authenticate, enter, looks_for_caller};
+use super::limiting;
+use crate::exchange::{Asked, End, Exchange, RequestBody, too_large};
+use crate::gateway::Gateway;
+use crate::limits::Ledger;
+use crate::protocol::{PROBLEM, model_not_found};
+use crate::routing::Candidates;
+use crate::topology::Route;
+
+/// Settles on the route that takes the request, holding its body for at most `within` where that is needed. A request that
+/// is refused here takes nothing from the limits that were judged before its body was read.
+pub(super) async fn route(
+    gateway: &Gateway,
+    candidates: &Candidates<'_>,
+    within: Duration,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<Arc<Route>, End> {
+    let settled = settle(gateway, candidates, within, session, exchange).await;
+    if settled.is_err() {
+        exchange.ledger.give_back_of(exchange.judged.taken);
+    }
+    settled
+}
+
+async fn settle(
+    gateway: &Gateway,
+    candidates: &Candidates<'_>,
+    within: Duration,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<Arc<Route>, End> {
+    let route = match candidates.only() {
+        Some(route) => {
+            check_access(route, false, session, exchange)?;
+            // A list of models holds whatever the route says of its backend: a server behind `protocol: http` may run
+            // models too.
+            if route.holds_body || exchange.caller.as_ref().is_some_and(|caller| caller.is_restricted()) {
+                if !session.is_body_empty() {
+                    limiting::before_body(Some(route), route.calls_models, session, exchange).await?;
+                }
+                hold_body(gateway, session, exchange, route.max_body, within).await?;
+                exchange.asked = peek(session, exchange, decides(route, exchange)).await?;
+            } else {
+                check_length(session, route)?;
+            }
+            route
+        }
+        None => by_model(gateway, candidates, within, session, exchange).await?,
+    };
+    check_model(exchange)?;
+    check_rename(route, exchange)?;
+    Ok(route.clone())
+}
+
+/// Holds the body, whose model decides the route, and runs the steps that waited for the route.
+async fn by_model<'s>(
+    gateway: &Gateway,
+    candidates: &Candidates<'s>,
+    within: Duration,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<&'s Arc<Route>, End> {
+    if !session.is_body_empty() {
+        if let Some((route, end)) = limiting::refused_by_all(candidates.routes(), session, exchange).await {
+            if let Some(route) = route {
+                // As where the head decides the route: limits by address count what is refused behind them.
+                enter(route, candidates.routes().any(looks_for_caller), session, exchange).await?;
+            }
+            return Err(end);
+        }
+        if exchange.caller.is_some() {
+            let calls_model = candidates.routes().all(|route| route.calls_models);
+            limiting::before_body(None, calls_model, session, exchange).await?;
+        }
+    }
+    let limit = candidates.routes().map(|route| route.max_body).max().unwrap_or(0);
+    hold_body(gateway, session, exchange, limit, within).await?;
+    exchange.asked = peek(session, exchange, true).await?;
+    let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
+    let route = candidates
+        .by_model(model)
+        .ok_or_else(|| model.map_or_else(|| no_route(session), |model| End::from(model_not_found(model))))?;
+    enter(route, looks_for_caller(route), session, exchange).await?;
+    if exchange.caller.is_none() {
+        authenticate(route.authentication, session, exchange).await?;
+        let share = memory_share(exchange);
+        if let RequestBody::Held(held) = &mut exchange.body {
+            held.belongs_to(share)?;
+        }
+    }
+    if let RequestBody::Held(held) = &exchange.body
+        && u64::try_from(held.bytes.len()).unwrap_or(u64::MAX) > route.max_body
+    {
+        return Err(too_large(route.max_body, "this route takes"));
+    }
+    check_access(route, true, session, exchange)?;
+    Ok(route)
+}
+
+/// True if the body decides something on the only route that may take it: which models may be named, how many tokens are
+/// reserved and for whom. Such a body must have one reading.
+fn decides(route: &Route, exchange: &Exchange) -> bool {
+    let caller = exchange.caller.as_ref();
+    route.judges_body
+        || caller.is_some_and(|caller| caller.is_restricted() || caller.rules.iter().any(|rule| rule.counts_tokens()))
+}
+
+/// Refuses a body whose declared length is over the route's limit; its real length is checked while it is streamed.
+fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
+    let declared =
+        session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    match declared {
+        Some(length) if route.max_body < length => Err(too_large(route.max_body, "this route takes")),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a caller that may not use the route as if the route did not exist: as an unknown model where the model decided the
+/// route (`by_model`), else as an unknown path.
+fn check_access(route: &Route, by_model: bool, session: &ServerSession, exchange: &mut Exchange) -> Result<(), End> {
+    if is_open_to(route, exchange) {
+        return Ok(());
+    }
+    // Neither the shape of the error nor a header shows that the route exists.
+    exchange.dialect = exchange.resolved.dialect;
+    exchange.route = None;
+    exchange.ledger.give_back();
+    exchange.ledger = Ledger::default();
+    let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()).filter(|_| by_model);
+    Err(model.map_or_else(|| no_route(session), |model| model_not_found(model).into()))
+}
+
+/// Refuses a model that the body names and the caller may not use.
+fn check_model(exchange: &Exchange) -> Result<(), End> {
+    let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
+    match &exchange.asked {
+        // A body without a readable model may name one to a server that reads it otherwise.
+        Some(asked)
+            if !caller.may_use(asked.model.as_deref()) && (exchange.dialect != PROBLEM || asked.model.is_some()) =>
+        {
+            Err(model_not_found(asked.model.as_deref().unwrap_or_default()).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a form that names a model where a backend knows it by another name: only in JSON is it replaced.
+fn check_rename(route: &Route, exchange: &Exchange) -> Result<(), End> {
+    match &exchange.asked {
+        Some(Asked { model: Some(_), model_at: None, .. }) if route.renames_model => Err(End::refuse(
+            Refusal::invalid(
+                "unsupported_form",
+                "The body is a form that names a model, and this route replaces model names in JSON only: send JSON, or \
+                 leave `model` out.",
+            )
+            .param("model"),
+        )),
+        _ => Ok(()),
+    }
+}
