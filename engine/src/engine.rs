@@ -15,10 +15,10 @@ use crate::{
 /// A loaded model; clones share it. The model is unloaded when the last clone is dropped.
 #[derive(Clone)]
 pub struct Engine {
-    shared: Arc<Shared>,
+    shared: Arc<EngineShared>,
 }
 
-struct Shared {
+struct EngineShared {
     info: ModelInfo,
     max_sequences: u32,
     serving: Serving,
@@ -129,7 +129,7 @@ impl Engine {
         let grammars = grammar::Grammars::new(text.tokenizer().clone());
         let max_sequences = u32::try_from(sizes.slots).unwrap_or(u32::MAX);
         let serving = Serving::Decoder { text, grammars, scheduler };
-        Ok(Self { shared: Arc::new(Shared { info, max_sequences, serving }) })
+        Ok(Self { shared: Arc::new(EngineShared { info, max_sequences, serving }) })
     }
 
     fn load_encoder(
@@ -165,7 +165,11 @@ impl Engine {
         let encoder = encoder::start(made, shape, tokenizer, options)?;
         let info = ModelInfo { load_time: started.elapsed(), ..info };
         Ok(Self {
-            shared: Arc::new(Shared { info, max_sequences: options.max_sequences, serving: Serving::Encoder(encoder) }),
+            shared: Arc::new(EngineShared {
+                info,
+                max_sequences: options.max_sequences,
+                serving: Serving::Encoder(encoder),
+            }),
         })
     }
 

@@ -17,7 +17,7 @@ use crate::{EngineError, LoadError};
 /// Values of a block of quantised activations.
 const BLOCK: usize = 32;
 
-struct Segment {
+struct PlainSegment {
     columns: usize,
     quantized: bool,
     /// Values of the rows, in f32.
@@ -27,7 +27,7 @@ struct Segment {
 /// Runs operations in plain f32.
 pub struct Plain {
     sizes: Sizes,
-    matrices: Vec<Vec<Segment>>,
+    matrices: Vec<Vec<PlainSegment>>,
     vectors: Vec<Vec<f32>>,
     activations: Vec<(usize, Vec<f32>)>,
     /// Keys and values by layer: `[page][place][kv head][value]`, rounded to f16 as in the other executors.
@@ -132,7 +132,7 @@ impl Executor for Plain {
         let segments = parts.iter().map(|part| {
             let mut values = Vec::with_capacity(part.columns * part.rows);
             part.kind.dequantize(part.data, &mut values);
-            Segment { columns: part.columns, quantized: part.kind.is_quantized(), values }
+            PlainSegment { columns: part.columns, quantized: part.kind.is_quantized(), values }
         });
         self.matrices.push(segments.collect());
         Ok(MatrixId(self.matrices.len() - 1))

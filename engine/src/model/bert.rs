@@ -234,7 +234,7 @@ struct Norm {
     bias: VectorId,
 }
 
-struct Layer {
+struct EncoderLayer {
     qkv: Linear,
     output: Linear,
     after_attention: Norm,
@@ -248,7 +248,7 @@ pub(crate) struct Bert {
     shape: BertShape,
     tables: [MatrixId; 3],
     norm: Norm,
-    layers: Vec<Layer>,
+    layers: Vec<EncoderLayer>,
     pooler: Option<Linear>,
     head: Option<Linear>,
     stream: ActId,
@@ -289,7 +289,7 @@ impl Bert {
         let mut layers = Vec::with_capacity(shape.layers);
         for n in 0..shape.layers {
             let [q, k, v, output, up, down] = shape.matrices(file, n)?;
-            layers.push(Layer {
+            layers.push(EncoderLayer {
                 qkv: linear(exec, &[q, k, v])?,
                 output: linear(exec, &[output])?,
                 after_attention: norm(exec, &format!("blk.{n}.attn_output_norm"))?,

@@ -8,7 +8,7 @@ use crate::{EngineError, LoadError};
 
 use super::shape::{DecoderShape, LayerTensors, matrix, values};
 
-struct Layer {
+struct DecoderLayer {
     attention_norm: VectorId,
     qkv: MatrixId,
     qkv_bias: Option<VectorId>,
@@ -31,7 +31,7 @@ pub(crate) struct Decoder {
     attention_scale: f32,
     function: Function,
     table: MatrixId,
-    layers: Vec<Layer>,
+    layers: Vec<DecoderLayer>,
     output_norm: VectorId,
     head: MatrixId,
     stream: ActId,
@@ -66,7 +66,7 @@ impl Decoder {
                 None => Ok(None),
             };
             let post_norms = vectors(exec, tensors.post_norms)?;
-            layers.push(Layer {
+            layers.push(DecoderLayer {
                 attention_norm: exec.vector(&tensors.attention_norm)?,
                 qkv: exec.matrix(&[tensors.q, tensors.k, tensors.v])?,
                 qkv_bias: tensors.qkv_bias.map(|bias| exec.vector(&bias)).transpose()?,

@@ -41,17 +41,17 @@ impl Faults {
     /// held their memory.
     pub(crate) fn held(self) -> (Self, Receiver<usize>) {
         let (told, heard) = channel();
-        let hold = Held { memory: Arc::downgrade(&self.memory), told };
+        let hold = HeldMemory { memory: Arc::downgrade(&self.memory), told };
         (Self { hold: Some(Box::new(hold)), ..self }, heard)
     }
 }
 
-struct Held {
+struct HeldMemory {
     memory: Weak<()>,
     told: Sender<usize>,
 }
 
-impl Drop for Held {
+impl Drop for HeldMemory {
     fn drop(&mut self) {
         // The device itself holds the first clone.
         let _ = self.told.send(self.memory.strong_count().saturating_sub(1));

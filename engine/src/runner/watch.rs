@@ -13,7 +13,7 @@ pub(crate) trait Recipient: Send + 'static {
 }
 
 /// State shared by the engine's thread and the watchdog.
-struct State<R> {
+struct WatchState<R> {
     /// Time by which the current step must have ended.
     until: Option<Instant>,
     /// True while the watchdog sleeps.
@@ -27,28 +27,34 @@ struct State<R> {
     recipients: Vec<R>,
 }
 
-struct Shared<R> {
-    state: Mutex<State<R>>,
+struct Watched<R> {
+    state: Mutex<WatchState<R>>,
     changed: Condvar,
 }
 
 /// Engine's side of the watchdog; the thread ends when this is dropped.
 pub(crate) struct Watch<R: Recipient> {
-    shared: Arc<Shared<R>>,
+    shared: Arc<Watched<R>>,
 }
 
 impl<R: Recipient> Watch<R> {
     /// Starts the thread. `on_hang` is called once for each step that hangs.
     pub(crate) fn start(name: &str, on_hang: impl Fn() + Send + 'static) -> std::io::Result<Self> {
-        let state =
-            State { until: None, sleeps: false, sleeps_until: None, hung: false, ended: false, recipients: Vec::new() };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let state = WatchState {
+            until: None,
+            sleeps: false,
+            sleeps_until: None,
+            hung: false,
+            ended: false,
+            recipients: Vec::new(),
+        };
+        let shared = Arc::new(Watched { state: Mutex::new(state), changed: Condvar::new() });
         let watched = shared.clone();
         std::thread::Builder::new().name(name.to_owned()).spawn(move || watch(&watched, &on_hang))?;
         Ok(Self { shared })
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State<R>> {
+    fn state(&self) -> std::sync::MutexGuard<'_, WatchState<R>> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -87,7 +93,7 @@ pub(super) fn hangs() -> EngineError {
     EngineError::Device("a step has not ended in time".into())
 }
 
-fn watch<R: Recipient>(shared: &Shared<R>, on_hang: &dyn Fn()) {
+fn watch<R: Recipient>(shared: &Watched<R>, on_hang: &dyn Fn()) {
     let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
     while !state.ended {
         let now = Instant::now();

@@ -10,9 +10,9 @@ use crate::artifact::TensorType;
 use crate::device::{HangMark, HangSource};
 use crate::{DeviceChoice, Engine, LoadError, LoadOptions};
 
-struct Held(Sender<()>);
+struct SentOnDrop(Sender<()>);
 
-impl Drop for Held {
+impl Drop for SentOnDrop {
     fn drop(&mut self) {
         let _ = self.0.send(());
     }
@@ -27,7 +27,7 @@ fn it_is_asked_for_when_the_model_can_be_loaded_and_let_go_with_its_memory() {
     let load = |options: LoadOptions| {
         Engine::load_holding::<LoadError>(options, || {
             asked.set(asked.get() + 1);
-            Ok(Box::new(Held(told.clone())))
+            Ok(Box::new(SentOnDrop(told.clone())))
         })
     };
     let options = LoadOptions { device: DeviceChoice::Cpu, ..LoadOptions::new(file.path()) };

@@ -138,7 +138,7 @@ pub struct ToolReader {
     held: String,
     /// Bytes of `held` that were searched for the end of a call.
     searched: usize,
-    state: State,
+    state: CallState,
     /// Text before the current call: whitespace and the opening mark, which are part of the answer if no call
     /// follows.
     before: String,
@@ -147,7 +147,7 @@ pub struct ToolReader {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum CallState {
     /// Only whitespace so far.
     Begin,
     Text,
@@ -160,7 +160,7 @@ impl ToolReader {
     /// call.
     pub fn new(style: ToolStyle, tools: &[Tool], most: usize, must_call: bool) -> Self {
         let names = tools.iter().map(|tool| tool.name.clone()).collect();
-        let state = if must_call { State::Call } else { State::Begin };
+        let state = if must_call { CallState::Call } else { CallState::Begin };
         Self { style, names, left: most, held: String::new(), searched: 0, state, before: String::new(), called: false }
     }
 
@@ -176,9 +176,9 @@ impl ToolReader {
     /// Ends the answer: a call without its closing mark counts as a call.
     pub fn finish(&mut self, out: &mut Vec<Said>) {
         let held = std::mem::take(&mut self.held);
-        let calls = if self.state == State::Call { self.calls(&held) } else { None };
+        let calls = if self.state == CallState::Call { self.calls(&held) } else { None };
         let before = std::mem::take(&mut self.before);
-        self.state = State::Text;
+        self.state = CallState::Text;
         match calls {
             Some(calls) => self.take(calls, out),
             // Whitespace after a call belongs to it.
@@ -189,7 +189,7 @@ impl ToolReader {
 
     /// Runs one step; returns true if there may be another.
     fn hermes(&mut self, out: &mut Vec<Said>) -> bool {
-        if self.state == State::Call {
+        if self.state == CallState::Call {
             // Arguments may be long, so no part is searched twice.
             let from = self.held.floor_char_boundary(self.searched.saturating_sub(END.len()));
             let Some(at) = self.held.get(from..).and_then(|new| new.find(END)).map(|at| from + at) else {
@@ -207,7 +207,7 @@ impl ToolReader {
             }
             self.before.clear();
             self.held = after;
-            self.state = State::Text;
+            self.state = CallState::Text;
             return true;
         }
         if let Some((before, after)) = self.held.split_once(BEGIN) {
@@ -216,7 +216,7 @@ impl ToolReader {
             text(said.to_owned(), out);
             self.before = format!("{blanks}{BEGIN}");
             self.held = after.to_owned();
-            self.state = State::Call;
+            self.state = CallState::Call;
             return true;
         }
         // Whitespace that may precede a call, and a partial opening mark, are held back.
@@ -228,14 +228,14 @@ impl ToolReader {
     }
 
     fn llama(&mut self, out: &mut Vec<Said>) {
-        if self.state == State::Begin {
+        if self.state == CallState::Begin {
             match self.held.trim_start().chars().next() {
                 None => return,
-                Some('{') => self.state = State::Call,
-                Some(_) => self.state = State::Text,
+                Some('{') => self.state = CallState::Call,
+                Some(_) => self.state = CallState::Text,
             }
         }
-        if self.state == State::Text {
+        if self.state == CallState::Text {
             text(std::mem::take(&mut self.held), out);
         }
     }

@@ -180,12 +180,12 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Header, LoadError> {
 }
 
 /// Model type of a folder.
-enum Model {
+enum FolderModel {
     Bert,
     Decoder(DecoderConfig),
 }
 
-impl Model {
+impl FolderModel {
     fn gguf_name(&self, name: &str) -> Option<String> {
         match self {
             Self::Bert => bert::gguf_name(name),
@@ -212,7 +212,7 @@ fn parse_parts<'a>(path: &Path, parts: impl Iterator<Item = Part<'a>>) -> Result
     }
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown");
     let (model, metadata, layout) = match kind {
-        "bert" => (Model::Bert, bert::metadata(&config, &folder, &unsupported)?, WeightLayout::default()),
+        "bert" => (FolderModel::Bert, bert::metadata(&config, &folder, &unsupported)?, WeightLayout::default()),
         _ => {
             let decoder = DecoderConfig::of(kind, &config).ok_or_else(|| {
                 unsupported(format!(
@@ -224,14 +224,14 @@ fn parse_parts<'a>(path: &Path, parts: impl Iterator<Item = Part<'a>>) -> Result
             })?;
             let metadata = decoder.metadata(&folder, &unsupported)?;
             let layout = decoder.layout();
-            (Model::Decoder(decoder), metadata, layout)
+            (FolderModel::Decoder(decoder), metadata, layout)
         }
     };
     let mut tensors = BTreeMap::new();
     for (n, part) in parts.enumerate() {
         tensors_of(&part, n, &model, &mut tensors)?;
     }
-    if let Model::Decoder(decoder) = &model
+    if let FolderModel::Decoder(decoder) = &model
         && !decoder.is_tied()
         && !tensors.contains_key("output.weight")
     {
@@ -245,7 +245,7 @@ fn parse_parts<'a>(path: &Path, parts: impl Iterator<Item = Part<'a>>) -> Result
 fn tensors_of(
     part: &Part<'_>,
     n: usize,
-    model: &Model,
+    model: &FolderModel,
     tensors: &mut BTreeMap<String, TensorEntry>,
 ) -> Result<(), LoadError> {
     let corrupt = |reason: String| LoadError::Corrupt { path: part.path.to_owned(), reason };

@@ -44,7 +44,7 @@ const _: () = assert!(SPLIT_ROWS == unit::amx::ROWS, "a tile of AMX is packed wh
 
 /// Neighbouring rows of a matrix that are of one family.
 #[derive(Clone, Copy)]
-struct Segment {
+struct CpuSegment {
     layout: Layout,
     weights: Allocation<u8>,
 }
@@ -73,7 +73,7 @@ pub struct Cpu {
     pool: Pool,
     sizes: Sizes,
     memory: Memory,
-    matrices: Vec<Vec<Segment>>,
+    matrices: Vec<Vec<CpuSegment>>,
     vectors: Vec<Allocation<f32>>,
     rotations: Vec<Rotation>,
     activations: Vec<CpuActivation>,
@@ -193,7 +193,7 @@ impl Executor for Cpu {
                 let out = unsafe { std::slice::from_raw_parts_mut(weights.at().add(from), len) };
                 pack::repack(&layout, group, groups, out);
             });
-            segments.push(Segment { layout, weights });
+            segments.push(CpuSegment { layout, weights });
             if let Some(forget) = &self.forget {
                 group.iter().for_each(|part| forget(part.data));
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::packed::{GROUP, Packed};
 use super::pipelines::{Kernel, ProductKernel};
 use super::shared::{INVOCATIONS, MEMORY, SHARED_ROWS, TILE_ROWS};
-use super::{Gpu, STRETCH, Segment, cache, narrow, wide};
+use super::{Gpu, GpuSegment, STRETCH, cache, narrow, wide};
 use crate::EngineError;
 
 /// Rows of activations that share an unpacked block of weights in an invocation's registers.
@@ -184,7 +184,7 @@ impl Gpu {
         };
         let bytes_of = |packed| all().filter(|(_, s)| s.packed == packed).map(|(_, s)| s.words.size()).sum::<u64>();
         let packed = all().map(|(_, s)| s.packed).max_by_key(|packed| bytes_of(*packed))?;
-        let fits = |s: &Segment| s.words.size() <= QUICK_BYTES;
+        let fits = |s: &GpuSegment| s.words.size() <= QUICK_BYTES;
         let (at, _) = all().filter(|(_, s)| s.packed == packed).max_by_key(|(_, s)| match fits(s) {
             true => (1, s.words.size()),
             false => (0, u64::MAX - s.words.size()),

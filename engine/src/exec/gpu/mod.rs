@@ -35,7 +35,7 @@ const MAX_SEGMENTS: usize = 64;
 /// Bytes of weights that are repacked at once.
 const CHUNK: usize = 4 << 20;
 
-struct Segment {
+struct GpuSegment {
     packed: Packed,
     columns: usize,
     rows: usize,
@@ -72,7 +72,7 @@ pub struct Gpu {
     bindings: HashMap<Binding, wgpu::BindGroup>,
     /// Kernels of products, once chosen.
     family: Option<KernelFamily>,
-    matrices: Vec<Vec<Segment>>,
+    matrices: Vec<Vec<GpuSegment>>,
     vectors: Vec<wgpu::Buffer>,
     activations: Vec<GpuActivation>,
     keys: Vec<wgpu::Buffer>,

@@ -4,8 +4,8 @@ use super::family::KernelFamily;
 use super::packed::{self, GROUP, Packed};
 use super::shared::SHARED_ROWS;
 use super::{
-    BUSY_HEADS, CHUNK, Gpu, GpuActivation, Kernel, MAX_GATHERED, MAX_SEGMENTS, Recording, RotationTable, STRETCH,
-    Segment, cache, narrow, wide,
+    BUSY_HEADS, CHUNK, Gpu, GpuActivation, GpuSegment, Kernel, MAX_GATHERED, MAX_SEGMENTS, Recording, RotationTable,
+    STRETCH, cache, narrow, wide,
 };
 use crate::artifact::Tensor;
 use crate::exec::{ActId, Batch, Executor, Function, Index, MatrixId, PAGE, Pairing, Rope, RopeId, VectorId};
@@ -13,7 +13,7 @@ use crate::{EngineError, LoadError};
 
 impl Executor for Gpu {
     fn matrix(&mut self, parts: &[Tensor<'_>]) -> Result<MatrixId, LoadError> {
-        let mut segments: Vec<Segment> = Vec::new();
+        let mut segments: Vec<GpuSegment> = Vec::new();
         // Neighbours of one packing become one matrix: one dispatch instead of several.
         let alike = |a: &Tensor<'_>, b: &Tensor<'_>| Packed::of(a.kind) == Packed::of(b.kind) && a.columns == b.columns;
         for group in parts.chunk_by(alike) {
@@ -41,7 +41,7 @@ impl Executor for Gpu {
                         done += count;
                     }
                 })?;
-                segments.push(Segment { packed, columns, rows, words });
+                segments.push(GpuSegment { packed, columns, rows, words });
                 left -= rows;
             }
         }

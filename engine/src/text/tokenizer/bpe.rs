@@ -13,7 +13,7 @@ use super::{Vocabulary, strings, text};
 use crate::LoadError;
 use crate::artifact::ModelFile;
 
-type Model = TokenizerImpl<
+type BpeTokenizer = TokenizerImpl<
     BPE,
     tokenizers::NormalizerWrapper,
     PreTokenizerWrapper,
@@ -54,7 +54,7 @@ fn cuts(name: &str) -> Option<Cuts> {
 
 /// Merges bytes by rank.
 pub(super) struct Bpe {
-    model: Model,
+    model: BpeTokenizer,
     byte_of: HashMap<char, u8>,
 }
 
@@ -97,7 +97,7 @@ impl Bpe {
             .ignore_merges(cuts.whole_first)
             .build()
             .map_err(|e| file.corrupt(format!("the tokenizer cannot be built: {e}")))?;
-        let mut model = Model::new(model);
+        let mut model = BpeTokenizer::new(model);
         model.with_pre_tokenizer(Some(Sequence::new(steps)));
         Ok((Self { model, byte_of: byte_of_char() }, cuts.begins))
     }

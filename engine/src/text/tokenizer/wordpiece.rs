@@ -10,7 +10,7 @@ use super::{Vocabulary, spm};
 use crate::LoadError;
 use crate::artifact::ModelFile;
 
-type Tokenizer = TokenizerImpl<
+type WordPieceTokenizer = TokenizerImpl<
     Model,
     BertNormalizer,
     BertPreTokenizer,
@@ -20,7 +20,7 @@ type Tokenizer = TokenizerImpl<
 
 /// Matches the longest known prefix of the rest of a word.
 pub(super) struct WordPiece {
-    model: Tokenizer,
+    model: WordPieceTokenizer,
     pub(super) cls: Option<u32>,
     pub(super) sep: Option<u32>,
 }
@@ -38,7 +38,7 @@ impl WordPiece {
             .unk_token("[UNK]".to_owned())
             .build()
             .map_err(|e| file.corrupt(format!("the tokenizer cannot be built: {e}")))?;
-        let mut model = Tokenizer::new(model);
+        let mut model = WordPieceTokenizer::new(model);
         // As llama.cpp: drops control characters, splits CJK, strips accents, lower-cases.
         model
             .with_normalizer(Some(BertNormalizer::new(true, true, Some(true), true)))
