@@ -77,7 +77,7 @@ telemetry: {{logs: {{access: false}}}}
     );
     for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
         let at = |rounds: &[Vec<f64>]| -> Vec<f64> {
-            rounds.iter().map(|latencies| latencies[((latencies.len() - 1) as f64 * share) as usize] * 1e3).collect()
+            rounds.iter().map(|latencies| crate::percentile(latencies, share) * 1e3).collect()
         };
         let (idle, busy) = (at(&idle), at(&busy));
         let ratios: Vec<f64> = idle.iter().zip(&busy).map(|(idle, busy)| busy / idle).collect();

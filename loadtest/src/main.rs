@@ -159,6 +159,11 @@ fn main() {
     }
 }
 
+/// Value below which this share (0 to 1) of sorted values lies; NaN where there are none.
+fn percentile(sorted: &[f64], share: f64) -> f64 {
+    sorted.get((sorted.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or(f64::NAN)
+}
+
 /// Median, minimum and maximum.
 fn spread(values: &[f64]) -> (f64, f64, f64) {
     let mut sorted = values.to_vec();

@@ -123,7 +123,7 @@ telemetry: {{logs: {{access: false}}}}
     }
     let mut latencies = std::mem::take(&mut *load.latencies.lock().unwrap());
     latencies.sort_by(f64::total_cmp);
-    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize] * 1000.0;
+    let at = |share: f64| crate::percentile(&latencies, share) * 1000.0;
     let requests = load.requests.load(Ordering::Relaxed);
     println!("\nkeys and certificates that change under load: {RATE} requests/s over TLS, {elapsed:.0} s");
     println!("  edits taken            {edits:>8}");

@@ -8,14 +8,14 @@ mod tests;
 mod worker;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_channel::Sender;
 
 use crate::model::BertShape;
-use crate::runner::{self, Rebuildable, Recipient, Tuning};
+use crate::runner::{self, Rebuildable, Recipient, ThreadHealth, Tuning};
 use crate::text::Tokenizer;
 use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions, Placement};
 use worker::EncoderWorker;
@@ -82,20 +82,10 @@ struct EncoderState {
     cost: AtomicU64,
     /// Texts accepted and not yet answered.
     texts: AtomicUsize,
-    /// The device has failed and is set up again.
-    recovering: AtomicBool,
-    faults: AtomicU64,
-    /// The thread has ended.
-    stopped: AtomicBool,
+    health: ThreadHealth,
 }
 
 impl EncoderState {
-    fn set_recovering(&self, recovering: bool) {
-        if !self.recovering.swap(recovering, Ordering::AcqRel) && recovering {
-            self.faults.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     /// Uncounts the texts of a request that was answered or dropped.
     fn left(&self, job: &EncodeJob) {
         self.texts.fetch_sub(job.inputs.len(), Ordering::Relaxed);
@@ -131,7 +121,7 @@ impl EncoderHandle {
                 return Err(EngineError::Input(why));
             }
         }
-        if self.shared.recovering.load(Ordering::Acquire) {
+        if self.shared.health.is_recovering() {
             return Err(Busy { reason: BusyReason::Recovering, retry_after: RETRY_AFTER_FAULT }.into());
         }
         if self.estimated_wait() > self.max_wait {
@@ -167,8 +157,8 @@ impl EncoderHandle {
             waiting: self.jobs.len(),
             estimated_wait: self.estimated_wait(),
             prompt_tokens: self.shared.tokens.load(Ordering::Relaxed),
-            is_ready: !self.has_ended() && !self.shared.recovering.load(Ordering::Acquire),
-            faults: self.shared.faults.load(Ordering::Relaxed),
+            is_ready: self.shared.health.is_ready(),
+            faults: self.shared.health.faults(),
             ..EngineStats::default()
         }
     }
@@ -180,11 +170,11 @@ impl EncoderHandle {
 
     /// True once the thread has ended: no request is accepted any more.
     pub(crate) fn has_ended(&self) -> bool {
-        self.shared.stopped.load(Ordering::Acquire)
+        self.shared.health.is_stopped()
     }
 
     pub(crate) fn shutdown(&self) {
-        self.shared.stopped.store(true, Ordering::Release);
+        self.shared.health.stop();
         self.jobs.close();
     }
 }
@@ -217,12 +207,7 @@ fn begin(
     let placement = model.placement();
     let (outputs, vocabulary) = (shape.outputs(), shape.vocabulary);
     let watched = shared.clone();
-    let on_hang = move |at_first| {
-        if at_first {
-            watched.stopped.store(true, Ordering::Release);
-        }
-        watched.set_recovering(true);
-    };
+    let on_hang = move |at_first| watched.health.note_hang(at_first);
     let sizes = shape.sizes();
     let worker = |watch| EncoderWorker {
         name: options.name.clone(),

@@ -85,7 +85,7 @@ impl RecoverableWorker for EncoderWorker {
     }
 
     fn is_stopped(&self) -> bool {
-        self.shared.stopped.load(Ordering::Acquire) || self.jobs.is_closed()
+        self.shared.health.is_stopped() || self.jobs.is_closed()
     }
 }
 
@@ -103,7 +103,7 @@ impl EncoderWorker {
     pub(super) fn work(&mut self) {
         let end = runner::run_until_end(self, Self::run);
         // First, so that a caller who is answered below and asks again at once is refused.
-        self.shared.stopped.store(true, Ordering::Release);
+        self.shared.health.stop();
         self.jobs.close();
         self.fail_all(&end);
         self.refuse(&end);
@@ -140,13 +140,13 @@ impl EncoderWorker {
     /// Fails the running requests after a device fault and sets the device up again. Returns false when the engine
     /// ends meanwhile.
     fn recover(&mut self, fault: &EngineError) -> bool {
-        self.shared.set_recovering(true);
+        self.shared.health.set_recovering(true);
         tracing::error!(event = "device_failed", model = %self.name, reason = %fault, requests = self.running.len());
         self.fail_all(fault);
         let pause = self.tuning.retry_first;
         let recovered = runner::recover(self, fault, pause);
         if recovered {
-            self.shared.set_recovering(false);
+            self.shared.health.set_recovering(false);
         }
         recovered
     }

@@ -4,6 +4,7 @@
 
 #[cfg(test)]
 pub(crate) mod doubles;
+mod health;
 mod recover;
 mod watch;
 
@@ -18,6 +19,7 @@ use crate::exec::Batch;
 use crate::model::{self, Loaded, LoadedEncoder};
 use crate::{DeviceChoice, EngineError, Hold, LoadError, LoadOptions, Placement};
 
+pub(crate) use health::ThreadHealth;
 pub(crate) use recover::{RecoverableWorker, launch, recover, run_until_end};
 pub(crate) use watch::{Recipient, Watch};
 

@@ -106,11 +106,11 @@ impl SchedulerHandle {
 
     /// True once the thread has ended: no request is accepted any more.
     pub(crate) fn has_ended(&self) -> bool {
-        self.shared.is_stopped()
+        self.shared.health.is_stopped()
     }
 
     pub(crate) fn shutdown(&self) {
-        self.shared.stop();
+        self.shared.health.stop();
         self.jobs.close();
     }
 }
@@ -143,12 +143,7 @@ fn begin(
     let shared = Arc::new(SchedulerState::new(sizes, queue, options.max_queue_wait));
     let placement = model.placement();
     let watched = shared.clone();
-    let on_hang = move |at_first| {
-        if at_first {
-            watched.stop();
-        }
-        watched.set_recovering(true);
-    };
+    let on_hang = move |at_first| watched.health.note_hang(at_first);
     let worker = |watch| SchedulerWorker {
         name: options.name.clone(),
         model,
@@ -250,7 +245,7 @@ impl RecoverableWorker for SchedulerWorker {
     }
 
     fn is_stopped(&self) -> bool {
-        self.shared.is_stopped()
+        self.shared.health.is_stopped()
     }
 }
 
@@ -259,7 +254,7 @@ impl SchedulerWorker {
     fn work(&mut self) {
         let end = runner::run_until_end(self, Self::run);
         // First, so that a caller who is answered below and asks again at once is refused.
-        self.shared.stop();
+        self.shared.health.stop();
         self.jobs.close();
         self.shared.set_running(0, 0, 0);
         self.running.drain(..).for_each(|request| request.fail(end.clone()));
@@ -288,7 +283,7 @@ impl SchedulerWorker {
     /// Fails the running requests after a device fault and sets the device up again. Returns false when the engine
     /// ends meanwhile.
     fn recover(&mut self, fault: &EngineError) -> bool {
-        self.shared.set_recovering(true);
+        self.shared.health.set_recovering(true);
         tracing::error!(event = "device_failed", model = %self.name, reason = %fault, requests = self.running.len());
         for request in std::mem::take(&mut self.running) {
             self.release(&request);
@@ -301,7 +296,7 @@ impl SchedulerWorker {
         let pause = self.tuning.retry_first;
         let recovered = runner::recover(self, fault, pause);
         if recovered {
-            self.shared.set_recovering(false);
+            self.shared.health.set_recovering(false);
         }
         recovered
     }
@@ -318,7 +313,7 @@ impl SchedulerWorker {
         loop {
             match self.jobs.try_recv() {
                 Ok(job) => self.waiting.push(job),
-                Err(TryRecvError::Empty) => return !self.shared.is_stopped(),
+                Err(TryRecvError::Empty) => return !self.shared.health.is_stopped(),
                 Err(TryRecvError::Closed) => return false,
             }
         }

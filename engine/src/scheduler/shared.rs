@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::pace::{Pace, PendingPrompt, place, rows_until_read};
 use super::queue::TenantKey;
 use crate::exec::{PAGE, Sizes};
+use crate::runner::ThreadHealth;
 use crate::{Busy, BusyReason, EngineStats, Generate};
 
 /// Weight of the newest measurement in an average, as a power of two: an eighth.
@@ -68,8 +69,7 @@ pub(super) struct SchedulerState {
     sizes: Sizes,
     queue: usize,
     max_wait: Duration,
-    stopped: AtomicBool,
-    recovering: AtomicBool,
+    pub(super) health: ThreadHealth,
     /// A request was refused for lack of room since the scheduler last looked.
     refused: AtomicBool,
     running: AtomicUsize,
@@ -83,7 +83,6 @@ pub(super) struct SchedulerState {
     prompt: AtomicU64,
     cached: AtomicU64,
     preemptions: AtomicU64,
-    faults: AtomicU64,
 }
 
 fn average(cell: &AtomicU64, new: u64) {
@@ -103,8 +102,7 @@ impl SchedulerState {
             sizes,
             queue,
             max_wait,
-            stopped: AtomicBool::new(false),
-            recovering: AtomicBool::new(false),
+            health: ThreadHealth::default(),
             refused: AtomicBool::new(false),
             running: AtomicUsize::new(0),
             line: Mutex::default(),
@@ -116,7 +114,6 @@ impl SchedulerState {
             prompt: AtomicU64::new(0),
             cached: AtomicU64::new(0),
             preemptions: AtomicU64::new(0),
-            faults: AtomicU64::new(0),
         }
     }
 
@@ -127,10 +124,10 @@ impl SchedulerState {
     /// Enters a request into the queue, or returns the reason for refusing it.
     pub(super) fn enter(&self, request: &Generate) -> Result<(), Busy> {
         let refused = |reason, retry_after: Duration| Err(Busy { reason, retry_after: retry_after.max(self.step()) });
-        if self.is_stopped() {
+        if self.health.is_stopped() {
             return Err(self.stopped());
         }
-        if self.is_recovering() {
+        if self.health.is_recovering() {
             return refused(BusyReason::Recovering, Duration::from_secs(1));
         }
         let new = Waiting::of(request);
@@ -163,25 +160,6 @@ impl SchedulerState {
 
     pub(super) fn stopped(&self) -> Busy {
         Busy { reason: BusyReason::Stopped, retry_after: Duration::from_secs(1) }
-    }
-
-    pub(super) fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
-    }
-
-    pub(super) fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Acquire)
-    }
-
-    /// Records a device fault, or the recovery from it.
-    pub(super) fn set_recovering(&self, recovering: bool) {
-        if !self.recovering.swap(recovering, Ordering::AcqRel) && recovering {
-            self.faults.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    pub(super) fn is_recovering(&self) -> bool {
-        self.recovering.load(Ordering::Acquire)
     }
 
     /// True once after a request was refused for lack of room.
@@ -304,8 +282,8 @@ impl SchedulerState {
             kv_idle: self.kv_idle.load(Ordering::Relaxed),
             cached_tokens: self.cached.load(Ordering::Relaxed),
             preemptions: self.preemptions.load(Ordering::Relaxed),
-            is_ready: !self.is_stopped() && !self.is_recovering(),
-            faults: self.faults.load(Ordering::Relaxed),
+            is_ready: self.health.is_ready(),
+            faults: self.health.faults(),
             decode_rate: if step == 0 { 0.0 } else { 1e9 / step as f64 },
         }
     }

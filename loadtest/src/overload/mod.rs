@@ -270,7 +270,7 @@ fn millis_at(told: &[Told], end: End, part: f64) -> f64 {
     let mut times: Vec<f64> =
         told.iter().filter(|one| one.end == end).map(|one| one.first_byte.as_secs_f64() * 1e3).collect();
     times.sort_by(f64::total_cmp);
-    times.get(((times.len() as f64 - 1.0) * part) as usize).copied().unwrap_or(f64::NAN)
+    crate::percentile(&times, part)
 }
 
 /// Runs three times the load for `seconds`, then each fault for a while.
