@@ -3,6 +3,7 @@
 
 use std::hash::Hash;
 
+use crate::balancing::unit;
 use crate::topology::{Route, Target};
 use rand::RngExt;
 
@@ -60,11 +61,7 @@ fn score(uniform: f64, weight: u32) -> f64 {
 fn rendezvous(route: &str, key: &[u8], target: &Target) -> f64 {
     let mut hasher = fixed_hasher();
     (route, key, target.name.as_str()).hash(&mut hasher);
-    let bits = std::hash::Hasher::finish(&hasher) >> 11;
-    // 53 bits: every value is exact in an f64.
-    #[allow(clippy::cast_precision_loss, reason = "53 bits fit the mantissa")]
-    let numerator = bits as f64;
-    numerator / 9_007_199_254_740_992.0
+    unit(std::hash::Hasher::finish(&hasher))
 }
 
 fn fixed_hasher() -> impl std::hash::Hasher {

@@ -25,7 +25,7 @@ pub use endpoint::{Closed, Endpoint, EndpointFacts, EndpointState, Endpoints, Ro
 pub use latency::Class;
 pub use outlier::{Detector, Verdict};
 pub use policy::{
-    Hash, LeastRequest, PeakEwma, PickContext, Policy, RoundRobin, ShortestQueue, hash_key, policy as make_policy,
+    Hash, LeastRequest, PeakEwma, PickContext, Policy, RoundRobin, ShortestQueue, hash_key, policy as make_policy, unit,
 };
 pub(crate) use resolve::addresses;
 pub use resolve::{Resolve, Resolved};

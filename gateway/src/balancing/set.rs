@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use spillway_config::schema::PolicyName;
 
 use super::outlier::{Detector, Verdict};
-use super::policy::{PickContext, Policy, policy};
+use super::policy::{PickContext, Policy, policy, unit};
 use super::{Closed, Endpoint, EndpointState, Reason, Slot};
 
 /// For how long, in milliseconds, counts of available endpoints are good. They decide about tiers and panic only; each
@@ -126,8 +126,7 @@ impl EndpointSet {
             (share * OVERPROVISIONING).min(1.0)
         };
         let total: f64 = self.tiers.iter().map(health).sum::<f64>().min(1.0);
-        #[allow(clippy::cast_precision_loss, reason = "53 bits fit the mantissa")]
-        let mut drawn = (random >> 11) as f64 / 9_007_199_254_740_992.0 * total;
+        let mut drawn = unit(random) * total;
         for (place, tier) in self.tiers.iter().enumerate() {
             drawn -= health(tier);
             if drawn < 0.0 {

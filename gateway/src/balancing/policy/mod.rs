@@ -52,9 +52,9 @@ fn below(random: u64, count: usize) -> usize {
     ((u128::from(random) * count as u128) >> 64) as usize
 }
 
-/// A random number from 0 up to, not including, 1.
+/// Maps a random number to 0 up to, not including, 1: its upper 53 bits, which an `f64` holds exactly, divided by 2^53.
 #[allow(clippy::cast_precision_loss, reason = "53 bits fit the mantissa")]
-fn unit(random: u64) -> f64 {
+pub fn unit(random: u64) -> f64 {
     (random >> 11) as f64 / 9_007_199_254_740_992.0
 }
 
