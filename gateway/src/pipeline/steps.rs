@@ -18,7 +18,7 @@ use crate::gateway::Gateway;
 use crate::identity::CredentialError;
 use crate::limits::{Estimate, Ledger};
 use crate::protocol::{self, PROBLEM, model_not_found};
-use crate::routing::{Candidates, Rest, Spelling};
+use crate::routing::{Candidates, HeadContext, Spelling};
 use crate::topology::Route;
 use crate::upstream::X_REQUEST_ID;
 
@@ -173,7 +173,7 @@ async fn find(
     let client = x.client;
     let by_path = |session: &ServerSession, path: &str, method: &Method| {
         let head = session.req_header();
-        let rest = Rest { query: head.uri.query().unwrap_or_default(), client };
+        let rest = HeadContext { query: head.uri.query().unwrap_or_default(), client };
         snapshot.routes.candidates(host_of(head), path, method, &head.headers, rest)
     };
     // A path with several readings gets no further than this, not even to the filters that redirect.
@@ -254,7 +254,7 @@ async fn find(
     if let RequestBody::Held(held) = &x.body
         && u64::try_from(held.bytes.len()).unwrap_or(u64::MAX) > route.max_body
     {
-        return Err(too_large(route.max_body, "this route takes"));
+        return Err(too_large(route.max_body, "this route accepts"));
     }
     check_access(&route, true, session, x)?;
     check_model(x)?;
@@ -330,7 +330,7 @@ fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
     let declared =
         session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     match declared {
-        Some(length) if route.max_body < length => Err(too_large(route.max_body, "this route takes")),
+        Some(length) if route.max_body < length => Err(too_large(route.max_body, "this route accepts")),
         _ => Ok(()),
     }
 }
