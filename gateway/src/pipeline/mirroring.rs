@@ -62,7 +62,7 @@ fn prepare(
     if length > plan.max_body {
         return None;
     }
-    let place = plan.places.clone().try_acquire_owned().ok()?;
+    let place = plan.permits.clone().try_acquire_owned().ok()?;
     let mut journey = Journey::new(Order::default());
     let key = super::affinity::key(&plan.backend, session, x);
     let (endpoint, slot) = journey.admit_at(&plan.backend, now_millis(), rand::random(), key)?;

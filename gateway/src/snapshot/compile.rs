@@ -376,7 +376,7 @@ impl Compiler {
                     backend,
                     share: mirror.share,
                     timeout: mirror.timeout,
-                    places: Arc::new(Semaphore::new(places)),
+                    permits: Arc::new(Semaphore::new(places)),
                     max_body: mirror.max_body,
                 });
             }
