@@ -15,10 +15,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::internal;
 use super::memory::Held;
-use crate::protocol::{Call, Choice, FinishReason, Usage, WriteAnswer};
+use crate::protocol::{Call, Choice, FinishReason, SERVED_BY, Usage, WriteAnswer};
 use crate::telemetry::ModelMetrics;
-
-static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
 
 /// Answers to one request; the engine gives no more than were asked for.
 const MAX_CHOICES: usize = 1 << 10;

@@ -15,7 +15,7 @@ use super::Connection;
 use crate::downstream::{Nothing, SLICE, deliver, slice};
 use crate::exchange::{End, Exchange, malformed_refusal};
 use crate::framing::Violation;
-use crate::protocol::{self, ModelCard, ModelPath, Operation, PROBLEM, Resolved, model_not_found};
+use crate::protocol::{self, ModelCard, ModelPath, Operation, PROBLEM, ResolvedOperation, model_not_found};
 use crate::topology::{ListedModel, Route};
 use crate::upstream::{client_write, finish_response};
 
@@ -107,13 +107,13 @@ pub async fn refuse_malformed(session: &mut ServerSession, violation: Option<Vio
 }
 
 /// True if the gateway answers this request of a route itself, with its models or one of them.
-pub(super) fn is_models(route: &Route, resolved: Resolved) -> bool {
+pub(super) fn is_models(route: &Route, resolved: ResolvedOperation) -> bool {
     route.calls_models && resolved.operation == Operation::Models
 }
 
 /// True if the gateway answers this request itself with one model, whichever of the routes it takes.
 pub(super) fn is_model_by_id<'r>(
-    resolved: Resolved,
+    resolved: ResolvedOperation,
     path: &str,
     mut routes: impl Iterator<Item = &'r Arc<Route>>,
 ) -> bool {

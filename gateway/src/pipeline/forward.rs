@@ -21,7 +21,7 @@ use super::{affinity, conclude, hedging, resuming};
 use crate::admission::{Admission, Journey, Order};
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
-use crate::exchange::{End, Exchange, Place, malformed, too_slow};
+use crate::exchange::{AttemptSlot, End, Exchange, malformed, too_slow};
 use crate::gateway::Gateway;
 use crate::queueing::{Retrying, Taken};
 use crate::telemetry::{Kind, SpillReason};
@@ -117,7 +117,7 @@ impl Forwarding<'_> {
         if x.outcome.attempts == 0 {
             backend.retries.request(route.retry.budget);
         }
-        let place = Place { slot, retrying: self.retrying.take() };
+        let place = AttemptSlot { slot, retrying: self.retrying.take() };
         let move_on = MoveOn { full: true, retry };
         let first = Try::begin(gateway, route, backend, endpoint, place, move_on, session, x);
         let hedge = route.retry.hedge.as_ref().filter(|_| hedging::is_allowed(backend, session, x));
@@ -236,7 +236,7 @@ pub(super) async fn stand_in(
             journey.admit_at(backend, now_millis(), rand::random(), affinity::key(backend, session, x))
     {
         x.outcome.spilled = Some(reason);
-        let (place, move_on) = (Place { slot, retrying: None }, MoveOn { full: true, retry: true });
+        let (place, move_on) = (AttemptSlot { slot, retrying: None }, MoveOn { full: true, retry: true });
         let outcome = Try::begin(gateway, route, backend, endpoint, place, move_on, session, x).run(session, x).await;
         match after(gateway, route, &mut journey, outcome, session, x).await? {
             Next::Ended(_) => return Ok(true),

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use super::trying::{Try, begin_retry};
 use crate::admission::{Admission, Journey};
 use crate::clock::now_millis;
-use crate::exchange::{Exchange, Place, RequestBody, is_idempotent};
+use crate::exchange::{AttemptSlot, Exchange, RequestBody, is_idempotent};
 use crate::gateway::Gateway;
 use crate::topology::{Backend, HedgePlan, Route};
 use crate::upstream::{Failure, MoveOn, Outcome, Ready, open};
@@ -99,7 +99,7 @@ fn another<'a>(
     else {
         return None;
     };
-    let place = Place { slot, retrying: Some(begin_retry(route, backend)?) };
+    let place = AttemptSlot { slot, retrying: Some(begin_retry(route, backend)?) };
     route.metrics.hedges.inc();
     Some(Try::begin(gateway, route, backend, endpoint, place, move_on, session, x))
 }

@@ -17,7 +17,7 @@ use crate::admission::{Admission, Journey};
 use crate::builtin;
 use crate::clock::now_millis;
 use crate::downstream::Unread;
-use crate::exchange::{End, Exchange, Place};
+use crate::exchange::{AttemptSlot, End, Exchange};
 use crate::gateway::Gateway;
 use crate::off_loop::BUILDS_VALUES;
 use crate::protocol::Operation;
@@ -92,7 +92,7 @@ async fn elsewhere(
     else {
         return None;
     };
-    let place = Place { slot, retrying: Some(begin_retry(route, backend)?) };
+    let place = AttemptSlot { slot, retrying: Some(begin_retry(route, backend)?) };
     let move_on = MoveOn { full: true, retry: true };
     let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, x);
     this.lend_place(x);

@@ -10,7 +10,7 @@ use pingora::protocols::http::ServerSession;
 use super::conclude;
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
-use crate::exchange::{Exchange, Place, RequestBody, is_idempotent};
+use crate::exchange::{AttemptSlot, Exchange, RequestBody, is_idempotent};
 use crate::gateway::Gateway;
 use crate::queueing::{Retrying, Taken};
 use crate::telemetry::Span;
@@ -25,7 +25,7 @@ pub(super) struct Try<'a> {
     /// What the try needs of its route, backend and endpoint, with its span.
     pub(super) attempt: Attempt<'a>,
     /// Slot and retry permit, released when the try is dropped. Declared after the attempt.
-    place: Option<Place>,
+    place: Option<AttemptSlot>,
     is_concluded: bool,
 }
 
@@ -37,7 +37,7 @@ impl<'a> Try<'a> {
         route: &'a Route,
         backend: &'a Backend,
         endpoint: Arc<Endpoint>,
-        place: Place,
+        place: AttemptSlot,
         move_on: MoveOn,
         session: &ServerSession,
         x: &mut Exchange,
@@ -58,7 +58,7 @@ impl<'a> Try<'a> {
         slot: Taken,
     ) -> Self {
         let attempt = copy_attempt(gateway, route, backend, endpoint, &slot);
-        Self { attempt, place: Some(Place { slot, retrying: None }), is_concluded: false }
+        Self { attempt, place: Some(AttemptSlot { slot, retrying: None }), is_concluded: false }
     }
 
     /// Runs the try to its end.

@@ -23,7 +23,7 @@ use crate::balancing::{Class, Endpoint, orca};
 use crate::clock::now_millis;
 use crate::connect::{self, Connector};
 use crate::downstream::Downstream;
-use crate::exchange::{Exchange, Place};
+use crate::exchange::{AttemptSlot, Exchange};
 use crate::framing::Violation;
 use crate::protocol::{Observe, Said};
 use crate::telemetry::Span;
@@ -205,7 +205,7 @@ pub(super) async fn end(a: &Attempt<'_>, mut upstream: HttpSession, sent: Option
 pub(super) async fn let_go(
     a: &Attempt<'_>,
     upstream: &mut Option<HttpSession>,
-    place: &mut Option<Place>,
+    place: &mut Option<AttemptSlot>,
     answered_in: &mut Option<Duration>,
     sent: Option<Sent>,
     is_whole: bool,

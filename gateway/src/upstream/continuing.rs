@@ -17,7 +17,7 @@ use super::outgoing::Sent;
 use super::passing::{break_off, is_event_stream, note_answer};
 use crate::balancing::Class;
 use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
-use crate::exchange::{Exchange, Place};
+use crate::exchange::{AttemptSlot, Exchange};
 use crate::protocol::{ContinueStream, Observe, Said, Transcribe};
 
 /// Whether an answer with this head can be the rest of a stream.
@@ -236,7 +236,7 @@ struct RestSide<'l, 'a, 'r> {
     rest: &'l mut Rest<'a, 'r>,
     /// Bytes of one answer that may wait.
     most: u64,
-    place: &'l mut Option<Place>,
+    place: &'l mut Option<AttemptSlot>,
     answered_in: &'l mut Option<Duration>,
 }
 

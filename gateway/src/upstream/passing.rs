@@ -21,11 +21,9 @@ use super::headers::{outgoing_response, outgoing_trailers, remove_hop_by_hop};
 use super::masking::Mask;
 use crate::balancing::{Class, orca};
 use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
-use crate::exchange::{self, Exchange, Place, ServedBy};
-use crate::protocol::{Observation, Observe, Transcribe};
+use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
+use crate::protocol::{Observation, Observe, SERVED_BY, Transcribe};
 
-/// Says who answered in place of the route's own backends.
-static SERVED_BY: header::HeaderName = header::HeaderName::from_static("x-spillway-served-by");
 /// Time for trailers to follow the end of a body.
 const TRAILERS: Duration = Duration::from_secs(5);
 /// Time for an error event to reach the client.
@@ -184,7 +182,7 @@ fn write_limits<'a>(a: &Attempt<'a>, x: &Exchange, state: &State) -> WriteLimits
 struct ServerSide<'l, 'a> {
     a: &'l Attempt<'a>,
     outcome: &'l mut exchange::Outcome,
-    place: &'l mut Option<Place>,
+    place: &'l mut Option<AttemptSlot>,
     started: std::time::Instant,
     /// Bytes of one answer that may wait.
     most: u64,
