@@ -59,7 +59,7 @@ pub(super) async fn handshake(stream: Stream, http2: Http2) -> pingora::Result<C
     let (send, connection) = h2::client::Builder::new()
         .enable_push(false)
         .initial_max_send_streams(streams)
-        // Of the server, which may push nothing.
+        // Streams that the server opens: none, because push is disabled above.
         .max_concurrent_streams(1)
         .max_frame_size(FRAME)
         .max_header_list_size(http2.list_size())

@@ -59,9 +59,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Prepares connections to `address`. They are shared only between requests with the same `key`, the same TLS, the same
-    /// version of HTTP, and with HTTP/2 the same bound on headers. `http2` is that bound in bytes; `None` where only HTTP/1
-    /// is spoken.
+    /// Prepares connections to `address`. Requests share them only with the same `key`, TLS and version of HTTP, and with
+    /// HTTP/2 the same bound on headers. `http2` is that bound in bytes; `None` where only HTTP/1 is spoken.
     pub fn new(
         key: &EndpointKey,
         address: SocketAddr,

@@ -1,5 +1,5 @@
-//! Strict reader of the beginning and end of HTTP/1 requests (RFC 9112). [`Framer`] sees each byte of a connection once,
-//! before the session that parses requests, and stops at the first byte that breaks the grammar or a limit.
+//! Strict reader of the beginning and end of HTTP/1 requests (RFC 9112). [`Framer`] reads each byte of a connection once,
+//! before the session does, and stops at the first byte that breaks the grammar or a limit.
 //!
 //! The reader is a pure state machine: no I/O, no clock and no memory that grows with the input. Its only decision is where
 //! a message ends; the parser behind it reads the meaning of the fields. Both must agree on which bytes are a whole message:
@@ -306,7 +306,7 @@ impl Framer {
 
     /// Reads `bytes`, which must not be empty, and returns how many of them may be handed on: all, or those up to the end of
     /// a message, or those before a violation. The call after a violation fails with it. At least the first byte of a
-    /// message is handed on, so that the session that waits for a request learns of it before the failure.
+    /// message is handed on, so that the waiting session learns of a request before it fails.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         if let FramerState::Failed(violation) = self.state {
             return Err(violation);
@@ -467,7 +467,7 @@ impl Framer {
             (FramerState::Field, _) if is(byte, TOKEN) => {
                 self.count_field()?;
                 self.word = TokenBuffer::default();
-                // No other letter begins a name that is looked for.
+                // No other letter begins a name that matters.
                 match byte {
                     b'C' | b'c' | b'T' | b't' => self.word.push(byte),
                     _ => self.word.length = u8::MAX,

@@ -1,6 +1,6 @@
-//! APIs that callers and backends speak: the operation of a request ([`operation`]), the trait of an API ([`dialect`]), the
-//! neutral types of a model call ([`chat`]) and one folder for each API. The room knows no route and no socket; its inputs
-//! are bytes and refusals, its output is bytes.
+//! APIs that callers and backends speak: operations ([`operation`]), the trait of an API ([`dialect`]), the neutral types of
+//! a model call ([`chat`]) and one folder for each API. The room knows no route and no socket; its inputs are bytes and
+//! refusals, its output is bytes.
 
 mod chat;
 mod dialect;

@@ -13,8 +13,8 @@ use spillway_config::path::{self, PathByte, PathError};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Spelling(u8);
 
-/// Spellings that no honest client writes: control characters, invalid UTF-8 (such as overlong forms), escapes that become
-/// others when they are decoded twice, and dots, blanks or empty segments behind a delimiter.
+/// Spellings that no honest client writes: control characters, invalid UTF-8 such as overlong forms, escapes that change when
+/// decoded twice, and dots, blanks or empty segments behind a delimiter.
 const HIDDEN: u8 = 1;
 /// `%2F`.
 const SLASH: u8 = 2;

@@ -142,7 +142,7 @@ pub fn without_port(host: &str) -> &str {
 }
 
 fn has_suffix(host: &str, suffix: &str) -> bool {
-    // `*.example.com` wants at least one character before the dot.
+    // `*.example.com` needs at least one character before the dot.
     host.len() > suffix.len()
         && host.as_bytes().iter().rev().zip(suffix.as_bytes().iter().rev()).all(|(h, s)| h.eq_ignore_ascii_case(s))
 }

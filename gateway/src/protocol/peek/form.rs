@@ -1,7 +1,7 @@
 //! Reader of the model that a form names (`multipart/form-data`, RFC 7578), as in requests for transcriptions and edits of
-//! images. Readers of forms differ in much that no client writes, so only the plain spelling is accepted: lines that end
-//! with CRLF, nothing before the first boundary or behind the last one, one name for each part, and parameters that no
-//! reader joins or decodes.
+//! images. Readers of forms differ in much that no client writes, so only the plain spelling is accepted. Lines end with
+//! CRLF, nothing is before the first boundary or behind the last one, and each part has one name. No reader joins or decodes
+//! the parameters.
 
 use memchr::memmem;
 use spillway_filter::Refusal;

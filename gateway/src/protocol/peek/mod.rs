@@ -86,16 +86,16 @@ const FIELDS: [(&str, Field); 19] = [
     ("suffix", Field::Text),
 ];
 
-/// True if a reader that ignores the Content-Type would parse the body as a JSON object, in any of the encodings that the
-/// first bytes tell apart (RFC 4627, 3), with or without a byte order mark.
+/// True if a reader that ignores the Content-Type could parse the body as a JSON object. The reader may guess the encoding
+/// by the first bytes (RFC 4627, 3) and skip a byte order mark.
 pub fn looks_like_json(body: &[u8]) -> bool {
     let blank = |byte: &&u8| matches!(**byte, b' ' | b'\n' | b'\t' | b'\r' | 0 | 0xEF | 0xBB | 0xBF | 0xFE | 0xFF);
     body.iter().find(|byte| !blank(byte)) == Some(&b'{')
 }
 
-/// Reads the facts of a body. The body must be one JSON object in which no field that is read appears twice, so that no
-/// server reads another value than the gateway did. With `is_strict`, names and values that some servers read and the
-/// gateway does not are refused too.
+/// Reads the facts of a body, which must be one JSON object. A field that is read must not appear twice, because a server
+/// could read the other value. With `is_strict`, names and values that some servers read and the gateway does not are
+/// refused too.
 pub fn peek(body: &[u8], is_strict: bool) -> Result<Peek<'_>, Refusal> {
     let mut reader =
         BodyReader { is_strict, peek: Peek { answers: 1, ..Peek::default() }, seen: 0, prompts: 1, wrong: None };

@@ -1,6 +1,6 @@
-//! Streaming JSON reader that keeps nothing but the token it is in (cut at 256 bytes) and reports the few values of
-//! OpenAI's answers that telemetry and limits need. Invalid JSON is no error: it only reports nothing. Memory is allocated
-//! only for a value that is reported.
+//! Streaming JSON reader that reports the few values of OpenAI's answers that telemetry and limits need. It keeps nothing
+//! but the token that it is in, cut at 256 bytes. Invalid JSON is no error and reports nothing. Memory is allocated only for
+//! a value that is reported.
 
 use crate::protocol::chat::{Observation, ObservedError, Usage};
 

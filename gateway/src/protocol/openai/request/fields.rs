@@ -1,6 +1,6 @@
 //! Table of the fields of the Chat Completions API, with the support of the built-in model for each. A field that the model
-//! does not implement is never ignored: unless its value is the neutral one, a request addressed to the model is refused
-//! with the name of the field, and any other request does not spill.
+//! does not implement is never ignored. Unless its value is neutral, a request addressed to the model is refused with the
+//! name of the field, and any other request does not spill.
 //!
 //! Unknown fields are refused unless they are `null`, as OpenAI does. Extensions of other servers are in the table with
 //! their neutral value, because clients written for those servers send them.

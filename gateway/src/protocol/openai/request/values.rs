@@ -185,7 +185,7 @@ impl<'de> Visitor<'de> for FlatVisitor {
 }
 
 /// Value that is read and forgotten. Unlike serde's `IgnoredAny`, this counts nesting against the parser's limit and refuses
-/// text that is not UTF-8, so that no server gets a body that the gateway did not read.
+/// invalid UTF-8, so that no server gets bytes that the gateway did not read.
 pub(super) struct Skip;
 
 impl<'de> Deserialize<'de> for Skip {
