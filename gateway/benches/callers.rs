@@ -1,5 +1,5 @@
-//! What it costs to know a caller and to take from its limits: an API key or a token that is remembered, with a rate of
-//! requests and one of tokens, taken, settled and shown. `cargo bench -p spillway --bench callers`.
+//! The cost of identifying a caller by an API key or a cached token, and of its limits: a rate of requests and one of tokens,
+//! reserved, settled and reported. `cargo bench -p spillway --bench callers`.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a benchmark")]
 

@@ -19,7 +19,8 @@ use tokio::sync::Semaphore;
 use super::{CallerHeaders, Snapshot};
 use crate::adoptions::Adoptions;
 use crate::balancing::{
-    Addresses, Balancer, Blueprint, Care, Detector, DnsResolver, Endpoints, Resolve, Resolved, Way, addresses,
+    Addresses, BackgroundTasks, Balancer, Blueprint, ConnectOptions, Detector, DnsResolver, Endpoints, Resolve,
+    ResolveError, ResolvedAddresses, addresses,
 };
 use crate::builtin::Models;
 use crate::credentials::bearer;
@@ -87,8 +88,8 @@ struct AnyName;
 
 #[async_trait::async_trait]
 impl Resolve for AnyName {
-    async fn resolve(&self, _: &str) -> Result<Resolved, String> {
-        Ok(Resolved { addresses: vec![std::net::Ipv4Addr::new(192, 0, 2, 1).into()], ttl: Duration::MAX })
+    async fn resolve(&self, _: &str) -> Result<ResolvedAddresses, ResolveError> {
+        Ok(ResolvedAddresses { addresses: vec![std::net::Ipv4Addr::new(192, 0, 2, 1).into()], ttl: Duration::MAX })
     }
 }
 
@@ -248,7 +249,7 @@ impl Compiler {
         is_personal: bool,
         previous: Option<&Snapshot>,
         resolver: &Arc<dyn Resolve>,
-        cares: &mut Vec<Care>,
+        cares: &mut Vec<BackgroundTasks>,
         certificates: &mut Vec<CertificateSample>,
     ) -> Result<Backend, String> {
         let tls = read_tls(written).await?;
@@ -260,21 +261,21 @@ impl Compiler {
             Some(statuses) => statuses.iter().map(|status| status.0).collect(),
             None => dialect.map_or_else(Vec::new, |dialect| dialect.full_statuses().to_vec()),
         };
-        let way = Way {
-            connect: written.timeouts.connect.0,
+        let connect = ConnectOptions {
+            timeout: written.timeouts.connect.0,
             tls,
             http2: written.http2,
             max_header_bytes: written.limits.max_header_bytes.0,
         };
         let (endpoints, metrics) = (self.endpoints.clone(), self.metrics.clone());
         let room = self.states.get_or_insert(&written.name, Room::default);
-        let blueprint = Blueprint::new(written, &full, credentials.clone(), way, room.clone(), endpoints, metrics);
+        let blueprint = Blueprint::new(written, &full, credentials.clone(), connect, room.clone(), endpoints, metrics);
         let blueprint = Arc::new(blueprint.personal(is_personal));
         let addresses = addresses_of(written, previous, &**resolver).await?;
         // At start all count as available; an endpoint that a reload adds takes traffic after its first check.
         let (set, watches) = blueprint.build(&addresses, previous.is_some());
         let set = Arc::new(ArcSwap::from_pointee(set));
-        cares.push(Care { blueprint, set: set.clone(), addresses, watches, resolver: resolver.clone() });
+        cares.push(BackgroundTasks { blueprint, set: set.clone(), addresses, watches, resolver: resolver.clone() });
         Ok(Backend {
             name: written.name.as_str().into(),
             dialect,
@@ -495,7 +496,7 @@ async fn addresses_of(
                 let known = set.iter().flat_map(|set| set.all()).filter(|known| known.url == endpoint.url);
                 let known: Vec<_> = known.map(|known| known.socket.ip()).collect();
                 if known.is_empty() {
-                    return Err(e);
+                    return Err(e.to_string());
                 }
                 tracing::warn!(event = "name_not_resolved", backend = %written.name, reason = %e, "its addresses are kept");
                 known

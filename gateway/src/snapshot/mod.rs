@@ -14,7 +14,7 @@ pub use caller_headers::{CallerHeaders, claims_to_be_ours, same_name};
 pub use compile::{Compiler, SnapshotError};
 
 use crate::adoptions::Adoptions;
-use crate::balancing::Care;
+use crate::balancing::BackgroundTasks;
 use crate::builtin::Models;
 use crate::downstream::Downstream;
 use crate::identity::Authenticator;
@@ -40,7 +40,7 @@ pub struct Snapshot {
     /// Whether each request is logged.
     pub access_log: bool,
     /// What is to be looked after beside the requests; taken when the snapshot begins to run.
-    pub cares: parking_lot::Mutex<Vec<Care>>,
+    pub cares: parking_lot::Mutex<Vec<BackgroundTasks>>,
     /// Every backend, for the operators' view.
     pub backends: Vec<Arc<Backend>>,
     /// Every model inside.

@@ -1,19 +1,19 @@
-//! Draws of endpoints by weight in constant time, and the two ways to find a good one: look at all, or at two drawn ones.
-//! The better of two is nearly as good as the best of all (Mitzenmacher 2001), and does not send everybody who sees the
-//! same figures to the same endpoint.
+//! Draws of endpoints by weight in constant time, and two ways to find a good one: compare all, or two drawn ones. The better
+//! of two is nearly as good as the best of all (Mitzenmacher 2001). Gateways that see the same figures then do not all pick
+//! the same endpoint.
 
 use std::sync::Arc;
 
 use super::{PickContext, below, unit};
 use crate::balancing::Endpoint;
 
-/// Draws of an eligible endpoint before all are looked at.
+/// Draws of an eligible endpoint before all are compared.
 const DRAWS: usize = 8;
 
-/// Draws places by weight (Walker's alias method, as Vose built it in 1991).
+/// Draws indices by weight (Walker's alias method, as Vose built it in 1991).
 pub(super) struct Alias {
     count: usize,
-    /// Empty where all weights are equal. Else for each place the probability to stay, and where to go else.
+    /// Empty where all weights are equal. Otherwise for each index the probability to stay, and the index to move to.
     columns: Vec<(f64, usize)>,
 }
 
@@ -53,8 +53,7 @@ impl Alias {
         }
     }
 
-    /// An eligible endpoint other than `not`, if some draws find one. One that starts slowly is taken with the
-    /// probability of its warmth.
+    /// An eligible endpoint other than `not`, if [`DRAWS`] draws find one.
     fn draw_eligible(
         &self,
         endpoints: &[Arc<Endpoint>],
@@ -73,7 +72,7 @@ impl Alias {
         None
     }
 
-    /// The better of two that are drawn; the best of all where draws find none.
+    /// The better of two drawn endpoints; the best of all where draws find none.
     pub(super) fn better_of_two(
         &self,
         endpoints: &[Arc<Endpoint>],
@@ -92,7 +91,7 @@ impl Alias {
     }
 }
 
-/// The eligible one with the least cost; of equal ones the first from a random place on.
+/// The eligible endpoint with the least cost; of equal ones the first from a random index on.
 pub(super) fn least_of_all(
     endpoints: &[Arc<Endpoint>],
     cx: &mut PickContext<'_>,
@@ -115,7 +114,7 @@ pub(super) fn least_of_all(
     best.map(|(place, _)| place)
 }
 
-/// The best of the eligible ones; of equal ones the first from a random place on.
+/// The best eligible endpoint; of equal ones the first from a random index on.
 pub(super) fn best_of_all(
     endpoints: &[Arc<Endpoint>],
     cx: &mut PickContext<'_>,

@@ -1,6 +1,6 @@
-//! Consistent hashing with bounded loads: the endpoints stand on a ring in many places; a request goes to the first from
-//! its key on that is eligible and has no more than 1.25 times its share of the requests in flight. When endpoints come
-//! or go, only keys of those move. (Karger et al. 1997; Mirrokni, Thorup, Zadimoghaddam 2018.)
+//! Consistent hashing with bounded loads: each endpoint has many points on a ring. A request goes to the first eligible
+//! endpoint from its key on with at most 1.25 times its share of the requests in flight. When endpoints are added or
+//! removed, only their keys move. (Karger et al. 1997; Mirrokni, Thorup, Zadimoghaddam 2018.)
 
 use std::hash::Hasher;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ use crate::balancing::Endpoint;
 /// after a restart, has to send the same key to the same endpoint.
 const KEYS: (u64, u64) = (0x5350_494c_4c57_4159, 0x656e_6470_6f69_6e74);
 
-/// Places of an endpoint with the mean weight, and the most of all.
+/// Points of an endpoint with the mean weight, and the most of all endpoints together.
 const PLACES: usize = 160;
 const MAX_PLACES: usize = 1 << 16;
 
-/// How much of its share, among those that may have traffic, an endpoint may have in flight.
+/// Multiple of its share of the available endpoints that an endpoint may have in flight.
 const BOUND: f64 = 1.25;
 
-/// Places of the ring that are looked at before all endpoints are.
+/// Points of the ring that are tried before all endpoints are.
 const MAX_STEPS: usize = 256;
 
-/// What a value hashes to, for [`PickContext::key`].
+/// Hash of a value, for [`PickContext::key`].
 pub fn hash_key(value: &[u8]) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(KEYS.0, KEYS.1);
     hasher.write(value);
@@ -34,15 +34,15 @@ pub fn hash_key(value: &[u8]) -> u64 {
 
 /// Sends the same key to the same endpoint.
 pub struct Hash {
-    /// By position.
+    /// Points of the ring, sorted.
     positions: Vec<u64>,
-    /// The endpoint at each position.
+    /// Index of the endpoint at each point.
     places: Vec<u32>,
     total_weight: f64,
 }
 
 impl Hash {
-    /// The ring of these endpoints.
+    /// Ring of these endpoints.
     pub fn new(endpoints: &[Arc<Endpoint>]) -> Self {
         let total_weight: f64 = endpoints.iter().map(|e| f64::from(e.weight)).sum();
         let all = endpoints.len().saturating_mul(PLACES).min(MAX_PLACES.max(endpoints.len()));
@@ -52,7 +52,7 @@ impl Hash {
                 clippy::cast_precision_loss,
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
-                reason = "a share of some thousand places"
+                reason = "a share of some thousand points"
             )]
             let count = (f64::from(endpoint.weight) / total_weight * all as f64).round().max(1.0) as u64;
             let own = hash_key(endpoint.address.as_bytes());

@@ -1,5 +1,5 @@
-//! Smooth weighted round robin without a lock: the order of a whole cycle is worked out when the endpoints are known, and
-//! a counter walks through it.
+//! Smooth weighted round robin without a lock: the order of a whole cycle is computed when the endpoints are known, and a
+//! counter walks through it.
 
 use std::cmp::Ordering as Order;
 use std::collections::BinaryHeap;
@@ -13,34 +13,34 @@ use crate::balancing::Endpoint;
 const MAX_CYCLE: u64 = 1 << 14;
 /// The golden ratio's fraction.
 const GOLDEN: f64 = 0.618_033_988_749_894_9;
-/// Turns that are passed on before all endpoints are looked at.
+/// Turns of ineligible endpoints that are skipped before all endpoints are tried.
 const TURNS: usize = 64;
 
-/// Over a full cycle each endpoint is picked exactly by its weight, and never in bursts.
+/// Policy that picks each endpoint exactly by its weight over a full cycle, and never in bursts.
 pub struct RoundRobin {
     cycle: Vec<u32>,
     turn: AtomicU64,
 }
 
-/// An endpoint's next turn: the earliest goes first, and its following one is `1 / weight` later.
-struct Turn {
+/// Next turn of an endpoint: the earliest is first, and the following one is `1 / weight` later.
+struct CycleTurn {
     at: f64,
     step: f64,
     place: u32,
 }
 
-impl PartialEq for Turn {
+impl PartialEq for CycleTurn {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Order::Equal
     }
 }
-impl Eq for Turn {}
-impl PartialOrd for Turn {
+impl Eq for CycleTurn {}
+impl PartialOrd for CycleTurn {
     fn partial_cmp(&self, other: &Self) -> Option<Order> {
         Some(self.cmp(other))
     }
 }
-impl Ord for Turn {
+impl Ord for CycleTurn {
     fn cmp(&self, other: &Self) -> Order {
         // The heap's greatest is the earliest.
         other.at.total_cmp(&self.at).then(other.place.cmp(&self.place))
@@ -52,7 +52,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 }
 
 impl RoundRobin {
-    /// The cycle of these endpoints, begun anywhere in it.
+    /// Cycle of these endpoints, begun at a random turn.
     pub fn new(endpoints: &[Arc<Endpoint>], seed: u64) -> Self {
         let weights: Vec<u64> = endpoints.iter().map(|e| u64::from(e.weight)).collect();
         let common = weights.iter().copied().fold(0, gcd).max(1);
@@ -65,7 +65,7 @@ impl RoundRobin {
                 share => (share * longest / total).max(1),
             })
             .collect();
-        let mut turns: BinaryHeap<Turn> = shares
+        let mut turns: BinaryHeap<CycleTurn> = shares
             .iter()
             .zip(0u32..)
             .map(|(share, place)| {
@@ -73,7 +73,7 @@ impl RoundRobin {
                 let step = 1.0 / (*share).max(1) as f64;
                 // The first turns lie apart by the golden ratio: no two orders are as far from bursts.
                 let start = (f64::from(place) * GOLDEN).fract();
-                Turn { at: step * start, step, place }
+                CycleTurn { at: step * start, step, place }
             })
             .collect();
         let mut cycle = Vec::new();
@@ -110,7 +110,7 @@ impl Policy for RoundRobin {
             }
             cold = Some(place);
         }
-        // Others may have taken the turns of the few that are eligible: then the next one of the list.
+        // Concurrent picks may have used the turns of the few that are eligible: then the next one of the list.
         let start = self.next()?;
         let (before, after) = endpoints.split_at_checked(start)?;
         let from_there = after.iter().enumerate().map(|(n, e)| (start + n, e));

@@ -182,7 +182,7 @@ fn a_slow_start_rises_to_the_whole_share() {
 }
 
 proptest::proptest! {
-    /// Whatever the weights and whoever is open: a pick is open, and there is one while one is.
+    /// At any weights: a pick is open, and there is a pick while an endpoint is open.
     #[test]
     fn every_policy_picks_an_open_endpoint_if_there_is_one(
         weights in proptest::collection::vec(1u32..1_000, 1..80),

@@ -161,7 +161,7 @@ fn source(written: &schema::JwtIssuer, parts: Parts<'_>) -> Result<Arc<KeySource
         None => (parts.http.clone(), String::new()),
         Some(file) => {
             let (roots, pem) = crate::tls::roots(file).map_err(|e| IdentityError::Keys(e.to_string()))?;
-            (Arc::new(Http::believing(roots)), hex::encode(Sha256::digest(pem)))
+            (Arc::new(Http::with_roots(roots)), hex::encode(Sha256::digest(pem)))
         }
     };
     let name = format!("jwks {place:?} {:?} {believed}", jwks.refresh);

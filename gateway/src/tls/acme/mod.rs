@@ -168,7 +168,7 @@ impl Managed {
         let pair = stored.and_then(Result::ok).filter(|pair| written.domains.iter().all(|name| pair.names.cover(name)));
         Self {
             key,
-            http: Arc::new(roots.map_or_else(Http::default, Http::believing)),
+            http: Arc::new(roots.map_or_else(Http::default, Http::with_roots)),
             storage,
             pair: ArcSwapOption::from(pair.map(Arc::new)),
             jitter: rand::random(),
