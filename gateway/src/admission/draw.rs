@@ -1,5 +1,5 @@
-//! The order in which a request's targets are tried: by priority, among equals drawn by weight, or by weighted rendezvous hashing where the
-//! route is sticky, so that a caller moves only to a target whose share grew, whatever the order in the file.
+//! The order in which the targets of a request are tried: by priority, and among equals drawn by weight. On a sticky route
+//! weighted rendezvous hashing draws: a caller moves only to a target whose share grew, in any order of the file.
 
 use std::hash::Hash;
 
@@ -10,26 +10,26 @@ use rand::RngExt;
 /// process after a restart, has to put the same caller on the same target.
 const SEEDS: (u64, u64, u64, u64) = (0x5350_494c, 0x4c57_4159, 0x7374_6963, 0x6b79_0001);
 
-/// Places of a route's targets, the drawn one first.
+/// Positions of a route's targets, the drawn one first.
 #[derive(Debug, Default, Clone)]
 pub struct Order {
     places: Vec<usize>,
 }
 
 impl Order {
-    /// The places, the drawn one first.
+    /// Positions, the drawn one first.
     pub fn places(&self) -> &[usize] {
         &self.places
     }
 
-    /// Draws for a request. `key` is the value of the sticky header, if the route has one and the request too.
+    /// Draws the order for a request. `key` is the value of the sticky header, if the route and the request have one.
     pub fn draw(route: &Route, key: Option<&[u8]>) -> Self {
         if let [_] = route.targets.as_slice() {
             return Self { places: vec![0] };
         }
         let mut rng = rand::rng();
-        // Targets that are there come first, and of those the lowest priority: the draw is among those; the others follow
-        // for when that changes. Whether one is there is asked once: an order that changes while it is sorted is none.
+        // Available targets come first, and of those the lowest priority: the draw is among them. The others follow for the
+        // time when that changes. Availability is read once: it must not change while the order is sorted.
         let mut scored: Vec<(bool, u32, f64, usize)> = route
             .targets
             .iter()
@@ -50,8 +50,8 @@ impl Order {
     }
 }
 
-/// Time of the first event of a Poisson process with rate `weight`: the smallest of several is each one's by its share
-/// of the weights, and raising one weight never moves a caller between the others.
+/// Time of the first event of a Poisson process with rate `weight`. Each target has the smallest of several times with the
+/// probability of its share, and raising one weight never moves a caller between the others.
 fn score(uniform: f64, weight: u32) -> f64 {
     // 1 - u keeps the argument of the logarithm above zero.
     -(1.0 - uniform).ln() / f64::from(weight)

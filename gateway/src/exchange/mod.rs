@@ -21,7 +21,7 @@ use crate::identity::{Consumer, CredentialError, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
 use crate::protocol::{Dialect, Resolved};
-use crate::queueing::{Retrying, Taken};
+use crate::queueing::{Retrying, WakingSlot};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Span, SpillReason};
 use crate::tls::ClientCertificate;
@@ -319,7 +319,7 @@ impl Exchange {
 /// The slot of an attempt at its endpoint, and its part of the budget for retries.
 pub struct Place {
     /// The slot.
-    pub slot: Taken,
+    pub slot: WakingSlot,
     /// Counts it as a further try, where it is one.
     pub retrying: Option<Retrying>,
 }

@@ -12,7 +12,7 @@ use super::builtin::pass;
 use super::forward::stand_in;
 use super::may_spill::{is_allowed, is_possible, is_too_long};
 use super::reading::{read_chat, tenant};
-use crate::admission::Journey;
+use crate::admission::TargetSelection;
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::clock::now_millis;
 use crate::exchange::{End, Exchange};
@@ -63,7 +63,7 @@ pub(super) async fn over_limit(
 pub(super) async fn fall_back(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
-    journey: &Journey,
+    journey: &TargetSelection,
     reason: SpillReason,
     session: &mut ServerSession,
     x: &mut Exchange,

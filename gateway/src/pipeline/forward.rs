@@ -18,12 +18,12 @@ use super::may_spill::is_possible;
 use super::queueing::{Wait, Waited};
 use super::trying::{Try, begin_retry, can_resend, may_retry};
 use super::{affinity, conclude, hedging, resuming};
-use crate::admission::{Admission, Journey, Order};
+use crate::admission::{Admission, TargetSelection, Order};
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
 use crate::exchange::{End, Exchange, Place, malformed, too_slow};
 use crate::gateway::Gateway;
-use crate::queueing::{Retrying, Taken};
+use crate::queueing::{Retrying, WakingSlot};
 use crate::telemetry::{Kind, SpillReason};
 use crate::topology::{Backend, Route};
 use crate::upstream::{Failure, MoveOn, Outcome};
@@ -50,7 +50,7 @@ enum Next {
 struct Forwarding<'r> {
     gateway: &'r Arc<Gateway>,
     route: &'r Arc<Route>,
-    journey: &'r mut Journey,
+    journey: &'r mut TargetSelection,
     wait: Wait,
     retries: u32,
     /// Held while a further try is on its way.
@@ -58,16 +58,16 @@ struct Forwarding<'r> {
 }
 
 /// Step 6: the order of the targets, by weights and by what keeps a caller on one of them.
-pub(super) fn select(route: &Route, session: &ServerSession) -> Journey {
+pub(super) fn select(route: &Route, session: &ServerSession) -> TargetSelection {
     let sticky = route.sticky.as_ref().and_then(|name| session.get_header(name)).map(|value| value.as_bytes());
-    Journey::new(Order::draw(route, sticky))
+    TargetSelection::new(Order::draw(route, sticky))
 }
 
 /// Offers the request to the targets of its route, in the order of `journey`.
 pub(super) async fn forward(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
-    journey: &mut Journey,
+    journey: &mut TargetSelection,
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<Forwarded, End> {
@@ -108,7 +108,7 @@ impl Forwarding<'_> {
         &mut self,
         backend: &Backend,
         endpoint: Arc<Endpoint>,
-        slot: Taken,
+        slot: WakingSlot,
         session: &mut ServerSession,
         x: &mut Exchange,
     ) -> Result<Option<Forwarded>, End> {
@@ -172,7 +172,7 @@ impl Forwarding<'_> {
 /// Step 7: an endpoint and its slot in one step, a built-in model, or no room.
 fn admit<'r>(
     route: &'r Route,
-    journey: &mut Journey,
+    journey: &mut TargetSelection,
     wait: &Wait,
     is_retry: bool,
     session: &ServerSession,
@@ -198,7 +198,7 @@ fn admit<'r>(
 async fn after(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
-    journey: &mut Journey,
+    journey: &mut TargetSelection,
     outcome: Outcome,
     session: &mut ServerSession,
     x: &mut Exchange,
@@ -230,7 +230,7 @@ pub(super) async fn stand_in(
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<bool, End> {
-    let mut journey = Journey::new(Order::default());
+    let mut journey = TargetSelection::new(Order::default());
     while can_resend(session, x)
         && let Some((endpoint, slot)) =
             journey.admit_at(backend, now_millis(), rand::random(), affinity::key(backend, session, x))

@@ -7,7 +7,7 @@ use pingora::protocols::http::ServerSession;
 use tokio::time::{Instant, sleep_until};
 
 use super::trying::{Try, begin_retry};
-use crate::admission::{Admission, Journey};
+use crate::admission::{Admission, TargetSelection};
 use crate::clock::now_millis;
 use crate::exchange::{Exchange, Place, RequestBody, is_idempotent};
 use crate::gateway::Gateway;
@@ -28,7 +28,7 @@ pub(super) async fn race<'a>(
     gateway: &'a Gateway,
     route: &'a Route,
     plan: &HedgePlan,
-    journey: &mut Journey,
+    journey: &mut TargetSelection,
     first: Try<'a>,
     session: &mut ServerSession,
     x: &mut Exchange,
@@ -84,7 +84,7 @@ pub(super) async fn race<'a>(
 fn another<'a>(
     gateway: &'a Gateway,
     route: &'a Route,
-    journey: &mut Journey,
+    journey: &mut TargetSelection,
     move_on: MoveOn,
     session: &ServerSession,
     x: &mut Exchange,

@@ -7,12 +7,12 @@ use pingora::protocols::http::ServerSession;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::trying::{Try, copy_attempt};
-use crate::admission::{Journey, Order};
+use crate::admission::{TargetSelection, Order};
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
 use crate::exchange::{BodyShare, Exchange, RequestBody};
 use crate::gateway::Gateway;
-use crate::queueing::Taken;
+use crate::queueing::WakingSlot;
 use crate::telemetry::MirrorEnd;
 use crate::topology::{MirrorPlan, Route};
 use crate::upstream::{Outcome, Ready, drain, open};
@@ -40,7 +40,7 @@ pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut S
 struct Copy {
     endpoint: Arc<Endpoint>,
     ready: Ready,
-    slot: Taken,
+    slot: WakingSlot,
     /// The body counts as held until the copy has ended.
     _share: Option<Arc<BodyShare>>,
     _place: OwnedSemaphorePermit,
@@ -63,7 +63,7 @@ fn prepare(
         return None;
     }
     let place = plan.places.clone().try_acquire_owned().ok()?;
-    let mut journey = Journey::new(Order::default());
+    let mut journey = TargetSelection::new(Order::default());
     let key = super::affinity::key(&plan.backend, session, x);
     let (endpoint, slot) = journey.admit_at(&plan.backend, now_millis(), rand::random(), key)?;
     let ready = Ready::copy(&copy_attempt(gateway, route, &plan.backend, endpoint.clone(), &slot), session, x)?;

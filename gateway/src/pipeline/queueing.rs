@@ -8,10 +8,10 @@ use pingora::protocols::http::ServerSession;
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::admission::Journey;
+use crate::admission::TargetSelection;
 use crate::clock::now_millis;
 use crate::exchange::Exchange;
-use crate::queueing::{NotHeld, Party, Pending, Ticket, Turn};
+use crate::queueing::{NotHeld, Party, Pending, Turn, Waiter};
 use crate::telemetry::{Kind, Label, Span, names};
 use crate::topology::Route;
 
@@ -30,7 +30,7 @@ pub(super) enum Waited {
 /// The waiting of one request, over all its turns.
 #[derive(Default)]
 pub(super) struct Wait {
-    ticket: Option<Ticket>,
+    ticket: Option<Waiter>,
     /// When all waiting must be over, from the first time that it waits.
     until: Option<Instant>,
     span: Option<Span>,
@@ -53,7 +53,7 @@ impl Wait {
     }
 
     /// Whether others wait already, whom a newcomer must not overtake.
-    pub(super) fn is_behind(&self, route: &Route, journey: &Journey) -> bool {
+    pub(super) fn is_behind(&self, route: &Route, journey: &TargetSelection) -> bool {
         self.ticket.is_none()
             && self.until.is_none()
             && journey.queue(route).is_some_and(|queue| !queue.is_empty())
@@ -64,14 +64,14 @@ impl Wait {
     pub(super) async fn for_turn(
         &mut self,
         route: &Route,
-        journey: &Journey,
+        journey: &TargetSelection,
         session: &mut ServerSession,
         x: &mut Exchange,
     ) -> Waited {
         let Some(queue) = journey.queue(route) else { return Waited::NoQueue };
         let ticket = match self.ticket.take() {
             Some(ticket) => {
-                ticket.back();
+                ticket.wait_again();
                 self.missed();
                 ticket
             }
@@ -94,9 +94,9 @@ impl Wait {
         // A place may have come free between the look for one and the entry, when nobody was there to be called.
         let mut again = None;
         let is_worth_it = journey.has_room(route, now_millis()) || !journey.is_available(route);
-        if is_worth_it && ticket.told().is_none() {
+        if is_worth_it && ticket.turn_now().is_none() {
             if self.misses < MAX_MISSES {
-                queue.call();
+                queue.wake_next();
             } else {
                 again = Some(AFTER_MISSES);
             }
@@ -116,7 +116,7 @@ impl Wait {
                 // An endpoint that said that it is full may be asked again: nobody gives back a place then.
                 () = sleep(change.unwrap_or(AFTER_MISSES)), if change.is_some() => {
                     if again.is_some() || journey.has_room(route, now_millis()) {
-                        queue.call();
+                        queue.wake_next();
                     }
                 }
                 _ = session.read_body_or_idle(true) => {
@@ -133,14 +133,14 @@ impl Wait {
         self.misses = if in_a_row { self.misses.saturating_add(1) } else { 1 };
     }
 
-    fn over(&mut self, ticket: Ticket, why: NotHeld, x: &mut Exchange) -> Waited {
+    fn over(&mut self, ticket: Waiter, why: NotHeld, x: &mut Exchange) -> Waited {
         self.told(&ticket, x, why.reason().as_str());
         ticket.given_up(why);
         Waited::Over(why)
     }
 
     /// It has a place at an endpoint. Where there is more room, the next one is called.
-    pub(super) fn admitted(&mut self, route: &Route, journey: &Journey, x: &mut Exchange) {
+    pub(super) fn admitted(&mut self, route: &Route, journey: &TargetSelection, x: &mut Exchange) {
         let Some(ticket) = self.ticket.take() else { return };
         self.told(&ticket, x, "admitted");
         ticket.admitted();
@@ -154,7 +154,7 @@ impl Wait {
         ticket.moved_on();
     }
 
-    fn told(&mut self, ticket: &Ticket, x: &mut Exchange, outcome: &'static str) {
+    fn told(&mut self, ticket: &Waiter, x: &mut Exchange, outcome: &'static str) {
         self.pending.clear();
         x.outcome.queued = Some(x.outcome.queued.unwrap_or_default() + ticket.waited());
         if let Some(mut span) = self.span.take() {

@@ -13,7 +13,7 @@ use super::may_spill::{is_allowed, is_possible};
 use super::reading::{held, read, tenant};
 use super::trying::{Try, begin_retry};
 use super::{affinity, conclude};
-use crate::admission::{Admission, Journey};
+use crate::admission::{Admission, TargetSelection};
 use crate::builtin;
 use crate::clock::now_millis;
 use crate::downstream::Unread;
@@ -31,7 +31,7 @@ const MAX_TRIES: u32 = 3;
 pub(super) async fn resume(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
-    journey: &mut Journey,
+    journey: &mut TargetSelection,
     mut died: Box<Died>,
     session: &mut ServerSession,
     x: &mut Exchange,
@@ -77,7 +77,7 @@ fn resumed(route: &Route, x: &mut Exchange) {
 async fn elsewhere(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
-    journey: &mut Journey,
+    journey: &mut TargetSelection,
     died: &Died,
     session: &mut ServerSession,
     x: &mut Exchange,

@@ -12,7 +12,7 @@ use crate::balancing::Endpoint;
 use crate::clock::now_millis;
 use crate::exchange::{Exchange, Place, RequestBody, is_idempotent};
 use crate::gateway::Gateway;
-use crate::queueing::{Retrying, Taken};
+use crate::queueing::{Retrying, WakingSlot};
 use crate::telemetry::Span;
 use crate::topology::{Backend, Route};
 use crate::upstream::{Attempt, Failure, MoveOn, Opened, Outcome, TimeLimit, relay, run};
@@ -55,7 +55,7 @@ impl<'a> Try<'a> {
         route: &'a Route,
         backend: &'a Backend,
         endpoint: Arc<Endpoint>,
-        slot: Taken,
+        slot: WakingSlot,
     ) -> Self {
         let attempt = copy_attempt(gateway, route, backend, endpoint, &slot);
         Self { attempt, place: Some(Place { slot, retrying: None }), is_concluded: false }
@@ -112,7 +112,7 @@ fn attempt<'a>(
     route: &'a Route,
     backend: &'a Backend,
     endpoint: Arc<Endpoint>,
-    slot: &Taken,
+    slot: &WakingSlot,
     move_on: MoveOn,
 ) -> Attempt<'a> {
     Attempt {
@@ -136,7 +136,7 @@ pub(super) fn copy_attempt<'a>(
     route: &'a Route,
     backend: &'a Backend,
     endpoint: Arc<Endpoint>,
-    slot: &Taken,
+    slot: &WakingSlot,
 ) -> Attempt<'a> {
     attempt(gateway, route, backend, endpoint, slot, MoveOn { full: true, retry: false })
 }
