@@ -12,7 +12,7 @@ use super::reading::{read_chat, tenant, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::downstream::{Beside, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
-use crate::upstream::{SHUTTING_DOWN, STOPPING, break_off, outgoing_response};
+use crate::upstream::{CutReason, break_off, outgoing_response};
 
 /// Outcome of a request that its route sends to a built-in model.
 pub(super) enum Direct {
@@ -148,7 +148,7 @@ pub(super) async fn write_frames(
             None => tokio::select! {
                 biased;
                 () = x.snapshot.downstream.ending.over() => {
-                    break_off(session, x, stream.is_event_stream(), SHUTTING_DOWN, STOPPING).await;
+                    break_off(session, x, stream.is_event_stream(), CutReason::ShuttingDown).await;
                     return Ok(());
                 }
                 frame = stream.next() => frame,

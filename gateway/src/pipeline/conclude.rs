@@ -15,7 +15,7 @@ use crate::gateway::Gateway;
 use crate::identity::CredentialError;
 use crate::telemetry::{AccessRecord, AttemptEnd, Kind, Label, Span, Tokens, names, rfc3339_millis};
 use crate::topology::{Route, TargetKind};
-use crate::upstream::{Attempt, Failure, Outcome, REQUEST_TIMEOUT, SHUTTING_DOWN};
+use crate::upstream::{Attempt, AttemptOutcome, CutReason, Failure};
 
 /// An attempt that ends with the request's own deadline after less than this had no chance.
 const LEAST_TIME: Duration = Duration::from_secs(1);
@@ -53,13 +53,16 @@ pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, x: &Exchang
 
 /// Reports an attempt that has ended after `took`, which is the time of its server and not that of a client that reads
 /// slowly.
-pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &Outcome, x: &Exchange, took: Duration) {
-    judged(a, outcome, x.outcome.status, x.outcome.error_code, took);
+pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &AttemptOutcome, x: &Exchange, took: Duration) {
+    judged(a, outcome, x.outcome.status, took);
     let mut span = std::mem::replace(&mut a.span, Span::none());
-    if matches!(outcome, Outcome::GivenUp) {
+    if matches!(outcome, AttemptOutcome::GivenUp) {
         span.set(names::SPILLWAY_GIVEN_UP, true);
     }
-    if matches!(outcome, Outcome::Answered | Outcome::Unread | Outcome::Broken | Outcome::Died(_)) {
+    if matches!(
+        outcome,
+        AttemptOutcome::Answered | AttemptOutcome::Unread | AttemptOutcome::Broken(_) | AttemptOutcome::Died(_)
+    ) {
         if a.backend.calls_models() && (200..300).contains(&x.outcome.status) {
             let tokens = Tokens {
                 input: x.outcome.prompt_tokens,
@@ -80,58 +83,63 @@ pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &Outcome, x: &Exchange
 
 /// Reports an attempt that was dropped before its outcome was known.
 pub(super) fn given_up(a: &mut Attempt<'_>) {
-    judged(a, &Outcome::GivenUp, 0, None, a.started.elapsed());
+    judged(a, &AttemptOutcome::GivenUp, 0, a.started.elapsed());
     a.span.set(names::SPILLWAY_GIVEN_UP, true);
 }
 
 /// Counts an attempt and lets it judge its endpoint. `status` is 0 where there was no answer.
-pub(super) fn judged(a: &Attempt<'_>, outcome: &Outcome, status: u16, error_code: Option<&str>, took: Duration) {
+pub(super) fn judged(a: &Attempt<'_>, outcome: &AttemptOutcome, status: u16, took: Duration) {
     a.endpoint.state.metrics.attempted(end(outcome));
-    let verdict = verdict(outcome, status, error_code, took);
+    let verdict = verdict(outcome, status, took);
     a.backend.balancer.ended(&a.endpoint, verdict, a.began, now_millis());
 }
 
-fn end(outcome: &Outcome) -> AttemptEnd {
+fn end(outcome: &AttemptOutcome) -> AttemptEnd {
     match outcome {
         // After `Unread` the server has done its part.
-        Outcome::Answered | Outcome::Unread => AttemptEnd::Answered,
-        Outcome::Broken | Outcome::Died(_) | Outcome::Failed(_) => AttemptEnd::Failed,
-        Outcome::GivenUp => AttemptEnd::GivenUp,
-        Outcome::Full(_) => AttemptEnd::Full,
-        Outcome::ClientGone | Outcome::Malformed(_) => AttemptEnd::ClientGone,
-        Outcome::ClientSlow => AttemptEnd::ClientSlow,
+        AttemptOutcome::Answered | AttemptOutcome::Unread => AttemptEnd::Answered,
+        AttemptOutcome::Broken(_) | AttemptOutcome::Died(_) | AttemptOutcome::Failed(_) => AttemptEnd::Failed,
+        AttemptOutcome::GivenUp => AttemptEnd::GivenUp,
+        AttemptOutcome::Full(_) => AttemptEnd::Full,
+        AttemptOutcome::ClientGone | AttemptOutcome::Malformed(_) => AttemptEnd::ClientGone,
+        AttemptOutcome::ClientSlow => AttemptEnd::ClientSlow,
     }
 }
 
 /// Error of the span of an attempt that ended so.
-fn error(outcome: &Outcome) -> Option<&'static str> {
+fn error(outcome: &AttemptOutcome) -> Option<&'static str> {
     match outcome {
-        Outcome::Answered | Outcome::GivenUp => None,
-        Outcome::Unread | Outcome::ClientGone => Some("client_gone"),
-        Outcome::Broken | Outcome::Died(_) => Some("broken"),
-        Outcome::Full(_) => Some("full"),
-        Outcome::ClientSlow => Some("client_slow"),
-        Outcome::Malformed(_) => Some("malformed_request"),
-        Outcome::Failed(failure) => Some(kind(failure)),
+        AttemptOutcome::Answered | AttemptOutcome::GivenUp => None,
+        AttemptOutcome::Unread | AttemptOutcome::ClientGone => Some("client_gone"),
+        AttemptOutcome::Broken(_) | AttemptOutcome::Died(_) => Some("broken"),
+        AttemptOutcome::Full(_) => Some("full"),
+        AttemptOutcome::ClientSlow => Some("client_slow"),
+        AttemptOutcome::Malformed(_) => Some("malformed_request"),
+        AttemptOutcome::Failed(failure) => Some(kind(failure)),
     }
 }
 
 /// What an attempt says of its endpoint's health.
-fn verdict(outcome: &Outcome, status: u16, error_code: Option<&str>, took: Duration) -> Verdict {
+fn verdict(outcome: &AttemptOutcome, status: u16, took: Duration) -> Verdict {
     match outcome {
-        Outcome::Broken if matches!(error_code, Some(REQUEST_TIMEOUT | SHUTTING_DOWN)) => Verdict::Unknown,
+        AttemptOutcome::Broken(CutReason::RequestTimeout | CutReason::ShuttingDown) => Verdict::Unknown,
         // 501 and 505 speak of the request.
-        Outcome::Answered | Outcome::Unread if matches!(status, 500 | 502..=504 | 506..=599) => Verdict::Error,
-        Outcome::Answered | Outcome::Unread => Verdict::Good,
-        Outcome::Full(_) => Verdict::Full,
-        Outcome::ClientGone | Outcome::ClientSlow | Outcome::Malformed(_) | Outcome::GivenUp => Verdict::Unknown,
+        AttemptOutcome::Answered | AttemptOutcome::Unread if matches!(status, 500 | 502..=504 | 506..=599) => {
+            Verdict::Error
+        }
+        AttemptOutcome::Answered | AttemptOutcome::Unread => Verdict::Good,
+        AttemptOutcome::Full(_) => Verdict::Full,
+        AttemptOutcome::ClientGone
+        | AttemptOutcome::ClientSlow
+        | AttemptOutcome::Malformed(_)
+        | AttemptOutcome::GivenUp => Verdict::Unknown,
         // The server ended a connection that idled, as it may.
-        Outcome::Failed(Failure::Stale(_)) => Verdict::Unknown,
+        AttemptOutcome::Failed(Failure::Stale(_)) => Verdict::Unknown,
         // A request that had no time left when it came says nothing of the server.
-        Outcome::Failed(Failure::Deadline) if took < LEAST_TIME => Verdict::Unknown,
+        AttemptOutcome::Failed(Failure::Deadline) if took < LEAST_TIME => Verdict::Unknown,
         // Some other status that the route tries elsewhere.
-        Outcome::Failed(Failure::Status(status)) if *status < 500 => Verdict::Unknown,
-        Outcome::Broken | Outcome::Died(_) | Outcome::Failed(_) => Verdict::Error,
+        AttemptOutcome::Failed(Failure::Status(status)) if *status < 500 => Verdict::Unknown,
+        AttemptOutcome::Broken(_) | AttemptOutcome::Died(_) | AttemptOutcome::Failed(_) => Verdict::Error,
     }
 }
 

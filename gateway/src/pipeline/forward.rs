@@ -18,7 +18,7 @@ use super::may_spill::is_possible;
 use super::queueing::{Wait, Waited};
 use super::trying::{Try, begin_retry, can_resend, may_retry};
 use super::{affinity, conclude, hedging, resuming};
-use crate::admission::{Admission, TargetSelection, Order};
+use crate::admission::{Admission, Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
 use crate::exchange::{End, Exchange, Place, malformed, too_slow};
@@ -26,7 +26,7 @@ use crate::gateway::Gateway;
 use crate::queueing::{Retrying, WakingSlot};
 use crate::telemetry::{Kind, SpillReason};
 use crate::topology::{Backend, Route};
-use crate::upstream::{Failure, MoveOn, Outcome};
+use crate::upstream::{AttemptOutcome, Failure, MoveOn, Oversized};
 
 /// What became of a request that was offered to its targets.
 pub(super) enum Forwarded {
@@ -199,24 +199,24 @@ async fn after(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
     journey: &mut TargetSelection,
-    outcome: Outcome,
+    outcome: AttemptOutcome,
     session: &mut ServerSession,
     x: &mut Exchange,
 ) -> Result<Next, End> {
     match outcome {
-        Outcome::Answered | Outcome::Broken => Ok(Next::Ended(Forwarded::Served)),
-        Outcome::ClientGone | Outcome::GivenUp => Err(x.left_at_work()),
-        Outcome::Unread => Err(End::ClientGone),
-        Outcome::ClientSlow => Err(too_slow()),
-        Outcome::Malformed(violation) => Err(malformed(session, violation)),
-        Outcome::Died(died) => {
+        AttemptOutcome::Answered | AttemptOutcome::Broken(_) => Ok(Next::Ended(Forwarded::Served)),
+        AttemptOutcome::ClientGone | AttemptOutcome::GivenUp => Err(x.left_at_work()),
+        AttemptOutcome::Unread => Err(End::ClientGone),
+        AttemptOutcome::ClientSlow => Err(too_slow()),
+        AttemptOutcome::Malformed(violation) => Err(malformed(session, violation)),
+        AttemptOutcome::Died(died) => {
             Box::pin(resuming::resume(gateway, route, journey, died, session, x)).await?;
             Ok(Next::Ended(Forwarded::Served))
         }
-        Outcome::Full(_) => Ok(Next::Full),
-        Outcome::Failed(Failure::Deadline) => Err(too_late()),
-        Outcome::Failed(Failure::TooLarge(what)) => Err(too_large_answer(what)),
-        Outcome::Failed(failure) => Ok(Next::Failed(failure)),
+        AttemptOutcome::Full(_) => Ok(Next::Full),
+        AttemptOutcome::Failed(Failure::Deadline) => Err(too_late()),
+        AttemptOutcome::Failed(Failure::TooLarge(part)) => Err(too_large_answer(part)),
+        AttemptOutcome::Failed(failure) => Ok(Next::Failed(failure)),
     }
 }
 
@@ -257,13 +257,14 @@ pub(super) async fn stand_in(
 }
 
 /// The refusal of an answer that is larger than its backend's limits allow beside its body.
-fn too_large_answer(what: &'static str) -> End {
+fn too_large_answer(part: Oversized) -> End {
     End::refuse(Refusal::new(
         StatusCode::BAD_GATEWAY,
         ErrorKind::Upstream,
         "upstream_header_too_large",
         format!(
-            "{what} of the backend is over its limit (`backends[].limits.maxHeaderBytes`, 256 fields, 16 early answers)"
+            "{} of the backend is over its limit (`backends[].limits.maxHeaderBytes`, 256 fields, 16 early answers)",
+            part.as_str()
         ),
     ))
 }

@@ -7,7 +7,7 @@ use pingora::protocols::http::ServerSession;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::trying::{Try, copy_attempt};
-use crate::admission::{TargetSelection, Order};
+use crate::admission::{Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
 use crate::exchange::{BodyShare, Exchange, RequestBody};
@@ -15,7 +15,7 @@ use crate::gateway::Gateway;
 use crate::queueing::WakingSlot;
 use crate::telemetry::MirrorEnd;
 use crate::topology::{MirrorPlan, Route};
-use crate::upstream::{Outcome, Ready, drain, open};
+use crate::upstream::{AttemptOutcome, CutReason, Ready, drain, open};
 
 /// Sends the copies that this request is drawn for.
 pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ServerSession, x: &Exchange) {
@@ -82,12 +82,16 @@ async fn send(gateway: &Gateway, route: &Route, plan: &MirrorPlan, copy: Copy) -
     let outcome = match open(&this.attempt, copy.ready).await {
         Ok(opened) => {
             status = opened.head.status.as_u16();
-            if drain(&this.attempt, opened).await { Outcome::Answered } else { Outcome::Broken }
+            if drain(&this.attempt, opened).await {
+                AttemptOutcome::Answered
+            } else {
+                AttemptOutcome::Broken(CutReason::UpstreamReset)
+            }
         }
         Err(outcome) => outcome,
     };
     this.conclude_copy(&outcome, status);
-    let answered = matches!(outcome, Outcome::Answered);
+    let answered = matches!(outcome, AttemptOutcome::Answered);
     if !answered {
         tracing::debug!(event = "copy_failed", route = %route.name, backend = %plan.backend.name, outcome = ?outcome);
     }

@@ -15,7 +15,7 @@ use crate::gateway::Gateway;
 use crate::queueing::{Retrying, WakingSlot};
 use crate::telemetry::Span;
 use crate::topology::{Backend, Route};
-use crate::upstream::{Attempt, Failure, MoveOn, Opened, Outcome, TimeLimit, relay, run};
+use crate::upstream::{Attempt, AttemptOutcome, Failure, MoveOn, OpenedAnswer, TimeLimit, relay, run};
 
 /// Time for which a full endpoint without a Retry-After gets no requests.
 const FULL_FOR: Duration = Duration::from_secs(1);
@@ -62,7 +62,7 @@ impl<'a> Try<'a> {
     }
 
     /// Runs the try to its end.
-    pub(super) async fn run(mut self, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
+    pub(super) async fn run(mut self, session: &mut ServerSession, x: &mut Exchange) -> AttemptOutcome {
         self.lend_place(x);
         let outcome = run(&self.attempt, session, x).await;
         self.conclude(&outcome, x);
@@ -70,7 +70,12 @@ impl<'a> Try<'a> {
     }
 
     /// Passes on an answer whose head has come.
-    pub(super) async fn relay(mut self, opened: Opened, session: &mut ServerSession, x: &mut Exchange) -> Outcome {
+    pub(super) async fn relay(
+        mut self,
+        opened: OpenedAnswer,
+        session: &mut ServerSession,
+        x: &mut Exchange,
+    ) -> AttemptOutcome {
         self.lend_place(x);
         let outcome = relay(&self.attempt, session, x, opened).await;
         self.conclude(&outcome, x);
@@ -83,7 +88,7 @@ impl<'a> Try<'a> {
     }
 
     /// Reports how the try ended, and releases its slot.
-    pub(super) fn conclude(mut self, outcome: &Outcome, x: &mut Exchange) {
+    pub(super) fn conclude(mut self, outcome: &AttemptOutcome, x: &mut Exchange) {
         note_if_full(&self.attempt, outcome);
         self.is_concluded = true;
         let took = x.outcome.answered_in.take().unwrap_or_else(|| self.attempt.started.elapsed());
@@ -92,10 +97,10 @@ impl<'a> Try<'a> {
     }
 
     /// Reports how the try for a copy ended, and its status if it was answered.
-    pub(super) fn conclude_copy(mut self, outcome: &Outcome, status: u16) {
+    pub(super) fn conclude_copy(mut self, outcome: &AttemptOutcome, status: u16) {
         note_if_full(&self.attempt, outcome);
         self.is_concluded = true;
-        conclude::judged(&self.attempt, outcome, status, None, self.attempt.started.elapsed());
+        conclude::judged(&self.attempt, outcome, status, self.attempt.started.elapsed());
     }
 }
 
@@ -143,8 +148,8 @@ pub(super) fn copy_attempt<'a>(
 
 /// Leaves an endpoint alone that said that it is full: before its slot is released, or the next waiter would be sent
 /// there.
-fn note_if_full(attempt: &Attempt<'_>, outcome: &Outcome) {
-    if let Outcome::Full(wait) = outcome {
+fn note_if_full(attempt: &Attempt<'_>, outcome: &AttemptOutcome) {
+    if let AttemptOutcome::Full(wait) = outcome {
         attempt.endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(attempt.backend.max_full_for));
     }
 }
