@@ -10,22 +10,22 @@ use rand::RngExt;
 /// process after a restart, has to put the same caller on the same target.
 const SEEDS: (u64, u64, u64, u64) = (0x5350_494c, 0x4c57_4159, 0x7374_6963, 0x6b79_0001);
 
-/// Positions of a route's targets, the drawn one first.
+/// Indices of a route's targets, the drawn one first.
 #[derive(Debug, Default, Clone)]
 pub struct Order {
-    places: Vec<usize>,
+    indices: Vec<usize>,
 }
 
 impl Order {
-    /// Positions, the drawn one first.
-    pub fn places(&self) -> &[usize] {
-        &self.places
+    /// Indices, the drawn one first.
+    pub fn indices(&self) -> &[usize] {
+        &self.indices
     }
 
     /// Draws the order for a request. `key` is the value of the sticky header, if the route and the request have one.
     pub fn draw(route: &Route, key: Option<&[u8]>) -> Self {
         if let [_] = route.targets.as_slice() {
-            return Self { places: vec![0] };
+            return Self { indices: vec![0] };
         }
         let mut rng = rand::rng();
         // Available targets come first, and of those the lowest priority: the draw is among them. The others follow for the
@@ -35,18 +35,18 @@ impl Order {
             .iter()
             .enumerate()
             .filter(|(_, target)| target.weight > 0)
-            .map(|(place, target)| {
+            .map(|(index, target)| {
                 let uniform = match key {
                     Some(key) => rendezvous(&route.name, key, target),
                     None => rng.random::<f64>(),
                 };
-                (!target.is_available(), target.priority, score(uniform, target.weight), place)
+                (!target.is_available(), target.priority, score(uniform, target.weight), index)
             })
             .collect();
         scored.sort_by(|(gone, priority, score, _), (other_gone, other_priority, other_score, _)| {
             (gone, priority).cmp(&(other_gone, other_priority)).then(score.total_cmp(other_score))
         });
-        Self { places: scored.into_iter().map(|(_, _, _, place)| place).collect() }
+        Self { indices: scored.into_iter().map(|(_, _, _, index)| index).collect() }
     }
 }
 
@@ -98,7 +98,7 @@ mod tests {
         for caller in 0..20_000u32 {
             let key = caller.to_string();
             let order = Order::draw(route, sticky.then_some(key.as_bytes()));
-            *shares.entry(route.targets[order.places()[0]].name.clone()).or_insert(0) += 1;
+            *shares.entry(route.targets[order.indices()[0]].name.clone()).or_insert(0) += 1;
         }
         shares
     }
@@ -127,7 +127,7 @@ mod tests {
         let TargetKind::Backend(c) = &route.targets[2].kind else { panic!() };
         c.balancer.endpoints().all()[0].state.set_healthy(false, 1);
         for _ in 0..100 {
-            assert_eq!(Order::draw(&route, None).places(), [0, 1, 2]);
+            assert_eq!(Order::draw(&route, None).indices(), [0, 1, 2]);
         }
     }
 
@@ -140,7 +140,7 @@ mod tests {
             let key = caller.to_string();
             let name = |route: &Route| {
                 let order = Order::draw(route, Some(key.as_bytes()));
-                route.targets[order.places()[0]].name.clone()
+                route.targets[order.indices()[0]].name.clone()
             };
             let (was, is) = (name(&before), name(&after));
             if was != is {

@@ -26,7 +26,7 @@ pub struct TargetSelection {
     order: Order,
     /// Endpoints that had the request.
     tried: Vec<Arc<EndpointState>>,
-    /// Positions of targets that are closed for this request: built-in models that had no room.
+    /// Indices of targets that are closed for this request: built-in models that had no room.
     closed: Vec<usize>,
     moves: u32,
 }
@@ -44,7 +44,7 @@ pub enum Admission<'a> {
     },
     /// A built-in model that is a target of the route. The model itself reports whether it has room.
     Model {
-        /// Position of the target in the route.
+        /// Index of the target in the route.
         target: usize,
         /// The model.
         model: &'a Arc<LoadedModel>,
@@ -74,7 +74,7 @@ impl TargetSelection {
 
     /// True if a target of the request is available.
     pub fn is_available(&self, route: &Route) -> bool {
-        self.order.places().iter().any(|place| route.targets.get(*place).is_some_and(Target::is_available))
+        self.order.indices().iter().any(|index| route.targets.get(*index).is_some_and(Target::is_available))
     }
 
     /// Queue in which the request waits for a slot: that of the route, or that of its target where requests stay with the
@@ -82,14 +82,14 @@ impl TargetSelection {
     pub fn queue<'a>(&self, route: &'a Route) -> Option<&'a Arc<Queue>> {
         match route.queues.as_slice() {
             [one] => Some(one),
-            several => several.get(*self.order.places().first()?),
+            several => several.get(*self.order.indices().first()?),
         }
     }
 
     /// Targets of the request in their order: of each priority all, or only the one that was drawn.
     fn targets<'a>(&self, route: &'a Route) -> impl Iterator<Item = (usize, &'a Target)> {
         let mut drawn = None;
-        self.order.places().iter().filter_map(|place| Some((*place, route.targets.get(*place)?))).filter(
+        self.order.indices().iter().filter_map(|index| Some((*index, route.targets.get(*index)?))).filter(
             move |(_, target)| {
                 let first_of_its_priority = drawn.replace(target.priority) != Some(target.priority);
                 first_of_its_priority || route.try_others
@@ -149,11 +149,11 @@ impl TargetSelection {
     ) -> Admission<'a> {
         let available = self.is_available(route);
         let mut found = None;
-        for (place, target) in self.targets(route) {
+        for (index, target) in self.targets(route) {
             match &target.kind {
                 TargetKind::Model(model) => {
-                    if !self.closed.contains(&place) {
-                        return Admission::Model { target: place, model };
+                    if !self.closed.contains(&index) {
+                        return Admission::Model { target: index, model };
                     }
                 }
                 TargetKind::Backend(backend) => {

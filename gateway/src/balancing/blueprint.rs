@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_callers_show_a_backend_of_their_own_goes_to_no_server_that_it_was_not_meant_for() {
+    fn credentials_of_callers_go_only_to_servers_that_they_were_meant_for() {
         for (before, after, takes) in [
             (("http://b:1", true), ("http://b:1", true), true),
             (("http://b:1", true), ("http://c:1", false), false),

@@ -128,10 +128,10 @@ impl EndpointSet {
         let total: f64 = self.tiers.iter().map(health).sum::<f64>().min(1.0);
         #[allow(clippy::cast_precision_loss, reason = "53 bits fit the mantissa")]
         let mut drawn = (random >> 11) as f64 / 9_007_199_254_740_992.0 * total;
-        for (place, tier) in self.tiers.iter().enumerate() {
+        for (index, tier) in self.tiers.iter().enumerate() {
             drawn -= health(tier);
             if drawn < 0.0 {
-                return place;
+                return index;
             }
         }
         0
@@ -266,19 +266,19 @@ impl Balancer {
         let mut lost: Vec<usize> = Vec::new();
         let mut random = ask.random;
         loop {
-            let eligible = |place: usize, e: &Endpoint| {
+            let eligible = |index: usize, e: &Endpoint| {
                 e.is_open(ask.now, panic)
                     && !ask.tried.iter().any(|tried| Arc::ptr_eq(tried, &e.state))
-                    && !lost.contains(&place)
+                    && !lost.contains(&index)
             };
             let mut cx = PickContext { eligible: &eligible, key: ask.key, now: ask.now, random, available };
-            let place = tier.policy.pick(&tier.endpoints, &mut cx)?;
+            let index = tier.policy.pick(&tier.endpoints, &mut cx)?;
             random = cx.random;
-            let endpoint = tier.endpoints.get(place)?;
+            let endpoint = tier.endpoints.get(index)?;
             // Another request may have acquired the last slot since: then the policy picks again without this endpoint.
             match endpoint.state.try_acquire_within(endpoint.room(ask.now, panic).0, self.max_in_flight) {
                 Some(slot) => return Some(PickedEndpoint { endpoint: endpoint.clone(), slot }),
-                None => lost.push(place),
+                None => lost.push(index),
             }
         }
     }

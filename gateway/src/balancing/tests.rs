@@ -268,8 +268,8 @@ mod in_simulation {
             run(&fleet, picker, |now, gateways, picked| {
                 let set_healthy = |healthy: bool| {
                     for set in gateways.iter().map(Balancer::endpoints) {
-                        for place in away {
-                            set.all()[place].state.set_healthy(healthy, clock(now));
+                        for index in away {
+                            set.all()[index].state.set_healthy(healthy, clock(now));
                         }
                     }
                 };
@@ -338,7 +338,7 @@ impl CountingListener {
 }
 
 #[test]
-fn whoever_waits_is_told_of_changes_that_no_slot_gave_back() {
+fn waiters_wake_for_changes_without_a_released_slot() {
     let told = Arc::new(CountingListener::default());
     let siblings = Arc::new(Siblings::new(told.clone()));
     let adaptive = || signals(&serde_json::from_value(serde_json::json!({"adaptive": {"minLimit": 4}})).unwrap());

@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_that_of_the_time_in_which_somebody_waited() {
+    fn the_rate_counts_only_time_with_waiters() {
         let start = Instant::now();
         let mut rate = DrainRate::default();
         rate.pass(start, false);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_gets_no_place_is_known_to_be_slow() {
+    fn a_queue_without_free_slots_is_known_to_be_slow() {
         let start = Instant::now();
         let mut rate = DrainRate::default();
         rate.pass(start, false);

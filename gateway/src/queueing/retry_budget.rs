@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_so_many_are_on_their_way_and_who_is_refused_for_that_takes_nothing() {
+    fn retries_in_flight_are_bounded_and_a_refused_one_spends_nothing() {
         let budget = Arc::new(RetryBudget::default());
         let first = budget.begin(1_000, 2);
         let second = budget.begin(1_000, 2);

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_metric_is_told_by_its_whole_name_and_its_labels() {
+    fn a_metric_is_matched_by_its_whole_name_and_its_labels() {
         let plan = plan(serde_json::json!({"queueDepth": {"max": 4, "metric": "q{pool=\"a,b}\"}"}}));
         let page = "q_total{pool=\"a,b}\"} 1\nq{pool=\"a\"} 2\nq{x=\"\\\"}\", pool=\"a,b}\",} 4\nqq 8\nq 16\n";
         assert_eq!(plan.read(page).waiting, Some(4));

@@ -27,9 +27,9 @@ impl Alias {
         }
         let total: f64 = endpoints.iter().map(|e| f64::from(e.weight)).sum();
         let mut scaled: Vec<f64> = endpoints.iter().map(|e| f64::from(e.weight) * count as f64 / total).collect();
-        let mut columns: Vec<(f64, usize)> = (0..count).map(|place| (1.0, place)).collect();
+        let mut columns: Vec<(f64, usize)> = (0..count).map(|index| (1.0, index)).collect();
         let (mut small, mut large): (Vec<usize>, Vec<usize>) =
-            (0..count).partition(|place| scaled.get(*place).is_some_and(|p| *p < 1.0));
+            (0..count).partition(|index| scaled.get(*index).is_some_and(|p| *p < 1.0));
         while let (Some(less), Some(more)) = (small.pop(), large.pop()) {
             let part = scaled.get(less).copied().unwrap_or(1.0);
             if let Some(column) = columns.get_mut(less) {
@@ -46,10 +46,10 @@ impl Alias {
     }
 
     fn draw(&self, cx: &mut PickContext<'_>) -> usize {
-        let place = below(cx.next_random(), self.count);
-        match self.columns.get(place) {
+        let index = below(cx.next_random(), self.count);
+        match self.columns.get(index) {
             Some((stay, other)) if unit(cx.next_random()) >= *stay => *other,
-            _ => place,
+            _ => index,
         }
     }
 
@@ -61,12 +61,12 @@ impl Alias {
         not: Option<usize>,
     ) -> Option<usize> {
         for _ in 0..DRAWS {
-            let place = self.draw(cx);
-            if Some(place) != not
-                && let Some(endpoint) = endpoints.get(place)
-                && (cx.eligible)(place, endpoint)
+            let index = self.draw(cx);
+            if Some(index) != not
+                && let Some(endpoint) = endpoints.get(index)
+                && (cx.eligible)(index, endpoint)
             {
-                return Some(place);
+                return Some(index);
             }
         }
         None
@@ -104,14 +104,14 @@ pub(super) fn least_of_all(
     let start = before.len();
     let from_there = after.iter().enumerate().map(|(n, e)| (start + n, e));
     let mut best: Option<(usize, f64)> = None;
-    for (place, endpoint) in from_there.chain(before.iter().enumerate()) {
+    for (index, endpoint) in from_there.chain(before.iter().enumerate()) {
         // A comparison costs less than the question whether an endpoint is open.
         let own = cost(endpoint);
-        if best.is_none_or(|(_, least)| own < least) && (cx.eligible)(place, endpoint) {
-            best = Some((place, own));
+        if best.is_none_or(|(_, least)| own < least) && (cx.eligible)(index, endpoint) {
+            best = Some((index, own));
         }
     }
-    best.map(|(place, _)| place)
+    best.map(|(index, _)| index)
 }
 
 /// The best eligible endpoint; of equal ones the first from a random index on.
@@ -127,10 +127,10 @@ pub(super) fn best_of_all(
     let start = before.len();
     let from_there = after.iter().enumerate().map(|(n, e)| (start + n, e));
     let mut best: Option<(usize, &Endpoint)> = None;
-    for (place, endpoint) in from_there.chain(before.iter().enumerate()) {
-        if best.is_none_or(|(_, best)| better(endpoint, best)) && (cx.eligible)(place, endpoint) {
-            best = Some((place, endpoint));
+    for (index, endpoint) in from_there.chain(before.iter().enumerate()) {
+        if best.is_none_or(|(_, best)| better(endpoint, best)) && (cx.eligible)(index, endpoint) {
+            best = Some((index, endpoint));
         }
     }
-    best.map(|(place, _)| place)
+    best.map(|(index, _)| index)
 }

@@ -16,8 +16,8 @@ use crate::balancing::Endpoint;
 const KEYS: (u64, u64) = (0x5350_494c_4c57_4159, 0x656e_6470_6f69_6e74);
 
 /// Points of an endpoint with the mean weight, and the most of all endpoints together.
-const PLACES: usize = 160;
-const MAX_PLACES: usize = 1 << 16;
+const POINTS: usize = 160;
+const MAX_POINTS: usize = 1 << 16;
 
 /// Multiple of its share of the available endpoints that an endpoint may have in flight.
 const BOUND: f64 = 1.25;
@@ -37,7 +37,7 @@ pub struct Hash {
     /// Points of the ring, sorted.
     positions: Vec<u64>,
     /// Index of the endpoint at each point.
-    places: Vec<u32>,
+    owners: Vec<u32>,
     total_weight: f64,
 }
 
@@ -45,9 +45,9 @@ impl Hash {
     /// Ring of these endpoints.
     pub fn new(endpoints: &[Arc<Endpoint>]) -> Self {
         let total_weight: f64 = endpoints.iter().map(|e| f64::from(e.weight)).sum();
-        let all = endpoints.len().saturating_mul(PLACES).min(MAX_PLACES.max(endpoints.len()));
+        let all = endpoints.len().saturating_mul(POINTS).min(MAX_POINTS.max(endpoints.len()));
         let mut ring: Vec<(u64, u32)> = Vec::with_capacity(all);
-        for (endpoint, place) in endpoints.iter().zip(0u32..) {
+        for (endpoint, index) in endpoints.iter().zip(0u32..) {
             #[allow(
                 clippy::cast_precision_loss,
                 clippy::cast_possible_truncation,
@@ -56,11 +56,11 @@ impl Hash {
             )]
             let count = (f64::from(endpoint.weight) / total_weight * all as f64).round().max(1.0) as u64;
             let own = hash_key(endpoint.address.as_bytes());
-            ring.extend((0..count).map(|n| (mix(own ^ mix(n.wrapping_add(1))), place)));
+            ring.extend((0..count).map(|n| (mix(own ^ mix(n.wrapping_add(1))), index)));
         }
         ring.sort_unstable();
-        let (positions, places) = ring.into_iter().unzip();
-        Self { positions, places, total_weight }
+        let (positions, owners) = ring.into_iter().unzip();
+        Self { positions, owners, total_weight }
     }
 }
 
@@ -74,23 +74,23 @@ impl Policy for Hash {
             f64::from(e.state.in_flight()) < (share * BOUND).ceil()
         };
         let start = self.positions.partition_point(|position| *position < mix(key));
-        let (before, after) = self.places.split_at_checked(start)?;
+        let (before, after) = self.owners.split_at_checked(start)?;
         let mut busy = None;
         let mut last = None;
-        for place in after.iter().chain(before).take(MAX_STEPS) {
-            if last == Some(*place) {
+        for index in after.iter().chain(before).take(MAX_STEPS) {
+            if last == Some(*index) {
                 continue;
             }
-            last = Some(*place);
-            let Ok(place) = usize::try_from(*place) else { continue };
-            let Some(endpoint) = endpoints.get(place) else { continue };
-            if !(cx.eligible)(place, endpoint) {
+            last = Some(*index);
+            let Ok(index) = usize::try_from(*index) else { continue };
+            let Some(endpoint) = endpoints.get(index) else { continue };
+            if !(cx.eligible)(index, endpoint) {
                 continue;
             }
             if bounded(endpoint) {
-                return Some(place);
+                return Some(index);
             }
-            busy.get_or_insert(place);
+            busy.get_or_insert(index);
         }
         // Around the key all are closed or busy: better a busy one there than an empty cache elsewhere.
         busy.or_else(|| least_of_all(endpoints, cx, load))

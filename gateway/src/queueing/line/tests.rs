@@ -87,7 +87,7 @@ fn the_oldest_goes_first_until_the_line_has_stood_for_as_long_as_one_may_wait() 
 }
 
 #[test]
-fn one_who_found_no_place_stands_where_it_stood() {
+fn a_waiter_that_found_no_slot_keeps_its_position() {
     let (mut line, now) = line(100);
     for who in ["a", "b", "a", "c"] {
         enter(&mut line, now, who, 0);
@@ -101,7 +101,7 @@ fn one_who_found_no_place_stands_where_it_stood() {
 }
 
 #[test]
-fn places_in_a_full_line_are_shared_and_a_higher_priority_takes_them() {
+fn entries_of_a_full_line_are_shared_and_a_higher_priority_displaces() {
     let (mut line, now) = line(4);
     let places: Vec<u64> = (0..4).map(|_| enter(&mut line, now, "a", 0).id()).collect();
     let mut lost = Vec::new();
@@ -122,7 +122,7 @@ fn places_in_a_full_line_are_shared_and_a_higher_priority_takes_them() {
 }
 
 #[test]
-fn who_cannot_be_reached_in_time_is_not_held() {
+fn a_waiter_that_cannot_be_reached_in_time_is_moved_on() {
     let (mut line, start) = line(1000);
     // Ten a second are admitted, for two seconds; the line is emptied in between, so that it does not stand.
     let mut now = start;
@@ -203,7 +203,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn nobody_is_lost_or_counted_twice(steps in proptest::collection::vec(step(), 1..200), max_depth in 1usize..12) {
+    fn no_waiter_is_lost_or_counted_twice(steps in proptest::collection::vec(step(), 1..200), max_depth in 1usize..12) {
         let (mut line, mut now) = line(max_depth);
         let (mut waiting, mut called): (Vec<LineEntry>, Vec<LineEntry>) = (Vec::new(), Vec::new());
         for step in steps {

@@ -20,28 +20,28 @@ fn enter(queue: &Arc<Queue>, who: &str) -> Waiter {
     queue.enter(Party::Tenant(who.into()), 0, Instant::now() + WAIT).unwrap()
 }
 
-/// A server with so many places.
+/// A server with `slots` slots.
 struct Server {
     state: Arc<EndpointState>,
-    places: std::num::NonZeroU32,
+    slots: std::num::NonZeroU32,
     room: Arc<Room>,
 }
 
 impl Server {
-    fn new(places: u32, room: &Arc<Room>) -> Self {
+    fn new(slots: u32, room: &Arc<Room>) -> Self {
         let state = Arc::new(EndpointState::new(Arc::new(EndpointMetrics::default()), true, Arc::default()));
-        Self { state, places: places.try_into().unwrap(), room: room.clone() }
+        Self { state, slots: slots.try_into().unwrap(), room: room.clone() }
     }
     fn take(&self) -> Option<super::super::WakingSlot> {
-        self.state.try_acquire(self.places.get()).map(|slot| super::super::WakingSlot::new(slot, &self.room))
+        self.state.try_acquire(self.slots.get()).map(|slot| super::super::WakingSlot::new(slot, &self.room))
     }
     fn has_room(&self) -> bool {
-        self.state.in_flight() < self.places.get()
+        self.state.in_flight() < self.slots.get()
     }
 }
 
 /// Course of a request: it tries to acquire a slot, and waits where there is none.
-async fn place(server: &Server, queue: &Arc<Queue>, who: &str) -> Result<super::super::WakingSlot, NotHeld> {
+async fn request(server: &Server, queue: &Arc<Queue>, who: &str) -> Result<super::super::WakingSlot, NotHeld> {
     if queue.is_empty()
         && let Some(taken) = server.take()
     {
@@ -76,7 +76,7 @@ async fn place(server: &Server, queue: &Arc<Queue>, who: &str) -> Result<super::
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_that_comes_free_calls_the_next_one_and_nobody_else() {
+async fn a_slot_that_becomes_free_calls_the_next_waiter_and_no_other() {
     let (queue, room) = queue(10);
     let (a, b) = (enter(&queue, "a"), enter(&queue, "b"));
     room.freed();
@@ -89,7 +89,7 @@ async fn a_place_that_comes_free_calls_the_next_one_and_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_to_one_who_goes_away_is_passed_on() {
+async fn the_call_of_a_waiter_that_leaves_is_passed_on() {
     let (queue, room) = queue(10);
     let (a, b) = (enter(&queue, "a"), enter(&queue, "b"));
     room.freed();
@@ -106,7 +106,7 @@ async fn a_call_to_one_who_goes_away_is_passed_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_that_goes_away_frees_its_place_at_once() {
+async fn a_waiter_that_leaves_frees_its_entry_at_once() {
     let (queue, _) = queue(2);
     let (a, _b) = (enter(&queue, "a"), enter(&queue, "a"));
     let come = || queue.enter(Party::Tenant("a".into()), 0, Instant::now() + WAIT).map(drop);
@@ -131,18 +131,18 @@ async fn routes_that_share_servers_are_called_in_turn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn everybody_is_served_in_time_or_told_at_once() {
+async fn every_request_is_served_in_time_or_refused_at_once() {
     let (queue, room) = queue(100);
     let server = Arc::new(Server::new(2, &room));
     let (served, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut tasks = tokio::task::JoinSet::new();
-    // Two places and 100 ms of service: twenty a second. Sixty a second come, for ten seconds.
+    // Two slots and 100 ms of service: twenty a second. Sixty a second come, for ten seconds.
     for n in 0..600u64 {
         let (queue, server, served, most) = (queue.clone(), server.clone(), served.clone(), most.clone());
         tasks.spawn(async move {
             tokio::time::sleep(Duration::from_micros(n * 16_667)).await;
             let came = Instant::now();
-            let taken = place(&server, &queue, "a").await;
+            let taken = request(&server, &queue, "a").await;
             assert!(came.elapsed() <= WAIT + Duration::from_millis(1), "{:?}", came.elapsed());
             let Ok(_taken) = taken else { return };
             most.fetch_max(usize::try_from(server.state.in_flight()).unwrap(), Ordering::Relaxed);
@@ -166,22 +166,22 @@ proptest! {
     /// Requests come, are served, and are dropped by their clients at any moment: no slot and no call is lost. The
     /// last request is served, and nothing is left.
     #[test]
-    fn no_place_is_lost_when_clients_leave(
+    fn no_slot_is_lost_when_clients_leave(
         requests in proptest::collection::vec((0u64..2_000, 1u64..400, proptest::option::of(0u64..600), 0u8..3), 1..80),
-        places in 1u32..4, max_depth in 1usize..20,
+        slots in 1u32..4, max_depth in 1usize..20,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let (queue, room) = queue(max_depth);
-            let server = Arc::new(Server::new(places, &room));
+            let server = Arc::new(Server::new(slots, &room));
             let mut tasks = tokio::task::JoinSet::new();
             for (arrival, service, leaves, who) in requests {
                 let (queue, server) = (queue.clone(), server.clone());
                 tasks.spawn(async move {
                     tokio::time::sleep(Duration::from_millis(arrival)).await;
                     let request = async {
-                        if let Ok(_taken) = place(&server, &queue, &who.to_string()).await {
-                            assert!(server.state.in_flight() <= places);
+                        if let Ok(_taken) = request(&server, &queue, &who.to_string()).await {
+                            assert!(server.state.in_flight() <= slots);
                             tokio::time::sleep(Duration::from_millis(service)).await;
                         }
                     };
@@ -197,7 +197,7 @@ proptest! {
             assert_eq!(server.state.in_flight(), 0);
             assert!(queue.is_empty() && queue.state.lock().waiters.is_empty());
             let before = Instant::now();
-            assert!(place(&server, &queue, "last").await.is_ok());
+            assert!(request(&server, &queue, "last").await.is_ok());
             assert_eq!(before.elapsed(), Duration::ZERO);
         });
     }

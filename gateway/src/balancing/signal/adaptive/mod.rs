@@ -189,11 +189,11 @@ impl Adaptive {
             if now.saturating_sub(millis(took)) < learnt.window.opened {
                 return;
             }
-            let place = match class {
+            let index = match class {
                 Class::FirstToken => 0,
                 Class::Head => 1,
             };
-            if let Some((count, logs)) = learnt.window.samples.get_mut(place) {
+            if let Some((count, logs)) = learnt.window.samples.get_mut(index) {
                 *count += 1;
                 *logs += took.as_secs_f64().max(1e-6).ln();
                 learnt.window.in_flight += u64::from(at_start);
