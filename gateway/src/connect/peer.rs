@@ -79,7 +79,7 @@ impl Peer {
                 .authorities
                 .as_ref()
                 .map(|all| all.iter().map(|authority| WrappedX509::new(authority.to_vec(), parse_x509)).collect());
-            peer.client_cert_key = tls.shown.as_ref().map(|(chain, key)| {
+            peer.client_cert_key = tls.client_certificate.as_ref().map(|(chain, key)| {
                 let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
                 Arc::new(CertKey::new(chain, key.secret_der().to_vec()))
             });
