@@ -13,7 +13,7 @@ use serde::Serialize;
 use spillway_config::schema::AuditLog;
 
 use crate::exchange::Exchange;
-use crate::limits::Rationed;
+use crate::limits::AddressRate;
 use crate::telemetry::{LogWriter, Metrics, rfc3339_millis};
 
 /// Addresses whose lines are counted.
@@ -33,13 +33,13 @@ pub struct Audit {
 /// How much it may say.
 struct Rates {
     written: AuditLog,
-    by_address: Rationed,
-    all: Rationed,
+    by_address: AddressRate,
+    all: AddressRate,
 }
 
 impl Rates {
     fn new(written: &AuditLog, metrics: &Metrics) -> Self {
-        let table = |rate, keys| Rationed::new(rate, keys, metrics.process.limit_keys_forgotten.clone());
+        let table = |rate, keys| AddressRate::new(rate, keys, metrics.process.limit_keys_forgotten.clone());
         let (by_address, all) = (table(written.per_address, ADDRESSES), table(written.total, 1));
         Self { written: written.clone(), by_address, all }
     }

@@ -3,12 +3,12 @@
 
 pub mod admin;
 pub mod admission;
-pub mod adoptions;
 pub mod audit;
 pub mod balancing;
 pub mod builtin;
 pub mod cli;
 pub mod clock;
+pub mod commit_steps;
 pub mod connect;
 pub mod credentials;
 pub mod descriptors;

@@ -200,7 +200,7 @@ impl Reloader {
         let snapshot = self.compiler.compile(loaded, Some(&previous)).await.map_err(|e| e.0)?;
         let generation = snapshot.generation;
         // Nothing can fail any more.
-        snapshot.adoptions.run();
+        snapshot.commit_steps.run();
         crate::descriptors::reserve(config.limits.reserved_descriptors);
         self.gateway.audit.adopt(&config.telemetry.audit);
         let limits = &config.limits;

@@ -134,7 +134,7 @@ pub async fn serve(
     };
     let snapshot = compiled?;
 
-    snapshot.adoptions.run();
+    snapshot.commit_steps.run();
     let supervisor = Arc::new(Supervisor::default());
     supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
     let gateway = Arc::new(Gateway {

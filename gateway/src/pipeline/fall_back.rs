@@ -54,7 +54,7 @@ pub(super) async fn over_limit(
         }
     }
     // A refused request takes nothing from any limit.
-    x.ledger.give_back();
+    x.ledger.release();
     x.refused_by = Some(filter);
     Err(End::Refuse(refusal))
 }

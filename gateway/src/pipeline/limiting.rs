@@ -8,7 +8,7 @@ use spillway_filter::{Flow, Refusal, RequestView};
 use std::sync::Arc;
 
 use crate::exchange::{End, Exchange, Judged, RequestBody, ServedBy};
-use crate::limits::{Claim, Estimate, Rule, Rules, Spent, Subject, Used, reserve, spent};
+use crate::limits::{Estimate, Exhausted, ReservationRequest, Rule, Rules, Subject, Used, exhausted, reserve};
 use crate::off_loop::BUILDS_VALUES;
 use crate::telemetry::Kind;
 use crate::topology::{NamedFilter, Route, TargetKind};
@@ -43,12 +43,12 @@ pub(super) async fn before_body(
     let refused = {
         let view = view(session, x);
         let subject = Subject { view: &view, credential: x.credential };
-        spent(all.filter(|rule| rule.counts_tokens()), subject, calls_model).await
+        exhausted(all.filter(|rule| rule.counts_tokens()), subject, calls_model).await
     };
     match refused {
         None => Ok(()),
         Some(spent) => {
-            x.ledger.give_back();
+            x.ledger.release();
             Err(refuse(By::Limit(spent), OWN_LIMITS, x))
         }
     }
@@ -56,7 +56,7 @@ pub(super) async fn before_body(
 
 /// Rule or filter that would refuse a request, judged by its head.
 enum By<'r> {
-    Limit(Spent<'r>),
+    Limit(Exhausted<'r>),
     Filter(Box<Refusal>),
 }
 
@@ -108,7 +108,7 @@ async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exch
             }
         }
         let subject = Subject { view: &view, credential: x.credential };
-        if let Some(spent) = spent(named.rules.iter(), subject, false).await {
+        if let Some(spent) = exhausted(named.rules.iter(), subject, false).await {
             return Some((By::Limit(spent), &named.name));
         }
     }
@@ -119,7 +119,7 @@ async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exch
     for named in &route.filters {
         let view = view(session, x);
         let subject = Subject { view: &view, credential: x.credential };
-        if let Some(spent) = spent(named.rules.iter(), subject, route.calls_models).await {
+        if let Some(spent) = exhausted(named.rules.iter(), subject, route.calls_models).await {
             return Some((By::Limit(spent), &named.name));
         }
     }
@@ -196,7 +196,7 @@ async fn run(
             let mut view = view(session, x);
             let weight = view.body.map_or(0, <[u8]>::len).saturating_mul(BUILDS_VALUES);
             let judged = off_loop.run(weight, || named.filter.on_request(&mut view)).await;
-            judged.inspect_err(|_| x.ledger.give_back())?
+            judged.inspect_err(|_| x.ledger.release())?
         } else {
             named.filter.on_request(&mut view(session, x))
         };
@@ -250,10 +250,10 @@ async fn take(
     let asked = x.asked.as_ref().filter(|_| is_model_call);
     let expected =
         asked.map(|asked| (asked.expected, x.snapshot.prices.expected(asked.expected, asked.model.as_deref())));
-    let claims: SmallVec<[Claim<'_>; 8]> = {
+    let claims: SmallVec<[ReservationRequest<'_>; 8]> = {
         let view = view(session, x);
         let subject = Subject { view: &view, credential: x.credential };
-        rules.iter().filter_map(|rule| rule.claim(subject, expected)).collect()
+        rules.iter().filter_map(|rule| rule.reservation(subject, expected)).collect()
     };
     let reserved = reserve(&claims, &mut x.ledger).await;
     drop(claims);

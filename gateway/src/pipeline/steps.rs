@@ -157,7 +157,7 @@ pub(super) async fn find_route(
 ) -> Result<Arc<Route>, End> {
     let found = find(gateway, connection, spelling, session, x).await;
     if found.is_err() {
-        x.ledger.give_back_of(x.judged.taken);
+        x.ledger.release_entries(x.judged.taken);
     }
     found
 }
@@ -381,7 +381,7 @@ fn check_access(route: &Route, by_model: bool, session: &ServerSession, x: &mut 
     // Neither the shape of the error nor a header says that there is a route.
     x.dialect = x.resolved.dialect;
     x.route = None;
-    x.ledger.give_back();
+    x.ledger.release();
     x.ledger = Ledger::default();
     let model = x.asked.as_ref().and_then(|asked| asked.model.as_deref()).filter(|_| by_model);
     Err(model.map_or_else(|| no_route(session), |model| model_not_found(model).into()))

@@ -17,15 +17,15 @@ use spillway_filter::{BuildContext, HttpClient, Registry, SharedStates, Stage};
 use tokio::sync::Semaphore;
 
 use super::{CallerHeaders, Snapshot};
-use crate::adoptions::Adoptions;
 use crate::balancing::{
     Addresses, Balancer, Blueprint, Care, Detector, DnsResolver, Endpoints, Resolve, Resolved, Way, addresses,
 };
 use crate::builtin::Models;
+use crate::commit_steps::CommitSteps;
 use crate::credentials::bearer;
 use crate::downstream::Downstream;
 use crate::http_client::Http;
-use crate::identity::{Authenticator, Parts};
+use crate::identity::{Authenticator, IdentityDeps};
 use crate::limits::{Limits, Prices, Rules};
 use crate::model_pattern::ModelPattern;
 use crate::protocol::{Dialect, OPENAI, PROBLEM};
@@ -132,7 +132,7 @@ impl Compiler {
     }
 
     /// Compiles a configuration. State of what did not change is taken over from `previous`; state that both share changes
-    /// when the new snapshot's `adoptions` are run, and not before.
+    /// when the new snapshot's `commit_steps` are run, and not before.
     pub async fn compile(&self, loaded: &Loaded, previous: Option<&Snapshot>) -> Result<Snapshot, SnapshotError> {
         let config = &loaded.config;
         let mut errors = Vec::new();
@@ -143,29 +143,29 @@ impl Compiler {
             Tracer::default()
         });
         let authentication = config.authentication.clone().unwrap_or_default();
-        let adoptions = Adoptions::default();
+        let commit_steps = CommitSteps::default();
         let redis = config.state.limits.as_ref().map(|limits| &limits.redis);
-        let limits = self.limits.sharing(redis, previous.map(|p| &p.limits), &adoptions).unwrap_or_else(|e| {
-            errors.push(e);
+        let limits = self.limits.sharing(redis, previous.map(|p| &p.limits), &commit_steps).unwrap_or_else(|e| {
+            errors.push(e.to_string());
             self.limits.clone()
         });
         if has_budget(config) {
             let file = &config.state.budgets.sqlite;
             let opened = match self.purpose {
-                Purpose::Run => limits.open_budgets(file, &adoptions).await,
+                Purpose::Run => limits.open_budgets(file, &commit_steps).await,
                 Purpose::Judge { .. } => limits.judge_budgets(file).await,
             };
             errors.extend(opened.err().map(|e| e.to_string()));
         }
-        let parts = Parts {
+        let deps = IdentityDeps {
             limits: &limits,
             states: &self.states,
             http: &self.http,
             metrics: &self.metrics,
-            adoptions: &adoptions,
+            commit_steps: &commit_steps,
         };
         let known = previous.map(|p| &p.identity);
-        let identity = Authenticator::new(&authentication, &config.consumers, &config.tenants, known, parts);
+        let identity = Authenticator::new(&authentication, &config.consumers, &config.tenants, known, deps);
         let identity = identity.map_err(|e| errors.push(e.to_string())).ok();
         let dns = config.dns.clone();
         let resolver: Arc<dyn Resolve> = match self.purpose {
@@ -204,7 +204,7 @@ impl Compiler {
         let mut table = TableBuilder::default();
         let rules: Vec<RouteRules<'_>> = config.routes.iter().map(|route| RouteRules::of(route, config)).collect();
         for (n, (written, own)) in config.routes.iter().zip(&rules).enumerate() {
-            let added = self.route(written, config, &backends, &models, parts).and_then(|mut route| {
+            let added = self.route(written, config, &backends, &models, deps).and_then(|mut route| {
                 route.rules = rules.iter().position(|rules| rules == own).unwrap_or_default();
                 route.judges_path = own.judges_path();
                 route.environment = environment(&loaded.origins, n, written);
@@ -238,7 +238,7 @@ impl Compiler {
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
             certificates,
             limits,
-            adoptions,
+            commit_steps,
         })
     }
 
@@ -306,7 +306,7 @@ impl Compiler {
         config: &Config,
         backends: &HashMap<&str, Arc<Backend>>,
         models: &Models,
-        parts: Parts<'_>,
+        deps: IdentityDeps<'_>,
     ) -> Result<Route, String> {
         let name = written.name.clone().unwrap_or_else(|| "default".to_owned());
         let missing = |what: &str| format!("route `{name}`: there is no {what}");
@@ -359,7 +359,7 @@ impl Compiler {
             .collect();
         let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
         let queues = match &saturated.queue {
-            Some(queue) => self.queues(&name, queue, saturated.try_others, &targets, parts.adoptions),
+            Some(queue) => self.queues(&name, queue, saturated.try_others, &targets, deps.commit_steps),
             None => Vec::new(),
         };
         let (mut guards, mut filters, mut mirrors) = (Vec::new(), Vec::new(), Vec::new());
@@ -382,8 +382,10 @@ impl Compiler {
             }
             let named = |rules| NamedFilter { name: entry.name.clone(), filter: filter.clone(), rules };
             if let Some(spec) = filter.limit() {
-                let (early, late) =
-                    parts.limits.of_filter(&name, spec, parts.adoptions).map_err(|e| format!("route `{name}`: {e}"))?;
+                let (early, late) = deps
+                    .limits
+                    .of_filter(&name, spec, deps.commit_steps)
+                    .map_err(|e| format!("route `{name}`: {e}"))?;
                 // A limit by address counts requests before anybody is known, and tokens when the body is.
                 guards.extend((!early.is_empty()).then(|| named(early)));
                 filters.extend((!late.is_empty()).then(|| named(late)));
@@ -547,7 +549,7 @@ impl Compiler {
         written: &schema::Queue,
         try_others: bool,
         targets: &[Target],
-        adoptions: &Adoptions,
+        commit_steps: &CommitSteps,
     ) -> Vec<Arc<Queue>> {
         let depth = usize::try_from(written.max_depth.get()).unwrap_or(usize::MAX);
         let rooms = |serves: &dyn Fn(&Target) -> bool| {
@@ -561,7 +563,7 @@ impl Compiler {
             let make = || Queue::new(depth, written.max_wait.0, self.metrics.queue(route));
             let queue = self.states.get_or_insert(name, make);
             let (adopting, max_wait) = (queue.clone(), written.max_wait.0);
-            adoptions.add(move || adopting.adopt(depth, max_wait, rooms));
+            commit_steps.add(move || adopting.adopt(depth, max_wait, rooms));
             queue
         };
         if try_others || targets.len() == 1 {

@@ -13,9 +13,9 @@ use http::HeaderName;
 pub use caller_headers::{CallerHeaders, claims_to_be_ours, same_name};
 pub use compile::{Compiler, SnapshotError};
 
-use crate::adoptions::Adoptions;
 use crate::balancing::Care;
 use crate::builtin::Models;
+use crate::commit_steps::CommitSteps;
 use crate::downstream::Downstream;
 use crate::identity::Authenticator;
 use crate::limits::{Limits, Prices};
@@ -60,5 +60,5 @@ pub struct Snapshot {
     /// What its rules are made with.
     pub limits: Limits,
     /// What it does to state that outlives it: run once, when it begins to run.
-    pub adoptions: Adoptions,
+    pub commit_steps: CommitSteps,
 }

@@ -1,11 +1,13 @@
 //! Days and months in UTC, counted from 1970.
 
+use std::time::Duration;
+
 use spillway_config::schema::Period;
 
 /// Seconds of a day.
 pub(super) const DAY: u64 = 86_400;
 
-/// The day or month of a time, counted from 1970, and when the next one begins.
+/// Day or month of a time, counted from 1970, and the Unix second at which the next one begins.
 pub(in crate::limits) fn window(period: Period, now: u64) -> (u64, u64) {
     let day = now / DAY;
     match period {
@@ -16,6 +18,11 @@ pub(in crate::limits) fn window(period: Period, now: u64) -> (u64, u64) {
             (year * 12 + month - 1, first_day(next.0, next.1) * DAY)
         }
     }
+}
+
+/// Time until the next day or month begins, at least a second.
+pub(in crate::limits) fn until_next_window(period: Period, now: u64) -> Duration {
+    Duration::from_secs(window(period, now).1.saturating_sub(now).max(1))
 }
 
 /// Year and month of a day since 1970 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days).
