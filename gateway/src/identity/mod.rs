@@ -229,7 +229,7 @@ impl Authenticator {
                 RouteAuthentication::Optional | RouteAuthentication::None => Ok(None),
             };
         };
-        if self.tokens.takes(credential) {
+        if self.tokens.is_token(credential) {
             let bearer = self.bearer(credential, address, now).await?;
             return Ok(Some(Identity {
                 consumer: bearer.consumer,
@@ -321,7 +321,9 @@ impl Authenticator {
     pub fn note_guess(&self, headers: &HeaderMap, address: IpAddr, now: u64) {
         let is_bad = match self.presented(headers) {
             Ok(None) => false,
-            Ok(Some(shown)) => !self.tokens.takes(shown.credential) && self.keys.find(shown.credential, now).is_none(),
+            Ok(Some(shown)) => {
+                !self.tokens.is_token(shown.credential) && self.keys.find(shown.credential, now).is_none()
+            }
             Err(_) => true,
         };
         if is_bad && self.failures.wait(address).is_none() {
@@ -334,7 +336,7 @@ impl Authenticator {
     pub fn holds_credential(&self, value: &[u8]) -> bool {
         let is_ours = |text: &[u8]| {
             !text.is_empty()
-                && if self.tokens.takes(text) {
+                && if self.tokens.is_token(text) {
                     self.tokens.is_addressed_here(text)
                 } else {
                     text.len() <= MAX_KEY_BYTES && self.keys.holds(text)
@@ -366,7 +368,7 @@ impl Authenticator {
                 } else {
                     value.as_bytes().trim_ascii()
                 };
-                let most = if self.tokens.takes(credential) { jwt::MAX_TOKEN_BYTES } else { MAX_KEY_BYTES };
+                let most = if self.tokens.is_token(credential) { jwt::MAX_TOKEN_BYTES } else { MAX_KEY_BYTES };
                 check_form(credential, name, most)?;
                 match &found {
                     None => found = Some(Presented { header: name, credential }),

@@ -214,7 +214,7 @@ impl TokenVerifier {
 
     /// True if a credential is verified as a token and not as an API key. A token has three parts with dots between
     /// them, and needs a configured issuer.
-    pub(super) fn takes(&self, credential: &[u8]) -> bool {
+    pub(super) fn is_token(&self, credential: &[u8]) -> bool {
         !self.issuers.is_empty()
             && credential.starts_with(b"ey")
             && credential.iter().filter(|b| **b == b'.').count() == 2
@@ -234,7 +234,7 @@ impl TokenVerifier {
             iss: String,
             aud: Audiences,
         }
-        if token.len() > MAX_TOKEN_BYTES || !self.takes(token) {
+        if token.len() > MAX_TOKEN_BYTES || !self.is_token(token) {
             return false;
         }
         let Ok(claimed) = jsonwebtoken::dangerous::insecure_decode_claims::<Claimed>(token) else { return false };

@@ -66,11 +66,11 @@ pub(super) struct Budgets {
     accounts: Arc<Mutex<Accounts>>,
     most: usize,
     pub(super) failures: Counter,
-    writer: Mutex<Option<Writer>>,
+    writer: Mutex<Option<BudgetWriter>>,
 }
 
 /// Thread that reads and writes the file. The thread ends when `commands` is dropped, after a last batch.
-struct Writer {
+struct BudgetWriter {
     path: PathBuf,
     commands: SyncSender<FileCommand>,
     /// Disconnected once the thread has ended.
@@ -86,7 +86,7 @@ enum FileCommand {
 
 /// Open file of budgets that is not in use yet.
 pub(super) struct OpenedBudgets {
-    writer: Writer,
+    writer: BudgetWriter,
     rows: Vec<(BudgetKey, WindowSpend)>,
     more_in_file: bool,
 }
@@ -117,7 +117,7 @@ impl Budgets {
             drop(running);
         };
         std::thread::Builder::new().name("budgets".into()).spawn(keep).map_err(|e| failed(&e))?;
-        Ok(Some(OpenedBudgets { writer: Writer { path: path.to_owned(), commands, ended }, rows, more_in_file }))
+        Ok(Some(OpenedBudgets { writer: BudgetWriter { path: path.to_owned(), commands, ended }, rows, more_in_file }))
     }
 
     /// Validates a file as [`Self::open`] does, without making or changing anything.
@@ -190,7 +190,7 @@ impl Budgets {
 
     /// Writes the last batch, for a bounded time.
     pub(super) fn close(&self) {
-        let Some(Writer { path, commands, ended }) = self.writer.lock().take() else { return };
+        let Some(BudgetWriter { path, commands, ended }) = self.writer.lock().take() else { return };
         drop(commands);
         if ended.recv_timeout(LAST_BATCH) == Err(RecvTimeoutError::Timeout) {
             tracing::error!(event = "budgets_not_written", file = %path.display(), "the last batch was not written in time");
