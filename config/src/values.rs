@@ -381,21 +381,12 @@ string_value!(
 
 /// A day of the calendar, `2027-01-01`; stands for its beginning in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Date {
-    year: u16,
-    month: u8,
-    day: u8,
-}
+pub struct Date(time::Date);
 
 impl Date {
     /// Seconds from 1970 to its beginning.
     pub fn unix_seconds(self) -> u64 {
-        // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", days_from_civil.
-        let (y, m, d) = (u64::from(self.year) - u64::from(self.month <= 2), u64::from(self.month), u64::from(self.day));
-        let (era, year_of_era) = (y / 400, y % 400);
-        let day_of_year = (153 * (if m > 2 { m - 3 } else { m + 9 }) + 2) / 5 + d - 1;
-        let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-        (era * 146_097 + day_of_era - 719_468) * 86_400
+        u64::try_from(self.0.midnight().assume_utc().unix_timestamp()).unwrap_or(0)
     }
 }
 
@@ -409,24 +400,18 @@ impl FromStr for Date {
             part.and_then(|p| p.parse::<u16>().ok()).ok_or_else(wrong)
         };
         let (year, month, day) = (part(4)?, part(2)?, part(2)?);
-        let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-        let days = match month {
-            4 | 6 | 9 | 11 => 30,
-            2 => 28 + u16::from(leap),
-            1..=12 => 31,
-            _ => return Err(wrong()),
-        };
-        if parts.next().is_some() || !(1970..=9999).contains(&year) || !(1..=days).contains(&day) {
+        if parts.next().is_some() || year < 1970 {
             return Err(wrong());
         }
         let small = |n: u16| u8::try_from(n).map_err(|_| wrong());
-        Ok(Self { year, month: small(month)?, day: small(day)? })
+        let month = time::Month::try_from(small(month)?).map_err(|_| wrong())?;
+        time::Date::from_calendar_date(i32::from(year), month, small(day)?).map(Self).map_err(|_| wrong())
     }
 }
 
 impl fmt::Display for Date {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04}-{:02}-{:02}", self.year, self.month, self.day)
+        write!(f, "{:04}-{:02}-{:02}", self.0.year(), u8::from(self.0.month()), self.0.day())
     }
 }
 

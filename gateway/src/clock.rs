@@ -27,10 +27,15 @@ pub fn unix_seconds() -> f64 {
 
 /// Unix seconds of a time; 0 before 1970.
 pub fn unix(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    since_1970(time).as_secs()
 }
 
 /// Unix seconds of a time, with their fraction; 0 before 1970.
 pub fn unix_fraction(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+    since_1970(time).as_secs_f64()
+}
+
+/// Unix time of a time; zero before 1970.
+pub fn since_1970(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -142,7 +142,7 @@ impl Pair {
 
     /// What is sound and may not be meant.
     pub fn warnings(&self, now: SystemTime, server: bool) -> Vec<String> {
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0));
+        let now = i64::try_from(crate::clock::unix(now)).unwrap_or(0);
         let soon = now.saturating_add(i64::try_from(ENDS_SOON.as_secs()).unwrap_or(0));
         let mut warnings = Vec::new();
         let file = self.file.display();
