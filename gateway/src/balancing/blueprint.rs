@@ -10,7 +10,7 @@ use http::HeaderValue;
 use spillway_config::schema;
 
 use super::health::{CheckPlan, ScrapePlan, Server};
-use super::signal::{connection_limit, signals};
+use super::signal::{connection_limit, signals, stale_after};
 use super::watch::{Watch, Work};
 use super::{Endpoint, EndpointSet, EndpointState, Endpoints, RoomListener, SaturationSignal};
 use crate::clock::millis;
@@ -30,9 +30,6 @@ pub struct Way {
     /// Bytes of the header of an answer.
     pub max_header_bytes: u64,
 }
-
-/// Age at which reports of load count no more for the policy `queueDepth`, where nothing is configured, milliseconds.
-const REPORTS_STALE_AFTER: u64 = 3_000;
 
 /// How the endpoints of a backend are made.
 pub struct Blueprint {
@@ -79,7 +76,7 @@ impl Blueprint {
             written: written.endpoints.clone(),
             speaks: (written.protocol, written.model.clone()),
             load_balancing: written.load_balancing.clone(),
-            stale_after: written.capacity.queue_depth.as_ref().map_or(REPORTS_STALE_AFTER, |q| millis(q.stale_after.0)),
+            stale_after: millis(stale_after(&written.capacity)),
             signals: signals.into(),
             check: check.map(|check| CheckPlan::new(check, written.model.as_deref(), full_statuses)),
             scrape: ScrapePlan::new(&written.capacity),

@@ -88,6 +88,11 @@ pub trait SaturationSignal: Send + Sync {
     fn failed(&self, _e: &EndpointState, _now: u64) {}
 }
 
+/// Age at which a report of load no longer counts.
+pub(super) fn stale_after(capacity: &Capacity) -> Duration {
+    capacity.queue_depth.as_ref().map_or(load::REPORT_STALE_AFTER, |queue| queue.stale_after.0)
+}
+
 /// The signals that a backend has.
 pub fn signals(capacity: &Capacity) -> Vec<Box<dyn SaturationSignal>> {
     let mut signals: Vec<Box<dyn SaturationSignal>> = Vec::new();
@@ -97,7 +102,7 @@ pub fn signals(capacity: &Capacity) -> Vec<Box<dyn SaturationSignal>> {
     if let Some(adaptive) = &capacity.adaptive {
         signals.push(Box::new(Adaptive::new(adaptive)));
     }
-    let stale_after = capacity.queue_depth.as_ref().map_or(load::REPORT_STALE_AFTER, |queue| queue.stale_after.0);
+    let stale_after = stale_after(capacity);
     if let Some(queue) = &capacity.queue_depth {
         signals.push(Box::new(QueueDepth::new(queue.max, stale_after)));
     }
