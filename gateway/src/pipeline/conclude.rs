@@ -56,9 +56,6 @@ pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, x: &Exchang
 pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &Outcome, x: &Exchange, took: Duration) {
     judged(a, outcome, x.outcome.status, x.outcome.error_code, took);
     let mut span = std::mem::replace(&mut a.span, Span::none());
-    if matches!(outcome, Outcome::GivenUp) {
-        span.set(names::SPILLWAY_GIVEN_UP, true);
-    }
     if matches!(outcome, Outcome::Answered | Outcome::Unread | Outcome::Broken | Outcome::Died(_)) {
         if a.backend.calls_models() && (200..300).contains(&x.outcome.status) {
             let tokens = Tokens {
@@ -80,12 +77,15 @@ pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &Outcome, x: &Exchange
 
 /// Reports an attempt that was dropped before its outcome was known.
 pub(super) fn given_up(a: &mut Attempt<'_>) {
-    judged(a, &Outcome::GivenUp, 0, None, a.started.elapsed());
-    a.span.set(names::SPILLWAY_GIVEN_UP, true);
+    let took = a.started.elapsed();
+    judged(a, &Outcome::GivenUp, 0, None, took);
 }
 
 /// Counts an attempt and lets it judge its endpoint. `status` is 0 where there was no answer.
-pub(super) fn judged(a: &Attempt<'_>, outcome: &Outcome, status: u16, error_code: Option<&str>, took: Duration) {
+pub(super) fn judged(a: &mut Attempt<'_>, outcome: &Outcome, status: u16, error_code: Option<&str>, took: Duration) {
+    if matches!(outcome, Outcome::GivenUp) {
+        a.span.set(names::SPILLWAY_GIVEN_UP, true);
+    }
     a.endpoint.state.metrics.attempted(end(outcome));
     let verdict = verdict(outcome, status, error_code, took);
     a.backend.balancer.ended(&a.endpoint, verdict, a.began, now_millis());

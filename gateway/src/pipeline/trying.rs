@@ -95,7 +95,8 @@ impl<'a> Try<'a> {
     pub(super) fn conclude_copy(mut self, outcome: &Outcome, status: u16) {
         note_if_full(&self.attempt, outcome);
         self.is_concluded = true;
-        conclude::judged(&self.attempt, outcome, status, None, self.attempt.started.elapsed());
+        let took = self.attempt.started.elapsed();
+        conclude::judged(&mut self.attempt, outcome, status, None, took);
     }
 }
 
