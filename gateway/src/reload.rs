@@ -205,7 +205,7 @@ impl Reloader {
         self.gateway.audit.adopt(&config.telemetry.audit);
         let limits = &config.limits;
         self.gateway.bodies.adopt(limits.buffered_bodies.0, limits.buffered_bodies_per_caller.0);
-        self.supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
+        self.supervisor.apply(std::mem::take(&mut *snapshot.background_tasks.lock()));
         self.gateway.snapshot.store(Arc::new(snapshot));
         self.listeners.commit(prepared, &self.gateway);
         Ok(generation)

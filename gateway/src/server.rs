@@ -136,7 +136,7 @@ pub async fn serve(
 
     snapshot.adoptions.run();
     let supervisor = Arc::new(Supervisor::default());
-    supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
+    supervisor.apply(std::mem::take(&mut *snapshot.background_tasks.lock()));
     let gateway = Arc::new(Gateway {
         bodies: Arc::new(BodyBudget::new(
             config.limits.buffered_bodies.0,

@@ -31,5 +31,5 @@ pub(crate) use resolve::addresses;
 pub use resolve::{Resolve, Resolved};
 pub use set::{Ask, Balancer, EndpointSet, Taken};
 pub use signal::{LoadReport, Reason, Room, SaturationSignal, signals};
-pub use supervisor::{Care, Supervisor};
+pub use supervisor::{BackgroundTasks, Supervisor};
 pub use watch::Watch;

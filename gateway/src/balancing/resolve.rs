@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
     use crate::balancing::tests;
-    use crate::balancing::{Care, Endpoints, Way};
+    use crate::balancing::{BackgroundTasks, Endpoints, Way};
     use crate::telemetry::Metrics;
     use crate::tls::UpstreamTls;
 
@@ -180,7 +180,13 @@ mod tests {
         kept.set_drained(true, 1);
 
         let supervisor = Arc::new(Supervisor::default());
-        supervisor.apply(vec![Care { blueprint, set: set.clone(), addresses: known, watches, resolver: told.clone() }]);
+        supervisor.apply(vec![BackgroundTasks {
+            blueprint,
+            set: set.clone(),
+            addresses: known,
+            watches,
+            resolver: told.clone(),
+        }]);
         told.tell("chat", &["10.0.0.3", "10.0.0.1"], 3);
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(sockets(), [at("1"), at("3"), at("2")]);

@@ -17,7 +17,7 @@ use crate::clock::now_millis;
 use crate::connect::EndpointKey;
 
 /// What is to be looked after of one backend.
-pub struct Care {
+pub struct BackgroundTasks {
     /// How its endpoints are made.
     pub blueprint: Arc<Blueprint>,
     /// Where they stand.
@@ -82,7 +82,7 @@ impl Task {
 
 impl Supervisor {
     /// Looks after a new configuration: starts what is new, ends what is gone or changed, leaves the rest alone.
-    pub fn apply(self: &Arc<Self>, cares: Vec<Care>) {
+    pub fn apply(self: &Arc<Self>, cares: Vec<BackgroundTasks>) {
         let mut running = self.running.lock();
         running.generation += 1;
         let generation = running.generation;
