@@ -23,6 +23,6 @@ pub use diagnostic::{Diagnostic, Report, Severity};
 pub use files::{read_bytes, read_text};
 pub use json_schema::json_schema;
 pub use keys_file::read_keys;
-pub use load::{FileChecks, LoadOptions, Loaded, NoFileChecks, load, load_text};
+pub use load::{FileChecks, FileError, LoadOptions, Loaded, NoFileChecks, load, load_text};
 pub use origin::Origins;
 pub use rules::RouteRules;

@@ -18,16 +18,19 @@ use crate::values::Secret;
 /// Most messages that are told; a file with more has one cause.
 const MAX_MISTAKES: usize = 100;
 
+/// Reason why a file cannot be used; its text becomes the message at the key that names the file.
+pub type FileError = Box<dyn std::error::Error + Send + Sync>;
+
 /// What files hold, for whoever can read them. `spillway check` and `serve` give the same.
 pub trait FileChecks {
     /// Whether a model file can be run; the error says what is wrong with it.
-    fn model(&self, path: &Path) -> Result<(), String>;
+    fn model(&self, path: &Path) -> Result<(), FileError>;
     /// Whether a certificate and its key belong together; the error names the file that is at fault. What is sound and
     /// may not be meant, such as a certificate that has expired, or one without a name that is to be a server's, comes
     /// back as text.
-    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, String>;
+    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, FileError>;
     /// Whether a file holds authorities.
-    fn authorities(&self, path: &Path) -> Result<(), String>;
+    fn authorities(&self, path: &Path) -> Result<(), FileError>;
 }
 
 /// Looks at no file.
@@ -35,13 +38,13 @@ pub trait FileChecks {
 pub struct NoFileChecks;
 
 impl FileChecks for NoFileChecks {
-    fn model(&self, _: &Path) -> Result<(), String> {
+    fn model(&self, _: &Path) -> Result<(), FileError> {
         Ok(())
     }
-    fn certificate(&self, _: &Path, _: &Path, _: bool) -> Result<Vec<String>, String> {
+    fn certificate(&self, _: &Path, _: &Path, _: bool) -> Result<Vec<String>, FileError> {
         Ok(Vec::new())
     }
-    fn authorities(&self, _: &Path) -> Result<(), String> {
+    fn authorities(&self, _: &Path) -> Result<(), FileError> {
         Ok(())
     }
 }

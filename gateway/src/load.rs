@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use spillway_config::{LoadOptions, Loaded, Report};
+use spillway_config::{FileError, LoadOptions, Loaded, Report};
 
 /// Reads a configuration as `serve` and `check` do.
 pub fn read(path: &Path, offline: bool) -> Result<Loaded, Report> {
@@ -17,14 +17,15 @@ pub fn read(path: &Path, offline: bool) -> Result<Loaded, Report> {
 pub struct ModelFiles;
 
 impl spillway_config::FileChecks for ModelFiles {
-    fn model(&self, path: &Path) -> Result<(), String> {
-        spillway_engine::inspect(path).map(|_| ()).map_err(|e| e.to_string())
+    fn model(&self, path: &Path) -> Result<(), FileError> {
+        spillway_engine::inspect(path)?;
+        Ok(())
     }
-    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, String> {
-        crate::tls::check_pair(cert, key, server).map_err(|e| e.to_string())
+    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, FileError> {
+        Ok(crate::tls::check_pair(cert, key, server)?)
     }
-    fn authorities(&self, path: &Path) -> Result<(), String> {
-        crate::tls::check_authorities(path).map_err(|e| e.to_string())
+    fn authorities(&self, path: &Path) -> Result<(), FileError> {
+        Ok(crate::tls::check_authorities(path)?)
     }
 }
 

@@ -94,7 +94,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         if !model.source.exists() {
             cx.outside(at!["models", n, "source"], format!("there is no file {}", model.source.display()));
         } else if let Err(why) = cx.options.files.model(&model.source) {
-            cx.error(at!["models", n, "source"], why);
+            cx.error(at!["models", n, "source"], why.to_string());
         }
         if model.max_sequences().get() > 64 {
             cx.error(at!["models", n, "maxSequences"], "at most 64 answers are written together");

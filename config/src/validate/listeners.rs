@@ -95,7 +95,7 @@ pub(super) fn certificate(cx: &mut Context<'_>, at: Vec<Segment>, pair: &Certifi
     }
     match cx.options.files.certificate(&pair.cert_file, &pair.key_file, server) {
         Ok(warnings) => warnings.into_iter().for_each(|warning| cx.warn(below("certFile"), warning)),
-        Err(why) => cx.error(at.clone(), why),
+        Err(why) => cx.error(at.clone(), why.to_string()),
     }
 }
 
@@ -104,6 +104,6 @@ pub(super) fn authorities(cx: &mut Context<'_>, at: Vec<Segment>, file: &Path) {
     if is_there(cx, at.clone(), file)
         && let Err(why) = cx.options.files.authorities(file)
     {
-        cx.error(at, why);
+        cx.error(at, why.to_string());
     }
 }
