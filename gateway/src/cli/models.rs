@@ -1,4 +1,4 @@
-//! `spillway models`: what a configuration runs inside, and what a file is.
+//! `spillway models`: lists the built-in models of a configuration, and inspects model files.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,13 +13,13 @@ use crate::load::read;
 
 #[derive(Subcommand)]
 pub(super) enum ModelsCommand {
-    /// List the models that a configuration runs inside the gateway.
+    /// List the built-in models of a configuration.
     List {
         /// The configuration; without it ./spillway.yaml, then /etc/spillway/spillway.yaml.
         #[arg(short, long, value_name = "FILE", env = "SPILLWAY_CONFIG")]
         config: Option<PathBuf>,
     },
-    /// Say what a model file is and what memory it takes; load it, and say which device was taken, why, and how fast it is.
+    /// Show what a model file holds and its memory need; load it, and show its device, the reason for it, and its speed.
     Inspect {
         /// A GGUF file, or model.safetensors with what belongs to it beside.
         #[arg(value_name = "FILE")]
@@ -27,7 +27,7 @@ pub(super) enum ModelsCommand {
         /// Where to load it: auto, cpu, software, a part of an adapter's name, or its index.
         #[arg(long, value_name = "DEVICE", default_value = "auto", conflicts_with = "no_load")]
         device: String,
-        /// Load nothing: say only which device would be taken.
+        /// Load nothing: show only the device that would be used.
         #[arg(long)]
         no_load: bool,
     },
@@ -48,7 +48,7 @@ fn list(config: Option<PathBuf>) -> ExitCode {
     };
     let models = &loaded.config.models;
     if models.is_empty() {
-        println!("The configuration runs no model inside the gateway.");
+        println!("The configuration has no built-in models.");
         return ExitCode::SUCCESS;
     }
     let rows: Vec<_> = models.iter().map(row).collect();
@@ -64,7 +64,7 @@ fn list(config: Option<PathBuf>) -> ExitCode {
 
 fn row(model: &Model) -> [String; 7] {
     let unknown = || "?".to_owned();
-    // `read` has found the file to be one that can be run; it may be gone since.
+    // `read` has found the file to be valid; it may be gone since.
     let info = spillway_engine::inspect(&model.source).ok();
     let needs = options(model, None).ok().and_then(|options| spillway_engine::needs(&options).ok());
     [
