@@ -1,4 +1,4 @@
-//! Reading a configuration from its files, as `serve`, `check` and an edit do, and the state in which files were read.
+//! Reads a configuration from its files, as `serve`, `check` and an edit do, and records the state in which files were read.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,11 +29,11 @@ impl spillway_config::FileChecks for ModelFiles {
     }
 }
 
-/// What files were when they were last looked at.
-pub type Seen = BTreeMap<PathBuf, Option<(u64, SystemTime)>>;
+/// Length and time of change of files, by path; `None` for a missing file.
+pub type FileStates = BTreeMap<PathBuf, Option<(u64, SystemTime)>>;
 
 /// State of files now.
-pub fn look(files: &[PathBuf]) -> Seen {
+pub fn file_states(files: &[PathBuf]) -> FileStates {
     files
         .iter()
         .map(|file| {
@@ -43,9 +43,9 @@ pub fn look(files: &[PathBuf]) -> Seen {
         .collect()
 }
 
-/// The same of files that were read just now. What was written since `began`, when the reading began, may not be what
-/// was read, and counts as not looked at.
-pub fn look_again(files: &[PathBuf], began: SystemTime) -> Seen {
+/// State of files that were read from `began` on. A file that was changed since then counts as missing, because the change
+/// may have come after the reading.
+pub fn file_states_as_read(files: &[PathBuf], began: SystemTime) -> FileStates {
     let unsure = |state: &(u64, SystemTime)| state.1 >= began;
-    look(files).into_iter().map(|(file, state)| (file, state.filter(|state| !unsure(state)))).collect()
+    file_states(files).into_iter().map(|(file, state)| (file, state.filter(|state| !unsure(state)))).collect()
 }

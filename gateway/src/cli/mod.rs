@@ -16,7 +16,7 @@ use spillway_config::values::Size;
 
 use self::admin::{AdminArguments, ClientError};
 use crate::identity::NewKey;
-use crate::load::{look_again, read};
+use crate::load::{file_states_as_read, read};
 use crate::signals::Signals;
 use crate::{server, telemetry};
 
@@ -252,7 +252,7 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Ok(Err(e)) => return fail(FAILED, &e),
         Err(signal) => return ended_before(signal, runtime),
     };
-    let seen = look_again(&loaded.files, began);
+    let states = file_states_as_read(&loaded.files, began);
     match runtime.block_on(signals.unless_ended(server::judge(&loaded, false))) {
         Ok(Ok(())) => {}
         Ok(Err(errors)) => return fail(WRONG, &errors.join("\n")),
@@ -265,7 +265,7 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Err(e) => return fail(FAILED, &e),
     };
     raise_file_limit();
-    let serving = server::serve(absolute(&path), loaded, seen, log.clone(), cache_dir(), signals);
+    let serving = server::serve(absolute(&path), loaded, states, log.clone(), cache_dir(), signals);
     let served = runtime.block_on(serving);
     // Tasks that still run after the drain do not keep the process.
     runtime.shutdown_background();

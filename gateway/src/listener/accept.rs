@@ -18,7 +18,7 @@ use super::connection;
 use super::plan::ListenerPlan;
 use crate::descriptors::{Side, Spare, is_shortage};
 use crate::gateway::Gateway;
-use crate::telemetry::{CertificateSample, ConnectionRefusal, ListenerMetrics, Seldom};
+use crate::telemetry::{CertificateSample, ConnectionRefusal, ListenerMetrics, LogThrottle};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -173,7 +173,7 @@ async fn accept(
     let mut name = plan.load().name.clone();
     let mut metrics = gateway.metrics.listener(&name);
     let mut spare = Spare::new();
-    let (failures, shortages) = (Seldom::default(), Seldom::default());
+    let (failures, shortages) = (LogThrottle::default(), LogThrottle::default());
     let short = |listener: &str| {
         shortages.add(1, |times| {
             tracing::warn!(event = "descriptors_spent", listener, times, "a client's connection was closed: raise the limit of open files (`ulimit -n`) or lower `limits.maxConnections`");

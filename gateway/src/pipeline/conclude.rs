@@ -13,7 +13,7 @@ use crate::clock::now_millis;
 use crate::exchange::{Exchange, RequestBody, ServedBy};
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
-use crate::telemetry::{AccessRecord, AttemptEnd, Kind, Label, Span, Tokens, names, rfc3339_millis};
+use crate::telemetry::{AccessRecord, AttemptEnd, CallStats, Label, Span, SpanKind, names, rfc3339_millis};
 use crate::topology::{Route, TargetKind};
 use crate::upstream::{Attempt, Failure, Outcome, REQUEST_TIMEOUT, SHUTTING_DOWN};
 
@@ -23,7 +23,7 @@ const LEAST_TIME: Duration = Duration::from_secs(1);
 /// The span of an attempt that begins.
 pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, x: &Exchange, resend: u32) -> Span {
     if !x.span.is_recording() {
-        return x.span.child("attempt", Kind::Client);
+        return x.span.child("attempt", SpanKind::Client);
     }
     let asked = x.asked.as_ref().and_then(|asked| asked.model.as_deref());
     let operation = a.backend.dialect.and_then(|dialect| Some((x.resolved.operation.gen_ai_name()?, dialect.name())));
@@ -32,7 +32,7 @@ pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, x: &Exchang
         (Some((operation, _)), None) => operation.to_owned(),
         (None, _) => format!("{} {}", session.req_header().method, a.backend.name),
     };
-    let mut span = x.span.child(name, Kind::Client);
+    let mut span = x.span.child(name, SpanKind::Client);
     span.set(names::SERVER_ADDRESS, a.endpoint.url.host.clone());
     span.set(names::SERVER_PORT, i64::from(a.endpoint.url.port));
     span.set(names::SPILLWAY_BACKEND, a.backend.name.to_string());
@@ -58,7 +58,7 @@ pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &Outcome, x: &Exchange
     let mut span = std::mem::replace(&mut a.span, Span::none());
     if matches!(outcome, Outcome::Answered | Outcome::Unread | Outcome::Broken | Outcome::Died(_)) {
         if a.backend.calls_models() && (200..300).contains(&x.outcome.status) {
-            let tokens = Tokens {
+            let tokens = CallStats {
                 input: x.outcome.prompt_tokens,
                 output: x.outcome.completion_tokens,
                 first: x.outcome.first_token,
@@ -219,7 +219,7 @@ pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
         let since = first.saturating_duration_since(report.submitted);
         let each = report.completion_tokens / u64::from(report.choices.max(1));
         report.metrics.generated(since, report.decode.unwrap_or_default(), each);
-        let tokens = Tokens {
+        let tokens = CallStats {
             input: report.prompt_tokens,
             output: Some(report.completion_tokens),
             first: x.outcome.first_token,
@@ -231,7 +231,7 @@ pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
     }
     // Spans want wall-clock times; the engine measures durations from its submission on.
     let submitted = SystemTime::now() - report.submitted.elapsed();
-    let mut span = x.span.child_at(format!("chat {}", report.model), Kind::Internal, submitted);
+    let mut span = x.span.child_at(format!("chat {}", report.model), SpanKind::Internal, submitted);
     span.set(names::GEN_AI_OPERATION_NAME, "chat");
     span.set(names::GEN_AI_PROVIDER_NAME, "spillway");
     if let Some(model) = x.asked.as_ref().and_then(|asked| asked.model.clone()) {
@@ -244,7 +244,7 @@ pub(super) fn engine_ended(x: &mut Exchange, report: &Report) {
     let mut at = submitted;
     for (name, took) in [("queue", report.queued), ("prefill", report.prefill), ("decode", report.decode)] {
         let Some(took) = took else { break };
-        span.child_at(name, Kind::Internal, at).end_at(at + took);
+        span.child_at(name, SpanKind::Internal, at).end_at(at + took);
         at += took;
     }
 }

@@ -42,7 +42,7 @@ pub(super) async fn over_limit(
                 }
             }
             Some(TargetKind::Model(model)) => {
-                if let Some(place) = model.place_over_limit()
+                if let Some(place) = model.slot_over_limit()
                     && let Ok(stream) = spill(route, model, Some(place), x).await
                 {
                     x.outcome.spilled = Some(SpillReason::OverLimit);

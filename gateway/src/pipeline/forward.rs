@@ -24,7 +24,7 @@ use crate::clock::now_millis;
 use crate::exchange::{End, Exchange, Place, malformed, too_slow};
 use crate::gateway::Gateway;
 use crate::queueing::{Retrying, Taken};
-use crate::telemetry::{Kind, SpillReason};
+use crate::telemetry::{SpanKind, SpillReason};
 use crate::topology::{Backend, Route};
 use crate::upstream::{Failure, MoveOn, Outcome};
 
@@ -178,7 +178,7 @@ fn admit<'r>(
     session: &ServerSession,
     x: &Exchange,
 ) -> Admission<'r> {
-    let mut span = x.span.child("admission", Kind::Internal);
+    let mut span = x.span.child("admission", SpanKind::Internal);
     let random = rand::random();
     let key = |backend: &Backend| affinity::key(backend, session, x);
     let admission = if wait.is_behind(route, journey) {

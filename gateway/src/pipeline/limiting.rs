@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::exchange::{End, Exchange, Judged, RequestBody, ServedBy};
 use crate::limits::{Claim, Estimate, Rule, Rules, Spent, Subject, Used, reserve, spent};
 use crate::off_loop::BUILDS_VALUES;
-use crate::telemetry::Kind;
+use crate::telemetry::SpanKind;
 use crate::topology::{NamedFilter, Route, TargetKind};
 
 /// Name of a caller's own limits where filters have names.
@@ -179,7 +179,7 @@ async fn run(
     if own.is_empty() && filters.is_empty() {
         return Ok(());
     }
-    let mut span = x.span.child("filters", Kind::Internal);
+    let mut span = x.span.child("filters", SpanKind::Internal);
     let left = |judged: bool| move |rule: &&Arc<Rule>| !(judged && rule.is_known_by_head());
     let mut rules: SmallVec<[&Arc<Rule>; 8]> = own.iter().filter(left(judged.own)).collect();
     let mut limits = OWN_LIMITS;

@@ -12,7 +12,7 @@ use crate::admission::Journey;
 use crate::clock::now_millis;
 use crate::exchange::Exchange;
 use crate::queueing::{NotHeld, Party, Pending, Ticket, Turn};
-use crate::telemetry::{Kind, Label, Span, names};
+use crate::telemetry::{Label, Span, SpanKind, names};
 use crate::topology::Route;
 
 /// What a wait has come to.
@@ -81,7 +81,7 @@ impl Wait {
                 let priority = x.caller.as_ref().map_or(0, |caller| caller.priority);
                 match queue.enter(party(x), priority, until) {
                     Ok(ticket) => {
-                        let mut span = x.span.child("queue", Kind::Internal);
+                        let mut span = x.span.child("queue", SpanKind::Internal);
                         span.set(names::SPILLWAY_QUEUE_PRIORITY, i64::from(priority));
                         self.span = Some(span);
                         self.pending = pending;
