@@ -61,7 +61,7 @@ impl<'s> Checker<'s> {
         schema
     }
 
-    /// Checks a node.
+    /// Checks a node and all nodes in it.
     pub(crate) fn walk(&mut self, node: &Node, schema: &'s Json, path: &str) {
         let schema = self.resolve(schema);
         if let Some(branches) = schema.get("oneOf").or_else(|| schema.get("anyOf")).and_then(Json::as_array) {
@@ -190,7 +190,7 @@ impl<'s> Checker<'s> {
         self.wrong(key.place, path, format!("unknown key `{}`", key.name), Some(help));
     }
 
-    /// A word of a list, or one of some mappings of one key.
+    /// Checks a value that is one of some words, or one of some mappings with one key.
     fn word(&mut self, node: &Node, words: &[&str], keys: &[&str], path: &str) {
         match &node.value {
             Value::String(text) if words.contains(&text.as_str()) => {}

@@ -1,4 +1,4 @@
-//! Reading the files that a configuration names: bounded, whatever lies there.
+//! Reads of the files that a configuration names, bounded in size and never from a device or pipe.
 
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 /// Longest file that is read whole, in bytes.
 const MAX_FILE: u64 = 4 << 20;
 
-/// The content of a regular file of at most 4 MiB. A directory, a device or a pipe is an error, not a wait.
+/// Reads a regular file of at most 4 MiB. A directory, a device or a pipe is an error, not a wait.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let metadata = std::fs::metadata(path)?;
     if !metadata.is_file() {
@@ -21,7 +21,7 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     if u64::try_from(bytes.len()).is_ok_and(|length| length <= MAX_FILE) { Ok(bytes) } else { Err(too_large()) }
 }
 
-/// The same as text.
+/// Reads a regular file of at most 4 MiB as UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read_bytes(path)?).map_err(|e| {
         let valid = e.utf8_error().valid_up_to();

@@ -1,5 +1,5 @@
-//! From a file to a checked configuration. Text becomes a tree with positions; keys and types are held against the
-//! schema; then it is decoded, and references and sense are checked. Whatever is wrong is told together.
+//! Loading of a configuration: text becomes a tree with positions, keys and types are checked against the schema, then it
+//! is decoded, and references and sense are checked. All mistakes of a step are reported together.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,22 +15,21 @@ use crate::tree::{self, Node, Value};
 use crate::validate::{self, Segment};
 use crate::values::Secret;
 
-/// Most messages that are told; a file with more has one cause.
+/// Most messages of a report; more of them have one cause.
 const MAX_MISTAKES: usize = 100;
 
-/// What files hold, for whoever can read them. `spillway check` and `serve` give the same.
+/// Checks of the content of files, which need parsers that this crate does not have. The same for `check` and `serve`.
 pub trait FileChecks {
-    /// Whether a model file can be run; the error says what is wrong with it.
+    /// Checks that a model file can be run; the error is a message for the person who wrote the path.
     fn model(&self, path: &Path) -> Result<(), String>;
-    /// Whether a certificate and its key belong together; the error names the file that is at fault. What is sound and
-    /// may not be meant, such as a certificate that has expired, or one without a name that is to be a server's, comes
-    /// back as text.
+    /// Checks that a certificate and its key belong together; the error names the file that is at fault. Returns warnings:
+    /// a certificate that has expired, or one of a server that has no name.
     fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, String>;
-    /// Whether a file holds authorities.
+    /// Checks that a file holds authorities.
     fn authorities(&self, path: &Path) -> Result<(), String>;
 }
 
-/// Looks at no file.
+/// Accepts every file unread.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoFileChecks;
 
@@ -46,34 +45,34 @@ impl FileChecks for NoFileChecks {
     }
 }
 
-/// How a configuration is read.
+/// Inputs of loading beside the file itself.
 pub struct LoadOptions<'a> {
-    /// The filters that it may name.
+    /// Filters that a configuration may name.
     pub catalog: &'a dyn FilterCatalog,
     /// Environment variables.
     pub env: &'a dyn Fn(&str) -> Option<String>,
-    /// What its files hold.
+    /// Checks of the files that a configuration names.
     pub files: &'a dyn FileChecks,
     /// Missing files and variables are warnings.
     pub offline: bool,
 }
 
-/// A checked configuration.
+/// Checked configuration.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// The configuration; paths in it are absolute.
+    /// Configuration whose paths are absolute.
     pub config: Config,
-    /// What may not be as it was meant.
+    /// Warnings; there are no errors.
     pub warnings: Report,
-    /// Every file that was read or is named.
+    /// Files that were read or are named, to be watched.
     pub files: Vec<PathBuf>,
     /// Values that came from the environment.
     pub origins: Origins,
 }
 
 impl Loaded {
-    /// The configuration as it may be shown: without digests of keys, and with `${NAME}` where the file has it. Secrets
-    /// of `{env}` and `{file}` are references to begin with.
+    /// Configuration that may be shown: without digests of keys, and with `${NAME}` as in the file. Secrets of `{env}` and
+    /// `{file}` are references, and hold no value.
     pub fn shown(&self) -> serde_json::Value {
         let mut config = self.config.clone();
         for consumer in &mut config.consumers {
@@ -121,7 +120,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
     let mut config: Config = match serde_json::from_value(root.to_json()) {
         Ok(config) => config,
         Err(e) => {
-            // The schema let something pass that the types do not take: a fault of ours, told all the same.
+            // The schema accepted a value that the types do not: a fault of this program, reported all the same.
             return Err(Report::of_file(path, reporter.origins.redact(&format!("cannot be decoded: {e}"))));
         }
     };
@@ -164,7 +163,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
     Ok(Loaded { config, warnings: report, files, origins })
 }
 
-/// The endpoints of a file that other programs write.
+/// Reads the endpoints of a file that other programs write.
 fn endpoints(path: &Path, schema: &serde_json::Value) -> Result<Vec<Endpoint>, Report> {
     let text = read(path)?;
     let mut reporter = Reporter::new(path, &text);
@@ -227,7 +226,7 @@ impl<'t> Reporter<'t> {
     }
 }
 
-/// Puts `${NAME}` and `${NAME:-default}` in, and notes where.
+/// Replaces `${NAME}` and `${NAME:-default}` by their values, and records where.
 fn substitute(node: &mut Node, at: &mut Vec<Segment>, options: &LoadOptions<'_>, reporter: &mut Reporter<'_>) {
     match &mut node.value {
         Value::Sequence(items) => {
@@ -361,7 +360,7 @@ fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
     files.into_iter().collect()
 }
 
-/// The place of a value, or of the nearest thing around it.
+/// Position of a value, or of the nearest node around it.
 fn locate(root: &Node, at: &[Segment]) -> tree::Place {
     let mut node = root;
     for segment in at {

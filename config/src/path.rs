@@ -100,7 +100,7 @@ pub fn key(normal: &str) -> Cow<'_, str> {
 /// Byte of a path in normal form, and whether it is written as an escape.
 pub type PathByte = (u8, bool);
 
-/// Bytes of a path, its escapes decoded once. A `%` that begins no escape stands for itself.
+/// Bytes of a path, its escapes decoded once. A `%` that begins no escape is kept.
 pub fn decoded(path: &str) -> Vec<PathByte> {
     let mut rest = path.as_bytes();
     let mut all = Vec::with_capacity(rest.len());

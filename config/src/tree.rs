@@ -1,5 +1,5 @@
-//! YAML text as a tree whose nodes know their places. It resolves scalars as YAML 1.2's core schema does (`no` and `on`
-//! are strings), expands anchors within a bound, and refuses what would be read in two ways.
+//! YAML text as a tree of nodes with positions. Scalars are resolved as in YAML 1.2's core schema (`no` and `on` are
+//! strings), anchors are expanded within a bound, and text with two readings is refused: duplicate and merge keys, tags.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ const MAX_DEPTH: usize = 64;
 const MAX_NODES: usize = 200_000;
 const TOO_MANY: &str = "the document, its anchors expanded, has more than 200,000 values";
 
-/// A place in a file: line and column from 1, and how many characters.
+/// Position in a file: line and column from 1, and a width in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Place {
     pub(crate) line: usize,
@@ -26,14 +26,14 @@ impl Place {
     }
 }
 
-/// A node.
+/// Value with its position.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
     pub(crate) place: Place,
     pub(crate) value: Value,
 }
 
-/// What a node is.
+/// Value of a node.
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
     Null,
@@ -45,14 +45,14 @@ pub(crate) enum Value {
     Mapping(Vec<(Key, Node)>),
 }
 
-/// A key of a mapping.
+/// Key of a mapping, with its position.
 #[derive(Debug, Clone)]
 pub(crate) struct Key {
     pub(crate) name: String,
     pub(crate) place: Place,
 }
 
-/// What is wrong with a text as YAML.
+/// Fault of a text as YAML.
 #[derive(Debug)]
 pub(crate) struct SyntaxError {
     pub(crate) place: Place,
@@ -60,7 +60,7 @@ pub(crate) struct SyntaxError {
 }
 
 impl Node {
-    /// What it is, for messages.
+    /// Description of the value for messages.
     pub(crate) fn describe(&self) -> String {
         match &self.value {
             Value::Null => "nothing".into(),
@@ -74,7 +74,7 @@ impl Node {
         }
     }
 
-    /// The child under `name`.
+    /// Child under `name`.
     pub(crate) fn get(&self, name: &str) -> Option<&Node> {
         match &self.value {
             Value::Mapping(entries) => entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node),
@@ -82,7 +82,7 @@ impl Node {
         }
     }
 
-    /// The entry at `index`.
+    /// Entry at `index`.
     pub(crate) fn at(&self, index: usize) -> Option<&Node> {
         match &self.value {
             Value::Sequence(items) => items.get(index),
@@ -90,7 +90,7 @@ impl Node {
         }
     }
 
-    /// As JSON, for decoding.
+    /// Converts to JSON, for decoding.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         match &self.value {
             Value::Null => serde_json::Value::Null,
@@ -108,7 +108,7 @@ impl Node {
     }
 }
 
-/// An open sequence or mapping.
+/// Sequence or mapping whose end was not read yet.
 struct Open {
     node: Node,
     anchor: usize,
@@ -158,7 +158,7 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
                 let Some(node) = builder.anchors.get(&anchor) else {
                     return wrong(place, "this alias stands inside of its own anchor");
                 };
-                // What an alias brings is counted whole before it is copied: ten lines of anchors can name a billion values.
+                // The values of an alias are counted before they are copied: ten lines of anchors can name a billion.
                 builder.nodes = builder.nodes.saturating_add(size(node));
                 if builder.nodes > MAX_NODES {
                     return wrong(place, TOO_MANY);
@@ -225,7 +225,7 @@ impl Builder {
     }
 }
 
-/// Values in a node. Nodes are no deeper than `MAX_DEPTH` times the anchors in them, and those were counted before.
+/// Number of values in a node. Its depth is at most `MAX_DEPTH` times its anchors, which were counted before.
 fn size(node: &Node) -> usize {
     match &node.value {
         Value::Sequence(items) => items.iter().map(size).sum::<usize>() + 1,

@@ -1,6 +1,6 @@
 //! The scalar values of the language: durations, sizes, rates, secrets. Each has one parser, used by decoding, by the
-//! position-aware checker and (as a `format`) by the JSON Schema.
-//! Nothing here knows where in a document a value stands.
+//! position-aware checker and (as a `format`) by the JSON Schema. Nothing here knows the place of a value in a
+//! document.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -37,7 +37,7 @@ macro_rules! string_value {
     };
 }
 
-/// What is wrong with a scalar, as a sentence for the person who wrote it.
+/// Fault of a scalar, as a message for the person who wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ValueError(pub String);
@@ -163,12 +163,12 @@ impl fmt::Display for Size {
 
 string_value!(Size, "size", "20MiB", "A number of bytes: a number and a unit (B, KiB, MiB, GiB).");
 
-/// So many in a period, written `100/s`, `1000/min`, `5/h`.
+/// Count in a period, written `100/s`, `1000/min`, `5/h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// How many.
+    /// Count in the period.
     pub count: NonZeroU32,
-    /// In how long.
+    /// Length of the period.
     pub period: std::time::Duration,
 }
 
@@ -233,7 +233,7 @@ string_value!(ListenAddress, "listen-address", "127.0.0.1:8080", "IP and port to
 /// Address of a server, `http://HOST[:PORT]` or `https://HOST[:PORT]`, without path, query or user.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerUrl {
-    /// Whether it speaks TLS.
+    /// True for TLS.
     pub https: bool,
     /// Host name or IP literal (IPv6 without brackets).
     pub host: String,
@@ -279,7 +279,7 @@ impl fmt::Display for ServerUrl {
     }
 }
 
-/// A server of names: an address, and its port where that is not 53.
+/// Address of a DNS server, with its port where that is not 53.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DnsServer(pub std::net::SocketAddr);
 
@@ -310,7 +310,7 @@ string_value!(ServerUrl, "server-url", "http://10.0.0.11:8000", "Address of a se
 pub struct Network(pub ipnet::IpNet);
 
 impl Network {
-    /// Whether an address lies in it. An IPv4 address inside IPv6 (`::ffff:10.0.0.1`) counts as the IPv4 one.
+    /// True if the address is in the network. An IPv4 address inside IPv6 (`::ffff:10.0.0.1`) counts as the IPv4 one.
     pub fn contains(&self, address: std::net::IpAddr) -> bool {
         self.0.contains(&address.to_canonical())
     }
@@ -379,7 +379,7 @@ string_value!(
     "SHA-256 digest of an API key in hexadecimal, as `spillway key new` prints it."
 );
 
-/// A day of the calendar, `2027-01-01`; stands for its beginning in UTC.
+/// Day of the calendar, `2027-01-01`: its beginning in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Date {
     year: u16,
@@ -443,7 +443,7 @@ pub enum Secret {
 }
 
 impl Secret {
-    /// The secret itself. `env` reads environment variables.
+    /// Reads the secret. `env` reads environment variables.
     pub fn resolve(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<String, ValueError> {
         match self {
             Self::Env(name) => env(name).filter(|value| !value.is_empty()).ok_or_else(|| {
@@ -460,7 +460,7 @@ impl Secret {
     }
 }
 
-/// One status code, 100 to 599.
+/// HTTP status code, 100 to 599.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(try_from = "u16", into = "u16")]
 pub struct Status(pub u16);

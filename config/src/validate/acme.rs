@@ -55,8 +55,7 @@ pub(super) fn check(cx: &mut Context<'_>, n: usize, acme: &Acme) {
     }
 }
 
-/// What several listeners ask the same authority for, into the same folder, is one certificate and one account: they must
-/// say the same of it.
+/// Checks that listeners agree which order the same certificate, or use the same account, of an authority and folder.
 fn shared(cx: &mut Context<'_>, n: usize, acme: &Acme) {
     let before = cx.config.listeners.iter().take(n).filter_map(|listener| {
         let other = listener.tls.as_ref()?.acme.as_ref()?;
@@ -82,7 +81,7 @@ fn shared(cx: &mut Context<'_>, n: usize, acme: &Acme) {
     }
 }
 
-/// Whether a text is a DNS name of at least one label, and no address (RFC 1123, 2.1).
+/// True for a DNS name of at least one label that is no address (RFC 1123, 2.1).
 fn is_name(text: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())

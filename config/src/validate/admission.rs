@@ -1,5 +1,5 @@
-//! Checks of what a route does when there is no room or an attempt fails: queues, spills, tries and hedges that could
-//! never do what is written, or would do harm.
+//! Checks of a route for lack of room and failed attempts: queues, spills, retries and hedges that could never take
+//! effect, or would do harm.
 
 use crate::schema::{BackendProtocol, Queue, Route};
 
@@ -11,7 +11,7 @@ pub(super) fn all(cx: &mut Context<'_>, n: usize, route: &Route) {
     retry(cx, n, route);
 }
 
-/// A queue that holds nobody, or holds everybody for nothing.
+/// Checks a queue: it must have room and time, and a backend to wait for.
 fn queue(cx: &mut Context<'_>, n: usize, route: &Route) {
     let Some(queue) = route.when_saturated.as_ref().and_then(|w| w.queue.as_ref()) else { return };
     let at = |key: &str| at!["routes", n, "whenSaturated", "queue", key];
@@ -35,7 +35,7 @@ fn queue(cx: &mut Context<'_>, n: usize, route: &Route) {
     }
 }
 
-/// Limits on spills of a route that has none, and those that nothing can meet.
+/// Checks the limits on spills: the route must have a spill, and some request must meet them.
 fn spill(cx: &mut Context<'_>, n: usize, route: &Route) {
     let Some(spill) = &route.spill else { return };
     let saturated = route.when_saturated.as_ref().is_some_and(|w| w.spill_to.is_some());
@@ -48,7 +48,7 @@ fn spill(cx: &mut Context<'_>, n: usize, route: &Route) {
         }
     }
     let config = cx.config;
-    // Tenants may also come from tokens; where only the file names them, one that it does not is a mistake.
+    // Only a warning: tenants may also come from tokens.
     let tenants: Vec<&str> = config.consumers.iter().map(|c| c.tenant.as_deref().unwrap_or(&c.name)).collect();
     for (t, tenant) in spill.tenants.iter().flatten().enumerate() {
         if !tenants.contains(&tenant.as_str()) {
@@ -61,7 +61,7 @@ fn spill(cx: &mut Context<'_>, n: usize, route: &Route) {
     }
 }
 
-/// Tries and hedges that can never be, or that would act twice.
+/// Checks retries and hedges: they must be possible, and must not act twice.
 fn retry(cx: &mut Context<'_>, n: usize, route: &Route) {
     let retry = &route.retry;
     if retry.backoff.base > retry.backoff.max {

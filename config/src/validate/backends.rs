@@ -6,7 +6,7 @@ use super::{Context, at};
 use crate::schema::Device;
 use crate::schema::{Backend, BackendProtocol, BackendTls, CallerCredentials, Route, RouteAuthentication};
 
-/// What the gateway shows of itself and whom it believes.
+/// Checks of `tls`: the name asked for, trusted authorities, the certificate of the gateway.
 fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     let tls = &backend.tls;
     if *tls != BackendTls::default() && !backend.endpoints.iter().any(|endpoint| endpoint.url.https) {
@@ -23,14 +23,14 @@ fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     }
 }
 
-/// Treatment of the credentials that callers send.
+/// Checks of `callerCredentials`, which says if credentials of callers reach the servers.
 fn caller_credentials(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     let config = cx.config;
     if backend.caller_credentials == Some(CallerCredentials::Pass) && backend.credentials.is_some() {
         let message = "no effect beside `credentials`, which replace those of every caller: leave one of them out";
         cx.error(at!["backends", n, "callerCredentials"], message);
     }
-    // Servers of models behind https mostly want a key, and on an open route it could only be the caller's.
+    // A model server behind https mostly requires a key, and on an open route it could only be the caller's.
     let wants_key = backend.protocol == BackendProtocol::Openai && backend.endpoints.iter().any(|e| e.url.https);
     let is_silent = backend.caller_credentials.is_none()
         && backend.credentials.is_none()

@@ -1,4 +1,4 @@
-//! Checks of how a backend's endpoints are picked and judged.
+//! Checks of load balancing, health checks, outlier detection, capacity and the circuit breaker of a backend.
 
 use super::{Context, at};
 use crate::schema::{Backend, BackendProtocol, HashOn, PolicyName};
@@ -184,11 +184,11 @@ fn capacity(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     }
 }
 
-/// Limits on the whole that its parts never reach.
+/// Limits on a backend that its endpoints and routes never reach.
 fn circuit_breaker(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     let breaker = &backend.circuit_breaker;
     let place = |key: &str| at!["backends", n, "circuitBreaker", key];
-    // Names and files may stand for any number of servers.
+    // A name, and a file, may have any number of servers.
     let is_address = |e: &crate::schema::Endpoint| e.url.host.parse::<std::net::IpAddr>().is_ok();
     let is_counted = backend.endpoints_file.is_none() && backend.endpoints.iter().all(is_address);
     let count = u32::try_from(backend.endpoints.iter().filter(|e| e.weight > 0).count()).unwrap_or(u32::MAX);

@@ -1,4 +1,4 @@
-//! Checks of `consumers`, `authentication`, `prices` and `state`: who may call, how much, and where that is counted.
+//! Checks of `consumers`, `authentication`, `prices` and `state`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,7 +6,7 @@ use crate::schema::{Consumer, ConsumerLimits, Jwks, JwtIssuer, OnExceeded, Route
 
 use super::{Context, Segment, at};
 
-/// Longest difference between clocks that makes sense.
+/// Longest `leeway`, seconds: clocks of servers differ by less.
 const MAX_LEEWAY: u64 = 300;
 
 pub(super) fn all(cx: &mut Context<'_>) {
@@ -17,7 +17,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
     state(cx);
 }
 
-/// Whether anybody could show who it is.
+/// True if any caller could be identified.
 pub(super) fn anybody(cx: &Context<'_>) -> bool {
     let config = cx.config;
     config.consumers.iter().any(|c| !c.keys.is_empty() || c.keys_file.is_some() || c.jwt.is_some() || c.mtls.is_some())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Context, at};
 
-/// Shortest and longest `maxTtl`: nobody is asked without pause, and no change stays unseen for ever.
+/// Shortest `minTtl` and longest `maxTtl`: servers are not asked without pause, and a change is seen within a day.
 const BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(86_400));
 
 pub(super) fn all(cx: &mut Context<'_>) {

@@ -99,7 +99,7 @@ pub(super) fn certificate(cx: &mut Context<'_>, at: Vec<Segment>, pair: &Certifi
     }
 }
 
-/// A file of authorities.
+/// Checks a file of authorities.
 pub(super) fn authorities(cx: &mut Context<'_>, at: Vec<Segment>, file: &Path) {
     if is_there(cx, at.clone(), file)
         && let Err(why) = cx.options.files.authorities(file)

@@ -1,4 +1,5 @@
-//! What types cannot say: references, ranges, conflicts, things that can never take effect. Collects every finding.
+//! Checks that types cannot express: references, ranges, conflicts, values that can never take effect. Collects all
+//! findings.
 
 mod acme;
 mod admission;
@@ -39,13 +40,13 @@ impl From<usize> for Segment {
     }
 }
 
-/// A path: `at!["routes", 0, "name"]`.
+/// Path in the document: `at!["routes", 0, "name"]`.
 macro_rules! at {
     ($($segment:expr),* $(,)?) => { vec![$(crate::validate::Segment::from($segment)),*] };
 }
 pub(crate) use at;
 
-/// A path as text.
+/// Path in the document as text.
 pub(crate) fn text(at: &[Segment]) -> String {
     let mut text = String::new();
     for segment in at {
@@ -63,7 +64,7 @@ pub(crate) fn text(at: &[Segment]) -> String {
     text
 }
 
-/// Something that is not as it should be.
+/// Error or warning at a path in the document.
 pub(crate) struct Finding {
     pub(crate) at: Vec<Segment>,
     pub(crate) severity: Severity,
@@ -86,7 +87,7 @@ impl Context<'_> {
         self.findings.push(Finding { at, severity: Severity::Warning, message: message.into(), help: None });
     }
 
-    /// A name that refers to nothing.
+    /// Reports a name that refers to nothing.
     pub(crate) fn unknown(&mut self, at: Vec<Segment>, what: &str, name: &str, known: &[&str]) {
         let help = match nearest(name, known) {
             Some(near) => format!("did you mean `{near}`?"),
@@ -109,7 +110,7 @@ impl Context<'_> {
     }
 }
 
-/// Every check.
+/// Runs every check.
 pub(crate) fn all(cx: &mut Context<'_>) {
     listeners::all(cx);
     dns::all(cx);
@@ -139,7 +140,7 @@ fn admin(cx: &mut Context<'_>) {
     }
 }
 
-/// Memory for bodies: above zero, and a share that can be reached.
+/// Checks that there is memory for bodies, and that the share of a caller can be reached.
 fn limits(cx: &mut Context<'_>) {
     let limits = &cx.config.limits;
     let (all, one) = (limits.buffered_bodies, limits.buffered_bodies_per_caller);
@@ -158,7 +159,7 @@ fn limits(cx: &mut Context<'_>) {
     }
 }
 
-/// Names are there once: backends and models together, consumers, routes.
+/// Checks that names are unique: of backends and models together, of consumers, of routes.
 fn names(cx: &mut Context<'_>) {
     let config = cx.config;
     let mut targets: HashMap<&str, String> = HashMap::new();
@@ -185,7 +186,7 @@ fn names(cx: &mut Context<'_>) {
 
 fn named<'n>(cx: &mut Context<'_>, list: &str, n: usize, name: &'n str, seen: &mut HashMap<&'n str, String>) {
     let at = at![list, n, "name"];
-    // Names stand in headers, metrics and file names.
+    // Names are written to headers, metrics and file names.
     let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '/');
     if name.is_empty() || name.len() > 128 || !name.chars().all(sound) {
         cx.error(at.clone(), "a name has 1 to 128 letters, digits or any of `-_.:/`");

@@ -1,4 +1,4 @@
-//! Models: what can never take effect, and limits that leave nothing.
+//! Checks of `models`: keys without effect, and limits that leave nothing.
 
 use super::{Context, at};
 use crate::schema::ModelTask;

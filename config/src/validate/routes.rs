@@ -260,7 +260,7 @@ fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
     }
 }
 
-/// Warns of matches that an earlier route takes whole: the same path, method, headers and model on the same hosts.
+/// Warns of matches that an earlier route has too: the same path, method, headers and model on the same hosts.
 fn shadows(cx: &mut Context<'_>) {
     let key = |m: &Match| {
         let mut headers: Vec<_> = m.headers.iter().map(|h| (h.name.to_lowercase(), h.exact.clone())).collect();
