@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 
-use granit_parser::{Event, Parser, ScalarStyle, Span};
+use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
 /// Deepest nesting.
 const MAX_DEPTH: usize = 64;
 /// Most nodes, those of expanded anchors included.
 const MAX_NODES: usize = 200_000;
-const TOO_MANY: &str = "the document, its anchors expanded, has more than 200,000 values";
+const TOO_MANY: &str =
+    "the document, its anchors expanded, has more than 200,000 values; expected fewer: split it, or use fewer aliases";
 
 /// Position in a file: line and column from 1, and a width in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -126,23 +127,33 @@ fn wrong<T>(place: Place, message: impl Into<String>) -> Result<T, SyntaxError> 
     Err(SyntaxError { place, message: message.into() })
 }
 
+/// Refuses a tag. Types come from the schema: a tag would ask for another one and have no effect.
+fn refuse_tag(place: Place, span: Span, tag: Option<&Tag>) -> Result<(), SyntaxError> {
+    let Some(tag) = tag else { return Ok(()) };
+    let place = span.tag_span().map_or(place, Place::of);
+    let message = format!(
+        "unexpected YAML tag `{}`; expected a value without a tag: remove it, and put text that looks like a number in \
+         quotes",
+        tag.original()
+    );
+    wrong(place, message)
+}
+
 /// Parses one document.
 pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
     let mut builder = Builder { open: Vec::new(), anchors: HashMap::new(), nodes: 0, root: None };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|e| SyntaxError {
             place: Place { line: e.marker().line(), column: e.marker().col() + 1, width: 1 },
-            message: format!("this is not YAML: {}", e.info()),
+            message: format!("invalid YAML: {}; expected one document of YAML 1.2", e.info()),
         })?;
         let place = Place::of(span);
+        refuse_tag(place, span, event.tag())?;
         match event {
             Event::DocumentStart(..) if builder.root.is_some() => {
-                return wrong(place, "a configuration is one document: `---` begins a second one");
+                return wrong(place, "`---` begins a second document; expected one: remove it, or split the file");
             }
-            Event::Scalar(text, style, anchor, tag) => {
-                if tag.is_some_and(|tag| !tag.is_yaml_core_schema()) {
-                    return wrong(place, "tags have no meaning here");
-                }
+            Event::Scalar(text, style, anchor, _) => {
                 let node = Node { place, value: scalar(&text, style) };
                 builder.add(node, anchor)?;
             }
@@ -153,10 +164,18 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
                 builder.begin(Node { place, value: Value::Mapping(Vec::new()) }, anchor)?
             }
             Event::SequenceEnd | Event::MappingEnd => builder.end()?,
-            Event::UnresolvedAlias(name) => return wrong(place, format!("there is no anchor `{name}`")),
+            Event::UnresolvedAlias(name) => {
+                return wrong(
+                    place,
+                    format!("unknown anchor `{name}`; expected one that is defined before: `&{name}`"),
+                );
+            }
             Event::Alias(anchor) => {
                 let Some(node) = builder.anchors.get(&anchor) else {
-                    return wrong(place, "this alias stands inside of its own anchor");
+                    return wrong(
+                        place,
+                        "alias inside of its own anchor; expected one that ends before: write the value out",
+                    );
                 };
                 // The values of an alias are counted before they are copied: ten lines of anchors can name a billion.
                 builder.nodes = builder.nodes.saturating_add(size(node));
@@ -176,7 +195,7 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
 impl Builder {
     fn begin(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
         if self.open.len() >= MAX_DEPTH {
-            return wrong(node.place, format!("nested deeper than {MAX_DEPTH} levels"));
+            return wrong(node.place, format!("nested deeper than {MAX_DEPTH} levels; expected at most {MAX_DEPTH}"));
         }
         self.open.push(Open { node, anchor, key: None });
         Ok(())
@@ -209,13 +228,23 @@ impl Builder {
                     Value::String(name) => name.clone(),
                     Value::Bool(b) => b.to_string(),
                     Value::Int(n) => n.to_string(),
-                    _ => return wrong(node.place, "a key must be a word"),
+                    _ => {
+                        let found = node.describe();
+                        return wrong(node.place, format!("found {found} as a key; expected a word: put it in quotes"));
+                    }
                 };
                 if name == "<<" {
-                    return wrong(node.place, "merge keys are not part of YAML 1.2: write the keys out");
+                    return wrong(
+                        node.place,
+                        "unexpected merge key `<<`, which is not part of YAML 1.2: write the keys out",
+                    );
                 }
                 if let Some((first, _)) = entries.iter().find(|(key, _)| key.name == name) {
-                    return wrong(node.place, format!("`{name}` stands here already, in line {}", first.place.line));
+                    let line = first.place.line;
+                    return wrong(
+                        node.place,
+                        format!("duplicate key `{name}`, first on line {line}: keep one of them"),
+                    );
                 }
                 parent.key = Some(Key { name, place: node.place });
             }

@@ -51,6 +51,64 @@ fn judge(yaml: &str) -> Result<Loaded, Report> {
 }
 
 fn messages(yaml: &str) -> Vec<String> {
+#[test]
+fn tags_are_refused_wherever_they_stand() {
+    let listener = |value: &str| GOOD.replace("\"127.0.0.1:0\"", value);
+    for (text, tag, place) in [
+        (listener("!!str \"127.0.0.1:0\""), "!!str", "1:23"),
+        (listener("!!binary \"127.0.0.1:0\""), "!!binary", "1:23"),
+        (listener("!local \"127.0.0.1:0\""), "!local", "1:23"),
+        (listener("! \"127.0.0.1:0\""), "!", "1:23"),
+        (listener("!<tag:example.com,2000:x> \"127.0.0.1:0\""), "!<tag:example.com,2000:x>", "1:23"),
+        (listener("&a !!str \"127.0.0.1:0\""), "!!str", "1:26"),
+        (format!("{GOOD}admin: !!null\n"), "!!null", "4:8"),
+        (GOOD.replace("listeners: [", "listeners: !!python/tuple ["), "!!python/tuple", "1:12"),
+        (GOOD.replace("listeners: [", "listeners: !!seq ["), "!!seq", "1:12"),
+        (GOOD.replace("listeners: [{", "listeners: [!!map {"), "!!map", "1:13"),
+        (GOOD.replace("routes: [{", "routes: [!!python/object:os.system {"), "!!python/object:os.system", "3:10"),
+        (GOOD.replace("routes: [{", "!!str routes: [{"), "!!str", "3:1"),
+        (GOOD.replace("backendRefs: [{name", "backendRefs: [{!x name"), "!x", "3:26"),
+        (GOOD.replace("backendRefs: [{name", "backendRefs: [!x {name"), "!x", "3:25"),
+        (format!("{GOOD}? !!seq [a]\n: b\n"), "!!seq", "4:3"),
+        (format!("!!map\n{GOOD}"), "!!map", "1:1"),
+        (format!("%TAG !e! tag:example.com,2000:\n---\n{GOOD}admin: !e!x {{}}\n"), "!e!x", "6:8"),
+    ] {
+        let all = messages(&text);
+        let told = format!("{place} unexpected YAML tag `{tag}`; expected a value without a tag");
+        assert!(all.len() == 1 && all[0].starts_with(&told), "{told}: {all:?}\n{text}");
+    }
+}
+
+#[test]
+fn tags_are_refused_in_files_that_a_configuration_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    let written = GOOD.replace("endpoints: [{url: \"http://127.0.0.1:1\"}]", "endpointsFile: e.yaml");
+    std::fs::write(at("c.yaml"), format!("{written}consumers: [{{name: c, keysFile: digests}}]\n")).unwrap();
+    let strict = LoadOptions { offline: false, ..options() };
+    let judge = |endpoints: &str, keys: &str| {
+        std::fs::write(at("e.yaml"), endpoints).unwrap();
+        std::fs::write(at("digests"), keys).unwrap();
+        load(&at("c.yaml"), &strict).map(|_| ()).map_err(|report| report.to_string())
+    };
+    let sound = "- url: http://a:1\n";
+    judge(sound, digest).unwrap();
+    for (endpoints, tag) in [
+        ("!!seq [{url: \"http://a:1\"}]", "e.yaml:1:1"),
+        ("- !!map {url: \"http://a:1\"}", "e.yaml:1:3"),
+        ("- !!str url: http://a:1", "e.yaml:1:3"),
+        ("- url: !!str http://a:1", "e.yaml:1:8"),
+    ] {
+        let told = judge(endpoints, digest).unwrap_err();
+        assert!(told.contains("unexpected YAML tag") && told.contains(tag), "{endpoints}: {told}");
+    }
+    for keys in [format!("!!str {digest}"), format!("{digest} !!timestamp 2030-01-01"), format!("!!seq\n{digest}")] {
+        let told = judge(sound, &keys).unwrap_err();
+        assert!(told.contains("digests:1: "), "{keys}: {told}");
+    }
+}
+
     judge(yaml).err().map_or_else(Vec::new, |r| {
         r.diagnostics.into_iter().map(|d| format!("{}:{} {}", d.line, d.column, d.message)).collect()
     })
@@ -80,11 +138,12 @@ fn every_example_loads() {
 #[test]
 fn yaml_is_read_as_yaml_1_2_and_nothing_can_be_read_in_two_ways() {
     for (text, told) in [
-        ("a: 1\na: 2\n", "`a` stands here already, in line 1"),
-        ("---\na: 1\n---\nb: 2\n", "a configuration is one document"),
-        ("a: [1, 2\n", "this is not YAML"),
-        ("a: &x {b: 1}\nc: {<<: *x}\n", "merge keys are not part of YAML 1.2"),
-        ("a: !!python/object {}\n", "tags"),
+        ("a: 1\na: 2\n", "2:1 duplicate key `a`, first on line 1"),
+        ("---\na: 1\n---\nb: 2\n", "3:1 `---` begins a second document; expected one"),
+        ("a: [1, 2\n", "invalid YAML"),
+        ("a: &x {b: 1}\nc: {<<: *x}\n", "2:5 unexpected merge key `<<`, which is not part of YAML 1.2"),
+        ("a: *x\n", "1:4 invalid YAML: while parsing node, found unknown anchor"),
+        ("{a: 1}: 2\n", "1:1 found a mapping as a key; expected a word"),
     ] {
         let all = messages(text);
         assert!(all.iter().any(|m| m.contains(told)) || told == "tags", "{text:?}: {all:?}");
