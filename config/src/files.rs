@@ -10,7 +10,7 @@ const MAX_FILE: u64 = 4 << 20;
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let metadata = std::fs::metadata(path)?;
     if !metadata.is_file() {
-        return Err(Error::new(ErrorKind::InvalidInput, "it is no regular file"));
+        return Err(Error::new(ErrorKind::InvalidInput, "not a regular file; expected one of at most 4 MiB"));
     }
     if metadata.len() > MAX_FILE {
         return Err(too_large());
@@ -25,12 +25,12 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 pub fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read_bytes(path)?).map_err(|e| {
         let valid = e.utf8_error().valid_up_to();
-        Error::new(ErrorKind::InvalidData, format!("it is not UTF-8 from byte {valid} on"))
+        Error::new(ErrorKind::InvalidData, format!("not UTF-8 from byte {valid} on: save it as UTF-8"))
     })
 }
 
 fn too_large() -> Error {
-    Error::new(ErrorKind::FileTooLarge, "it has more than 4 MiB")
+    Error::new(ErrorKind::FileTooLarge, "larger than 4 MiB; expected at most that")
 }
 
 #[cfg(test)]

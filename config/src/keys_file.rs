@@ -25,7 +25,7 @@ fn parse(text: &str) -> Result<Vec<ConsumerKey>, (usize, String)> {
         let sha256 = digest.parse::<KeyDigest>().map_err(|e| told(&e))?;
         let expires = words.next().map(str::parse::<Date>).transpose().map_err(|e| told(&e))?;
         if let Some(more) = words.next() {
-            return Err(told(&format!("`{more}` is one word too many: a line is a digest and a day")));
+            return Err(told(&format!("unexpected `{more}`; expected a digest and a day in a line")));
         }
         keys.push(ConsumerKey { sha256, expires });
     }

@@ -10,6 +10,7 @@ pub mod header_names;
 mod json_schema;
 mod keys_file;
 mod load;
+mod named;
 mod origin;
 pub mod path;
 mod rules;

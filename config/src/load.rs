@@ -9,11 +9,11 @@ use crate::check::{Checker, Mistake};
 use crate::diagnostic::{Diagnostic, Report, Severity};
 use crate::files::read_text;
 use crate::json_schema::json_schema;
+use crate::named::{Named, resolve_names};
 use crate::origin::Origins;
-use crate::schema::{Config, Endpoint};
+use crate::schema::{Config, Endpoint, Model};
 use crate::tree::{self, Node, Value};
 use crate::validate::{self, Segment};
-use crate::values::Secret;
 
 /// Most messages of a report; more of them have one cause.
 const MAX_MISTAKES: usize = 100;
@@ -107,9 +107,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
     };
     substitute(&mut root, &mut Vec::new(), options, &mut reporter);
     let schema = json_schema(options.catalog);
-    let empty = serde_json::Map::new();
-    let definitions = schema.get("$defs").and_then(serde_json::Value::as_object).unwrap_or(&empty);
-    let mut checker = Checker { definitions, mistakes: Vec::new() };
+    let mut checker = Checker::new(&schema);
     checker.walk(&root, &schema, "");
     for mistake in checker.mistakes {
         reporter.add(Severity::Error, mistake);
@@ -117,37 +115,38 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
     if reporter.report.has_errors() {
         return Err(reporter.finish());
     }
-    let mut config: Config = match serde_json::from_value(root.to_json()) {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let Some(folder) = whole.parent().unwrap_or(Path::new("")).to_str() else {
+        let message = "the path of the folder is not UTF-8; expected UTF-8, because paths of the file are joined to it";
+        return Err(Report::of_file(path, message));
+    };
+    let mut json = root.to_json();
+    let named = resolve_names(&mut json, &schema, folder);
+    let mut config: Config = match serde_json::from_value(json) {
         Ok(config) => config,
         Err(e) => {
             // The schema accepted a value that the types do not: a fault of this program, reported all the same.
             return Err(Report::of_file(path, reporter.origins.redact(&format!("cannot be decoded: {e}"))));
         }
     };
-    let files = absolute(&mut config, path);
+    let files = watched(whole, &named, &config.models);
     let mut further = Report::default();
     for backend in &mut config.backends {
-        let Some(file) = backend.endpoints_file.clone() else { continue };
+        // A file that does not exist is reported with all others.
+        let Some(file) = backend.endpoints_file.clone().filter(|file| file.is_file()) else { continue };
         match endpoints(&file, &schema) {
             Ok(endpoints) => backend.endpoints.extend(endpoints),
             Err(report) => further.diagnostics.extend(report.diagnostics),
         }
     }
     if further.has_errors() {
-        // Where files need not be there yet, a missing one is no mistake; a wrong one is.
-        let missing = |d: &Diagnostic| options.offline && !d.file.exists();
         for diagnostic in &mut further.diagnostics {
-            if missing(diagnostic) {
-                diagnostic.severity = Severity::Warning;
-            }
             diagnostic.file = reporter.origins.redact(&diagnostic.file.to_string_lossy()).into();
         }
         reporter.report.diagnostics.append(&mut further.diagnostics);
-        if reporter.report.has_errors() {
-            return Err(Report { files, ..reporter.finish() });
-        }
+        return Err(Report { files, ..reporter.finish() });
     }
-    let mut context = validate::Context { config: &config, options, findings: Vec::new() };
+    let mut context = validate::Context { config: &config, named: &named, options, findings: Vec::new() };
     validate::all(&mut context);
     for finding in context.findings {
         let place = locate(&root, &finding.at);
@@ -175,10 +174,8 @@ fn endpoints(path: &Path, schema: &serde_json::Value) -> Result<Vec<Endpoint>, R
             return Err(reporter.report);
         }
     };
-    let empty = serde_json::Map::new();
-    let definitions = schema.get("$defs").and_then(serde_json::Value::as_object).unwrap_or(&empty);
     let list = serde_json::json!({"type": "array", "items": {"$ref": "#/$defs/Endpoint"}});
-    let mut checker = Checker { definitions, mistakes: Vec::new() };
+    let mut checker = Checker::new(schema);
     checker.walk(&root, &list, "");
     for mistake in checker.mistakes {
         reporter.add(Severity::Error, mistake);
@@ -286,77 +283,11 @@ fn substitute(node: &mut Node, at: &mut Vec<Segment>, options: &LoadOptions<'_>,
     }
 }
 
-/// Makes paths absolute and collects them.
-fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
-    let whole = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    let folder = whole.parent().map(Path::to_owned).unwrap_or_default();
+/// Files to watch: the configuration itself, and all that it names and reads.
+fn watched(whole: PathBuf, named: &[Named], models: &[Model]) -> Vec<PathBuf> {
     let mut files = BTreeSet::from([whole]);
-    let mut take = |path: &mut PathBuf| {
-        *path = folder.join(&*path);
-        files.insert(path.clone());
-    };
-    for model in &mut config.models {
-        take(&mut model.source);
-    }
-    let beside: Vec<_> = config.models.iter().flat_map(crate::schema::Model::files).collect();
-    for file in config.backends.iter_mut().filter_map(|backend| backend.endpoints_file.as_mut()) {
-        take(file);
-    }
-    for tls in config.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()) {
-        for pair in &mut tls.certificates {
-            take(&mut pair.cert_file);
-            take(&mut pair.key_file);
-        }
-        if let Some(clients) = &mut tls.client_certificates {
-            take(&mut clients.ca_file);
-        }
-        if let Some(acme) = &mut tls.acme {
-            // Written by us: a path like the others, but no file whose change means anything.
-            acme.storage = folder.join(&acme.storage);
-            if let Some(file) = &mut acme.ca_file {
-                take(file);
-            }
-        }
-    }
-    for tls in config.backends.iter_mut().map(|backend| &mut backend.tls) {
-        if let Some(file) = &mut tls.ca_file {
-            take(file);
-        }
-        if let Some(pair) = &mut tls.client_certificate {
-            take(&mut pair.cert_file);
-            take(&mut pair.key_file);
-        }
-    }
-    for path in config.consumers.iter_mut().filter_map(|consumer| consumer.keys_file.as_mut()) {
-        take(path);
-    }
-    let issuers = config.authentication.iter_mut().flat_map(|a| a.jwt.iter_mut());
-    for issuer in issuers {
-        let keys = issuer.jwks.as_mut().and_then(|jwks| jwks.file.as_mut());
-        keys.into_iter().chain(issuer.ca_file.as_mut()).for_each(&mut take);
-    }
-    // Written by us: a path like the others, but no file whose change means anything.
-    config.state.budgets.sqlite = folder.join(&config.state.budgets.sqlite);
-    for path in config.state.limits.iter_mut().filter_map(|limits| limits.redis.ca_file.as_mut()) {
-        take(path);
-    }
-    let redis = config.state.limits.iter_mut().filter_map(|limits| limits.redis.password.as_mut());
-    let acme = config.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()?.acme.as_mut());
-    let acme = acme.filter_map(|acme| acme.external_account.as_mut().map(|account| &mut account.hmac_key));
-    let secrets = config
-        .backends
-        .iter_mut()
-        .filter_map(|b| b.credentials.as_mut().map(|c| &mut c.bearer))
-        .chain(config.admin.iter_mut().filter_map(|admin| admin.token.as_mut()))
-        .chain(redis)
-        .chain(acme)
-        .chain(crate::schema::consumer_secrets(&mut config.consumers));
-    for secret in secrets {
-        if let Secret::File(path) = secret {
-            take(path);
-        }
-    }
-    files.extend(beside);
+    files.extend(named.iter().filter_map(|named| named.what.watched()).map(Path::to_owned));
+    files.extend(models.iter().flat_map(Model::files));
     files.into_iter().collect()
 }
 

@@ -3,9 +3,11 @@
 //! document.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fmt;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -91,7 +93,7 @@ impl FromStr for Duration {
             rest = tail;
         }
         if !seconds.is_finite() || seconds > MAX_SECONDS {
-            return Err(ValueError(format!("`{text}` is longer than ten years")));
+            return Err(ValueError(format!("`{text}` is too long; expected at most ten years (3660d)")));
         }
         Ok(Self(std::time::Duration::from_secs_f64(seconds)))
     }
@@ -253,16 +255,16 @@ impl FromStr for ServerUrl {
             _ => return refuse("the scheme of a server must be http or https"),
         };
         if !url.username().is_empty() || url.password().is_some() {
-            return refuse("a server URL must not carry a user or password");
+            return refuse("a server URL must not carry a user or password: write them as `credentials`");
         }
         if url.query().is_some() || url.fragment().is_some() || url.path() != "/" {
-            return refuse("a server URL is scheme, host and port only, without path or query");
+            return refuse("a server URL is scheme, host and port only, without path or query: write http://HOST:PORT");
         }
         let host = match url.host() {
             Some(url::Host::Domain(name)) => name.to_owned(),
             Some(url::Host::Ipv4(ip)) => ip.to_string(),
             Some(url::Host::Ipv6(ip)) => ip.to_string(),
-            None => return refuse("the host is missing"),
+            None => return refuse("the host is missing: write http://HOST:PORT"),
         };
         Ok(Self { https, host, port: url.port().unwrap_or(if https { 443 } else { 80 }) })
     }
@@ -289,7 +291,7 @@ impl FromStr for DnsServer {
         let with_port = || text.parse::<std::net::IpAddr>().map(|ip| std::net::SocketAddr::new(ip, 53));
         text.parse().or_else(|_| with_port()).map(Self).map_err(|_| {
             ValueError(format!(
-                "`{text}` is no address of a DNS server: write 10.0.0.53, 10.0.0.53:5353 or [fd00::53]:53"
+                "`{text}` is not the address of a DNS server: write 10.0.0.53, 10.0.0.53:5353 or [fd00::53]:53"
             ))
         })
     }
@@ -351,7 +353,7 @@ impl FromStr for KeyDigest {
         let mut digest = [0u8; 32];
         let wrong = || {
             ValueError(
-                "a key is stored as its SHA-256 digest, 64 hexadecimal digits: `spillway key new` prints one"
+                "this is not a SHA-256 digest; expected 64 hexadecimal digits, as `spillway key new` prints them"
                     .to_owned(),
             )
         };
@@ -432,14 +434,75 @@ impl fmt::Display for Date {
 
 string_value!(Date, "date", "2027-01-01", "A day, YYYY-MM-DD; stands for its beginning in UTC.");
 
-/// A secret, never written in the file itself: taken from the environment or from a file.
+/// Implements the type of a path in the file: a string, of which [`crate::load`] makes an absolute path.
+macro_rules! path_value {
+    ($(#[$doc:meta])* $type:ident, $format:literal, $example:literal, $description:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize)]
+        #[serde(transparent)]
+        pub struct $type(PathBuf);
+
+        impl From<PathBuf> for $type {
+            fn from(path: PathBuf) -> Self {
+                Self(path)
+            }
+        }
+        impl Deref for $type {
+            type Target = Path;
+            fn deref(&self) -> &Path {
+                &self.0
+            }
+        }
+        impl AsRef<OsStr> for $type {
+            fn as_ref(&self) -> &OsStr {
+                self.0.as_os_str()
+            }
+        }
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({
+                    "type": "string", "format": $format, "description": $description, "examples": [$example]
+                })
+            }
+        }
+    };
+}
+
+path_value!(
+    /// Path of a file that the gateway reads. The file must exist, and is read again when it changes.
+    FilePath,
+    "file-path",
+    "certs/server.pem",
+    "Path of a file, relative to the folder of the configuration. It is read again when it changes."
+);
+
+path_value!(
+    /// Path of a model: a file, or a folder with several. It must exist, and its files are watched.
+    ModelPath,
+    "model-path",
+    "models/qwen3-0.6b-q8_0.gguf",
+    "Path of a model's file or folder, relative to the folder of the configuration."
+);
+
+path_value!(
+    /// Path of a file or folder that the gateway writes, and creates where it does not exist. It is not watched.
+    StatePath,
+    "state-path",
+    "state/budgets.db",
+    "Path of a file or folder that the gateway writes, relative to the folder of the configuration."
+);
+
+/// Secret, never written in the file itself: taken from the environment or from a file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Secret {
     /// Name of an environment variable, read at start.
     Env(String),
     /// Path of a file whose content, without the final newline, is the secret.
-    File(PathBuf),
+    File(FilePath),
 }
 
 impl Secret {
@@ -447,14 +510,14 @@ impl Secret {
     pub fn resolve(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<String, ValueError> {
         match self {
             Self::Env(name) => env(name).filter(|value| !value.is_empty()).ok_or_else(|| {
-                ValueError(format!("the environment variable `{name}`, which holds a secret, is not set"))
+                ValueError(format!("the environment variable `{name}`, which holds a secret, is not set: set it, or name a file with `file`"))
             }),
             Self::File(path) => {
                 let wrong = |why: &dyn fmt::Display| ValueError(format!("the secret in {}: {why}", path.display()));
                 let text = crate::files::read_text(path).map_err(|e| wrong(&e))?;
                 let secret = text.strip_suffix('\n').unwrap_or(&text);
                 let secret = secret.strip_suffix('\r').unwrap_or(secret);
-                if secret.is_empty() { Err(wrong(&"the file is empty")) } else { Ok(secret.to_owned()) }
+                if secret.is_empty() { Err(wrong(&"the file is empty: write the secret into it")) } else { Ok(secret.to_owned()) }
             }
         }
     }
@@ -471,7 +534,7 @@ impl TryFrom<u16> for Status {
         if (100..600).contains(&code) {
             Ok(Self(code))
         } else {
-            Err(ValueError(format!("{code} is not an HTTP status")))
+            Err(ValueError(format!("{code} is not an HTTP status; expected 100 to 599")))
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Duration, Secret};
+use crate::values::{Duration, FilePath, Secret, StatePath};
 
 /// Certificate that is ordered from an authority, stored, and renewed before it ends. The listener serves its other
 /// names until the certificate arrives. To name a directory is to agree to the terms of service of its authority.
@@ -26,10 +26,10 @@ pub struct Acme {
     /// Folder of the account's key and of the certificates with their keys; created when it does not exist. Only the
     /// gateway's user may read its files.
     #[serde(default = "storage")]
-    pub storage: PathBuf,
-    /// Authorities that the directory's own server is believed by; those of the system when left out.
+    pub storage: StatePath,
+    /// Authorities that are trusted for the directory's own server, in PEM; those of the system when left out.
     #[serde(default)]
-    pub ca_file: Option<PathBuf>,
+    pub ca_file: Option<FilePath>,
     /// How long before its end the certificate is renewed, and up to a tenth more; a third of its time when left out. At
     /// most two thirds of its time.
     #[serde(default)]
@@ -46,8 +46,8 @@ fn lets_encrypt() -> String {
     "https://acme-v02.api.letsencrypt.org/directory".to_owned()
 }
 
-fn storage() -> PathBuf {
-    PathBuf::from("state/acme")
+fn storage() -> StatePath {
+    PathBuf::from("state/acme").into()
 }
 
 /// Proof that a name leads to this gateway.

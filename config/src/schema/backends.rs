@@ -1,13 +1,11 @@
-//! `backends`: groups of servers and how they are reached. How one is picked stands in `balancing`.
-
-use std::path::PathBuf;
+//! `backends`: groups of servers and the connections to them. The choice of an endpoint is in `balancing`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::CertificateFiles;
 use super::balancing::{Capacity, CircuitBreaker, HealthCheck, LoadBalancing, OutlierDetection};
-use crate::values::{Duration, Secret, ServerUrl, Size};
+use crate::values::{Duration, FilePath, Secret, ServerUrl, Size};
 
 /// A named group of servers that answer alike.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -24,7 +22,7 @@ pub struct Backend {
     /// A file with further servers, a list as in `endpoints` (YAML or JSON), which other programs may rewrite at any
     /// time: each change has the effect of an edit of this file.
     #[serde(default)]
-    pub endpoints_file: Option<PathBuf>,
+    pub endpoints_file: Option<FilePath>,
     /// The model name that the servers know, when it differs from the one that clients send.
     #[serde(default)]
     pub model: Option<String>,
@@ -83,8 +81,8 @@ pub struct BackendTls {
     /// Server name (SNI) that the certificate must have; the host of the URL when left out.
     pub sni: Option<String>,
     /// The authorities that may have signed it, in PEM; those of the system when left out.
-    pub ca_file: Option<PathBuf>,
-    /// What the gateway shows of itself.
+    pub ca_file: Option<FilePath>,
+    /// Certificate and key that the gateway presents.
     pub client_certificate: Option<CertificateFiles>,
 }
 

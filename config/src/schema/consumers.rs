@@ -1,13 +1,12 @@
 //! `consumers` and `authentication`: callers, and the credentials that identify them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConsumerLimits;
-use crate::values::{Date, Duration, KeyDigest, Secret};
+use crate::values::{Date, Duration, FilePath, KeyDigest};
 
 /// Identity that may call.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -27,8 +26,8 @@ pub struct Consumer {
     /// File with further digests of keys, one a line, as `spillway key new` prints them, each with the day on which the
     /// key ends where it has one. Lines that begin with # are comments. Read again when it changes.
     #[serde(default)]
-    pub keys_file: Option<PathBuf>,
-    /// The token that stands for it, beside its keys.
+    pub keys_file: Option<FilePath>,
+    /// Token that identifies the consumer, beside its keys.
     #[serde(default)]
     pub jwt: Option<ConsumerToken>,
     /// Certificates that identify the consumer, beside its keys.
@@ -186,8 +185,8 @@ pub struct JwtIssuer {
     pub jwks: Option<Jwks>,
     /// Authorities that are trusted for its servers, in PEM; those of the system when left out.
     #[serde(default)]
-    pub ca_file: Option<PathBuf>,
-    /// Signatures that are accepted.
+    pub ca_file: Option<FilePath>,
+    /// Algorithms of signatures that are accepted.
     #[serde(default = "all_algorithms")]
     pub algorithms: Vec<JwtAlgorithm>,
     /// Largest difference between clocks.
@@ -210,9 +209,9 @@ pub struct JwtIssuer {
 pub struct Jwks {
     /// URL of a JSON Web Key Set, fetched and kept; the keys stay valid while the issuer is down.
     pub url: Option<String>,
-    /// The same in a file, read again when it changes.
-    pub file: Option<PathBuf>,
-    /// How often it is fetched; an unknown key id asks for it at once, but not more than every ten seconds.
+    /// File with a JSON Web Key Set, read again when it changes.
+    pub file: Option<FilePath>,
+    /// Time between two fetches; an unknown key id causes one at once, but not more than every ten seconds.
     pub refresh: Duration,
 }
 
@@ -276,12 +275,4 @@ pub struct Claims {
     /// Claim with the name of one of `plans`.
     #[serde(default)]
     pub plan: Option<String>,
-}
-
-/// The secrets of all consumers.
-pub(crate) fn secrets(consumers: &mut [Consumer]) -> impl Iterator<Item = &mut Secret> {
-    consumers
-        .iter_mut()
-        .flat_map(|consumer| consumer.credentials.values_mut())
-        .map(|credentials| &mut credentials.bearer)
 }

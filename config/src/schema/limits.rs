@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Duration, Rate, Secret};
+use crate::values::{Duration, FilePath, Rate, Secret, StatePath};
 
 /// Treatment of a request that is over a limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -104,13 +104,13 @@ pub struct State {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BudgetState {
-    /// An SQLite file; made when it is not there.
-    pub sqlite: PathBuf,
+    /// SQLite file; created when it does not exist.
+    pub sqlite: StatePath,
 }
 
 impl Default for BudgetState {
     fn default() -> Self {
-        Self { sqlite: PathBuf::from("state/budgets.db") }
+        Self { sqlite: PathBuf::from("state/budgets.db").into() }
     }
 }
 
@@ -130,8 +130,8 @@ pub struct RedisState {
     pub url: String,
     /// Authorities that are trusted for a server with TLS, in PEM; those of the system when left out.
     #[serde(default)]
-    pub ca_file: Option<PathBuf>,
-    /// Its password.
+    pub ca_file: Option<FilePath>,
+    /// Password of the server.
     #[serde(default)]
     pub password: Option<Secret>,
     /// Prefix of every key, so that several groups of gateways may use one server.

@@ -1,13 +1,12 @@
 //! `listeners`: the addresses that clients connect to.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Acme;
-use crate::values::{Duration, ListenAddress, Network, Size};
+use crate::values::{Duration, FilePath, ListenAddress, Network, Size};
 
 /// An address that clients connect to.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -88,9 +87,9 @@ pub struct ListenerTls {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CertificateFiles {
     /// The certificate, followed by those that lead to an authority.
-    pub cert_file: PathBuf,
+    pub cert_file: FilePath,
     /// The private key: PKCS #8, PKCS #1 or SEC 1, without a password.
-    pub key_file: PathBuf,
+    pub key_file: FilePath,
 }
 
 /// Certificates of clients.
@@ -98,8 +97,8 @@ pub struct CertificateFiles {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClientCertificates {
     /// The authorities that sign them, in PEM.
-    pub ca_file: PathBuf,
-    /// Whether a client must show one.
+    pub ca_file: FilePath,
+    /// Requirement of a certificate.
     #[serde(default)]
     pub mode: ClientCertificateMode,
 }

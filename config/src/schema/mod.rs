@@ -21,7 +21,6 @@ pub use balancing::{
     Adaptive, Capacity, CircuitBreaker, CompletionProbe, GrpcProbe, HashOn, HealthCheck, HttpProbe, KvCache,
     LoadBalancing, OutlierDetection, PolicyName, QueueDepth, TcpProbe,
 };
-pub(crate) use consumers::secrets as consumer_secrets;
 pub use consumers::{
     ApiKeyHeaders, Authentication, CertificateIdentity, Claims, Consumer, ConsumerCertificates, ConsumerKey,
     ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, Mtls, Tenant,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Duration, Size};
+use crate::values::{Duration, ModelPath, Size};
 
 /// Built-in model, which the gateway runs itself.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -17,8 +17,8 @@ pub struct Model {
     pub name: String,
     /// A GGUF file, or a model in safetensors as Hugging Face's libraries keep it: its folder, or the file of its weights
     /// (or the index of their parts) in that folder.
-    pub source: PathBuf,
-    /// What it is for; worked out from the file when left out, and an error when the file is for something else.
+    pub source: ModelPath,
+    /// Task of the model; found from the file when left out. A file for another task is an error.
     #[serde(default)]
     pub task: Option<ModelTask>,
     /// Device that runs the model.
@@ -90,7 +90,7 @@ impl Model {
     /// Files that the model is read from, its weights first; the others need not all exist. A folder itself is not
     /// among them: further files in it do not change the model.
     pub fn files(&self) -> Vec<PathBuf> {
-        let mut files = vec![self.source.clone()];
+        let mut files = vec![self.source.to_path_buf()];
         if self.source.is_dir() {
             let [whole, index] = SAFETENSORS.map(|name| self.source.join(name));
             let is_in_parts = !whole.exists() && index.exists();

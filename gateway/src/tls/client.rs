@@ -104,12 +104,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new();
         let (cert_file, key_file) = authority.client("gateway", "spiffe://example/gateway").write(folder.path(), "gw");
-        let mut written = BackendTls { ca_file: Some(authority.write(folder.path())), ..BackendTls::default() };
+        let mut written = BackendTls { ca_file: Some(authority.write(folder.path()).into()), ..BackendTls::default() };
         let plain = UpstreamTls::read(&written, false, true).unwrap();
         assert_eq!(plain.authorities.as_ref().unwrap().len(), 1);
         assert_eq!(plain.name("server.test"), "server.test");
         written.sni = Some("other.test".into());
-        written.client_certificate = Some(CertificateFiles { cert_file: cert_file.clone(), key_file });
+        written.client_certificate =
+            Some(CertificateFiles { cert_file: cert_file.clone().into(), key_file: key_file.into() });
         let shown = UpstreamTls::read(&written, false, true).unwrap();
         assert_eq!(shown.name("server.test"), "other.test");
         assert!(shown.shown.is_some() && shown.digest != plain.digest);
@@ -117,7 +118,7 @@ mod tests {
         // Pingora asks a key for its form and panics where it has none.
         let (_, key) = shown.shown.unwrap();
         assert!(PrivateKeyDer::try_from(key.secret_der().to_vec()).is_ok());
-        written.ca_file = Some(folder.path().join("gw.key"));
+        written.ca_file = Some(folder.path().join("gw.key").into());
         assert!(UpstreamTls::read(&written, false, true).err().unwrap().to_string().contains("gw.key"));
     }
 }

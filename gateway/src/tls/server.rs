@@ -191,7 +191,7 @@ mod tests {
         let authority = Authority::new();
         let certificates = certificates.iter().enumerate().map(|(n, names)| {
             let (cert_file, key_file) = authority.server(names).write(folder, &n.to_string());
-            CertificateFiles { cert_file, key_file }
+            CertificateFiles { cert_file: cert_file.into(), key_file: key_file.into() }
         });
         ListenerTls {
             certificates: certificates.collect(),
