@@ -120,7 +120,9 @@ impl<'s> Checker<'s> {
             }
             Value::Int(n) if expected.starts_with("a duration") => Some(format!("add a unit, such as {n}s or {n}ms")),
             Value::Int(n) if expected.starts_with("a size") => Some(format!("add a unit, such as {n}B or {n}MiB")),
-            Value::String(_) | Value::Mapping(_) if expected == A_LIST => Some("put it in brackets: [...]".to_owned()),
+            Value::String(_) | Value::Mapping(_) if expected == A_LIST => {
+                Some("write a list: `- ` before each entry, or brackets around all".to_owned())
+            }
             _ => None,
         };
         self.wrong(node.place, path, format!("expected {expected}, found {}", node.describe()), help);
@@ -258,6 +260,11 @@ impl<'s> Checker<'s> {
                 }
             }
             Value::String(_) if !words.is_empty() => self.word(node, &words, &keys, path),
+            // Not quoted: it may be the secret.
+            Value::String(_) if keys == ["env", "file"] => {
+                let help = "a secret is not written in the file: write {env: NAME} or {file: PATH}".to_owned();
+                self.wrong(node.place, path, "expected a mapping with `env` or `file`, found a string", Some(help));
+            }
             _ => self.mismatch(node, &alternatives(&words, &keys), path),
         }
     }
@@ -333,6 +340,7 @@ fn expectation(root: &Json, schema: &Json) -> String {
         (Some("server-url"), _) => "a URL such as http://10.0.0.11:8000",
         (Some("network"), _) => "a network such as 10.0.0.0/8",
         (Some("dns-server"), _) => "an address such as 10.0.0.53",
+        (Some("file-path" | "model-path" | "state-path"), _) => "the path of a file",
         (_, Some("object")) => "a mapping",
         (_, Some("array")) => A_LIST,
         (_, Some("integer")) => "a whole number",

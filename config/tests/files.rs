@@ -109,4 +109,16 @@ fn secrets_that_cannot_be_read_are_reported_with_their_places() {
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told[0].starts_with("admin.token the environment variable `UNSET`, which holds a secret, is not set"));
     assert!(told[1].starts_with("state.limits.redis.password the secret in ") && told[1].contains("is empty"));
+
+    std::fs::write(folder.path().join("password"), "x").unwrap();
+    for (path, told) in [(".", "is not a regular file"), ("token/x", "cannot read"), ("gone", "there is no file")] {
+        std::fs::write(&file, EVERY_FILE.replace("{file: token}", &format!("{{file: {path}}}"))).unwrap();
+        let report = load(&file, &LoadOptions { offline: false, ..options() }).unwrap_err();
+        assert_eq!(report.counts(), (1, 0), "{report}");
+        assert!(report.to_string().contains(told) && report.to_string().contains("at: admin.token.file"), "{report}");
+    }
+
+    let plain = EVERY_FILE.replace("{file: token}", "pl4in-secret");
+    let told = common::told(&plain).0;
+    assert_eq!(told, ["8: expected a mapping with `env` or `file`, found a string"]);
 }

@@ -14,6 +14,7 @@ mod paths;
 mod routes;
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::check::{listed, nearest};
@@ -109,8 +110,17 @@ impl Context<'_> {
         self.findings.push(Finding { at, severity: Severity::Error, message, help: Some(help) });
     }
 
+    /// Reports a path at which there is no file.
     fn missing(&mut self, at: &[Segment], path: &Path) {
-        self.outside(at.to_vec(), format!("there is no file {}: create it, or correct the path", path.display()));
+        let shown = path.display();
+        let message = match std::fs::metadata(path) {
+            Ok(_) => format!("{shown} is not a regular file; expected one: correct the path"),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                format!("there is no file {shown}: create it, or correct the path")
+            }
+            Err(e) => format!("cannot read {shown}: {e}; expected a file that the gateway's user may read"),
+        };
+        self.outside(at.to_vec(), message);
     }
 
     /// Reports a fault of a file or variable: a warning where they may be missing (`--offline`), else an error.
