@@ -30,9 +30,8 @@ pub const GUARDED: [&str; 14] = [
     "x-request-id",
 ];
 
-/// Names by which some servers use another path or method than the one that routes, limits and filters saw, and
-/// `proxy`, which programs behind CGI take for the proxy of their own requests (CVE-2016-5385). A caller never sets
-/// them.
+/// Names by which some servers use another path or method than the one that routes, limits and filters saw. Programs
+/// behind CGI take `proxy` for the proxy of their own requests (CVE-2016-5385). A caller never sets them.
 pub const OVERRIDES: [&str; 6] =
     ["proxy", "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
 

@@ -1,5 +1,5 @@
-//! Normal form of a path (RFC 3986, 6.2.2), for paths of requests and for paths in the file alike, so that a route
-//! compares what both mean. Pure functions over text.
+//! Normal form of URL paths (RFC 3986, 6.2.2), of requests and of the file alike, so that a route compares equal paths
+//! in equal spelling. Pure functions over text.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

@@ -1,5 +1,6 @@
 //! YAML text as a tree of nodes with positions. Scalars are resolved as in YAML 1.2's core schema (`no` and `on` are
-//! strings), anchors are expanded within a bound, and text with two readings is refused: duplicate and merge keys, tags.
+//! strings), and anchors are expanded within a bound. Text with two readings is refused: duplicate and merge keys,
+//! tags.
 
 use std::collections::HashMap;
 

@@ -28,8 +28,8 @@ pub enum PolicyName {
     /// The endpoint with the fewest requests in flight for its weight; of many endpoints, the better of two drawn ones.
     #[default]
     LeastRequest,
-    /// The better of two drawn ones by time to the first token (or to the head of an answer that is no stream) times
-    /// requests in flight. A slow answer counts at once, a fast one only by and by.
+    /// The better of two drawn ones by latency times requests in flight. Latency is the time to the first token, or to
+    /// the head of an answer that is no stream. A slow answer counts at once, a fast one only by and by.
     PeakEwma,
     /// Endpoint by the value of `hashOn`, always the same while it has no more than 1.25 times its share of the requests.
     Hash,

@@ -23,8 +23,8 @@ pub struct Consumer {
     /// API keys; all share the consumer's limits.
     #[serde(default)]
     pub keys: Vec<ConsumerKey>,
-    /// File with further digests of keys, one a line, as `spillway key new` prints them, each with the day on which the
-    /// key ends where it has one. Lines that begin with # are comments. Read again when it changes.
+    /// File with further digests of keys, one a line, as `spillway key new` prints them. The day on which a key ends
+    /// may follow its digest. Lines that begin with # are comments. Read again when it changes.
     #[serde(default)]
     pub keys_file: Option<FilePath>,
     /// Token that identifies the consumer, beside its keys.

@@ -50,8 +50,8 @@ pub enum ListenerProtocol {
     H2c,
 }
 
-/// Handling of a path with an encoded slash or backslash (`%2F`, `%5C`), which one server reads as a separator and another
-/// as part of a name.
+/// Handling of a path with an encoded slash or backslash (`%2F`, `%5C`). One server reads it as a separator, another as
+/// part of a name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum EncodedSlashes {

@@ -114,17 +114,17 @@ pub struct ProcessLimits {
     #[schemars(range(min = 1024, max = 16_777_216))]
     pub limit_keys: u32,
     /// Memory for all built-in models together, of any device; three quarters of what the process may use (its control
-    /// group counts) when left out, which a GPU with more than that must be given by this key. A model that does not
-    /// fit beside the others has those unloaded that are not kept warm and not in use, the least recently used first;
+    /// group counts) when left out. A GPU with more memory than that needs this key. For a model that does not fit
+    /// beside the others, models are unloaded that are not kept warm and not in use, the least recently used first;
     /// without such, it is not loaded. Memory counts until it is released; a model that is kept warm keeps its share
     /// while it is not loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_memory: Option<Size>,
-    /// File descriptors that neither connections of clients nor of servers may take: for the admin address, files, names
-    /// and stores. Connections to servers stop at the limit of open files (`ulimit -n`) less this number, new connections
-    /// of clients at the limit less twice this number. An eighth of the limit when left out, at least 16 and at most
-    /// 1024; never more than a quarter of the limit. `spillway_descriptor_shortages_total` counts connections that were
-    /// closed for it.
+    /// File descriptors that neither connections of clients nor of servers may take: for the admin address, files,
+    /// names and stores. Connections to servers stop at the limit of open files (`ulimit -n`) less this number. New
+    /// connections of clients stop at the limit less twice this number. An eighth of the limit when left out, at least
+    /// 16 and at most 1024; never more than a quarter of the limit. `spillway_descriptor_shortages_total` counts
+    /// connections that were closed for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reserved_descriptors: Option<NonZeroU32>,
 }

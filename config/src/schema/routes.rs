@@ -55,9 +55,9 @@ pub struct Route {
     #[serde(default)]
     pub spill: Option<SpillLimits>,
     /// Continues a stream that breaks after its first byte from the text so far, with a mark in the stream. Another
-    /// endpoint of the route with room continues it, which must support that for an assistant's last message (vLLM,
-    /// SGLang and llama.cpp do), else the model that `whenUnavailable` spills to. Without either the stream ends with
-    /// an error event.
+    /// endpoint of the route with room continues it, else the model that `whenUnavailable` spills to. The endpoint must
+    /// continue an assistant's last message; vLLM, SGLang and llama.cpp do. Without either the stream ends with an
+    /// error event.
     #[serde(default)]
     pub resume: bool,
     /// Size limits.
