@@ -434,7 +434,7 @@ impl fmt::Display for Date {
 
 string_value!(Date, "date", "2027-01-01", "A day, YYYY-MM-DD; stands for its beginning in UTC.");
 
-/// Implements the type of a path in the file: a string, of which [`crate::load`] makes an absolute path.
+/// Implements the type of a path in the file: a string, of which [`crate::load()`] makes an absolute path.
 macro_rules! path_value {
     ($(#[$doc:meta])* $type:ident, $format:literal, $example:literal, $description:literal) => {
         $(#[$doc])*
