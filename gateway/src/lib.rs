@@ -6,6 +6,7 @@ pub mod admission;
 pub mod adoptions;
 pub mod audit;
 pub mod balancing;
+mod builder;
 pub mod builtin;
 pub mod cli;
 pub mod clock;
@@ -35,3 +36,5 @@ pub mod telemetry;
 pub mod tls;
 pub mod topology;
 pub mod upstream;
+
+pub use builder::Builder;

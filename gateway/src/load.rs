@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use spillway_config::{LoadOptions, Loaded, Report};
+use spillway_filter::Registry;
 
 /// Reads a configuration as `serve` and `check` do.
-pub fn read(path: &Path, offline: bool) -> Result<Loaded, Report> {
-    let registry = spillway_filters::registry();
+pub fn read(path: &Path, registry: &Registry, offline: bool) -> Result<Loaded, Report> {
     let env = |name: &str| std::env::var(name).ok();
-    spillway_config::load(path, &LoadOptions { catalog: &registry, env: &env, files: &ModelFiles, offline })
+    spillway_config::load(path, &LoadOptions { catalog: registry, env: &env, files: &ModelFiles, offline })
 }
 
 /// Checks of the files that a configuration names.

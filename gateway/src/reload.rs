@@ -135,8 +135,8 @@ impl Reloader {
 
     /// Takes one edit or keeps it out.
     async fn reload(&self) -> Attempt {
-        let path = self.path.clone();
-        let read = tokio::task::spawn_blocking(move || read(&path, false)).await;
+        let (path, registry) = (self.path.clone(), self.compiler.registry.clone());
+        let read = tokio::task::spawn_blocking(move || read(&path, &registry, false)).await;
         let loaded = match read {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(mut report)) => {

@@ -10,6 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
 use spillway_config::Loaded;
 use spillway_config::schema::Config;
+use spillway_filter::Registry;
 use tokio::sync::watch;
 
 use crate::admin::{self, Shown};
@@ -66,7 +67,7 @@ pub enum ServeError {
 /// Judges a configuration that [`crate::load::read`] accepts, by the code that compiles it to be run; gives every reason
 /// not to run it. Opens no socket and no device, asks for no name and writes nothing. `models_in_full` reads the
 /// tokenizers and templates of models too, and adds up their memory.
-pub async fn judge(loaded: &Loaded, models_in_full: bool) -> Result<(), Vec<String>> {
+pub async fn judge(loaded: &Loaded, registry: &Arc<Registry>, models_in_full: bool) -> Result<(), Vec<String>> {
     let config = &loaded.config;
     let mut errors = Vec::new();
     errors.extend(token_of(config).err().map(|e| e.to_string()));
@@ -78,7 +79,7 @@ pub async fn judge(loaded: &Loaded, models_in_full: bool) -> Result<(), Vec<Stri
         Ok(plans) => errors.extend(plans.err().into_iter().flatten()),
         Err(e) => errors.push(e.to_string()),
     }
-    let compiler = Compiler::for_judging(config, models_in_full);
+    let compiler = Compiler::for_judging(config, registry.clone(), models_in_full);
     errors.extend(compiler.compile(loaded, None).await.err().into_iter().flat_map(|e| e.0));
     if errors.is_empty() { Ok(()) } else { Err(errors.iter().map(|error| loaded.origins.redact(error)).collect()) }
 }
@@ -100,6 +101,7 @@ pub async fn serve(
     path: PathBuf,
     loaded: Loaded,
     seen: Seen,
+    registry: Arc<Registry>,
     log: LogWriter,
     cache_dir: Option<PathBuf>,
     mut signals: Signals,
@@ -114,7 +116,6 @@ pub async fn serve(
 
     let listeners = Arc::new(ListenerSet::default());
     let limits = Limits::new(config.limits.limit_keys, metrics.clone());
-    let registry = spillway_filters::registry();
     let downstream =
         Arc::new(Downstream::new(config.limits.buffered_answers.0, metrics.process.write_timeouts.clone()));
     let compiler = Compiler::new(registry, metrics.clone(), limits.clone(), downstream.clone(), cache_dir);

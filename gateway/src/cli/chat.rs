@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use spillway_engine::{ChatMessage, Engine, Event, Generate, LoadOptions, PromptError, Sampling};
+use spillway_filter::Registry;
 
 use super::{FAILED, WRONG, cache_dir, fail, find_config};
 use crate::builtin::options;
@@ -39,14 +40,14 @@ pub(super) struct ChatArguments {
 }
 
 /// The model that is meant, with what the engine is told of it.
-fn find(arguments: &ChatArguments) -> Result<LoadOptions, String> {
+fn find(arguments: &ChatArguments, registry: &Registry) -> Result<LoadOptions, String> {
     let named = arguments.model.as_deref();
     let is_model = |path: &&Path| path.is_file() || path.join("config.json").is_file();
     if let Some(file) = named.map(Path::new).filter(is_model) {
         return Ok(LoadOptions { cache_dir: cache_dir(), ..LoadOptions::new(file) });
     }
     let path = find_config(arguments.config.clone())?;
-    let config = read(&path, false).map_err(|report| report.to_string())?.config;
+    let config = read(&path, registry, false).map_err(|report| report.to_string())?.config;
     let model = match named {
         Some(name) => config.models.iter().find(|model| model.name == name).ok_or_else(|| {
             let names: Vec<_> = config.models.iter().map(|model| format!("`{}`", model.name)).collect();
@@ -61,8 +62,8 @@ fn or_none(names: &[String]) -> String {
     if names.is_empty() { "no models".to_owned() } else { names.join(", ") }
 }
 
-pub(super) fn run(arguments: &ChatArguments) -> ExitCode {
-    let options = match find(arguments) {
+pub(super) fn run(arguments: &ChatArguments, registry: &Registry) -> ExitCode {
+    let options = match find(arguments, registry) {
         Ok(options) => LoadOptions { max_sequences: 1, max_queue_wait: PATIENCE, ..options },
         Err(e) => return fail(WRONG, &e),
     };

@@ -9,10 +9,12 @@ mod top;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
 use spillway_config::values::Size;
+use spillway_filter::Registry;
 
 use self::admin::AdminArguments;
 use crate::identity::NewKey;
@@ -91,13 +93,14 @@ enum KeyCommand {
     New,
 }
 
-/// Runs the command that the arguments name.
-pub fn run() -> ExitCode {
+/// Runs the command that the arguments name, with these filters.
+pub fn run(registry: Registry) -> ExitCode {
+    let registry = Arc::new(registry);
     match Arguments::parse().command {
-        Command::Serve { config } => serve(config),
-        Command::Check { files, offline } => check(&files, offline),
+        Command::Serve { config } => serve(config, registry),
+        Command::Check { files, offline } => check(&files, &registry, offline),
         Command::Schema => {
-            let schema = spillway_config::json_schema(&spillway_filters::registry());
+            let schema = spillway_config::json_schema(&*registry);
             println!("{}", serde_json::to_string_pretty(&schema).unwrap_or_default());
             ExitCode::SUCCESS
         }
@@ -111,8 +114,8 @@ pub fn run() -> ExitCode {
             }
             Err(e) => fail(FAILED, &e),
         },
-        Command::Models(command) => models::run(command),
-        Command::Chat(arguments) => chat::run(&arguments),
+        Command::Models(command) => models::run(command, &registry),
+        Command::Chat(arguments) => chat::run(&arguments, &registry),
         Command::Top { admin, interval, once } => {
             let interval = std::time::Duration::from_secs_f64(interval.clamp(0.1, 3_600.0));
             client(top::run(&admin, interval, once))
@@ -163,11 +166,11 @@ fn fail(code: u8, message: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn check(files: &[PathBuf], offline: bool) -> ExitCode {
+fn check(files: &[PathBuf], registry: &Arc<Registry>, offline: bool) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     for file in files {
-        let read_file = read(file, offline);
+        let read_file = read(file, registry, offline);
         let report = match &read_file {
             Ok(loaded) => &loaded.warnings,
             Err(report) => report,
@@ -175,13 +178,13 @@ fn check(files: &[PathBuf], offline: bool) -> ExitCode {
         eprint!("{report}");
         let (mut errors, warnings) = report.counts();
         // What is missing was told as a warning; without it the rest cannot be judged.
-        if let Some(mut loaded) = read_file.ok().filter(|_| !offline || read(file, false).is_ok()) {
+        if let Some(mut loaded) = read_file.ok().filter(|_| !offline || read(file, registry, false).is_ok()) {
             if offline {
                 // The memory of the machine that judges says nothing of the one that will serve.
                 loaded.config.limits.model_memory.get_or_insert(Size(u64::MAX));
             }
             let judged = match &runtime {
-                Ok(runtime) => runtime.block_on(server::judge(&loaded, true)),
+                Ok(runtime) => runtime.block_on(server::judge(&loaded, registry, true)),
                 Err(e) => Err(vec![format!("the runtime cannot be started: {e}")]),
             };
             for error in judged.err().into_iter().flatten() {
@@ -221,7 +224,7 @@ fn cache_dir() -> Option<PathBuf> {
     })
 }
 
-fn serve(config: Option<PathBuf>) -> ExitCode {
+fn serve(config: Option<PathBuf>, registry: Arc<Registry>) -> ExitCode {
     let path = match find_config(config) {
         Ok(path) => path,
         Err(e) => return fail(WRONG, &e),
@@ -236,8 +239,8 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Err(e) => return fail(FAILED, &format!("signals cannot be handled: {e}")),
     };
     let began = SystemTime::now();
-    let reading = path.clone();
-    let reading = runtime.spawn_blocking(move || read(&reading, false));
+    let (file, filters) = (path.clone(), registry.clone());
+    let reading = runtime.spawn_blocking(move || read(&file, &filters, false));
     let read = runtime.block_on(signals.unless_ended(reading));
     let loaded = match read {
         Ok(Ok(Ok(loaded))) => loaded,
@@ -246,7 +249,7 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Err(signal) => return ended_before(signal, runtime),
     };
     let seen = look_again(&loaded.files, began);
-    match runtime.block_on(signals.unless_ended(server::judge(&loaded, false))) {
+    match runtime.block_on(signals.unless_ended(server::judge(&loaded, &registry, false))) {
         Ok(Ok(())) => {}
         Ok(Err(errors)) => return fail(WRONG, &errors.join("\n")),
         Err(signal) => return ended_before(signal, runtime),
@@ -258,7 +261,7 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Err(e) => return fail(FAILED, &e),
     };
     raise_file_limit();
-    let serving = server::serve(absolute(&path), loaded, seen, log.clone(), cache_dir(), signals);
+    let serving = server::serve(absolute(&path), loaded, seen, registry, log.clone(), cache_dir(), signals);
     let served = runtime.block_on(serving);
     // What still runs after the drain is over does not hold the process.
     runtime.shutdown_background();

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use spillway_config::schema::Model;
 use spillway_engine::{DeviceChoice, Engine, LoadOptions, Task};
+use spillway_filter::Registry;
 
 use super::{FAILED, WRONG, fail, find_config};
 use crate::builtin::options;
@@ -33,15 +34,15 @@ pub(super) enum ModelsCommand {
     },
 }
 
-pub(super) fn run(command: ModelsCommand) -> ExitCode {
+pub(super) fn run(command: ModelsCommand, registry: &Registry) -> ExitCode {
     match command {
-        ModelsCommand::List { config } => list(config),
+        ModelsCommand::List { config } => list(config, registry),
         ModelsCommand::Inspect { file, device, no_load } => inspect(&file, &device, no_load),
     }
 }
 
-fn list(config: Option<PathBuf>) -> ExitCode {
-    let loaded = match find_config(config).map(|path| read(&path, false)) {
+fn list(config: Option<PathBuf>, registry: &Registry) -> ExitCode {
+    let loaded = match find_config(config).map(|path| read(&path, registry, false)) {
         Ok(Ok(loaded)) => loaded,
         Ok(Err(report)) => return fail(WRONG, &report),
         Err(e) => return fail(WRONG, &e),

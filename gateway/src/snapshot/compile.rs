@@ -52,8 +52,8 @@ const LEAST_SECRET: usize = 12;
 /// Makes snapshots; holds what they share.
 pub struct Compiler {
     downstream: Arc<Downstream>,
-    /// The filters that there are.
-    pub registry: Registry,
+    /// Filters that a configuration may name.
+    pub registry: Arc<Registry>,
     /// State of filters.
     pub states: SharedStates,
     /// State of endpoints.
@@ -102,7 +102,7 @@ fn has_budget(config: &Config) -> bool {
 impl Compiler {
     /// A compiler for a new process.
     pub fn new(
-        registry: Registry,
+        registry: Arc<Registry>,
         metrics: Arc<Metrics>,
         limits: Limits,
         downstream: Arc<Downstream>,
@@ -123,12 +123,12 @@ impl Compiler {
     }
 
     /// A compiler of its own that only judges.
-    pub fn for_judging(config: &Config, models_in_full: bool) -> Self {
+    pub fn for_judging(config: &Config, registry: Arc<Registry>, models_in_full: bool) -> Self {
         let metrics = Arc::new(Metrics::new());
         let limits = Limits::new(config.limits.limit_keys, metrics.clone());
         let downstream = Downstream::new(config.limits.buffered_answers.0, metrics.process.write_timeouts.clone());
         let purpose = Purpose::Judge { models_in_full };
-        Self { purpose, ..Self::new(spillway_filters::registry(), metrics, limits, Arc::new(downstream), None) }
+        Self { purpose, ..Self::new(registry, metrics, limits, Arc::new(downstream), None) }
     }
 
     /// Compiles a configuration. State of what did not change is taken over from `previous`; state that both share changes
