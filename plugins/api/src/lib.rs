@@ -8,6 +8,7 @@ mod limit;
 mod refusal;
 mod registry;
 mod state;
+pub mod testing;
 
 pub use headers::{HeaderEdit, Headers, Template};
 pub use http_client::{Call, HttpClient, HttpError, NoHttp};
