@@ -30,7 +30,7 @@ mod upstream;
 pub use client::{Answer, Client, Stream};
 pub use dns::{Dns, Says};
 pub use frames::{Frame, Frames, frame};
-pub use gateway::{Gateway, binary, whole};
+pub use gateway::{Gateway, binary, example_binary, whole};
 pub use issuer::{Issuer, IssuerKey};
 pub use models::with_template;
 pub use pages::{Block, Page, commands, missing, pages};

@@ -1,0 +1,13 @@
+//! Two filters as a user would write them, in a crate of their own. `docs/extend/filter.md` teaches them.
+
+mod message_limit;
+mod sunset;
+
+use spillway_filter::Registry;
+
+/// Registry of the filters of this crate.
+pub fn registry() -> Registry {
+    let mut registry = Registry::default();
+    registry.add(message_limit::factory()).add(sunset::factory());
+    registry
+}
