@@ -10,28 +10,39 @@
 )]
 
 use std::process::Command;
+use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
-use spillway_tests::{Gateway, Upstream, binary, example_binary, reply, repository};
+use spillway_tests::{Gateway, Upstream, binary, digest, eventually, example_binary, reply, repository, streamed};
+use tokio::sync::mpsc;
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(repository().join(path)).unwrap()
 }
 
-/// Configuration of the example, with this server.
-fn configuration(server: &str) -> String {
+/// Configuration of the example, with these servers for conversations and files.
+fn configuration(fleet: &Upstream, files: &Upstream) -> String {
     let yaml = read("plugins/examples/gateway.yaml");
-    yaml.replace("127.0.0.1:8080", "127.0.0.1:0").replace("http://127.0.0.1:9001", server)
+    let yaml = yaml.replace("127.0.0.1:8080", "127.0.0.1:0");
+    yaml.replace("http://127.0.0.1:9001", &fleet.url()).replace("http://127.0.0.1:9002", &files.url())
 }
+
+async fn start(fleet: &Upstream, files: &Upstream) -> Gateway {
+    Gateway::start_example(tempfile::tempdir().unwrap(), &configuration(fleet, files)).await
+}
+
+const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 
 fn conversation(messages: usize) -> String {
     json!({"model": "m", "messages": vec![json!({"role": "user", "content": "hi"}); messages]}).to_string()
 }
 
-async fn server() -> Upstream {
+/// Server that answers conversations.
+async fn fleet() -> Upstream {
     let answer = json!({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": []});
     Upstream::start(move |_| {
-        let answer = reply(200, &[("content-type", "application/json")], answer.to_string());
+        let answer = reply(200, &JSON, answer.to_string());
         async move { Some(answer) }
     })
     .await
@@ -48,54 +59,93 @@ fn the_page_shows_the_configuration_and_the_program_of_the_example() {
 
 #[tokio::test]
 async fn filters_of_a_user_decide_on_requests_and_change_answers() {
-    let upstream = server().await;
-    let gateway = Gateway::start_example(tempfile::tempdir().unwrap(), &configuration(&upstream.url())).await;
+    let (fleet, files) = (fleet().await, Upstream::digest().await);
+    let gateway = start(&fleet, &files).await;
     let client = gateway.client();
-    let answer = client.post("/v1/chat/completions", &[("content-type", "application/json")], conversation(2)).await;
+    let answer = client.post("/v1/chat/completions", &JSON, conversation(2)).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
-    assert_eq!(answer.header("sunset"), "Fri, 31 Dec 2027 23:59:59 GMT");
-    assert_eq!(answer.header("link"), "<https://example.com/v2>; rel=\"sunset\"");
-    assert_eq!(upstream.count(), 1);
+    assert!(answer.header("server-timing").starts_with("gateway;dur="));
+    assert_eq!(fleet.count(), 1);
 
-    let answer = client.post("/v1/chat/completions", &[("content-type", "application/json")], conversation(3)).await;
+    let answer = client.post("/v1/chat/completions", &JSON, conversation(3)).await;
     assert_eq!(answer.status, 400, "{}", answer.text());
     let error: Value = answer.json();
     assert_eq!((&error["error"]["code"], &error["error"]["param"]), (&json!("too_many_messages"), &json!("messages")));
-    assert_eq!(answer.header("sunset"), "Fri, 31 Dec 2027 23:59:59 GMT", "refusals are answers as well");
-    assert_eq!(upstream.count(), 1, "what a filter refuses reaches no server");
+    assert!(answer.header("server-timing").starts_with("gateway;dur="), "refusals are answers as well");
+    assert_eq!(fleet.count(), 1, "what a filter refuses reaches no server");
     let refused = "spillway_filter_refusals_total{http_route=\"chat\",filter=\"messageLimit\"}";
     gateway.metric_becomes(refused, 1.0).await;
 }
 
 #[tokio::test]
+async fn a_filter_of_a_user_follows_the_events_of_an_answer_to_its_end() {
+    const EVENT: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n";
+    const DONE: &str = "data: [DONE]\n\n";
+    let fleet = Upstream::start(|seen| async move {
+        let pause = if seen.headers.contains_key("x-slow") { 400 } else { 0 };
+        let (sender, parts) = mpsc::channel(1);
+        tokio::spawn(async move {
+            for part in [EVENT, &EVENT[..9], &EVENT[9..], DONE] {
+                let _ = sender.send(Ok(Bytes::from(part))).await;
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+        });
+        Some(streamed(&[("content-type", "text/event-stream")], parts))
+    })
+    .await;
+    let gateway = start(&fleet, &Upstream::digest().await).await;
+    let slow = [JSON[0], ("x-slow", "1")];
+    let answer = gateway.client().post("/v1/chat/completions", &slow, conversation(1)).await;
+    assert_eq!(answer.text(), [EVENT, EVENT, DONE].concat());
+    let told = eventually("the pause is logged", || async { gateway.events("answer_paused").first().cloned() }).await;
+    // The second event came in two parts, each after a pause.
+    assert!(told["pause"].as_f64().unwrap() >= 0.7, "{told}");
+    assert_eq!((&told["served_by"], &told["whole"]), (&json!("fleet"), &json!(true)), "{told}");
+    assert_eq!(told["bytes"], json!([EVENT, EVENT, DONE].concat().len()), "{told}");
+}
+
+#[tokio::test]
+async fn a_filter_of_a_user_refuses_a_body_that_streams_through() {
+    let (fleet, files) = (fleet().await, Upstream::digest().await);
+    let gateway = start(&fleet, &files).await;
+    let client = gateway.client();
+    let parts = |parts: &[&'static str]| parts.iter().map(|part| Bytes::from_static(part.as_bytes())).collect();
+    let answer = client.send(client.chunked("/files", &[], parts(&["%P", "DF-1.7 and more"]))).await;
+    assert_eq!((answer.status.as_u16(), answer.text()), (200, digest(b"%PDF-1.7 and more")));
+    let answer = client.send(client.chunked("/files", &[], parts(&["MZ", "and more"]))).await;
+    assert_eq!(answer.status, 415, "{}", answer.text());
+    assert_eq!(answer.json()["code"], "upload_kind_not_allowed");
+    let answer = client.post("/files", &[], "GIF not").await;
+    assert_eq!(answer.status, 415, "{}", answer.text());
+    assert_eq!(files.count(), 1, "no server takes a part for a whole body");
+    gateway.metric_becomes("spillway_filter_refusals_total{http_route=\"files\",filter=\"uploadKind\"}", 2.0).await;
+}
+
+#[tokio::test]
 async fn filters_of_a_user_are_checked_reloaded_and_shown_in_the_schema() {
-    let upstream = server().await;
-    let yaml = configuration(&upstream.url());
-    let gateway = Gateway::start_example(tempfile::tempdir().unwrap(), &yaml).await;
+    let (fleet, files) = (fleet().await, Upstream::digest().await);
+    let gateway = start(&fleet, &files).await;
     let written = std::fs::read_to_string(gateway.config()).unwrap();
 
     std::fs::write(gateway.config(), written.replace("maxMessages: 2", "maxMessages: 3")).unwrap();
     let event = gateway.reloads(0).await;
     assert_eq!(event["event"], "config_reloaded", "{event}");
-    let kinds = [("content-type", "application/json")];
-    let answer = gateway.client().post("/v1/chat/completions", &kinds, conversation(3)).await;
+    let answer = gateway.client().post("/v1/chat/completions", &JSON, conversation(3)).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
 
-    std::fs::write(gateway.config(), written.replace("Fri, 31 Dec 2027 23:59:59 GMT", "some day")).unwrap();
+    std::fs::write(gateway.config(), written.replace("\"GIF8\"", "\"\"")).unwrap();
     let event = gateway.reloads(1).await;
     assert_eq!(event["event"], "config_rejected", "{event}");
-    assert!(event["reason"].as_str().unwrap().contains("expected a date such as"), "{event}");
+    assert!(event["reason"].as_str().unwrap().contains("expected at least one beginning"), "{event}");
 
     let check = |program: std::path::PathBuf| {
         let out =
             Command::new(program).args(["check", "spillway.yaml"]).current_dir(gateway.folder()).output().unwrap();
-        (
-            out.status.success(),
-            format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)),
-        )
+        let said = [out.stdout, out.stderr].concat();
+        (out.status.success(), String::from_utf8_lossy(&said).into_owned())
     };
     let (good, said) = check(example_binary());
-    assert!(!good && said.contains("expected a date such as"), "{said}");
+    assert!(!good && said.contains("expected at least one beginning"), "{said}");
     std::fs::write(gateway.config(), &written).unwrap();
     let (good, said) = check(example_binary());
     assert!(good, "{said}");

@@ -5,6 +5,7 @@ mod body;
 mod body_budget;
 mod connection;
 mod forwarded;
+mod observers;
 
 use std::io;
 use std::net::IpAddr;
@@ -30,6 +31,7 @@ pub use body::{HeldBody, Hold, RequestBody, expects_continue, hold, malformed, m
 pub use body_budget::{BodyBudget, BodyShare, too_large};
 pub use connection::{ConnectionInfo, ListenerFacts, TlsInfo};
 pub use forwarded::{Origin, TrustedProxies};
+pub use observers::{Observers, RefusedPart};
 
 /// How a request ends before it was answered by an endpoint or a model.
 #[derive(Debug)]
@@ -211,6 +213,8 @@ pub struct Exchange {
     pub over_limit: Option<(String, Box<Refusal>)>,
     /// The filter that ended it.
     pub refused_by: Option<String>,
+    /// Observers of filters that follow it.
+    pub observers: Observers,
     /// Counts it as running.
     pub running: Option<RouteInFlight>,
 }
@@ -258,6 +262,7 @@ impl Exchange {
             authentication_failed: None,
             over_limit: None,
             refused_by: None,
+            observers: Observers::default(),
             running: None,
         }
     }
@@ -289,6 +294,24 @@ impl Exchange {
             origin: self.origin.as_ref(),
             secure: self.secure,
         }
+    }
+
+    /// Notes a part of the answer's body that goes to the client, and shows it to the observers.
+    pub fn pass(&mut self, part: &[u8]) {
+        let length = u64::try_from(part.len()).unwrap_or(0);
+        self.outcome.bytes_out = self.outcome.bytes_out.saturating_add(length);
+        self.observers.response_body(part);
+    }
+
+    /// Shows a part of the request's body to the observers before it goes to a server.
+    pub fn show_request_body(&mut self, part: &[u8]) -> Result<(), Box<Refusal>> {
+        self.observers.request_body(part).map_err(|refused| self.refused_by_observer(refused))
+    }
+
+    /// Notes which filter refused a part of the request's body.
+    pub fn refused_by_observer(&mut self, refused: RefusedPart) -> Box<Refusal> {
+        self.refused_by = Some(refused.filter);
+        refused.refusal
     }
 
     /// Who answered, as text.

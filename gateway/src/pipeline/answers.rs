@@ -75,7 +75,7 @@ pub(super) async fn send(
     }
     finish_response(&mut head, x);
     x.outcome.status = head.status.as_u16();
-    x.outcome.bytes_out = u64::try_from(body.len()).unwrap_or(u64::MAX);
+    x.pass(&body);
     // The deadline of the route may be over: this is what says so.
     let limits = x.write_limits(Instant::now() + LONGEST);
     deliver(session.write_response_header(Box::new(head)), limits, &mut Nothing).await?;

@@ -157,7 +157,7 @@ pub(super) async fn write_frames(
         };
         let Some(mut frame) = frame else { break };
         while let Some(next) = slice(&mut frame) {
-            x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(next.len()).unwrap_or(0));
+            x.pass(&next);
             let mut ahead = Ahead::new(stream, &mut unread, x);
             let written = deliver(session.write_response_body(next, false), limits(x), &mut ahead).await;
             written.map_err(|_| End::ClientGone)?;

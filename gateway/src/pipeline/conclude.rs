@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::{Version, header};
 use opentelemetry::{Array, StringValue, Value};
 use pingora::protocols::http::ServerSession;
+use spillway_filter::ExchangeEnd;
 
 use crate::admission::Admission;
 use crate::balancing::Verdict;
@@ -98,7 +99,7 @@ fn end(outcome: &Outcome) -> AttemptEnd {
         Outcome::Broken | Outcome::Died(_) | Outcome::Failed(_) => AttemptEnd::Failed,
         Outcome::GivenUp => AttemptEnd::GivenUp,
         Outcome::Full(_) => AttemptEnd::Full,
-        Outcome::ClientGone | Outcome::Malformed(_) => AttemptEnd::ClientGone,
+        Outcome::ClientGone | Outcome::Malformed(_) | Outcome::Refused(_) => AttemptEnd::ClientGone,
         Outcome::ClientSlow => AttemptEnd::ClientSlow,
     }
 }
@@ -112,6 +113,7 @@ fn error(outcome: &Outcome) -> Option<&'static str> {
         Outcome::Full(_) => Some("full"),
         Outcome::ClientSlow => Some("client_slow"),
         Outcome::Malformed(_) => Some("malformed_request"),
+        Outcome::Refused(_) => Some("refused"),
         Outcome::Failed(failure) => Some(kind(failure)),
     }
 }
@@ -124,7 +126,9 @@ fn verdict(outcome: &Outcome, status: u16, error_code: Option<&str>, took: Durat
         Outcome::Answered | Outcome::Unread if matches!(status, 500 | 502..=504 | 506..=599) => Verdict::Error,
         Outcome::Answered | Outcome::Unread => Verdict::Good,
         Outcome::Full(_) => Verdict::Full,
-        Outcome::ClientGone | Outcome::ClientSlow | Outcome::Malformed(_) | Outcome::GivenUp => Verdict::Unknown,
+        Outcome::ClientGone | Outcome::ClientSlow | Outcome::Malformed(_) | Outcome::Refused(_) | Outcome::GivenUp => {
+            Verdict::Unknown
+        }
         // The server ended a connection that idled, as it may.
         Outcome::Failed(Failure::Stale(_)) => Verdict::Unknown,
         // A request that had no time left when it came says nothing of the server.
@@ -256,6 +260,27 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
     let took = x.started.elapsed();
     // What nginx calls 499: the client left; nobody got this status.
     let status = if x.outcome.client_gone && x.outcome.status == 0 { 499 } else { x.outcome.status };
+    let bytes_in = match &x.body {
+        RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
+        RequestBody::Unread => u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX),
+    };
+    if !x.observers.is_empty() {
+        let mut observers = std::mem::take(&mut x.observers);
+        observers.end(&ExchangeEnd {
+            status,
+            is_whole: status != 0 && !x.outcome.client_gone && !x.outcome.broken,
+            bytes_in,
+            bytes_out: x.outcome.bytes_out,
+            duration: took,
+            first_token: x.outcome.first_token,
+            served_by: x.served_by(),
+            endpoint: x.outcome.endpoint.as_deref(),
+            attempts: x.outcome.attempts,
+            prompt_tokens: x.outcome.prompt_tokens,
+            completion_tokens: x.outcome.completion_tokens,
+            error_code: x.outcome.error_code,
+        });
+    }
     if let Some(route) = &x.route {
         route.metrics.ended(&head.method, status, took);
         if let Some(filter) = &x.refused_by {
@@ -287,10 +312,7 @@ pub(super) fn tell(gateway: &Gateway, session: &ServerSession, mut x: Exchange) 
             path: head.uri.path(),
             protocol: protocol(head.version).0,
             status,
-            bytes_in: match &x.body {
-                RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
-                RequestBody::Unread => u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX),
-            },
+            bytes_in,
             bytes_out: x.outcome.bytes_out,
             duration_ms: millis(took),
             served_by: x.served_by(),

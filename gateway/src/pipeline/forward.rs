@@ -209,6 +209,11 @@ async fn after(
         Outcome::Unread => Err(End::ClientGone),
         Outcome::ClientSlow => Err(too_slow()),
         Outcome::Malformed(violation) => Err(malformed(session, violation)),
+        Outcome::Refused(refusal) => {
+            // The rest of the body is not read.
+            session.set_keepalive(None);
+            Err(End::Refuse(refusal))
+        }
         Outcome::Died(died) => {
             Box::pin(resuming::resume(gateway, route, journey, died, session, x)).await?;
             Ok(Next::Ended(Forwarded::Served))

@@ -103,7 +103,8 @@ async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exch
         if named.rules.is_empty() {
             match named.filter.on_request(&mut view) {
                 Flow::Refuse(refusal) => return Some((By::Filter(refusal), &named.name)),
-                Flow::Continue => continue,
+                // Its answer holds when the route is certain: an observer of this one would see nothing.
+                Flow::Continue | Flow::Observe(_) => continue,
                 Flow::Answer(_) | Flow::Wait(_) => return None,
             }
         }
@@ -130,10 +131,28 @@ async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exch
 pub(super) async fn filters(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<(), End> {
     if let Some(consumer) = x.caller.clone() {
         count_with_tokenizer(route, &consumer.rules, x).await;
-        run(&consumer.rules, &route.filters, x.judged, session, x).await
+        run(&consumer.rules, &route.filters, x.judged, session, x).await?;
     } else {
         count_with_tokenizer(route, &Rules::new(), x).await;
-        run(&Rules::new(), &route.filters, x.judged, session, x).await
+        run(&Rules::new(), &route.filters, x.judged, session, x).await?;
+    }
+    show_held_body(x).await
+}
+
+/// Shows a body that is held to the observers, whole and once, whatever attempts follow.
+async fn show_held_body(x: &mut Exchange) -> Result<(), End> {
+    let RequestBody::Held(held) = &x.body else { return Ok(()) };
+    if x.observers.is_empty() {
+        return Ok(());
+    }
+    let (body, off_loop) = (held.bytes.clone(), x.off_loop.clone());
+    // What reads a large body must not hold up the other requests of this thread.
+    match off_loop.run(body.len(), || x.show_request_body(&body)).await {
+        Ok(shown) => Ok(shown?),
+        Err(busy) => {
+            x.ledger.give_back();
+            Err(busy.into())
+        }
     }
 }
 
@@ -202,6 +221,10 @@ async fn run(
         };
         let refusal = match flow {
             Flow::Continue => None,
+            Flow::Observe(observer) => {
+                x.observers.add(&named.name, observer);
+                None
+            }
             Flow::Answer(answer) => {
                 span.event("answered", &named.name);
                 return Err(End::Answer(answer));
@@ -221,6 +244,11 @@ async fn run(
                     return Err(End::Answer(answer));
                 }
                 x.request_headers.extend(waited.request_headers);
+                if waited.refusal.is_none()
+                    && let Some(observer) = waited.observer
+                {
+                    x.observers.add(&named.name, observer);
+                }
                 waited.refusal
             }
         };

@@ -43,7 +43,12 @@ pub(super) async fn resume(
         match elsewhere(gateway, route, journey, &died, session, x).await {
             Some(Outcome::Answered | Outcome::Broken) => return Ok(()),
             Some(
-                Outcome::ClientGone | Outcome::ClientSlow | Outcome::Malformed(_) | Outcome::GivenUp | Outcome::Unread,
+                Outcome::ClientGone
+                | Outcome::ClientSlow
+                | Outcome::Malformed(_)
+                | Outcome::Refused(_)
+                | Outcome::GivenUp
+                | Outcome::Unread,
             ) => {
                 return Err(End::ClientGone);
             }

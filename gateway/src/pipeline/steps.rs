@@ -12,7 +12,9 @@ use spillway_filter::{ErrorKind, Refusal};
 use super::access::{is_open_to, no_route};
 use super::limiting;
 use super::target::{self, host_of};
-use crate::exchange::{Asked, ConnectionInfo, End, Exchange, Hold, RequestBody, RouteInFlight, hold, too_large};
+use crate::exchange::{
+    Asked, ConnectionInfo, End, Exchange, Hold, Observers, RequestBody, RouteInFlight, hold, too_large,
+};
 use crate::framing::MAX_FIELDS;
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
@@ -319,6 +321,8 @@ fn by_model(candidates: &Candidates<'_>, x: &Exchange) -> Option<Arc<Route>> {
 
 fn enter(x: &mut Exchange, route: &Arc<Route>) {
     x.running = Some(RouteInFlight::enter(&route.metrics));
+    // Those of a route that does not take the request after all, such as that of a preflight.
+    x.observers = Observers::default();
     if route.calls_models {
         x.dialect = route.dialect;
     }

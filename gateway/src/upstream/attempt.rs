@@ -12,6 +12,7 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use pingora::{ErrorType, RetryType};
+use spillway_filter::Refusal;
 use tokio::time::Instant;
 
 use super::bounds::HEADER;
@@ -70,6 +71,8 @@ pub enum Outcome {
     ClientSlow,
     /// The body of the client's request breaks the framing of HTTP/1; nothing was sent to it.
     Malformed(Violation),
+    /// A filter refused a part of the request's body; nothing was sent to the client.
+    Refused(Box<Refusal>),
 }
 
 /// An event stream that ended early.

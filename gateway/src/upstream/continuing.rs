@@ -185,7 +185,7 @@ impl Rest<'_, '_> {
         let last = if is_last { part.split_off(part.len().saturating_sub(SLICE)) } else { Bytes::new() };
         loop {
             while let Some(next) = slice(&mut part) {
-                x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(next.len()).unwrap_or(0));
+                x.pass(&next);
                 let mut beside =
                     RestSide { rest: self, most, place: &mut x.place, answered_in: &mut x.outcome.answered_in };
                 deliver(session.write_response_body(next, false), limits, &mut beside).await?;
@@ -196,7 +196,7 @@ impl Rest<'_, '_> {
             }
         }
         if is_last {
-            x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
+            x.pass(&last);
             let mut beside =
                 RestSide { rest: self, most, place: &mut x.place, answered_in: &mut x.outcome.answered_in };
             deliver(session.write_response_body(last, true), limits, &mut beside).await?;

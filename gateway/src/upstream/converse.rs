@@ -207,6 +207,14 @@ pub(super) async fn converse(
             }
             Next::BodyPart(part) => {
                 let Some(server) = upstream.as_mut() else { continue };
+                // As with a body that breaks the framing, the server's connection is closed without an end.
+                if let Err(refusal) = x.show_request_body(&part) {
+                    if !state.head_passed {
+                        return Outcome::Refused(refusal);
+                    }
+                    let message = "a filter refused the rest of the request's body";
+                    return break_off(session, x, state.event_stream, refusal.code, message).await;
+                }
                 // The last part of HTTP/2 says that it is the last: no end follows it.
                 let ends = session.is_body_done();
                 let written = async {

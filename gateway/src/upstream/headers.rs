@@ -414,7 +414,7 @@ pub fn to_http2(out: &mut RequestHeader, takes_trailers: bool, https: bool) {
 /// [`remove_hop_by_hop`].
 pub fn outgoing_response(
     mut out: ResponseHeader,
-    x: &Exchange,
+    x: &mut Exchange,
     client_is_http11: bool,
     has_body: bool,
 ) -> Box<ResponseHeader> {
@@ -456,8 +456,8 @@ fn show_limits(out: &mut ResponseHeader, x: &Exchange) {
     }
 }
 
-/// What every answer carries, whoever made it: the request id, the limits, what the filters add.
-pub fn finish_response(out: &mut ResponseHeader, x: &Exchange) {
+/// What every answer carries, whoever made it: the request id, the limits, what the filters and their observers add.
+pub fn finish_response(out: &mut ResponseHeader, x: &mut Exchange) {
     let _ = out.insert_header(X_REQUEST_ID.clone(), x.request_id.clone());
     show_limits(out, x);
     if let Some(route) = &x.route {
@@ -465,6 +465,7 @@ pub fn finish_response(out: &mut ResponseHeader, x: &Exchange) {
         for filter in route.all_filters() {
             filter.filter.on_response(&mut ResponseHeaders(out), &variables);
         }
+        x.observers.response_head(out.status, &mut ResponseHeaders(out));
     }
 }
 

@@ -333,7 +333,7 @@ async fn pass(
     let limits = write_limits(a, x, state);
     loop {
         while let Some(next) = slice(&mut part) {
-            x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(next.len()).unwrap_or(0));
+            x.pass(&next);
             let write = session.write_response_body(next, false);
             deliver(write, limits, &mut ServerSide::new(a, x, upstream, state, passing)).await?;
         }
@@ -417,7 +417,7 @@ pub(super) async fn finish(
         let message = "the trailers of the backend's answer are longer than its `limits.maxHeaderBytes`";
         return break_off(session, x, state.event_stream, "upstream_header_too_large", message).await;
     }
-    x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
+    x.pass(&last);
     let write = async {
         match trailers {
             Some(trailers) => {
@@ -474,6 +474,7 @@ pub async fn break_off(
         };
         let refusal = Refusal::new(status, kind, code, message);
         if let Some(event) = x.dialect.error_event(&refusal) {
+            x.observers.response_body(&event);
             // A client that reads no more must not hold the server's place for it.
             let _ = client_write(Instant::now() + LAST_WORD, session.write_response_body(event, true)).await;
         }

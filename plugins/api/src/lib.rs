@@ -2,17 +2,21 @@
 //! and no runtime: the gateway shows requests through the views here and executes the filter's decision. Filters are
 //! registered in the [`Registry`], which provides their names, schemas and checks to the configuration language.
 
+mod events;
 mod headers;
 mod http_client;
 mod limit;
+mod observer;
 mod refusal;
 mod registry;
 mod state;
 pub mod testing;
 
+pub use events::{EventSplitter, MAX_EVENT, ResponseEvent};
 pub use headers::{HeaderEdit, Headers, Template};
 pub use http_client::{Call, HttpClient, HttpError, NoHttp};
 pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};
+pub use observer::{ExchangeEnd, Observer};
 pub use refusal::{ErrorKind, Refusal};
 pub use registry::{BuildContext, ExpressionCheck, FilterFactory, Registry, define};
 pub use spillway_config::FieldError;
@@ -36,6 +40,8 @@ pub enum Stage {
 pub enum Flow {
     /// Continues with the next filter.
     Continue,
+    /// Continues with the next filter and follows the exchange; only a filter that follows pays for a box.
+    Observe(Box<dyn Observer>),
     /// Answers the request here.
     Answer(Box<Answer>),
     /// Refuses the request.
@@ -55,6 +61,8 @@ pub struct Waited {
     pub refusal: Option<Box<Refusal>>,
     /// Answer that ends the request, in place of an error of the gateway's own.
     pub answer: Option<Box<Answer>>,
+    /// Observer of the exchange if the request passes.
+    pub observer: Option<Box<dyn Observer>>,
     /// Failure of the awaited server, whatever was decided without it; counted in the metrics.
     pub failure: Option<String>,
     /// Headers that are set on the request for later filters and the backend, replacing the caller's.

@@ -5,12 +5,14 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::{
-    BuildContext, Caller, Filter, FilterFactory, Flow, HttpClient, NoHttp, RequestView, SharedStates, Variables,
+    BuildContext, Caller, EventSplitter, ExchangeEnd, Filter, FilterFactory, Flow, HttpClient, NoHttp, RequestView,
+    ResponseEvent, SharedStates, Variables,
 };
 
 /// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
@@ -224,6 +226,30 @@ fn header(name: &str, value: &str) -> (HeaderName, HeaderValue) {
     match (name.parse(), value.parse()) {
         (Ok(name), Ok(value)) => (name, value),
         _ => panic!("no header can be `{name}: {value}`"),
+    }
+}
+
+/// Splits an event stream as the gateway does, and calls `emit` with each event.
+pub fn split_events(stream: impl AsRef<[u8]>, emit: impl FnMut(&ResponseEvent<'_>)) {
+    EventSplitter::default().feed(stream.as_ref(), emit);
+}
+
+/// End of a plain exchange: a whole answer of `backend` with status 200. A test changes some of it by
+/// `ExchangeEnd { status: 502, ..exchange_end() }`.
+pub fn exchange_end() -> ExchangeEnd<'static> {
+    ExchangeEnd {
+        status: 200,
+        is_whole: true,
+        bytes_in: 0,
+        bytes_out: 0,
+        duration: Duration::ZERO,
+        first_token: None,
+        served_by: "backend",
+        endpoint: None,
+        attempts: 1,
+        prompt_tokens: None,
+        completion_tokens: None,
+        error_code: None,
     }
 }
 
