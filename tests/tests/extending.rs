@@ -21,15 +21,18 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(repository().join(path)).unwrap()
 }
 
-/// Configuration of the example, with these servers for conversations and files.
-fn configuration(fleet: &Upstream, files: &Upstream) -> String {
-    let yaml = read("plugins/examples/gateway.yaml");
-    let yaml = yaml.replace("127.0.0.1:8080", "127.0.0.1:0");
-    yaml.replace("http://127.0.0.1:9001", &fleet.url()).replace("http://127.0.0.1:9002", &files.url())
+/// Gateway of the example with these servers for conversations and files.
+async fn start(fleet: &Upstream, files: &Upstream) -> Gateway {
+    start_with_review(fleet, files, &Upstream::nobody().await).await
 }
 
-async fn start(fleet: &Upstream, files: &Upstream) -> Gateway {
-    Gateway::start_example(tempfile::tempdir().unwrap(), &configuration(fleet, files)).await
+/// As [`start`], with a server that gets copies.
+async fn start_with_review(fleet: &Upstream, files: &Upstream, review: &str) -> Gateway {
+    let mut yaml = read("plugins/examples/gateway.yaml").replace("127.0.0.1:8080", "127.0.0.1:0");
+    for (port, url) in [(9001, fleet.url()), (9002, files.url()), (9003, review.to_owned())] {
+        yaml = yaml.replace(&format!("http://127.0.0.1:{port}"), &url);
+    }
+    Gateway::start_example(tempfile::tempdir().unwrap(), &yaml).await
 }
 
 const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
@@ -122,6 +125,27 @@ async fn a_filter_of_a_user_refuses_a_body_that_streams_through() {
 }
 
 #[tokio::test]
+async fn a_filter_of_a_user_has_limits_and_copies_and_still_decides() {
+    let (files, review) = (Upstream::digest().await, Upstream::digest().await);
+    let gateway = start_with_review(&fleet().await, &files, &review.url()).await;
+    let client = gateway.client();
+    let status = async |agreed: &[(&str, &str)]| client.post("/trial", agreed, "a").await.status.as_u16();
+    assert_eq!(status(&[("x-trial", "share")]).await, 200);
+    assert_eq!(status(&[("x-trial", "private")]).await, 200);
+    assert_eq!(status(&[]).await, 403, "the filter decides on what its limit allows");
+    let answer = client.post("/trial", &[], "a").await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.json()["code"]),
+        (429, &json!("rate_limit_exceeded")),
+        "the limit is first"
+    );
+    assert_eq!(files.count(), 2);
+    eventually("the copy arrives", || async { (review.count() == 1).then_some(()) }).await;
+    gateway.metric_becomes("spillway_mirrors_total{http_route=\"trial\",outcome=\"answered\"}", 1.0).await;
+    assert_eq!(review.last().headers["x-trial"], "share");
+}
+
+#[tokio::test]
 async fn filters_of_a_user_are_checked_reloaded_and_shown_in_the_schema() {
     let (fleet, files) = (fleet().await, Upstream::digest().await);
     let gateway = start(&fleet, &files).await;
@@ -148,9 +172,13 @@ async fn filters_of_a_user_are_checked_reloaded_and_shown_in_the_schema() {
     assert!(!good && said.contains("expected at least one beginning"), "{said}");
     std::fs::write(gateway.config(), &written).unwrap();
     let (good, said) = check(example_binary());
-    assert!(good, "{said}");
+    assert!(good && said.contains("ok (0 warnings)"), "{said}");
+    std::fs::write(gateway.config(), written.replace("copyTo: review", "copyTo: nobody")).unwrap();
+    let (good, said) = check(example_binary());
+    assert!(!good && said.contains("route `trial`, filter `trial`: unknown backend `nobody`"), "{said}");
+    std::fs::write(gateway.config(), &written).unwrap();
     let (good, said) = check(binary());
-    assert!(!good && said.contains("messageLimit"), "spillway itself knows no such filter: {said}");
+    assert!(!good && said.contains("answerTiming"), "spillway itself knows no such filter: {said}");
 
     let schema = Command::new(example_binary()).arg("schema").output().unwrap();
     let schema = String::from_utf8(schema.stdout).unwrap();

@@ -100,17 +100,18 @@ pub(super) async fn refused_by_all<'r>(
 async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exchange) -> Option<(By<'r>, &'r str)> {
     for named in &route.guards {
         let mut view = view(session, x);
-        if named.rules.is_empty() {
-            match named.filter.on_request(&mut view) {
-                Flow::Refuse(refusal) => return Some((By::Filter(refusal), &named.name)),
-                // Its answer holds when the route is certain: an observer of this one would see nothing.
-                Flow::Continue | Flow::Observe(_) => continue,
-                Flow::Answer(_) | Flow::Wait(_) => return None,
-            }
-        }
         let subject = Subject { view: &view, credential: x.credential };
         if let Some(spent) = spent(named.rules.iter(), subject, false).await {
             return Some((By::Limit(spent), &named.name));
+        }
+        if !named.acts {
+            continue;
+        }
+        match named.filter.on_request(&mut view) {
+            Flow::Refuse(refusal) => return Some((By::Filter(refusal), &named.name)),
+            // It is asked again when the route is certain; until then there is nothing to observe.
+            Flow::Continue | Flow::Observe(_) => {}
+            Flow::Answer(_) | Flow::Wait(_) => return None,
         }
     }
     // Who is not known yet has another level than it will have.
@@ -168,7 +169,8 @@ async fn count_with_tokenizer(route: &Route, own: &Rules, x: &mut Exchange) {
     }
 }
 
-fn view<'a>(session: &'a ServerSession, x: &'a Exchange) -> RequestView<'a> {
+/// Request as filters see it.
+pub(super) fn view<'a>(session: &'a ServerSession, x: &'a Exchange) -> RequestView<'a> {
     let head = session.req_header();
     RequestView {
         method: &head.method,
@@ -206,6 +208,8 @@ async fn run(
         if !named.rules.is_empty() {
             rules.extend(named.rules.iter().filter(left(judged.route)));
             limits = &named.name;
+        }
+        if !named.acts {
             continue;
         }
         take(&mut rules, limits, session, x).await?;

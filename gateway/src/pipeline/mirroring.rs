@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pingora::protocols::http::ServerSession;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::limiting::view;
 use super::trying::{Try, copy_attempt};
 use crate::admission::{Journey, Order};
 use crate::balancing::Endpoint;
@@ -17,10 +18,13 @@ use crate::telemetry::MirrorEnd;
 use crate::topology::{MirrorPlan, Route};
 use crate::upstream::{Outcome, Ready, drain, open};
 
-/// Sends the copies that this request is drawn for.
+/// Sends the copies for which this request is drawn and which its filters want.
 pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ServerSession, x: &Exchange) {
     for (place, plan) in route.mirrors.iter().enumerate() {
         if rand::random::<f64>() >= plan.share {
+            continue;
+        }
+        if !plan.filter.mirrors_request(&view(session, x), &plan.backend.name) {
             continue;
         }
         match prepare(gateway, route, plan, session, x) {

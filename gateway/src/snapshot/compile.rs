@@ -369,28 +369,37 @@ impl Compiler {
                 .registry
                 .build(&entry.name, &entry.config, &cx)
                 .map_err(|e| format!("route `{name}`, filter `{}`: {}", entry.name, e.message))?;
-            if let Some(mirror) = filter.mirror() {
-                let backend = backends.get(mirror.backend).cloned().ok_or_else(|| missing(mirror.backend))?;
+            for mirror in filter.mirrors() {
+                let backend = backends.get(mirror.backend.as_str()).cloned();
+                let backend = backend.ok_or_else(|| {
+                    format!("route `{name}`, filter `{}`: unknown backend `{}`", entry.name, mirror.backend)
+                })?;
                 let places = usize::try_from(mirror.max_in_flight).unwrap_or(Semaphore::MAX_PERMITS);
                 mirrors.push(MirrorPlan {
                     backend,
+                    filter: filter.clone(),
                     share: mirror.share,
                     timeout: mirror.timeout,
                     places: Arc::new(Semaphore::new(places)),
                     max_body: mirror.max_body,
                 });
             }
-            let named = |rules| NamedFilter { name: entry.name.clone(), filter: filter.clone(), rules };
-            if let Some(spec) = filter.limit() {
-                let (early, late) =
-                    parts.limits.of_filter(&name, spec, parts.adoptions).map_err(|e| format!("route `{name}`: {e}"))?;
-                // A limit by address counts requests before anybody is known, and tokens when the body is.
-                guards.extend((!early.is_empty()).then(|| named(early)));
-                filters.extend((!late.is_empty()).then(|| named(late)));
-                continue;
+            let (mut early, mut late) = (Rules::new(), Rules::new());
+            for spec in filter.limits() {
+                let rules = parts.limits.of_filter(&name, spec, parts.adoptions);
+                let (first, others) = rules.map_err(|e| format!("route `{name}`: {e}"))?;
+                early.extend(first);
+                late.extend(others);
             }
-            let list = if filter.stage() == Stage::Guard { &mut guards } else { &mut filters };
-            list.push(named(Rules::new()));
+            let (acts, is_guard) = (!filter.only_declares(), filter.stage() == Stage::Guard);
+            let named = |rules, acts| NamedFilter { name: entry.name.clone(), filter: filter.clone(), rules, acts };
+            // A limit by address counts requests before anybody is known, and tokens when the body is.
+            if !early.is_empty() || (acts && is_guard) {
+                guards.push(named(early, acts && is_guard));
+            }
+            if !late.is_empty() || (acts && !is_guard) {
+                filters.push(named(late, acts && !is_guard));
+            }
         }
         let calls_models = targets.iter().any(|target| match &target.kind {
             TargetKind::Backend(backend) => backend.calls_models(),

@@ -105,8 +105,10 @@ pub struct NamedFilter {
     pub name: String,
     /// What it does.
     pub filter: Arc<dyn Filter>,
-    /// The rules of limits that it stands for at this place; then it is not asked itself.
+    /// Rules of its limits that are judged here, before the filter itself is asked.
     pub rules: Rules,
+    /// True where its hooks are called: at one place at most. A filter may have rules at another one as well.
+    pub acts: bool,
 }
 
 /// What happens when no target takes a request: another backend or a built-in model answers, else it is refused.
@@ -145,6 +147,8 @@ pub struct RetryPlan {
 pub struct MirrorPlan {
     /// The backend.
     pub backend: Arc<Backend>,
+    /// Filter that declares the copies and picks the requests.
+    pub filter: Arc<dyn Filter>,
     /// Share of the requests, from 0 to 1.
     pub share: f64,
     /// Longest time of a copy.
@@ -165,9 +169,9 @@ pub struct HedgePlan {
 }
 
 impl Route {
-    /// Every filter, guards first.
+    /// Every filter with hooks, each once, guards first.
     pub fn all_filters(&self) -> impl Iterator<Item = &NamedFilter> {
-        self.guards.iter().chain(&self.filters)
+        self.guards.iter().chain(&self.filters).filter(|named| named.acts)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Rate-limit rules of filters. A filter names a rule; the gateway keeps its levels, here or in a shared store.
-//! All rules of a request are judged together, and settled when the answer has ended.
+//! Limits of filters. A filter declares rules; the gateway keeps their levels, here or in a shared store. Rules of filters
+//! next to each other are judged together, and settled when the answer has ended.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -51,7 +51,8 @@ pub struct Quota {
 pub struct LimitSpec {
     /// Requests that share a level.
     pub by: LimitBy,
-    /// Name of `by` in messages and metrics: `consumer`, `header x-user`.
+    /// Name of `by` in messages and metrics: `consumer`, `header x-user`. Limits of one route share a level if subject, unit
+    /// and period are equal.
     pub subject: String,
     /// Limit of requests.
     pub requests: Option<Quota>,

@@ -155,8 +155,11 @@ impl Filter for RateLimited {
     fn stage(&self) -> Stage {
         self.stage
     }
-    fn limit(&self) -> Option<&LimitSpec> {
-        Some(&self.spec)
+    fn limits(&self) -> &[LimitSpec] {
+        std::slice::from_ref(&self.spec)
+    }
+    fn only_declares(&self) -> bool {
+        true
     }
     fn needs_body(&self) -> bool {
         self.reads_body

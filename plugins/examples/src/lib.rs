@@ -2,6 +2,7 @@
 
 mod answer_timing;
 mod message_limit;
+mod trial;
 mod upload_kind;
 
 use spillway_filter::Registry;
@@ -10,5 +11,6 @@ use spillway_filter::Registry;
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add(message_limit::factory()).add(answer_timing::factory()).add(upload_kind::factory());
+    registry.add(trial::factory());
     registry
 }
