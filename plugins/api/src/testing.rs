@@ -4,15 +4,17 @@
 #![allow(clippy::panic, reason = "a mistake in a test must fail the test")]
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake};
+use std::thread::Thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::{
-    BuildContext, Caller, EventSplitter, ExchangeEnd, Filter, FilterFactory, Flow, HttpClient, NoHttp, RequestView,
-    ResponseEvent, SharedStates, Variables,
+    BuildContext, Call, Caller, EventSplitter, ExchangeEnd, Filter, FilterFactory, Flow, HttpClient, HttpError, NoHttp,
+    RequestView, ResponseEvent, SharedStates, Variables, Waited,
 };
 
 /// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
@@ -205,6 +207,59 @@ impl TestRequest {
     /// Has a filter decide on the request.
     pub fn decide(&self, filter: &dyn Filter) -> Flow {
         filter.on_request(&mut self.view())
+    }
+}
+
+/// Client of a filter's calls that answers each at once in the same way, and keeps the requests.
+pub struct FixedHttp {
+    answer: Result<http::Response<Bytes>, HttpError>,
+    requests: Mutex<Vec<http::Request<Bytes>>>,
+}
+
+impl FixedHttp {
+    /// Client whose calls get this answer.
+    pub fn answering(answer: http::Response<Bytes>) -> Arc<Self> {
+        Arc::new(Self { answer: Ok(answer), requests: Mutex::default() })
+    }
+
+    /// Client whose calls fail.
+    pub fn failing(message: &str) -> Arc<Self> {
+        Arc::new(Self { answer: Err(HttpError(message.to_owned())), requests: Mutex::default() })
+    }
+
+    /// Returns the requests of all calls so far.
+    pub fn requests(&self) -> Vec<http::Request<Bytes>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl HttpClient for FixedHttp {
+    fn call(&self, request: http::Request<Bytes>, _: Duration) -> Call {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        Box::pin(std::future::ready(self.answer.clone()))
+    }
+}
+
+/// Runs the wait of a filter to its end, on this thread.
+///
+/// # Panics
+///
+/// If the filter does not wait.
+pub fn wait(flow: Flow) -> Waited {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let Flow::Wait(mut waiting) = flow else { panic!("the filter does not wait") };
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        match waiting.as_mut().poll(&mut cx) {
+            Poll::Ready(waited) => return waited,
+            Poll::Pending => std::thread::park(),
+        }
     }
 }
 
