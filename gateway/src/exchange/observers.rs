@@ -5,7 +5,7 @@ use http::{StatusCode, header};
 use spillway_filter::{EventSplitter, ExchangeEnd, Headers, Observer, Refusal};
 
 /// An observer and the name of its filter.
-struct Named {
+struct NamedObserver {
     filter: String,
     observer: Box<dyn Observer>,
 }
@@ -13,7 +13,7 @@ struct Named {
 /// Observers of an exchange.
 #[derive(Default)]
 pub struct Observers {
-    all: Vec<Named>,
+    all: Vec<NamedObserver>,
     /// Splits the answer, if it is an event stream that an observer reads.
     events: Option<EventSplitter>,
 }
@@ -35,7 +35,7 @@ impl Observers {
 
     /// Adds the observer of a filter.
     pub fn add(&mut self, filter: &str, observer: Box<dyn Observer>) {
-        self.all.push(Named { filter: filter.to_owned(), observer });
+        self.all.push(NamedObserver { filter: filter.to_owned(), observer });
     }
 
     /// Shows a part of the request's body.

@@ -97,9 +97,9 @@ fn end(outcome: &Outcome) -> AttemptEnd {
         // After `Unread` the server has done its part.
         Outcome::Answered | Outcome::Unread => AttemptEnd::Answered,
         Outcome::Broken | Outcome::Died(_) | Outcome::Failed(_) => AttemptEnd::Failed,
-        Outcome::GivenUp => AttemptEnd::GivenUp,
+        Outcome::GivenUp | Outcome::Refused(_) => AttemptEnd::GivenUp,
         Outcome::Full(_) => AttemptEnd::Full,
-        Outcome::ClientGone | Outcome::Malformed(_) | Outcome::Refused(_) => AttemptEnd::ClientGone,
+        Outcome::ClientGone | Outcome::Malformed(_) => AttemptEnd::ClientGone,
         Outcome::ClientSlow => AttemptEnd::ClientSlow,
     }
 }

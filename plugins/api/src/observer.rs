@@ -1,5 +1,5 @@
-//! What a filter may follow of one exchange after it has let the request pass: parts of both bodies, the head of the
-//! answer, its events, its end. A filter that follows nothing costs nothing here.
+//! Hooks for one exchange, after a filter has let its request pass: parts of both bodies, the head of the answer, its events,
+//! its end. A filter that follows nothing costs nothing here.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::{Headers, Refusal, ResponseEvent};
 /// Follows one exchange for a filter, which returns it by [`Flow::Observe`](crate::Flow::Observe). Sees what the gateway
 /// hands on, once and in order, whatever attempts were needed for it. Nothing here may block.
 ///
-/// One may be dropped before [`Self::on_end`]: where another route takes the request, or a connection is cut. What it holds
-/// is released by `Drop`.
+/// An observer may be dropped before [`Self::on_end`]: where another route takes the request, or a connection is cut. Release
+/// by `Drop` what it holds.
 pub trait Observer: Send + Sync {
     /// Reads a part of the request's body before it goes to a server: the whole of a body that is held, else each part as it
     /// comes. A refusal ends the request; where the head of the answer is out, it breaks the answer off.
