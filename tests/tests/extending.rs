@@ -10,11 +10,15 @@
 )]
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use spillway_tests::{Gateway, Upstream, binary, digest, eventually, example_binary, reply, repository, streamed};
+use spillway_tests::{
+    Gateway, Reply, Upstream, binary, digest, eventually, example_binary, model, reply, repository, streamed,
+};
 use tokio::sync::mpsc;
 
 fn read(path: &str) -> String {
@@ -80,31 +84,82 @@ async fn filters_of_a_user_decide_on_requests_and_change_answers() {
     gateway.metric_becomes(refused, 1.0).await;
 }
 
+const EVENT: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n";
+const DONE: &str = "data: [DONE]\n\n";
+
+/// Two events, the second of them in two parts, and the last. There is a pause behind each part.
+fn slow_stream() -> Reply {
+    let (sender, parts) = mpsc::channel(1);
+    tokio::spawn(async move {
+        for part in [EVENT, &EVENT[..9], &EVENT[9..], DONE] {
+            let _ = sender.send(Ok(Bytes::from(part))).await;
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
+    });
+    streamed(&[("content-type", "text/event-stream")], parts)
+}
+
+async fn paused(gateway: &Gateway) -> Value {
+    eventually("the pause is logged", || async { gateway.events("answer_paused").first().cloned() }).await
+}
+
 #[tokio::test]
 async fn a_filter_of_a_user_follows_the_events_of_an_answer_to_its_end() {
-    const EVENT: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n";
-    const DONE: &str = "data: [DONE]\n\n";
-    let fleet = Upstream::start(|seen| async move {
-        let pause = if seen.headers.contains_key("x-slow") { 400 } else { 0 };
+    // The first attempt is retried: what came before the answer is not shown.
+    let tries = Arc::new(AtomicUsize::new(0));
+    let fleet = Upstream::start(move |_| {
+        let answers = tries.fetch_add(1, Ordering::SeqCst) > 0;
+        async move { answers.then(slow_stream) }
+    })
+    .await;
+    let gateway = start(&fleet, &Upstream::digest().await).await;
+    let answer = gateway.client().post("/v1/chat/completions", &JSON, conversation(1)).await;
+    assert_eq!((answer.text(), fleet.count()), ([EVENT, EVENT, DONE].concat(), 2));
+    let told = paused(&gateway).await;
+    // Both parts of the second event came after a pause.
+    assert!(told["pause"].as_f64().unwrap() >= 0.7, "{told}");
+    assert_eq!((&told["events"], &told["bytes"]), (&json!(3), &json!(answer.text().len())), "{told}");
+    assert_eq!((&told["served_by"], &told["whole"]), (&json!("fleet"), &json!(true)), "{told}");
+    assert_eq!(gateway.events("answer_paused").len(), 1);
+}
+
+#[tokio::test]
+async fn a_filter_of_a_user_learns_that_an_answer_was_cut() {
+    let fleet = Upstream::start(|_| async {
         let (sender, parts) = mpsc::channel(1);
         tokio::spawn(async move {
-            for part in [EVENT, &EVENT[..9], &EVENT[9..], DONE] {
-                let _ = sender.send(Ok(Bytes::from(part))).await;
-                tokio::time::sleep(Duration::from_millis(pause)).await;
+            for part in [Ok(Bytes::from(EVENT)), Ok(Bytes::from(EVENT)), Err(std::io::Error::other("cut"))] {
+                let _ = sender.send(part).await;
+                tokio::time::sleep(Duration::from_millis(400)).await;
             }
         });
         Some(streamed(&[("content-type", "text/event-stream")], parts))
     })
     .await;
     let gateway = start(&fleet, &Upstream::digest().await).await;
-    let slow = [JSON[0], ("x-slow", "1")];
-    let answer = gateway.client().post("/v1/chat/completions", &slow, conversation(1)).await;
-    assert_eq!(answer.text(), [EVENT, EVENT, DONE].concat());
-    let told = eventually("the pause is logged", || async { gateway.events("answer_paused").first().cloned() }).await;
-    // The second event came in two parts, each after a pause.
-    assert!(told["pause"].as_f64().unwrap() >= 0.7, "{told}");
-    assert_eq!((&told["served_by"], &told["whole"]), (&json!("fleet"), &json!(true)), "{told}");
-    assert_eq!(told["bytes"], json!([EVENT, EVENT, DONE].concat().len()), "{told}");
+    let answer = gateway.client().post("/v1/chat/completions", &JSON, conversation(1)).await;
+    assert!(answer.text().contains("upstream_reset"), "{}", answer.text());
+    let told = paused(&gateway).await;
+    assert_eq!((&told["events"], &told["whole"]), (&json!(3), &json!(false)), "the error event is the third: {told}");
+}
+
+#[tokio::test]
+async fn a_filter_of_a_user_follows_the_answer_of_a_built_in_model() {
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+models: [{{name: demo, source: {model:?}, contextLength: 256}}]
+routes: [{{backendRefs: [{{model: demo}}], filters: [{{answerTiming: {{longestPause: 0s}}}}]}}]
+",
+        model = model()
+    );
+    let gateway = Gateway::start_example(tempfile::tempdir().unwrap(), &yaml).await;
+    let body =
+        json!({"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "stream": true});
+    let answer = gateway.client().post("/v1/chat/completions", &JSON, body.to_string()).await;
+    assert!(answer.header("server-timing").starts_with("gateway;dur="), "{}", answer.text());
+    let told = paused(&gateway).await;
+    let events = answer.text().matches("data: ").count();
+    assert_eq!((&told["events"], &told["served_by"]), (&json!(events), &json!("builtin/demo")), "{told}");
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ impl Filter for AnswerTiming {
         Flow::Observe(Box::new(Timing {
             began: Instant::now(),
             allowed: self.longest_pause.0,
+            events: 0,
             last: None,
             longest: Time::ZERO,
         }))
@@ -41,6 +42,7 @@ impl Filter for AnswerTiming {
 struct Timing {
     began: Instant,
     allowed: Time,
+    events: u64,
     last: Option<Instant>,
     longest: Time,
 }
@@ -58,6 +60,7 @@ impl Observer for Timing {
     }
 
     fn on_response_event(&mut self, _: &ResponseEvent<'_>) {
+        self.events += 1;
         let now = Instant::now();
         if let Some(last) = self.last.replace(now) {
             self.longest = self.longest.max(now.duration_since(last));
@@ -66,8 +69,15 @@ impl Observer for Timing {
 
     fn on_end(&mut self, end: &ExchangeEnd<'_>) {
         if self.longest > self.allowed {
-            let (pause, served_by) = (self.longest.as_secs_f64(), end.served_by);
-            tracing::info!(event = "answer_paused", pause, served_by, bytes = end.bytes_out, whole = end.is_whole);
+            let (pause, events, served_by) = (self.longest.as_secs_f64(), self.events, end.served_by);
+            tracing::info!(
+                event = "answer_paused",
+                pause,
+                events,
+                served_by,
+                bytes = end.bytes_out,
+                whole = end.is_whole
+            );
         }
     }
 }
@@ -87,11 +97,13 @@ mod tests {
         assert!(answer["server-timing"].to_str().unwrap().starts_with("gateway;dur="));
         assert!(observer.reads_events());
 
-        let mut timing = Timing { began: Instant::now(), allowed: Time::ZERO, last: None, longest: Time::ZERO };
+        let mut timing =
+            Timing { began: Instant::now(), allowed: Time::ZERO, events: 0, last: None, longest: Time::ZERO };
         split_events("data: 1\n\n", |event| timing.on_response_event(event));
         assert_eq!(timing.longest, Time::ZERO, "one event has no pause");
         timing.last = timing.last.and_then(|last| last.checked_sub(Time::from_secs(3)));
         split_events("data: 2\n\ndata: 3\n\n", |event| timing.on_response_event(event));
         assert!(timing.longest >= Time::from_secs(3));
+        assert_eq!(timing.events, 3);
     }
 }
