@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(headers[header::SERVER], "observed");
         observers.response_body(b"data: 1\n\ndata: ");
         observers.response_body(b"2\n\n");
-        let end = ExchangeEnd { bytes_out: 19, ..exchange_end() };
+        let end = ExchangeEnd { bytes_out: 18, ..exchange_end() };
         observers.end(&end);
         observers.end(&end);
         assert!(observers.is_empty());
@@ -161,10 +161,10 @@ mod tests {
 
     #[test]
     fn an_observer_sees_each_part_once_and_the_end_last() {
-        let plain = ["request good", "head 200", "body 15", "body 4", "end 19"];
+        let plain = ["request good", "head 200", "body 15", "body 3", "end 18"];
         assert_eq!(observed(false, None), plain);
         assert_eq!(observed(true, Some("gzip")), plain, "events of a coded stream cannot be read");
-        let with_events = ["request good", "head 200", "body 15", "event 1", "body 4", "event 2", "end 19"];
+        let with_events = ["request good", "head 200", "body 15", "event 1", "body 3", "event 2", "end 18"];
         assert_eq!(observed(true, None), with_events);
         assert_eq!(observed(true, Some("identity")), with_events);
     }
