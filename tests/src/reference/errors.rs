@@ -1,0 +1,334 @@
+//! `errors.md`: every code of a refusal, with its statuses and messages from the sources. Cause and remedy are written here,
+//! one row for each code.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use super::source::{Call, File, calls, constant, files, function_around, literal, literals, local, parts};
+use super::{GENERATED, cell, compare};
+
+/// A code: cause, remedy.
+type Row = (&'static str, &'static str, &'static str);
+
+const ROWS: &[Row] = &[
+    ("address_not_allowed", "The filter `clientAddress` does not allow the address of the client.", "Call from an allowed network, or change `allow` and `deny`. Behind a proxy, set `listeners[].clientAddress`."),
+    ("ambiguous_content_type", "The request has two `Content-Type` headers; servers differ on which one they read.", "Send one."),
+    ("ambiguous_framing", "The length of the body can be read in two ways: two lengths, a length beside chunks, or no number.", "Send one `Content-Length` or chunks. A client that does this is broken, or attacks (request smuggling)."),
+    ("ambiguous_parameter", "The body names a field that some servers read as another one, such as `Model` beside `model`.", "Write the name as the API has it."),
+    ("ambiguous_path", "The path has a second reading, such as `%2F`, `..;` or a double encoding, to which other rules apply.", "Write the path that is meant. For names with a slash set [`encodedSlashes`](../how-to/encoded-slashes.md)."),
+    ("array_above_max_length", "A list of the request is longer than a built-in model takes.", "Send a shorter one; `param` names it."),
+    ("bad_host", "`Host` is missing a name, has two values, or has characters that no host has.", "Send one host, with or without a port."),
+    ("bad_target", "The target of the request is neither a path nor an `http` or `https` URL.", "Send the path, beginning with `/`."),
+    ("body_memory_exhausted", "Bodies that are held take all of [`limits.bufferedBodies`](configuration/limits.md), or this one arrived slowly while memory was short.", "Try again after `Retry-After`. Operators: raise `limits.bufferedBodies` (`spillway_request_bodies_refused_total` counts by reason)."),
+    ("body_readers_busy", "Too many large bodies wait to be read.", "Try again after `Retry-After`, or send fewer large bodies at a time."),
+    ("body_share_exhausted", "Bodies of running requests of this caller take all of `limits.bufferedBodiesPerCaller`.", "Try again when one of them has ended."),
+    ("body_timeout", "The body did not arrive within `listeners[].limits.bodyTimeout`.", "Send faster, or raise the limit."),
+    ("certificate_expired", "The client certificate of the connection ended while it was open.", "Connect again with a certificate that is good."),
+    ("context_length_exceeded", "The prompt, or prompt and answer together, are longer than the context of the built-in model.", "Shorten the prompt or lower `max_tokens`. Operators: `models[].contextLength`."),
+    ("decimal_above_max_value", "A number of the request is above what is allowed.", "Lower it; `param` names it."),
+    ("decimal_below_min_value", "A number of the request is below what is allowed.", "Raise it; `param` names it."),
+    ("duplicate_parameter", "A field stands twice in the body; two readers could each take another one.", "Send it once."),
+    ("empty_array", "A list of the request must have at least one entry.", "Fill it; `param` names it."),
+    ("engine_error", "The built-in model failed.", "Try again. Operators: the log says why (`device_failed`, `engine_panicked`)."),
+    ("engine_stopped", "The built-in model is being stopped, by an edit or with the process.", "Try again."),
+    ("header_too_large", "The request line and header, or the trailers, are longer than `listeners[].limits.maxHeaderBytes` or have more than 256 fields.", "Send less, most often fewer cookies, or raise the limit."),
+    ("insufficient_quota", "The [budget](../how-to/budgets.md) of the consumer or tenant is spent.", "Wait for the next day or month (`Retry-After`), or raise `limits.budget`. Clients must not retry at once."),
+    ("integer_above_max_value", "A whole number of the request is above what is allowed.", "Lower it; `param` names it."),
+    ("integer_below_min_value", "A whole number of the request is below what is allowed.", "Raise it; `param` names it."),
+    ("invalid_api_key", "No API key was sent, or one that no consumer has, or one that has ended.", "Send a key of `consumers[].keys` ([API keys](../how-to/api-keys.md)). The audit log names the reason."),
+    ("invalid_certificate", "The client certificate names no consumer.", "Add its identity to `consumers[].mtls.identities` ([mTLS](../how-to/mtls.md))."),
+    ("invalid_credentials", "The server of `externalAuthorization` answered 401.", "Send the credentials that it wants."),
+    ("invalid_form", "A multipart form can be read in two ways, or is not whole.", "Send it as common HTTP libraries write it."),
+    ("invalid_json", "The body is no JSON object.", "Send valid JSON; the message names the place."),
+    ("invalid_json_schema", "The schema of `response_format` is none that a built-in model can hold answers to.", "Change the schema; the message names the place."),
+    ("invalid_token", "The JSON Web Token is not accepted: ended, for another audience, or from an unknown issuer or key.", "Ask for a new token ([JWT](../how-to/jwt.md)). The audit log names the reason."),
+    ("invalid_type", "A field has another type than the API says.", "Change it; `param` names it."),
+    ("invalid_value", "A field has a value that the API does not have.", "Change it; `param` names it."),
+    ("loop_detected", "The request has passed this gateway before (`Via`): a backend points back at it.", "Change the URL of the backend."),
+    ("malformed_body", "The chunks of the body break HTTP/1.1.", "Repair the client."),
+    ("malformed_request", "The request breaks the grammar of HTTP/1.1.", "Repair the client (`spillway_malformed_requests_total` counts by reason)."),
+    ("method_not_allowed", "`CONNECT` was sent to the gateway.", "Use it as a server, not as a proxy for connections."),
+    ("misdirected_request", "The request names a host for which the connection's certificate does not stand.", "Open a connection for that host."),
+    ("missing_required_parameter", "A field is missing.", "Send it; `param` names it."),
+    ("model_not_found", "No model of this name is there for the caller.", "`GET /v1/models` lists those that are. Operators: `consumers[].models`, `routes[].matches[].model`."),
+    ("no_host", "A request of HTTP/1.1 has no `Host`.", "Send it."),
+    ("no_route", "No route matches the request, or none that the caller may use.", "Compare host, path, method, headers and model with `routes[].matches` and `routes[].access`."),
+    ("not_found", "The gateway has no such page of its own, or the server of `externalAuthorization` answered 404.", "Change the path."),
+    ("not_read", "The client did not read an answer of a built-in model for `models[].stallTimeout`.", "Read answers as they come."),
+    ("object_above_max_properties", "An object of the request has more entries than a built-in model takes.", "Send fewer; `param` names it."),
+    ("origin_not_allowed", "A page of an origin that `cors.allowOrigins` does not have asked for leave.", "Add the origin to the filter ([browsers](../how-to/browsers.md))."),
+    ("overloaded", "Every server of the route is full and no [spill](../how-to/spill.md) took the request, or the built-in model has no room.", "Try again after `Retry-After`. Operators: `spillway_sheds_total` by reason, [capacity](../how-to/capacity.md), [queue](../how-to/queue.md)."),
+    ("permission_denied", "A filter (`authorize`, `externalAuthorization`) does not let the caller make this request.", "Ask the operator. An authorization server that does not answer refuses too, with `onFailure: closed`."),
+    ("rate_limit_exceeded", "A [limit](../how-to/limits.md) on requests, tokens or concurrency is used up, or the server of `externalAuthorization` answered 429.", "Try again after `Retry-After`; `x-ratelimit-*` say what is left."),
+    ("request_denied", "The expression of a filter `cel` is true of the request.", "The message is the operator's own (`message` of the filter)."),
+    ("request_not_judged", "The expression of a filter `cel` has no value for the request: it reads something that is not there.", "Send what the message names in parentheses. Operators: let the expression test for it (`has(...)`)."),
+    ("request_timeout", "The time of the whole request (`routes[].timeouts.request`) is over.", "Ask for less, or raise the limit ([timeouts](../how-to/timeouts.md))."),
+    ("request_too_large", "The body is longer than `routes[].limits.maxBody`, or than one caller may have held.", "Send less, or raise the limit."),
+    ("service_unavailable", "No server of the route is available, or all attempts failed, and no spill took the request.", "Try again after `Retry-After`. Operators: `GET /api/backends` names the reason of each endpoint."),
+    ("shutting_down", "The gateway is being stopped and `shutdown.drainTimeout` is over.", "Try again; another gateway answers."),
+    ("string_above_max_length", "A text of the request, or its schema, is longer than a built-in model takes.", "Shorten it; `param` names it."),
+    ("target_too_long", "The request line is longer than `listeners[].limits.maxHeaderBytes`.", "Shorten the URL, or raise the limit."),
+    ("timeout", "The backend did not go on with its answer in time (`backends[].timeouts.idle`), after its head was sent to the client.", "Try again; [resume](../how-to/resume.md) continues streams."),
+    ("tokens_exceed_limit", "The request may use more tokens than the limit ever lets at once (`tokenBurst`).", "Shorten the prompt or lower `max_tokens`."),
+    ("too_many_failures", "Too many bad credentials came from this address (`authentication.failures`).", "Wait for `Retry-After`, and repair the credential."),
+    ("unknown_parameter", "A built-in model does not know the field.", "Leave it out; `param` names it."),
+    ("unsupported_charset", "`Content-Type` names a charset other than UTF-8.", "Send UTF-8."),
+    ("unsupported_content_encoding", "The body is compressed, and a rule depends on what it says.", "Send it without `Content-Encoding`."),
+    ("unsupported_endpoint", "A built-in model does not answer this path.", "Use one of those that the message names."),
+    ("unsupported_form", "The body is a form where JSON is needed: a rule depends on it, or the route renames models.", "Send JSON."),
+    ("unsupported_parameter", "A built-in model cannot do what a field asks for, whatever its value.", "Leave it out; `param` names it."),
+    ("unsupported_transfer_coding", "The request uses a transfer coding other than `chunked`.", "Send chunks or a length."),
+    ("unsupported_value", "A built-in model cannot do what a field asks for.", "Change or leave out the field; `param` names it."),
+    ("upstream_error_withheld", "The backend answered an error whose compressed text could hold credentials of the gateway and cannot be searched.", "Operators: look at the log of the backend."),
+    ("upstream_header_too_large", "The header or the trailers of the backend's answer are over `backends[].limits.maxHeaderBytes`.", "Raise the limit, or let the backend send less."),
+    ("upstream_reset", "The backend broke off its answer after its head was sent to the client.", "Try again; [resume](../how-to/resume.md) continues streams."),
+];
+
+/// What the sources say of a code.
+#[derive(Debug, Default)]
+struct Found {
+    /// Status and type of OpenAI's error; a status that depends on something is 0.
+    answers: BTreeSet<(u16, &'static str)>,
+    messages: BTreeSet<String>,
+}
+
+/// One place that makes refusals, as written: status, kind, code, message.
+#[derive(Debug, Clone)]
+struct Site {
+    status: Option<u16>,
+    kind: String,
+    code: String,
+    message: String,
+}
+
+/// Most messages that are shown of one code.
+const SHOWN: usize = 6;
+
+fn status(expression: &str) -> Option<u16> {
+    let name = expression.strip_prefix("StatusCode::")?;
+    (100..600).find(|status| {
+        let status = http::StatusCode::from_u16(*status).unwrap();
+        status.canonical_reason().is_some_and(|reason| reason.to_ascii_uppercase().replace([' ', '-'], "_") == name)
+    })
+}
+
+/// Type of the error in OpenAI's shape, which goes with the status (`gateway/src/protocol/openai/error.rs`).
+fn openai_type(kind: &str, status: u16, code: &str) -> &'static str {
+    match (kind.trim_start_matches("ErrorKind::"), status) {
+        (_, 429) if code == "insufficient_quota" => "insufficient_quota",
+        (_, 429) | ("RateLimited", _) => "rate_limit_exceeded",
+        (_, 503) | ("Overloaded", _) => "service_unavailable",
+        ("InvalidRequest" | "NotFound", _) => "invalid_request_error",
+        ("Authentication", _) => "authentication_error",
+        ("Permission", _) => "permission_error",
+        ("Upstream" | "Timeout" | "Internal", _) => "server_error",
+        // Filters choose the kind by the status.
+        _ => match status {
+            401 => "authentication_error",
+            403 => "permission_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        },
+    }
+}
+
+/// Collects what all places say.
+struct Reader {
+    files: Vec<File>,
+    found: BTreeMap<String, Found>,
+}
+
+impl Reader {
+    /// A message with `…` for each value that is put into it.
+    fn add(&mut self, code: &str, site: &Site, message: Option<&str>) {
+        let found = self.found.entry(code.to_owned()).or_default();
+        let status = site.status.unwrap_or_default();
+        found.answers.insert((status, openai_type(&site.kind, status, code)));
+        if let Some(message) = message {
+            let mut text = String::new();
+            let mut rest = message;
+            while let Some((before, behind)) = rest.split_once('{') {
+                text += before;
+                text.push('…');
+                rest = behind.split_once('}').map_or("", |(_, rest)| rest);
+            }
+            text += rest;
+            if text.chars().any(char::is_alphabetic) {
+                found.messages.insert(text);
+            }
+        }
+    }
+
+    /// Codes and messages of a place in a function; where a parameter decides, of all calls of that function.
+    fn read(&mut self, file: usize, at: usize, site: &Site, depth: usize) {
+        let code = &self.files[file].code;
+        let function = function_around(code, at);
+        let parameter = |expression: &str| {
+            let place = |pattern: &String| {
+                let names = pattern.trim_matches(['(', ')']).split(',').map(str::trim).collect::<Vec<_>>();
+                names.iter().position(|name| *name == expression)
+            };
+            let parameters = &function.as_ref()?.parameters;
+            parameters.iter().enumerate().find_map(|(n, pattern)| Some((n, place(pattern)?, pattern.starts_with('('))))
+        };
+        if let (Some(function), Some((n, place, is_pair))) = (&function, parameter(&site.code)) {
+            if depth == 0 {
+                return;
+            }
+            let (name, parameters) = (function.name.clone(), function.parameters.clone());
+            let mut callers: Vec<(usize, Call)> = Vec::new();
+            for (caller, other) in self.files.iter().enumerate() {
+                // A helper with a common name is called in its own file or as a method.
+                let prefixes: &[&str] = if caller == file { &["", "."] } else { &[".", "super::"] };
+                let is_shared = code.contains(&format!("pub fn {name}")) || code.contains(&format!("pub async fn {name}"));
+                let all = if is_shared || code.contains(&format!("pub(super) async fn {name}")) { &[""][..] } else { prefixes };
+                for prefix in all {
+                    let of = |call| (caller, call);
+                    callers.extend(calls(&other.code, &format!("{prefix}{name}")).into_iter().map(of));
+                }
+            }
+            callers.retain(|(_, call)| call.arguments.len() == parameters.len());
+            for (caller, call) in callers {
+                let argument = |n: usize, place: usize, is_pair: bool| {
+                    let written = call.arguments[n].clone();
+                    match constant(&self.files, &written).filter(|_| is_pair).unwrap_or(written) {
+                        pair if is_pair && pair.starts_with('(') => parts(&pair, 0).0[place].clone(),
+                        one => one,
+                    }
+                };
+                let mut message = match parameter_of(&parameters, &site.message) {
+                    Some((n, place, is_pair)) => argument(n, place, is_pair),
+                    None => site.message.clone(),
+                };
+                // `{what}` of the helper's own text is what the caller gives.
+                for (n, name) in parameters.iter().enumerate() {
+                    let value = literal(&call.arguments[n]).or_else(|| constant(&self.files, &call.arguments[n]));
+                    if let Some(value) = value.filter(|_| message.contains(&format!("{{{name}}}"))) {
+                        message = message.replace(&format!("{{{name}}}"), value.trim_matches('"'));
+                    }
+                }
+                let next = Site { code: argument(n, place, is_pair), message, ..site.clone() };
+                self.read(caller, call.at, &next, depth - 1);
+            }
+            return;
+        }
+        let known = |expression: &str| literal(expression).or_else(|| literal(&constant(&self.files, expression)?));
+        let of_a_local = |name: &str| {
+            let is_name = name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            function.as_ref().filter(|_| is_name).and_then(|function| local(code, function, at, name))
+        };
+        let message = known(&site.message).or_else(|| of_a_local(&site.message).and_then(literal));
+        let codes: Vec<(String, Option<String>)> = match known(&site.code) {
+            Some(code) => vec![(code, message)],
+            None if site.code.ends_with(".code()") => {
+                let bodies = self.files.iter().filter_map(|file| file.code.split("fn code(self)").nth(1));
+                let bodies = bodies.flat_map(|body| literals(&body[..body.find("\n    }").unwrap()]));
+                bodies.map(|code| (code, None)).collect()
+            }
+            None => match of_a_local(&site.code) {
+                // `match` with pairs of a code and its message.
+                Some(value) if value.contains("(\"") => {
+                    let pairs = value.match_indices("(\"").map(|(at, _)| parts(value, at).0);
+                    pairs.filter_map(|pair| Some((literal(pair.first()?)?, literal(pair.get(1)?)))).collect()
+                }
+                Some(value) => literals(value).into_iter().map(|code| (code, message.clone())).collect(),
+                None => Vec::new(),
+            },
+        };
+        for (code, message) in codes {
+            self.add(&code, site, message.as_deref());
+        }
+    }
+}
+
+fn parameter_of(parameters: &[String], expression: &str) -> Option<(usize, usize, bool)> {
+    parameters.iter().enumerate().find_map(|(n, pattern)| {
+        let mut names = pattern.trim_matches(['(', ')']).split(',').map(str::trim);
+        Some((n, names.position(|name| name == expression)?, pattern.starts_with('(')))
+    })
+}
+
+fn found() -> BTreeMap<String, Found> {
+    let mut reader = Reader { files: files(&["gateway/src", "plugins"]), found: BTreeMap::new() };
+    for file in 0..reader.files.len() {
+        let code = reader.files[file].code.clone();
+        for (name, is_whole) in [("Refusal::new", true), ("Refusal::invalid", false)] {
+            for call in calls(&code, name) {
+                let mut arguments = call.arguments.clone();
+                if !is_whole {
+                    arguments.splice(0..0, ["StatusCode::BAD_REQUEST".to_owned(), "ErrorKind::InvalidRequest".to_owned()]);
+                }
+                let [status_text, kind, code, message] = <[String; 4]>::try_from(arguments).unwrap();
+                let site = Site { status: status(&status_text), kind, code, message };
+                reader.read(file, call.at, &site, 4);
+            }
+        }
+        for at in code.match_indices("error_code = Some(\"").map(|(at, _)| at) {
+            let code = literals(&code[at..]).remove(0);
+            let site = Site { status: Some(500), kind: "Internal".to_owned(), code: String::new(), message: String::new() };
+            reader.add(&code, &site, None);
+        }
+    }
+    reader.found
+}
+
+/// Renders the page.
+pub(super) fn page() -> String {
+    let found = found();
+    assert!(found.len() > 50, "only {} codes were found: the sources are read wrongly", found.len());
+    let rows: Vec<&str> = ROWS.iter().map(|(code, ..)| *code).collect();
+    compare("error codes", &rows, found.keys().map(String::as_str));
+    let mut page = format!(
+        "# Error codes
+
+{GENERATED}
+
+A refusal of the gateway has a status, a code, and a message that says what was found and what to do. Paths of OpenAI's API get
+OpenAI's shape, where `type` is what official clients choose their exception by:
+
+```json
+{{\"error\": {{\"message\": \"...\", \"type\": \"rate_limit_exceeded\", \"param\": null, \"code\": \"rate_limit_exceeded\"}}}}
+```
+
+Other paths get a problem (RFC 9457, `application/problem+json`):
+
+```json
+{{\"type\": \"about:blank\", \"title\": \"Too Many Requests\", \"status\": 429, \"detail\": \"...\", \"code\": \"rate_limit_exceeded\", \"requestId\": \"...\"}}
+```
+
+An event stream that has begun ends with an error event of the same shape. The code is also `errorCode` of the
+[access log](logs.md#access-log) and `error.type` of the [request's span](spans.md). Answers of servers pass as they are, with their own
+errors. 429 and 503 have `Retry-After` and `retry-after-ms` ([headers](headers.md)).
+
+| code | status | cause |
+|---|---|---|
+"
+    );
+    let statuses = |found: &Found| {
+        let all = found.answers.iter().map(|(status, _)| match status {
+            0 => "depends".to_owned(),
+            status => status.to_string(),
+        });
+        all.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+    };
+    for (code, cause, _) in ROWS {
+        writeln!(page, "| [`{code}`](#{code}) | {} | {} |", statuses(&found[*code]), cell(cause)).unwrap();
+    }
+    for (code, cause, remedy) in ROWS {
+        let found = &found[*code];
+        let types: BTreeSet<&str> = found.answers.iter().map(|(_, kind)| *kind).collect();
+        let types = types.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(", ");
+        write!(page, "\n## `{code}`\n\nStatus {}, type {types}.\n\n{cause} {remedy}\n", statuses(found)).unwrap();
+        if !found.messages.is_empty() {
+            page.push_str("\n```text\n");
+            for message in found.messages.iter().take(SHOWN) {
+                writeln!(page, "{}", message.replace('\n', " ")).unwrap();
+            }
+            page.push_str("```\n");
+            if found.messages.len() > SHOWN {
+                writeln!(page, "\nand {} messages like these.", found.messages.len() - SHOWN).unwrap();
+            }
+        }
+    }
+    page
+}
