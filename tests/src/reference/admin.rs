@@ -30,8 +30,22 @@ const DRAINED: &[(u16, &str)] = &[
 ];
 
 const OPERATIONS: &[Operation] = &[
-    Operation { method: "GET", path: "/", text: "The paths, for a terminal.", guarded: true, answers: &[(200, "Text.")], content_type: "text/plain; charset=utf-8" },
-    Operation { method: "GET", path: "/healthz", text: "Tells that the process lives: for a liveness probe.", guarded: false, answers: &[(200, "`ok`")], content_type: "text/plain; charset=utf-8" },
+    Operation {
+        method: "GET",
+        path: "/",
+        text: "The paths, for a terminal.",
+        guarded: true,
+        answers: &[(200, "Text.")],
+        content_type: "text/plain; charset=utf-8",
+    },
+    Operation {
+        method: "GET",
+        path: "/healthz",
+        text: "Tells that the process lives: for a liveness probe.",
+        guarded: false,
+        answers: &[(200, "`ok`")],
+        content_type: "text/plain; charset=utf-8",
+    },
     Operation {
         method: "GET",
         path: "/readyz",
@@ -40,16 +54,33 @@ const OPERATIONS: &[Operation] = &[
         answers: &[(200, "`ready`"), (503, "`starting` or `draining`")],
         content_type: "text/plain; charset=utf-8",
     },
-    Operation { method: "GET", path: "/metrics", text: "The [metrics](metrics.md).", guarded: true, answers: &[(200, "OpenMetrics text.")], content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8" },
+    Operation {
+        method: "GET",
+        path: "/metrics",
+        text: "The [metrics](metrics.md).",
+        guarded: true,
+        answers: &[(200, "OpenMetrics text.")],
+        content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    },
     Operation {
         method: "GET",
         path: "/api/config",
         text: "The running configuration without its secrets, and what became of the last edit.",
         guarded: true,
-        answers: &[(200, "`generation` (a number that each edit raises), `running` (the configuration) and `lastEdit`.")],
+        answers: &[(
+            200,
+            "`generation` (a number that each edit raises), `running` (the configuration) and `lastEdit`.",
+        )],
         content_type: "application/json",
     },
-    Operation { method: "GET", path: "/api/backends", text: "Every backend and its endpoints as they are now.", guarded: true, answers: &[(200, "`backends`, a list.")], content_type: "application/json" },
+    Operation {
+        method: "GET",
+        path: "/api/backends",
+        text: "Every backend and its endpoints as they are now.",
+        guarded: true,
+        answers: &[(200, "`backends`, a list.")],
+        content_type: "application/json",
+    },
     Operation {
         method: "POST",
         path: "/api/backends/{backend}/endpoints/{endpoint}/drain",
@@ -96,7 +127,10 @@ const ENDPOINT: &[(&str, &str)] = &[
     ("address", "IP and port, by which it can be drained."),
     ("weight", "Share of the requests."),
     ("priority", "Tier."),
-    ("state", "`open`, or why it takes no further request: `drained`, `unhealthy`, `ejected`, or the signal that says full."),
+    (
+        "state",
+        "`open`, or why it takes no further request: `drained`, `unhealthy`, `ejected`, or the signal that says full.",
+    ),
     ("healthy", "Result of the active check."),
     ("ejected", "Whether it is left alone for its errors."),
     ("drained", "Whether an operator took it out."),
@@ -130,7 +164,8 @@ fn check() {
     let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
     compare("paths of the admin address", &rows, routes.iter().map(String::as_str));
     let of = |end: &str| files.iter().find(|file| file.path.ends_with(end)).unwrap();
-    for (file, nth, rows) in [("/reload.rs", 0, LAST_EDIT), ("/backends.rs", 0, BACKEND), ("/backends.rs", 1, ENDPOINT)] {
+    for (file, nth, rows) in [("/reload.rs", 0, LAST_EDIT), ("/backends.rs", 0, BACKEND), ("/backends.rs", 1, ENDPOINT)]
+    {
         let found = json_fields(of(file), nth);
         let rows: Vec<&str> = rows.iter().map(|(name, _)| *name).collect();
         compare("fields of the admin address", &rows, found.iter().map(String::as_str));
@@ -207,7 +242,7 @@ curl -s http://127.0.0.1:9901/api/config
 ```
 
 ```text
-…\"generation\":1…\"lastEdit\":…\"result\":\"ok\"…
+{\"generation\":…,\"running\":…,\"lastEdit\":{\"result\":\"ok\"…
 ```
 
 `generation` is a number that each edit raises, `running` the configuration without its secrets, `lastEdit` what became of the last edit.
@@ -241,7 +276,8 @@ curl -s -X POST -H 'x-spillway-admin: 1' http://127.0.0.1:9901/api/backends/chat
 ```
 
 ```text
-…\"changed\":true,\"drained\":true…\"changed\":true,\"drained\":false…
+…\"drained\":true,\"changed\":true…
+…\"drained\":false,\"changed\":true…
 ```
 
 | status | |
@@ -258,11 +294,14 @@ curl -s -X POST -H 'x-spillway-admin: 1' http://127.0.0.1:9901/api/backends/chat
 /// Renders the OpenAPI document.
 pub(super) fn openapi() -> String {
     let fields = |rows: &[(&str, &str)]| {
-        rows.iter().map(|(name, text)| ((*name).to_owned(), json!({"description": text}))).collect::<serde_json::Map<_, _>>()
+        rows.iter()
+            .map(|(name, text)| ((*name).to_owned(), json!({"description": text})))
+            .collect::<serde_json::Map<_, _>>()
     };
     let mut paths = serde_json::Map::new();
     for row in OPERATIONS {
-        let parameter = |name: &str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}});
+        let parameter =
+            |name: &str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}});
         let names = row.path.split('{').skip(1).map(|part| part.split('}').next().unwrap());
         let mut parameters: Vec<Value> = names.map(parameter).collect();
         if row.method == "POST" {
@@ -280,12 +319,14 @@ pub(super) fn openapi() -> String {
                 "type": "object",
                 "properties": fields(BACKEND),
             }}}}),
-            path if path.ends_with("drain") => json!({"type": "object", "properties": {"endpoints": {"type": "array", "items": {
-                "type": "object",
-                "properties": {
-                    "endpoint": {"type": "string"}, "drained": {"type": "boolean"}, "changed": {"type": "boolean"},
-                },
-            }}}}),
+            path if path.ends_with("drain") => {
+                json!({"type": "object", "properties": {"endpoints": {"type": "array", "items": {
+                    "type": "object",
+                    "properties": {
+                        "endpoint": {"type": "string"}, "drained": {"type": "boolean"}, "changed": {"type": "boolean"},
+                    },
+                }}}})
+            }
             _ => json!({"type": "string"}),
         };
         let mut answers = serde_json::Map::new();
@@ -295,7 +336,10 @@ pub(super) fn openapi() -> String {
                 (_, "GET") => (row.content_type, json!({"type": "string"})),
                 _ => ("application/problem+json", json!({"$ref": "#/components/schemas/Problem"})),
             };
-            answers.insert(status.to_string(), json!({"description": text, "content": {content_type: {"schema": schema}}}));
+            answers.insert(
+                status.to_string(),
+                json!({"description": text, "content": {content_type: {"schema": schema}}}),
+            );
         }
         let security = if row.guarded { json!([{}, {"token": []}]) } else { json!([{}]) };
         let operation = json!({

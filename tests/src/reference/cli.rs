@@ -22,7 +22,10 @@ const VARIABLES: &[(&str, &str)] = &[
     ("SPILLWAY_CACHE_DIR", "Folder of compiled GPU pipelines and of measurements which kernels are quicker."),
     ("XDG_CACHE_HOME", "`spillway` in it is that folder, where `SPILLWAY_CACHE_DIR` is not set."),
     ("HOME", "`.cache/spillway` in it is that folder, where neither is set."),
-    ("SPILLWAY_CPU_UNIT", "Vector unit for models on the CPU (`AVX2`, `NEON`, `portable`, ...); the fastest when not set."),
+    (
+        "SPILLWAY_CPU_UNIT",
+        "Vector unit for models on the CPU (`AVX2`, `NEON`, `portable`, ...); the fastest when not set.",
+    ),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "Collector of traces, where `telemetry.tracing` is not written."),
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "The same; goes before it."),
     ("OTEL_EXPORTER_OTLP_PROTOCOL", "`grpc`, the only one that is spoken."),
@@ -104,7 +107,10 @@ pub(super) fn page(help: &dyn Fn(&[&str]) -> String) -> String {
     let files = files(&["gateway/src"]);
     let is_variable = |text: &&String| {
         let is_plain = text.chars().all(|c| c.is_ascii_uppercase() || c == '_');
-        is_plain && (["SPILLWAY_", "OTEL_", "XDG_"].iter().any(|prefix| text.starts_with(prefix)) || *text == "HOME" || *text == "RUST_LOG")
+        is_plain
+            && (["SPILLWAY_", "OTEL_", "XDG_"].iter().any(|prefix| text.starts_with(prefix))
+                || *text == "HOME"
+                || *text == "RUST_LOG")
     };
     let all: Vec<String> = files.iter().flat_map(|file| literals(&file.code)).collect();
     let rows: Vec<&str> = VARIABLES.iter().map(|(name, _)| *name).collect();

@@ -11,7 +11,8 @@ use super::{GENERATED, cell};
 use crate::pages::{Page, pages as all_pages, slug};
 
 /// Keys that cannot change while the process runs, as `docs/how-to/reload.md` has them.
-const RESTART: &[&str] = &["admin", "telemetry.logs.format", "limits.bufferedAnswers", "limits.modelMemory", "limits.limitKeys"];
+const RESTART: &[&str] =
+    &["admin", "telemetry.logs.format", "limits.bufferedAnswers", "limits.modelMemory", "limits.limitKeys"];
 
 /// An object of the configuration.
 struct Section {
@@ -108,9 +109,17 @@ impl<'s> Walk<'s> {
     fn family(&mut self, path: &str, page: &str, schema: &'s Value) {
         let place = self.sections.len();
         let text = schema["description"].as_str().unwrap_or_default();
-        self.sections.push(Section { path: path.to_owned(), page: page.to_owned(), text: text.to_owned(), rows: Vec::new() });
+        self.sections.push(Section {
+            path: path.to_owned(),
+            page: page.to_owned(),
+            text: text.to_owned(),
+            rows: Vec::new(),
+        });
         let branches = schema["oneOf"].as_array().unwrap();
-        let rows = branches.iter().filter_map(only_property).map(|(key, value)| self.row(&format!("{path}.{key}"), page, key, value));
+        let rows = branches
+            .iter()
+            .filter_map(only_property)
+            .map(|(key, value)| self.row(&format!("{path}.{key}"), page, key, value));
         self.sections[place].rows = rows.collect();
     }
 
@@ -194,7 +203,12 @@ impl<'s> Walk<'s> {
 
 /// The least and the greatest value, where the schema has them.
 fn bounds(schema: &Value) -> String {
-    let number = |key: &str| schema.get(key).filter(|value| value.is_number()).map(|value| value.to_string().trim_end_matches(".0").to_owned());
+    let number = |key: &str| {
+        schema
+            .get(key)
+            .filter(|value| value.is_number())
+            .map(|value| value.to_string().trim_end_matches(".0").to_owned())
+    };
     match (number("minimum"), number("maximum")) {
         (Some(least), Some(most)) => format!(", {least} to {most}"),
         (Some(least), None) if least != "0" => format!(" from {least}"),
@@ -219,7 +233,8 @@ fn code(value: &Value) -> String {
     match value {
         Value::String(text) => format!("`{text}`"),
         Value::Array(all) => {
-            let all: Vec<String> = all.iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned)).collect();
+            let all: Vec<String> =
+                all.iter().map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned)).collect();
             format!("`[{}]`", all.join(", "))
         }
         other => format!("`{other}`"),
@@ -233,7 +248,9 @@ fn how_to() -> BTreeMap<(String, String), Vec<String>> {
         let title = text.lines().next().unwrap().trim_start_matches("# ");
         let page = Page { path: path.clone(), text: text.clone() };
         for target in page.links() {
-            let Some((file, anchor)) = target.strip_prefix("../reference/configuration/").and_then(|l| l.split_once(".md#")) else {
+            let Some((file, anchor)) =
+                target.strip_prefix("../reference/configuration/").and_then(|l| l.split_once(".md#"))
+            else {
                 continue;
             };
             let links = found.entry((file.to_owned(), anchor.to_owned())).or_default();
@@ -271,7 +288,7 @@ pub(super) fn pages(schema: &Value) -> Vec<(String, String)> {
         let page = pages.entry(section.page.clone()).or_insert_with(|| {
             let key = section.page.as_str();
             let top = sections[0].rows.iter().find(|row| row.key == key).unwrap();
-            format!("# {key}\n\n{GENERATED}\n\n{}\n", top.text.replace('\n', " "))
+            format!("# Configuration: `{key}`\n\n{GENERATED}\n\n{}\n", top.text.replace('\n', " "))
         });
         write!(page, "\n## `{}`\n\n", section.path).unwrap();
         if !section.text.is_empty() {
@@ -326,11 +343,15 @@ configuration.
                     Some(format!("`{{{}: ...}}`: {}", only_property(branch)?.0, branch["description"].as_str()?))
                 });
                 let forms: Vec<String> = forms.collect();
-                (format!("{} {}", def["description"].as_str().unwrap_or_default(), forms.join(" ")), "`{env: NAME}`".to_owned())
+                (
+                    format!("{} {}", def["description"].as_str().unwrap_or_default(), forms.join(" ")),
+                    "`{env: NAME}`".to_owned(),
+                )
             }
             None => (def["description"].as_str().unwrap_or_default().to_owned(), written.unwrap_or_default()),
         };
-        writeln!(page, "| <a id=\"{}\"></a>{} | {} | {example} |", name.to_ascii_lowercase(), words(name), cell(&text)).unwrap();
+        writeln!(page, "| <a id=\"{}\"></a>{} | {} | {example} |", name.to_ascii_lowercase(), words(name), cell(&text))
+            .unwrap();
     }
     page.push_str("\n## Every path\n\n| path | type | default |\n|---|---|---|\n");
     for section in &sections[1..] {

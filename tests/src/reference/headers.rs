@@ -14,18 +14,42 @@ const GROUPS: &[Group] = &[
         "Requests of clients",
         "Read by the gateway.",
         &[
-            ("authorization", "Holds `Bearer KEY` or `Bearer TOKEN` of a caller (`authentication.apiKey.headers`, `authentication.jwt`). Removed before the request goes on, unless `backends[].callerCredentials: pass`; replaced by `backends[].credentials`."),
+            (
+                "authorization",
+                "Holds `Bearer KEY` or `Bearer TOKEN` of a caller (`authentication.apiKey.headers`, `authentication.jwt`). Removed before the request goes on, unless `backends[].callerCredentials: pass`; replaced by `backends[].credentials`.",
+            ),
             ("x-api-key", "Holds an API key; treated as `authorization`."),
             ("api-key", "Holds an API key; treated as `authorization`."),
-            ("host", "The host by which a route is found, in small letters and without a final dot. Required by HTTP/1.1; two are refused."),
-            ("x-request-id", "Id of the request, kept if it has at most 128 plain characters, else made. It goes to the server, into the answer, the logs and the spans."),
-            ("traceparent", "The trace to continue ([tracing](../how-to/tracing.md)); set for the server to the attempt's span."),
+            (
+                "host",
+                "The host by which a route is found, in small letters and without a final dot. Required by HTTP/1.1; two are refused.",
+            ),
+            (
+                "x-request-id",
+                "Id of the request, kept if it has at most 128 plain characters, else made. It goes to the server, into the answer, the logs and the spans.",
+            ),
+            (
+                "traceparent",
+                "The trace to continue ([tracing](../how-to/tracing.md)); set for the server to the attempt's span.",
+            ),
             ("tracestate", "Goes with `traceparent`."),
             ("x-spillway-fallback", "`never`: the caller would rather have an error than an answer of a spill."),
-            ("x-forwarded-for", "Addresses of the client and its proxies, read from the end through `clientAddress.trustedProxies`; from others not read. Set for the server to the address of the client."),
-            ("x-forwarded-proto", "Scheme that the client used, from a trusted proxy. Set for the server to `http` or `https`."),
-            ("forwarded", "Addresses and scheme in the form of RFC 7239, from a trusted proxy (`clientAddress.header: forwarded`). Never passed on."),
-            ("cookie", "Read for `loadBalancing.hashOn.cookie`. Passed to the route's own backends, not to copies and stand-ins. Fields of HTTP/2 are joined."),
+            (
+                "x-forwarded-for",
+                "Addresses of the client and its proxies, read from the end through `clientAddress.trustedProxies`; from others not read. Set for the server to the address of the client.",
+            ),
+            (
+                "x-forwarded-proto",
+                "Scheme that the client used, from a trusted proxy. Set for the server to `http` or `https`.",
+            ),
+            (
+                "forwarded",
+                "Addresses and scheme in the form of RFC 7239, from a trusted proxy (`clientAddress.header: forwarded`). Never passed on.",
+            ),
+            (
+                "cookie",
+                "Read for `loadBalancing.hashOn.cookie`. Passed to the route's own backends, not to copies and stand-ins. Fields of HTTP/2 are joined.",
+            ),
             ("content-type", "Tells whether a body that is held is JSON or a form. Two are refused."),
             ("content-length", "Length of the body. Two that differ are refused, equal ones made one."),
             ("transfer-encoding", "`chunked` and nothing else. It ends at the gateway, which frames the body anew."),
@@ -36,7 +60,10 @@ const GROUPS: &[Group] = &[
             ("upgrade", "Ends at the gateway: no upgrade is offered."),
             ("user-agent", "Logged; `user_agent.original` of the span."),
             ("origin", "Origin of a page, for the filter `cors`."),
-            ("access-control-request-method", "Question of a browser before a request (preflight), for the filter `cors`."),
+            (
+                "access-control-request-method",
+                "Question of a browser before a request (preflight), for the filter `cors`.",
+            ),
             ("access-control-request-headers", "Headers of that question."),
             ("via", "Tells whether the request has passed this gateway before (508)."),
         ],
@@ -79,10 +106,16 @@ const GROUPS: &[Group] = &[
         "Answers of servers",
         "Read by the gateway; what is not named passes to the client, except `x-spillway-*`.",
         &[
-            ("retry-after", "How long an endpoint that answered a status of `capacity.statuses` is left alone, up to `maxFullFor`. Set in refusals with 429 and 503, in whole seconds."),
+            (
+                "retry-after",
+                "How long an endpoint that answered a status of `capacity.statuses` is left alone, up to `maxFullFor`. Set in refusals with 429 and 503, in whole seconds.",
+            ),
             ("retry-after-ms", "The same in milliseconds. Set beside `retry-after`."),
             ("date", "The server's clock, for a `retry-after` that is a date."),
-            ("endpoint-load-metrics", "Load of the server (ORCA); with `capacity.loadReports` removed before the answer goes on."),
+            (
+                "endpoint-load-metrics",
+                "Load of the server (ORCA); with `capacity.loadReports` removed before the answer goes on.",
+            ),
             ("grpc-status", "Tells a failed call of gRPC and a health check."),
             ("www-authenticate", "Removed where it would tell credentials of the gateway. Set in refusals with 401."),
             ("content-language", "Removed with the text of an error that is withheld (`upstream_error_withheld`)."),
@@ -103,7 +136,10 @@ const GROUPS: &[Group] = &[
         "Beside `x-request-id`, which every answer has.",
         &[
             ("x-spillway-served-by", "`builtin/NAME`, where a built-in model answered."),
-            ("x-ratelimit-limit-requests", "Requests of the caller's tightest limit on requests. Replaces what a server says of its own."),
+            (
+                "x-ratelimit-limit-requests",
+                "Requests of the caller's tightest limit on requests. Replaces what a server says of its own.",
+            ),
             ("x-ratelimit-remaining-requests", "Requests that are left of it."),
             ("x-ratelimit-reset-requests", "Time until it is full again, such as `12ms` or `6m0s`."),
             ("x-ratelimit-limit-tokens", "Tokens of the caller's tightest limit on tokens."),
@@ -111,7 +147,10 @@ const GROUPS: &[Group] = &[
             ("x-ratelimit-reset-tokens", "Time until it is full again."),
             ("ratelimit", "The same as the IETF's draft has it."),
             ("ratelimit-policy", "The limits behind `ratelimit`."),
-            ("x-should-retry", "`false` in a refusal with 429 or 503 where a retry within 2 s is in vain: OpenAI's clients obey it."),
+            (
+                "x-should-retry",
+                "`false` in a refusal with 429 or 503 where a retry within 2 s is in vain: OpenAI's clients obey it.",
+            ),
             ("cache-control", "`no-cache` in streams of built-in models, `no-store` at the admin address."),
             ("x-content-type-options", "`nosniff`, at the admin address."),
             ("location", "Of the filter `redirect`."),
@@ -125,11 +164,7 @@ const GROUPS: &[Group] = &[
             ("vary", "Of the filter `cors`: `Origin`, and in a preflight the headers that were asked for."),
         ],
     ),
-    (
-        "Admin address",
-        "",
-        &[("x-spillway-admin", "`1` is needed by every change, so that no web page can make one.")],
-    ),
+    ("Admin address", "", &[("x-spillway-admin", "`1` is needed by every change, so that no web page can make one.")]),
 ];
 
 /// Names in which only some server's credential is known: not read, only kept out of logs and answers.
@@ -139,7 +174,8 @@ fn found() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for file in files(&["gateway/src", "plugins", "config/src/header_names.rs"]) {
         for (at, _) in file.code.match_indices("header::") {
-            let name: String = file.code[at + 8..].chars().take_while(|c| c.is_ascii_uppercase() || *c == '_').collect();
+            let name: String =
+                file.code[at + 8..].chars().take_while(|c| c.is_ascii_uppercase() || *c == '_').collect();
             // `header::HeaderMap` begins so, too.
             if name.len() > 1 {
                 names.insert(name.to_ascii_lowercase().replace('_', "-"));

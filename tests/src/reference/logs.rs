@@ -26,7 +26,10 @@ const ACCESS: &[(&str, &str)] = &[
     ("servedBy", "Backend, or `builtin/NAME` for a built-in model; left out where the gateway answered itself."),
     ("endpoint", "Address of the endpoint that answered."),
     ("attempts", "Attempts at endpoints."),
-    ("spilled", "Why the request did not go to the backends of its route, as `reason` of `spillway_spills` ([metrics](metrics.md#overload-and-further-attempts))."),
+    (
+        "spilled",
+        "Why the request did not go to the backends of its route, as `reason` of `spillway_spills` ([metrics](metrics.md#overload-and-further-attempts)).",
+    ),
     ("resumed", "`true` where a stream died and was continued."),
     ("queueMs", "Time in the queue, in milliseconds."),
     ("modelAsked", "Model that the request names."),
@@ -65,14 +68,20 @@ const EVENTS: &[(&str, &str)] = &[
     ("accept_failed", "The system gave no connection of a listener."),
     ("acme_account_created", "An account was made at a certificate authority."),
     ("acme_account_not_stored", "The key of an ACME account cannot be written: make `acme.storage` writable."),
-    ("acme_failed", "An order of a certificate failed; it is tried again after a pause. The certificate that is there stays."),
+    (
+        "acme_failed",
+        "An order of a certificate failed; it is tried again after a pause. The certificate that is there stays.",
+    ),
     ("adapter", "An adapter that `models[].device` can name."),
     ("admin_accept_failed", "The system gave no connection of the admin address."),
     ("admin_change", "An endpoint was drained or put back."),
     ("admin_descriptors_spent", "No file descriptor was left for the admin address: raise the limit of open files."),
     ("admin_listening", "The admin address takes connections."),
     ("attempts_spent", "The last attempt of a request failed."),
-    ("budgets_not_written", "The file of budgets cannot be written; they are counted in memory and lost with the process."),
+    (
+        "budgets_not_written",
+        "The file of budgets cannot be written; they are counted in memory and lost with the process.",
+    ),
     ("cannot_resume", "A stream that died could not be continued."),
     ("cannot_spill", "A request could not be answered by the built-in model of its spill."),
     ("certificate_issued", "A certificate authority issued a certificate; it is served."),
@@ -83,7 +92,10 @@ const EVENTS: &[(&str, &str)] = &[
     ("config_warning", "An edit was taken and has something that is most likely a mistake."),
     ("connection_refused", "A connection was closed before its first request."),
     ("copy_failed", "A mirrored copy was not answered."),
-    ("descriptors_spent", "No file descriptor was left for a client: raise the limit of open files or lower `limits.maxConnections`."),
+    (
+        "descriptors_spent",
+        "No file descriptor was left for a client: raise the limit of open files or lower `limits.maxConnections`.",
+    ),
     ("device", "The device that a built-in model runs on, and why."),
     ("device_failed", "A device failed while it computed; its requests failed with it."),
     ("device_fault", "A GPU reported a fault."),
@@ -110,9 +122,15 @@ const EVENTS: &[(&str, &str)] = &[
     ("jwks_empty", "The keys of an issuer have none that can be used."),
     ("jwks_failed", "The keys of an issuer cannot be fetched or read; those that are there are kept."),
     ("jwks_reached", "The keys of an issuer are fetched again."),
-    ("limit_store_lost", "The shared store of limits did not answer a request; this gateway's share of each limit holds."),
+    (
+        "limit_store_lost",
+        "The shared store of limits did not answer a request; this gateway's share of each limit holds.",
+    ),
     ("limit_store_reached", "The shared store of limits answers."),
-    ("limit_store_unreachable", "The shared store of limits cannot be reached; this gateway's share of each limit holds."),
+    (
+        "limit_store_unreachable",
+        "The shared store of limits cannot be reached; this gateway's share of each limit holds.",
+    ),
     ("listener_closed", "A listener was taken out by an edit."),
     ("listening", "A listener takes connections."),
     ("mapping_kept", "The pages of a model's file could not be given back after its weights were copied."),
@@ -137,7 +155,10 @@ const EVENTS: &[(&str, &str)] = &[
     ("stopping", "A signal asked the process to end; running requests go on."),
     ("stored_account_not_used", "The stored key of an ACME account cannot be used; another account is made."),
     ("stored_certificate_not_used", "A stored certificate cannot be used; another one is ordered."),
-    ("system_certificates_not_read", "The authorities of the system cannot be read: servers whose certificates they sign are not believed."),
+    (
+        "system_certificates_not_read",
+        "The authorities of the system cannot be read: servers whose certificates they sign are not believed.",
+    ),
     ("traces_not_sent", "A collector does not take spans; they are dropped and counted in `spillway_spans_dropped`."),
     ("upstream_tls_failed", "TLS towards an endpoint failed: the error says why."),
     ("variable_not_followed", "A variable `OTEL_*` has a value that the gateway does not support."),
@@ -147,7 +168,8 @@ const EVENTS: &[(&str, &str)] = &[
 fn reasons(files: &[File]) -> BTreeSet<String> {
     let errors = files.iter().filter(|file| file.path.contains("/identity/"));
     let bodies = errors.flat_map(|file| file.code.split("fn as_str(self) -> &'static str {").skip(1));
-    let mut found: BTreeSet<String> = bodies.flat_map(|body| literals(&body[..body.find("\n    }").unwrap()])).collect();
+    let mut found: BTreeSet<String> =
+        bodies.flat_map(|body| literals(&body[..body.find("\n    }").unwrap()])).collect();
     let audit = files.iter().find(|file| file.path.ends_with("/audit.rs")).unwrap();
     found.extend(audit.code.split("reason: Some(\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()));
     found
@@ -168,7 +190,7 @@ fn field(argument: &str) -> Option<String> {
 
 fn events(files: &[File]) -> BTreeMap<String, Found> {
     let mut found: BTreeMap<String, Found> = BTreeMap::new();
-    for file in files {
+    for (place, file) in files.iter().enumerate() {
         let mut seen = 0;
         for level in ["error", "warn", "info", "debug", "trace"] {
             for call in calls(&file.code, &format!("{level}!")) {
@@ -176,7 +198,7 @@ fn events(files: &[File]) -> BTreeMap<String, Found> {
                     continue;
                 };
                 seen += 1;
-                let name = literal(event).or_else(|| literal(&constant(files, event)?));
+                let name = literal(event).or_else(|| literal(&constant(files, place, event)?));
                 let event = found.entry(name.unwrap_or_else(|| panic!("{}: {event}", file.path))).or_default();
                 event.levels.insert(level);
                 event.fields.extend(call.arguments.iter().filter_map(|argument| field(argument)));
@@ -199,7 +221,8 @@ fn table(page: &mut String, head: &str, rows: &[(&str, &str)]) {
 /// Renders the page.
 pub(super) fn page() -> String {
     let files = files(&["gateway/src", "engine/src", "config/src", "plugins"]);
-    let of = |name: &str| files.iter().find(|file| file.path.ends_with(name)).unwrap_or_else(|| panic!("no file {name}"));
+    let of =
+        |name: &str| files.iter().find(|file| file.path.ends_with(name)).unwrap_or_else(|| panic!("no file {name}"));
     let names = |rows: &[(&'static str, &str)]| rows.iter().map(|(name, _)| *name).collect::<Vec<_>>();
     let access = json_fields(of("/access_log.rs"), 0);
     compare("fields of the access log", &names(ACCESS), access.iter().map(String::as_str));

@@ -26,9 +26,15 @@ const BACKEND: Label = ("backend", Text("name of the backend"));
 const ENDPOINT: Label = ("endpoint", Text("URL of the endpoint; for a name, with its address"));
 const LISTENER: Label = ("listener", Text("name of the listener"));
 const MODEL: Label = ("model", Text("name of the built-in model"));
-const LIMIT: Label = ("limit", Text("name of the rule: `consumer NAME`, `tenant NAME`, or the filter with its route"));
+const LIMIT: Label = (
+    "limit",
+    Text(
+        "name of the rule: whose it is, what it counts, and its period in seconds, such as `consumer acme/requests/1`",
+    ),
+);
 const OPERATION: Label = ("gen_ai_operation_name", List(&["chat"]));
-const PROVIDER: Label = ("gen_ai_provider_name", Text("dialect of the backend, such as `openai`; `spillway` for a built-in model"));
+const PROVIDER: Label =
+    ("gen_ai_provider_name", Text("dialect of the backend, such as `openai`; `spillway` for a built-in model"));
 const ASKED: Label = ("gen_ai_request_model", Text("name of the backend or of the built-in model"));
 
 /// Groups of series: title, and name, labels and unit of each.
@@ -38,7 +44,18 @@ const GROUPS: &[Group] = &[
     (
         "Requests",
         &[
-            ("http_server_request_duration_seconds", &[("http_request_method", Text("method; `_OTHER` for unusual ones")), ROUTE, ("http_response_status_code", Text("status; `none` where nothing was sent, `other` beyond 64 pairs of method and status"))], "seconds"),
+            (
+                "http_server_request_duration_seconds",
+                &[
+                    ("http_request_method", Text("method; `_OTHER` for unusual ones")),
+                    ROUTE,
+                    (
+                        "http_response_status_code",
+                        Text("status; `none` where nothing was sent, `other` beyond 64 pairs of method and status"),
+                    ),
+                ],
+                "seconds",
+            ),
             ("spillway_requests_in_flight", &[ROUTE], "requests"),
             ("spillway_filter_refusals", &[ROUTE, ("filter", Text("name of the filter"))], "requests"),
             ("spillway_filter_failures", &[ROUTE], "requests"),
@@ -64,7 +81,20 @@ const GROUPS: &[Group] = &[
             ("spillway_endpoint_in_flight", &[BACKEND, ENDPOINT], "requests"),
             ("spillway_endpoint_limit", &[BACKEND, ENDPOINT], "requests"),
             ("spillway_endpoint_connections", &[BACKEND, ENDPOINT], "connections"),
-            ("spillway_endpoint_saturated", &[BACKEND, ENDPOINT, ("reason", Text("signal that says so, as in `capacity`: `maxInFlight`, `maxConnections`, `adaptive`, `queueDepth`, `kvCache`, `status`, `probation`"))], "0 or 1"),
+            (
+                "spillway_endpoint_saturated",
+                &[
+                    BACKEND,
+                    ENDPOINT,
+                    (
+                        "reason",
+                        Text(
+                            "signal that says so, as in `capacity`: `maxInFlight`, `maxConnections`, `adaptive`, `queueDepth`, `kvCache`, `status`, `probation`",
+                        ),
+                    ),
+                ],
+                "0 or 1",
+            ),
             ("spillway_endpoint_full", &[BACKEND, ENDPOINT], "answers"),
             ("spillway_endpoint_healthy", &[BACKEND, ENDPOINT], "0 or 1"),
             ("spillway_endpoint_ejected", &[BACKEND, ENDPOINT], "0 or 1"),
@@ -91,7 +121,11 @@ const GROUPS: &[Group] = &[
         &[
             ("gen_ai_client_operation_duration_seconds", &[OPERATION, PROVIDER, ASKED], "seconds"),
             ("gen_ai_client_operation_time_to_first_chunk_seconds", &[OPERATION, PROVIDER, ASKED], "seconds"),
-            ("gen_ai_client_token_usage", &[OPERATION, PROVIDER, ASKED, ("gen_ai_token_type", List(&["input", "output"]))], "tokens"),
+            (
+                "gen_ai_client_token_usage",
+                &[OPERATION, PROVIDER, ASKED, ("gen_ai_token_type", List(&["input", "output"]))],
+                "tokens",
+            ),
             ("gen_ai_server_request_duration_seconds", &[OPERATION, PROVIDER, ASKED], "seconds"),
             ("gen_ai_server_time_to_first_token_seconds", &[OPERATION, PROVIDER, ASKED], "seconds"),
             ("gen_ai_server_time_per_output_token_seconds", &[OPERATION, PROVIDER, ASKED], "seconds"),
@@ -118,7 +152,16 @@ const GROUPS: &[Group] = &[
             ("spillway_engine_memory_bytes", &[MODEL], "bytes"),
             ("spillway_engine_load_tokens_per_second", &[MODEL], "tokens a second"),
             ("spillway_engine_load_bytes_per_second", &[MODEL], "bytes a second"),
-            ("spillway_engine_device_info", &[MODEL, ("device", Text("name of the device")), ("kind", Text("kind of the device")), ("driver", Text("its driver"))], "1"),
+            (
+                "spillway_engine_device_info",
+                &[
+                    MODEL,
+                    ("device", Text("name of the device")),
+                    ("kind", Text("kind of the device")),
+                    ("driver", Text("its driver")),
+                ],
+                "1",
+            ),
             ("spillway_models_memory_bytes", &[], "bytes"),
             ("spillway_models_memory_limit_bytes", &[], "bytes"),
         ],
@@ -133,8 +176,24 @@ const GROUPS: &[Group] = &[
             ("spillway_limit_store_gateways", &[], "gateways"),
             ("spillway_limit_store_fallbacks", &[], "requests"),
             ("spillway_limit_settlements_lost", &[], "corrections"),
-            ("spillway_budget_spent", &[("budget", Text("`consumer NAME` or `tenant NAME`")), ("per", List(&["day", "month"])), ("unit", List(&["tokens", "usd"]))], "tokens or US dollars"),
-            ("spillway_budget_limit", &[("budget", Text("`consumer NAME` or `tenant NAME`")), ("per", List(&["day", "month"])), ("unit", List(&["tokens", "usd"]))], "tokens or US dollars"),
+            (
+                "spillway_budget_spent",
+                &[
+                    ("budget", Text("`consumer NAME` or `tenant NAME`")),
+                    ("per", List(&["day", "month"])),
+                    ("unit", List(&["tokens", "usd"])),
+                ],
+                "tokens or US dollars",
+            ),
+            (
+                "spillway_budget_limit",
+                &[
+                    ("budget", Text("`consumer NAME` or `tenant NAME`")),
+                    ("per", List(&["day", "month"])),
+                    ("unit", List(&["tokens", "usd"])),
+                ],
+                "tokens or US dollars",
+            ),
             ("spillway_budget_write_failures", &[], "batches"),
         ],
     ),
@@ -165,7 +224,14 @@ const GROUPS: &[Group] = &[
     (
         "Certificates",
         &[
-            ("spillway_tls_certificate_expiry_seconds", &[("listener", Text("name of the listener, or `backend NAME`")), ("certificate", Text("first name of the certificate"))], "Unix time"),
+            (
+                "spillway_tls_certificate_expiry_seconds",
+                &[
+                    ("listener", Text("name of the listener, or `backend NAME`")),
+                    ("certificate", Text("first name of the certificate")),
+                ],
+                "Unix time",
+            ),
             ("spillway_acme_orders", &[("result", List(&["ok", "failed"]))], "orders"),
             ("spillway_acme_storage_failures", &[], "tries"),
         ],
@@ -216,41 +282,47 @@ fn series_of(file: &File, labels: &[&str], found: &mut BTreeMap<String, Series>)
         if labels.contains(&name) {
             continue;
         }
-        let (help, kind) = if let Some((field, kind)) = before.trim_end().strip_suffix('=').and_then(|f| f.split_once(':')) {
-            // `/// Help` and `field: Type = "name", ...;` of a list.
-            if field.contains("const ") || field.contains("let ") {
-                continue;
-            }
-            let above = text[..line].lines().rev().map_while(|line| line.trim().strip_prefix("///")).map(str::trim);
-            let mut above: Vec<&str> = above.collect();
-            above.reverse();
-            (above.join(" "), kind_in(kind))
-        } else {
-            // `register(name, help, metric)` or a closure that does it.
-            let opened = text[..at].rfind('(').unwrap();
-            let called = text[..opened].rsplit(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap();
-            let (arguments, _) = parts(text, opened);
-            let place = arguments.iter().position(|argument| argument.trim_matches('"') == name);
-            let behind: Vec<&String> = arguments.iter().skip(place.map_or(0, |n| n + 1)).collect();
-            let mut help = behind.first().and_then(|help| literal(help));
-            if help.is_none() {
-                let value = text[..at].rfind("let help = ").map(|from| literals(&text[from..at]).remove(0));
-                help = value;
-            }
-            let kind = match called {
-                "gauge" | "float" => Some("gauge"),
-                "counter" => Some("counter"),
-                _ => {
-                    let metric = behind.last().map_or("", |metric| metric.as_str());
-                    let names = [format!("let {metric} = "), format!("let {metric}: "), format!("({metric}, "), format!(", {metric})")];
-                    let from = names.iter().filter_map(|pattern| text[..at].rfind(pattern.as_str())).max();
-                    from.and_then(|from| kind_in(text[from..].split(';').next().unwrap()))
-                        // Of a list that a loop registers.
-                        .or_else(|| kind_in(text[at..].split("r.register").next().unwrap()))
+        let (help, kind) =
+            if let Some((field, kind)) = before.trim_end().strip_suffix('=').and_then(|f| f.split_once(':')) {
+                // `/// Help` and `field: Type = "name", ...;` of a list.
+                if field.contains("const ") || field.contains("let ") {
+                    continue;
                 }
+                let above = text[..line].lines().rev().map_while(|line| line.trim().strip_prefix("///")).map(str::trim);
+                let mut above: Vec<&str> = above.collect();
+                above.reverse();
+                (above.join(" "), kind_in(kind))
+            } else {
+                // `register(name, help, metric)` or a closure that does it.
+                let opened = text[..at].rfind('(').unwrap();
+                let called = text[..opened].rsplit(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap();
+                let (arguments, _) = parts(text, opened);
+                let place = arguments.iter().position(|argument| argument.trim_matches('"') == name);
+                let behind: Vec<&String> = arguments.iter().skip(place.map_or(0, |n| n + 1)).collect();
+                let mut help = behind.first().and_then(|help| literal(help));
+                if help.is_none() {
+                    let value = text[..at].rfind("let help = ").map(|from| literals(&text[from..at]).remove(0));
+                    help = value;
+                }
+                let kind = match called {
+                    "gauge" | "float" => Some("gauge"),
+                    "counter" => Some("counter"),
+                    _ => {
+                        let metric = behind.last().map_or("", |metric| metric.as_str());
+                        let names = [
+                            format!("let {metric} = "),
+                            format!("let {metric}: "),
+                            format!("({metric}, "),
+                            format!(", {metric})"),
+                        ];
+                        let from = names.iter().filter_map(|pattern| text[..at].rfind(pattern.as_str())).max();
+                        from.and_then(|from| kind_in(text[from..].split(';').next().unwrap()))
+                            // Of a list that a loop registers.
+                            .or_else(|| kind_in(text[at..].split("r.register").next().unwrap()))
+                    }
+                };
+                (help.unwrap_or_default(), kind)
             };
-            (help.unwrap_or_default(), kind)
-        };
         let kind = kind.unwrap_or_else(|| panic!("{}: the kind of {name} cannot be read", file.path));
         found.insert(name.to_owned(), Series { help, kind });
     }
@@ -333,7 +405,9 @@ pub(super) fn page() -> String {
                     }
                 };
                 let same = |(known, other): &(&str, String)| {
-                    *known == *label && (other.split_once(":\n").map(|(_, rest)| rest) == text.split_once(":\n").map(|(_, rest)| rest))
+                    *known == *label
+                        && (other.split_once(":\n").map(|(_, rest)| rest)
+                            == text.split_once(":\n").map(|(_, rest)| rest))
                 };
                 if !told.iter().any(same) {
                     told.push((label, text));

@@ -28,6 +28,8 @@ pub(super) struct Call {
 pub(super) struct Function {
     pub(super) name: String,
     pub(super) parameters: Vec<String>,
+    /// True if it takes `self`.
+    pub(super) is_method: bool,
     /// Offset of the first byte of its body.
     pub(super) body: usize,
 }
@@ -190,10 +192,10 @@ pub(super) fn literals(text: &str) -> Vec<String> {
     found
 }
 
-/// The expression that a constant or static of this name has in any of the files.
-pub(super) fn constant(files: &[File], name: &str) -> Option<String> {
+/// The expression that a constant or static of this name has in any of the files, first of all in that number `near`.
+pub(super) fn constant(files: &[File], near: usize, name: &str) -> Option<String> {
     let name = name.rsplit("::").next().unwrap();
-    files.iter().find_map(|file| {
+    files.get(near).into_iter().chain(files).find_map(|file| {
         ["const ", "static "].iter().find_map(|keyword| {
             let from = file.code.find(&format!("{keyword}{name}: "))?;
             let (_, value) = file.code[from..].split_once('=')?;
@@ -245,11 +247,9 @@ pub(super) fn function_around(code: &str, at: usize) -> Option<Function> {
             };
             (!pattern.ends_with("self")).then_some(pattern)
         };
-        (body < at && at < end).then(|| Function {
-            parameters: parameters.iter().filter_map(pattern).collect(),
-            name,
-            body,
-        })
+        let is_method = parameters.first().is_some_and(|first| first.ends_with("self"));
+        let parameters = parameters.iter().filter_map(pattern).collect();
+        (body < at && at < end).then_some(Function { name, parameters, is_method, body })
     })
 }
 

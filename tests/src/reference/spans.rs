@@ -9,12 +9,24 @@ use super::{GENERATED, cell, compare};
 
 /// Spans: name, kind, work.
 const SPANS: &[(&str, &str, &str)] = &[
-    ("request", "server", "The whole request; renamed to `METHOD ROUTE` at its end. Its parent is the caller's `traceparent`."),
+    (
+        "request",
+        "server",
+        "The whole request; renamed to `METHOD ROUTE` at its end. Its parent is the caller's `traceparent`.",
+    ),
     ("filters", "internal", "The filters of the route and the caller's limits."),
     ("admission", "internal", "The choice of an endpoint or a built-in model, once for each try."),
     ("queue", "internal", "The wait for a slot; of a built-in model, for its first step."),
-    ("attempt", "client", "One attempt at an endpoint, named `OPERATION MODEL` for a model call, else `METHOD BACKEND`."),
-    ("chat", "internal", "The work of a built-in model, named `chat MODEL`; it has `queue`, `prefill` and `decode` below it."),
+    (
+        "attempt",
+        "client",
+        "One attempt at an endpoint, named `OPERATION MODEL` for a model call, else `METHOD BACKEND`.",
+    ),
+    (
+        "chat",
+        "internal",
+        "The work of a built-in model, named `chat MODEL`; it has `queue`, `prefill` and `decode` below it.",
+    ),
     ("prefill", "internal", "The prompt is read."),
     ("decode", "internal", "The answer is written."),
 ];
@@ -33,8 +45,16 @@ const ATTRIBUTES: &[(&str, &str, &str)] = &[
     ("network.protocol.version", "request", "`1.0`, `1.1` or `2`."),
     ("user_agent.original", "request", "`User-Agent`."),
     ("error.type", "all", "[Code](errors.md) of the error, or how an attempt failed. The span has the status error."),
-    ("gen_ai.operation.name", "attempt, chat", "`chat`, `text_completion`, `embeddings`, as OpenTelemetry names operations."),
-    ("gen_ai.provider.name", "attempt, chat", "Dialect of the backend, such as `openai`; `spillway` for a built-in model."),
+    (
+        "gen_ai.operation.name",
+        "attempt, chat",
+        "`chat`, `text_completion`, `embeddings`, as OpenTelemetry names operations.",
+    ),
+    (
+        "gen_ai.provider.name",
+        "attempt, chat",
+        "Dialect of the backend, such as `openai`; `spillway` for a built-in model.",
+    ),
     ("gen_ai.request.model", "request, attempt, chat", "Model that the request names."),
     ("gen_ai.request.stream", "attempt", "`true` where a stream is asked for."),
     ("gen_ai.response.id", "request, attempt, chat", "Id of the answer."),
@@ -51,11 +71,19 @@ const ATTRIBUTES: &[(&str, &str, &str)] = &[
     ("spillway.policy", "admission", "Policy that picked it."),
     ("spillway.admission", "admission", "`saturated` or `unavailable`, where nothing was picked."),
     ("spillway.spilled", "request", "`true` where the request did not go to the backends of its route."),
-    ("spillway.spill.reason", "request", "Why, as `reason` of `spillway_spills` ([metrics](metrics.md#overload-and-further-attempts))."),
+    (
+        "spillway.spill.reason",
+        "request",
+        "Why, as `reason` of `spillway_spills` ([metrics](metrics.md#overload-and-further-attempts)).",
+    ),
     ("spillway.attempts", "request", "Attempts at endpoints."),
     ("spillway.attempt.given_up", "attempt", "`true` where another attempt answered first."),
     ("spillway.queue.priority", "queue", "Priority of the consumer."),
-    ("spillway.queue.outcome", "queue", "As `outcome` of `spillway_queue_wait_seconds` ([metrics](metrics.md#overload-and-further-attempts))."),
+    (
+        "spillway.queue.outcome",
+        "queue",
+        "As `outcome` of `spillway_queue_wait_seconds` ([metrics](metrics.md#overload-and-further-attempts)).",
+    ),
     ("spillway.queue.seconds", "request", "Time in the queue, in seconds."),
     ("spillway.resumed", "request", "`true` where a stream died and was continued."),
 ];
@@ -64,7 +92,10 @@ const ATTRIBUTES: &[(&str, &str, &str)] = &[
 const EVENTS: &[(&str, &str)] = &[
     ("answered", "The filter `name` answered the request."),
     ("refused", "The filter `name` refused the request."),
-    ("endpoint_passed_over", "The endpoint of `name` takes no request now, and why: `drained`, `unhealthy`, `ejected`, or the signal that says full."),
+    (
+        "endpoint_passed_over",
+        "The endpoint of `name` takes no request now, and why: `drained`, `unhealthy`, `ejected`, or the signal that says full.",
+    ),
 ];
 
 /// Renders the page.
