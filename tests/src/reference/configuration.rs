@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::examples::example_of;
+use super::examples::examples_of;
 use super::{GENERATED, cell};
 use crate::pages::{Page, pages as all_pages, slug};
 
@@ -154,7 +154,7 @@ impl<'s> Walk<'s> {
         }
         if is_family(resolved) {
             self.family(path, page, resolved);
-            return format!("[one of these]({})", link(page, page, &slug(path)));
+            return format!("[filter]({})", link(page, page, &slug(path)));
         }
         if is_object(resolved) {
             if let Some((first, of)) = name.and_then(|name| self.described.get(name)) {
@@ -170,17 +170,21 @@ impl<'s> Walk<'s> {
             return format!("[object]({})", link(page, page, &slug(path)));
         }
         if let Some(branches) = resolved["oneOf"].as_array() {
+            let mut written = Vec::new();
             for branch in branches {
                 let text = branch["description"].as_str().unwrap_or_default();
                 if let Some(value) = branch.get("const") {
+                    written.push(code(value));
                     values.push((code(value), text.to_owned()));
                 } else if let Some((key, value)) = only_property(branch) {
                     let inner = self.kind(path, page, value, &mut Vec::new());
                     let text = if text.is_empty() { value["description"].as_str().unwrap_or_default() } else { text };
+                    written.push(format!("`{{{key}: ...}}`"));
                     values.push((format!("`{{{key}: ...}}` ({inner})"), text.to_owned()));
                 }
             }
-            return "one of these".to_owned();
+            let last = written.pop().unwrap_or_default();
+            return if written.is_empty() { last } else { format!("{} or {last}", written.join(", ")) };
         }
         let named = match &resolved["type"] {
             Value::Array(all) => all.iter().find(|kind| *kind != "null").and_then(Value::as_str),
@@ -231,6 +235,7 @@ fn words(name: &str) -> String {
 
 fn code(value: &Value) -> String {
     match value {
+        Value::String(text) if text.is_empty() => "`\"\"`".to_owned(),
         Value::String(text) => format!("`{text}`"),
         Value::Array(all) => {
             let all: Vec<String> =
@@ -299,7 +304,9 @@ pub(super) fn pages(schema: &Value) -> Vec<(String, String)> {
         } else {
             table(page, &section.rows);
         }
-        write!(page, "\n```yaml\n{}```\n", example_of(&section.path)).unwrap();
+        for example in examples_of(&section.path) {
+            write!(page, "\n```yaml\n{example}```\n").unwrap();
+        }
         if let Some(links) = how_to.get(&(section.page.clone(), slug(&section.path))) {
             write!(page, "\nHow-to: {}.\n", links.join(", ")).unwrap();
         }

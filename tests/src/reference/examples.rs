@@ -15,6 +15,15 @@ pub struct Example {
 
 const EXAMPLES: &[Example] = &[
     Example {
+        path: "backends[].loadBalancing",
+        yaml: "backends:
+  - name: chat
+    protocol: openai
+    endpoints: [{url: \"http://127.0.0.1:8081\"}, {url: \"http://127.0.0.1:8082\"}]
+    loadBalancing: {policy: hash, hashOn: {cookie: session}}
+",
+    },
+    Example {
         path: "backends[].healthCheck.tcp",
         yaml: "backends:
   - name: chat
@@ -110,27 +119,31 @@ fn part(lines: &[String], keys: &[&str]) -> Option<Vec<String>> {
     Some(shown)
 }
 
-/// The example of an object: top-level keys that have it.
-pub(super) fn example_of(path: &str) -> String {
-    if let Some(example) = EXAMPLES.iter().find(|example| example.path == path) {
-        return example.yaml.to_owned();
-    }
+/// The part of `config/examples/gateway.yaml` that has an object; `None` where it has none. An object that is written within a
+/// line has that line.
+fn part_of_the_file(path: &str) -> Option<String> {
     let text = std::fs::read_to_string(repository().join("config/examples/gateway.yaml")).unwrap();
     let lines: Vec<String> = text.lines().map(|line| line.trim_end().to_owned()).collect();
     let split = path.replace("[]", ".[]");
     let mut keys: Vec<&str> = split.split('.').collect();
-    let last = *keys.iter().rev().find(|key| !matches!(**key, "[]" | "NAME")).unwrap();
-    // An object that is written within a line has that line.
+    let last = *keys.iter().rev().find(|key| !matches!(**key, "[]" | "NAME"))?;
     let found = loop {
         if let Some(found) = part(&lines, &keys) {
             break found;
         }
-        keys.pop();
-        assert!(!keys.is_empty(), "config/examples/gateway.yaml has nothing of {path}");
+        keys.pop()?;
     };
+    let has = |line: &String| line.split(" #").next().is_some_and(|line| line.contains(&format!("{last}:")));
+    found.iter().any(has).then(|| found.into_iter().map(|line| line + "\n").collect())
+}
+
+/// Examples of an object: top-level keys that have it.
+pub(super) fn examples_of(path: &str) -> Vec<String> {
+    let further = EXAMPLES.iter().filter(|example| example.path == path).map(|example| example.yaml.to_owned());
+    let all: Vec<String> = part_of_the_file(path).into_iter().chain(further).collect();
     assert!(
-        found.iter().any(|line| line.contains(&format!("{last}:"))),
-        "config/examples/gateway.yaml has no `{last}` for {path}: write it there, or here"
+        !all.is_empty(),
+        "no example of {path}: write one in config/examples/gateway.yaml, or in tests/src/reference/examples.rs"
     );
-    found.into_iter().map(|line| line + "\n").collect()
+    all
 }
