@@ -24,7 +24,7 @@ pub struct Operation {
 }
 
 const DRAINED: &[(u16, &str)] = &[
-    (200, "The endpoints that the name stands for, each with whether that changed it."),
+    (200, "The endpoints of that name, each with whether the request changed it."),
     (403, "The header `x-spillway-admin: 1` is missing."),
     (404, "There is no such backend or endpoint."),
 ];
@@ -41,7 +41,7 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         method: "GET",
         path: "/healthz",
-        text: "Tells that the process lives: for a liveness probe.",
+        text: "Reports that the process lives: for a liveness probe.",
         guarded: false,
         answers: &[(200, "`ok`")],
         content_type: "text/plain; charset=utf-8",
@@ -49,7 +49,7 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         method: "GET",
         path: "/readyz",
-        text: "Tells whether listeners and models are there: for a readiness probe.",
+        text: "Reports whether listeners and models are ready: for a readiness probe.",
         guarded: false,
         answers: &[(200, "`ready`"), (503, "`starting` or `draining`")],
         content_type: "text/plain; charset=utf-8",
@@ -65,7 +65,7 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         method: "GET",
         path: "/api/config",
-        text: "The running configuration without its secrets, and what became of the last edit.",
+        text: "The running configuration without its secrets, and the result of the last edit.",
         guarded: true,
         answers: &[(
             200,
@@ -84,7 +84,7 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         method: "POST",
         path: "/api/backends/{backend}/endpoints/{endpoint}/drain",
-        text: "Takes an endpoint out: it gets no new requests, those that run go on. It stays out over reloads.",
+        text: "Drains an endpoint: it gets no new requests, running ones finish. It stays drained over reloads.",
         guarded: true,
         answers: DRAINED,
         content_type: "application/json",
@@ -92,7 +92,7 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         method: "POST",
         path: "/api/backends/{backend}/endpoints/{endpoint}/undrain",
-        text: "Puts it back.",
+        text: "Returns a drained endpoint to service.",
         guarded: true,
         answers: DRAINED,
         content_type: "application/json",
@@ -104,13 +104,13 @@ const LAST_EDIT: &[(&str, &str)] = &[
     ("at", "Unix time in seconds."),
     ("file", "The configuration file."),
     ("diagnostics", "Mistakes and warnings, each with its path and line."),
-    ("errors", "Why it could not be run, where the file itself is sound."),
+    ("errors", "Errors of compiling the configuration, where the file itself is valid."),
 ];
 
 const BACKEND: &[(&str, &str)] = &[
     ("name", "Name."),
     ("policy", "How an endpoint is picked (`loadBalancing.policy`)."),
-    ("available", "Whether an endpoint may have traffic."),
+    ("available", "Whether an endpoint may receive requests."),
     ("panic", "Whether ejections are ignored, because too few endpoints are left."),
     ("inFlight", "Requests in flight at all endpoints."),
     ("maxInFlight", "Their limit; left out where there is none."),
@@ -129,11 +129,11 @@ const ENDPOINT: &[(&str, &str)] = &[
     ("priority", "Tier."),
     (
         "state",
-        "`open`, or why it takes no further request: `drained`, `unhealthy`, `ejected`, or the signal that says full.",
+        "`open`, or the reason why it gets no further request: `drained`, `unhealthy`, `ejected`, or the signal that says full.",
     ),
     ("healthy", "Result of the active check."),
-    ("ejected", "Whether it is left alone for its errors."),
-    ("drained", "Whether an operator took it out."),
+    ("ejected", "Whether it is ejected for its errors."),
+    ("drained", "Whether an operator drained it."),
     ("retryInMs", "Milliseconds until it is tried again, after an ejection or an answer that meant full."),
     ("inFlight", "Requests in flight."),
     ("connections", "Connections that are open, idle ones too."),
@@ -245,7 +245,7 @@ curl -s http://127.0.0.1:9901/api/config
 {\"generation\":…,\"running\":…,\"lastEdit\":{\"result\":\"ok\"…
 ```
 
-`generation` is a number that each edit raises, `running` the configuration without its secrets, `lastEdit` what became of the last edit.
+`generation` is a number that each edit raises, `running` the configuration without its secrets, `lastEdit` the result of the last edit.
 ",
     );
     table(&mut page, "`lastEdit`:", LAST_EDIT);

@@ -10,7 +10,7 @@ use super::{GENERATED, cell, compare};
 const CODES: &[(u8, &str)] = &[
     (0, "Success. `serve` ends with it after a signal."),
     (1, "A failure while running: an address in use, a gateway that does not answer, a model that cannot be loaded."),
-    (2, "Wrong usage or a wrong configuration. Nothing was started."),
+    (2, "Wrong usage or a wrong configuration; nothing was started."),
 ];
 
 const VARIABLES: &[(&str, &str)] = &[
@@ -19,7 +19,7 @@ const VARIABLES: &[(&str, &str)] = &[
     ("SPILLWAY_ADMIN_TOKEN", "Its token (`admin.token`)."),
     ("SPILLWAY_LOG", "Filter of the process log: `info`, `debug`, `spillway=debug`."),
     ("RUST_LOG", "The same, where `SPILLWAY_LOG` is not set."),
-    ("SPILLWAY_CACHE_DIR", "Folder of compiled GPU pipelines and of measurements which kernels are quicker."),
+    ("SPILLWAY_CACHE_DIR", "Folder of compiled GPU pipelines and of kernel measurements."),
     ("XDG_CACHE_HOME", "`spillway` in it is that folder, where `SPILLWAY_CACHE_DIR` is not set."),
     ("HOME", "`.cache/spillway` in it is that folder, where neither is set."),
     (
@@ -28,7 +28,7 @@ const VARIABLES: &[(&str, &str)] = &[
     ),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "Collector of traces, where `telemetry.tracing` is not written."),
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "The same; goes before it."),
-    ("OTEL_EXPORTER_OTLP_PROTOCOL", "`grpc`, the only one that is spoken."),
+    ("OTEL_EXPORTER_OTLP_PROTOCOL", "`grpc`, the only one that is supported."),
     ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "The same; goes before it."),
     ("OTEL_TRACES_EXPORTER", "`otlp`, or `none` for no traces."),
     ("OTEL_TRACES_SAMPLER", "`always_on`, `always_off`, `traceidratio`, or one of them with `parentbased_`."),

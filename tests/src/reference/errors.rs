@@ -24,7 +24,7 @@ const ROWS: &[Row] = &[
     (
         "ambiguous_framing",
         "The length of the body can be read in two ways: two lengths, a length beside chunks, or no number.",
-        "Send one `Content-Length` or chunks. A client that does this is broken, or attacks (request smuggling).",
+        "Send one `Content-Length` or chunks. A client that sends such a request is broken or attacks (request smuggling).",
     ),
     (
         "ambiguous_parameter",
@@ -41,11 +41,7 @@ const ROWS: &[Row] = &[
         "A list of the request is longer than a built-in model takes.",
         "Send a shorter one; `param` names it.",
     ),
-    (
-        "bad_host",
-        "`Host` is missing a name, has two values, or has characters that no host has.",
-        "Send one host, with or without a port.",
-    ),
+    ("bad_host", "`Host` has two values, or characters that no host has.", "Send one host, with or without a port."),
     (
         "bad_target",
         "The target of the request is neither a path nor an `http` or `https` URL.",
@@ -58,7 +54,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "body_readers_busy",
-        "Too many large bodies wait to be read.",
+        "Too many large bodies wait to be parsed.",
         "Try again after `Retry-After`, or send fewer large bodies at a time.",
     ),
     (
@@ -128,17 +124,17 @@ const ROWS: &[Row] = &[
     (
         "invalid_credentials",
         "The server of `externalAuthorization` answered 401.",
-        "Send the credentials that it wants.",
+        "Send the credentials that this server expects.",
     ),
     (
         "invalid_form",
-        "A multipart form can be read in two ways, or is not whole.",
+        "A multipart form is incomplete, or servers could read it in two ways.",
         "Send it as common HTTP libraries write it.",
     ),
     ("invalid_json", "The body is no JSON object.", "Send valid JSON; the message names the place."),
     (
         "invalid_json_schema",
-        "The schema of `response_format` is none that a built-in model can hold answers to.",
+        "A built-in model cannot constrain answers to the schema of `response_format`.",
         "Change the schema; the message names the place.",
     ),
     (
@@ -159,16 +155,20 @@ const ROWS: &[Row] = &[
         "The request breaks the grammar of HTTP/1.1.",
         "Repair the client (`spillway_malformed_requests_total` counts by reason).",
     ),
-    ("method_not_allowed", "`CONNECT` was sent to the gateway.", "Use it as a server, not as a proxy for connections."),
+    (
+        "method_not_allowed",
+        "`CONNECT` was sent to the gateway.",
+        "Send requests to the gateway as to a server; it does not tunnel connections.",
+    ),
     (
         "misdirected_request",
-        "The request names a host for which the connection's certificate does not stand.",
+        "The request names a host that the certificate of the connection does not cover.",
         "Open a connection for that host.",
     ),
     ("missing_required_parameter", "A field is missing.", "Send it; `param` names it."),
     (
         "model_not_found",
-        "No model of this name is there for the caller.",
+        "The model does not exist, or the caller may not use it.",
         "`GET /v1/models` lists those that are. Operators: `consumers[].models`, `routes[].matches[].model`.",
     ),
     ("no_host", "A request of HTTP/1.1 has no `Host`.", "Send it."),
@@ -179,7 +179,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "not_found",
-        "The gateway has no such page of its own, or the server of `externalAuthorization` answered 404.",
+        "The path below `/v1/models` does not exist, or the server of `externalAuthorization` answered 404.",
         "Change the path.",
     ),
     (
@@ -194,7 +194,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "origin_not_allowed",
-        "A page of an origin that `cors.allowOrigins` does not have asked for leave.",
+        "A browser sent the preflight request of a page whose origin is not in `cors.allowOrigins`.",
         "Add the origin to the filter ([browsers](../how-to/browsers.md)).",
     ),
     (
@@ -219,7 +219,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "request_not_judged",
-        "The expression of a filter `cel` has no value for the request: it reads something that is not there.",
+        "The expression of a filter `cel` reads something that the request does not have.",
         "Send what the message names in parentheses. Operators: let the expression test for it (`has(...)`).",
     ),
     (
@@ -254,12 +254,12 @@ const ROWS: &[Row] = &[
     ),
     (
         "timeout",
-        "The backend did not go on with its answer in time (`backends[].timeouts.idle`), after its head was sent to the client.",
+        "The backend did not continue its answer in time (`backends[].timeouts.idle`), after its head was sent to the client.",
         "Try again; [resume](../how-to/resume.md) continues streams.",
     ),
     (
         "tokens_exceed_limit",
-        "The request may use more tokens than the limit ever lets at once (`tokenBurst`).",
+        "The request may use more tokens than the limit ever allows at once (`tokenBurst`).",
         "Shorten the prompt or lower `max_tokens`.",
     ),
     (
@@ -297,8 +297,8 @@ const ROWS: &[Row] = &[
     ),
     (
         "upstream_error_withheld",
-        "The backend answered an error whose compressed text could hold credentials of the gateway and cannot be searched.",
-        "Operators: look at the log of the backend.",
+        "The backend answered an error whose compressed text cannot be searched for credentials of the gateway.",
+        "Operators: read the log of the backend.",
     ),
     (
         "upstream_header_too_large",
@@ -599,7 +599,7 @@ pub(super) fn page() -> String {
 {GENERATED}
 
 A refusal of the gateway has a status, a code, and a message that says what was found and what to do. Paths of OpenAI's API get
-OpenAI's shape, where `type` is what official clients choose their exception by:
+OpenAI's shape, where official clients choose their exception by the status and `type`:
 
 ```json
 {{\"error\": {{\"message\": \"...\", \"type\": \"rate_limit_exceeded\", \"param\": null, \"code\": \"rate_limit_exceeded\"}}}}

@@ -16,7 +16,7 @@ const SPANS: &[(&str, &str, &str)] = &[
     ),
     ("filters", "internal", "The filters of the route and the caller's limits."),
     ("admission", "internal", "The choice of an endpoint or a built-in model, once for each try."),
-    ("queue", "internal", "The wait for a slot; of a built-in model, for its first step."),
+    ("queue", "internal", "The wait for a slot; for a built-in model, the wait for its first step."),
     (
         "attempt",
         "client",
@@ -27,8 +27,8 @@ const SPANS: &[(&str, &str, &str)] = &[
         "internal",
         "The work of a built-in model, named `chat MODEL`; it has `queue`, `prefill` and `decode` below it.",
     ),
-    ("prefill", "internal", "The prompt is read."),
-    ("decode", "internal", "The answer is written."),
+    ("prefill", "internal", "Prefill: the prompt is computed."),
+    ("decode", "internal", "Decode: the answer is generated."),
 ];
 
 /// Attributes: name, spans, meaning.
@@ -59,7 +59,7 @@ const ATTRIBUTES: &[(&str, &str, &str)] = &[
     ("gen_ai.request.stream", "attempt", "`true` where a stream is asked for."),
     ("gen_ai.response.id", "request, attempt, chat", "Id of the answer."),
     ("gen_ai.response.model", "request, attempt, chat", "Model that the answer names."),
-    ("gen_ai.response.finish_reasons", "request, attempt, chat", "Why the answer ends."),
+    ("gen_ai.response.finish_reasons", "request, attempt, chat", "Finish reasons of the answer."),
     ("gen_ai.response.time_to_first_chunk", "request, attempt, chat", "Arrival to the first content, in seconds."),
     ("gen_ai.usage.input_tokens", "request, attempt, chat", "Tokens read."),
     ("gen_ai.usage.output_tokens", "request, attempt, chat", "Tokens written."),
@@ -70,11 +70,11 @@ const ATTRIBUTES: &[(&str, &str, &str)] = &[
     ("spillway.endpoint.in_flight", "admission", "Requests at it at that moment."),
     ("spillway.policy", "admission", "Policy that picked it."),
     ("spillway.admission", "admission", "`saturated` or `unavailable`, where nothing was picked."),
-    ("spillway.spilled", "request", "`true` where the request did not go to the backends of its route."),
+    ("spillway.spilled", "request", "`true` where the request was not answered by the backends of its route."),
     (
         "spillway.spill.reason",
         "request",
-        "Why, as `reason` of `spillway_spills` ([metrics](metrics.md#overload-and-further-attempts)).",
+        "Reason, as `reason` of `spillway_spills` ([metrics](metrics.md#overload-and-further-attempts)).",
     ),
     ("spillway.attempts", "request", "Attempts at endpoints."),
     ("spillway.attempt.given_up", "attempt", "`true` where another attempt answered first."),
@@ -94,7 +94,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("refused", "The filter `name` refused the request."),
     (
         "endpoint_passed_over",
-        "The endpoint of `name` takes no request now, and why: `drained`, `unhealthy`, `ejected`, or the signal that says full.",
+        "The endpoint in `name` was not eligible, with the reason: `drained`, `unhealthy`, `ejected`, or the signal that says full.",
     ),
 ];
 
