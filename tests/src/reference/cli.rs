@@ -74,7 +74,7 @@ fn note(text: &mut String, key: &str) -> String {
 
 fn command(page: &mut String, words: &[&str], help: &dyn Fn(&[&str]) -> String) {
     let text = help(words);
-    let about = text.lines().next().unwrap_or_default();
+    let about = text.lines().take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
     let usage = text.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap();
     let commands = entries(&text, "Commands:");
     if words.is_empty() {

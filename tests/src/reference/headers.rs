@@ -104,7 +104,7 @@ const GROUPS: &[Group] = &[
     ),
     (
         "Answers of servers",
-        "Read by the gateway; what is not named passes to the client, except `x-spillway-*`.",
+        "What is not named passes to the client, except `x-spillway-*`, and any header that holds a credential which the gateway sent to the server.",
         &[
             (
                 "retry-after",
@@ -135,7 +135,10 @@ const GROUPS: &[Group] = &[
         "Set in answers",
         "Beside `x-request-id`, which every answer has.",
         &[
-            ("x-spillway-served-by", "`builtin/NAME`, where a built-in model answered."),
+            (
+                "x-spillway-served-by",
+                "`builtin/NAME` where a built-in model answered; after a spill to a backend, the name of that.",
+            ),
             (
                 "x-ratelimit-limit-requests",
                 "Requests of the caller's tightest limit on requests. Replaces the server's own value.",
