@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::source::{calls, files, json_fields, literal};
+use super::source::{calls, files, json_fields, literal, module};
 use super::{GENERATED, cell, compare};
 
 /// One method of one path.
@@ -57,9 +57,9 @@ const OPERATIONS: &[Operation] = &[
     Operation {
         method: "GET",
         path: "/metrics",
-        text: "The [metrics](metrics.md).",
+        text: "The metrics, as OpenMetrics text.",
         guarded: true,
-        answers: &[(200, "OpenMetrics text.")],
+        answers: &[(200, "The text.")],
         content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
     },
     Operation {
@@ -152,9 +152,9 @@ pub fn operations() -> &'static [Operation] {
 
 /// Asserts that the rows are what the sources have.
 fn check() {
-    let files = files(&["gateway/src/admin", "gateway/src/reload.rs"]);
+    let files = files(&["gateway/src"]);
     let mut routes = Vec::new();
-    for file in &files {
+    for file in files.iter().filter(|file| file.path.starts_with("gateway/src/admin")) {
         for call in calls(&file.code, ".route") {
             let method = call.arguments[1].split('(').next().unwrap().to_ascii_uppercase();
             routes.push(format!("{method} {}", literal(&call.arguments[0]).unwrap()));
@@ -163,10 +163,9 @@ fn check() {
     let rows: Vec<String> = OPERATIONS.iter().map(|row| format!("{} {}", row.method, row.path)).collect();
     let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
     compare("paths of the admin address", &rows, routes.iter().map(String::as_str));
-    let of = |end: &str| files.iter().find(|file| file.path.ends_with(end)).unwrap();
-    for (file, nth, rows) in [("/reload.rs", 0, LAST_EDIT), ("/backends.rs", 0, BACKEND), ("/backends.rs", 1, ENDPOINT)]
+    for (file, nth, rows) in [("reload", 0, LAST_EDIT), ("admin/backends", 0, BACKEND), ("admin/backends", 1, ENDPOINT)]
     {
-        let found = json_fields(of(file), nth);
+        let found = json_fields(module(&files, file), nth);
         let rows: Vec<&str> = rows.iter().map(|(name, _)| *name).collect();
         compare("fields of the admin address", &rows, found.iter().map(String::as_str));
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::source::{File, calls, constant, files, json_fields, literal, literals};
+use super::source::{File, calls, constant, files, json_fields, literal, literals, module};
 use super::{GENERATED, cell, compare};
 
 /// Fields of a line for a request: name, meaning.
@@ -170,7 +170,7 @@ fn reasons(files: &[File]) -> BTreeSet<String> {
     let bodies = errors.flat_map(|file| file.code.split("fn as_str(self) -> &'static str {").skip(1));
     let mut found: BTreeSet<String> =
         bodies.flat_map(|body| literals(&body[..body.find("\n    }").unwrap()])).collect();
-    let audit = files.iter().find(|file| file.path.ends_with("/audit.rs")).unwrap();
+    let audit = module(files, "audit");
     found.extend(audit.code.split("reason: Some(\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()));
     found
 }
@@ -221,15 +221,16 @@ fn table(page: &mut String, head: &str, rows: &[(&str, &str)]) {
 /// Renders the page.
 pub(super) fn page() -> String {
     let files = files(&["gateway/src", "engine/src", "config/src", "plugins"]);
-    let of =
-        |name: &str| files.iter().find(|file| file.path.ends_with(name)).unwrap_or_else(|| panic!("no file {name}"));
     let names = |rows: &[(&'static str, &str)]| rows.iter().map(|(name, _)| *name).collect::<Vec<_>>();
-    let access = json_fields(of("/access_log.rs"), 0);
+    let access = json_fields(module(&files, "telemetry/access_log"), 0);
     compare("fields of the access log", &names(ACCESS), access.iter().map(String::as_str));
-    let audit = json_fields(of("/audit.rs"), 0);
+    let audit = json_fields(module(&files, "audit"), 0);
     compare("fields of the audit log", &names(AUDIT), audit.iter().map(String::as_str));
     for (action, _) in ACTIONS {
-        assert!(of("/audit.rs").code.contains(&format!("\"{action}\"")), "the audit log has no action {action}");
+        assert!(
+            module(&files, "audit").code.contains(&format!("\"{action}\"")),
+            "the audit log has no action {action}"
+        );
     }
     let events = events(&files);
     assert!(events.len() > 60, "only {} events were found: the sources are read wrongly", events.len());

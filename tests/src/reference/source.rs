@@ -44,6 +44,13 @@ pub(super) fn files(folders: &[&str]) -> Vec<File> {
     found
 }
 
+/// The file of a module, such as `admin/backends`.
+pub(super) fn module<'f>(files: &'f [File], name: &str) -> &'f File {
+    let ends = [format!("/{name}.rs"), format!("/{name}/mod.rs")];
+    let found = files.iter().find(|file| ends.iter().any(|end| file.path.ends_with(end)));
+    found.unwrap_or_else(|| panic!("the sources have no module {name}: name it anew in tests/src/reference"))
+}
+
 fn read(path: &Path, found: &mut Vec<File>) {
     let name = path.file_name().unwrap().to_str().unwrap();
     if matches!(name, "tests" | "tests.rs" | "testing" | "testing.rs" | "readers.rs" | "benches" | "fuzz") {

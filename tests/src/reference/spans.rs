@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::source::{calls, files, literal, literals};
+use super::source::{calls, files, literal, literals, module};
 use super::{GENERATED, cell, compare};
 
 /// Spans: name, kind, work.
@@ -101,7 +101,7 @@ const EVENTS: &[(&str, &str)] = &[
 /// Renders the page.
 pub(super) fn page() -> String {
     let files = files(&["gateway/src"]);
-    let names = files.iter().find(|file| file.path.ends_with("telemetry/names.rs")).unwrap();
+    let names = module(&files, "telemetry/names");
     let mut attributes = literals(&names.code);
     attributes.retain(|name| !name.contains(' '));
     compare("span attributes", &ATTRIBUTES.map_names(), attributes.iter().map(String::as_str));
