@@ -1,5 +1,5 @@
-//! What `docs/reference/` says is what a running program does: its examples load, the paths of the admin address answer as
-//! documented, its metrics have the documented labels, and the commands end with the documented codes.
+//! Checks `docs/reference/` with the running program: examples load, the paths of the admin address answer as documented,
+//! metrics have the documented labels, and commands end with the documented codes.
 
 #![allow(
     clippy::unwrap_used,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::source::{calls, files, json_fields, literal, module};
 use super::{GENERATED, cell, compare};
 
-/// One method of one path.
+/// A method of a path.
 #[derive(Debug, Clone, Copy)]
 pub struct Operation {
     pub method: &'static str,

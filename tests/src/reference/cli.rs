@@ -36,7 +36,7 @@ const VARIABLES: &[(&str, &str)] = &[
     ("OTEL_SDK_DISABLED", "`true` for no traces."),
 ];
 
-/// One argument or option of a help text.
+/// Argument or option of a help text.
 #[derive(Debug, Default)]
 struct Entry {
     written: String,

@@ -34,7 +34,7 @@ struct Row {
     values: Vec<(String, String)>,
 }
 
-/// What is known while the schema is walked.
+/// State of the walk through the schema.
 struct Walk<'s> {
     defs: &'s Value,
     sections: Vec<Section>,

@@ -328,7 +328,7 @@ const DEPENDS: &[(&str, &[u16], &str)] = &[
     ("upstream_reset", &[502], "The answer had begun with its own status; this one is of the error event."),
 ];
 
-/// What the sources say of a code.
+/// Statuses, types and messages of a code in the sources.
 #[derive(Debug, Default)]
 struct Found {
     /// Status and type of OpenAI's error; a status that depends on something is 0.
@@ -336,7 +336,7 @@ struct Found {
     messages: BTreeSet<String>,
 }
 
-/// One place that makes refusals, as written: status, kind, code, message.
+/// Place that makes refusals: status, kind, code and message as they are written.
 #[derive(Debug, Clone)]
 struct Site {
     status: Option<u16>,
@@ -382,7 +382,7 @@ fn by_status(status: u16) -> &'static str {
     }
 }
 
-/// Collects what all places say.
+/// Collects the codes of all places.
 struct Reader {
     files: Vec<File>,
     found: BTreeMap<String, Found>,
@@ -465,7 +465,7 @@ impl Reader {
         }
     }
 
-    /// What a place in a function says with the arguments of a call.
+    /// The place with the arguments of a call in place of the function's parameters.
     fn at_call(&self, caller: usize, call: &Call, function: &Function, site: &Site) -> Site {
         let argument = |expression: &str| {
             let (n, place, is_pair) = parameter_of(&function.parameters, expression)?;

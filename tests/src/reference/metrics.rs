@@ -9,7 +9,7 @@ use super::{GENERATED, cell, compare};
 /// Values of a label.
 #[derive(Debug, Clone, Copy)]
 enum Values {
-    /// Names of the configuration, or what else the text says.
+    /// Names of the configuration, or another text.
     Text(&'static str),
     /// Values of the enum that has this one.
     Enum(&'static str),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::repository;
 
-/// One file without its tests.
+/// Source file without its tests.
 #[derive(Debug)]
 pub(super) struct File {
     /// Path from the root of the repository.
@@ -260,7 +260,7 @@ pub(super) fn function_around(code: &str, at: usize) -> Option<Function> {
     })
 }
 
-/// What `let NAME = ...;` before an offset of a function gives a name; also one of the names of a pair.
+/// Expression that the last `let NAME = ...;` before an offset binds; NAME may be part of a pair.
 pub(super) fn local<'c>(code: &'c str, function: &Function, at: usize, name: &str) -> Option<&'c str> {
     let before = &code[function.body..at];
     let names = [format!("let {name} = "), format!("let ({name}, "), format!(", {name}) = "), format!("let {name}: ")];
