@@ -38,7 +38,7 @@ pub use pebble::Pebble;
 pub use ports::free_port;
 pub use programs::{LlamaServer, PathReader, Redis, jaeger, minilm, model, python, repository, script};
 pub use raw::{head_of_a_request, raw};
-pub use reference::{Example, Operation, examples, families, operations, reference};
+pub use reference::{Example, Operation, examples, families, operations, reference, restarts};
 pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};
 pub use upstream::{Reply, Seen, Upstream, digest, reply, streamed};
 

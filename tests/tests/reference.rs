@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Output};
 
 use spillway_tests::{
-    Client, Gateway, Upstream, binary, eventually, examples, families, model, operations, repository,
+    Client, Gateway, Upstream, binary, eventually, examples, families, model, operations, repository, restarts, whole,
 };
 
 fn said(out: &Output) -> String {
@@ -89,6 +89,21 @@ async fn the_paths_of_the_admin_address_answer_as_documented() {
         }
         let foreign = admin.send(admin.request(operation.method, &path, &[("host", "example.com")], "")).await;
         assert_eq!(foreign.status == 421, operation.guarded, "{what} for a foreign host: {}", foreign.status);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_need_a_restart_are_kept_out_of_a_running_gateway() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let yaml = yaml(&upstream);
+    let gateway = Gateway::start(&yaml).await;
+    let running = whole(&format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}"));
+    for (n, (path, key, value)) in restarts().iter().enumerate() {
+        let others: Vec<&str> = running.lines().filter(|line| !line.starts_with(&format!("{key}:"))).collect();
+        std::fs::write(gateway.config(), format!("{}\n{key}: {value}\n", others.join("\n"))).unwrap();
+        let result = gateway.reloads(n).await;
+        assert_eq!(result["event"], "config_rejected", "{path}: {result}");
+        assert!(result.to_string().contains("restart"), "{path}: {result}");
     }
 }
 

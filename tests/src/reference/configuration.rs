@@ -10,9 +10,20 @@ use super::examples::examples_of;
 use super::{GENERATED, cell};
 use crate::pages::{Page, pages as all_pages, slug};
 
-/// Keys that cannot change while the process runs, as `docs/how-to/reload.md` has them.
-const RESTART: &[&str] =
-    &["admin", "telemetry.logs.format", "limits.bufferedAnswers", "limits.modelMemory", "limits.limitKeys"];
+/// Keys that cannot change while the process runs, each with an edit that tries it: a top-level key, and what it is to be.
+const RESTART: &[(&str, &str, &str)] = &[
+    ("admin", "admin", "{address: \"127.0.0.1:0\", maxConnections: 8}"),
+    ("telemetry.logs.format", "telemetry", "{logs: {format: text}}"),
+    ("limits.bufferedAnswers", "limits", "{bufferedAnswers: 8MiB}"),
+    ("limits.modelMemory", "limits", "{modelMemory: 2GiB}"),
+    ("limits.limitKeys", "limits", "{limitKeys: 2048}"),
+    ("state.budgets.sqlite", "state", "{budgets: {sqlite: other.db}}"),
+];
+
+/// Keys that need a restart, for a test that edits each: its path, a top-level key, and what it is to be.
+pub fn restarts() -> &'static [(&'static str, &'static str, &'static str)] {
+    RESTART
+}
 
 /// An object of the configuration.
 struct Section {
@@ -138,7 +149,7 @@ impl<'s> Walk<'s> {
         };
         let _ = name;
         let mut text = text.to_owned();
-        if RESTART.contains(&path) {
+        if RESTART.iter().any(|(restart, ..)| *restart == path) {
             text += " A change needs a restart.";
         }
         Row { key: key.to_owned(), path: path.to_owned(), kind, default, text, values }

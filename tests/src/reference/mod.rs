@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 pub use admin::{Operation, operations};
+pub use configuration::restarts;
 pub use examples::{Example, examples};
 pub use metrics::families;
 
