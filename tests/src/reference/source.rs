@@ -34,7 +34,7 @@ pub(super) struct Function {
     pub(super) body: usize,
 }
 
-/// Every file below some folders, in the order of their paths.
+/// Every file of the program below some folders, in the order of their paths.
 pub(super) fn files(folders: &[&str]) -> Vec<File> {
     let mut found = Vec::new();
     for folder in folders {
@@ -53,7 +53,9 @@ pub(super) fn module<'f>(files: &'f [File], name: &str) -> &'f File {
 
 fn read(path: &Path, found: &mut Vec<File>) {
     let name = path.file_name().unwrap().to_str().unwrap();
-    if matches!(name, "tests" | "tests.rs" | "testing" | "testing.rs" | "readers.rs" | "benches" | "fuzz") {
+    const OTHERS: [&str; 8] =
+        ["tests", "tests.rs", "testing", "testing.rs", "readers.rs", "benches", "fuzz", "examples"];
+    if OTHERS.contains(&name) {
         return;
     }
     if path.is_dir() {
