@@ -445,6 +445,14 @@ impl Reader {
         };
         let message = known(&site.message).or_else(|| of_a_local(&site.message).and_then(literal));
         let codes: Vec<(String, Option<String>)> = match known(&site.code) {
+            // An enum that has a code and a message for each of its variants.
+            None if site.code.ends_with(".as_str()") => {
+                let value = of_a_local(site.code.trim_end_matches(".as_str()"));
+                let only = value.and_then(|value| value.rsplit_once("::")).map(|(_, variant)| word(variant));
+                let variants =
+                    self.reasons().into_iter().filter(|(variant, ..)| only.as_ref().is_none_or(|only| only == variant));
+                variants.map(|(_, code, message)| (code, Some(message))).collect()
+            }
             Some(code) => match of_a_local(&site.message).filter(|_| message.is_none()) {
                 // `match` with a message in each arm.
                 Some(value) => literals(value).into_iter().map(|message| (code.clone(), Some(message))).collect(),
@@ -495,38 +503,60 @@ impl Reader {
         Site { code, message, ..site.clone() }
     }
 
+    /// Variants of enums that have both a code and a message.
+    fn reasons(&self) -> Vec<(String, String, String)> {
+        let mut found = Vec::new();
+        for file in &self.files {
+            let (Some(codes), Some(messages)) = (body(file, "fn as_str(self)"), body(file, "fn message(self)")) else {
+                continue;
+            };
+            let messages = arms(messages);
+            for (variant, code) in arms(codes) {
+                let message = messages.iter().find(|(other, _)| *other == variant).map(|(_, message)| message.clone());
+                found.push((variant, code, message.unwrap_or_default()));
+            }
+        }
+        found
+    }
+
     /// The violations of HTTP/1, whose code, status and message stand with each of them.
     fn read_violations(&mut self) {
         let file = self.files.iter().find(|file| file.code.contains("fn code(self)")).unwrap();
-        let body = |name: &str| {
-            let body = file.code.split(name).nth(1).unwrap();
-            body[..body.find("\n    }").unwrap()].to_owned()
-        };
-        let (codes, statuses) = (body("fn code(self)"), body("fn status(self)"));
-        let names = |arm: &str| arm.split("Self::").skip(1).map(word).collect::<Vec<_>>();
+        let (codes, statuses) = (body(file, "fn code(self)").unwrap(), body(file, "fn status(self)").unwrap());
         let mut all = Vec::new();
-        for arm in codes.split_inclusive(',') {
-            let Some((pattern, code)) = arm.split_once("=>") else { continue };
-            for name in names(pattern) {
-                let pattern = format!("Self::{name}");
-                let mut all_of = statuses.match_indices(&pattern).map(|(at, _)| at);
-                let own = all_of.find(|at| word(&statuses[at + 6..]) == name);
-                let from = own.or_else(|| statuses.find("_ =>")).unwrap();
-                let behind = statuses[from..].split_once("StatusCode::").unwrap().1;
-                let message = file
-                    .code
-                    .split("#[error(")
-                    .skip(1)
-                    .find(|rest| rest.split_once(")]").is_some_and(|(_, rest)| word(rest.trim_start()) == name));
-                let message = message.map(|text| literals(text).remove(0));
-                all.push((literals(code).remove(0), status(&format!("StatusCode::{}", word(behind))), message));
-            }
+        for (name, code) in arms(codes) {
+            let pattern = format!("Self::{name}");
+            let mut all_of = statuses.match_indices(&pattern).map(|(at, _)| at);
+            let own = all_of.find(|at| word(&statuses[at + 6..]) == name);
+            let from = own.or_else(|| statuses.find("_ =>")).unwrap();
+            let behind = statuses[from..].split_once("StatusCode::").unwrap().1;
+            let mut errors = file.code.split("#[error(").skip(1);
+            let message =
+                errors.find(|rest| rest.split_once(")]").is_some_and(|(_, rest)| word(rest.trim_start()) == name));
+            let message = message.map(|text| literals(text).remove(0));
+            all.push((code, status(&format!("StatusCode::{}", word(behind))), message));
         }
         for (code, status, message) in all {
             let site = Site { status, kind: "InvalidRequest".to_owned(), code: String::new(), message: String::new() };
             self.add(&code, &site, message.as_deref());
         }
     }
+}
+
+/// Body of the first method of a file that is declared so.
+fn body<'f>(file: &'f File, declared: &str) -> Option<&'f str> {
+    let behind = file.code.split(declared).nth(1)?;
+    behind.split("\n    }\n").next()
+}
+
+/// Variants of a `match` over `self`, each with the text of its arm.
+fn arms(body: &str) -> Vec<(String, String)> {
+    let pieces: Vec<&str> = body.split("=>").collect();
+    let arm = |pair: &[&str]| {
+        let text = literals(pair[1]).into_iter().next()?;
+        Some(pair[0].split("Self::").skip(1).map(word).map(|variant| (variant, text.clone())).collect::<Vec<_>>())
+    };
+    pieces.windows(2).filter_map(arm).flatten().collect()
 }
 
 fn word(text: &str) -> String {
@@ -575,7 +605,8 @@ fn found() -> BTreeMap<String, Found> {
     }
     reader.read_violations();
     for (code, statuses, _) in DEPENDS {
-        let found = reader.found.get_mut(*code).unwrap_or_else(|| panic!("the sources have no code {code}"));
+        // A code that is gone has no row either.
+        let Some(found) = reader.found.get_mut(*code) else { continue };
         let kinds: Vec<&str> = found.answers.iter().filter(|(status, _)| *status == 0).map(|(_, kind)| *kind).collect();
         found.answers.retain(|(status, _)| *status != 0);
         for status in *statuses {
@@ -583,6 +614,9 @@ fn found() -> BTreeMap<String, Found> {
                 (*status, if *status < 500 { openai_type(kind, *status, code) } else { by_status(*status) })
             }));
         }
+    }
+    for found in reader.found.values_mut().filter(|found| found.answers.iter().any(|(status, _)| *status > 0)) {
+        found.answers.retain(|(status, _)| *status > 0);
     }
     reader.found
 }
