@@ -149,7 +149,7 @@ async fn the_metrics_of_a_gateway_are_those_of_the_reference() {
             seen.insert(family);
         }
     }
-    assert!(seen.len() > 50, "only {} families had a value", seen.len());
+    assert!(seen.len() > 40, "only {} families had a value", seen.len());
 }
 
 #[test]
