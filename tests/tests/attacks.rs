@@ -55,6 +55,8 @@ routes:
     filters: [{{rateLimit: {{by: clientAddress, requests: 1000/s}}}}, {{responseHeaders: {{set: {{x-north: there}}}}}}]
     backendRefs: [{{name: x}}]
   - {{name: gpt, matches: [{{path: {{prefix: /gpt}}, model: \"gpt-*\"}}], access: {{tenants: [north]}}, backendRefs: [{{name: x}}]}}
+  - {{name: both-gpt, matches: [{{path: {{prefix: /both}}, model: \"gpt-*\"}}], access: {{tenants: [north]}}, backendRefs: [{{name: x}}]}}
+  - {{name: both, matches: [{{path: {{prefix: /both}}, model: \"other-*\"}}], backendRefs: [{{name: x}}]}}
   - {{name: open, matches: [{{path: {{prefix: /open}}}}], authentication: none, backendRefs: [{{name: x}}]}}
   - {{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: x}}]}}
 ",
@@ -131,14 +133,16 @@ routes:
     };
     assert_eq!(names(&missing), names(&denied), "neither limits nor headers of the route show");
     // A model that only others may use looks absent.
-    let by_model = async |model: &str| {
+    let by_model = async |path: &str, model: &str| {
         let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
-        client.post("/gpt/chat", &[("x-api-key", &bolt), ("content-type", "application/json")], body).await
+        client.post(path, &[("x-api-key", &bolt), ("content-type", "application/json")], body).await
     };
-    let (missing, denied) = (by_model("absent").await, by_model("gpt-9").await);
-    assert_eq!((missing.status.as_u16(), denied.status.as_u16()), (404, 404));
-    assert_eq!(shape(&missing).replace("absent", "MODEL"), shape(&denied).replace("gpt-9", "MODEL"));
-    assert_eq!(names(&missing), names(&denied));
+    for path in ["/gpt/chat", "/both/chat"] {
+        let (missing, denied) = (by_model(path, "absent").await, by_model(path, "gpt-9").await);
+        assert_eq!((missing.status.as_u16(), denied.status.as_u16()), (404, 404), "{path}");
+        assert_eq!(shape(&missing).replace("absent", "MODEL"), shape(&denied).replace("gpt-9", "MODEL"), "{path}");
+        assert_eq!(names(&missing), names(&denied), "{path}");
+    }
     assert_eq!(post("/north", vec![key(&acme)], CHAT).await.status, 200);
     let other_model = client.chat("claude-4", &[("x-api-key", &acme)]).await;
     assert_eq!(

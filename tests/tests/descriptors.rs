@@ -128,6 +128,55 @@ async fn probes_are_answered_and_clients_turned_away_when_no_descriptor_is_left_
     .await;
 }
 
+/// Open files of the gateway's process, which is the only one that works in its folder.
+fn open_files(gateway: &Gateway) -> usize {
+    let folder = gateway.folder().canonicalize().unwrap();
+    let processes = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    let mut of_gateway = processes.filter(|path| std::fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd == folder));
+    std::fs::read_dir(of_gateway.next().expect("its process").join("fd")).unwrap().count()
+}
+
+/// True if a process of so many files has none left, now and a moment later: a client that is being turned away has one
+/// for that long.
+async fn is_full(gateway: &Gateway, files: usize) -> bool {
+    for _ in 0..3 {
+        if open_files(gateway) < files {
+            return false;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    true
+}
+
+#[tokio::test]
+async fn a_client_is_turned_away_at_once_while_every_descriptor_is_taken_for_long() {
+    const FILES: usize = 96;
+    let upstream = Upstream::fixed(200, "ok").await;
+    let patient = plain(&upstream.url()).replace("0\"}", "0\", limits: {headerTimeout: 10m}}");
+    let yaml = patient + "limits: {reservedDescriptors: 1}\n";
+    let folder = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start_with_files(u32::try_from(FILES).unwrap(), folder, &yaml).await;
+    let _clients = silent(gateway.address, FILES).await;
+    // The rest goes to connections of the admin address that ask for more than their sockets hold, and read nothing.
+    let many = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(1000);
+    let mut deaf = Vec::new();
+    while !is_full(&gateway, FILES).await {
+        let mut stream = TcpStream::connect(gateway.admin).await.unwrap();
+        stream.write_all(&many).await.unwrap();
+        tokio::time::timeout(PATIENCE, stream.readable()).await.expect("an answer begins").unwrap();
+        deaf.push(stream);
+        assert!(deaf.len() < FILES, "no descriptor is left");
+    }
+    for _ in 0..3 {
+        let mut client = TcpStream::connect(gateway.address).await.unwrap();
+        let mut rest = Vec::new();
+        // Closed or reset: it is told either way, and waits for nobody to leave.
+        let _ = tokio::time::timeout(PATIENCE, client.read_to_end(&mut rest)).await.expect("the connection ends");
+        assert!(rest.is_empty() && open_files(&gateway) >= FILES - 1, "{} files are open", open_files(&gateway));
+    }
+    eventually("a probe is answered", || ask(gateway.admin, "/healthz")).await;
+}
+
 #[tokio::test]
 async fn an_endpoint_is_not_blamed_for_connections_that_had_no_descriptor() {
     let release = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
