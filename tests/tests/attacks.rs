@@ -441,3 +441,28 @@ routes: [{{backendRefs: [{{name: x}}]}}]
         knock(lines, left_out).await;
     }
 }
+
+#[tokio::test]
+async fn no_name_of_a_model_turns_or_ends_a_line_of_the_log() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+telemetry: {{logs: {{access: true}}}}
+",
+        upstream.url()
+    ))
+    .await;
+    // Characters that turn the order of others, or at which some viewers end a line; controls are no part of a name.
+    let model = "gpt-\u{202e}4\u{2066}\u{2028}o\u{2029}\u{200f}\u{61c}";
+    assert_eq!(gateway.client().chat(model, &[]).await.status, 200);
+    assert_eq!(gateway.client().chat("gpt-\u{9b}31m", &[]).await.status, 400);
+    let lines = eventually("both are logged", || async {
+        let lines = gateway.events("access");
+        (lines.len() == 2).then_some(lines)
+    })
+    .await;
+    assert!(lines.iter().any(|line| line["modelAsked"] == model), "{lines:?}");
+    let log = gateway.log();
+    assert!(!log.contains(|c: char| model.contains(c) && !c.is_ascii()) && !log.contains('\u{9b}'), "{log}");
+}

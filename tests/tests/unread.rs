@@ -373,9 +373,11 @@ routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: m}}], wh
 ",
         model().display()
     );
-    // Complete answers wait in memory; without any memory for them the engine itself must release its slot.
+    // Complete answers wait in memory; without any memory for them the engine itself must release its slot. The
+    // two tokens that end an answer (0 and 2) are ruled out, so that each is longer than what the engine buffers.
+    let long = "\"max_tokens\":120,\"temperature\":0,\"logit_bias\":{\"0\":-100,\"2\":-100}";
     for (memory, wanted) in [("1MiB", CHAT), ("1MiB", STREAMED), ("0B", STREAMED)] {
-        let wanted = wanted.replace("\"max_tokens\":8", "\"max_tokens\":120,\"temperature\":0");
+        let wanted = wanted.replace("\"max_tokens\":8", long);
         let limits = format!("limits: {{bufferedAnswersPerRequest: {memory}}}\n");
         let gateway = start(NEVER, &(inside.clone() + &limits)).await;
         let mut frames = Frames::connect(gateway.listener("h2c"), 0).await;
