@@ -1,25 +1,24 @@
-//! Holds a tree against the JSON Schema of the language, so that every wrong key, type and value is told at once, with
-//! its place, before anything is decoded.
+//! Check of a tree against the JSON Schema of the language. Reports every wrong key, type and value at once, with its
+//! position, before anything is decoded.
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json};
 
 use crate::tree::{Key, Node, Place, Value};
-use crate::values::{Date, Duration, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size};
+use crate::values::{Date, DnsServer, Duration, KeyDigest, ListenAddress, Network, Rate, ServerUrl, Size};
 
-/// Words that one would expect, and why they are not there.
-const NOT_HERE: &[(&str, &str)] =
+/// Values that a reader may expect, with the reason why they are not supported.
+const UNSUPPORTED_VALUES: &[(&str, &str)] =
     &[("ES512", "the library that verifies tokens has no P-521; let the issuer sign with ES384 or EdDSA")];
 
-/// Keys of the language that this version does not know yet: they are unknown keys, but no typing mistakes.
-const NOT_YET: &[&str] = &[
+/// Keys of other gateways and of planned features. They are unknown, but no typing mistakes.
+const UNSUPPORTED_KEYS: &[&str] = &[
     "include",
     "rollout",
     "cache",
     "wasm",
-    "priority",
-    "keepWarm",
-    "idleUnload",
-    "task",
     "serverTiming",
     "metrics",
     "redactHeaders",
@@ -27,7 +26,12 @@ const NOT_YET: &[&str] = &[
     "modelAlias",
 ];
 
-/// A mistake at a place.
+/// Places that a message about a key in a wrong place names at most.
+const MOST_HOMES: usize = 3;
+/// Deepest level of the schema at which keys are looked for.
+const MAX_SCHEMA_DEPTH: usize = 16;
+
+/// Mistake with its position.
 pub(crate) struct Mistake {
     pub(crate) place: Place,
     pub(crate) path: String,
@@ -36,7 +40,10 @@ pub(crate) struct Mistake {
 }
 
 pub(crate) struct Checker<'s> {
-    pub(crate) definitions: &'s Map<String, Json>,
+    /// Schema of a whole configuration, with `$defs`.
+    root: &'s Json,
+    /// Places of every key, worked out for the first unknown one.
+    homes: OnceCell<BTreeMap<String, Vec<String>>>,
     pub(crate) mistakes: Vec<Mistake>,
 }
 
@@ -45,23 +52,20 @@ fn joined(path: &str, key: &str) -> String {
 }
 
 impl<'s> Checker<'s> {
+    /// Checker for parts of a document with this schema.
+    pub(crate) fn new(root: &'s Json) -> Self {
+        Self { root, homes: OnceCell::new(), mistakes: Vec::new() }
+    }
+
     fn wrong(&mut self, place: Place, path: &str, message: impl Into<String>, help: Option<String>) {
         self.mistakes.push(Mistake { place, path: path.to_owned(), message: message.into(), help });
     }
 
-    fn resolve(&self, mut schema: &'s Json) -> &'s Json {
-        // References of a generated schema do not form a circle; the bound is for one that is not.
-        for _ in 0..16 {
-            let Some(reference) = schema.get("$ref").and_then(Json::as_str) else { break };
-            match reference.strip_prefix("#/$defs/").and_then(|name| self.definitions.get(name)) {
-                Some(target) => schema = target,
-                None => break,
-            }
-        }
-        schema
+    fn resolve(&self, schema: &'s Json) -> &'s Json {
+        resolve(self.root, schema)
     }
 
-    /// Checks a node.
+    /// Checks a node and all nodes in it.
     pub(crate) fn walk(&mut self, node: &Node, schema: &'s Json, path: &str) {
         let schema = self.resolve(schema);
         if let Some(branches) = schema.get("oneOf").or_else(|| schema.get("anyOf")).and_then(Json::as_array) {
@@ -76,6 +80,8 @@ impl<'s> Checker<'s> {
             Some(Json::Array(kinds)) => kinds.iter().filter_map(Json::as_str).collect(),
             _ => return,
         };
+        let root = self.root;
+        let expected = || expectation(root, schema);
         if matches!(node.value, Value::Null) && types.contains(&"null") {
             return;
         }
@@ -89,50 +95,60 @@ impl<'s> Checker<'s> {
                         }
                     }
                 }
-                _ => self.mismatch(node, "a list", path),
+                _ => self.mismatch(node, &expected(), path),
             },
             Some("string") => self.string(node, schema, path),
             Some("integer") => match node.value {
                 Value::Int(n) => self.range(node, n as f64, schema, path),
-                _ => self.mismatch(node, "a whole number", path),
+                _ => self.mismatch(node, &expected(), path),
             },
             Some("number") => match node.value {
                 Value::Int(n) => self.range(node, n as f64, schema, path),
                 Value::Float(n) => self.range(node, n, schema, path),
-                _ => self.mismatch(node, "a number", path),
+                _ => self.mismatch(node, &expected(), path),
             },
-            Some("boolean") if !matches!(node.value, Value::Bool(_)) => self.mismatch(node, "true or false", path),
+            Some("boolean") if !matches!(node.value, Value::Bool(_)) => self.mismatch(node, &expected(), path),
             _ => {}
         }
     }
 
     fn mismatch(&mut self, node: &Node, expected: &str, path: &str) {
-        self.wrong(node.place, path, format!("expected {expected}, found {}", node.describe()), None);
+        let help = match &node.value {
+            Value::Null => Some("give the key a value, or remove it".to_owned()),
+            Value::Bool(_) | Value::Int(_) | Value::Float(_) if expected == A_STRING => {
+                Some("put it in quotes".to_owned())
+            }
+            Value::Int(n) if expected.starts_with("a duration") => Some(format!("add a unit, such as {n}s or {n}ms")),
+            Value::Int(n) if expected.starts_with("a size") => Some(format!("add a unit, such as {n}B or {n}MiB")),
+            Value::String(_) | Value::Mapping(_) if expected == A_LIST => {
+                Some("write a list: `- ` before each entry, or brackets around all".to_owned())
+            }
+            _ => None,
+        };
+        self.wrong(node.place, path, format!("expected {expected}, found {}", node.describe()), help);
     }
 
     fn range(&mut self, node: &Node, n: f64, schema: &Json, path: &str) {
         let bound = |key: &str| schema.get(key).and_then(Json::as_f64);
-        let unsigned = schema.get("format").and_then(Json::as_str).is_some_and(|f| f.starts_with("uint"));
-        let most = bound("maximum").or(unsigned.then_some(f64::from(u32::MAX)));
-        if let Some(least) = bound("minimum").filter(|least| n < *least) {
-            self.wrong(node.place, path, format!("{n} is too small: the least is {least}"), None);
+        // Numbers of the tree are at most `i64::MAX`, which every 64-bit type holds.
+        let (least, most) = match schema.get("format").and_then(Json::as_str) {
+            Some("uint16") => (Some(0.0), Some(f64::from(u16::MAX))),
+            Some("uint32") => (Some(0.0), Some(f64::from(u32::MAX))),
+            Some("int32") => (Some(f64::from(i32::MIN)), Some(f64::from(i32::MAX))),
+            _ => (None, None),
+        };
+        let most = bound("maximum").or(most);
+        if let Some(least) = bound("minimum").or(least).filter(|least| n < *least) {
+            self.wrong(node.place, path, format!("{n} is too small; expected {least} or more"), None);
         } else if let Some(most) = most.filter(|most| n > *most) {
-            self.wrong(node.place, path, format!("{n} is too large: the most is {most}"), None);
+            self.wrong(node.place, path, format!("{n} is too large; expected {most} or less"), None);
         }
     }
 
     fn string(&mut self, node: &Node, schema: &Json, path: &str) {
         let format = schema.get("format").and_then(Json::as_str).unwrap_or_default();
         let Value::String(text) = &node.value else {
-            let expected = match format {
-                "duration" => "a duration such as 30s",
-                "size" => "a size such as 20MiB",
-                "rate" => "a rate such as 100/s",
-                "sha256" => "64 hexadecimal digits in quotes",
-                "date" => "a day such as 2027-01-31",
-                _ => "a string",
-            };
-            return self.mismatch(node, expected, path);
+            return self.mismatch(node, &expectation(self.root, schema), path);
         };
         let judged = match format {
             "duration" => text.parse::<Duration>().err(),
@@ -141,6 +157,7 @@ impl<'s> Checker<'s> {
             "listen-address" => text.parse::<ListenAddress>().err(),
             "server-url" => text.parse::<ServerUrl>().err(),
             "network" => text.parse::<Network>().err(),
+            "dns-server" => text.parse::<DnsServer>().err(),
             "sha256" => text.parse::<KeyDigest>().err(),
             "date" => text.parse::<Date>().err(),
             _ => None,
@@ -157,7 +174,9 @@ impl<'s> Checker<'s> {
     }
 
     fn object(&mut self, node: &Node, schema: &'s Json, path: &str) {
-        let Value::Mapping(entries) = &node.value else { return self.mismatch(node, "a mapping", path) };
+        let Value::Mapping(entries) = &node.value else {
+            return self.mismatch(node, &expectation(self.root, schema), path);
+        };
         let empty = Map::new();
         let properties = schema.get("properties").and_then(Json::as_object);
         let names: Vec<&str> = properties.unwrap_or(&empty).keys().map(String::as_str).collect();
@@ -172,40 +191,46 @@ impl<'s> Checker<'s> {
         }
         for name in schema.get("required").and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str) {
             if !entries.iter().any(|(key, _)| key.name == name) {
-                self.wrong(node.place, path, format!("`{name}` is missing"), None);
+                let property = properties.and_then(|properties| properties.get(name));
+                let expected = property.map_or_else(|| "a value".to_owned(), |schema| expectation(self.root, schema));
+                self.wrong(node.place, path, format!("`{name}` is missing; expected {expected}: add it"), None);
             }
         }
     }
 
     fn unknown(&mut self, key: &Key, names: &[&str], path: &str) {
-        let near = nearest(&key.name, names);
-        if near.is_none() && NOT_YET.contains(&key.name.as_str()) {
-            let message = format!("unknown key `{}`: this version does not support it yet", key.name);
-            return self.wrong(key.place, path, message, None);
-        }
-        let help = match near {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => format!("there are {}", listed(names)),
+        let name = key.name.as_str();
+        let around = path.strip_suffix(name).map_or(path, |around| around.trim_end_matches('.'));
+        let around = if around.is_empty() { "at the top level".to_owned() } else { format!("in `{around}`") };
+        let homes = self.homes.get_or_init(|| homes(self.root));
+        let (rest, help) = if let Some(near) = nearest(name, names) {
+            (String::new(), format!("did you mean `{near}`?"))
+        } else if let Some(homes) = homes.get(name) {
+            (format!("; it belongs {}", written(homes)), "move it there, or remove it".to_owned())
+        } else if UNSUPPORTED_KEYS.contains(&name) {
+            ("; this version does not support it".to_owned(), "remove it".to_owned())
+        } else {
+            (String::new(), format!("expected {}", listed(names)))
         };
-        self.wrong(key.place, path, format!("unknown key `{}`", key.name), Some(help));
+        self.wrong(key.place, path, format!("unknown key `{name}` {around}{rest}"), Some(help));
     }
 
-    /// A word of a list, or one of some mappings of one key.
+    /// Checks a value that is one of some words, or one of some mappings with one key.
     fn word(&mut self, node: &Node, words: &[&str], keys: &[&str], path: &str) {
         match &node.value {
             Value::String(text) if words.contains(&text.as_str()) => {}
             Value::String(text) => {
-                if let Some((_, why)) = NOT_HERE.iter().find(|(word, _)| word == text) {
-                    return self.wrong(node.place, path, format!("`{text}` is not supported: {why}"), None);
+                let key = path.rsplit('.').next().and_then(|key| key.split('[').next()).unwrap_or_default();
+                let place = if key.is_empty() { String::new() } else { format!(" for `{key}`") };
+                if let Some((_, why)) = UNSUPPORTED_VALUES.iter().find(|(word, _)| word == text) {
+                    let message = format!("unsupported value `{text}`{place}: {why}");
+                    return self.wrong(node.place, path, message, None);
                 }
-                let help = match nearest(text, words) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None if keys.is_empty() => format!("there are {}", listed(words)),
-                    None => format!("there are {}, and mappings of one key: {}", listed(words), listed(keys)),
-                };
-                self.wrong(node.place, path, format!("`{text}` is none of the values here"), Some(help));
+                let expected = alternatives(words, keys);
+                let help = nearest(text, words).map(|near| format!("did you mean `{near}`?"));
+                self.wrong(node.place, path, format!("unknown value `{text}`{place}; expected {expected}"), help);
             }
-            _ => self.mismatch(node, &format!("one of {}", listed(words)), path),
+            _ => self.mismatch(node, &alternatives(words, keys), path),
         }
     }
 
@@ -219,20 +244,7 @@ impl<'s> Checker<'s> {
         if let [only] = branches.as_slice() {
             return self.walk(node, only, path);
         }
-        let words: Vec<&str> = branches
-            .iter()
-            .flat_map(|b| {
-                b.get("const").into_iter().chain(b.get("enum").and_then(Json::as_array).into_iter().flatten())
-            })
-            .filter_map(Json::as_str)
-            .collect();
-        let keyed: Vec<(&str, &Json)> = branches
-            .iter()
-            .filter_map(|b| {
-                let name = b.get("required")?.as_array()?.first()?.as_str()?;
-                Some((name, b.get("properties")?.get(name)?))
-            })
-            .collect();
+        let (words, keyed) = forms(&branches);
         let keys: Vec<&str> = keyed.iter().map(|(name, _)| *name).collect();
         match &node.value {
             Value::Mapping(entries) if !keyed.is_empty() => {
@@ -243,18 +255,152 @@ impl<'s> Checker<'s> {
                     }
                 }
                 if entries.len() != 1 {
-                    let message = format!("expected exactly one of {}, found {} keys", listed(&keys), entries.len());
+                    let message = format!("found {} keys; expected exactly one of {}", entries.len(), listed(&keys));
                     self.wrong(node.place, path, message, None);
                 }
             }
             Value::String(_) if !words.is_empty() => self.word(node, &words, &keys, path),
-            _ if words.is_empty() => self.mismatch(node, &format!("a mapping with one key: {}", listed(&keys)), path),
-            _ => self.mismatch(node, &format!("one of {}", listed(&words)), path),
+            // Not quoted: it may be the secret.
+            Value::String(_) if keys == ["env", "file"] => {
+                let help = "a secret is not written in the file: write {env: NAME} or {file: PATH}".to_owned();
+                self.wrong(node.place, path, "expected a mapping with `env` or `file`, found a string", Some(help));
+            }
+            _ => self.mismatch(node, &alternatives(&words, &keys), path),
         }
     }
 }
 
-/// The name that was most likely meant.
+const A_STRING: &str = "a string";
+const A_LIST: &str = "a list";
+
+/// Follows the references of a schema.
+pub(crate) fn resolve<'s>(root: &'s Json, mut schema: &'s Json) -> &'s Json {
+    // References of a generated schema do not form a circle; the bound is for one that is not.
+    for _ in 0..MAX_SCHEMA_DEPTH {
+        let Some(reference) = schema.get("$ref").and_then(Json::as_str) else { break };
+        let target = reference.strip_prefix("#/$defs/").and_then(|name| root.get("$defs")?.get(name));
+        match target {
+            Some(target) => schema = target,
+            None => break,
+        }
+    }
+    schema
+}
+
+/// Branches of a schema that is one of several; the schema itself where it is not.
+pub(crate) fn branches(schema: &Json) -> &[Json] {
+    let branches = schema.get("oneOf").or_else(|| schema.get("anyOf")).and_then(Json::as_array);
+    branches.map_or(std::slice::from_ref(schema), Vec::as_slice)
+}
+
+/// Words and mappings with one key, each with the schema of its value, of which these branches consist.
+fn forms<'s>(branches: &[&'s Json]) -> (Vec<&'s str>, Vec<(&'s str, &'s Json)>) {
+    let words = branches
+        .iter()
+        .flat_map(|b| b.get("const").into_iter().chain(b.get("enum").and_then(Json::as_array).into_iter().flatten()))
+        .filter_map(Json::as_str)
+        .collect();
+    let keyed = branches
+        .iter()
+        .filter_map(|b| {
+            let name = b.get("required")?.as_array()?.first()?.as_str()?;
+            Some((name, b.get("properties")?.get(name)?))
+        })
+        .collect();
+    (words, keyed)
+}
+
+/// Description of the values that a schema accepts.
+fn expectation(root: &Json, schema: &Json) -> String {
+    let schema = resolve(root, schema);
+    let is_null = |branch: &&Json| branch.get("type").and_then(Json::as_str) == Some("null");
+    let branches: Vec<&Json> = branches(schema).iter().map(|b| resolve(root, b)).filter(|b| !is_null(b)).collect();
+    match branches.as_slice() {
+        [only] if !std::ptr::eq(*only, schema) => return expectation(root, only),
+        [_] => {}
+        several => {
+            let (words, keyed) = forms(several);
+            return alternatives(&words, &keyed.iter().map(|(key, _)| *key).collect::<Vec<_>>());
+        }
+    }
+    if let Some(names) = schema.get("enum").and_then(Json::as_array) {
+        return listed(&names.iter().filter_map(Json::as_str).collect::<Vec<_>>());
+    }
+    let kind = match schema.get("type") {
+        Some(Json::Array(kinds)) => kinds.iter().filter_map(Json::as_str).find(|kind| *kind != "null"),
+        kind => kind.and_then(Json::as_str),
+    };
+    let text = match (schema.get("format").and_then(Json::as_str), kind) {
+        (Some("duration"), _) => "a duration such as 30s",
+        (Some("size"), _) => "a size such as 20MiB",
+        (Some("rate"), _) => "a rate such as 100/s",
+        (Some("sha256"), _) => "64 hexadecimal digits in quotes",
+        (Some("date"), _) => "a day such as 2027-01-31",
+        (Some("listen-address"), _) => "an address such as 127.0.0.1:8080",
+        (Some("server-url"), _) => "a URL such as http://10.0.0.11:8000",
+        (Some("network"), _) => "a network such as 10.0.0.0/8",
+        (Some("dns-server"), _) => "an address such as 10.0.0.53",
+        (Some("file-path" | "model-path" | "state-path"), _) => "the path of a file",
+        (_, Some("object")) => "a mapping",
+        (_, Some("array")) => A_LIST,
+        (_, Some("integer")) => "a whole number",
+        (_, Some("number")) => "a number",
+        (_, Some("boolean")) => "true or false",
+        _ => A_STRING,
+    };
+    text.to_owned()
+}
+
+/// Keys of the language, each with its places: `models[]`, or nothing for the top level.
+fn homes(root: &Json) -> BTreeMap<String, Vec<String>> {
+    fn walk(root: &Json, schema: &Json, path: &str, depth: usize, found: &mut BTreeMap<String, Vec<String>>) {
+        if depth >= MAX_SCHEMA_DEPTH {
+            return;
+        }
+        for branch in branches(resolve(root, schema)) {
+            let branch = resolve(root, branch);
+            for (name, schema) in branch.get("properties").and_then(Json::as_object).into_iter().flatten() {
+                let places = found.entry(name.clone()).or_default();
+                if !places.iter().any(|known| known == path) {
+                    places.push(path.to_owned());
+                }
+                walk(root, schema, &joined(path, name), depth + 1, found);
+            }
+            if let Some(schema) = branch.get("items") {
+                walk(root, schema, &format!("{path}[]"), depth + 1, found);
+            }
+            if let Some(schema) = branch.get("additionalProperties").filter(|schema| schema.is_object()) {
+                walk(root, schema, &joined(path, "*"), depth + 1, found);
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(root, root, "", 0, &mut found);
+    // The outermost places first.
+    found.values_mut().for_each(|places| places.sort_by_key(|path| path.matches('.').count()));
+    found
+}
+
+/// Places as a message names them.
+fn written(homes: &[String]) -> String {
+    let named = |path: &String| if path.is_empty() { "at the top level".to_owned() } else { format!("in `{path}`") };
+    let all = homes.iter().take(MOST_HOMES).map(named).collect::<Vec<_>>().join(" or ");
+    match homes.len().saturating_sub(MOST_HOMES) {
+        0 => all,
+        more => format!("{all} (or {more} more places)"),
+    }
+}
+
+/// Words, or mappings with one key, of which one is expected.
+fn alternatives(words: &[&str], keys: &[&str]) -> String {
+    match (words, keys) {
+        (words, []) => listed(words),
+        ([], keys) => format!("a mapping with one key: {}", listed(keys)),
+        (words, keys) => format!("{}, or a mapping with one key: {}", listed(words), listed(keys)),
+    }
+}
+
+/// Name that was most likely meant.
 pub(crate) fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
     let name = name.to_lowercase();
     let distance = |known: &str| {
@@ -268,12 +414,62 @@ pub(crate) fn nearest<'n>(name: &str, names: &[&'n str]) -> Option<&'n str> {
     (best.0 <= most).then_some(best.1)
 }
 
-fn listed(names: &[&str]) -> String {
+/// Names with `or` before the last.
+pub(crate) fn listed(names: &[&str]) -> String {
     match names {
         [] => "none".into(),
         [one] => format!("`{one}`"),
         [rest @ .., last] => {
-            format!("{} and `{last}`", rest.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "))
+            format!("{} or `{last}`", rest.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_are_called_unsupported_are_in_no_place_of_the_language() {
+        let homes = homes(&crate::json_schema(&crate::NoFilters));
+        for key in UNSUPPORTED_KEYS {
+            assert_eq!(homes.get(*key), None, "{key}");
+        }
+        assert_eq!(homes["keepWarm"], ["models[]"]);
+        assert_eq!(homes["bearer"], ["backends[].credentials", "consumers[].credentials.*"]);
+        assert_eq!(homes["listeners"], [""]);
+    }
+
+    #[test]
+    fn every_format_of_the_language_is_checked_with_its_position() {
+        let schema = crate::json_schema(&crate::NoFilters);
+        let (mut texts, mut numbers) = (0, std::collections::BTreeSet::new());
+        for (name, definition) in schema["$defs"].as_object().unwrap() {
+            let format = definition.get("format").and_then(Json::as_str).unwrap_or_default();
+            if definition.get("type") == Some(&"string".into()) && !format.is_empty() && !format.ends_with("-path") {
+                let mut checker = Checker::new(&schema);
+                let place = Place { line: 1, column: 1, width: 1 };
+                checker.walk(&Node { place, value: Value::String("?".into()) }, definition, "key");
+                assert_eq!(checker.mistakes.len(), 1, "{name}: `{format}` is not checked");
+                let expected = expectation(&schema, definition);
+                assert_ne!(expected, A_STRING, "{name}: `{format}` has no example");
+                texts += 1;
+            }
+        }
+        fn collect(schema: &Json, found: &mut std::collections::BTreeSet<String>) {
+            if let Json::Object(entries) = schema {
+                let format = entries.get("format").and_then(Json::as_str);
+                found.extend(format.filter(|format| format.contains("int")).map(str::to_owned));
+                entries.values().for_each(|value| collect(value, found));
+            } else if let Json::Array(items) = schema {
+                items.iter().for_each(|item| collect(item, found));
+            }
+        }
+        collect(&schema, &mut numbers);
+        assert!(texts >= 9, "{texts}");
+        assert!(
+            numbers.iter().all(|format| ["uint16", "uint32", "int32", "uint64"].contains(&format.as_str())),
+            "{numbers:?}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Messages about a configuration: where, what, and what to write instead. All of one file come together.
+//! Messages about a configuration: position, fault, and what to write instead. A report has all of a file.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,17 @@ use serde::Serialize;
 /// Longest part of a line that is shown.
 const SHOWN: usize = 120;
 
-/// Whether the configuration can be used in spite of it.
+/// Severity of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// It cannot.
+    /// The configuration cannot be used.
     Error,
-    /// It can, but it may not be what was meant.
+    /// The configuration can be used, but may not be what was meant.
     Warning,
 }
 
-/// One message.
+/// Message about a configuration.
 #[derive(Debug, Clone, Serialize)]
 pub struct Diagnostic {
     /// Error or warning.
@@ -29,17 +29,17 @@ pub struct Diagnostic {
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// Characters that are meant.
+    /// Width of the fault in characters.
     #[serde(skip)]
     pub width: usize,
-    /// Where in the document, such as `routes[0].backendRefs[1].name`.
+    /// Path in the document, such as `routes[0].backendRefs[1].name`.
     pub path: String,
-    /// What is wrong.
+    /// Fault, with the found and the expected value.
     pub message: String,
-    /// What to write instead.
+    /// Advice: what to write instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
-    /// The line.
+    /// Text of the line.
     #[serde(skip)]
     pub source: String,
 }
@@ -50,13 +50,13 @@ pub struct Diagnostic {
 pub struct Report {
     /// In the order of their lines.
     pub diagnostics: Vec<Diagnostic>,
-    /// Files that the configuration names, where it could be read that far: mending one of them may mend the whole.
+    /// Files that the configuration names, where they were read: a change of one may solve the mistakes.
     #[serde(skip)]
     pub files: Vec<PathBuf>,
 }
 
 impl Report {
-    /// A message about a file as a whole.
+    /// Report of one message about a file as a whole.
     pub fn of_file(file: &Path, message: impl Into<String>) -> Self {
         let diagnostic = Diagnostic {
             severity: Severity::Error,
@@ -72,12 +72,12 @@ impl Report {
         Self { diagnostics: vec![diagnostic], files: Vec::new() }
     }
 
-    /// Whether there is an error among them.
+    /// True if there is an error.
     pub fn has_errors(&self) -> bool {
         self.diagnostics.iter().any(|d| d.severity == Severity::Error)
     }
 
-    /// Errors and warnings.
+    /// Counts of errors and warnings.
     pub fn counts(&self) -> (usize, usize) {
         let errors = self.diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
         (errors, self.diagnostics.len() - errors)
@@ -122,7 +122,7 @@ impl fmt::Display for Diagnostic {
 }
 
 impl Diagnostic {
-    /// The line with a caret under what is meant.
+    /// Writes the line with a caret under the fault.
     fn excerpt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let before = self.column.saturating_sub(1);
         // A long line is shown from shortly before the place on.

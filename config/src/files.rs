@@ -1,4 +1,4 @@
-//! Reading the files that a configuration names: bounded, whatever lies there.
+//! Reads of the files that a configuration names, bounded in size and never from a device or pipe.
 
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
@@ -6,11 +6,11 @@ use std::path::Path;
 /// Longest file that is read whole, in bytes.
 const MAX_FILE: u64 = 4 << 20;
 
-/// The content of a regular file of at most 4 MiB. A directory, a device or a pipe is an error, not a wait.
+/// Reads a regular file of at most 4 MiB. A directory, a device or a pipe is an error, not a wait.
 pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let metadata = std::fs::metadata(path)?;
     if !metadata.is_file() {
-        return Err(Error::new(ErrorKind::InvalidInput, "it is no regular file"));
+        return Err(Error::new(ErrorKind::InvalidInput, "not a regular file; expected one of at most 4 MiB"));
     }
     if metadata.len() > MAX_FILE {
         return Err(too_large());
@@ -21,16 +21,16 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     if u64::try_from(bytes.len()).is_ok_and(|length| length <= MAX_FILE) { Ok(bytes) } else { Err(too_large()) }
 }
 
-/// The same as text.
+/// Reads a regular file of at most 4 MiB as UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read_bytes(path)?).map_err(|e| {
         let valid = e.utf8_error().valid_up_to();
-        Error::new(ErrorKind::InvalidData, format!("it is not UTF-8 from byte {valid} on"))
+        Error::new(ErrorKind::InvalidData, format!("not UTF-8 from byte {valid} on: save it as UTF-8"))
     })
 }
 
 fn too_large() -> Error {
-    Error::new(ErrorKind::FileTooLarge, "it has more than 4 MiB")
+    Error::new(ErrorKind::FileTooLarge, "larger than 4 MiB; expected at most that")
 }
 
 #[cfg(test)]

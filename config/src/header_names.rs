@@ -1,5 +1,5 @@
-//! Names of headers that the gateway removes from requests before a route or filter reads them. The lists stand here, so
-//! that `check` knows of a rule that would read such a header in vain; the gateway does the removing.
+//! Names of headers that the gateway removes from requests before a route or filter reads them. The lists are in this
+//! crate so that `check` finds rules that would read such a header in vain; the gateway removes them.
 
 use http::HeaderName;
 
@@ -30,8 +30,8 @@ pub const GUARDED: [&str; 14] = [
     "x-request-id",
 ];
 
-/// Names by which some servers take another path or method than the one that routes, limits and filters judged, and
-/// `proxy`, which programs behind CGI take for the proxy of their own requests (CVE-2016-5385). A caller never sets them.
+/// Names by which some servers use another path or method than the one that routes, limits and filters saw. Programs
+/// behind CGI take `proxy` for the proxy of their own requests (CVE-2016-5385). A caller never sets them.
 pub const OVERRIDES: [&str; 6] =
     ["proxy", "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
 

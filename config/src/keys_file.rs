@@ -1,4 +1,4 @@
-//! A file of API key digests: one a line, with the day on which the key ends behind it where it has one.
+//! File of API key digests: one a line, with the day on which the key ends behind it if it has one.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use crate::files::read_text;
 use crate::schema::ConsumerKey;
 use crate::values::{Date, KeyDigest};
 
-/// Reads a file of digests, some fifty thousand at most; the error says in which line what is wrong.
+/// Reads a file of digests, some fifty thousand at most. The error has the number of the line.
 pub fn read_keys(path: &Path) -> Result<Vec<ConsumerKey>, String> {
     let cannot = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     parse(&read_text(path).map_err(|e| cannot(&e))?)
@@ -25,7 +25,7 @@ fn parse(text: &str) -> Result<Vec<ConsumerKey>, (usize, String)> {
         let sha256 = digest.parse::<KeyDigest>().map_err(|e| told(&e))?;
         let expires = words.next().map(str::parse::<Date>).transpose().map_err(|e| told(&e))?;
         if let Some(more) = words.next() {
-            return Err(told(&format!("`{more}` is one word too many: a line is a digest and a day")));
+            return Err(told(&format!("unexpected `{more}`; expected a digest and a day in a line")));
         }
         keys.push(ConsumerKey { sha256, expires });
     }

@@ -1,6 +1,6 @@
-//! The configuration language of Spillway: what a person writes, how it is read, and every message about it.
-//! It never opens a socket, starts a task or knows a Pingora type; nothing here outlives the reading of a file.
-//! Its input is text (files, environment); its output is a checked [`schema::Config`] or a list of [`Diagnostic`]s.
+//! The configuration language of Spillway: the schema of the file, its loading, and every message about it.
+//! The crate opens no socket, starts no task and knows no Pingora type; nothing here outlives the reading of a file.
+//! Input is text (files, environment); output is a checked [`schema::Config`] or a list of [`Diagnostic`]s.
 
 mod catalog;
 mod check;
@@ -10,6 +10,7 @@ pub mod header_names;
 mod json_schema;
 mod keys_file;
 mod load;
+mod named;
 mod origin;
 pub mod path;
 mod rules;
@@ -23,6 +24,6 @@ pub use diagnostic::{Diagnostic, Report, Severity};
 pub use files::{read_bytes, read_text};
 pub use json_schema::json_schema;
 pub use keys_file::read_keys;
-pub use load::{FileChecks, LoadOptions, Loaded, NoFileChecks, load, load_text};
+pub use load::{FileChecks, FileError, LoadOptions, Loaded, NoFileChecks, load, load_text};
 pub use origin::Origins;
 pub use rules::RouteRules;

@@ -1,5 +1,5 @@
-//! From a file to a checked configuration. Text becomes a tree with positions; keys and types are held against the
-//! schema; then it is decoded, and references and sense are checked. Whatever is wrong is told together.
+//! Loading of a configuration: text becomes a tree with positions, keys and types are checked against the schema, then it
+//! is decoded, and references and sense are checked. All mistakes of a step are reported together.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,71 +9,73 @@ use crate::check::{Checker, Mistake};
 use crate::diagnostic::{Diagnostic, Report, Severity};
 use crate::files::read_text;
 use crate::json_schema::json_schema;
+use crate::named::{Named, resolve_names};
 use crate::origin::Origins;
-use crate::schema::{Config, Endpoint};
+use crate::schema::{Config, Endpoint, Model};
 use crate::tree::{self, Node, Value};
 use crate::validate::{self, Segment};
-use crate::values::Secret;
 
-/// Most messages that are told; a file with more has one cause.
+/// Most messages of a report; more of them have one cause.
 const MAX_MISTAKES: usize = 100;
 
-/// What files hold, for whoever can read them. `spillway check` and `serve` give the same.
+/// Reason why a file cannot be used; its text becomes the message at the key that names the file.
+pub type FileError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Checks of the content of files, which need parsers that this crate does not have. The same for `check` and `serve`.
 pub trait FileChecks {
-    /// Whether a model file can be run; the error says what is wrong with it.
-    fn model(&self, path: &Path) -> Result<(), String>;
-    /// Whether a certificate and its key belong together; the error names the file that is at fault. What is sound and
-    /// may not be meant, such as a certificate that has expired, or one without a name that is to be a server's, comes
-    /// back as text.
-    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, String>;
-    /// Whether a file holds authorities.
-    fn authorities(&self, path: &Path) -> Result<(), String>;
+    /// Checks that a model file can be run; the error is a message for the person who wrote the path.
+    fn model(&self, path: &Path) -> Result<(), FileError>;
+    /// Checks that a certificate and its key belong together; the error names the file that is at fault. Returns warnings:
+    /// a certificate that has expired, or one of a server that has no name.
+    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, FileError>;
+    /// Checks that a file holds authorities.
+    fn authorities(&self, path: &Path) -> Result<(), FileError>;
 }
 
-/// Looks at no file.
+/// Accepts every file unread.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoFileChecks;
 
 impl FileChecks for NoFileChecks {
-    fn model(&self, _: &Path) -> Result<(), String> {
+    fn model(&self, _: &Path) -> Result<(), FileError> {
         Ok(())
     }
-    fn certificate(&self, _: &Path, _: &Path, _: bool) -> Result<Vec<String>, String> {
+    fn certificate(&self, _: &Path, _: &Path, _: bool) -> Result<Vec<String>, FileError> {
         Ok(Vec::new())
     }
-    fn authorities(&self, _: &Path) -> Result<(), String> {
+    fn authorities(&self, _: &Path) -> Result<(), FileError> {
         Ok(())
     }
 }
 
-/// How a configuration is read.
+/// Inputs of loading beside the file itself.
 pub struct LoadOptions<'a> {
-    /// The filters that it may name.
+    /// Filters that a configuration may name.
     pub catalog: &'a dyn FilterCatalog,
     /// Environment variables.
     pub env: &'a dyn Fn(&str) -> Option<String>,
-    /// What its files hold.
+    /// Checks of the files that a configuration names.
     pub files: &'a dyn FileChecks,
     /// Missing files and variables are warnings.
     pub offline: bool,
 }
 
-/// A checked configuration.
+/// Checked configuration.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// The configuration; paths in it are absolute.
+    /// Configuration whose paths are absolute.
     pub config: Config,
-    /// What may not be as it was meant.
+    /// Warnings; there are no errors.
     pub warnings: Report,
-    /// Every file that was read or is named.
+    /// Files that were read or are named, to be watched.
     pub files: Vec<PathBuf>,
     /// Values that came from the environment.
     pub origins: Origins,
 }
 
 impl Loaded {
-    /// The configuration as it may be shown: without digests of keys, and with `${NAME}` where the file has it. Secrets
-    /// of `{env}` and `{file}` are references to begin with.
+    /// Configuration that may be shown: without digests of keys, and with `${NAME}` as in the file. Secrets of `{env}` and
+    /// `{file}` are references, and hold no value.
     pub fn shown(&self) -> serde_json::Value {
         let mut config = self.config.clone();
         for consumer in &mut config.consumers {
@@ -108,9 +110,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
     };
     substitute(&mut root, &mut Vec::new(), options, &mut reporter);
     let schema = json_schema(options.catalog);
-    let empty = serde_json::Map::new();
-    let definitions = schema.get("$defs").and_then(serde_json::Value::as_object).unwrap_or(&empty);
-    let mut checker = Checker { definitions, mistakes: Vec::new() };
+    let mut checker = Checker::new(&schema);
     checker.walk(&root, &schema, "");
     for mistake in checker.mistakes {
         reporter.add(Severity::Error, mistake);
@@ -118,37 +118,38 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
     if reporter.report.has_errors() {
         return Err(reporter.finish());
     }
-    let mut config: Config = match serde_json::from_value(root.to_json()) {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let Some(folder) = whole.parent().unwrap_or(Path::new("")).to_str() else {
+        let message = "the path of the folder is not UTF-8; expected UTF-8, because paths of the file are joined to it";
+        return Err(Report::of_file(path, message));
+    };
+    let mut json = root.to_json();
+    let named = resolve_names(&mut json, &schema, folder);
+    let mut config: Config = match serde_json::from_value(json) {
         Ok(config) => config,
         Err(e) => {
-            // The schema let something pass that the types do not take: a fault of ours, told all the same.
+            // The schema accepted a value that the types do not: a fault of this program, reported all the same.
             return Err(Report::of_file(path, reporter.origins.redact(&format!("cannot be decoded: {e}"))));
         }
     };
-    let files = absolute(&mut config, path);
+    let files = watched(whole, &named, &config.models);
     let mut further = Report::default();
     for backend in &mut config.backends {
-        let Some(file) = backend.endpoints_file.clone() else { continue };
+        // A file that does not exist is reported with all others.
+        let Some(file) = backend.endpoints_file.clone().filter(|file| file.is_file()) else { continue };
         match endpoints(&file, &schema) {
             Ok(endpoints) => backend.endpoints.extend(endpoints),
             Err(report) => further.diagnostics.extend(report.diagnostics),
         }
     }
     if further.has_errors() {
-        // Where files need not be there yet, a missing one is no mistake; a wrong one is.
-        let missing = |d: &Diagnostic| options.offline && !d.file.exists();
         for diagnostic in &mut further.diagnostics {
-            if missing(diagnostic) {
-                diagnostic.severity = Severity::Warning;
-            }
             diagnostic.file = reporter.origins.redact(&diagnostic.file.to_string_lossy()).into();
         }
         reporter.report.diagnostics.append(&mut further.diagnostics);
-        if reporter.report.has_errors() {
-            return Err(Report { files, ..reporter.finish() });
-        }
+        return Err(Report { files, ..reporter.finish() });
     }
-    let mut context = validate::Context { config: &config, options, findings: Vec::new() };
+    let mut context = validate::Context { config: &config, named: &named, options, findings: Vec::new() };
     validate::all(&mut context);
     for finding in context.findings {
         let place = locate(&root, &finding.at);
@@ -164,7 +165,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
     Ok(Loaded { config, warnings: report, files, origins })
 }
 
-/// The endpoints of a file that other programs write.
+/// Reads the endpoints of a file that other programs write.
 fn endpoints(path: &Path, schema: &serde_json::Value) -> Result<Vec<Endpoint>, Report> {
     let text = read(path)?;
     let mut reporter = Reporter::new(path, &text);
@@ -176,10 +177,8 @@ fn endpoints(path: &Path, schema: &serde_json::Value) -> Result<Vec<Endpoint>, R
             return Err(reporter.report);
         }
     };
-    let empty = serde_json::Map::new();
-    let definitions = schema.get("$defs").and_then(serde_json::Value::as_object).unwrap_or(&empty);
     let list = serde_json::json!({"type": "array", "items": {"$ref": "#/$defs/Endpoint"}});
-    let mut checker = Checker { definitions, mistakes: Vec::new() };
+    let mut checker = Checker::new(schema);
     checker.walk(&root, &list, "");
     for mistake in checker.mistakes {
         reporter.add(Severity::Error, mistake);
@@ -227,7 +226,7 @@ impl<'t> Reporter<'t> {
     }
 }
 
-/// Puts `${NAME}` and `${NAME:-default}` in, and notes where.
+/// Replaces `${NAME}` and `${NAME:-default}` by their values, and records where.
 fn substitute(node: &mut Node, at: &mut Vec<Segment>, options: &LoadOptions<'_>, reporter: &mut Reporter<'_>) {
     match &mut node.value {
         Value::Sequence(items) => {
@@ -287,81 +286,15 @@ fn substitute(node: &mut Node, at: &mut Vec<Segment>, options: &LoadOptions<'_>,
     }
 }
 
-/// Makes paths absolute and collects them.
-fn absolute(config: &mut Config, file: &Path) -> Vec<PathBuf> {
-    let whole = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    let folder = whole.parent().map(Path::to_owned).unwrap_or_default();
+/// Files to watch: the configuration itself, and all that it names and reads.
+fn watched(whole: PathBuf, named: &[Named], models: &[Model]) -> Vec<PathBuf> {
     let mut files = BTreeSet::from([whole]);
-    let mut take = |path: &mut PathBuf| {
-        *path = folder.join(&*path);
-        files.insert(path.clone());
-    };
-    for model in &mut config.models {
-        take(&mut model.source);
-    }
-    let beside: Vec<_> = config.models.iter().flat_map(crate::schema::Model::files).collect();
-    for file in config.backends.iter_mut().filter_map(|backend| backend.endpoints_file.as_mut()) {
-        take(file);
-    }
-    for tls in config.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()) {
-        for pair in &mut tls.certificates {
-            take(&mut pair.cert_file);
-            take(&mut pair.key_file);
-        }
-        if let Some(clients) = &mut tls.client_certificates {
-            take(&mut clients.ca_file);
-        }
-        if let Some(acme) = &mut tls.acme {
-            // Written by us: a path like the others, but no file whose change means anything.
-            acme.storage = folder.join(&acme.storage);
-            if let Some(file) = &mut acme.ca_file {
-                take(file);
-            }
-        }
-    }
-    for tls in config.backends.iter_mut().map(|backend| &mut backend.tls) {
-        if let Some(file) = &mut tls.ca_file {
-            take(file);
-        }
-        if let Some(pair) = &mut tls.client_certificate {
-            take(&mut pair.cert_file);
-            take(&mut pair.key_file);
-        }
-    }
-    for path in config.consumers.iter_mut().filter_map(|consumer| consumer.keys_file.as_mut()) {
-        take(path);
-    }
-    let issuers = config.authentication.iter_mut().flat_map(|a| a.jwt.iter_mut());
-    for issuer in issuers {
-        let keys = issuer.jwks.as_mut().and_then(|jwks| jwks.file.as_mut());
-        keys.into_iter().chain(issuer.ca_file.as_mut()).for_each(&mut take);
-    }
-    // Written by us: a path like the others, but no file whose change means anything.
-    config.state.budgets.sqlite = folder.join(&config.state.budgets.sqlite);
-    for path in config.state.limits.iter_mut().filter_map(|limits| limits.redis.ca_file.as_mut()) {
-        take(path);
-    }
-    let redis = config.state.limits.iter_mut().filter_map(|limits| limits.redis.password.as_mut());
-    let acme = config.listeners.iter_mut().filter_map(|listener| listener.tls.as_mut()?.acme.as_mut());
-    let acme = acme.filter_map(|acme| acme.external_account.as_mut().map(|account| &mut account.hmac_key));
-    let secrets = config
-        .backends
-        .iter_mut()
-        .filter_map(|b| b.credentials.as_mut().map(|c| &mut c.bearer))
-        .chain(config.admin.iter_mut().filter_map(|admin| admin.token.as_mut()))
-        .chain(redis)
-        .chain(acme)
-        .chain(crate::schema::consumer_secrets(&mut config.consumers));
-    for secret in secrets {
-        if let Secret::File(path) = secret {
-            take(path);
-        }
-    }
-    files.extend(beside);
+    files.extend(named.iter().filter_map(|named| named.what.watched()).map(Path::to_owned));
+    files.extend(models.iter().flat_map(Model::files));
     files.into_iter().collect()
 }
 
-/// The place of a value, or of the nearest thing around it.
+/// Position of a value, or of the nearest node around it.
 fn locate(root: &Node, at: &[Segment]) -> tree::Place {
     let mut node = root;
     for segment in at {

@@ -1,8 +1,8 @@
-//! Values that the environment brought into a configuration (`${NAME}`), and texts in which they must not stand. It knows
-//! where each value came in; it never keeps a value for anything but to find it again.
+//! Values of the environment in a configuration (`${NAME}`), and their removal from texts. Each value is kept with its
+//! place, and only to find it in texts.
 //!
-//! What shows a configuration or speaks of one (the admin address, log lines, `spillway check`) shows `${NAME}` as the
-//! file has it. A value is recognised by where it came from, not by the name of its key.
+//! Shown configurations and messages (the admin address, log lines, `spillway check`) have `${NAME}` as in the file. A
+//! value is recognised by its place, not by the name of its key.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -15,14 +15,14 @@ use crate::validate::{Segment, text};
 /// Shortest value that is replaced as a whole word of a message, bytes. A shorter one is replaced between backticks only:
 /// a message would not be read any more without each `a`.
 const LEAST_WORD: usize = 4;
-/// Shortest value that is replaced inside words too, bytes: `LOG=info` must not cut `information`, and a value of this
-/// length stands in no honest word.
+/// Shortest value that is replaced inside words too, bytes: `LOG=info` must not cut `information`, and no common word
+/// contains a value of this length.
 const LEAST_ANYWHERE: usize = 8;
 /// Shortest part of a value that is masked in a message about that value, bytes: what a parser quotes of it.
 const LEAST_PART: usize = 8;
 /// Longest message in which parts of values are looked for, bytes; a longer one is not shown.
 const LONGEST_MESSAGE: usize = 16 << 10;
-/// Stands for what is not shown and has no name in the file.
+/// Replacement of a value that is not shown and has no reference in the file.
 const WITHHELD: &str = "(withheld)";
 /// Headers whose values are credentials, wherever a file sets them.
 const CREDENTIAL_HEADERS: [&str; 5] = ["authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"];
@@ -35,13 +35,13 @@ pub struct Origins {
     known: BTreeMap<(Reverse<usize>, String), String>,
 }
 
-/// A scalar with a value from the environment in it.
+/// Scalar with a value from the environment in it.
 #[derive(Clone)]
 struct Entry {
     at: Vec<Segment>,
-    /// The scalar as the file has it.
+    /// Scalar as in the file.
     written: String,
-    /// The values that were put into it.
+    /// Values that were inserted.
     values: Vec<String>,
 }
 
@@ -72,7 +72,7 @@ impl Origins {
         self.entries.push(Entry { at: at.to_vec(), written: written.to_owned(), values });
     }
 
-    /// Values that came in at a place, written as `routes[0].filters[1]`, or inside it.
+    /// Values from a place, written as `routes[0].filters[1]`, or inside it.
     pub fn values_at<'o>(&'o self, place: &str) -> impl Iterator<Item = &'o str> {
         let is_inside = move |entry: &&Entry| {
             let at = text(&entry.at);
@@ -81,7 +81,7 @@ impl Origins {
         self.entries.iter().filter(is_inside).flat_map(|entry| entry.values.iter().map(String::as_str))
     }
 
-    /// A text without the values: each is replaced by the reference that brought it.
+    /// Replaces each value in a text by its reference.
     pub fn redact(&self, message: &str) -> String {
         if self.known.is_empty() {
             return message.to_owned();
@@ -118,7 +118,7 @@ impl Origins {
         out
     }
 
-    /// The same for a message about the value at `path`: parts of values from there are masked too.
+    /// Redacts a message about the value at `path`: parts of values from there are masked too.
     pub(crate) fn redact_at(&self, path: &str, message: &str) -> String {
         let mut shown = self.redact(message);
         let near = |entry: &&Entry| {
@@ -134,8 +134,8 @@ impl Origins {
         shown
     }
 
-    /// Puts references back into a configuration that is shown, and takes credentials out that stand in it in plain: those
-    /// of URLs, and headers that hold nothing else.
+    /// Restores references in a configuration that is shown, and removes plain credentials: those of URLs, and headers
+    /// that hold nothing else.
     pub fn redact_config(&self, config: &mut Json) {
         for entry in &self.entries {
             // Where the configuration has no such place, it holds the value nearby, if at all.
@@ -175,7 +175,7 @@ fn pointer(at: &[Segment]) -> String {
     at.iter().map(segment).collect()
 }
 
-/// Every string of a value, with the key of the mapping that it stands in directly.
+/// Calls `see` with every string of a value, and the key of the mapping that holds it directly.
 fn strings(node: &mut Json, see: &mut impl FnMut(&str, &mut String)) {
     fn walk(key: &str, node: &mut Json, see: &mut impl FnMut(&str, &mut String)) {
         match node {
@@ -210,7 +210,7 @@ fn without_user(text: &str) -> Option<String> {
     is_changed.then_some(out)
 }
 
-/// A text in which every run of characters that also stands in `value` is replaced by `…`, if it is long enough.
+/// Replaces every run of characters that `value` also has by `…`, if it is long enough.
 fn without_parts(text: &str, value: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

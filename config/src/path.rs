@@ -1,5 +1,5 @@
-//! Normal form of a path (RFC 3986, 6.2.2), for paths of requests and for paths in the file alike, so that a route
-//! compares what both mean. Pure functions over text.
+//! Normal form of URL paths (RFC 3986, 6.2.2), of requests and of the file alike, so that a route compares equal paths
+//! in equal spelling. Pure functions over text.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -100,7 +100,7 @@ pub fn key(normal: &str) -> Cow<'_, str> {
 /// Byte of a path in normal form, and whether it is written as an escape.
 pub type PathByte = (u8, bool);
 
-/// Bytes of a path, its escapes decoded once. A `%` that begins no escape stands for itself.
+/// Bytes of a path, its escapes decoded once. A `%` that begins no escape is kept.
 pub fn decoded(path: &str) -> Vec<PathByte> {
     let mut rest = path.as_bytes();
     let mut all = Vec::with_capacity(rest.len());

@@ -109,8 +109,8 @@ impl<'c> RouteRules<'c> {
     }
 }
 
-/// True if the same filter on another route could decide otherwise: a limit counts by route, an expression or a header value
-/// may name the route, and a filter that is not built in sees its name.
+/// True if the same filter on another route could decide otherwise: a limit counts by route, an expression or a header
+/// value may name the route. A filter that is not built in sees its name.
 fn depends_on_route(name: &str, config: &serde_json::Value) -> bool {
     let is_built_in = EXPRESSIONS.contains(&name) || BLIND_TO_PATHS.contains(&name) || name == "externalAuthorization";
     name == "rateLimit" || !is_built_in || config.to_string().contains("route")

@@ -1,17 +1,19 @@
-//! YAML text as a tree whose nodes know their places. It resolves scalars as YAML 1.2's core schema does (`no` and `on`
-//! are strings), expands anchors within a bound, and refuses what would be read in two ways.
+//! YAML text as a tree of nodes with positions. Scalars are resolved as in YAML 1.2's core schema (`no` and `on` are
+//! strings), and anchors are expanded within a bound. Text with two readings is refused: duplicate and merge keys,
+//! tags.
 
 use std::collections::HashMap;
 
-use granit_parser::{Event, Parser, ScalarStyle, Span};
+use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
 /// Deepest nesting.
 const MAX_DEPTH: usize = 64;
 /// Most nodes, those of expanded anchors included.
 const MAX_NODES: usize = 200_000;
-const TOO_MANY: &str = "the document, its anchors expanded, has more than 200,000 values";
+const TOO_MANY: &str =
+    "the document, its anchors expanded, has more than 200,000 values; expected fewer: split it, or use fewer aliases";
 
-/// A place in a file: line and column from 1, and how many characters.
+/// Position in a file: line and column from 1, and a width in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Place {
     pub(crate) line: usize,
@@ -26,14 +28,14 @@ impl Place {
     }
 }
 
-/// A node.
+/// Value with its position.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
     pub(crate) place: Place,
     pub(crate) value: Value,
 }
 
-/// What a node is.
+/// Value of a node.
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
     Null,
@@ -45,14 +47,14 @@ pub(crate) enum Value {
     Mapping(Vec<(Key, Node)>),
 }
 
-/// A key of a mapping.
+/// Key of a mapping, with its position.
 #[derive(Debug, Clone)]
 pub(crate) struct Key {
     pub(crate) name: String,
     pub(crate) place: Place,
 }
 
-/// What is wrong with a text as YAML.
+/// Fault of a text as YAML.
 #[derive(Debug)]
 pub(crate) struct SyntaxError {
     pub(crate) place: Place,
@@ -60,7 +62,7 @@ pub(crate) struct SyntaxError {
 }
 
 impl Node {
-    /// What it is, for messages.
+    /// Description of the value for messages.
     pub(crate) fn describe(&self) -> String {
         match &self.value {
             Value::Null => "nothing".into(),
@@ -74,7 +76,7 @@ impl Node {
         }
     }
 
-    /// The child under `name`.
+    /// Child under `name`.
     pub(crate) fn get(&self, name: &str) -> Option<&Node> {
         match &self.value {
             Value::Mapping(entries) => entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node),
@@ -82,7 +84,7 @@ impl Node {
         }
     }
 
-    /// The entry at `index`.
+    /// Entry at `index`.
     pub(crate) fn at(&self, index: usize) -> Option<&Node> {
         match &self.value {
             Value::Sequence(items) => items.get(index),
@@ -90,7 +92,7 @@ impl Node {
         }
     }
 
-    /// As JSON, for decoding.
+    /// Converts to JSON, for decoding.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         match &self.value {
             Value::Null => serde_json::Value::Null,
@@ -108,7 +110,7 @@ impl Node {
     }
 }
 
-/// An open sequence or mapping.
+/// Sequence or mapping whose end was not read yet.
 struct Open {
     node: Node,
     anchor: usize,
@@ -126,23 +128,33 @@ fn wrong<T>(place: Place, message: impl Into<String>) -> Result<T, SyntaxError> 
     Err(SyntaxError { place, message: message.into() })
 }
 
+/// Refuses a tag. Types come from the schema: a tag would ask for another one and have no effect.
+fn refuse_tag(place: Place, span: Span, tag: Option<&Tag>) -> Result<(), SyntaxError> {
+    let Some(tag) = tag else { return Ok(()) };
+    let place = span.tag_span().map_or(place, Place::of);
+    let message = format!(
+        "unexpected YAML tag `{}`; expected a value without a tag: remove it, and put text that looks like a number in \
+         quotes",
+        tag.original()
+    );
+    wrong(place, message)
+}
+
 /// Parses one document.
 pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
     let mut builder = Builder { open: Vec::new(), anchors: HashMap::new(), nodes: 0, root: None };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|e| SyntaxError {
             place: Place { line: e.marker().line(), column: e.marker().col() + 1, width: 1 },
-            message: format!("this is not YAML: {}", e.info()),
+            message: format!("invalid YAML: {}; expected one document of YAML 1.2", e.info()),
         })?;
         let place = Place::of(span);
+        refuse_tag(place, span, event.tag())?;
         match event {
             Event::DocumentStart(..) if builder.root.is_some() => {
-                return wrong(place, "a configuration is one document: `---` begins a second one");
+                return wrong(place, "`---` begins a second document; expected one: remove it, or split the file");
             }
-            Event::Scalar(text, style, anchor, tag) => {
-                if tag.is_some_and(|tag| !tag.is_yaml_core_schema()) {
-                    return wrong(place, "tags have no meaning here");
-                }
+            Event::Scalar(text, style, anchor, _) => {
                 let node = Node { place, value: scalar(&text, style) };
                 builder.add(node, anchor)?;
             }
@@ -153,12 +165,20 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
                 builder.begin(Node { place, value: Value::Mapping(Vec::new()) }, anchor)?
             }
             Event::SequenceEnd | Event::MappingEnd => builder.end()?,
-            Event::UnresolvedAlias(name) => return wrong(place, format!("there is no anchor `{name}`")),
+            Event::UnresolvedAlias(name) => {
+                return wrong(
+                    place,
+                    format!("unknown anchor `{name}`; expected one that is defined before: `&{name}`"),
+                );
+            }
             Event::Alias(anchor) => {
                 let Some(node) = builder.anchors.get(&anchor) else {
-                    return wrong(place, "this alias stands inside of its own anchor");
+                    return wrong(
+                        place,
+                        "alias inside of its own anchor; expected one that ends before: write the value out",
+                    );
                 };
-                // What an alias brings is counted whole before it is copied: ten lines of anchors can name a billion values.
+                // The values of an alias are counted before they are copied: ten lines of anchors can name a billion.
                 builder.nodes = builder.nodes.saturating_add(size(node));
                 if builder.nodes > MAX_NODES {
                     return wrong(place, TOO_MANY);
@@ -176,7 +196,7 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
 impl Builder {
     fn begin(&mut self, node: Node, anchor: usize) -> Result<(), SyntaxError> {
         if self.open.len() >= MAX_DEPTH {
-            return wrong(node.place, format!("nested deeper than {MAX_DEPTH} levels"));
+            return wrong(node.place, format!("nested deeper than {MAX_DEPTH} levels; expected at most {MAX_DEPTH}"));
         }
         self.open.push(Open { node, anchor, key: None });
         Ok(())
@@ -209,13 +229,23 @@ impl Builder {
                     Value::String(name) => name.clone(),
                     Value::Bool(b) => b.to_string(),
                     Value::Int(n) => n.to_string(),
-                    _ => return wrong(node.place, "a key must be a word"),
+                    _ => {
+                        let found = node.describe();
+                        return wrong(node.place, format!("found {found} as a key; expected a word: put it in quotes"));
+                    }
                 };
                 if name == "<<" {
-                    return wrong(node.place, "merge keys are not part of YAML 1.2: write the keys out");
+                    return wrong(
+                        node.place,
+                        "unexpected merge key `<<`, which is not part of YAML 1.2: write the keys out",
+                    );
                 }
                 if let Some((first, _)) = entries.iter().find(|(key, _)| key.name == name) {
-                    return wrong(node.place, format!("`{name}` stands here already, in line {}", first.place.line));
+                    let line = first.place.line;
+                    return wrong(
+                        node.place,
+                        format!("duplicate key `{name}`, first on line {line}: keep one of them"),
+                    );
                 }
                 parent.key = Some(Key { name, place: node.place });
             }
@@ -225,7 +255,7 @@ impl Builder {
     }
 }
 
-/// Values in a node. Nodes are no deeper than `MAX_DEPTH` times the anchors in them, and those were counted before.
+/// Number of values in a node. Its depth is at most `MAX_DEPTH` times its anchors, which were counted before.
 fn size(node: &Node) -> usize {
     match &node.value {
         Value::Sequence(items) => items.iter().map(size).sum::<usize>() + 1,

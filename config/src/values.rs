@@ -1,11 +1,13 @@
 //! The scalar values of the language: durations, sizes, rates, secrets. Each has one parser, used by decoding, by the
-//! position-aware checker and (as a `format`) by the JSON Schema.
-//! Nothing here knows where in a document a value stands.
+//! position-aware checker and (as a `format`) by the JSON Schema. Nothing here knows the place of a value in a
+//! document.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fmt;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -37,7 +39,7 @@ macro_rules! string_value {
     };
 }
 
-/// What is wrong with a scalar, as a sentence for the person who wrote it.
+/// Fault of a scalar, as a message for the person who wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ValueError(pub String);
@@ -91,7 +93,7 @@ impl FromStr for Duration {
             rest = tail;
         }
         if !seconds.is_finite() || seconds > MAX_SECONDS {
-            return Err(ValueError(format!("`{text}` is longer than ten years")));
+            return Err(ValueError(format!("`{text}` is too long; expected at most ten years (3660d)")));
         }
         Ok(Self(std::time::Duration::from_secs_f64(seconds)))
     }
@@ -163,12 +165,12 @@ impl fmt::Display for Size {
 
 string_value!(Size, "size", "20MiB", "A number of bytes: a number and a unit (B, KiB, MiB, GiB).");
 
-/// So many in a period, written `100/s`, `1000/min`, `5/h`.
+/// Count in a period, written `100/s`, `1000/min`, `5/h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// How many.
+    /// Count in the period.
     pub count: NonZeroU32,
-    /// In how long.
+    /// Length of the period.
     pub period: std::time::Duration,
 }
 
@@ -233,7 +235,7 @@ string_value!(ListenAddress, "listen-address", "127.0.0.1:8080", "IP and port to
 /// Address of a server, `http://HOST[:PORT]` or `https://HOST[:PORT]`, without path, query or user.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ServerUrl {
-    /// Whether it speaks TLS.
+    /// True for TLS.
     pub https: bool,
     /// Host name or IP literal (IPv6 without brackets).
     pub host: String,
@@ -253,16 +255,16 @@ impl FromStr for ServerUrl {
             _ => return refuse("the scheme of a server must be http or https"),
         };
         if !url.username().is_empty() || url.password().is_some() {
-            return refuse("a server URL must not carry a user or password");
+            return refuse("a server URL must not carry a user or password: write them as `credentials`");
         }
         if url.query().is_some() || url.fragment().is_some() || url.path() != "/" {
-            return refuse("a server URL is scheme, host and port only, without path or query");
+            return refuse("a server URL is scheme, host and port only, without path or query: write http://HOST:PORT");
         }
         let host = match url.host() {
             Some(url::Host::Domain(name)) => name.to_owned(),
             Some(url::Host::Ipv4(ip)) => ip.to_string(),
             Some(url::Host::Ipv6(ip)) => ip.to_string(),
-            None => return refuse("the host is missing"),
+            None => return refuse("the host is missing: write http://HOST:PORT"),
         };
         Ok(Self { https, host, port: url.port().unwrap_or(if https { 443 } else { 80 }) })
     }
@@ -279,7 +281,7 @@ impl fmt::Display for ServerUrl {
     }
 }
 
-/// A server of names: an address, and its port where that is not 53.
+/// Address of a DNS server, with its port where that is not 53.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DnsServer(pub std::net::SocketAddr);
 
@@ -289,7 +291,7 @@ impl FromStr for DnsServer {
         let with_port = || text.parse::<std::net::IpAddr>().map(|ip| std::net::SocketAddr::new(ip, 53));
         text.parse().or_else(|_| with_port()).map(Self).map_err(|_| {
             ValueError(format!(
-                "`{text}` is no address of a DNS server: write 10.0.0.53, 10.0.0.53:5353 or [fd00::53]:53"
+                "`{text}` is not the address of a DNS server: write 10.0.0.53, 10.0.0.53:5353 or [fd00::53]:53"
             ))
         })
     }
@@ -310,7 +312,7 @@ string_value!(ServerUrl, "server-url", "http://10.0.0.11:8000", "Address of a se
 pub struct Network(pub ipnet::IpNet);
 
 impl Network {
-    /// Whether an address lies in it. An IPv4 address inside IPv6 (`::ffff:10.0.0.1`) counts as the IPv4 one.
+    /// True if the address is in the network. An IPv4 address inside IPv6 (`::ffff:10.0.0.1`) counts as the IPv4 one.
     pub fn contains(&self, address: std::net::IpAddr) -> bool {
         self.0.contains(&address.to_canonical())
     }
@@ -351,7 +353,7 @@ impl FromStr for KeyDigest {
         let mut digest = [0u8; 32];
         let wrong = || {
             ValueError(
-                "a key is stored as its SHA-256 digest, 64 hexadecimal digits: `spillway key new` prints one"
+                "this is not a SHA-256 digest; expected 64 hexadecimal digits, as `spillway key new` prints them"
                     .to_owned(),
             )
         };
@@ -379,23 +381,14 @@ string_value!(
     "SHA-256 digest of an API key in hexadecimal, as `spillway key new` prints it."
 );
 
-/// A day of the calendar, `2027-01-01`; stands for its beginning in UTC.
+/// Day of the calendar, `2027-01-01`: its beginning in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Date {
-    year: u16,
-    month: u8,
-    day: u8,
-}
+pub struct Date(time::Date);
 
 impl Date {
     /// Seconds from 1970 to its beginning.
     pub fn unix_seconds(self) -> u64 {
-        // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", days_from_civil.
-        let (y, m, d) = (u64::from(self.year) - u64::from(self.month <= 2), u64::from(self.month), u64::from(self.day));
-        let (era, year_of_era) = (y / 400, y % 400);
-        let day_of_year = (153 * (if m > 2 { m - 3 } else { m + 9 }) + 2) / 5 + d - 1;
-        let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-        (era * 146_097 + day_of_era - 719_468) * 86_400
+        u64::try_from(self.0.midnight().assume_utc().unix_timestamp()).unwrap_or(0)
     }
 }
 
@@ -409,58 +402,113 @@ impl FromStr for Date {
             part.and_then(|p| p.parse::<u16>().ok()).ok_or_else(wrong)
         };
         let (year, month, day) = (part(4)?, part(2)?, part(2)?);
-        let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-        let days = match month {
-            4 | 6 | 9 | 11 => 30,
-            2 => 28 + u16::from(leap),
-            1..=12 => 31,
-            _ => return Err(wrong()),
-        };
-        if parts.next().is_some() || !(1970..=9999).contains(&year) || !(1..=days).contains(&day) {
+        if parts.next().is_some() || year < 1970 {
             return Err(wrong());
         }
         let small = |n: u16| u8::try_from(n).map_err(|_| wrong());
-        Ok(Self { year, month: small(month)?, day: small(day)? })
+        let month = time::Month::try_from(small(month)?).map_err(|_| wrong())?;
+        time::Date::from_calendar_date(i32::from(year), month, small(day)?).map(Self).map_err(|_| wrong())
     }
 }
 
 impl fmt::Display for Date {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04}-{:02}-{:02}", self.year, self.month, self.day)
+        write!(f, "{:04}-{:02}-{:02}", self.0.year(), u8::from(self.0.month()), self.0.day())
     }
 }
 
 string_value!(Date, "date", "2027-01-01", "A day, YYYY-MM-DD; stands for its beginning in UTC.");
 
-/// A secret, never written in the file itself: taken from the environment or from a file.
+/// Implements the type of a path in the file: a string, of which [`crate::load()`] makes an absolute path.
+macro_rules! path_value {
+    ($(#[$doc:meta])* $type:ident, $format:literal, $example:literal, $description:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize)]
+        #[serde(transparent)]
+        pub struct $type(PathBuf);
+
+        impl From<PathBuf> for $type {
+            fn from(path: PathBuf) -> Self {
+                Self(path)
+            }
+        }
+        impl Deref for $type {
+            type Target = Path;
+            fn deref(&self) -> &Path {
+                &self.0
+            }
+        }
+        impl AsRef<OsStr> for $type {
+            fn as_ref(&self) -> &OsStr {
+                self.0.as_os_str()
+            }
+        }
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({
+                    "type": "string", "format": $format, "description": $description, "examples": [$example]
+                })
+            }
+        }
+    };
+}
+
+path_value!(
+    /// Path of a file that the gateway reads. The file must exist, and is read again when it changes.
+    FilePath,
+    "file-path",
+    "certs/server.pem",
+    "Path of a file, relative to the folder of the configuration. It is read again when it changes."
+);
+
+path_value!(
+    /// Path of a model: a file, or a folder with several. It must exist, and its files are watched.
+    ModelPath,
+    "model-path",
+    "models/qwen3-0.6b-q8_0.gguf",
+    "Path of a model's file or folder, relative to the folder of the configuration."
+);
+
+path_value!(
+    /// Path of a file or folder that the gateway writes, and creates where it does not exist. It is not watched.
+    StatePath,
+    "state-path",
+    "state/budgets.db",
+    "Path of a file or folder that the gateway writes, relative to the folder of the configuration."
+);
+
+/// Secret, never written in the file itself: taken from the environment or from a file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Secret {
     /// Name of an environment variable, read at start.
     Env(String),
     /// Path of a file whose content, without the final newline, is the secret.
-    File(PathBuf),
+    File(FilePath),
 }
 
 impl Secret {
-    /// The secret itself. `env` reads environment variables.
+    /// Reads the secret. `env` reads environment variables.
     pub fn resolve(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<String, ValueError> {
         match self {
             Self::Env(name) => env(name).filter(|value| !value.is_empty()).ok_or_else(|| {
-                ValueError(format!("the environment variable `{name}`, which holds a secret, is not set"))
+                ValueError(format!("the environment variable `{name}`, which holds a secret, is not set: set it, or name a file with `file`"))
             }),
             Self::File(path) => {
                 let wrong = |why: &dyn fmt::Display| ValueError(format!("the secret in {}: {why}", path.display()));
                 let text = crate::files::read_text(path).map_err(|e| wrong(&e))?;
                 let secret = text.strip_suffix('\n').unwrap_or(&text);
                 let secret = secret.strip_suffix('\r').unwrap_or(secret);
-                if secret.is_empty() { Err(wrong(&"the file is empty")) } else { Ok(secret.to_owned()) }
+                if secret.is_empty() { Err(wrong(&"the file is empty: write the secret into it")) } else { Ok(secret.to_owned()) }
             }
         }
     }
 }
 
-/// One status code, 100 to 599.
+/// HTTP status code, 100 to 599.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(try_from = "u16", into = "u16")]
 pub struct Status(pub u16);
@@ -471,7 +519,7 @@ impl TryFrom<u16> for Status {
         if (100..600).contains(&code) {
             Ok(Self(code))
         } else {
-            Err(ValueError(format!("{code} is not an HTTP status")))
+            Err(ValueError(format!("{code} is not an HTTP status; expected 100 to 599")))
         }
     }
 }

@@ -1,26 +1,8 @@
-//! What is said of queues, spills, retries and limits that can never do what is written.
+//! Errors about queues, spills, retries and limits that can never take effect.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
-use std::path::Path;
-
-use schemars::{Schema, SchemaGenerator};
-use spillway_config::{FieldError, FilterCatalog, LoadOptions, NoFileChecks, load_text};
-
-/// Filters by name only.
-struct AnyFilter;
-
-impl FilterCatalog for AnyFilter {
-    fn names(&self) -> Vec<&'static str> {
-        vec!["mirror", "rateLimit"]
-    }
-    fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
-        Some(schemars::json_schema!({"type": "object"}))
-    }
-    fn check(&self, _: &str, _: &serde_json::Value) -> Vec<FieldError> {
-        Vec::new()
-    }
-}
+mod common;
 
 /// Errors and warnings about a route, each with its line: the route begins in line 8.
 fn told(route: &str) -> (Vec<String>, Vec<String>) {
@@ -36,14 +18,7 @@ routes:
     backendRefs: [{{name: a}}]
 {route}"
     );
-    let options = LoadOptions { catalog: &AnyFilter, env: &|_| None, files: &NoFileChecks, offline: true };
-    let lines = |report: spillway_config::Report| {
-        report.diagnostics.into_iter().map(|d| format!("{}: {}", d.line, d.message)).collect::<Vec<_>>()
-    };
-    match load_text(Path::new("test.yaml"), &yaml, &options) {
-        Ok(loaded) => (Vec::new(), lines(loaded.warnings)),
-        Err(report) => (lines(report), Vec::new()),
-    }
+    common::told(&yaml)
 }
 
 #[track_caller]
@@ -63,9 +38,9 @@ fn a_queue_has_a_deadline_that_leaves_time_for_an_answer() {
     taken("    whenSaturated: {queue: {maxWait: 200ms}}\n");
     taken("    whenSaturated: {queue: {maxWait: 200ms, maxDepth: 10000}}\n");
     refused("    whenSaturated: {queue: {maxDepth: 10}}\n", "10: `maxWait` is missing");
-    refused("    whenSaturated: {queue: {maxWait: 0s}}\n", "10: a queue in which nobody may wait");
+    refused("    whenSaturated: {queue: {maxWait: 0s}}\n", "10: 0s is no queue");
     refused("    whenSaturated: {queue: {maxWait: 1s, maxDepth: 0}}\n", "10: 0 is too small");
-    refused("    whenSaturated: {queue: {maxWait: 1s, maxDepth: 10001}}\n", "10: at most 10000");
+    refused("    whenSaturated: {queue: {maxWait: 1s, maxDepth: 10001}}\n", "10: found 10001; expected at most 10000");
     refused("    whenSaturated:\n      queue: {maxWait: 700s}\n", "11: the whole request has only 10m");
     let (_, warnings) = told("    timeouts: {firstToken: 1s}\n    whenSaturated: {queue: {maxWait: 2s}}\n");
     assert!(warnings.iter().any(|w| w.starts_with("11: a stream's first token")), "{warnings:?}");
@@ -77,14 +52,14 @@ fn a_queue_has_a_deadline_that_leaves_time_for_an_answer() {
 fn a_spill_goes_to_somebody_else_who_is_there() {
     taken("    whenSaturated: {spillTo: m}\n");
     taken("    whenSaturated: {spillTo: b}\n");
-    refused("    whenSaturated: {spillTo: x}\n", "10: there is no model or backend `x`");
+    refused("    whenSaturated: {spillTo: x}\n", "10: unknown model or backend `x`");
     refused("    whenUnavailable: {spillTo: a}\n", "10: `a` is in this route's backendRefs");
 }
 
 #[test]
 fn limits_on_spills_can_be_met_and_limit_something() {
     taken("    whenSaturated: {spillTo: m}\n    spill: {maxPromptTokens: 512, models: [\"gpt-*\"], percent: 50}\n");
-    refused("    spill: {percent: 50}\n", "10: this route spills to nobody");
+    refused("    spill: {percent: 50}\n", "10: no effect, because this route has no `whenSaturated.spillTo`");
     refused("    whenSaturated: {spillTo: m}\n    spill: {percent: 101}\n", "11: 101 is too large");
     refused("    whenSaturated: {spillTo: m}\n    spill: {percent: -1}\n", "11: -1 is too small");
     refused("    whenSaturated: {spillTo: m}\n    spill: {models: []}\n", "11: an empty list");
@@ -97,9 +72,9 @@ fn tries_and_hedges_are_bounded_and_never_act_twice() {
     taken("    retry: {budget: 1}\n");
     refused("    retry: {budget: 1.5}\n", "10: 1.5 is too large");
     refused("    retry: {budget: -0.1}\n", "10: -0.1 is too small");
-    refused("    retry: {backoff: {base: 2s}}\n", "10: this is longer than backoff.max (1s)");
+    refused("    retry: {backoff: {base: 2s}}\n", "10: 2s is longer than backoff.max (1s)");
     refused("    retry: {hedge: {max: 1}}\n", "10: `after` is missing");
-    refused("    retry: {hedge: {after: 1s, max: 4}}\n", "10: more than 3");
+    refused("    retry: {hedge: {after: 1s, max: 4}}\n", "10: found 4; expected at most 3");
     refused("    retry: {hedge: {after: 700s}}\n", "10: an attempt ends after");
     refused(
         "    timeouts: {backendRequest: 1s}\n    retry:\n      hedge: {after: 1s}\n",
@@ -117,17 +92,17 @@ fn tries_and_hedges_are_bounded_and_never_act_twice() {
 fn a_lesser_answer_for_who_is_over_a_limit_needs_somebody_who_gives_it() {
     let limit = "    filters: [{rateLimit: {by: tenant, requests: 1/s, onExceeded: spill}}]\n";
     taken(&format!("{limit}    whenSaturated: {{spillTo: m}}\n"));
-    refused(limit, "10: this route spills to nobody");
+    refused(limit, "10: no effect, because this route has no `whenSaturated.spillTo`");
     let consumer = "consumers: [{name: c, limits: {requests: 1/s, onExceeded: spill}}]\n";
     taken(&format!("    authentication: none\n    whenSaturated: {{spillTo: m}}\n{consumer}"));
-    refused(&format!("    authentication: none\n{consumer}"), "11: no route of this file spills");
+    refused(&format!("    authentication: none\n{consumer}"), "11: no effect: no route of this file spills");
 }
 
 #[test]
 fn copies_go_to_a_backend_that_is_there() {
     taken("    filters: [{mirror: {backend: b}}]\n");
-    refused("    filters: [{mirror: {backend: bb}}]\n", "10: there is no backend `bb`");
-    refused("    filters: [{mirror: {backend: m}}]\n", "10: `m` is a model inside");
+    refused("    filters: [{mirror: {backend: bb}}]\n", "10: unknown backend `bb`");
+    refused("    filters: [{mirror: {backend: m}}]\n", "10: `m` is a built-in model");
 }
 
 #[test]
@@ -136,7 +111,10 @@ fn memory_for_bodies_is_some_and_a_share_can_be_reached() {
     taken("limits: {bufferedBodies: 1MiB, bufferedBodiesPerCaller: 1MiB}\n");
     refused("limits: {bufferedBodies: 0B}\n", "10: with no memory for bodies");
     refused("limits: {bufferedBodiesPerCaller: 0B}\n", "10: with no memory for bodies");
-    refused("limits: {bufferedBodies: 1MiB, bufferedBodiesPerCaller: 2MiB}\n", "10: no caller can use more");
+    refused(
+        "limits: {bufferedBodies: 1MiB, bufferedBodiesPerCaller: 2MiB}\n",
+        "10: 2MiB is more than all callers have together",
+    );
     let warned = |route: &str| told(route).1.iter().any(|w| w.contains("limits.bufferedBodiesPerCaller leaves 64MiB"));
     assert!(warned("    limits: {maxBody: 65MiB}\n") && !warned("    limits: {maxBody: 64MiB}\n"));
     let streams =

@@ -2,59 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use schemars::{Schema, SchemaGenerator};
-use spillway_config::{FieldError, FilterCatalog, LoadOptions, Loaded, NoFileChecks, Report, load, load_text};
+use spillway_config::{LoadOptions, load, load_text};
 
-/// Filters by name only: what they take is their crate's business.
-struct AnyFilter;
-
-impl FilterCatalog for AnyFilter {
-    fn names(&self) -> Vec<&'static str> {
-        vec![
-            "authorize",
-            "cel",
-            "clientAddress",
-            "cors",
-            "externalAuthorization",
-            "mirror",
-            "rateLimit",
-            "redirect",
-            "requestHeaders",
-            "responseHeaders",
-            "strictTransportSecurity",
-            "urlRewrite",
-        ]
-    }
-    fn schema(&self, name: &str, _: &mut SchemaGenerator) -> Option<Schema> {
-        let kind = if name == "authorize" { "string" } else { "object" };
-        Some(schemars::json_schema!({ "type": kind }))
-    }
-    fn check(&self, _: &str, _: &serde_json::Value) -> Vec<FieldError> {
-        Vec::new()
-    }
-}
-
-fn options() -> LoadOptions<'static> {
-    LoadOptions {
-        catalog: &AnyFilter,
-        env: &|name| (name == "SET").then(|| "value".into()),
-        files: &NoFileChecks,
-        offline: true,
-    }
-}
-
-fn judge(yaml: &str) -> Result<Loaded, Report> {
-    load_text(Path::new("test.yaml"), yaml, &options())
-}
-
-fn messages(yaml: &str) -> Vec<String> {
-    judge(yaml).err().map_or_else(Vec::new, |r| {
-        r.diagnostics.into_iter().map(|d| format!("{}:{} {}", d.line, d.column, d.message)).collect()
-    })
-}
+use common::{judge, messages, options};
 
 const GOOD: &str = "listeners: [{address: \"127.0.0.1:0\"}]
 backends: [{name: a, endpoints: [{url: \"http://127.0.0.1:1\"}]}]
@@ -80,19 +35,78 @@ fn every_example_loads() {
 #[test]
 fn yaml_is_read_as_yaml_1_2_and_nothing_can_be_read_in_two_ways() {
     for (text, told) in [
-        ("a: 1\na: 2\n", "`a` stands here already, in line 1"),
-        ("---\na: 1\n---\nb: 2\n", "a configuration is one document"),
-        ("a: [1, 2\n", "this is not YAML"),
-        ("a: &x {b: 1}\nc: {<<: *x}\n", "merge keys are not part of YAML 1.2"),
-        ("a: !!python/object {}\n", "tags"),
+        ("a: 1\na: 2\n", "2:1 duplicate key `a`, first on line 1"),
+        ("---\na: 1\n---\nb: 2\n", "3:1 `---` begins a second document; expected one"),
+        ("a: [1, 2\n", "invalid YAML"),
+        ("a: &x {b: 1}\nc: {<<: *x}\n", "2:5 unexpected merge key `<<`, which is not part of YAML 1.2"),
+        ("a: *x\n", "1:4 invalid YAML: while parsing node, found unknown anchor"),
+        ("{a: 1}: 2\n", "1:1 found a mapping as a key; expected a word"),
     ] {
         let all = messages(text);
-        assert!(all.iter().any(|m| m.contains(told)) || told == "tags", "{text:?}: {all:?}");
+        assert!(all.iter().any(|m| m.contains(told)), "{text:?}: {all:?}");
     }
     assert_eq!(
         judge(&GOOD.replace("name: a,", "name: no,").replace("name: a}", "name: no}")).unwrap().config.backends[0].name,
         "no"
     );
+}
+
+#[test]
+fn tags_are_refused_wherever_they_stand() {
+    let listener = |value: &str| GOOD.replace("\"127.0.0.1:0\"", value);
+    for (text, tag, place) in [
+        (listener("!!str \"127.0.0.1:0\""), "!!str", "1:23"),
+        (listener("!!binary \"127.0.0.1:0\""), "!!binary", "1:23"),
+        (listener("!local \"127.0.0.1:0\""), "!local", "1:23"),
+        (listener("! \"127.0.0.1:0\""), "!", "1:23"),
+        (listener("!<tag:example.com,2000:x> \"127.0.0.1:0\""), "!<tag:example.com,2000:x>", "1:23"),
+        (listener("&a !!str \"127.0.0.1:0\""), "!!str", "1:26"),
+        (format!("{GOOD}admin: !!null\n"), "!!null", "4:8"),
+        (GOOD.replace("listeners: [", "listeners: !!python/tuple ["), "!!python/tuple", "1:12"),
+        (GOOD.replace("listeners: [", "listeners: !!seq ["), "!!seq", "1:12"),
+        (GOOD.replace("listeners: [{", "listeners: [!!map {"), "!!map", "1:13"),
+        (GOOD.replace("routes: [{", "routes: [!!python/object:os.system {"), "!!python/object:os.system", "3:10"),
+        (GOOD.replace("routes: [{", "!!str routes: [{"), "!!str", "3:1"),
+        (GOOD.replace("backendRefs: [{name", "backendRefs: [{!x name"), "!x", "3:26"),
+        (GOOD.replace("backendRefs: [{name", "backendRefs: [!x {name"), "!x", "3:25"),
+        (format!("{GOOD}? !!seq [a]\n: b\n"), "!!seq", "4:3"),
+        (format!("!!map\n{GOOD}"), "!!map", "1:1"),
+        (format!("%TAG !e! tag:example.com,2000:\n---\n{GOOD}admin: !e!x {{}}\n"), "!e!x", "6:8"),
+    ] {
+        let all = messages(&text);
+        let told = format!("{place} unexpected YAML tag `{tag}`; expected a value without a tag");
+        assert!(all.len() == 1 && all[0].starts_with(&told), "{told}: {all:?}\n{text}");
+    }
+}
+
+#[test]
+fn tags_are_refused_in_files_that_a_configuration_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    let written = GOOD.replace("endpoints: [{url: \"http://127.0.0.1:1\"}]", "endpointsFile: e.yaml");
+    std::fs::write(at("c.yaml"), format!("{written}consumers: [{{name: c, keysFile: digests}}]\n")).unwrap();
+    let strict = LoadOptions { offline: false, ..options() };
+    let judge = |endpoints: &str, keys: &str| {
+        std::fs::write(at("e.yaml"), endpoints).unwrap();
+        std::fs::write(at("digests"), keys).unwrap();
+        load(&at("c.yaml"), &strict).map(|_| ()).map_err(|report| report.to_string())
+    };
+    let sound = "- url: http://a:1\n";
+    judge(sound, digest).unwrap();
+    for (endpoints, tag) in [
+        ("!!seq [{url: \"http://a:1\"}]", "e.yaml:1:1"),
+        ("- !!map {url: \"http://a:1\"}", "e.yaml:1:3"),
+        ("- !!str url: http://a:1", "e.yaml:1:3"),
+        ("- url: !!str http://a:1", "e.yaml:1:8"),
+    ] {
+        let told = judge(endpoints, digest).unwrap_err();
+        assert!(told.contains("unexpected YAML tag") && told.contains(tag), "{endpoints}: {told}");
+    }
+    for keys in [format!("!!str {digest}"), format!("{digest} !!timestamp 2030-01-01"), format!("!!seq\n{digest}")] {
+        let told = judge(sound, &keys).unwrap_err();
+        assert!(told.contains("digests:1: "), "{keys}: {told}");
+    }
 }
 
 #[test]
@@ -112,20 +126,26 @@ fn what_can_never_take_effect_is_an_error() {
     let listener = |keys: &str| GOOD.replace("address: \"127.0.0.1:0\"", &format!("address: \"127.0.0.1:0\", {keys}"));
     for (yaml, told) in [
         (with("{backendRefs: [{name: a, weight: 0}]}"), "all weights are zero"),
-        (with("{backendRefs: [{name: aa}]}"), "there is no backend `aa`"),
+        (with("{backendRefs: [{name: aa}]}"), "unknown backend `aa`; expected `a`"),
         (with("{backendRefs: [{name: a, model: a}]}"), "exactly one of"),
-        (with("{backendRefs: [{name: a}], whenSaturated: {spillTo: x}}"), "there is no model or backend `x`"),
+        (with("{backendRefs: [{name: a}], whenSaturated: {spillTo: x}}"), "unknown model or backend `x`; expected `a`"),
         (with("{backendRefs: [{name: a}], authentication: required}"), "no caller could ever pass"),
         (with("{backendRefs: [{name: a}], hostnames: [\"a b\"]}"), "is not a host name"),
         (with("{backendRefs: [{name: a}], matches: [{path: {regex: \"(\"}}]}"), "not a regular expression"),
-        (with("{backendRefs: [{name: a}], matches: [{path: {prefix: v1}}]}"), "a path begins with `/`"),
-        (with("{backendRefs: [{name: a}], whenSaturated: {reject: {status: 500}}}"), "429 or 503"),
-        (with("{backendRefs: [{name: a}]}, {backendRefs: [{name: a}]}"), "`name` is needed"),
+        (
+            with("{backendRefs: [{name: a}], matches: [{path: {prefix: v1}}]}"),
+            "`v1` does not begin with `/`: write `/v1`",
+        ),
+        (with("{backendRefs: [{name: a}], whenSaturated: {reject: {status: 500}}}"), "found 500; expected 429 or 503"),
+        (with("{backendRefs: [{name: a}]}, {backendRefs: [{name: a}]}"), "`name` is missing"),
         (with("{backendRefs: []}"), "at least one backend"),
         (format!("{GOOD}admin: {{address: \"0.0.0.0:1\"}}\n"), "needs `admin.token`"),
         (GOOD.replace("http://127.0.0.1:1", "ftp://127.0.0.1:1"), "must be http or https"),
         (GOOD.replace("endpoints", "tls: {sni: a.test}, endpoints"), "no endpoint of the backend has an https URL"),
-        (GOOD.replace("endpoints", "rollout: {}, endpoints"), "this version does not support it yet"),
+        (
+            GOOD.replace("endpoints", "rollout: {}, endpoints"),
+            "unknown key `rollout` in `backends[0]`; this version does not support it",
+        ),
         (listener("protocol: https"), "needs `tls`"),
         (listener("protocol: https, tls: {certificates: []}"), "at least one certificate"),
         (listener("tls: {certificates: [{certFile: a, keyFile: b}]}"), "only a listener with `protocol: https`"),
@@ -133,7 +153,10 @@ fn what_can_never_take_effect_is_an_error() {
             format!("{GOOD}authentication: {{mtls: {{identity: san-uri}}}}\n"),
             "no listener has `tls.clientCertificates`",
         ),
-        (format!("{GOOD}consumers: [{{name: c, mtls: {{identities: [x]}}}}]\n"), "`authentication.mtls` says"),
+        (
+            format!("{GOOD}consumers: [{{name: c, mtls: {{identities: [x]}}}}]\n"),
+            "no effect without `authentication.mtls`",
+        ),
         (listener("proxyProtocol: {from: []}"), "no proxy is named"),
         (listener("proxyProtocol: {from: [10.0.0.1/8]}"), "the network is 10.0.0.0/8"),
         (listener("clientAddress: {trustedProxies: [x]}"), "is not a network"),
@@ -161,14 +184,14 @@ fn balancing_that_contradicts_itself_is_refused_with_its_line() {
     for (yaml, told) in [
         (lb("{policy: hash}"), "needs `hashOn`"),
         (lb("{hashOn: {header: x}}"), "no effect without `policy: hash`"),
-        (lb("{policy: hash, hashOn: {header: \"a b\"}}"), "no header name"),
-        (lb("{policy: hash, hashOn: {cookie: \"\"}}"), "no cookie name"),
+        (lb("{policy: hash, hashOn: {header: \"a b\"}}"), "`a b` is not a header name"),
+        (lb("{policy: hash, hashOn: {cookie: \"\"}}"), "`` is not a cookie name"),
         (lb("{policy: hash, hashOn: {clientAddress: false}}"), "only `true`"),
         (lb("{policy: hash, hashOn: {promptPrefix: 256B}}"), "only where `protocol` is a model protocol"),
         (lb("{policy: hash, hashOn: {header: x, cookie: y}}"), "exactly one of"),
         (lb("{policy: hash, hashOn: {header: x}, slowStart: 30s}"), "`slowStart` has no effect"),
         (lb("{slowStart: 0s}"), "leave it out"),
-        (lb("{policy: fastest}"), "none of the values"),
+        (lb("{policy: fastest}"), "unknown value `fastest` for `policy`; expected `roundRobin`, `leastRequest`"),
         (lb("{policy: queueDepth}"), "no figures would come"),
         (capacity("{maxInFlight: 4, maxConnections: 4}"), "need no more connections"),
         (capacity("{maxConnections: 0}"), "too small"),
@@ -183,8 +206,8 @@ fn balancing_that_contradicts_itself_is_refused_with_its_line() {
         (capacity("{queueDepth: {max: 4, interval: 2s, staleAfter: 2s}}"), "must be longer than `interval` (2s)"),
         (capacity("{queueDepth: {max: 4, interval: 10ms}}"), "at least 100ms"),
         (capacity("{queueDepth: {max: 0}}"), "too small"),
-        (capacity("{queueDepth: {max: 4, metricsPath: metrics}}"), "begins with `/`"),
-        (capacity("{queueDepth: {max: 4, metric: \"a b\"}}"), "no name of a metric"),
+        (capacity("{queueDepth: {max: 4, metricsPath: metrics}}"), "does not begin with `/`"),
+        (capacity("{queueDepth: {max: 4, metric: \"a b\"}}"), "not the name of a metric"),
         (capacity("{kvCache: {max: 0.9}}"), "no figures would come"),
         (capacity("{loadReports: true, kvCache: {max: 1.1}}"), "above 0 and at most 1"),
         (capacity("{loadReports: true}"), "nothing uses the reports"),
@@ -192,9 +215,9 @@ fn balancing_that_contradicts_itself_is_refused_with_its_line() {
         (check("{tcp: {}, grpc: {}}"), "exactly one of `http`, `tcp`, `grpc` and `completion`"),
         (check("{grpc: {}}"), "must say `http2: true`"),
         (check("{completion: {}}"), "only where `protocol` is `openai`"),
-        (check("{completion: {}}").replace("name: a,", "name: a, protocol: openai,"), "which model is asked?"),
+        (check("{completion: {}}").replace("name: a,", "name: a, protocol: openai,"), "no model to ask"),
         (outlier("{errorRate: 1.5}"), "from 0 to 1"),
-        (outlier("{latencyFactor: 0.5}"), "must be above 1"),
+        (outlier("{latencyFactor: 0.5}"), "expected a factor above 1"),
         (outlier("{maxEjected: 2}"), "from 0 to 1"),
         (outlier("{panicThreshold: -1}"), "from 0 to 1"),
         (outlier("{ejectionTime: 0s}"), "longer than zero"),
@@ -291,14 +314,14 @@ routes: [{{backendRefs: [{{name: a}}]{route}}}]
 fn servers_of_names_are_addresses_and_their_bounds_make_sense() {
     let dns = |text: &str| format!("{GOOD}dns: {text}\n");
     for (text, told) in [
-        ("{servers: [ns.example.com]}", "no address of a DNS server"),
+        ("{servers: [ns.example.com]}", "is not the address of a DNS server"),
         ("{minTtl: 500ms}", "at least 1s"),
         ("{minTtl: 10m}", "below `minTtl`"),
         ("{maxTtl: 48h}", "at most 24h"),
         ("{timeout: 1m}", "at most 5s"),
     ] {
         let all = messages(&dns(text));
-        assert!(all.iter().any(|m| m.contains(told)), "{text}: {all:?}");
+        assert!(all.iter().any(|m| m.starts_with("4:") && m.contains(told)), "{text}: {all:?}");
     }
     let named = dns("{servers: [10.0.0.53, \"[fd00::1]:5353\"], minTtl: 5s}").replace("127.0.0.1:1", "chat.internal:1");
     assert_eq!(messages(&named), Vec::<String>::new());
@@ -315,7 +338,8 @@ fn endpoints_may_stand_in_a_file_of_their_own() {
         .unwrap();
     let strict = LoadOptions { offline: false, ..options() };
     let told = load(&config, &strict).unwrap_err().to_string();
-    assert!(told.contains("cannot read the file"), "{told}");
+    assert!(told.contains("there is no file") && told.contains("e.json: create it"), "{told}");
+    assert!(told.contains("at: backends[0].endpointsFile") && !told.contains("no endpoint"), "{told}");
     assert!(load(&config, &options()).is_ok(), "offline it need not be there");
     for (text, expected) in [
         ("[]", "at least one endpoint"),
@@ -340,6 +364,49 @@ fn a_key_that_is_cut_short_or_goes_on_is_known() {
         let all = judge(&GOOD.replace("routes: [{", &format!("routes: [{{{key}: [], "))).unwrap_err().to_string();
         assert!(all.contains(&format!("did you mean `{meant}`")), "{key}: {all}");
     }
+}
+
+#[test]
+fn a_key_in_a_wrong_place_is_told_where_it_belongs() {
+    let backend = |key: &str| GOOD.replace("endpoints", &format!("{key}, endpoints"));
+    for (yaml, told) in [
+        (backend("keepWarm: true"), "unknown key `keepWarm` in `backends[0]`; it belongs in `models[]`"),
+        (backend("idleUnload: 5m"), "unknown key `idleUnload` in `backends[0]`; it belongs in `models[]`"),
+        (backend("task: chat"), "unknown key `task` in `backends[0]`; it belongs in `models[]`"),
+        (
+            format!("{GOOD}priority: 1\n"),
+            "unknown key `priority` at the top level; it belongs in `consumers[]` or in `backends[].endpoints[]` or in \
+             `routes[].backendRefs[]`",
+        ),
+        (
+            GOOD.replace("{name: a}", "{name: a, spillTo: m}"),
+            "unknown key `spillTo` in `routes[0].backendRefs[0]`; it belongs in `routes[].whenSaturated` or in \
+             `routes[].whenUnavailable`",
+        ),
+        (backend("consumers: []"), "unknown key `consumers` in `backends[0]`; it belongs at the top level"),
+    ] {
+        let all = messages(&yaml);
+        assert!(all.iter().any(|m| m.contains(told)), "{told}: {all:?}");
+    }
+}
+
+#[test]
+fn numbers_are_held_to_the_type_of_their_key() {
+    let consumer =
+        |keys: &str| format!("{GOOD}consumers: [{{name: c, keys: [{{sha256: \"{}\"}}], {keys}}}]\n", "0".repeat(64));
+    let endpoint = |keys: &str| GOOD.replace("\"http://127.0.0.1:1\"", &format!("\"http://127.0.0.1:1\", {keys}"));
+    for (yaml, told) in [
+        (consumer("priority: 2147483648"), "2147483648 is too large; expected 2147483647 or less"),
+        (consumer("priority: -2147483649"), "-2147483649 is too small; expected -2147483648 or more"),
+        (endpoint("weight: 4294967296"), "4294967296 is too large; expected 4294967295 or less"),
+        (endpoint("weight: -1"), "-1 is too small; expected 0 or more"),
+        (endpoint("weight: 1.5"), "expected a whole number, found the number 1.5"),
+    ] {
+        let all = messages(&yaml);
+        assert!(all.len() == 1 && all[0].contains(told), "{told}: {all:?}");
+    }
+    let many = consumer("limits: {budget: {tokens: 5000000000, per: month}}");
+    assert_eq!(judge(&many).unwrap().config.consumers[0].limits.budget.as_ref().unwrap().tokens, Some(5_000_000_000));
 }
 
 #[test]

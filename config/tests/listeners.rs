@@ -1,10 +1,8 @@
-//! What is said of listeners that cannot be what is written.
+//! Errors about listeners that contradict each other.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
-use std::path::Path;
-
-use spillway_config::{LoadOptions, NoFileChecks, NoFilters, load_text};
+mod common;
 
 /// Errors about these listeners, each with its line; they begin in line 2.
 fn errors(listeners: &str) -> Vec<String> {
@@ -15,11 +13,7 @@ backends: [{{name: a, endpoints: [{{url: \"http://127.0.0.1:1\"}}]}}]
 routes: [{{backendRefs: [{{name: a}}]}}]
 "
     );
-    let options = LoadOptions { catalog: &NoFilters, env: &|_| None, files: &NoFileChecks, offline: true };
-    match load_text(Path::new("test.yaml"), &yaml, &options) {
-        Ok(_) => Vec::new(),
-        Err(report) => report.diagnostics.iter().map(|d| format!("{}: {}", d.line, d.message)).collect(),
-    }
+    common::errors(&yaml)
 }
 
 #[test]

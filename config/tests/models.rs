@@ -1,10 +1,8 @@
-//! What is said of models inside that can never be as written.
+//! Errors about built-in models whose keys can never take effect.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
-use std::path::Path;
-
-use spillway_config::{LoadOptions, NoFileChecks, NoFilters, load_text};
+mod common;
 
 fn told(model: &str) -> Vec<String> {
     let yaml = format!(
@@ -13,11 +11,7 @@ models: [{{name: m, source: m.gguf, {model}}}]
 routes: [{{backendRefs: [{{model: m}}]}}]
 "
     );
-    let options = LoadOptions { catalog: &NoFilters, env: &|_| None, files: &NoFileChecks, offline: true };
-    match load_text(Path::new("test.yaml"), &yaml, &options) {
-        Ok(_) => Vec::new(),
-        Err(report) => report.diagnostics.into_iter().map(|d| format!("{}: {}", d.line, d.message)).collect(),
-    }
+    common::errors(&yaml)
 }
 
 #[test]
@@ -28,7 +22,7 @@ fn what_can_never_take_effect_is_an_error() {
         ("keepWarm: false, idleUnload: 0s", "before it has answered anything"),
         ("memory: 64MiB, kvCache: 64MiB", "leaves nothing of `memory`"),
         ("kvCache: 64MiB, task: embedding", "takes effect only where a model writes text"),
-        ("task: talk", "`talk` is none of the values here"),
+        ("task: talk", "unknown value `talk` for `task`; expected `chat`, `embedding` or `rerank`"),
     ] {
         let told = told(model);
         assert!(told.iter().any(|line| line.starts_with("2: ") && line.contains(says)), "{model}: {told:?}");

@@ -1,42 +1,15 @@
-//! Values from the environment stand in no configuration that is shown and in no message about one.
+//! Values from the environment are in no configuration that is shown, and in no message about one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+mod common;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use schemars::{Schema, SchemaGenerator};
-use spillway_config::{FieldError, FilterCatalog, LoadOptions, Loaded, NoFileChecks, Report, load_text};
+use spillway_config::{LoadOptions, Loaded, NoFileChecks, Report, load_text};
 
-/// Takes any filter, and quotes the configuration of one named `cel` in a mistake.
-struct AnyFilter;
-
-impl FilterCatalog for AnyFilter {
-    fn names(&self) -> Vec<&'static str> {
-        vec![
-            "authorize",
-            "cel",
-            "clientAddress",
-            "cors",
-            "externalAuthorization",
-            "mirror",
-            "rateLimit",
-            "redirect",
-            "requestHeaders",
-            "responseHeaders",
-            "strictTransportSecurity",
-            "urlRewrite",
-        ]
-    }
-    fn schema(&self, name: &str, _: &mut SchemaGenerator) -> Option<Schema> {
-        let kind = if name == "authorize" { "string" } else { "object" };
-        Some(schemars::json_schema!({ "type": kind }))
-    }
-    fn check(&self, _: &str, config: &serde_json::Value) -> Vec<FieldError> {
-        let Some(text) = config.get("quoted").and_then(|text| text.as_str()) else { return Vec::new() };
-        vec![FieldError::at(["quoted"], format!("`{text}` is wrong, from `{}` on", &text[..text.len() / 2]))]
-    }
-}
+use common::AnyFilter;
 
 fn load(text: &str, env: &BTreeMap<String, String>) -> Result<Loaded, Report> {
     let env = |name: &str| env.get(name).cloned();
@@ -96,12 +69,12 @@ routes: [{{backendRefs: [{{name: a}}]{route}}}]
         )
     };
     for (text, told) in [
-        (with(", protocol: \"${SECRET}\"", ""), "`${SECRET}` is none of the values here"),
-        (with(", protocol: \"${S}\"", ""), "`${S}` is none of the values here"),
+        (with(", protocol: \"${SECRET}\"", ""), "unknown value `${SECRET}` for `protocol`"),
+        (with(", protocol: \"${S}\"", ""), "unknown value `${S}` for `protocol`"),
         (with(", timeouts: {connect: \"${SECRET}\"}", ""), "${SECRET}"),
         (with(", endpointsFile: \"${SECRET}\"", ""), "${SECRET}"),
-        (with("", ", whenSaturated: {spillTo: \"${SECRET}\"}"), "there is no model or backend `${SECRET}`"),
-        (with("", ", whenSaturated: {spillTo: \"x-${SECRET}\"}"), "there is no model or backend `x-${SECRET}`"),
+        (with("", ", whenSaturated: {spillTo: \"${SECRET}\"}"), "unknown model or backend `${SECRET}`"),
+        (with("", ", whenSaturated: {spillTo: \"x-${SECRET}\"}"), "unknown model or backend `x-${SECRET}`"),
         (with("", ", matches: [{path: {regex: \"(${SECRET}\"}}]"), "not a regular expression"),
         (with("", ", matches: [{method: \"${SECRET}\"}]"), "`${SECRET}` is not a method"),
         (with("", ", hostnames: [\"a b ${SECRET}\"]"), "${SECRET}"),

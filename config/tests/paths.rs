@@ -2,35 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
-use std::path::Path;
-
-use schemars::{Schema, SchemaGenerator};
-use spillway_config::{FieldError, FilterCatalog, LoadOptions, NoFileChecks, load_text};
-
-/// Filters by name only.
-struct AnyFilter;
-
-impl FilterCatalog for AnyFilter {
-    fn names(&self) -> Vec<&'static str> {
-        vec![
-            "authorize",
-            "cors",
-            "ours",
-            "rateLimit",
-            "redirect",
-            "requestHeaders",
-            "responseHeaders",
-            "strictTransportSecurity",
-            "urlRewrite",
-        ]
-    }
-    fn schema(&self, _: &str, _: &mut SchemaGenerator) -> Option<Schema> {
-        Some(schemars::json_schema!({}))
-    }
-    fn check(&self, _: &str, _: &serde_json::Value) -> Vec<FieldError> {
-        Vec::new()
-    }
-}
+mod common;
 
 /// Errors of a file with a route `a`, which passes encoded slashes, and a route `b`.
 fn errors(listener: &str, a: &str, b: &str) -> Vec<String> {
@@ -49,11 +21,7 @@ routes:
 ",
         "0".repeat(64)
     );
-    let options = LoadOptions { catalog: &AnyFilter, env: &|_| None, files: &NoFileChecks, offline: true };
-    match load_text(Path::new("test.yaml"), &yaml, &options) {
-        Ok(_) => Vec::new(),
-        Err(report) => report.diagnostics.into_iter().map(|d| format!("{}: {}", d.line, d.message)).collect(),
-    }
+    common::errors(&yaml)
 }
 
 fn matches(path: &str) -> String {

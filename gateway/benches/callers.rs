@@ -1,5 +1,5 @@
-//! What it costs to know a caller and to take from its limits: an API key or a token that is remembered, with a rate of
-//! requests and one of tokens, taken, settled and shown. `cargo bench -p spillway --bench callers`.
+//! The cost of identifying a caller by an API key or a cached token, and of its limits: a rate of requests and one of tokens,
+//! reserved, settled and reported. `cargo bench -p spillway --bench callers`.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a benchmark")]
 
@@ -14,10 +14,10 @@ use http::{HeaderMap, HeaderValue, Method};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use spillway::adoptions::Adoptions;
 use spillway::clock::unix_now;
-use spillway::identity::{Authenticator, Identity, Parts};
-use spillway::limits::{Claim, Estimate, Ledger, Limits, Subject, Used, reserve};
+use spillway::commit_steps::CommitSteps;
+use spillway::identity::{Authenticator, Identity, IdentityDeps};
+use spillway::limits::{Estimate, Ledger, Limits, ReservationRequest, Subject, Used, reserve};
 use spillway::telemetry::Metrics;
 use spillway_config::schema::RouteAuthentication;
 use spillway_filter::{Caller, HttpClient, NoHttp, RequestView, SharedStates};
@@ -42,10 +42,11 @@ fn authenticator(jwks: &std::path::Path) -> Authenticator {
     let all = Limits::new(65_536, metrics.clone());
     let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
     let states = SharedStates::default();
-    let adoptions = Adoptions::default();
-    let parts = Parts { limits: &all, states: &states, http: &http, metrics: &metrics, adoptions: &adoptions };
-    let made = Authenticator::new(&authentication, &consumers, &[], None, parts).unwrap();
-    adoptions.run();
+    let commit_steps = CommitSteps::default();
+    let deps =
+        IdentityDeps { limits: &all, states: &states, http: &http, metrics: &metrics, commit_steps: &commit_steps };
+    let made = Authenticator::new(&authentication, &consumers, &[], None, deps).unwrap();
+    commit_steps.run();
     made
 }
 
@@ -76,9 +77,9 @@ fn chain(authenticator: &Authenticator, headers: &HeaderMap) -> u64 {
     let subject = Subject { view: &view, credential: Some(identity.credential) };
     let expected = Some((Estimate { input: 100, output: 500 }, 0));
     let mut ledger = Ledger::default();
-    let claims: Vec<Claim<'_>> =
-        identity.consumer.rules.iter().filter_map(|rule| rule.claim(subject, expected)).collect();
-    reserve(&claims, &mut ledger).now_or_never().unwrap().unwrap();
+    let wanted: Vec<ReservationRequest<'_>> =
+        identity.consumer.rules.iter().filter_map(|rule| rule.reservation(subject, expected)).collect();
+    reserve(&wanted, &mut ledger).now_or_never().unwrap().unwrap();
     let shown = ledger.shown().map(|shown| shown.remaining).sum();
     ledger.settle(Used { input: 90, output: 300, ..Used::default() });
     shown

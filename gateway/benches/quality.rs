@@ -1,5 +1,5 @@
 //! The quality of the policies in simulated time, beside round robin and beside an oracle. Prints tables and asserts
-//! nothing; the promises stand in the room's tests. `cargo bench -p spillway --bench quality`.
+//! nothing; the promises are tested in `balancing/policy/tests.rs`. `cargo bench -p spillway --bench quality`.
 
 #![allow(
     clippy::unwrap_used,

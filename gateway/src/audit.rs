@@ -1,6 +1,6 @@
-//! The audit log: one JSON line for every credential that was refused and every change that was asked for through the
-//! admin address. It goes through the log's own bounded queue; so that nobody fills a disk by knocking, it has a rate,
-//! and what is over it is counted. No line holds a credential, a query or a body.
+//! Audit log: a JSON line for every refused credential and every change that was requested through the admin address.
+//! Lines go through the bounded queue of the log. Their rate is limited, so that failed logins cannot fill a disk; lines
+//! above it are counted. No line holds a credential, a query or a body.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -13,14 +13,14 @@ use serde::Serialize;
 use spillway_config::schema::AuditLog;
 
 use crate::exchange::Exchange;
-use crate::limits::Rationed;
+use crate::limits::AddressRate;
 use crate::telemetry::{LogWriter, Metrics, rfc3339_millis};
 
-/// Addresses whose lines are counted.
+/// Most client addresses whose rates are tracked.
 const ADDRESSES: usize = 16_384;
-/// What a refused credential is called.
+/// Action of a line about a refused credential.
 const REFUSED: &str = "authentication_refused";
-/// Longest path in a line.
+/// Longest path in a line, in bytes.
 const MAX_PATH: usize = 256;
 
 /// Writes the audit log.
@@ -30,25 +30,26 @@ pub struct Audit {
     metrics: Arc<Metrics>,
 }
 
-/// How much it may say.
+/// Limits of the rate of lines.
 struct Rates {
     written: AuditLog,
-    by_address: Rationed,
-    all: Rationed,
+    by_address: AddressRate,
+    all: AddressRate,
 }
 
 impl Rates {
     fn new(written: &AuditLog, metrics: &Metrics) -> Self {
-        let table = |rate, keys| Rationed::new(rate, keys, metrics.process.limit_keys_forgotten.clone());
+        let table = |rate, keys| AddressRate::new(rate, keys, metrics.process.limit_keys_forgotten.clone());
         let (by_address, all) = (table(written.per_address, ADDRESSES), table(written.total, 1));
         Self { written: written.clone(), by_address, all }
     }
 }
 
+/// Line of the audit log.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Line<'a> {
-    /// Told when it is written.
+struct AuditLine<'a> {
+    /// Set when the line is written.
     time: String,
     event: &'static str,
     action: &'static str,
@@ -71,8 +72,8 @@ struct Line<'a> {
     status: Option<u16>,
 }
 
-impl Line<'_> {
-    /// What every line says; the rest depends on what happened.
+impl AuditLine<'_> {
+    /// Creates a line with the fields that every line has.
     fn of(action: &'static str, client: IpAddr) -> Self {
         Self {
             time: String::new(),
@@ -92,48 +93,52 @@ impl Line<'_> {
 }
 
 impl Audit {
-    /// An audit log into the process's log.
+    /// Creates an audit log that writes to the process's log.
     pub fn new(written: &AuditLog, log: LogWriter, metrics: Arc<Metrics>) -> Self {
         Self { log, rates: ArcSwap::from_pointee(Rates::new(written, &metrics)), metrics }
     }
 
-    /// Takes over how much a new configuration lets it say.
+    /// Applies the rates of a new configuration.
     pub fn adopt(&self, written: &AuditLog) {
         if self.rates.load().written != *written {
             self.rates.store(Arc::new(Rates::new(written, &self.metrics)));
         }
     }
 
-    /// A credential was refused.
-    pub fn refused(&self, reason: &'static str, x: &Exchange, head: &Parts) {
-        self.write(&Line {
-            request_id: x.request_id.to_str().ok(),
-            route: x.route.as_ref().map(|route| route.name.as_str()),
+    /// Records a refused credential.
+    pub fn refused(&self, reason: &'static str, exchange: &Exchange, head: &Parts) {
+        self.write(&AuditLine {
+            request_id: exchange.request_id.to_str().ok(),
+            route: exchange.route.as_ref().map(|route| route.name.as_str()),
             method: Some(head.method.as_str()),
             path: Some(head.uri.path()),
             reason: Some(reason),
-            ..Line::of(REFUSED, x.client)
+            ..AuditLine::of(REFUSED, exchange.client)
         });
     }
 
-    /// A connection was refused for the certificate of its client, or for want of one.
+    /// Records a connection that was refused for a wrong or missing client certificate.
     pub fn connection_refused(&self, client: IpAddr, listener: &str) {
-        self.write(&Line { listener: Some(listener), reason: Some("client_certificate"), ..Line::of(REFUSED, client) });
+        self.write(&AuditLine {
+            listener: Some(listener),
+            reason: Some("client_certificate"),
+            ..AuditLine::of(REFUSED, client)
+        });
     }
 
-    /// Something was asked for through the admin address that changes something, or was refused there.
+    /// Records a change that was requested through the admin address, or a request that was refused there.
     pub fn admin(&self, client: IpAddr, who: &str, method: &str, path: &str, status: u16) {
         let refused = matches!(status, 401 | 403 | 421);
-        self.write(&Line {
+        self.write(&AuditLine {
             who: Some(who),
             method: Some(method),
             path: Some(path),
             status: Some(status),
-            ..Line::of(if refused { "admin_refused" } else { "admin_change" }, client)
+            ..AuditLine::of(if refused { "admin_refused" } else { "admin_change" }, client)
         });
     }
 
-    fn write(&self, line: &Line<'_>) {
+    fn write(&self, line: &AuditLine<'_>) {
         let everyone = IpAddr::from([0, 0, 0, 0]);
         let rates = self.rates.load();
         if !rates.by_address.take(line.client, NonZeroU32::MIN) || !rates.all.take(everyone, NonZeroU32::MIN) {
@@ -143,7 +148,7 @@ impl Audit {
         let cut =
             |path: &'_ str| path.char_indices().map(|(at, _)| at).find(|at| *at >= MAX_PATH).unwrap_or(path.len());
         let path = line.path.and_then(|path| path.get(..cut(path)));
-        let line = Line { path, time: rfc3339_millis(SystemTime::now()), ..*line };
+        let line = AuditLine { path, time: rfc3339_millis(SystemTime::now()), ..*line };
         let mut text = Vec::with_capacity(512);
         if crate::telemetry::write_line(&mut text, &line) {
             self.log.write(&text);

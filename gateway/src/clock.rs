@@ -3,34 +3,39 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since the first reading in this process, from 1 on: zero can mean "never".
+/// Milliseconds since the first call in this process, plus 1, so that callers can store zero for "never".
 pub fn now_millis() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     let start = START.get_or_init(Instant::now);
     millis(start.elapsed()).saturating_add(1)
 }
 
-/// A duration in whole milliseconds.
+/// Converts a duration to whole milliseconds.
 pub fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Unix seconds of now.
+/// Current time in whole Unix seconds.
 pub fn unix_now() -> u64 {
     unix(SystemTime::now())
 }
 
-/// Unix seconds of now, with their fraction.
+/// Current time in Unix seconds, with their fraction.
 pub fn unix_seconds() -> f64 {
     unix_fraction(SystemTime::now())
 }
 
-/// Unix seconds of a time; 0 before 1970.
+/// Converts a time to whole Unix seconds; 0 before 1970.
 pub fn unix(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    since_1970(time).as_secs()
 }
 
-/// Unix seconds of a time, with their fraction; 0 before 1970.
+/// Converts a time to Unix seconds, with their fraction; 0 before 1970.
 pub fn unix_fraction(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+    since_1970(time).as_secs_f64()
+}
+
+/// Unix time of a time; zero before 1970.
+pub fn since_1970(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -1,21 +1,21 @@
-//! Credentials of the configuration, resolved from where it keeps them.
+//! Credentials of the configuration, read from the environment or from files.
 
 use http::HeaderValue;
 use spillway_config::schema;
 use spillway_config::values::{Secret, ValueError};
 
-/// Why a credential cannot be used.
+/// Error of a credential that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
-    /// The secret cannot be had.
+    /// The secret cannot be read.
     #[error(transparent)]
     Secret(#[from] ValueError),
-    /// The token cannot stand in a header.
+    /// The token has characters that no header may have.
     #[error("its bearer token has characters that no header may have")]
     NotAHeader,
 }
 
-/// Text of a secret.
+/// Reads the text of a secret.
 ///
 /// # Errors
 /// The environment variable or file that holds it cannot be read.
@@ -23,10 +23,10 @@ pub fn secret(secret: &Secret) -> Result<String, ValueError> {
     secret.resolve(&|name| std::env::var(name).ok())
 }
 
-/// Value of the `Authorization` header that a backend gets, marked as sensitive.
+/// Reads the value of the `Authorization` header that a backend gets, marked as sensitive.
 ///
 /// # Errors
-/// The token cannot be had, or has characters that no header may have.
+/// The token cannot be read, or has characters that no header may have.
 pub fn bearer(credentials: &schema::Credentials) -> Result<HeaderValue, CredentialsError> {
     let text = format!("Bearer {}", secret(&credentials.bearer)?);
     let mut value = HeaderValue::from_str(&text).map_err(|_| CredentialsError::NotAHeader)?;

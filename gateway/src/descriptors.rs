@@ -1,9 +1,9 @@
-//! File descriptors of the process. A connection is one, and a client costs nothing to open many, so the last of them are
-//! kept: client connections stop first, connections to servers next, and the rest is for the admin address, files,
-//! names and stores.
+//! File descriptors of the process. A connection needs one, and clients can open many, so the last descriptors are reserved:
+//! client connections are refused first, connections to servers next. The rest is for the admin address, files, DNS and
+//! stores.
 //!
-//! The system gives the lowest free number to a new descriptor (POSIX, `open`), so the number of a new connection says
-//! how many are open at least, without anything being counted.
+//! The system gives the lowest free number to a new descriptor (POSIX, `open`). So the number of a new connection is a lower
+//! bound of the open descriptors, without counting.
 
 use std::fs::File;
 use std::io;
@@ -11,14 +11,14 @@ use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-/// First number that no client connection may have. Process-wide, as RLIMIT_NOFILE is.
+/// First number that client connections may not have; process-wide, as RLIMIT_NOFILE is.
 static FIRST_NOT_FOR_CLIENTS: AtomicI32 = AtomicI32::new(RawFd::MAX);
-/// First number that no connection to a server may have.
+/// First number that connections to servers may not have.
 static FIRST_NOT_FOR_SERVERS: AtomicI32 = AtomicI32::new(RawFd::MAX);
 
-/// Smallest and largest reserve where the configuration names none, in descriptors.
+/// Smallest and largest default reserve, in descriptors.
 const DEFAULT_RESERVE: (u64, u64) = (16, 1024);
-/// Part of the limit that is the reserve where the configuration names none: one in eight.
+/// Part of the limit that is the default reserve: one in eight.
 const DEFAULT_PART: u64 = 8;
 
 /// Purpose of a file descriptor.
@@ -33,7 +33,7 @@ pub enum Side {
 }
 
 impl Side {
-    /// Every side, for metrics.
+    /// All sides, for metrics.
     pub const ALL: [Self; 3] = [Self::Clients, Self::Servers, Self::Admin];
 
     /// Name in metrics.
@@ -55,12 +55,12 @@ impl Side {
         }
     }
 
-    /// Counts a connection for which there was no descriptor.
+    /// Counts a connection that was refused for want of a descriptor.
     pub fn count_shortage(self) {
         self.shortages().fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Connections since start for which there was no descriptor.
+    /// Connections since start that were refused for want of a descriptor.
     pub fn shortages_so_far(self) -> u64 {
         self.shortages().load(Ordering::Relaxed)
     }
@@ -80,13 +80,13 @@ impl Side {
     }
 }
 
-/// True if an error says that the process (EMFILE) or the system (ENFILE) has no descriptor left.
+/// True if an error reports that the process (EMFILE) or the system (ENFILE) has no descriptor left.
 pub fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// Keeps so many descriptors from connections of clients and servers; gives the number kept. At most a quarter of the
-/// limit is kept, so that a limit below what the configuration expects leaves some for clients.
+/// Reserves descriptors from connections of clients and servers; returns the number reserved. At most a quarter of the limit
+/// is reserved, so that a limit below the configured reserve leaves some for clients.
 pub fn reserve(written: Option<NonZeroU32>) -> u64 {
     let Some(limit) = limit() else { return 0 };
     let reserve = reserve_of(limit, written.map(|reserve| u64::from(reserve.get())));
@@ -101,35 +101,35 @@ fn reserve_of(limit: u64, written: Option<u64>) -> u64 {
     written.unwrap_or_else(|| (limit / DEFAULT_PART).clamp(least, most)).min(limit / 4)
 }
 
-/// RLIMIT_NOFILE of the process; `None` where the system does not say.
+/// RLIMIT_NOFILE of the process; `None` if the system does not report it.
 pub fn limit() -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the call gets a pointer to a `rlimit` that lives until it returns.
-    let told = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
-    told.then_some(limit.rlim_cur)
+    let ok = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
+    ok.then_some(limit.rlim_cur)
 }
 
-/// A descriptor that is held to be given away: where none is left, one connection can still be accepted, and closed or
-/// answered. Without it the kernel keeps the connection, and every further attempt to accept fails at once.
+/// Spare descriptor: if no other is left, releasing it lets one connection be accepted, and then closed or answered. Without
+/// it the kernel keeps the connection, and every further attempt to accept fails at once.
 #[derive(Debug, Default)]
 pub struct Spare(Option<File>);
 
 impl Spare {
-    /// Opens one, unless there is none.
+    /// Opens the spare descriptor, unless none is left.
     pub fn new() -> Self {
         let mut spare = Self::default();
         spare.refill();
         spare
     }
 
-    /// Opens it again where it was given away and one is left.
+    /// Opens the spare descriptor again if it was released and one is left.
     pub fn refill(&mut self) {
         if self.0.is_none() {
             self.0 = File::open("/dev/null").ok();
         }
     }
 
-    /// Gives it away; false where it is gone already.
+    /// Releases the spare descriptor; false if it was released before.
     pub fn release(&mut self) -> bool {
         self.0.take().is_some()
     }

@@ -1,4 +1,4 @@
-//! What all requests share: the running snapshot, connections upstream, memory for bodies, series and logs.
+//! State that all requests share: the running snapshot, upstream connections, memory for bodies, metrics and logs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,73 +16,73 @@ use crate::telemetry::{LogWriter, Metrics};
 use crate::tls::Acme;
 use crate::upstream::Via;
 
-/// What all requests share.
+/// State that all requests share.
 pub struct Gateway {
     /// The running configuration.
     pub snapshot: ArcSwap<Snapshot>,
     /// Upstream connections.
     pub connector: Connector,
-    /// How this process signs.
+    /// Name of this process in `Via`.
     pub via: Via,
     /// Memory for bodies.
     pub bodies: Arc<BodyBudget>,
-    /// Where large bodies are read.
+    /// Worker for large bodies.
     pub off_loop: Arc<OffLoop>,
     /// State of all answers to clients.
     pub downstream: Arc<Downstream>,
-    /// Series.
+    /// Metrics.
     pub metrics: Arc<Metrics>,
-    /// Certificates that are obtained.
+    /// Certificates from ACME.
     pub acme: Arc<Acme>,
-    /// Refused credentials and changes by operators.
+    /// Audit log.
     pub audit: Arc<Audit>,
-    /// Where lines go.
+    /// Writer of log lines.
     pub log: LogWriter,
-    /// How they are written.
+    /// Format of log lines.
     pub log_format: LogFormat,
     /// Running requests and open connections.
-    pub counts: Counts,
+    pub counts: RunningCounts,
 }
 
 impl Gateway {
-    /// Counts a request until what is returned is dropped.
+    /// Counts a request until the returned guard is dropped.
     pub fn enter(&self) -> impl Drop + use<'_> {
-        Counted::new(&self.counts.running)
+        CountGuard::new(&self.counts.running)
     }
 
-    /// Counts a client's connection until what is returned is dropped.
+    /// Counts a client's connection until the returned guard is dropped.
     pub fn connect(&self) -> impl Drop + use<'_> {
-        Counted::new(&self.counts.connections)
+        CountGuard::new(&self.counts.connections)
     }
 
-    /// Requests that run.
+    /// Number of requests in flight.
     pub fn running(&self) -> usize {
         self.counts.running.load(Ordering::Acquire)
     }
 
-    /// Open connections of clients.
+    /// Number of open client connections.
     pub fn connections(&self) -> usize {
         self.counts.connections.load(Ordering::Acquire)
     }
 }
 
-/// Counts that end with what is counted.
+/// Numbers of running requests and open connections.
 #[derive(Default)]
-pub struct Counts {
+pub struct RunningCounts {
     running: AtomicUsize,
     connections: AtomicUsize,
 }
 
-struct Counted<'g>(&'g AtomicUsize);
+struct CountGuard<'g>(&'g AtomicUsize);
 
-impl<'g> Counted<'g> {
+impl<'g> CountGuard<'g> {
     fn new(count: &'g AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::AcqRel);
         Self(count)
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for CountGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }

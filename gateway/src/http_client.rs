@@ -1,5 +1,5 @@
-//! Calls of the gateway's own: to servers that judge requests, to issuers of tokens, to authorities of certificates. It owns those connections.
-//! Every call has a time limit and a bounded answer; no redirect is followed.
+//! HTTP client for calls of the gateway itself: to authorization servers, issuers of tokens, and certificate authorities. The
+//! client owns its connections. Every call has a time limit and a bounded answer; no redirect is followed.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,31 +12,31 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use spillway_filter::{Call, HttpClient, HttpError};
 
-/// Longest answer.
+/// Most bytes of an answer.
 const MAX_ANSWER: usize = 64 << 10;
-/// Idle connections that are kept for each server, and how long.
+/// Idle connections that are kept for each server, and the time for which they are kept.
 const IDLE: usize = 64;
 const IDLE_TIME: Duration = Duration::from_secs(30);
 
-type Inner = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type HyperClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
-/// Makes calls over HTTP/1.1, with TLS to `https` URLs against the system's certificates. They are read when a
-/// configuration makes calls; most make none.
+/// Client for HTTP/1.1, with TLS for `https` URLs against the system's certificates. These are read for the first
+/// configuration that makes calls; most make none.
 #[derive(Clone, Default)]
-pub struct Http(Arc<OnceLock<Inner>>);
+pub struct Http(Arc<OnceLock<HyperClient>>);
 
 impl Http {
-    /// With authorities of its own in place of the system's.
-    pub fn believing(roots: rustls::RootCertStore) -> Self {
+    /// Client that trusts these authorities instead of the system's.
+    pub fn with_roots(roots: rustls::RootCertStore) -> Self {
         Self(Arc::new(OnceLock::from(client(roots))))
     }
 
-    fn client(&self) -> &Inner {
+    fn client(&self) -> &HyperClient {
         self.0.get_or_init(|| client(system_roots()))
     }
 }
 
-fn client(roots: rustls::RootCertStore) -> Inner {
+fn client(roots: rustls::RootCertStore) -> HyperClient {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -53,7 +53,7 @@ fn client(roots: rustls::RootCertStore) -> Inner {
         .build(tls)
 }
 
-/// The system's certificates; without any, no `https` call succeeds, and each says why.
+/// The system's certificates. Without any, each `https` call fails with an error that says so.
 fn system_roots() -> rustls::RootCertStore {
     let mut roots = rustls::RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
@@ -64,13 +64,13 @@ fn system_roots() -> rustls::RootCertStore {
     roots
 }
 
-/// TLS that believes these authorities.
+/// TLS that trusts these authorities.
 fn tls_config(roots: rustls::RootCertStore) -> rustls::ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let versions = &[&rustls::version::TLS13, &rustls::version::TLS12];
     match rustls::ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions) {
         Ok(builder) => builder.with_root_certificates(roots).with_no_client_auth(),
-        // The provider has suites for both versions; this is what its type does not say.
+        // Unreachable: the provider has suites for both versions.
         Err(_) => rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth(),
     }
 }
@@ -84,7 +84,8 @@ impl HttpClient for Http {
         let client = self.clone();
         Box::pin(async move {
             let answered = async {
-                let answer = client.client().request(request.map(Full::new)).await.map_err(|e| HttpError(told(&e)))?;
+                let answer =
+                    client.client().request(request.map(Full::new)).await.map_err(|e| HttpError(with_causes(&e)))?;
                 let (head, mut body) = answer.into_parts();
                 let mut whole = BytesMut::new();
                 while let Some(frame) = body.frame().await {
@@ -106,8 +107,8 @@ impl HttpClient for Http {
     }
 }
 
-/// An error with its causes: the outermost one of this client says only that something failed.
-fn told(e: &dyn std::error::Error) -> String {
+/// Text of an error with its causes: the outermost error of this client says only that something failed.
+fn with_causes(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut cause = e.source();
     while let Some(e) = cause {

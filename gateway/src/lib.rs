@@ -3,12 +3,13 @@
 
 pub mod admin;
 pub mod admission;
-pub mod adoptions;
 pub mod audit;
 pub mod balancing;
+mod builder;
 pub mod builtin;
 pub mod cli;
 pub mod clock;
+pub mod commit_steps;
 pub mod connect;
 pub mod credentials;
 pub mod descriptors;
@@ -35,3 +36,5 @@ pub mod telemetry;
 pub mod tls;
 pub mod topology;
 pub mod upstream;
+
+pub use builder::Builder;

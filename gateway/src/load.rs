@@ -1,38 +1,39 @@
-//! Reading a configuration from its files, as `serve`, `check` and an edit do, and the state in which files were read.
+//! Reads a configuration from its files, as `serve`, `check` and an edit do, and records the state in which files were read.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use spillway_config::{LoadOptions, Loaded, Report};
+use spillway_config::{FileError, LoadOptions, Loaded, Report};
+use spillway_filter::Registry;
 
 /// Reads a configuration as `serve` and `check` do.
-pub fn read(path: &Path, offline: bool) -> Result<Loaded, Report> {
-    let registry = spillway_filters::registry();
+pub fn read(path: &Path, registry: &Registry, offline: bool) -> Result<Loaded, Report> {
     let env = |name: &str| std::env::var(name).ok();
-    spillway_config::load(path, &LoadOptions { catalog: &registry, env: &env, files: &ModelFiles, offline })
+    spillway_config::load(path, &LoadOptions { catalog: registry, env: &env, files: &ModelFiles, offline })
 }
 
 /// Checks of the files that a configuration names.
 pub struct ModelFiles;
 
 impl spillway_config::FileChecks for ModelFiles {
-    fn model(&self, path: &Path) -> Result<(), String> {
-        spillway_engine::inspect(path).map(|_| ()).map_err(|e| e.to_string())
+    fn model(&self, path: &Path) -> Result<(), FileError> {
+        spillway_engine::inspect(path)?;
+        Ok(())
     }
-    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, String> {
-        crate::tls::check_pair(cert, key, server).map_err(|e| e.to_string())
+    fn certificate(&self, cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, FileError> {
+        Ok(crate::tls::check_pair(cert, key, server)?)
     }
-    fn authorities(&self, path: &Path) -> Result<(), String> {
-        crate::tls::check_authorities(path).map_err(|e| e.to_string())
+    fn authorities(&self, path: &Path) -> Result<(), FileError> {
+        Ok(crate::tls::check_authorities(path)?)
     }
 }
 
-/// What files were when they were last looked at.
-pub type Seen = BTreeMap<PathBuf, Option<(u64, SystemTime)>>;
+/// Length and time of change of files, by path; `None` for a missing file.
+pub type FileStates = BTreeMap<PathBuf, Option<(u64, SystemTime)>>;
 
 /// State of files now.
-pub fn look(files: &[PathBuf]) -> Seen {
+pub fn file_states(files: &[PathBuf]) -> FileStates {
     files
         .iter()
         .map(|file| {
@@ -42,9 +43,9 @@ pub fn look(files: &[PathBuf]) -> Seen {
         .collect()
 }
 
-/// The same of files that were read just now. What was written since `began`, when the reading began, may not be what
-/// was read, and counts as not looked at.
-pub fn look_again(files: &[PathBuf], began: SystemTime) -> Seen {
+/// State of files that were read from `began` on. A file that was changed since then counts as missing, because the change
+/// may have come after the reading.
+pub fn file_states_as_read(files: &[PathBuf], began: SystemTime) -> FileStates {
     let unsure = |state: &(u64, SystemTime)| state.1 >= began;
-    look(files).into_iter().map(|(file, state)| (file, state.filter(|state| !unsure(state)))).collect()
+    file_states(files).into_iter().map(|(file, state)| (file, state.filter(|state| !unsure(state)))).collect()
 }

@@ -1,6 +1,6 @@
 //! Names of models with wildcards, as matches, prices and callers' lists have them.
 
-/// A model name in which `*` stands for any characters.
+/// Model name in which `*` matches any characters.
 #[derive(Debug, Clone)]
 pub struct ModelPattern {
     parts: Vec<Box<str>>,
@@ -12,7 +12,7 @@ impl ModelPattern {
         Self { parts: pattern.split('*').map(Into::into).collect() }
     }
 
-    /// The name, when the pattern is one.
+    /// Name that the pattern matches, where it has no wildcard.
     pub fn exact(&self) -> Option<&str> {
         match self.parts.as_slice() {
             [name] => Some(name),
@@ -20,7 +20,7 @@ impl ModelPattern {
         }
     }
 
-    /// Whether `name` fits; linear in the length of the name for each part.
+    /// True if `name` matches. The time is linear in the length of the name for each part of the pattern.
     pub fn matches(&self, name: &str) -> bool {
         let [first, middle @ .., last] = self.parts.as_slice() else {
             return self.parts.first().is_some_and(|only| only.as_ref() == name);

@@ -1,6 +1,6 @@
-//! Work on large bodies, done where it holds up nobody else. A worker thread of the runtime that reads twenty megabytes of
-//! JSON answers nobody meanwhile, so that such work is announced: the runtime takes the other tasks of that thread to
-//! another one, and only so many threads are read on at a time.
+//! Work on large bodies that does not delay other requests. A worker thread that reads twenty megabytes of JSON answers no
+//! request meanwhile. So such work is announced to the runtime, which moves the other tasks of that thread to another one.
+//! The number of threads that do such work is limited.
 
 use std::time::Duration;
 
@@ -12,25 +12,25 @@ use tokio::sync::Semaphore;
 
 use crate::telemetry::{BodyRefusal, Metrics};
 
-/// Bytes up to which a body is read where it is: one pass over them takes a fraction of a millisecond, which is less than
-/// moving it elsewhere is worth.
+/// Largest body that is read without announcement, in bytes: one pass takes a fraction of a millisecond, less than moving
+/// the other tasks.
 pub const INLINE: usize = 256 << 10;
 
-/// Weight of work that makes a value of every element of the body, beside one pass over its bytes: ten times that time was
-/// measured for lists of small numbers.
+/// Weight of work that builds a value of every element of a body, relative to one pass over its bytes. Lists of small
+/// numbers were measured at ten passes.
 pub const BUILDS_VALUES: usize = 8;
 
-/// Longest wait for the work of others. Who waits holds memory of the budget for bodies, which is what bounds their number.
+/// Longest wait for a turn. Waiting requests hold memory of the budget for bodies, which bounds their number.
 const WAIT: Duration = Duration::from_secs(10);
 
-/// Where work on large bodies is done, so many at a time.
+/// Limits concurrent work on large bodies.
 pub struct OffLoop {
     turns: Semaphore,
     refused: Counter,
 }
 
 impl OffLoop {
-    /// Half of the processors, and one at least: the others stay with those who send little.
+    /// Uses half of the processors, at least one: the others serve small requests.
     pub fn new(metrics: &Metrics) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -39,10 +39,10 @@ impl OffLoop {
         }
     }
 
-    /// Does work on `bytes` bytes: at once where that is little, else in its turn and away from the other tasks.
+    /// Runs work on `bytes` bytes: at once if the body is small, else in its turn and apart from the other tasks.
     ///
     /// # Errors
-    /// A refusal, where the turn did not come in time.
+    /// A refusal if no turn is free within [`WAIT`].
     pub async fn run<T>(&self, bytes: usize, work: impl FnOnce() -> T) -> Result<T, Box<Refusal>> {
         if bytes <= INLINE {
             return Ok(work());

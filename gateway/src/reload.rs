@@ -1,5 +1,5 @@
-//! An edit of the configuration: noticed, read when it has come to rest, compiled beside the running one, swapped in
-//! whole or kept out whole, and reported. A request that runs keeps what it began with.
+//! Edits of the configuration: noticed, read when the files have settled, compiled beside the running one, accepted or
+//! rejected as a whole, and reported. A running request keeps the snapshot that it began with.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,34 +18,34 @@ use crate::balancing::Supervisor;
 use crate::clock::unix_seconds;
 use crate::gateway::Gateway;
 use crate::listener::ListenerSet;
-use crate::load::{Seen, look, look_again, read};
+use crate::load::{FileStates, file_states, file_states_as_read, read};
 use crate::snapshot::Compiler;
 
 /// A file is read when its size and time have not changed for this long: a half-written YAML is often valid.
-const REST: Duration = Duration::from_millis(200);
-/// Longest wait for files to come to rest; what never rests is read all the same.
-const RESTLESS: Duration = Duration::from_secs(10);
-/// How often files are looked at where the system gives no events, and beside them: some file systems lose events.
+const SETTLE_TIME: Duration = Duration::from_millis(200);
+/// Longest wait for files to settle; files that change all the time are read all the same.
+const MAX_SETTLE_TIME: Duration = Duration::from_secs(10);
+/// Time between two looks at the files, beside events of the system: some file systems lose events.
 const POLL: Duration = Duration::from_secs(2);
 
-/// What became of the last edit, for operators.
+/// Result of the last edit, for operators.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LastEdit {
     /// `ok` or `failed`.
     pub result: &'static str,
-    /// Unix seconds.
+    /// Time of the edit, in Unix seconds.
     pub at: f64,
-    /// The file.
+    /// Configuration file.
     pub file: PathBuf,
-    /// Mistakes and warnings of the file.
+    /// Errors and warnings of the file.
     pub diagnostics: Report,
-    /// Why it could not be run, where the file itself is sound.
+    /// Reasons why a valid file could not be run.
     pub errors: Vec<String>,
 }
 
 impl LastEdit {
-    /// The configuration that the process began with.
+    /// Result for the configuration that the process began with.
     pub fn started(path: &Path) -> Self {
         Self {
             result: "ok",
@@ -57,43 +57,43 @@ impl LastEdit {
     }
 }
 
-/// Takes edits.
+/// Applies edits of the configuration.
 pub struct Reloader {
-    /// The configuration file.
+    /// Configuration file.
     pub path: PathBuf,
-    /// The admin address as it was at start; it cannot be changed.
+    /// Admin address since start; cannot be changed.
     pub admin: Option<Admin>,
-    /// The log format, likewise.
+    /// Log format since start; cannot be changed.
     pub log_format: LogFormat,
-    /// Memory for answers that wait for their clients, likewise.
+    /// Memory for answers that wait for their clients, since start; cannot be changed.
     pub buffered_answers: Size,
-    /// Memory for all models as the process started with it.
+    /// Memory for all models since start; cannot be changed.
     pub model_memory: Option<Size>,
-    /// The most levels of limits, likewise.
+    /// Most levels of limits since start; cannot be changed.
     pub limit_keys: u32,
-    /// What runs.
+    /// Gateway that serves requests.
     pub gateway: Arc<Gateway>,
-    /// Makes snapshots.
+    /// Compiler of snapshots.
     pub compiler: Arc<Compiler>,
     /// Open listeners.
     pub listeners: Arc<ListenerSet>,
-    /// Health checks, readings of metrics, names.
+    /// Supervisor of health checks, scrapes and DNS.
     pub supervisor: Arc<Supervisor>,
-    /// For operators.
+    /// Result of the last edit, for operators.
     pub last_edit: Arc<ArcSwap<LastEdit>>,
 }
 
-/// What became of an edit, with the files that it names.
-enum Attempt {
-    Taken(Vec<PathBuf>),
-    KeptOut(Vec<PathBuf>),
+/// Outcome of an edit, with the files that it names.
+enum EditOutcome {
+    Accepted(Vec<PathBuf>),
+    Rejected(Vec<PathBuf>),
 }
 
 impl Reloader {
-    /// Watches files and takes edits until it is dropped. `seen` is what the files of the running configuration were when
-    /// they were read: starting takes time, and an edit made meanwhile is taken too. `asked` brings requests for a reload.
-    pub async fn run(self, mut seen: Seen, mut asked: mpsc::Receiver<()>) {
-        let mut running: Vec<PathBuf> = seen.keys().cloned().collect();
+    /// Watches files and applies edits until it is dropped. `states` are the states of the running configuration's files
+    /// when they were read: an edit made during the start is applied too. `requests` brings requests for a reload.
+    pub async fn run(self, mut states: FileStates, mut requests: mpsc::Receiver<()>) {
+        let mut running: Vec<PathBuf> = states.keys().cloned().collect();
         let mut files = running.clone();
         let (noticed, mut events) = mpsc::channel(1);
         let mut watcher = notify::recommended_watcher(move |_| {
@@ -107,46 +107,46 @@ impl Reloader {
             let by_hand = tokio::select! {
                 () = tokio::time::sleep(POLL) => false,
                 _ = events.recv() => false,
-                Some(()) = asked.recv() => true,
+                Some(()) = requests.recv() => true,
             };
-            if look(&files) == seen && !by_hand {
+            if file_states(&files) == states && !by_hand {
                 continue;
             }
-            seen = rest(&files).await;
+            states = settled(&files).await;
             let began = SystemTime::now();
-            let attempt = self.reload().await;
-            let (Attempt::Taken(named) | Attempt::KeptOut(named)) = &attempt;
-            for (file, state) in look_again(named, began) {
-                seen.entry(file).or_insert(state);
+            let outcome = self.reload().await;
+            let (EditOutcome::Accepted(named) | EditOutcome::Rejected(named)) = &outcome;
+            for (file, state) in file_states_as_read(named, began) {
+                states.entry(file).or_insert(state);
             }
-            match attempt {
-                Attempt::Taken(named) => {
+            match outcome {
+                EditOutcome::Accepted(named) => {
                     running.clone_from(&named);
                     files = named;
                 }
-                // Mending a file that only this edit names may mend the edit.
-                Attempt::KeptOut(named) => {
+                // A change of a file that only this edit names may make the edit valid.
+                EditOutcome::Rejected(named) => {
                     files = running.iter().cloned().chain(named).collect::<BTreeSet<_>>().into_iter().collect();
                 }
             }
-            seen.retain(|file, _| files.contains(file));
+            states.retain(|file, _| files.contains(file));
         }
     }
 
-    /// Takes one edit or keeps it out.
-    async fn reload(&self) -> Attempt {
-        let path = self.path.clone();
-        let read = tokio::task::spawn_blocking(move || read(&path, false)).await;
+    /// Applies or rejects one edit.
+    async fn reload(&self) -> EditOutcome {
+        let (path, registry) = (self.path.clone(), self.compiler.registry.clone());
+        let read = tokio::task::spawn_blocking(move || read(&path, &registry, false)).await;
         let loaded = match read {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(mut report)) => {
                 let files = std::mem::take(&mut report.files);
                 self.failed(report, Vec::new());
-                return Attempt::KeptOut(files);
+                return EditOutcome::Rejected(files);
             }
             Err(e) => {
                 self.failed(Report::default(), vec![e.to_string()]);
-                return Attempt::KeptOut(Vec::new());
+                return EditOutcome::Rejected(Vec::new());
             }
         };
         match self.apply(&loaded).await {
@@ -159,12 +159,12 @@ impl Reloader {
                 self.gateway.metrics.process.reloaded_at.set(unix_seconds());
                 self.last_edit
                     .store(Arc::new(LastEdit { diagnostics: loaded.warnings, ..LastEdit::started(&self.path) }));
-                Attempt::Taken(loaded.files)
+                EditOutcome::Accepted(loaded.files)
             }
             Err(errors) => {
                 let errors = errors.iter().map(|error| loaded.origins.redact(error)).collect();
                 self.failed(loaded.warnings, errors);
-                Attempt::KeptOut(loaded.files)
+                EditOutcome::Rejected(loaded.files)
             }
         }
     }
@@ -191,7 +191,7 @@ impl Reloader {
             return Err(fixed);
         }
         let previous = self.gateway.snapshot.load_full();
-        // Whatever can fail comes first; from here on nothing is changed until nothing can.
+        // Steps that can fail come first and change nothing.
         let written = config.clone();
         let acme = self.gateway.acme.clone();
         let plans = tokio::task::spawn_blocking(move || crate::listener::plans(&written, &acme)).await;
@@ -199,13 +199,13 @@ impl Reloader {
         let prepared = self.listeners.prepare(&plans).map_err(|e| vec![e.to_string()])?;
         let snapshot = self.compiler.compile(loaded, Some(&previous)).await.map_err(|e| e.0)?;
         let generation = snapshot.generation;
-        // Nothing can fail any more.
-        snapshot.adoptions.run();
+        // No further step can fail.
+        snapshot.commit_steps.run();
         crate::descriptors::reserve(config.limits.reserved_descriptors);
         self.gateway.audit.adopt(&config.telemetry.audit);
         let limits = &config.limits;
         self.gateway.bodies.adopt(limits.buffered_bodies.0, limits.buffered_bodies_per_caller.0);
-        self.supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
+        self.supervisor.apply(std::mem::take(&mut *snapshot.background_tasks.lock()));
         self.gateway.snapshot.store(Arc::new(snapshot));
         self.listeners.commit(prepared, &self.gateway);
         Ok(generation)
@@ -213,12 +213,12 @@ impl Reloader {
 
     fn failed(&self, diagnostics: Report, errors: Vec<String>) {
         self.gateway.metrics.reloads_failed.inc();
-        let mut told = diagnostics.to_string();
+        let mut reason = diagnostics.to_string();
         for error in &errors {
-            told.push_str(error);
-            told.push('\n');
+            reason.push_str(error);
+            reason.push('\n');
         }
-        tracing::error!(event = "config_rejected", file = %self.path.display(), reason = %told.trim_end(), "the running configuration is kept");
+        tracing::error!(event = "config_rejected", file = %self.path.display(), reason = %reason.trim_end(), "the running configuration is kept");
         self.last_edit.store(Arc::new(LastEdit {
             result: "failed",
             diagnostics,
@@ -228,7 +228,7 @@ impl Reloader {
     }
 }
 
-/// Watches the folders that files lie in: editors put a new file in place of the old one, and Kubernetes a new link.
+/// Watches the folders of files: editors replace a file by a new one, and Kubernetes replaces a link.
 fn watch(watcher: Option<&mut RecommendedWatcher>, watched: &mut BTreeSet<PathBuf>, files: &[PathBuf]) {
     let Some(watcher) = watcher else { return };
     let folders = files.iter().filter_map(|file| file.parent()).map(Path::to_owned);
@@ -245,14 +245,14 @@ fn watch(watcher: Option<&mut RecommendedWatcher>, watched: &mut BTreeSet<PathBu
     }
 }
 
-/// Waits until files have come to rest.
-async fn rest(files: &[PathBuf]) -> Seen {
+/// Waits until files have settled.
+async fn settled(files: &[PathBuf]) -> FileStates {
     let started = tokio::time::Instant::now();
-    let mut last = look(files);
+    let mut last = file_states(files);
     loop {
-        tokio::time::sleep(REST).await;
-        let now = look(files);
-        if now == last || started.elapsed() > RESTLESS {
+        tokio::time::sleep(SETTLE_TIME).await;
+        let now = file_states(files);
+        if now == last || started.elapsed() > MAX_SETTLE_TIME {
             return now;
         }
         last = now;

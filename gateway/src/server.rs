@@ -10,19 +10,20 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use sha2::{Digest, Sha256};
 use spillway_config::Loaded;
 use spillway_config::schema::Config;
+use spillway_filter::Registry;
 use tokio::sync::watch;
 
-use crate::admin::{self, Shown};
+use crate::admin::{self, AdminView};
 use crate::audit::Audit;
 use crate::balancing::Supervisor;
 use crate::clock::unix_seconds;
 use crate::connect::Connector;
 use crate::downstream::Downstream;
 use crate::exchange::BodyBudget;
-use crate::gateway::{Counts, Gateway};
+use crate::gateway::{Gateway, RunningCounts};
 use crate::limits::Limits;
 use crate::listener::{ListenError, ListenerSet};
-use crate::load::Seen;
+use crate::load::FileStates;
 use crate::off_loop::OffLoop;
 use crate::reload::{LastEdit, Reloader};
 use crate::signals::Signals;
@@ -31,14 +32,14 @@ use crate::telemetry::{LogWriter, Metrics};
 use crate::tls::Acme;
 use crate::upstream::Via;
 
-/// How often the end of a drain is looked for.
+/// Time between two looks at the progress of a drain: no request waits for it.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
-/// Time for requests to end with an error when the time of a drain is over.
-const LAST_WORDS: Duration = Duration::from_secs(3);
-/// Time for connections without requests to be closed in order.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// Time for requests to end with an error after the drain timeout.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for idle connections to close in order.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The gateway cannot start or go on.
+/// Reason why the gateway cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The configuration cannot be run.
@@ -50,23 +51,23 @@ pub enum ServeError {
     /// The admin address cannot be opened.
     #[error("admin: cannot listen on {address}: {source} (another process may have the port; `ss -ltnp` shows which)")]
     Admin {
-        /// The address.
+        /// Configured address.
         address: SocketAddr,
-        /// Why.
+        /// Reason.
         source: std::io::Error,
     },
-    /// A secret of the admin address is missing.
+    /// The token of the admin address cannot be read.
     #[error("admin.token: {0}")]
     Token(String),
-    /// The system refused something.
+    /// The system refused a resource.
     #[error("{0}")]
     System(String),
 }
 
-/// Judges a configuration that [`crate::load::read`] accepts, by the code that compiles it to be run; gives every reason
-/// not to run it. Opens no socket and no device, asks for no name and writes nothing. `models_in_full` reads the
-/// tokenizers and templates of models too, and adds up their memory.
-pub async fn judge(loaded: &Loaded, models_in_full: bool) -> Result<(), Vec<String>> {
+/// Validates a configuration that [`crate::load::read`] accepts, with the code that compiles it to run; returns every reason
+/// not to run it. Opens no socket and no device, resolves no name and writes nothing. With `models_in_full`, tokenizers and
+/// templates of models are read too, and their memory is added up.
+pub async fn judge(loaded: &Loaded, registry: &Arc<Registry>, models_in_full: bool) -> Result<(), Vec<String>> {
     let config = &loaded.config;
     let mut errors = Vec::new();
     errors.extend(token_of(config).err().map(|e| e.to_string()));
@@ -78,28 +79,29 @@ pub async fn judge(loaded: &Loaded, models_in_full: bool) -> Result<(), Vec<Stri
         Ok(plans) => errors.extend(plans.err().into_iter().flatten()),
         Err(e) => errors.push(e.to_string()),
     }
-    let compiler = Compiler::for_judging(config, models_in_full);
+    let compiler = Compiler::for_judging(config, registry.clone(), models_in_full);
     errors.extend(compiler.compile(loaded, None).await.err().into_iter().flat_map(|e| e.0));
     if errors.is_empty() { Ok(()) } else { Err(errors.iter().map(|error| loaded.origins.redact(error)).collect()) }
 }
 
-/// Digest of the token of the admin address, where it has one.
+/// Digest of the token of the admin address, if configured.
 fn token_of(config: &Config) -> Result<Option<[u8; 32]>, ServeError> {
     let Some(token) = config.admin.as_ref().and_then(|admin| admin.token.as_ref()) else { return Ok(None) };
     let token = crate::credentials::secret(token).map_err(|e| ServeError::Token(e.to_string()))?;
     Ok(Some(Sha256::digest(token.as_bytes()).into()))
 }
 
-/// Runs the gateway until it is told to end.
+/// Runs the gateway until a signal ends it.
 ///
-/// The order: the admin address answers first, so that a slow start can be watched; then everything is compiled and
-/// models are loaded; ports are bound before that, so that a port in use is told at once; requests are served last.
+/// The admin address opens first, so that a slow start can be watched. Then ports are bound, so that a port in use is
+/// reported at once. Then the snapshot is compiled and models are loaded; requests are served last.
 ///
-/// SIGTERM and SIGINT end it at any time: at once while it starts, after the drain once requests are served.
+/// SIGTERM and SIGINT end the gateway at any time: at once during the start, after the drain once requests are served.
 pub async fn serve(
     path: PathBuf,
     loaded: Loaded,
-    seen: Seen,
+    states: FileStates,
+    registry: Arc<Registry>,
     log: LogWriter,
     cache_dir: Option<PathBuf>,
     mut signals: Signals,
@@ -110,11 +112,10 @@ pub async fn serve(
     let last_edit = Arc::new(ArcSwap::from_pointee(LastEdit::started(&path)));
     let stop_admin = watch::Sender::new(false);
     let audit = Arc::new(Audit::new(&config.telemetry.audit, log.clone(), metrics.clone()));
-    let shown = open_admin(config, &metrics, audit, &last_edit, &stop_admin).await?;
+    let view = open_admin(config, &metrics, audit, &last_edit, &stop_admin).await?;
 
     let listeners = Arc::new(ListenerSet::default());
     let limits = Limits::new(config.limits.limit_keys, metrics.clone());
-    let registry = spillway_filters::registry();
     let downstream =
         Arc::new(Downstream::new(config.limits.buffered_answers.0, metrics.process.write_timeouts.clone()));
     let compiler = Compiler::new(registry, metrics.clone(), limits.clone(), downstream.clone(), cache_dir);
@@ -125,7 +126,7 @@ pub async fn serve(
     let compiled = match signals.unless_ended(compiler.compile(&loaded, None)).await {
         Ok(compiled) => compiled,
         Err(signal) => {
-            tracing::info!(event = "stopping", signal, "it had not begun to serve");
+            tracing::info!(event = "stopping", signal, "the gateway had not begun to serve");
             stop_admin.send_replace(true);
             tracing::info!(event = "stopped");
             log.flush();
@@ -134,9 +135,9 @@ pub async fn serve(
     };
     let snapshot = compiled?;
 
-    snapshot.adoptions.run();
+    snapshot.commit_steps.run();
     let supervisor = Arc::new(Supervisor::default());
-    supervisor.apply(std::mem::take(&mut *snapshot.cares.lock()));
+    supervisor.apply(std::mem::take(&mut *snapshot.background_tasks.lock()));
     let gateway = Arc::new(Gateway {
         bodies: Arc::new(BodyBudget::new(
             config.limits.buffered_bodies.0,
@@ -150,15 +151,15 @@ pub async fn serve(
         via: Via::new(),
         metrics: metrics.clone(),
         acme,
-        audit: shown.audit.clone(),
+        audit: view.audit.clone(),
         log: log.clone(),
         log_format: config.telemetry.logs.format,
-        counts: Counts::default(),
+        counts: RunningCounts::default(),
     });
     listeners.commit(prepared, &gateway);
     metrics.process.reloaded_at.set(unix_seconds());
-    shown.listeners.store(Some(listeners.clone()));
-    shown.gateway.store(Arc::new(Some(gateway.clone())));
+    view.listeners.store(Some(listeners.clone()));
+    view.gateway.store(Arc::new(Some(gateway.clone())));
     tracing::info!(event = "ready", version = env!("CARGO_PKG_VERSION"), config = %path.display());
 
     let reloader = Reloader {
@@ -174,11 +175,11 @@ pub async fn serve(
         supervisor: supervisor.clone(),
         last_edit,
     };
-    let (reload, edits) = tokio::sync::mpsc::channel(1);
-    let watching = tokio::spawn(reloader.run(seen, edits));
-    wait_for_the_end(&reload, &mut signals).await;
+    let (reload, requests) = tokio::sync::mpsc::channel(1);
+    let watching = tokio::spawn(reloader.run(states, requests));
+    wait_for_end(&reload, &mut signals).await;
 
-    shown.draining.store(true, Ordering::Release);
+    view.draining.store(true, Ordering::Release);
     watching.abort();
     gateway.acme.stop();
     drain(&gateway, &listeners, &mut signals).await;
@@ -198,11 +199,11 @@ async fn open_admin(
     audit: Arc<Audit>,
     last_edit: &Arc<ArcSwap<LastEdit>>,
     stop: &watch::Sender<bool>,
-) -> Result<Arc<Shown>, ServeError> {
+) -> Result<Arc<AdminView>, ServeError> {
     let written = config.admin.as_ref();
     let token = token_of(config)?;
     let address = written.map_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)), |admin| admin.address.0);
-    let shown = Arc::new(Shown {
+    let view = Arc::new(AdminView {
         gateway: ArcSwap::from_pointee(None),
         listeners: ArcSwapOption::empty(),
         draining: AtomicBool::new(false),
@@ -219,13 +220,13 @@ async fn open_admin(
         let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
         tracing::info!(event = "admin_listening", address = %local);
-        tokio::spawn(admin::serve(listener, shown.clone(), stop.subscribe()));
+        tokio::spawn(admin::serve(listener, view.clone(), stop.subscribe()));
     }
-    Ok(shown)
+    Ok(view)
 }
 
 /// Waits for SIGTERM or SIGINT; SIGHUP reloads.
-async fn wait_for_the_end(reload: &tokio::sync::mpsc::Sender<()>, signals: &mut Signals) {
+async fn wait_for_end(reload: &tokio::sync::mpsc::Sender<()>, signals: &mut Signals) {
     let mut hang_up = signals.take_hang_up();
     let name = loop {
         let asked = async {
@@ -237,7 +238,7 @@ async fn wait_for_the_end(reload: &tokio::sync::mpsc::Sender<()>, signals: &mut 
         tokio::select! {
             name = signals.end() => break name,
             _ = asked => {
-                // One reload that waits stands for all that were asked for meanwhile.
+                // One waiting reload covers all requests that come meanwhile.
                 let _ = reload.try_send(());
             }
         }
@@ -245,9 +246,9 @@ async fn wait_for_the_end(reload: &tokio::sync::mpsc::Sender<()>, signals: &mut 
     tracing::info!(event = "stopping", signal = name);
 }
 
-/// Lets running requests finish, up to the limit; then those that still run are ended, event streams with an error event,
-/// requests without an answer with 503. A further SIGINT, as a person at a terminal sends it, ends the wait; a further
-/// SIGTERM does not, because supervisors repeat and forward it.
+/// Waits for running requests, up to the drain timeout. Then it ends the rest: event streams with an error event, requests
+/// without an answer with 503. A further SIGINT, as a person at a terminal sends it, ends the wait; a further SIGTERM does
+/// not, because supervisors repeat and forward it.
 async fn drain(gateway: &Gateway, listeners: &ListenerSet, signals: &mut Signals) {
     listeners.stop();
     let limit = gateway.snapshot.load().drain_timeout;
@@ -266,11 +267,11 @@ async fn drain(gateway: &Gateway, listeners: &ListenerSet, signals: &mut Signals
     }
     if gateway.running() > 0 {
         gateway.downstream.ending.begin();
-        wait_while(LAST_WORDS, || gateway.running() > 0).await;
+        wait_while(END_TIMEOUT, || gateway.running() > 0).await;
     }
-    // The last answer is written; its connection needs a moment to be closed in order.
+    // The last answer is written; its connection needs a moment to close in order.
     tokio::time::sleep(DRAIN_POLL).await;
-    wait_while(GOODBYE, || gateway.connections() > 0).await;
+    wait_while(CLOSE_TIMEOUT, || gateway.connections() > 0).await;
 }
 
 async fn wait_while(limit: Duration, goes_on: impl Fn() -> bool) {

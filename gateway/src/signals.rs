@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use tokio::signal::unix::{Signal, SignalKind};
 
-use crate::telemetry::Seldom;
+use crate::telemetry::LogThrottle;
 
 /// Signals that have no meaning for the gateway and would end it by default (signal(7)). SIGQUIT is reserved for handing
 /// over to a new process.
@@ -31,7 +31,7 @@ const MEANINGLESS: &[(libc::c_int, &str)] = &[
     (libc::SIGSTKFLT, "SIGSTKFLT"),
 ];
 
-/// Signals that were handled since [`Signals::install`].
+/// Handlers of signals, installed by [`Signals::install`].
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -49,21 +49,21 @@ impl Signals {
         };
         let mut ignored = Vec::new();
         for (number, name) in meaningless() {
-            // One that the system reserves for itself cannot be handled, and keeps its default.
+            // A signal that the system reserves cannot be handled, and keeps its default.
             if let Ok(signal) = handled(SignalKind::from_raw(number)) {
-                ignored.push(Ignored { signal, name, log: Seldom::default() });
+                ignored.push(Ignored { signal, name, log: LogThrottle::default() });
             }
         }
         tokio::spawn(report(ignored));
         Ok(signals)
     }
 
-    /// Receives SIGHUP from now on; `None` when the receiver was taken before.
+    /// Returns the receiver of SIGHUP; `None` if it was returned before.
     pub fn take_hang_up(&mut self) -> Option<Signal> {
         self.hang_up.take()
     }
 
-    /// Waits for SIGTERM or SIGINT; the name of the one that came.
+    /// Waits for SIGTERM or SIGINT; returns the name of the signal.
     pub async fn end(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -78,7 +78,7 @@ impl Signals {
 
     /// Runs `work` unless SIGTERM or SIGINT comes first.
     pub fn unless_ended<T>(&mut self, work: impl Future<Output = T>) -> impl Future<Output = Result<T, &'static str>> {
-        // In a place of its own: starting is a large future.
+        // Boxed: starting is a large future.
         let mut work = Box::pin(work);
         async move {
             tokio::select! {
@@ -90,7 +90,7 @@ impl Signals {
     }
 }
 
-/// Every signal that is ignored and logged, with its name.
+/// All signals that are ignored and logged, with their names.
 fn meaningless() -> impl Iterator<Item = (libc::c_int, String)> {
     #[cfg(target_os = "linux")]
     let real_time = (libc::SIGRTMIN()..=libc::SIGRTMAX()).map(|n| (n, format!("SIGRTMIN+{}", n - libc::SIGRTMIN())));
@@ -99,10 +99,11 @@ fn meaningless() -> impl Iterator<Item = (libc::c_int, String)> {
     MEANINGLESS.iter().map(|(number, name)| (*number, (*name).to_owned())).chain(real_time)
 }
 
+/// Signal that is ignored and logged.
 struct Ignored {
     signal: Signal,
     name: String,
-    log: Seldom,
+    log: LogThrottle,
 }
 
 /// Logs ignored signals: the first of each kind at once, further ones once a minute with their count. Deliveries that

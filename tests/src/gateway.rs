@@ -27,7 +27,19 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// Path of the built gateway of `plugins/examples`, which lies beside the program.
+pub fn example_binary() -> PathBuf {
+    let path = binary().with_file_name("example-gateway");
+    assert!(path.is_file(), "{} is not there: `cargo build -p spillway-example-filters` makes it", path.display());
+    path
+}
+
 impl Gateway {
+    /// As [`Self::start_in`], with the gateway of `plugins/examples`.
+    pub async fn start_example(folder: tempfile::TempDir, yaml: &str) -> Self {
+        Self::start_by(Command::new(example_binary()), folder, yaml).await
+    }
+
     /// Starts the gateway with this configuration, preceded by a listener and an admin address on free ports.
     pub async fn start(yaml: &str) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), &format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}"))

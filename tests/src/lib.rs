@@ -30,7 +30,7 @@ mod upstream;
 pub use client::{Answer, Client, Stream};
 pub use dns::{Dns, Says};
 pub use frames::{Frame, Frames, frame};
-pub use gateway::{Gateway, binary, whole};
+pub use gateway::{Gateway, binary, example_binary, whole};
 pub use issuer::{Issuer, IssuerKey};
 pub use models::with_template;
 pub use pages::{Block, Page, commands, missing, pages};
@@ -38,7 +38,7 @@ pub use pebble::Pebble;
 pub use ports::free_port;
 pub use programs::{LlamaServer, PathReader, Redis, jaeger, minilm, model, python, repository, script};
 pub use raw::{head_of_a_request, raw};
-pub use reference::reference;
+pub use reference::{Example, Operation, examples, families, operations, reference, restarts};
 pub use secure::{Authority, Made, Secure, http2_over, whole as whole_answer};
 pub use upstream::{Reply, Seen, Upstream, digest, reply, streamed};
 

@@ -1,12 +1,12 @@
 //! The pages of the repository as tests read them: blocks, commands, links, anchors, names in code spans.
-//! It owns the forms of Markdown that the pages use and runs nothing.
+//! This module owns the forms of Markdown that the pages use and runs nothing.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::repository;
 
-/// One page.
+/// A page.
 #[derive(Debug, Clone)]
 pub struct Page {
     /// Path from the root of the repository, such as `docs/concepts.md`.
@@ -15,10 +15,10 @@ pub struct Page {
     pub text: String,
 }
 
-/// One fenced block.
+/// A fenced block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
-    /// What the fence names, such as `yaml`; empty where it names nothing.
+    /// Language of the fence, such as `yaml`; empty where it has none.
     pub language: String,
     pub text: String,
 }
@@ -115,7 +115,7 @@ impl Page {
         targets.map(|rest| rest.split(')').next().unwrap().to_owned()).collect()
     }
 
-    /// What a link to this page may name after `#`: headings, as forges spell them, and explicit anchors.
+    /// Anchors of this page: headings, as forges spell them, and explicit ones.
     pub fn anchors(&self) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
         let mut fenced = false;
@@ -138,7 +138,7 @@ impl Page {
 }
 
 /// A heading as forges spell it in a link.
-fn slug(heading: &str) -> String {
+pub(crate) fn slug(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
     kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
 }
@@ -171,7 +171,7 @@ pub fn missing<'e>(expected: &'e str, output: &str) -> Option<&'e str> {
     expected.lines().filter(|line| !line.trim().is_empty()).find(|wanted| !lines.any(|line| is_like(wanted, line)))
 }
 
-/// Whether a line is what `wanted` says, with any text for `…`.
+/// True if a line equals `wanted`, with any text for `…`.
 fn is_like(wanted: &str, line: &str) -> bool {
     let parts: Vec<&str> = wanted.trim().split('…').collect();
     let (first, last) = (parts[0], parts[parts.len() - 1]);

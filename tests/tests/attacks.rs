@@ -55,6 +55,8 @@ routes:
     filters: [{{rateLimit: {{by: clientAddress, requests: 1000/s}}}}, {{responseHeaders: {{set: {{x-north: there}}}}}}]
     backendRefs: [{{name: x}}]
   - {{name: gpt, matches: [{{path: {{prefix: /gpt}}, model: \"gpt-*\"}}], access: {{tenants: [north]}}, backendRefs: [{{name: x}}]}}
+  - {{name: both-gpt, matches: [{{path: {{prefix: /both}}, model: \"gpt-*\"}}], access: {{tenants: [north]}}, backendRefs: [{{name: x}}]}}
+  - {{name: both, matches: [{{path: {{prefix: /both}}, model: \"other-*\"}}], backendRefs: [{{name: x}}]}}
   - {{name: open, matches: [{{path: {{prefix: /open}}}}], authentication: none, backendRefs: [{{name: x}}]}}
   - {{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{name: x}}]}}
 ",
@@ -131,14 +133,16 @@ routes:
     };
     assert_eq!(names(&missing), names(&denied), "neither limits nor headers of the route show");
     // A model that only others may use looks absent.
-    let by_model = async |model: &str| {
+    let by_model = async |path: &str, model: &str| {
         let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
-        client.post("/gpt/chat", &[("x-api-key", &bolt), ("content-type", "application/json")], body).await
+        client.post(path, &[("x-api-key", &bolt), ("content-type", "application/json")], body).await
     };
-    let (missing, denied) = (by_model("absent").await, by_model("gpt-9").await);
-    assert_eq!((missing.status.as_u16(), denied.status.as_u16()), (404, 404));
-    assert_eq!(shape(&missing).replace("absent", "MODEL"), shape(&denied).replace("gpt-9", "MODEL"));
-    assert_eq!(names(&missing), names(&denied));
+    for path in ["/gpt/chat", "/both/chat"] {
+        let (missing, denied) = (by_model(path, "absent").await, by_model(path, "gpt-9").await);
+        assert_eq!((missing.status.as_u16(), denied.status.as_u16()), (404, 404), "{path}");
+        assert_eq!(shape(&missing).replace("absent", "MODEL"), shape(&denied).replace("gpt-9", "MODEL"), "{path}");
+        assert_eq!(names(&missing), names(&denied), "{path}");
+    }
     assert_eq!(post("/north", vec![key(&acme)], CHAT).await.status, 200);
     let other_model = client.chat("claude-4", &[("x-api-key", &acme)]).await;
     assert_eq!(
@@ -436,4 +440,29 @@ routes: [{{backendRefs: [{{name: x}}]}}]
         assert_eq!(gateway.reloads(n).await["event"], "config_reloaded");
         knock(lines, left_out).await;
     }
+}
+
+#[tokio::test]
+async fn no_name_of_a_model_turns_or_ends_a_line_of_the_log() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{backendRefs: [{{name: x}}]}}]
+telemetry: {{logs: {{access: true}}}}
+",
+        upstream.url()
+    ))
+    .await;
+    // Characters that turn the order of others, or at which some viewers end a line; controls are no part of a name.
+    let model = "gpt-\u{202e}4\u{2066}\u{2028}o\u{2029}\u{200f}\u{61c}";
+    assert_eq!(gateway.client().chat(model, &[]).await.status, 200);
+    assert_eq!(gateway.client().chat("gpt-\u{9b}31m", &[]).await.status, 400);
+    let lines = eventually("both are logged", || async {
+        let lines = gateway.events("access");
+        (lines.len() == 2).then_some(lines)
+    })
+    .await;
+    assert!(lines.iter().any(|line| line["modelAsked"] == model), "{lines:?}");
+    let log = gateway.log();
+    assert!(!log.contains(|c: char| model.contains(c) && !c.is_ascii()) && !log.contains('\u{9b}'), "{log}");
 }

@@ -368,12 +368,12 @@ async fn a_body_that_two_readers_take_for_two_is_refused() {
             let answer = client.post(path, &[("content-type", content_type), key], forbidden).await;
             assert_eq!(answer.status, 404, "{path} {content_type}: {}", answer.text());
         }
-        // A form with two models, and one of a type that is not read: a caller limited to some models must name one.
+        // A form with two models, and one of a type that is not read.
         for (content_type, body) in
             [("multipart/form-data; boundary=x", form), ("application/x-www-form-urlencoded", "model=small&model=big")]
         {
             let answer = client.post(path, &[("content-type", content_type), key], body).await;
-            assert!(matches!(answer.status.as_u16(), 400 | 404), "{path} {content_type}: {}", answer.status);
+            assert_eq!(answer.status, 400, "{path} {content_type}: {}", answer.text());
         }
     }
     // Types by which some servers decode another text than the gateway.
@@ -410,6 +410,8 @@ async fn a_body_that_two_readers_take_for_two_is_refused() {
         ("multipart/form-data; boundary=x; charset=utf-7", "Content-Disposition: form-data; name=\"+AG0AbwBkAGUAbA-\""),
     ] {
         let body = format!("{named_small}{}--x--\r\n", part(header, "big"));
+        // A boundary with a blank at its end, which some servers take off, stands so in the body too.
+        let body = if content_type.ends_with("x \"") { body.replace("--x", "--x ") } else { body };
         let answer = client.post("/v1/audio/transcriptions", &[("content-type", content_type), key], body).await;
         assert_eq!(
             (answer.status.as_u16(), code_of(&answer)),
@@ -540,9 +542,13 @@ routes: [{{name: chat, matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{nam
         let (large, ()) = tokio::join!(large, small);
         assert_eq!((large.status.as_u16(), large.text()), (200, format!("{length} true")), "{what}");
     }
-    // Endless nesting is refused where it begins.
-    let nested = format!(r#"{{"model":"m","x":{}"#, "[".repeat(19 << 20));
-    assert_eq!(client.post("/v1/chat/completions", &[JSON], nested).await.json()["error"]["code"], "invalid_json");
+    // Nesting is refused where it is too deep, whether it ends or not.
+    let open = format!(r#"{{"model":"m","x":{}"#, "[".repeat(9 << 20));
+    let closed = format!("{open}{}}}", "]".repeat(9 << 20));
+    for nested in [open, closed] {
+        let answer = client.post("/v1/chat/completions", &[JSON], nested).await;
+        assert_eq!((answer.status.as_u16(), code_of(&answer)), (400, "invalid_json".to_owned()));
+    }
     assert_eq!(gateway.metric(&refusals("busy")).await, 0.0);
     gateway.metric_becomes(HELD, 0.0).await;
 }

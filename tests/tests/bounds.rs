@@ -69,6 +69,7 @@ async fn an_answer_whose_header_is_over_a_bound_is_a_failure_of_its_server() {
         ("a long header", long(66 << 10), "", false),
         ("many fields", fields(300), "", false),
         ("early answers that do not end", String::new(), EARLY, false),
+        ("many early answers", EARLY.repeat(20) + &long(1 << 10), "", false),
         ("long early answers", early(7 << 10) + &long(1 << 10), "", false),
     ] {
         for (route, hedged) in [("", false), (", retry: {attempts: 0, hedge: {after: 20s}}", true)] {

@@ -202,8 +202,8 @@ routes:
 #[tokio::test]
 async fn credentials_that_another_server_exchanges_take_the_place_of_the_callers() {
     let upstream = Upstream::fixed(200, "{}").await;
-    let authorizer =
-        Upstream::start(|_| async { Some(reply(200, &[("authorization", "Bearer exchanged")], "")) }).await;
+    let exchanged = [("authorization", "Bearer exchanged"), ("api-key", "exchanged-too")];
+    let authorizer = Upstream::start(move |_| async move { Some(reply(200, &exchanged, "")) }).await;
     let (key, digest) = new_key();
     let (url, asked) = (upstream.url(), authorizer.url());
     let gateway = start(&format!(
@@ -215,11 +215,11 @@ consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}]}}]
 routes:
   - name: exchanged
     matches: [{{path: {{prefix: /exchanged}}}}]
-    filters: [{{externalAuthorization: {{url: \"{asked}\", timeout: 5s, copyToRequest: [authorization]}}}}]
+    filters: [{{externalAuthorization: {{url: \"{asked}\", timeout: 5s, copyToRequest: [authorization, api-key]}}}}]
     backendRefs: [{{name: removes}}]
   - name: own
     matches: [{{path: {{prefix: /own}}}}]
-    filters: [{{externalAuthorization: {{url: \"{asked}\", timeout: 5s, copyToRequest: [authorization]}}}}]
+    filters: [{{externalAuthorization: {{url: \"{asked}\", timeout: 5s, copyToRequest: [authorization, api-key]}}}}]
     backendRefs: [{{name: own}}]
   - {{name: open, matches: [{{path: {{prefix: /open}}}}], authentication: none, backendRefs: [{{name: passes}}]}}
 "
@@ -231,6 +231,8 @@ routes:
         let seen = upstream.last();
         let values: Vec<_> = seen.headers.get_all("authorization").iter().collect();
         assert_eq!(values, expected.into_iter().collect::<Vec<_>>(), "{path}");
+        // The backend's credentials replace all others.
+        assert_eq!(seen.headers.contains_key("api-key"), path == "/exchanged", "{path}");
         // The authorization server gets the configured headers.
         assert_eq!(authorizer.last().headers["authorization"], format!("Bearer {key}"));
     }
@@ -723,6 +725,8 @@ fn compressed(coding: &str, text: &[u8]) -> Vec<u8> {
             encoder.into_inner()
         }
         "zstd" => zstd::encode_all(text, 3).unwrap(),
+        // Several, in the order in which they were applied (RFC 9110, 8.4).
+        _ if coding.contains(", ") => coding.split(", ").fold(text.to_vec(), |text, one| compressed(one, &text)),
         _ => text.to_vec(),
     }
 }

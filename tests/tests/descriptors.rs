@@ -11,6 +11,7 @@
 )]
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use spillway_tests::{Gateway, PATIENCE, Upstream, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -126,6 +127,62 @@ async fn probes_are_answered_and_clients_turned_away_when_no_descriptor_is_left_
         ask(gateway.address, "/").await.filter(|answer| answer.contains(" 200 "))
     })
     .await;
+}
+
+/// A connection of the admin address that asks for more than its sockets hold, and reads nothing.
+async fn deaf(admin: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(admin).await.unwrap();
+    // It may be closed for another one meanwhile.
+    let _ = stream.write_all(&b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(1000)).await;
+    stream
+}
+
+#[tokio::test]
+async fn a_client_is_turned_away_at_once_while_every_descriptor_is_taken_for_long() {
+    let upstream = Upstream::fixed(200, "ok").await;
+    let patient = plain(&upstream.url()).replace("0\"}", "0\", limits: {headerTimeout: 10m}}");
+    let yaml = patient + "limits: {reservedDescriptors: 1}\n";
+    let gateway = Gateway::start_with_files(96, tempfile::tempdir().unwrap(), &yaml).await;
+    let mut held = silent(gateway.address, 96).await;
+    eventually("each of them is kept or turned away", || async {
+        let shown = ask(gateway.admin, "/metrics").await?;
+        let value = |series: &str| shown.lines().find_map(|line| line.strip_prefix(series)?.trim().parse::<f64>().ok());
+        let kept = value("spillway_connections{listener=\"public\"}")?;
+        let refused = value("spillway_connections_refused_total{listener=\"public\",reason=\"descriptors\"}")?;
+        (kept + refused >= 96.0).then_some(())
+    })
+    .await;
+    // Twice the reserve is left, once the last question has ended: for two of the admin address.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for _ in 0..2 {
+        held.push(deaf(gateway.admin).await);
+        tokio::time::timeout(PATIENCE, held.last().unwrap().readable()).await.expect("an answer begins").unwrap();
+    }
+    // The admin address may have given up its spare one, and a client has it now. No further one waits for somebody to
+    // leave: closed or reset, it is told at once.
+    let (mut waiting, mut told) = (Vec::new(), 0);
+    while told < 5 {
+        let mut client = TcpStream::connect(gateway.address).await.unwrap();
+        let mut rest = Vec::new();
+        match tokio::time::timeout(Duration::from_secs(3), client.read_to_end(&mut rest)).await {
+            Ok(_) => told += 1,
+            Err(_) => waiting.push(client),
+        }
+        assert!(waiting.len() < 5, "clients wait that nobody turns away");
+    }
+}
+
+#[tokio::test]
+async fn probes_are_answered_while_others_of_the_admin_address_hold_every_descriptor_for_long() {
+    let upstream = Upstream::fixed(200, "ok").await;
+    let gateway = Gateway::start_with_files(72, tempfile::tempdir().unwrap(), &plain(&upstream.url())).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        for _ in 0..60 {
+            held.push(deaf(gateway.admin).await);
+        }
+        eventually("a probe is answered", || ask(gateway.admin, "/healthz")).await;
+    }
 }
 
 #[tokio::test]

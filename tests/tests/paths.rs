@@ -206,13 +206,17 @@ async fn no_spelling_changes_what_a_server_is_told_or_which_server_it_is() {
         Some(reply(200, &[], format!("SERVED {} as {}", seen.path, role.unwrap_or_default())))
     })
     .await;
-    let gateway = Gateway::start(&format!(
+    let yaml = format!(
         "backends:
   - {{name: b, endpoints: [{{url: \"{url}\"}}]}}
   - {{name: other, endpoints: [{{url: \"{url}\"}}]}}
 routes:
   - name: guests
     matches: [{{path: {{prefix: /guest}}}}]
+    filters: [{{requestHeaders: {{set: {{x-role: guest}}}}}}]
+    backendRefs: [{{name: b}}]
+  - name: colon
+    matches: [{{path: {{prefix: \"/guest:of\"}}}}]
     filters: [{{requestHeaders: {{set: {{x-role: guest}}}}}}]
     backendRefs: [{{name: b}}]
   - name: same
@@ -223,26 +227,40 @@ routes:
     matches: [{{path: {{prefix: /elsewhere}}}}]
     filters: [{{requestHeaders: {{set: {{x-role: staff}}}}}}]
     backendRefs: [{{name: other}}]
+  - name: answers
+    matches: [{{path: {{prefix: /answers}}}}]
+    filters: [{{requestHeaders: {{set: {{x-role: staff}}}}}}, {{responseHeaders: {{set: {{x-answer: other}}}}}}]
+    backendRefs: [{{name: b}}]
   - {{name: rest, filters: [{{requestHeaders: {{set: {{x-role: staff}}}}}}], backendRefs: [{{name: b}}]}}
 ",
         url = upstream.url()
-    ))
-    .await;
+    );
+    let gateway = Gateway::start(&yaml).await;
     for (path, served) in [
         ("/guest/page", Some("as guest")),
         ("/guest/page;x", Some("as guest")),
+        ("/guest:of/page", Some("as guest")),
         ("/page;x", Some("as staff")),
         ("/same;x/page", Some("as staff")),
         ("/guest;x/page", None),
         ("/guest%3Fx", None),
         ("/guest.", None),
+        ("/guest%3Aof/page", None),
         ("/elsewhere;x/page", None),
+        ("/answers;x/page", None),
     ] {
         let (status, answer) = ask(gateway.address, "GET", path, "", "").await;
         match served {
             Some(role) => assert!(status == 200 && answer.ends_with(role), "{path}: {answer}"),
             None => assert!(status == 400 && answer.contains("ambiguous_path"), "{path}: {status} {answer}"),
         }
+    }
+    // With encoded slashes the same is an error of the file.
+    let passing = yaml.replace("{name: rest,", "{name: rest, encodedSlashes: pass,");
+    let (taken, told) = check(&format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{passing}"));
+    assert!(!taken, "{told}");
+    for (path, is_error) in [("/guest", true), ("/elsewhere", true), ("/answers", true), ("/same", false)] {
+        assert_eq!(told.contains(&format!("{path}%2Fx")), is_error, "{path}: {told}");
     }
 }
 
@@ -265,7 +283,7 @@ async fn encoded_slashes_pass_as_they_came_where_the_file_says_so() {
             format!("listeners: [{{name: l, address: \"127.0.0.1:0\"{listener}}}]\n{backends}\nroutes:\n{routes}");
         Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await
     };
-    let routes = "  - {name: git, matches: [{path: {prefix: /api}}], encodedSlashes: pass, backendRefs: [{name: b}]}
+    let routes = "  - {name: git, matches: [{path: {prefix: /api}}, {path: {prefix: /v1}}], encodedSlashes: pass, backendRefs: [{name: b}]}
   - {name: strict, matches: [{path: {prefix: /strict}}], encodedSlashes: refuse, backendRefs: [{name: b}]}
   - {name: npm, matches: [{path: {prefix: /npm}}], filters: [{urlRewrite: {replacePrefix: /r}}], backendRefs: [{name: b}]}
 ";
@@ -275,6 +293,10 @@ async fn encoded_slashes_pass_as_they_came_where_the_file_says_so() {
         ("/api/projects/group%2Fname", Some("/api/projects/group%2Fname"), Some("/api/projects/group%2Fname")),
         ("/api/a%2fb%5cc?q=%2F", Some("/api/a%2fb%5cc?q=%2F"), Some("/api/a%2fb%5cc?q=%2F")),
         ("/npm/@scope%2fname", None, Some("/r/@scope%2fname")),
+        ("/v1/files%2Fa", Some("/v1/files%2Fa"), Some("/v1/files%2Fa")),
+        // The operation of a model API has checks of its own, on whatever route.
+        ("/v1/chat%2Fcompletions", None, None),
+        ("/v1%2Fchat/completions", None, None),
         ("/strict/a%2fb", None, None),
         ("/api/a%2f..%2fb", None, None),
         ("/api/a%2f%2e%2e/b", None, None),

@@ -208,7 +208,7 @@ routes:
         "did you mean `weight`?".to_owned(),
         format!("--> {path}:5:45"),
         "expected a duration such as 30s, found the number 5".to_owned(),
-        "unknown key `rollout`: this version does not support it yet".to_owned(),
+        "unknown key `rollout` in `backends[0]`; this version does not support it".to_owned(),
         "= at: backends[0].endpoints[0].wieght".to_owned(),
     ] {
         assert!(told.contains(&part), "{part} is missing in\n{told}");
@@ -225,7 +225,7 @@ routes:
     let (code, _, told) = run(&["check", path]);
     assert_eq!(code, Some(2));
     assert!(
-        told.contains("there is no backend `b`") && told.contains("did you mean `a`?") && told.contains(":10:16"),
+        told.contains("unknown backend `b`") && told.contains("did you mean `a`?") && told.contains(":10:16"),
         "{told}"
     );
     std::fs::write(

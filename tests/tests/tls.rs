@@ -342,5 +342,11 @@ consumers: [{name: billing, mtls: {identities: [\"spiffe://example/billing\"]}}]
     assert_eq!(refused.header("connection"), "close");
     let mut http2 = client.http2("a.test").await;
     assert_eq!(http2.send_request(get()).await.unwrap().status(), 401);
+    let goes_away = async {
+        while http2.ready().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await
+        }
+    };
+    tokio::time::timeout(spillway_tests::PATIENCE, goes_away).await.expect("it is told to go away");
     assert_eq!(upstream.count(), served);
 }

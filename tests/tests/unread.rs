@@ -10,10 +10,12 @@
     reason = "tests"
 )]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use spillway_tests::{Frames, Gateway, PATIENCE, Upstream, eventually, model, reply, streamed};
+use spillway_tests::{Frames, Gateway, PATIENCE, Upstream, eventually, frame, model, reply, streamed};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -69,15 +71,43 @@ async fn talks() -> Upstream {
 
 /// Server whose answer has no end.
 async fn endless() -> Upstream {
-    Upstream::start(|_| async {
-        let (send, parts) = tokio::sync::mpsc::channel(1);
-        tokio::spawn(async move {
-            let part = Bytes::from(vec![b'x'; 64 << 10]);
-            while send.send(Ok(part.clone())).await.is_ok() {}
-        });
-        Some(streamed(&[], parts))
+    counted().await.0
+}
+
+/// The same with the bytes that it has written, of all answers.
+async fn counted() -> (Upstream, Arc<AtomicUsize>) {
+    let written = Arc::new(AtomicUsize::new(0));
+    let count = written.clone();
+    let upstream = Upstream::start(move |_| {
+        let count = count.clone();
+        async move {
+            let (send, parts) = tokio::sync::mpsc::channel(1);
+            tokio::spawn(async move {
+                let part = Bytes::from(vec![b'x'; 64 << 10]);
+                while send.send(Ok(part.clone())).await.is_ok() {
+                    count.fetch_add(part.len(), Ordering::Relaxed);
+                }
+            });
+            Some(streamed(&[], parts))
+        }
     })
-    .await
+    .await;
+    (upstream, written)
+}
+
+/// Waits until the server writes nothing more: nobody reads on. More than the sockets on the way hold is too much.
+async fn is_read_no_further(written: &AtomicUsize) {
+    let mut before = usize::MAX;
+    eventually("the server is read no further", || {
+        let now = written.load(Ordering::Relaxed);
+        assert!(now < 512 << 20, "{now} bytes are read of answers that nobody takes");
+        let is_same = std::mem::replace(&mut before, now) == now;
+        async move {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            is_same.then_some(())
+        }
+    })
+    .await;
 }
 
 async fn is_free(gateway: &Gateway, upstream: &Upstream) {
@@ -163,7 +193,17 @@ async fn a_client_that_takes_nothing_for_its_time_is_cut_whatever_its_route_allo
     let (silent, trickling) = (frames.send("/", "").await, frames.send("/", "").await);
     let mut deaf = TcpStream::connect(gateway.listener("plain")).await.unwrap();
     deaf.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    eventually("all are asked", || async { (endless.count() == 3).then_some(()) }).await;
+    // One of HTTP/2 that has opened its windows and does not read its socket: SETTINGS, WINDOW_UPDATE, HEADERS with GET.
+    let window = (1u32 << 30).to_be_bytes();
+    let asks = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[&[0, 4][..], &window].concat()),
+        frame(8, 0, 0, &window),
+        frame(1, 0x5, 1, &[0x82, 0x86, 0x84, 0x41, 1, b'x']),
+    ];
+    let mut socket = TcpStream::connect(gateway.listener("h2c")).await.unwrap();
+    socket.write_all(&asks.concat()).await.unwrap();
+    eventually("all are asked", || async { (endless.count() == 4).then_some(()) }).await;
     // Opening the window by a byte now and then does not help.
     let began = Instant::now();
     while !(frames.is_reset(silent) && frames.is_reset(trickling)) {
@@ -176,7 +216,8 @@ async fn a_client_that_takes_nothing_for_its_time_is_cut_whatever_its_route_allo
     // Bytes in the sockets arrive, then the end.
     let ended = tokio::time::timeout(PATIENCE, deaf.read_to_end(&mut rest)).await;
     let _ = ended.expect("the connection is closed");
-    assert!(gateway.metric("spillway_client_write_timeouts_total").await >= 3.0);
+    gateway.metric_becomes("spillway_connections{listener=\"h2c\"}", 1.0).await;
+    assert!(gateway.metric("spillway_client_write_timeouts_total").await >= 4.0);
     gateway.metric_becomes("spillway_buffered_answer_bytes", 0.0).await;
     assert!(!frames.is_over(), "its connection goes on");
     let good = frames.send("/", "").await;
@@ -185,7 +226,7 @@ async fn a_client_that_takes_nothing_for_its_time_is_cut_whatever_its_route_allo
 
 #[tokio::test]
 async fn what_waits_for_clients_is_bounded_for_each_and_in_all() {
-    let endless = endless().await;
+    let (endless, written) = counted().await;
     let memory = "limits: {bufferedAnswers: 300KiB, bufferedAnswersPerRequest: 128KiB}\n";
     let gateway = start(NEVER, &(to(&endless.url()).replace("maxInFlight: 4", "maxInFlight: 100") + memory)).await;
     let mut frames = Frames::connect(gateway.listener("h2c"), 0).await;
@@ -193,14 +234,14 @@ async fn what_waits_for_clients_is_bounded_for_each_and_in_all() {
     let first = frames.send("/", "").await;
     are_answered(&frames, &[first]).await;
     eventually("it is read ahead of", || async { (gateway.metric(series).await > 0.0).then_some(()) }).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    is_read_no_further(&written).await;
     assert!(gateway.metric(series).await <= f64::from(128 << 10));
     let mut streams = vec![first];
     for _ in 0..20 {
         streams.push(frames.send("/", "").await);
     }
     are_answered(&frames, &streams).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    is_read_no_further(&written).await;
     assert!(gateway.metric(series).await <= f64::from(300 << 10));
     drop(frames);
     gateway.metric_becomes(series, 0.0).await;
@@ -254,18 +295,31 @@ async fn a_connection_window_that_is_never_opened_ends_the_streams_behind_it() {
 
 #[tokio::test]
 async fn who_leaves_an_answer_unread_has_used_what_was_written_for_it() {
-    let json = [("content-type", "application/json")];
-    let upstream = Upstream::start(move |_| async move { Some(reply(200, &json, completion())) }).await;
-    let gateway = start(NEVER, &(to(&upstream.url()) + "telemetry: {logs: {access: true}}\n")).await;
-    let mut frames = Frames::connect(gateway.listener("h2c"), 0).await;
-    let stream = frames.send(PATH, CHAT).await;
-    are_answered(&frames, &[stream]).await;
-    is_free(&gateway, &upstream).await;
-    drop(frames);
-    let line = eventually("the line of the request", || async { gateway.events("access").first().cloned() }).await;
-    assert_eq!((&line["promptTokens"], &line["completionTokens"]), (&7.into(), &3.into()), "{line}");
-    let shown = gateway.endpoint(&upstream.url()).await;
-    assert_eq!(shown["attempts"]["answered"], 1, "the server has done its part: {shown}");
+    // At once, and in two parts: the end is read while its client does not take the beginning.
+    for parts in [1, 2] {
+        let upstream = Upstream::start(move |_| async move {
+            let (send, body) = tokio::sync::mpsc::channel(1);
+            tokio::spawn(async move {
+                let whole = completion();
+                for part in whole.as_bytes().chunks(whole.len().div_ceil(parts)) {
+                    let _ = send.send(Ok(Bytes::copy_from_slice(part))).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            });
+            Some(streamed(&[("content-type", "application/json")], body))
+        })
+        .await;
+        let gateway = start(NEVER, &(to(&upstream.url()) + "telemetry: {logs: {access: true}}\n")).await;
+        let mut frames = Frames::connect(gateway.listener("h2c"), 0).await;
+        let stream = frames.send(PATH, CHAT).await;
+        are_answered(&frames, &[stream]).await;
+        is_free(&gateway, &upstream).await;
+        drop(frames);
+        let line = eventually("the line of the request", || async { gateway.events("access").first().cloned() }).await;
+        assert_eq!((&line["promptTokens"], &line["completionTokens"]), (&7.into(), &3.into()), "{parts}: {line}");
+        let shown = gateway.endpoint(&upstream.url()).await;
+        assert_eq!(shown["attempts"]["answered"], 1, "the server has done its part: {shown}");
+    }
 }
 
 #[tokio::test]
@@ -319,9 +373,11 @@ routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: m}}], wh
 ",
         model().display()
     );
-    // Complete answers wait in memory; without any memory for them the engine itself must release its slot.
+    // Complete answers wait in memory; without any memory for them the engine itself must release its slot. The
+    // two tokens that end an answer (0 and 2) are ruled out, so that each is longer than what the engine buffers.
+    let long = "\"max_tokens\":120,\"temperature\":0,\"logit_bias\":{\"0\":-100,\"2\":-100}";
     for (memory, wanted) in [("1MiB", CHAT), ("1MiB", STREAMED), ("0B", STREAMED)] {
-        let wanted = wanted.replace("\"max_tokens\":8", "\"max_tokens\":120,\"temperature\":0");
+        let wanted = wanted.replace("\"max_tokens\":8", long);
         let limits = format!("limits: {{bufferedAnswersPerRequest: {memory}}}\n");
         let gateway = start(NEVER, &(inside.clone() + &limits)).await;
         let mut frames = Frames::connect(gateway.listener("h2c"), 0).await;

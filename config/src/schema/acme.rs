@@ -1,40 +1,40 @@
-//! `listeners[].tls.acme`: a certificate that an authority issues without anybody's hand (ACME, RFC 8555).
+//! `listeners[].tls.acme`: a certificate that an authority issues automatically (ACME, RFC 8555).
 
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Duration, Secret};
+use crate::values::{Duration, FilePath, Secret, StatePath};
 
-/// A certificate that is asked for at an authority, stored, and renewed before it ends. The listener serves its other
-/// names until the certificate is there. To name a directory is to agree to the terms of service of its authority.
+/// Certificate that is ordered from an authority, stored, and renewed before it ends. The listener serves its other
+/// names until the certificate arrives. To name a directory is to agree to the terms of service of its authority.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Acme {
-    /// Where the authority says what it offers, an `https` URL; that of Let's Encrypt when left out.
+    /// Directory URL of the authority, with `https`; that of Let's Encrypt when left out.
     #[serde(default = "lets_encrypt")]
     pub directory: String,
-    /// The names that the certificate is for, all in one.
+    /// DNS names of the certificate.
     pub domains: Vec<String>,
-    /// Whom the authority writes to.
+    /// Mail address to which the authority writes.
     #[serde(default)]
     pub email: Option<String>,
-    /// How the authority sees that the names lead to this gateway.
+    /// Proof that the names lead to this gateway.
     #[serde(default)]
     pub challenge: AcmeChallenge,
-    /// The folder of the account's key and of the certificates with theirs; made when it is not there. Its files are for
-    /// the gateway's user alone.
+    /// Folder of the account's key and of the certificates with their keys; created when it does not exist. Only the
+    /// gateway's user may read its files.
     #[serde(default = "storage")]
-    pub storage: PathBuf,
-    /// Authorities that the directory's own server is believed by; those of the system when left out.
+    pub storage: StatePath,
+    /// Authorities that are trusted for the directory's own server, in PEM; those of the system when left out.
     #[serde(default)]
-    pub ca_file: Option<PathBuf>,
+    pub ca_file: Option<FilePath>,
     /// How long before its end the certificate is renewed, and up to a tenth more; a third of its time when left out. At
     /// most two thirds of its time.
     #[serde(default)]
     pub renew_before: Option<Duration>,
-    /// The customer's account that the authority wants to know of (external account binding).
+    /// Customer's account at the authority, where it requires one (external account binding).
     #[serde(default)]
     pub external_account: Option<ExternalAccount>,
     /// Pauses after an order that failed.
@@ -46,23 +46,24 @@ fn lets_encrypt() -> String {
     "https://acme-v02.api.letsencrypt.org/directory".to_owned()
 }
 
-fn storage() -> PathBuf {
-    PathBuf::from("state/acme")
+fn storage() -> StatePath {
+    PathBuf::from("state/acme").into()
 }
 
-/// How the authority sees that a name leads to this gateway.
+/// Proof that a name leads to this gateway.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum AcmeChallenge {
-    /// It opens a TLS connection to port 443 of the name (RFC 8737), which must lead to this listener.
+    /// TLS connection of the authority to port 443 of the name (RFC 8737), which must lead to this listener.
     #[default]
     #[serde(rename = "tls-alpn-01")]
     TlsAlpn01,
-    /// It asks port 80 of the name for a text (RFC 8555, 8.3); a listener with `protocol: http` answers before any route.
+    /// Request of the authority to port 80 of the name for a text (RFC 8555, 8.3); a listener with `protocol: http`
+    /// answers before any route.
     #[serde(rename = "http-01")]
     Http01,
 }
 
-/// The customer's account at an authority that wants to know it.
+/// Customer's account at an authority that requires one.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExternalAccount {
@@ -77,9 +78,9 @@ pub struct ExternalAccount {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AcmeRetry {
-    /// The first one, and the shortest time between two orders.
+    /// First pause, and shortest time between two orders.
     pub base: Duration,
-    /// The longest one.
+    /// Longest pause.
     pub max: Duration,
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::values::{ListenAddress, Secret};
 
-/// The address for operators: `/metrics`, `/healthz`, `/readyz`, `/api/config`.
+/// Address for operators: `/metrics`, `/healthz`, `/readyz`, `/api/config`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Admin {
@@ -19,8 +19,8 @@ pub struct Admin {
     /// Further values of `Host` that are accepted on loopback.
     #[serde(default)]
     pub hosts: Vec<String>,
-    /// Connections that are open at most, of which one address off loopback may have a quarter. A new one is always taken:
-    /// where all places are taken, the connection that is least in use is closed for it, silent ones first
+    /// Most open connections, of which one address off loopback may have a quarter. A new connection is always
+    /// accepted: at the limit, the least used one is closed for it, silent ones first
     /// (`spillway_admin_connections_dropped_total`).
     #[serde(default = "max_connections")]
     pub max_connections: NonZeroU32,

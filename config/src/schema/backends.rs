@@ -1,13 +1,11 @@
-//! `backends`: groups of servers and how they are reached. How one is picked stands in `balancing`.
-
-use std::path::PathBuf;
+//! `backends`: groups of servers and the connections to them. The choice of an endpoint is in `balancing`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::CertificateFiles;
 use super::balancing::{Capacity, CircuitBreaker, HealthCheck, LoadBalancing, OutlierDetection};
-use crate::values::{Duration, Secret, ServerUrl, Size};
+use crate::values::{Duration, FilePath, Secret, ServerUrl, Size};
 
 /// A named group of servers that answer alike.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -15,16 +13,16 @@ use crate::values::{Duration, Secret, ServerUrl, Size};
 pub struct Backend {
     /// Name that routes refer to; one namespace with the models.
     pub name: String,
-    /// What the servers speak.
+    /// Protocol of the servers.
     #[serde(default)]
     pub protocol: BackendProtocol,
-    /// The servers. A host name stands for every address that it has, asked again while the gateway runs.
+    /// The servers. A host name means every address that it resolves to, and is resolved again while the gateway runs.
     #[serde(default)]
     pub endpoints: Vec<Endpoint>,
     /// A file with further servers, a list as in `endpoints` (YAML or JSON), which other programs may rewrite at any
-    /// time: each change is taken like one of this file.
+    /// time: each change has the effect of an edit of this file.
     #[serde(default)]
-    pub endpoints_file: Option<PathBuf>,
+    pub endpoints_file: Option<FilePath>,
     /// The model name that the servers know, when it differs from the one that clients send.
     #[serde(default)]
     pub model: Option<String>,
@@ -36,16 +34,16 @@ pub struct Backend {
     /// gateway itself. Copies (`mirror`) and requests that the backend takes for another (`spillTo`) never carry them.
     #[serde(default)]
     pub caller_credentials: Option<CallerCredentials>,
-    /// How an endpoint is picked.
+    /// Choice of an endpoint.
     #[serde(default)]
     pub load_balancing: LoadBalancing,
     /// Active health check; none when left out.
     #[serde(default)]
     pub health_check: Option<HealthCheck>,
-    /// When an endpoint is left alone because of what its answers were like; on with these defaults when left out.
+    /// Ejection of endpoints by their answers; on with these defaults when left out.
     #[serde(default)]
     pub outlier_detection: OutlierDetection,
-    /// When an endpoint counts as full.
+    /// Limits at which an endpoint counts as full.
     #[serde(default)]
     pub capacity: Capacity,
     /// Limits on all that goes to the backend together.
@@ -69,10 +67,10 @@ pub struct Backend {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum CallerCredentials {
-    /// They end at the gateway.
+    /// Removed by the gateway.
     #[default]
     Remove,
-    /// They reach the servers, for callers with accounts of their own there.
+    /// Passed to the servers, for callers with accounts of their own there.
     Pass,
 }
 
@@ -80,15 +78,15 @@ pub enum CallerCredentials {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BackendTls {
-    /// The name that is asked for (SNI) and must stand in the certificate; the host of the URL when left out.
+    /// Server name (SNI) that the certificate must have; the host of the URL when left out.
     pub sni: Option<String>,
     /// The authorities that may have signed it, in PEM; those of the system when left out.
-    pub ca_file: Option<PathBuf>,
-    /// What the gateway shows of itself.
+    pub ca_file: Option<FilePath>,
+    /// Certificate and key that the gateway presents.
     pub client_certificate: Option<CertificateFiles>,
 }
 
-/// What the servers of a backend speak.
+/// Protocol of the servers of a backend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum BackendProtocol {
@@ -99,7 +97,7 @@ pub enum BackendProtocol {
     Http,
 }
 
-/// One server of a backend.
+/// Server of a backend.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Endpoint {
@@ -108,8 +106,8 @@ pub struct Endpoint {
     /// Share of the requests relative to its neighbours; 0 takes none.
     #[serde(default = "one")]
     pub weight: u32,
-    /// Tier: the lowest takes the requests while it has room; further ones stand in. A tier of which less than 5/7 is
-    /// available passes a part of the requests on. For zones: 0 for the endpoints of the own one.
+    /// Tier: the lowest takes the requests while it has room, and higher ones take the rest. A tier of which less than
+    /// 5/7 is available passes a part of the requests on. For zones: 0 for endpoints in the zone of the gateway.
     #[serde(default)]
     pub priority: u32,
 }

@@ -1,4 +1,4 @@
-//! How one endpoint of a backend is picked, and how its health and its room are known.
+//! Load balancing over the endpoints of a backend, and signals of their health and capacity.
 
 use std::num::NonZeroU32;
 
@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::values::{Duration, Size, Status};
 
-/// How an endpoint is picked.
+/// Choice of an endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LoadBalancing {
-    /// The policy.
+    /// Policy of the choice.
     pub policy: PolicyName,
-    /// What keeps a request on its endpoint; for `hash` only, which needs it.
+    /// Part of a request that is hashed; for `hash` only, which needs it.
     pub hash_on: Option<HashOn>,
-    /// How long an endpoint that is new or has returned takes less than its share, rising to all of it; not for `hash`.
+    /// Time in which the share of an endpoint that is new or has recovered rises to its full share; not for `hash`.
     pub slow_start: Option<Duration>,
 }
 
@@ -28,10 +28,10 @@ pub enum PolicyName {
     /// The endpoint with the fewest requests in flight for its weight; of many endpoints, the better of two drawn ones.
     #[default]
     LeastRequest,
-    /// The better of two drawn ones by time to the first token (or to the head of an answer that is no stream) times
-    /// requests in flight. A slow answer counts at once, a fast one only by and by.
+    /// The better of two drawn ones by latency times requests in flight. Latency is the time to the first token, or to
+    /// the head of an answer that is no stream. A slow answer counts at once, a fast one only by and by.
     PeakEwma,
-    /// The same endpoint for the same value of `hashOn`, while it has no more than 1.25 times its share of the requests.
+    /// Endpoint by the value of `hashOn`, always the same while it has no more than 1.25 times its share of the requests.
     Hash,
     /// The endpoint with the fewest requests that wait, as its metrics or load reports say, and fewest in flight of
     /// those; without fresh figures by requests in flight.
@@ -39,7 +39,7 @@ pub enum PolicyName {
 }
 
 impl PolicyName {
-    /// Its name in the configuration.
+    /// Name in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RoundRobin => "roundRobin",
@@ -51,7 +51,7 @@ impl PolicyName {
     }
 }
 
-/// What keeps a request on its endpoint. A request without it goes to the endpoint with the fewest requests in flight.
+/// Part of a request that is hashed. A request without it goes to the endpoint with the fewest requests in flight.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum HashOn {
@@ -66,15 +66,15 @@ pub enum HashOn {
     PromptPrefix(Size),
 }
 
-/// A question to each endpoint at an interval; those that do not answer it well get no traffic. One of `http`, `tcp`,
-/// `grpc` and `completion`.
+/// Probe of each endpoint at an interval; endpoints that fail it get no traffic. One of `http`, `tcp`, `grpc` and
+/// `completion`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HealthCheck {
-    /// A `GET` that must be answered with one of some statuses.
+    /// `GET` that must be answered with one of some statuses.
     #[serde(default)]
     pub http: Option<HttpProbe>,
-    /// A connection that must be taken.
+    /// Connection that must be accepted.
     #[serde(default)]
     pub tcp: Option<TcpProbe>,
     /// A call of `grpc.health.v1.Health/Check` that must be answered with `SERVING`; for backends with `http2: true`.
@@ -129,7 +129,7 @@ impl HttpProbe {
     }
 }
 
-/// A connection that must be taken; nothing is sent.
+/// Connection that must be accepted; nothing is sent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TcpProbe {}
@@ -138,7 +138,7 @@ pub struct TcpProbe {}
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct GrpcProbe {
-    /// The service that is asked for, such as `inference.GRPCInferenceService`; the server as a whole when left out.
+    /// Service in the request, such as `inference.GRPCInferenceService`; the server as a whole when left out.
     pub service: String,
 }
 
@@ -146,9 +146,9 @@ pub struct GrpcProbe {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CompletionProbe {
-    /// Tokens that are asked for.
+    /// Tokens in the request (`max_tokens`).
     pub max_tokens: NonZeroU32,
-    /// The model that is asked; the backend's `model` when left out.
+    /// Model in the request; the backend's `model` when left out.
     pub model: Option<String>,
 }
 
@@ -158,7 +158,7 @@ impl Default for CompletionProbe {
     }
 }
 
-/// When an endpoint is left alone for a while because of what its answers were like.
+/// Ejection of endpoints for a while, by their answers.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct OutlierDetection {
@@ -171,12 +171,12 @@ pub struct OutlierDetection {
     /// How many times the median latency of its neighbours ejects an endpoint; never when left out. Needs three
     /// endpoints with `minimumRequests` each.
     pub latency_factor: Option<f64>,
-    /// Requests of an endpoint in `window` below which neither share nor latency is judged.
+    /// Requests of an endpoint in `window` below which neither share nor latency ejects it.
     pub minimum_requests: NonZeroU32,
     /// The time that share and latency look back.
     pub window: Duration,
-    /// How long the first ejection lasts; each further one lasts one time longer, at most ten times. Then one request at
-    /// a time tries the endpoint until one goes well.
+    /// Length of the first ejection; each further one is longer by as much, up to ten times. Afterwards the endpoint
+    /// gets one request at a time until one succeeds.
     pub ejection_time: Duration,
     /// Share of the endpoints that may be ejected together, rounded down.
     pub max_ejected: f64,
@@ -200,9 +200,9 @@ impl Default for OutlierDetection {
     }
 }
 
-/// Limits on all that goes to a backend together, whatever its endpoints could take, so that what stands behind them is not
-/// flooded. What is over them waits in the queue, spills or is refused like a request that finds no room. How many
-/// connections an endpoint has is `capacity.maxConnections`.
+/// Limits on all that goes to a backend together, whatever its endpoints have room for, so that systems behind them are
+/// not flooded. Requests beyond them wait in the queue, spill or are refused like a request that finds no room. The
+/// limit on connections to an endpoint is `capacity.maxConnections`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CircuitBreaker {
@@ -215,7 +215,7 @@ pub struct CircuitBreaker {
     pub max_retries: Option<u32>,
 }
 
-/// When an endpoint counts as full. Every signal that is given counts; the first that says full wins.
+/// Limits at which an endpoint counts as full. Every signal that is given counts; the first that is reached wins.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Capacity {

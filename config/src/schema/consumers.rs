@@ -1,44 +1,43 @@
-//! `consumers` and `authentication`: who may call and how they show it.
+//! `consumers` and `authentication`: callers, and the credentials that identify them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConsumerLimits;
-use crate::values::{Date, Duration, KeyDigest, Secret};
+use crate::values::{Date, Duration, FilePath, KeyDigest};
 
-/// Somebody who may call.
+/// Identity that may call.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Consumer {
     /// Name in logs, metrics and limits.
     pub name: String,
-    /// Whom the consumer belongs to; its own name when left out.
+    /// Tenant that the consumer belongs to; its own name when left out.
     #[serde(default)]
     pub tenant: Option<String>,
-    /// Rank among those who wait in a queue: a higher one is served before all lower ones.
+    /// Rank in a queue: waiters of a higher rank are served before all lower ones.
     #[serde(default)]
     pub priority: i32,
-    /// Its API keys; all share the consumer's limits.
+    /// API keys; all share the consumer's limits.
     #[serde(default)]
     pub keys: Vec<ConsumerKey>,
-    /// A file with further digests of keys, one a line, as `spillway key new` prints them; after a digest may stand the
-    /// day on which the key ends. Lines that begin with # are comments. Read again when it changes.
+    /// File with further digests of keys, one a line, as `spillway key new` prints them. The day on which a key ends
+    /// may follow its digest. Lines that begin with # are comments. Read again when it changes.
     #[serde(default)]
-    pub keys_file: Option<PathBuf>,
-    /// The token that stands for it, beside its keys.
+    pub keys_file: Option<FilePath>,
+    /// Token that identifies the consumer, beside its keys.
     #[serde(default)]
     pub jwt: Option<ConsumerToken>,
-    /// The certificates that stand for it, beside its keys.
+    /// Certificates that identify the consumer, beside its keys.
     #[serde(default)]
     pub mtls: Option<ConsumerCertificates>,
-    /// Models that it may name, on every route; `*` stands for any characters. All when left out. With it, the bodies of its
-    /// requests are held and read on routes that pass bodies on otherwise, too.
+    /// Models that the consumer may name, on every route; `*` stands for any characters. All when left out. With it,
+    /// the bodies of its requests are held and read on routes that pass bodies on otherwise, too.
     #[serde(default)]
     pub models: Option<Vec<String>>,
-    /// What it may use.
+    /// Limits of the consumer.
     #[serde(default)]
     pub limits: ConsumerLimits,
     /// Credentials for backends that replace the backend's own for this consumer's requests, by the backend's name.
@@ -46,13 +45,13 @@ pub struct Consumer {
     pub credentials: BTreeMap<String, super::Credentials>,
 }
 
-/// A tenant: what all consumers that belong to it may use together, beside what each of them may.
+/// Tenant: limits of all consumers that belong to it together, beside those of each consumer.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tenant {
-    /// Its name, as `consumers[].tenant` or the claim that `claims.tenant` names has it.
+    /// Name, as in `consumers[].tenant` or in the claim that `claims.tenant` names.
     pub name: String,
-    /// What its consumers may use together.
+    /// Limits of its consumers together.
     pub limits: ConsumerLimits,
 }
 
@@ -67,42 +66,42 @@ pub struct ConsumerKey {
     pub expires: Option<Date>,
 }
 
-/// Which tokens stand for a consumer.
+/// Token that identifies a consumer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConsumerToken {
-    /// One of `authentication.jwt`.
+    /// Issuer, one of `authentication.jwt`.
     pub issuer: String,
     /// The token's `sub`.
     pub subject: String,
 }
 
-/// Which certificates stand for a consumer.
+/// Certificates that identify a consumer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConsumerCertificates {
-    /// What they say of who they are, exactly; `authentication.mtls.identity` says where it stands.
+    /// Identities of its certificates, exactly; `authentication.mtls.identity` names the part that holds them.
     pub identities: Vec<String>,
 }
 
-/// Who calls, by the certificate that a client shows to a listener with `tls.clientCertificates`. A key or token that is
-/// sent beside it goes before.
+/// Identification by the certificate that a client presents to a listener with `tls.clientCertificates`. A key or token
+/// in the request takes precedence.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mtls {
-    /// What of the certificate says who calls.
+    /// Part of the certificate that identifies the caller.
     pub identity: CertificateIdentity,
 }
 
-/// What of a certificate says who calls.
+/// Part of a certificate that identifies the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CertificateIdentity {
-    /// An alternative name that is a URI, such as a SPIFFE id.
+    /// Alternative name that is a URI, such as a SPIFFE id.
     SanUri,
-    /// An alternative name that is a host.
+    /// Alternative name that is a host.
     SanDns,
-    /// An alternative name that is a mail address.
+    /// Alternative name that is a mail address.
     SanEmail,
     /// The whole subject, such as `CN=billing, O=Example`.
     Subject,
@@ -110,7 +109,7 @@ pub enum CertificateIdentity {
     CommonName,
 }
 
-/// How callers show who they are.
+/// Credentials that identify callers.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Authentication {
@@ -118,18 +117,18 @@ pub struct Authentication {
     pub api_key: ApiKeyHeaders,
     /// Issuers of tokens that are accepted as `Authorization: Bearer TOKEN`.
     pub jwt: Vec<JwtIssuer>,
-    /// Certificates of clients; they say nothing of who calls when left out.
+    /// Certificates of clients; they identify no caller when left out.
     pub mtls: Option<Mtls>,
-    /// Headers that tell backends who calls. A caller's own are removed on every route.
+    /// Headers that name the consumer to backends. A caller's own are removed on every route.
     pub identity_headers: IdentityHeaders,
-    /// What bad credentials cost their sender.
+    /// Limit on bad credentials from one address.
     pub failures: FailureLimit,
     /// Verified tokens that are remembered until they end, at most.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub token_cache: Option<u32>,
 }
 
-/// The headers that may hold an API key; `authorization` holds it as `Bearer KEY`. A key in the query is not accepted.
+/// Headers that may hold an API key; `authorization` holds it as `Bearer KEY`. A key in the query is not accepted.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ApiKeyHeaders {
@@ -143,7 +142,7 @@ impl Default for ApiKeyHeaders {
     }
 }
 
-/// Headers that tell backends who calls.
+/// Headers that name the consumer to backends.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct IdentityHeaders {
@@ -153,12 +152,12 @@ pub struct IdentityHeaders {
     pub tenant: Option<String>,
 }
 
-/// Bad credentials from one address (of IPv6 the first 64 bits): when there were too many, further requests with
-/// credentials that are not known by heart are refused with 429 before they are looked at.
+/// Limit on bad credentials from one address (of IPv6 the first 64 bits). Beyond it, requests with credentials that
+/// were not verified before are refused with 429, unread.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct FailureLimit {
-    /// How many in how long.
+    /// Bad credentials in a period.
     pub rate: crate::values::Rate,
     /// Addresses that are remembered, at most.
     #[schemars(range(min = 16, max = 1_000_000))]
@@ -179,40 +178,40 @@ impl Default for FailureLimit {
 pub struct JwtIssuer {
     /// The token's `iss`, exactly.
     pub issuer: String,
-    /// One of these must be in the token's `aud`.
+    /// Audiences of which the token's `aud` must have one.
     pub audiences: Vec<String>,
-    /// Where its keys are; found through `ISSUER/.well-known/openid-configuration` when left out.
+    /// Source of its keys; found through `ISSUER/.well-known/openid-configuration` when left out.
     #[serde(default)]
     pub jwks: Option<Jwks>,
-    /// Authorities that its servers are believed by; those of the system when left out.
+    /// Authorities that are trusted for its servers, in PEM; those of the system when left out.
     #[serde(default)]
-    pub ca_file: Option<PathBuf>,
-    /// Signatures that are accepted.
+    pub ca_file: Option<FilePath>,
+    /// Algorithms of signatures that are accepted.
     #[serde(default = "all_algorithms")]
     pub algorithms: Vec<JwtAlgorithm>,
-    /// How far clocks may differ.
+    /// Largest difference between clocks.
     #[serde(default = "leeway")]
     pub leeway: Duration,
-    /// What tokens say of a caller that is no consumer of the file. Without it only consumers with `jwt` may call.
+    /// Claims that identify callers which are no consumer of the file. Without it only consumers with `jwt` may call.
     #[serde(default)]
     pub claims: Option<Claims>,
-    /// What each consumer that is made from claims may use.
+    /// Limits of each consumer that is made from claims.
     #[serde(default)]
     pub limits: ConsumerLimits,
-    /// The same by the value of the claim that `claims.plan` names.
+    /// Limits by the value of the claim that `claims.plan` names.
     #[serde(default)]
     pub plans: BTreeMap<String, ConsumerLimits>,
 }
 
-/// Where an issuer's keys are.
+/// Source of an issuer's keys.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Jwks {
-    /// A JSON Web Key Set, fetched and kept; an issuer that is down changes nothing.
+    /// URL of a JSON Web Key Set, fetched and kept; the keys stay valid while the issuer is down.
     pub url: Option<String>,
-    /// The same in a file, read again when it changes.
-    pub file: Option<PathBuf>,
-    /// How often it is fetched; an unknown key id asks for it at once, but not more than every ten seconds.
+    /// File with a JSON Web Key Set, read again when it changes.
+    pub file: Option<FilePath>,
+    /// Time between two fetches; an unknown key id causes one at once, but not more than every ten seconds.
     pub refresh: Duration,
 }
 
@@ -263,25 +262,17 @@ pub enum JwtAlgorithm {
     EdDsa,
 }
 
-/// Which claims say who calls: names of claims, with dots for claims inside claims.
+/// Names of the claims that identify a caller, with dots for claims inside claims.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Claims {
-    /// The consumer's name, such as `sub`. A token that names a consumer of the file is refused: that one says itself
-    /// which tokens stand for it.
+    /// Claim with the consumer's name, such as `sub`. A token that names a consumer of the file is refused, because
+    /// the consumer's own `jwt` says which tokens identify it.
     pub consumer: String,
-    /// The tenant; the consumer's name when left out.
+    /// Claim with the tenant; the consumer's name when left out.
     #[serde(default)]
     pub tenant: Option<String>,
-    /// One of `plans`.
+    /// Claim with the name of one of `plans`.
     #[serde(default)]
     pub plan: Option<String>,
-}
-
-/// The secrets of all consumers.
-pub(crate) fn secrets(consumers: &mut [Consumer]) -> impl Iterator<Item = &mut Secret> {
-    consumers
-        .iter_mut()
-        .flat_map(|consumer| consumer.credentials.values_mut())
-        .map(|credentials| &mut credentials.bearer)
 }

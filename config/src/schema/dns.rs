@@ -1,22 +1,22 @@
-//! `dns`: who is asked for the addresses of endpoints that are written with a name.
+//! `dns`: servers that resolve the names of endpoints.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::values::{DnsServer, Duration};
 
-/// How the names of endpoints are resolved. A name is asked again when its time to live is over; while nobody answers its
-/// last addresses are kept. Requests never wait for it. `/etc/hosts` goes before all servers.
+/// Resolution of the names of endpoints. A name is resolved again when its time to live is over; while no server
+/// answers, its last addresses are kept. Requests never wait for it. `/etc/hosts` goes before all servers.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Dns {
-    /// The servers that are asked; those of `/etc/resolv.conf`, with its search domains, when left out.
+    /// DNS servers; those of `/etc/resolv.conf`, with its search domains, when left out.
     pub servers: Vec<DnsServer>,
-    /// A name is asked again no sooner, however short its time to live is.
+    /// Shortest time until a name is resolved again, however short its time to live is.
     pub min_ttl: Duration,
-    /// A name is asked again no later, however long its time to live is.
+    /// Longest time until a name is resolved again, however long its time to live is.
     pub max_ttl: Duration,
-    /// Time for one answer of a server; a second one is asked then.
+    /// Time for an answer of a server; then the next server is asked.
     pub timeout: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! `consumers[].limits`, `prices` and `state`: how much may be used, what it costs, where it is counted.
+//! `consumers[].limits`, `prices` and `state`: limits, prices, and the stores of counts.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -6,44 +6,44 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Duration, Rate, Secret};
+use crate::values::{Duration, FilePath, Rate, Secret, StatePath};
 
-/// What happens to a request that is over a limit.
+/// Treatment of a request that is over a limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum OnExceeded {
-    /// It is refused with 429.
+    /// Refused with 429.
     #[default]
     Reject,
-    /// It is answered by the `whenSaturated.spillTo` of its route, and refused where that cannot. It holds at most
-    /// `models[].overLimitShare` of a model's sequences and never waits for one.
+    /// Answered by the `whenSaturated.spillTo` of its route, and refused where that cannot. Such requests hold at most
+    /// `models[].overLimitShare` of a model's sequences and never wait for one.
     Spill,
-    /// It passes and is counted in `spillway_limit_shadow_refusals_total`, so that a limit can be tried on live traffic.
+    /// Passed, and counted in `spillway_limit_shadow_refusals_total`, so that a limit can be tried on live traffic.
     Shadow,
 }
 
-/// What a consumer may use, all its keys together; or a tenant, all its consumers together.
+/// Limits of a consumer, over all its keys; or of a tenant, over all its consumers.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ConsumerLimits {
-    /// How many requests in how long.
+    /// Requests in a period.
     pub requests: Option<Rate>,
-    /// How many requests may come at once; as many as `requests` names when left out.
+    /// Requests that may come at once; as many as `requests` names when left out.
     pub burst: Option<NonZeroU32>,
-    /// How many tokens, read and written, in how long.
+    /// Tokens, read and written, in a period.
     pub tokens: Option<Rate>,
-    /// How many tokens may be taken at once; as many as `tokens` names when left out. A request that asks for more is
+    /// Tokens that may be reserved at once; as many as `tokens` names when left out. A request that asks for more is
     /// refused with 400.
     pub token_burst: Option<NonZeroU32>,
-    /// How many requests may run at the same time.
+    /// Requests that may run at the same time.
     pub concurrency: Option<NonZeroU32>,
-    /// What may be used up in a day or a month.
+    /// Budget of a day or a month.
     pub budget: Option<Budget>,
-    /// What happens to a request that is over `requests`, `tokens` or `concurrency`.
+    /// Treatment of a request that is over `requests`, `tokens` or `concurrency`.
     pub on_exceeded: OnExceeded,
 }
 
-/// What may be used up in a day or a month (UTC). When it is spent, requests are refused with `insufficient_quota`, unless
+/// Budget of a day or a month (UTC). When it is spent, requests are refused with `insufficient_quota`, unless
 /// `onExceeded` says otherwise.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -55,9 +55,9 @@ pub struct Budget {
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub usd: Option<f64>,
-    /// When it begins anew.
+    /// Period after which the budget is full again.
     pub per: Period,
-    /// What happens to a request when it is spent.
+    /// Treatment of a request when the budget is spent.
     #[serde(default)]
     pub on_exceeded: OnExceeded,
 }
@@ -72,7 +72,7 @@ pub enum Period {
     Month,
 }
 
-/// What a model costs, in US dollars for a million tokens.
+/// Price of a model, in US dollars for a million tokens.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Price {
@@ -90,7 +90,7 @@ pub struct Price {
     pub output: f64,
 }
 
-/// Where what outlives a request or the process is kept.
+/// Stores of what outlives a request or the process.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct State {
@@ -100,21 +100,21 @@ pub struct State {
     pub limits: Option<LimitState>,
 }
 
-/// Where budgets are kept.
+/// Store of budgets.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BudgetState {
-    /// An SQLite file; made when it is not there.
-    pub sqlite: PathBuf,
+    /// SQLite file; created when it does not exist.
+    pub sqlite: StatePath,
 }
 
 impl Default for BudgetState {
     fn default() -> Self {
-        Self { sqlite: PathBuf::from("state/budgets.db") }
+        Self { sqlite: PathBuf::from("state/budgets.db").into() }
     }
 }
 
-/// Where levels of limits are kept.
+/// Store of the levels of limits.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LimitState {
@@ -126,21 +126,21 @@ pub struct LimitState {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RedisState {
-    /// Its address: redis://HOST:PORT/DATABASE, or rediss:// for TLS.
+    /// Address of the server: redis://HOST:PORT/DATABASE, or rediss:// for TLS.
     pub url: String,
-    /// Authorities that a server with TLS is believed by; those of the system when left out.
+    /// Authorities that are trusted for a server with TLS, in PEM; those of the system when left out.
     #[serde(default)]
-    pub ca_file: Option<PathBuf>,
-    /// Its password.
+    pub ca_file: Option<FilePath>,
+    /// Password of the server.
     #[serde(default)]
     pub password: Option<Secret>,
-    /// Put before every key, so that several groups of gateways may use one server.
+    /// Prefix of every key, so that several groups of gateways may use one server.
     #[serde(default = "key_prefix")]
     pub key_prefix: String,
-    /// Longest wait for it; then a request is judged by what this gateway knows.
+    /// Longest wait for the server; then this gateway decides by its own counts.
     #[serde(default = "redis_timeout")]
     pub timeout: Duration,
-    /// What happens while it is not there.
+    /// Behaviour while the server is unreachable.
     #[serde(default)]
     pub on_failure: OnStoreFailure,
 }
@@ -153,7 +153,7 @@ fn redis_timeout() -> Duration {
     Duration::millis(50)
 }
 
-/// What happens while a shared store is not there.
+/// Behaviour while a shared store is unreachable.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum OnStoreFailure {

@@ -1,13 +1,12 @@
 //! `listeners`: the addresses that clients connect to.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Acme;
-use crate::values::{Duration, ListenAddress, Network, Size};
+use crate::values::{Duration, FilePath, ListenAddress, Network, Size};
 
 /// An address that clients connect to.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -18,27 +17,27 @@ pub struct Listener {
     pub name: Option<String>,
     /// IP and port, such as 0.0.0.0:8080.
     pub address: ListenAddress,
-    /// What it speaks.
+    /// Protocol of the listener.
     #[serde(default)]
     pub protocol: ListenerProtocol,
     /// Certificates and who may connect; needed by `https`.
     #[serde(default)]
     pub tls: Option<ListenerTls>,
-    /// Whether paths with `%2F` or `%5C` pass on routes that do not say it themselves.
+    /// Treatment of paths with `%2F` or `%5C` on routes without a rule of their own.
     #[serde(default)]
     pub encoded_slashes: EncodedSlashes,
-    /// Who the caller is behind a proxy that says so in a header.
+    /// Address of clients behind proxies, from a header.
     #[serde(default)]
     pub client_address: Option<ClientAddress>,
-    /// Who the caller is behind a proxy that says so before the first byte.
+    /// Address of clients behind proxies, from the PROXY protocol.
     #[serde(default)]
     pub proxy_protocol: Option<ProxyProtocol>,
-    /// What one client, and all of them together, may take.
+    /// Limits on clients.
     #[serde(default)]
     pub limits: ListenerLimits,
 }
 
-/// What a listener speaks.
+/// Protocol of a listener.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ListenerProtocol {
@@ -51,8 +50,8 @@ pub enum ListenerProtocol {
     H2c,
 }
 
-/// Handling of a path with an encoded slash or backslash (`%2F`, `%5C`), which one server reads as a separator and another
-/// as part of a name.
+/// Handling of a path with an encoded slash or backslash (`%2F`, `%5C`). One server reads it as a separator, another as
+/// part of a name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum EncodedSlashes {
@@ -68,14 +67,14 @@ pub enum EncodedSlashes {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListenerTls {
-    /// One is chosen by the name that the client asks for (SNI): an exact name before a wildcard. The first one is
-    /// shown to a client that asks for none of them. The files are read again when they change.
+    /// Certificates, chosen by the name that the client asks for (SNI): an exact name before a wildcard. A client that
+    /// asks for another name gets the first. The files are read again when they change.
     #[serde(default)]
     pub certificates: Vec<CertificateFiles>,
-    /// A certificate that is asked for at an authority and renewed, beside those in files or alone.
+    /// Certificate that is ordered from an authority and renewed, beside those in files or alone.
     #[serde(default)]
     pub acme: Option<Acme>,
-    /// Certificates of clients; none are asked for when left out.
+    /// Certificates of clients; not requested when left out.
     #[serde(default)]
     pub client_certificates: Option<ClientCertificates>,
     /// The oldest version of TLS that a client may speak.
@@ -88,9 +87,9 @@ pub struct ListenerTls {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CertificateFiles {
     /// The certificate, followed by those that lead to an authority.
-    pub cert_file: PathBuf,
+    pub cert_file: FilePath,
     /// The private key: PKCS #8, PKCS #1 or SEC 1, without a password.
-    pub key_file: PathBuf,
+    pub key_file: FilePath,
 }
 
 /// Certificates of clients.
@@ -98,13 +97,13 @@ pub struct CertificateFiles {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClientCertificates {
     /// The authorities that sign them, in PEM.
-    pub ca_file: PathBuf,
-    /// Whether a client must show one.
+    pub ca_file: FilePath,
+    /// Requirement of a certificate.
     #[serde(default)]
     pub mode: ClientCertificateMode,
 }
 
-/// Whether a client must show a certificate. One that is shown must be sound in both cases.
+/// Requirement of a client certificate. A certificate that is presented must be valid in both cases.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ClientCertificateMode {
@@ -127,19 +126,19 @@ pub enum TlsVersion {
     V13,
 }
 
-/// Who the caller is behind a proxy that says so in a header. The header is read from its end, through trusted proxies
-/// only: what anybody else wrote into it is not believed.
+/// Address of clients behind proxies, from a header. The header is read from its end and through trusted proxies only;
+/// entries of others are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClientAddress {
     /// Addresses of the proxies.
     pub trusted_proxies: Vec<Network>,
-    /// The header that they write.
+    /// Header that they write.
     #[serde(default)]
     pub header: ClientAddressHeader,
 }
 
-/// A header in which proxies say whom they speak for.
+/// Header with the address of the client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum ClientAddressHeader {
     /// `X-Forwarded-For` and `X-Forwarded-Proto`.
@@ -151,15 +150,15 @@ pub enum ClientAddressHeader {
     Forwarded,
 }
 
-/// The PROXY protocol, version 1 or 2, in which a proxy says whom it speaks for before the first byte of a connection.
+/// PROXY protocol, version 1 or 2: a proxy sends the address of the client before the first byte of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProxyProtocol {
-    /// Addresses of the proxies. Each of their connections must begin with it; nobody else's may.
+    /// Addresses of the proxies. Their connections must begin with the protocol; those of others must not.
     pub from: Vec<Network>,
 }
 
-/// What one client, and all of them together, may take.
+/// Limits on clients, each and together.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ListenerLimits {

@@ -1,6 +1,6 @@
-//! What a person writes: one file for each top-level key, decoded by serde and described by JSON Schema from the same
-//! types. Doc comments here become the descriptions that editors show, so they speak to the operator.
-//! References between parts are checked in `validate`, never here; nothing here has run-time state.
+//! Schema of the file: one module for each top-level key, decoded by serde and described by JSON Schema from the same
+//! types. Doc comments become the descriptions that editors show, so they are written for operators. References between
+//! parts are checked in `validate`, never here; nothing here has run-time state.
 
 mod acme;
 mod admin;
@@ -21,7 +21,6 @@ pub use balancing::{
     Adaptive, Capacity, CircuitBreaker, CompletionProbe, GrpcProbe, HashOn, HealthCheck, HttpProbe, KvCache,
     LoadBalancing, OutlierDetection, PolicyName, QueueDepth, TcpProbe,
 };
-pub(crate) use consumers::secrets as consumer_secrets;
 pub use consumers::{
     ApiKeyHeaders, Authentication, CertificateIdentity, Claims, Consumer, ConsumerCertificates, ConsumerKey,
     ConsumerToken, FailureLimit, IdentityHeaders, Jwks, JwtAlgorithm, JwtIssuer, Mtls, Tenant,
@@ -52,44 +51,44 @@ use crate::values::{Duration, Size};
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
-    /// Where clients connect.
+    /// Addresses that clients connect to.
     pub listeners: Vec<Listener>,
-    /// The address for operators: metrics, health, configuration.
+    /// Address for operators: metrics, health, configuration.
     #[serde(default)]
     pub admin: Option<Admin>,
     /// Groups of servers that answer requests.
     #[serde(default)]
     pub backends: Vec<Backend>,
-    /// Models that run inside the gateway.
+    /// Built-in models, which the gateway runs itself.
     #[serde(default)]
     pub models: Vec<Model>,
-    /// Who may call.
+    /// Identities that may call.
     #[serde(default)]
     pub consumers: Vec<Consumer>,
-    /// Whom consumers belong to, and what those of one tenant may use together.
+    /// Tenants that consumers belong to, and the limits of all consumers of each together.
     #[serde(default)]
     pub tenants: Vec<Tenant>,
-    /// How callers show who they are.
+    /// Credentials that identify callers.
     #[serde(default)]
     pub authentication: Option<Authentication>,
-    /// What models cost, for budgets in money.
+    /// Prices of models, for budgets in money.
     #[serde(default)]
     pub prices: Vec<Price>,
-    /// Which requests go where.
+    /// Routes from requests to backends and models.
     pub routes: Vec<Route>,
-    /// Where budgets and the levels of limits are kept.
+    /// Stores of budgets and of the levels of limits.
     #[serde(default)]
     pub state: State,
     /// Traces and logs.
     #[serde(default)]
     pub telemetry: Telemetry,
-    /// How the names of endpoints are resolved.
+    /// Resolution of the names of endpoints.
     #[serde(default)]
     pub dns: Dns,
     /// Limits of the whole process.
     #[serde(default)]
     pub limits: ProcessLimits,
-    /// How the process ends.
+    /// End of the process.
     #[serde(default)]
     pub shutdown: Shutdown,
 }
@@ -105,8 +104,8 @@ pub struct ProcessLimits {
     /// known of it (of IPv6 the first 64 bits). A request that would use more is refused with 429, and one whose body alone
     /// is longer with 413. It may be changed while the gateway runs.
     pub buffered_bodies_per_caller: Size,
-    /// Memory for answers that their clients have not taken yet, over all requests. While it lasts, a server's answer is
-    /// read to its end and the server is free for others, however slowly the client reads. When it is spent, servers are
+    /// Memory for answers that clients have not read yet, over all requests. While it lasts, a server's answer is read
+    /// to its end and the server is free for others, however slowly the client reads. When it is spent, servers are
     /// read as fast as clients take. Memory that is held counts, in pieces of 1 KiB to 64 KiB and 128 bytes for each.
     pub buffered_answers: Size,
     /// The share of one request in `bufferedAnswers`.
@@ -114,18 +113,18 @@ pub struct ProcessLimits {
     /// Callers whose level is kept for each rule of limits; past it those that are full soonest are forgotten.
     #[schemars(range(min = 1024, max = 16_777_216))]
     pub limit_keys: u32,
-    /// Memory for all models inside together, of whatever device; three quarters of what the process may use (its
-    /// control group counts) when left out, which a GPU with more than that must be given by this key. A model that does
-    /// not fit beside the others has those unloaded that are not kept warm and that nobody uses, the one that was needed
-    /// longest ago first; without such, it is not loaded. Memory counts until it was given back; one that is kept warm
-    /// keeps its share while it is not loaded.
+    /// Memory for all built-in models together, of any device; three quarters of what the process may use (its control
+    /// group counts) when left out. A GPU with more memory than that needs this key. For a model that does not fit
+    /// beside the others, models are unloaded that are not kept warm and not in use, the least recently used first;
+    /// without such, it is not loaded. Memory counts until it is released; a model that is kept warm keeps its share
+    /// while it is not loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_memory: Option<Size>,
-    /// File descriptors that neither connections of clients nor of servers may take: for the admin address, files, names
-    /// and stores. Connections to servers stop at the limit of open files (`ulimit -n`) less this number, new connections
-    /// of clients at the limit less twice this number. An eighth of the limit when left out, at least 16 and at most
-    /// 1024; never more than a quarter of the limit. `spillway_descriptor_shortages_total` counts connections that were
-    /// closed for it.
+    /// File descriptors that neither connections of clients nor of servers may take: for the admin address, files,
+    /// names and stores. Connections to servers stop at the limit of open files (`ulimit -n`) less this number. New
+    /// connections of clients stop at the limit less twice this number. An eighth of the limit when left out, at least
+    /// 16 and at most 1024; never more than a quarter of the limit. `spillway_descriptor_shortages_total` counts
+    /// connections that were closed for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reserved_descriptors: Option<NonZeroU32>,
 }
@@ -144,11 +143,11 @@ impl Default for ProcessLimits {
     }
 }
 
-/// How the process ends.
+/// End of the process.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Shutdown {
-    /// How long running requests may go on after SIGTERM.
+    /// Time for running requests after SIGTERM.
     pub drain_timeout: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! `models`: what runs inside the gateway.
+//! `models`: built-in models.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Duration, Size};
+use crate::values::{Duration, ModelPath, Size};
 
-/// A model that runs inside the gateway.
+/// Built-in model, which the gateway runs itself.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Model {
@@ -17,11 +17,11 @@ pub struct Model {
     pub name: String,
     /// A GGUF file, or a model in safetensors as Hugging Face's libraries keep it: its folder, or the file of its weights
     /// (or the index of their parts) in that folder.
-    pub source: PathBuf,
-    /// What it is for; worked out from the file when left out, and an error when the file is for something else.
+    pub source: ModelPath,
+    /// Task of the model; found from the file when left out. A file for another task is an error.
     #[serde(default)]
     pub task: Option<ModelTask>,
-    /// Where it runs.
+    /// Device that runs the model.
     #[serde(default)]
     pub device: Device,
     /// Threads that it runs on where it runs on the CPU, at most one for each logical processor. When left out: one for
@@ -34,10 +34,10 @@ pub struct Model {
     /// Answers written at the same time; 16 when left out.
     #[serde(default)]
     pub max_sequences: Option<NonZeroU32>,
-    /// Requests that wait for a place; a further one is refused.
+    /// Requests that wait for a sequence; further ones are refused.
     #[serde(default = "Model::default_queue")]
     pub max_queue: u32,
-    /// Longest estimated wait for a first token at which a request is still taken.
+    /// Longest estimated wait for a first token at which a request is still accepted.
     #[serde(default = "Model::default_queue_wait")]
     pub max_queue_wait: Duration,
     /// Share of the sequences that requests over a limit (`onExceeded: spill`) may hold, a quarter when left out; they
@@ -45,33 +45,33 @@ pub struct Model {
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub over_limit_share: Option<f64>,
-    /// How long a caller may read nothing before its answer is given up; 10s when left out.
+    /// Time that a caller may read nothing before its answer is cancelled; 10s when left out.
     #[serde(default)]
     pub stall_timeout: Option<Duration>,
-    /// Whether it is loaded at the start and stays. Otherwise it is loaded when the first request needs it, which waits
-    /// for that, and unloaded after `idleUnload`.
+    /// Loads the model at the start and keeps it. Otherwise the first request that needs the model loads it and waits,
+    /// and the model is unloaded after `idleUnload`.
     #[serde(default = "Model::default_keep_warm")]
     pub keep_warm: bool,
-    /// How long a model that is not kept warm stays loaded when nobody needs it; 5m when left out.
+    /// Time that a model that is not kept warm stays loaded without requests; 5m when left out.
     #[serde(default)]
     pub idle_unload: Option<Duration>,
     /// Device memory that it may take; it is refused at load when it needs more.
     #[serde(default)]
     pub memory: Option<Size>,
-    /// Memory for what running answers remember (the KV cache), shared by all of them and part of `memory`; half the
-    /// file's size, 16 MiB at least and one full context in any case when left out. Where it is short, the youngest
-    /// answers wait and are read again. Beginnings that prompts have in common are kept in it once.
+    /// Memory for the KV cache, shared by all running answers and part of `memory`; half the file's size, 16 MiB at
+    /// least and one full context in any case when left out. Where it is short, the youngest answers wait and are read
+    /// again. Beginnings that prompts have in common are kept in it once.
     #[serde(default)]
     pub kv_cache: Option<Size>,
-    /// How long a pause between two words of an answer may become because somebody else's long prompt is being read;
-    /// never less than twice what a word takes without that. 50ms when left out.
+    /// Longest pause between two tokens of an answer while a long prompt of another request is read; never less than
+    /// twice the time of a token without that. 50ms when left out.
     #[serde(default)]
     pub token_pause: Option<Duration>,
 }
 
 /// The weights of a model in safetensors within its folder: the first of these that is there.
 const SAFETENSORS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
-/// What a model in safetensors is beside its weights.
+/// Files of a model in safetensors beside its weights.
 const BESIDE_SAFETENSORS: [&str; 9] = [
     "config.json",
     "generation_config.json",
@@ -87,10 +87,10 @@ const BESIDE_SAFETENSORS: [&str; 9] = [
 const MOST_PARTS: usize = 1024;
 
 impl Model {
-    /// The files that it is read from, first that of its weights; not all of the others need to be there. A folder is none
-    /// of them: whatever else is put into it makes no other model.
+    /// Files that the model is read from, its weights first; the others need not all exist. A folder itself is not
+    /// among them: further files in it do not change the model.
     pub fn files(&self) -> Vec<PathBuf> {
-        let mut files = vec![self.source.clone()];
+        let mut files = vec![self.source.to_path_buf()];
         if self.source.is_dir() {
             let [whole, index] = SAFETENSORS.map(|name| self.source.join(name));
             let is_in_parts = !whole.exists() && index.exists();
@@ -109,7 +109,7 @@ impl Model {
         files
     }
 
-    /// The keys that are written and that only a model which writes text has a use for.
+    /// Keys in the file that have an effect only on a model which writes text.
     pub fn keys_for_text(&self) -> Vec<&'static str> {
         let keys = [
             ("maxSequences", self.max_sequences.is_some()),
@@ -129,11 +129,11 @@ impl Model {
     pub fn over_limit_share(&self) -> f64 {
         self.over_limit_share.unwrap_or(0.25)
     }
-    /// How long a caller may read nothing before its answer is given up.
+    /// Time that a caller may read nothing before its answer is cancelled.
     pub fn stall_timeout(&self) -> std::time::Duration {
         self.stall_timeout.map_or(std::time::Duration::from_secs(10), |timeout| timeout.0)
     }
-    /// How long a pause between two words of an answer may become because somebody else's long prompt is being read.
+    /// Longest pause between two tokens of an answer while a long prompt of another request is read.
     pub fn token_pause(&self) -> std::time::Duration {
         self.token_pause.map_or(std::time::Duration::from_millis(50), |pause| pause.0)
     }
@@ -146,7 +146,7 @@ impl Model {
     fn default_keep_warm() -> bool {
         true
     }
-    /// How long a model that is not kept warm stays loaded when nobody needs it.
+    /// Time that a model that is not kept warm stays loaded without requests.
     pub fn idle_unload(&self) -> std::time::Duration {
         self.idle_unload.map_or(std::time::Duration::from_secs(300), |idle| idle.0)
     }
@@ -159,13 +159,13 @@ fn parts(index: &Path) -> Option<BTreeSet<PathBuf>> {
     Some(names.map(|name| index.with_file_name(name)).collect())
 }
 
-/// Whatever may be a part.
+/// All files that may be parts.
 fn all_parts(folder: &Path) -> BTreeSet<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect()
 }
 
-/// What a model is for.
+/// Task of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ModelTask {
@@ -177,7 +177,7 @@ pub enum ModelTask {
     Rerank,
 }
 
-/// Where a model runs.
+/// Device that runs a model.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Device {
@@ -190,6 +190,6 @@ pub enum Device {
     Software,
     /// The first adapter whose name contains this text.
     Name(String),
-    /// The adapter at this place in the list that the log prints.
+    /// Adapter at this index of the list that the log prints.
     Index(u32),
 }

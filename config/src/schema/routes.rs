@@ -1,4 +1,4 @@
-//! `routes`: which requests go where, through which filters, and what happens when there is no room.
+//! `routes`: matches, filters, targets, and actions when there is no room.
 
 use std::num::NonZeroU32;
 
@@ -21,28 +21,28 @@ pub struct Route {
     /// A request matches when one of these does; everything when left out.
     #[serde(default)]
     pub matches: Vec<Match>,
-    /// Whether paths with `%2F` or `%5C` pass here, such as GitLab's `/projects/group%2Fname` or npm's `/@scope%2Fname`;
-    /// as the listener says when left out.
+    /// Treatment of paths with `%2F` or `%5C`, such as GitLab's `/projects/group%2Fname` or npm's `/@scope%2Fname`; as
+    /// the listener says when left out.
     #[serde(default)]
     pub encoded_slashes: Option<EncodedSlashes>,
-    /// Whether the caller must show who it is; `required` when the file names consumers or authentication, else `none`.
+    /// Identification of callers; `required` when the file names consumers or authentication, else `none`.
     #[serde(default)]
     pub authentication: Option<RouteAuthentication>,
-    /// Who of the known callers may use it; all when left out. For anybody else it is not there (404).
+    /// Callers that may use the route, of those that are identified; all when left out. Others get 404.
     #[serde(default)]
     pub access: Option<Access>,
     /// Steps that a request passes in this order.
     #[serde(default)]
     pub filters: Vec<FilterEntry>,
-    /// Where requests go, by weight.
+    /// Targets of the requests, by weight.
     pub backend_refs: Vec<BackendRef>,
-    /// Keeps one caller on one backend of a weighted split.
+    /// Keeps each caller on one backend of a weighted split.
     #[serde(default)]
     pub sticky: Option<Sticky>,
-    /// What happens when no endpoint has room.
+    /// Actions when no endpoint has room.
     #[serde(default)]
     pub when_saturated: Option<WhenSaturated>,
-    /// What happens when no endpoint is available or all tries failed; like `whenSaturated` when left out.
+    /// Actions when no endpoint is available or all attempts failed; like `whenSaturated` when left out.
     #[serde(default)]
     pub when_unavailable: Option<WhenUnavailable>,
     /// Time limits.
@@ -51,12 +51,13 @@ pub struct Route {
     /// Further tries when an attempt fails before the first byte of its answer.
     #[serde(default)]
     pub retry: Retry,
-    /// Which requests may be answered by `spillTo`; all that it can do when left out.
+    /// Limits on the requests that `spillTo` may answer; all that it can answer when left out.
     #[serde(default)]
     pub spill: Option<SpillLimits>,
-    /// Whether a stream that dies after its first byte is continued from the text so far, marked in the stream: by another
-    /// endpoint of the route that has room, which must continue an assistant's last message (vLLM, SGLang and llama.cpp
-    /// do), else by the model that `whenUnavailable` spills to. Else it ends with an error event.
+    /// Continues a stream that breaks after its first byte from the text so far, with a mark in the stream. Another
+    /// endpoint of the route with room continues it, else the model that `whenUnavailable` spills to. The endpoint must
+    /// continue an assistant's last message; vLLM, SGLang and llama.cpp do. Without either the stream ends with an
+    /// error event.
     #[serde(default)]
     pub resume: bool,
     /// Size limits.
@@ -64,7 +65,7 @@ pub struct Route {
     pub limits: BodyLimits,
 }
 
-/// All that is named must hold.
+/// Conditions of a match. Every one that is given must be met.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Match {
@@ -80,15 +81,15 @@ pub struct Match {
     pub when: Option<String>,
 }
 
-/// Who of the known callers may use a route. All that is named must hold.
+/// Callers that may use a route, of those that are identified. Every rule here must be met.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Access {
-    /// One of these consumers.
+    /// Consumers, of which the caller must be one.
     pub consumers: Vec<String>,
-    /// A consumer of one of these tenants.
+    /// Tenants, of which the caller must belong to one.
     pub tenants: Vec<String>,
-    /// A token with all of these scopes (its claim `scope` or `scp`). An API key has none.
+    /// Scopes that the token of the caller must all have (claim `scope` or `scp`). An API key has none.
     pub scopes: Vec<String>,
 }
 
@@ -110,11 +111,11 @@ pub enum PathMatch {
 pub struct HeaderMatch {
     /// Header name, in any case.
     pub name: String,
-    /// Its value, exactly.
+    /// Value, exactly.
     pub exact: String,
 }
 
-/// Whether a caller must show who it is.
+/// Identification of callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum RouteAuthentication {
@@ -122,16 +123,16 @@ pub enum RouteAuthentication {
     Required,
     /// A known or an anonymous caller; a bad credential is refused.
     Optional,
-    /// Credentials are not looked at and pass to the backend.
+    /// Credentials are not read, and are treated as `callerCredentials` says.
     None,
 }
 
-/// One step of a route's filter chain: `{NAME: CONFIGURATION}`.
+/// Step of a route's filter chain: `{NAME: CONFIGURATION}`.
 #[derive(Debug, Clone)]
 pub struct FilterEntry {
-    /// The filter's name.
+    /// Name of the filter.
     pub name: String,
-    /// Its configuration, decoded by the filter.
+    /// Configuration, decoded by the filter.
     pub config: serde_json::Value,
 }
 
@@ -169,13 +170,13 @@ pub struct BackendRef {
     /// A backend.
     #[serde(default)]
     pub name: Option<String>,
-    /// A model inside the gateway.
+    /// Built-in model.
     #[serde(default)]
     pub model: Option<String>,
     /// Share of the requests relative to its neighbours of the same priority; 0 takes none.
     #[serde(default = "one")]
     pub weight: u32,
-    /// Its tier: a higher number takes requests only when no lower one is available or has room.
+    /// Tier: a higher number takes requests only when no lower one is available or has room.
     #[serde(default)]
     pub priority: u32,
 }
@@ -184,25 +185,25 @@ fn one() -> u32 {
     1
 }
 
-/// What keeps one caller on one backend of a weighted split.
+/// Assignment of each caller to one backend of a weighted split.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Sticky {
-    /// The value of this header.
+    /// Header whose value is assigned to a backend.
     pub header: String,
 }
 
-/// What happens when no endpoint has room, in this order.
+/// Actions when no endpoint has room, in this order.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct WhenSaturated {
     /// The route's other backends of the same priority are tried first.
     pub try_others: bool,
-    /// Requests wait for a place before anything else is done.
+    /// Queue in which requests wait for a slot first.
     pub queue: Option<Queue>,
-    /// A model inside the gateway, or a backend, that answers instead.
+    /// Built-in model or backend that answers instead.
     pub spill_to: Option<String>,
-    /// The refusal that is left.
+    /// Refusal as the last action.
     pub reject: Option<Reject>,
 }
 
@@ -212,7 +213,7 @@ impl Default for WhenSaturated {
     }
 }
 
-/// Requests that wait for a place at an endpoint: those of the highest consumer `priority` first, tenants in turn, the
+/// Requests that wait for a slot at an endpoint: those of the highest consumer `priority` first, tenants in turn, the
 /// oldest of a tenant first; once the queue has not been empty for `maxWait`, the newest first. One that cannot be
 /// reached in time, as far as the recent rate tells, is moved on at once.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -234,12 +235,12 @@ impl Queue {
     }
 }
 
-/// Which requests may be answered by `spillTo`: those that meet every rule here. The others are treated as if there were
-/// no spill.
+/// Limits on the requests that `spillTo` may answer: those that meet every rule here. The others are treated as if
+/// there were no spill.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SpillLimits {
-    /// Longest prompt in tokens: of the model inside, or a quarter of the bytes where a backend stands in.
+    /// Longest prompt in tokens: of the built-in model, or a quarter of the bytes where a backend answers.
     pub max_prompt_tokens: Option<NonZeroU32>,
     /// Models that callers name; `*` stands for any characters. All when left out.
     pub models: Option<Vec<String>>,
@@ -250,23 +251,23 @@ pub struct SpillLimits {
     pub percent: Option<f64>,
 }
 
-/// What happens when no endpoint is available, in this order.
+/// Actions when no endpoint is available, in this order.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct WhenUnavailable {
-    /// A model inside the gateway, or a backend, that answers instead.
+    /// Built-in model or backend that answers instead.
     pub spill_to: Option<String>,
-    /// The refusal that is left.
+    /// Refusal as the last action.
     pub reject: Option<Reject>,
 }
 
-/// How a request is refused.
+/// Refusal of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Reject {
     /// 429 or 503.
     pub status: Status,
-    /// What Retry-After says where no queue has measured how fast places come free.
+    /// `Retry-After` of the refusal, where no queue has measured how fast slots are released.
     pub retry_after: Duration,
 }
 
@@ -280,9 +281,9 @@ impl Default for Reject {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RouteTimeouts {
-    /// From its arrival to the last byte of its answer.
+    /// Time from the arrival of the request to the last byte of its answer.
     pub request: Duration,
-    /// One attempt: until its head for event streams, else until its last byte.
+    /// Time limit of an attempt: until the head of an event stream, else until the last byte.
     pub backend_request: Option<Duration>,
     /// From the arrival to the first content of an event stream; of a further try from its beginning. While nothing went
     /// to the client, a backend that does not keep it is left for another.
@@ -301,14 +302,14 @@ impl Default for RouteTimeouts {
 pub struct Retry {
     /// Tries after the first one.
     pub attempts: u32,
-    /// What is tried again.
+    /// Failures that are retried.
     pub on: Vec<RetryOn>,
     /// Time between tries.
     pub backoff: Backoff,
     /// Further tries and hedges as a share of the requests of the last seconds, beside a few that are always allowed.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub budget: f64,
-    /// A second attempt beside a slow first one; the answer that begins first is taken, the other is given up.
+    /// Second attempt beside a slow first one; the answer that begins first is used, the other cancelled.
     pub hedge: Option<Hedge>,
 }
 
@@ -329,7 +330,7 @@ impl Default for Retry {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Hedge {
-    /// How long the first attempt may take without the head of an answer; of each further one anew.
+    /// Time for the head of an answer after which the next attempt begins.
     pub after: Duration,
     /// Attempts beside the first.
     #[serde(default = "Hedge::default_max")]

@@ -17,7 +17,7 @@ pub struct Telemetry {
     pub audit: AuditLog,
 }
 
-/// How much the audit log may say, so that nobody fills a disk by knocking. Lines that are left out are counted.
+/// Limits on the audit log, so that refused callers cannot fill a disk. Lines beyond them are counted.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AuditLog {
@@ -37,14 +37,14 @@ impl Default for AuditLog {
     }
 }
 
-/// Where traces go and how many.
+/// Export of traces, and their share.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tracing {
-    /// The collector.
+    /// Collector that receives the traces.
     pub otlp: Otlp,
-    /// Share of the requests that are traced, 0 to 1, where nobody who is believed has decided it (`callersDecide`). A trace of
-    /// the caller is continued under its id either way.
+    /// Share of the requests that are traced, 0 to 1, where no trusted caller has decided it (`callersDecide`). A trace
+    /// of the caller is continued under its id either way.
     #[serde(default = "Tracing::all")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub sample_ratio: f64,
@@ -75,14 +75,14 @@ impl Tracing {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Otlp {
-    /// Its URL, such as http://127.0.0.1:4317.
+    /// URL of the collector, such as http://127.0.0.1:4317.
     pub endpoint: String,
-    /// What it speaks.
+    /// Protocol of the collector.
     #[serde(default)]
     pub protocol: OtlpProtocol,
 }
 
-/// What a collector speaks.
+/// Protocol of a collector.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum OtlpProtocol {
@@ -95,9 +95,9 @@ pub enum OtlpProtocol {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Logs {
-    /// How a line is written.
+    /// Format of a line.
     pub format: LogFormat,
-    /// Whether each request is logged.
+    /// Logs a line for each request.
     pub access: bool,
 }
 
@@ -107,11 +107,11 @@ impl Default for Logs {
     }
 }
 
-/// How a line of the log is written.
+/// Format of a line of the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum LogFormat {
-    /// One JSON object.
+    /// JSON object.
     #[default]
     Json,
     /// Words for a terminal.

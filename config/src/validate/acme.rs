@@ -11,11 +11,14 @@ pub(super) fn check(cx: &mut Context<'_>, n: usize, acme: &Acme) {
     let directory = url::Url::parse(&acme.directory);
     if !directory.is_ok_and(|url| url.scheme() == "https" && url.has_host()) {
         let message =
-            format!("`{}` is not the URL of an authority's directory: it begins with https://", acme.directory);
+            format!("`{}` is not the URL of an authority's directory; expected one with https://", acme.directory);
         cx.error(below("directory"), message);
     }
     if acme.domains.is_empty() || acme.domains.len() > MAX_DOMAINS {
-        cx.error(below("domains"), format!("a certificate is for 1 to {MAX_DOMAINS} names"));
+        cx.error(
+            below("domains"),
+            format!("{} names; expected 1 to {MAX_DOMAINS} for a certificate", acme.domains.len()),
+        );
     }
     for (d, domain) in acme.domains.iter().enumerate() {
         let here = at!["listeners", n, "tls", "acme", "domains", d];
@@ -24,39 +27,44 @@ pub(super) fn check(cx: &mut Context<'_>, n: usize, acme: &Acme) {
                        certificate from elsewhere into `certificates`";
             cx.error(here, why);
         } else if !is_name(domain) {
-            cx.error(here, format!("`{domain}` is not a DNS name, such as api.example.com"));
+            cx.error(here, format!("`{domain}` is not a DNS name; expected one such as api.example.com"));
         } else if acme.domains.iter().take(d).any(|other| other.eq_ignore_ascii_case(domain)) {
-            cx.error(here, format!("`{domain}` stands here twice"));
+            cx.error(here, format!("duplicate name `{domain}`: remove one"));
         }
     }
     if acme.email.as_ref().is_some_and(|email| !is_email(email)) {
-        cx.error(below("email"), "this is not an address of one mailbox, such as ops@example.com");
+        cx.error(below("email"), "this is not the address of one mailbox; expected one such as ops@example.com");
     }
     if acme.challenge == AcmeChallenge::Http01
         && !cx.config.listeners.iter().any(|listener| listener.protocol == ListenerProtocol::Http)
     {
         cx.error(
             below("challenge"),
-            "the authority asks port 80 of each name without TLS: there must be a listener with `protocol: http`",
+            "the authority asks port 80 of each name without TLS, and no listener has `protocol: http`: add one",
         );
     }
     if acme.renew_before.is_some_and(|before| before.0.is_zero()) {
-        cx.error(below("renewBefore"), "a certificate that is renewed when it has ended comes too late");
+        cx.error(
+            below("renewBefore"),
+            "a certificate that is renewed when it has ended comes too late; expected more than 0s",
+        );
     }
     if acme.retry.base.0.is_zero() || acme.retry.max < acme.retry.base {
-        cx.error(below("retry"), "`base` must be above zero, and `max` no shorter than it");
+        cx.error(
+            below("retry"),
+            format!(
+                "found {} and {}; expected `base` above zero and `max` no shorter",
+                acme.retry.base, acme.retry.max
+            ),
+        );
     }
     shared(cx, n, acme);
     if let Some(file) = &acme.ca_file {
         listeners::authorities(cx, below("caFile"), file);
     }
-    if let Some(account) = &acme.external_account {
-        cx.secret(at!["listeners", n, "tls", "acme", "externalAccount", "hmacKey"], &account.hmac_key);
-    }
 }
 
-/// What several listeners ask the same authority for, into the same folder, is one certificate and one account: they must
-/// say the same of it.
+/// Checks that listeners agree which order the same certificate, or use the same account, of an authority and folder.
 fn shared(cx: &mut Context<'_>, n: usize, acme: &Acme) {
     let before = cx.config.listeners.iter().take(n).filter_map(|listener| {
         let other = listener.tls.as_ref()?.acme.as_ref()?;
@@ -82,7 +90,7 @@ fn shared(cx: &mut Context<'_>, n: usize, acme: &Acme) {
     }
 }
 
-/// Whether a text is a DNS name of at least one label, and no address (RFC 1123, 2.1).
+/// True for a DNS name of at least one label that is no address (RFC 1123, 2.1).
 fn is_name(text: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())

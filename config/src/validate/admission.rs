@@ -1,5 +1,5 @@
-//! Checks of what a route does when there is no room or an attempt fails: queues, spills, tries and hedges that could
-//! never do what is written, or would do harm.
+//! Checks of a route for lack of room and failed attempts: queues, spills, retries and hedges that could never take
+//! effect, or would do harm.
 
 use crate::schema::{BackendProtocol, Queue, Route};
 
@@ -11,71 +11,99 @@ pub(super) fn all(cx: &mut Context<'_>, n: usize, route: &Route) {
     retry(cx, n, route);
 }
 
-/// A queue that holds nobody, or holds everybody for nothing.
+/// Checks a queue: it must have room and time, and a backend to wait for.
 fn queue(cx: &mut Context<'_>, n: usize, route: &Route) {
     let Some(queue) = route.when_saturated.as_ref().and_then(|w| w.queue.as_ref()) else { return };
     let at = |key: &str| at!["routes", n, "whenSaturated", "queue", key];
     if queue.max_wait.0.is_zero() {
-        cx.error(at("maxWait"), "a queue in which nobody may wait is none: leave it out");
+        cx.error(at("maxWait"), "0s is no queue; expected a longer wait, or leave the queue out");
     } else if queue.max_wait >= route.timeouts.request {
         let limit = route.timeouts.request;
-        let message = format!("the whole request has only {limit} (timeouts.request): who waited would get no answer");
+        let message = format!(
+            "the whole request has only {limit} (timeouts.request), so a request that waited would get no answer; expected less"
+        );
         cx.error(at("maxWait"), message);
     } else if let Some(limit) = route.timeouts.first_token.filter(|limit| queue.max_wait >= *limit) {
-        let message =
-            format!("a stream's first token must be there within {limit} (timeouts.firstToken), waits included");
+        let message = format!(
+            "a stream's first token must be there within {limit} (timeouts.firstToken), waits included; expected less"
+        );
         cx.warn(at("maxWait"), message);
     }
     if queue.max_depth.get() > Queue::MOST {
-        cx.error(at("maxDepth"), format!("at most {}: a longer queue only makes answers late", Queue::MOST));
+        cx.error(
+            at("maxDepth"),
+            format!(
+                "found {}; expected at most {}: a longer queue only makes answers late",
+                queue.max_depth,
+                Queue::MOST
+            ),
+        );
     }
     if route.backend_refs.iter().all(|reference| reference.name.is_none()) {
-        let message = "no backend of this route could become free: a model inside has a queue of its own (`maxQueue`)";
+        let message = "no backend of this route could become free, and a built-in model has a queue of its own: use its `maxQueue`";
         cx.error(at!["routes", n, "whenSaturated", "queue"], message);
     }
 }
 
-/// Limits on spills of a route that has none, and those that nothing can meet.
+/// Checks the limits on spills: the route must have a spill, and some request must meet them.
 fn spill(cx: &mut Context<'_>, n: usize, route: &Route) {
     let Some(spill) = &route.spill else { return };
     let saturated = route.when_saturated.as_ref().is_some_and(|w| w.spill_to.is_some());
     if !saturated && route.when_unavailable.as_ref().is_none_or(|w| w.spill_to.is_none()) {
-        cx.error(at!["routes", n, "spill"], "this route spills to nobody: `whenSaturated.spillTo` says who answers");
+        cx.error(
+            at!["routes", n, "spill"],
+            "no effect, because this route has no `whenSaturated.spillTo`: name there what answers instead",
+        );
     }
     for (key, list) in [("models", &spill.models), ("tenants", &spill.tenants)] {
         if list.as_ref().is_some_and(Vec::is_empty) {
-            cx.error(at!["routes", n, "spill", key], "an empty list lets nothing spill: leave `spillTo` out instead");
+            cx.error(
+                at!["routes", n, "spill", key],
+                "an empty list lets nothing spill; expected names, or leave `spillTo` out",
+            );
         }
     }
     let config = cx.config;
-    // Tenants may also come from tokens; where only the file names them, one that it does not is a mistake.
+    // Only a warning: tenants may also come from tokens.
     let tenants: Vec<&str> = config.consumers.iter().map(|c| c.tenant.as_deref().unwrap_or(&c.name)).collect();
     for (t, tenant) in spill.tenants.iter().flatten().enumerate() {
         if !tenants.contains(&tenant.as_str()) {
-            let message = format!("no consumer of this file belongs to tenant `{tenant}`");
+            let message = format!(
+                "no consumer of this file belongs to tenant `{tenant}`: name another, or give it to a consumer"
+            );
             cx.warn(at!["routes", n, "spill", "tenants", t], message);
         }
     }
     if spill.percent == Some(0.0) {
-        cx.warn(at!["routes", n, "spill", "percent"], "nothing spills at 0 percent");
+        cx.warn(
+            at!["routes", n, "spill", "percent"],
+            "nothing spills at 0 percent; expected more, or leave `spillTo` out",
+        );
     }
 }
 
-/// Tries and hedges that can never be, or that would act twice.
+/// Checks retries and hedges: they must be possible, and must not act twice.
 fn retry(cx: &mut Context<'_>, n: usize, route: &Route) {
     let retry = &route.retry;
     if retry.backoff.base > retry.backoff.max {
-        let message = format!("this is longer than backoff.max ({})", retry.backoff.max);
+        let message =
+            format!("{} is longer than backoff.max ({}); expected at most that", retry.backoff.base, retry.backoff.max);
         cx.error(at!["routes", n, "retry", "backoff", "base"], message);
     }
     let Some(hedge) = &retry.hedge else { return };
     let at = |key: &str| at!["routes", n, "retry", "hedge", key];
     let limit = route.timeouts.backend_request.unwrap_or(route.timeouts.request).min(route.timeouts.request);
     if hedge.after >= limit {
-        cx.error(at("after"), format!("an attempt ends after {limit} at the latest: there would never be a hedge"));
+        cx.error(
+            at("after"),
+            format!("an attempt ends after {limit} at the latest, so there would never be a hedge; expected less"),
+        );
     }
     if hedge.max.get() > 3 {
-        cx.error(at("max"), "more than 3 attempts beside the first do harm and no good");
+        cx.error(
+            at("max"),
+            format!("found {}; expected at most 3 attempts beside the first, to spare the servers", hedge.max),
+        );
     }
     let config = cx.config;
     let speaks_model = |name: &str| {
@@ -86,7 +114,7 @@ fn retry(cx: &mut Context<'_>, n: usize, route: &Route) {
         && route.matches.iter().all(|m| m.method.as_deref().is_some_and(|method| !idempotent(method)))
         && !route.backend_refs.iter().any(|r| r.name.as_deref().is_some_and(speaks_model));
     if never {
-        let message = "this route takes only methods that are not idempotent: a second attempt would act twice";
+        let message = "this route takes only methods that are not idempotent, and a second attempt would act twice: remove `hedge`";
         cx.error(at!["routes", n, "retry", "hedge"], message);
     }
 }

@@ -3,17 +3,20 @@
 use std::collections::HashSet;
 
 use super::{Context, at};
-use crate::schema::Device;
-use crate::schema::{Backend, BackendProtocol, BackendTls, CallerCredentials, Route, RouteAuthentication};
+use crate::schema::{Backend, BackendProtocol, BackendTls, CallerCredentials, Device, Route, RouteAuthentication};
 
-/// What the gateway shows of itself and whom it believes.
+/// Checks of `tls`: the name asked for, trusted authorities, the certificate of the gateway.
 fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     let tls = &backend.tls;
-    if *tls != BackendTls::default() && !backend.endpoints.iter().any(|endpoint| endpoint.url.https) {
-        cx.error(at!["backends", n, "tls"], "this has no effect: no endpoint of the backend has an https URL");
+    let is_known = !is_unread(backend);
+    if is_known && *tls != BackendTls::default() && !backend.endpoints.iter().any(|endpoint| endpoint.url.https) {
+        cx.error(
+            at!["backends", n, "tls"],
+            "no effect, because no endpoint of the backend has an https URL: write one, or remove this",
+        );
     }
     if tls.sni.as_ref().is_some_and(|name| !is_host_name(name)) {
-        cx.error(at!["backends", n, "tls", "sni"], "this is not a host name");
+        cx.error(at!["backends", n, "tls", "sni"], "not a host name; expected one such as api.example.com");
     }
     if let Some(file) = &tls.ca_file {
         super::listeners::authorities(cx, at!["backends", n, "tls", "caFile"], file);
@@ -23,14 +26,14 @@ fn tls(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     }
 }
 
-/// Treatment of the credentials that callers send.
+/// Checks of `callerCredentials`, which says if credentials of callers reach the servers.
 fn caller_credentials(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     let config = cx.config;
     if backend.caller_credentials == Some(CallerCredentials::Pass) && backend.credentials.is_some() {
         let message = "no effect beside `credentials`, which replace those of every caller: leave one of them out";
         cx.error(at!["backends", n, "callerCredentials"], message);
     }
-    // Servers of models behind https mostly want a key, and on an open route it could only be the caller's.
+    // A model server behind https mostly requires a key, and on an open route it could only be the caller's.
     let wants_key = backend.protocol == BackendProtocol::Openai && backend.endpoints.iter().any(|e| e.url.https);
     let is_silent = backend.caller_credentials.is_none()
         && backend.credentials.is_none()
@@ -50,6 +53,11 @@ fn caller_credentials(cx: &mut Context<'_>, n: usize, backend: &Backend) {
     }
 }
 
+/// True if the endpoints of a file are missing, because it does not exist.
+fn is_unread(backend: &Backend) -> bool {
+    backend.endpoints_file.as_ref().is_some_and(|file| !file.is_file())
+}
+
 fn is_host_name(name: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
@@ -61,46 +69,60 @@ pub(super) fn all(cx: &mut Context<'_>) {
     let config = cx.config;
     for (n, backend) in config.backends.iter().enumerate() {
         if backend.endpoints.is_empty() {
-            // A file that need not be there yet may hold some.
-            if !(cx.options.offline && backend.endpoints_file.is_some()) {
-                cx.error(at!["backends", n, "endpoints"], "a backend needs at least one endpoint");
+            // A file that does not exist is reported by itself, and may hold some.
+            if !(is_unread(backend) || (cx.options.offline && backend.endpoints_file.is_some())) {
+                cx.error(
+                    at!["backends", n, "endpoints"],
+                    "no endpoint; a backend needs at least one endpoint: add its `url`",
+                );
             }
         } else if backend.endpoints.iter().all(|e| e.weight == 0) {
-            cx.error(at!["backends", n, "endpoints"], "all weights are zero: no endpoint would get a request");
+            cx.error(
+                at!["backends", n, "endpoints"],
+                "all weights are zero, so no endpoint would get a request; expected one above zero",
+            );
         }
         let mut seen = HashSet::new();
         for (e, endpoint) in backend.endpoints.iter().enumerate() {
             if !seen.insert(&endpoint.url) {
-                cx.error(at!["backends", n, "endpoints", e, "url"], "this endpoint is in the list already");
+                cx.error(
+                    at!["backends", n, "endpoints", e, "url"],
+                    "duplicate endpoint, which is in the list already: remove one",
+                );
             }
-        }
-        if let Some(credentials) = &backend.credentials {
-            cx.secret(at!["backends", n, "credentials", "bearer"], &credentials.bearer);
         }
         caller_credentials(cx, n, backend);
         super::balancing::all(cx, n, backend);
         tls(cx, n, backend);
         if !(1 << 10..=1 << 20).contains(&backend.limits.max_header_bytes.0) {
-            cx.error(at!["backends", n, "limits", "maxHeaderBytes"], "must be from 1KiB to 1MiB");
+            let found = backend.limits.max_header_bytes;
+            let message = format!("found {found}; expected 1KiB to 1MiB");
+            cx.error(at!["backends", n, "limits", "maxHeaderBytes"], message);
         }
         let t = &backend.timeouts;
         for (key, value) in [("connect", t.connect), ("firstByte", t.first_byte), ("idle", t.idle)] {
             if value.0.is_zero() {
-                cx.error(at!["backends", n, "timeouts", key], "a time limit of zero lets nothing pass");
+                cx.error(
+                    at!["backends", n, "timeouts", key],
+                    "a time limit of zero lets nothing pass; expected a longer time",
+                );
             }
         }
     }
     for (n, model) in config.models.iter().enumerate() {
-        if !model.source.exists() {
-            cx.outside(at!["models", n, "source"], format!("there is no file {}", model.source.display()));
-        } else if let Err(why) = cx.options.files.model(&model.source) {
-            cx.error(at!["models", n, "source"], why);
+        if model.source.exists()
+            && let Err(why) = cx.options.files.model(&model.source)
+        {
+            cx.error(at!["models", n, "source"], why.to_string());
         }
         if model.max_sequences().get() > 64 {
-            cx.error(at!["models", n, "maxSequences"], "at most 64 answers are written together");
+            cx.error(
+                at!["models", n, "maxSequences"],
+                format!("found {}; expected at most 64 answers at a time", model.max_sequences()),
+            );
         }
         if model.cores.is_some() && !matches!(model.device, Device::Auto | Device::Cpu) {
-            let message = "`cores` counts threads on the CPU; with this `device` it would do nothing";
+            let message = "no effect with this `device`, because `cores` counts threads on the CPU: remove it";
             cx.error(at!["models", n, "cores"], message);
         }
     }

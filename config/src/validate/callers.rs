@@ -1,4 +1,4 @@
-//! Checks of `consumers`, `authentication`, `prices` and `state`: who may call, how much, and where that is counted.
+//! Checks of `consumers`, `authentication`, `prices` and `state`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,7 +6,7 @@ use crate::schema::{Consumer, ConsumerLimits, Jwks, JwtIssuer, OnExceeded, Route
 
 use super::{Context, Segment, at};
 
-/// Longest difference between clocks that makes sense.
+/// Longest `leeway`, seconds: clocks of servers differ by less.
 const MAX_LEEWAY: u64 = 300;
 
 pub(super) fn all(cx: &mut Context<'_>) {
@@ -17,7 +17,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
     state(cx);
 }
 
-/// Whether anybody could show who it is.
+/// True if any caller could be identified.
 pub(super) fn anybody(cx: &Context<'_>) -> bool {
     let config = cx.config;
     config.consumers.iter().any(|c| !c.keys.is_empty() || c.keys_file.is_some() || c.jwt.is_some() || c.mtls.is_some())
@@ -36,17 +36,21 @@ fn consumers(cx: &mut Context<'_>) {
     for (n, consumer) in config.consumers.iter().enumerate() {
         let has_key = !consumer.keys.is_empty() || consumer.keys_file.is_some();
         if !has_key && consumer.jwt.is_none() && consumer.mtls.is_none() {
-            cx.warn(at!["consumers", n], "this consumer has neither key, token nor certificate: nobody can call as it");
+            cx.warn(
+                at!["consumers", n],
+                "this consumer has neither key, token nor certificate, and nobody can call as it: give it `keys`",
+            );
         }
         for (k, key) in consumer.keys.iter().enumerate() {
             if let Some(first) = digests.insert(key.sha256, &consumer.name) {
                 cx.error(
                     at!["consumers", n, "keys", k, "sha256"],
-                    format!("this key belongs to consumer `{first}` already"),
+                    format!("duplicate key, first of consumer `{first}`: remove it from one of them"),
                 );
             }
         }
-        if let Some(Err(e)) = consumer.keys_file.as_deref().map(crate::read_keys) {
+        let keys_file = consumer.keys_file.as_deref().filter(|file| file.is_file());
+        if let Some(Err(e)) = keys_file.map(crate::read_keys) {
             cx.outside(at!["consumers", n, "keysFile"], e);
         }
         if consumer.models.as_ref().is_some_and(Vec::is_empty) {
@@ -56,11 +60,10 @@ fn consumers(cx: &mut Context<'_>) {
         certificates(cx, n, consumer, &mut identities);
         limits(cx, at!["consumers", n, "limits"], &consumer.limits);
         let backends: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
-        for (backend, credentials) in &consumer.credentials {
+        for backend in consumer.credentials.keys() {
             if !backends.contains(&backend.as_str()) {
                 cx.unknown(at!["consumers", n, "credentials", backend.as_str()], "backend", backend, &backends);
             }
-            cx.secret(at!["consumers", n, "credentials", backend.as_str(), "bearer"], &credentials.bearer);
         }
     }
 }
@@ -72,7 +75,10 @@ fn tenants(cx: &mut Context<'_>) {
     for (n, tenant) in config.tenants.iter().enumerate() {
         let here = at!["tenants", n];
         if let Some(first) = seen.insert(tenant.name.as_str(), n) {
-            cx.error(with(&here, &["name"]), format!("the name `{}` is taken by tenants[{first}]", tenant.name));
+            cx.error(
+                with(&here, &["name"]),
+                format!("duplicate name `{}`, first of tenants[{first}]: remove one", tenant.name),
+            );
         }
         let of = |consumer: &Consumer| consumer.tenant.as_deref().unwrap_or(&consumer.name) == tenant.name;
         if !from_claims && !config.consumers.iter().any(of) {
@@ -80,7 +86,10 @@ fn tenants(cx: &mut Context<'_>) {
             cx.unknown(with(&here, &["name"]), "consumer of tenant", &tenant.name, &known);
         }
         if tenant.limits == ConsumerLimits::default() {
-            cx.error(with(&here, &["limits"]), "these limit nothing");
+            cx.error(
+                with(&here, &["limits"]),
+                "no limit is set, so the tenant has no effect: set one, or remove the tenant",
+            );
         }
         limits(cx, with(&here, &["limits"]), &tenant.limits);
     }
@@ -99,7 +108,7 @@ fn token<'c>(
         cx.unknown(at!["consumers", n, "jwt", "issuer"], "issuer in authentication.jwt", &token.issuer, &issuers);
     }
     if let Some(first) = subjects.insert((&token.issuer, &token.subject), &consumer.name) {
-        let message = format!("this subject stands for consumer `{first}` already");
+        let message = format!("duplicate subject, first of consumer `{first}`: remove it from one of them");
         cx.error(at!["consumers", n, "jwt", "subject"], message);
     }
 }
@@ -112,15 +121,18 @@ fn certificates<'c>(
 ) {
     let Some(mtls) = &consumer.mtls else { return };
     if cx.config.authentication.as_ref().is_none_or(|a| a.mtls.is_none()) {
-        let message = "this has no effect: `authentication.mtls` says what of a certificate says who calls";
+        let message = "no effect without `authentication.mtls`, which says what part of a certificate identifies a caller: add that";
         cx.error(at!["consumers", n, "mtls"], message);
     }
     if mtls.identities.is_empty() {
-        cx.error(at!["consumers", n, "mtls", "identities"], "no certificate stands for it: name what they say");
+        cx.error(
+            at!["consumers", n, "mtls", "identities"],
+            "an empty list matches no certificate; expected identities such as spiffe://example/name",
+        );
     }
     for (i, identity) in mtls.identities.iter().enumerate() {
         if let Some(first) = identities.insert(identity, &consumer.name) {
-            let message = format!("this identity stands for consumer `{first}` already");
+            let message = format!("duplicate identity, first of consumer `{first}`: remove it from one of them");
             cx.error(at!["consumers", n, "mtls", "identities", i], message);
         }
     }
@@ -128,22 +140,25 @@ fn certificates<'c>(
 
 fn limits(cx: &mut Context<'_>, at: Vec<Segment>, limits: &ConsumerLimits) {
     if limits.burst.is_some() && limits.requests.is_none() {
-        cx.error(with(&at, &["burst"]), "this is how many of `requests` may come at once, and there is no `requests`");
+        cx.error(
+            with(&at, &["burst"]),
+            "no effect without `requests`, of which this is how many may come at once: add that, or remove this",
+        );
     }
     if limits.token_burst.is_some() && limits.tokens.is_none() {
         cx.error(
             with(&at, &["tokenBurst"]),
-            "this is how many of `tokens` may be taken at once, and there is no `tokens`",
+            "no effect without `tokens`, of which this is how many may be taken at once: add that, or remove this",
         );
     }
     for (key, rate) in [("requests", limits.requests), ("tokens", limits.tokens)] {
         if rate.is_some_and(|rate| (rate.period / rate.count.get()).is_zero()) {
-            cx.error(with(&at, &[key]), "this rate is too high to be kept");
+            cx.error(with(&at, &[key]), "this rate is too high to be kept; expected at most one in a nanosecond");
         }
     }
     let spills = |route: &Route| route.when_saturated.as_ref().is_some_and(|w| w.spill_to.is_some());
     let no_spill = !cx.config.routes.iter().any(spills);
-    let nobody = "no route of this file spills to anybody (`whenSaturated.spillTo`): there is no lesser answer";
+    let nobody = "no effect: no route of this file spills; give one `whenSaturated.spillTo`, or write `reject`";
     if limits.on_exceeded == OnExceeded::Spill && no_spill {
         cx.error(with(&at, &["onExceeded"]), nobody);
     }
@@ -152,10 +167,10 @@ fn limits(cx: &mut Context<'_>, at: Vec<Segment>, limits: &ConsumerLimits) {
         cx.error(with(&at, &["budget", "onExceeded"]), nobody);
     }
     if budget.tokens.is_none() && budget.usd.is_none() {
-        cx.error(with(&at, &["budget"]), "a budget is of `tokens`, of `usd` or of both");
+        cx.error(with(&at, &["budget"]), "this budget limits nothing; expected `tokens`, `usd` or both");
     }
     if budget.usd.is_some() && cx.config.prices.is_empty() {
-        cx.error(with(&at, &["budget", "usd"]), "there are no `prices`: nothing would ever cost anything");
+        cx.error(with(&at, &["budget", "usd"]), "no effect without `prices`: give the price of each model");
     }
 }
 
@@ -167,7 +182,7 @@ fn authentication(cx: &mut Context<'_>) {
     let asks =
         |listener: &crate::schema::Listener| listener.tls.as_ref().is_some_and(|tls| tls.client_certificates.is_some());
     if authentication.mtls.is_some() && !cx.config.listeners.iter().any(asks) {
-        let message = "this has no effect: no listener has `tls.clientCertificates`";
+        let message = "no effect, because no listener has `tls.clientCertificates`: add that";
         cx.error(at!["authentication", "mtls"], message);
     }
     let identity = &authentication.identity_headers;
@@ -179,7 +194,7 @@ fn authentication(cx: &mut Context<'_>) {
     let mut seen = HashSet::new();
     for (n, issuer) in authentication.jwt.iter().enumerate() {
         if !seen.insert(issuer.issuer.as_str()) {
-            cx.error(at!["authentication", "jwt", n, "issuer"], "this issuer is in the list already");
+            cx.error(at!["authentication", "jwt", n, "issuer"], "duplicate issuer: remove one");
         }
         one_issuer(cx, n, issuer);
     }
@@ -202,32 +217,41 @@ fn one_issuer(cx: &mut Context<'_>, n: usize, issuer: &JwtIssuer) {
         cx.error(with(&here, &["audiences"]), message);
     }
     if issuer.algorithms.is_empty() {
-        cx.error(with(&here, &["algorithms"]), "without algorithms no token is accepted");
+        cx.error(
+            with(&here, &["algorithms"]),
+            "an empty list accepts no token; expected algorithms such as RS256, or leave it out",
+        );
     }
     if issuer.leeway.0.as_secs() > MAX_LEEWAY {
         cx.error(
             with(&here, &["leeway"]),
-            "clocks do not differ by more than 5m; this only lengthens the life of tokens",
+            format!(
+                "{} is too long; expected at most 5m, because more only lengthens the life of tokens",
+                issuer.leeway
+            ),
         );
     }
     match &issuer.jwks {
         None if !is_http_url(&issuer.issuer) => {
-            let message = "this is no URL to find the keys at: give `jwks: {url: ...}` or `jwks: {file: ...}`";
+            let message = "not a URL at which keys can be found: give `jwks: {url: ...}` or `jwks: {file: ...}`";
             cx.error(with(&here, &["issuer"]), message);
         }
         Some(Jwks { url: Some(url), file: None, refresh }) => {
             if !is_http_url(url) {
-                cx.error(with(&here, &["jwks", "url"]), format!("`{url}` is not an http or https URL"));
+                cx.error(
+                    with(&here, &["jwks", "url"]),
+                    format!("`{url}` is not a URL of a key set; expected one with http:// or https://"),
+                );
             }
             if refresh.0.as_secs() < 10 {
-                cx.error(with(&here, &["jwks", "refresh"]), "fetching keys more often than every 10s helps nobody");
+                cx.error(
+                    with(&here, &["jwks", "refresh"]),
+                    format!("{refresh} is too short; expected at least 10s between two fetches"),
+                );
             }
         }
-        Some(Jwks { url: None, file: Some(file), .. }) if !file.is_file() => {
-            cx.outside(with(&here, &["jwks", "file"]), format!("there is no file {}", file.display()));
-        }
         Some(Jwks { url: None, file: Some(_), .. }) => {}
-        Some(_) => cx.error(with(&here, &["jwks"]), "exactly one of `url` and `file` is needed"),
+        Some(_) => cx.error(with(&here, &["jwks"]), "found both or none; expected exactly one of `url` and `file`"),
         None => {}
     }
     if let Some(file) = &issuer.ca_file {
@@ -236,7 +260,7 @@ fn one_issuer(cx: &mut Context<'_>, n: usize, issuer: &JwtIssuer) {
             Some(jwks) => jwks.url.as_deref(),
         };
         if !asked.is_some_and(|url| url.starts_with("https:")) {
-            cx.error(with(&here, &["caFile"]), "this has no effect: its keys are not fetched over https");
+            cx.error(with(&here, &["caFile"]), "no effect, because the keys are not fetched over https: remove it");
         }
         super::listeners::authorities(cx, with(&here, &["caFile"]), file);
     }
@@ -244,18 +268,24 @@ fn one_issuer(cx: &mut Context<'_>, n: usize, issuer: &JwtIssuer) {
     let plan = issuer.claims.as_ref().and_then(|claims| claims.plan.as_ref());
     if issuer.claims.is_none() {
         if !cx.config.consumers.iter().any(is_consumers) {
-            let message = "no consumer has a token of this issuer, and `claims` names none: no token would be accepted";
+            let message = "no consumer has a token of this issuer, and there is no `claims`, so no token would be accepted: add one of them";
             cx.error(here.clone(), message);
         }
         if issuer.limits != ConsumerLimits::default() {
-            cx.error(with(&here, &["limits"]), "these are for callers made from `claims`, and there is no `claims`");
+            cx.error(
+                with(&here, &["limits"]),
+                "no effect without `claims`, whose callers these limit: add that, or remove this",
+            );
         }
     }
     if plan.is_none() && !issuer.plans.is_empty() {
-        cx.error(with(&here, &["plans"]), "`claims.plan` does not say which claim names one of them");
+        cx.error(
+            with(&here, &["plans"]),
+            "no effect without `claims.plan`, which says what claim names a plan: add that, or remove this",
+        );
     }
     if plan.is_some() && issuer.plans.is_empty() {
-        cx.error(with(&here, &["claims", "plan"]), "there are no `plans` that it could name");
+        cx.error(with(&here, &["claims", "plan"]), "no effect without `plans`: add some, or remove this");
     }
     limits(cx, with(&here, &["limits"]), &issuer.limits);
     for (name, plan) in &issuer.plans {
@@ -267,10 +297,13 @@ fn prices(cx: &mut Context<'_>) {
     let config = cx.config;
     for (n, price) in config.prices.iter().enumerate() {
         if price.model.is_empty() {
-            cx.error(at!["prices", n, "model"], "an empty model name fits nothing; `*` fits any");
+            cx.error(at!["prices", n, "model"], "an empty model name matches nothing; expected a name, or `*` for any");
         }
         if let Some(first) = config.prices.iter().take(n).position(|other| other.model == price.model) {
-            cx.error(at!["prices", n, "model"], format!("prices[{first}] is for this model already"));
+            cx.error(
+                at!["prices", n, "model"],
+                format!("duplicate price of model `{}`, first in prices[{first}]: remove one", price.model),
+            );
         }
     }
 }
@@ -281,28 +314,33 @@ fn state(cx: &mut Context<'_>) {
     let here = at!["state", "limits", "redis"];
     let url = url::Url::parse(&redis.url);
     if !url.as_ref().is_ok_and(|url| matches!(url.scheme(), "redis" | "rediss") && url.has_host()) {
-        let message =
-            format!("`{}` is not the URL of a server: write redis://HOST:PORT/0, or rediss:// for TLS", redis.url);
+        let message = format!(
+            "`{}` is not the URL of a Redis server: write redis://HOST:PORT/0, or rediss:// for TLS",
+            redis.url
+        );
         cx.error(with(&here, &["url"]), message);
     } else if url.is_ok_and(|url| url.password().is_some()) {
-        cx.error(with(&here, &["url"]), "a password does not stand in the file: write password: {env: NAME}");
+        cx.error(
+            with(&here, &["url"]),
+            "unexpected password in the URL, which would be readable in the file: write password: {env: NAME}",
+        );
     }
     if let Some(file) = &redis.ca_file {
         if redis.url.starts_with("redis:") {
-            cx.error(with(&here, &["caFile"]), "this has no effect without TLS: write rediss:// in `url`");
+            cx.error(with(&here, &["caFile"]), "no effect without TLS: write rediss:// in `url`, or remove this");
         }
         super::listeners::authorities(cx, with(&here, &["caFile"]), file);
-    }
-    if let Some(password) = &redis.password {
-        cx.secret(with(&here, &["password"]), password);
     }
     if redis.timeout.0.is_zero() || redis.timeout.0.as_secs() >= 2 {
         cx.error(
             with(&here, &["timeout"]),
-            "must be above zero and below 2s: every request waits for it at most so long",
+            format!("found {}; expected above zero and below 2s, the longest wait of a request", redis.timeout),
         );
     }
     if redis.key_prefix.is_empty() || redis.key_prefix.chars().any(|c| c.is_whitespace() || matches!(c, '{' | '}')) {
-        cx.error(with(&here, &["keyPrefix"]), "a prefix has at least one character and neither spaces nor braces");
+        cx.error(
+            with(&here, &["keyPrefix"]),
+            "not valid as a prefix; expected at least one character, and neither spaces nor braces",
+        );
     }
 }

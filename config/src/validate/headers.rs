@@ -1,4 +1,4 @@
-//! Checks of rules that read a header: one that is removed from requests before would never be there.
+//! Checks of rules that read a header, because some headers are removed from requests before.
 
 use http::HeaderName;
 use serde_json::Value;
@@ -93,7 +93,7 @@ fn of_filter(at: Vec<Segment>, filter: &FilterEntry, rules: &mut Vec<(Vec<Segmen
     rules.extend(read_by(text).into_iter().map(|name| (at.clone(), name, Severity::Warning)));
 }
 
-/// Headers that an expression reads by a name that stands in it: `headers['NAME']`.
+/// Headers that an expression reads by a literal name: `headers['NAME']`.
 fn read_by(expression: &str) -> Vec<String> {
     let parts = expression.split("headers[").skip(1).filter_map(|rest| {
         let rest = rest.trim_start();

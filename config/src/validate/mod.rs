@@ -1,4 +1,5 @@
-//! What types cannot say: references, ranges, conflicts, things that can never take effect. Collects every finding.
+//! Checks that types cannot express: references, ranges, conflicts, values that can never take effect. Collects all
+//! findings.
 
 mod acme;
 mod admission;
@@ -13,14 +14,20 @@ mod paths;
 mod routes;
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::path::Path;
 
-use crate::check::nearest;
+use crate::check::{listed, nearest};
 use crate::diagnostic::Severity;
 use crate::load::LoadOptions;
+use crate::named::{Named, Reference};
 use crate::schema::Config;
 use crate::values::Secret;
 
-/// A step of a path in the document.
+/// Names that a message about an unknown one lists at most.
+const MOST_NAMES: usize = 20;
+
+/// Step of a path in the document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Segment {
     Key(String),
@@ -39,13 +46,13 @@ impl From<usize> for Segment {
     }
 }
 
-/// A path: `at!["routes", 0, "name"]`.
+/// Path in the document: `at!["routes", 0, "name"]`.
 macro_rules! at {
     ($($segment:expr),* $(,)?) => { vec![$(crate::validate::Segment::from($segment)),*] };
 }
 pub(crate) use at;
 
-/// A path as text.
+/// Path in the document as text.
 pub(crate) fn text(at: &[Segment]) -> String {
     let mut text = String::new();
     for segment in at {
@@ -63,7 +70,7 @@ pub(crate) fn text(at: &[Segment]) -> String {
     text
 }
 
-/// Something that is not as it should be.
+/// Error or warning at a path in the document.
 pub(crate) struct Finding {
     pub(crate) at: Vec<Segment>,
     pub(crate) severity: Severity,
@@ -73,6 +80,8 @@ pub(crate) struct Finding {
 
 pub(crate) struct Context<'c> {
     pub(crate) config: &'c Config,
+    /// Files and secrets of the configuration.
+    pub(crate) named: &'c [Named],
     pub(crate) options: &'c LoadOptions<'c>,
     pub(crate) findings: Vec<Finding>,
 }
@@ -86,31 +95,60 @@ impl Context<'_> {
         self.findings.push(Finding { at, severity: Severity::Warning, message: message.into(), help: None });
     }
 
-    /// A name that refers to nothing.
+    /// Reports a name that refers to nothing.
     pub(crate) fn unknown(&mut self, at: Vec<Segment>, what: &str, name: &str, known: &[&str]) {
-        let help = match nearest(name, known) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None if known.is_empty() => format!("the file defines no {what}"),
-            None => format!("there are {}", known.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")),
+        let message = match known {
+            [] => format!("unknown {what} `{name}`; the file defines none"),
+            known => {
+                let more = known.len().saturating_sub(MOST_NAMES);
+                let more = if more > 0 { format!(" (or {more} more)") } else { String::new() };
+                format!("unknown {what} `{name}`; expected {}{more}", listed(known.get(..MOST_NAMES).unwrap_or(known)))
+            }
         };
-        let message = format!("there is no {what} `{name}`");
+        let help = nearest(name, known)
+            .map_or_else(|| "define it, or name another".to_owned(), |near| format!("did you mean `{near}`?"));
         self.findings.push(Finding { at, severity: Severity::Error, message, help: Some(help) });
     }
 
-    /// What is wrong with files and variables: only a warning where they need not be there yet.
+    /// Reports a path at which there is no file.
+    fn missing(&mut self, at: &[Segment], path: &Path) {
+        let shown = path.display();
+        let message = match std::fs::metadata(path) {
+            Ok(_) => format!("{shown} is not a regular file; expected one: correct the path"),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                format!("there is no file {shown}: create it, or correct the path")
+            }
+            Err(e) => format!("cannot read {shown}: {e}; expected a file that the gateway's user may read"),
+        };
+        self.outside(at.to_vec(), message);
+    }
+
+    /// Reports a fault of a file or variable: a warning where they may be missing (`--offline`), else an error.
     pub(crate) fn outside(&mut self, at: Vec<Segment>, message: String) {
         if self.options.offline { self.warn(at, message) } else { self.error(at, message) }
     }
+}
 
-    pub(crate) fn secret(&mut self, at: Vec<Segment>, secret: &Secret) {
-        if let Err(e) = secret.resolve(self.options.env) {
-            self.outside(at, e.to_string());
+/// Checks that the files that are named exist, and that secrets can be read. Other checks read only files that exist.
+fn named(cx: &mut Context<'_>) {
+    for Named { at, what } in cx.named {
+        match what {
+            Reference::File(path) if !path.is_file() => cx.missing(at, path),
+            Reference::Model(path) if !path.exists() => cx.missing(at, path),
+            Reference::Secret(Secret::File(path)) if !path.is_file() => {}
+            Reference::Secret(secret) => {
+                if let Err(e) = secret.resolve(cx.options.env) {
+                    cx.outside(at.clone(), e.to_string());
+                }
+            }
+            Reference::File(_) | Reference::Model(_) | Reference::State => {}
         }
     }
 }
 
-/// Every check.
+/// Runs every check.
 pub(crate) fn all(cx: &mut Context<'_>) {
+    named(cx);
     listeners::all(cx);
     dns::all(cx);
     admin(cx);
@@ -128,18 +166,18 @@ pub(crate) fn all(cx: &mut Context<'_>) {
 fn admin(cx: &mut Context<'_>) {
     let Some(admin) = &cx.config.admin else { return };
     if !admin.address.0.ip().is_loopback() && admin.token.is_none() {
-        cx.error(at!["admin", "address"], "an admin address that is not loopback needs `admin.token`");
-    }
-    if let Some(token) = &admin.token {
-        cx.secret(at!["admin", "token"], token);
+        cx.error(
+            at!["admin", "address"],
+            "an admin address that is not loopback needs `admin.token`: give one, or listen on 127.0.0.1",
+        );
     }
     let same = |listener: &crate::schema::Listener| listener.address == admin.address && admin.address.0.port() != 0;
     if cx.config.listeners.iter().any(same) {
-        cx.error(at!["admin", "address"], "a listener has this address already");
+        cx.error(at!["admin", "address"], "a listener has this address already; expected another port");
     }
 }
 
-/// Memory for bodies: above zero, and a share that can be reached.
+/// Checks that there is memory for bodies, and that the share of a caller can be reached.
 fn limits(cx: &mut Context<'_>) {
     let limits = &cx.config.limits;
     let (all, one) = (limits.buffered_bodies, limits.buffered_bodies_per_caller);
@@ -147,51 +185,55 @@ fn limits(cx: &mut Context<'_>) {
         if size.0 == 0 {
             cx.error(
                 at!["limits", key],
-                "with no memory for bodies no request with one could be answered: write 1KiB or more",
+                "with no memory for bodies no request with one could be answered; expected 1KiB or more",
             );
         }
     }
     // The default share of a smaller whole is that whole.
     if one > all && one != crate::schema::ProcessLimits::default().buffered_bodies_per_caller {
-        let message = format!("no caller can use more than all of them together: limits.bufferedBodies is {all}");
+        let message =
+            format!("{one} is more than all callers have together; expected at most limits.bufferedBodies, {all}");
         cx.error(at!["limits", "bufferedBodiesPerCaller"], message);
     }
 }
 
-/// Names are there once: backends and models together, consumers, routes.
+/// Checks that names are unique: of backends and models together, of consumers, of routes.
 fn names(cx: &mut Context<'_>) {
     let config = cx.config;
     let mut targets: HashMap<&str, String> = HashMap::new();
     let backends = config.backends.iter().enumerate().map(|(n, b)| ("backends", n, b.name.as_str()));
     let models = config.models.iter().enumerate().map(|(n, m)| ("models", n, m.name.as_str()));
     for (list, n, name) in backends.chain(models) {
-        named(cx, list, n, name, &mut targets);
+        self::name(cx, list, n, name, &mut targets);
     }
     let mut consumers = HashMap::new();
     for (n, consumer) in config.consumers.iter().enumerate() {
-        named(cx, "consumers", n, &consumer.name, &mut consumers);
+        name(cx, "consumers", n, &consumer.name, &mut consumers);
     }
     let mut routes = HashMap::new();
     for (n, route) in config.routes.iter().enumerate() {
         match &route.name {
-            Some(name) => named(cx, "routes", n, name, &mut routes),
+            Some(written) => name(cx, "routes", n, written, &mut routes),
             None if config.routes.len() > 1 => {
-                cx.error(at!["routes", n], "`name` is needed where a file has more than one route");
+                cx.error(at!["routes", n], "`name` is missing, which a route of several needs: add it");
             }
             None => {}
         }
     }
 }
 
-fn named<'n>(cx: &mut Context<'_>, list: &str, n: usize, name: &'n str, seen: &mut HashMap<&'n str, String>) {
+fn name<'n>(cx: &mut Context<'_>, list: &str, n: usize, name: &'n str, seen: &mut HashMap<&'n str, String>) {
     let at = at![list, n, "name"];
-    // Names stand in headers, metrics and file names.
+    // Names are written to headers, metrics and file names.
     let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '/');
     if name.is_empty() || name.len() > 128 || !name.chars().all(sound) {
-        cx.error(at.clone(), "a name has 1 to 128 letters, digits or any of `-_.:/`");
+        cx.error(
+            at.clone(),
+            format!("the name `{name}` is not valid; expected 1 to 128 letters, digits or any of `-_.:/`"),
+        );
     }
     if let Some(first) = seen.get(name) {
-        let message = format!("the name `{name}` is taken by {first}");
+        let message = format!("duplicate name `{name}`, first of {first}: give one of them another");
         cx.error(at, message);
     } else {
         seen.insert(name, format!("{list}[{n}]"));
@@ -202,7 +244,7 @@ fn telemetry(cx: &mut Context<'_>) {
     let Some(tracing) = &cx.config.telemetry.tracing else { return };
     let endpoint = &tracing.otlp.endpoint;
     if !url::Url::parse(endpoint).is_ok_and(|url| url.scheme() == "http" && url.has_host()) {
-        let message = format!("`{endpoint}` is not the URL of a collector, such as http://127.0.0.1:4317");
+        let message = format!("`{endpoint}` is not the URL of a collector; expected one such as http://127.0.0.1:4317");
         cx.error(at!["telemetry", "tracing", "otlp", "endpoint"], message);
     }
 }

@@ -1,4 +1,4 @@
-//! Models: what can never take effect, and limits that leave nothing.
+//! Checks of `models`: keys without effect, and limits that leave nothing.
 
 use super::{Context, at};
 use crate::schema::ModelTask;
@@ -7,15 +7,19 @@ pub(super) fn all(cx: &mut Context<'_>) {
     let config = cx.config;
     for (n, model) in config.models.iter().enumerate() {
         if model.keep_warm && model.idle_unload.is_some() {
-            let message = "takes effect only with `keepWarm: false`; this model stays loaded";
+            let message = "no effect: it takes effect only with `keepWarm: false`, and this model stays loaded";
             cx.error(at!["models", n, "idleUnload"], message);
         }
         if model.idle_unload.is_some_and(|idle| idle.0.is_zero()) {
-            cx.error(at!["models", n, "idleUnload"], "unloads the model before it has answered anything");
+            cx.error(
+                at!["models", n, "idleUnload"],
+                "0s unloads the model before it has answered anything; expected a longer time",
+            );
         }
         if matches!(model.task, Some(ModelTask::Embedding | ModelTask::Rerank)) {
             for key in model.keys_for_text() {
-                let message = "takes effect only where a model writes text; this one encodes it";
+                let message =
+                    "no effect: it takes effect only where a model writes text, and this one encodes it; remove it";
                 cx.error(at!["models", n, key], message);
             }
         }

@@ -8,7 +8,7 @@ use super::{Context, Segment, admission, at};
 pub(super) fn all(cx: &mut Context<'_>) {
     let config = cx.config;
     if config.routes.is_empty() {
-        cx.error(at!["routes"], "there must be at least one route");
+        cx.error(at!["routes"], "no route; there must be at least one: add its `backendRefs`");
     }
     for (n, route) in config.routes.iter().enumerate() {
         hostnames(cx, n, route);
@@ -50,13 +50,17 @@ fn hostnames(cx: &mut Context<'_>, n: usize, route: &Route) {
     }
 }
 
+fn no_slash(path: &str) -> String {
+    format!("`{path}` does not begin with `/`: write `/{path}`")
+}
+
 fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
     match &written.path {
         Some(PathMatch::Exact(path)) if !path.starts_with('/') => {
-            cx.error(at!["routes", n, "matches", m, "path", "exact"], "a path begins with `/`");
+            cx.error(at!["routes", n, "matches", m, "path", "exact"], no_slash(path));
         }
         Some(PathMatch::Prefix(path)) if !path.starts_with('/') => {
-            cx.error(at!["routes", n, "matches", m, "path", "prefix"], "a path begins with `/`");
+            cx.error(at!["routes", n, "matches", m, "path", "prefix"], no_slash(path));
         }
         Some(PathMatch::Regex(pattern)) => {
             // Alone too: `a)|(?:b` would take the anchors apart that hold it to the whole path.
@@ -65,7 +69,7 @@ fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
                 let message = e.to_string().lines().last().unwrap_or_default().to_owned();
                 cx.error(
                     at!["routes", n, "matches", m, "path", "regex"],
-                    format!("not a regular expression: {message}"),
+                    format!("not a regular expression ({message}); expected one over the whole path"),
                 );
             }
         }
@@ -80,7 +84,7 @@ fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
     for (h, header) in written.headers.iter().enumerate() {
         header_name(cx, at!["routes", n, "matches", m, "headers", h, "name"], &header.name);
         if http::HeaderValue::from_str(&header.exact).is_err() {
-            let message = "this value has characters that no header may have";
+            let message = "this value has characters that no header may have: remove them";
             cx.error(at!["routes", n, "matches", m, "headers", h, "exact"], message);
         }
     }
@@ -90,7 +94,10 @@ fn one_match(cx: &mut Context<'_>, n: usize, m: usize, written: &Match) {
         cx.error(at!["routes", n, "matches", m, "when"], message);
     }
     if written.model.as_deref() == Some("") {
-        cx.error(at!["routes", n, "matches", m, "model"], "an empty model name matches nothing; `*` matches any");
+        cx.error(
+            at!["routes", n, "matches", m, "model"],
+            "an empty model name matches nothing; expected a name, or `*` for any",
+        );
     }
 }
 
@@ -103,22 +110,31 @@ fn authentication(cx: &mut Context<'_>, n: usize, route: &Route) {
             cx.error(at!["routes", n, "authentication"], message);
         }
         None if (!config.consumers.is_empty() || config.authentication.is_some()) && !anybody => {
-            let message = "callers must be known here, and no consumer has a key or token: no caller could ever pass";
+            let message = "callers must be known here, and no consumer has a key or token, so no caller could ever pass: give one `keys`";
             cx.error(at!["routes", n], message);
         }
         _ => {}
     }
     let Some(access) = &route.access else { return };
     if access.consumers.is_empty() && access.tenants.is_empty() && access.scopes.is_empty() {
-        cx.error(at!["routes", n, "access"], "this names nobody: give consumers, tenants or scopes, or leave it out");
+        cx.error(
+            at!["routes", n, "access"],
+            "no caller is named; expected consumers, tenants or scopes, or leave it out",
+        );
     }
     let asks = config.authentication.is_some() || !config.consumers.is_empty();
     if route.authentication == Some(RouteAuthentication::None) || (route.authentication.is_none() && !asks) {
-        cx.error(at!["routes", n, "access"], "callers are not identified on this route (`authentication: none`)");
+        cx.error(
+            at!["routes", n, "access"],
+            "no effect, because callers are not identified on this route: write `authentication: required`",
+        );
     }
     let made_from_claims = config.authentication.iter().flat_map(|a| &a.jwt).any(|issuer| issuer.claims.is_some());
     if !access.scopes.is_empty() && config.authentication.iter().all(|a| a.jwt.is_empty()) {
-        cx.error(at!["routes", n, "access", "scopes"], "only tokens have scopes, and there is no `authentication.jwt`");
+        cx.error(
+            at!["routes", n, "access", "scopes"],
+            "no effect: only tokens have scopes, and there is no `authentication.jwt`; add that",
+        );
     }
     if made_from_claims {
         return;
@@ -146,7 +162,8 @@ fn filters(cx: &mut Context<'_>, n: usize, route: &Route) {
         if filter.config.get("onExceeded").and_then(serde_json::Value::as_str) == Some("spill")
             && route.when_saturated.as_ref().is_none_or(|w| w.spill_to.is_none())
         {
-            let message = "this route spills to nobody: `whenSaturated.spillTo` says who answers";
+            let message =
+                "no effect, because this route has no `whenSaturated.spillTo`: name there what answers instead";
             cx.error(at!["routes", n, "filters", f, filter.name.as_str(), "onExceeded"], message);
         }
         if filter.name == "mirror"
@@ -156,7 +173,7 @@ fn filters(cx: &mut Context<'_>, n: usize, route: &Route) {
             let at = at!["routes", n, "filters", f, "mirror", "backend"];
             let known: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
             if config.models.iter().any(|model| model.name == name) {
-                cx.error(at, format!("`{name}` is a model inside: copies go to a backend"));
+                cx.error(at, format!("`{name}` is a built-in model, which takes no copies; expected a backend"));
             } else if !known.contains(&name) {
                 cx.unknown(at, "backend", name, &known);
             }
@@ -169,15 +186,18 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
     let backends: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
     let models: Vec<&str> = config.models.iter().map(|m| m.name.as_str()).collect();
     if route.backend_refs.is_empty() {
-        cx.error(at!["routes", n, "backendRefs"], "a route needs at least one backend or model");
+        cx.error(at!["routes", n, "backendRefs"], "no target; a route needs at least one backend or model: add one");
     } else if route.backend_refs.iter().all(|reference| reference.weight == 0) {
-        cx.error(at!["routes", n, "backendRefs"], "all weights are zero: nothing would get a request");
+        cx.error(
+            at!["routes", n, "backendRefs"],
+            "all weights are zero, so nothing would get a request; expected one above zero",
+        );
     }
     let mut seen = std::collections::HashSet::new();
     for (r, reference) in route.backend_refs.iter().enumerate() {
         match (&reference.name, &reference.model) {
             (Some(name), None) if models.contains(&name.as_str()) => {
-                let message = format!("`{name}` is a model: write {{model: {name}}}");
+                let message = format!("`{name}` is a built-in model and no backend: write {{model: {name}}}");
                 cx.error(at!["routes", n, "backendRefs", r, "name"], message);
             }
             (Some(name), None) if !backends.contains(&name.as_str()) => {
@@ -187,12 +207,18 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
                 cx.unknown(at!["routes", n, "backendRefs", r, "model"], "model", model, &models);
             }
             (Some(_), Some(_)) | (None, None) => {
-                cx.error(at!["routes", n, "backendRefs", r], "exactly one of `name` (a backend) and `model` is needed");
+                cx.error(
+                    at!["routes", n, "backendRefs", r],
+                    "found both or none; expected exactly one of `name` (a backend) and `model`",
+                );
             }
             _ => {}
         }
         if !seen.insert((&reference.name, &reference.model)) {
-            cx.error(at!["routes", n, "backendRefs", r], "this is in the list already: give it one weight");
+            cx.error(
+                at!["routes", n, "backendRefs", r],
+                "duplicate target: remove one, and add its weight to the other",
+            );
         }
     }
     let speaks_openai =
@@ -209,22 +235,25 @@ fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
             let at = at!["routes", n, key, "spillTo"];
             if backends.contains(&name.as_str()) {
                 if route.backend_refs.iter().any(|r| r.name.as_deref() == Some(name)) {
-                    let message = format!("`{name}` is in this route's backendRefs and tried before: spill to another");
+                    let message =
+                        format!("`{name}` is in this route's backendRefs and tried before; expected another target");
                     cx.error(at, message);
                 }
             } else if !models.contains(&name.as_str()) {
                 let known: Vec<&str> = models.iter().chain(&backends).copied().collect();
                 cx.unknown(at, "model or backend", name, &known);
             } else if !can_spill {
-                let message =
-                    "no backend of this route speaks a model protocol: nothing could spill (`protocol: openai`)";
+                let message = "no backend of this route speaks a model protocol, so nothing could spill: write `protocol: openai` there";
                 cx.error(at, message);
             }
         }
         if let Some(reject) = reject
             && !matches!(reject.status.0, 429 | 503)
         {
-            cx.error(at!["routes", n, key, "reject", "status"], "a refusal for want of room is 429 or 503");
+            cx.error(
+                at!["routes", n, key, "reject", "status"],
+                format!("found {}; expected 429 or 503, which say that there is no room", reject.status.0),
+            );
         }
     }
 }
@@ -235,14 +264,21 @@ fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
     for (key, value) in all {
         let Some(value) = value else { continue };
         if value.0.is_zero() {
-            cx.error(at!["routes", n, "timeouts", key], "a time limit of zero lets nothing pass");
+            cx.error(
+                at!["routes", n, "timeouts", key],
+                "a time limit of zero lets nothing pass; expected a longer time",
+            );
         } else if value > t.request {
-            let message = format!("this is longer than timeouts.request ({}) and can never pass", t.request);
+            let message =
+                format!("{value} is longer than timeouts.request ({}) and can never pass; expected less", t.request);
             cx.warn(at!["routes", n, "timeouts", key], message);
         }
     }
     if route.retry.attempts > 10 {
-        cx.error(at!["routes", n, "retry", "attempts"], "more than 10 further tries do harm and no good");
+        cx.error(
+            at!["routes", n, "retry", "attempts"],
+            format!("found {}; expected at most 10 further tries, to spare the servers", route.retry.attempts),
+        );
     }
     let (config, limits) = (cx.config, &cx.config.limits);
     let speaks_model = route.backend_refs.iter().any(|reference| {
@@ -254,13 +290,14 @@ fn times(cx: &mut Context<'_>, n: usize, route: &Route) {
     let share = limits.buffered_bodies.min(limits.buffered_bodies_per_caller);
     if speaks_model && route.limits.max_body > share {
         let key = if share == limits.buffered_bodies { "bufferedBodies" } else { "bufferedBodiesPerCaller" };
-        let message =
-            format!("bodies of this route are held, and limits.{key} leaves {share} for one: a longer one is refused");
+        let message = format!(
+            "bodies of this route are held, and limits.{key} leaves {share} for one: write at most that, or raise the limit"
+        );
         cx.warn(at!["routes", n, "limits", "maxBody"], message);
     }
 }
 
-/// Warns of matches that an earlier route takes whole: the same path, method, headers and model on the same hosts.
+/// Warns of matches that an earlier route has too: the same path, method, headers and model on the same hosts.
 fn shadows(cx: &mut Context<'_>) {
     let key = |m: &Match| {
         let mut headers: Vec<_> = m.headers.iter().map(|h| (h.name.to_lowercase(), h.exact.clone())).collect();
@@ -284,7 +321,9 @@ fn shadows(cx: &mut Context<'_>) {
     }
     found.dedup();
     for (n, m, first) in found {
-        let message = format!("routes[{first}] matches the same requests and comes first: this never wins");
+        let message = format!(
+            "routes[{first}] matches the same requests and comes first, so this never wins: remove it, or move it up"
+        );
         cx.warn(at!["routes", n, "matches", m], message);
     }
 }

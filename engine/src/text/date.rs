@@ -2,22 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-/// Days of the week from 1 January 1970 on.
-const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+use time::OffsetDateTime;
 
 /// Formats the current time by a format of C's `strftime`. Fails with the first unknown directive.
 pub(super) fn now(format: &str) -> Result<String, char> {
@@ -26,13 +11,12 @@ pub(super) fn now(format: &str) -> Result<String, char> {
 }
 
 fn formatted(seconds: u64, format: &str) -> Result<String, char> {
-    let days = seconds / 86_400;
-    let (year, month, day) = date(days);
-    let name = |names: &[&'static str], at: u64| {
-        usize::try_from(at).ok().and_then(|at| names.get(at)).copied().unwrap_or_default()
-    };
-    let (month_name, day_name) = (name(&MONTHS, month - 1), name(&DAYS, days % 7));
-    let short = |name: &'static str| name.get(..3).unwrap_or_default().to_owned();
+    let at = i64::try_from(seconds).unwrap_or(i64::MAX);
+    let at = OffsetDateTime::from_unix_timestamp(at).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
+    let (hour, minute, second) = (at.hour(), at.minute(), at.second());
+    let (month_name, day_name) = (at.month().to_string(), at.weekday().to_string());
+    let short = |name: &str| name.get(..3).unwrap_or_default().to_owned();
     let mut text = String::new();
     let mut rest = format.chars();
     while let Some(c) = rest.next() {
@@ -46,34 +30,21 @@ fn formatted(seconds: u64, format: &str) -> Result<String, char> {
             Some('m') => format!("{month:02}"),
             Some('d') => format!("{day:02}"),
             Some('e') => format!("{day:2}"),
-            Some('B') => month_name.to_owned(),
-            Some('b' | 'h') => short(month_name),
-            Some('A') => day_name.to_owned(),
-            Some('a') => short(day_name),
-            Some('H') => format!("{:02}", seconds / 3600 % 24),
-            Some('M') => format!("{:02}", seconds / 60 % 60),
-            Some('S') => format!("{:02}", seconds % 60),
+            Some('B') => month_name.clone(),
+            Some('b' | 'h') => short(&month_name),
+            Some('A') => day_name.clone(),
+            Some('a') => short(&day_name),
+            Some('H') => format!("{hour:02}"),
+            Some('M') => format!("{minute:02}"),
+            Some('S') => format!("{second:02}"),
             Some('F') => format!("{year}-{month:02}-{day:02}"),
-            Some('T') => format!("{:02}:{:02}:{:02}", seconds / 3600 % 24, seconds / 60 % 60, seconds % 60),
+            Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
             Some('%') => "%".to_owned(),
             Some(other) => return Err(other),
             None => return Err('%'),
         };
     }
     Ok(text)
-}
-
-/// Year, month and day, this many days after 1 January 1970, in the Gregorian calendar. Years are counted from March,
-/// so that the leap day comes last, and in eras of 400 years, which all have as many days.
-fn date(days: u64) -> (u64, u64, u64) {
-    let since_march_of_0 = days + 719_468;
-    let (era, day_of_era) = (since_march_of_0 / 146_097, since_march_of_0 % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let months = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * months + 2) / 5 + 1;
-    let month = if months < 10 { months + 3 } else { months - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the benches of the balancing room stand on: its names, endpoints that nobody connects to, and the simulated fleet.
+//! Support for the benches of balancing: its names, endpoints without connections, and the simulated fleet.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use spillway::telemetry::EndpointMetrics;
 use spillway::tls::UpstreamTls;
 use spillway_config::schema::BackendTls;
 
-/// How an endpoint is connected to; nobody connects here.
+/// Target of connections that are never opened.
 fn peer(key: &EndpointKey) -> Peer {
     static TLS: LazyLock<UpstreamTls> =
         LazyLock::new(|| UpstreamTls::read(&BackendTls::default(), false, false).unwrap());

@@ -1,6 +1,6 @@
-//! A fleet in simulated time: servers with some places and a speed of their own, each first come first served; prompts
-//! with a heavy tail; some gateways that pick by what each has seen itself. Every random number comes from a seed, so that
-//! a run is the same each time. The module above brings the balancing room into scope.
+//! A fleet in simulated time: servers with some slots and a speed of their own, each first come first served; prompts with
+//! a heavy tail; gateways that each pick by their own observations. Every random number comes from a seed, so that each run
+//! is the same. The module above brings the balancing room into scope.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,30 +15,30 @@ use spillway_config::schema::{OutlierDetection, PolicyName};
 
 use super::*;
 
-/// What a server is.
+/// A simulated server.
 #[derive(Clone, Copy)]
 pub(crate) struct Server {
-    /// Requests that it works on at a time.
+    /// Requests that run at a time.
     pub(crate) places: usize,
-    /// Work that each of them gets done in a millisecond.
+    /// Work on each of them in a millisecond.
     pub(crate) speed: f64,
 }
 
-/// What is simulated.
+/// A simulated fleet and its load.
 #[derive(Clone)]
 pub(crate) struct Fleet {
     pub(crate) servers: Vec<Server>,
     pub(crate) gateways: usize,
     pub(crate) requests: usize,
-    /// Share of what the servers can do together.
+    /// Share of the work that the servers can do together.
     pub(crate) load: f64,
-    /// Milliseconds between two readings of a server's queue, for the policy that goes by it.
+    /// Milliseconds between two readings of a server's queue, for the policy `queueDepth`.
     pub(crate) scraped_every: f64,
     pub(crate) seed: u64,
 }
 
 impl Fleet {
-    /// Servers of which a third is twice, and a tenth eight times as slow as the others.
+    /// Fleet in which a third of the servers is twice, and a tenth eight times as slow as the others.
     pub(crate) fn mixed(count: usize, requests: usize) -> Self {
         let speed = |n: usize| match n % 30 {
             0..3 => 0.125,
@@ -50,11 +50,11 @@ impl Fleet {
     }
 }
 
-/// Who picks.
+/// Way to pick servers.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Picker {
     Policy(PolicyName),
-    /// Knows every server's queue, speed and the length of every request, and takes where it ends first.
+    /// Knows the queue and speed of every server and the length of every request; picks the server with the earliest end.
     Oracle,
 }
 
@@ -76,11 +76,11 @@ pub(crate) const PICKERS: [Picker; 6] = [
     Picker::Oracle,
 ];
 
-/// What came of it.
+/// Result of a run.
 pub(crate) struct Quality {
-    /// From arrival to end, milliseconds, sorted.
+    /// Times from arrival to end, milliseconds, sorted.
     times: Vec<f64>,
-    /// Requests of each server.
+    /// Requests by server.
     pub(crate) taken: Vec<u32>,
 }
 
@@ -91,7 +91,7 @@ impl Quality {
     }
 }
 
-/// Endpoints of one gateway, new, without limits.
+/// New endpoints of one gateway, without limits.
 pub(crate) fn endpoints_of(servers: &[Server]) -> Vec<Arc<Endpoint>> {
     let siblings = Arc::new(Siblings::default());
     let endpoint = |n: usize| {
@@ -119,7 +119,7 @@ pub(crate) fn balancer_for(endpoints: Vec<Arc<Endpoint>>, policy: PolicyName, se
     Balancer::new(Arc::new(ArcSwap::from_pointee(set)), Detector::new(&OutlierDetection::default()))
 }
 
-/// An order of times for the heap.
+/// A time, ordered for the heap.
 #[derive(PartialEq)]
 struct Time(f64);
 impl Eq for Time {}
@@ -134,8 +134,8 @@ impl Ord for Time {
     }
 }
 
-/// A request that runs, by its end.
-struct Running {
+/// A request that runs.
+struct SimulatedRequest {
     gateway: usize,
     server: usize,
     began: f64,
@@ -143,13 +143,13 @@ struct Running {
     _slot: Option<Slot>,
 }
 
-/// The clock of the room: one above zero at the start.
+/// Time as the balancing room reads it: never zero.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "milliseconds of a simulation")]
 pub(crate) fn clock(time: f64) -> u64 {
     time as u64 + 1
 }
 
-/// Runs a fleet. `each` sees every pick as (time in milliseconds, server) and may change what it likes of the gateways.
+/// Runs a fleet. `each` sees every pick as (time in milliseconds, server) and may change the gateways.
 pub(crate) fn run(fleet: &Fleet, picker: Picker, mut each: impl FnMut(f64, &[Balancer], Option<usize>)) -> Quality {
     let mut rng = ChaCha8Rng::seed_from_u64(fleet.seed);
     let policy = if let Picker::Policy(name) = picker { name } else { PolicyName::RoundRobin };
@@ -159,11 +159,11 @@ pub(crate) fn run(fleet: &Fleet, picker: Picker, mut each: impl FnMut(f64, &[Bal
         SocketAddr::V4(v4) => (u32::from(*v4.ip()) & 0x00ff_ffff) as usize,
         SocketAddr::V6(_) => 0,
     };
-    // When each place of a server is free: first come first served, so an end is known when a request is sent.
+    // Time at which each slot of a server is free: first come first served, so an end is known when a request is sent.
     let mut free: Vec<Vec<f64>> = fleet.servers.iter().map(|s| vec![0.0; s.places]).collect();
     let mut at_server = vec![0usize; fleet.servers.len()];
     let mut running: BinaryHeap<Reverse<(Time, usize)>> = BinaryHeap::new();
-    let mut requests: Vec<Option<Running>> = Vec::new();
+    let mut requests: Vec<Option<SimulatedRequest>> = Vec::new();
     let mut quality = Quality { times: Vec::new(), taken: vec![0; fleet.servers.len()] };
 
     // Pareto with shape 1.5, from 20 to 20,000: one request in thirty thousand is a thousand times the least.
@@ -220,7 +220,7 @@ pub(crate) fn run(fleet: &Fleet, picker: Picker, mut each: impl FnMut(f64, &[Bal
         quality.times.push(end - now);
         each(now, &gateways, Some(server));
         let at_start = slot.as_ref().map_or(0, Slot::in_flight_at_start);
-        requests.push(Some(Running { gateway, server, began: now, at_start, _slot: slot }));
+        requests.push(Some(SimulatedRequest { gateway, server, began: now, at_start, _slot: slot }));
         running.push(Reverse((Time(end), n)));
     }
     quality.times.sort_by(f64::total_cmp);

@@ -5,47 +5,14 @@
 #[allow(dead_code, reason = "the gateway uses all of it")]
 #[path = "../../src/framing/mod.rs"]
 mod framing;
+#[path = "../../src/framing/tests/harness.rs"]
+mod harness;
 
 use framing::{Framer, MAX_FIELDS, Violation};
 use libfuzzer_sys::fuzz_target;
 
+/// Bytes of a head, and of trailers, that the reader allows.
 const MOST: u64 = 256;
-
-#[derive(Debug, Default, PartialEq)]
-struct Read {
-    messages: Vec<Vec<u8>>,
-    rest: Vec<u8>,
-    violation: Option<Violation>,
-}
-
-fn read(bytes: &[u8], sizes: [usize; 2]) -> Read {
-    let (mut framer, mut read, mut at) = (Framer::new(MOST), Read::default(), 0);
-    for size in sizes.into_iter().cycle() {
-        if at == bytes.len() {
-            break;
-        }
-        let part = &bytes[at..bytes.len().min(at.saturating_add(size))];
-        let opaque = framer.opaque();
-        let taken = if opaque > 0 {
-            let taken = part.len().min(usize::try_from(opaque).unwrap_or(usize::MAX));
-            framer.skip(taken as u64);
-            taken
-        } else {
-            match framer.scan(part) {
-                Ok(taken) => taken,
-                Err(_) => break,
-            }
-        };
-        assert!(taken > 0 && taken <= part.len());
-        read.rest.extend_from_slice(&part[..taken]);
-        at += taken;
-        if framer.is_between() {
-            read.messages.push(std::mem::take(&mut read.rest));
-        }
-    }
-    read.violation = framer.violation();
-    read
-}
 
 /// Where httparse and the length of the body end a message; `None` when it is not all here. A head that is refused there
 /// (such as a target that is no UTF-8) is answered with 400, so it ends wherever the reader says.
@@ -87,8 +54,9 @@ fn reference(bytes: &[u8], refused: Option<usize>) -> Option<usize> {
 
 fuzz_target!(|input: &[u8]| {
     let [first, second, bytes @ ..] = input else { return };
-    let whole = read(bytes, [usize::MAX; 2]);
-    assert_eq!(whole, read(bytes, [usize::from(*first).max(1), usize::from(*second).max(1)]));
+    let whole = harness::read(bytes, &[usize::MAX], MOST);
+    let sizes = [usize::from(*first).max(1), usize::from(*second).max(1)];
+    assert_eq!(whole, harness::read(bytes, &sizes, MOST));
     for message in &whole.messages {
         assert_eq!(reference(message, Some(message.len())), Some(message.len()), "{}", message.escape_ascii());
     }

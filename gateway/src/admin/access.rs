@@ -1,5 +1,5 @@
-//! Who may look: on loopback whoever sends a loopback `Host` (so that no web page can, by a name that points here);
-//! elsewhere, and wherever one is configured, the bearer of the token.
+//! Access to the admin address. On loopback, a request needs a loopback `Host`, so that no web page gets in by a name that
+//! resolves to loopback. Elsewhere, and wherever a token is configured, a request needs the token.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use axum::response::{IntoResponse, Response};
 
 use super::AdminState;
 
-/// The address that a request came from.
+/// Address that a request came from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Client(pub(super) IpAddr);
 
-/// Notes every change that was asked for and every request that was refused.
+/// Records every requested change and every refused request in the audit log.
 pub(super) async fn audit(State(state): State<Arc<dyn AdminState>>, request: Request, next: Next) -> Response {
     let client = request.extensions().get::<Client>().map_or(IpAddr::from([0, 0, 0, 0]), |client| client.0);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -34,6 +34,7 @@ pub(super) async fn audit(State(state): State<Arc<dyn AdminState>>, request: Req
     answer
 }
 
+/// Refuses requests without access.
 pub(super) async fn check(State(state): State<Arc<dyn AdminState>>, request: Request, next: Next) -> Response {
     let bearer = request
         .headers()
@@ -44,12 +45,18 @@ pub(super) async fn check(State(state): State<Arc<dyn AdminState>>, request: Req
     match state.token_matches(bearer) {
         Some(true) => return next.run(request).await,
         Some(false) => {
-            let mut answer = problem(StatusCode::UNAUTHORIZED, "this needs `Authorization: Bearer` with admin.token");
+            let mut answer = problem(
+                StatusCode::UNAUTHORIZED,
+                "missing or wrong token: send `Authorization: Bearer` with admin.token",
+            );
             answer.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
             return answer;
         }
         None if !state.is_loopback() => {
-            return problem(StatusCode::UNAUTHORIZED, "admin.token is not configured: nothing is shown off loopback");
+            return problem(
+                StatusCode::UNAUTHORIZED,
+                "admin.token is not configured: configure it, or listen on loopback",
+            );
         }
         None => {}
     }
@@ -65,13 +72,13 @@ pub(super) async fn check(State(state): State<Arc<dyn AdminState>>, request: Req
     }
 }
 
-/// Why a request may not change anything: a web page can send a form to loopback, but no header of its own.
+/// Refuses a change without the header that web pages cannot send: a page can send a form to loopback, but no such header.
 pub(super) fn refuse_change(headers: &HeaderMap) -> Option<Response> {
     let sent = headers.get("x-spillway-admin").is_some_and(|value| value.as_bytes() == b"1");
     (!sent).then(|| problem(StatusCode::FORBIDDEN, "a change needs the header `x-spillway-admin: 1`"))
 }
 
-/// The host's name or address, without port and brackets.
+/// Name or address of a host, without port and brackets.
 fn name_of(host: &str) -> &str {
     match host.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
@@ -95,7 +102,7 @@ fn is_loopback_host(host: &str) -> bool {
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// An entry of `admin.hosts` without a port stands for any.
+/// True if an entry of `admin.hosts` matches; an entry without a port matches any port.
 fn is_allowed(host: &str, allowed: &str) -> bool {
     !host.is_empty() && (host.eq_ignore_ascii_case(allowed) || name_of(host).eq_ignore_ascii_case(allowed))
 }

@@ -1,5 +1,4 @@
-//! What operators see of endpoints: one entry each, for the admin address and for metrics. Read from the same atomics that
-//! requests are decided by.
+//! Reports of backends and endpoints for the admin address and for metrics, read from the atomics that admission uses.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,40 +10,40 @@ use crate::clock::now_millis;
 use crate::telemetry::{BackendSample, EndpointSample};
 use crate::topology::Backend;
 
-/// Age up to which figures of servers are shown, milliseconds.
+/// Age up to which figures of servers are shown, in milliseconds: older ones mislead more than they tell.
 const SHOWN_FOR: u64 = 60_000;
 
-/// A backend, for operators.
+/// Report of a backend.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct BackendReport {
     name: String,
     policy: &'static str,
-    /// Whether an endpoint may have traffic.
+    /// True if an endpoint may have traffic.
     available: bool,
-    /// Whether ejections are ignored, because too few endpoints are left.
+    /// True if ejections are ignored because too few endpoints are left.
     panic: bool,
     in_flight: u32,
-    /// Requests that may be in flight at all endpoints together; absent without a limit.
+    /// Most requests in flight at all endpoints together; absent without a limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_in_flight: Option<u32>,
-    /// Requests that wait for it, in the queues of all routes.
+    /// Requests that wait for the backend, in the queues of all routes.
     pending: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_pending: Option<u32>,
-    /// Retries and hedges on their way.
+    /// Retries and hedges in flight.
     retries: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_retries: Option<u32>,
     endpoints: Vec<EndpointReport>,
 }
 
-/// A limit, where there is one.
+/// Limit as operators see it: none for the largest number.
 fn known(limit: u32) -> Option<u32> {
     (limit != u32::MAX).then_some(limit)
 }
 
-/// An endpoint, for operators.
+/// Report of an endpoint.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct EndpointReport {
@@ -53,18 +52,18 @@ pub(crate) struct EndpointReport {
     address: String,
     weight: u32,
     priority: u32,
-    /// `open`, or why it takes no further request.
+    /// `open`, or the reason why the endpoint gets no further request.
     state: &'static str,
     healthy: bool,
     ejected: bool,
     drained: bool,
-    /// Milliseconds until it is tried again after an ejection, or after an answer that meant full.
+    /// Milliseconds until the end of an ejection, or until the end of the pause after a 429 or 503.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_in_ms: Option<u64>,
     in_flight: u32,
-    /// Connections that are open, idle ones too.
+    /// Open connections, idle ones included.
     connections: u32,
-    /// Requests that may be in flight; absent without a limit.
+    /// Most requests in flight; absent without a limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -74,11 +73,11 @@ pub(crate) struct EndpointReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     kv_cache: Option<f64>,
     ejections: u64,
-    /// Attempts since the process began, by how they ended.
+    /// Attempts since the process began, by outcome.
     attempts: BTreeMap<&'static str, u64>,
 }
 
-/// Every backend, in the order of their names.
+/// Reports of all backends, in the order of their names.
 pub(super) fn reports(backends: &[Arc<Backend>]) -> Vec<BackendReport> {
     let now = now_millis();
     let mut reports: Vec<BackendReport> = backends
@@ -135,7 +134,7 @@ fn report(e: &Endpoint, now: u64, panic: bool) -> EndpointReport {
     }
 }
 
-/// Every endpoint, for the metrics.
+/// State of all endpoints, for metrics.
 pub(super) fn samples(backends: &[Arc<Backend>]) -> Vec<EndpointSample> {
     let now = now_millis();
     let mut samples = Vec::new();
@@ -167,7 +166,7 @@ pub(super) fn samples(backends: &[Arc<Backend>]) -> Vec<EndpointSample> {
     samples
 }
 
-/// Every backend, for the metrics.
+/// State of all backends, for metrics.
 pub(super) fn backend_samples(backends: &[Arc<Backend>]) -> Vec<BackendSample> {
     let now = now_millis();
     let sample = |backend: &Arc<Backend>| {
@@ -188,8 +187,8 @@ pub(super) fn backend_samples(backends: &[Arc<Backend>]) -> Vec<BackendSample> {
     backends.iter().map(sample).collect()
 }
 
-/// Takes endpoints out (`drained`), or puts them back: all that `named` names, which is an address (`10.0.0.1:8000`), or
-/// a URL or its `HOST:PORT` for every address that it has. Gives the names of those it named, each with whether it changed.
+/// Drains endpoints, or puts them back: those that `named` matches, which is an address (`10.0.0.1:8000`), or a URL or its
+/// `HOST:PORT` for all of its addresses. Returns the names of the matching endpoints, each with true if its state changed.
 pub(super) fn drain(backend: &Backend, named: &str, drained: bool) -> Vec<(String, bool)> {
     let now = now_millis();
     let set = backend.balancer.endpoints();

@@ -1,13 +1,13 @@
-//! The address for operators: health, readiness, metrics, the running configuration. It owns that listener and its
-//! rules of access; what it shows comes from [`AdminState`], which [`Shown`] implements.
-//! It never serves traffic of callers and shows no secret.
+//! Admin address for operators: health, readiness, metrics, the running configuration. Owns that listener and its rules of
+//! access; its contents come from [`AdminState`], which [`AdminView`] implements.
+//! Serves no traffic of callers and shows no secret.
 
 mod access;
 mod backends;
-mod places;
-mod shown;
+mod slots;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -26,59 +26,60 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::access::problem;
-use self::places::Places;
-pub use self::shown::Shown;
+use self::slots::ConnectionSlots;
+pub use self::view::AdminView;
 use crate::descriptors::{Side, Spare, is_shortage};
-use crate::telemetry::Seldom;
+use crate::telemetry::LogThrottle;
 
-/// Time for a request header, and for the next one on a connection that is kept.
+/// Time for a request header, and idle time of a connection until the next one: operators and scrapers are near.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest life of a connection; scrapers open a new one.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
-/// Time for a last answer when a connection's life is over.
+/// Time for the last answer on a connection that reached [`CONNECTION_TIMEOUT`].
 const LAST_ANSWER: Duration = Duration::from_secs(2);
 /// Time for the answers that are being written when the process ends.
 const END: Duration = Duration::from_millis(200);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Longest header, and the most fields in it.
+/// Longest request header, in bytes.
 const MAX_HEADER: usize = 16 << 10;
+/// Most fields of a request header.
 const MAX_FIELDS: usize = 64;
 
-/// What the admin address shows.
+/// State that the admin address shows.
 pub trait AdminState: Send + Sync + 'static {
-    /// `ready`, or in one word why not.
+    /// Readiness of the gateway; the error is the reason in one word.
     fn readiness(&self) -> Result<(), &'static str>;
-    /// The metrics as OpenMetrics text.
+    /// Metrics as OpenMetrics text.
     fn metrics(&self) -> String;
-    /// The running configuration and the result of the last edit.
+    /// Running configuration and result of the last edit.
     fn config(&self) -> serde_json::Value;
-    /// Every backend and its endpoints as they are now.
+    /// Current state of all backends and their endpoints.
     fn backends(&self) -> serde_json::Value;
-    /// Takes the endpoints out that are named, or puts them back; their names, each with whether that changed it.
-    /// `None` when there is no such backend.
+    /// Drains the named endpoints, or puts them back. Returns their names, each with true if its state changed; `None` if
+    /// the backend does not exist.
     fn drain(&self, backend: &str, endpoint: &str, drained: bool) -> Option<Vec<(String, bool)>>;
-    /// Whether a bearer token opens this address; `None` when none is configured.
+    /// True if the bearer token is the configured one; `None` if no token is configured.
     fn token_matches(&self, token: Option<&[u8]>) -> Option<bool>;
-    /// Notes a change that was asked for, or a request that was refused, by `who`: `token` or `loopback`.
+    /// Records a requested change or a refused request in the audit log; `who` is `token`, `loopback` or `unknown`.
     fn audit(&self, client: std::net::IpAddr, who: &str, method: &str, path: &str, status: u16);
-    /// Whether the address is on loopback.
+    /// True if the address is on loopback.
     fn is_loopback(&self) -> bool;
-    /// Values of `Host` that are accepted besides loopback names.
+    /// Accepted values of `Host` besides loopback names.
     fn hosts(&self) -> Vec<String>;
-    /// Connections that are held at most.
+    /// Most open connections.
     fn max_connections(&self) -> usize;
-    /// Counts connections that were closed to make room for others.
+    /// Counts connections that were closed for others.
     fn connections_dropped(&self, count: usize);
 }
 
-/// Serves until `stop` is true. Answers that are being written then have a moment to end.
+/// Serves until `stop` is true; then answers that are being written have [`END`] to finish.
 pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, mut stop: watch::Receiver<bool>) {
     let app = router(state.clone());
-    let places = Places::new(state.max_connections());
+    let slots = ConnectionSlots::new(state.max_connections());
     let mut connections = JoinSet::new();
     let mut spare = Spare::new();
-    let (failures, shortages) = (Seldom::default(), Seldom::default());
+    let (failures, shortages) = (LogThrottle::default(), LogThrottle::default());
     let stopping = stop.clone();
     loop {
         let accepted = tokio::select! {
@@ -94,9 +95,9 @@ pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, mut stop: 
             Err(e) if is_shortage(&e) => {
                 Side::Admin.count_shortage();
                 shortages.add(1, |times| tracing::warn!(event = "admin_descriptors_spent", error = %e, times));
-                // The spare one is for the connection that waits; else one of the least used is closed for it.
+                // The spare descriptor accepts the waiting connection; without it, the least used connection is closed.
                 if !spare.release() {
-                    state.connections_dropped(usize::from(places.close_one()));
+                    state.connections_dropped(usize::from(slots.close_least_used()));
                     if let Ok(None) = tokio::time::timeout(ACCEPT_PAUSE, connections.join_next()).await {
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
@@ -110,22 +111,22 @@ pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, mut stop: 
             }
         };
         spare.refill();
-        let (place, dropped) = places.take(client.ip().to_canonical());
+        let (slot, dropped) = slots.acquire(client.ip().to_canonical());
         state.connections_dropped(dropped);
         let (app, stopping) = (app.clone(), stopping.clone());
         connections.spawn(async move {
-            let place = Arc::new(place);
-            // The router is one for all connections; whose request it is stands in the request.
-            let asking = place.clone();
+            let slot = Arc::new(slot);
+            // All connections share the router; an extension of the request carries the client.
+            let asking = slot.clone();
             let app = app.layer(axum::Extension(access::Client(client.ip()))).layer(middleware::map_request(
                 move |request: Request| {
-                    asking.asked();
+                    asking.record_request();
                     std::future::ready(request)
                 },
             ));
             tokio::select! {
                 () = connection(stream, app, stopping) => {}
-                () = place.must_close() => {}
+                () = slot.must_close() => {}
             }
         });
     }
@@ -142,7 +143,7 @@ async fn connection(stream: TcpStream, app: Router, mut stopping: watch::Receive
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
     let mut connection = pin!(connection);
     tokio::select! {
-        // Whatever went wrong with it, the connection is over.
+        // The connection has ended, by an error or not.
         _ = connection.as_mut() => return,
         () = tokio::time::sleep(CONNECTION_TIMEOUT) => {}
         _ = stopping.wait_for(|stop| *stop) => {}
@@ -167,11 +168,11 @@ fn router(state: Arc<dyn AdminState>) -> Router {
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(ready))
         .method_not_allowed_fallback(wrong_method);
-    open.merge(guarded).layer(middleware::map_response(plainly)).with_state(state)
+    open.merge(guarded).layer(middleware::map_response(add_headers)).with_state(state)
 }
 
-/// No browser keeps what it is shown here or takes it for something else.
-async fn plainly(mut answer: Response) -> Response {
+/// Forbids browsers to store an answer, or to guess its type.
+async fn add_headers(mut answer: Response) -> Response {
     let headers = answer.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -237,9 +238,9 @@ async fn index() -> &'static str {
 }
 
 async fn not_found() -> Response {
-    access::problem(StatusCode::NOT_FOUND, "there is no such page here; / lists what there is")
+    access::problem(StatusCode::NOT_FOUND, "unknown page; / lists all pages")
 }
 
 async fn wrong_method() -> Response {
-    access::problem(StatusCode::METHOD_NOT_ALLOWED, "this page does not take this method; `Allow` names those it does")
+    access::problem(StatusCode::METHOD_NOT_ALLOWED, "this page does not allow this method; `Allow` lists those it does")
 }

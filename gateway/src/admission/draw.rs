@@ -1,8 +1,9 @@
-//! The order in which a request's targets are tried: by priority, among equals drawn by weight, or by weighted rendezvous hashing where the
-//! route is sticky, so that a caller moves only to a target whose share grew, whatever the order in the file.
+//! The order in which the targets of a request are tried: by priority, and among equals drawn by weight. On a sticky route
+//! weighted rendezvous hashing draws: a caller moves only to a target whose share grew, in any order of the file.
 
 use std::hash::Hash;
 
+use crate::balancing::unit;
 use crate::topology::{Route, Target};
 use rand::RngExt;
 
@@ -10,48 +11,48 @@ use rand::RngExt;
 /// process after a restart, has to put the same caller on the same target.
 const SEEDS: (u64, u64, u64, u64) = (0x5350_494c, 0x4c57_4159, 0x7374_6963, 0x6b79_0001);
 
-/// Places of a route's targets, the drawn one first.
+/// Indices of a route's targets, the drawn one first.
 #[derive(Debug, Default, Clone)]
 pub struct Order {
-    places: Vec<usize>,
+    indices: Vec<usize>,
 }
 
 impl Order {
-    /// The places, the drawn one first.
-    pub fn places(&self) -> &[usize] {
-        &self.places
+    /// Indices, the drawn one first.
+    pub fn indices(&self) -> &[usize] {
+        &self.indices
     }
 
-    /// Draws for a request. `key` is the value of the sticky header, if the route has one and the request too.
+    /// Draws the order for a request. `key` is the value of the sticky header, if the route and the request have one.
     pub fn draw(route: &Route, key: Option<&[u8]>) -> Self {
         if let [_] = route.targets.as_slice() {
-            return Self { places: vec![0] };
+            return Self { indices: vec![0] };
         }
         let mut rng = rand::rng();
-        // Targets that are there come first, and of those the lowest priority: the draw is among those; the others follow
-        // for when that changes. Whether one is there is asked once: an order that changes while it is sorted is none.
+        // Available targets come first, and of those the lowest priority: the draw is among them. The others follow for the
+        // time when that changes. Availability is read once: it must not change while the order is sorted.
         let mut scored: Vec<(bool, u32, f64, usize)> = route
             .targets
             .iter()
             .enumerate()
             .filter(|(_, target)| target.weight > 0)
-            .map(|(place, target)| {
+            .map(|(index, target)| {
                 let uniform = match key {
                     Some(key) => rendezvous(&route.name, key, target),
                     None => rng.random::<f64>(),
                 };
-                (!target.is_available(), target.priority, score(uniform, target.weight), place)
+                (!target.is_available(), target.priority, score(uniform, target.weight), index)
             })
             .collect();
         scored.sort_by(|(gone, priority, score, _), (other_gone, other_priority, other_score, _)| {
             (gone, priority).cmp(&(other_gone, other_priority)).then(score.total_cmp(other_score))
         });
-        Self { places: scored.into_iter().map(|(_, _, _, place)| place).collect() }
+        Self { indices: scored.into_iter().map(|(_, _, _, index)| index).collect() }
     }
 }
 
-/// Time of the first event of a Poisson process with rate `weight`: the smallest of several is each one's by its share
-/// of the weights, and raising one weight never moves a caller between the others.
+/// Time of the first event of a Poisson process with rate `weight`. Each target has the smallest of several times with the
+/// probability of its share, and raising one weight never moves a caller between the others.
 fn score(uniform: f64, weight: u32) -> f64 {
     // 1 - u keeps the argument of the logarithm above zero.
     -(1.0 - uniform).ln() / f64::from(weight)
@@ -60,11 +61,7 @@ fn score(uniform: f64, weight: u32) -> f64 {
 fn rendezvous(route: &str, key: &[u8], target: &Target) -> f64 {
     let mut hasher = fixed_hasher();
     (route, key, target.name.as_str()).hash(&mut hasher);
-    let bits = std::hash::Hasher::finish(&hasher) >> 11;
-    // 53 bits: every value is exact in an f64.
-    #[allow(clippy::cast_precision_loss, reason = "53 bits fit the mantissa")]
-    let numerator = bits as f64;
-    numerator / 9_007_199_254_740_992.0
+    unit(std::hash::Hasher::finish(&hasher))
 }
 
 fn fixed_hasher() -> impl std::hash::Hasher {
@@ -98,7 +95,7 @@ mod tests {
         for caller in 0..20_000u32 {
             let key = caller.to_string();
             let order = Order::draw(route, sticky.then_some(key.as_bytes()));
-            *shares.entry(route.targets[order.places()[0]].name.clone()).or_insert(0) += 1;
+            *shares.entry(route.targets[order.indices()[0]].name.clone()).or_insert(0) += 1;
         }
         shares
     }
@@ -127,7 +124,7 @@ mod tests {
         let TargetKind::Backend(c) = &route.targets[2].kind else { panic!() };
         c.balancer.endpoints().all()[0].state.set_healthy(false, 1);
         for _ in 0..100 {
-            assert_eq!(Order::draw(&route, None).places(), [0, 1, 2]);
+            assert_eq!(Order::draw(&route, None).indices(), [0, 1, 2]);
         }
     }
 
@@ -140,7 +137,7 @@ mod tests {
             let key = caller.to_string();
             let name = |route: &Route| {
                 let order = Order::draw(route, Some(key.as_bytes()));
-                route.targets[order.places()[0]].name.clone()
+                route.targets[order.indices()[0]].name.clone()
             };
             let (was, is) = (name(&before), name(&after));
             if was != is {

@@ -1,6 +1,8 @@
-//! Who takes a request: the order of the targets (priority, weights, stickiness), then an endpoint with room and its
-//! slot, else that there is no room or nobody there. It opens no connection and never waits.
-//! Its inputs are the route, what was tried before, and the clock; the same inputs give the same answer.
+//! Choice of the target for a request. The order of the targets is drawn first, by priority, weights and stickiness. Then an
+//! endpoint and its slot are acquired in one step, if an endpoint is available and has room.
+//!
+//! The room opens no connection and never waits. Inputs are the route, the endpoints that were tried, and the clock; the
+//! same inputs give the same result.
 
 mod draw;
 
@@ -12,81 +14,82 @@ use smallvec::SmallVec;
 
 use crate::balancing::{Ask, Endpoint, EndpointState};
 use crate::builtin::LoadedModel;
-use crate::queueing::{Pending, Queue, Taken};
+use crate::queueing::{Pending, Queue, WakingSlot};
 use crate::topology::{Backend, Route, Target, TargetKind};
 
-/// Most answers that mean full after which a request still moves on to another endpoint.
+/// Most answers that mean full after which a request moves on to another endpoint: a backend that is full at three
+/// endpoints is most likely full.
 const MAX_MOVES: u32 = 3;
 
-/// Where a request has been and may still go.
+/// Targets of one request: their order, and those that were tried.
 pub struct TargetSelection {
     order: Order,
-    /// Endpoints that were tried.
+    /// Endpoints that had the request.
     tried: Vec<Arc<EndpointState>>,
-    /// Targets that are closed for this request: models that had no room.
+    /// Indices of targets that are closed for this request: built-in models that had no room.
     closed: Vec<usize>,
     moves: u32,
 }
 
-/// What admission says.
+/// Result of an admission.
 pub enum Admission<'a> {
-    /// An endpoint, with a slot taken.
+    /// An endpoint and a slot at it.
     Endpoint {
         /// The backend.
         backend: &'a Arc<Backend>,
         /// The endpoint.
         endpoint: Arc<Endpoint>,
-        /// Its slot.
-        slot: Taken,
+        /// Slot of the request.
+        slot: WakingSlot,
     },
-    /// A model inside that is a target of the route; whether it has room it says itself.
+    /// A built-in model that is a target of the route. The model itself reports whether it has room.
     Model {
-        /// Place of the target.
+        /// Index of the target in the route.
         target: usize,
         /// The model.
         model: &'a Arc<LoadedModel>,
     },
-    /// Endpoints are there, none has room.
+    /// Endpoints are available, none has room.
     Saturated,
-    /// No endpoint may have traffic.
+    /// No endpoint is available.
     Unavailable,
 }
 
 impl TargetSelection {
-    /// Begins with the targets in the order that was drawn.
+    /// Selection among the targets in the order that was drawn.
     pub fn new(order: Order) -> Self {
         Self { order, tried: Vec::new(), closed: Vec::new(), moves: 0 }
     }
 
-    /// Notes that the last endpoint said full. False when the request has moved often enough.
+    /// Counts a move away from an endpoint that is full. False if the request has moved too often.
     pub fn move_on(&mut self) -> bool {
         self.moves += 1;
         self.moves <= MAX_MOVES
     }
 
-    /// Closes a target whose model had no room.
+    /// Closes a target whose built-in model had no room.
     pub fn close(&mut self, target: usize) {
         self.closed.push(target);
     }
 
-    /// Whether anything that the request may go to can have traffic at all.
+    /// True if a target of the request is available.
     pub fn is_available(&self, route: &Route) -> bool {
-        self.order.places().iter().any(|place| route.targets.get(*place).is_some_and(Target::is_available))
+        self.order.indices().iter().any(|index| route.targets.get(*index).is_some_and(Target::is_available))
     }
 
-    /// The queue in which the request waits when there is no room: the route's, or its own target's where requests stay
-    /// with the target that was drawn.
+    /// Queue in which the request waits for a slot: that of the route, or that of its target where requests stay with the
+    /// target that was drawn.
     pub fn queue<'a>(&self, route: &'a Route) -> Option<&'a Arc<Queue>> {
         match route.queues.as_slice() {
             [one] => Some(one),
-            several => several.get(*self.order.places().first()?),
+            several => several.get(*self.order.indices().first()?),
         }
     }
 
-    /// The targets that the request may go to, in their order: of each priority all, or only the drawn one.
+    /// Targets of the request in their order: of each priority all, or only the one that was drawn.
     fn targets<'a>(&self, route: &'a Route) -> impl Iterator<Item = (usize, &'a Target)> {
         let mut drawn = None;
-        self.order.places().iter().filter_map(|place| Some((*place, route.targets.get(*place)?))).filter(
+        self.order.indices().iter().filter_map(|index| Some((*index, route.targets.get(*index)?))).filter(
             move |(_, target)| {
                 let first_of_its_priority = drawn.replace(target.priority) != Some(target.priority);
                 first_of_its_priority || route.try_others
@@ -94,8 +97,7 @@ impl TargetSelection {
         )
     }
 
-    /// Counts the request among those who wait for the backends that it may go to, as far as those let it; `None` where none
-    /// does.
+    /// Counts the request as a waiter of its backends, as far as their limits allow; `None` if none allows it.
     pub fn wait(&self, route: &Route) -> Option<SmallVec<[Pending; 2]>> {
         let backends = self.targets(route).filter_map(|(_, target)| match &target.kind {
             TargetKind::Model(_) => None,
@@ -105,7 +107,7 @@ impl TargetSelection {
         (!pending.is_empty()).then_some(pending)
     }
 
-    /// Whether an endpoint that the request may go to seems to have room, tried before or not.
+    /// True if an endpoint of a target seems to have room, tried before or not.
     pub fn has_room(&self, route: &Route, now: u64) -> bool {
         self.targets(route).any(|(_, target)| match &target.kind {
             TargetKind::Model(_) => false,
@@ -113,7 +115,7 @@ impl TargetSelection {
         })
     }
 
-    /// Offers the room that is left to those who wait for it, of any route.
+    /// Announces the slots that are left to waiters of any route.
     pub fn offer_rest(&self, route: &Route, now: u64) {
         for (_, target) in self.targets(route) {
             if let TargetKind::Backend(backend) = &target.kind
@@ -124,7 +126,7 @@ impl TargetSelection {
         }
     }
 
-    /// How long until an endpoint that has no room may have some without a slot being given back, if that can be.
+    /// Time until an endpoint may have room again without the release of a slot, if that can be.
     pub fn next_change(&self, route: &Route, now: u64) -> Option<Duration> {
         self.targets(route)
             .filter_map(|(_, target)| match &target.kind {
@@ -135,8 +137,8 @@ impl TargetSelection {
             .min()
     }
 
-    /// Finds who takes the request. `again` allows endpoints that were tried before, for a retry that has no other.
-    /// `key` gives what keeps the request on its endpoint, for backends that ask for it.
+    /// Chooses a target for the request. `again` allows endpoints that were tried before, for a retry that has no other.
+    /// `key` returns the affinity key of the request for a backend.
     pub fn admit<'a>(
         &mut self,
         route: &'a Route,
@@ -147,11 +149,11 @@ impl TargetSelection {
     ) -> Admission<'a> {
         let available = self.is_available(route);
         let mut found = None;
-        for (place, target) in self.targets(route) {
+        for (index, target) in self.targets(route) {
             match &target.kind {
                 TargetKind::Model(model) => {
-                    if !self.closed.contains(&place) {
-                        return Admission::Model { target: place, model };
+                    if !self.closed.contains(&index) {
+                        return Admission::Model { target: index, model };
                     }
                 }
                 TargetKind::Backend(backend) => {
@@ -172,14 +174,14 @@ impl TargetSelection {
         }
     }
 
-    /// Takes a slot at a backend that is no target of the route, such as one that requests spill to.
+    /// Acquires a slot at a backend that is no target of the route, such as one that requests spill to.
     pub fn admit_at(
         &mut self,
         backend: &Backend,
         now: u64,
         random: u64,
         key: Option<u64>,
-    ) -> Option<(Arc<Endpoint>, Taken)> {
+    ) -> Option<(Arc<Endpoint>, WakingSlot)> {
         let (endpoint, slot) = self.pick(backend, now, random, key, false)?;
         self.tried.push(endpoint.state.clone());
         Some((endpoint, slot))
@@ -192,9 +194,9 @@ impl TargetSelection {
         random: u64,
         key: Option<u64>,
         again: bool,
-    ) -> Option<(Arc<Endpoint>, Taken)> {
+    ) -> Option<(Arc<Endpoint>, WakingSlot)> {
         let tried = if again { &[][..] } else { &self.tried };
         let picked = backend.balancer.take(&Ask { now, random, key, tried })?;
-        Some((picked.endpoint, Taken::new(picked.slot, &backend.room)))
+        Some((picked.endpoint, WakingSlot::new(picked.slot, &backend.room)))
     }
 }

@@ -1,5 +1,5 @@
-//! How the endpoints of a backend are made from what is written and the addresses that its names have now. It is kept
-//! beside the running endpoints, so that a name whose addresses change needs no reload.
+//! The making of a backend's endpoints from its configuration and the present addresses of its names. A [`Blueprint`] is
+//! kept beside the active endpoints, so that a name whose addresses change needs no reload.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
@@ -10,7 +10,7 @@ use http::HeaderValue;
 use spillway_config::schema;
 
 use super::health::{CheckPlan, ScrapePlan, Server};
-use super::signal::{connection_limit, signals};
+use super::signal::{connection_limit, signals, stale_after};
 use super::watch::{Watch, Work};
 use super::{Endpoint, EndpointSet, EndpointState, Endpoints, RoomListener, SaturationSignal};
 use crate::clock::millis;
@@ -19,26 +19,23 @@ use crate::connect::Peer;
 use crate::telemetry::Metrics;
 use crate::tls::UpstreamTls;
 
-/// How the servers of a backend are connected to.
-pub struct Way {
-    /// Time for a connection.
-    pub connect: Duration,
-    /// How their TLS is judged, where a URL says https.
+/// Options for connections to the servers of a backend.
+pub struct ConnectOptions {
+    /// Time for a connection to open.
+    pub timeout: Duration,
+    /// Authorities, name and client certificate for endpoints with an `https` URL.
     pub tls: Arc<UpstreamTls>,
-    /// Whether they speak HTTP/2.
+    /// True if the servers speak HTTP/2.
     pub http2: bool,
-    /// Bytes of the header of an answer.
+    /// Bytes that the header of an answer may have.
     pub max_header_bytes: u64,
 }
 
-/// Age at which reports of load count no more for the policy `queueDepth`, where nothing is configured, milliseconds.
-const REPORTS_STALE_AFTER: u64 = 3_000;
-
-/// How the endpoints of a backend are made.
+/// Maker of the endpoints of a backend.
 pub struct Blueprint {
     backend: String,
     written: Vec<schema::Endpoint>,
-    /// Protocol, and name of the model.
+    /// Protocol, and name of the model at the servers.
     speaks: (schema::BackendProtocol, Option<String>),
     load_balancing: schema::LoadBalancing,
     stale_after: u64,
@@ -46,27 +43,27 @@ pub struct Blueprint {
     check: Option<CheckPlan>,
     scrape: Option<ScrapePlan>,
     credentials: Option<HeaderValue>,
-    /// Whether some callers show it credentials of their own.
+    /// True if some callers have credentials of their own for the backend.
     is_personal: bool,
-    way: Way,
+    connect: ConnectOptions,
     most_connections: u32,
     listener: Arc<dyn RoomListener>,
     endpoints: Arc<Endpoints>,
     metrics: Arc<Metrics>,
 }
 
-/// The addresses of each written endpoint, in their order.
+/// Addresses of each configured endpoint, in the order of the file.
 pub type Addresses = Vec<Vec<IpAddr>>;
 
 impl Blueprint {
-    /// For a backend as written. `full_statuses` and `credentials` are what the backend has in the end; `listener` waits
-    /// for room at it.
+    /// Blueprint of a backend as configured. `full_statuses` and `credentials` are the effective ones; `listener` is
+    /// informed of free slots.
     #[allow(clippy::too_many_arguments, reason = "what endpoints are made of")]
     pub fn new(
         written: &schema::Backend,
         full_statuses: &[u16],
         credentials: Option<HeaderValue>,
-        way: Way,
+        connect: ConnectOptions,
         listener: Arc<dyn RoomListener>,
         endpoints: Arc<Endpoints>,
         metrics: Arc<Metrics>,
@@ -79,39 +76,38 @@ impl Blueprint {
             written: written.endpoints.clone(),
             speaks: (written.protocol, written.model.clone()),
             load_balancing: written.load_balancing.clone(),
-            stale_after: written.capacity.queue_depth.as_ref().map_or(REPORTS_STALE_AFTER, |q| millis(q.stale_after.0)),
+            stale_after: millis(stale_after(&written.capacity)),
             signals: signals.into(),
             check: check.map(|check| CheckPlan::new(check, written.model.as_deref(), full_statuses)),
             scrape: ScrapePlan::new(&written.capacity),
             credentials,
             is_personal: false,
             most_connections: written.capacity.max_connections.map_or(u32::MAX, NonZeroU32::get),
-            way,
+            connect,
             listener,
             endpoints,
             metrics,
         }
     }
 
-    /// With whether some callers show the backend credentials of their own.
+    /// Sets whether some callers have credentials of their own for the backend.
     #[must_use]
     pub fn personal(self, is_personal: bool) -> Self {
         Self { is_personal, ..self }
     }
 
-    /// The backend's name.
+    /// Name of the backend.
     pub fn backend(&self) -> &str {
         &self.backend
     }
 
-    /// Tells whoever waits for room at the backend that there may be some.
+    /// Informs the listener that a slot may be free.
     pub(super) fn may_have_room(&self) {
         self.listener.may_have_room();
     }
 
-    /// Whether a request that was prepared for `other` may as well go to an endpoint of this one: it is the same backend,
-    /// speaks the same, and gets the same credentials. A caller's own are known to its requests alone, and were meant for
-    /// the servers that stood there.
+    /// True if a request that was prepared for `other` may go to an endpoint of this one: same backend, protocol, model and
+    /// credentials. Credentials of callers were meant for the servers of `other`, and are known to their requests alone.
     pub(super) fn takes_requests_of(&self, other: &Self) -> bool {
         let is_known = |new: &schema::Endpoint| other.written.iter().any(|old| old.url == new.url);
         self.backend == other.backend
@@ -120,13 +116,13 @@ impl Blueprint {
             && (!other.is_personal || self.written.iter().all(is_known))
     }
 
-    /// The endpoints as written.
+    /// Endpoints as configured.
     pub fn written(&self) -> &[schema::Endpoint] {
         &self.written
     }
 
-    /// The endpoints at these addresses, and what is asked of them. `new_ones_wait`: one that was not known takes traffic
-    /// only after its first check. An address that stands twice is one endpoint, that of its first place.
+    /// Endpoints at these addresses, with their checks and scrapes. With `new_ones_wait` an endpoint that was not known gets
+    /// traffic after its first check only. An address that is named twice is one endpoint, the first.
     pub fn build(&self, addresses: &Addresses, new_ones_wait: bool) -> (EndpointSet, Vec<Watch>) {
         let mut all: Vec<Arc<Endpoint>> = Vec::new();
         let mut watches = Vec::new();
@@ -156,7 +152,7 @@ impl Blueprint {
             }
             state
         });
-        let http2 = self.way.http2.then_some(self.way.max_header_bytes);
+        let http2 = self.connect.http2.then_some(self.connect.max_header_bytes);
         Endpoint {
             url: written.url.clone(),
             address: text,
@@ -165,7 +161,7 @@ impl Blueprint {
             priority: written.priority,
             signals: self.signals.clone(),
             slow_start: self.load_balancing.slow_start.map_or(0, |time| millis(time.0)),
-            peer: Peer::new(key, key.address, self.way.connect, &self.way.tls, http2)
+            peer: Peer::new(key, key.address, self.connect.timeout, &self.connect.tls, http2)
                 .counted(&state.connections, self.most_connections),
             state,
         }
@@ -176,8 +172,8 @@ impl Blueprint {
             socket: key.address,
             url: key.url.clone(),
             credentials: self.credentials.clone(),
-            tls: self.way.tls.clone(),
-            http2: self.way.http2,
+            tls: self.connect.tls.clone(),
+            http2: self.connect.http2,
         };
         let works = self.check.clone().map(Work::Check).into_iter().chain(self.scrape.clone().map(Work::Scrape));
         watches.extend(works.map(|work| Watch {
@@ -197,14 +193,19 @@ mod tests {
         let written = serde_json::json!({"name": "x", "endpoints": [{"url": "http://a:1"}, {"url": url}]});
         let written: schema::Backend = serde_json::from_value(written).unwrap();
         let tls = Arc::new(crate::tls::UpstreamTls::read(&Default::default(), false, false).unwrap());
-        let way = Way { connect: std::time::Duration::from_secs(1), tls, http2: false, max_header_bytes: 64 << 10 };
-        let listener = Arc::new(crate::balancing::tests::Told::default());
-        Blueprint::new(&written, &[], None, way, listener, Arc::default(), Arc::new(Metrics::new()))
+        let connect = ConnectOptions {
+            timeout: std::time::Duration::from_secs(1),
+            tls,
+            http2: false,
+            max_header_bytes: 64 << 10,
+        };
+        let listener = Arc::new(crate::balancing::tests::CountingListener::default());
+        Blueprint::new(&written, &[], None, connect, listener, Arc::default(), Arc::new(Metrics::new()))
             .personal(is_personal)
     }
 
     #[test]
-    fn what_callers_show_a_backend_of_their_own_goes_to_no_server_that_it_was_not_meant_for() {
+    fn credentials_of_callers_go_only_to_servers_that_they_were_meant_for() {
         for (before, after, takes) in [
             (("http://b:1", true), ("http://b:1", true), true),
             (("http://b:1", true), ("http://c:1", false), false),

@@ -1,6 +1,7 @@
-//! One server of a backend: what is fixed by the snapshot, and the state that outlives it.
-//! State has one owner, the table of endpoints by key; snapshots hold references, so that a reload keeps the counts of
-//! whatever did not change. Time is read from [`now_millis`] by callers and handed in, so that tests need not wait.
+//! A server of a backend: the part that a snapshot fixes, and the state that outlives snapshots.
+//!
+//! State has one owner, the table of endpoints by key. Snapshots hold references, so that a reload keeps the counts of
+//! endpoints that did not change. Callers read time from [`now_millis`] and pass it in, so that tests need not wait.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,33 +14,33 @@ use spillway_config::values::ServerUrl;
 
 use super::latency::{Class, Ewma};
 use super::outlier::Record;
-use super::signal::{LimiterState, LoadState, Reason, Room, SaturationSignal};
+use super::signal::{LimiterState, LoadState, Reason, SaturationSignal, SlotLimit};
 use crate::clock::{millis, now_millis};
 use crate::connect::{Connections, EndpointKey, Peer};
 use crate::telemetry::EndpointMetrics;
 
-/// Is told when what an endpoint of a backend may take has changed, although nobody gave a slot back.
+/// Listener for changes of what the endpoints of a backend accept, other than the release of a slot.
 pub trait RoomListener: Send + Sync {
-    /// There may be room for a request more, or for several; or nobody may have traffic any more, which those who wait
-    /// find out as they look for it.
+    /// There may be room for one request or more; or no endpoint is available any more, which waiters notice as they look
+    /// for one.
     fn may_have_room(&self);
 
-    /// An endpoint may have no traffic any more, which everybody who waits must look at.
+    /// An endpoint is not available any more, which every waiter must check.
     fn lost(&self) {
         self.may_have_room();
     }
 }
 
-/// What the endpoints of a backend have in common.
+/// State that the endpoints of a backend share.
 #[derive(Default)]
 pub struct Siblings {
     in_flight: AtomicU32,
-    /// Who waits for room.
+    /// Listener that wakes waiters.
     listener: Option<Arc<dyn RoomListener>>,
 }
 
 impl Siblings {
-    /// Of a backend whose room somebody may wait for.
+    /// State of a backend that may have waiters.
     pub fn new(listener: Arc<dyn RoomListener>) -> Self {
         Self { in_flight: AtomicU32::new(0), listener: Some(listener) }
     }
@@ -49,23 +50,23 @@ impl Siblings {
 pub struct EndpointState {
     in_flight: AtomicU32,
     siblings: Arc<Siblings>,
-    /// Connections that are open to it.
+    /// Open connections to the endpoint.
     pub(super) connections: Arc<Connections>,
-    /// Until when an answer said that the endpoint is full, in [`now_millis`]; 0 for never.
+    /// End of the time for which an answer said that the endpoint is full, in [`now_millis`]; 0 for never.
     full_until: AtomicU64,
     healthy: AtomicBool,
     drained: AtomicBool,
-    /// Since when it has had traffic again, in [`now_millis`]; 0 for always.
+    /// Begin of its slow start, in [`now_millis`]; 0 for none.
     since: AtomicU64,
     /// Errors and ejections.
     pub(super) record: Record,
     /// Smoothed latency.
     pub(super) latency: Ewma,
-    /// What the adaptive limit has learnt.
+    /// State of the adaptive limit.
     pub(super) limiter: LimiterState,
-    /// What the server said of its queue and its KV cache.
+    /// Load that the server reported: its queue and its KV cache.
     pub(super) load: LoadState,
-    /// Its series at the metrics address.
+    /// Metrics of the endpoint.
     pub metrics: Arc<EndpointMetrics>,
 }
 
@@ -87,7 +88,7 @@ pub struct EndpointFacts {
 }
 
 impl EndpointState {
-    /// Facts at `now`; figures that the server reported are left out when they are older than `shown_for` milliseconds.
+    /// Facts at `now`, without figures that the server reported more than `shown_for` milliseconds ago.
     pub fn facts(&self, now: u64, shown_for: u64) -> EndpointFacts {
         EndpointFacts {
             ejected_for: self.record.ejected_for(now),
@@ -99,7 +100,7 @@ impl EndpointState {
         }
     }
 
-    /// A state without requests; `healthy` is false for an endpoint that must pass a check first.
+    /// State without requests; `healthy` is false for an endpoint that must pass a check first.
     pub fn new(metrics: Arc<EndpointMetrics>, healthy: bool, siblings: Arc<Siblings>) -> Self {
         metrics.set_healthy(healthy);
         Self {
@@ -128,12 +129,12 @@ impl EndpointState {
         self.siblings.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Whether the active check lets it have traffic.
+    /// True if the active check succeeds, or there is none.
     pub fn is_healthy(&self) -> bool {
         self.healthy.load(Ordering::Relaxed)
     }
 
-    /// Sets what the active check found.
+    /// Sets the result of the active check.
     pub fn set_healthy(&self, healthy: bool, now: u64) {
         let was = self.healthy.swap(healthy, Ordering::Relaxed);
         self.metrics.set_healthy(healthy);
@@ -144,12 +145,12 @@ impl EndpointState {
         }
     }
 
-    /// Whether an operator took it out.
+    /// True if an operator drained the endpoint.
     pub fn is_drained(&self) -> bool {
         self.drained.load(Ordering::Relaxed)
     }
 
-    /// Takes it out or puts it back. False when it was so already.
+    /// Drains the endpoint or returns it. False if that changes nothing.
     pub fn set_drained(&self, drained: bool, now: u64) -> bool {
         let was = self.drained.swap(drained, Ordering::Relaxed);
         match (was, drained) {
@@ -160,7 +161,7 @@ impl EndpointState {
         was != drained
     }
 
-    /// It has traffic from now on: its slow start begins, and whoever waits for room is told.
+    /// Begins the slow start of an endpoint that is available again, and wakes waiters.
     pub(super) fn returned(&self, now: u64) {
         self.since.store(now, Ordering::Relaxed);
         self.may_have_room();
@@ -172,45 +173,45 @@ impl EndpointState {
         }
     }
 
-    /// What it may take has changed, although no slot was given back: tells whoever waits.
+    /// Wakes waiters: the endpoint may accept more, although no slot was released.
     pub(super) fn may_have_room(&self) {
         if let Some(listener) = &self.siblings.listener {
             listener.may_have_room();
         }
     }
 
-    /// Takes in what the server said of its load at `now`.
+    /// Records the load that the server reported at `now`.
     pub(super) fn reported(&self, report: &super::LoadReport, now: u64) {
         self.load.set(report, self.in_flight(), now);
         self.may_have_room();
     }
 
-    /// Since when it has had traffic again; 0 for always.
+    /// Begin of the slow start; 0 for none.
     pub fn since(&self) -> u64 {
         self.since.load(Ordering::Relaxed)
     }
 
-    /// Notes an answer that said "full". A shorter notice does not cut a longer one.
+    /// Records an answer that means full, for `time`. A shorter time does not cut a longer one.
     pub fn mark_full(&self, time: Duration) {
         self.full_until.fetch_max(now_millis().saturating_add(millis(time)), Ordering::Relaxed);
         self.metrics.full.inc();
     }
 
-    /// How long it will still count as full by its answers; zero when it does not.
+    /// Time for which the endpoint still counts as full by its answers; zero if it does not.
     pub fn full_for(&self, now: u64) -> Duration {
         Duration::from_millis(self.full_until.load(Ordering::Relaxed).saturating_sub(now))
     }
 
-    /// Takes a slot in one atomic step, so that `limit` is never passed.
+    /// Acquires a slot in one atomic step, so that `limit` is never passed.
     pub fn try_acquire(self: &Arc<Self>, limit: u32) -> Option<Slot> {
         self.try_acquire_within(limit, u32::MAX)
     }
 
-    /// The same where all endpoints of the backend together may have so many.
+    /// Acquires a slot where all endpoints of the backend together may have `in_backend` requests.
     pub(super) fn try_acquire_within(self: &Arc<Self>, limit: u32, in_backend: u32) -> Option<Slot> {
         one_more(&self.siblings.in_flight, in_backend)?;
         let Some(before) = one_more(&self.in_flight, limit) else {
-            // Who found the backend full meanwhile looks again when it has entered the queue.
+            // A request that found the backend full meanwhile tries again when it has entered the queue.
             self.siblings.in_flight.fetch_sub(1, Ordering::AcqRel);
             return None;
         };
@@ -224,14 +225,14 @@ fn one_more(count: &AtomicU32, limit: u32) -> Option<u32> {
     count.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more).ok()
 }
 
-/// A place at an endpoint; given back when dropped.
+/// Slot of a request at an endpoint, released when dropped.
 pub struct Slot {
     state: Arc<EndpointState>,
     at_start: u32,
 }
 
 impl Slot {
-    /// Requests in flight at the endpoint when this one had been added.
+    /// Requests in flight at the endpoint at the acquisition, this one included.
     pub fn in_flight_at_start(&self) -> u32 {
         self.at_start
     }
@@ -245,21 +246,21 @@ impl Drop for Slot {
     }
 }
 
-/// Why an endpoint takes no further request.
+/// Reason for which an endpoint accepts no further request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closed {
-    /// An operator took it out.
+    /// Drained by an operator.
     Drained,
-    /// Its active check fails.
+    /// The active check fails.
     Unhealthy,
-    /// Its answers were errors.
+    /// Ejected by outlier detection.
     Ejected,
-    /// It has no room.
+    /// No room.
     Full(Reason),
 }
 
 impl Closed {
-    /// In one word, for spans and operators.
+    /// Name for spans and operators.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Drained => "drained",
@@ -270,38 +271,38 @@ impl Closed {
     }
 }
 
-/// One server of a backend, as a snapshot sees it.
+/// A server of a backend, as a snapshot sees it.
 pub struct Endpoint {
-    /// Where the server is.
+    /// URL of the server.
     pub url: ServerUrl,
-    /// The name that logs, metrics and operators know it by: its URL, and its address too where the URL has a name.
+    /// Name for logs, metrics and operators: the URL, with the address where the URL has a name.
     pub address: String,
-    /// Where connections go.
+    /// Address for connections.
     pub socket: SocketAddr,
-    /// Share of the requests; above zero.
+    /// Weight of its share of the requests.
     pub weight: u32,
-    /// Its tier.
+    /// Tier: the lowest gets requests first.
     pub priority: u32,
-    /// What tells whether it is full.
+    /// Signals that limit the requests in flight.
     pub signals: Arc<[Box<dyn SaturationSignal>]>,
-    /// How long its share rises after it returned, milliseconds; 0 for not at all.
+    /// Time for which its share rises after a return, milliseconds; 0 for none.
     pub slow_start: u64,
-    /// State that outlives the snapshot.
+    /// State that outlives snapshots.
     pub state: Arc<EndpointState>,
-    /// How it is connected to.
+    /// Prepared target of connections.
     pub peer: Peer,
 }
 
-/// Least part of its share that an endpoint takes while it starts slowly (as Envoy's `min_weight_percent`).
+/// Least part of its share that an endpoint gets during slow start (as Envoy's `min_weight_percent`).
 const LEAST_SHARE: f64 = 0.1;
 
 impl Endpoint {
-    /// Whether it may have traffic at all. In panic, ejections are not looked at.
+    /// True if the endpoint is available. In panic, ejections are ignored.
     pub fn is_available(&self, now: u64, panic: bool) -> bool {
         self.state.is_healthy() && !self.state.is_drained() && (panic || !self.state.record.is_ejected(now))
     }
 
-    /// How many requests may be in flight at it now, and which signal says so; `u32::MAX` where none does.
+    /// Limit on requests in flight now, and the signal that sets it; `u32::MAX` without one.
     pub fn room(&self, now: u64, panic: bool) -> (u32, Option<Reason>) {
         let mut room = (u32::MAX, None);
         let mut at_most = |limit: u32, reason: Reason| {
@@ -316,14 +317,14 @@ impl Endpoint {
             at_most(1, Reason::Probation);
         }
         for signal in self.signals.iter() {
-            if let Room::UpTo(limit) = signal.room(&self.state, now) {
+            if let SlotLimit::UpTo(limit) = signal.room(&self.state, now) {
                 at_most(limit, signal.reason());
             }
         }
         room
     }
 
-    /// Why no further request may go to it, if that is so.
+    /// Reason for which the endpoint accepts no further request, if there is one.
     pub fn closed(&self, now: u64, panic: bool) -> Option<Closed> {
         if self.state.is_drained() {
             return Some(Closed::Drained);
@@ -340,12 +341,12 @@ impl Endpoint {
         }
     }
 
-    /// Whether it may be picked: available and with room, as far as is known without taking a slot.
+    /// True if the endpoint may be picked: available and with room, before a slot is acquired.
     pub fn is_open(&self, now: u64, panic: bool) -> bool {
         self.is_available(now, panic) && self.state.in_flight() < self.room(now, panic).0
     }
 
-    /// The part of its share that it takes: less than 1 while it starts slowly.
+    /// Part of its share that the endpoint gets: less than 1 during slow start.
     pub fn warmth(&self, now: u64) -> f64 {
         let since = self.state.since();
         let passed = now.saturating_sub(since);
@@ -357,8 +358,8 @@ impl Endpoint {
         part.max(LEAST_SHARE)
     }
 
-    /// A first token, or the head of an answer that is no stream, has come `took` after its attempt began; `at_start`
-    /// requests were in flight then.
+    /// Records a first token, or the head of an answer that is no stream, `took` after its attempt began with `at_start`
+    /// requests in flight.
     pub fn answered_in(&self, class: Class, took: Duration, at_start: u32, now: u64) {
         self.state.latency.observe(took, now);
         self.state.record.took(took, now);
@@ -367,13 +368,13 @@ impl Endpoint {
         }
     }
 
-    /// What the server said of itself in an answer.
+    /// Records the load that the server reported in an answer.
     pub fn reported(&self, report: &super::LoadReport, now: u64) {
         self.state.reported(report, now);
     }
 }
 
-/// The states of all endpoints of the process, found again by key while a snapshot holds them.
+/// States of all endpoints of the process, found again by key while a snapshot holds them.
 #[derive(Default)]
 pub struct Endpoints {
     states: Mutex<HashMap<EndpointKey, Weak<EndpointState>>>,
@@ -381,7 +382,7 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
-    /// The state kept for `key`, or a new one. `listener` waits for room at the backend.
+    /// State kept for `key`, or a new one. `listener` wakes the waiters of the backend.
     pub fn get_or_insert(
         &self,
         key: &EndpointKey,

@@ -1,24 +1,24 @@
-//! Smoothed latency of an endpoint: a slow answer counts at once, fast ones only by and by, and what was seen long ago
-//! fades. (Peak EWMA of Finagle, com.twitter.finagle.loadbalancer.PeakEwma.)
+//! Smoothed latency of an endpoint: a slow answer counts at once, fast ones count gradually, and old ones fade (Peak EWMA of
+//! Finagle, com.twitter.finagle.loadbalancer.PeakEwma).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What a latency is of. Times of different kinds are not compared where a baseline is learnt.
+/// Kind of a latency. Times of different kinds are not compared where a baseline is learnt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// To the first token of a stream.
+    /// Time to the first token of a stream.
     FirstToken,
-    /// To the head of any other answer.
+    /// Time to the head of any other answer.
     Head,
 }
 
 /// After this time a latency has lost two thirds of its weight, milliseconds (Finagle's default).
 const DECAY: f64 = 10_000.0;
 
-/// Smoothed latency in microseconds (32 bits, saturating at 71 minutes) and when it was last changed, in milliseconds
-/// (32 bits, wrapping after 49 days, which only makes an old value count as fresh once): one word, so that no reader
-/// sees half of a change.
+/// Smoothed latency and the time of its last change in one word, so that no reader sees half of a change. The upper 32 bits
+/// are microseconds, saturating at 71 minutes. The lower 32 bits are milliseconds; they wrap after 49 days, which makes an
+/// old value count as fresh once.
 #[derive(Debug, Default)]
 pub(crate) struct Ewma(AtomicU64);
 
@@ -37,7 +37,7 @@ fn unpack(word: u64, now: u64) -> (f64, f64) {
 }
 
 impl Ewma {
-    /// Takes a latency in.
+    /// Records a latency.
     pub(crate) fn observe(&self, took: Duration, now: u64) {
         let sample = took.as_secs_f64() * 1e6;
         // A lost race loses one sample.

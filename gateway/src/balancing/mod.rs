@@ -1,7 +1,8 @@
-//! Which endpoint of a backend takes a request: endpoints with their state, the policies, the evidence of saturation, the
-//! judgement of answers, and the tasks that ask endpoints how they are.
-//! It opens no connection for a request and knows no route; it takes a slot and gives an endpoint.
-//! Its inputs are the compiled backends of a snapshot; endpoint state outlives snapshots.
+//! Choice of an endpoint of a backend: endpoints with their state, policies, signals of saturation, outlier detection,
+//! and the tasks that check and scrape endpoints and resolve their names.
+//!
+//! The room acquires a slot and returns its endpoint. It opens no connection for a request and knows no route. Inputs are
+//! the compiled backends of a snapshot; the state of endpoints outlives snapshots.
 
 mod blueprint;
 mod dns;
@@ -19,17 +20,17 @@ mod supervisor;
 pub(crate) mod tests;
 mod watch;
 
-pub use blueprint::{Addresses, Blueprint, Way};
+pub use blueprint::{Addresses, Blueprint, ConnectOptions};
 pub use dns::DnsResolver;
 pub use endpoint::{Closed, Endpoint, EndpointFacts, EndpointState, Endpoints, RoomListener, Siblings, Slot};
 pub use latency::Class;
 pub use outlier::{Detector, Verdict};
 pub use policy::{
-    Hash, LeastRequest, PeakEwma, PickContext, Policy, RoundRobin, ShortestQueue, hash_key, policy as make_policy,
+    Hash, LeastRequest, PeakEwma, PickContext, Policy, RoundRobin, ShortestQueue, hash_key, policy as make_policy, unit,
 };
 pub(crate) use resolve::addresses;
-pub use resolve::{Resolve, Resolved};
-pub use set::{Ask, Balancer, EndpointSet, Taken};
-pub use signal::{LoadReport, Reason, Room, SaturationSignal, signals};
-pub use supervisor::{Care, Supervisor};
+pub use resolve::{AddressError, Resolve, ResolveError, ResolvedAddresses};
+pub use set::{Ask, Balancer, EndpointSet, PickedEndpoint};
+pub use signal::{LoadReport, Reason, SaturationSignal, SlotLimit, signals};
+pub use supervisor::{BackgroundTasks, Supervisor};
 pub use watch::Watch;

@@ -1,6 +1,6 @@
 //! Load that servers report in their answers (ORCA, Open Request Cost Aggregation). Asked for with the header
 //! `endpoint-load-metrics-format`, answered in `endpoint-load-metrics` as `JSON {...}` or `TEXT name=value, ...`; vLLM and
-//! Triton with TensorRT-LLM do. The header is foreign text: it is bounded, and what makes no sense is no report.
+//! Triton with TensorRT-LLM do so. The header is foreign text: its length is bounded, and impossible figures are no report.
 
 use std::collections::HashMap;
 
@@ -8,11 +8,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::LoadReport;
 
-/// What asks for reports.
+/// Request header that asks for reports.
 pub static FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
-/// Its value.
+/// Value of [`FORMAT`].
 pub static JSON: HeaderValue = HeaderValue::from_static("JSON");
-/// Where they stand.
+/// Response header with the report.
 pub static REPORT: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 
 /// Longest report, bytes.
@@ -22,7 +22,7 @@ const WAITING: [&str; 2] = ["num_requests_waiting", "waiting_requests"];
 /// Names of the KV cache's use: vLLM, older vLLM, Triton.
 const KV_CACHE: [&str; 3] = ["kv_cache_usage_perc", "gpu_cache_usage_perc", "kv_cache_utilization"];
 
-/// What the headers of an answer report.
+/// Report in the headers of an answer.
 pub fn report(headers: &HeaderMap) -> Option<LoadReport> {
     let text = headers.get(&REPORT)?.to_str().ok().filter(|text| text.len() <= MAX_REPORT)?.trim();
     let (format, rest) = text.split_once(' ').unwrap_or((text, ""));

@@ -1,77 +1,116 @@
-//! Names of endpoints: resolved when a configuration is compiled, and again while it runs. Each address of a name is an
-//! endpoint. When a name cannot be resolved the addresses that it had are kept; requests never wait for an answer.
+//! Names of endpoints: resolved when a configuration is compiled, and again while it is active. Each address of a name is
+//! an endpoint. A name that cannot be resolved keeps the addresses that it had; requests never wait for DNS.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use hickory_resolver::net::NetError;
 
 use super::EndpointSet;
 use super::blueprint::{Addresses, Blueprint};
-use super::supervisor::Supervisor;
+use super::watch::Watch;
 
-/// Longest time for one answer.
+/// Longest time for one answer of DNS.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Most addresses of one name that are used.
 const MAX_ADDRESSES: usize = 1_000;
-/// How soon a name is asked again at the earliest, and at the latest; the configuration has narrower bounds.
+/// Least and most time between two queries for a name; the configuration has narrower bounds.
 const SOONEST: Duration = Duration::from_secs(1);
 const LATEST: Duration = Duration::from_secs(86_400);
-/// How soon after a failure.
+/// Time to the next query after a failed one.
 const AFTER_FAILURE: Duration = Duration::from_secs(2);
 
-/// The addresses of a name.
+/// Addresses of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resolved {
-    /// At least one.
+pub struct ResolvedAddresses {
+    /// At least one address.
     pub addresses: Vec<IpAddr>,
-    /// How long they are good.
+    /// Time for which they are valid.
     pub ttl: Duration,
 }
 
-/// Asks for the addresses of names.
-#[async_trait]
-pub trait Resolve: Send + Sync {
-    /// The addresses of a host; the error says why there are none.
-    async fn resolve(&self, host: &str) -> Result<Resolved, String>;
+/// Reason for which a resolver returns no addresses.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ResolveError {
+    /// The system's configuration of DNS cannot be read.
+    #[error("no DNS servers are known: {0}")]
+    NoServers(String),
+    /// The configuration of DNS cannot be used.
+    #[error("DNS cannot be set up: {0}")]
+    Setup(NetError),
+    /// No server answered, or the answer has no address.
+    #[error("{0}")]
+    Lookup(NetError),
 }
 
-/// The addresses of a host, in time and in order; an address stands for itself.
-pub(crate) async fn addresses(resolver: &dyn Resolve, host: &str) -> Result<Resolved, String> {
+/// Reason for which a host of an endpoint has no addresses.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressError {
+    /// The query failed.
+    #[error("`{host}` cannot be resolved: {source}")]
+    Unresolved {
+        /// The host.
+        host: String,
+        /// Reason of the resolver.
+        source: ResolveError,
+    },
+    /// No answer came in time.
+    #[error("`{host}` was not resolved within {} s", TIMEOUT.as_secs())]
+    TimedOut {
+        /// The host.
+        host: String,
+    },
+    /// The answer holds no address.
+    #[error("`{host}` has no address")]
+    NoAddress {
+        /// The host.
+        host: String,
+    },
+}
+
+/// Resolves names.
+#[async_trait]
+pub trait Resolve: Send + Sync {
+    /// Addresses of a host.
+    async fn resolve(&self, host: &str) -> Result<ResolvedAddresses, ResolveError>;
+}
+
+/// Addresses of a host, sorted, within [`TIMEOUT`]. A host that is an address has that one.
+pub(crate) async fn addresses(resolver: &dyn Resolve, host: &str) -> Result<ResolvedAddresses, AddressError> {
     if let Ok(ip) = host.parse() {
-        return Ok(Resolved { addresses: vec![ip], ttl: LATEST });
+        return Ok(ResolvedAddresses { addresses: vec![ip], ttl: LATEST });
     }
-    let mut resolved = match tokio::time::timeout(TIMEOUT, resolver.resolve(host)).await {
+    let host = host.to_owned();
+    let mut resolved = match tokio::time::timeout(TIMEOUT, resolver.resolve(&host)).await {
         Ok(Ok(resolved)) => resolved,
-        Ok(Err(e)) => return Err(format!("`{host}` cannot be resolved: {e}")),
-        Err(_) => return Err(format!("`{host}` was not resolved within {} s", TIMEOUT.as_secs())),
+        Ok(Err(source)) => return Err(AddressError::Unresolved { host, source }),
+        Err(_) => return Err(AddressError::TimedOut { host }),
     };
     // A name with addresses of both families is most often one server with two: it is used once.
     if resolved.addresses.iter().any(IpAddr::is_ipv4) {
         resolved.addresses.retain(IpAddr::is_ipv4);
     }
-    // The order of answers is turned round by servers; ours must not change with it.
+    // Servers rotate the order of answers; the order of endpoints must not change with it.
     resolved.addresses.sort_unstable();
     resolved.addresses.dedup();
     resolved.addresses.truncate(MAX_ADDRESSES);
-    if resolved.addresses.is_empty() { Err(format!("`{host}` has no address")) } else { Ok(resolved) }
+    if resolved.addresses.is_empty() { Err(AddressError::NoAddress { host }) } else { Ok(resolved) }
 }
 
-/// Whether an endpoint of the backend is written with a name.
+/// True if the URL of an endpoint of the backend has a name and no address.
 pub(super) fn has_names(blueprint: &Blueprint) -> bool {
     blueprint.written().iter().any(|endpoint| endpoint.url.host.parse::<IpAddr>().is_err())
 }
 
-/// Asks for the names of a backend again and again, and puts new endpoints in place when their addresses change.
+/// Resolves the names of a backend again and again, and calls `install` with new endpoints and their watches when the
+/// addresses change. Ends when `install` returns false.
 pub(super) async fn follow(
-    supervisor: Weak<Supervisor>,
-    generation: u64,
     blueprint: Arc<Blueprint>,
-    set: Arc<ArcSwap<EndpointSet>>,
     mut known: Addresses,
     resolver: Arc<dyn Resolve>,
+    install: impl Fn(EndpointSet, Vec<Watch>) -> bool,
 ) {
     let mut wait = SOONEST;
     loop {
@@ -96,10 +135,9 @@ pub(super) async fn follow(
         if now == known {
             continue;
         }
-        let Some(supervisor) = supervisor.upgrade() else { return };
         let (endpoints, watches) = blueprint.build(&now, true);
         let count = endpoints.all().len();
-        if !supervisor.replace(generation, blueprint.backend(), watches, || set.store(Arc::new(endpoints))) {
+        if !install(endpoints, watches) {
             return;
         }
         blueprint.may_have_room();
@@ -113,62 +151,63 @@ mod tests {
     use std::collections::HashMap;
     use std::net::SocketAddr;
 
+    use arc_swap::ArcSwap;
     use parking_lot::Mutex;
     use spillway_config::schema;
 
     use super::*;
     use crate::balancing::tests;
-    use crate::balancing::{Care, Endpoints, Way};
+    use crate::balancing::{BackgroundTasks, ConnectOptions, Endpoints, Supervisor};
     use crate::telemetry::Metrics;
     use crate::tls::UpstreamTls;
 
-    /// Answers as a test tells it to.
+    /// Resolver with the answers of a test.
     #[derive(Default)]
-    struct Told(Mutex<HashMap<String, Result<Resolved, String>>>);
+    struct ScriptedResolver(Mutex<HashMap<String, ResolvedAddresses>>);
 
-    impl Told {
-        fn tell(&self, host: &str, addresses: &[&str], ttl: u64) {
+    impl ScriptedResolver {
+        fn set(&self, host: &str, addresses: &[&str], ttl: u64) {
             let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
-            self.0.lock().insert(host.to_owned(), Ok(Resolved { addresses, ttl: Duration::from_secs(ttl) }));
+            self.0.lock().insert(host.to_owned(), ResolvedAddresses { addresses, ttl: Duration::from_secs(ttl) });
         }
     }
 
     #[async_trait]
-    impl Resolve for Told {
-        async fn resolve(&self, host: &str) -> Result<Resolved, String> {
-            self.0.lock().get(host).cloned().unwrap_or_else(|| Err("no such name".to_owned()))
+    impl Resolve for ScriptedResolver {
+        async fn resolve(&self, host: &str) -> Result<ResolvedAddresses, ResolveError> {
+            self.0.lock().get(host).cloned().ok_or(ResolveError::Lookup(NetError::Message("no such name")))
         }
     }
 
     #[tokio::test]
     async fn one_family_is_used_and_the_order_of_an_answer_does_not_matter() {
-        let told = Told::default();
-        told.tell("both", &["::1", "10.0.0.2", "10.0.0.1", "10.0.0.2"], 5);
-        told.tell("six", &["fd00::1"], 5);
-        told.tell("none", &[], 5);
+        let resolver = ScriptedResolver::default();
+        resolver.set("both", &["::1", "10.0.0.2", "10.0.0.1", "10.0.0.2"], 5);
+        resolver.set("six", &["fd00::1"], 5);
+        resolver.set("none", &[], 5);
         let of = async |host: &str| {
-            addresses(&told, host).await.map(|r| r.addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>())
+            addresses(&resolver, host).await.map(|r| r.addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>())
         };
         assert_eq!(of("both").await.unwrap(), ["10.0.0.1", "10.0.0.2"]);
         assert_eq!(of("six").await.unwrap(), ["fd00::1"]);
         assert_eq!(of("10.1.1.1").await.unwrap(), ["10.1.1.1"]);
-        assert!(of("none").await.unwrap_err().contains("has no address"));
-        assert!(of("unknown").await.unwrap_err().contains("`unknown` cannot be resolved: no such name"));
+        assert!(of("none").await.unwrap_err().to_string().contains("has no address"));
+        assert!(of("unknown").await.unwrap_err().to_string().contains("`unknown` cannot be resolved: no such name"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_endpoints_follow_a_name_keep_their_state_and_outlast_a_failure() {
-        let told = Arc::new(Told::default());
-        told.tell("chat", &["10.0.0.1", "10.0.0.2"], 3);
+        let resolver = Arc::new(ScriptedResolver::default());
+        resolver.set("chat", &["10.0.0.1", "10.0.0.2"], 3);
         let written: schema::Backend = serde_json::from_value(serde_json::json!({
             "name": "x", "endpoints": [{"url": "http://chat:8000"}, {"url": "http://10.0.0.2:8000"}]
         }))
         .unwrap();
         let tls = Arc::new(UpstreamTls::read(&Default::default(), false, false).unwrap());
-        let way = Way { connect: Duration::from_secs(1), tls, http2: false, max_header_bytes: 64 << 10 };
+        let connect = ConnectOptions { timeout: Duration::from_secs(1), tls, http2: false, max_header_bytes: 64 << 10 };
         let (endpoints, metrics) = (Arc::new(Endpoints::default()), Arc::new(Metrics::new()));
-        let listener = Arc::new(tests::Told::default());
-        let blueprint = Arc::new(Blueprint::new(&written, &[], None, way, listener.clone(), endpoints, metrics));
+        let listener = Arc::new(tests::CountingListener::default());
+        let blueprint = Arc::new(Blueprint::new(&written, &[], None, connect, listener.clone(), endpoints, metrics));
         let known: Addresses =
             vec![vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()], vec!["10.0.0.2".parse().unwrap()]];
         let (first, watches) = blueprint.build(&known, false);
@@ -180,20 +219,26 @@ mod tests {
         kept.set_drained(true, 1);
 
         let supervisor = Arc::new(Supervisor::default());
-        supervisor.apply(vec![Care { blueprint, set: set.clone(), addresses: known, watches, resolver: told.clone() }]);
-        told.tell("chat", &["10.0.0.3", "10.0.0.1"], 3);
+        supervisor.apply(vec![BackgroundTasks {
+            blueprint,
+            set: set.clone(),
+            addresses: known,
+            watches,
+            resolver: resolver.clone(),
+        }]);
+        resolver.set("chat", &["10.0.0.3", "10.0.0.1"], 3);
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(sockets(), [at("1"), at("3"), at("2")]);
         assert!(listener.times() > 0, "who waits for room is told");
         assert!(Arc::ptr_eq(&set.load().all()[0].state, &kept) && set.load().all()[0].state.is_drained());
-        told.0.lock().clear();
+        resolver.0.lock().clear();
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!(sockets().len(), 3, "a name that cannot be resolved keeps its addresses");
-        told.tell("chat", &["10.0.0.4"], 3);
+        resolver.set("chat", &["10.0.0.4"], 3);
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert_eq!(sockets(), [at("4"), at("2")]);
         supervisor.stop();
-        told.tell("chat", &["10.0.0.5"], 1);
+        resolver.set("chat", &["10.0.0.5"], 1);
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!(sockets(), [at("4"), at("2")], "nobody asks any more");
     }

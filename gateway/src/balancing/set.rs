@@ -1,5 +1,5 @@
-//! The endpoints of a backend as they are now, in tiers, and the pick: availability, tier, policy, slot. The set is
-//! replaced as a whole when the configuration or a name's addresses change; who picks reads it without a lock.
+//! The present endpoints of a backend in tiers, and the pick: availability, tier, policy, slot. The set is replaced as a
+//! whole when the configuration or the addresses of a name change; picks read it without a lock.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -10,41 +10,41 @@ use arc_swap::ArcSwap;
 use spillway_config::schema::PolicyName;
 
 use super::outlier::{Detector, Verdict};
-use super::policy::{PickContext, Policy, policy};
+use super::policy::{PickContext, Policy, policy, unit};
 use super::{Closed, Endpoint, EndpointState, Reason, Slot};
 
-/// For how long, in milliseconds, counts of available endpoints are good. They decide about tiers and panic only; each
-/// endpoint that is picked is looked at itself.
+/// Time in milliseconds for which counts of available endpoints are valid. They decide about tiers and panic only; the
+/// state of an endpoint itself is read for each pick.
 const COUNTED_FOR: u64 = 20;
 
 /// How much more than its share of the load a tier takes while endpoints are missing (Envoy's overprovisioning factor):
 /// a part goes to the next one when less than 1 / 1.4 of it is available.
 const OVERPROVISIONING: f64 = 1.4;
 
-/// Endpoints that are told of as passed over.
+/// Most endpoints that a span reports as passed over.
 const MAX_TOLD: usize = 16;
 
 /// Endpoints with the same priority.
 struct Tier {
     endpoints: Vec<Arc<Endpoint>>,
     policy: Box<dyn Policy>,
-    /// Endpoints that are available, panic considered.
+    /// Endpoints that are available; in panic, ejected ones too.
     available: AtomicU32,
     /// Their share of the weight, as bits of an `f64`.
     share: AtomicU64,
     panic: AtomicBool,
 }
 
-/// The endpoints of a backend.
+/// Endpoints of a backend.
 pub struct EndpointSet {
-    /// Every endpoint, also those without weight.
+    /// All endpoints, those without weight included.
     all: Vec<Arc<Endpoint>>,
     tiers: Vec<Tier>,
     counted_at: AtomicU64,
 }
 
 impl EndpointSet {
-    /// Puts endpoints into tiers. `seed` is where policies begin that would begin with the first one else.
+    /// Set of these endpoints in tiers. `seed` is the start of policies that would begin with the first endpoint otherwise.
     pub fn new(all: Vec<Arc<Endpoint>>, name: PolicyName, seed: u64, stale_after: u64) -> Self {
         let mut priorities: Vec<u32> = all.iter().map(|e| e.priority).collect();
         priorities.sort_unstable();
@@ -63,7 +63,7 @@ impl EndpointSet {
         Self { all, tiers, counted_at: AtomicU64::new(0) }
     }
 
-    /// Every endpoint, also those without weight.
+    /// All endpoints, those without weight included.
     pub fn all(&self) -> &[Arc<Endpoint>] {
         &self.all
     }
@@ -96,18 +96,18 @@ impl EndpointSet {
                     thrown_out += weight;
                 }
             }
-            // Those that an operator took out are not missed.
+            // Drained endpoints are not missing.
             let wanted = u32::try_from(tier.endpoints.len()).unwrap_or(u32::MAX).saturating_sub(drained);
             let panic = ejected_only > 0 && f64::from(available) < f64::from(wanted) * panic_threshold;
             tier.panic.store(panic, Ordering::Relaxed);
             tier.available.store(if panic { available + ejected_only } else { available }, Ordering::Relaxed);
             let share = if panic { good + thrown_out } else { good } / all;
-            // Nobody is picked of a tier without any.
+            // A tier without available endpoints has no picks, and must not divide by zero.
             tier.share.store(if share > 0.0 { share } else { 1.0 }.to_bits(), Ordering::Relaxed);
         }
     }
 
-    /// Whether an endpoint may have traffic, as far as the last count knows.
+    /// True if an endpoint is available, with the panic of the last count.
     fn has_available(&self, now: u64) -> bool {
         self.tiers.iter().any(|tier| {
             let panic = tier.panic.load(Ordering::Relaxed);
@@ -115,7 +115,7 @@ impl EndpointSet {
         })
     }
 
-    /// The tier that a request begins with: drawn by how much of each is available, the lowest first.
+    /// Tier at which a request begins: drawn by the available part of each, the lowest first.
     fn first_tier(&self, random: u64) -> usize {
         if self.tiers.len() < 2 {
             return 0;
@@ -126,59 +126,58 @@ impl EndpointSet {
             (share * OVERPROVISIONING).min(1.0)
         };
         let total: f64 = self.tiers.iter().map(health).sum::<f64>().min(1.0);
-        #[allow(clippy::cast_precision_loss, reason = "53 bits fit the mantissa")]
-        let mut drawn = (random >> 11) as f64 / 9_007_199_254_740_992.0 * total;
-        for (place, tier) in self.tiers.iter().enumerate() {
+        let mut drawn = unit(random) * total;
+        for (index, tier) in self.tiers.iter().enumerate() {
             drawn -= health(tier);
             if drawn < 0.0 {
-                return place;
+                return index;
             }
         }
         0
     }
 }
 
-/// What a pick is asked with.
+/// Inputs of a pick.
 pub struct Ask<'a> {
-    /// The clock.
+    /// Time, as [`crate::clock::now_millis`] reads it.
     pub now: u64,
-    /// The seed of the pick.
+    /// Seed of the random numbers.
     pub random: u64,
-    /// What keeps the request on its endpoint.
+    /// Affinity key of the request.
     pub key: Option<u64>,
-    /// Endpoints that the request was at.
+    /// Endpoints that had the request before.
     pub tried: &'a [Arc<EndpointState>],
 }
 
 /// An endpoint and a slot at it.
-pub struct Taken {
+pub struct PickedEndpoint {
     /// The endpoint.
     pub endpoint: Arc<Endpoint>,
-    /// Its slot.
+    /// Slot of the request.
     pub slot: Slot,
 }
 
-/// Picks among the endpoints of a backend and judges them.
+/// Load balancer of a backend: picks endpoints, and records how attempts at them end.
 pub struct Balancer {
     set: Arc<ArcSwap<EndpointSet>>,
     detector: Detector,
-    /// Requests in flight at all endpoints together.
+    /// Most requests in flight at all endpoints together.
     max_in_flight: u32,
 }
 
 impl Balancer {
-    /// For the endpoints that stand in `set`, now and whenever it is changed.
+    /// Balancer for the endpoints of `set`, which may be replaced at any time.
     pub fn new(set: Arc<ArcSwap<EndpointSet>>, detector: Detector) -> Self {
         Self { set, detector, max_in_flight: u32::MAX }
     }
 
-    /// The same with a limit on requests in flight at all endpoints together.
+    /// Sets a limit on requests in flight at all endpoints together.
     #[must_use]
     pub fn limited(self, max_in_flight: Option<NonZeroU32>) -> Self {
         Self { max_in_flight: max_in_flight.map_or(u32::MAX, NonZeroU32::get), ..self }
     }
 
-    /// Requests that may be in flight at all endpoints together; `u32::MAX` without a limit.
+    /// Most requests in flight at all endpoints together; `u32::MAX` without a limit.
     pub fn max_in_flight(&self) -> u32 {
         self.max_in_flight
     }
@@ -188,28 +187,28 @@ impl Balancer {
         self.set.load().all.first().map_or(0, |e| e.state.in_backend())
     }
 
-    /// Whether the backend as a whole takes no further request.
+    /// True if the backend as a whole accepts no further request.
     fn is_full(&self, set: &EndpointSet) -> bool {
         self.max_in_flight != u32::MAX && set.all.first().is_some_and(|e| e.state.in_backend() >= self.max_in_flight)
     }
 
-    /// The endpoints as they are now.
+    /// Present endpoints.
     pub fn endpoints(&self) -> Arc<EndpointSet> {
         self.set.load_full()
     }
 
-    /// Whether an endpoint may have traffic at all, whether it has room or not.
+    /// True if an endpoint is available, with room or without.
     pub fn is_available(&self, now: u64) -> bool {
         let set = self.set.load();
         set.count(now, self.detector.panic_threshold());
         set.has_available(now) || {
-            // The last one may have gone since the count, which is what lets ejected ones be asked.
+            // The last one may have become unavailable since the count: then panic makes ejected ones available.
             set.recount(now, self.detector.panic_threshold());
             set.has_available(now)
         }
     }
 
-    /// Whether an endpoint seems to have room.
+    /// True if an endpoint seems to have room.
     pub fn has_room(&self, now: u64) -> bool {
         let set = self.set.load();
         set.count(now, self.detector.panic_threshold());
@@ -220,8 +219,8 @@ impl Balancer {
             })
     }
 
-    /// How long until an endpoint without room may have some by time alone: when it is to be asked again, or when figures
-    /// that it is full by count no more. Of every other change those who wait are told.
+    /// Time until an endpoint without room may have some by time alone: the end of its `Retry-After`, or the age at which
+    /// its reports of load do not count any more. Every other change wakes waiters.
     pub fn next_change(&self, now: u64) -> Option<Duration> {
         let set = self.set.load();
         let changes = set.tiers.iter().flat_map(|tier| {
@@ -238,8 +237,8 @@ impl Balancer {
         changes.filter(|wait| !wait.is_zero()).min()
     }
 
-    /// Picks an endpoint and takes a slot at it; `None` when none has room that was not tried.
-    pub fn take(&self, ask: &Ask<'_>) -> Option<Taken> {
+    /// Picks an endpoint and acquires a slot at it; `None` if none has room that was not tried.
+    pub fn take(&self, ask: &Ask<'_>) -> Option<PickedEndpoint> {
         let set = self.set.load();
         set.count(ask.now, self.detector.panic_threshold());
         if self.is_full(&set) {
@@ -253,42 +252,42 @@ impl Balancer {
         self.take_in(&set, ask)
     }
 
-    fn take_in(&self, set: &EndpointSet, ask: &Ask<'_>) -> Option<Taken> {
+    fn take_in(&self, set: &EndpointSet, ask: &Ask<'_>) -> Option<PickedEndpoint> {
         let first = set.first_tier(ask.random);
         // Then the others, the lowest first.
-        let rest = set.tiers.iter().enumerate().filter(|(place, _)| *place != first).map(|(_, tier)| tier);
+        let rest = set.tiers.iter().enumerate().filter(|(at, _)| *at != first).map(|(_, tier)| tier);
         set.tiers.get(first).into_iter().chain(rest).find_map(|tier| self.take_of(tier, ask))
     }
 
-    fn take_of(&self, tier: &Tier, ask: &Ask<'_>) -> Option<Taken> {
+    fn take_of(&self, tier: &Tier, ask: &Ask<'_>) -> Option<PickedEndpoint> {
         let panic = tier.panic.load(Ordering::Relaxed);
         let available = f64::from_bits(tier.share.load(Ordering::Relaxed));
         let mut lost: Vec<usize> = Vec::new();
         let mut random = ask.random;
         loop {
-            let eligible = |place: usize, e: &Endpoint| {
+            let eligible = |index: usize, e: &Endpoint| {
                 e.is_open(ask.now, panic)
                     && !ask.tried.iter().any(|tried| Arc::ptr_eq(tried, &e.state))
-                    && !lost.contains(&place)
+                    && !lost.contains(&index)
             };
             let mut cx = PickContext { eligible: &eligible, key: ask.key, now: ask.now, random, available };
-            let place = tier.policy.pick(&tier.endpoints, &mut cx)?;
+            let index = tier.policy.pick(&tier.endpoints, &mut cx)?;
             random = cx.random;
-            let endpoint = tier.endpoints.get(place)?;
-            // Another request may have taken the last slot since: then the policy is asked again without it.
+            let endpoint = tier.endpoints.get(index)?;
+            // Another request may have acquired the last slot since: then the policy picks again without this endpoint.
             match endpoint.state.try_acquire_within(endpoint.room(ask.now, panic).0, self.max_in_flight) {
-                Some(slot) => return Some(Taken { endpoint: endpoint.clone(), slot }),
-                None => lost.push(place),
+                Some(slot) => return Some(PickedEndpoint { endpoint: endpoint.clone(), slot }),
+                None => lost.push(index),
             }
         }
     }
 
-    /// A first token, or the head of a good answer that is no stream, has come of an attempt that began at `began`.
+    /// Records a first token, or the head of a good answer that is no stream, of an attempt that began at `began`.
     pub fn good_sign(&self, endpoint: &Endpoint, began: u64, now: u64) {
         self.detector.good_sign(endpoint, began, now);
     }
 
-    /// An attempt has ended that began at `began`.
+    /// Records the end of an attempt that began at `began`.
     pub fn ended(&self, endpoint: &Endpoint, verdict: Verdict, began: u64, now: u64) {
         if matches!(verdict, Verdict::Error | Verdict::Full) {
             for signal in endpoint.signals.iter() {
@@ -298,7 +297,7 @@ impl Balancer {
         self.detector.ended(self.set.load().all(), endpoint, verdict, began, now);
     }
 
-    /// Endpoints that take nothing now, with the reason: some of them, for spans.
+    /// Endpoints that accept no request now, with the reason: some of them, for spans.
     pub fn passed_over(&self, now: u64) -> Vec<(Arc<Endpoint>, Closed)> {
         let set = self.set.load();
         let closed = set.tiers.iter().flat_map(|tier| {
@@ -308,7 +307,7 @@ impl Balancer {
         closed.take(MAX_TOLD).collect()
     }
 
-    /// Whether ejections are ignored now in some tier.
+    /// True if ejections are ignored now in some tier.
     pub fn is_in_panic(&self, now: u64) -> bool {
         let set = self.set.load();
         set.count(now, self.detector.panic_threshold());

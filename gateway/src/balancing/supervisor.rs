@@ -1,5 +1,5 @@
-//! The tasks that look after endpoints: checks, readings, names that are resolved again. It owns them all, starts and ends
-//! them with the configuration and with the addresses of names, and leaves alone what did not change.
+//! The background tasks of endpoints: health checks, scrapes, and names that are resolved again. The [`Supervisor`] owns
+//! them, starts and ends them with the configuration and with the addresses of names, and keeps those that did not change.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -10,38 +10,38 @@ use tokio::task::AbortHandle;
 
 use super::blueprint::{Addresses, Blueprint};
 use super::health::{Server, scrape, watch};
-use super::resolve::{Resolve, follow};
+use super::resolve::{Resolve, follow, has_names};
 use super::watch::{Watch, Work};
 use super::{EndpointSet, EndpointState};
 use crate::clock::now_millis;
 use crate::connect::EndpointKey;
 
-/// What is to be looked after of one backend.
-pub struct Care {
-    /// How its endpoints are made.
+/// Background tasks of one backend, to start when its configuration becomes active.
+pub struct BackgroundTasks {
+    /// Makes the endpoints when addresses change.
     pub blueprint: Arc<Blueprint>,
-    /// Where they stand.
+    /// Endpoints that requests see.
     pub set: Arc<ArcSwap<EndpointSet>>,
-    /// The addresses that they were made from.
+    /// Addresses that the endpoints were made from.
     pub addresses: Addresses,
-    /// What is asked of them.
+    /// Checks and scrapes of the endpoints.
     pub watches: Vec<Watch>,
-    /// Who is asked for their names.
+    /// Resolves the names of the endpoints.
     pub resolver: Arc<dyn Resolve>,
 }
 
-/// Looks after the endpoints of the running configuration.
+/// Runs the background tasks of the active configuration.
 #[derive(Default)]
 pub struct Supervisor {
-    running: Mutex<Running>,
+    running: Mutex<SupervisedTasks>,
 }
 
 #[derive(Default)]
-struct Running {
-    /// Of the configuration that is looked after; a task of an earlier one changes nothing any more.
+struct SupervisedTasks {
+    /// Number of the active configuration: a task of an earlier one changes nothing any more.
     generation: u64,
     followers: Vec<AbortHandle>,
-    /// By backend.
+    /// Checks and scrapes by backend.
     tasks: HashMap<String, Vec<Task>>,
     /// The endpoints of each backend, as the requests of this configuration see them, and how they were made.
     sets: Vec<(Arc<Blueprint>, Arc<ArcSwap<EndpointSet>>)>,
@@ -72,7 +72,7 @@ impl Task {
         Self { key, server, work, state, handle }
     }
 
-    fn is(&self, watch: &Watch) -> bool {
+    fn runs(&self, watch: &Watch) -> bool {
         self.key == watch.key
             && self.server == watch.server
             && self.work == watch.work
@@ -81,8 +81,9 @@ impl Task {
 }
 
 impl Supervisor {
-    /// Looks after a new configuration: starts what is new, ends what is gone or changed, leaves the rest alone.
-    pub fn apply(self: &Arc<Self>, cares: Vec<Care>) {
+    /// Makes a configuration the active one: starts tasks that are new, ends those that are gone or changed, and keeps the
+    /// others.
+    pub fn apply(self: &Arc<Self>, backends: Vec<BackgroundTasks>) {
         let mut running = self.running.lock();
         running.generation += 1;
         let generation = running.generation;
@@ -91,41 +92,46 @@ impl Supervisor {
         }
         let mut before = std::mem::take(&mut running.tasks);
         let sets = std::mem::take(&mut running.sets);
-        for care in cares {
-            let name = care.blueprint.backend().to_owned();
-            let tasks = take_over(before.remove(&name).unwrap_or_default(), care.watches);
-            running.tasks.insert(name, tasks);
-            // Requests of the earlier configuration that wait for room there find the new endpoints, and the new limits.
-            for (_, set) in sets.iter().filter(|(blueprint, _)| care.blueprint.takes_requests_of(blueprint)) {
-                set.store(care.set.load_full());
+        for backend in backends {
+            let BackgroundTasks { blueprint, set, addresses, watches, resolver } = backend;
+            let name = blueprint.backend().to_owned();
+            let tasks = keep_or_start(before.remove(&name).unwrap_or_default(), watches);
+            running.tasks.insert(name.clone(), tasks);
+            // Requests of the earlier configuration that wait for a slot find the new endpoints, and the new limits.
+            for (_, earlier) in sets.iter().filter(|(earlier, _)| blueprint.takes_requests_of(earlier)) {
+                earlier.store(set.load_full());
             }
-            care.blueprint.may_have_room();
-            running.sets.push((care.blueprint.clone(), care.set.clone()));
-            if super::resolve::has_names(&care.blueprint) {
-                let work =
-                    follow(Arc::downgrade(self), generation, care.blueprint, care.set, care.addresses, care.resolver);
+            blueprint.may_have_room();
+            running.sets.push((blueprint.clone(), set.clone()));
+            if has_names(&blueprint) {
+                let supervisor = Arc::downgrade(self);
+                let install = move |endpoints, watches| {
+                    let install = || set.store(Arc::new(endpoints));
+                    supervisor.upgrade().is_some_and(|it| it.replace(generation, &name, watches, install))
+                };
+                let work = follow(blueprint, addresses, resolver, install);
                 running.followers.push(tokio::spawn(work).abort_handle());
             }
         }
         for tasks in before.into_values() {
-            let _ = take_over(tasks, Vec::new());
+            let _ = keep_or_start(tasks, Vec::new());
         }
     }
 
-    /// The endpoints of a backend have changed. False when the configuration has changed too, and the caller is of an
-    /// earlier one. `install` is called before anybody can change it again.
-    pub(super) fn replace(&self, generation: u64, backend: &str, watches: Vec<Watch>, install: impl FnOnce()) -> bool {
+    /// Replaces the tasks of a backend whose endpoints have changed, and calls `install` under the same lock. Does nothing
+    /// and returns false if configuration `generation` is no longer the active one.
+    fn replace(&self, generation: u64, backend: &str, watches: Vec<Watch>, install: impl FnOnce()) -> bool {
         let mut running = self.running.lock();
         if running.generation != generation {
             return false;
         }
-        let tasks = take_over(running.tasks.remove(backend).unwrap_or_default(), watches);
+        let tasks = keep_or_start(running.tasks.remove(backend).unwrap_or_default(), watches);
         running.tasks.insert(backend.to_owned(), tasks);
         install();
         true
     }
 
-    /// Ends all of it.
+    /// Ends all tasks.
     pub fn stop(&self) {
         let mut running = self.running.lock();
         running.generation += 1;
@@ -137,12 +143,12 @@ impl Supervisor {
     }
 }
 
-/// The tasks for `watches`: those that run already, and new ones.
-fn take_over(mut before: Vec<Task>, watches: Vec<Watch>) -> Vec<Task> {
+/// Tasks for `watches`: those that run already, and new ones.
+fn keep_or_start(mut before: Vec<Task>, watches: Vec<Watch>) -> Vec<Task> {
     let tasks: Vec<Task> = watches
         .into_iter()
-        .map(|watch| match before.iter().position(|task| task.is(&watch)) {
-            Some(place) => before.swap_remove(place),
+        .map(|watch| match before.iter().position(|task| task.runs(&watch)) {
+            Some(at) => before.swap_remove(at),
             None => Task::start(watch),
         })
         .collect();

@@ -12,7 +12,7 @@ use crate::clock::now_millis;
 use crate::connect::{EndpointKey, Peer};
 use crate::telemetry::EndpointMetrics;
 
-/// How an endpoint is connected to; nobody connects here.
+/// Target of connections that are never opened.
 fn peer(_: &EndpointKey) -> Peer {
     Peer::for_tests()
 }
@@ -43,7 +43,7 @@ pub(crate) fn endpoints(weights: &[u32]) -> Vec<Arc<Endpoint>> {
     endpoints_with(weights, Vec::new)
 }
 
-/// Changes endpoints that nobody shares yet.
+/// Changes endpoints that are not shared yet.
 pub(crate) fn changed(endpoints: Vec<Arc<Endpoint>>, change: impl Fn(usize, &mut Endpoint)) -> Vec<Arc<Endpoint>> {
     let change = |(n, e): (usize, Arc<Endpoint>)| {
         let mut e = Arc::into_inner(e).unwrap();
@@ -268,8 +268,8 @@ mod in_simulation {
             run(&fleet, picker, |now, gateways, picked| {
                 let set_healthy = |healthy: bool| {
                     for set in gateways.iter().map(Balancer::endpoints) {
-                        for place in away {
-                            set.all()[place].state.set_healthy(healthy, clock(now));
+                        for index in away {
+                            set.all()[index].state.set_healthy(healthy, clock(now));
                         }
                     }
                 };
@@ -320,26 +320,26 @@ fn a_hot_key_spreads_over_those_that_are_left_as_it_does_over_all() {
     assert!(in_flight.iter().all(|n| *n <= 126), "no more than 1.25 times a fourth: {in_flight:?}");
 }
 
-/// Counts how often it is told.
+/// Listener that counts its calls.
 #[derive(Default)]
-pub(crate) struct Told(std::sync::atomic::AtomicUsize);
+pub(crate) struct CountingListener(std::sync::atomic::AtomicUsize);
 
-impl RoomListener for Told {
+impl RoomListener for CountingListener {
     fn may_have_room(&self) {
         self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 }
 
-impl Told {
-    /// Since it was last asked.
+impl CountingListener {
+    /// Calls since the last question.
     pub(crate) fn times(&self) -> usize {
         self.0.swap(0, std::sync::atomic::Ordering::Relaxed)
     }
 }
 
 #[test]
-fn whoever_waits_is_told_of_changes_that_no_slot_gave_back() {
-    let told = Arc::new(Told::default());
+fn waiters_wake_for_changes_without_a_released_slot() {
+    let told = Arc::new(CountingListener::default());
     let siblings = Arc::new(Siblings::new(told.clone()));
     let adaptive = || signals(&serde_json::from_value(serde_json::json!({"adaptive": {"minLimit": 4}})).unwrap());
     let all = changed(endpoints_with(&[1, 1], adaptive), |_, e| {

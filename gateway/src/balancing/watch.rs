@@ -1,4 +1,4 @@
-//! What is asked of an endpoint again and again, beside its requests.
+//! Health checks and scrapes of endpoints, as data.
 
 use std::sync::Arc;
 
@@ -6,16 +6,16 @@ use super::EndpointState;
 use super::health::{CheckPlan, ScrapePlan, Server};
 use crate::connect::EndpointKey;
 
-/// What is asked of an endpoint, again and again.
+/// Recurring request to an endpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Work {
-    /// Whether it is well.
+    /// Health check.
     Check(CheckPlan),
-    /// How loaded it is.
+    /// Scrape of its metrics.
     Scrape(ScrapePlan),
 }
 
-/// One endpoint and one thing that is asked of it.
+/// A check or scrape of one endpoint.
 pub struct Watch {
     pub(super) key: EndpointKey,
     pub(super) server: Server,

@@ -1,5 +1,5 @@
-//! A chat request becomes work for the engine: what it cannot do is refused before anything is computed, and the engine
-//! takes the rest or not. How a conversation becomes tokens stands in `prompt`.
+//! Submits chat requests to the engine. A request that the engine cannot serve is refused before anything is computed.
+//! `prompt` turns conversations into tokens.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -12,32 +12,32 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::LoadedModel;
 use super::error::{SpillError, too_long};
 use super::prompt::{calling, check_length, prepare};
-use super::stream::{Report, SpillStream, Wanted};
+use super::stream::{AnswerOptions, Report, SpillStream};
 use crate::protocol::{AnswerHead, ChatRequest, Dialect, Operation, ResponseFormat};
 
-/// The beginning of an answer that somebody else did not finish.
+/// Beginning of an answer that a server did not finish.
 #[derive(Debug, Clone, Copy)]
 pub struct Begun<'a> {
-    /// What was said.
+    /// Text sent so far.
     pub text: &'a str,
-    /// About how many tokens that is.
+    /// Estimated number of tokens of the text.
     pub tokens: u32,
 }
 
-/// On which terms a request is answered.
+/// Terms on which a request is answered.
 #[derive(Debug)]
 pub struct Terms {
     /// Dialect in which the answer is written.
     pub dialect: &'static dyn Dialect,
-    /// A longer prompt is not taken.
+    /// Longest prompt in tokens.
     pub max_prompt_tokens: Option<NonZeroU32>,
-    /// The place of a request that is over a limit.
+    /// Slot of a request over a limit.
     pub over_limit: Option<OwnedSemaphorePermit>,
-    /// For whom: tenants take turns.
+    /// Tenant of the caller: tenants take turns.
     pub tenant: Option<Arc<str>>,
 }
 
-/// Gives a request to the engine. It is answered whatever model it names.
+/// Submits a request to the engine, whatever model the request names.
 pub async fn answer(
     model: &Arc<LoadedModel>,
     request: &ChatRequest,
@@ -47,7 +47,7 @@ pub async fn answer(
     submit(model, request, None, terms, deadline).await
 }
 
-/// Gives the rest of an answer to the engine: it writes on where the text ends, and the tokens that were written count.
+/// Submits the rest of an answer: the engine continues where the text ends, and the tokens written so far count.
 pub async fn continue_answer(
     model: &Arc<LoadedModel>,
     request: &ChatRequest,
@@ -55,7 +55,7 @@ pub async fn continue_answer(
     terms: Terms,
     deadline: Instant,
 ) -> Result<SpillStream, SpillError> {
-    // What was said before has no probabilities here, was held to no grammar, and is one of several answers.
+    // The text so far has no probabilities here, followed no grammar, and is one of several answers.
     let has_more = request.n.is_some_and(|n| n > 1) || request.logprobs;
     if has_more || request.response_format != ResponseFormat::Text || !request.tools.is_empty() {
         let message =
@@ -80,7 +80,7 @@ async fn submit(
     let engine = model.engine(deadline).await?;
     check_choices(request.n, engine.max_sequences())?;
     check_length(request, begun.text.len(), engine.info().context_length)?;
-    // What would be refused with an empty prompt need not be encoded to be refused.
+    // Refuse before encoding where the length of the prompt does not matter.
     let calling = calling(&engine, request)?;
     check_biases(&request.logit_bias, engine.info().vocabulary)?;
     let wait = engine.estimated_wait(0, tenant.as_deref());
@@ -119,7 +119,7 @@ async fn submit(
         seed: request.seed,
     };
     let events = engine.submit(Generate {
-        // One at least: only the engine can say that the answer has come to its end.
+        // At least one: only the engine can tell that the answer has ended.
         max_tokens: request.max_tokens.map(|most| most.saturating_sub(begun.tokens).max(1)),
         sampling,
         stop: request.stop.clone(),
@@ -149,7 +149,7 @@ async fn submit(
         took: None,
         metrics: Arc::clone(model.metrics()),
     };
-    let wanted = Wanted {
+    let options = AnswerOptions {
         streamed: request.stream,
         logprobs: request.logprobs,
         calling,
@@ -159,10 +159,10 @@ async fn submit(
         engine: Some(engine),
         over_limit,
     };
-    Ok(SpillStream::new(events, answer, wanted, report))
+    Ok(SpillStream::new(events, answer, options, report))
 }
 
-/// Refuses biases of tokens that the model does not have: they would change nothing.
+/// Refuses biases of unknown tokens: they would have no effect.
 fn check_biases(biases: &[(u32, f32)], vocabulary: u32) -> Result<(), SpillError> {
     match biases.iter().find(|(token, _)| *token >= vocabulary) {
         Some((token, _)) => Err(SpillError::CannotSpill(
@@ -176,7 +176,7 @@ fn check_biases(biases: &[(u32, f32)], vocabulary: u32) -> Result<(), SpillError
     }
 }
 
-/// Refuses more answers than are ever written together.
+/// Refuses more answers than the engine writes at once.
 fn check_choices(wanted: Option<u32>, most: u32) -> Result<(), SpillError> {
     match wanted {
         Some(n) if n > most => Err(SpillError::CannotSpill(
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_answers_than_there_are_places_are_refused_by_name() {
+    fn more_answers_than_there_are_sequences_are_refused_by_name() {
         assert!(check_choices(None, 4).is_ok() && check_choices(Some(4), 4).is_ok());
         let refusal = check_choices(Some(5), 4).unwrap_err().into_refusal();
         assert_eq!((refusal.status.as_u16(), refusal.param.as_deref()), (400, Some("n")));

@@ -1,5 +1,5 @@
-//! Texts become vectors, or documents ranks, by a model inside that encodes. Never in place of a backend: vectors of
-//! another model are no lesser answer but a wrong one.
+//! Embeddings of texts and ranks of documents, by a built-in model that encodes. Such a model never stands in for a backend:
+//! vectors of another model are wrong answers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use super::LoadedModel;
 use super::error::{SpillError, internal};
 use crate::protocol::{Encode, EncodeInput, EncodeRequest, Encoded};
 
-/// Encodes the texts of a request, whose inputs are taken out of it. Returns the vectors or ranks, and the tokens read.
+/// Encodes the texts of a request, moving them out of it. Returns the vectors or ranks, and the number of tokens read.
 pub async fn encode(
     model: &Arc<LoadedModel>,
     request: &mut EncodeRequest,
@@ -46,7 +46,7 @@ pub async fn encode(
             StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::Timeout,
             "request_timeout",
-            "The time for this request was over before the model inside the gateway had answered.",
+            "The time for this request was over before the built-in model had answered.",
         ))),
     }
 }
@@ -59,7 +59,7 @@ fn failed(error: EngineError) -> SpillError {
     match error {
         EngineError::Busy(busy) => busy.into(),
         EngineError::Input(message) => SpillError::CannotSpill(Refusal::invalid("invalid_value", message)),
-        _ => SpillError::Failed(internal("The model inside the gateway failed; its log says why.")),
+        _ => SpillError::Failed(internal("The built-in model failed; the gateway's log says why.")),
     }
 }
 
@@ -74,7 +74,7 @@ async fn vectors(engine: &Engine, request: &mut EncodeRequest) -> Result<(Encode
     Ok((Encoded::Vectors(vectors), tokens))
 }
 
-/// The first `dimensions` values, of length 1 again (arXiv:2205.13147), and whether the text was cut.
+/// Cuts a vector to `dimensions` values and scales it to length 1 (arXiv:2205.13147); true if the text was cut.
 fn shortened(text: Embedding, dimensions: Option<u32>) -> (Vec<f32>, bool) {
     let Embedding { mut values, truncated, .. } = text;
     if let Some(dimensions) = dimensions.and_then(|n| usize::try_from(n).ok()).filter(|n| *n < values.len()) {

@@ -1,4 +1,4 @@
-//! Why a built-in model does not answer.
+//! Reasons why a built-in model does not answer.
 
 use std::time::Duration;
 
@@ -8,28 +8,28 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use super::model::NotLoaded;
 
-/// Why the model inside does not answer. Each carries what to say where the model was addressed directly.
+/// Reason why a built-in model does not answer, with the refusal for a caller that addressed the model directly.
 #[derive(Debug)]
 pub enum SpillError {
-    /// It is not its task.
+    /// The request is not a task of the model.
     CannotSpill(Refusal),
-    /// The conversation is longer than its context.
+    /// The conversation is longer than the context.
     TooLong(Refusal),
-    /// It has no room.
+    /// The model has no free slot or memory.
     Busy(Refusal),
-    /// It failed.
+    /// The model failed.
     Failed(Refusal),
 }
 
 impl SpillError {
-    /// What to say when the model was addressed directly.
+    /// Refusal for a caller that addressed the model directly.
     pub fn refusal(&self) -> &Refusal {
         match self {
             Self::CannotSpill(r) | Self::TooLong(r) | Self::Busy(r) | Self::Failed(r) => r,
         }
     }
 
-    /// The same, taken out.
+    /// Refusal for a caller that addressed the model directly, by value.
     pub fn into_refusal(self) -> Refusal {
         match self {
             Self::CannotSpill(r) | Self::TooLong(r) | Self::Busy(r) | Self::Failed(r) => r,
@@ -40,18 +40,12 @@ impl SpillError {
 impl From<Busy> for SpillError {
     fn from(busy: Busy) -> Self {
         let message = match busy.reason {
-            BusyReason::QueueFull => "Too many requests wait for the model inside the gateway; try again.",
-            BusyReason::WaitTooLong => {
-                "The model inside the gateway is busy for longer than a request may wait; try again."
-            }
-            BusyReason::TenantQueueFull => {
-                "Too many requests of this caller wait for the model inside the gateway; try again."
-            }
-            BusyReason::TooManyChoices => {
-                "The model inside the gateway writes fewer answers at once than `n` asks for."
-            }
-            BusyReason::Recovering => "The model inside the gateway is being set up again after a fault; try again.",
-            BusyReason::Stopped => "The model inside the gateway has been stopped; try again.",
+            BusyReason::QueueFull => "Too many requests wait for the built-in model; try again.",
+            BusyReason::WaitTooLong => "The built-in model is busy for longer than a request may wait; try again.",
+            BusyReason::TenantQueueFull => "Too many requests of this caller wait for the built-in model; try again.",
+            BusyReason::TooManyChoices => "The built-in model writes fewer answers at once than `n` asks for.",
+            BusyReason::Recovering => "The built-in model is being set up again after a fault; try again.",
+            BusyReason::Stopped => "The built-in model has been stopped; try again.",
         };
         no_room(message, busy.retry_after)
     }
@@ -60,15 +54,13 @@ impl From<Busy> for SpillError {
 impl From<NotLoaded> for SpillError {
     fn from(reason: NotLoaded) -> Self {
         match reason {
-            NotLoaded::Loading => {
-                no_room("The model inside the gateway is being loaded; try again.", Duration::from_secs(1))
-            }
+            NotLoaded::Loading => no_room("The built-in model is being loaded; try again.", Duration::from_secs(1)),
             NotLoaded::NoRoom => no_room(
-                "There is no memory for the model inside the gateway while others are in use; try again.",
+                "There is no memory for the built-in model while others are in use; try again.",
                 Duration::from_secs(1),
             ),
             NotLoaded::Failed(wait) => {
-                no_room("The model inside the gateway cannot be loaded; its log says why.", wait)
+                no_room("The built-in model cannot be loaded; the gateway's log says why.", wait)
             }
         }
     }
@@ -81,7 +73,7 @@ pub(super) fn no_room(message: &'static str, retry_after: Duration) -> SpillErro
     )
 }
 
-/// Refuses what is too long, as the key `prompt_field` has it.
+/// Refuses a prompt that is too long; `prompt_field` is its key in the request.
 pub(super) fn too_long(message: String, prompt_field: &'static str) -> SpillError {
     SpillError::TooLong(Refusal::invalid("context_length_exceeded", message).param(prompt_field))
 }

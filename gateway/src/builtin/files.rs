@@ -1,11 +1,11 @@
-//! What files a model was loaded from: a change of one of them makes another model.
+//! Identities of the files that a model is loaded from: a change of one of them makes another model.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use spillway_config::schema::Model;
 
-/// What a file was when it was loaded.
+/// Identity of a file at the time of loading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FileIdentity {
     device: u64,
@@ -14,16 +14,16 @@ pub(super) struct FileIdentity {
     modified: (i64, i64),
 }
 
-/// Of the files that a model is read from: its weights and those beside them, which need not be there.
+/// Identities of all files of a model: its weights, and files beside them that need not exist.
 pub(super) type Identities = Vec<(PathBuf, Option<FileIdentity>)>;
 
-/// What the files of a model are now; `None` where the first, which must be there, is not.
+/// Reads the identities of the files of a model now; `None` if the weights are missing.
 pub(super) fn identities(model: &Model) -> Option<Identities> {
     let all: Vec<_> = model.files().into_iter().map(|path| (path.clone(), identity(&path))).collect();
     all.first().is_some_and(|(_, weights)| weights.is_some()).then_some(all)
 }
 
-/// Links are followed: a file that took another's place under the same name is another one.
+/// Reads the identity of a file and follows links: a file that replaces another under the same name has another identity.
 fn identity(path: &Path) -> Option<FileIdentity> {
     let metadata = std::fs::metadata(path).ok()?;
     Some(FileIdentity {

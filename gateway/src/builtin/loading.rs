@@ -1,4 +1,4 @@
-//! From a model as it is configured to an engine that runs it, and why that cannot be.
+//! Loads the engine of a configured model, and names the reasons why that fails.
 
 use std::path::Path;
 
@@ -7,89 +7,89 @@ use spillway_engine::{CpuOptions, CpuUnit, DeviceChoice, Engine, Hold, LoadError
 
 use super::memory::{LIMIT_KEY, NoRoom};
 
-/// A model that cannot be loaded.
+/// Reason why a model cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// The engine refused it.
+    /// The engine rejected the model.
     #[error("model `{model}`: {source}")]
     Load {
-        /// Its name.
+        /// Name of the model.
         model: String,
-        /// Why.
+        /// Reason.
         source: LoadError,
     },
-    /// Its name cannot stand in a header.
-    #[error("model `{model}`: its name is told in the header x-spillway-served-by and must hold no control characters")]
+    /// The name has characters that no header may have.
+    #[error("model `{model}`: its name is sent in the header x-spillway-served-by and must hold no control characters")]
     Name {
-        /// Its name.
+        /// Name of the model.
         model: String,
     },
-    /// Its file is for something else than it is configured for.
+    /// The file is for another task than the configured one.
     #[error(
         "model `{model}`: its `task` says {wanted}, and its file is for {is}: name another file, or leave `task` out"
     )]
     Task {
-        /// Its name.
+        /// Name of the model.
         model: String,
-        /// What the file is for.
+        /// Task of the file.
         is: Task,
-        /// What the configuration says.
+        /// Task of the configuration.
         wanted: Task,
     },
-    /// Its file is one that encodes text, and keys are set that only writing text has a use for.
+    /// The file is for a model that encodes text, and keys are set that only affect writing text.
     #[error("model `{model}`: {keys} can take no effect, because its file is for {is}: take the keys out")]
     Keys {
-        /// Its name.
+        /// Name of the model.
         model: String,
-        /// What the file is for.
+        /// Task of the file.
         is: Task,
-        /// The keys.
+        /// Keys without an effect.
         keys: String,
     },
-    /// There is no memory for it beside the others.
+    /// The other models leave too little memory.
     #[error(
         "model `{model}`: {source}: raise that, lower `contextLength`, `maxSequences` or `kvCache`, or load fewer models"
     )]
     Room {
-        /// Its name.
+        /// Name of the model.
         model: String,
-        /// How much is missing.
+        /// Memory that is missing.
         source: NoRoom,
     },
-    /// Its device hangs with its memory, and there is none for it on the processor.
+    /// The device hangs with the memory of the model, and the processor has none for it.
     #[error(
         "model `{model}`: the device that it was loaded on hangs and keeps its memory, and on the CPU {source}: raise that, or name a device that works with `device`"
     )]
     Hangs {
-        /// Its name.
+        /// Name of the model.
         model: String,
-        /// How much is missing.
+        /// Memory that is missing.
         source: NoRoom,
     },
-    /// There is no memory for it beside those that serve until the edit that it comes with is taken.
+    /// The models that serve until the edit is accepted leave too little memory.
     #[error(
-        "model `{model}`: {source}, also by models that this edit replaces or takes out and that serve until it is taken: they go on. To have the new one, restart the gateway, with {LIMIT_KEY} raised or without, or set `keepWarm: false` for it: then it is loaded when a request needs it and the old ones have gone"
+        "model `{model}`: {source}, also by models that this edit replaces or takes out and that serve until it is accepted: they go on. To have the new one, restart the gateway, with {LIMIT_KEY} raised or without, or set `keepWarm: false` for it: then it is loaded when a request needs it and the old ones have gone"
     )]
     Beside {
-        /// Its name.
+        /// Name of the model.
         model: String,
-        /// How much is missing.
+        /// Memory that is missing.
         source: NoRoom,
     },
-    /// The environment names no vector unit.
+    /// The environment names an unknown vector unit.
     #[error("{VECTOR_UNIT} is `{0}`: it must be one of {units}", units = CpuUnit::ALL.map(CpuUnit::name).join(", "))]
     Unit(String),
-    /// The thread that loads it was lost.
+    /// The thread that loads the model panicked.
     #[error("model `{model}`: loading ended without a result: {reason}")]
     Lost {
-        /// Its name.
+        /// Name of the model.
         model: String,
-        /// Why.
+        /// Reason.
         reason: String,
     },
 }
 
-/// Names the vector unit of the CPU that kernels use instead of the fastest: to try what slower machines do.
+/// Variable that names the vector unit for CPU kernels instead of the fastest: to try kernels of slower machines.
 const VECTOR_UNIT: &str = "SPILLWAY_CPU_UNIT";
 
 fn cpu_unit() -> Result<Option<CpuUnit>, ModelError> {
@@ -98,7 +98,7 @@ fn cpu_unit() -> Result<Option<CpuUnit>, ModelError> {
     CpuUnit::named(&name).map(Some).ok_or_else(|| ModelError::Unit(name.chars().take(64).collect()))
 }
 
-/// What the engine is told of a model.
+/// Options of the engine for a configured model.
 pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> Result<LoadOptions, ModelError> {
     Ok(LoadOptions {
         name: written.name.clone(),
@@ -123,11 +123,11 @@ pub(crate) fn options(written: &Model, cache_dir: Option<&Path>) -> Result<LoadO
     })
 }
 
-/// Why an engine is not there.
+/// Reason why an engine could not be loaded.
 pub(super) enum NoEngine {
     Load(LoadError),
     Room(NoRoom),
-    /// For the processor, where a GPU hangs.
+    /// Too little memory for the processor, after a GPU hung.
     Hangs(NoRoom),
 }
 
@@ -148,10 +148,10 @@ impl NoEngine {
     }
 }
 
-/// Finds room for an engine's memory.
+/// Reserves memory for an engine.
 pub(super) type FindRoom<'a> = &'a mut dyn FnMut() -> Result<Hold, NoEngine>;
 
-/// Loads an engine. Blocks for as long as that takes.
+/// Loads an engine; blocks until it is loaded.
 pub(super) fn load_engine(options: LoadOptions, hold: FindRoom<'_>) -> Result<Engine, NoEngine> {
     let name = options.name.clone();
     let engine = Engine::load_holding(options, hold)?;

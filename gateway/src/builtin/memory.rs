@@ -1,7 +1,7 @@
-//! One budget of memory for all models inside. A load takes its share before anything is read, and one that does not fit
-//! has idle models make room that are loaded on demand, the one that was needed longest ago first. A share lives as long
-//! as the memory it stands for: the engine's thread has it too, and a thread that hangs keeps it.
-//! It never unloads what somebody uses or what is kept warm.
+//! Memory budget of all built-in models. A load takes its share before it reads anything. A share that does not fit unloads
+//! idle models that are loaded on demand, the least recently used first. A share lives as long as its memory: the
+//! engine's thread holds it too, and a thread that hangs keeps it.
+//! Models that are in use or kept warm are never unloaded.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -14,67 +14,68 @@ use spillway_engine::{Engine, Hold};
 
 use super::LoadedModel;
 
-/// Memory that models may take when the configuration says nothing: three quarters of what the process may.
+/// Default limit of all models, in quarters of the memory of the process: the last quarter is left to requests.
 const DEFAULT_QUARTERS: u64 = 3;
 
-/// How long the memory of an engine that was let go is waited for. Its thread needs some moments; one that needs longer is
-/// inside a driver, and nobody knows for how long.
-const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(10);
+/// Longest wait for the memory of an engine that was dropped. Its thread needs some moments; a thread that needs longer
+/// hangs in a driver.
+const RELEASED_WITHIN: Duration = Duration::from_secs(10);
 
-/// There is no room for a model.
+/// Model that does not fit the memory budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "it needs {} MiB, and of the {} MiB for all models ({LIMIT_KEY}) {} are in use",
     needed.div_ceil(1 << 20), limit >> 20, taken >> 20
 )]
 pub struct NoRoom {
-    /// Bytes that it needs.
+    /// Bytes that the model needs.
     pub needed: u64,
     /// Bytes that models which cannot be unloaded hold.
     pub taken: u64,
-    /// Bytes for all.
+    /// Bytes for all models.
     pub limit: u64,
 }
 
-/// Where the budget is set.
+/// Key of the configuration that sets the budget.
 pub(super) const LIMIT_KEY: &str = "limits.modelMemory";
 
-/// The budget.
+/// Memory budget of all built-in models.
 pub struct ModelMemory {
     limit: u64,
-    counted: Mutex<Counted>,
-    /// Some was given back.
-    given_back: Condvar,
-    /// Held by whoever makes room, so that two do not unload more than they need.
+    used: Mutex<MemoryUse>,
+    /// Wakes loads that wait for memory.
+    released: Condvar,
+    /// Lock of the load that makes room, so that two loads do not unload more than they need.
     making_room: Mutex<()>,
-    /// Those that may be unloaded; as many as are configured, and those of older snapshots that still run.
+    /// Models that may be unloaded: those of the configuration, and those of older snapshots that still run.
     models: Mutex<Vec<Weak<LoadedModel>>>,
 }
 
+/// Memory that shares hold.
 #[derive(Default)]
-struct Counted {
+struct MemoryUse {
     taken: u64,
-    /// Shares there have been.
+    /// Number of shares made so far.
     shares: u64,
-    /// Shares that nobody wants any more, by their numbers: since when, and their bytes. Their threads give them back.
+    /// Shares that no model wants any more, by number: the time of that, and their bytes. Their threads release them.
     unwanted: BTreeMap<u64, (Instant, u64)>,
 }
 
-impl Counted {
-    /// Those that are given back now, and not some time.
+impl MemoryUse {
+    /// Unwanted shares whose threads release them soon; a thread above the limit hangs.
     fn expected(&self) -> impl Iterator<Item = &(Instant, u64)> {
-        self.unwanted.values().filter(|(since, _)| since.elapsed() < GIVEN_BACK_WITHIN)
+        self.unwanted.values().filter(|(since, _)| since.elapsed() < RELEASED_WITHIN)
     }
 }
 
 impl ModelMemory {
-    /// Of so many bytes; three quarters of what the process may use when nothing is said.
+    /// Creates a budget of `limit` bytes; by default three quarters of the memory of the process.
     pub fn new(limit: Option<u64>) -> Arc<Self> {
         let limit = limit.unwrap_or_else(|| of_this_process().map_or(u64::MAX, |all| all / 4 * DEFAULT_QUARTERS));
         Arc::new(Self {
             limit,
-            counted: Mutex::default(),
-            given_back: Condvar::new(),
+            used: Mutex::default(),
+            released: Condvar::new(),
             making_room: Mutex::default(),
             models: Mutex::default(),
         })
@@ -85,62 +86,61 @@ impl ModelMemory {
         self.limit
     }
 
-    /// Bytes that are taken.
+    /// Bytes that shares hold.
     pub fn taken(&self) -> u64 {
-        self.counted.lock().taken
+        self.used.lock().taken
     }
 
-    /// Bytes that nobody wants any more and that threads have kept for too long: they hang.
-    pub(super) fn kept_from_us(&self) -> u64 {
-        let counted = self.counted.lock();
-        let kept = counted.unwanted.values().filter(|(since, _)| since.elapsed() >= GIVEN_BACK_WITHIN);
-        kept.map(|(_, bytes)| *bytes).sum()
+    /// Bytes of unwanted shares whose threads hang.
+    pub(super) fn held_by_hung_threads(&self) -> u64 {
+        let used = self.used.lock();
+        let hung = used.unwanted.values().filter(|(since, _)| since.elapsed() >= RELEASED_WITHIN);
+        hung.map(|(_, bytes)| *bytes).sum()
     }
 
-    /// This one may be unloaded for others.
+    /// Registers a model that may be unloaded for others.
     pub(super) fn enter(&self, model: &Arc<LoadedModel>) {
         let mut models = self.models.lock();
         models.retain(|model| model.strong_count() > 0);
         models.push(Arc::downgrade(model));
     }
 
-    /// Takes a share, for which others may have to go, and waits for their memory: not for a runtime's own threads.
-    pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Result<Place, NoRoom> {
+    /// Takes a share; unloads idle models if needed and waits for their memory. Blocks, so not for threads of the runtime.
+    pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Result<MemoryShare, NoRoom> {
         let number = {
-            let mut counted = self.counted.lock();
-            counted.shares += 1;
-            counted.shares
+            let mut used = self.used.lock();
+            used.shares += 1;
+            used.shares
         };
         let share = Share { memory: Arc::clone(self), number, bytes: AtomicU64::new(0) };
         share.grow_to(bytes)?;
-        Ok(Place(Arc::new(Wanted(Arc::new(share)))))
+        Ok(MemoryShare(Arc::new(WantedShare(Arc::new(share)))))
     }
 
-    /// Takes `more` where it fits.
+    /// Takes `more` bytes if they fit.
     fn try_take(&self, more: u64) -> Result<(), NoRoom> {
-        let mut counted = self.counted.lock();
-        match counted.taken.checked_add(more).filter(|all| *all <= self.limit) {
-            Some(all) => counted.taken = all,
-            None => return Err(NoRoom { needed: more, taken: counted.taken, limit: self.limit }),
+        let mut used = self.used.lock();
+        match used.taken.checked_add(more).filter(|all| *all <= self.limit) {
+            Some(all) => used.taken = all,
+            None => return Err(NoRoom { needed: more, taken: used.taken, limit: self.limit }),
         }
         Ok(())
     }
 
-    /// Waits for what is given back now, where `more` bytes fit with that; else unloads the idle model that was needed
-    /// longest ago. False when there is none, or when `more` bytes would not fit without all of them either: nobody loses a
-    /// model for nothing.
+    /// Waits for shares that are being released, if `more` bytes fit with them; else unloads the least recently used idle
+    /// model. False if no model is idle, or if `more` bytes would not fit without all idle models either.
     fn make_room(&self, more: u64) -> bool {
         let fits = |taken: u64, free: u64| taken.saturating_sub(free).saturating_add(more) <= self.limit;
         let (taken, expected) = {
-            let mut counted = self.counted.lock();
-            let expected = counted.expected().map(|(_, bytes)| *bytes).sum();
-            if fits(counted.taken, expected) {
-                if let Some(since) = counted.expected().map(|(since, _)| *since).min() {
-                    self.given_back.wait_until(&mut counted, since + GIVEN_BACK_WITHIN);
+            let mut used = self.used.lock();
+            let expected = used.expected().map(|(_, bytes)| *bytes).sum();
+            if fits(used.taken, expected) {
+                if let Some(since) = used.expected().map(|(since, _)| *since).min() {
+                    self.released.wait_until(&mut used, since + RELEASED_WITHIN);
                 }
                 return true;
             }
-            (counted.taken, expected)
+            (used.taken, expected)
         };
         let models: Vec<_> = self.models.lock().iter().filter_map(Weak::upgrade).collect();
         let mut idle: Vec<_> = models.iter().filter_map(|model| Some((model.idle()?, model))).collect();
@@ -149,12 +149,12 @@ impl ModelMemory {
             return false;
         }
         idle.sort_by_key(|((since, _), _)| *since);
-        // One that is needed since is passed over.
+        // A model that is in use again is passed over.
         idle.into_iter().any(|(_, model)| model.make_room())
     }
 }
 
-/// What a model has of the budget. Whoever has its memory has one of its owners too.
+/// Part of the budget. Every owner of its memory owns a reference to the share.
 struct Share {
     memory: Arc<ModelMemory>,
     number: u64,
@@ -170,7 +170,7 @@ impl Share {
         if bytes > self.bytes() {
             return self.grow_to(bytes);
         }
-        self.give_back(self.bytes.swap(bytes, Ordering::Relaxed) - bytes);
+        self.release(self.bytes.swap(bytes, Ordering::Relaxed) - bytes);
         Ok(())
     }
 
@@ -191,69 +191,69 @@ impl Share {
         Ok(())
     }
 
-    fn give_back(&self, bytes: u64) {
-        self.memory.counted.lock().taken -= bytes;
-        self.memory.given_back.notify_all();
+    fn release(&self, bytes: u64) {
+        self.memory.used.lock().taken -= bytes;
+        self.memory.released.notify_all();
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.memory.counted.lock().unwanted.remove(&self.number);
-        self.give_back(self.bytes());
+        self.memory.used.lock().unwanted.remove(&self.number);
+        self.release(self.bytes());
     }
 }
 
-/// A share that somebody wants; clones are the same one. When the last of them goes, the share is expected back.
+/// Share that a model wants; clones are the same share. After the last clone is dropped, its thread is to release it.
 #[derive(Clone)]
-pub(super) struct Place(Arc<Wanted>);
+pub(super) struct MemoryShare(Arc<WantedShare>);
 
-struct Wanted(Arc<Share>);
+struct WantedShare(Arc<Share>);
 
-impl Drop for Wanted {
+impl Drop for WantedShare {
     fn drop(&mut self) {
         let Share { memory, number, .. } = &*self.0;
-        memory.counted.lock().unwanted.insert(*number, (Instant::now(), self.0.bytes()));
+        memory.used.lock().unwanted.insert(*number, (Instant::now(), self.0.bytes()));
     }
 }
 
-impl Place {
+impl MemoryShare {
     /// Bytes of the share.
     pub(super) fn bytes(&self) -> u64 {
         self.0.0.bytes()
     }
 
-    /// Sets it to what the model takes: more only where that fits.
+    /// Sets the size to the measured need of the model: a larger one only if it fits.
     pub(super) fn settle(&self, bytes: u64) -> Result<(), NoRoom> {
         self.0.0.settle(bytes)
     }
 
-    /// What a thread has as long as it has the memory.
+    /// Returns the reference that a thread owns as long as it has the memory.
     pub(super) fn hold(&self) -> Hold {
         Box::new(Arc::clone(&self.0.0))
     }
 
-    /// Whether no thread has memory for it.
+    /// True if no thread has memory of the share.
     pub(super) fn is_free(&self) -> bool {
         Arc::strong_count(&self.0.0) == 1
     }
 }
 
-/// A loaded engine with its place; clones are the same one.
+/// Loaded engine with its memory share; clones are the same engine.
 #[derive(Clone)]
-pub struct Held(Arc<(Engine, Place)>);
+pub struct Held(Arc<(Engine, MemoryShare)>);
 
 impl Held {
-    pub(super) fn new(engine: Engine, place: Place) -> Self {
-        Self(Arc::new((engine, place)))
+    pub(super) fn new(engine: Engine, share: MemoryShare) -> Self {
+        Self(Arc::new((engine, share)))
     }
 
-    /// Bytes of its share.
+    /// Bytes of the share.
     pub(super) fn bytes(&self) -> u64 {
         self.0.1.bytes()
     }
 
-    /// Whether nobody has it but the model itself.
+    /// True if only the model itself holds the engine.
     pub(super) fn is_idle(&self) -> bool {
         Arc::strong_count(&self.0) == 1
     }
@@ -267,8 +267,8 @@ impl Deref for Held {
     }
 }
 
-/// Bytes that this process may use: those of the machine, or of its control group where these are fewer. `None` where
-/// the system does not say.
+/// Memory limit of this process in bytes: of the machine, or of its control group if that is smaller. `None` if the system
+/// does not report it.
 fn of_this_process() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let machine = read("/proc/meminfo").and_then(|text| {
@@ -290,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_is_taken_whole_or_not_and_given_back_when_dropped() {
+    fn a_share_is_taken_whole_or_not_and_released_when_dropped() {
         let memory = ModelMemory::new(Some(100));
         let first = memory.take(60).unwrap();
         assert_eq!(memory.take(41).err(), Some(NoRoom { needed: 41, taken: 60, limit: 100 }));
@@ -306,34 +306,34 @@ mod tests {
     #[test]
     fn a_share_lives_as_long_as_the_memory_it_stands_for() {
         let memory = ModelMemory::new(Some(100));
-        let place = memory.take(60).unwrap();
-        let (hold, another) = (place.hold(), place.clone());
-        assert!(!place.is_free());
-        drop((place, another));
+        let share = memory.take(60).unwrap();
+        let (hold, another) = (share.hold(), share.clone());
+        assert!(!share.is_free());
+        drop((share, another));
         assert_eq!(memory.taken(), 60, "a thread has the memory still");
-        // Whoever needs the room waits for it.
+        // A load that needs the memory waits for it.
         let waits = std::thread::spawn({
             let memory = memory.clone();
-            move || memory.take(70).map(|place| place.bytes())
+            move || memory.take(70).map(|share| share.bytes())
         });
         std::thread::sleep(Duration::from_millis(50));
         drop(hold);
         assert_eq!(waits.join().unwrap(), Ok(70));
         assert_eq!(memory.taken(), 0);
 
-        // Nobody waits where that does not help, or for one that is kept.
+        // No load waits if that does not help, or for a share that is kept.
         let kept = memory.take(50).unwrap();
         let hold = kept.hold();
         let lost = memory.take(30).unwrap();
         let lost = (lost.hold(), drop(lost)).0;
         let began = Instant::now();
         assert_eq!(memory.take(60).err(), Some(NoRoom { needed: 60, taken: 80, limit: 100 }));
-        assert!(began.elapsed() < GIVEN_BACK_WITHIN);
+        assert!(began.elapsed() < RELEASED_WITHIN);
         // And not for ever.
         assert_eq!(memory.take(40).err(), Some(NoRoom { needed: 40, taken: 80, limit: 100 }));
-        assert_ne!(memory.kept_from_us(), 0);
+        assert_ne!(memory.held_by_hung_threads(), 0);
         drop((lost, hold));
-        assert!(memory.kept_from_us() == 0 && kept.is_free());
+        assert!(memory.held_by_hung_threads() == 0 && kept.is_free());
         assert_eq!(memory.taken(), 50);
     }
 

@@ -1,6 +1,6 @@
-//! The models inside and the exchanges they answer: loading and keeping them over reloads, turning a chat request into
-//! work for the engine and its tokens into the caller's API shape. It never decides whether a request spills.
-//! Its inputs are the models of a configuration and parsed requests.
+//! Built-in models and the exchanges they answer: loading models, keeping them over reloads, turning a chat request into
+//! work for the engine and its tokens into the caller's API. The decision whether a request spills is made elsewhere.
+//! Inputs are the models of a configuration and parsed requests.
 
 mod answer;
 mod encode;

@@ -1,5 +1,5 @@
-//! The models of a snapshot. One whose file and options did not change is kept over a reload; one that is gone ends
-//! with the last snapshot that holds it, after its requests.
+//! Models of a snapshot. A model whose file and options did not change is kept over a reload. A removed model ends with the
+//! last snapshot that holds it, after its requests.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::memory::{ModelMemory, NoRoom};
 use super::model::LoadedModel;
 use crate::telemetry::Metrics;
 
-/// The models of one snapshot.
+/// Models of one snapshot.
 #[derive(Clone)]
 pub struct Models {
     models: Vec<Arc<LoadedModel>>,
@@ -21,7 +21,7 @@ pub struct Models {
 }
 
 impl Models {
-    /// Loads what is new and keeps what did not change. All errors are told, not only the first.
+    /// Loads new models and keeps unchanged ones. Returns all errors, not only the first.
     pub async fn load(
         models: &[Model],
         memory: Option<u64>,
@@ -44,7 +44,7 @@ impl Models {
                 .iter()
                 .any(|(.., before, is_kept)| *is_kept && before.is_some_and(|before| Arc::ptr_eq(before, model)))
         };
-        // Models that go when the edit is taken, and serve until then.
+        // Models that the edit removes, and that serve until it is accepted.
         let some_go =
             previous.is_some_and(|previous| previous.iter().any(|model| model.is_loaded() && !is_kept(model)));
         for (written, files, before, is_kept) in found {
@@ -54,8 +54,8 @@ impl Models {
             }
             let serves = before.is_some_and(|before| before.is_loaded());
             if let Some(before) = before.filter(|_| !serves) {
-                // It keeps room for an engine that it does not have.
-                before.give_place_back();
+                // The share has no engine, and the new model needs the memory.
+                before.release_share();
             }
             match load_one(written, files, &memory, metrics, cache_dir, serves).await {
                 Ok(model) => loaded.push(model),
@@ -68,9 +68,9 @@ impl Models {
         if errors.is_empty() { Ok(Self { models: loaded, memory }) } else { Err(errors) }
     }
 
-    /// Judges models as [`Self::load`] does, without a device: nothing is loaded. `in_full` does by the file alone what only
-    /// loading does otherwise, which takes as long as loading a small model: it reads tokenizers and templates, and has each
-    /// model that is kept warm take its share of the memory.
+    /// Validates models as [`Self::load`] does, without a device: nothing is loaded. With `in_full`, tokenizers and
+    /// templates are read too, and models that are kept warm take their shares of the memory. That takes as long as
+    /// loading a small model.
     pub async fn judge(
         models: &[Model],
         memory: Option<u64>,
@@ -90,24 +90,24 @@ impl Models {
         if errors.is_empty() { Ok(Self { models: judged, memory }) } else { Err(errors) }
     }
 
-    /// The budget of all models.
+    /// Memory budget of all models.
     pub fn memory(&self) -> &ModelMemory {
         &self.memory
     }
 
-    /// The model of this name.
+    /// Finds the model with this name.
     pub fn get(&self, name: &str) -> Option<&Arc<LoadedModel>> {
         self.models.iter().find(|model| model.name() == name)
     }
 
-    /// All of them.
+    /// All models.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<LoadedModel>> {
         self.models.iter()
     }
 }
 
-/// A model as it is configured: loaded, or, where it is not kept warm, only judged. `serves` says that another of its name
-/// does until this one takes its place.
+/// Loads a model, or only validates it if it is not kept warm. `serves` is true if a model of the same name serves until
+/// this one replaces it.
 async fn load_one(
     written: &Model,
     files: Option<Identities>,
@@ -120,7 +120,7 @@ async fn load_one(
     if written.keep_warm {
         match model.load().await {
             Ok(_) => {}
-            // No fault of the configuration: the others serve meanwhile, and this one is tried again when it is needed.
+            // A device that hangs is no fault of the configuration: a request that needs the model tries again.
             Err(error) if !serves && is_for_a_hang(&error, memory) => {}
             Err(error) => return Err(error),
         }
@@ -130,7 +130,7 @@ async fn load_one(
     Ok(model)
 }
 
-/// Judges a model by its file and its configuration, and enters it among those that may be loaded.
+/// Validates a model by its file and its configuration, and registers it with the memory budget.
 async fn judge_one(
     written: &Model,
     files: Option<Identities>,
@@ -171,12 +171,12 @@ async fn judge_one(
     Ok(model)
 }
 
-/// Whether a device that hangs is why a model is not there.
+/// True if a model could not be loaded because a device hangs.
 fn is_for_a_hang(error: &ModelError, memory: &ModelMemory) -> bool {
     match error {
         ModelError::Load { source: LoadError::Hangs { .. }, .. } | ModelError::Hangs { .. } => true,
         ModelError::Room { source, .. } => {
-            let without = source.taken.saturating_sub(memory.kept_from_us());
+            let without = source.taken.saturating_sub(memory.held_by_hung_threads());
             without.saturating_add(source.needed) <= source.limit
         }
         _ => false,

@@ -1,5 +1,5 @@
-//! What a request asks of a model becomes tokens and a grammar, off the runtime's threads where that takes long. It submits
-//! nothing.
+//! Turns requests into tokens and grammars for the engine, off the runtime's threads if that takes long. Submitting is left
+//! to `answer`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,17 +15,17 @@ use super::stream::Calling;
 use crate::off_loop::{BUILDS_VALUES, OffLoop};
 use crate::protocol::{ChatRequest, Dialect, Message, Operation, PromptInput, ResponseFormat, ToolChoice};
 
-/// Text from which on a conversation is encoded on a blocking thread: below it, that takes well under a millisecond.
+/// Longest text that is encoded without a blocking thread, in bytes: encoding takes well under a millisecond.
 const ENCODE_INLINE: usize = 4 << 10;
 
-/// Bytes of text for each token of the context above which a conversation is refused unread. A token of running text is
-/// some four bytes; only endless blanks come near this. It bounds the work that a hostile body can ask for.
+/// Most bytes of text for each token of the context; a longer conversation is refused without encoding. A token of running
+/// text has some four bytes; only endless blanks come near this limit, which bounds the work of a hostile body.
 const MAX_BYTES_PER_TOKEN: usize = 64;
 
-/// Calls of one answer, as many as there may be tools.
+/// Most calls of one answer, as many as a request may have tools.
 const MAX_CALLS: usize = 128;
 
-/// How the answer may call tools, where it may.
+/// Reads how the answer may call tools; `None` if the request has none.
 pub(super) fn calling(engine: &Engine, request: &ChatRequest) -> Result<Option<Calling>, SpillError> {
     if request.tools.is_empty() {
         return Ok(None);
@@ -39,7 +39,7 @@ pub(super) fn calling(engine: &Engine, request: &ChatRequest) -> Result<Option<C
     Ok(Some(Calling { style, tools, must, most: if must || request.one_tool_call { 1 } else { MAX_CALLS } }))
 }
 
-/// Tokens of the conversation in a body for a model; `None` where the model could not answer.
+/// Counts the tokens of the conversation in a body; `None` if the model could not answer.
 pub async fn prompt_tokens(
     model: &Arc<LoadedModel>,
     dialect: &dyn Dialect,
@@ -50,14 +50,14 @@ pub async fn prompt_tokens(
     let read =
         off_loop.run(body.len().saturating_mul(BUILDS_VALUES), || dialect.read_chat(Operation::Chat, body)).await;
     let request = read.ok()??.ok().filter(|request| request.unsupported.is_none())?;
-    // Nothing is loaded only to count.
+    // A model is not loaded only to count.
     let engine = model.engine_now()?;
     check_length(&request, 0, engine.info().context_length).ok()?;
     let (prompt, _) = prepare(model, &engine, &request, None, &ResponseFormat::Text, "", deadline).await.ok()?;
     u64::try_from(prompt.len()).ok()
 }
 
-/// Refuses what cannot fit, with the bytes that are there `beside` it, before it is encoded.
+/// Refuses a conversation that cannot fit, with `beside` further bytes, before it is encoded.
 pub(super) fn check_length(request: &ChatRequest, beside: usize, context: u32) -> Result<(), SpillError> {
     let bytes = request.text_bytes().saturating_add(beside);
     let most = usize::try_from(context).unwrap_or(usize::MAX).saturating_mul(MAX_BYTES_PER_TOKEN);
@@ -70,8 +70,8 @@ pub(super) fn check_length(request: &ChatRequest, beside: usize, context: u32) -
     Err(too_long(message, request.prompt_field()))
 }
 
-/// The conversation as tokens, and what the answer must be. What takes long is done on a blocking thread, a few at a
-/// time: it is work for the processor, and more threads would only take it from the proxy.
+/// Encodes the conversation, and builds the grammar of the answer. Long work runs on a blocking thread, few at a time: more
+/// threads would take processor time from the proxy.
 pub(super) async fn prepare(
     model: &Arc<LoadedModel>,
     engine: &Held,
@@ -100,12 +100,9 @@ pub(super) async fn prepare(
     let until = deadline.min(Instant::now() + model.max_queue_wait());
     let turn = tokio::time::timeout_at(until.into(), Arc::clone(model.encoders()).acquire_owned()).await;
     let Ok(Ok(turn)) = turn else {
-        return Err(no_room(
-            "Too many long requests wait for the model inside the gateway; try again.",
-            Duration::ZERO,
-        ));
+        return Err(no_room("Too many long requests wait for the built-in model; try again.", Duration::ZERO));
     };
-    // Both go with the work: when the caller leaves, the thread still has to finish, and the model must be there until then.
+    // The thread holds the permit and the engine: it still has to finish after the caller has left.
     let engine = engine.clone();
     let work = tokio::task::spawn_blocking(move || {
         let prepared = work.run(&engine);
@@ -122,7 +119,7 @@ pub(super) async fn prepare(
             StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::Timeout,
             "request_timeout",
-            "The time for this request was over before the model inside the gateway had read it.",
+            "The time for this request was over before the built-in model had read it.",
         ))),
     }
 }
@@ -135,7 +132,7 @@ fn message_of(message: &Message) -> ChatMessage {
     }
 }
 
-/// What is to become tokens and a grammar.
+/// Inputs of tokens and a grammar, on the way to a blocking thread.
 struct Encoding {
     prompt_field: &'static str,
     prompt: Option<PromptInput>,
@@ -202,7 +199,7 @@ mod tests {
     use crate::protocol::OPENAI;
 
     #[test]
-    fn what_cannot_fit_is_refused_unread() {
+    fn a_prompt_that_cannot_fit_is_refused_unread() {
         let request = |key: &str, bytes: usize| {
             let text = "x".repeat(bytes);
             let body = match key {

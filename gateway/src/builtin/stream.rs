@@ -1,5 +1,5 @@
-//! An answer of the engine on its way to a caller: events become the frames of a stream, or one completion at the end.
-//! Dropping it ends the engine's work within one step. Every wait ends with the request's deadline.
+//! Answers of the engine on their way to callers: events become the frames of a stream, or one completion at the end.
+//! Dropping an answer ends the engine's work within one step. Every wait ends with the request's deadline.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,20 +15,18 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::internal;
 use super::memory::Held;
-use crate::protocol::{Call, Choice, FinishReason, Usage, WriteAnswer};
+use crate::protocol::{Call, Choice, FinishReason, SERVED_BY, Usage, WriteAnswer};
 use crate::telemetry::ModelMetrics;
-
-static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
 
 /// Answers to one request; the engine gives no more than were asked for.
 const MAX_CHOICES: usize = 1 << 10;
 
-/// Text that is ready at once goes out in one write, up to so many bytes.
+/// Most bytes of text that go out in one write, if they are ready together.
 const FRAME: usize = 16 << 10;
 
-/// Where the events of an answer come from.
+/// Source of the events of an answer.
 pub trait Events: Send {
-    /// The next one; `None` after the last. Can be dropped and asked again.
+    /// Waits for the next event; `None` after the last. The wait may be dropped and repeated.
     fn next(&mut self) -> impl Future<Output = Option<Event>> + Send;
 }
 
@@ -38,106 +36,106 @@ impl Events for TokenStream {
     }
 }
 
-/// The head of an answer.
+/// Head of an answer.
 #[derive(Debug)]
 pub struct Head {
     /// Status.
     pub status: StatusCode,
-    /// Content type and who served it.
+    /// Content type, caching, and the model that served it.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Length of a whole answer.
+    /// Length of an answer that is not streamed, in bytes.
     pub content_length: Option<usize>,
 }
 
-/// What was measured of one answer: complete after its end, partial before.
+/// Measurements of one answer: complete after its end, partial before.
 #[derive(Clone)]
 pub struct Report {
     /// Id of the answer.
     pub id: String,
-    /// The model.
+    /// Name of the model.
     pub model: Arc<str>,
     /// Tokens of the prompt.
     pub prompt_tokens: Option<u64>,
-    /// Those of them that were in the KV cache.
+    /// Prompt tokens that the KV cache already held.
     pub cached_tokens: u64,
-    /// Answers.
+    /// Number of answers.
     pub choices: u32,
-    /// Tokens written, of all of them.
+    /// Tokens written, of all answers.
     pub completion_tokens: u64,
-    /// Turning the conversation into tokens, before the engine got the request.
+    /// Time to encode the conversation, before the engine got the request.
     pub encode: Duration,
-    /// When the engine got the request.
+    /// Time at which the engine got the request.
     pub submitted: Instant,
-    /// Wait for a place.
+    /// Wait for the engine.
     pub queued: Option<Duration>,
-    /// Reading the prompt.
+    /// Time to read the prompt.
     pub prefill: Option<Duration>,
-    /// First text.
+    /// Time of the first text.
     pub first_token: Option<Instant>,
-    /// Writing the answer.
+    /// Time to write the answer.
     pub decode: Option<Duration>,
-    /// Why the first choice ended.
+    /// Reason why the first answer ended.
     pub finish_reason: Option<FinishReason>,
-    /// Why it failed.
+    /// Reason of a failure.
     pub error: Option<String>,
-    /// Whether it ended as it should.
+    /// True if the answer ended as it should.
     pub complete: bool,
-    /// Time from `submitted` to its end; the client may take longer to read it.
+    /// Time from `submitted` to the end of the engine's work; the client may take longer to read.
     pub took: Option<Duration>,
-    /// Where it is counted.
+    /// Series that count the answer.
     pub metrics: Arc<ModelMetrics>,
 }
 
-/// How an answer may call tools.
+/// Rules by which an answer may call tools.
 #[derive(Debug, Clone)]
 pub(super) struct Calling {
     pub(super) style: ToolStyle,
-    /// Those that it may call.
+    /// Tools that the answer may call.
     pub(super) tools: Vec<Tool>,
-    /// Whether it must call one.
+    /// True if the answer must call a tool.
     pub(super) must: bool,
     /// Most calls of one answer.
     pub(super) most: usize,
 }
 
-/// How an answer is wanted.
-pub(super) struct Wanted {
+/// Options of one answer.
+pub(super) struct AnswerOptions {
     pub(super) streamed: bool,
-    /// Whether the probabilities of tokens are told.
+    /// True if the probabilities of tokens are sent.
     pub(super) logprobs: bool,
-    /// The tools that it may call.
+    /// Tools that the answer may call.
     pub(super) calling: Option<Calling>,
-    /// It continues an answer of which so many tokens were written already.
+    /// Tokens of an answer that this one continues; `None` for a new answer.
     pub(super) resumed: Option<u32>,
     pub(super) served_by: HeaderValue,
     pub(super) deadline: Instant,
-    /// Kept alive: an engine that is dropped fails what it runs.
+    /// Engine, kept alive: dropping it fails its running answers.
     pub(super) engine: Option<Held>,
-    /// Held by an answer to a request over a limit until it is written.
+    /// Slot of a request over a limit, held until the answer is written.
     pub(super) over_limit: Option<OwnedSemaphorePermit>,
 }
 
-/// An answer that is being written.
+/// Answer that is being written.
 pub struct SpillStream<E = TokenStream> {
     /// `None` once the answer has ended.
     events: Option<E>,
     answer: Box<dyn WriteAnswer>,
-    wanted: Wanted,
+    options: AnswerOptions,
     report: Report,
-    /// Answers so far: whole, or of a stream only that they have begun.
+    /// Answers so far: their text, or for a stream only the fact that they have begun.
     choices: Vec<Choice>,
-    /// Who finds the calls in each of them, where tools may be called.
+    /// Parsers of tool calls, one for each answer, if tools may be called.
     readers: Vec<ToolReader>,
-    /// What is ready to be sent.
+    /// Bytes that are ready to be sent.
     out: BytesMut,
 }
 
 impl<E: Events> SpillStream<E> {
-    pub(super) fn new(events: E, answer: Box<dyn WriteAnswer>, wanted: Wanted, report: Report) -> Self {
+    pub(super) fn new(events: E, answer: Box<dyn WriteAnswer>, options: AnswerOptions, report: Report) -> Self {
         Self {
             events: Some(events),
             answer,
-            wanted,
+            options,
             report,
             choices: Vec::new(),
             readers: Vec::new(),
@@ -147,29 +145,29 @@ impl<E: Events> SpillStream<E> {
 
     /// True if the answer is sent in events.
     pub fn is_event_stream(&self) -> bool {
-        self.wanted.streamed
+        self.options.streamed
     }
 
-    /// Waits for the first text, or for the whole answer when it is not streamed. An error means that nothing was sent.
-    /// Can be dropped and asked again.
+    /// Waits for the first text, or for the whole answer if it is not streamed. An error means that nothing was sent.
+    /// The wait may be dropped and repeated.
     pub async fn begin(&mut self) -> Result<Head, Refusal> {
         while self.out.is_empty() && self.events.is_some() {
             self.fill().await?;
         }
-        let kind = if self.wanted.streamed { "text/event-stream; charset=utf-8" } else { "application/json" };
+        let kind = if self.options.streamed { "text/event-stream; charset=utf-8" } else { "application/json" };
         Ok(Head {
             status: StatusCode::OK,
             headers: vec![
                 (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
                 (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-                (SERVED_BY.clone(), self.wanted.served_by.clone()),
+                (SERVED_BY.clone(), self.options.served_by.clone()),
             ],
-            content_length: (!self.wanted.streamed).then_some(self.out.len()),
+            content_length: (!self.options.streamed).then_some(self.out.len()),
         })
     }
 
-    /// The next part to send; `None` when the answer is complete. What fails after the beginning is told as an event.
-    /// Can be dropped and asked again.
+    /// Waits for the next part to send; `None` when the answer is complete. A failure after the first part becomes an event.
+    /// The wait may be dropped and repeated.
     pub async fn next(&mut self) -> Option<Bytes> {
         while self.out.is_empty() && self.events.is_some() {
             if let Err(refusal) = self.fill().await {
@@ -179,28 +177,26 @@ impl<E: Events> SpillStream<E> {
         (!self.out.is_empty()).then(|| self.out.split().freeze())
     }
 
-    /// What was measured so far.
+    /// Measurements so far.
     pub fn report(&self) -> &Report {
         &self.report
     }
 
-    /// Waits for one event and takes what else is ready.
+    /// Waits for one event and applies all others that are ready.
     async fn fill(&mut self) -> Result<(), Refusal> {
         let Some(events) = &mut self.events else { return Ok(()) };
-        // The only wait; nothing is changed before it ends, so that dropping this future loses nothing.
-        let mut next = match tokio::time::timeout_at(self.wanted.deadline.into(), events.next()).await {
+        // The only wait. No state changes before it ends, so that dropping this future loses nothing.
+        let mut next = match tokio::time::timeout_at(self.options.deadline.into(), events.next()).await {
             Ok(event) => event,
             Err(_) => Some(Event::Failed(EngineError::Deadline)),
         };
         loop {
             let applied = match next {
                 Some(event) => self.apply(event),
-                None => {
-                    Err(self.failed("lost".into(), internal("The model inside the gateway ended without an answer.")))
-                }
+                None => Err(self.failed("lost".into(), internal("The built-in model ended without an answer."))),
             };
             if let Err(refusal) = applied {
-                self.let_go();
+                self.release();
                 return Err(refusal);
             }
             let Some(events) = self.events.as_mut().filter(|_| self.out.len() < FRAME) else { return Ok(()) };
@@ -216,19 +212,19 @@ impl<E: Events> SpillStream<E> {
             Event::Started { queued } => self.report.queued = Some(queued),
             Event::Prefilled { prefill, prompt_tokens, cached_tokens } => {
                 self.report.prefill = Some(prefill);
-                let before = self.wanted.resumed.unwrap_or_default();
+                let before = self.options.resumed.unwrap_or_default();
                 self.report.prompt_tokens = Some(prompt_tokens.saturating_sub(before).into());
                 self.report.cached_tokens = cached_tokens.into();
             }
             Event::Text { choice, text, tokens, written } => {
                 self.report.completion_tokens = self.report.completion_tokens.saturating_add(tokens.into());
-                self.begun(choice);
+                self.begin_choice(choice);
                 match self.reader(choice) {
                     None => self.say(choice, &text, written),
                     Some(reader) => {
                         let mut said = Vec::new();
                         reader.push(&text, &mut said);
-                        self.tell(choice, said);
+                        self.say_parsed(choice, said);
                     }
                 }
             }
@@ -237,11 +233,11 @@ impl<E: Events> SpillStream<E> {
                     spillway_engine::FinishReason::Stop => FinishReason::Stop,
                     spillway_engine::FinishReason::Length => FinishReason::Length,
                 };
-                self.begun(choice);
+                self.begin_choice(choice);
                 if let Some(reader) = self.reader(choice) {
                     let mut said = Vec::new();
                     reader.finish(&mut said);
-                    self.tell(choice, said);
+                    self.say_parsed(choice, said);
                 }
                 let calls = self.choice(choice).is_some_and(|whole| !whole.calls.is_empty());
                 let reason = if calls && reason == FinishReason::Stop { FinishReason::ToolCalls } else { reason };
@@ -251,7 +247,7 @@ impl<E: Events> SpillStream<E> {
                 if choice == 0 {
                     self.report.finish_reason = Some(reason);
                 }
-                if self.wanted.streamed {
+                if self.options.streamed {
                     self.answer.ended(&mut self.out, choice, reason);
                 }
             }
@@ -261,18 +257,18 @@ impl<E: Events> SpillStream<E> {
         Ok(())
     }
 
-    /// An answer has something to say; the first time that is told, and of all answers before it.
-    fn begun(&mut self, choice: u32) {
+    /// Begins the answer `choice` and all answers before it, unless they have begun.
+    fn begin_choice(&mut self, choice: u32) {
         self.report.first_token.get_or_insert_with(Instant::now);
         while self.choices.len() < MAX_CHOICES && self.choice(choice).is_none() {
-            if self.wanted.resumed.is_some() {
+            if self.options.resumed.is_some() {
                 self.answer.resumed(&mut self.out);
-            } else if self.wanted.streamed {
+            } else if self.options.streamed {
                 let next = u32::try_from(self.choices.len()).unwrap_or(u32::MAX);
                 self.answer.first(&mut self.out, next);
             }
-            let written = self.wanted.logprobs.then(Vec::new);
-            if let Some(Calling { style, tools, must, most }) = &self.wanted.calling {
+            let written = self.options.logprobs.then(Vec::new);
+            if let Some(Calling { style, tools, must, most }) = &self.options.calling {
                 self.readers.push(ToolReader::new(*style, tools, *most, *must));
             }
             self.choices.push(Choice { written, ..Choice::default() });
@@ -283,9 +279,9 @@ impl<E: Events> SpillStream<E> {
         self.readers.get_mut(usize::try_from(choice).ok()?)
     }
 
-    /// A piece of an answer, with its tokens.
+    /// Writes a piece of an answer, with its tokens.
     fn say(&mut self, choice: u32, text: &str, written: Vec<WrittenToken>) {
-        let (streamed, logprobs) = (self.wanted.streamed, self.wanted.logprobs);
+        let (streamed, logprobs) = (self.options.streamed, self.options.logprobs);
         if streamed {
             let reported = self.choice(choice).map_or(0, |whole| whole.reported);
             let characters = self.answer.piece(&mut self.out, choice, text, logprobs.then_some(&*written), reported);
@@ -300,15 +296,15 @@ impl<E: Events> SpillStream<E> {
         }
     }
 
-    /// What was found in an answer that may call tools.
-    fn tell(&mut self, choice: u32, said: Vec<Said>) {
+    /// Writes texts and calls that were parsed from an answer.
+    fn say_parsed(&mut self, choice: u32, said: Vec<Said>) {
         for part in said {
             match part {
                 Said::Text(text) => self.say(choice, &text, Vec::new()),
                 Said::Call { name, arguments } => {
                     let id = format!("call_{}", uuid::Uuid::new_v4().simple());
                     let call = Call { id, name, arguments };
-                    if self.wanted.streamed {
+                    if self.options.streamed {
                         let n = self.choice(choice).map_or(0, |whole| whole.calls.len());
                         self.answer.call(&mut self.out, choice, n, &call);
                     }
@@ -324,12 +320,12 @@ impl<E: Events> SpillStream<E> {
         self.choices.get_mut(usize::try_from(choice).ok()?)
     }
 
-    /// The engine has done its part: what the answer held of it is free for others, whatever the client has yet to read.
-    fn let_go(&mut self) {
+    /// Releases the engine and the slot once the engine has done its part, whatever the client has yet to read.
+    fn release(&mut self) {
         self.report.took = Some(self.report.submitted.elapsed());
         self.events = None;
-        self.wanted.engine = None;
-        self.wanted.over_limit = None;
+        self.options.engine = None;
+        self.options.over_limit = None;
     }
 
     fn failed(&mut self, what: String, refusal: Refusal) -> Refusal {
@@ -338,8 +334,8 @@ impl<E: Events> SpillStream<E> {
     }
 
     fn finish(&mut self, finished: &Finished) {
-        // What was written before is part of the answer to the caller and part of the prompt to the engine.
-        let before = u64::from(self.wanted.resumed.unwrap_or_default());
+        // Tokens written before are part of the answer for the caller, and part of the prompt for the engine.
+        let before = u64::from(self.options.resumed.unwrap_or_default());
         let usage = Usage {
             prompt_tokens: u64::from(finished.prompt_tokens).saturating_sub(before),
             completion_tokens: u64::from(finished.completion_tokens).saturating_add(before),
@@ -353,8 +349,8 @@ impl<E: Events> SpillStream<E> {
         self.report.prefill = Some(finished.prefill);
         self.report.decode = Some(finished.decode);
         self.report.complete = true;
-        self.let_go();
-        if self.wanted.streamed {
+        self.release();
+        if self.options.streamed {
             self.answer.last(&mut self.out, usage);
         } else {
             self.answer.whole(&mut self.out, &self.choices, usage);
@@ -368,7 +364,7 @@ fn refusal(error: &EngineError) -> Refusal {
             StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::Timeout,
             "request_timeout",
-            "The time for this request was over before the model inside the gateway had answered.",
+            "The time for this request was over before the built-in model had answered.",
         ),
         EngineError::Stalled => Refusal::new(
             StatusCode::GATEWAY_TIMEOUT,
@@ -380,16 +376,16 @@ fn refusal(error: &EngineError) -> Refusal {
             StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Overloaded,
             "engine_stopped",
-            "The model inside the gateway is being stopped; try again.",
+            "The built-in model is being stopped; try again.",
         ),
         EngineError::Grammar(_) => {
             internal("The answer could not be held to `response_format`; the gateway's log says why.")
         }
-        // What the device said is for the log, where the engine has written it.
+        // The engine has logged the message of the device.
         EngineError::Device(_)
         | EngineError::Defect(_)
         | EngineError::Task { .. }
         | EngineError::Input(_)
-        | EngineError::Busy(_) => internal("The model inside the gateway failed; its log says why."),
+        | EngineError::Busy(_) => internal("The built-in model failed; the gateway's log says why."),
     }
 }

@@ -1,5 +1,5 @@
-//! What a caller gets of the events of an engine, whenever they come and however they end. The events are scripted: what
-//! the engine itself does is shown with a real model.
+//! Answers made from events of an engine, for every order and end of the events. The events are scripted: tests with a real
+//! model cover the engine itself.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use http::HeaderValue;
 use spillway_engine::{EngineError, Event, FinishReason, Finished};
 use tokio::sync::mpsc;
 
-use super::stream::{Events, Report, SpillStream, Wanted};
+use super::stream::{AnswerOptions, Events, Report, SpillStream};
 use crate::protocol::{AnswerHead, OPENAI, Operation};
 use crate::telemetry::Metrics;
 
@@ -46,7 +46,7 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
         took: None,
         metrics: Metrics::new().model("spillway", "m"),
     };
-    let wanted = Wanted {
+    let options = AnswerOptions {
         streamed,
         logprobs: false,
         calling: None,
@@ -56,7 +56,7 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
         engine: None,
         over_limit: None,
     };
-    (events, SpillStream::new(Script(script), answer, wanted, report))
+    (events, SpillStream::new(Script(script), answer, options, report))
 }
 
 fn text(text: &str) -> Event {

@@ -1,4 +1,4 @@
-//! The command line as a client of the admin address of a running gateway.
+//! Client of the admin address of a running gateway, for the command line.
 
 use std::time::Duration;
 
@@ -9,12 +9,46 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use spillway_config::values::ServerUrl;
 
-/// Most bytes of an answer that are read.
+/// Longest answer that is read, in bytes: the metrics of a large fleet take some megabytes.
 const MAX_ANSWER: usize = 64 << 20;
-/// Time for one answer.
+/// Time for one answer: the admin address answers from memory.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Which gateway is asked, and what opens it.
+/// Reason why a command that asks a running gateway fails.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    /// No answer in time.
+    #[error("{0} did not answer within {within} s", within = TIMEOUT.as_secs())]
+    Timeout(ServerUrl),
+    /// No connection.
+    #[error(
+        "{address}: {source} (is the gateway running, with `admin: {{address: ...}}`? `--admin URL` names another)"
+    )]
+    Connect { address: ServerUrl, source: std::io::Error },
+    /// An address of https.
+    #[error("{0}: the admin address speaks http")]
+    Https(ServerUrl),
+    /// The request cannot be written.
+    #[error("{address}: {source}")]
+    Request { address: ServerUrl, source: http::Error },
+    /// The connection broke, or the answer is no HTTP.
+    #[error("{address}: {source}")]
+    Http { address: ServerUrl, source: hyper::Error },
+    /// The answer is too long, or broke off.
+    #[error("{address}: {source}")]
+    Body { address: ServerUrl, source: Box<dyn std::error::Error + Send + Sync> },
+    /// The gateway refused the request.
+    #[error("{address}: {status} {detail}")]
+    Refused { address: ServerUrl, status: StatusCode, detail: String },
+    /// The answer is not the expected JSON.
+    #[error("{address}: {source}")]
+    Content { address: ServerUrl, source: serde_json::Error },
+    /// The terminal cannot be used.
+    #[error(transparent)]
+    Terminal(#[from] std::io::Error),
+}
+
+/// Address of the gateway that is asked, and the token for it.
 #[derive(Args, Clone)]
 pub(super) struct AdminArguments {
     /// The admin address of the gateway.
@@ -26,59 +60,65 @@ pub(super) struct AdminArguments {
 }
 
 impl AdminArguments {
-    /// The address.
+    /// Admin address of the gateway.
     pub(super) fn url(&self) -> &ServerUrl {
         &self.admin
     }
 
-    /// The body of a page.
-    pub(super) async fn get(&self, path: &str) -> Result<Bytes, String> {
+    /// Gets the body of a page.
+    pub(super) async fn get(&self, path: &str) -> Result<Bytes, ClientError> {
         self.ask(Method::GET, path).await
     }
 
-    /// Changes something.
-    pub(super) async fn post(&self, path: &str) -> Result<Bytes, String> {
+    /// Requests a change; returns the body of the answer.
+    pub(super) async fn post(&self, path: &str) -> Result<Bytes, ClientError> {
         self.ask(Method::POST, path).await
     }
 
-    async fn ask(&self, method: Method, path: &str) -> Result<Bytes, String> {
+    /// Parses the JSON body of a page.
+    pub(super) fn parse<T: serde::de::DeserializeOwned>(&self, page: &[u8]) -> Result<T, ClientError> {
+        serde_json::from_slice(page).map_err(|source| ClientError::Content { address: self.admin.clone(), source })
+    }
+
+    async fn ask(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
         match tokio::time::timeout(TIMEOUT, self.exchange(method, path)).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("{} did not answer within {} s", self.admin, TIMEOUT.as_secs())),
+            Err(_) => Err(ClientError::Timeout(self.admin.clone())),
         }
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, String> {
-        let wrong = |what: &dyn std::fmt::Display| format!("{}: {what}", self.admin);
-        let stream =
-            tokio::net::TcpStream::connect((self.admin.host.as_str(), self.admin.port)).await.map_err(|e| {
-                wrong(&format!(
-                    "{e} (is the gateway running, with `admin: {{address: ...}}`? `--admin URL` names another)"
-                ))
-            })?;
+    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        let address = || self.admin.clone();
+        let http = |source| ClientError::Http { address: address(), source };
+        if self.admin.https {
+            return Err(ClientError::Https(address()));
+        }
+        let stream = tokio::net::TcpStream::connect((self.admin.host.as_str(), self.admin.port))
+            .await
+            .map_err(|source| ClientError::Connect { address: address(), source })?;
         let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| wrong(&e))?;
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
         let connection = tokio::spawn(connection);
         let authority = self.admin.to_string();
-        if self.admin.https {
-            return Err(wrong(&"the admin address speaks http"));
-        }
         let host = authority.strip_prefix("http://").unwrap_or(&authority);
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
         request = request.header("x-spillway-admin", "1");
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request = request.body(Empty::<Bytes>::new()).map_err(|e| wrong(&e))?;
-        let answer = sender.send_request(request).await.map_err(|e| wrong(&e))?;
+        let request = request
+            .body(Empty::<Bytes>::new())
+            .map_err(|source| ClientError::Request { address: address(), source })?;
+        let answer = sender.send_request(request).await.map_err(http)?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|e| wrong(&e))?.to_bytes();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|source| ClientError::Body { address: address(), source })?.to_bytes();
         connection.abort();
         if status == StatusCode::OK {
             return Ok(body);
         }
         let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        let detail = problem.get("detail").and_then(|detail| detail.as_str()).unwrap_or_default();
-        Err(wrong(&format!("{status} {detail}")))
+        let detail = problem.get("detail").and_then(|detail| detail.as_str()).unwrap_or_default().to_owned();
+        Err(ClientError::Refused { address: address(), status, detail })
     }
 }

@@ -7,14 +7,48 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use spillway_engine::{ChatMessage, Engine, Event, Generate, LoadOptions, PromptError, Sampling};
+use spillway_config::Report;
+use spillway_engine::{Busy, ChatMessage, Engine, EngineError, Event, Generate, LoadOptions, PromptError, Sampling};
+use spillway_filter::Registry;
 
-use super::{FAILED, WRONG, cache_dir, fail, find_config};
-use crate::builtin::options;
+use super::{FAILED, NoConfig, WRONG, cache_dir, fail, find_config};
+use crate::builtin::{ModelError, options};
 use crate::load::read;
 
-/// How long the first token of an answer may take: nobody else is waiting.
+/// Longest wait for the first token of an answer: no other request waits.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Reason why a conversation cannot begin or go on.
+#[derive(Debug, thiserror::Error)]
+enum ChatError {
+    /// No configuration was found.
+    #[error(transparent)]
+    NoConfig(#[from] NoConfig),
+    /// The configuration has errors.
+    #[error(transparent)]
+    Config(#[from] Report),
+    /// The argument names neither a file nor a configured model.
+    #[error("there is no file and no model `{name}`; {} has {models}", .path.display())]
+    UnknownModel { name: String, path: PathBuf, models: String },
+    /// The configuration has no models.
+    #[error("{} has no models", .0.display())]
+    NoModels(PathBuf),
+    /// The model cannot be loaded as configured.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The conversation cannot be encoded.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// The engine refuses the request.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The terminal cannot be used.
+    #[error(transparent)]
+    Terminal(#[from] std::io::Error),
+}
 
 #[derive(Args)]
 pub(super) struct ChatArguments {
@@ -24,7 +58,7 @@ pub(super) struct ChatArguments {
     /// The configuration; without it ./spillway.yaml, then /etc/spillway/spillway.yaml.
     #[arg(short, long, value_name = "FILE", env = "SPILLWAY_CONFIG")]
     config: Option<PathBuf>,
-    /// What the model is told first.
+    /// System message: instructions before the conversation.
     #[arg(short, long, value_name = "TEXT")]
     system: Option<String>,
     /// 0 always takes the likeliest word; larger is more varied.
@@ -38,31 +72,31 @@ pub(super) struct ChatArguments {
     max_tokens: Option<u32>,
 }
 
-/// The model that is meant, with what the engine is told of it.
-fn find(arguments: &ChatArguments) -> Result<LoadOptions, String> {
+/// Finds the model that the arguments name, with its options.
+fn find(arguments: &ChatArguments, registry: &Registry) -> Result<LoadOptions, ChatError> {
     let named = arguments.model.as_deref();
     let is_model = |path: &&Path| path.is_file() || path.join("config.json").is_file();
     if let Some(file) = named.map(Path::new).filter(is_model) {
         return Ok(LoadOptions { cache_dir: cache_dir(), ..LoadOptions::new(file) });
     }
     let path = find_config(arguments.config.clone())?;
-    let config = read(&path, false).map_err(|report| report.to_string())?.config;
+    let config = read(&path, registry, false)?.config;
     let model = match named {
         Some(name) => config.models.iter().find(|model| model.name == name).ok_or_else(|| {
             let names: Vec<_> = config.models.iter().map(|model| format!("`{}`", model.name)).collect();
-            format!("there is no file and no model `{name}`; {} has {}", path.display(), or_none(&names))
+            ChatError::UnknownModel { name: name.to_owned(), path, models: or_none(&names) }
         })?,
-        None => config.models.first().ok_or_else(|| format!("{} has no models", path.display()))?,
+        None => config.models.first().ok_or(ChatError::NoModels(path))?,
     };
-    options(model, cache_dir().as_deref()).map_err(|e| e.to_string())
+    Ok(options(model, cache_dir().as_deref())?)
 }
 
 fn or_none(names: &[String]) -> String {
     if names.is_empty() { "no models".to_owned() } else { names.join(", ") }
 }
 
-pub(super) fn run(arguments: &ChatArguments) -> ExitCode {
-    let options = match find(arguments) {
+pub(super) fn run(arguments: &ChatArguments, registry: &Registry) -> ExitCode {
+    let options = match find(arguments, registry) {
         Ok(options) => LoadOptions { max_sequences: 1, max_queue_wait: PATIENCE, ..options },
         Err(e) => return fail(WRONG, &e),
     };
@@ -82,7 +116,7 @@ pub(super) fn run(arguments: &ChatArguments) -> ExitCode {
         eprintln!("/clear begins again, Ctrl-C ends an answer, Ctrl-D the conversation.");
     }
     let ended = runtime.block_on(talk(&engine, arguments, is_terminal));
-    // A thread may still wait for a line; it holds nothing.
+    // A thread may still wait for a line; it holds no resources.
     runtime.shutdown_background();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -90,7 +124,7 @@ pub(super) fn run(arguments: &ChatArguments) -> ExitCode {
     }
 }
 
-/// The next line of the input; `None` at its end.
+/// Reads the next line of the input; `None` at its end.
 async fn line() -> std::io::Result<Option<String>> {
     let read = tokio::task::spawn_blocking(|| {
         let mut line = String::new();
@@ -99,7 +133,7 @@ async fn line() -> std::io::Result<Option<String>> {
     read.await.map_err(std::io::Error::other)?
 }
 
-async fn talk(engine: &Engine, arguments: &ChatArguments, is_terminal: bool) -> Result<(), String> {
+async fn talk(engine: &Engine, arguments: &ChatArguments, is_terminal: bool) -> Result<(), ChatError> {
     let begin = || -> Vec<ChatMessage> {
         let system = arguments.system.iter();
         system.map(|content| ChatMessage::new("system", content.clone())).collect()
@@ -110,7 +144,7 @@ async fn talk(engine: &Engine, arguments: &ChatArguments, is_terminal: bool) -> 
             eprint!("> ");
         }
         let said = tokio::select! {
-            said = line() => said.map_err(|e| e.to_string())?,
+            said = line() => said?,
             _ = tokio::signal::ctrl_c() => None,
         };
         let Some(said) = said else { return Ok(()) };
@@ -131,7 +165,7 @@ async fn talk(engine: &Engine, arguments: &ChatArguments, is_terminal: bool) -> 
                 messages.pop();
                 continue;
             }
-            Err(e) => return Err(e.to_string()),
+            Err(e) => return Err(e.into()),
         };
         let answer = answer(
             engine,
@@ -146,16 +180,16 @@ async fn talk(engine: &Engine, arguments: &ChatArguments, is_terminal: bool) -> 
     }
 }
 
-/// Text of a model for a terminal: control characters other than line breaks and tabs are replaced, so that no model moves
-/// the cursor, sets the title or writes to the clipboard.
+/// Text of a model for a terminal: control characters other than line breaks and tabs are replaced, so that a model cannot
+/// move the cursor, set the title or write to the clipboard.
 fn harmless(text: &str) -> Cow<'_, str> {
     let acts = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
     if text.contains(acts) { Cow::Owned(text.replace(acts, "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
 /// Prints an answer as it comes, until it ends or Ctrl-C ends it.
-async fn answer(engine: &Engine, request: Generate) -> Result<String, String> {
-    let mut stream = engine.submit(request).map_err(|e| e.to_string())?;
+async fn answer(engine: &Engine, request: Generate) -> Result<String, ChatError> {
+    let mut stream = engine.submit(request)?;
     let is_terminal = std::io::stdout().is_terminal();
     let mut whole = String::new();
     loop {
@@ -166,10 +200,10 @@ async fn answer(engine: &Engine, request: Generate) -> Result<String, String> {
         match event {
             Some(Event::Text { text, .. }) => {
                 print!("{}", if is_terminal { harmless(&text) } else { Cow::Borrowed(&*text) });
-                std::io::stdout().flush().map_err(|e| e.to_string())?;
+                std::io::stdout().flush()?;
                 whole.push_str(&text);
             }
-            Some(Event::Failed(e)) => return Err(e.to_string()),
+            Some(Event::Failed(e)) => return Err(e.into()),
             Some(Event::Finished(_)) | None => {
                 println!();
                 return Ok(whole);

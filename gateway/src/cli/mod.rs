@@ -1,4 +1,4 @@
-//! The command line. Exit codes: 0 fine, 1 a failure while running, 2 wrong usage or configuration.
+//! Command line. Exit codes: 0 success, 1 a failure while running, 2 wrong usage or configuration.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what a command line is for")]
 
@@ -9,19 +9,31 @@ mod top;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
 use spillway_config::values::Size;
+use spillway_filter::Registry;
 
-use self::admin::AdminArguments;
+use self::admin::{AdminArguments, ClientError};
 use crate::identity::NewKey;
-use crate::load::{look_again, read};
+use crate::load::{file_states_as_read, read};
 use crate::signals::Signals;
 use crate::{server, telemetry};
 
+/// Exit code of a failure while running.
 const FAILED: u8 = 1;
+/// Exit code of wrong usage or configuration.
 const WRONG: u8 = 2;
+
+/// Files that are tried as configuration if none is named.
+const CONFIG_FILES: [&str; 2] = ["./spillway.yaml", "/etc/spillway/spillway.yaml"];
+
+/// No configuration is named, and none exists at the usual paths.
+#[derive(Debug, thiserror::Error)]
+#[error("no configuration: name one with -c FILE or SPILLWAY_CONFIG, or write {}", CONFIG_FILES.join(" or "))]
+struct NoConfig;
 
 /// A programmable reverse proxy and inference gateway that answers from a model of its own when its backends are full.
 #[derive(Parser)]
@@ -39,12 +51,12 @@ enum Command {
         #[arg(short, long, value_name = "FILE", env = "SPILLWAY_CONFIG")]
         config: Option<PathBuf>,
     },
-    /// Judge configurations without running them.
+    /// Validate configurations without running them.
     Check {
         /// The files.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
-        /// Take missing files and unset variables as warnings.
+        /// Report missing files and unset variables as warnings.
         #[arg(long)]
         offline: bool,
     },
@@ -53,7 +65,7 @@ enum Command {
     /// API keys.
     #[command(subcommand)]
     Key(KeyCommand),
-    /// The models inside.
+    /// Built-in models.
     #[command(subcommand)]
     Models(models::ModelsCommand),
     /// Talk to a model in the terminal.
@@ -69,7 +81,7 @@ enum Command {
         #[arg(long)]
         once: bool,
     },
-    /// Take an endpoint of a running gateway out: it gets no new requests, those that run go on.
+    /// Drain an endpoint of a running gateway: it gets no new requests, and running ones finish.
     Drain {
         /// The backend's name.
         backend: String,
@@ -91,13 +103,14 @@ enum KeyCommand {
     New,
 }
 
-/// Runs the command that the arguments name.
-pub fn run() -> ExitCode {
+/// Runs the command that the arguments name, with these filters.
+pub fn run(registry: Registry) -> ExitCode {
+    let registry = Arc::new(registry);
     match Arguments::parse().command {
-        Command::Serve { config } => serve(config),
-        Command::Check { files, offline } => check(&files, offline),
+        Command::Serve { config } => serve(config, registry),
+        Command::Check { files, offline } => check(&files, &registry, offline),
         Command::Schema => {
-            let schema = spillway_config::json_schema(&spillway_filters::registry());
+            let schema = spillway_config::json_schema(&*registry);
             println!("{}", serde_json::to_string_pretty(&schema).unwrap_or_default());
             ExitCode::SUCCESS
         }
@@ -111,8 +124,8 @@ pub fn run() -> ExitCode {
             }
             Err(e) => fail(FAILED, &e),
         },
-        Command::Models(command) => models::run(command),
-        Command::Chat(arguments) => chat::run(&arguments),
+        Command::Models(command) => models::run(command, &registry),
+        Command::Chat(arguments) => chat::run(&arguments, &registry),
         Command::Top { admin, interval, once } => {
             let interval = std::time::Duration::from_secs_f64(interval.clamp(0.1, 3_600.0));
             client(top::run(&admin, interval, once))
@@ -125,8 +138,8 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Runs what asks a running gateway.
-fn client(work: impl Future<Output = Result<(), String>>) -> ExitCode {
+/// Runs a command that asks a running gateway.
+fn client(work: impl Future<Output = Result<(), ClientError>>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return fail(FAILED, &format!("the runtime cannot be started: {e}")),
@@ -137,8 +150,8 @@ fn client(work: impl Future<Output = Result<(), String>>) -> ExitCode {
     }
 }
 
-async fn drain(admin: &AdminArguments, backend: &str, endpoint: &str, undo: bool) -> Result<(), String> {
-    // A path segment holds anything but what ends it.
+async fn drain(admin: &AdminArguments, backend: &str, endpoint: &str, undo: bool) -> Result<(), ClientError> {
+    // Escapes all bytes that could end a path segment.
     let segment = |text: &str| {
         let escape = |byte: u8| match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b':' => char::from(byte).to_string(),
@@ -149,7 +162,7 @@ async fn drain(admin: &AdminArguments, backend: &str, endpoint: &str, undo: bool
     let verb = if undo { "undrain" } else { "drain" };
     let path = format!("/api/backends/{}/endpoints/{}/{verb}", segment(backend), segment(endpoint));
     let answer = admin.post(&path).await?;
-    let answer: serde_json::Value = serde_json::from_slice(&answer).map_err(|e| e.to_string())?;
+    let answer: serde_json::Value = admin.parse(&answer)?;
     for entry in answer.get("endpoints").and_then(|list| list.as_array()).into_iter().flatten() {
         let name = entry.get("endpoint").and_then(|name| name.as_str()).unwrap_or_default();
         let changed = entry.get("changed") == Some(&serde_json::Value::Bool(true));
@@ -163,25 +176,25 @@ fn fail(code: u8, message: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn check(files: &[PathBuf], offline: bool) -> ExitCode {
+fn check(files: &[PathBuf], registry: &Arc<Registry>, offline: bool) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     for file in files {
-        let read_file = read(file, offline);
+        let read_file = read(file, registry, offline);
         let report = match &read_file {
             Ok(loaded) => &loaded.warnings,
             Err(report) => report,
         };
         eprint!("{report}");
         let (mut errors, warnings) = report.counts();
-        // What is missing was told as a warning; without it the rest cannot be judged.
-        if let Some(mut loaded) = read_file.ok().filter(|_| !offline || read(file, false).is_ok()) {
+        // Missing files were reported as warnings; without them the rest cannot be compiled.
+        if let Some(mut loaded) = read_file.ok().filter(|_| !offline || read(file, registry, false).is_ok()) {
             if offline {
-                // The memory of the machine that judges says nothing of the one that will serve.
+                // The memory of this machine says nothing of the machine that will serve.
                 loaded.config.limits.model_memory.get_or_insert(Size(u64::MAX));
             }
             let judged = match &runtime {
-                Ok(runtime) => runtime.block_on(server::judge(&loaded, true)),
+                Ok(runtime) => runtime.block_on(server::judge(&loaded, registry, true)),
                 Err(e) => Err(vec![format!("the runtime cannot be started: {e}")]),
             };
             for error in judged.err().into_iter().flatten() {
@@ -201,17 +214,14 @@ fn check(files: &[PathBuf], offline: bool) -> ExitCode {
     code
 }
 
-fn find_config(named: Option<PathBuf>) -> Result<PathBuf, String> {
-    const PLACES: [&str; 2] = ["./spillway.yaml", "/etc/spillway/spillway.yaml"];
+fn find_config(named: Option<PathBuf>) -> Result<PathBuf, NoConfig> {
     if let Some(path) = named {
         return Ok(path);
     }
-    PLACES.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or_else(|| {
-        format!("no configuration: name one with -c FILE or SPILLWAY_CONFIG, or write {} or {}", PLACES[0], PLACES[1])
-    })
+    CONFIG_FILES.iter().map(PathBuf::from).find(|path| path.is_file()).ok_or(NoConfig)
 }
 
-/// Where compiled pipelines of models are kept between runs.
+/// Folder for compiled GPU pipelines of models, kept between runs.
 fn cache_dir() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     folder("SPILLWAY_CACHE_DIR").or_else(|| {
@@ -221,7 +231,7 @@ fn cache_dir() -> Option<PathBuf> {
     })
 }
 
-fn serve(config: Option<PathBuf>) -> ExitCode {
+fn serve(config: Option<PathBuf>, registry: Arc<Registry>) -> ExitCode {
     let path = match find_config(config) {
         Ok(path) => path,
         Err(e) => return fail(WRONG, &e),
@@ -230,14 +240,14 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return fail(FAILED, &format!("the runtime cannot be started: {e}")),
     };
-    // From the first moment on: unhandled, a signal ends a process that is still reading its files.
+    // Installed first: an unhandled signal would end a process that is still reading its files.
     let mut signals = match runtime.block_on(async { Signals::install() }) {
         Ok(signals) => signals,
         Err(e) => return fail(FAILED, &format!("signals cannot be handled: {e}")),
     };
     let began = SystemTime::now();
-    let reading = path.clone();
-    let reading = runtime.spawn_blocking(move || read(&reading, false));
+    let (file, filters) = (path.clone(), registry.clone());
+    let reading = runtime.spawn_blocking(move || read(&file, &filters, false));
     let read = runtime.block_on(signals.unless_ended(reading));
     let loaded = match read {
         Ok(Ok(Ok(loaded))) => loaded,
@@ -245,8 +255,8 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Ok(Err(e)) => return fail(FAILED, &e),
         Err(signal) => return ended_before(signal, runtime),
     };
-    let seen = look_again(&loaded.files, began);
-    match runtime.block_on(signals.unless_ended(server::judge(&loaded, false))) {
+    let states = file_states_as_read(&loaded.files, began);
+    match runtime.block_on(signals.unless_ended(server::judge(&loaded, &registry, false))) {
         Ok(Ok(())) => {}
         Ok(Err(errors)) => return fail(WRONG, &errors.join("\n")),
         Err(signal) => return ended_before(signal, runtime),
@@ -258,9 +268,9 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
         Err(e) => return fail(FAILED, &e),
     };
     raise_file_limit();
-    let serving = server::serve(absolute(&path), loaded, seen, log.clone(), cache_dir(), signals);
+    let serving = server::serve(absolute(&path), loaded, states, registry, log.clone(), cache_dir(), signals);
     let served = runtime.block_on(serving);
-    // What still runs after the drain is over does not hold the process.
+    // Tasks that still run after the drain do not keep the process.
     runtime.shutdown_background();
     match served {
         Ok(()) => ExitCode::SUCCESS,
@@ -271,7 +281,7 @@ fn serve(config: Option<PathBuf>) -> ExitCode {
     }
 }
 
-/// A signal came while the configuration was read. What still reads does not hold the process.
+/// Ends the process on a signal that came while the configuration was read, without waiting for the reader.
 fn ended_before(signal: &str, runtime: tokio::runtime::Runtime) -> ExitCode {
     runtime.shutdown_background();
     eprintln!("{signal}: ended before the configuration was read");
@@ -282,7 +292,7 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Takes as many file descriptors as the system allows: each connection is one, on both sides.
+/// Raises the limit of file descriptors to the hard limit: each connection needs one, on both sides.
 fn raise_file_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both calls get a pointer to a `rlimit` that lives until they return.

@@ -1,4 +1,4 @@
-//! `spillway models`: what a configuration runs inside, and what a file is.
+//! `spillway models`: lists the built-in models of a configuration, and inspects model files.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use spillway_config::schema::Model;
 use spillway_engine::{DeviceChoice, Engine, LoadOptions, Task};
+use spillway_filter::Registry;
 
 use super::{FAILED, WRONG, fail, find_config};
 use crate::builtin::options;
@@ -13,13 +14,13 @@ use crate::load::read;
 
 #[derive(Subcommand)]
 pub(super) enum ModelsCommand {
-    /// List the models that a configuration runs inside the gateway.
+    /// List the built-in models of a configuration.
     List {
         /// The configuration; without it ./spillway.yaml, then /etc/spillway/spillway.yaml.
         #[arg(short, long, value_name = "FILE", env = "SPILLWAY_CONFIG")]
         config: Option<PathBuf>,
     },
-    /// Say what a model file is and what memory it takes; load it, and say which device was taken, why, and how fast it is.
+    /// Show what a model file holds and its memory need; load it, and show its device, the reason for it, and its speed.
     Inspect {
         /// A GGUF file, or model.safetensors with what belongs to it beside.
         #[arg(value_name = "FILE")]
@@ -27,28 +28,28 @@ pub(super) enum ModelsCommand {
         /// Where to load it: auto, cpu, software, a part of an adapter's name, or its index.
         #[arg(long, value_name = "DEVICE", default_value = "auto", conflicts_with = "no_load")]
         device: String,
-        /// Load nothing: say only which device would be taken.
+        /// Load nothing: show only the device that would be used.
         #[arg(long)]
         no_load: bool,
     },
 }
 
-pub(super) fn run(command: ModelsCommand) -> ExitCode {
+pub(super) fn run(command: ModelsCommand, registry: &Registry) -> ExitCode {
     match command {
-        ModelsCommand::List { config } => list(config),
+        ModelsCommand::List { config } => list(config, registry),
         ModelsCommand::Inspect { file, device, no_load } => inspect(&file, &device, no_load),
     }
 }
 
-fn list(config: Option<PathBuf>) -> ExitCode {
-    let loaded = match find_config(config).map(|path| read(&path, false)) {
+fn list(config: Option<PathBuf>, registry: &Registry) -> ExitCode {
+    let loaded = match find_config(config).map(|path| read(&path, registry, false)) {
         Ok(Ok(loaded)) => loaded,
         Ok(Err(report)) => return fail(WRONG, &report),
         Err(e) => return fail(WRONG, &e),
     };
     let models = &loaded.config.models;
     if models.is_empty() {
-        println!("The configuration runs no model inside the gateway.");
+        println!("The configuration has no built-in models.");
         return ExitCode::SUCCESS;
     }
     let rows: Vec<_> = models.iter().map(row).collect();
@@ -64,7 +65,7 @@ fn list(config: Option<PathBuf>) -> ExitCode {
 
 fn row(model: &Model) -> [String; 7] {
     let unknown = || "?".to_owned();
-    // `read` has found the file to be one that can be run; it may be gone since.
+    // `read` has found the file to be valid; it may be gone since.
     let info = spillway_engine::inspect(&model.source).ok();
     let needs = options(model, None).ok().and_then(|options| spillway_engine::needs(&options).ok());
     [

@@ -1,5 +1,5 @@
-//! `spillway top`: the routes and endpoints of a running gateway in the terminal, drawn again each second from what the admin address
-//! shows. Plain ANSI sequences on the alternate screen; Ctrl-C ends it.
+//! `spillway top`: the routes and endpoints of a running gateway in the terminal, read from the admin address and redrawn
+//! each second. Plain ANSI sequences on the alternate screen; Ctrl-C ends it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -8,24 +8,27 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use super::admin::AdminArguments;
+use super::admin::{AdminArguments, ClientError};
 
-/// The alternate screen without a cursor, and back.
+/// Switches to the alternate screen, without a cursor.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
+/// Switches back from the alternate screen.
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
-/// To the upper left; the rest of a line; the rest of the screen.
+/// Moves to the upper left.
 const HOME: &str = "\x1b[H";
+/// Clears the rest of a line.
 const CLEAR_LINE: &str = "\x1b[K";
+/// Clears the rest of the screen.
 const CLEAR_REST: &str = "\x1b[J";
 
 #[derive(Debug, Deserialize)]
 struct Backends {
-    backends: Vec<Backend>,
+    backends: Vec<BackendRow>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Backend {
+struct BackendRow {
     name: String,
     policy: String,
     available: bool,
@@ -34,12 +37,12 @@ struct Backend {
     max_in_flight: Option<u32>,
     pending: u32,
     max_pending: Option<u32>,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<EndpointRow>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Endpoint {
+struct EndpointRow {
     endpoint: String,
     priority: u32,
     state: String,
@@ -52,16 +55,16 @@ struct Endpoint {
     attempts: BTreeMap<String, u64>,
 }
 
-/// What was read at one moment.
+/// State of the gateway at one moment.
 struct Reading {
     at: Instant,
-    backends: Vec<Backend>,
-    routes: BTreeMap<String, Route>,
+    backends: Vec<BackendRow>,
+    routes: BTreeMap<String, RouteCounts>,
 }
 
-/// What the metrics say of a route: counts since the process began, and how many wait now.
+/// Counts of a route from the metrics: waiting requests now, and totals since the process began.
 #[derive(Debug, Default, Clone, Copy)]
-struct Route {
+struct RouteCounts {
     waiting: f64,
     requests: f64,
     retries: f64,
@@ -69,12 +72,12 @@ struct Route {
     sheds: f64,
 }
 
-/// Reads the routes out of the metrics.
-fn routes(metrics: &str) -> BTreeMap<String, Route> {
-    let mut routes: BTreeMap<String, Route> = BTreeMap::new();
+/// Reads the counts of routes from a page of metrics.
+fn routes(metrics: &str) -> BTreeMap<String, RouteCounts> {
+    let mut routes: BTreeMap<String, RouteCounts> = BTreeMap::new();
     for line in metrics.lines() {
         let Some((name, rest)) = line.split_once('{') else { continue };
-        let figure: fn(&mut Route) -> &mut f64 = match name {
+        let figure: fn(&mut RouteCounts) -> &mut f64 = match name {
             "spillway_queue_depth" => |route| &mut route.waiting,
             "http_server_request_duration_seconds_count" => |route| &mut route.requests,
             "spillway_retries_total" => |route| &mut route.retries,
@@ -91,25 +94,25 @@ fn routes(metrics: &str) -> BTreeMap<String, Route> {
     routes
 }
 
-async fn read(admin: &AdminArguments) -> Result<Reading, String> {
+async fn read(admin: &AdminArguments) -> Result<Reading, ClientError> {
     let page = admin.get("/api/backends").await?;
-    let backends: Backends = serde_json::from_slice(&page).map_err(|e| format!("{}: {e}", admin.url()))?;
+    let backends: Backends = admin.parse(&page)?;
     let metrics = admin.get("/metrics").await?;
     let routes = routes(&String::from_utf8_lossy(&metrics));
     Ok(Reading { at: Instant::now(), backends: backends.backends, routes })
 }
 
 /// Draws until Ctrl-C, or once.
-pub(super) async fn run(admin: &AdminArguments, interval: Duration, once: bool) -> Result<(), String> {
+pub(super) async fn run(admin: &AdminArguments, interval: Duration, once: bool) -> Result<(), ClientError> {
     let mut before = read(admin).await?;
     let color = std::io::stdout().is_terminal();
     if once || !color {
         tokio::time::sleep(interval).await;
         let now = read(admin).await?;
-        return print(&frame(admin, &before, Ok(&now), color));
+        return Ok(print(&frame(admin, &before, Ok(&now), color))?);
     }
     let interrupted = tokio::signal::unix::SignalKind::interrupt();
-    let mut interrupted = tokio::signal::unix::signal(interrupted).map_err(|e| e.to_string())?;
+    let mut interrupted = tokio::signal::unix::signal(interrupted)?;
     let _screen = Screen::enter()?;
     let mut shown = None;
     loop {
@@ -129,16 +132,16 @@ pub(super) async fn run(admin: &AdminArguments, interval: Duration, once: bool) 
     }
 }
 
-fn print(text: &str) -> Result<(), String> {
+fn print(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| e.to_string())
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
-/// The alternate screen, left again whatever happens.
+/// Alternate screen, left when dropped.
 struct Screen;
 
 impl Screen {
-    fn enter() -> Result<Self, String> {
+    fn enter() -> std::io::Result<Self> {
         print(ENTER)?;
         Ok(Self)
     }
@@ -150,7 +153,7 @@ impl Drop for Screen {
     }
 }
 
-/// As many lines as the terminal has.
+/// Cuts a text to the lines of the terminal, and clears the rest.
 fn on_screen(text: &str) -> String {
     let rows = rows().unwrap_or(usize::MAX);
     let mut out = HOME.to_owned();
@@ -165,11 +168,11 @@ fn on_screen(text: &str) -> String {
 fn rows() -> Option<usize> {
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the call gets a pointer to a `winsize` that lives until it returns.
-    let told = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) } == 0;
-    (told && size.ws_row > 0).then_some(usize::from(size.ws_row))
+    let ok = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) } == 0;
+    (ok && size.ws_row > 0).then_some(usize::from(size.ws_row))
 }
 
-/// Attempts by endpoint, as (all, failed).
+/// Attempts by endpoint: all, and failed.
 fn attempts(reading: &Reading) -> HashMap<(&str, &str), (u64, u64)> {
     let endpoints = reading.backends.iter().flat_map(|b| b.endpoints.iter().map(move |e| (b, e)));
     endpoints
@@ -180,19 +183,19 @@ fn attempts(reading: &Reading) -> HashMap<(&str, &str), (u64, u64)> {
         .collect()
 }
 
-/// Text of the terminal's own: what a server is called must not move the cursor.
+/// Text without control characters: the name of a server must not move the cursor.
 fn printable(text: &str, width: usize) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     if clean.chars().count() <= width { clean } else { clean.chars().take(width - 1).chain(['…']).collect() }
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts of a second")]
-fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &String>, color: bool) -> String {
+fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &ClientError>, color: bool) -> String {
     let mut out = String::new();
     let now = match now {
         Ok(now) => now,
         Err(e) => {
-            let _ = writeln!(out, "spillway top  {}\n\n{}", admin.url(), printable(e, 200));
+            let _ = writeln!(out, "spillway top  {}\n\n{}", admin.url(), printable(&e.to_string(), 200));
             return out;
         }
     };
@@ -200,7 +203,7 @@ fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &String
     let rate = |now: f64, before: f64| (now - before).max(0.0) / seconds;
     let (had, has) = (attempts(before), attempts(now));
     let all = |attempts: &HashMap<(&str, &str), (u64, u64)>| attempts.values().map(|(all, _)| *all).sum::<u64>() as f64;
-    let sum = |reading: &Reading, figure: fn(&Route) -> f64| reading.routes.values().map(figure).sum::<f64>();
+    let sum = |reading: &Reading, figure: fn(&RouteCounts) -> f64| reading.routes.values().map(figure).sum::<f64>();
     let all_routes = |figure| rate(sum(now, figure), sum(before, figure));
     let _ = writeln!(
         out,
@@ -305,7 +308,7 @@ mod tests {
                     http_server_request_duration_seconds_count{http_request_method=\"GET\",http_route=\"b\",http_response_status_code=\"200\"} 9\n\
                     spillway_retries_total{} 4\nspillway_spills_total{http_route=\"b\"} x\n# EOF\n";
         let routes = routes(page);
-        let told: Vec<_> = routes.iter().map(|(name, r)| (name.as_str(), r.waiting, r.requests, r.sheds)).collect();
-        assert_eq!(told, [("a", 7.0, 0.0, 5.0), ("b", 0.0, 9.0, 0.0)]);
+        let read: Vec<_> = routes.iter().map(|(name, r)| (name.as_str(), r.waiting, r.requests, r.sheds)).collect();
+        assert_eq!(read, [("a", 7.0, 0.0, 5.0), ("b", 0.0, 9.0, 0.0)]);
     }
 }

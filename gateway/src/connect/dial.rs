@@ -1,5 +1,5 @@
-//! Opening connections to an endpoint, counted and bounded: every one that is open counts, also those that idle in the
-//! pool or carry several requests of HTTP/2. Connections of health checks are not among them.
+//! Opening of connections to an endpoint, counted and bounded. Every open connection counts once, also one that idles in the
+//! pool or carries several requests of HTTP/2. Connections of health checks do not count.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,20 +14,20 @@ use tokio::net::TcpStream;
 
 use crate::descriptors::{Side, is_shortage};
 
-/// Error of a dial where the endpoint or the process may have no further connection.
+/// Error of dialling where the endpoint or the process may have no further connection.
 pub const NO_CONNECTION: ErrorType = ErrorType::new("NoConnectionLeft");
 
-/// Connections that are open to an endpoint.
+/// Counter of the connections that are open to an endpoint.
 #[derive(Debug, Default)]
 pub struct Connections(AtomicU32);
 
 impl Connections {
-    /// How many there are now.
+    /// Number of connections that are open now.
     pub fn open(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Counts one more, of at most so many, in one step.
+    /// Counts a further connection, of at most `most`, in one atomic step.
     fn reserve(self: &Arc<Self>, most: u32) -> Option<Reserved> {
         let more = |open: u32| if open < most { open.checked_add(1) } else { None };
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
@@ -39,11 +39,11 @@ impl Connections {
     }
 }
 
-/// A connection that is being opened.
+/// Count of a connection that is being opened, released on drop.
 struct Reserved(Option<Arc<Connections>>);
 
 impl Reserved {
-    /// It is open: whoever closes it counts it out.
+    /// Keeps the count for an open connection, whose tracer releases it on close.
     fn keep(mut self) {
         self.0 = None;
     }
@@ -57,7 +57,7 @@ impl Drop for Reserved {
     }
 }
 
-/// Opens connections.
+/// Dialler of an endpoint, and tracer of its connections.
 #[derive(Debug, Clone)]
 pub(super) struct Dial {
     pub(super) connections: Arc<Connections>,
@@ -66,25 +66,29 @@ pub(super) struct Dial {
 
 #[async_trait]
 impl Connect for Dial {
-    /// Asked for only where the pool has none. The time limit is the peer's, over this and TLS together.
+    /// Opens a connection. Called only where the pool has none; the time limit of the peer covers this and TLS together.
     async fn connect(&self, address: &SocketAddr) -> pingora::Result<Stream> {
         let Some(address) = address.as_inet() else {
             return pingora::Error::e_explain(ErrorType::InternalError, "endpoints have internet addresses");
         };
         let Some(reserved) = self.connections.reserve(self.most) else {
-            return pingora::Error::e_explain(NO_CONNECTION, "as many connections as may be are open");
+            return pingora::Error::e_explain(
+                NO_CONNECTION,
+                "the endpoint has as many connections as `capacity.maxConnections` allows",
+            );
         };
         match TcpStream::connect(address).await {
-            // No fault of the endpoint: the request goes where a connection is open, waits, or spills.
-            Ok(stream) if !Side::Servers.may_keep(&stream) => {
-                pingora::Error::e_explain(NO_CONNECTION, "the last file descriptors are kept for the gateway itself")
-            }
+            // The endpoint is not at fault: the request goes to an open connection, waits, or spills.
+            Ok(stream) if !Side::Servers.may_keep(&stream) => pingora::Error::e_explain(
+                NO_CONNECTION,
+                "the last file descriptors are reserved for the gateway itself",
+            ),
             Err(e) if is_shortage(&e) => {
                 Side::Servers.count_shortage();
                 pingora::Error::e_because(NO_CONNECTION, "no file descriptor is left", e)
             }
             Ok(stream) => {
-                // Pingora gives the stream the tracer below before anything else can fail.
+                // Pingora attaches the tracer below to the stream before anything else can fail.
                 reserved.keep();
                 Ok(Stream::from(stream))
             }

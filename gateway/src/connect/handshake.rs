@@ -1,6 +1,5 @@
-//! The beginning of a connection of HTTP/2 to a server. Pingora's own handshake has no setting for the size of header
-//! blocks, of which its library reads 16 MiB each; this one is the same with a bound. It owns no connection: Pingora's pool
-//! does.
+//! Handshake of HTTP/2 with a server. Pingora's own handshake has no setting for the size of header blocks, of which its
+//! library reads 16 MiB each; this one is the same with a bound. Pingora's pool owns the connections.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -17,38 +16,37 @@ use tokio::sync::watch;
 /// Most fields of a header or of trailers of a server.
 pub const MAX_FIELDS: usize = 256;
 
-/// Bytes that a server may send of one body, and of all of a connection, before they are read: what Pingora gives.
+/// Bytes that a server may send of one body, and of all bodies of a connection, before they are read: as Pingora sets it.
 const WINDOW: u32 = 8 << 20;
 
-/// Bytes of a frame, as Pingora asks for them.
+/// Largest frame in bytes, as Pingora sets it.
 const FRAME: u32 = 64 << 10;
 
 /// Bytes that HTTP/2 counts for a field beside its name and value (RFC 9113, 6.5.2).
 const FIELD: u64 = 32;
 
-/// How an endpoint of HTTP/2 is spoken to.
+/// Settings of HTTP/2 with an endpoint.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Http2 {
-    /// Requests at a time on one connection; the server may allow fewer.
+    /// Most requests at a time on one connection; the server may allow fewer.
     pub(super) streams: u32,
-    /// How often it is asked whether the connection still lives.
+    /// Interval of the pings that find lost connections.
     pub(super) ping: Duration,
     /// The backend's `limits.maxHeaderBytes`.
     pub(super) max_header_bytes: u64,
 }
 
 impl Http2 {
-    /// Bound on the fields of a header block, as HTTP/2 counts them. Twice what an answer may have, so that whatever is
-    /// somewhat over that is read and judged with its own error, and trailers are not cut to what is allowed: the library
-    /// leaves out of trailers what is over the bound, resets the stream of a head that is, and ends the connection at four
-    /// times the bound.
+    /// Bound on the fields of a header block, as HTTP/2 counts them: twice the size that an answer may have. So a header
+    /// somewhat over that size is read and gets its own error, and trailers are not cut. The library drops trailers beyond
+    /// the bound, resets the stream of a head beyond it, and closes the connection at four times the bound.
     fn list_size(self) -> u32 {
         let fields = u64::try_from(MAX_FIELDS).unwrap_or(u64::MAX).saturating_mul(FIELD);
         u32::try_from(self.max_header_bytes.saturating_add(fields).saturating_mul(2)).unwrap_or(u32::MAX)
     }
 }
 
-/// Begins to speak HTTP/2 over a new connection.
+/// Begins HTTP/2 on a new connection.
 pub(super) async fn handshake(stream: Stream, http2: Http2) -> pingora::Result<ConnectionRef> {
     let id = stream.id();
     let digest = Digest {
@@ -61,7 +59,7 @@ pub(super) async fn handshake(stream: Stream, http2: Http2) -> pingora::Result<C
     let (send, connection) = h2::client::Builder::new()
         .enable_push(false)
         .initial_max_send_streams(streams)
-        // Of the server, which may push nothing.
+        // Streams that the server opens: none, because push is disabled above.
         .max_concurrent_streams(1)
         .max_frame_size(FRAME)
         .max_header_list_size(http2.list_size())
@@ -72,7 +70,7 @@ pub(super) async fn handshake(stream: Stream, http2: Http2) -> pingora::Result<C
         .or_err(HandshakeError, "in the handshake of HTTP/2")?;
     let streams = streams.min(connection.max_concurrent_send_streams());
     if streams == 0 {
-        return Error::e_explain(H2Error, "the server takes no requests");
+        return Error::e_explain(H2Error, "the server accepts no requests");
     }
     let (closed, watch_closed) = watch::channel(false);
     let is_ping_lost = Arc::new(AtomicBool::new(false));
@@ -80,8 +78,8 @@ pub(super) async fn handshake(stream: Stream, http2: Http2) -> pingora::Result<C
     Ok(ConnectionRef::new(send, watch_closed, is_ping_lost, id, streams, digest))
 }
 
-/// True if reading a header ended at the bound, where the library says so beyond doubt: it resets a stream for other faults
-/// of a head too.
+/// True if an error means beyond doubt that a header exceeded the bound. A reset stream is no proof: the library resets it
+/// for other faults of a head too.
 pub(super) fn is_over(error: &Error) -> bool {
     let cause = error.root_cause().downcast_ref::<h2::Error>();
     cause.is_some_and(|cause| {

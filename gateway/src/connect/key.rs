@@ -1,4 +1,4 @@
-//! What connections and state of an endpoint are shared by.
+//! Key by which connections and state of an endpoint are shared.
 
 use std::net::SocketAddr;
 
@@ -11,6 +11,6 @@ pub struct EndpointKey {
     pub backend: String,
     /// Address of the server as configured.
     pub url: ServerUrl,
-    /// One of the addresses of its name.
+    /// Address of the server, one of those that its name resolves to.
     pub address: SocketAddr,
 }

@@ -1,5 +1,5 @@
-//! The connection to a server of HTTP/1 with a bound on what is read before the header of its answer: Pingora's reader
-//! alone would hold 1 MiB of a header that does not end.
+//! Connection of HTTP/1 to a server, with a bound on the bytes read of an answer's header: Pingora's reader alone would hold
+//! 1 MiB of a header that does not end.
 
 use std::io;
 use std::pin::Pin;
@@ -16,15 +16,15 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-/// Nothing is counted.
+/// Value of [`Metered::left`] without a bound.
 const UNBOUNDED: u64 = u64::MAX;
 
-/// The header of an answer, with early answers before it, is longer than it may be.
+/// Error of reading an answer whose header, with the early answers before it, exceeds the bound.
 #[derive(Debug, thiserror::Error)]
 #[error("the header of the answer is longer than the backend's `limits.maxHeaderBytes`")]
 struct HeaderTooLong;
 
-/// A connection to a server.
+/// Connection to a server that can bound the bytes read.
 #[derive(Debug)]
 pub(super) struct Metered {
     stream: Stream,
@@ -38,7 +38,7 @@ impl Metered {
     }
 }
 
-/// Bounds what is read of the session's connection from now on, or lifts the bound.
+/// Bounds the bytes that are read of the session's connection from now on; `None` lifts the bound.
 pub fn bound(session: &HttpSession, bytes: Option<u64>) {
     let HttpSession::H1(session) = session else { return };
     if let Some(metered) = session.stream().as_ref().as_any().downcast_ref::<Metered>() {
@@ -46,7 +46,7 @@ pub fn bound(session: &HttpSession, bytes: Option<u64>) {
     }
 }
 
-/// True if reading a header of HTTP/1 ended at the bound on its bytes, or on its fields.
+/// True if an error means that a header of HTTP/1 exceeded the bound on its bytes, or on its fields.
 pub(super) fn is_over(error: &pingora::Error) -> bool {
     let cause = error.root_cause();
     let io = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);

@@ -1,5 +1,5 @@
-//! Connections to endpoints: how each is dialled, prepared at reload, the pools of open ones, and the bound on what is read
-//! of a header. It knows no request; its inputs are the addresses and TLS of a configuration.
+//! Connections to endpoints: peers prepared at reload, dialling, the pools of open connections, and the bound on the header
+//! of an answer. The room knows no request; its inputs are the addresses and TLS of a configuration.
 
 mod dial;
 mod handshake;
@@ -13,7 +13,7 @@ pub use key::EndpointKey;
 pub use metered::bound;
 pub use peer::{Connector, MAX_STREAMS, Peer};
 
-/// True if reading a header of a server ended at a bound on its size.
+/// True if an error means that a server's header exceeded a bound on its size.
 pub fn is_over(error: &pingora::Error) -> bool {
     metered::is_over(error) || handshake::is_over(error)
 }

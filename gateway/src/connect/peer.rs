@@ -1,4 +1,4 @@
-//! How an endpoint is connected to, prepared at reload, and the pool of connections.
+//! Peers, which are prepared at reload, and the pools of connections to them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,24 +19,25 @@ use super::key::EndpointKey;
 use super::metered::Metered;
 use crate::tls::UpstreamTls;
 
-/// Idle upstream connections kept open over all endpoints. Pingora's pool is ruinous when it is smaller than the
-/// number of requests in flight, so it is generous: an idle one costs a file descriptor and some kilobytes.
+/// Most idle upstream connections, over all endpoints. Pingora's pool thrashes when it is smaller than the number of requests
+/// in flight, so the bound is generous: an idle connection costs a file descriptor and some kilobytes.
 const POOL_SIZE: usize = 4096;
 
-/// Below the keep-alive time of common servers (llama.cpp 5 s is the shortest seen), so that we close first.
+/// Longest idle time of a pooled connection. Below the keep-alive time of common servers, of which llama.cpp has the shortest
+/// known (5 s), so that the gateway closes first.
 const POOLED_FOR: Duration = Duration::from_secs(4);
 
-/// Requests at a time on one HTTP/2 connection; the server may allow fewer.
+/// Most requests at a time on one HTTP/2 connection; the server may allow fewer.
 pub const MAX_STREAMS: u32 = 100;
 
-/// How often an HTTP/2 connection is asked whether it still lives; a lost one would take every request given to it along.
+/// Interval of the pings on an HTTP/2 connection: until a lost connection is found, every request on it fails.
 const PING: Duration = Duration::from_secs(15);
 
-/// The pools of upstream connections.
+/// Pools of upstream connections.
 pub struct Connector {
     /// Connections that speak HTTP/2.
     http2: v2::Connector,
-    /// Those that speak HTTP/1, also where HTTP/2 was asked for, and the opening of all.
+    /// Connections that speak HTTP/1, also where HTTP/2 was offered. Opens connections for both.
     http1: TransportConnector,
 }
 
@@ -49,18 +50,17 @@ impl Default for Connector {
     }
 }
 
-/// A prepared way to an endpoint.
+/// Endpoint prepared for connections.
 #[derive(Clone)]
 pub struct Peer {
     peer: HttpPeer,
-    /// How HTTP/2 is spoken; `None` where it is not asked for.
+    /// Settings of HTTP/2; `None` where only HTTP/1 is spoken.
     http2: Option<Http2>,
 }
 
 impl Peer {
-    /// Prepares the way to `address`. Connections are shared only between requests with the same `key`, the same TLS, the
-    /// same version of HTTP, and of HTTP/2 the same bound on headers: `http2` is that bound, `None` where only HTTP/1 is
-    /// spoken.
+    /// Prepares connections to `address`. Requests share them only with the same `key`, TLS and version of HTTP, and with
+    /// HTTP/2 the same bound on headers. `http2` is that bound in bytes; `None` where only HTTP/1 is spoken.
     pub fn new(
         key: &EndpointKey,
         address: SocketAddr,
@@ -79,13 +79,13 @@ impl Peer {
                 .authorities
                 .as_ref()
                 .map(|all| all.iter().map(|authority| WrappedX509::new(authority.to_vec(), parse_x509)).collect());
-            peer.client_cert_key = tls.shown.as_ref().map(|(chain, key)| {
+            peer.client_cert_key = tls.client_certificate.as_ref().map(|(chain, key)| {
                 let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
                 Arc::new(CertKey::new(chain, key.secret_der().to_vec()))
             });
         }
         if http2.is_some() {
-            // Without TLS there is nobody to ask which version the server speaks.
+            // Without TLS there is no ALPN to negotiate the version.
             peer.options.set_http_version(2, if https { 1 } else { 2 });
         }
         peer.options.connection_timeout = Some(connect);
@@ -95,7 +95,7 @@ impl Peer {
         Self { peer, http2 }
     }
 
-    /// Counts its connections, of which at most so many are open together.
+    /// Counts the connections of this peer in `connections`, and bounds them to `most` at a time.
     #[must_use]
     pub fn counted(mut self, connections: &Arc<Connections>, most: u32) -> Self {
         let dial = Dial { connections: connections.clone(), most };
@@ -104,7 +104,7 @@ impl Peer {
         self
     }
 
-    /// The address.
+    /// Address of the endpoint.
     pub fn address(&self) -> SocketAddr {
         match &self.peer._address {
             pingora::protocols::l4::socket::SocketAddr::Inet(address) => *address,
@@ -123,7 +123,7 @@ impl Peer {
 }
 
 impl Connector {
-    /// A connection to the endpoint, and whether it was used before.
+    /// Returns a session with the endpoint, and whether its connection was used before.
     pub async fn get(&self, peer: &Peer) -> pingora::Result<(HttpSession, bool)> {
         let Some(http2) = peer.http2 else {
             let (stream, reused) = self.http1.get_stream(&peer.peer).await?;
@@ -132,18 +132,18 @@ impl Connector {
         if let Some(session) = self.http2.reused_http_session(&peer.peer).await? {
             return Ok((HttpSession::H2(session), true));
         }
-        let is_asked = peer.peer.tls();
-        if is_asked && let Some(stream) = self.http1.reused_stream(&peer.peer).await {
+        let is_negotiated = peer.peer.tls();
+        if is_negotiated && let Some(stream) = self.http1.reused_stream(&peer.peer).await {
             return Ok((http1(stream, peer, true), true));
         }
         let stream = self.http1.new_stream(&peer.peer).await?;
         // Pingora would read HTTP/1 of a server that does not speak HTTP/2 without a bound.
-        if is_asked && !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+        if is_negotiated && !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
             return Ok((http1(stream, peer, false), false));
         }
         let connection = handshake(stream, http2).await?;
         let Some(session) = connection.spawn_stream().await? else {
-            return pingora::Error::e_explain(H2Error, "the server ended the connection when it began");
+            return pingora::Error::e_explain(H2Error, "the server closed the connection right after the handshake");
         };
         if connection.more_streams_allowed() {
             self.http2.in_use_pool().insert(peer.peer.reuse_hash(), connection);
@@ -151,7 +151,7 @@ impl Connector {
         Ok((HttpSession::H2(session), false))
     }
 
-    /// Gives a connection back whose answer was read to its end.
+    /// Releases a connection whose answer was read to its end to its pool.
     pub async fn release(&self, session: HttpSession, peer: &Peer) {
         match session {
             HttpSession::H1(mut session) => {
@@ -161,13 +161,13 @@ impl Connector {
                 }
             }
             HttpSession::H2(session) => self.http2.release_http_session(session, &peer.peer, Some(POOLED_FOR)),
-            // There is no third version.
+            // The gateway makes no custom sessions.
             HttpSession::Custom(()) => {}
         }
     }
 }
 
-/// A conversation of HTTP/1, in which what is read can be bounded.
+/// Session of HTTP/1 on a connection that can bound the bytes read.
 fn http1(stream: Stream, peer: &Peer, reused: bool) -> HttpSession {
     let stream = if reused { stream } else { Box::new(Metered::new(stream)) };
     HttpSession::H1(Http1Session::new_with_options(stream, &peer.peer))

@@ -1,4 +1,4 @@
-//! The moment at which every request must end, because `shutdown.drainTimeout` is over.
+//! Moment at which every request must end, because `shutdown.drainTimeout` is over.
 
 use std::future::{Future, poll_fn};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,8 +6,8 @@ use std::task::Poll;
 
 use tokio::sync::Notify;
 
-/// A flag that wakes the tasks of all requests when it is raised. Looking at it is one atomic read; a task is registered
-/// once by [`Ending::watch`] and not for each wait, so that requests of different threads share no lock on their way.
+/// Flag that wakes the tasks of all requests when it is raised. A look at the flag is one atomic read.
+/// [`Ending::watch`] registers a task once and not for each wait, so that requests of different threads share no lock.
 #[derive(Debug, Default)]
 pub struct Ending {
     is_over: AtomicBool,
@@ -31,10 +31,10 @@ impl Ending {
         poll_fn(|_| if self.is_over() { Poll::Ready(()) } else { Poll::Pending })
     }
 
-    /// Runs the future of a task, which is woken when requests must end. It must not move to another task.
+    /// Runs the future of a task, which is woken when requests must end. The future must not move to another task.
     pub async fn watch<F: Future>(&self, task: F) -> F::Output {
         let mut notified = std::pin::pin!(self.wake.notified());
-        // Registers the task's waker; the flag says what it was woken for.
+        // Registers the task's waker; the flag tells why the task was woken.
         let _ = poll_fn(|cx| Poll::Ready(notified.as_mut().poll(cx))).await;
         task.await
     }

@@ -1,5 +1,5 @@
-//! Writes to clients: what waits for a client that does not read, how long it may wait, and the moment at which all
-//! answers must end. It knows no server: what is read beside a write that waits is the business of a [`Beside`].
+//! Writes to clients: memory for answers whose clients do not read, time limits of writes, and the moment at which all
+//! answers must end. The room knows no server: a [`Beside`] reads on while a write waits.
 
 mod ending;
 mod unread;
@@ -23,12 +23,12 @@ pub struct Downstream {
     pub answers: AnswerBudget,
     /// The end of `shutdown.drainTimeout`.
     pub ending: Ending,
-    /// Clients that were cut because they took nothing for `writeTimeout`.
+    /// Clients that were disconnected because they read nothing for `writeTimeout`.
     pub write_timeouts: Counter,
 }
 
 impl Downstream {
-    /// State of a new process, with `bytes` of memory for answers that wait for their clients.
+    /// Makes the state of a new process, with `bytes` of memory for answers that wait for their clients.
     pub fn new(bytes: u64, write_timeouts: Counter) -> Self {
         Self { answers: AnswerBudget::new(bytes), ending: Ending::default(), write_timeouts }
     }
@@ -37,22 +37,22 @@ impl Downstream {
 /// Limits of one write to a client.
 #[derive(Debug, Clone, Copy)]
 pub struct WriteLimits<'a> {
-    /// Time for the client to take it.
+    /// Time for the client to read the bytes.
     pub timeout: Duration,
-    /// The end of the request, whatever the client takes.
+    /// End of the request, however much the client reads.
     pub deadline: Instant,
     /// State that all answers share.
     pub downstream: &'a Downstream,
 }
 
-/// Work that goes on while a client does not take what is written to it.
+/// Work that goes on while a client does not read.
 pub trait Beside: Send {
-    /// Takes in what comes next, such as a part of the server's answer. Waits for ever where there is nothing more to
-    /// take in. Can be dropped and asked again.
+    /// Receives the next input, such as a part of the server's answer; waits for ever without further input. The future
+    /// may be dropped and the method called again.
     fn take_in(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// Nothing goes on beside the write.
+/// [`Beside`] without work.
 pub struct Nothing;
 
 impl Beside for Nothing {
@@ -61,8 +61,8 @@ impl Beside for Nothing {
     }
 }
 
-/// Writes to a client. A write that completes at once, as most do, costs nothing besides; one that waits for the client
-/// has `beside` go on meanwhile, and ends with an error when a limit is reached.
+/// Writes to a client. A write that completes at once, as most do, costs nothing more. While a write waits for the
+/// client, `beside` goes on; at a limit the write fails.
 pub async fn deliver<W, B>(write: W, limits: WriteLimits<'_>, beside: &mut B) -> pingora::Result<()>
 where
     W: Future<Output = pingora::Result<()>> + Send,
@@ -71,7 +71,7 @@ where
     let mut write = std::pin::pin!(write);
     match poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await {
         Poll::Ready(written) => written,
-        // Few writes come here: the others need not carry what follows.
+        // Boxed, because few writes wait: the others need not hold this state.
         Poll::Pending => Box::pin(wait(write, limits, beside)).await,
     }
 }
@@ -93,7 +93,7 @@ where
                 }
                 return pingora::Error::err(ErrorType::WriteTimedout);
             }
-            // A part that is half written cannot be followed by a last word.
+            // After a part that is half written no error event can be sent.
             () = limits.downstream.ending.over() => return pingora::Error::err(ErrorType::WriteTimedout),
             () = beside.take_in() => {}
         }

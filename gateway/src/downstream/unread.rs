@@ -1,4 +1,4 @@
-//! Bytes of answers that their servers have written and their clients have not taken.
+//! Bytes of answers that servers have sent and clients have not read.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::Downstream;
 
-/// Most bytes of one write: a client must take so much within `writeTimeout`.
+/// Most bytes of one write, 64 KiB: a client must read as much within `writeTimeout`.
 pub const SLICE: usize = 64 << 10;
 
 /// Memory of the whole process for answers that wait for their clients.
@@ -19,12 +19,12 @@ pub struct AnswerBudget {
 }
 
 impl AnswerBudget {
-    /// A budget of so many bytes.
+    /// Makes a budget of `total` bytes.
     pub fn new(total: u64) -> Self {
         Self { total, used: AtomicU64::new(0) }
     }
 
-    /// Bytes that are taken.
+    /// Reserved bytes.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
@@ -34,30 +34,30 @@ impl AnswerBudget {
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).is_ok()
     }
 
-    fn give_back(&self, bytes: u64) {
+    fn release(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
-/// Memory that a piece takes beside its bytes: its slot in a queue that grows by doubling, and what `Bytes` allocates for
-/// it when it is written.
+/// Memory of a piece beside its content, bytes: an entry in a queue that grows by doubling, and the allocation of
+/// `Bytes` when the piece is written.
 const PIECE: u64 = 128;
 
-/// The least memory that a piece begins with, bytes: small parts are joined in it.
+/// Least memory of a piece, bytes: small parts are joined in it.
 const LEAST: usize = 1 << 10;
 
-/// What waits of one answer, in its order. It is bounded by the share of a request and the budget of the process, and
-/// passes neither by more than the one part (at most 64 KiB) that shows that there is no room for another. What counts is
-/// the memory that is held, not the bytes in it.
+/// Unread rest of one answer, in order. The share of a request and the budget of the process bound it. Neither is
+/// exceeded by more than the one part (at most 64 KiB) that finds no room. Counted is the memory that is held, not the
+/// bytes in it.
 #[derive(Debug, Default)]
 pub struct Unread {
-    /// All but the last are as long as a write.
+    /// Pieces that wait; all but the last are as long as a write.
     pieces: VecDeque<Piece>,
     /// Memory counted for the piece that is being written.
     writing: u64,
-    /// All that is counted, with the above.
+    /// Memory counted for the answer, `writing` included.
     counted: u64,
-    /// Where it is counted; `None` until something waits.
+    /// State with the budget of the process; `None` until something waits.
     shared: Option<Arc<Downstream>>,
     is_full: bool,
 }
@@ -66,12 +66,12 @@ pub struct Unread {
 #[derive(Debug, Default)]
 struct Piece {
     bytes: Vec<u8>,
-    /// Memory counted for it.
+    /// Memory counted for the piece.
     counted: u64,
 }
 
 impl Unread {
-    /// Adds a part behind those that wait. `most` is the share of a request.
+    /// Adds a part behind those that wait. `most` is the share of a request, bytes.
     pub fn push(&mut self, part: &[u8], shared: &Arc<Downstream>, most: u64) {
         self.shared.get_or_insert_with(|| shared.clone());
         let mut rest = part;
@@ -89,7 +89,7 @@ impl Unread {
             if needed > has {
                 let doubled = needed.max(has * 2).clamp(LEAST, SLICE);
                 piece.counted = piece.counted.saturating_add(self.count(len(doubled - has), most));
-                // What is over the share takes no more than it must.
+                // Beyond the share, no more memory is allocated than needed.
                 let wanted = if self.is_full { needed } else { doubled };
                 piece.bytes.reserve_exact(wanted - piece.bytes.len());
             }
@@ -99,7 +99,7 @@ impl Unread {
         }
     }
 
-    /// Counts memory, or notes that there is none left. Gives what was counted.
+    /// Reserves memory, or notes that none is left; returns what was reserved.
     fn count(&mut self, more: u64, most: u64) -> u64 {
         let sum = self.counted.saturating_add(more);
         if !self.is_full && sum <= most && self.shared.as_ref().is_some_and(|shared| shared.answers.take(more)) {
@@ -116,15 +116,15 @@ impl Unread {
         !self.is_full
     }
 
-    /// The next bytes to write. Asking for them says that those before were taken.
+    /// Next bytes to write. A call means that the client has read those before.
     pub fn take_slice(&mut self) -> Option<Bytes> {
         let shared = self.shared.as_ref()?;
         let taken = std::mem::take(&mut self.writing);
-        shared.answers.give_back(taken);
+        shared.answers.release(taken);
         self.counted = self.counted.saturating_sub(taken);
         self.is_full = false;
         let Some(next) = self.pieces.pop_front() else {
-            // The queue's own memory goes back as well.
+            // Frees the queue's own memory as well.
             self.pieces = VecDeque::new();
             self.shared = None;
             return None;
@@ -137,12 +137,12 @@ impl Unread {
 impl Drop for Unread {
     fn drop(&mut self) {
         if let Some(shared) = &self.shared {
-            shared.answers.give_back(self.counted);
+            shared.answers.release(self.counted);
         }
     }
 }
 
-/// Cuts the bytes of the next write off; `None` when all of them were.
+/// Splits the bytes of the next write off; `None` if none are left.
 pub fn slice(body: &mut Bytes) -> Option<Bytes> {
     (!body.is_empty()).then(|| body.split_to(body.len().min(SLICE)))
 }

@@ -1,6 +1,6 @@
-//! The body of a request: passed through as it comes, or held whole where something must read it or send it again.
-//! A held body is counted against a budget of the whole process and of its caller as it arrives, and is one `Bytes` in the
-//! end, so that a retry sends all of it.
+//! The body of a request: passed through as it arrives, or held whole where something must read it or send it again. A held
+//! body is counted, as it arrives, against a budget of the whole process and of its caller. In the end it is one `Bytes`,
+//! which a retry sends again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,60 +16,60 @@ use super::{End, violation_of};
 use crate::framing::Violation;
 use crate::off_loop::OffLoop;
 
-/// Bytes of a part of a body that is still to grow. Parts are joined when all are there, so that nothing larger than one is
-/// copied on the way.
+/// Largest part of a body that is still arriving, in bytes. Parts are joined when all have arrived, so that growing copies at
+/// most one part.
 const PART: usize = 1 << 20;
 
-/// Bytes by which a part grows at least where twice as much does not fit: by less, a body of many small chunks would be
-/// copied with each of them.
+/// Least growth of a part in bytes where doubling it does not fit the budget: with less, a body of many small chunks would
+/// be copied with each of them.
 const STEP: usize = PART / 16;
 
-/// The least memory that a part begins with, in bytes, where more than that is to come.
+/// Initial capacity of a part in bytes, where more than that is to come.
 const LEAST: usize = 1 << 10;
 
-/// How often it is looked at whether a body goes on, while memory is short.
+/// Interval at which the growth of a body is checked while memory is short.
 const PACE: Duration = Duration::from_secs(5);
 
-/// The least share of what is held by which a body must have grown in that time, while memory is short. At an even rate a
-/// body grows by more until it took 16 times as long, which is beyond the default `bodyTimeout`.
+/// Divisor of the bytes held: while memory is short, a body must have grown by that share in each interval. At an even rate a
+/// body grows by more until 16 intervals have passed, which is beyond the default `bodyTimeout`.
 const LEAST_GROWTH: u64 = 16;
 
-/// A body in memory, with its share of the budget.
+/// Body in memory, with its share of the budget.
 #[derive(Default)]
 pub struct HeldBody {
-    /// All of it.
+    /// Whole body.
     pub bytes: Bytes,
-    /// Given back when nobody holds the body any more; `None` for an empty one.
+    /// Share of the budget, released with the last holder of the body; `None` for an empty body.
     pub share: Option<Arc<BodyShare>>,
 }
 
 impl HeldBody {
-    /// Counts it for another caller, before anybody else holds it.
+    /// Counts the body for another caller. Only possible while the body has one holder.
     pub fn belongs_to(&mut self, caller: u128) -> Result<(), End> {
         self.share.as_mut().and_then(Arc::get_mut).map_or(Ok(()), |share| share.belongs_to(caller))
     }
 }
 
-/// What is known of the body of a request.
+/// State of the body of a request.
 pub enum RequestBody {
-    /// Nothing of it was read.
+    /// No byte was read.
     Unread,
-    /// All of it is here.
+    /// Read whole and held.
     Held(HeldBody),
 }
 
 /// Bounds of a body that is read to its end.
 #[derive(Debug, Clone, Copy)]
 pub struct Hold {
-    /// The caller's number, by which its share is found.
+    /// Number of the caller, by which its share is found.
     pub caller: u128,
-    /// The most bytes that the route takes.
+    /// Most bytes that the route accepts.
     pub limit: u64,
-    /// The longest time until the last byte.
+    /// Longest time until the last byte.
     pub within: Duration,
 }
 
-/// Reads the body to its end.
+/// Reads the body of a request to its end, within `bounds`.
 pub async fn hold(
     session: &mut ServerSession,
     budget: &Arc<BodyBudget>,
@@ -79,7 +79,7 @@ pub async fn hold(
     let Hold { caller, limit, within } = bounds;
     let declared = content_length(session);
     if declared.is_some_and(|length| length > limit) {
-        return Err(too_large(limit, "this route takes"));
+        return Err(too_large(limit, "this route accepts"));
     }
     if session.is_body_empty() {
         return Ok(HeldBody::default());
@@ -89,9 +89,9 @@ pub async fn hold(
     if expects_continue(session) {
         session.write_continue_response().await.map_err(|_| End::ClientGone)?;
     }
-    // Nothing is longer than was announced: the session ends a body there.
+    // The session ends a body at its announced length.
     let most = declared.unwrap_or(limit).min(limit);
-    let mut parts = Parts::default();
+    let mut parts = BodyParts::default();
     let read = async {
         let mut pace = Pace { at: 0 };
         let look = sleep_until(Instant::now() + PACE);
@@ -101,7 +101,7 @@ pub async fn hold(
                 let read = session.read_request_body();
                 tokio::pin!(read);
                 loop {
-                    // The read goes on where it was: what it has taken of a chunk is not lost.
+                    // The same read is polled again, so that bytes of a chunk that it has read are not lost.
                     tokio::select! {
                         biased;
                         chunk = &mut read => break chunk,
@@ -116,7 +116,7 @@ pub async fn hold(
             };
             let Some(chunk) = chunk.map_err(|e| unread(session, &e))? else { return Ok(()) };
             if len(parts.length).saturating_add(len(chunk.len())) > limit {
-                return Err(too_large(limit, "this route takes"));
+                return Err(too_large(limit, "this route accepts"));
             }
             parts.push(&chunk, most, &mut share)?;
         }
@@ -128,15 +128,15 @@ pub async fn hold(
     Ok(HeldBody { bytes, share: Some(Arc::new(share)) })
 }
 
-/// A body on its way. Memory is taken as bytes arrive: at most twice what is there, and at most a part more.
+/// Body that is arriving. Its memory grows with the bytes: to at most twice their number, and to at most a part more.
 #[derive(Default)]
-struct Parts {
+struct BodyParts {
     list: Vec<Vec<u8>>,
     length: usize,
 }
 
-impl Parts {
-    /// Takes a chunk in. `most` is how long the body can become.
+impl BodyParts {
+    /// Appends a chunk. `most` is the largest length that the body can reach.
     fn push(&mut self, mut chunk: &[u8], most: u64, share: &mut BodyShare) -> Result<(), End> {
         while !chunk.is_empty() {
             if self.list.last().is_none_or(|part| part.len() >= PART) {
@@ -146,7 +146,7 @@ impl Parts {
             let now = chunk.len().min(PART - part.len());
             let needed = part.len() + now;
             if needed > part.capacity() {
-                // As long as the rest of the body, where that is less than would be taken otherwise.
+                // No more than the rest of the body needs.
                 let rest = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(self.length);
                 let wanted = (part.capacity() * 2).max(LEAST).min(part.len().saturating_add(rest));
                 let best = wanted.clamp(needed, PART.max(needed));
@@ -164,11 +164,11 @@ impl Parts {
         Ok(())
     }
 
-    /// All of it as one. Each part is freed when it was copied.
+    /// Joins the parts to one. Each part is freed once it is copied.
     fn join(mut self) -> Bytes {
         if self.list.len() <= 1 {
             let mut only = self.list.pop().unwrap_or_default();
-            // The share that is kept is that of the bytes alone.
+            // The share that stays counted is that of the bytes alone.
             only.shrink_to_fit();
             return only.into();
         }
@@ -180,13 +180,13 @@ impl Parts {
     }
 }
 
-/// How far a body had come when it was last looked at.
+/// Length of a body at the last check of its growth.
 struct Pace {
     at: u64,
 }
 
 impl Pace {
-    /// True if it has grown by too little since the last look.
+    /// True if the body has grown by too little since the last check.
     fn has_fallen_behind(&mut self, length: u64) -> bool {
         let before = std::mem::replace(&mut self.at, length);
         length.saturating_sub(before) < length / LEAST_GROWTH
@@ -201,12 +201,12 @@ fn content_length(session: &ServerSession) -> Option<u64> {
     session.get_header(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Whether the client waits for `100 Continue` before it sends its body.
+/// True if the client waits for `100 Continue` before it sends its body.
 pub fn expects_continue(session: &ServerSession) -> bool {
     session.get_header(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// What a body that cannot be read ends a request with.
+/// End of a request whose body cannot be read.
 fn unread(session: &mut ServerSession, e: &pingora::Error) -> End {
     // Pingora's own limit on a read is that of the whole body, and may be first.
     if *e.etype() == pingora::ErrorType::ReadTimedout {
@@ -215,18 +215,18 @@ fn unread(session: &mut ServerSession, e: &pingora::Error) -> End {
     violation_of(e).map_or(End::ClientGone, |violation| malformed(session, violation))
 }
 
-/// Ends a request whose body breaks the framing. Nothing behind it on its connection can be trusted.
+/// Ends a request whose body breaks the framing, and closes its connection: no byte behind the body can be trusted.
 pub fn malformed(session: &mut ServerSession, violation: Violation) -> End {
     session.set_keepalive(None);
     End::refuse(malformed_refusal(violation))
 }
 
-/// The refusal of a request that breaks the framing of HTTP/1.
+/// Refusal of a request that breaks the framing of HTTP/1.
 pub fn malformed_refusal(violation: Violation) -> Refusal {
     Refusal::new(violation.status(), ErrorKind::InvalidRequest, violation.code(), violation.to_string())
 }
 
-/// The refusal of a body that did not come.
+/// Refusal of a body that did not arrive in time.
 pub fn too_slow() -> End {
     End::refuse(Refusal::new(
         StatusCode::REQUEST_TIMEOUT,
@@ -244,7 +244,7 @@ mod tests {
     fn held(chunks: &[usize], most: u64) -> (Bytes, u64, u64) {
         let budget = Arc::new(BodyBudget::new(u64::MAX, u64::MAX, &Metrics::new()));
         let mut share = BodyShare::new(&budget, 1);
-        let mut parts = Parts::default();
+        let mut parts = BodyParts::default();
         let mut peak = 0;
         for (n, chunk) in chunks.iter().enumerate() {
             parts.push(&vec![n as u8; *chunk], most, &mut share).unwrap();
@@ -263,7 +263,7 @@ mod tests {
         let (_, taken, _) = held(&[1], 20 << 20);
         assert_eq!(taken, 1 << 10, "what is only announced takes nothing");
         let budget = Arc::new(BodyBudget::new(u64::MAX, 700 << 10, &Metrics::new()));
-        let (mut share, mut parts) = (BodyShare::new(&budget, 1), Parts::default());
+        let (mut share, mut parts) = (BodyShare::new(&budget, 1), BodyParts::default());
         for _ in 0..600 {
             parts.push(&[7; 1 << 10], 20 << 20, &mut share).unwrap();
         }

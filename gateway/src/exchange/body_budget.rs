@@ -1,6 +1,6 @@
-//! Memory for bodies that are held: what all requests of the process hold together, and what each caller holds of it.
-//! Bytes are counted when they arrive, never when they are announced. A caller that holds nothing is not kept, so that
-//! the table of callers is no larger than the number of bodies held.
+//! Budget of memory for bodies that are held: of all requests of the process together, and of each caller. Bytes are counted
+//! when they arrive, never when they are announced. A caller that holds nothing is not kept, so that the table of callers is
+//! no larger than the number of bodies held.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use spillway_filter::{ErrorKind, Refusal};
 use crate::exchange::End;
 use crate::telemetry::{BodyRefusal, Metrics};
 
-/// Tables that the callers are spread over, so that requests seldom wait for the same lock.
+/// Number of tables that the callers are spread over, so that requests seldom wait for the same lock.
 const SHARDS: usize = 16;
 
-/// `Retry-After` of a body that found no memory: bodies are held for seconds, and nobody knows for how many.
+/// `Retry-After` of a body that found no memory: bodies are held for seconds, of unknown number.
 const WAIT: Duration = Duration::from_secs(1);
 
-type Shard = Mutex<HashMap<u128, u64, RandomState>>;
+type CallerShard = Mutex<HashMap<u128, u64, RandomState>>;
 
-/// Which bound a body would pass.
+/// Bound that a body would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Full {
     /// `limits.bufferedBodiesPerCaller`.
@@ -33,19 +33,19 @@ pub(super) enum Full {
     Process,
 }
 
-/// Memory for bodies that are held, over all requests.
+/// Budget of memory for bodies that are held, over all requests.
 pub struct BodyBudget {
     used: AtomicU64,
     most: AtomicU64,
     most_per_caller: AtomicU64,
-    callers: [Shard; SHARDS],
+    callers: [CallerShard; SHARDS],
     refused_caller: Counter,
     refused_process: Counter,
     refused_slow: Counter,
 }
 
 impl BodyBudget {
-    /// A budget of `most` bytes, of which one caller may hold `most_per_caller`.
+    /// Creates a budget of `most` bytes, of which one caller may hold `most_per_caller`.
     pub fn new(most: u64, most_per_caller: u64, metrics: &Metrics) -> Self {
         Self {
             used: AtomicU64::new(0),
@@ -58,7 +58,7 @@ impl BodyBudget {
         }
     }
 
-    /// Changes both bounds. Bodies that are held already stay, also beyond a bound that was lowered.
+    /// Changes both bounds. Bodies that are held already stay, even beyond a lowered bound.
     pub fn adopt(&self, most: u64, most_per_caller: u64) {
         self.most.store(most, Ordering::Relaxed);
         self.most_per_caller.store(most_per_caller, Ordering::Relaxed);
@@ -69,20 +69,20 @@ impl BodyBudget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// True if more than half of the memory is taken: then bodies that hold much and arrive slowly are given up.
+    /// True if more than half of the memory is in use. Then bodies that hold much and arrive slowly are refused.
     pub(super) fn is_scarce(&self) -> bool {
         self.used() > self.most.load(Ordering::Relaxed) / 2
     }
 
-    fn shard(&self, caller: u128) -> Option<&Shard> {
+    fn shard(&self, caller: u128) -> Option<&CallerShard> {
         self.callers.get(usize::try_from(caller >> 64 & 0xFFFF).unwrap_or(0) % SHARDS)
     }
 
-    fn of_caller(&self) -> u64 {
+    fn most_per_caller(&self) -> u64 {
         self.most_per_caller.load(Ordering::Relaxed)
     }
 
-    fn take(&self, caller: u128, bytes: u64) -> Result<(), Full> {
+    fn acquire(&self, caller: u128, bytes: u64) -> Result<(), Full> {
         // A caller that holds nothing has no entry.
         if bytes == 0 {
             return Ok(());
@@ -90,7 +90,7 @@ impl BodyBudget {
         let Some(shard) = self.shard(caller) else { return Err(Full::Caller) };
         let mut callers = shard.lock();
         let held = callers.get(&caller).copied().unwrap_or(0);
-        let after = held.checked_add(bytes).filter(|after| *after <= self.of_caller()).ok_or(Full::Caller)?;
+        let after = held.checked_add(bytes).filter(|after| *after <= self.most_per_caller()).ok_or(Full::Caller)?;
         let most = self.most.load(Ordering::Relaxed);
         let fits = |used: u64| used.checked_add(bytes).filter(|after| *after <= most);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_err(|_| Full::Process)?;
@@ -98,15 +98,15 @@ impl BodyBudget {
         Ok(())
     }
 
-    fn give_back(&self, caller: u128, bytes: u64) {
+    fn release(&self, caller: u128, bytes: u64) {
         if bytes == 0 {
             return;
         }
         self.used.fetch_sub(bytes, Ordering::Relaxed);
-        self.forget(caller, bytes);
+        self.release_of_caller(caller, bytes);
     }
 
-    fn forget(&self, caller: u128, bytes: u64) {
+    fn release_of_caller(&self, caller: u128, bytes: u64) {
         let Some(shard) = self.shard(caller) else { return };
         let mut callers = shard.lock();
         if let Some(held) = callers.get_mut(&caller) {
@@ -117,20 +117,20 @@ impl BodyBudget {
         }
     }
 
-    /// Judges whether so many bytes would fit now, and takes nothing.
+    /// Checks that so many bytes would fit now, without acquiring them.
     fn has_room(&self, caller: u128, bytes: u64) -> Result<(), Full> {
         let held = self.shard(caller).and_then(|shard| shard.lock().get(&caller).copied()).unwrap_or(0);
-        if held.saturating_add(bytes) > self.of_caller() {
+        if held.saturating_add(bytes) > self.most_per_caller() {
             return Err(Full::Caller);
         }
         if self.used().saturating_add(bytes) > self.most.load(Ordering::Relaxed) { Err(Full::Process) } else { Ok(()) }
     }
 
-    /// The refusal of a body that would pass a bound. One of `length` bytes that no caller may ever hold is refused for
-    /// good.
+    /// Refusal of a body of `length` bytes that would exceed a bound. If no caller may ever hold so many, the refusal is a
+    /// final one (413).
     fn refuse(&self, full: Full, length: u64) -> End {
         match full {
-            Full::Caller if length > self.of_caller() => too_large(self.of_caller(), "one caller may have held"),
+            Full::Caller if length > self.most_per_caller() => too_large(self.most_per_caller(), "one caller may hold"),
             Full::Caller => {
                 self.refused_caller.inc();
                 let message = "the bodies of your running requests take all the memory that one caller may use \
@@ -148,7 +148,7 @@ impl BodyBudget {
         }
     }
 
-    /// The refusal of a body that holds much of a memory that is short, and arrives slowly.
+    /// Refusal of a body that holds much and arrives slowly while memory is short.
     pub(super) fn refuse_slow(&self) -> End {
         self.refused_slow.inc();
         End::refuse(no_memory("memory for request bodies is short and this one arrives too slowly; try again"))
@@ -160,7 +160,7 @@ impl BodyBudget {
     }
 }
 
-/// The refusal of a body that is longer than `limit` bytes, which is what `whose` says.
+/// Refusal of a body that is longer than `limit` bytes; `whose` completes "the LIMIT bytes that".
 pub fn too_large(limit: u64, whose: &str) -> End {
     End::refuse(Refusal::new(
         StatusCode::PAYLOAD_TOO_LARGE,
@@ -175,7 +175,7 @@ fn no_memory(message: &'static str) -> Refusal {
         .retry_after(WAIT)
 }
 
-/// Memory that one body takes of the budget; given back when it is dropped.
+/// Share of the budget that one body holds, released on drop.
 pub struct BodyShare {
     budget: Arc<BodyBudget>,
     caller: u128,
@@ -183,7 +183,7 @@ pub struct BodyShare {
 }
 
 impl BodyShare {
-    /// A share of nothing yet for the caller of this number.
+    /// Creates an empty share for the caller with this number.
     pub(super) fn new(budget: &Arc<BodyBudget>, caller: u128) -> Self {
         Self { budget: budget.clone(), caller, bytes: 0 }
     }
@@ -192,28 +192,28 @@ impl BodyShare {
         &self.budget
     }
 
-    /// Refuses a body that is announced with so many bytes, where those would not fit now. Nothing is taken by that.
+    /// Refuses a body that is announced with so many bytes, where those would not fit now. Acquires nothing.
     pub(super) fn announced(&self, length: u64) -> Result<(), End> {
         self.budget.has_room(self.caller, length).map_err(|full| self.budget.refuse(full, length))
     }
 
-    /// Takes so many bytes more for a body that is `length` bytes long as far as it arrived: the `best` number, or the
-    /// `least` where that does not fit. Gives what was taken.
+    /// Acquires further bytes for a body of which `length` bytes have arrived: `best` of them, or `least` where that does not
+    /// fit. Returns the number acquired.
     pub(super) fn grow(&mut self, best: u64, least: u64, length: u64) -> Result<u64, End> {
-        let take = |bytes| self.budget.take(self.caller, bytes).map(|()| bytes);
-        let taken = take(best).or_else(|_| take(least)).map_err(|full| self.budget.refuse(full, length))?;
-        self.bytes = self.bytes.saturating_add(taken);
-        Ok(taken)
+        let acquire = |bytes| self.budget.acquire(self.caller, bytes).map(|()| bytes);
+        let acquired = acquire(best).or_else(|_| acquire(least)).map_err(|full| self.budget.refuse(full, length))?;
+        self.bytes = self.bytes.saturating_add(acquired);
+        Ok(acquired)
     }
 
-    /// Gives back what is more than `bytes`.
+    /// Releases all but `bytes` bytes.
     pub(super) fn shrink(&mut self, bytes: u64) {
         let more = self.bytes.saturating_sub(bytes);
-        self.budget.give_back(self.caller, more);
+        self.budget.release(self.caller, more);
         self.bytes -= more;
     }
 
-    /// Counts the body for another caller from now on: whoever it turned out to be that an address stood for.
+    /// Counts the body for another caller from now on: the one identified after the body was first counted for an address.
     pub(super) fn belongs_to(&mut self, caller: u128) -> Result<(), End> {
         if caller == self.caller || self.bytes == 0 {
             self.caller = caller;
@@ -224,20 +224,20 @@ impl BodyShare {
             let mut callers = shard.lock();
             let held = callers.get(&caller).copied().unwrap_or(0);
             let after = held.saturating_add(self.bytes);
-            if after > self.budget.of_caller() {
+            if after > self.budget.most_per_caller() {
                 return Err(self.budget.refuse(Full::Caller, self.bytes));
             }
             callers.insert(caller, after);
         }
         let before = std::mem::replace(&mut self.caller, caller);
-        self.budget.forget(before, self.bytes);
+        self.budget.release_of_caller(before, self.bytes);
         Ok(())
     }
 }
 
 impl Drop for BodyShare {
     fn drop(&mut self) {
-        self.budget.give_back(self.caller, self.bytes);
+        self.budget.release(self.caller, self.bytes);
     }
 }
 
@@ -303,7 +303,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is taken, moved and given back: the sum over callers is what is held, and bounds are kept.
+        /// After any acquiring, moving and releasing, the sum over callers is the number of bytes held, within all bounds.
         #[test]
         fn sums_add_up(steps in prop::collection::vec((0usize..6, 0u8..4, 0u64..3000), 1..60)) {
             let budget = budget(8000, 5000);

@@ -12,52 +12,52 @@ use super::forwarded::{Origin, TrustedProxies, address_value};
 use crate::clock::unix_now;
 use crate::tls::{ClientCertificate, ServerTls};
 
-/// Facts of a client's connection, which hold for all of its requests.
+/// Facts of a client's connection, the same for all of its requests.
 #[derive(Debug)]
 pub struct ConnectionInfo {
-    /// The client: the other end, or whom it speaks for by the PROXY protocol.
+    /// Address of the client: the other end, or the one in its PROXY protocol header.
     pub client: SocketAddr,
-    /// Its address as a header value, made once for all requests of the connection.
+    /// IP address of the client as a header value, made once for all requests of the connection.
     pub client_text: HeaderValue,
-    /// Our own side.
+    /// Address of the gateway's side.
     pub local: SocketAddr,
-    /// What TLS said of it; `None` without TLS.
+    /// Facts of TLS; `None` without TLS.
     pub tls: Option<TlsInfo>,
-    /// Handling of encoded slashes on routes that do not say it themselves.
+    /// Handling of encoded slashes on routes that do not set it themselves.
     pub encoded_slashes: EncodedSlashes,
     /// Limits of the listener.
     pub limits: ListenerLimits,
     trusted: Option<Arc<TrustedProxies>>,
-    /// When the certificate of the client ends; `None` without one, and for one that had ended when the connection began.
+    /// Expiry of the client's certificate; `None` without one, and for one that had expired when the connection began.
     certificate_ends: Option<Instant>,
 }
 
 /// Rules of a listener that its connections carry.
 #[derive(Debug, Clone)]
 pub struct ListenerFacts {
-    /// Handling of encoded slashes on routes that do not say it themselves.
+    /// Handling of encoded slashes on routes that do not set it themselves.
     pub encoded_slashes: EncodedSlashes,
     /// Limits of the listener.
     pub limits: ListenerLimits,
-    /// Proxies whose word on the client's address is taken.
+    /// Proxies whose headers name the client.
     pub trusted: Option<Arc<TrustedProxies>>,
 }
 
-/// Facts of a connection that TLS told.
+/// Facts of a connection that are known by TLS.
 #[derive(Debug)]
 pub struct TlsInfo {
-    /// The name that the client asked for.
+    /// Server name that the client asked for.
     pub server_name: Option<Box<str>>,
-    /// The certificate that it showed, verified.
+    /// Verified certificate of the client.
     pub client: Option<Arc<ClientCertificate>>,
-    /// The version, such as `TLSv1.3`.
+    /// Version, such as `TLSv1.3`.
     pub version: &'static str,
     /// TLS of the listener.
     pub tls: Arc<ServerTls>,
 }
 
 impl ConnectionInfo {
-    /// Facts of a connection from `client` to a listener.
+    /// Creates the facts of a connection from `client` to a listener.
     pub fn new(client: SocketAddr, local: SocketAddr, tls: Option<TlsInfo>, listener: ListenerFacts) -> Self {
         let ListenerFacts { encoded_slashes, limits, trusted } = listener;
         let ip = client.ip().to_canonical();
@@ -74,7 +74,7 @@ impl ConnectionInfo {
         }
     }
 
-    /// Where a request of this connection comes from.
+    /// Origin of a request of this connection, which its headers may name where the client is a trusted proxy.
     pub fn origin(&self, headers: &HeaderMap) -> Origin {
         let (peer, secure) = (self.client.ip(), self.tls.is_some());
         let Some(trusted) = self.trusted.as_ref().filter(|trusted| trusted.contains(peer)) else {
@@ -90,26 +90,26 @@ impl ConnectionInfo {
         self.trusted.as_ref().is_some_and(|trusted| trusted.contains(self.client.ip()))
     }
 
-    /// When the certificate of the client ends; `None` without one, and for one that had ended when the connection began.
+    /// Expiry of the client's certificate; `None` without one, and for one that had expired when the connection began.
     pub fn certificate_ends(&self) -> Option<Instant> {
         self.certificate_ends
     }
 
-    /// True if the client showed a certificate that has ended since, or had ended when the session was resumed: a handshake
-    /// with it would be refused now.
+    /// True if the client's certificate has expired since, or had expired when the TLS session was resumed: a handshake with
+    /// it would be refused now.
     pub fn certificate_has_ended(&self) -> bool {
         let shown = self.tls.as_ref().and_then(|tls| tls.client.as_ref());
         shown.is_some_and(|certificate| certificate.has_ended(unix_now()))
     }
 
-    /// Whether the connection may carry a request for this host, which may have a port.
+    /// True if the connection may carry requests for `host`, which may have a port.
     pub fn answers_for(&self, host: &str) -> bool {
         let Some(TlsInfo { server_name: Some(name), tls, .. }) = &self.tls else { return true };
         tls.answers_for(name, crate::routing::without_port(host).trim_matches(['[', ']']))
     }
 }
 
-/// Time until the first second in which a certificate is no longer good; `None` where that has come.
+/// First instant at which a certificate is no longer valid; `None` for one that has expired.
 fn ends(certificate: &ClientCertificate) -> Option<Instant> {
     let now = i64::try_from(unix_now()).ok()?;
     let left = certificate.not_after.checked_sub(now)?.checked_add(1)?;

@@ -1,6 +1,5 @@
-//! Who the caller is behind proxies that say so in a header. The header is walked from its end: each entry was written
-//! by the hop behind it, so the first one that no trusted proxy stands for is the caller, and what comes before it is
-//! only a claim.
+//! Address of the caller behind proxies that name it in a header. The header is read from its end: each entry was written by
+//! the hop behind it. The first entry that is no trusted proxy is the caller, and the entries before it are only claims.
 
 use std::net::IpAddr;
 
@@ -11,23 +10,23 @@ use spillway_config::values::Network;
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Where a request comes from, as far as it can be believed.
+/// Origin of a request, as far as it is known by trusted hops.
 #[derive(Debug, Clone)]
 pub struct Origin {
-    /// The address of the caller.
+    /// Address of the caller.
     pub client: IpAddr,
-    /// The same as a header value.
+    /// Address of the caller as a header value.
     pub text: HeaderValue,
-    /// Whether the caller spoke TLS, to us or to the proxy in front of us.
+    /// True if the caller used TLS, to the gateway or to the trusted proxy before it.
     pub secure: bool,
 }
 
-/// An address as a header value.
+/// Writes an address as a header value.
 pub(super) fn address_value(address: IpAddr) -> HeaderValue {
     HeaderValue::from_str(&address.to_string()).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
-/// Proxies that are believed.
+/// Proxies whose headers name the caller, and the header that they write.
 #[derive(Debug)]
 pub struct TrustedProxies {
     networks: Vec<Network>,
@@ -35,7 +34,7 @@ pub struct TrustedProxies {
 }
 
 impl TrustedProxies {
-    /// Trusted proxies of a listener.
+    /// Compiles the trusted proxies of a listener.
     pub fn new(rule: &ClientAddress) -> Self {
         Self { networks: rule.trusted_proxies.clone(), header: rule.header }
     }
@@ -45,7 +44,7 @@ impl TrustedProxies {
         self.networks.iter().any(|network| network.contains(address))
     }
 
-    /// The caller behind `peer`, the other end of the connection.
+    /// Returns the address of the caller behind `peer`, the other end of the connection.
     pub(super) fn caller(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let name = match self.header {
             ClientAddressHeader::XForwardedFor => &X_FORWARDED_FOR,
@@ -70,7 +69,7 @@ impl TrustedProxies {
         caller
     }
 
-    /// Whether the nearest proxy says that it was spoken to over TLS; `None` when it says nothing.
+    /// True if the nearest proxy reports that its client used TLS; `None` where it does not report the scheme.
     pub(super) fn secure(&self, headers: &HeaderMap) -> Option<bool> {
         let name = match self.header {
             ClientAddressHeader::XForwardedFor => &X_FORWARDED_PROTO,
@@ -91,8 +90,8 @@ impl TrustedProxies {
     }
 }
 
-/// A parameter of one element of `Forwarded` (RFC 7239, section 4), without quotes. A comma or semicolon inside quotes
-/// ends it all the same: neither stands in an address or scheme, so what is cut there is not believed.
+/// Returns a parameter of one element of `Forwarded` (RFC 7239, section 4), without quotes. A comma or semicolon inside quotes
+/// ends the value too: no address or scheme has either, so a value cut there is not valid.
 fn parameter<'h>(element: &'h str, name: &str) -> Option<&'h str> {
     element.split(';').find_map(|pair| {
         let (key, value) = pair.trim().split_once('=')?;
@@ -100,7 +99,8 @@ fn parameter<'h>(element: &'h str, name: &str) -> Option<&'h str> {
     })
 }
 
-/// An address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`.
+/// Parses an address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`,
+/// `[2001:db8::1]:80`.
 fn node_address(text: &str) -> Option<IpAddr> {
     let text = text.trim_matches('"');
     let host = match text.strip_prefix('[') {
@@ -173,7 +173,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a caller writes in front, the caller is the address that the trusted proxy saw.
+        /// The caller is the address that the trusted proxy saw, whatever entries the caller wrote before it.
         #[test]
         fn nobody_can_speak_for_another(claims in "[ -~]{0,60}", seen in any::<[u8; 4]>()) {
             let seen = IpAddr::from(seen);

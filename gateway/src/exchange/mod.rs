@@ -1,10 +1,11 @@
-//! All that one request and its answer carry and hold. What it holds (slots, permits, takings, spans) is released by
-//! `Drop`, so that no path can forget it.
+//! State of one request and its answer. The slots, permits, reservations and spans in it are released by `Drop`, so that no
+//! path can leak them.
 
 mod body;
 mod body_budget;
 mod connection;
 mod forwarded;
+mod observers;
 
 use std::io;
 use std::net::IpAddr;
@@ -20,8 +21,8 @@ use crate::framing::Violation;
 use crate::identity::{Consumer, CredentialError, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
-use crate::protocol::{Dialect, Resolved};
-use crate::queueing::{Retrying, Taken};
+use crate::protocol::{Dialect, ResolvedOperation};
+use crate::queueing::{Retrying, WakingSlot};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Span, SpillReason};
 use crate::tls::ClientCertificate;
@@ -30,15 +31,16 @@ pub use body::{HeldBody, Hold, RequestBody, expects_continue, hold, malformed, m
 pub use body_budget::{BodyBudget, BodyShare, too_large};
 pub use connection::{ConnectionInfo, ListenerFacts, TlsInfo};
 pub use forwarded::{Origin, TrustedProxies};
+pub use observers::{Observers, RefusedPart};
 
-/// How a request ends before it was answered by an endpoint or a model.
+/// End of a request that no endpoint or model answers.
 #[derive(Debug)]
 pub enum End {
-    /// With a refusal in the caller's API shape.
+    /// Refusal, rendered in the dialect of the request.
     Refuse(Box<Refusal>),
-    /// With an answer that a filter made.
+    /// Answer that a filter made.
     Answer(Box<Answer>),
-    /// The client is gone; nobody reads an answer.
+    /// No answer, because the client is gone.
     ClientGone,
 }
 
@@ -61,162 +63,163 @@ impl From<Refusal> for End {
     }
 }
 
-/// Who answered.
+/// Source of an answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum ServedBy {
-    /// Nobody: the gateway itself refused or answered.
+    /// The gateway itself, which refused or answered.
     #[default]
     Gateway,
     /// An endpoint of a backend.
     Backend(Arc<str>),
-    /// A model inside; the text is `builtin/NAME`.
+    /// A built-in model; the text is `builtin/NAME`.
     Model(Arc<str>),
 }
 
-/// What is told of a request when it has ended.
+/// Facts of a request that are logged and measured when it has ended.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// Status sent, 0 when none was.
     pub status: u16,
     /// Bytes of the answer's body.
     pub bytes_out: u64,
-    /// Bytes of a server's body that were read, whether the client took them or not.
+    /// Bytes of a server's body that were read, whether the client read them or not.
     pub bytes_answered: u64,
     /// Attempts at endpoints.
     pub attempts: u32,
     /// Address of the endpoint that answered.
     pub endpoint: Option<String>,
-    /// Who answered.
+    /// Source of the answer.
     pub served_by: ServedBy,
-    /// Time in a queue, if it waited in one.
+    /// Time in a queue; `None` where the request did not wait.
     pub queued: Option<Duration>,
-    /// Why somebody else than the route's own backends answers.
+    /// Reason for which a built-in model or stand-in answers; `None` where the route's own backends do.
     pub spilled: Option<SpillReason>,
-    /// Whether a stream that died was continued.
+    /// True if the event stream broke and was continued.
     pub resumed: bool,
     /// Code of the error that was sent.
     pub error_code: Option<&'static str>,
     /// Model that answered.
     pub model_answered: Option<String>,
-    /// Why the answer ended.
+    /// Finish reason of the answer.
     pub finish_reason: Option<String>,
     /// Id of the answer.
     pub response_id: Option<String>,
-    /// Tokens read.
+    /// Tokens of the prompt.
     pub prompt_tokens: Option<u64>,
-    /// Of those, the ones that the upstream had in its cache.
+    /// Tokens of the prompt that the server had in its KV cache.
     pub cached_tokens: Option<u64>,
     /// Tokens written.
     pub completion_tokens: Option<u64>,
-    /// Events with content that have passed, for an answer that tells no usage: servers send one for a token.
+    /// Events with content that have passed, for an answer without usage: servers send one for a token.
     pub content_events: u64,
-    /// Arrival to the first content.
+    /// Time from arrival to the first content.
     pub first_token: Option<Duration>,
-    /// Time until the server's answer was read whole, where the client took longer than that.
+    /// Time until the server's answer was read whole, where the client took longer to read it.
     pub answered_in: Option<Duration>,
-    /// Whether the client left before the end.
+    /// True if the client left before the end.
     pub client_gone: bool,
     /// True if the client left while a server or a built-in model worked on its request: the prompt counts as read.
     pub left_at_work: bool,
-    /// Whether the answer ended early after its head was sent.
+    /// True if the answer ended early after its head was sent.
     pub broken: bool,
 }
 
-/// What the body asks for, as far as the gateway must know it.
+/// Facts of the body that the gateway needs.
 #[derive(Debug, Default)]
 pub struct Asked {
-    /// The model named.
+    /// Model that the body names.
     pub model: Option<String>,
-    /// Whether the answer shall be an event stream.
+    /// True if the answer is wanted as an event stream.
     pub stream: bool,
-    /// What the answer is expected to use.
+    /// Tokens that the request is expected to use.
     pub expected: Estimate,
-    /// Where the value of its `model` stands in the body.
+    /// Range of the value of `model` in the body.
     pub model_at: Option<std::ops::Range<usize>>,
 }
 
-/// Which rules of limits were judged, and taken from, before the body of a request was read: those that need only its head
-/// and its caller.
+/// Limits that were checked before the body of a request was read: the rules that need only its head and its caller.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Judged {
-    /// The caller's own.
+    /// True if the caller's own rules were.
     pub own: bool,
-    /// The rules of the route.
+    /// True if the rules of the route were.
     pub route: bool,
-    /// Where the ledger has what was taken: from this entry on, before that one.
+    /// Range of the reservations in the ledger, first and end.
     pub taken: (usize, usize),
 }
 
-/// One request and its answer.
+/// Request and its answer.
 pub struct Exchange {
-    /// The configuration that this request sees from start to end.
+    /// Configuration that the request sees from start to end.
     pub snapshot: Arc<Snapshot>,
-    /// When its header had arrived.
+    /// Time at which the header had arrived.
     pub started: Instant,
-    /// Its id, kept from the caller when sane.
+    /// Id of the request, kept from the caller when sane.
     pub request_id: HeaderValue,
     /// Address of the client.
     pub client: IpAddr,
-    /// The same as a header value.
+    /// Address of the client as a header value.
     pub client_text: HeaderValue,
-    /// Whether the caller spoke TLS, to us or to a trusted proxy.
+    /// True if the caller used TLS, to the gateway or to a trusted proxy.
     pub secure: bool,
-    /// The certificate that the client showed, verified.
+    /// Verified certificate of the client.
     pub certificate: Option<Arc<ClientCertificate>>,
-    /// The page that a browser asks for (`Origin`).
+    /// Origin of the page that a browser sends the request for (`Origin`).
     pub origin: Option<HeaderValue>,
-    /// Time between two parts of a body that is passed on.
+    /// Longest time between two parts of a body that is passed on.
     pub body_pause: Duration,
-    /// Time for the client to take a part of an answer.
+    /// Longest time for the client to read a part of an answer.
     pub write_timeout: Duration,
-    /// The server span.
+    /// Server span.
     pub span: Span,
-    /// The route, once it is final.
+    /// Route, once it is final.
     pub route: Option<Arc<Route>>,
-    /// Operation that its method and path ask for.
-    pub resolved: Resolved,
-    /// Dialect of its errors: that of the path, or of the route once it is known.
+    /// Operation of the method and path.
+    pub resolved: ResolvedOperation,
+    /// Dialect of errors: that of the path, or of the route once it is known.
     pub dialect: &'static dyn Dialect,
-    /// Who calls, if that is known.
+    /// Consumer that the caller was identified as.
     pub caller: Option<Arc<Consumer>>,
-    /// The header that showed who calls.
+    /// Header with the credential that identified the caller.
     pub identified_by: Option<HeaderName>,
-    /// What tells the caller's key or token from others.
+    /// Identity of the caller's key or token, for limits.
     pub credential: Option<Credential>,
-    /// What the caller's token says, if it showed one.
+    /// Claims of the caller's token, if there is one.
     pub token: Option<Arc<Token>>,
-    /// A header of the request has a name that some servers cannot tell from another one.
+    /// True if the request has a header with a name that some servers cannot tell from another one.
     pub odd_headers: bool,
-    /// The caller would rather have an error than a lesser answer.
+    /// True if the caller prefers an error to a spill.
     pub refuses_fallback: bool,
-    /// Headers that filters put on the request for its backend.
+    /// Headers that filters add to the request for its backend.
     pub request_headers: Vec<(HeaderName, HeaderValue)>,
-    /// The body.
+    /// Body of the request.
     pub body: RequestBody,
-    /// What the body asks for; `None` when nothing read it.
+    /// Facts of the body; `None` where it was not read.
     pub asked: Option<Asked>,
     /// Slot and retry permit of the current attempt, until its server's answer was read whole.
-    pub place: Option<Place>,
-    /// What this request took from limits.
+    pub place: Option<AttemptSlot>,
+    /// Reservations of the request.
     pub ledger: Ledger,
-    /// Which rules were judged before its body was read.
+    /// Limits that were checked before the body was read.
     pub judged: Judged,
-    /// Where large bodies are read.
+    /// Threads that read large bodies.
     pub off_loop: Arc<OffLoop>,
-    /// What is told of it at the end.
+    /// Facts that are logged and measured at the end.
     pub outcome: Outcome,
-    /// Why a credential was refused.
+    /// Reason for which a credential was refused.
     pub authentication_failed: Option<CredentialError>,
-    /// The filter whose limit it is over and what to say, where its route shall give the lesser answer.
+    /// Filter whose limit is exceeded and its refusal, where the route spills such requests.
     pub over_limit: Option<(String, Box<Refusal>)>,
-    /// The filter that ended it.
+    /// Filter that ended the request.
     pub refused_by: Option<String>,
-    /// Counts it as running.
+    /// Observers of filters that follow the exchange.
+    pub observers: Observers,
+    /// Guard that counts the request as running.
     pub running: Option<RouteInFlight>,
 }
 
 impl Exchange {
-    /// A new exchange.
+    /// Begins the exchange of a request with these headers.
     pub fn begin(
         snapshot: Arc<Snapshot>,
         connection: &ConnectionInfo,
@@ -239,8 +242,8 @@ impl Exchange {
             write_timeout: connection.limits.write_timeout.0,
             span,
             route: None,
-            resolved: Resolved::OTHER,
-            dialect: Resolved::OTHER.dialect,
+            resolved: ResolvedOperation::OTHER,
+            dialect: ResolvedOperation::OTHER.dialect,
             caller: None,
             identified_by: None,
             credential: None,
@@ -258,17 +261,18 @@ impl Exchange {
             authentication_failed: None,
             over_limit: None,
             refused_by: None,
+            observers: Observers::default(),
             running: None,
         }
     }
 
-    /// Resolves what the request asks for. Called once, when its path has been put into one form or refused.
+    /// Resolves the operation of the request. Called once, when its path has been normalised or refused.
     pub fn resolve(&mut self, method: &Method, path: &str) {
-        self.resolved = Resolved::of(method, path);
+        self.resolved = ResolvedOperation::of(method, path);
         self.dialect = self.resolved.dialect;
     }
 
-    /// Who calls, as filters see it.
+    /// Caller in the form that filters see.
     pub fn caller_view(&self) -> Option<Caller<'_>> {
         const NO_CLAIMS: &serde_json::Value = &serde_json::Value::Null;
         let token = self.token.as_deref();
@@ -280,7 +284,7 @@ impl Exchange {
         })
     }
 
-    /// What header values may name.
+    /// Variables that header values may use.
     pub fn variables<'a>(&'a self, route: &'a Route, backend: &'a str) -> Variables<'a> {
         Variables {
             backend,
@@ -291,7 +295,25 @@ impl Exchange {
         }
     }
 
-    /// Who answered, as text.
+    /// Counts a part of the answer's body that goes to the client, and shows it to the observers.
+    pub fn pass(&mut self, part: &[u8]) {
+        let length = u64::try_from(part.len()).unwrap_or(0);
+        self.outcome.bytes_out = self.outcome.bytes_out.saturating_add(length);
+        self.observers.response_body(part);
+    }
+
+    /// Shows a part of the request's body to the observers before it goes to a server.
+    pub fn show_request_body(&mut self, part: &[u8]) -> Result<(), Box<Refusal>> {
+        self.observers.request_body(part).map_err(|refused| self.refused_by_observer(refused))
+    }
+
+    /// Records the filter that refused a part of the request's body.
+    pub fn refused_by_observer(&mut self, refused: RefusedPart) -> Box<Refusal> {
+        self.refused_by = Some(refused.filter);
+        refused.refusal
+    }
+
+    /// Source of the answer as text; empty for the gateway itself.
     pub fn served_by(&self) -> &str {
         match &self.outcome.served_by {
             ServedBy::Gateway => "",
@@ -305,30 +327,30 @@ impl Exchange {
         End::ClientGone
     }
 
-    /// Limits of a write to the client that must be over by `deadline`.
+    /// Limits of a write to the client that must end by `deadline`.
     pub fn write_limits(&self, deadline: Deadline) -> WriteLimits<'_> {
         WriteLimits { timeout: self.write_timeout, deadline, downstream: &self.snapshot.downstream }
     }
 
-    /// When the route's time for the whole request is over.
+    /// End of the route's time for the whole request.
     pub fn deadline(&self, route: &Route) -> Deadline {
         Deadline::from_std(self.started + route.request_timeout)
     }
 }
 
-/// The slot of an attempt at its endpoint, and its part of the budget for retries.
-pub struct Place {
-    /// The slot.
-    pub slot: Taken,
-    /// Counts it as a further try, where it is one.
+/// Slot of an attempt at its endpoint, and its retry permit.
+pub struct AttemptSlot {
+    /// Slot at the endpoint.
+    pub slot: WakingSlot,
+    /// Permit of the retry budget; `None` for the first attempt.
     pub retrying: Option<Retrying>,
 }
 
-/// One running request of a route.
+/// Guard that counts a running request of a route.
 pub struct RouteInFlight(Arc<crate::telemetry::RouteMetrics>);
 
 impl RouteInFlight {
-    /// Counts it.
+    /// Counts the request until the guard is dropped.
     pub fn enter(metrics: &Arc<crate::telemetry::RouteMetrics>) -> Self {
         metrics.in_flight.inc();
         Self(metrics.clone())
@@ -341,12 +363,12 @@ impl Drop for RouteInFlight {
     }
 }
 
-/// Whether a request of this method may be sent twice (RFC 9110, 9.2.2).
+/// True if a request of this method may be sent twice (RFC 9110, 9.2.2).
 pub fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
 }
 
-/// The violation of the framing that an error of a session carries.
+/// Violation of the framing that an error of a session carries.
 pub fn violation_of(error: &pingora::Error) -> Option<Violation> {
     error.root_cause().downcast_ref::<io::Error>()?.get_ref()?.downcast_ref().copied()
 }

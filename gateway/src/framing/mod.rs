@@ -1,9 +1,9 @@
-//! A strict reader of where HTTP/1 requests begin and end (RFC 9112). It sees each byte of a connection once, before the
-//! session that parses requests does, and stops at the first byte that breaks the grammar or a limit.
+//! Strict reader of the beginning and end of HTTP/1 requests (RFC 9112). [`Framer`] reads each byte of a connection once,
+//! before the session does, and stops at the first byte that breaks the grammar or a limit.
 //!
-//! A pure state machine: no I/O, no clock and no memory that grows with what a client sends. It decides only where a
-//! message ends; what the fields mean is left to the parser behind it. It must never take for whole what that parser takes
-//! for a part, or the other way round: `framing/tests.rs` compares the two, `gateway/fuzz` does so without end.
+//! The reader is a pure state machine: no I/O, no clock and no memory that grows with the input. Its only decision is where
+//! a message ends; the parser behind it reads the meaning of the fields. Both must agree on which bytes are a whole message:
+//! `framing/tests/` compares them, and `gateway/fuzz` does so on any bytes.
 
 use std::io;
 
@@ -12,20 +12,20 @@ use http::StatusCode;
 #[cfg(test)]
 mod tests;
 
-/// Most fields of a head, and of trailers. Pingora parses into an array of so many.
+/// Most fields of a head, and of trailers. Pingora parses into an array of this length.
 pub const MAX_FIELDS: u16 = 256;
 
-/// Most bytes of the line that begins a chunk: its size and extensions. Signatures of chunks, the longest extensions in
-/// use, take about 90.
+/// Most bytes of the line that begins a chunk: its size and extensions. The longest extensions in use, signatures of chunks,
+/// have about 90 bytes.
 pub const MAX_CHUNK_LINE: u16 = 1024;
 
-/// Most bytes of trailers, whatever a head may have. Pingora reads no more.
+/// Most bytes of trailers, whatever the limit of a head. Pingora reads no more.
 pub const MAX_TRAILERS: u64 = 64 << 10;
 
 /// Largest length of a body or chunk in bytes. Other parsers keep lengths as signed 64-bit integers.
 const MAX_LENGTH: u64 = i64::MAX as u64;
 
-/// A request that breaks the grammar or a limit. The connection cannot be used any further.
+/// Violation of the grammar or of a limit by a request. The connection cannot be used any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// The request line alone is longer than `maxHeaderBytes`.
@@ -40,7 +40,7 @@ pub enum Violation {
     /// The request line is not `METHOD SP TARGET SP HTTP/1.0` or `HTTP/1.1` (RFC 9112, 3).
     #[error("the request line is not `METHOD TARGET HTTP/1.1`")]
     RequestLine,
-    /// A field is not `NAME: VALUE`, or has a byte that may not be there (RFC 9112, 5).
+    /// A field is not `NAME: VALUE`, or has a byte that is not allowed there (RFC 9112, 5).
     #[error("a header field is not `NAME: VALUE`")]
     Field,
     /// A line that does not end with CR LF (RFC 9112, 2.2).
@@ -56,7 +56,7 @@ pub enum Violation {
     #[error("Transfer-Encoding does not end with `chunked`, is given twice, or the request is of HTTP/1.0")]
     Coding,
     /// A coding before `chunked` (RFC 9112, 6.1).
-    #[error("the only transfer coding that is taken is `chunked`")]
+    #[error("the only transfer coding that is accepted is `chunked`")]
     UnknownCoding,
     /// The line of a chunk is not `SIZE[;EXTENSIONS]` (RFC 9112, 7.1).
     #[error("the line that begins a chunk is not a hexadecimal size with extensions")]
@@ -78,7 +78,7 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// Status of the answer: 431 (RFC 6585, 5), 414, 501 (RFC 9112, 6.1) or 400.
+    /// Status of the response: 431 (RFC 6585, 5), 414, 501 (RFC 9112, 6.1) or 400.
     pub fn status(self) -> StatusCode {
         match self {
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
@@ -90,7 +90,7 @@ impl Violation {
         }
     }
 
-    /// Code of the answer's error.
+    /// Code of the error in the response.
     pub fn code(self) -> &'static str {
         match self {
             Self::TargetTooLong => "target_too_long",
@@ -111,34 +111,34 @@ impl From<Violation> for io::Error {
 
 /// Part of a request that comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum FramerState {
     /// Before a request line; empty lines are skipped (RFC 9112, 2.2).
     Start,
     StartLf,
     Method,
-    /// The target; whether a byte of it was seen.
+    /// In the target; true once a byte of it was seen.
     Target(bool),
-    /// The version, so many bytes of it were seen.
+    /// In the version, after so many bytes of it.
     Version(u8),
     LineCr,
     LineLf,
-    /// The beginning of a line of the head or trailers.
+    /// At the beginning of a line of the head or trailers.
     Field,
     Name,
     Value,
-    /// The value of `Content-Length`.
+    /// In the value of `Content-Length`.
     Length(Digits),
-    /// The value of `Transfer-Encoding`.
+    /// In the value of `Transfer-Encoding`.
     Coding,
     ValueLf,
     EndLf,
-    /// Bytes of a body with a length that are still to come.
+    /// In a body with a length, before so many further bytes.
     Fixed(u64),
-    /// The size of a chunk: so many digits were seen.
+    /// In the size of a chunk, after so many digits.
     Size(u8),
     Extension(Extension),
     SizeLf,
-    /// Bytes of a chunk that are still to come.
+    /// In the data of a chunk, before so many further bytes.
     Data(u64),
     DataCr,
     DataLf,
@@ -152,7 +152,7 @@ enum Digits {
     After(u64),
 }
 
-/// A place in `*( BWS ";" BWS NAME [ BWS "=" BWS ( TOKEN / QUOTED ) ] )` (RFC 9112, 7.1.1).
+/// Position in `*( BWS ";" BWS NAME [ BWS "=" BWS ( TOKEN / QUOTED ) ] )` (RFC 9112, 7.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Extension {
     /// White space that a semicolon must follow.
@@ -171,17 +171,17 @@ enum Extension {
     Closed,
 }
 
-/// A name or token that is compared while it comes, in pieces.
+/// Name or token that arrives in pieces, in lower case, as far as it is compared.
 #[derive(Debug, Clone, Copy, Default)]
-struct Word {
+struct TokenBuffer {
     bytes: [u8; 17],
     length: u8,
 }
 
-impl Word {
+impl TokenBuffer {
     fn push(&mut self, byte: u8) {
-        if let Some(place) = self.bytes.get_mut(usize::from(self.length)) {
-            *place = byte.to_ascii_lowercase();
+        if let Some(slot) = self.bytes.get_mut(usize::from(self.length)) {
+            *slot = byte.to_ascii_lowercase();
         }
         self.length = self.length.saturating_add(1);
     }
@@ -191,7 +191,7 @@ impl Word {
     }
 }
 
-/// How the body of a request ends.
+/// End of the body of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Body {
     None,
@@ -199,11 +199,11 @@ enum Body {
     Chunked,
 }
 
-/// The reader of one connection.
+/// Reader of one connection.
 #[derive(Debug)]
 pub struct Framer {
-    state: State,
-    /// Bytes that a head, or trailers, may have.
+    state: FramerState,
+    /// Most bytes of a head, and of trailers.
     most: u64,
     /// Bytes of the head or trailers so far.
     used: u64,
@@ -213,10 +213,10 @@ pub struct Framer {
     line: u16,
     in_trailers: bool,
     is_http10: bool,
-    /// True if the version of the request line was seen.
+    /// True once the request line has ended.
     line_ended: bool,
     body: Body,
-    word: Word,
+    word: TokenBuffer,
     /// True if the transfer coding is a list.
     coding_list: bool,
     /// True if white space has followed the transfer coding.
@@ -230,10 +230,10 @@ const LENGTH: &[u8] = b"content-length";
 const CODING: &[u8] = b"transfer-encoding";
 
 impl Framer {
-    /// A reader at the beginning of a connection. A head, and likewise trailers, may have `most` bytes.
+    /// Reader at the beginning of a connection. A head, and likewise trailers, may have `most` bytes.
     pub fn new(most: u64) -> Self {
         Self {
-            state: State::Start,
+            state: FramerState::Start,
             most,
             used: 0,
             fields: 0,
@@ -242,87 +242,87 @@ impl Framer {
             is_http10: false,
             line_ended: false,
             body: Body::None,
-            word: Word::default(),
+            word: TokenBuffer::default(),
             coding_list: false,
             coding_gap: false,
             chunk: 0,
         }
     }
 
-    /// Bytes of a body that come next whatever they are; 0 where the next byte must be looked at.
+    /// Number of body bytes that come next and need no reading; 0 where the next byte must be read.
     pub fn opaque(&self) -> u64 {
         match self.state {
-            State::Fixed(left) | State::Data(left) => left,
+            FramerState::Fixed(left) | FramerState::Data(left) => left,
             _ => 0,
         }
     }
 
-    /// Passes over `count` bytes of a body, of at most [`Self::opaque`].
+    /// Passes over `count` bytes of a body, at most [`Self::opaque`].
     pub fn skip(&mut self, count: u64) {
         match &mut self.state {
-            State::Fixed(left) => {
+            FramerState::Fixed(left) => {
                 *left = left.saturating_sub(count);
                 if *left == 0 {
                     self.begin();
                 }
             }
-            State::Data(left) => {
+            FramerState::Data(left) => {
                 *left = left.saturating_sub(count);
                 if *left == 0 {
-                    self.state = State::DataCr;
+                    self.state = FramerState::DataCr;
                 }
             }
             _ => {}
         }
     }
 
-    /// True if no request is unfinished: all that was read belongs to whole ones.
+    /// True between requests: every byte read belongs to a whole one.
     pub fn is_between(&self) -> bool {
-        self.state == State::Start && self.used == 0
+        self.state == FramerState::Start && self.used == 0
     }
 
-    /// Violation with which reading has ended.
+    /// Violation that ended the reading.
     pub fn violation(&self) -> Option<Violation> {
         match self.state {
-            State::Failed(violation) => Some(violation),
+            FramerState::Failed(violation) => Some(violation),
             _ => None,
         }
     }
 
-    /// True if a body is being read.
+    /// True while a body is being read.
     pub fn is_in_body(&self) -> bool {
         self.in_trailers
             || matches!(
                 self.state,
-                State::Fixed(_)
-                    | State::Size(..)
-                    | State::Extension(_)
-                    | State::SizeLf
-                    | State::Data(_)
-                    | State::DataCr
-                    | State::DataLf
+                FramerState::Fixed(_)
+                    | FramerState::Size(..)
+                    | FramerState::Extension(_)
+                    | FramerState::SizeLf
+                    | FramerState::Data(_)
+                    | FramerState::DataCr
+                    | FramerState::DataLf
             )
     }
 
-    /// Reads on and returns how many of `bytes`, which are not none, may be handed on: all, or those up to the end of a
-    /// message, or those before a violation, with which the next call fails. At least the first byte of a message is
-    /// handed on, so that whoever waits for the next request learns that there is one before it fails.
+    /// Reads `bytes`, which must not be empty, and returns how many of them may be handed on: all, or those up to the end of
+    /// a message, or those before a violation. The call after a violation fails with it. At least the first byte of a
+    /// message is handed on, so that the waiting session learns of a request before it fails.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
-        if let State::Failed(violation) = self.state {
+        if let FramerState::Failed(violation) = self.state {
             return Err(violation);
         }
         let was_between = self.is_between();
         let mut at = 0;
         while at < bytes.len() {
             if let Err(violation) = self.step(bytes, &mut at) {
-                self.state = State::Failed(violation);
+                self.state = FramerState::Failed(violation);
                 return match at {
                     0 if was_between => Ok(1),
                     0 => Err(violation),
                     _ => Ok(at),
                 };
             }
-            // A message has ended here: what comes behind it is not read together with it.
+            // The message has ended; the next one is read by the next call.
             if self.is_between() {
                 break;
             }
@@ -330,27 +330,31 @@ impl Framer {
         Ok(at)
     }
 
-    /// Reads at least one of the bytes from `at` on, and moves `at` behind what was read.
+    /// Reads at least one of the bytes from `at` on, and moves `at` behind the bytes read.
     fn step(&mut self, bytes: &[u8], at: &mut usize) -> Result<(), Violation> {
         let rest = bytes.get(*at..).unwrap_or_default();
         match self.state {
-            State::Fixed(left) | State::Data(left) => {
+            FramerState::Fixed(left) | FramerState::Data(left) => {
                 let here = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
                 self.skip(u64::try_from(here).unwrap_or(left));
                 *at += here;
                 Ok(())
             }
-            State::Size(..) | State::Extension(_) | State::SizeLf | State::DataCr | State::DataLf => {
+            FramerState::Size(..)
+            | FramerState::Extension(_)
+            | FramerState::SizeLf
+            | FramerState::DataCr
+            | FramerState::DataLf => {
                 self.chunk(rest.first().copied().unwrap_or_default())?;
                 *at += 1;
                 Ok(())
             }
-            State::Failed(violation) => Err(violation),
+            FramerState::Failed(violation) => Err(violation),
             _ => self.head(rest, at),
         }
     }
 
-    /// Reads on in a head or in trailers, which are counted.
+    /// Reads bytes of a head or of trailers, and counts them.
     fn head(&mut self, bytes: &[u8], at: &mut usize) -> Result<(), Violation> {
         let most = if self.in_trailers { self.most.min(MAX_TRAILERS) } else { self.most };
         let room = usize::try_from(most.saturating_sub(self.used)).unwrap_or(usize::MAX);
@@ -375,54 +379,54 @@ impl Framer {
             self.head_byte(*byte)?;
             read += 1;
             *at += 1;
-            if self.is_between() || matches!(self.state, State::Fixed(_) | State::Size(_)) {
+            if self.is_between() || matches!(self.state, FramerState::Fixed(_) | FramerState::Size(_)) {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Passes over bytes that come together: most are of values, names and the target. 0 where the next byte is to be
-    /// looked at by itself.
+    /// Passes over a run of bytes of the same kind, such as a value, a name or the target, and returns its length; 0 where
+    /// the next byte is to be read by itself.
     fn run(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
         let end_of_line = |run: usize| if bytes.get(run..run + 2) == Some(b"\r\n") { 2 } else { 0 };
         match self.state {
-            State::Field => {
+            FramerState::Field => {
                 let name = run_of(bytes, TOKEN);
                 let is = |word: &[u8]| bytes.get(..name).is_some_and(|name| name.eq_ignore_ascii_case(word));
                 if name == 0 || bytes.get(name) != Some(&b':') || is(LENGTH) || is(CODING) {
                     return Ok(0);
                 }
                 self.count_field()?;
-                self.state = State::Value;
+                self.state = FramerState::Value;
                 Ok(name + 1)
             }
-            State::Value => {
+            FramerState::Value => {
                 let value = run_of_value(bytes);
                 let end = end_of_line(value);
                 if end > 0 {
-                    self.state = State::Field;
+                    self.state = FramerState::Field;
                 }
                 Ok(value + end)
             }
-            State::Name => {
+            FramerState::Name => {
                 let name = run_of(bytes, TOKEN);
                 if self.word.length <= 17 {
                     bytes.iter().take(name.min(18)).for_each(|byte| self.word.push(*byte));
                 }
                 Ok(name)
             }
-            State::Method => Ok(run_of(bytes, TOKEN)),
-            State::Target(_) => {
+            FramerState::Method => Ok(run_of(bytes, TOKEN)),
+            FramerState::Target(_) => {
                 let target = run_of(bytes, TARGET);
                 if target > 0 {
-                    self.state = State::Target(true);
+                    self.state = FramerState::Target(true);
                 }
                 Ok(target)
             }
-            State::Version(0) if bytes.starts_with(b"HTTP/1.1\r\n") => {
+            FramerState::Version(0) if bytes.starts_with(b"HTTP/1.1\r\n") => {
                 self.line_ended = true;
-                self.state = State::Field;
+                self.state = FramerState::Field;
                 Ok(10)
             }
             _ => Ok(0),
@@ -439,45 +443,56 @@ impl Framer {
 
     fn head_byte(&mut self, byte: u8) -> Result<(), Violation> {
         self.state = match (self.state, byte) {
-            (State::Start, b'\r') => State::StartLf,
-            (State::Start, _) if is(byte, TOKEN) => State::Method,
-            (State::Start, b'\n') => return Err(Violation::LineEnd),
-            (State::Start, _) => return Err(Violation::RequestLine),
-            (State::StartLf, b'\n') => State::Start,
-            (State::Method, b' ') => State::Target(false),
-            (State::Method, _) if is(byte, TOKEN) => State::Method,
-            (State::Target(true), b' ') => State::Version(0),
-            (State::Version(7), b'0' | b'1') => {
+            (FramerState::Start, b'\r') => FramerState::StartLf,
+            (FramerState::Start, _) if is(byte, TOKEN) => FramerState::Method,
+            (FramerState::Start, b'\n') => return Err(Violation::LineEnd),
+            (FramerState::Start, _) => return Err(Violation::RequestLine),
+            (FramerState::StartLf, b'\n') => FramerState::Start,
+            (FramerState::Method, b' ') => FramerState::Target(false),
+            (FramerState::Method, _) if is(byte, TOKEN) => FramerState::Method,
+            (FramerState::Target(true), b' ') => FramerState::Version(0),
+            (FramerState::Version(7), b'0' | b'1') => {
                 self.is_http10 = byte == b'0';
-                State::LineCr
+                FramerState::LineCr
             }
-            (State::Version(n), _) if BEFORE_VERSION.get(usize::from(n)) == Some(&byte) => State::Version(n + 1),
-            (State::LineCr, b'\r') => State::LineLf,
-            (State::LineLf, b'\n') => {
+            (FramerState::Version(n), _) if BEFORE_VERSION.get(usize::from(n)) == Some(&byte) => {
+                FramerState::Version(n + 1)
+            }
+            (FramerState::LineCr, b'\r') => FramerState::LineLf,
+            (FramerState::LineLf, b'\n') => {
                 self.line_ended = true;
-                State::Field
+                FramerState::Field
             }
-            (State::Field, b'\r') => State::EndLf,
-            (State::Field, _) if is(byte, TOKEN) => {
+            (FramerState::Field, b'\r') => FramerState::EndLf,
+            (FramerState::Field, _) if is(byte, TOKEN) => {
                 self.count_field()?;
-                self.word = Word::default();
-                // No other letter begins a name that is looked for.
+                self.word = TokenBuffer::default();
+                // No other letter begins a name that matters.
                 match byte {
                     b'C' | b'c' | b'T' | b't' => self.word.push(byte),
                     _ => self.word.length = u8::MAX,
                 }
-                State::Name
+                FramerState::Name
             }
-            (State::Name, b':') => self.named()?,
-            (State::Value, b'\r') => State::ValueLf,
-            (State::Length(digits), _) => return self.length(digits, byte),
-            (State::Coding, _) => return self.coding(byte),
-            (State::ValueLf, b'\n') => State::Field,
-            (State::EndLf, b'\n') => return self.ended(),
-            (State::StartLf | State::LineCr | State::LineLf | State::ValueLf | State::EndLf, _) => {
+            (FramerState::Name, b':') => self.named()?,
+            (FramerState::Value, b'\r') => FramerState::ValueLf,
+            (FramerState::Length(digits), _) => return self.length(digits, byte),
+            (FramerState::Coding, _) => return self.coding(byte),
+            (FramerState::ValueLf, b'\n') => FramerState::Field,
+            (FramerState::EndLf, b'\n') => return self.ended(),
+            (
+                FramerState::StartLf
+                | FramerState::LineCr
+                | FramerState::LineLf
+                | FramerState::ValueLf
+                | FramerState::EndLf,
+                _,
+            ) => {
                 return Err(Violation::LineEnd);
             }
-            (State::Method | State::Target(_) | State::Version(_), _) => return Err(Violation::RequestLine),
+            (FramerState::Method | FramerState::Target(_) | FramerState::Version(_), _) => {
+                return Err(Violation::RequestLine);
+            }
             (_, b'\n') => return Err(Violation::LineEnd),
             _ if self.in_trailers => return Err(Violation::Trailer),
             _ => return Err(Violation::Field),
@@ -485,28 +500,28 @@ impl Framer {
         Ok(())
     }
 
-    /// A name has ended with its colon. Trailers say nothing of the framing.
-    fn named(&mut self) -> Result<State, Violation> {
+    /// Returns the state behind the colon of a name. The names of trailers have no effect on the framing.
+    fn named(&mut self) -> Result<FramerState, Violation> {
         if self.in_trailers {
-            return Ok(State::Value);
+            return Ok(FramerState::Value);
         }
         if self.word.is(LENGTH) {
             return match self.body {
-                Body::None => Ok(State::Length(Digits::Before)),
+                Body::None => Ok(FramerState::Length(Digits::Before)),
                 Body::Length(_) => Err(Violation::Length),
                 Body::Chunked => Err(Violation::TwoLengths),
             };
         }
         if self.word.is(CODING) {
-            self.word = Word::default();
+            self.word = TokenBuffer::default();
             return match self.body {
                 _ if self.is_http10 => Err(Violation::Coding),
-                Body::None => Ok(State::Coding),
+                Body::None => Ok(FramerState::Coding),
                 Body::Length(_) => Err(Violation::TwoLengths),
                 Body::Chunked => Err(Violation::Coding),
             };
         }
-        Ok(State::Value)
+        Ok(FramerState::Value)
     }
 
     fn length(&mut self, digits: Digits, byte: u8) -> Result<(), Violation> {
@@ -520,12 +535,12 @@ impl Framer {
             (Digits::In(length) | Digits::After(length), b' ' | b'\t') => Digits::After(length),
             (Digits::In(length) | Digits::After(length), b'\r') => {
                 self.body = Body::Length(length);
-                self.state = State::ValueLf;
+                self.state = FramerState::ValueLf;
                 return Ok(());
             }
             _ => return Err(Violation::Length),
         };
-        self.state = State::Length(next);
+        self.state = FramerState::Length(next);
         Ok(())
     }
 
@@ -539,12 +554,12 @@ impl Framer {
                     return Err(Violation::UnknownCoding);
                 }
                 self.body = Body::Chunked;
-                self.state = State::ValueLf;
+                self.state = FramerState::ValueLf;
             }
             b',' => {
                 self.coding_list = true;
                 self.coding_gap = false;
-                self.word = Word::default();
+                self.word = TokenBuffer::default();
             }
             b' ' | b'\t' => self.coding_gap = self.word.length > 0,
             _ if is(byte, VALUE) => {
@@ -559,7 +574,7 @@ impl Framer {
         Ok(())
     }
 
-    /// An empty line ends a head, or trailers and with them the message.
+    /// Ends a head, or trailers and with them the message, at an empty line.
     fn ended(&mut self) -> Result<(), Violation> {
         if self.in_trailers {
             self.begin();
@@ -567,8 +582,8 @@ impl Framer {
         }
         match self.body {
             Body::None | Body::Length(0) => self.begin(),
-            Body::Length(length) => self.state = State::Fixed(length),
-            Body::Chunked => self.state = State::Size(0),
+            Body::Length(length) => self.state = FramerState::Fixed(length),
+            Body::Chunked => self.state = FramerState::Size(0),
         }
         Ok(())
     }
@@ -577,29 +592,29 @@ impl Framer {
         *self = Self::new(self.most);
     }
 
-    /// Reads a byte of what stands around the data of chunks.
+    /// Reads a byte of the framing of chunks, outside their data.
     fn chunk(&mut self, byte: u8) -> Result<(), Violation> {
         match (self.state, byte) {
-            (State::DataCr, b'\r') => {
-                self.state = State::DataLf;
+            (FramerState::DataCr, b'\r') => {
+                self.state = FramerState::DataLf;
                 return Ok(());
             }
-            (State::DataLf, b'\n') => {
-                self.state = State::Size(0);
+            (FramerState::DataLf, b'\n') => {
+                self.state = FramerState::Size(0);
                 (self.line, self.chunk) = (0, 0);
                 return Ok(());
             }
-            (State::DataCr | State::DataLf, _) => return Err(Violation::ChunkEnd),
-            (State::SizeLf, b'\n') => {
+            (FramerState::DataCr | FramerState::DataLf, _) => return Err(Violation::ChunkEnd),
+            (FramerState::SizeLf, b'\n') => {
                 if self.chunk > 0 {
-                    self.state = State::Data(self.chunk);
+                    self.state = FramerState::Data(self.chunk);
                 } else {
                     (self.in_trailers, self.used, self.fields) = (true, 0, 0);
-                    self.state = State::Field;
+                    self.state = FramerState::Field;
                 }
                 return Ok(());
             }
-            (State::SizeLf, _) => return Err(Violation::LineEnd),
+            (FramerState::SizeLf, _) => return Err(Violation::LineEnd),
             _ => {}
         }
         self.line += 1;
@@ -608,45 +623,45 @@ impl Framer {
         }
         use Extension::{Begin, Closed, Equals, Escaped, Name, Named, Quoted, Semicolon, Token};
         self.state = match (self.state, byte) {
-            (State::Size(digits), _) if byte.is_ascii_hexdigit() => {
+            (FramerState::Size(digits), _) if byte.is_ascii_hexdigit() => {
                 let digit = char::from(byte).to_digit(16).map_or(0, u64::from);
                 let size = self.chunk.checked_mul(16).map(|size| size | digit);
                 self.chunk = size.filter(|size| *size <= MAX_LENGTH && digits < 16).ok_or(Violation::ChunkLine)?;
-                State::Size(digits + 1)
+                FramerState::Size(digits + 1)
             }
-            (State::Size(0), _) => return Err(Violation::ChunkLine),
-            (State::Size(..) | State::Extension(Name | Token | Closed), b'\r') => State::SizeLf,
-            // White space behind a name may be followed by `=` or by another extension; behind the rest by that only.
-            (State::Size(..) | State::Extension(Semicolon | Token | Closed), b' ' | b'\t') => {
-                State::Extension(Semicolon)
+            (FramerState::Size(0), _) => return Err(Violation::ChunkLine),
+            (FramerState::Size(..) | FramerState::Extension(Name | Token | Closed), b'\r') => FramerState::SizeLf,
+            // White space behind a name may precede `=` or another extension; elsewhere only another extension.
+            (FramerState::Size(..) | FramerState::Extension(Semicolon | Token | Closed), b' ' | b'\t') => {
+                FramerState::Extension(Semicolon)
             }
-            (State::Size(..) | State::Extension(Semicolon | Name | Named | Token | Closed), b';') => {
-                State::Extension(Begin)
+            (FramerState::Size(..) | FramerState::Extension(Semicolon | Name | Named | Token | Closed), b';') => {
+                FramerState::Extension(Begin)
             }
-            (State::Extension(Begin), b' ' | b'\t') => State::Extension(Begin),
-            (State::Extension(Begin | Name), _) if is(byte, TOKEN) => State::Extension(Name),
-            (State::Extension(Name | Named), b' ' | b'\t') => State::Extension(Named),
-            (State::Extension(Name | Named), b'=') => State::Extension(Equals),
-            (State::Extension(Equals), b' ' | b'\t') => State::Extension(Equals),
-            (State::Extension(Equals), b'"') => State::Extension(Quoted),
-            (State::Extension(Equals | Token), _) if is(byte, TOKEN) => State::Extension(Token),
-            (State::Extension(Quoted), b'"') => State::Extension(Closed),
-            (State::Extension(Quoted), b'\\') => State::Extension(Escaped),
-            (State::Extension(Quoted | Escaped), _) if is(byte, VALUE) => State::Extension(Quoted),
+            (FramerState::Extension(Begin), b' ' | b'\t') => FramerState::Extension(Begin),
+            (FramerState::Extension(Begin | Name), _) if is(byte, TOKEN) => FramerState::Extension(Name),
+            (FramerState::Extension(Name | Named), b' ' | b'\t') => FramerState::Extension(Named),
+            (FramerState::Extension(Name | Named), b'=') => FramerState::Extension(Equals),
+            (FramerState::Extension(Equals), b' ' | b'\t') => FramerState::Extension(Equals),
+            (FramerState::Extension(Equals), b'"') => FramerState::Extension(Quoted),
+            (FramerState::Extension(Equals | Token), _) if is(byte, TOKEN) => FramerState::Extension(Token),
+            (FramerState::Extension(Quoted), b'"') => FramerState::Extension(Closed),
+            (FramerState::Extension(Quoted), b'\\') => FramerState::Extension(Escaped),
+            (FramerState::Extension(Quoted | Escaped), _) if is(byte, VALUE) => FramerState::Extension(Quoted),
             _ => return Err(Violation::ChunkLine),
         };
         Ok(())
     }
 }
 
-/// A byte of a token: names, methods (RFC 9110, 5.6.2).
+/// Class of the bytes of a token: names, methods (RFC 9110, 5.6.2).
 const TOKEN: u8 = 1;
-/// A byte of a target. Wider than RFC 3986: the parser behind escapes what a URI may not have.
+/// Class of the bytes of a target. Wider than RFC 3986: the parser behind escapes bytes that a URI may not have.
 const TARGET: u8 = 2;
-/// A byte of a field's value (RFC 9110, 5.5).
+/// Class of the bytes of a field's value (RFC 9110, 5.5).
 const VALUE: u8 = 4;
 
-/// Which of the classes above a byte is of.
+/// Classes of each byte, as a set of the bits above.
 static CLASSES: [u8; 256] = classes();
 
 const fn classes() -> [u8; 256] {
@@ -680,7 +695,7 @@ fn run_of(bytes: &[u8], class: u8) -> usize {
     bytes.iter().take_while(|byte| is(**byte, class)).count()
 }
 
-/// The bytes at the beginning that may be in a value, eight at a time.
+/// Number of bytes at the beginning that a value may have, compared eight at a time.
 fn run_of_value(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 255;
     const HIGH: u64 = ONES << 7;

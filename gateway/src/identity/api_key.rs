@@ -1,6 +1,6 @@
-//! The table of API keys: SHA-256 digests and the consumers they stand for. It never holds a key.
-//! Its input is the configuration's `consumers`; it is built once for a snapshot and only read after that.
-//! A look-up costs one hash of the key, however many consumers there are.
+//! Table of API keys: SHA-256 digests and their consumers, never a key. The input is the configuration's `consumers`;
+//! the table is built once for a snapshot and only read after that. A look-up costs one hash of the key, however many
+//! consumers there are.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,24 +12,24 @@ use subtle::ConstantTimeEq;
 use super::{Consumer, IdentityError};
 use crate::limits::Credential;
 
-/// Bytes of a digest that choose a bucket.
+/// Bytes of a digest that select a bucket.
 const PREFIX: usize = 8;
 
-/// Digests and whom they stand for.
+/// Digests with their consumers.
 ///
-/// Timing tells nothing that helps to find a key. What is compared is never the key but its SHA-256: to steer that
-/// comparison a caller would need keys whose digests start with chosen bytes, which is as hard as inverting the hash that
-/// far. The bucket is found by the digest's first 64 bits (through a randomly keyed hash map); whether a bucket exists
-/// could show in the time, and so at most that some digest shares those 64 bits, which leaves a 256-bit key as unknown as
-/// before. Within a bucket every entry is compared in full and in constant time.
+/// Timing reveals nothing that helps to find a key. The comparison is of SHA-256 digests, never of keys. To steer it, a
+/// caller would need keys whose digests start with chosen bytes, which is as hard as inverting that part of the hash. A
+/// randomly keyed hash map finds the bucket by the digest's first 64 bits. Timing could reveal at most that a bucket
+/// exists, so that some digest shares those 64 bits. A 256-bit key is as unknown as before. Within a bucket every entry
+/// is compared in full and in constant time.
 #[derive(Default)]
 pub(super) struct Keys {
-    buckets: HashMap<[u8; PREFIX], Vec<Entry>, ahash::RandomState>,
+    buckets: HashMap<[u8; PREFIX], Vec<KeyEntry>, ahash::RandomState>,
 }
 
-struct Entry {
+struct KeyEntry {
     digest: [u8; 32],
-    /// Unix seconds from which on it stands for nobody.
+    /// Unix seconds from which on the key is refused.
     expires: u64,
     consumer: Arc<Consumer>,
 }
@@ -41,9 +41,9 @@ impl std::fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Enters the keys of a consumer. A key that stands twice for one consumer, in the configuration and in its file, holds
-    /// until the later end.
-    pub(super) fn enter(&mut self, consumer: &Arc<Consumer>, keys: &[ConsumerKey]) -> Result<(), IdentityError> {
+    /// Adds the keys of a consumer. A key that is both in the configuration and in the consumer's file expires at the
+    /// later of the two times.
+    pub(super) fn add(&mut self, consumer: &Arc<Consumer>, keys: &[ConsumerKey]) -> Result<(), IdentityError> {
         for key in keys {
             let digest = key.sha256.0;
             let expires = key.expires.map_or(u64::MAX, |day| day.unix_seconds());
@@ -56,20 +56,20 @@ impl Keys {
                         second: consumer.name.to_string(),
                     });
                 }
-                None => bucket.push(Entry { digest, expires, consumer: Arc::clone(consumer) }),
+                None => bucket.push(KeyEntry { digest, expires, consumer: Arc::clone(consumer) }),
             }
         }
         Ok(())
     }
 
-    /// True if this is a key of the configuration, ended or not.
+    /// True for a key of the configuration, expired or not.
     pub(super) fn holds(&self, key: &[u8]) -> bool {
         let digest: [u8; 32] = Sha256::digest(key).into();
         let bucket = self.buckets.get(&prefix(&digest)).into_iter().flatten();
         bucket.fold(false, |held, entry| held | bool::from(entry.digest.ct_eq(&digest)))
     }
 
-    /// The consumer whose key this is at `now` (Unix seconds), and what tells the key from others.
+    /// Finds the consumer of a key at `now` (Unix seconds), with the number of the key.
     pub(super) fn find(&self, key: &[u8], now: u64) -> Option<(&Arc<Consumer>, Credential)> {
         let digest: [u8; 32] = Sha256::digest(key).into();
         let prefix = prefix(&digest);

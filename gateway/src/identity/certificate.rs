@@ -1,4 +1,4 @@
-//! Callers known by the certificate of their connection. The listener has verified it; here it becomes a consumer.
+//! Identifies callers by the client certificate of their connection, which the listener has verified.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use super::Consumer;
 use crate::limits::Credential;
 use crate::tls::ClientCertificate;
 
-/// Consumers by what their certificates say.
+/// Consumers by the name in their certificates.
 #[derive(Debug, Default)]
 pub(super) struct Certificates {
-    /// What of a certificate says who it is; `None` where certificates say nothing.
+    /// Field of a certificate that identifies its consumer; `None` without `authentication.mtls`.
     identity: Option<CertificateIdentity>,
     consumers: HashMap<Box<str>, Arc<Consumer>>,
 }
@@ -33,12 +33,12 @@ impl Certificates {
         Self { identity, consumers }
     }
 
-    /// Whether certificates say who calls.
-    pub(super) fn count(&self) -> bool {
+    /// True if certificates identify callers.
+    pub(super) fn is_enabled(&self) -> bool {
         self.identity.is_some()
     }
 
-    /// Whom a certificate stands for: the first of its names that is a consumer's.
+    /// Finds the consumer of a certificate: that of the first name that belongs to one.
     pub(super) fn find(&self, certificate: &ClientCertificate) -> Option<(Arc<Consumer>, Credential)> {
         let find = |name: &str| {
             let consumer = self.consumers.get(name)?;

@@ -1,4 +1,4 @@
-//! A consumer as requests meet it: its name, what it may name and use, what its requests show backends.
+//! Consumer of a snapshot: name, tenant, limits, permitted models, and credentials towards backends.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,23 +7,23 @@ use http::HeaderValue;
 use spillway_config::schema;
 
 use super::tenants::Tenants;
-use super::{IdentityError, Parts};
+use super::{IdentityDeps, IdentityError};
 use crate::limits::Rules;
 use crate::model_pattern::ModelPattern;
 
-/// Somebody who may call.
+/// Configured identity of a caller.
 pub struct Consumer {
-    /// Its name.
+    /// Name in the configuration, or in the claims of a token.
     pub name: Arc<str>,
-    /// Whom it belongs to.
+    /// Tenant that the consumer belongs to.
     pub tenant: Arc<str>,
-    /// Its rank among those who wait for a place: the higher, the sooner.
+    /// Rank among waiters for a slot: the higher, the sooner.
     pub priority: i32,
-    /// What it may use.
+    /// Limits and budgets.
     pub rules: Rules,
-    /// Models that it may name; all where there is no list.
+    /// Models that the consumer may name; all of them without a list.
     models: Option<Vec<ModelPattern>>,
-    /// What replaces a backend's own credentials for its requests, by the backend's name.
+    /// Credentials that replace a backend's own for requests of the consumer, by the backend's name.
     credentials: HashMap<String, HeaderValue>,
 }
 
@@ -34,20 +34,26 @@ impl std::fmt::Debug for Consumer {
 }
 
 impl Consumer {
-    /// A consumer of the file.
-    pub(super) fn new(written: &schema::Consumer, tenants: &Tenants, parts: Parts<'_>) -> Result<Self, IdentityError> {
+    /// Compiles a consumer of the file.
+    pub(super) fn new(
+        written: &schema::Consumer,
+        tenants: &Tenants,
+        deps: IdentityDeps<'_>,
+    ) -> Result<Self, IdentityError> {
         let label = format!("consumer {}", written.name);
-        let mut rules =
-            parts.limits.of_consumers(&label, &written.limits, parts.adoptions).map_err(IdentityError::Limits)?;
+        let mut rules = deps.limits.of_consumers(&label, &written.limits, deps.commit_steps)?;
         if let Some(budget) = &written.limits.budget {
-            rules.push(parts.limits.budget(&label, "this consumer", &written.name, budget));
+            rules.push(deps.limits.budget(&label, "this consumer", &written.name, budget));
         }
         let tenant = written.tenant.as_deref().unwrap_or(&written.name);
         rules.extend(tenants.rules(tenant));
         let mut credentials = HashMap::new();
         for (backend, secret) in &written.credentials {
-            let value = crate::credentials::bearer(secret)
-                .map_err(|e| IdentityError::Keys(format!("{label}, credentials for `{backend}`: {e}")))?;
+            let value = crate::credentials::bearer(secret).map_err(|source| IdentityError::Credentials {
+                label: label.clone(),
+                backend: backend.clone(),
+                source,
+            })?;
             credentials.insert(backend.clone(), value);
         }
         Ok(Self {
@@ -60,12 +66,12 @@ impl Consumer {
         })
     }
 
-    /// One that a token names, which says itself what it may do.
+    /// Makes a consumer from the claims of a token, which name its scopes themselves.
     pub(super) fn from_claims(name: Arc<str>, tenant: Arc<str>, rules: Rules) -> Self {
         Self { name, tenant, priority: 0, rules, models: None, credentials: HashMap::new() }
     }
 
-    /// Whether it may name a model; `None` stands for a request that names none.
+    /// True if the consumer may name a model; `None` is a request that names none.
     pub fn may_use(&self, model: Option<&str>) -> bool {
         match (&self.models, model) {
             (None, _) => true,
@@ -74,12 +80,12 @@ impl Consumer {
         }
     }
 
-    /// Whether it may name only some models.
+    /// True if the consumer may name only some models.
     pub fn is_restricted(&self) -> bool {
         self.models.is_some()
     }
 
-    /// What its requests show a backend instead of the backend's own credentials.
+    /// Credentials of the consumer for a backend, in place of the backend's own.
     pub fn credentials(&self, backend: &str) -> Option<&HeaderValue> {
         self.credentials.get(backend)
     }

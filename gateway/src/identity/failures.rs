@@ -1,4 +1,5 @@
-//! Bad credentials by address: whoever has shown too many is not looked at for a while.
+//! Bad credentials by address: after too many of them, further credentials of the address are refused unseen for a
+//! while.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -7,33 +8,33 @@ use std::time::Duration;
 
 use spillway_config::schema::FailureLimit;
 
-use crate::limits::Rationed;
+use crate::limits::AddressRate;
 use crate::telemetry::Metrics;
 
-/// The addresses that have shown bad credentials, under one limit.
+/// Addresses that have sent bad credentials, under one limit.
 #[derive(Debug, Clone)]
 pub(super) struct Failures {
     limit: FailureLimit,
-    table: Arc<Rationed>,
+    table: Arc<AddressRate>,
 }
 
 impl Failures {
-    /// Those that the previous snapshot knows, where it has the same limit.
+    /// Keeps the addresses of the previous snapshot if its limit is the same.
     pub(super) fn new(limit: &FailureLimit, previous: Option<&Self>, metrics: &Metrics) -> Self {
         if let Some(previous) = previous.filter(|previous| previous.limit == *limit) {
             return previous.clone();
         }
         let keys = usize::try_from(limit.max_addresses).unwrap_or(usize::MAX);
-        let table = Rationed::new(limit.rate, keys, metrics.process.limit_keys_forgotten.clone());
+        let table = AddressRate::new(limit.rate, keys, metrics.process.limit_keys_forgotten.clone());
         Self { limit: limit.clone(), table: Arc::new(table) }
     }
 
-    /// How long an address is not looked at; `None` where it may show something.
+    /// Time for which credentials of an address are refused unseen; `None` if they are examined.
     pub(super) fn wait(&self, address: IpAddr) -> Option<Duration> {
         self.table.wait(address)
     }
 
-    /// An address has shown a bad credential.
+    /// Counts a bad credential of an address.
     pub(super) fn note(&self, address: IpAddr) {
         self.table.take(address, NonZeroU32::MIN);
     }

@@ -1,6 +1,7 @@
-//! Who calls: an API key or a token becomes a [`Consumer`]. It owns the table of key digests and the verified tokens of one
-//! snapshot. It never keeps, logs or repeats a credential, and never decides what a consumer may do.
-//! Its inputs are the configuration's `consumers` and `authentication`, the header of one request and its address.
+//! Identifies callers: an API key, a token or a client certificate becomes a [`Consumer`]. The room owns the table of
+//! key digests and the verified tokens of one snapshot. It never keeps, logs or repeats a credential, and never decides
+//! what a consumer may do. Inputs are the configuration's `consumers` and `authentication`, and the head and address of
+//! a request.
 
 mod api_key;
 mod certificate;
@@ -27,54 +28,55 @@ use api_key::Keys;
 use certificate::Certificates;
 pub use consumer::Consumer;
 use failures::Failures;
-use jwt::{Judged, Tokens};
-pub use jwt::{Parts, TokenError};
+pub use jwt::{IdentityDeps, KeyFileError, TokenError};
+use jwt::{TokenVerdict, TokenVerifier};
 pub use new_key::{KeyError, NewKey};
 use tenants::Tenants;
 
-use crate::limits::{BudgetRules, Credential};
+use crate::credentials::CredentialsError;
+use crate::limits::{BudgetRules, Credential, RateTooHigh};
 use crate::telemetry::BudgetSample;
-use crate::tls::ClientCertificate;
+use crate::tls::{ClientCertificate, TlsError};
 
-/// Longest API key that is looked at, in bytes; real ones have some fifty to two hundred.
+/// Longest API key that is examined, bytes; real ones have some fifty to two hundred.
 const MAX_KEY_BYTES: usize = 512;
 
-/// What a token says.
+/// Content of a verified token.
 #[derive(Debug, Default)]
 pub struct Token {
-    /// What it lets its bearer do.
+    /// Scopes of the bearer.
     pub scopes: Vec<String>,
-    /// All it says.
+    /// All claims.
     pub claims: Value,
 }
 
-/// A caller that showed who it is.
+/// Identified caller.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// Who it is.
+    /// Consumer of the caller.
     pub consumer: Arc<Consumer>,
-    /// The header that said so, the first one in the configured order.
+    /// Header with the credential, the first one in the configured order.
     pub header: HeaderName,
-    /// What tells the key or token from others.
+    /// Number of the key or token.
     pub credential: Credential,
-    /// What its token says, if it is one.
+    /// Content of the token, if the credential is one.
     pub token: Option<Arc<Token>>,
 }
 
-/// Why a credential is refused.
+/// Reason why a credential is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CredentialError {
-    /// None was shown.
+    /// No credential was sent.
     Missing,
-    /// It has no form that is known here, or two of them contradict each other.
+    /// The credential has an unknown form, or several credentials contradict each other.
     Malformed,
-    /// No consumer has this key.
+    /// The key belongs to no consumer.
     UnknownKey,
-    /// No consumer has this client certificate.
+    /// The client certificate belongs to no consumer.
     UnknownCertificate,
-    /// The client certificate of the connection has ended.
+    /// The client certificate of the connection has expired.
     CertificateExpired,
-    /// Its address has shown too many bad ones; this one was not looked at.
+    /// The address has sent too many bad credentials; this one was not examined.
     Throttled,
     /// The token is not accepted.
     Token(TokenError),
@@ -95,39 +97,55 @@ impl CredentialError {
     }
 }
 
-/// A credential that was refused: what the caller is told, and what the audit log says.
+/// Refused credential, with the answer for the caller and the reason for the audit log.
 #[derive(Debug)]
 pub struct Unidentified {
-    /// For the caller.
+    /// Answer for the caller.
     pub refusal: Refusal,
-    /// For the audit log.
+    /// Reason for the audit log.
     pub reason: CredentialError,
-    /// Whether it was refused unseen, for what its address has shown before.
+    /// True if the credential was refused unseen, because of earlier ones from its address.
     pub throttled: bool,
 }
 
-/// Why the identities of a configuration cannot be compiled.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+/// Reason why the identities of a configuration cannot be compiled.
+#[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// One key would mean two callers.
+    /// Two consumers have the same key.
     #[error(
         "consumers `{first}` and `{second}` have the same key digest: give each a key of its own (`spillway key new`)"
     )]
     SharedKey {
-        /// The consumer that stands first.
+        /// Consumer that is first in the file.
         first: String,
-        /// The other.
+        /// Consumer that repeats the key.
         second: String,
     },
-    /// Something that is no header name.
+    /// A configured header is no header name.
     #[error("`{0}` in authentication.apiKey.headers is not a header name")]
     HeaderName(String),
-    /// Keys of consumers or of an issuer cannot be read.
+    /// The file of a consumer's keys cannot be used.
     #[error("{0}")]
-    Keys(String),
-    /// The limits of consumers cannot be kept.
-    #[error("{0}")]
-    Limits(String),
+    KeysFile(String),
+    /// The file of an issuer's keys cannot be used.
+    #[error(transparent)]
+    IssuerKeys(#[from] KeyFileError),
+    /// The file of authorities for an issuer's server cannot be used.
+    #[error(transparent)]
+    Authorities(#[from] TlsError),
+    /// The credentials of a consumer for a backend cannot be used.
+    #[error("{label}, credentials for `{backend}`: {source}")]
+    Credentials {
+        /// Consumer.
+        label: String,
+        /// Backend.
+        backend: String,
+        /// Fault of the credentials.
+        source: CredentialsError,
+    },
+    /// A rate of a consumer, plan or tenant is too high.
+    #[error(transparent)]
+    Limits(#[from] RateTooHigh),
 }
 
 /// Identifies the callers of one snapshot.
@@ -135,27 +153,27 @@ pub enum IdentityError {
 pub struct Authenticator {
     headers: Vec<HeaderName>,
     keys: Keys,
-    tokens: Tokens,
+    tokens: TokenVerifier,
     certificates: Certificates,
     failures: Failures,
     budgets: BudgetRules,
 }
 
-/// What a request shows of its caller.
+/// Credential in the head of a request.
 struct Presented<'h> {
     header: &'h HeaderName,
     credential: &'h [u8],
 }
 
 impl Authenticator {
-    /// Compiles consumers and what tenants share, the headers that hold their keys and the issuers of tokens. Addresses that have shown bad
-    /// credentials to `previous` are still known.
+    /// Compiles consumers, tenants, the headers that hold keys, and the issuers of tokens. Bad credentials that
+    /// `previous` has counted stay counted.
     pub fn new(
         authentication: &schema::Authentication,
         consumers: &[schema::Consumer],
         tenants: &[schema::Tenant],
         previous: Option<&Self>,
-        parts: Parts<'_>,
+        deps: IdentityDeps<'_>,
     ) -> Result<Self, IdentityError> {
         let mut headers: Vec<HeaderName> = Vec::new();
         for written in &authentication.api_key.headers {
@@ -165,32 +183,33 @@ impl Authenticator {
                 headers.push(name);
             }
         }
-        let tenants = Arc::new(Tenants::new(tenants, parts).map_err(IdentityError::Limits)?);
+        let tenants = Arc::new(Tenants::new(tenants, deps)?);
         let mut keys = Keys::default();
         let mut compiled = Vec::with_capacity(consumers.len());
         for written in consumers {
-            let consumer = Arc::new(Consumer::new(written, &tenants, parts)?);
-            keys.enter(&consumer, &written.keys)?;
+            let consumer = Arc::new(Consumer::new(written, &tenants, deps)?);
+            keys.add(&consumer, &written.keys)?;
             if let Some(file) = &written.keys_file {
-                keys.enter(&consumer, &spillway_config::read_keys(file).map_err(IdentityError::Keys)?)?;
+                keys.add(&consumer, &spillway_config::read_keys(file).map_err(IdentityError::KeysFile)?)?;
             }
             compiled.push(consumer);
         }
-        let tokens = Tokens::new(authentication, consumers, &compiled, &tenants, parts)?;
+        let tokens = TokenVerifier::new(authentication, consumers, &compiled, &tenants, deps)?;
         let certificates = Certificates::new(authentication, consumers, &compiled);
-        let failures = Failures::new(&authentication.failures, previous.map(|p| &p.failures), parts.metrics);
+        let failures = Failures::new(&authentication.failures, previous.map(|p| &p.failures), deps.metrics);
         let budgets = BudgetRules::of(compiled.iter().flat_map(|consumer| &consumer.rules).chain(tenants.all()));
         Ok(Self { headers, keys, tokens, certificates, failures, budgets })
     }
 
-    /// What is spent of the budgets that the file names; those of consumers made from claims come without end.
+    /// Reads what is spent of the budgets that the file names; those of consumers made from claims are unbounded in
+    /// number.
     pub fn budgets(&self) -> Vec<BudgetSample> {
         self.budgets.samples()
     }
 
-    /// Says who calls. `None` is an anonymous caller and comes only where `mode` allows one; a credential that is shown
-    /// and not known is refused even where none is asked for. It waits only where a token names a key of its issuer that
-    /// is not there yet, and then for a bounded time.
+    /// Identifies the caller. `None` is an anonymous one, if `mode` allows that; an unknown credential is refused even
+    /// if none is required. The call waits, for a bounded time, only if a token names a key that its issuer has to be
+    /// asked for.
     pub async fn identify(
         &self,
         headers: &HeaderMap,
@@ -210,7 +229,7 @@ impl Authenticator {
                 RouteAuthentication::Optional | RouteAuthentication::None => Ok(None),
             };
         };
-        if self.tokens.takes(credential) {
+        if self.tokens.is_token(credential) {
             let bearer = self.bearer(credential, address, now).await?;
             return Ok(Some(Identity {
                 consumer: bearer.consumer,
@@ -230,15 +249,15 @@ impl Authenticator {
         }
     }
 
-    /// Says who calls by the certificate of its connection. `None` where certificates do not say that, or where a request
-    /// shows a key or token, which goes before.
+    /// Identifies the caller by the certificate of its connection. `None` without `authentication.mtls`, or if the
+    /// request has a key or token, which goes before.
     pub fn identify_by_certificate(
         &self,
         headers: &HeaderMap,
         address: IpAddr,
         certificate: &ClientCertificate,
     ) -> Option<Result<(Arc<Consumer>, Credential), Unidentified>> {
-        if !self.certificates.count() || self.headers.iter().any(|name| headers.contains_key(name)) {
+        if !self.certificates.is_enabled() || self.headers.iter().any(|name| headers.contains_key(name)) {
             return None;
         }
         Some(self.certificates.find(certificate).ok_or_else(|| {
@@ -246,38 +265,38 @@ impl Authenticator {
                 StatusCode::UNAUTHORIZED,
                 ErrorKind::Authentication,
                 "invalid_certificate",
-                "The certificate of this connection does not stand for anybody who may call.",
+                "The client certificate of this connection matches no consumer.",
             );
             self.refused(address, refusal, CredentialError::UnknownCertificate)
         }))
     }
 
-    /// Who a token stands for.
+    /// Identifies the bearer of a token.
     async fn bearer(&self, token: &[u8], address: IpAddr, now: u64) -> Result<jwt::Bearer, Unidentified> {
         let digest: [u8; 32] = Sha256::digest(token).into();
         if let Some(bearer) = self.tokens.remembered(&digest, now) {
             return Ok(bearer);
         }
-        // A signature costs a hundred times what a key does: it is not checked for who has shown many bad ones.
+        // A signature costs a hundred times what a key does: none is checked for an address with many bad credentials.
         if let Some(wait) = self.failures.wait(address) {
             return Err(throttled(wait));
         }
-        let mut judged = self.tokens.judge(token, &digest, now);
-        if let Judged::Unknown(keys) = &judged {
+        let mut verdict = self.tokens.judge(token, &digest, now);
+        if let TokenVerdict::UnknownKey(keys) = &verdict {
             keys.refresh().await;
-            judged = self.tokens.judge(token, &digest, now);
+            verdict = self.tokens.judge(token, &digest, now);
         }
-        let (reason, is_guess) = match judged {
-            Judged::Believed(bearer) => return Ok(bearer),
-            Judged::Refused(why) => (why, true),
-            // Where the issuer could never be asked, nobody knows whether the token is good.
-            Judged::Unknown(keys) => (TokenError::Key, keys.is_known()),
+        let (reason, is_guess) = match verdict {
+            TokenVerdict::Accepted(bearer) => return Ok(bearer),
+            TokenVerdict::Refused(why) => (why, true),
+            // The issuer could never be asked: the token may be good, so it counts as no guess.
+            TokenVerdict::UnknownKey(keys) => (TokenError::Key, keys.is_known()),
         };
         let refusal = Refusal::new(
             StatusCode::UNAUTHORIZED,
             ErrorKind::Authentication,
             "invalid_token",
-            "The token is not accepted here: it has ended, is not for this service, or is not from a known issuer.",
+            "The token is not accepted here: it has expired, is for another service, or comes from an unknown issuer.",
         );
         if is_guess {
             return Err(self.refused(address, refusal, CredentialError::Token(reason)));
@@ -287,7 +306,7 @@ impl Authenticator {
 
     /// Counts a refused credential against its address.
     fn refused(&self, address: IpAddr, refusal: Refusal, reason: CredentialError) -> Unidentified {
-        // Nobody guesses anything by showing nothing.
+        // A request without a credential guesses nothing.
         if reason != CredentialError::Missing {
             if let Some(wait) = self.failures.wait(address) {
                 return throttled(wait);
@@ -297,12 +316,14 @@ impl Authenticator {
         Unidentified { refusal, reason, throttled: false }
     }
 
-    /// Counts a bad key against its address, where a request is refused before anybody asks who calls: guesses count whichever
-    /// step refuses them. A token is left out, since only its signature would say that it is bad.
+    /// Counts a bad key against its address if a request is refused before the caller is identified: guesses count
+    /// whichever step refuses them. Tokens are left out, because only a signature shows that one is bad.
     pub fn note_guess(&self, headers: &HeaderMap, address: IpAddr, now: u64) {
         let is_bad = match self.presented(headers) {
             Ok(None) => false,
-            Ok(Some(shown)) => !self.tokens.takes(shown.credential) && self.keys.find(shown.credential, now).is_none(),
+            Ok(Some(shown)) => {
+                !self.tokens.is_token(shown.credential) && self.keys.find(shown.credential, now).is_none()
+            }
             Err(_) => true,
         };
         if is_bad && self.failures.wait(address).is_none() {
@@ -310,12 +331,12 @@ impl Authenticator {
         }
     }
 
-    /// True if a header value holds a key of the configuration, ended or not, or a token that is addressed to this
-    /// gateway: by itself, behind a scheme, or in one half of `Basic` (RFC 7617).
+    /// True if a header value holds a key of the configuration, expired or not, or a token that is addressed to this
+    /// gateway. The credential may be the whole value, follow a scheme, or be one half of `Basic` (RFC 7617).
     pub fn holds_credential(&self, value: &[u8]) -> bool {
         let is_ours = |text: &[u8]| {
             !text.is_empty()
-                && if self.tokens.takes(text) {
+                && if self.tokens.is_token(text) {
                     self.tokens.is_addressed_here(text)
                 } else {
                     text.len() <= MAX_KEY_BYTES && self.keys.holds(text)
@@ -337,7 +358,7 @@ impl Authenticator {
         decoded.splitn(2, |b| *b == b':').any(is_ours)
     }
 
-    /// The one credential that a request shows, and the first header that holds it.
+    /// Finds the only credential of a request, with the first header that holds it.
     fn presented<'h>(&'h self, headers: &'h HeaderMap) -> Result<Option<Presented<'h>>, Refusal> {
         let mut found: Option<Presented<'h>> = None;
         for name in &self.headers {
@@ -347,7 +368,7 @@ impl Authenticator {
                 } else {
                     value.as_bytes().trim_ascii()
                 };
-                let most = if self.tokens.takes(credential) { jwt::MAX_TOKEN_BYTES } else { MAX_KEY_BYTES };
+                let most = if self.tokens.is_token(credential) { jwt::MAX_TOKEN_BYTES } else { MAX_KEY_BYTES };
                 check_form(credential, name, most)?;
                 match &found {
                     None => found = Some(Presented { header: name, credential }),
@@ -376,7 +397,7 @@ impl Authenticator {
     }
 }
 
-/// The credential in a header that identified a caller.
+/// Credential in a header that identified a caller.
 pub fn credential_in<'v>(header: &HeaderName, value: &'v HeaderValue) -> &'v [u8] {
     if *header == http::header::AUTHORIZATION {
         bearer(value.as_bytes()).unwrap_or_default()
@@ -385,7 +406,7 @@ pub fn credential_in<'v>(header: &HeaderName, value: &'v HeaderValue) -> &'v [u8
     }
 }
 
-/// The token of `Bearer TOKEN`; the scheme is written in any case (RFC 9110, section 11.1).
+/// Token of `Bearer TOKEN`; the scheme is case-insensitive (RFC 9110, section 11.1).
 fn bearer(value: &[u8]) -> Result<&[u8], Refusal> {
     let value = value.trim_ascii();
     let (scheme, token) = match value.iter().position(|byte| *byte == b' ') {
@@ -399,7 +420,7 @@ fn bearer(value: &[u8]) -> Result<&[u8], Refusal> {
     }
 }
 
-/// Refuses what cannot be a credential before it is hashed.
+/// Refuses text that cannot be a credential before it is hashed.
 fn check_form(key: &[u8], header: &HeaderName, most: usize) -> Result<(), Refusal> {
     if key.is_empty() {
         return Err(unauthenticated(format!("The header `{header}` holds no API key.")));

@@ -1,5 +1,5 @@
-//! Makes API keys for `spillway key new`. It prints and stores nothing itself: the key is shown once, to whoever asked,
-//! and only its digest goes into a configuration.
+//! Makes API keys for `spillway key new`. The module prints and stores nothing: the command shows a key once, and only
+//! its digest goes into a configuration.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -7,14 +7,14 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use sha2::{Digest, Sha256};
 
-/// How keys made here start, so that they are recognised in logs and by secret scanners.
+/// First characters of generated keys, by which logs and secret scanners recognise them.
 const PREFIX: &str = "sk-spillway-";
 
-/// A new API key and what a configuration stores of it.
+/// New API key with the digest that a configuration stores.
 pub struct NewKey {
     /// The key, for the caller.
     pub key: String,
-    /// Its SHA-256 in hexadecimal, for `consumers[].keys[].sha256`.
+    /// SHA-256 of the key in hexadecimal, for `consumers[].keys[].sha256`.
     pub digest: String,
 }
 
@@ -24,7 +24,7 @@ impl std::fmt::Debug for NewKey {
     }
 }
 
-/// Why no key could be made.
+/// Failure to make a key.
 #[derive(Debug, thiserror::Error)]
 #[error("the operating system gave no random bytes for a key: {0}")]
 pub struct KeyError(String);

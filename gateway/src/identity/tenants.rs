@@ -1,43 +1,42 @@
-//! What tenants may use: rules that all consumers of one tenant share, whoever says that they belong to it, the file or a
-//! token.
+//! Rules that all consumers of one tenant share, whether the file or a token makes them its members.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use spillway_config::schema;
 
-use super::Parts;
-use crate::limits::{Rule, Rules};
+use super::IdentityDeps;
+use crate::limits::{RateTooHigh, Rule, Rules};
 
-/// The rules of tenants, by name.
+/// Rules of tenants, by the tenant's name.
 #[derive(Default)]
 pub(super) struct Tenants(HashMap<String, Rules>);
 
 impl Tenants {
-    pub(super) fn new(written: &[schema::Tenant], parts: Parts<'_>) -> Result<Self, String> {
+    pub(super) fn new(written: &[schema::Tenant], deps: IdentityDeps<'_>) -> Result<Self, RateTooHigh> {
         let rules = |tenant: &schema::Tenant| {
             let label = format!("tenant {}", tenant.name);
-            let mut rules = parts.limits.of_tenant(&label, &tenant.limits, parts.adoptions)?;
+            let mut rules = deps.limits.of_tenant(&label, &tenant.limits, deps.commit_steps)?;
             if let Some(budget) = &tenant.limits.budget {
-                // Names of consumers have no blanks: it is nobody else's.
-                rules.push(parts.limits.budget(&label, "this tenant", &label, budget));
+                // The label has a blank, and no name of a consumer has: the account is the tenant's alone.
+                rules.push(deps.limits.budget(&label, "this tenant", &label, budget));
             }
             Ok((tenant.name.clone(), rules))
         };
         written.iter().map(rules).collect::<Result<_, _>>().map(Self)
     }
 
-    /// What they are called.
+    /// Names of the tenants.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }
 
-    /// Those of all tenants.
+    /// Rules of all tenants.
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Rule>> {
         self.0.values().flatten()
     }
 
-    /// The rules that a consumer of this tenant shares with others.
+    /// Rules that the consumers of one tenant share.
     pub(super) fn rules(&self, name: &str) -> impl Iterator<Item = Arc<Rule>> + '_ {
         self.0.get(name).into_iter().flatten().cloned()
     }

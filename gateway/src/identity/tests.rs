@@ -1,4 +1,4 @@
-//! What the rest of the gateway relies on: which credentials identify whom, and which are refused.
+//! Promises to the rest of the gateway: credentials that identify a consumer, and credentials that are refused.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 use spillway_config::schema::{Authentication, Consumer, RouteAuthentication};
 use spillway_filter::{HttpClient, NoHttp, Refusal, SharedStates};
 
-use super::{Authenticator, Identity, IdentityError, NewKey, Parts, Unidentified};
-use crate::adoptions::Adoptions;
+use super::{Authenticator, Identity, IdentityDeps, IdentityError, NewKey, Unidentified};
+use crate::commit_steps::CommitSteps;
 use crate::limits::Limits;
 use crate::telemetry::Metrics;
 
@@ -37,9 +37,15 @@ impl Known {
         let limits = Limits::new(1024, metrics.clone());
         let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
         let states = SharedStates::default();
-        let adoptions = Adoptions::default();
-        let parts = Parts { limits: &limits, states: &states, http: &http, metrics: &metrics, adoptions: &adoptions };
-        Authenticator::new(authentication, consumers, &[], None, parts).map(Self)
+        let commit_steps = CommitSteps::default();
+        let deps = IdentityDeps {
+            limits: &limits,
+            states: &states,
+            http: &http,
+            metrics: &metrics,
+            commit_steps: &commit_steps,
+        };
+        Authenticator::new(authentication, consumers, &[], None, deps).map(Self)
     }
 
     fn at(&self, headers: &HeaderMap, mode: RouteAuthentication, now: u64) -> Result<Option<Identity>, Unidentified> {
@@ -165,13 +171,15 @@ fn headers_that_are_not_configured_do_not_count() {
 #[test]
 fn mistakes_of_the_configuration_are_typed() {
     let shared = [consumer("acme", None, &["sk-same"]), consumer("bolt", None, &["sk-same"])];
-    assert_eq!(
-        Known::new(&Authentication::default(), &shared).err().unwrap(),
-        IdentityError::SharedKey { first: "acme".to_owned(), second: "bolt".to_owned() }
+    let error = Known::new(&Authentication::default(), &shared).err().unwrap();
+    assert!(
+        matches!(&error, IdentityError::SharedKey { first, second } if first == "acme" && second == "bolt"),
+        "{error:?}"
     );
     let authentication: Authentication =
         serde_json::from_value(json!({"apiKey": {"headers": ["not a header"]}})).unwrap();
-    assert_eq!(Known::new(&authentication, &[]).err().unwrap(), IdentityError::HeaderName("not a header".to_owned()));
+    let error = Known::new(&authentication, &[]).err().unwrap();
+    assert!(matches!(&error, IdentityError::HeaderName(name) if name == "not a header"), "{error:?}");
 }
 
 #[test]

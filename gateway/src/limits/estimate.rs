@@ -1,19 +1,21 @@
-//! How many tokens a request will use, before it is answered, and how many it used, after. Before, text counts a token for
-//! four bytes (the rule of thumb for English in OpenAI's documentation); images and sounds have a fixed figure.
+//! Tokens that a request is expected to use before it is answered, and tokens that it has used after. The estimate
+//! counts one token for four bytes of text, the rule of thumb for English in OpenAI's documentation. Each image and
+//! sound counts as a fixed number of tokens.
 
-/// Bytes of text that make a token, about.
+/// Bytes of text for each estimated token.
 const BYTES_PER_TOKEN: u64 = 4;
-/// An image in high detail of 1024 x 1024 is 765 tokens for GPT-4o (OpenAI, "Images and vision": 85 + 4 x 170).
+/// Tokens of an image. One in high detail of 1024 x 1024 is 765 tokens for GPT-4o (OpenAI, "Images and vision": 85 + 4
+/// x 170).
 const TOKENS_PER_IMAGE: u64 = 765;
-/// Half a minute of speech at some ten tokens a second (OpenAI, "Audio": 1 token for 100 ms).
+/// Tokens of a sound: half a minute of speech at some ten tokens a second (OpenAI, "Audio": 1 token for 100 ms).
 const TOKENS_PER_AUDIO: u64 = 300;
-/// Tokens of an answer whose request names no most.
+/// Tokens of an answer whose request names no limit: some 2 KiB of English text.
 const DEFAULT_OUTPUT: u64 = 512;
-/// The most tokens that a request is expected to read or to write: beyond every burst, and sums of many stay exact in the
+/// Upper bound of an estimate, tokens: larger than every burst, and small enough that sums of many stay exact in the
 /// arithmetic of every store.
 const MOST: u64 = 1 << 40;
 
-/// What a request is expected to use.
+/// Tokens that a request is expected to use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Estimate {
     /// Tokens read.
@@ -23,7 +25,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// From what the body tells. `writes` is false for an API that writes no text, such as embeddings.
+    /// Estimates from the content of the body. `writes` is false for an API that writes no text, such as embeddings.
     pub fn new(text_bytes: u64, images: u64, sounds: u64, max_tokens: Option<u64>, writes: bool) -> Self {
         let input = text_bytes
             .div_ceil(BYTES_PER_TOKEN)
@@ -33,27 +35,27 @@ impl Estimate {
         Self { input: input.min(MOST), output: output.min(MOST) }
     }
 
-    /// The same for a request that asks for so many answers, each as long as may be.
+    /// Multiplies the output for a request that asks for several `answers`.
     pub fn times(self, answers: u64) -> Self {
         Self { output: self.output.saturating_mul(answers).min(MOST), ..self }
     }
 
-    /// Both together.
+    /// Input and output together.
     pub fn total(self) -> u64 {
         self.input.saturating_add(self.output)
     }
 }
 
-/// What a request has used.
+/// Tokens that a request has used, and their cost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Used {
     /// Tokens read.
     pub input: u64,
-    /// Of those, the ones that the upstream had in its cache.
+    /// Part of `input` that the upstream had in its cache.
     pub cached: u64,
     /// Tokens written.
     pub output: u64,
-    /// What they cost, in billionths of a US dollar.
+    /// Cost, in billionths of a US dollar.
     pub nanos: u64,
 }
 

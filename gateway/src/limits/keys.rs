@@ -1,5 +1,6 @@
-//! Whom a level belongs to, as a number of 128 bits. It is the same in every process, because gateways that share a store
-//! must mean the same level; 128 bits leave nobody a chance to choose a value that meets another's.
+//! Numbers of levels: 128-bit hashes of the caller, address or value that a level belongs to. The hash is the same in
+//! every process, because gateways that share a store must mean the same level. With 128 bits no caller can find a
+//! value that collides with another's.
 
 use std::hash::Hasher;
 use std::net::IpAddr;
@@ -7,19 +8,19 @@ use std::net::IpAddr;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use spillway_filter::{LimitBy, RequestView};
 
-/// Stands for one key or token of a caller; tells nothing of it.
+/// Number of one key or token of a caller; reveals nothing of its text.
 pub type Credential = u64;
 
-/// What is known of a request besides what filters see.
+/// Request whose level is looked for.
 #[derive(Clone, Copy)]
 pub struct Subject<'a, 'v> {
-    /// What filters see.
+    /// View that filters have of the request.
     pub view: &'a RequestView<'v>,
-    /// The key or token that showed who calls.
+    /// Key or token that identified the caller.
     pub credential: Option<Credential>,
 }
 
-/// The number of a kind of thing and its name.
+/// Hashes a kind of subject with its name.
 pub(super) fn number(kind: &str, name: &[u8]) -> u128 {
     let mut hasher = SipHasher13::new();
     hasher.write_usize(kind.len());
@@ -28,7 +29,7 @@ pub(super) fn number(kind: &str, name: &[u8]) -> u128 {
     hasher.finish128().as_u128()
 }
 
-/// The number of whoever makes a request: the consumer where that is known, else the client's address.
+/// Number of a caller: its consumer if known, else the client's address.
 pub fn caller(consumer: Option<&str>, client: IpAddr) -> u128 {
     match consumer {
         Some(consumer) => number("consumer", consumer.as_bytes()),
@@ -36,7 +37,8 @@ pub fn caller(consumer: Option<&str>, client: IpAddr) -> u128 {
     }
 }
 
-/// What counts as one address: a household or server has a /64 of IPv6.
+/// Network that counts as one address: an IPv4 address, or a /64 of IPv6, because that is what one household or server
+/// is given. The last byte tells the families apart.
 pub fn network(address: IpAddr) -> [u8; 9] {
     let mut network = [0; 9];
     let canonical = address.to_canonical();
@@ -53,20 +55,20 @@ pub fn network(address: IpAddr) -> [u8; 9] {
     network
 }
 
-/// The number of whoever a rule by `by` counts a request for.
-pub(super) fn of(by: &LimitBy, x: Subject<'_, '_>) -> u128 {
-    let address = || number("address", &network(x.view.client));
-    match (by, x.view.caller) {
+/// Number of the level that a rule counts a request under.
+pub(super) fn of(by: &LimitBy, subject: Subject<'_, '_>) -> u128 {
+    let address = || number("address", &network(subject.view.client));
+    match (by, subject.view.caller) {
         (LimitBy::Route, _) => 0,
         (LimitBy::Consumer, Some(caller)) => number("consumer", caller.consumer.as_bytes()),
         (LimitBy::Tenant, Some(caller)) => number("tenant", caller.tenant.as_bytes()),
-        (LimitBy::ApiKey, Some(_)) => x.credential.map_or_else(address, |c| number("key", &c.to_be_bytes())),
-        (LimitBy::Model, _) => number("model", x.view.model.unwrap_or_default().as_bytes()),
-        (LimitBy::Header(name), _) => match x.view.headers.get(name) {
+        (LimitBy::ApiKey, Some(_)) => subject.credential.map_or_else(address, |c| number("key", &c.to_be_bytes())),
+        (LimitBy::Model, _) => number("model", subject.view.model.unwrap_or_default().as_bytes()),
+        (LimitBy::Header(name), _) => match subject.view.headers.get(name) {
             Some(value) => number("header", value.as_bytes()),
             None => address(),
         },
-        (LimitBy::Value(value), _) => match value.of(x.view) {
+        (LimitBy::Value(value), _) => match value.of(subject.view) {
             Some(value) => number("value", value.as_bytes()),
             None => address(),
         },

@@ -1,158 +1,159 @@
-//! What one request holds of limits: given back as a whole when a later rule refuses it, settled once by what was used,
-//! and released by `Drop`, so that no path can forget it.
+//! Reservations of one request. All are released if a later rule refuses the request, and settled once by what the
+//! answer used. `Drop` releases the rest, so that no path can forget it.
 
-use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
 use smallvec::SmallVec;
 use spillway_filter::Refusal;
-use std::sync::Arc;
 
 use super::budgets::Amount;
 use super::estimate::Used;
-use super::judging::{Claim, share_of};
-use super::rules::{Kind, Rule, Unit};
+use super::reservation::{ReservationRequest, ReservedIn, amount_here};
+use super::rules::{Rule, RuleKind, Unit};
 use crate::clock::unix_now;
 
-/// Where a taking stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
-    /// In this process, as one of so many gateways.
-    Here {
-        /// How many share the limit.
-        share: NonZeroU32,
-    },
-    /// In the shared store, and noted here; with the number of the request's leases there.
-    Shared(u64),
-}
-
-/// Where a caller stands with a rate, after this request.
+/// Level of a caller under a rate, after this request.
 #[derive(Debug, Clone)]
-pub struct Shown {
-    /// Whether it counts tokens, else requests.
+pub struct RateStatus {
+    /// True for a rate of tokens, false for one of requests.
     pub is_tokens: bool,
-    /// Most that may be taken at once.
+    /// Most that may be reserved at once.
     pub limit: u64,
-    /// What is left now.
+    /// Rest of `limit` now.
     pub remaining: u64,
-    /// Time until all of it is back.
+    /// Time until the level is full again.
     pub reset: Duration,
-    /// The rule for `RateLimit-Policy`.
+    /// Value of `RateLimit-Policy`.
     pub policy: Option<HeaderValue>,
 }
 
-impl Shown {
-    /// Whether less of it is left than of the other.
+impl RateStatus {
+    /// Level of a rate; `None` for a rule that is no rate.
+    pub(super) fn of(rule: &Rule, remaining: u64, reset: Duration) -> Option<Self> {
+        let RuleKind::Rate { unit, limit, .. } = &rule.kind else { return None };
+        Some(Self {
+            is_tokens: *unit == Unit::Tokens,
+            limit: limit.burst.get().into(),
+            remaining,
+            reset,
+            policy: rule.policy.clone(),
+        })
+    }
+
+    /// True if a smaller fraction remains than of `other`.
     fn is_tighter(&self, other: &Self) -> bool {
         // a/b < c/d without division; both limits are at least 1.
         u128::from(self.remaining) * u128::from(other.limit) < u128::from(other.remaining) * u128::from(self.limit)
     }
 }
 
-struct Taken {
+/// Reservation that a rule has granted.
+struct Reservation {
     rule: Arc<Rule>,
     key: u128,
     amount: Amount,
+    /// Unix seconds of a budget's reservation.
     at: u64,
-    /// The window of the budget that it was taken from.
+    /// Day or month of the budget that the amount was reserved of.
     window: u64,
-    place: Place,
+    held: ReservedIn,
 }
 
-/// The takings of one request.
+/// Reservations of one request.
 #[derive(Default)]
 pub struct Ledger {
-    taken: SmallVec<[Taken; 4]>,
-    requests: Option<Shown>,
-    tokens: Option<Shown>,
+    reservations: SmallVec<[Reservation; 4]>,
+    requests: Option<RateStatus>,
+    tokens: Option<RateStatus>,
     settled: bool,
-    /// A rule that wants the lesser answer for what is over it has been exceeded: what to say where there is none.
+    /// Refusal by an exceeded rule that spills: sent if nothing answers the request instead.
     exceeded: Option<Box<Refusal>>,
 }
 
 impl Ledger {
-    pub(super) fn add(&mut self, claim: &Claim<'_>, place: Place) {
-        let (at, window) = match &claim.rule.kind {
-            Kind::Budget { account, .. } => {
+    pub(super) fn add(&mut self, granted: &ReservationRequest<'_>, held: ReservedIn) {
+        let (at, window) = match &granted.rule.kind {
+            RuleKind::Budget { account, .. } => {
                 let now = unix_now();
                 (now, account.window(now))
             }
             _ => (0, 0),
         };
-        let amount = Amount { tokens: claim.amount, nanos: claim.nanos };
-        self.taken.push(Taken { rule: claim.rule.clone(), key: claim.key, amount, at, window, place });
+        let amount = Amount { tokens: granted.amount, nanos: granted.nanos };
+        self.reservations.push(Reservation { rule: granted.rule.clone(), key: granted.key, amount, at, window, held });
     }
 
-    /// Notes where the caller stands with a rule; of each unit the one with the smallest remaining fraction is shown.
-    pub fn show(&mut self, shown: Shown) {
-        let slot = if shown.is_tokens { &mut self.tokens } else { &mut self.requests };
-        if slot.as_ref().is_none_or(|tightest| shown.is_tighter(tightest)) {
-            *slot = Some(shown);
+    /// Notes the level of the caller under a rate; for each unit the smallest remaining fraction is kept.
+    pub fn show(&mut self, status: RateStatus) {
+        let kept = if status.is_tokens { &mut self.tokens } else { &mut self.requests };
+        if kept.as_ref().is_none_or(|tightest| status.is_tighter(tightest)) {
+            *kept = Some(status);
         }
     }
 
-    /// Notes that a rule is exceeded which wants the lesser answer then; the longest wait counts.
+    /// Notes that a rule that spills is exceeded; the refusal with the longest wait is kept.
     pub(super) fn exceeded(&mut self, refusal: Refusal) {
         if self.exceeded.as_ref().is_none_or(|other| other.retry_after < refusal.retry_after) {
             self.exceeded = Some(Box::new(refusal));
         }
     }
 
-    /// What to say to a request that shall have the lesser answer, where nobody gives one.
+    /// Refusal by an exceeded rule that spills, for a request that nothing else answers.
     pub fn take_exceeded(&mut self) -> Option<Box<Refusal>> {
         self.exceeded.take()
     }
 
-    /// Where the caller stands with the tightest rule of each unit.
-    pub fn shown(&self) -> impl Iterator<Item = &Shown> {
+    /// Level of the caller under the tightest rate of each unit.
+    pub fn shown(&self) -> impl Iterator<Item = &RateStatus> {
         self.requests.iter().chain(&self.tokens)
     }
 
-    /// Whether something waits to be settled by the usage of the answer.
+    /// True if a reservation is to be settled by the usage of the answer.
     pub fn counts_tokens(&self) -> bool {
-        self.taken.iter().any(|taken| taken.rule.counts_tokens())
+        self.reservations.iter().any(|reservation| reservation.rule.counts_tokens())
     }
 
-    /// Gives back everything: a refused request takes nothing from any rule.
-    pub fn give_back(&mut self) {
-        self.give_back_of((0, self.taken.len()));
+    /// Releases all reservations: a refused request uses nothing of any rule.
+    pub fn release(&mut self) {
+        self.release_entries((0, self.reservations.len()));
     }
 
-    /// How many entries there are.
+    /// Number of reservations.
     pub fn entries(&self) -> usize {
-        self.taken.len()
+        self.reservations.len()
     }
 
-    /// Gives back the entries from one to before the other.
-    pub fn give_back_of(&mut self, (from, to): (usize, usize)) {
-        let to = to.min(self.taken.len());
-        for taken in self.taken.drain(from.min(to)..to) {
-            if matches!(taken.rule.kind, Kind::Rate { unit: Unit::Requests, .. }) {
-                taken.move_level(-signed(taken.of_level()));
+    /// Releases the reservations from index `from` to before `to`.
+    pub fn release_entries(&mut self, (from, to): (usize, usize)) {
+        let to = to.min(self.reservations.len());
+        for reservation in self.reservations.drain(from.min(to)..to) {
+            if matches!(reservation.rule.kind, RuleKind::Rate { unit: Unit::Requests, .. }) {
+                reservation.move_level(-signed(reservation.amount_of_level()));
             }
-            taken.settle(Used::default());
-            taken.release();
+            reservation.settle(Used::default());
+            reservation.release_permit();
         }
     }
 
-    /// Corrects what was reserved to what was used, once.
+    /// Corrects the reservations to what was used, once.
     pub fn settle(&mut self, used: Used) {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
-        for taken in &self.taken {
-            taken.settle(used);
+        for reservation in &self.reservations {
+            reservation.settle(used);
         }
     }
 }
 
 impl Drop for Ledger {
     fn drop(&mut self) {
-        // A request that ended before anybody could tell its usage was not answered.
+        // A request that ended before its usage was known was not answered.
         self.settle(Used::default());
-        for taken in &self.taken {
-            taken.release();
+        for reservation in &self.reservations {
+            reservation.release_permit();
         }
     }
 }
@@ -161,58 +162,58 @@ fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-impl Taken {
+impl Reservation {
     fn settle(&self, used: Used) {
         match &self.rule.kind {
-            Kind::Rate { unit: Unit::Tokens, .. } => {
-                let used = used.tokens().saturating_mul(self.share());
-                self.move_level(signed(used).saturating_sub(signed(self.of_level())));
+            RuleKind::Rate { unit: Unit::Tokens, .. } => {
+                let used = used.tokens().saturating_mul(self.gateways());
+                self.move_level(signed(used).saturating_sub(signed(self.amount_of_level())));
             }
-            Kind::Budget { account, .. } => {
+            RuleKind::Budget { account, .. } => {
                 let used = Amount { tokens: used.tokens(), nanos: used.nanos };
                 account.settle(self.amount, used, self.window);
-                if let (Place::Shared(_), Some(shared)) = (self.place, &self.rule.shared) {
-                    shared.spend(&self.rule, self.at, self.amount, used);
+                if let (ReservedIn::Store { .. }, Some(store)) = (self.held, &self.rule.store) {
+                    store.spend(&self.rule, self.at, self.amount, used);
                 }
             }
-            Kind::Rate { unit: Unit::Requests, .. } | Kind::Concurrency { .. } => {}
+            RuleKind::Rate { unit: Unit::Requests, .. } | RuleKind::Concurrency { .. } => {}
         }
     }
 
-    /// For how many gateways it stands.
-    fn share(&self) -> u64 {
-        match self.place {
-            Place::Here { share } => share.get().into(),
-            Place::Shared(_) => 1,
+    /// Gateways that each unit is counted for.
+    fn gateways(&self) -> u64 {
+        match self.held {
+            ReservedIn::Process { gateways } => gateways.get().into(),
+            ReservedIn::Store { .. } => 1,
         }
     }
 
-    /// What was taken from the level here.
-    fn of_level(&self) -> u64 {
-        match (self.place, &self.rule.kind) {
-            (Place::Here { share }, Kind::Rate { limit, .. }) => {
-                share_of(self.amount.tokens, share, limit.burst).get().into()
+    /// Amount reserved of the level in this process.
+    fn amount_of_level(&self) -> u64 {
+        match (self.held, &self.rule.kind) {
+            (ReservedIn::Process { gateways }, RuleKind::Rate { limit, .. }) => {
+                amount_here(self.amount.tokens, gateways, limit.burst).get().into()
             }
             _ => self.amount.tokens,
         }
     }
 
     fn move_level(&self, more: i64) {
-        let Kind::Rate { levels, limit, .. } = &self.rule.kind else { return };
+        let RuleKind::Rate { levels, limit, .. } = &self.rule.kind else { return };
         if more == 0 {
             return;
         }
         levels.settle(self.key, more);
-        if let (Place::Shared(_), Some(shared)) = (self.place, &self.rule.shared) {
-            shared.move_level(&self.rule, self.key, limit.every, more);
+        if let (ReservedIn::Store { .. }, Some(store)) = (self.held, &self.rule.store) {
+            store.move_level(self.rule.number ^ self.key, limit.every, more);
         }
     }
 
-    fn release(&self) {
-        let Kind::Concurrency { running, .. } = &self.rule.kind else { return };
+    fn release_permit(&self) {
+        let RuleKind::Concurrency { running, .. } = &self.rule.kind else { return };
         running.leave(self.key);
-        if let (Place::Shared(lease), Some(shared)) = (self.place, &self.rule.shared) {
-            shared.leave(&self.rule, self.key, lease);
+        if let (ReservedIn::Store { lease }, Some(store)) = (self.held, &self.rule.store) {
+            store.leave(self.rule.number ^ self.key, lease);
         }
     }
 }

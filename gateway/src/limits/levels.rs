@@ -1,8 +1,7 @@
-//! Levels of one rule by key, in a bounded number of shards, under governor's arithmetic (GCRA with a weight for each
-//! request, which is a token bucket). A level is the time at which its key is full again; settling moves it, also past
-//! what the bucket holds: then it is negative, and the key waits until that is made good. Keys that are full are
-//! forgotten first; past the bound the one that is full soonest is.
-//! It knows no request; its inputs are keys and amounts.
+//! Levels of one rule by key, in a fixed number of shards, under governor's arithmetic (GCRA with a weight for each
+//! request, which is a token bucket). A level is the time at which the bucket of its key is full again. Settling moves
+//! it, also below empty: then the key waits until the debt is paid off. Beyond the bound of keys, those that are full
+//! soonest are forgotten. The module knows no request; inputs are keys and amounts.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -19,11 +18,13 @@ use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 
+/// Shards, each with a lock of its own: more than the threads that commonly meet at one rule.
 const SHARDS: usize = 16;
-/// Furthest that a level may be moved into the future: some 36 years, far from the end of governor's arithmetic.
+/// Furthest that a level may be moved into the future, nanoseconds: some 36 years, far below the overflow of governor's
+/// arithmetic.
 const FURTHEST: u64 = 1 << 60;
 
-/// A rate and a burst.
+/// Rate and burst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limit {
     pub(super) every: Duration,
@@ -31,7 +32,7 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// One unit each `every`, `burst` at once; `None` for an interval below a nanosecond.
+    /// Grants one unit in each `every`, `burst` at once; `None` for an interval below a nanosecond.
     pub(super) fn new(every: Duration, burst: NonZeroU32) -> Option<Self> {
         (!every.is_zero()).then_some(Self { every, burst })
     }
@@ -41,43 +42,43 @@ impl Limit {
     }
 }
 
-/// What became of a request.
+/// Answer to an amount that is asked of a level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It took what it asked for.
-    Taken {
-        /// What is left now.
+pub(super) enum LevelOutcome {
+    /// The amount is taken.
+    Granted {
+        /// Rest of the burst.
         remaining: u32,
-        /// Time until all is back.
+        /// Time until the level is full.
         reset: Duration,
     },
-    /// It took nothing.
+    /// Nothing is taken.
     Refused {
-        /// Time until it would pass.
+        /// Time until the amount would be granted.
         wait: Duration,
-        /// Time until all is back.
+        /// Time until the level is full.
         reset: Duration,
     },
-    /// It asked for more than the bucket ever holds.
+    /// The amount is more than the level ever holds.
     TooMuch,
 }
 
-type Shard = Mutex<HashMap<u128, u64, RandomState>>;
+type LevelShard = Mutex<HashMap<u128, u64, RandomState>>;
 
-/// Levels in nanoseconds since the limiter that counts them was made.
+/// Levels in nanoseconds since the start of the active limit.
 struct Table {
-    shards: [Shard; SHARDS],
-    /// Keys of a shard.
+    shards: [LevelShard; SHARDS],
+    /// Most keys of a shard.
     most: usize,
     forgotten: Counter,
 }
 
 impl Table {
-    fn shard(&self, key: u128) -> Option<&Shard> {
+    fn shard(&self, key: u128) -> Option<&LevelShard> {
         self.shards.get(usize::try_from(key >> 64 & 0xFFFF).unwrap_or(0) % SHARDS)
     }
 
-    /// Makes room: forgets the eighth of the keys that is full soonest, most of which are full by now.
+    /// Makes room for a key: forgets the eighth of the keys that is full soonest, most of which are full by now.
     fn make_room(&self, levels: &mut HashMap<u128, u64, RandomState>) {
         if levels.len() < self.most {
             return;
@@ -95,11 +96,11 @@ impl Table {
     }
 }
 
-/// The levels, as governor reads and writes them.
+/// Levels as governor reads and writes them.
 #[derive(Clone)]
-struct Shared(Arc<Table>);
+struct SharedTable(Arc<Table>);
 
-impl StateStore for Shared {
+impl StateStore for SharedTable {
     type Key = u128;
     fn measure_and_replace<T, F, E>(&self, key: &u128, f: F) -> Result<T, E>
     where
@@ -118,38 +119,39 @@ impl StateStore for Shared {
     }
 }
 
-type Limiter = RateLimiter<u128, Shared, DefaultClock, StateInformationMiddleware>;
+type Limiter = RateLimiter<u128, SharedTable, DefaultClock, StateInformationMiddleware>;
 
-struct Rule {
+/// Limit with the time origin of its levels.
+struct ActiveLimit {
     limit: Limit,
     start: QuantaInstant,
     limiter: Limiter,
 }
 
-/// The levels of one rule with the limit that holds now.
+/// Levels of one rule with the active limit.
 pub(super) struct Levels {
     clock: DefaultClock,
-    table: Shared,
-    rule: ArcSwap<Rule>,
+    table: SharedTable,
+    active: ArcSwap<ActiveLimit>,
 }
 
 impl Levels {
-    /// Levels of `keys` keys, all full.
+    /// Makes levels of at most `keys` keys, all full.
     pub(super) fn new(limit: Limit, keys: usize, forgotten: Counter) -> Self {
         let clock = DefaultClock::default();
         let shards = std::array::from_fn(|_| Mutex::new(HashMap::with_hasher(RandomState::new())));
-        let table = Shared(Arc::new(Table { shards, most: keys.div_ceil(SHARDS).max(8), forgotten }));
-        let rule = ArcSwap::from_pointee(rule(limit, &table, &clock));
-        Self { clock, table, rule }
+        let table = SharedTable(Arc::new(Table { shards, most: keys.div_ceil(SHARDS).max(8), forgotten }));
+        let active = ArcSwap::from_pointee(active_limit(limit, &table, &clock));
+        Self { clock, table, active }
     }
 
-    /// Brings the levels to another limit, in proportion: who had half left has half left.
+    /// Changes the limit and scales the levels: a key that had half left has half left.
     pub(super) fn adopt(&self, limit: Limit) {
-        let old = self.rule.load_full();
+        let old = self.active.load_full();
         if old.limit == limit {
             return;
         }
-        let new = rule(limit, &self.table, &self.clock);
+        let new = active_limit(limit, &self.table, &self.clock);
         let passed: u64 = new.start.duration_since(old.start).into();
         for shard in &self.table.0.shards {
             for level in shard.lock().values_mut() {
@@ -158,44 +160,44 @@ impl Levels {
                 *level = u64::try_from(scaled).unwrap_or(FURTHEST).min(FURTHEST);
             }
         }
-        self.rule.store(Arc::new(new));
+        self.active.store(Arc::new(new));
     }
 
     /// Takes `amount` for `key`, if the limit allows all of it.
-    pub(super) fn take(&self, key: u128, amount: NonZeroU32) -> Verdict {
-        let rule = self.rule.load();
-        let verdict = rule.limiter.check_key_n(&key, amount);
+    pub(super) fn take(&self, key: u128, amount: NonZeroU32) -> LevelOutcome {
+        let active = self.active.load();
+        let verdict = active.limiter.check_key_n(&key, amount);
         let now = self.clock.now();
-        let passed: u64 = now.duration_since(rule.start).into();
+        let passed: u64 = now.duration_since(active.start).into();
         let reset = Duration::from_nanos(self.table.0.get(key).saturating_sub(passed));
         match verdict {
-            Ok(Ok(state)) => Verdict::Taken { remaining: state.remaining_burst_capacity(), reset },
-            Ok(Err(refused)) => Verdict::Refused { wait: refused.wait_time_from(now), reset },
-            Err(_) => Verdict::TooMuch,
+            Ok(Ok(state)) => LevelOutcome::Granted { remaining: state.remaining_burst_capacity(), reset },
+            Ok(Err(refused)) => LevelOutcome::Refused { wait: refused.wait_time_from(now), reset },
+            Err(_) => LevelOutcome::TooMuch,
         }
     }
 
-    /// How long until one would be given to `key`, which takes nothing by that; `None` when it would be now.
+    /// Time until `key` could take one, without taking it; `None` if it could now.
     pub(super) fn wait(&self, key: u128) -> Option<Duration> {
-        let rule = self.rule.load();
+        let active = self.active.load();
         let level = self.table.0.get(key);
-        let passed: u64 = self.clock.now().duration_since(rule.start).into();
-        let every = u64::try_from(rule.limit.every.as_nanos()).unwrap_or(FURTHEST);
-        let room = every.saturating_mul(u64::from(rule.limit.burst.get() - 1));
+        let passed: u64 = self.clock.now().duration_since(active.start).into();
+        let every = u64::try_from(active.limit.every.as_nanos()).unwrap_or(FURTHEST);
+        let room = every.saturating_mul(u64::from(active.limit.burst.get() - 1));
         let wait = level.saturating_sub(passed).checked_sub(room)?;
         (wait > 0).then(|| Duration::from_nanos(wait))
     }
 
-    /// Time until `key` has all of it back.
+    /// Time until the level of `key` is full.
     pub(super) fn reset(&self, key: u128) -> Duration {
-        let passed: u64 = self.clock.now().duration_since(self.rule.load().start).into();
+        let passed: u64 = self.clock.now().duration_since(self.active.load().start).into();
         Duration::from_nanos(self.table.0.get(key).saturating_sub(passed))
     }
 
-    /// Moves a level: more was used than taken, or less.
+    /// Moves a level by the difference of what was used and what was taken.
     pub(super) fn settle(&self, key: u128, more: i64) {
-        let rule = self.rule.load();
-        let every = u64::try_from(rule.limit.every.as_nanos()).unwrap_or(FURTHEST);
+        let active = self.active.load();
+        let every = u64::try_from(active.limit.every.as_nanos()).unwrap_or(FURTHEST);
         let moved = every.saturating_mul(more.unsigned_abs()).min(FURTHEST);
         let Some(shard) = self.table.0.shard(key) else { return };
         let mut levels = shard.lock();
@@ -205,7 +207,7 @@ impl Levels {
             }
             return;
         }
-        let now: u64 = self.clock.now().duration_since(rule.start).into();
+        let now: u64 = self.clock.now().duration_since(active.start).into();
         let level = levels.get(&key).copied().unwrap_or(0).max(now);
         if !levels.contains_key(&key) {
             self.table.0.make_room(&mut levels);
@@ -213,18 +215,18 @@ impl Levels {
         levels.insert(key, level.saturating_add(moved).min(now.saturating_add(FURTHEST)));
     }
 
-    /// Keys that are kept.
+    /// Number of keys.
     pub(super) fn keys(&self) -> usize {
         self.table.0.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 }
 
-fn rule(limit: Limit, table: &Shared, clock: &DefaultClock) -> Rule {
+fn active_limit(limit: Limit, table: &SharedTable, clock: &DefaultClock) -> ActiveLimit {
     // `Limit::new` has refused the only period that has no quota.
     let quota = Quota::with_period(limit.every).unwrap_or(Quota::per_second(NonZeroU32::MIN)).allow_burst(limit.burst);
     let start = clock.now();
     let limiter = Limiter::new(quota, table.clone(), clock.clone());
-    Rule { limit, start, limiter }
+    ActiveLimit { limit, start, limiter }
 }
 
 #[cfg(test)]
@@ -245,7 +247,7 @@ mod tests {
 
     fn left(levels: &Levels, key: u128) -> u32 {
         match levels.take(key, ONE) {
-            Verdict::Taken { remaining, .. } => {
+            LevelOutcome::Granted { remaining, .. } => {
                 levels.settle(key, -1);
                 remaining + 1
             }
@@ -258,35 +260,35 @@ mod tests {
         let keys = 4096;
         let levels = levels(Duration::from_secs(60), 2, keys);
         let spent = 7;
-        assert!(matches!(levels.take(spent, ONE), Verdict::Taken { remaining: 1, .. }));
-        assert!(matches!(levels.take(spent, ONE), Verdict::Taken { remaining: 0, .. }));
+        assert!(matches!(levels.take(spent, ONE), LevelOutcome::Granted { remaining: 1, .. }));
+        assert!(matches!(levels.take(spent, ONE), LevelOutcome::Granted { remaining: 0, .. }));
         for key in 0..keys as u128 * 4 {
             levels.take((key + 100).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835), ONE);
         }
         assert!(levels.keys() <= keys);
         assert!(levels.table.0.forgotten.get() > 0);
-        assert!(matches!(levels.take(spent, ONE), Verdict::Refused { .. }));
+        assert!(matches!(levels.take(spent, ONE), LevelOutcome::Refused { .. }));
     }
 
     #[test]
     fn what_was_used_beyond_the_estimate_is_owed() {
         let levels = levels(Duration::from_secs(1), 100, 64);
-        assert!(matches!(levels.take(1, n(40)), Verdict::Taken { remaining: 60, .. }));
+        assert!(matches!(levels.take(1, n(40)), LevelOutcome::Granted { remaining: 60, .. }));
         levels.settle(1, 110);
         // 150 of 100 were used: 51 seconds until one passes, 150 until it is full.
-        let Verdict::Refused { wait, reset } = levels.take(1, ONE) else { panic!("it owes 50") };
+        let LevelOutcome::Refused { wait, reset } = levels.take(1, ONE) else { panic!("it owes 50") };
         assert!(wait > Duration::from_secs(50) && wait <= Duration::from_secs(51), "{wait:?}");
         assert!(reset > Duration::from_secs(149) && reset <= Duration::from_secs(150), "{reset:?}");
-        assert!(matches!(levels.take(1, n(101)), Verdict::TooMuch));
+        assert!(matches!(levels.take(1, n(101)), LevelOutcome::TooMuch));
         levels.settle(1, i64::MAX);
         levels.settle(1, i64::MAX);
-        assert!(matches!(levels.take(1, ONE), Verdict::Refused { .. }), "no arithmetic runs over");
+        assert!(matches!(levels.take(1, ONE), LevelOutcome::Refused { .. }), "no arithmetic runs over");
     }
 
     #[test]
     fn what_was_not_used_comes_back_and_never_more_than_all() {
         let levels = levels(Duration::from_secs(3600), 100, 64);
-        assert!(matches!(levels.take(1, n(100)), Verdict::Taken { remaining: 0, .. }));
+        assert!(matches!(levels.take(1, n(100)), LevelOutcome::Granted { remaining: 0, .. }));
         levels.settle(1, -70);
         assert_eq!(left(&levels, 1), 70);
         levels.settle(1, -1000);
@@ -311,7 +313,7 @@ mod tests {
             let mut used = 0i64;
             for (amount, more) in steps {
                 match levels.take(9, n(amount)) {
-                    Verdict::Taken { remaining, .. } => {
+                    LevelOutcome::Granted { remaining, .. } => {
                         prop_assert!(used + i64::from(amount) <= 200);
                         used += i64::from(amount);
                         prop_assert_eq!(i64::from(remaining), 200 - used);
@@ -319,8 +321,8 @@ mod tests {
                         levels.settle(9, more);
                         used += more;
                     }
-                    Verdict::Refused { .. } => prop_assert!(used + i64::from(amount) > 200),
-                    Verdict::TooMuch => prop_assert!(false),
+                    LevelOutcome::Refused { .. } => prop_assert!(used + i64::from(amount) > 200),
+                    LevelOutcome::TooMuch => prop_assert!(false),
                 }
             }
         }

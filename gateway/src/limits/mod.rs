@@ -1,27 +1,31 @@
-//! How much a caller may use: requests, tokens, requests at a time, budgets. It owns the levels of all rules and the
-//! budgets, here or in a shared store, and judges all rules of a request together: all of them take, or none does.
-//! It never decides who calls, and never makes a request wait for a store longer than its time limit.
-//! Its inputs are rules of the configuration, what a request shows of itself, and the usage of its answer.
+//! Usage limits of callers: request and token rates, concurrent requests, budgets. The room owns the levels of all
+//! rules and the budgets, in this process or in a shared store. All rules of a request are judged together: each rule
+//! reserves, or none does. The room never identifies a caller, and never makes a request wait for a store longer than
+//! `timeout`. Inputs are the rules of the configuration, a view of the request, and the usage that the answer reports.
 
+mod address_rate;
 mod budgets;
+mod concurrency;
 mod estimate;
 mod judging;
 mod keys;
 mod ledger;
 mod levels;
 mod prices;
-mod rationed;
+mod reservation;
 mod rules;
-mod running;
 mod shared;
+mod shared_rules;
 #[cfg(test)]
 mod tests;
 
+pub use address_rate::AddressRate;
 pub use budgets::BudgetError;
 pub use estimate::{Estimate, Used};
-pub use judging::{Claim, Spent, reserve, spent};
+pub use judging::{Exhausted, exhausted, reserve};
 pub use keys::{Credential, Subject, caller, network};
-pub use ledger::{Ledger, Shown};
+pub use ledger::{Ledger, RateStatus};
 pub use prices::Prices;
-pub use rationed::Rationed;
-pub use rules::{BudgetRules, Limits, Rule, Rules};
+pub use reservation::ReservationRequest;
+pub use rules::{BudgetRules, Limits, RateTooHigh, Rule, Rules};
+pub use shared::StoreError;

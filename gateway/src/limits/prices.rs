@@ -1,20 +1,20 @@
-//! What tokens cost. One dollar for a million tokens is a thousand billionths of a dollar for a token, so that a table of
-//! prices becomes whole numbers up to the last rounding.
+//! Prices of tokens. One dollar for a million tokens is a thousand billionths of a dollar for a token, so costs are
+//! whole numbers except for the last rounding.
 
 use spillway_config::schema::Price;
 
 use super::estimate::{Estimate, Used};
 use crate::model_pattern::ModelPattern;
 
-/// Billionths of a dollar for a token at one dollar for a million.
+/// Billionths of a dollar for one token, at one dollar for a million tokens.
 const NANOS: f64 = 1000.0;
 
-/// The table of prices.
+/// Table of prices.
 #[derive(Debug, Default)]
 pub struct Prices(Vec<(String, ModelPattern, Price)>);
 
 impl Prices {
-    /// From the configuration.
+    /// Compiles the prices of the configuration.
     pub fn new(written: &[Price]) -> Self {
         Self(written.iter().map(|p| (p.model.clone(), ModelPattern::new(&p.model), p.clone())).collect())
     }
@@ -24,9 +24,9 @@ impl Prices {
         self.0.iter().find(|(_, pattern, _)| pattern.matches(model)).map(|(_, _, price)| price)
     }
 
-    /// What an answer has cost. A model inside costs nothing unless an entry has exactly its name.
-    pub fn of(&self, used: Used, answered: Option<&str>, asked: Option<&str>, is_inside: bool) -> u64 {
-        let price = if is_inside {
+    /// Cost of an answer. A built-in model costs nothing unless an entry has exactly its name.
+    pub fn of(&self, used: Used, answered: Option<&str>, asked: Option<&str>, is_built_in: bool) -> u64 {
+        let price = if is_built_in {
             self.0.iter().find(|(name, _, _)| answered == Some(name.as_str())).map(|(_, _, price)| price)
         } else {
             self.find(answered).or_else(|| self.find(asked))
@@ -34,7 +34,7 @@ impl Prices {
         price.map_or(0, |price| cost(price, used))
     }
 
-    /// What a request is expected to cost.
+    /// Expected cost of a request.
     pub fn expected(&self, estimate: Estimate, asked: Option<&str>) -> u64 {
         let used = Used { input: estimate.input, output: estimate.output, cached: 0, nanos: 0 };
         self.find(asked).map_or(0, |price| cost(price, used))
@@ -72,11 +72,11 @@ mod tests {
     #[test]
     fn the_first_entry_that_fits_says_what_tokens_cost() {
         let used = Used { input: 1_000_000, cached: 400_000, output: 1_000_000, nanos: 0 };
-        let cost = |answered, asked, inside| prices().of(used, answered, asked, inside);
+        let cost = |answered, asked, is_built_in| prices().of(used, answered, asked, is_built_in);
         assert_eq!(cost(Some("gpt-4o-mini"), None, false), 90_000_000 + 30_000_000 + 600_000_000);
         assert_eq!(cost(Some("gpt-4o"), Some("gpt-4o-mini"), false), 12_500_000_000, "the model that answered counts");
         assert_eq!(cost(None, Some("gpt-4o-mini"), false), 720_000_000);
-        assert_eq!(cost(Some("smollm2"), Some("gpt-4o"), true), 0, "a model inside is free unless it is named");
+        assert_eq!(cost(Some("smollm2"), Some("gpt-4o"), true), 0, "a built-in model is free unless it is named");
         assert_eq!(cost(Some("smollm2"), None, false), 2_000_000_000);
     }
 

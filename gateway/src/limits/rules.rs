@@ -1,4 +1,4 @@
-//! Rules as they are kept: what the configuration says of one unit, compiled with its levels and series.
+//! Compiled rules: one unit of a limit of the configuration, with its levels and metrics.
 
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -10,41 +10,51 @@ use spillway_config::values::Rate;
 use spillway_filter::{LimitBy, LimitSpec, Quota, SharedStates};
 
 use super::budgets::{Account, BudgetError, Budgets};
+use super::concurrency::ConcurrencyCounts;
 use super::keys::number;
 use super::levels::{Levels, Limit};
-use super::running::Running;
-use super::shared::Shared;
-use crate::adoptions::Adoptions;
+use super::shared::{SharedStore, StoreError};
 use crate::clock::unix_now;
+use crate::commit_steps::CommitSteps;
 use crate::telemetry::{BudgetSample, LimitMetrics, Metrics};
 
-/// A shared store and what it was made from.
-struct Store {
+/// Shared store with the configuration and file that it was made from.
+struct ConfiguredStore {
     written: RedisState,
-    /// What its file of authorities held.
+    /// Content of the file of authorities.
     authorities: Option<Vec<u8>>,
-    shared: Arc<Shared>,
+    store: Arc<SharedStore>,
 }
 
-/// What the rules of one snapshot are made with: the levels and budgets of the process, and the snapshot's shared store.
-/// Clones are of the same.
+/// Rate whose interval is below a nanosecond, the unit of levels.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{label}: {rate} is too high a rate to be kept; expected at most one in a nanosecond")]
+pub struct RateTooHigh {
+    /// Owner of the rule.
+    pub label: String,
+    /// Configured rate.
+    pub rate: Rate,
+}
+
+/// Compiles the rules of one snapshot: holds the levels and budgets of the process, and the snapshot's shared store. A
+/// clone shares all of them.
 #[derive(Clone)]
 pub struct Limits {
     states: Arc<SharedStates>,
     budgets: Arc<Budgets>,
     keys: usize,
     metrics: Arc<Metrics>,
-    store: Option<Arc<Store>>,
+    store: Option<Arc<ConfiguredStore>>,
 }
 
-/// What a rule counts, and how much of it there is.
-pub(super) enum Kind {
+/// Unit that a rule counts, with its limit and levels.
+pub(super) enum RuleKind {
     Rate { unit: Unit, levels: Arc<Levels>, limit: Limit },
-    Concurrency { running: Arc<Running>, most: NonZeroU32 },
+    Concurrency { running: Arc<ConcurrencyCounts>, most: NonZeroU32 },
     Budget { whose: Box<str>, account: Arc<Account>, period: Period, tokens: Option<u64>, nanos: Option<u64> },
 }
 
-/// What comes in a time.
+/// Unit of a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unit {
     Requests,
@@ -60,25 +70,25 @@ impl Unit {
     }
 }
 
-/// A compiled rule.
+/// Compiled rule.
 pub struct Rule {
-    /// Its number in a shared store.
+    /// Number of the rule in a shared store.
     pub(super) number: u128,
-    pub(super) kind: Kind,
+    pub(super) kind: RuleKind,
     pub(super) by: LimitBy,
-    /// What a refusal says.
+    /// Message of a refusal.
     pub(super) message: String,
     pub(super) on_exceeded: OnExceeded,
-    /// `RateLimit-Policy`.
+    /// Value of `RateLimit-Policy`.
     pub(super) policy: Option<HeaderValue>,
-    pub(super) shared: Option<Arc<Shared>>,
+    pub(super) store: Option<Arc<SharedStore>>,
     pub(super) metrics: Arc<LimitMetrics>,
 }
 
-/// Rules that stand at one place.
+/// Rules of one filter, consumer or tenant.
 pub type Rules = Vec<Arc<Rule>>;
 
-/// The budgets among rules, each once.
+/// Budgets of a snapshot, each once.
 #[derive(Default)]
 pub struct BudgetRules(Rules);
 
@@ -89,22 +99,22 @@ impl std::fmt::Debug for BudgetRules {
 }
 
 impl BudgetRules {
-    /// Those among these.
+    /// Collects the budgets among rules.
     pub fn of<'r>(rules: impl Iterator<Item = &'r Arc<Rule>>) -> Self {
-        let mut budgets: Rules = rules.filter(|rule| matches!(rule.kind, Kind::Budget { .. })).cloned().collect();
+        let mut budgets: Rules = rules.filter(|rule| matches!(rule.kind, RuleKind::Budget { .. })).cloned().collect();
         budgets.sort_by_key(|rule| rule.number);
         budgets.dedup_by_key(|rule| rule.number);
         Self(budgets)
     }
 
-    /// What is spent of each now.
+    /// Reads what is spent of each budget now.
     pub fn samples(&self) -> Vec<BudgetSample> {
         self.0.iter().filter_map(|rule| rule.sample()).collect()
     }
 }
 
 impl Limits {
-    /// The limits of a new process, with levels of `keys` callers for each rule.
+    /// Makes the limits of a new process, with levels of `keys` callers at most for each rule.
     pub fn new(keys: u32, metrics: Arc<Metrics>) -> Self {
         let keys = usize::try_from(keys).unwrap_or(usize::MAX);
         Self {
@@ -116,56 +126,54 @@ impl Limits {
         }
     }
 
-    /// Opens the file of budgets, if that was not done; what it holds counts when the snapshot is adopted.
-    pub async fn open_budgets(&self, path: &Path, adoptions: &Adoptions) -> Result<(), BudgetError> {
+    /// Opens the file of budgets unless it is open; its content counts once the snapshot is adopted.
+    pub async fn open_budgets(&self, path: &Path, commit_steps: &CommitSteps) -> Result<(), BudgetError> {
         let (opening, file) = (self.budgets.clone(), path.to_owned());
         let opened = tokio::task::spawn_blocking(move || opening.open(&file)).await;
         let opened = opened.map_err(|e| BudgetError { path: path.to_owned(), reason: e.to_string() })??;
         let Some(opened) = opened else { return Ok(()) };
         let budgets = self.budgets.clone();
-        adoptions.add(move || budgets.install(opened));
+        commit_steps.add(move || budgets.install(opened));
         Ok(())
     }
 
-    /// Judges the file of budgets as [`Self::open_budgets`] does, without making or changing anything.
+    /// Validates the file of budgets as [`Self::open_budgets`] does, without making or changing anything.
     pub async fn judge_budgets(&self, path: &Path) -> Result<(), BudgetError> {
         let file = path.to_owned();
         let judged = tokio::task::spawn_blocking(move || Budgets::judge(&file)).await;
         judged.map_err(|e| BudgetError { path: path.to_owned(), reason: e.to_string() })?
     }
 
-    /// The same levels and budgets with the store of a new snapshot: the one that `previous` has, where it is written the
-    /// same. It need not be there, and is not asked before the snapshot is adopted.
+    /// Returns the same levels and budgets with the store of a new snapshot: that of `previous` if its configuration is
+    /// the same. The store need not be reachable, and is not contacted before the snapshot is adopted.
     pub fn sharing(
         &self,
         written: Option<&RedisState>,
         previous: Option<&Self>,
-        adoptions: &Adoptions,
-    ) -> Result<Self, String> {
+        commit_steps: &CommitSteps,
+    ) -> Result<Self, StoreError> {
         let previous = previous.and_then(|limits| limits.store.clone());
         let file = written.and_then(|written| written.ca_file.as_ref());
-        let authorities = file.map(|file| crate::tls::read_authorities(file)).transpose();
-        let authorities = authorities.map_err(|e| format!("state.limits.redis: {e}"))?;
+        let authorities = file.map(|file| crate::tls::read_authorities(file)).transpose()?;
         let store = match (written, previous) {
             (None, _) => None,
             (Some(written), Some(store)) if store.written == *written && store.authorities == authorities => {
                 Some(store)
             }
             (Some(written), previous) => {
-                let gateways = previous.map_or(1, |store| store.shared.gateways().get());
-                let shared = Shared::new(written, authorities.clone(), gateways, &self.metrics);
-                let shared = shared.map_err(|e| format!("state.limits.redis: {e}"))?;
-                let held = shared.clone();
-                adoptions.add(move || held.begin());
-                Some(Arc::new(Store { written: written.clone(), authorities, shared }))
+                let gateways = previous.map_or(1, |store| store.store.gateways().get());
+                let store = SharedStore::new(written, authorities.clone(), gateways, &self.metrics)?;
+                let begun = store.clone();
+                commit_steps.add(move || begun.begin());
+                Some(Arc::new(ConfiguredStore { written: written.clone(), authorities, store }))
             }
         };
         Ok(Self { store, ..self.clone() })
     }
 
-    /// Whether the shared store was reached, and how many gateways it knows of; zero without one.
+    /// True if the shared store is connected, and how many gateways share it; zero without a store.
     pub fn store_seen(&self) -> (bool, u32) {
-        self.store.as_ref().map_or((false, 0), |store| store.shared.seen())
+        self.store.as_ref().map_or((false, 0), |store| store.store.seen())
     }
 
     /// Writes budgets to their file, for a bounded time.
@@ -173,8 +181,13 @@ impl Limits {
         self.budgets.close();
     }
 
-    /// The rules of a `rateLimit` filter: those that need no caller and no body, and the others.
-    pub fn of_filter(&self, route: &str, spec: &LimitSpec, adoptions: &Adoptions) -> Result<(Rules, Rules), String> {
+    /// Compiles the rules of a `rateLimit` filter: those that need neither caller nor body, and the others.
+    pub fn of_filter(
+        &self,
+        route: &str,
+        spec: &LimitSpec,
+        commit_steps: &CommitSteps,
+    ) -> Result<(Rules, Rules), RateTooHigh> {
         let label = format!("{route}/{}", spec.subject);
         let by = &spec.by;
         let early = matches!(by, LimitBy::ClientAddress);
@@ -183,7 +196,7 @@ impl Limits {
         for (unit, quota) in [(Unit::Requests, spec.requests), (Unit::Tokens, spec.tokens)] {
             let Some(quota) = quota else { continue };
             let rule = self.rate(&label, &this, by.clone(), unit, quota, spec.on_exceeded)?;
-            rule.adopted_by(adoptions);
+            rule.adopted_by(commit_steps);
             if early && unit == Unit::Requests { guards.push(rule) } else { filters.push(rule) }
         }
         if let Some(most) = spec.concurrency {
@@ -193,14 +206,24 @@ impl Limits {
         Ok((guards, filters))
     }
 
-    /// The rules that all consumers of one kind have, each with levels of its own; budgets come with `budget`.
-    pub fn of_consumers(&self, label: &str, limits: &ConsumerLimits, adoptions: &Adoptions) -> Result<Rules, String> {
-        self.of_callers(label, "this consumer", &LimitBy::Consumer, limits, adoptions)
+    /// Compiles rules under which each consumer has levels of its own; budgets come from [`Self::budget`].
+    pub fn of_consumers(
+        &self,
+        label: &str,
+        limits: &ConsumerLimits,
+        commit_steps: &CommitSteps,
+    ) -> Result<Rules, RateTooHigh> {
+        self.of_callers(label, "this consumer", &LimitBy::Consumer, limits, commit_steps)
     }
 
-    /// The rules that all consumers of a tenant share; its budget comes with `budget`.
-    pub fn of_tenant(&self, label: &str, limits: &ConsumerLimits, adoptions: &Adoptions) -> Result<Rules, String> {
-        self.of_callers(label, "this tenant", &LimitBy::Tenant, limits, adoptions)
+    /// Compiles rules whose levels all consumers of a tenant share; the budget comes from [`Self::budget`].
+    pub fn of_tenant(
+        &self,
+        label: &str,
+        limits: &ConsumerLimits,
+        commit_steps: &CommitSteps,
+    ) -> Result<Rules, RateTooHigh> {
+        self.of_callers(label, "this tenant", &LimitBy::Tenant, limits, commit_steps)
     }
 
     fn of_callers(
@@ -209,8 +232,8 @@ impl Limits {
         this: &str,
         by: &LimitBy,
         limits: &ConsumerLimits,
-        adoptions: &Adoptions,
-    ) -> Result<Rules, String> {
+        commit_steps: &CommitSteps,
+    ) -> Result<Rules, RateTooHigh> {
         let mut rules = Rules::new();
         let units =
             [(Unit::Requests, limits.requests, limits.burst), (Unit::Tokens, limits.tokens, limits.token_burst)];
@@ -218,7 +241,7 @@ impl Limits {
             let Some(rate) = rate else { continue };
             let quota = Quota { rate, burst: burst.unwrap_or(rate.count) };
             let rule = self.rate(label, this, by.clone(), unit, quota, limits.on_exceeded)?;
-            rule.adopted_by(adoptions);
+            rule.adopted_by(commit_steps);
             rules.push(rule);
         }
         if let Some(most) = limits.concurrency {
@@ -227,13 +250,13 @@ impl Limits {
         Ok(rules)
     }
 
-    /// The rule of one budget: of `this` consumer or tenant. `account` is its name among all budgets.
+    /// Compiles the budget of `this` consumer or tenant. `account` is its name among all budgets.
     pub fn budget(&self, label: &str, this: &str, account: &str, budget: &Budget) -> Arc<Rule> {
         let per = if budget.per == Period::Day { "day" } else { "month" };
         let name = format!("{label}/budget/{per}");
         Arc::new(Rule {
             number: number("budget", format!("{account}/{per}").as_bytes()),
-            kind: Kind::Budget {
+            kind: RuleKind::Budget {
                 whose: label.into(),
                 account: self.budgets.account(account, budget.per),
                 period: budget.per,
@@ -244,13 +267,13 @@ impl Limits {
             message: format!("the budget of {this} for this {per} is spent"),
             on_exceeded: budget.on_exceeded,
             policy: None,
-            shared: self.shared(),
+            store: self.shared_store(),
             metrics: self.metrics.limit(&name),
         })
     }
 
-    fn shared(&self) -> Option<Arc<Shared>> {
-        self.store.as_ref().map(|store| store.shared.clone())
+    fn shared_store(&self) -> Option<Arc<SharedStore>> {
+        self.store.as_ref().map(|configured| configured.store.clone())
     }
 
     fn rate(
@@ -261,10 +284,10 @@ impl Limits {
         unit: Unit,
         quota: Quota,
         on_exceeded: OnExceeded,
-    ) -> Result<Arc<Rule>, String> {
+    ) -> Result<Arc<Rule>, RateTooHigh> {
         let Quota { rate, burst } = quota;
         let limit = Limit::new(rate.period / rate.count.get(), burst)
-            .ok_or_else(|| format!("{label}: {rate} is too high a rate to be kept"))?;
+            .ok_or_else(|| RateTooHigh { label: label.to_owned(), rate })?;
         // The period is part of the name, so that two rules of one kind (10/s and 1000/h) do not share a level.
         let name = format!("{label}/{}/{}", unit.name(), rate.period.as_secs());
         let levels = self
@@ -275,8 +298,8 @@ impl Limits {
             message: format!("the limit of {rate} {} for {this} is reached", unit.name()),
             policy: policy(unit, rate),
             metrics: self.metrics.limit(&name),
-            kind: Kind::Rate { unit, levels, limit },
-            shared: self.shared(),
+            kind: RuleKind::Rate { unit, levels, limit },
+            store: self.shared_store(),
             on_exceeded,
             by,
         }))
@@ -293,10 +316,10 @@ impl Limits {
         let name = format!("{label}/concurrency");
         Arc::new(Rule {
             number: number("concurrency", name.as_bytes()),
-            kind: Kind::Concurrency { running: self.states.get_or_insert(&name, Running::default), most },
+            kind: RuleKind::Concurrency { running: self.states.get_or_insert(&name, ConcurrencyCounts::default), most },
             message: format!("the limit of {most} requests at the same time for {this} is reached"),
             policy: None,
-            shared: self.shared(),
+            store: self.shared_store(),
             metrics: self.metrics.limit(&name),
             on_exceeded,
             by,
@@ -304,7 +327,7 @@ impl Limits {
     }
 }
 
-/// Billionths of a dollar.
+/// Converts US dollars to billionths of them.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -320,20 +343,16 @@ fn policy(unit: Unit, rate: Rate) -> Option<HeaderValue> {
 }
 
 impl Rule {
-    pub(super) fn on_exceeded(&self) -> OnExceeded {
-        self.on_exceeded
-    }
-
-    /// Brings the levels of a rate to its limit once the snapshot that it is made for is adopted.
-    fn adopted_by(self: &Arc<Self>, adoptions: &Adoptions) {
-        let Kind::Rate { levels, limit, .. } = &self.kind else { return };
+    /// Moves the levels of a rate to its limit once the snapshot of the rule is adopted.
+    fn adopted_by(self: &Arc<Self>, commit_steps: &CommitSteps) {
+        let RuleKind::Rate { levels, limit, .. } = &self.kind else { return };
         let (levels, limit) = (levels.clone(), *limit);
-        adoptions.add(move || levels.adopt(limit));
+        commit_steps.add(move || levels.adopt(limit));
     }
 
-    /// What is spent of it, where it is a budget. With a shared store it is what went through this gateway.
+    /// Reads what is spent of a budget; with a shared store, what went through this gateway.
     fn sample(&self) -> Option<BudgetSample> {
-        let Kind::Budget { whose, account, period, tokens, nanos } = &self.kind else { return None };
+        let RuleKind::Budget { whose, account, period, tokens, nanos } = &self.kind else { return None };
         let spent = account.spent(unix_now());
         let per = if *period == Period::Day { "day" } else { "month" };
         let used = |unit, spent, most: &Option<u64>| most.map(|most| (unit, spent, most));
@@ -341,24 +360,24 @@ impl Rule {
         Some(BudgetSample { whose: whose.to_string(), per, units: units.into_iter().flatten().collect() })
     }
 
-    /// Whether the head of a request and its caller say whose level it takes from: then it can be judged before a byte of
-    /// the body is read. A computed value may look at the body.
+    /// True if the head of a request and its caller determine the level. Then the rule can be judged before a byte of
+    /// the body is read. A computed value may depend on the body.
     pub fn needs_no_body(&self) -> bool {
         !matches!(self.by, LimitBy::Model | LimitBy::Value(_))
     }
 
-    /// True if the model that the body names says whose level it takes from.
+    /// True if the model that the body names determines the level.
     pub fn is_by_model(&self) -> bool {
         matches!(self.by, LimitBy::Model)
     }
 
-    /// True if all that it takes of a request is known by the head as well.
+    /// True if the head determines the level and the amount.
     pub fn is_known_by_head(&self) -> bool {
         self.needs_no_body() && !self.counts_tokens()
     }
 
-    /// Whether it counts tokens or what they cost.
+    /// True for a rule of tokens or of their cost.
     pub fn counts_tokens(&self) -> bool {
-        matches!(self.kind, Kind::Rate { unit: Unit::Tokens, .. } | Kind::Budget { .. })
+        matches!(self.kind, RuleKind::Rate { unit: Unit::Tokens, .. } | RuleKind::Budget { .. })
     }
 }

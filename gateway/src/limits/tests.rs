@@ -1,4 +1,4 @@
-//! What the rest of the gateway relies on: rules are taken from together or not at all, and settled by what was used.
+//! Promises to the rest of the gateway: all rules reserve together or not at all, and are settled by what was used.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use spillway_config::schema::{ConsumerLimits, OnExceeded};
 use spillway_filter::{Caller, LimitBy, LimitSpec, Quota, Refusal, RequestView};
 
 use super::*;
-use crate::adoptions::Adoptions;
+use crate::commit_steps::CommitSteps;
 use crate::telemetry::{Metrics, Samples};
 
 struct Asked<'a> {
@@ -37,9 +37,9 @@ fn limits() -> (Limits, Arc<Metrics>) {
 
 fn rules(limits: &Limits, json: serde_json::Value) -> Rules {
     let written: ConsumerLimits = serde_json::from_value(json).unwrap();
-    let adoptions = Adoptions::default();
-    let mut rules = limits.of_consumers("consumer a", &written, &adoptions).unwrap();
-    adoptions.run();
+    let commit_steps = CommitSteps::default();
+    let mut rules = limits.of_consumers("consumer a", &written, &commit_steps).unwrap();
+    commit_steps.run();
     rules.extend(written.budget.as_ref().map(|budget| limits.budget("consumer a", "this consumer", "a", budget)));
     rules
 }
@@ -54,9 +54,9 @@ fn by(limits: &Limits, by: LimitBy, count: u32) -> Rules {
         concurrency: None,
         on_exceeded: OnExceeded::Reject,
     };
-    let adoptions = Adoptions::default();
-    let (mut guards, filters) = limits.of_filter("r", &spec, &adoptions).unwrap();
-    adoptions.run();
+    let commit_steps = CommitSteps::default();
+    let (mut guards, filters) = limits.of_filter("r", &spec, &commit_steps).unwrap();
+    commit_steps.run();
     guards.extend(filters);
     guards
 }
@@ -77,8 +77,9 @@ fn take(rules: &Rules, asked: &Asked<'_>, ledger: &mut Ledger) -> Result<(), Box
         body: None,
     };
     let subject = Subject { view: &view, credential: asked.credential };
-    let claims: Vec<Claim<'_>> = rules.iter().filter_map(|rule| rule.claim(subject, asked.expected)).collect();
-    reserve(&claims, ledger).now_or_never().expect("levels that are here are never waited for")
+    let wanted: Vec<ReservationRequest<'_>> =
+        rules.iter().filter_map(|rule| rule.reservation(subject, asked.expected)).collect();
+    reserve(&wanted, ledger).now_or_never().expect("levels that are here are never waited for")
 }
 
 fn passes(rules: &Rules, asked: &Asked<'_>) -> bool {
@@ -126,7 +127,7 @@ fn all_rules_take_or_none() {
     }
     assert!(passes(&wide, &Asked::default()), "and the wide one has lost nothing by that");
     assert!(!passes(&wide, &Asked::default()));
-    // What was taken at one place is given back when a later place refuses.
+    // Reservations of one step are released when a later step refuses.
     let (early, late) = (by(&limits, LimitBy::Model, 1), by(&limits, LimitBy::ApiKey, 1));
     let asked = Asked { credential: Some(9), ..Asked::default() };
     assert!(passes(&late, &asked));
@@ -291,7 +292,7 @@ fn whoever_a_rule_is_by_has_a_level() {
             Asked { headers: header(), address: "10.0.0.9", ..Asked::default() },
             true,
         ),
-        // Without the header the address counts: nobody escapes by leaving it out.
+        // Without the header the address counts: leaving it out is no escape.
         (LimitBy::Header(HeaderName::from_static("x-user")), Asked::default(), Asked::default(), true),
     ];
     for (n, (limit_by, first, second, shared)) in cases.into_iter().enumerate() {

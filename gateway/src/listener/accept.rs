@@ -1,11 +1,10 @@
-//! Accept loops, one for each address. A reload opens what is new before it closes what is gone.
+//! Accept loops, one for each address. A reload opens new sockets before it closes old ones.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -15,17 +14,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::connection;
+use super::permit::{ConnectionCounts, ConnectionPermit};
 use super::plan::ListenerPlan;
 use crate::descriptors::{Side, Spare, is_shortage};
 use crate::gateway::Gateway;
-use crate::telemetry::{CertificateSample, ConnectionRefusal, ListenerMetrics, Seldom};
+use crate::telemetry::{CertificateSample, ConnectionRefusal, LogThrottle};
 
-/// Connections that the kernel keeps until they are accepted.
+/// Connections that the kernel queues until they are accepted; it caps them at `net.core.somaxconn`, by default 4096.
 const BACKLOG: i32 = 4096;
-/// Pause after an error of `accept` that does not go away by trying at once.
+/// Pause after an error of `accept` that persists: twenty attempts a second cost nothing and lose no client for long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// An address that cannot be listened on.
+/// Address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("listener `{name}`: cannot listen on {address}: {source}{}", hint(source))]
 pub struct ListenError {
@@ -45,21 +45,21 @@ fn hint(error: &std::io::Error) -> &'static str {
     }
 }
 
-/// Sockets that are bound but not served yet: dropping it leaves everything as it was.
+/// Sockets that are bound but not served yet; dropping them changes nothing.
 pub struct Prepared {
-    bound: Vec<(Key, ListenerPlan, Option<TcpListener>)>,
+    bound: Vec<(ListenerKey, ListenerPlan, Option<TcpListener>)>,
 }
 
-/// What a listener is known by over reloads: its address and, where several ask for any free port, which of them it is.
-type Key = (SocketAddr, usize);
+/// Identity of a listener over reloads: its address and, of several that ask for any free port, its index among those.
+type ListenerKey = (SocketAddr, usize);
 
-/// The listeners of the process.
+/// Listeners of the process.
 pub struct ListenerSet {
-    open: Mutex<HashMap<Key, Open>>,
+    open: Mutex<HashMap<ListenerKey, OpenListener>>,
     stop: watch::Sender<bool>,
 }
 
-struct Open {
+struct OpenListener {
     plan: Arc<ArcSwap<ListenerPlan>>,
     stop: watch::Sender<bool>,
     task: tokio::task::AbortHandle,
@@ -72,7 +72,7 @@ impl Default for ListenerSet {
 }
 
 impl ListenerSet {
-    /// Binds what is not open yet. Nothing is served and nothing is closed.
+    /// Binds the listeners that are not open yet. Nothing is served and nothing is closed.
     pub fn prepare(&self, plans: &[ListenerPlan]) -> Result<Prepared, ListenError> {
         let open = self.open.lock();
         let bound = plans
@@ -96,13 +96,13 @@ impl ListenerSet {
         Ok(Prepared { bound })
     }
 
-    /// Serves what was prepared and closes what is no longer wanted; connections of those finish their request.
+    /// Serves the prepared listeners and closes all others, whose connections finish their request.
     pub fn commit(&self, prepared: Prepared, gateway: &Arc<Gateway>) {
         let mut open = self.open.lock();
         let mut wanted = HashMap::new();
         for (key, mut plan, socket) in prepared.bound {
             if let Some(listener) = open.remove(&key) {
-                // Where nothing changed, tickets of earlier connections stay good.
+                // With unchanged TLS, session tickets of earlier connections stay valid.
                 let running = listener.plan.load().tls.clone();
                 if running.as_deref() == plan.tls.as_deref() {
                     plan.tls = running;
@@ -116,7 +116,7 @@ impl ListenerSet {
                 let plan = Arc::new(ArcSwap::from_pointee(plan));
                 let stop = watch::Sender::new(false);
                 let task = tokio::spawn(accept(socket, plan.clone(), gateway.clone(), stop.subscribe())).abort_handle();
-                wanted.insert(key, Open { plan, stop, task });
+                wanted.insert(key, OpenListener { plan, stop, task });
             }
         }
         for ((address, _), gone) in open.drain() {
@@ -129,7 +129,7 @@ impl ListenerSet {
         *open = wanted;
     }
 
-    /// What metrics say of the certificates that listeners show.
+    /// Samples of the certificates that listeners present.
     pub fn certificates(&self) -> Vec<CertificateSample> {
         let mut samples = Vec::new();
         for open in self.open.lock().values() {
@@ -140,7 +140,7 @@ impl ListenerSet {
         samples
     }
 
-    /// Closes all: no further connection, no further request on those that are open.
+    /// Closes all listeners: no further connection, and no further request on those that are open.
     pub fn stop(&self) {
         self.stop.send_replace(true);
         for (_, listener) in self.open.lock().drain() {
@@ -169,11 +169,11 @@ async fn accept(
     gateway: Arc<Gateway>,
     stop: watch::Receiver<bool>,
 ) {
-    let counts = Arc::new(Counts::default());
+    let counts = Arc::new(ConnectionCounts::default());
     let mut name = plan.load().name.clone();
     let mut metrics = gateway.metrics.listener(&name);
     let mut spare = Spare::new();
-    let (failures, shortages) = (Seldom::default(), Seldom::default());
+    let (failures, shortages) = (LogThrottle::default(), LogThrottle::default());
     let short = |listener: &str| {
         shortages.add(1, |times| {
             tracing::warn!(event = "descriptors_spent", listener, times, "a client's connection was closed: raise the limit of open files (`ulimit -n`) or lower `limits.maxConnections`");
@@ -186,7 +186,7 @@ async fn accept(
                 Side::Clients.count_shortage();
                 metrics.refused(ConnectionRefusal::Descriptors);
                 short(&name);
-                // The client that waits is turned away at once: left in the kernel's queue it would wait for nothing.
+                // Rejects the waiting client at once: in the kernel's queue it would wait in vain.
                 if !spare.release() || poll_once(&socket).await.is_none() {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
@@ -195,7 +195,7 @@ async fn accept(
             }
             Err(e) => {
                 failures.add(1, |times| tracing::warn!(event = "accept_failed", error = %e, times));
-                // One that left while it waited says nothing of the next.
+                // A client that left while it waited does not affect the next one.
                 if e.kind() != std::io::ErrorKind::ConnectionAborted {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
@@ -204,7 +204,7 @@ async fn accept(
         };
         let plan = plan.load_full();
         if plan.name != name {
-            // An edit has renamed it.
+            // A reload has renamed the listener.
             name.clone_from(&plan.name);
             metrics = gateway.metrics.listener(&name);
         }
@@ -218,132 +218,21 @@ async fn accept(
             short(&name);
             continue;
         }
-        let mut places = Places::enter(&counts, &metrics);
+        let mut permit = ConnectionPermit::enter(&counts, &metrics);
         // Behind the PROXY protocol the client is not known yet.
-        if !plan.wants_proxy_protocol(client.ip()) && !places.take_address(&plan, client.ip()) {
+        if !plan.wants_proxy_protocol(client.ip()) && !permit.take_address(&plan, client.ip()) {
             metrics.refused(ConnectionRefusal::AddressLimit);
             continue;
         }
-        tokio::spawn(connection::serve(stream, client, places, plan, gateway.clone(), stop.clone()));
+        tokio::spawn(connection::serve(stream, client, permit, plan, gateway.clone(), stop.clone()));
     }
 }
 
-/// Accepts a connection that waits, without waiting for one. It is closed when the result is dropped.
+/// Accepts a waiting connection, if there is one. Dropping the result closes the connection.
 async fn poll_once(socket: &TcpListener) -> Option<TcpStream> {
     poll_fn(|cx| match socket.poll_accept(cx) {
         Poll::Ready(Ok((stream, _))) => Poll::Ready(Some(stream)),
         Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
     })
     .await
-}
-
-/// Open connections of a listener.
-#[derive(Default)]
-struct Counts {
-    all: AtomicUsize,
-    /// By address, only where addresses have a limit; at most as many entries as there are connections.
-    addresses: Mutex<HashMap<u128, u32>>,
-}
-
-/// What one connection takes of its listener's limits; given back when dropped.
-pub(super) struct Places {
-    counts: Arc<Counts>,
-    metrics: Arc<ListenerMetrics>,
-    address: Option<u128>,
-}
-
-impl Places {
-    fn enter(counts: &Arc<Counts>, metrics: &Arc<ListenerMetrics>) -> Self {
-        counts.all.fetch_add(1, Ordering::Relaxed);
-        metrics.connections.inc();
-        Self { counts: counts.clone(), metrics: metrics.clone(), address: None }
-    }
-
-    /// Takes a place of the client's address; false when it has none left.
-    pub(super) fn take_address(&mut self, plan: &ListenerPlan, client: IpAddr) -> bool {
-        let Some(limit) = plan.limits.max_connections_per_address.filter(|_| !plan.is_proxy(client)) else {
-            return true;
-        };
-        let address = network(client);
-        let mut addresses = self.counts.addresses.lock();
-        let open = addresses.entry(address).or_insert(0);
-        if *open >= limit.get() {
-            return false;
-        }
-        *open += 1;
-        self.address = Some(address);
-        true
-    }
-
-    /// Metrics of the listener.
-    pub(super) fn metrics(&self) -> &Arc<ListenerMetrics> {
-        &self.metrics
-    }
-
-    /// Counts the connection as one that carried no request.
-    pub(super) fn refused(&self, reason: ConnectionRefusal) {
-        self.metrics.refused(reason);
-    }
-}
-
-impl Drop for Places {
-    fn drop(&mut self) {
-        self.counts.all.fetch_sub(1, Ordering::Relaxed);
-        self.metrics.connections.dec();
-        if let Some(address) = self.address
-            && let Entry::Occupied(mut open) = self.counts.addresses.lock().entry(address)
-        {
-            match open.get().checked_sub(1) {
-                Some(left) if left > 0 => *open.get_mut() = left,
-                _ => drop(open.remove()),
-            }
-        }
-    }
-}
-
-/// What counts as one address: a household or server has a /64 of IPv6.
-fn network(address: IpAddr) -> u128 {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => u128::from(u32::from(v4)),
-        // The lowest bit keeps the network of zeros apart from IPv4.
-        IpAddr::V6(v6) => u128::from(v6) >> 64 << 64 | 1 << 63,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn plan(limit: u32) -> ListenerPlan {
-        let listener = serde_json::json!({
-            "address": "127.0.0.1:0",
-            "clientAddress": {"trustedProxies": ["10.0.0.1"]},
-            "limits": {"maxConnectionsPerAddress": limit},
-        });
-        let config = serde_json::json!({"listeners": [listener], "routes": []});
-        let acme = crate::tls::Acme::new(Arc::new(crate::telemetry::Metrics::new()));
-        super::super::plans(&serde_json::from_value(config).unwrap(), &acme).unwrap().remove(0)
-    }
-
-    #[test]
-    fn an_address_has_its_places_and_gets_them_back() {
-        let (counts, metrics) = (Arc::new(Counts::default()), crate::telemetry::Metrics::new().listener("l"));
-        let plan = plan(2);
-        let enter = |address: &str| {
-            let mut places = Places::enter(&counts, &metrics);
-            places.take_address(&plan, address.parse().unwrap()).then_some(places)
-        };
-        let first = enter("2001:db8::1").unwrap();
-        let _second = enter("2001:db8::2").unwrap();
-        assert!(enter("2001:db8::ffff:3").is_none(), "a /64 is one address");
-        assert!(enter("2001:db8:0:1::1").is_some());
-        assert!(enter("203.0.113.7").is_some());
-        drop(first);
-        let _third = enter("2001:db8::4").unwrap();
-        assert!(enter("2001:db8::5").is_none());
-        let proxies: Vec<_> = (0..5).map(|_| enter("10.0.0.1").unwrap()).collect();
-        drop(proxies);
-        assert_eq!(counts.addresses.lock().len(), 1, "who has no connection takes no memory");
-        assert_eq!(counts.all.load(Ordering::Relaxed), 2);
-    }
 }

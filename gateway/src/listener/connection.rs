@@ -1,4 +1,5 @@
-//! What comes before the first request of a connection (PROXY protocol, TLS), and what is known of it from then on.
+//! Opens a connection before its first request: PROXY protocol, limits of addresses, TLS. The result is the facts that
+//! all requests of the connection share.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,11 +9,10 @@ use spillway_config::schema::ListenerProtocol;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::sleep_until;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
-use super::accept::Places;
+use super::permit::ConnectionPermit;
 use super::plan::ListenerPlan;
 use super::proxy_protocol::{self, ProxyError};
 use super::socket::{ClientSocket, Transport};
@@ -22,24 +22,10 @@ use crate::gateway::Gateway;
 use crate::telemetry::ConnectionRefusal;
 use crate::tls::{Challenges, ClientCertificate, ServerTls};
 
-/// Ends when no further request is wanted: the listener is closed or gone, or the certificate of the client ends.
-pub(super) async fn stopped(stop: &mut watch::Receiver<bool>, connection: &ConnectionInfo) {
-    let ended = async {
-        match connection.certificate_ends() {
-            Some(end) => sleep_until(end).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        _ = stop.wait_for(|stop| *stop) => {}
-        () = ended => {}
-    }
-}
-
-/// Why a connection carried no request.
+/// Reason why a connection carried no request.
 #[derive(Debug, thiserror::Error)]
 enum Unopened {
-    #[error("it took longer than `limits.handshakeTimeout`")]
+    #[error("the handshake took longer than `limits.handshakeTimeout`")]
     TooSlow,
     #[error("PROXY protocol: {0}")]
     Proxy(#[from] ProxyError),
@@ -66,11 +52,11 @@ impl Unopened {
     }
 }
 
-/// Serves a connection to its end. `places` counts it.
+/// Serves a connection to its end. `permit` counts the connection under the limits of its listener.
 pub(super) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
-    mut places: Places,
+    mut permit: ConnectionPermit,
     plan: Arc<ListenerPlan>,
     gateway: Arc<Gateway>,
     stop: watch::Receiver<bool>,
@@ -79,11 +65,11 @@ pub(super) async fn serve(
     let _open = counted.connect();
     let _ = stream.set_nodelay(true);
     let opened =
-        tokio::time::timeout(plan.limits.handshake_timeout.0, open(stream, peer, &plan, &mut places, &gateway));
+        tokio::time::timeout(plan.limits.handshake_timeout.0, open(stream, peer, &plan, &mut permit, &gateway));
     let (socket, connection, is_http2) = match opened.await.unwrap_or(Err(Unopened::TooSlow)) {
         Ok(opened) => opened,
         Err(why) => {
-            places.refused(why.reason());
+            permit.refused(why.reason());
             if let Unopened::ClientCertificate { client, .. } = &why {
                 gateway.audit.connection_refused(client.to_canonical(), &plan.name);
             }
@@ -95,8 +81,8 @@ pub(super) async fn serve(
     if is_http2 {
         http2::serve(socket, Arc::new(connection), gateway, stop).await;
     } else {
-        // In a place of its own: a connection that never gets past its handshake takes no room for requests.
-        let served = http1::serve(socket, connection, gateway.clone(), places.metrics().clone(), stop);
+        // Boxed: a connection that never completes its handshake takes no memory for requests.
+        let served = http1::serve(socket, connection, gateway.clone(), permit.metrics().clone(), stop);
         Box::pin(gateway.downstream.ending.watch(served)).await;
     }
 }
@@ -105,7 +91,7 @@ async fn open(
     mut stream: TcpStream,
     peer: SocketAddr,
     plan: &ListenerPlan,
-    places: &mut Places,
+    permit: &mut ConnectionPermit,
     gateway: &Gateway,
 ) -> Result<(ClientSocket, ConnectionInfo, bool), Unopened> {
     let socket = |transport| {
@@ -117,7 +103,7 @@ async fn open(
         && let Some(said) = proxy_protocol::read(&mut stream).await?
     {
         client = said;
-        if !places.take_address(plan, client.ip()) {
+        if !permit.take_address(plan, client.ip()) {
             return Err(Unopened::TooMany);
         }
     }
@@ -142,7 +128,7 @@ async fn open(
     Ok((socket(Transport::Tls(Box::new(stream))), connection, is_http2))
 }
 
-/// What ended a handshake with a client. The only certificates that are judged in it are the client's.
+/// Error that ended a handshake. The only certificates that this side verifies are the client's.
 fn unfinished(source: std::io::Error, client: IpAddr) -> Unopened {
     match source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
@@ -152,7 +138,7 @@ fn unfinished(source: std::io::Error, client: IpAddr) -> Unopened {
     }
 }
 
-/// The TLS handshake. One in which an authority looks at a challenge ends with it.
+/// Performs the TLS handshake. The connection of an authority that verifies a challenge ends after it.
 async fn shake_hands(tls: &ServerTls, stream: TcpStream, client: IpAddr) -> Result<TlsStream<TcpStream>, Unopened> {
     let Some(challenge) = &tls.challenge else {
         return TlsAcceptor::from(tls.config.clone()).accept(stream).await.map_err(|e| unfinished(e, client));

@@ -1,5 +1,5 @@
-//! The life of an HTTP/1.1 connection: read a header within its time, run the request, go on or close. Requests that a
-//! client sends before the answer to the one before (pipelining, RFC 9112, 9.3.2) are served one after the other.
+//! Serves an HTTP/1.1 connection: reads a head within its time limit, runs the request, then goes on or closes.
+//! Pipelined requests (RFC 9112, 9.3.2) are served one after the other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use tokio::sync::watch;
 
-use super::connection::stopped;
 use super::socket::ClientSocket;
+use super::stop::stopped;
 use crate::exchange::{ConnectionInfo, violation_of};
 use crate::gateway::Gateway;
 use crate::pipeline;
 use crate::telemetry::{ListenerMetrics, MalformedReason};
 
-/// How long an unread body is read and thrown away so that the connection can be kept.
+/// Longest time for which an unread body is read and dropped to keep the connection: half a second, some round trips.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// Serves requests until the connection ends or `stop` says that no further one is wanted.
+/// Serves requests until the connection ends or `stop` is raised.
 pub(super) async fn serve(
     socket: ClientSocket,
     connection: ConnectionInfo,
@@ -75,7 +75,8 @@ pub(super) async fn serve(
             session.shutdown().await;
             return;
         }
-        // A body that cannot be read to its end, in time or at all, is told by closing in order, so that the answer arrives.
+        // If the rest of the body cannot be read in time, the connection is closed in order, so that the answer
+        // arrives.
         if !session.is_body_done() && session.as_http1().is_some_and(|session| session.will_keepalive()) {
             let finished = session.finish_body().await.is_ok();
             if !finished || session.drain_request_body().await.is_err() {
@@ -95,14 +96,14 @@ pub(super) async fn serve(
     }
 }
 
-/// The answer to an authority that looks at a challenge, which no route may hide.
+/// Answer to an authority that verifies a challenge, which no route may hide.
 fn challenge(gateway: &Gateway, session: &ServerSession) -> Option<Bytes> {
     let head = session.req_header();
     let text = gateway.acme.challenges().text(head.uri.path())?;
     (head.method == Method::GET).then(|| text.into())
 }
 
-/// Writes a short text, within a time.
+/// Writes a short text within `time`.
 async fn answer(session: &mut ServerSession, text: Bytes, time: Duration) -> pipeline::AfterRequest {
     let written = async {
         let mut head = ResponseHeader::build(200, Some(2)).ok()?;

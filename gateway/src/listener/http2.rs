@@ -1,5 +1,5 @@
-//! The life of an HTTP/2 connection (RFC 9113). One task drives it; each stream is a request in a task of its own, owned
-//! by the connection: when that ends, so do they.
+//! Serves an HTTP/2 connection (RFC 9113). One task drives the connection. Each stream is a request in a task of its
+//! own, which the connection owns: the end of the connection ends its streams.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,24 +13,24 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::connection::stopped;
 use super::socket::ClientSocket;
+use super::stop::stopped;
 use crate::exchange::ConnectionInfo;
 use crate::gateway::Gateway;
 use crate::pipeline;
 
-/// Requests that were refused for their form until the connection is closed: an honest client makes none.
+/// Malformed requests after which the connection is closed: an honest client sends none.
 const MAX_MALFORMED: u32 = 32;
 
-/// Bytes of one stream that wait for the socket of a client that has opened its windows and does not read. What the client
-/// gives no window for waits in `limits.bufferedAnswers`.
+/// Bytes of one stream that wait for the socket of a client that has opened its windows and does not read. 64 KiB is
+/// the initial window of RFC 9113, rounded up. Bytes beyond the window wait in `limits.bufferedAnswers`.
 const SEND_BUFFER: usize = 64 << 10;
 
-/// Time for requests to end whose connection is gone.
+/// Time for requests to end after their connection has ended, seconds: they only settle and log.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// Serves streams until the client closes, is idle for too long, or `stop` says that no further request is wanted; then
-/// it is told so (GOAWAY) and those that run go on.
+/// Serves streams until the client closes or idles for too long, or `stop` is raised. Then GOAWAY is sent, and running
+/// streams go on.
 pub(super) async fn serve(
     socket: ClientSocket,
     connection: Arc<ConnectionInfo>,
@@ -66,7 +66,7 @@ pub(super) async fn serve(
             }
             accepted = HttpSession::from_h2_conn(&mut h2, digest.clone()) => accepted,
             () = sleep_until(idle_since + limits.idle_timeout.0), if streams.is_empty() => {
-                // What is left is to say so; a client that does not even read that has the time of a handshake.
+                // Sends GOAWAY; a client that does not read it has the time of a handshake.
                 h2.graceful_shutdown();
                 let closed = async { while let Ok(Some(_)) = HttpSession::from_h2_conn(&mut h2, digest.clone()).await {} };
                 let _ = timeout(limits.handshake_timeout.0, closed).await;
@@ -75,13 +75,13 @@ pub(super) async fn serve(
         };
         match accepted {
             Ok(Some(H2Accept::Session(session))) => {
-                // Streams that the client took back are no longer counted by the protocol but may still be ending here:
-                // who opens and resets them faster than they end is cut off.
+                // Streams that the client reset are no longer counted by the protocol but may still be ending here. A
+                // client that opens and resets them faster than they end is cut off.
                 if streams.len() >= usize::try_from(most).unwrap_or(usize::MAX).saturating_mul(2) {
                     h2.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
                     continue;
                 }
-                // A session that was resumed with a certificate that has ended: its requests are told so.
+                // A session that was resumed with an expired certificate: its requests are refused for that.
                 if !draining && connection.certificate_has_ended() {
                     h2.graceful_shutdown();
                     draining = true;
@@ -116,8 +116,8 @@ async fn request(mut session: HttpSession, connection: Arc<ConnectionInfo>, gate
     }
 }
 
-/// Puts the head of a request into the form that HTTP/1.1 has, which all that follows knows: the authority as `Host`, the
-/// target without it, one `Cookie` (RFC 9113, 8.3.1 and 8.2.3).
+/// Rewrites the head of a request to the form of HTTP/1.1, which the pipeline expects. The authority becomes `Host`,
+/// the target loses it, and cookies are joined (RFC 9113, 8.3.1 and 8.2.3).
 fn to_common_form(head: &mut RequestHeader) {
     if let Some(authority) = head.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())

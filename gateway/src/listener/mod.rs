@@ -1,15 +1,16 @@
-//! Where clients connect: the sockets, what comes before a first request (PROXY protocol, TLS, HTTP/2), the limits of
-//! connections, the life of one connection from request to request. It owns listening sockets and connection tasks; it
-//! knows no route. What a request means is the pipeline's business.
-//! Listeners can be added, removed and changed while the process runs.
+//! Downstream connections: sockets, the opening of a connection (PROXY protocol, TLS, HTTP/2), limits of connections,
+//! and the loop from request to request. The room owns listening sockets and connection tasks. It knows no route:
+//! requests go to the pipeline. Listeners can be added, removed and changed while the process runs.
 
 mod accept;
 mod connection;
 mod http1;
 mod http2;
+mod permit;
 mod plan;
 mod proxy_protocol;
 mod socket;
+mod stop;
 
 pub use accept::{ListenError, ListenerSet};
 pub use plan::{ListenerPlan, plans};

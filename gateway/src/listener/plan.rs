@@ -1,4 +1,4 @@
-//! A listener as the configuration asks for it, with its certificates read.
+//! Compiled listeners: the configuration of each, with its certificates read.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,46 +9,46 @@ use spillway_config::values::Network;
 use crate::exchange::{ListenerFacts, TrustedProxies};
 use crate::tls::{Acme, ServerTls};
 
-/// A listener to be opened or kept.
+/// Listener to be opened or kept.
 #[derive(Debug, Clone)]
 pub struct ListenerPlan {
     /// Name in logs and metrics.
     pub name: String,
-    /// Where it listens; port 0 takes a free one.
+    /// Address to listen on; port 0 means any free port.
     pub address: SocketAddr,
-    /// What it speaks without or inside TLS.
+    /// Protocol, without or inside TLS.
     pub protocol: ListenerProtocol,
-    /// Its TLS, where it speaks `https`.
+    /// TLS of an `https` listener.
     pub tls: Option<Arc<ServerTls>>,
-    /// Proxies that say in a header whom they speak for.
+    /// Proxies whose headers name the client.
     pub trusted: Option<Arc<TrustedProxies>>,
     /// Proxies whose connections begin with the PROXY protocol.
     pub proxy_protocol: Arc<[Network]>,
-    /// Handling of encoded slashes on routes that do not say it themselves.
+    /// Handling of encoded slashes on routes that do not configure it.
     pub encoded_slashes: EncodedSlashes,
-    /// Its limits.
+    /// Limits of connections and requests.
     pub limits: ListenerLimits,
 }
 
 impl ListenerPlan {
-    /// Rules that its connections carry.
+    /// Rules that connections of the listener carry.
     pub(super) fn facts(&self) -> ListenerFacts {
         let (encoded_slashes, limits, trusted) = (self.encoded_slashes, self.limits.clone(), self.trusted.clone());
         ListenerFacts { encoded_slashes, limits, trusted }
     }
 
-    /// Whether the PROXY protocol must come first from this address.
+    /// True if connections from an address must begin with the PROXY protocol.
     pub(super) fn wants_proxy_protocol(&self, peer: IpAddr) -> bool {
         self.proxy_protocol.iter().any(|network| network.contains(peer))
     }
 
-    /// Whether an address is that of a proxy, which speaks for many.
+    /// True for the address of a proxy, which speaks for many clients.
     pub(super) fn is_proxy(&self, address: IpAddr) -> bool {
         self.trusted.as_ref().is_some_and(|trusted| trusted.contains(address))
     }
 }
 
-/// The listeners that a configuration asks for. Reads files: not for the runtime's threads.
+/// Compiles the listeners of a configuration, or collects every error. Reads files: not for the runtime's threads.
 pub fn plans(config: &Config, acme: &Acme) -> Result<Vec<ListenerPlan>, Vec<String>> {
     let mut plans = Vec::new();
     let mut errors = Vec::new();

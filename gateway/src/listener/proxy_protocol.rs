@@ -1,30 +1,30 @@
-//! The PROXY protocol (haproxy, proxy-protocol.txt, 2020/03/05), versions 1 and 2: a proxy says whom it speaks for
-//! before the first byte of a connection. The crate `ppp` knows what the bytes mean; here they are read, exactly and no
-//! further, so that nothing of what follows (TLS, HTTP) is taken away.
+//! Reads the PROXY protocol (haproxy, proxy-protocol.txt, 2020/03/05), versions 1 and 2, in which a proxy names the
+//! client before the first byte of a connection. The crate `ppp` parses the header; this module reads exactly its
+//! bytes, so that TLS or HTTP begins right behind it.
 
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Longest line of version 1, its end included.
+/// Longest line of version 1, bytes, with its end (proxy-protocol.txt, 2.1).
 const MAX_LINE: usize = 107;
-/// The fixed part of version 2.
+/// Bytes of the fixed part of version 2.
 const FIXED: usize = 16;
-/// Longest rest of version 2 that is taken: addresses and what proxies add in practice.
+/// Longest rest of version 2 that is accepted, bytes: addresses and the extensions that proxies add in practice.
 const MAX_REST: usize = 4096;
 
-/// A connection that does not begin as it must.
+/// Reason why the header of a connection cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProxyError {
     #[error("the connection ended: {0}")]
     Io(#[from] std::io::Error),
-    #[error("it does not begin with the PROXY protocol, as connections from this address must")]
+    #[error("the connection does not begin with the PROXY protocol, as connections from this address must")]
     Missing,
     #[error("{0}")]
     Malformed(String),
 }
 
-/// Reads the header. `None` means that the proxy speaks for itself, as in a health check.
+/// Reads the header. `None` means that the proxy itself is the client, as in a health check.
 pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Option<SocketAddr>, ProxyError> {
     let prefix = ppp::v2::PROTOCOL_PREFIX;
     let mut head = vec![0; prefix.len()];
@@ -37,7 +37,9 @@ pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Option<
             _ => 0,
         };
         if rest > MAX_REST {
-            return Err(ProxyError::Malformed(format!("it has {rest} bytes; the most is {MAX_REST}")));
+            return Err(ProxyError::Malformed(format!(
+                "the header has {rest} bytes of addresses and extensions; expected at most {MAX_REST}"
+            )));
         }
         head.resize(FIXED + rest, 0);
         stream.read_exact(head.get_mut(FIXED..).unwrap_or_default()).await?;
@@ -46,10 +48,10 @@ pub(super) async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Option<
     if !head.starts_with(b"PROXY ") {
         return Err(ProxyError::Missing);
     }
-    // One byte at a time: what follows the line is not ours.
+    // One byte at a time: bytes behind the line belong to the connection.
     while !head.ends_with(b"\r\n") {
         if head.len() == MAX_LINE {
-            return Err(ProxyError::Malformed(format!("its line is longer than {MAX_LINE} bytes")));
+            return Err(ProxyError::Malformed(format!("the line is longer than {MAX_LINE} bytes")));
         }
         head.push(stream.read_u8().await?);
     }
@@ -83,7 +85,7 @@ mod tests {
 
     use super::*;
 
-    /// What is read of these bytes, and what is left of them.
+    /// Result of reading these bytes, and their rest.
     fn reading(mut bytes: &[u8]) -> (Result<Option<SocketAddr>, ProxyError>, &[u8]) {
         let read = read(&mut bytes).now_or_never().unwrap();
         (read, bytes)

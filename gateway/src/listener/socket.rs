@@ -1,5 +1,5 @@
-//! A client's connection, with or without TLS, as Pingora's sessions want it, with small buffers: Pingora's own stream
-//! takes 64 KiB to read, which ten thousand idle clients cannot have.
+//! Client connection, with or without TLS, for Pingora's sessions. Buffers are small: Pingora's own stream has a read
+//! buffer of 64 KiB, too much for ten thousand idle clients.
 
 use std::io;
 use std::pin::Pin;
@@ -22,26 +22,26 @@ use tokio_rustls::server::TlsStream;
 use crate::framing::{Framer, Violation};
 use crate::telemetry::{ListenerMetrics, MalformedReason};
 
-/// Holds most request headers. What a client sends behind its request waits here and in the kernel.
+/// Read buffer, bytes: holds most request heads. Bytes behind a request wait here and in the kernel.
 const READ_BUFFER: usize = 4 << 10;
-/// Joins a head and a short body, or the parts of a chunk, to one packet.
+/// Write buffer, bytes: joins a head and a short body, or the parts of a chunk, to one packet.
 const WRITE_BUFFER: usize = 4 << 10;
 
-/// Time to say goodbye to a client that may not be reading.
+/// Time to flush and end the stream of a client that may not be reading, seconds.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Time for a client to read the answer to a request that it still sends. Closing a connection with unread bytes resets
-/// it, and the reset may overtake the answer (RFC 9112, 9.6).
+/// Time for a client to read the answer to a request that it still sends, seconds. Closing a connection with unread
+/// bytes resets it, and the reset may overtake the answer (RFC 9112, 9.6).
 const LINGER: Duration = Duration::from_secs(2);
 
-/// The bytes of a connection.
+/// Byte stream of a connection.
 #[derive(Debug)]
 pub(super) enum Transport {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Calls the same method of whichever transport it is.
+/// Calls the same method of either transport.
 macro_rules! either {
     ($transport:expr, $stream:ident => $call:expr) => {
         match $transport {
@@ -79,19 +79,19 @@ impl AsyncWrite for Transport {
     }
 }
 
-/// A transport whose writes end when the client takes nothing for too long.
+/// Transport whose writes fail if the client reads nothing for too long.
 #[derive(Debug)]
-struct Bounded {
+struct WriteBounded {
     transport: Transport,
     timeout: Duration,
     timeouts: Counter,
-    /// Runs while a write waits for the client.
+    /// Timer that runs while a write waits for the client.
     waits: Option<Pin<Box<Sleep>>>,
-    /// The connection is being closed, which has a time limit of its own.
+    /// True while the connection is being closed, which has a time limit of its own.
     is_closing: bool,
 }
 
-impl Bounded {
+impl WriteBounded {
     fn judge<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() || self.is_closing {
             self.waits = None;
@@ -106,13 +106,13 @@ impl Bounded {
     }
 }
 
-impl AsyncRead for Bounded {
+impl AsyncRead for WriteBounded {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().transport).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Bounded {
+impl AsyncWrite for WriteBounded {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.transport).poll_write(cx, buf);
         self.judge(cx, polled)
@@ -138,11 +138,11 @@ impl AsyncWrite for Bounded {
     }
 }
 
-/// A client's connection.
+/// Client connection.
 pub(super) struct ClientSocket {
-    stream: BufReader<BufWriter<Bounded>>,
+    stream: BufReader<BufWriter<WriteBounded>>,
     id: UniqueIDType,
-    /// Reads along where the connection is one of HTTP/1.
+    /// Checks the framing of an HTTP/1 connection.
     framing: Option<Framing>,
     closing: Option<Closing>,
 }
@@ -151,8 +151,8 @@ pub(super) struct ClientSocket {
 enum Closing {
     /// Flushes the written bytes and ends the stream.
     Goodbye(Pin<Box<Sleep>>),
-    /// Reads and drops bytes that the client still sends: a system that gets bytes for a closed socket answers with a
-    /// reset, at which clients drop the answer that they have not read yet (RFC 9112, 9.6).
+    /// Reads and drops bytes that the client still sends. A system that gets bytes for a closed socket answers with a
+    /// reset, and a client that gets a reset drops the answer that it has not read yet (RFC 9112, 9.6).
     Linger(Pin<Box<Sleep>>),
     Done,
 }
@@ -169,21 +169,21 @@ impl std::fmt::Debug for ClientSocket {
 }
 
 impl ClientSocket {
-    /// A connection whose client must take something of what is written within `timeout`; `timeouts` counts those that do
-    /// not.
+    /// Makes a connection whose client must read some of the written bytes within `timeout`; `timeouts` counts clients
+    /// that do not.
     pub(super) fn new(transport: Transport, timeout: Duration, timeouts: Counter) -> Self {
         use std::os::fd::AsRawFd;
         let id = match &transport {
             Transport::Plain(stream) => stream.as_raw_fd(),
             Transport::Tls(stream) => stream.get_ref().0.as_raw_fd(),
         };
-        let bounded = Bounded { transport, timeout, timeouts, waits: None, is_closing: false };
+        let bounded = WriteBounded { transport, timeout, timeouts, waits: None, is_closing: false };
         let stream = BufReader::with_capacity(READ_BUFFER, BufWriter::with_capacity(WRITE_BUFFER, bounded));
         Self { stream, id, framing: None, closing: None }
     }
 
-    /// Reads requests of HTTP/1 strictly from now on. Heads, and trailers, may have `most` bytes. A read never goes beyond
-    /// the end of a request: what is behind it is read with the next one.
+    /// Reads HTTP/1 requests strictly from now on. Heads and trailers may have `most` bytes each. A read never goes
+    /// beyond the end of a request: the bytes behind it are read with the next one.
     pub(super) fn framed(mut self, most: u64, metrics: Arc<ListenerMetrics>) -> Self {
         self.framing = Some(Framing { framer: Framer::new(most), metrics });
         self
@@ -380,7 +380,7 @@ mod tests {
         closing.await.unwrap().unwrap();
     }
 
-    /// What a session made of a connection: the target and body of each request, and the violation that ended it.
+    /// Requests that a session reads from a connection, by target and body, and the violation that ended it.
     async fn served(bytes: Vec<u8>, sizes: Vec<usize>) -> (Vec<(String, Bytes)>, Option<Violation>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

@@ -14,8 +14,8 @@ use crate::balancing::Endpoint;
 use crate::builtin::LoadedModel;
 use crate::clock::now_millis;
 use crate::exchange::{End, Exchange};
-use crate::queueing::{Retrying, Taken};
-use crate::telemetry::{Kind, SpillReason};
+use crate::queueing::{Retrying, WakingSlot};
+use crate::telemetry::{SpanKind, SpillReason};
 use crate::topology::{Backend, Route};
 
 /// Tries of one request: the targets that are left, its wait for them, and its retries.
@@ -30,7 +30,7 @@ pub(super) struct Tries {
 /// Target that takes a request.
 pub(super) enum Admitted<'r> {
     /// An endpoint, with its slot.
-    Endpoint { backend: &'r Arc<Backend>, endpoint: Arc<Endpoint>, slot: Taken },
+    Endpoint { backend: &'r Arc<Backend>, endpoint: Arc<Endpoint>, slot: WakingSlot },
     /// A built-in model, and its index among the targets of the route.
     Model { target: usize, model: &'r Arc<LoadedModel> },
 }
@@ -81,7 +81,7 @@ fn look_for_slot<'r>(
     session: &ServerSession,
     exchange: &Exchange,
 ) -> Admission<'r> {
-    let mut span = exchange.span.child("admission", Kind::Internal);
+    let mut span = exchange.span.child("admission", SpanKind::Internal);
     let random = rand::random();
     let key = |backend: &Backend| affinity::key(backend, session, exchange);
     let (wait, selection, is_retry) = (&tries.wait, &mut tries.selection, tries.retries > 0);

@@ -15,7 +15,7 @@ use super::AfterRequest;
 use crate::downstream::{Nothing, SLICE, deliver, slice};
 use crate::exchange::{End, Exchange, malformed_refusal};
 use crate::framing::Violation;
-use crate::protocol::{self, ModelCard, ModelPath, Operation, PROBLEM, Resolved, model_not_found};
+use crate::protocol::{self, ModelCard, ModelPath, Operation, PROBLEM, ResolvedOperation, model_not_found};
 use crate::topology::{ListedModel, Route};
 use crate::upstream::{client_write, finish_response};
 
@@ -75,7 +75,7 @@ pub(super) async fn send(
     }
     finish_response(&mut head, exchange);
     exchange.outcome.status = head.status.as_u16();
-    exchange.outcome.bytes_out = u64::try_from(body.len()).unwrap_or(u64::MAX);
+    exchange.pass(&body);
     // The deadline of the route may be over: this is what says so.
     let limits = exchange.write_limits(Instant::now() + LONGEST);
     deliver(session.write_response_header(Box::new(head)), limits, &mut Nothing).await?;
@@ -117,13 +117,13 @@ pub(super) fn too_late() -> End {
 }
 
 /// True if the gateway answers this request of a route itself, with its models or one of them.
-pub(super) fn is_models(route: &Route, resolved: Resolved) -> bool {
+pub(super) fn is_models(route: &Route, resolved: ResolvedOperation) -> bool {
     route.calls_models && resolved.operation == Operation::Models
 }
 
 /// True if the gateway answers this request itself with one model, whichever of the routes it takes.
 pub(super) fn is_model_by_id<'r>(
-    resolved: Resolved,
+    resolved: ResolvedOperation,
     path: &str,
     mut routes: impl Iterator<Item = &'r Arc<Route>>,
 ) -> bool {

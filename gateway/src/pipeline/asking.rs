@@ -80,7 +80,7 @@ pub(super) async fn peek(session: &ServerSession, exchange: &Exchange, decides: 
 
 /// Refuses codings that the gateway does not read, where the body decides something: a server may read them.
 fn check_readable(head: &RequestHeader, content_type: &[u8]) -> Result<(), End> {
-    const URL_ENCODED: &[u8] = b"exchange-www-form-urlencoded";
+    const URL_ENCODED: &[u8] = b"x-www-form-urlencoded";
     // Clients that mean the charset write UTF-8 here too.
     let is_plain = |coding: &HeaderValue| {
         [&b"identity"[..], b"utf-8"].iter().any(|plain| coding.as_bytes().eq_ignore_ascii_case(plain))
@@ -94,7 +94,7 @@ fn check_readable(head: &RequestHeader, content_type: &[u8]) -> Result<(), End> 
     if content_type.windows(URL_ENCODED.len()).any(|part| part.eq_ignore_ascii_case(URL_ENCODED)) {
         return Err(End::refuse(Refusal::invalid(
             "unsupported_form",
-            "The Content-Type is `application/exchange-www-form-urlencoded`, and a rule depends on what the body says: send \
+            "The Content-Type is `application/x-www-form-urlencoded`, and a rule depends on what the body says: send \
              `application/json` or `multipart/form-data`.",
         )));
     }

@@ -21,12 +21,12 @@ use super::{affinity, hedging, resuming};
 use crate::admission::{Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
-use crate::exchange::{End, Exchange, Place, malformed, too_slow};
+use crate::exchange::{AttemptSlot, End, Exchange, malformed, too_slow};
 use crate::gateway::Gateway;
-use crate::queueing::Taken;
+use crate::queueing::WakingSlot;
 use crate::telemetry::SpillReason;
 use crate::topology::{Backend, Route};
-use crate::upstream::{Failure, MoveOn, Outcome};
+use crate::upstream::{AttemptOutcome, Failure, MoveOn, Oversized};
 
 /// Consequence of an attempt.
 enum AfterAttempt {
@@ -76,7 +76,7 @@ async fn at_endpoint(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
     backend: &Backend,
-    (endpoint, slot): (Arc<Endpoint>, Taken),
+    (endpoint, slot): (Arc<Endpoint>, WakingSlot),
     tries: &mut Tries,
     session: &mut ServerSession,
     exchange: &mut Exchange,
@@ -85,7 +85,7 @@ async fn at_endpoint(
     if exchange.outcome.attempts == 0 {
         backend.retries.request(route.retry.budget);
     }
-    let place = Place { slot, retrying: tries.retrying.take() };
+    let place = AttemptSlot { slot, retrying: tries.retrying.take() };
     let move_on = MoveOn { full: true, retry };
     let first = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
     let hedge = route.retry.hedge.as_ref().filter(|_| hedging::is_allowed(backend, session, exchange));
@@ -122,24 +122,29 @@ async fn after(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
     selection: &mut TargetSelection,
-    outcome: Outcome,
+    outcome: AttemptOutcome,
     session: &mut ServerSession,
     exchange: &mut Exchange,
 ) -> Result<AfterAttempt, End> {
     match outcome {
-        Outcome::Answered | Outcome::Broken => Ok(AfterAttempt::Served),
-        Outcome::ClientGone | Outcome::GivenUp => Err(exchange.left_at_work()),
-        Outcome::Unread => Err(End::ClientGone),
-        Outcome::ClientSlow => Err(too_slow()),
-        Outcome::Malformed(violation) => Err(malformed(session, violation)),
-        Outcome::Died(died) => {
+        AttemptOutcome::Answered | AttemptOutcome::Broken(_) => Ok(AfterAttempt::Served),
+        AttemptOutcome::ClientGone | AttemptOutcome::GivenUp => Err(exchange.left_at_work()),
+        AttemptOutcome::Unread => Err(End::ClientGone),
+        AttemptOutcome::ClientSlow => Err(too_slow()),
+        AttemptOutcome::Malformed(violation) => Err(malformed(session, violation)),
+        AttemptOutcome::Refused(refusal) => {
+            // The rest of the body is not read.
+            session.set_keepalive(None);
+            Err(End::Refuse(refusal))
+        }
+        AttemptOutcome::Died(died) => {
             Box::pin(resuming::resume(gateway, route, selection, died, session, exchange)).await?;
             Ok(AfterAttempt::Served)
         }
-        Outcome::Full(_) => Ok(AfterAttempt::Full),
-        Outcome::Failed(Failure::Deadline) => Err(too_late()),
-        Outcome::Failed(Failure::TooLarge(what)) => Err(too_large_answer(what)),
-        Outcome::Failed(failure) => Ok(AfterAttempt::Failed(failure)),
+        AttemptOutcome::Full(_) => Ok(AfterAttempt::Full),
+        AttemptOutcome::Failed(Failure::Deadline) => Err(too_late()),
+        AttemptOutcome::Failed(Failure::TooLarge(part)) => Err(too_large_answer(part)),
+        AttemptOutcome::Failed(failure) => Ok(AfterAttempt::Failed(failure)),
     }
 }
 
@@ -159,7 +164,7 @@ pub(super) async fn stand_in(
             selection.admit_at(backend, now_millis(), rand::random(), affinity::key(backend, session, exchange))
     {
         exchange.outcome.spilled = Some(reason);
-        let (place, move_on) = (Place { slot, retrying: None }, MoveOn { full: true, retry: true });
+        let (place, move_on) = (AttemptSlot { slot, retrying: None }, MoveOn { full: true, retry: true });
         let outcome = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange)
             .run(session, exchange)
             .await;
@@ -182,13 +187,14 @@ pub(super) async fn stand_in(
 }
 
 /// Refusal of an answer whose head is over its backend's limits.
-fn too_large_answer(what: &'static str) -> End {
+fn too_large_answer(part: Oversized) -> End {
     End::refuse(Refusal::new(
         StatusCode::BAD_GATEWAY,
         ErrorKind::Upstream,
         "upstream_header_too_large",
         format!(
-            "{what} of the backend is over its limit (`backends[].limits.maxHeaderBytes`, 256 fields, 16 early answers)"
+            "{} of the backend is over its limit (`backends[].limits.maxHeaderBytes`, 256 fields, 16 early answers)",
+            part.as_str()
         ),
     ))
 }

@@ -12,12 +12,12 @@ use crate::exchange::{ConnectionInfo, End, Exchange};
 use crate::framing::MAX_FIELDS;
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
-use crate::routing::{Candidates, Rest, Spelling};
+use crate::routing::{Candidates, HeadContext, Spelling};
 use crate::snapshot::Snapshot;
 use crate::upstream::X_REQUEST_ID;
 
 /// Header of a caller that prefers an error to an answer of a built-in model or stand-in (`never`).
-static FALLBACK: HeaderName = HeaderName::from_static("exchange-spillway-fallback");
+static FALLBACK: HeaderName = HeaderName::from_static("x-spillway-fallback");
 
 /// Longest request id that is kept from a caller, in bytes.
 const MAX_REQUEST_ID: usize = 128;
@@ -50,7 +50,7 @@ pub(super) fn match_head<'s>(
     let client = exchange.client;
     let head = session.req_header();
     let by_path = |path: &str, method: &Method| {
-        let rest = Rest { query: head.uri.query().unwrap_or_default(), client };
+        let rest = HeadContext { query: head.uri.query().unwrap_or_default(), client };
         snapshot.routes.candidates(host_of(head), path, method, &head.headers, rest)
     };
     // A path with several readings gets no further than this, not even to the filters that redirect.

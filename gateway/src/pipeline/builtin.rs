@@ -12,7 +12,7 @@ use super::reading::{read_chat, tenant, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::downstream::{Beside, Downstream, Nothing, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{End, Exchange, ServedBy};
-use crate::upstream::{SHUTTING_DOWN, STOPPING, break_off, outgoing_response};
+use crate::upstream::{CutReason, break_off, outgoing_response};
 
 /// Outcome of a request that its route sends to a built-in model.
 pub(super) enum Direct {
@@ -150,7 +150,7 @@ pub(super) async fn write_frames(
             None => tokio::select! {
                 biased;
                 () = exchange.snapshot.downstream.ending.over() => {
-                    break_off(session, exchange, stream.is_event_stream(), SHUTTING_DOWN, STOPPING).await;
+                    break_off(session, exchange, stream.is_event_stream(), CutReason::ShuttingDown).await;
                     return Ok(());
                 }
                 frame = stream.next() => frame,
@@ -159,8 +159,7 @@ pub(super) async fn write_frames(
         };
         let Some(mut frame) = frame else { break };
         while let Some(next) = slice(&mut frame) {
-            exchange.outcome.bytes_out =
-                exchange.outcome.bytes_out.saturating_add(u64::try_from(next.len()).unwrap_or(0));
+            exchange.pass(&next);
             let mut ahead = Ahead::new(stream, &mut unread, exchange);
             let written = deliver(session.write_response_body(next, false), limits(exchange), &mut ahead).await;
             written.map_err(|_| End::ClientGone)?;

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::{Version, header};
 use opentelemetry::{Array, StringValue, Value};
 use pingora::protocols::http::ServerSession;
+use spillway_filter::ExchangeEnd;
 
 use crate::admission::Admission;
 use crate::balancing::Verdict;
@@ -13,9 +14,9 @@ use crate::clock::now_millis;
 use crate::exchange::{Exchange, RequestBody, ServedBy};
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
-use crate::telemetry::{AccessRecord, AttemptEnd, Kind, Label, Span, Tokens, names, rfc3339_millis};
+use crate::telemetry::{AccessRecord, AttemptEnd, CallStats, Label, Span, SpanKind, names, rfc3339_millis};
 use crate::topology::{Route, TargetKind};
-use crate::upstream::{Attempt, Failure, Outcome, REQUEST_TIMEOUT, SHUTTING_DOWN};
+use crate::upstream::{Attempt, AttemptOutcome, CutReason, Failure};
 
 /// Least time that an attempt must have had before the request's deadline, to be judged by that deadline.
 const LEAST_TIME: Duration = Duration::from_secs(1);
@@ -23,7 +24,7 @@ const LEAST_TIME: Duration = Duration::from_secs(1);
 /// The span of an attempt that begins.
 pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, exchange: &Exchange, resend: u32) -> Span {
     if !exchange.span.is_recording() {
-        return exchange.span.child("attempt", Kind::Client);
+        return exchange.span.child("attempt", SpanKind::Client);
     }
     let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
     let operation =
@@ -33,7 +34,7 @@ pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, exchange: &
         (Some((operation, _)), None) => operation.to_owned(),
         (None, _) => format!("{} {}", session.req_header().method, a.backend.name),
     };
-    let mut span = exchange.span.child(name, Kind::Client);
+    let mut span = exchange.span.child(name, SpanKind::Client);
     span.set(names::SERVER_ADDRESS, a.endpoint.url.host.clone());
     span.set(names::SERVER_PORT, i64::from(a.endpoint.url.port));
     span.set(names::SPILLWAY_BACKEND, a.backend.name.to_string());
@@ -54,15 +55,15 @@ pub(super) fn attempt_span(a: &Attempt<'_>, session: &ServerSession, exchange: &
 
 /// Reports an attempt that has ended after `took`, which is the time of its server and not that of a client that reads
 /// slowly.
-pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &Outcome, exchange: &Exchange, took: Duration) {
-    judged(a, outcome, exchange.outcome.status, exchange.outcome.error_code, took);
+pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &AttemptOutcome, exchange: &Exchange, took: Duration) {
+    judged(a, outcome, exchange.outcome.status, took);
     let mut span = std::mem::replace(&mut a.span, Span::none());
-    if matches!(outcome, Outcome::GivenUp) {
-        span.set(names::SPILLWAY_GIVEN_UP, true);
-    }
-    if matches!(outcome, Outcome::Answered | Outcome::Unread | Outcome::Broken | Outcome::Died(_)) {
+    if matches!(
+        outcome,
+        AttemptOutcome::Answered | AttemptOutcome::Unread | AttemptOutcome::Broken(_) | AttemptOutcome::Died(_)
+    ) {
         if a.backend.calls_models() && (200..300).contains(&exchange.outcome.status) {
-            let tokens = Tokens {
+            let tokens = CallStats {
                 input: exchange.outcome.prompt_tokens,
                 output: exchange.outcome.completion_tokens,
                 first: exchange.outcome.first_token,
@@ -81,58 +82,68 @@ pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &Outcome, exchange: &E
 
 /// Reports an attempt that was dropped before its outcome was known.
 pub(super) fn given_up(a: &mut Attempt<'_>) {
-    judged(a, &Outcome::GivenUp, 0, None, a.started.elapsed());
-    a.span.set(names::SPILLWAY_GIVEN_UP, true);
+    let took = a.started.elapsed();
+    judged(a, &AttemptOutcome::GivenUp, 0, took);
 }
 
 /// Counts an attempt and lets it judge its endpoint. `status` is 0 where there was no answer.
-pub(super) fn judged(a: &Attempt<'_>, outcome: &Outcome, status: u16, error_code: Option<&str>, took: Duration) {
+pub(super) fn judged(a: &mut Attempt<'_>, outcome: &AttemptOutcome, status: u16, took: Duration) {
+    if matches!(outcome, AttemptOutcome::GivenUp) {
+        a.span.set(names::SPILLWAY_GIVEN_UP, true);
+    }
     a.endpoint.state.metrics.attempted(attempt_end(outcome));
-    let verdict = verdict(outcome, status, error_code, took);
+    let verdict = verdict(outcome, status, took);
     a.backend.balancer.ended(&a.endpoint, verdict, a.began, now_millis());
 }
 
-fn attempt_end(outcome: &Outcome) -> AttemptEnd {
+fn attempt_end(outcome: &AttemptOutcome) -> AttemptEnd {
     match outcome {
         // After `Unread` the server has done its part.
-        Outcome::Answered | Outcome::Unread => AttemptEnd::Answered,
-        Outcome::Broken | Outcome::Died(_) | Outcome::Failed(_) => AttemptEnd::Failed,
-        Outcome::GivenUp => AttemptEnd::GivenUp,
-        Outcome::Full(_) => AttemptEnd::Full,
-        Outcome::ClientGone | Outcome::Malformed(_) => AttemptEnd::ClientGone,
-        Outcome::ClientSlow => AttemptEnd::ClientSlow,
+        AttemptOutcome::Answered | AttemptOutcome::Unread => AttemptEnd::Answered,
+        AttemptOutcome::Broken(_) | AttemptOutcome::Died(_) | AttemptOutcome::Failed(_) => AttemptEnd::Failed,
+        AttemptOutcome::GivenUp | AttemptOutcome::Refused(_) => AttemptEnd::GivenUp,
+        AttemptOutcome::Full(_) => AttemptEnd::Full,
+        AttemptOutcome::ClientGone | AttemptOutcome::Malformed(_) => AttemptEnd::ClientGone,
+        AttemptOutcome::ClientSlow => AttemptEnd::ClientSlow,
     }
 }
 
 /// Error of the span of an attempt that ended so.
-fn error(outcome: &Outcome) -> Option<&'static str> {
+fn error(outcome: &AttemptOutcome) -> Option<&'static str> {
     match outcome {
-        Outcome::Answered | Outcome::GivenUp => None,
-        Outcome::Unread | Outcome::ClientGone => Some("client_gone"),
-        Outcome::Broken | Outcome::Died(_) => Some("broken"),
-        Outcome::Full(_) => Some("full"),
-        Outcome::ClientSlow => Some("client_slow"),
-        Outcome::Malformed(_) => Some("malformed_request"),
-        Outcome::Failed(failure) => Some(kind(failure)),
+        AttemptOutcome::Answered | AttemptOutcome::GivenUp => None,
+        AttemptOutcome::Unread | AttemptOutcome::ClientGone => Some("client_gone"),
+        AttemptOutcome::Broken(_) | AttemptOutcome::Died(_) => Some("broken"),
+        AttemptOutcome::Full(_) => Some("full"),
+        AttemptOutcome::ClientSlow => Some("client_slow"),
+        AttemptOutcome::Malformed(_) => Some("malformed_request"),
+        AttemptOutcome::Refused(_) => Some("refused"),
+        AttemptOutcome::Failed(failure) => Some(kind(failure)),
     }
 }
 
 /// Verdict of an attempt on the health of its endpoint.
-fn verdict(outcome: &Outcome, status: u16, error_code: Option<&str>, took: Duration) -> Verdict {
+fn verdict(outcome: &AttemptOutcome, status: u16, took: Duration) -> Verdict {
     match outcome {
-        Outcome::Broken if matches!(error_code, Some(REQUEST_TIMEOUT | SHUTTING_DOWN)) => Verdict::Unknown,
+        AttemptOutcome::Broken(CutReason::RequestTimeout | CutReason::ShuttingDown) => Verdict::Unknown,
         // 501 and 505 speak of the request.
-        Outcome::Answered | Outcome::Unread if matches!(status, 500 | 502..=504 | 506..=599) => Verdict::Error,
-        Outcome::Answered | Outcome::Unread => Verdict::Good,
-        Outcome::Full(_) => Verdict::Full,
-        Outcome::ClientGone | Outcome::ClientSlow | Outcome::Malformed(_) | Outcome::GivenUp => Verdict::Unknown,
+        AttemptOutcome::Answered | AttemptOutcome::Unread if matches!(status, 500 | 502..=504 | 506..=599) => {
+            Verdict::Error
+        }
+        AttemptOutcome::Answered | AttemptOutcome::Unread => Verdict::Good,
+        AttemptOutcome::Full(_) => Verdict::Full,
+        AttemptOutcome::ClientGone
+        | AttemptOutcome::ClientSlow
+        | AttemptOutcome::Malformed(_)
+        | AttemptOutcome::Refused(_)
+        | AttemptOutcome::GivenUp => Verdict::Unknown,
         // The server ended a connection that idled, as it may.
-        Outcome::Failed(Failure::Stale(_)) => Verdict::Unknown,
+        AttemptOutcome::Failed(Failure::Stale(_)) => Verdict::Unknown,
         // A request that had no time left when it came says nothing of the server.
-        Outcome::Failed(Failure::Deadline) if took < LEAST_TIME => Verdict::Unknown,
+        AttemptOutcome::Failed(Failure::Deadline) if took < LEAST_TIME => Verdict::Unknown,
         // Some other status that the route tries elsewhere.
-        Outcome::Failed(Failure::Status(status)) if *status < 500 => Verdict::Unknown,
-        Outcome::Broken | Outcome::Died(_) | Outcome::Failed(_) => Verdict::Error,
+        AttemptOutcome::Failed(Failure::Status(status)) if *status < 500 => Verdict::Unknown,
+        AttemptOutcome::Broken(_) | AttemptOutcome::Died(_) | AttemptOutcome::Failed(_) => Verdict::Error,
     }
 }
 
@@ -220,7 +231,7 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
         let since = first.saturating_duration_since(report.submitted);
         let each = report.completion_tokens / u64::from(report.choices.max(1));
         report.metrics.generated(since, report.decode.unwrap_or_default(), each);
-        let tokens = Tokens {
+        let tokens = CallStats {
             input: report.prompt_tokens,
             output: Some(report.completion_tokens),
             first: exchange.outcome.first_token,
@@ -232,7 +243,7 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
     }
     // Spans want wall-clock times; the engine measures durations from its submission on.
     let submitted = SystemTime::now() - report.submitted.elapsed();
-    let mut span = exchange.span.child_at(format!("chat {}", report.model), Kind::Internal, submitted);
+    let mut span = exchange.span.child_at(format!("chat {}", report.model), SpanKind::Internal, submitted);
     span.set(names::GEN_AI_OPERATION_NAME, "chat");
     span.set(names::GEN_AI_PROVIDER_NAME, "spillway");
     if let Some(model) = exchange.asked.as_ref().and_then(|asked| asked.model.clone()) {
@@ -245,7 +256,7 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
     let mut at = submitted;
     for (name, took) in [("queue", report.queued), ("prefill", report.prefill), ("decode", report.decode)] {
         let Some(took) = took else { break };
-        span.child_at(name, Kind::Internal, at).end_at(at + took);
+        span.child_at(name, SpanKind::Internal, at).end_at(at + took);
         at += took;
     }
 }
@@ -272,6 +283,27 @@ pub(super) fn end(gateway: &Gateway, session: &ServerSession, mut exchange: Exch
         }
         gateway.audit.refused(reason.as_str(), &exchange, head);
     }
+    let bytes_in = match &exchange.body {
+        RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
+        RequestBody::Unread => u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX),
+    };
+    if !exchange.observers.is_empty() {
+        let mut observers = std::mem::take(&mut exchange.observers);
+        observers.end(&ExchangeEnd {
+            status,
+            is_whole: status != 0 && !exchange.outcome.client_gone && !exchange.outcome.broken,
+            bytes_in,
+            bytes_out: exchange.outcome.bytes_out,
+            duration: took,
+            first_token: exchange.outcome.first_token,
+            served_by: exchange.served_by(),
+            endpoint: exchange.outcome.endpoint.as_deref(),
+            attempts: exchange.outcome.attempts,
+            prompt_tokens: exchange.outcome.prompt_tokens,
+            completion_tokens: exchange.outcome.completion_tokens,
+            error_code: exchange.outcome.error_code,
+        });
+    }
     end_span(session, &mut exchange, status);
     if exchange.snapshot.access_log {
         let route = exchange.route.as_ref().map(|route| route.name.as_str());
@@ -289,10 +321,7 @@ pub(super) fn end(gateway: &Gateway, session: &ServerSession, mut exchange: Exch
             path: head.uri.path(),
             protocol: protocol(head.version).0,
             status,
-            bytes_in: match &exchange.body {
-                RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
-                RequestBody::Unread => u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX),
-            },
+            bytes_in,
             bytes_out: exchange.outcome.bytes_out,
             duration_ms: millis(took),
             served_by: exchange.served_by(),

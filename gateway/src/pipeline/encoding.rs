@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use http::{HeaderName, StatusCode, header};
+use http::{StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 
 use super::reading::{held, read, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError};
 use crate::exchange::{End, Exchange, ServedBy};
-use crate::protocol::Encode;
-
-static SERVED_BY: HeaderName = HeaderName::from_static("exchange-spillway-served-by");
+use crate::protocol::{Encode, SERVED_BY};
 
 /// Answers the request. False where the model has no room. A client that leaves ends the work.
 pub(super) async fn encode(

@@ -43,7 +43,7 @@ pub(super) async fn over_limit(
                 }
             }
             Some(TargetKind::Model(model)) => {
-                if let Some(place) = model.place_over_limit()
+                if let Some(place) = model.slot_over_limit()
                     && let Ok(stream) = spill(route, model, Some(place), exchange).await
                 {
                     exchange.outcome.spilled = Some(SpillReason::OverLimit);
@@ -55,7 +55,7 @@ pub(super) async fn over_limit(
         }
     }
     // A refused request takes nothing from any limit.
-    exchange.ledger.give_back();
+    exchange.ledger.release();
     exchange.refused_by = Some(filter);
     Err(End::Refuse(refusal))
 }

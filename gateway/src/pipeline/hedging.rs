@@ -9,10 +9,10 @@ use tokio::time::{Instant, sleep_until};
 use super::trying::{Try, begin_retry};
 use crate::admission::{Admission, TargetSelection};
 use crate::clock::now_millis;
-use crate::exchange::{Exchange, Place, RequestBody, is_idempotent};
+use crate::exchange::{AttemptSlot, Exchange, RequestBody, is_idempotent};
 use crate::gateway::Gateway;
 use crate::topology::{Backend, HedgePlan, Route};
-use crate::upstream::{Failure, MoveOn, Outcome, Ready, open};
+use crate::upstream::{AttemptOutcome, Failure, MoveOn, Ready, open};
 
 /// True if the request may be sent twice at the same time: a call of a model whose answer is not streamed, or an idempotent
 /// method.
@@ -32,7 +32,7 @@ pub(super) async fn race<'a>(
     first: Try<'a>,
     session: &mut ServerSession,
     exchange: &mut Exchange,
-) -> (&'a Backend, Outcome) {
+) -> (&'a Backend, AttemptOutcome) {
     let (backend, move_on) = (first.attempt.backend, first.attempt.move_on);
     let mut running = FuturesUnordered::new();
     let mut begun = 0;
@@ -43,7 +43,7 @@ pub(super) async fn race<'a>(
             begun += 1;
             // Whether it can be sent twice was asked before; one that cannot would be waited for in vain.
             let Some(ready) = Ready::new(&this.attempt, session, exchange) else {
-                return (backend, Outcome::Failed(Failure::Protocol("the body is not held".to_owned())));
+                return (backend, AttemptOutcome::Failed(Failure::Protocol("the body is not held".to_owned())));
             };
             running.push(async move {
                 let opened = open(&this.attempt, ready).await;
@@ -55,7 +55,7 @@ pub(super) async fn race<'a>(
         let opened = tokio::select! {
             biased;
             Some(opened) = running.next() => Some(opened),
-            _ = session.read_body_or_idle(true) => return (backend, Outcome::ClientGone),
+            _ = session.read_body_or_idle(true) => return (backend, AttemptOutcome::ClientGone),
             () = sleep_until(due), if may_hedge => None,
         };
         match opened {
@@ -99,7 +99,7 @@ fn another<'a>(
     else {
         return None;
     };
-    let place = Place { slot, retrying: Some(begin_retry(route, backend)?) };
+    let place = AttemptSlot { slot, retrying: Some(begin_retry(route, backend)?) };
     route.metrics.hedges.inc();
     Some(Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange))
 }

@@ -7,7 +7,7 @@ use pingora::protocols::http::ServerSession;
 use spillway_config::schema::RouteAuthentication;
 
 use super::limiting;
-use crate::exchange::{End, Exchange, RouteInFlight};
+use crate::exchange::{End, Exchange, Observers, RouteInFlight};
 use crate::routing::Candidates;
 use crate::topology::Route;
 
@@ -56,6 +56,8 @@ pub(super) async fn enter(
     if route.calls_models {
         exchange.dialect = route.dialect;
     }
+    // Observers of a route that does not take the request after all are dropped.
+    exchange.observers = Observers::default();
     exchange.route = Some(route.clone());
     let passed = limiting::guards(route, session, exchange).await;
     if let Err(End::Refuse(_)) = &passed

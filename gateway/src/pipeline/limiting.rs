@@ -8,9 +8,9 @@ use spillway_filter::{Flow, Refusal, RequestView};
 use std::sync::Arc;
 
 use crate::exchange::{End, Exchange, Judged, RequestBody, ServedBy};
-use crate::limits::{Claim, Estimate, Rule, Rules, Spent, Subject, Used, reserve, spent};
+use crate::limits::{Estimate, Exhausted, ReservationRequest, Rule, Rules, Subject, Used, exhausted, reserve};
 use crate::off_loop::BUILDS_VALUES;
-use crate::telemetry::Kind;
+use crate::telemetry::SpanKind;
 use crate::topology::{NamedFilter, Route, TargetKind};
 
 /// Name of a caller's own limits where filters have names.
@@ -43,12 +43,12 @@ pub(super) async fn before_body(
     let refused = {
         let view = view(session, x);
         let subject = Subject { view: &view, credential: x.credential };
-        spent(all.filter(|rule| rule.counts_tokens()), subject, calls_model).await
+        exhausted(all.filter(|rule| rule.counts_tokens()), subject, calls_model).await
     };
     match refused {
         None => Ok(()),
         Some(spent) => {
-            x.ledger.give_back();
+            x.ledger.release();
             Err(refuse(By::Limit(spent), OWN_LIMITS, x))
         }
     }
@@ -56,7 +56,7 @@ pub(super) async fn before_body(
 
 /// Rule or filter that would refuse a request, judged by its head.
 enum By<'r> {
-    Limit(Spent<'r>),
+    Limit(Exhausted<'r>),
     Filter(Box<Refusal>),
 }
 
@@ -100,16 +100,18 @@ pub(super) async fn refused_by_all<'r>(
 async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exchange) -> Option<(By<'r>, &'r str)> {
     for named in &route.guards {
         let mut view = view(session, x);
-        if named.rules.is_empty() {
-            match named.filter.on_request(&mut view) {
-                Flow::Refuse(refusal) => return Some((By::Filter(refusal), &named.name)),
-                Flow::Continue => continue,
-                Flow::Answer(_) | Flow::Wait(_) => return None,
-            }
-        }
         let subject = Subject { view: &view, credential: x.credential };
-        if let Some(spent) = spent(named.rules.iter(), subject, false).await {
+        if let Some(spent) = exhausted(named.rules.iter(), subject, false).await {
             return Some((By::Limit(spent), &named.name));
+        }
+        if !named.acts {
+            continue;
+        }
+        match named.filter.on_request(&mut view) {
+            Flow::Refuse(refusal) => return Some((By::Filter(refusal), &named.name)),
+            // It is asked again when the route is certain; until then there is nothing to observe.
+            Flow::Continue | Flow::Observe(_) => {}
+            Flow::Answer(_) | Flow::Wait(_) => return None,
         }
     }
     // Who is not known yet has another level than it will have.
@@ -119,7 +121,7 @@ async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exch
     for named in &route.filters {
         let view = view(session, x);
         let subject = Subject { view: &view, credential: x.credential };
-        if let Some(spent) = spent(named.rules.iter(), subject, route.calls_models).await {
+        if let Some(spent) = exhausted(named.rules.iter(), subject, route.calls_models).await {
             return Some((By::Limit(spent), &named.name));
         }
     }
@@ -130,10 +132,28 @@ async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exch
 pub(super) async fn filters(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<(), End> {
     if let Some(consumer) = x.caller.clone() {
         count_with_tokenizer(route, &consumer.rules, x).await;
-        run(&consumer.rules, &route.filters, x.judged, session, x).await
+        run(&consumer.rules, &route.filters, x.judged, session, x).await?;
     } else {
         count_with_tokenizer(route, &Rules::new(), x).await;
-        run(&Rules::new(), &route.filters, x.judged, session, x).await
+        run(&Rules::new(), &route.filters, x.judged, session, x).await?;
+    }
+    show_held_body(x).await
+}
+
+/// Shows a body that is held to the observers, whole and once, whatever attempts follow.
+async fn show_held_body(x: &mut Exchange) -> Result<(), End> {
+    let RequestBody::Held(held) = &x.body else { return Ok(()) };
+    if x.observers.is_empty() {
+        return Ok(());
+    }
+    let (body, off_loop) = (held.bytes.clone(), x.off_loop.clone());
+    // What reads a large body must not hold up the other requests of this thread.
+    match off_loop.run(body.len(), || x.show_request_body(&body)).await {
+        Ok(shown) => Ok(shown?),
+        Err(busy) => {
+            x.ledger.release();
+            Err(busy.into())
+        }
     }
 }
 
@@ -149,7 +169,8 @@ async fn count_with_tokenizer(route: &Route, own: &Rules, x: &mut Exchange) {
     }
 }
 
-fn view<'a>(session: &'a ServerSession, x: &'a Exchange) -> RequestView<'a> {
+/// Request as filters see it.
+pub(super) fn view<'a>(session: &'a ServerSession, x: &'a Exchange) -> RequestView<'a> {
     let head = session.req_header();
     RequestView {
         method: &head.method,
@@ -179,7 +200,7 @@ async fn run(
     if own.is_empty() && filters.is_empty() {
         return Ok(());
     }
-    let mut span = x.span.child("filters", Kind::Internal);
+    let mut span = x.span.child("filters", SpanKind::Internal);
     let left = |judged: bool| move |rule: &&Arc<Rule>| !(judged && rule.is_known_by_head());
     let mut rules: SmallVec<[&Arc<Rule>; 8]> = own.iter().filter(left(judged.own)).collect();
     let mut limits = OWN_LIMITS;
@@ -187,6 +208,8 @@ async fn run(
         if !named.rules.is_empty() {
             rules.extend(named.rules.iter().filter(left(judged.route)));
             limits = &named.name;
+        }
+        if !named.acts {
             continue;
         }
         take(&mut rules, limits, session, x).await?;
@@ -196,12 +219,16 @@ async fn run(
             let mut view = view(session, x);
             let weight = view.body.map_or(0, <[u8]>::len).saturating_mul(BUILDS_VALUES);
             let judged = off_loop.run(weight, || named.filter.on_request(&mut view)).await;
-            judged.inspect_err(|_| x.ledger.give_back())?
+            judged.inspect_err(|_| x.ledger.release())?
         } else {
             named.filter.on_request(&mut view(session, x))
         };
         let refusal = match flow {
             Flow::Continue => None,
+            Flow::Observe(observer) => {
+                x.observers.add(&named.name, observer);
+                None
+            }
             Flow::Answer(answer) => {
                 span.event("answered", &named.name);
                 return Err(End::Answer(answer));
@@ -221,6 +248,11 @@ async fn run(
                     return Err(End::Answer(answer));
                 }
                 x.request_headers.extend(waited.request_headers);
+                if waited.refusal.is_none()
+                    && let Some(observer) = waited.observer
+                {
+                    x.observers.add(&named.name, observer);
+                }
                 waited.refusal
             }
         };
@@ -250,10 +282,10 @@ async fn take(
     let asked = x.asked.as_ref().filter(|_| is_model_call);
     let expected =
         asked.map(|asked| (asked.expected, x.snapshot.prices.expected(asked.expected, asked.model.as_deref())));
-    let claims: SmallVec<[Claim<'_>; 8]> = {
+    let claims: SmallVec<[ReservationRequest<'_>; 8]> = {
         let view = view(session, x);
         let subject = Subject { view: &view, credential: x.credential };
-        rules.iter().filter_map(|rule| rule.claim(subject, expected)).collect()
+        rules.iter().filter_map(|rule| rule.reservation(subject, expected)).collect()
     };
     let reserved = reserve(&claims, &mut x.ledger).await;
     drop(claims);

@@ -6,21 +6,25 @@ use std::sync::Arc;
 use pingora::protocols::http::ServerSession;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::limiting::view;
 use super::trying::{Try, copy_attempt};
 use crate::admission::{Order, TargetSelection};
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
 use crate::exchange::{BodyShare, Exchange, RequestBody};
 use crate::gateway::Gateway;
-use crate::queueing::Taken;
+use crate::queueing::WakingSlot;
 use crate::telemetry::MirrorEnd;
 use crate::topology::{MirrorPlan, Route};
-use crate::upstream::{Outcome, Ready, drain, open};
+use crate::upstream::{AttemptOutcome, CutReason, Ready, drain, open};
 
-/// Sends the copies that this request is drawn for.
+/// Sends the copies for which this request is drawn and which its filters want.
 pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ServerSession, x: &Exchange) {
     for (place, plan) in route.mirrors.iter().enumerate() {
         if rand::random::<f64>() >= plan.share {
+            continue;
+        }
+        if !plan.filter.mirrors_request(&view(session, x), &plan.backend.name) {
             continue;
         }
         match prepare(gateway, route, plan, session, x) {
@@ -40,7 +44,7 @@ pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut S
 struct Copy {
     endpoint: Arc<Endpoint>,
     ready: Ready,
-    slot: Taken,
+    slot: WakingSlot,
     /// The body counts as held until the copy has ended.
     _share: Option<Arc<BodyShare>>,
     _place: OwnedSemaphorePermit,
@@ -62,7 +66,7 @@ fn prepare(
     if length > plan.max_body {
         return None;
     }
-    let place = plan.places.clone().try_acquire_owned().ok()?;
+    let place = plan.permits.clone().try_acquire_owned().ok()?;
     let mut selection = TargetSelection::new(Order::default());
     let key = super::affinity::key(&plan.backend, session, x);
     let (endpoint, slot) = selection.admit_at(&plan.backend, now_millis(), rand::random(), key)?;
@@ -82,12 +86,16 @@ async fn send(gateway: &Gateway, route: &Route, plan: &MirrorPlan, copy: Copy) -
     let outcome = match open(&this.attempt, copy.ready).await {
         Ok(opened) => {
             status = opened.head.status.as_u16();
-            if drain(&this.attempt, opened).await { Outcome::Answered } else { Outcome::Broken }
+            if drain(&this.attempt, opened).await {
+                AttemptOutcome::Answered
+            } else {
+                AttemptOutcome::Broken(CutReason::UpstreamReset)
+            }
         }
         Err(outcome) => outcome,
     };
     this.conclude_copy(&outcome, status);
-    let answered = matches!(outcome, Outcome::Answered);
+    let answered = matches!(outcome, AttemptOutcome::Answered);
     if !answered {
         tracing::debug!(event = "copy_failed", route = %route.name, backend = %plan.backend.name, outcome = ?outcome);
     }

@@ -59,7 +59,7 @@ use route::route;
 
 use crate::exchange::{ConnectionInfo, End, Exchange};
 use crate::gateway::Gateway;
-use crate::upstream::{SHUTTING_DOWN, STOPPING};
+use crate::upstream::CutReason;
 
 /// Time for answers under way to end with an error event when the gateway stops.
 const ENDING: Duration = Duration::from_millis(1_200);
@@ -105,7 +105,8 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
 
 /// Refusal of a request without an answer when `shutdown.drainTimeout` is over.
 fn stopping() -> End {
-    let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded, SHUTTING_DOWN, STOPPING);
+    let cut = CutReason::ShuttingDown;
+    let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded, cut.as_str(), cut.message());
     End::refuse(refusal.retry_after(Duration::from_secs(1)))
 }
 

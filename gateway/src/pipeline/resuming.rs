@@ -17,12 +17,14 @@ use crate::admission::{Admission, TargetSelection};
 use crate::builtin;
 use crate::clock::now_millis;
 use crate::downstream::Unread;
-use crate::exchange::{End, Exchange, Place};
+use crate::exchange::{AttemptSlot, End, Exchange};
 use crate::gateway::Gateway;
 use crate::off_loop::BUILDS_VALUES;
 use crate::protocol::Operation;
 use crate::topology::{Backend, Route, TargetKind};
-use crate::upstream::{Died, Failure, MoveOn, Outcome, Ready, abandon, break_off, can_continue, go_on, open};
+use crate::upstream::{
+    AttemptOutcome, Died, Failure, MoveOn, Ready, abandon, break_off, can_continue, open, pass_rest,
+};
 
 /// Endpoints that are asked to continue one answer.
 const MAX_TRIES: u32 = 3;
@@ -41,21 +43,26 @@ pub(super) async fn resume(
             break;
         }
         match elsewhere(gateway, route, selection, &died, session, exchange).await {
-            Some(Outcome::Answered | Outcome::Broken) => return Ok(()),
+            Some(AttemptOutcome::Answered | AttemptOutcome::Broken(_)) => return Ok(()),
             Some(
-                Outcome::ClientGone | Outcome::ClientSlow | Outcome::Malformed(_) | Outcome::GivenUp | Outcome::Unread,
+                AttemptOutcome::ClientGone
+                | AttemptOutcome::ClientSlow
+                | AttemptOutcome::Malformed(_)
+                | AttemptOutcome::Refused(_)
+                | AttemptOutcome::GivenUp
+                | AttemptOutcome::Unread,
             ) => {
                 return Err(End::ClientGone);
             }
-            Some(Outcome::Died(more)) => died = more,
+            Some(AttemptOutcome::Died(more)) => died = more,
             // That one could not; another may.
-            Some(Outcome::Full(_) | Outcome::Failed(_)) => {}
+            Some(AttemptOutcome::Full(_) | AttemptOutcome::Failed(_)) => {}
             None => break,
         }
     }
     let Some(mut stream) = inside(route, &died, exchange).await else {
-        return match break_off(session, exchange, true, died.code, died.message).await {
-            Outcome::ClientGone => Err(End::ClientGone),
+        return match break_off(session, exchange, true, died.cut).await {
+            AttemptOutcome::ClientGone => Err(End::ClientGone),
             _ => Ok(()),
         };
     };
@@ -81,7 +88,7 @@ async fn elsewhere(
     died: &Died,
     session: &mut ServerSession,
     exchange: &mut Exchange,
-) -> Option<Outcome> {
+) -> Option<AttemptOutcome> {
     let asked = held(exchange)?;
     let rewrite = || exchange.dialect.continuation(&asked, &died.said);
     let rewritten = exchange.off_loop.run(asked.len().saturating_mul(BUILDS_VALUES), rewrite).await;
@@ -92,7 +99,7 @@ async fn elsewhere(
     else {
         return None;
     };
-    let place = Place { slot, retrying: Some(begin_retry(route, backend)?) };
+    let place = AttemptSlot { slot, retrying: Some(begin_retry(route, backend)?) };
     let move_on = MoveOn { full: true, retry: true };
     let mut this = Try::begin(gateway, route, backend, endpoint, place, move_on, session, exchange);
     this.lend_place(exchange);
@@ -100,18 +107,18 @@ async fn elsewhere(
     let opened = tokio::select! {
         biased;
         opened = open(&this.attempt, ready) => opened,
-        _ = session.read_body_or_idle(true) => Err(Outcome::ClientGone),
+        _ = session.read_body_or_idle(true) => Err(AttemptOutcome::ClientGone),
     };
     let outcome = match opened {
         Ok(opened) if can_continue(&opened.head) => {
             resumed(route, exchange);
-            go_on(&this.attempt, died, opened, session, exchange).await
+            pass_rest(&this.attempt, died, opened, session, exchange).await
         }
         Ok(opened) => {
             let (status, endpoint) = (opened.head.status.as_u16(), &this.attempt.endpoint.address);
             tracing::debug!(event = "cannot_resume", route = %route.name, endpoint = %endpoint, status);
             abandon(&this.attempt, opened).await;
-            Outcome::Failed(Failure::Status(status))
+            AttemptOutcome::Failed(Failure::Status(status))
         }
         Err(outcome) => outcome,
     };

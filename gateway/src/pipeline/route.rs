@@ -30,7 +30,7 @@ pub(super) async fn route(
 ) -> Result<Arc<Route>, End> {
     let settled = settle(gateway, candidates, within, session, exchange).await;
     if settled.is_err() {
-        exchange.ledger.give_back_of(exchange.judged.taken);
+        exchange.ledger.release_entries(exchange.judged.taken);
     }
     settled
 }
@@ -104,7 +104,7 @@ async fn by_model<'s>(
     if let RequestBody::Held(held) = &exchange.body
         && u64::try_from(held.bytes.len()).unwrap_or(u64::MAX) > route.max_body
     {
-        return Err(too_large(route.max_body, "this route takes"));
+        return Err(too_large(route.max_body, "this route accepts"));
     }
     check_access(route, true, session, exchange)?;
     Ok(route)
@@ -123,7 +123,7 @@ fn check_length(session: &ServerSession, route: &Route) -> Result<(), End> {
     let declared =
         session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     match declared {
-        Some(length) if route.max_body < length => Err(too_large(route.max_body, "this route takes")),
+        Some(length) if route.max_body < length => Err(too_large(route.max_body, "this route accepts")),
         _ => Ok(()),
     }
 }
@@ -137,7 +137,7 @@ fn check_access(route: &Route, by_model: bool, session: &ServerSession, exchange
     // Neither the shape of the error nor a header shows that the route exists.
     exchange.dialect = exchange.resolved.dialect;
     exchange.route = None;
-    exchange.ledger.give_back();
+    exchange.ledger.release();
     exchange.ledger = Ledger::default();
     let model = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()).filter(|_| by_model);
     Err(model.map_or_else(|| no_route(session), |model| model_not_found(model).into()))

@@ -10,12 +10,12 @@ use pingora::protocols::http::ServerSession;
 use super::conclude;
 use crate::balancing::Endpoint;
 use crate::clock::now_millis;
-use crate::exchange::{Exchange, Place, RequestBody, is_idempotent};
+use crate::exchange::{AttemptSlot, Exchange, RequestBody, is_idempotent};
 use crate::gateway::Gateway;
-use crate::queueing::{Retrying, Taken};
+use crate::queueing::{Retrying, WakingSlot};
 use crate::telemetry::Span;
 use crate::topology::{Backend, Route};
-use crate::upstream::{Attempt, Failure, MoveOn, Opened, Outcome, TimeLimit, relay, run};
+use crate::upstream::{Attempt, AttemptOutcome, Failure, MoveOn, OpenedAnswer, TimeLimit, relay, run};
 
 /// Time for which a full endpoint without a Retry-After gets no requests.
 const FULL_FOR: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ pub(super) struct Try<'a> {
     /// Route, backend, endpoint and span of the try.
     pub(super) attempt: Attempt<'a>,
     /// Slot and retry permit, released when the try is dropped. Declared after the attempt.
-    place: Option<Place>,
+    place: Option<AttemptSlot>,
     is_concluded: bool,
 }
 
@@ -37,7 +37,7 @@ impl<'a> Try<'a> {
         route: &'a Route,
         backend: &'a Backend,
         endpoint: Arc<Endpoint>,
-        place: Place,
+        place: AttemptSlot,
         move_on: MoveOn,
         session: &ServerSession,
         exchange: &mut Exchange,
@@ -55,14 +55,14 @@ impl<'a> Try<'a> {
         route: &'a Route,
         backend: &'a Backend,
         endpoint: Arc<Endpoint>,
-        slot: Taken,
+        slot: WakingSlot,
     ) -> Self {
         let attempt = copy_attempt(gateway, route, backend, endpoint, &slot);
-        Self { attempt, place: Some(Place { slot, retrying: None }), is_concluded: false }
+        Self { attempt, place: Some(AttemptSlot { slot, retrying: None }), is_concluded: false }
     }
 
     /// Runs the try to its end.
-    pub(super) async fn run(mut self, session: &mut ServerSession, exchange: &mut Exchange) -> Outcome {
+    pub(super) async fn run(mut self, session: &mut ServerSession, exchange: &mut Exchange) -> AttemptOutcome {
         self.lend_place(exchange);
         let outcome = run(&self.attempt, session, exchange).await;
         self.conclude(&outcome, exchange);
@@ -72,10 +72,10 @@ impl<'a> Try<'a> {
     /// Passes on an answer whose head has come.
     pub(super) async fn relay(
         mut self,
-        opened: Opened,
+        opened: OpenedAnswer,
         session: &mut ServerSession,
         exchange: &mut Exchange,
-    ) -> Outcome {
+    ) -> AttemptOutcome {
         self.lend_place(exchange);
         let outcome = relay(&self.attempt, session, exchange, opened).await;
         self.conclude(&outcome, exchange);
@@ -88,7 +88,7 @@ impl<'a> Try<'a> {
     }
 
     /// Reports how the try ended, and releases its slot.
-    pub(super) fn conclude(mut self, outcome: &Outcome, exchange: &mut Exchange) {
+    pub(super) fn conclude(mut self, outcome: &AttemptOutcome, exchange: &mut Exchange) {
         note_if_full(&self.attempt, outcome);
         self.is_concluded = true;
         let took = exchange.outcome.answered_in.take().unwrap_or_else(|| self.attempt.started.elapsed());
@@ -97,10 +97,11 @@ impl<'a> Try<'a> {
     }
 
     /// Reports how the try for a copy ended, and its status if it was answered.
-    pub(super) fn conclude_copy(mut self, outcome: &Outcome, status: u16) {
+    pub(super) fn conclude_copy(mut self, outcome: &AttemptOutcome, status: u16) {
         note_if_full(&self.attempt, outcome);
         self.is_concluded = true;
-        conclude::judged(&self.attempt, outcome, status, None, self.attempt.started.elapsed());
+        let took = self.attempt.started.elapsed();
+        conclude::judged(&mut self.attempt, outcome, status, took);
     }
 }
 
@@ -117,7 +118,7 @@ fn attempt<'a>(
     route: &'a Route,
     backend: &'a Backend,
     endpoint: Arc<Endpoint>,
-    slot: &Taken,
+    slot: &WakingSlot,
     move_on: MoveOn,
 ) -> Attempt<'a> {
     Attempt {
@@ -141,15 +142,15 @@ pub(super) fn copy_attempt<'a>(
     route: &'a Route,
     backend: &'a Backend,
     endpoint: Arc<Endpoint>,
-    slot: &Taken,
+    slot: &WakingSlot,
 ) -> Attempt<'a> {
     attempt(gateway, route, backend, endpoint, slot, MoveOn { full: true, retry: false })
 }
 
 /// Marks an endpoint that reported full. This comes before the release of its slot, or the next waiter would be sent
 /// there.
-fn note_if_full(attempt: &Attempt<'_>, outcome: &Outcome) {
-    if let Outcome::Full(wait) = outcome {
+fn note_if_full(attempt: &Attempt<'_>, outcome: &AttemptOutcome) {
+    if let AttemptOutcome::Full(wait) = outcome {
         attempt.endpoint.state.mark_full(wait.unwrap_or(FULL_FOR).min(attempt.backend.max_full_for));
     }
 }

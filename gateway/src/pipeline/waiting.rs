@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::admission::TargetSelection;
 use crate::clock::now_millis;
 use crate::exchange::Exchange;
-use crate::queueing::{NotHeld, Party, Pending, Ticket, Turn};
-use crate::telemetry::{Kind, Label, Span, names};
+use crate::queueing::{NotHeld, Party, Pending, Turn, Waiter};
+use crate::telemetry::{Label, Span, SpanKind, names};
 use crate::topology::Route;
 
 /// Result of a wait.
@@ -30,7 +30,7 @@ pub(super) enum Waited {
 /// Wait of one request, over all its turns in the queue.
 #[derive(Default)]
 pub(super) struct Wait {
-    ticket: Option<Ticket>,
+    waiter: Option<Waiter>,
     /// Latest end of all waiting, fixed when the request waits for the first time.
     until: Option<Instant>,
     span: Option<Span>,
@@ -49,12 +49,12 @@ const AFTER_MISSES: Duration = Duration::from_millis(20);
 impl Wait {
     /// True if the waiter was called and has no slot yet.
     pub(super) fn is_called(&self) -> bool {
-        self.ticket.is_some()
+        self.waiter.is_some()
     }
 
     /// True if other requests wait already, which a new one must not overtake.
     pub(super) fn is_behind(&self, route: &Route, selection: &TargetSelection) -> bool {
-        self.ticket.is_none()
+        self.waiter.is_none()
             && self.until.is_none()
             && selection.queue(route).is_some_and(|queue| !queue.is_empty())
             && selection.is_available(route)
@@ -69,23 +69,23 @@ impl Wait {
         exchange: &mut Exchange,
     ) -> Waited {
         let Some(queue) = selection.queue(route) else { return Waited::NoQueue };
-        let ticket = match self.ticket.take() {
-            Some(ticket) => {
-                ticket.back();
+        let waiter = match self.waiter.take() {
+            Some(waiter) => {
+                waiter.wait_again();
                 self.note_miss();
-                ticket
+                waiter
             }
             None => {
                 let Some(pending) = selection.wait(route) else { return Waited::Over(queue.turned_away()) };
                 let until = *self.until.get_or_insert_with(|| latest_end(route, exchange));
                 let priority = exchange.caller.as_ref().map_or(0, |caller| caller.priority);
                 match queue.enter(party(exchange), priority, until) {
-                    Ok(ticket) => {
-                        let mut span = exchange.span.child("queue", Kind::Internal);
+                    Ok(waiter) => {
+                        let mut span = exchange.span.child("queue", SpanKind::Internal);
                         span.set(names::SPILLWAY_QUEUE_PRIORITY, i64::from(priority));
                         self.span = Some(span);
                         self.pending = pending;
-                        ticket
+                        waiter
                     }
                     Err(no) => return Waited::Over(no),
                 }
@@ -94,9 +94,9 @@ impl Wait {
         // A slot may have been released between the look for one and the entry, when no waiter was there to be called.
         let mut again = None;
         let is_worth_it = selection.has_room(route, now_millis()) || !selection.is_available(route);
-        if is_worth_it && ticket.told().is_none() {
+        if is_worth_it && waiter.turn_now().is_none() {
             if self.misses < MAX_MISSES {
-                queue.call();
+                queue.wake_next();
             } else {
                 again = Some(AFTER_MISSES);
             }
@@ -105,22 +105,22 @@ impl Wait {
             let change = again.into_iter().chain(selection.next_change(route, now_millis())).min();
             tokio::select! {
                 biased;
-                turn = ticket.turn() => match turn {
+                turn = waiter.turn() => match turn {
                     Turn::Called => {
-                        self.ticket = Some(ticket);
+                        self.waiter = Some(waiter);
                         return Waited::Called;
                     }
-                    Turn::MovedOn => return self.give_up(ticket, NotHeld::TooLate, exchange),
+                    Turn::MovedOn => return self.give_up(waiter, NotHeld::TooLate, exchange),
                 },
-                () = sleep_until(ticket.until()) => return self.give_up(ticket, NotHeld::TimeOut, exchange),
+                () = sleep_until(waiter.until()) => return self.give_up(waiter, NotHeld::TimeOut, exchange),
                 // An endpoint that reported full may be asked again: no slot is released to wake a waiter then.
                 () = sleep(change.unwrap_or(AFTER_MISSES)), if change.is_some() => {
                     if again.is_some() || selection.has_room(route, now_millis()) {
-                        queue.call();
+                        queue.wake_next();
                     }
                 }
                 _ = session.read_body_or_idle(true) => {
-                    self.report(&ticket, exchange, "abandoned");
+                    self.report(&waiter, exchange, "abandoned");
                     return Waited::ClientGone;
                 }
             }
@@ -133,30 +133,30 @@ impl Wait {
         self.misses = if in_a_row { self.misses.saturating_add(1) } else { 1 };
     }
 
-    fn give_up(&mut self, ticket: Ticket, why: NotHeld, exchange: &mut Exchange) -> Waited {
-        self.report(&ticket, exchange, why.reason().as_str());
-        ticket.given_up(why);
+    fn give_up(&mut self, waiter: Waiter, why: NotHeld, exchange: &mut Exchange) -> Waited {
+        self.report(&waiter, exchange, why.reason().as_str());
+        waiter.given_up(why);
         Waited::Over(why)
     }
 
     /// Leaves the queue for a slot at an endpoint. Where more slots are free, the next waiter is woken.
     pub(super) fn admitted(&mut self, route: &Route, selection: &TargetSelection, exchange: &mut Exchange) {
-        let Some(ticket) = self.ticket.take() else { return };
-        self.report(&ticket, exchange, "admitted");
-        ticket.admitted();
+        let Some(waiter) = self.waiter.take() else { return };
+        self.report(&waiter, exchange, "admitted");
+        waiter.admitted();
         selection.offer_rest(route, now_millis());
     }
 
     /// Leaves the queue for a target without one. The call passes on to the next waiter.
     pub(super) fn elsewhere(&mut self, exchange: &mut Exchange) {
-        let Some(ticket) = self.ticket.take() else { return };
-        self.report(&ticket, exchange, "moved_on");
-        ticket.moved_on();
+        let Some(waiter) = self.waiter.take() else { return };
+        self.report(&waiter, exchange, "moved_on");
+        waiter.moved_on();
     }
 
-    fn report(&mut self, ticket: &Ticket, exchange: &mut Exchange, outcome: &'static str) {
+    fn report(&mut self, waiter: &Waiter, exchange: &mut Exchange, outcome: &'static str) {
         self.pending.clear();
-        exchange.outcome.queued = Some(exchange.outcome.queued.unwrap_or_default() + ticket.waited());
+        exchange.outcome.queued = Some(exchange.outcome.queued.unwrap_or_default() + waiter.waited());
         if let Some(mut span) = self.span.take() {
             span.set(names::SPILLWAY_QUEUE_OUTCOME, outcome);
         }

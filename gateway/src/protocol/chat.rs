@@ -1,5 +1,5 @@
-//! Neutral types of a model call: what is asked, what an answer says, what it used. Dialects translate to and from them;
-//! the built-in model knows nothing else. Each type is plain data and knows no wire format.
+//! Neutral types of a model call: the request, the answer and its usage. Dialects translate to and from them, and the
+//! built-in model knows nothing else. Each type is plain data without a wire format.
 
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ pub enum PromptInput {
     Tokens(Vec<u32>),
 }
 
-/// One message of a conversation.
+/// Message of a conversation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Message {
     /// `system`, `user`, `assistant` or `tool`.
@@ -30,10 +30,10 @@ pub struct Message {
     pub tool_call_id: Option<String>,
 }
 
-/// Whether an answer calls a tool.
+/// Choice of an answer between text and tool calls.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum ToolChoice {
-    /// As the model decides.
+    /// Left to the model.
     #[default]
     Auto,
     /// No tool.
@@ -67,7 +67,7 @@ pub struct ChatRequest {
     pub prompt: Option<PromptInput>,
     /// Tools that the answer may call; empty where it may call none.
     pub tools: Vec<Tool>,
-    /// Whether the answer calls a tool.
+    /// Tools that the answer must or may call.
     pub tool_choice: ToolChoice,
     /// True if the answer may call one tool only.
     pub one_tool_call: bool,
@@ -105,7 +105,7 @@ pub struct ChatRequest {
     pub top_logprobs: u32,
     /// Form that the answer must have.
     pub response_format: ResponseFormat,
-    /// First thing asked for that the built-in model does not do.
+    /// Refusal for the first feature asked for that the built-in model does not have.
     pub unsupported: Option<Refusal>,
 }
 
@@ -113,7 +113,7 @@ impl ChatRequest {
     /// Checks that the request names the model `name`, for a route that goes to that model directly.
     ///
     /// # Errors
-    /// Refusal where it names another model or none.
+    /// Refuses a request that names another model or none.
     pub fn addressed_to(&self, name: &str) -> Result<(), Refusal> {
         addressed_to(self.model.as_deref(), name)
     }
@@ -123,7 +123,7 @@ impl ChatRequest {
         if self.prompt.is_some() { "prompt" } else { "messages" }
     }
 
-    /// Bytes of text in the conversation, its tools and their calls. Token ids count as none: nothing has to be encoded.
+    /// Bytes of text in the conversation, its tools and their calls. Token ids count as none, because they need no encoding.
     pub fn text_bytes(&self) -> usize {
         let message_bytes = |message: &Message| {
             let calls = message.tool_calls.iter().map(|call| call.name.len() + call.arguments.len());
@@ -182,7 +182,7 @@ impl EncodeRequest {
     /// Checks that the request names the model `name`.
     ///
     /// # Errors
-    /// Refusal where it names another model or none.
+    /// Refuses a request that names another model or none.
     pub fn addressed_to(&self, name: &str) -> Result<(), Refusal> {
         addressed_to(self.model.as_deref(), name)
     }
@@ -216,13 +216,13 @@ pub struct Call {
     pub arguments: String,
 }
 
-/// Why a choice ended.
+/// Reason for which a choice ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model came to its end, or wrote a stop string.
+    /// The model wrote its end token or a stop string.
     #[default]
     Stop,
-    /// The choice has as many tokens as were asked for, or as fit into the context.
+    /// The choice reached `max_tokens` or the end of the context.
     Length,
     /// The choice ends with tool calls.
     ToolCalls,
@@ -239,7 +239,7 @@ impl FinishReason {
     }
 }
 
-/// One choice of an answer, whole or as far as it was written.
+/// Choice of an answer, whole or as far as the model has written it.
 #[derive(Debug, Default)]
 pub struct Choice {
     /// Text.
@@ -250,7 +250,7 @@ pub struct Choice {
     pub calls: Vec<Call>,
     /// Characters of its tokens that a stream has reported so far.
     pub reported: usize,
-    /// Why it ended.
+    /// Reason for which the choice ended.
     pub finish_reason: FinishReason,
 }
 
@@ -276,19 +276,19 @@ pub struct ObservedError {
     pub code: Option<String>,
 }
 
-/// Facts that an answer has told so far, read while it passes.
+/// Facts read from an answer while it passes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observation {
     /// Id of the answer.
     pub id: Option<String>,
     /// Model that answers.
     pub model: Option<String>,
-    /// Why it ended, in the words of its server.
+    /// Finish reason, in the words of the server.
     pub finish_reason: Option<String>,
     /// Tokens used.
     pub usage: Option<Usage>,
-    /// When the first content passed: in an event stream the first event with text or a tool call, in anything else the
-    /// first byte.
+    /// Time at which the first content passed: in an event stream the first event with text or a tool call, in anything else
+    /// the first byte.
     pub first_content: Option<Instant>,
     /// Events with content.
     pub content_events: u64,
@@ -303,6 +303,6 @@ pub struct Observation {
 pub struct Said {
     /// Text so far.
     pub text: String,
-    /// Tokens of it, about.
+    /// Tokens of the text, estimated from the number of events.
     pub tokens: u32,
 }

@@ -30,7 +30,7 @@ pub struct ModelCard<'a> {
 pub enum ModelPath<'p> {
     /// The list itself.
     List,
-    /// One model; the text is its id as it stands in the path, with its escapes.
+    /// Path of one model, with its id as written in the path: escapes are not decoded.
     One(&'p str),
     /// Neither.
     Neither,
@@ -51,7 +51,7 @@ pub struct AnswerHead<'a> {
     pub include_usage: bool,
 }
 
-/// An API that callers or backends speak. What a dialect does not have is answered with the default.
+/// API that callers or backends speak. The default of a method says that the dialect does not have the feature.
 pub trait Dialect: Send + Sync {
     /// Name in metrics, spans and the tests' tables.
     fn name(&self) -> &'static str;
@@ -64,17 +64,17 @@ pub trait Dialect: Send + Sync {
     /// Content type and body of a refusal. `request_id` is empty where there is none.
     fn error(&self, refusal: &Refusal, request_id: &str) -> (HeaderValue, Bytes);
 
-    /// A refusal as an event, after the head of an event stream is out; `None` where the dialect has no such event.
+    /// Refusal as an event, for an event stream whose head was sent; `None` where the dialect has no such event.
     fn error_event(&self, _refusal: &Refusal) -> Option<Bytes> {
         None
     }
 
-    /// Statuses by which servers of this dialect say that they are full.
+    /// Statuses with which servers of this dialect report that they are full.
     fn full_statuses(&self) -> &'static [u16] {
         &[]
     }
 
-    /// Reader of an answer with this header; `None` where nothing can be read of it.
+    /// Reader of an answer with these headers; `None` where its type or coding cannot be read.
     fn observe(&self, _headers: &HeaderMap) -> Option<Box<dyn Observe>> {
         None
     }
@@ -94,19 +94,19 @@ pub trait Dialect: Send + Sync {
         None
     }
 
-    /// Reader of what an event stream says, where a stream that ends early can be continued.
+    /// Reader of the text of an event stream, where a stream that ends early can be continued.
     fn transcribe(&self) -> Option<Box<dyn Transcribe>> {
         None
     }
 
-    /// Body of a request that continues an answer which has said `said`, and where its model's name stands. `None` where
-    /// what follows would not fit what came before.
+    /// Body of a request that continues an answer after `said`, and the range of its model's name in that body. `None` where
+    /// the continuation would not fit the text before it.
     fn continuation(&self, _body: &[u8], _said: &Said) -> Option<(Bytes, Option<Range<usize>>)> {
         None
     }
 
-    /// Rewriter of the event stream of a continuation by the backend `by`, after `before` tokens. Only asked where
-    /// [`Dialect::continuation`] gave a request.
+    /// Rewriter of the event stream of a continuation by the backend `by`, after `before` tokens. Only called where
+    /// [`Dialect::continuation`] returned a request.
     fn continue_stream<'a>(&self, _by: &'a str, _before: u32) -> Option<Box<dyn ContinueStream + 'a>> {
         None
     }
@@ -121,7 +121,7 @@ pub trait Dialect: Send + Sync {
         None
     }
 
-    /// Work that a request has for a model which encodes texts; `None` where it is no such request.
+    /// Work that an operation asks of a model that encodes texts; `None` for any other operation.
     fn encodes(&self, _operation: Operation) -> Option<Encode> {
         None
     }
@@ -132,7 +132,7 @@ pub trait Dialect: Send + Sync {
         None
     }
 
-    /// Body of an answer with vectors or ranks by `model`, which read `tokens` tokens; `None` where the dialect has no such
+    /// Body of an answer with vectors or ranks by `model`, which read `tokens` tokens. `None` where the dialect has no such
     /// operation.
     fn write_encoded(&self, _model: &str, _request: &EncodeRequest, _encoded: &Encoded, _tokens: u64) -> Option<Bytes> {
         None
@@ -153,8 +153,8 @@ impl PartialEq for dyn Dialect {
 
 impl Eq for dyn Dialect {}
 
-/// Reader of one answer while it passes, in bounded memory and without holding it. The result does not depend on where
-/// the answer is cut into parts.
+/// Reader of one answer while it passes, in bounded memory and without holding it. Its result does not depend on where the
+/// answer is cut into parts.
 pub trait Observe: Send + Sync {
     /// Reads a part that passes at `now`.
     fn feed(&mut self, part: &[u8], now: Instant);
@@ -166,24 +166,24 @@ pub trait Observe: Send + Sync {
     fn finish(&mut self) -> &Observation;
 }
 
-/// Reader of what an event stream says, to continue it where it ends early.
+/// Reader of the text of an event stream, for a stream that ends early and is continued.
 pub trait Transcribe: Send + Sync {
     /// Reads whole events.
     fn feed(&mut self, events: &[u8]);
 
-    /// Text so far; `None` where the answer has ended or said something that cannot be continued.
+    /// Text so far; `None` where the answer has ended or holds anything that cannot be continued.
     fn to_continue(&self) -> Option<Said>;
 
-    /// True if the stream has said why it ends.
+    /// True if the stream has sent its finish reason.
     fn is_finished(&self) -> bool;
 
-    /// True if the stream has said any text.
+    /// True if the stream has sent any text.
     fn has_text(&self) -> bool;
 }
 
-/// Rewriter of an event stream that continues another one: the caller takes it for the rest of the first.
+/// Rewriter of an event stream that continues another one, so that the caller reads both as one stream.
 pub trait ContinueStream: Send + Sync {
-    /// Whole events as the caller gets them.
+    /// Rewrites whole events to the form that the caller gets.
     fn rewrite(&mut self, events: &[u8]) -> Bytes;
 }
 
@@ -195,11 +195,11 @@ pub trait WriteAnswer: Send + Sync {
     /// First event of a choice.
     fn first(&self, out: &mut BytesMut, choice: u32);
 
-    /// First event of an answer that continues the stream of another server, which says so and nothing else.
+    /// First event of an answer that continues the stream of another server. Its only content is the mark that says so.
     fn resumed(&self, out: &mut BytesMut);
 
-    /// Event with a piece of a choice, and its tokens where their log probabilities are wanted, which follow `reported`
-    /// characters. Returns the characters of these tokens.
+    /// Event with a piece of a choice, and its tokens where their log probabilities are wanted. `reported` is the number of
+    /// characters that earlier events reported. Returns the characters of these tokens.
     fn piece(
         &self,
         out: &mut BytesMut,
@@ -212,7 +212,7 @@ pub trait WriteAnswer: Send + Sync {
     /// Event with a tool call of a choice, the `n`-th from 0.
     fn call(&self, out: &mut BytesMut, choice: u32, n: usize, call: &Call);
 
-    /// Last event of a choice: why it ended.
+    /// Last event of a choice, with its finish reason.
     fn ended(&self, out: &mut BytesMut, choice: u32, reason: FinishReason);
 
     /// End of the event stream.

@@ -1,6 +1,6 @@
-//! What callers and backends speak: the operation that a request asks for ([`operation`]), the trait of an API
-//! ([`dialect`]), the neutral types of a model call ([`chat`]) and one folder for each API. It knows no route and no
-//! socket; its inputs are bytes and refusals, its output is bytes.
+//! APIs that callers and backends speak: operations ([`operation`]), the trait of an API ([`dialect`]), the neutral types of
+//! a model call ([`chat`]) and one folder for each API. The room knows no route and no socket; its inputs are bytes and
+//! refusals, its output is bytes.
 
 mod chat;
 mod dialect;
@@ -26,7 +26,10 @@ pub use dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Obs
 pub use operation::Operation;
 pub use peek::{form_model, is_form, is_utf8, looks_like_json, peek, prompt_prefix};
 pub use refusals::model_not_found;
-pub use registry::{OPENAI, PROBLEM, Resolved};
+pub use registry::{OPENAI, PROBLEM, ResolvedOperation};
+
+/// Header of an answer that names its backend, or its built-in model as `builtin/NAME`.
+pub static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
 
 static RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 static X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -34,11 +37,11 @@ static X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// `Retry-After` of 429 and 503 where no better time is known.
 const DEFAULT_WAIT: Duration = Duration::from_secs(1);
 
-/// Wait above which official clients are told not to try again by themselves: they would hold a caller that could have
-/// been told at once.
+/// Wait above which a refusal tells official clients not to retry by themselves (`x-should-retry: false`): they would sleep
+/// while their caller could already act on the error.
 const TOO_LONG_TO_RETRY: Duration = Duration::from_secs(2);
 
-/// A refusal as it is sent.
+/// Response that a refusal is rendered to.
 #[derive(Debug)]
 pub struct Rendered {
     /// Status.
@@ -51,14 +54,13 @@ pub struct Rendered {
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// JSON of a value made of strings, numbers and lists of them, which is all that this room writes: nothing in it can fail
-/// to be written to memory.
+/// Writes a value as JSON. This room writes strings, numbers and lists of them only, and those always serialize.
 fn json(value: &impl Serialize) -> Bytes {
     serde_json::to_vec(value).unwrap_or_default().into()
 }
 
-/// `Retry-After` counts whole seconds and so rounds up; `retry-after-ms` is exact to the millisecond and rounds up too,
-/// because a client that comes back early is refused again.
+/// Adds `Retry-After` (whole seconds) and `retry-after-ms`. Both round up, because a client that retries early is refused
+/// again.
 fn retry_headers(wait: Duration, is_shed: bool, headers: &mut Vec<(HeaderName, HeaderValue)>) {
     let millis = u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX).max(1);
     headers.push((header::RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000))));
@@ -82,7 +84,7 @@ pub fn render(refusal: &Refusal, dialect: &dyn Dialect, request_id: &str) -> Ren
     Rendered { status: refusal.status, content_type, body, headers }
 }
 
-/// A time until a limit is full again, as OpenAI writes it: `12ms`, `1s`, `6m0s`.
+/// Formats the time until a limit is full again as OpenAI does: `12ms`, `1s`, `6m0s`.
 pub fn reset_text(time: Duration) -> String {
     let millis = time.as_millis();
     if millis < 1000 {
@@ -161,7 +163,7 @@ mod tests {
 
     #[test]
     fn the_dialect_is_known_by_the_path() {
-        let dialect = |path: &str| Resolved::of(&Method::POST, path).dialect;
+        let dialect = |path: &str| ResolvedOperation::of(&Method::POST, path).dialect;
         for path in [
             "/v1/chat/completions",
             "/v1/completions",
@@ -198,7 +200,7 @@ mod tests {
             (Method::POST, "/openai/v1/embeddings", Operation::Other, false, false),
             (Method::GET, "/", Operation::Other, false, true),
         ] {
-            let resolved = Resolved::of(&method, path);
+            let resolved = ResolvedOperation::of(&method, path);
             let facts = (resolved.operation, resolved.must_be_json, resolved.writes_tokens);
             assert_eq!(facts, (operation, must_be_json, writes_tokens), "{method} {path}");
         }

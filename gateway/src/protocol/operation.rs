@@ -36,7 +36,7 @@ impl Operation {
     }
 }
 
-/// An operation as a dialect knows it by method and path.
+/// Operation that a dialect recognises by method and path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
     /// Operation.

@@ -8,7 +8,7 @@ use spillway_filter::Refusal;
 use super::dialect::Dialect;
 use super::json;
 
-/// The dialect of requests that call no model.
+/// Dialect of requests that call no model.
 pub(super) struct Problem;
 
 #[derive(Serialize)]

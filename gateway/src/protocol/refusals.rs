@@ -3,10 +3,10 @@
 use http::StatusCode;
 use spillway_filter::{ErrorKind, Refusal};
 
-/// Characters of a caller's text that a message repeats.
+/// Characters of a caller's text that a message repeats: enough to recognise a name.
 const SHOWN: usize = 64;
 
-/// Text of a caller as a message may repeat it: without control characters, and not all of a long one.
+/// Text of a caller in the form in which a message may repeat it: without control characters, cut to 64 characters.
 pub(super) fn shown(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(SHOWN).collect()
 }
@@ -22,8 +22,8 @@ pub fn model_not_found(name: &str) -> Refusal {
     .param("model")
 }
 
-/// Refusal of a field that stands twice: two readers could each take another one.
+/// Refusal of a field that appears twice: two readers could each read another one.
 pub(super) fn duplicate(name: &str) -> Refusal {
-    Refusal::invalid("duplicate_parameter", format!("`{name}` stands more than once in the body."))
+    Refusal::invalid("duplicate_parameter", format!("`{name}` appears more than once in the body."))
         .param(name.to_owned())
 }

@@ -1,5 +1,5 @@
-//! The dialects that the gateway speaks, and what a request asks for in them. Resolved once when a request begins; no other
-//! file matches a path of an API.
+//! Registry of the dialects that the gateway speaks. The operation of a request is resolved here once, when the request
+//! begins; no other file matches a path of an API.
 
 use http::Method;
 
@@ -16,9 +16,9 @@ pub const PROBLEM: &dyn Dialect = &problem::Problem;
 /// Dialects with paths of their own, in the order in which a path is offered to them.
 const DIALECTS: [&dyn Dialect; 1] = [OPENAI];
 
-/// An operation with its dialect and facts. Kept in the exchange.
+/// Operation of a request with its dialect and facts. Kept in the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Resolved {
+pub struct ResolvedOperation {
     /// Operation.
     pub operation: Operation,
     /// Dialect of the path, which is the shape of errors until the route is known.
@@ -29,8 +29,8 @@ pub struct Resolved {
     pub writes_tokens: bool,
 }
 
-impl Resolved {
-    /// A request of no dialect.
+impl ResolvedOperation {
+    /// Operation of a request whose path belongs to no dialect.
     pub const OTHER: Self =
         Self { operation: Operation::Other, dialect: PROBLEM, must_be_json: false, writes_tokens: true };
 

@@ -1,23 +1,23 @@
-//! How fast places come free for those who wait: a rate over the recent past, measured only while somebody waits,
-//! because an idle queue says nothing about its servers.
+//! The rate at which waiters get slots: over the recent past, and measured only while somebody waits, because an idle queue
+//! says nothing about its servers.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How far the past counts: what happened this long ago has a weight of 1/e.
+/// Memory of the rate: events of this age have a weight of 1/e.
 const MEMORY: Duration = Duration::from_secs(10);
 
-/// Weight of evidence from which on nobody is turned away on its strength alone.
+/// Least weight of evidence, in admissions, that may turn a request away.
 const ENOUGH: f64 = 3.0;
 
-/// Admissions per second of the time in which somebody waited, both decayed exponentially.
+/// Admissions, and seconds in which somebody waited, both decayed exponentially.
 #[derive(Debug, Default)]
 pub(super) struct DrainRate {
     admitted: f64,
     /// Seconds in which somebody waited.
     waited: f64,
-    /// Up to when both are counted.
+    /// Time up to which both are counted.
     at: Option<Instant>,
 }
 
@@ -35,23 +35,23 @@ impl DrainRate {
         }
     }
 
-    /// One who waited was admitted.
+    /// Counts a waiter that was admitted.
     pub(super) fn admitted(&mut self) {
         self.admitted += 1.0;
     }
 
-    /// How long until so many have been admitted, if anything is known.
+    /// Time until `count` waiters are admitted, if anything is known.
     pub(super) fn time_for(&self, count: usize) -> Option<Duration> {
         // Less than half an admission left of the past is no knowledge.
         if self.admitted < 0.5 || self.waited <= 0.0 {
             return None;
         }
-        #[allow(clippy::cast_precision_loss, reason = "a queue has some thousand places")]
+        #[allow(clippy::cast_precision_loss, reason = "a queue has some thousand waiters")]
         let seconds = count as f64 * self.waited / self.admitted;
         Duration::try_from_secs_f64(seconds).ok()
     }
 
-    /// The same, where enough is known to turn somebody away.
+    /// Time until `count` waiters are admitted, where enough is known to turn a request away.
     pub(super) fn sure_time_for(&self, count: usize) -> Option<Duration> {
         if self.admitted < ENOUGH { None } else { self.time_for(count) }
     }
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_that_of_the_time_in_which_somebody_waited() {
+    fn the_rate_counts_only_time_with_waiters() {
         let start = Instant::now();
         let mut rate = DrainRate::default();
         rate.pass(start, false);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_gets_no_place_is_known_to_be_slow() {
+    fn a_queue_without_free_slots_is_known_to_be_slow() {
         let start = Instant::now();
         let mut rate = DrainRate::default();
         rate.pass(start, false);

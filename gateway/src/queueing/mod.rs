@@ -1,6 +1,5 @@
-//! Waiting for a slot, as plain data structures: the order of waiters, the queue of a route, the room of a backend, the
-//! rate at which slots come free, and the budget for retries. Nothing here decides where a request goes; only
-//! [`Ticket::turn`] waits.
+//! Plain data structures for waiting: the order of waiters, the queue of a route, the room of a backend, the rate of
+//! admissions, and the budget for retries. Nothing here decides where a request goes; only [`Waiter::turn`] waits.
 
 mod drain_rate;
 mod line;
@@ -9,6 +8,6 @@ mod retry_budget;
 mod room;
 
 pub use line::Party;
-pub use queue::{NotHeld, Queue, Ticket, Turn};
+pub use queue::{NotHeld, Queue, Turn, Waiter};
 pub use retry_budget::{RetryBudget, Retrying};
-pub use room::{Pending, Room, Taken};
+pub use room::{Pending, Room, WakingSlot};

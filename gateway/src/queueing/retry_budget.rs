@@ -1,30 +1,30 @@
-//! What may be sent beside the requests themselves: retries and hedges, as a share of the requests. Without it, a
-//! backend that fails gets a multiple of the load that made it fail. One bucket for each backend, over all routes and
-//! snapshots, as in Finagle's `RetryBudget`: each request puts in its route's share, each retry or hedge takes one out.
-//! A few may always be sent, so that a retry is possible where requests are rare.
+//! Budget for retries and hedges, as a share of the requests. Without a budget, a backend that fails gets a multiple of the
+//! load that made it fail. Each backend has one bucket, over all routes and snapshots, as in Finagle's `RetryBudget`. Each
+//! request adds its route's share, each retry or hedge removes one. One per second is added too, so that a retry is
+//! possible where requests are rare.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
-/// Units of one retry: shares are counted exactly.
+/// Units of one retry: shares are whole thousandths.
 const ONE: i64 = 1_000;
-/// Most that is kept: what quiet times leave must not become a storm later.
+/// Most units that are kept, 100 retries: savings of quiet times must not become a storm.
 const MOST: i64 = 100 * ONE;
-/// What there is at the beginning.
+/// Units at the beginning, 10 retries.
 const AT_FIRST: i64 = 10 * ONE;
-/// What a second adds, whatever the requests.
+/// Retries that a second adds, whatever the requests.
 const PER_SECOND: u64 = 1;
 
-/// Retries and hedges that may still be sent.
+/// Budget of a backend for retries and hedges.
 pub struct RetryBudget {
     left: AtomicI64,
-    /// Up to when the seconds were counted, milliseconds.
+    /// Time up to which the seconds were counted, milliseconds.
     refilled: AtomicU64,
-    /// Retries and hedges that are on their way.
+    /// Retries and hedges in flight.
     running: AtomicU32,
 }
 
-/// A retry or hedge on its way; counted until it is dropped.
+/// Permit for a retry or hedge in flight, until it is dropped.
 pub struct Retrying(Arc<RetryBudget>);
 
 impl Drop for Retrying {
@@ -40,13 +40,13 @@ impl Default for RetryBudget {
 }
 
 impl RetryBudget {
-    /// A request is sent, of a route that may add so many thousandths of a retry for it.
+    /// Adds the share of a request: `thousandths` of a retry.
     pub fn request(&self, thousandths: i64) {
         self.add(thousandths);
     }
 
-    /// Begins a retry or hedge, if there is one left and fewer than `most` are on their way. `now` is in milliseconds, as
-    /// [`crate::balancing::now_millis`] has it.
+    /// Begins a retry or hedge, if one is left and fewer than `most` are in flight. `now` is in milliseconds, as
+    /// [`crate::clock::now_millis`] reads it.
     pub fn begin(self: &Arc<Self>, now: u64, most: u32) -> Option<Retrying> {
         let more = |running: u32| if running < most { running.checked_add(1) } else { None };
         self.running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
@@ -54,12 +54,12 @@ impl RetryBudget {
         self.take(now).then_some(retrying)
     }
 
-    /// Retries and hedges that are on their way.
+    /// Retries and hedges in flight.
     pub fn running(&self) -> u32 {
         self.running.load(Ordering::Relaxed)
     }
 
-    /// Takes one retry or hedge, if there is one. `now` is in milliseconds, as [`crate::balancing::now_millis`] has it.
+    /// Removes one retry or hedge, if one is left. `now` is in milliseconds.
     fn take(&self, now: u64) -> bool {
         self.refill(now);
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left >= ONE).then(|| left - ONE)).is_ok()
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_so_many_are_on_their_way_and_who_is_refused_for_that_takes_nothing() {
+    fn retries_in_flight_are_bounded_and_a_refused_one_spends_nothing() {
         let budget = Arc::new(RetryBudget::default());
         let first = budget.begin(1_000, 2);
         let second = budget.begin(1_000, 2);

@@ -1,29 +1,36 @@
-//! Where places come free: one for each backend, outliving snapshots. Whoever gives a place back tells the queues that
-//! wait for it, in turn, so that no route of several takes all. Those who wait are counted here, over all queues.
+//! Announcements of free slots: one [`Room`] for each backend, which outlives snapshots. The release of a slot
+//! wakes a waiter in one of the queues of the backend. The queues take turns, so that no route gets all slots. The room also
+//! counts the waiters of all queues.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::RwLock;
 
-use super::queue::Queue;
 use crate::balancing::{RoomListener, Slot};
 
-/// The queues that wait for a backend.
+/// A queue of waiters.
+pub(super) trait Waiters: Send + Sync {
+    /// Wakes the next waiter. False if there is none.
+    fn wake_next(&self) -> bool;
+}
+
+/// Queues that wait for slots of a backend.
 #[derive(Default)]
 pub struct Room {
-    queues: RwLock<Vec<Weak<Queue>>>,
+    queues: RwLock<Vec<Weak<dyn Waiters>>>,
+    /// Number of announcements: decides which queue is first.
     turn: AtomicUsize,
     pending: AtomicU32,
 }
 
 impl Room {
-    /// From now on `queue` is told of free places.
-    pub(super) fn serve(&self, queue: &Arc<Queue>) {
+    /// Announces free slots to `queue` from now on.
+    pub(super) fn serve(&self, queue: Weak<dyn Waiters>) {
         let mut queues = self.queues.write();
         queues.retain(|known| known.strong_count() > 0);
-        if !queues.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(queue))) {
-            queues.push(Arc::downgrade(queue));
+        if !queues.iter().any(|known| std::ptr::addr_eq(known.as_ptr(), queue.as_ptr())) {
+            queues.push(queue);
         }
     }
 
@@ -32,14 +39,14 @@ impl Room {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// Counts one more who waits, of at most so many, in one step.
+    /// Counts one more waiter if fewer than `most` wait, in one atomic step.
     pub fn wait(self: &Arc<Self>, most: u32) -> Option<Pending> {
         let more = |pending: u32| if pending < most { pending.checked_add(1) } else { None };
         self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some(Pending(self.clone()))
     }
 
-    /// There is, or may be, room for one more request. Who is called and finds more of it calls the next one.
+    /// Announces that a slot is, or may be, free. A waiter that finds another free slot wakes the next.
     pub fn freed(&self) {
         let queues = self.queues.read();
         if queues.is_empty() {
@@ -47,9 +54,9 @@ impl Room {
         }
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         for step in 0..queues.len() {
-            let place = first.wrapping_add(step) % queues.len();
-            let queue = queues.get(place).and_then(Weak::upgrade);
-            if queue.is_some_and(|queue| queue.call()) {
+            let at = first.wrapping_add(step) % queues.len();
+            let queue = queues.get(at).and_then(Weak::upgrade);
+            if queue.is_some_and(|queue| queue.wake_next()) {
                 return;
             }
         }
@@ -61,15 +68,15 @@ impl RoomListener for Room {
         self.freed();
     }
 
-    /// One of several queues may have other backends, and would keep the call to itself.
+    /// Wakes a waiter of each queue: a queue that has other backends too would not pass the call on.
     fn lost(&self) {
         for queue in self.queues.read().iter().filter_map(Weak::upgrade) {
-            queue.call();
+            queue.wake_next();
         }
     }
 }
 
-/// One who waits for a backend; counted until it is dropped.
+/// Count of one waiter of a backend, until it is dropped.
 pub struct Pending(Arc<Room>);
 
 impl Drop for Pending {
@@ -78,27 +85,25 @@ impl Drop for Pending {
     }
 }
 
-/// A slot at an endpoint that, when it is dropped, is given back first and then offered to those who wait.
-pub struct Taken {
+/// A slot at an endpoint. Dropping it releases the slot, then wakes the next waiter for its backend.
+pub struct WakingSlot {
     slot: Option<Slot>,
     room: Arc<Room>,
 }
 
-impl Taken {
+impl WakingSlot {
     /// Slot at an endpoint whose backend has this room.
     pub fn new(slot: Slot, room: &Arc<Room>) -> Self {
         Self { slot: Some(slot), room: room.clone() }
     }
-}
 
-impl Taken {
     /// Requests in flight at the endpoint when this one had been added.
     pub fn in_flight_at_start(&self) -> u32 {
         self.slot.as_ref().map_or(0, Slot::in_flight_at_start)
     }
 }
 
-impl Drop for Taken {
+impl Drop for WakingSlot {
     fn drop(&mut self) {
         self.slot = None;
         self.room.freed();

@@ -1,4 +1,4 @@
-//! One match of a route, compiled: path, method, headers, model. All it names must hold.
+//! Compiled match of a route: path, method, headers, model and expression. A request must meet all that are set.
 
 use std::net::IpAddr;
 
@@ -9,29 +9,49 @@ use spillway_cel::{Expression, Scope, Seen};
 use spillway_config::path;
 use spillway_config::schema::{Match, PathMatch};
 
-/// Bytes that one compiled regular expression may take; also what bounds its cost per character.
+/// Largest compiled regular expression in bytes, which also bounds its cost per character.
 const REGEX_SIZE_LIMIT: usize = 1 << 20;
 
-/// A match that cannot be compiled; validation reports the same with its position.
+/// Error of a match that cannot be compiled. Validation reports the same fault with its position.
 #[derive(Debug, thiserror::Error)]
-#[error("route `{route}`: {reason}")]
+#[error("route `{route}`: {fault}")]
 pub struct CompileError {
-    /// The route.
+    /// Name of the route.
     pub route: String,
-    /// What is wrong.
-    pub reason: String,
+    /// Fault of the match.
+    pub fault: MatchFault,
+}
+
+/// Fault of a match.
+#[derive(Debug, thiserror::Error)]
+pub enum MatchFault {
+    /// The regular expression of the path does not compile, or compiles to more than 1 MiB.
+    #[error(transparent)]
+    Regex(#[from] regex::Error),
+    /// The method is no token.
+    #[error("`{0}` is not a method")]
+    Method(String),
+    /// The name of a header is no token.
+    #[error("`{0}` is not a header name")]
+    HeaderName(String),
+    /// The value of the header of this name has bytes that are not allowed.
+    #[error("the value of header `{0}` has characters that no header may have")]
+    HeaderValue(String),
+    /// The expression does not compile, or has no boolean value.
+    #[error("{0}")]
+    Expression(String),
 }
 
 #[derive(Debug)]
 enum Path {
     Any,
     Exact(Box<str>),
-    /// Without the final slash; matches itself and whatever continues with one.
+    /// Prefix without its final slash; matches itself and every path that continues with a slash.
     Prefix(Box<str>),
     Regex(Regex),
 }
 
-/// A compiled match.
+/// Compiled match.
 #[derive(Debug)]
 pub struct Matcher {
     path: Path,
@@ -41,19 +61,25 @@ pub struct Matcher {
     when: Option<Expression>,
 }
 
-/// What an expression sees of a head besides path, method and headers.
+/// Facts of a request that an expression sees besides path, method and headers.
 #[derive(Debug, Clone, Copy)]
-pub struct Rest<'a> {
-    /// The query, without `?`.
+pub struct HeadContext<'a> {
+    /// Query, without `?`.
     pub query: &'a str,
-    /// The client's address.
+    /// Address of the client.
     pub client: IpAddr,
 }
 
 impl Matcher {
-    /// Compiles what was written.
+    /// Compiles a match of the route `route`.
+    ///
+    /// # Errors
+    /// The path, the method, a header or the expression is invalid.
     pub fn compile(route: &str, written: &Match) -> Result<Self, CompileError> {
-        let fail = |reason: String| CompileError { route: route.to_owned(), reason };
+        Self::parse(written).map_err(|fault| CompileError { route: route.to_owned(), fault })
+    }
+
+    fn parse(written: &Match) -> Result<Self, MatchFault> {
         let path = match &written.path {
             None => Path::Any,
             Some(PathMatch::Exact(path)) => Path::Exact(comparable(path).into()),
@@ -61,17 +87,14 @@ impl Matcher {
                 "" => Path::Any,
                 path => Path::Prefix(path.into()),
             },
-            Some(PathMatch::Regex(pattern)) => Path::Regex(
-                RegexBuilder::new(&format!("^(?:{pattern})$"))
-                    .size_limit(REGEX_SIZE_LIMIT)
-                    .build()
-                    .map_err(|e| fail(e.to_string()))?,
-            ),
+            Some(PathMatch::Regex(pattern)) => {
+                Path::Regex(RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(REGEX_SIZE_LIMIT).build()?)
+            }
         };
         let method = match &written.method {
             None => None,
             Some(method) => {
-                Some(Method::from_bytes(method.as_bytes()).map_err(|_| fail(format!("`{method}` is not a method")))?)
+                Some(Method::from_bytes(method.as_bytes()).map_err(|_| MatchFault::Method(method.clone()))?)
             }
         };
         let headers = written
@@ -79,20 +102,19 @@ impl Matcher {
             .iter()
             .map(|header| {
                 let name = HeaderName::from_bytes(header.name.as_bytes())
-                    .map_err(|_| fail(format!("`{}` is not a header name", header.name)))?;
-                let value = HeaderValue::from_str(&header.exact).map_err(|_| {
-                    fail(format!("the value of header `{}` has characters no header may have", header.name))
-                })?;
+                    .map_err(|_| MatchFault::HeaderName(header.name.clone()))?;
+                let value =
+                    HeaderValue::from_str(&header.exact).map_err(|_| MatchFault::HeaderValue(header.name.clone()))?;
                 Ok((name, value))
             })
-            .collect::<Result<Vec<_>, CompileError>>()?;
-        let when =
-            written.when.as_ref().map(|text| Expression::condition(text, Scope::Head)).transpose().map_err(fail)?;
+            .collect::<Result<Vec<_>, MatchFault>>()?;
+        let when = written.when.as_ref().map(|text| Expression::condition(text, Scope::Head)).transpose();
+        let when = when.map_err(|error| MatchFault::Expression(error.to_string()))?;
         Ok(Self { path, method, headers, model: written.model.as_deref().map(ModelPattern::new), when })
     }
 
-    /// Whether everything but the model holds.
-    pub fn matches_head(&self, path: &str, method: &Method, headers: &HeaderMap, rest: Rest<'_>) -> bool {
+    /// True if a head meets everything but the model.
+    pub fn matches_head(&self, path: &str, method: &Method, headers: &HeaderMap, context: HeadContext<'_>) -> bool {
         self.method.as_ref().is_none_or(|m| m == method)
             && match &self.path {
                 Path::Any => true,
@@ -103,16 +125,16 @@ impl Matcher {
                 Path::Regex(regex) => regex.is_match(path.as_bytes()),
             }
             && self.headers.iter().all(|(name, value)| headers.get_all(name).iter().any(|v| v == value))
-            && self.when.as_ref().is_none_or(|when| holds(when, path, method, headers, rest))
+            && self.when.as_ref().is_none_or(|when| holds(when, path, method, headers, context))
     }
 
-    /// The model that the body must name.
+    /// Model that the body must name.
     pub fn model(&self) -> Option<&ModelPattern> {
         self.model.as_ref()
     }
 
-    /// What comes first when several match: exact path, longest prefix, regex, any; then method, more headers, a model.
-    /// Smaller is earlier.
+    /// Precedence among several that match, the smallest first: exact path, longest prefix, regex, any; then a method, more
+    /// headers, a model, an expression.
     pub fn rank(&self) -> impl Ord + use<> {
         let (kind, length) = match &self.path {
             Path::Exact(path) => (0, path.len()),
@@ -131,7 +153,8 @@ impl Matcher {
     }
 }
 
-/// Path of the file in the form in which paths of requests are compared. One that no request can have stays as it is.
+/// Converts a path of the configuration to the form in which paths of requests are compared. A path that no request can
+/// have is returned as it is.
 pub fn comparable(path: &str) -> String {
     match path::normal(path) {
         Ok(normal) => path::key(&normal).into_owned(),
@@ -139,14 +162,14 @@ pub fn comparable(path: &str) -> String {
     }
 }
 
-/// Whether an expression holds for a head. What has no value, such as a header that is not there, does not match.
-fn holds(when: &Expression, path: &str, method: &Method, headers: &HeaderMap, rest: Rest<'_>) -> bool {
+/// True if an expression holds for a head. An expression without a value, as of a missing header, does not match.
+fn holds(when: &Expression, path: &str, method: &Method, headers: &HeaderMap, context: HeadContext<'_>) -> bool {
     let seen = Seen {
         method: method.as_str(),
         path,
-        query: rest.query,
+        query: context.query,
         headers,
-        client: rest.client,
+        client: context.client,
         route: "",
         model: None,
         body: None,
@@ -164,7 +187,7 @@ mod tests {
     }
 
     fn head(matcher: &Matcher, path: &str) -> bool {
-        let rest = Rest { query: "", client: std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) };
+        let rest = HeadContext { query: "", client: std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) };
         matcher.matches_head(path, &Method::GET, &HeaderMap::new(), rest)
     }
 

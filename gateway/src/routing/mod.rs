@@ -1,11 +1,11 @@
-//! Which route a request takes: by the head alone where that is enough, by the model in its body where a match asks
-//! for one. Precedence is that of the Gateway API, fixed when the table is built.
-//! It reads no body itself and knows no backend; its input is the compiled routes of a snapshot.
+//! Matching of requests to routes: by the head alone where that is enough, by the model in the body where a match asks for
+//! one. Precedence is that of the Gateway API, fixed when the table is built. The room reads no body itself and knows no
+//! backend; its input is the compiled routes of a snapshot.
 
 mod matcher;
 mod spelling;
 mod table;
 
-pub use matcher::{CompileError, Matcher, Rest, comparable};
+pub use matcher::{CompileError, HeadContext, MatchFault, Matcher, comparable};
 pub use spelling::{Spelling, read as read_path};
 pub use table::{Candidates, MAX_HOST, RouteTable, TableBuilder, without_port};

@@ -1,9 +1,9 @@
-//! Second readings of a path: what a server behind could make of a path that the gateway reads one way. Most paths have
-//! none. Owns no state; its input is a path in normal form (`spillway_config::path`).
+//! Second readings of a path: other paths that a server could read where the gateway reads this one. Most paths have none.
+//! The file owns no state; its input is a path in normal form (`spillway_config::path`).
 //!
-//! Readers that this is built against: ASGI servers decode `%2F`; servlets cut `;parameters`; IIS reads backslashes as
-//! slashes, decodes twice and takes overlong UTF-8; Windows drops blanks and dots at the end of a name; code that parses
-//! a decoded path as a URL cuts it at `?` and `#`.
+//! Known readers: ASGI servers decode `%2F`; servlets cut `;parameters`; IIS reads backslashes as slashes, decodes twice and
+//! accepts overlong UTF-8; Windows drops blanks and dots at the end of a name; code that parses a decoded path as a URL cuts
+//! it at `?` and `#`.
 
 use std::borrow::Cow;
 
@@ -13,8 +13,8 @@ use spillway_config::path::{self, PathByte, PathError};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Spelling(u8);
 
-/// Meant for no honest server: control characters, no UTF-8 (overlong forms are none), escapes that become others when
-/// they are decoded twice, and dots, blanks or empty segments behind a delimiter.
+/// Spellings that no honest client writes: control characters, invalid UTF-8 such as overlong forms, escapes that change when
+/// decoded twice, and dots, blanks or empty segments behind a delimiter.
 const HIDDEN: u8 = 1;
 /// `%2F`.
 const SLASH: u8 = 2;
@@ -35,7 +35,7 @@ const READABLE: [u8; 6] = [SLASH, BACKSLASH, PARAMETER, REPARSED, TRAILING_DOT, 
 /// Kinds that a path may combine. Each doubles the readings that are compared; honest paths have one or two.
 const MAX_KINDS: u32 = 4;
 
-/// Puts a path into its normal form and says which second readings it has.
+/// Normalises a path and finds the kinds of second readings that it has.
 pub fn read(path: &str) -> Result<(Cow<'_, str>, Spelling), PathError> {
     if path::has_one_reading(path) {
         return Ok((Cow::Borrowed(path), Spelling::default()));
@@ -96,7 +96,7 @@ impl Spelling {
         Self(kinds)
     }
 
-    /// Every other reading of a path that is spelled so, in normal form.
+    /// Every other reading of a path with this spelling, in normal form.
     pub fn readings(self, normal: &str) -> impl Iterator<Item = String> + use<> {
         let bytes = path::decoded(normal);
         let present: Vec<u8> = READABLE.into_iter().filter(|kind| self.0 & kind != 0).collect();
@@ -108,7 +108,7 @@ impl Spelling {
     }
 }
 
-/// True if decoding a second time would change it: `%2561`, `%25%36%31`, `%25u0061`.
+/// True if decoding a second time would change the path: `%2561`, `%25%36%31`, `%25u0061`.
 fn decodes_again(decoded: &[u8]) -> bool {
     decoded.windows(3).any(|window| match window {
         [b'%', b'u' | b'U', digit] => digit.is_ascii_hexdigit(),
@@ -117,7 +117,7 @@ fn decodes_again(decoded: &[u8]) -> bool {
     })
 }
 
-/// Kinds that the segments of a path show.
+/// Kinds of second readings that the segments of a path have.
 fn segments(bytes: &[PathByte]) -> u8 {
     let mut kinds = 0;
     let mut rest = bytes;
@@ -164,7 +164,7 @@ fn one_segment(segment: &[PathByte]) -> u8 {
     kinds
 }
 
-/// Path as a server reads it that has these habits.
+/// Path as read by a server with the habits `kinds`.
 fn reading(bytes: &[PathByte], kinds: u8) -> String {
     let has = |kind: u8| kinds & kind != 0;
     let end = bytes.iter().position(|byte| has(REPARSED) && matches!(byte, (b'?' | b'#', true)));

@@ -1,4 +1,4 @@
-//! The table of routes, indexed by host and sorted by precedence, so that the first entry that matches is the answer.
+//! Table of routes, indexed by host and sorted by precedence, so that the first entry that matches decides.
 
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 
-use super::{CompileError, Matcher, Rest};
+use super::{CompileError, HeadContext, Matcher};
 use crate::topology::Route;
 
-/// Longest host name that is looked at (RFC 1035, 2.3.4). The pipeline refuses a longer one.
+/// Longest host name that is looked up, in bytes (RFC 1035, 2.3.4). The pipeline refuses a longer one.
 pub const MAX_HOST: usize = 253;
 
 struct Entry {
@@ -26,14 +26,17 @@ pub struct RouteTable {
     any: Vec<Entry>,
 }
 
-/// Takes routes in the order of the file.
+/// Builder of a table, from routes in the order of the file.
 #[derive(Default)]
 pub struct TableBuilder {
     table: RouteTable,
 }
 
 impl TableBuilder {
-    /// Enters a route under its host names.
+    /// Adds a route under its host names.
+    ///
+    /// # Errors
+    /// A match of the route cannot be compiled.
     pub fn add(
         &mut self,
         route: &Arc<Route>,
@@ -42,25 +45,25 @@ impl TableBuilder {
     ) -> Result<(), CompileError> {
         let everything = [spillway_config::schema::Match::default()];
         let matches = if matches.is_empty() { &everything } else { matches };
-        let enter = |list: &mut Vec<Entry>| {
+        let add_to = |list: &mut Vec<Entry>| {
             for written in matches {
                 list.push(Entry { route: route.clone(), matcher: Matcher::compile(&route.name, written)? });
             }
             Ok(())
         };
         if hostnames.is_empty() {
-            return enter(&mut self.table.any);
+            return add_to(&mut self.table.any);
         }
         for host in hostnames {
             let host =
                 host.parse::<Ipv6Addr>().map_or_else(|_| host.to_ascii_lowercase(), |address| address.to_string());
             match host.strip_prefix('*') {
-                None => enter(self.table.exact.entry(host.into()).or_default())?,
+                None => add_to(self.table.exact.entry(host.into()).or_default())?,
                 Some(suffix) => match self.table.wildcard.iter_mut().find(|(s, _)| s.as_ref() == suffix) {
-                    Some((_, list)) => enter(list)?,
+                    Some((_, list)) => add_to(list)?,
                     None => {
                         let mut list = Vec::new();
-                        enter(&mut list)?;
+                        add_to(&mut list)?;
                         self.table.wildcard.push((suffix.into(), list));
                     }
                 },
@@ -69,7 +72,7 @@ impl TableBuilder {
         Ok(())
     }
 
-    /// Sorts by precedence; entries of equal rank stay in the order of the file.
+    /// Sorts the routes by precedence; entries of equal rank stay in the order of the file.
     pub fn build(mut self) -> RouteTable {
         let lists = self.table.exact.values_mut().chain(self.table.wildcard.iter_mut().map(|(_, list)| list));
         for list in lists.chain([&mut self.table.any]) {
@@ -80,7 +83,7 @@ impl TableBuilder {
     }
 }
 
-/// The routes that a request may take, in order of precedence: each but the last asks for a model in the body.
+/// Routes that a request may take, in order of precedence: each but the last asks for a model in the body.
 pub struct Candidates<'a> {
     entries: Vec<&'a Entry>,
     /// True if the first entry takes the request whatever model its body names.
@@ -88,14 +91,14 @@ pub struct Candidates<'a> {
 }
 
 impl RouteTable {
-    /// The candidates for a request head. `host` may have a port.
+    /// Candidates for a request head. `host` may have a port.
     pub fn candidates(
         &self,
         host: Option<&str>,
         path: &str,
         method: &Method,
         headers: &HeaderMap,
-        rest: Rest<'_>,
+        context: HeadContext<'_>,
     ) -> Candidates<'_> {
         let mut entries = Vec::new();
         let host = host.map(without_port).filter(|host| host.len() <= MAX_HOST).unwrap_or_default();
@@ -113,7 +116,7 @@ impl RouteTable {
         let wildcard = self.wildcard.iter().filter(|(suffix, _)| has_suffix(host, suffix)).map(|(_, list)| list);
         for list in exact.into_iter().chain(wildcard).chain([&self.any]) {
             for entry in list {
-                if entry.matcher.matches_head(path, method, headers, rest) {
+                if entry.matcher.matches_head(path, method, headers, context) {
                     entries.push(entry);
                     if entry.matcher.model().is_none() {
                         return Candidates { entries, ignores_model: false };
@@ -125,7 +128,7 @@ impl RouteTable {
     }
 }
 
-/// A host without its port and without the dot of the root.
+/// Strips a host of its port and of the dot of the root.
 pub fn without_port(host: &str) -> &str {
     let name = match host.rsplit_once(':') {
         // `[::1]:8080` and `host:8080`, but not the bare IPv6 address `::1`.
@@ -141,7 +144,7 @@ pub fn without_port(host: &str) -> &str {
 }
 
 fn has_suffix(host: &str, suffix: &str) -> bool {
-    // `*.example.com` wants at least one character before the dot.
+    // `*.example.com` needs at least one character before the dot.
     host.len() > suffix.len()
         && host.as_bytes().iter().rev().zip(suffix.as_bytes().iter().rev()).all(|(h, s)| h.eq_ignore_ascii_case(s))
 }
@@ -152,7 +155,7 @@ impl<'a> Candidates<'a> {
         self.entries.iter().map(|entry| &entry.route)
     }
 
-    /// The route, where the head alone decides it.
+    /// Route, where the head alone decides it.
     pub fn only(&self) -> Option<&'a Arc<Route>> {
         match self.entries.as_slice() {
             [entry] if self.ignores_model || entry.matcher.model().is_none() => Some(&entry.route),
@@ -166,7 +169,7 @@ impl<'a> Candidates<'a> {
         Some(Self { entries: vec![entry], ignores_model: true })
     }
 
-    /// True if a request gets the same rules (access, limits, models) whichever of the two takes it.
+    /// True if a request gets the same rules (access, limits, models) by these candidates as by the others.
     pub fn rule_like(&self, other: &Candidates<'_>) -> bool {
         let same = self.entries.len() == other.entries.len()
             && self.routes().zip(other.routes()).all(|(a, b)| Arc::ptr_eq(a, b));
@@ -175,12 +178,12 @@ impl<'a> Candidates<'a> {
         same || (!other.is_empty() && self.routes().all(is_like) && other.routes().all(is_like))
     }
 
-    /// Whether nothing matches.
+    /// True if no route matches.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The route for a body that names `model`, or none.
+    /// Route for a body that names `model`.
     pub fn by_model(&self, model: Option<&str>) -> Option<&'a Arc<Route>> {
         self.entries
             .iter()
@@ -203,7 +206,8 @@ mod tests {
         builder.build()
     }
 
-    const REST: Rest<'_> = Rest { query: "", client: std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) };
+    const REST: HeadContext<'_> =
+        HeadContext { query: "", client: std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) };
 
     fn names(table: &RouteTable, host: &str, path: &str) -> Vec<String> {
         table

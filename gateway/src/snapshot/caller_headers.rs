@@ -1,9 +1,9 @@
-//! Headers of a caller that end at the gateway, compiled at reload. It decides by names, and by whether a
-//! trusted proxy sent them, and owns no request. Its inputs are `authentication`, the names that routes' filters set, and
-//! the names that the gateway sets itself.
+//! Headers of a caller that end at the gateway, compiled at reload. The decision depends on names, and on whether a trusted
+//! proxy sent them. Inputs are `authentication`, the names that routes' filters set, and the names that the gateway sets
+//! itself.
 //!
-//! Many servers read a header through an environment variable (CGI, RFC 3875 section 4.1.18; WSGI, Rack, FastCGI), in
-//! which `-`, `_` and often any other mark become the same character. So a name is compared as such a server reads it.
+//! Many servers read a header through an environment variable (CGI, RFC 3875 section 4.1.18; WSGI, Rack, FastCGI). There
+//! `-`, `_` and often any other mark become the same character, so names are compared as such servers read them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,26 +16,26 @@ use spillway_config::schema::Authentication;
 /// Words of names whose values are credentials, such as `x-auth-token`.
 const CREDENTIAL_WORDS: [&str; 7] = ["token", "secret", "password", "apikey", "credential", "jwt", "cookie"];
 
-/// Words in front of `key` that make it one, as in `x-goog-api-key`; an `idempotency-key` is none.
+/// Words before `key` that make it a credential, as in `x-goog-api-key`; an `idempotency-key` is none.
 const KEYS: [&str; 5] = ["access", "api", "auth", "private", "subscription"];
 
-/// Bytes of a name that are compared without an allocation.
+/// Folded name; names up to 64 bytes need no allocation.
 type Folded = SmallVec<[u8; 64]>;
 
-/// Names of one snapshot's headers that do not pass from callers to servers.
+/// Names of headers that do not pass from callers to servers, for one snapshot.
 #[derive(Debug, Default)]
 pub struct CallerHeaders {
-    /// Headers that may hold a credential, as they are written.
+    /// Headers that may hold a credential, as the configuration spells them.
     credentials: Vec<HeaderName>,
-    /// Names that callers do not set, folded: no spelling of them comes from a caller.
+    /// Folded names that callers may not set in any spelling.
     owned: HashMap<Box<[u8]>, Setter, ahash::RandomState>,
-    /// Of the gateway's own, those that are read at the gateway first: they are removed when a request goes on.
+    /// Names of the gateway that it reads first: removed when a request goes upstream.
     late: Vec<HeaderName>,
-    /// Names of which only the right spelling counts, folded.
+    /// Folded names of which only the right spelling counts.
     guarded: HashSet<Box<[u8]>, ahash::RandomState>,
 }
 
-/// Sender from whom a header is believed.
+/// Sender that is trusted to set a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Setter {
     Gateway,
@@ -43,9 +43,9 @@ enum Setter {
     Proxy,
 }
 
-/// Judgement of one name.
+/// Decision about one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Judged {
+enum NameRuling {
     Passes,
     /// Passes, but some servers cannot tell it from a name with `-`.
     PassesOdd,
@@ -53,7 +53,7 @@ enum Judged {
 }
 
 impl CallerHeaders {
-    /// Compiles the names. `owned` are those that only the gateway may set, besides `x-spillway-*`.
+    /// Compiles the names. `owned` are names that only the gateway may set, besides `x-spillway-*`.
     pub fn new<'n>(authentication: &Authentication, owned: impl IntoIterator<Item = &'n HeaderName>) -> Self {
         let mut credentials = USUAL_CREDENTIALS.map(HeaderName::from_static).to_vec();
         let written = authentication.api_key.headers.iter();
@@ -67,7 +67,7 @@ impl CallerHeaders {
         let guarded: HashSet<Box<[u8]>, ahash::RandomState> = guarded.map(folded).collect();
         let fixed = PROXY_CLAIMS.iter().map(|name| (*name, Setter::Proxy));
         let fixed = fixed.chain(OVERRIDES.iter().map(|name| (*name, Setter::Gateway)));
-        // A name that the file reads as a credential stays one.
+        // A name that the configuration reads as a credential stays one.
         let fixed = fixed.map(|(name, setter)| (folded(name), setter)).filter(|(name, _)| !guarded.contains(name));
         let mut names: HashMap<Box<[u8]>, Setter, ahash::RandomState> = fixed.collect();
         let mut late = Vec::new();
@@ -82,7 +82,7 @@ impl CallerHeaders {
         Self { credentials, owned: names, late, guarded }
     }
 
-    /// Headers that only the gateway may set and that it reads itself before: removed when a request goes on.
+    /// Headers that only the gateway may set and that it reads first: removed when a request goes upstream.
     pub fn owned_late(&self) -> &[HeaderName] {
         &self.late
     }
@@ -92,8 +92,8 @@ impl CallerHeaders {
         &self.credentials
     }
 
-    /// True for a header whose value is a credential by its name: those of callers, and what servers of other kinds call
-    /// theirs.
+    /// True for a header whose name says that its value is a credential: those of callers, and usual names of other
+    /// servers.
     pub fn may_hold_credential(&self, name: &HeaderName) -> bool {
         let mut words = name.as_str().split(|letter: char| !letter.is_ascii_alphanumeric());
         let mut before = "";
@@ -105,17 +105,17 @@ impl CallerHeaders {
             })
     }
 
-    /// Removes what only the gateway may set, and names that a server could take for a header of the gateway's; from
-    /// anybody but a trusted proxy, also what only such a proxy may say. True if a name is left that some servers cannot
-    /// tell from another (see [`same_name`]).
+    /// Removes headers that only the gateway may set, and names that a server could read as such a header. Unless a trusted
+    /// proxy sent the request, headers that only such a proxy may set are removed too. True if a name is left that some
+    /// servers cannot tell from another (see [`same_name`]).
     pub fn strip(&self, head: &mut RequestHeader, from_trusted_proxy: bool) -> bool {
         let mut ends: SmallVec<[HeaderName; 4]> = SmallVec::new();
         let mut odd = false;
         for name in head.headers.keys() {
             match self.judge(name, from_trusted_proxy) {
-                Judged::Passes => {}
-                Judged::PassesOdd => odd = true,
-                Judged::Ends => ends.push(name.clone()),
+                NameRuling::Passes => {}
+                NameRuling::PassesOdd => odd = true,
+                NameRuling::Ends => ends.push(name.clone()),
             }
         }
         for name in &ends {
@@ -124,7 +124,7 @@ impl CallerHeaders {
         odd
     }
 
-    fn judge(&self, name: &HeaderName, from_trusted_proxy: bool) -> Judged {
+    fn judge(&self, name: &HeaderName, from_trusted_proxy: bool) -> NameRuling {
         let text = name.as_str().as_bytes();
         if is_plain(text) {
             let ends = text.starts_with(OURS.as_bytes())
@@ -135,7 +135,7 @@ impl CallerHeaders {
                         !from_trusted_proxy && text.starts_with(FORWARDED.as_bytes()) && !self.guarded.contains(text)
                     }
                 };
-            return if ends { Judged::Ends } else { Judged::Passes };
+            return if ends { NameRuling::Ends } else { NameRuling::Passes };
         }
         // A trusted proxy writes plain names: another spelling is what a caller sent through it.
         let folded = fold(name.as_str());
@@ -144,9 +144,9 @@ impl CallerHeaders {
             || self.owned.contains_key(&*folded)
             || ((folded.starts_with(FORWARDED.as_bytes()) || self.guarded.contains(&*folded)) && !is_written())
         {
-            Judged::Ends
+            NameRuling::Ends
         } else {
-            Judged::PassesOdd
+            NameRuling::PassesOdd
         }
     }
 }
@@ -156,7 +156,7 @@ fn is_plain(name: &[u8]) -> bool {
     name.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
 }
 
-/// Marks other than `-` written as `-`.
+/// Folds a name: every mark becomes `-`.
 fn fold(name: &str) -> Folded {
     name.bytes().map(|b| if b.is_ascii_alphanumeric() { b } else { b'-' }).collect()
 }
@@ -206,36 +206,36 @@ mod tests {
     fn a_name_passes_unless_a_server_could_take_it_for_one_of_ours() {
         let names = names(r#"{"apiKey": {"headers": ["x_key"]}}"#, &["x-caller", "x_tenant"]);
         for (name, judged) in [
-            ("x-caller", Judged::Ends),
-            ("x_caller", Judged::Ends),
-            ("x~caller", Judged::Ends),
-            ("x-tenant", Judged::Ends),
-            ("x_tenant", Judged::Ends),
-            ("x-spillway-fallback", Judged::Ends),
-            ("x_spillway-fallback", Judged::Ends),
-            ("content_length", Judged::Ends),
-            ("transfer_encoding", Judged::Ends),
-            ("x_forwarded_for", Judged::Ends),
-            ("x-forwarded_host", Judged::Ends),
-            ("x_request_id", Judged::Ends),
-            ("x_api_key", Judged::Ends),
-            ("api.key", Judged::Ends),
+            ("x-caller", NameRuling::Ends),
+            ("x_caller", NameRuling::Ends),
+            ("x~caller", NameRuling::Ends),
+            ("x-tenant", NameRuling::Ends),
+            ("x_tenant", NameRuling::Ends),
+            ("x-spillway-fallback", NameRuling::Ends),
+            ("x_spillway-fallback", NameRuling::Ends),
+            ("content_length", NameRuling::Ends),
+            ("transfer_encoding", NameRuling::Ends),
+            ("x_forwarded_for", NameRuling::Ends),
+            ("x-forwarded_host", NameRuling::Ends),
+            ("x_request_id", NameRuling::Ends),
+            ("x_api_key", NameRuling::Ends),
+            ("api.key", NameRuling::Ends),
             // Configured as it is written; its other spelling holds no key.
-            ("x_key", Judged::PassesOdd),
-            ("x-key", Judged::Passes),
-            ("x.key", Judged::Ends),
-            ("my_header", Judged::PassesOdd),
-            ("content-length", Judged::Passes),
-            ("x-forwarded-for", Judged::Passes),
-            ("authorization", Judged::Passes),
-            ("proxy", Judged::Ends),
-            ("x-original-url", Judged::Ends),
-            ("x_original_url", Judged::Ends),
-            ("x-rewrite-url", Judged::Ends),
-            ("x-http-method", Judged::Ends),
-            ("x-http-method-override", Judged::Ends),
-            ("x-method-override", Judged::Ends),
-            ("x-original", Judged::Passes),
+            ("x_key", NameRuling::PassesOdd),
+            ("x-key", NameRuling::Passes),
+            ("x.key", NameRuling::Ends),
+            ("my_header", NameRuling::PassesOdd),
+            ("content-length", NameRuling::Passes),
+            ("x-forwarded-for", NameRuling::Passes),
+            ("authorization", NameRuling::Passes),
+            ("proxy", NameRuling::Ends),
+            ("x-original-url", NameRuling::Ends),
+            ("x_original_url", NameRuling::Ends),
+            ("x-rewrite-url", NameRuling::Ends),
+            ("x-http-method", NameRuling::Ends),
+            ("x-http-method-override", NameRuling::Ends),
+            ("x-method-override", NameRuling::Ends),
+            ("x-original", NameRuling::Passes),
         ] {
             for from_trusted_proxy in [false, true] {
                 assert_eq!(names.judge(&HeaderName::from_static(name), from_trusted_proxy), judged, "{name}");
@@ -247,23 +247,23 @@ mod tests {
     fn what_proxies_say_of_a_caller_passes_from_trusted_ones_only() {
         let names = names(r#"{"apiKey": {"headers": ["x-forwarded-token", "x-client-ip"]}}"#, &["x-forwarded-user"]);
         for (name, from_outsider, from_proxy) in [
-            ("x-real-ip", Judged::Ends, Judged::Passes),
-            ("true-client-ip", Judged::Ends, Judged::Passes),
-            ("x-cluster-client-ip", Judged::Ends, Judged::Passes),
-            ("cf-connecting-ip", Judged::Ends, Judged::Passes),
-            ("x-forwarded-port", Judged::Ends, Judged::Passes),
-            ("x-forwarded-prefix", Judged::Ends, Judged::Passes),
-            ("x-forwarded-scheme", Judged::Ends, Judged::Passes),
-            ("x-forwarded-ssl", Judged::Ends, Judged::Passes),
-            ("x-forwarded-server", Judged::Ends, Judged::Passes),
-            ("x-forwarded-client-cert", Judged::Ends, Judged::Passes),
-            ("x_real_ip", Judged::Ends, Judged::Ends),
-            ("x-forwarded_port", Judged::Ends, Judged::Ends),
+            ("x-real-ip", NameRuling::Ends, NameRuling::Passes),
+            ("true-client-ip", NameRuling::Ends, NameRuling::Passes),
+            ("x-cluster-client-ip", NameRuling::Ends, NameRuling::Passes),
+            ("cf-connecting-ip", NameRuling::Ends, NameRuling::Passes),
+            ("x-forwarded-port", NameRuling::Ends, NameRuling::Passes),
+            ("x-forwarded-prefix", NameRuling::Ends, NameRuling::Passes),
+            ("x-forwarded-scheme", NameRuling::Ends, NameRuling::Passes),
+            ("x-forwarded-ssl", NameRuling::Ends, NameRuling::Passes),
+            ("x-forwarded-server", NameRuling::Ends, NameRuling::Passes),
+            ("x-forwarded-client-cert", NameRuling::Ends, NameRuling::Passes),
+            ("x_real_ip", NameRuling::Ends, NameRuling::Ends),
+            ("x-forwarded_port", NameRuling::Ends, NameRuling::Ends),
             // Set by the gateway, or read by it as a credential.
-            ("x-forwarded-user", Judged::Ends, Judged::Ends),
-            ("x-forwarded-proto", Judged::Passes, Judged::Passes),
-            ("x-forwarded-token", Judged::Passes, Judged::Passes),
-            ("x-client-ip", Judged::Passes, Judged::Passes),
+            ("x-forwarded-user", NameRuling::Ends, NameRuling::Ends),
+            ("x-forwarded-proto", NameRuling::Passes, NameRuling::Passes),
+            ("x-forwarded-token", NameRuling::Passes, NameRuling::Passes),
+            ("x-client-ip", NameRuling::Passes, NameRuling::Passes),
         ] {
             let judge = |from_trusted_proxy| names.judge(&HeaderName::from_static(name), from_trusted_proxy);
             assert_eq!((judge(false), judge(true)), (from_outsider, from_proxy), "{name}");
@@ -290,7 +290,7 @@ mod tests {
         let odd = plain.iter().flat_map(|name| [name.replace('-', "_"), name.replacen('-', ".", 1)]);
         for name in plain.iter().cloned().chain(odd) {
             let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
-            let stays = |from_trusted_proxy| ours.judge(&name, from_trusted_proxy) != Judged::Ends;
+            let stays = |from_trusted_proxy| ours.judge(&name, from_trusted_proxy) != NameRuling::Ends;
             let expected = match (stays(false), stays(true)) {
                 (true, true) => Sender::Anybody,
                 (false, true) => Sender::TrustedProxy,
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_removed_and_odd_ones_that_stay_are_told() {
+    fn names_are_removed_and_odd_ones_that_stay_are_reported() {
         let names = names("{}", &["x-caller"]);
         let mut head = RequestHeader::build("GET", b"/", None).unwrap();
         for name in ["host", "x-caller", "X_Caller", "content_length", "accept"] {

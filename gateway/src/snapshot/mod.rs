@@ -1,9 +1,11 @@
-//! The compiled configuration: immutable, indexed, cheap to read. A request takes one and sees it from start to end.
-//! It holds references to state that outlives it (endpoints, models, limits) and owns none of it.
-//! It is made from a checked `spillway_config::schema::Config` by [`compile`] and from nothing else.
+//! Compiled configuration: immutable, indexed, cheap to read. A request loads one snapshot and keeps it from start to end.
+//! A snapshot holds references to state that outlives it (endpoints, models, limits) and owns none of that state.
+//! [`Compiler`] makes snapshots from a validated `spillway_config::schema::Config`; nothing else does.
 
 mod caller_headers;
 mod compile;
+mod compile_backend;
+mod compile_route;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +15,9 @@ use http::HeaderName;
 pub use caller_headers::{CallerHeaders, claims_to_be_ours, same_name};
 pub use compile::{Compiler, SnapshotError};
 
-use crate::adoptions::Adoptions;
-use crate::balancing::Care;
+use crate::balancing::BackgroundTasks;
 use crate::builtin::Models;
+use crate::commit_steps::CommitSteps;
 use crate::downstream::Downstream;
 use crate::identity::Authenticator;
 use crate::limits::{Limits, Prices};
@@ -23,42 +25,42 @@ use crate::routing::RouteTable;
 use crate::telemetry::{CertificateSample, Tracer};
 use crate::topology::Backend;
 
-/// The compiled configuration.
+/// Compiled configuration.
 pub struct Snapshot {
-    /// Which requests go where.
+    /// Table that finds the route of a request.
     pub routes: RouteTable,
-    /// API keys and whose they are.
+    /// Credentials of callers, and the consumers that they identify.
     pub identity: Authenticator,
-    /// Headers that tell backends the consumer and the tenant.
+    /// Headers that carry the consumer and the tenant to backends.
     pub identity_headers: [Option<HeaderName>; 2],
     /// Headers of a caller that do not pass to servers.
     pub caller_headers: CallerHeaders,
-    /// What tokens cost.
+    /// Prices of tokens.
     pub prices: Prices,
-    /// Where traces go.
+    /// Tracer with its exporter.
     pub tracer: Tracer,
-    /// Whether each request is logged.
+    /// True if each request is logged.
     pub access_log: bool,
-    /// What is to be looked after beside the requests; taken when the snapshot begins to run.
-    pub cares: parking_lot::Mutex<Vec<Care>>,
-    /// Every backend, for the operators' view.
+    /// Checks, scrapes and DNS to start when the snapshot is active.
+    pub background_tasks: parking_lot::Mutex<Vec<BackgroundTasks>>,
+    /// All backends, for the admin API.
     pub backends: Vec<Arc<Backend>>,
-    /// Every model inside.
+    /// All built-in models.
     pub models: Models,
     /// Share of one request in the memory for answers that wait for their clients, in bytes.
     pub buffered_answers_per_request: u64,
     /// State of all answers to clients, kept over reloads.
     pub downstream: Arc<Downstream>,
-    /// How long requests may go on after SIGTERM.
+    /// Time for running requests after SIGTERM.
     pub drain_timeout: Duration,
-    /// The configuration as operators see it, without secrets and digests.
+    /// The configuration as the admin API shows it, without secrets and digests.
     pub shown: serde_json::Value,
-    /// Changes with every snapshot of the process.
+    /// Number of the snapshot in this process, from 1 on.
     pub generation: u64,
-    /// What metrics say of the certificates that are shown to backends.
+    /// Certificates that the gateway presents to backends, for metrics.
     pub certificates: Vec<CertificateSample>,
-    /// What its rules are made with.
+    /// Levels and budgets of its rules.
     pub limits: Limits,
-    /// What it does to state that outlives it: run once, when it begins to run.
-    pub adoptions: Adoptions,
+    /// Changes to state that outlives the snapshot: run once, when the snapshot becomes active.
+    pub commit_steps: CommitSteps,
 }

@@ -1,15 +1,15 @@
-//! One line for each request that has ended, made on the thread that ended it and queued for the log's writer. It never
-//! waits; what callers and upstreams sent is shortened, and control characters are escaped.
+//! Access log: a line for each request that has ended, made on the thread that ended it and queued for the log's writer.
+//! Writing never waits. Texts of callers and upstreams are shortened, and their control characters are escaped.
 
 use serde::{Serialize, Serializer};
 use spillway_config::schema::LogFormat;
 
 use super::LogWriter;
 
-/// Longest text of a caller or an upstream in a line, bytes.
+/// Longest text of a caller or an upstream in a line, in bytes: longer paths and agents say no more and fill disks.
 const MAX_TEXT: usize = 1024;
 
-/// What a line says. The query of the path is not logged: it may hold secrets.
+/// Fields of a line. The query of the path is not logged: it may hold secrets.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs, reason = "each field is the key it is written as")]
@@ -41,7 +41,7 @@ pub struct AccessRecord<'a> {
     pub attempts: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spilled: Option<&'static str>,
-    /// Whether a stream that died was continued by the model inside.
+    /// True if a built-in model continued a stream that died.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub resumed: bool,
     /// Time in a queue.
@@ -96,7 +96,7 @@ impl AccessRecord<'_> {
     }
 }
 
-/// The longest beginning of `text` that may stand in a line.
+/// Cuts `text` to the length that a line may hold, at a boundary of characters.
 fn clipped(text: &str) -> &str {
     text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
 }

@@ -1,6 +1,6 @@
-//! JSON lines in which callers' text is text. serde_json escapes control characters below U+0020 alone; terminals also obey
-//! DEL and the controls of C1 (U+0080 to U+009F, ECMA-48), and some viewers end a line at U+2028 and U+2029 or turn the
-//! order of characters (UAX #9). All of these are escaped, so that nobody who reads a log sees what a caller made up.
+//! JSON lines in which the text of callers cannot act. serde_json escapes only control characters below U+0020. Terminals
+//! also obey DEL and the controls of C1 (U+0080 to U+009F, ECMA-48). Some viewers end a line at U+2028 and U+2029 or turn
+//! the order of characters (UAX #9). All of these are escaped, so that no caller can forge a line or the view of one.
 
 use std::io::{self, Write};
 

@@ -7,7 +7,7 @@ pub trait Label: Copy + 'static {
     /// Every value, in the order of the enum.
     const ALL: &'static [Self];
 
-    /// Value as metrics, logs and spans have it.
+    /// Value as metrics, logs and spans show it.
     fn as_str(self) -> &'static str;
 
     /// Index of this value in [`Label::ALL`].
@@ -40,13 +40,13 @@ macro_rules! label {
 }
 
 label! {
-    /// How an attempt at an endpoint ended.
+    /// Outcome of an attempt at an endpoint.
     AttemptEnd {
         /// The whole answer was read.
         Answered => "answered",
         /// The endpoint said that it is full.
         Full => "full",
-        /// It failed, before the head of an answer or after it.
+        /// The attempt failed, before the head of an answer or after it.
         Failed => "failed",
         /// The client left, or broke the framing of its request.
         ClientGone => "client_gone",
@@ -58,7 +58,7 @@ label! {
 }
 
 label! {
-    /// Why a request is not answered by the backends of its route.
+    /// Reason why the backends of a route do not answer a request.
     SpillReason {
         /// Every endpoint is full.
         Saturated => "saturated",
@@ -96,7 +96,7 @@ label! {
         Full => "full",
         /// The request went where it need not wait.
         MovedOn => "moved_on",
-        /// The wait was over.
+        /// The wait reached its limit.
         Timeout => "timeout",
         /// The client left.
         Abandoned => "abandoned",
@@ -104,7 +104,7 @@ label! {
 }
 
 label! {
-    /// Why a connection is closed before it carried a request.
+    /// Reason to close a connection before it carried a request.
     ConnectionRefusal {
         /// `limits.maxConnections` of the listener.
         Limit => "limit",
@@ -126,7 +126,7 @@ label! {
 }
 
 label! {
-    /// Why a request is no HTTP/1 or breaks a limit of its framing.
+    /// Reason why a request is no HTTP/1 or breaks a limit of its framing.
     MalformedReason {
         /// Pingora could not read it.
         Request => "request",
@@ -154,7 +154,7 @@ label! {
 }
 
 label! {
-    /// Why a request's body was refused for want of memory or time.
+    /// Reason to refuse a request's body for want of memory or time.
     BodyRefusal {
         /// The caller holds all that one caller may.
         Caller => "caller",

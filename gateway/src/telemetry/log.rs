@@ -1,6 +1,6 @@
-//! The process log and its one writer, which the access log shares so that lines never interleave. Lines are gathered in
-//! bounded memory, and a thread of its own writes what has come together: a reader that stands still costs lines, which are
-//! counted, never requests.
+//! Process log and its only writer, which the access log shares so that lines never interleave. Lines are gathered in
+//! bounded memory, and a separate thread writes them in batches: a reader that hangs costs lines, which are counted, and
+//! never requests.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Bytes of the lines that wait or are being written.
+/// Most bytes of lines that wait or are being written: some ten thousand lines, while a reader hangs.
 const MOST_BYTES: usize = 16 << 20;
 /// How long lines are gathered: the writing thread is woken once in this time, not for each line.
 const GATHER: Duration = Duration::from_millis(50);
 /// Longest time that the end of the process waits for the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// Memory that is kept for the next lines.
+/// Memory kept for the next batch, in bytes.
 const KEPT_BYTES: usize = 1 << 20;
-/// What is logged unless SPILLWAY_LOG or RUST_LOG says otherwise. Pingora, wgpu and naga log through the `log` crate,
-/// whose records come in here as well.
+/// Filter of the log without SPILLWAY_LOG and RUST_LOG. Pingora, wgpu and naga log through the `log` crate, whose records
+/// come in here as well.
 const DEFAULT_FILTER: &str = "info,pingora=warn,pingora_core=warn,wgpu=error,wgpu_core=error,wgpu_hal=error,\
     naga=error,opentelemetry=off,opentelemetry_sdk=off,opentelemetry-otlp=off,h2=warn,hyper=warn,tower=warn";
 
@@ -33,40 +33,41 @@ const DEFAULT_FILTER: &str = "info,pingora=warn,pingora_core=warn,wgpu=error,wgp
 #[error("the log cannot be set up: {0}")]
 pub struct LogError(String);
 
-/// Writes lines to standard output. Clones write to the same.
+/// Writes lines to standard output. Clones share the output.
 #[derive(Clone)]
-pub struct LogWriter(Arc<Writing>);
+pub struct LogWriter(Arc<WriterHandle>);
 
-/// What the writers share; the thread ends with the last of them.
-struct Writing(Arc<Shared>);
+/// Handle that all writers share; the writing thread ends when it is dropped.
+struct WriterHandle(Arc<LogQueue>);
 
+/// Lines on their way from the writers to the thread.
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    /// The thread has something to do.
+struct LogQueue {
+    state: Mutex<LogQueueState>,
+    /// Wakes the thread.
     wake: Condvar,
     dropped: AtomicU64,
 }
 
 #[derive(Default)]
-struct State {
+struct LogQueueState {
     /// Lines that wait.
     lines: Vec<u8>,
     /// Bytes that the thread is writing.
     in_writing: usize,
-    /// The thread sleeps until somebody wakes it.
+    /// True if the thread sleeps until a writer wakes it.
     idle: bool,
-    /// Who waits until everything before is written.
+    /// Signals for callers of `flush` that wait until all earlier lines are written.
     flushing: Vec<SyncSender<()>>,
-    /// Nobody can write any more.
+    /// True after the last writer was dropped.
     ended: bool,
 }
 
 impl LogWriter {
     /// Starts the writing thread.
     pub fn start(out: impl Write + Send + 'static) -> Result<Self, LogError> {
-        let shared = Arc::new(Shared::default());
-        let log = Self(Arc::new(Writing(shared.clone())));
+        let shared = Arc::new(LogQueue::default());
+        let log = Self(Arc::new(WriterHandle(shared.clone())));
         std::thread::Builder::new()
             .name("log".into())
             .spawn(move || shared.write_all(out))
@@ -74,12 +75,12 @@ impl LogWriter {
         Ok(log)
     }
 
-    /// Lines that found no room or could not be written.
+    /// Number of lines that found the queue full or could not be written.
     pub fn dropped(&self) -> u64 {
         self.0.0.dropped.load(Ordering::Relaxed)
     }
 
-    /// Takes a line, with its line break. Never waits for the output.
+    /// Queues a line, with its line break. Never waits for the output.
     pub fn write(&self, line: &[u8]) {
         let shared = &self.0.0;
         let mut state = shared.state.lock();
@@ -95,7 +96,7 @@ impl LogWriter {
         }
     }
 
-    /// Waits, for a bounded time, until everything before is written.
+    /// Waits, for at most [`LAST_LINES`], until all earlier lines are written.
     pub fn flush(&self) {
         let (done, wait) = sync_channel(1);
         self.0.0.state.lock().flushing.push(done);
@@ -104,14 +105,14 @@ impl LogWriter {
     }
 }
 
-impl Drop for Writing {
+impl Drop for WriterHandle {
     fn drop(&mut self) {
         self.0.state.lock().ended = true;
         self.0.wake.notify_one();
     }
 }
 
-impl Shared {
+impl LogQueue {
     /// Writes until the last writer is gone.
     fn write_all(&self, mut out: impl Write) {
         let mut lines = Vec::new();
@@ -147,13 +148,13 @@ impl Shared {
     }
 }
 
-impl State {
+impl LogQueueState {
     fn is_urgent(&self) -> bool {
         self.ended || !self.flushing.is_empty()
     }
 }
 
-/// One event of the process log on its way to the queue.
+/// Event of the process log on its way to the queue.
 pub struct Event {
     writer: LogWriter,
     line: Vec<u8>,

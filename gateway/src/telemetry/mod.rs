@@ -1,14 +1,14 @@
-//! What is told about requests: spans, metrics, the access log, the process log. It owns their exporters and writers;
-//! telling never blocks or fails a request, and what cannot be told is dropped and counted.
-//! Its inputs are the ends of requests and the `telemetry` part of the configuration.
+//! Spans, metrics, the access log and the process log, with their exporters and writers. Reporting never blocks or fails a
+//! request; a span or line that cannot be kept is dropped and counted.
+//! Inputs are the ends of requests and the `telemetry` part of the configuration.
 
 mod access_log;
 mod json;
 mod label;
 mod log;
+mod log_throttle;
 mod metrics;
 pub mod names;
-mod seldom;
 mod time;
 mod trace;
 
@@ -18,10 +18,10 @@ pub use label::{
     AttemptEnd, BodyRefusal, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, QueueEnd, SpillReason,
 };
 pub use log::{LogError, LogWriter, init as init_log};
+pub use log_throttle::LogThrottle;
 pub use metrics::{
-    BackendSample, BudgetSample, CertificateSample, EndpointMetrics, EndpointSample, EngineSample, LimitMetrics,
-    ListenerMetrics, Metrics, ModelMetrics, QueueMetrics, RouteMetrics, Samples, Tokens,
+    BackendSample, BudgetSample, CallStats, CertificateSample, EndpointMetrics, EndpointSample, EngineSample,
+    LimitMetrics, ListenerMetrics, Metrics, ModelMetrics, QueueMetrics, RouteMetrics, Samples,
 };
-pub use seldom::Seldom;
 pub use time::rfc3339_millis;
-pub use trace::{Kind, Span, TraceError, Tracer};
+pub use trace::{Span, SpanKind, TraceError, Tracer};

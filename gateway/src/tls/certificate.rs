@@ -1,4 +1,4 @@
-//! A certificate with its key: read, held against each other, and the names that it is good for.
+//! Certificate with its key: reads both, checks that they belong together, and finds the names that they are valid for.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -15,20 +15,20 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{TlsError, certificates, private_key, provider, read};
 use crate::telemetry::CertificateSample;
 
-/// How long before its end a certificate is warned of.
+/// Time before the end of a certificate at which a warning is given: a week, enough to renew it by hand.
 const ENDS_SOON: Duration = Duration::from_secs(7 * 86_400);
 
-/// The names that a certificate is good for, in lower case.
+/// Names that a certificate is valid for, in lower case.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Names {
     /// Whole names and IP addresses as text.
     pub exact: Vec<Box<str>>,
-    /// What follows the star, with its dot: `.example.com`.
+    /// Suffix behind the star, with its dot: `.example.com`.
     pub wildcard: Vec<Box<str>>,
 }
 
 impl Names {
-    /// The names in a certificate. Only its alternative names count (RFC 9525, 6.3): the common name does not.
+    /// Reads the names of a certificate. Only its alternative names count (RFC 9525, 6.3), not the common name.
     pub fn of(certificate: &X509Certificate<'_>) -> Self {
         let mut names = Self::default();
         let Ok(Some(alternatives)) = certificate.subject_alternative_name() else { return names };
@@ -53,7 +53,7 @@ impl Names {
         names
     }
 
-    /// Whether it is good for a host: a name, or an IP address without brackets. A star stands for one label.
+    /// True if the names include a host: a name, or an IP address without brackets. A star matches one label.
     pub fn cover(&self, host: &str) -> bool {
         self.exact.iter().any(|name| name.eq_ignore_ascii_case(host))
             || host
@@ -63,8 +63,8 @@ impl Names {
                 .is_some_and(|rest| self.wildcard.iter().any(|suffix| suffix.eq_ignore_ascii_case(rest)))
     }
 
-    /// One of them, to tell a certificate from others by: the first of the alphabet, because an authority may list the names
-    /// of a renewed certificate in another order.
+    /// Name that identifies the certificate in metrics: the first of the alphabet, because an authority may list the
+    /// names of a renewed certificate in another order.
     pub fn first(&self) -> Option<String> {
         let star = self.wildcard.iter().min().map(|suffix| format!("*{suffix}"));
         self.exact.iter().min().map(|name| name.to_string()).or(star)
@@ -75,29 +75,29 @@ impl Names {
     }
 }
 
-/// A certificate and its key.
-pub struct Pair {
-    /// As rustls takes it.
+/// Certificate and its key.
+pub struct CertificatePair {
+    /// Both, in the form of rustls.
     pub certified: Arc<CertifiedKey>,
-    /// What it is good for.
+    /// Names that the certificate is valid for.
     pub names: Names,
-    /// The first and last second in which it is good, Unix time.
+    /// First and last second of validity, Unix time.
     pub valid: (i64, i64),
-    /// Where it came from.
+    /// File of the certificate.
     pub file: PathBuf,
-    /// The key, for those who need it again.
+    /// Private key, for clients that do not use rustls.
     pub key: PrivateKeyDer<'static>,
-    /// Both files as they were read.
+    /// Content of both files.
     pub(super) read: [Vec<u8>; 2],
 }
 
-impl Pair {
-    /// Reads both files and holds them against each other.
+impl CertificatePair {
+    /// Reads both files and checks that they belong together.
     pub fn read(cert: &Path, key: &Path) -> Result<Self, TlsError> {
         Self::parse(cert, key, [read(cert)?, read(key)?])
     }
 
-    /// The same of what the files hold, or will hold.
+    /// Parses the content of both files, and checks that they belong together.
     pub(super) fn parse(cert: &Path, key: &Path, [cert_pem, key_pem]: [Vec<u8>; 2]) -> Result<Self, TlsError> {
         let chain = certificates(cert, &cert_pem)?;
         let private = private_key(key, &key_pem)?;
@@ -113,8 +113,9 @@ impl Pair {
         private: PrivateKeyDer<'static>,
         provider: &CryptoProvider,
     ) -> Result<Self, TlsError> {
-        let leaf = chain.first().ok_or_else(|| TlsError::content(cert, "it holds no certificate"))?;
-        let unreadable = |e: &dyn std::fmt::Display| TlsError::content(cert, format!("its first certificate: {e}"));
+        let leaf = chain.first().ok_or_else(|| TlsError::content(cert, "no certificate found"))?;
+        let unreadable =
+            |e: &dyn std::fmt::Display| TlsError::content(cert, format!("the first certificate cannot be read: {e}"));
         let (_, parsed) = X509Certificate::from_der(leaf.as_ref()).map_err(|e| unreadable(&e))?;
         let names = Names::of(&parsed);
         let valid = (parsed.validity.not_before.timestamp(), parsed.validity.not_after.timestamp());
@@ -124,13 +125,13 @@ impl Pair {
                 TlsError::Mismatch { cert: cert.to_owned(), key: key.to_owned() }
             }
             Error::InvalidCertificate(e) => unreadable(&format!("{e:?}")),
-            e => TlsError::content(key, format!("its key cannot be used: {e}")),
+            e => TlsError::content(key, format!("the private key cannot be used: {e}")),
         })?;
         let certified = Arc::new(certified);
         Ok(Self { certified, names, valid, file: cert.to_owned(), key: again, read: Default::default() })
     }
 
-    /// What metrics say of it; `place` is where it is shown.
+    /// Sample for metrics; `place` is the listener or backend that the certificate is used by.
     pub fn sample(&self, place: &str) -> CertificateSample {
         let file = || self.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         CertificateSample {
@@ -140,9 +141,9 @@ impl Pair {
         }
     }
 
-    /// What is sound and may not be meant.
+    /// Warnings about a valid pair that will not work, or not for long.
     pub fn warnings(&self, now: SystemTime, server: bool) -> Vec<String> {
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0));
+        let now = i64::try_from(crate::clock::unix(now)).unwrap_or(0);
         let soon = now.saturating_add(i64::try_from(ENDS_SOON.as_secs()).unwrap_or(0));
         let mut warnings = Vec::new();
         let file = self.file.display();
@@ -156,7 +157,7 @@ impl Pair {
         }
         if server && self.names.is_empty() {
             warnings.push(format!(
-                "the certificate in {file} has no alternative name (SAN), without which no client takes it for a server"
+                "the certificate in {file} has no alternative name (SAN), so clients refuse it: name its hosts there"
             ));
         }
         warnings
@@ -175,7 +176,7 @@ mod tests {
         let (a, b) = (authority.server(&["a.test"]), authority.server(&["b.test"]));
         let (a_cert, _) = a.write(folder.path(), "a");
         let (_, b_key) = b.write(folder.path(), "b");
-        let error = Pair::read(&a_cert, &b_key).err().unwrap().to_string();
+        let error = CertificatePair::read(&a_cert, &b_key).err().unwrap().to_string();
         assert!(error.contains("a.pem") && error.contains("b.key"), "{error}");
     }
 
@@ -195,15 +196,15 @@ mod tests {
             put("locked.key", "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n");
         let missing = folder.path().join("missing.pem");
         for (cert, key, said) in [
-            (&junk, &key, "junk.pem: it holds no certificate"),
-            (&broken, &key, "broken.pem: it is not sound PEM"),
-            (&nonsense, &key, "nonsense.pem: its first certificate"),
-            (&cert, &junk, "junk.pem: it holds no private key"),
-            (&cert, &cert, "a.pem: it holds no private key"),
-            (&cert, &locked, "locked.key: its key is locked"),
+            (&junk, &key, "junk.pem: no certificate found"),
+            (&broken, &key, "broken.pem: not valid PEM"),
+            (&nonsense, &key, "nonsense.pem: the first certificate"),
+            (&cert, &junk, "junk.pem: no private key found"),
+            (&cert, &cert, "a.pem: no private key found"),
+            (&cert, &locked, "locked.key: the private key is encrypted"),
             (&missing, &key, "missing.pem"),
         ] {
-            let error = Pair::read(cert, key).err().unwrap().to_string();
+            let error = CertificatePair::read(cert, key).err().unwrap().to_string();
             assert!(error.contains(said), "{error} has no {said}");
         }
     }
@@ -212,7 +213,7 @@ mod tests {
     fn names_cover_hosts_exactly_or_by_one_label() {
         let folder = tempfile::tempdir().unwrap();
         let (cert, key) = Authority::new().server(&["A.test", "*.b.test", "127.0.0.1"]).write(folder.path(), "a");
-        let pair = Pair::read(&cert, &key).unwrap();
+        let pair = CertificatePair::read(&cert, &key).unwrap();
         for (host, covered) in [
             ("a.test", true),
             ("A.TEST", true),

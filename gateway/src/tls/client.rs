@@ -1,4 +1,4 @@
-//! TLS towards the endpoints of a backend: whom we believe, what we show, which name we ask for.
+//! TLS towards the endpoints of a backend: trusted authorities, client certificate, name of the server.
 
 use std::sync::{Arc, OnceLock};
 
@@ -7,32 +7,32 @@ use rustls::{ClientConfig, RootCertStore};
 use sha2::{Digest, Sha256};
 use spillway_config::schema::BackendTls;
 
-use super::{Pair, TlsError, authorities, provider, read};
+use super::{CertificatePair, TlsError, authorities, provider, read};
 use crate::telemetry::CertificateSample;
 
-/// TLS of a backend, compiled.
+/// Compiled TLS of a backend.
 pub struct UpstreamTls {
-    /// The name that is asked for in place of the URL's host.
+    /// Name of the server in place of the URL's host.
     pub sni: Option<String>,
-    /// The authorities to believe; those of the system when `None`.
+    /// Trusted authorities; those of the system if `None`.
     pub authorities: Option<Vec<CertificateDer<'static>>>,
-    /// What is shown of us: the chain and its key.
-    pub shown: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
-    /// For connections that do not come from the pool.
+    /// Client certificate: the chain and its key.
+    pub client_certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    /// Configuration of connections that do not come from the pool.
     pub config: Arc<ClientConfig>,
-    /// What metrics say of the certificate that is shown.
+    /// Metrics of the client certificate.
     pub sample: Option<CertificateSample>,
-    /// Over everything that was read: connections are shared only where it is the same.
+    /// Digest over configuration and files: only backends with the same digest share connections.
     pub digest: [u8; 32],
 }
 
 impl UpstreamTls {
-    /// Reads the files that a backend names and compiles them. Only where one of its URLs says `https` must the system
-    /// have authorities.
+    /// Reads and compiles the files that a backend names. The system needs authorities only if a URL of the backend is
+    /// `https`.
     pub fn read(written: &BackendTls, http2: bool, https: bool) -> Result<Self, TlsError> {
         let mut digest = Sha256::new();
         digest.update(format!("{:?}", (&written.sni, http2)));
-        let (roots, believed) = match &written.ca_file {
+        let (roots, trusted) = match &written.ca_file {
             None if https => (system()?, None),
             None => (Arc::new(RootCertStore::empty()), None),
             Some(file) => {
@@ -46,43 +46,43 @@ impl UpstreamTls {
             .with_safe_default_protocol_versions()
             .map_err(TlsError::setup)?
             .with_root_certificates(roots);
-        let (mut shown, mut sample) = (None, None);
+        let (mut client_certificate, mut sample) = (None, None);
         let mut config = match &written.client_certificate {
             None => builder.with_no_client_auth(),
             Some(files) => {
-                let pair = Pair::read(&files.cert_file, &files.key_file)?;
+                let pair = CertificatePair::read(&files.cert_file, &files.key_file)?;
                 pair.read.iter().for_each(|bytes| digest.update(bytes));
                 let chain = pair.certified.cert.clone();
                 sample = Some(pair.sample(""));
-                shown = Some((chain.clone(), pair.key.clone_key()));
+                client_certificate = Some((chain.clone(), pair.key.clone_key()));
                 builder.with_client_auth_cert(chain, pair.key).map_err(TlsError::setup)?
             }
         };
         config.alpn_protocols = if http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { Vec::new() };
         Ok(Self {
             sni: written.sni.clone(),
-            authorities: believed,
-            shown,
+            authorities: trusted,
+            client_certificate,
             config: Arc::new(config),
             sample,
             digest: digest.finalize().into(),
         })
     }
 
-    /// The name for a server whose URL has this host.
+    /// Name of a server whose URL has this host.
     pub fn name<'a>(&'a self, host: &'a str) -> &'a str {
         self.sni.as_deref().unwrap_or(host)
     }
 }
 
-/// The authorities of the system, read once. None at all is no error here: each handshake fails and says so.
+/// Authorities of the system, read once. An empty store is no error here: each handshake fails and reports that.
 fn system() -> Result<Arc<RootCertStore>, TlsError> {
     static SYSTEM: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     if let Some(roots) = SYSTEM.get() {
         return Ok(roots.clone());
     }
     let found = rustls_native_certs::load_native_certs();
-    // One store of several that cannot be read does no harm where others can.
+    // An unreadable store of several does no harm if others are readable.
     if let (true, Some(e)) = (found.certs.is_empty(), found.errors.first()) {
         let why = format!("the authorities of this system cannot be read ({e}); name `caFile`");
         return Err(TlsError::Setup(why));
@@ -104,20 +104,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new();
         let (cert_file, key_file) = authority.client("gateway", "spiffe://example/gateway").write(folder.path(), "gw");
-        let mut written = BackendTls { ca_file: Some(authority.write(folder.path())), ..BackendTls::default() };
+        let mut written = BackendTls { ca_file: Some(authority.write(folder.path()).into()), ..BackendTls::default() };
         let plain = UpstreamTls::read(&written, false, true).unwrap();
         assert_eq!(plain.authorities.as_ref().unwrap().len(), 1);
         assert_eq!(plain.name("server.test"), "server.test");
         written.sni = Some("other.test".into());
-        written.client_certificate = Some(CertificateFiles { cert_file: cert_file.clone(), key_file });
+        written.client_certificate =
+            Some(CertificateFiles { cert_file: cert_file.clone().into(), key_file: key_file.into() });
         let shown = UpstreamTls::read(&written, false, true).unwrap();
         assert_eq!(shown.name("server.test"), "other.test");
-        assert!(shown.shown.is_some() && shown.digest != plain.digest);
+        assert!(shown.client_certificate.is_some() && shown.digest != plain.digest);
         assert_ne!(shown.digest, UpstreamTls::read(&written, true, true).unwrap().digest);
         // Pingora asks a key for its form and panics where it has none.
-        let (_, key) = shown.shown.unwrap();
+        let (_, key) = shown.client_certificate.unwrap();
         assert!(PrivateKeyDer::try_from(key.secret_der().to_vec()).is_ok());
-        written.ca_file = Some(folder.path().join("gw.key"));
+        written.ca_file = Some(folder.path().join("gw.key").into());
         assert!(UpstreamTls::read(&written, false, true).err().unwrap().to_string().contains("gw.key"));
     }
 }

@@ -1,6 +1,6 @@
-//! Files become TLS: certificates, keys and authorities are read, held against each other and compiled, for both sides
-//! of the proxy and for `spillway check`; or an authority issues them (`acme`). It watches no file: the reload does that.
-//! Every error names the file that is at fault.
+//! Compiles TLS of both sides of the proxy, also for `spillway check`. Certificates, keys and authorities are read from
+//! files and checked against each other, or certificates are obtained from an authority (`acme`). The room watches no
+//! file: the reload does that. Every error about a file names it.
 
 mod acme;
 mod certificate;
@@ -18,40 +18,43 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-pub use acme::{Acme, Challenges, Managed};
-pub use certificate::{Names, Pair};
+pub use acme::{Acme, Challenges, ExternalAccountError, Managed};
+pub use certificate::{CertificatePair, Names};
 pub use client::UpstreamTls;
 pub use peer::ClientCertificate;
 pub use server::ServerTls;
 
-/// Files that cannot be used for TLS.
+/// Reason why TLS cannot be compiled.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file that cannot be read.
+    /// A file cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
-        /// The file.
+        /// File.
         path: PathBuf,
-        /// Why.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// A file without what is looked for, or with something else in its place.
+    /// A file lacks the expected content, or holds something else.
     #[error("{path}: {reason}")]
     Content {
-        /// The file.
+        /// File.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Fault of the content.
         reason: String,
     },
-    /// A certificate and a key that do not belong together.
+    /// A certificate and a key do not belong together.
     #[error("the key in {key} does not belong to the certificate in {cert}")]
     Mismatch {
-        /// The certificate.
+        /// File of the certificate.
         cert: PathBuf,
-        /// The key.
+        /// File of the key.
         key: PathBuf,
     },
-    /// What rustls does not take.
+    /// The key of an external account with an authority cannot be used.
+    #[error("TLS cannot be set up: {0}")]
+    ExternalAccount(#[from] ExternalAccountError),
+    /// A library of TLS refuses the configuration.
     #[error("TLS cannot be set up: {0}")]
     Setup(String),
 }
@@ -65,7 +68,7 @@ impl TlsError {
     }
 }
 
-/// The implementation of cryptography: the one that Pingora has.
+/// Cryptography provider of the process, the one that Pingora uses.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: std::sync::OnceLock<Arc<CryptoProvider>> = std::sync::OnceLock::new();
     PROVIDER.get_or_init(|| Arc::new(rustls::crypto::ring::default_provider())).clone()
@@ -75,12 +78,12 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     spillway_config::read_bytes(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
-/// The certificates of a PEM file, at least one.
+/// Parses the certificates of a PEM file, at least one.
 fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let all = all.map_err(|e| TlsError::content(path, format!("it is not sound PEM: {e}")))?;
+    let all = all.map_err(|e| TlsError::content(path, format!("not valid PEM: {e}")))?;
     if all.is_empty() {
-        return Err(TlsError::content(path, "it holds no certificate (`-----BEGIN CERTIFICATE-----`)"));
+        return Err(TlsError::content(path, "no certificate found; expected PEM (`-----BEGIN CERTIFICATE-----`)"));
     }
     Ok(all)
 }
@@ -90,15 +93,15 @@ fn private_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsErr
     PrivateKeyDer::from_pem_slice(pem).map_err(|_| {
         let encrypted = memchr::memmem::find(pem, ENCRYPTED).is_some();
         let why = if encrypted {
-            "its key is locked with a password, which is not supported: write it without one"
+            "the private key is encrypted, which is not supported: store it without a password"
         } else {
-            "it holds no private key in PEM (PKCS #8, PKCS #1 or SEC 1)"
+            "no private key found; expected PEM with PKCS #8, PKCS #1 or SEC 1"
         };
         TlsError::content(path, why)
     })
 }
 
-/// Authorities, as rustls wants them.
+/// Trusted authorities, as a store and one by one.
 struct Authorities {
     roots: RootCertStore,
     certificates: Vec<CertificateDer<'static>>,
@@ -110,29 +113,29 @@ fn authorities(path: &Path, pem: &[u8]) -> Result<Authorities, TlsError> {
     for (n, certificate) in certificates.iter().enumerate() {
         roots
             .add(certificate.clone())
-            .map_err(|e| TlsError::content(path, format!("certificate {} in it is no authority: {e}", n + 1)))?;
+            .map_err(|e| TlsError::content(path, format!("certificate {} cannot be an authority: {e}", n + 1)))?;
     }
     Ok(Authorities { roots, certificates })
 }
 
-/// Judges a certificate and its key for `spillway check`; gives warnings.
+/// Validates a certificate and its key for `spillway check`; returns warnings.
 pub fn check_pair(cert: &Path, key: &Path, server: bool) -> Result<Vec<String>, TlsError> {
-    Pair::read(cert, key).map(|pair| pair.warnings(std::time::SystemTime::now(), server))
+    CertificatePair::read(cert, key).map(|pair| pair.warnings(std::time::SystemTime::now(), server))
 }
 
-/// A file of authorities as it stands, for those who compile it themselves.
+/// Validates a file of authorities and returns its content, for clients that compile it themselves.
 pub fn read_authorities(path: &Path) -> Result<Vec<u8>, TlsError> {
     let pem = read(path)?;
     authorities(path, &pem).map(|_| pem)
 }
 
-/// Authorities as rustls wants them, and their file as it stands.
+/// Reads the authorities of a file, and returns its content as well.
 pub fn roots(path: &Path) -> Result<(RootCertStore, Vec<u8>), TlsError> {
     let pem = read(path)?;
     Ok((authorities(path, &pem)?.roots, pem))
 }
 
-/// Judges a file of authorities for `spillway check`.
+/// Validates a file of authorities for `spillway check`.
 pub fn check_authorities(path: &Path) -> Result<(), TlsError> {
     authorities(path, &read(path)?).map(|_| ())
 }

@@ -1,18 +1,18 @@
-//! Who a client is by its certificate. The signature was verified by rustls before anything here looks at it.
+//! Names in a client certificate. Rustls has verified the certificate before this module reads it.
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// Most alternative names of one kind that are looked at.
+/// Most alternative names of one kind that are read; real certificates have a few.
 const MAX_NAMES: usize = 64;
 
-/// What a verified certificate of a client says.
+/// Names and end of a verified client certificate.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// Its subject in the form of RFC 4514, such as `CN=billing, O=Example`.
+    /// Subject in the form of RFC 4514, such as `CN=billing, O=Example`.
     pub subject: Box<str>,
-    /// The common name of its subject.
+    /// Common name of the subject.
     pub common_name: Option<Box<str>>,
     /// Alternative names: URIs, such as SPIFFE ids.
     pub uris: Vec<Box<str>>,
@@ -20,17 +20,17 @@ pub struct ClientCertificate {
     pub dns_names: Vec<Box<str>>,
     /// Alternative names: mail addresses.
     pub emails: Vec<Box<str>>,
-    /// Last second in which it is good, Unix time.
+    /// Last second of validity, Unix time.
     pub not_after: i64,
 }
 
 impl ClientCertificate {
-    /// True if it is no longer good at `now`, Unix seconds.
+    /// True if the certificate has expired at `now`, Unix seconds.
     pub fn has_ended(&self, now: u64) -> bool {
         i64::try_from(now).is_ok_and(|now| now > self.not_after)
     }
 
-    /// Reads a certificate that was verified; `None` when it cannot be read all the same.
+    /// Reads a verified certificate; `None` if it cannot be parsed all the same.
     pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, parsed) = X509Certificate::from_der(certificate.as_ref()).ok()?;
         let mut of = Self {

@@ -1,4 +1,4 @@
-//! TLS of a listener: which certificate a client is shown, which versions and protocols are spoken, who may connect.
+//! TLS of a listener: choice of the certificate, versions and protocols, verification of client certificates.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,20 +10,19 @@ use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 use spillway_config::schema::{ClientCertificateMode, ListenerTls, TlsVersion};
 
-use super::{Acme, Managed, Pair, TlsError, authorities, provider, read};
+use super::{Acme, CertificatePair, Managed, TlsError, authorities, provider, read};
 
-/// Protocols in the order of our preference.
+/// Application protocols, the preferred one first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// TLS of a listener, compiled.
+/// Compiled TLS of a listener.
 pub struct ServerTls {
-    /// For rustls.
+    /// Configuration of handshakes.
     pub config: Arc<ServerConfig>,
-    /// For handshakes in which an authority looks at a challenge, where it may.
+    /// Configuration of handshakes in which an authority verifies a challenge, with the challenge `tls-alpn-01`.
     pub challenge: Option<Arc<ServerConfig>>,
     chooser: Arc<Chooser>,
-    /// Over everything that was read: the same one means that nothing changed. Tickets of earlier connections stay
-    /// good as long as it does not.
+    /// Digest over configuration and files: tickets of earlier connections stay valid as long as it is the same.
     digest: [u8; 32],
 }
 
@@ -39,18 +38,18 @@ impl PartialEq for ServerTls {
     }
 }
 
-/// The certificates by the names they are good for.
+/// Certificates by the names they are valid for.
 struct Chooser {
-    pairs: Vec<Arc<Pair>>,
-    /// One that may come, and change, while connections are served.
+    pairs: Vec<Arc<CertificatePair>>,
+    /// Obtained certificate, which may arrive and change while connections are served.
     managed: Option<Arc<Managed>>,
     exact: HashMap<Box<str>, Vec<usize>>,
-    /// By what follows the star.
+    /// Certificates by the suffix behind the star.
     wildcard: HashMap<Box<str>, Vec<usize>>,
 }
 
 impl Chooser {
-    fn new(pairs: Vec<Pair>, managed: Option<Arc<Managed>>) -> Self {
+    fn new(pairs: Vec<CertificatePair>, managed: Option<Arc<Managed>>) -> Self {
         let mut chooser = Self { pairs: Vec::new(), managed, exact: HashMap::new(), wildcard: HashMap::new() };
         for (n, pair) in pairs.iter().enumerate() {
             for name in &pair.names.exact {
@@ -64,9 +63,9 @@ impl Chooser {
         chooser
     }
 
-    /// The certificates for a name, several where a name has one for each kind of key; the first one where none is for
-    /// that name. None at all while the only one is still to be obtained.
-    fn candidates(&self, name: Option<&str>) -> SmallVec<[Arc<Pair>; 2]> {
+    /// Finds the certificates for a name, several if the name has one for each kind of key. Without one for the name
+    /// the first of all is chosen. Empty while the only certificate is still to be obtained.
+    fn candidates(&self, name: Option<&str>) -> SmallVec<[Arc<CertificatePair>; 2]> {
         let lower = name.map(str::to_ascii_lowercase);
         let managed = || self.managed.as_ref().and_then(|managed| managed.pair());
         let found = lower.as_deref().and_then(|lower| {
@@ -74,7 +73,7 @@ impl Chooser {
             if let Some(exact) = self.exact.get(lower) {
                 return Some(exact.as_slice());
             }
-            // A name that a certificate is obtained for is not shown one with a star.
+            // A name with an obtained certificate is not served one with a star.
             if self.managed.as_ref().is_some_and(|m| m.domains().iter().any(|own| own.eq_ignore_ascii_case(lower))) {
                 return None;
             }
@@ -98,14 +97,15 @@ impl std::fmt::Debug for Chooser {
 
 impl ResolvesServerCert for Chooser {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let usable = |pair: &&Arc<Pair>| pair.certified.key.choose_scheme(hello.signature_schemes()).is_some();
+        let usable =
+            |pair: &&Arc<CertificatePair>| pair.certified.key.choose_scheme(hello.signature_schemes()).is_some();
         let candidates = self.candidates(hello.server_name());
         candidates.iter().find(usable).or_else(|| candidates.first()).map(|pair| pair.certified.clone())
     }
 }
 
 impl ServerTls {
-    /// Reads the files that a listener names and compiles them.
+    /// Reads and compiles the files that a listener names.
     pub fn read(written: &ListenerTls, acme: &Acme) -> Result<Self, TlsError> {
         let mut digest = Sha256::new();
         let clients = written.client_certificates.as_ref().map(|clients| clients.mode);
@@ -116,7 +116,7 @@ impl ServerTls {
         };
         let mut pairs = Vec::new();
         for files in &written.certificates {
-            let pair = Pair::read(&files.cert_file, &files.key_file)?;
+            let pair = CertificatePair::read(&files.cert_file, &files.key_file)?;
             pair.read.iter().for_each(|bytes| feed(bytes));
             pairs.push(pair);
         }
@@ -143,7 +143,7 @@ impl ServerTls {
         };
         let managed = written.acme.as_ref().map(|written| acme.certificate(written)).transpose()?;
         if let Some(managed) = &managed {
-            feed(managed.key());
+            feed(managed.id());
         }
         let challenge = match managed.as_ref().is_some_and(|managed| managed.is_challenged_by_tls()) {
             true => Some(acme.challenges().config()?),
@@ -152,25 +152,25 @@ impl ServerTls {
         let chooser = Arc::new(Chooser::new(pairs, managed));
         let mut config = builder.with_cert_resolver(chooser.clone());
         config.alpn_protocols = ALPN.iter().map(|name| name.to_vec()).collect();
-        // Tickets keep nothing here for each client; their key changes every six hours. Early data stays off: it can be
-        // replayed.
+        // Tickets need no memory for each client; their key changes every six hours. Early data stays off, because it
+        // can be replayed.
         config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(TlsError::setup)?;
         Ok(Self { config: Arc::new(config), challenge, chooser, digest: digest.finalize().into() })
     }
 
-    /// Whether a connection that asked for `name` may carry a request for `host`: the same name, or another one of the
-    /// certificate that it was shown (RFC 9110, 15.5.20; RFC 9113, 9.1.1).
+    /// True if a connection that asked for `name` may carry a request for `host`. That is the same name, or another one
+    /// of the certificate that the connection was served (RFC 9110, 15.5.20; RFC 9113, 9.1.1).
     pub fn answers_for(&self, name: &str, host: &str) -> bool {
         name.eq_ignore_ascii_case(host) || self.chooser.candidates(Some(name)).iter().any(|pair| pair.names.cover(host))
     }
 
-    /// The certificate that is obtained for it.
+    /// Obtained certificate of the listener.
     pub fn managed(&self) -> Option<&Arc<Managed>> {
         self.chooser.managed.as_ref()
     }
 
-    /// Every certificate that it may show.
-    pub fn certificates(&self) -> impl Iterator<Item = Arc<Pair>> + '_ {
+    /// All certificates that the listener may serve.
+    pub fn certificates(&self) -> impl Iterator<Item = Arc<CertificatePair>> + '_ {
         let managed = self.chooser.managed.as_ref().and_then(|managed| managed.pair());
         self.chooser.pairs.iter().cloned().chain(managed)
     }
@@ -191,7 +191,7 @@ mod tests {
         let authority = Authority::new();
         let certificates = certificates.iter().enumerate().map(|(n, names)| {
             let (cert_file, key_file) = authority.server(names).write(folder, &n.to_string());
-            CertificateFiles { cert_file, key_file }
+            CertificateFiles { cert_file: cert_file.into(), key_file: key_file.into() }
         });
         ListenerTls {
             certificates: certificates.collect(),

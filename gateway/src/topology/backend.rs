@@ -13,66 +13,66 @@ use crate::protocol::Dialect;
 use crate::queueing::{RetryBudget, Room};
 use crate::telemetry::ModelMetrics;
 
-/// One of the places that a route's requests go to.
+/// Backend or built-in model that a route's requests go to.
 pub struct Target {
     /// Name of the backend or model.
     pub name: String,
     /// Share of the requests.
     pub weight: u32,
-    /// Its tier: a higher number comes later.
+    /// Tier: targets with a higher number are tried later.
     pub priority: u32,
-    /// What it is.
+    /// Backend or built-in model.
     pub kind: TargetKind,
 }
 
-/// A backend or a model inside.
+/// Backend or built-in model.
 #[derive(Clone)]
 pub enum TargetKind {
     /// A group of servers.
     Backend(Arc<Backend>),
-    /// A model inside the gateway.
+    /// A built-in model.
     Model(Arc<LoadedModel>),
 }
 
-/// A compiled backend.
+/// Compiled backend.
 pub struct Backend {
-    /// Its name.
+    /// Name in the configuration.
     pub name: Arc<str>,
     /// Dialect of the model API that its servers speak; `None` for servers of anything else.
     pub dialect: Option<&'static dyn Dialect>,
-    /// Its servers: which one takes a request, and which are well.
+    /// Balancer over its endpoints, with their health.
     pub balancer: Balancer,
-    /// What keeps a request on its endpoint, for the policy `hash`.
+    /// Part of a request that keeps it on its endpoint, for the policy `hash`.
     pub hash_on: Option<HashOn>,
     /// Name of the policy.
     pub policy: PolicyName,
-    /// Whether its servers are asked for their load with each request.
+    /// True if each request asks its server for a load report.
     pub load_reports: bool,
-    /// What may be sent to it beside the requests themselves.
+    /// Budget of retries and hedges.
     pub retries: Arc<RetryBudget>,
-    /// How much of that at a time.
+    /// Most retries and hedges at a time.
     pub max_retries: u32,
-    /// How many may wait for it at a time.
+    /// Most waiters at a time.
     pub max_pending: u32,
-    /// Where its free places are offered to those who wait.
+    /// Room that offers its free slots to waiters.
     pub room: Arc<Room>,
-    /// The model name its servers know, when it differs from the caller's.
+    /// Model name that its servers know, where it differs from the caller's.
     pub model: Option<Arc<str>>,
-    /// The same, as JSON text ready to be put into a body.
+    /// Model name that its servers know, as JSON text to put into a body.
     pub upstream_model: Option<String>,
-    /// Replaces the caller's credentials.
+    /// Value of `Authorization` that replaces the caller's credentials.
     pub credentials: Option<HeaderValue>,
-    /// Credentials of callers that identify nobody at the gateway go along.
+    /// True if credentials of callers that identify no consumer are passed on.
     pub passes_credentials: bool,
-    /// Answers that mean full.
+    /// Statuses with which its servers report that they are full.
     pub full_statuses: Vec<u16>,
     /// Longest time that one such answer keeps an endpoint out.
     pub max_full_for: Duration,
-    /// From the end of the request to the head of the answer.
+    /// Longest time from the end of the request to the head of the answer.
     pub first_byte_timeout: Duration,
-    /// Between two reads of the answer.
+    /// Longest time between two reads of the answer.
     pub idle_timeout: Duration,
-    /// Bytes of the header of an answer with the early answers before it, and of its trailers.
+    /// Most bytes of the header of an answer with the early answers before it, and of its trailers.
     pub max_header_bytes: u64,
     /// Series of its model calls.
     pub metrics: Arc<ModelMetrics>,
@@ -84,19 +84,19 @@ impl Backend {
         self.dialect.is_some()
     }
 
-    /// True if a request may reach a server twice whatever its method: a second model call costs tokens and changes nothing.
+    /// True if a request may reach a server twice whatever its method: a second model call costs tokens but changes nothing.
     pub fn may_repeat(&self) -> bool {
         self.calls_models()
     }
 
-    /// Whether an endpoint may have traffic at all.
+    /// True if an endpoint may get traffic at all.
     pub fn is_available(&self) -> bool {
         self.balancer.is_available(now_millis())
     }
 }
 
 impl Target {
-    /// Whether it can take requests at all.
+    /// True if the target may get requests at all.
     pub fn is_available(&self) -> bool {
         self.weight > 0
             && match &self.kind {
@@ -108,7 +108,7 @@ impl Target {
 
 #[cfg(test)]
 impl Backend {
-    /// A backend with one endpoint that is never connected to.
+    /// Backend with one endpoint that is never connected to.
     pub(crate) fn for_tests(name: &str) -> Self {
         Self {
             name: name.into(),

@@ -1,5 +1,5 @@
-//! What is compiled from the configuration for requests: routes, targets, backends. Immutable once made; it holds references
-//! to state that outlives it (endpoints, models, limits) and owns none of it.
+//! Routes, targets and backends, compiled from the configuration for requests. They are immutable, and hold references to
+//! state that outlives them (endpoints, models, limits) without owning it.
 
 mod backend;
 mod route;

@@ -15,9 +15,9 @@ use crate::protocol::{Dialect, ModelCard};
 use crate::queueing::Queue;
 use crate::telemetry::RouteMetrics;
 
-/// A compiled route.
+/// Compiled route.
 pub struct Route {
-    /// Its name.
+    /// Name in the configuration.
     pub name: String,
     /// Dialect of its errors and of the list of its models.
     pub dialect: &'static dyn Dialect,
@@ -29,111 +29,113 @@ pub struct Route {
     pub rules: usize,
     /// True if a filter decides by the path of the request.
     pub judges_path: bool,
-    /// Whether a caller must show who it is.
+    /// Authentication that callers need.
     pub authentication: RouteAuthentication,
-    /// Who of the known callers may use it.
+    /// Consumers that may use the route; `None` for all.
     pub access: Option<Access>,
     /// Filters that run before the caller is known.
     pub guards: Vec<NamedFilter>,
     /// Filters that run when the caller is known.
     pub filters: Vec<NamedFilter>,
-    /// Values that the environment brought into headers which filters set for servers; `None` where there are none.
+    /// Values from the environment in headers that filters set for servers; `None` where there are none.
     pub environment: Option<Arc<[Box<[u8]>]>>,
-    /// Where requests go.
+    /// Targets of its requests.
     pub targets: Vec<Target>,
-    /// What keeps a caller on one target.
+    /// Header whose value keeps a caller on one target.
     pub sticky: Option<HeaderName>,
-    /// Whether other targets of its priority are tried when the drawn one has no room.
+    /// True if other targets of the same priority are tried when the drawn one has no room.
     pub try_others: bool,
-    /// Where requests wait that find no room: none, one, or one for each target where requests stay with theirs.
+    /// Queues of requests that find no room: none, one, or one for each target where requests stay with theirs.
     pub queues: Vec<Arc<Queue>>,
-    /// Longest wait there.
+    /// Longest wait in a queue.
     pub max_queue_wait: Duration,
-    /// What happens when no endpoint has room.
+    /// Fallback where no endpoint has room.
     pub when_saturated: Fallback,
-    /// What happens when no endpoint is available or all tries are spent.
+    /// Fallback where no endpoint is available or all attempts have failed.
     pub when_unavailable: Fallback,
-    /// Which requests may be answered by somebody else.
+    /// Requests that may spill.
     pub spill: SpillRule,
-    /// Whether a stream that died is continued.
+    /// True if an event stream that breaks is continued.
     pub resume: bool,
     /// Backends that get copies of requests.
     pub mirrors: Vec<MirrorPlan>,
-    /// Arrival to last byte.
+    /// Longest time from the arrival to the last byte.
     pub request_timeout: Duration,
-    /// One attempt.
+    /// Longest time of one attempt.
     pub attempt_timeout: Option<Duration>,
-    /// Arrival to the first content of a stream, or from the beginning of a further try.
+    /// Longest time from the arrival, or the beginning of a further attempt, to the first content of a stream.
     pub first_token_timeout: Option<Duration>,
-    /// Further tries after the first.
+    /// Further attempts after the first.
     pub retry: RetryPlan,
-    /// Whether one of the guards answers what browsers ask before a request.
+    /// True if one of the guards answers the preflight requests of browsers (CORS).
     pub answers_preflight: bool,
-    /// Bytes of a body.
+    /// Most bytes of a body.
     pub max_body: u64,
-    /// Whether the body is held before it goes anywhere, whoever calls: a target or spill needs to read it.
+    /// True if the body is held whole before any attempt, for every caller: a target or the spill must read it.
     pub holds_body: bool,
-    /// True if its filters, its spill or the model names of its backends depend on what a body says.
+    /// True if its filters, its spill or the model names of its backends depend on the content of a body.
     pub judges_body: bool,
-    /// True if a backend gets another model name than the one that the caller sends.
+    /// True if a backend gets another model name than the caller's.
     pub renames_model: bool,
     /// Model names that the list of models shows.
     pub listed_models: Vec<ListedModel>,
-    /// Its series.
+    /// Series of its metrics.
     pub metrics: Arc<RouteMetrics>,
 }
 
-/// A model that a route's list shows.
+/// Model in a route's list of models.
 #[derive(Debug, Clone)]
 pub struct ListedModel {
-    /// Its name.
+    /// Name of the model.
     pub id: String,
-    /// Unix seconds.
+    /// Time of its creation, in Unix seconds.
     pub created: u64,
 }
 
 impl ListedModel {
-    /// As the list wants it.
+    /// Converts to the entry of a dialect's list.
     pub fn card(&self) -> ModelCard<'_> {
         ModelCard { id: &self.id, created: self.created }
     }
 }
 
-/// A filter and the name it has in the file.
+/// Filter with its name in the configuration.
 pub struct NamedFilter {
-    /// For metrics and spans.
+    /// Name in metrics and spans.
     pub name: String,
-    /// What it does.
+    /// Compiled filter.
     pub filter: Arc<dyn Filter>,
-    /// The rules of limits that it stands for at this place; then it is not asked itself.
+    /// Rules of its limits that are judged here, before the filter itself is asked.
     pub rules: Rules,
+    /// True where the hooks are called: in one list at most. A filter may have rules in the other list too.
+    pub acts: bool,
 }
 
-/// What happens when no target takes a request: another backend or a built-in model answers, else it is refused.
+/// Fallback where no target answers a request: another backend or a built-in model, else a refusal.
 #[derive(Clone)]
 pub struct Fallback {
     /// Backend or built-in model that answers instead.
     pub spill_to: Option<TargetKind>,
     /// Status of the refusal.
     pub status: StatusCode,
-    /// Its Retry-After.
+    /// `Retry-After` of the refusal.
     pub retry_after: Duration,
 }
 
-/// Further tries after the first.
+/// Further attempts after the first.
 #[derive(Debug, Clone)]
 pub struct RetryPlan {
-    /// How many.
+    /// Most further attempts.
     pub attempts: u32,
-    /// After a connection could not be opened.
+    /// True to retry after a connection could not be opened.
     pub on_connect_failure: bool,
-    /// After a connection broke before any byte of the answer.
+    /// True to retry after a connection broke before any byte of the answer.
     pub on_reset: bool,
-    /// After an answer with one of these.
+    /// Statuses to retry after.
     pub on_statuses: Vec<u16>,
-    /// Before the second try.
+    /// Wait before the second attempt.
     pub backoff_base: Duration,
-    /// At most.
+    /// Longest wait before an attempt.
     pub backoff_max: Duration,
     /// Thousandths of a retry or hedge that each request adds to its backend's budget.
     pub budget: i64,
@@ -141,41 +143,43 @@ pub struct RetryPlan {
     pub hedge: Option<HedgePlan>,
 }
 
-/// A backend that gets copies of requests.
+/// Copies of requests to a backend.
 pub struct MirrorPlan {
-    /// The backend.
+    /// Backend that gets the copies.
     pub backend: Arc<Backend>,
+    /// Filter that declares the copies and picks the requests.
+    pub filter: Arc<dyn Filter>,
     /// Share of the requests, from 0 to 1.
     pub share: f64,
     /// Longest time of a copy.
     pub timeout: Duration,
-    /// One for each copy at the same time.
-    pub places: Arc<Semaphore>,
-    /// Bytes of a body.
+    /// Permits of the copies that run at the same time.
+    pub permits: Arc<Semaphore>,
+    /// Most bytes of a body that is copied.
     pub max_body: u64,
 }
 
 /// Further attempts beside a slow one.
 #[derive(Debug, Clone, Copy)]
 pub struct HedgePlan {
-    /// How long the last one may take without the head of an answer.
+    /// Time without the head of an answer after which the next attempt begins.
     pub after: Duration,
-    /// How many beside the first.
+    /// Most attempts beside the first.
     pub max: usize,
 }
 
 impl Route {
-    /// Every filter, guards first.
+    /// Filters with hooks, each once, guards first.
     pub fn all_filters(&self) -> impl Iterator<Item = &NamedFilter> {
-        self.guards.iter().chain(&self.filters)
+        self.guards.iter().chain(&self.filters).filter(|named| named.acts)
     }
 }
 
 #[cfg(test)]
 impl Route {
-    /// A route that goes nowhere.
+    /// Route without targets.
     pub(crate) fn for_tests(name: &str) -> Self {
-        let last =
+        let fallback =
             Fallback { spill_to: None, status: StatusCode::SERVICE_UNAVAILABLE, retry_after: Duration::from_secs(1) };
         Self {
             name: name.to_owned(),
@@ -194,8 +198,8 @@ impl Route {
             try_others: true,
             queues: Vec::new(),
             max_queue_wait: Duration::ZERO,
-            when_saturated: last.clone(),
-            when_unavailable: last,
+            when_saturated: fallback.clone(),
+            when_unavailable: fallback,
             spill: SpillRule::default(),
             resume: false,
             mirrors: Vec::new(),

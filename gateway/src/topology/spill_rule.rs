@@ -1,25 +1,25 @@
-//! Which requests may be answered by somebody else than their route's backends, compiled from a route's `spill`.
+//! Rule of the requests that a built-in model or stand-in may answer, compiled from a route's `spill`.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::model_pattern::ModelPattern;
 
-/// What a request must meet to spill. The default lets all pass.
+/// Conditions that a request must meet to spill. The default lets every request spill.
 #[derive(Debug, Default, Clone)]
 pub struct SpillRule {
     /// Longest prompt in tokens.
     pub max_prompt_tokens: Option<NonZeroU32>,
-    /// Models that the caller may have named.
+    /// Models, one of which the request must name.
     pub models: Option<Vec<ModelPattern>>,
-    /// Tenants.
+    /// Tenants, one of which the caller must belong to.
     pub tenants: Option<Vec<Arc<str>>>,
     /// Share of the requests, from 0 to 1.
     pub share: Option<f64>,
 }
 
 impl SpillRule {
-    /// Whether a request may spill that names `model` and comes from `tenant`. `drawn` is a random number from 0 to 1.
+    /// True if a request that names `model` and comes from `tenant` may spill. `drawn` is a random number from 0 to 1.
     pub fn allows(&self, model: Option<&str>, tenant: Option<&str>, drawn: f64) -> bool {
         let named = |patterns: &Vec<ModelPattern>| {
             model.is_some_and(|model| patterns.iter().any(|pattern| pattern.matches(model)))

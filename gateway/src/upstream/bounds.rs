@@ -1,28 +1,24 @@
-//! Bounds on what a server sends beside bodies (`backends[].limits`): the header of its answer, early answers before it,
-//! and trailers. Connections read little more than that (`metered` and `handshake`); what is read beyond the bound is
-//! dropped here, before it is looked at or passed on.
+//! Bounds on a server's bytes beside bodies (`backends[].limits`): the header of its answer, early answers before it, and
+//! trailers. Connections read little more than that (`metered` and `handshake`). Bytes beyond the bound are dropped here,
+//! before they are read or passed on.
 
 use http::HeaderMap;
 use pingora::http::ResponseHeader;
 
-use super::attempt::Failure;
-
+use super::outcome::{Failure, Oversized};
 use crate::connect::MAX_FIELDS;
 
-/// Early answers (1xx) of one attempt; a server that sends more is not answering.
+/// Most early answers (1xx) of one attempt; a server that sends more is not answering.
 const MAX_EARLY: u32 = 16;
 
-/// Name of the part that is too large, as messages say it.
-pub(super) const HEADER: &str = "the header of the answer";
-
-/// Counts the headers of one attempt.
+/// Bytes and early answers that the headers of one attempt may still have.
 pub(super) struct Bounds {
     left: u64,
     early: u32,
 }
 
 impl Bounds {
-    /// The bounds of an attempt whose headers may have `most` bytes together.
+    /// Bounds of an attempt whose headers may have `most` bytes together.
     pub(super) fn new(most: u64) -> Self {
         Self { left: most, early: 0 }
     }
@@ -30,18 +26,18 @@ impl Bounds {
     /// Counts the header of an answer, or of an early one.
     pub(super) fn count(&mut self, head: &ResponseHeader) -> Result<(), Failure> {
         let left = self.left.checked_sub(size(&head.headers)).filter(|_| head.headers.len() <= MAX_FIELDS);
-        self.left = left.ok_or(Failure::TooLarge(HEADER))?;
+        self.left = left.ok_or(Failure::TooLarge(Oversized::Header))?;
         if head.status.is_informational() {
             self.early += 1;
             if self.early > MAX_EARLY {
-                return Err(Failure::TooLarge("the number of early answers"));
+                return Err(Failure::TooLarge(Oversized::EarlyAnswers));
             }
         }
         Ok(())
     }
 }
 
-/// True if trailers may be passed on: they have the same bound as a header, by themselves.
+/// True if trailers are within their bound, which is that of a header.
 pub(super) fn has_room_for(trailers: &HeaderMap, most: u64) -> bool {
     trailers.len() <= MAX_FIELDS && size(trailers) <= most
 }

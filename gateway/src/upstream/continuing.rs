@@ -1,5 +1,5 @@
-//! The rest of an event stream that died, from another server: the head is out, so that only events go to the client. They
-//! are marked, and say of tokens what holds of the whole answer.
+//! The rest of an event stream that died, from another server. The head was sent already, so that only events go to the
+//! client. They are marked, and their usage is that of the whole answer.
 
 use std::time::{Duration, Instant as Clock};
 
@@ -10,42 +10,43 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, sleep_until};
 
-use super::attempt::{Attempt, CUT, Died, Failure, Outcome, SHUTTING_DOWN, STOPPING, TOO_SLOW, end, let_go, overran};
+use super::connection::{end, release_early};
 use super::events::Gate;
-use super::open::Opened;
+use super::open::OpenedAnswer;
+use super::outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure};
 use super::outgoing::Sent;
 use super::passing::{break_off, is_event_stream, note_answer};
 use crate::balancing::Class;
 use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
-use crate::exchange::{Exchange, Place};
+use crate::exchange::{AttemptSlot, Exchange};
 use crate::protocol::{ContinueStream, Observe, Said, Transcribe};
 
-/// Whether an answer with this head can be the rest of a stream.
+/// True if an answer with this head can be the rest of a stream.
 pub fn can_continue(head: &ResponseHeader) -> bool {
     head.status == StatusCode::OK && is_event_stream(head) && !head.headers.contains_key(header::CONTENT_ENCODING)
 }
 
-/// Passes on the rest of an answer that has said what `before` holds. Where it dies as well, the outcome holds all that was
-/// said.
-pub async fn go_on(
-    a: &Attempt<'_>,
+/// Passes on the rest of an answer of which the client has the text of `before`. If this stream dies as well, the outcome
+/// holds the whole text so far.
+pub async fn pass_rest(
+    attempt: &Attempt<'_>,
     before: &Died,
-    opened: Opened,
+    opened: OpenedAnswer,
     session: &mut ServerSession,
-    x: &mut Exchange,
-) -> Outcome {
+    exchange: &mut Exchange,
+) -> AttemptOutcome {
     // Only answers with status 200 continue another.
-    let Opened { upstream, head, prefix, sent, shown: _, limits } = opened;
-    let rewriter = x.dialect.continue_stream(&a.backend.name, before.said.tokens);
-    let Some((transcript, rewriter)) = x.dialect.transcribe().zip(rewriter) else {
-        end(a, upstream, sent, false).await;
-        return Outcome::Failed(Failure::Protocol("the caller's API has no continued streams".to_owned()));
+    let OpenedAnswer { upstream, head, prefix, sent, shown: _, limits } = opened;
+    let rewriter = exchange.dialect.continue_stream(&attempt.backend.name, before.said.tokens);
+    let Some((transcript, rewriter)) = exchange.dialect.transcribe().zip(rewriter) else {
+        end(attempt, upstream, sent, false).await;
+        return AttemptOutcome::Failed(Failure::Protocol("the caller's API has no continued streams".to_owned()));
     };
-    let mut rest = Rest {
-        a,
+    let mut rest = ResumedStream {
+        attempt,
         upstream: Some(upstream),
         sent,
-        observer: a.observer(&head),
+        observer: attempt.observer(&head),
         gate: Gate::default(),
         transcript,
         rewriter,
@@ -53,72 +54,74 @@ pub async fn go_on(
         heard: Instant::now(),
         unread: Unread::default(),
         is_paused: false,
-        came: None,
+        event: None,
     };
     let mut next = prefix;
     let ended = loop {
         if let Some(part) = next.take() {
             let out = rest.pass(part);
-            if rest.write(session, x, limits.deadline, out, false).await.is_err() {
+            if rest.write(session, exchange, limits.deadline, out, false).await.is_err() {
                 break rest.client_gone();
             }
             // The time that the client took to read is not the server's.
             rest.heard = Instant::now();
         }
-        let came = match rest.came.take() {
-            Some(came) => came,
+        let event = match rest.event.take() {
+            Some(event) => event,
             None => {
                 tokio::select! {
                     biased;
-                    () = a.downstream.ending.over() => {
-                        break break_off(session, x, true, SHUTTING_DOWN, STOPPING).await;
+                    () = attempt.downstream.ending.over() => {
+                        break break_off(session, exchange, true, CutReason::ShuttingDown).await;
                     }
                     () = sleep_until(limits.deadline) => {
-                        let (code, message) = overran(a, rest.heard);
-                        break break_off(session, x, true, code, message).await;
+                        break break_off(session, exchange, true, attempt.cut_at_deadline(rest.heard)).await;
                     }
-                    came = rest.read() => came,
-                    _ = session.read_body_or_idle(true) => break Outcome::ClientGone,
+                    event = rest.read() => event,
+                    _ = session.read_body_or_idle(true) => break AttemptOutcome::ClientGone,
                 }
             }
         };
-        match came {
-            Came::Part(part) => {
+        match event {
+            ServerEvent::Part(part) => {
                 rest.heard = Instant::now();
                 next = Some(part);
             }
-            Came::End if rest.transcript.is_finished() => {
-                rest.came = Some(Came::End);
+            ServerEvent::End if rest.transcript.is_finished() => {
+                rest.event = Some(ServerEvent::End);
                 let last = rest.gate.rest();
-                break match rest.write(session, x, limits.deadline, last, true).await {
-                    Ok(()) => Outcome::Answered,
+                break match rest.write(session, exchange, limits.deadline, last, true).await {
+                    Ok(()) => AttemptOutcome::Answered,
                     Err(_) => rest.client_gone(),
                 };
             }
-            Came::Silence => break rest.ended_early(before, session, x, TOO_SLOW).await,
-            Came::End | Came::Failure => break rest.ended_early(before, session, x, CUT).await,
+            ServerEvent::Silence => break rest.ended_early(before, session, exchange, CutReason::Silent).await,
+            ServerEvent::End | ServerEvent::Failure => {
+                break rest.ended_early(before, session, exchange, CutReason::UpstreamReset).await;
+            }
         }
     };
     if let Some(observer) = &mut rest.observer {
         let seen = observer.finish();
-        let said_before = x.outcome.content_events;
-        note_answer(&mut x.outcome, seen);
-        x.outcome.content_events = x.outcome.content_events.saturating_add(said_before);
+        let said_before = exchange.outcome.content_events;
+        note_answer(&mut exchange.outcome, seen);
+        exchange.outcome.content_events = exchange.outcome.content_events.saturating_add(said_before);
         if seen.usage.is_some() {
-            // What was written before is part of the answer to the caller and of the prompt to this server.
+            // The text before is part of the answer for the caller, and of the prompt for this server.
             let written = before.said.tokens.into();
-            x.outcome.prompt_tokens = x.outcome.prompt_tokens.map(|read| read.saturating_sub(written));
-            x.outcome.completion_tokens = x.outcome.completion_tokens.map(|more| more.saturating_add(written));
+            exchange.outcome.prompt_tokens = exchange.outcome.prompt_tokens.map(|read| read.saturating_sub(written));
+            exchange.outcome.completion_tokens =
+                exchange.outcome.completion_tokens.map(|more| more.saturating_add(written));
         }
     }
     if let Some(upstream) = rest.upstream.take() {
-        end(a, upstream, sent, matches!(ended, Outcome::Answered)).await;
+        end(attempt, upstream, sent, matches!(ended, AttemptOutcome::Answered)).await;
     }
     ended
 }
 
 /// Next event from the server.
-enum Came {
+enum ServerEvent {
     Part(Bytes),
     End,
     Failure,
@@ -126,8 +129,9 @@ enum Came {
     Silence,
 }
 
-struct Rest<'a, 'r> {
-    a: &'r Attempt<'a>,
+/// The rest of a stream, as it is read and passed on.
+struct ResumedStream<'a, 'r> {
+    attempt: &'r Attempt<'a>,
     upstream: Option<HttpSession>,
     sent: Option<Sent>,
     observer: Option<Box<dyn Observe>>,
@@ -140,10 +144,10 @@ struct Rest<'a, 'r> {
     unread: Unread,
     is_paused: bool,
     /// Event that ended the server's side while the client was slow.
-    came: Option<Came>,
+    event: Option<ServerEvent>,
 }
 
-impl Rest<'_, '_> {
+impl ResumedStream<'_, '_> {
     fn pass(&mut self, part: Bytes) -> Bytes {
         if let Some(observer) = &mut self.observer {
             observer.feed(&part, Clock::now());
@@ -152,42 +156,46 @@ impl Rest<'_, '_> {
         self.transcript.feed(&events);
         if !self.has_text && self.transcript.has_text() {
             self.has_text = true;
-            self.a.answered(Class::FirstToken, StatusCode::OK);
+            self.attempt.answered(Class::FirstToken, StatusCode::OK);
         }
         self.rewriter.rewrite(&events)
     }
 
-    /// Waits for what the server says. Can be dropped and asked again.
-    async fn read(&mut self) -> Came {
+    /// Waits for the next event from the server. The future can be dropped and created again.
+    async fn read(&mut self) -> ServerEvent {
         let Some(server) = &mut self.upstream else { return std::future::pending().await };
         tokio::select! {
             biased;
-            () = sleep_until(self.heard + self.a.backend.idle_timeout) => Came::Silence,
+            () = sleep_until(self.heard + self.attempt.backend.idle_timeout) => ServerEvent::Silence,
             read = server.read_response_body() => match read {
-                Ok(Some(part)) => Came::Part(part),
-                Ok(None) => Came::End,
-                Err(_) => Came::Failure,
+                Ok(Some(part)) => ServerEvent::Part(part),
+                Ok(None) => ServerEvent::End,
+                Err(_) => ServerEvent::Failure,
             },
         }
     }
 
-    /// Writes a part to the client, and what has come meanwhile where the client was slow to take it.
+    /// Writes a part to the client, then the bytes that were read meanwhile where the client was slow.
     async fn write(
         &mut self,
         session: &mut ServerSession,
-        x: &mut Exchange,
+        exchange: &mut Exchange,
         deadline: Instant,
         mut part: Bytes,
         is_last: bool,
     ) -> pingora::Result<()> {
-        let limits = WriteLimits { timeout: x.write_timeout, deadline, downstream: self.a.downstream };
-        let most = x.snapshot.buffered_answers_per_request;
+        let limits = WriteLimits { timeout: exchange.write_timeout, deadline, downstream: self.attempt.downstream };
+        let most = exchange.snapshot.buffered_answers_per_request;
         let last = if is_last { part.split_off(part.len().saturating_sub(SLICE)) } else { Bytes::new() };
         loop {
             while let Some(next) = slice(&mut part) {
-                x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(next.len()).unwrap_or(0));
-                let mut beside =
-                    RestSide { rest: self, most, place: &mut x.place, answered_in: &mut x.outcome.answered_in };
+                exchange.pass(&next);
+                let mut beside = ResumedSide {
+                    rest: self,
+                    most,
+                    place: &mut exchange.place,
+                    answered_in: &mut exchange.outcome.answered_in,
+                };
                 deliver(session.write_response_body(next, false), limits, &mut beside).await?;
             }
             match self.unread.take_slice() {
@@ -196,57 +204,63 @@ impl Rest<'_, '_> {
             }
         }
         if is_last {
-            x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
-            let mut beside =
-                RestSide { rest: self, most, place: &mut x.place, answered_in: &mut x.outcome.answered_in };
+            exchange.pass(&last);
+            let mut beside = ResumedSide {
+                rest: self,
+                most,
+                place: &mut exchange.place,
+                answered_in: &mut exchange.outcome.answered_in,
+            };
             deliver(session.write_response_body(last, true), limits, &mut beside).await?;
         }
         Ok(())
     }
 
-    fn client_gone(&self) -> Outcome {
-        if self.is_whole() { Outcome::Unread } else { Outcome::ClientGone }
+    fn client_gone(&self) -> AttemptOutcome {
+        if self.is_whole() { AttemptOutcome::Unread } else { AttemptOutcome::ClientGone }
     }
 
     fn is_whole(&self) -> bool {
-        matches!(self.came, Some(Came::End)) && self.transcript.is_finished()
+        matches!(self.event, Some(ServerEvent::End)) && self.transcript.is_finished()
     }
 
-    /// All that was said so far, for another one to continue; where that cannot be, the client is told.
+    /// Outcome of a stream that ended early: the whole text so far, for another server to continue. Where that is impossible
+    /// the client gets an error.
     async fn ended_early(
         &self,
         before: &Died,
         session: &mut ServerSession,
-        x: &mut Exchange,
-        (code, message): (&'static str, &'static str),
-    ) -> Outcome {
+        exchange: &mut Exchange,
+        cut: CutReason,
+    ) -> AttemptOutcome {
         let Some(said) = self.transcript.to_continue() else {
-            return break_off(session, x, true, code, message).await;
+            return break_off(session, exchange, true, cut).await;
         };
         let said = Said {
             text: format!("{}{}", before.said.text, said.text),
             tokens: before.said.tokens.saturating_add(said.tokens),
         };
-        Outcome::Died(Box::new(Died { said, code, message }))
+        AttemptOutcome::Died(Box::new(Died { said, cut }))
     }
 }
 
-/// The server's side while the client does not take what is written to it.
-struct RestSide<'l, 'a, 'r> {
-    rest: &'l mut Rest<'a, 'r>,
-    /// Bytes of one answer that may wait.
+/// The server's side while a write waits for the client.
+struct ResumedSide<'l, 'a, 'r> {
+    rest: &'l mut ResumedStream<'a, 'r>,
+    /// Most bytes of one answer that may wait for the client.
     most: u64,
-    place: &'l mut Option<Place>,
+    place: &'l mut Option<AttemptSlot>,
     answered_in: &'l mut Option<Duration>,
 }
 
-impl Beside for RestSide<'_, '_, '_> {
+impl Beside for ResumedSide<'_, '_, '_> {
     async fn take_in(&mut self) {
         let rest = &mut *self.rest;
-        if rest.came.is_some() {
+        if rest.event.is_some() {
             let is_whole = rest.is_whole();
             if rest.upstream.is_some() || self.place.is_some() {
-                let_go(rest.a, &mut rest.upstream, self.place, self.answered_in, rest.sent, is_whole).await;
+                release_early(rest.attempt, &mut rest.upstream, self.place, self.answered_in, rest.sent, is_whole)
+                    .await;
             }
             return std::future::pending().await;
         }
@@ -259,12 +273,12 @@ impl Beside for RestSide<'_, '_, '_> {
             rest.heard = Instant::now();
         }
         match rest.read().await {
-            Came::Part(part) => {
+            ServerEvent::Part(part) => {
                 rest.heard = Instant::now();
                 let part = rest.pass(part);
-                rest.unread.push(&part, rest.a.downstream, self.most);
+                rest.unread.push(&part, rest.attempt.downstream, self.most);
             }
-            came => rest.came = Some(came),
+            event => rest.event = Some(event),
         }
     }
 }

@@ -1,396 +1,350 @@
-//! The conversation of an attempt. Both directions run in one loop on one task: whatever comes next is handled, be it the
-//! head or a part of the answer, a part of the client's body, the client leaving, or a time limit.
+//! The conversation of an attempt. Both directions run in one loop on one task, which handles whichever event is next: the
+//! head or a part of the answer, a part of the client's body, the client that leaves, or a time limit.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, StatusCode, Version};
+use http::{StatusCode, Version};
 use pingora::ErrorType;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
-use super::attempt::{
-    Attempt, CUT, Failure, Limits, Outcome, SHUTTING_DOWN, STOPPING, TOO_SLOW, TimeLimit, failure_of_head, overran,
-};
-use super::bounds::Bounds;
+use super::conversation::{ConversationEvent, ConversationState};
 use super::headers::early_hints;
-use super::masking::Shown;
-use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, end_body, send, send_part};
+use super::outcome::{Attempt, AttemptOutcome, CutReason, Failure, failure_of_head};
+use super::outgoing::{Outgoing, end_body, send, send_part};
 use super::passing::{Passing, begin, break_off, client_write, died, finish, pass_part};
-use super::verdict::{Verdict, judge};
+use super::verdict::{HeadVerdict, judge};
 use crate::connect;
 use crate::exchange::{Exchange, expects_continue, violation_of};
-use crate::framing::Violation;
 
-/// What comes next of either side.
-pub(super) enum Next {
-    Head,
-    AnswerPart(Bytes),
-    AnswerEnd,
-    BodyPart(Bytes),
-    BodyEnd,
-    ClientGone,
-    ClientSlow,
-    Malformed(Violation),
-    UpstreamFailed(Box<pingora::Error>),
-    Time,
-    /// The server was silent for too long while the client took what it had said before.
-    Silent,
-    /// The gateway ends and with it all answers.
-    Ending,
+/// Consequence of an event.
+enum EventOutcome {
+    /// The conversation continues under the limits that it had.
+    Continue,
+    /// The conversation continues, and the timer starts again: the limits are others now.
+    Rearm,
+    /// The attempt has ended.
+    End(AttemptOutcome),
 }
 
-/// Where the conversation stands.
-pub(super) struct State {
-    /// How the sending of the request has ended; `None` while parts of it are still to come.
-    pub(super) sent: Option<Sent>,
-    pub(super) head_seen: bool,
-    pub(super) head_passed: bool,
-    pub(super) event_stream: bool,
-    pub(super) content_seen: bool,
-    /// When the endpoint was last heard, or the request was sent.
-    pub(super) heard: Instant,
-    /// Event that ended the server's side while its client was slow, to be handled when the client has taken the rest.
-    pub(super) came: Option<Next>,
-    /// The server's answer was read whole.
-    pub(super) is_over: bool,
-    /// The server is not read, because too much waits for the client.
-    pub(super) is_paused: bool,
-    /// Credentials of the gateway's that the server was shown.
-    pub(super) shown: Shown,
-    pub(super) limits: Limits,
-}
-
-impl State {
-    pub(super) fn new(limits: Limits) -> Self {
-        Self {
-            sent: None,
-            head_seen: false,
-            head_passed: false,
-            event_stream: false,
-            content_seen: false,
-            heard: Instant::now(),
-            came: None,
-            is_over: false,
-            is_paused: false,
-            shown: Shown::default(),
-            limits,
-        }
-    }
-
-    fn is_stalled(&self) -> bool {
-        self.sent == Some(Sent::Stalled)
-    }
-
-    /// How an attempt ended whose client did not take the answer.
-    pub(super) fn client_gone(&self) -> Outcome {
-        if self.is_over { Outcome::Unread } else { Outcome::ClientGone }
-    }
-
-    /// When the attempt must have come to an end, or the request where the attempt was in time.
-    fn ends(&self) -> Instant {
-        if self.head_seen && self.event_stream { self.limits.deadline } else { self.limits.attempt }
-    }
-}
-
+/// Holds the conversation, from the sending of the request on or from the head and the first part of an answer that was
+/// `opened` before.
 pub(super) async fn converse(
-    a: &Attempt<'_>,
+    attempt: &Attempt<'_>,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
     upstream: &mut Option<HttpSession>,
     reused: bool,
-    state: &mut State,
+    state: &mut ConversationState,
     opened: Option<(ResponseHeader, Option<Bytes>)>,
-) -> Outcome {
-    let is_head = session.req_header().method == Method::HEAD;
+) -> AttemptOutcome {
     let mut passing = Passing::default();
-    let mut callers_account = false;
-    let limits = state.limits;
-    match opened {
+    let begun = match opened {
         Some((head, prefix)) => {
             state.head_seen = true;
-            if let Some(outcome) = begin(a, session, x, upstream, state, &mut passing, head, prefix, is_head).await {
-                return outcome;
-            }
+            begin(attempt, session, exchange, upstream, state, &mut passing, head, prefix).await
         }
-        None => {
-            let Some(server) = upstream.as_mut() else { return Outcome::GivenUp };
-            let mut out = Outgoing::new(a, session, x);
-            callers_account = out.callers_account;
-            state.shown = std::mem::take(&mut out.shown);
-            let is_held = out.body.is_some();
-            let sent = tokio::select! {
-                biased;
-                sent = send(a, server, out) => sent,
-                () = sleep_until(limits.attempt) => Err(Outcome::Failed(overdue(state, Instant::now()))),
-                // A connection with half a request on it is closed in either case.
-                _ = session.read_body_or_idle(true), if is_held => Err(Outcome::ClientGone),
-            };
-            match sent {
-                Ok(sent) => state.sent = sent,
-                Err(outcome) => return outcome,
-            }
-            if !is_held
-                && expects_continue(session)
-                && client_write(limits.attempt.min(Instant::now() + x.write_timeout), session.write_continue_response())
-                    .await
-                    .is_err()
-            {
-                return Outcome::ClientGone;
-            }
-            state.heard = Instant::now();
-        }
+        None => send_request(attempt, session, exchange, upstream, state).await,
+    };
+    if let Some(outcome) = begun {
+        return outcome;
     }
-    let mut timer = std::pin::pin!(sleep_until(wake_at(a, x, state)));
+    let mut timer = std::pin::pin!(sleep_until(state.wake_at(attempt, exchange)));
     if !state.head_seen
         && let Some(server) = upstream.as_ref()
     {
-        connect::bound(server, Some(a.backend.max_header_bytes));
+        connect::bound(server, Some(attempt.backend.max_header_bytes));
     }
-    let mut bounds = Bounds::new(a.backend.max_header_bytes);
     loop {
-        match next(a, upstream.as_mut(), session, state, x.body_pause, timer.as_mut()).await {
-            Next::Head => {
-                let Some(server) = upstream.as_mut() else { continue };
-                let Some(head) = server.response_header() else { continue };
-                // `Upgrade` ends here, so that nobody has asked for another protocol.
-                if head.status == StatusCode::SWITCHING_PROTOCOLS {
-                    return Outcome::Failed(Failure::Protocol("101 without an upgrade".to_owned()));
-                }
-                if let Err(failure) = bounds.count(head) {
-                    return Outcome::Failed(failure);
-                }
-                if head.status.is_informational() {
-                    // 100 was answered by us; what else there may be means nothing to HTTP/1.0.
-                    if head.status == StatusCode::EARLY_HINTS && session.req_header().version != Version::HTTP_10 {
-                        let mut hints = Box::new(early_hints(head));
-                        state.shown.strip(&mut hints);
-                        let until = limits.deadline.min(Instant::now() + x.write_timeout);
-                        if client_write(until, session.write_response_header(hints)).await.is_err() {
-                            return Outcome::ClientGone;
-                        }
-                    }
-                    continue;
-                }
+        let event = next(attempt, upstream.as_mut(), session, state, exchange.body_pause, timer.as_mut()).await;
+        let step = match event {
+            ConversationEvent::Head => head_came(attempt, session, exchange, upstream, state, &mut passing).await,
+            ConversationEvent::AnswerPart(part) => {
                 state.heard = Instant::now();
-                state.head_seen = true;
-                let head = head.clone();
-                connect::bound(server, None);
-                a.read_load(&head);
-                let prefix = match judge(a, callers_account, server, &head).await {
-                    Verdict::Pass(prefix) => prefix,
-                    Verdict::MoveOn(outcome) => return outcome,
-                };
-                if let Some(outcome) = begin(a, session, x, upstream, state, &mut passing, head, prefix, is_head).await
-                {
-                    return outcome;
-                }
-                // The time for a head and that for a pause are two limits: the timer starts again.
-                timer.as_mut().reset(wake_at(a, x, state));
-            }
-            Next::AnswerPart(part) => {
-                state.heard = Instant::now();
-                if pass_part(a, session, x, upstream, state, &mut passing, part).await.is_err() {
+                if pass_part(attempt, session, exchange, upstream, state, &mut passing, part).await.is_err() {
                     return state.client_gone();
                 }
                 // The time that the client took to read is not the server's.
                 state.heard = Instant::now();
+                EventOutcome::Continue
             }
-            Next::AnswerEnd => {
+            ConversationEvent::AnswerEnd => {
                 // A stream that ends in order, but in the middle of what it says, has died as well.
                 if state.head_passed && passing.is_cut_short() {
-                    return died(session, x, state, &passing, CUT).await;
+                    return died(session, exchange, state, &passing, CutReason::UpstreamReset).await;
                 }
-                return finish(a, session, x, upstream, state, &mut passing).await;
+                return finish(attempt, session, exchange, upstream, state, &mut passing).await;
             }
-            Next::BodyPart(part) => {
-                let Some(server) = upstream.as_mut() else { continue };
-                // The last part of HTTP/2 says that it is the last: no end follows it.
-                let ends = session.is_body_done();
-                let written = async {
-                    match send_part(a, server, part).await {
-                        None if ends => Some(end_body(a, server).await),
-                        ended => ended,
-                    }
-                };
-                let Ok(sent) = timeout_at(state.ends(), written).await else {
-                    return not_read(session, x, state).await;
-                };
-                state.sent = sent;
-                state.heard = Instant::now();
-                // For an answer of one who reads no more there is less time.
-                timer.as_mut().reset(wake_at(a, x, state));
+            ConversationEvent::BodyPart(part) => {
+                body_came(attempt, session, exchange, upstream, state, Some(part)).await
             }
-            Next::BodyEnd => {
-                let Some(server) = upstream.as_mut() else { continue };
-                let Ok(sent) = timeout_at(state.ends(), end_body(a, server)).await else {
-                    return not_read(session, x, state).await;
-                };
-                state.sent = Some(sent);
-                state.heard = Instant::now();
-                timer.as_mut().reset(wake_at(a, x, state));
+            ConversationEvent::BodyEnd => body_came(attempt, session, exchange, upstream, state, None).await,
+            ConversationEvent::UpstreamFailed(e) if !state.head_passed => {
+                // A server that has sent a head has seen the request.
+                return AttemptOutcome::Failed(failure_of_head(&e, reused && !state.head_seen));
             }
-            Next::ClientGone => return Outcome::ClientGone,
-            // The server must not take a part of a body for all of it: its connection is closed without an end.
-            Next::Malformed(violation) if !state.head_passed => return Outcome::Malformed(violation),
-            Next::Malformed(_) => return Outcome::ClientGone,
-            // An answer that is on its way already is all that the client gets.
-            Next::ClientSlow if state.head_passed => return Outcome::ClientGone,
-            Next::ClientSlow => return Outcome::ClientSlow,
-            Next::UpstreamFailed(e) => {
-                if !state.head_passed {
-                    // A server that has sent a head has seen the request.
-                    return Outcome::Failed(failure_of_head(&e, reused && !state.head_seen));
-                }
-                return died(session, x, state, &passing, CUT).await;
+            ConversationEvent::UpstreamFailed(_) => {
+                return died(session, exchange, state, &passing, CutReason::UpstreamReset).await;
             }
-            Next::Silent => return died(session, x, state, &passing, TOO_SLOW).await,
-            Next::Ending => return break_off(session, x, state.event_stream, SHUTTING_DOWN, STOPPING).await,
-            Next::Time => {
-                let now = Instant::now();
-                let due = wake_at(a, x, state);
-                if due > now {
-                    timer.as_mut().reset(due);
-                    continue;
-                }
-                // Who still owes a part of the request has let the time pass, not the server.
-                if state.sent.is_none() && !state.head_passed {
-                    return Outcome::ClientSlow;
-                }
-                let failure = overdue(state, now);
-                if !state.head_passed {
-                    return Outcome::Failed(failure);
-                }
-                if now >= limits.deadline {
-                    let (code, message) = overran(a, state.heard);
-                    return break_off(session, x, state.event_stream, code, message).await;
-                }
-                return died(session, x, state, &passing, TOO_SLOW).await;
+            ConversationEvent::Silent => return died(session, exchange, state, &passing, CutReason::Silent).await,
+            ConversationEvent::Ending => {
+                return break_off(session, exchange, state.event_stream, CutReason::ShuttingDown).await;
             }
+            ConversationEvent::Time => {
+                // Limits that have moved since the timer was set.
+                if state.wake_at(attempt, exchange) > Instant::now() {
+                    EventOutcome::Rearm
+                } else {
+                    return time_is_over(attempt, session, exchange, state, &passing).await;
+                }
+            }
+            ConversationEvent::ClientGone => return AttemptOutcome::ClientGone,
+            // The server must not read a part of a body as all of it: its connection is closed without an end.
+            ConversationEvent::Malformed(violation) if !state.head_passed => {
+                return AttemptOutcome::Malformed(violation);
+            }
+            ConversationEvent::ClientSlow if !state.head_passed => return AttemptOutcome::ClientSlow,
+            // The client gets no more than the part of the answer that it has.
+            ConversationEvent::Malformed(_) | ConversationEvent::ClientSlow => return AttemptOutcome::ClientGone,
+        };
+        match step {
+            EventOutcome::Continue => {}
+            EventOutcome::Rearm => timer.as_mut().reset(state.wake_at(attempt, exchange)),
+            EventOutcome::End(outcome) => return outcome,
         }
     }
 }
 
-/// The time of the attempt is over, and the server has not taken the request yet.
-async fn not_read(session: &mut ServerSession, x: &mut Exchange, state: &State) -> Outcome {
-    if !state.head_passed {
-        return Outcome::Failed(overdue(state, Instant::now()));
+/// Sends the request, its body too where that is held. Returns an outcome if the attempt has ended with it.
+async fn send_request(
+    attempt: &Attempt<'_>,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+    upstream: &mut Option<HttpSession>,
+    state: &mut ConversationState,
+) -> Option<AttemptOutcome> {
+    let Some(server) = upstream.as_mut() else { return Some(AttemptOutcome::GivenUp) };
+    let limit = state.limits.attempt;
+    let mut out = Outgoing::new(attempt, session, exchange);
+    state.callers_account = out.callers_account;
+    state.shown = std::mem::take(&mut out.shown);
+    let is_held = out.body.is_some();
+    let sent = tokio::select! {
+        biased;
+        sent = send(attempt, server, out) => sent,
+        () = sleep_until(limit) => Err(AttemptOutcome::Failed(state.overdue(Instant::now()))),
+        // A connection with half a request on it is closed in either case.
+        _ = session.read_body_or_idle(true), if is_held => Err(AttemptOutcome::ClientGone),
+    };
+    match sent {
+        Ok(sent) => state.sent = sent,
+        Err(outcome) => return Some(outcome),
     }
-    let message = "the backend did not take the request in time";
-    break_off(session, x, state.event_stream, "timeout", message).await
+    if !is_held && expects_continue(session) {
+        let until = limit.min(Instant::now() + exchange.write_timeout);
+        if client_write(until, session.write_continue_response()).await.is_err() {
+            return Some(AttemptOutcome::ClientGone);
+        }
+    }
+    state.heard = Instant::now();
+    None
 }
 
-/// Waits for what comes next. Every branch may be dropped and asked again: Pingora's readers keep what they have read.
+/// Handles the head of an answer or of an early one: passes it on, or ends the attempt for another target.
+async fn head_came(
+    attempt: &Attempt<'_>,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+    upstream: &mut Option<HttpSession>,
+    state: &mut ConversationState,
+    passing: &mut Passing,
+) -> EventOutcome {
+    let Some(server) = upstream.as_mut() else { return EventOutcome::Continue };
+    let Some(head) = server.response_header() else { return EventOutcome::Continue };
+    // `Upgrade` ends here, so that nobody has asked for another protocol.
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return EventOutcome::End(AttemptOutcome::Failed(Failure::Protocol("101 without an upgrade".to_owned())));
+    }
+    if let Err(failure) = state.bounds.count(head) {
+        return EventOutcome::End(AttemptOutcome::Failed(failure));
+    }
+    if head.status.is_informational() {
+        return match pass_early_hints(session, exchange.write_timeout, state, head).await {
+            Ok(()) => EventOutcome::Continue,
+            Err(_) => EventOutcome::End(AttemptOutcome::ClientGone),
+        };
+    }
+    state.heard = Instant::now();
+    state.head_seen = true;
+    let head = head.clone();
+    connect::bound(server, None);
+    attempt.read_load(&head);
+    let prefix = match judge(attempt, state.callers_account, server, &head).await {
+        HeadVerdict::Pass(prefix) => prefix,
+        HeadVerdict::MoveOn(outcome) => return EventOutcome::End(outcome),
+    };
+    match begin(attempt, session, exchange, upstream, state, passing, head, prefix).await {
+        Some(outcome) => EventOutcome::End(outcome),
+        // The limits on a head and on a pause are two.
+        None => EventOutcome::Rearm,
+    }
+}
+
+/// Passes on early hints. The gateway answers 100 itself; other early answers mean nothing to HTTP/1.0.
+async fn pass_early_hints(
+    session: &mut ServerSession,
+    write_timeout: Duration,
+    state: &ConversationState,
+    head: &ResponseHeader,
+) -> pingora::Result<()> {
+    if head.status != StatusCode::EARLY_HINTS || session.req_header().version == Version::HTTP_10 {
+        return Ok(());
+    }
+    let mut hints = Box::new(early_hints(head));
+    state.shown.strip(&mut hints);
+    let until = state.limits.deadline.min(Instant::now() + write_timeout);
+    client_write(until, session.write_response_header(hints)).await
+}
+
+/// Passes a part of the request's body on to the server; `None` is its end.
+async fn body_came(
+    attempt: &Attempt<'_>,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+    upstream: &mut Option<HttpSession>,
+    state: &mut ConversationState,
+    part: Option<Bytes>,
+) -> EventOutcome {
+    let Some(server) = upstream.as_mut() else { return EventOutcome::Continue };
+    if let Some(part) = &part
+        && let Err(refusal) = exchange.show_request_body(part)
+    {
+        // As with a body that breaks the framing, the server's connection is closed without an end.
+        return EventOutcome::End(if state.head_passed {
+            break_off(session, exchange, state.event_stream, CutReason::RefusedByFilter(refusal.code)).await
+        } else {
+            AttemptOutcome::Refused(refusal)
+        });
+    }
+    // The last part of HTTP/2 says that it is the last: no end follows it.
+    let ends = part.is_none() || session.is_body_done();
+    let written = async {
+        let sent = match part {
+            Some(part) => send_part(attempt, server, part).await,
+            None => None,
+        };
+        match sent {
+            None if ends => Some(end_body(attempt, server).await),
+            sent => sent,
+        }
+    };
+    match timeout_at(state.ends(), written).await {
+        Ok(sent) => state.sent = sent,
+        // The server has not read the request in the time of the attempt.
+        Err(_) if !state.head_passed => {
+            return EventOutcome::End(AttemptOutcome::Failed(state.overdue(Instant::now())));
+        }
+        Err(_) => {
+            return EventOutcome::End(
+                break_off(session, exchange, state.event_stream, CutReason::RequestNotRead).await,
+            );
+        }
+    }
+    state.heard = Instant::now();
+    // A server that reads no more has less time for its answer.
+    EventOutcome::Rearm
+}
+
+/// Ends an attempt of which a time limit is over.
+async fn time_is_over(
+    attempt: &Attempt<'_>,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+    state: &ConversationState,
+    passing: &Passing,
+) -> AttemptOutcome {
+    let now = Instant::now();
+    if !state.head_passed {
+        // The client still owes a part of the request: the server is not to blame.
+        return match state.sent {
+            None => AttemptOutcome::ClientSlow,
+            Some(_) => AttemptOutcome::Failed(state.overdue(now)),
+        };
+    }
+    if now >= state.limits.deadline {
+        return break_off(session, exchange, state.event_stream, attempt.cut_at_deadline(state.heard)).await;
+    }
+    died(session, exchange, state, passing, CutReason::Silent).await
+}
+
+/// Waits for the next event. Every branch may be dropped and polled again: Pingora's readers keep what they have read.
 async fn next(
-    a: &Attempt<'_>,
+    attempt: &Attempt<'_>,
     upstream: Option<&mut HttpSession>,
     session: &mut ServerSession,
-    state: &mut State,
+    state: &mut ConversationState,
     body_pause: Duration,
     timer: std::pin::Pin<&mut Sleep>,
-) -> Next {
-    if let Some(came) = state.came.take() {
-        return came;
+) -> ConversationEvent {
+    if let Some(pending) = state.pending.take() {
+        return pending;
     }
     let state = &*state;
     let answer = async {
         let Some(upstream) = upstream else { return std::future::pending().await };
         if state.head_seen {
             match upstream.read_response_body().await {
-                Ok(Some(part)) => Next::AnswerPart(part),
-                Ok(None) => Next::AnswerEnd,
-                Err(e) => Next::UpstreamFailed(e),
+                Ok(Some(part)) => ConversationEvent::AnswerPart(part),
+                Ok(None) => ConversationEvent::AnswerEnd,
+                Err(e) => ConversationEvent::UpstreamFailed(e),
             }
         } else {
             match upstream.read_response_header().await {
-                Ok(()) => Next::Head,
-                Err(e) => Next::UpstreamFailed(e),
+                Ok(()) => ConversationEvent::Head,
+                Err(e) => ConversationEvent::UpstreamFailed(e),
             }
         }
     };
     let client = async {
         if state.sent.is_some() {
-            // What the server takes no more is thrown away: looking whether the client is there would read it as the
-            // beginning of another request.
+            // The rest of a body that the server does not read is dropped: the look whether the client is there would read
+            // it as the beginning of another request.
             while !session.is_body_done() {
                 session.set_keepalive(None);
                 match session.read_body_or_idle(false).await {
                     Ok(Some(_)) => {}
                     Ok(None) => break,
-                    // A client that waits for the answer before it sends the rest may do so.
+                    // A client may wait for the answer before it sends the rest.
                     Err(e) if *e.etype() == ErrorType::ReadTimedout => std::future::pending().await,
                     Err(e) => return ended_by(&e),
                 }
             }
             let _ = session.read_body_or_idle(true).await;
-            return Next::ClientGone;
+            return ConversationEvent::ClientGone;
         }
         // HTTP/2 sessions have no such limit of their own.
         match tokio::time::timeout(body_pause, session.read_body_or_idle(false)).await {
-            Ok(Ok(Some(part))) => Next::BodyPart(part),
-            Ok(Ok(None)) => Next::BodyEnd,
+            Ok(Ok(Some(part))) => ConversationEvent::BodyPart(part),
+            Ok(Ok(None)) => ConversationEvent::BodyEnd,
             // Pingora's own limit on a read is the same, and may be first.
             Ok(Err(e)) if *e.etype() != ErrorType::ReadTimedout => ended_by(&e),
-            Ok(Err(_)) | Err(_) => Next::ClientSlow,
+            Ok(Err(_)) | Err(_) => ConversationEvent::ClientSlow,
         }
     };
-    // The time first: a server that always has more to say must not keep it from being looked at.
+    // The time first: a server that always has more to say must not hide that it is over.
     tokio::select! {
         biased;
-        () = a.downstream.ending.over(), if state.head_passed => Next::Ending,
-        () = timer => Next::Time,
+        () = attempt.downstream.ending.over(), if state.head_passed => ConversationEvent::Ending,
+        () = timer => ConversationEvent::Time,
         next = answer => next,
         next = client => next,
     }
 }
 
-/// Outcome of an error in reading the client's body.
-fn ended_by(e: &pingora::Error) -> Next {
-    violation_of(e).map_or(Next::ClientGone, Next::Malformed)
-}
-
-/// When the next limit is due, given where the conversation stands.
-fn wake_at(a: &Attempt<'_>, x: &Exchange, state: &State) -> Instant {
-    let limits = &state.limits;
-    let mut due = limits.deadline;
-    if state.head_seen {
-        due = due.min(server_due(a, state));
-    } else {
-        due = due.min(limits.attempt);
-        // The server's time begins when it has the request; until then the client is waited for, as long as it may pause.
-        if state.sent.is_some() {
-            let within = if state.is_stalled() { GIVEN_ALREADY } else { a.backend.first_byte_timeout };
-            due = due.min(state.heard + within);
-        }
-    }
-    if let Some(limit) = limits.first_token
-        && !state.content_seen
-        && (state.event_stream || (!state.head_seen && x.asked.as_ref().is_some_and(|asked| asked.stream)))
-    {
-        due = due.min(limit);
-    }
-    due
-}
-
-/// When a server that has begun to answer must have gone on.
-pub(super) fn server_due(a: &Attempt<'_>, state: &State) -> Instant {
-    let silent = state.heard + a.backend.idle_timeout;
-    if state.event_stream { silent } else { silent.min(state.limits.attempt) }
-}
-
-fn overdue(state: &State, now: Instant) -> Failure {
-    let limits = &state.limits;
-    if now >= limits.deadline {
-        Failure::Deadline
-    } else if now >= limits.attempt && !state.event_stream {
-        Failure::Timeout(TimeLimit::BackendRequest)
-    } else if limits.first_token.is_some_and(|limit| now >= limit) {
-        Failure::Timeout(TimeLimit::FirstToken)
-    } else if state.is_stalled() {
-        Failure::Timeout(TimeLimit::Idle)
-    } else {
-        Failure::Timeout(TimeLimit::FirstByte)
-    }
+/// Event for an error in the client's body.
+fn ended_by(e: &pingora::Error) -> ConversationEvent {
+    violation_of(e).map_or(ConversationEvent::ClientGone, ConversationEvent::Malformed)
 }

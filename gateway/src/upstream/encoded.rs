@@ -1,6 +1,6 @@
-//! Compressed errors of servers that were shown a credential of the gateway's: one that repeats it cannot be masked as it
-//! passes. Such an answer is read whole, within bounds, decoded and sent without a coding; one that cannot be read so loses
-//! its body and keeps its status. Its inputs are the head and the bytes of an answer; it owns no connection.
+//! Compressed errors of servers that were shown a credential of the gateway's. A repeated credential cannot be masked in
+//! compressed bytes. Such an answer is read whole, within bounds, decoded and sent without a coding. An answer that cannot
+//! be decoded loses its body and keeps its status. Inputs are the head and the bytes of an answer.
 
 use std::io::Read;
 
@@ -11,7 +11,7 @@ use http::{HeaderMap, StatusCode};
 use pingora::http::ResponseHeader;
 use spillway_filter::{ErrorKind, Refusal};
 
-use super::masking::Shown;
+use super::masking::SentCredentials;
 use crate::exchange::Exchange;
 use crate::protocol::render;
 
@@ -19,20 +19,20 @@ use crate::protocol::render;
 /// KiB before they are compressed.
 pub(super) const MAX_ENCODED: usize = 64 << 10;
 
-/// Most bytes that it may become. With the bound on what is read it also bounds the work of the decoder, whatever the ratio.
+/// Most bytes of a decoded error. With the bound on the compressed bytes it bounds the work of the decoder at any ratio.
 const MAX_DECODED: u64 = 256 << 10;
 
 /// Bytes that the decoder of Brotli reads at a time.
 const BROTLI_BUFFER: usize = 4 << 10;
 
-/// Largest window of Zstandard as a power of two: the 8 MiB that RFC 9659 allows for this coding. It is freed with the
-/// decoder, before anything else runs on its thread.
+/// Largest window of Zstandard as a power of two: the 8 MiB that RFC 9659 allows for this coding. The memory is freed with
+/// the decoder, before anything else runs on its thread.
 const ZSTD_WINDOW: u32 = 23;
 
 /// Code of an answer whose body was left out.
 pub(super) const WITHHELD: &str = "upstream_error_withheld";
 
-/// Fields that speak of the bytes of a body that has become another one.
+/// Fields that describe the bytes of a body, which are others after decoding.
 static OF_THE_BYTES: [HeaderName; 8] = [
     header::CONTENT_ENCODING,
     header::CONTENT_LENGTH,
@@ -53,14 +53,14 @@ pub(super) enum Coding {
     Deflate,
     Brotli,
     Zstd,
-    /// Several, or one that is not known here.
+    /// Several codings, or an unknown one.
     Unknown,
 }
 
 impl Coding {
     /// The coding that a head, as its server sent it, names.
     pub(super) fn of(headers: &HeaderMap) -> Self {
-        // Nobody asked for a coding of the transfer, and a client would take its bytes for the body.
+        // A transfer coding was not requested, and a client would read its bytes as the body.
         let is_chunked = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
         if !headers.get_all(header::TRANSFER_ENCODING).iter().all(is_chunked) {
             return Self::Unknown;
@@ -81,7 +81,7 @@ impl Coding {
         }
     }
 
-    /// The decoded bytes of a whole body; `None` where they are no such coding, or more than is decoded.
+    /// Decoded bytes of a whole body; `None` where the coding is another, or the bytes are too many.
     fn decode(self, body: &[u8]) -> Option<Vec<u8>> {
         match self {
             // Of an unknown coding nothing was read.
@@ -89,7 +89,7 @@ impl Coding {
             _ if body.is_empty() => Some(Vec::new()),
             Self::Identity => Some(body.to_vec()),
             Self::Gzip => read(MultiGzDecoder::new(body)),
-            // With the frame of zlib as the RFC has it, or without, as some servers write it and clients take it.
+            // With the frame of zlib, as in the RFC, or without, as some servers write it and clients accept it.
             Self::Deflate => read(ZlibDecoder::new(body)).or_else(|| read(DeflateDecoder::new(body))),
             Self::Brotli => read(brotli::Decompressor::new(body, BROTLI_BUFFER)),
             Self::Zstd => {
@@ -101,23 +101,29 @@ impl Coding {
     }
 }
 
-/// All that a decoder gives, if it ends in order and within the bound.
+/// All bytes of a decoder, if it ends in order and within the bound.
 fn read(decoder: impl Read) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     decoder.take(MAX_DECODED + 1).read_to_end(&mut out).ok()?;
     (u64::try_from(out.len()).ok()? <= MAX_DECODED).then_some(out)
 }
 
-/// Takes from a head what speaks of the bytes of its body.
+/// Removes the fields that describe the bytes of a body from its head.
 pub(super) fn without_coding(head: &mut ResponseHeader) {
     for name in &OF_THE_BYTES {
         head.remove_header(name);
     }
 }
 
-/// The body of an answer in this coding, decoded and masked, and its head to match. What cannot be looked into is left out,
-/// which the body says instead.
-pub(super) fn opened(coding: Coding, body: &[u8], shown: &Shown, head: &mut ResponseHeader, x: &mut Exchange) -> Bytes {
+/// Decodes and masks the body of an answer, and adapts its head. A body that cannot be decoded is replaced by an error that
+/// says so.
+pub(super) fn decode_error_body(
+    coding: Coding,
+    body: &[u8],
+    shown: &SentCredentials,
+    head: &mut ResponseHeader,
+    exchange: &mut Exchange,
+) -> Bytes {
     without_coding(head);
     let decoded = if body.len() > MAX_ENCODED { None } else { coding.decode(body) };
     let body = match decoded {
@@ -126,9 +132,9 @@ pub(super) fn opened(coding: Coding, body: &[u8], shown: &Shown, head: &mut Resp
             None => plain.into(),
         },
         None => {
-            x.outcome.error_code = Some(WITHHELD);
+            exchange.outcome.error_code = Some(WITHHELD);
             let refusal = withheld(head.status);
-            let rendered = render(&refusal, x.dialect, x.request_id.to_str().unwrap_or_default());
+            let rendered = render(&refusal, exchange.dialect, exchange.request_id.to_str().unwrap_or_default());
             let of_the_body = [header::CONTENT_LANGUAGE, header::CONTENT_LOCATION, header::CONTENT_DISPOSITION];
             for name in of_the_body.iter().chain([&header::CONTENT_RANGE, &header::LAST_MODIFIED]) {
                 head.remove_header(name);

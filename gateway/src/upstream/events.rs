@@ -1,25 +1,24 @@
-//! Event streams on their way to the client: whole events only. A server that dies in the middle of an event leaves a part
-//! of it behind; passed on, it would spoil the event that follows it, be it the one that reports the error or the one
-//! that continues the answer.
+//! Event streams on their way to the client, in whole events. A server that dies in the middle of an event leaves a part of
+//! it. That part would spoil the next event, which reports the error or continues the answer.
 
 use bytes::{Bytes, BytesMut};
 
-/// Longest event that is held back until it is whole; a longer one passes as it comes.
+/// Most bytes of an event that are held back until it is whole; a longer one passes as it arrives.
 const MAX_EVENT: usize = 256 << 10;
 
-/// Holds back what is not a whole event yet.
+/// Gate that holds back an event until it is whole.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     held: BytesMut,
 }
 
 impl Gate {
-    /// What may go on of what has come: up to the end of the last whole event.
+    /// Bytes that may go on, up to the end of the last whole event.
     pub(super) fn pass(&mut self, part: Bytes) -> Bytes {
         if self.held.is_empty() && part.ends_with(b"\n\n") {
             return part;
         }
-        // The end of an event may lie across the border.
+        // The end of an event may be split between parts.
         let from = self.held.len().saturating_sub(3);
         self.held.extend_from_slice(&part);
         match end_of_events(self.held.get(from..).unwrap_or_default()) {
@@ -29,13 +28,13 @@ impl Gate {
         }
     }
 
-    /// What is left at a proper end.
+    /// Bytes that are left at a proper end.
     pub(super) fn rest(&mut self) -> Bytes {
         self.held.split().freeze()
     }
 }
 
-/// Where the last empty line ends (WHATWG HTML, 9.2.5: lines end with LF, CR LF or CR).
+/// End of the last empty line (WHATWG HTML, 9.2.5: lines end with LF, CR LF or CR).
 fn end_of_events(bytes: &[u8]) -> Option<usize> {
     [&b"\n\n"[..], b"\n\r\n", b"\r\r"]
         .iter()

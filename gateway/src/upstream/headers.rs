@@ -1,13 +1,14 @@
-//! Headers between the two sides: what ends here (hop-by-hop, identity, forwarding claims of an outsider), what is set
-//! by us. RFC 9110 section 7.6 says what a gateway must do; the order is: strip first, then add, then the filters.
+//! Headers between the two sides: removal of hop-by-hop fields, credentials and forwarding claims of an outsider, and the
+//! headers that the gateway sets. The duties of a gateway are in RFC 9110, 7.6. The order is: strip, add, run the filters.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 use smallvec::SmallVec;
 use spillway_filter::Headers;
 
-use super::attempt::Attempt;
-use super::masking::Shown;
+use super::masking::SentCredentials;
+use super::outcome::Attempt;
+use super::via::Via;
 use crate::balancing::orca;
 use crate::exchange::Exchange;
 use crate::identity::credential_in;
@@ -23,7 +24,7 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
-/// Those without a constant in `http`.
+/// Fields of one connection without a constant in `http`.
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -31,12 +32,12 @@ static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// Shortest credential that is looked for in other headers of its request, bytes. A shorter one is no secret, and would
-/// be found in honest headers.
+/// Shortest credential that is searched for in other headers of its request, bytes. A shorter one is no secret, and would
+/// be found in innocent headers.
 const LEAST_SECRET: usize = 16;
 /// The request id, both ways.
 pub static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Limit, remaining and reset of requests and of tokens, as OpenAI has them.
+/// Limit, remaining and reset of requests and of tokens, named as by OpenAI.
 static RATE_LIMIT: [[HeaderName; 3]; 2] = [
     [
         HeaderName::from_static("x-ratelimit-limit-requests"),
@@ -49,46 +50,19 @@ static RATE_LIMIT: [[HeaderName; 3]; 2] = [
         HeaderName::from_static("x-ratelimit-reset-tokens"),
     ],
 ];
-/// The same as the IETF's draft has them (draft-ietf-httpapi-ratelimit-headers).
+/// Limits in the fields of the IETF's draft (draft-ietf-httpapi-ratelimit-headers).
 static RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 static RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// The name under which this process signs `Via`, so that it knows a request that comes back to it.
-pub struct Via {
-    value: HeaderValue,
-}
-
-impl Via {
-    /// A name with a random part: two gateways in a chain are no loop.
-    pub fn new() -> Self {
-        let text = format!("1.1 spillway-{:08x}", rand::random::<u32>());
-        Self { value: HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("1.1 spillway")) }
-    }
-
-    /// Whether a request has passed this process before.
-    pub fn is_in(&self, headers: &HeaderMap) -> bool {
-        headers
-            .get_all(header::VIA)
-            .iter()
-            .any(|via| memchr::memmem::find(via.as_bytes(), self.value.as_bytes()).is_some())
-    }
-}
-
-impl Default for Via {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// A request header as filters change it.
-pub struct RequestHeaders<'a> {
+struct RequestHeaders<'a> {
     head: &'a mut RequestHeader,
-    /// Names may be in it that some servers cannot tell from others.
+    /// True if a name may be in it that some servers cannot tell from another.
     odd: bool,
 }
 
 impl RequestHeaders<'_> {
-    /// Removes what some servers would take for `name`. A header that a filter sets or removes is the filter's.
+    /// Removes headers that some servers would read as `name`, so that only the filter's value is left.
     fn remove_spellings(&mut self, name: &HeaderName) {
         if self.odd {
             remove_where(self.head, |other, _| other != name && same_name(other, name));
@@ -113,10 +87,10 @@ impl Headers for RequestHeaders<'_> {
     }
 }
 
-/// The same for the filters of a route: what they put into headers for credentials is remembered.
+/// Request header as the filters of a route change it; records the credentials that they add.
 struct Recorded<'a> {
     headers: RequestHeaders<'a>,
-    shown: &'a mut Shown,
+    shown: &'a mut SentCredentials,
     names: &'a CallerHeaders,
 }
 
@@ -159,7 +133,7 @@ fn remove_where(head: &mut RequestHeader, ends: impl Fn(&HeaderName, &HeaderValu
 }
 
 /// A response header as filters change it.
-pub struct ResponseHeaders<'a>(pub &'a mut ResponseHeader);
+struct ResponseHeaders<'a>(&'a mut ResponseHeader);
 
 impl Headers for ResponseHeaders<'_> {
     fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
@@ -188,12 +162,12 @@ fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
-/// Names of a server that are the gateway's own: only the gateway says such things to callers.
+/// Names in a server's headers that only the gateway may use towards callers.
 fn claimed(headers: &HeaderMap) -> SmallVec<[HeaderName; 4]> {
     headers.keys().filter(|name| claims_to_be_ours(name)).cloned().collect()
 }
 
-/// Early hints without what speaks of the server's connection, or in the gateway's name (RFC 8297; RFC 9110, 7.6.1).
+/// Early hints without fields of the server's connection and names of the gateway (RFC 8297; RFC 9110, 7.6.1).
 pub(super) fn early_hints(head: &ResponseHeader) -> ResponseHeader {
     let mut hints = head.clone();
     remove_hop_by_hop(&mut hints);
@@ -201,7 +175,7 @@ pub(super) fn early_hints(head: &ResponseHeader) -> ResponseHeader {
     hints
 }
 
-/// Trailers without what frames a message, or speaks of a connection or in the gateway's name (RFC 9110, 6.5.1).
+/// Trailers without fields of framing and of the connection, and names of the gateway (RFC 9110, 6.5.1).
 pub(super) fn outgoing_trailers(mut trailers: HeaderMap) -> HeaderMap {
     for name in HOP_BY_HOP.iter().chain([&KEEP_ALIVE, &PROXY_CONNECTION, &header::CONTENT_LENGTH, &header::HOST]) {
         trailers.remove(name);
@@ -212,7 +186,7 @@ pub(super) fn outgoing_trailers(mut trailers: HeaderMap) -> HeaderMap {
     trailers
 }
 
-/// Removes from a server's head what ends at the gateway: fields of its connection, and names of the gateway's own.
+/// Removes from a server's head the fields of its connection, and names of the gateway.
 pub(super) fn remove_hop_by_hop(head: &mut ResponseHeader) {
     if head.headers.contains_key(header::CONNECTION) {
         for name in nominated(&head.headers) {
@@ -227,25 +201,25 @@ pub(super) fn remove_hop_by_hop(head: &mut ResponseHeader) {
     }
 }
 
-/// Removes the credentials of the caller: all, or those that are credentials of this gateway.
-fn remove_credentials(out: &mut RequestHeader, client: &RequestHeader, x: &Exchange, passes: bool) {
-    let names = x.snapshot.caller_headers.credentials();
+/// Removes the credentials of the caller: all, or only those for this gateway where the others pass (`passes`).
+fn remove_credentials(out: &mut RequestHeader, client: &RequestHeader, exchange: &Exchange, passes: bool) {
+    let names = exchange.snapshot.caller_headers.credentials();
     if passes {
-        if let Some(name) = &x.identified_by {
+        if let Some(name) = &exchange.identified_by {
             out.remove_header(name);
         }
         // A short value in a header for something else is most likely no credential.
         let may_hold = |name: &HeaderName, value: &HeaderValue| value.len() >= LEAST_SECRET || names.contains(name);
         remove_where(out, |name, value| {
-            may_hold(name, value) && x.snapshot.identity.holds_credential(value.as_bytes())
+            may_hold(name, value) && exchange.snapshot.identity.holds_credential(value.as_bytes())
         });
     } else {
         for name in names {
             out.remove_header(name);
         }
     }
-    // The credential that identified the caller, in whatever other header it stands as well.
-    let shown = x.identified_by.as_ref().and_then(|name| Some(credential_in(name, client.headers.get(name)?)));
+    // The credential that identified the caller may be in another header as well.
+    let shown = exchange.identified_by.as_ref().and_then(|name| Some(credential_in(name, client.headers.get(name)?)));
     if let Some(shown) = shown.filter(|shown| shown.len() >= LEAST_SECRET) {
         let holds =
             |value: &HeaderValue| value.len() >= shown.len() && memchr::memmem::find(value.as_bytes(), shown).is_some();
@@ -253,37 +227,73 @@ fn remove_credentials(out: &mut RequestHeader, client: &RequestHeader, x: &Excha
     }
 }
 
-/// Whom a request goes to.
+/// Recipient of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recipient {
+pub(super) enum Recipient {
     /// A backend of its route.
     Own,
-    /// A backend that answers in place of the route's own, or only watches: it gets nothing that is for those.
+    /// A backend that answers instead of the route's own, or gets a copy. Credentials for the route's own are removed.
     Other,
 }
 
-/// Header of a request for an endpoint.
-pub struct Outbound {
+/// Header of a request for an endpoint, and the credentials in it.
+pub(super) struct Outbound {
     /// The header.
     pub head: Box<RequestHeader>,
     /// True if the head carries credentials of the caller's own account at the server.
     pub callers_account: bool,
-    /// Credentials that the gateway put into it: no answer may tell them to the caller.
-    pub shown: Shown,
+    /// Credentials that the gateway added: no answer may reveal them to the caller.
+    pub shown: SentCredentials,
 }
 
-/// Makes the header of the request that goes to an endpoint of `backend`. `body` is the length of a body that is held,
-/// `None` for one that streams through as the client frames it.
-pub fn outgoing_request(
-    a: &Attempt<'_>,
+/// Makes the header of the request that goes to an endpoint. `body` is the length of a body that is held, `None` for one
+/// that streams through as the client frames it.
+pub(super) fn outgoing_request(
+    attempt: &Attempt<'_>,
     client: &RequestHeader,
-    x: &Exchange,
+    exchange: &Exchange,
     recipient: Recipient,
     body: Option<u64>,
 ) -> Outbound {
-    let (route, backend, via) = (a.route, a.backend, a.via);
+    let is_own = recipient == Recipient::Own;
+    let mut out = without_hop_by_hop(client);
+    for name in exchange.snapshot.caller_headers.owned_late() {
+        out.remove_header(name);
+    }
+    remove_credentials(&mut out, client, exchange, is_own && attempt.backend.passes_credentials);
+    let mut shown = SentCredentials::on_route(attempt.route.environment.as_ref());
+    add_headers_of_filters(&mut out, exchange, &mut shown);
+    let own = exchange.caller.as_ref().and_then(|caller| caller.credentials(&attempt.backend.name));
+    let credentials = own.or(attempt.backend.credentials.as_ref());
+    let is_credential = |name: &HeaderName| out.headers.contains_key(name);
+    let callers_account = own.is_some()
+        || (credentials.is_none()
+            && is_own
+            && exchange.snapshot.caller_headers.credentials().iter().any(is_credential));
+    if let Some(credentials) = credentials {
+        replace_credentials(&mut out, exchange, Some(credentials));
+        shown.add(&header::AUTHORIZATION, credentials);
+    }
+    set_caller(&mut out, exchange);
+    set_origin(&mut out, client, exchange, attempt.via);
+    if attempt.backend.load_reports {
+        let _ = out.insert_header(orca::FORMAT.clone(), orca::JSON.clone());
+    }
+    set_framing(&mut out, client, body);
+    let span = if attempt.span.is_none() { &exchange.span } else { &attempt.span };
+    span.inject(&mut RequestHeaders { head: &mut out, odd: exchange.odd_headers });
+    run_filters(&mut out, attempt, exchange, &mut shown);
+    if !is_own {
+        // Credentials and cookies that the file sets are for the route's own backends.
+        replace_credentials(&mut out, exchange, credentials);
+        out.remove_header(&header::COOKIE);
+    }
+    Outbound { head: Box::new(out), callers_account, shown }
+}
+
+/// The client's header without the fields of its connection.
+fn without_hop_by_hop(client: &RequestHeader) -> RequestHeader {
     let mut out = client.clone();
-    let chunked = client.headers.contains_key(header::TRANSFER_ENCODING);
     if client.headers.contains_key(header::CONNECTION) {
         for name in nominated(&client.headers) {
             out.remove_header(&name);
@@ -293,96 +303,87 @@ pub fn outgoing_request(
         out.remove_header(name);
     }
     out.set_version(http::Version::HTTP_11);
+    out
+}
 
-    for name in x.snapshot.caller_headers.owned_late() {
-        out.remove_header(name);
-    }
-    let is_own = recipient == Recipient::Own;
-    remove_credentials(&mut out, client, x, is_own && backend.passes_credentials);
-    let mut shown = Shown::on_route(route.environment.as_ref());
-    let names = &x.snapshot.caller_headers;
-    for (name, value) in &x.request_headers {
+/// Adds the headers that filters put on the request, such as a token that another server issued for the caller's.
+fn add_headers_of_filters(out: &mut RequestHeader, exchange: &Exchange, shown: &mut SentCredentials) {
+    let names = &exchange.snapshot.caller_headers;
+    for (name, value) in &exchange.request_headers {
         let _ = out.append_header(name.clone(), value.clone());
-        // Such as a token that another server gave for the caller's.
         if names.may_hold_credential(name) {
             shown.add(name, value);
         }
     }
-    let own = x.caller.as_ref().and_then(|caller| caller.credentials(&backend.name));
-    let credentials = own.or(backend.credentials.as_ref());
-    let is_credential = |name: &HeaderName| out.headers.contains_key(name);
-    let callers_account = own.is_some()
-        || (credentials.is_none() && is_own && x.snapshot.caller_headers.credentials().iter().any(is_credential));
-    if let Some(credentials) = credentials {
-        replace_credentials(&mut out, x, Some(credentials));
-        shown.add(&header::AUTHORIZATION, credentials);
-    }
-    if let Some(caller) = &x.caller {
-        let [consumer, tenant] = &x.snapshot.identity_headers;
-        for (name, text) in [(consumer, &caller.name), (tenant, &caller.tenant)] {
-            if let (Some(name), Ok(value)) = (name, HeaderValue::from_str(text)) {
-                let _ = out.insert_header(name.clone(), value);
-            }
+}
+
+/// Sets the configured headers that name the consumer and its tenant.
+fn set_caller(out: &mut RequestHeader, exchange: &Exchange) {
+    let Some(caller) = &exchange.caller else { return };
+    let [consumer, tenant] = &exchange.snapshot.identity_headers;
+    for (name, text) in [(consumer, &caller.name), (tenant, &caller.tenant)] {
+        if let (Some(name), Ok(value)) = (name, HeaderValue::from_str(text)) {
+            let _ = out.insert_header(name.clone(), value);
         }
     }
+}
 
-    // Who asked us, for which host, as seen by us: an outsider's own claims are not passed on.
+/// Sets the client's address, scheme and host as the gateway sees them, the request id and `Via`. Claims of an outsider are
+/// not passed on.
+fn set_origin(out: &mut RequestHeader, client: &RequestHeader, exchange: &Exchange, via: &Via) {
+    let scheme = HeaderValue::from_static(if exchange.secure { "https" } else { "http" });
     out.remove_header(&header::FORWARDED);
-    let _ = out.insert_header(X_FORWARDED_FOR.clone(), x.client_text.clone());
-    let _ =
-        out.insert_header(X_FORWARDED_PROTO.clone(), HeaderValue::from_static(if x.secure { "https" } else { "http" }));
+    let _ = out.insert_header(X_FORWARDED_FOR.clone(), exchange.client_text.clone());
+    let _ = out.insert_header(X_FORWARDED_PROTO.clone(), scheme);
     match client.headers.get(header::HOST) {
         Some(host) => {
             let _ = out.insert_header(X_FORWARDED_HOST.clone(), host.clone());
         }
         None => {
-            // HTTP/1.0 may leave it out, HTTP/1.1 may not: it is empty where no host is known (RFC 9112, 3.2).
+            // HTTP/1.0 may omit it, HTTP/1.1 may not: it is empty where no host is known (RFC 9112, 3.2).
             let _ = out.insert_header(header::HOST, HeaderValue::from_static(""));
             out.remove_header(&X_FORWARDED_HOST);
         }
     }
-    let _ = out.append_header(header::VIA, via.value.clone());
-    let _ = out.insert_header(X_REQUEST_ID.clone(), x.request_id.clone());
+    let _ = out.append_header(header::VIA, via.value());
+    let _ = out.insert_header(X_REQUEST_ID.clone(), exchange.request_id.clone());
+}
 
-    if backend.load_reports {
-        let _ = out.insert_header(orca::FORMAT.clone(), orca::JSON.clone());
-    }
-
+/// Sets how the body is framed in HTTP/1.1; `body` is the length of one that is held.
+fn set_framing(out: &mut RequestHeader, client: &RequestHeader, body: Option<u64>) {
+    let has_length = client.headers.contains_key(header::CONTENT_LENGTH);
+    let is_chunked = client.headers.contains_key(header::TRANSFER_ENCODING);
     match body {
-        Some(0) if !client.headers.contains_key(header::CONTENT_LENGTH) && !chunked => {}
+        Some(0) if !has_length && !is_chunked => {}
         Some(length) => {
             let _ = out.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
-        // HTTP/2 frames a body whose length is not told.
-        None if chunked || !client.headers.contains_key(header::CONTENT_LENGTH) => {
+        // HTTP/2 frames a body whose length is not known.
+        None if is_chunked || !has_length => {
             let _ = out.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         None => {}
     }
+}
 
-    let span = if a.span.is_none() { &x.span } else { &a.span };
-    span.inject(&mut RequestHeaders { head: &mut out, odd: x.odd_headers });
-    let variables = x.variables(route, &backend.name);
-    for filter in route.all_filters() {
-        let headers = RequestHeaders { head: &mut out, odd: x.odd_headers };
-        filter.filter.on_upstream_request(&mut Recorded { headers, shown: &mut shown, names }, &variables);
+/// Runs the filters of the route over a request for an endpoint.
+fn run_filters(out: &mut RequestHeader, attempt: &Attempt<'_>, exchange: &Exchange, shown: &mut SentCredentials) {
+    let variables = exchange.variables(attempt.route, &attempt.backend.name);
+    for filter in attempt.route.all_filters() {
+        let headers = RequestHeaders { head: out, odd: exchange.odd_headers };
+        let mut recorded = Recorded { headers, shown, names: &exchange.snapshot.caller_headers };
+        filter.filter.on_upstream_request(&mut recorded, &variables);
         if let Some(target) = out.uri.path_and_query()
             && let Some(target) = filter.filter.upstream_target(target)
         {
             out.set_uri(http::Uri::from(target));
         }
     }
-    if !is_own {
-        // What the file sets for the route's own backends is for those as well.
-        replace_credentials(&mut out, x, credentials);
-        out.remove_header(&header::COOKIE);
-    }
-    Outbound { head: Box::new(out), callers_account, shown }
 }
 
 /// Puts credentials of the configuration, or none, in the place of all others.
-fn replace_credentials(out: &mut RequestHeader, x: &Exchange, credentials: Option<&HeaderValue>) {
-    for name in x.snapshot.caller_headers.credentials() {
+fn replace_credentials(out: &mut RequestHeader, exchange: &Exchange, credentials: Option<&HeaderValue>) {
+    for name in exchange.snapshot.caller_headers.credentials() {
         out.remove_header(name);
     }
     if let Some(credentials) = credentials {
@@ -390,9 +391,9 @@ fn replace_credentials(out: &mut RequestHeader, x: &Exchange, credentials: Optio
     }
 }
 
-/// Gives a request the form of HTTP/2: the authority in the target (RFC 9113, 8.3.1), no framing of HTTP/1.1, and trailers
-/// asked for where the caller asked for them, which gRPC insists on.
-pub fn to_http2(out: &mut RequestHeader, takes_trailers: bool, https: bool) {
+/// Converts a request to HTTP/2: authority in the target (RFC 9113, 8.3.1), no framing of HTTP/1.1, and `te: trailers` where
+/// the caller sent it, which gRPC requires.
+pub(super) fn to_http2(out: &mut RequestHeader, takes_trailers: bool, https: bool) {
     out.remove_header(&header::TRANSFER_ENCODING);
     if takes_trailers {
         let _ = out.insert_header(header::TE, HeaderValue::from_static("trailers"));
@@ -410,30 +411,28 @@ pub fn to_http2(out: &mut RequestHeader, takes_trailers: bool, https: bool) {
     }
 }
 
-/// The header of the answer that goes to the client, made in place from a new one, or from that of an endpoint after
-/// [`remove_hop_by_hop`].
+/// Header of the answer for the client, made in place from a new one or from an endpoint's after [`remove_hop_by_hop`].
 pub fn outgoing_response(
     mut out: ResponseHeader,
-    x: &Exchange,
+    exchange: &mut Exchange,
     client_is_http11: bool,
     has_body: bool,
 ) -> Box<ResponseHeader> {
     if out.status == http::StatusCode::NO_CONTENT {
-        // It has no body and must not claim one (RFC 9110, 8.6).
+        // An answer without a body must not claim one (RFC 9110, 8.6).
         out.remove_header(&header::CONTENT_LENGTH);
     }
     out.set_version(http::Version::HTTP_11);
     if has_body && client_is_http11 && !out.headers.contains_key(header::CONTENT_LENGTH) {
         let _ = out.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    finish_response(&mut out, x);
+    finish_response(&mut out, exchange);
     Box::new(out)
 }
 
-/// Where the caller stands with its limits. What an upstream says of its own limits speaks of the gateway's account there
-/// and not of the caller's, and gives way to what is said here.
-fn show_limits(out: &mut ResponseHeader, x: &Exchange) {
-    for (n, shown) in x.ledger.shown().enumerate() {
+/// Sets the caller's limits. Limits in a server's answer are those of the gateway's account there, and are replaced.
+fn show_limits(out: &mut ResponseHeader, exchange: &Exchange) {
+    for (n, shown) in exchange.ledger.shown().enumerate() {
         if n == 0 {
             out.remove_header(&RATELIMIT);
             out.remove_header(&RATELIMIT_POLICY);
@@ -456,15 +455,16 @@ fn show_limits(out: &mut ResponseHeader, x: &Exchange) {
     }
 }
 
-/// What every answer carries, whoever made it: the request id, the limits, what the filters add.
-pub fn finish_response(out: &mut ResponseHeader, x: &Exchange) {
-    let _ = out.insert_header(X_REQUEST_ID.clone(), x.request_id.clone());
-    show_limits(out, x);
-    if let Some(route) = &x.route {
-        let variables = x.variables(route, x.served_by());
+/// Adds the headers of every answer: the request id, the limits, and those of the filters and their observers.
+pub fn finish_response(out: &mut ResponseHeader, exchange: &mut Exchange) {
+    let _ = out.insert_header(X_REQUEST_ID.clone(), exchange.request_id.clone());
+    show_limits(out, exchange);
+    if let Some(route) = &exchange.route {
+        let variables = exchange.variables(route, exchange.served_by());
         for filter in route.all_filters() {
             filter.filter.on_response(&mut ResponseHeaders(out), &variables);
         }
+        exchange.observers.response_head(out.status, &mut ResponseHeaders(out));
     }
 }
 
@@ -477,15 +477,5 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONNECTION, HeaderValue::from_static("close, X-Secret , host, content-length, b@d"));
         assert_eq!(nominated(&headers), ["close", "x-secret"]);
-    }
-
-    #[test]
-    fn a_request_that_comes_back_is_known() {
-        let via = Via::new();
-        let mut headers = HeaderMap::new();
-        headers.append(header::VIA, HeaderValue::from_static("1.1 other"));
-        assert!(!via.is_in(&headers));
-        headers.append(header::VIA, via.value.clone());
-        assert!(via.is_in(&headers));
     }
 }

@@ -1,6 +1,6 @@
-//! The gateway's own credentials in what a server answers. A server that refuses a credential may repeat it in its error,
-//! which goes to a caller that must not know it. Its inputs are what a request showed its server, and the answer as it
-//! passes; it holds at most the length of the longest credential of that.
+//! Masking of the gateway's own credentials in answers. A server that refuses a credential may repeat it in its error, which
+//! goes to a caller that must not know it. Inputs are the credentials in a request, and the answer as it passes; at most the
+//! length of the longest credential is held back.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -14,13 +14,13 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
 use smallvec::SmallVec;
 
-/// Shortest credential that is looked for, bytes. A shorter one is no secret, and would be found in honest text.
+/// Shortest credential that is searched for, bytes. A shorter one is no secret, and would be found in innocent text.
 const LEAST: usize = 8;
 
-/// Schemes that are written in front of credentials in other headers than `authorization` too.
+/// Schemes before credentials in headers other than `authorization` too.
 const SCHEMES: [&[u8]; 4] = [b"bearer", b"basic", b"token", b"apikey"];
 
-/// Status of a call of gRPC: in a head it says that there is no body.
+/// Status of a gRPC call: in a head it means that there is no body.
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Base64 as gRPC writes binary headers: with padding or without.
@@ -31,16 +31,16 @@ const BINARY: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// Credentials that the gateway put on a request, and not its caller.
+/// Credentials that the gateway, and not its caller, put on a request.
 #[derive(Debug, Clone, Default)]
-pub struct Shown {
-    /// Header values, with the parts of them that are secret.
+pub(super) struct SentCredentials {
+    /// Header values, with their secret ranges.
     values: SmallVec<[(HeaderValue, Range<usize>); 2]>,
-    /// Values that the environment brought into headers which filters set.
+    /// Values of the environment in headers that filters set.
     environment: Option<Arc<[Box<[u8]>]>>,
 }
 
-impl Shown {
+impl SentCredentials {
     /// Credentials of a request on a route whose filters set headers to these values of the environment.
     pub(super) fn on_route(environment: Option<&Arc<[Box<[u8]>]>>) -> Self {
         Self { values: SmallVec::new(), environment: environment.cloned() }
@@ -51,7 +51,7 @@ impl Shown {
         for range in secrets(name, value.as_bytes()) {
             self.add_range(value.clone(), range);
         }
-        // A server that decodes what it was shown repeats the password alone.
+        // A server that decodes `Basic` may repeat the password alone.
         let basic = value.as_bytes().get(..6).filter(|scheme| scheme.eq_ignore_ascii_case(b"basic "));
         let pair = basic.and_then(|_| BINARY.decode(value.as_bytes().get(6..)?.trim_ascii()).ok());
         if let Some(pair) = pair.and_then(|pair| HeaderValue::from_bytes(&pair).ok()) {
@@ -68,14 +68,14 @@ impl Shown {
         }
     }
 
-    /// All of them, or those alone that are credentials by the name of their header.
+    /// All texts, or only those that are credentials by the name of their header.
     fn texts(&self, with_environment: bool) -> impl Iterator<Item = &[u8]> {
         let values = self.values.iter().filter_map(|(value, range)| value.as_bytes().get(range.clone()));
         let environment = self.environment.iter().filter(move |_| with_environment);
         values.chain(environment.flat_map(|values| values.iter().map(AsRef::as_ref)))
     }
 
-    /// True if a server knows nothing that its caller must not learn.
+    /// True without credentials to mask.
     pub(super) fn is_empty(&self) -> bool {
         self.texts(true).next().is_none()
     }
@@ -107,8 +107,8 @@ impl Shown {
         headers.iter().filter(repeats).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Removes from a server's head the headers that repeat a credential, and a reason phrase that does. In the head of a
-    /// good answer a value of the environment may be what the server says of itself, such as a region, and stays.
+    /// Removes from a server's head the headers that repeat a credential, and a reason phrase that does. A value of
+    /// the environment stays in the head of a good answer: the server may use it itself, such as the name of a region.
     pub(super) fn strip(&self, head: &mut ResponseHeader) {
         let is_good = head.status.is_success() || head.status.is_redirection();
         let with_environment = !is_good || head.headers.contains_key(&GRPC_STATUS);
@@ -116,7 +116,7 @@ impl Shown {
             head.remove_header(&name);
         }
         if head.get_reason_phrase().is_some_and(|reason| self.is_in_text(reason.as_bytes(), with_environment)) {
-            // The one that belongs to the status is written in its place.
+            // The standard phrase of the status is written instead.
             let _ = head.set_reason_phrase(None);
         }
     }
@@ -145,7 +145,7 @@ fn is_in<'s>(text: &[u8], mut secrets: impl Iterator<Item = &'s [u8]>) -> bool {
     secrets.any(|secret| text.len() >= secret.len() && memchr::memmem::find(text, secret).is_some())
 }
 
-/// The parts of a header's value that are secret: what follows the name of a scheme, the values of cookies, else all of it.
+/// Secret ranges of a header's value: the text after the name of a scheme, the values of cookies, else all of it.
 fn secrets(name: &HeaderName, value: &[u8]) -> SmallVec<[Range<usize>; 1]> {
     let mut found = SmallVec::new();
     if *name == header::COOKIE {
@@ -171,7 +171,7 @@ fn secrets(name: &HeaderName, value: &[u8]) -> SmallVec<[Range<usize>; 1]> {
     found
 }
 
-/// Bytes with `%XX` decoded; borrowed where there is none. What is no escape stays as it is.
+/// Bytes with `%XX` decoded; borrowed where there is none. Other text stays as it is.
 fn percent_decoded(text: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'%', text).is_none() {
         return Cow::Borrowed(text);
@@ -213,17 +213,17 @@ fn spellings(secret: &[u8]) -> impl Iterator<Item = Box<[u8]>> {
     .into_iter()
 }
 
-/// Puts `*` in the place of credentials in a body, whatever parts the body comes in. The length stays the same.
+/// Mask that replaces credentials in a body by `*`, however the body is split. The length stays the same.
 pub(super) struct Mask {
     texts: Vec<Box<[u8]>>,
-    /// Bytes that could be the beginning of a credential, as the server wrote them.
+    /// Bytes that may begin a credential, as the server wrote them.
     held: BytesMut,
     /// Bytes at the beginning of `held` that belong to a credential already.
     covered: usize,
 }
 
 impl Mask {
-    /// Takes a part and gives what can go on.
+    /// Masks a part; returns the bytes that can go on.
     pub(super) fn pass(&mut self, part: Bytes) -> Bytes {
         let is_clean = |part: &[u8]| {
             self.texts.iter().all(|text| memchr::memmem::find(part, text).is_none())
@@ -237,20 +237,20 @@ impl Mask {
         self.give(at)
     }
 
-    /// Gives what was held at the end.
+    /// Returns the held bytes at the end of the body.
     pub(super) fn rest(&mut self) -> Bytes {
         self.give(self.held.len())
     }
 
-    /// All of a body at once.
+    /// Masks a whole body.
     pub(super) fn whole(mut self, body: Bytes) -> Bytes {
         let begun = self.pass(body);
         let rest = self.rest();
         if rest.is_empty() { begun } else { [begun, rest].concat().into() }
     }
 
-    /// Gives the held bytes before `at`, masked. A credential that goes on behind them is remembered, so that one in which
-    /// it is the beginning of a longer one is still found.
+    /// Returns the held bytes before `at`, masked. The rest of a credential behind them is remembered as covered, so that a
+    /// longer credential that begins with a shorter one is still found.
     fn give(&mut self, at: usize) -> Bytes {
         let mut found: SmallVec<[Range<usize>; 4]> = SmallVec::new();
         found.push(0..self.covered);
@@ -269,7 +269,7 @@ impl Mask {
         out.freeze()
     }
 
-    /// Where the end of a part begins that could go on to be a credential; its length where there is none.
+    /// Start of a credential that the end of a part may begin; the length of the part without one.
     fn begins_at(&self, part: &[u8]) -> usize {
         let begin = |text: &[u8]| {
             let first = part.len().saturating_sub(text.len().saturating_sub(1));
@@ -283,15 +283,15 @@ impl Mask {
 mod tests {
     use super::*;
 
-    fn shown(headers: &[(&'static str, &str)]) -> Shown {
-        let mut shown = Shown::default();
+    fn shown(headers: &[(&'static str, &str)]) -> SentCredentials {
+        let mut shown = SentCredentials::default();
         for (name, value) in headers {
             shown.add(&HeaderName::from_static(name), &HeaderValue::from_str(value).unwrap());
         }
         shown
     }
 
-    fn masked(shown: &Shown, parts: &[&str]) -> String {
+    fn masked(shown: &SentCredentials, parts: &[&str]) -> String {
         let mut mask = shown.mask().unwrap();
         let mut out = Vec::new();
         for part in parts {
@@ -302,7 +302,7 @@ mod tests {
     }
 
     /// Asserts what becomes of a text, cut in three in every way.
-    fn assert_masked(shown: &Shown, text: &str, wanted: &str) {
+    fn assert_masked(shown: &SentCredentials, text: &str, wanted: &str) {
         for first in 0..=text.len() {
             for second in first..=text.len() {
                 let parts = [&text[..first], &text[first..second], &text[second..]];
@@ -406,7 +406,7 @@ mod tests {
     #[test]
     fn values_of_the_environment_are_masked_too() {
         let values: Arc<[Box<[u8]>]> = vec![b"of-the-environment".to_vec().into_boxed_slice()].into();
-        let shown = Shown::on_route(Some(&values));
+        let shown = SentCredentials::on_route(Some(&values));
         assert_eq!(masked(&shown, &["vendor of-the-envi", "ronment."]), "vendor ******************.");
         let kept = |status: u16, more: &[(&'static str, &str)]| {
             let mut head = ResponseHeader::build(status, None).unwrap();

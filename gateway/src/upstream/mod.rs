@@ -1,26 +1,29 @@
-//! One attempt at an endpoint: connect, send, read the answer while passing it on, and say how it ended.
-//! It owns the framing rules between the two sides; it never picks an endpoint, retries or spills.
+//! An attempt at an endpoint: connect, send, read the answer while passing it on, and return the outcome.
+//!
+//! The room owns the rules of framing between the two sides. It never picks an endpoint, retries or spills.
 
 mod attempt;
 mod bounds;
+mod connection;
 mod continuing;
+mod conversation;
 mod converse;
 mod encoded;
 mod events;
 mod headers;
 mod masking;
 mod open;
+mod outcome;
 mod outgoing;
 mod passing;
 mod pieces;
 mod verdict;
+mod via;
 
-pub use attempt::{
-    Attempt, Died, Failure, MoveOn, Outcome, REQUEST_TIMEOUT, SHUTTING_DOWN, STOPPING, TimeLimit, relay, run,
-};
-pub use continuing::{can_continue, go_on};
-pub use headers::{
-    RequestHeaders, ResponseHeaders, Via, X_REQUEST_ID, finish_response, outgoing_request, outgoing_response, to_http2,
-};
-pub use open::{Opened, Ready, abandon, drain, open};
+pub use attempt::{relay, run};
+pub use continuing::{can_continue, pass_rest};
+pub use headers::{X_REQUEST_ID, finish_response, outgoing_response};
+pub use open::{OpenedAnswer, Ready, abandon, drain, open};
+pub use outcome::{Attempt, AttemptOutcome, CutReason, Died, Failure, MoveOn, Oversized, TimeLimit};
 pub use passing::{break_off, client_write};
+pub use via::Via;

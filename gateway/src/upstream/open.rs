@@ -1,5 +1,5 @@
-//! The first half of an attempt by itself: a held request goes out, the head of its answer comes back. It touches no
-//! client, so that several can run beside each other; dropping one closes its connection.
+//! The first half of an attempt by itself: sends a held request and reads the head of its answer. No client takes part, so
+//! that several can run concurrently; dropping the future closes its connection.
 
 use std::ops::Range;
 
@@ -10,66 +10,72 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
 use tokio::time::{Instant, timeout_at};
 
-use super::attempt::{Attempt, Failure, Limits, Outcome, TimeLimit, failure_of_head, not_connected};
 use super::bounds::Bounds;
-use super::masking::Shown;
+use super::connection::{close, end, not_connected};
+use super::masking::SentCredentials;
+use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit, failure_of_head};
 use super::outgoing::{GIVEN_ALREADY, Outgoing, Sent, send};
 use super::passing::is_event_stream;
-use super::verdict::{Verdict, judge};
+use super::verdict::{HeadVerdict, judge};
 use crate::balancing::Class;
 use crate::connect;
 use crate::exchange::Exchange;
 
-/// An answer whose head has come and will be passed on.
-pub struct Opened {
+/// An answer whose head has arrived and will be passed on.
+pub struct OpenedAnswer {
     pub(super) upstream: HttpSession,
-    /// Its head.
+    /// Head of the answer.
     pub head: ResponseHeader,
-    /// What was read of its body already.
+    /// Begin of the body that was read already.
     pub(super) prefix: Option<Bytes>,
     pub(super) sent: Option<Sent>,
-    /// Credentials of the gateway's that its server was shown.
-    pub(super) shown: Shown,
-    pub(super) limits: Limits,
+    /// Credentials of the gateway's that the server was shown.
+    pub(super) shown: SentCredentials,
+    pub(super) limits: AttemptLimits,
 }
 
 /// A request that is ready to go to an endpoint.
 pub struct Ready {
     out: Outgoing,
-    limits: Limits,
+    limits: AttemptLimits,
 }
 
 impl Ready {
-    /// Prepares it. `None` when its body is not held and so cannot be sent twice.
-    pub fn new(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange) -> Option<Self> {
-        let out = Outgoing::new(a, session, x);
-        out.body.is_some().then(|| Self { out, limits: Limits::begin(a, x) })
+    /// Prepares the request. `None` if its body is not held and so cannot be sent twice.
+    pub fn new(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &Exchange) -> Option<Self> {
+        let out = Outgoing::new(attempt, session, exchange);
+        out.body.is_some().then(|| Self { out, limits: AttemptLimits::begin(attempt, exchange) })
     }
 
-    /// The same with another body, for the rest of an answer.
+    /// Prepares the request with another body, for the rest of an answer.
     pub fn with_body(
-        a: &Attempt<'_>,
+        attempt: &Attempt<'_>,
         session: &mut ServerSession,
-        x: &Exchange,
+        exchange: &Exchange,
         body: Bytes,
         model_at: Option<Range<usize>>,
     ) -> Self {
-        Self { out: Outgoing::with_body(a, session, x, Some(body), model_at), limits: Limits::begin(a, x) }
+        Self {
+            out: Outgoing::with_body(attempt, session, exchange, Some(body), model_at),
+            limits: AttemptLimits::begin(attempt, exchange),
+        }
     }
 
-    /// The same for a copy that nobody waits for: without the caller's credentials, and its time is its own.
-    pub fn copy(a: &Attempt<'_>, session: &mut ServerSession, x: &Exchange) -> Option<Self> {
-        let out = Outgoing::copy(a, session, x);
-        let end = Instant::now() + a.route.request_timeout;
-        out.body.is_some().then(|| Self { out, limits: Limits { deadline: end, attempt: end, first_token: None } })
+    /// Prepares a copy that no client waits for: without the caller's credentials, and with a time limit of its own.
+    pub fn copy(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &Exchange) -> Option<Self> {
+        let out = Outgoing::copy(attempt, session, exchange);
+        let end = Instant::now() + attempt.route.request_timeout;
+        out.body
+            .is_some()
+            .then(|| Self { out, limits: AttemptLimits { deadline: end, attempt: end, first_token: None } })
     }
 }
 
-/// Sends it and waits for the head of an answer that is to be passed on. Any other end is an error.
-pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
+/// Sends the request and waits for the head of an answer that will be passed on. Every other end is an error.
+pub async fn open(attempt: &Attempt<'_>, ready: Ready) -> Result<OpenedAnswer, AttemptOutcome> {
     let Ready { mut out, limits } = ready;
     let overdue = |now: Instant, otherwise: TimeLimit| {
-        Outcome::Failed(if now >= limits.deadline {
+        AttemptOutcome::Failed(if now >= limits.deadline {
             Failure::Deadline
         } else if now >= limits.attempt {
             Failure::Timeout(TimeLimit::BackendRequest)
@@ -77,62 +83,62 @@ pub async fn open(a: &Attempt<'_>, ready: Ready) -> Result<Opened, Outcome> {
             Failure::Timeout(otherwise)
         })
     };
-    let connected = timeout_at(limits.attempt, a.connector.get(&a.endpoint.peer)).await;
+    let connected = timeout_at(limits.attempt, attempt.connector.get(&attempt.endpoint.peer)).await;
     let (mut upstream, reused) = match connected {
         Ok(Ok(connected)) => connected,
-        Ok(Err(e)) => return Err(not_connected(a, &e)),
+        Ok(Err(e)) => return Err(not_connected(attempt, &e)),
         Err(_) => return Err(overdue(Instant::now(), TimeLimit::Connect)),
     };
     let (callers_account, shown) = (out.callers_account, std::mem::take(&mut out.shown));
-    let sent = match timeout_at(limits.attempt, send(a, &mut upstream, out)).await {
+    let sent = match timeout_at(limits.attempt, send(attempt, &mut upstream, out)).await {
         Ok(sent) => sent?,
         Err(_) => return Err(overdue(Instant::now(), TimeLimit::BackendRequest)),
     };
     let (within, otherwise) = match sent {
         Some(Sent::Stalled) => (GIVEN_ALREADY, TimeLimit::Idle),
-        _ => (a.backend.first_byte_timeout, TimeLimit::FirstByte),
+        _ => (attempt.backend.first_byte_timeout, TimeLimit::FirstByte),
     };
     let until = limits.attempt.min(Instant::now() + within);
-    connect::bound(&upstream, Some(a.backend.max_header_bytes));
-    let mut bounds = Bounds::new(a.backend.max_header_bytes);
+    connect::bound(&upstream, Some(attempt.backend.max_header_bytes));
+    let mut bounds = Bounds::new(attempt.backend.max_header_bytes);
     loop {
         match timeout_at(until, upstream.read_response_header()).await {
             Err(_) => return Err(overdue(Instant::now(), otherwise)),
-            Ok(Err(e)) => return Err(Outcome::Failed(failure_of_head(&e, reused))),
+            Ok(Err(e)) => return Err(AttemptOutcome::Failed(failure_of_head(&e, reused))),
             Ok(Ok(())) => {}
         }
         let Some(head) = upstream.response_header().cloned() else { continue };
-        // Early answers are not passed on: which of several attempts they belong to would not be known.
+        // Early answers are not passed on: they may belong to an attempt that loses.
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Outcome::Failed(Failure::Protocol("101 without an upgrade".to_owned())));
+            return Err(AttemptOutcome::Failed(Failure::Protocol("101 without an upgrade".to_owned())));
         }
-        bounds.count(&head).map_err(Outcome::Failed)?;
+        bounds.count(&head).map_err(AttemptOutcome::Failed)?;
         if head.status.is_informational() {
             continue;
         }
         connect::bound(&upstream, None);
-        a.read_load(&head);
-        return match judge(a, callers_account, &mut upstream, &head).await {
-            Verdict::Pass(prefix) => Ok(Opened { upstream, head, prefix, sent, shown, limits }),
-            Verdict::MoveOn(outcome) => Err(outcome),
+        attempt.read_load(&head);
+        return match judge(attempt, callers_account, &mut upstream, &head).await {
+            HeadVerdict::Pass(prefix) => Ok(OpenedAnswer { upstream, head, prefix, sent, shown, limits }),
+            HeadVerdict::MoveOn(outcome) => Err(outcome),
         };
     }
 }
 
-/// Gives an answer up that nobody wants.
-pub async fn abandon(a: &Attempt<'_>, opened: Opened) {
-    super::attempt::shut(a, opened.upstream).await;
+/// Ends an answer that is not needed.
+pub async fn abandon(attempt: &Attempt<'_>, opened: OpenedAnswer) {
+    close(attempt, opened.upstream).await;
 }
 
-/// Reads an answer that nobody wants to its end, so that its connection can be used again. False when it broke.
-pub async fn drain(a: &Attempt<'_>, opened: Opened) -> bool {
+/// Reads an answer that is not needed to its end, so that its connection can be reused. False if the answer broke.
+pub async fn drain(attempt: &Attempt<'_>, opened: OpenedAnswer) -> bool {
     // As where an answer is passed on: the head of a stream says nothing yet.
     if !is_event_stream(&opened.head) && opened.head.status.is_success() {
-        a.answered(Class::Head, opened.head.status);
+        attempt.answered(Class::Head, opened.head.status);
     }
     let mut upstream = opened.upstream;
     while let Ok(Some(_)) = upstream.read_response_body().await {}
     let whole = upstream.response_done();
-    super::attempt::end(a, upstream, opened.sent, whole).await;
+    end(attempt, upstream, opened.sent, whole).await;
     whole
 }

@@ -1,10 +1,10 @@
-//! An answer on its way to the client: its head, its parts, its end, or that it ended before its time. Event streams pass
-//! in whole events; what they say of tokens is read as it passes.
+//! An answer on its way to the client: head, parts, and end, in order or early. Event streams pass in whole events, and their
+//! usage is read on the way.
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{StatusCode, Version, header};
+use http::{Method, StatusCode, Version, header};
 use pingora::ErrorType;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
@@ -12,127 +12,131 @@ use pingora::protocols::http::client::HttpSession;
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::attempt::{Attempt, Died, Outcome, SHUTTING_DOWN, let_go, shut};
 use super::bounds::has_room_for;
-use super::converse::{Next, State, server_due};
-use super::encoded::{Coding, MAX_ENCODED, opened, without_coding};
+use super::connection::{close, release_early};
+use super::conversation::{ConversationEvent, ConversationState};
+use super::encoded::{Coding, MAX_ENCODED, decode_error_body, without_coding};
 use super::events::Gate;
 use super::headers::{outgoing_response, outgoing_trailers, remove_hop_by_hop};
 use super::masking::Mask;
+use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
 use crate::balancing::{Class, orca};
 use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
-use crate::exchange::{self, Exchange, Place, ServedBy};
-use crate::protocol::{Observation, Observe, Transcribe};
+use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
+use crate::protocol::{Observation, Observe, SERVED_BY, Transcribe};
 
-/// Says who answered in place of the route's own backends.
-static SERVED_BY: header::HeaderName = header::HeaderName::from_static("x-spillway-served-by");
 /// Time for trailers to follow the end of a body.
 const TRAILERS: Duration = Duration::from_secs(5);
 /// Time for an error event to reach the client.
 const LAST_WORD: Duration = Duration::from_secs(1);
-/// Most of an event stream that waits for its first content.
+/// Most bytes of an event stream that wait for its first content.
 const MAX_WAITING: usize = 64 << 10;
-/// What an answer passes on its way.
+
+/// Stages that an answer passes on its way.
 #[derive(Default)]
 pub(super) struct Passing {
     pub(super) observer: Option<Box<dyn Observe>>,
-    /// For event streams.
+    /// Holds back unfinished events of an event stream.
     gate: Option<Gate>,
-    /// For errors of a server that knows a credential of the gateway.
+    /// Masks credentials of the gateway in an error.
     mask: Option<Mask>,
     pub(super) transcript: Option<Box<dyn Transcribe>>,
     /// Coding of an error that must be read whole before it can be masked.
     sealed: Option<Coding>,
-    /// The head of an event stream that waits for its first content: until then another endpoint can answer instead. Or
-    /// that of an error that is sealed.
+    /// Head of an event stream that waits for its first content, until which another endpoint can answer instead; or head of
+    /// a sealed error.
     waiting: Option<Waiting>,
-    /// Bytes that the server has written and the client has not taken.
+    /// Bytes that were read from the server and not yet written to the client.
     unread: Unread,
-    /// Trailers, where they were read before the client had taken the body.
+    /// Trailers, where they were read before the client had read the body.
     trailers: Option<Option<http::HeaderMap>>,
 }
 
 impl Passing {
-    /// True of a stream that ended in order but in the middle of what it says, and can be continued.
+    /// True of a stream that ended in order but in the middle of its message, and can be continued.
     pub(super) fn is_cut_short(&self) -> bool {
         self.observer.as_ref().is_some_and(|observer| !observer.observation().is_whole)
             && self.transcript.as_ref().is_some_and(|transcript| transcript.to_continue().is_some())
     }
 }
 
+/// An answer whose head waits.
 struct Waiting {
     head: ResponseHeader,
-    /// What has come since.
+    /// Bytes of the body so far.
     parts: BytesMut,
 }
 
-/// An answer that will be passed on begins: its head and what was read of its body go to the client. An outcome means
-/// that it has ended already.
+/// Begins to pass on an answer: its head, and the part of its body that was read already. Returns an outcome if the answer
+/// has ended with them.
 #[allow(clippy::too_many_arguments, reason = "the two halves of a conversation share all of it")]
 pub(super) async fn begin(
-    a: &Attempt<'_>,
+    attempt: &Attempt<'_>,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
     upstream: &mut Option<HttpSession>,
-    state: &mut State,
+    state: &mut ConversationState,
     passing: &mut Passing,
     head: ResponseHeader,
     prefix: Option<Bytes>,
-    is_head: bool,
-) -> Option<Outcome> {
+) -> Option<AttemptOutcome> {
+    let is_head = session.req_header().method == Method::HEAD;
     state.heard = Instant::now();
     state.event_stream = is_event_stream(&head);
-    passing.observer = a.observer(&head);
+    passing.observer = attempt.observer(&head);
     let mut head = head;
     let is_error = head.status.is_client_error() || head.status.is_server_error();
     if is_error && !state.shown.is_empty() {
         match Coding::of(&head.headers) {
             Coding::Identity => passing.mask = state.shown.mask(),
-            // Its head is that of the body which another method would get.
+            // The head describes the body that another method would get.
             _ if is_head => without_coding(&mut head),
             coding => passing.sealed = Some(coding),
         }
     }
     if !state.event_stream {
-        a.answered(Class::Head, head.status);
+        attempt.answered(Class::Head, head.status);
     }
     if state.event_stream && passing.observer.is_some() {
         passing.gate = Some(Gate::default());
-        if a.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
-            passing.transcript = a.backend.dialect.and_then(|dialect| dialect.transcribe());
+        if attempt.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
+            passing.transcript = attempt.backend.dialect.and_then(|dialect| dialect.transcribe());
         }
     }
-    if passing.sealed.is_some() || (passing.gate.is_some() && state.limits.first_token.is_some() && a.move_on.retry) {
+    if passing.sealed.is_some()
+        || (passing.gate.is_some() && state.limits.first_token.is_some() && attempt.move_on.retry)
+    {
         passing.waiting = Some(Waiting { head, parts: BytesMut::new() });
         if passing.sealed == Some(Coding::Unknown) {
-            // Nothing of it can be passed on.
-            leave(a, upstream, state).await;
+            // No part of such a body can be passed on.
+            leave(attempt, upstream, state).await;
         } else if let Some(prefix) = prefix
-            && pass_part(a, session, x, upstream, state, passing, prefix).await.is_err()
+            && pass_part(attempt, session, exchange, upstream, state, passing, prefix).await.is_err()
         {
             return Some(state.client_gone());
         }
     } else {
-        // Looked at first: more may be read while the client is slow to take the head.
-        let prefix = prefix.map(|prefix| observe(a, &mut x.outcome, x.started, state, passing, prefix));
-        if pass_head(a, session, x, upstream, state, passing, head, is_head).await.is_err()
-            || pass(a, session, x, upstream, state, passing, prefix.unwrap_or_default()).await.is_err()
+        // Observed first: more may be read while the client is slow to read the head.
+        let prefix =
+            prefix.map(|prefix| observe(attempt, &mut exchange.outcome, exchange.started, state, passing, prefix));
+        if pass_head(attempt, session, exchange, upstream, state, passing, head, is_head).await.is_err()
+            || pass(attempt, session, exchange, upstream, state, passing, prefix.unwrap_or_default()).await.is_err()
         {
             return Some(state.client_gone());
         }
     }
-    if state.came.is_none() && upstream.as_mut().is_some_and(HttpSession::response_done) {
-        return Some(finish(a, session, x, upstream, state, passing).await);
+    if state.pending.is_none() && upstream.as_mut().is_some_and(HttpSession::response_done) {
+        return Some(finish(attempt, session, exchange, upstream, state, passing).await);
     }
     None
 }
 
-/// Reads no more of an answer, as if it had ended.
-async fn leave(a: &Attempt<'_>, upstream: &mut Option<HttpSession>, state: &mut State) {
+/// Stops reading an answer, as if it had ended.
+async fn leave(attempt: &Attempt<'_>, upstream: &mut Option<HttpSession>, state: &mut ConversationState) {
     if let Some(server) = upstream.take() {
-        shut(a, server).await;
+        close(attempt, server).await;
     }
-    state.came = Some(Next::AnswerEnd);
+    state.pending = Some(ConversationEvent::AnswerEnd);
 }
 
 pub(super) fn is_event_stream(head: &ResponseHeader) -> bool {
@@ -143,76 +147,81 @@ pub(super) fn is_event_stream(head: &ResponseHeader) -> bool {
 
 #[allow(clippy::too_many_arguments, reason = "the two halves of a conversation share all of it")]
 async fn pass_head(
-    a: &Attempt<'_>,
+    attempt: &Attempt<'_>,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
     upstream: &mut Option<HttpSession>,
-    state: &mut State,
+    state: &mut ConversationState,
     passing: &mut Passing,
     head: ResponseHeader,
     is_head: bool,
 ) -> pingora::Result<()> {
-    x.outcome.status = head.status.as_u16();
-    x.outcome.served_by = ServedBy::Backend(a.backend.name.clone());
-    x.outcome.endpoint = Some(a.endpoint.address.clone());
+    exchange.outcome.status = head.status.as_u16();
+    exchange.outcome.served_by = ServedBy::Backend(attempt.backend.name.clone());
+    exchange.outcome.endpoint = Some(attempt.endpoint.address.clone());
     let has_body = !(is_head || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED);
     let is_http11 = session.req_header().version == Version::HTTP_11;
     let mut head = head;
     remove_hop_by_hop(&mut head);
-    if a.backend.load_reports {
-        // It was asked for by us, not by the caller.
+    if attempt.backend.load_reports {
+        // The gateway asked for the report, not the caller.
         head.remove_header(&orca::REPORT);
     }
     state.shown.strip(&mut head);
-    let mut out = outgoing_response(head, x, is_http11, has_body);
-    if x.outcome.spilled.is_some()
-        && let Ok(name) = header::HeaderValue::from_str(&a.backend.name)
+    let mut out = outgoing_response(head, exchange, is_http11, has_body);
+    if exchange.outcome.spilled.is_some()
+        && let Ok(name) = header::HeaderValue::from_str(&attempt.backend.name)
     {
         let _ = out.insert_header(SERVED_BY.clone(), name);
     }
     state.head_passed = true;
-    let limits = write_limits(a, x, state);
-    deliver(session.write_response_header(out), limits, &mut ServerSide::new(a, x, upstream, state, passing)).await
+    let limits = write_limits(attempt, exchange, state);
+    deliver(
+        session.write_response_header(out),
+        limits,
+        &mut ServerSide::new(attempt, exchange, upstream, state, passing),
+    )
+    .await
 }
 
-fn write_limits<'a>(a: &Attempt<'a>, x: &Exchange, state: &State) -> WriteLimits<'a> {
-    WriteLimits { timeout: x.write_timeout, deadline: state.limits.deadline, downstream: a.downstream }
+fn write_limits<'a>(attempt: &Attempt<'a>, exchange: &Exchange, state: &ConversationState) -> WriteLimits<'a> {
+    WriteLimits { timeout: exchange.write_timeout, deadline: state.limits.deadline, downstream: attempt.downstream }
 }
 
-/// The server's side of a conversation while its client does not take what is written to it: the answer is read on as far
-/// as there is memory for it, and the server is let go of at its end.
+/// The server's side of a conversation while a write waits for the client: reads the answer on as far as memory allows, and
+/// releases connection and slot at its end.
 struct ServerSide<'l, 'a> {
-    a: &'l Attempt<'a>,
+    attempt: &'l Attempt<'a>,
     outcome: &'l mut exchange::Outcome,
-    place: &'l mut Option<Place>,
+    place: &'l mut Option<AttemptSlot>,
     started: std::time::Instant,
-    /// Bytes of one answer that may wait.
+    /// Most bytes of one answer that may wait for the client.
     most: u64,
     upstream: &'l mut Option<HttpSession>,
-    state: &'l mut State,
+    state: &'l mut ConversationState,
     passing: &'l mut Passing,
 }
 
 impl<'l, 'a> ServerSide<'l, 'a> {
     fn new(
-        a: &'l Attempt<'a>,
-        x: &'l mut Exchange,
+        attempt: &'l Attempt<'a>,
+        exchange: &'l mut Exchange,
         upstream: &'l mut Option<HttpSession>,
-        state: &'l mut State,
+        state: &'l mut ConversationState,
         passing: &'l mut Passing,
     ) -> Self {
-        let most = x.snapshot.buffered_answers_per_request;
-        let (outcome, place, started) = (&mut x.outcome, &mut x.place, x.started);
-        Self { a, outcome, place, started, most, upstream, state, passing }
+        let most = exchange.snapshot.buffered_answers_per_request;
+        let (outcome, place, started) = (&mut exchange.outcome, &mut exchange.place, exchange.started);
+        Self { attempt, outcome, place, started, most, upstream, state, passing }
     }
 }
 
 impl Beside for ServerSide<'_, '_> {
     async fn take_in(&mut self) {
-        let Self { a, outcome, place, started, most, upstream, state, passing } = self;
-        if state.is_over || state.came.is_some() {
+        let Self { attempt, outcome, place, started, most, upstream, state, passing } = self;
+        if state.is_over || state.pending.is_some() {
             if upstream.is_some() || place.is_some() {
-                let_go(a, upstream, place, &mut outcome.answered_in, state.sent, state.is_over).await;
+                release_early(attempt, upstream, place, &mut outcome.answered_in, state.sent, state.is_over).await;
             }
             return std::future::pending().await;
         }
@@ -227,8 +236,8 @@ impl Beside for ServerSide<'_, '_> {
         }
         let read = tokio::select! {
             biased;
-            () = sleep_until(server_due(a, state)) => {
-                state.came = Some(Next::Silent);
+            () = sleep_until(state.server_due(attempt)) => {
+                state.pending = Some(ConversationEvent::Silent);
                 return;
             }
             read = server.read_response_body() => read,
@@ -236,34 +245,34 @@ impl Beside for ServerSide<'_, '_> {
         match read {
             Ok(Some(part)) => {
                 state.heard = Instant::now();
-                let part = observe(a, outcome, *started, state, passing, part);
-                passing.unread.push(&part, a.downstream, *most);
+                let part = observe(attempt, outcome, *started, state, passing, part);
+                passing.unread.push(&part, attempt.downstream, *most);
             }
             Ok(None) => {
                 passing.trailers = Some(trailers(server).await);
                 state.is_over = !passing.is_cut_short();
-                state.came = Some(Next::AnswerEnd);
+                state.pending = Some(ConversationEvent::AnswerEnd);
                 if let Some(observer) = &mut passing.observer {
                     note_answer(outcome, observer.finish());
                 }
             }
-            Err(e) => state.came = Some(Next::UpstreamFailed(e)),
+            Err(e) => state.pending = Some(ConversationEvent::UpstreamFailed(e)),
         }
     }
 }
 
-/// A write to the client. Pingora bounds none of a head, and each of a body alone: what takes longer than the request may
-/// is given up, as if the client had left.
+/// Bounds a write to the client by `limit`. Pingora does not bound writes of a head, and bounds each write of a body alone.
+/// A write that takes longer is treated as if the client had left.
 pub async fn client_write(limit: Instant, write: impl Future<Output = pingora::Result<()>>) -> pingora::Result<()> {
     timeout_at(limit, write).await.unwrap_or_else(|_| pingora::Error::err(ErrorType::WriteTimedout))
 }
 
-/// Reads what a part of an answer says, and gives what may be passed on of it.
+/// Observes a part of an answer, and returns the bytes that may be passed on.
 fn observe(
-    a: &Attempt<'_>,
+    attempt: &Attempt<'_>,
     outcome: &mut exchange::Outcome,
     started: std::time::Instant,
-    state: &mut State,
+    state: &mut ConversationState,
     passing: &mut Passing,
     part: Bytes,
 ) -> Bytes {
@@ -276,7 +285,7 @@ fn observe(
         {
             state.content_seen = true;
             if state.event_stream {
-                a.answered(Class::FirstToken, StatusCode::OK);
+                attempt.answered(Class::FirstToken, StatusCode::OK);
             }
             outcome.first_token = Some(first.saturating_duration_since(started));
         }
@@ -295,47 +304,47 @@ fn observe(
 }
 
 pub(super) async fn pass_part(
-    a: &Attempt<'_>,
+    attempt: &Attempt<'_>,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
     upstream: &mut Option<HttpSession>,
-    state: &mut State,
+    state: &mut ConversationState,
     passing: &mut Passing,
     part: Bytes,
 ) -> pingora::Result<()> {
-    let mut part = observe(a, &mut x.outcome, x.started, state, passing, part);
+    let mut part = observe(attempt, &mut exchange.outcome, exchange.started, state, passing, part);
     if let Some(waiting) = &mut passing.waiting {
         waiting.parts.extend_from_slice(&part);
         if passing.sealed.is_some() {
             if waiting.parts.len() > MAX_ENCODED {
-                leave(a, upstream, state).await;
+                leave(attempt, upstream, state).await;
             }
             return Ok(());
         }
         if !state.content_seen && waiting.parts.len() <= MAX_WAITING {
             return Ok(());
         }
-        part = release(a, session, x, upstream, state, passing).await?;
+        part = release(attempt, session, exchange, upstream, state, passing).await?;
     }
-    pass(a, session, x, upstream, state, passing, part).await
+    pass(attempt, session, exchange, upstream, state, passing, part).await
 }
 
-/// Writes a part to the client, then what the server has said meanwhile where the client was slow to take it.
+/// Writes a part to the client, then the bytes that were read meanwhile where the client was slow.
 async fn pass(
-    a: &Attempt<'_>,
+    attempt: &Attempt<'_>,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
     upstream: &mut Option<HttpSession>,
-    state: &mut State,
+    state: &mut ConversationState,
     passing: &mut Passing,
     mut part: Bytes,
 ) -> pingora::Result<()> {
-    let limits = write_limits(a, x, state);
+    let limits = write_limits(attempt, exchange, state);
     loop {
         while let Some(next) = slice(&mut part) {
-            x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(next.len()).unwrap_or(0));
+            exchange.pass(&next);
             let write = session.write_response_body(next, false);
-            deliver(write, limits, &mut ServerSide::new(a, x, upstream, state, passing)).await?;
+            deliver(write, limits, &mut ServerSide::new(attempt, exchange, upstream, state, passing)).await?;
         }
         match passing.unread.take_slice() {
             Some(more) => part = more,
@@ -344,7 +353,7 @@ async fn pass(
     }
 }
 
-/// What is known of the usage so far, also of an answer that is broken off.
+/// Records the usage so far, for answers that are cut too.
 fn note_usage(outcome: &mut exchange::Outcome, seen: &Observation) {
     outcome.content_events = seen.content_events;
     if let Some(usage) = &seen.usage {
@@ -354,7 +363,7 @@ fn note_usage(outcome: &mut exchange::Outcome, seen: &Observation) {
     }
 }
 
-/// What is known of an answer that has ended.
+/// Records the facts of an answer that has ended.
 pub(super) fn note_answer(outcome: &mut exchange::Outcome, seen: &Observation) {
     outcome.model_answered.clone_from(&seen.model);
     outcome.finish_reason.clone_from(&seen.finish_reason);
@@ -362,32 +371,32 @@ pub(super) fn note_answer(outcome: &mut exchange::Outcome, seen: &Observation) {
     note_usage(outcome, seen);
 }
 
-/// Lets the head go that waited, and gives what came after it.
+/// Writes the head that waited, and returns the bytes of the body so far.
 async fn release(
-    a: &Attempt<'_>,
+    attempt: &Attempt<'_>,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
     upstream: &mut Option<HttpSession>,
-    state: &mut State,
+    state: &mut ConversationState,
     passing: &mut Passing,
 ) -> pingora::Result<Bytes> {
     let Some(Waiting { mut head, parts }) = passing.waiting.take() else { return Ok(Bytes::new()) };
     let body = match passing.sealed.take() {
-        Some(coding) => opened(coding, &parts, &state.shown, &mut head, x),
+        Some(coding) => decode_error_body(coding, &parts, &state.shown, &mut head, exchange),
         None => parts.freeze(),
     };
-    pass_head(a, session, x, upstream, state, passing, head, false).await?;
+    pass_head(attempt, session, exchange, upstream, state, passing, head, false).await?;
     Ok(body)
 }
 
 pub(super) async fn finish(
-    a: &Attempt<'_>,
+    attempt: &Attempt<'_>,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
     upstream: &mut Option<HttpSession>,
-    state: &mut State,
+    state: &mut ConversationState,
     passing: &mut Passing,
-) -> Outcome {
+) -> AttemptOutcome {
     let trailers = match (passing.trailers.take(), &mut *upstream) {
         (Some(read), _) => read,
         (None, Some(server)) => trailers(server).await,
@@ -397,9 +406,11 @@ pub(super) async fn finish(
     if let Some(trailers) = &mut trailers {
         state.shown.strip_trailers(trailers);
     }
-    // The server has no part in what follows.
+    // The server's answer was read whole.
     state.is_over = true;
-    let Ok(mut last) = release(a, session, x, upstream, state, passing).await else { return state.client_gone() };
+    let Ok(mut last) = release(attempt, session, exchange, upstream, state, passing).await else {
+        return state.client_gone();
+    };
     if let Some(rest) = passing.gate.as_mut().map(Gate::rest).filter(|rest| !rest.is_empty()) {
         last = [last, rest].concat().into();
     }
@@ -407,17 +418,16 @@ pub(super) async fn finish(
         last = [last, rest].concat().into();
     }
     if let Some(observer) = &mut passing.observer {
-        note_answer(&mut x.outcome, observer.finish());
+        note_answer(&mut exchange.outcome, observer.finish());
     }
     let before = last.split_to(last.len().saturating_sub(SLICE));
-    if pass(a, session, x, upstream, state, passing, before).await.is_err() {
+    if pass(attempt, session, exchange, upstream, state, passing, before).await.is_err() {
         return state.client_gone();
     }
-    if trailers.as_ref().is_some_and(|trailers| !has_room_for(trailers, a.backend.max_header_bytes)) {
-        let message = "the trailers of the backend's answer are longer than its `limits.maxHeaderBytes`";
-        return break_off(session, x, state.event_stream, "upstream_header_too_large", message).await;
+    if trailers.as_ref().is_some_and(|trailers| !has_room_for(trailers, attempt.backend.max_header_bytes)) {
+        return break_off(session, exchange, state.event_stream, CutReason::TrailersTooLarge).await;
     }
-    x.outcome.bytes_out = x.outcome.bytes_out.saturating_add(u64::try_from(last.len()).unwrap_or(0));
+    exchange.pass(&last);
     let write = async {
         match trailers {
             Some(trailers) => {
@@ -427,56 +437,57 @@ pub(super) async fn finish(
             None => session.write_response_body(last, true).await,
         }
     };
-    let limits = write_limits(a, x, state);
-    match deliver(write, limits, &mut ServerSide::new(a, x, upstream, state, passing)).await {
-        Ok(()) => Outcome::Answered,
+    let limits = write_limits(attempt, exchange, state);
+    match deliver(write, limits, &mut ServerSide::new(attempt, exchange, upstream, state, passing)).await {
+        Ok(()) => AttemptOutcome::Answered,
         Err(_) => state.client_gone(),
     }
 }
 
-/// Trailers of an answer, such as gRPC's status. Only HTTP/2 sessions give them.
+/// Trailers of an answer, such as the status of gRPC. Only HTTP/2 has them here.
 async fn trailers(upstream: &mut HttpSession) -> Option<http::HeaderMap> {
     let HttpSession::H2(upstream) = upstream else { return None };
     let trailers = tokio::time::timeout(TRAILERS, upstream.read_trailers()).await.ok()?.ok()??;
     Some(outgoing_trailers(trailers))
 }
 
-/// An answer whose head is out has ended early: it is continued where that is possible, else broken off.
+/// Outcome of an answer that ended early after its head was sent: another server continues it where that is possible, else
+/// it is cut.
 pub(super) async fn died(
     session: &mut ServerSession,
-    x: &mut Exchange,
-    state: &State,
+    exchange: &mut Exchange,
+    state: &ConversationState,
     passing: &Passing,
-    (code, message): (&'static str, &'static str),
-) -> Outcome {
+    cut: CutReason,
+) -> AttemptOutcome {
     match passing.transcript.as_ref().and_then(|transcript| transcript.to_continue()) {
-        Some(said) => Outcome::Died(Box::new(Died { said, code, message })),
-        None => break_off(session, x, state.event_stream, code, message).await,
+        Some(said) => AttemptOutcome::Died(Box::new(Died { said, cut })),
+        None => break_off(session, exchange, state.event_stream, cut).await,
     }
 }
 
-/// Ends an answer whose head is out: with an error event where the API has one, else by closing the connection, so that
-/// nobody takes half an answer for a whole one.
+/// Cuts an answer whose head was sent: with an error event where the API has one, else by closing the connection. So no
+/// client mistakes half an answer for a whole one.
 pub async fn break_off(
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
     event_stream: bool,
-    code: &'static str,
-    message: &'static str,
-) -> Outcome {
-    x.outcome.broken = true;
-    x.outcome.error_code = Some(code);
+    cut: CutReason,
+) -> AttemptOutcome {
+    exchange.outcome.broken = true;
+    exchange.outcome.error_code = Some(cut.as_str());
     session.set_keepalive(None);
     if event_stream {
-        let (status, kind) = match code {
-            SHUTTING_DOWN => (StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded),
+        let (status, kind) = match cut {
+            CutReason::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded),
             _ => (StatusCode::BAD_GATEWAY, ErrorKind::Upstream),
         };
-        let refusal = Refusal::new(status, kind, code, message);
-        if let Some(event) = x.dialect.error_event(&refusal) {
-            // A client that reads no more must not hold the server's place for it.
+        let refusal = Refusal::new(status, kind, cut.as_str(), cut.message());
+        if let Some(event) = exchange.dialect.error_event(&refusal) {
+            exchange.observers.response_body(&event);
+            // A client that reads no more must not hold the server's slot for this write.
             let _ = client_write(Instant::now() + LAST_WORD, session.write_response_body(event, true)).await;
         }
     }
-    Outcome::Broken
+    AttemptOutcome::Broken(cut)
 }

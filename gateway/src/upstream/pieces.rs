@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-/// Bytes up to which a body with another model is copied into one: below it, one write is cheaper than three.
+/// Bytes up to which a body with another model is copied into one piece: one write is cheaper than three.
 const COPIED: usize = 64 << 10;
 
-/// A body as it goes to an endpoint: one after the other, without a copy of what is long.
+/// Body in up to three pieces, without a copy of a long one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Pieces([Bytes; 3]);
 
@@ -29,12 +29,12 @@ impl Pieces {
         Self([body.slice_ref(before), Bytes::copy_from_slice(text.as_bytes()), body.slice_ref(after)])
     }
 
-    /// Bytes of all of it.
+    /// Bytes of the whole body.
     pub(super) fn len(&self) -> usize {
         self.0.iter().map(Bytes::len).sum()
     }
 
-    /// The next bytes of it, `most` at a time; `None` at its end.
+    /// Next bytes, at most `most`; `None` at the end.
     pub(super) fn next(&mut self, most: usize) -> Option<Bytes> {
         let piece = self.0.iter_mut().find(|piece| !piece.is_empty())?;
         Some(piece.split_to(piece.len().min(most)))

@@ -1,4 +1,4 @@
-//! What the head of an answer means: it goes to the client, or the request goes elsewhere.
+//! Decision on the head of an answer: to the client, or to another target.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,49 +7,51 @@ use http::{HeaderMap, HeaderName, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::client::HttpSession;
 
-use super::attempt::{Attempt, Failure, Outcome};
+use super::outcome::{Attempt, AttemptOutcome, Failure};
 use crate::protocol::{Dialect, OPENAI};
 
-/// Bytes of a refusing answer that are read to learn why it refuses.
+/// Most bytes of a refusing answer that are read for its reason.
 const MAX_REFUSAL: usize = 16 << 10;
 
 /// Milliseconds to wait, beside or in place of `Retry-After`.
 static RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
-/// The longest wait that a server's word is taken for, seconds.
+/// Longest wait that is accepted from a server, seconds: one day.
 const LONGEST: f64 = 86_400.0;
 
-pub(super) enum Verdict {
-    /// The answer goes to the client; what was read of its body already comes first.
+/// Decision on the head of an answer.
+pub(super) enum HeadVerdict {
+    /// The answer goes to the client, first the part of its body that was read already.
     Pass(Option<Bytes>),
-    MoveOn(Outcome),
+    /// The request goes elsewhere.
+    MoveOn(AttemptOutcome),
 }
 
-/// Whether an answer goes to the client or the request goes elsewhere.
+/// Decides whether an answer goes to the client or the request goes elsewhere.
 pub(super) async fn judge(
-    a: &Attempt<'_>,
+    attempt: &Attempt<'_>,
     callers_account: bool,
     upstream: &mut HttpSession,
     head: &ResponseHeader,
-) -> Verdict {
+) -> HeadVerdict {
     let status = head.status.as_u16();
-    if a.move_on.full && a.backend.full_statuses.contains(&status) {
-        // On the caller's own account upstream, "too many" speaks of the caller, not of the endpoint.
+    if attempt.move_on.full && attempt.backend.full_statuses.contains(&status) {
+        // On the caller's own account at the server, "too many" refers to the caller, not to the endpoint.
         if status == 429 {
             if callers_account {
-                return Verdict::Pass(None);
+                return HeadVerdict::Pass(None);
             }
             let body = read_some(upstream).await;
-            if says_quota_is_spent(a.backend.dialect.unwrap_or(OPENAI), head, &body) {
-                return Verdict::Pass(Some(body));
+            if says_quota_is_spent(attempt.backend.dialect.unwrap_or(OPENAI), head, &body) {
+                return HeadVerdict::Pass(Some(body));
             }
         }
-        return Verdict::MoveOn(Outcome::Full(retry_after(&head.headers, SystemTime::now())));
+        return HeadVerdict::MoveOn(AttemptOutcome::Full(retry_after(&head.headers, SystemTime::now())));
     }
-    if a.move_on.retry && a.route.retry.on_statuses.contains(&status) {
-        return Verdict::MoveOn(Outcome::Failed(Failure::Status(status)));
+    if attempt.move_on.retry && attempt.route.retry.on_statuses.contains(&status) {
+        return HeadVerdict::MoveOn(AttemptOutcome::Failed(Failure::Status(status)));
     }
-    Verdict::Pass(None)
+    HeadVerdict::Pass(None)
 }
 
 async fn read_some(upstream: &mut HttpSession) -> Bytes {
@@ -66,18 +68,18 @@ async fn read_some(upstream: &mut HttpSession) -> Bytes {
     body.freeze()
 }
 
-/// A spent budget is not a full server: clients must not try again, and no other endpoint will do better.
+/// True if an answer says that a quota is spent. That is no full server: a retry would not help, there or elsewhere.
 fn says_quota_is_spent(dialect: &dyn Dialect, head: &ResponseHeader, body: &[u8]) -> bool {
     const SPENT: &str = "insufficient_quota";
-    // What names its coding wrongly is read all the same.
+    // A wrong content coding is ignored.
     let kind = head.headers.get(header::CONTENT_TYPE).map(|kind| (header::CONTENT_TYPE, kind.clone()));
     let Some(mut observer) = dialect.observe(&kind.into_iter().collect()) else { return false };
     observer.feed(body, std::time::Instant::now());
     observer.finish().error.as_ref().is_some_and(|e| e.kind == SPENT || e.code.as_deref() == Some(SPENT))
 }
 
-/// How long the server wants to be left alone: `retry-after-ms`, which servers of models send for times below a second,
-/// else `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3).
+/// Time until the server wants the next request: `retry-after-ms`, which model servers send for times below a second, else
+/// `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3).
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |text: &str, parts: f64| {
@@ -90,9 +92,9 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let after = text(&header::RETRY_AFTER)?;
     number(after, 1.0).or_else(|| {
         let until = httpdate::parse_http_date(after).ok()?;
-        // By the server's own clock, where it tells the time.
+        // By the server's own clock, where the answer has a date.
         let now = text(&header::DATE).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
-        // A clock that is behind would have the server asked again at once.
+        // With a clock that is behind, the next request would follow at once.
         let wait = until.duration_since(now).ok().filter(|wait| !wait.is_zero())?;
         Some(wait.min(Duration::from_secs_f64(LONGEST)))
     })

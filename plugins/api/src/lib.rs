@@ -2,16 +2,21 @@
 //! and no runtime: the gateway shows requests through the views here and executes the filter's decision. Filters are
 //! registered in the [`Registry`], which provides their names, schemas and checks to the configuration language.
 
+mod events;
 mod headers;
 mod http_client;
 mod limit;
+mod observer;
 mod refusal;
 mod registry;
 mod state;
+pub mod testing;
 
+pub use events::{EventSplitter, MAX_EVENT, ResponseEvent};
 pub use headers::{HeaderEdit, Headers, Template};
 pub use http_client::{Call, HttpClient, HttpError, NoHttp};
 pub use limit::{LimitBy, LimitKey, LimitSpec, Quota};
+pub use observer::{ExchangeEnd, Observer};
 pub use refusal::{ErrorKind, Refusal};
 pub use registry::{BuildContext, ExpressionCheck, FilterFactory, Registry, define};
 pub use spillway_config::FieldError;
@@ -35,6 +40,8 @@ pub enum Stage {
 pub enum Flow {
     /// Continues with the next filter.
     Continue,
+    /// Continues with the next filter and follows the exchange; only a filter that follows pays for a box.
+    Observe(Box<dyn Observer>),
     /// Answers the request here.
     Answer(Box<Answer>),
     /// Refuses the request.
@@ -54,6 +61,8 @@ pub struct Waited {
     pub refusal: Option<Box<Refusal>>,
     /// Answer that ends the request, in place of an error of the gateway's own.
     pub answer: Option<Box<Answer>>,
+    /// Observer of the exchange if the request passes.
+    pub observer: Option<Box<dyn Observer>>,
     /// Failure of the awaited server, whatever was decided without it; counted in the metrics.
     pub failure: Option<String>,
     /// Headers that are set on the request for later filters and the backend, replacing the caller's.
@@ -125,11 +134,11 @@ pub struct Variables<'a> {
     pub secure: bool,
 }
 
-/// Copies of requests for a second backend.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Mirror<'a> {
+/// Copies of requests for a second backend, whose answers are discarded. The gateway sends them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MirrorSpec {
     /// Name of the backend.
-    pub backend: &'a str,
+    pub backend: String,
     /// Share of the requests, from 0 to 1.
     pub share: f64,
     /// Longest time of a copy, to the last byte of its answer.
@@ -146,9 +155,16 @@ pub trait Filter: Send + Sync {
     fn stage(&self) -> Stage {
         Stage::Route
     }
-    /// Rule of a rate-limit filter; the gateway keeps its levels, and `on_request` is not called.
-    fn limit(&self) -> Option<&LimitSpec> {
-        None
+    /// Limits of the requests that pass the filter. The gateway keeps their levels and judges them before `on_request`,
+    /// which is called for a request that they allow. Limits that need the caller or the body are judged at
+    /// [`Stage::Route`], whatever the stage of the filter.
+    fn limits(&self) -> &[LimitSpec] {
+        &[]
+    }
+    /// True if the filter acts by its limits and mirrors alone: no hook is called, and its limits are judged together with
+    /// those of the filters next to it.
+    fn only_declares(&self) -> bool {
+        false
     }
     /// True if the filter reads the body, which is then held for it.
     fn needs_body(&self) -> bool {
@@ -158,9 +174,13 @@ pub trait Filter: Send + Sync {
     fn owned_headers(&self) -> &[HeaderName] {
         &[]
     }
-    /// Copies of requests that the gateway sends to a second backend.
-    fn mirror(&self) -> Option<Mirror<'_>> {
-        None
+    /// Copies of requests that the gateway sends to other backends.
+    fn mirrors(&self) -> &[MirrorSpec] {
+        &[]
+    }
+    /// Decides whether a request that was drawn for a copy is copied to `backend`.
+    fn mirrors_request(&self, _: &RequestView<'_>, _backend: &str) -> bool {
+        true
     }
     /// Decides on the request.
     fn on_request(&self, _: &mut RequestView<'_>) -> Flow {

@@ -101,6 +101,13 @@ impl Registry {
         self
     }
 
+    /// Adds the filters of another registry, replacing those of the same names, and its check of expressions.
+    pub fn extend(&mut self, other: Self) -> &mut Self {
+        self.factories.extend(other.factories);
+        self.expression = other.expression.or(self.expression);
+        self
+    }
+
     /// Sets the check of expressions over a request.
     pub fn expressions(&mut self, check: ExpressionCheck) -> &mut Self {
         self.expression = Some(check);

@@ -131,32 +131,17 @@ impl Filter for Denied {
 
 #[cfg(test)]
 mod tests {
-    use spillway_filter::{Caller, HttpClient, NoHttp, SharedStates};
+    use spillway_filter::testing::{FilterBuilder, TestRequest};
 
     use super::*;
 
     fn run(factory: &dyn FilterFactory, config: serde_json::Value, consumer: Option<&str>, body: &[u8]) -> Option<u16> {
-        assert!(factory.check(&config).is_empty(), "{config}: {:?}", factory.check(&config));
-        let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
-        let states = SharedStates::default();
-        let filter =
-            factory.build(&config, &BuildContext { route: "r", prefixes: &[], states: &states, http: &http }).unwrap();
-        let headers = http::HeaderMap::new();
-        let claims = serde_json::Value::Null;
-        let mut view = RequestView {
-            method: &http::Method::POST,
-            path: "/",
-            host: None,
-            secure: false,
-            headers: &headers,
-            client: [127, 0, 0, 1].into(),
-            caller: consumer.map(|consumer| Caller { consumer, tenant: "t", scopes: &[], claims: &claims }),
-            route: "r",
-            query: "",
-            model: None,
-            body: Some(body),
-        };
-        match filter.on_request(&mut view) {
+        let filter = FilterBuilder::new().build(factory, &config);
+        let mut request = TestRequest::post("/", body.to_vec());
+        if let Some(consumer) = consumer {
+            request = request.caller(consumer, "t");
+        }
+        match request.decide(&*filter) {
             Flow::Refuse(refusal) => Some(refusal.status.as_u16()),
             _ => None,
         }

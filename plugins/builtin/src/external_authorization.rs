@@ -1,6 +1,6 @@
 //! `externalAuthorization`: another server decides whether a request may pass, as with Envoy's `ext_authz` over HTTP.
-//! It receives the method, the path and chosen headers. A 2xx answer lets the request pass, with added headers; any
-//! other answer but 5xx refuses it.
+//! That server receives the method, the path and chosen headers. A 2xx answer lets the request pass, with added headers;
+//! any other answer but 5xx refuses it.
 
 use std::sync::Arc;
 
@@ -213,6 +213,8 @@ fn passed_on(status: StatusCode) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use spillway_filter::testing::{FilterBuilder, FixedHttp, TestRequest, wait};
+
     use super::*;
 
     #[test]
@@ -230,6 +232,40 @@ mod tests {
         ] {
             let told = errors(wrong.clone());
             assert!(told.contains(part), "{wrong}: {told}");
+        }
+    }
+
+    #[test]
+    fn the_answer_of_the_server_decides() {
+        let config = serde_json::json!({"url": "http://judge.test/check", "copyToRequest": ["x-user"]});
+        let request = TestRequest::get("/a?b=1").header("authorization", "Bearer t").caller("acme", "north");
+        let ask = |http: &Arc<FixedHttp>| {
+            let filter = FilterBuilder::new().http(http.clone()).build(&*factory(), &config);
+            wait(request.decide(&*filter))
+        };
+        let answer = |status: u16| {
+            let answer = http::Response::builder().status(status).header("x-user", "u-1").header("x-other", "1");
+            FixedHttp::answering(answer.body(Bytes::new()).unwrap())
+        };
+        let http = answer(200);
+        let waited = ask(&http);
+        assert!(waited.refusal.is_none());
+        assert_eq!(waited.request_headers, [("x-user".parse().unwrap(), "u-1".parse().unwrap())]);
+        let asked = http.requests();
+        assert_eq!((asked.len(), asked[0].uri().to_string().as_str()), (1, "http://judge.test/check/a?b=1"));
+        assert_eq!(
+            (&asked[0].headers()["authorization"], &asked[0].headers()["x-spillway-consumer"]),
+            (&HeaderValue::from_static("Bearer t"), &HeaderValue::from_static("acme"))
+        );
+        for (status, refused) in [(401, 401), (404, 404), (302, 403)] {
+            assert_eq!(ask(&answer(status)).refusal.map(|refusal| refusal.status.as_u16()), Some(refused), "{status}");
+        }
+        for (http, failure) in
+            [(answer(503), "http://judge.test answered 503"), (FixedHttp::failing("cut"), "http://judge.test: cut")]
+        {
+            let waited = ask(&http);
+            assert_eq!(waited.refusal.map(|refusal| refusal.status.as_u16()), Some(403));
+            assert!(waited.failure.is_some_and(|told| told.starts_with(failure)), "{failure}");
         }
     }
 }

@@ -106,7 +106,7 @@ pub(crate) fn response() -> Box<dyn FilterFactory> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderMap;
+    use spillway_filter::testing::{self, variables};
 
     use super::*;
 
@@ -116,11 +116,8 @@ mod tests {
             "set": {"x-model": "{backend} of {route}"}, "add": {"x-list": "b"}, "remove": ["x-model", "cookie"]
         }))
         .unwrap();
-        let mut headers = HeaderMap::new();
-        for (name, value) in [("x-model", "old"), ("cookie", "c"), ("x-list", "a")] {
-            headers.insert(HeaderName::from_static(name), value.parse().unwrap());
-        }
-        let variables = Variables { backend: "v1", route: "chat", request_id: "r", origin: None, secure: false };
+        let mut headers = testing::headers([("x-model", "old"), ("cookie", "c"), ("x-list", "a")]);
+        let variables = Variables { backend: "v1", route: "chat", ..variables() };
         RequestHeaders(build(&changes).unwrap()).on_upstream_request(&mut headers, &variables);
         assert_eq!(headers["x-model"], "v1 of chat");
         assert!(!headers.contains_key("cookie"));

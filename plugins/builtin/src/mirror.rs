@@ -7,7 +7,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use spillway_config::values::{Duration, Size};
-use spillway_filter::{BuildContext, FieldError, Filter, FilterFactory, Mirror as Copies, define};
+use spillway_filter::{BuildContext, FieldError, Filter, FilterFactory, MirrorSpec, define};
 
 /// Copies some requests to a second backend. The answers are read and discarded; a copy never delays, changes or
 /// fails the request itself, and carries no credentials of the caller.
@@ -61,17 +61,19 @@ fn check(config: &Mirror) -> Vec<FieldError> {
 }
 
 fn build(config: Mirror, _: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
-    Ok(Arc::new(config))
+    Ok(Arc::new(Mirrored([MirrorSpec {
+        backend: config.backend,
+        share: config.percent / 100.0,
+        timeout: config.timeout.0,
+        max_in_flight: config.max_in_flight.get(),
+        max_body: config.max_body.0,
+    }])))
 }
 
-impl Filter for Mirror {
-    fn mirror(&self) -> Option<Copies<'_>> {
-        Some(Copies {
-            backend: &self.backend,
-            share: self.percent / 100.0,
-            timeout: self.timeout.0,
-            max_in_flight: self.max_in_flight.get(),
-            max_body: self.max_body.0,
-        })
+struct Mirrored([MirrorSpec; 1]);
+
+impl Filter for Mirrored {
+    fn mirrors(&self) -> &[MirrorSpec] {
+        &self.0
     }
 }

@@ -4,6 +4,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use http::HeaderName;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use spillway_cel::{Expression, Scope, Seen};
@@ -13,34 +14,12 @@ use spillway_filter::{
     BuildContext, FieldError, Filter, FilterFactory, LimitBy, LimitKey, LimitSpec, Quota, RequestView, Stage, define,
 };
 
-/// Requests that share a limit.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-enum By {
-    /// All requests of one consumer; an anonymous caller counts by its address.
-    Consumer,
-    /// All consumers of one tenant; an anonymous caller counts by its address.
-    Tenant,
-    /// One API key or token; an anonymous caller counts by its address.
-    ApiKey,
-    /// All requests from one address; of IPv6 the first 64 bits.
-    ClientAddress,
-    /// All requests of the route.
-    Route,
-    /// All requests for one model.
-    Model,
-    /// All requests with one value of this header; requests without it count by client address.
-    Header(String),
-    /// All requests for which this CEL expression has one value; requests without a value count by client address.
-    Value(String),
-}
-
 /// Limits the rate of use. At least one of `requests`, `tokens` and `concurrency`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct RateLimit {
     /// Requests that share the limit.
-    by: By,
+    by: LimitBy<String, String>,
     /// Requests in a period, such as 10/s.
     #[serde(default)]
     requests: Option<Rate>,
@@ -88,7 +67,7 @@ fn check(config: &RateLimit) -> Vec<FieldError> {
             errors.push(FieldError::at([key], "this rate is too high to be kept"));
         }
     }
-    if let Err(error) = by(&config.by) {
+    if let Err(error) = compile(&config.by) {
         errors.push(error);
     }
     errors
@@ -102,34 +81,36 @@ impl LimitKey for Computed {
     }
 }
 
-/// Rule's `by`, its name, and whether it reads the body.
-fn by(by: &By) -> Result<(LimitBy, String, bool), FieldError> {
-    let (by, name) = match by {
-        By::Consumer => (LimitBy::Consumer, "consumer".to_owned()),
-        By::Tenant => (LimitBy::Tenant, "tenant".to_owned()),
-        By::ApiKey => (LimitBy::ApiKey, "API key".to_owned()),
-        By::ClientAddress => (LimitBy::ClientAddress, "client address".to_owned()),
-        By::Route => (LimitBy::Route, "route".to_owned()),
-        By::Model => (LimitBy::Model, "model".to_owned()),
-        By::Header(name) => {
-            let header = http::HeaderName::from_bytes(name.as_bytes())
-                .map_err(|_| FieldError::at(["by", "header"], format!("`{name}` is not a header name")))?;
-            let text = format!("value of the header {header}");
-            (LimitBy::Header(header), text)
-        }
-        By::Value(text) => {
+/// Compiles `by`; returns its name and whether it reads the body as well.
+fn compile(by: &LimitBy<String, String>) -> Result<(LimitBy, String, bool), FieldError> {
+    let mut reads_body = matches!(by, LimitBy::Model);
+    let compiled = by.compile(
+        |name| {
+            HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| FieldError::at(["by", "header"], format!("`{name}` is not a header name")))
+        },
+        |text| {
             let expression =
                 Expression::value(text, Scope::All).map_err(|message| FieldError::at(["by", "value"], message))?;
-            let reads_body = expression.asked().needs_body();
-            return Ok((LimitBy::Value(Arc::new(Computed(expression))), format!("value of {text}"), reads_body));
-        }
+            reads_body = expression.asked().needs_body();
+            Ok(Arc::new(Computed(expression)))
+        },
+    )?;
+    let name = match by {
+        LimitBy::Consumer => "consumer".to_owned(),
+        LimitBy::Tenant => "tenant".to_owned(),
+        LimitBy::ApiKey => "API key".to_owned(),
+        LimitBy::ClientAddress => "client address".to_owned(),
+        LimitBy::Route => "route".to_owned(),
+        LimitBy::Model => "model".to_owned(),
+        LimitBy::Header(name) => format!("value of the header {}", name.to_ascii_lowercase()),
+        LimitBy::Value(text) => format!("value of {text}"),
     };
-    let reads_body = matches!(by, LimitBy::Model);
-    Ok((by, name, reads_body))
+    Ok((compiled, name, reads_body))
 }
 
 fn build(config: RateLimit, _: &BuildContext<'_>) -> Result<Arc<dyn Filter>, FieldError> {
-    let (by, subject, reads_body) = by(&config.by)?;
+    let (by, subject, reads_body) = compile(&config.by)?;
     let quota = |rate: Option<Rate>, burst: Option<NonZeroU32>| {
         rate.map(|rate| Quota { rate, burst: burst.unwrap_or(rate.count) })
     };
@@ -155,8 +136,11 @@ impl Filter for RateLimited {
     fn stage(&self) -> Stage {
         self.stage
     }
-    fn limit(&self) -> Option<&LimitSpec> {
-        Some(&self.spec)
+    fn limits(&self) -> &[LimitSpec] {
+        std::slice::from_ref(&self.spec)
+    }
+    fn only_declares(&self) -> bool {
+        true
     }
     fn needs_body(&self) -> bool {
         self.reads_body

@@ -232,41 +232,31 @@ impl Filter for Rewritten {
 
 #[cfg(test)]
 mod tests {
-    use spillway_filter::{HttpClient, NoHttp, SharedStates};
+    use spillway_filter::testing::{FilterBuilder, TestRequest};
 
     use super::*;
 
     fn built(factory: Box<dyn FilterFactory>, prefixes: &[&str], json: serde_json::Value) -> Arc<dyn Filter> {
-        assert_eq!(factory.check(&json), []);
-        let states = SharedStates::default();
-        let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
-        factory
-            .build(&json, &BuildContext { route: "r", prefixes, states: &states, http: &http })
-            .unwrap_or_else(|e| panic!("{e:?}"))
+        let builder = prefixes.iter().fold(FilterBuilder::new(), |builder, prefix| builder.prefix(prefix));
+        builder.build(&*factory, &json)
     }
 
     fn location(filter: &Arc<dyn Filter>, host: Option<&str>, secure: bool, target: &str) -> Option<String> {
-        let target: PathAndQuery = target.parse().unwrap();
-        let flow = filter.on_request(&mut RequestView {
-            method: &http::Method::GET,
-            path: target.path(),
-            query: target.query().unwrap_or_default(),
-            host,
-            secure,
-            headers: &http::HeaderMap::new(),
-            client: [127, 0, 0, 1].into(),
-            caller: None,
-            route: "r",
-            model: None,
-            body: None,
-        });
+        let mut request = TestRequest::get(target);
+        if let Some(host) = host {
+            request = request.header("host", host);
+        }
+        if secure {
+            request = request.secure();
+        }
+        let flow = request.decide(&**filter);
         match flow {
             Flow::Continue => None,
             Flow::Answer(answer) => {
                 Some(format!("{} {}", answer.status.as_u16(), answer.headers[0].1.to_str().unwrap()))
             }
             Flow::Refuse(refusal) => Some(refusal.code.to_owned()),
-            Flow::Wait(_) => panic!("nothing to wait for"),
+            Flow::Wait(_) | Flow::Observe(_) => panic!("a redirect decides at once"),
         }
     }
 

@@ -65,22 +65,17 @@ impl Filter for Strict {
 
 #[cfg(test)]
 mod tests {
-    use spillway_filter::{BuildContext, HttpClient, NoHttp, SharedStates};
+    use spillway_filter::testing::{FilterBuilder, variables};
 
     use super::*;
 
     #[test]
     fn only_answers_over_tls_carry_it() {
-        let states = SharedStates::default();
-        let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
         let json = serde_json::json!({"maxAge": "730d", "includeSubdomains": true, "preload": true});
-        assert_eq!(factory().check(&json), []);
-        let filter =
-            factory().build(&json, &BuildContext { route: "r", prefixes: &[], states: &states, http: &http }).unwrap();
+        let filter = FilterBuilder::new().build(&*factory(), &json);
         for (secure, value) in [(true, Some("max-age=63072000; includeSubDomains; preload")), (false, None)] {
             let mut headers = http::HeaderMap::new();
-            let variables = Variables { backend: "b", route: "r", request_id: "i", origin: None, secure };
-            filter.on_response(&mut headers, &variables);
+            filter.on_response(&mut headers, &Variables { secure, ..variables() });
             assert_eq!(headers.get(header::STRICT_TRANSPORT_SECURITY).map(|v| v.to_str().unwrap()), value);
         }
         assert_eq!(factory().check(&serde_json::json!({"preload": true})).len(), 1);

@@ -20,7 +20,16 @@ fn known(fields: &[&str], field: &str, of: &str) -> Result<(), String> {
     if fields.contains(&field) {
         return Ok(());
     }
-    Err(format!("`{of}` has no `{field}`; expected {}", fields.join(", ")))
+    Err(format!("`{of}` has no `{field}`; expected {}", listed(fields)))
+}
+
+/// Names with `or` before the last.
+fn listed(names: &[&str]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    match quoted.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => quoted.concat(),
+    }
 }
 
 /// Name at the root of `a.b[c].d`.
@@ -62,7 +71,7 @@ pub(crate) fn walk<'e>(
                     Some(Expr::Literal(LiteralValue::String(pattern))) => {
                         found.patterns.push(pattern.inner().to_owned());
                     }
-                    _ => return Err("the pattern of `matches` must stand in the expression itself".to_owned()),
+                    _ => return Err("computed pattern of `matches`; expected a string in quotes".to_owned()),
                 }
             }
             for part in call.target.iter().map(AsRef::as_ref).chain(&call.args) {
@@ -77,8 +86,8 @@ pub(crate) fn walk<'e>(
             let is_inner = !variables.is_empty();
             if is_inner && !root(&c.iter_range).is_some_and(|name| variables.contains(&name)) {
                 return Err(
-                    "a loop inside a loop must go over what the outer one has at hand: its cost would grow with \
-                            the square of the request"
+                    "a loop inside a loop, whose cost would grow with the square of the request; expected it to go over \
+                     the variable of the outer loop"
                         .to_owned(),
                 );
             }
@@ -123,7 +132,8 @@ fn ident_exists(name: &str, scope: Scope, variables: &[&str]) -> Result<(), Stri
             Err(format!("`{name}` is not known yet when a route is chosen: use the filter `authorize`"))
         }
         Scope::All if all.contains(&name) => Ok(()),
-        _ => Err(format!("unknown name `{name}`; expected {}", all.join(", "))),
+        Scope::Head => Err(format!("unknown name `{name}`; expected `request`")),
+        Scope::All => Err(format!("unknown name `{name}`; expected {}", listed(&all))),
     }
 }
 

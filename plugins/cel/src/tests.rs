@@ -82,7 +82,7 @@ fn mistakes_are_told_before_a_request_comes() {
         ("request.path", "expected true or false"),
         ("request.path > 1", "overload"),
         ("frobnicate(request.path)", "frobnicate"),
-        ("request.path.matches(request.query)", "must stand in the expression"),
+        ("request.path.matches(request.query)", "expected a string in quotes"),
         ("request.path.matches('(')", "not a regular expression"),
         ("request.body.a.exists(x, request.body.a.exists(y, x == y))", "square"),
     ] {

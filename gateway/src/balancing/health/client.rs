@@ -1,5 +1,5 @@
-//! One question to an endpoint over a connection of its own: a pooled one would hide that no new connection can be opened.
-//! It speaks as the backend does: TLS with the same authorities and certificate, HTTP/2 where that is spoken.
+//! Requests of health checks and scrapes, each over a connection of its own: a pooled connection would hide that no new one
+//! can be opened. TLS has the authorities and the certificate of the backend, and HTTP/2 is spoken where the backend does.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,30 +13,32 @@ use rustls::pki_types::ServerName;
 use spillway_config::values::ServerUrl;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
+use tokio_rustls::client::TlsStream;
 
+use super::error::ProbeError;
 use crate::tls::UpstreamTls;
 
-/// Who asks.
+/// Value of `user-agent`.
 const AGENT: &str = concat!("spillway/", env!("CARGO_PKG_VERSION"), " health-check");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: &str = "grpc-status";
-/// Before each gRPC message: whether it is compressed, and its length.
+/// Bytes before each gRPC message: a flag for compression, and the length.
 const PREFIX: usize = 5;
 
-/// An endpoint as it is asked.
+/// An endpoint as checks and scrapes connect to it.
 #[derive(Clone)]
 pub(crate) struct Server {
-    /// Where it is.
+    /// Address of the server.
     pub(crate) socket: SocketAddr,
-    /// What it is called.
+    /// URL of the endpoint.
     pub(crate) url: ServerUrl,
-    /// What opens it.
+    /// Value of `authorization`.
     pub(crate) credentials: Option<HeaderValue>,
-    /// How its TLS is judged, where its URL says https.
+    /// TLS of the backend, used where the URL says `https`.
     pub(crate) tls: Arc<UpstreamTls>,
-    /// Whether it speaks HTTP/2.
+    /// True if the server speaks HTTP/2.
     pub(crate) http2: bool,
 }
 
@@ -58,12 +60,12 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// An answer: its status, and its body or why that could not be read.
-type Answer = (StatusCode, Result<Bytes, String>);
+/// Status of an answer, and its body where that could be read.
+type ProbeAnswer = (StatusCode, Result<Bytes, ProbeError>);
 
 impl Server {
     /// Opens a connection, and for https a TLS session on it.
-    pub(crate) async fn connect(&self) -> Result<(), String> {
+    pub(super) async fn connect(&self) -> Result<(), ProbeError> {
         let stream = self.open().await?;
         if self.url.https {
             self.secure(stream).await?;
@@ -71,66 +73,67 @@ impl Server {
         Ok(())
     }
 
-    async fn open(&self) -> Result<TcpStream, String> {
-        TcpStream::connect(self.socket).await.map_err(|e| format!("cannot connect: {e}"))
+    async fn open(&self) -> Result<TcpStream, ProbeError> {
+        TcpStream::connect(self.socket).await.map_err(ProbeError::Connect)
     }
 
-    async fn secure(&self, stream: TcpStream) -> Result<tokio_rustls::client::TlsStream<TcpStream>, String> {
-        let name = ServerName::try_from(self.tls.name(&self.url.host).to_owned()).map_err(|e| e.to_string())?;
+    async fn secure(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, ProbeError> {
+        let name = ServerName::try_from(self.tls.name(&self.url.host).to_owned()).map_err(ProbeError::ServerName)?;
         let connector = tokio_rustls::TlsConnector::from(self.tls.config.clone());
-        connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))
+        connector.connect(name, stream).await.map_err(ProbeError::Tls)
     }
 
-    /// Sends a request with this body, none for a `GET`, and reads the answer up to `most` bytes. There is no time limit
-    /// here: callers have one over all of it.
-    pub(crate) async fn ask(&self, path: &str, body: Option<String>, most: usize) -> Result<Answer, String> {
+    /// Sends a `POST` with this body, or a `GET` without one, and reads the answer up to `most` bytes. Callers bound the
+    /// time.
+    pub(super) async fn send(&self, path: &str, body: Option<String>, most: usize) -> Result<ProbeAnswer, ProbeError> {
         let body = body.map(|body| (JSON, Bytes::from(body)));
-        let (answer, _connection) = self.send(path, body).await?;
+        let (answer, _connection) = self.request(path, body).await?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), most).collect().await;
-        Ok((status, body.map(|body| body.to_bytes()).map_err(|e| e.to_string())))
+        Ok((status, body.map(|body| body.to_bytes()).map_err(ProbeError::Body)))
     }
 
-    /// Calls a method of a gRPC service with one message and gives the one that it answers with, of at most `most` bytes.
-    /// (gRPC over HTTP2, github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.)
-    pub(crate) async fn call<Q, A>(&self, path: &str, message: &Q, most: usize) -> Result<A, String>
+    /// Calls a method of a gRPC service with one message and returns the message of the answer, of at most `most` bytes
+    /// (gRPC over HTTP2, github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md).
+    pub(super) async fn call<Q, A>(&self, path: &str, message: &Q, most: usize) -> Result<A, ProbeError>
     where
         Q: prost::Message,
         A: prost::Message + Default,
     {
-        let length = u32::try_from(message.encoded_len()).map_err(|e| e.to_string())?;
+        // The messages are those of the health protocol: none has 4 GiB.
+        let length = u32::try_from(message.encoded_len()).unwrap_or(u32::MAX);
         let mut framed = BytesMut::with_capacity(PREFIX + message.encoded_len());
         framed.put_u8(0);
         framed.put_u32(length);
-        message.encode(&mut framed).map_err(|e| e.to_string())?;
-        let (answer, _connection) = self.send(path, Some((GRPC, framed.freeze()))).await?;
+        message.encode(&mut framed).map_err(ProbeError::Encode)?;
+        let (answer, _connection) = self.request(path, Some((GRPC, framed.freeze()))).await?;
         let (head, body) = answer.into_parts();
         if head.status != StatusCode::OK {
-            return Err(format!("status {}", head.status.as_u16()));
+            return Err(ProbeError::Status(head.status.as_u16()));
         }
-        let body = Limited::new(body, most).collect().await.map_err(|e| e.to_string())?;
+        let body = Limited::new(body, most).collect().await.map_err(ProbeError::Body)?;
         // An answer without a message has its status in the head.
         let code =
             body.trailers().and_then(|trailers| trailers.get(GRPC_STATUS)).or_else(|| head.headers.get(GRPC_STATUS));
         match code.map(HeaderValue::as_bytes) {
             Some(b"0") => {}
-            Some(code) => return Err(format!("gRPC status {}", String::from_utf8_lossy(code))),
-            None => return Err("an answer without a gRPC status".to_owned()),
+            Some(code) => return Err(ProbeError::GrpcStatus(String::from_utf8_lossy(code).into_owned())),
+            None => return Err(ProbeError::NoGrpcStatus),
         }
         let body = body.to_bytes();
         let message = match body.split_at_checked(PREFIX) {
             Some(([0, length @ ..], rest)) if usize_of(length) == Some(rest.len()) => rest,
-            _ => return Err("no gRPC message".to_owned()),
+            _ => return Err(ProbeError::NoGrpcMessage),
         };
-        A::decode(message).map_err(|e| e.to_string())
+        A::decode(message).map_err(ProbeError::Decode)
     }
 
-    /// Sends a request over a connection of its own, which lives as long as what is given beside the answer.
-    async fn send(
+    /// Sends a request over a connection of its own, which lives as long as the guard beside the answer.
+    async fn request(
         &self,
         path: &str,
         body: Option<(HeaderValue, Bytes)>,
-    ) -> Result<(http::Response<Incoming>, AbortOnDrop), String> {
+    ) -> Result<(http::Response<Incoming>, AbortOnDrop), ProbeError> {
         let stream = self.open().await?;
         if !self.url.https {
             return self.converse(TokioIo::new(stream), self.http2, path, body).await;
@@ -138,7 +141,7 @@ impl Server {
         let stream = self.secure(stream).await?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         if self.http2 && !http2 && body.as_ref().is_some_and(|(kind, _)| *kind == GRPC) {
-            return Err("the server does not speak HTTP/2, which gRPC needs".to_owned());
+            return Err(ProbeError::NoHttp2);
         }
         self.converse(TokioIo::new(stream), http2, path, body).await
     }
@@ -149,7 +152,7 @@ impl Server {
         http2: bool,
         path: &str,
         body: Option<(HeaderValue, Bytes)>,
-    ) -> Result<(http::Response<Incoming>, AbortOnDrop), String>
+    ) -> Result<(http::Response<Incoming>, AbortOnDrop), ProbeError>
     where
         S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
     {
@@ -177,17 +180,17 @@ impl Server {
         if !http2 {
             request = request.header(header::HOST, authority).header(header::CONNECTION, "close");
         }
-        let request = request.header(header::USER_AGENT, AGENT).body(Full::new(body)).map_err(|e| e.to_string())?;
-        let wrong = |e: hyper::Error| e.to_string();
+        let request = request.header(header::USER_AGENT, AGENT).body(Full::new(body)).map_err(ProbeError::Request)?;
         if http2 {
             let client = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await;
-            let (mut sender, connection) = client.map_err(wrong)?;
+            let (mut sender, connection) = client.map_err(ProbeError::Http)?;
             let connection = AbortOnDrop(tokio::spawn(connection).abort_handle());
-            Ok((sender.send_request(request).await.map_err(wrong)?, connection))
+            Ok((sender.send_request(request).await.map_err(ProbeError::Http)?, connection))
         } else {
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(wrong)?;
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(stream).await.map_err(ProbeError::Http)?;
             let connection = AbortOnDrop(tokio::spawn(connection).abort_handle());
-            Ok((sender.send_request(request).await.map_err(wrong)?, connection))
+            Ok((sender.send_request(request).await.map_err(ProbeError::Http)?, connection))
         }
     }
 }

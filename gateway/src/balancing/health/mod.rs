@@ -1,11 +1,10 @@
-//! What is asked of endpoints beside the requests: active health checks and readings of their metrics. One task for each,
-//! kept over reloads while nothing about it changed. It owns those tasks and the counts of good and bad checks; verdicts
-//! and figures stand in the endpoint's state.
+//! Active health checks and scrapes of endpoints: one task for each, kept over reloads while nothing about it changed. The
+//! tasks own the counts of good and bad checks; results go to the state of the endpoint.
 
-pub(crate) mod client;
+mod client;
+mod error;
 mod grpc;
 mod scrape;
-pub(super) use self::scrape::scrape;
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -13,7 +12,8 @@ use std::time::Duration;
 use spillway_config::schema::HealthCheck;
 
 pub(super) use self::client::Server;
-pub(super) use self::scrape::ScrapePlan;
+use self::error::ProbeError;
+pub(super) use self::scrape::{ScrapePlan, scrape};
 use super::EndpointState;
 use crate::clock::now_millis;
 use crate::connect::EndpointKey;
@@ -21,19 +21,19 @@ use crate::connect::EndpointKey;
 /// Most bytes of a check's answer that are read; the status decides, the body is only drained.
 const MAX_ANSWER: usize = 64 << 10;
 
-/// A check of an endpoint.
+/// Plan of the health check of an endpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct CheckPlan {
-    /// How it is checked.
+    /// The check as configured.
     pub check: HealthCheck,
-    /// The body of a completion that is asked for.
+    /// Body of the completion that the check requests.
     pub completion: Option<String>,
-    /// Answers that mean full, which is not unhealthy.
+    /// Statuses that mean full, which is not unhealthy.
     pub full_statuses: Vec<u16>,
 }
 
 impl CheckPlan {
-    /// A check as written. `model` is the name that the servers know.
+    /// Plan for a check as configured. `model` is the name that the servers know.
     pub(crate) fn new(check: &HealthCheck, model: Option<&str>, full_statuses: &[u16]) -> Self {
         let completion = check.completion.as_ref().map(|completion| {
             serde_json::json!({
@@ -46,18 +46,16 @@ impl CheckPlan {
         Self { check: check.clone(), completion, full_statuses: full_statuses.to_vec() }
     }
 
-    async fn probe(&self, server: &Server) -> Result<(), String> {
-        match tokio::time::timeout(self.check.timeout.0, self.ask(server)).await {
-            Ok(verdict) => verdict,
-            Err(_) => Err(format!("no answer within {}", self.check.timeout)),
-        }
+    async fn probe(&self, server: &Server) -> Result<(), ProbeError> {
+        let timeout = self.check.timeout.0;
+        tokio::time::timeout(timeout, self.send(server)).await.unwrap_or(Err(ProbeError::TimedOut(timeout)))
     }
 
-    async fn ask(&self, server: &Server) -> Result<(), String> {
+    async fn send(&self, server: &Server) -> Result<(), ProbeError> {
         if let Some(grpc) = &self.check.grpc {
-            let asked = grpc::Request { service: grpc.service.clone() };
-            let answer: grpc::Answer = server.call(grpc::CHECK, &asked, MAX_ANSWER).await?;
-            return if answer.status == grpc::SERVING { Ok(()) } else { Err(grpc::told(answer.status)) };
+            let request = grpc::HealthCheckRequest { service: grpc.service.clone() };
+            let answer: grpc::HealthCheckResponse = server.call(grpc::CHECK, &request, MAX_ANSWER).await?;
+            return if answer.status == grpc::SERVING { Ok(()) } else { Err(ProbeError::NotServing(answer.status)) };
         }
         let (path, expected) = match (&self.check.http, &self.completion) {
             (Some(http), _) => {
@@ -66,9 +64,9 @@ impl CheckPlan {
             (None, Some(_)) => ("/v1/chat/completions", [&[200], self.full_statuses.as_slice()].concat()),
             (None, None) => return server.connect().await,
         };
-        // What the body holds does not matter, nor whether it is too long.
-        let (status, _) = server.ask(path, self.completion.clone(), MAX_ANSWER).await?;
-        if expected.contains(&status.as_u16()) { Ok(()) } else { Err(format!("status {}", status.as_u16())) }
+        // The body does not matter, even where it is too long.
+        let (status, _) = server.send(path, self.completion.clone(), MAX_ANSWER).await?;
+        if expected.contains(&status.as_u16()) { Ok(()) } else { Err(ProbeError::Status(status.as_u16())) }
     }
 }
 
@@ -101,7 +99,7 @@ pub(super) async fn watch(key: EndpointKey, plan: CheckPlan, server: Server, sta
 struct Tally {
     good: u32,
     bad: u32,
-    /// Whether there was one before.
+    /// False before the first check.
     begun: bool,
 }
 
@@ -111,7 +109,7 @@ impl Tally {
         if ok {
             self.good = self.good.saturating_add(1);
             self.bad = 0;
-            // A new endpoint takes traffic after its first check: it never failed one.
+            // A new endpoint is available after its first check: it never failed one.
             was_healthy || first || self.good >= check.healthy_threshold.get()
         } else {
             self.bad = self.bad.saturating_add(1);

@@ -1,5 +1,5 @@
-//! Readings of a server's own metrics: how many requests wait, how full its KV cache is. The text is foreign: its length
-//! is bounded, lines that cannot be read are passed over, and figures that make no sense are none.
+//! Scrapes of a server's own metrics: waiting requests, and use of the KV cache. The text is foreign: its length is bounded,
+//! unreadable lines are skipped, and impossible figures count as none.
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -7,14 +7,15 @@ use std::time::Duration;
 use spillway_config::schema::Capacity;
 
 use super::Server;
+use super::error::ProbeError;
 use crate::balancing::{EndpointState, LoadReport};
 use crate::clock::now_millis;
 use crate::connect::EndpointKey;
 
-/// Most bytes of a page of metrics. vLLM's have some 100 KB.
+/// Most bytes of a page of metrics. Pages of vLLM have some 100 KB.
 const MAX_PAGE: usize = 4 << 20;
 
-/// Gauges of waiting requests that are looked for where the configuration names none (vLLM, SGLang, llama.cpp, TGI,
+/// Gauges of waiting requests, looked for where the configuration names none (vLLM, SGLang, llama.cpp, TGI,
 /// TensorRT-LLM, Triton).
 const WAITING: [&str; 7] = [
     "vllm:num_requests_waiting",
@@ -25,7 +26,7 @@ const WAITING: [&str; 7] = [
     "nv_trt_llm_request_metrics{request_type=\"waiting\"}",
     "nv_inference_pending_request_count",
 ];
-/// Those of the KV cache's use, as a share.
+/// Gauges of the used share of the KV cache.
 const KV_CACHE: [&str; 5] = [
     "vllm:kv_cache_usage_perc",
     "vllm:gpu_cache_usage_perc",
@@ -34,7 +35,7 @@ const KV_CACHE: [&str; 5] = [
     "nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=\"fraction\"}",
 ];
 
-/// How an endpoint's metrics are read.
+/// Plan of the scrape of an endpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ScrapePlan {
     path: String,
@@ -45,7 +46,7 @@ pub(crate) struct ScrapePlan {
 }
 
 impl ScrapePlan {
-    /// What the configuration asks for; `None` when nothing is to be read.
+    /// Plan for a capacity as configured; `None` where nothing is to be scraped.
     pub(crate) fn new(capacity: &Capacity) -> Option<Self> {
         let queue = capacity.queue_depth.as_ref()?;
         if capacity.load_reports && queue.metrics_path.is_none() && queue.metric.is_none() {
@@ -59,7 +60,7 @@ impl ScrapePlan {
         Some(Self {
             path: queue.metrics_path.clone().unwrap_or_else(|| "/metrics".to_owned()),
             interval: queue.interval.0,
-            // An answer that comes when it is stale is of no use.
+            // An answer that is stale when it arrives is of no use.
             timeout: queue.stale_after.0.min(Duration::from_secs(5)),
             waiting: selectors(queue.metric.as_ref(), &WAITING),
             kv_cache: selectors(kv_metric, &KV_CACHE),
@@ -75,7 +76,7 @@ impl ScrapePlan {
     }
 }
 
-/// Reads an endpoint's metrics until it is gone.
+/// Scrapes the metrics of an endpoint until it is gone.
 pub(in crate::balancing) async fn scrape(
     key: EndpointKey,
     plan: ScrapePlan,
@@ -88,24 +89,20 @@ pub(in crate::balancing) async fn scrape(
         tokio::time::sleep(wait).await;
         wait = plan.interval.mul_f64(rand::random_range(0.9..1.1));
         let asked_at = now_millis();
-        let read = match tokio::time::timeout(plan.timeout, server.ask(&plan.path, None, MAX_PAGE)).await {
-            Err(_) => Err(format!("no answer within {} ms", plan.timeout.as_millis())),
+        let read = match tokio::time::timeout(plan.timeout, server.send(&plan.path, None, MAX_PAGE)).await {
+            Err(_) => Err(ProbeError::TimedOut(plan.timeout)),
             Ok(Err(e)) => Err(e),
-            Ok(Ok((status, _))) if !status.is_success() => Err(format!("status {}", status.as_u16())),
+            Ok(Ok((status, _))) if !status.is_success() => Err(ProbeError::Status(status.as_u16())),
             Ok(Ok((_, Err(e)))) => Err(e),
             Ok(Ok((_, Ok(page)))) => {
                 let report = plan.read(&String::from_utf8_lossy(&page));
-                if report == LoadReport::default() {
-                    Err("none of the metrics is there".to_owned())
-                } else {
-                    Ok(report)
-                }
+                if report == LoadReport::default() { Err(ProbeError::NoMetrics) } else { Ok(report) }
             }
         };
         let Some(state) = state.upgrade() else { return };
         match read {
             Ok(report) => {
-                // It is as old as the question: the server may have counted at once and answered late.
+                // The report is as old as the request: the server may have counted at once and answered late.
                 state.reported(&report, asked_at);
                 if !well {
                     tracing::info!(event = "endpoint_metrics_read", backend = %key.backend, endpoint = %key.url);
@@ -134,7 +131,7 @@ struct Selector {
 impl Selector {
     fn new(text: &str) -> Self {
         let (name, labels) = text.split_once('{').unwrap_or((text, ""));
-        let labels = Labels(labels.trim_end_matches('}')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+        let labels = LabelPairs(labels.trim_end_matches('}')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         Self { name: name.to_owned(), labels }
     }
 
@@ -153,7 +150,7 @@ impl Selector {
             None if rest.starts_with([' ', '\t']) => ("", rest),
             None => return None,
         };
-        let has = |name: &str, value: &str| Labels(labels).any(|(n, v)| n == name && v == value);
+        let has = |name: &str, value: &str| LabelPairs(labels).any(|(n, v)| n == name && v == value);
         if !self.labels.iter().all(|(name, value)| has(name, value)) {
             return None;
         }
@@ -165,13 +162,13 @@ impl Selector {
         self.values(page).fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
     }
 
-    /// The greatest: of several engines behind one address the fullest counts.
+    /// The greatest value: of several engines behind one address the fullest counts.
     fn greatest(&self, page: &str) -> Option<f64> {
         self.values(page).fold(None, |most: Option<f64>, value| Some(most.map_or(value, |most| most.max(value))))
     }
 }
 
-/// Where the labels end: the first `}` outside quotes.
+/// Position of the end of the labels: the first `}` outside quotes.
 fn end_of_labels(text: &str) -> Option<usize> {
     let (mut quoted, mut escaped) = (false, false);
     for (at, byte) in text.bytes().enumerate() {
@@ -186,10 +183,10 @@ fn end_of_labels(text: &str) -> Option<usize> {
     None
 }
 
-/// `name="value"` after another. Values with escapes are given as they stand.
-struct Labels<'t>(&'t str);
+/// Iterator over `name="value"` pairs. Escapes in values are not decoded.
+struct LabelPairs<'t>(&'t str);
 
-impl<'t> Iterator for Labels<'t> {
+impl<'t> Iterator for LabelPairs<'t> {
     type Item = (&'t str, &'t str);
     fn next(&mut self) -> Option<Self::Item> {
         let (name, rest) = self.0.split_once('=')?;
@@ -249,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_metric_is_told_by_its_whole_name_and_its_labels() {
+    fn a_metric_is_matched_by_its_whole_name_and_its_labels() {
         let plan = plan(serde_json::json!({"queueDepth": {"max": 4, "metric": "q{pool=\"a,b}\"}"}}));
         let page = "q_total{pool=\"a,b}\"} 1\nq{pool=\"a\"} 2\nq{x=\"\\\"}\", pool=\"a,b}\",} 4\nqq 8\nq 16\n";
         assert_eq!(plan.read(page).waiting, Some(4));

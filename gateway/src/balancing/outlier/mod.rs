@@ -1,10 +1,10 @@
-//! Outlier detection: endpoints whose answers are errors, or much slower than their neighbours', are left alone for a
-//! while. Ejected for the first time: `ejectionTime`; each time again one longer, at most ten times. After that an
-//! endpoint is on probation: one request at a time, until one goes well (or it is ejected again by the first that does
-//! not), so that its return costs one request and not a herd.
+//! Outlier detection: ejects endpoints whose answers are errors, or much slower than those of their neighbours. The first
+//! ejection lasts `ejectionTime`, each further one that much longer, at most ten times. After it an endpoint is on
+//! probation: one request at a time until one succeeds. The first failure ejects it again. So its return costs one request
+//! and not a herd.
 //!
-//! Never more than `maxEjected` of the endpoints are ejected together: when all answer with errors it is the requests
-//! that are wrong. (Envoy's outlier detection; probation as in Linkerd's failure accrual.)
+//! At most `maxEjected` of the endpoints are ejected together: when all answer with errors, the requests are at fault.
+//! (Envoy's outlier detection; probation as in Linkerd's failure accrual.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -16,24 +16,45 @@ use spillway_config::schema::OutlierDetection;
 use super::Endpoint;
 use crate::clock::millis;
 
-/// What an attempt says of an endpoint's health.
+/// Result of an attempt for the health of its endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It answered.
+    /// A good answer.
     Good,
     /// No connection, a reset, a time limit, a status that is an error of the server.
     Error,
-    /// It is full: neither good nor bad.
+    /// Full: neither good nor bad.
     Full,
-    /// Nothing: the client left.
+    /// Nothing is known: the client left.
     Unknown,
 }
 
-/// Most times that `ejectionTime` is taken.
+/// Reason of an ejection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EjectionReason {
+    FailedOnProbation,
+    ConsecutiveErrors,
+    ErrorRate,
+    Latency,
+}
+
+impl EjectionReason {
+    /// Name for logs.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::FailedOnProbation => "failed_on_probation",
+            Self::ConsecutiveErrors => "consecutive_errors",
+            Self::ErrorRate => "error_rate",
+            Self::Latency => "latency",
+        }
+    }
+}
+
+/// Most multiples of `ejectionTime` that an ejection lasts.
 const MOST_REPEATS: u32 = 10;
-/// How many times the share of errors of its neighbours an endpoint must have to be an outlier.
+/// Factor by which the share of errors of an outlier is above that of its neighbours.
 const UNLIKE: f64 = 2.0;
-/// Endpoints with enough requests without which there is no median to be an outlier of.
+/// Least endpoints with enough requests for a median.
 const LEAST_NEIGHBOURS: usize = 3;
 
 /// Errors and ejections of one endpoint.
@@ -45,34 +66,34 @@ pub(crate) struct Record {
     probation: AtomicBool,
     /// Ejections that are not forgiven yet.
     repeats: AtomicU32,
-    /// When the last of them was forgiven, or ended.
+    /// Time at which the last of them was forgiven, or ended.
     calm_since: AtomicU64,
     requests: Buckets,
     errors: Buckets,
     latency: Buckets,
-    /// How many latencies that is the sum of: other than requests, they are known when an answer begins.
+    /// Number of latencies in the sum. A latency is known when an answer begins, a request is counted when it ends.
     timed: Buckets,
     /// Half the window, milliseconds.
     half: AtomicU64,
 }
 
 impl Record {
-    /// Whether it is ejected now.
+    /// True if the endpoint is ejected now.
     pub(crate) fn is_ejected(&self, now: u64) -> bool {
         self.ejected_until.load(Ordering::Relaxed) > now
     }
 
-    /// Whether it takes one request at a time to show that it is well again.
+    /// True if the endpoint gets one request at a time until one succeeds.
     pub(crate) fn is_on_probation(&self) -> bool {
         self.probation.load(Ordering::Relaxed)
     }
 
-    /// How long it is still ejected; zero when it is not.
+    /// Time until the ejection ends; zero without one.
     pub(crate) fn ejected_for(&self, now: u64) -> Duration {
         Duration::from_millis(self.ejected_until.load(Ordering::Relaxed).saturating_sub(now))
     }
 
-    /// A latency, for the comparison with neighbours.
+    /// Records a latency, for the comparison with neighbours.
     pub(super) fn took(&self, took: Duration, now: u64) {
         if let Some(epoch) = now.checked_div(self.half.load(Ordering::Relaxed)) {
             self.latency.add(millis(took).min(MAX_COUNT), epoch);
@@ -80,7 +101,7 @@ impl Record {
         }
     }
 
-    /// Mean latency within the window in milliseconds, of at least so many answers.
+    /// Mean latency within the window in milliseconds, of at least `least` answers.
     #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
     fn mean(&self, now: u64, least: u32) -> Option<f64> {
         let epoch = now / self.half.load(Ordering::Relaxed).max(1);
@@ -126,13 +147,13 @@ impl Buckets {
     }
 }
 
-/// Judges the endpoints of a backend.
+/// Outlier detection of a backend.
 pub struct Detector {
     rules: OutlierDetection,
     half: u64,
-    /// When latencies are compared next.
+    /// Time of the next comparison of latencies.
     compare_at: AtomicU64,
-    /// Held while an ejection is decided, so that the cap is exact. Nobody waits for it to pick an endpoint.
+    /// Held while an ejection is decided, so that the cap is exact. Picks do not need it.
     deciding: Mutex<()>,
 }
 
@@ -152,7 +173,7 @@ impl Detector {
         self.rules.panic_threshold
     }
 
-    /// The head of a good answer has come of an attempt that began at `began`: probation is over.
+    /// Ends the probation of an endpoint with the head of a good answer, of an attempt that began at `began`.
     pub fn good_sign(&self, endpoint: &Endpoint, began: u64, now: u64) {
         let record = &endpoint.state.record;
         if record.is_on_probation() && began >= record.ejected_until.load(Ordering::Relaxed) {
@@ -164,7 +185,7 @@ impl Detector {
         }
     }
 
-    /// An attempt has ended that began at `began`. True when the endpoint was ejected for it.
+    /// Records the end of an attempt that began at `began`. True if the endpoint was ejected for it.
     pub fn ended(&self, all: &[Arc<Endpoint>], endpoint: &Endpoint, verdict: Verdict, began: u64, now: u64) -> bool {
         let record = &endpoint.state.record;
         record.half.store(self.half, Ordering::Relaxed);
@@ -182,16 +203,16 @@ impl Detector {
                 record.requests.add(1, epoch);
                 record.errors.add(1, epoch);
                 let in_a_row = record.consecutive.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-                // What began before an ejection says nothing about the time after it.
+                // An attempt that began before an ejection says nothing about the time after it.
                 if began < record.ejected_until.load(Ordering::Relaxed) {
                     return false;
                 }
                 let reason = if record.is_on_probation() {
-                    "failed_on_probation"
+                    EjectionReason::FailedOnProbation
                 } else if self.rules.consecutive_errors > 0 && in_a_row >= self.rules.consecutive_errors {
-                    "consecutive_errors"
+                    EjectionReason::ConsecutiveErrors
                 } else if self.rate_is_too_high(all, record, epoch) {
-                    "error_rate"
+                    EjectionReason::ErrorRate
                 } else {
                     return false;
                 };
@@ -200,8 +221,8 @@ impl Detector {
         }
     }
 
-    /// Whether too many of its answers were errors, and more than of its neighbours' together. (Envoy compares success rates
-    /// with mean and deviation of at least five hosts; most fleets of models are smaller.)
+    /// True if too many answers of an endpoint were errors, by the configured rate and beside its neighbours. Envoy compares
+    /// success rates with mean and deviation of at least five hosts; most fleets of models are smaller.
     #[allow(clippy::cast_precision_loss, reason = "36 bits")]
     fn rate_is_too_high(&self, all: &[Arc<Endpoint>], record: &Record, epoch: u64) -> bool {
         let most = self.rules.error_rate;
@@ -216,11 +237,11 @@ impl Detector {
         let (their_requests, their_errors) = others.fold((0u64, 0u64), |(requests, errors), other| {
             (requests + other.requests.sum(epoch), errors + other.errors.sum(epoch))
         });
-        // errors / requests >= UNLIKE * theirs, without a division by nothing.
+        // errors / requests >= UNLIKE * theirs, without a division by zero.
         errors as f64 * their_requests as f64 >= UNLIKE * their_errors as f64 * requests as f64
     }
 
-    /// An ejection is forgiven for each window that went well.
+    /// Forgives an ejection for each window without errors.
     fn forgive(&self, record: &Record, now: u64) {
         let repeats = record.repeats.load(Ordering::Relaxed);
         if repeats == 0 {
@@ -253,13 +274,13 @@ impl Detector {
         for e in all {
             let slow = e.state.record.mean(now, least).is_some_and(|mean| mean > median.max(1.0) * factor);
             if slow && !e.state.record.is_ejected(now) {
-                ejected |= self.eject(all, e, "latency", now) && std::ptr::eq(&**e, endpoint);
+                ejected |= self.eject(all, e, EjectionReason::Latency, now) && std::ptr::eq(&**e, endpoint);
             }
         }
         ejected
     }
 
-    fn eject(&self, all: &[Arc<Endpoint>], endpoint: &Endpoint, reason: &'static str, now: u64) -> bool {
+    fn eject(&self, all: &[Arc<Endpoint>], endpoint: &Endpoint, reason: EjectionReason, now: u64) -> bool {
         let _deciding = self.deciding.lock();
         let record = &endpoint.state.record;
         if record.is_ejected(now) {
@@ -290,7 +311,7 @@ impl Detector {
         tracing::warn!(
             event = "endpoint_ejected",
             endpoint = %endpoint.address,
-            reason,
+            reason = reason.as_str(),
             seconds = Duration::from_millis(time).as_secs_f64()
         );
         true

@@ -99,8 +99,8 @@ fn one_that_is_much_slower_than_the_median_is_ejected() {
     let all = endpoints(&[1, 1, 1, 1]);
     for n in 0..60u64 {
         let now = 1_000 + n * 20;
-        for (place, e) in all.iter().enumerate() {
-            let took = Duration::from_millis(if place == 2 { 400 } else { 50 + n });
+        for (index, e) in all.iter().enumerate() {
+            let took = Duration::from_millis(if index == 2 { 400 } else { 50 + n });
             e.state.record.took(took, now);
             detector.ended(&all, e, Verdict::Good, now, now);
         }
@@ -116,18 +116,18 @@ fn answers_that_have_begun_and_not_ended_make_nobody_look_slow_and_failed_ones_n
             serde_json::json!({"latencyFactor": 3.0, "minimumRequests": 5, "window": "10s", "consecutiveErrors": 0, "errorRate": 0}),
         );
         let all = endpoints(&[1, 1, 1, 1]);
-        for (place, e) in all.iter().enumerate() {
+        for (index, e) in all.iter().enumerate() {
             detector.ended(&all, e, Verdict::Unknown, 1_000, 1_000);
-            let took = Duration::from_millis(if place == 0 && failed > 0 { 400 } else { 50 });
-            for _ in 0..if place == 0 { began } else { 12 } {
+            let took = Duration::from_millis(if index == 0 && failed > 0 { 400 } else { 50 });
+            for _ in 0..if index == 0 { began } else { 12 } {
                 e.state.record.took(took, 1_000);
             }
-            for _ in 0..if place == 0 { failed } else { 0 } {
+            for _ in 0..if index == 0 { failed } else { 0 } {
                 detector.ended(&all, e, Verdict::Error, 1_000, 1_000);
             }
         }
-        for (place, e) in all.iter().enumerate() {
-            for n in 0..if place == 0 { ended } else { 12 } {
+        for (index, e) in all.iter().enumerate() {
+            for n in 0..if index == 0 { ended } else { 12 } {
                 detector.ended(&all, e, Verdict::Good, 1_000, 2_000 + n * 600);
             }
         }

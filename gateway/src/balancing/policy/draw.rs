@@ -1,19 +1,19 @@
-//! Draws of endpoints by weight in constant time, and the two ways to find a good one: look at all, or at two drawn ones.
-//! The better of two is nearly as good as the best of all (Mitzenmacher 2001), and does not send everybody who sees the
-//! same figures to the same endpoint.
+//! Draws of endpoints by weight in constant time, and two ways to find a good one: compare all, or two drawn ones. The better
+//! of two is nearly as good as the best of all (Mitzenmacher 2001). Gateways that see the same figures then do not all pick
+//! the same endpoint.
 
 use std::sync::Arc;
 
 use super::{PickContext, below, unit};
 use crate::balancing::Endpoint;
 
-/// Draws of an eligible endpoint before all are looked at.
+/// Draws of an eligible endpoint before all are compared.
 const DRAWS: usize = 8;
 
-/// Draws places by weight (Walker's alias method, as Vose built it in 1991).
+/// Draws indices by weight (Walker's alias method, as Vose built it in 1991).
 pub(super) struct Alias {
     count: usize,
-    /// Empty where all weights are equal. Else for each place the probability to stay, and where to go else.
+    /// Empty where all weights are equal. Otherwise for each index the probability to stay, and the index to move to.
     columns: Vec<(f64, usize)>,
 }
 
@@ -27,9 +27,9 @@ impl Alias {
         }
         let total: f64 = endpoints.iter().map(|e| f64::from(e.weight)).sum();
         let mut scaled: Vec<f64> = endpoints.iter().map(|e| f64::from(e.weight) * count as f64 / total).collect();
-        let mut columns: Vec<(f64, usize)> = (0..count).map(|place| (1.0, place)).collect();
+        let mut columns: Vec<(f64, usize)> = (0..count).map(|index| (1.0, index)).collect();
         let (mut small, mut large): (Vec<usize>, Vec<usize>) =
-            (0..count).partition(|place| scaled.get(*place).is_some_and(|p| *p < 1.0));
+            (0..count).partition(|index| scaled.get(*index).is_some_and(|p| *p < 1.0));
         while let (Some(less), Some(more)) = (small.pop(), large.pop()) {
             let part = scaled.get(less).copied().unwrap_or(1.0);
             if let Some(column) = columns.get_mut(less) {
@@ -46,15 +46,14 @@ impl Alias {
     }
 
     fn draw(&self, cx: &mut PickContext<'_>) -> usize {
-        let place = below(cx.next_random(), self.count);
-        match self.columns.get(place) {
+        let index = below(cx.next_random(), self.count);
+        match self.columns.get(index) {
             Some((stay, other)) if unit(cx.next_random()) >= *stay => *other,
-            _ => place,
+            _ => index,
         }
     }
 
-    /// An eligible endpoint other than `not`, if some draws find one. One that starts slowly is taken with the
-    /// probability of its warmth.
+    /// An eligible endpoint other than `not`, if [`DRAWS`] draws find one.
     fn draw_eligible(
         &self,
         endpoints: &[Arc<Endpoint>],
@@ -62,18 +61,18 @@ impl Alias {
         not: Option<usize>,
     ) -> Option<usize> {
         for _ in 0..DRAWS {
-            let place = self.draw(cx);
-            if Some(place) != not
-                && let Some(endpoint) = endpoints.get(place)
-                && (cx.eligible)(place, endpoint)
+            let index = self.draw(cx);
+            if Some(index) != not
+                && let Some(endpoint) = endpoints.get(index)
+                && (cx.eligible)(index, endpoint)
             {
-                return Some(place);
+                return Some(index);
             }
         }
         None
     }
 
-    /// The better of two that are drawn; the best of all where draws find none.
+    /// The better of two drawn endpoints; the best of all where draws find none.
     pub(super) fn better_of_two(
         &self,
         endpoints: &[Arc<Endpoint>],
@@ -92,7 +91,7 @@ impl Alias {
     }
 }
 
-/// The eligible one with the least cost; of equal ones the first from a random place on.
+/// The eligible endpoint with the least cost; of equal ones the first from a random index on.
 pub(super) fn least_of_all(
     endpoints: &[Arc<Endpoint>],
     cx: &mut PickContext<'_>,
@@ -105,17 +104,17 @@ pub(super) fn least_of_all(
     let start = before.len();
     let from_there = after.iter().enumerate().map(|(n, e)| (start + n, e));
     let mut best: Option<(usize, f64)> = None;
-    for (place, endpoint) in from_there.chain(before.iter().enumerate()) {
+    for (index, endpoint) in from_there.chain(before.iter().enumerate()) {
         // A comparison costs less than the question whether an endpoint is open.
         let own = cost(endpoint);
-        if best.is_none_or(|(_, least)| own < least) && (cx.eligible)(place, endpoint) {
-            best = Some((place, own));
+        if best.is_none_or(|(_, least)| own < least) && (cx.eligible)(index, endpoint) {
+            best = Some((index, own));
         }
     }
-    best.map(|(place, _)| place)
+    best.map(|(index, _)| index)
 }
 
-/// The best of the eligible ones; of equal ones the first from a random place on.
+/// The best eligible endpoint; of equal ones the first from a random index on.
 pub(super) fn best_of_all(
     endpoints: &[Arc<Endpoint>],
     cx: &mut PickContext<'_>,
@@ -128,10 +127,10 @@ pub(super) fn best_of_all(
     let start = before.len();
     let from_there = after.iter().enumerate().map(|(n, e)| (start + n, e));
     let mut best: Option<(usize, &Endpoint)> = None;
-    for (place, endpoint) in from_there.chain(before.iter().enumerate()) {
-        if best.is_none_or(|(_, best)| better(endpoint, best)) && (cx.eligible)(place, endpoint) {
-            best = Some((place, endpoint));
+    for (index, endpoint) in from_there.chain(before.iter().enumerate()) {
+        if best.is_none_or(|(_, best)| better(endpoint, best)) && (cx.eligible)(index, endpoint) {
+            best = Some((index, endpoint));
         }
     }
-    best.map(|(place, _)| place)
+    best.map(|(index, _)| index)
 }

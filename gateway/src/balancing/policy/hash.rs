@@ -1,6 +1,6 @@
-//! Consistent hashing with bounded loads: the endpoints stand on a ring in many places; a request goes to the first from
-//! its key on that is eligible and has no more than 1.25 times its share of the requests in flight. When endpoints come
-//! or go, only keys of those move. (Karger et al. 1997; Mirrokni, Thorup, Zadimoghaddam 2018.)
+//! Consistent hashing with bounded loads: each endpoint has many points on a ring. A request goes to the first eligible
+//! endpoint from its key on with at most 1.25 times its share of the requests in flight. When endpoints are added or
+//! removed, only their keys move. (Karger et al. 1997; Mirrokni, Thorup, Zadimoghaddam 2018.)
 
 use std::hash::Hasher;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ use crate::balancing::Endpoint;
 /// after a restart, has to send the same key to the same endpoint.
 const KEYS: (u64, u64) = (0x5350_494c_4c57_4159, 0x656e_6470_6f69_6e74);
 
-/// Places of an endpoint with the mean weight, and the most of all.
-const PLACES: usize = 160;
-const MAX_PLACES: usize = 1 << 16;
+/// Points of an endpoint with the mean weight, and the most of all endpoints together.
+const POINTS: usize = 160;
+const MAX_POINTS: usize = 1 << 16;
 
-/// How much of its share, among those that may have traffic, an endpoint may have in flight.
+/// Multiple of its share of the available endpoints that an endpoint may have in flight.
 const BOUND: f64 = 1.25;
 
-/// Places of the ring that are looked at before all endpoints are.
+/// Points of the ring that are tried before all endpoints are.
 const MAX_STEPS: usize = 256;
 
-/// What a value hashes to, for [`PickContext::key`].
+/// Hash of a value, for [`PickContext::key`].
 pub fn hash_key(value: &[u8]) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(KEYS.0, KEYS.1);
     hasher.write(value);
@@ -34,33 +34,33 @@ pub fn hash_key(value: &[u8]) -> u64 {
 
 /// Sends the same key to the same endpoint.
 pub struct Hash {
-    /// By position.
+    /// Points of the ring, sorted.
     positions: Vec<u64>,
-    /// The endpoint at each position.
-    places: Vec<u32>,
+    /// Index of the endpoint at each point.
+    owners: Vec<u32>,
     total_weight: f64,
 }
 
 impl Hash {
-    /// The ring of these endpoints.
+    /// Ring of these endpoints.
     pub fn new(endpoints: &[Arc<Endpoint>]) -> Self {
         let total_weight: f64 = endpoints.iter().map(|e| f64::from(e.weight)).sum();
-        let all = endpoints.len().saturating_mul(PLACES).min(MAX_PLACES.max(endpoints.len()));
+        let all = endpoints.len().saturating_mul(POINTS).min(MAX_POINTS.max(endpoints.len()));
         let mut ring: Vec<(u64, u32)> = Vec::with_capacity(all);
-        for (endpoint, place) in endpoints.iter().zip(0u32..) {
+        for (endpoint, index) in endpoints.iter().zip(0u32..) {
             #[allow(
                 clippy::cast_precision_loss,
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
-                reason = "a share of some thousand places"
+                reason = "a share of some thousand points"
             )]
             let count = (f64::from(endpoint.weight) / total_weight * all as f64).round().max(1.0) as u64;
             let own = hash_key(endpoint.address.as_bytes());
-            ring.extend((0..count).map(|n| (mix(own ^ mix(n.wrapping_add(1))), place)));
+            ring.extend((0..count).map(|n| (mix(own ^ mix(n.wrapping_add(1))), index)));
         }
         ring.sort_unstable();
-        let (positions, places) = ring.into_iter().unzip();
-        Self { positions, places, total_weight }
+        let (positions, owners) = ring.into_iter().unzip();
+        Self { positions, owners, total_weight }
     }
 }
 
@@ -74,23 +74,23 @@ impl Policy for Hash {
             f64::from(e.state.in_flight()) < (share * BOUND).ceil()
         };
         let start = self.positions.partition_point(|position| *position < mix(key));
-        let (before, after) = self.places.split_at_checked(start)?;
+        let (before, after) = self.owners.split_at_checked(start)?;
         let mut busy = None;
         let mut last = None;
-        for place in after.iter().chain(before).take(MAX_STEPS) {
-            if last == Some(*place) {
+        for index in after.iter().chain(before).take(MAX_STEPS) {
+            if last == Some(*index) {
                 continue;
             }
-            last = Some(*place);
-            let Ok(place) = usize::try_from(*place) else { continue };
-            let Some(endpoint) = endpoints.get(place) else { continue };
-            if !(cx.eligible)(place, endpoint) {
+            last = Some(*index);
+            let Ok(index) = usize::try_from(*index) else { continue };
+            let Some(endpoint) = endpoints.get(index) else { continue };
+            if !(cx.eligible)(index, endpoint) {
                 continue;
             }
             if bounded(endpoint) {
-                return Some(place);
+                return Some(index);
             }
-            busy.get_or_insert(place);
+            busy.get_or_insert(index);
         }
         // Around the key all are closed or busy: better a busy one there than an empty cache elsewhere.
         busy.or_else(|| least_of_all(endpoints, cx, load))

@@ -6,7 +6,7 @@ use super::draw::{Alias, best_of_all, least_of_all};
 use super::{PickContext, Policy};
 use crate::balancing::Endpoint;
 
-/// Up to so many endpoints all are looked at: the best of a few costs no more than two draws from many.
+/// Most endpoints that are all compared: the best of a few costs no more than two draws from many.
 const LOOK_AT_ALL: usize = 16;
 
 /// Requests in flight with this one, for the endpoint's weight and warmth.
@@ -20,7 +20,7 @@ pub struct LeastRequest {
 }
 
 impl LeastRequest {
-    /// For these endpoints.
+    /// Policy for these endpoints.
     pub fn new(endpoints: &[Arc<Endpoint>]) -> Self {
         Self { alias: Alias::new(endpoints) }
     }
@@ -37,20 +37,20 @@ impl Policy for LeastRequest {
     }
 }
 
-/// By smoothed latency times requests in flight (Finagle's `p2cPeakEwma`).
+/// The eligible endpoint with the least smoothed latency times requests in flight (Finagle's `p2cPeakEwma`).
 pub struct PeakEwma {
     alias: Alias,
 }
 
-/// Of so few, two drawn ones are too often the slowest: then all are looked at.
+/// Most endpoints of which all are compared: of so few, two drawn ones are too often the slowest.
 const FEW: usize = 8;
 
-/// An endpoint that has not answered yet gets one request; more only where the other has as many. So one that is new or
-/// has returned does not draw everybody by being thought fast.
+/// Latency of an endpoint that has not answered yet, microseconds. Such an endpoint gets one request, and more only where
+/// the other has as many. So a new endpoint does not attract every request because it is thought to be fast.
 const UNKNOWN: f64 = 1e18;
 
 impl PeakEwma {
-    /// For these endpoints.
+    /// Policy for these endpoints.
     pub fn new(endpoints: &[Arc<Endpoint>]) -> Self {
         Self { alias: Alias::new(endpoints) }
     }
@@ -75,15 +75,15 @@ impl Policy for PeakEwma {
     }
 }
 
-/// The endpoint where the fewest requests wait, as it said itself, and the fewest are in flight of those. Two of which
-/// one has said nothing lately are compared by requests in flight.
+/// The eligible endpoint that reports the fewest waiting requests; among equals the one with the fewest in flight. Two
+/// endpoints of which one has no fresh report are compared by requests in flight.
 pub struct ShortestQueue {
     alias: Alias,
     stale_after: u64,
 }
 
 impl ShortestQueue {
-    /// For these endpoints; `stale_after` in milliseconds.
+    /// Policy for these endpoints; `stale_after` in milliseconds.
     pub fn new(endpoints: &[Arc<Endpoint>], stale_after: u64) -> Self {
         Self { alias: Alias::new(endpoints), stale_after }
     }

@@ -1,5 +1,6 @@
-//! The policies: each picks among the endpoints of a tier, given all that it may depend on, so that a seeded simulation is
-//! exact. A policy takes no slot and holds no lock; the caller takes the slot atomically and asks again if it lost the race.
+//! Balancing policies. Each picks among the endpoints of a tier from the inputs that it gets, so that a seeded simulation is
+//! exact. A policy acquires no slot and holds no lock; the caller acquires the slot atomically and picks again if it lost
+//! the race.
 
 mod draw;
 mod hash;
@@ -17,17 +18,17 @@ pub use self::least::{LeastRequest, PeakEwma, ShortestQueue};
 pub use self::round_robin::RoundRobin;
 use super::Endpoint;
 
-/// What a pick may depend on besides the endpoints.
+/// Inputs of a pick besides the endpoints.
 pub struct PickContext<'a> {
-    /// Whether the endpoint at a place may be picked: available, with room, not tried before.
+    /// True if the endpoint at this index may be picked: available, with room, not tried before.
     pub eligible: &'a dyn Fn(usize, &Endpoint) -> bool,
-    /// What keeps a request on its endpoint, as [`hash_key`] makes it.
+    /// Affinity key of the request, made by [`hash_key`].
     pub key: Option<u64>,
-    /// The clock, as [`crate::clock::now_millis`] reads it.
+    /// Time, as [`crate::clock::now_millis`] reads it.
     pub now: u64,
-    /// The seed of this pick's random numbers.
+    /// Seed of this pick's random numbers.
     pub random: u64,
-    /// Share of the endpoints, by weight, that may have traffic at all; above 0.
+    /// Share of the endpoints, by weight, that are available; above 0.
     pub available: f64,
 }
 
@@ -46,27 +47,26 @@ pub(super) fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A place below `count`, which is above zero, from a random number (Lemire 2019; the bias is below `count / 2^64`).
+/// An index below `count`, which is above zero, from a random number (Lemire 2019; the bias is below `count / 2^64`).
 #[allow(clippy::cast_possible_truncation, reason = "the product's upper half is below `count`")]
 fn below(random: u64, count: usize) -> usize {
     ((u128::from(random) * count as u128) >> 64) as usize
 }
 
-/// A random number from 0 up to, not including, 1.
+/// Maps a random number to 0 up to, not including, 1: its upper 53 bits, which an `f64` holds exactly, divided by 2^53.
 #[allow(clippy::cast_precision_loss, reason = "53 bits fit the mantissa")]
-fn unit(random: u64) -> f64 {
+pub fn unit(random: u64) -> f64 {
     (random >> 11) as f64 / 9_007_199_254_740_992.0
 }
 
 /// Picks among the endpoints of a tier.
 pub trait Policy: Send + Sync {
-    /// The place of an eligible endpoint, or `None` when there is none.
+    /// Index of an eligible endpoint, or `None` without one.
     fn pick(&self, endpoints: &[Arc<Endpoint>], cx: &mut PickContext<'_>) -> Option<usize>;
 }
 
-/// The policy of that name for these endpoints; whatever it prepares is prepared now. `seed` keeps the gateways of a
-/// fleet that reload together from beginning with the same endpoint. `stale_after`: age in milliseconds at which what
-/// a server said of its queue counts no more.
+/// Policy of this name, prepared for these endpoints. `seed` keeps gateways that reload together from beginning with the
+/// same endpoint. `stale_after` is the age in milliseconds from which on reports of a queue do not count.
 pub fn policy(name: PolicyName, endpoints: &[Arc<Endpoint>], seed: u64, stale_after: u64) -> Box<dyn Policy> {
     match name {
         PolicyName::RoundRobin => Box::new(RoundRobin::new(endpoints, seed)),

@@ -1,5 +1,5 @@
-//! Smooth weighted round robin without a lock: the order of a whole cycle is worked out when the endpoints are known, and
-//! a counter walks through it.
+//! Smooth weighted round robin without a lock: the order of a whole cycle is computed when the endpoints are known, and a
+//! counter walks through it.
 
 use std::cmp::Ordering as Order;
 use std::collections::BinaryHeap;
@@ -13,37 +13,37 @@ use crate::balancing::Endpoint;
 const MAX_CYCLE: u64 = 1 << 14;
 /// The golden ratio's fraction.
 const GOLDEN: f64 = 0.618_033_988_749_894_9;
-/// Turns that are passed on before all endpoints are looked at.
+/// Turns of ineligible endpoints that are skipped before all endpoints are tried.
 const TURNS: usize = 64;
 
-/// Over a full cycle each endpoint is picked exactly by its weight, and never in bursts.
+/// Policy that picks each endpoint exactly by its weight over a full cycle, and never in bursts.
 pub struct RoundRobin {
     cycle: Vec<u32>,
     turn: AtomicU64,
 }
 
-/// An endpoint's next turn: the earliest goes first, and its following one is `1 / weight` later.
-struct Turn {
+/// Next turn of an endpoint: the earliest is first, and the following one is `1 / weight` later.
+struct CycleTurn {
     at: f64,
     step: f64,
-    place: u32,
+    index: u32,
 }
 
-impl PartialEq for Turn {
+impl PartialEq for CycleTurn {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Order::Equal
     }
 }
-impl Eq for Turn {}
-impl PartialOrd for Turn {
+impl Eq for CycleTurn {}
+impl PartialOrd for CycleTurn {
     fn partial_cmp(&self, other: &Self) -> Option<Order> {
         Some(self.cmp(other))
     }
 }
-impl Ord for Turn {
+impl Ord for CycleTurn {
     fn cmp(&self, other: &Self) -> Order {
         // The heap's greatest is the earliest.
-        other.at.total_cmp(&self.at).then(other.place.cmp(&self.place))
+        other.at.total_cmp(&self.at).then(other.index.cmp(&self.index))
     }
 }
 
@@ -52,7 +52,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 }
 
 impl RoundRobin {
-    /// The cycle of these endpoints, begun anywhere in it.
+    /// Cycle of these endpoints, begun at a random turn.
     pub fn new(endpoints: &[Arc<Endpoint>], seed: u64) -> Self {
         let weights: Vec<u64> = endpoints.iter().map(|e| u64::from(e.weight)).collect();
         let common = weights.iter().copied().fold(0, gcd).max(1);
@@ -65,21 +65,21 @@ impl RoundRobin {
                 share => (share * longest / total).max(1),
             })
             .collect();
-        let mut turns: BinaryHeap<Turn> = shares
+        let mut turns: BinaryHeap<CycleTurn> = shares
             .iter()
             .zip(0u32..)
-            .map(|(share, place)| {
+            .map(|(share, index)| {
                 #[allow(clippy::cast_precision_loss, reason = "at most the length of a cycle")]
                 let step = 1.0 / (*share).max(1) as f64;
                 // The first turns lie apart by the golden ratio: no two orders are as far from bursts.
-                let start = (f64::from(place) * GOLDEN).fract();
-                Turn { at: step * start, step, place }
+                let start = (f64::from(index) * GOLDEN).fract();
+                CycleTurn { at: step * start, step, index }
             })
             .collect();
         let mut cycle = Vec::new();
         for _ in 0..shares.iter().sum::<u64>() {
             let Some(mut turn) = turns.pop() else { break };
-            cycle.push(turn.place);
+            cycle.push(turn.index);
             turn.at += turn.step;
             turns.push(turn);
         }
@@ -90,8 +90,8 @@ impl RoundRobin {
     fn next(&self) -> Option<usize> {
         let length = u64::try_from(self.cycle.len()).ok().filter(|length| *length > 0)?;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % length;
-        let place = self.cycle.get(usize::try_from(turn).ok()?)?;
-        usize::try_from(*place).ok()
+        let index = self.cycle.get(usize::try_from(turn).ok()?)?;
+        usize::try_from(*index).ok()
     }
 }
 
@@ -99,24 +99,24 @@ impl Policy for RoundRobin {
     fn pick(&self, endpoints: &[Arc<Endpoint>], cx: &mut PickContext<'_>) -> Option<usize> {
         let mut cold = None;
         for _ in 0..TURNS.min(self.cycle.len()) {
-            let place = self.next()?;
-            let Some(endpoint) = endpoints.get(place) else { continue };
-            if !(cx.eligible)(place, endpoint) {
+            let index = self.next()?;
+            let Some(endpoint) = endpoints.get(index) else { continue };
+            if !(cx.eligible)(index, endpoint) {
                 continue;
             }
             let warmth = endpoint.warmth(cx.now);
             if warmth >= 1.0 || unit(cx.next_random()) < warmth {
-                return Some(place);
+                return Some(index);
             }
-            cold = Some(place);
+            cold = Some(index);
         }
-        // Others may have taken the turns of the few that are eligible: then the next one of the list.
+        // Concurrent picks may have used the turns of the few that are eligible: then the next one of the list.
         let start = self.next()?;
         let (before, after) = endpoints.split_at_checked(start)?;
         let from_there = after.iter().enumerate().map(|(n, e)| (start + n, e));
-        let mut open = from_there.chain(before.iter().enumerate()).filter(|(place, e)| (cx.eligible)(*place, e));
-        open.find(|(_, e)| e.warmth(cx.now) >= 1.0).map(|(place, _)| place).or(cold).or_else(|| {
-            endpoints.iter().enumerate().find(|(place, e)| (cx.eligible)(*place, e)).map(|(place, _)| place)
+        let mut open = from_there.chain(before.iter().enumerate()).filter(|(index, e)| (cx.eligible)(*index, e));
+        open.find(|(_, e)| e.warmth(cx.now) >= 1.0).map(|(index, _)| index).or(cold).or_else(|| {
+            endpoints.iter().enumerate().find(|(index, e)| (cx.eligible)(*index, e)).map(|(index, _)| index)
         })
     }
 }

@@ -33,7 +33,7 @@ fn round_robin_is_exact_over_a_cycle_and_never_bursts() {
     let endpoints = endpoints(&[5, 1, 1]);
     let policy = RoundRobin::new(&endpoints, 0);
     let picks: Vec<_> = (0..14).filter_map(|n| policy.pick(&endpoints, &mut cx(&all, n))).collect();
-    let count = |place| picks.iter().filter(|p| **p == place).count();
+    let count = |index| picks.iter().filter(|p| **p == index).count();
     assert_eq!((count(0), count(1), count(2)), (10, 2, 2));
     assert!(picks.windows(5).all(|w| w.iter().any(|p| *p != 0)), "never five times the same in a row: {picks:?}");
 }
@@ -42,7 +42,7 @@ fn round_robin_is_exact_over_a_cycle_and_never_bursts() {
 fn round_robin_leaves_out_what_is_not_eligible_and_shares_its_turns() {
     let endpoints = endpoints(&[1, 1, 1, 1]);
     let policy = RoundRobin::new(&endpoints, 7);
-    assert_eq!(counts(&policy, &endpoints, 300, &|place, _| place != 1), HashMap::from([(0, 100), (2, 100), (3, 100)]));
+    assert_eq!(counts(&policy, &endpoints, 300, &|index, _| index != 1), HashMap::from([(0, 100), (2, 100), (3, 100)]));
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn a_slow_start_rises_to_the_whole_share() {
 }
 
 proptest::proptest! {
-    /// Whatever the weights and whoever is open: a pick is open, and there is one while one is.
+    /// At any weights: a pick is open, and there is a pick while an endpoint is open.
     #[test]
     fn every_policy_picks_an_open_endpoint_if_there_is_one(
         weights in proptest::collection::vec(1u32..1_000, 1..80),
@@ -194,14 +194,14 @@ proptest::proptest! {
         let endpoints = endpoints(&weights);
         let _slots: Vec<Slot> = endpoints.iter().zip(&in_flight)
             .flat_map(|(e, n)| (0..*n).map(|_| e.state.try_acquire(u32::MAX).unwrap())).collect();
-        let eligible = |place: usize, _: &Endpoint| open[place];
+        let eligible = |index: usize, _: &Endpoint| open[index];
         for name in NAMES {
             let policy = policy(name, &endpoints, seed, 3_000);
             for n in 0..3 {
                 let mut cx = cx(&eligible, seed.wrapping_add(n));
                 cx.key = key;
                 match policy.pick(&endpoints, &mut cx) {
-                    Some(place) => proptest::prop_assert!(open[place], "{name:?}"),
+                    Some(index) => proptest::prop_assert!(open[index], "{name:?}"),
                     None => proptest::prop_assert!(!open[..weights.len()].contains(&true), "{name:?}"),
                 }
             }

@@ -1,22 +1,23 @@
-//! What servers say of their load, scraped from their metrics or reported in their answers: requests that wait, and the
-//! use of the KV cache. A figure is as old as its reading, and whoever reads an old figure sends everybody to the same
-//! server; so what was sent since the reading is counted on top of it.
+//! Load that servers report in their metrics or answers: waiting requests, and use of the KV cache. A figure is as old as
+//! its reading, and by an old figure every request would go to the same server. So requests that were sent since the
+//! reading are added to it.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Reason, Room, SaturationSignal};
+use super::{Reason, SaturationSignal, SlotLimit};
 use crate::balancing::EndpointState;
 use crate::clock::millis;
 
-/// Age at which a report counts no more where `queueDepth.staleAfter` does not say it.
+/// Age from which on a report does not count, where `queueDepth.staleAfter` is not set: three scrapes at the default interval
+/// of one second.
 pub(super) const REPORT_STALE_AFTER: Duration = Duration::from_secs(3);
 
-/// What a server says of itself.
+/// Load that a server reports.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct LoadReport {
-    /// Requests that wait.
+    /// Waiting requests.
     pub waiting: Option<u32>,
     /// Used share of the KV cache, 0 to 1.
     pub kv_cache: Option<f64>,
@@ -26,11 +27,11 @@ pub struct LoadReport {
 #[derive(Debug, Default)]
 pub(crate) struct LoadState {
     waiting: Figure,
-    /// In hundredths of a percent.
+    /// Used share in hundredths of a percent.
     kv_cache: Figure,
-    /// Requests of ours that were in flight at the last reading of `waiting`.
+    /// Requests of this gateway in flight at the last reading of `waiting`.
     in_flight_then: AtomicU32,
-    /// The most of ours that were in flight when none waited.
+    /// Most requests of this gateway in flight while none waited.
     without_wait: AtomicU32,
 }
 
@@ -47,7 +48,7 @@ impl Figure {
         self.0.store((u64::from(value.min(MAX_VALUE)) << TIME_BITS) | time, Ordering::Relaxed);
     }
 
-    /// How long it still counts.
+    /// Time for which the figure still counts.
     fn fresh_for(&self, now: u64, stale_after: u64) -> Duration {
         let at = self.0.load(Ordering::Relaxed) & ((1 << TIME_BITS) - 1);
         Duration::from_millis((at + stale_after + 1).saturating_sub(now))
@@ -62,12 +63,12 @@ impl Figure {
 }
 
 impl LoadState {
-    /// Takes in what was read at `now`, when `in_flight` requests of ours were there.
+    /// Records a report of `now`, with `in_flight` requests of this gateway at the server.
     pub(crate) fn set(&self, report: &LoadReport, in_flight: u32, now: u64) {
         if let Some(waiting) = report.waiting {
             self.in_flight_then.store(in_flight, Ordering::Relaxed);
             let known = self.without_wait.load(Ordering::Relaxed);
-            // What was good once is forgotten by and by where requests wait at less.
+            // A limit that was good once is forgotten gradually where requests wait at less.
             let known = if waiting == 0 { known.max(in_flight) } else { known.min(in_flight.saturating_mul(2)) };
             self.without_wait.store(known, Ordering::Relaxed);
             self.waiting.set(waiting, now);
@@ -78,29 +79,29 @@ impl LoadState {
         }
     }
 
-    /// Requests that wait, as last read, if that is fresh.
+    /// Waiting requests at the last reading, if that is fresh.
     pub(crate) fn waiting(&self, now: u64, stale_after: u64) -> Option<u32> {
         self.waiting.get(now, stale_after)
     }
 
-    /// Used share of the KV cache, as last read, if that is fresh.
+    /// Used share of the KV cache at the last reading, if that is fresh.
     pub(crate) fn kv_cache(&self, now: u64, stale_after: u64) -> Option<f64> {
         self.kv_cache.get(now, stale_after).map(|share| f64::from(share) / 10_000.0)
     }
 
-    /// Requests that wait, counting those in that were sent since the last reading, if that is fresh.
+    /// Waiting requests, with those that were sent since the last reading, if that is fresh.
     pub(crate) fn backlog(&self, in_flight: u32, now: u64, stale_after: u64) -> Option<u32> {
         let waiting = self.waiting(now, stale_after)?;
         Some(waiting.saturating_add(in_flight).saturating_sub(self.in_flight_then.load(Ordering::Relaxed)))
     }
 
-    /// Requests of ours that may be in flight while about `max` wait.
+    /// Requests of this gateway that may be in flight while about `max` wait.
     fn room(&self, max: u32, now: u64, stale_after: u64) -> Option<u32> {
         let waiting = self.waiting(now, stale_after)?;
         let then = self.in_flight_then.load(Ordering::Relaxed);
         Some(if waiting == 0 {
-            // How many more the server could work on it does not say: at least what it could once. Beyond that the
-            // number is doubled with each reading that finds nobody waiting.
+            // The server does not report how many more it could run: at least as many as once. Beyond that the limit
+            // doubles with each reading without waiting requests.
             let known = self.without_wait.load(Ordering::Relaxed);
             known.max(then.saturating_mul(2)).saturating_add(max)
         } else {
@@ -116,7 +117,7 @@ pub(crate) struct QueueDepth {
 }
 
 impl QueueDepth {
-    /// Full when `max` wait.
+    /// Signal that is full when `max` requests wait.
     pub(crate) fn new(max: NonZeroU32, stale_after: Duration) -> Self {
         Self { max: max.get(), stale_after: millis(stale_after) }
     }
@@ -126,8 +127,8 @@ impl SaturationSignal for QueueDepth {
     fn reason(&self) -> Reason {
         Reason::QueueDepth
     }
-    fn room(&self, e: &EndpointState, now: u64) -> Room {
-        e.load.room(self.max, now, self.stale_after).map_or(Room::Unknown, Room::UpTo)
+    fn room(&self, e: &EndpointState, now: u64) -> SlotLimit {
+        e.load.room(self.max, now, self.stale_after).map_or(SlotLimit::Unknown, SlotLimit::UpTo)
     }
     fn expires_in(&self, e: &EndpointState, now: u64) -> Option<Duration> {
         Some(e.load.waiting.fresh_for(now, self.stale_after))
@@ -141,7 +142,7 @@ pub(crate) struct KvCache {
 }
 
 impl KvCache {
-    /// Full at this share.
+    /// Signal that is full at this share.
     pub(crate) fn new(max: f64, stale_after: Duration) -> Self {
         Self { max, stale_after: millis(stale_after) }
     }
@@ -151,10 +152,10 @@ impl SaturationSignal for KvCache {
     fn reason(&self) -> Reason {
         Reason::KvCache
     }
-    fn room(&self, e: &EndpointState, now: u64) -> Room {
+    fn room(&self, e: &EndpointState, now: u64) -> SlotLimit {
         match e.load.kv_cache(now, self.stale_after) {
-            Some(share) if share >= self.max => Room::UpTo(0),
-            _ => Room::Unknown,
+            Some(share) if share >= self.max => SlotLimit::UpTo(0),
+            _ => SlotLimit::Unknown,
         }
     }
     fn expires_in(&self, e: &EndpointState, now: u64) -> Option<Duration> {

@@ -1,6 +1,6 @@
-//! The evidence of saturation. Each signal says how many requests may be in flight at an endpoint, or that it does not
-//! know; the least that any of them allows is the limit, and the slot is taken against it in one atomic step.
-//! What is stale is `Unknown`, never "full": then the other signals decide.
+//! Signals of saturation. Each signal limits the requests in flight at an endpoint, or knows no limit. The least limit
+//! counts, and a slot is acquired against it in one atomic step. Stale evidence is `Unknown`, never "full": then the other
+//! signals decide.
 
 mod adaptive;
 mod load;
@@ -17,16 +17,16 @@ use super::EndpointState;
 use super::latency::Class;
 use crate::connect::MAX_STREAMS;
 
-/// What one signal allows.
+/// Limit that one signal sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Room {
-    /// There is no evidence, or none that is fresh.
+pub enum SlotLimit {
+    /// No evidence, or none that is fresh.
     Unknown,
-    /// So many requests in flight.
+    /// Most requests in flight.
     UpTo(u32),
 }
 
-/// Which signal an endpoint is full by.
+/// Signal by which an endpoint is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// `capacity.maxInFlight`.
@@ -41,12 +41,12 @@ pub enum Reason {
     KvCache,
     /// `capacity.statuses`.
     Status,
-    /// It was ejected and takes one request at a time until one goes well.
+    /// Probation after an ejection: one request at a time until one succeeds.
     Probation,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 7] = [
         Self::MaxInFlight,
         Self::MaxConnections,
@@ -57,7 +57,7 @@ impl Reason {
         Self::Probation,
     ];
 
-    /// Its name, as the configuration has it.
+    /// Name, as in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MaxInFlight => "maxInFlight",
@@ -71,24 +71,29 @@ impl Reason {
     }
 }
 
-/// Says whether an endpoint is full, from one kind of evidence, and learns from outcomes. What it learns stands in the
-/// endpoint's state, so that a reload does not forget it.
+/// Limits the requests in flight at an endpoint from one kind of evidence, and learns from outcomes. Learnt values are kept
+/// in the state of the endpoint, so that they outlive a reload.
 pub trait SaturationSignal: Send + Sync {
-    /// Its name.
+    /// Reason that the signal gives.
     fn reason(&self) -> Reason;
-    /// How many requests may be in flight at `now`.
-    fn room(&self, e: &EndpointState, now: u64) -> Room;
-    /// A first token or head came `took` after its attempt began, when `at_start` requests were in flight.
+    /// Limit on requests in flight at `now`.
+    fn room(&self, e: &EndpointState, now: u64) -> SlotLimit;
+    /// Records a first token or head, `took` after its attempt began with `at_start` requests in flight.
     fn observe(&self, _e: &EndpointState, _class: Class, _took: Duration, _at_start: u32, _now: u64) {}
-    /// How long until what it says now counts no more, if time alone ends it.
+    /// Time until the present limit does not count any more, if time alone ends it.
     fn expires_in(&self, _e: &EndpointState, _now: u64) -> Option<Duration> {
         None
     }
-    /// An attempt failed, or was answered with "full".
+    /// Records an attempt that failed, or was answered with "full".
     fn failed(&self, _e: &EndpointState, _now: u64) {}
 }
 
-/// The signals that a backend has.
+/// Age at which a report of load no longer counts.
+pub(super) fn stale_after(capacity: &Capacity) -> Duration {
+    capacity.queue_depth.as_ref().map_or(load::REPORT_STALE_AFTER, |queue| queue.stale_after.0)
+}
+
+/// Signals for the capacity of a backend.
 pub fn signals(capacity: &Capacity) -> Vec<Box<dyn SaturationSignal>> {
     let mut signals: Vec<Box<dyn SaturationSignal>> = Vec::new();
     if let Some(max) = capacity.max_in_flight {
@@ -97,7 +102,7 @@ pub fn signals(capacity: &Capacity) -> Vec<Box<dyn SaturationSignal>> {
     if let Some(adaptive) = &capacity.adaptive {
         signals.push(Box::new(Adaptive::new(adaptive)));
     }
-    let stale_after = capacity.queue_depth.as_ref().map_or(load::REPORT_STALE_AFTER, |queue| queue.stale_after.0);
+    let stale_after = stale_after(capacity);
     if let Some(queue) = &capacity.queue_depth {
         signals.push(Box::new(QueueDepth::new(queue.max, stale_after)));
     }
@@ -119,8 +124,8 @@ impl SaturationSignal for MaxConnections {
     fn reason(&self) -> Reason {
         Reason::MaxConnections
     }
-    fn room(&self, _: &EndpointState, _: u64) -> Room {
-        Room::UpTo(self.0)
+    fn room(&self, _: &EndpointState, _: u64) -> SlotLimit {
+        SlotLimit::UpTo(self.0)
     }
 }
 
@@ -131,7 +136,7 @@ impl SaturationSignal for MaxInFlight {
     fn reason(&self) -> Reason {
         Reason::MaxInFlight
     }
-    fn room(&self, _: &EndpointState, _: u64) -> Room {
-        Room::UpTo(self.0.get())
+    fn room(&self, _: &EndpointState, _: u64) -> SlotLimit {
+        SlotLimit::UpTo(self.0.get())
     }
 }

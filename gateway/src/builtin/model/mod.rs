@@ -1,5 +1,5 @@
-//! A model inside the gateway: its engine, which is loaded when it is needed and let go when nobody needs it, and what is
-//! counted of it. It owns the engine; which models there are says the pool.
+//! Built-in model: its engine, which is loaded when a request needs it and dropped when it is idle, and its counters. The
+//! model owns the engine; the pool owns the list of models.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -13,30 +13,31 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::files::Identities;
 use super::loading::{FindRoom, ModelError, NoEngine, load_engine};
-use super::memory::{Held, ModelMemory, NoRoom, Place};
-use crate::telemetry::{EngineSample, Metrics, ModelMetrics, Seldom};
+use super::memory::{Held, MemoryShare, ModelMemory, NoRoom};
+use crate::telemetry::{EngineSample, LogThrottle, Metrics, ModelMetrics};
 
-/// How long a model that could not be loaded on demand is not tried again.
+/// Time until a model that could not be loaded on demand is tried again: reading a large file in vain is expensive.
 const RELOAD_AFTER: Duration = Duration::from_secs(10);
 
-/// Long conversations of one model that are turned into tokens at the same time.
+/// Long conversations of one model that are turned into tokens at a time: more threads would take time from the proxy.
 const ENCODERS: usize = 2;
 
-/// A model inside the gateway. One that is not kept warm has no engine until somebody needs it.
+/// Built-in model. A model that is not kept warm has no engine until a request needs it.
 pub struct LoadedModel {
     written: Model,
     task: Task,
     files: Option<Identities>,
     options: LoadOptions,
-    /// Bytes that it will take: as its file says, and once it was loaded as it took.
+    /// Bytes that the engine needs: estimated from the file, measured after the first load.
     needs: AtomicU64,
     memory: Arc<ModelMemory>,
-    /// How often it was unloaded for another, and could not be loaded for want of memory.
+    /// Number of times that the model was unloaded for another.
     evictions: AtomicU64,
+    /// Number of times that the model could not be loaded for want of memory.
     no_room: AtomicU64,
-    no_room_told: Seldom,
-    state: Mutex<State>,
-    /// Held by whoever loads it.
+    no_room_log: LogThrottle,
+    state: Mutex<ModelState>,
+    /// Lock of the task that loads the engine.
     loading: Arc<tokio::sync::Mutex<()>>,
     created: u64,
     served_by: HeaderValue,
@@ -47,31 +48,32 @@ pub struct LoadedModel {
     over_limit: Arc<Semaphore>,
 }
 
-struct State {
+/// Part of a model that changes.
+struct ModelState {
     engine: Option<Held>,
-    /// The place in the budget of one that is kept warm: no other model gets it when its engine has ended.
-    place: Option<Place>,
-    /// When it was needed last.
+    /// Memory share of a model that is kept warm: no other model gets it after the engine has ended.
+    share: Option<MemoryShare>,
+    /// Time of the last use.
     used: Instant,
-    /// When it could not be loaded, and why.
+    /// Time and reason of the last failed load.
     failed: Option<(Instant, String)>,
-    /// What unloads it when it is idle for long.
+    /// Task that unloads the engine after it was idle for long.
     unloader: Option<tokio::task::AbortHandle>,
 }
 
-/// Why a model that is loaded on demand is not there.
+/// Reason why a model that is loaded on demand has no engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum NotLoaded {
-    /// It is being loaded and that takes longer than the request may.
+    /// Loading takes longer than the request may.
     Loading,
-    /// It could not be loaded; it is tried again after this time.
+    /// Loading failed; the next attempt is after this time.
     Failed(Duration),
-    /// Others that are in use hold the memory.
+    /// Models in use hold the memory.
     NoRoom,
 }
 
 impl LoadedModel {
-    /// A model that nothing was loaded of yet; the bytes that its file says it will take, and the budget they come from.
+    /// Creates a model without an engine. `needs` is the estimated size in bytes, `memory` the budget that pays for it.
     pub(super) fn new(
         written: &Model,
         task: Task,
@@ -89,8 +91,14 @@ impl LoadedModel {
             memory: Arc::clone(memory),
             evictions: AtomicU64::new(0),
             no_room: AtomicU64::new(0),
-            no_room_told: Seldom::default(),
-            state: Mutex::new(State { engine: None, place: None, used: Instant::now(), failed: None, unloader: None }),
+            no_room_log: LogThrottle::default(),
+            state: Mutex::new(ModelState {
+                engine: None,
+                share: None,
+                used: Instant::now(),
+                failed: None,
+                unloader: None,
+            }),
             loading: Arc::default(),
             written: written.clone(),
             task,
@@ -104,47 +112,47 @@ impl LoadedModel {
         })
     }
 
-    /// Whether it is what would be made of this writing and these files.
+    /// True if built from the same configuration and files.
     pub(super) fn is(&self, written: &Model, files: Option<&Identities>) -> bool {
         files.is_some() && self.files.as_ref() == files && self.written == *written
     }
 
-    /// Its name.
+    /// Name in the configuration.
     pub fn name(&self) -> &str {
         &self.written.name
     }
-    /// What it is for.
+    /// Task of the model.
     pub fn task(&self) -> Task {
         self.task
     }
-    /// Whether it has an engine.
+    /// True if the engine is loaded.
     pub(super) fn is_loaded(&self) -> bool {
         self.state.lock().engine.is_some()
     }
-    /// When it was configured, Unix seconds.
+    /// Time at which the model was configured, in Unix seconds.
     pub fn created(&self) -> u64 {
         self.created
     }
-    /// What `x-spillway-served-by` says.
+    /// Value of `x-spillway-served-by`.
     pub fn served_by(&self) -> &HeaderValue {
         &self.served_by
     }
-    /// The same as text.
+    /// Value of `x-spillway-served-by` as text.
     pub fn served_by_text(&self) -> &Arc<str> {
         &self.served_by_text
     }
-    /// Longest estimated wait for a first token at which a request is taken.
+    /// Longest estimated wait for a first token at which a request is accepted.
     pub(super) fn max_queue_wait(&self) -> Duration {
         self.written.max_queue_wait.0
     }
-    /// Turns to encode a long conversation.
+    /// Permits to encode a long conversation.
     pub(super) fn encoders(&self) -> &Arc<Semaphore> {
         &self.encoders
     }
-    /// A place for a request that is over a limit: within its share of the sequences, and only where one is free and
-    /// nobody waits, so that it takes nothing from requests within their limits.
-    pub fn place_over_limit(&self) -> Option<OwnedSemaphorePermit> {
-        // One that is not loaded has all places.
+    /// Acquires a slot for a request over a limit: within its share of the sequences, and only if a slot is free and no
+    /// request waits, so that requests within their limits lose nothing.
+    pub fn slot_over_limit(&self) -> Option<OwnedSemaphorePermit> {
+        // A model that is not loaded has all slots free.
         let stats = self.state.lock().engine.as_ref().map(|engine| engine.stats()).unwrap_or_default();
         let all = usize::try_from(self.written.max_sequences().get()).unwrap_or(usize::MAX);
         if stats.waiting > 0 || stats.active >= all {
@@ -152,13 +160,13 @@ impl LoadedModel {
         }
         self.over_limit.clone().try_acquire_owned().ok()
     }
-    /// Series of its calls.
+    /// Handles on the series of its calls.
     pub fn metrics(&self) -> &Arc<ModelMetrics> {
         &self.metrics
     }
-    /// What it says of itself now; little while it is not loaded.
+    /// Current state for metrics; mostly zero while the model is not loaded.
     pub fn sample(&self) -> EngineSample {
-        // Not a holder: what is only looked at may still be unloaded.
+        // A clone of the engine alone does not keep the model from being unloaded.
         let engine = self.state.lock().engine.as_deref().cloned();
         let stats = engine.as_ref().map(Engine::stats).unwrap_or_default();
         let placement = engine.as_ref().map(Engine::placement);
@@ -187,20 +195,21 @@ impl LoadedModel {
         }
     }
 
-    /// The engine, where it is loaded. One that has ended by a defect is let go, and loaded again after a while: what
-    /// ended it may come again.
+    /// Returns the engine if it is loaded. An engine that ended by a defect is dropped and loaded again after
+    /// [`RELOAD_AFTER`], because the cause may recur.
     pub(super) fn engine_now(&self) -> Option<Held> {
         let mut state = self.state.lock();
         state.used = Instant::now();
         if state.engine.as_ref().is_some_and(|engine| engine.has_ended()) {
             state.engine = None;
-            state.failed = Some((Instant::now(), "it has ended".into()));
+            state.failed = Some((Instant::now(), "the engine has ended".into()));
             tracing::error!(event = "model_ended", model = %self.written.name, retry_after = RELOAD_AFTER.as_secs_f64());
         }
         state.engine.clone()
     }
 
-    /// The engine; it is loaded where it is not. Loading goes on for the next when this one does not wait for its end.
+    /// Returns the engine, and loads it if needed. Loading continues for later requests if this one does not wait for its
+    /// end.
     pub(super) async fn engine(self: &Arc<Self>, deadline: Instant) -> Result<Held, NotLoaded> {
         if let Some(engine) = self.engine_now() {
             return Ok(engine);
@@ -229,7 +238,7 @@ impl LoadedModel {
         }
     }
 
-    /// Loads it and keeps it.
+    /// Loads the engine and keeps it.
     pub(super) async fn load(self: &Arc<Self>) -> Result<Held, ModelError> {
         let loaded = self.load_into_room().await;
         let mut state = self.state.lock();
@@ -247,18 +256,18 @@ impl LoadedModel {
                 Ok(engine)
             }
             Err(error) => {
-                let tell = |times: u64| {
+                let log = |times: u64| {
                     tracing::error!(event = "model_not_loaded", model = %self.written.name, reason = %error, times);
                 };
                 match error {
-                    // Others that are done with their memory make room at any time; what is more than there is never fits.
-                    // Every request asks, so that not each of them is a line.
+                    // Memory that other models release may fit this one at any time; a need above the limit never fits.
+                    // Every request tries again, so the log is throttled.
                     ModelError::Room { source: NoRoom { needed, limit, .. }, .. } if needed <= limit => {
                         self.no_room.fetch_add(1, Ordering::Relaxed);
-                        self.no_room_told.add(1, tell);
+                        self.no_room_log.add(1, log);
                     }
                     _ => {
-                        tell(1);
+                        log(1);
                         state.failed = Some((Instant::now(), error.to_string()));
                     }
                 }
@@ -278,62 +287,62 @@ impl LoadedModel {
         &self,
         load: impl FnOnce(LoadOptions, FindRoom<'_>) -> Result<Engine, NoEngine>,
     ) -> Result<Held, NoEngine> {
-        let mut place = None;
+        let mut share = None;
         let loaded = load(self.options.clone(), &mut || {
-            let taken = self.take_place()?;
+            let taken = self.take_share()?;
             let hold = taken.hold();
-            place = Some(taken);
+            share = Some(taken);
             Ok(hold)
         });
         let engine = match loaded {
-            // It was asked for a second time.
-            Err(NoEngine::Room(source)) if place.is_some() => return Err(NoEngine::Hangs(source)),
+            // The engine asked for memory a second time.
+            Err(NoEngine::Room(source)) if share.is_some() => return Err(NoEngine::Hangs(source)),
             loaded => loaded?,
         };
         let taken = engine.placement().memory_bytes;
-        // Where that is too much, it is not loaded again to find out.
+        // If the size is too much, later requests know it without loading.
         self.needs.store(taken, Ordering::Relaxed);
-        let place = place.map_or_else(|| self.take_place(), Ok)?;
-        place.settle(taken).map_err(NoEngine::Room)?;
-        Ok(Held::new(engine, place))
+        let share = share.map_or_else(|| self.take_share(), Ok)?;
+        share.settle(taken).map_err(NoEngine::Room)?;
+        Ok(Held::new(engine, share))
     }
 
-    /// A place for what it needs: its own where it is kept warm, unless a thread that hangs has memory there.
-    fn take_place(&self) -> Result<Place, NoEngine> {
+    /// Takes a memory share of the needed size: its own share if kept warm, unless a thread that hangs has memory there.
+    fn take_share(&self) -> Result<MemoryShare, NoEngine> {
         let needs = self.needs.load(Ordering::Relaxed);
-        let own = self.state.lock().place.clone().filter(Place::is_free);
-        let place = match own {
+        let own = self.state.lock().share.clone().filter(MemoryShare::is_free);
+        let share = match own {
             Some(own) => own.settle(needs).map(|()| own),
             None => self.memory.take(needs),
         };
-        let place = place.map_err(NoEngine::Room)?;
+        let share = share.map_err(NoEngine::Room)?;
         if self.written.keep_warm {
-            self.state.lock().place = Some(place.clone());
+            self.state.lock().share = Some(share.clone());
         }
-        Ok(place)
+        Ok(share)
     }
 
-    /// Takes the share of the memory that it has while it is loaded, where it is kept warm.
+    /// Takes the memory share of a model that is kept warm.
     pub(super) fn reserve(&self) -> Result<(), ModelError> {
         if self.written.keep_warm {
-            self.take_place().map_err(|e| e.of(&self.written.name))?;
+            self.take_share().map_err(|e| e.of(&self.written.name))?;
         }
         Ok(())
     }
 
-    /// Gives back the place of one that is kept warm, for the one that is to replace it. It finds another if it is needed.
-    pub(super) fn give_place_back(&self) {
-        drop(self.state.lock().place.take());
+    /// Releases the memory share of a model that is kept warm, for the model that replaces it.
+    pub(super) fn release_share(&self) {
+        drop(self.state.lock().share.take());
     }
 
-    /// Since when nobody has needed it, and the bytes that it holds, where it may be unloaded.
+    /// Time of the last use and the bytes of the engine, if it may be unloaded.
     pub(super) fn idle(&self) -> Option<(Instant, u64)> {
         let state = self.state.lock();
         let engine = state.engine.as_ref().filter(|engine| !self.written.keep_warm && engine.is_idle())?;
         Some((state.used, engine.bytes()))
     }
 
-    /// Lets its engine go for another model; false where somebody has it again.
+    /// Drops the engine for another model; false if it is in use again.
     pub(super) fn make_room(&self) -> bool {
         let mut state = self.state.lock();
         if !state.engine.as_ref().is_some_and(Held::is_idle) {
@@ -342,12 +351,12 @@ impl LoadedModel {
         let engine = state.engine.take();
         drop(state);
         self.evictions.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(event = "model_unloaded", model = %self.written.name, reason = "another needs its memory");
+        tracing::info!(event = "model_unloaded", model = %self.written.name, reason = "another model needs its memory");
         drop(engine);
         true
     }
 
-    /// Lets its engine go if nobody has needed it for so long; else says how long it may yet be needed.
+    /// Drops the engine if it was idle for `idle`; else returns the time until then.
     fn unload_if_idle(&self, idle: Duration) -> Option<Duration> {
         let mut state = self.state.lock();
         if !state.engine.as_ref()?.is_idle() {
@@ -362,7 +371,7 @@ impl LoadedModel {
     }
 }
 
-/// Ends with the model, or when it was let go.
+/// Unloads a model that was idle for long; ends with the model or its engine.
 async fn unload_when_idle(model: Weak<LoadedModel>, idle: Duration) {
     let mut wait = idle;
     loop {
@@ -375,24 +384,24 @@ async fn unload_when_idle(model: Weak<LoadedModel>, idle: Duration) {
     }
 }
 
-/// A share of some sequences: one at least, unless the share is nothing.
+/// Share of a number of sequences: at least one, unless the share is zero.
 fn share_of(sequences: u32, share: f64) -> usize {
     if share <= 0.0 {
         return 0;
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to the number of sequences")]
-    let places = (f64::from(sequences) * share.min(1.0)).floor().max(1.0) as usize;
-    places
+    let slots = (f64::from(sequences) * share.min(1.0)).floor().max(1.0) as usize;
+    slots
 }
 
 #[cfg(test)]
 impl LoadedModel {
-    /// A model that nothing was loaded of.
+    /// Creates a model without an engine.
     pub(super) fn for_tests(written: &Model) -> Arc<Self> {
         Self::within(written, 0, &ModelMemory::new(None))
     }
 
-    /// One that needs so much of a budget.
+    /// Creates a model that needs `needs` bytes of a budget.
     fn within(written: &Model, needs: u64, memory: &Arc<ModelMemory>) -> Arc<Self> {
         let options = super::options(written, None).unwrap();
         Arc::new(Self::new(written, Task::Generate, None, options, (needs, memory), &Metrics::new()).unwrap())

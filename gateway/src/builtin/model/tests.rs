@@ -1,4 +1,4 @@
-//! A model whose file is not there: when it is tried, how long it is waited for, and what it has of the budget.
+//! Models without a file: when loading is tried, how long a request waits, and the share of the memory budget.
 
 use std::path::Path;
 
@@ -32,30 +32,30 @@ async fn nobody_waits_longer_for_a_model_than_it_may() {
 }
 
 #[test]
-fn a_model_that_is_kept_warm_keeps_its_place_while_it_is_not_loaded() {
+fn a_model_that_is_kept_warm_keeps_its_share_while_it_is_not_loaded() {
     let (memory, source) = (ModelMemory::new(Some(100)), Path::new("missing.gguf"));
     let warm = LoadedModel::within(&Model { keep_warm: true, ..written(source) }, 60, &memory);
     let cold = LoadedModel::within(&written(source), 60, &memory);
-    let place = |model: &LoadedModel| model.take_place().map_err(|e| e.of("m").to_string());
+    let share = |model: &LoadedModel| model.take_share().map_err(|e| e.of("m").to_string());
     // As if it was loaded and had ended.
-    let first = place(&warm).unwrap();
+    let first = share(&warm).unwrap();
     drop((first.hold(), first));
     assert_eq!(memory.taken(), 60);
-    assert!(place(&cold).err().unwrap().contains("in use"));
-    assert!(place(&warm).is_ok(), "it is its own");
+    assert!(share(&cold).err().unwrap().contains("in use"));
+    assert!(share(&warm).is_ok(), "it is its own");
     assert_eq!(memory.taken(), 60);
-    // A thread that hangs has memory there: another place is needed, and given back with the model.
-    let hangs = place(&warm).unwrap().hold();
-    assert!(place(&warm).is_err());
+    // A thread that hangs has memory there: another share is needed, and released with the model.
+    let hangs = share(&warm).unwrap().hold();
+    assert!(share(&warm).is_err());
     drop(hangs);
-    assert!(place(&warm).is_ok());
-    // One that is to replace it does not need room beside it.
-    warm.give_place_back();
+    assert!(share(&warm).is_ok());
+    // A model that replaces it needs no memory beside it.
+    warm.release_share();
     assert_eq!(memory.taken(), 0);
-    assert!(place(&warm).is_ok());
+    assert!(share(&warm).is_ok());
     drop(warm);
     assert_eq!(memory.taken(), 0);
-    drop(place(&cold).unwrap());
+    drop(share(&cold).unwrap());
     assert_eq!(memory.taken(), 0, "one that is loaded on demand keeps nothing");
 }
 

@@ -1,4 +1,5 @@
-//! Tokens that were verified, by the SHA-256 of all of them, until they end. Bounded: those that end soonest go first.
+//! Cache of verified tokens, by the SHA-256 of the whole token, until they end. Beyond its bound those that end soonest
+//! are dropped.
 
 use std::collections::HashMap;
 
@@ -8,24 +9,25 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use super::Bearer;
 
+/// Shards, each with a lock of its own: more than the threads that commonly look tokens up at once.
 const SHARDS: usize = 16;
 
-/// A token that was verified.
+/// Verified token.
 #[derive(Clone)]
 pub(super) struct Verified {
-    /// Its issuer's place in the list.
+    /// Index of the issuer.
     pub(super) issuer: usize,
-    /// The keys it was verified under.
+    /// Number of the key set that verified the token.
     pub(super) epoch: u64,
-    /// Unix seconds from which on it is not believed any more.
+    /// Unix seconds from which on the token is refused.
     pub(super) until: u64,
     pub(super) bearer: Bearer,
 }
 
-type Shard = Mutex<HashMap<[u8; 32], Verified, RandomState>>;
+type CacheShard = Mutex<HashMap<[u8; 32], Verified, RandomState>>;
 
 pub(super) struct Cache {
-    shards: [Shard; SHARDS],
+    shards: [CacheShard; SHARDS],
     most: usize,
     entries: Gauge,
 }
@@ -49,7 +51,7 @@ impl Cache {
         Self { shards, most: usize::try_from(most).unwrap_or(usize::MAX).div_ceil(SHARDS), entries }
     }
 
-    fn shard(&self, digest: &[u8; 32]) -> Option<&Shard> {
+    fn shard(&self, digest: &[u8; 32]) -> Option<&CacheShard> {
         let [first, ..] = digest;
         self.shards.get(usize::from(*first) % SHARDS)
     }
@@ -68,7 +70,7 @@ impl Cache {
                 let mut ends: Vec<u64> = shard.values().map(|held| held.until).collect();
                 let (_, bound, _) = ends.select_nth_unstable(self.most / 8);
                 let bound = *bound;
-                // Many may end at the same second: no more of them go than must.
+                // Many may end at the same second: only as many as needed are dropped.
                 let mut room = self.most / 8 + 1;
                 shard.retain(|_, held| {
                     let goes = room > 0 && held.until <= bound;

@@ -1,4 +1,4 @@
-//! What a verified token says of a caller that is no consumer of the file: name, tenant, plan.
+//! Consumers made from the claims of verified tokens: name, tenant and plan of a caller that the file does not name.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hasher;
@@ -8,22 +8,23 @@ use serde_json::Value;
 use siphasher::sip::SipHasher13;
 use spillway_config::schema::{Budget, Claims, ConsumerLimits, JwtIssuer};
 
-use super::Parts;
+use super::IdentityDeps;
 use crate::identity::{Consumer, Tenants};
-use crate::limits::{Credential, Limits, Rules};
+use crate::limits::{Credential, Limits, RateTooHigh, Rules};
 
-/// Scopes of a token that are looked at.
+/// Most scopes of a token that are kept; real tokens have a dozen.
 const MAX_SCOPES: usize = 64;
 
-struct Plan {
+/// Limits that an issuer's consumers get by the name of their plan.
+struct ConsumerPlan {
     label: String,
     rules: Rules,
     budget: Option<Budget>,
 }
 
-impl Plan {
-    fn new(label: String, limits: &ConsumerLimits, parts: Parts<'_>) -> Result<Self, String> {
-        let rules = parts.limits.of_consumers(&label, limits, parts.adoptions)?;
+impl ConsumerPlan {
+    fn new(label: String, limits: &ConsumerLimits, deps: IdentityDeps<'_>) -> Result<Self, RateTooHigh> {
+        let rules = deps.limits.of_consumers(&label, limits, deps.commit_steps)?;
         Ok(Self { rules, budget: limits.budget.clone(), label })
     }
 }
@@ -32,13 +33,13 @@ impl Plan {
 pub(super) struct FromClaims {
     issuer: String,
     claims: Claims,
-    /// Names of consumers of the file: a token does not become one of them by its name.
+    /// Names of consumers of the file: no token may claim one.
     taken: HashSet<Arc<str>>,
-    any: Plan,
-    plans: HashMap<String, Plan>,
+    any: ConsumerPlan,
+    plans: HashMap<String, ConsumerPlan>,
     tenants: Arc<Tenants>,
     limits: Limits,
-    /// Tenants of the file.
+    /// Names of tenants of the file.
     taken_tenants: HashSet<Arc<str>>,
 }
 
@@ -47,20 +48,20 @@ impl FromClaims {
         issuer: &JwtIssuer,
         (taken, taken_tenants): (HashSet<Arc<str>>, HashSet<Arc<str>>),
         tenants: Arc<Tenants>,
-        parts: Parts<'_>,
-    ) -> Result<Option<Self>, String> {
+        deps: IdentityDeps<'_>,
+    ) -> Result<Option<Self>, RateTooHigh> {
         let Some(claims) = issuer.claims.clone() else { return Ok(None) };
         let label = format!("issuer {}", issuer.issuer);
         let mut plans = HashMap::new();
         for (name, written) in &issuer.plans {
-            plans.insert(name.clone(), Plan::new(format!("{label}/{name}"), written, parts)?);
+            plans.insert(name.clone(), ConsumerPlan::new(format!("{label}/{name}"), written, deps)?);
         }
-        let any = Plan::new(label, &issuer.limits, parts)?;
-        let limits = parts.limits.clone();
+        let any = ConsumerPlan::new(label, &issuer.limits, deps)?;
+        let limits = deps.limits.clone();
         Ok(Some(Self { issuer: issuer.issuer.clone(), claims, taken, taken_tenants, any, plans, tenants, limits }))
     }
 
-    /// The consumer that a token names; `None` where it names none that may be.
+    /// Makes the consumer that a token names; `None` if a claim is missing, or names a consumer or tenant of the file.
     pub(super) fn consumer(&self, claims: &Value) -> Option<Arc<Consumer>> {
         let name = text(claims, &self.claims.consumer)?;
         if self.taken.contains(name.as_str()) {
@@ -68,11 +69,11 @@ impl FromClaims {
         }
         let tenant = match &self.claims.tenant {
             Some(path) => text(claims, path)?,
-            // A subject that calls itself as a tenant of the file is not that tenant.
+            // A subject with the name of a tenant of the file does not belong to that tenant.
             None if self.taken_tenants.contains(name.as_str()) => return None,
             None => name.clone(),
         };
-        // A plan that is not there is a mistake of the issuer or the file: nobody gets more by it.
+        // An unknown plan is a mistake of the issuer or the file, and grants nothing.
         let plan = match &self.claims.plan {
             Some(path) => self.plans.get(&text(claims, path)?)?,
             None => &self.any,
@@ -87,9 +88,9 @@ impl FromClaims {
     }
 }
 
-/// A claim as a name: a short text that can stand in logs and headers, or a number.
+/// Reads a claim as a name: a number, or a short text that is safe in logs and headers.
 fn text(claims: &Value, path: &str) -> Option<String> {
-    // A claim whose name has dots in it, such as a URL, is meant before one inside another.
+    // A claim whose name has dots in it, such as a URL, goes before one inside another.
     let value = claims.get(path).or_else(|| path.split('.').try_fold(claims, |value, part| value.get(part)))?;
     let text = match value {
         Value::String(text) => text.clone(),
@@ -100,7 +101,7 @@ fn text(claims: &Value, path: &str) -> Option<String> {
     sound.then_some(text)
 }
 
-/// Scopes of a token: `scope`, words with blanks between them (RFC 8693, 4.2), or `scp`, the same or a list.
+/// Reads the scopes of a token: `scope`, words with blanks between them (RFC 8693, 4.2), or `scp`, the same or a list.
 pub(super) fn scopes(claims: &Value) -> Vec<String> {
     let mut scopes = Vec::new();
     for claim in [claims.get("scope"), claims.get("scp")].into_iter().flatten() {
@@ -114,7 +115,7 @@ pub(super) fn scopes(claims: &Value) -> Vec<String> {
     scopes
 }
 
-/// What tells the tokens of one subject from those of others.
+/// Number that the tokens of one subject share, and those of no other.
 pub(super) fn credential(issuer: &str, subject: &str) -> Credential {
     let mut hasher = SipHasher13::new();
     hasher.write_usize(issuer.len());

@@ -1,5 +1,5 @@
-//! Signatures, by ring. The library for tokens leaves them to whoever uses it; only public keys are known here, so that a
-//! token signed with a shared secret has no verifier to be checked by.
+//! Verifies signatures with ring, for the library of tokens. Only public keys have a verifier, so a token that is
+//! signed with a shared secret is never accepted.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
@@ -7,7 +7,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
 use ring::signature::{self, RsaParameters, UnparsedPublicKey, VerificationAlgorithm};
 use signature_traits::Verifier;
 
-/// Enters ring for this process; a second time changes nothing.
+/// Registers ring for this process; a second call changes nothing.
 pub(super) fn install() {
     static PROVIDER: CryptoProvider = CryptoProvider {
         signer_factory: |_, _| Err(ErrorKind::UnsupportedAlgorithm.into()),

@@ -1,7 +1,7 @@
-//! The keys of an issuer: fetched, kept, fetched again when a token names one that is not there. It owns one task for each
-//! issuer with a URL; an issuer that is down keeps the keys that it had.
+//! Keys of an issuer: fetched at an interval, and again if a token names an unknown key. The module owns one task for
+//! each issuer with a URL. While an issuer is down, its last keys stay in use.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,51 +11,96 @@ use bytes::Bytes;
 use jsonwebtoken::jwk::{Jwk, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
 use serde::Deserialize;
-use spillway_filter::HttpClient;
+use spillway_filter::{HttpClient, HttpError};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::telemetry::Metrics;
 
-/// Longest fetch.
+/// Longest fetch, seconds: an issuer that takes longer is as good as down.
 const FETCH: Duration = Duration::from_secs(5);
-/// Shortest time between two fetches, whoever asks.
+/// Shortest time between two fetches, seconds: tokens with invented key ids must not flood the issuer.
 const PAUSE: Duration = Duration::from_secs(10);
-/// Longest wait of a request for the keys to be fetched.
+/// Longest wait of a request for a fetch, seconds: short enough for a caller, long enough for a healthy issuer.
 const WAIT: Duration = Duration::from_secs(2);
-/// Keys of an issuer that are looked at.
+/// Most keys of an issuer that are kept; real issuers have a handful.
 const MAX_KEYS: usize = 64;
 
-/// What is said of a set that is of no use.
-const NO_KEY: &str =
-    "it holds no key that could check a signature (RSA of 2048 to 8192 bits, P-256, P-384 and Ed25519 keys can)";
+/// Message about a set without a usable key.
+const NO_KEY: &str = "no key can verify a signature; expected RSA of 2048 to 8192 bits, P-256, P-384 or Ed25519";
 
-/// Keys at a time.
+/// Reason why a file of keys cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        /// File.
+        path: PathBuf,
+        /// Error of the system.
+        source: std::io::Error,
+    },
+    /// The file holds something else.
+    #[error("{}: this is no JSON Web Key Set: {source}", path.display())]
+    NotAKeySet {
+        /// File.
+        path: PathBuf,
+        /// Error of the parser.
+        source: serde_json::Error,
+    },
+    /// No key in the file can verify a signature.
+    #[error("{}: {NO_KEY}", path.display())]
+    NoUsableKey {
+        /// File.
+        path: PathBuf,
+    },
+}
+
+/// Reason why keys could not be fetched.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error("{what} at {server}: {source}")]
+    Request { what: &'static str, server: String, source: http::Error },
+    #[error("{what} at {server}: {source}")]
+    Call { what: &'static str, server: String, source: HttpError },
+    #[error("{what} at {server}: the server answered {status}, expected 200")]
+    Status { what: &'static str, server: String, status: http::StatusCode },
+    #[error("the description: {0}")]
+    Description(serde_json::Error),
+    #[error("the description is of the issuer `{0}`: write that name as `issuer`, or correct the description")]
+    OtherIssuer(String),
+    #[error("the keys of an https issuer must not come over http: expected an https URL as `jwks_uri`")]
+    Insecure,
+    #[error("this is no JSON Web Key Set: {0}")]
+    NotAKeySet(#[from] serde_json::Error),
+}
+
+/// Keys of an issuer at one time.
 #[derive(Default)]
 pub(super) struct KeySet {
     keys: Vec<Key>,
-    /// Changes with the keys: what was verified under another number is verified again.
+    /// Number of the set, which changes with the keys: a token that an earlier set verified is verified again.
     pub(super) epoch: u64,
 }
 
 struct Key {
     id: Option<String>,
     algorithm: Option<Algorithm>,
-    /// The key as it was given, to see whether it changed.
+    /// Key as received, to detect changes.
     written: Jwk,
     key: DecodingKey,
 }
 
 impl KeySet {
-    /// Keys that can check a signature; others are left out: secrets, curves without a verifier, RSA too short to be
-    /// believed.
-    fn read(text: &[u8]) -> Result<Vec<Key>, String> {
+    /// Parses the keys that can verify a signature. Others are left out: secrets, curves without a verifier, RSA keys
+    /// that are too short.
+    fn read(text: &[u8]) -> serde_json::Result<Vec<Key>> {
         #[derive(Deserialize)]
         struct Set {
             keys: Vec<serde_json::Value>,
         }
-        let set: Set = serde_json::from_slice(text).map_err(|e| format!("this is no JSON Web Key Set: {e}"))?;
+        let set: Set = serde_json::from_slice(text)?;
         let keys = set.keys.into_iter().filter_map(|key| {
             let jwk: Jwk = serde_json::from_value(key).ok()?;
             if jwk.common.public_key_use.as_ref().is_some_and(|kind| *kind != PublicKeyUse::Signature) {
@@ -72,8 +117,8 @@ impl KeySet {
         Ok(keys)
     }
 
-    /// The one key that a token means. A key is for the kind of signature that it was made for, and where it says so for
-    /// one algorithm alone. A token that names no key means the only one that fits.
+    /// Finds the key of a token. A key fits the kind of signature that it was made for, or only the algorithm that it
+    /// names. A token without a key id means the only key that fits.
     pub(super) fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Option<&DecodingKey> {
         let fits = |key: &&Key| suits(&key.key, algorithm) && key.algorithm.is_none_or(|only| only == algorithm);
         match id {
@@ -86,7 +131,7 @@ impl KeySet {
         .map(|key| &key.key)
     }
 
-    /// Whether a token's key is unknown, so that fetching might help.
+    /// True if the key of a token is unknown, so that a fetch may help.
     pub(super) fn lacks(&self, id: Option<&str>) -> bool {
         match id {
             Some(id) => !self.keys.iter().any(|key| key.id.as_deref() == Some(id)),
@@ -95,11 +140,11 @@ impl KeySet {
     }
 }
 
-/// One algorithm of each kind of key that there is a verifier for.
+/// Algorithms, one for each kind of key that has a verifier.
 const KINDS: [Algorithm; 4] = [Algorithm::RS256, Algorithm::ES256, Algorithm::ES384, Algorithm::EdDSA];
 
-/// Whether a key is for signatures of an algorithm: of its family, on its curve (RFC 7518, 3.4; points as in SEC 1, 2.3.3,
-/// without compression), and as long as verifiers ask for (RFC 7518, 3.3 and 3.5).
+/// True if a key fits the signatures of an algorithm. Its family must be the same, and its curve (RFC 7518, 3.4; points
+/// as in SEC 1, 2.3.3, uncompressed). An RSA key must be as long as verifiers require (RFC 7518, 3.3 and 3.5).
 fn suits(key: &DecodingKey, algorithm: Algorithm) -> bool {
     let is_point = |length| matches!(key.kind(), DecodingKeyKind::SecretOrDer(point) if point.len() == length);
     key.family() == algorithm.family()
@@ -114,7 +159,7 @@ fn suits(key: &DecodingKey, algorithm: Algorithm) -> bool {
         }
 }
 
-/// Bits of a number, the most significant byte first.
+/// Bit length of a big-endian number.
 fn bits(number: &[u8]) -> u32 {
     let mut digits = number.iter().skip_while(|byte| **byte == 0);
     let first = digits.next().map_or(0, |byte| 8 - byte.leading_zeros());
@@ -136,35 +181,35 @@ fn algorithm(named: KeyAlgorithm) -> Option<Algorithm> {
     })
 }
 
-/// Where keys come from.
+/// Source of an issuer's keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
-    /// A JSON Web Key Set.
+pub(super) enum KeyLocation {
+    /// URL of a JSON Web Key Set.
     Url(String),
-    /// The issuer's own description (OpenID Connect Discovery 1.0, section 4) says where.
+    /// Issuer whose description (OpenID Connect Discovery 1.0, section 4) names the URL.
     Discovery(String),
 }
 
-impl std::fmt::Display for Place {
-    /// The server alone: what stands behind it in a URL may be a secret.
+impl std::fmt::Display for KeyLocation {
+    /// Writes the server alone: the rest of a URL may hold a secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (Self::Url(text) | Self::Discovery(text)) = self;
         f.write_str(&server_of(text))
     }
 }
 
-/// The server of a URL, for messages: scheme, host and port.
+/// Server of a URL, for messages: scheme, host and port.
 fn server_of(url: &str) -> String {
     url::Url::parse(url).map_or_else(|_| "no URL".to_owned(), |url| url.origin().ascii_serialization())
 }
 
-/// Keys of one issuer; kept over reloads.
+/// Keys of one issuer, kept over reloads.
 pub(in crate::identity) struct KeySource {
     set: ArcSwap<KeySet>,
     epochs: AtomicU64,
-    /// Counts fetches that went well.
+    /// Number of successful fetches.
     succeeded: AtomicU64,
-    /// Counts fetches that have ended, well or not.
+    /// Number of finished fetches, successful or not.
     fetched: watch::Sender<u64>,
     wanted: tokio::sync::Notify,
     task: std::sync::OnceLock<AbortHandle>,
@@ -179,7 +224,7 @@ impl Drop for KeySource {
 }
 
 impl KeySource {
-    /// No keys yet.
+    /// Makes a source without keys.
     pub(super) fn empty() -> Self {
         Self {
             set: ArcSwap::from_pointee(KeySet::default()),
@@ -191,41 +236,42 @@ impl KeySource {
         }
     }
 
-    /// Keys from a file.
-    pub(super) fn from_file(path: &Path) -> Result<Arc<Self>, String> {
-        let text = spillway_config::read_bytes(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    /// Reads the keys of a file.
+    pub(super) fn from_file(path: &Path) -> Result<Arc<Self>, KeyFileError> {
+        let text = spillway_config::read_bytes(path)
+            .map_err(|source| KeyFileError::Unreadable { path: path.to_owned(), source })?;
         let source = Self::empty();
-        let keys = KeySet::read(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+        let keys = KeySet::read(&text).map_err(|source| KeyFileError::NotAKeySet { path: path.to_owned(), source })?;
         if keys.is_empty() {
-            return Err(format!("{}: {NO_KEY}", path.display()));
+            return Err(KeyFileError::NoUsableKey { path: path.to_owned() });
         }
         source.take(keys);
         Ok(Arc::new(source))
     }
 
-    /// Begins to fetch keys, once.
+    /// Starts the task that fetches keys, once.
     pub(super) fn begin(
         self: &Arc<Self>,
-        place: Place,
+        location: KeyLocation,
         refresh: Duration,
         http: Arc<dyn HttpClient>,
         metrics: Arc<Metrics>,
     ) {
         let source = Arc::downgrade(self);
-        self.task.get_or_init(|| tokio::spawn(keep(source, place, refresh, http, metrics)).abort_handle());
+        self.task.get_or_init(|| tokio::spawn(keep(source, location, refresh, http, metrics)).abort_handle());
     }
 
-    /// The keys now.
+    /// Current keys.
     pub(super) fn set(&self) -> Arc<KeySet> {
         self.set.load_full()
     }
 
-    /// Whether its keys were ever had: until then nobody can know who is believed.
+    /// True once keys were read: until then no token can be called bad.
     pub(in crate::identity) fn is_known(&self) -> bool {
         self.task.get().is_none() || self.succeeded.load(Ordering::Relaxed) > 0
     }
 
-    /// Asks for the keys to be fetched and waits for that, for a bounded time; at once when that would change nothing.
+    /// Requests a fetch and waits for its end, for a bounded time; returns at once if a fetch would change nothing.
     pub(in crate::identity) async fn refresh(&self) {
         let mut fetched = self.fetched.subscribe();
         fetched.mark_unchanged();
@@ -248,7 +294,7 @@ impl KeySource {
 
 async fn keep(
     source: std::sync::Weak<KeySource>,
-    place: Place,
+    location: KeyLocation,
     refresh: Duration,
     http: Arc<dyn HttpClient>,
     metrics: Arc<Metrics>,
@@ -256,31 +302,31 @@ async fn keep(
     let mut failing = false;
     loop {
         let began = Instant::now();
-        let got = fetch(&place, &*http).await.and_then(|text| KeySet::read(&text));
+        let got = fetch(&location, &*http).await.and_then(|text| Ok(KeySet::read(&text)?));
         let Some(held) = source.upgrade() else { return };
         let ok = got.is_ok();
         match got {
             Ok(keys) => {
-                // An issuer may withdraw its last key; nobody is believed by it then.
+                // An issuer may withdraw its last key; none of its tokens is accepted then.
                 if keys.is_empty() && !held.set().keys.is_empty() {
-                    tracing::warn!(event = "jwks_empty", place = %place, reason = NO_KEY);
+                    tracing::warn!(event = "jwks_empty", place = %location, reason = NO_KEY);
                 }
                 held.succeeded.fetch_add(1, Ordering::Relaxed);
                 if std::mem::take(&mut failing) {
-                    tracing::info!(event = "jwks_reached", place = %place);
+                    tracing::info!(event = "jwks_reached", place = %location);
                 }
                 held.take(keys);
             }
             Err(reason) => {
                 metrics.process.jwks_failures.inc();
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(event = "jwks_failed", place = %place, reason, "the keys that are there are kept");
+                    tracing::warn!(event = "jwks_failed", place = %location, %reason, "the last keys stay in use");
                 }
             }
         }
         held.fetched.send_modify(|count| *count += 1);
         drop(held);
-        // Whoever asks within the pause is told that nothing is new when it is over, or stops waiting.
+        // Requests for a fetch within the pause are answered at once: nothing is new.
         let next = began + if ok { refresh } else { PAUSE };
         let soonest = began + PAUSE;
         loop {
@@ -292,7 +338,7 @@ async fn keep(
                 () = &mut wanted => true,
             };
             if asked && Instant::now() < soonest {
-                // No fetch: nobody waits for one in vain.
+                // No fetch starts now, so waiters are released.
                 held.fetched.send_modify(|count| *count += 1);
                 continue;
             }
@@ -303,10 +349,10 @@ async fn keep(
     }
 }
 
-async fn fetch(place: &Place, http: &dyn HttpClient) -> Result<Bytes, String> {
-    match place {
-        Place::Url(url) => get("the keys", url, http).await,
-        Place::Discovery(issuer) => {
+async fn fetch(location: &KeyLocation, http: &dyn HttpClient) -> Result<Bytes, FetchError> {
+    match location {
+        KeyLocation::Url(url) => get("the keys", url, http).await,
+        KeyLocation::Discovery(issuer) => {
             #[derive(Deserialize)]
             struct Description {
                 issuer: String,
@@ -314,28 +360,28 @@ async fn fetch(place: &Place, http: &dyn HttpClient) -> Result<Bytes, String> {
             }
             let url = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
             let text = get("the description", &url, http).await?;
-            let said: Description = serde_json::from_slice(&text).map_err(|e| format!("the description: {e}"))?;
-            // OpenID Connect Discovery 1.0, section 4.3: they must be the same.
+            let said: Description = serde_json::from_slice(&text).map_err(FetchError::Description)?;
+            // OpenID Connect Discovery 1.0, section 4.3: the issuers must be the same.
             if said.issuer != *issuer {
-                return Err(format!("the description is of `{}`", said.issuer));
+                return Err(FetchError::OtherIssuer(said.issuer));
             }
             if issuer.starts_with("https:") && !said.jwks_uri.starts_with("https:") {
-                return Err("the keys of an https issuer must not come over http".to_owned());
+                return Err(FetchError::Insecure);
             }
             get("the keys", &said.jwks_uri, http).await
         }
     }
 }
 
-async fn get(what: &str, url: &str, http: &dyn HttpClient) -> Result<Bytes, String> {
-    let failed = |why: &dyn std::fmt::Display| format!("{what} at {}: {why}", server_of(url));
+async fn get(what: &'static str, url: &str, http: &dyn HttpClient) -> Result<Bytes, FetchError> {
     let request = http::Request::get(url)
         .header(http::header::ACCEPT, "application/json")
         .body(Bytes::new())
-        .map_err(|e| failed(&e))?;
-    let answer = http.call(request, FETCH).await.map_err(|e| failed(&e))?;
+        .map_err(|source| FetchError::Request { what, server: server_of(url), source })?;
+    let answer = http.call(request, FETCH).await;
+    let answer = answer.map_err(|source| FetchError::Call { what, server: server_of(url), source })?;
     if answer.status() != http::StatusCode::OK {
-        return Err(failed(&format!("it answered {}", answer.status())));
+        return Err(FetchError::Status { what, server: server_of(url), status: answer.status() });
     }
     Ok(answer.into_body())
 }

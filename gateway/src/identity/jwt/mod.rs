@@ -1,7 +1,7 @@
-//! Tokens (JSON Web Tokens, RFC 7519) of configured issuers become consumers. It owns the verified tokens of one snapshot;
-//! issuers' keys outlive it. A token is believed when its issuer is known, its algorithm is one that is allowed and the
-//! one its key is for, and signature, audience and times hold; nothing it says of its own checking is believed
-//! (RFC 8725, sections 3.1 to 3.9).
+//! Verifies tokens (JSON Web Tokens, RFC 7519) of configured issuers. The module owns the verified tokens of one
+//! snapshot; the keys of issuers outlive it. A token is accepted if its issuer is known, its algorithm is allowed and
+//! fits its key, and signature, audience and times are valid. Nothing in a token decides how the token is verified (RFC
+//! 8725, sections 3.1 to 3.9).
 
 mod cache;
 mod claims;
@@ -22,56 +22,57 @@ use spillway_filter::{HttpClient, SharedStates};
 
 use cache::{Cache, Verified};
 use claims::FromClaims;
-use keys::{KeySource, Place};
+pub use keys::KeyFileError;
+use keys::{KeyLocation, KeySource};
 
 use super::{Consumer, IdentityError, Tenants, Token};
-use crate::adoptions::Adoptions;
+use crate::commit_steps::CommitSteps;
 use crate::http_client::Http;
 use crate::limits::{Credential, Limits};
 use crate::telemetry::Metrics;
 
-/// Longest token that is looked at, in bytes.
+/// Longest token that is examined, bytes: as large as a header that common servers accept.
 pub(super) const MAX_TOKEN_BYTES: usize = 8 << 10;
-/// Verified tokens that are remembered unless the configuration says otherwise.
+/// Default of `authentication.tokenCache`, verified tokens: some 10 MiB at a KiB of claims each.
 const TOKENS: u32 = 10_000;
 
-/// What is needed to compile issuers.
+/// Dependencies of the compiler of identities.
 #[derive(Clone, Copy)]
-pub struct Parts<'a> {
-    /// Rules of consumers.
+pub struct IdentityDeps<'a> {
+    /// Compiler of limits.
     pub limits: &'a Limits,
-    /// What outlives a snapshot.
+    /// State that outlives a snapshot.
     pub states: &'a SharedStates,
-    /// Fetches keys.
+    /// Client that fetches keys.
     pub http: &'a Arc<dyn HttpClient>,
-    /// Series.
+    /// Metrics of the process.
     pub metrics: &'a Arc<Metrics>,
-    /// What is put off until the snapshot is adopted.
-    pub adoptions: &'a Adoptions,
+    /// Steps to run once the snapshot is adopted.
+    pub commit_steps: &'a CommitSteps,
 }
 
-/// Why a token is refused, for the audit log; callers are not told which of them it was.
+/// Reason why a token is refused, for the audit log; the answer to the caller does not tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenError {
-    /// It is no JSON Web Token, or names a critical header that is not known here.
+    /// The text is no JSON Web Token, or names an unknown critical header.
     Malformed,
-    /// Its issuer is not one of the configuration.
+    /// The issuer is not configured.
     Issuer,
-    /// Its algorithm is not allowed.
+    /// The algorithm is not allowed.
     Algorithm,
-    /// No key of its issuer has its key id, or that key is not for its algorithm.
+    /// The issuer has no key with the id in the token, or that key is for another algorithm.
     Key,
-    /// Its signature does not verify.
+    /// The signature is invalid.
     Signature,
-    /// It has ended.
+    /// The token has expired.
     Expired,
-    /// It has not begun.
+    /// The token is not valid yet.
     NotYet,
-    /// It is for another audience.
+    /// The token is for another audience.
     Audience,
     /// A claim is missing or has another type.
     Claims,
-    /// Its claims name no consumer, or one that only the configuration may name.
+    /// The claims name no consumer, or one that only the configuration may name.
     Consumer,
 }
 
@@ -93,7 +94,7 @@ impl TokenError {
     }
 }
 
-/// Who a token stands for.
+/// Bearer of a verified token.
 #[derive(Debug, Clone)]
 pub(super) struct Bearer {
     pub(super) consumer: Arc<Consumer>,
@@ -101,12 +102,12 @@ pub(super) struct Bearer {
     pub(super) credential: Credential,
 }
 
-/// What is known of a token now.
-pub(super) enum Judged {
-    Believed(Bearer),
+/// Result of verifying a token.
+pub(super) enum TokenVerdict {
+    Accepted(Bearer),
     Refused(TokenError),
-    /// Its key is not there; fetching the issuer's keys may help.
-    Unknown(Arc<KeySource>),
+    /// The key of the token is unknown; fetching the issuer's keys may help.
+    UnknownKey(Arc<KeySource>),
 }
 
 struct Issuer {
@@ -119,16 +120,16 @@ struct Issuer {
     claims: Option<FromClaims>,
 }
 
-/// Judges the tokens of one snapshot.
+/// Verifies the tokens of one snapshot.
 #[derive(Default)]
-pub(super) struct Tokens {
+pub(super) struct TokenVerifier {
     issuers: Vec<Issuer>,
     cache: Cache,
 }
 
-impl std::fmt::Debug for Tokens {
+impl std::fmt::Debug for TokenVerifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tokens({} issuers)", self.issuers.len())
+        write!(f, "TokenVerifier({} issuers)", self.issuers.len())
     }
 }
 
@@ -146,39 +147,38 @@ fn algorithm(written: JwtAlgorithm) -> Algorithm {
     }
 }
 
-/// The keys of an issuer: those that an earlier snapshot fetched, where it fetched them from the same place and
-/// believed the same authorities.
-fn source(written: &schema::JwtIssuer, parts: Parts<'_>) -> Result<Arc<KeySource>, IdentityError> {
+/// Keys of an issuer: those that an earlier snapshot fetched, if location and trusted authorities are the same.
+fn source(written: &schema::JwtIssuer, deps: IdentityDeps<'_>) -> Result<Arc<KeySource>, IdentityError> {
     let jwks = written.jwks.clone().unwrap_or_default();
     if let Some(file) = &jwks.file {
-        return KeySource::from_file(file).map_err(IdentityError::Keys);
+        return Ok(KeySource::from_file(file)?);
     }
-    let place = match jwks.url {
-        Some(url) => Place::Url(url),
-        None => Place::Discovery(written.issuer.clone()),
+    let location = match jwks.url {
+        Some(url) => KeyLocation::Url(url),
+        None => KeyLocation::Discovery(written.issuer.clone()),
     };
-    let (http, believed): (Arc<dyn HttpClient>, _) = match &written.ca_file {
-        None => (parts.http.clone(), String::new()),
+    let (http, trusted): (Arc<dyn HttpClient>, _) = match &written.ca_file {
+        None => (deps.http.clone(), String::new()),
         Some(file) => {
-            let (roots, pem) = crate::tls::roots(file).map_err(|e| IdentityError::Keys(e.to_string()))?;
-            (Arc::new(Http::believing(roots)), hex::encode(Sha256::digest(pem)))
+            let (roots, pem) = crate::tls::roots(file)?;
+            (Arc::new(Http::with_roots(roots)), hex::encode(Sha256::digest(pem)))
         }
     };
-    let name = format!("jwks {place:?} {:?} {believed}", jwks.refresh);
+    let name = format!("jwks {location:?} {:?} {trusted}", jwks.refresh);
     http.prepare();
-    let held = parts.states.get_or_insert(&name, KeySource::empty);
-    let (source, metrics) = (held.clone(), parts.metrics.clone());
-    parts.adoptions.add(move || source.begin(place, jwks.refresh.0, http, metrics));
+    let held = deps.states.get_or_insert(&name, KeySource::empty);
+    let (source, metrics) = (held.clone(), deps.metrics.clone());
+    deps.commit_steps.add(move || source.begin(location, jwks.refresh.0, http, metrics));
     Ok(held)
 }
 
-impl Tokens {
+impl TokenVerifier {
     pub(super) fn new(
         authentication: &schema::Authentication,
         written: &[schema::Consumer],
         consumers: &[Arc<Consumer>],
         tenants: &Arc<Tenants>,
-        parts: Parts<'_>,
+        deps: IdentityDeps<'_>,
     ) -> Result<Self, IdentityError> {
         crypto::install();
         let mut issuers = Vec::new();
@@ -200,29 +200,28 @@ impl Tokens {
             let taken_tenants = of_consumers.chain(tenants.names().map(Into::into)).collect();
             issuers.push(Issuer {
                 name: issuer.issuer.clone(),
-                keys: source(issuer, parts)?,
+                keys: source(issuer, deps)?,
                 algorithms,
                 validation,
                 leeway,
                 consumers: own.collect(),
-                claims: FromClaims::new(issuer, (taken, taken_tenants), tenants.clone(), parts)
-                    .map_err(IdentityError::Limits)?,
+                claims: FromClaims::new(issuer, (taken, taken_tenants), tenants.clone(), deps)?,
             });
         }
         let most = authentication.token_cache.unwrap_or(TOKENS);
-        Ok(Self { issuers, cache: Cache::new(most, parts.metrics.process.token_cache_entries.clone()) })
+        Ok(Self { issuers, cache: Cache::new(most, deps.metrics.process.token_cache_entries.clone()) })
     }
 
-    /// Whether a credential is judged here and not as an API key: three parts with dots between them, where there are
-    /// issuers.
-    pub(super) fn takes(&self, credential: &[u8]) -> bool {
+    /// True if a credential is verified as a token and not as an API key. A token has three parts with dots between
+    /// them, and needs a configured issuer.
+    pub(super) fn is_token(&self, credential: &[u8]) -> bool {
         !self.issuers.is_empty()
             && credential.starts_with(b"ey")
             && credential.iter().filter(|b| **b == b'.').count() == 2
     }
 
-    /// True if a token names an issuer of the configuration and one of its audiences. Its signature is not checked: the
-    /// answer decides only that the token is kept from servers.
+    /// True if a token names a configured issuer and one of its audiences. The signature is not verified: the answer
+    /// decides only that the token is kept from servers.
     pub(super) fn is_addressed_here(&self, token: &[u8]) -> bool {
         #[derive(Deserialize)]
         #[serde(untagged)]
@@ -235,7 +234,7 @@ impl Tokens {
             iss: String,
             aud: Audiences,
         }
-        if token.len() > MAX_TOKEN_BYTES || !self.takes(token) {
+        if token.len() > MAX_TOKEN_BYTES || !self.is_token(token) {
             return false;
         }
         let Ok(claimed) = jsonwebtoken::dangerous::insecure_decode_claims::<Claimed>(token) else { return false };
@@ -247,43 +246,43 @@ impl Tokens {
         of_issuer.flat_map(|issuer| &issuer.validation.aud).any(|ours| named.iter().any(|aud| ours.contains(aud)))
     }
 
-    /// Who a token stands for, if that was found out before and still holds.
+    /// Bearer of a token that was verified before and is still valid.
     pub(super) fn remembered(&self, digest: &[u8; 32], now: u64) -> Option<Bearer> {
         let verified = self.cache.get(digest)?;
         let issuer = self.issuers.get(verified.issuer)?;
         (now < verified.until && verified.epoch == issuer.keys.set().epoch).then_some(verified.bearer)
     }
 
-    /// Verifies a token and remembers it.
-    pub(super) fn judge(&self, token: &[u8], digest: &[u8; 32], now: u64) -> Judged {
+    /// Verifies a token and caches it.
+    pub(super) fn judge(&self, token: &[u8], digest: &[u8; 32], now: u64) -> TokenVerdict {
         match self.verify(token) {
             Ok((issuer, epoch, expires, bearer)) => {
                 let leeway = self.issuers.get(issuer).map_or(0, |issuer| issuer.leeway);
                 let until = expires.saturating_add(leeway);
                 self.cache.put(*digest, Verified { issuer, epoch, until, bearer: bearer.clone() }, now);
-                Judged::Believed(bearer)
+                TokenVerdict::Accepted(bearer)
             }
-            Err(judged) => judged,
+            Err(verdict) => verdict,
         }
     }
 
     #[allow(clippy::type_complexity, reason = "the parts of one cache entry")]
-    fn verify(&self, token: &[u8]) -> Result<(usize, u64, u64, Bearer), Judged> {
+    fn verify(&self, token: &[u8]) -> Result<(usize, u64, u64, Bearer), TokenVerdict> {
         #[derive(Deserialize)]
         struct Claimed {
             iss: String,
         }
-        let refused = Judged::Refused;
+        let refused = TokenVerdict::Refused;
         let header = jsonwebtoken::decode_header(token).map_err(|e| {
-            // `none` and what else is no algorithm fails to be read at all.
+            // A header with `none`, or another name that is no algorithm, cannot be parsed.
             let unknown = matches!(e.kind(), ErrorKind::InvalidAlgorithmName | ErrorKind::Json(_));
             refused(if unknown { TokenError::Algorithm } else { TokenError::Malformed })
         })?;
-        // RFC 7515, 4.1.11: who does not understand what is critical must refuse. We understand none of it.
+        // RFC 7515, 4.1.11: an unknown critical header must be refused, and none is known here.
         if header.crit.is_some() || header.enc.is_some() {
             return Err(refused(TokenError::Malformed));
         }
-        // Only to find the issuer; what it says is checked below.
+        // Finds the issuer only; the claim is verified below.
         let claimed: Claimed =
             jsonwebtoken::dangerous::insecure_decode_claims(token).map_err(|_| refused(TokenError::Malformed))?;
         let found = self.issuers.iter().enumerate().find(|(_, issuer)| issuer.name == claimed.iss);
@@ -294,7 +293,7 @@ impl Tokens {
         let set = issuer.keys.set();
         let Some(key) = set.find(header.kid.as_deref(), header.alg) else {
             return Err(if set.lacks(header.kid.as_deref()) {
-                Judged::Unknown(issuer.keys.clone())
+                TokenVerdict::UnknownKey(issuer.keys.clone())
             } else {
                 refused(TokenError::Key)
             });
@@ -302,7 +301,7 @@ impl Tokens {
         let mut validation = issuer.validation.clone();
         validation.algorithms = vec![header.alg];
         let decoded = jsonwebtoken::decode::<serde_json::Value>(token, key, &validation);
-        let claims = decoded.map_err(|e| refused(why(e.kind())))?.claims;
+        let claims = decoded.map_err(|e| refused(token_error(e.kind())))?.claims;
         let (expires, subject) = match (claims.get("exp").and_then(seconds), claims.get("sub").and_then(|s| s.as_str()))
         {
             (Some(expires), Some(subject)) => (expires, subject),
@@ -319,13 +318,13 @@ impl Tokens {
     }
 }
 
-/// A time as RFC 7519 has it: seconds, whole or not.
+/// Time of RFC 7519: seconds, whole or fractional.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast of a float saturates")]
 fn seconds(value: &serde_json::Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_f64().filter(|s| *s >= 0.0).map(|s| s as u64))
 }
 
-fn why(kind: &ErrorKind) -> TokenError {
+fn token_error(kind: &ErrorKind) -> TokenError {
     match kind {
         ErrorKind::ExpiredSignature => TokenError::Expired,
         ErrorKind::ImmatureSignature => TokenError::NotYet,

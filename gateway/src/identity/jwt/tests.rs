@@ -1,4 +1,4 @@
-//! Attacks on tokens, each refused; tokens that hold, believed; keys that are fetched, rotated and kept.
+//! Attacks on tokens, each refused; valid tokens, accepted; keys that are fetched, rotated and kept.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -131,13 +131,14 @@ fn house(keys: Vec<Value>, issuer: Value) -> House {
     let limits = Limits::new(1024, metrics.clone());
     let states = SharedStates::default();
     let http: Arc<dyn HttpClient> = Arc::new(Web(site.clone()));
-    let adoptions = Adoptions::default();
-    let parts = Parts { limits: &limits, states: &states, http: &http, metrics: &metrics, adoptions: &adoptions };
-    let authenticator = compile(&issuer, None, parts);
+    let commit_steps = CommitSteps::default();
+    let deps =
+        IdentityDeps { limits: &limits, states: &states, http: &http, metrics: &metrics, commit_steps: &commit_steps };
+    let authenticator = compile(&issuer, None, deps);
     House { authenticator, site, metrics, limits, states, http }
 }
 
-fn compile(issuer: &Value, previous: Option<&Authenticator>, parts: Parts<'_>) -> Authenticator {
+fn compile(issuer: &Value, previous: Option<&Authenticator>, deps: IdentityDeps<'_>) -> Authenticator {
     let mut written = json!({"issuer": "http://id.example", "audiences": ["spillway"]});
     written.as_object_mut().unwrap().extend(issuer.as_object().unwrap().clone());
     let failures = written.as_object_mut().unwrap().remove("failures").unwrap_or(json!("1000/s"));
@@ -147,8 +148,8 @@ fn compile(issuer: &Value, previous: Option<&Authenticator>, parts: Parts<'_>) -
         json!({"name": "acme", "tenant": "north", "jwt": {"issuer": "http://id.example", "subject": "svc-acme"}});
     let consumers: Vec<Consumer> = vec![serde_json::from_value(acme).unwrap()];
     let tenants = [serde_json::from_value(json!({"name": "7", "limits": {"concurrency": 3}})).unwrap()];
-    let made = Authenticator::new(&authentication, &consumers, &tenants, previous, parts).unwrap();
-    parts.adoptions.run();
+    let made = Authenticator::new(&authentication, &consumers, &tenants, previous, deps).unwrap();
+    deps.commit_steps.run();
     made
 }
 
@@ -236,7 +237,7 @@ async fn attacks_on_tokens_are_refused() {
         (format!("{head}.{other_body}.{signature}"), "token_signature"),
         (format!("{head}.{body}."), "token_signature"),
         (es.token(&rs, &claims()), "token_signature"),
-        // A signature of two zeros, which holds for every key where nobody looks (CVE-2022-21449).
+        // A signature of two zeros, which verifies under every key in a careless verifier (CVE-2022-21449).
         (
             format!("{}.{body}.{}", b64(json!({"alg": "ES256", "kid": "e"}).to_string()), b64([0; 64])),
             "token_signature",
@@ -363,11 +364,12 @@ async fn keys_rotate_without_a_refused_token_and_outlive_their_issuer() {
     tokio::time::sleep(Duration::from_secs(700)).await;
     assert_eq!(house.show(&first).await.unwrap_err(), "token_key");
     // A reload keeps what was fetched.
-    let adoptions = Adoptions::default();
+    let commit_steps = CommitSteps::default();
     let (states, http) = (&house.states, &house.http);
-    let parts = Parts { limits: &house.limits, states, http, metrics: &house.metrics, adoptions: &adoptions };
+    let deps =
+        IdentityDeps { limits: &house.limits, states, http, metrics: &house.metrics, commit_steps: &commit_steps };
     let fetches = house.site.fetches.load(Ordering::SeqCst);
-    let again = compile(&json!({}), Some(&house.authenticator), parts);
+    let again = compile(&json!({}), Some(&house.authenticator), deps);
     let mut headers = HeaderMap::new();
     headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {}", token(&new, "new"))).unwrap());
     assert!(again.identify(&headers, IpAddr::from([127, 0, 0, 1]), now(), RouteAuthentication::Required).await.is_ok());

@@ -1,5 +1,5 @@
-//! The SQLite file of budgets, which one thread reads and writes: accounts when they are asked for, changes in batches.
-//! It owns the connection; its inputs are accounts and what is wanted of them.
+//! SQLite file of budgets. One thread reads accounts on demand and writes changes in batches. The module owns the
+//! connection; inputs are accounts and commands.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,18 +12,18 @@ use prometheus_client::metrics::counter::Counter;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use spillway_config::schema::Period;
 
-use super::account::Spent;
+use super::account::WindowSpend;
 use super::calendar::{DAY, window};
-use super::{Account, Accounts, Command, Key};
+use super::{Account, Accounts, BudgetKey, FileCommand};
 use crate::clock::unix_now;
 
-/// How often what was spent is written.
+/// Interval of batches, and so the most that a crash loses: half a second.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
-/// How long days and months that are over are kept in the file, in each's own number: a clock that jumped is no reason to
-/// forget.
+/// Days and months that are kept in the file after their end: two months of each, so that a clock that jumped loses
+/// nothing.
 const KEPT: (u64, u64) = (62, 2);
 
-/// The file, used by one thread at a time.
+/// Open file, used by one thread at a time.
 pub(super) struct File(Connection);
 
 fn name(period: Period) -> &'static str {
@@ -44,9 +44,8 @@ impl File {
         Ok(Self(file))
     }
 
-    /// Refuses a file that is none of budgets, or may not be written. Changes nothing, in it and beside it: the file is read
-    /// as one that nobody writes, because SQLite makes `-wal` and `-shm` beside any other. What a running gateway has only
-    /// in its own `-wal` is not looked at.
+    /// Validates that a file holds budgets and may be written, without changing anything. The file is opened as
+    /// immutable, because SQLite makes `-wal` and `-shm` beside any other. The `-wal` of a running gateway is not read.
     pub(super) fn judge(path: &Path) -> rusqlite::Result<()> {
         let denied = |e: std::io::Error| {
             let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
@@ -54,7 +53,7 @@ impl File {
         };
         std::fs::OpenOptions::new().read(true).append(true).open(path).map_err(denied)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-        let file = Connection::open_with_flags(unwritten(path), flags)?;
+        let file = Connection::open_with_flags(immutable_uri(path), flags)?;
         let there = "SELECT count(*) FROM sqlite_schema WHERE name = 'budgets'";
         if file.query_row(there, [], |row| row.get::<_, i64>(0))? > 0 {
             file.prepare("SELECT consumer, period, window, tokens, nanos FROM budgets")?;
@@ -62,8 +61,8 @@ impl File {
         Ok(())
     }
 
-    /// At most as many accounts as are kept in memory, and whether there are more.
-    pub(super) fn read_some(&self, most: usize) -> rusqlite::Result<(Vec<(Key, Spent)>, bool)> {
+    /// Reads at most `most` accounts, the bound of those in memory; true if there are more.
+    pub(super) fn read_some(&self, most: usize) -> rusqlite::Result<(Vec<(BudgetKey, WindowSpend)>, bool)> {
         let mut rows = self.0.prepare("SELECT consumer, period, window, tokens, nanos FROM budgets")?;
         let mut rows = rows.query([])?;
         let mut read = Vec::new();
@@ -74,7 +73,7 @@ impl File {
             let period = if row.get::<_, String>(1)? == "day" { Period::Day } else { Period::Month };
             read.push((
                 (row.get(0)?, period),
-                Spent { window: count(row, 2)?, tokens: count(row, 3)?, nanos: count(row, 4)? },
+                WindowSpend { window: count(row, 2)?, tokens: count(row, 3)?, nanos: count(row, 4)? },
             ));
         }
         Ok((read, false))
@@ -84,18 +83,18 @@ impl File {
         let text = "SELECT window, tokens, nanos FROM budgets WHERE consumer = ?1 AND period = ?2";
         let mut row = self.0.prepare(text)?;
         let spent = row.query_row(params![account.consumer, name(account.period)], |row| {
-            Ok(Spent { window: count(row, 0)?, tokens: count(row, 1)?, nanos: count(row, 2)? })
+            Ok(WindowSpend { window: count(row, 0)?, tokens: count(row, 1)?, nanos: count(row, 2)? })
         });
         account.count_in(spent.optional()?);
         Ok(())
     }
 
-    /// Once it is counted on, reads accounts when they are asked for and writes those that have changed, until its owner
-    /// is gone. What had changed until then is written last. A file that is never counted on is left as it is.
-    pub(super) fn keep(mut self, accounts: &Mutex<Accounts>, failures: &Counter, commands: &Receiver<Command>) {
-        let Ok(Command::Begin) = commands.recv() else { return };
+    /// Waits for [`FileCommand::Begin`], then reads accounts on demand and writes those that have changed, until the
+    /// sender of commands is dropped. A last batch follows. Without `Begin` the file is left as it is.
+    pub(super) fn keep(mut self, accounts: &Mutex<Accounts>, failures: &Counter, commands: &Receiver<FileCommand>) {
+        let Ok(FileCommand::Begin) = commands.recv() else { return };
         let mut failing = false;
-        let mut tell = |done: rusqlite::Result<()>| match done {
+        let mut report = |done: rusqlite::Result<()>| match done {
             Ok(()) => failing = false,
             Err(e) => {
                 failures.inc();
@@ -108,19 +107,19 @@ impl File {
         let mut tidied = None;
         loop {
             let is_last = match commands.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                Ok(Command::Read(account)) => {
+                Ok(FileCommand::Read(account)) => {
                     if !account.read.load(Ordering::Acquire)
                         && let Err(e) = self.read(&account)
                     {
-                        // It is tried again with the next batch.
-                        tell(Err(e));
+                        // The next batch tries again.
+                        report(Err(e));
                     }
                     if Instant::now() < next {
                         continue;
                     }
                     false
                 }
-                Ok(Command::Begin) | Err(RecvTimeoutError::Timeout) => false,
+                Ok(FileCommand::Begin) | Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => true,
             };
             let today = unix_now() / DAY;
@@ -128,7 +127,7 @@ impl File {
             if done.is_ok() {
                 tidied = Some(today);
             }
-            tell(done);
+            report(done);
             if is_last {
                 return;
             }
@@ -136,7 +135,7 @@ impl File {
         }
     }
 
-    /// Reads what waits to be read and writes what has changed.
+    /// Reads the accounts that wait for it and writes those that have changed.
     fn batch(&mut self, accounts: &Mutex<Accounts>, forget_old: bool) -> rusqlite::Result<()> {
         let unread = |account: &&Arc<Account>| !account.read.load(Ordering::Acquire);
         let waiting: Vec<_> = accounts.lock().table.values().filter(unread).cloned().collect();
@@ -186,9 +185,9 @@ impl File {
     }
 }
 
-/// URI of a file that SQLite reads as it is (<https://sqlite.org/uri.html>, `immutable`): without locks, and without files
+/// URI under which SQLite reads a file as immutable (<https://sqlite.org/uri.html>): without locks, and without files
 /// beside it.
-fn unwritten(path: &Path) -> String {
+fn immutable_uri(path: &Path) -> String {
     use std::fmt::Write;
     use std::os::unix::ffi::OsStrExt;
     let mut uri = if path.is_absolute() { "file://".to_owned() } else { "file:".to_owned() };
@@ -196,7 +195,7 @@ fn unwritten(path: &Path) -> String {
         if byte.is_ascii_alphanumeric() || b"/-._~".contains(byte) {
             uri.push(char::from(*byte));
         } else {
-            // A string takes all that is written to it.
+            // Writing to a string cannot fail.
             let _ = write!(uri, "%{byte:02X}");
         }
     }

@@ -1,7 +1,7 @@
-//! Budgets of a day or a month. What is spent is counted in memory and written behind by a thread of its own, a batch at
-//! a time, to an SQLite file; a request never waits for that. What was forgotten here is read again, for which a request
-//! waits a bounded time. What a crash loses is what the last batch had not yet.
-//! It owns that file and the counts; its inputs are amounts, its output whether they fit.
+//! Budgets of a day or a month. Amounts are counted in memory; a thread writes them to an SQLite file in batches, and
+//! no request waits for that. An account that was dropped from memory is read again, for which a request waits a
+//! bounded time. A crash loses what was spent since the last batch. The module owns the file and the counts; inputs are
+//! amounts, the output is whether they fit.
 
 mod account;
 mod calendar;
@@ -23,27 +23,27 @@ use prometheus_client::metrics::counter::Counter;
 use spillway_config::schema::Period;
 
 pub(super) use account::{Account, Amount};
-pub(super) use calendar::window;
+pub(super) use calendar::{until_next_window, window};
 
-use account::Spent;
+use account::WindowSpend;
 use file::File;
 
-/// Accounts that wait to be read; what finds no place is read with the next batch.
+/// Most accounts that wait to be read at once; further ones are read with the next batch.
 const READS: usize = 1024;
-/// Longest wait for the last batch at the end of the process.
+/// Longest wait for the last batch at the end of the process, seconds: longer than SQLite's busy timeout of one.
 const LAST_BATCH: Duration = Duration::from_secs(2);
 
-/// The file of budgets cannot be used.
+/// Reason why the file of budgets cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("state.budgets.sqlite: {}: {reason} (the folder must be writable, and one gateway at a time uses a file)", path.display())]
 pub struct BudgetError {
     /// The file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// Fault of the file.
     pub reason: String,
 }
 
-type Key = (String, Period);
+type BudgetKey = (String, Period);
 
 /// True if this process may make files in a folder.
 fn may_write(folder: &Path) -> bool {
@@ -53,11 +53,11 @@ fn may_write(folder: &Path) -> bool {
     unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) == 0 }
 }
 
-/// The accounts that are in memory.
+/// Accounts in memory.
 #[derive(Default)]
 struct Accounts {
-    table: HashMap<Key, Arc<Account>, RandomState>,
-    /// Whether the file may have accounts that are not here.
+    table: HashMap<BudgetKey, Arc<Account>, RandomState>,
+    /// True if the file may have accounts that are not in memory.
     more_in_file: bool,
 }
 
@@ -66,27 +66,28 @@ pub(super) struct Budgets {
     accounts: Arc<Mutex<Accounts>>,
     most: usize,
     pub(super) failures: Counter,
-    writer: Mutex<Option<Writer>>,
+    writer: Mutex<Option<BudgetWriter>>,
 }
 
-/// The thread that reads and writes the file. It ends when `commands` is dropped, after a last batch.
-struct Writer {
+/// Thread that reads and writes the file. The thread ends when `commands` is dropped, after a last batch.
+struct BudgetWriter {
     path: PathBuf,
-    commands: SyncSender<Command>,
-    /// Is disconnected when the thread has ended.
+    commands: SyncSender<FileCommand>,
+    /// Disconnected once the thread has ended.
     ended: Receiver<()>,
 }
 
-enum Command {
-    /// The file is counted on.
+enum FileCommand {
+    /// Starts reading and writing: the snapshot is adopted.
     Begin,
+    /// Reads an account.
     Read(Arc<Account>),
 }
 
-/// A file of budgets that is not counted on yet.
-pub(super) struct Opened {
-    writer: Writer,
-    rows: Vec<(Key, Spent)>,
+/// Open file of budgets that is not in use yet.
+pub(super) struct OpenedBudgets {
+    writer: BudgetWriter,
+    rows: Vec<(BudgetKey, WindowSpend)>,
     more_in_file: bool,
 }
 
@@ -95,8 +96,8 @@ impl Budgets {
         Self { accounts: Arc::default(), most, failures, writer: Mutex::new(None) }
     }
 
-    /// Opens the file and reads what was spent; `None` where that was done. Nothing is counted on before it is installed.
-    pub(super) fn open(&self, path: &Path) -> Result<Option<Opened>, BudgetError> {
+    /// Opens the file and reads what was spent; `None` if it is open. The file is not in use before it is installed.
+    pub(super) fn open(&self, path: &Path) -> Result<Option<OpenedBudgets>, BudgetError> {
         let failed = |e: &dyn std::fmt::Display| BudgetError { path: path.to_owned(), reason: e.to_string() };
         match &*self.writer.lock() {
             Some(writer) if writer.path == path => return Ok(None),
@@ -116,10 +117,10 @@ impl Budgets {
             drop(running);
         };
         std::thread::Builder::new().name("budgets".into()).spawn(keep).map_err(|e| failed(&e))?;
-        Ok(Some(Opened { writer: Writer { path: path.to_owned(), commands, ended }, rows, more_in_file }))
+        Ok(Some(OpenedBudgets { writer: BudgetWriter { path: path.to_owned(), commands, ended }, rows, more_in_file }))
     }
 
-    /// Judges a file as [`Self::open`] does, without making or changing anything.
+    /// Validates a file as [`Self::open`] does, without making or changing anything.
     pub(super) fn judge(path: &Path) -> Result<(), BudgetError> {
         let failed = |e: &dyn std::fmt::Display| BudgetError { path: path.to_owned(), reason: e.to_string() };
         if path.exists() {
@@ -135,35 +136,36 @@ impl Budgets {
         Ok(())
     }
 
-    /// Counts on a file from now on.
-    pub(super) fn install(&self, opened: Opened) {
+    /// Uses a file from now on.
+    pub(super) fn install(&self, opened: OpenedBudgets) {
         let mut writer = self.writer.lock();
         let mut accounts = self.accounts.lock();
         accounts.more_in_file |= opened.more_in_file;
         if opened.more_in_file {
-            // Rules were made before: what the file has of them may be among the rows that were not read.
+            // Accounts of rules made before may be among the rows that were not read.
             accounts.table.values().for_each(|account| account.read.store(false, Ordering::Release));
         }
         for ((consumer, period), spent) in opened.rows {
             match accounts.table.entry((consumer, period)) {
-                // A rule was made before the file was installed: what it has taken since comes on top.
+                // The rule was made before the file was installed: its reservations since then come on top.
                 Entry::Occupied(account) => account.get().count_in(Some(spent)),
-                Entry::Vacant(place) => {
-                    let account = Account::new(&place.key().0, period, spent, true);
-                    place.insert(Arc::new(account));
+                Entry::Vacant(vacant) => {
+                    let account = Account::new(&vacant.key().0, period, spent, true);
+                    vacant.insert(Arc::new(account));
                 }
             }
         }
-        // It is the first command: there is a place.
-        let _ = opened.writer.commands.try_send(Command::Begin);
+        // The queue has room for a first command.
+        let _ = opened.writer.commands.try_send(FileCommand::Begin);
         *writer = Some(opened.writer);
     }
 
-    /// What is spent of a consumer's budget. What was forgotten here is read from the file again, beside the caller.
+    /// Finds the account of a consumer's budget. One that is not in memory is read from the file, while the caller goes
+    /// on.
     pub(super) fn account(&self, consumer: &str, period: Period) -> Arc<Account> {
         let mut accounts = self.accounts.lock();
         if accounts.table.len() >= self.most {
-            // Consumers made from claims come without end: what no rule holds and is written may go.
+            // Claims make consumers without bound: an account that is written and that no rule holds is dropped.
             let before = accounts.table.len();
             accounts.table.retain(|_, account| {
                 let unwritten = account.changed.load(Ordering::Acquire) || !account.read.load(Ordering::Acquire);
@@ -174,21 +176,21 @@ impl Budgets {
         let is_whole = !accounts.more_in_file;
         match accounts.table.entry((consumer.to_owned(), period)) {
             Entry::Occupied(known) => known.get().clone(),
-            Entry::Vacant(place) => {
-                let account = Arc::new(Account::new(consumer, period, Spent::default(), is_whole));
-                place.insert(account.clone());
+            Entry::Vacant(vacant) => {
+                let account = Arc::new(Account::new(consumer, period, WindowSpend::default(), is_whole));
+                vacant.insert(account.clone());
                 drop(accounts);
                 if !is_whole && let Some(writer) = &*self.writer.lock() {
-                    let _ = writer.commands.try_send(Command::Read(account.clone()));
+                    let _ = writer.commands.try_send(FileCommand::Read(account.clone()));
                 }
                 account
             }
         }
     }
 
-    /// Writes what is left to be written, for a bounded time.
+    /// Writes the last batch, for a bounded time.
     pub(super) fn close(&self) {
-        let Some(Writer { path, commands, ended }) = self.writer.lock().take() else { return };
+        let Some(BudgetWriter { path, commands, ended }) = self.writer.lock().take() else { return };
         drop(commands);
         if ended.recv_timeout(LAST_BATCH) == Err(RecvTimeoutError::Timeout) {
             tracing::error!(event = "budgets_not_written", file = %path.display(), "the last batch was not written in time");

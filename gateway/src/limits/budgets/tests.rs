@@ -1,4 +1,4 @@
-//! What rules rely on: windows of the calendar, amounts that fit or do not, what outlives the process.
+//! Promises to rules: windows of the calendar, amounts that fit or do not, accounts that outlive the process.
 
 use super::calendar::DAY;
 use super::*;
@@ -72,7 +72,7 @@ async fn what_is_forgotten_in_memory_is_read_again() {
     let budgets = Budgets::new(4, Counter::default());
     install(&budgets, &path);
     assert!(budgets.account("a", Period::Month).take(tokens(7), (None, None), now));
-    // Once it is written and nobody holds it, it goes where others need its place.
+    // A written account that no rule holds is dropped for others.
     while budgets.accounts.lock().table.contains_key(&("a".to_owned(), Period::Month)) {
         for n in 0..8 {
             budgets.account(&n.to_string(), Period::Day);

@@ -1,5 +1,5 @@
-//! The task that keeps the connection to a shared store: it reaches the server again and again, tells it what was
-//! corrected, and says that this gateway is there.
+//! Task that keeps the connection to a shared store: connects, sends settlements, and reports the presence of this
+//! gateway.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,35 +9,35 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Script};
 use tokio::sync::{Notify, mpsc};
 
-use super::{Settlement, Shared};
+use super::{Settlement, SharedStore};
 use crate::clock::unix_now;
 
-/// Settlements that go in one round trip.
+/// Most settlements of one round trip: some 20 KiB.
 const BATCH: usize = 256;
-/// Pause between tries to reach the server.
+/// Pause between attempts to connect: a server that restarts is back within it, and one that is down is not flooded.
 const RETRY: Duration = Duration::from_millis(250);
-/// How often a gateway says that it is there.
+/// Interval at which a gateway reports its presence.
 const PRESENCE: Duration = Duration::from_secs(1);
-/// How long one that says nothing counts.
+/// Seconds for which a gateway counts after its last report: four may be lost.
 const PRESENT: u64 = 5;
 
-/// Keeps the connection, and what goes through it besides reservations, until the store is dropped.
+/// Keeps the connection, and sends settlements and presence through it, until the store is dropped.
 pub(super) async fn keep(
     client: Client,
-    shared: std::sync::Weak<Shared>,
+    shared: std::sync::Weak<SharedStore>,
     mut queue: mpsc::Receiver<Settlement>,
     lost: Arc<Notify>,
 ) {
     let me = format!("{:016x}", rand::random::<u64>());
     let settle = Script::new(include_str!("settle.lua"));
-    let mut told = false;
+    let mut reported = false;
     loop {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(Duration::from_secs(1)))
             .set_response_timeout(Some(Duration::from_secs(1)));
         let connected = async {
             let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-            // The script is there before the first request asks for it: none pays a second round trip.
+            // Loads the script before the first request needs it: none pays a second round trip.
             if let Some(shared) = shared.upgrade() {
                 shared.reserve.load_async(&mut connection).await?;
             }
@@ -49,21 +49,21 @@ pub(super) async fn keep(
                 let Some(store) = shared.upgrade() else { return };
                 store.connection.store(Some(Arc::new(connection.clone())));
                 tracing::info!(event = "limit_store_reached", gateways = store.gateways().get());
-                told = false;
+                reported = false;
                 drop(store);
                 let Err(e) = converse(&mut connection, &shared, &mut queue, &settle, &lost, &me).await else { return };
                 let Some(store) = shared.upgrade() else { return };
                 store.give_up(&e.to_string());
-                // What was said of this connection is not said of the next one.
+                // A report about this connection is not one about the next.
                 let _ = futures::FutureExt::now_or_never(lost.notified());
             }
             Err(e) => {
-                if !std::mem::replace(&mut told, true) {
+                if !std::mem::replace(&mut reported, true) {
                     tracing::warn!(event = "limit_store_unreachable", reason = %e, "limits hold for this gateway's share");
                 }
             }
         }
-        // What was to be corrected there is of no use later: the levels there were lost or have moved on.
+        // Settlements are of no use later: the levels in the store were lost or have moved on.
         let mut lost = 0;
         while queue.try_recv().is_ok() {
             lost += 1;
@@ -75,10 +75,10 @@ pub(super) async fn keep(
     }
 }
 
-/// `Ok` when the store was dropped, an error when the server is gone.
+/// Sends settlements and presence; `Ok` once the store was dropped, an error once the server is gone.
 async fn converse(
     connection: &mut MultiplexedConnection,
-    shared: &std::sync::Weak<Shared>,
+    shared: &std::sync::Weak<SharedStore>,
     queue: &mut mpsc::Receiver<Settlement>,
     settle: &Script,
     lost: &Notify,
@@ -111,10 +111,10 @@ async fn converse(
     }
 }
 
-/// Says that this gateway is there, and learns how many are.
+/// Reports the presence of this gateway, and reads how many are present.
 async fn present(
     connection: &mut MultiplexedConnection,
-    shared: &std::sync::Weak<Shared>,
+    shared: &std::sync::Weak<SharedStore>,
     me: &str,
 ) -> redis::RedisResult<()> {
     let Some(store) = shared.upgrade() else { return Ok(()) };

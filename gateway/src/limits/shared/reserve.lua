@@ -1,11 +1,11 @@
--- All claims of a request, or none. Times are microseconds from 2024 on, so that a double keeps fractions of them.
--- KEYS[1] names the gateways that are there; then one key for each claim.
--- ARGV: lease, then for each claim: kind, may be refused (1) or only counted (0), and
+-- All reservations of a request, or none. Times are microseconds from 2024 on, so that a double keeps fractions of them.
+-- KEYS[1] names the gateways that are there; then one key for each reservation.
+-- ARGV: lease, then for each reservation: kind, may be refused (1) or only counted (0), and
 --   rate         amount, microseconds for one, burst
 --   concurrency  most, seconds that a lease lasts at most
 --   budget       tokens, billionths of a dollar, most of each (-1 for no bound), seconds until the key may go,
 --                what the asking gateway alone has spent of each
--- Gives for each claim: 1 or 0, remaining, microseconds until it is full, microseconds until it would pass.
+-- Returns for each reservation: 1 or 0, remaining, microseconds until it is full, microseconds until it would pass.
 local time = redis.call('TIME')
 local now = (tonumber(time[1]) - 1704067200) * 1000000 + tonumber(time[2])
 local lease = ARGV[1]

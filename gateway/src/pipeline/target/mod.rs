@@ -13,7 +13,7 @@ use spillway_config::schema::EncodedSlashes;
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::answers;
-use crate::protocol::Resolved;
+use crate::protocol::ResolvedOperation;
 use crate::routing::{Candidates, MAX_HOST, Spelling, read_path};
 use crate::topology::Route;
 
@@ -146,7 +146,7 @@ pub(super) fn judge_spelling<'t>(
     // A server that is asked whether the caller may make the request reads the id too.
     let judges_path = candidates.routes().any(|route| route.judges_path);
     let (method, path) = (&head.method, head.uri.path());
-    let resolved = Resolved::of(method, path);
+    let resolved = ResolvedOperation::of(method, path);
     if answers::is_model_by_id(resolved, path, candidates.routes()) && !(judges_path && spelling.is_hidden()) {
         return Ok(());
     }
@@ -168,7 +168,8 @@ pub(super) fn judge_spelling<'t>(
     let is_evaded = (judges_path && spelling.evades_expressions())
         || spelling.readings(path).any(|reading| {
             // An operation of a model API has its own limits and checks, whatever the route.
-            Resolved::of(method, &reading).dialect != resolved.dialect || !candidates.rule_like(&others(&reading))
+            ResolvedOperation::of(method, &reading).dialect != resolved.dialect
+                || !candidates.rule_like(&others(&reading))
         });
     if is_evaded {
         return Err(wrong(
@@ -190,7 +191,7 @@ fn one_length(head: &mut RequestHeader) -> Result<(), Box<Refusal>> {
             StatusCode::NOT_IMPLEMENTED,
             ErrorKind::InvalidRequest,
             "unsupported_transfer_coding",
-            "the only transfer coding that is taken is `chunked`",
+            "the only transfer coding that is accepted is `chunked`",
         )));
     }
     let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();

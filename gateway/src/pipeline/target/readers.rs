@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use spillway_config::schema::Match;
 
 use super::*;
-use crate::routing::{Rest, RouteTable, TableBuilder};
+use crate::routing::{HeadContext, RouteTable, TableBuilder};
 
 /// Rules of the closed prefix `/admin`, of the operation `/v1/chat/completions`, of all else.
 const ADMIN: usize = 1;
@@ -34,7 +34,7 @@ fn passed(table: &RouteTable, target: &str) -> Option<(String, usize)> {
     let spelling = settle(&mut head).ok()?;
     let headers = HeaderMap::new();
     let client = std::net::IpAddr::from([127, 0, 0, 1]);
-    let by_path = |path: &str| table.candidates(None, path, &Method::GET, &headers, Rest { query: "", client });
+    let by_path = |path: &str| table.candidates(None, path, &Method::GET, &headers, HeadContext { query: "", client });
     let found = by_path(&route_key(&head));
     judge_spelling(spelling, &head, EncodedSlashes::Refuse, &found, by_path).ok()?;
     let rules = found.only()?.rules;

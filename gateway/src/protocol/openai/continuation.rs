@@ -1,16 +1,18 @@
-//! An answer that is continued by another server: the request that asks for it, and what its stream looks like to the
-//! caller, who takes it for the rest of the first one.
+//! Continuation of an answer by another server: the request for it, and the rewriting of its stream, which the caller reads
+//! as the rest of the first stream.
 //!
-//! The text so far is given as the beginning of the assistant's own message. vLLM and SGLang continue that where they are
-//! asked to (`continue_final_message`), llama.cpp always does; a server that knows neither refuses the unknown fields.
+//! The request carries the text so far as the beginning of the assistant's own message. vLLM and SGLang continue that where
+//! the request asks for it (`continue_final_message`), llama.cpp always does. A server that knows neither refuses the
+//! unknown fields.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Map, Value, json};
 
 use crate::protocol::dialect::ContinueStream;
 
-/// The request that continues an answer which has said `text`, in about `tokens` tokens. `None` where what follows would not
-/// fit what came before: answers that are more than plain text of one choice, or held to a form that begins anew.
+/// Body of the request that continues an answer after `text`, of about `tokens` tokens. `None` where the continuation would
+/// not fit the text before it: answers of more than one choice or more than plain text, and answers in a set format, which
+/// the second server would begin anew.
 pub(super) fn continuation(body: &[u8], text: &str, tokens: u32) -> Option<Bytes> {
     let mut body: Map<String, Value> = serde_json::from_slice(body).ok()?;
     if !is_plain(&body) {
@@ -22,7 +24,7 @@ pub(super) fn continuation(body: &[u8], text: &str, tokens: u32) -> Option<Bytes
         return None;
     }
     if text.is_empty() {
-        // Nothing was said yet: it is asked once more.
+        // Nothing was said yet: the same request is sent once more.
         return serde_json::to_vec(&body).ok().map(Bytes::from);
     }
     messages.push(json!({"role": "assistant", "content": text}));
@@ -63,7 +65,7 @@ fn is_plain(body: &Map<String, Value>) -> bool {
     one_choice && text && OTHERS.into_iter().all(unset)
 }
 
-/// The stream of a continuation as the caller gets it.
+/// Rewriter of the stream of a continuation.
 pub(super) struct Continuation<'a> {
     by: &'a str,
     /// Tokens of the answer that came before.
@@ -72,7 +74,7 @@ pub(super) struct Continuation<'a> {
 }
 
 impl<'a> Continuation<'a> {
-    /// Continued by a backend of this name, after so many tokens.
+    /// Begins the stream of the backend `by`, after `before` tokens.
     pub(super) fn new(by: &'a str, before: u32) -> Self {
         Self { by, before: before.into(), is_marked: false }
     }
@@ -100,8 +102,8 @@ impl<'a> Continuation<'a> {
 }
 
 impl ContinueStream for Continuation<'_> {
-    // The first event says who continues, none begins a message, and the usage is that of the whole answer. What is no
-    // event with a JSON object passes as it is.
+    // The first event names the backend that continues, no event begins a message, and the usage is that of the whole
+    // answer. Lines that are no event with a JSON object pass as they are.
     fn rewrite(&mut self, events: &[u8]) -> Bytes {
         let mut out = BytesMut::with_capacity(events.len() + 64);
         for line in events.split_inclusive(|byte| *byte == b'\n') {

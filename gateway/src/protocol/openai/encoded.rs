@@ -51,7 +51,7 @@ struct EncodeUsage {
     total_tokens: u64,
 }
 
-/// The answer to a request for embeddings: vectors in the order of the texts, and whether a text was cut.
+/// Answer to a request for embeddings. `vectors` has, in the order of the texts, each vector and whether its text was cut.
 pub(super) fn embeddings(model: &str, vectors: &[(Vec<f32>, bool)], base64: bool, tokens: u64) -> Bytes {
     let data = vectors.iter().enumerate().map(|(index, (values, truncated))| Vector {
         object: "embedding",
@@ -84,8 +84,8 @@ struct Document<'a> {
     text: Cow<'a, str>,
 }
 
-/// The answer to a reranking, the best first; of equal ones the earlier. `scores` are probabilities in the order of the
-/// documents.
+/// Answer to a reranking, the best document first and of equal ones the earlier. `scores` are probabilities in the order of
+/// the documents.
 pub(super) fn ranking(id: &str, model: &str, request: &EncodeRequest, scores: &[f32], tokens: u64) -> Bytes {
     let mut order: Vec<(usize, f32)> = scores.iter().copied().enumerate().collect();
     order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));

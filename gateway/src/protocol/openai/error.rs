@@ -21,11 +21,11 @@ struct ErrorFields<'a> {
     code: &'static str,
 }
 
-/// Type of an error. It goes with the status, whichever side is at fault: official clients choose their exception by the
-/// status.
+/// Type of an error. The type follows the status, whichever side is at fault: official clients choose their exception by
+/// the status.
 fn kind(refusal: &Refusal) -> &'static str {
     match (refusal.kind, refusal.status) {
-        // Clients recognise by the type that they must not try again.
+        // Clients recognise by this type that they must not retry.
         (_, StatusCode::TOO_MANY_REQUESTS) if refusal.code == "insufficient_quota" => "insufficient_quota",
         (_, StatusCode::TOO_MANY_REQUESTS) => "rate_limit_exceeded",
         (_, StatusCode::SERVICE_UNAVAILABLE) => "service_unavailable",
@@ -44,7 +44,7 @@ pub(super) fn error(refusal: &Refusal) -> Bytes {
     json(&ErrorBody { error: ErrorFields { message, kind: kind(refusal), param, code: refusal.code } })
 }
 
-/// A refusal as an event of a stream.
+/// Refusal as an event of a stream.
 pub(super) fn error_event(refusal: &Refusal) -> Bytes {
     [b"data: ", &*error(refusal), b"\n\n"].concat().into()
 }

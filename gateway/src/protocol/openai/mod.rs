@@ -1,5 +1,5 @@
-//! The OpenAI API, with the reranking of Jina, Cohere and vLLM: [`OpenAi`] implements its dialect, and everything here is
-//! reached through that.
+//! The OpenAI API, with the reranking of Jina, Cohere and vLLM. [`OpenAi`] implements its dialect and is the only way into
+//! this folder.
 
 mod continuation;
 mod encoded;
@@ -28,16 +28,16 @@ const EMBEDDINGS: &str = "embeddings";
 const MODELS: &str = "models";
 const RESPONSES: &str = "responses";
 const RERANK: &str = "rerank";
-const PLACES: [&str; 6] = [CHAT, COMPLETIONS, EMBEDDINGS, MODELS, RESPONSES, RERANK];
+const PATHS: [&str; 6] = [CHAT, COMPLETIONS, EMBEDDINGS, MODELS, RESPONSES, RERANK];
 
 /// Other paths of reranking, by which only the operation is known and not the dialect.
 const FURTHER_RERANK: [&str; 2] = ["/rerank", "/v2/rerank"];
 
-/// The dialect.
+/// Dialect of OpenAI's API.
 pub(super) struct OpenAi;
 
-fn below(place: &str, path: &str) -> bool {
-    path.strip_prefix(place).is_some_and(|deeper| deeper.is_empty() || deeper.starts_with('/'))
+fn below(known: &str, path: &str) -> bool {
+    path.strip_prefix(known).is_some_and(|deeper| deeper.is_empty() || deeper.starts_with('/'))
 }
 
 impl Dialect for OpenAi {
@@ -47,7 +47,7 @@ impl Dialect for OpenAi {
 
     fn operation(&self, method: &Method, path: &str) -> Option<Known> {
         let is_post = method == Method::POST;
-        let Some(path_below) = path.strip_prefix("/v1/").filter(|rest| PLACES.iter().any(|place| below(place, rest)))
+        let Some(path_below) = path.strip_prefix("/v1/").filter(|rest| PATHS.iter().any(|known| below(known, rest)))
         else {
             return (is_post && FURTHER_RERANK.contains(&path)).then_some(Known {
                 operation: Operation::Rerank,

@@ -1,4 +1,4 @@
-//! What an event stream of OpenAI's has said so far, for another server to continue.
+//! Text of an OpenAI event stream so far, for another server to continue.
 
 use std::borrow::Cow;
 
@@ -8,16 +8,16 @@ use serde::de::IgnoredAny;
 use crate::protocol::chat::Said;
 use crate::protocol::dialect::Transcribe;
 
-/// Longest answer that can be continued. A model's context is some hundred thousand tokens; answers are far shorter.
+/// Longest answer that can be continued, in bytes. Contexts have some hundred thousand tokens; answers are far shorter.
 const MAX_TEXT: usize = 256 << 10;
 
-/// Text of an answer so far, where it can be continued: plain text of one choice.
+/// Text of an answer so far. Only plain text of one choice can be continued.
 #[derive(Debug)]
 pub(super) struct Transcript {
     text: String,
     /// Events with text, which is about one token each.
     pieces: u32,
-    /// True while nothing else was said.
+    /// True while the answer has been plain text of one choice.
     is_plain: bool,
     is_finished: bool,
 }
@@ -25,12 +25,12 @@ pub(super) struct Transcript {
 #[derive(Deserialize)]
 struct Chunk<'a> {
     #[serde(borrow, default)]
-    choices: Vec<Choice<'a>>,
+    choices: Vec<ChunkChoice<'a>>,
     error: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
-struct Choice<'a> {
+struct ChunkChoice<'a> {
     #[serde(default)]
     index: u32,
     #[serde(borrow)]
@@ -58,7 +58,7 @@ impl Default for Transcript {
 }
 
 impl Transcript {
-    fn choice(&mut self, choice: Choice<'_>) {
+    fn choice(&mut self, choice: ChunkChoice<'_>) {
         self.is_finished |= choice.finish_reason.is_some();
         self.is_plain &= choice.index == 0 && choice.logprobs.is_none();
         let Some(delta) = choice.delta else { return };
@@ -89,7 +89,7 @@ impl Transcribe for Transcript {
                 continue;
             }
             match serde_json::from_slice::<Chunk<'_>>(data) {
-                // A caller that got an error expects nothing more.
+                // A caller that received an error expects no further events.
                 Ok(Chunk { error: Some(_), .. }) => self.is_plain = false,
                 Ok(chunk) => chunk.choices.into_iter().for_each(|choice| self.choice(choice)),
                 Err(_) => self.is_plain = false,
@@ -146,6 +146,6 @@ mod tests {
         let mut told = Transcript::default();
         told.feed(event(r#"{"delta":{"content":"x"}}"#).as_bytes());
         told.feed(b"data: {\"error\":{\"message\":\"overloaded\"}}\n\n");
-        assert_eq!(told.to_continue(), None, "who was told of an error expects nothing more");
+        assert_eq!(told.to_continue(), None, "a caller that received an error expects nothing more");
     }
 }

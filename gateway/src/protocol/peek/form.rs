@@ -1,15 +1,16 @@
-//! The model that a form names (`multipart/form-data`, RFC 7578): transcriptions and edits of images come as one. Readers of
-//! forms differ in much that no client writes, so that only the plain spelling is taken: lines that end with CRLF, nothing
-//! before the first boundary or behind the last one, one name for each part, parameters that nobody joins or decodes.
+//! Reader of the model that a form names (`multipart/form-data`, RFC 7578), as in requests for transcriptions and edits of
+//! images. Readers of forms differ in much that no client writes, so only the plain spelling is accepted. Lines end with
+//! CRLF, nothing is before the first boundary or behind the last one, and each part has one name. No reader joins or decodes
+//! the parameters.
 
 use memchr::memmem;
 use spillway_filter::Refusal;
 
-use super::judged_model;
-use super::scan::{Spelling, spelling};
+use super::check_model;
+use super::scan::{NameMatch, compare_names};
 use crate::protocol::refusals::duplicate;
 
-/// The longest boundary (RFC 2046, 5.1.1).
+/// Longest boundary in bytes (RFC 2046, 5.1.1).
 const MAX_BOUNDARY: usize = 70;
 
 /// Most parameters of one header: clients write three, and each name is compared with all before it.
@@ -19,12 +20,12 @@ fn wrong(what: &str) -> Refusal {
     Refusal::invalid("invalid_form", format!("The body is not a plain multipart form: {what}."))
 }
 
-/// True if a content type is that of a form in parts.
+/// True if a content type is that of a multipart form.
 pub fn is_form(content_type: &[u8]) -> bool {
     content_type.get(..10).is_some_and(|start| start.eq_ignore_ascii_case(b"multipart/"))
 }
 
-/// The model that a form names. A form that two readers could take for two is refused.
+/// Returns the model that a form names. A form that two readers could read in two ways is refused.
 pub fn form_model(content_type: &[u8], body: &[u8]) -> Result<Option<String>, Refusal> {
     let boundary = boundary(content_type)?;
     let delimiter = [b"--", boundary].concat();
@@ -37,11 +38,11 @@ pub fn form_model(content_type: &[u8], body: &[u8]) -> Result<Option<String>, Re
         let behind = behind.get(delimiter.len()..).unwrap_or_default();
         if is_first {
             if !part.is_empty() {
-                return Err(wrong("something stands before its first boundary"));
+                return Err(wrong("it has bytes before its first boundary"));
             }
         } else {
             let Some(part) = part.strip_suffix(b"\r\n") else {
-                return Err(wrong("its boundary stands within a line"));
+                return Err(wrong("its boundary is within a line"));
             };
             if let Some(named) = named_by(part)? {
                 if model.is_some() {
@@ -54,12 +55,13 @@ pub fn form_model(content_type: &[u8], body: &[u8]) -> Result<Option<String>, Re
         match behind {
             b"--" | b"--\r\n" => return Ok(model),
             [b'\r', b'\n', next @ ..] => rest = next,
-            _ => return Err(wrong("something stands behind a boundary")),
+            _ => return Err(wrong("it has bytes behind a boundary")),
         }
     }
 }
 
-/// Boundary that the type of a form names. Some readers decode names and values by other parameters of the type.
+/// Returns the boundary in the content type of a form. Other parameters are refused, because some readers decode names and
+/// values by them.
 fn boundary(content_type: &[u8]) -> Result<&[u8], Refusal> {
     let (media_type, parameters) = read_parameters(content_type)?;
     if !media_type.eq_ignore_ascii_case(b"multipart/form-data") {
@@ -81,14 +83,14 @@ fn boundary(content_type: &[u8]) -> Result<&[u8], Refusal> {
     Err(wrong("its type names no boundary of 1 to 70 plain characters without blanks around it"))
 }
 
-/// Names and values, quotes taken off.
+/// Names and values, without their quotes.
 type Parameters<'v> = Vec<(&'v [u8], &'v [u8])>;
 
-/// Value and parameters of a header. Names with `*` are refused, which some readers join or decode (RFC 2231), but for the
-/// `filename*` of clients whose file has a name beyond ASCII: nothing is decided by that.
+/// Splits a header into its value and parameters. Names with `*`, which some readers join or decode (RFC 2231), are refused.
+/// Only `filename*` is accepted, which clients write for files with a name beyond ASCII and which decides nothing.
 fn read_parameters(header: &[u8]) -> Result<(&[u8], Parameters<'_>), Refusal> {
     if header.contains(&b'\\') {
-        // Half of the readers take the next character for itself, half the backslash.
+        // Half of the readers read the next character as itself, half the backslash too.
         return Err(wrong("a parameter has a backslash"));
     }
     let mut quoted = false;
@@ -120,16 +122,16 @@ fn read_parameters(header: &[u8]) -> Result<(&[u8], Parameters<'_>), Refusal> {
     Ok((value, parameters))
 }
 
-/// True if this is a token (RFC 9110, 5.6.2).
+/// True if `text` is a token (RFC 9110, 5.6.2).
 fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
 }
 
-/// True if a content type says that its text is UTF-8 or ASCII, or says nothing about that.
+/// True if a content type declares UTF-8 or ASCII, or no charset.
 pub fn is_utf8(content_type: &[u8]) -> bool {
     const LABELS: [&[u8]; 4] = [b"utf-8", b"utf8", b"us-ascii", b"ascii"];
     match content_type.windows(7).filter(|part| part.eq_ignore_ascii_case(b"charset")).count() {
-        // Readers may differ on its other parameters: they decide nothing.
+        // Readers may differ on other parameters, which decide nothing.
         0 => true,
         1 => read_parameters(content_type).is_ok_and(|(_, parameters)| {
             parameters.iter().any(|(name, value)| {
@@ -140,7 +142,7 @@ pub fn is_utf8(content_type: &[u8]) -> bool {
     }
 }
 
-/// Model that a part names, if it is the field for that.
+/// Returns the model that a part names, if the part is the field `model`.
 fn named_by(part: &[u8]) -> Result<Option<String>, Refusal> {
     let Some(end) = memmem::find(part, b"\r\n\r\n") else { return Err(wrong("a part has no header")) };
     let (header, value) = part.split_at_checked(end).unwrap_or((part, &[]));
@@ -158,7 +160,7 @@ fn named_by(part: &[u8]) -> Result<Option<String>, Refusal> {
             line.iter().position(|byte| *byte == b':').ok_or_else(|| wrong("the header of a part has no colon"))?;
         let (field, text) = line.split_at_checked(colon).unwrap_or((line, &[]));
         let text = text.get(1..).unwrap_or_default();
-        // A blank before the colon, or before a folded line, is taken off by some readers.
+        // Some readers trim a blank before the colon, or before a folded line.
         if !is_token(field) {
             return Err(wrong("the name of a field in the header of a part is no token"));
         }
@@ -181,15 +183,15 @@ fn named_by(part: &[u8]) -> Result<Option<String>, Refusal> {
     let name = with_name(b"name")
         .and_then(|(_, name)| std::str::from_utf8(name).ok())
         .ok_or_else(|| wrong("a part has no name"))?;
-    // Some servers take blanks off, decode the words of RFC 2047, or all values by what this field says (RFC 7578, 4.6).
+    // Some servers trim blanks, decode the words of RFC 2047, or decode all values by this field (RFC 7578, 4.6).
     if name.trim() != name || name.contains("=?") || name.eq_ignore_ascii_case("_charset_") {
         return Err(wrong("the name of a part can be read in two ways"));
     }
-    match spelling(name, "model") {
-        Spelling::Other => return Ok(None),
-        Spelling::Same if !is_file && !is_encoded => {}
+    match compare_names(name, "model") {
+        NameMatch::Other => return Ok(None),
+        NameMatch::Same if !is_file && !is_encoded => {}
         _ => return Err(wrong("the part of the model can be read in two ways")),
     }
     let model = std::str::from_utf8(value).map_err(|_| wrong("the model is no text"))?;
-    judged_model(model, true).map(|()| Some(model.to_owned()))
+    check_model(model, true).map(|()| Some(model.to_owned()))
 }

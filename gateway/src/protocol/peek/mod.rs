@@ -1,6 +1,6 @@
-//! Facts of a request's body that routing, limits and telemetry need, whatever its dialect: the fields under the names
-//! that OpenAI, vLLM, llama.cpp, TGI and Ollama know. Only what must be read in one way by every reader is judged; whether
-//! the rest makes sense is for the server that answers.
+//! Facts of a request's body that routing, limits and telemetry need, whatever its dialect: the fields under the names that
+//! OpenAI, vLLM, llama.cpp, TGI and Ollama know. Only ambiguity is refused here, where two readers could read different
+//! values; the server that answers validates the rest.
 
 mod form;
 mod parts;
@@ -15,27 +15,27 @@ use std::ops::Range;
 use spillway_filter::Refusal;
 
 pub use form::{form_model, is_form, is_utf8};
-use parts::Parts;
+use parts::PromptParts;
 pub use prefix::prompt_prefix;
-use scan::{Kind, Scan, Spelling, Wrong, spelling};
+use scan::{NameMatch, Scan, ValueKind, Wrong, compare_names};
 
 use super::refusals::duplicate;
 
-/// Longest name of a model: it becomes part of logs, spans and messages.
+/// Longest name of a model in bytes, because the name becomes part of logs, spans and messages.
 const MAX_MODEL_BYTES: usize = 256;
 
-/// What routing needs of a body.
+/// Facts of a body that the gateway needs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Peek<'a> {
-    /// The model named.
+    /// Model that the body names.
     pub model: Option<Cow<'a, str>>,
-    /// Where the value of `model` stands in the body.
+    /// Range of the value of `model` in the body.
     pub model_at: Option<Range<usize>>,
-    /// Whether the answer shall be an event stream.
+    /// True if the answer is wanted as an event stream.
     pub stream: bool,
-    /// Most tokens of one answer: the largest number under any of the names that servers know.
+    /// Most tokens of one answer: the largest number under any name that servers know.
     pub max_tokens: Option<u64>,
-    /// Answers that may be written: `n` or `best_of` for each prompt; 1 at least.
+    /// Answers that a server may write: `n` or `best_of` for each prompt; 1 at least.
     pub answers: u64,
     /// Text of the prompt in bytes.
     pub prompt_bytes: u64,
@@ -50,20 +50,20 @@ pub struct Peek<'a> {
 enum Field {
     Model,
     Stream,
-    /// Nothing is read of it, and it decides something at servers.
+    /// Not read, but checked for duplicates, because servers act on it.
     Options,
     /// Most tokens of an answer.
     MaxTokens,
-    /// How many answers.
+    /// Number of answers.
     Answers,
-    /// A prompt, or prompts.
+    /// Prompt, or list of prompts.
     Prompt,
     /// Text that a model reads.
     Text,
 }
 
-/// The fields that are read. Of the names for the most tokens of an answer, the last three are llama.cpp's, TGI's and
-/// Ollama's.
+/// Fields that are read. Of the names for the most tokens of an answer, the last three are those of llama.cpp, TGI and
+/// Ollama.
 const FIELDS: [(&str, Field); 19] = [
     ("model", Field::Model),
     ("stream", Field::Stream),
@@ -86,19 +86,19 @@ const FIELDS: [(&str, Field); 19] = [
     ("suffix", Field::Text),
 ];
 
-/// True if readers of JSON would take a body for it whatever the request says that it is: an object, in any of the
-/// encodings that are found out by the first bytes (RFC 4627, 3), with or without a byte order mark.
+/// True if a reader that ignores the Content-Type could parse the body as a JSON object. The reader may guess the encoding
+/// by the first bytes (RFC 4627, 3) and skip a byte order mark.
 pub fn looks_like_json(body: &[u8]) -> bool {
     let blank = |byte: &&u8| matches!(**byte, b' ' | b'\n' | b'\t' | b'\r' | 0 | 0xEF | 0xBB | 0xBF | 0xFE | 0xFF);
     body.iter().find(|byte| !blank(byte)) == Some(&b'{')
 }
 
-/// Reads what routing needs. The body must be one JSON object in which none of the fields read stands twice, so that no
-/// server behind us can read another one than we did. Where it `is_strict`, no field may have a name or a value either that
-/// some servers read and we do not.
+/// Reads the facts of a body, which must be one JSON object. A field that is read must not appear twice, because a server
+/// could read the other value. With `is_strict`, names and values that some servers read and the gateway does not are
+/// refused too.
 pub fn peek(body: &[u8], is_strict: bool) -> Result<Peek<'_>, Refusal> {
     let mut reader =
-        Reader { is_strict, peek: Peek { answers: 1, ..Peek::default() }, seen: 0, prompts: 1, wrong: None };
+        BodyReader { is_strict, peek: Peek { answers: 1, ..Peek::default() }, seen: 0, prompts: 1, wrong: None };
     match reader.read(body) {
         Ok(()) => {}
         Err(NotRead::NoObject) => return Err(Refusal::invalid("invalid_json", "The body must be a JSON object.")),
@@ -127,17 +127,17 @@ impl From<Wrong> for NotRead {
     }
 }
 
-struct Reader<'a> {
+struct BodyReader<'a> {
     is_strict: bool,
     peek: Peek<'a>,
-    /// A bit for each field of the table that was there.
+    /// Bit for each field of [`FIELDS`] that the body has.
     seen: u32,
     prompts: u64,
-    /// The first mistake of sense: one of syntax behind it counts before it.
+    /// First invalid field. Reported only if the rest of the body is valid JSON.
     wrong: Option<Refusal>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> BodyReader<'a> {
     fn refuse(&mut self, refusal: Refusal) {
         self.wrong.get_or_insert(refusal);
     }
@@ -145,7 +145,7 @@ impl<'a> Reader<'a> {
     fn read(&mut self, body: &'a [u8]) -> Result<(), NotRead> {
         let mut scan = Scan::new(body)?;
         if !matches!(scan.next(), Some(b'{')) {
-            // What is some other value is told as that, what is none as a mistake.
+            // Another JSON value and invalid JSON have errors of their own.
             scan.skip()?;
             scan.end()?;
             return Err(NotRead::NoObject);
@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
         let mut is_first = true;
         while let Some((name, has_escapes)) = scan.name(is_first)? {
             is_first = false;
-            self.judge_name(&scan, &name, has_escapes);
+            self.check_name(&scan, &name, has_escapes);
             match scan.text(name, has_escapes).and_then(|name| self.field(&name)) {
                 Some((name, field)) => self.value(&mut scan, name, field)?,
                 None => {
@@ -166,9 +166,9 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Refuses names with control characters where it is strict: readers in C end a name at its first zero. JSON has them as
-    /// escapes only.
-    fn judge_name(&mut self, scan: &Scan<'a>, name: &Range<usize>, has_escapes: bool) {
+    /// Refuses names with control characters if `is_strict`, because readers in C end a name at its first zero. JSON can
+    /// write control characters as escapes only.
+    fn check_name(&mut self, scan: &Scan<'a>, name: &Range<usize>, has_escapes: bool) {
         if !(self.is_strict && has_escapes) {
             return;
         }
@@ -180,17 +180,17 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The field of this name, if it is to be read.
+    /// Looks up the field of this name; `None` where its value is not to be read.
     fn field(&mut self, name: &str) -> Option<(&'static str, Field)> {
-        // Only a name beyond ASCII is longer than what it folds to: most names are told by their length.
+        // Only a name beyond ASCII can be longer than the one it folds to, so the length rules out most names.
         let is_ascii = name.is_ascii();
-        for (place, (known, field)) in FIELDS.iter().enumerate() {
+        for (index, (known, field)) in FIELDS.iter().enumerate() {
             if is_ascii && known.len() != name.len() {
                 continue;
             }
-            match spelling(name, known) {
-                Spelling::Same => {
-                    let bit = 1 << place;
+            match compare_names(name, known) {
+                NameMatch::Same => {
+                    let bit = 1 << index;
                     if self.seen & bit != 0 {
                         self.refuse(duplicate(known));
                         return None;
@@ -198,7 +198,7 @@ impl<'a> Reader<'a> {
                     self.seen |= bit;
                     return Some((known, *field));
                 }
-                Spelling::Folded if self.is_strict => {
+                NameMatch::Folded if self.is_strict => {
                     let message = format!(
                         "`{name}` is not `{known}`, but servers that ignore the case of names would read it as that: \
                          write `{known}`, or leave it out."
@@ -206,8 +206,8 @@ impl<'a> Reader<'a> {
                     self.refuse(Refusal::invalid("ambiguous_parameter", message).param(*known));
                     return None;
                 }
-                Spelling::Folded => return None,
-                Spelling::Other => {}
+                NameMatch::Folded => return None,
+                NameMatch::Other => {}
             }
         }
         None
@@ -218,7 +218,7 @@ impl<'a> Reader<'a> {
         let start = scan.at();
         match field {
             Field::Prompt | Field::Text => {
-                let mut parts = Parts::default();
+                let mut parts = PromptParts::default();
                 scan.count(&mut parts)?;
                 self.peek.prompt_bytes = self.peek.prompt_bytes.saturating_add(parts.text);
                 self.peek.images = self.peek.images.saturating_add(parts.images);
@@ -231,15 +231,15 @@ impl<'a> Reader<'a> {
                 let kind = scan.skip()?;
                 self.model(scan, start..scan.at(), kind);
             }
-            Field::Stream => self.peek.stream = scan.skip()? == Kind::Bool(true),
+            Field::Stream => self.peek.stream = scan.skip()? == ValueKind::Bool(true),
             Field::Options => {
                 scan.skip()?;
             }
             Field::MaxTokens | Field::Answers => {
                 let count = match scan.skip()? {
-                    Kind::Number => count(scan.slice(start..scan.at())),
-                    Kind::Null => None,
-                    // Some readers take "900" for 900, and others `true` for 1.
+                    ValueKind::Number => count(scan.slice(start..scan.at())),
+                    ValueKind::Null => None,
+                    // Some readers convert "900" to 900, and others `true` to 1.
                     _ if self.is_strict => {
                         let message = format!("`{name}` must be a whole number.");
                         self.refuse(Refusal::invalid("invalid_type", message).param(name));
@@ -257,23 +257,23 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn model(&mut self, scan: &Scan<'a>, at: Range<usize>, kind: Kind) {
+    fn model(&mut self, scan: &Scan<'a>, at: Range<usize>, kind: ValueKind) {
         let raw = scan.slice(at.clone());
         let name = match kind {
-            Kind::Null => {
+            ValueKind::Null => {
                 self.peek.model_at = Some(at);
                 return;
             }
-            // An escape of six bytes stands for one at least.
-            Kind::Text(_) if raw.len() > MAX_MODEL_BYTES * 6 + 2 => None,
-            Kind::Text(false) => {
+            // An escape has up to six bytes and decodes to at least one.
+            ValueKind::Text(_) if raw.len() > MAX_MODEL_BYTES * 6 + 2 => None,
+            ValueKind::Text(false) => {
                 raw.get(1..raw.len() - 1).and_then(|name| std::str::from_utf8(name).ok()).map(Cow::Borrowed)
             }
-            Kind::Text(true) => serde_json::from_slice::<String>(raw).ok().map(Cow::Owned),
+            ValueKind::Text(true) => serde_json::from_slice::<String>(raw).ok().map(Cow::Owned),
             _ => return self.refuse(wrong_model("invalid_type", "a string")),
         };
         let Some(name) = name else { return self.refuse(too_long()) };
-        match judged_model(&name, self.is_strict) {
+        match check_model(&name, self.is_strict) {
             Ok(()) => (self.peek.model, self.peek.model_at) = (Some(name), Some(at)),
             Err(refusal) => self.refuse(refusal),
         }
@@ -288,9 +288,9 @@ fn too_long() -> Refusal {
     wrong_model("invalid_value", &format!("at most {MAX_MODEL_BYTES} bytes long"))
 }
 
-/// Refuses names of models that are too long, and where it `is_strict` those of which servers read only a part: some take
-/// blanks off, and readers in C end a text at its first zero.
-pub(super) fn judged_model(name: &str, is_strict: bool) -> Result<(), Refusal> {
+/// Refuses names of models that are too long. With `is_strict` also names that some servers shorten: several trim blanks,
+/// and readers in C end a text at its first zero.
+pub(super) fn check_model(name: &str, is_strict: bool) -> Result<(), Refusal> {
     if name.len() > MAX_MODEL_BYTES {
         return Err(too_long());
     }
@@ -300,8 +300,8 @@ pub(super) fn judged_model(name: &str, is_strict: bool) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A number of tokens or answers. Readers take `1e2` and `100.0` for 100; what is below zero means to servers that there is
-/// no bound, as if it were left out.
+/// Parses a number of tokens or answers. Servers read `1e2` and `100.0` as 100, and a negative number as no bound, which is
+/// `None` here.
 fn count(text: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(text).ok()?;
     if let Ok(count) = text.parse::<u64>() {
@@ -312,7 +312,7 @@ fn count(text: &[u8]) -> Option<u64> {
     (number >= 0.0).then(|| number.ceil() as u64)
 }
 
-/// Where the value of `model` stands in a body of our own making.
+/// Range of the value of `model` in a body that the gateway wrote.
 pub(in crate::protocol) fn model_at(body: &[u8]) -> Option<Range<usize>> {
     peek(body, false).ok()?.model_at
 }

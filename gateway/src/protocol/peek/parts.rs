@@ -1,9 +1,9 @@
-//! How much a prompt holds, counted while it is read and forgotten: what limits of tokens reserve beforehand.
+//! Size of a prompt, counted while the body is read, for the reservations of token limits.
 
-/// What a prompt is made of: the bytes of its text (strings, the `content` and `text` of objects, and four for a number,
-/// which there is the id of a token), its images and its sounds.
+/// Size of a prompt: bytes of text, images and sounds. Text is strings and the `content` and `text` of objects; a number is
+/// a token id and counts as four bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Parts {
+pub(super) struct PromptParts {
     pub(super) text: u64,
     pub(super) images: u64,
     pub(super) sounds: u64,
@@ -11,10 +11,10 @@ pub(super) struct Parts {
     pub(super) texts: u64,
 }
 
-/// What a token stands for where only its id is given.
+/// Bytes of text that a token id counts as: about the mean of English text in common vocabularies.
 const BYTES_PER_TOKEN: u64 = 4;
 
-impl Parts {
+impl PromptParts {
     pub(super) fn add_text(&mut self, bytes: u64) {
         self.text = self.text.saturating_add(bytes);
     }
@@ -24,9 +24,9 @@ impl Parts {
     }
 }
 
-/// What a field of a message is by its name: images and sounds are counted here. Says whether its value holds text. A
-/// spelling that only readers without case take for the name counts as well: too much may be reserved, never too little.
-pub(super) fn part_of(name: &str, parts: &mut Parts) -> bool {
+/// Counts a field of a message by its name, where that is an image or a sound, and returns whether its value holds text.
+/// Names are compared without case, because some servers do: too much may be reserved, never too little.
+pub(super) fn part_of(name: &str, parts: &mut PromptParts) -> bool {
     // No letter of these names has a form beyond ASCII that folds to it.
     let is = |known: &str| name.eq_ignore_ascii_case(known);
     match name.len() {

@@ -1,14 +1,14 @@
-//! The beginning of a prompt, for what a server may have in its KV cache: requests that begin alike share it.
-//! Only as much of the body is read as the prefix needs, and a body that is no JSON has the prefix that was found.
+//! Beginning of a prompt, by which requests that can share a server's KV cache are recognised. Only as much of the body is
+//! read as the prefix needs; a body that is no JSON has the prefix found before the fault.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// The first `most` bytes of the prompt's text, with the roles of messages between them.
+/// Returns the first `most` bytes of the prompt's text, with the roles of messages between them.
 pub fn prompt_prefix(body: &[u8], most: usize) -> Vec<u8> {
     let mut prefix = Prefix { bytes: Vec::with_capacity(most.min(1024)), most };
-    // What ends it early is that the prefix is full, or that the body is no JSON; either way it is what was found.
+    // An error means that the prefix is full or that the body is no JSON; the prefix is good either way.
     let _ = serde_json::Deserializer::from_slice(body).deserialize_map(&mut prefix);
     prefix.bytes
 }
@@ -19,7 +19,7 @@ struct Prefix {
 }
 
 impl Prefix {
-    /// Takes text in; an error when no more is needed.
+    /// Appends text; returns an error once the prefix is full, which ends the reading.
     fn push<E: serde::de::Error>(&mut self, text: &str) -> Result<(), E> {
         let room = self.most.saturating_sub(self.bytes.len());
         let part = text.as_bytes();
@@ -36,7 +36,7 @@ impl<'de> Visitor<'de> for &mut Prefix {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             if matches!(&*key, "messages" | "prompt" | "input" | "instructions" | "system") {
-                map.next_value_seed(Text(self))?;
+                map.next_value_seed(PromptText(self))?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -45,24 +45,24 @@ impl<'de> Visitor<'de> for &mut Prefix {
     }
 }
 
-/// Takes every text of a value in: strings, and what objects have under `role`, `content` and `text`.
-struct Text<'p>(&'p mut Prefix);
+/// Reader that appends every text of a value to a prefix: strings, and the `role`, `content` and `text` of objects.
+struct PromptText<'p>(&'p mut Prefix);
 
-impl<'de> DeserializeSeed<'de> for Text<'_> {
+impl<'de> DeserializeSeed<'de> for PromptText<'_> {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Text<'_> {
+impl<'de> Visitor<'de> for PromptText<'_> {
     type Value = ();
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a prompt")
     }
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
         self.0.push(text)?;
-        // So that "a" after "b" is not "ab".
+        // Separates texts: "a" and "b" is not "ab".
         self.0.push("\0")
     }
     fn visit_bool<E>(self, _: bool) -> Result<(), E> {
@@ -83,13 +83,13 @@ impl<'de> Visitor<'de> for Text<'_> {
         Ok(())
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while list.next_element_seed(Text(self.0))?.is_some() {}
+        while list.next_element_seed(PromptText(self.0))?.is_some() {}
         Ok(())
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             if matches!(&*key, "role" | "content" | "text") {
-                map.next_value_seed(Text(self.0))?;
+                map.next_value_seed(PromptText(self.0))?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }

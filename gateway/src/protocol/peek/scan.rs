@@ -1,21 +1,21 @@
-//! A strict reader of JSON that builds nothing: it passes over bytes once, says where a value ends, and counts of a prompt
-//! what it holds. Limits of tokens and routing read every body with it, so that it takes a nanosecond or two for a byte
-//! whatever the body is made of. It takes what RFC 8259 allows and serde_json takes: UTF-8, no lone surrogates, numbers
-//! that a double can hold, 128 levels. The tests hold it to serde_json.
+//! Strict reader of JSON that builds nothing: it passes over bytes once, finds the end of each value, and counts the size of
+//! prompts. Routing and token limits read every body with it, so a byte costs one or two nanoseconds whatever the body.
+//! Accepted is JSON that RFC 8259 allows and serde_json reads: UTF-8, no lone surrogates, numbers that a double can hold,
+//! 128 levels. The tests compare both readers.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use super::parts::{Parts, part_of};
+use super::parts::{PromptParts, part_of};
 
-/// Containers within each other in a value of the outermost object: with that as many as serde_json reads.
+/// Most nested containers in a value of the outermost object. With that object they are as many as serde_json reads.
 const DEPTH: u32 = 126;
 
-/// The longest name that means anything, in bytes.
+/// Longest name that means anything, in bytes.
 pub(super) const LONGEST_NAME: usize = 24;
 
-/// Error of a body, with the offset of the byte at which it was found.
+/// Syntax error of a body, with the offset of the byte at which it was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Wrong {
     what: &'static str,
@@ -23,25 +23,25 @@ pub(super) struct Wrong {
 }
 
 impl Wrong {
-    /// The place as editors count it: lines and columns from 1.
+    /// Formats the error with its line and column, both from 1 as editors count.
     pub(super) fn in_body(self, body: &[u8]) -> impl fmt::Display {
         let before = body.get(..self.at).unwrap_or(body);
         let line = memchr::memchr_iter(b'\n', before).count() + 1;
         let start = memchr::memrchr(b'\n', before).map_or(0, |last| last + 1);
-        // The end has no column of its own: it is told as that of the last byte.
+        // The end has no column of its own and is reported as that of the last byte.
         let column = before.len() - start + usize::from(self.at < body.len());
         let what = self.what;
         fmt::from_fn(move |f| write!(f, "{what} at line {line} column {column}"))
     }
 }
 
-/// A value that was passed over.
+/// Kind of a value that was passed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ValueKind {
     Null,
     Bool(bool),
     Number,
-    /// True if it has escapes.
+    /// String; true if it has escapes.
     Text(bool),
     List,
     Object,
@@ -52,7 +52,42 @@ const fn ends_text(byte: u8) -> bool {
     byte < 0x20 || byte == b'"' || byte == b'\\'
 }
 
-/// A place in a body.
+/// Containers that are open around a value.
+struct Nesting {
+    /// A bit for each container, the innermost last: set for an object.
+    objects: u128,
+    /// A bit for each container: set where its entries count as parts of the prompt.
+    counted: u128,
+    depth: u32,
+}
+
+impl Nesting {
+    fn push(&mut self, is_object: bool, counts: bool) {
+        self.objects = self.objects << 1 | u128::from(is_object);
+        self.counted = self.counted << 1 | u128::from(counts);
+        self.depth += 1;
+    }
+
+    fn pop(&mut self) {
+        self.objects >>= 1;
+        self.counted >>= 1;
+        self.depth -= 1;
+    }
+
+    fn is_in_object(&self) -> bool {
+        self.objects & 1 == 1
+    }
+
+    fn is_in_list(&self) -> bool {
+        self.depth > 0 && self.objects & 1 == 0
+    }
+
+    fn counts(&self) -> bool {
+        self.counted & 1 == 1
+    }
+}
+
+/// Reader at a position in a body.
 pub(super) struct Scan<'a> {
     text: &'a str,
     bytes: &'a [u8],
@@ -60,7 +95,7 @@ pub(super) struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    /// At the beginning of a body, which must be UTF-8.
+    /// Reader at the beginning of a body, which must be UTF-8.
     pub(super) fn new(bytes: &'a [u8]) -> Result<Self, Wrong> {
         match std::str::from_utf8(bytes) {
             Ok(text) => Ok(Self { text, bytes, at: 0 }),
@@ -76,7 +111,7 @@ impl<'a> Scan<'a> {
         self.bytes.get(self.at).copied()
     }
 
-    /// The next byte that is no blank, which is not passed over.
+    /// Passes over blanks and returns the byte behind them, without passing over that.
     pub(super) fn next(&mut self) -> Option<u8> {
         loop {
             match self.peek() {
@@ -86,17 +121,17 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The bytes of a range.
+    /// Bytes of a range.
     pub(super) fn slice(&self, range: Range<usize>) -> &'a [u8] {
         self.bytes.get(range).unwrap_or_default()
     }
 
-    /// Where the reader is.
+    /// Offset of the next byte.
     pub(super) fn at(&self) -> usize {
         self.at
     }
 
-    /// Enters an object, which must be there.
+    /// Enters an object, which must be next.
     pub(super) fn enter(&mut self) -> Result<(), Wrong> {
         if self.next() == Some(b'{') {
             self.at += 1;
@@ -105,7 +140,8 @@ impl<'a> Scan<'a> {
         self.wrong("expected an object")
     }
 
-    /// The next name in an object and whether it has escapes, up to and with the colon; `None` at the end of the object.
+    /// Passes over the next name of an object and its colon. Returns the range of the name and whether it has escapes;
+    /// `None` at the end of the object.
     pub(super) fn name(&mut self, is_first: bool) -> Result<Option<(Range<usize>, bool)>, Wrong> {
         match self.next() {
             Some(b'}') => {
@@ -142,7 +178,7 @@ impl<'a> Scan<'a> {
         Ok((name, has_escapes))
     }
 
-    /// Nothing but blanks may follow.
+    /// Checks that nothing but blanks follows.
     pub(super) fn end(&mut self) -> Result<(), Wrong> {
         match self.next() {
             None => Ok(()),
@@ -151,19 +187,18 @@ impl<'a> Scan<'a> {
     }
 
     /// Passes over one value.
-    pub(super) fn skip(&mut self) -> Result<Kind, Wrong> {
+    pub(super) fn skip(&mut self) -> Result<ValueKind, Wrong> {
         self.value(None)
     }
 
-    /// Passes over one value and counts what it holds as a part of a prompt.
-    pub(super) fn count(&mut self, parts: &mut Parts) -> Result<Kind, Wrong> {
+    /// Passes over one value and counts it as part of a prompt.
+    pub(super) fn count(&mut self, parts: &mut PromptParts) -> Result<ValueKind, Wrong> {
         self.value(Some(parts))
     }
 
     /// Passes over one value, without recursion: hostile bodies nest as deep as they may.
-    fn value(&mut self, mut parts: Option<&mut Parts>) -> Result<Kind, Wrong> {
-        // A bit for each container that is open: whether it is an object, and whether what is in it counts.
-        let (mut objects, mut counted, mut depth) = (0u128, 0u128, 0u32);
+    fn value(&mut self, mut parts: Option<&mut PromptParts>) -> Result<ValueKind, Wrong> {
+        let mut nesting = Nesting { objects: 0, counted: 0, depth: 0 };
         let mut counts = parts.is_some();
         let mut first = None;
         loop {
@@ -171,38 +206,11 @@ impl<'a> Scan<'a> {
             let kind = match byte {
                 b'{' | b'[' => {
                     let is_object = byte == b'{';
-                    if depth >= DEPTH {
-                        return self.wrong("recursion limit exceeded");
-                    }
-                    self.at += 1;
-                    depth += 1;
-                    objects = objects << 1 | u128::from(is_object);
-                    counted = counted << 1 | u128::from(counts);
-                    let kind = if is_object { Kind::Object } else { Kind::List };
+                    let kind = if is_object { ValueKind::Object } else { ValueKind::List };
                     first.get_or_insert(kind);
-                    match self.next() {
-                        // Empty: closed below.
-                        Some(b'}') if is_object => {}
-                        Some(b']') if !is_object => {}
-                        Some(_) if is_object => {
-                            counts = self.inner_name(counts, parts.as_deref_mut())?;
-                            continue;
-                        }
-                        Some(_) => {
-                            if depth == 1
-                                && let Some(parts) = parts.as_deref_mut()
-                            {
-                                self.element(parts);
-                            }
-                            continue;
-                        }
-                        None => {
-                            return self.wrong(if is_object {
-                                "EOF while parsing an object"
-                            } else {
-                                "EOF while parsing a list"
-                            });
-                        }
+                    if let Some(inner) = self.open(is_object, counts, &mut nesting, parts.as_deref_mut())? {
+                        counts = inner;
+                        continue;
                     }
                     kind
                 }
@@ -211,80 +219,121 @@ impl<'a> Scan<'a> {
                     if counts && let Some(parts) = parts.as_deref_mut() {
                         parts.add_text(length);
                     }
-                    Kind::Text(has_escapes)
+                    ValueKind::Text(has_escapes)
                 }
                 b'-' | b'0'..=b'9' => {
-                    let count = self.numbers(depth > 0 && objects & 1 == 0)?;
+                    let count = self.numbers(nesting.is_in_list())?;
                     if counts && let Some(parts) = parts.as_deref_mut() {
                         parts.add_tokens(count);
                     }
-                    Kind::Number
+                    ValueKind::Number
                 }
-                b't' => self.word(b"true", Kind::Bool(true))?,
-                b'f' => self.word(b"false", Kind::Bool(false))?,
-                b'n' => self.word(b"null", Kind::Null)?,
+                b't' => self.word(b"true", ValueKind::Bool(true))?,
+                b'f' => self.word(b"false", ValueKind::Bool(false))?,
+                b'n' => self.word(b"null", ValueKind::Null)?,
                 _ => return self.wrong("expected value"),
             };
             first.get_or_insert(kind);
-            // A value has ended, and with it what ends behind it.
-            loop {
-                if depth == 0 {
-                    return Ok(first.unwrap_or(kind));
-                }
-                let is_object = objects & 1 == 1;
-                match self.next() {
-                    Some(b',') => {
-                        self.at += 1;
-                        counts = counted & 1 == 1;
-                        let closes = if is_object { b'}' } else { b']' };
-                        if self.next() == Some(closes) {
-                            return self.wrong("trailing comma");
-                        }
-                        if is_object {
-                            counts = self.inner_name(counts, parts.as_deref_mut())?;
-                        } else if depth == 1
-                            && let Some(parts) = parts.as_deref_mut()
-                        {
-                            self.element(parts);
-                        }
-                        break;
-                    }
-                    Some(b'}') if is_object => {}
-                    Some(b']') if !is_object => {}
-                    Some(_) => {
-                        return self.wrong(if is_object { "expected `,` or `}`" } else { "expected `,` or `]`" });
-                    }
-                    None => {
-                        return self.wrong(if is_object {
-                            "EOF while parsing an object"
-                        } else {
-                            "EOF while parsing a list"
-                        });
-                    }
-                }
-                self.at += 1;
-                (objects, counted, depth) = (objects >> 1, counted >> 1, depth - 1);
+            match self.close(&mut nesting, parts.as_deref_mut())? {
+                Some(next) => counts = next,
+                None => return Ok(first.unwrap_or(kind)),
             }
         }
     }
 
-    /// The name of a field inside a value; says whether its value counts.
-    fn inner_name(&mut self, counts: bool, parts: Option<&mut Parts>) -> Result<bool, Wrong> {
+    /// Opens a list or object, up to its first value. Returns whether that value counts; `None` for an empty container,
+    /// whose closing bracket is left for [`Self::close`].
+    #[inline(always)]
+    fn open(
+        &mut self,
+        is_object: bool,
+        counts: bool,
+        nesting: &mut Nesting,
+        parts: Option<&mut PromptParts>,
+    ) -> Result<Option<bool>, Wrong> {
+        if nesting.depth >= DEPTH {
+            return self.wrong("recursion limit exceeded");
+        }
+        self.at += 1;
+        nesting.push(is_object, counts);
+        match self.next() {
+            Some(b'}') if is_object => Ok(None),
+            Some(b']') if !is_object => Ok(None),
+            Some(_) => self.next_entry(is_object, counts, nesting, parts).map(Some),
+            None => self.unfinished(is_object),
+        }
+    }
+
+    /// Closes every container that ends behind a value. Returns whether the next value counts; `None` where the outermost
+    /// value has ended.
+    #[inline(always)]
+    fn close(&mut self, nesting: &mut Nesting, mut parts: Option<&mut PromptParts>) -> Result<Option<bool>, Wrong> {
+        while nesting.depth > 0 {
+            let is_object = nesting.is_in_object();
+            match self.next() {
+                Some(b',') => {
+                    self.at += 1;
+                    let closing = if is_object { b'}' } else { b']' };
+                    if self.next() == Some(closing) {
+                        return self.wrong("trailing comma");
+                    }
+                    return self.next_entry(is_object, nesting.counts(), nesting, parts.as_deref_mut()).map(Some);
+                }
+                Some(b'}') if is_object => {}
+                Some(b']') if !is_object => {}
+                Some(_) => {
+                    return self.wrong(if is_object { "expected `,` or `}`" } else { "expected `,` or `]`" });
+                }
+                None => return self.unfinished(is_object),
+            }
+            self.at += 1;
+            nesting.pop();
+        }
+        Ok(None)
+    }
+
+    /// Begins an entry of the innermost container, and passes over its name in an object. Returns whether its value counts.
+    #[inline(always)]
+    fn next_entry(
+        &mut self,
+        is_object: bool,
+        counts: bool,
+        nesting: &Nesting,
+        parts: Option<&mut PromptParts>,
+    ) -> Result<bool, Wrong> {
+        if is_object {
+            return self.inner_name(counts, parts);
+        }
+        if nesting.depth == 1
+            && let Some(parts) = parts
+        {
+            self.element(parts);
+        }
+        Ok(counts)
+    }
+
+    #[cold]
+    fn unfinished<T>(&self, is_object: bool) -> Result<T, Wrong> {
+        self.wrong(if is_object { "EOF while parsing an object" } else { "EOF while parsing a list" })
+    }
+
+    /// Passes over the name of a field inside a value. Returns whether the value of the field counts.
+    fn inner_name(&mut self, counts: bool, parts: Option<&mut PromptParts>) -> Result<bool, Wrong> {
         let (name, has_escapes) = self.key()?;
         let Some(parts) = parts.filter(|_| counts) else { return Ok(false) };
         Ok(self.text(name, has_escapes).is_some_and(|name| part_of(&name, parts)))
     }
 
-    /// An element of the outermost list begins.
-    fn element(&self, parts: &mut Parts) {
+    /// Counts an element of the outermost list, if it is a text or a list of tokens.
+    fn element(&self, parts: &mut PromptParts) {
         if matches!(self.peek(), Some(b'"' | b'[')) {
             parts.texts = parts.texts.saturating_add(1);
         }
     }
 
-    /// A name as it is meant; `None` where it is longer than any that means something.
+    /// Decodes a name; `None` for one that is longer than any that means something.
     pub(super) fn text(&self, range: Range<usize>, has_escapes: bool) -> Option<Cow<'a, str>> {
-        // An escape of six bytes stands for one at least.
+        // An escape has up to six bytes and decodes to at least one.
         let longest = if has_escapes { LONGEST_NAME * 6 } else { LONGEST_NAME };
         if range.len() > longest {
             return None;
@@ -295,7 +344,7 @@ impl<'a> Scan<'a> {
         serde_json::from_slice::<String>(self.slice(range.start - 1..range.end + 1)).ok().map(Cow::Owned)
     }
 
-    fn word(&mut self, word: &'static [u8], kind: Kind) -> Result<Kind, Wrong> {
+    fn word(&mut self, word: &'static [u8], kind: ValueKind) -> Result<ValueKind, Wrong> {
         let there = self.bytes.get(self.at..).unwrap_or_default();
         let same = there.iter().zip(word).take_while(|(a, b)| a == b).count();
         self.at += same;
@@ -305,7 +354,7 @@ impl<'a> Scan<'a> {
         self.wrong(if self.at == self.bytes.len() { "EOF while parsing a value" } else { "expected ident" })
     }
 
-    /// Passes over a string. Gives its length as text, and whether it has escapes.
+    /// Passes over a string. Returns its decoded length in bytes, and whether it has escapes.
     fn string(&mut self) -> Result<(u64, bool), Wrong> {
         self.at += 1;
         let (mut length, mut has_escapes) = (0u64, false);
@@ -331,7 +380,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Passes over an escape; gives the bytes of text that it stands for.
+    /// Passes over an escape. Returns its decoded length in bytes.
     fn escape(&mut self) -> Result<u64, Wrong> {
         self.at += 1;
         let Some(byte) = self.peek() else { return self.wrong("EOF while parsing a string") };
@@ -441,11 +490,11 @@ impl<'a> Scan<'a> {
                 });
             }
             if !is_small {
-                // What is no number of 32 bits is as good as without end.
+                // An exponent beyond 32 bits is beyond any double.
                 exponent = self.text.get(begin..self.at).and_then(|text| text.parse().ok()).unwrap_or(u32::MAX);
             }
         }
-        // Less than 10^307: a double ends at 10^308.
+        // A double ends at 10^308, so a number below 10^307 needs no parsing.
         if whole.saturating_add(usize::try_from(exponent).unwrap_or(usize::MAX)) > 307 {
             let text = std::str::from_utf8(self.slice(start..self.at)).unwrap_or_default();
             if text.parse::<f64>().is_ok_and(f64::is_infinite) {
@@ -456,9 +505,9 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// How many bytes of plain text there are.
+/// Number of bytes of plain text at the beginning of `rest`.
 fn text_run(rest: &[u8]) -> usize {
-    /// Bytes that are looked at one by one: most strings are short.
+    /// Bytes that are compared one by one, because most strings are short.
     const SHORT: usize = 32;
     let ends = |byte: &u8| ends_text(*byte);
     let head = rest.get(..SHORT).unwrap_or(rest);
@@ -468,7 +517,7 @@ fn text_run(rest: &[u8]) -> usize {
     let tail = rest.get(head.len()..).unwrap_or_default();
     let quoted = memchr::memchr2(b'"', b'\\', tail).unwrap_or(tail.len());
     let text = tail.get(..quoted).unwrap_or(tail);
-    // Looked at in blocks, which the compiler makes vectors of.
+    // Compared in blocks, which the compiler turns into vector instructions.
     for (n, block) in text.chunks(256).enumerate() {
         if block.iter().fold(false, |found, byte| found | (*byte < 0x20)) {
             let inside = block.iter().position(ends).unwrap_or(0);
@@ -478,35 +527,35 @@ fn text_run(rest: &[u8]) -> usize {
     head.len() + quoted
 }
 
-/// How a name in a body compares with one that means something.
+/// Result of comparing a name in a body with one that means something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Spelling {
-    /// The name is the one looked for.
+pub(super) enum NameMatch {
+    /// Equal names.
     Same,
-    /// A reader that ignores case takes it for that name.
+    /// Names that are equal to a reader that ignores case.
     Folded,
-    /// The name is another one.
+    /// Different names.
     Other,
 }
 
-/// Compares a name as Go's `encoding/json` does where it does not find it exactly: under Unicode's simple case folding, in
-/// which two characters beyond ASCII fold to a letter of it: U+017F (long s) and U+212A (the sign of Kelvin).
-pub(super) fn spelling(name: &str, known: &str) -> Spelling {
-    // What folds to a letter of ASCII is no shorter than that.
+/// Compares names as Go's `encoding/json` does: exactly, then under Unicode's simple case folding. Under that, two characters
+/// beyond ASCII fold to ASCII letters: U+017F (long s) and U+212A (Kelvin sign).
+pub(super) fn compare_names(name: &str, known: &str) -> NameMatch {
+    // No character is shorter than the ASCII letter that it folds to.
     if name.len() == known.len() {
         return match (name == known, name.eq_ignore_ascii_case(known)) {
-            (true, _) => Spelling::Same,
-            (false, true) => Spelling::Folded,
-            (false, false) => Spelling::Other,
+            (true, _) => NameMatch::Same,
+            (false, true) => NameMatch::Folded,
+            (false, false) => NameMatch::Other,
         };
     }
     if name.len() < known.len() || name.is_ascii() {
-        return Spelling::Other;
+        return NameMatch::Other;
     }
     let folded = name.chars().map(|c| match c {
         '\u{17F}' => 's',
         '\u{212A}' => 'k',
         c => c.to_ascii_lowercase(),
     });
-    if folded.eq(known.chars()) { Spelling::Folded } else { Spelling::Other }
+    if folded.eq(known.chars()) { NameMatch::Folded } else { NameMatch::Other }
 }

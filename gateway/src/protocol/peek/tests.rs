@@ -1,4 +1,4 @@
-//! Which bodies have one reading, which are refused and why, and that no reader behind the gateway finds anything else.
+//! Tests of bodies with one reading, of bodies that are refused, and that no other reader reads anything else.
 
 use std::borrow::Cow;
 
@@ -65,7 +65,7 @@ fn peek_reads_what_routing_needs() {
     assert_eq!((read.prompt_bytes, read.images, read.sounds), (6, 1, 1));
 }
 
-/// Go's `encoding/json` takes a name that it does not know for one that it knows by Unicode's simple case folding.
+/// Go's `encoding/json` matches a name that it does not know with a known one by Unicode's simple case folding.
 #[test]
 fn names_that_another_reader_takes_for_known_ones_are_refused_where_a_body_decides() {
     for (field, known) in [
@@ -163,7 +163,7 @@ proptest::proptest! {
         let _ = read(&bytes);
     }
 
-    /// Whatever reader stands behind us, it must find what we found.
+    /// Every reader behind the gateway finds the values that the gateway found.
     #[test]
     fn peek_agrees_with_a_reader_of_everything(
         keys in proptest::collection::vec(proptest::sample::select(vec!["model", "stream", "x", "y"]), 0..5),
@@ -178,7 +178,7 @@ proptest::proptest! {
         }
     }
 
-    /// The scanner takes what serde_json takes, and refuses what that refuses.
+    /// The scanner accepts and refuses the same bytes as serde_json.
     #[test]
     fn the_scanner_agrees_with_serde_json(text in "[\\[\\]{}:,\"\\\\ueE0-9.+\\- a-f\\x01\\x7f\u{e9}\u{1F600}trulsn]{0,24}") {
         let body = format!("{{\"k\":{text}}}");
@@ -186,7 +186,7 @@ proptest::proptest! {
         proptest::prop_assert_eq!(peek(body.as_bytes(), false).is_ok(), by_serde, "{}", body);
     }
 
-    /// Also where most of what is read is JSON, with one byte of it changed.
+    /// Scanner and serde_json agree also on JSON with one changed byte.
     #[test]
     fn the_scanner_agrees_with_serde_json_on_a_body_with_a_mistake(at in 0usize..190, byte in 0u8..128) {
         let mut body = br#"{"k":[1,-2.5e+10,"a\u00e9\n\ud83d\ude00",{"l":null,"m":[true,false,[],{}]}],"text":"a longer text that has more than thirty two bytes, \"quoted\"","o":{"p":{"q":[0,1e-7]}}}  "#.to_vec();
@@ -198,7 +198,7 @@ proptest::proptest! {
     }
 }
 
-/// An object of which serde_json reads every value.
+/// Object of which serde_json reads every value.
 type Everything = serde_json::Map<String, serde_json::Value>;
 
 #[test]

@@ -1,15 +1,15 @@
-//! The order of those who wait for a place. It has no clock, no lock and wakes nobody: time comes in as an argument, so
-//! that its algebra is tested exactly.
+//! The order of waiters. A [`Line`] has no clock and no lock, and wakes nobody: time is an argument, so that tests of its
+//! algebra are exact.
 //!
-//! *Who is next*: the highest priority; in it, tenants in turn, one place each, so that none can crowd out another; of a
-//! tenant, the oldest. Once the line has not been empty for as long as a request may wait, the newest: this is adaptive
-//! LIFO (Maurer, "Fail at Scale", ACM Queue 13(8), 2015). A line that stands for longer than a wait is no burst; first
-//! come, first served would then serve everybody at the last moment and the rest too late, newest first serves most at
-//! once. CoDel's second half, a shorter allowance while the line stands, is had from the measured rate instead of a
-//! constant: whoever cannot be reached in time at that rate is moved on at once.
+//! *Order*: the highest priority first; within it tenants in turn, one waiter each, so that none can crowd out another; of
+//! a tenant the oldest. Once the line has not been empty for as long as a request may wait, the newest first: adaptive LIFO
+//! (Maurer, "Fail at Scale", ACM Queue 13(8), 2015). A line of that age is no burst. First come, first served would serve
+//! some at the last moment and the rest too late; newest first serves most at once. CoDel shortens the allowance while a
+//! line persists. Here the measured rate does that: a waiter that cannot be reached in time at that rate is moved on at
+//! once.
 //!
-//! *Who gets in*: up to `max_depth`. In a full line a higher priority displaces a lower one, and a tenant with fewer
-//! places one with more, so that the places are shared as the turns are.
+//! *Entry*: up to `max_depth` waiters. In a full line a higher priority displaces a lower one. A waiter of a tenant with
+//! fewer displaces one of a tenant with more, so that entries are shared as the turns are.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::drain_rate::DrainRate;
 
-/// Whose turn it is: a tenant, or the address of an anonymous caller.
+/// Party that takes turns with others: a tenant, or the address of an anonymous caller.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Party {
     /// A tenant.
@@ -30,64 +30,66 @@ pub enum Party {
     Address(IpAddr),
 }
 
-/// Someone in the line: who, and when its wait must be over.
+/// Entry of a waiter in the line.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
-    /// Age: smaller is older.
+pub(super) struct LineEntry {
+    /// Number in the order of arrival: smaller is older.
     seq: u64,
     priority: i32,
     party: Party,
     until: Instant,
 }
 
-impl Place {
-    /// What it is known by.
+impl LineEntry {
+    /// Identity of the entry.
     pub(super) fn id(&self) -> u64 {
         self.seq
     }
 }
 
-/// Why somebody is not let in.
+/// Reason for which a request gets no entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NoEntry {
-    /// Every place is taken, by those with a better claim.
+    /// The line is full of entries with a better claim.
     Full,
-    /// Its turn would come too late.
+    /// The turn would be too late.
     TooLate,
 }
 
-/// How a line is kept.
+/// Limits of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Rules {
+pub(super) struct LineRules {
+    /// Most waiters.
     pub(super) max_depth: usize,
-    /// Longest wait: after this time without a moment in which it was empty, a line is served newest first.
+    /// Longest wait. A line that was not empty for this time is served newest first.
     pub(super) max_wait: Duration,
 }
 
+/// Waiters of one priority.
 #[derive(Debug, Default)]
-struct Tier {
-    parties: HashMap<Party, BTreeMap<u64, Place>>,
-    /// Parties with somebody in the line, the next one first.
+struct PriorityTier {
+    parties: HashMap<Party, BTreeMap<u64, LineEntry>>,
+    /// Parties with waiters, the next one first.
     turns: VecDeque<Party>,
 }
 
-/// The line.
+/// Waiters in their order.
 #[derive(Debug)]
 pub(super) struct Line {
-    rules: Rules,
-    tiers: BTreeMap<Reverse<i32>, Tier>,
+    rules: LineRules,
+    tiers: BTreeMap<Reverse<i32>, PriorityTier>,
     next_seq: u64,
-    /// Those in the tiers.
+    /// Waiters in the tiers.
     waiting: usize,
-    /// Those who were called and have not said what became of it. They keep their place.
+    /// Waiters that were called and have not reported a result yet. They count for the depth.
     called: usize,
-    /// Since when it has not been empty.
+    /// Time since which the line has not been empty.
     standing: Option<Instant>,
     rate: DrainRate,
 }
 
 impl Line {
-    pub(super) fn new(rules: Rules) -> Self {
+    pub(super) fn new(rules: LineRules) -> Self {
         Self {
             rules,
             tiers: BTreeMap::new(),
@@ -99,17 +101,17 @@ impl Line {
         }
     }
 
-    /// Changes the rules; nobody loses a place.
-    pub(super) fn adopt(&mut self, rules: Rules) {
+    /// Changes the limits; no waiter is displaced.
+    pub(super) fn adopt(&mut self, rules: LineRules) {
         self.rules = rules;
     }
 
-    /// How many hold a place.
+    /// Waiters, those that were called included.
     pub(super) fn depth(&self) -> usize {
         self.waiting + self.called
     }
 
-    /// Time passes.
+    /// Counts the time up to `now`.
     fn pass(&mut self, now: Instant) {
         let depth = self.depth();
         self.rate.pass(now, depth > 0);
@@ -120,7 +122,7 @@ impl Line {
         self.standing.is_some_and(|since| now.saturating_duration_since(since) >= self.rules.max_wait)
     }
 
-    /// Somebody comes, whose wait must be over at `until`. Those who lose their place by it are added to `moved_on`.
+    /// Adds a waiter whose wait must end at `until`. Waiters that are displaced are added to `moved_on`.
     pub(super) fn enter(
         &mut self,
         now: Instant,
@@ -128,7 +130,7 @@ impl Line {
         priority: i32,
         until: Instant,
         moved_on: &mut Vec<u64>,
-    ) -> Result<Place, NoEntry> {
+    ) -> Result<LineEntry, NoEntry> {
         self.pass(now);
         let newest_first = self.newest_first(now);
         let ahead = self.ahead(priority, &party, newest_first, None);
@@ -138,37 +140,37 @@ impl Line {
         if self.depth() >= self.rules.max_depth {
             moved_on.push(self.displace(priority, &party, newest_first).ok_or(NoEntry::Full)?);
         }
-        let place = Place { seq: self.next_seq, priority, party, until };
+        let entry = LineEntry { seq: self.next_seq, priority, party, until };
         self.next_seq += 1;
-        self.insert(place.clone(), false);
+        self.insert(entry.clone(), false);
         self.standing = self.standing.or(Some(now));
         if newest_first {
-            // The newcomer pushes its own party's oldest further back.
-            while let Some(lost) = self.unreachable(now, priority, &place.party) {
-                self.remove(priority, &place.party, lost);
+            // The newcomer delays the oldest of its own party.
+            while let Some(lost) = self.unreachable(now, priority, &entry.party) {
+                self.remove(priority, &entry.party, lost);
                 moved_on.push(lost);
             }
         }
-        Ok(place)
+        Ok(entry)
     }
 
-    fn insert(&mut self, place: Place, at_once: bool) {
-        let tier = self.tiers.entry(Reverse(place.priority)).or_default();
-        if !tier.parties.contains_key(&place.party) {
+    fn insert(&mut self, entry: LineEntry, at_once: bool) {
+        let tier = self.tiers.entry(Reverse(entry.priority)).or_default();
+        if !tier.parties.contains_key(&entry.party) {
             if at_once {
-                tier.turns.push_front(place.party.clone());
+                tier.turns.push_front(entry.party.clone());
             } else {
-                tier.turns.push_back(place.party.clone());
+                tier.turns.push_back(entry.party.clone());
             }
         }
-        tier.parties.entry(place.party.clone()).or_default().insert(place.seq, place);
+        tier.parties.entry(entry.party.clone()).or_default().insert(entry.seq, entry);
         self.waiting += 1;
     }
 
-    fn remove(&mut self, priority: i32, party: &Party, seq: u64) -> Option<Place> {
+    fn remove(&mut self, priority: i32, party: &Party, seq: u64) -> Option<LineEntry> {
         let tier = self.tiers.get_mut(&Reverse(priority))?;
         let own = tier.parties.get_mut(party)?;
-        let place = own.remove(&seq)?;
+        let entry = own.remove(&seq)?;
         if own.is_empty() {
             tier.parties.remove(party);
             tier.turns.retain(|other| other != party);
@@ -177,11 +179,11 @@ impl Line {
             self.tiers.remove(&Reverse(priority));
         }
         self.waiting -= 1;
-        Some(place)
+        Some(entry)
     }
 
-    /// Calls the next one, who keeps its place until it says what became of it.
-    pub(super) fn call(&mut self, now: Instant) -> Option<Place> {
+    /// Calls the next waiter, which counts for the depth until it reports a result.
+    pub(super) fn call(&mut self, now: Instant) -> Option<LineEntry> {
         self.pass(now);
         let newest_first = self.newest_first(now);
         let mut tier = self.tiers.first_entry()?;
@@ -190,50 +192,50 @@ impl Line {
         let own = tier.get().parties.get(&party)?;
         let (seq, _) = if newest_first { own.last_key_value()? } else { own.first_key_value()? };
         let (seq, priority) = (*seq, tier.key().0);
-        let place = self.remove(priority, &party, seq)?;
+        let entry = self.remove(priority, &party, seq)?;
         self.called += 1;
-        Some(place)
+        Some(entry)
     }
 
-    /// One who was called found no place: it stands where it stood, and its party is next again.
-    pub(super) fn back(&mut self, now: Instant, place: Place) {
+    /// Puts a called waiter that found no slot back to its position; its party is next again.
+    pub(super) fn back(&mut self, now: Instant, entry: LineEntry) {
         self.pass(now);
         self.called = self.called.saturating_sub(1);
-        if let Some(tier) = self.tiers.get_mut(&Reverse(place.priority))
-            && tier.parties.contains_key(&place.party)
+        if let Some(tier) = self.tiers.get_mut(&Reverse(entry.priority))
+            && tier.parties.contains_key(&entry.party)
         {
-            tier.turns.retain(|other| *other != place.party);
-            tier.turns.push_front(place.party.clone());
+            tier.turns.retain(|other| *other != entry.party);
+            tier.turns.push_front(entry.party.clone());
         }
-        self.insert(place, true);
+        self.insert(entry, true);
     }
 
-    /// One who was called has its place.
+    /// Removes a called waiter that has a slot.
     pub(super) fn admitted(&mut self, now: Instant) {
         self.pass(now);
         self.called = self.called.saturating_sub(1);
         self.rate.admitted();
     }
 
-    /// One who was called goes away without a place.
+    /// Removes a called waiter that leaves without a slot.
     pub(super) fn gone_called(&mut self, now: Instant) {
         self.pass(now);
         self.called = self.called.saturating_sub(1);
     }
 
-    /// One who waits goes away. False when it was not waiting.
-    pub(super) fn leave(&mut self, now: Instant, place: &Place) -> bool {
+    /// Removes a waiter. False if it was not waiting.
+    pub(super) fn leave(&mut self, now: Instant, entry: &LineEntry) -> bool {
         self.pass(now);
-        self.remove(place.priority, &place.party, place.seq).is_some()
+        self.remove(entry.priority, &entry.party, entry.seq).is_some()
     }
 
-    /// How long until all who are in the line now, and one more, have had their turn.
+    /// Time until all waiters, and one more, have had their turn.
     pub(super) fn drained_in(&mut self, now: Instant) -> Option<Duration> {
         self.pass(now);
         self.rate.time_for(self.depth() + 1)
     }
 
-    /// How many are served before somebody of this party: a newcomer, or one at place `seq` that waits already.
+    /// Waiters that are served before one of this party: before a newcomer, or before the waiter `seq`.
     fn ahead(&self, priority: i32, party: &Party, newest_first: bool, seq: Option<u64>) -> usize {
         let better: usize =
             self.tiers.range(..Reverse(priority)).flat_map(|(_, tier)| tier.parties.values()).map(BTreeMap::len).sum();
@@ -246,7 +248,7 @@ impl Line {
             (Some(own), Some(seq)) if newest_first => own.range(seq + 1..).count(),
             (Some(own), Some(seq)) => own.range(..seq).count(),
         };
-        // Each other party has had as many turns as this one before its turn comes; those before it in the round one more.
+        // Before its turn each other party has had as many turns as this one, and one more if it is earlier in the round.
         let turn = tier.turns.iter().position(|other| other == party).unwrap_or(tier.turns.len());
         let others: usize = tier
             .turns
@@ -262,11 +264,11 @@ impl Line {
     }
 
     fn is_too_late(&self, now: Instant, ahead: usize, until: Instant) -> bool {
-        // Whoever is first may always wait: without it, a line that was found to be slow once would never be tried again.
+        // The first may always wait: otherwise a line that was found to be slow once would never be tried again.
         ahead > 0 && self.rate.sure_time_for(ahead + 1).is_some_and(|wait| wait > until.saturating_duration_since(now))
     }
 
-    /// The oldest of a party, when its turn would come too late.
+    /// The oldest waiter of a party, if its turn would be too late.
     fn unreachable(&self, now: Instant, priority: i32, party: &Party) -> Option<u64> {
         let own = self.tiers.get(&Reverse(priority))?.parties.get(party)?;
         let (seq, oldest) = own.first_key_value()?;
@@ -277,7 +279,7 @@ impl Line {
         self.is_too_late(now, ahead, oldest.until).then_some(*seq)
     }
 
-    /// Takes a place from whoever has the least claim to one, for somebody of this party; `None` when that is itself.
+    /// Removes the waiter with the least claim, for a newcomer of this party; `None` if the newcomer has the least.
     fn displace(&mut self, priority: i32, party: &Party, newest_first: bool) -> Option<u64> {
         let (Reverse(lowest), tier) = self.tiers.last_key_value()?;
         let lowest = *lowest;

@@ -7,34 +7,34 @@ use super::*;
 const WAIT: Duration = Duration::from_secs(1);
 
 fn line(max_depth: usize) -> (Line, Instant) {
-    (Line::new(Rules { max_depth, max_wait: WAIT }), Instant::now())
+    (Line::new(LineRules { max_depth, max_wait: WAIT }), Instant::now())
 }
 
 fn tenant(name: &str) -> Party {
     Party::Tenant(name.into())
 }
 
-fn name(place: &Place) -> String {
-    match &place.party {
+fn name(entry: &LineEntry) -> String {
+    match &entry.party {
         Party::Tenant(name) => name.to_string(),
         Party::Address(address) => address.to_string(),
     }
 }
 
-/// Lets somebody in that must get in and displace nobody.
-fn enter(line: &mut Line, now: Instant, who: &str, priority: i32) -> Place {
+/// Adds a waiter that must get an entry and displace none.
+fn enter(line: &mut Line, now: Instant, who: &str, priority: i32) -> LineEntry {
     let mut lost = Vec::new();
-    let place = line.enter(now, tenant(who), priority, now + WAIT, &mut lost).unwrap();
+    let entry = line.enter(now, tenant(who), priority, now + WAIT, &mut lost).unwrap();
     assert!(lost.is_empty(), "{lost:?}");
-    place
+    entry
 }
 
-/// Calls and admits so many, and tells who.
+/// Calls and admits `count` waiters, and returns their names.
 fn serve(line: &mut Line, now: Instant, count: usize) -> String {
     let mut served = Vec::new();
     for _ in 0..count {
-        let Some(place) = line.call(now) else { break };
-        served.push(name(&place));
+        let Some(entry) = line.call(now) else { break };
+        served.push(name(&entry));
         line.admitted(now);
     }
     served.join("")
@@ -72,9 +72,9 @@ fn the_oldest_goes_first_until_the_line_has_stood_for_as_long_as_one_may_wait() 
     }
     let mut called = |at: u64| {
         let now = start + Duration::from_millis(at);
-        let place = line.call(now).unwrap();
+        let entry = line.call(now).unwrap();
         line.admitted(now);
-        place.id()
+        entry.id()
     };
     assert_eq!(called(900), places[0], "a burst: first come, first served");
     assert_eq!(called(1100), places[11], "it stands: the newest");
@@ -87,7 +87,7 @@ fn the_oldest_goes_first_until_the_line_has_stood_for_as_long_as_one_may_wait() 
 }
 
 #[test]
-fn one_who_found_no_place_stands_where_it_stood() {
+fn a_waiter_that_found_no_slot_keeps_its_position() {
     let (mut line, now) = line(100);
     for who in ["a", "b", "a", "c"] {
         enter(&mut line, now, who, 0);
@@ -101,7 +101,7 @@ fn one_who_found_no_place_stands_where_it_stood() {
 }
 
 #[test]
-fn places_in_a_full_line_are_shared_and_a_higher_priority_takes_them() {
+fn entries_of_a_full_line_are_shared_and_a_higher_priority_displaces() {
     let (mut line, now) = line(4);
     let places: Vec<u64> = (0..4).map(|_| enter(&mut line, now, "a", 0).id()).collect();
     let mut lost = Vec::new();
@@ -122,7 +122,7 @@ fn places_in_a_full_line_are_shared_and_a_higher_priority_takes_them() {
 }
 
 #[test]
-fn who_cannot_be_reached_in_time_is_not_held() {
+fn a_waiter_that_cannot_be_reached_in_time_is_moved_on() {
     let (mut line, start) = line(1000);
     // Ten a second are admitted, for two seconds; the line is emptied in between, so that it does not stand.
     let mut now = start;
@@ -154,18 +154,18 @@ fn while_the_line_stands_the_oldest_are_moved_on_before_their_time() {
     // Thirty a second come, ten a second are admitted.
     for n in 0..300u32 {
         let mut lost = Vec::new();
-        if let Ok(place) = line.enter(now, tenant("a"), 0, now + WAIT, &mut lost) {
-            ages.insert(place.id(), now);
+        if let Ok(entry) = line.enter(now, tenant("a"), 0, now + WAIT, &mut lost) {
+            ages.insert(entry.id(), now);
         }
         if n > 60 {
             moved_on.extend(lost.iter().filter_map(|id| ages.get(id)).map(|since| now - *since));
         }
         if n % 3 == 0
-            && let Some(place) = line.call(now)
+            && let Some(entry) = line.call(now)
         {
             line.admitted(now);
             if n > 60 {
-                admitted.push(now - ages[&place.id()]);
+                admitted.push(now - ages[&entry.id()]);
             }
         }
         now += Duration::from_millis(33);
@@ -203,9 +203,9 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn nobody_is_lost_or_counted_twice(steps in proptest::collection::vec(step(), 1..200), max_depth in 1usize..12) {
+    fn no_waiter_is_lost_or_counted_twice(steps in proptest::collection::vec(step(), 1..200), max_depth in 1usize..12) {
         let (mut line, mut now) = line(max_depth);
-        let (mut waiting, mut called): (Vec<Place>, Vec<Place>) = (Vec::new(), Vec::new());
+        let (mut waiting, mut called): (Vec<LineEntry>, Vec<LineEntry>) = (Vec::new(), Vec::new());
         for step in steps {
             match step {
                 Step::Enter { who, priority, wait } => {
@@ -214,19 +214,19 @@ proptest! {
                     let entered = line.enter(now, tenant(&who.to_string()), priority, until, &mut lost);
                     for id in lost {
                         let before = waiting.len();
-                        waiting.retain(|place| place.id() != id);
+                        waiting.retain(|entry| entry.id() != id);
                         prop_assert_eq!(waiting.len() + 1, before, "only one who waits is moved on");
                     }
                     waiting.extend(entered.ok());
                 }
                 Step::Call => match line.call(now) {
-                    Some(place) => {
+                    Some(entry) => {
                         let best = waiting.iter().map(|p| p.priority).max();
-                        prop_assert_eq!(Some(place.priority), best, "the highest priority first");
+                        prop_assert_eq!(Some(entry.priority), best, "the highest priority first");
                         let before = waiting.len();
-                        waiting.retain(|p| p.id() != place.id());
+                        waiting.retain(|p| p.id() != entry.id());
                         prop_assert_eq!(waiting.len() + 1, before);
-                        called.push(place);
+                        called.push(entry);
                     }
                     None => prop_assert!(waiting.is_empty(), "somebody is called whenever somebody waits"),
                 },
@@ -235,18 +235,18 @@ proptest! {
                     line.admitted(now);
                 }
                 Step::Back(n) if !called.is_empty() => {
-                    let place = called.swap_remove(n % called.len());
-                    line.back(now, place.clone());
-                    waiting.push(place);
+                    let entry = called.swap_remove(n % called.len());
+                    line.back(now, entry.clone());
+                    waiting.push(entry);
                 }
                 Step::GoneCalled(n) if !called.is_empty() => {
                     called.swap_remove(n % called.len());
                     line.gone_called(now);
                 }
                 Step::Leave(n) if !waiting.is_empty() => {
-                    let place = waiting.swap_remove(n % waiting.len());
-                    prop_assert!(line.leave(now, &place));
-                    prop_assert!(!line.leave(now, &place), "nobody leaves twice");
+                    let entry = waiting.swap_remove(n % waiting.len());
+                    prop_assert!(line.leave(now, &entry));
+                    prop_assert!(!line.leave(now, &entry), "nobody leaves twice");
                 }
                 Step::Pass(millis) => now += Duration::from_millis(millis.into()),
                 _ => {}
@@ -254,8 +254,8 @@ proptest! {
             prop_assert_eq!(line.depth(), waiting.len() + called.len());
             prop_assert!(line.depth() <= max_depth);
         }
-        for place in waiting {
-            line.leave(now, &place);
+        for entry in waiting {
+            line.leave(now, &entry);
         }
         for _ in called {
             line.gone_called(now);
@@ -277,9 +277,9 @@ proptest! {
         let mut left = backlog.clone();
         let mut served = vec![0usize; backlog.len()];
         for _ in 0..calls {
-            let Some(place) = line.call(now) else { break };
+            let Some(entry) = line.call(now) else { break };
             line.admitted(now);
-            let who: usize = name(&place).parse().unwrap();
+            let who: usize = name(&entry).parse().unwrap();
             served[who] += 1;
             left[who] -= 1;
             let waiting = served.iter().zip(&left).filter(|(_, left)| **left > 0).map(|(served, _)| *served);

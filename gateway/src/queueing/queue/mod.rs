@@ -1,9 +1,9 @@
-//! Where requests wait for a place: a [`Line`] behind a lock, and the waking of those who stand in it.
+//! The queue of a route: a [`Line`] behind a lock, and the waking of its waiters.
 //!
-//! Nobody polls. Whoever frees a place calls the next one ([`super::Room`]); the one who is called tries to take a place
-//! itself, on its own task. No call is lost: one who is called and goes away, for whatever reason, passes the call on
-//! when its ticket is dropped; one who finds no place (another route was faster) stands where it stood, and the place
-//! that it did not get will be freed again. A ticket that is dropped frees its place in the line at once.
+//! Nobody polls. The release of a slot calls the next waiter ([`super::Room`]), which then tries to acquire a slot on its
+//! own task. No call is lost: a waiter that is called and dropped passes the call on. A waiter that finds no slot, because
+//! another route was faster, keeps its position, and the release of that slot calls again. A waiter that is dropped leaves
+//! the line at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,55 +14,56 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::line::{Line, NoEntry, Party, Place, Rules};
-use super::room::Room;
+use super::line::{Line, LineEntry, LineRules, NoEntry, Party};
+use super::room::{Room, Waiters};
 use crate::telemetry::{QueueEnd, QueueMetrics, SpillReason};
 
-/// A route's queue. It outlives snapshots.
+/// Queue of a route; outlives snapshots.
 pub struct Queue {
-    state: Mutex<State>,
-    /// How many hold a place, readable without the lock.
+    state: Mutex<QueueState>,
+    /// Waiters, readable without the lock.
     depth: AtomicUsize,
     metrics: Arc<QueueMetrics>,
 }
 
-struct State {
+struct QueueState {
     line: Line,
-    entries: HashMap<u64, Entry>,
-    /// Where places come free for it.
+    /// Waiters by the number of their entry in the line.
+    waiters: HashMap<u64, WaiterState>,
+    /// Rooms of the backends that the waiters wait for.
     rooms: Vec<Arc<Room>>,
 }
 
-struct Entry {
-    word: Word,
+struct WaiterState {
+    status: WaiterStatus,
     wake: Arc<Notify>,
 }
 
-/// What one who waits has been told.
+/// Status of a waiter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+enum WaiterStatus {
     Waiting,
     Called,
     MovedOn,
 }
 
-/// What a wait has come to.
+/// Result of a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
-    /// There may be a place: try to take one.
+    /// A slot may be free: try to acquire it.
     Called,
-    /// Others have the better claim, or the turn would come too late.
+    /// Waiters with a better claim are first, or the turn would be too late.
     MovedOn,
 }
 
-/// Why a request does not wait, or waits no longer.
+/// Reason for which a request does not wait, or waits no longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotHeld {
     /// The queue is full.
     Full,
-    /// Its turn would come too late.
+    /// The turn of the request would be too late.
     TooLate,
-    /// Its time in the queue is over.
+    /// The time in the queue is over.
     TimeOut,
 }
 
@@ -81,9 +82,9 @@ impl Queue {
     /// An empty queue.
     pub fn new(max_depth: usize, max_wait: Duration, metrics: Arc<QueueMetrics>) -> Self {
         Self {
-            state: Mutex::new(State {
-                line: Line::new(Rules { max_depth, max_wait }),
-                entries: HashMap::new(),
+            state: Mutex::new(QueueState {
+                line: Line::new(LineRules { max_depth, max_wait }),
+                waiters: HashMap::new(),
                 rooms: Vec::new(),
             }),
             depth: AtomicUsize::new(0),
@@ -91,32 +92,33 @@ impl Queue {
         }
     }
 
-    /// Takes over what a snapshot says of it, and listens for places in its rooms.
+    /// Adopts the limits of a new snapshot, and listens for slots in its rooms.
     pub fn adopt(self: &Arc<Self>, max_depth: usize, max_wait: Duration, rooms: Vec<Arc<Room>>) {
         for room in &rooms {
-            room.serve(self);
+            let queue = Arc::downgrade(self);
+            room.serve(queue);
         }
         let mut state = self.state.lock();
-        state.line.adopt(Rules { max_depth, max_wait });
+        state.line.adopt(LineRules { max_depth, max_wait });
         state.rooms = rooms;
     }
 
-    /// Whether nobody waits.
+    /// True without waiters.
     pub fn is_empty(&self) -> bool {
         self.depth.load(Ordering::Relaxed) == 0
     }
 
-    /// A place in the line, until `until` at the latest.
-    pub fn enter(self: &Arc<Self>, party: Party, priority: i32, until: Instant) -> Result<Ticket, NotHeld> {
+    /// Enters the line, until `until` at the latest.
+    pub fn enter(self: &Arc<Self>, party: Party, priority: i32, until: Instant) -> Result<Waiter, NotHeld> {
         let mut moved_on = Vec::new();
         let now = Instant::now();
         let mut state = self.state.lock();
         let entered = state.line.enter(now, party, priority, until, &mut moved_on);
         for lost in moved_on {
-            state.tell(lost, Word::MovedOn);
+            state.notify(lost, WaiterStatus::MovedOn);
         }
-        let place = match entered {
-            Ok(place) => place,
+        let entry = match entered {
+            Ok(entry) => entry,
             Err(no) => {
                 let (no, outcome) = match no {
                     NoEntry::Full => (NotHeld::Full, QueueEnd::Full),
@@ -128,31 +130,31 @@ impl Queue {
             }
         };
         let wake = Arc::new(Notify::new());
-        state.entries.insert(place.id(), Entry { word: Word::Waiting, wake: wake.clone() });
+        state.waiters.insert(entry.id(), WaiterState { status: WaiterStatus::Waiting, wake: wake.clone() });
         self.show(&state);
-        Ok(Ticket { queue: self.clone(), place, wake, since: now, until, outcome: QueueEnd::Abandoned })
+        Ok(Waiter { queue: self.clone(), entry, wake, since: now, until, outcome: QueueEnd::Abandoned })
     }
 
-    /// Somebody was not let in, for want of a place among those who wait for its backend.
+    /// Counts a request that was refused because too many wait for its backends.
     pub fn turned_away(&self) -> NotHeld {
         self.metrics.left(QueueEnd::Full, Duration::ZERO);
         NotHeld::Full
     }
 
-    /// There may be a place: the next one is told. False when nobody waits.
-    pub fn call(&self) -> bool {
+    /// Wakes the next waiter: a slot may be free. False if nobody waits.
+    pub fn wake_next(&self) -> bool {
         let mut state = self.state.lock();
-        let Some(place) = state.line.call(Instant::now()) else { return false };
-        state.tell(place.id(), Word::Called);
+        let Some(entry) = state.line.call(Instant::now()) else { return false };
+        state.notify(entry.id(), WaiterStatus::Called);
         true
     }
 
-    /// How long until a place will be free for a newcomer, as far as the recent rate tells.
+    /// Time until a slot will be free for a newcomer, estimated by the recent rate.
     pub fn drained_in(&self) -> Option<Duration> {
         self.state.lock().line.drained_in(Instant::now())
     }
 
-    fn show(&self, state: &State) {
+    fn show(&self, state: &QueueState) {
         let depth = state.line.depth();
         let before = self.depth.swap(depth, Ordering::Relaxed);
         let signed = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
@@ -160,9 +162,9 @@ impl Queue {
         self.metrics.depth.inc_by(signed(depth) - signed(before));
     }
 
-    /// Passes a call on that nobody here can use.
+    /// Passes on a call that no waiter here can use.
     fn pass_on(&self, rooms: &[Arc<Room>]) {
-        if !self.call() {
+        if !self.wake_next() {
             for room in rooms {
                 room.freed();
             }
@@ -170,81 +172,83 @@ impl Queue {
     }
 }
 
-impl State {
-    fn tell(&mut self, id: u64, word: Word) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.word = word;
-            entry.wake.notify_one();
+impl Waiters for Queue {
+    fn wake_next(&self) -> bool {
+        Self::wake_next(self)
+    }
+}
+
+impl QueueState {
+    fn notify(&mut self, id: u64, status: WaiterStatus) {
+        if let Some(waiter) = self.waiters.get_mut(&id) {
+            waiter.status = status;
+            waiter.wake.notify_one();
         }
     }
 }
 
-/// A place in the line. Dropping it frees the place.
-pub struct Ticket {
+/// A request in the queue. Dropping it leaves the line.
+pub struct Waiter {
     queue: Arc<Queue>,
-    place: Place,
+    entry: LineEntry,
     wake: Arc<Notify>,
     since: Instant,
     until: Instant,
     outcome: QueueEnd,
 }
 
-impl Ticket {
-    /// When the wait ends.
+impl Waiter {
+    /// Time at which the wait ends.
     pub fn until(&self) -> Instant {
         self.until
     }
 
-    /// How long it has lasted.
+    /// Time since the entry.
     pub fn waited(&self) -> Duration {
         self.since.elapsed()
     }
 
-    /// Waits until it is called or moved on; for ever if need be. Can be dropped and asked again.
+    /// Waits until called or moved on, for ever if need be. The future can be dropped and created again.
     pub async fn turn(&self) -> Turn {
         loop {
-            if let Some(turn) = self.told() {
+            if let Some(turn) = self.turn_now() {
                 return turn;
             }
             self.wake.notified().await;
         }
     }
 
-    /// What it has been told, without waiting.
-    pub fn told(&self) -> Option<Turn> {
-        match self.word() {
-            Word::Waiting => None,
-            Word::Called => Some(Turn::Called),
-            Word::MovedOn => Some(Turn::MovedOn),
-        }
-    }
-
-    fn word(&self) -> Word {
+    /// Turn that has been assigned already; does not wait.
+    pub fn turn_now(&self) -> Option<Turn> {
         let state = self.queue.state.lock();
-        state.entries.get(&self.place.id()).map_or(Word::MovedOn, |entry| entry.word)
-    }
-
-    /// It was called and there was no place: it stands where it stood.
-    pub fn back(&self) {
-        let mut state = self.queue.state.lock();
-        let Some(entry) = state.entries.get_mut(&self.place.id()) else { return };
-        if entry.word == Word::Called {
-            entry.word = Word::Waiting;
-            state.line.back(Instant::now(), self.place.clone());
+        match state.waiters.get(&self.entry.id()).map_or(WaiterStatus::MovedOn, |waiter| waiter.status) {
+            WaiterStatus::Waiting => None,
+            WaiterStatus::Called => Some(Turn::Called),
+            WaiterStatus::MovedOn => Some(Turn::MovedOn),
         }
     }
 
-    /// It has a place at an endpoint.
+    /// Waits again, at the same position, after a call that found no free slot.
+    pub fn wait_again(&self) {
+        let mut state = self.queue.state.lock();
+        let Some(waiter) = state.waiters.get_mut(&self.entry.id()) else { return };
+        if waiter.status == WaiterStatus::Called {
+            waiter.status = WaiterStatus::Waiting;
+            state.line.back(Instant::now(), self.entry.clone());
+        }
+    }
+
+    /// Leaves with a slot at an endpoint.
     pub fn admitted(mut self) {
         self.outcome = QueueEnd::Admitted;
     }
 
-    /// It goes where it need not wait.
+    /// Leaves for a target that has no queue.
     pub fn moved_on(mut self) {
         self.outcome = QueueEnd::MovedOn;
     }
 
-    /// It waits no longer.
+    /// Leaves without a slot.
     pub fn given_up(mut self, why: NotHeld) {
         self.outcome = match why {
             NotHeld::Full => QueueEnd::Full,
@@ -254,23 +258,23 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Waiter {
     fn drop(&mut self) {
         let now = Instant::now();
         let mut state = self.queue.state.lock();
-        let word = state.entries.remove(&self.place.id()).map_or(Word::MovedOn, |entry| entry.word);
+        let status = state.waiters.remove(&self.entry.id()).map_or(WaiterStatus::MovedOn, |waiter| waiter.status);
         let admitted = self.outcome == QueueEnd::Admitted;
         let mut unused = None;
-        match word {
-            Word::Called if admitted => state.line.admitted(now),
-            Word::Called => {
+        match status {
+            WaiterStatus::Called if admitted => state.line.admitted(now),
+            WaiterStatus::Called => {
                 state.line.gone_called(now);
                 unused = Some(state.rooms.clone());
             }
-            Word::Waiting => {
-                state.line.leave(now, &self.place);
+            WaiterStatus::Waiting => {
+                state.line.leave(now, &self.entry);
             }
-            Word::MovedOn => {}
+            WaiterStatus::MovedOn => {}
         }
         self.queue.show(&state);
         drop(state);

@@ -1,5 +1,6 @@
-//! What a request touches: the series of its route, endpoint, listener and model, looked up when the configuration was
-//! compiled. Only a method and status that a route has not had before, or a filter's first refusal, look anything up.
+//! Handles on the series that a request updates: those of its route, endpoint, listener and model, found when the
+//! configuration was compiled. Only a route's first request with a method and status, or a filter's first refusal, look up
+//! a series.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::telemetry::label::{
     AttemptEnd, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, QueueEnd, SpillReason,
 };
 
-/// Methods that are told by name (semantic conventions, `http.request.method`); the others are `_OTHER`.
+/// Methods with a label value of their own (semantic conventions, `http.request.method`); the others are `_OTHER`.
 const METHODS: [Method; 9] = [
     Method::GET,
     Method::POST,
@@ -28,9 +29,9 @@ const METHODS: [Method; 9] = [
     Method::CONNECT,
     Method::TRACE,
 ];
-/// Pairs of method and status that a route tells apart. An upstream may send any status; the rest count as `other`.
+/// Most pairs of method and status of a route. An upstream may send any status; further pairs count as `other`.
 const MAX_PAIRS: usize = 64;
-/// Filters of a route whose refusals are told apart.
+/// Most filters of a route whose refusals have series of their own; further ones count as `other`.
 const MAX_FILTERS: usize = 64;
 
 /// Series of a route.
@@ -48,18 +49,18 @@ pub struct RouteMetrics {
     pub retries_denied: Counter,
     /// Streams that died and were continued.
     pub resumed: Counter,
-    /// Filters that waited for something which did not come.
+    /// Filters whose calls of another server failed.
     pub filter_failures: Counter,
     spilled: ByLabel<SpillReason, Counter>,
     shed: ByLabel<SpillReason, Counter>,
     mirrored: ByLabel<MirrorEnd, Counter>,
-    /// By method and status, as they come up.
-    durations: RwLock<Vec<(Pair, Labels, Histogram)>>,
+    /// Durations by method and status, added as they occur.
+    durations: RwLock<Vec<(MethodStatus, Labels, Histogram)>>,
     refusals: RwLock<Vec<(String, Labels, Counter)>>,
 }
 
-/// Method (its place in `METHODS`) and status; `None` is what is told as `other`.
-type Pair = Option<(Option<usize>, u16)>;
+/// Method (its index in `METHODS`) and status; `None` counts as `other`.
+type MethodStatus = Option<(Option<usize>, u16)>;
 
 impl RouteMetrics {
     pub(super) fn new(families: &Arc<Families>, name: &str) -> Self {
@@ -86,12 +87,12 @@ impl RouteMetrics {
         }
     }
 
-    /// Counts a request that was answered in place of the route's own backends.
+    /// Counts a request that a fallback answered instead of the route's own backends.
     pub fn spilled(&self, reason: SpillReason) {
         count(&self.spilled, reason);
     }
 
-    /// Counts a request that was refused because nothing could take it.
+    /// Counts a request that was refused because no target could answer it.
     pub fn shed(&self, reason: SpillReason) {
         count(&self.shed, reason);
     }
@@ -101,7 +102,7 @@ impl RouteMetrics {
         count(&self.mirrored, end);
     }
 
-    /// A filter ended a request.
+    /// Counts a request that a filter ended.
     pub fn refused_by(&self, filter: &str) {
         let Some(families) = &self.families else { return };
         if let Some((_, _, counter)) = self.refusals.read().iter().find(|(known, _, _)| known == filter) {
@@ -122,7 +123,7 @@ impl RouteMetrics {
         counter.inc();
     }
 
-    /// A request has ended.
+    /// Records a request that has ended.
     pub fn ended(&self, method: &Method, status: u16, took: Duration) {
         let Some(families) = &self.families else { return };
         let seconds = took.as_secs_f64();
@@ -145,7 +146,7 @@ impl RouteMetrics {
         histogram.observe(seconds);
     }
 
-    fn duration_labels(&self, pair: Pair) -> Labels {
+    fn duration_labels(&self, pair: MethodStatus) -> Labels {
         let status = pair.map(|(_, status)| StatusCode::from_u16(status));
         labels([
             (
@@ -198,7 +199,7 @@ impl Drop for RouteMetrics {
 /// Series of the queue of a route.
 #[derive(Default)]
 pub struct QueueMetrics {
-    /// Requests that hold a place.
+    /// Requests in the queue.
     pub depth: Gauge,
     /// Time in the queue.
     waits: ByLabel<QueueEnd, Histogram>,
@@ -240,21 +241,21 @@ impl Drop for QueueMetrics {
 /// Series of an endpoint.
 #[derive(Default)]
 pub struct EndpointMetrics {
-    /// Requests at it.
+    /// Requests in flight.
     pub in_flight: Gauge,
     healthy: Gauge,
     /// Answers that meant full.
     pub full: Counter,
-    /// Times that it was left alone for its errors.
+    /// Number of ejections.
     pub ejections: Counter,
-    /// Readings of its own metrics that failed.
+    /// Failed scrapes of its own metrics.
     pub scrape_failures: Counter,
     attempts: ByLabel<AttemptEnd, Counter>,
     series: Option<(Arc<Families>, String, Labels)>,
 }
 
 impl EndpointMetrics {
-    /// `key` is what the handle is held by.
+    /// Creates the handles; `key` names them among the live ones.
     pub(super) fn new(families: &Arc<Families>, key: &str, backend: &str, url: &str) -> Self {
         let own = labels([("backend", backend), ("endpoint", url)]);
         Self {
@@ -270,7 +271,7 @@ impl EndpointMetrics {
         }
     }
 
-    /// What the active check found.
+    /// Records the result of an active check.
     pub fn set_healthy(&self, healthy: bool) {
         self.healthy.set(i64::from(healthy));
     }
@@ -353,16 +354,16 @@ impl Drop for ListenerMetrics {
 
 /// Tokens and times of one model call.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Tokens {
-    /// Tokens read.
+pub struct CallStats {
+    /// Prompt tokens.
     pub input: Option<u64>,
-    /// Tokens written.
+    /// Tokens of the answer.
     pub output: Option<u64>,
-    /// Arrival to the first content.
+    /// Time from arrival to the first content.
     pub first: Option<Duration>,
 }
 
-/// Series that a model inside has beside those of any model.
+/// Further series of a built-in model.
 struct EngineMetrics {
     request: Histogram,
     first_token: Histogram,
@@ -382,7 +383,7 @@ pub struct ModelMetrics {
 }
 
 impl ModelMetrics {
-    /// `key` is what the handle is held by; a model inside has `is_engine`.
+    /// Creates the handles; `key` names them among the live ones. The provider of built-in models is `spillway`.
     pub(super) fn new(families: &Arc<Families>, key: &str, provider: &str, name: &str) -> Self {
         let own = labels([
             ("gen_ai_operation_name", "chat"),
@@ -406,23 +407,23 @@ impl ModelMetrics {
         }
     }
 
-    /// A call has ended.
+    /// Records a call that has ended.
     #[allow(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
-    pub fn called(&self, tokens: Tokens, took: Duration) {
-        if let Some(input) = tokens.input {
+    pub fn called(&self, call: CallStats, took: Duration) {
+        if let Some(input) = call.input {
             self.input.observe(input as f64);
         }
-        if let Some(output) = tokens.output {
+        if let Some(output) = call.output {
             self.output.observe(output as f64);
         }
-        if let Some(first) = tokens.first {
+        if let Some(first) = call.first {
             self.first_chunk.observe(first.as_secs_f64());
         }
         self.duration.observe(took.as_secs_f64());
     }
 
-    /// The engine has written answers of `tokens` tokens each, the first `first` after their submission and the others in
-    /// `rest`.
+    /// Records answers that the engine has written, of `tokens` tokens each: the first token `first` after submission, the
+    /// others within `rest`.
     #[allow(clippy::cast_precision_loss, reason = "token counts are far below 2^52")]
     pub fn generated(&self, first: Duration, rest: Duration, tokens: u64) {
         let Some(EngineMetrics { request, first_token, per_token }) = &self.engine else { return };

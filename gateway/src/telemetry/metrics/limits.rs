@@ -1,4 +1,4 @@
-//! Series of the rules of limits.
+//! Handles on the series of limit rules.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use super::{Families, Labels, labels};
 
 /// Series of one rule.
 pub struct LimitMetrics {
-    /// Requests that it refused.
+    /// Refused requests.
     pub refused: Counter,
-    /// Requests that it would have refused, were it more than a trial.
+    /// Requests that the rule would have refused outside shadow mode.
     pub shadow: Counter,
     families: Arc<Families>,
     name: String,

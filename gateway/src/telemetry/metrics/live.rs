@@ -1,17 +1,17 @@
-//! Handles of what the configuration names. A name has one handle as long as somebody holds it, over all reloads, and
-//! its series disappear with the last holder: series are bounded by what is configured now, not by what ever was.
+//! Live handles by configured name. A name has one handle over all reloads while any snapshot holds it, and its series
+//! disappear with the last holder: the current configuration bounds the series, not its history.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-/// Names of one kind that have series of their own; all further ones share [`OTHER`].
+/// Most names of one kind with series of their own: a scrape stays some megabytes. Further names share [`OTHER`].
 const MAX_NAMES: usize = 10_000;
-/// The value of a label whose own value is one too many.
+/// Label value of all names above the limit.
 pub(super) const OTHER: &str = "other";
 
-/// The handles of one kind that are held, by name.
+/// Live handles of one kind, by name.
 pub(super) struct Live<T> {
     held: Mutex<HashMap<String, Weak<T>>>,
     max: usize,
@@ -24,7 +24,7 @@ impl<T> Default for Live<T> {
 }
 
 impl<T> Live<T> {
-    /// The handle of `name`, made where nobody holds one.
+    /// Returns the handle of `name`; makes it if no live one exists.
     pub(super) fn get(&self, name: &str, make: impl FnOnce(&str) -> T) -> Arc<T> {
         let mut held = self.held.lock();
         let name = if held.contains_key(name) || held.len() < self.max { name } else { OTHER };
@@ -36,7 +36,7 @@ impl<T> Live<T> {
         handle
     }
 
-    /// Called when the handle of `name` is dropped: removes its series, unless a new handle took them over meanwhile.
+    /// Removes the series of `name` when its handle is dropped, unless a new handle uses them meanwhile.
     pub(super) fn gone(&self, name: &str, remove: impl FnOnce()) {
         let mut held = self.held.lock();
         if held.get(name).is_some_and(|newer| newer.strong_count() > 0) {

@@ -1,5 +1,5 @@
-//! Metrics in OpenMetrics text. Handles are looked up at reload; a request touches only atomics. No label value comes
-//! from a caller: routes, backends and models are names of the configuration, methods and statuses are bounded.
+//! Metrics in OpenMetrics text. Handles are found at reload; a request updates only atomics. No label value comes from a
+//! caller: routes, backends and models are names of the configuration, methods and statuses are bounded.
 
 mod handles;
 mod limits;
@@ -20,13 +20,13 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-pub use self::handles::{EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics, Tokens};
+pub use self::handles::{CallStats, EndpointMetrics, ListenerMetrics, ModelMetrics, QueueMetrics, RouteMetrics};
 pub use self::limits::LimitMetrics;
 use self::live::Live;
 pub use self::now::{BackendSample, BudgetSample, CertificateSample, EndpointSample, EngineSample, Samples};
 use super::label::{BodyRefusal, ByLabel, Label};
 
-/// The provider of the models inside.
+/// Provider name of built-in models.
 const ENGINE: &str = "spillway";
 
 /// Label names with their values.
@@ -51,8 +51,8 @@ fn token_counts() -> Histogram {
     Histogram::new((0..14).map(|n| 4f64.powi(n)))
 }
 
-/// Declares series: name of the field, type, name of the metric, and the first value. The doc of a field is the metric's
-/// help text. The fields of a second block belong to no metric and begin with their default.
+/// Declares series: field, type, metric name and first value. The doc of a field is the help text of its metric. Fields of
+/// a second block belong to no metric and begin with their default.
 macro_rules! series {
     (
         $(#[$meta:meta])*
@@ -90,7 +90,7 @@ series! {
     struct Families {
         /// Arrival to last byte
         requests: Histograms = "http_server_request_duration_seconds", Histograms::new_with_constructor(http_seconds);
-        /// Requests that run
+        /// Requests in flight
         requests_in_flight: Gauges = "spillway_requests_in_flight", Gauges::default();
         /// Attempts after a failed one
         retries: Counters = "spillway_retries", Counters::default();
@@ -98,33 +98,33 @@ series! {
         hedges: Counters = "spillway_hedges", Counters::default();
         /// Retries and hedges that the budget did not allow
         retries_denied: Counters = "spillway_retries_denied", Counters::default();
-        /// Streams that died and were continued by the model inside
+        /// Streams that died and were continued by a built-in model
         resumed: Counters = "spillway_streams_resumed", Counters::default();
-        /// Copies of requests by what became of them
+        /// Copies of requests by outcome
         mirrors: Counters = "spillway_mirrors", Counters::default();
-        /// Requests answered by the model inside instead of a backend
+        /// Requests answered by a built-in model or another backend instead of the route's own
         spills: Counters = "spillway_spills", Counters::default();
-        /// Requests refused because nothing could take them
+        /// Requests refused because no target could answer them
         sheds: Counters = "spillway_sheds", Counters::default();
-        /// Requests that wait for a place
+        /// Requests in the queue
         queue_depth: Gauges = "spillway_queue_depth", Gauges::default();
-        /// Time in the queue by what came of it
+        /// Time in the queue by outcome
         queue_wait: Histograms = "spillway_queue_wait_seconds", Histograms::new_with_constructor(http_seconds);
         /// Requests for which a filter asked another server that did not answer
         filter_failures: Counters = "spillway_filter_failures", Counters::default();
         /// Requests that a filter ended
         filter_refusals: Counters = "spillway_filter_refusals", Counters::default();
-        /// Requests at an endpoint
+        /// Requests in flight at an endpoint
         endpoint_in_flight: Gauges = "spillway_endpoint_in_flight", Gauges::default();
-        /// 1 when the active check lets it have traffic
+        /// 1 while the active check finds the endpoint healthy
         endpoint_healthy: Gauges = "spillway_endpoint_healthy", Gauges::default();
-        /// Answers that meant full
+        /// Answers that report the endpoint as full
         endpoint_full: Counters = "spillway_endpoint_full", Counters::default();
-        /// Times that an endpoint was left alone for its errors
+        /// Ejections of an endpoint for its errors
         endpoint_ejections: Counters = "spillway_endpoint_ejections", Counters::default();
-        /// Readings of an endpoint's own metrics that failed
+        /// Failed scrapes of an endpoint's own metrics
         endpoint_scrape_failures: Counters = "spillway_endpoint_scrape_failures", Counters::default();
-        /// Attempts by how they ended
+        /// Attempts by outcome
         endpoint_attempts: Counters = "spillway_endpoint_attempts", Counters::default();
         /// Open client connections
         connections: Gauges = "spillway_connections", Gauges::default();
@@ -138,21 +138,21 @@ series! {
         operation: Histograms = "gen_ai_client_operation_duration_seconds", Histograms::new_with_constructor(model_seconds);
         /// Arrival to the first content
         first_chunk: Histograms = "gen_ai_client_operation_time_to_first_chunk_seconds", Histograms::new_with_constructor(model_seconds);
-        /// Submission to the last token of the model inside
+        /// Submission to the last token of a built-in model
         engine_request: Histograms = "gen_ai_server_request_duration_seconds", Histograms::new_with_constructor(model_seconds);
-        /// Submission to the first token of the model inside
+        /// Submission to the first token of a built-in model
         engine_first_token: Histograms = "gen_ai_server_time_to_first_token_seconds", Histograms::new_with_constructor(model_seconds);
-        /// Time for each further token of the model inside
+        /// Time for each further token of a built-in model
         engine_per_token: Histograms = "gen_ai_server_time_per_output_token_seconds", Histograms::new_with_constructor(model_seconds);
         /// Requests that a limit refused
         limit_refusals: Counters = "spillway_limit_refusals", Counters::default();
-        /// Requests that a limit on trial would have refused
+        /// Requests that a limit in shadow mode would have refused
         limit_shadow_refusals: Counters = "spillway_limit_shadow_refusals", Counters::default();
         /// Edits of the configuration by result
         reloads: Counters = "spillway_config_reloads", Counters::default();
         /// Orders of certificates by result
         orders: Counters = "spillway_acme_orders", Counters::default();
-        /// Request bodies refused by what was spent: memory of the caller, of the process, time to read them
+        /// Request bodies refused, by the spent resource: memory of the caller, of the process, time to read them
         bodies: Counters = "spillway_request_bodies_refused", Counters::default();
     }
     {
@@ -168,13 +168,13 @@ series! {
 series! {
     /// Series of the process as a whole.
     pub struct ProcessMetrics {
-        /// Tries to store a certificate that failed
+        /// Failed attempts to store a certificate
         pub acme_unstored: Counter = "spillway_acme_storage_failures", Counter::default();
-        /// When the running configuration was taken
+        /// Time at which the running configuration was accepted
         pub reloaded_at: Gauge<f64, AtomicU64> = "spillway_config_last_reload_success_timestamp_seconds", Gauge::default();
         /// Refused credentials
         pub authentication_failures: Counter = "spillway_authentication_failures", Counter::default();
-        /// Requests refused because their address had shown too many bad credentials
+        /// Requests refused because their address had sent too many bad credentials
         pub authentication_throttled: Counter = "spillway_authentication_throttled", Counter::default();
         /// Verified tokens that are remembered
         pub token_cache_entries: Gauge = "spillway_token_cache_entries", Gauge::default();
@@ -188,9 +188,9 @@ series! {
         pub budget_write_failures: Counter = "spillway_budget_write_failures", Counter::default();
         /// 1 while the shared store of limits answers
         pub limit_store_up: Gauge = "spillway_limit_store_up", Gauge::default();
-        /// Gateways that share the limits, as this one last saw them
+        /// Gateways that share the limits, as of the last answer of the store
         pub limit_store_gateways: Gauge = "spillway_limit_store_gateways", Gauge::default();
-        /// Requests judged without the shared store of limits
+        /// Requests limited without the shared store of limits
         pub limit_store_fallbacks: Counter = "spillway_limit_store_fallbacks", Counter::default();
         /// Corrections that did not reach the shared store of limits
         pub limit_settlements_lost: Counter = "spillway_limit_settlements_lost", Counter::default();
@@ -200,7 +200,7 @@ series! {
         pub buffered_bytes: Gauge = "spillway_buffered_body_bytes", Gauge::default();
         /// Answers that wait for their clients
         pub buffered_answer_bytes: Gauge = "spillway_buffered_answer_bytes", Gauge::default();
-        /// Clients that were cut because they did not take their answer within writeTimeout
+        /// Connections closed because the client did not read its answer within writeTimeout
         pub write_timeouts: Counter = "spillway_client_write_timeouts", Counter::default();
     }
 }
@@ -211,9 +211,9 @@ pub struct Metrics {
     families: Arc<Families>,
     /// Series of the process as a whole.
     pub process: ProcessMetrics,
-    /// Reloads that were taken.
+    /// Reloads that were accepted.
     pub reloads_ok: Counter,
-    /// Reloads that were kept out.
+    /// Reloads that were rejected.
     pub reloads_failed: Counter,
     /// Certificates that an authority issued.
     pub acme_ok: Counter,
@@ -231,7 +231,7 @@ fn labels<const N: usize>(pairs: [(&'static str, &str); N]) -> Labels {
 }
 
 impl Metrics {
-    /// The metrics of a new process.
+    /// Creates the metrics of a new process.
     pub fn new() -> Self {
         let mut registry = Registry::default();
         let families = Families::register(&mut registry);
@@ -253,22 +253,22 @@ impl Metrics {
         }
     }
 
-    /// The series of a route.
+    /// Handle on the series of a route.
     pub fn route(&self, name: &str) -> Arc<RouteMetrics> {
         self.families.live_routes.get(name, |name| RouteMetrics::new(&self.families, name))
     }
 
-    /// The series of a rule of limits.
+    /// Handle on the series of a limit rule.
     pub fn limit(&self, name: &str) -> Arc<LimitMetrics> {
         self.families.live_limits.get(name, |name| LimitMetrics::new(&self.families, name))
     }
 
-    /// The series of the queue of a route.
+    /// Handle on the series of the queue of a route.
     pub fn queue(&self, route: &str) -> Arc<QueueMetrics> {
         self.families.live_queues.get(route, |route| QueueMetrics::new(&self.families, route))
     }
 
-    /// The series of an endpoint.
+    /// Handle on the series of an endpoint.
     pub fn endpoint(&self, backend: &str, url: &str) -> Arc<EndpointMetrics> {
         self.families.live_endpoints.get(&key(backend, url), |key| {
             let (backend, url) = parts(key);
@@ -276,12 +276,12 @@ impl Metrics {
         })
     }
 
-    /// The series of a listener.
+    /// Handle on the series of a listener.
     pub fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
         self.families.live_listeners.get(name, |name| ListenerMetrics::new(&self.families, name))
     }
 
-    /// The series of model calls that go to `name`, a backend or a model inside (whose provider is `spillway`).
+    /// Handle on the series of model calls to `name`, a backend or a built-in model (whose provider is `spillway`).
     pub fn model(&self, provider: &str, name: &str) -> Arc<ModelMetrics> {
         self.families.live_models.get(&key(provider, name), |key| {
             let (provider, name) = parts(key);
@@ -289,7 +289,7 @@ impl Metrics {
         })
     }
 
-    /// The text for a scrape. Values that others keep are read now.
+    /// Text for a scrape; reads the samples that other rooms keep.
     pub fn encode(&self, samples: &Samples<'_>) -> String {
         let mut now = Registry::default();
         now::backends(&mut now, samples.backends);
@@ -316,13 +316,13 @@ impl Metrics {
     }
 }
 
-/// A handle's key of two names.
+/// Key of a handle with two names.
 fn key(first: &str, second: &str) -> String {
     format!("{first}\n{second}")
 }
 
-/// The names of a key; of the one that all share when there are too many, twice that. A line break inside the first
-/// name would only move the rest of it to the second label.
+/// Names of a key; for the shared key of names above the limit, that key twice. A line break in the first name would only
+/// move its rest to the second label.
 fn parts(key: &str) -> (&str, &str) {
     key.split_once('\n').unwrap_or((key, key))
 }

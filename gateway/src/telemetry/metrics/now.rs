@@ -1,5 +1,5 @@
-//! What is only read when somebody looks: figures that the models inside, the process and other rooms keep themselves.
-//! They make a registry of their own at each scrape, so that nothing of a model that is gone remains.
+//! Figures that are read at a scrape: those that built-in models, the process and other rooms keep themselves. Each scrape
+//! fills a new registry, so that no series of a removed model remains.
 
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
@@ -16,119 +16,119 @@ use super::{Counters, FloatGauges, Gauges, labels};
 type FloatGauge = Gauge<f64, AtomicU64>;
 type FloatCounter = Counter<f64, AtomicU64>;
 
-/// What a model inside says of itself when the metrics are read.
+/// State of a built-in model at a scrape.
 #[derive(Debug, Clone, Default)]
 pub struct EngineSample {
-    /// The model's name.
+    /// Name of the model.
     pub model: String,
-    /// Sequences that are written.
+    /// Sequences that are being written.
     pub active: u64,
     /// Requests that wait.
     pub waiting: u64,
     /// Tokens in the KV cache.
     pub kv_used: u64,
-    /// Tokens that fit.
+    /// Tokens that fit the KV cache.
     pub kv_capacity: u64,
     /// Estimated wait for a first token.
     pub estimated_wait: Duration,
-    /// Tokens that nobody uses and that a prompt may begin with.
+    /// Tokens of the KV cache that no sequence uses and that a prompt may begin with.
     pub kv_idle: u64,
-    /// Prompt tokens since load that were in the KV cache already.
+    /// Prompt tokens since load that the KV cache already held.
     pub cached: u64,
     /// Sequences since load that gave up their part of the KV cache.
     pub preemptions: u64,
     /// Faults of the device since load.
     pub faults: u64,
-    /// How often it was unloaded for another model.
+    /// Number of times that the model was unloaded for another.
     pub evictions: u64,
-    /// How often it could not be loaded for want of memory.
+    /// Number of times that the model could not be loaded for want of memory.
     pub no_room: u64,
-    /// Whether it is loaded.
+    /// True if the model is loaded.
     pub is_loaded: bool,
-    /// Whether it can run now.
+    /// True if the model can run now.
     pub is_ready: bool,
     /// Tokens written since load.
     pub generated: u64,
     /// Tokens read since load.
     pub prompt: u64,
-    /// Where it runs, while it is loaded.
+    /// Device of the model, while it is loaded.
     pub device: Option<DeviceInfo>,
-    /// Device memory that it takes, in bytes.
+    /// Memory of the model on its device, in bytes.
     pub memory: u64,
-    /// Tokens per second, as measured when it was set up.
+    /// Tokens per second, measured when the model was loaded.
     pub rate: f64,
-    /// Bytes of weights per second that a step of one row reads, as measured then.
+    /// Bytes of weights per second that a step of one row reads, measured when the model was loaded.
     pub bandwidth: f64,
 }
 
-/// What an endpoint's state says when the metrics are read.
+/// State of an endpoint at a scrape.
 #[derive(Debug, Clone, Default)]
 pub struct EndpointSample {
-    /// Its backend.
+    /// Name of the backend.
     pub backend: String,
-    /// The name it has in metrics.
+    /// Name of the endpoint in metrics.
     pub endpoint: String,
     /// Requests that may be in flight; `None` without a limit.
     pub limit: Option<u32>,
-    /// Connections that are open to it.
+    /// Open connections to the endpoint.
     pub connections: u32,
-    /// Whether it is ejected.
+    /// True if the endpoint is ejected.
     pub ejected: bool,
-    /// Whether an operator took it out.
+    /// True if an operator drained the endpoint.
     pub drained: bool,
-    /// By what it is full.
+    /// Signal by which the endpoint is full.
     pub full: Option<&'static str>,
     /// Smoothed latency.
     pub latency: Option<Duration>,
-    /// Requests that wait at the server, as it says.
+    /// Requests that wait at the server, as the server reports.
     pub waiting: Option<u32>,
-    /// Used share of its KV cache, as it says.
+    /// Used share of its KV cache, as the server reports, from 0 to 1.
     pub kv_cache: Option<f64>,
 }
 
-/// What a backend's state says when the metrics are read.
+/// State of a backend at a scrape.
 #[derive(Debug, Clone, Default)]
 pub struct BackendSample {
-    /// Its name.
+    /// Name of the backend.
     pub backend: String,
-    /// Whether ejections are ignored.
+    /// True if ejections are ignored because too few endpoints are left.
     pub is_in_panic: bool,
-    /// Requests that wait for it.
+    /// Requests that wait for the backend.
     pub pending: u32,
-    /// Retries and hedges on their way.
+    /// Retries and hedges in flight.
     pub retries: u32,
-    /// Its limits as the configuration names them, and whether each is reached.
+    /// Limits of `circuitBreaker` by their keys; true for each that is reached.
     pub at_limit: [(&'static str, bool); 3],
 }
 
-/// A certificate that is shown to somebody.
+/// Certificate that the gateway presents to clients or backends.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CertificateSample {
-    /// The listener that shows it, or `backend NAME` for one that is shown to servers.
+    /// Listener that presents it, or `backend NAME` for one that is presented to servers.
     pub place: String,
-    /// The first name that it is for.
+    /// First name of the certificate.
     pub certificate: String,
-    /// Unix seconds of its end.
+    /// End of its validity, in Unix seconds.
     pub ends: i64,
 }
 
-/// A budget that the file names.
+/// Budget of the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BudgetSample {
     /// `consumer NAME` or `tenant NAME`.
     pub whose: String,
     /// `day` or `month`.
     pub per: &'static str,
-    /// Of each unit, `tokens` or `nanodollars`: what is spent in the day or month that is, and how much may be.
+    /// Unit (`tokens` or `nanodollars`), amount spent in the current day or month, and limit.
     pub units: Vec<(&'static str, u64, u64)>,
 }
 
-/// What is read when the metrics are.
+/// State of other rooms that a scrape shows.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Samples<'s> {
-    /// Models inside.
+    /// Built-in models.
     pub engines: &'s [EngineSample],
-    /// Bytes that they take and may take together.
+    /// Memory of all built-in models in bytes, used and allowed.
     pub model_memory: (u64, u64),
     /// Backends.
     pub backends: &'s [BackendSample],
@@ -138,7 +138,7 @@ pub struct Samples<'s> {
     pub certificates: &'s [CertificateSample],
     /// Budgets.
     pub budgets: &'s [BudgetSample],
-    /// Log lines that were dropped.
+    /// Dropped log lines.
     pub log_dropped: u64,
 }
 
@@ -147,7 +147,7 @@ pub(super) fn certificates(r: &mut Registry, samples: &[CertificateSample]) {
     for sample in samples {
         let series = labels([("listener", &sample.place), ("certificate", &sample.certificate)]);
         let gauge = family.get_or_create(&series);
-        // Of several with one name, one for each kind of key, the one that ends first counts.
+        // Certificates of one name, one for each kind of key, show the earliest end.
         let other = gauge.get();
         gauge.set(if other == 0 { sample.ends } else { other.min(sample.ends) });
     }
@@ -155,7 +155,7 @@ pub(super) fn certificates(r: &mut Registry, samples: &[CertificateSample]) {
     r.register("spillway_tls_certificate_expiry_seconds", help, family);
 }
 
-/// Budgets that have series; a file with more has its figures in the file of budgets.
+/// Most budgets with series, so that a scrape stays small; the file of budgets holds the figures of all.
 const MAX_BUDGETS: usize = 2_000;
 
 #[allow(clippy::cast_precision_loss, reason = "a budget of 2^53 is none")]
@@ -169,11 +169,11 @@ pub(super) fn budgets(r: &mut Registry, samples: &[BudgetSample]) {
             limit.get_or_create(&series).set(*most as f64 / parts);
         }
     }
-    r.register("spillway_budget_spent", "What is spent of a budget in its day or month, through this gateway", spent);
-    r.register("spillway_budget_limit", "What may be spent of it", limit);
+    r.register("spillway_budget_spent", "Amount of a budget spent in its day or month, through this gateway", spent);
+    r.register("spillway_budget_limit", "Limit of a budget", limit);
 }
 
-/// Endpoints that have series of their own here; as many as those that are counted have.
+/// Most endpoints with series here: as many as have counters.
 const MAX_ENDPOINTS: usize = 10_000;
 
 pub(super) fn endpoints(r: &mut Registry, samples: &[EndpointSample]) {
@@ -188,21 +188,21 @@ pub(super) fn endpoints(r: &mut Registry, samples: &[EndpointSample]) {
         }
         r.register(name, help, family);
     };
-    gauge("spillway_endpoint_limit", "Requests that may be in flight now", |s| s.limit.map(f64::from));
-    gauge("spillway_endpoint_ejected", "1 while it is left alone for its errors", |s| {
+    gauge("spillway_endpoint_limit", "Limit of requests in flight, as of now", |s| s.limit.map(f64::from));
+    gauge("spillway_endpoint_ejected", "1 while the endpoint is ejected for its errors", |s| {
         Some(f64::from(u8::from(s.ejected)))
     });
-    gauge("spillway_endpoint_drained", "1 while an operator has taken it out", |s| {
+    gauge("spillway_endpoint_drained", "1 while an operator has drained the endpoint", |s| {
         Some(f64::from(u8::from(s.drained)))
     });
     gauge("spillway_endpoint_latency_seconds", "Smoothed time to the first token or head", |s| {
         s.latency.map(|latency| latency.as_secs_f64())
     });
-    gauge("spillway_endpoint_connections", "Connections that are open, idle ones too", |s| {
-        Some(f64::from(s.connections))
+    gauge("spillway_endpoint_connections", "Open connections, idle ones included", |s| Some(f64::from(s.connections)));
+    gauge("spillway_endpoint_waiting", "Requests that wait at the server, as the server reports", |s| {
+        s.waiting.map(f64::from)
     });
-    gauge("spillway_endpoint_waiting", "Requests that wait at the server, as it says", |s| s.waiting.map(f64::from));
-    gauge("spillway_endpoint_kv_cache", "Used share of the server's KV cache, as it says", |s| s.kv_cache);
+    gauge("spillway_endpoint_kv_cache", "Used share of the server's KV cache, as the server reports", |s| s.kv_cache);
     let full = Gauges::default();
     for sample in samples {
         if let Some(reason) = sample.full {
@@ -210,7 +210,7 @@ pub(super) fn endpoints(r: &mut Registry, samples: &[EndpointSample]) {
             full.get_or_create(&series).set(1);
         }
     }
-    r.register("spillway_endpoint_saturated", "1 while it has no room, by the signal that says so", full);
+    r.register("spillway_endpoint_saturated", "1 while the endpoint is full, by the signal that reports it", full);
 }
 
 pub(super) fn backends(r: &mut Registry, samples: &[BackendSample]) {
@@ -221,8 +221,10 @@ pub(super) fn backends(r: &mut Registry, samples: &[BackendSample]) {
         }
         r.register(name, help, family);
     };
-    gauge("spillway_backend_pending", "Requests that wait for it, in the queues of all routes", |s| s.pending.into());
-    gauge("spillway_backend_retries_in_flight", "Retries and hedges on their way", |s| s.retries.into());
+    gauge("spillway_backend_pending", "Requests that wait for the backend, in the queues of all routes", |s| {
+        s.pending.into()
+    });
+    gauge("spillway_backend_retries_in_flight", "Retries and hedges in flight", |s| s.retries.into());
     gauge("spillway_backend_panic", "1 while ejections are ignored, because too few endpoints are left", |s| {
         s.is_in_panic.into()
     });
@@ -244,8 +246,8 @@ pub(super) fn counter(r: &mut Registry, name: &str, help: &str, value: u64) {
 
 pub(super) fn model_memory(r: &mut Registry, (taken, limit): (u64, u64)) {
     for (name, help, value) in [
-        ("spillway_models_memory_bytes", "Memory that all models inside hold", taken),
-        ("spillway_models_memory_limit_bytes", "Memory that all models inside may hold", limit),
+        ("spillway_models_memory_bytes", "Memory that all built-in models hold", taken),
+        ("spillway_models_memory_limit_bytes", "Memory that all built-in models may hold", limit),
     ] {
         let gauge: Gauge = Gauge::default();
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
@@ -262,18 +264,18 @@ pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
         }
         r.register(name, help, family);
     };
-    gauge("spillway_engine_active_sequences", "Answers that are written", |s| s.active);
-    gauge("spillway_engine_waiting_sequences", "Requests that wait for a place", |s| s.waiting);
+    gauge("spillway_engine_active_sequences", "Answers that are being written", |s| s.active);
+    gauge("spillway_engine_waiting_sequences", "Requests that wait for the engine", |s| s.waiting);
     gauge("spillway_engine_kv_used_tokens", "Tokens in the KV cache", |s| s.kv_used);
     gauge("spillway_engine_kv_capacity_tokens", "Tokens that fit the KV cache", |s| s.kv_capacity);
     gauge(
         "spillway_engine_kv_idle_tokens",
-        "Tokens in the KV cache that wait for a prompt that begins with them",
+        "Tokens in the KV cache that no sequence uses and that a prompt may begin with",
         |s| s.kv_idle,
     );
-    gauge("spillway_engine_memory_bytes", "Device memory that a model takes", |s| s.memory);
-    gauge("spillway_engine_loaded", "1 where the model is loaded, 0 until somebody needs it", |s| s.is_loaded.into());
-    gauge("spillway_engine_ready", "1 where the model can run, 0 while its device is set up again", |s| {
+    gauge("spillway_engine_memory_bytes", "Device memory of a model", |s| s.memory);
+    gauge("spillway_engine_loaded", "1 while the model is loaded, 0 until a request needs it", |s| s.is_loaded.into());
+    gauge("spillway_engine_ready", "1 while the model can run, 0 while its device is set up again", |s| {
         s.is_ready.into()
     });
     let devices = Gauges::default();
@@ -282,7 +284,7 @@ pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
         let labels = labels([("model", model), ("device", name), ("kind", kind), ("driver", driver)]);
         devices.get_or_create(&labels).set(1);
     }
-    r.register("spillway_engine_device_info", "Where a model runs", devices);
+    r.register("spillway_engine_device_info", "Device of a model", devices);
     let mut float = |name: &str, help: &str, value: fn(&EngineSample) -> f64| {
         let family = FloatGauges::default();
         for sample in samples {
@@ -309,12 +311,10 @@ pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
         r.register(name, help, family);
     };
     counter("spillway_engine_generated_tokens", "Tokens written since the model was loaded", |s| s.generated);
-    counter("spillway_engine_cached_prompt_tokens", "Prompt tokens that were in the KV cache already", |s| s.cached);
-    counter(
-        "spillway_engine_preemptions",
-        "Answers that gave up their part of the KV cache and were read again",
-        |s| s.preemptions,
-    );
+    counter("spillway_engine_cached_prompt_tokens", "Prompt tokens that the KV cache already held", |s| s.cached);
+    counter("spillway_engine_preemptions", "Answers that lost their part of the KV cache and were read again", |s| {
+        s.preemptions
+    });
     counter("spillway_engine_device_faults", "Faults of the device, after each of which it is set up again", |s| {
         s.faults
     });
@@ -323,8 +323,8 @@ pub(super) fn engines(r: &mut Registry, samples: &[EngineSample]) {
     counter("spillway_engine_prompt_tokens", "Tokens read since the model was loaded", |s| s.prompt);
 }
 
-/// The usual figures of a process (Prometheus, "Writing client libraries", process metrics). One that the system does
-/// not tell is left out.
+/// Usual figures of a process (Prometheus, "Writing client libraries", process metrics), without those that the system does
+/// not report.
 pub(super) fn process(r: &mut Registry, started: SystemTime) {
     let mut gauge = |name: &str, help: &str, value: Option<i64>| {
         if let Some(value) = value {
@@ -359,7 +359,7 @@ fn resident_bytes() -> Option<i64> {
 }
 
 fn open_files() -> Option<i64> {
-    // One is the folder that is read.
+    // The descriptor of the folder that is read does not count.
     i64::try_from(std::fs::read_dir("/proc/self/fd").ok()?.count()).ok()?.checked_sub(1)
 }
 
@@ -370,7 +370,7 @@ fn file_limit() -> Option<i64> {
 fn processor_time() -> Option<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call gets a pointer to a `timespec` that lives until it returns.
-    let told = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) } == 0;
+    let ok = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) } == 0;
     let (seconds, nanos) = (u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?);
-    told.then(|| Duration::new(seconds, nanos))
+    ok.then(|| Duration::new(seconds, nanos))
 }

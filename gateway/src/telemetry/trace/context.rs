@@ -1,4 +1,4 @@
-//! The caller's trace, as W3C Trace Context writes it. What is malformed is no trace: a new one begins.
+//! Trace of the caller, read by W3C Trace Context. A malformed header counts as none: a new trace begins.
 
 use http::{HeaderMap, HeaderName};
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
@@ -6,24 +6,24 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState}
 pub(super) static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(super) static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// The span that the caller named, with its vendors' state.
+/// Reads the span that the caller names, with its vendors' state.
 pub(super) fn parent_of(headers: &HeaderMap) -> Option<SpanContext> {
     let (trace, parent, flags) = traceparent(headers)?;
     Some(SpanContext::new(trace, parent, flags, true, tracestate(headers)))
 }
 
-/// The same span, as one that is recorded or not.
+/// Copies a span context with the decision to record it or not.
 pub(super) fn decided(parent: &SpanContext, is_sampled: bool) -> SpanContext {
     let flags = if is_sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
     SpanContext::new(parent.trace_id(), parent.span_id(), flags, true, parent.trace_state().clone())
 }
 
-/// The trace that the caller named.
+/// Reads the trace that the caller names.
 pub(super) fn trace_of(headers: &HeaderMap) -> Option<TraceId> {
     traceparent(headers).map(|(trace, _, _)| trace)
 }
 
-/// Section 3.2: `00-TRACE-PARENT-FLAGS` in lower case, once. A later version may have more behind the flags.
+/// Reads `00-TRACE-PARENT-FLAGS` in lower case, sent once (section 3.2). A later version may have more behind the flags.
 fn traceparent(headers: &HeaderMap) -> Option<(TraceId, SpanId, TraceFlags)> {
     let mut values = headers.get_all(&TRACEPARENT).iter();
     let text = values.next()?.to_str().ok()?;
@@ -44,7 +44,7 @@ fn traceparent(headers: &HeaderMap) -> Option<(TraceId, SpanId, TraceFlags)> {
     (trace != TraceId::INVALID && parent != SpanId::INVALID).then_some((trace, parent, flags))
 }
 
-/// Section 3.3: several fields are one list. A malformed list is dropped, the trace goes on.
+/// Joins several fields into one list (section 3.3). A malformed list is dropped, and the trace continues.
 fn tracestate(headers: &HeaderMap) -> TraceState {
     let mut text = String::new();
     for value in headers.get_all(&TRACESTATE) {

@@ -1,6 +1,6 @@
-//! The way of ended spans to the collector: a bounded queue, OpenTelemetry's batch processor on its thread, and a small
-//! runtime of our own for the connection, so that neither waits for requests nor requests for them.
-//! Every span that does not reach the collector while the process runs is counted, and told once a minute.
+//! Export of ended spans to the collector: a bounded queue, OpenTelemetry's batch processor on its thread, and a small
+//! separate runtime for the connection. Export and requests never wait for each other.
+//! Every span that does not reach the collector while the process runs is counted, and logged once a minute.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -17,29 +17,29 @@ use opentelemetry_sdk::trace::{
 use tokio::runtime::{Handle, Runtime};
 
 use super::TraceError;
-use super::plan::Plan;
-use crate::telemetry::Seldom;
+use super::plan::TracePlan;
+use crate::telemetry::LogThrottle;
 
-/// Spans that wait for the collector; further ones are dropped. With at most some kilobytes a span (`MAX_TEXT`) these
+/// Most spans that wait for the collector; further ones are dropped. With at most some kilobytes a span (`MAX_TEXT`) these
 /// are some 20 MB in the worst case.
 pub(super) const QUEUE: usize = 4096;
-/// Longest time for one export, from the connection to the collector's answer.
+/// Longest time for one export, from the connection to the collector's answer: batches behind it wait as long.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a span waits for others to be sent with it.
+/// Time between two batches: spans wait this long for others to be sent with them.
 const EXPORT_EVERY: Duration = Duration::from_millis(500);
-/// Longest time that the end of a tracer waits for its last spans.
+/// Longest wait for the last spans when a tracer ends.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// Provider and runtime of one plan. Dropping it sends what waits, in the background.
+/// Provider and runtime of one plan. Dropping the pipeline sends its waiting spans in the background.
 pub(super) struct Pipeline {
     pub(super) provider: SdkTracerProvider,
-    runtime: Option<Running>,
+    runtime: Option<ExportRuntime>,
 }
 
-/// A runtime that may be dropped anywhere: it does not wait for its tasks.
-struct Running(Option<Runtime>);
+/// Runtime that may be dropped anywhere: dropping does not wait for its tasks.
+struct ExportRuntime(Option<Runtime>);
 
-impl Drop for Running {
+impl Drop for ExportRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
@@ -48,7 +48,7 @@ impl Drop for Running {
 }
 
 impl Pipeline {
-    pub(super) fn to_collector(plan: &Plan, dropped: &Arc<AtomicU64>) -> Result<Self, TraceError> {
+    pub(super) fn to_collector(plan: &TracePlan, dropped: &Arc<AtomicU64>) -> Result<Self, TraceError> {
         Self::build(plan, dropped, || {
             opentelemetry_otlp::SpanExporter::builder()
                 .with_tonic()
@@ -59,9 +59,9 @@ impl Pipeline {
         })
     }
 
-    /// `exporter` is called inside the runtime that will carry its connection.
+    /// Builds a pipeline; `exporter` is called inside the runtime that will carry its connection.
     pub(super) fn build<E: SpanExporter + 'static>(
-        plan: &Plan,
+        plan: &TracePlan,
         dropped: &Arc<AtomicU64>,
         exporter: impl FnOnce() -> Result<E, TraceError>,
     ) -> Result<Self, TraceError> {
@@ -70,29 +70,29 @@ impl Pipeline {
             .thread_name("traces")
             .enable_all()
             .build()
-            .map_err(|e| TraceError(format!("the thread that sends traces cannot be started: {e}")))?;
+            .map_err(|e| TraceError(format!("the thread that exports traces cannot be started: {e}")))?;
         let handle = runtime.handle().clone();
-        let runtime = Running(Some(runtime));
+        let runtime = ExportRuntime(Some(runtime));
         let exporter = {
             let _inside = handle.enter();
             exporter()?
         };
         let waiting = Arc::new(AtomicUsize::new(0));
-        let lost = Arc::new(Lost { dropped: dropped.clone(), told: Seldom::default() });
-        let bounded = Bounded { exporter, handle, waiting: waiting.clone(), lost: lost.clone() };
+        let lost = Arc::new(LostSpans { dropped: dropped.clone(), log: LogThrottle::default() });
+        let bounded = BoundedExporter { exporter, handle, waiting: waiting.clone(), lost: lost.clone() };
         let batch = BatchConfigBuilder::default().with_max_queue_size(QUEUE).with_scheduled_delay(EXPORT_EVERY).build();
         let batches = BatchSpanProcessor::builder(bounded).with_batch_config(batch).build();
         let ratio = Sampler::TraceIdRatioBased(plan.ratio);
         let provider = SdkTracerProvider::builder()
-            .with_span_processor(Counting { batches, waiting, lost })
-            // What a caller has decided is judged before (`Tracer::server_span`): its trace id must not decide either.
+            .with_span_processor(CountingProcessor { batches, waiting, lost })
+            // `Tracer::server_span` has applied the decision of the caller: its trace id must not decide again.
             .with_sampler(Sampler::ParentBased(Box::new(ratio)))
             .with_resource(resource())
             .build();
         Ok(Self { provider, runtime: Some(runtime) })
     }
 
-    /// Sends what waits, for a bounded time. Nothing is sent afterwards.
+    /// Sends waiting spans, for at most [`FLUSH`]. Spans that end later are not sent.
     pub(super) fn flush(&self) {
         flush(&self.provider);
     }
@@ -108,8 +108,8 @@ fn flush(provider: &SdkTracerProvider) {
 impl Drop for Pipeline {
     fn drop(&mut self) {
         let (provider, runtime) = (self.provider.clone(), self.runtime.take());
-        // Waiting for a collector is nothing for the thread that swaps snapshots. Where no thread can be had the last
-        // spans are lost; `Running` may be dropped here too.
+        // The thread that swaps snapshots must not wait for a collector. If no thread can be started, the last spans are
+        // lost; `ExportRuntime` may be dropped here too.
         let flusher = std::thread::Builder::new().name("trace-flush".into()).spawn(move || {
             flush(&provider);
             drop(runtime);
@@ -120,34 +120,34 @@ impl Drop for Pipeline {
     }
 }
 
-/// Who sends: this process, for its whole life. What the standard variables say of it goes first.
+/// Identity of this process in its spans, for its whole life. Values of the standard variables take precedence.
 fn resource() -> Resource {
     static INSTANCE: OnceLock<String> = OnceLock::new();
     let instance = INSTANCE.get_or_init(|| uuid::Uuid::new_v4().to_string());
-    let said = Resource::builder().build();
+    let given = Resource::builder().build();
     let mut ours = vec![KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))];
-    let name = said.get(&Key::from_static_str("service.name")).map(|name| name.as_str().into_owned());
+    let name = given.get(&Key::from_static_str("service.name")).map(|name| name.as_str().into_owned());
     if name.is_none_or(|name| name.starts_with("unknown_service")) {
         ours.push(KeyValue::new("service.name", "spillway"));
     }
-    if said.get(&Key::from_static_str("service.instance.id")).is_none() {
+    if given.get(&Key::from_static_str("service.instance.id")).is_none() {
         ours.push(KeyValue::new("service.instance.id", instance.clone()));
     }
     Resource::builder().with_attributes(ours).build()
 }
 
-/// Counts what is lost and tells of it, seldom.
+/// Counts lost spans and logs them, at most once a minute.
 #[derive(Debug)]
-struct Lost {
+struct LostSpans {
     dropped: Arc<AtomicU64>,
-    told: Seldom,
+    log: LogThrottle,
 }
 
-impl Lost {
+impl LostSpans {
     fn add(&self, spans: usize, why: &dyn std::fmt::Display) {
         let spans = u64::try_from(spans).unwrap_or(u64::MAX);
         self.dropped.fetch_add(spans, Ordering::Relaxed);
-        self.told.add(spans, |spans| {
+        self.log.add(spans, |spans| {
             tracing::warn!(
                 event = "traces_not_sent", spans, error = %why,
                 "the collector does not take spans; they are dropped and counted in spillway_spans_dropped_total"
@@ -156,20 +156,20 @@ impl Lost {
     }
 }
 
-/// Keeps the queue in front of the batch processor, which would drop without telling anybody.
+/// Bounds the queue in front of the batch processor, which would drop spans without counting them.
 #[derive(Debug)]
-struct Counting {
+struct CountingProcessor {
     batches: BatchSpanProcessor,
     waiting: Arc<AtomicUsize>,
-    lost: Arc<Lost>,
+    lost: Arc<LostSpans>,
 }
 
-impl SpanProcessor for Counting {
+impl SpanProcessor for CountingProcessor {
     fn on_start(&self, span: &mut Span, cx: &Context) {
         self.batches.on_start(span, cx);
     }
     fn on_end(&self, span: SpanData) {
-        // A span is counted as waiting until the processor has taken it off its queue, which therefore never is full.
+        // A span counts as waiting until the processor has taken it off its queue, so that the queue is never full.
         if self.waiting.fetch_add(1, Ordering::AcqRel) >= QUEUE {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             self.lost.add(1, &"too many spans wait");
@@ -188,21 +188,21 @@ impl SpanProcessor for Counting {
     }
 }
 
-/// An exporter with an end: OpenTelemetry's own limit does not cover a connection that is never made.
-struct Bounded<E> {
+/// Exporter with a timeout: OpenTelemetry's own limit does not cover a connection that is never made.
+struct BoundedExporter<E> {
     exporter: E,
     handle: Handle,
     waiting: Arc<AtomicUsize>,
-    lost: Arc<Lost>,
+    lost: Arc<LostSpans>,
 }
 
-impl<E: Debug> Debug for Bounded<E> {
+impl<E: Debug> Debug for BoundedExporter<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Bounded").field(&self.exporter).finish()
+        f.debug_tuple("BoundedExporter").field(&self.exporter).finish()
     }
 }
 
-impl<E: SpanExporter + 'static> SpanExporter for Bounded<E> {
+impl<E: SpanExporter + 'static> SpanExporter for BoundedExporter<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         self.waiting.fetch_sub(spans, Ordering::AcqRel);

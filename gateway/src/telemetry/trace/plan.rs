@@ -1,33 +1,33 @@
-//! Where traces go and which are kept: from the configuration, and where that is silent from the standard variables
-//! (OpenTelemetry specification, "Environment Variable Specification"). A variable that cannot be followed is told and
-//! otherwise as good as unset, as that specification asks.
+//! Plan of a tracer: its collector and the traces that it keeps, from the configuration, else from the standard variables
+//! (OpenTelemetry specification, "Environment Variable Specification"). A variable with an unsupported value is logged
+//! and counts as unset, as that specification asks.
 
 use spillway_config::schema::{CallersDecide, Tracing};
 
-/// What a tracer is built from. Equal plans make equal tracers.
+/// Settings that a tracer is built from. Equal plans make equal tracers.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Plan {
-    /// The collector, OTLP over gRPC.
+pub(super) struct TracePlan {
+    /// URL of the collector, OTLP over gRPC.
     pub endpoint: String,
-    /// Share of the traces that begin here.
+    /// Sampled share of the traces that begin here, from 0 to 1.
     pub ratio: f64,
-    /// Callers whose decision goes first.
+    /// Callers whose sampling decision takes precedence.
     pub parent: Parent,
 }
 
-/// Callers whose decision to be traced counts.
+/// Callers whose sampling decision counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Parent {
-    /// All of them.
+    /// All callers.
     Everyone,
-    /// Proxies that the listener trusts. The others may decide only against it.
+    /// Proxies that the listener trusts. Other callers may only decide against sampling.
     TrustedProxies,
     /// None, in either direction.
     Nobody,
 }
 
-impl Plan {
-    /// `None`: no traces.
+impl TracePlan {
+    /// Reads the plan; `None` if no traces are configured.
     pub(super) fn new(config: Option<&Tracing>, variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
         match config {
             Some(tracing) => {
@@ -41,8 +41,8 @@ impl Plan {
         }
     }
 
-    /// True if a request is traced whose caller has a trace of its own. Drawn at random where that caller does not decide it:
-    /// a draw by the trace id, which the caller has chosen, would let it decide all the same.
+    /// True if a request with a trace of its caller is sampled. Drawn at random where the caller does not decide: a draw by
+    /// the trace id, which the caller chooses, would let it decide all the same.
     pub(super) fn samples(&self, is_sampled: bool, from_trusted_proxy: bool) -> bool {
         match self.parent {
             Parent::Nobody => self.draw(),
@@ -79,8 +79,8 @@ impl Plan {
     }
 }
 
-/// Callers whose decision goes first, and the share of the others. A sampler that is named `parentbased` believes all of
-/// them, as that specification has it; without a name, only proxies that are trusted.
+/// Reads the callers whose decision takes precedence, and the sampled share of the others. A `parentbased` sampler follows
+/// every caller, as that specification says; without a name, only trusted proxies are followed.
 fn sampler(variable: &impl Fn(&str) -> Option<String>) -> (Parent, f64) {
     let name = variable("OTEL_TRACES_SAMPLER");
     let share = || {
@@ -115,14 +115,14 @@ mod tests {
 
     use super::*;
 
-    fn plan(variables: &[(&str, &str)]) -> Option<Plan> {
-        Plan::new(None, |name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
+    fn plan(variables: &[(&str, &str)]) -> Option<TracePlan> {
+        TracePlan::new(None, |name| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
     }
 
     #[test]
     fn the_standard_variables_work_where_the_file_is_silent() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317");
-        let of = |parent, ratio| Some(Plan { endpoint: "http://c:4317".into(), ratio, parent });
+        let of = |parent, ratio| Some(TracePlan { endpoint: "http://c:4317".into(), ratio, parent });
         assert_eq!(plan(&[]), None);
         assert_eq!(plan(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]), None, "empty is unset");
         assert_eq!(plan(&[endpoint]), of(Parent::TrustedProxies, 1.0));
@@ -146,8 +146,8 @@ mod tests {
             [(CallersDecide::TrustedProxies, Parent::TrustedProxies), (CallersDecide::Everyone, Parent::Everyone)]
         {
             let tracing = Tracing { otlp: otlp.clone(), sample_ratio: 0.5, callers_decide };
-            let plan = Plan::new(Some(&tracing), |_| Some("none".into())).unwrap();
-            assert_eq!(plan, Plan { endpoint: "http://f:4317".into(), ratio: 0.5, parent });
+            let plan = TracePlan::new(Some(&tracing), |_| Some("none".into())).unwrap();
+            assert_eq!(plan, TracePlan { endpoint: "http://f:4317".into(), ratio: 0.5, parent });
         }
     }
 }

@@ -34,9 +34,9 @@ fn kept(ratio: f64) -> (Tracer, Kept) {
 
 fn kept_by(parent: Parent, ratio: f64) -> (Tracer, Kept) {
     let kept = Kept::default();
-    let plan = Plan { endpoint: String::new(), ratio, parent };
+    let plan = TracePlan { endpoint: String::new(), ratio, parent };
     let pipeline = Pipeline::build(&plan, &Arc::default(), || Ok(kept.clone())).unwrap();
-    (Tracer { active: Some(Arc::new(Active::new(plan, pipeline))) }, kept)
+    (Tracer { active: Some(Arc::new(ActiveTracer::new(plan, pipeline))) }, kept)
 }
 
 fn text<'a>(span: &'a SpanData, key: &str) -> Option<Cow<'a, str>> {
@@ -52,12 +52,12 @@ fn a_request_is_one_tree_under_the_callers_span() {
     let mut server = tracer.server_span(&caller, true, start);
     assert!(server.is_recording());
     server.set(names::HTTP_ROUTE, "chat");
-    let mut attempt = server.child("chat gpt-x", Kind::Client);
+    let mut attempt = server.child("chat gpt-x", SpanKind::Client);
     attempt.error("timeout");
     let mut upstream = HeaderMap::new();
     attempt.inject(&mut upstream);
     drop(attempt);
-    server.child_at("prefill", Kind::Internal, start).end_at(start + Duration::from_millis(20));
+    server.child_at("prefill", SpanKind::Internal, start).end_at(start + Duration::from_millis(20));
     server.event("refused", "rateLimit");
     server.rename("POST chat".to_owned());
     drop(server);
@@ -67,12 +67,12 @@ fn a_request_is_one_tree_under_the_callers_span() {
     let [attempt, prefill, server] = &spans[..] else { panic!("{} spans", spans.len()) };
     let trace = TraceId::from_hex("0af7651916cd43dd8448eb211c80319c").unwrap();
     assert!(spans.iter().all(|span| span.span_context.trace_id() == trace));
-    assert_eq!((&*server.name, &server.span_kind, server.start_time), ("POST chat", &SpanKind::Server, start));
+    assert_eq!((&*server.name, &server.span_kind, server.start_time), ("POST chat", &OtelSpanKind::Server, start));
     assert_eq!(server.parent_span_id, SpanId::from_hex("b7ad6b7169203331").unwrap());
     assert!(server.parent_span_is_remote);
     assert_eq!(text(server, "http.route").unwrap(), "chat");
     assert_eq!(server.events.iter().map(|event| &*event.name).collect::<Vec<_>>(), ["refused"]);
-    assert_eq!((&*attempt.name, &attempt.span_kind), ("chat gpt-x", &SpanKind::Client));
+    assert_eq!((&*attempt.name, &attempt.span_kind), ("chat gpt-x", &OtelSpanKind::Client));
     assert_eq!(
         (attempt.parent_span_id, prefill.parent_span_id),
         (server.span_context.span_id(), server.span_context.span_id())
@@ -131,7 +131,7 @@ fn a_trace_that_is_not_sampled_says_so_upstream_and_is_not_sent() {
     assert!(!span.is_recording());
     span.set(names::HTTP_ROUTE, "chat");
     let mut upstream = headers(&[("tracestate", "stale=1")]);
-    span.child("attempt", Kind::Client).inject(&mut upstream);
+    span.child("attempt", SpanKind::Client).inject(&mut upstream);
     let sent = upstream["traceparent"].to_str().unwrap();
     assert!(sent.starts_with("00-0af7651916cd43dd8448eb211c80319c-") && sent.ends_with("-00"), "{sent}");
     assert!(!upstream.contains_key("tracestate"), "a state without its parent is nobody's");
@@ -157,7 +157,7 @@ fn a_gateway_that_does_not_trace_leaves_the_callers_headers_alone() {
     ]);
     let mut upstream = sent.clone();
     let span = Tracer::default().server_span(&sent, false, SystemTime::now());
-    let attempt = span.child("attempt", Kind::Client);
+    let attempt = span.child("attempt", SpanKind::Client);
     attempt.inject(&mut upstream);
     assert_eq!(upstream, sent);
     assert_eq!(attempt.trace_id().unwrap().to_string(), "0af7651916cd43dd8448eb211c80319c", "for the log");

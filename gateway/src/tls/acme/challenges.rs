@@ -1,5 +1,5 @@
-//! The challenges that are shown now: texts that the authority asks for over HTTP (RFC 8555, 8.3), and certificates that
-//! it asks for in a TLS handshake (RFC 8737). Each is shown until what stands for it is dropped.
+//! Published challenges: texts that the authority requests over HTTP (RFC 8555, 8.3), and certificates that it requests
+//! in a TLS handshake (RFC 8737). A challenge is published until its [`PublishedChallenge`] is dropped.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,16 +14,16 @@ use rustls::sign::CertifiedKey;
 
 use crate::tls::{TlsError, provider};
 
-/// What comes before the token in the path of a challenge.
+/// Path of a challenge before its token.
 const PATH: &str = "/.well-known/acme-challenge/";
-/// The protocol of a handshake that is a challenge (RFC 8737, 6.2).
+/// Application protocol of a handshake that verifies a challenge (RFC 8737, 6.2).
 const PROTOCOL: &[u8] = b"acme-tls/1";
 
-/// The challenges that are shown now.
+/// Published challenges.
 #[derive(Default)]
 pub struct Challenges {
-    /// How many; most of the time none, and then nobody looks further.
-    shown: AtomicUsize,
+    /// Number of published challenges: usually none, which costs requests one atomic read.
+    published: AtomicUsize,
     texts: RwLock<HashMap<String, String>>,
     certificates: RwLock<HashMap<String, Arc<CertifiedKey>>>,
     config: OnceLock<Arc<ServerConfig>>,
@@ -31,12 +31,12 @@ pub struct Challenges {
 
 impl std::fmt::Debug for Challenges {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Challenges({})", self.shown.load(Ordering::Relaxed))
+        write!(f, "Challenges({})", self.published.load(Ordering::Relaxed))
     }
 }
 
-/// A challenge that is shown until this is dropped.
-pub(super) struct Shown {
+/// Challenge that is published until this is dropped.
+pub(super) struct PublishedChallenge {
     challenges: Arc<Challenges>,
     what: What,
 }
@@ -46,15 +46,15 @@ enum What {
     Certificate(String, Arc<CertifiedKey>),
 }
 
-impl Drop for Shown {
+impl Drop for PublishedChallenge {
     fn drop(&mut self) {
-        self.challenges.shown.fetch_sub(1, Ordering::Release);
+        self.challenges.published.fetch_sub(1, Ordering::Release);
         match &self.what {
             What::Text(token) => drop(self.challenges.texts.write().remove(token)),
             What::Certificate(domain, own) => {
                 let mut certificates = self.challenges.certificates.write();
-                // Another order for the same name may show its own meanwhile.
-                if certificates.get(domain).is_some_and(|shown| Arc::ptr_eq(shown, own)) {
+                // Another order for the same name may have published its own meanwhile.
+                if certificates.get(domain).is_some_and(|published| Arc::ptr_eq(published, own)) {
                     certificates.remove(domain);
                 }
             }
@@ -63,54 +63,59 @@ impl Drop for Shown {
 }
 
 impl Challenges {
-    /// What is to be answered to a request for this path, where it is one for a challenge that is shown.
+    /// Answer to a request for a path, if that is the path of a published challenge.
     pub fn text(&self, path: &str) -> Option<String> {
-        if self.shown.load(Ordering::Acquire) == 0 {
+        if self.published.load(Ordering::Acquire) == 0 {
             return None;
         }
         self.texts.read().get(path.strip_prefix(PATH)?).cloned()
     }
 
-    /// Shows a text to whoever asks for its token.
-    pub(super) fn show_text(self: &Arc<Self>, token: &str, text: &str) -> Shown {
+    /// Publishes the text of a token.
+    pub(super) fn publish_text(self: &Arc<Self>, token: &str, text: &str) -> PublishedChallenge {
         self.texts.write().insert(token.to_owned(), text.to_owned());
-        self.shown(What::Text(token.to_owned()))
+        self.published(What::Text(token.to_owned()))
     }
 
-    /// Shows the digest of a key authorization in a handshake for `domain`.
-    pub(super) fn show_certificate(self: &Arc<Self>, domain: &str, digest: &[u8]) -> Result<Shown, TlsError> {
+    /// Publishes the digest of a key authorization in handshakes for `domain`.
+    pub(super) fn publish_certificate(
+        self: &Arc<Self>,
+        domain: &str,
+        digest: &[u8],
+    ) -> Result<PublishedChallenge, TlsError> {
         let mut params = CertificateParams::new([domain.to_owned()]).map_err(TlsError::setup)?;
         params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
         let key = KeyPair::generate().map_err(TlsError::setup)?;
         let certificate = params.self_signed(&key).map_err(TlsError::setup)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        // Not `from_der`, which holds the two against each other: it knows no extension that is critical, as this one is.
+        // Not `from_der`, which compares the two and refuses critical extensions, such as that of the challenge.
         let key = provider().key_provider.load_private_key(key).map_err(TlsError::setup)?;
         let certified = Arc::new(CertifiedKey::new(vec![certificate.der().clone()], key));
         let domain = domain.to_ascii_lowercase();
         self.certificates.write().insert(domain.clone(), certified.clone());
-        Ok(self.shown(What::Certificate(domain, certified)))
+        Ok(self.published(What::Certificate(domain, certified)))
     }
 
-    /// How many certificates are shown.
+    /// Number of published certificates.
     #[cfg(test)]
     pub(super) fn certificates(&self) -> usize {
         self.certificates.read().len()
     }
 
-    fn shown(self: &Arc<Self>, what: What) -> Shown {
-        self.shown.fetch_add(1, Ordering::Release);
-        Shown { challenges: self.clone(), what }
+    fn published(self: &Arc<Self>, what: What) -> PublishedChallenge {
+        self.published.fetch_add(1, Ordering::Release);
+        PublishedChallenge { challenges: self.clone(), what }
     }
 
-    /// Whether a client that says this is an authority that looks at a challenge: the protocol of challenges is the only
-    /// one that it offers (RFC 8737, 3).
+    /// True if a client is an authority that verifies a challenge: it offers the protocol of challenges alone (RFC
+    /// 8737, 3).
     pub fn is_asked_for(hello: &ClientHello<'_>) -> bool {
         let mut offered = hello.alpn().into_iter().flatten();
         offered.next() == Some(PROTOCOL) && offered.next().is_none()
     }
 
-    /// TLS for handshakes that look at a challenge. Nobody has to show a certificate there, and nothing is said after it.
+    /// TLS of handshakes that verify a challenge. No client certificate is required, and the connection ends after
+    /// them.
     pub fn config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, TlsError> {
         if let Some(config) = self.config.get() {
             return Ok(config.clone());

@@ -1,5 +1,5 @@
-//! One order: an account, the proofs that the names are ours, a key, a certificate. The key is made here and never leaves
-//! the process but into the storage. What is shown as proof is shown until the authority has judged it.
+//! Order of a certificate: account, proofs of the names, key, certificate. The key is made here and leaves the process
+//! only for the storage. Proofs are published until the authority has verified them.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,25 +15,26 @@ use instant_acme::{
 use spillway_config::schema::AcmeChallenge;
 use spillway_filter::HttpClient;
 
-use super::challenges::Shown;
+use super::challenges::PublishedChallenge;
 use super::storage::{StorageError, StoredAccount};
 use super::{Acme, Managed};
-use crate::tls::{Pair, TlsError};
+use crate::tls::{CertificatePair, TlsError};
 
-/// Longest wait for one answer of the authority.
+/// Longest wait for one answer of the authority: half a minute, because authorities are slow under load.
 const CALL: Duration = Duration::from_secs(30);
-/// How the authority is asked whether it has made up its mind, where it does not say when it will have.
+/// Polling of an order's state where the authority sends no `Retry-After`: from half a second on, for four minutes at
+/// most.
 const POLL: RetryPolicy =
     RetryPolicy::new().initial_delay(Duration::from_millis(500)).timeout(Duration::from_secs(240));
 
-/// Why there is no certificate.
+/// Reason why an order has failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OrderError {
     #[error("the authority: {0}")]
     Authority(#[from] Error),
     #[error("the authority does not offer the challenge `{challenge}` for {domain}")]
     NoChallenge { domain: String, challenge: &'static str },
-    #[error("the authority does not believe that {domain} leads here: {why}")]
+    #[error("the authority could not verify that {domain} leads here: {why}")]
     NotProven { domain: String, why: String },
     #[error("the authority has ended the order as `{0:?}`")]
     Ended(OrderStatus),
@@ -41,14 +42,14 @@ pub(super) enum OrderError {
     Storage(#[from] StorageError),
     #[error("the certificate cannot be used: {0}")]
     Certificate(#[from] TlsError),
-    #[error("it was not done in time")]
+    #[error("the order was not finished in time")]
     TooSlow,
     #[error("{0}")]
     System(String),
 }
 
 impl OrderError {
-    /// Whether the authority has said that it was asked too often.
+    /// True if the authority reports too many orders.
     pub(super) fn is_rate_limit(&self) -> bool {
         self.problem() == Some("urn:ietf:params:acme:error:rateLimited")
     }
@@ -61,7 +62,7 @@ impl OrderError {
     }
 }
 
-/// Calls of instant-acme over our client.
+/// HTTP client of instant-acme, over the client of the gateway.
 struct Wire(Arc<dyn HttpClient>);
 
 type Answered = Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>>;
@@ -71,7 +72,7 @@ impl instant_acme::HttpClient for Wire {
         let http = self.0.clone();
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            // RFC 8555, 6.1: whatever the directory names is asked over TLS.
+            // RFC 8555, 6.1: every URL of the directory must be https.
             if head.uri.scheme() != Some(&Scheme::HTTPS) {
                 return Err(Error::Str("https in a URL of the authority"));
             }
@@ -86,8 +87,9 @@ impl instant_acme::HttpClient for Wire {
     }
 }
 
-/// Obtains a certificate. It is not stored: the authority has counted it, so it is of use whether that can be done or not.
-pub(super) async fn run(acme: &Acme, managed: &Arc<Managed>) -> Result<Pair, OrderError> {
+/// Obtains a certificate. Storing is left to the caller: the authority has counted the order, so the certificate is
+/// used even if it cannot be stored.
+pub(super) async fn run(acme: &Acme, managed: &Arc<Managed>) -> Result<CertificatePair, OrderError> {
     let account = account(acme, managed).await?;
     let names: Vec<Identifier> =
         managed.domains().iter().map(|name| Identifier::Dns(name.to_ascii_lowercase())).collect();
@@ -99,13 +101,13 @@ pub(super) async fn run(acme: &Acme, managed: &Arc<Managed>) -> Result<Pair, Ord
         acme.account.lock().await.remove(managed.storage.account_file());
     }
     let mut order = ordered?;
-    let shown = prove(acme, managed, &mut order).await?;
+    let published = prove(acme, managed, &mut order).await?;
     let ready = order.poll_ready(&POLL).await;
-    drop(shown);
+    drop(published);
     match ready {
         Ok(OrderStatus::Ready) => {}
         ended => {
-            // What the order says of its end is less than what its authorizations say.
+            // The authorizations tell more about the failure than the order does.
             unproven(&mut order).await?;
             return Err(ended.map_or_else(OrderError::from, OrderError::Ended));
         }
@@ -116,7 +118,7 @@ pub(super) async fn run(acme: &Acme, managed: &Arc<Managed>) -> Result<Pair, Ord
 }
 
 /// Stores a certificate.
-pub(super) async fn store(managed: &Arc<Managed>, pair: &Arc<Pair>) -> Result<(), OrderError> {
+pub(super) async fn store(managed: &Arc<Managed>, pair: &Arc<CertificatePair>) -> Result<(), OrderError> {
     let (managed, pair) = (managed.clone(), pair.clone());
     Ok(blocking(move || managed.storage.store_certificate(&pair)).await??)
 }
@@ -125,7 +127,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.map_err(|e| OrderError::System(e.to_string()))
 }
 
-/// The account: the stored one, else a new one. One that cannot be stored is kept for the next order.
+/// Finds the stored account, or makes a new one. An account that cannot be stored is kept for the next order.
 async fn account(acme: &Acme, managed: &Arc<Managed>) -> Result<Account, OrderError> {
     let mut unstored = acme.account.lock().await;
     let file = managed.storage.account_file();
@@ -162,20 +164,20 @@ async fn account(acme: &Acme, managed: &Arc<Managed>) -> Result<Account, OrderEr
     match blocking(move || storing.storage.store_account(writing.as_bytes())).await? {
         Ok(()) => drop(unstored.remove(file)),
         Err(e) => {
-            tracing::warn!(event = "acme_account_not_stored", reason = %e, "it is used, and lost with the process");
+            tracing::warn!(event = "acme_account_not_stored", reason = %e, "used, and lost when the process ends");
             unstored.insert(file.to_owned(), text);
         }
     }
     Ok(account)
 }
 
-/// Shows the proofs that the authority wants to see, and says that they are there.
-async fn prove(acme: &Acme, managed: &Managed, order: &mut Order) -> Result<Vec<Shown>, OrderError> {
+/// Publishes the proofs that the authority requires, and asks it to verify them.
+async fn prove(acme: &Acme, managed: &Managed, order: &mut Order) -> Result<Vec<PublishedChallenge>, OrderError> {
     let (kind, name) = match managed.written.challenge {
         AcmeChallenge::TlsAlpn01 => (ChallengeType::TlsAlpn01, "tls-alpn-01"),
         AcmeChallenge::Http01 => (ChallengeType::Http01, "http-01"),
     };
-    let mut shown = Vec::new();
+    let mut published = Vec::new();
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
@@ -190,16 +192,16 @@ async fn prove(acme: &Acme, managed: &Managed, order: &mut Order) -> Result<Vec<
             return Err(OrderError::NoChallenge { domain, challenge: name });
         };
         let proof = challenge.key_authorization();
-        shown.push(match managed.written.challenge {
-            AcmeChallenge::Http01 => acme.challenges.show_text(&challenge.token, proof.as_str()),
-            AcmeChallenge::TlsAlpn01 => acme.challenges.show_certificate(&domain, proof.digest().as_ref())?,
+        published.push(match managed.written.challenge {
+            AcmeChallenge::Http01 => acme.challenges.publish_text(&challenge.token, proof.as_str()),
+            AcmeChallenge::TlsAlpn01 => acme.challenges.publish_certificate(&domain, proof.digest().as_ref())?,
         });
         challenge.set_ready().await?;
     }
-    Ok(shown)
+    Ok(published)
 }
 
-/// An error that names what was not proven, if something was not.
+/// Fails with the first authorization that is not valid, if there is one.
 async fn unproven(order: &mut Order) -> Result<(), OrderError> {
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
@@ -214,6 +216,6 @@ async fn unproven(order: &mut Order) -> Result<(), OrderError> {
 
 fn not_proven(authorization: &instant_acme::AuthorizationState) -> OrderError {
     let said = authorization.challenges.iter().find_map(|challenge| challenge.error.as_ref());
-    let why = said.map_or_else(|| format!("it is {:?}", authorization.status), ToString::to_string);
+    let why = said.map_or_else(|| format!("the authorization is {:?}", authorization.status), ToString::to_string);
     OrderError::NotProven { domain: authorization.identifier().to_string(), why }
 }

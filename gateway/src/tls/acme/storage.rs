@@ -1,5 +1,5 @@
-//! The folder in which accounts and certificates outlive the process. A file is written whole or not at all, and is for
-//! the gateway's user alone: accounts and certificates stand there with their keys.
+//! Folder in which accounts and certificates outlive the process. A file is written whole or not at all. Only the
+//! gateway's user may read it, because it holds private keys.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
@@ -11,25 +11,25 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use spillway_config::schema;
 
-use crate::tls::{Pair, TlsError};
+use crate::tls::{CertificatePair, TlsError};
 
-/// What is stored of one certificate.
+/// Files of one certificate.
 pub(super) struct Storage {
-    /// The account at the directory, which all its certificates share.
+    /// Account at the directory, which all its certificates share.
     account: PathBuf,
     /// Certificate and key in one file, so that they never belong to different orders.
     certificate: PathBuf,
 }
 
-/// An account as it is stored.
+/// Stored form of an account.
 #[derive(Deserialize, Serialize)]
 pub(super) struct StoredAccount {
-    /// Whom the authority writes to, as far as it was told.
+    /// Contact that the authority was given last.
     pub(super) email: Option<String>,
     pub(super) credentials: AccountCredentials,
 }
 
-/// What cannot be stored.
+/// Failure to write a file of the storage.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}: {source} (`acme.storage` must be a folder that the gateway may write)", path.display())]
 pub(super) struct StorageError {
@@ -58,29 +58,29 @@ impl Storage {
         }
     }
 
-    /// The stored certificate; `None` where there is none.
-    pub(super) fn certificate(&self) -> Option<Result<Pair, TlsError>> {
-        self.certificate.exists().then(|| Pair::read(&self.certificate, &self.certificate))
+    /// Reads the stored certificate; `None` if there is none.
+    pub(super) fn certificate(&self) -> Option<Result<CertificatePair, TlsError>> {
+        self.certificate.exists().then(|| CertificatePair::read(&self.certificate, &self.certificate))
     }
 
-    /// A certificate with its key, as it will be read after a restart.
-    pub(super) fn pair(&self, chain: &str, key: &str) -> Result<Pair, TlsError> {
+    /// Parses a certificate with its key, in the form in which a restart reads them.
+    pub(super) fn pair(&self, chain: &str, key: &str) -> Result<CertificatePair, TlsError> {
         let text = format!("{}\n{key}", chain.trim_end()).into_bytes();
-        Pair::parse(&self.certificate, &self.certificate, [text.clone(), text])
+        CertificatePair::parse(&self.certificate, &self.certificate, [text.clone(), text])
     }
 
-    /// Stores what [`Self::pair`] has made.
-    pub(super) fn store_certificate(&self, pair: &Pair) -> Result<(), StorageError> {
+    /// Stores a certificate that [`Self::pair`] has made.
+    pub(super) fn store_certificate(&self, pair: &CertificatePair) -> Result<(), StorageError> {
         let [text, _] = &pair.read;
         write(&self.certificate, text)
     }
 
-    /// Where the account is stored.
+    /// File of the account.
     pub(super) fn account_file(&self) -> &Path {
         &self.account
     }
 
-    /// The stored account, or the one that is kept because it could not be; `None` where there is none that can be used.
+    /// Reads the stored account, or else `kept`, one that could not be stored; `None` if neither can be used.
     pub(super) fn account(&self, kept: Option<&str>) -> Option<StoredAccount> {
         let stored = std::fs::read(&self.account).ok();
         let text = stored.or_else(|| kept.map(|text| text.as_bytes().to_vec()))?;
@@ -98,14 +98,14 @@ impl Storage {
         write(&self.account, text)
     }
 
-    /// The authority does not know the account: it is kept for the operator, and another one is made.
+    /// Renames the file of an account that the authority does not know, so that a new one is made and the operator
+    /// keeps it.
     pub(super) fn put_account_aside(&self) {
         let _ = std::fs::rename(&self.account, self.account.with_extension("refused"));
     }
 }
 
-/// Writes a file whole: into a new one that no other writer has, another gateway with the same folder included, which then
-/// takes its place.
+/// Replaces a file as a whole: writes a new file that no other writer uses, in this or another gateway, and renames it.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), StorageError> {
     let written = || {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -117,7 +117,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), StorageError> {
             let _ = std::fs::remove_file(&new);
         }
         moved?;
-        // The name too outlives a loss of power.
+        // Makes the name as well outlive a loss of power.
         std::fs::File::open(folder)?.sync_all()
     };
     written().map_err(|source| StorageError { path: path.to_owned(), source })

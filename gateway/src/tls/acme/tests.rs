@@ -1,4 +1,4 @@
-//! What listeners rely on: what is stored is found again and is for nobody else, times of renewal, what is shown when.
+//! Promises to listeners: stored files are found again and are private, times of renewal, publication of challenges.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -36,7 +36,7 @@ fn a_certificate_is_found_again_by_its_names_and_is_for_nobody_else() {
     assert!(found(&["a.test", "b.test"]));
     assert!(found(&["A.test", "b.test"]));
     assert!(!found(&["a.test"]), "another order");
-    // A file that somebody put there for other names is not shown, and what is broken is no reason not to start.
+    // A file for other names is not served, and a broken one does not prevent the start.
     store(&state, &["c.test"], &["d.test"]);
     assert!(!found(&["c.test"]));
     std::fs::write(files[0].path(), "junk").unwrap();
@@ -47,7 +47,7 @@ fn a_certificate_is_found_again_by_its_names_and_is_for_nobody_else() {
 fn a_file_is_whole_however_many_write_it() {
     let folder = tempfile::tempdir().unwrap();
     let storage = Storage::new(&written(folder.path(), &["a.test"]));
-    let pairs: Vec<Pair> = (0..4)
+    let pairs: Vec<CertificatePair> = (0..4)
         .map(|_| Authority::new().server(&["a.test"]))
         .map(|made| storage.pair(&made.cert, &made.key).unwrap())
         .collect();
@@ -104,13 +104,13 @@ fn the_same_certificate_is_one_and_a_change_makes_another() {
 fn a_challenge_is_shown_until_it_is_over() {
     let challenges = Arc::new(Challenges::default());
     assert_eq!(challenges.text("/.well-known/acme-challenge/t"), None);
-    let shown = challenges.show_text("t", "t.proof");
+    let shown = challenges.publish_text("t", "t.proof");
     assert_eq!(challenges.text("/.well-known/acme-challenge/t").as_deref(), Some("t.proof"));
     for path in ["/.well-known/acme-challenge/", "/.well-known/acme-challenge/u", "/t", "t", ""] {
         assert_eq!(challenges.text(path), None, "{path}");
     }
     let (first, second) =
-        (challenges.show_certificate("A.test", &[7; 32]), challenges.show_certificate("a.test", &[8; 32]));
+        (challenges.publish_certificate("A.test", &[7; 32]), challenges.publish_certificate("a.test", &[8; 32]));
     drop(first);
     assert_eq!(challenges.certificates(), 1, "the other order's is still shown");
     drop((shown, second));

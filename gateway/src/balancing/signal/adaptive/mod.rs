@@ -1,17 +1,18 @@
-//! A limit on requests in flight that is found from latency, for each endpoint by itself.
+//! A limit on requests in flight that is learnt from latency, for each endpoint by itself.
 //!
-//! Below the knee of a server latency does not depend on load; above it requests wait, and latency grows with each one
-//! more. A limit is aimed at that lets latency grow half way to `latencyTolerance`: for a server that works on `c` requests
-//! at a time and a tolerance of 2 that is 1.5 `c`, a short queue that keeps the server busy. Well below the aim the limit
-//! grows by its square root for each window, near it by one; above it it gives back a quarter of what is too much, and
-//! beyond the tolerance all of it, by the gradient `aim * baseline / latency` (the gradient limiters of Netflix,
-//! github.com/Netflix/concurrency-limits, and of Envoy's adaptive concurrency filter, with a target between the two
-//! sides instead of a growth that never ends: `limit * gradient + sqrt(limit)` ends far above the knee of a small server).
+//! Below the knee of a server latency does not depend on load. Above it requests wait, and latency grows with each further
+//! one. The limit is aimed at a latency half way to `latencyTolerance`. For a server that runs `c` requests at a time and a
+//! tolerance of 2 that is 1.5 `c`: a short queue that keeps the server busy.
 //!
-//! A baseline that is learnt under load creeps upwards until every latency seems good. So it is only ever lowered by
-//! what is measured under load, and measured anew where there is none: in windows with so few requests in flight that a
-//! server whose limit is right has no queue. When no such window came for a while, one is made by holding the limit down:
-//! to two thirds of what fills the server, for one window in fifty.
+//! Well below the aim the limit grows by its square root for each window, near it by one. Above the aim it shrinks by a
+//! quarter of the excess, beyond the tolerance by all of it. The excess comes from the gradient `aim * baseline / latency`,
+//! as in the gradient limiters of Netflix (github.com/Netflix/concurrency-limits) and of Envoy's adaptive concurrency filter.
+//! Those have no aim between growth and shrinking: `limit * gradient + sqrt(limit)` ends far above the knee of a small server.
+//!
+//! A baseline that is learnt under load creeps upwards until every latency seems good. So measurements under load only lower
+//! it. It is measured anew without load: in windows with so few requests in flight that a server with the right limit has
+//! no queue. Where no such window came for a while, the limit is held down to make one: to two thirds of the requests that
+//! fill the server, for one window in fifty.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use spillway_config::schema;
 
-use super::{Reason, Room, SaturationSignal};
+use super::{Reason, SaturationSignal, SlotLimit};
 use crate::balancing::EndpointState;
 use crate::balancing::latency::Class;
 use crate::clock::millis;
@@ -37,9 +38,9 @@ const CONFIRM_WITHIN: u32 = 50;
 const DEPTH: f64 = 1.5;
 /// Least factor that a window shrinks the limit by.
 const MOST_SHRINK: f64 = 0.5;
-/// What a window shrinks the limit by that is above the aim and within the tolerance: the part of what is too much.
+/// Part of the excess by which a window above the aim and within the tolerance shrinks the limit.
 const GIVE_BACK: f64 = 0.25;
-/// What a window with failures shrinks the limit by (AIMD).
+/// Factor by which a window with failures shrinks the limit (AIMD).
 const ON_FAILURE: f64 = 0.9;
 
 /// `capacity.adaptive`.
@@ -49,8 +50,7 @@ pub(crate) struct Adaptive {
     tolerance: f64,
 }
 
-/// What is learnt of an endpoint. `limit` is for readers; who cannot have the lock at once loses a sample and waits for
-/// nothing.
+/// Learnt values of an endpoint. `limit` is read without the lock; a sample is lost where the lock is not free at once.
 #[derive(Debug, Default)]
 pub(crate) struct LimiterState {
     /// 0 while nothing was learnt.
@@ -64,7 +64,7 @@ struct Learnt {
     /// Mean latency without load for each class, in seconds; 0 while unknown.
     baseline: [f64; 2],
     unconfirmed: u32,
-    /// Whether the limit is held down to measure a baseline.
+    /// True while the limit is held down to measure a baseline.
     probing: bool,
     window: Window,
 }
@@ -80,14 +80,14 @@ struct Window {
 }
 
 impl LimiterState {
-    /// The limit, once something was learnt.
+    /// Limit, once one was learnt.
     pub(crate) fn limit(&self) -> Option<u32> {
         Some(self.limit.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
     }
 }
 
 impl Adaptive {
-    /// A limiter with these bounds.
+    /// Limiter with these bounds.
     pub(crate) fn new(written: &schema::Adaptive) -> Self {
         let min = f64::from(written.min_limit.get());
         Self { min, max: f64::from(written.max_limit.get()).max(min), tolerance: written.latency_tolerance }
@@ -97,7 +97,7 @@ impl Adaptive {
         limit.clamp(self.min, self.max)
     }
 
-    /// How many times the latency without load is aimed at.
+    /// Target of the latency, in multiples of the latency without load.
     fn aim(&self) -> f64 {
         f64::midpoint(1.0, self.tolerance)
     }
@@ -107,7 +107,7 @@ impl Adaptive {
         self.clamp(limit / (self.tolerance * DEPTH))
     }
 
-    /// Closes a window that has seen enough.
+    /// Closes a window that has enough samples, and adjusts the limit.
     fn judge(&self, learnt: &mut Learnt, now: u64) {
         let window = &learnt.window;
         let count: u32 = window.samples.iter().map(|(count, _)| count).sum();
@@ -162,7 +162,7 @@ impl Adaptive {
             let too_much = learnt.limit * (1.0 - self.aim() / ratio);
             learnt.limit = self.clamp(learnt.limit - too_much * GIVE_BACK);
         } else if in_flight * 2.0 >= learnt.limit {
-            // A limit that nobody reaches tells nothing about a higher one.
+            // A limit that is not reached says nothing about a higher one.
             let step = if ratio > f64::midpoint(1.0, self.aim()) { 1.0 } else { learnt.limit.sqrt() };
             learnt.limit = self.clamp(learnt.limit + step);
         }
@@ -189,11 +189,11 @@ impl Adaptive {
             if now.saturating_sub(millis(took)) < learnt.window.opened {
                 return;
             }
-            let place = match class {
+            let index = match class {
                 Class::FirstToken => 0,
                 Class::Head => 1,
             };
-            if let Some((count, logs)) = learnt.window.samples.get_mut(place) {
+            if let Some((count, logs)) = learnt.window.samples.get_mut(index) {
                 *count += 1;
                 *logs += took.as_secs_f64().max(1e-6).ln();
                 learnt.window.in_flight += u64::from(at_start);
@@ -220,8 +220,8 @@ impl SaturationSignal for Adaptive {
     fn reason(&self) -> Reason {
         Reason::Adaptive
     }
-    fn room(&self, e: &EndpointState, _: u64) -> Room {
-        Room::UpTo(self.limit(&e.limiter))
+    fn room(&self, e: &EndpointState, _: u64) -> SlotLimit {
+        SlotLimit::UpTo(self.limit(&e.limiter))
     }
     fn observe(&self, e: &EndpointState, class: Class, took: Duration, at_start: u32, now: u64) {
         let before = self.limit(&e.limiter);

@@ -1,22 +1,22 @@
-//! The framing of an event stream, cut anywhere: lines that end in LF, CRLF or CR, `data:` lines that make up an event,
-//! an empty line that ends it. It holds no line, however long, only where it is in one.
+//! The framing of an event stream, cut anywhere: lines that end in LF, CRLF or CR, `data:` lines that make up an event, and
+//! an empty line that ends the event. The reader holds no line, however long, only its position in the line.
 
-/// What a stream is made of, as far as it matters here.
+/// Part of a stream, as far as the observer needs it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Part<'a> {
+pub(super) enum StreamPart<'a> {
     /// A piece of an event's data; the end of a `data:` line is a line feed.
     Data(&'a [u8]),
     /// The end of an event.
     End {
-        /// It said `[DONE]`.
+        /// True if the event was `[DONE]`.
         is_done: bool,
     },
 }
 
-/// Where in a line the next byte is.
+/// Position of the next byte in its line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
-    /// In its name, of which so many bytes were those of `data:`.
+    /// In the name, of which so many bytes matched those of `data:`.
     Name(usize),
     /// After the colon, where one space is left out.
     Colon,
@@ -28,18 +28,18 @@ enum At {
 
 const NAME: &[u8] = b"data:";
 const DONE: &[u8] = b"[DONE]";
-/// A byte order mark may stand before the first line.
+/// Byte order mark, which a stream may have before its first line.
 const MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Follows the lines of one stream.
+/// Reader of the lines of one stream.
 #[derive(Debug)]
 pub(super) struct Lines {
     at: At,
     after_return: bool,
-    /// How much of the byte order mark has passed; `None` when it can no longer come.
+    /// Bytes of the byte order mark that have passed; `None` once the mark can no longer come.
     mark: Option<usize>,
     has_data: bool,
-    /// How far the data of this event is `[DONE]`; `None` when it is something else.
+    /// Bytes of `[DONE]` that the data of this event has matched; `None` for any other data.
     done: Option<usize>,
 }
 
@@ -50,13 +50,13 @@ impl Default for Lines {
 }
 
 impl Lines {
-    /// Whether the event that is not ended yet says `[DONE]`.
+    /// True if the event that no empty line has closed yet is `[DONE]`.
     pub(super) fn is_done(&self) -> bool {
         self.done == Some(DONE.len())
     }
 
-    /// Reads a part and tells what is in it.
-    pub(super) fn feed(&mut self, mut part: &[u8], mut tell: impl FnMut(Part<'_>)) {
+    /// Reads bytes and passes each part of the stream in them to `report`.
+    pub(super) fn feed(&mut self, mut part: &[u8], mut report: impl FnMut(StreamPart<'_>)) {
         while let Some((&byte, rest)) = part.split_first() {
             if std::mem::take(&mut self.after_return) && byte == b'\n' {
                 part = rest;
@@ -71,7 +71,7 @@ impl Lines {
             }
             if matches!(byte, b'\n' | b'\r') {
                 self.after_return = byte == b'\r';
-                self.line_ends(&mut tell);
+                self.line_ends(&mut report);
                 part = rest;
                 continue;
             }
@@ -94,7 +94,7 @@ impl Lines {
                     let (line, tail) = part.split_at_checked(end).unwrap_or((part, b""));
                     if self.at == At::Data {
                         self.follow_done(line);
-                        tell(Part::Data(line));
+                        report(StreamPart::Data(line));
                     }
                     part = tail;
                 }
@@ -102,21 +102,21 @@ impl Lines {
         }
     }
 
-    fn line_ends(&mut self, tell: &mut impl FnMut(Part<'_>)) {
+    fn line_ends(&mut self, report: &mut impl FnMut(StreamPart<'_>)) {
         match std::mem::replace(&mut self.at, At::Name(0)) {
             At::Name(0) => {
                 if std::mem::take(&mut self.has_data) {
-                    tell(Part::End { is_done: self.is_done() });
+                    report(StreamPart::End { is_done: self.is_done() });
                 }
                 self.done = Some(0);
             }
-            At::Colon | At::Data => tell(Part::Data(b"\n")),
+            At::Colon | At::Data => report(StreamPart::Data(b"\n")),
             At::Name(_) | At::Other => {}
         }
     }
 
     fn follow_done(&mut self, data: &[u8]) {
-        // A blank at the end is no other word.
+        // Trailing blanks do not make it another word.
         let Some(matched) = self.done else { return };
         let expected = DONE.get(matched..).unwrap_or_default();
         let data = if expected.is_empty() { data.trim_ascii() } else { data };

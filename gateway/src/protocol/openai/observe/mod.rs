@@ -1,6 +1,6 @@
-//! Reads what an upstream's answer tells (usage, model, why it ended, when its content began) while it passes, without
-//! changing or holding it. Event streams and plain JSON are both read byte by byte, so that an answer of any length is
-//! observed in the same small, fixed memory and nothing depends on where it was cut.
+//! Reads facts of a server's answer (usage, model, finish reason, time of the first content) while it passes, without
+//! changing or holding it. Event streams and plain JSON are both read byte by byte: an answer of any length is observed in
+//! the same small, fixed memory, and the result does not depend on where the answer was cut.
 
 mod lines;
 mod scan;
@@ -13,20 +13,20 @@ use http::HeaderValue;
 
 use crate::protocol::chat::Observation;
 use crate::protocol::dialect::Observe;
-use lines::{Lines, Part};
+use lines::{Lines, StreamPart};
 use scan::Scanner;
 
-/// Reads one answer.
+/// Reader of one answer.
 #[derive(Debug)]
 pub(super) struct Observer {
-    /// For an event stream.
+    /// Framing of an event stream; `None` for plain JSON.
     lines: Option<Lines>,
     scanner: Scanner,
     seen: Observation,
 }
 
 impl Observer {
-    /// For an answer with this head; `None` when nothing can be read from it, and then nothing is done for it.
+    /// Reader of an answer with these headers; `None` for content that is not JSON or an event stream, or is encoded.
     pub(super) fn for_response(
         content_type: Option<&HeaderValue>,
         content_encoding: Option<&HeaderValue>,
@@ -66,7 +66,7 @@ impl Observe for Observer {
             return;
         };
         lines.feed(part, |what| match what {
-            Part::Data(data) => {
+            StreamPart::Data(data) => {
                 let had_content = scanner.has_content;
                 scanner.feed(data, seen);
                 if scanner.has_content && !had_content {
@@ -74,7 +74,7 @@ impl Observe for Observer {
                     seen.content_events = seen.content_events.saturating_add(1);
                 }
             }
-            Part::End { is_done } => {
+            StreamPart::End { is_done } => {
                 seen.is_whole |= is_done;
                 scanner.reset();
             }

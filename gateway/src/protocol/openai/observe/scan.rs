@@ -1,19 +1,19 @@
-//! A JSON reader that takes bytes as they come, keeps nothing but the token it is in (cut at 256 bytes), and reports the
-//! few values of OpenAI's answers that telemetry and limits need. It judges nothing: what is no JSON tells nothing.
-//! It allocates only for a value that it reports.
+//! Streaming JSON reader that reports the few values of OpenAI's answers that telemetry and limits need. It keeps nothing
+//! but the token that it is in, cut at 256 bytes. Invalid JSON is no error and reports nothing. Memory is allocated only for
+//! a value that is reported.
 
 use crate::protocol::chat::{Observation, ObservedError, Usage};
 
-/// Containers within each other whose place is known; what is deeper is only counted.
-/// `choices`, a choice, its delta and the list of tool calls are the deepest that matter.
-const PLACES: usize = 5;
+/// Nested containers whose meaning is tracked; deeper ones are only counted. The deepest that matter are the root,
+/// `choices`, a choice, its delta and the list of tool calls.
+const TRACKED_DEPTH: usize = 5;
 
-/// Longest key or value that is read.
+/// Longest key or value that is read, in bytes. Ids and model names are shorter.
 const MAX_TOKEN: usize = 256;
 
-/// Where a container stands.
+/// Meaning of a list or object, by its position in the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Container {
     Root,
     Choices,
     Choice,
@@ -26,9 +26,9 @@ enum Place {
     Other,
 }
 
-/// A key that means something in some place.
+/// Key that means something in some container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Key {
+enum KnownKey {
     Id,
     Model,
     Choices,
@@ -49,7 +49,7 @@ enum Key {
     Other,
 }
 
-impl Key {
+impl KnownKey {
     fn of(name: &[u8]) -> Self {
         match name {
             b"id" => Self::Id,
@@ -77,31 +77,32 @@ impl Key {
 enum Mode {
     /// Between tokens.
     Between,
-    /// In a string; whether the last byte was a backslash.
+    /// In a string; `escaped` after a backslash.
     Text { escaped: bool },
     /// In a number, `true`, `false` or `null`.
     Bare,
 }
 
-/// Reads one JSON value after another.
+/// Reader of one JSON value after another.
 #[derive(Debug)]
 pub(super) struct Scanner {
     mode: Mode,
-    /// Containers that are open, also those whose place is not known.
+    /// Open containers, also those too deep to be tracked.
     depth: usize,
-    places: [(Place, bool); PLACES],
-    key: Key,
+    containers: [(Container, bool); TRACKED_DEPTH],
+    key: KnownKey,
     expects_key: bool,
-    /// Whether the string being read is kept, and what was kept of the token.
+    /// True if the token being read is kept in `token`.
     keeps: bool,
+    /// First bytes of the token being read.
     token: [u8; MAX_TOKEN],
     /// Length of the token, also of what was not kept.
     length: usize,
     usage: Usage,
     has_usage: bool,
-    /// The text or the tool calls of an answer have appeared.
+    /// True once the text or the tool calls of an answer have appeared.
     pub(super) has_content: bool,
-    /// A whole object has been read.
+    /// True once a whole object has been read.
     pub(super) is_complete: bool,
 }
 
@@ -110,8 +111,8 @@ impl Default for Scanner {
         Self {
             mode: Mode::Between,
             depth: 0,
-            places: [(Place::Other, false); PLACES],
-            key: Key::Other,
+            containers: [(Container::Other, false); TRACKED_DEPTH],
+            key: KnownKey::Other,
             expects_key: false,
             keeps: false,
             token: [0; MAX_TOKEN],
@@ -125,11 +126,11 @@ impl Default for Scanner {
 }
 
 impl Scanner {
-    /// Begins anew; the token's bytes need no clearing.
+    /// Prepares for the next value. The bytes of the token need no clearing.
     pub(super) fn reset(&mut self) {
         self.mode = Mode::Between;
         self.depth = 0;
-        self.key = Key::Other;
+        self.key = KnownKey::Other;
         self.expects_key = false;
         self.has_content = false;
         self.is_complete = false;
@@ -200,20 +201,20 @@ impl Scanner {
         }
     }
 
-    /// The container that is open, where its place is known.
-    fn top(&self) -> Option<(Place, bool)> {
-        self.places.get(self.depth.checked_sub(1)?).copied()
+    /// Innermost open container, where it is tracked.
+    fn top(&self) -> Option<(Container, bool)> {
+        self.containers.get(self.depth.checked_sub(1)?).copied()
     }
 
-    /// Whether the string that begins is worth keeping. Of content only the length matters.
+    /// True if the string that begins is to be kept. Of content only the length matters.
     fn is_wanted(&self) -> bool {
-        self.top().is_some_and(|(place, _)| {
+        self.top().is_some_and(|(container, _)| {
             self.expects_key
                 || matches!(
-                    (place, self.key),
-                    (Place::Root, Key::Id | Key::Model)
-                        | (Place::Choice, Key::FinishReason)
-                        | (Place::Error, Key::Kind | Key::Code)
+                    (container, self.key),
+                    (Container::Root, KnownKey::Id | KnownKey::Model)
+                        | (Container::Choice, KnownKey::FinishReason)
+                        | (Container::Error, KnownKey::Kind | KnownKey::Code)
                 )
         })
     }
@@ -229,73 +230,73 @@ impl Scanner {
         self.length = self.length.saturating_add(bytes.len());
     }
 
-    /// The token, unless it was too long to be kept.
+    /// Token that has been read, unless it was too long to be kept.
     fn token(&self) -> Option<&[u8]> {
         self.token.get(..self.length).filter(|_| self.keeps)
     }
 
     fn open(&mut self, is_object: bool, seen: &mut Observation) {
-        let place = match (self.top().map(|(place, _)| place), self.key) {
-            (None, _) if self.depth == 0 && is_object => Place::Root,
-            (Some(Place::Root), Key::Choices) if !is_object => Place::Choices,
-            (Some(Place::Root), Key::Usage) if is_object => {
+        let container = match (self.top().map(|(container, _)| container), self.key) {
+            (None, _) if self.depth == 0 && is_object => Container::Root,
+            (Some(Container::Root), KnownKey::Choices) if !is_object => Container::Choices,
+            (Some(Container::Root), KnownKey::Usage) if is_object => {
                 self.usage = Usage::default();
                 self.has_usage = false;
-                Place::Usage
+                Container::Usage
             }
-            (Some(Place::Root), Key::Error) if is_object => {
+            (Some(Container::Root), KnownKey::Error) if is_object => {
                 seen.error.get_or_insert_with(ObservedError::default);
-                Place::Error
+                Container::Error
             }
-            (Some(Place::Choices), _) if is_object => Place::Choice,
-            (Some(Place::Choice), Key::Delta) if is_object => Place::Delta,
-            (Some(Place::Delta), Key::ToolCalls) if !is_object => Place::ToolCalls,
-            (Some(Place::ToolCalls), _) if is_object => {
+            (Some(Container::Choices), _) if is_object => Container::Choice,
+            (Some(Container::Choice), KnownKey::Delta) if is_object => Container::Delta,
+            (Some(Container::Delta), KnownKey::ToolCalls) if !is_object => Container::ToolCalls,
+            (Some(Container::ToolCalls), _) if is_object => {
                 self.has_content = true;
-                Place::Other
+                Container::Other
             }
-            (Some(Place::Usage), Key::Details) if is_object => Place::Details,
-            _ => Place::Other,
+            (Some(Container::Usage), KnownKey::Details) if is_object => Container::Details,
+            _ => Container::Other,
         };
-        if let Some(slot) = self.places.get_mut(self.depth) {
-            *slot = (place, is_object);
+        if let Some(slot) = self.containers.get_mut(self.depth) {
+            *slot = (container, is_object);
         }
         self.depth = self.depth.saturating_add(1);
-        self.key = Key::Other;
+        self.key = KnownKey::Other;
         self.expects_key = is_object;
     }
 
     fn close(&mut self, seen: &mut Observation) {
-        let closed = self.top().map(|(place, _)| place);
+        let closed = self.top().map(|(container, _)| container);
         self.depth = self.depth.saturating_sub(1);
-        self.key = Key::Other;
+        self.key = KnownKey::Other;
         self.expects_key = false;
         match closed {
-            Some(Place::Root) => self.is_complete = true,
-            // The last one counts: some servers tell it anew with every event.
-            Some(Place::Usage) if self.has_usage => seen.usage = Some(self.usage),
+            Some(Container::Root) => self.is_complete = true,
+            // The last one counts: some servers report the usage so far with every event.
+            Some(Container::Usage) if self.has_usage => seen.usage = Some(self.usage),
             _ => {}
         }
     }
 
     /// A string has ended.
     fn text(&mut self, seen: &mut Observation) {
-        let Some((place, is_object)) = self.top() else { return };
+        let Some((container, is_object)) = self.top() else { return };
         if self.expects_key && is_object {
-            self.key = self.token().map_or(Key::Other, Key::of);
+            self.key = self.token().map_or(KnownKey::Other, KnownKey::of);
             return;
         }
         let text = || self.token().and_then(unescaped).filter(|text| !text.is_empty());
-        match (place, self.key) {
+        match (container, self.key) {
             // The first ones count: they are the same in every event, or empty in a leading one.
-            (Place::Root, Key::Id) if seen.id.is_none() => seen.id = text(),
-            (Place::Root, Key::Model) if seen.model.is_none() => seen.model = text(),
-            (Place::Choice, Key::FinishReason) => seen.finish_reason = text().or(seen.finish_reason.take()),
-            (Place::Choice | Place::Delta, Key::Content) if self.length > 0 => self.has_content = true,
-            (Place::Error, Key::Kind) => seen.error.get_or_insert_default().kind = text().unwrap_or_default(),
-            (Place::Error, Key::Code) => seen.error.get_or_insert_default().code = text(),
-            // Some servers tell an error as a plain text.
-            (Place::Root, Key::Error) => {
+            (Container::Root, KnownKey::Id) if seen.id.is_none() => seen.id = text(),
+            (Container::Root, KnownKey::Model) if seen.model.is_none() => seen.model = text(),
+            (Container::Choice, KnownKey::FinishReason) => seen.finish_reason = text().or(seen.finish_reason.take()),
+            (Container::Choice | Container::Delta, KnownKey::Content) if self.length > 0 => self.has_content = true,
+            (Container::Error, KnownKey::Kind) => seen.error.get_or_insert_default().kind = text().unwrap_or_default(),
+            (Container::Error, KnownKey::Code) => seen.error.get_or_insert_default().code = text(),
+            // Some servers report an error as plain text.
+            (Container::Root, KnownKey::Error) => {
                 seen.error.get_or_insert_default();
             }
             _ => {}
@@ -304,25 +305,25 @@ impl Scanner {
 
     /// A number or a word has ended.
     fn bare(&mut self, seen: &mut Observation) {
-        let Some((place, _)) = self.top() else { return };
+        let Some((container, _)) = self.top() else { return };
         let word = || self.token().and_then(|token| std::str::from_utf8(token).ok());
         let number = || word().and_then(|word| word.parse::<u64>().ok());
-        match (place, self.key) {
-            (Place::Usage, Key::PromptTokens) => {
+        match (container, self.key) {
+            (Container::Usage, KnownKey::PromptTokens) => {
                 if let Some(count) = number() {
                     self.usage.prompt_tokens = count;
                     self.has_usage = true;
                 }
             }
-            (Place::Usage, Key::CompletionTokens) => {
+            (Container::Usage, KnownKey::CompletionTokens) => {
                 if let Some(count) = number() {
                     self.usage.completion_tokens = count;
                     self.has_usage = true;
                 }
             }
-            (Place::Details, Key::CachedTokens) => self.usage.cached_tokens = number(),
-            (Place::Details, Key::ReasoningTokens) => self.usage.reasoning_tokens = number(),
-            (Place::Error, Key::Code) if number().is_some() => {
+            (Container::Details, KnownKey::CachedTokens) => self.usage.cached_tokens = number(),
+            (Container::Details, KnownKey::ReasoningTokens) => self.usage.reasoning_tokens = number(),
+            (Container::Error, KnownKey::Code) if number().is_some() => {
                 let code = word().map(str::to_owned);
                 seen.error.get_or_insert_default().code = code;
             }
@@ -331,7 +332,7 @@ impl Scanner {
     }
 }
 
-/// The text of a string token.
+/// Decodes the escapes of a string token.
 fn unescaped(token: &[u8]) -> Option<String> {
     if memchr::memchr(b'\\', token).is_none() {
         return std::str::from_utf8(token).ok().map(str::to_owned);

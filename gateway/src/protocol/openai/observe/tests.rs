@@ -1,4 +1,5 @@
-//! What an answer tells does not depend on where it was cut, and no answer takes more memory than another.
+//! Tests that the facts read from an answer do not depend on where it was cut, and that no answer takes more memory than
+//! another.
 
 use proptest::prelude::*;
 
@@ -84,7 +85,7 @@ proptest! {
         }
     }
 
-    /// What is told agrees with a parser that holds the whole answer.
+    /// The facts read agree with a parser that holds the whole answer.
     #[test]
     fn a_whole_answer_is_read_as_a_parser_reads_it(
         id in ".{1,20}", model in ".{1,20}", reason in "[a-z_]{1,12}", text in any::<String>(),

@@ -1,25 +1,25 @@
-//! The `logit_bias` of a request.
+//! Reader of the `logit_bias` of a request.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::values::{Probe, SkipVisitor, Text};
+use super::values::{BorrowedText, Probe, SkipVisitor};
 
-/// `logit_bias`: what is added to the logits of tokens, by their numbers.
+/// Value of `logit_bias`: numbers to add to the logits of tokens, by token id.
 #[derive(Debug, PartialEq)]
 pub(super) enum Biases {
     None,
     Some(Vec<(u32, f32)>),
     TooMany,
-    /// No object, a key that is no token, a value that is no number of -100 to 100.
+    /// Not an object, or with a key that is no token id or a value that is no number from -100 to 100.
     Wrong,
 }
 
 impl Biases {
-    /// Tokens in one request; vLLM and OpenAI take as many.
+    /// Most tokens in one request; vLLM and OpenAI accept as many.
     pub(super) const MOST: usize = 1024;
-    /// OpenAI's bounds of a bias.
+    /// Largest absolute value of a bias, as in OpenAI's API.
     const BOUND: f64 = 100.0;
 }
 
@@ -62,7 +62,7 @@ impl<'de> Visitor<'de> for BiasesVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Biases, A::Error> {
         let mut biases = Vec::new();
         let (mut wrong, mut many) = (false, false);
-        while let Some(Text(token)) = object.next_key()? {
+        while let Some(BorrowedText(token)) = object.next_key()? {
             let bias = object.next_value::<Probe<'de>>()?;
             let bias = bias.number().filter(|bias| bias.abs() <= Biases::BOUND);
             match (token.parse::<u32>(), bias) {

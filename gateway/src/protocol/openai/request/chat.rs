@@ -1,5 +1,5 @@
-//! Reads chat requests and the older completions as the built-in model understands them: field by field, each mistake
-//! with the field that it was found in.
+//! Reader of chat requests and the older completions for the built-in model: field by field, each fault with the field that
+//! it was found in.
 
 use std::fmt;
 
@@ -7,30 +7,33 @@ use serde::de::{MapAccess, Visitor};
 use spillway_filter::Refusal;
 
 use super::biases::Biases;
-use super::fields::{Api, Field, Read, Seen, lookup};
+use super::fields::{Api, FieldSupport, Read, SeenFields, lookup};
 use super::findings::Findings;
 use super::format::{Format, Raw};
 use super::inputs::TextOrTokens;
 use super::messages::Messages;
 use super::object;
 use super::tools;
-use super::values::{Flat, Probe, Skip, Text};
+use super::values::{BorrowedText, Flat, Probe, Skip};
 use crate::protocol::chat::{ChatRequest, PromptInput, ResponseFormat, ToolChoice};
 use crate::protocol::refusals::{duplicate, shown};
 
-/// Stop strings, as many as OpenAI takes, and their length in bytes: each is looked for after every token.
+/// Most stop strings, as in OpenAI's API.
 const MAX_STOPS: usize = 4;
+/// Longest stop string in bytes: each is searched for after every token.
 const MAX_STOP_BYTES: usize = 256;
-/// Answers to one request, and likeliest tokens at each place of one, as many as OpenAI takes.
+/// Most choices of one answer, as in OpenAI's API.
 const MAX_CHOICES: u32 = 128;
+/// Most likeliest tokens reported beside each written one, as in OpenAI's API.
 const MAX_TOP_LOGPROBS: u32 = 20;
-/// The same for completions, whose answers are short where nothing else is said.
+/// Most likeliest tokens reported beside each written one of the older completions, as in OpenAI's API.
 const MAX_TEXT_LOGPROBS: u32 = 5;
+/// Default `max_tokens` of the older completions, as in OpenAI's API.
 const TEXT_TOKENS: u32 = 16;
 
-/// Reads a chat request. An error means that it is wrong by itself, for any server.
+/// Reads a chat request. An error means that the request is invalid for any server.
 pub(in crate::protocol::openai) fn chat(body: &[u8]) -> Result<ChatRequest, Refusal> {
-    let mut reader = Reader::default();
+    let mut reader = ChatReader::default();
     object(body, &mut reader)?;
     if !reader.has_messages {
         reader.findings.wrong("missing_required_parameter", "messages", "is missing");
@@ -39,82 +42,82 @@ pub(in crate::protocol::openai) fn chat(body: &[u8]) -> Result<ChatRequest, Refu
         reader.findings.wrong("invalid_value", "top_logprobs", "needs `logprobs` to be true");
     }
     reader.tools();
-    reader.judged()
+    reader.finish()
 }
 
 /// Reads a request of the older completions, which continue a text.
 pub(in crate::protocol::openai) fn completions(body: &[u8]) -> Result<ChatRequest, Refusal> {
-    let mut reader = Reader { api: Api::Text, ..Reader::default() };
+    let mut reader = ChatReader { api: Api::Text, ..ChatReader::default() };
     object(body, &mut reader)?;
     if reader.request.prompt.is_none() {
         reader.findings.wrong("missing_required_parameter", "prompt", "is missing");
     }
     reader.request.max_tokens.get_or_insert(TEXT_TOKENS);
-    reader.judged()
+    reader.finish()
 }
 
 #[derive(Default)]
-struct Reader {
+struct ChatReader {
     api: Api,
     request: ChatRequest,
     tool_list: Raw,
     tool_choice: Raw,
     findings: Findings,
-    seen: Seen,
+    seen: SeenFields,
     has_messages: bool,
     newer_max_tokens: bool,
 }
 
-impl<'a> Visitor<'a> for &mut Reader {
+impl<'a> Visitor<'a> for &mut ChatReader {
     type Value = ();
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(Text(key)) = map.next_key()? {
+        while let Some(BorrowedText(key)) = map.next_key()? {
             let Some((at, field)) = lookup(&key, self.api) else {
                 if map.next_value::<Probe<'a>>()? != Probe::Null {
-                    let why = "the model inside the gateway does not know this field";
+                    let why = "the built-in model does not know this field";
                     self.findings.unsupported("unknown_parameter", shown(&key), why);
                 }
                 continue;
             };
-            if !self.seen.enter(at) {
+            if !self.seen.insert(at) {
                 self.findings.wrong.get_or_insert(duplicate(&key));
                 map.next_value::<Skip>()?;
                 continue;
             }
             match field {
-                Field::Read(Read::Messages) => {
+                FieldSupport::Read(Read::Messages) => {
                     self.has_messages = true;
                     self.request.messages = map.next_value_seed(Messages(&mut self.findings))?;
                 }
-                Field::Read(Read::Tools) => self.tool_list = map.next_value()?,
-                Field::Read(Read::ToolChoice) => self.tool_choice = map.next_value()?,
-                Field::Read(Read::Prompt) => {
+                FieldSupport::Read(Read::Tools) => self.tool_list = map.next_value()?,
+                FieldSupport::Read(Read::ToolChoice) => self.tool_choice = map.next_value()?,
+                FieldSupport::Read(Read::Prompt) => {
                     let prompt: TextOrTokens = map.next_value()?;
                     self.prompt(prompt);
                 }
-                Field::Read(Read::LogitBias) => {
+                FieldSupport::Read(Read::LogitBias) => {
                     let biases: Biases = map.next_value()?;
                     self.logit_bias(biases);
                 }
-                Field::Read(Read::ResponseFormat) => {
+                FieldSupport::Read(Read::ResponseFormat) => {
                     let format: Format = map.next_value()?;
-                    self.request.response_format = format.judge(&mut self.findings);
+                    self.request.response_format = format.validate(&mut self.findings);
                 }
-                Field::Read(read) => {
+                FieldSupport::Read(read) => {
                     let value = map.next_value::<Probe<'a>>()?;
                     if value != Probe::Null {
                         self.read(read, &key, value);
                     }
                 }
-                Field::Inert => {
+                FieldSupport::Inert => {
                     map.next_value::<Skip>()?;
                 }
-                Field::Only(neutral) => {
+                FieldSupport::Only(neutral) => {
                     if !neutral.is(&map.next_value()?) {
-                        let why = "the model inside the gateway does not implement this value";
+                        let why = "the built-in model does not implement this value";
                         self.findings.unsupported("unsupported_value", key.into_owned(), why);
                     }
                 }
@@ -124,8 +127,8 @@ impl<'a> Visitor<'a> for &mut Reader {
     }
 }
 
-impl Reader {
-    fn judged(self) -> Result<ChatRequest, Refusal> {
+impl ChatReader {
+    fn finish(self) -> Result<ChatRequest, Refusal> {
         match self.findings.wrong {
             Some(refusal) => Err(refusal),
             None => Ok(ChatRequest { unsupported: self.findings.unsupported, ..self.request }),
@@ -147,14 +150,14 @@ impl Reader {
             }
             TextOrTokens::Many(_) => {
                 self.request.prompt = Some(PromptInput::Tokens(Vec::new()));
-                let why = "the model inside the gateway continues one prompt a request";
+                let why = "the built-in model continues one prompt a request";
                 self.findings.unsupported("unsupported_value", "prompt", why);
             }
             TextOrTokens::Wrong => self.wrong_type("prompt", "must be a text or a list of tokens"),
         }
     }
 
-    /// What may be called, which several fields say together.
+    /// Reads the tools that the answer may call, which depend on several fields.
     fn tools(&mut self) {
         let (list, is_strict) = tools::tools(&self.tool_list, &mut self.findings);
         let choice = tools::choice(&self.tool_choice, &mut self.findings);
@@ -172,16 +175,15 @@ impl Reader {
             return;
         }
         if is_strict && choice == ToolChoice::Auto {
-            let why =
-                "the model inside the gateway holds arguments to their schema where `tool_choice` asks for a call";
+            let why = "the built-in model holds arguments to their schema where `tool_choice` asks for a call";
             self.findings.unsupported("unsupported_value", "tools.function.strict", why);
         }
         if self.request.logprobs {
-            let why = "the model inside the gateway tells no probabilities of an answer that may call tools";
+            let why = "the built-in model reports no probabilities of an answer that may call tools";
             self.findings.unsupported("unsupported_value", "logprobs", why);
         }
         if self.request.response_format != ResponseFormat::Text {
-            let why = "the model inside the gateway holds no answer to a format that may call tools";
+            let why = "the built-in model cannot hold an answer that may call tools to a format";
             self.findings.unsupported("unsupported_value", "response_format", why);
         }
         self.request.tools = list;
@@ -269,7 +271,7 @@ impl Reader {
                 _ => self.wrong_type(name, "must be a whole number of 64 bits"),
             },
             Read::Stop => self.stop(value),
-            // Read before their values became probes.
+            // `visit_map` reads these before it makes a probe.
             Read::Messages | Read::Prompt | Read::LogitBias | Read::ResponseFormat | Read::Tools | Read::ToolChoice => {
             }
         }
@@ -288,7 +290,7 @@ impl Reader {
                 (_, Flat::Null) => {}
                 ("include_usage", Flat::Bool(include)) => self.request.include_usage = *include,
                 ("include_usage", _) => self.wrong_type("stream_options.include_usage", "must be true or false"),
-                // Padding against the reading of lengths on the way; there is none to add for a caller of ours.
+                // Padding against eavesdroppers who infer text from the lengths of events: none is added here.
                 ("include_obfuscation", _) | ("continuous_usage_stats", Flat::Bool(false)) => {}
                 _ => self.unknown_option(&shown(key)),
             }
@@ -299,13 +301,13 @@ impl Reader {
     }
 
     fn unknown_option(&mut self, key: &str) {
-        let why = "the model inside the gateway does not implement this option";
+        let why = "the built-in model does not implement this option";
         self.findings.unsupported("unknown_parameter", format!("stream_options.{key}"), why);
     }
 
     fn count(&mut self, name: &str, value: &Probe<'_>) -> Option<u32> {
         match value {
-            // More than the context is cut to what is left of it anyway.
+            // The engine cuts a larger count to the rest of the context.
             Probe::Unsigned(count) if *count > 0 => Some(u32::try_from(*count).unwrap_or(u32::MAX)),
             Probe::Unsigned(_) | Probe::Negative(_) => {
                 self.findings.wrong("integer_below_min_value", name.to_owned(), "must be at least 1");

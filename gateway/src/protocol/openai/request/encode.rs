@@ -1,5 +1,5 @@
-//! Embeddings as OpenAI has them, and reranking as Jina, Cohere and vLLM do: what a request asks for. Read in one pass;
-//! nothing is kept of fields that are not used.
+//! Reader of requests for embeddings (OpenAI) and reranking (Jina, Cohere, vLLM). A body is read in one pass, and nothing is
+//! kept of fields that are not used.
 
 use std::fmt;
 
@@ -9,18 +9,18 @@ use spillway_filter::Refusal;
 use super::findings::Findings;
 use super::inputs::TextOrTokens;
 use super::object;
-use super::values::{Flat, Probe, Skip, SkipVisitor, Text};
+use super::values::{BorrowedText, Flat, Probe, Skip, SkipVisitor};
 use crate::protocol::chat::{Encode, EncodeInput, EncodeRequest};
 use crate::protocol::refusals::{duplicate, shown};
 
-/// Texts of one request, as many as OpenAI takes.
+/// Most texts in one request, as many as OpenAI accepts.
 const MAX_TEXTS: usize = 2048;
 
 /// Texts of a request.
 #[derive(Debug, Default)]
 struct Texts {
     texts: Vec<String>,
-    /// Something that is no text.
+    /// True if an entry was no text.
     other: bool,
     many: bool,
 }
@@ -29,7 +29,7 @@ impl Texts {
     fn add(&mut self, value: Probe<'_>) {
         let text = match value {
             Probe::Text(text) => Some(text.into_owned()),
-            // A document as Cohere writes it.
+            // A document in Cohere's shape.
             Probe::Object(..) => match value.field("text") {
                 Some(Flat::Text(text)) => Some(text.clone().into_owned()),
                 _ => None,
@@ -43,8 +43,8 @@ impl Texts {
         }
     }
 
-    /// The texts, if there are some and nothing else; else what is wrong with the field `param`.
-    fn judge(self, param: &'static str, findings: &mut Findings) -> Vec<String> {
+    /// Returns the texts; reports to `findings` if the field `param` has none, too many, or anything but texts.
+    fn validate(self, param: &'static str, findings: &mut Findings) -> Vec<String> {
         if self.other {
             findings.wrong("invalid_type", param, "must be text or a list of texts");
         } else if self.many {
@@ -100,7 +100,7 @@ impl<'de> Deserialize<'de> for Texts {
     }
 }
 
-/// What stands in `input`, if it is some and nothing else; what is wrong with it is told.
+/// Returns the texts and tokens of `input`; reports to `findings` if there are none, too many, or anything else.
 fn inputs(written: TextOrTokens, findings: &mut Findings) -> Vec<EncodeInput> {
     let list = match written {
         TextOrTokens::Many(list) => list,
@@ -125,9 +125,9 @@ fn inputs(written: TextOrTokens, findings: &mut Findings) -> Vec<EncodeInput> {
     inputs
 }
 
-/// Reads a request for a model that encodes texts. An error names the field.
+/// Reads a request for a model that encodes texts. An error names the field at fault.
 pub(in crate::protocol::openai) fn encode(body: &[u8], what: Encode) -> Result<EncodeRequest, Refusal> {
-    let mut reader = Reader {
+    let mut reader = EncodeReader {
         what,
         request: EncodeRequest { return_documents: true, ..EncodeRequest::default() },
         inputs: None,
@@ -136,13 +136,13 @@ pub(in crate::protocol::openai) fn encode(body: &[u8], what: Encode) -> Result<E
         findings: Findings::default(),
     };
     object(body, &mut reader)?;
-    let Reader { mut request, inputs: written, texts, mut findings, .. } = reader;
+    let EncodeReader { mut request, inputs: written, texts, mut findings, .. } = reader;
     match (what, written, texts) {
         (Encode::Embeddings, Some(written), _) if written != TextOrTokens::Nothing => {
             request.inputs = inputs(written, &mut findings);
         }
         (Encode::Embeddings, ..) => findings.wrong("missing_required_parameter", "input", "is missing"),
-        (Encode::Rerank, _, Some(texts)) => request.texts = texts.judge("documents", &mut findings),
+        (Encode::Rerank, _, Some(texts)) => request.texts = texts.validate("documents", &mut findings),
         (Encode::Rerank, ..) => findings.wrong("missing_required_parameter", "documents", "is missing"),
     }
     if what == Encode::Rerank && request.query.is_none() {
@@ -154,7 +154,7 @@ pub(in crate::protocol::openai) fn encode(body: &[u8], what: Encode) -> Result<E
     }
 }
 
-struct Reader {
+struct EncodeReader {
     what: Encode,
     request: EncodeRequest,
     inputs: Option<TextOrTokens>,
@@ -163,19 +163,19 @@ struct Reader {
     findings: Findings,
 }
 
-impl<'a> Visitor<'a> for &mut Reader {
+impl<'a> Visitor<'a> for &mut EncodeReader {
     type Value = ();
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(Text(key)) = map.next_key()? {
+        while let Some(BorrowedText(key)) = map.next_key()? {
             if self.seen.iter().any(|seen| *seen == *key) {
                 self.findings.refuse(duplicate(&shown(&key)));
                 map.next_value::<Skip>()?;
                 continue;
             }
-            // More names than there are fields are unknown ones, of which the first is told.
+            // A body with more names than the API has fields has unknown ones, of which the first is reported.
             if self.seen.len() < 32 {
                 self.seen.push(key.clone().into_owned());
             }
@@ -197,7 +197,7 @@ impl<'a> Visitor<'a> for &mut Reader {
     }
 }
 
-impl Reader {
+impl EncodeReader {
     fn field(&mut self, what: Encode, name: &str, value: Probe<'_>) {
         match (what, name) {
             (_, "model") => match value {
@@ -220,7 +220,7 @@ impl Reader {
                 _ => self.findings.wrong("invalid_type", "return_documents", "must be true or false"),
             },
             _ => {
-                let why = "the model inside the gateway does not know this field";
+                let why = "the built-in model does not know this field";
                 self.findings.unsupported("unknown_parameter", shown(name), why);
             }
         }

@@ -1,24 +1,24 @@
-//! Every field of the Chat Completions API by name, and what the model inside makes of it. A field that it does not
-//! implement is never ignored: with another value than the one that changes nothing, the request is refused by name
-//! where it was addressed to the model, and does not spill where it was not.
+//! Table of the fields of the Chat Completions API, with the support of the built-in model for each. A field that the model
+//! does not implement is never ignored. Unless its value is neutral, a request addressed to the model is refused with the
+//! name of the field, and any other request does not spill.
 //!
-//! OpenAI refuses fields that it does not know; so do we, unless they are `null`. The extensions of other servers are
-//! known here with the value that means "as if it were not there", because clients written for those servers send them.
+//! Unknown fields are refused unless they are `null`, as OpenAI does. Extensions of other servers are in the table with
+//! their neutral value, because clients written for those servers send them.
 
 use super::values::{Flat, Probe};
 
-/// What a field is to the model inside.
+/// Support of the built-in model for a field.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Field {
-    /// It is implemented.
+pub(super) enum FieldSupport {
+    /// Implemented.
     Read(Read),
-    /// It changes nothing about the answer, whatever it says.
+    /// Ignored: no value of the field changes the answer.
     Inert,
-    /// It is not implemented; this value asks for nothing. `null` always does.
+    /// Not implemented: accepted with this neutral value and with `null`.
     Only(Neutral),
 }
 
-/// The fields that are implemented.
+/// Fields that are implemented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Read {
     Model,
@@ -47,7 +47,7 @@ pub(super) enum Read {
     ParallelToolCalls,
 }
 
-/// Which API a request is one of.
+/// API of a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Api {
     /// Chat completions.
@@ -57,23 +57,23 @@ pub(super) enum Api {
     Text,
 }
 
-/// A value that asks for nothing.
+/// Value of a field that leaves the answer as if the field were absent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Neutral {
-    /// None but `null`.
+    /// No value but `null`.
     Nothing,
     Bool(bool),
     Number(f64),
-    /// A list or object without entries.
+    /// List or object without entries.
     Empty,
-    /// One of these words.
+    /// Any of these words.
     Word(&'static [&'static str]),
-    /// A list with this word only.
+    /// List with this word only.
     ListOf(&'static str),
 }
 
 impl Neutral {
-    /// Whether a value asks for nothing.
+    /// True if `value` is this neutral one.
     pub(super) fn is(self, value: &Probe<'_>) -> bool {
         match (self, value) {
             (_, Probe::Null) => true,
@@ -89,36 +89,36 @@ impl Neutral {
     }
 }
 
-use Field::{Inert, Only};
+use FieldSupport::{Inert, Only};
 use Neutral::{Bool, Empty, ListOf, Nothing, Number, Word};
 
-/// The fields, in the order of their names within each group.
-const FIELDS: &[(&str, Field)] = &[
+/// All fields, in the order of their names within each group.
+const FIELDS: &[(&str, FieldSupport)] = &[
     // Implemented.
-    ("frequency_penalty", Field::Read(Read::FrequencyPenalty)),
-    ("logit_bias", Field::Read(Read::LogitBias)),
-    ("logprobs", Field::Read(Read::Logprobs)),
-    ("max_completion_tokens", Field::Read(Read::MaxCompletionTokens)),
-    ("max_tokens", Field::Read(Read::MaxTokens)),
-    ("messages", Field::Read(Read::Messages)),
-    ("min_p", Field::Read(Read::MinP)),
-    ("model", Field::Read(Read::Model)),
-    ("n", Field::Read(Read::N)),
-    ("parallel_tool_calls", Field::Read(Read::ParallelToolCalls)),
-    ("prompt", Field::Read(Read::Prompt)),
-    ("presence_penalty", Field::Read(Read::PresencePenalty)),
-    ("repetition_penalty", Field::Read(Read::RepetitionPenalty)),
-    ("response_format", Field::Read(Read::ResponseFormat)),
-    ("seed", Field::Read(Read::Seed)),
-    ("stop", Field::Read(Read::Stop)),
-    ("stream", Field::Read(Read::Stream)),
-    ("stream_options", Field::Read(Read::StreamOptions)),
-    ("temperature", Field::Read(Read::Temperature)),
-    ("tool_choice", Field::Read(Read::ToolChoice)),
-    ("tools", Field::Read(Read::Tools)),
-    ("top_k", Field::Read(Read::TopK)),
-    ("top_logprobs", Field::Read(Read::TopLogprobs)),
-    ("top_p", Field::Read(Read::TopP)),
+    ("frequency_penalty", FieldSupport::Read(Read::FrequencyPenalty)),
+    ("logit_bias", FieldSupport::Read(Read::LogitBias)),
+    ("logprobs", FieldSupport::Read(Read::Logprobs)),
+    ("max_completion_tokens", FieldSupport::Read(Read::MaxCompletionTokens)),
+    ("max_tokens", FieldSupport::Read(Read::MaxTokens)),
+    ("messages", FieldSupport::Read(Read::Messages)),
+    ("min_p", FieldSupport::Read(Read::MinP)),
+    ("model", FieldSupport::Read(Read::Model)),
+    ("n", FieldSupport::Read(Read::N)),
+    ("parallel_tool_calls", FieldSupport::Read(Read::ParallelToolCalls)),
+    ("prompt", FieldSupport::Read(Read::Prompt)),
+    ("presence_penalty", FieldSupport::Read(Read::PresencePenalty)),
+    ("repetition_penalty", FieldSupport::Read(Read::RepetitionPenalty)),
+    ("response_format", FieldSupport::Read(Read::ResponseFormat)),
+    ("seed", FieldSupport::Read(Read::Seed)),
+    ("stop", FieldSupport::Read(Read::Stop)),
+    ("stream", FieldSupport::Read(Read::Stream)),
+    ("stream_options", FieldSupport::Read(Read::StreamOptions)),
+    ("temperature", FieldSupport::Read(Read::Temperature)),
+    ("tool_choice", FieldSupport::Read(Read::ToolChoice)),
+    ("tools", FieldSupport::Read(Read::Tools)),
+    ("top_k", FieldSupport::Read(Read::TopK)),
+    ("top_logprobs", FieldSupport::Read(Read::TopLogprobs)),
+    ("top_p", FieldSupport::Read(Read::TopP)),
     // The rest of OpenAI's.
     ("audio", Only(Nothing)),
     ("function_call", Only(Word(&["none", "auto"]))),
@@ -157,7 +157,7 @@ const FIELDS: &[(&str, Field)] = &[
     ("use_beam_search", Only(Bool(false))),
 ];
 
-/// Fields that chat completions alone have.
+/// Fields of chat completions alone.
 const CHAT: &[&str] = &[
     "audio",
     "chat_template_kwargs",
@@ -176,11 +176,11 @@ const CHAT: &[&str] = &[
     "verbosity",
     "web_search_options",
 ];
-/// Those that completions alone have.
+/// Fields of the older completions alone.
 const TEXT: &[&str] = &["prompt", "suffix"];
 
-/// What a field is, and its place in the table; `None` for one that nobody knows.
-pub(super) fn lookup(name: &str, api: Api) -> Option<(usize, Field)> {
+/// Index of a field in the table, and its support; `None` for a field that this API does not have.
+pub(super) fn lookup(name: &str, api: Api) -> Option<(usize, FieldSupport)> {
     let others = match api {
         Api::Chat => TEXT,
         Api::Text => CHAT,
@@ -189,16 +189,16 @@ pub(super) fn lookup(name: &str, api: Api) -> Option<(usize, Field)> {
     (!others.contains(&name)).then_some((at, *field))
 }
 
-/// A set of places in the table.
+/// Set of fields that a request has, as a bit for each index of the table.
 #[derive(Debug, Default)]
-pub(super) struct Seen(u64);
+pub(super) struct SeenFields(u64);
 
-/// A place is a bit.
+// One bit for each field.
 const _: () = assert!(FIELDS.len() <= 64);
 
-impl Seen {
-    /// Enters a place; false when it was there.
-    pub(super) fn enter(&mut self, at: usize) -> bool {
+impl SeenFields {
+    /// Inserts an index; returns false if the set had it.
+    pub(super) fn insert(&mut self, at: usize) -> bool {
         let bit = 1u64 << (at & 63);
         let is_new = self.0 & bit == 0;
         self.0 |= bit;

@@ -1,11 +1,11 @@
-//! What is found wrong while a request is read.
+//! Faults found while a request is read.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use spillway_filter::Refusal;
 
-/// What is wrong with a request and what it asks for in vain; the first of each counts.
+/// First invalid field and first unsupported field of a request.
 #[derive(Default)]
 pub(super) struct Findings {
     pub(super) wrong: Option<Refusal>,
@@ -13,17 +13,17 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// A refusal that was made elsewhere.
+    /// Records a refusal of an invalid field that was made elsewhere.
     pub(super) fn refuse(&mut self, refusal: Refusal) {
         self.wrong.get_or_insert(refusal);
     }
 
-    /// What is wrong, else what is asked for in vain.
+    /// Refusal of the first invalid field, else of the first unsupported one.
     pub(super) fn first(self) -> Option<Refusal> {
         self.wrong.or(self.unsupported)
     }
 
-    /// A field that no server could take; `what` completes the sentence that begins with its name.
+    /// Records an invalid field, which any server would refuse. `what` completes the sentence that begins with its name.
     pub(super) fn wrong(&mut self, code: &'static str, param: impl Into<Cow<'static, str>>, what: impl fmt::Display) {
         if self.wrong.is_none() {
             let param = param.into();
@@ -31,7 +31,7 @@ impl Findings {
         }
     }
 
-    /// A field that the model inside cannot honour; `why` is a sentence without its full stop.
+    /// Records a field that the built-in model cannot honour. `why` is a sentence without its full stop.
     pub(super) fn unsupported(
         &mut self,
         code: &'static str,

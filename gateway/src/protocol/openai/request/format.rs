@@ -1,5 +1,5 @@
-//! `response_format`: what the answer must be. The schema is kept as its text; whether it can be used is for the grammar
-//! compiler to say.
+//! Reader of `response_format`. A schema is kept as its text; the grammar compiler decides whether the engine can hold an
+//! answer to it.
 
 use std::fmt;
 
@@ -8,14 +8,14 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::findings::Findings;
-use super::values::{Probe, Skip, SkipVisitor, Text};
+use super::values::{BorrowedText, Probe, Skip, SkipVisitor};
 use crate::protocol::chat::ResponseFormat;
 use crate::protocol::refusals::shown;
 
-/// Longest name of a schema.
+/// Longest name of a schema in bytes, as in OpenAI's API.
 const MAX_NAME: usize = 64;
 
-/// The field as it was written.
+/// Value of `response_format` as the caller wrote it.
 #[derive(Default)]
 pub(super) struct Format {
     is_null: bool,
@@ -26,11 +26,11 @@ pub(super) struct Format {
     json_schema: Option<JsonSchema>,
     further: Option<String>,
     duplicate: bool,
-    /// A schema that is no JSON, or nests too deep.
+    /// True if a schema is no JSON, or nests too deep.
     is_bad: bool,
 }
 
-/// `json_schema` as it was written.
+/// Value of `json_schema` as the caller wrote it.
 #[derive(Default)]
 struct JsonSchema {
     is_object: bool,
@@ -38,7 +38,7 @@ struct JsonSchema {
     schema: Option<Box<str>>,
     further: Option<String>,
     duplicate: bool,
-    /// A schema that is no JSON, or nests too deep.
+    /// True if the schema is no JSON, or nests too deep.
     is_bad: bool,
 }
 
@@ -52,14 +52,14 @@ pub(super) struct Raw {
 impl<'de> Deserialize<'de> for Raw {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw: &RawValue = Deserialize::deserialize(deserializer)?;
-        // The text was taken unread: this reads it, with the limit on nesting.
+        // `RawValue` does not count nesting; this does.
         let is_bad = serde_json::from_str::<Skip>(raw.get()).is_err();
         Ok(Self { text: (raw.get() != "null").then(|| raw.get().into()), is_bad })
     }
 }
 
-/// The methods of a visitor of an object for every other value, which is read and forgotten.
-macro_rules! others {
+/// Methods of a visitor of an object for every other value, which is read and forgotten.
+macro_rules! ignore_others {
     ($null:expr) => {
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a value")
@@ -94,11 +94,11 @@ impl<'de> Deserialize<'de> for Format {
         struct FormatVisitor;
         impl<'de> Visitor<'de> for FormatVisitor {
             type Value = Format;
-            others!(Format { is_null: true, ..Format::default() });
+            ignore_others!(Format { is_null: true, ..Format::default() });
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Format, A::Error> {
                 let mut format = Format { is_object: true, ..Format::default() };
                 let (mut kinds, mut schemas, mut json_schemas) = (0u32, 0u32, 0u32);
-                while let Some(Text(key)) = map.next_key()? {
+                while let Some(BorrowedText(key)) = map.next_key()? {
                     match &*key {
                         "type" => {
                             kinds += 1;
@@ -137,11 +137,11 @@ impl<'de> Deserialize<'de> for JsonSchema {
         struct SchemaVisitor;
         impl<'de> Visitor<'de> for SchemaVisitor {
             type Value = JsonSchema;
-            others!(JsonSchema::default());
+            ignore_others!(JsonSchema::default());
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<JsonSchema, A::Error> {
                 let mut read = JsonSchema { is_object: true, ..JsonSchema::default() };
                 let (mut names, mut schemas) = (0u32, 0u32);
-                while let Some(Text(key)) = map.next_key()? {
+                while let Some(BorrowedText(key)) = map.next_key()? {
                     match &*key {
                         "name" => {
                             names += 1;
@@ -155,7 +155,7 @@ impl<'de> Deserialize<'de> for JsonSchema {
                             read.is_bad |= raw.is_bad;
                             read.schema = raw.text;
                         }
-                        // The answer follows the schema whether or not that was asked for strictly.
+                        // The answer follows the schema whether `strict` asks for that or not.
                         "strict" | "description" => {
                             map.next_value::<Skip>()?;
                         }
@@ -175,9 +175,9 @@ impl<'de> Deserialize<'de> for JsonSchema {
 }
 
 impl Format {
-    /// What it asks for; what is wrong with it is told.
-    pub(super) fn judge(self, findings: &mut Findings) -> ResponseFormat {
-        const UNKNOWN: &str = "the model inside the gateway does not know this";
+    /// Returns the format asked for; reports to `findings` whatever is invalid or unsupported.
+    pub(super) fn validate(self, findings: &mut Findings) -> ResponseFormat {
+        const UNKNOWN: &str = "the built-in model does not know this";
         if self.is_null {
             return ResponseFormat::Text;
         }
@@ -186,7 +186,7 @@ impl Format {
             return ResponseFormat::Text;
         }
         if self.duplicate {
-            findings.wrong("duplicate_parameter", "response_format", "has a field that stands more than once");
+            findings.wrong("duplicate_parameter", "response_format", "has a field that appears more than once");
         }
         if self.is_bad || self.json_schema.as_ref().is_some_and(|schema| schema.is_bad) {
             findings.wrong("invalid_value", "response_format", "has a schema that is no JSON or nests deeper than 128");
@@ -197,17 +197,13 @@ impl Format {
         match self.kind.as_deref() {
             Some("text") if self.schema.is_none() && self.json_schema.is_none() => ResponseFormat::Text,
             Some("text") => {
-                findings.wrong(
-                    "invalid_value",
-                    "response_format",
-                    "has a schema, which goes with the type json_schema",
-                );
+                findings.wrong("invalid_value", "response_format", "has a schema, which needs the type json_schema");
                 ResponseFormat::Text
             }
-            // llama.cpp and others take a schema here too.
+            // llama.cpp and others accept a schema here too.
             Some("json_object") => self.schema.map_or(ResponseFormat::JsonObject, ResponseFormat::JsonSchema),
             Some("json_schema") => match self.json_schema {
-                Some(schema) if schema.is_object => schema.judge(findings),
+                Some(schema) if schema.is_object => schema.validate(findings),
                 _ => {
                     let param = "response_format.json_schema";
                     findings.wrong("missing_required_parameter", param, "must be an object");
@@ -215,7 +211,7 @@ impl Format {
                 }
             },
             Some(kind) => {
-                let why = format!("the model inside the gateway writes text and JSON, not `{}`", shown(kind));
+                let why = format!("the built-in model writes text and JSON, not `{}`", shown(kind));
                 findings.unsupported("unsupported_value", "response_format.type", why);
                 ResponseFormat::Text
             }
@@ -229,13 +225,13 @@ impl Format {
 }
 
 impl JsonSchema {
-    fn judge(self, findings: &mut Findings) -> ResponseFormat {
+    fn validate(self, findings: &mut Findings) -> ResponseFormat {
         const PARAM: &str = "response_format.json_schema";
         if self.duplicate {
-            findings.wrong("duplicate_parameter", PARAM, "has a field that stands more than once");
+            findings.wrong("duplicate_parameter", PARAM, "has a field that appears more than once");
         }
         if let Some(key) = self.further {
-            let why = "the model inside the gateway does not know this";
+            let why = "the built-in model does not know this";
             findings.unsupported("unknown_parameter", format!("{PARAM}.{key}"), why);
         }
         let is_name = |name: &str| {

@@ -1,4 +1,4 @@
-//! What is embedded, ranked or continued: texts or tokens of the model, one or a list. Memory is bounded by counts.
+//! Reader of inputs to embed or continue: texts or tokens of the model, one or a list. Counts bound the memory.
 
 use std::fmt;
 
@@ -6,21 +6,22 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::values::{Probe, SkipVisitor};
 
-/// A text, tokens, or a list of such.
+/// Text, tokens, or a list of either.
 #[derive(Debug, PartialEq)]
 pub(super) enum TextOrTokens {
     Nothing,
     Text(String),
     Tokens(Vec<u32>),
-    /// Several; of more than [`Self::MOST`] one more is kept.
+    /// List of texts or tokens. Of more than [`Self::MOST`] entries one more is kept, so that the reader of the request sees
+    /// the excess.
     Many(Vec<TextOrTokens>),
     Wrong,
 }
 
 impl TextOrTokens {
-    /// Texts of one request, as many as OpenAI takes.
+    /// Most texts in one request, as many as OpenAI accepts.
     pub(super) const MOST: usize = 2048;
-    /// Tokens of one text: longer than any context.
+    /// Most tokens in one text: longer than any context.
     const MOST_TOKENS: usize = 1 << 20;
 }
 
@@ -56,15 +57,17 @@ impl<'de> Deserialize<'de> for TextOrTokens {
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
                 let (mut tokens, mut many, mut wrong) = (Vec::new(), Vec::new(), false);
-                while let Some(entry) = list.next_element::<Entry>()? {
+                while let Some(entry) = list.next_element::<InputEntry>()? {
                     match entry {
-                        Entry::Token(token) if tokens.len() < TextOrTokens::MOST_TOKENS => tokens.push(token),
-                        Entry::Text(text) if many.len() <= TextOrTokens::MOST => many.push(TextOrTokens::Text(text)),
-                        Entry::Tokens(list) if many.len() <= TextOrTokens::MOST => {
+                        InputEntry::Token(token) if tokens.len() < TextOrTokens::MOST_TOKENS => tokens.push(token),
+                        InputEntry::Text(text) if many.len() <= TextOrTokens::MOST => {
+                            many.push(TextOrTokens::Text(text))
+                        }
+                        InputEntry::Tokens(list) if many.len() <= TextOrTokens::MOST => {
                             many.push(TextOrTokens::Tokens(list));
                         }
-                        Entry::Text(_) | Entry::Tokens(_) => {}
-                        Entry::Token(_) | Entry::Wrong => wrong = true,
+                        InputEntry::Text(_) | InputEntry::Tokens(_) => {}
+                        InputEntry::Token(_) | InputEntry::Wrong => wrong = true,
                     }
                 }
                 Ok(match (wrong, tokens.is_empty(), many.is_empty()) {
@@ -78,45 +81,45 @@ impl<'de> Deserialize<'de> for TextOrTokens {
     }
 }
 
-/// An entry of such a list.
-enum Entry {
+/// Entry of a list of inputs.
+enum InputEntry {
     Text(String),
     Token(u32),
     Tokens(Vec<u32>),
     Wrong,
 }
 
-impl<'de> Deserialize<'de> for Entry {
+impl<'de> Deserialize<'de> for InputEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Entries;
         impl<'de> Visitor<'de> for Entries {
-            type Value = Entry;
+            type Value = InputEntry;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a value")
             }
-            fn visit_unit<E>(self) -> Result<Entry, E> {
-                Ok(Entry::Wrong)
+            fn visit_unit<E>(self) -> Result<InputEntry, E> {
+                Ok(InputEntry::Wrong)
             }
-            fn visit_bool<E>(self, _: bool) -> Result<Entry, E> {
-                Ok(Entry::Wrong)
+            fn visit_bool<E>(self, _: bool) -> Result<InputEntry, E> {
+                Ok(InputEntry::Wrong)
             }
-            fn visit_u64<E>(self, token: u64) -> Result<Entry, E> {
-                Ok(u32::try_from(token).map_or(Entry::Wrong, Entry::Token))
+            fn visit_u64<E>(self, token: u64) -> Result<InputEntry, E> {
+                Ok(u32::try_from(token).map_or(InputEntry::Wrong, InputEntry::Token))
             }
-            fn visit_i64<E>(self, _: i64) -> Result<Entry, E> {
-                Ok(Entry::Wrong)
+            fn visit_i64<E>(self, _: i64) -> Result<InputEntry, E> {
+                Ok(InputEntry::Wrong)
             }
-            fn visit_f64<E>(self, _: f64) -> Result<Entry, E> {
-                Ok(Entry::Wrong)
+            fn visit_f64<E>(self, _: f64) -> Result<InputEntry, E> {
+                Ok(InputEntry::Wrong)
             }
-            fn visit_str<E>(self, text: &str) -> Result<Entry, E> {
-                Ok(Entry::Text(text.to_owned()))
+            fn visit_str<E>(self, text: &str) -> Result<InputEntry, E> {
+                Ok(InputEntry::Text(text.to_owned()))
             }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entry, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<InputEntry, A::Error> {
                 SkipVisitor.visit_map(map)?;
-                Ok(Entry::Wrong)
+                Ok(InputEntry::Wrong)
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Entry, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<InputEntry, A::Error> {
                 let (mut tokens, mut wrong) = (Vec::new(), false);
                 while let Some(token) = list.next_element::<Probe<'de>>()? {
                     match token {
@@ -129,7 +132,7 @@ impl<'de> Deserialize<'de> for Entry {
                         _ => wrong = true,
                     }
                 }
-                Ok(if wrong { Entry::Wrong } else { Entry::Tokens(tokens) })
+                Ok(if wrong { InputEntry::Wrong } else { InputEntry::Tokens(tokens) })
             }
         }
         deserializer.deserialize_any(Entries)

@@ -1,5 +1,5 @@
-//! The conversation of a chat request, as text by role, with the calls of tools: the only things that the model inside
-//! reads. What it would have to leave out (images, sounds) is told by name, never dropped in silence.
+//! Reader of the conversation of a chat request: text by role, with the tool calls, which is all that the built-in model
+//! reads. Content that it cannot read (images, sounds) is reported by name, never dropped in silence.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,17 +9,17 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess
 use super::findings::Findings;
 use super::format::Raw;
 use super::tools;
-use super::values::{Probe, Skip, SkipVisitor, Text};
+use super::values::{BorrowedText, Probe, Skip, SkipVisitor};
 use crate::protocol::chat::Message;
 use crate::protocol::refusals::shown;
 
-/// Messages of one request; OpenAI has the same limit.
+/// Most messages in one request, as in OpenAI's API.
 pub(super) const MAX_MESSAGES: usize = 2048;
 
-/// Longest id of a call, in bytes.
+/// Longest id of a tool call, in bytes. Servers write about 30.
 const MAX_CALL_ID: usize = 256;
 
-/// Reads the value of `messages`.
+/// Reader of the value of `messages`.
 pub(super) struct Messages<'f>(pub(super) &'f mut Findings);
 
 impl<'de> DeserializeSeed<'de> for Messages<'_> {
@@ -29,7 +29,7 @@ impl<'de> DeserializeSeed<'de> for Messages<'_> {
     }
 }
 
-/// The methods of a visitor for every value that is not expected: it is read, forgotten and refused.
+/// Methods of a visitor for every value that is not expected, which is read, forgotten and refused.
 macro_rules! refuse_others {
     ($self:ident, $then:expr) => {
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -122,7 +122,7 @@ impl OneMessage<'_> {
                 "assistant" => "assistant",
                 "tool" => "tool",
                 "function" => {
-                    let why = "the model inside the gateway does not know functions, which tools have replaced";
+                    let why = "the built-in model does not know functions, which tools have replaced";
                     self.findings.unsupported("unsupported_value", param, why);
                     "user"
                 }
@@ -150,22 +150,17 @@ impl OneMessage<'_> {
         }
     }
 
-    /// A field of a message other than those that are read.
+    /// Reports a field of a message that is not read, unless its value asks for nothing.
     fn other(&mut self, key: &str, value: &Probe<'_>) {
         let is_empty = matches!(value, Probe::Null | Probe::List(0, _) | Probe::Object(0, _) | Probe::Bool(false));
-        // A name is shown to no model that has no place for it in its template; what a model thought or refused earlier,
-        // and where it looked, is no part of what it said.
+        // Templates have no slot for a name. Reasoning, refusals and citations of an earlier answer are no part of its text.
         let has_no_effect = matches!(
             key,
             "name" | "refusal" | "annotations" | "reasoning" | "reasoning_content" | "reasoning_details" | "id"
         );
         if !is_empty && !has_no_effect {
             let param = format!("messages[{}].{}", self.at, shown(key));
-            self.findings.unsupported(
-                "unsupported_parameter",
-                param,
-                "the model inside the gateway does not read this",
-            );
+            self.findings.unsupported("unsupported_parameter", param, "the built-in model does not read this");
         }
     }
 }
@@ -185,7 +180,7 @@ impl<'de> Visitor<'de> for OneMessage<'_> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Message, A::Error> {
         let (mut role, mut content, mut function_call) = (None, None, false);
         let (mut calls, mut call_id): (Option<Raw>, Option<Option<String>>) = (None, None);
-        while let Some(Text(key)) = map.next_key()? {
+        while let Some(BorrowedText(key)) = map.next_key()? {
             match &*key {
                 "role" if role.is_none() => role = Some(self.role(&map.next_value()?)),
                 "content" if content.is_none() => {
@@ -196,7 +191,7 @@ impl<'de> Visitor<'de> for OneMessage<'_> {
                 "role" | "content" | "tool_calls" | "tool_call_id" => {
                     map.next_value::<Skip>()?;
                     let param = format!("messages[{}].{key}", self.at);
-                    self.findings.wrong("duplicate_parameter", param, "stands more than once");
+                    self.findings.wrong("duplicate_parameter", param, "appears more than once");
                 }
                 _ => {
                     let value: Probe<'_> = map.next_value()?;
@@ -223,7 +218,7 @@ impl<'de> Visitor<'de> for OneMessage<'_> {
             let param = format!("messages[{}].tool_call_id", self.at);
             self.findings.wrong("missing_required_parameter", param, "is missing");
         }
-        // A message that calls tools may say nothing.
+        // A message that calls tools may have no text.
         let content = content.flatten().unwrap_or_else(|| {
             if !(role == "assistant" && (function_call || !tool_calls.is_empty())) {
                 let param = format!("messages[{}].content", self.at);
@@ -235,7 +230,7 @@ impl<'de> Visitor<'de> for OneMessage<'_> {
     }
 }
 
-/// Reads the content of a message: text, parts, or `null`, which is `None`.
+/// Reader of the content of a message: text, parts, or `null`, which is `None`.
 struct Content<'f> {
     at: usize,
     findings: &'f mut Findings,
@@ -287,7 +282,7 @@ impl<'de> Visitor<'de> for Content<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
         let mut content = String::new();
         let mut n = 0usize;
-        while let Some(part) = list.next_element::<Part<'de>>()? {
+        while let Some(part) = list.next_element::<ContentPart<'de>>()? {
             let param = || format!("messages[{}].content[{n}]", self.at);
             match (part.kind.as_deref(), part.text) {
                 (Some("text"), Some(text)) => {
@@ -300,7 +295,7 @@ impl<'de> Visitor<'de> for Content<'_> {
                     self.findings.wrong("missing_required_parameter", param() + ".text", "must be a string");
                 }
                 (Some(kind), _) => {
-                    let message = format!("the model inside the gateway reads text, not `{}`", shown(kind));
+                    let message = format!("the built-in model reads text, not `{}`", shown(kind));
                     self.findings.unsupported("unsupported_value", param() + ".type", message);
                 }
                 (None, _) => self.findings.wrong("missing_required_parameter", param() + ".type", "must be a string"),
@@ -314,36 +309,36 @@ impl<'de> Visitor<'de> for Content<'_> {
     }
 }
 
-/// A part of a message; fields of another type than they should have are left out, as is a part that is no object.
+/// Part of a message. Fields of the wrong type are `None`, as are both of a part that is no object.
 #[derive(Default)]
-struct Part<'a> {
+struct ContentPart<'a> {
     kind: Option<Cow<'a, str>>,
     text: Option<Cow<'a, str>>,
 }
 
-impl<'de> Deserialize<'de> for Part<'de> {
+impl<'de> Deserialize<'de> for ContentPart<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(PartVisitor)
+        deserializer.deserialize_any(ContentPartVisitor)
     }
 }
 
-struct PartVisitor;
+struct ContentPartVisitor;
 
-impl<'de> Visitor<'de> for PartVisitor {
-    type Value = Part<'de>;
+impl<'de> Visitor<'de> for ContentPartVisitor {
+    type Value = ContentPart<'de>;
 
-    refuse_others!(self, Part::default());
+    refuse_others!(self, ContentPart::default());
 
     fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
-        Ok(Part::default())
+        Ok(ContentPart::default())
     }
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
         SkipVisitor.visit_seq(list)?;
-        Ok(Part::default())
+        Ok(ContentPart::default())
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut part = Part::default();
-        while let Some(Text(key)) = map.next_key()? {
+        let mut part = ContentPart::default();
+        while let Some(BorrowedText(key)) = map.next_key()? {
             match &*key {
                 "type" | "text" => {
                     let Probe::Text(value) = map.next_value()? else { continue };

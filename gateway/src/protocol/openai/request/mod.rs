@@ -1,5 +1,5 @@
-//! Requests as the built-in model understands them. A body is read in one pass into bounded memory: nothing is built for
-//! a field that is not used, however large or deep it is, and what nests deeper than 128 is refused.
+//! Readers of requests for the built-in model. A body is read in one pass into bounded memory: nothing is built for a field
+//! that is not used, however large it is, and a body that nests deeper than 128 levels is refused.
 
 mod biases;
 mod chat;
@@ -20,8 +20,8 @@ pub(super) use encode::encode;
 use serde::de::{Deserializer, Visitor};
 use spillway_filter::Refusal;
 
-/// Reads a body that must be one JSON object and nothing else. Every value in it passes through the visitor, so that
-/// what is not JSON is refused wherever it stands.
+/// Reads a body that must be one JSON object and nothing else. Every value in it passes through the visitor, so that invalid
+/// JSON is refused wherever it is.
 fn object<'a, V: Visitor<'a>>(body: &'a [u8], visitor: V) -> Result<V::Value, Refusal> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let read = json.deserialize_map(visitor).and_then(|value| json.end().map(|()| value));

@@ -1,4 +1,4 @@
-//! Which requests are taken, which are refused and with which field, which cannot be answered by the model inside.
+//! Tests of requests that are accepted, that are refused with the field at fault, and that the built-in model cannot answer.
 
 use spillway_filter::Refusal;
 

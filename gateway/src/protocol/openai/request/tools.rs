@@ -1,5 +1,5 @@
-//! `tools`, `tool_choice`, and the calls that earlier answers made. Schemas stay text: what they say is for the model and
-//! for the grammar compiler.
+//! Reader of `tools`, `tool_choice` and the tool calls of earlier answers. Schemas stay JSON text, for the model and for the
+//! grammar compiler.
 
 use serde_json::Value;
 use spillway_engine::{Tool, ToolCall};
@@ -9,13 +9,14 @@ use super::format::Raw;
 use crate::protocol::chat::ToolChoice;
 use crate::protocol::refusals::shown;
 
-/// Tools of one request and calls of one message, as many as OpenAI takes, and their length as JSON text in bytes.
+/// Most tools in one request and calls in one message, as many as OpenAI accepts.
 const MAX_TOOLS: usize = 128;
+/// Longest JSON text of the tools, or of the calls of one message, in bytes.
 const MAX_BYTES: usize = 256 << 10;
-/// Longest name of a tool.
+/// Longest name of a tool in bytes, as in OpenAI's API.
 const MAX_NAME: usize = 64;
 
-/// JSON of a field that was taken as text; `None` for `null` and for what is wrong, which is told.
+/// Parses a field that was read as text. Returns `None` for `null`, and for invalid values, which `findings` records.
 fn value(raw: &Raw, param: &str, findings: &mut Findings) -> Option<Value> {
     let text = raw.text.as_deref().filter(|_| !raw.is_bad);
     if raw.is_bad || text.is_some_and(|text| text.len() > MAX_BYTES) {
@@ -25,7 +26,8 @@ fn value(raw: &Raw, param: &str, findings: &mut Findings) -> Option<Value> {
     serde_json::from_str(text?).ok()
 }
 
-/// The tools of a request, and whether one of them asks for more than the model can promise unasked.
+/// Reads the tools of a request. The second value is true if a tool is `strict`, which the built-in model can promise only
+/// where `tool_choice` asks for a call.
 pub(super) fn tools(raw: &Raw, findings: &mut Findings) -> (Vec<Tool>, bool) {
     let mut tools: Vec<Tool> = Vec::new();
     let mut is_strict = false;
@@ -38,7 +40,7 @@ pub(super) fn tools(raw: &Raw, findings: &mut Findings) -> (Vec<Tool>, bool) {
             for (n, tool) in list.into_iter().enumerate() {
                 let Some((tool, strict)) = one(n, tool, findings) else { continue };
                 if tools.iter().any(|other| other.name == tool.name) {
-                    findings.wrong("invalid_value", format!("tools[{n}].function.name"), "stands more than once");
+                    findings.wrong("invalid_value", format!("tools[{n}].function.name"), "appears more than once");
                 }
                 is_strict |= strict;
                 tools.push(tool);
@@ -54,7 +56,7 @@ fn one(n: usize, mut tool: Value, findings: &mut Findings) -> Option<(Tool, bool
     match tool.get("type") {
         Some(Value::String(kind)) if kind == "function" => {}
         Some(Value::String(kind)) => {
-            let why = format!("the model inside the gateway calls functions, not `{}`", shown(kind));
+            let why = format!("the built-in model calls functions, not `{}`", shown(kind));
             findings.unsupported("unsupported_value", at(".type"), why);
             return None;
         }
@@ -90,7 +92,7 @@ fn one(n: usize, mut tool: Value, findings: &mut Findings) -> Option<(Tool, bool
     function.retain(|_, field| !field.is_null());
     if let Some(other) = function.keys().find(|key| !matches!(key.as_str(), "name" | "description" | "parameters")) {
         let param = at(&format!(".function.{}", shown(other)));
-        findings.unsupported("unknown_parameter", param, "the model inside the gateway does not know this field");
+        findings.unsupported("unknown_parameter", param, "the built-in model does not know this field");
     }
     Some((Tool { name, function: Value::Object(function).to_string() }, strict))
 }
@@ -99,7 +101,7 @@ fn is_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
-/// Whether the answer calls a tool.
+/// Reads `tool_choice`.
 pub(super) fn choice(raw: &Raw, findings: &mut Findings) -> ToolChoice {
     let Some(choice) = value(raw, "tool_choice", findings) else { return ToolChoice::Auto };
     match &choice {
@@ -113,7 +115,7 @@ pub(super) fn choice(raw: &Raw, findings: &mut Findings) -> ToolChoice {
             findings.wrong("missing_required_parameter", "tool_choice.function.name", "must be a string");
         }
         Value::Object(fields) if fields.get("type").is_some_and(Value::is_string) => {
-            let why = "the model inside the gateway does not implement this value";
+            let why = "the built-in model does not implement this value";
             findings.unsupported("unsupported_value", "tool_choice.type", why);
         }
         _ => findings.wrong("invalid_value", "tool_choice", "must be none, auto, required, or name a function"),
@@ -121,7 +123,7 @@ pub(super) fn choice(raw: &Raw, findings: &mut Findings) -> ToolChoice {
     ToolChoice::Auto
 }
 
-/// The calls of a message at the place `at`.
+/// Reads the tool calls of the message with the index `at`.
 pub(super) fn calls(raw: &Raw, at: usize, findings: &mut Findings) -> Vec<ToolCall> {
     let param = format!("messages[{at}].tool_calls");
     let list = match value(raw, &param, findings) {
@@ -136,7 +138,7 @@ pub(super) fn calls(raw: &Raw, at: usize, findings: &mut Findings) -> Vec<ToolCa
     for (n, call) in list.iter().enumerate() {
         let text = |path: &str| call.pointer(path).and_then(Value::as_str).map(str::to_owned);
         if text("/type").is_some_and(|kind| kind != "function") {
-            let why = "the model inside the gateway calls functions only";
+            let why = "the built-in model calls functions only";
             findings.unsupported("unsupported_value", format!("{param}[{n}].type"), why);
             continue;
         }

@@ -1,37 +1,37 @@
-//! Values of a body, reduced while they are read to what a decision needs. Memory is bounded: strings are borrowed from
-//! the body, of lists and objects only the first few entries are kept, of what is deeper nothing.
+//! Values of a body, reduced while they are read to the part that a decision needs. Memory is bounded: strings are borrowed
+//! from the body, and of lists and objects only the first few entries are kept, without the values nested in those.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-/// Entries of a list or object that are kept: one more than any field with a meaning may have.
+/// Entries of a list or object that are kept: one more than any field of the API may have.
 pub(super) const KEPT: usize = 5;
 
-/// A string, borrowed from the body where it holds no escapes. (A plain `Cow` in an `Option` or a list is always copied.)
-pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
+/// String, borrowed from the body where it has no escapes. (Serde always copies a plain `Cow` in an `Option` or a list.)
+pub(super) struct BorrowedText<'a>(pub(super) Cow<'a, str>);
 
-impl<'de> Deserialize<'de> for Text<'de> {
+impl<'de> Deserialize<'de> for BorrowedText<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
-        impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text<'de>;
+        struct BorrowedTextVisitor;
+        impl<'de> Visitor<'de> for BorrowedTextVisitor {
+            type Value = BorrowedText<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string")
             }
             fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(text)))
+                Ok(BorrowedText(Cow::Borrowed(text)))
             }
             fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
+                Ok(BorrowedText(Cow::Owned(text.to_owned())))
             }
         }
-        deserializer.deserialize_str(TextVisitor)
+        deserializer.deserialize_str(BorrowedTextVisitor)
     }
 }
 
-/// A value, as far as anything looks at it.
+/// Value of a field, as far as a reader needs it.
 #[derive(Debug, PartialEq)]
 pub(super) enum Probe<'a> {
     Null,
@@ -41,9 +41,9 @@ pub(super) enum Probe<'a> {
     Negative(i64),
     Float(f64),
     Text(Cow<'a, str>),
-    /// A list: how long it is, and its first entries.
+    /// List: its length, and its first entries.
     List(usize, Vec<Flat<'a>>),
-    /// An object: how many fields it has, and the first of them.
+    /// Object: its number of fields, and the first of them.
     Object(usize, Vec<(Cow<'a, str>, Flat<'a>)>),
 }
 
@@ -53,7 +53,7 @@ pub(super) enum Flat<'a> {
     Null,
     Bool(bool),
     Text(Cow<'a, str>),
-    /// A number, a list, an object: nothing looks at those in there.
+    /// Number, list or object, which no reader needs there.
     Other,
 }
 
@@ -68,7 +68,7 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// The field `name` of an object; `None` also when not all fields were kept.
+    /// Field `name` of an object; `None` also when not all fields were kept.
     pub(super) fn field(&self, name: &str) -> Option<&Flat<'a>> {
         match self {
             Self::Object(len, fields) if *len == fields.len() => {
@@ -130,7 +130,7 @@ impl<'de> Visitor<'de> for ProbeVisitor {
     }
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
         let (mut len, mut kept) = (0usize, Vec::new());
-        while let Some(Text(key)) = object.next_key()? {
+        while let Some(BorrowedText(key)) = object.next_key()? {
             if len < KEPT {
                 kept.push((key, object.next_value::<Flat<'de>>()?));
             } else {
@@ -184,8 +184,8 @@ impl<'de> Visitor<'de> for FlatVisitor {
     }
 }
 
-/// A value that is read and forgotten. Unlike serde's `IgnoredAny` it counts nesting against the parser's limit and
-/// refuses text that is not UTF-8, so that no server behind us is handed what we did not read.
+/// Value that is read and forgotten. Unlike serde's `IgnoredAny`, this counts nesting against the parser's limit and refuses
+/// invalid UTF-8, so that no server gets bytes that the gateway did not read.
 pub(super) struct Skip;
 
 impl<'de> Deserialize<'de> for Skip {

@@ -1,5 +1,5 @@
-//! Answers of a built-in model in OpenAI's shape: events of a stream, a whole completion, the list of models.
-//! A token costs the copy of what all events share and the escaping of its text, into a buffer that is used again.
+//! Answers of a built-in model in OpenAI's shape: events of a stream, a whole completion, the list of models. Each token
+//! costs a copy of the bytes that all events share and the escaping of its text, into a buffer that is reused.
 
 mod models;
 mod shapes;
@@ -24,27 +24,27 @@ pub(super) enum Shape {
     Text,
 }
 
-/// Writes the answer to one request, as a stream of events or as a whole.
+/// Writer of the answer to one request, as an event stream or as a whole.
 #[derive(Debug)]
 pub(super) struct Answer {
     shape: Shape,
     id: String,
     created: u64,
     model: String,
-    /// Beginning of every event, up to its choices.
+    /// Bytes that begin every event, up to its choices.
     head: Vec<u8>,
-    /// End of every event, behind its choices.
+    /// Bytes that end every event, behind its choices.
     tail: &'static [u8],
     include_usage: bool,
 }
 
-/// Writes a value made of strings and numbers as JSON; writing those to memory does not fail.
+/// Appends a value made of strings and numbers as JSON. Serializing those to memory does not fail.
 fn put_json(out: &mut BytesMut, value: &impl Serialize) {
     let _ = serde_json::to_writer(out.writer(), value);
 }
 
 impl Answer {
-    /// Answer with this head.
+    /// Begins an answer with this head.
     pub(super) fn begin(shape: Shape, head: AnswerHead<'_>) -> Self {
         let prefix = match shape {
             Shape::Chat => "chatcmpl",
@@ -54,8 +54,8 @@ impl Answer {
         Self::new(shape, id, head.created, head.model.to_owned(), head.include_usage)
     }
 
-    /// Answer by `model`, begun at `created` (Unix seconds). With `include_usage` its stream ends with an event that
-    /// reports the tokens, and all others have `"usage": null`.
+    /// Begins an answer by `model` at `created` (Unix seconds). With `include_usage` its stream ends with an event that
+    /// reports the tokens, and all other events have `"usage": null`.
     fn new(shape: Shape, id: String, created: u64, model: String, include_usage: bool) -> Self {
         let mut head = BytesMut::with_capacity(160);
         head.put_slice(b"data: {\"id\":");

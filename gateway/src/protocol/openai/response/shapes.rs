@@ -1,4 +1,4 @@
-//! The JSON of whole answers and of what their events hold, as OpenAI's API has it.
+//! JSON of whole answers and of the values in their events, in the shape of OpenAI's API.
 
 use std::borrow::Cow;
 
@@ -28,7 +28,7 @@ pub(super) struct ChoiceBody<'a> {
 #[derive(Serialize)]
 pub(super) struct MessageBody<'a> {
     pub(super) role: &'static str,
-    /// None of an answer that only calls.
+    /// `None` for an answer of tool calls alone.
     pub(super) content: Option<&'a str>,
     pub(super) refusal: Option<()>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -37,7 +37,7 @@ pub(super) struct MessageBody<'a> {
 
 #[derive(Serialize)]
 pub(super) struct ToolCall<'a> {
-    /// In a stream: which of the calls.
+    /// Number of the call; only in a stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) index: Option<usize>,
     pub(super) id: &'a str,
@@ -77,7 +77,8 @@ pub(super) struct TextChoice<'a> {
     pub(super) finish_reason: &'static str,
 }
 
-/// Probabilities as completions tell them: side by side, and where in the answer each token begins, in characters.
+/// Log probabilities in the shape of completions: parallel lists, with the offset of each token in the answer in
+/// characters.
 #[derive(Serialize)]
 pub(super) struct TextLogprobs<'a> {
     pub(super) tokens: Vec<Cow<'a, str>>,
@@ -87,7 +88,7 @@ pub(super) struct TextLogprobs<'a> {
 }
 
 impl<'a> TextLogprobs<'a> {
-    /// Of tokens that follow `offset` characters.
+    /// Log probabilities of tokens that follow `offset` characters.
     pub(super) fn new(written: &'a [WrittenToken], mut offset: usize) -> Self {
         let mut all = Self { tokens: vec![], token_logprobs: vec![], top_logprobs: vec![], text_offset: vec![] };
         for token in written {
@@ -109,12 +110,12 @@ impl<'a> TextLogprobs<'a> {
 
 #[derive(Serialize)]
 pub(super) struct Logprobs<'a> {
-    pub(super) content: Vec<Token<'a>>,
+    pub(super) content: Vec<TokenLogprobs<'a>>,
     pub(super) refusal: Option<()>,
 }
 
 #[derive(Serialize)]
-pub(super) struct Token<'a> {
+pub(super) struct TokenLogprobs<'a> {
     #[serde(flatten)]
     pub(super) chosen: Likely<'a>,
     pub(super) top_logprobs: Vec<Likely<'a>>,
@@ -127,7 +128,7 @@ pub(super) struct Likely<'a> {
     pub(super) bytes: &'a [u8],
 }
 
-/// What OpenAI writes for a token that is as good as impossible: JSON has no infinity.
+/// Log probability that OpenAI writes for an impossible token, because JSON has no infinity.
 const IMPOSSIBLE: f32 = -9999.0;
 
 impl<'a> From<&'a TokenProbability> for Likely<'a> {
@@ -139,7 +140,7 @@ impl<'a> From<&'a TokenProbability> for Likely<'a> {
 
 impl<'a> From<&'a [WrittenToken]> for Logprobs<'a> {
     fn from(written: &'a [WrittenToken]) -> Self {
-        let token = |of: &'a WrittenToken| Token {
+        let token = |of: &'a WrittenToken| TokenLogprobs {
             chosen: (&of.chosen).into(),
             top_logprobs: of.likeliest.iter().map(Likely::from).collect(),
         };

@@ -1,53 +1,19 @@
-//! The grammar case by case, then against httparse, which Pingora parses heads with. `socket.rs` compares whole
-//! connections with Pingora's session.
+//! Tests of the grammar case by case, then against httparse, with which Pingora parses heads. The tests of the listener's
+//! `socket.rs` compare whole connections with Pingora's session.
+
+mod harness;
 
 use proptest::prelude::*;
 
 use super::*;
+use harness::ReadConnection;
 
+/// Bytes of a head, and of trailers, that the readers of these tests allow.
 const MOST: u64 = 512;
 
-/// What a connection came to: the messages that were handed on whole, what was handed on of the last one, and why reading
-/// ended.
-#[derive(Debug, PartialEq, Eq)]
-struct Read {
-    messages: Vec<Vec<u8>>,
-    rest: Vec<u8>,
-    violation: Option<Violation>,
-}
-
-/// Reads `bytes` in parts of the given sizes, in turn, as a socket would.
-fn read(bytes: &[u8], sizes: &[usize]) -> Read {
-    let mut framer = Framer::new(MOST);
-    let mut read = Read { messages: Vec::new(), rest: Vec::new(), violation: None };
-    let (mut at, mut sizes) = (0, sizes.iter().cycle());
-    while at < bytes.len() {
-        let part = &bytes[at..bytes.len().min(at + sizes.next().unwrap())];
-        let opaque = framer.opaque();
-        let taken = if opaque > 0 {
-            let taken = part.len().min(usize::try_from(opaque).unwrap_or(usize::MAX));
-            framer.skip(taken as u64);
-            taken
-        } else {
-            match framer.scan(part) {
-                Ok(taken) => taken,
-                Err(violation) => {
-                    assert_eq!(framer.scan(part), Err(violation), "a violation lasts");
-                    read.violation = Some(violation);
-                    return read;
-                }
-            }
-        };
-        assert!(taken > 0 && taken <= part.len());
-        read.rest.extend_from_slice(&part[..taken]);
-        at += taken;
-        if framer.is_between() {
-            read.messages.push(std::mem::take(&mut read.rest));
-        }
-    }
-    // One that would only show with the next read.
-    read.violation = framer.violation();
-    read
+/// Reads `bytes` in parts of the given sizes, in turn.
+fn read(bytes: &[u8], sizes: &[usize]) -> ReadConnection {
+    harness::read(bytes, sizes, MOST)
 }
 
 fn violation(bytes: &[u8]) -> Option<Violation> {
@@ -198,7 +164,7 @@ fn all_before_a_violation_is_handed_on_and_at_least_a_byte_of_its_message() {
     assert!(bad.rest.ends_with(b"3\r\nabc\r\n"), "{:?}", bad.rest.escape_ascii().to_string());
 }
 
-/// Bytes in which good and bad requests are likely.
+/// Strategy of bytes in which valid and invalid requests are likely.
 fn connections() -> impl Strategy<Value = Vec<u8>> {
     let parts: &[&[u8]] = &[
         b"GET / HTTP/1.1\r\n",

@@ -1,4 +1,4 @@
-//! What the admin address shows of the running gateway, also before that is ready.
+//! View of the running gateway that the admin address serves, also before the gateway is ready.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::listener::ListenerSet;
 use crate::reload::LastEdit;
 use crate::telemetry::{Metrics, Samples};
 
-/// What the admin address shows, also before the gateway is ready.
-pub struct Shown {
+/// View of the gateway for the admin address, also before the gateway is ready.
+pub struct AdminView {
     pub(crate) gateway: ArcSwap<Option<Arc<Gateway>>>,
     pub(crate) listeners: ArcSwapOption<ListenerSet>,
     pub(crate) draining: AtomicBool,
@@ -30,7 +30,7 @@ pub struct Shown {
     pub(crate) max_connections: usize,
 }
 
-impl AdminState for Shown {
+impl AdminState for AdminView {
     fn readiness(&self) -> Result<(), &'static str> {
         if self.draining.load(Ordering::Acquire) {
             Err("draining")

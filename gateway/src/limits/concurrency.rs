@@ -1,5 +1,5 @@
-//! How many requests of each key run now. A key that has none is not kept, so that the table is as large as the number of
-//! requests at most.
+//! Running requests by key. A key without a running request is dropped, so the table has at most as many entries as
+//! there are requests.
 
 use std::collections::HashMap;
 
@@ -7,10 +7,10 @@ use ahash::RandomState;
 use parking_lot::Mutex;
 
 #[derive(Default)]
-pub(super) struct Running(Mutex<HashMap<u128, u32, RandomState>>);
+pub(super) struct ConcurrencyCounts(Mutex<HashMap<u128, u32, RandomState>>);
 
-impl Running {
-    /// Lets one more run if fewer than `most` do; says how many do then.
+impl ConcurrencyCounts {
+    /// Acquires a permit if fewer than `most` requests of the key run; returns how many run then.
     pub(super) fn enter(&self, key: u128, most: u32) -> Option<u32> {
         let mut running = self.0.lock();
         let count = running.entry(key).or_insert(0);
@@ -21,12 +21,12 @@ impl Running {
         Some(*count)
     }
 
-    /// How many run.
+    /// Running requests of a key.
     pub(super) fn count(&self, key: u128) -> u32 {
         self.0.lock().get(&key).copied().unwrap_or(0)
     }
 
-    /// One has ended.
+    /// Releases the permit of one request.
     pub(super) fn leave(&self, key: u128) {
         let mut running = self.0.lock();
         if let Some(count) = running.get_mut(&key) {

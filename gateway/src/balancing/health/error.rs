@@ -1,0 +1,46 @@
+//! Reasons for which an endpoint fails a check, or its metrics cannot be read. Logs show them.
+
+use std::time::Duration;
+
+use super::grpc;
+
+/// Failure of a health check or of a scrape.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProbeError {
+    /// The time for the whole probe is over.
+    #[error("no answer within {} ms", .0.as_millis())]
+    TimedOut(Duration),
+    #[error("cannot connect: {0}")]
+    Connect(std::io::Error),
+    #[error("TLS: {0}")]
+    Tls(std::io::Error),
+    /// The host of the URL, or `tls.serverName`, is no name for TLS.
+    #[error("TLS: {0}")]
+    ServerName(rustls::pki_types::InvalidDnsNameError),
+    #[error("the request cannot be written: {0}")]
+    Request(http::Error),
+    #[error("{0}")]
+    Http(hyper::Error),
+    /// The body of the answer is too long, or ended early.
+    #[error("{0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error("status {0}")]
+    Status(u16),
+    #[error("the server does not speak HTTP/2, which gRPC needs")]
+    NoHttp2,
+    #[error("the gRPC message cannot be written: {0}")]
+    Encode(prost::EncodeError),
+    #[error("an answer without a gRPC status")]
+    NoGrpcStatus,
+    #[error("gRPC status {0}")]
+    GrpcStatus(String),
+    #[error("no gRPC message")]
+    NoGrpcMessage,
+    #[error("{0}")]
+    Decode(prost::DecodeError),
+    /// Status of the gRPC health protocol other than `SERVING`.
+    #[error("{}", grpc::describe(*.0))]
+    NotServing(i32),
+    #[error("none of the metrics is there")]
+    NoMetrics,
+}

@@ -1,0 +1,173 @@
+//! Compiles backends: TLS files, addresses, endpoints and limits of each backend of a configuration.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use spillway_config::schema::{self, BackendProtocol, Config};
+use spillway_filter::SharedStates;
+use tokio::task::JoinError;
+
+use super::Snapshot;
+use crate::balancing::{
+    AddressError, Addresses, BackgroundTasks, Balancer, Blueprint, ConnectOptions, Detector, Endpoints, Resolve,
+    addresses,
+};
+use crate::credentials::{CredentialsError, bearer};
+use crate::protocol::{Dialect, OPENAI};
+use crate::queueing::{RetryBudget, Room};
+use crate::telemetry::{CertificateSample, Metrics};
+use crate::tls::{TlsError, UpstreamTls};
+use crate::topology::Backend;
+
+/// Backend that passed validation and still cannot run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BackendError {
+    /// The certificates or authorities cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The credentials cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// A host name has no address.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The thread that reads files panicked.
+    #[error(transparent)]
+    Stopped(#[from] JoinError),
+}
+
+/// Backends of one configuration, with what runs and is reported beside them.
+#[derive(Default)]
+pub(super) struct CompiledBackends<'c> {
+    pub(super) by_name: HashMap<&'c str, Arc<Backend>>,
+    pub(super) background_tasks: Vec<BackgroundTasks>,
+    /// Certificates that the gateway presents to backends.
+    pub(super) certificates: Vec<CertificateSample>,
+}
+
+/// State that the backends of one configuration are compiled with.
+#[derive(Clone, Copy)]
+pub(super) struct BackendCompiler<'a> {
+    pub(super) states: &'a SharedStates,
+    pub(super) endpoints: &'a Arc<Endpoints>,
+    pub(super) metrics: &'a Arc<Metrics>,
+    pub(super) resolver: &'a Arc<dyn Resolve>,
+    pub(super) previous: Option<&'a Snapshot>,
+}
+
+impl BackendCompiler<'_> {
+    /// Compiles every backend; adds the errors of those that fail to `errors`.
+    pub(super) async fn backends<'c>(self, config: &'c Config, errors: &mut Vec<String>) -> CompiledBackends<'c> {
+        let mut compiled = CompiledBackends::default();
+        for written in &config.backends {
+            let is_personal = config.consumers.iter().any(|c| c.credentials.contains_key(&written.name));
+            match self.backend(written, is_personal, &mut compiled).await {
+                Ok(backend) => {
+                    compiled.by_name.insert(written.name.as_str(), Arc::new(backend));
+                }
+                Err(e) => errors.push(format!("backend `{}`: {e}", written.name)),
+            }
+        }
+        compiled
+    }
+
+    async fn backend(
+        self,
+        written: &schema::Backend,
+        is_personal: bool,
+        compiled: &mut CompiledBackends<'_>,
+    ) -> Result<Backend, BackendError> {
+        let tls = read_tls(written).await?;
+        let place = format!("backend {}", written.name);
+        compiled.certificates.extend(tls.sample.clone().map(|sample| CertificateSample { place, ..sample }));
+        let credentials = written.credentials.as_ref().map(bearer).transpose()?;
+        let dialect = dialect_of(written.protocol);
+        let full: Vec<u16> = match &written.capacity.statuses {
+            Some(statuses) => statuses.iter().map(|status| status.0).collect(),
+            None => dialect.map_or_else(Vec::new, |dialect| dialect.full_statuses().to_vec()),
+        };
+        let connect = ConnectOptions {
+            timeout: written.timeouts.connect.0,
+            tls,
+            http2: written.http2,
+            max_header_bytes: written.limits.max_header_bytes.0,
+        };
+        let (endpoints, metrics) = (self.endpoints.clone(), self.metrics.clone());
+        let room = self.states.get_or_insert(&written.name, Room::default);
+        let blueprint = Blueprint::new(written, &full, credentials.clone(), connect, room.clone(), endpoints, metrics);
+        let blueprint = Arc::new(blueprint.personal(is_personal));
+        let addresses = addresses_of(written, self.previous, &**self.resolver).await?;
+        // At start all endpoints count as available; one that a reload adds gets traffic after its first check.
+        let (set, watches) = blueprint.build(&addresses, self.previous.is_some());
+        let set = Arc::new(ArcSwap::from_pointee(set));
+        let resolver = self.resolver.clone();
+        compiled.background_tasks.push(BackgroundTasks { blueprint, set: set.clone(), addresses, watches, resolver });
+        Ok(Backend {
+            name: written.name.as_str().into(),
+            dialect,
+            balancer: Balancer::new(set, Detector::new(&written.outlier_detection))
+                .limited(written.circuit_breaker.max_in_flight),
+            max_retries: written.circuit_breaker.max_retries.unwrap_or(u32::MAX),
+            max_pending: written.circuit_breaker.max_pending.map_or(u32::MAX, NonZeroU32::get),
+            hash_on: written.load_balancing.hash_on.clone(),
+            policy: written.load_balancing.policy,
+            load_reports: written.capacity.load_reports,
+            retries: self.states.get_or_insert(&written.name, RetryBudget::default),
+            room,
+            model: written.model.as_deref().map(Into::into),
+            upstream_model: written.model.as_ref().map(|model| serde_json::Value::from(model.as_str()).to_string()),
+            credentials,
+            passes_credentials: written.caller_credentials == Some(schema::CallerCredentials::Pass),
+            full_statuses: full,
+            max_full_for: written.capacity.max_full_for.0,
+            first_byte_timeout: written.timeouts.first_byte.0,
+            idle_timeout: written.timeouts.idle.0,
+            max_header_bytes: written.limits.max_header_bytes.0,
+            metrics: self.metrics.model(dialect.unwrap_or(OPENAI).name(), &written.name),
+        })
+    }
+}
+
+/// Addresses of a backend's endpoints. A name that cannot be resolved keeps the addresses of the previous snapshot.
+async fn addresses_of(
+    written: &schema::Backend,
+    previous: Option<&Snapshot>,
+    resolver: &dyn Resolve,
+) -> Result<Addresses, BackendError> {
+    let had = previous.and_then(|p| p.backends.iter().find(|b| *b.name == *written.name));
+    let mut all = Vec::new();
+    for endpoint in &written.endpoints {
+        all.push(match addresses(resolver, &endpoint.url.host).await {
+            Ok(resolved) => resolved.addresses,
+            Err(e) => {
+                let set = had.map(|backend| backend.balancer.endpoints());
+                let known = set.iter().flat_map(|set| set.all()).filter(|known| known.url == endpoint.url);
+                let known: Vec<_> = known.map(|known| known.socket.ip()).collect();
+                if known.is_empty() {
+                    return Err(e.into());
+                }
+                tracing::warn!(event = "name_not_resolved", backend = %written.name, reason = %e, "its addresses are kept");
+                known
+            }
+        });
+    }
+    Ok(all)
+}
+
+/// Reads the TLS files of a backend, off the runtime's threads.
+async fn read_tls(written: &schema::Backend) -> Result<Arc<UpstreamTls>, BackendError> {
+    let https = written.endpoints.iter().any(|endpoint| endpoint.url.https);
+    let (tls, http2) = (written.tls.clone(), written.http2);
+    let read = tokio::task::spawn_blocking(move || UpstreamTls::read(&tls, http2, https)).await?;
+    Ok(Arc::new(read?))
+}
+
+/// Dialect that the servers of a backend speak.
+fn dialect_of(protocol: BackendProtocol) -> Option<&'static dyn Dialect> {
+    match protocol {
+        BackendProtocol::Openai => Some(OPENAI),
+        BackendProtocol::Http => None,
+    }
+}

@@ -1,0 +1,409 @@
+//! Compiles routes: targets, fallbacks, queues, filters and retries of each route, from the file and from the backends and
+//! models that were compiled before.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, StatusCode};
+use spillway_config::schema::{self, Config, RetryOn, RouteAuthentication};
+use spillway_config::{Origins, RouteRules};
+use spillway_engine::Task;
+use spillway_filter::{BuildContext, Filter, HttpClient, MirrorSpec, Registry, SharedStates, Stage};
+use tokio::sync::Semaphore;
+
+use crate::builtin::{LoadedModel, Models};
+use crate::commit_steps::CommitSteps;
+use crate::limits::{Limits, Rules};
+use crate::model_pattern::ModelPattern;
+use crate::protocol::{OPENAI, PROBLEM};
+use crate::queueing::{Queue, Room};
+use crate::routing::{CompileError, RouteTable, TableBuilder, comparable};
+use crate::telemetry::Metrics;
+use crate::topology::{
+    Backend, Fallback, HedgePlan, ListedModel, MirrorPlan, NamedFilter, RetryPlan, Route, SpillRule, Target, TargetKind,
+};
+
+/// Name of the filter that sets headers for servers.
+const SETS_HEADERS: &str = "requestHeaders";
+
+/// Shortest value of an environment variable that counts as a secret in a header with a harmless name, in bytes. Names of
+/// stages and versions are shorter; keys are longer.
+const LEAST_SECRET: usize = 12;
+
+/// Route that passed validation and still cannot run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RouteError {
+    /// A reference names a backend or model that does not exist.
+    #[error("route `{route}`: there is no backend or model `{name}`")]
+    Unknown { route: String, name: String },
+    /// A reference names nothing.
+    #[error("route `{route}`: a backendRef names neither a backend nor a model")]
+    EmptyReference { route: String },
+    /// The built-in model of a fallback cannot hold conversations.
+    #[error("route `{route}`: `spillTo: {model}` is a model for {task}, not for conversations")]
+    NotConversational { route: String, model: String, task: Task },
+    /// A filter rejects its configuration.
+    #[error("route `{route}`, filter `{filter}`: {reason}")]
+    Filter { route: String, filter: String, reason: String },
+    /// A limit of the route cannot be kept.
+    #[error("route `{route}`: {reason}")]
+    Limit { route: String, reason: String },
+    /// A match cannot be compiled.
+    #[error(transparent)]
+    Match(#[from] CompileError),
+}
+
+/// State and parts of a configuration that its routes are compiled from.
+#[derive(Clone, Copy)]
+pub(super) struct RouteCompiler<'a> {
+    pub(super) registry: &'a Registry,
+    pub(super) states: &'a SharedStates,
+    pub(super) http: &'a Arc<dyn HttpClient>,
+    pub(super) metrics: &'a Metrics,
+    pub(super) config: &'a Config,
+    pub(super) backends: &'a HashMap<&'a str, Arc<Backend>>,
+    pub(super) models: &'a Models,
+    pub(super) limits: &'a Limits,
+    pub(super) commit_steps: &'a CommitSteps,
+}
+
+/// Filters of a route, by the time at which they run.
+#[derive(Default)]
+struct RouteFilters {
+    guards: Vec<NamedFilter>,
+    filters: Vec<NamedFilter>,
+    mirrors: Vec<MirrorPlan>,
+}
+
+/// Fallbacks of a route.
+struct Fallbacks {
+    when_saturated: Fallback,
+    when_unavailable: Fallback,
+}
+
+/// Reasons of a route to read and hold request bodies.
+struct BodyNeeds {
+    calls_models: bool,
+    renames_model: bool,
+    judges_body: bool,
+    holds_body: bool,
+}
+
+impl RouteCompiler<'_> {
+    /// Compiles every route; returns the table, and the headers that only filters of the routes may set.
+    pub(super) fn table(&self, origins: &Origins) -> Result<(RouteTable, Vec<HeaderName>), Vec<RouteError>> {
+        let routes = &self.config.routes;
+        let rules: Vec<RouteRules<'_>> = routes.iter().map(|route| RouteRules::of(route, self.config)).collect();
+        let (mut table, mut owned_headers, mut errors) = (TableBuilder::default(), Vec::new(), Vec::new());
+        for (number, (written, own)) in routes.iter().zip(&rules).enumerate() {
+            let added = self.route(written).and_then(|route| {
+                let route = Route {
+                    rules: rules.iter().position(|rules| rules == own).unwrap_or_default(),
+                    judges_path: own.judges_path(),
+                    environment: environment(origins, number, written),
+                    ..route
+                };
+                for named in &route.filters {
+                    owned_headers.extend_from_slice(named.filter.owned_headers());
+                }
+                Ok(table.add(&Arc::new(route), &written.hostnames, &written.matches)?)
+            });
+            errors.extend(added.err());
+        }
+        if errors.is_empty() { Ok((table.build(), owned_headers)) } else { Err(errors) }
+    }
+
+    /// Compiles one route, without the facts that depend on its neighbours and on the file's origins.
+    fn route(&self, written: &schema::Route) -> Result<Route, RouteError> {
+        let name = written.name.clone().unwrap_or_else(|| "default".to_owned());
+        let saturated = written.when_saturated.clone().unwrap_or_default();
+        let targets = self.targets(&name, written)?;
+        let fallbacks = self.fallbacks(&name, written, &saturated)?;
+        let queues = match &saturated.queue {
+            Some(queue) => self.queues(&name, queue, saturated.try_others, &targets),
+            None => Vec::new(),
+        };
+        let RouteFilters { guards, filters, mirrors } = self.filters(&name, written)?;
+        let body = body_needs(written, &targets, &fallbacks, &filters);
+        Ok(Route {
+            encoded_slashes: written.encoded_slashes,
+            environment: None,
+            rules: 0,
+            judges_path: false,
+            dialect: if body.calls_models { OPENAI } else { PROBLEM },
+            calls_models: body.calls_models,
+            authentication: written.authentication.unwrap_or(self.default_authentication()),
+            access: written.access.clone(),
+            sticky: written.sticky.as_ref().and_then(|s| HeaderName::from_bytes(s.header.as_bytes()).ok()),
+            try_others: saturated.try_others,
+            max_queue_wait: saturated.queue.as_ref().map_or(Duration::ZERO, |queue| queue.max_wait.0),
+            when_saturated: fallbacks.when_saturated,
+            when_unavailable: fallbacks.when_unavailable,
+            request_timeout: written.timeouts.request.0,
+            attempt_timeout: written.timeouts.backend_request.map(|t| t.0),
+            first_token_timeout: written.timeouts.first_token.map(|t| t.0),
+            retry: retry_plan(&written.retry),
+            answers_preflight: guards.iter().any(|guard| guard.filter.answers_preflight()),
+            spill: written.spill.as_ref().map(spill_rule).unwrap_or_default(),
+            resume: written.resume,
+            max_body: written.limits.max_body.0,
+            // A waiter that leaves cannot be seen behind an unread body; a mirror sends the body a second time.
+            holds_body: body.holds_body || !queues.is_empty() || !mirrors.is_empty(),
+            judges_body: body.judges_body,
+            renames_model: body.renames_model,
+            queues,
+            mirrors,
+            listed_models: listed(written, self.config, &targets),
+            metrics: self.metrics.route(&name),
+            guards,
+            filters,
+            targets,
+            name,
+        })
+    }
+
+    /// Authentication of a route that names none: required once the file has consumers or `authentication`.
+    fn default_authentication(&self) -> RouteAuthentication {
+        let known_callers = !self.config.consumers.is_empty() || self.config.authentication.is_some();
+        if known_callers { RouteAuthentication::Required } else { RouteAuthentication::None }
+    }
+
+    fn backend(&self, route: &str, name: &str) -> Result<Arc<Backend>, RouteError> {
+        let unknown = || RouteError::Unknown { route: route.to_owned(), name: name.to_owned() };
+        self.backends.get(name).cloned().ok_or_else(unknown)
+    }
+
+    fn model(&self, route: &str, name: &str) -> Result<Arc<LoadedModel>, RouteError> {
+        let unknown = || RouteError::Unknown { route: route.to_owned(), name: name.to_owned() };
+        self.models.get(name).cloned().ok_or_else(unknown)
+    }
+
+    fn targets(&self, route: &str, written: &schema::Route) -> Result<Vec<Target>, RouteError> {
+        let target = |reference: &schema::BackendRef| {
+            let (name, kind) = match (&reference.name, &reference.model) {
+                (Some(name), _) => (name, TargetKind::Backend(self.backend(route, name)?)),
+                (None, Some(name)) => (name, TargetKind::Model(self.model(route, name)?)),
+                (None, None) => return Err(RouteError::EmptyReference { route: route.to_owned() }),
+            };
+            Ok(Target { name: name.clone(), weight: reference.weight, priority: reference.priority, kind })
+        };
+        written.backend_refs.iter().map(target).collect()
+    }
+
+    fn fallbacks(
+        &self,
+        route: &str,
+        written: &schema::Route,
+        saturated: &schema::WhenSaturated,
+    ) -> Result<Fallbacks, RouteError> {
+        let when_saturated = self.fallback(route, saturated.spill_to.as_deref(), saturated.reject.as_ref())?;
+        let when_unavailable = match &written.when_unavailable {
+            Some(rule) => self.fallback(route, rule.spill_to.as_deref(), rule.reject.as_ref())?,
+            None => when_saturated.clone(),
+        };
+        Ok(Fallbacks { when_saturated, when_unavailable })
+    }
+
+    fn fallback(
+        &self,
+        route: &str,
+        spill_to: Option<&str>,
+        reject: Option<&schema::Reject>,
+    ) -> Result<Fallback, RouteError> {
+        let reject = reject.cloned().unwrap_or_default();
+        Ok(Fallback {
+            spill_to: spill_to.map(|name| self.spill_target(route, name)).transpose()?,
+            status: StatusCode::from_u16(reject.status.0).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+            retry_after: reject.retry_after.0,
+        })
+    }
+
+    fn spill_target(&self, route: &str, name: &str) -> Result<TargetKind, RouteError> {
+        if let Some(backend) = self.backends.get(name) {
+            return Ok(TargetKind::Backend(backend.clone()));
+        }
+        let model = self.model(route, name)?;
+        match model.task() {
+            Task::Generate => Ok(TargetKind::Model(model)),
+            task => Err(RouteError::NotConversational { route: route.to_owned(), model: name.to_owned(), task }),
+        }
+    }
+
+    /// Queues of a route: one, or one for each target where a request stays with the target that it drew. Such a request
+    /// cannot use a slot of another target.
+    fn queues(&self, route: &str, written: &schema::Queue, try_others: bool, targets: &[Target]) -> Vec<Arc<Queue>> {
+        let depth = usize::try_from(written.max_depth.get()).unwrap_or(usize::MAX);
+        let rooms = |serves: &dyn Fn(&Target) -> bool| {
+            let backend = |target: &Target| match &target.kind {
+                TargetKind::Backend(backend) if serves(target) => Some(backend.room.clone()),
+                _ => None,
+            };
+            targets.iter().filter_map(backend).collect::<Vec<_>>()
+        };
+        let queue = |name: &str, rooms: Vec<Arc<Room>>| {
+            let make = || Queue::new(depth, written.max_wait.0, self.metrics.queue(route));
+            let queue = self.states.get_or_insert(name, make);
+            let (adopting, max_wait) = (queue.clone(), written.max_wait.0);
+            self.commit_steps.add(move || adopting.adopt(depth, max_wait, rooms));
+            queue
+        };
+        if try_others || targets.len() == 1 {
+            return vec![queue(route, rooms(&|_| true))];
+        }
+        let own = |target: &Target| {
+            let serves = |other: &Target| other.name == target.name || other.priority != target.priority;
+            queue(&format!("{route}\n{}", target.name), rooms(&serves))
+        };
+        targets.iter().map(own).collect()
+    }
+
+    fn filters(&self, route: &str, written: &schema::Route) -> Result<RouteFilters, RouteError> {
+        let prefixes = written.matches.iter().filter_map(|m| match &m.path {
+            Some(schema::PathMatch::Prefix(prefix)) => Some(comparable(prefix)),
+            _ => None,
+        });
+        let prefixes: Vec<String> = prefixes.collect();
+        let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
+        let mut compiled = RouteFilters::default();
+        for entry in &written.filters {
+            let cx = BuildContext { route, prefixes: &prefixes, states: self.states, http: self.http };
+            let filter = self.registry.build(&entry.name, &entry.config, &cx).map_err(|e| RouteError::Filter {
+                route: route.to_owned(),
+                filter: entry.name.clone(),
+                reason: e.message,
+            })?;
+            for mirror in filter.mirrors() {
+                compiled.mirrors.push(self.mirror(route, mirror, &filter)?);
+            }
+            // A limit by address counts requests before the caller is known, and tokens after the body is read.
+            let (mut early, mut late) = (Rules::new(), Rules::new());
+            for spec in filter.limits() {
+                let rules = self.limits.of_filter(route, spec, self.commit_steps);
+                let (first, others) =
+                    rules.map_err(|e| RouteError::Limit { route: route.to_owned(), reason: e.to_string() })?;
+                early.extend(first);
+                late.extend(others);
+            }
+            let (acts, is_guard) = (!filter.only_declares(), filter.stage() == Stage::Guard);
+            let named = |rules, acts| NamedFilter { name: entry.name.clone(), filter: filter.clone(), rules, acts };
+            if !early.is_empty() || (acts && is_guard) {
+                compiled.guards.push(named(early, acts && is_guard));
+            }
+            if !late.is_empty() || (acts && !is_guard) {
+                compiled.filters.push(named(late, acts && !is_guard));
+            }
+        }
+        Ok(compiled)
+    }
+
+    fn mirror(&self, route: &str, mirror: &MirrorSpec, filter: &Arc<dyn Filter>) -> Result<MirrorPlan, RouteError> {
+        let at_once = usize::try_from(mirror.max_in_flight).unwrap_or(Semaphore::MAX_PERMITS);
+        Ok(MirrorPlan {
+            backend: self.backend(route, &mirror.backend)?,
+            share: mirror.share,
+            timeout: mirror.timeout,
+            permits: Arc::new(Semaphore::new(at_once)),
+            max_body: mirror.max_body,
+            filter: filter.clone(),
+        })
+    }
+}
+
+fn body_needs(
+    written: &schema::Route,
+    targets: &[Target],
+    fallbacks: &Fallbacks,
+    filters: &[NamedFilter],
+) -> BodyNeeds {
+    let calls_models = targets.iter().any(|target| match &target.kind {
+        TargetKind::Backend(backend) => backend.calls_models(),
+        TargetKind::Model(_) => true,
+    });
+    let spills_to = [&fallbacks.when_saturated, &fallbacks.when_unavailable];
+    let spills_to = spills_to.into_iter().filter_map(|fallback| fallback.spill_to.as_ref());
+    let renames_model = targets
+        .iter()
+        .map(|target| &target.kind)
+        .chain(spills_to)
+        .any(|kind| matches!(kind, TargetKind::Backend(backend) if backend.upstream_model.is_some()));
+    let filter_reads_body = filters.iter().any(|named| named.filter.needs_body());
+    let judges_body = written.spill.as_ref().is_some_and(|spill| spill.models.is_some())
+        || renames_model
+        || filter_reads_body
+        || filters.iter().flat_map(|named| &named.rules).any(|rule| rule.is_by_model() || rule.counts_tokens());
+    let holds_body = calls_models || renames_model || filter_reads_body;
+    BodyNeeds { calls_models, renames_model, judges_body, holds_body }
+}
+
+fn retry_plan(written: &schema::Retry) -> RetryPlan {
+    let on = |reason| written.on.contains(&reason);
+    let status = |reason: &RetryOn| if let RetryOn::Status(code) = reason { Some(*code) } else { None };
+    let hedge =
+        |hedge: &schema::Hedge| HedgePlan { after: hedge.after.0, max: usize::try_from(hedge.max.get()).unwrap_or(1) };
+    RetryPlan {
+        attempts: written.attempts,
+        on_connect_failure: on(RetryOn::ConnectFailure),
+        on_reset: on(RetryOn::Reset),
+        on_statuses: written.on.iter().filter_map(status).collect(),
+        backoff_base: written.backoff.base.0,
+        backoff_max: written.backoff.max.0,
+        budget: thousandths(written.budget),
+        hedge: written.hedge.as_ref().map(hedge),
+    }
+}
+
+/// Values of environment variables in headers that the filters of the `n`th route set for servers.
+fn environment(origins: &Origins, n: usize, written: &schema::Route) -> Option<Arc<[Box<[u8]>]>> {
+    let filters = written.filters.iter().enumerate().filter(|(_, entry)| entry.name == SETS_HEADERS);
+    let paths = filters.map(|(at, _)| format!("routes[{n}].filters[{at}].{SETS_HEADERS}"));
+    let mut values: Vec<Box<[u8]>> = Vec::new();
+    for path in paths {
+        let found = origins.values_at(&path).map(str::trim).filter(|value| value.len() >= LEAST_SECRET);
+        values.extend(found.map(|value| value.as_bytes().into()));
+    }
+    (!values.is_empty()).then(|| values.into())
+}
+
+fn spill_rule(written: &schema::SpillLimits) -> SpillRule {
+    let patterns = |models: &Vec<String>| models.iter().map(|model| ModelPattern::new(model)).collect();
+    SpillRule {
+        max_prompt_tokens: written.max_prompt_tokens,
+        models: written.models.as_ref().map(patterns),
+        tenants: written.tenants.as_ref().map(|tenants| tenants.iter().map(|t| t.as_str().into()).collect()),
+        share: written.percent.map(|percent| percent / 100.0),
+    }
+}
+
+/// Share in thousandths; validation keeps it between 0 and 1.
+fn thousandths(share: f64) -> i64 {
+    #[allow(clippy::cast_possible_truncation, reason = "a number from 0 to 1000")]
+    let thousandths = (share.clamp(0.0, 1.0) * 1_000.0).round() as i64;
+    thousandths
+}
+
+/// Models that callers of a route can name, as far as the configuration says.
+fn listed(written: &schema::Route, config: &Config, targets: &[Target]) -> Vec<ListedModel> {
+    let mut models: Vec<ListedModel> = Vec::new();
+    let mut add = |id: &str, created: u64| {
+        if !models.iter().any(|model| model.id == id) {
+            models.push(ListedModel { id: id.to_owned(), created });
+        }
+    };
+    let exact = written.matches.iter().filter_map(|m| m.model.as_deref());
+    for name in exact.filter(|name| ModelPattern::new(name).exact().is_some()) {
+        add(name, 0);
+    }
+    for target in targets {
+        match &target.kind {
+            TargetKind::Model(model) => add(model.name(), model.created()),
+            TargetKind::Backend(backend) => {
+                let written = config.backends.iter().find(|b| b.name.as_str() == &*backend.name);
+                if let Some(model) = written.and_then(|b| b.model.as_deref()) {
+                    add(model, 0);
+                }
+            }
+        }
+    }
+    models
+}

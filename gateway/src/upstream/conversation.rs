@@ -1,0 +1,136 @@
+//! State of the conversation between a client and a server during an attempt: its events, its progress, and when its time
+//! limits end. It reads and writes nothing.
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::bounds::Bounds;
+use super::masking::SentCredentials;
+use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit};
+use super::outgoing::{GIVEN_ALREADY, Sent};
+use crate::exchange::Exchange;
+use crate::framing::Violation;
+
+/// Next event of either side.
+pub(super) enum ConversationEvent {
+    /// The head of an answer, or of an early one, has arrived.
+    Head,
+    AnswerPart(Bytes),
+    AnswerEnd,
+    BodyPart(Bytes),
+    BodyEnd,
+    ClientGone,
+    ClientSlow,
+    Malformed(Violation),
+    UpstreamFailed(Box<pingora::Error>),
+    /// A time limit may be over.
+    Time,
+    /// The server was silent for too long while the client read what had been written before.
+    Silent,
+    /// The gateway stops and cuts all answers.
+    Ending,
+}
+
+/// Progress of a conversation.
+pub(super) struct ConversationState {
+    /// End of the sending of the request; `None` while parts of it are still to be sent.
+    pub(super) sent: Option<Sent>,
+    pub(super) head_seen: bool,
+    pub(super) head_passed: bool,
+    pub(super) event_stream: bool,
+    pub(super) content_seen: bool,
+    /// Time at which the endpoint was last heard, or the request was sent.
+    pub(super) heard: Instant,
+    /// Event that ended the server's side while its client was slow, to be handled when the client has read the rest.
+    pub(super) pending: Option<ConversationEvent>,
+    /// The server's answer was read whole.
+    pub(super) is_over: bool,
+    /// The server is not read, because too much waits for the client.
+    pub(super) is_paused: bool,
+    /// The request carries the caller's own credentials for the server.
+    pub(super) callers_account: bool,
+    /// Credentials of the gateway's that the server was shown.
+    pub(super) shown: SentCredentials,
+    /// Headers that the server may still send.
+    pub(super) bounds: Bounds,
+    pub(super) limits: AttemptLimits,
+}
+
+impl ConversationState {
+    pub(super) fn new(limits: AttemptLimits, max_header_bytes: u64) -> Self {
+        Self {
+            sent: None,
+            head_seen: false,
+            head_passed: false,
+            event_stream: false,
+            content_seen: false,
+            heard: Instant::now(),
+            pending: None,
+            is_over: false,
+            is_paused: false,
+            callers_account: false,
+            shown: SentCredentials::default(),
+            bounds: Bounds::new(max_header_bytes),
+            limits,
+        }
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.sent == Some(Sent::Stalled)
+    }
+
+    /// Outcome of an attempt whose client did not read the answer to its end.
+    pub(super) fn client_gone(&self) -> AttemptOutcome {
+        if self.is_over { AttemptOutcome::Unread } else { AttemptOutcome::ClientGone }
+    }
+
+    /// End of the attempt; of the request once an event stream has begun, which the limit of an attempt does not bound.
+    pub(super) fn ends(&self) -> Instant {
+        if self.head_seen && self.event_stream { self.limits.deadline } else { self.limits.attempt }
+    }
+
+    /// Time at which the next limit is due, given the progress of the conversation.
+    pub(super) fn wake_at(&self, attempt: &Attempt<'_>, exchange: &Exchange) -> Instant {
+        let limits = &self.limits;
+        let mut due = limits.deadline;
+        if self.head_seen {
+            due = due.min(self.server_due(attempt));
+        } else {
+            due = due.min(limits.attempt);
+            // The server's time begins when it has the request. Until then the client may pause.
+            if self.sent.is_some() {
+                let within = if self.is_stalled() { GIVEN_ALREADY } else { attempt.backend.first_byte_timeout };
+                due = due.min(self.heard + within);
+            }
+        }
+        if let Some(limit) = limits.first_token
+            && !self.content_seen
+            && (self.event_stream || (!self.head_seen && exchange.asked.as_ref().is_some_and(|asked| asked.stream)))
+        {
+            due = due.min(limit);
+        }
+        due
+    }
+
+    /// Time by which a server that has begun to answer must have continued.
+    pub(super) fn server_due(&self, attempt: &Attempt<'_>) -> Instant {
+        let silent = self.heard + attempt.backend.idle_timeout;
+        if self.event_stream { silent } else { silent.min(self.limits.attempt) }
+    }
+
+    /// Failure for the limit that is over at `now`.
+    pub(super) fn overdue(&self, now: Instant) -> Failure {
+        let limits = &self.limits;
+        if now >= limits.deadline {
+            Failure::Deadline
+        } else if now >= limits.attempt && !self.event_stream {
+            Failure::Timeout(TimeLimit::BackendRequest)
+        } else if limits.first_token.is_some_and(|limit| now >= limit) {
+            Failure::Timeout(TimeLimit::FirstToken)
+        } else if self.is_stalled() {
+            Failure::Timeout(TimeLimit::Idle)
+        } else {
+            Failure::Timeout(TimeLimit::FirstByte)
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! An attempt at an endpoint and the ways in which it ends: outcome, failure, cut, and time limits.
+//!
+//! The client gets nothing before the answer is certain to be passed on. Every failure up to then can be tried elsewhere.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use pingora::http::ResponseHeader;
+use pingora::{ErrorType, RetryType};
+use spillway_filter::Refusal;
+use tokio::time::Instant;
+
+use super::via::Via;
+use crate::balancing::{Class, Endpoint, orca};
+use crate::clock::now_millis;
+use crate::connect::{self, Connector};
+use crate::downstream::Downstream;
+use crate::exchange::Exchange;
+use crate::framing::Violation;
+use crate::protocol::{Observe, Said};
+use crate::telemetry::Span;
+use crate::topology::{Backend, Route};
+
+/// End of an attempt.
+#[derive(Debug)]
+pub enum AttemptOutcome {
+    /// The whole answer was passed on.
+    Answered,
+    /// The answer was cut after its head was sent; the client was informed as far as its API allows.
+    Broken(CutReason),
+    /// An event stream was cut that another server can continue; the client was not informed yet.
+    Died(Box<Died>),
+    /// Another attempt answered first.
+    GivenUp,
+    /// The endpoint is full, for as long as its answer says; nothing was sent to the client.
+    Full(Option<Duration>),
+    /// The attempt failed; nothing was sent to the client.
+    Failed(Failure),
+    /// The client left.
+    ClientGone,
+    /// The client left, or took too long, after the server's answer was read whole.
+    Unread,
+    /// The client paused for too long in the body of its request; nothing was sent to it.
+    ClientSlow,
+    /// The body of the client's request breaks the framing of HTTP/1; nothing was sent to it.
+    Malformed(Violation),
+    /// A filter refused a part of the request's body; nothing was sent to the client.
+    Refused(Box<Refusal>),
+}
+
+/// An event stream that ended early.
+#[derive(Debug)]
+pub struct Died {
+    /// Text that the client has.
+    pub said: Said,
+    /// Reason of the early end.
+    pub cut: CutReason,
+}
+
+/// Reason for which an answer is cut after its head was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CutReason {
+    /// The server ended the answer early.
+    UpstreamReset,
+    /// The server was silent for too long.
+    Silent,
+    /// The server did not read the rest of the request in time.
+    RequestNotRead,
+    /// The time of the request was over while its server still wrote.
+    RequestTimeout,
+    /// The trailers of the answer are over `backends[].limits.maxHeaderBytes`.
+    TrailersTooLarge,
+    /// A filter refused a part of the request's body, with this code.
+    RefusedByFilter(&'static str),
+    /// The gateway stops.
+    ShuttingDown,
+}
+
+impl CutReason {
+    /// Code of the error, for clients and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UpstreamReset => "upstream_reset",
+            Self::Silent | Self::RequestNotRead => "timeout",
+            Self::RequestTimeout => "request_timeout",
+            Self::TrailersTooLarge => "upstream_header_too_large",
+            Self::RefusedByFilter(code) => code,
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
+
+    /// Message for the client.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::UpstreamReset => "the backend ended the answer early",
+            Self::Silent => "the backend did not continue the answer in time",
+            Self::RequestNotRead => "the backend did not take the request in time",
+            Self::RequestTimeout => {
+                "the time for this request was over before its answer was (`timeouts.request` of its route)"
+            }
+            Self::TrailersTooLarge => {
+                "the trailers of the backend's answer are longer than its `limits.maxHeaderBytes`"
+            }
+            Self::RefusedByFilter(_) => "a filter refused the rest of the request's body",
+            Self::ShuttingDown => "the gateway is being stopped, and the time for what still ran is over; try again",
+        }
+    }
+}
+
+/// Reason for which an attempt failed before anything was sent to the client.
+#[derive(Debug)]
+pub enum Failure {
+    /// No connection could be opened.
+    Connect(String),
+    /// The connection broke before the head of the answer.
+    Reset(String),
+    /// A connection from the pool was closed before it carried any byte of an answer.
+    Stale(String),
+    /// The head of the answer, or all of it, did not arrive in time.
+    Timeout(TimeLimit),
+    /// The time of the whole request is over.
+    Deadline,
+    /// The route tries this status elsewhere.
+    Status(u16),
+    /// The answer was no HTTP, or the request could not be written.
+    Protocol(String),
+    /// The answer is over a bound of `backends[].limits`.
+    TooLarge(Oversized),
+}
+
+/// Part of an answer that is over its bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Oversized {
+    /// The header, in bytes or in fields.
+    Header,
+    /// The number of early answers (1xx).
+    EarlyAnswers,
+}
+
+impl Oversized {
+    /// Name for messages, followed there by "of the backend".
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Header => "the header of the answer",
+            Self::EarlyAnswers => "the number of early answers",
+        }
+    }
+}
+
+/// A limit on the time of an attempt, named as in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimeLimit {
+    /// `backends[].timeouts.connect`.
+    Connect,
+    /// `backends[].timeouts.firstByte`.
+    FirstByte,
+    /// `routes[].timeouts.firstToken`.
+    FirstToken,
+    /// `backends[].timeouts.idle`.
+    Idle,
+    /// `routes[].timeouts.backendRequest`.
+    BackendRequest,
+}
+
+/// Answers that are kept from the client because another target may do better.
+#[derive(Debug, Clone, Copy)]
+pub struct MoveOn {
+    /// Answers that mean full.
+    pub full: bool,
+    /// Answers that the route retries.
+    pub retry: bool,
+}
+
+/// An attempt at an endpoint: its inputs besides the exchange.
+pub struct Attempt<'a> {
+    /// The route.
+    pub route: &'a Route,
+    /// The backend.
+    pub backend: &'a Backend,
+    /// The endpoint.
+    pub endpoint: Arc<Endpoint>,
+    /// Requests in flight at the endpoint, this one included.
+    pub in_flight: u32,
+    /// Begin of the attempt, as [`now_millis`] reads it.
+    pub began: u64,
+    /// Begin of the attempt, to measure its time by.
+    pub started: std::time::Instant,
+    /// Connections to servers.
+    pub connector: &'a Connector,
+    /// State that all answers to clients share.
+    pub downstream: &'a Arc<Downstream>,
+    /// Name in `Via` of this process.
+    pub via: &'a Via,
+    /// Answers that are kept from the client.
+    pub move_on: MoveOn,
+    /// Span whose context goes to the endpoint; records nothing where the attempt has no span.
+    pub span: Span,
+}
+
+impl Attempt<'_> {
+    /// Reports that the endpoint has begun to answer well.
+    pub(super) fn answered(&self, class: Class, status: StatusCode) {
+        if status.is_server_error() {
+            return;
+        }
+        let now = now_millis();
+        self.endpoint.answered_in(class, self.started.elapsed(), self.in_flight, now);
+        self.backend.balancer.good_sign(&self.endpoint, self.began, now);
+    }
+
+    /// Reads the load that the server reports in the head of an answer.
+    pub(super) fn read_load(&self, head: &ResponseHeader) {
+        if self.backend.load_reports
+            && let Some(report) = orca::report(&head.headers)
+        {
+            self.endpoint.reported(&report, now_millis());
+        }
+    }
+
+    /// Observer for the body of a good answer, where the backend's dialect has one.
+    pub(super) fn observer(&self, head: &ResponseHeader) -> Option<Box<dyn Observe>> {
+        if !head.status.is_success() {
+            return None;
+        }
+        self.backend.dialect?.observe(&head.headers)
+    }
+
+    /// Reason to cut an answer when the time of its request is over and its server was last heard at `heard`. A server that
+    /// wrote until the end is not to blame: its client may have read slowly.
+    pub(super) fn cut_at_deadline(&self, heard: Instant) -> CutReason {
+        if heard.elapsed() < self.backend.idle_timeout / 2 { CutReason::RequestTimeout } else { CutReason::Silent }
+    }
+}
+
+/// Ends of the time limits of an attempt.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AttemptLimits {
+    /// End of the time for the whole request.
+    pub(super) deadline: Instant,
+    /// End of the time for this attempt.
+    pub(super) attempt: Instant,
+    /// End of the time for the first content of an event stream.
+    pub(super) first_token: Option<Instant>,
+}
+
+impl AttemptLimits {
+    /// Limits of an attempt that begins now.
+    pub(super) fn begin(attempt: &Attempt<'_>, exchange: &Exchange) -> Self {
+        let route = attempt.route;
+        let (now, deadline) = (Instant::now(), exchange.deadline(route));
+        // The first attempt counts from the arrival of the request; a further one could never keep that.
+        let from = if exchange.outcome.attempts > 1 { now } else { Instant::from_std(exchange.started) };
+        Self {
+            deadline,
+            attempt: route.attempt_timeout.map_or(deadline, |t| deadline.min(now + t)),
+            first_token: route.first_token_timeout.map(|limit| from + limit),
+        }
+    }
+}
+
+/// Failure of a read or write at a server.
+pub(super) fn failure(e: &pingora::Error) -> Failure {
+    let text = e.etype().as_str().to_owned();
+    match e.etype() {
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => Failure::Timeout(TimeLimit::Idle),
+        ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed | ErrorType::H2Error => {
+            Failure::Reset(text)
+        }
+        _ => Failure::Protocol(text),
+    }
+}
+
+/// Failure to read the head of an answer. A pooled connection that closes before it answers was most likely closed while
+/// idle: the server never saw the request, as after a failed connect.
+pub(super) fn failure_of_head(e: &pingora::Error, reused: bool) -> Failure {
+    if connect::is_over(e) {
+        return Failure::TooLarge(Oversized::Header);
+    }
+    match failure(e) {
+        Failure::Reset(text) if reused && matches!(e.retry, RetryType::ReusedOnly) => Failure::Stale(text),
+        // HTTP/2 reports it: the stream was refused, or the connection was ending (RFC 9113, 8.7).
+        Failure::Reset(text) if matches!(e.retry, RetryType::Decided(true)) => Failure::Stale(text),
+        other => other,
+    }
+}

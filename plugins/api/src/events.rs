@@ -1,0 +1,150 @@
+//! Events of an event stream (WHATWG HTML, 9.2): parts of any size go in, whole events come out. Holds one event at most, of
+//! bounded length.
+
+use std::borrow::Cow;
+
+/// Longest event that is held until it is whole, in bytes: room for a large chunk of a model's answer.
+pub const MAX_EVENT: usize = 256 << 10;
+
+/// An event as the client gets it, with its empty line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResponseEvent<'a> {
+    /// Bytes of the event.
+    pub bytes: &'a [u8],
+    /// False for a piece of an event that is longer than [`MAX_EVENT`], which comes in pieces.
+    pub is_whole: bool,
+}
+
+impl<'a> ResponseEvent<'a> {
+    /// Returns the value of `data`, its lines joined by line feeds; `None` for an event without one.
+    pub fn data(&self) -> Option<Cow<'a, [u8]>> {
+        let mut lines = self.values(b"data");
+        let first = lines.next()?;
+        let Some(second) = lines.next() else { return Some(Cow::Borrowed(first)) };
+        let mut joined = [first, b"\n", second].concat();
+        for line in lines {
+            joined.push(b'\n');
+            joined.extend_from_slice(line);
+        }
+        Some(Cow::Owned(joined))
+    }
+
+    /// Returns the value of `event`, the name of the event.
+    pub fn name(&self) -> Option<&'a [u8]> {
+        self.values(b"event").last()
+    }
+
+    fn values(&self, field: &'static [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let lines = self.bytes.split(|byte| matches!(byte, b'\n' | b'\r'));
+        lines.filter_map(move |line| {
+            let value = line.strip_prefix(field)?.strip_prefix(b":")?;
+            Some(value.strip_prefix(b" ").unwrap_or(value))
+        })
+    }
+}
+
+/// Splits an event stream into its events. What is left at the end of a stream is no event.
+#[derive(Debug)]
+pub struct EventSplitter {
+    /// Beginning of the event that is not whole yet.
+    held: Vec<u8>,
+    is_line_start: bool,
+    /// A line feed that follows belongs to the end of the line before.
+    is_after_cr: bool,
+    /// Pieces of the current event were given already.
+    is_in_pieces: bool,
+}
+
+impl Default for EventSplitter {
+    fn default() -> Self {
+        Self { held: Vec::new(), is_line_start: true, is_after_cr: false, is_in_pieces: false }
+    }
+}
+
+impl EventSplitter {
+    /// Takes a part of the stream and calls `emit` with each event that ends in it.
+    pub fn feed(&mut self, part: &[u8], mut emit: impl FnMut(&ResponseEvent<'_>)) {
+        let mut from = 0;
+        for (at, &byte) in part.iter().enumerate() {
+            if std::mem::take(&mut self.is_after_cr) && byte == b'\n' {
+                if self.held.is_empty() && !self.is_in_pieces && from == at {
+                    from = at + 1;
+                }
+                continue;
+            }
+            if !matches!(byte, b'\n' | b'\r') {
+                self.is_line_start = false;
+                continue;
+            }
+            self.is_after_cr = byte == b'\r';
+            if !std::mem::replace(&mut self.is_line_start, true) {
+                continue;
+            }
+            self.end(part.get(from..=at).unwrap_or_default(), &mut emit);
+            from = at + 1;
+        }
+        self.held.extend_from_slice(part.get(from..).unwrap_or_default());
+        if self.held.len() > MAX_EVENT {
+            self.is_in_pieces = true;
+            emit(&ResponseEvent { bytes: &self.held, is_whole: false });
+            self.held.clear();
+        }
+    }
+
+    fn end(&mut self, last: &[u8], emit: &mut impl FnMut(&ResponseEvent<'_>)) {
+        let is_whole = !std::mem::take(&mut self.is_in_pieces);
+        if self.held.is_empty() {
+            // Empty lines between events are none.
+            if !is_whole || last.len() > 1 {
+                emit(&ResponseEvent { bytes: last, is_whole });
+            }
+            return;
+        }
+        self.held.extend_from_slice(last);
+        emit(&ResponseEvent { bytes: &self.held, is_whole });
+        self.held.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(stream: &[u8], size: usize) -> Vec<(Vec<u8>, bool)> {
+        let (mut splitter, mut events) = (EventSplitter::default(), Vec::new());
+        for part in stream.chunks(size) {
+            splitter.feed(part, |event| events.push((event.bytes.to_vec(), event.is_whole)));
+        }
+        events
+    }
+
+    #[test]
+    fn events_are_whole_however_the_stream_is_cut_and_its_lines_end() {
+        let stream = b"data: 1\n\nevent: a\r\ndata: 2\r\ndata: 3\r\n\r\n\r\n: note\r\rdata:4\n\ndata: cut off";
+        let data = |events: &[(Vec<u8>, bool)]| -> Vec<Option<Vec<u8>>> {
+            let event = |(bytes, is_whole): &(Vec<u8>, bool)| {
+                ResponseEvent { bytes, is_whole: *is_whole }.data().map(Cow::into_owned)
+            };
+            events.iter().map(event).collect()
+        };
+        let expected = [Some(b"1".to_vec()), Some(b"2\n3".to_vec()), None, Some(b"4".to_vec())];
+        for size in 1..=stream.len() {
+            let events = split(stream, size);
+            assert_eq!(data(&events), expected, "parts of {size} bytes");
+            assert!(events.iter().all(|(_, is_whole)| *is_whole));
+            let (bytes, is_whole) = &events[1];
+            assert_eq!(ResponseEvent { bytes, is_whole: *is_whole }.name(), Some(&b"a"[..]));
+        }
+    }
+
+    #[test]
+    fn an_event_that_is_too_long_comes_in_pieces() {
+        let long = [b"data: ".to_vec(), vec![b'x'; 2 * MAX_EVENT], b"\n\ndata: next\n\n".to_vec()].concat();
+        let events = split(&long, 16 << 10);
+        assert!(events.iter().all(|(bytes, _)| bytes.len() <= MAX_EVENT + (16 << 10)), "what is held is bounded");
+        let (last, pieces) = events.split_last().unwrap();
+        assert_eq!(*last, (b"data: next\n\n".to_vec(), true));
+        assert!(pieces.len() > 1 && pieces.iter().all(|(_, is_whole)| !is_whole));
+        assert_eq!(pieces.iter().map(|(bytes, _)| bytes.len()).sum::<usize>(), long.len() - last.0.len());
+    }
+}

@@ -1,0 +1,352 @@
+//! Builders for unit tests of filters: a filter from its configuration, a request as the gateway would show it, the
+//! variables of an answer. No gateway, no socket and no runtime is needed. What a test leaves out has a plain default.
+
+#![allow(clippy::panic, reason = "a mistake in a test must fail the test")]
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake};
+use std::thread::Thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use crate::{
+    BuildContext, Call, Caller, EventSplitter, ExchangeEnd, Filter, FilterFactory, Flow, HttpClient, HttpError, NoHttp,
+    RequestView, ResponseEvent, SharedStates, Variables, Waited,
+};
+
+/// Builds filters as the gateway does when it compiles a configuration. Filters of one builder share their states, as the
+/// filters of one gateway do.
+pub struct FilterBuilder {
+    route: String,
+    prefixes: Vec<String>,
+    states: SharedStates,
+    http: Arc<dyn HttpClient>,
+}
+
+impl FilterBuilder {
+    /// Builder for a route `route` that matches every path, with calls to other servers disabled.
+    pub fn new() -> Self {
+        let http: Arc<dyn HttpClient> = Arc::new(NoHttp);
+        Self { route: "route".to_owned(), prefixes: Vec::new(), states: SharedStates::default(), http }
+    }
+
+    /// Sets the name of the route.
+    #[must_use]
+    pub fn route(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.route);
+        self
+    }
+
+    /// Adds a path prefix that the route matches.
+    #[must_use]
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        self.prefixes.push(spillway_config::path::key(prefix).into());
+        self
+    }
+
+    /// Sets the client for calls to other servers.
+    #[must_use]
+    pub fn http(mut self, client: Arc<dyn HttpClient>) -> Self {
+        self.http = client;
+        self
+    }
+
+    /// Checks a configuration and builds the filter.
+    ///
+    /// # Panics
+    ///
+    /// If the configuration has a mistake.
+    pub fn build(&self, factory: &dyn FilterFactory, config: &serde_json::Value) -> Arc<dyn Filter> {
+        let errors = factory.check(config);
+        assert!(errors.is_empty(), "{config}: {errors:?}");
+        let prefixes: Vec<&str> = self.prefixes.iter().map(String::as_str).collect();
+        let cx = BuildContext { route: &self.route, prefixes: &prefixes, states: &self.states, http: &self.http };
+        factory.build(config, &cx).unwrap_or_else(|error| panic!("{config}: {error:?}"))
+    }
+}
+
+impl Default for FilterBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A request, from which filters get their view.
+#[derive(Debug, Clone)]
+pub struct TestRequest {
+    method: Method,
+    path: String,
+    query: String,
+    secure: bool,
+    headers: HeaderMap,
+    client: IpAddr,
+    caller: Option<TestCaller>,
+    route: String,
+    model: Option<String>,
+    body: Option<Bytes>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct TestCaller {
+    consumer: String,
+    tenant: String,
+    scopes: Vec<String>,
+    claims: serde_json::Value,
+}
+
+impl TestRequest {
+    /// An anonymous request from 127.0.0.1 without headers and body. `target` is a path, with a query behind `?`.
+    pub fn new(method: Method, target: &str) -> Self {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        Self {
+            method,
+            path: path.to_owned(),
+            query: query.to_owned(),
+            secure: false,
+            headers: HeaderMap::new(),
+            client: [127, 0, 0, 1].into(),
+            caller: None,
+            route: "route".to_owned(),
+            model: None,
+            body: None,
+        }
+    }
+
+    /// A GET request.
+    pub fn get(target: &str) -> Self {
+        Self::new(Method::GET, target)
+    }
+
+    /// A POST request whose body is held.
+    pub fn post(target: &str, body: impl Into<Bytes>) -> Self {
+        Self { body: Some(body.into()), ..Self::new(Method::POST, target) }
+    }
+
+    /// Adds a header. `host` is the host of the request as well.
+    ///
+    /// # Panics
+    ///
+    /// If a header cannot have this name or value.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        let (name, value) = header(name, value);
+        self.headers.append(name, value);
+        self
+    }
+
+    /// Marks the request as sent over TLS.
+    #[must_use]
+    pub fn secure(mut self) -> Self {
+        self.secure = true;
+        self
+    }
+
+    /// Sets the address of the client.
+    #[must_use]
+    pub fn client(mut self, address: impl Into<IpAddr>) -> Self {
+        self.client = address.into();
+        self
+    }
+
+    /// Sets the caller: an API key of a consumer.
+    #[must_use]
+    pub fn caller(mut self, consumer: &str, tenant: &str) -> Self {
+        let known = self.caller.take().unwrap_or_default();
+        self.caller = Some(TestCaller { consumer: consumer.to_owned(), tenant: tenant.to_owned(), ..known });
+        self
+    }
+
+    /// Sets scopes and claims of the caller's token; [`Self::caller`] sets whose it is.
+    #[must_use]
+    pub fn token(mut self, scopes: &[&str], claims: serde_json::Value) -> Self {
+        let known = self.caller.take().unwrap_or_default();
+        let scopes = scopes.iter().map(|&scope| scope.to_owned()).collect();
+        self.caller = Some(TestCaller { scopes, claims, ..known });
+        self
+    }
+
+    /// Sets the name of the route.
+    #[must_use]
+    pub fn route(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.route);
+        self
+    }
+
+    /// Sets the model that the body names. The gateway reads it from the body; a test says it.
+    #[must_use]
+    pub fn model(mut self, name: &str) -> Self {
+        self.model = Some(name.to_owned());
+        self
+    }
+
+    /// Shows the request as filters see it.
+    pub fn view(&self) -> RequestView<'_> {
+        RequestView {
+            method: &self.method,
+            path: &self.path,
+            host: self.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()),
+            secure: self.secure,
+            headers: &self.headers,
+            client: self.client,
+            caller: self.caller.as_ref().map(|caller| Caller {
+                consumer: &caller.consumer,
+                tenant: &caller.tenant,
+                scopes: &caller.scopes,
+                claims: &caller.claims,
+            }),
+            route: &self.route,
+            query: &self.query,
+            model: self.model.as_deref(),
+            body: self.body.as_deref(),
+        }
+    }
+
+    /// Has a filter decide on the request.
+    pub fn decide(&self, filter: &dyn Filter) -> Flow {
+        filter.on_request(&mut self.view())
+    }
+}
+
+/// Client of a filter's calls that answers each at once in the same way, and keeps the requests.
+pub struct FixedHttp {
+    answer: Result<http::Response<Bytes>, HttpError>,
+    requests: Mutex<Vec<http::Request<Bytes>>>,
+}
+
+impl FixedHttp {
+    /// Client whose calls get this answer.
+    pub fn answering(answer: http::Response<Bytes>) -> Arc<Self> {
+        Arc::new(Self { answer: Ok(answer), requests: Mutex::default() })
+    }
+
+    /// Client whose calls fail.
+    pub fn failing(message: &str) -> Arc<Self> {
+        Arc::new(Self { answer: Err(HttpError(message.to_owned())), requests: Mutex::default() })
+    }
+
+    /// Returns the requests of all calls so far.
+    pub fn requests(&self) -> Vec<http::Request<Bytes>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl HttpClient for FixedHttp {
+    fn call(&self, request: http::Request<Bytes>, _: Duration) -> Call {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        Box::pin(std::future::ready(self.answer.clone()))
+    }
+}
+
+/// Runs the wait of a filter to its end, on this thread.
+///
+/// # Panics
+///
+/// If the filter does not wait.
+pub fn wait(flow: Flow) -> Waited {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let Flow::Wait(mut waiting) = flow else { panic!("the filter does not wait") };
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        match waiting.as_mut().poll(&mut cx) {
+            Poll::Ready(waited) => return waited,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+/// Headers of these names and values.
+///
+/// # Panics
+///
+/// If a header cannot have this name or value.
+pub fn headers<const N: usize>(pairs: [(&str, &str); N]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs {
+        let (name, value) = header(name, value);
+        headers.append(name, value);
+    }
+    headers
+}
+
+fn header(name: &str, value: &str) -> (HeaderName, HeaderValue) {
+    match (name.parse(), value.parse()) {
+        (Ok(name), Ok(value)) => (name, value),
+        _ => panic!("no header can be `{name}: {value}`"),
+    }
+}
+
+/// Splits an event stream as the gateway does, and calls `emit` with each event.
+pub fn split_events(stream: impl AsRef<[u8]>, emit: impl FnMut(&ResponseEvent<'_>)) {
+    EventSplitter::default().feed(stream.as_ref(), emit);
+}
+
+/// End of a plain exchange: a whole answer of `backend` with status 200. A test changes some of it by
+/// `ExchangeEnd { status: 502, ..exchange_end() }`.
+pub fn exchange_end() -> ExchangeEnd<'static> {
+    ExchangeEnd {
+        status: 200,
+        is_whole: true,
+        bytes_in: 0,
+        bytes_out: 0,
+        duration: Duration::ZERO,
+        first_token: None,
+        served_by: "backend",
+        endpoint: None,
+        attempts: 1,
+        prompt_tokens: None,
+        completion_tokens: None,
+        error_code: None,
+    }
+}
+
+/// Variables of a plain exchange: route `route`, backend `backend`, request id `request-id`, no origin, no TLS. A test
+/// changes some of them by `Variables { secure: true, ..variables() }`.
+pub fn variables() -> Variables<'static> {
+    Variables { backend: "backend", route: "route", request_id: "request-id", origin: None, secure: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_shows_what_the_builder_was_given() {
+        let request = TestRequest::post("/v1/chat?debug=1", r#"{"n":1}"#)
+            .header("host", "api.test")
+            .header("x-team", "red")
+            .header("x-team", "blue")
+            .client([10, 0, 0, 7])
+            .token(&["chat.write"], serde_json::json!({"org": 7}))
+            .caller("acme", "north")
+            .route("chat")
+            .model("m")
+            .secure();
+        let view = request.view();
+        assert_eq!((view.method, view.path, view.query), (&Method::POST, "/v1/chat", "debug=1"));
+        assert_eq!((view.host, view.route, view.model, view.secure), (Some("api.test"), "chat", Some("m"), true));
+        assert_eq!(view.headers.get_all("x-team").iter().collect::<Vec<_>>(), ["red", "blue"]);
+        assert_eq!((view.client, view.body), (IpAddr::from([10, 0, 0, 7]), Some(&br#"{"n":1}"#[..])));
+        let caller = view.caller.unwrap();
+        assert_eq!((caller.consumer, caller.tenant, caller.scopes), ("acme", "north", &["chat.write".to_owned()][..]));
+        assert_eq!(caller.claims["org"], 7);
+
+        let request = TestRequest::get("/");
+        let plain = request.view();
+        assert!(plain.caller.is_none() && plain.body.is_none() && plain.host.is_none() && plain.query.is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "no header can be `b@d: 1`")]
+    fn an_impossible_header_fails_the_test() {
+        let _ = TestRequest::get("/").header("b@d", "1");
+    }
+}

@@ -1,0 +1,363 @@
+//! `admin-api.md` and its OpenAPI document: every path of the admin address. The rows are written here; the routes of the
+//! sources have one each, and a test asks each of a running gateway.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use super::source::{calls, files, json_fields, literal, module};
+use super::{GENERATED, cell, compare};
+
+/// A method of a path.
+#[derive(Debug, Clone, Copy)]
+pub struct Operation {
+    pub method: &'static str,
+    /// Path as OpenAPI writes it, such as `/api/backends/{backend}`.
+    pub path: &'static str,
+    pub text: &'static str,
+    /// True if `admin.token`, or a loopback `Host`, is needed.
+    pub guarded: bool,
+    /// Statuses with what each means; the first is that of success.
+    pub answers: &'static [(u16, &'static str)],
+    /// Content type of success.
+    pub content_type: &'static str,
+}
+
+const DRAINED: &[(u16, &str)] = &[
+    (200, "The endpoints of that name, each with whether the request changed it."),
+    (403, "The header `x-spillway-admin: 1` is missing."),
+    (404, "There is no such backend or endpoint."),
+];
+
+const OPERATIONS: &[Operation] = &[
+    Operation {
+        method: "GET",
+        path: "/",
+        text: "The paths, for a terminal.",
+        guarded: true,
+        answers: &[(200, "Text.")],
+        content_type: "text/plain; charset=utf-8",
+    },
+    Operation {
+        method: "GET",
+        path: "/healthz",
+        text: "Reports that the process lives: for a liveness probe.",
+        guarded: false,
+        answers: &[(200, "`ok`")],
+        content_type: "text/plain; charset=utf-8",
+    },
+    Operation {
+        method: "GET",
+        path: "/readyz",
+        text: "Reports whether listeners and models are ready: for a readiness probe.",
+        guarded: false,
+        answers: &[(200, "`ready`"), (503, "`starting` or `draining`")],
+        content_type: "text/plain; charset=utf-8",
+    },
+    Operation {
+        method: "GET",
+        path: "/metrics",
+        text: "The metrics, as OpenMetrics text.",
+        guarded: true,
+        answers: &[(200, "The text.")],
+        content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/config",
+        text: "The running configuration without its secrets, and the result of the last edit.",
+        guarded: true,
+        answers: &[(
+            200,
+            "`generation` (a number that each edit raises), `running` (the configuration) and `lastEdit`.",
+        )],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "GET",
+        path: "/api/backends",
+        text: "Every backend and its endpoints as they are now.",
+        guarded: true,
+        answers: &[(200, "`backends`, a list.")],
+        content_type: "application/json",
+    },
+    Operation {
+        method: "POST",
+        path: "/api/backends/{backend}/endpoints/{endpoint}/drain",
+        text: "Drains an endpoint: it gets no new requests, running ones finish. It stays drained over reloads.",
+        guarded: true,
+        answers: DRAINED,
+        content_type: "application/json",
+    },
+    Operation {
+        method: "POST",
+        path: "/api/backends/{backend}/endpoints/{endpoint}/undrain",
+        text: "Returns a drained endpoint to service.",
+        guarded: true,
+        answers: DRAINED,
+        content_type: "application/json",
+    },
+];
+
+const LAST_EDIT: &[(&str, &str)] = &[
+    ("result", "`ok` or `failed`."),
+    ("at", "Unix time in seconds."),
+    ("file", "The configuration file."),
+    ("diagnostics", "Mistakes and warnings, each with its path and line."),
+    ("errors", "Errors of compiling the configuration, where the file itself is valid."),
+];
+
+const BACKEND: &[(&str, &str)] = &[
+    ("name", "Name."),
+    ("policy", "How an endpoint is picked (`loadBalancing.policy`)."),
+    ("available", "Whether an endpoint may receive requests."),
+    ("panic", "Whether ejections are ignored, because too few endpoints are left."),
+    ("inFlight", "Requests in flight at all endpoints."),
+    ("maxInFlight", "Their limit; left out where there is none."),
+    ("pending", "Requests that wait for it, in the queues of all routes."),
+    ("maxPending", "Their limit; left out where there is none."),
+    ("retries", "Retries and hedges on their way."),
+    ("maxRetries", "Their limit; left out where there is none."),
+    ("endpoints", "Its endpoints."),
+];
+
+const ENDPOINT: &[(&str, &str)] = &[
+    ("endpoint", "Name in logs and metrics, by which it can be drained."),
+    ("url", "URL as configured."),
+    ("address", "IP and port, by which it can be drained."),
+    ("weight", "Share of the requests."),
+    ("priority", "Tier."),
+    (
+        "state",
+        "`open`, or the reason why it gets no further request: `drained`, `unhealthy`, `ejected`, or the signal that says full.",
+    ),
+    ("healthy", "Result of the active check."),
+    ("ejected", "Whether it is ejected for its errors."),
+    ("drained", "Whether an operator drained it."),
+    ("retryInMs", "Milliseconds until it is tried again, after an ejection or an answer that meant full."),
+    ("inFlight", "Requests in flight."),
+    ("connections", "Connections that are open, idle ones too."),
+    ("limit", "Requests that may be in flight; left out where there is no limit."),
+    ("latencyMs", "Smoothed time to the first token or head, milliseconds."),
+    ("waiting", "Requests that wait at the server, as it says."),
+    ("kvCache", "Used share of its KV cache, as it says."),
+    ("ejections", "Ejections since the process began."),
+    ("attempts", "Attempts since the process began, by how they ended."),
+];
+
+/// Every operation.
+pub fn operations() -> &'static [Operation] {
+    OPERATIONS
+}
+
+/// Asserts that the rows are what the sources have.
+fn check() {
+    let files = files(&["gateway/src"]);
+    let mut routes = Vec::new();
+    for file in files.iter().filter(|file| file.path.starts_with("gateway/src/admin")) {
+        for call in calls(&file.code, ".route") {
+            let method = call.arguments[1].split('(').next().unwrap().to_ascii_uppercase();
+            routes.push(format!("{method} {}", literal(&call.arguments[0]).unwrap()));
+        }
+    }
+    let rows: Vec<String> = OPERATIONS.iter().map(|row| format!("{} {}", row.method, row.path)).collect();
+    let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
+    compare("paths of the admin address", &rows, routes.iter().map(String::as_str));
+    for (file, nth, rows) in [("reload", 0, LAST_EDIT), ("admin/backends", 0, BACKEND), ("admin/backends", 1, ENDPOINT)]
+    {
+        let found = json_fields(module(&files, file), nth);
+        let rows: Vec<&str> = rows.iter().map(|(name, _)| *name).collect();
+        compare("fields of the admin address", &rows, found.iter().map(String::as_str));
+    }
+}
+
+fn table(page: &mut String, title: &str, rows: &[(&str, &str)]) {
+    write!(page, "\n{title}\n\n| field | |\n|---|---|\n").unwrap();
+    for (name, text) in rows {
+        writeln!(page, "| `{name}` | {} |", cell(text)).unwrap();
+    }
+}
+
+/// Renders the page.
+pub(super) fn page() -> String {
+    check();
+    let mut page = format!(
+        "# Admin API
+
+{GENERATED}
+
+The paths of the [admin address](configuration/admin.md); [admin-api.openapi.json](admin-api.openapi.json) is the same for programs. On
+loopback, `Host` must be a loopback name or one of `admin.hosts`. Elsewhere, and wherever `admin.token` is written, everything but
+`/healthz` and `/readyz` needs `Authorization: Bearer TOKEN`. A change needs the header `x-spillway-admin: 1` as well. Every change, and
+every request that is refused, is in the [audit log](logs.md#audit-log). An error is a problem (RFC 9457): `title`, `status`, `detail`.
+
+```yaml
+listeners: [{{address: 127.0.0.1:8080}}]
+admin: {{address: 127.0.0.1:9901}}
+backends:
+  - {{name: chat, endpoints: [{{url: \"http://127.0.0.1:8081\"}}, {{url: \"http://127.0.0.1:8082\"}}]}}
+routes:
+  - {{name: chat, backendRefs: [{{name: chat}}]}}
+```
+
+| method | path | |
+|---|---|---|
+"
+    );
+    for Operation { method, path, text, .. } in OPERATIONS {
+        writeln!(page, "| {method} | `{path}` | {} |", cell(text)).unwrap();
+    }
+    page.push_str(
+        "
+All are refused with 401 without the token where one is needed, with 421 for a foreign `Host` on loopback, with 405 for another method.
+
+## Health
+
+```sh
+curl -s -w '\\n' http://127.0.0.1:9901/healthz
+curl -s -w '\\n' http://127.0.0.1:9901/readyz
+```
+
+```text
+ok
+ready
+```
+
+| path | status | body |
+|---|---|---|
+",
+    );
+    for row in OPERATIONS.iter().filter(|row| !row.guarded) {
+        for (status, text) in row.answers {
+            writeln!(page, "| `{}` | {status} | {text} |", row.path).unwrap();
+        }
+    }
+    page.push_str(
+        "
+## Configuration
+
+```sh
+curl -s http://127.0.0.1:9901/api/config
+```
+
+```text
+{\"generation\":…,\"running\":…,\"lastEdit\":{\"result\":\"ok\"…
+```
+
+`generation` is a number that each edit raises, `running` the configuration without its secrets, `lastEdit` the result of the last edit.
+",
+    );
+    table(&mut page, "`lastEdit`:", LAST_EDIT);
+    page.push_str(
+        "
+## Backends
+
+```sh
+curl -s http://127.0.0.1:9901/api/backends
+```
+
+```text
+…\"endpoint\":\"http://127.0.0.1:8081\"…\"state\":\"open\"…
+```
+",
+    );
+    table(&mut page, "Each of `backends`:", BACKEND);
+    table(&mut page, "Each of its `endpoints`:", ENDPOINT);
+    page.push_str(
+        "
+## Drain
+
+`{backend}` is a name, `{endpoint}` an `IP:PORT`, or the URL as configured, escaped, for all addresses of a name.
+
+```sh
+curl -s -X POST -H 'x-spillway-admin: 1' http://127.0.0.1:9901/api/backends/chat/endpoints/127.0.0.1:8081/drain
+curl -s -X POST -H 'x-spillway-admin: 1' http://127.0.0.1:9901/api/backends/chat/endpoints/127.0.0.1:8081/undrain
+```
+
+```text
+…\"drained\":true,\"changed\":true…
+…\"drained\":false,\"changed\":true…
+```
+
+| status | |
+|---|---|
+",
+    );
+    for (status, text) in DRAINED {
+        writeln!(page, "| {status} | {text} |").unwrap();
+    }
+    page.push_str("\n`spillway drain` and `spillway top` ask these paths ([command line](cli.md)).\n");
+    page
+}
+
+/// Renders the OpenAPI document.
+pub(super) fn openapi() -> String {
+    let fields = |rows: &[(&str, &str)]| {
+        rows.iter()
+            .map(|(name, text)| ((*name).to_owned(), json!({"description": text})))
+            .collect::<serde_json::Map<_, _>>()
+    };
+    let mut paths = serde_json::Map::new();
+    for row in OPERATIONS {
+        let parameter =
+            |name: &str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}});
+        let names = row.path.split('{').skip(1).map(|part| part.split('}').next().unwrap());
+        let mut parameters: Vec<Value> = names.map(parameter).collect();
+        if row.method == "POST" {
+            parameters.push(json!({
+                "name": "x-spillway-admin", "in": "header", "required": true, "schema": {"type": "string", "const": "1"},
+            }));
+        }
+        let schema = match row.path {
+            "/api/config" => json!({"type": "object", "properties": {
+                "generation": {"type": ["integer", "null"]},
+                "running": {"type": ["object", "null"]},
+                "lastEdit": {"type": "object", "properties": fields(LAST_EDIT)},
+            }}),
+            "/api/backends" => json!({"type": "object", "properties": {"backends": {"type": "array", "items": {
+                "type": "object",
+                "properties": fields(BACKEND),
+            }}}}),
+            path if path.ends_with("drain") => {
+                json!({"type": "object", "properties": {"endpoints": {"type": "array", "items": {
+                    "type": "object",
+                    "properties": {
+                        "endpoint": {"type": "string"}, "drained": {"type": "boolean"}, "changed": {"type": "boolean"},
+                    },
+                }}}})
+            }
+            _ => json!({"type": "string"}),
+        };
+        let mut answers = serde_json::Map::new();
+        for (n, (status, text)) in row.answers.iter().enumerate() {
+            let (content_type, schema) = match (n, row.method) {
+                (0, _) => (row.content_type, schema.clone()),
+                (_, "GET") => (row.content_type, json!({"type": "string"})),
+                _ => ("application/problem+json", json!({"$ref": "#/components/schemas/Problem"})),
+            };
+            answers.insert(
+                status.to_string(),
+                json!({"description": text, "content": {content_type: {"schema": schema}}}),
+            );
+        }
+        let security = if row.guarded { json!([{}, {"token": []}]) } else { json!([{}]) };
+        let operation = json!({
+            "summary": row.text, "parameters": parameters, "responses": answers, "security": security,
+        });
+        paths.insert(row.path.to_owned(), json!({row.method.to_ascii_lowercase(): operation}));
+    }
+    let document = json!({
+        "openapi": "3.1.0",
+        "info": {"title": "Spillway admin API", "version": env!("CARGO_PKG_VERSION")},
+        "servers": [{"url": "http://127.0.0.1:9901"}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": {"Problem": {"type": "object", "properties": {
+                "type": {"type": "string"}, "title": {"type": "string"},
+                "status": {"type": "integer"}, "detail": {"type": "string"},
+            }}},
+        },
+    });
+    serde_json::to_string_pretty(&document).unwrap() + "\n"
+}

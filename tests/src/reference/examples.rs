@@ -1,0 +1,149 @@
+//! Examples of the configuration: each object has the part of `config/examples/gateway.yaml` that is about it, and what that
+//! file has no room for is written here. A test checks all of them with the program.
+
+use crate::repository;
+
+/// An example that is written here.
+#[derive(Debug, Clone, Copy)]
+pub struct Example {
+    /// Path of the object that it is about.
+    pub path: &'static str,
+    /// Top-level keys; `routes`, `backends` and `listeners` that are missing are those of the smallest configuration, whose
+    /// backend is `chat`.
+    pub yaml: &'static str,
+}
+
+const EXAMPLES: &[Example] = &[
+    Example {
+        path: "backends[].loadBalancing",
+        yaml: "backends:
+  - name: chat
+    protocol: openai
+    endpoints: [{url: \"http://127.0.0.1:8081\"}, {url: \"http://127.0.0.1:8082\"}]
+    loadBalancing: {policy: hash, hashOn: {cookie: session}}
+",
+    },
+    Example {
+        path: "backends[].healthCheck.tcp",
+        yaml: "backends:
+  - name: chat
+    endpoints: [{url: \"http://127.0.0.1:8081\"}]
+    healthCheck: {tcp: {}, interval: 5s}
+",
+    },
+    Example {
+        path: "backends[].healthCheck.grpc",
+        yaml: "backends:
+  - name: chat
+    endpoints: [{url: \"http://127.0.0.1:8081\"}]
+    http2: true
+    healthCheck:
+      grpc: {service: inference.GRPCInferenceService}
+",
+    },
+    Example {
+        path: "backends[].healthCheck.completion",
+        yaml: "backends:
+  - name: chat
+    protocol: openai
+    endpoints: [{url: \"http://127.0.0.1:8081\"}]
+    healthCheck:
+      completion: {maxTokens: 1, model: llama-3.1-8b}
+      interval: 30s
+      timeout: 10s
+",
+    },
+];
+
+/// Every example that is written here.
+pub fn examples() -> &'static [Example] {
+    EXAMPLES
+}
+
+/// Column at which a line begins.
+fn indent(line: &str) -> usize {
+    line.len() - line.trim_start().len()
+}
+
+/// Lines of the entry that begins in `lines[0]`: those behind it at a further column.
+fn entry(lines: &[String]) -> &[String] {
+    let column = indent(&lines[0]);
+    let behind = (1..lines.len()).find(|n| !lines[*n].is_empty() && indent(&lines[*n]) <= column);
+    &lines[..behind.unwrap_or(lines.len())]
+}
+
+/// Lines without so many blanks in front, and without empty ones.
+fn moved_left(lines: &[String], columns: usize) -> Vec<String> {
+    lines.iter().filter(|line| !line.is_empty()).map(|line| line[columns..].to_owned()).collect()
+}
+
+fn moved_right(lines: Vec<String>, first: &str) -> Vec<String> {
+    let further = |(n, line)| if n == 0 { format!("{first}{line}") } else { format!("  {line}") };
+    lines.into_iter().enumerate().map(further).collect()
+}
+
+/// The part of a mapping that is about these keys, below the keys that lead to it; `None` where it is not there on lines of
+/// its own. `[]` is the first item that has the rest, which is shown with its name.
+fn part(lines: &[String], keys: &[&str]) -> Option<Vec<String>> {
+    let first = lines.iter().find(|line| !line.is_empty() && !line.trim_start().starts_with('#'))?;
+    let column = indent(first);
+    let written = format!("{}:", keys.first()?);
+    let at = lines.iter().position(|line| indent(line) == column && line[column..].starts_with(&written))?;
+    let whole = entry(&lines[at..]);
+    let inner = match keys.get(1) {
+        None => return Some(moved_left(whole, column)),
+        Some(&"[]") => {
+            let items = (1..whole.len()).filter(|n| whole[*n].trim_start().starts_with("- "));
+            let column = items.clone().map(|n| indent(&whole[n])).min()?;
+            let mut items = items.filter(|n| indent(&whole[*n]) == column).map(|n| entry(&whole[n..]));
+            if keys.len() == 2 {
+                moved_left(items.next()?, column)
+            } else {
+                items.find_map(|item| {
+                    // The first key of an item stands behind its dash.
+                    let mut item = item.to_vec();
+                    item[0] = item[0].replacen("- ", "  ", 1);
+                    let mut shown = part(&item, &keys[2..])?;
+                    let name = item[0].trim_start().split(" #").next()?;
+                    if name.starts_with("name: ") && keys[2] != "name" {
+                        shown.insert(0, name.to_owned());
+                    }
+                    Some(moved_right(shown, "- "))
+                })?
+            }
+        }
+        Some(_) => part(&whole[1..], &keys[1..])?,
+    };
+    let mut shown = vec![written];
+    shown.extend(moved_right(inner, "  "));
+    Some(shown)
+}
+
+/// The part of `config/examples/gateway.yaml` that has an object; `None` where it has none. An object that is written within a
+/// line has that line.
+fn part_of_the_file(path: &str) -> Option<String> {
+    let text = std::fs::read_to_string(repository().join("config/examples/gateway.yaml")).unwrap();
+    let lines: Vec<String> = text.lines().map(|line| line.trim_end().to_owned()).collect();
+    let split = path.replace("[]", ".[]");
+    let mut keys: Vec<&str> = split.split('.').collect();
+    let last = *keys.iter().rev().find(|key| !matches!(**key, "[]" | "NAME"))?;
+    let found = loop {
+        if let Some(found) = part(&lines, &keys) {
+            break found;
+        }
+        keys.pop()?;
+    };
+    let has = |line: &String| line.split(" #").next().is_some_and(|line| line.contains(&format!("{last}:")));
+    found.iter().any(has).then(|| found.into_iter().map(|line| line + "\n").collect())
+}
+
+/// Examples of an object: top-level keys that have it.
+pub(super) fn examples_of(path: &str) -> Vec<String> {
+    let further = EXAMPLES.iter().filter(|example| example.path == path).map(|example| example.yaml.to_owned());
+    let all: Vec<String> = part_of_the_file(path).into_iter().chain(further).collect();
+    assert!(
+        !all.is_empty(),
+        "no example of {path}: write one in config/examples/gateway.yaml, or in tests/src/reference/examples.rs"
+    );
+    all
+}

@@ -1,0 +1,230 @@
+//! `headers.md`: every header that the gateway reads, sets or removes. The rows are written here; each name of the sources
+//! has one, and each row has a name in the sources.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use super::source::{files, literals};
+use super::{GENERATED, cell, compare};
+
+type Group = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+const GROUPS: &[Group] = &[
+    (
+        "Requests of clients",
+        "Read by the gateway.",
+        &[
+            (
+                "authorization",
+                "Holds `Bearer KEY` or `Bearer TOKEN` of a caller (`authentication.apiKey.headers`, `authentication.jwt`). Removed before the request goes on, unless `backends[].callerCredentials: pass`; replaced by `backends[].credentials`.",
+            ),
+            ("x-api-key", "Holds an API key; treated as `authorization`."),
+            ("api-key", "Holds an API key; treated as `authorization`."),
+            (
+                "host",
+                "Host by which a route is matched, in small letters and without a final dot. Required by HTTP/1.1; two are refused.",
+            ),
+            (
+                "x-request-id",
+                "Id of the request, kept if it has at most 128 plain characters, else made. It goes to the server, into the answer, the logs and the spans.",
+            ),
+            (
+                "traceparent",
+                "The trace to continue ([tracing](../how-to/tracing.md)); set for the server to the attempt's span.",
+            ),
+            ("tracestate", "Goes with `traceparent`."),
+            ("x-spillway-fallback", "`never`: the caller prefers an error to an answer of a spill."),
+            (
+                "x-forwarded-for",
+                "Addresses of the client and its proxies, read from the end, through `clientAddress.trustedProxies` only. Set for the server to the address of the client.",
+            ),
+            (
+                "x-forwarded-proto",
+                "Scheme that the client used, from a trusted proxy. Set for the server to `http` or `https`.",
+            ),
+            (
+                "forwarded",
+                "Addresses and scheme in the form of RFC 7239, from a trusted proxy (`clientAddress.header: forwarded`). Never passed on.",
+            ),
+            (
+                "cookie",
+                "Read for `loadBalancing.hashOn.cookie`. Passed to the route's own backends, not to copies and stand-ins. Fields of HTTP/2 are joined.",
+            ),
+            ("content-type", "Type of a body that is held: JSON or a form. Two are refused."),
+            ("content-length", "Length of the body. Two that differ are refused, equal ones made one."),
+            ("transfer-encoding", "`chunked` and nothing else. It ends at the gateway, which frames the body anew."),
+            ("content-encoding", "A body that a rule depends on must have none."),
+            ("expect", "`100-continue` is answered where the body is read. It ends at the gateway."),
+            ("te", "`trailers` asks for the trailers of an answer, as gRPC does; passed on over HTTP/2 only."),
+            ("connection", "Fields that it names end at the gateway (RFC 9110, 7.6.1)."),
+            ("upgrade", "Ends at the gateway: no upgrade is offered."),
+            ("user-agent", "Logged; `user_agent.original` of the span."),
+            ("origin", "Origin of a page, for the filter `cors`."),
+            ("access-control-request-method", "Method of a browser's preflight request, for the filter `cors`."),
+            ("access-control-request-headers", "Headers of a browser's preflight request."),
+            (
+                "via",
+                "Marks requests that have passed this gateway before, which are refused with 508. Set for the server.",
+            ),
+        ],
+    ),
+    (
+        "Removed from requests of clients",
+        "Names in which `_` or another mark stands for `-` are removed too, since many servers read them as the same name. All `x-spillway-*` are removed, and headers that filters and `authentication.identityHeaders` set. Everything `x-forwarded-*` that is not listed above is removed unless a proxy of `clientAddress.trustedProxies` sent it.",
+        &[
+            ("cf-connecting-ip", "Passed from trusted proxies only."),
+            ("true-client-ip", "Passed from trusted proxies only."),
+            ("x-client-ip", "Passed from trusted proxies only."),
+            ("x-cluster-client-ip", "Passed from trusted proxies only."),
+            ("x-real-ip", "Passed from trusted proxies only."),
+            ("proxy", "Programs behind CGI use it as the proxy of their own requests (CVE-2016-5385)."),
+            ("x-http-method", "Some servers read another method from it than the one that was validated."),
+            ("x-http-method-override", "As `x-http-method`."),
+            ("x-method-override", "As `x-http-method`."),
+            ("x-original-url", "Some servers read another path from it than the one that was validated."),
+            ("x-rewrite-url", "As `x-original-url`."),
+            ("keep-alive", "Field of one connection; also removed from answers."),
+            ("proxy-authenticate", "Field of one connection; also removed from answers."),
+            ("proxy-authorization", "Field of one connection."),
+            ("proxy-connection", "Field of one connection; also removed from answers."),
+            ("http2-settings", "Field of one connection."),
+            ("trailer", "Field of one connection; also removed from answers."),
+        ],
+    ),
+    (
+        "Set for servers",
+        "Beside those that are set anew above, the filters' own, and the names of `authentication.identityHeaders`.",
+        &[
+            ("x-forwarded-host", "Host that the client asked for. Also sent to the server of `externalAuthorization`."),
+            ("endpoint-load-metrics-format", "`JSON`: requests the server's load (`capacity.loadReports`)."),
+            ("x-spillway-consumer", "Name of the consumer, for the server of `externalAuthorization`."),
+            ("x-spillway-tenant", "Tenant of the consumer, for the server of `externalAuthorization`."),
+            ("accept", "Set in the gateway's own requests for the key set of an issuer."),
+        ],
+    ),
+    (
+        "Answers of servers",
+        "What is not named passes to the client, except `x-spillway-*`, and any header that holds a credential which the gateway sent to the server.",
+        &[
+            (
+                "retry-after",
+                "Time for which an endpoint that answered a status of `capacity.statuses` counts as full, at most `maxFullFor`. Set in refusals with 429 and 503, in whole seconds.",
+            ),
+            ("retry-after-ms", "The same in milliseconds. Set beside `retry-after`."),
+            ("date", "Clock of the server, for a `retry-after` that is a date."),
+            (
+                "endpoint-load-metrics",
+                "Load of the server (ORCA); with `capacity.loadReports` removed before the answer goes on.",
+            ),
+            ("grpc-status", "Status of a gRPC call, read by health checks and where an error text is masked."),
+            ("www-authenticate", "`Bearer realm=\"spillway\"` in refusals with 401, `Bearer` at the admin address."),
+            ("content-language", "Removed with the text of an error that is withheld (`upstream_error_withheld`)."),
+            ("content-location", "As `content-language`."),
+            ("content-disposition", "As `content-language`."),
+            ("content-range", "As `content-language`."),
+            ("last-modified", "As `content-language`."),
+            ("etag", "Removed where the gateway changes the bytes of an answer."),
+            ("accept-ranges", "As `etag`."),
+            ("content-md5", "As `etag`."),
+            ("content-digest", "As `etag`."),
+            ("digest", "As `etag`."),
+            ("repr-digest", "As `etag`."),
+        ],
+    ),
+    (
+        "Set in answers",
+        "Beside `x-request-id`, which every answer has.",
+        &[
+            (
+                "x-spillway-served-by",
+                "`builtin/NAME` where a built-in model answered; after a spill to a backend, the name of that.",
+            ),
+            (
+                "x-ratelimit-limit-requests",
+                "Requests of the caller's tightest limit on requests. Replaces the server's own value.",
+            ),
+            ("x-ratelimit-remaining-requests", "Requests that are left of it."),
+            ("x-ratelimit-reset-requests", "Time until it is full again, such as `12ms` or `6m0s`."),
+            ("x-ratelimit-limit-tokens", "Tokens of the caller's tightest limit on tokens."),
+            ("x-ratelimit-remaining-tokens", "Tokens that are left of it."),
+            ("x-ratelimit-reset-tokens", "Time until it is full again."),
+            ("ratelimit", "The same as the IETF's draft has it."),
+            ("ratelimit-policy", "Limits behind `ratelimit`."),
+            (
+                "x-should-retry",
+                "`false` in a refusal with 429 or 503 and more than 2 s to wait: OpenAI's clients obey it.",
+            ),
+            ("cache-control", "`no-store`, in answers of built-in models and at the admin address."),
+            ("x-content-type-options", "`nosniff`, at the admin address."),
+            ("location", "Of the filter `redirect`."),
+            ("strict-transport-security", "Of the filter `strictTransportSecurity`."),
+            ("access-control-allow-origin", "Of the filter `cors`."),
+            ("access-control-allow-credentials", "Of the filter `cors`."),
+            ("access-control-allow-methods", "Of the filter `cors`."),
+            ("access-control-allow-headers", "Of the filter `cors`."),
+            ("access-control-expose-headers", "Of the filter `cors`."),
+            ("access-control-max-age", "Of the filter `cors`."),
+            ("vary", "Of the filter `cors`: `Origin`, and in a preflight the headers that were asked for."),
+        ],
+    ),
+    (
+        "Admin address",
+        "",
+        &[("x-spillway-admin", "`1` is required by every change, so that no web page can make one.")],
+    ),
+];
+
+/// Names in which only some server's credential is known: not read, only kept out of logs and answers.
+const NOT_ROWS: &[&str] = &["x-amz-security-token", "x-goog-api-key", "x-www-form-urlencoded", "x-gzip"];
+
+fn found() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for file in files(&["gateway/src", "plugins", "config/src/header_names.rs"]) {
+        for (at, _) in file.code.match_indices("header::") {
+            let name: String =
+                file.code[at + 8..].chars().take_while(|c| c.is_ascii_uppercase() || *c == '_').collect();
+            // `header::HeaderMap` begins so, too.
+            if name.len() > 1 {
+                names.insert(name.to_ascii_lowercase().replace('_', "-"));
+            }
+        }
+        for part in file.code.split("HeaderName::from_static(").skip(1) {
+            names.extend(part.starts_with('"').then(|| literals(part).remove(0)));
+        }
+        let is_list = file.path.ends_with("header_names.rs");
+        let is_header = |text: &String| {
+            let is_plain = text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+            is_plain && !text.ends_with('-') && text.len() > 3 && (is_list || text.starts_with("x-"))
+        };
+        names.extend(literals(&file.code).into_iter().filter(is_header));
+    }
+    names.retain(|name| !NOT_ROWS.contains(&name.as_str()));
+    names
+}
+
+/// Renders the page.
+pub(super) fn page() -> String {
+    let found = found();
+    let rows: Vec<&str> = GROUPS.iter().flat_map(|(_, _, rows)| rows.iter().map(|(name, _)| *name)).collect();
+    compare("headers", &rows, found.iter().map(String::as_str));
+    let mut page = format!(
+        "# Headers
+
+{GENERATED}
+
+Every header that the gateway itself reads, sets or removes. What is not here passes in both directions. A header in which callers put
+credentials is a credential whatever its name, where `authentication.apiKey.headers` has it.
+"
+    );
+    for (title, text, rows) in GROUPS {
+        write!(page, "\n## {title}\n\n").unwrap();
+        if !text.is_empty() {
+            write!(page, "{text}\n\n").unwrap();
+        }
+        page.push_str("| header | |\n|---|---|\n");
+        for (name, text) in *rows {
+            writeln!(page, "| `{name}` | {} |", cell(text)).unwrap();
+        }
+    }
+    page
+}

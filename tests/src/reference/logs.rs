@@ -1,0 +1,270 @@
+//! `logs.md`: fields of the access log and of the audit log, and every event of the process log with its level and fields
+//! from the sources. The meaning of an event is written here, one row for each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use super::source::{File, calls, constant, files, json_fields, literal, literals, module};
+use super::{GENERATED, cell, compare};
+
+/// Fields of a line for a request: name, meaning.
+const ACCESS: &[(&str, &str)] = &[
+    ("time", "End of the request, RFC 3339 in UTC with milliseconds."),
+    ("event", "`access`."),
+    ("requestId", "Id of the request, as in `x-request-id`."),
+    ("traceId", "Id of the trace; left out where there is none."),
+    ("client", "Address of the client, read through `clientAddress` and `proxyProtocol`."),
+    ("consumer", "Name of the consumer; left out for an anonymous caller."),
+    ("route", "Name of the route; left out where none matched."),
+    ("method", "Method."),
+    ("path", "Path without the query, which may hold secrets; at most 1,024 bytes."),
+    ("protocol", "`HTTP/1.0`, `HTTP/1.1` or `HTTP/2`."),
+    ("status", "Status of the answer; 499 where the client left before it, 0 where none was sent."),
+    ("bytesIn", "Bytes of the request body."),
+    ("bytesOut", "Bytes of the answer's body."),
+    ("durationMs", "Arrival to last byte, in milliseconds."),
+    ("servedBy", "Backend, or `builtin/NAME` for a built-in model; left out where the gateway answered itself."),
+    ("endpoint", "Address of the endpoint that answered."),
+    ("attempts", "Attempts at endpoints."),
+    (
+        "spilled",
+        "Reason why the request did not go to the backends of its route, as `reason` of `spillway_spills` ([metrics](metrics.md#overload-and-further-attempts)).",
+    ),
+    ("resumed", "`true` where a stream died and was continued."),
+    ("queueMs", "Time in the queue, in milliseconds."),
+    ("modelAsked", "Model that the request names."),
+    ("modelAnswered", "Model that the answer names."),
+    ("promptTokens", "Tokens read."),
+    ("completionTokens", "Tokens written."),
+    ("ttftMs", "Arrival to the first content of a stream, in milliseconds."),
+    ("errorCode", "[Code](errors.md) of a refusal."),
+    ("userAgent", "`User-Agent`, at most 1,024 bytes."),
+];
+
+/// Fields of a line of the audit log.
+const AUDIT: &[(&str, &str)] = &[
+    ("time", "RFC 3339 in UTC with milliseconds."),
+    ("event", "`audit`."),
+    ("action", "Audited action; values below."),
+    ("client", "Address of the client."),
+    ("requestId", "Id of the request."),
+    ("who", "At the admin address: `token`, `loopback`, or `unknown` of a request that was refused."),
+    ("route", "Name of the route."),
+    ("listener", "Name of the listener, where a connection was refused."),
+    ("method", "Method."),
+    ("path", "Path without the query, at most 256 bytes."),
+    ("reason", "Reason of a refused credential; values below."),
+    ("status", "Status of the answer of the admin address."),
+];
+
+const ACTIONS: &[(&str, &str)] = &[
+    ("authentication_refused", "A credential of a caller or the certificate of a client was refused."),
+    ("admin_change", "A change was asked for at the admin address."),
+    ("admin_refused", "A request to the admin address was refused with 401, 403 or 421."),
+];
+
+/// Events: name, when it is logged and what to do.
+const EVENTS: &[(&str, &str)] = &[
+    ("accept_failed", "Accepting a connection of a listener failed."),
+    ("acme_account_created", "An account was created at a certificate authority."),
+    ("acme_account_not_stored", "The key of an ACME account cannot be written. Make `acme.storage` writable."),
+    ("acme_failed", "An order of a certificate failed and is repeated after a pause. The current certificate stays."),
+    ("adapter", "An adapter that `models[].device` can name."),
+    ("admin_accept_failed", "Accepting a connection of the admin address failed."),
+    ("admin_change", "An endpoint was drained or put back."),
+    ("admin_descriptors_spent", "No file descriptor was left for the admin address. Raise the limit of open files."),
+    ("admin_listening", "The admin address takes connections."),
+    ("attempts_spent", "The last attempt of a request failed."),
+    (
+        "budgets_not_written",
+        "The file of budgets cannot be written. Budgets are counted in memory and lost when the process ends.",
+    ),
+    ("cannot_resume", "A stream that died could not be continued."),
+    ("cannot_spill", "A request could not be answered by the built-in model of its spill."),
+    ("certificate_issued", "A certificate authority issued a certificate; it is served."),
+    (
+        "certificate_not_stored",
+        "An issued certificate cannot be written. It is served, and lost when the process ends.",
+    ),
+    ("certificate_stored", "An issued certificate was written after an earlier failure."),
+    ("config_rejected", "An edit has mistakes and was rejected; the last good configuration stays in use."),
+    ("config_reloaded", "An edit was applied."),
+    ("config_warning", "An applied edit has something that is most likely a mistake."),
+    ("connection_refused", "A connection was closed before its first request."),
+    ("copy_failed", "A mirrored copy was not answered."),
+    (
+        "descriptors_spent",
+        "No file descriptor was left for a client. Raise the limit of open files or lower `limits.maxConnections`.",
+    ),
+    ("device", "Device of a built-in model, with the reason for the choice."),
+    ("device_failed", "A device failed while it computed; its requests failed with it."),
+    ("device_fault", "A GPU reported a fault."),
+    ("device_hangs", "A device does not end a step in time; its requests have failed."),
+    ("device_not_recovered", "A device could not be set up again; it is tried later."),
+    ("device_recovered", "A device was set up again after a fault."),
+    ("drain_timeout", "`shutdown.drainTimeout` ended while requests still ran; their connections were closed."),
+    ("encoding_lost", "A thread that read a prompt ended by a defect: report it."),
+    ("endpoint_ejected", "An endpoint is ejected for its errors or latency ([outliers](../how-to/outliers.md))."),
+    ("endpoint_healthy", "The health check returned an endpoint to service."),
+    ("endpoint_metrics_not_read", "The metrics of an endpoint cannot be read; other signals decide."),
+    ("endpoint_metrics_read", "The metrics of an endpoint are read again."),
+    ("endpoint_returned", "An ejected endpoint receives requests again."),
+    ("endpoint_unhealthy", "The health check removed an endpoint from service."),
+    ("endpoints_changed", "DNS returned other addresses for the name of an endpoint."),
+    ("engine_panicked", "The engine of a built-in model ended by a defect and is set up again: report it."),
+    ("file_limit_not_raised", "The limit of open files could not be raised to what the system allows."),
+    ("files_polled", "The system reports no file events; files are polled."),
+    ("filter_failed", "A filter waited for a server that did not answer."),
+    ("folder_not_watched", "A folder cannot be watched; its files are polled."),
+    ("gpu_given_up", "A model runs on the CPU from now on, because its GPU failed."),
+    ("gpu_refused", "A model runs on the CPU, because the GPU cannot run it."),
+    ("grammar_failed", "An answer could not be constrained to its schema."),
+    ("jwks_empty", "The key set of an issuer has no usable key."),
+    ("jwks_failed", "The key set of an issuer cannot be fetched or read; the last one stays in use."),
+    ("jwks_reached", "The key set of an issuer was fetched after a failure."),
+    (
+        "limit_store_lost",
+        "The shared store of limits did not answer a request; this gateway's share of each limit holds.",
+    ),
+    ("limit_store_reached", "The shared store of limits answers."),
+    (
+        "limit_store_unreachable",
+        "The shared store of limits cannot be reached; this gateway's share of each limit holds.",
+    ),
+    ("listener_closed", "A listener was removed by an edit."),
+    ("listening", "A listener takes connections."),
+    ("mapping_kept", "Memory of a model's file could not be released after its weights were copied."),
+    ("mask_thread_lost", "A thread for structured answers ended by a defect: report it."),
+    ("mask_thread_not_started", "A thread for structured answers could not be started."),
+    ("model_ended", "A built-in model ended by a defect and is loaded again."),
+    ("model_loaded", "A built-in model is loaded, with its device and measured speed."),
+    ("model_not_loaded", "A built-in model could not be loaded; the reason says why."),
+    ("model_on_demand", "A built-in model is loaded when the first request needs it."),
+    ("model_unloaded", "A built-in model was unloaded, for another or because nobody needed it."),
+    ("name_not_resolved", "The name of an endpoint cannot be resolved; its last addresses are kept."),
+    ("no_chat_template", "A model has no chat template; it continues texts and refuses conversations."),
+    ("pipeline_cache_not_kept", "Compiled pipelines could not be written to the cache folder."),
+    ("products_chosen", "Family of kernels chosen for a GPU."),
+    ("products_measured", "Measured times of both families of kernels on a GPU."),
+    ("products_refused", "A GPU cannot run a family of kernels; the other one is used."),
+    ("ready", "Listeners are open and models with `keepWarm` are loaded."),
+    ("request_body_not_taken", "A server closed the connection before it had read the request."),
+    ("signal_ignored", "A signal without a meaning for the gateway was ignored."),
+    ("stand_in_failed", "An attempt at the backend of `spillTo` failed."),
+    ("stopped", "The process ends."),
+    ("stopping", "A signal asked the process to end; running requests finish."),
+    ("stored_account_not_used", "The stored key of an ACME account cannot be used; another account is created."),
+    ("stored_certificate_not_used", "A stored certificate cannot be used; another is ordered."),
+    (
+        "system_certificates_not_read",
+        "The certificate authorities of the system cannot be read; servers with their certificates are not trusted.",
+    ),
+    ("traces_not_sent", "A collector accepts no spans; they are dropped and counted in `spillway_spans_dropped`."),
+    ("upstream_tls_failed", "TLS towards an endpoint failed: the error says why."),
+    ("variable_not_followed", "A variable `OTEL_*` has a value that the gateway does not support."),
+];
+
+/// Reasons of `authentication_refused`: those of the errors of identity, and of connections.
+fn reasons(files: &[File]) -> BTreeSet<String> {
+    let errors = files.iter().filter(|file| file.path.contains("/identity/"));
+    let bodies = errors.flat_map(|file| file.code.split("fn as_str(self) -> &'static str {").skip(1));
+    let mut found: BTreeSet<String> =
+        bodies.flat_map(|body| literals(&body[..body.find("\n    }").unwrap()])).collect();
+    let audit = module(files, "audit");
+    found.extend(audit.code.split("reason: Some(\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()));
+    found
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    levels: BTreeSet<&'static str>,
+    fields: BTreeSet<String>,
+}
+
+/// Fields of a macro's arguments: `%name`, `name = value`, `name`; a text in quotes is the message.
+fn field(argument: &str) -> Option<String> {
+    let name = argument.split(" = ").next().unwrap().trim_start_matches(['%', '?']);
+    let name = name.rsplit('.').next().unwrap();
+    (name.chars().all(|c| c.is_ascii_lowercase() || c == '_') && name != "event").then(|| name.to_owned())
+}
+
+fn events(files: &[File]) -> BTreeMap<String, Found> {
+    let mut found: BTreeMap<String, Found> = BTreeMap::new();
+    for (place, file) in files.iter().enumerate() {
+        let mut seen = 0;
+        for level in ["error", "warn", "info", "debug", "trace"] {
+            for call in calls(&file.code, &format!("{level}!")) {
+                let Some(event) = call.arguments.iter().find_map(|argument| argument.strip_prefix("event = ")) else {
+                    continue;
+                };
+                seen += 1;
+                let name = literal(event).or_else(|| literal(&constant(files, place, event)?));
+                let event = found.entry(name.unwrap_or_else(|| panic!("{}: {event}", file.path))).or_default();
+                event.levels.insert(level);
+                event.fields.extend(call.arguments.iter().filter_map(|argument| field(argument)));
+            }
+        }
+        // `event!` with a level, or a macro of another name, would be missed.
+        let written = file.code.matches("event = \"").count();
+        assert!(seen >= written, "{}: {written} events are written and {seen} were read", file.path);
+    }
+    found
+}
+
+fn table(page: &mut String, head: &str, rows: &[(&str, &str)]) {
+    write!(page, "| {head} | |\n|---|---|\n").unwrap();
+    for (name, text) in rows {
+        writeln!(page, "| `{name}` | {} |", cell(text)).unwrap();
+    }
+}
+
+/// Renders the page.
+pub(super) fn page() -> String {
+    let files = files(&["gateway/src", "engine/src", "config/src", "plugins"]);
+    let names = |rows: &[(&'static str, &str)]| rows.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    let access = json_fields(module(&files, "telemetry/access_log"), 0);
+    compare("fields of the access log", &names(ACCESS), access.iter().map(String::as_str));
+    let audit = json_fields(module(&files, "audit"), 0);
+    compare("fields of the audit log", &names(AUDIT), audit.iter().map(String::as_str));
+    for (action, _) in ACTIONS {
+        assert!(
+            module(&files, "audit").code.contains(&format!("\"{action}\"")),
+            "the audit log has no action {action}"
+        );
+    }
+    let events = events(&files);
+    assert!(events.len() > 60, "only {} events were found: the sources are read wrongly", events.len());
+    compare("events", &names(EVENTS), events.keys().map(String::as_str));
+    let mut page = format!(
+        "# Logs
+
+{GENERATED}
+
+Standard output has one line for each request (`telemetry.logs.access`), each audited action, and each event of the process. With
+`telemetry.logs.format: json` a line is one JSON object, with `text` it is words. `event` tells the kinds apart. `SPILLWAY_LOG` is the
+filter of the process log (`info` by default). [Read logs](../how-to/logs.md) has an example.
+
+## Access log
+
+One line when a request has ended. A field without a value is left out.
+
+"
+    );
+    table(&mut page, "field", ACCESS);
+    page.push_str("\n## Audit log\n\nOne line for each refused credential and each change through the admin address, as many as `telemetry.audit` allows.\n\n");
+    table(&mut page, "field", AUDIT);
+    page.push('\n');
+    table(&mut page, "`action`", ACTIONS);
+    let reasons = reasons(&files).into_iter().map(|reason| format!("`{reason}`")).collect::<Vec<_>>().join(", ");
+    write!(page, "\n`reason` is one of {reasons}.\n").unwrap();
+    page.push_str(
+        "\n## Events of the process\n\nEach has `timestamp`, `level`, `target` and `event` beside its fields.\n\n| event | level | fields | when |\n|---|---|---|---|\n",
+    );
+    for (name, text) in EVENTS {
+        let event = &events[*name];
+        let levels = event.levels.iter().copied().collect::<Vec<_>>().join(", ");
+        let fields = event.fields.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ");
+        writeln!(page, "| `{name}` | {levels} | {fields} | {} |", cell(text)).unwrap();
+    }
+    page
+}

@@ -1,0 +1,423 @@
+//! `metrics.md`: every series, with help and kind from the sources. Labels, unit and group are written here, one row for each.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use super::source::{File, files, literal, literals, parts};
+use super::{GENERATED, cell, compare};
+
+/// Values of a label.
+#[derive(Debug, Clone, Copy)]
+enum Values {
+    /// Names of the configuration, or another text.
+    Text(&'static str),
+    /// Values of the enum that has this one.
+    Enum(&'static str),
+    /// A list of values, each of which the sources have.
+    List(&'static [&'static str]),
+}
+
+use Values::{Enum, List, Text};
+
+type Label = (&'static str, Values);
+
+const ROUTE: Label = ("http_route", Text("name of the route"));
+const BACKEND: Label = ("backend", Text("name of the backend"));
+const ENDPOINT: Label = ("endpoint", Text("URL of the endpoint; for a name, with its address"));
+const LISTENER: Label = ("listener", Text("name of the listener"));
+const MODEL: Label = ("model", Text("name of the built-in model"));
+const LIMIT: Label = (
+    "limit",
+    Text(
+        "name of the rule: whose it is, what it counts, and its period in seconds, such as `consumer acme/requests/1`",
+    ),
+);
+const OPERATION: Label = ("gen_ai_operation_name", List(&["chat"]));
+const PROVIDER: Label =
+    ("gen_ai_provider_name", Text("dialect of the backend, such as `openai`; `spillway` for a built-in model"));
+const ASKED: Label = ("gen_ai_request_model", Text("name of the backend or of the built-in model"));
+
+/// Groups of series: title, and name, labels and unit of each.
+type Group = (&'static str, &'static [(&'static str, &'static [Label], &'static str)]);
+
+const GROUPS: &[Group] = &[
+    (
+        "Requests",
+        &[
+            (
+                "http_server_request_duration_seconds",
+                &[
+                    ("http_request_method", Text("method; `_OTHER` for unusual ones")),
+                    ROUTE,
+                    (
+                        "http_response_status_code",
+                        Text("status; `none` where nothing was sent, `other` beyond 64 pairs of method and status"),
+                    ),
+                ],
+                "seconds",
+            ),
+            ("spillway_requests_in_flight", &[ROUTE], "requests"),
+            ("spillway_filter_refusals", &[ROUTE, ("filter", Text("name of the filter"))], "requests"),
+            ("spillway_filter_failures", &[ROUTE], "requests"),
+        ],
+    ),
+    (
+        "Overload and further attempts",
+        &[
+            ("spillway_spills", &[ROUTE, ("reason", Enum("queue_full"))], "requests"),
+            ("spillway_sheds", &[ROUTE, ("reason", Enum("queue_full"))], "requests"),
+            ("spillway_queue_depth", &[ROUTE], "requests"),
+            ("spillway_queue_wait_seconds", &[ROUTE, ("outcome", Enum("moved_on"))], "seconds"),
+            ("spillway_retries", &[ROUTE], "attempts"),
+            ("spillway_retries_denied", &[ROUTE], "attempts"),
+            ("spillway_hedges", &[ROUTE], "attempts"),
+            ("spillway_streams_resumed", &[ROUTE], "streams"),
+            ("spillway_mirrors", &[ROUTE, ("outcome", Enum("skipped"))], "copies"),
+        ],
+    ),
+    (
+        "Endpoints",
+        &[
+            ("spillway_endpoint_in_flight", &[BACKEND, ENDPOINT], "requests"),
+            ("spillway_endpoint_limit", &[BACKEND, ENDPOINT], "requests"),
+            ("spillway_endpoint_connections", &[BACKEND, ENDPOINT], "connections"),
+            (
+                "spillway_endpoint_saturated",
+                &[
+                    BACKEND,
+                    ENDPOINT,
+                    (
+                        "reason",
+                        Text(
+                            "signal that says so, as in `capacity`: `maxInFlight`, `maxConnections`, `adaptive`, `queueDepth`, `kvCache`, `status`, `probation`",
+                        ),
+                    ),
+                ],
+                "0 or 1",
+            ),
+            ("spillway_endpoint_full", &[BACKEND, ENDPOINT], "answers"),
+            ("spillway_endpoint_healthy", &[BACKEND, ENDPOINT], "0 or 1"),
+            ("spillway_endpoint_ejected", &[BACKEND, ENDPOINT], "0 or 1"),
+            ("spillway_endpoint_ejections", &[BACKEND, ENDPOINT], "ejections"),
+            ("spillway_endpoint_drained", &[BACKEND, ENDPOINT], "0 or 1"),
+            ("spillway_endpoint_attempts", &[BACKEND, ENDPOINT, ("outcome", Enum("given_up"))], "attempts"),
+            ("spillway_endpoint_latency_seconds", &[BACKEND, ENDPOINT], "seconds"),
+            ("spillway_endpoint_waiting", &[BACKEND, ENDPOINT], "requests"),
+            ("spillway_endpoint_kv_cache", &[BACKEND, ENDPOINT], "share, 0 to 1"),
+            ("spillway_endpoint_scrape_failures", &[BACKEND, ENDPOINT], "readings"),
+        ],
+    ),
+    (
+        "Backends",
+        &[
+            ("spillway_backend_pending", &[BACKEND], "requests"),
+            ("spillway_backend_retries_in_flight", &[BACKEND], "attempts"),
+            ("spillway_backend_panic", &[BACKEND], "0 or 1"),
+            ("spillway_backend_circuit_open", &[BACKEND, ("limit", Text("key of `circuitBreaker`"))], "0 or 1"),
+        ],
+    ),
+    (
+        "Model calls",
+        &[
+            ("gen_ai_client_operation_duration_seconds", &[OPERATION, PROVIDER, ASKED], "seconds"),
+            ("gen_ai_client_operation_time_to_first_chunk_seconds", &[OPERATION, PROVIDER, ASKED], "seconds"),
+            (
+                "gen_ai_client_token_usage",
+                &[OPERATION, PROVIDER, ASKED, ("gen_ai_token_type", List(&["input", "output"]))],
+                "tokens",
+            ),
+            ("gen_ai_server_request_duration_seconds", &[OPERATION, PROVIDER, ASKED], "seconds"),
+            ("gen_ai_server_time_to_first_token_seconds", &[OPERATION, PROVIDER, ASKED], "seconds"),
+            ("gen_ai_server_time_per_output_token_seconds", &[OPERATION, PROVIDER, ASKED], "seconds"),
+        ],
+    ),
+    (
+        "Built-in models",
+        &[
+            ("spillway_engine_ready", &[MODEL], "0 or 1"),
+            ("spillway_engine_loaded", &[MODEL], "0 or 1"),
+            ("spillway_engine_active_sequences", &[MODEL], "sequences"),
+            ("spillway_engine_waiting_sequences", &[MODEL], "requests"),
+            ("spillway_engine_estimated_wait_seconds", &[MODEL], "seconds"),
+            ("spillway_engine_generated_tokens", &[MODEL], "tokens"),
+            ("spillway_engine_prompt_tokens", &[MODEL], "tokens"),
+            ("spillway_engine_cached_prompt_tokens", &[MODEL], "tokens"),
+            ("spillway_engine_kv_used_tokens", &[MODEL], "tokens"),
+            ("spillway_engine_kv_idle_tokens", &[MODEL], "tokens"),
+            ("spillway_engine_kv_capacity_tokens", &[MODEL], "tokens"),
+            ("spillway_engine_preemptions", &[MODEL], "sequences"),
+            ("spillway_engine_device_faults", &[MODEL], "faults"),
+            ("spillway_engine_evictions", &[MODEL], "times"),
+            ("spillway_engine_loads_refused", &[MODEL], "times"),
+            ("spillway_engine_memory_bytes", &[MODEL], "bytes"),
+            ("spillway_engine_load_tokens_per_second", &[MODEL], "tokens a second"),
+            ("spillway_engine_load_bytes_per_second", &[MODEL], "bytes a second"),
+            (
+                "spillway_engine_device_info",
+                &[
+                    MODEL,
+                    ("device", Text("name of the device")),
+                    ("kind", Text("kind of the device")),
+                    ("driver", Text("its driver")),
+                ],
+                "1",
+            ),
+            ("spillway_models_memory_bytes", &[], "bytes"),
+            ("spillway_models_memory_limit_bytes", &[], "bytes"),
+        ],
+    ),
+    (
+        "Limits and budgets",
+        &[
+            ("spillway_limit_refusals", &[LIMIT], "requests"),
+            ("spillway_limit_shadow_refusals", &[LIMIT], "requests"),
+            ("spillway_limit_keys_forgotten", &[], "levels"),
+            ("spillway_limit_store_up", &[], "0 or 1"),
+            ("spillway_limit_store_gateways", &[], "gateways"),
+            ("spillway_limit_store_fallbacks", &[], "requests"),
+            ("spillway_limit_settlements_lost", &[], "corrections"),
+            (
+                "spillway_budget_spent",
+                &[
+                    ("budget", Text("`consumer NAME` or `tenant NAME`")),
+                    ("per", List(&["day", "month"])),
+                    ("unit", List(&["tokens", "usd"])),
+                ],
+                "tokens or US dollars",
+            ),
+            (
+                "spillway_budget_limit",
+                &[
+                    ("budget", Text("`consumer NAME` or `tenant NAME`")),
+                    ("per", List(&["day", "month"])),
+                    ("unit", List(&["tokens", "usd"])),
+                ],
+                "tokens or US dollars",
+            ),
+            ("spillway_budget_write_failures", &[], "batches"),
+        ],
+    ),
+    (
+        "Callers",
+        &[
+            ("spillway_authentication_failures", &[], "credentials"),
+            ("spillway_authentication_throttled", &[], "requests"),
+            ("spillway_token_cache_entries", &[], "tokens"),
+            ("spillway_jwks_failures", &[], "fetches"),
+            ("spillway_audit_dropped", &[], "lines"),
+        ],
+    ),
+    (
+        "Connections and memory",
+        &[
+            ("spillway_connections", &[LISTENER], "connections"),
+            ("spillway_connections_refused", &[LISTENER, ("reason", Enum("address_limit"))], "connections"),
+            ("spillway_malformed_requests", &[LISTENER, ("reason", Enum("target_too_long"))], "requests"),
+            ("spillway_descriptor_shortages", &[("side", List(&["clients", "servers", "admin"]))], "connections"),
+            ("spillway_client_write_timeouts", &[], "clients"),
+            ("spillway_admin_connections_dropped", &[], "connections"),
+            ("spillway_buffered_body_bytes", &[], "bytes"),
+            ("spillway_buffered_answer_bytes", &[], "bytes"),
+            ("spillway_request_bodies_refused", &[("reason", Enum("busy"))], "requests"),
+        ],
+    ),
+    (
+        "Certificates",
+        &[
+            (
+                "spillway_tls_certificate_expiry_seconds",
+                &[
+                    ("listener", Text("name of the listener, or `backend NAME`")),
+                    ("certificate", Text("first name of the certificate")),
+                ],
+                "Unix time",
+            ),
+            ("spillway_acme_orders", &[("result", List(&["ok", "failed"]))], "orders"),
+            ("spillway_acme_storage_failures", &[], "tries"),
+        ],
+    ),
+    (
+        "Configuration and process",
+        &[
+            ("spillway_config_reloads", &[("result", List(&["ok", "failed"]))], "edits"),
+            ("spillway_config_last_reload_success_timestamp_seconds", &[], "Unix time"),
+            ("spillway_build", &[("version", Text("version of the program"))], "1"),
+            ("spillway_spans_dropped", &[], "spans"),
+            ("spillway_log_lines_dropped", &[], "lines"),
+            ("process_resident_memory_bytes", &[], "bytes"),
+            ("process_cpu_seconds", &[], "seconds"),
+            ("process_open_fds", &[], "descriptors"),
+            ("process_max_fds", &[], "descriptors"),
+            ("process_start_time_seconds", &[], "Unix time"),
+        ],
+    ),
+];
+
+/// A series as the sources declare it.
+#[derive(Debug)]
+struct Series {
+    help: String,
+    kind: &'static str,
+}
+
+fn is_metric(name: &str) -> bool {
+    let named = ["spillway_", "gen_ai_", "http_server_", "process_"].iter().any(|prefix| name.starts_with(prefix));
+    named && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+/// Kind that a type or a constructor names.
+fn kind_in(text: &str) -> Option<&'static str> {
+    [("Counter", "counter"), ("Histogram", "histogram"), ("Gauge", "gauge"), ("Info", "info")]
+        .into_iter()
+        .find_map(|(word, kind)| text.contains(word).then_some(kind))
+}
+
+/// Series of one file: those of the `series!` lists, and those that are registered at a scrape.
+fn series_of(file: &File, labels: &[&str], found: &mut BTreeMap<String, Series>) {
+    let text = &file.text;
+    for (at, _) in text.match_indices('"') {
+        let Some(name) = text[at + 1..].split('"').next().filter(|name| is_metric(name)) else { continue };
+        let line = text[..at].rfind('\n').map_or(0, |n| n + 1);
+        let before = &text[line..at];
+        if labels.contains(&name) {
+            continue;
+        }
+        let (help, kind) =
+            if let Some((field, kind)) = before.trim_end().strip_suffix('=').and_then(|f| f.split_once(':')) {
+                // `/// Help` and `field: Type = "name", ...;` of a list.
+                if field.contains("const ") || field.contains("let ") {
+                    continue;
+                }
+                let above = text[..line].lines().rev().map_while(|line| line.trim().strip_prefix("///")).map(str::trim);
+                let mut above: Vec<&str> = above.collect();
+                above.reverse();
+                (above.join(" "), kind_in(kind))
+            } else {
+                // `register(name, help, metric)` or a closure that does it.
+                let opened = text[..at].rfind('(').unwrap();
+                let called = text[..opened].rsplit(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap();
+                let (arguments, _) = parts(text, opened);
+                let place = arguments.iter().position(|argument| argument.trim_matches('"') == name);
+                let behind: Vec<&String> = arguments.iter().skip(place.map_or(0, |n| n + 1)).collect();
+                let mut help = behind.first().and_then(|help| literal(help));
+                if help.is_none() {
+                    let value = text[..at].rfind("let help = ").map(|from| literals(&text[from..at]).remove(0));
+                    help = value;
+                }
+                let kind = match called {
+                    "gauge" | "float" => Some("gauge"),
+                    "counter" => Some("counter"),
+                    _ => {
+                        let metric = behind.last().map_or("", |metric| metric.as_str());
+                        let names = [
+                            format!("let {metric} = "),
+                            format!("let {metric}: "),
+                            format!("({metric}, "),
+                            format!(", {metric})"),
+                        ];
+                        let from = names.iter().filter_map(|pattern| text[..at].rfind(pattern.as_str())).max();
+                        from.and_then(|from| kind_in(text[from..].split(';').next().unwrap()))
+                            // Of a list that a loop registers.
+                            .or_else(|| kind_in(text[at..].split("r.register").next().unwrap()))
+                    }
+                };
+                (help.unwrap_or_default(), kind)
+            };
+        let kind = kind.unwrap_or_else(|| panic!("{}: the kind of {name} cannot be read", file.path));
+        found.insert(name.to_owned(), Series { help, kind });
+    }
+}
+
+/// Values of an enum of labels with what each means, of the one that has `value`.
+fn values_of(files: &[File], value: &str) -> Vec<(String, String)> {
+    let quoted = format!("=> \"{value}\"");
+    let file = files.iter().find(|file| file.text.contains("label! {") && file.text.contains(&quoted)).unwrap();
+    let all: Vec<&str> = file.text.split("\nlabel! {").skip(1).map(|list| list.split("\n}").next().unwrap()).collect();
+    let list = all.into_iter().find(|list| list.contains(&quoted)).unwrap();
+    let mut values = Vec::new();
+    let mut doc = String::new();
+    for line in list.lines().map(str::trim) {
+        if let Some(text) = line.strip_prefix("///") {
+            doc = format!("{doc} {}", text.trim()).trim().to_owned();
+        } else if let Some((_, text)) = line.split_once("=> \"") {
+            values.push((text.split('"').next().unwrap().to_owned(), std::mem::take(&mut doc)));
+        } else {
+            doc.clear();
+        }
+    }
+    values
+}
+
+/// Every family of the page: its name, its kind and its labels, for a test that reads a running gateway.
+pub fn families() -> Vec<(&'static str, Vec<&'static str>)> {
+    let rows = GROUPS.iter().flat_map(|(_, rows)| rows.iter());
+    rows.map(|(name, labels, _)| (*name, labels.iter().map(|(label, _)| *label).collect())).collect()
+}
+
+/// Renders the page.
+pub(super) fn page() -> String {
+    let files = files(&["gateway/src/telemetry", "gateway/src/descriptors.rs"]);
+    let rows = || GROUPS.iter().flat_map(|(_, rows)| rows.iter());
+    let labels: Vec<&str> = rows().flat_map(|(_, labels, _)| labels.iter().map(|(label, _)| *label)).collect();
+    let mut found = BTreeMap::new();
+    for file in files.iter().filter(|file| file.path.contains("/metrics")) {
+        series_of(file, &labels, &mut found);
+    }
+    assert!(found.len() > 80, "only {} series were found: the sources are read wrongly", found.len());
+    let names: Vec<&str> = rows().map(|(name, ..)| *name).collect();
+    compare("metrics", &names, found.keys().map(String::as_str));
+    let sources: String = files.iter().map(|file| file.code.as_str()).collect();
+    for label in &labels {
+        assert!(sources.contains(&format!("\"{label}\"")), "nothing in the sources has the label `{label}`");
+    }
+    let mut page = format!(
+        "# Metrics
+
+{GENERATED}
+
+`GET /metrics` on the [admin address](admin-api.md) has them as OpenMetrics text. A counter ends in `_total` there, a histogram has
+`_bucket`, `_sum` and `_count`, an info ends in `_info`. Labels have bounded values: names of the configuration or those listed here.
+[Read metrics](../how-to/metrics.md) begins with the useful ones, [alerts](../operate/alerts.md) has rules.
+"
+    );
+    for (title, rows) in GROUPS {
+        write!(page, "\n## {title}\n\n| metric | kind | unit | labels | meaning |\n|---|---|---|---|---|\n").unwrap();
+        for (name, labels, unit) in *rows {
+            let series = &found[*name];
+            let names = labels.iter().map(|(label, _)| format!("`{label}`")).collect::<Vec<_>>().join(", ");
+            writeln!(page, "| `{name}` | {} | {unit} | {names} | {} |", series.kind, cell(&series.help)).unwrap();
+        }
+        let mut told: Vec<(&str, String)> = Vec::new();
+        for (name, labels, _) in *rows {
+            for (label, values) in *labels {
+                let text = match values {
+                    Text(text) => format!("- `{label}`: {text}.\n"),
+                    List(list) => {
+                        let list = list.iter().map(|value| format!("`{value}`")).collect::<Vec<_>>().join(", ");
+                        format!("- `{label}`: {list}.\n")
+                    }
+                    Enum(value) => {
+                        let mut text = format!("- `{label}` of `{name}`:\n");
+                        for (value, doc) in values_of(&files, value) {
+                            writeln!(text, "  - `{value}`: {doc}").unwrap();
+                        }
+                        text
+                    }
+                };
+                let same = |(known, other): &(&str, String)| {
+                    *known == *label
+                        && (other.split_once(":\n").map(|(_, rest)| rest)
+                            == text.split_once(":\n").map(|(_, rest)| rest))
+                };
+                if !told.iter().any(same) {
+                    told.push((label, text));
+                }
+            }
+        }
+        if !told.is_empty() {
+            page.push('\n');
+        }
+        page.extend(told.iter().map(|(_, text)| text.as_str()));
+    }
+    page
+}

@@ -1,0 +1,172 @@
+//! Checks `docs/reference/` with the running program: examples load, the paths of the admin address answer as documented,
+//! metrics have the documented labels, and commands end with the documented codes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Command, Output};
+
+use spillway_tests::{
+    Client, Gateway, Upstream, binary, eventually, examples, families, model, operations, repository, restarts, whole,
+};
+
+fn said(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+fn check(arguments: &[&str]) -> Output {
+    Command::new(binary()).arg("check").args(arguments).output().unwrap()
+}
+
+#[test]
+fn every_example_of_the_reference_loads() {
+    // The examples of objects are parts of this file. Its certificates and servers are nowhere.
+    let file = repository().join("config/examples/gateway.yaml");
+    let out = check(&["--offline", file.to_str().unwrap()]);
+    assert!(out.status.success(), "{}", said(&out));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("spillway.yaml");
+    let defaults = [
+        ("listeners:", "listeners: [{address: 127.0.0.1:8080}]\n"),
+        ("backends:", "backends: [{name: chat, endpoints: [{url: \"http://127.0.0.1:8081\"}]}]\n"),
+        ("routes:", "routes: [{backendRefs: [{name: chat}]}]\n"),
+    ];
+    for example in examples() {
+        let has = |key: &str| example.yaml.lines().any(|line| line.starts_with(key));
+        let missing = defaults.iter().filter(|(key, _)| !has(key)).map(|(_, yaml)| *yaml);
+        std::fs::write(&file, missing.collect::<String>() + example.yaml).unwrap();
+        let out = check(&[file.to_str().unwrap()]);
+        assert!(out.status.success(), "{}:\n{}\n{}", example.path, example.yaml, said(&out));
+    }
+}
+
+fn yaml(upstream: &Upstream) -> String {
+    format!(
+        "backends:
+  - {{name: chat, protocol: openai, endpoints: [{{url: \"{}\"}}]}}
+models: [{{name: smollm2, source: \"{}\", contextLength: 256, device: cpu}}]
+consumers:
+  - name: acme
+    keys: [{{sha256: \"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\"}}]
+    limits: {{requests: 100/s, budget: {{tokens: 1000, usd: 1, per: day}}}}
+prices: [{{model: \"*\", input: 1, output: 1}}]
+state: {{budgets: {{sqlite: budgets.db}}}}
+routes:
+  - name: chat
+    authentication: optional
+    filters: [{{clientAddress: {{deny: [192.0.2.0/24]}}}}]
+    backendRefs: [{{name: chat}}]
+",
+        upstream.url(),
+        model().display()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_paths_of_the_admin_address_answer_as_documented() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let gateway = Gateway::start(&yaml(&upstream)).await;
+    let admin = Client::new(gateway.admin);
+    for operation in operations() {
+        let path = operation.path.replace("{backend}", "chat");
+        let path = path.replace("{endpoint}", upstream.url().strip_prefix("http://").unwrap());
+        let what = format!("{} {path}", operation.method);
+        let headers: &[(&str, &str)] = if operation.method == "POST" { &[("x-spillway-admin", "1")] } else { &[] };
+        let answer = admin.send(admin.request(operation.method, &path, headers, "")).await;
+        assert_eq!(answer.status.as_u16(), operation.answers[0].0, "{what}: {}", answer.text());
+        assert_eq!(answer.header("content-type"), operation.content_type, "{what}");
+        if operation.method == "POST" {
+            assert_eq!(admin.post(&path, &[], "").await.status, 403, "{what}");
+            let other = path.replace("/chat/", "/nobody/");
+            assert_eq!(admin.post(&other, headers, "").await.status, 404, "{other}");
+        }
+        let foreign = admin.send(admin.request(operation.method, &path, &[("host", "example.com")], "")).await;
+        assert_eq!(foreign.status == 421, operation.guarded, "{what} for a foreign host: {}", foreign.status);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_need_a_restart_are_kept_out_of_a_running_gateway() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let yaml = yaml(&upstream);
+    let gateway = Gateway::start(&yaml).await;
+    let running = whole(&format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{yaml}"));
+    for (n, (path, key, value)) in restarts().iter().enumerate() {
+        let others: Vec<&str> = running.lines().filter(|line| !line.starts_with(&format!("{key}:"))).collect();
+        std::fs::write(gateway.config(), format!("{}\n{key}: {value}\n", others.join("\n"))).unwrap();
+        let result = gateway.reloads(n).await;
+        assert_eq!(result["event"], "config_rejected", "{path}: {result}");
+        assert!(result.to_string().contains("restart"), "{path}: {result}");
+    }
+}
+
+/// Names of the labels of a sample, without the bucket's.
+fn labels(sample: &str) -> BTreeSet<String> {
+    let Some((_, labels)) = sample.split_once('{') else { return BTreeSet::new() };
+    let mut names = BTreeSet::new();
+    let mut rest = labels;
+    while let Some((name, behind)) = rest.split_once("=\"") {
+        names.insert(name.trim_start_matches(',').to_owned());
+        let mut escaped = false;
+        let end = behind.find(|c| {
+            let is_end = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            is_end
+        });
+        rest = &behind[end.unwrap() + 1..];
+    }
+    names.remove("le");
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_of_a_gateway_are_those_of_the_reference() {
+    let upstream = Upstream::fixed(200, "{\"usage\": {\"prompt_tokens\": 1, \"completion_tokens\": 1}}").await;
+    let gateway = Gateway::start(&yaml(&upstream)).await;
+    assert_eq!(gateway.client().chat("m", &[]).await.status, 200);
+    eventually("the request is counted", || async {
+        gateway.shown("/metrics").await.contains("http_server_request_duration_seconds_count{").then_some(())
+    })
+    .await;
+    let documented: BTreeMap<&str, BTreeSet<String>> =
+        families().into_iter().map(|(name, labels)| (name, labels.into_iter().map(str::to_owned).collect())).collect();
+    let text = gateway.shown("/metrics").await;
+    let mut family = "";
+    let mut seen = BTreeSet::new();
+    for line in text.lines() {
+        if let Some(declared) = line.strip_prefix("# TYPE ") {
+            family = declared.split(' ').next().unwrap();
+            assert!(documented.contains_key(family), "{family} is not documented");
+        } else if !line.starts_with('#') {
+            assert_eq!(labels(line), documented[family], "{line}");
+            seen.insert(family);
+        }
+    }
+    assert!(seen.len() > 40, "only {} families had a value", seen.len());
+}
+
+#[test]
+fn commands_end_with_the_documented_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("bad.yaml"), "listeners: 1\n").unwrap();
+    for (arguments, code) in [
+        (&["schema"][..], 0),
+        (&["version"], 0),
+        (&["drain", "chat", "127.0.0.1:1", "--admin", "http://127.0.0.1:1"], 1),
+        (&["top", "--once", "--admin", "http://127.0.0.1:1"], 1),
+        (&["check", "bad.yaml"], 2),
+        (&["serve", "-c", "bad.yaml"], 2),
+        (&["serve", "-c", "nothing.yaml"], 2),
+        (&["nonsense"], 2),
+    ] {
+        let out = Command::new(binary()).args(arguments).current_dir(folder.path()).output().unwrap();
+        assert_eq!(out.status.code(), Some(code), "spillway {}\n{}", arguments.join(" "), said(&out));
+    }
+}
