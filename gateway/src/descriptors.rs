@@ -85,6 +85,14 @@ pub fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
+/// True if a connection waits to be accepted. Linux reports a shortage before it looks for one (`accept4` takes its
+/// descriptor first), so the error alone does not say that a client is there.
+pub fn is_client_waiting(listener: &impl AsRawFd) -> bool {
+    let mut polled = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: the call gets a pointer to one `pollfd` that lives until it returns, and does not wait.
+    unsafe { libc::poll(&raw mut polled, 1, 0) > 0 }
+}
+
 /// Reserves descriptors from connections of clients and servers; returns the number reserved. At most a quarter of the limit
 /// is reserved, so that a limit below the configured reserve leaves some for clients.
 pub fn reserve(written: Option<NonZeroU32>) -> u64 {
@@ -138,6 +146,17 @@ impl Spare {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_is_seen_before_it_is_accepted_and_not_when_there_is_none() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(!is_client_waiting(&listener));
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(is_client_waiting(&listener));
+        drop(listener.accept().unwrap());
+        assert!(!is_client_waiting(&listener));
+        drop(client);
+    }
 
     #[test]
     fn the_reserve_leaves_clients_half_of_a_small_limit_and_most_of_a_large_one() {

@@ -181,7 +181,7 @@ async fn probes_are_answered_while_others_of_the_admin_address_hold_every_descri
         for _ in 0..60 {
             held.push(deaf(gateway.admin).await);
         }
-        eventually("a probe is answered", || ask(gateway.admin, "/healthz")).await;
+        assert!(ask(gateway.admin, "/healthz").await.is_some(), "a probe is answered at the first time");
     }
 }
 

@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 use self::access::problem;
 use self::slots::ConnectionSlots;
 pub use self::view::AdminView;
-use crate::descriptors::{Side, Spare, is_shortage};
+use crate::descriptors::{Side, Spare, is_client_waiting, is_shortage};
 use crate::telemetry::LogThrottle;
 
 /// Time for a request header, and idle time of a connection until the next one: operators and scrapers are near.
@@ -92,6 +92,10 @@ pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, mut stop: 
         };
         let (stream, client) = match accepted {
             Ok(accepted) => accepted,
+            Err(e) if is_shortage(&e) && !is_client_waiting(&listener) => {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
             Err(e) if is_shortage(&e) => {
                 Side::Admin.count_shortage();
                 shortages.add(1, |times| tracing::warn!(event = "admin_descriptors_spent", error = %e, times));

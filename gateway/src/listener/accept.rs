@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::connection;
 use super::permit::{ConnectionCounts, ConnectionPermit};
 use super::plan::ListenerPlan;
-use crate::descriptors::{Side, Spare, is_shortage};
+use crate::descriptors::{Side, Spare, is_client_waiting, is_shortage};
 use crate::gateway::Gateway;
 use crate::telemetry::{CertificateSample, ConnectionRefusal, LogThrottle};
 
@@ -182,6 +182,10 @@ async fn accept(
     loop {
         let (stream, client) = match socket.accept().await {
             Ok(accepted) => accepted,
+            Err(e) if is_shortage(&e) && !is_client_waiting(&socket) => {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
             Err(e) if is_shortage(&e) => {
                 Side::Clients.count_shortage();
                 metrics.refused(ConnectionRefusal::Descriptors);

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use serde_json::Serializer;
-use serde_json::ser::{CompactFormatter, Formatter};
+use serde_json::ser::Formatter;
 
 /// Appends a value as one line of JSON, with its line break; false if it cannot be written, which leaves `out` as it was.
 pub fn write_line(out: &mut Vec<u8>, value: &impl Serialize) -> bool {
@@ -24,18 +24,23 @@ struct Escaping;
 
 impl Formatter for Escaping {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
-        // Nearly every text is ASCII without DEL.
-        if fragment.bytes().all(|byte| byte < 0x7f) {
-            return CompactFormatter.write_string_fragment(out, fragment);
-        }
-        let mut rest = fragment;
+        write_escaped(out, fragment)
+    }
+}
+
+/// Writes a text in which characters that act on a terminal are escaped as `\uXXXX`. A line of JSON has them only inside
+/// of strings, so that it reads back as it was.
+pub(super) fn write_escaped<W: ?Sized + Write>(out: &mut W, text: &str) -> io::Result<()> {
+    let mut rest = text;
+    // Nearly every text is ASCII without DEL.
+    if !text.bytes().all(|byte| byte < 0x7f) {
         while let Some((at, c)) = rest.char_indices().find(|(_, c)| acts(*c)) {
             let (plain, after) = rest.split_at_checked(at).unwrap_or((rest, ""));
             write!(out, "{plain}\\u{:04x}", u32::from(c))?;
             rest = after.get(c.len_utf8()..).unwrap_or_default();
         }
-        out.write_all(rest.as_bytes())
     }
+    out.write_all(rest.as_bytes())
 }
 
 /// True for a character that acts instead of being shown. All of them are below U+10000, so that four digits escape them.

@@ -161,8 +161,12 @@ pub struct Event {
 }
 
 impl Write for Event {
+    /// Adds a part of the line, whose characters that act on a terminal are escaped.
     fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
-        self.line.extend_from_slice(part);
+        match std::str::from_utf8(part) {
+            Ok(text) => super::json::write_escaped(&mut self.line, text)?,
+            Err(_) => self.line.extend_from_slice(part),
+        }
         Ok(part.len())
     }
     fn flush(&mut self) -> std::io::Result<()> {
@@ -278,6 +282,23 @@ mod tests {
         let [listening, bad] = &lines[..] else { panic!("{lines:?}") };
         assert_eq!((&listening["event"], &listening["address"]), (&"listening".into(), &"127.0.0.1:8080".into()));
         assert_eq!((&listening["level"], &bad["text"]), (&"INFO".into(), &"a\nb \u{1b}[31m".into()));
+    }
+
+    #[test]
+    fn what_acts_on_a_terminal_is_escaped_in_either_format() {
+        for format in [LogFormat::Json, LogFormat::Text] {
+            let out = Out::default();
+            let log = LogWriter::start(out.clone()).unwrap();
+            tracing::dispatcher::with_default(&dispatch(format, EnvFilter::new("info"), log.clone()), || {
+                let text = "\u{9b}31m \u{202e}gpj.exe \u{7f} f\u{fc}r";
+                tracing::warn!(event = "bad", text, shown = %text);
+            });
+            log.flush();
+            let text = out.text();
+            assert!(text.contains("f\u{fc}r") && text.ends_with('\n'), "{text:?}");
+            let acts = |c: char| c.is_control() || c == '\u{202e}';
+            assert!(!text.trim_end().chars().any(acts), "{text:?}");
+        }
     }
 
     #[test]
