@@ -1,5 +1,5 @@
-//! Steps 6 and 7: the order of the targets, then an endpoint and its slot in one step, a built-in model, or a wait for one
-//! of them.
+//! Steps 6 and 7: the order of the targets, then an endpoint and its slot in one step, or a built-in model. Where
+//! neither has room, the request waits for a slot at an endpoint.
 
 use std::sync::Arc;
 
@@ -42,8 +42,8 @@ pub(super) fn select(route: &Route, session: &ServerSession) -> Tries {
     Tries { selection, wait: Wait::default(), retries: 0, retrying: None }
 }
 
-/// Admits the request at one of its targets, waiting in the queue of the route where none has room. `Err` gives the reason
-/// why none takes it.
+/// Admits the request at one of its targets, waiting in the queue of the route where none has room. The inner `Err`
+/// gives the reason why none takes it; the outer one ends the request.
 pub(super) async fn admit<'r>(
     route: &'r Route,
     tries: &mut Tries,
@@ -108,7 +108,7 @@ async fn wait_for_slot(
 ) -> Result<Option<SpillReason>, End> {
     let waited = tries.wait.for_turn(route, &tries.selection, session, exchange).await;
     if !matches!(waited, Waited::Called) {
-        // Whatever answers now is no retry at a server, however long it takes.
+        // The retry permit is released here: a fallback follows, which is no retry, however long it takes.
         tries.retrying = None;
     }
     let reason = match waited {

@@ -2,18 +2,21 @@
 //!
 //! ```text
 //!  1 begin      the snapshot, the operation, the request id, the trace, the candidate routes by the head alone
-//!  2 guard      filters that need no caller
-//!  3 identify   key, token or certificate -> consumer, before a byte of the body where all candidates ask for one
+//!  2 guard      filters that need no caller, where the head decides the route
+//!  3 identify   key, token or certificate -> consumer, where the head decides the route or all want a caller
 //!  4 route      the body is held where a candidate needs it; the final route; may the caller use it and the model?
-//!  5 filters    the caller's limits, then the other filters in the order of the file; each may answer
-//!  6 select     the order of the targets: weights, stickiness
-//!  7 admit      an endpoint and its slot, a built-in model, a wait for one, or no room
+//!  5 filters    the caller's own limits, then the filters of the route in the order of the file; each may answer
+//!  6 select     the order of the targets: priorities, weights, stickiness
+//!  7 admit      an endpoint and its slot, or a built-in model; waits in the queue where there is no room
 //!  8 attempt    one try there: send, pass the answer on, conclude; then perhaps admit again
-//!  9 fall back  no target took the request: spill, another backend, or a refusal
+//!  9 fall back  no target took the request: it spills to another backend or a built-in model, or is refused
 //! 10 end        reservations settled; span, metrics, access log
 //! ```
-//! A step returns what the next one needs or how the request ends; nothing else ends a request early. What the request
-//! holds is in its [`Exchange`] and is released when that is dropped.
+//! Where the model in the body decides the route, step 4 runs steps 2 and 3 for the route that it finds. Before step 6,
+//! a request over a limit that spills goes to step 9, the list of models is answered, and mirrors get their copies.
+//!
+//! A step returns what the next one needs or how the request ends. Besides the steps, only a gateway that stops ends a
+//! request early. What the request holds is in its [`Exchange`] and is released when that is dropped.
 
 mod access;
 mod admit;
@@ -81,7 +84,7 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
     let ended = tokio::select! {
         biased;
         ended = serve(gateway, connection, session, &mut exchange) => Some(ended),
-        // A stopping gateway lets answers under way end with an error event first.
+        // A stopping gateway drops the request after `ENDING`, in which answers under way end with an error event.
         () = async { ending.over().await; tokio::time::sleep(ENDING).await } => None,
     };
     let ended = match ended {
@@ -103,7 +106,7 @@ pub async fn handle(gateway: &Arc<Gateway>, connection: &ConnectionInfo, session
     after
 }
 
-/// Refusal of a request without an answer when `shutdown.drainTimeout` is over.
+/// Refusal of a request that has no answer yet when `shutdown.drainTimeout` is over.
 fn stopping() -> End {
     let cut = CutReason::ShuttingDown;
     let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded, cut.as_str(), cut.message());

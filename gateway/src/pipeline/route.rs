@@ -19,8 +19,8 @@ use crate::protocol::{PROBLEM, model_not_found};
 use crate::routing::Candidates;
 use crate::topology::Route;
 
-/// Settles on the route that takes the request, holding its body for at most `within` where that is needed. A request that
-/// is refused here takes nothing from the limits that were judged before its body was read.
+/// Settles on the route that takes the request. Where the body must be held, reading it takes at most `within`. A
+/// request that is refused here gives back what limits granted it before its body was read.
 pub(super) async fn route(
     gateway: &Gateway,
     candidates: &Candidates<'_>,
@@ -45,8 +45,8 @@ async fn settle(
     let route = match candidates.only() {
         Some(route) => {
             check_access(route, false, session, exchange)?;
-            // A list of models holds whatever the route says of its backend: a server behind `protocol: http` may run
-            // models too.
+            // A caller's list of models applies whatever the protocol of the backends is: a server behind
+            // `protocol: http` may run models too.
             if route.holds_body || exchange.caller.as_ref().is_some_and(|caller| caller.is_restricted()) {
                 if !session.is_body_empty() {
                     limiting::before_body(Some(route), route.calls_models, session, exchange).await?;
@@ -76,7 +76,8 @@ async fn by_model<'s>(
     if !session.is_body_empty() {
         if let Some((route, end)) = limiting::refused_by_all(candidates.routes(), session, exchange).await {
             if let Some(route) = route {
-                // As where the head decides the route: limits by address count what is refused behind them.
+                // The guards run as they do where the head decides the route: limits by address also count a request
+                // that a later rule refuses.
                 enter(route, candidates.routes().any(looks_for_caller), session, exchange).await?;
             }
             return Err(end);
@@ -111,7 +112,7 @@ async fn by_model<'s>(
 }
 
 /// True if the body decides something on the only route that may take it: which models may be named, how many tokens are
-/// reserved and for whom. Such a body must have one reading.
+/// reserved and for whom. Such a body must mean the same to every parser.
 fn decides(route: &Route, exchange: &Exchange) -> bool {
     let caller = exchange.caller.as_ref();
     route.judges_body
@@ -147,7 +148,7 @@ fn check_access(route: &Route, by_model: bool, session: &ServerSession, exchange
 fn check_model(exchange: &Exchange) -> Result<(), End> {
     let Some(caller) = exchange.caller.as_ref().filter(|caller| caller.is_restricted()) else { return Ok(()) };
     match &exchange.asked {
-        // A body without a readable model may name one to a server that reads it otherwise.
+        // On a model API, a body without a readable model is refused too: a server may find one in it.
         Some(asked)
             if !caller.may_use(asked.model.as_deref()) && (exchange.dialect != PROBLEM || asked.model.is_some()) =>
         {

@@ -20,11 +20,12 @@ use crate::upstream::{Attempt, AttemptOutcome, Failure, MoveOn, OpenedAnswer, Ti
 /// Time for which a full endpoint without a Retry-After gets no requests.
 const FULL_FOR: Duration = Duration::from_secs(1);
 
-/// Try at an endpoint, which holds its slot.
+/// Attempt together with its slot at the endpoint: reports the outcome, and releases the slot.
 pub(super) struct Try<'a> {
     /// Route, backend, endpoint and span of the try.
     pub(super) attempt: Attempt<'a>,
-    /// Slot and retry permit, released when the try is dropped. Declared after the attempt.
+    /// Slot and retry permit, released when the try is dropped. Declared after the attempt, so that they are dropped
+    /// last.
     place: Option<AttemptSlot>,
     is_concluded: bool,
 }
@@ -176,7 +177,7 @@ pub(super) fn may_retry(
     if !can_resend(session, exchange) {
         return false;
     }
-    // Answering a model call twice costs tokens but changes nothing; any other request must say that it is idempotent.
+    // Answering a model call twice costs tokens but changes nothing; any other request needs an idempotent method.
     let harmless = backend.may_repeat() || is_idempotent(&session.req_header().method);
     let retry = &route.retry;
     match failure {
@@ -185,10 +186,10 @@ pub(super) fn may_retry(
         Failure::Reset(_) => retry.on_reset && harmless,
         Failure::Status(_) => harmless,
         Failure::Protocol(_) => harmless && retry.on_statuses.contains(&502),
-        // A route that limits the wait for a first token wants it from somebody else then.
+        // A route limits the wait for a first token to get it from another endpoint.
         Failure::Timeout(TimeLimit::FirstToken) => harmless,
         Failure::Timeout(_) => harmless && retry.on_statuses.contains(&504),
-        // The answer is what it is: another endpoint would send it as well.
+        // No time is left, or another endpoint would most likely send as large an answer.
         Failure::Deadline | Failure::TooLarge(_) => false,
     }
 }

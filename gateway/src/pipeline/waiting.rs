@@ -41,8 +41,8 @@ pub(super) struct Wait {
     pending: SmallVec<[Pending; 2]>,
 }
 
-/// Consecutive calls without a slot that are repeated at once. After more of them an endpoint seems to have room and admits
-/// nothing: it is then asked again after `AFTER_MISSES`, not in a loop.
+/// Consecutive calls without a slot from which on the next one waits for `AFTER_MISSES`. So many mean an endpoint that
+/// seems to have room and admits nothing: without the pause it would be asked in a loop.
 const MAX_MISSES: u32 = 3;
 const AFTER_MISSES: Duration = Duration::from_millis(20);
 
@@ -92,6 +92,7 @@ impl Wait {
             }
         };
         // A slot may have been released between the look for one and the entry, when no waiter was there to be called.
+        // Where no target is available any more, a call ends the wait early.
         let mut again = None;
         let is_worth_it = selection.has_room(route, now_millis()) || !selection.is_available(route);
         if is_worth_it && waiter.turn_now().is_none() {
@@ -147,7 +148,7 @@ impl Wait {
         selection.offer_rest(route, now_millis());
     }
 
-    /// Leaves the queue for a target without one. The call passes on to the next waiter.
+    /// Leaves the queue for a built-in model, or because no target is available. The call passes on to the next waiter.
     pub(super) fn elsewhere(&mut self, exchange: &mut Exchange) {
         let Some(waiter) = self.waiter.take() else { return };
         self.report(&waiter, exchange, "moved_on");

@@ -33,9 +33,11 @@ pub(super) enum ConversationEvent {
 
 /// Progress of a conversation.
 pub(super) struct ConversationState {
-    /// End of the sending of the request; `None` while parts of it are still to be sent.
+    /// Way in which the sending of the request ended; `None` while parts of it are still to be sent.
     pub(super) sent: Option<Sent>,
+    /// The head of the answer has arrived; early answers do not count.
     pub(super) head_seen: bool,
+    /// The head of the answer was passed on to the client.
     pub(super) head_passed: bool,
     pub(super) event_stream: bool,
     pub(super) content_seen: bool,
@@ -84,7 +86,8 @@ impl ConversationState {
         if self.is_over { AttemptOutcome::Unread } else { AttemptOutcome::ClientGone }
     }
 
-    /// End of the attempt; of the request once an event stream has begun, which the limit of an attempt does not bound.
+    /// Time at which the attempt must end. An event stream that has begun is bounded by the deadline of the request
+    /// alone.
     pub(super) fn ends(&self) -> Instant {
         if self.head_seen && self.event_stream { self.limits.deadline } else { self.limits.attempt }
     }

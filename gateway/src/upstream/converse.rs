@@ -30,8 +30,8 @@ enum EventOutcome {
     End(AttemptOutcome),
 }
 
-/// Holds the conversation, from the sending of the request on or from the head and the first part of an answer that was
-/// `opened` before.
+/// Runs the conversation to its end. An answer that was `opened` before has its head and first part already; without
+/// one, the request is sent first.
 pub(super) async fn converse(
     attempt: &Attempt<'_>,
     session: &mut ServerSession,
@@ -83,7 +83,7 @@ pub(super) async fn converse(
             }
             ConversationEvent::BodyEnd => body_came(attempt, session, exchange, upstream, state, None).await,
             ConversationEvent::UpstreamFailed(e) if !state.head_passed => {
-                // A server that has sent a head has seen the request.
+                // A server that has sent a head has seen the request: the failure is not that of a stale connection.
                 return AttemptOutcome::Failed(failure_of_head(&e, reused && !state.head_seen));
             }
             ConversationEvent::UpstreamFailed(_) => {
@@ -94,7 +94,7 @@ pub(super) async fn converse(
                 return break_off(session, exchange, state.event_stream, CutReason::ShuttingDown).await;
             }
             ConversationEvent::Time => {
-                // Limits that have moved since the timer was set.
+                // The limits may have moved since the timer was set.
                 if state.wake_at(attempt, exchange) > Instant::now() {
                     EventOutcome::Rearm
                 } else {
@@ -136,7 +136,7 @@ async fn send_request(
         biased;
         sent = send(attempt, server, out) => sent,
         () = sleep_until(limit) => Err(AttemptOutcome::Failed(state.overdue(Instant::now()))),
-        // A connection with half a request on it is closed in either case.
+        // The client has left. As after the time limit, the server's connection is closed: it may carry half a request.
         _ = session.read_body_or_idle(true), if is_held => Err(AttemptOutcome::ClientGone),
     };
     match sent {
@@ -164,7 +164,7 @@ async fn head_came(
 ) -> EventOutcome {
     let Some(server) = upstream.as_mut() else { return EventOutcome::Continue };
     let Some(head) = server.response_header() else { return EventOutcome::Continue };
-    // `Upgrade` ends here, so that nobody has asked for another protocol.
+    // The gateway passes no `Upgrade` on, so nobody has asked the server for another protocol.
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return EventOutcome::End(AttemptOutcome::Failed(Failure::Protocol("101 without an upgrade".to_owned())));
     }
@@ -188,12 +188,13 @@ async fn head_came(
     };
     match begin(attempt, session, exchange, upstream, state, passing, head, prefix).await {
         Some(outcome) => EventOutcome::End(outcome),
-        // The limits on a head and on a pause are two.
+        // The limit on the wait for a head no longer applies; the one on pauses does.
         None => EventOutcome::Rearm,
     }
 }
 
-/// Passes on early hints. The gateway answers 100 itself; other early answers mean nothing to HTTP/1.0.
+/// Passes on early hints (103), except to a client of HTTP/1.0, which knows no early answers. Others are dropped: the
+/// gateway answers 100 itself.
 async fn pass_early_hints(
     session: &mut ServerSession,
     write_timeout: Duration,
@@ -254,7 +255,7 @@ async fn body_came(
         }
     }
     state.heard = Instant::now();
-    // A server that reads no more has less time for its answer.
+    // The wait for the answer begins with the end of the request, and is shorter if the server has stopped reading.
     EventOutcome::Rearm
 }
 
@@ -310,8 +311,8 @@ async fn next(
     };
     let client = async {
         if state.sent.is_some() {
-            // The rest of a body that the server does not read is dropped: the look whether the client is there would read
-            // it as the beginning of another request.
+            // The server reads no more of the body, so the rest is read and dropped. The check below for a client that
+            // leaves would take it for the beginning of another request.
             while !session.is_body_done() {
                 session.set_keepalive(None);
                 match session.read_body_or_idle(false).await {
