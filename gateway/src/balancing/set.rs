@@ -17,8 +17,8 @@ use super::{Closed, Endpoint, EndpointState, Reason, Slot};
 /// state of an endpoint itself is read for each pick.
 const COUNTED_FOR: u64 = 20;
 
-/// How much more than its share of the load a tier takes while endpoints are missing (Envoy's overprovisioning factor):
-/// a part goes to the next one when less than 1 / 1.4 of it is available.
+/// Factor on the available part of a tier (Envoy's overprovisioning factor). A tier takes all of the load until less
+/// than 1 / 1.4 of its endpoints are available; then a part goes to the next one.
 const OVERPROVISIONING: f64 = 1.4;
 
 /// Most endpoints that a span reports as passed over.
@@ -96,7 +96,7 @@ impl EndpointSet {
                     thrown_out += weight;
                 }
             }
-            // Drained endpoints are not missing.
+            // Drained endpoints do not count as missing.
             let wanted = u32::try_from(tier.endpoints.len()).unwrap_or(u32::MAX).saturating_sub(drained);
             let panic = ejected_only > 0 && f64::from(available) < f64::from(wanted) * panic_threshold;
             tier.panic.store(panic, Ordering::Relaxed);
@@ -219,8 +219,8 @@ impl Balancer {
             })
     }
 
-    /// Time until an endpoint without room may have some by time alone: the end of its `Retry-After`, or the age at which
-    /// its reports of load do not count any more. Every other change wakes waiters.
+    /// Time until an endpoint that accepts nothing may accept a request by time alone: its `Retry-After` or ejection ends,
+    /// or its reports of load are too old to count. Every other change wakes waiters.
     pub fn next_change(&self, now: u64) -> Option<Duration> {
         let set = self.set.load();
         let changes = set.tiers.iter().flat_map(|tier| {
@@ -237,7 +237,7 @@ impl Balancer {
         changes.filter(|wait| !wait.is_zero()).min()
     }
 
-    /// Picks an endpoint and acquires a slot at it; `None` if none has room that was not tried.
+    /// Picks an endpoint that was not tried yet and acquires a slot at it; `None` if no such endpoint has room.
     pub fn take(&self, ask: &Ask<'_>) -> Option<PickedEndpoint> {
         let set = self.set.load();
         set.count(ask.now, self.detector.panic_threshold());

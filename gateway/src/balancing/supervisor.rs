@@ -40,6 +40,7 @@ pub struct Supervisor {
 struct SupervisedTasks {
     /// Number of the active configuration: a task of an earlier one changes nothing any more.
     generation: u64,
+    /// Tasks that resolve names again, one for each backend with names.
     followers: Vec<AbortHandle>,
     /// Checks and scrapes by backend.
     tasks: HashMap<String, Vec<Task>>,
@@ -97,7 +98,7 @@ impl Supervisor {
             let name = blueprint.backend().to_owned();
             let tasks = keep_or_start(before.remove(&name).unwrap_or_default(), watches);
             running.tasks.insert(name.clone(), tasks);
-            // Requests of the earlier configuration that wait for a slot find the new endpoints, and the new limits.
+            // Requests of the earlier configuration that wait for a slot find the new endpoints, with their new limits.
             for (_, earlier) in sets.iter().filter(|(earlier, _)| blueprint.takes_requests_of(earlier)) {
                 earlier.store(set.load_full());
             }

@@ -1,6 +1,6 @@
-//! Announcements of free slots: one [`Room`] for each backend, which outlives snapshots. The release of a slot
-//! wakes a waiter in one of the queues of the backend. The queues take turns, so that no route gets all slots. The room also
-//! counts the waiters of all queues.
+//! Announcements of free slots: one [`Room`] for each backend, which outlives snapshots. The room holds no slots;
+//! endpoints count them. The release of a slot wakes a waiter in one of the queues of the backend. The queues take
+//! turns, so that no route gets all slots. The room also counts the waiters of all queues.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -21,6 +21,7 @@ pub struct Room {
     queues: RwLock<Vec<Weak<dyn Waiters>>>,
     /// Number of announcements: decides which queue is first.
     turn: AtomicUsize,
+    /// Waiters of all queues.
     pending: AtomicU32,
 }
 
@@ -39,14 +40,14 @@ impl Room {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// Counts one more waiter if fewer than `most` wait, in one atomic step.
+    /// Counts one more waiter if fewer than `most` wait, in one atomic step. Does not wait.
     pub fn wait(self: &Arc<Self>, most: u32) -> Option<Pending> {
         let more = |pending: u32| if pending < most { pending.checked_add(1) } else { None };
         self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some(Pending(self.clone()))
     }
 
-    /// Announces that a slot is, or may be, free. A waiter that finds another free slot wakes the next.
+    /// Announces to one waiter that a slot is, or may be, free. A waiter that leaves further slots free announces them.
     pub fn freed(&self) {
         let queues = self.queues.read();
         if queues.is_empty() {
@@ -68,7 +69,8 @@ impl RoomListener for Room {
         self.freed();
     }
 
-    /// Wakes a waiter of each queue: a queue that has other backends too would not pass the call on.
+    /// Wakes a waiter of each queue, after an endpoint was lost. One call would not do: a queue that has other backends
+    /// too does not pass it on.
     fn lost(&self) {
         for queue in self.queues.read().iter().filter_map(Weak::upgrade) {
             queue.wake_next();

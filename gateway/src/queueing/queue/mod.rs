@@ -1,4 +1,4 @@
-//! The queue of a route: a [`Line`] behind a lock, and the waking of its waiters.
+//! The queue of a route or of one of its targets: a [`Line`] behind a lock, and the waking of its waiters.
 //!
 //! Nobody polls. The release of a slot calls the next waiter ([`super::Room`]), which then tries to acquire a slot on its
 //! own task. No call is lost: a waiter that is called and dropped passes the call on. A waiter that finds no slot, because
@@ -18,7 +18,7 @@ use super::line::{Line, LineEntry, LineRules, NoEntry, Party};
 use super::room::{Room, Waiters};
 use crate::telemetry::{QueueEnd, QueueMetrics, SpillReason};
 
-/// Queue of a route; outlives snapshots.
+/// Queue of a route, or of a target where requests stay with theirs; outlives snapshots.
 pub struct Queue {
     state: Mutex<QueueState>,
     /// Waiters, readable without the lock.
@@ -108,7 +108,7 @@ impl Queue {
         self.depth.load(Ordering::Relaxed) == 0
     }
 
-    /// Enters the line, until `until` at the latest.
+    /// Enters the line, for a wait that ends at `until` at the latest.
     pub fn enter(self: &Arc<Self>, party: Party, priority: i32, until: Instant) -> Result<Waiter, NotHeld> {
         let mut moved_on = Vec::new();
         let now = Instant::now();
@@ -243,7 +243,7 @@ impl Waiter {
         self.outcome = QueueEnd::Admitted;
     }
 
-    /// Leaves for a target that has no queue.
+    /// Leaves for a built-in model, or because no target is available.
     pub fn moved_on(mut self) {
         self.outcome = QueueEnd::MovedOn;
     }
