@@ -1,5 +1,6 @@
 //! Reservations of one request. All are released if a later rule refuses the request, and settled once by what the
-//! answer used. `Drop` releases the rest, so that no path can forget it.
+//! answer used. `Drop` releases permits, and tokens and budgets that were not settled, so that no path can forget
+//! them. Rates of requests keep a request that was not refused by a rule.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,7 +57,7 @@ struct Reservation {
     amount: Amount,
     /// Unix seconds of a budget's reservation.
     at: u64,
-    /// Day or month of the budget that the amount was reserved of.
+    /// Day or month from whose budget the amount was reserved.
     window: u64,
     held: ReservedIn,
 }
@@ -180,7 +181,7 @@ impl Reservation {
         }
     }
 
-    /// Gateways that each unit is counted for.
+    /// Times that each unit is counted here: once for every gateway while the store is away, as each may use as much.
     fn gateways(&self) -> u64 {
         match self.held {
             ReservedIn::Process { gateways } => gateways.get().into(),

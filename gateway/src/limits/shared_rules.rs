@@ -20,7 +20,8 @@ const LEASE: Duration = Duration::from_secs(630);
 const BUDGET_AFTER: u64 = 86_400;
 
 impl SharedStore {
-    /// Makes all reservations or none. `None` if the server does not answer: then the request is judged here.
+    /// Makes the reservations, or none if a rule with `onExceeded: reject` refuses. Returns their outcomes and the
+    /// number of the request's leases. `None` if the server does not answer: then this process judges the request.
     pub(super) async fn reserve(
         &self,
         wanted: &[ReservationRequest<'_>],

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::telemetry::Metrics;
 
-/// Longest fetch, seconds: an issuer that takes longer is as good as down.
+/// Longest call to an issuer, seconds: one that takes longer is as good as down. A fetch by discovery makes two calls.
 const FETCH: Duration = Duration::from_secs(5);
 /// Shortest time between two fetches, seconds: tokens with invented key ids must not flood the issuer.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -209,7 +209,7 @@ pub(in crate::identity) struct KeySource {
     epochs: AtomicU64,
     /// Number of successful fetches.
     succeeded: AtomicU64,
-    /// Number of finished fetches, successful or not.
+    /// Number of finished fetches, successful or not, and of requests for one that came too soon.
     fetched: watch::Sender<u64>,
     wanted: tokio::sync::Notify,
     task: std::sync::OnceLock<AbortHandle>,
@@ -282,6 +282,7 @@ impl KeySource {
         let _ = tokio::time::timeout(WAIT, fetched.changed()).await;
     }
 
+    /// Uses these keys from now on; the epoch changes only if they differ.
     fn take(&self, keys: Vec<Key>) {
         let now = self.set.load();
         let same = now.keys.len() == keys.len() && now.keys.iter().zip(&keys).all(|(a, b)| a.written == b.written);
@@ -330,6 +331,7 @@ async fn keep(
         let next = began + if ok { refresh } else { PAUSE };
         let soonest = began + PAUSE;
         loop {
+            // Held for at most five seconds at a time, so that a source that nobody else has is dropped.
             let Some(held) = source.upgrade() else { return };
             let wanted = held.wanted.notified();
             tokio::pin!(wanted);
