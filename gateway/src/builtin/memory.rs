@@ -30,7 +30,7 @@ const RELEASED_WITHIN: Duration = Duration::from_secs(10);
 pub struct NoRoom {
     /// Bytes that the model needs.
     pub needed: u64,
-    /// Bytes that models which cannot be unloaded hold.
+    /// Bytes that shares hold, those of idle models included.
     pub taken: u64,
     /// Bytes for all models.
     pub limit: u64,
@@ -62,7 +62,7 @@ struct MemoryUse {
 }
 
 impl MemoryUse {
-    /// Unwanted shares whose threads release them soon; a thread above the limit hangs.
+    /// Unwanted shares whose threads release them soon; a thread that takes longer than `RELEASED_WITHIN` hangs.
     fn expected(&self) -> impl Iterator<Item = &(Instant, u64)> {
         self.unwanted.values().filter(|(since, _)| since.elapsed() < RELEASED_WITHIN)
     }
@@ -127,8 +127,9 @@ impl ModelMemory {
         Ok(())
     }
 
-    /// Waits for shares that are being released, if `more` bytes fit with them; else unloads the least recently used idle
-    /// model. False if no model is idle, or if `more` bytes would not fit without all idle models either.
+    /// Waits for shares that are being released, if their memory makes `more` bytes fit; else unloads the least
+    /// recently used idle model. False if no model is idle, or if unloading all idle models would not make `more` bytes
+    /// fit.
     fn make_room(&self, more: u64) -> bool {
         let fits = |taken: u64, free: u64| taken.saturating_sub(free).saturating_add(more) <= self.limit;
         let (taken, expected) = {
@@ -204,7 +205,8 @@ impl Drop for Share {
     }
 }
 
-/// Share that a model wants; clones are the same share. After the last clone is dropped, its thread is to release it.
+/// Share that a model wants; clones are the same share. Once the last clone is dropped the share is unwanted, until the
+/// engine's thread drops its own reference.
 #[derive(Clone)]
 pub(super) struct MemoryShare(Arc<WantedShare>);
 

@@ -1,4 +1,4 @@
-//! Accept loops, one for each address. A reload opens new sockets before it closes old ones.
+//! Accept loops, one for each listener. A reload opens new sockets before it closes old ones.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -140,7 +140,7 @@ impl ListenerSet {
         samples
     }
 
-    /// Closes all listeners: no further connection, and no further request on those that are open.
+    /// Closes all listeners: no further connection is accepted, and open connections take no further request.
     pub fn stop(&self) {
         self.stop.send_replace(true);
         for (_, listener) in self.open.lock().drain() {

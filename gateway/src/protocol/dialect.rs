@@ -1,8 +1,8 @@
 //! The trait of an API. To add one: a folder under `protocol/` that implements [`Dialect`], a line in the registry, and its
 //! rows in the tests of `protocol`.
 //!
-//! A dialect reads and writes bytes; it knows no route and no socket. Where caller and backend speak the same one, bytes
-//! pass as they are and only [`Observe`] reads them.
+//! A dialect reads and writes bytes; it knows no route and no socket. Nothing is translated from one dialect to
+//! another: bytes between caller and backend pass as they are, and [`Observe`] only reads them.
 
 use std::fmt;
 use std::ops::Range;
@@ -43,7 +43,7 @@ pub struct AnswerHead<'a> {
     pub operation: Operation,
     /// Random part of the answer's id, which the dialect puts into its own form.
     pub id: uuid::Uuid,
-    /// When it was begun, in Unix seconds.
+    /// Time at which the answer was begun, in Unix seconds.
     pub created: u64,
     /// Model that answers.
     pub model: &'a str,

@@ -231,7 +231,7 @@ impl RouteCompiler<'_> {
     }
 
     /// Queues of a route: one, or one for each target where a request stays with the target that it drew. Such a request
-    /// cannot use a slot of another target.
+    /// cannot use a slot of another target of the same priority.
     fn queues(&self, route: &str, written: &schema::Queue, try_others: bool, targets: &[Target]) -> Vec<Arc<Queue>> {
         let depth = usize::try_from(written.max_depth.get()).unwrap_or(usize::MAX);
         let rooms = |serves: &dyn Fn(&Target) -> bool| {

@@ -237,7 +237,8 @@ impl Managed {
     }
 }
 
-/// Unix second at which a certificate is renewed: `before` its end, and by `jitter` up to a tenth of that earlier.
+/// Unix second at which a certificate is renewed: `before` its end, or by `jitter` up to a tenth of `before` earlier.
+/// No renewal falls in the first third of its life.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "times of certificates are below 2^53")]
 fn renewal((from, to): (i64, i64), before: Option<Duration>, jitter: f64) -> i64 {
     let life = to.saturating_sub(from).max(0) as f64;
@@ -261,6 +262,7 @@ async fn obtain_and_renew(acme: Arc<Acme>, managed: Arc<Managed>) {
                 tokio::time::sleep(pause).await;
                 managed.until_due().await;
             };
+            // Never ends: a certificate that cannot be stored is tried again until the next one is due.
             let stored = async {
                 if let Some(pair) = &unstored {
                     store(&acme, &managed, pair).await;
