@@ -26,7 +26,7 @@ pub(crate) enum Reference {
     Model(PathBuf),
     /// File or folder that the gateway writes. Not watched.
     State,
-    /// Secret of the environment or of a file. Its file is named by itself.
+    /// Secret of the environment or of a file. The file is found as well, as an entry of its own.
     Secret(Secret),
 }
 
@@ -90,7 +90,7 @@ impl Finder<'_> {
             }
             Json::Null | Json::Bool(_) | Json::Number(_) => {}
         }
-        // After its file was made absolute.
+        // The secret is read after the path of its file was made absolute.
         if is::<Secret>(written)
             && let Ok(secret) = serde_json::from_value(value.clone())
         {

@@ -1,5 +1,6 @@
-//! Sharing of a step's rows among prompts, and the resulting time to prefill a prompt. Plain arithmetic without a
-//! clock: time is counted in prefilled rows, so that tests hold the estimate to the sharing.
+//! Sharing of a step's rows among prompts, and the resulting time to prefill a prompt. A row is one token of one
+//! sequence in the batch of a step. Plain arithmetic without a clock: time is counted in prefilled rows, so that
+//! tests hold the estimate to the sharing.
 
 use std::time::Duration;
 
@@ -32,8 +33,8 @@ fn short_part(rows: usize) -> usize {
     rows.div_ceil(SHORT_PART).min(rows / 2)
 }
 
-/// Divides the rows of a step among prompts, the oldest first: one part by priority, the rest by age. `order` and
-/// `parts` are buffers reused from step to step.
+/// Divides the rows of a step among `readers`, listed from the oldest to the newest: the short part by priority, the
+/// rest by age. The result is in `parts`; `order` and `parts` are buffers reused from step to step.
 pub(super) fn share(readers: &[PendingPrompt], rows: usize, order: &mut Vec<usize>, parts: &mut Vec<usize>) {
     parts.clear();
     parts.resize(readers.len(), 0);

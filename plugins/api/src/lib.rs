@@ -30,7 +30,8 @@ use http::{HeaderName, HeaderValue};
 /// Point in the life of a request at which a filter runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// Before the caller is identified and before a byte of the body is read.
+    /// Before the caller is identified and before a byte of the body is read, where the head decides the route. Where
+    /// the model in the body decides it, the body is read before, and the caller may be identified.
     Guard,
     /// After caller and route are known.
     Route,
@@ -107,13 +108,13 @@ pub struct RequestView<'a> {
     pub headers: &'a http::HeaderMap,
     /// Address of the client.
     pub client: IpAddr,
-    /// Caller; `None` at [`Stage::Guard`] and for an anonymous caller.
+    /// Caller; `None` for an anonymous caller, and for one that is not identified yet at [`Stage::Guard`].
     pub caller: Option<Caller<'a>>,
     /// Name of the route.
     pub route: &'a str,
     /// Query without `?`; empty if there is none.
     pub query: &'a str,
-    /// Model named by the body; `None` if the body was not read.
+    /// Model named by the body; `None` if the body was not read or names none.
     pub model: Option<&'a str>,
     /// Body; `None` if it is not held (see [`Filter::needs_body`]).
     pub body: Option<&'a [u8]>,
@@ -128,9 +129,9 @@ pub struct Variables<'a> {
     pub route: &'a str,
     /// `{requestId}`.
     pub request_id: &'a str,
-    /// Origin of a browser's page (`Origin`); no variable of a header value.
+    /// Origin of a browser's page (`Origin`), for hooks alone: no name in braces stands for it.
     pub origin: Option<&'a http::HeaderValue>,
-    /// True if the caller used TLS; no variable of a header value.
+    /// True if the caller used TLS, for hooks alone: no name in braces stands for it.
     pub secure: bool,
 }
 
@@ -182,7 +183,8 @@ pub trait Filter: Send + Sync {
     fn mirrors_request(&self, _: &RequestView<'_>, _backend: &str) -> bool {
         true
     }
-    /// Decides on the request.
+    /// Decides on the request. Where the model in the body decides the route, a filter at [`Stage::Guard`] may be asked
+    /// twice. Before the body is read, only a refusal by all candidate routes counts.
     fn on_request(&self, _: &mut RequestView<'_>) -> Flow {
         Flow::Continue
     }
