@@ -17,8 +17,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use spillway_tests::{
-    Gateway, Reply, Upstream, binary, digest, eventually, example_binary, model, reply, repository, streamed,
+    Gateway, PATIENCE, Reply, Upstream, binary, digest, eventually, example_binary, head_of_a_request, model, raw,
+    reply, repository, streamed,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 fn read(path: &str) -> String {
@@ -177,6 +180,40 @@ async fn a_filter_of_a_user_refuses_a_body_that_streams_through() {
     assert_eq!(answer.status, 415, "{}", answer.text());
     assert_eq!(files.count(), 1, "no server takes a part for a whole body");
     gateway.metric_becomes("spillway_filter_refusals_total{http_route=\"files\",filter=\"uploadKind\"}", 2.0).await;
+}
+
+/// A server that answers before it has read the body: what the filter refuses then ends the answer, and is no fault of the
+/// server.
+#[tokio::test]
+async fn a_body_that_a_filter_refuses_behind_the_head_of_the_answer_is_not_blamed_on_the_server() {
+    const EARLY: &str = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nearly";
+    let url = raw(|mut stream| async move {
+        head_of_a_request(&mut stream).await;
+        let _ = stream.write_all(EARLY.as_bytes()).await;
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    let yaml = read("plugins/examples/gateway.yaml")
+        .replace("127.0.0.1:8080", "127.0.0.1:0")
+        .replace("http://127.0.0.1:9002", &url);
+    let gateway = Gateway::start_example(tempfile::tempdir().unwrap(), &yaml).await;
+    let mut client = TcpStream::connect(gateway.address).await.unwrap();
+    let head = "POST /files HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"early") {
+        assert!(client.read_buf(&mut seen).await.unwrap() > 0, "{}", String::from_utf8_lossy(&seen));
+    }
+    client.write_all(b"MZ other").await.unwrap();
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(PATIENCE, client.read_to_end(&mut rest)).await.expect("the connection ends");
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+    gateway.metric_becomes("spillway_filter_refusals_total{http_route=\"files\",filter=\"uploadKind\"}", 1.0).await;
+    let end = |end: &str| {
+        format!("spillway_endpoint_attempts_total{{backend=\"files\",endpoint=\"{url}\",outcome=\"{end}\"}}")
+    };
+    gateway.metric_becomes(&end("given_up"), 1.0).await;
+    gateway.metric_becomes(&end("failed"), 0.0).await;
 }
 
 #[tokio::test]

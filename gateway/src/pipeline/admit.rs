@@ -27,6 +27,13 @@ pub(super) struct Tries {
     pub(super) retrying: Option<Retrying>,
 }
 
+impl Tries {
+    /// Ends the tries: releases the permit of a retry that found no target.
+    pub(super) fn into_selection(self) -> TargetSelection {
+        self.selection
+    }
+}
+
 /// Target that takes a request.
 pub(super) enum Admitted<'r> {
     /// An endpoint, with its slot.

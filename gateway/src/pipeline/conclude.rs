@@ -98,10 +98,12 @@ pub(super) fn judged(a: &mut Attempt<'_>, outcome: &AttemptOutcome, status: u16,
 
 fn attempt_end(outcome: &AttemptOutcome) -> AttemptEnd {
     match outcome {
+        AttemptOutcome::GivenUp
+        | AttemptOutcome::Refused(_)
+        | AttemptOutcome::Broken(CutReason::RefusedByFilter { .. }) => AttemptEnd::GivenUp,
         // After `Unread` the server has done its part.
         AttemptOutcome::Answered | AttemptOutcome::Unread => AttemptEnd::Answered,
         AttemptOutcome::Broken(_) | AttemptOutcome::Died(_) | AttemptOutcome::Failed(_) => AttemptEnd::Failed,
-        AttemptOutcome::GivenUp | AttemptOutcome::Refused(_) => AttemptEnd::GivenUp,
         AttemptOutcome::Full(_) => AttemptEnd::Full,
         AttemptOutcome::ClientGone | AttemptOutcome::Malformed(_) => AttemptEnd::ClientGone,
         AttemptOutcome::ClientSlow => AttemptEnd::ClientSlow,
@@ -112,12 +114,12 @@ fn attempt_end(outcome: &AttemptOutcome) -> AttemptEnd {
 fn error(outcome: &AttemptOutcome) -> Option<&'static str> {
     match outcome {
         AttemptOutcome::Answered | AttemptOutcome::GivenUp => None,
+        AttemptOutcome::Refused(_) | AttemptOutcome::Broken(CutReason::RefusedByFilter { .. }) => Some("refused"),
         AttemptOutcome::Unread | AttemptOutcome::ClientGone => Some("client_gone"),
         AttemptOutcome::Broken(_) | AttemptOutcome::Died(_) => Some("broken"),
         AttemptOutcome::Full(_) => Some("full"),
         AttemptOutcome::ClientSlow => Some("client_slow"),
         AttemptOutcome::Malformed(_) => Some("malformed_request"),
-        AttemptOutcome::Refused(_) => Some("refused"),
         AttemptOutcome::Failed(failure) => Some(kind(failure)),
     }
 }
@@ -125,7 +127,9 @@ fn error(outcome: &AttemptOutcome) -> Option<&'static str> {
 /// Verdict of an attempt on the health of its endpoint.
 fn verdict(outcome: &AttemptOutcome, status: u16, took: Duration) -> Verdict {
     match outcome {
-        AttemptOutcome::Broken(CutReason::RequestTimeout | CutReason::ShuttingDown) => Verdict::Unknown,
+        AttemptOutcome::Broken(
+            CutReason::RequestTimeout | CutReason::ShuttingDown | CutReason::RefusedByFilter { .. },
+        ) => Verdict::Unknown,
         // 501 and 505 speak of the request.
         AttemptOutcome::Answered | AttemptOutcome::Unread if matches!(status, 500 | 502..=504 | 506..=599) => {
             Verdict::Error

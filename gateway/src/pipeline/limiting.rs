@@ -17,8 +17,8 @@ use crate::topology::{NamedFilter, Route, TargetKind};
 const OWN_LIMITS: &str = "limits";
 
 /// Runs the filters that need no caller.
-pub(super) async fn guards(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<(), End> {
-    run(&Rules::new(), &route.guards, Judged::default(), session, x).await
+pub(super) async fn guards(route: &Route, session: &mut ServerSession, exchange: &mut Exchange) -> Result<(), End> {
+    run(&Rules::new(), &route.guards, Judged::default(), session, exchange).await
 }
 
 /// Judges what needs only the head and the caller, before a byte of the body is read: rules that count requests are taken
@@ -28,28 +28,28 @@ pub(super) async fn before_body(
     route: Option<&Route>,
     calls_model: bool,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Result<(), End> {
-    let consumer = x.caller.clone();
+    let consumer = exchange.caller.clone();
     let own = consumer.iter().flat_map(|consumer| consumer.rules.iter());
     let filters = route.map_or(&[][..], |route| &route.filters);
     let all = own.chain(filters.iter().flat_map(|named| &named.rules));
     let mut rules: SmallVec<[&Arc<Rule>; 8]> = all.clone().filter(|rule| rule.is_known_by_head()).collect();
     let limiting = filters.iter().rfind(|named| named.rules.iter().any(|rule| rule.is_known_by_head()));
     let name = limiting.map_or(OWN_LIMITS, |named| &named.name);
-    let before = x.ledger.entries();
-    take(&mut rules, name, session, x).await?;
-    x.judged = Judged { own: true, route: route.is_some(), taken: (before, x.ledger.entries()) };
+    let before = exchange.ledger.entries();
+    take(&mut rules, name, session, exchange).await?;
+    exchange.judged = Judged { own: true, route: route.is_some(), taken: (before, exchange.ledger.entries()) };
     let refused = {
-        let view = view(session, x);
-        let subject = Subject { view: &view, credential: x.credential };
+        let view = view(session, exchange);
+        let subject = Subject { view: &view, credential: exchange.credential };
         exhausted(all.filter(|rule| rule.counts_tokens()), subject, calls_model).await
     };
     match refused {
         None => Ok(()),
         Some(spent) => {
-            x.ledger.release();
-            Err(refuse(By::Limit(spent), OWN_LIMITS, x))
+            exchange.ledger.release();
+            Err(refuse(By::Limit(spent), OWN_LIMITS, exchange))
         }
     }
 }
@@ -61,14 +61,14 @@ enum By<'r> {
 }
 
 /// Refuses a request, of which nothing is taken.
-fn refuse(by: By<'_>, name: &str, x: &mut Exchange) -> End {
-    x.refused_by = Some(name.to_owned());
+fn refuse(by: By<'_>, name: &str, exchange: &mut Exchange) -> End {
+    exchange.refused_by = Some(name.to_owned());
     match by {
         By::Filter(refusal) => End::Refuse(refusal),
         By::Limit(spent) => {
             let (refusal, shown) = spent.refuse();
             if let Some(shown) = shown {
-                x.ledger.show(shown);
+                exchange.ledger.show(shown);
             }
             End::Refuse(refusal)
         }
@@ -80,27 +80,31 @@ fn refuse(by: By<'_>, name: &str, x: &mut Exchange) -> End {
 pub(super) async fn refused_by_all<'r>(
     candidates: impl Iterator<Item = &'r Arc<Route>>,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Option<(Option<&'r Arc<Route>>, End)> {
     let mut first = None;
     for route in candidates {
-        let refused = if x.caller.is_some() && !super::access::is_open_to(route, x) {
+        let refused = if exchange.caller.is_some() && !super::access::is_open_to(route, exchange) {
             None
         } else {
-            Some(refused_by_head(route, session, x).await?)
+            Some(refused_by_head(route, session, exchange).await?)
         };
         first.get_or_insert((route, refused));
     }
     match first? {
         (_, None) => Some((None, super::access::no_route(session))),
-        (route, Some((by, name))) => Some((Some(route), refuse(by, name, x))),
+        (route, Some((by, name))) => Some((Some(route), refuse(by, name, exchange))),
     }
 }
 
-async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exchange) -> Option<(By<'r>, &'r str)> {
+async fn refused_by_head<'r>(
+    route: &'r Route,
+    session: &ServerSession,
+    exchange: &Exchange,
+) -> Option<(By<'r>, &'r str)> {
     for named in &route.guards {
-        let mut view = view(session, x);
-        let subject = Subject { view: &view, credential: x.credential };
+        let mut view = view(session, exchange);
+        let subject = Subject { view: &view, credential: exchange.credential };
         if let Some(spent) = exhausted(named.rules.iter(), subject, false).await {
             return Some((By::Limit(spent), &named.name));
         }
@@ -115,12 +119,12 @@ async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exch
         }
     }
     // Who is not known yet has another level than it will have.
-    if x.caller.is_none() && route.authentication != RouteAuthentication::None {
+    if exchange.caller.is_none() && route.authentication != RouteAuthentication::None {
         return None;
     }
     for named in &route.filters {
-        let view = view(session, x);
-        let subject = Subject { view: &view, credential: x.credential };
+        let view = view(session, exchange);
+        let subject = Subject { view: &view, credential: exchange.credential };
         if let Some(spent) = exhausted(named.rules.iter(), subject, route.calls_models).await {
             return Some((By::Limit(spent), &named.name));
         }
@@ -129,61 +133,64 @@ async fn refused_by_head<'r>(route: &'r Route, session: &ServerSession, x: &Exch
 }
 
 /// Takes from the consumer's own limits and runs the other filters.
-pub(super) async fn filters(route: &Route, session: &mut ServerSession, x: &mut Exchange) -> Result<(), End> {
-    if let Some(consumer) = x.caller.clone() {
-        count_with_tokenizer(route, &consumer.rules, x).await;
-        run(&consumer.rules, &route.filters, x.judged, session, x).await?;
+pub(super) async fn filters(route: &Route, session: &mut ServerSession, exchange: &mut Exchange) -> Result<(), End> {
+    if let Some(consumer) = exchange.caller.clone() {
+        count_with_tokenizer(route, &consumer.rules, exchange).await;
+        run(&consumer.rules, &route.filters, exchange.judged, session, exchange).await?;
     } else {
-        count_with_tokenizer(route, &Rules::new(), x).await;
-        run(&Rules::new(), &route.filters, x.judged, session, x).await?;
+        count_with_tokenizer(route, &Rules::new(), exchange).await;
+        run(&Rules::new(), &route.filters, exchange.judged, session, exchange).await?;
     }
-    show_held_body(x).await
+    show_held_body(exchange).await
 }
 
 /// Shows a body that is held to the observers, whole and once, whatever attempts follow.
-async fn show_held_body(x: &mut Exchange) -> Result<(), End> {
-    let RequestBody::Held(held) = &x.body else { return Ok(()) };
-    if x.observers.is_empty() {
+async fn show_held_body(exchange: &mut Exchange) -> Result<(), End> {
+    let RequestBody::Held(held) = &exchange.body else { return Ok(()) };
+    if exchange.observers.is_empty() {
         return Ok(());
     }
-    let (body, off_loop) = (held.bytes.clone(), x.off_loop.clone());
+    let (body, off_loop) = (held.bytes.clone(), exchange.off_loop.clone());
     // What reads a large body must not hold up the other requests of this thread.
-    match off_loop.run(body.len(), || x.show_request_body(&body)).await {
+    match off_loop.run(body.len(), || exchange.show_request_body(&body)).await {
         Ok(shown) => Ok(shown?),
         Err(busy) => {
-            x.ledger.release();
+            exchange.ledger.release();
             Err(busy.into())
         }
     }
 }
 
 /// Where a model inside will answer, its tokenizer says what the prompt is; only where somebody asks.
-async fn count_with_tokenizer(route: &Route, own: &Rules, x: &mut Exchange) {
+async fn count_with_tokenizer(route: &Route, own: &Rules, exchange: &mut Exchange) {
     let counts = own.iter().chain(route.filters.iter().flat_map(|named| &named.rules)).any(|rule| rule.counts_tokens());
     let [target] = route.targets.as_slice() else { return };
-    let (TargetKind::Model(model), RequestBody::Held(body), true) = (&target.kind, &x.body, counts) else { return };
-    let deadline = x.started + route.request_timeout;
-    let counted = crate::builtin::prompt_tokens(model, x.dialect, &body.bytes, &x.off_loop, deadline).await;
-    if let (Some(input), Some(asked)) = (counted, &mut x.asked) {
+    let (TargetKind::Model(model), RequestBody::Held(body), true) = (&target.kind, &exchange.body, counts) else {
+        return;
+    };
+    let deadline = exchange.started + route.request_timeout;
+    let counted =
+        crate::builtin::prompt_tokens(model, exchange.dialect, &body.bytes, &exchange.off_loop, deadline).await;
+    if let (Some(input), Some(asked)) = (counted, &mut exchange.asked) {
         asked.expected.input = input;
     }
 }
 
 /// Request as filters see it.
-pub(super) fn view<'a>(session: &'a ServerSession, x: &'a Exchange) -> RequestView<'a> {
+pub(super) fn view<'a>(session: &'a ServerSession, exchange: &'a Exchange) -> RequestView<'a> {
     let head = session.req_header();
     RequestView {
         method: &head.method,
         path: head.uri.path(),
         host: super::target::host_of(head),
-        secure: x.secure,
+        secure: exchange.secure,
         headers: &head.headers,
-        client: x.client,
-        caller: x.caller_view(),
-        route: x.route.as_ref().map_or("", |route| &route.name),
+        client: exchange.client,
+        caller: exchange.caller_view(),
+        route: exchange.route.as_ref().map_or("", |route| &route.name),
         query: head.uri.query().unwrap_or_default(),
-        model: x.asked.as_ref().and_then(|asked| asked.model.as_deref()),
-        body: match &x.body {
+        model: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
+        body: match &exchange.body {
             RequestBody::Held(held) => Some(&held.bytes),
             RequestBody::Unread => None,
         },
@@ -195,12 +202,12 @@ async fn run(
     filters: &[NamedFilter],
     judged: Judged,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Result<(), End> {
     if own.is_empty() && filters.is_empty() {
         return Ok(());
     }
-    let mut span = x.span.child("filters", SpanKind::Internal);
+    let mut span = exchange.span.child("filters", SpanKind::Internal);
     let left = |judged: bool| move |rule: &&Arc<Rule>| !(judged && rule.is_known_by_head());
     let mut rules: SmallVec<[&Arc<Rule>; 8]> = own.iter().filter(left(judged.own)).collect();
     let mut limits = OWN_LIMITS;
@@ -212,21 +219,21 @@ async fn run(
         if !named.acts {
             continue;
         }
-        take(&mut rules, limits, session, x).await?;
+        take(&mut rules, limits, session, exchange).await?;
         let flow = if named.filter.needs_body() {
             // What reads a large body must not hold up the other requests of this thread.
-            let off_loop = x.off_loop.clone();
-            let mut view = view(session, x);
+            let off_loop = exchange.off_loop.clone();
+            let mut view = view(session, exchange);
             let weight = view.body.map_or(0, <[u8]>::len).saturating_mul(BUILDS_VALUES);
             let judged = off_loop.run(weight, || named.filter.on_request(&mut view)).await;
-            judged.inspect_err(|_| x.ledger.release())?
+            judged.inspect_err(|_| exchange.ledger.release())?
         } else {
-            named.filter.on_request(&mut view(session, x))
+            named.filter.on_request(&mut view(session, exchange))
         };
         let refusal = match flow {
             Flow::Continue => None,
             Flow::Observe(observer) => {
-                x.observers.add(&named.name, observer);
+                exchange.observers.add(&named.name, observer);
                 None
             }
             Flow::Answer(answer) => {
@@ -237,21 +244,21 @@ async fn run(
             Flow::Wait(waiting) => {
                 let waited = waiting.await;
                 if let Some(reason) = &waited.failure
-                    && let Some(route) = &x.route
+                    && let Some(route) = &exchange.route
                 {
                     route.metrics.filter_failures.inc();
                     tracing::debug!(event = "filter_failed", route = route.name, filter = named.name, reason);
                 }
                 if let Some(answer) = waited.answer {
-                    x.refused_by = Some(named.name.clone());
+                    exchange.refused_by = Some(named.name.clone());
                     span.event("refused", &named.name);
                     return Err(End::Answer(answer));
                 }
-                x.request_headers.extend(waited.request_headers);
+                exchange.request_headers.extend(waited.request_headers);
                 if waited.refusal.is_none()
                     && let Some(observer) = waited.observer
                 {
-                    x.observers.add(&named.name, observer);
+                    exchange.observers.add(&named.name, observer);
                 }
                 waited.refusal
             }
@@ -259,12 +266,12 @@ async fn run(
         if let Some(refusal) = refusal {
             // It stays counted as a request: a limit in front of a server that judges also limits guesses. The tokens that
             // were reserved for it come back at its end.
-            x.refused_by = Some(named.name.clone());
+            exchange.refused_by = Some(named.name.clone());
             span.event("refused", &named.name);
             return Err(End::Refuse(refusal));
         }
     }
-    take(&mut rules, limits, session, x).await
+    take(&mut rules, limits, session, exchange).await
 }
 
 /// Takes from rules, all together, and forgets them.
@@ -272,29 +279,29 @@ async fn take(
     rules: &mut SmallVec<[&Arc<Rule>; 8]>,
     name: &str,
     session: &mut ServerSession,
-    x: &mut Exchange,
+    exchange: &mut Exchange,
 ) -> Result<(), End> {
     if rules.is_empty() {
         return Ok(());
     }
     // Only a call of a model uses tokens.
-    let is_model_call = x.route.as_ref().is_some_and(|route| route.calls_models);
-    let asked = x.asked.as_ref().filter(|_| is_model_call);
+    let is_model_call = exchange.route.as_ref().is_some_and(|route| route.calls_models);
+    let asked = exchange.asked.as_ref().filter(|_| is_model_call);
     let expected =
-        asked.map(|asked| (asked.expected, x.snapshot.prices.expected(asked.expected, asked.model.as_deref())));
+        asked.map(|asked| (asked.expected, exchange.snapshot.prices.expected(asked.expected, asked.model.as_deref())));
     let claims: SmallVec<[ReservationRequest<'_>; 8]> = {
-        let view = view(session, x);
-        let subject = Subject { view: &view, credential: x.credential };
+        let view = view(session, exchange);
+        let subject = Subject { view: &view, credential: exchange.credential };
         rules.iter().filter_map(|rule| rule.reservation(subject, expected)).collect()
     };
-    let reserved = reserve(&claims, &mut x.ledger).await;
+    let reserved = reserve(&claims, &mut exchange.ledger).await;
     drop(claims);
     rules.clear();
-    if let Some(refusal) = x.ledger.take_exceeded() {
-        x.over_limit.get_or_insert((name.to_owned(), refusal));
+    if let Some(refusal) = exchange.ledger.take_exceeded() {
+        exchange.over_limit.get_or_insert((name.to_owned(), refusal));
     }
     reserved.map_err(|refusal| {
-        x.refused_by = Some(name.to_owned());
+        exchange.refused_by = Some(name.to_owned());
         End::Refuse(refusal)
     })
 }
@@ -302,36 +309,36 @@ async fn take(
 /// Corrects what was reserved: by the usage that the answer told, else by counting, else to nothing where nobody answered.
 /// The prompt of a caller who leaves while it is worked on counts: else leaving before the first byte would make every
 /// prompt free.
-pub(super) fn settle(x: &mut Exchange) {
-    if !x.ledger.counts_tokens() {
+pub(super) fn settle(exchange: &mut Exchange) {
+    if !exchange.ledger.counts_tokens() {
         return;
     }
-    let o = &x.outcome;
+    let o = &exchange.outcome;
     let is_inside = matches!(o.served_by, ServedBy::Model(_));
     let answered = !matches!(o.served_by, ServedBy::Gateway) && (200..300).contains(&o.status);
     let mut used = Used::default();
     // An answer whose head was sent is judged by its status: a client that leaves an error pays no more than one that stays.
     if answered || (o.left_at_work && o.status == 0) {
-        let expected = x.asked.as_ref().map(|asked| asked.expected).unwrap_or_default();
+        let expected = exchange.asked.as_ref().map(|asked| asked.expected).unwrap_or_default();
         used.input = o.prompt_tokens.unwrap_or(expected.input);
         used.cached = o.cached_tokens.unwrap_or(0);
-        used.output = o.completion_tokens.unwrap_or_else(|| counted(x, expected));
-        let asked = x.asked.as_ref().and_then(|asked| asked.model.as_deref());
-        used.nanos = x.snapshot.prices.of(used, o.model_answered.as_deref(), asked, is_inside);
+        used.output = o.completion_tokens.unwrap_or_else(|| counted(exchange, expected));
+        let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
+        used.nanos = exchange.snapshot.prices.of(used, o.model_answered.as_deref(), asked, is_inside);
     }
-    x.ledger.settle(used);
+    exchange.ledger.settle(used);
 }
 
 /// Tokens of an answer that told none: its events, of which servers send one for a token; else its bytes.
-fn counted(x: &Exchange, expected: Estimate) -> u64 {
+fn counted(exchange: &Exchange, expected: Estimate) -> u64 {
     if expected.output == 0 {
         return 0;
     }
-    if x.asked.as_ref().is_some_and(|asked| asked.stream) {
-        x.outcome.content_events
+    if exchange.asked.as_ref().is_some_and(|asked| asked.stream) {
+        exchange.outcome.content_events
     } else {
         // What a caller left unread was written for it all the same.
-        let bytes = x.outcome.bytes_out.max(x.outcome.bytes_answered);
+        let bytes = exchange.outcome.bytes_out.max(exchange.outcome.bytes_answered);
         Estimate::new(bytes, 0, 0, Some(0), false).input
     }
 }

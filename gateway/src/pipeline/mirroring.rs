@@ -19,15 +19,15 @@ use crate::topology::{MirrorPlan, Route};
 use crate::upstream::{AttemptOutcome, CutReason, Ready, drain, open};
 
 /// Sends the copies for which this request is drawn and which its filters want.
-pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ServerSession, x: &Exchange) {
+pub(super) fn mirror(gateway: &Arc<Gateway>, route: &Arc<Route>, session: &mut ServerSession, exchange: &Exchange) {
     for (place, plan) in route.mirrors.iter().enumerate() {
         if rand::random::<f64>() >= plan.share {
             continue;
         }
-        if !plan.filter.mirrors_request(&view(session, x), &plan.backend.name) {
+        if !plan.filter.mirrors_request(&view(session, exchange), &plan.backend.name) {
             continue;
         }
-        match prepare(gateway, route, plan, session, x) {
+        match prepare(gateway, route, plan, session, exchange) {
             Some(copy) => {
                 let (gateway, route) = (gateway.clone(), route.clone());
                 tokio::spawn(async move {
@@ -56,9 +56,9 @@ fn prepare(
     route: &Route,
     plan: &MirrorPlan,
     session: &mut ServerSession,
-    x: &Exchange,
+    exchange: &Exchange,
 ) -> Option<Copy> {
-    let length = match &x.body {
+    let length = match &exchange.body {
         RequestBody::Held(held) => u64::try_from(held.bytes.len()).unwrap_or(u64::MAX),
         RequestBody::Unread if session.is_body_empty() => 0,
         RequestBody::Unread => return None,
@@ -68,10 +68,10 @@ fn prepare(
     }
     let place = plan.permits.clone().try_acquire_owned().ok()?;
     let mut selection = TargetSelection::new(Order::default());
-    let key = super::affinity::key(&plan.backend, session, x);
+    let key = super::affinity::key(&plan.backend, session, exchange);
     let (endpoint, slot) = selection.admit_at(&plan.backend, now_millis(), rand::random(), key)?;
-    let ready = Ready::copy(&copy_attempt(gateway, route, &plan.backend, endpoint.clone(), &slot), session, x)?;
-    let share = match &x.body {
+    let ready = Ready::copy(&copy_attempt(gateway, route, &plan.backend, endpoint.clone(), &slot), session, exchange)?;
+    let share = match &exchange.body {
         RequestBody::Held(held) => held.share.clone(),
         RequestBody::Unread => None,
     };

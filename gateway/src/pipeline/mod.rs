@@ -119,11 +119,13 @@ async fn serve(
     session: &mut ServerSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
-    let snapshot = exchange.snapshot.clone();
-    let candidates = match_head(gateway, connection, &snapshot, session, exchange)?;
-    guard(&candidates, session, exchange).await?;
-    identify(&candidates, session, exchange).await?;
-    let route = route(gateway, &candidates, connection.limits.body_timeout.0, session, exchange).await?;
+    let route = {
+        let snapshot = exchange.snapshot.clone();
+        let candidates = match_head(gateway, connection, &snapshot, session, exchange)?;
+        guard(&candidates, session, exchange).await?;
+        identify(&candidates, session, exchange).await?;
+        route(gateway, &candidates, connection.limits.body_timeout.0, session, exchange).await?
+    };
     filters(&route, session, exchange).await?;
     if let Some((filter, refusal)) = exchange.over_limit.take() {
         return fall_back::over_limit(gateway, &route, filter, refusal, session, exchange).await;
@@ -143,5 +145,5 @@ async fn serve(
             },
         }
     };
-    fall_back(gateway, &route, &tries.selection, reason, session, exchange).await
+    fall_back(gateway, &route, &tries.into_selection(), reason, session, exchange).await
 }

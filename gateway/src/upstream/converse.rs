@@ -9,6 +9,7 @@ use pingora::ErrorType;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
+use spillway_filter::Refusal;
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::conversation::{ConversationEvent, ConversationState};
@@ -224,8 +225,10 @@ async fn body_came(
         && let Err(refusal) = exchange.show_request_body(part)
     {
         // As with a body that breaks the framing, the server's connection is closed without an end.
+        let Refusal { status, kind, code, .. } = *refusal;
         return EventOutcome::End(if state.head_passed {
-            break_off(session, exchange, state.event_stream, CutReason::RefusedByFilter(refusal.code)).await
+            let cut = CutReason::RefusedByFilter { status, kind, code };
+            break_off(session, exchange, state.event_stream, cut).await
         } else {
             AttemptOutcome::Refused(refusal)
         });

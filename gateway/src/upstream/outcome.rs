@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use pingora::http::ResponseHeader;
 use pingora::{ErrorType, RetryType};
-use spillway_filter::Refusal;
+use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::Instant;
 
 use super::via::Via;
@@ -71,8 +71,15 @@ pub enum CutReason {
     RequestTimeout,
     /// The trailers of the answer are over `backends[].limits.maxHeaderBytes`.
     TrailersTooLarge,
-    /// A filter refused a part of the request's body, with this code.
-    RefusedByFilter(&'static str),
+    /// A filter refused a part of the request's body.
+    RefusedByFilter {
+        /// Status of the refusal.
+        status: StatusCode,
+        /// Class of the refusal.
+        kind: ErrorKind,
+        /// Code of the refusal.
+        code: &'static str,
+    },
     /// The gateway stops.
     ShuttingDown,
 }
@@ -85,8 +92,17 @@ impl CutReason {
             Self::Silent | Self::RequestNotRead => "timeout",
             Self::RequestTimeout => "request_timeout",
             Self::TrailersTooLarge => "upstream_header_too_large",
-            Self::RefusedByFilter(code) => code,
+            Self::RefusedByFilter { code, .. } => code,
             Self::ShuttingDown => "shutting_down",
+        }
+    }
+
+    /// Status and class of the error, for the event that ends an event stream.
+    pub fn class(self) -> (StatusCode, ErrorKind) {
+        match self {
+            Self::RefusedByFilter { status, kind, .. } => (status, kind),
+            Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded),
+            _ => (StatusCode::BAD_GATEWAY, ErrorKind::Upstream),
         }
     }
 
@@ -102,7 +118,7 @@ impl CutReason {
             Self::TrailersTooLarge => {
                 "the trailers of the backend's answer are longer than its `limits.maxHeaderBytes`"
             }
-            Self::RefusedByFilter(_) => "a filter refused the rest of the request's body",
+            Self::RefusedByFilter { .. } => "a filter refused the rest of the request's body",
             Self::ShuttingDown => "the gateway is being stopped, and the time for what still ran is over; try again",
         }
     }

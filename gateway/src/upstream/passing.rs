@@ -9,7 +9,7 @@ use pingora::ErrorType;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::client::HttpSession;
-use spillway_filter::{ErrorKind, Refusal};
+use spillway_filter::Refusal;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::bounds::has_room_for;
@@ -478,10 +478,7 @@ pub async fn break_off(
     exchange.outcome.error_code = Some(cut.as_str());
     session.set_keepalive(None);
     if event_stream {
-        let (status, kind) = match cut {
-            CutReason::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Overloaded),
-            _ => (StatusCode::BAD_GATEWAY, ErrorKind::Upstream),
-        };
+        let (status, kind) = cut.class();
         let refusal = Refusal::new(status, kind, cut.as_str(), cut.message());
         if let Some(event) = exchange.dialect.error_event(&refusal) {
             exchange.observers.response_body(&event);

@@ -51,7 +51,7 @@ pub struct ExchangeEnd<'a> {
     pub is_whole: bool,
     /// Bytes of the request's body that were read.
     pub bytes_in: u64,
-    /// Bytes of the answer's body.
+    /// Bytes of the body of the answer; without the error event that ends an answer which is cut.
     pub bytes_out: u64,
     /// Time from the arrival of the request to now.
     pub duration: Duration,
