@@ -104,7 +104,7 @@ impl RouteCompiler<'_> {
                     environment: environment(origins, number, written),
                     ..route
                 };
-                for named in &route.filters {
+                for named in route.guards.iter().chain(&route.filters) {
                     owned_headers.extend_from_slice(named.filter.owned_headers());
                 }
                 Ok(table.add(&Arc::new(route), &written.hostnames, &written.matches)?)
@@ -274,7 +274,7 @@ impl RouteCompiler<'_> {
                 reason: e.message,
             })?;
             for mirror in filter.mirrors() {
-                compiled.mirrors.push(self.mirror(route, mirror, &filter)?);
+                compiled.mirrors.push(self.mirror(route, &entry.name, mirror, &filter)?);
             }
             // A limit by address counts requests before the caller is known, and tokens after the body is read.
             let (mut early, mut late) = (Rules::new(), Rules::new());
@@ -297,10 +297,21 @@ impl RouteCompiler<'_> {
         Ok(compiled)
     }
 
-    fn mirror(&self, route: &str, mirror: &MirrorSpec, filter: &Arc<dyn Filter>) -> Result<MirrorPlan, RouteError> {
+    fn mirror(
+        &self,
+        route: &str,
+        name: &str,
+        mirror: &MirrorSpec,
+        filter: &Arc<dyn Filter>,
+    ) -> Result<MirrorPlan, RouteError> {
+        let unknown = || RouteError::Filter {
+            route: route.to_owned(),
+            filter: name.to_owned(),
+            reason: format!("unknown backend `{}`", mirror.backend),
+        };
         let at_once = usize::try_from(mirror.max_in_flight).unwrap_or(Semaphore::MAX_PERMITS);
         Ok(MirrorPlan {
-            backend: self.backend(route, &mirror.backend)?,
+            backend: self.backends.get(mirror.backend.as_str()).cloned().ok_or_else(unknown)?,
             share: mirror.share,
             timeout: mirror.timeout,
             permits: Arc::new(Semaphore::new(at_once)),
