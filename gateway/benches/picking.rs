@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use spillway_config::schema::PolicyName;
-use support::{Ask, Class, LoadReport, Slot, simulation};
+use support::{Class, LoadReport, PickInputs, Slot, simulation};
 
 #[allow(dead_code, reason = "only its endpoints are used here")]
 mod support;
@@ -44,7 +44,7 @@ fn picking(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name.as_str(), count), |b| {
                 b.iter(|| {
                     n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                    let ask = Ask { now: 100 + (n >> 60), random: n, key: Some(n), tried: &[] };
+                    let ask = PickInputs { now: 100 + (n >> 60), random: n, key: Some(n), tried: &[] };
                     black_box(balancer.take(&ask).is_some())
                 });
             });

@@ -4,7 +4,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 pub(crate) use spillway::balancing::{
-    Ask, Balancer, Class, Detector, Endpoint, EndpointSet, EndpointState, LoadReport, Siblings, Slot, Verdict, hash_key,
+    Balancer, Class, Detector, Endpoint, EndpointSet, EndpointState, LoadReport, PickInputs, Siblings, Slot, Verdict,
+    hash_key,
 };
 pub(crate) use spillway::connect::EndpointKey;
 use spillway::connect::Peer;

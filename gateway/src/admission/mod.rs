@@ -12,7 +12,7 @@ use std::time::Duration;
 pub use draw::Order;
 use smallvec::SmallVec;
 
-use crate::balancing::{Ask, Endpoint, EndpointState};
+use crate::balancing::{Endpoint, EndpointState, PickInputs};
 use crate::builtin::LoadedModel;
 use crate::queueing::{Pending, Queue, WakingSlot};
 use crate::topology::{Backend, Route, Target, TargetKind};
@@ -196,7 +196,7 @@ impl TargetSelection {
         again: bool,
     ) -> Option<(Arc<Endpoint>, WakingSlot)> {
         let tried = if again { &[][..] } else { &self.tried };
-        let picked = backend.balancer.take(&Ask { now, random, key, tried })?;
+        let picked = backend.balancer.take(&PickInputs { now, random, key, tried })?;
         Some((picked.endpoint, WakingSlot::new(picked.slot, &backend.room)))
     }
 }

@@ -30,7 +30,7 @@ pub use policy::{
 };
 pub(crate) use resolve::addresses;
 pub use resolve::{AddressError, Resolve, ResolveError, ResolvedAddresses};
-pub use set::{Ask, Balancer, EndpointSet, PickedEndpoint};
+pub use set::{Balancer, EndpointSet, PickInputs, PickedEndpoint};
 pub use signal::{LoadReport, Reason, SaturationSignal, SlotLimit, signals};
 pub use supervisor::{BackgroundTasks, Supervisor};
 pub use watch::Watch;

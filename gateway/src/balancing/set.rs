@@ -138,7 +138,7 @@ impl EndpointSet {
 }
 
 /// Inputs of a pick.
-pub struct Ask<'a> {
+pub struct PickInputs<'a> {
     /// Time, as [`crate::clock::now_millis`] reads it.
     pub now: u64,
     /// Seed of the random numbers.
@@ -238,7 +238,7 @@ impl Balancer {
     }
 
     /// Picks an endpoint that was not tried yet and acquires a slot at it; `None` if no such endpoint has room.
-    pub fn take(&self, ask: &Ask<'_>) -> Option<PickedEndpoint> {
+    pub fn take(&self, ask: &PickInputs<'_>) -> Option<PickedEndpoint> {
         let set = self.set.load();
         set.count(ask.now, self.detector.panic_threshold());
         if self.is_full(&set) {
@@ -252,14 +252,14 @@ impl Balancer {
         self.take_in(&set, ask)
     }
 
-    fn take_in(&self, set: &EndpointSet, ask: &Ask<'_>) -> Option<PickedEndpoint> {
+    fn take_in(&self, set: &EndpointSet, ask: &PickInputs<'_>) -> Option<PickedEndpoint> {
         let first = set.first_tier(ask.random);
         // Then the others, the lowest first.
         let rest = set.tiers.iter().enumerate().filter(|(at, _)| *at != first).map(|(_, tier)| tier);
         set.tiers.get(first).into_iter().chain(rest).find_map(|tier| self.take_of(tier, ask))
     }
 
-    fn take_of(&self, tier: &Tier, ask: &Ask<'_>) -> Option<PickedEndpoint> {
+    fn take_of(&self, tier: &Tier, ask: &PickInputs<'_>) -> Option<PickedEndpoint> {
         let panic = tier.panic.load(Ordering::Relaxed);
         let available = f64::from_bits(tier.share.load(Ordering::Relaxed));
         let mut lost: Vec<usize> = Vec::new();

@@ -63,8 +63,8 @@ fn balancer_of(endpoints: Vec<Arc<Endpoint>>, policy: PolicyName) -> Balancer {
     Balancer::new(Arc::new(ArcSwap::from_pointee(set)), Detector::new(&OutlierDetection::default()))
 }
 
-fn ask(now: u64, random: u64) -> Ask<'static> {
-    Ask { now, random, key: None, tried: &[] }
+fn ask(now: u64, random: u64) -> PickInputs<'static> {
+    PickInputs { now, random, key: None, tried: &[] }
 }
 
 fn limited(max: u32) -> impl Fn() -> Vec<Box<dyn SaturationSignal>> {
@@ -217,11 +217,11 @@ fn what_was_tried_is_not_taken_again() {
     let balancer = balancer(endpoints(&[1, 1, 1]));
     let mut tried = Vec::new();
     for n in 0..3 {
-        let taken = balancer.take(&Ask { now: 1, random: n, key: None, tried: &tried }).unwrap();
+        let taken = balancer.take(&PickInputs { now: 1, random: n, key: None, tried: &tried }).unwrap();
         assert!(!tried.iter().any(|t| Arc::ptr_eq(t, &taken.endpoint.state)));
         tried.push(taken.endpoint.state.clone());
     }
-    assert!(balancer.take(&Ask { now: 1, random: 9, key: None, tried: &tried }).is_none());
+    assert!(balancer.take(&PickInputs { now: 1, random: 9, key: None, tried: &tried }).is_none());
 }
 
 #[path = "../../benches/support/simulation.rs"]
@@ -313,8 +313,9 @@ fn a_hot_key_spreads_over_those_that_are_left_as_it_does_over_all() {
     for e in set.all().iter().take(6) {
         e.state.set_healthy(false, 1);
     }
-    let slots: Vec<_> =
-        (0..400).filter_map(|n| balancer.take(&Ask { key: Some(42), ..ask(50, n) }).map(|taken| taken.slot)).collect();
+    let slots: Vec<_> = (0..400)
+        .filter_map(|n| balancer.take(&PickInputs { key: Some(42), ..ask(50, n) }).map(|taken| taken.slot))
+        .collect();
     assert_eq!(slots.len(), 400);
     let in_flight: Vec<_> = set.all().iter().map(|e| e.state.in_flight()).collect();
     assert!(in_flight.iter().all(|n| *n <= 126), "no more than 1.25 times a fourth: {in_flight:?}");

@@ -64,7 +64,7 @@ pub(super) async fn admit<'r>(
                 return Ok(Ok(Admitted::Endpoint { backend, endpoint, slot }));
             }
             Admission::Model { target, model } => {
-                tries.wait.elsewhere(exchange);
+                tries.wait.leave_without_slot(exchange);
                 tries.retrying = None;
                 return Ok(Ok(Admitted::Model { target, model }));
             }
@@ -74,7 +74,7 @@ pub(super) async fn admit<'r>(
                 }
             }
             Admission::Unavailable => {
-                tries.wait.elsewhere(exchange);
+                tries.wait.leave_without_slot(exchange);
                 return Ok(Err(SpillReason::Unavailable));
             }
         }

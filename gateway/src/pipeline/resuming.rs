@@ -42,7 +42,7 @@ pub(super) async fn resume(
         if Instant::now() >= exchange.deadline(route) {
             break;
         }
-        match elsewhere(gateway, route, selection, &died, session, exchange).await {
+        match continue_elsewhere(gateway, route, selection, &died, session, exchange).await {
             Some(AttemptOutcome::Answered | AttemptOutcome::Broken(_)) => return Ok(()),
             Some(
                 AttemptOutcome::ClientGone
@@ -81,7 +81,7 @@ fn resumed(route: &Route, exchange: &mut Exchange) {
 
 /// Asks another endpoint of the route; `None` when there is none to ask, or the answer cannot be continued so. Such a try
 /// takes a slot and a retry permit like any other.
-async fn elsewhere(
+async fn continue_elsewhere(
     gateway: &Arc<Gateway>,
     route: &Arc<Route>,
     selection: &mut TargetSelection,

@@ -111,7 +111,7 @@ impl Wait {
                         self.waiter = Some(waiter);
                         return Waited::Called;
                     }
-                    Turn::MovedOn => return self.give_up(waiter, NotHeld::TooLate, exchange),
+                    Turn::Displaced => return self.give_up(waiter, NotHeld::TooLate, exchange),
                 },
                 () = sleep_until(waiter.until()) => return self.give_up(waiter, NotHeld::TimeOut, exchange),
                 // An endpoint that reported full may be asked again: no slot is released to wake a waiter then.
@@ -149,7 +149,7 @@ impl Wait {
     }
 
     /// Leaves the queue for a built-in model, or because no target is available. The call passes on to the next waiter.
-    pub(super) fn elsewhere(&mut self, exchange: &mut Exchange) {
+    pub(super) fn leave_without_slot(&mut self, exchange: &mut Exchange) {
         let Some(waiter) = self.waiter.take() else { return };
         self.report(&waiter, exchange, "moved_on");
         waiter.moved_on();

@@ -18,7 +18,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-pub use acme::{Acme, Challenges, ExternalAccountError, Managed};
+pub use acme::{Acme, Challenges, ExternalAccountError, ManagedCertificate};
 pub use certificate::{CertificatePair, Names};
 pub use client::UpstreamTls;
 pub use peer::ClientCertificate;

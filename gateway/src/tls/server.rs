@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 use spillway_config::schema::{ClientCertificateMode, ListenerTls, TlsVersion};
 
-use super::{Acme, CertificatePair, Managed, TlsError, authorities, provider, read};
+use super::{Acme, CertificatePair, ManagedCertificate, TlsError, authorities, provider, read};
 
 /// Application protocols, the preferred one first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -42,14 +42,14 @@ impl PartialEq for ServerTls {
 struct Chooser {
     pairs: Vec<Arc<CertificatePair>>,
     /// Obtained certificate, which may arrive and change while connections are served.
-    managed: Option<Arc<Managed>>,
+    managed: Option<Arc<ManagedCertificate>>,
     exact: HashMap<Box<str>, Vec<usize>>,
     /// Certificates by the suffix behind the star.
     wildcard: HashMap<Box<str>, Vec<usize>>,
 }
 
 impl Chooser {
-    fn new(pairs: Vec<CertificatePair>, managed: Option<Arc<Managed>>) -> Self {
+    fn new(pairs: Vec<CertificatePair>, managed: Option<Arc<ManagedCertificate>>) -> Self {
         let mut chooser = Self { pairs: Vec::new(), managed, exact: HashMap::new(), wildcard: HashMap::new() };
         for (n, pair) in pairs.iter().enumerate() {
             for name in &pair.names.exact {
@@ -165,7 +165,7 @@ impl ServerTls {
     }
 
     /// Obtained certificate of the listener.
-    pub fn managed(&self) -> Option<&Arc<Managed>> {
+    pub fn managed(&self) -> Option<&Arc<ManagedCertificate>> {
         self.chooser.managed.as_ref()
     }
 

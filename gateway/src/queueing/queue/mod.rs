@@ -44,7 +44,7 @@ struct WaiterState {
 enum WaiterStatus {
     Waiting,
     Called,
-    MovedOn,
+    Displaced,
 }
 
 /// Result of a wait.
@@ -53,7 +53,7 @@ pub enum Turn {
     /// A slot may be free: try to acquire it.
     Called,
     /// Waiters with a better claim are first, or the turn would be too late.
-    MovedOn,
+    Displaced,
 }
 
 /// Reason for which a request does not wait, or waits no longer.
@@ -115,7 +115,7 @@ impl Queue {
         let mut state = self.state.lock();
         let entered = state.line.enter(now, party, priority, until, &mut moved_on);
         for lost in moved_on {
-            state.notify(lost, WaiterStatus::MovedOn);
+            state.notify(lost, WaiterStatus::Displaced);
         }
         let entry = match entered {
             Ok(entry) => entry,
@@ -221,10 +221,10 @@ impl Waiter {
     /// Turn that has been assigned already; does not wait.
     pub fn turn_now(&self) -> Option<Turn> {
         let state = self.queue.state.lock();
-        match state.waiters.get(&self.entry.id()).map_or(WaiterStatus::MovedOn, |waiter| waiter.status) {
+        match state.waiters.get(&self.entry.id()).map_or(WaiterStatus::Displaced, |waiter| waiter.status) {
             WaiterStatus::Waiting => None,
             WaiterStatus::Called => Some(Turn::Called),
-            WaiterStatus::MovedOn => Some(Turn::MovedOn),
+            WaiterStatus::Displaced => Some(Turn::Displaced),
         }
     }
 
@@ -262,7 +262,7 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         let now = Instant::now();
         let mut state = self.queue.state.lock();
-        let status = state.waiters.remove(&self.entry.id()).map_or(WaiterStatus::MovedOn, |waiter| waiter.status);
+        let status = state.waiters.remove(&self.entry.id()).map_or(WaiterStatus::Displaced, |waiter| waiter.status);
         let admitted = self.outcome == QueueEnd::Admitted;
         let mut unused = None;
         match status {
@@ -274,7 +274,7 @@ impl Drop for Waiter {
             WaiterStatus::Waiting => {
                 state.line.leave(now, &self.entry);
             }
-            WaiterStatus::MovedOn => {}
+            WaiterStatus::Displaced => {}
         }
         self.queue.show(&state);
         drop(state);

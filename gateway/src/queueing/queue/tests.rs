@@ -57,7 +57,7 @@ async fn request(server: &Server, queue: &Arc<Queue>, who: &str) -> Result<super
                 waiter.given_up(NotHeld::TimeOut);
                 return Err(NotHeld::TimeOut);
             }
-            Ok(Turn::MovedOn) => {
+            Ok(Turn::Displaced) => {
                 waiter.given_up(NotHeld::TooLate);
                 return Err(NotHeld::TooLate);
             }

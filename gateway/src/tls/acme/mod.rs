@@ -46,7 +46,7 @@ type ManagedId = [u8; 32];
 /// Obtained certificates of the process.
 pub struct Acme {
     challenges: Arc<Challenges>,
-    known: Mutex<HashMap<ManagedId, Weak<Managed>>>,
+    known: Mutex<HashMap<ManagedId, Weak<ManagedCertificate>>>,
     running: Mutex<HashMap<ManagedId, RenewalTask>>,
     /// Accounts that could not be stored, by their files: authorities limit new accounts. The lock is held while an
     /// account is looked up or made, so that two certificates do not make two.
@@ -56,7 +56,7 @@ pub struct Acme {
 
 /// Task that obtains and renews a certificate, with the certificate.
 struct RenewalTask {
-    _managed: Arc<Managed>,
+    _managed: Arc<ManagedCertificate>,
     task: AbortHandle,
 }
 
@@ -67,7 +67,7 @@ impl Drop for RenewalTask {
 }
 
 /// Certificate that is obtained and renewed.
-pub struct Managed {
+pub struct ManagedCertificate {
     id: ManagedId,
     written: schema::Acme,
     hmac_key: Option<Vec<u8>>,
@@ -78,9 +78,9 @@ pub struct Managed {
     jitter: f64,
 }
 
-impl std::fmt::Debug for Managed {
+impl std::fmt::Debug for ManagedCertificate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Managed({:?})", self.written.domains)
+        write!(f, "ManagedCertificate({:?})", self.written.domains)
     }
 }
 
@@ -103,7 +103,7 @@ impl Acme {
 
     /// Returns the certificate of a configuration, with its stored content. No order starts before [`Self::keep`].
     /// Reads files: not for the runtime's threads.
-    pub fn certificate(&self, written: &schema::Acme) -> Result<Arc<Managed>, TlsError> {
+    pub fn certificate(&self, written: &schema::Acme) -> Result<Arc<ManagedCertificate>, TlsError> {
         let mut digest = Sha256::new();
         digest.update(format!("{written:?}"));
         let roots = match &written.ca_file {
@@ -128,13 +128,13 @@ impl Acme {
         if let Some(managed) = known.get(&id).and_then(Weak::upgrade) {
             return Ok(managed);
         }
-        let managed = Arc::new(Managed::new(id, written.clone(), hmac_key, roots));
+        let managed = Arc::new(ManagedCertificate::new(id, written.clone(), hmac_key, roots));
         known.insert(id, Arc::downgrade(&managed));
         Ok(managed)
     }
 
     /// Obtains and renews these certificates from now on, and no others.
-    pub fn keep(self: &Arc<Self>, wanted: &[Arc<Managed>]) {
+    pub fn keep(self: &Arc<Self>, wanted: &[Arc<ManagedCertificate>]) {
         let mut running = self.running.lock();
         running.retain(|id, _| wanted.iter().any(|managed| managed.id == *id));
         for managed in wanted {
@@ -170,7 +170,7 @@ fn external_key(account: &schema::ExternalAccount) -> Result<Vec<u8>, ExternalAc
     key.map_err(|_| ExternalAccountError::NotBase64Url)
 }
 
-impl Managed {
+impl ManagedCertificate {
     fn new(id: ManagedId, written: schema::Acme, hmac_key: Option<Vec<u8>>, roots: Option<RootCertStore>) -> Self {
         let storage = Storage::new(&written);
         let stored = storage.certificate();
@@ -253,7 +253,7 @@ fn unix_now() -> i64 {
 }
 
 /// Obtains a certificate and renews it, until the task is aborted.
-async fn obtain_and_renew(acme: Arc<Acme>, managed: Arc<Managed>) {
+async fn obtain_and_renew(acme: Arc<Acme>, managed: Arc<ManagedCertificate>) {
     let domains = managed.written.domains.join(", ");
     let (mut failures, mut pause, mut unstored) = (0, Duration::ZERO, None);
     loop {
@@ -307,7 +307,7 @@ async fn obtain_and_renew(acme: Arc<Acme>, managed: Arc<Managed>) {
 
 /// Stores a certificate, which is served meanwhile. Failed attempts are repeated, because a folder may be mended or a
 /// disk freed.
-async fn store(acme: &Acme, managed: &Arc<Managed>, pair: &Arc<CertificatePair>) {
+async fn store(acme: &Acme, managed: &Arc<ManagedCertificate>, pair: &Arc<CertificatePair>) {
     let domains = managed.written.domains.join(", ");
     let pause = managed.written.retry.base.0.min(STORE_AGAIN);
     let mut failing = false;

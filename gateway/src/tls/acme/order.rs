@@ -17,7 +17,7 @@ use spillway_filter::HttpClient;
 
 use super::challenges::PublishedChallenge;
 use super::storage::{StorageError, StoredAccount};
-use super::{Acme, Managed};
+use super::{Acme, ManagedCertificate};
 use crate::tls::{CertificatePair, TlsError};
 
 /// Longest wait for one answer of the authority: half a minute, because authorities are slow under load.
@@ -89,7 +89,7 @@ impl instant_acme::HttpClient for Wire {
 
 /// Obtains a certificate. Storing is left to the caller: the authority has counted the order, so the certificate is
 /// used even if it cannot be stored.
-pub(super) async fn run(acme: &Acme, managed: &Arc<Managed>) -> Result<CertificatePair, OrderError> {
+pub(super) async fn run(acme: &Acme, managed: &Arc<ManagedCertificate>) -> Result<CertificatePair, OrderError> {
     let account = account(acme, managed).await?;
     let names: Vec<Identifier> =
         managed.domains().iter().map(|name| Identifier::Dns(name.to_ascii_lowercase())).collect();
@@ -118,7 +118,7 @@ pub(super) async fn run(acme: &Acme, managed: &Arc<Managed>) -> Result<Certifica
 }
 
 /// Stores a certificate.
-pub(super) async fn store(managed: &Arc<Managed>, pair: &Arc<CertificatePair>) -> Result<(), OrderError> {
+pub(super) async fn store(managed: &Arc<ManagedCertificate>, pair: &Arc<CertificatePair>) -> Result<(), OrderError> {
     let (managed, pair) = (managed.clone(), pair.clone());
     Ok(blocking(move || managed.storage.store_certificate(&pair)).await??)
 }
@@ -128,7 +128,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// Finds the stored account, or makes a new one. An account that cannot be stored is kept for the next order.
-async fn account(acme: &Acme, managed: &Arc<Managed>) -> Result<Account, OrderError> {
+async fn account(acme: &Acme, managed: &Arc<ManagedCertificate>) -> Result<Account, OrderError> {
     let mut unstored = acme.account.lock().await;
     let file = managed.storage.account_file();
     let written = &managed.written;
@@ -172,7 +172,11 @@ async fn account(acme: &Acme, managed: &Arc<Managed>) -> Result<Account, OrderEr
 }
 
 /// Publishes the proofs that the authority requires, and asks it to verify them.
-async fn prove(acme: &Acme, managed: &Managed, order: &mut Order) -> Result<Vec<PublishedChallenge>, OrderError> {
+async fn prove(
+    acme: &Acme,
+    managed: &ManagedCertificate,
+    order: &mut Order,
+) -> Result<Vec<PublishedChallenge>, OrderError> {
     let (kind, name) = match managed.written.challenge {
         AcmeChallenge::TlsAlpn01 => (ChallengeType::TlsAlpn01, "tls-alpn-01"),
         AcmeChallenge::Http01 => (ChallengeType::Http01, "http-01"),
