@@ -1,7 +1,6 @@
 //! Wait of a request for a slot: until it is called, its time is over, or its client leaves. A client that leaves frees
 //! its position in the queue at once, because the wait is dropped with the request.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use pingora::protocols::http::ServerSession;
@@ -11,6 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::admission::TargetSelection;
 use crate::clock::now_millis;
 use crate::exchange::Exchange;
+use crate::limits::network;
 use crate::queueing::{NotHeld, Party, Pending, Turn, Waiter};
 use crate::telemetry::{Label, Span, SpanKind, names};
 use crate::topology::Route;
@@ -180,13 +180,5 @@ fn party(exchange: &Exchange) -> Party {
     match &exchange.caller {
         Some(consumer) => Party::Tenant(consumer.tenant.clone()),
         None => Party::Address(network(exchange.client)),
-    }
-}
-
-/// Network that counts as one address: the /64 of IPv6, which a household or server has to itself.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
-        v4 => v4,
     }
 }

@@ -13,7 +13,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,8 +25,8 @@ use super::drain_rate::DrainRate;
 pub enum Party {
     /// A tenant.
     Tenant(Arc<str>),
-    /// An anonymous caller, by its address; of IPv6 the first 64 bits.
-    Address(IpAddr),
+    /// An anonymous caller, by the network that counts as one address (`limits::network`).
+    Address([u8; 9]),
 }
 
 /// Entry of a waiter in the line.

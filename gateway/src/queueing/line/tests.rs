@@ -17,7 +17,7 @@ fn tenant(name: &str) -> Party {
 fn name(entry: &LineEntry) -> String {
     match &entry.party {
         Party::Tenant(name) => name.to_string(),
-        Party::Address(address) => address.to_string(),
+        Party::Address(network) => format!("{network:?}"),
     }
 }
 
