@@ -74,7 +74,7 @@ async fn endless() -> Upstream {
     counted().await.0
 }
 
-/// The same with the bytes that it has written, of all answers.
+/// Server whose answer has no end, and the count of bytes that it has written, of all answers.
 async fn counted() -> (Upstream, Arc<AtomicUsize>) {
     let written = Arc::new(AtomicUsize::new(0));
     let count = written.clone();

@@ -1,6 +1,6 @@
 //! `externalAuthorization`: another server decides whether a request may pass, as with Envoy's `ext_authz` over HTTP.
-//! That server receives the method, the path and chosen headers. A 2xx answer lets the request pass, with added headers;
-//! any other answer but 5xx refuses it.
+//! The method, the path and chosen headers are sent to it. A 2xx answer lets the request pass, with added headers; any
+//! other answer but 5xx refuses it.
 
 use std::sync::Arc;
 

@@ -7,7 +7,8 @@
 //! Well below the aim the limit grows by its square root for each window, near it by one. Above the aim it shrinks by a
 //! quarter of the excess, beyond the tolerance by all of it. The excess comes from the gradient `aim * baseline / latency`,
 //! as in the gradient limiters of Netflix (github.com/Netflix/concurrency-limits) and of Envoy's adaptive concurrency filter.
-//! Those have no aim between growth and shrinking: `limit * gradient + sqrt(limit)` ends far above the knee of a small server.
+//! Both filters have no aim between growth and shrinking: their `limit * gradient + sqrt(limit)` ends far above the knee of a
+//! small server.
 //!
 //! A baseline that is learnt under load creeps upwards until every latency seems good. So measurements under load only lower
 //! it. It is measured anew without load: in windows with so few requests in flight that a server with the right limit has
