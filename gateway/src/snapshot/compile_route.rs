@@ -54,6 +54,13 @@ pub(super) enum RouteError {
     Match(#[from] CompileError),
 }
 
+impl RouteError {
+    /// Error of a route that names a target which the configuration does not have.
+    fn unknown(route: &str, name: &str) -> Self {
+        Self::Unknown { route: route.to_owned(), name: name.to_owned() }
+    }
+}
+
 /// State and parts of a configuration that its routes are compiled from.
 #[derive(Clone, Copy)]
 pub(super) struct RouteCompiler<'a> {
@@ -170,13 +177,11 @@ impl RouteCompiler<'_> {
     }
 
     fn backend(&self, route: &str, name: &str) -> Result<Arc<Backend>, RouteError> {
-        let unknown = || RouteError::Unknown { route: route.to_owned(), name: name.to_owned() };
-        self.backends.get(name).cloned().ok_or_else(unknown)
+        self.backends.get(name).cloned().ok_or_else(|| RouteError::unknown(route, name))
     }
 
     fn model(&self, route: &str, name: &str) -> Result<Arc<LoadedModel>, RouteError> {
-        let unknown = || RouteError::Unknown { route: route.to_owned(), name: name.to_owned() };
-        self.models.get(name).cloned().ok_or_else(unknown)
+        self.models.get(name).cloned().ok_or_else(|| RouteError::unknown(route, name))
     }
 
     fn targets(&self, route: &str, written: &schema::Route) -> Result<Vec<Target>, RouteError> {
