@@ -82,8 +82,9 @@ async fn falls_silent() -> Upstream {
     .await
 }
 
-const STREAMED: &str =
-    r#"{"model":"m","stream":true,"max_tokens":2000,"messages":[{"role":"user","content":"Count."}]}"#;
+/// Request whose answer does not end by itself: the demo model's two tokens that end an answer are barred.
+const STREAMED: &str = r#"{"model":"m","stream":true,"max_tokens":4000,"logit_bias":{"0":-100,"2":-100},
+    "messages":[{"role":"user","content":"Count."}]}"#;
 
 /// Gateway with a short drain after SIGTERM, for both versions of HTTP.
 async fn with_short_drain(rest: &str) -> Gateway {
