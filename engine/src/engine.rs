@@ -242,8 +242,8 @@ impl Engine {
     /// Device that the model runs on now, and its measured speed.
     pub fn placement(&self) -> Placement {
         match &self.shared.serving {
-            Serving::Decoder { scheduler, .. } => scheduler.placement(),
-            Serving::Encoder(encoder) => encoder.placement(),
+            Serving::Decoder { scheduler, .. } => scheduler.thread.placement(),
+            Serving::Encoder(encoder) => encoder.thread.placement(),
         }
     }
 
@@ -251,8 +251,8 @@ impl Engine {
     /// again.
     pub fn has_ended(&self) -> bool {
         match &self.shared.serving {
-            Serving::Decoder { scheduler, .. } => scheduler.has_ended(),
-            Serving::Encoder(encoder) => encoder.has_ended(),
+            Serving::Decoder { scheduler, .. } => scheduler.thread.has_ended(),
+            Serving::Encoder(encoder) => encoder.thread.has_ended(),
         }
     }
 
@@ -342,8 +342,8 @@ impl Engine {
     /// Stops the engine: running requests fail with [`EngineError::Shutdown`].
     pub fn shutdown(&self) {
         match &self.shared.serving {
-            Serving::Decoder { scheduler, .. } => scheduler.shutdown(),
-            Serving::Encoder(encoder) => encoder.shutdown(),
+            Serving::Decoder { scheduler, .. } => scheduler.thread.shutdown(),
+            Serving::Encoder(encoder) => encoder.thread.shutdown(),
         }
     }
 }

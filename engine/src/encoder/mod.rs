@@ -8,16 +8,16 @@ mod tests;
 mod worker;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_channel::Sender;
 
 use crate::model::BertShape;
-use crate::runner::{self, Rebuildable, Recipient, ThreadHealth, Tuning};
+use crate::runner::{self, ModelThread, Rebuildable, Recipient, ThreadHealth, Tuning};
 use crate::text::Tokenizer;
-use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions, Placement};
+use crate::{Busy, BusyReason, EngineError, EngineStats, LoadError, LoadOptions};
 use worker::EncoderWorker;
 
 /// Most texts of one request: the limit of OpenAI's embeddings API.
@@ -51,7 +51,7 @@ pub(crate) enum Input {
 type EncodeResult = Result<Vec<Encoded>, EngineError>;
 
 /// Request on its way to the encoder's thread.
-struct EncodeJob {
+pub(crate) struct EncodeJob {
     inputs: Vec<Input>,
     answer: Sender<EncodeResult>,
 }
@@ -65,9 +65,8 @@ impl Recipient for Sender<EncodeResult> {
 
 /// Callers' side of the encoder's thread.
 pub(crate) struct EncoderHandle {
-    jobs: Sender<EncodeJob>,
+    pub(crate) thread: ModelThread<EncodeJob>,
     shared: Arc<EncoderState>,
-    placement: Arc<Mutex<Placement>>,
     outputs: usize,
     vocabulary: usize,
     /// Longest estimated wait at which a request is accepted.
@@ -82,7 +81,7 @@ struct EncoderState {
     cost: AtomicU64,
     /// Texts accepted and not yet answered.
     texts: AtomicUsize,
-    health: ThreadHealth,
+    health: Arc<ThreadHealth>,
 }
 
 impl EncoderState {
@@ -131,7 +130,7 @@ impl EncoderHandle {
         let texts = inputs.len();
         // Counted before sending, because the thread may answer at once.
         self.shared.texts.fetch_add(texts, Ordering::Relaxed);
-        if let Err(refused) = self.jobs.try_send(EncodeJob { inputs, answer }) {
+        if let Err(refused) = self.thread.send(EncodeJob { inputs, answer }) {
             self.shared.texts.fetch_sub(texts, Ordering::Relaxed);
             return Err(busy(if refused.is_closed() { BusyReason::Stopped } else { BusyReason::QueueFull }));
         }
@@ -154,34 +153,13 @@ impl EncoderHandle {
         let waiting = self.shared.waiting.load(Ordering::Relaxed);
         EngineStats {
             active: waiting,
-            waiting: self.jobs.len(),
+            waiting: self.thread.queued(),
             estimated_wait: self.estimated_wait(),
             prompt_tokens: self.shared.tokens.load(Ordering::Relaxed),
             is_ready: self.shared.health.is_ready(),
             faults: self.shared.health.faults(),
             ..EngineStats::default()
         }
-    }
-
-    /// Device that the encoder runs on now.
-    pub(crate) fn placement(&self) -> Placement {
-        self.placement.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// True once the thread has ended: no request is accepted any more.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.shared.health.is_stopped()
-    }
-
-    pub(crate) fn shutdown(&self) {
-        self.shared.health.stop();
-        self.jobs.close();
-    }
-}
-
-impl Drop for EncoderHandle {
-    fn drop(&mut self) {
-        self.shutdown();
     }
 }
 
@@ -206,8 +184,8 @@ fn begin(
     let shared = Arc::new(EncoderState::default());
     let placement = model.placement();
     let (outputs, vocabulary) = (shape.outputs(), shape.vocabulary);
-    let watched = shared.clone();
-    let on_hang = move |at_first| watched.health.note_hang(at_first);
+    let watched = shared.health.clone();
+    let on_hang = move |at_first| watched.note_hang(at_first);
     let sizes = shape.sizes();
     let worker = |watch| EncoderWorker {
         name: options.name.clone(),
@@ -222,7 +200,8 @@ fn begin(
         watch,
     };
     runner::launch(options, placement.clone(), on_hang, worker, EncoderWorker::work)?;
-    Ok(EncoderHandle { jobs, shared, placement, outputs, vocabulary, max_wait: options.max_queue_wait })
+    let thread = ModelThread::new(jobs, shared.health.clone(), placement);
+    Ok(EncoderHandle { thread, shared, outputs, vocabulary, max_wait: options.max_queue_wait })
 }
 
 fn narrow(n: usize) -> u32 {

@@ -75,7 +75,7 @@ fn an_encoder_whose_device_fails_or_panics_is_set_up_again_and_only_its_requests
     for fault in [Fault::Error, Fault::Panic] {
         let (handle, faults) = scene(DeviceChoice::Index(0), Faults { refusals: 2, ..Faults::default() });
         let before = encode(&handle).unwrap();
-        assert!(handle.stats().is_ready && handle.placement().rate > 0.0, "{:?}", handle.placement());
+        assert!(handle.stats().is_ready && handle.thread.placement().rate > 0.0, "{:?}", handle.thread.placement());
         faults.lock().unwrap().next.push_back(fault);
         assert!(matches!(encode(&handle), Err(EngineError::Device(_))));
         assert_eq!(encode_again(&handle), before);
@@ -105,14 +105,14 @@ fn an_encoder_on_a_gpu_that_is_lost_goes_on_on_the_processor() {
     faults.lock().unwrap().next.push_back(Fault::Error);
     assert!(encode(&handle).is_err());
     assert_eq!(encode_again(&handle).len(), 2);
-    assert_eq!(handle.placement().device.kind, "CPU");
+    assert_eq!(handle.thread.placement().device.kind, "CPU");
 }
 
 #[test]
 fn an_encoder_that_has_ended_is_not_ready() {
     let (handle, _) = scene(DeviceChoice::Index(0), Faults::default());
-    handle.shutdown();
-    assert!(handle.has_ended() && !handle.stats().is_ready);
+    handle.thread.shutdown();
+    assert!(handle.thread.has_ended() && !handle.stats().is_ready);
     assert!(matches!(encode(&handle), Err(EngineError::Busy(busy)) if busy.reason == BusyReason::Stopped));
 }
 

@@ -6,6 +6,7 @@
 pub(crate) mod doubles;
 mod health;
 mod recover;
+mod thread;
 mod watch;
 
 use std::any::Any;
@@ -21,6 +22,7 @@ use crate::{DeviceChoice, EngineError, Hold, LoadError, LoadOptions, Placement};
 
 pub(crate) use health::ThreadHealth;
 pub(crate) use recover::{RecoverableWorker, launch, recover, run_until_end};
+pub(crate) use thread::ModelThread;
 pub(crate) use watch::{Recipient, Watch};
 
 /// A step hangs if it takes longer than this, and more than `HANG_TIMES` its usual time. A driver may compile a

@@ -20,15 +20,15 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender, TryRecvError};
 
 use crate::exec::{Batch, Row, Sizes};
-use crate::runner::{self, Measured, Rebuildable, Recipient, RecoverableWorker, Tuning, Watch};
+use crate::runner::{self, Measured, ModelThread, Rebuildable, Recipient, RecoverableWorker, Tuning, Watch};
 use crate::text::Tokenizer;
-use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions, Placement};
+use crate::{Busy, EngineError, EngineStats, Event, Generate, LoadError, LoadOptions};
 use cost::Cost;
 use masks::Masks;
 use pace::place;
@@ -50,8 +50,9 @@ const EVENTS: usize = 64;
 const PARKED_LIMIT: Duration = Duration::from_secs(2);
 /// Niceness added to engine threads, so that the proxy's threads get a core first.
 const NICENESS: i32 = 5;
+
 /// Request on its way to the scheduler's thread.
-struct Job {
+pub(crate) struct Job {
     request: Generate,
     events: Sender<Event>,
     submitted: Instant,
@@ -72,9 +73,8 @@ impl Recipient for Sender<Event> {
 
 /// Callers' side of the scheduler's thread.
 pub(crate) struct SchedulerHandle {
-    jobs: Sender<Job>,
+    pub(crate) thread: ModelThread<Job>,
     shared: Arc<SchedulerState>,
-    placement: Arc<Mutex<Placement>>,
 }
 
 impl SchedulerHandle {
@@ -82,7 +82,7 @@ impl SchedulerHandle {
     pub(crate) fn submit(&self, request: Generate) -> Result<Receiver<Event>, Busy> {
         self.shared.enter(&request)?;
         let (events, receiver) = async_channel::unbounded();
-        match self.jobs.try_send(Job { request, events, submitted: Instant::now() }) {
+        match self.thread.send(Job { request, events, submitted: Instant::now() }) {
             Ok(()) => Ok(receiver),
             Err(refused) => {
                 self.shared.leave_queue(&refused.into_inner().request);
@@ -97,27 +97,6 @@ impl SchedulerHandle {
 
     pub(crate) fn estimated_wait(&self, prompt_tokens: usize, tenant: Option<&str>) -> Duration {
         self.shared.estimated_wait(prompt_tokens, &tenant.map(Arc::from))
-    }
-
-    /// Device that the model runs on now.
-    pub(crate) fn placement(&self) -> Placement {
-        self.placement.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// True once the thread has ended: no request is accepted any more.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.shared.health.is_stopped()
-    }
-
-    pub(crate) fn shutdown(&self) {
-        self.shared.health.stop();
-        self.jobs.close();
-    }
-}
-
-impl Drop for SchedulerHandle {
-    fn drop(&mut self) {
-        self.shutdown();
     }
 }
 
@@ -142,8 +121,8 @@ fn begin(
     let (jobs, received) = async_channel::bounded(sizes.slots.saturating_add(queue).max(1));
     let shared = Arc::new(SchedulerState::new(sizes, queue, options.max_queue_wait));
     let placement = model.placement();
-    let watched = shared.clone();
-    let on_hang = move |at_first| watched.health.note_hang(at_first);
+    let watched = shared.health.clone();
+    let on_hang = move |at_first| watched.note_hang(at_first);
     let worker = |watch| SchedulerWorker {
         name: options.name.clone(),
         model,
@@ -168,7 +147,8 @@ fn begin(
         watch,
     };
     runner::launch(options, placement.clone(), on_hang, worker, SchedulerWorker::work)?;
-    Ok(SchedulerHandle { jobs, shared, placement })
+    let thread = ModelThread::new(jobs, shared.health.clone(), placement);
+    Ok(SchedulerHandle { thread, shared })
 }
 
 /// Lowers the priority of the calling thread, so that the proxy's threads get a core first.

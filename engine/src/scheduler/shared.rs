@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::pace::{Pace, PendingPrompt, place, rows_until_read};
@@ -69,7 +69,7 @@ pub(super) struct SchedulerState {
     sizes: Sizes,
     queue: usize,
     max_wait: Duration,
-    pub(super) health: ThreadHealth,
+    pub(super) health: Arc<ThreadHealth>,
     /// A request was refused for lack of room since the scheduler last looked.
     refused: AtomicBool,
     running: AtomicUsize,
@@ -102,7 +102,7 @@ impl SchedulerState {
             sizes,
             queue,
             max_wait,
-            health: ThreadHealth::default(),
+            health: Arc::default(),
             refused: AtomicBool::new(false),
             running: AtomicUsize::new(0),
             line: Mutex::default(),

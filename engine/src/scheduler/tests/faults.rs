@@ -101,12 +101,12 @@ fn a_gpu_that_is_lost_makes_way_for_the_processor_where_the_choice_is_ours() {
     let ours = LoadOptions { device: DeviceChoice::Auto, ..options(8) };
     let refusals = |refusals| Faults { refusals, ..Faults::default() };
     let scene = Scene::with(sizes(2, 8 * PAGE, 20), &ours, world(), refusals(usize::MAX)).unwrap();
-    assert_eq!(scene.handle.placement().device.kind, "discrete GPU");
+    assert_eq!(scene.handle.thread.placement().device.kind, "discrete GPU");
     scene.faults.lock().unwrap().next.push_back(Fault::Error);
     assert!(matches!(ask(&scene), Err(EngineError::Device(_))));
     ready_again(&scene.handle, 1);
     assert_eq!(ask(&scene), Ok(()));
-    let placement = scene.handle.placement();
+    let placement = scene.handle.thread.placement();
     assert_eq!(placement.device.kind, "CPU");
     assert!(placement.device.reason.contains("none yet") && placement.rate > 0.0, "{placement:?}");
     assert_eq!(scene.faults.lock().unwrap().on_processor, [false, false, true]);
@@ -118,7 +118,7 @@ fn a_gpu_that_is_lost_makes_way_for_the_processor_where_the_choice_is_ours() {
         ready_again(&scene.handle, faults);
         assert_eq!(ask(&scene), Ok(()));
     }
-    assert_eq!(scene.handle.placement().device.kind, "CPU");
+    assert_eq!(scene.handle.thread.placement().device.kind, "CPU");
     assert_eq!(scene.faults.lock().unwrap().on_processor, [false, false, false, true]);
     // A GPU named in the options is never replaced.
     let scene = Scene::with(sizes(2, 8 * PAGE, 20), &options(8), world(), refusals(1)).unwrap();
@@ -132,8 +132,8 @@ fn a_gpu_that_is_lost_makes_way_for_the_processor_where_the_choice_is_ours() {
 fn a_gpu_that_cannot_run_its_first_step_makes_way_too() {
     let ours = LoadOptions { device: DeviceChoice::Auto, ..options(8) };
     let scene = Scene::with(sizes(2, 8 * PAGE, 20), &ours, World::default(), Faults::first(Fault::Error)).unwrap();
-    assert_eq!(scene.handle.placement().device.kind, "CPU");
-    assert!(scene.handle.placement().device.reason.contains("out of memory"));
+    assert_eq!(scene.handle.thread.placement().device.kind, "CPU");
+    assert!(scene.handle.thread.placement().device.reason.contains("out of memory"));
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn a_defect_outside_a_step_ends_the_engine_and_says_so() {
     let end = all(&scene.submit(ask(2, 40))).end;
     assert!(matches!(&end, Err(EngineError::Defect(why)) if why.contains("a defect outside")), "{end:?}");
     assert!(matches!(all(&other).end, Ok(_) | Err(EngineError::Defect(_))));
-    assert!(scene.handle.has_ended() && !scene.handle.stats().is_ready);
+    assert!(scene.handle.thread.has_ended() && !scene.handle.stats().is_ready);
     assert_eq!(scene.handle.submit(ask(1, 5)).unwrap_err().reason, BusyReason::Stopped);
     assert_eq!(scene.handle.stats().active, 0);
 }
