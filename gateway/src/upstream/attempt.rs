@@ -1,13 +1,12 @@
 //! The two ways to run an attempt: from its connection on, or from an answer whose head has arrived.
 
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::client::HttpSession;
 
 use super::connection::{end, not_connected};
-use super::conversation::ConversationState;
-use super::converse::converse;
+use super::conversation::{Conversation, ConversationState};
 use super::open::OpenedAnswer;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit};
+use super::passing::Passing;
 use crate::exchange::Exchange;
 
 /// Runs one attempt.
@@ -27,10 +26,11 @@ pub async fn run(attempt: &Attempt<'_>, session: &mut ServerSession, exchange: &
             return AttemptOutcome::Failed(failure);
         }
     };
-    let mut state = ConversationState::new(limits, attempt.backend.max_header_bytes);
-    let mut upstream = Some(upstream);
-    let outcome = converse(attempt, session, exchange, &mut upstream, reused, &mut state, None).await;
-    conclude(attempt, upstream, &state, &outcome).await;
+    let state = ConversationState::new(limits, attempt.backend.max_header_bytes);
+    let passing = Passing::default();
+    let mut conversation = Conversation { attempt, session, exchange, upstream: Some(upstream), state, passing };
+    let outcome = conversation.run(reused, None).await;
+    conversation.conclude(&outcome).await;
     outcome
 }
 
@@ -44,20 +44,18 @@ pub async fn relay(
     let OpenedAnswer { upstream, head, prefix, sent, shown, limits } = opened;
     let mut state = ConversationState::new(limits, attempt.backend.max_header_bytes);
     (state.sent, state.shown) = (sent, shown);
-    let mut upstream = Some(upstream);
-    let outcome = converse(attempt, session, exchange, &mut upstream, false, &mut state, Some((head, prefix))).await;
-    conclude(attempt, upstream, &state, &outcome).await;
+    let passing = Passing::default();
+    let mut conversation = Conversation { attempt, session, exchange, upstream: Some(upstream), state, passing };
+    let outcome = conversation.run(false, Some((head, prefix))).await;
+    conversation.conclude(&outcome).await;
     outcome
 }
 
-/// Releases the connection, where the conversation has not done so.
-async fn conclude(
-    attempt: &Attempt<'_>,
-    upstream: Option<HttpSession>,
-    state: &ConversationState,
-    outcome: &AttemptOutcome,
-) {
-    if let Some(upstream) = upstream {
-        end(attempt, upstream, state.sent, matches!(outcome, AttemptOutcome::Answered)).await;
+impl Conversation<'_, '_> {
+    /// Releases the connection, where the conversation has not done so.
+    async fn conclude(self, outcome: &AttemptOutcome) {
+        if let Some(upstream) = self.upstream {
+            end(self.attempt, upstream, self.state.sent, matches!(outcome, AttemptOutcome::Answered)).await;
+        }
     }
 }

@@ -1,15 +1,29 @@
-//! State of the conversation between a client and a server during an attempt: its events, its progress, and when its time
-//! limits end. It reads and writes nothing.
+//! The conversation between a client and a server during an attempt: its parties, its events, its progress, and when its
+//! time limits end. Nothing is read or written here.
 
 use bytes::Bytes;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::client::HttpSession;
 use tokio::time::Instant;
 
 use super::bounds::Bounds;
 use super::masking::SentCredentials;
 use super::outcome::{Attempt, AttemptLimits, AttemptOutcome, Failure, TimeLimit};
 use super::outgoing::{GIVEN_ALREADY, Sent};
+use super::passing::Passing;
 use crate::exchange::Exchange;
 use crate::framing::Violation;
+
+/// Conversation between a client and a server during an attempt.
+pub(super) struct Conversation<'c, 'a> {
+    pub(super) attempt: &'c Attempt<'a>,
+    pub(super) session: &'c mut ServerSession,
+    pub(super) exchange: &'c mut Exchange,
+    /// Connection to the server; `None` once it was given back or closed.
+    pub(super) upstream: Option<HttpSession>,
+    pub(super) state: ConversationState,
+    pub(super) passing: Passing,
+}
 
 /// Next event of either side.
 pub(super) enum ConversationEvent {
@@ -46,7 +60,7 @@ pub(super) struct ConversationState {
     /// Event that ended the server's side while its client was slow, to be handled when the client has read the rest.
     pub(super) pending: Option<ConversationEvent>,
     /// The server's answer was read whole.
-    pub(super) is_over: bool,
+    pub(super) answer_read: bool,
     /// The server is not read, because too much waits for the client.
     pub(super) is_paused: bool,
     /// The request carries the caller's own credentials for the server.
@@ -68,7 +82,7 @@ impl ConversationState {
             content_seen: false,
             heard: Instant::now(),
             pending: None,
-            is_over: false,
+            answer_read: false,
             is_paused: false,
             callers_account: false,
             shown: SentCredentials::default(),
@@ -83,12 +97,12 @@ impl ConversationState {
 
     /// Outcome of an attempt whose client did not read the answer to its end.
     pub(super) fn client_gone(&self) -> AttemptOutcome {
-        if self.is_over { AttemptOutcome::Unread } else { AttemptOutcome::ClientGone }
+        if self.answer_read { AttemptOutcome::Unread } else { AttemptOutcome::ClientGone }
     }
 
     /// Time at which the attempt must end. An event stream that has begun is bounded by the deadline of the request
     /// alone.
-    pub(super) fn ends(&self) -> Instant {
+    pub(super) fn attempt_deadline(&self) -> Instant {
         if self.head_seen && self.event_stream { self.limits.deadline } else { self.limits.attempt }
     }
 

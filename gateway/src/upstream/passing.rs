@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::bounds::has_room_for;
 use super::connection::{close, release_early};
-use super::conversation::{ConversationEvent, ConversationState};
+use super::conversation::{Conversation, ConversationEvent, ConversationState};
 use super::encoded::{Coding, MAX_ENCODED, decode_error_body, without_coding};
 use super::events::Gate;
 use super::headers::{outgoing_response, outgoing_trailers, remove_hop_by_hop};
@@ -67,125 +67,216 @@ struct Waiting {
     parts: BytesMut,
 }
 
-/// Begins to pass on an answer: its head, and the part of its body that was read already. Returns an outcome if the answer
-/// has ended with them.
-#[allow(clippy::too_many_arguments, reason = "the two halves of a conversation share all of it")]
-pub(super) async fn begin(
-    attempt: &Attempt<'_>,
-    session: &mut ServerSession,
-    exchange: &mut Exchange,
-    upstream: &mut Option<HttpSession>,
-    state: &mut ConversationState,
-    passing: &mut Passing,
-    head: ResponseHeader,
-    prefix: Option<Bytes>,
-) -> Option<AttemptOutcome> {
-    let is_head = session.req_header().method == Method::HEAD;
-    state.heard = Instant::now();
-    state.event_stream = is_event_stream(&head);
-    passing.observer = attempt.observer(&head);
-    let mut head = head;
-    let is_error = head.status.is_client_error() || head.status.is_server_error();
-    if is_error && !state.shown.is_empty() {
-        match Coding::of(&head.headers) {
-            Coding::Identity => passing.mask = state.shown.mask(),
-            // The head describes the body that another method would get.
-            _ if is_head => without_coding(&mut head),
-            coding => passing.sealed = Some(coding),
+impl<'a> Conversation<'_, 'a> {
+    /// Begins to pass on an answer: its head, and the part of its body that was read already. Returns an outcome if the answer
+    /// has ended with them.
+    pub(super) async fn begin(&mut self, head: ResponseHeader, prefix: Option<Bytes>) -> Option<AttemptOutcome> {
+        let is_head = self.session.req_header().method == Method::HEAD;
+        self.state.heard = Instant::now();
+        self.state.event_stream = is_event_stream(&head);
+        self.passing.observer = self.attempt.observer(&head);
+        let mut head = head;
+        let is_error = head.status.is_client_error() || head.status.is_server_error();
+        if is_error && !self.state.shown.is_empty() {
+            match Coding::of(&head.headers) {
+                Coding::Identity => self.passing.mask = self.state.shown.mask(),
+                // The head describes the body that another method would get.
+                _ if is_head => without_coding(&mut head),
+                coding => self.passing.sealed = Some(coding),
+            }
         }
-    }
-    if !state.event_stream {
-        attempt.answered(Class::Head, head.status);
-    }
-    if state.event_stream && passing.observer.is_some() {
-        passing.gate = Some(Gate::default());
-        if attempt.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
-            passing.transcript = attempt.backend.dialect.and_then(|dialect| dialect.transcribe());
+        if !self.state.event_stream {
+            self.attempt.answered(Class::Head, head.status);
         }
-    }
-    if passing.sealed.is_some()
-        || (passing.gate.is_some() && state.limits.first_token.is_some() && attempt.move_on.retry)
-    {
-        passing.waiting = Some(Waiting { head, parts: BytesMut::new() });
-        if passing.sealed == Some(Coding::Unknown) {
-            // No part of such a body can be passed on.
-            leave(attempt, upstream, state).await;
-        } else if let Some(prefix) = prefix
-            && pass_part(attempt, session, exchange, upstream, state, passing, prefix).await.is_err()
+        if self.state.event_stream && self.passing.observer.is_some() {
+            self.passing.gate = Some(Gate::default());
+            if self.attempt.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
+                self.passing.transcript = self.attempt.backend.dialect.and_then(|dialect| dialect.transcribe());
+            }
+        }
+        if self.passing.sealed.is_some()
+            || (self.passing.gate.is_some() && self.state.limits.first_token.is_some() && self.attempt.move_on.retry)
         {
-            return Some(state.client_gone());
+            self.passing.waiting = Some(Waiting { head, parts: BytesMut::new() });
+            if self.passing.sealed == Some(Coding::Unknown) {
+                // No part of such a body can be passed on.
+                self.leave().await;
+            } else if let Some(prefix) = prefix
+                && self.pass_part(prefix).await.is_err()
+            {
+                return Some(self.state.client_gone());
+            }
+        } else {
+            // Observed first: more may be read while the client is slow to read the head.
+            let prefix = prefix.map(|prefix| self.observe(prefix));
+            if self.pass_head(head, is_head).await.is_err() || self.pass(prefix.unwrap_or_default()).await.is_err() {
+                return Some(self.state.client_gone());
+            }
         }
-    } else {
-        // Observed first: more may be read while the client is slow to read the head.
-        let prefix =
-            prefix.map(|prefix| observe(attempt, &mut exchange.outcome, exchange.started, state, passing, prefix));
-        if pass_head(attempt, session, exchange, upstream, state, passing, head, is_head).await.is_err()
-            || pass(attempt, session, exchange, upstream, state, passing, prefix.unwrap_or_default()).await.is_err()
-        {
-            return Some(state.client_gone());
+        if self.state.pending.is_none() && self.upstream.as_mut().is_some_and(HttpSession::response_done) {
+            return Some(self.finish().await);
         }
+        None
     }
-    if state.pending.is_none() && upstream.as_mut().is_some_and(HttpSession::response_done) {
-        return Some(finish(attempt, session, exchange, upstream, state, passing).await);
-    }
-    None
-}
 
-/// Stops reading an answer, as if it had ended.
-async fn leave(attempt: &Attempt<'_>, upstream: &mut Option<HttpSession>, state: &mut ConversationState) {
-    if let Some(server) = upstream.take() {
-        close(attempt, server).await;
+    /// Stops reading an answer, as if it had ended.
+    async fn leave(&mut self) {
+        if let Some(server) = self.upstream.take() {
+            close(self.attempt, server).await;
+        }
+        self.state.pending = Some(ConversationEvent::AnswerEnd);
     }
-    state.pending = Some(ConversationEvent::AnswerEnd);
+
+    async fn pass_head(&mut self, head: ResponseHeader, is_head: bool) -> pingora::Result<()> {
+        self.exchange.outcome.status = head.status.as_u16();
+        self.exchange.outcome.served_by = ServedBy::Backend(self.attempt.backend.name.clone());
+        self.exchange.outcome.endpoint = Some(self.attempt.endpoint.address.clone());
+        let has_body = !(is_head || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED);
+        let is_http11 = self.session.req_header().version == Version::HTTP_11;
+        let mut head = head;
+        remove_hop_by_hop(&mut head);
+        if self.attempt.backend.load_reports {
+            // The gateway asked for the report, not the caller.
+            head.remove_header(&orca::REPORT);
+        }
+        self.state.shown.strip(&mut head);
+        let mut out = outgoing_response(head, self.exchange, is_http11, has_body);
+        if self.exchange.outcome.spilled.is_some()
+            && let Ok(name) = header::HeaderValue::from_str(&self.attempt.backend.name)
+        {
+            let _ = out.insert_header(SERVED_BY.clone(), name);
+        }
+        self.state.head_passed = true;
+        let (session, mut server, limits) = self.sides();
+        deliver(session.write_response_header(out), limits, &mut server).await
+    }
+
+    pub(super) async fn pass_part(&mut self, part: Bytes) -> pingora::Result<()> {
+        let mut part = self.observe(part);
+        if let Some(waiting) = &mut self.passing.waiting {
+            waiting.parts.extend_from_slice(&part);
+            if self.passing.sealed.is_some() {
+                if waiting.parts.len() > MAX_ENCODED {
+                    self.leave().await;
+                }
+                return Ok(());
+            }
+            if !self.state.content_seen && waiting.parts.len() <= MAX_WAITING {
+                return Ok(());
+            }
+            part = self.release().await?;
+        }
+        self.pass(part).await
+    }
+
+    /// Writes a part to the client, then the bytes that were read meanwhile where the client was slow.
+    async fn pass(&mut self, mut part: Bytes) -> pingora::Result<()> {
+        loop {
+            while let Some(next) = slice(&mut part) {
+                self.exchange.pass(&next);
+                let (session, mut server, limits) = self.sides();
+                deliver(session.write_response_body(next, false), limits, &mut server).await?;
+            }
+            match self.passing.unread.take_slice() {
+                Some(more) => part = more,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Writes the head that waited, and returns the bytes of the body so far.
+    async fn release(&mut self) -> pingora::Result<Bytes> {
+        let Some(Waiting { mut head, parts }) = self.passing.waiting.take() else { return Ok(Bytes::new()) };
+        let body = match self.passing.sealed.take() {
+            Some(coding) => decode_error_body(coding, &parts, &self.state.shown, &mut head, self.exchange),
+            None => parts.freeze(),
+        };
+        self.pass_head(head, false).await?;
+        Ok(body)
+    }
+
+    pub(super) async fn finish(&mut self) -> AttemptOutcome {
+        let trailers = match (self.passing.trailers.take(), &mut self.upstream) {
+            (Some(read), _) => read,
+            (None, Some(server)) => trailers(server).await,
+            (None, None) => None,
+        };
+        let mut trailers = trailers.filter(|_| self.session.is_http2());
+        if let Some(trailers) = &mut trailers {
+            self.state.shown.strip_trailers(trailers);
+        }
+        // The server's answer was read whole.
+        self.state.answer_read = true;
+        let Ok(mut last) = self.release().await else {
+            return self.state.client_gone();
+        };
+        if let Some(rest) = self.passing.gate.as_mut().map(Gate::rest).filter(|rest| !rest.is_empty()) {
+            last = [last, rest].concat().into();
+        }
+        if let Some(rest) = self.passing.mask.as_mut().map(Mask::rest).filter(|rest| !rest.is_empty()) {
+            last = [last, rest].concat().into();
+        }
+        if let Some(observer) = &mut self.passing.observer {
+            note_answer(&mut self.exchange.outcome, observer.finish());
+        }
+        let before = last.split_to(last.len().saturating_sub(SLICE));
+        if self.pass(before).await.is_err() {
+            return self.state.client_gone();
+        }
+        if trailers.as_ref().is_some_and(|trailers| !has_room_for(trailers, self.attempt.backend.max_header_bytes)) {
+            return self.break_off(CutReason::TrailersTooLarge).await;
+        }
+        self.exchange.pass(&last);
+        let (session, mut server, limits) = self.sides();
+        let write = async {
+            match trailers {
+                Some(trailers) => {
+                    session.write_response_body(last, false).await?;
+                    session.write_response_trailers(trailers).await
+                }
+                None => session.write_response_body(last, true).await,
+            }
+        };
+        match deliver(write, limits, &mut server).await {
+            Ok(()) => AttemptOutcome::Answered,
+            Err(_) => self.state.client_gone(),
+        }
+    }
+
+    /// Cuts the answer as [`break_off`] does.
+    pub(super) async fn break_off(&mut self, cut: CutReason) -> AttemptOutcome {
+        break_off(self.session, self.exchange, self.state.event_stream, cut).await
+    }
+
+    fn observe(&mut self, part: Bytes) -> Bytes {
+        let Exchange { outcome, started, .. } = &mut *self.exchange;
+        observe(self.attempt, outcome, *started, &mut self.state, &mut self.passing, part)
+    }
+
+    /// Session of the client for one write, the server's side that goes on meanwhile, and the limits of the write.
+    fn sides(&mut self) -> (&mut ServerSession, ServerSide<'_, 'a>, WriteLimits<'a>) {
+        let Self { attempt, session, exchange, upstream, state, passing } = self;
+        let downstream = attempt.downstream;
+        let limits = WriteLimits { timeout: exchange.write_timeout, deadline: state.limits.deadline, downstream };
+        let most = exchange.snapshot.buffered_answers_per_request;
+        let (outcome, place, started) = (&mut exchange.outcome, &mut exchange.place, exchange.started);
+        (session, ServerSide { attempt, outcome, place, started, most, upstream, state, passing }, limits)
+    }
+
+    /// Outcome of an answer that ended early after its head was sent: another server continues it where that is possible, else
+    /// it is cut.
+    pub(super) async fn died(&mut self, cut: CutReason) -> AttemptOutcome {
+        match self.passing.transcript.as_ref().and_then(|transcript| transcript.to_continue()) {
+            Some(said) => AttemptOutcome::Died(Box::new(Died { said, cut })),
+            None => self.break_off(cut).await,
+        }
+    }
 }
 
 pub(super) fn is_event_stream(head: &ResponseHeader) -> bool {
     head.headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|v| v.as_bytes().get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream")))
-}
-
-#[allow(clippy::too_many_arguments, reason = "the two halves of a conversation share all of it")]
-async fn pass_head(
-    attempt: &Attempt<'_>,
-    session: &mut ServerSession,
-    exchange: &mut Exchange,
-    upstream: &mut Option<HttpSession>,
-    state: &mut ConversationState,
-    passing: &mut Passing,
-    head: ResponseHeader,
-    is_head: bool,
-) -> pingora::Result<()> {
-    exchange.outcome.status = head.status.as_u16();
-    exchange.outcome.served_by = ServedBy::Backend(attempt.backend.name.clone());
-    exchange.outcome.endpoint = Some(attempt.endpoint.address.clone());
-    let has_body = !(is_head || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED);
-    let is_http11 = session.req_header().version == Version::HTTP_11;
-    let mut head = head;
-    remove_hop_by_hop(&mut head);
-    if attempt.backend.load_reports {
-        // The gateway asked for the report, not the caller.
-        head.remove_header(&orca::REPORT);
-    }
-    state.shown.strip(&mut head);
-    let mut out = outgoing_response(head, exchange, is_http11, has_body);
-    if exchange.outcome.spilled.is_some()
-        && let Ok(name) = header::HeaderValue::from_str(&attempt.backend.name)
-    {
-        let _ = out.insert_header(SERVED_BY.clone(), name);
-    }
-    state.head_passed = true;
-    let limits = write_limits(attempt, exchange, state);
-    deliver(
-        session.write_response_header(out),
-        limits,
-        &mut ServerSide::new(attempt, exchange, upstream, state, passing),
-    )
-    .await
-}
-
-fn write_limits<'a>(attempt: &Attempt<'a>, exchange: &Exchange, state: &ConversationState) -> WriteLimits<'a> {
-    WriteLimits { timeout: exchange.write_timeout, deadline: state.limits.deadline, downstream: attempt.downstream }
 }
 
 /// The server's side of a conversation while a write waits for the client: reads the answer on as far as memory allows, and
@@ -202,26 +293,12 @@ struct ServerSide<'l, 'a> {
     passing: &'l mut Passing,
 }
 
-impl<'l, 'a> ServerSide<'l, 'a> {
-    fn new(
-        attempt: &'l Attempt<'a>,
-        exchange: &'l mut Exchange,
-        upstream: &'l mut Option<HttpSession>,
-        state: &'l mut ConversationState,
-        passing: &'l mut Passing,
-    ) -> Self {
-        let most = exchange.snapshot.buffered_answers_per_request;
-        let (outcome, place, started) = (&mut exchange.outcome, &mut exchange.place, exchange.started);
-        Self { attempt, outcome, place, started, most, upstream, state, passing }
-    }
-}
-
 impl Beside for ServerSide<'_, '_> {
     async fn take_in(&mut self) {
         let Self { attempt, outcome, place, started, most, upstream, state, passing } = self;
-        if state.is_over || state.pending.is_some() {
+        if state.answer_read || state.pending.is_some() {
             if upstream.is_some() || place.is_some() {
-                release_early(attempt, upstream, place, &mut outcome.answered_in, state.sent, state.is_over).await;
+                release_early(attempt, upstream, place, &mut outcome.answered_in, state.sent, state.answer_read).await;
             }
             return std::future::pending().await;
         }
@@ -250,7 +327,7 @@ impl Beside for ServerSide<'_, '_> {
             }
             Ok(None) => {
                 passing.trailers = Some(trailers(server).await);
-                state.is_over = !passing.is_cut_short();
+                state.answer_read = !passing.is_cut_short();
                 state.pending = Some(ConversationEvent::AnswerEnd);
                 if let Some(observer) = &mut passing.observer {
                     note_answer(outcome, observer.finish());
@@ -303,56 +380,6 @@ fn observe(
     part
 }
 
-pub(super) async fn pass_part(
-    attempt: &Attempt<'_>,
-    session: &mut ServerSession,
-    exchange: &mut Exchange,
-    upstream: &mut Option<HttpSession>,
-    state: &mut ConversationState,
-    passing: &mut Passing,
-    part: Bytes,
-) -> pingora::Result<()> {
-    let mut part = observe(attempt, &mut exchange.outcome, exchange.started, state, passing, part);
-    if let Some(waiting) = &mut passing.waiting {
-        waiting.parts.extend_from_slice(&part);
-        if passing.sealed.is_some() {
-            if waiting.parts.len() > MAX_ENCODED {
-                leave(attempt, upstream, state).await;
-            }
-            return Ok(());
-        }
-        if !state.content_seen && waiting.parts.len() <= MAX_WAITING {
-            return Ok(());
-        }
-        part = release(attempt, session, exchange, upstream, state, passing).await?;
-    }
-    pass(attempt, session, exchange, upstream, state, passing, part).await
-}
-
-/// Writes a part to the client, then the bytes that were read meanwhile where the client was slow.
-async fn pass(
-    attempt: &Attempt<'_>,
-    session: &mut ServerSession,
-    exchange: &mut Exchange,
-    upstream: &mut Option<HttpSession>,
-    state: &mut ConversationState,
-    passing: &mut Passing,
-    mut part: Bytes,
-) -> pingora::Result<()> {
-    let limits = write_limits(attempt, exchange, state);
-    loop {
-        while let Some(next) = slice(&mut part) {
-            exchange.pass(&next);
-            let write = session.write_response_body(next, false);
-            deliver(write, limits, &mut ServerSide::new(attempt, exchange, upstream, state, passing)).await?;
-        }
-        match passing.unread.take_slice() {
-            Some(more) => part = more,
-            None => return Ok(()),
-        }
-    }
-}
-
 /// Records the usage so far, for answers that are cut too.
 fn note_usage(outcome: &mut exchange::Outcome, seen: &Observation) {
     outcome.content_events = seen.content_events;
@@ -371,99 +398,11 @@ pub(super) fn note_answer(outcome: &mut exchange::Outcome, seen: &Observation) {
     note_usage(outcome, seen);
 }
 
-/// Writes the head that waited, and returns the bytes of the body so far.
-async fn release(
-    attempt: &Attempt<'_>,
-    session: &mut ServerSession,
-    exchange: &mut Exchange,
-    upstream: &mut Option<HttpSession>,
-    state: &mut ConversationState,
-    passing: &mut Passing,
-) -> pingora::Result<Bytes> {
-    let Some(Waiting { mut head, parts }) = passing.waiting.take() else { return Ok(Bytes::new()) };
-    let body = match passing.sealed.take() {
-        Some(coding) => decode_error_body(coding, &parts, &state.shown, &mut head, exchange),
-        None => parts.freeze(),
-    };
-    pass_head(attempt, session, exchange, upstream, state, passing, head, false).await?;
-    Ok(body)
-}
-
-pub(super) async fn finish(
-    attempt: &Attempt<'_>,
-    session: &mut ServerSession,
-    exchange: &mut Exchange,
-    upstream: &mut Option<HttpSession>,
-    state: &mut ConversationState,
-    passing: &mut Passing,
-) -> AttemptOutcome {
-    let trailers = match (passing.trailers.take(), &mut *upstream) {
-        (Some(read), _) => read,
-        (None, Some(server)) => trailers(server).await,
-        (None, None) => None,
-    };
-    let mut trailers = trailers.filter(|_| session.is_http2());
-    if let Some(trailers) = &mut trailers {
-        state.shown.strip_trailers(trailers);
-    }
-    // The server's answer was read whole.
-    state.is_over = true;
-    let Ok(mut last) = release(attempt, session, exchange, upstream, state, passing).await else {
-        return state.client_gone();
-    };
-    if let Some(rest) = passing.gate.as_mut().map(Gate::rest).filter(|rest| !rest.is_empty()) {
-        last = [last, rest].concat().into();
-    }
-    if let Some(rest) = passing.mask.as_mut().map(Mask::rest).filter(|rest| !rest.is_empty()) {
-        last = [last, rest].concat().into();
-    }
-    if let Some(observer) = &mut passing.observer {
-        note_answer(&mut exchange.outcome, observer.finish());
-    }
-    let before = last.split_to(last.len().saturating_sub(SLICE));
-    if pass(attempt, session, exchange, upstream, state, passing, before).await.is_err() {
-        return state.client_gone();
-    }
-    if trailers.as_ref().is_some_and(|trailers| !has_room_for(trailers, attempt.backend.max_header_bytes)) {
-        return break_off(session, exchange, state.event_stream, CutReason::TrailersTooLarge).await;
-    }
-    exchange.pass(&last);
-    let write = async {
-        match trailers {
-            Some(trailers) => {
-                session.write_response_body(last, false).await?;
-                session.write_response_trailers(trailers).await
-            }
-            None => session.write_response_body(last, true).await,
-        }
-    };
-    let limits = write_limits(attempt, exchange, state);
-    match deliver(write, limits, &mut ServerSide::new(attempt, exchange, upstream, state, passing)).await {
-        Ok(()) => AttemptOutcome::Answered,
-        Err(_) => state.client_gone(),
-    }
-}
-
 /// Trailers of an answer, such as the status of gRPC. Only HTTP/2 has them here.
 async fn trailers(upstream: &mut HttpSession) -> Option<http::HeaderMap> {
     let HttpSession::H2(upstream) = upstream else { return None };
     let trailers = tokio::time::timeout(TRAILERS, upstream.read_trailers()).await.ok()?.ok()??;
     Some(outgoing_trailers(trailers))
-}
-
-/// Outcome of an answer that ended early after its head was sent: another server continues it where that is possible, else
-/// it is cut.
-pub(super) async fn died(
-    session: &mut ServerSession,
-    exchange: &mut Exchange,
-    state: &ConversationState,
-    passing: &Passing,
-    cut: CutReason,
-) -> AttemptOutcome {
-    match passing.transcript.as_ref().and_then(|transcript| transcript.to_continue()) {
-        Some(said) => AttemptOutcome::Died(Box::new(Died { said, cut })),
-        None => break_off(session, exchange, state.event_stream, cut).await,
-    }
 }
 
 /// Cuts an answer whose head was sent: with an error event where the API has one, else by closing the connection. So no
