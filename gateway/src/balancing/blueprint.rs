@@ -11,7 +11,7 @@ use spillway_config::schema;
 
 use super::health::{CheckPlan, ScrapePlan, Server};
 use super::signal::{connection_limit, signals, stale_after};
-use super::watch::{Watch, Work};
+use super::watch::{RecurringCheck, Work};
 use super::{Endpoint, EndpointSet, EndpointState, Endpoints, RoomListener, SaturationSignal};
 use crate::clock::millis;
 use crate::connect::EndpointKey;
@@ -123,7 +123,7 @@ impl Blueprint {
 
     /// Endpoints at these addresses, with their checks and scrapes. With `new_ones_wait` an endpoint that was not known gets
     /// traffic after its first check only. An address that is named twice is one endpoint, the first.
-    pub fn build(&self, addresses: &Addresses, new_ones_wait: bool) -> (EndpointSet, Vec<Watch>) {
+    pub fn build(&self, addresses: &Addresses, new_ones_wait: bool) -> (EndpointSet, Vec<RecurringCheck>) {
         let mut all: Vec<Arc<Endpoint>> = Vec::new();
         let mut watches = Vec::new();
         for (written, addresses) in self.written.iter().zip(addresses) {
@@ -167,7 +167,7 @@ impl Blueprint {
         }
     }
 
-    fn watch(&self, key: &EndpointKey, endpoint: &Endpoint, watches: &mut Vec<Watch>) {
+    fn watch(&self, key: &EndpointKey, endpoint: &Endpoint, watches: &mut Vec<RecurringCheck>) {
         let server = Server {
             socket: key.address,
             url: key.url.clone(),
@@ -176,7 +176,7 @@ impl Blueprint {
             http2: self.connect.http2,
         };
         let works = self.check.clone().map(Work::Check).into_iter().chain(self.scrape.clone().map(Work::Scrape));
-        watches.extend(works.map(|work| Watch {
+        watches.extend(works.map(|work| RecurringCheck {
             key: key.clone(),
             server: server.clone(),
             work,

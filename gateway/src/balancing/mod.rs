@@ -33,4 +33,4 @@ pub use resolve::{AddressError, Resolve, ResolveError, ResolvedAddresses};
 pub use set::{Balancer, EndpointSet, PickInputs, PickedEndpoint};
 pub use signal::{LoadReport, Reason, SaturationSignal, SlotLimit, signals};
 pub use supervisor::{BackgroundTasks, Supervisor};
-pub use watch::Watch;
+pub use watch::RecurringCheck;

@@ -10,7 +10,7 @@ use hickory_resolver::net::NetError;
 
 use super::EndpointSet;
 use super::blueprint::{Addresses, Blueprint};
-use super::watch::Watch;
+use super::watch::RecurringCheck;
 
 /// Longest time for one answer of DNS.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -110,7 +110,7 @@ pub(super) async fn follow(
     blueprint: Arc<Blueprint>,
     mut known: Addresses,
     resolver: Arc<dyn Resolve>,
-    install: impl Fn(EndpointSet, Vec<Watch>) -> bool,
+    install: impl Fn(EndpointSet, Vec<RecurringCheck>) -> bool,
 ) {
     let mut wait = SOONEST;
     loop {

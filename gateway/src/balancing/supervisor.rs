@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 use super::blueprint::{Addresses, Blueprint};
 use super::health::{Server, scrape, watch};
 use super::resolve::{Resolve, follow, has_names};
-use super::watch::{Watch, Work};
+use super::watch::{RecurringCheck, Work};
 use super::{EndpointSet, EndpointState};
 use crate::clock::now_millis;
 use crate::connect::EndpointKey;
@@ -25,7 +25,7 @@ pub struct BackgroundTasks {
     /// Addresses that the endpoints were made from.
     pub addresses: Addresses,
     /// Checks and scrapes of the endpoints.
-    pub watches: Vec<Watch>,
+    pub watches: Vec<RecurringCheck>,
     /// Resolves the names of the endpoints.
     pub resolver: Arc<dyn Resolve>,
 }
@@ -63,8 +63,8 @@ impl Drop for Task {
 }
 
 impl Task {
-    fn start(watch_this: Watch) -> Self {
-        let Watch { key, server, work, state } = watch_this;
+    fn start(watch_this: RecurringCheck) -> Self {
+        let RecurringCheck { key, server, work, state } = watch_this;
         let state = Arc::downgrade(&state);
         let handle = match work.clone() {
             Work::Check(plan) => tokio::spawn(watch(key.clone(), plan, server.clone(), state.clone())).abort_handle(),
@@ -73,7 +73,7 @@ impl Task {
         Self { key, server, work, state, handle }
     }
 
-    fn runs(&self, watch: &Watch) -> bool {
+    fn runs(&self, watch: &RecurringCheck) -> bool {
         self.key == watch.key
             && self.server == watch.server
             && self.work == watch.work
@@ -121,7 +121,7 @@ impl Supervisor {
 
     /// Replaces the tasks of a backend whose endpoints have changed, and calls `install` under the same lock. Does nothing
     /// and returns false if configuration `generation` is no longer the active one.
-    fn replace(&self, generation: u64, backend: &str, watches: Vec<Watch>, install: impl FnOnce()) -> bool {
+    fn replace(&self, generation: u64, backend: &str, watches: Vec<RecurringCheck>, install: impl FnOnce()) -> bool {
         let mut running = self.running.lock();
         if running.generation != generation {
             return false;
@@ -145,7 +145,7 @@ impl Supervisor {
 }
 
 /// Tasks for `watches`: those that run already, and new ones.
-fn keep_or_start(mut before: Vec<Task>, watches: Vec<Watch>) -> Vec<Task> {
+fn keep_or_start(mut before: Vec<Task>, watches: Vec<RecurringCheck>) -> Vec<Task> {
     let tasks: Vec<Task> = watches
         .into_iter()
         .map(|watch| match before.iter().position(|task| task.runs(&watch)) {

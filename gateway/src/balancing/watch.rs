@@ -16,7 +16,7 @@ pub(crate) enum Work {
 }
 
 /// A check or scrape of one endpoint.
-pub struct Watch {
+pub struct RecurringCheck {
     pub(super) key: EndpointKey,
     pub(super) server: Server,
     pub(super) work: Work,

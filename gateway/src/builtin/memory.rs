@@ -243,9 +243,9 @@ impl MemoryShare {
 
 /// Loaded engine with its memory share; clones are the same engine.
 #[derive(Clone)]
-pub struct Held(Arc<(Engine, MemoryShare)>);
+pub struct LoadedEngine(Arc<(Engine, MemoryShare)>);
 
-impl Held {
+impl LoadedEngine {
     pub(super) fn new(engine: Engine, share: MemoryShare) -> Self {
         Self(Arc::new((engine, share)))
     }
@@ -261,7 +261,7 @@ impl Held {
     }
 }
 
-impl Deref for Held {
+impl Deref for LoadedEngine {
     type Target = Engine;
 
     fn deref(&self) -> &Engine {

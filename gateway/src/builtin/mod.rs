@@ -20,7 +20,7 @@ pub use encode::encode;
 pub use error::SpillError;
 pub use loading::ModelError;
 pub(crate) use loading::options;
-pub use memory::{Held, ModelMemory, NoRoom};
+pub use memory::{LoadedEngine, ModelMemory, NoRoom};
 pub use model::LoadedModel;
 pub use pool::Models;
 pub use prompt::prompt_tokens;

@@ -10,7 +10,7 @@ use spillway_filter::{ErrorKind, Refusal};
 
 use super::LoadedModel;
 use super::error::{SpillError, internal, no_room, too_long};
-use super::memory::Held;
+use super::memory::LoadedEngine;
 use super::stream::Calling;
 use crate::off_loop::{BUILDS_VALUES, OffLoop};
 use crate::protocol::{ChatRequest, Dialect, Message, Operation, PromptInput, ResponseFormat, ToolChoice};
@@ -74,7 +74,7 @@ pub(super) fn check_length(request: &ChatRequest, beside: usize, context: u32) -
 /// threads would take processor time from the proxy.
 pub(super) async fn prepare(
     model: &Arc<LoadedModel>,
-    engine: &Held,
+    engine: &LoadedEngine,
     request: &ChatRequest,
     calling: Option<&Calling>,
     format: &ResponseFormat,

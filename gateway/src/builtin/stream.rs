@@ -14,7 +14,7 @@ use spillway_filter::{ErrorKind, Refusal};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::internal;
-use super::memory::Held;
+use super::memory::LoadedEngine;
 use crate::protocol::{Call, Choice, FinishReason, SERVED_BY, Usage, WriteAnswer};
 use crate::telemetry::ModelMetrics;
 
@@ -110,7 +110,7 @@ pub(super) struct AnswerOptions {
     pub(super) served_by: HeaderValue,
     pub(super) deadline: Instant,
     /// Engine, kept alive: dropping it fails its running answers.
-    pub(super) engine: Option<Held>,
+    pub(super) engine: Option<LoadedEngine>,
     /// Slot of a request over a limit, held until the answer is written.
     pub(super) over_limit: Option<OwnedSemaphorePermit>,
 }

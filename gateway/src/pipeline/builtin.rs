@@ -28,7 +28,7 @@ pub(super) async fn direct(
     session: &mut ServerSession,
     exchange: &mut Exchange,
 ) -> Result<Direct, End> {
-    if let Some(what) = exchange.dialect.encodes(exchange.resolved.operation) {
+    if let Some(what) = exchange.dialect.encode_kind(exchange.resolved.operation) {
         return match encoding::encode(model, what, session, exchange).await? {
             true => Ok(Direct::Answered),
             false => Ok(Direct::NoRoom),

@@ -122,7 +122,7 @@ pub trait Dialect: Send + Sync {
     }
 
     /// Work that an operation asks of a model that encodes texts; `None` for any other operation.
-    fn encodes(&self, _operation: Operation) -> Option<Encode> {
+    fn encode_kind(&self, _operation: Operation) -> Option<Encode> {
         None
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::files::Identities;
 use super::loading::{FindRoom, ModelError, NoEngine, load_engine};
-use super::memory::{Held, MemoryShare, ModelMemory, NoRoom};
+use super::memory::{LoadedEngine, MemoryShare, ModelMemory, NoRoom};
 use crate::telemetry::{EngineSample, LogThrottle, Metrics, ModelMetrics};
 
 /// Time until a model that could not be loaded on demand is tried again: reading a large file in vain is expensive.
@@ -50,7 +50,7 @@ pub struct LoadedModel {
 
 /// Part of a model that changes.
 struct ModelState {
-    engine: Option<Held>,
+    engine: Option<LoadedEngine>,
     /// Memory share of a model that is kept warm: no other model gets it after the engine has ended.
     share: Option<MemoryShare>,
     /// Time of the last use.
@@ -197,7 +197,7 @@ impl LoadedModel {
 
     /// Returns the engine if it is loaded. An engine that ended by a defect is dropped and loaded again after
     /// [`RELOAD_AFTER`], because the cause may recur.
-    pub(super) fn engine_now(&self) -> Option<Held> {
+    pub(super) fn engine_now(&self) -> Option<LoadedEngine> {
         let mut state = self.state.lock();
         state.used = Instant::now();
         if state.engine.as_ref().is_some_and(|engine| engine.has_ended()) {
@@ -210,7 +210,7 @@ impl LoadedModel {
 
     /// Returns the engine, and loads it if needed. Loading continues for later requests if this one does not wait for its
     /// end.
-    pub(super) async fn engine(self: &Arc<Self>, deadline: Instant) -> Result<Held, NotLoaded> {
+    pub(super) async fn engine(self: &Arc<Self>, deadline: Instant) -> Result<LoadedEngine, NotLoaded> {
         if let Some(engine) = self.engine_now() {
             return Ok(engine);
         }
@@ -239,7 +239,7 @@ impl LoadedModel {
     }
 
     /// Loads the engine and keeps it.
-    pub(super) async fn load(self: &Arc<Self>) -> Result<Held, ModelError> {
+    pub(super) async fn load(self: &Arc<Self>) -> Result<LoadedEngine, ModelError> {
         let loaded = self.load_into_room().await;
         let mut state = self.state.lock();
         state.used = Instant::now();
@@ -276,7 +276,7 @@ impl LoadedModel {
         }
     }
 
-    async fn load_into_room(self: &Arc<Self>) -> Result<Held, ModelError> {
+    async fn load_into_room(self: &Arc<Self>) -> Result<LoadedEngine, ModelError> {
         let model = Arc::clone(self);
         let loaded = tokio::task::spawn_blocking(move || model.load_by(load_engine)).await;
         let lost = |reason| ModelError::Lost { model: self.written.name.clone(), reason };
@@ -286,7 +286,7 @@ impl LoadedModel {
     fn load_by(
         &self,
         load: impl FnOnce(LoadOptions, FindRoom<'_>) -> Result<Engine, NoEngine>,
-    ) -> Result<Held, NoEngine> {
+    ) -> Result<LoadedEngine, NoEngine> {
         let mut share = None;
         let loaded = load(self.options.clone(), &mut || {
             let taken = self.take_share()?;
@@ -304,7 +304,7 @@ impl LoadedModel {
         self.needs.store(taken, Ordering::Relaxed);
         let share = share.map_or_else(|| self.take_share(), Ok)?;
         share.settle(taken).map_err(NoEngine::Room)?;
-        Ok(Held::new(engine, share))
+        Ok(LoadedEngine::new(engine, share))
     }
 
     /// Takes a memory share of the needed size: its own share if kept warm, unless a thread that hangs has memory there.
@@ -345,7 +345,7 @@ impl LoadedModel {
     /// Drops the engine for another model; false if it is in use again.
     pub(super) fn make_room(&self) -> bool {
         let mut state = self.state.lock();
-        if !state.engine.as_ref().is_some_and(Held::is_idle) {
+        if !state.engine.as_ref().is_some_and(LoadedEngine::is_idle) {
             return false;
         }
         let engine = state.engine.take();

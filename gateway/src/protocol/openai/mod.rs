@@ -135,7 +135,7 @@ impl Dialect for OpenAi {
         Some(Box::new(response::Answer::begin(shape, head)))
     }
 
-    fn encodes(&self, operation: Operation) -> Option<Encode> {
+    fn encode_kind(&self, operation: Operation) -> Option<Encode> {
         match operation {
             Operation::Embeddings => Some(Encode::Embeddings),
             Operation::Rerank => Some(Encode::Rerank),
