@@ -154,7 +154,8 @@ impl Conversation<'_, '_> {
             if head.status != StatusCode::EARLY_HINTS {
                 return EventOutcome::Continue;
             }
-            return match self.pass_early_hints(early_hints(head)).await {
+            let hints = early_hints(head);
+            return match self.pass_early_hints(hints).await {
                 Ok(()) => EventOutcome::Continue,
                 Err(_) => EventOutcome::End(AttemptOutcome::ClientGone),
             };
