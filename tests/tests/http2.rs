@@ -111,6 +111,19 @@ async fn a_body_without_a_length_streams_to_either_version() {
     assert_eq!(http1.seen.lock().unwrap()[0].headers["cookie"], "a=1; b=2");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_asks_again_at_once_does_not_find_its_own_slot_taken() {
+    let server = Http2Upstream::start(None).await;
+    let backend =
+        format!("http2: true, endpoints: [{{url: \"http://{}\"}}], capacity: {{maxInFlight: 1}}", server.address);
+    let gateway = start(&backend).await;
+    let client = spillway_tests::Client::new(gateway.listener("plain"));
+    for turn in 0..200 {
+        let answer = client.send(client.request("POST", "/", &[], "x")).await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (200, digest(b"x")), "{turn}");
+    }
+}
+
 #[tokio::test]
 async fn a_stream_that_the_client_takes_back_ends_the_request_behind() {
     let ended = Arc::new(AtomicUsize::new(0));

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use spillway_tests::{Client, Gateway, LlamaServer, Upstream, eventually, reply};
+use spillway_tests::{Client, Gateway, LlamaServer, Upstream, eventually, reply, streamed};
 
 #[tokio::test]
 async fn load_that_answers_report_is_asked_for_kept_from_callers_and_believed() {
@@ -288,4 +288,37 @@ routes:
     assert_eq!(first.count(), 1);
     eventually("it is gone", || async { gateway.events("endpoint_unhealthy").first().map(|_| ()) }).await;
     assert_eq!(client.get("/refs").await.text(), "third");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_asks_again_at_once_does_not_find_its_own_slot_taken() {
+    // Answers with a length, one in chunks, and one without a body.
+    let upstream = Upstream::start(|seen| async move {
+        let (send, parts) = tokio::sync::mpsc::channel(4);
+        Some(match seen.path.as_str() {
+            "/short" => reply(200, &[], "ok"),
+            "/long" => reply(200, &[], "x".repeat(300_000)),
+            "/none" => reply(204, &[], ""),
+            _ => {
+                for part in ["one", "two"] {
+                    send.send(Ok(part.into())).await.unwrap();
+                }
+                streamed(&[], parts)
+            }
+        })
+    })
+    .await;
+    let yaml = format!(
+        "backends: [{{name: x, endpoints: [{{url: \"{}\"}}], capacity: {{maxInFlight: 1}}}}]
+routes: [{{backendRefs: [{{name: x}}], retry: {{attempts: 0}}}}]
+",
+        upstream.url()
+    );
+    let gateway = Gateway::start(&yaml).await;
+    let client = gateway.client();
+    for turn in 0..400 {
+        let path = ["/short", "/long", "/none", "/chunked"][turn % 4];
+        let answer = client.get(path).await;
+        assert!(answer.status.is_success(), "{turn}, {path}: {}", answer.text());
+    }
 }

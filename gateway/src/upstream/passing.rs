@@ -109,14 +109,17 @@ impl<'a> Conversation<'_, 'a> {
         } else {
             // Observed first: more may be read while the client is slow to read the head.
             let prefix = prefix.map(|prefix| self.observe(prefix));
+            self.release_server_when_read().await;
             if self.pass_head(head, is_head).await.is_err() || self.pass(prefix.unwrap_or_default()).await.is_err() {
                 return Some(self.state.client_gone());
             }
         }
-        if self.state.pending.is_none() && self.upstream.as_mut().is_some_and(HttpSession::response_done) {
-            return Some(self.finish().await);
-        }
-        None
+        let is_read = match self.state.pending {
+            None => self.upstream.as_mut().is_some_and(HttpSession::response_done),
+            Some(ConversationEvent::AnswerEnd) => self.state.answer_read,
+            Some(_) => false,
+        };
+        if is_read { Some(self.finish().await) } else { None }
     }
 
     /// Stops reading an answer, as if it had ended.
@@ -153,6 +156,7 @@ impl<'a> Conversation<'_, 'a> {
 
     pub(super) async fn pass_part(&mut self, part: Bytes) -> pingora::Result<()> {
         let mut part = self.observe(part);
+        self.release_server_when_read().await;
         if let Some(waiting) = &mut self.passing.waiting {
             waiting.parts.extend_from_slice(&part);
             if self.passing.sealed.is_some() {
@@ -205,8 +209,7 @@ impl<'a> Conversation<'_, 'a> {
         if let Some(trailers) = &mut trailers {
             self.state.shown.strip_trailers(trailers);
         }
-        // The server's answer was read whole.
-        self.state.answer_read = true;
+        self.release_server().await;
         let Ok(mut last) = self.release().await else {
             return self.state.client_gone();
         };
@@ -246,6 +249,30 @@ impl<'a> Conversation<'_, 'a> {
     /// Cuts the answer as [`break_off`] does.
     pub(super) async fn break_off(&mut self, cut: CutReason) -> AttemptOutcome {
         break_off(self.session, self.exchange, self.state.event_stream, cut).await
+    }
+
+    /// Releases the server, with an answer that was read whole, before the client is sent the end of it: a client that
+    /// asks again at once must not find its own slot taken.
+    async fn release_server(&mut self) {
+        self.state.answer_read = true;
+        let Self { attempt, exchange, upstream, state, .. } = self;
+        if upstream.is_some() || exchange.place.is_some() {
+            let answered_in = &mut exchange.outcome.answered_in;
+            release_early(attempt, upstream, &mut exchange.place, answered_in, state.sent, true).await;
+        }
+    }
+
+    /// As [`Self::release_server`], where the part that was read last is known to be the last one. HTTP/2 may have
+    /// trailers to come.
+    async fn release_server_when_read(&mut self) {
+        let is_read = match &mut self.upstream {
+            Some(HttpSession::H2(_)) | None => false,
+            Some(server) => server.response_done(),
+        };
+        if is_read && self.state.pending.is_none() && !self.passing.is_cut_short() {
+            self.release_server().await;
+            self.state.pending = Some(ConversationEvent::AnswerEnd);
+        }
     }
 
     fn observe(&mut self, part: Bytes) -> Bytes {
