@@ -1,6 +1,6 @@
 # Every target installs what it needs and says what it does. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-image test-aarch64 lint bench model
+.PHONY: help run demo test test-image test-aarch64 test-gpu lint bench model
 
 help: ## list what there is
 	@echo 'make TARGET, where TARGET is'
@@ -20,6 +20,9 @@ test-image: ## the Dockerfile's steps in debootstrapped roots, and the image tri
 
 test-aarch64: ## the kernels for 64-bit ARM, cross-compiled and run by qemu
 	@scripts/test-aarch64.sh
+
+test-gpu: ## the engine on this machine's GPU: kernels, logits, texts, rates (eight minutes at most once built)
+	@scripts/test-gpu.sh
 
 lint: ## formatting, clippy, cargo deny, shellcheck
 	@scripts/lint.sh

@@ -6,6 +6,7 @@ pub(crate) mod gguf;
 mod hold;
 mod judge;
 mod judge_encoders;
+pub(crate) mod real_size;
 mod same_weights;
 mod seeds;
 mod templates;

@@ -1,10 +1,11 @@
-//! Tests of every executor, on software Vulkan, with wgpu's bounds checks and without.
+//! Tests of every executor, on software Vulkan or the GPU under test, with wgpu's bounds checks and without.
 
 use super::*;
 use crate::artifact::{Tensor, TensorType};
-use crate::device::{self, DeviceChoice};
+use crate::device;
 use crate::exec::Executor;
 use crate::exec::tests::{self, Tested};
+use crate::testing::real_size::gpu_under_test;
 
 impl Tested for Gpu {
     fn width(&self, id: ActId) -> usize {
@@ -23,7 +24,7 @@ impl Tested for Gpu {
 }
 
 fn make(sizes: Sizes, checked: bool, family: KernelFamily) -> Gpu {
-    let mut gpu = Gpu::new(device::open(&DeviceChoice::Software).unwrap(), sizes, None, checked).unwrap();
+    let mut gpu = Gpu::new(device::open(&gpu_under_test()).unwrap(), sizes, None, checked).unwrap();
     gpu.family = Some(family);
     gpu
 }
@@ -88,7 +89,7 @@ fn what_was_measured_is_kept_for_the_next_process() {
     let data = vec![0; 64 * 96 * 4];
     let part = Tensor { name: "t", kind: TensorType::F32, columns: 96, rows: 64, data: &data };
     let begun = |folder: &std::path::Path| {
-        let opened = device::open(&DeviceChoice::Software).unwrap();
+        let opened = device::open(&gpu_under_test()).unwrap();
         let mut gpu = Gpu::new(opened, sizes, Some(folder.to_owned()), false).unwrap();
         gpu.matrix(&[part]).unwrap();
         gpu.ready().unwrap();
