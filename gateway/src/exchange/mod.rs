@@ -21,7 +21,7 @@ use crate::framing::Violation;
 use crate::identity::{Consumer, CredentialError, Token};
 use crate::limits::{Credential, Estimate, Ledger};
 use crate::off_loop::OffLoop;
-use crate::protocol::{Dialect, ResolvedOperation};
+use crate::protocol::{Dialect, ResolvedOperation, Written};
 use crate::queueing::{Retrying, WakingSlot};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Span, SpillReason};
@@ -110,8 +110,14 @@ pub struct Outcome {
     pub cached_tokens: Option<u64>,
     /// Tokens written.
     pub completion_tokens: Option<u64>,
-    /// Events with content that have passed, for an answer without usage: servers send one for a token.
-    pub content_events: u64,
+    /// Text that has passed and that no usage covers.
+    pub unreported: Written,
+    /// True if the text of the answer was found in it: `unreported` is then all that no usage covers.
+    pub is_text_known: bool,
+    /// True if the answer is written later, where nobody counts it.
+    pub is_deferred: bool,
+    /// True if the answer is an error in place of text, whatever its status says.
+    pub is_error: bool,
     /// Time from arrival to the first content.
     pub first_token: Option<Duration>,
     /// Time until the server's answer was read whole, where the client took longer to read it.
@@ -122,6 +128,18 @@ pub struct Outcome {
     pub left_at_work: bool,
     /// True if the answer ended early after its head was sent.
     pub broken: bool,
+}
+
+impl Outcome {
+    /// Forgets what an attempt before has read of another answer.
+    pub fn begin_answer(&mut self) {
+        self.bytes_answered = 0;
+        (self.prompt_tokens, self.cached_tokens, self.completion_tokens) = (None, None, None);
+        (self.model_answered, self.finish_reason, self.response_id) = (None, None, None);
+        self.unreported = Written::default();
+        (self.is_text_known, self.is_deferred, self.is_error) = (false, false, false);
+        self.first_token = None;
+    }
 }
 
 /// Facts of the body that the gateway needs.

@@ -35,6 +35,11 @@ impl Estimate {
         Self { input: input.min(MOST), output: output.min(MOST) }
     }
 
+    /// Tokens of a text that was written: one for four bytes, and one at least for each event that held some of it.
+    pub fn of_written(bytes: u64, events: u64) -> u64 {
+        bytes.div_ceil(BYTES_PER_TOKEN).max(events).min(MOST)
+    }
+
     /// Multiplies the output for a request that asks for several `answers`.
     pub fn times(self, answers: u64) -> Self {
         Self { output: self.output.saturating_mul(answers).min(MOST), ..self }
@@ -76,6 +81,7 @@ mod tests {
         assert_eq!(Estimate::new(0, 1, 1, None, true).total(), 765 + 300 + 512);
         assert_eq!(Estimate::new(400, 0, 0, Some(7), false).total(), 100, "embeddings write nothing");
         assert_eq!(Estimate::new(8, 0, 0, Some(7), true).times(3), Estimate { input: 2, output: 21 });
+        assert_eq!((Estimate::of_written(9, 2), Estimate::of_written(4, 3)), (3, 3));
         let most = Estimate::new(u64::MAX, u64::MAX, u64::MAX, Some(u64::MAX), true).times(u64::MAX);
         assert_eq!(most, Estimate { input: MOST, output: MOST });
     }

@@ -59,6 +59,7 @@ pub(super) async fn pass(
     session: &mut ServerSession,
     exchange: &mut Exchange,
 ) -> Result<(), End> {
+    exchange.outcome.begin_answer();
     exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
     let head = tokio::select! {
         biased;

@@ -14,6 +14,7 @@ use crate::clock::now_millis;
 use crate::exchange::{Exchange, RequestBody, ServedBy};
 use crate::gateway::Gateway;
 use crate::identity::CredentialError;
+use crate::protocol::Written;
 use crate::telemetry::{AccessRecord, AttemptEnd, CallStats, Label, Span, SpanKind, names, rfc3339_millis};
 use crate::topology::{Route, TargetKind};
 use crate::upstream::{Attempt, AttemptOutcome, CutReason, Failure};
@@ -225,6 +226,10 @@ pub(super) fn engine_ended(exchange: &mut Exchange, report: &Report) {
     exchange.outcome.completion_tokens = Some(report.completion_tokens);
     exchange.outcome.finish_reason = report.finish_reason.map(|reason| reason.as_str().to_owned());
     exchange.outcome.first_token = report.first_token.map(|first| first.saturating_duration_since(exchange.started));
+    if report.complete {
+        // The text that another server wrote before is in the number.
+        exchange.outcome.unreported = Written::default();
+    }
     if report.error.is_some() {
         exchange.outcome.error_code = Some("engine_error");
         exchange.outcome.broken = exchange.outcome.status != 0;

@@ -27,6 +27,7 @@ pub(super) async fn encode(
     request.addressed_to(model.name())?;
     let deadline =
         exchange.route.as_ref().map_or_else(std::time::Instant::now, |route| exchange.started + route.request_timeout);
+    exchange.outcome.begin_answer();
     exchange.outcome.served_by = ServedBy::Model(model.served_by_text().clone());
     let encoded = tokio::select! {
         biased;

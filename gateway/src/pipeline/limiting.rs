@@ -306,9 +306,9 @@ async fn take(
     })
 }
 
-/// Corrects what was reserved: by the usage that the answer told, else by counting, else to nothing where nobody answered.
-/// The prompt of a caller who leaves while it is worked on counts: else leaving before the first byte would make every
-/// prompt free.
+/// Corrects what was reserved: by the usage that the answer told, else by counting, else to nothing where nobody answered or
+/// the answer is an error. The prompt of a caller who leaves while it is worked on counts: else leaving before the first byte
+/// would make every prompt free.
 pub(super) fn settle(exchange: &mut Exchange) {
     if !exchange.ledger.counts_tokens() {
         return;
@@ -318,27 +318,32 @@ pub(super) fn settle(exchange: &mut Exchange) {
     let answered = !matches!(o.served_by, ServedBy::Gateway) && (200..300).contains(&o.status);
     let mut used = Used::default();
     // An answer whose head was sent is judged by its status: a client that leaves an error pays no more than one that stays.
-    if answered || (o.left_at_work && o.status == 0) {
+    if (answered && !o.is_error) || (o.left_at_work && o.status == 0) {
         let expected = exchange.asked.as_ref().map(|asked| asked.expected).unwrap_or_default();
         used.input = o.prompt_tokens.unwrap_or(expected.input);
         used.cached = o.cached_tokens.unwrap_or(0);
-        used.output = o.completion_tokens.unwrap_or_else(|| counted(exchange, expected));
+        used.output = written(exchange, expected);
         let asked = exchange.asked.as_ref().and_then(|asked| asked.model.as_deref());
         used.nanos = exchange.snapshot.prices.of(used, o.model_answered.as_deref(), asked, is_inside);
     }
     exchange.ledger.settle(used);
 }
 
-/// Tokens of an answer that told none: its events, of which servers send one for a token; else its bytes.
-fn counted(exchange: &Exchange, expected: Estimate) -> u64 {
-    if expected.output == 0 {
-        return 0;
+/// Tokens written: those that the usage of the answer told, and those of the text that came after it. A server may tell its
+/// usage at the end of an answer that its caller does not wait for. Where the text is not found, all bytes count; where it is
+/// written later, what was expected.
+fn written(exchange: &Exchange, expected: Estimate) -> u64 {
+    let o = &exchange.outcome;
+    let told = o.completion_tokens.unwrap_or(0);
+    if !exchange.resolved.writes_tokens {
+        return told;
     }
-    if exchange.asked.as_ref().is_some_and(|asked| asked.stream) {
-        exchange.outcome.content_events
-    } else {
-        // What a caller left unread was written for it all the same.
-        let bytes = exchange.outcome.bytes_out.max(exchange.outcome.bytes_answered);
-        Estimate::new(bytes, 0, 0, Some(0), false).input
+    if o.is_deferred && o.completion_tokens.is_none() {
+        return expected.output;
     }
+    if o.completion_tokens.is_some() || o.is_text_known {
+        return told.saturating_add(Estimate::of_written(o.unreported.bytes, o.unreported.events));
+    }
+    // What a caller left unread was written for it all the same.
+    Estimate::of_written(o.bytes_out.max(o.bytes_answered), 0)
 }

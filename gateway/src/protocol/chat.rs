@@ -276,6 +276,27 @@ pub struct ObservedError {
     pub code: Option<String>,
 }
 
+/// Text of an answer, for which no usage is needed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Events with content; each holds one token at least.
+    pub events: u64,
+    /// Bytes of text, without the JSON around it.
+    pub bytes: u64,
+}
+
+impl Written {
+    /// Text that came after `earlier`.
+    pub fn since(self, earlier: Self) -> Self {
+        Self { events: self.events.saturating_sub(earlier.events), bytes: self.bytes.saturating_sub(earlier.bytes) }
+    }
+
+    /// Both texts together.
+    pub fn and(self, other: Self) -> Self {
+        Self { events: self.events.saturating_add(other.events), bytes: self.bytes.saturating_add(other.bytes) }
+    }
+}
+
 /// Facts read from an answer while it passes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observation {
@@ -290,8 +311,14 @@ pub struct Observation {
     /// Time at which the first content passed: in an event stream the first event with text or a tool call, in anything else
     /// the first byte.
     pub first_content: Option<Instant>,
-    /// Events with content.
-    pub content_events: u64,
+    /// Text so far.
+    pub written: Written,
+    /// Text that `usage` covers. What came after it is not in its number of written tokens.
+    pub reported: Written,
+    /// True once the answer has shown where its text is: `written` then is all of it.
+    pub is_known_shape: bool,
+    /// True if the answer says that it is still to be written, to be asked for later.
+    pub is_deferred: bool,
     /// True once the end of the answer has passed: a whole JSON object, or the last event of a stream.
     pub is_whole: bool,
     /// Error that the answer reports.

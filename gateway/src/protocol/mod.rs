@@ -20,7 +20,7 @@ use spillway_filter::Refusal;
 
 pub use chat::{
     Call, ChatRequest, Choice, Encode, EncodeInput, EncodeRequest, Encoded, FinishReason, Message, Observation,
-    PromptInput, ResponseFormat, Said, ToolChoice, Usage,
+    PromptInput, ResponseFormat, Said, ToolChoice, Usage, Written,
 };
 pub use dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, Transcribe, WriteAnswer};
 pub use operation::Operation;

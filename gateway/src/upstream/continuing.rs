@@ -103,10 +103,13 @@ pub async fn pass_rest(
     };
     if let Some(observer) = &mut rest.observer {
         let seen = observer.finish();
-        let said_before = exchange.outcome.content_events;
+        let said_before = exchange.outcome.unreported;
         note_answer(&mut exchange.outcome, seen);
-        exchange.outcome.content_events = exchange.outcome.content_events.saturating_add(said_before);
-        if seen.usage.is_some() {
+        // The client has text, whatever this server has added to it.
+        (exchange.outcome.is_text_known, exchange.outcome.is_error) = (true, false);
+        if seen.usage.is_none() {
+            exchange.outcome.unreported = exchange.outcome.unreported.and(said_before);
+        } else {
             // The text before is part of the answer for the caller, and of the prompt for this server.
             let written = before.said.tokens.into();
             exchange.outcome.prompt_tokens = exchange.outcome.prompt_tokens.map(|read| read.saturating_sub(written));

@@ -23,7 +23,7 @@ use super::outcome::{Attempt, AttemptOutcome, CutReason, Died};
 use crate::balancing::{Class, orca};
 use crate::downstream::{Beside, SLICE, Unread, WriteLimits, deliver, slice};
 use crate::exchange::{self, AttemptSlot, Exchange, ServedBy};
-use crate::protocol::{Observation, Observe, SERVED_BY, Transcribe};
+use crate::protocol::{Observation, Observe, SERVED_BY, Transcribe, Written};
 
 /// Time for trailers to follow the end of a body.
 const TRAILERS: Duration = Duration::from_secs(5);
@@ -74,6 +74,7 @@ impl<'a> Conversation<'_, 'a> {
         let is_head = self.session.req_header().method == Method::HEAD;
         self.state.heard = Instant::now();
         self.state.event_stream = is_event_stream(&head);
+        self.exchange.outcome.begin_answer();
         self.passing.observer = self.attempt.observer(&head);
         let mut head = head;
         let is_error = head.status.is_client_error() || head.status.is_server_error();
@@ -409,9 +410,13 @@ fn observe(
 
 /// Records the usage so far, for answers that are cut too.
 fn note_usage(outcome: &mut exchange::Outcome, seen: &Observation) {
-    outcome.content_events = seen.content_events;
+    outcome.unreported = seen.written.since(seen.reported);
+    outcome.is_text_known = seen.is_known_shape;
+    outcome.is_deferred = seen.is_deferred;
+    outcome.is_error = seen.error.is_some() && seen.usage.is_none() && seen.written == Written::default();
     if let Some(usage) = &seen.usage {
-        outcome.prompt_tokens = Some(usage.prompt_tokens);
+        // A server that tells no prompt has read one all the same.
+        outcome.prompt_tokens = Some(usage.prompt_tokens).filter(|tokens| *tokens > 0);
         outcome.completion_tokens = Some(usage.completion_tokens);
         outcome.cached_tokens = usage.cached_tokens;
     }

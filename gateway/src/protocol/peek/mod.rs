@@ -60,11 +60,13 @@ enum Field {
     Prompt,
     /// Text that a model reads.
     Text,
+    /// JSON that a model reads as it is.
+    Json,
 }
 
 /// Fields that are read. Of the names for the most tokens of an answer, the last three are those of llama.cpp, TGI and
 /// Ollama.
-const FIELDS: [(&str, Field); 19] = [
+const FIELDS: [(&str, Field); 21] = [
     ("model", Field::Model),
     ("stream", Field::Stream),
     ("stream_options", Field::Options),
@@ -84,6 +86,8 @@ const FIELDS: [(&str, Field); 19] = [
     ("max_new_tokens", Field::MaxTokens),
     ("num_predict", Field::MaxTokens),
     ("suffix", Field::Text),
+    ("tools", Field::Json),
+    ("functions", Field::Json),
 ];
 
 /// True if a reader that ignores the Content-Type could parse the body as a JSON object. The reader may guess the encoding
@@ -234,6 +238,12 @@ impl<'a> BodyReader<'a> {
             Field::Stream => self.peek.stream = scan.skip()? == ValueKind::Bool(true),
             Field::Options => {
                 scan.skip()?;
+            }
+            Field::Json => {
+                if scan.skip()? != ValueKind::Null {
+                    let bytes = u64::try_from(scan.at().saturating_sub(start)).unwrap_or(u64::MAX);
+                    self.peek.prompt_bytes = self.peek.prompt_bytes.saturating_add(bytes);
+                }
             }
             Field::MaxTokens | Field::Answers => {
                 let count = match scan.skip()? {

@@ -31,8 +31,19 @@ pub(super) fn part_of(name: &str, parts: &mut PromptParts) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known);
     match name.len() {
         4 => return is("text"),
-        7 => return is("content"),
+        7 if is("content") => return true,
+        // Results of tools, and the calls and thoughts of earlier answers that a caller sends back.
+        6 if is("output") => return true,
+        8 if is("thinking") || is("function") => return true,
+        9 if is("arguments") => return true,
+        10 if is("tool_calls") => return true,
+        13 if is("function_call") => return true,
         5 if is("image") => parts.images = parts.images.saturating_add(1),
+        // Images and documents of the Messages API, and files of the Responses API.
+        6 if is("source") => parts.images = parts.images.saturating_add(1),
+        7 if is("file_id") => parts.images = parts.images.saturating_add(1),
+        8 if is("file_url") => parts.images = parts.images.saturating_add(1),
+        9 if is("file_data") => parts.images = parts.images.saturating_add(1),
         9 if is("image_url") => parts.images = parts.images.saturating_add(1),
         5 if is("audio") => parts.sounds = parts.sounds.saturating_add(1),
         11 if is("input_audio") => parts.sounds = parts.sounds.saturating_add(1),

@@ -34,8 +34,23 @@ fn peek_reads_what_routing_needs() {
         (r#""input":["one","two"]"#, 6),
         (r#""input":[[1,2,3],[4]]"#, 16),
         (r#""input":[{"role":"user","content":[{"type":"input_text","text":"abc"}]}]"#, 3),
+        (r#""instructions":"ab","input":"cd""#, 4),
+        (r#""system":[{"type":"text","text":"abc"}],"messages":[{"content":[{"type":"text","text":"de"}]}]"#, 5),
+        (r#""messages":[{"content":[{"type":"tool_result","content":[{"type":"text","text":"abc"}]}]}]"#, 3),
+        (r#""messages":[{"content":[{"type":"thinking","thinking":"abc","signature":"no"}]}]"#, 3),
+        (r#""messages":[{"tool_calls":[{"id":"no","function":{"name":"no","arguments":"{1}"}}]}]"#, 3),
+        (r#""input":[{"type":"function_call_output","call_id":"no","output":"abc"}]"#, 3),
+        (r#""tools":[{"name":"f"}],"functions": null"#, 14),
     ] {
         assert_eq!(read(format!("{{{prompt}}}").as_bytes()).unwrap().prompt_bytes, bytes, "{prompt}");
+    }
+    for image in [
+        r#"{"messages":[{"content":[{"type":"image","source":{"type":"base64","data":"no"}}]}]}"#,
+        r#"{"input":[{"content":[{"type":"input_image","image_url":"no"}]}]}"#,
+        r#"{"input":[{"content":[{"type":"input_file","file_data":"no"}]}]}"#,
+    ] {
+        let read = read(image.as_bytes()).unwrap();
+        assert_eq!((read.prompt_bytes, read.images), (0, 1), "{image}");
     }
     // Which of several names counts is for the server: as much is reserved as the largest of them says.
     for (fields, most, answers) in [

@@ -1,7 +1,8 @@
 //! Reads facts of a server's answer (usage, model, finish reason, time of the first content) while it passes, without
-//! changing or holding it. Event streams and plain JSON are both read byte by byte: an answer of any length is observed in
-//! the same small, fixed memory, and the result does not depend on where the answer was cut.
+//! changing or holding it. Event streams, JSON in lines and plain JSON are read byte by byte: an answer of any length is
+//! observed in the same small, fixed memory, and the result does not depend on where the answer was cut.
 
+mod keys;
 mod lines;
 mod scan;
 #[cfg(test)]
@@ -16,11 +17,24 @@ use crate::protocol::dialect::Observe;
 use lines::{Lines, StreamPart};
 use scan::Scanner;
 
+/// Types of JSON in lines.
+const JSON_LINES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
+
+/// Framing of the values in an answer.
+#[derive(Debug)]
+enum AnswerFraming {
+    /// One JSON value.
+    Json,
+    /// An event stream.
+    Events(Lines),
+    /// JSON values, each in a line of its own.
+    JsonLines,
+}
+
 /// Reader of one answer.
 #[derive(Debug)]
 pub(super) struct Observer {
-    /// Framing of an event stream; `None` for plain JSON.
-    lines: Option<Lines>,
+    framing: AnswerFraming,
     scanner: Scanner,
     seen: Observation,
 }
@@ -39,14 +53,16 @@ impl Observer {
             let suffix = kind.len().checked_sub(5).and_then(|at| kind.get(at..));
             kind.eq_ignore_ascii_case("application/json") || suffix.is_some_and(|end| end.eq_ignore_ascii_case("+json"))
         };
-        let lines = if kind.eq_ignore_ascii_case("text/event-stream") {
-            Some(Lines::default())
+        let framing = if kind.eq_ignore_ascii_case("text/event-stream") {
+            AnswerFraming::Events(Lines::default())
         } else if is_json() {
-            None
+            AnswerFraming::Json
+        } else if JSON_LINES.iter().any(|lines| kind.eq_ignore_ascii_case(lines)) {
+            AnswerFraming::JsonLines
         } else {
             return None;
         };
-        Some(Self { lines, scanner: Scanner::default(), seen: Observation::default() })
+        Some(Self { framing, scanner: Scanner::default(), seen: Observation::default() })
     }
 }
 
@@ -57,32 +73,40 @@ impl Observe for Observer {
 
     fn feed(&mut self, part: &[u8], now: Instant) {
         let (scanner, seen) = (&mut self.scanner, &mut self.seen);
-        let Some(lines) = &mut self.lines else {
-            if !part.is_empty() {
+        let feed = |scanner: &mut Scanner, seen: &mut Observation, data: &[u8]| {
+            scanner.feed(data, seen);
+            if scanner.has_content {
                 seen.first_content.get_or_insert(now);
             }
-            scanner.feed(part, seen);
-            seen.is_whole = scanner.is_complete;
-            return;
         };
-        lines.feed(part, |what| match what {
-            StreamPart::Data(data) => {
-                let had_content = scanner.has_content;
-                scanner.feed(data, seen);
-                if scanner.has_content && !had_content {
+        match &mut self.framing {
+            AnswerFraming::Json => {
+                if !part.is_empty() {
                     seen.first_content.get_or_insert(now);
-                    seen.content_events = seen.content_events.saturating_add(1);
+                }
+                scanner.feed(part, seen);
+                seen.is_whole = scanner.is_complete;
+            }
+            AnswerFraming::Events(lines) => lines.feed(part, |what| match what {
+                StreamPart::Data(data) => feed(scanner, seen, data),
+                StreamPart::End { is_done } => {
+                    seen.is_whole |= is_done;
+                    scanner.reset();
+                }
+            }),
+            AnswerFraming::JsonLines => {
+                for line in part.split_inclusive(|byte| *byte == b'\n') {
+                    feed(scanner, seen, line);
+                    if line.ends_with(b"\n") {
+                        scanner.reset();
+                    }
                 }
             }
-            StreamPart::End { is_done } => {
-                seen.is_whole |= is_done;
-                scanner.reset();
-            }
-        });
+        }
     }
 
     fn finish(&mut self) -> &Observation {
-        if let Some(lines) = &mut self.lines {
+        if let AnswerFraming::Events(lines) = &self.framing {
             self.seen.is_whole |= lines.is_done();
         }
         &self.seen

@@ -1,77 +1,19 @@
-//! Streaming JSON reader that reports the few values of OpenAI's answers that telemetry and limits need. It keeps nothing
-//! but the token that it is in, cut at 256 bytes. Invalid JSON is no error and reports nothing. Memory is allocated only for
-//! a value that is reported.
+//! Streaming JSON reader that reports the few values of an answer that telemetry and limits need, and counts its text. It
+//! keeps nothing but the token that it is in, cut at 256 bytes. Invalid JSON is no error and reports nothing. Memory is
+//! allocated only for a value that is reported.
+//!
+//! Servers of this API answer in other shapes too, on their other paths: chat and text completions, Responses, Anthropic's
+//! Messages, and the own paths of llama.cpp and Ollama. One table of containers and keys reads them all.
 
+use super::keys::{Container, KnownKey};
 use crate::protocol::chat::{Observation, ObservedError, Usage};
 
-/// Nested containers whose meaning is tracked; deeper ones are only counted. The deepest that matter are the root,
-/// `choices`, a choice, its delta and the list of tool calls.
-const TRACKED_DEPTH: usize = 5;
+/// Nested containers whose meaning is tracked; deeper ones are only counted. The deepest that matter hold the arguments of
+/// a tool call, which may be JSON of any depth.
+const TRACKED_DEPTH: usize = 24;
 
 /// Longest key or value that is read, in bytes. Ids and model names are shorter.
 const MAX_TOKEN: usize = 256;
-
-/// Meaning of a list or object, by its position in the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Container {
-    Root,
-    Choices,
-    Choice,
-    /// `delta` of a stream or `message` of a whole answer.
-    Delta,
-    ToolCalls,
-    Usage,
-    Details,
-    Error,
-    Other,
-}
-
-/// Key that means something in some container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum KnownKey {
-    Id,
-    Model,
-    Choices,
-    Delta,
-    FinishReason,
-    /// Text of the answer, under any of its names.
-    Content,
-    ToolCalls,
-    Usage,
-    PromptTokens,
-    CompletionTokens,
-    Details,
-    CachedTokens,
-    ReasoningTokens,
-    Error,
-    Kind,
-    Code,
-    Other,
-}
-
-impl KnownKey {
-    fn of(name: &[u8]) -> Self {
-        match name {
-            b"id" => Self::Id,
-            b"model" => Self::Model,
-            b"choices" => Self::Choices,
-            b"delta" | b"message" => Self::Delta,
-            b"finish_reason" => Self::FinishReason,
-            b"content" | b"text" | b"reasoning_content" | b"reasoning" | b"refusal" => Self::Content,
-            b"tool_calls" => Self::ToolCalls,
-            b"usage" => Self::Usage,
-            b"prompt_tokens" => Self::PromptTokens,
-            b"completion_tokens" => Self::CompletionTokens,
-            b"prompt_tokens_details" | b"completion_tokens_details" => Self::Details,
-            b"cached_tokens" => Self::CachedTokens,
-            b"reasoning_tokens" => Self::ReasoningTokens,
-            b"error" => Self::Error,
-            b"type" => Self::Kind,
-            b"code" => Self::Code,
-            _ => Self::Other,
-        }
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -81,6 +23,36 @@ enum Mode {
     Text { escaped: bool },
     /// In a number, `true`, `false` or `null`.
     Bare,
+}
+
+/// Counts of one object of usage.
+#[derive(Debug, Clone, Copy, Default)]
+struct UsageSeen {
+    prompt: Option<u64>,
+    input: Option<u64>,
+    cache_read: Option<u64>,
+    cache_created: Option<u64>,
+    output: Option<u64>,
+    total: Option<u64>,
+    cached: Option<u64>,
+    reasoning: Option<u64>,
+}
+
+impl UsageSeen {
+    /// Tokens read, those in the cache included.
+    fn read(&self) -> Option<u64> {
+        let of_messages = || {
+            let of_the_cache = self.cache_read.unwrap_or(0).saturating_add(self.cache_created.unwrap_or(0));
+            self.input.map(|input| input.saturating_add(of_the_cache))
+        };
+        let rest = || self.total.map(|total| total.saturating_sub(self.output.unwrap_or(0)));
+        self.prompt.or_else(of_messages).or_else(rest)
+    }
+
+    /// Tokens written.
+    fn written(&self) -> Option<u64> {
+        self.output.or_else(|| self.total.map(|total| total.saturating_sub(self.read().unwrap_or(total))))
+    }
 }
 
 /// Reader of one JSON value after another.
@@ -98,8 +70,15 @@ pub(super) struct Scanner {
     token: [u8; MAX_TOKEN],
     /// Length of the token, also of what was not kept.
     length: usize,
-    usage: Usage,
-    has_usage: bool,
+    /// True if the string being read is text of the answer.
+    is_text: bool,
+    /// Hexadecimal digits that an escape still needs, and the character that they have written so far.
+    escape: (u8, u32),
+    /// True if the object being read has told what led to the answer.
+    has_reasoning: bool,
+    usage: UsageSeen,
+    /// True if the value being read has told the tokens written.
+    has_told_output: bool,
     /// True once the text or the tool calls of an answer have appeared.
     pub(super) has_content: bool,
     /// True once a whole object has been read.
@@ -117,8 +96,11 @@ impl Default for Scanner {
             keeps: false,
             token: [0; MAX_TOKEN],
             length: 0,
-            usage: Usage::default(),
-            has_usage: false,
+            is_text: false,
+            escape: (0, 0),
+            has_reasoning: false,
+            usage: UsageSeen::default(),
+            has_told_output: false,
             has_content: false,
             is_complete: false,
         }
@@ -132,6 +114,9 @@ impl Scanner {
         self.depth = 0;
         self.key = KnownKey::Other;
         self.expects_key = false;
+        self.escape = (0, 0);
+        self.usage = UsageSeen::default();
+        self.has_told_output = false;
         self.has_content = false;
         self.is_complete = false;
     }
@@ -146,27 +131,20 @@ impl Scanner {
                 }
                 Mode::Text { escaped: true } => {
                     self.keep(&[byte]);
+                    if byte == b'u' {
+                        self.escape = (4, 0);
+                    } else {
+                        self.count(1, seen);
+                    }
                     self.mode = Mode::Text { escaped: false };
                     part = rest;
                 }
-                Mode::Text { escaped: false } => {
-                    let end = memchr::memchr2(b'"', b'\\', part).unwrap_or(part.len());
-                    let (text, tail) = part.split_at_checked(end).unwrap_or((part, b""));
-                    self.keep(text);
-                    part = match tail.split_first() {
-                        None => tail,
-                        Some((b'"', after)) => {
-                            self.mode = Mode::Between;
-                            self.text(seen);
-                            after
-                        }
-                        Some((backslash, after)) => {
-                            self.keep(&[*backslash]);
-                            self.mode = Mode::Text { escaped: true };
-                            after
-                        }
-                    };
+                Mode::Text { escaped: false } if self.escape.0 > 0 => {
+                    if self.digit(byte, seen) {
+                        part = rest;
+                    }
                 }
+                Mode::Text { escaped: false } => part = self.string(part, seen),
                 Mode::Bare => {
                     if matches!(byte, b',' | b']' | b'}' | b':' | b'"' | b' ' | b'\t' | b'\n' | b'\r' | b'[' | b'{') {
                         self.mode = Mode::Between;
@@ -180,12 +158,64 @@ impl Scanner {
         }
     }
 
+    /// Reads a string up to its end or the next escape. Returns what follows.
+    fn string<'p>(&mut self, part: &'p [u8], seen: &mut Observation) -> &'p [u8] {
+        let end = memchr::memchr2(b'"', b'\\', part).unwrap_or(part.len());
+        let (text, tail) = part.split_at_checked(end).unwrap_or((part, b""));
+        self.keep(text);
+        self.count(text.len(), seen);
+        match tail.split_first() {
+            None => tail,
+            Some((b'"', after)) => {
+                self.mode = Mode::Between;
+                self.text(seen);
+                after
+            }
+            Some((backslash, after)) => {
+                self.keep(&[*backslash]);
+                self.mode = Mode::Text { escaped: true };
+                after
+            }
+        }
+    }
+
+    /// Reads a digit of an escaped character. False for a byte that is none.
+    fn digit(&mut self, byte: u8, seen: &mut Observation) -> bool {
+        let (missing, before) = self.escape;
+        let Some(digit) = char::from(byte).to_digit(16) else {
+            self.escape = (0, 0);
+            return false;
+        };
+        self.keep(&[byte]);
+        let code = before << 4 | digit;
+        self.escape = (missing.saturating_sub(1), code);
+        if missing == 1 {
+            // Half of a pair is half of four bytes.
+            let length = match code {
+                0..=0x7F => 1,
+                0x80..=0x7FF | 0xD800..=0xDFFF => 2,
+                _ => 3,
+            };
+            self.count(length, seen);
+        }
+        true
+    }
+
+    /// Counts decoded bytes of a string, if that is text of the answer.
+    fn count(&self, bytes: usize, seen: &mut Observation) {
+        if self.is_text {
+            let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+            seen.written.bytes = seen.written.bytes.saturating_add(bytes);
+        }
+    }
+
     fn between(&mut self, byte: u8, seen: &mut Observation) {
         match byte {
             b'"' => {
                 self.mode = Mode::Text { escaped: false };
                 self.length = 0;
                 self.keeps = self.is_wanted();
+                self.is_text = self.begins_text();
             }
             b'{' | b'[' => self.open(byte == b'{', seen),
             b'}' | b']' => self.close(seen),
@@ -206,17 +236,30 @@ impl Scanner {
         self.containers.get(self.depth.checked_sub(1)?).copied()
     }
 
-    /// True if the string that begins is to be kept. Of content only the length matters.
+    /// True if the string that begins is to be kept. Of text only the length matters.
     fn is_wanted(&self) -> bool {
         self.top().is_some_and(|(container, _)| {
             self.expects_key
                 || matches!(
                     (container, self.key),
-                    (Container::Root, KnownKey::Id | KnownKey::Model)
+                    (Container::Root | Container::Answer | Container::Message, KnownKey::Id | KnownKey::Model)
                         | (Container::Choice, KnownKey::FinishReason)
-                        | (Container::Error, KnownKey::Kind | KnownKey::Code)
+                        | (Container::Root | Container::Delta, KnownKey::StopReason)
+                        | (Container::Root | Container::Error, KnownKey::Kind)
+                        | (Container::Root, KnownKey::Status)
+                        | (Container::Error, KnownKey::Code)
                 )
         })
+    }
+
+    /// True if the string that begins is text of the answer.
+    fn begins_text(&self) -> bool {
+        let Some((container, _)) = self.top() else { return false };
+        if container == Container::Free {
+            return true;
+        }
+        let is_repeated = self.key == KnownKey::Reasoning && self.has_reasoning;
+        !self.expects_key && !is_repeated && self.key.is_text_in(container)
     }
 
     fn keep(&mut self, bytes: &[u8]) {
@@ -236,28 +279,23 @@ impl Scanner {
     }
 
     fn open(&mut self, is_object: bool, seen: &mut Observation) {
-        let container = match (self.top().map(|(container, _)| container), self.key) {
-            (None, _) if self.depth == 0 && is_object => Container::Root,
-            (Some(Container::Root), KnownKey::Choices) if !is_object => Container::Choices,
-            (Some(Container::Root), KnownKey::Usage) if is_object => {
-                self.usage = Usage::default();
-                self.has_usage = false;
-                Container::Usage
-            }
-            (Some(Container::Root), KnownKey::Error) if is_object => {
-                seen.error.get_or_insert_with(ObservedError::default);
-                Container::Error
-            }
-            (Some(Container::Choices), _) if is_object => Container::Choice,
-            (Some(Container::Choice), KnownKey::Delta) if is_object => Container::Delta,
-            (Some(Container::Delta), KnownKey::ToolCalls) if !is_object => Container::ToolCalls,
-            (Some(Container::ToolCalls), _) if is_object => {
-                self.has_content = true;
-                Container::Other
-            }
-            (Some(Container::Usage), KnownKey::Details) if is_object => Container::Details,
-            _ => Container::Other,
+        let parent = self.top().map(|(container, _)| container);
+        let container = match parent {
+            None if self.depth > 0 => Container::Other,
+            parent => Container::under(parent, self.key, is_object),
         };
+        seen.is_known_shape |= container.shows_shape();
+        match container {
+            Container::Usage => self.usage = UsageSeen::default(),
+            Container::Error => {
+                seen.error.get_or_insert_with(ObservedError::default);
+            }
+            Container::Delta | Container::Message | Container::Content if is_object => self.has_reasoning = false,
+            _ => {}
+        }
+        if is_object && parent == Some(Container::ToolCalls) {
+            self.has_text(seen);
+        }
         if let Some(slot) = self.containers.get_mut(self.depth) {
             *slot = (container, is_object);
         }
@@ -272,16 +310,56 @@ impl Scanner {
         self.key = KnownKey::Other;
         self.expects_key = false;
         match closed {
-            Some(Container::Root) => self.is_complete = true,
-            // The last one counts: some servers report the usage so far with every event.
-            Some(Container::Usage) if self.has_usage => seen.usage = Some(self.usage),
+            Some(Container::Root) => {
+                self.is_complete = true;
+                self.tell_usage(seen);
+                // Text behind the usage in the same event is part of it.
+                if std::mem::take(&mut self.has_told_output) {
+                    seen.reported = seen.written;
+                }
+            }
+            Some(Container::Usage) => self.tell_usage(seen),
             _ => {}
+        }
+    }
+
+    /// Reports the usage that was read. Some servers report the usage so far with every event, others the tokens read in the
+    /// first event and the tokens written in the last; no count becomes less on the way.
+    fn tell_usage(&mut self, seen: &mut Observation) {
+        let told = std::mem::take(&mut self.usage);
+        let (read, written) = (told.read(), told.written());
+        if read.is_none() && written.is_none() {
+            return;
+        }
+        let usage = seen.usage.get_or_insert_with(Usage::default);
+        usage.prompt_tokens = usage.prompt_tokens.max(read.unwrap_or(0));
+        usage.cached_tokens = told.cached.or(told.cache_read).or(usage.cached_tokens);
+        usage.reasoning_tokens = told.reasoning.or(usage.reasoning_tokens);
+        if let Some(written) = written {
+            usage.completion_tokens = usage.completion_tokens.max(written);
+            seen.reported = seen.written;
+            self.has_told_output = true;
+        }
+    }
+
+    /// Text or a tool call has appeared.
+    fn has_text(&mut self, seen: &mut Observation) {
+        if !std::mem::replace(&mut self.has_content, true) {
+            seen.written.events = seen.written.events.saturating_add(1);
         }
     }
 
     /// A string has ended.
     fn text(&mut self, seen: &mut Observation) {
         let Some((container, is_object)) = self.top() else { return };
+        if std::mem::take(&mut self.is_text) {
+            self.has_reasoning |= self.key == KnownKey::Reasoning && self.length > 0;
+            // Text right under the root is that of an event.
+            seen.is_known_shape |= container == Container::Root;
+            if self.length > 0 {
+                self.has_text(seen);
+            }
+        }
         if self.expects_key && is_object {
             self.key = self.token().map_or(KnownKey::Other, KnownKey::of);
             return;
@@ -289,14 +367,37 @@ impl Scanner {
         let text = || self.token().and_then(unescaped).filter(|text| !text.is_empty());
         match (container, self.key) {
             // The first ones count: they are the same in every event, or empty in a leading one.
-            (Container::Root, KnownKey::Id) if seen.id.is_none() => seen.id = text(),
-            (Container::Root, KnownKey::Model) if seen.model.is_none() => seen.model = text(),
-            (Container::Choice, KnownKey::FinishReason) => seen.finish_reason = text().or(seen.finish_reason.take()),
-            (Container::Choice | Container::Delta, KnownKey::Content) if self.length > 0 => self.has_content = true,
+            (Container::Root | Container::Answer | Container::Message, KnownKey::Id) if seen.id.is_none() => {
+                seen.id = text();
+            }
+            (Container::Root | Container::Answer | Container::Message, KnownKey::Model) if seen.model.is_none() => {
+                seen.model = text();
+            }
+            (Container::Choice, KnownKey::FinishReason)
+            | (Container::Root | Container::Delta, KnownKey::StopReason) => {
+                seen.finish_reason = text().or(seen.finish_reason.take());
+            }
+            (Container::Root, KnownKey::Kind) => self.kind(seen),
+            (Container::Root, KnownKey::Status) => {
+                seen.is_deferred |= matches!(self.token(), Some(b"queued" | b"in_progress"));
+            }
             (Container::Error, KnownKey::Kind) => seen.error.get_or_insert_default().kind = text().unwrap_or_default(),
             (Container::Error, KnownKey::Code) => seen.error.get_or_insert_default().code = text(),
             // Some servers report an error as plain text.
-            (Container::Root, KnownKey::Error) => {
+            (Container::Root, KnownKey::Error) if self.length > 0 => {
+                seen.error.get_or_insert_default();
+            }
+            _ => {}
+        }
+    }
+
+    /// The type of an event has been read.
+    fn kind(&self, seen: &mut Observation) {
+        match self.token() {
+            Some(b"response.completed" | b"response.incomplete" | b"response.failed" | b"message_stop") => {
+                seen.is_whole = true;
+            }
+            Some(b"error") => {
                 seen.error.get_or_insert_default();
             }
             _ => {}
@@ -308,27 +409,37 @@ impl Scanner {
         let Some((container, _)) = self.top() else { return };
         let word = || self.token().and_then(|token| std::str::from_utf8(token).ok());
         let number = || word().and_then(|word| word.parse::<u64>().ok());
-        match (container, self.key) {
-            (Container::Usage, KnownKey::PromptTokens) => {
-                if let Some(count) = number() {
-                    self.usage.prompt_tokens = count;
-                    self.has_usage = true;
-                }
+        let told = match (container, self.key) {
+            (Container::Usage, KnownKey::PromptTokens) | (Container::Root, KnownKey::PromptCount) => {
+                &mut self.usage.prompt
             }
-            (Container::Usage, KnownKey::CompletionTokens) => {
-                if let Some(count) = number() {
-                    self.usage.completion_tokens = count;
-                    self.has_usage = true;
-                }
+            (Container::Usage, KnownKey::OutputTokens) | (Container::Root, KnownKey::OutputCount) => {
+                &mut self.usage.output
             }
-            (Container::Details, KnownKey::CachedTokens) => self.usage.cached_tokens = number(),
-            (Container::Details, KnownKey::ReasoningTokens) => self.usage.reasoning_tokens = number(),
+            (Container::Usage, KnownKey::InputTokens) => &mut self.usage.input,
+            (Container::Usage, KnownKey::CacheRead) => &mut self.usage.cache_read,
+            (Container::Usage, KnownKey::CacheCreated) => &mut self.usage.cache_created,
+            (Container::Usage, KnownKey::TotalTokens) => &mut self.usage.total,
+            (Container::Usage | Container::Details, KnownKey::CachedTokens) => &mut self.usage.cached,
+            (Container::Details, KnownKey::ReasoningTokens) => &mut self.usage.reasoning,
+            (Container::Root, KnownKey::Done) => {
+                seen.is_whole |= self.token() == Some(b"true");
+                return;
+            }
             (Container::Error, KnownKey::Code) if number().is_some() => {
                 let code = word().map(str::to_owned);
                 seen.error.get_or_insert_default().code = code;
+                return;
             }
-            _ => {}
-        }
+            (Container::Free, _) => {
+                let bytes = u64::try_from(self.length).unwrap_or(u64::MAX);
+                seen.written.bytes = seen.written.bytes.saturating_add(bytes);
+                return;
+            }
+            _ => return,
+        };
+        let count = self.token.get(..self.length).and_then(|token| std::str::from_utf8(token).ok());
+        *told = count.and_then(|count| count.parse().ok()).or(*told);
     }
 }
 

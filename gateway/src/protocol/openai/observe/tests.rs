@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::protocol::chat::{ObservedError, Usage};
+use crate::protocol::chat::{ObservedError, Usage, Written};
 
 const STREAM: &str = "\u{feff}: hello\n\nid: 7\nevent: message\n\
     data: {\"id\":\"\",\"model\":\"\",\"choices\":[],\"prompt_filter_results\":[{\"content\":\"no\"}]}\n\n\
@@ -45,7 +45,10 @@ fn expected(now: Instant) -> Observation {
             reasoning_tokens: Some(1),
         }),
         first_content: Some(now),
-        content_events: 1,
+        written: Written { events: 1, bytes: 14 },
+        reported: Written { events: 1, bytes: 14 },
+        is_known_shape: true,
+        is_deferred: false,
         is_whole: true,
         error: None,
     }
@@ -73,6 +76,9 @@ proptest! {
                 "data: ", "data", "\n", "\r", "\r\n", "[DONE]", "{", "}", "[", "]", "\"", "\\", ",", ":", " ", "null", "12",
                 "\"id\":\"a\"", "\"model\":\"b\"", "\"choices\":[{", "\"delta\":{", "\"content\":\"c\"", "\"usage\":{",
                 "\"prompt_tokens\":3", "\"completion_tokens\":4", "\"finish_reason\":\"stop\"", "\"error\":{", "\"type\":\"t\"",
+                "\"delta\":\"d\"", "\"message\":{", "\"response\":{", "\"content\":[", "\"tool_calls\":[{", "\"arguments\":{",
+                "\"text\":\"\\u00e9\\ud83d\\ude00\\n\"", "\"output_tokens\":5", "\"input_tokens\":6", "\"total_tokens\":9",
+                "\\u", "\"reasoning\":\"r\"", "\"output\":[{", "\"eval_count\":7", "\"type\":\"message_stop\"",
             ]).prop_map(|text| text.as_bytes().to_vec()),
             proptest::collection::vec(any::<u8>(), 0..9),
         ], 0..60),
@@ -80,7 +86,7 @@ proptest! {
     ) {
         let bytes = pieces.concat();
         let now = Instant::now();
-        for kind in ["text/event-stream", "application/json"] {
+        for kind in ["text/event-stream", "application/json", "application/x-ndjson"] {
             prop_assert_eq!(observe(kind, &bytes, &cuts, now), observe(kind, &bytes, &[], now));
         }
     }
@@ -99,6 +105,7 @@ proptest! {
         });
         let bytes = if pretty { serde_json::to_vec_pretty(&answer) } else { serde_json::to_vec(&answer) }.unwrap();
         let seen = observe("application/json", &bytes, &[bytes.len() / 2], Instant::now());
+        prop_assert_eq!(seen.written, Written { events: u64::from(!text.is_empty()), bytes: text.len() as u64 });
         prop_assert_eq!(seen.id, Some(id));
         prop_assert_eq!(seen.model, Some(model));
         prop_assert_eq!(seen.finish_reason, Some(reason));
@@ -127,7 +134,7 @@ fn content_begins_with_the_first_event_that_has_some() {
         observer.feed(format!("data: {event}\n\n").as_bytes(), late);
         let seen = observer.finish();
         assert_eq!(seen.first_content, has_content.then_some(late), "{event}");
-        assert_eq!(seen.content_events, u64::from(has_content), "{event}");
+        assert_eq!(seen.written.events, u64::from(has_content), "{event}");
         assert!(!seen.is_whole);
     }
 }
@@ -162,7 +169,7 @@ fn text_that_is_not_utf8_is_not_told() {
         &[],
         now,
     );
-    assert_eq!((&seen.model, &seen.id, seen.content_events), (&None, &None, 1));
+    assert_eq!((&seen.model, &seen.id, seen.written.events), (&None, &None, 1));
 }
 
 #[test]
@@ -196,13 +203,18 @@ fn errors_are_told() {
         ),
         (r#"{"error":{"code":null}}"#, "", None),
         (r#"{"error":"plain"}"#, "", None),
+        (r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#, "overloaded_error", None),
+        (r#"{"type":"response.failed","response":{"error":{"code":"c"}}}"#, "", Some("c")),
+        (r#"{"type":"error","code":"c"}"#, "", None),
     ] {
         let expected = Some(ObservedError { kind: kind.into(), code: code.map(str::to_owned) });
         assert_eq!(observe("application/json", body.as_bytes(), &[], Instant::now()).error, expected, "{body}");
         let event = format!("data: {body}\n\n");
         assert_eq!(observe("text/event-stream", event.as_bytes(), &[], Instant::now()).error, expected, "{body}");
     }
-    assert_eq!(observe("application/json", br#"{"error":null}"#, &[], Instant::now()).error, None);
+    for none in [r#"{"error":null}"#, r#"{"error":""}"#] {
+        assert_eq!(observe("application/json", none.as_bytes(), &[], Instant::now()).error, None);
+    }
 }
 
 #[test]
@@ -229,11 +241,153 @@ fn only_what_can_be_read_is_observed() {
         ("application/vnd.api+JSON", None, true),
         ("application/json", Some("gzip"), false),
         ("text/html", None, false),
-        ("application/x-ndjson", None, false),
+        ("application/x-ndjson", None, true),
+        ("text/plain", None, false),
         ("é", None, false),
     ] {
         let kind = HeaderValue::from_bytes(kind.as_bytes()).unwrap();
         assert_eq!(Observer::for_response(Some(&kind), encoding.map(value).as_ref()).is_some(), reads, "{kind:?}");
     }
     assert!(Observer::for_response(None, None).is_none());
+}
+
+/// Usage and text after it of an event stream with these events.
+fn counted(events: &[&str]) -> (Option<(u64, u64, Option<u64>)>, Written) {
+    let stream: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
+    let seen = observe("text/event-stream", stream.as_bytes(), &[], Instant::now());
+    let usage = seen.usage.map(|usage| (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens));
+    (usage, seen.written.since(seen.reported))
+}
+
+#[test]
+fn text_that_no_usage_covers_is_known() {
+    let text = r#"{"choices":[{"delta":{"content":"abc"}}]}"#;
+    let so_far = r#"{"choices":[{"delta":{"content":"abc"}}],"usage":{"prompt_tokens":5,"completion_tokens":2}}"#;
+    let usage_first = r#"{"usage":{"prompt_tokens":5,"completion_tokens":3},"choices":[{"delta":{"content":"abc"}}]}"#;
+    let only_prompt = r#"{"choices":[],"usage":{"prompt_tokens":5}}"#;
+    let none = Written::default();
+    let one = Written { events: 1, bytes: 3 };
+    for (events, usage, rest) in [
+        (&[text, text][..], None, Written { events: 2, bytes: 6 }),
+        (&[so_far], Some((5, 2, None)), none),
+        (&[so_far, usage_first], Some((5, 3, None)), none),
+        (&[so_far, text], Some((5, 2, None)), one),
+        (&[text, only_prompt], Some((5, 0, None)), one),
+        // A count never becomes less.
+        (&[so_far, r#"{"usage":{"prompt_tokens":0,"completion_tokens":0}}"#], Some((5, 2, None)), none),
+    ] {
+        assert_eq!(counted(events), (usage, rest), "{events:?}");
+    }
+}
+
+#[test]
+fn usage_has_other_names_in_other_shapes() {
+    for (events, usage) in [
+        // Rerankers and encoders.
+        (&[r#"{"usage":{"total_tokens":8}}"#][..], (8, 0, None)),
+        (&[r#"{"usage":{"total_tokens":8,"completion_tokens":3}}"#], (5, 3, None)),
+        (&[r#"{"usage":{"prompt_tokens":8,"total_tokens":9}}"#], (8, 1, None)),
+        (&[r#"{"usage":{"prompt_tokens":8,"completion_tokens":1,"prompt_cache_hit_tokens":4}}"#], (8, 1, Some(4))),
+        (&[r#"{"usage":{"prompt_tokens":8,"completion_tokens":1,"cache_read_input_tokens":4}}"#], (8, 1, Some(4))),
+        (
+            &[
+                r#"{"response":{"usage":{"input_tokens":8,"input_tokens_details":{"cached_tokens":4},"output_tokens":1}}}"#,
+            ],
+            (8, 1, Some(4)),
+        ),
+        (
+            &[
+                r#"{"message":{"usage":{"input_tokens":2,"cache_read_input_tokens":4,"cache_creation_input_tokens":3,"output_tokens":1}}}"#,
+                r#"{"usage":{"output_tokens":7}}"#,
+            ],
+            (9, 7, Some(4)),
+        ),
+        (
+            &[
+                r#"{"message":{"usage":{"input_tokens":0,"output_tokens":0}}}"#,
+                r#"{"usage":{"input_tokens":9,"output_tokens":7}}"#,
+            ],
+            (9, 7, None),
+        ),
+        (&[r#"{"prompt_eval_count":9,"eval_count":7}"#], (9, 7, None)),
+        (
+            &[r#"{"tokens_predicted":1,"tokens_evaluated":9}"#, r#"{"tokens_predicted":7,"tokens_evaluated":9}"#],
+            (9, 7, None),
+        ),
+    ] {
+        assert_eq!(counted(events), (Some(usage), Written::default()), "{events:?}");
+    }
+}
+
+#[test]
+fn text_is_found_in_every_shape_and_counted_once() {
+    let cases = [
+        (r#"{"choices":[{"text":"abc"}]}"#, 3),
+        (r#"{"choices":[{"message":{"content":[{"type":"text","text":"abc"}]}}]}"#, 3),
+        (r#"{"choices":[{"delta":{"reasoning":"abc","reasoning_content":"abc"}}]}"#, 3),
+        (r#"{"choices":[{"delta":{"reasoning":"","reasoning_content":"abc"}}]}"#, 3),
+        (r#"{"choices":[{"delta":{"content":"\u00e9\n\ud83d\ude00\u4e2d"}}]}"#, 10),
+        (r#"{"choices":[{"delta":{"tool_calls":[{"function":{"name":"f","arguments":"{\"a\":1}"}}]}}]}"#, 8),
+        (r#"{"type":"response.output_text.delta","delta":"abc"}"#, 3),
+        (r#"{"type":"response.output_text.done","text":"abc"}"#, 0),
+        (r#"{"type":"response.completed","response":{"output":[{"content":[{"text":"abc"}]}]}}"#, 0),
+        (r#"{"output":[{"content":[{"text":"abc"}]},{"type":"function_call","name":"f","arguments":"{}"}]}"#, 6),
+        (r#"{"type":"content_block_start","content_block":{"type":"text","text":""}}"#, 0),
+        (r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"abc"}}"#, 3),
+        (r#"{"type":"content_block_delta","delta":{"type":"thinking_delta","thinking":"abc"}}"#, 3),
+        (r#"{"type":"content_block_delta","delta":{"type":"signature_delta","signature":"abc"}}"#, 0),
+        (r#"{"type":"content_block_delta","delta":{"type":"input_json_delta","partial_json":"abc"}}"#, 3),
+        (
+            r#"{"content":[{"type":"text","text":"abc"},{"type":"tool_use","name":"f","input":{"key":["v",12,true]}}]}"#,
+            14,
+        ),
+        (r#"{"message":{"role":"assistant","content":"abc","thinking":"de"}}"#, 5),
+        (r#"{"message":{"content":"","tool_calls":[{"function":{"name":"f","arguments":{"k":1}}}]}}"#, 3),
+        (r#"{"model":"m","response":"abc","done":false}"#, 3),
+    ];
+    for (answer, bytes) in cases {
+        let seen = observe("application/json", answer.as_bytes(), &[], Instant::now());
+        assert_eq!(
+            (seen.written.bytes, seen.is_known_shape),
+            (bytes, bytes > 0 || !answer.contains(".done")),
+            "{answer}"
+        );
+        // As much of a text as has come.
+        if let Some(at) = answer.find("abc") {
+            let seen = observe("application/json", &answer.as_bytes()[..at + 2], &[], Instant::now());
+            assert_eq!(seen.written.bytes, bytes.min(2), "{answer}");
+        }
+    }
+    for unknown in
+        [r#"{"generated_text":"abc"}"#, r#"[{"text":"abc"}]"#, r#"{"message":"abc"}"#, r#"{"data":[{"b64":"abc"}]}"#]
+    {
+        assert!(!observe("application/json", unknown.as_bytes(), &[], Instant::now()).is_known_shape, "{unknown}");
+    }
+}
+
+#[test]
+fn an_answer_that_is_written_later_says_so() {
+    for (answer, is_deferred) in [
+        (r#"{"id":"r","status":"queued","output":[],"usage":null}"#, true),
+        (r#"{"id":"r","status":"in_progress"}"#, true),
+        (r#"{"id":"r","status":"completed"}"#, false),
+        (r#"{"response":{"status":"in_progress"}}"#, false),
+        (r#"{"output":[{"status":"in_progress"}]}"#, false),
+    ] {
+        let seen = observe("application/json", answer.as_bytes(), &[], Instant::now());
+        assert_eq!(seen.is_deferred, is_deferred, "{answer}");
+    }
+}
+
+#[test]
+fn the_end_of_a_stream_is_known_in_every_shape() {
+    for (end, kind) in [
+        ("data: {\"type\":\"message_stop\"}\n\n", "text/event-stream"),
+        ("data: {\"type\":\"response.completed\",\"response\":{}}\n\n", "text/event-stream"),
+        ("data: {\"type\":\"response.incomplete\"}\n\n", "text/event-stream"),
+        ("{\"done\":false}\n{\"done\":true}\n", "application/x-ndjson"),
+    ] {
+        assert!(observe(kind, end.as_bytes(), &[], Instant::now()).is_whole, "{end}");
+        assert!(!observe(kind, &end.as_bytes()[..end.len() / 2], &[], Instant::now()).is_whole, "{end}");
+    }
 }

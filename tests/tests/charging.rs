@@ -1,0 +1,564 @@
+//! Charges of tokens: what a caller chooses (streaming, another API, to leave early) changes nothing of what it
+//! pays for the same answer.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests"
+)]
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use serde_json::{Value, json};
+use spillway_tests::{
+    Answer, Client, Gateway, Reply, Seen, Upstream, eventually, http2_over, new_key, reply, streamed,
+};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+const STREAM: (&str, &str) = ("content-type", "text/event-stream");
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+/// A gateway that counts what its one consumer spends.
+struct Shop {
+    gateway: Gateway,
+    key: String,
+    spent: f64,
+}
+
+impl Shop {
+    async fn open(upstream: &Upstream, more: &str) -> Self {
+        let (key, digest) = new_key();
+        let limits = "{tokens: 1000000/h, budget: {tokens: 1000000000, per: day}}";
+        let yaml = format!(
+            "listeners:
+  - {{name: plain, address: \"127.0.0.1:0\"}}
+  - {{name: h2c, address: \"127.0.0.1:0\", protocol: h2c}}
+consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}], limits: {limits}}}]
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: chat, backendRefs: [{{name: x}}]{more}}}]
+",
+            upstream.url()
+        );
+        Self { gateway: Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await, key, spent: 0.0 }
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.gateway.listener("plain"))
+    }
+
+    async fn post(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Answer {
+        let headers = [&[("x-api-key", self.key.as_str()), JSON], headers].concat();
+        self.client().post(path, &headers, body.to_string()).await
+    }
+
+    /// Tokens that were charged since the last look.
+    async fn charged(&mut self) -> u64 {
+        self.gateway.metric_becomes("spillway_requests_in_flight{http_route=\"chat\"}", 0.0).await;
+        let series = "spillway_budget_spent{budget=\"consumer acme\",per=\"day\",unit=\"tokens\"}";
+        let spent = self.gateway.metric(series).await;
+        let charged = spent - std::mem::replace(&mut self.spent, spent);
+        charged as u64
+    }
+}
+
+fn chat(max_tokens: u64, stream: bool) -> Value {
+    json!({"model": "m", "messages": [{"role": "user", "content": "x".repeat(40)}], "max_tokens": max_tokens,
+        "stream": stream})
+}
+
+fn event(value: &Value) -> String {
+    format!("data: {value}\n\n")
+}
+
+fn delta(delta: &Value) -> String {
+    event(&json!({"id": "c", "model": "m", "choices": [{"index": 0, "delta": delta}]}))
+}
+
+/// An answer of 7,000 tokens, in pieces.
+fn seven_thousand(stream: bool) -> Vec<String> {
+    let usage = json!({"prompt_tokens": 3000, "completion_tokens": 4000, "total_tokens": 7000});
+    if !stream {
+        let message = json!({"role": "assistant", "content": "word ".repeat(400)});
+        let answer = json!({"id": "c", "model": "m", "choices": [{"index": 0, "message": message}], "usage": usage});
+        return vec![answer.to_string()];
+    }
+    let mut pieces = vec![delta(&json!({"content": "word "})); 20];
+    pieces.push(event(&json!({"id": "c", "model": "m", "choices": [], "usage": usage})));
+    pieces.push("data: [DONE]\n\n".to_owned());
+    pieces
+}
+
+/// Answers with parts, one by one.
+fn in_parts(headers: &[(&str, &str)], parts: Vec<Vec<u8>>) -> Reply {
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        for part in parts {
+            let _ = sender.send(Ok(part.into())).await;
+        }
+    });
+    streamed(headers, receiver)
+}
+
+fn body_of(seen: &Seen) -> Value {
+    serde_json::from_slice(&seen.body).unwrap_or_default()
+}
+
+fn wants_stream(seen: &Seen) -> bool {
+    body_of(seen)["stream"] == true
+}
+
+/// Text of 2,360 bytes.
+fn paragraph() -> String {
+    "The quick brown fox jumps over the lazy dog and runs away. ".repeat(40)
+}
+
+/// Answers a text that the request names as its user, without usage: whole, or in so many events.
+async fn teller() -> Upstream {
+    Upstream::start(|seen| async move {
+        let body = body_of(&seen);
+        let (text, events) = (body["user"].as_str().unwrap().to_owned(), body["seed"].as_u64().unwrap());
+        if !wants_stream(&seen) {
+            let message = json!({"role": "assistant", "content": text});
+            return Some(reply(200, &[JSON], json!({"choices": [{"index": 0, "message": message}]}).to_string()));
+        }
+        let mut rest: Vec<char> = text.chars().collect();
+        let size = rest.len().div_ceil(usize::try_from(events).unwrap());
+        let mut out = String::new();
+        while !rest.is_empty() {
+            let piece: String = rest.drain(..size.min(rest.len())).collect();
+            out += &delta(&json!({"content": piece}));
+        }
+        out += "data: [DONE]\n\n";
+        if body["n"] == 1 {
+            // As Python's `json.dumps` writes it.
+            out = out
+                .chars()
+                .map(|c| if c.is_ascii() { c.to_string() } else { format!("\\u{:04x}", u32::from(c)) })
+                .collect();
+        }
+        Some(reply(200, &[STREAM], out))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn text_without_usage_costs_the_same_whole_and_in_any_number_of_events() {
+    let upstream = teller().await;
+    let mut shop = Shop::open(&upstream, "").await;
+    for (text, tokens) in [(paragraph(), 590), ("\"quoted\"\n\t\\".repeat(40), 110), ("漢字かな".repeat(100), 300)]
+    {
+        for (stream, events, escaped) in [
+            (false, 1, false),
+            (true, 1, false),
+            (true, 1, true),
+            (true, 10, false),
+            (true, 10, true),
+            (true, 100, false),
+        ] {
+            let mut body = chat(8000, stream);
+            (body["user"], body["seed"]) = (text.clone().into(), events.into());
+            if escaped {
+                body["n"] = 1.into();
+            }
+            let answer = shop.post("/v1/chat/completions", &body, &[]).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let charged = shop.charged().await;
+            assert_eq!(charged, 10 + tokens, "stream {stream}, {events} events, escaped {escaped}, {text:.10}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_that_a_model_writes_is_text() {
+    let long = paragraph();
+    let arguments = json!({"text": long}).to_string();
+    let call = json!({"index": 0, "id": "call_1", "function": {"name": "f", "arguments": arguments}});
+    let (in_call, in_text) = ((arguments.len() as u64 + 1).div_ceil(4), 590);
+    let cases = vec![
+        (json!({"reasoning_content": long}), in_text),
+        (json!({"reasoning": long, "reasoning_content": long}), in_text),
+        (json!({"reasoning": long, "reasoning_details": [{"type": "reasoning.text", "text": long}]}), in_text),
+        (json!({"refusal": long}), in_text),
+        (json!({"content": [{"type": "text", "text": long}]}), in_text),
+        (json!({"tool_calls": [call]}), in_call),
+        (json!({"function_call": {"name": "f", "arguments": arguments}}), in_call),
+        (json!({"audio": {"id": "a", "data": "A".repeat(9000), "transcript": long}}), in_text),
+    ];
+    let served = cases.clone();
+    let upstream = Upstream::start(move |seen| {
+        let (said, _) = served[usize::try_from(body_of(&seen)["seed"].as_u64().unwrap()).unwrap()].clone();
+        async move {
+            Some(if wants_stream(&seen) {
+                reply(200, &[STREAM], delta(&said) + "data: [DONE]\n\n")
+            } else {
+                reply(200, &[JSON], json!({"choices": [{"index": 0, "message": said}]}).to_string())
+            })
+        }
+    })
+    .await;
+    let mut shop = Shop::open(&upstream, "").await;
+    for (n, (said, tokens)) in cases.iter().enumerate() {
+        for stream in [false, true] {
+            let mut body = chat(8000, stream);
+            body["seed"] = n.into();
+            shop.post("/v1/chat/completions", &body, &[]).await;
+            assert_eq!(shop.charged().await, 10 + tokens, "stream {stream}: {said:.60}");
+        }
+    }
+}
+
+fn responses_usage() -> Value {
+    json!({"input_tokens": 40, "input_tokens_details": {"cached_tokens": 30}, "output_tokens": 9000,
+        "output_tokens_details": {"reasoning_tokens": 10}, "total_tokens": 9040})
+}
+
+/// Pieces of an answer on the path of another API, of 40 tokens read and 9,000 written.
+fn other_api(path: &str, stream: bool) -> Vec<String> {
+    let typed = |kind: &str, more: Value| {
+        let mut data = more;
+        data["type"] = kind.into();
+        format!("event: {kind}\ndata: {data}\n\n")
+    };
+    match (path, stream) {
+        ("/v1/responses", false) => {
+            let content = json!([{"type": "output_text", "text": "short"}]);
+            let output = json!([{"type": "message", "role": "assistant", "content": content}]);
+            vec![
+                json!({"id": "resp_1", "object": "response", "status": "completed", "error": null, "model": "m",
+                "output": output, "usage": responses_usage()})
+                .to_string(),
+            ]
+        }
+        ("/v1/responses", true) => {
+            let mut all = vec![typed("response.created", json!({"response": {"id": "resp_1", "usage": null}}))];
+            for _ in 0..12 {
+                all.push(typed("response.output_text.delta", json!({"item_id": "m1", "delta": "word "})));
+            }
+            all.push(typed("response.output_text.done", json!({"item_id": "m1", "text": "word ".repeat(12)})));
+            all.push(typed(
+                "response.completed",
+                json!({"response": {"id": "resp_1", "usage": responses_usage(),
+                "output": [{"type": "message", "content": [{"type": "output_text", "text": "word ".repeat(12)}]}]}}),
+            ));
+            all
+        }
+        ("/v1/messages", false) => {
+            let usage = json!({"input_tokens": 5, "cache_creation_input_tokens": 5, "cache_read_input_tokens": 30,
+                "output_tokens": 9000});
+            vec![
+                json!({"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn",
+                "content": [{"type": "text", "text": "short"}], "usage": usage})
+                .to_string(),
+            ]
+        }
+        ("/v1/messages", true) => {
+            let begin = json!({"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [],
+                "usage": {"input_tokens": 5, "cache_creation_input_tokens": 5, "cache_read_input_tokens": 30,
+                    "output_tokens": 1}});
+            let mut all = vec![typed("message_start", json!({"message": begin}))];
+            let block = json!({"type": "text", "text": ""});
+            all.push(typed("content_block_start", json!({"index": 0, "content_block": block})));
+            all.push(typed("ping", json!({})));
+            for _ in 0..12 {
+                let text = json!({"type": "text_delta", "text": "word "});
+                all.push(typed("content_block_delta", json!({"index": 0, "delta": text})));
+            }
+            all.push(typed("content_block_stop", json!({"index": 0})));
+            all.push(typed(
+                "message_delta",
+                json!({"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 9000}}),
+            ));
+            all.push(typed("message_stop", json!({})));
+            all
+        }
+        // Ollama.
+        ("/api/chat", false) => {
+            vec![
+                json!({"model": "m", "message": {"role": "assistant", "content": "short"}, "done": true,
+                "prompt_eval_count": 40, "eval_count": 9000})
+                .to_string(),
+            ]
+        }
+        ("/api/chat", true) => {
+            let line = |said: &str, done: bool| {
+                let mut line = json!({"model": "m", "message": {"role": "assistant", "content": said}, "done": done});
+                if done {
+                    (line["prompt_eval_count"], line["eval_count"]) = (40.into(), 9000.into());
+                }
+                format!("{line}\n")
+            };
+            let mut all = vec![line("word ", false); 12];
+            all.push(line("", true));
+            all
+        }
+        // llama.cpp.
+        ("/completion", false) => {
+            vec![
+                json!({"content": "short", "stop": true, "tokens_evaluated": 40, "tokens_predicted": 9000}).to_string(),
+            ]
+        }
+        ("/completion", true) => {
+            let part = |n: u64| {
+                event(&json!({"content": "word ", "stop": n == 9000, "tokens_evaluated": 40, "tokens_predicted": n}))
+            };
+            vec![part(1), part(2), part(3), part(9000)]
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+const OTHER_APIS: [&str; 4] = ["/v1/responses", "/v1/messages", "/api/chat", "/completion"];
+
+/// A request with a prompt of ten tokens.
+fn ask_other_api(path: &str, stream: bool) -> Value {
+    let text = "x".repeat(40);
+    match path {
+        "/v1/responses" => json!({"model": "m", "input": text, "max_output_tokens": 9000, "stream": stream}),
+        "/completion" => json!({"prompt": text, "n_predict": 9000, "stream": stream}),
+        _ => {
+            let messages = json!([{"role": "user", "content": text}]);
+            json!({"model": "m", "messages": messages, "max_tokens": 9000, "stream": stream})
+        }
+    }
+}
+
+fn kind_of(path: &str, stream: bool) -> (&'static str, &'static str) {
+    match (path, stream) {
+        (_, false) => JSON,
+        ("/api/chat", true) => ("content-type", "application/x-ndjson"),
+        (_, true) => STREAM,
+    }
+}
+
+#[tokio::test]
+async fn usage_of_every_api_of_a_server_is_charged() {
+    let upstream = Upstream::start(|seen| async move {
+        let is_stream = wants_stream(&seen);
+        let parts = other_api(&seen.path, is_stream).into_iter().map(String::into_bytes).collect();
+        Some(in_parts(&[kind_of(&seen.path, is_stream)], parts))
+    })
+    .await;
+    // Streams whose first content is never seen would end here.
+    let mut shop = Shop::open(&upstream, ", timeouts: {firstToken: 60s}").await;
+    for path in OTHER_APIS {
+        for stream in [false, true] {
+            let answer = shop.post(path, &ask_other_api(path, stream), &[("anthropic-version", "2023-06-01")]).await;
+            assert_eq!(answer.text(), other_api(path, stream).concat(), "{path}: not a byte is another");
+            assert_eq!(shop.charged().await, 9040, "{path}, stream {stream}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn money_for_cached_tokens_is_counted_in_every_api() {
+    let upstream = Upstream::start(|seen| async move {
+        let is_stream = wants_stream(&seen);
+        Some(reply(200, &[kind_of(&seen.path, is_stream)], other_api(&seen.path, is_stream).concat()))
+    })
+    .await;
+    let (key, digest) = new_key();
+    let gateway = Gateway::start(&format!(
+        "consumers: [{{name: acme, keys: [{{sha256: \"{digest}\"}}], limits: {{budget: {{usd: 100000, per: day}}}}}}]
+prices: [{{model: m, input: 10000, cachedInput: 1000, output: 0}}]
+backends: [{{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: chat, backendRefs: [{{name: x}}]}}]
+",
+        upstream.url()
+    ))
+    .await;
+    let series = "spillway_budget_spent{budget=\"consumer acme\",per=\"day\",unit=\"usd\"}";
+    let mut requests = 0.0;
+    for path in ["/v1/responses", "/v1/messages"] {
+        for stream in [false, true] {
+            let headers = [("x-api-key", key.as_str()), JSON];
+            gateway.client().post(path, &headers, ask_other_api(path, stream).to_string()).await;
+            requests += 1.0;
+            // Ten tokens at a cent, thirty at a tenth of one.
+            gateway.metric_becomes("spillway_requests_in_flight{http_route=\"chat\"}", 0.0).await;
+            let spent = gateway.metric(series).await;
+            assert!((spent - 0.13 * requests).abs() < 1e-6, "{path}, stream {stream}: {spent}");
+        }
+    }
+}
+
+/// Sends the pieces of an answer that a channel says, head first.
+fn held_back(pieces: usize) -> impl Fn(Seen) -> std::pin::Pin<Box<dyn Future<Output = Option<Reply>> + Send>> {
+    move |seen: Seen| {
+        Box::pin(async move {
+            let is_stream = wants_stream(&seen);
+            let (sender, receiver) = mpsc::channel(64);
+            let (parts, kind) = if seen.path == "/v1/chat/completions" {
+                (seven_thousand(is_stream), if is_stream { STREAM } else { JSON })
+            } else {
+                (other_api(&seen.path, is_stream), kind_of(&seen.path, is_stream))
+            };
+            tokio::spawn(async move {
+                for part in parts.into_iter().take(pieces) {
+                    let _ = sender.send(Ok(Bytes::from(part))).await;
+                }
+                // The server writes no more and does not end.
+                sender.closed().await;
+            });
+            Some(streamed(&[kind], receiver))
+        })
+    }
+}
+
+/// Leaves an answer when `bytes` of it have come, over HTTP/1 or HTTP/2; with none, when the server has the request.
+async fn leave(shop: &Shop, upstream: &Upstream, http2: bool, path: &str, body: &Value, bytes: usize) {
+    let asked = upstream.count();
+    let read = async {
+        if http2 { read_http2(shop, path, body, bytes).await } else { read_http1(shop, path, body, bytes).await }
+    };
+    let served = eventually("the server works on it", || async { (upstream.count() > asked).then_some(()) });
+    tokio::select! {
+        () = read => {}
+        () = served, if bytes == 0 => {}
+    }
+}
+
+async fn read_http1(shop: &Shop, path: &str, body: &Value, bytes: usize) {
+    let client = shop.client();
+    let headers = [("x-api-key", shop.key.as_str()), JSON];
+    let mut stream = client.stream(client.request("POST", path, &headers, body.to_string())).await.unwrap();
+    let mut seen = 0;
+    while seen < bytes.max(1) {
+        seen += stream.part().await.unwrap().unwrap().len();
+    }
+}
+
+async fn read_http2(shop: &Shop, path: &str, body: &Value, bytes: usize) {
+    let connection = TcpStream::connect(shop.gateway.listener("h2c")).await.unwrap();
+    let mut client = http2_over(connection).await;
+    let request = http::Request::post(format!("http://a.test{path}"))
+        .header("x-api-key", &shop.key)
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from(body.to_string())))
+        .unwrap();
+    let mut answer = client.send_request(request).await.unwrap();
+    let mut seen = 0;
+    while seen < bytes.max(1) {
+        seen += answer.body_mut().frame().await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    // Resets the stream; the connection stays.
+    drop(answer);
+    shop.gateway.metric_becomes("spillway_requests_in_flight{http_route=\"chat\"}", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_an_answer_pays_the_prompt_and_what_was_written() {
+    for pieces in [0, 1, 5] {
+        let upstream = Upstream::start(held_back(pieces)).await;
+        let mut shop = Shop::open(&upstream, "").await;
+        for path in ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat"] {
+            let body = if path == "/v1/chat/completions" { chat(4000, true) } else { ask_other_api(path, true) };
+            let sent = if path == "/v1/chat/completions" { seven_thousand(true) } else { other_api(path, true) };
+            let bytes: usize = sent[..pieces].iter().map(String::len).sum();
+            let words = sent[..pieces].iter().filter(|piece| piece.contains("word ")).count() as u64;
+            let mut expected = 10 + (words * 5).div_ceil(4).max(words);
+            if path == "/v1/messages" && pieces > 0 {
+                // What its first event tells.
+                expected += 40 - 10 + 1;
+            }
+            for http2 in [false, true] {
+                leave(&shop, &upstream, http2, path, &body, bytes).await;
+                assert_eq!(shop.charged().await, expected, "{path}: left after {pieces} events, HTTP/2 {http2}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_before_the_head_or_in_a_whole_answer_pays_what_was_written() {
+    let half = seven_thousand(false)[0].len() / 2;
+    let upstream = Upstream::start(move |seen| async move {
+        if seen.path.contains("silent") {
+            return std::future::pending().await;
+        }
+        let whole = &seven_thousand(false)[0];
+        let (sender, receiver) = mpsc::channel(1);
+        let begun = Bytes::from(whole[..half].to_owned());
+        tokio::spawn(async move {
+            let _ = sender.send(Ok(begun)).await;
+            sender.closed().await;
+        });
+        Some(streamed(&[JSON], receiver))
+    })
+    .await;
+    let mut shop = Shop::open(&upstream, ", retry: {hedge: {after: 10s}}").await;
+    let whole = &seven_thousand(false)[0];
+    let text = half - whole.find("word ").unwrap();
+    for (http2, stream) in [(false, false), (true, false), (false, true), (true, true)] {
+        leave(&shop, &upstream, http2, "/v1/chat/completions?silent", &chat(4000, stream), 0).await;
+        assert_eq!(shop.charged().await, 10, "HTTP/2 {http2}, stream {stream}");
+    }
+    for http2 in [false, true] {
+        leave(&shop, &upstream, http2, "/v1/chat/completions", &chat(4000, false), half).await;
+        assert_eq!(shop.charged().await, 10 + (text as u64).div_ceil(4), "HTTP/2 {http2}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_written_later_costs_what_was_reserved() {
+    let upstream = Upstream::start(|_| async {
+        let later = json!({"id": "r", "object": "response", "status": "queued", "output": [], "usage": null});
+        Some(reply(200, &[JSON], later.to_string()))
+    })
+    .await;
+    let mut shop = Shop::open(&upstream, "").await;
+    let mut body = json!({"model": "m", "input": "x".repeat(40), "background": true});
+    for (most, expected) in [(json!(null), 512), (json!(77), 77)] {
+        body["max_output_tokens"] = most;
+        shop.post("/v1/responses", &body, &[]).await;
+        assert_eq!(shop.charged().await, 10 + expected);
+    }
+}
+
+#[tokio::test]
+async fn a_limit_of_zero_tokens_makes_no_text_free() {
+    let upstream = teller().await;
+    let mut shop = Shop::open(&upstream, "").await;
+    for stream in [false, true] {
+        let mut body = chat(0, stream);
+        (body["user"], body["seed"]) = (paragraph().into(), 10.into());
+        shop.post("/v1/chat/completions", &body, &[]).await;
+        assert_eq!(shop.charged().await, 600, "a server that knows no such limit writes all the same; stream {stream}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_costs_nothing_whatever_its_status_says() {
+    let error = json!({"error": {"message": "no", "type": "server_error", "code": 500}});
+    let cases = vec![
+        (JSON, error.to_string()),
+        (JSON, json!({"error": "plain"}).to_string()),
+        (JSON, json!({"type": "error", "error": {"type": "overloaded_error", "message": "no"}}).to_string()),
+        (STREAM, event(&error)),
+        (STREAM, format!(": comment\n\nevent: error\n{}data: [DONE]\n\n", event(&error))),
+        (STREAM, event(&json!({"type": "error", "code": "server_error", "message": "no"}))),
+        (STREAM, event(&json!({"type": "response.failed", "response": {"error": {"code": "server_error"}}}))),
+        (("content-type", "application/x-ndjson"), format!("{error}\n")),
+    ];
+    let written = vec![
+        (JSON, json!({"error": "", "choices": [{"message": {"content": "abcdefgh"}}]}).to_string()),
+        (STREAM, delta(&json!({"content": "abcdefgh"})) + &event(&error)),
+    ];
+    let served = [cases.clone(), written.clone()].concat();
+    let upstream = Upstream::start(move |seen| {
+        let (kind, body) = served[usize::try_from(body_of(&seen)["seed"].as_u64().unwrap()).unwrap()].clone();
+        async move { Some(reply(200, &[kind], body)) }
+    })
+    .await;
+    let mut shop = Shop::open(&upstream, "").await;
+    for (n, (_, answer)) in cases.iter().chain(&written).enumerate() {
+        let mut body = chat(100, true);
+        body["seed"] = n.into();
+        shop.post("/v1/chat/completions", &body, &[]).await;
+        let expected = if n < cases.len() { 0 } else { 12 };
+        assert_eq!(shop.charged().await, expected, "{answer}");
+    }
+}
