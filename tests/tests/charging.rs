@@ -1,4 +1,4 @@
-//! Charges of tokens: what a caller chooses (streaming, another API, to leave early) changes nothing of what it
+//! Charges of tokens: what a caller chooses (compression, streaming, another API, to leave early) changes nothing of what it
 //! pays for the same answer.
 
 #![allow(
@@ -10,6 +10,9 @@
     reason = "tests"
 )]
 
+use std::io::Write;
+use std::sync::Mutex;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
@@ -19,6 +22,7 @@ use spillway_tests::{
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+const CODINGS: [&str; 6] = ["gzip", "gzip in members", "deflate", "bare deflate", "br", "zstd"];
 const STREAM: (&str, &str) = ("content-type", "text/event-stream");
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -92,6 +96,73 @@ fn seven_thousand(stream: bool) -> Vec<String> {
     pieces
 }
 
+/// Compresses pieces, each flushed, so that a reader can decode one before the next comes.
+fn compressed(coding: &str, pieces: &[String]) -> Vec<Vec<u8>> {
+    fn flushed<W: Write>(mut writer: W, pieces: &[String], take: impl Fn(&mut W) -> Vec<u8>) -> Vec<Vec<u8>> {
+        let each = pieces.iter().map(|piece| {
+            writer.write_all(piece.as_bytes()).unwrap();
+            writer.flush().unwrap();
+            take(&mut writer)
+        });
+        let mut parts: Vec<_> = each.collect();
+        parts.push(Vec::new());
+        parts
+    }
+    let level = flate2::Compression::default();
+    match coding {
+        "gzip" => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+            let mut parts = flushed(&mut encoder, pieces, |encoder| std::mem::take(encoder.get_mut()));
+            *parts.last_mut().unwrap() = encoder.finish().unwrap();
+            parts
+        }
+        "gzip in members" => {
+            let member = |piece: &String| {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+                encoder.write_all(piece.as_bytes()).unwrap();
+                encoder.finish().unwrap()
+            };
+            pieces.iter().map(member).collect()
+        }
+        "deflate" => {
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), level);
+            let mut parts = flushed(&mut encoder, pieces, |encoder| std::mem::take(encoder.get_mut()));
+            *parts.last_mut().unwrap() = encoder.finish().unwrap();
+            parts
+        }
+        "bare deflate" => {
+            let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), level);
+            let mut parts = flushed(&mut encoder, pieces, |encoder| std::mem::take(encoder.get_mut()));
+            *parts.last_mut().unwrap() = encoder.finish().unwrap();
+            parts
+        }
+        "br" => {
+            let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 20);
+            let mut parts = flushed(&mut encoder, pieces, |encoder| encoder.get_ref().clone());
+            // What was written before is in each of them.
+            *parts.last_mut().unwrap() = encoder.into_inner();
+            let starts: Vec<usize> = std::iter::once(0).chain(parts.iter().map(Vec::len)).collect();
+            parts.iter().zip(starts).map(|(part, start)| part[start..].to_vec()).collect()
+        }
+        "zstd" => {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+            let mut parts = flushed(&mut encoder, pieces, |encoder| std::mem::take(encoder.get_mut()));
+            *parts.last_mut().unwrap() = encoder.finish().unwrap();
+            parts
+        }
+        _ => pieces.iter().map(|piece| piece.clone().into_bytes()).collect(),
+    }
+}
+
+/// Name of a coding on the wire.
+fn name(coding: &str) -> &str {
+    match coding {
+        "gzip in members" => "gzip",
+        "bare deflate" => "deflate",
+        coding => coding,
+    }
+}
+
 /// Answers with parts, one by one.
 fn in_parts(headers: &[(&str, &str)], parts: Vec<Vec<u8>>) -> Reply {
     let (sender, receiver) = mpsc::channel(1);
@@ -109,6 +180,188 @@ fn body_of(seen: &Seen) -> Value {
 
 fn wants_stream(seen: &Seen) -> bool {
     body_of(seen)["stream"] == true
+}
+
+#[tokio::test]
+async fn what_a_caller_accepts_changes_no_charge() {
+    let upstream = Upstream::start(|seen| async move {
+        let accepts = seen.headers.get("accept-encoding").map_or("*", |accepts| accepts.to_str().unwrap());
+        let coding = ["br", "zstd", "gzip", "deflate"].into_iter().find(|coding| accepts.contains(coding));
+        let coding = coding.unwrap_or("identity");
+        let is_stream = wants_stream(&seen);
+        let kind = if is_stream { STREAM } else { JSON };
+        let parts = compressed(coding, &seven_thousand(is_stream));
+        Some(in_parts(&[kind, ("content-encoding", coding)], parts))
+    })
+    .await;
+    let mut shop = Shop::open(&upstream, "").await;
+    for stream in [false, true] {
+        for (accepts, asked) in [
+            (Some("identity"), "identity"),
+            (Some("gzip, deflate"), "gzip, deflate"),
+            (Some("br, zstd"), "identity"),
+            (Some("br;q=0.9, *;q=0.1"), "gzip, deflate"),
+            (Some("gzip;q=0, deflate"), "deflate"),
+            (None, "identity"),
+        ] {
+            let headers: Vec<_> = accepts.iter().map(|accepts| ("accept-encoding", *accepts)).collect();
+            let answer = shop.post("/v1/chat/completions", &chat(4000, stream), &headers).await;
+            assert_eq!(answer.status, 200, "{accepts:?}: {}", answer.text());
+            let coding = answer.header("content-encoding").to_owned();
+            assert_eq!(answer.body, compressed(&coding, &seven_thousand(stream)).concat(), "{accepts:?}");
+            assert!(coding == "identity" || asked.contains(&coding), "{accepts:?}: {coding}");
+            assert_eq!(shop.charged().await, 7000, "{accepts:?}, stream {stream}");
+            assert_eq!(upstream.last().headers["accept-encoding"], asked, "{accepts:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_compressed_unasked_is_charged_the_same_and_passes_as_it_is() {
+    let coding = std::sync::Arc::new(Mutex::new("identity"));
+    let said = coding.clone();
+    let upstream = Upstream::start(move |seen| {
+        let coding = *said.lock().unwrap();
+        async move {
+            let is_stream = wants_stream(&seen);
+            let parts = compressed(coding, &seven_thousand(is_stream));
+            let kind = if is_stream { STREAM } else { JSON };
+            Some(in_parts(&[kind, ("content-encoding", name(coding))], parts))
+        }
+    })
+    .await;
+    let mut shop = Shop::open(&upstream, "").await;
+    for stream in [false, true] {
+        for each in CODINGS {
+            *coding.lock().unwrap() = each;
+            let answer = shop.post("/v1/chat/completions", &chat(4000, stream), &[("accept-encoding", "gzip")]).await;
+            assert_eq!((answer.status.as_u16(), answer.header("content-encoding")), (200, name(each)), "{each}");
+            assert_eq!(
+                answer.body,
+                compressed(each, &seven_thousand(stream)).concat(),
+                "{each}: not a byte is another"
+            );
+            assert_eq!(shop.charged().await, 7000, "{each}, stream {stream}");
+        }
+        // Nobody can read it: its bytes count.
+        *coding.lock().unwrap() = "compress";
+        let answer = shop.post("/v1/chat/completions", &chat(4000, stream), &[]).await;
+        assert_eq!(shop.charged().await, 10 + (answer.body.len() as u64).div_ceil(4), "stream {stream}");
+    }
+    let metrics = shop.gateway.shown("/metrics").await;
+    let is_output = |line: &&str| {
+        line.starts_with("gen_ai_client_token_usage_sum") && line.contains("gen_ai_token_type=\"output\"")
+    };
+    let told = metrics.lines().find(is_output).map(|line| line.rsplit(' ').next().unwrap());
+    assert_eq!(told.map(|told| told.parse::<f64>().unwrap()), Some(4000.0 * 12.0), "metrics know it too");
+}
+
+#[tokio::test]
+async fn a_compressed_answer_that_is_cut_or_spoiled_is_charged_for_what_came() {
+    let upstream = Upstream::start(|seen| async move {
+        let coding = body_of(&seen)["user"].as_str().unwrap().to_owned();
+        let mut parts = compressed(&coding, &seven_thousand(true));
+        parts.truncate(8);
+        if seen.path.contains("spoiled") {
+            parts.push(vec![0xFF; 400]);
+        }
+        Some(in_parts(&[STREAM, ("content-encoding", name(&coding))], parts))
+    })
+    .await;
+    let mut shop = Shop::open(&upstream, "").await;
+    for coding in CODINGS {
+        let mut body = chat(4000, true);
+        body["user"] = coding.into();
+        shop.post("/v1/chat/completions?cut", &body, &[]).await;
+        // Eight events of five bytes.
+        assert_eq!(shop.charged().await, 10 + 10, "{coding}");
+        shop.post("/v1/chat/completions?spoiled", &body, &[]).await;
+        let charged = shop.charged().await;
+        assert!((20..=20 + 101).contains(&charged), "{coding}: {charged}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_limit_callers_and_servers_compress_as_they_agree() {
+    let upstream = Upstream::start(|seen| async move {
+        let accepts = seen.headers.get("accept-encoding").map_or("", |accepts| accepts.to_str().unwrap()).to_owned();
+        Some(reply(200, &[JSON, ("x-accepts", &accepts)], "{}"))
+    })
+    .await;
+    let yaml = |protocol: &str, more: &str| {
+        format!(
+            "backends: [{{name: x, protocol: {protocol}, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{name: r, backendRefs: [{{name: x}}]{more}}}]
+",
+            upstream.url()
+        )
+    };
+    for (protocol, more, stream, expected) in [
+        ("http", "", false, "br, gzip"),
+        ("http", "", true, "br, gzip"),
+        ("openai", "", false, "br, gzip"),
+        ("openai", "", true, "br, gzip"),
+        ("openai", ", timeouts: {firstToken: 5s}", true, "gzip"),
+        ("openai", ", resume: true", true, "identity"),
+    ] {
+        let gateway = Gateway::start(&yaml(protocol, more)).await;
+        let body = chat(5, stream).to_string();
+        let headers = [JSON, ("accept-encoding", "br, gzip")];
+        let answer = gateway.client().post("/v1/chat/completions", &headers, body).await;
+        assert_eq!(answer.header("x-accepts"), expected, "{protocol}{more}, stream {stream}");
+    }
+}
+
+#[tokio::test]
+async fn a_spent_quota_is_no_full_server_in_any_coding() {
+    let body =
+        json!({"error": {"message": "over your plan", "type": "insufficient_quota", "code": "insufficient_quota"}});
+    let full = json!({"error": {"message": "later", "type": "rate_limit_exceeded", "code": "rate_limit_exceeded"}});
+    let upstream = Upstream::start(move |seen| {
+        let (spent, full) = (body.to_string(), full.to_string());
+        async move {
+            let coding = body_of(&seen)["user"].as_str().unwrap().to_owned();
+            let text = if seen.path.contains("full") { full } else { spent };
+            let headers = [JSON, ("content-encoding", name(&coding)), ("retry-after-ms", "1")];
+            let mut answer = reply(429, &headers, compressed(&coding, &[text]).concat());
+            if coding == "plain" {
+                // A coding that is only claimed.
+                answer.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+            }
+            Some(answer)
+        }
+    })
+    .await;
+    let lesser = Upstream::start(|_| async { Some(reply(200, &[JSON], "{\"lesser\":true}")) }).await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: x, protocol: openai, endpoints: [{{url: \"{}\"}}]}}
+  - {{name: other, protocol: openai, endpoints: [{{url: \"{}\"}}]}}
+routes: [{{name: r, backendRefs: [{{name: x}}], whenSaturated: {{spillTo: other}}}}]
+",
+        upstream.url(),
+        lesser.url()
+    ))
+    .await;
+    for coding in CODINGS.into_iter().chain(["identity", "plain"]) {
+        let mut body = chat(5, false);
+        body["user"] = coding.into();
+        let ask = async |path: &str| {
+            let client = gateway.client();
+            client.post(path, &[JSON, ("accept-encoding", "gzip, br")], body.to_string()).await
+        };
+        let spent = ask("/v1/chat/completions").await;
+        assert_eq!(spent.status, 429, "{coding}: {}", spent.text());
+        let full = eventually("the endpoint is asked again", || async {
+            let before = upstream.count();
+            let full = ask("/v1/chat/completions?full").await;
+            (upstream.count() > before).then_some(full)
+        })
+        .await;
+        assert_eq!(full.status, 200, "{coding}: {}", full.text());
+        // It is no longer full.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
 
 /// Text of 2,360 bytes.

@@ -33,6 +33,11 @@ impl Observers {
         self.all.is_empty()
     }
 
+    /// True if a filter reads the events of the answer.
+    pub fn reads_events(&self) -> bool {
+        self.all.iter().any(|named| named.observer.reads_events())
+    }
+
     /// Adds the observer of a filter.
     pub fn add(&mut self, filter: &str, observer: Box<dyn Observer>) {
         self.all.push(NamedObserver { filter: filter.to_owned(), observer });
@@ -63,7 +68,7 @@ impl Observers {
         let kind = headers.get(&header::CONTENT_TYPE).map(|kind| kind.as_bytes());
         let is_event_stream =
             kind.and_then(|kind| kind.get(..17)).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"));
-        let is_read = is_event_stream && !is_coded && self.all.iter().any(|named| named.observer.reads_events());
+        let is_read = is_event_stream && !is_coded && self.reads_events();
         self.events = is_read.then(EventSplitter::default);
     }
 

@@ -54,6 +54,8 @@ pub(super) struct ConversationState {
     /// The head of the answer was passed on to the client.
     pub(super) head_passed: bool,
     pub(super) event_stream: bool,
+    /// The answer has no content coding.
+    pub(super) is_plain: bool,
     pub(super) content_seen: bool,
     /// Time at which the endpoint was last heard, or the request was sent.
     pub(super) heard: Instant,
@@ -79,6 +81,7 @@ impl ConversationState {
             head_seen: false,
             head_passed: false,
             event_stream: false,
+            is_plain: false,
             content_seen: false,
             heard: Instant::now(),
             pending: None,

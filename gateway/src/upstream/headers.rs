@@ -279,6 +279,9 @@ pub(super) fn outgoing_request(
     if attempt.backend.load_reports {
         let _ = out.insert_header(orca::FORMAT.clone(), orca::JSON.clone());
     }
+    if let Some(codings) = readable_codings(attempt, client, exchange) {
+        let _ = out.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
+    }
     set_framing(&mut out, client, body);
     let span = if attempt.span.is_none() { &exchange.span } else { &attempt.span };
     span.inject(&mut RequestHeaders { head: &mut out, odd: exchange.odd_headers });
@@ -289,6 +292,42 @@ pub(super) fn outgoing_request(
         out.remove_header(&header::COOKIE);
     }
     Outbound { head: Box::new(out), callers_account, shown }
+}
+
+/// Codings that the server is asked for in place of those that the caller accepts, where the answer must be read on its way;
+/// `None` where it need not. What a caller accepts must not hide the tokens or events of its answer.
+fn readable_codings(attempt: &Attempt<'_>, client: &RequestHeader, exchange: &Exchange) -> Option<&'static str> {
+    let (route, calls_model) = (attempt.route, attempt.backend.calls_models());
+    if (calls_model && route.resume) || exchange.observers.reads_events() {
+        return Some("identity");
+    }
+    let is_read = exchange.ledger.counts_tokens() || route.first_token_timeout.is_some();
+    (calls_model && is_read).then(|| cheapest_of(&client.headers))
+}
+
+/// Accepted codings whose decoders need no large window, so that every answer can be decoded.
+fn cheapest_of(headers: &HeaderMap) -> &'static str {
+    let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let (mut gzip, mut deflate, mut others) = (None, None, false);
+    for coding in values.flat_map(|value| value.split(',')) {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+        let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.trim().parse::<f32>().ok());
+        let is_accepted = weight.is_none_or(|weight| weight > 0.0);
+        match name.trim() {
+            "*" => others = is_accepted,
+            name if name.eq_ignore_ascii_case("gzip") || name.eq_ignore_ascii_case("x-gzip") => {
+                gzip = Some(is_accepted);
+            }
+            name if name.eq_ignore_ascii_case("deflate") => deflate = Some(is_accepted),
+            _ => {}
+        }
+    }
+    match (gzip.unwrap_or(others), deflate.unwrap_or(others)) {
+        (true, true) => "gzip, deflate",
+        (true, false) => "gzip",
+        (false, true) => "deflate",
+        (false, false) => "identity",
+    }
 }
 
 /// The client's header without the fields of its connection.
@@ -471,6 +510,31 @@ pub fn finish_response(out: &mut ResponseHeader, exchange: &mut Exchange) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_the_codings_that_a_caller_accepts_the_cheap_ones_are_left() {
+        for (accepted, left) in [
+            (&[][..], "identity"),
+            (&[""], "identity"),
+            (&["br, zstd"], "identity"),
+            (&["gzip, deflate, br, zstd"], "gzip, deflate"),
+            (&["br;q=1.0, GZIP;q=0.8"], "gzip"),
+            (&["x-gzip"], "gzip"),
+            (&["deflate ; q=0.1"], "deflate"),
+            (&["br", "gzip"], "gzip"),
+            (&["*"], "gzip, deflate"),
+            (&["*;q=0, gzip"], "gzip"),
+            (&["gzip;q=0, *"], "deflate"),
+            (&["gzip; q=0.000,deflate;q=0"], "identity"),
+            (&["gzip;q=much"], "gzip"),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in accepted {
+                headers.append(header::ACCEPT_ENCODING, HeaderValue::from_static(value));
+            }
+            assert_eq!(cheapest_of(&headers), left, "{accepted:?}");
+        }
+    }
 
     #[test]
     fn connection_cannot_nominate_what_frames_the_message() {

@@ -4,10 +4,12 @@
 
 mod attempt;
 mod bounds;
+mod coding;
 mod connection;
 mod continuing;
 mod conversation;
 mod converse;
+mod decoding;
 mod encoded;
 mod events;
 mod headers;

@@ -11,6 +11,8 @@ use pingora::{ErrorType, RetryType};
 use spillway_filter::{ErrorKind, Refusal};
 use tokio::time::Instant;
 
+use super::coding::Coding;
+use super::decoding::DecodingObserver;
 use super::via::Via;
 use crate::balancing::{Class, Endpoint, orca};
 use crate::clock::now_millis;
@@ -239,7 +241,11 @@ impl Attempt<'_> {
         if !head.status.is_success() {
             return None;
         }
-        self.backend.dialect?.observe(&head.headers)
+        let (dialect, coding) = (self.backend.dialect?, Coding::of(&head.headers));
+        if coding == Coding::Identity {
+            return dialect.observe(&head.headers);
+        }
+        Some(Box::new(DecodingObserver::of(coding, dialect, head)?))
     }
 
     /// Reason to cut an answer when the time of its request is over and its server was last heard at `heard`. A server that

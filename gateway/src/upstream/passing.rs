@@ -13,9 +13,10 @@ use spillway_filter::Refusal;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::bounds::has_room_for;
+use super::coding::Coding;
 use super::connection::{close, release_early};
 use super::conversation::{Conversation, ConversationEvent, ConversationState};
-use super::encoded::{Coding, MAX_ENCODED, decode_error_body, without_coding};
+use super::encoded::{MAX_ENCODED, decode_error_body, without_coding};
 use super::events::Gate;
 use super::headers::{outgoing_response, outgoing_trailers, remove_hop_by_hop};
 use super::masking::Mask;
@@ -74,12 +75,14 @@ impl<'a> Conversation<'_, 'a> {
         let is_head = self.session.req_header().method == Method::HEAD;
         self.state.heard = Instant::now();
         self.state.event_stream = is_event_stream(&head);
+        let coding = Coding::of(&head.headers);
+        self.state.is_plain = coding == Coding::Identity;
         self.exchange.outcome.begin_answer();
         self.passing.observer = self.attempt.observer(&head);
         let mut head = head;
         let is_error = head.status.is_client_error() || head.status.is_server_error();
         if is_error && !self.state.shown.is_empty() {
-            match Coding::of(&head.headers) {
+            match coding {
                 Coding::Identity => self.passing.mask = self.state.shown.mask(),
                 // The head describes the body that another method would get.
                 _ if is_head => without_coding(&mut head),
@@ -89,14 +92,15 @@ impl<'a> Conversation<'_, 'a> {
         if !self.state.event_stream {
             self.attempt.answered(Class::Head, head.status);
         }
-        if self.state.event_stream && self.passing.observer.is_some() {
+        let is_read = self.state.event_stream && self.passing.observer.is_some();
+        if is_read && self.state.is_plain {
             self.passing.gate = Some(Gate::default());
             if self.attempt.route.resume && !head.headers.contains_key(header::CONTENT_LENGTH) {
                 self.passing.transcript = self.attempt.backend.dialect.and_then(|dialect| dialect.transcribe());
             }
         }
         if self.passing.sealed.is_some()
-            || (self.passing.gate.is_some() && self.state.limits.first_token.is_some() && self.attempt.move_on.retry)
+            || (is_read && self.state.limits.first_token.is_some() && self.attempt.move_on.retry)
         {
             self.passing.waiting = Some(Waiting { head, parts: BytesMut::new() });
             if self.passing.sealed == Some(Coding::Unknown) {
@@ -249,7 +253,9 @@ impl<'a> Conversation<'_, 'a> {
 
     /// Cuts the answer as [`break_off`] does.
     pub(super) async fn break_off(&mut self, cut: CutReason) -> AttemptOutcome {
-        break_off(self.session, self.exchange, self.state.event_stream, cut).await
+        // An event in plain text would spoil a compressed stream.
+        let takes_events = self.state.event_stream && self.state.is_plain;
+        break_off(self.session, self.exchange, takes_events, cut).await
     }
 
     /// Releases the server, with an answer that was read whole, before the client is sent the end of it: a client that
@@ -395,6 +401,8 @@ fn observe(
             outcome.first_token = Some(first.saturating_duration_since(started));
         }
     }
+    // Of an answer that nobody can read, the first byte is the first content.
+    state.content_seen |= passing.observer.is_none() && !part.is_empty();
     let mut part = match &mut passing.gate {
         Some(gate) => gate.pass(part),
         None => part,

@@ -7,8 +7,10 @@ use http::{HeaderMap, HeaderName, header};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::client::HttpSession;
 
+use super::coding::Coding;
+use super::decoding::DecodingObserver;
 use super::outcome::{Attempt, AttemptOutcome, Failure};
-use crate::protocol::{Dialect, OPENAI};
+use crate::protocol::{Dialect, OPENAI, Observe};
 
 /// Most bytes of a refusing answer that are read for its reason.
 const MAX_REFUSAL: usize = 16 << 10;
@@ -71,11 +73,18 @@ async fn read_some(upstream: &mut HttpSession) -> Bytes {
 /// True if an answer says that a quota is spent. That is no full server: a retry would not help, there or elsewhere.
 fn says_quota_is_spent(dialect: &dyn Dialect, head: &ResponseHeader, body: &[u8]) -> bool {
     const SPENT: &str = "insufficient_quota";
+    let says_so = |mut observer: Box<dyn Observe>| {
+        observer.feed(body, std::time::Instant::now());
+        observer.finish().error.as_ref().is_some_and(|e| e.kind == SPENT || e.code.as_deref() == Some(SPENT))
+    };
+    if let Some(decoded) = DecodingObserver::of(Coding::of(&head.headers), dialect, head)
+        && says_so(Box::new(decoded))
+    {
+        return true;
+    }
     // A wrong content coding is ignored.
     let kind = head.headers.get(header::CONTENT_TYPE).map(|kind| (header::CONTENT_TYPE, kind.clone()));
-    let Some(mut observer) = dialect.observe(&kind.into_iter().collect()) else { return false };
-    observer.feed(body, std::time::Instant::now());
-    observer.finish().error.as_ref().is_some_and(|e| e.kind == SPENT || e.code.as_deref() == Some(SPENT))
+    dialect.observe(&kind.into_iter().collect()).is_some_and(says_so)
 }
 
 /// Time until the server wants the next request: `retry-after-ms`, which model servers send for times below a second, else

@@ -26,7 +26,7 @@ pub trait Observer: Send + Sync {
     fn on_response_head(&mut self, _status: StatusCode, _headers: &mut dyn Headers) {}
     /// Reads a part of the answer's body before it is written to the client. It has the `Content-Encoding` that the head says.
     fn on_response_body(&mut self, _part: &[u8]) {}
-    /// True if the observer reads events; only then are event streams split.
+    /// True if the observer reads events; only then are event streams split, and servers asked not to compress.
     fn reads_events(&self) -> bool {
         false
     }

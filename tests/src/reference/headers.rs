@@ -54,6 +54,10 @@ const GROUPS: &[Group] = &[
             ("content-length", "Length of the body. Two that differ are refused, equal ones made one."),
             ("transfer-encoding", "`chunked` and nothing else. It ends at the gateway, which frames the body anew."),
             ("content-encoding", "A body that a rule depends on must have none."),
+            (
+                "accept-encoding",
+                "Codings that the caller accepts. Where tokens of the answer count, or `timeouts.firstToken` is set, of these only `gzip` and `deflate` go to the server, else `identity`; with `resume`, and for filters that read events, always `identity`.",
+            ),
             ("expect", "`100-continue` is answered where the body is read. It ends at the gateway."),
             ("te", "`trailers` asks for the trailers of an answer, as gRPC does; passed on over HTTP/2 only."),
             ("connection", "Fields that it names end at the gateway (RFC 9110, 7.6.1)."),
