@@ -299,3 +299,61 @@ routes: [{{backendRefs: [{{name: x}}]}}]
     assert_eq!(dns.asked("chat.test"), asked);
     assert!(second.count() > 0);
 }
+
+#[tokio::test]
+async fn names_that_dns_does_not_know_keep_nothing_from_starting_and_are_used_when_they_appear() {
+    for says in [Says::NoName, Says::Failure, Says::Silence] {
+        let (dns, (first, second)) = (Dns::start().await, neighbours().await);
+        for name in ["later.test", "never.test", "alone.test"] {
+            dns.tell(name, says.clone());
+        }
+        let port = first.address.port();
+        let gateway = Gateway::start(&format!(
+            "dns: {{servers: [\"{}\"], timeout: 200ms}}
+backends:
+  - {{name: alone, endpoints: [{{url: \"http://alone.test:{port}\"}}]}}
+  - name: tiers
+    endpoints: [{{url: \"http://never.test:{port}\"}}, {{url: \"http://127.0.0.2:{port}\", priority: 1}}]
+  - name: mixed
+    endpoints: [{{url: \"http://later.test:{port}\"}}, {{url: \"http://127.0.0.2:{port}\"}}]
+    loadBalancing: {{policy: roundRobin}}
+routes:
+  - name: alone
+    matches: [{{path: {{prefix: /alone}}}}]
+    backendRefs: [{{name: alone}}]
+    whenUnavailable: {{reject: {{status: 503, retryAfter: 7s}}}}
+  - {{name: tiers, matches: [{{path: {{prefix: /tiers}}}}], backendRefs: [{{name: tiers}}]}}
+  - {{name: mixed, backendRefs: [{{name: mixed}}]}}
+",
+            dns.address
+        ))
+        .await;
+        let client = gateway.client();
+        for path in ["/", "/tiers", "/", "/tiers"] {
+            assert_eq!(client.get(path).await.text(), "first", "{says:?} {path}: the one that is known takes all");
+        }
+        let refused = client.get("/alone").await;
+        assert_eq!((refused.status.as_u16(), refused.header("retry-after")), (503, "7"), "{says:?}");
+        for host in ["later", "never", "alone"] {
+            let url = format!("http://{host}.test:{port}");
+            let events = gateway.events("name_not_resolved");
+            assert!(events.iter().any(|e| e["level"] == "WARN" && e["endpoint"] == url.as_str()), "{says:?} {url}");
+            let shown = gateway.endpoint(&url).await;
+            assert_eq!((&shown["state"], &shown["healthy"]), (&"unresolved".into(), &false.into()), "{shown}");
+        }
+        // An edit changes nothing of it.
+        let text = std::fs::read_to_string(gateway.config()).unwrap();
+        std::fs::write(gateway.config(), format!("{text}# an edit\n")).unwrap();
+        assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+        assert_eq!(client.get("/").await.text(), "first");
+        for name in ["later.test", "alone.test"] {
+            dns.tell(name, Says::Addresses(vec![Ipv4Addr::new(127, 0, 0, 3)], 60));
+        }
+        for path in ["/", "/alone"] {
+            eventually("the name is used", || async { (client.get(path).await.text() == "second").then_some(()) })
+                .await;
+        }
+        assert_eq!(gateway.endpoint(&format!("http://later.test:{port}")).await["state"], "open");
+        assert!(second.count() > 0 && dns.asked("never.test") > 1, "asked for again");
+    }
+}

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::values::{DnsServer, Duration};
 
 /// Resolution of the names of endpoints. A name is resolved again when its time to live is over; while no server
-/// answers, its last addresses are kept. Requests never wait for it. `/etc/hosts` goes before all servers.
+/// answers, its last addresses are kept. An endpoint whose name was never resolved is unavailable. Requests never wait for it. `/etc/hosts` goes before all servers.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Dns {

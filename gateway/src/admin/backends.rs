@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::balancing::{Closed, Endpoint};
+use crate::balancing::{Closed, Endpoint, UnresolvedEndpoint};
 use crate::clock::now_millis;
 use crate::telemetry::{BackendSample, EndpointSample};
 use crate::topology::Backend;
@@ -44,12 +44,14 @@ fn known(limit: u32) -> Option<u32> {
 }
 
 /// Report of an endpoint.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct EndpointReport {
     endpoint: String,
     url: String,
-    address: String,
+    /// Address for connections; absent while the name is not resolved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
     weight: u32,
     priority: u32,
     /// `open`, or the reason why the endpoint gets no further request.
@@ -85,7 +87,8 @@ pub(super) fn reports(backends: &[Arc<Backend>]) -> Vec<BackendReport> {
         .map(|backend| {
             let set = backend.balancer.endpoints();
             let panic = backend.balancer.is_in_panic(now);
-            let endpoints: Vec<_> = set.all().iter().map(|e| report(e, now, panic)).collect();
+            let endpoints = set.all().iter().map(|e| report(e, now, panic));
+            let endpoints = endpoints.chain(set.unresolved().iter().map(unresolved_report)).collect();
             BackendReport {
                 name: backend.name.to_string(),
                 policy: backend.policy.as_str(),
@@ -115,7 +118,7 @@ fn report(e: &Endpoint, now: u64, panic: bool) -> EndpointReport {
     EndpointReport {
         endpoint: e.address.clone(),
         url: e.url.to_string(),
-        address: e.socket.to_string(),
+        address: Some(e.socket.to_string()),
         weight: e.weight,
         priority: e.priority,
         state: closed.map_or("open", Closed::as_str),
@@ -131,6 +134,18 @@ fn report(e: &Endpoint, now: u64, panic: bool) -> EndpointReport {
         kv_cache: facts.kv_cache,
         ejections: e.state.metrics.ejections.get(),
         attempts: e.state.metrics.attempts().collect(),
+    }
+}
+
+/// Report of an endpoint without an address.
+fn unresolved_report(e: &UnresolvedEndpoint) -> EndpointReport {
+    EndpointReport {
+        endpoint: e.url.to_string(),
+        url: e.url.to_string(),
+        weight: e.weight,
+        priority: e.priority,
+        state: "unresolved",
+        ..EndpointReport::default()
     }
 }
 

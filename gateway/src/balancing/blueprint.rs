@@ -12,7 +12,7 @@ use spillway_config::schema;
 use super::health::{CheckPlan, ScrapePlan, Server};
 use super::signal::{connection_limit, signals, stale_after};
 use super::watch::{RecurringCheck, Work};
-use super::{Endpoint, EndpointSet, EndpointState, Endpoints, RoomListener, SaturationSignal};
+use super::{Endpoint, EndpointSet, EndpointState, Endpoints, RoomListener, SaturationSignal, UnresolvedEndpoint};
 use crate::clock::millis;
 use crate::connect::EndpointKey;
 use crate::connect::Peer;
@@ -52,7 +52,7 @@ pub struct Blueprint {
     metrics: Arc<Metrics>,
 }
 
-/// Addresses of each configured endpoint, in the order of the file.
+/// Addresses of each configured endpoint, in the order of the file; none for a name that was never resolved.
 pub type Addresses = Vec<Vec<IpAddr>>;
 
 impl Blueprint {
@@ -125,8 +125,12 @@ impl Blueprint {
     /// traffic after its first check only. An address that is named twice is one endpoint, the first.
     pub fn build(&self, addresses: &Addresses, new_ones_wait: bool) -> (EndpointSet, Vec<RecurringCheck>) {
         let mut all: Vec<Arc<Endpoint>> = Vec::new();
-        let mut watches = Vec::new();
+        let (mut watches, mut unresolved) = (Vec::new(), Vec::new());
         for (written, addresses) in self.written.iter().zip(addresses) {
+            if addresses.is_empty() {
+                let (url, weight, priority) = (written.url.clone(), written.weight, written.priority);
+                unresolved.push(UnresolvedEndpoint { url, weight, priority });
+            }
             for ip in addresses {
                 let socket = SocketAddr::new(*ip, written.url.port);
                 if all.iter().any(|known| known.socket == socket) {
@@ -138,7 +142,8 @@ impl Blueprint {
                 all.push(Arc::new(endpoint));
             }
         }
-        (EndpointSet::new(all, self.load_balancing.policy, rand::random(), self.stale_after), watches)
+        let set = EndpointSet::new(all, self.load_balancing.policy, rand::random(), self.stale_after);
+        (set.with_unresolved(unresolved), watches)
     }
 
     fn endpoint(&self, written: &schema::Endpoint, key: &EndpointKey, new_ones_wait: bool) -> Endpoint {

@@ -28,9 +28,9 @@ pub use outlier::{Detector, Verdict};
 pub use policy::{
     Hash, LeastRequest, PeakEwma, PickContext, Policy, RoundRobin, ShortestQueue, hash_key, policy as make_policy, unit,
 };
-pub(crate) use resolve::addresses;
 pub use resolve::{AddressError, Resolve, ResolveError, ResolvedAddresses};
-pub use set::{Balancer, EndpointSet, PickInputs, PickedEndpoint};
+pub(crate) use resolve::{addresses_by_host, report_unresolved};
+pub use set::{Balancer, EndpointSet, PickInputs, PickedEndpoint, UnresolvedEndpoint};
 pub use signal::{LoadReport, Reason, SaturationSignal, SlotLimit, signals};
 pub use supervisor::{BackgroundTasks, Supervisor};
 pub use watch::RecurringCheck;

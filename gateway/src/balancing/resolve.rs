@@ -1,16 +1,21 @@
 //! Names of endpoints: resolved when a configuration is compiled, and again while it is active. Each address of a name is
-//! an endpoint. A name that cannot be resolved keeps the addresses that it had; requests never wait for DNS.
+//! an endpoint. A name that cannot be resolved keeps the addresses that it had; one that never had any is unavailable until
+//! it is resolved. Requests never wait for DNS.
 
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use hickory_resolver::net::NetError;
+use tokio::time::Instant;
 
 use super::EndpointSet;
 use super::blueprint::{Addresses, Blueprint};
 use super::watch::RecurringCheck;
+use crate::telemetry::LogThrottle;
 
 /// Longest time for one answer of DNS.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,6 +26,8 @@ const SOONEST: Duration = Duration::from_secs(1);
 const LATEST: Duration = Duration::from_secs(86_400);
 /// Time to the next query after a failed one.
 const AFTER_FAILURE: Duration = Duration::from_secs(2);
+/// Most names that are resolved at the same time: names that no server answers for must not wait for each other.
+const AT_ONCE: usize = 32;
 
 /// Addresses of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +85,7 @@ pub trait Resolve: Send + Sync {
 }
 
 /// Addresses of a host, sorted, within [`TIMEOUT`]. A host that is an address has that one.
-pub(crate) async fn addresses(resolver: &dyn Resolve, host: &str) -> Result<ResolvedAddresses, AddressError> {
+async fn addresses(resolver: &dyn Resolve, host: &str) -> Result<ResolvedAddresses, AddressError> {
     if let Ok(ip) = host.parse() {
         return Ok(ResolvedAddresses { addresses: vec![ip], ttl: LATEST });
     }
@@ -99,9 +106,61 @@ pub(crate) async fn addresses(resolver: &dyn Resolve, host: &str) -> Result<Reso
     if resolved.addresses.is_empty() { Err(AddressError::NoAddress { host }) } else { Ok(resolved) }
 }
 
+/// Addresses of each of these hosts.
+pub(crate) async fn addresses_by_host(
+    resolver: &Arc<dyn Resolve>,
+    hosts: BTreeSet<String>,
+) -> HashMap<String, Result<ResolvedAddresses, AddressError>> {
+    // Each query owns its inputs: the compiler cannot prove this future `Send` over borrowed ones.
+    let queries: Vec<_> = hosts.into_iter().map(|host| query(resolver.clone(), host)).collect();
+    futures::stream::iter(queries).buffer_unordered(AT_ONCE).collect().await
+}
+
+async fn query(resolver: Arc<dyn Resolve>, host: String) -> (String, Result<ResolvedAddresses, AddressError>) {
+    let found = addresses(&*resolver, &host).await;
+    (host, found)
+}
+
 /// True if the URL of an endpoint of the backend has a name and no address.
 pub(super) fn has_names(blueprint: &Blueprint) -> bool {
     blueprint.written().iter().any(|endpoint| endpoint.url.host.parse::<IpAddr>().is_err())
+}
+
+/// Name of an endpoint that is resolved again and again.
+struct FollowedName {
+    /// Index of the endpoint in the file.
+    index: usize,
+    /// Time of the next query.
+    due: Instant,
+    /// Reason of the last failure, and the bound on its log lines.
+    failed: Option<(String, LogThrottle)>,
+}
+
+impl FollowedName {
+    /// Logs a failure: at once where the reason is new, else at most once a minute.
+    fn report(&mut self, backend: &str, endpoint: &dyn std::fmt::Display, has_addresses: bool, reason: String) {
+        if self.failed.as_ref().is_none_or(|(last, _)| *last != reason) {
+            self.failed = Some((reason, LogThrottle::default()));
+        }
+        if let Some((reason, throttle)) = &self.failed {
+            throttle.add(1, |_| report_unresolved(backend, endpoint, has_addresses, reason));
+        }
+    }
+}
+
+/// Logs that the name of an endpoint is not resolved, and the effect.
+pub(crate) fn report_unresolved(
+    backend: &str,
+    endpoint: &dyn std::fmt::Display,
+    has_addresses: bool,
+    reason: &dyn std::fmt::Display,
+) {
+    let effect = if has_addresses {
+        "its addresses are kept"
+    } else {
+        "the endpoint is unavailable until its name is resolved, which is tried again and again"
+    };
+    tracing::warn!(event = "name_not_resolved", backend, %endpoint, %reason, "{effect}");
 }
 
 /// Resolves the names of a backend again and again, and calls `install` with new endpoints and their watches when the
@@ -112,25 +171,35 @@ pub(super) async fn follow(
     resolver: Arc<dyn Resolve>,
     install: impl Fn(EndpointSet, Vec<RecurringCheck>) -> bool,
 ) {
-    let mut wait = SOONEST;
-    loop {
-        tokio::time::sleep(wait.mul_f64(rand::random_range(1.0..1.1))).await;
-        wait = LATEST;
+    let written = blueprint.written();
+    let is_name = |index: &usize| written.get(*index).is_some_and(|e| e.url.host.parse::<IpAddr>().is_err());
+    let soon = Instant::now() + SOONEST.mul_f64(rand::random_range(1.0..1.1));
+    let mut names: Vec<FollowedName> =
+        (0..written.len()).filter(is_name).map(|index| FollowedName { index, due: soon, failed: None }).collect();
+    while let Some(soonest) = names.iter().map(|name| name.due).min() {
+        tokio::time::sleep_until(soonest).await;
+        let began = Instant::now();
+        let host = |name: &FollowedName| written.get(name.index).map(|endpoint| endpoint.url.host.clone());
+        let due = names.iter().filter(|name| name.due <= began).filter_map(host).collect();
+        let resolved = addresses_by_host(&resolver, due).await;
+        // One draw for the round, so that names which were resolved together stay together.
+        let (ended, jitter) = (Instant::now(), rand::random_range(1.0..1.1));
         let mut now = known.clone();
-        for (written, had) in blueprint.written().iter().zip(&mut now) {
-            if written.url.host.parse::<IpAddr>().is_ok() {
-                continue;
-            }
-            match addresses(&*resolver, &written.url.host).await {
-                Ok(resolved) => {
-                    wait = wait.min(resolved.ttl.max(SOONEST));
-                    *had = resolved.addresses;
+        for name in names.iter_mut().filter(|name| name.due <= began) {
+            let (Some(endpoint), Some(had)) = (written.get(name.index), now.get_mut(name.index)) else { continue };
+            let wait = match resolved.get(&endpoint.url.host) {
+                Some(Ok(resolved)) => {
+                    name.failed = None;
+                    had.clone_from(&resolved.addresses);
+                    resolved.ttl.clamp(SOONEST, LATEST)
                 }
-                Err(reason) => {
-                    wait = wait.min(AFTER_FAILURE);
-                    tracing::warn!(event = "name_not_resolved", backend = blueprint.backend(), %reason, "its addresses are kept");
+                Some(Err(reason)) => {
+                    name.report(blueprint.backend(), &endpoint.url, !had.is_empty(), reason.to_string());
+                    AFTER_FAILURE
                 }
-            }
+                None => AFTER_FAILURE,
+            };
+            name.due = ended + wait.mul_f64(jitter);
         }
         if now == known {
             continue;

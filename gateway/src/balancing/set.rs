@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use spillway_config::schema::PolicyName;
+use spillway_config::values::ServerUrl;
 
 use super::outlier::{Detector, Verdict};
 use super::policy::{PickContext, Policy, policy, unit};
@@ -27,6 +28,8 @@ const MAX_TOLD: usize = 16;
 /// Endpoints with the same priority.
 struct Tier {
     endpoints: Vec<Arc<Endpoint>>,
+    /// Number and weight of further endpoints whose names are not resolved: they count as unavailable.
+    unresolved: (u32, f64),
     policy: Box<dyn Policy>,
     /// Endpoints that are available; in panic, ejected ones too.
     available: AtomicU32,
@@ -35,10 +38,29 @@ struct Tier {
     panic: AtomicBool,
 }
 
+impl Tier {
+    /// Number of endpoints, those whose names are not resolved included.
+    fn count(&self) -> u32 {
+        u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX).saturating_add(self.unresolved.0)
+    }
+}
+
+/// Endpoint whose name was never resolved: it has no address, and is unavailable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnresolvedEndpoint {
+    /// URL of the server.
+    pub url: ServerUrl,
+    /// Weight of its share of the requests.
+    pub weight: u32,
+    /// Tier: the lowest gets requests first.
+    pub priority: u32,
+}
+
 /// Endpoints of a backend.
 pub struct EndpointSet {
     /// All endpoints, those without weight included.
     all: Vec<Arc<Endpoint>>,
+    unresolved: Vec<UnresolvedEndpoint>,
     tiers: Vec<Tier>,
     counted_at: AtomicU64,
 }
@@ -56,11 +78,31 @@ impl EndpointSet {
                 let endpoints: Vec<_> = all.iter().filter(mine).cloned().collect();
                 let policy = policy(name, &endpoints, seed, stale_after);
                 let (available, share) = (AtomicU32::new(0), AtomicU64::new(1f64.to_bits()));
-                Tier { endpoints, policy, available, share, panic: AtomicBool::new(false) }
+                let (unresolved, panic) = ((0, 0.0), AtomicBool::new(false));
+                Tier { endpoints, unresolved, policy, available, share, panic }
             })
             .filter(|tier| !tier.endpoints.is_empty())
             .collect();
-        Self { all, tiers, counted_at: AtomicU64::new(0) }
+        Self { all, unresolved: Vec::new(), tiers, counted_at: AtomicU64::new(0) }
+    }
+
+    /// Adds endpoints whose names are not resolved; their tiers have less to offer.
+    #[must_use]
+    pub fn with_unresolved(mut self, unresolved: Vec<UnresolvedEndpoint>) -> Self {
+        for missing in unresolved.iter().filter(|missing| missing.weight > 0) {
+            let same = |tier: &&mut Tier| tier.endpoints.first().is_some_and(|e| e.priority == missing.priority);
+            if let Some(tier) = self.tiers.iter_mut().find(same) {
+                tier.unresolved.0 = tier.unresolved.0.saturating_add(1);
+                tier.unresolved.1 += f64::from(missing.weight);
+            }
+        }
+        self.unresolved = unresolved;
+        self
+    }
+
+    /// Endpoints whose names are not resolved.
+    pub fn unresolved(&self) -> &[UnresolvedEndpoint] {
+        &self.unresolved
     }
 
     /// All endpoints, those without weight included.
@@ -82,7 +124,7 @@ impl EndpointSet {
     fn recount(&self, now: u64, panic_threshold: f64) {
         for tier in &self.tiers {
             let (mut available, mut drained, mut ejected_only) = (0u32, 0u32, 0u32);
-            let (mut all, mut good, mut thrown_out) = (0.0, 0.0, 0.0);
+            let (mut all, mut good, mut thrown_out) = (tier.unresolved.1, 0.0, 0.0);
             for e in &tier.endpoints {
                 let weight = f64::from(e.weight);
                 all += weight;
@@ -97,7 +139,7 @@ impl EndpointSet {
                 }
             }
             // Drained endpoints do not count as missing.
-            let wanted = u32::try_from(tier.endpoints.len()).unwrap_or(u32::MAX).saturating_sub(drained);
+            let wanted = tier.count().saturating_sub(drained);
             let panic = ejected_only > 0 && f64::from(available) < f64::from(wanted) * panic_threshold;
             tier.panic.store(panic, Ordering::Relaxed);
             tier.available.store(if panic { available + ejected_only } else { available }, Ordering::Relaxed);
@@ -120,9 +162,8 @@ impl EndpointSet {
         if self.tiers.len() < 2 {
             return 0;
         }
-        #[allow(clippy::cast_precision_loss, reason = "counts of endpoints")]
         let health = |tier: &Tier| {
-            let share = f64::from(tier.available.load(Ordering::Relaxed)) / tier.endpoints.len() as f64;
+            let share = f64::from(tier.available.load(Ordering::Relaxed)) / f64::from(tier.count());
             (share * OVERPROVISIONING).min(1.0)
         };
         let total: f64 = self.tiers.iter().map(health).sum::<f64>().min(1.0);

@@ -114,6 +114,36 @@ fn the_least_that_any_signal_allows_is_the_limit_and_what_is_stale_allows_all() 
 }
 
 #[test]
+fn endpoints_whose_names_are_not_resolved_count_as_missing_in_their_tier() {
+    let share_of_the_first = |unresolved: &[u32]| {
+        let tiers = changed(endpoints(&[1, 1]), |n, e| e.priority = u32::from(n > 0));
+        let missing = |weight: &u32| UnresolvedEndpoint {
+            url: "http://never.test:1".parse().unwrap(),
+            weight: *weight,
+            priority: 0,
+        };
+        let set = EndpointSet::new(tiers.clone(), PolicyName::LeastRequest, 0, 3_000)
+            .with_unresolved(unresolved.iter().map(missing).collect());
+        let balancer = Balancer::new(Arc::new(ArcSwap::from_pointee(set)), Detector::new(&OutlierDetection::default()));
+        let first = (0..1_000u64).filter(|n| {
+            let picked = balancer.take(&ask(50, n.wrapping_mul(0x9E37_79B9_7F4A_7C15))).unwrap();
+            Arc::ptr_eq(&picked.endpoint.state, &tiers[0].state)
+        });
+        first.count()
+    };
+    assert_eq!(share_of_the_first(&[]), 1_000);
+    assert_eq!(share_of_the_first(&[0]), 1_000, "one without weight is missed by nobody");
+    // One of two is left: 1.4 times its half, as Envoy counts.
+    assert!((650..=750).contains(&share_of_the_first(&[1])), "{}", share_of_the_first(&[1]));
+    assert!((400..=530).contains(&share_of_the_first(&[1, 5])), "{}", share_of_the_first(&[1, 5]));
+    // A backend of such endpoints alone is unavailable, and nothing of it fails.
+    let alone = EndpointSet::new(Vec::new(), PolicyName::RoundRobin, 0, 3_000);
+    let alone = Balancer::new(Arc::new(ArcSwap::from_pointee(alone)), Detector::new(&OutlierDetection::default()));
+    assert!(!alone.is_available(50) && !alone.has_room(50) && alone.take(&ask(50, 1)).is_none());
+    assert!(alone.in_flight() == 0 && !alone.is_in_panic(50) && alone.next_change(50).is_none());
+}
+
+#[test]
 fn the_lowest_tier_takes_all_until_it_has_no_room_and_a_part_less_when_it_is_half_gone() {
     let tiers = changed(endpoints_with(&[1; 20], limited(50)), |n, e| e.priority = u32::from(n >= 10));
     let balancer = balancer_of(tiers, PolicyName::RoundRobin);

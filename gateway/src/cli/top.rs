@@ -263,7 +263,7 @@ fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &Client
             let code = match e.state.as_str() {
                 "open" => "32",
                 "drained" => "36",
-                "unhealthy" | "ejected" => "31",
+                "unhealthy" | "ejected" | "unresolved" => "31",
                 _ => "33",
             };
             let limit = e.limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string());

@@ -12,7 +12,7 @@ use tokio::task::JoinError;
 use super::Snapshot;
 use crate::balancing::{
     AddressError, Addresses, BackgroundTasks, Balancer, Blueprint, ConnectOptions, Detector, Endpoints, Resolve,
-    addresses,
+    ResolvedAddresses, addresses_by_host, report_unresolved,
 };
 use crate::credentials::{CredentialsError, bearer};
 use crate::protocol::{Dialect, OPENAI};
@@ -30,9 +30,6 @@ pub(super) enum BackendError {
     /// The credentials cannot be used.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
-    /// A host name has no address.
-    #[error(transparent)]
-    Address(#[from] AddressError),
     /// The thread that reads files panicked.
     #[error(transparent)]
     Stopped(#[from] JoinError),
@@ -58,12 +55,15 @@ pub(super) struct BackendCompiler<'a> {
 }
 
 impl BackendCompiler<'_> {
-    /// Compiles every backend; adds the errors of those that fail to `errors`.
+    /// Compiles every backend, once all names are resolved or cannot be; adds the errors of those that fail to `errors`.
     pub(super) async fn backends<'c>(self, config: &'c Config, errors: &mut Vec<String>) -> CompiledBackends<'c> {
         let mut compiled = CompiledBackends::default();
+        let hosts =
+            config.backends.iter().flat_map(|b| &b.endpoints).map(|endpoint| endpoint.url.host.clone()).collect();
+        let resolved = addresses_by_host(self.resolver, hosts).await;
         for written in &config.backends {
             let is_personal = config.consumers.iter().any(|c| c.credentials.contains_key(&written.name));
-            match self.backend(written, is_personal, &mut compiled).await {
+            match self.backend(written, is_personal, &resolved, &mut compiled).await {
                 Ok(backend) => {
                     compiled.by_name.insert(written.name.as_str(), Arc::new(backend));
                 }
@@ -77,6 +77,7 @@ impl BackendCompiler<'_> {
         self,
         written: &schema::Backend,
         is_personal: bool,
+        resolved: &ResolvedHosts,
         compiled: &mut CompiledBackends<'_>,
     ) -> Result<Backend, BackendError> {
         let tls = read_tls(written).await?;
@@ -98,7 +99,7 @@ impl BackendCompiler<'_> {
         let room = self.states.get_or_insert(&written.name, Room::default);
         let blueprint = Blueprint::new(written, &full, credentials.clone(), connect, room.clone(), endpoints, metrics);
         let blueprint = Arc::new(blueprint.personal(is_personal));
-        let addresses = addresses_of(written, self.previous, &**self.resolver).await?;
+        let addresses = addresses_of(written, self.previous, resolved);
         // At start all endpoints count as available; one that a reload adds gets traffic after its first check.
         let (set, watches) = blueprint.build(&addresses, self.previous.is_some());
         let set = Arc::new(ArcSwap::from_pointee(set));
@@ -130,30 +131,25 @@ impl BackendCompiler<'_> {
     }
 }
 
-/// Addresses of a backend's endpoints. A name that cannot be resolved keeps the addresses of the previous snapshot.
-async fn addresses_of(
-    written: &schema::Backend,
-    previous: Option<&Snapshot>,
-    resolver: &dyn Resolve,
-) -> Result<Addresses, BackendError> {
+/// Addresses of all hosts of a configuration, or the reasons why there are none.
+type ResolvedHosts = HashMap<String, Result<ResolvedAddresses, AddressError>>;
+
+/// Addresses of a backend's endpoints. A name that cannot be resolved keeps the addresses of the previous snapshot; without
+/// those it has none, and is resolved again in the background.
+fn addresses_of(written: &schema::Backend, previous: Option<&Snapshot>, resolved: &ResolvedHosts) -> Addresses {
     let had = previous.and_then(|p| p.backends.iter().find(|b| *b.name == *written.name));
-    let mut all = Vec::new();
-    for endpoint in &written.endpoints {
-        all.push(match addresses(resolver, &endpoint.url.host).await {
-            Ok(resolved) => resolved.addresses,
-            Err(e) => {
-                let set = had.map(|backend| backend.balancer.endpoints());
-                let known = set.iter().flat_map(|set| set.all()).filter(|known| known.url == endpoint.url);
-                let known: Vec<_> = known.map(|known| known.socket.ip()).collect();
-                if known.is_empty() {
-                    return Err(e.into());
-                }
-                tracing::warn!(event = "name_not_resolved", backend = %written.name, reason = %e, "its addresses are kept");
-                known
-            }
-        });
-    }
-    Ok(all)
+    let addresses = |endpoint: &schema::Endpoint| match resolved.get(&endpoint.url.host) {
+        Some(Ok(resolved)) => resolved.addresses.clone(),
+        Some(Err(reason)) => {
+            let set = had.map(|backend| backend.balancer.endpoints());
+            let known = set.iter().flat_map(|set| set.all()).filter(|known| known.url == endpoint.url);
+            let known: Vec<_> = known.map(|known| known.socket.ip()).collect();
+            report_unresolved(&written.name, &endpoint.url, !known.is_empty(), reason);
+            known
+        }
+        None => Vec::new(),
+    };
+    written.endpoints.iter().map(addresses).collect()
 }
 
 /// Reads the TLS files of a backend, off the runtime's threads.

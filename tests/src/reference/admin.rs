@@ -124,12 +124,12 @@ const BACKEND: &[(&str, &str)] = &[
 const ENDPOINT: &[(&str, &str)] = &[
     ("endpoint", "Name in logs and metrics, by which it can be drained."),
     ("url", "URL as configured."),
-    ("address", "IP and port, by which it can be drained."),
+    ("address", "IP and port, by which it can be drained; left out while its name is not resolved."),
     ("weight", "Share of the requests."),
     ("priority", "Tier."),
     (
         "state",
-        "`open`, or the reason why it gets no further request: `drained`, `unhealthy`, `ejected`, or the signal that says full.",
+        "`open`, or the reason why it gets no further request: `drained`, `unhealthy`, `ejected`, `unresolved`, or the signal that says full.",
     ),
     ("healthy", "Result of the active check."),
     ("ejected", "Whether it is ejected for its errors."),

@@ -141,7 +141,10 @@ const EVENTS: &[(&str, &str)] = &[
     ("model_not_loaded", "A built-in model could not be loaded; the reason says why."),
     ("model_on_demand", "A built-in model is loaded when the first request needs it."),
     ("model_unloaded", "A built-in model was unloaded, for another or because nobody needed it."),
-    ("name_not_resolved", "The name of an endpoint cannot be resolved; its last addresses are kept."),
+    (
+        "name_not_resolved",
+        "The name of an endpoint cannot be resolved; its last addresses are kept, or it is unavailable while it has none.",
+    ),
     ("no_chat_template", "A model has no chat template; it continues texts and refuses conversations."),
     ("pipeline_cache_not_kept", "Compiled pipelines could not be written to the cache folder."),
     ("products_chosen", "Family of kernels chosen for a GPU."),
