@@ -1,7 +1,7 @@
 //! State that all requests share: the running snapshot, upstream connections, memory for bodies, metrics and logs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use spillway_config::schema::LogFormat;
@@ -40,6 +40,8 @@ pub struct Gateway {
     pub log: LogWriter,
     /// Format of log lines.
     pub log_format: LogFormat,
+    /// True from SIGTERM on; the admin address and listeners report it.
+    pub draining: Arc<AtomicBool>,
     /// Running requests and open connections.
     pub counts: RunningCounts,
 }
@@ -53,6 +55,11 @@ impl Gateway {
     /// Counts a client's connection until the returned guard is dropped.
     pub fn connect(&self) -> impl Drop + use<'_> {
         CountGuard::new(&self.counts.connections)
+    }
+
+    /// True from SIGTERM on.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
     }
 
     /// Number of requests in flight.

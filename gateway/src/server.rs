@@ -154,6 +154,7 @@ pub async fn serve(
         audit: view.audit.clone(),
         log: log.clone(),
         log_format: config.telemetry.logs.format,
+        draining: view.draining.clone(),
         counts: RunningCounts::default(),
     });
     listeners.commit(prepared, &gateway);
@@ -179,7 +180,6 @@ pub async fn serve(
     let watching = tokio::spawn(reloader.run(states, requests));
     wait_for_end(&reload, &mut signals).await;
 
-    view.draining.store(true, Ordering::Release);
     watching.abort();
     gateway.acme.stop();
     drain(&gateway, &listeners, &mut signals).await;
@@ -206,7 +206,7 @@ async fn open_admin(
     let view = Arc::new(AdminView {
         gateway: ArcSwap::from_pointee(None),
         listeners: ArcSwapOption::empty(),
-        draining: AtomicBool::new(false),
+        draining: Arc::new(AtomicBool::new(false)),
         metrics: metrics.clone(),
         audit,
         last_edit: last_edit.clone(),
@@ -246,10 +246,26 @@ async fn wait_for_end(reload: &tokio::sync::mpsc::Sender<()>, signals: &mut Sign
     tracing::info!(event = "stopping", signal = name);
 }
 
+/// Reports that the gateway drains, and goes on taking requests for `shutdown.delay`: load balancers need some time until
+/// they send no more. A further SIGINT ends the wait.
+async fn announce_drain(gateway: &Gateway, signals: &mut Signals) {
+    gateway.draining.store(true, Ordering::Release);
+    let delay = gateway.snapshot.load().shutdown_delay;
+    if delay.is_zero() {
+        return;
+    }
+    tracing::info!(event = "drain_delayed", seconds = delay.as_secs_f64(), "requests are still taken");
+    tokio::select! {
+        () = tokio::time::sleep(delay) => {}
+        () = signals.end_at_once() => {}
+    }
+}
+
 /// Waits for running requests, up to the drain timeout. Then it ends the rest: event streams with an error event, requests
 /// without an answer with 503. A further SIGINT, as a person at a terminal sends it, ends the wait; a further SIGTERM does
 /// not, because supervisors repeat and forward it.
 async fn drain(gateway: &Gateway, listeners: &ListenerSet, signals: &mut Signals) {
+    announce_drain(gateway, signals).await;
     listeners.stop();
     let limit = gateway.snapshot.load().drain_timeout;
     let started = Instant::now();

@@ -147,12 +147,15 @@ impl Default for ProcessLimits {
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Shutdown {
-    /// Time for running requests after SIGTERM.
+    /// Time after SIGTERM for which requests are still taken, while `/readyz` and `healthPath` say `draining`: load
+    /// balancers learn of it before connections are refused. Then the drain begins.
+    pub delay: Duration,
+    /// Time for running requests once the drain has begun.
     pub drain_timeout: Duration,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { drain_timeout: Duration::seconds(30) }
+        Self { delay: Duration::seconds(0), drain_timeout: Duration::seconds(30) }
     }
 }

@@ -20,7 +20,7 @@ use crate::telemetry::{Metrics, Samples};
 pub struct AdminView {
     pub(crate) gateway: ArcSwap<Option<Arc<Gateway>>>,
     pub(crate) listeners: ArcSwapOption<ListenerSet>,
-    pub(crate) draining: AtomicBool,
+    pub(crate) draining: Arc<AtomicBool>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) audit: Arc<Audit>,
     pub(crate) last_edit: Arc<ArcSwap<LastEdit>>,

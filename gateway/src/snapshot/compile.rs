@@ -186,6 +186,7 @@ impl Compiler {
             buffered_answers_per_request: config.limits.buffered_answers_per_request.0,
             downstream: self.downstream.clone(),
             drain_timeout: config.shutdown.drain_timeout.0,
+            shutdown_delay: config.shutdown.delay.0,
             shown: loaded.shown(),
             generation: self.generation.fetch_add(1, Ordering::Relaxed) + 1,
             certificates: backends.certificates,

@@ -53,6 +53,8 @@ pub struct Snapshot {
     pub downstream: Arc<Downstream>,
     /// Time for running requests after SIGTERM.
     pub drain_timeout: Duration,
+    /// Time after SIGTERM for which requests are still taken.
+    pub shutdown_delay: Duration,
     /// The configuration as the admin API shows it, without secrets and digests.
     pub shown: serde_json::Value,
     /// Number of the snapshot in this process, from 1 on.

@@ -102,6 +102,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("device_hangs", "A device does not end a step in time; its requests have failed."),
     ("device_not_recovered", "A device could not be set up again; it is tried later."),
     ("device_recovered", "A device was set up again after a fault."),
+    ("drain_delayed", "The gateway is about to stop and still takes requests, for `shutdown.delay`."),
     ("drain_timeout", "`shutdown.drainTimeout` ended while requests still ran; their connections were closed."),
     ("encoding_lost", "A thread that read a prompt ended by a defect: report it."),
     ("endpoint_ejected", "An endpoint is ejected for its errors or latency ([outliers](../how-to/outliers.md))."),
