@@ -26,6 +26,10 @@ pub struct Listener {
     /// Treatment of paths with `%2F` or `%5C` on routes without a rule of their own.
     #[serde(default)]
     pub encoded_slashes: EncodedSlashes,
+    /// Path that the listener answers itself, for load balancers: 200 `ready` while it takes requests, 503 `draining` from
+    /// SIGTERM on. GET and HEAD only, before routes, filters and limits. Off when left out.
+    #[serde(default)]
+    pub health_path: Option<String>,
     /// Address of clients behind proxies, from a header.
     #[serde(default)]
     pub client_address: Option<ClientAddress>,

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{Context, Segment, acme, at};
+use crate::path;
 use crate::schema::{CertificateFiles, Listener, ListenerProtocol};
 
 pub(super) fn all(cx: &mut Context<'_>) {
@@ -20,6 +21,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         }
         limits(cx, n, listener);
         tls(cx, n, listener);
+        health_path(cx, n, listener);
         if listener.client_address.as_ref().is_some_and(|rule| rule.trusted_proxies.is_empty()) {
             cx.error(
                 at!["listeners", n, "clientAddress", "trustedProxies"],
@@ -32,6 +34,23 @@ pub(super) fn all(cx: &mut Context<'_>) {
                 "no proxy is named: name their addresses, or remove `proxyProtocol`",
             );
         }
+    }
+}
+
+/// Checks that requests can have the path of health checks: it is compared with their paths in normal form.
+fn health_path(cx: &mut Context<'_>, n: usize, listener: &Listener) {
+    let Some(written) = &listener.health_path else { return };
+    let at = at!["listeners", n, "healthPath"];
+    if !written.starts_with('/') || written.contains(['?', '#']) {
+        cx.error(at, format!("`{written}` is not a path; expected one without a query, such as /healthz"));
+        return;
+    }
+    match path::normal(written) {
+        Ok(normal) if normal == *written => {}
+        Ok(normal) => {
+            cx.error(at, format!("no request has the path `{written}`; expected its normal form: `{normal}`"))
+        }
+        Err(e) => cx.error(at, format!("no request has the path `{written}`: {e}; expected one such as /healthz")),
     }
 }
 

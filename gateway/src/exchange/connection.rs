@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Method};
 use spillway_config::schema::{EncodedSlashes, ListenerLimits};
 use tokio::time::Instant;
 
@@ -27,6 +27,8 @@ pub struct ConnectionInfo {
     pub encoded_slashes: EncodedSlashes,
     /// Limits of the listener.
     pub limits: ListenerLimits,
+    /// Path of health checks, which the listener answers itself.
+    health_path: Option<Arc<str>>,
     trusted: Option<Arc<TrustedProxies>>,
     /// Expiry of the client's certificate; `None` without one, and for one that had expired when the connection began.
     certificate_ends: Option<Instant>,
@@ -37,6 +39,8 @@ pub struct ConnectionInfo {
 pub struct ListenerFacts {
     /// Handling of encoded slashes on routes that do not set it themselves.
     pub encoded_slashes: EncodedSlashes,
+    /// Path of health checks, which the listener answers itself.
+    pub health_path: Option<Arc<str>>,
     /// Limits of the listener.
     pub limits: ListenerLimits,
     /// Proxies whose headers name the client.
@@ -59,7 +63,7 @@ pub struct TlsInfo {
 impl ConnectionInfo {
     /// Creates the facts of a connection from `client` to a listener.
     pub fn new(client: SocketAddr, local: SocketAddr, tls: Option<TlsInfo>, listener: ListenerFacts) -> Self {
-        let ListenerFacts { encoded_slashes, limits, trusted } = listener;
+        let ListenerFacts { encoded_slashes, health_path, limits, trusted } = listener;
         let ip = client.ip().to_canonical();
         let certificate_ends = tls.as_ref().and_then(|tls| ends(tls.client.as_ref()?));
         Self {
@@ -69,6 +73,7 @@ impl ConnectionInfo {
             tls,
             encoded_slashes,
             limits,
+            health_path,
             trusted,
             certificate_ends,
         }
@@ -83,6 +88,11 @@ impl ConnectionInfo {
         let client = trusted.caller(peer, headers);
         let text = if client == peer { self.client_text.clone() } else { address_value(client) };
         Origin { client, text, secure: trusted.secure(headers).unwrap_or(secure) }
+    }
+
+    /// True if the listener answers a request for `path` itself.
+    pub fn is_health_check(&self, method: &Method, path: &str) -> bool {
+        matches!(*method, Method::GET | Method::HEAD) && self.health_path.as_deref() == Some(path)
     }
 
     /// True if the client is a proxy that `clientAddress` trusts.

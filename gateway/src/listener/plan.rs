@@ -26,6 +26,8 @@ pub struct ListenerPlan {
     pub proxy_protocol: Arc<[Network]>,
     /// Handling of encoded slashes on routes that do not configure it.
     pub encoded_slashes: EncodedSlashes,
+    /// Path of health checks, which the listener answers itself.
+    pub health_path: Option<Arc<str>>,
     /// Limits of connections and requests.
     pub limits: ListenerLimits,
 }
@@ -33,8 +35,12 @@ pub struct ListenerPlan {
 impl ListenerPlan {
     /// Rules that connections of the listener carry.
     pub(super) fn facts(&self) -> ListenerFacts {
-        let (encoded_slashes, limits, trusted) = (self.encoded_slashes, self.limits.clone(), self.trusted.clone());
-        ListenerFacts { encoded_slashes, limits, trusted }
+        ListenerFacts {
+            encoded_slashes: self.encoded_slashes,
+            health_path: self.health_path.clone(),
+            limits: self.limits.clone(),
+            trusted: self.trusted.clone(),
+        }
     }
 
     /// True if connections from an address must begin with the PROXY protocol.
@@ -69,6 +75,7 @@ pub fn plans(config: &Config, acme: &Acme) -> Result<Vec<ListenerPlan>, Vec<Stri
             trusted: written.client_address.as_ref().map(|rule| Arc::new(TrustedProxies::new(rule))),
             proxy_protocol: written.proxy_protocol.iter().flat_map(|rule| rule.from.iter().copied()).collect(),
             encoded_slashes: written.encoded_slashes,
+            health_path: written.health_path.as_deref().map(Into::into),
             limits: written.limits.clone(),
         });
     }

@@ -1,10 +1,11 @@
 //! Step 1: from a head to the routes that may take the request. Whatever no route may see is refused here. The module
 //! judges no caller and reads no body; its input is the head as the client sent it.
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
-use spillway_filter::{ErrorKind, Refusal};
+use spillway_filter::{Answer, ErrorKind, Refusal};
 
 use super::access::no_route;
 use super::target::{self, host_of};
@@ -46,6 +47,9 @@ pub(super) fn match_head<'s>(
     exchange.resolve(&head.method, head.uri.path());
     let spelling = checked?;
     refuse_ended_certificate(connection, session, exchange)?;
+    if connection.is_health_check(&session.req_header().method, session.req_header().uri.path()) {
+        return Err(health(gateway));
+    }
     strip_headers(connection, session, exchange);
     let client = exchange.client;
     let head = session.req_header();
@@ -67,6 +71,19 @@ pub(super) fn match_head<'s>(
     }
     let candidates = candidates(&head.method)?;
     if candidates.is_empty() { Err(no_route(session)) } else { Ok(candidates) }
+}
+
+/// Answer to a health check of a listener, which no route, filter or limit may hide.
+fn health(gateway: &Gateway) -> End {
+    let plain = (header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    let fresh = (header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    End::Answer(Box::new(if gateway.is_draining() {
+        let again = (header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let body = Bytes::from_static(b"draining");
+        Answer { status: StatusCode::SERVICE_UNAVAILABLE, headers: vec![plain, fresh, again], body }
+    } else {
+        Answer { status: StatusCode::OK, headers: vec![plain, fresh], body: Bytes::from_static(b"ready") }
+    }))
 }
 
 /// Removes the headers that only the gateway or a trusted proxy may set, before a route, a filter or a server sees them.
