@@ -34,7 +34,9 @@ pub struct Route {
     /// Steps that a request passes in this order.
     #[serde(default)]
     pub filters: Vec<FilterEntry>,
-    /// Targets of the requests, by weight.
+    /// Targets of the requests, by weight. Needed unless a filter answers by itself: `respond` or `redirect`. A request that
+    /// such a route does not answer gets 404.
+    #[serde(default)]
     pub backend_refs: Vec<BackendRef>,
     /// Keeps each caller on one backend of a weighted split.
     #[serde(default)]

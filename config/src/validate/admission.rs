@@ -39,7 +39,7 @@ fn queue(cx: &mut Context<'_>, n: usize, route: &Route) {
             ),
         );
     }
-    if route.backend_refs.iter().all(|reference| reference.name.is_none()) {
+    if !route.backend_refs.is_empty() && route.backend_refs.iter().all(|reference| reference.name.is_none()) {
         let message = "no backend of this route could become free, and a built-in model has a queue of its own: use its `maxQueue`";
         cx.error(at!["routes", n, "whenSaturated", "queue"], message);
     }

@@ -5,6 +5,13 @@ use crate::schema::{BackendProtocol, Match, PathMatch, Route, RouteAuthenticatio
 
 use super::{Context, Segment, admission, at};
 
+/// Built-in filters that answer requests by themselves.
+const ANSWERING: [&str; 2] = ["respond", "redirect"];
+
+/// Built-in filters that see a request in their order and change no answer: behind `respond` they see none.
+const BEHIND_RESPOND: [&str; 7] =
+    ["authorize", "cel", "externalAuthorization", "mirror", "requestHeaders", "respond", "urlRewrite"];
+
 pub(super) fn all(cx: &mut Context<'_>) {
     let config = cx.config;
     if config.routes.is_empty() {
@@ -18,6 +25,7 @@ pub(super) fn all(cx: &mut Context<'_>) {
         authentication(cx, n, route);
         filters(cx, n, route);
         references(cx, n, route);
+        after_respond(cx, n, route);
         admission::all(cx, n, route);
         times(cx, n, route);
         if let Some(sticky) = &route.sticky {
@@ -181,12 +189,55 @@ fn filters(cx: &mut Context<'_>, n: usize, route: &Route) {
     }
 }
 
+/// True if the route has a filter that answers by itself.
+pub(super) fn answers_itself(route: &Route) -> bool {
+    route.filters.iter().any(|filter| ANSWERING.contains(&filter.name.as_str()))
+}
+
+/// Reports keys about targets on a route that has none.
+fn without_targets(cx: &mut Context<'_>, n: usize, route: &Route) {
+    for (key, is_written) in [
+        ("sticky", route.sticky.is_some()),
+        ("whenSaturated", route.when_saturated.is_some()),
+        ("whenUnavailable", route.when_unavailable.is_some()),
+        ("resume", route.resume),
+    ] {
+        if is_written {
+            cx.error(
+                at!["routes", n, key],
+                "no effect, because this route has no `backendRefs`: add one, or remove this",
+            );
+        }
+    }
+}
+
+/// Warns of targets and filters that get no request, because `respond` answers each.
+fn after_respond(cx: &mut Context<'_>, n: usize, route: &Route) {
+    let Some(f) = route.filters.iter().position(|filter| filter.name == "respond") else { return };
+    if !route.backend_refs.is_empty() {
+        let message = "`respond` answers every request of this route, so these get none: remove one of both";
+        cx.warn(at!["routes", n, "backendRefs"], message);
+    }
+    for (later, filter) in route.filters.iter().enumerate().skip(f + 1) {
+        if BEHIND_RESPOND.contains(&filter.name.as_str()) {
+            let message = format!("`respond` has answered before `{}` is asked: move it up, or remove it", filter.name);
+            cx.warn(at!["routes", n, "filters", later, filter.name.as_str()], message);
+        }
+    }
+}
+
 fn references(cx: &mut Context<'_>, n: usize, route: &Route) {
     let config = cx.config;
     let backends: Vec<&str> = config.backends.iter().map(|b| b.name.as_str()).collect();
     let models: Vec<&str> = config.models.iter().map(|m| m.name.as_str()).collect();
-    if route.backend_refs.is_empty() {
-        cx.error(at!["routes", n, "backendRefs"], "no target; a route needs at least one backend or model: add one");
+    if route.backend_refs.is_empty() && !answers_itself(route) {
+        cx.error(
+            at!["routes", n, "backendRefs"],
+            "no target; a route needs at least one backend or model: add one, or a filter that answers by itself \
+             (`respond`, `redirect`)",
+        );
+    } else if route.backend_refs.is_empty() {
+        without_targets(cx, n, route);
     } else if route.backend_refs.iter().all(|reference| reference.weight == 0) {
         cx.error(
             at!["routes", n, "backendRefs"],

@@ -24,6 +24,7 @@ impl FilterCatalog for AnyFilter {
             "rateLimit",
             "redirect",
             "requestHeaders",
+            "respond",
             "responseHeaders",
             "strictTransportSecurity",
             "urlRewrite",

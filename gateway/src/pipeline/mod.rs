@@ -133,6 +133,10 @@ async fn serve(
     if answers::models(&route, session, exchange).await? {
         return Ok(());
     }
+    if route.targets.is_empty() {
+        // A redirect that is at its target already, on a route that does nothing else.
+        return Err(access::no_route(session));
+    }
     mirroring::mirror(gateway, &route, session, exchange);
     let mut tries = select(&route, session);
     let reason = loop {

@@ -33,7 +33,8 @@ struct HeaderChanges {
     remove: Vec<String>,
 }
 
-fn name(text: &str) -> Result<HeaderName, String> {
+/// Name of a header that the file may set.
+pub(crate) fn name(text: &str) -> Result<HeaderName, String> {
     let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("`{text}` is not a header name"))?;
     if FRAMING.contains(&name.as_str()) {
         return Err(format!("`{name}` is set by the gateway itself and cannot be changed here"));

@@ -8,6 +8,7 @@ mod external_authorization;
 mod headers;
 mod mirror;
 mod rate_limit;
+mod respond;
 mod target;
 mod transport_security;
 
@@ -18,7 +19,7 @@ pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add(headers::request()).add(headers::response()).add(mirror::factory()).add(rate_limit::factory());
     registry.add(client_address::factory()).add(cors::factory()).add(transport_security::factory());
-    registry.add(target::redirect()).add(target::rewrite());
+    registry.add(target::redirect()).add(target::rewrite()).add(respond::factory());
     registry.add(authorize::authorize()).add(authorize::cel()).add(external_authorization::factory());
     registry.expressions(spillway_cel::check_head);
     registry
