@@ -16,14 +16,27 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>> {
         return Err(too_large());
     }
     // A file may grow while it is read.
+    read_bounded(std::fs::File::open(path)?)
+}
+
+fn read_bounded(input: impl Read) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    input.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length <= MAX_FILE) { Ok(bytes) } else { Err(too_large()) }
 }
 
 /// Reads a regular file of at most 4 MiB as UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(read_bytes(path)?).map_err(|e| {
+    utf8(read_bytes(path)?)
+}
+
+/// Reads at most 4 MiB of UTF-8 from an input that is no file, such as standard input.
+pub fn read_input(input: impl Read) -> Result<String> {
+    utf8(read_bounded(input)?)
+}
+
+fn utf8(bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|e| {
         let valid = e.utf8_error().valid_up_to();
         Error::new(ErrorKind::InvalidData, format!("not UTF-8 from byte {valid} on: save it as UTF-8"))
     })

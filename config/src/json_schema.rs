@@ -22,5 +22,9 @@ pub fn json_schema(catalog: &dyn FilterCatalog) -> Value {
     if let Some(filter) = schema.get_mut("$defs").and_then(|defs| defs.get_mut("Filter")) {
         *filter = json!({ "description": "One step of a route's filter chain.", "oneOf": branches });
     }
+    if let Value::Object(root) = &mut schema {
+        let description = "Parts that other places share, by anchors (`&name`, `*name`, `<<: *name`).";
+        root.insert("patternProperties".to_owned(), json!({ "^x-": { "description": description } }));
+    }
     schema
 }

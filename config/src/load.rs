@@ -108,6 +108,7 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
             return Err(reporter.report);
         }
     };
+    root.remove_extensions();
     substitute(&mut root, &mut Vec::new(), options, &mut reporter);
     let schema = json_schema(options.catalog);
     let mut checker = Checker::new(&schema);

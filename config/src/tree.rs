@@ -1,8 +1,8 @@
 //! YAML text as a tree of nodes with positions. Scalars are resolved as in YAML 1.2's core schema (`no` and `on` are
-//! strings), and anchors are expanded within a bound. Text with two readings is refused: duplicate and merge keys,
-//! tags.
+//! strings), and anchors are expanded within a bound. Of YAML 1.1 the merge key `<<` is kept, which files with anchors need.
+//! Text with two readings is refused: duplicate keys, tags.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
@@ -12,6 +12,9 @@ const MAX_DEPTH: usize = 64;
 const MAX_NODES: usize = 200_000;
 const TOO_MANY: &str =
     "the document, its anchors expanded, has more than 200,000 values; expected fewer: split it, or use fewer aliases";
+
+/// Key whose mappings are merged into the one around it (YAML 1.1, type `merge`).
+const MERGE: &str = "<<";
 
 /// Position in a file: line and column from 1, and a width in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -89,6 +92,13 @@ impl Node {
         match &self.value {
             Value::Sequence(items) => items.get(index),
             _ => None,
+        }
+    }
+
+    /// Removes the keys of the mapping that begin with `x-`: they hold anchors, which were expanded.
+    pub(crate) fn remove_extensions(&mut self) {
+        if let Value::Mapping(entries) = &mut self.value {
+            entries.retain(|(key, _)| !key.name.starts_with("x-"));
         }
     }
 
@@ -204,7 +214,7 @@ impl Builder {
 
     fn end(&mut self) -> Result<(), SyntaxError> {
         match self.open.pop() {
-            Some(open) => self.add(open.node, open.anchor),
+            Some(open) => self.add(merged(open.node)?, open.anchor),
             None => Ok(()),
         }
     }
@@ -234,12 +244,6 @@ impl Builder {
                         return wrong(node.place, format!("found {found} as a key; expected a word: put it in quotes"));
                     }
                 };
-                if name == "<<" {
-                    return wrong(
-                        node.place,
-                        "unexpected merge key `<<`, which is not part of YAML 1.2: write the keys out",
-                    );
-                }
                 if let Some((first, _)) = entries.iter().find(|(key, _)| key.name == name) {
                     let line = first.place.line;
                     return wrong(
@@ -253,6 +257,28 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// Puts the keys of `<<` into the mapping that has it. The mapping's own keys win, then those of the first of several
+/// mappings. Nothing is copied: the aliases were counted and expanded before.
+fn merged(mut node: Node) -> Result<Node, SyntaxError> {
+    let Value::Mapping(entries) = &mut node.value else { return Ok(node) };
+    let Some(at) = entries.iter().position(|(key, _)| key.name == MERGE) else { return Ok(node) };
+    let (_, merge) = entries.remove(at);
+    let parts = match merge.value {
+        Value::Sequence(items) => items,
+        value => vec![Node { value, ..merge }],
+    };
+    let mut known: HashSet<String> = entries.iter().map(|(key, _)| key.name.clone()).collect();
+    for part in parts {
+        let found = part.describe();
+        let Value::Mapping(more) = part.value else {
+            let message = format!("found {found} for the merge key `<<`; expected a mapping, or a list of mappings");
+            return wrong(part.place, message);
+        };
+        entries.extend(more.into_iter().filter(|(key, _)| known.insert(key.name.clone())));
+    }
+    Ok(node)
 }
 
 /// Number of values in a node. Its depth is at most `MAX_DEPTH` times its anchors, which were counted before.

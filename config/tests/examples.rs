@@ -38,7 +38,6 @@ fn yaml_is_read_as_yaml_1_2_and_nothing_can_be_read_in_two_ways() {
         ("a: 1\na: 2\n", "2:1 duplicate key `a`, first on line 1"),
         ("---\na: 1\n---\nb: 2\n", "3:1 `---` begins a second document; expected one"),
         ("a: [1, 2\n", "invalid YAML"),
-        ("a: &x {b: 1}\nc: {<<: *x}\n", "2:5 unexpected merge key `<<`, which is not part of YAML 1.2"),
         ("a: *x\n", "1:4 invalid YAML: while parsing node, found unknown anchor"),
         ("{a: 1}: 2\n", "1:1 found a mapping as a key; expected a word"),
     ] {
@@ -49,6 +48,69 @@ fn yaml_is_read_as_yaml_1_2_and_nothing_can_be_read_in_two_ways() {
         judge(&GOOD.replace("name: a,", "name: no,").replace("name: a}", "name: no}")).unwrap().config.backends[0].name,
         "no"
     );
+}
+
+#[test]
+fn anchors_are_shared_and_merged_and_keys_of_ones_own_win() {
+    let yaml = "x-timeouts: &timeouts {connect: 7s, idle: 8s}
+x-list:
+  - &slow {timeouts: {<<: *timeouts, idle: 90s}, http2: true}
+  - &plain {http2: false, callerCredentials: pass}
+listeners: [{address: \"127.0.0.1:0\"}]
+backends:
+  - {name: a, endpoints: [{url: \"http://127.0.0.1:1\"}], timeouts: *timeouts}
+  - {<<: *slow, name: b, endpoints: [{url: \"http://127.0.0.1:1\"}]}
+  - {<<: [*plain, *slow], name: c, endpoints: [{url: \"http://127.0.0.1:1\"}]}
+  - name: d
+    endpoints: [{url: \"http://127.0.0.1:1\"}]
+    http2: false
+    <<: {<<: *slow, callerCredentials: remove}
+routes: [{backendRefs: [{name: a}, {name: b}, {name: c}, {name: d}]}]
+";
+    let config = judge(yaml).unwrap_or_else(|report| panic!("{report}")).config;
+    let shown = |n: usize| {
+        let b = &config.backends[n];
+        (b.timeouts.connect.0.as_secs(), b.timeouts.idle.0.as_secs(), b.http2, b.caller_credentials.is_some())
+    };
+    let all = [0, 1, 2, 3].map(shown);
+    assert_eq!(all, [(7, 8, false, false), (7, 90, true, false), (7, 90, false, true), (7, 90, false, true)]);
+}
+
+#[test]
+fn merges_with_a_mistake_are_refused_where_it_stands() {
+    let misspelt = format!("x-a: &x {{nmae: a}}\n{}", GOOD.replace("{name: a, ", "{<<: *x, "));
+    let inner = GOOD.replace("{name: a, ", "{name: a, x-a: 1, ");
+    for (text, told) in [
+        ("x-a: &x [1]\nlisteners: {<<: *x}\n", "1:10 found the number 1 for the merge key `<<`"),
+        ("a: {<<: text}\n", "1:9 found `text` for the merge key `<<`; expected a mapping, or a list of mappings"),
+        ("a: {<<: [{b: 1}, 2]}\n", "1:18 found the number 2 for the merge key"),
+        ("x-a: &x {b: 1}\nc: {<<: *x, <<: *x}\n", "2:13 duplicate key `<<`"),
+        // A key that is wrong is shown where it is written.
+        (misspelt.as_str(), "1:10 unknown key `nmae`"),
+        ("x-a: 1\nx-a: 2\n", "2:1 duplicate key `x-a`"),
+        (inner.as_str(), "unknown key `x-a` in `backends[0]`"),
+    ] {
+        let all = messages(text);
+        assert!(all.iter().any(|m| m.contains(told)), "{text:?}: {all:?}");
+    }
+    // What `x-` keys hold is not read further: neither types nor variables.
+    judge(&format!("x-a: {{b: \"${{UNSET}}\", c: 1}}\n{GOOD}")).unwrap();
+}
+
+#[test]
+fn merges_cannot_be_made_to_explode() {
+    let mut text = String::from("x-0: &m0 {a0: 1, b0: 1}\n");
+    for n in 1..40 {
+        let merged = format!("[{}]", vec![format!("*m{}", n - 1); 10].join(", "));
+        text.push_str(&format!("x-{n}: &m{n} {{<<: {merged}, a{n}: 1}}\n"));
+    }
+    assert!(judge(&format!("{text}{GOOD}")).is_ok(), "what repeats merges into one");
+    let mut text = String::from("x-0: &m0 {a: 1}\n");
+    for n in 1..40 {
+        text.push_str(&format!("x-{n}: &m{n} {{a: *m{}, b: {{<<: *m{}}}}}\n", n - 1, n - 1));
+    }
+    let all = messages(&format!("{text}{GOOD}"));
+    assert!(all.len() == 1 && all[0].contains("has more than 200,000 values"), "{all:?}");
 }
 
 #[test]

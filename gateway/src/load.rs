@@ -9,8 +9,16 @@ use spillway_filter::Registry;
 
 /// Reads a configuration as `serve` and `check` do.
 pub fn read(path: &Path, registry: &Registry, offline: bool) -> Result<Loaded, Report> {
-    let env = |name: &str| std::env::var(name).ok();
-    spillway_config::load(path, &LoadOptions { catalog: registry, env: &env, files: &ModelFiles, offline })
+    spillway_config::load(path, &options(registry, offline))
+}
+
+/// Reads a configuration from a text; `path` is its name in messages, and paths in it are relative to that.
+pub fn read_text(path: &Path, text: &str, registry: &Registry, offline: bool) -> Result<Loaded, Report> {
+    spillway_config::load_text(path, text, &options(registry, offline))
+}
+
+fn options(registry: &Registry, offline: bool) -> LoadOptions<'_> {
+    LoadOptions { catalog: registry, env: &|name| std::env::var(name).ok(), files: &ModelFiles, offline }
 }
 
 /// Checks of the files that a configuration names.

@@ -47,7 +47,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::values::{Duration, Size};
 
-/// A Spillway configuration.
+/// A Spillway configuration. Keys that begin with `x-` are for parts that several places share: `x-limits: &limits {...}` is
+/// used by `*limits`, or by `<<: *limits` within a mapping.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {

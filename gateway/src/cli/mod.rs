@@ -14,11 +14,12 @@ use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
 use spillway_config::values::Size;
+use spillway_config::{Loaded, Report};
 use spillway_filter::Registry;
 
 use self::admin::{AdminArguments, ClientError};
 use crate::identity::NewKey;
-use crate::load::{file_states_as_read, read};
+use crate::load::{file_states_as_read, read, read_text};
 use crate::signals::Signals;
 use crate::{server, telemetry};
 
@@ -26,6 +27,9 @@ use crate::{server, telemetry};
 const FAILED: u8 = 1;
 /// Exit code of wrong usage or configuration.
 const WRONG: u8 = 2;
+
+/// Name of standard input in messages.
+const STANDARD_INPUT: &str = "<stdin>";
 
 /// Files that are tried as configuration if none is named.
 const CONFIG_FILES: [&str; 2] = ["./spillway.yaml", "/etc/spillway/spillway.yaml"];
@@ -53,7 +57,7 @@ enum Command {
     },
     /// Validate configurations without running them.
     Check {
-        /// The files.
+        /// The files; `-` reads standard input, whose paths are relative to the current folder.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
         /// Report missing files and unset variables as warnings.
@@ -176,11 +180,45 @@ fn fail(code: u8, message: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// Configuration that `check` reads.
+enum Input<'f> {
+    /// A file.
+    File(&'f Path),
+    /// Standard input, read once.
+    Standard(std::io::Result<String>),
+}
+
+impl<'f> Input<'f> {
+    fn of(file: &'f Path) -> Self {
+        if file == Path::new("-") {
+            Self::Standard(spillway_config::read_input(std::io::stdin().lock()))
+        } else {
+            Self::File(file)
+        }
+    }
+
+    fn name(&self) -> &'f Path {
+        match self {
+            Self::File(file) => file,
+            Self::Standard(_) => Path::new(STANDARD_INPUT),
+        }
+    }
+
+    fn read(&self, registry: &Registry, offline: bool) -> Result<Loaded, Report> {
+        match self {
+            Self::File(file) => read(file, registry, offline),
+            Self::Standard(Ok(text)) => read_text(self.name(), text, registry, offline),
+            Self::Standard(Err(e)) => Err(Report::of_file(self.name(), format!("cannot read standard input: {e}"))),
+        }
+    }
+}
+
 fn check(files: &[PathBuf], registry: &Arc<Registry>, offline: bool) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     for file in files {
-        let read_file = read(file, registry, offline);
+        let input = Input::of(file);
+        let read_file = input.read(registry, offline);
         let report = match &read_file {
             Ok(loaded) => &loaded.warnings,
             Err(report) => report,
@@ -188,7 +226,7 @@ fn check(files: &[PathBuf], registry: &Arc<Registry>, offline: bool) -> ExitCode
         eprint!("{report}");
         let (mut errors, warnings) = report.counts();
         // Missing files were reported as warnings; without them the rest cannot be compiled.
-        if let Some(mut loaded) = read_file.ok().filter(|_| !offline || read(file, registry, false).is_ok()) {
+        if let Some(mut loaded) = read_file.ok().filter(|_| !offline || input.read(registry, false).is_ok()) {
             if offline {
                 // The memory of this machine says nothing of the machine that will serve.
                 loaded.config.limits.model_memory.get_or_insert(Size(u64::MAX));
@@ -205,9 +243,9 @@ fn check(files: &[PathBuf], registry: &Arc<Registry>, offline: bool) -> ExitCode
         let ok = errors == 0;
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         if ok {
-            println!("{}: ok ({})", file.display(), count(warnings, "warning"));
+            println!("{}: ok ({})", input.name().display(), count(warnings, "warning"));
         } else {
-            println!("{}: {}, {}", file.display(), count(errors, "error"), count(warnings, "warning"));
+            println!("{}: {}, {}", input.name().display(), count(errors, "error"), count(warnings, "warning"));
             code = ExitCode::from(WRONG);
         }
     }
