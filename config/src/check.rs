@@ -14,17 +14,8 @@ const UNSUPPORTED_VALUES: &[(&str, &str)] =
     &[("ES512", "the library that verifies tokens has no P-521; let the issuer sign with ES384 or EdDSA")];
 
 /// Keys of other gateways and of planned features. They are unknown, but no typing mistakes.
-const UNSUPPORTED_KEYS: &[&str] = &[
-    "include",
-    "rollout",
-    "cache",
-    "wasm",
-    "serverTiming",
-    "metrics",
-    "redactHeaders",
-    "captureContent",
-    "modelAlias",
-];
+const UNSUPPORTED_KEYS: &[&str] =
+    &["rollout", "cache", "wasm", "serverTiming", "metrics", "redactHeaders", "captureContent", "modelAlias"];
 
 /// Places that a message about a key in a wrong place names at most.
 const MOST_HOMES: usize = 3;
@@ -448,7 +439,7 @@ mod tests {
             let format = definition.get("format").and_then(Json::as_str).unwrap_or_default();
             if definition.get("type") == Some(&"string".into()) && !format.is_empty() && !format.ends_with("-path") {
                 let mut checker = Checker::new(&schema);
-                let place = Place { line: 1, column: 1, width: 1 };
+                let place = Place { line: 1, column: 1, width: 1, file: 0 };
                 checker.walk(&Node { place, value: Value::String("?".into()) }, definition, "key");
                 assert_eq!(checker.mistakes.len(), 1, "{name}: `{format}` is not checked");
                 let expected = expectation(&schema, definition);

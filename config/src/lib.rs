@@ -7,6 +7,7 @@ mod check;
 mod diagnostic;
 mod files;
 pub mod header_names;
+mod include;
 mod json_schema;
 mod keys_file;
 mod load;
@@ -21,7 +22,7 @@ pub mod values;
 
 pub use catalog::{FieldError, FilterCatalog, NoFilters};
 pub use diagnostic::{Diagnostic, Report, Severity};
-pub use files::{read_bytes, read_input, read_text};
+pub use files::{is_pattern, matching, read_bytes, read_input, read_text};
 pub use json_schema::json_schema;
 pub use keys_file::read_keys;
 pub use load::{FileChecks, FileError, LoadOptions, Loaded, NoFileChecks, load, load_text};

@@ -1,15 +1,16 @@
 //! Loading of a configuration: text becomes a tree with positions, keys and types are checked against the schema, then it
 //! is decoded, and references and sense are checked. All mistakes of a step are reported together.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::catalog::FilterCatalog;
 use crate::check::{Checker, Mistake};
 use crate::diagnostic::{Diagnostic, Report, Severity};
 use crate::files::read_text;
+use crate::include::include;
 use crate::json_schema::json_schema;
-use crate::named::{Named, resolve_names};
+use crate::named::resolve_names;
 use crate::origin::Origins;
 use crate::schema::{Config, Endpoint, Model};
 use crate::tree::{self, Node, Value};
@@ -97,7 +98,7 @@ fn read(path: &Path) -> Result<String, Report> {
     read_text(path).map_err(|e| Report::of_file(path, format!("cannot read the file: {e}")))
 }
 
-/// Checks the text of a file.
+/// Checks the text of a file, with the files that it includes.
 pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<Loaded, Report> {
     let mut reporter = Reporter::new(path, text);
     let mut root = match tree::parse(text) {
@@ -109,31 +110,70 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
         }
     };
     root.remove_extensions();
-    substitute(&mut root, &mut Vec::new(), options, &mut reporter);
+    let mut files = include(&mut root, &reporter.absolute(0), &mut reporter);
+    reporter.set_owners(&root);
+    let judged = judge(&root_with_environment(root, options, &mut reporter), &mut files, options, &mut reporter);
+    let files = files.into_iter().collect();
+    match judged {
+        Ok(config) if !reporter.report.has_errors() => {
+            let origins = std::mem::take(&mut reporter.origins);
+            Ok(Loaded { config, warnings: reporter.finish(), files, origins })
+        }
+        Ok(_) | Err(Unread::Reported) => Err(Report { files, ..reporter.finish() }),
+        Err(Unread::File(report)) => Err(Report { files, ..report }),
+    }
+}
+
+/// Reason why no configuration was decoded.
+enum Unread {
+    /// Mistakes that the reporter has.
+    Reported,
+    /// A mistake of the file as a whole.
+    File(Report),
+}
+
+/// The document with the values of the environment.
+fn root_with_environment(mut root: Node, options: &LoadOptions<'_>, reporter: &mut Reporter) -> Node {
+    substitute(&mut root, &mut Vec::new(), options, reporter);
+    root
+}
+
+/// Checks a document and decodes it; adds its mistakes to `reporter`, and the files that it names to `files`.
+fn judge(
+    root: &Node,
+    files: &mut BTreeSet<PathBuf>,
+    options: &LoadOptions<'_>,
+    reporter: &mut Reporter,
+) -> Result<Config, Unread> {
     let schema = json_schema(options.catalog);
     let mut checker = Checker::new(&schema);
-    checker.walk(&root, &schema, "");
+    checker.walk(root, &schema, "");
     for mistake in checker.mistakes {
         reporter.add(Severity::Error, mistake);
     }
     if reporter.report.has_errors() {
-        return Err(reporter.finish());
+        return Err(Unread::Reported);
     }
-    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let Some(folder) = whole.parent().unwrap_or(Path::new("")).to_str() else {
+    if reporter.absolute(0).parent().unwrap_or(Path::new("")).to_str().is_none() {
         let message = "the path of the folder is not UTF-8; expected UTF-8, because paths of the file are joined to it";
-        return Err(Report::of_file(path, message));
-    };
+        return Err(Unread::File(Report::of_file(reporter.file(0), message)));
+    }
     let mut json = root.to_json();
-    let named = resolve_names(&mut json, &schema, folder);
+    let folder = |at: &[Segment]| {
+        let file = reporter.absolute(locate(root, at).file);
+        file.parent().unwrap_or(Path::new("")).to_owned()
+    };
+    let named = resolve_names(&mut json, &schema, &folder);
     let mut config: Config = match serde_json::from_value(json) {
         Ok(config) => config,
         Err(e) => {
             // The schema accepted a value that the types do not: a fault of this program, reported all the same.
-            return Err(Report::of_file(path, reporter.origins.redact(&format!("cannot be decoded: {e}"))));
+            let message = reporter.origins.redact(&format!("cannot be decoded: {e}"));
+            return Err(Unread::File(Report::of_file(reporter.file(0), message)));
         }
     };
-    let files = watched(whole, &named, &config.models);
+    files.extend(named.iter().filter_map(|named| named.what.watched()).map(Path::to_owned));
+    files.extend(config.models.iter().flat_map(Model::files));
     let mut further = Report::default();
     for backend in &mut config.backends {
         // A file that does not exist is reported with all others.
@@ -148,22 +188,22 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions<'_>) -> Result<L
             diagnostic.file = reporter.origins.redact(&diagnostic.file.to_string_lossy()).into();
         }
         reporter.report.diagnostics.append(&mut further.diagnostics);
-        return Err(Report { files, ..reporter.finish() });
+        return Err(Unread::Reported);
     }
-    let mut context = validate::Context { config: &config, named: &named, options, findings: Vec::new() };
-    validate::all(&mut context);
-    for finding in context.findings {
-        let place = locate(&root, &finding.at);
+    let findings = {
+        let place = |at: &[Segment]| reporter.place(&validate::text(at), locate(root, at).file);
+        let mut context =
+            validate::Context { config: &config, named: &named, options, place: &place, findings: Vec::new() };
+        validate::all(&mut context);
+        context.findings
+    };
+    for finding in findings {
+        let place = locate(root, &finding.at);
         let path = validate::text(&finding.at);
         let mistake = Mistake { place, path, message: finding.message, help: finding.help };
         reporter.add(finding.severity, mistake);
     }
-    let origins = std::mem::take(&mut reporter.origins);
-    let report = reporter.finish();
-    if report.has_errors() {
-        return Err(Report { files, ..report });
-    }
-    Ok(Loaded { config, warnings: report, files, origins })
+    Ok(config)
 }
 
 /// Reads the endpoints of a file that other programs write.
@@ -190,45 +230,141 @@ fn endpoints(path: &Path, schema: &serde_json::Value) -> Result<Vec<Endpoint>, R
     serde_json::from_value(root.to_json()).map_err(|e| Report::of_file(path, format!("cannot be decoded: {e}")))
 }
 
-struct Reporter<'t> {
-    file: &'t Path,
-    lines: Vec<&'t str>,
+/// File of a configuration, as messages show it.
+struct SourceFile {
+    /// Path as messages name it.
+    shown: PathBuf,
+    /// Absolute path.
+    whole: PathBuf,
+    lines: Vec<String>,
+}
+
+impl SourceFile {
+    fn new(shown: PathBuf, whole: PathBuf, text: &str) -> Self {
+        Self { shown, whole, lines: text.lines().map(str::to_owned).collect() }
+    }
+}
+
+/// Collects the messages about a configuration, which may have several files.
+pub(crate) struct Reporter {
+    first: SourceFile,
+    /// Files that the first includes; their numbers begin with 1.
+    further: Vec<SourceFile>,
+    /// Numbers of the files of the items of each list at the top level, where there are several files.
+    owners: BTreeMap<String, Vec<usize>>,
     report: Report,
     /// Values that messages must not show.
     origins: Origins,
 }
 
-impl<'t> Reporter<'t> {
-    fn new(file: &'t Path, text: &'t str) -> Self {
-        Self { file, lines: text.lines().collect(), report: Report::default(), origins: Origins::default() }
+impl Reporter {
+    fn new(path: &Path, text: &str) -> Self {
+        let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self {
+            first: SourceFile::new(path.to_owned(), whole, text),
+            further: Vec::new(),
+            owners: BTreeMap::new(),
+            report: Report::default(),
+            origins: Origins::default(),
+        }
     }
 
-    fn add(&mut self, severity: Severity, mistake: Mistake) {
+    /// Adds a file that is included, by its absolute path; returns its number.
+    pub(crate) fn add_file(&mut self, whole: &Path, text: &str) -> usize {
+        // Named as the first file is: relative where that is.
+        let folder = |path: &Path| path.parent().unwrap_or(Path::new("")).to_owned();
+        let below = whole.strip_prefix(folder(&self.first.whole)).ok();
+        let shown = below.map_or_else(|| whole.to_owned(), |below| folder(&self.first.shown).join(below));
+        self.further.push(SourceFile::new(shown, whole.to_owned(), text));
+        self.further.len()
+    }
+
+    /// Number of the files.
+    pub(crate) fn files(&self) -> usize {
+        self.further.len() + 1
+    }
+
+    /// True for a file that was added.
+    pub(crate) fn is_known(&self, whole: &Path) -> bool {
+        self.first.whole == whole || self.further.iter().any(|file| file.whole == whole)
+    }
+
+    fn source(&self, file: usize) -> &SourceFile {
+        file.checked_sub(1).and_then(|n| self.further.get(n)).unwrap_or(&self.first)
+    }
+
+    /// Path of a file as messages name it.
+    pub(crate) fn file(&self, file: usize) -> &Path {
+        &self.source(file).shown
+    }
+
+    /// Absolute path of a file.
+    fn absolute(&self, file: usize) -> PathBuf {
+        self.source(file).whole.clone()
+    }
+
+    /// Notes which items of the lists at the top level stand in which file.
+    fn set_owners(&mut self, root: &Node) {
+        let Value::Mapping(entries) = &root.value else { return };
+        if self.further.is_empty() {
+            return;
+        }
+        for (key, node) in entries {
+            if let Value::Sequence(items) = &node.value {
+                self.owners.insert(key.name.clone(), items.iter().map(|item| item.place.file).collect());
+            }
+        }
+    }
+
+    /// Path in the document of one file, for a path in the document of all.
+    fn own_path(&self, path: &str, file: usize) -> String {
+        let own = || {
+            let (key, rest) = path.split_once('[')?;
+            let (index, rest) = rest.split_once(']')?;
+            let owners = self.owners.get(key)?.get(..index.parse().ok()?)?;
+            Some(format!("{key}[{}]{rest}", owners.iter().filter(|owner| **owner == file).count()))
+        };
+        own().unwrap_or_else(|| path.to_owned())
+    }
+
+    /// Path in the document as text; with its file where there are several.
+    fn place(&self, path: &str, file: usize) -> String {
+        let own = self.own_path(path, file);
+        if self.further.is_empty() { own } else { format!("{own} in {}", self.file(file).display()) }
+    }
+
+    /// Adds a message.
+    pub(crate) fn add(&mut self, severity: Severity, mistake: Mistake) {
         if self.report.diagnostics.len() >= MAX_MISTAKES {
             return;
         }
+        let source = self.source(mistake.place.file);
         let line = mistake.place.line.saturating_sub(1);
-        self.report.diagnostics.push(Diagnostic {
+        let diagnostic = Diagnostic {
             severity,
-            file: self.file.to_owned(),
+            file: source.shown.clone(),
             line: mistake.place.line,
             column: mistake.place.column,
             width: mistake.place.width,
             message: self.origins.redact_at(&mistake.path, &mistake.message),
             help: mistake.help.map(|help| self.origins.redact_at(&mistake.path, &help)),
-            path: mistake.path,
-            source: self.lines.get(line).map(|line| (*line).to_owned()).unwrap_or_default(),
-        });
+            path: self.own_path(&mistake.path, mistake.place.file),
+            source: source.lines.get(line).cloned().unwrap_or_default(),
+        };
+        self.report.diagnostics.push(diagnostic);
     }
 
     fn finish(mut self) -> Report {
-        self.report.diagnostics.sort_by_key(|d| (d.line, d.column));
+        let files = [&self.first].into_iter().chain(&self.further);
+        let order: BTreeMap<&Path, usize> = files.enumerate().map(|(n, file)| (file.shown.as_path(), n)).collect();
+        let number = |file: &Path| order.get(file).copied().unwrap_or(usize::MAX);
+        self.report.diagnostics.sort_by_key(|d| (number(&d.file), d.line, d.column));
         self.report
     }
 }
 
 /// Replaces `${NAME}` and `${NAME:-default}` by their values, and records where.
-fn substitute(node: &mut Node, at: &mut Vec<Segment>, options: &LoadOptions<'_>, reporter: &mut Reporter<'_>) {
+fn substitute(node: &mut Node, at: &mut Vec<Segment>, options: &LoadOptions<'_>, reporter: &mut Reporter) {
     match &mut node.value {
         Value::Sequence(items) => {
             for (n, item) in items.iter_mut().enumerate() {
@@ -285,14 +421,6 @@ fn substitute(node: &mut Node, at: &mut Vec<Segment>, options: &LoadOptions<'_>,
         }
         _ => {}
     }
-}
-
-/// Files to watch: the configuration itself, and all that it names and reads.
-fn watched(whole: PathBuf, named: &[Named], models: &[Model]) -> Vec<PathBuf> {
-    let mut files = BTreeSet::from([whole]);
-    files.extend(named.iter().filter_map(|named| named.what.watched()).map(Path::to_owned));
-    files.extend(models.iter().flat_map(Model::files));
-    files.into_iter().collect()
 }
 
 /// Position of a value, or of the nearest node around it.

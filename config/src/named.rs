@@ -41,16 +41,16 @@ impl Reference {
 }
 
 /// Makes the paths of a configuration absolute, adds those that have a default and were left out, and returns all files
-/// and secrets. `folder` is UTF-8.
-pub(crate) fn resolve_names(config: &mut Json, schema: &Json, folder: &str) -> Vec<Named> {
-    let mut finder = Finder { root: schema, folder: Path::new(folder), at: Vec::new(), found: Vec::new() };
+/// and secrets. `folder` gives the folder of the file in which a value is written, in UTF-8.
+pub(crate) fn resolve_names(config: &mut Json, schema: &Json, folder: &dyn Fn(&[Segment]) -> PathBuf) -> Vec<Named> {
+    let mut finder = Finder { root: schema, folder, at: Vec::new(), found: Vec::new() };
     finder.walk(config, schema);
     finder.found
 }
 
 struct Finder<'s> {
     root: &'s Json,
-    folder: &'s Path,
+    folder: &'s dyn Fn(&[Segment]) -> PathBuf,
     at: Vec<Segment>,
     found: Vec<Named>,
 }
@@ -105,17 +105,17 @@ impl Finder<'_> {
     }
 
     fn path(&mut self, text: &mut String, schema: &Json) {
-        let path = self.folder.join(&*text);
+        let join = |text: &str| (self.folder)(&self.at).join(text);
         let what = if is::<FilePath>(schema) {
-            Reference::File(path.clone())
+            Reference::File(join(text))
         } else if is::<ModelPath>(schema) {
-            Reference::Model(path.clone())
+            Reference::Model(join(text))
         } else if is::<StatePath>(schema) {
             Reference::State
         } else {
             return;
         };
-        *text = path.to_string_lossy().into_owned();
+        *text = join(text).to_string_lossy().into_owned();
         self.add(what);
     }
 
@@ -195,7 +195,7 @@ mod tests {
             "consumers": [{"name": "c", "credentials": {"b": {"bearer": {"file": "key"}}}}],
             "admin": {"address": "127.0.0.1:2", "token": {"env": "TOKEN"}},
         });
-        let found = resolve_names(&mut config, &schema, "/etc/spillway");
+        let found = resolve_names(&mut config, &schema, &|_| PathBuf::from("/etc/spillway"));
         let mut shown: Vec<_> = found.iter().map(|named| format!("{} {:?}", text(&named.at), named.what)).collect();
         shown.sort();
         assert_eq!(

@@ -9,25 +9,27 @@ use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
 /// Deepest nesting.
 const MAX_DEPTH: usize = 64;
 /// Most nodes, those of expanded anchors included.
-const MAX_NODES: usize = 200_000;
+pub(crate) const MAX_NODES: usize = 200_000;
 const TOO_MANY: &str =
     "the document, its anchors expanded, has more than 200,000 values; expected fewer: split it, or use fewer aliases";
 
 /// Key whose mappings are merged into the one around it (YAML 1.1, type `merge`).
 const MERGE: &str = "<<";
 
-/// Position in a file: line and column from 1, and a width in characters.
+/// Position in a file: line and column from 1, a width in characters, and the number of the file among those of the
+/// configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Place {
     pub(crate) line: usize,
     pub(crate) column: usize,
     pub(crate) width: usize,
+    pub(crate) file: usize,
 }
 
 impl Place {
     fn of(span: Span) -> Self {
         let width = if span.start.line() == span.end.line() { span.len() } else { 1 };
-        Self { line: span.start.line(), column: span.start.col() + 1, width }
+        Self { line: span.start.line(), column: span.start.col() + 1, width, file: 0 }
     }
 }
 
@@ -95,6 +97,21 @@ impl Node {
         }
     }
 
+    /// Sets the number of the file in the node and all nodes in it.
+    pub(crate) fn set_file(&mut self, file: usize) {
+        self.place.file = file;
+        match &mut self.value {
+            Value::Sequence(items) => items.iter_mut().for_each(|item| item.set_file(file)),
+            Value::Mapping(entries) => {
+                for (key, node) in entries {
+                    key.place.file = file;
+                    node.set_file(file);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Removes the keys of the mapping that begin with `x-`: they hold anchors, which were expanded.
     pub(crate) fn remove_extensions(&mut self) {
         if let Value::Mapping(entries) = &mut self.value {
@@ -155,7 +172,7 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
     let mut builder = Builder { open: Vec::new(), anchors: HashMap::new(), nodes: 0, root: None };
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|e| SyntaxError {
-            place: Place { line: e.marker().line(), column: e.marker().col() + 1, width: 1 },
+            place: Place { line: e.marker().line(), column: e.marker().col() + 1, width: 1, file: 0 },
             message: format!("invalid YAML: {}; expected one document of YAML 1.2", e.info()),
         })?;
         let place = Place::of(span);
@@ -200,7 +217,7 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
             _ => {}
         }
     }
-    Ok(builder.root.unwrap_or(Node { place: Place { line: 1, column: 1, width: 1 }, value: Value::Null }))
+    Ok(builder.root.unwrap_or(Node { place: Place { line: 1, column: 1, width: 1, file: 0 }, value: Value::Null }))
 }
 
 impl Builder {
@@ -282,7 +299,7 @@ fn merged(mut node: Node) -> Result<Node, SyntaxError> {
 }
 
 /// Number of values in a node. Its depth is at most `MAX_DEPTH` times its anchors, which were counted before.
-fn size(node: &Node) -> usize {
+pub(crate) fn size(node: &Node) -> usize {
     match &node.value {
         Value::Sequence(items) => items.iter().map(size).sum::<usize>() + 1,
         Value::Mapping(entries) => entries.iter().map(|(_, node)| size(node)).sum::<usize>() + 1,

@@ -1,6 +1,7 @@
 //! Reads a configuration from its files, as `serve`, `check` and an edit do, and records the state in which files were read.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -37,23 +38,40 @@ impl spillway_config::FileChecks for ModelFiles {
     }
 }
 
-/// Length and time of change of files, by path; `None` for a missing file.
+/// Length and time of change of files, by path; `None` for a missing file. A pattern has a number for the files that it
+/// matches and no time: what else is in their folder does not matter.
 pub type FileStates = BTreeMap<PathBuf, Option<(u64, SystemTime)>>;
 
 /// State of files now.
 pub fn file_states(files: &[PathBuf]) -> FileStates {
-    files
-        .iter()
-        .map(|file| {
-            let metadata = std::fs::metadata(file).ok();
-            (file.clone(), metadata.and_then(|m| Some((m.len(), m.modified().ok()?))))
-        })
-        .collect()
+    files.iter().map(|file| (file.clone(), file_state(file))).collect()
+}
+
+fn file_state(file: &Path) -> Option<(u64, SystemTime)> {
+    if spillway_config::is_pattern(file) {
+        let mut hasher = DefaultHasher::new();
+        spillway_config::matching(file).hash(&mut hasher);
+        return Some((hasher.finish(), SystemTime::UNIX_EPOCH));
+    }
+    let metadata = std::fs::metadata(file).ok()?;
+    Some((metadata.len(), metadata.modified().ok()?))
+}
+
+/// True if entries of the folder of a pattern have come or gone since `began`.
+fn has_changed_since(pattern: &Path, began: SystemTime) -> bool {
+    let folder = pattern.parent().and_then(|folder| std::fs::metadata(folder).ok()?.modified().ok());
+    folder.is_some_and(|changed| changed >= began)
 }
 
 /// State of files that were read from `began` on. A file that was changed since then counts as missing, because the change
 /// may have come after the reading.
 pub fn file_states_as_read(files: &[PathBuf], began: SystemTime) -> FileStates {
-    let unsure = |state: &(u64, SystemTime)| state.1 >= began;
-    file_states(files).into_iter().map(|(file, state)| (file, state.filter(|state| !unsure(state)))).collect()
+    let unsure = |file: &Path, state: &(u64, SystemTime)| {
+        state.1 >= began || (spillway_config::is_pattern(file) && has_changed_since(file, began))
+    };
+    let sure = |(file, state): (PathBuf, Option<(u64, SystemTime)>)| {
+        let state = state.filter(|state| !unsure(&file, state));
+        (file, state)
+    };
+    file_states(files).into_iter().map(sure).collect()
 }

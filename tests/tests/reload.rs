@@ -239,3 +239,48 @@ async fn an_edit_made_while_the_gateway_starts_is_taken() {
     assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
     assert_eq!(gateway.client().get("/").await.text(), "edited");
 }
+
+#[tokio::test]
+async fn included_files_that_change_come_and_go_are_noticed() {
+    let upstream = Upstream::fixed(200, "x").await;
+    let folder = tempfile::tempdir().unwrap();
+    let routes = folder.path().join("routes.d");
+    std::fs::create_dir(&routes).unwrap();
+    let text = |name: &str, body: &str| {
+        format!(
+            "routes: [{{name: {name}, matches: [{{path: {{prefix: /{name}}}}}], filters: [{{respond: {{body: \"{body}\"}}}}]}}]\n"
+        )
+    };
+    std::fs::write(routes.join("one.yaml"), text("one", "1")).unwrap();
+    let url = upstream.url();
+    let first = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+include: [routes.d/*.yaml]
+backends: [{{name: x, endpoints: [{{url: \"{url}\"}}]}}]
+routes: [{{name: rest, backendRefs: [{{name: x}}]}}]
+"
+    );
+    let gateway = Gateway::start_in(folder, &first).await;
+    let routes = gateway.folder().join("routes.d");
+    let client = gateway.client();
+    assert_eq!(client.get("/one").await.text(), "1");
+    assert_eq!(client.get("/two").await.text(), "x");
+    // One that changes, one that comes, one with a mistake, one that goes.
+    std::fs::write(routes.join("one.yaml"), text("one", "changed")).unwrap();
+    assert_eq!(gateway.reloads(0).await["event"], "config_reloaded");
+    assert_eq!(client.get("/one").await.text(), "changed");
+    std::fs::write(routes.join("two.yaml"), text("two", "2")).unwrap();
+    assert_eq!(gateway.reloads(1).await["event"], "config_reloaded");
+    assert_eq!(client.get("/two").await.text(), "2");
+    std::fs::write(routes.join("three.yaml"), text("two", "3")).unwrap();
+    let rejected = gateway.reloads(2).await;
+    assert_eq!(rejected["event"], "config_rejected");
+    let reason = rejected["reason"].as_str().unwrap();
+    assert!(reason.contains("routes.d/two.yaml:1:") && reason.contains("duplicate name `two`"), "{reason}");
+    std::fs::write(routes.join("three.yaml"), text("three", "3")).unwrap();
+    assert_eq!(gateway.reloads(3).await["event"], "config_reloaded");
+    assert_eq!((client.get("/two").await.text(), client.get("/three").await.text()), ("2".into(), "3".into()));
+    std::fs::remove_file(routes.join("two.yaml")).unwrap();
+    assert_eq!(gateway.reloads(4).await["event"], "config_reloaded");
+    assert_eq!(client.get("/two").await.text(), "x");
+}

@@ -52,6 +52,11 @@ use crate::values::{Duration, Size};
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
+    /// Further files, by paths relative to this one; `*` stands for any characters of a name, as in `routes.d/*.yaml`. Their
+    /// lists are added to those of this file, in the order of the names; every other key stands in one file. Files that come
+    /// and go are noticed.
+    #[serde(default)]
+    pub include: Vec<String>,
     /// Addresses that clients connect to.
     pub listeners: Vec<Listener>,
     /// Address for operators: metrics, health, configuration.

@@ -16,7 +16,11 @@ pub(super) fn all(cx: &mut Context<'_>) {
         if let Some(first) = config.listeners.iter().take(n).position(same) {
             cx.error(
                 at!["listeners", n, "address"],
-                format!("duplicate address {}, first of listeners[{first}]: change the port", listener.address),
+                format!(
+                    "duplicate address {}, first of {}: change the port",
+                    listener.address,
+                    (cx.place)(&at!["listeners", first])
+                ),
             );
         }
         limits(cx, n, listener);

@@ -373,7 +373,8 @@ fn shadows(cx: &mut Context<'_>) {
     found.dedup();
     for (n, m, first) in found {
         let message = format!(
-            "routes[{first}] matches the same requests and comes first, so this never wins: remove it, or move it up"
+            "{} matches the same requests and comes first, so this never wins: remove it, or move it up",
+            (cx.place)(&at!["routes", first])
         );
         cx.warn(at!["routes", n, "matches", m], message);
     }
