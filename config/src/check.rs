@@ -13,6 +13,23 @@ use crate::values::{Date, DnsServer, Duration, KeyDigest, ListenAddress, Network
 const UNSUPPORTED_VALUES: &[(&str, &str)] =
     &[("ES512", "the library that verifies tokens has no P-521; let the issuer sign with ES384 or EdDSA")];
 
+/// Words of other gateways, with what they are called here.
+const MEANT: &[(&str, &str)] = &[
+    ("ip", "clientAddress"),
+    ("address", "clientAddress"),
+    ("remoteAddress", "clientAddress"),
+    ("remote_addr", "clientAddress"),
+    ("user", "consumer"),
+    ("key", "apiKey"),
+    ("token", "apiKey"),
+    ("leastConn", "leastRequest"),
+    ("least_conn", "leastRequest"),
+    ("leastConnections", "leastRequest"),
+    ("ip_hash", "hash"),
+    ("ringHash", "hash"),
+    ("ewma", "peakEwma"),
+];
+
 /// Keys of other gateways and of planned features. They are unknown, but no typing mistakes.
 const UNSUPPORTED_KEYS: &[&str] =
     &["rollout", "cache", "wasm", "serverTiming", "metrics", "redactHeaders", "captureContent", "modelAlias"];
@@ -218,7 +235,9 @@ impl<'s> Checker<'s> {
                     return self.wrong(node.place, path, message, None);
                 }
                 let expected = alternatives(words, keys);
-                let help = nearest(text, words).map(|near| format!("did you mean `{near}`?"));
+                let meant = MEANT.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|(_, meant)| *meant);
+                let meant = meant.filter(|meant| words.contains(meant));
+                let help = meant.or_else(|| nearest(text, words)).map(|near| format!("did you mean `{near}`?"));
                 self.wrong(node.place, path, format!("unknown value `{text}`{place}; expected {expected}"), help);
             }
             _ => self.mismatch(node, &alternatives(words, keys), path),

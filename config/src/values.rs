@@ -257,8 +257,25 @@ impl FromStr for ServerUrl {
         if !url.username().is_empty() || url.password().is_some() {
             return refuse("a server URL must not carry a user or password: write them as `credentials`");
         }
-        if url.query().is_some() || url.fragment().is_some() || url.path() != "/" {
-            return refuse("a server URL is scheme, host and port only, without path or query: write http://HOST:PORT");
+        let origin = url.origin().ascii_serialization();
+        if url.query().is_some() || url.fragment().is_some() {
+            return refuse(&format!("a server URL is scheme, host and port only, without a query: write {origin}"));
+        }
+        match url.path().trim_end_matches('/') {
+            "" => {}
+            // The base URL of a client, as vendors document it.
+            path if path.ends_with("/v1") && path.matches('/').count() == 1 => {
+                return refuse(&format!(
+                    "a server URL has no path: that of the request, which begins with {path} too, is put behind it and {path} \
+                     would come twice; write {origin}"
+                ));
+            }
+            path => {
+                return refuse(&format!(
+                    "a server URL has no path, because that of the request is put behind it: write {origin}, and for servers \
+                     that are below {path} the filter `urlRewrite: {{replacePrefix: {path}}}` on the route"
+                ));
+            }
         }
         let host = match url.host() {
             Some(url::Host::Domain(name)) => name.to_owned(),

@@ -222,12 +222,50 @@ fn what_can_never_take_effect_is_an_error() {
         (listener("proxyProtocol: {from: []}"), "no proxy is named"),
         (listener("proxyProtocol: {from: [10.0.0.1/8]}"), "the network is 10.0.0.0/8"),
         (listener("clientAddress: {trustedProxies: [x]}"), "is not a network"),
+        (listener("healthPath: healthz"), "`healthz` is not a path; expected one without a query, such as /healthz"),
+        (listener("healthPath: \"/healthz?x\""), "is not a path"),
+        (
+            listener("healthPath: /%68ealthz"),
+            "no request has the path `/%68ealthz`; expected its normal form: `/healthz`",
+        ),
+        (listener("healthPath: /a/../b"), "no request has the path `/a/../b`: the path has a segment"),
+        (with("{filters: [{cors: {}}]}"), "or a filter that answers by itself"),
+        (
+            with("{filters: [{respond: {}}], whenSaturated: {spillTo: a}}"),
+            "no effect, because this route has no `backendRefs`",
+        ),
+        (
+            with("{filters: [{redirect: {}}], sticky: {header: x-a}}"),
+            "no effect, because this route has no `backendRefs`",
+        ),
+        (GOOD.replace("http://127.0.0.1:1", "http://127.0.0.1:1/v1"), "/v1 would come twice; write http://127.0.0.1:1"),
+        (GOOD.replace("http://127.0.0.1:1", "https://a.test/v1/"), "/v1 would come twice; write https://a.test"),
+        (GOOD.replace("http://127.0.0.1:1", "http://a.test:9/x/v1"), "`urlRewrite: {replacePrefix: /x/v1}`"),
+        (GOOD.replace("http://127.0.0.1:1", "http://a.test/?k=v"), "without a query: write http://a.test"),
+        (backend("loadBalancing: {policy: least_conn}"), "unknown value `least_conn` for `policy`"),
     ] {
         let all = messages(&yaml);
         assert!(all.iter().any(|m| m.contains(told)), "{told}: {all:?}\n{yaml}");
     }
     let shadowed = with("{name: x, backendRefs: [{name: a}]}, {name: y, backendRefs: [{name: a}]}");
     assert!(judge(&shadowed).unwrap().warnings.to_string().contains("this never wins"));
+    for (route, told) in [
+        ("{filters: [{respond: {}}]}", ""),
+        ("{filters: [{redirect: {}}, {responseHeaders: {}}]}", ""),
+        ("{filters: [{respond: {}}, {responseHeaders: {}}, {cors: {}}]}", ""),
+        ("{filters: [{respond: {}}], backendRefs: [{name: a}]}", "`respond` answers every request of this route"),
+        ("{filters: [{respond: {}}, {authorize: x}]}", "`respond` has answered before `authorize` is asked"),
+    ] {
+        let warnings = judge(&with(route)).unwrap().warnings.to_string();
+        assert_eq!((warnings.is_empty(), warnings.contains(told)), (told.is_empty(), true), "{route}: {warnings}");
+    }
+    for (yaml, meant) in [
+        (backend("loadBalancing: {policy: least_conn}"), "leastRequest"),
+        (backend("loadBalancing: {policy: IP_HASH}"), "hash"),
+    ] {
+        let report = judge(&yaml).unwrap_err().to_string();
+        assert!(report.contains(&format!("did you mean `{meant}`?")), "{report}");
+    }
 }
 
 /// A backend with these keys after its endpoint, which end at line 2.

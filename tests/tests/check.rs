@@ -77,6 +77,12 @@ fn all() -> Vec<Bad> {
     let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
     let issuer = |keys: &str| with(&format!("authentication: {{jwt: [{{issuer: \"https://id.test\", {keys}}}]}}"));
     vec![
+        bad("did you mean `clientAddress`?", route("filters: [{rateLimit: {by: ip, requests: 1/s}}]")),
+        bad("a server URL has no path", with("").replace("127.0.0.1:1", "127.0.0.1:1/v1")),
+        bad(
+            "the value has characters that no header may have",
+            route("filters: [{respond: {headers: {x-a: \"a\\nb\"}}}]"),
+        ),
         // The admin address.
         bad("needs `admin.token`", with("admin: {address: \"0.0.0.0:0\"}")),
         bad("UNSET_TOKEN", with("admin: {address: \"127.0.0.1:0\", token: {env: UNSET_TOKEN}}")),

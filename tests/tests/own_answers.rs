@@ -87,7 +87,10 @@ routes:
     assert!(moved.header("location").ends_with("/new/page?q"), "{}", moved.header("location"));
     let there = client.get("/there").await;
     assert_eq!((there.status.as_u16(), there.json()["code"].as_str()), (404, Some("no_route")), "{}", there.text());
-    gateway.metric_becomes("http_server_request_duration_seconds_count{http_request_method=\"GET\",http_route=\"robots\",http_response_status_code=\"200\"}", 1.0).await;
+    let metrics = gateway.shown("/metrics").await;
+    let counted =
+        |line: &&str| line.starts_with("http_server_request_duration_seconds_count") && line.contains("\"robots\"");
+    assert!(metrics.lines().any(|line| counted(&line)), "{metrics}");
 }
 
 #[tokio::test]
@@ -162,4 +165,54 @@ shutdown: {{delay: 600s}}
     let (status, log) = gateway.wait().await;
     assert!(status.success() && log.contains("\"event\":\"drain_delayed\""), "{log}");
     assert!(!log.contains("drain_timeout"), "{log}");
+}
+
+#[tokio::test]
+async fn a_path_that_no_route_takes_says_what_a_base_url_lacks() {
+    let upstream = Upstream::fixed(200, "{}").await;
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+backends: [{{name: up, protocol: openai, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{matches: [{{path: {{prefix: /v1/chat}}}}, {{path: {{prefix: /v1/models}}}}], backendRefs: [{{name: up}}]}}]
+",
+        upstream.url()
+    );
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await;
+    let client = gateway.client();
+    for (method, path, hint) in [
+        ("POST", "/chat/completions", Some("the path lacks /v1")),
+        ("POST", "/embeddings", Some("the path lacks /v1")),
+        ("GET", "/models", Some("the path lacks /v1")),
+        ("GET", "/models/a%2Fb", Some("the path lacks /v1")),
+        ("POST", "/v1/v1/chat/completions", Some("the path has /v1 twice")),
+        ("POST", "/chat", None),
+        ("GET", "/chat/completions", None),
+        ("GET", "/", None),
+        ("POST", "/v10/chat/completions", None),
+    ] {
+        let answer = client.send(client.request(method, path, &[("content-type", "application/json")], "{}")).await;
+        assert_eq!(answer.status, 404, "{method} {path}");
+        let text = answer.text();
+        let found = text.contains("base URL of this client");
+        assert_eq!((found, hint.is_none_or(|hint| text.contains(hint))), (hint.is_some(), true), "{path}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_plain_route_has_no_series_of_model_calls() {
+    let upstream = Upstream::fixed(200, "{\"model\":\"m\",\"usage\":{\"prompt_tokens\":1}}").await;
+    let yaml = format!(
+        "listeners: [{{address: \"127.0.0.1:0\"}}]
+backends: [{{name: plain, endpoints: [{{url: \"{}\"}}]}}]
+routes: [{{filters: [{{rateLimit: {{by: model, requests: 100/s}}}}], backendRefs: [{{name: plain}}]}}]
+",
+        upstream.url()
+    );
+    let gateway = Gateway::start_in(tempfile::tempdir().unwrap(), &yaml).await;
+    let client = gateway.client();
+    let body = "{\"model\":\"m\",\"messages\":[]}";
+    assert_eq!(client.post("/v1/chat/completions", &[("content-type", "application/json")], body).await.status, 200);
+    let metrics = gateway.shown("/metrics").await;
+    let series: Vec<_> = metrics.lines().filter(|line| line.starts_with("gen_ai_")).collect();
+    assert!(series.is_empty(), "{series:?}");
 }

@@ -24,6 +24,34 @@ fn plain(url: &str) -> String {
     format!("backends: [{{name: x, endpoints: [{{url: \"{url}\"}}]}}]\nroutes: [{{backendRefs: [{{name: x}}]}}]\n")
 }
 
+#[test]
+fn check_reads_standard_input() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("keys"), "").unwrap();
+    let check = |text: &str| {
+        let mut command = Command::new(binary());
+        command.args(["check", "-"]).current_dir(folder.path());
+        command
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A program that reads no further closes its end.
+        let _ = std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes());
+        let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+        (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    };
+    let good = format!("listeners: [{{address: \"127.0.0.1:0\"}}]\n{}", plain("http://127.0.0.1:1"));
+    assert_eq!(check(&good), (Some(0), "<stdin>: ok (0 warnings)\n".to_owned(), String::new()));
+    let named = format!("{good}consumers: [{{name: c, keysFile: keys}}]\n");
+    assert!(!check(&named).2.contains("there is no file"), "paths begin at the current folder");
+    let (code, out, errors) = check(&good.replace("routes", "route"));
+    assert!(code == Some(2) && out.starts_with("<stdin>: "), "{out}");
+    assert!(errors.contains("--> <stdin>:3:1") && errors.contains("did you mean `routes`?"), "{errors}");
+    let (code, _, errors) = check(&"# ".repeat(3 << 20));
+    assert!(code == Some(2) && errors.contains("cannot read standard input: larger than 4 MiB"), "{errors}");
+}
+
 #[tokio::test]
 async fn a_running_stream_survives_sigterm_and_nothing_new_is_taken() {
     let (send, parts) = mpsc::channel(1);

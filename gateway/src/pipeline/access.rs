@@ -1,11 +1,15 @@
 //! Access of callers to routes, and the refusal of a path that no route takes.
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use pingora::protocols::http::ServerSession;
 use spillway_filter::{ErrorKind, Refusal};
 
 use crate::exchange::{End, Exchange};
+use crate::protocol::{Operation, ResolvedOperation};
 use crate::topology::Route;
+
+/// Prefix of the paths of model APIs.
+const API_PREFIX: &str = "/v1";
 
 /// Refusal of a path that no route takes.
 pub(super) fn no_route(session: &ServerSession) -> End {
@@ -14,8 +18,22 @@ pub(super) fn no_route(session: &ServerSession) -> End {
         StatusCode::NOT_FOUND,
         ErrorKind::NotFound,
         "no_route",
-        format!("no route matches {} {}", head.method, head.uri.path()),
+        format!("no route matches {} {}{}", head.method, head.uri.path(), base_hint(&head.method, head.uri.path())),
     ))
+}
+
+/// Hint for a client whose base URL lacks the prefix of model APIs, or that adds it a second time.
+fn base_hint(method: &Method, path: &str) -> &'static str {
+    let is_known = |path: &str| ResolvedOperation::of(method, path).operation != Operation::Other;
+    match path.strip_prefix(API_PREFIX) {
+        None if is_known(&format!("{API_PREFIX}{path}")) => {
+            ": the path lacks /v1, with which the base URL of this client must end (http://HOST/v1)"
+        }
+        Some(rest) if rest.starts_with(API_PREFIX) && is_known(rest) => {
+            ": the path has /v1 twice, so the base URL of this client must end without it (http://HOST)"
+        }
+        _ => "",
+    }
 }
 
 /// True if the caller may use the route.
