@@ -11,6 +11,8 @@ use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
+use spillway_config::schema::Config;
+
 /// First number that client connections may not have; process-wide, as RLIMIT_NOFILE is.
 static FIRST_NOT_FOR_CLIENTS: AtomicI32 = AtomicI32::new(RawFd::MAX);
 /// First number that connections to servers may not have.
@@ -93,9 +95,27 @@ pub fn is_client_waiting(listener: &impl AsRawFd) -> bool {
     unsafe { libc::poll(&raw mut polled, 1, 0) > 0 }
 }
 
+/// Reserves descriptors as a configuration says, and logs where the limit of open files leaves clients fewer connections than
+/// its listeners may take.
+pub fn adopt(config: &Config) {
+    let reserve = reserve(config.limits.reserved_descriptors);
+    let Some(limit) = limit() else { return };
+    let wanted: u64 = config.listeners.iter().map(|listener| u64::from(listener.limits.max_connections.get())).sum();
+    let left = limit.saturating_sub(reserve.saturating_mul(2));
+    if wanted > left {
+        tracing::warn!(
+            event = "descriptors_limited",
+            limit,
+            clients = left,
+            wanted,
+            "open files (`ulimit -n`) run out before `limits.maxConnections` of the listeners: raise the limit to twice that and some, or lower `maxConnections`"
+        );
+    }
+}
+
 /// Reserves descriptors from connections of clients and servers; returns the number reserved. At most a quarter of the limit
 /// is reserved, so that a limit below the configured reserve leaves some for clients.
-pub fn reserve(written: Option<NonZeroU32>) -> u64 {
+fn reserve(written: Option<NonZeroU32>) -> u64 {
     let Some(limit) = limit() else { return 0 };
     let reserve = reserve_of(limit, written.map(|reserve| u64::from(reserve.get())));
     let first = |kept: u64| RawFd::try_from(limit.saturating_sub(kept)).unwrap_or(RawFd::MAX);

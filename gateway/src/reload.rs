@@ -201,7 +201,7 @@ impl Reloader {
         let generation = snapshot.generation;
         // No further step can fail.
         snapshot.commit_steps.run();
-        crate::descriptors::reserve(config.limits.reserved_descriptors);
+        crate::descriptors::adopt(config);
         self.gateway.audit.adopt(&config.telemetry.audit);
         let limits = &config.limits;
         self.gateway.bodies.adopt(limits.buffered_bodies.0, limits.buffered_bodies_per_caller.0);

@@ -107,7 +107,7 @@ pub async fn serve(
     mut signals: Signals,
 ) -> Result<(), ServeError> {
     let config = &loaded.config;
-    crate::descriptors::reserve(config.limits.reserved_descriptors);
+    crate::descriptors::adopt(config);
     let metrics = Arc::new(Metrics::new());
     let last_edit = Arc::new(ArcSwap::from_pointee(LastEdit::started(&path)));
     let stop_admin = watch::Sender::new(false);

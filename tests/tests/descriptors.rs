@@ -226,3 +226,25 @@ async fn an_endpoint_is_not_blamed_for_connections_that_had_no_descriptor() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_limit_of_open_files_below_what_listeners_may_take_is_said_at_the_start() {
+    let upstream = Upstream::fixed(200, "ok").await;
+    let listeners = |first: u32, second: u32| {
+        let one = |most: u32| format!("{{address: \"127.0.0.1:0\", limits: {{maxConnections: {most}}}}}");
+        plain(&upstream.url()).replace(
+            "[{name: public, address: \"127.0.0.1:0\"}]",
+            &format!("[{}, {}]", one(first).replacen('{', "{name: a, ", 1), one(second).replacen('{', "{name: b, ", 1)),
+        )
+    };
+    // The reserve of 160 descriptors is 20, and twice that is kept from clients.
+    let gateway = Gateway::start_with_files(160, tempfile::tempdir().unwrap(), &listeners(60, 61)).await;
+    let said = gateway.events("descriptors_limited");
+    assert_eq!(said.len(), 1, "{said:?}");
+    for (field, figure) in [("limit", 160), ("clients", 120), ("wanted", 121)] {
+        assert_eq!(said[0][field], figure, "{field}: {}", said[0]);
+    }
+    assert_eq!(said[0]["level"], "WARN");
+    let gateway = Gateway::start_with_files(160, tempfile::tempdir().unwrap(), &listeners(60, 60)).await;
+    assert!(gateway.events("descriptors_limited").is_empty());
+}

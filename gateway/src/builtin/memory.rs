@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -277,14 +278,31 @@ fn of_this_process() -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
         line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
     });
-    // Version 2 names the group after two colons; within a container it is the root of what can be seen.
-    let group = read("/proc/self/cgroup")
-        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("0::").map(str::to_owned)))
-        .unwrap_or_default();
-    let limits = [format!("/sys/fs/cgroup{group}/memory.max"), "/sys/fs/cgroup/memory.max".to_owned()]
-        .into_iter()
-        .filter_map(|path| read(&path)?.trim().parse::<u64>().ok());
-    machine.into_iter().chain(limits).min()
+    let groups = read("/proc/self/cgroup").and_then(|groups| limit_of(&groups, Path::new("/sys/fs/cgroup")));
+    machine.into_iter().chain(groups).min()
+}
+
+/// Smallest memory limit of the control groups of `/proc/self/cgroup` and of those above them, in bytes; `None` without one.
+/// `root` is the folder of all of them.
+fn limit_of(groups: &str, root: &Path) -> Option<u64> {
+    let limit_in = |line: &str| {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let (root, file) = match controllers {
+            // Version 2 has one tree and names no controllers.
+            "" => (root.to_owned(), "memory.max"),
+            names if names.split(',').any(|name| name == "memory") => {
+                let mounted = [names, "memory"].iter().map(|name| root.join(name)).find(|folder| folder.is_dir())?;
+                (mounted, "memory.limit_in_bytes")
+            }
+            _ => return None,
+        };
+        // In a container the path may be that of the host: then only the root exists, which is the container's own group.
+        let own = root.join(path.trim_start_matches('/'));
+        let limit = |folder: &Path| std::fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
+        own.ancestors().take_while(|folder| folder.starts_with(&root)).filter_map(limit).min()
+    };
+    groups.lines().filter_map(limit_in).min()
 }
 
 #[cfg(test)]
@@ -337,6 +355,37 @@ mod tests {
         drop((lost, hold));
         assert!(memory.held_by_hung_threads() == 0 && kept.is_free());
         assert_eq!(memory.taken(), 50);
+    }
+
+    #[test]
+    fn limits_of_both_kinds_of_control_groups_are_found_with_those_above_them() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let of = |groups: &str| limit_of(groups, root.path());
+        put("pod/own/memory.max", "max\n");
+        assert_eq!(of("0::/pod/own\n"), None);
+        put("pod/memory.max", "3000\n");
+        assert_eq!(of("0::/pod/own\n"), Some(3000), "that of the group above");
+        put("pod/own/memory.max", "2000\n");
+        assert_eq!(of("0::/pod/own\n"), Some(2000));
+        assert_eq!(of("0::/elsewhere\n"), None);
+        put("memory.max", "1000\n");
+        assert_eq!(of("0::/not/to/be/seen\n"), Some(1000), "in a container the root is its own");
+        // Version 1, where no limit is the largest number of pages.
+        put("memory/memory.limit_in_bytes", "9223372036854771712\n");
+        put("memory/docker/one/memory.limit_in_bytes", "700\n");
+        assert_eq!(of("4:memory:/docker/one\n3:cpu,cpuacct:/docker/one\n"), Some(700));
+        assert_eq!(of("4:memory:/docker/two\n"), Some(9_223_372_036_854_771_712));
+        assert_eq!(of("3:cpu,cpuacct:/docker/one\n"), None);
+        // Both at once, and controllers mounted together.
+        assert_eq!(of("0::/pod/own\n4:memory:/docker/one\n"), Some(700));
+        put("memory,hugetlb/one/memory.limit_in_bytes", "500\n");
+        assert_eq!(of("4:memory,hugetlb:/one\n"), Some(500));
+        assert_eq!(of("not a line\n4:memory\n"), None);
     }
 
     #[test]

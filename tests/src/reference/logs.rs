@@ -92,6 +92,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("config_warning", "An applied edit has something that is most likely a mistake."),
     ("connection_refused", "A connection was closed before its first request."),
     ("copy_failed", "A mirrored copy was not answered."),
+    ("descriptors_limited", "The limit of open files leaves clients fewer connections than the listeners may take."),
     (
         "descriptors_spent",
         "No file descriptor was left for a client. Raise the limit of open files or lower `limits.maxConnections`.",
