@@ -74,7 +74,7 @@ enum Command {
     Models(models::ModelsCommand),
     /// Talk to a model in the terminal.
     Chat(chat::ChatArguments),
-    /// Watch the routes and endpoints of a running gateway.
+    /// Watch the routes, endpoints and built-in models of a running gateway; `q` ends it.
     Top {
         #[command(flatten)]
         admin: AdminArguments,

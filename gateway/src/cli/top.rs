@@ -1,12 +1,13 @@
-//! `spillway top`: the routes and endpoints of a running gateway in the terminal, read from the admin address and redrawn
-//! each second. Plain ANSI sequences on the alternate screen; Ctrl-C ends it.
+//! `spillway top`: the routes, endpoints and built-in models of a running gateway in the terminal, read from the admin address
+//! and redrawn each second. Plain ANSI sequences on the alternate screen; `q` or Ctrl-C ends it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
+use std::io::{IsTerminal, Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use tokio::sync::mpsc;
 
 use super::admin::{AdminArguments, ClientError};
 
@@ -16,6 +17,8 @@ const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 /// Moves to the upper left.
 const HOME: &str = "\x1b[H";
+/// Keys that wait to be read; more of them mean nothing.
+const MAX_KEYS: usize = 8;
 /// Clears the rest of a line.
 const CLEAR_LINE: &str = "\x1b[K";
 /// Clears the rest of the screen.
@@ -60,6 +63,7 @@ struct Reading {
     at: Instant,
     backends: Vec<BackendRow>,
     routes: BTreeMap<String, RouteCounts>,
+    models: BTreeMap<String, ModelFigures>,
 }
 
 /// Counts of a route from the metrics: waiting requests now, and totals since the process began.
@@ -72,12 +76,58 @@ struct RouteCounts {
     sheds: f64,
 }
 
+/// Figures of a built-in model from the metrics.
+#[derive(Debug, Default, Clone, Copy)]
+struct ModelFigures {
+    loaded: f64,
+    ready: f64,
+    active: f64,
+    waiting: f64,
+    wait_seconds: f64,
+    generated: f64,
+    kv_used: f64,
+    kv_capacity: f64,
+    memory: f64,
+}
+
+/// Samples of a page of metrics that have a label: family, value of the label, figure.
+fn samples<'m>(metrics: &'m str, label: &str) -> impl Iterator<Item = (&'m str, &'m str, f64)> {
+    let begin = format!("{label}=\"");
+    metrics.lines().filter_map(move |line| {
+        let (family, rest) = line.split_once('{')?;
+        let (labels, value) = rest.rsplit_once("} ")?;
+        let at = labels.find(&begin).filter(|at| *at == 0 || labels.get(..*at).is_some_and(|l| l.ends_with(',')))?;
+        let (name, _) = labels.get(at + begin.len()..)?.split_once('"')?;
+        Some((family, name, value.parse().ok()?))
+    })
+}
+
+/// Reads the figures of built-in models from a page of metrics.
+fn models(metrics: &str) -> BTreeMap<String, ModelFigures> {
+    let mut models: BTreeMap<String, ModelFigures> = BTreeMap::new();
+    for (family, name, value) in samples(metrics, "model") {
+        let figure: fn(&mut ModelFigures) -> &mut f64 = match family {
+            "spillway_engine_loaded" => |model| &mut model.loaded,
+            "spillway_engine_ready" => |model| &mut model.ready,
+            "spillway_engine_active_sequences" => |model| &mut model.active,
+            "spillway_engine_waiting_sequences" => |model| &mut model.waiting,
+            "spillway_engine_estimated_wait_seconds" => |model| &mut model.wait_seconds,
+            "spillway_engine_generated_tokens_total" => |model| &mut model.generated,
+            "spillway_engine_kv_used_tokens" => |model| &mut model.kv_used,
+            "spillway_engine_kv_capacity_tokens" => |model| &mut model.kv_capacity,
+            "spillway_engine_memory_bytes" => |model| &mut model.memory,
+            _ => continue,
+        };
+        *figure(models.entry(name.to_owned()).or_default()) = value;
+    }
+    models
+}
+
 /// Reads the counts of routes from a page of metrics.
 fn routes(metrics: &str) -> BTreeMap<String, RouteCounts> {
     let mut routes: BTreeMap<String, RouteCounts> = BTreeMap::new();
-    for line in metrics.lines() {
-        let Some((name, rest)) = line.split_once('{') else { continue };
-        let figure: fn(&mut RouteCounts) -> &mut f64 = match name {
+    for (family, name, value) in samples(metrics, "http_route") {
+        let figure: fn(&mut RouteCounts) -> &mut f64 = match family {
             "spillway_queue_depth" => |route| &mut route.waiting,
             "http_server_request_duration_seconds_count" => |route| &mut route.requests,
             "spillway_retries_total" => |route| &mut route.retries,
@@ -85,11 +135,7 @@ fn routes(metrics: &str) -> BTreeMap<String, RouteCounts> {
             "spillway_sheds_total" => |route| &mut route.sheds,
             _ => continue,
         };
-        let Some((labels, value)) = rest.rsplit_once("} ") else { continue };
-        let route = labels.split_once("http_route=\"").and_then(|(_, rest)| rest.split_once('"'));
-        if let (Some((route, _)), Ok(value)) = (route, value.parse::<f64>()) {
-            *figure(routes.entry(route.to_owned()).or_default()) += value;
-        }
+        *figure(routes.entry(name.to_owned()).or_default()) += value;
     }
     routes
 }
@@ -98,11 +144,12 @@ async fn read(admin: &AdminArguments) -> Result<Reading, ClientError> {
     let page = admin.get("/api/backends").await?;
     let backends: Backends = admin.parse(&page)?;
     let metrics = admin.get("/metrics").await?;
-    let routes = routes(&String::from_utf8_lossy(&metrics));
-    Ok(Reading { at: Instant::now(), backends: backends.backends, routes })
+    let metrics = String::from_utf8_lossy(&metrics);
+    let (routes, models) = (routes(&metrics), models(&metrics));
+    Ok(Reading { at: Instant::now(), backends: backends.backends, routes, models })
 }
 
-/// Draws until Ctrl-C, or once.
+/// Draws until `q` or Ctrl-C, or once.
 pub(super) async fn run(admin: &AdminArguments, interval: Duration, once: bool) -> Result<(), ClientError> {
     let mut before = read(admin).await?;
     let color = std::io::stdout().is_terminal();
@@ -114,6 +161,7 @@ pub(super) async fn run(admin: &AdminArguments, interval: Duration, once: bool) 
     let interrupted = tokio::signal::unix::SignalKind::interrupt();
     let mut interrupted = tokio::signal::unix::signal(interrupted)?;
     let _screen = Screen::enter()?;
+    let mut keys = Keys::read();
     let mut shown = None;
     loop {
         let now = read(admin).await;
@@ -125,11 +173,69 @@ pub(super) async fn run(admin: &AdminArguments, interval: Duration, once: bool) 
         if let Ok(now) = now {
             before = shown.replace(now).unwrap_or(before);
         }
-        tokio::select! {
-            () = tokio::time::sleep(interval) => {}
-            _ = interrupted.recv() => return Ok(()),
+        let next = tokio::time::Instant::now() + interval;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => break,
+                _ = interrupted.recv() => return Ok(()),
+                key = pressed(&mut keys) => if matches!(key, b'q' | b'Q') { return Ok(()) },
+            }
         }
     }
+}
+
+/// Keys of the terminal, each read when it is pressed and not shown, until this is dropped.
+struct Keys {
+    before: libc::termios,
+    pressed: mpsc::Receiver<u8>,
+}
+
+impl Keys {
+    /// Begins to read keys; `None` where standard input is no terminal.
+    fn read() -> Option<Self> {
+        if !std::io::stdin().is_terminal() {
+            return None;
+        }
+        // SAFETY: an all-zero `termios` is a valid one, and the call fills it or fails.
+        let mut before: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: the call gets a pointer to a `termios` that lives until it returns.
+        if unsafe { libc::tcgetattr(libc::STDIN_FILENO, &raw mut before) } != 0 {
+            return None;
+        }
+        let mut single = before;
+        single.c_lflag &= !(libc::ICANON | libc::ECHO);
+        // SAFETY: as above.
+        if unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw const single) } != 0 {
+            return None;
+        }
+        let (send, pressed) = mpsc::channel(MAX_KEYS);
+        // A thread that nobody waits for: reads of a terminal cannot be cancelled.
+        std::thread::spawn(move || {
+            for key in std::io::stdin().lock().bytes().map_while(Result::ok) {
+                if matches!(send.try_send(key), Err(mpsc::error::TrySendError::Closed(_))) {
+                    return;
+                }
+            }
+        });
+        Some(Self { before, pressed })
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        // SAFETY: the call gets a pointer to a `termios` that lives until it returns.
+        unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw const self.before) };
+    }
+}
+
+/// The next key; waits for ever where there are none.
+async fn pressed(keys: &mut Option<Keys>) -> u8 {
+    if let Some(keys) = keys
+        && let Some(key) = keys.pressed.recv().await
+    {
+        return key;
+    }
+    std::future::pending().await
 }
 
 fn print(text: &str) -> std::io::Result<()> {
@@ -189,30 +295,9 @@ fn printable(text: &str, width: usize) -> String {
     if clean.chars().count() <= width { clean } else { clean.chars().take(width - 1).chain(['…']).collect() }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "counts of a second")]
-fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &ClientError>, color: bool) -> String {
-    let mut out = String::new();
-    let now = match now {
-        Ok(now) => now,
-        Err(e) => {
-            let _ = writeln!(out, "spillway top  {}\n\n{}", admin.url(), printable(&e.to_string(), 200));
-            return out;
-        }
-    };
-    let seconds = now.at.duration_since(before.at).as_secs_f64().max(1e-3);
+/// Adds the table of routes, where there are any.
+fn route_rows(out: &mut String, before: &Reading, now: &Reading, seconds: f64, color: bool) {
     let rate = |now: f64, before: f64| (now - before).max(0.0) / seconds;
-    let (had, has) = (attempts(before), attempts(now));
-    let all = |attempts: &HashMap<(&str, &str), (u64, u64)>| attempts.values().map(|(all, _)| *all).sum::<u64>() as f64;
-    let sum = |reading: &Reading, figure: fn(&RouteCounts) -> f64| reading.routes.values().map(figure).sum::<f64>();
-    let all_routes = |figure| rate(sum(now, figure), sum(before, figure));
-    let _ = writeln!(
-        out,
-        "spillway top  {}   {:.1} attempts/s   {:.1} spills/s   {:.1} sheds/s",
-        admin.url(),
-        rate(all(&has), all(&had)),
-        all_routes(|route| route.spills),
-        all_routes(|route| route.sheds),
-    );
     let paint = |code: &str, text: String| if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text };
     if !now.routes.is_empty() {
         let _ = writeln!(
@@ -235,6 +320,74 @@ fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &Client
             if shed > 0.0 { paint("31", format!("{shed:>8.1}")) } else { format!("{shed:>8.1}") },
         );
     }
+}
+
+/// Adds the table of built-in models, where there are any.
+fn model_rows(out: &mut String, before: &Reading, now: &Reading, seconds: f64, color: bool) {
+    if now.models.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        out,
+        "\n  {:44} {:12} {:>7} {:>8} {:>8} {:>9} {:>5} {:>10}",
+        "MODEL", "STATE", "ACTIVE", "WAITING", "TOKEN/S", "EST. WAIT", "KV", "MEMORY"
+    );
+    for (name, model) in &now.models {
+        let then = before.models.get(name).copied().unwrap_or(*model);
+        let (state, code) = match (model.loaded > 0.0, model.ready > 0.0) {
+            (false, _) => ("not loaded", "36"),
+            (true, false) => ("not ready", "31"),
+            (true, true) => ("ready", "32"),
+        };
+        let state = format!("{state:12}");
+        let _ = writeln!(
+            out,
+            "  {:44} {} {:>7} {:>8} {:>8.1} {:>9} {:>5} {:>10}",
+            printable(name, 44),
+            if color { format!("\x1b[{code}m{state}\x1b[0m") } else { state },
+            model.active,
+            model.waiting,
+            // It begins again when the model is loaded again.
+            (model.generated - then.generated).max(0.0) / seconds,
+            format!("{:.2}s", model.wait_seconds),
+            if model.kv_capacity > 0.0 {
+                format!("{:.0}%", model.kv_used / model.kv_capacity * 100.0)
+            } else {
+                "-".to_owned()
+            },
+            format!("{:.0}MiB", model.memory / f64::from(1 << 20)),
+        );
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of a second")]
+fn frame(admin: &AdminArguments, before: &Reading, now: Result<&Reading, &ClientError>, color: bool) -> String {
+    let mut out = String::new();
+    let now = match now {
+        Ok(now) => now,
+        Err(e) => {
+            let _ = writeln!(out, "spillway top  {}\n\n{}", admin.url(), printable(&e.to_string(), 200));
+            return out;
+        }
+    };
+    let seconds = now.at.duration_since(before.at).as_secs_f64().max(1e-3);
+    let rate = |now: f64, before: f64| (now - before).max(0.0) / seconds;
+    let (had, has) = (attempts(before), attempts(now));
+    let all = |attempts: &HashMap<(&str, &str), (u64, u64)>| attempts.values().map(|(all, _)| *all).sum::<u64>() as f64;
+    let sum = |reading: &Reading, figure: fn(&RouteCounts) -> f64| reading.routes.values().map(figure).sum::<f64>();
+    let all_routes = |figure| rate(sum(now, figure), sum(before, figure));
+    let _ = writeln!(
+        out,
+        "spillway top  {}   {:.1} attempts/s   {:.1} spills/s   {:.1} sheds/s{}",
+        admin.url(),
+        rate(all(&has), all(&had)),
+        all_routes(|route| route.spills),
+        all_routes(|route| route.sheds),
+        if color { "   (q ends)" } else { "" },
+    );
+    let paint = |code: &str, text: String| if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text };
+    route_rows(&mut out, before, now, seconds, color);
+    model_rows(&mut out, before, now, seconds, color);
     for backend in &now.backends {
         let state = match (backend.available, backend.panic) {
             (false, _) => paint("31", "unavailable".to_owned()),
@@ -310,5 +463,26 @@ mod tests {
         let routes = routes(page);
         let read: Vec<_> = routes.iter().map(|(name, r)| (name.as_str(), r.waiting, r.requests, r.sheds)).collect();
         assert_eq!(read, [("a", 7.0, 0.0, 5.0), ("b", 0.0, 9.0, 0.0)]);
+    }
+
+    #[test]
+    fn built_in_models_have_their_rows() {
+        let page = "spillway_engine_loaded{model=\"small\"} 1\nspillway_engine_ready{model=\"small\"} 1\n\
+                    spillway_engine_active_sequences{model=\"small\"} 3\nspillway_engine_kv_used_tokens{model=\"small\"} 50\n\
+                    spillway_engine_kv_capacity_tokens{model=\"small\"} 200\nspillway_engine_memory_bytes{model=\"small\"} 2097152\n\
+                    spillway_engine_generated_tokens_total{model=\"small\"} 40\nspillway_engine_loaded{model=\"\u{1b}[2J\"} 0\n\
+                    spillway_engine_device_info{device=\"x\",other_model=\"no\"} 1\n";
+        let reading = |page: &str, at| Reading { at, backends: Vec::new(), routes: routes(page), models: models(page) };
+        let now = reading(page, Instant::now());
+        let before = reading(&page.replace("} 40", "} 20"), now.at - Duration::from_secs(2));
+        let mut out = String::new();
+        model_rows(&mut out, &before, &now, 2.0, false);
+        let rows: Vec<Vec<&str>> = out.trim().lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows.len(), 3, "{out}");
+        assert_eq!(rows[1], ["?[2J", "not", "loaded", "0", "0", "0.0", "0.00s", "-", "0MiB"]);
+        assert_eq!(rows[2], ["small", "ready", "3", "0", "10.0", "0.00s", "25%", "2MiB"]);
+        let mut none = String::new();
+        model_rows(&mut none, &before, &reading("", now.at), 2.0, false);
+        assert!(none.is_empty());
     }
 }

@@ -63,17 +63,19 @@ pub(super) fn attempt_ended(a: &mut Attempt<'_>, outcome: &AttemptOutcome, excha
         outcome,
         AttemptOutcome::Answered | AttemptOutcome::Unread | AttemptOutcome::Broken(_) | AttemptOutcome::Died(_)
     ) {
-        if a.backend.calls_models() && (200..300).contains(&exchange.outcome.status) {
+        if let Some(metrics) = a.backend.metrics.as_ref().filter(|_| (200..300).contains(&exchange.outcome.status)) {
             let tokens = CallStats {
                 input: exchange.outcome.prompt_tokens,
                 output: exchange.outcome.completion_tokens,
                 first: exchange.outcome.first_token,
             };
-            a.backend.metrics.called(tokens, took);
+            metrics.called(tokens, took);
         }
         if span.is_recording() {
             span.set(names::HTTP_RESPONSE_STATUS_CODE, i64::from(exchange.outcome.status));
-            set_model_outcome(&mut span, exchange);
+            if a.backend.calls_models() {
+                set_model_outcome(&mut span, exchange);
+            }
         }
     }
     if let Some(error) = error(outcome) {
@@ -392,10 +394,13 @@ fn end_span(session: &ServerSession, exchange: &mut Exchange, status: u16) {
     if let ServedBy::Backend(name) | ServedBy::Model(name) = &exchange.outcome.served_by {
         span.set(names::SPILLWAY_BACKEND, name.to_string());
     }
-    if let Some(model) = exchange.asked.as_ref().and_then(|asked| asked.model.clone()) {
-        span.set(names::GEN_AI_REQUEST_MODEL, model);
+    // A plain route may read a body, for limits by model or expressions, and calls no model all the same.
+    if exchange.route.as_ref().is_none_or(|route| route.calls_models) {
+        if let Some(model) = exchange.asked.as_ref().and_then(|asked| asked.model.clone()) {
+            span.set(names::GEN_AI_REQUEST_MODEL, model);
+        }
+        set_model_outcome(&mut span, exchange);
     }
-    set_model_outcome(&mut span, exchange);
     if status >= 500 || exchange.outcome.broken {
         span.error(exchange.outcome.error_code.unwrap_or("upstream_status"));
     }

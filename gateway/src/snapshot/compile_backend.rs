@@ -126,7 +126,7 @@ impl BackendCompiler<'_> {
             first_byte_timeout: written.timeouts.first_byte.0,
             idle_timeout: written.timeouts.idle.0,
             max_header_bytes: written.limits.max_header_bytes.0,
-            metrics: self.metrics.model(dialect.unwrap_or(OPENAI).name(), &written.name),
+            metrics: dialect.map(|dialect| self.metrics.model(dialect.name(), &written.name)),
         })
     }
 }

@@ -74,8 +74,8 @@ pub struct Backend {
     pub idle_timeout: Duration,
     /// Most bytes of the header of an answer with the early answers before it, and of its trailers.
     pub max_header_bytes: u64,
-    /// Series of its model calls.
-    pub metrics: Arc<ModelMetrics>,
+    /// Series of its model calls; `None` where it calls no models.
+    pub metrics: Option<Arc<ModelMetrics>>,
 }
 
 impl Backend {
@@ -130,7 +130,7 @@ impl Backend {
             first_byte_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
             max_header_bytes: 64 << 10,
-            metrics: crate::telemetry::Metrics::new().model("http", name),
+            metrics: None,
         }
     }
 }
