@@ -333,7 +333,8 @@ fn index(schema: &Value, sections: &[Section]) -> String {
 
 {GENERATED}
 
-Every key, as `spillway schema` knows it; a key that is not here is refused. `[]` stands for each entry of a list, `NAME` for a name that
+Every key, as `spillway schema` knows it; a key that is not here is refused, except those at the top level that begin with `x-`
+([shared parts](../../how-to/files.md#shared-parts)). `[]` stands for each entry of a list, `NAME` for a name that
 you choose. [One file with every key](../../../config/examples/gateway.yaml) is the language by example, `spillway check FILE` judges
 yours ([check a configuration](../../how-to/check.md)). An edit is applied when the file is saved ([reload](../../how-to/reload.md)); keys
 that need a restart say so. In any text `${{NAME}}` stands for a variable of the environment. A relative path begins at the folder of the
@@ -347,7 +348,10 @@ configuration.
     );
     for row in &sections[0].rows {
         let kind = if row.kind.starts_with("list of") { "list" } else { "object" };
-        writeln!(page, "| [`{0}`]({0}.md) | {kind} | {1} | {2} |", row.key, row.default, cell(&row.text)).unwrap();
+        // A list of texts has no page of its own.
+        let has_page = sections[1..].iter().any(|section| section.page == row.key);
+        let key = if has_page { format!("[`{0}`]({0}.md)", row.key) } else { format!("`{}`", row.key) };
+        writeln!(page, "| {key} | {kind} | {} | {} |", row.default, cell(&row.text)).unwrap();
     }
     page.push_str("\n## Values\n\n| type | how it is written | for example |\n|---|---|---|\n");
     for (name, def) in schema["$defs"].as_object().unwrap() {

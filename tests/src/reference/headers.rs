@@ -158,7 +158,10 @@ const GROUPS: &[Group] = &[
                 "x-should-retry",
                 "`false` in a refusal with 429 or 503 and more than 2 s to wait: OpenAI's clients obey it.",
             ),
-            ("cache-control", "`no-store`, in answers of built-in models and at the admin address."),
+            (
+                "cache-control",
+                "`no-store`, in answers of built-in models, to health checks of listeners, and at the admin address.",
+            ),
             ("x-content-type-options", "`nosniff`, at the admin address."),
             ("location", "Of the filter `redirect`."),
             ("strict-transport-security", "Of the filter `strictTransportSecurity`."),
