@@ -107,7 +107,7 @@ impl fmt::Display for Duration {
                 return write!(f, "{}{unit}", micros / size);
             }
         }
-        write!(f, "{micros}us")
+        if micros == 0 { f.write_str("0s") } else { write!(f, "{micros}us") }
     }
 }
 
