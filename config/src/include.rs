@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::check::Mistake;
 use crate::diagnostic::Severity;
 use crate::files::{is_pattern, matching, read_text};
-use crate::load::Reporter;
+use crate::reporter::Reporter;
 use crate::tree::{self, Key, MAX_NODES, Node, Place, Value};
 
 /// Most files that `include` adds: each is read and watched.

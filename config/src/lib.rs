@@ -14,6 +14,7 @@ mod load;
 mod named;
 mod origin;
 pub mod path;
+mod reporter;
 mod rules;
 pub mod schema;
 mod tree;

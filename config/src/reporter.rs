@@ -1,0 +1,149 @@
+//! Messages about a configuration while it is read: each with its file, its line and the path in that file. Values of the
+//! environment are removed from them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::check::Mistake;
+use crate::diagnostic::{Diagnostic, Report, Severity};
+use crate::origin::Origins;
+use crate::tree::{Node, Value};
+
+/// Most messages of a report; more of them have one cause.
+const MAX_MISTAKES: usize = 100;
+
+/// File of a configuration, as messages show it.
+struct SourceFile {
+    /// Path as messages name it.
+    shown: PathBuf,
+    /// Absolute path.
+    whole: PathBuf,
+    lines: Vec<String>,
+}
+
+impl SourceFile {
+    fn new(shown: PathBuf, whole: PathBuf, text: &str) -> Self {
+        Self { shown, whole, lines: text.lines().map(str::to_owned).collect() }
+    }
+}
+
+/// Collects the messages about a configuration, which may have several files.
+pub(crate) struct Reporter {
+    first: SourceFile,
+    /// Files that the first includes; their numbers begin with 1.
+    further: Vec<SourceFile>,
+    /// Numbers of the files of the items of each list at the top level, where there are several files.
+    owners: BTreeMap<String, Vec<usize>>,
+    /// Messages so far.
+    pub(crate) report: Report,
+    /// Values that messages must not show.
+    pub(crate) origins: Origins,
+}
+
+impl Reporter {
+    /// Reporter of a configuration whose first file is `path`.
+    pub(crate) fn new(path: &Path, text: &str) -> Self {
+        let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self {
+            first: SourceFile::new(path.to_owned(), whole, text),
+            further: Vec::new(),
+            owners: BTreeMap::new(),
+            report: Report::default(),
+            origins: Origins::default(),
+        }
+    }
+
+    /// Adds a file that is included, by its absolute path; returns its number.
+    pub(crate) fn add_file(&mut self, whole: &Path, text: &str) -> usize {
+        // Named as the first file is: relative where that is.
+        let folder = |path: &Path| path.parent().unwrap_or(Path::new("")).to_owned();
+        let below = whole.strip_prefix(folder(&self.first.whole)).ok();
+        let shown = below.map_or_else(|| whole.to_owned(), |below| folder(&self.first.shown).join(below));
+        self.further.push(SourceFile::new(shown, whole.to_owned(), text));
+        self.further.len()
+    }
+
+    /// Number of the files.
+    pub(crate) fn files(&self) -> usize {
+        self.further.len() + 1
+    }
+
+    /// True for a file that was added.
+    pub(crate) fn is_known(&self, whole: &Path) -> bool {
+        self.first.whole == whole || self.further.iter().any(|file| file.whole == whole)
+    }
+
+    fn source(&self, file: usize) -> &SourceFile {
+        file.checked_sub(1).and_then(|n| self.further.get(n)).unwrap_or(&self.first)
+    }
+
+    /// Path of a file as messages name it.
+    pub(crate) fn file(&self, file: usize) -> &Path {
+        &self.source(file).shown
+    }
+
+    /// Absolute path of a file.
+    pub(crate) fn absolute(&self, file: usize) -> PathBuf {
+        self.source(file).whole.clone()
+    }
+
+    /// Notes which items of the lists at the top level stand in which file.
+    pub(crate) fn set_owners(&mut self, root: &Node) {
+        let Value::Mapping(entries) = &root.value else { return };
+        if self.further.is_empty() {
+            return;
+        }
+        for (key, node) in entries {
+            if let Value::Sequence(items) = &node.value {
+                self.owners.insert(key.name.clone(), items.iter().map(|item| item.place.file).collect());
+            }
+        }
+    }
+
+    /// Path in the document of one file, for a path in the document of all.
+    fn own_path(&self, path: &str, file: usize) -> String {
+        let own = || {
+            let (key, rest) = path.split_once('[')?;
+            let (index, rest) = rest.split_once(']')?;
+            let owners = self.owners.get(key)?.get(..index.parse().ok()?)?;
+            Some(format!("{key}[{}]{rest}", owners.iter().filter(|owner| **owner == file).count()))
+        };
+        own().unwrap_or_else(|| path.to_owned())
+    }
+
+    /// Path in the document as text; with its file where there are several.
+    pub(crate) fn place(&self, path: &str, file: usize) -> String {
+        let own = self.own_path(path, file);
+        if self.further.is_empty() { own } else { format!("{own} in {}", self.file(file).display()) }
+    }
+
+    /// Adds a message.
+    pub(crate) fn add(&mut self, severity: Severity, mistake: Mistake) {
+        if self.report.diagnostics.len() >= MAX_MISTAKES {
+            return;
+        }
+        let source = self.source(mistake.place.file);
+        let line = mistake.place.line.saturating_sub(1);
+        let diagnostic = Diagnostic {
+            severity,
+            file: source.shown.clone(),
+            line: mistake.place.line,
+            column: mistake.place.column,
+            width: mistake.place.width,
+            message: self.origins.redact_at(&mistake.path, &mistake.message),
+            help: mistake.help.map(|help| self.origins.redact_at(&mistake.path, &help)),
+            path: self.own_path(&mistake.path, mistake.place.file),
+            source: source.lines.get(line).cloned().unwrap_or_default(),
+        };
+        self.report.diagnostics.push(diagnostic);
+    }
+
+    /// Report in the order of the files and lines.
+    pub(crate) fn finish(mut self) -> Report {
+        let files = [&self.first].into_iter().chain(&self.further);
+        let order: BTreeMap<&Path, usize> = files.enumerate().map(|(n, file)| (file.shown.as_path(), n)).collect();
+        let number = |file: &Path| order.get(file).copied().unwrap_or(usize::MAX);
+        self.report.diagnostics.sort_by_key(|d| (number(&d.file), d.line, d.column));
+        self.report
+    }
+}
