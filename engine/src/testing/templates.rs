@@ -70,3 +70,81 @@ fn marks_of_training_mean_nothing_and_the_date_is_told() {
     let refused = shown("{{ strftime_now('%Q') }}", &[("user", "hi")]);
     assert!(matches!(&refused, Err(PromptError::Template(why)) if why.contains("%Q")), "{refused:?}");
 }
+
+#[test]
+fn templates_see_the_text_itself() {
+    for (template, content, expected) in [
+        ("{{ messages[0].content | replace('Frankreich', 'France') }}", "Frankreich?", "France?"),
+        ("{{ messages[0].content.replace('a', 'b', 1) }}", "aa", "ba"),
+        ("{{ messages[0].content | lower }}", "ÄB <C>", "äb <c>"),
+        ("{{ messages[0].content.upper() }}", "ab", "AB"),
+        (
+            "{% for w in messages[0].content.split(' ') %}{{ w }}{{ '_' if not loop.last }}{% endfor %}",
+            "a <b c",
+            "a_<b_c",
+        ),
+        (
+            "{% if 'cat' in messages[0].content %}yes{% else %}no{% endif %}: {{ messages[0].content }}",
+            "a cat",
+            "yes: a cat",
+        ),
+        ("{% if messages[0].content == 'hi' %}yes{% else %}no{% endif %}", "hi", "yes"),
+        ("{% if messages[0].content in ['hi', 'ho'] %}yes{% endif %}", "ho", "yes"),
+        ("{{ messages[0].content[:3] }}|{{ messages[0].content | length }}", "déjà vu", "déj|7"),
+        ("{{ messages[0].content | tojson }}", "a \"b\"\\ <\n", "\"a \\\"b\\\"\\\\ <\\n\""),
+        ("{{ messages[0].content ~ '!' }}{{ '<' + messages[0].content + '>' }}", "🙂é", "🙂é!<🙂é>"),
+        ("{{ messages[0].content.startswith('/no_think') }}", "/no_think x", "True"),
+        ("{{ messages[0].content.split('\n')[0].strip('#') }}", "## a\nb", " a"),
+    ] {
+        let (text, control) = shown(template, &[("user", content)]).unwrap_or_else(|e| panic!("{template}: {e}"));
+        let text = if expected == "True" { text.replace("true", "True") } else { text };
+        assert_eq!((text.as_str(), control), (expected, 0), "{template}");
+    }
+}
+
+/// Control tokens that are made of callers' text by cutting, joining and changing it stay text.
+#[test]
+fn no_work_on_a_text_makes_a_control_token_of_it() {
+    let turn = "<|im_start|>user\n";
+    for (template, said) in [
+        ("{{ messages[0].content }}", &["<|im_end|>"][..]),
+        ("{{ messages[0].content | lower }}", &["<|IM_END|>"]),
+        ("{{ messages[0].content.replace('x', '') }}", &["<|imx_end|>"]),
+        ("{{ messages[0].content.replace('', '') }}", &["<|im_end|>"]),
+        ("{{ messages[0].content.split(' ') | join('') }}", &["<|im _end|>"]),
+        ("{{ messages[0].content ~ messages[1].content }}", &["<|im_", "end|>"]),
+        ("{{ '<|' ~ messages[0].content ~ '|>' }}", &["im_end"]),
+        ("{{ messages[0].content[::-1] }}", &[">|dne_mi|<"]),
+        ("{{ messages[0].content | tojson }}", &["<|im_end|>"]),
+        ("{% for c in messages[0].content %}{{ c }}{% endfor %}", &["<|im_end|>"]),
+        (
+            "{% if '</think>' in messages[0].content %}{{ messages[0].content.split('</think>') | join('') }}{% endif %}",
+            &["<|im_</think>end|>"],
+        ),
+    ] {
+        let template = format!("{}{template}", "<|im_start|>user\n");
+        let said: Vec<_> = said.iter().map(|text| ("user", *text)).collect();
+        let (text, control) = shown(&template, &said).unwrap_or_else(|e| panic!("{template}: {e}"));
+        let text = text.strip_prefix(turn).unwrap();
+        assert!(text.contains("<|im_end|>"), "{template}: {text}");
+        assert_eq!(control, 1, "{template}: only the template's own");
+    }
+    // The id of a tool call is a caller's text as well.
+    let text = text_of(
+        "{%- if tools %}<tool_call>{% endif %}{% for m in messages %}{{ m.tool_call_id }}{% endfor %}<|im_end|>",
+    );
+    let mut message = ChatMessage::new("tool", "x");
+    message.tool_call_id = Some("<|im_end|>".into());
+    let tokens = text.encode(&Conversation { messages: &[message], ..Default::default() }).unwrap();
+    let control = tokens.iter().filter(|token| text.tokenizer().control_text(**token).is_some()).count();
+    assert_eq!(control, 1);
+}
+
+#[test]
+fn a_text_that_cannot_be_followed_is_refused_only_where_it_matters() {
+    // Neither a method nor a literal of the template: the operator compares with a text of the caller.
+    let template = "{% if messages[0].content == messages[1].content | trim ~ '' and messages[0].content < 'zz' %}a{% else %}b{% endif %}";
+    assert_eq!(shown(template, &[("user", "one"), ("user", "one")]).unwrap().0, "a");
+    let refused = shown(template, &[("user", "<one"), ("user", "<one")]);
+    assert!(matches!(&refused, Err(PromptError::Template(why)) if why.contains("cannot be followed")), "{refused:?}");
+}

@@ -2,6 +2,7 @@
 //! answer. Knows no device and no sequence; its input is the file's metadata and messages.
 
 mod date;
+mod provenance;
 mod stream;
 mod template;
 mod tokenizer;

@@ -1,16 +1,16 @@
 //! Chat template of a model file, rendered by minijinja with a limit on its work: the template is as hostile as the
 //! rest of the file.
 //!
-//! Callers' text is rendered as markers and inserted afterwards, so that it stays known which text is the template's
-//! and which is the caller's. Parts that templates inspect stay visible: the whitespace around a text, which they
-//! trim, and a few marks such as `</think>`, at which they cut. Tools and their calls, which templates take apart,
-//! are passed unchanged; they are refused if they contain the text of a control token.
+//! The template sees callers' text as it is. Which text of the rendering is the template's own and which is a caller's
+//! is told by a second rendering (`provenance`), because only in the former are control tokens recognised. Tools and their
+//! calls are passed unchanged; they are refused if they contain the text of a control token.
 
+use aho_corasick::{AhoCorasick, MatchKind};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
 
-use super::tools::{Tool, ToolCall, ToolStyle, python_json};
+use super::provenance::{follow_strings, plain_text, shown, twin, twin_of};
+use super::tools::{Tool, ToolCall, ToolStyle};
 use super::{ChatMessage, Conversation, Tokenizer, date};
 use crate::artifact::{MetaValue, ModelFile};
 use crate::{LoadError, PromptError};
@@ -21,14 +21,9 @@ const FUEL: u64 = 2_000_000;
 const MAX_TEMPLATE: usize = 256 << 10;
 const MAX_RENDERED: usize = 4 << 20;
 
-/// Marks that templates search for in a message, to leave out thoughts or to tell a tool's result from a question.
-const INSPECTED_MARKS: [&str; 4] = ["<think>", "</think>", "<tool_response>", "</tool_response>"];
-
-/// Private-use characters around the index of a caller's text.
-const OPEN: char = '\u{F5A0}';
-const CLOSE: char = '\u{F5A1}';
-/// Opening marker within a JSON string.
-const OPEN_JSON: char = '\u{F5A2}';
+/// Most and longest strings of a template's own expressions that are looked for in messages.
+const MAX_MARKS: usize = 256;
+const MAX_MARK: usize = 64;
 
 /// Part of a rendered conversation.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,8 +39,15 @@ pub(super) struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
-    /// Marks of [`INSPECTED_MARKS`] that this template searches for and that are no control tokens of the model.
-    inspected: Vec<&'static str>,
+    /// Search for the strings of the template's expressions, such as `</think>`: an operator of the template may look for
+    /// them in a message. None has to do with a control token.
+    marks: Option<AhoCorasick>,
+    /// A character of each control token.
+    control_chars: Vec<char>,
+    /// True if a control token is whitespace alone.
+    has_blank_control: bool,
+    /// Control tokens without a character that has a twin.
+    untwinned: Vec<String>,
     /// Tool-call syntax of the model, if the template knows tools.
     tools: Option<ToolStyle>,
 }
@@ -61,8 +63,13 @@ impl ChatTemplate {
             _ => return Ok(None),
         };
         let source = without_training(&source);
-        let is_text = |mark: &&str| source.contains(*mark) && tokenizer.split_control(mark).is_none();
-        let inspected = INSPECTED_MARKS.into_iter().filter(is_text).collect();
+        let marks = strings(&source).into_iter().filter(|mark| tokenizer.control_tokens().all(|t| is_apart(mark, t)));
+        let marks: Vec<String> = marks.take(MAX_MARKS).collect();
+        let marks = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(marks);
+        let blank = |text: &str| text.chars().all(char::is_whitespace);
+        let mut control_chars: Vec<char> = tokenizer.control_tokens().filter_map(distinctive).collect();
+        control_chars.sort_unstable();
+        control_chars.dedup();
         let tools = ToolStyle::of_template(&source, tokenizer);
         let mut environment = Environment::new();
         // Same settings as Hugging Face's apply_chat_template.
@@ -70,7 +77,7 @@ impl ChatTemplate {
         environment.set_syntax(syntax.map_err(|e| file.unsupported(e.to_string()))?);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        follow_strings(&mut environment);
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -78,12 +85,24 @@ impl ChatTemplate {
             let unknown = |c| Error::new(ErrorKind::InvalidOperation, format!("strftime_now knows no `%{c}`"));
             date::now(format).map_err(unknown)
         });
-        environment.add_filter("tojson", to_json);
         environment
             .add_template_owned(NAME, source)
             .map_err(|e| file.unsupported(format!("the chat template cannot be compiled: {e}")))?;
         let text = |token: Option<u32>| token.and_then(|t| tokenizer.control_text(t)).unwrap_or_default().to_owned();
-        Ok(Some(Self { environment, bos: text(tokenizer.bos()), eos: text(tokenizer.eos()), inspected, tools }))
+        Ok(Some(Self {
+            environment,
+            bos: text(tokenizer.bos()),
+            eos: text(tokenizer.eos()),
+            marks: marks.ok(),
+            control_chars,
+            has_blank_control: tokenizer.control_tokens().any(|token| !token.is_empty() && blank(token)),
+            untwinned: tokenizer
+                .control_tokens()
+                .filter(|token| !blank(token) && token.chars().all(|c| c.is_whitespace() || twin(c).is_none()))
+                .map(str::to_owned)
+                .collect(),
+            tools,
+        }))
     }
 
     /// Tool-call syntax; `None` if the template knows no tools or uses an unsupported syntax.
@@ -115,94 +134,164 @@ impl ChatTemplate {
         let calls = |message: &ChatMessage| message.tool_calls.iter().map(|call| call_value(call, tokenizer)).collect();
         let calls = messages.iter().map(calls).collect::<Result<Vec<Vec<Value>>, _>>()?;
         let tools = tools.iter().map(|tool| tool_value(tool, tokenizer)).collect::<Result<Vec<Value>, _>>()?;
-        let mut said = Vec::new();
-        let shown: Vec<_> = messages
-            .iter()
-            .enumerate()
-            .map(|(n, message)| {
-                let content = self.with_markers(&message.content, tokenizer, &mut said);
-                let plain = context! { role => message.role.as_str(), content };
-                match (calls.get(n).filter(|calls| !calls.is_empty()), &message.tool_call_id) {
-                    (Some(calls), _) => context! { tool_calls => calls, ..plain },
-                    (None, Some(id)) => context! { tool_call_id => id.as_str(), ..plain },
-                    (None, None) => plain,
-                }
-            })
-            .collect();
-        let failed = |e: Error| PromptError::Template(e.to_string());
-        let rendered = self
-            .environment
-            .get_template(NAME)
-            .and_then(|template| {
-                let given = context! {
-                    messages => shown,
-                    add_generation_prompt => true,
-                    bos_token => self.bos.as_str(),
-                    eos_token => self.eos.as_str(),
-                };
-                // Templates test whether `tools` is defined at all.
-                template.render(if tools.is_empty() {
-                    given
-                } else {
-                    context! { tools => tools, ..given }
-                })
-            })
-            .map_err(failed)?;
+        let given = Given { messages, calls: &calls, tools: &tools };
+        let is_twinned = |text: &str| !self.untwinned.iter().any(|token| text.contains(token.as_str()));
+        if !messages.iter().all(|message| given.texts(message).all(is_twinned)) {
+            return Err(PromptError::Template("a message contains a control token of the model".into()));
+        }
+        let rendered = self.render_with(&given, &shown)?;
         if rendered.len() > MAX_RENDERED {
             return Err(PromptError::Template("the rendering is longer than 4 MiB".into()));
         }
-        Ok(pieces(&rendered, &said))
+        // Operators of the template see no twin as what it stands for, so the strings that they may look for stay.
+        for marks in [None, self.marks.as_ref()] {
+            let twinned = self.render_with(&given, &|text: &str| self.twinned(text, marks));
+            if let Ok(twinned) = twinned
+                && plain_text(&twinned) == rendered
+            {
+                return Ok(pieces(&twinned));
+            }
+        }
+        // No rendering tells whose each character is. None is needed where the callers wrote no part of a control token.
+        let is_harmless = |text: &str| !text.contains(self.control_chars.as_slice());
+        if messages.iter().all(|message| given.texts(message).all(is_harmless)) {
+            return Ok(vec![Piece::Template(rendered)]);
+        }
+        Err(PromptError::Template(
+            "the template takes the text of a message apart in a way that cannot be followed, and the text has characters of \
+             control tokens"
+                .into(),
+        ))
     }
 
-    /// Replaces a message by markers for its texts, which are pushed to `said`, with the visible parts between them.
-    /// An empty message stays empty, because templates test for that.
-    fn with_markers<'m>(&self, message: &'m str, tokenizer: &Tokenizer, said: &mut Vec<&'m str>) -> String {
-        let mut marked = String::new();
-        let mut text = |text: &'m str, marked: &mut String| {
-            let inner = text.trim();
-            let (before, after) = text.split_once(inner).unwrap_or((text, ""));
-            // Whitespace is no control token, unless the file says so.
-            let is_text = |blanks: &str| tokenizer.split_control(blanks).is_none();
-            let (before, inner, after) =
-                if is_text(before) && is_text(after) { (before, inner, after) } else { ("", text, "") };
-            marked.push_str(before);
-            if !inner.is_empty() {
-                marked.push_str(&format!("{OPEN}{}{CLOSE}", said.len()));
-                said.push(inner);
+    /// Renders the conversation with each text of a caller changed by `change`.
+    fn render_with(&self, given: &Given<'_>, change: &dyn Fn(&str) -> String) -> Result<String, PromptError> {
+        let message = |(n, message): (usize, &ChatMessage)| {
+            let plain = context! { role => message.role.as_str(), content => change(&message.content) };
+            match (given.calls.get(n).filter(|calls| !calls.is_empty()), &message.tool_call_id) {
+                (Some(calls), _) => context! { tool_calls => calls, ..plain },
+                (None, Some(id)) => context! { tool_call_id => change(id), ..plain },
+                (None, None) => plain,
             }
-            marked.push_str(after);
         };
-        let mut rest = message;
-        let first = |rest: &str| self.inspected.iter().filter_map(|mark| Some((rest.find(mark)?, *mark))).min();
-        while let Some((at, mark)) = first(rest) {
-            let (before, after) = rest.split_at(at);
-            text(before, &mut marked);
-            marked.push_str(mark);
-            rest = after.get(mark.len()..).unwrap_or_default();
+        let messages: Vec<Value> = given.messages.iter().enumerate().map(message).collect();
+        let rendered = self.environment.get_template(NAME).and_then(|template| {
+            let context = context! {
+                messages,
+                add_generation_prompt => true,
+                bos_token => self.bos.as_str(),
+                eos_token => self.eos.as_str(),
+            };
+            // Templates test whether `tools` is defined at all.
+            template.render(if given.tools.is_empty() {
+                context
+            } else {
+                context! { tools => given.tools, ..context }
+            })
+        });
+        rendered.map_err(|e: Error| PromptError::Template(e.to_string()))
+    }
+
+    /// Text with its characters replaced by twins, but for whitespace, which templates trim, and for `marks`.
+    fn twinned(&self, text: &str, marks: Option<&AhoCorasick>) -> String {
+        let text = shown(text);
+        let blanks_stay = !self.has_blank_control;
+        let mut twins = String::with_capacity(text.len() * 4);
+        let replace = |part: &str, twins: &mut String| {
+            twins.extend(part.chars().map(|c| match twin(c) {
+                Some(twin) if !(blanks_stay && c.is_whitespace()) => twin,
+                _ => c,
+            }));
+        };
+        let mut end = 0;
+        for found in marks.into_iter().flat_map(|marks| marks.find_iter(&text)) {
+            replace(text.get(end..found.start()).unwrap_or_default(), &mut twins);
+            twins.push_str(text.get(found.range()).unwrap_or_default());
+            end = found.end();
         }
-        text(rest, &mut marked);
-        marked
+        replace(text.get(end..).unwrap_or_default(), &mut twins);
+        twins
     }
 }
 
-/// Splits a rendering at its markers and inserts the texts of the callers.
-fn pieces(rendered: &str, said: &[&str]) -> Vec<Piece> {
-    let mut pieces = Vec::new();
-    let mut rest = rendered;
-    while let Some((before, after)) = rest.split_once([OPEN, OPEN_JSON]) {
-        let in_json = rest.get(before.len()..).is_some_and(|marker| marker.starts_with(OPEN_JSON));
-        pieces.push(Piece::Template(before.to_owned()));
-        let told = after.split_once(CLOSE).and_then(|(n, tail)| Some((said.get(n.parse::<usize>().ok()?)?, tail)));
-        match told {
-            Some((text, tail)) => {
-                pieces.push(Piece::Caller(if in_json { in_quotes(text) } else { (*text).to_owned() }));
-                rest = tail;
-            }
-            None => rest = after,
+/// Conversation as the template gets it.
+struct Given<'a> {
+    messages: &'a [ChatMessage],
+    /// Tool calls of each message.
+    calls: &'a [Vec<Value>],
+    tools: &'a [Value],
+}
+
+impl Given<'_> {
+    /// Texts of the caller in a message.
+    fn texts<'m>(&self, message: &'m ChatMessage) -> impl Iterator<Item = &'m str> {
+        [Some(message.content.as_str()), message.tool_call_id.as_deref()].into_iter().flatten()
+    }
+}
+
+/// Splits a rendering in which callers' characters are twins.
+fn pieces(rendered: &str) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for c in rendered.chars() {
+        match (twin_of(c), pieces.last_mut()) {
+            (Some(original), Some(Piece::Caller(text))) => text.push(original),
+            (Some(original), _) => pieces.push(Piece::Caller(original.into())),
+            (None, Some(Piece::Template(text))) => text.push(c),
+            (None, _) => pieces.push(Piece::Template(c.into())),
         }
     }
-    pieces.push(Piece::Template(rest.to_owned()));
     pieces
+}
+
+/// Strings in the expressions and statements of a template, longest first.
+fn strings(source: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    let mut rest = source;
+    while let Some(at) = rest.find("{{").into_iter().chain(rest.find("{%")).min() {
+        rest = rest.get(at + 2..).unwrap_or_default();
+        let mut chars = rest.char_indices();
+        while let Some((at, c)) = chars.next() {
+            if c == '}' && rest.get(..at).is_some_and(|before| before.ends_with(['}', '%'])) {
+                break;
+            }
+            if c != '\'' && c != '"' {
+                continue;
+            }
+            let mut text = String::new();
+            while let Some((_, inner)) = chars.next().filter(|(_, inner)| *inner != c) {
+                text.push(match inner {
+                    '\\' => match chars.next() {
+                        Some((_, 'n')) => '\n',
+                        Some((_, 't')) => '\t',
+                        Some((_, other)) => other,
+                        None => break,
+                    },
+                    inner => inner,
+                });
+            }
+            let is_mark = text.len() <= MAX_MARK && text.chars().any(|c| !c.is_whitespace());
+            if is_mark && !found.contains(&text) {
+                found.push(text);
+            }
+        }
+        rest = chars.as_str();
+    }
+    found.sort_by_key(|text| std::cmp::Reverse(text.len()));
+    found
+}
+
+/// True if no occurrence of `mark` can have a character in common with one of `token`.
+fn is_apart(mark: &str, token: &str) -> bool {
+    let ends_meet = |before: &str, after: &str| {
+        before.char_indices().any(|(at, _)| before.get(at..).is_some_and(|end| after.starts_with(end)))
+    };
+    token.is_empty()
+        || !(mark.contains(token) || token.contains(mark) || ends_meet(mark, token) || ends_meet(token, mark))
+}
+
+/// Character of a control token that ordinary text seldom has.
+fn distinctive(token: &str) -> Option<char> {
+    token.chars().find(|c| !c.is_alphanumeric() && !c.is_whitespace()).or_else(|| token.chars().next())
 }
 
 /// Removes the marks of training (`{% generation %}`), which have no effect on answers.
@@ -223,21 +312,6 @@ fn without_training(source: &str) -> String {
         rest = after;
     }
     plain + rest
-}
-
-/// A text as it is written between the quotes of a JSON string.
-fn in_quotes(text: &str) -> String {
-    let json = serde_json::Value::from(text).to_string();
-    json.strip_prefix('"').and_then(|json| json.strip_suffix('"')).unwrap_or_default().to_owned()
-}
-
-/// Python's `json.dumps(ensure_ascii=False)`, with which models were trained: with blanks between entries, and
-/// without the HTML escapes of minijinja's own filter.
-fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let json = python_json(value, indent.map(|indent| indent.min(16)))
-        .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
-    Ok(json.replace(OPEN, &OPEN_JSON.to_string()))
 }
 
 fn of_json(value: &serde_json::Value) -> Value {
@@ -279,7 +353,7 @@ fn call_value(call: &ToolCall, tokenizer: &Tokenizer) -> Result<Value, PromptErr
 /// Refuses values that would be read as a control token in the template's text.
 fn refuse_control_tokens(value: &serde_json::Value, tokenizer: &Tokenizer) -> Result<(), PromptError> {
     let check = |text: &str| {
-        if tokenizer.split_control(text).is_some() || text.contains([OPEN, CLOSE, OPEN_JSON]) {
+        if tokenizer.split_control(text).is_some() || text.chars().any(|c| twin_of(c).is_some()) {
             return Err(PromptError::Tools("a text in it contains a control token of the model".into()));
         }
         Ok(())

@@ -264,6 +264,11 @@ impl Tokenizer {
         self.control_texts.get(at).map(|(_, text)| text.as_str())
     }
 
+    /// Texts of all control tokens.
+    pub(super) fn control_tokens(&self) -> impl Iterator<Item = &str> {
+        self.control_texts.iter().map(|(_, text)| text.as_str())
+    }
+
     /// Splits at the first control token: text before it, the token, text after it.
     pub fn split_control<'t>(&self, text: &'t str) -> Option<(&'t str, u32, &'t str)> {
         self.control.as_ref()?.split(text)
