@@ -22,7 +22,7 @@ pub use device::{DeviceChoice, DeviceInfo};
 pub use engine::{Engine, check};
 pub use error::{Busy, BusyReason, EngineError, GrammarError, LoadError, PromptError};
 pub use exec::cpu::{Cores, CpuUnit};
-pub use grammar::{Grammar, Structure};
+pub use grammar::{CallSyntax, Grammar, Structure};
 pub use info::{Embedding, EngineStats, ModelInfo, Placement, Scores, Task};
 pub use model::{ArtifactInfo, Needs, inspect};
 pub use options::{CpuOptions, Hold, LoadOptions};

@@ -112,6 +112,37 @@ routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: base}}]}
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn structured_answers_end_with_the_asked_properties() {
+    let gateway = Gateway::start(&inside("")).await;
+    let schema = serde_json::json!({"type": "object", "required": ["name", "age", "share"], "properties": {
+        "name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "share": {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}}});
+    let asked = (0..20).map(|seed| {
+        let (client, schema) = (gateway.client(), schema.clone());
+        async move {
+            let body = serde_json::json!({
+                "model": "smollm2", "seed": seed, "max_tokens": 120,
+                "messages": [{"role": "user", "content": "Describe a person as JSON."}],
+                "response_format": {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+            });
+            client.post("/v1/chat/completions", &[], body.to_string()).await
+        }
+    });
+    for answer in futures::future::join_all(asked).await {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let choice = answer.json()["choices"][0].clone();
+        assert_eq!(choice["finish_reason"], "stop", "{choice}");
+        let text = choice["message"]["content"].as_str().unwrap();
+        assert!(!text.contains("\n\n"), "{text}");
+        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        let keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys.len(), 3, "{text}");
+        let share = value["share"].as_f64().unwrap();
+        assert!(share > 0.0 && share <= 0.5 && (0..=150).contains(&value["age"].as_i64().unwrap()), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_it_cannot_do_is_refused_by_name() {
     let gateway = Gateway::start(&inside("")).await;
     let client = gateway.client();

@@ -113,6 +113,72 @@ async fn a_caller_may_refuse_the_lesser_answer_and_what_cannot_spill_does_not() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_changes_no_form_of_the_answer_bars_no_spill() {
+    let full = Upstream::fixed(503, "full").await;
+    let gateway = Gateway::start(&fleet(&[&full.url()], "maxFullFor: 10s", "")).await;
+    let client = gateway.client();
+    let ask = async |fields: serde_json::Value| {
+        let messages = serde_json::json!([{"role": "user", "content": "hi"}]);
+        let mut body = serde_json::json!({"model": "x", "messages": messages, "max_tokens": 4});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        client.post("/v1/chat/completions", &[], body.to_string()).await
+    };
+    for (fields, dropped) in [
+        (serde_json::json!({"verbosity": "low", "reasoning_effort": "high"}), "verbosity, reasoning_effort"),
+        (serde_json::json!({"chat_template_kwargs": {"enable_thinking": false}}), "chat_template_kwargs"),
+        (
+            serde_json::json!({"stream": true, "stream_options": {"continuous_usage_stats": true}}),
+            "stream_options.continuous_usage_stats",
+        ),
+        (serde_json::json!({"some new\nfield": [1]}), "some%20newfield"),
+        (serde_json::json!({"max_new_tokens": 4, "user": "u"}), "max_new_tokens"),
+    ] {
+        let answer = ask(fields).await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-spillway-dropped")), (200, dropped), "{}", answer.text());
+        assert_eq!(answer.header("x-spillway-served-by"), "builtin/smollm2");
+    }
+    assert_eq!(ask(serde_json::json!({"user": "u"})).await.header("x-spillway-dropped"), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_does_not_spill_is_told_why() {
+    let full = Upstream::fixed(503, "full").await;
+    let file = fleet(&[&full.url()], "maxFullFor: 10s", "").replace("maxSequences: 8", "unknownFields: refuse");
+    let gateway = Gateway::start(&file).await;
+    let client = gateway.client();
+    for (headers, body, reason, field) in [
+        (
+            &[][..],
+            r#"{"messages":[{"role":"user","content":"hi"}],"verbosity":"low"}"#,
+            "unsupported_field",
+            "verbosity",
+        ),
+        (
+            &[],
+            r#"{"messages":[{"role":"user","content":"hi"}],"guided_regex":"a"}"#,
+            "unsupported_field",
+            "guided_regex",
+        ),
+        (&[], r#"{"messages":[{"role":"user","content":"hi"}],"temperature":9}"#, "invalid_request", "temperature"),
+        (&[("x-spillway-fallback", "never")], r#"{"messages":[{"role":"user","content":"hi"}]}"#, "caller_refuses", ""),
+    ] {
+        let refused = client.post("/v1/chat/completions", headers, body).await;
+        assert_eq!(refused.status, 503, "{}", refused.text());
+        let message = refused.json()["error"]["message"].as_str().unwrap().to_owned();
+        let named = if field.is_empty() { "`x-spillway-fallback` is `never`".to_owned() } else { format!("`{field}`") };
+        assert!(message.contains(&named), "{message}");
+        let line = eventually("the request is logged", || async {
+            gateway.events("access").into_iter().find(|line| {
+                line["notSpilled"] == reason && line["notSpilledField"].as_str().unwrap_or_default() == field
+            })
+        });
+        assert_eq!(line.await["status"], 503);
+    }
+    let series = "spillway_unspilled_total{http_route=\"chat\",reason=\"unsupported_field\"}";
+    gateway.metric_becomes(series, 2.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn servers_that_are_down_are_stood_in_for() {
     let gateway = Gateway::start(&fleet(&[&Upstream::nobody().await], "maxInFlight: 4", "")).await;
     let answer = gateway.client().chat("x", &[]).await;

@@ -30,6 +30,21 @@ routes: [{{matches: [{{path: {{prefix: /v1}}}}], backendRefs: [{{model: smollm2}
         file.display()
     ))
     .await;
+    let strict = serde_json::json!({
+        "model": "smollm2", "max_tokens": 8, "messages": [{"role": "user", "content": "hi"}],
+        "tools": [{"type": "function", "function": {"name": "time", "strict": true, "parameters": {"type": "object"}}}]
+    });
+    let free = gateway.client().post("/v1/chat/completions", &[], strict.to_string()).await;
+    assert_eq!((free.status.as_u16(), free.header("x-spillway-dropped")), (200, ""), "{}", free.text());
+    let mut wrong = strict.clone();
+    wrong["tools"][0]["function"]["parameters"] = serde_json::json!({"type": "nothing"});
+    let refused = gateway.client().post("/v1/chat/completions", &[], wrong.to_string()).await;
+    assert_eq!(
+        (refused.status.as_u16(), &refused.json()["error"]["param"]),
+        (400, &"tools".into()),
+        "{}",
+        refused.text()
+    );
     let told = script("openai_tools.py", &gateway, &["smollm2"]).await;
     for (told, name) in told[..3].iter().zip([None, Some("weather"), Some("time")]) {
         assert_eq!((&told["calls"], &told["sound"]), (&1.into(), &true.into()), "{told}");

@@ -33,7 +33,7 @@ pub use listeners::{
     CertificateFiles, ClientAddress, ClientAddressHeader, ClientCertificateMode, ClientCertificates, EncodedSlashes,
     Listener, ListenerLimits, ListenerProtocol, ListenerTls, ProxyProtocol, TlsVersion,
 };
-pub use models::{Device, Model, ModelTask};
+pub use models::{Device, Model, ModelTask, UnknownFields};
 pub use routes::{
     Access, BackendRef, Backoff, BodyLimits, FilterEntry, HeaderMatch, Hedge, Match, PathMatch, Queue, Reject, Retry,
     RetryOn, Route, RouteAuthentication, RouteTimeouts, SpillLimits, Sticky, WhenSaturated, WhenUnavailable,

@@ -67,6 +67,10 @@ pub struct Model {
     /// twice the time of a token without that. 50ms when left out.
     #[serde(default)]
     pub token_pause: Option<Duration>,
+    /// Treatment of fields that the model does not know and that change no form of the answer, such as `verbosity`. Fields
+    /// that change it (`tools`, `response_format`, `logprobs`, `n`, images, sound) are never ignored.
+    #[serde(default)]
+    pub unknown_fields: UnknownFields,
 }
 
 /// The weights of a model in safetensors within its folder: the first of these that is there.
@@ -175,6 +179,17 @@ pub enum ModelTask {
     Embedding,
     /// Documents ranked by a query: `/v1/rerank`.
     Rerank,
+}
+
+/// Treatment of fields of a request that a built-in model does not know.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum UnknownFields {
+    /// Ignored, and named in the header `x-spillway-dropped` of the answer.
+    #[default]
+    Ignore,
+    /// Refused with 400 where the request names the model; any other request does not spill.
+    Refuse,
 }
 
 /// Device that runs a model.

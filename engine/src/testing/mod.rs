@@ -367,6 +367,7 @@ mod tests {
         let tool = |description: &str| Tool {
             name: "time".into(),
             function: format!(r#"{{"name":"time","description":"{description}","parameters":{{"type":"object"}}}}"#),
+            is_strict: false,
         };
         let call = ToolCall { id: "call_1".into(), name: "time".into(), arguments: r#"{"zone":"<UTC>"}"#.into() };
         let mut calls = ChatMessage::new("assistant", "");

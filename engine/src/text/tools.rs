@@ -7,6 +7,7 @@ use serde_json::ser::{Formatter, PrettyFormatter};
 use serde_json::{Map, Value, json};
 
 use super::Tokenizer;
+use crate::CallSyntax;
 
 /// A function that the model may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct Tool {
     pub name: String,
     /// JSON text of an object with `name`, and optionally `description` and the JSON Schema of the `parameters`.
     pub function: String,
+    /// True if the arguments of a call must follow the schema, also where the model is free to call.
+    pub is_strict: bool,
 }
 
 /// A call of a tool.
@@ -36,6 +39,21 @@ pub enum ToolStyle {
     /// `{"name": ..., "parameters": {...}}` and nothing else; several calls are separated by semicolons.
     Llama,
 }
+
+/// Text, then calls with text between them. A lazy lexeme ends where it first may, so no mark of a call passes as text.
+const HERMES_CALLS: &str = r#"start: (before call)* rest
+before[lazy]: /(.|\n)*<tool_call>/
+call: BLANKS? json BLANKS? "</tool_call>"
+json: %json SCHEMA
+rest: /(.|\n)*/
+BLANKS: /[ \n]{1,4}/
+"#;
+/// Calls and nothing else, or a text that does not begin like one.
+const LLAMA_CALLS: &str = r#"start: BLANKS? json (BLANKS? ";" BLANKS? json)* | rest
+json: %json SCHEMA
+rest: /([ \n\t]*[^{ \n\t](.|\n)*)?/
+BLANKS: /[ \n]{1,4}/
+"#;
 
 const BEGIN: &str = "<tool_call>";
 const END: &str = "</tool_call>";
@@ -70,10 +88,27 @@ impl ToolStyle {
 
     /// JSON Schema, as JSON text, of an answer that must be a call of one of these tools, after its opening.
     pub fn schema(self, tools: &[Tool]) -> String {
+        self.schema_of(tools, |_| true)
+    }
+
+    /// Syntax of an answer that is free to call these tools, where one of them is strict: once a call begins, it is one of
+    /// these, and the arguments of strict tools follow their schemas. `None` if no tool is strict.
+    pub fn calls(self, tools: &[Tool]) -> Option<CallSyntax> {
+        let lark = match self {
+            Self::Hermes => HERMES_CALLS,
+            Self::Llama => LLAMA_CALLS,
+        };
+        let is_strict = tools.iter().any(|tool| tool.is_strict);
+        is_strict.then(|| CallSyntax { lark, schema: self.schema_of(tools, |tool| tool.is_strict) })
+    }
+
+    /// Schema of a call; arguments follow the schema of their tool where `is_held` says so, and are any object elsewhere.
+    fn schema_of(self, tools: &[Tool], is_held: impl Fn(&Tool) -> bool) -> String {
         let (mut calls, mut definitions) = (Vec::new(), Map::new());
         for (n, tool) in tools.iter().enumerate() {
             let function: Value = serde_json::from_str(&tool.function).unwrap_or_default();
-            let mut parameters = function.get("parameters").filter(|schema| !schema.is_null()).cloned();
+            let mut parameters =
+                function.get("parameters").filter(|schema| is_held(tool) && !schema.is_null()).cloned();
             let parameters = parameters.get_or_insert_with(|| json!({"type": "object"}));
             // A reference within a tool's schema points into that schema.
             point_into(parameters, &format!("#/$defs/tool{n}"));
@@ -316,7 +351,11 @@ mod tests {
     use super::*;
 
     fn tool(name: &str, parameters: &str) -> Tool {
-        Tool { name: name.into(), function: format!(r#"{{"name":"{name}","parameters":{parameters}}}"#) }
+        Tool {
+            name: name.into(),
+            function: format!(r#"{{"name":"{name}","parameters":{parameters}}}"#),
+            is_strict: false,
+        }
     }
 
     fn tools() -> [Tool; 2] {
@@ -400,7 +439,8 @@ mod tests {
         assert_eq!(schema["anyOf"][0]["properties"]["arguments"]["$ref"], "#/$defs/tool0");
         assert_eq!(schema["$defs"]["tool0"]["properties"]["a"]["$ref"], "#/$defs/tool0/$defs/b");
         assert_eq!(schema["$defs"]["tool0"]["properties"]["self"]["$ref"], "#/$defs/tool0");
-        let schema = ToolStyle::Llama.schema(&[Tool { name: "g".into(), function: r#"{"name":"g"}"#.into() }]);
+        let schema =
+            ToolStyle::Llama.schema(&[Tool { name: "g".into(), function: r#"{"name":"g"}"#.into(), is_strict: false }]);
         assert!(
             schema.contains(r#""parameters":{"$ref""#) && schema.contains(r#""tool0":{"type":"object"}"#),
             "{schema}"

@@ -77,6 +77,7 @@ async fn submit(
     if let Some(refusal) = &request.unsupported {
         return Err(SpillError::CannotSpill(refusal.clone()));
     }
+    model.check_ignored(&request.ignored)?;
     let engine = model.engine(deadline).await?;
     check_choices(request.n, engine.max_sequences())?;
     check_length(request, begun.text.len(), engine.info().context_length)?;
@@ -155,6 +156,7 @@ async fn submit(
         calling,
         resumed: resumed.map(|begun| begun.tokens),
         served_by: model.served_by().clone(),
+        dropped: request.ignored.header(),
         deadline,
         engine: Some(engine),
         over_limit,

@@ -19,6 +19,7 @@ pub async fn encode(
     what: Encode,
     deadline: Instant,
 ) -> Result<(Encoded, u64), SpillError> {
+    model.check_ignored(&request.ignored)?;
     let engine = model.engine(deadline).await?;
     let wanted = match what {
         Encode::Embeddings => Task::Embed,

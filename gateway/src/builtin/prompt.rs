@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use spillway_engine::{ChatMessage, Conversation, Engine, Grammar, GrammarError, Prompt, PromptError, Structure, Tool};
+use spillway_engine::{
+    CallSyntax, ChatMessage, Conversation, Engine, Grammar, GrammarError, Prompt, PromptError, Structure, Tool,
+};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::LoadedModel;
@@ -81,20 +83,22 @@ pub(super) async fn prepare(
     begun: &str,
     deadline: Instant,
 ) -> Result<(Prompt, Option<Grammar>), SpillError> {
-    let must_call = calling.filter(|calling| calling.must);
     let work = Encoding {
         prompt_field: request.prompt_field(),
         prompt: request.prompt.clone(),
         messages: request.messages.iter().map(message_of).collect(),
         tools: if calling.is_some() { request.tools.clone() } else { Vec::new() },
-        must_call: must_call.is_some(),
+        must_call: calling.is_some_and(|calling| calling.must),
         begun: begun.to_owned(),
-        format: match must_call {
-            Some(calling) => ResponseFormat::JsonSchema(calling.style.schema(&calling.tools).into()),
-            None => format.clone(),
+        form: match (calling, format) {
+            (Some(calling), _) if calling.must => Form::Call(calling.style.schema(&calling.tools)),
+            (Some(calling), _) => calling.style.calls(&calling.tools).map_or(Form::Text, Form::Calls),
+            (None, ResponseFormat::Text) => Form::Text,
+            (None, ResponseFormat::JsonObject) => Form::JsonObject,
+            (None, ResponseFormat::JsonSchema(schema)) => Form::JsonSchema(schema.clone()),
         },
     };
-    if request.text_bytes().saturating_add(begun.len()) <= ENCODE_INLINE && work.format == ResponseFormat::Text {
+    if request.text_bytes().saturating_add(begun.len()) <= ENCODE_INLINE && matches!(work.form, Form::Text) {
         return work.run(engine);
     }
     let until = deadline.min(Instant::now() + model.max_queue_wait());
@@ -140,7 +144,18 @@ struct Encoding {
     tools: Vec<Tool>,
     must_call: bool,
     begun: String,
-    format: ResponseFormat,
+    form: Form,
+}
+
+/// Form of an answer, from which its grammar is built.
+enum Form {
+    Text,
+    JsonObject,
+    JsonSchema(Box<str>),
+    /// A call; its schema.
+    Call(String),
+    /// Text with strict calls.
+    Calls(CallSyntax),
 }
 
 impl Encoding {
@@ -154,7 +169,7 @@ impl Encoding {
                 engine.encode(&Conversation { messages, tools, must_call: self.must_call, begun: &self.begun })
             }
         };
-        Ok((prompt.map_err(|error| prompt_refused(&error, prompt_field))?, grammar_now(engine, &self.format)?))
+        Ok((prompt.map_err(|error| prompt_refused(&error, prompt_field))?, grammar_now(engine, &self.form)?))
     }
 }
 
@@ -176,11 +191,13 @@ fn prompt_refused(error: &PromptError, prompt_field: &'static str) -> SpillError
     SpillError::CannotSpill(Refusal::invalid(code, format!("`{param}`: {error}.")).param(param))
 }
 
-fn grammar_now(engine: &Engine, format: &ResponseFormat) -> Result<Option<Grammar>, SpillError> {
-    let structure = match format {
-        ResponseFormat::Text => return Ok(None),
-        ResponseFormat::JsonObject => Structure::JsonObject,
-        ResponseFormat::JsonSchema(schema) => Structure::JsonSchema(schema),
+fn grammar_now(engine: &Engine, form: &Form) -> Result<Option<Grammar>, SpillError> {
+    let (structure, param) = match form {
+        Form::Text => return Ok(None),
+        Form::JsonObject => (Structure::JsonObject, "response_format"),
+        Form::JsonSchema(schema) => (Structure::JsonSchema(schema), "response_format"),
+        Form::Call(schema) => (Structure::JsonSchema(schema), "tools"),
+        Form::Calls(calls) => (Structure::Calls(calls), "tools"),
     };
     engine.grammar(structure).map(Some).map_err(|error| {
         let code = match error {
@@ -188,8 +205,8 @@ fn grammar_now(engine: &Engine, format: &ResponseFormat) -> Result<Option<Gramma
             GrammarError::Invalid(_) => "invalid_json_schema",
             GrammarError::Tokens(_) => "unsupported_value",
         };
-        let message = format!("`response_format`: {error}.");
-        SpillError::CannotSpill(Refusal::invalid(code, message).param("response_format"))
+        let message = format!("`{param}`: {error}.");
+        SpillError::CannotSpill(Refusal::invalid(code, message).param(param))
     })
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::internal;
 use super::memory::LoadedEngine;
-use crate::protocol::{Call, Choice, FinishReason, SERVED_BY, Usage, WriteAnswer};
+use crate::protocol::{Call, Choice, DROPPED, FinishReason, SERVED_BY, Usage, WriteAnswer};
 use crate::telemetry::ModelMetrics;
 
 /// Answers to one request; the engine gives no more than were asked for.
@@ -108,6 +108,8 @@ pub(super) struct AnswerOptions {
     /// Tokens of an answer that this one continues; `None` for a new answer.
     pub(super) resumed: Option<u32>,
     pub(super) served_by: HeaderValue,
+    /// Fields of the request that are ignored.
+    pub(super) dropped: Option<HeaderValue>,
     pub(super) deadline: Instant,
     /// Engine, kept alive: dropping it fails its running answers.
     pub(super) engine: Option<LoadedEngine>,
@@ -155,15 +157,13 @@ impl<E: Events> SpillStream<E> {
             self.fill().await?;
         }
         let kind = if self.options.streamed { "text/event-stream; charset=utf-8" } else { "application/json" };
-        Ok(Head {
-            status: StatusCode::OK,
-            headers: vec![
-                (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
-                (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-                (SERVED_BY.clone(), self.options.served_by.clone()),
-            ],
-            content_length: (!self.options.streamed).then_some(self.out.len()),
-        })
+        let mut headers = vec![
+            (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
+            (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+            (SERVED_BY.clone(), self.options.served_by.clone()),
+        ];
+        headers.extend(self.options.dropped.clone().map(|dropped| (DROPPED.clone(), dropped)));
+        Ok(Head { status: StatusCode::OK, headers, content_length: (!self.options.streamed).then_some(self.out.len()) })
     }
 
     /// Waits for the next part to send; `None` when the answer is complete. A failure after the first part becomes an event.

@@ -51,6 +51,7 @@ fn stream(streamed: bool, within: Duration) -> (mpsc::Sender<Event>, SpillStream
         logprobs: false,
         calling: None,
         resumed: None,
+        dropped: None,
         served_by: HeaderValue::from_static("builtin/m"),
         deadline: Instant::now() + within,
         engine: None,

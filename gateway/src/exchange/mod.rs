@@ -24,7 +24,7 @@ use crate::off_loop::OffLoop;
 use crate::protocol::{Dialect, ResolvedOperation, Written};
 use crate::queueing::{Retrying, WakingSlot};
 use crate::snapshot::Snapshot;
-use crate::telemetry::{Span, SpillReason};
+use crate::telemetry::{NotSpilled, Span, SpillReason};
 use crate::tls::ClientCertificate;
 use crate::topology::Route;
 pub use body::{HeldBody, Hold, RequestBody, expects_continue, hold, malformed, malformed_refusal, too_slow};
@@ -94,6 +94,8 @@ pub struct Outcome {
     pub queued: Option<Duration>,
     /// Reason for which a built-in model or stand-in answers; `None` where the route's own backends do.
     pub spilled: Option<SpillReason>,
+    /// Reason for which the spill of the route did not take the request, and the field at fault if there is one.
+    pub not_spilled: Option<(NotSpilled, Option<String>)>,
     /// True if the event stream broke and was continued.
     pub resumed: bool,
     /// Code of the error that was sent.

@@ -341,6 +341,8 @@ pub(super) fn end(gateway: &Gateway, session: &ServerSession, mut exchange: Exch
             resumed: exchange.outcome.resumed,
             queue_ms: exchange.outcome.queued.map(millis),
             spilled: exchange.outcome.spilled.map(Label::as_str),
+            not_spilled: exchange.outcome.not_spilled.as_ref().map(|(reason, _)| reason.as_str()),
+            not_spilled_field: exchange.outcome.not_spilled.as_ref().and_then(|(_, field)| field.as_deref()),
             model_asked: exchange.asked.as_ref().and_then(|asked| asked.model.as_deref()),
             model_answered: exchange.outcome.model_answered.as_deref(),
             prompt_tokens: exchange.outcome.prompt_tokens,

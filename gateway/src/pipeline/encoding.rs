@@ -9,7 +9,7 @@ use pingora::protocols::http::ServerSession;
 use super::reading::{held, read, unsupported_endpoint};
 use crate::builtin::{self, LoadedModel, SpillError};
 use crate::exchange::{End, Exchange, ServedBy};
-use crate::protocol::{Encode, SERVED_BY};
+use crate::protocol::{DROPPED, Encode, SERVED_BY};
 
 /// Answers the request. False where the model has no room. A client that leaves ends the work.
 pub(super) async fn encode(
@@ -51,6 +51,9 @@ pub(super) async fn encode(
     let mut answer = ResponseHeader::build(StatusCode::OK, Some(4)).map_err(|_| End::ClientGone)?;
     let _ = answer.insert_header(header::CONTENT_TYPE, "application/json");
     let _ = answer.insert_header(&SERVED_BY, model.served_by());
+    if let Some(dropped) = request.ignored.header() {
+        let _ = answer.insert_header(&DROPPED, dropped);
+    }
     super::answers::send(session, exchange, answer, body).await.map_err(|_| End::ClientGone)?;
     Ok(true)
 }

@@ -10,15 +10,15 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::attempts::stand_in;
 use super::builtin::pass;
-use super::may_spill::{is_allowed, is_possible, is_too_long};
+use super::may_spill::bar;
 use super::reading::{read_chat, tenant};
 use crate::admission::TargetSelection;
 use crate::builtin::{self, LoadedModel, SpillError, SpillStream, Terms};
 use crate::clock::now_millis;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
-use crate::telemetry::SpillReason;
-use crate::topology::{Route, TargetKind};
+use crate::telemetry::{NotSpilled, SpillReason};
+use crate::topology::{Fallback, Route, TargetKind};
 
 /// Answers a request that is over a limit whose rule has `onExceeded: spill`; refuses it where nothing can.
 pub(super) async fn over_limit(
@@ -31,29 +31,18 @@ pub(super) async fn over_limit(
 ) -> Result<(), End> {
     let last = &route.when_saturated;
     // The list of models is answered here and never spills.
-    let is_own = super::answers::is_models(route, exchange.resolved);
-    if !is_own && is_possible(last, exchange) && is_allowed(route, last, exchange) {
-        match &last.spill_to {
-            Some(TargetKind::Backend(backend)) => {
-                let may = !is_too_long(route, exchange);
-                if may && Box::pin(stand_in(gateway, route, backend, SpillReason::OverLimit, session, exchange)).await?
-                {
-                    route.metrics.spilled(SpillReason::OverLimit);
-                    return Ok(());
-                }
-            }
-            Some(TargetKind::Model(model)) => {
-                if let Some(place) = model.slot_over_limit()
-                    && let Ok(stream) = spill(route, model, Some(place), exchange).await
-                {
-                    exchange.outcome.spilled = Some(SpillReason::OverLimit);
-                    route.metrics.spilled(SpillReason::OverLimit);
-                    return pass(stream, model, session, exchange).await;
-                }
-            }
-            None => {}
+    let own = super::answers::is_models(route, exchange.resolved);
+    let mut why = None;
+    if let Some(target) = last.spill_to.as_ref().filter(|_| !own) {
+        match offer(gateway, route, last, target, SpillReason::OverLimit, session, exchange).await? {
+            Offered::Answered => return Ok(()),
+            Offered::Declined(declined) => why = Some(declined),
         }
     }
+    let refusal = match why {
+        Some(why) => Box::new(not_spilled(route, *refusal, why, exchange)),
+        None => refusal,
+    };
     // A refused request takes nothing from any limit.
     exchange.ledger.release();
     exchange.refused_by = Some(filter);
@@ -70,25 +59,11 @@ pub(super) async fn fall_back(
     exchange: &mut Exchange,
 ) -> Result<(), End> {
     let last = if reason == SpillReason::Unavailable { &route.when_unavailable } else { &route.when_saturated };
-    let mut busy = None;
-    if is_possible(last, exchange) && is_allowed(route, last, exchange) {
-        match &last.spill_to {
-            None => {}
-            Some(TargetKind::Backend(backend)) => {
-                let may = !is_too_long(route, exchange);
-                if may && Box::pin(stand_in(gateway, route, backend, reason, session, exchange)).await? {
-                    route.metrics.spilled(reason);
-                    return Ok(());
-                }
-            }
-            Some(TargetKind::Model(model)) => match spill(route, model, None, exchange).await {
-                Ok(stream) => {
-                    exchange.outcome.spilled = Some(reason);
-                    route.metrics.spilled(reason);
-                    return pass(stream, model, session, exchange).await;
-                }
-                Err(wait) => busy = wait,
-            },
+    let mut why = None;
+    if let Some(target) = &last.spill_to {
+        match offer(gateway, route, last, target, reason, session, exchange).await? {
+            Offered::Answered => return Ok(()),
+            Offered::Declined(declined) => why = Some(declined),
         }
     }
     route.metrics.shed(reason);
@@ -101,26 +76,128 @@ pub(super) async fn fall_back(
     let known =
         selection.queue(route).filter(|_| reason != SpillReason::Unavailable).and_then(|queue| queue.drained_in());
     let told = || last.retry_after.max(selection.next_change(route, now_millis()).unwrap_or_default());
+    let busy = why.as_ref().and_then(|why| why.wait);
     let wait = known.unwrap_or_else(told).max(busy.unwrap_or_default());
-    Err(End::refuse(Refusal::new(last.status, ErrorKind::Overloaded, code, message).retry_after(wait)))
+    let refusal = Refusal::new(last.status, ErrorKind::Overloaded, code, message).retry_after(wait);
+    Err(End::refuse(match why {
+        Some(why) => not_spilled(route, refusal, why, exchange),
+        None => refusal,
+    }))
 }
 
-/// Submits the request to a built-in model. An error holds the time until the model has room, where it had none.
+/// Outcome of an offer to a spill.
+enum Offered {
+    /// The spill answered the request.
+    Answered,
+    /// The spill did not take the request.
+    Declined(Declined),
+}
+
+/// Reason why a spill did not take a request.
+struct Declined {
+    reason: NotSpilled,
+    /// Field of the request at fault.
+    field: Option<String>,
+    /// Time until the spill has room.
+    wait: Option<Duration>,
+}
+
+impl From<NotSpilled> for Declined {
+    fn from(reason: NotSpilled) -> Self {
+        Self { reason, field: None, wait: None }
+    }
+}
+
+impl Declined {
+    fn of(refusal: &Refusal, reason: NotSpilled) -> Self {
+        Self { reason, field: refusal.param.as_deref().map(str::to_owned), wait: refusal.retry_after }
+    }
+}
+
+/// Offers the request to the spill of its route.
+async fn offer(
+    gateway: &Arc<Gateway>,
+    route: &Arc<Route>,
+    last: &Fallback,
+    target: &TargetKind,
+    reason: SpillReason,
+    session: &mut ServerSession,
+    exchange: &mut Exchange,
+) -> Result<Offered, End> {
+    if let Some(bar) = bar(route, last, target, exchange) {
+        return Ok(Offered::Declined(bar.into()));
+    }
+    match target {
+        TargetKind::Backend(backend) => {
+            if Box::pin(stand_in(gateway, route, backend, reason, session, exchange)).await? {
+                route.metrics.spilled(reason);
+                return Ok(Offered::Answered);
+            }
+            Ok(Offered::Declined(NotSpilled::Busy.into()))
+        }
+        TargetKind::Model(model) => {
+            let place = match reason {
+                SpillReason::OverLimit => match model.slot_over_limit() {
+                    Some(place) => Some(place),
+                    None => return Ok(Offered::Declined(NotSpilled::Busy.into())),
+                },
+                _ => None,
+            };
+            match spill(route, model, place, exchange).await {
+                Ok(stream) => {
+                    exchange.outcome.spilled = Some(reason);
+                    route.metrics.spilled(reason);
+                    pass(stream, model, session, exchange).await.map(|()| Offered::Answered)
+                }
+                Err(declined) => Ok(Offered::Declined(declined)),
+            }
+        }
+    }
+}
+
+/// Reports that the spill did not take the request, and adds the reason to its refusal.
+fn not_spilled(route: &Route, refusal: Refusal, why: Declined, exchange: &mut Exchange) -> Refusal {
+    route.metrics.not_spilled(why.reason);
+    let field = why.field.as_deref().unwrap_or("a field");
+    let because = match why.reason {
+        NotSpilled::CallerRefuses => "`x-spillway-fallback` is `never`".to_owned(),
+        NotSpilled::Operation => "no built-in model answers this kind of request".to_owned(),
+        NotSpilled::NotAllowed => "the rules of this route or caller do not let it".to_owned(),
+        NotSpilled::UnsupportedField => format!("`{field}` is not supported there"),
+        NotSpilled::InvalidRequest => format!("`{field}` is invalid"),
+        NotSpilled::PromptTooLong => "the prompt is too long".to_owned(),
+        NotSpilled::Busy => "there is no room there either".to_owned(),
+        NotSpilled::Failed => "it failed there".to_owned(),
+    };
+    exchange.outcome.not_spilled = Some((why.reason, why.field));
+    let message = format!("{} (not answered by the spill of this route: {because})", refusal.message);
+    Refusal { message: message.into(), ..refusal }
+}
+
+/// Submits the request to a built-in model.
 async fn spill(
     route: &Route,
     model: &Arc<LoadedModel>,
     over_limit: Option<OwnedSemaphorePermit>,
     exchange: &Exchange,
-) -> Result<SpillStream, Option<Duration>> {
-    let Ok(Some(Ok(request))) = read_chat(exchange).await else { return Err(None) };
+) -> Result<SpillStream, Declined> {
+    let request = match read_chat(exchange).await {
+        Ok(Some(Ok(request))) => request,
+        Ok(Some(Err(refusal))) => return Err(Declined::of(&refusal, NotSpilled::InvalidRequest)),
+        Ok(None) => return Err(NotSpilled::Operation.into()),
+        Err(_) => return Err(NotSpilled::Busy.into()),
+    };
     let (dialect, tenant) = (exchange.dialect, tenant(exchange).cloned());
     let terms = Terms { dialect, max_prompt_tokens: route.spill.max_prompt_tokens, over_limit, tenant };
-    match builtin::answer(model, &request, terms, exchange.started + route.request_timeout).await {
-        Ok(stream) => Ok(stream),
-        Err(SpillError::Busy(refusal)) => Err(refusal.retry_after),
-        Err(e) => {
-            tracing::debug!(event = "cannot_spill", route = %route.name, reason = %e.refusal().message);
-            Err(None)
-        }
-    }
+    let answer = builtin::answer(model, &request, terms, exchange.started + route.request_timeout).await;
+    answer.map_err(|error| {
+        let reason = match &error {
+            SpillError::CannotSpill(_) => NotSpilled::UnsupportedField,
+            SpillError::TooLong(_) => NotSpilled::PromptTooLong,
+            SpillError::Busy(_) => NotSpilled::Busy,
+            SpillError::Failed(_) => NotSpilled::Failed,
+        };
+        tracing::debug!(event = "cannot_spill", route = %route.name, reason = %error.refusal().message);
+        Declined::of(error.refusal(), reason)
+    })
 }

@@ -1,20 +1,38 @@
 //! Conditions for an answer in place of the route's own backends.
 
 use crate::exchange::{Exchange, RequestBody};
+use crate::telemetry::NotSpilled;
 use crate::topology::{Fallback, Route, TargetKind};
 
 /// True if a backend or built-in model could answer in place of the route's own backends, as far as the head tells.
 pub(super) fn is_possible(last: &Fallback, exchange: &Exchange) -> bool {
-    let can = match &last.spill_to {
-        None => false,
-        Some(TargetKind::Backend(_)) => true,
-        Some(TargetKind::Model(model)) => {
-            exchange.resolved.operation.asks_for_text()
-                && matches!(exchange.body, RequestBody::Held(_))
-                && exchange.caller.as_ref().is_none_or(|caller| caller.may_use(Some(model.name())))
-        }
-    };
-    can && !exchange.refuses_fallback
+    last.spill_to.as_ref().is_some_and(|target| bar_of_head(target, exchange).is_none())
+}
+
+/// Reason why the head of the request bars it from the spill; `None` where nothing does.
+fn bar_of_head(target: &TargetKind, exchange: &Exchange) -> Option<NotSpilled> {
+    if exchange.refuses_fallback {
+        return Some(NotSpilled::CallerRefuses);
+    }
+    let TargetKind::Model(model) = target else { return None };
+    if !exchange.resolved.operation.asks_for_text() || !matches!(exchange.body, RequestBody::Held(_)) {
+        return Some(NotSpilled::Operation);
+    }
+    let may_use = exchange.caller.as_ref().is_none_or(|caller| caller.may_use(Some(model.name())));
+    (!may_use).then_some(NotSpilled::NotAllowed)
+}
+
+/// Reason why the request may not spill to `target`; `None` where it may. Draws the route's share of spilled requests, so it
+/// is asked once for a spill.
+pub(super) fn bar(route: &Route, last: &Fallback, target: &TargetKind, exchange: &Exchange) -> Option<NotSpilled> {
+    if let Some(bar) = bar_of_head(target, exchange) {
+        return Some(bar);
+    }
+    if !is_allowed(route, last, exchange) {
+        return Some(NotSpilled::NotAllowed);
+    }
+    let is_backend = matches!(target, TargetKind::Backend(_));
+    (is_backend && is_too_long(route, exchange)).then_some(NotSpilled::PromptTooLong)
 }
 
 /// True if the route lets this request spill, and the caller may use both the model that it asked for and the one that would
@@ -36,7 +54,7 @@ pub(super) fn is_allowed(route: &Route, last: &Fallback, exchange: &Exchange) ->
 }
 
 /// True if the prompt is longer than may spill to a backend, whose tokenizer is not known: four bytes are one token.
-pub(super) fn is_too_long(route: &Route, exchange: &Exchange) -> bool {
+fn is_too_long(route: &Route, exchange: &Exchange) -> bool {
     let RequestBody::Held(held) = &exchange.body else { return false };
     let tokens = held.bytes.len() / 4;
     route.spill.max_prompt_tokens.is_some_and(|most| tokens > usize::try_from(most.get()).unwrap_or(usize::MAX))

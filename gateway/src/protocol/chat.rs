@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use http::HeaderValue;
 use spillway_engine::{Tool, ToolCall, WrittenToken};
 use spillway_filter::Refusal;
 
@@ -105,8 +106,61 @@ pub struct ChatRequest {
     pub top_logprobs: u32,
     /// Form that the answer must have.
     pub response_format: ResponseFormat,
-    /// Refusal for the first feature asked for that the built-in model does not have.
+    /// Refusal for the first feature asked for that the built-in model does not have and that changes the form of the answer.
     pub unsupported: Option<Refusal>,
+    /// Fields that the built-in model does not know and that change no form of the answer.
+    pub ignored: Ignored,
+}
+
+/// Most names of ignored fields that are kept.
+const MAX_IGNORED: usize = 16;
+
+/// Names of fields that are ignored, in the order of the request. Further ones than 16 are counted only.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ignored {
+    names: Vec<String>,
+    further: bool,
+}
+
+impl Ignored {
+    /// Adds a name, unless it is there.
+    pub fn push(&mut self, name: String) {
+        if self.names.contains(&name) {
+            return;
+        }
+        if self.names.len() < MAX_IGNORED {
+            self.names.push(name);
+        } else {
+            self.further = true;
+        }
+    }
+
+    /// First name; `None` where no field is ignored.
+    pub fn first(&self) -> Option<&str> {
+        self.names.first().map(String::as_str)
+    }
+
+    /// Value of a header that lists the names; `None` where no field is ignored. Marks other than those of a path in JSON
+    /// are percent-encoded, because callers choose the names of unknown fields. `...` stands for further names.
+    pub fn header(&self) -> Option<HeaderValue> {
+        let mut list = String::new();
+        for name in &self.names {
+            if !list.is_empty() {
+                list.push_str(", ");
+            }
+            for byte in name.bytes() {
+                if byte.is_ascii_alphanumeric() || b"_-.[]".contains(&byte) {
+                    list.push(char::from(byte));
+                } else {
+                    list.push_str(&format!("%{byte:02X}"));
+                }
+            }
+        }
+        if self.further {
+            list.push_str(", ...");
+        }
+        HeaderValue::from_str(&list).ok().filter(|_| !list.is_empty())
+    }
 }
 
 impl ChatRequest {
@@ -176,6 +230,8 @@ pub struct EncodeRequest {
     pub top_n: Option<u32>,
     /// True if the answer repeats the documents.
     pub return_documents: bool,
+    /// Fields that the built-in model does not know and that change no form of the answer.
+    pub ignored: Ignored,
 }
 
 impl EncodeRequest {

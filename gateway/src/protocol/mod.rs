@@ -19,8 +19,8 @@ use serde::Serialize;
 use spillway_filter::Refusal;
 
 pub use chat::{
-    Call, ChatRequest, Choice, Encode, EncodeInput, EncodeRequest, Encoded, FinishReason, Message, Observation,
-    PromptInput, ResponseFormat, Said, ToolChoice, Usage, Written,
+    Call, ChatRequest, Choice, Encode, EncodeInput, EncodeRequest, Encoded, FinishReason, Ignored, Message,
+    Observation, PromptInput, ResponseFormat, Said, ToolChoice, Usage, Written,
 };
 pub use dialect::{AnswerHead, ContinueStream, Dialect, ModelCard, ModelPath, Observe, Transcribe, WriteAnswer};
 pub use operation::Operation;
@@ -30,6 +30,9 @@ pub use registry::{OPENAI, PROBLEM, ResolvedOperation};
 
 /// Header of an answer that names its backend, or its built-in model as `builtin/NAME`.
 pub static SERVED_BY: HeaderName = HeaderName::from_static("x-spillway-served-by");
+
+/// Header that names the fields of a request which the built-in model that answered has ignored.
+pub static DROPPED: HeaderName = HeaderName::from_static("x-spillway-dropped");
 
 static RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 static X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");

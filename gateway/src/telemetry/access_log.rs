@@ -41,6 +41,10 @@ pub struct AccessRecord<'a> {
     pub attempts: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spilled: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_spilled: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "short_if_any")]
+    pub not_spilled_field: Option<&'a str>,
     /// True if a built-in model continued a stream that died.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub resumed: bool,
@@ -73,7 +77,7 @@ impl AccessRecord<'_> {
                 use std::io::Write;
                 writeln!(
                     line,
-                    "{} {} {} {} {} {} {:.1}ms {}{}{} {}",
+                    "{} {} {} {} {} {} {:.1}ms {}{}{}{} {}",
                     self.time,
                     self.client,
                     clipped(self.method),
@@ -84,6 +88,7 @@ impl AccessRecord<'_> {
                     self.duration_ms,
                     if self.served_by.is_empty() { "-" } else { self.served_by },
                     self.spilled.map(|reason| format!(" spilled={reason}")).unwrap_or_default(),
+                    self.not_spilled.map(|reason| format!(" not_spilled={reason}")).unwrap_or_default(),
                     self.error_code.map(|code| format!(" error={code}")).unwrap_or_default(),
                     self.request_id,
                 )
@@ -162,6 +167,8 @@ mod tests {
             endpoint: None,
             attempts: 0,
             spilled: Some("saturated"),
+            not_spilled: None,
+            not_spilled_field: None,
             resumed: false,
             queue_ms: Some(0.5),
             model_asked: Some("gpt-x"),

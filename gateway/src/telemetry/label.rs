@@ -76,6 +76,28 @@ label! {
 }
 
 label! {
+    /// Reason why a spill that a route has did not take a request.
+    NotSpilled {
+        /// The caller sent `x-spillway-fallback: never`.
+        CallerRefuses => "caller_refuses",
+        /// The request is not one for text that a built-in model writes, or its body could not be held.
+        Operation => "operation",
+        /// The consumer's `models` or the route's `spill` do not let it.
+        NotAllowed => "not_allowed",
+        /// A field asks for a form of answer that the model does not write.
+        UnsupportedField => "unsupported_field",
+        /// The request is invalid for any server.
+        InvalidRequest => "invalid_request",
+        /// The prompt is longer than the context of the model or `spill.maxPromptTokens`.
+        PromptTooLong => "prompt_too_long",
+        /// The spill has no room either.
+        Busy => "busy",
+        /// The model or stand-in failed.
+        Failed => "failed",
+    }
+}
+
+label! {
     /// Outcome of the copy of a request.
     MirrorEnd {
         /// The copy was answered, with any status.

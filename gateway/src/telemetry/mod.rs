@@ -15,7 +15,8 @@ mod trace;
 pub use access_log::AccessRecord;
 pub use json::write_line;
 pub use label::{
-    AttemptEnd, BodyRefusal, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, QueueEnd, SpillReason,
+    AttemptEnd, BodyRefusal, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, NotSpilled, QueueEnd,
+    SpillReason,
 };
 pub use log::{LogError, LogWriter, init as init_log};
 pub use log_throttle::LogThrottle;

@@ -144,6 +144,10 @@ const GROUPS: &[Group] = &[
                 "`builtin/NAME` where a built-in model answered; after a spill to a backend, the name of that.",
             ),
             (
+                "x-spillway-dropped",
+                "Fields of the request that the built-in model which answered does not know and has ignored; other marks than letters, digits and `_-.[]` are percent-encoded.",
+            ),
+            (
                 "x-ratelimit-limit-requests",
                 "Requests of the caller's tightest limit on requests. Replaces the server's own value.",
             ),

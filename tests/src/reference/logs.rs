@@ -30,6 +30,11 @@ const ACCESS: &[(&str, &str)] = &[
         "spilled",
         "Reason why the request did not go to the backends of its route, as `reason` of `spillway_spills` ([metrics](metrics.md#overload-and-further-attempts)).",
     ),
+    (
+        "notSpilled",
+        "Reason why the spill of the route did not take the request, as `reason` of `spillway_unspilled` ([metrics](metrics.md#overload-and-further-attempts)).",
+    ),
+    ("notSpilledField", "Field of the request that barred it from the spill."),
     ("resumed", "`true` where a stream died and was continued."),
     ("queueMs", "Time in the queue, in milliseconds."),
     ("modelAsked", "Model that the request names."),

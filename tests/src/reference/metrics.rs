@@ -65,6 +65,7 @@ const GROUPS: &[Group] = &[
         "Overload and further attempts",
         &[
             ("spillway_spills", &[ROUTE, ("reason", Enum("queue_full"))], "requests"),
+            ("spillway_unspilled", &[ROUTE, ("reason", Enum("caller_refuses"))], "requests"),
             ("spillway_sheds", &[ROUTE, ("reason", Enum("queue_full"))], "requests"),
             ("spillway_queue_depth", &[ROUTE], "requests"),
             ("spillway_queue_wait_seconds", &[ROUTE, ("outcome", Enum("moved_on"))], "seconds"),

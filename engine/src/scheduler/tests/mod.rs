@@ -20,7 +20,7 @@ use crate::runner::doubles::{Fault, Faults, SharedFaults, meet, rebuildable, tun
 use crate::text::TextModel;
 use crate::{
     BusyReason, DeviceChoice, EngineError, Event, FinishReason, Finished, Generate, LoadError, LoadOptions, Prompt,
-    Sampling, Structure, WrittenToken,
+    Sampling, Structure, Tool, ToolStyle, WrittenToken,
 };
 
 const VOCABULARY: usize = 258;
@@ -389,6 +389,84 @@ fn an_answer_is_what_its_schema_allows() {
     assert_eq!(endless, "the schema cannot be used: nothing satisfies the schema");
     let long = format!(r#"{{"enum":["{}"]}}"#, "x".repeat(70_000));
     assert!(grammars.compile(Structure::JsonSchema(&long)).is_err());
+}
+
+/// True if a grammar allows the text and may end after it.
+fn allows(scene: &Scene, structure: Structure<'_>, text: &str) -> bool {
+    let grammars = Grammars::new(scene.text.tokenizer().clone());
+    let mut matcher = grammars.compile(structure).unwrap().into_matcher();
+    let mut tokens = Vec::new();
+    scene.text.tokenizer().encode(text, &mut tokens).unwrap();
+    matcher.validate_tokens(&tokens).unwrap() == tokens.len()
+        && matcher.consume_tokens(&tokens).is_ok()
+        && matcher.is_accepting().unwrap()
+}
+
+#[test]
+fn a_schema_is_kept_to_its_letter() {
+    let scene = Scene::new(sizes(4, 16 * PAGE, 80), &options(8), World::default());
+    let plain = r#"{"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"array","items":{"type":"integer"}}},
+        "required":["a","b"]}"#;
+    let half = r#"{"type":"number","exclusiveMinimum":0,"maximum":0.5}"#;
+    let below = r#"{"type":"number","minimum":-1.5,"exclusiveMaximum":-1}"#;
+    let merged = r#"{"allOf":[{"type":"number","exclusiveMinimum":2},{"maximum":2.5}]}"#;
+    for (schema, text, is_allowed) in [
+        (plain, "{\"a\": 1, \"b\": [1, 2]}", true),
+        (plain, "{\n  \"a\": 1,\n  \"b\": [\n    1\n  ]\n}", true),
+        (plain, "{\"a\":1,\"b\":[]}", true),
+        (plain, "{\"a\": 1, \"b\": [], \"c\": 3}", false),
+        (plain, "{\n\n\"a\": 1, \"b\": []}", false),
+        (plain, "{\"a\":    1, \"b\": []}", false),
+        (half, "0.25", true),
+        (half, "0.5", true),
+        (half, "0", false),
+        (half, "0.0", false),
+        (half, "0.6", false),
+        (below, "-1.25", true),
+        (below, "-1.5", true),
+        (below, "-1", false),
+        (below, "-1.0", false),
+        (merged, "2.25", true),
+        (merged, "2", false),
+    ] {
+        assert_eq!(allows(&scene, Structure::JsonSchema(schema), text), is_allowed, "{schema} {text:?}");
+    }
+}
+
+#[test]
+fn a_strict_call_follows_its_schema_once_it_begins() {
+    let scene = Scene::new(sizes(4, 16 * PAGE, 80), &options(8), World::default());
+    let tool = |name: &str, is_strict| Tool {
+        name: name.into(),
+        function: format!(
+            r#"{{"name":"{name}","parameters":{{"type":"object","properties":{{"n":{{"type":"integer"}}}},"required":["n"]}}}}"#
+        ),
+        is_strict,
+    };
+    let tools = [tool("strict", true), tool("free", false)];
+    for (style, opening, key, closing) in
+        [(ToolStyle::Hermes, "<tool_call>\n", "arguments", "\n</tool_call>"), (ToolStyle::Llama, "", "parameters", "")]
+    {
+        let calls = style.calls(&tools).unwrap();
+        let call =
+            |name: &str, arguments: &str| format!("{opening}{{\"name\": \"{name}\", \"{key}\": {arguments}}}{closing}");
+        let between = if style == ToolStyle::Hermes { "\n" } else { "; " };
+        for (text, is_allowed) in [
+            ("No call, {no} <tool> here.".to_owned(), true),
+            (String::new(), true),
+            (call("strict", "{\"n\": 3}"), true),
+            (call("strict", "{\"n\": 3}") + between + &call("free", "{\"x\": \"y\"}"), true),
+            (call("strict", "{\"n\": \"3\"}"), false),
+            (call("strict", "{\"n\": 3, \"m\": 4}"), false),
+            (call("strict", "{}"), false),
+            (call("other", "{\"n\": 3}"), false),
+        ] {
+            assert_eq!(allows(&scene, Structure::Calls(&calls), &text), is_allowed, "{style:?} {text:?}");
+        }
+    }
+    let text = format!("Let me see.\n<tool_call>\n{}", r#"{"name": "strict", "arguments": {"n": "x"}}</tool_call>"#);
+    assert!(!allows(&scene, Structure::Calls(&ToolStyle::Hermes.calls(&tools).unwrap()), &text));
+    assert!(ToolStyle::Hermes.calls(&tools[1..]).is_none());
 }
 
 #[test]

@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use super::live::OTHER;
 use super::{Counters, Families, Labels, labels};
 use crate::telemetry::label::{
-    AttemptEnd, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, QueueEnd, SpillReason,
+    AttemptEnd, ByLabel, ConnectionRefusal, Label, MalformedReason, MirrorEnd, NotSpilled, QueueEnd, SpillReason,
 };
 
 /// Methods with a label value of their own (semantic conventions, `http.request.method`); the others are `_OTHER`.
@@ -52,6 +52,7 @@ pub struct RouteMetrics {
     /// Filters whose calls of another server failed.
     pub filter_failures: Counter,
     spilled: ByLabel<SpillReason, Counter>,
+    unspilled: ByLabel<NotSpilled, Counter>,
     shed: ByLabel<SpillReason, Counter>,
     mirrored: ByLabel<MirrorEnd, Counter>,
     /// Durations by method and status, added as they occur.
@@ -78,6 +79,9 @@ impl RouteMetrics {
             resumed: families.resumed.get_or_create_owned(&own),
             filter_failures: families.filter_failures.get_or_create_owned(&own),
             spilled: by_reason(&families.spills),
+            unspilled: ByLabel::new(|reason: NotSpilled| {
+                families.unspilled.get_or_create_owned(&with(&own, "reason", reason.as_str()))
+            }),
             shed: by_reason(&families.sheds),
             mirrored: ByLabel::new(|end: MirrorEnd| {
                 families.mirrors.get_or_create_owned(&with(&own, "outcome", end.as_str()))
@@ -90,6 +94,11 @@ impl RouteMetrics {
     /// Counts a request that a fallback answered instead of the route's own backends.
     pub fn spilled(&self, reason: SpillReason) {
         count(&self.spilled, reason);
+    }
+
+    /// Counts a request that the spill of the route did not take.
+    pub fn not_spilled(&self, reason: NotSpilled) {
+        count(&self.unspilled, reason);
     }
 
     /// Counts a request that was refused because no target could answer it.
@@ -182,6 +191,9 @@ impl Drop for RouteMetrics {
             for reason in SpillReason::ALL {
                 f.spills.remove(&with(&own, "reason", reason.as_str()));
                 f.sheds.remove(&with(&own, "reason", reason.as_str()));
+            }
+            for reason in NotSpilled::ALL {
+                f.unspilled.remove(&with(&own, "reason", reason.as_str()));
             }
             for end in MirrorEnd::ALL {
                 f.mirrors.remove(&with(&own, "outcome", end.as_str()));

@@ -104,6 +104,8 @@ series! {
         mirrors: Counters = "spillway_mirrors", Counters::default();
         /// Requests answered by a built-in model or another backend instead of the route's own
         spills: Counters = "spillway_spills", Counters::default();
+        /// Requests that a configured spill did not take
+        unspilled: Counters = "spillway_unspilled", Counters::default();
         /// Requests refused because no target could answer them
         sheds: Counters = "spillway_sheds", Counters::default();
         /// Requests in the queue

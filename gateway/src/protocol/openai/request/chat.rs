@@ -9,7 +9,7 @@ use spillway_filter::Refusal;
 use super::biases::Biases;
 use super::fields::{Api, FieldSupport, Read, SeenFields, lookup};
 use super::findings::Findings;
-use super::format::{Format, Raw};
+use super::format::{Format, Raw, StructuredOutputs};
 use super::inputs::TextOrTokens;
 use super::messages::Messages;
 use super::object;
@@ -41,6 +41,7 @@ pub(in crate::protocol::openai) fn chat(body: &[u8]) -> Result<ChatRequest, Refu
     if reader.request.top_logprobs > 0 && !reader.request.logprobs {
         reader.findings.wrong("invalid_value", "top_logprobs", "needs `logprobs` to be true");
     }
+    reader.synonyms();
     reader.tools();
     reader.finish()
 }
@@ -52,12 +53,13 @@ pub(in crate::protocol::openai) fn completions(body: &[u8]) -> Result<ChatReques
     if reader.request.prompt.is_none() {
         reader.findings.wrong("missing_required_parameter", "prompt", "is missing");
     }
+    reader.synonyms();
     reader.request.max_tokens.get_or_insert(TEXT_TOKENS);
     reader.finish()
 }
 
 #[derive(Default)]
-struct ChatReader {
+struct ChatReader<'a> {
     api: Api,
     request: ChatRequest,
     tool_list: Raw,
@@ -66,9 +68,13 @@ struct ChatReader {
     seen: SeenFields,
     has_messages: bool,
     newer_max_tokens: bool,
+    /// Schema under one of the names that other servers have for it.
+    guided: Raw,
+    /// Fields under other names, with the name of each in the API: at most one for each entry of the table.
+    synonyms: Vec<(&'static str, String, Read, Probe<'a>)>,
 }
 
-impl<'a> Visitor<'a> for &mut ChatReader {
+impl<'a> Visitor<'a> for &mut ChatReader<'a> {
     type Value = ();
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
@@ -77,8 +83,7 @@ impl<'a> Visitor<'a> for &mut ChatReader {
         while let Some(BorrowedText(key)) = map.next_key()? {
             let Some((at, field)) = lookup(&key, self.api) else {
                 if map.next_value::<Probe<'a>>()? != Probe::Null {
-                    let why = "the built-in model does not know this field";
-                    self.findings.unsupported("unknown_parameter", shown(&key), why);
+                    self.findings.ignore(shown(&key));
                 }
                 continue;
             };
@@ -106,6 +111,23 @@ impl<'a> Visitor<'a> for &mut ChatReader {
                     let format: Format = map.next_value()?;
                     self.request.response_format = format.validate(&mut self.findings);
                 }
+                FieldSupport::Read(Read::GuidedJson) => self.guided = map.next_value()?,
+                FieldSupport::Read(Read::StructuredOutputs) => {
+                    let outputs: StructuredOutputs = map.next_value()?;
+                    self.guided = outputs.validate(&mut self.findings);
+                }
+                FieldSupport::Synonym(name, read) => {
+                    let value = map.next_value::<Probe<'a>>()?;
+                    // llama.cpp's word for no limit.
+                    if value != Probe::Null && !(read == Read::MaxTokens && value == Probe::Negative(-1)) {
+                        self.synonyms.push((name, key.into_owned(), read, value));
+                    }
+                }
+                FieldSupport::Hint(neutral) => {
+                    if !neutral.is(&map.next_value()?) {
+                        self.findings.ignore(key);
+                    }
+                }
                 FieldSupport::Read(read) => {
                     let value = map.next_value::<Probe<'a>>()?;
                     if value != Probe::Null {
@@ -127,11 +149,44 @@ impl<'a> Visitor<'a> for &mut ChatReader {
     }
 }
 
-impl ChatReader {
+impl ChatReader<'_> {
     fn finish(self) -> Result<ChatRequest, Refusal> {
-        match self.findings.wrong {
+        let Findings { wrong, unsupported, ignored } = self.findings;
+        match wrong {
             Some(refusal) => Err(refusal),
-            None => Ok(ChatRequest { unsupported: self.findings.unsupported, ..self.request }),
+            None => Ok(ChatRequest { unsupported, ignored, ..self.request }),
+        }
+    }
+
+    /// Reads the fields that were given under other names only.
+    fn synonyms(&mut self) {
+        for (name, written, read, value) in std::mem::take(&mut self.synonyms) {
+            let is_given = lookup(name, self.api).is_some_and(|(at, _)| self.seen.has(at));
+            let is_given = is_given || (read == Read::MaxTokens && self.newer_max_tokens);
+            if is_given {
+                self.findings.ignore(written);
+            } else {
+                self.read(read, &written, value);
+            }
+        }
+        let Raw { text, is_bad } = std::mem::take(&mut self.guided);
+        // vLLM takes the text of a schema too.
+        let inner = text.as_deref().filter(|text| text.starts_with('"')).map(serde_json::from_str::<Box<str>>);
+        let is_bad = is_bad
+            || inner
+                .as_ref()
+                .is_some_and(|inner| inner.as_ref().map_or(true, |text| serde_json::from_str::<Skip>(text).is_err()));
+        let text = match inner {
+            Some(inner) => inner.ok(),
+            None => text,
+        };
+        if is_bad {
+            self.findings.wrong("invalid_value", "guided_json", "is no JSON, or nests deeper than 128");
+        }
+        match (text, &self.request.response_format) {
+            (Some(schema), ResponseFormat::Text) => self.request.response_format = ResponseFormat::JsonSchema(schema),
+            (Some(_), _) => self.findings.ignore("guided_json"),
+            (None, _) => {}
         }
     }
 
@@ -159,7 +214,7 @@ impl ChatReader {
 
     /// Reads the tools that the answer may call, which depend on several fields.
     fn tools(&mut self) {
-        let (list, is_strict) = tools::tools(&self.tool_list, &mut self.findings);
+        let list = tools::tools(&self.tool_list, &mut self.findings);
         let choice = tools::choice(&self.tool_choice, &mut self.findings);
         let named = |name: &str| list.iter().any(|tool| tool.name == name);
         match &choice {
@@ -173,10 +228,6 @@ impl ChatReader {
         }
         if choice == ToolChoice::None || list.is_empty() {
             return;
-        }
-        if is_strict && choice == ToolChoice::Auto {
-            let why = "the built-in model holds arguments to their schema where `tool_choice` asks for a call";
-            self.findings.unsupported("unsupported_value", "tools.function.strict", why);
         }
         if self.request.logprobs {
             let why = "the built-in model reports no probabilities of an answer that may call tools";
@@ -272,8 +323,14 @@ impl ChatReader {
             },
             Read::Stop => self.stop(value),
             // `visit_map` reads these before it makes a probe.
-            Read::Messages | Read::Prompt | Read::LogitBias | Read::ResponseFormat | Read::Tools | Read::ToolChoice => {
-            }
+            Read::Messages
+            | Read::Prompt
+            | Read::LogitBias
+            | Read::ResponseFormat
+            | Read::Tools
+            | Read::ToolChoice
+            | Read::GuidedJson
+            | Read::StructuredOutputs => {}
         }
     }
 
@@ -292,17 +349,12 @@ impl ChatReader {
                 ("include_usage", _) => self.wrong_type("stream_options.include_usage", "must be true or false"),
                 // Padding against eavesdroppers who infer text from the lengths of events: none is added here.
                 ("include_obfuscation", _) | ("continuous_usage_stats", Flat::Bool(false)) => {}
-                _ => self.unknown_option(&shown(key)),
+                _ => self.findings.ignore(format!("stream_options.{}", shown(key))),
             }
         }
         if *len > options.len() {
-            self.unknown_option("…");
+            self.findings.ignore("stream_options.*");
         }
-    }
-
-    fn unknown_option(&mut self, key: &str) {
-        let why = "the built-in model does not implement this option";
-        self.findings.unsupported("unknown_parameter", format!("stream_options.{key}"), why);
     }
 
     fn count(&mut self, name: &str, value: &Probe<'_>) -> Option<u32> {

@@ -148,6 +148,7 @@ pub(in crate::protocol::openai) fn encode(body: &[u8], what: Encode) -> Result<E
     if what == Encode::Rerank && request.query.is_none() {
         findings.wrong("missing_required_parameter", "query", "is missing");
     }
+    request.ignored = std::mem::take(&mut findings.ignored);
     match findings.first() {
         Some(refusal) => Err(refusal),
         None => Ok(request),
@@ -219,10 +220,15 @@ impl EncodeReader {
                 Probe::Bool(wanted) => self.request.return_documents = wanted,
                 _ => self.findings.wrong("invalid_type", "return_documents", "must be true or false"),
             },
-            _ => {
-                let why = "the built-in model does not know this field";
-                self.findings.unsupported("unknown_parameter", shown(name), why);
+            // Forms of the vectors, of vLLM and others.
+            (Encode::Embeddings, "add_special_tokens" | "normalize") if value == Probe::Bool(true) => {}
+            (Encode::Embeddings, "embed_dtype") if matches!(&value, Probe::Text(kind) if kind == "float32") => {}
+            (Encode::Embeddings, "endianness") if matches!(&value, Probe::Text(order) if order == "little") => {}
+            (Encode::Embeddings, "add_special_tokens" | "normalize" | "embed_dtype" | "endianness" | "messages") => {
+                let why = "the built-in model does not implement this value";
+                self.findings.unsupported("unsupported_value", name.to_owned(), why);
             }
+            _ => self.findings.ignore(shown(name)),
         }
     }
 
@@ -250,6 +256,7 @@ mod tests {
         let one = embed(r#"{"model":"m","input":"a","encoding_format":"base64","dimensions":3,"user":"u"}"#).unwrap();
         let text = |text: &str| EncodeInput::Text(text.into());
         assert_eq!((one.inputs, one.base64, one.dimensions), (vec![text("a")], true, Some(3)));
+        assert_eq!(embed(r#"{"input":"a","frobnicate":1}"#).unwrap().ignored.first(), Some("frobnicate"));
         assert_eq!(embed(r#"{"input":["a","b"],"encoding_format":"float"}"#).unwrap().inputs, [text("a"), text("b")]);
         let tokens = |tokens: &[u32]| EncodeInput::Tokens(tokens.into());
         assert_eq!(embed(r#"{"input":[1,2,3]}"#).unwrap().inputs, [tokens(&[1, 2, 3])]);
@@ -280,7 +287,7 @@ mod tests {
             (many.as_str(), "input"),
             (r#"{"input":"a","encoding_format":"hex"}"#, "encoding_format"),
             (r#"{"input":"a","dimensions":0}"#, "dimensions"),
-            (r#"{"input":"a","frobnicate":1}"#, "frobnicate"),
+            (r#"{"input":"a","normalize":false}"#, "normalize"),
             (r#"{"input":"a","input":"b"}"#, "input"),
             (r#"{"input":"a","model":1}"#, "model"),
         ] {

@@ -1,9 +1,11 @@
-//! Table of the fields of the Chat Completions API, with the support of the built-in model for each. A field that the model
-//! does not implement is never ignored. Unless its value is neutral, a request addressed to the model is refused with the
-//! name of the field, and any other request does not spill.
+//! Table of the fields of the Chat Completions API, with the support of the built-in model for each. A field that changes the
+//! form of the answer and is not implemented is never ignored: unless its value is neutral, a request addressed to the
+//! model is refused with the name of the field, and any other request does not spill.
 //!
-//! Unknown fields are refused unless they are `null`, as OpenAI does. Extensions of other servers are in the table with
-//! their neutral value, because clients written for those servers send them.
+//! Hints change no form: how long to think, which template variables to set, how to sample. They are recorded as ignored
+//! unless their value is neutral, and so are unknown fields. Fields by which other servers ask for a form (a grammar, a set
+//! of tokens) are in the table because they must not pass for unknown ones. Other names of implemented fields are read as
+//! those.
 
 use super::values::{Flat, Probe};
 
@@ -14,8 +16,12 @@ pub(super) enum FieldSupport {
     Read(Read),
     /// Ignored: no value of the field changes the answer.
     Inert,
-    /// Not implemented: accepted with this neutral value and with `null`.
+    /// Not implemented, and changes the form of the answer: accepted with this neutral value and with `null`.
     Only(Neutral),
+    /// Not implemented, and changes no form: ignored, and recorded unless the value is neutral.
+    Hint(Neutral),
+    /// Another server's name of an implemented field, which wins where both are given.
+    Synonym(&'static str, Read),
 }
 
 /// Fields that are implemented.
@@ -45,6 +51,8 @@ pub(super) enum Read {
     Tools,
     ToolChoice,
     ParallelToolCalls,
+    GuidedJson,
+    StructuredOutputs,
 }
 
 /// API of a request.
@@ -89,7 +97,7 @@ impl Neutral {
     }
 }
 
-use FieldSupport::{Inert, Only};
+use FieldSupport::{Hint, Inert, Only, Synonym};
 use Neutral::{Bool, Empty, ListOf, Nothing, Number, Word};
 
 /// All fields, in the order of their names within each group.
@@ -125,36 +133,60 @@ const FIELDS: &[(&str, FieldSupport)] = &[
     ("functions", Only(Empty)),
     ("metadata", Inert),
     ("modalities", Only(ListOf("text"))),
-    ("prediction", Only(Nothing)),
+    ("prediction", Hint(Nothing)),
     ("prompt_cache_key", Inert),
     ("prompt_cache_retention", Inert),
-    ("reasoning_effort", Only(Word(&["none"]))),
+    ("reasoning_effort", Hint(Word(&["none"]))),
     ("safety_identifier", Inert),
-    ("service_tier", Only(Word(&["auto", "default"]))),
-    ("store", Only(Bool(false))),
+    ("service_tier", Hint(Word(&["auto", "default"]))),
+    ("store", Hint(Bool(false))),
     ("suffix", Only(Word(&[""]))),
     ("user", Inert),
-    ("verbosity", Only(Word(&["medium"]))),
+    ("verbosity", Hint(Word(&["medium"]))),
     ("web_search_options", Only(Nothing)),
-    // Extensions of vLLM, SGLang and llama.cpp.
+    // Extensions of vLLM, SGLang, llama.cpp and others: other names.
+    ("guided_json", FieldSupport::Read(Read::GuidedJson)),
+    ("json_schema", FieldSupport::Read(Read::GuidedJson)),
+    ("max_new_tokens", Synonym("max_tokens", Read::MaxTokens)),
+    ("n_predict", Synonym("max_tokens", Read::MaxTokens)),
+    ("random_seed", Synonym("seed", Read::Seed)),
+    ("repeat_penalty", Synonym("repetition_penalty", Read::RepetitionPenalty)),
+    ("structured_outputs", FieldSupport::Read(Read::StructuredOutputs)),
+    // Forms of the answer.
     ("add_generation_prompt", Only(Bool(true))),
-    ("best_of", Only(Number(1.0))),
-    ("cache_prompt", Inert),
-    ("chat_template_kwargs", Only(Empty)),
+    ("allowed_token_ids", Only(Empty)),
+    ("bad_words", Only(Empty)),
     ("continue_final_message", Only(Bool(false))),
+    ("documents", Only(Empty)),
+    ("ebnf", Only(Nothing)),
     ("echo", Only(Bool(false))),
-    ("ignore_eos", Only(Bool(false))),
+    ("grammar", Only(Word(&[""]))),
+    ("guided_choice", Only(Empty)),
+    ("guided_grammar", Only(Nothing)),
+    ("guided_regex", Only(Nothing)),
     ("include_stop_str_in_output", Only(Bool(false))),
-    ("length_penalty", Only(Number(1.0))),
-    ("min_tokens", Only(Number(0.0))),
-    ("mirostat", Only(Number(0.0))),
-    ("priority", Inert),
-    ("repeat_penalty", Only(Number(1.0))),
+    ("logits_processors", Only(Empty)),
+    ("n_probs", Only(Number(0.0))),
+    ("prompt_logprobs", Only(Number(0.0))),
+    ("regex", Only(Nothing)),
+    ("return_hidden_states", Only(Bool(false))),
+    ("return_token_ids", Only(Bool(false))),
+    ("return_tokens_as_token_ids", Only(Bool(false))),
     ("skip_special_tokens", Only(Bool(true))),
-    ("spaces_between_special_tokens", Only(Bool(true))),
     ("stop_token_ids", Only(Empty)),
-    ("typical_p", Only(Number(1.0))),
-    ("use_beam_search", Only(Bool(false))),
+    ("structural_tag", Only(Nothing)),
+    // Hints.
+    ("best_of", Hint(Number(1.0))),
+    ("cache_prompt", Inert),
+    ("chat_template_kwargs", Hint(Empty)),
+    ("ignore_eos", Hint(Bool(false))),
+    ("length_penalty", Hint(Number(1.0))),
+    ("min_tokens", Hint(Number(0.0))),
+    ("mirostat", Hint(Number(0.0))),
+    ("priority", Inert),
+    ("spaces_between_special_tokens", Hint(Bool(true))),
+    ("typical_p", Hint(Number(1.0))),
+    ("use_beam_search", Hint(Bool(false))),
 ];
 
 /// Fields of chat completions alone.
@@ -179,29 +211,36 @@ const CHAT: &[&str] = &[
 /// Fields of the older completions alone.
 const TEXT: &[&str] = &["prompt", "suffix"];
 
-/// Index of a field in the table, and its support; `None` for a field that this API does not have.
+/// Index of a field in the table, and its support; `None` for an unknown field. A field that only the other API has asks for
+/// an answer that this one does not give.
 pub(super) fn lookup(name: &str, api: Api) -> Option<(usize, FieldSupport)> {
     let others = match api {
         Api::Chat => TEXT,
         Api::Text => CHAT,
     };
     let (at, (_, field)) = FIELDS.iter().enumerate().find(|(_, (known, _))| *known == name)?;
-    (!others.contains(&name)).then_some((at, *field))
+    let is_others = others.contains(&name);
+    Some((at, if is_others && matches!(field, FieldSupport::Read(_)) { Only(Nothing) } else { *field }))
 }
 
 /// Set of fields that a request has, as a bit for each index of the table.
 #[derive(Debug, Default)]
-pub(super) struct SeenFields(u64);
+pub(super) struct SeenFields(u128);
 
 // One bit for each field.
-const _: () = assert!(FIELDS.len() <= 64);
+const _: () = assert!(FIELDS.len() <= 128);
 
 impl SeenFields {
     /// Inserts an index; returns false if the set had it.
     pub(super) fn insert(&mut self, at: usize) -> bool {
-        let bit = 1u64 << (at & 63);
+        let bit = 1u128 << (at & 127);
         let is_new = self.0 & bit == 0;
         self.0 |= bit;
         is_new
+    }
+
+    /// True if the set has an index.
+    pub(super) fn has(&self, at: usize) -> bool {
+        self.0 & (1u128 << (at & 127)) != 0
     }
 }

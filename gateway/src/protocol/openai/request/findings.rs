@@ -1,18 +1,26 @@
-//! Faults found while a request is read.
+//! Faults found while a request is read, and the fields that are ignored.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use spillway_filter::Refusal;
 
-/// First invalid field and first unsupported field of a request.
+use crate::protocol::chat::Ignored;
+
+/// First invalid field, first unsupported field and the ignored fields of a request.
 #[derive(Default)]
 pub(super) struct Findings {
     pub(super) wrong: Option<Refusal>,
     pub(super) unsupported: Option<Refusal>,
+    pub(super) ignored: Ignored,
 }
 
 impl Findings {
+    /// Records a field that is not read and changes no form of the answer.
+    pub(super) fn ignore(&mut self, param: impl Into<String>) {
+        self.ignored.push(param.into());
+    }
+
     /// Records a refusal of an invalid field that was made elsewhere.
     pub(super) fn refuse(&mut self, refusal: Refusal) {
         self.wrong.get_or_insert(refusal);

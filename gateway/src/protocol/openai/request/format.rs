@@ -174,6 +174,52 @@ impl<'de> Deserialize<'de> for JsonSchema {
     }
 }
 
+/// Value of vLLM's `structured_outputs` as the caller wrote it.
+#[derive(Default)]
+pub(super) struct StructuredOutputs {
+    schema: Raw,
+    /// First other form that is asked for.
+    other: Option<String>,
+    is_wrong: bool,
+}
+
+impl<'de> Deserialize<'de> for StructuredOutputs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OutputsVisitor;
+        impl<'de> Visitor<'de> for OutputsVisitor {
+            type Value = StructuredOutputs;
+            ignore_others!(StructuredOutputs::default());
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<StructuredOutputs, A::Error> {
+                let mut outputs = StructuredOutputs::default();
+                while let Some(BorrowedText(key)) = map.next_key()? {
+                    if &*key == "json" {
+                        outputs.is_wrong |= outputs.schema.text.is_some();
+                        outputs.schema = map.next_value()?;
+                    } else if map.next_value::<Probe<'de>>()? != Probe::Null {
+                        outputs.other.get_or_insert_with(|| shown(&key));
+                    }
+                }
+                Ok(outputs)
+            }
+        }
+        deserializer.deserialize_any(OutputsVisitor)
+    }
+}
+
+impl StructuredOutputs {
+    /// Returns the schema asked for; reports to `findings` any other form.
+    pub(super) fn validate(self, findings: &mut Findings) -> Raw {
+        if self.is_wrong {
+            findings.wrong("duplicate_parameter", "structured_outputs", "has a field that appears more than once");
+        }
+        if let Some(key) = self.other {
+            let why = "the built-in model holds answers to a JSON Schema only";
+            findings.unsupported("unsupported_value", format!("structured_outputs.{key}"), why);
+        }
+        self.schema
+    }
+}
+
 impl Format {
     /// Returns the format asked for; reports to `findings` whatever is invalid or unsupported.
     pub(super) fn validate(self, findings: &mut Findings) -> ResponseFormat {

@@ -150,7 +150,8 @@ impl OneMessage<'_> {
         }
     }
 
-    /// Reports a field of a message that is not read, unless its value asks for nothing.
+    /// Reports a field of a message that is not read, unless its value asks for nothing. Only fields with a part of what was
+    /// said bar an answer.
     fn other(&mut self, key: &str, value: &Probe<'_>) {
         let is_empty = matches!(value, Probe::Null | Probe::List(0, _) | Probe::Object(0, _) | Probe::Bool(false));
         // Templates have no slot for a name. Reasoning, refusals and citations of an earlier answer are no part of its text.
@@ -158,9 +159,14 @@ impl OneMessage<'_> {
             key,
             "name" | "refusal" | "annotations" | "reasoning" | "reasoning_content" | "reasoning_details" | "id"
         );
-        if !is_empty && !has_no_effect {
-            let param = format!("messages[{}].{}", self.at, shown(key));
+        if is_empty || has_no_effect {
+            return;
+        }
+        let param = format!("messages[{}].{}", self.at, shown(key));
+        if matches!(key, "audio" | "function_call" | "prefix" | "partial") {
             self.findings.unsupported("unsupported_parameter", param, "the built-in model does not read this");
+        } else {
+            self.findings.ignore(param);
         }
     }
 }

@@ -103,8 +103,6 @@ fn values_that_ask_for_nothing_are_taken() {
 fn what_is_not_implemented_is_named() {
     for (field, param) in [
         (r#""tools":[{"type":"retrieval"}]"#, "tools[0].type"),
-        (r#""tools":[{"type":"function","function":{"name":"f","cost":1}}]"#, "tools[0].function.cost"),
-        (r#""tools":[{"type":"function","function":{"name":"f","strict":true}}]"#, "tools.function.strict"),
         (r#""tools":[{"type":"function","function":{"name":"f"}}],"logprobs":true"#, "logprobs"),
         (
             r#""tools":[{"type":"function","function":{"name":"f"}}],"response_format":{"type":"json_object"}"#,
@@ -120,23 +118,76 @@ fn what_is_not_implemented_is_named() {
         ),
         (r#""modalities":["text","audio"]"#, "modalities"),
         (r#""modalities":["text","text","text","text","text","audio"]"#, "modalities"),
-        (r#""store":true"#, "store"),
-        (r#""service_tier":"priority""#, "service_tier"),
-        (r#""reasoning_effort":"high""#, "reasoning_effort"),
         (r#""audio":{"voice":"x"}"#, "audio"),
-        (r#""prediction":{}"#, "prediction"),
         (r#""web_search_options":{}"#, "web_search_options"),
-        (r#""frobnicate":false"#, "frobnicate"),
-        (r#""stream_options":{"more":1}"#, "stream_options.more"),
-        (r#""stream_options":{"a":null,"b":null,"c":null,"d":null,"e":null,"f":1}"#, "stream_options.…"),
+        (r#""guided_choice":["a","b"]"#, "guided_choice"),
+        (r#""guided_regex":"a+""#, "guided_regex"),
+        (r#""grammar":"root ::= x""#, "grammar"),
+        (r#""structured_outputs":{"regex":"a"}"#, "structured_outputs.regex"),
+        (r#""allowed_token_ids":[1]"#, "allowed_token_ids"),
+        (r#""prompt_logprobs":1"#, "prompt_logprobs"),
+        (r#""continue_final_message":true"#, "continue_final_message"),
     ] {
         let request = parse(&format!(",{field}")).unwrap_or_else(|e| panic!("{field}: {e:?}"));
         let refusal = request.unsupported.unwrap_or_else(|| panic!("{field} is taken"));
         assert_eq!((refusal.status.as_u16(), refusal.param.as_deref()), (400, Some(param)), "{field}");
         assert!(refusal.message.contains(param));
     }
-    let long = format!(r#","{}":1"#, "x\\n".repeat(500));
-    assert_eq!(parse(&long).unwrap().unsupported.unwrap().param.as_deref(), Some(&*"x".repeat(64)));
+}
+
+#[test]
+fn what_changes_no_form_is_ignored_and_named() {
+    for (field, name) in [
+        (r#""verbosity":"high""#, "verbosity"),
+        (r#""reasoning_effort":"high""#, "reasoning_effort"),
+        (r#""chat_template_kwargs":{"enable_thinking":false}"#, "chat_template_kwargs"),
+        (r#""stream_options":{"continuous_usage_stats":true}"#, "stream_options.continuous_usage_stats"),
+        (r#""stream_options":{"more":1}"#, "stream_options.more"),
+        (r#""stream_options":{"a":null,"b":null,"c":null,"d":null,"e":null,"f":1}"#, "stream_options.%2A"),
+        (r#""store":true"#, "store"),
+        (r#""service_tier":"priority""#, "service_tier"),
+        (r#""prediction":{}"#, "prediction"),
+        (r#""ignore_eos":true"#, "ignore_eos"),
+        (r#""frobnicate":false"#, "frobnicate"),
+        (r#""x, y\r\n\u00e9":[{"a":{}}]"#, "x%2C%20y%C3%A9"),
+        (r#""tools":[{"type":"function","function":{"name":"f","cost":1}}]"#, "tools[0].function.cost"),
+        (r#""max_tokens":5,"n_predict":7"#, "n_predict"),
+    ] {
+        let request = parse(&format!(",{field}")).unwrap_or_else(|e| panic!("{field}: {e:?}"));
+        assert!(request.unsupported.is_none(), "{field}: {:?}", request.unsupported.as_ref());
+        assert_eq!(request.ignored.header().unwrap().to_str().unwrap(), name, "{field}");
+    }
+    let message = parse_messages(r#"[{"role":"user","content":"x","cache_control":{"type":"ephemeral"}}]"#).unwrap();
+    assert_eq!(message.ignored.first(), Some("messages[0].cache_control"));
+    let many: Vec<String> = (0..20).map(|n| format!("\"x{n}\":1")).collect();
+    let ignored = parse(&format!(",{}", many.join(","))).unwrap().ignored;
+    let header = ignored.header().unwrap();
+    assert!(header.to_str().unwrap().starts_with("x0, x1, ") && header.to_str().unwrap().ends_with(", x15, ..."));
+    assert!(parse(r#","verbosity":"medium","user":"u","metadata":{"a":"b"}"#).unwrap().ignored.header().is_none());
+}
+
+#[test]
+fn other_names_of_a_field_are_read_as_that() {
+    let request = parse(r#","max_new_tokens":7,"repeat_penalty":1.2,"random_seed":3"#).unwrap();
+    assert_eq!((request.max_tokens, request.repetition_penalty, request.seed), (Some(7), Some(1.2), Some(3)));
+    assert!(request.ignored.first().is_none());
+    assert_eq!(parse(r#","n_predict":-1"#).unwrap().max_tokens, None);
+    for both in [r#","n_predict":7,"max_completion_tokens":9"#, r#","max_tokens":9,"max_new_tokens":7"#] {
+        assert_eq!(parse(both).unwrap().max_tokens, Some(9), "{both}");
+    }
+    for (fields, param) in [(r#","n_predict":0"#, "n_predict"), (r#","repeat_penalty":-1"#, "repeat_penalty")] {
+        assert_eq!(parse(fields).unwrap_err().param.as_deref(), Some(param));
+    }
+    let schema = ResponseFormat::JsonSchema(r#"{"type":"integer"}"#.into());
+    for field in [
+        r#""guided_json":{"type":"integer"}"#,
+        r#""guided_json":"{\"type\":\"integer\"}""#,
+        r#""json_schema":{"type":"integer"}"#,
+        r#""structured_outputs":{"json":{"type":"integer"},"regex":null}"#,
+    ] {
+        assert_eq!(parse(&format!(",{field}")).unwrap().response_format, schema, "{field}");
+    }
+    assert_eq!(parse(r#","guided_json":"{""#).unwrap_err().param.as_deref(), Some("guided_json"));
 }
 
 #[test]
@@ -355,7 +406,7 @@ fn messages_that_the_model_cannot_read_are_named() {
             "messages[0].content[1].type",
         ),
         (r#"[{"role":"user","content":[{"type":"input_audio","input_audio":{}}]}]"#, "messages[0].content[0].type"),
-        (r#"[{"role":"user","content":"x","prefix":true}]"#, "messages[0].prefix"),
+        (r#"[{"role":"assistant","content":"x","prefix":true}]"#, "messages[0].prefix"),
     ] {
         let request = parse_messages(messages).unwrap_or_else(|e| panic!("{messages}: {e:?}"));
         assert_eq!(request.unsupported.unwrap().param.as_deref(), Some(param), "{messages}");

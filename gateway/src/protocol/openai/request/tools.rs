@@ -26,11 +26,9 @@ fn value(raw: &Raw, param: &str, findings: &mut Findings) -> Option<Value> {
     serde_json::from_str(text?).ok()
 }
 
-/// Reads the tools of a request. The second value is true if a tool is `strict`, which the built-in model can promise only
-/// where `tool_choice` asks for a call.
-pub(super) fn tools(raw: &Raw, findings: &mut Findings) -> (Vec<Tool>, bool) {
+/// Reads the tools of a request.
+pub(super) fn tools(raw: &Raw, findings: &mut Findings) -> Vec<Tool> {
     let mut tools: Vec<Tool> = Vec::new();
-    let mut is_strict = false;
     match value(raw, "tools", findings) {
         None => {}
         Some(Value::Array(list)) if list.len() > MAX_TOOLS => {
@@ -38,20 +36,19 @@ pub(super) fn tools(raw: &Raw, findings: &mut Findings) -> (Vec<Tool>, bool) {
         }
         Some(Value::Array(list)) => {
             for (n, tool) in list.into_iter().enumerate() {
-                let Some((tool, strict)) = one(n, tool, findings) else { continue };
+                let Some(tool) = one(n, tool, findings) else { continue };
                 if tools.iter().any(|other| other.name == tool.name) {
                     findings.wrong("invalid_value", format!("tools[{n}].function.name"), "appears more than once");
                 }
-                is_strict |= strict;
                 tools.push(tool);
             }
         }
         Some(_) => findings.wrong("invalid_type", "tools", "must be a list of tools"),
     }
-    (tools, is_strict)
+    tools
 }
 
-fn one(n: usize, mut tool: Value, findings: &mut Findings) -> Option<(Tool, bool)> {
+fn one(n: usize, mut tool: Value, findings: &mut Findings) -> Option<Tool> {
     let at = |field: &str| format!("tools[{n}]{field}");
     match tool.get("type") {
         Some(Value::String(kind)) if kind == "function" => {}
@@ -81,7 +78,7 @@ fn one(n: usize, mut tool: Value, findings: &mut Findings) -> Option<(Tool, bool
     if !matches!(function.get("parameters"), None | Some(Value::Null | Value::Object(_))) {
         findings.wrong("invalid_type", at(".function.parameters"), "must be a JSON Schema");
     }
-    let strict = match function.shift_remove("strict") {
+    let is_strict = match function.shift_remove("strict") {
         None | Some(Value::Null | Value::Bool(false)) => false,
         Some(Value::Bool(true)) => true,
         Some(_) => {
@@ -90,11 +87,16 @@ fn one(n: usize, mut tool: Value, findings: &mut Findings) -> Option<(Tool, bool
         }
     };
     function.retain(|_, field| !field.is_null());
-    if let Some(other) = function.keys().find(|key| !matches!(key.as_str(), "name" | "description" | "parameters")) {
-        let param = at(&format!(".function.{}", shown(other)));
-        findings.unsupported("unknown_parameter", param, "the built-in model does not know this field");
+    for other in function.keys().filter(|key| !is_read(key)) {
+        findings.ignore(at(&format!(".function.{}", shown(other))));
     }
-    Some((Tool { name, function: Value::Object(function).to_string() }, strict))
+    function.retain(|key, _| is_read(key));
+    Some(Tool { name, function: Value::Object(function).to_string(), is_strict })
+}
+
+/// True for the fields of a function that the model sees.
+fn is_read(key: &str) -> bool {
+    matches!(key, "name" | "description" | "parameters")
 }
 
 fn is_name(name: &str) -> bool {

@@ -1,6 +1,8 @@
 //! Constrained decoding: sets of tokens that may come next. Grammars are llguidance's; this module supplies the
 //! model's tokens, bounds the cost of a schema, and keeps the last compiled grammars.
 
+mod schema;
+
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -15,9 +17,9 @@ use crate::text::Tokenizer;
 const MAX_SCHEMA: usize = 64 << 10;
 /// Compiled grammars kept, because applications ask for the same few again and again.
 const MAX_CACHED: usize = 16;
-/// Whitespace between the parts of a JSON text: enough for any indentation, and an end to what a small model may
-/// repeat forever.
-const BLANKS: &str = r"[\x20\x0A\x0D\x09]{1,32}";
+/// Whitespace between two parts of a JSON text: a space, or a new line with its indentation. A small model that may
+/// write blank lines repeats them.
+const BLANKS: &str = r"\x20|\x0A[\x20\x09]{0,20}";
 /// Bounds of one grammar, in llguidance's units: some 20 ms to build it (50,000 units of fuel a millisecond) and 10
 /// ms for the mask of one step. States take up to 20 MB (2 kB each), and the grammar has at most 50,000 symbols.
 const BUILD_FUEL: u64 = 1_000_000;
@@ -30,8 +32,20 @@ const GRAMMAR_SIZE: usize = 50_000;
 pub enum Structure<'a> {
     /// Any JSON object.
     JsonObject,
-    /// JSON that a schema allows; the schema as JSON text.
+    /// JSON that a schema allows; the schema as JSON text. Objects that list their properties and say no more have no
+    /// others.
     JsonSchema(&'a str),
+    /// Text in which each tool call follows a schema.
+    Calls(&'a CallSyntax),
+}
+
+/// Tool calls within a text, as [`ToolStyle::calls`](crate::ToolStyle::calls) makes them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallSyntax {
+    /// Lark grammar, with `SCHEMA` in place of the schema of a call.
+    pub(crate) lark: &'static str,
+    /// JSON Schema of a call, as JSON text.
+    pub(crate) schema: String,
 }
 
 /// A compiled grammar at its beginning; clones are independent.
@@ -56,7 +70,14 @@ impl fmt::Debug for Grammar {
 pub(crate) struct Grammars {
     tokenizer: Arc<Tokenizer>,
     factory: OnceLock<Result<ParserFactory, String>>,
-    kept: Mutex<Vec<(Box<str>, Grammar)>>,
+    kept: Mutex<Vec<KeptGrammar>>,
+}
+
+/// Compiled grammar with its source.
+struct KeptGrammar {
+    lark: &'static str,
+    schema: Box<str>,
+    grammar: Grammar,
 }
 
 impl Grammars {
@@ -66,45 +87,52 @@ impl Grammars {
 
     /// Compiles or reuses a grammar. Takes some milliseconds, the first call some hundred.
     pub(crate) fn compile(&self, structure: Structure<'_>) -> Result<Grammar, GrammarError> {
-        let text = match structure {
-            Structure::JsonObject => r#"{"type":"object"}"#,
-            Structure::JsonSchema(text) => text,
+        let (lark, text) = match structure {
+            Structure::JsonObject => ("", r#"{"type":"object"}"#),
+            Structure::JsonSchema(text) => ("", text),
+            Structure::Calls(calls) => (calls.lark, calls.schema.as_str()),
         };
         if text.len() > MAX_SCHEMA {
             return Err(GrammarError::TooLarge { bytes: text.len(), most: MAX_SCHEMA });
         }
-        let kept = |found: &(Box<str>, Grammar)| *found.0 == *text;
+        let kept = |found: &KeptGrammar| found.lark == lark && *found.schema == *text;
         {
             let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(at) = all.iter().position(kept) {
                 let found = all.remove(at);
-                let grammar = found.1.clone();
+                let grammar = found.grammar.clone();
                 all.push(found);
                 return Ok(grammar);
             }
         }
-        let grammar = self.build(text)?;
+        let grammar = self.build(lark, text)?;
         let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.iter().any(kept) {
             if all.len() >= MAX_CACHED {
                 all.remove(0);
             }
-            all.push((text.into(), grammar.clone()));
+            all.push(KeptGrammar { lark, schema: text.into(), grammar: grammar.clone() });
         }
         Ok(grammar)
     }
 
-    fn build(&self, text: &str) -> Result<Grammar, GrammarError> {
+    fn build(&self, lark: &str, text: &str) -> Result<Grammar, GrammarError> {
         let mut schema: serde_json::Value =
             serde_json::from_str(text).map_err(|e| GrammarError::Invalid(format!("not JSON: {e}")))?;
         if !schema.is_object() {
             return Err(GrammarError::Invalid("expected a JSON object".into()));
         }
+        schema::rewrite(&mut schema).map_err(GrammarError::Invalid)?;
         let options = JsonCompileOptions { whitespace_pattern: Some(BLANKS.into()), ..JsonCompileOptions::default() };
         options.apply_to(&mut schema);
         let factory = self.factory.get_or_init(|| factory(&self.tokenizer).map_err(|e| e.to_string()));
         let factory = factory.as_ref().map_err(|e| GrammarError::Tokens(e.clone()))?;
-        let parser = factory.create_parser(TopLevelGrammar::from_json_schema(schema));
+        let grammar = if lark.is_empty() {
+            TopLevelGrammar::from_json_schema(schema)
+        } else {
+            TopLevelGrammar::from_lark(lark.replacen("SCHEMA", &schema.to_string(), 1))
+        };
+        let parser = factory.create_parser(grammar);
         let mut matcher = Box::new(Matcher::new(parser));
         if let Some(error) = matcher.get_error() {
             return Err(GrammarError::Invalid(first_line(&error)));
