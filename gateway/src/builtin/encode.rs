@@ -42,7 +42,7 @@ pub async fn encode(
         }
     };
     match tokio::time::timeout_at(deadline.into(), work).await {
-        Ok(encoded) => encoded.map_err(failed),
+        Ok(encoded) => encoded.map_err(|error| failed(error, what)),
         Err(_) => Err(SpillError::Failed(Refusal::new(
             StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::Timeout,
@@ -56,10 +56,14 @@ fn cannot(code: &'static str, message: String, param: &'static str) -> SpillErro
     SpillError::CannotSpill(Refusal::invalid(code, message).param(param))
 }
 
-fn failed(error: EngineError) -> SpillError {
+fn failed(error: EngineError, what: Encode) -> SpillError {
+    let param = match what {
+        Encode::Embeddings => "input",
+        Encode::Rerank => "documents",
+    };
     match error {
         EngineError::Busy(busy) => busy.into(),
-        EngineError::Input(message) => SpillError::CannotSpill(Refusal::invalid("invalid_value", message)),
+        EngineError::Input(message) => cannot("invalid_value", format!("`{param}`: {message}"), param),
         _ => SpillError::Failed(internal("The built-in model failed; the gateway's log says why.")),
     }
 }

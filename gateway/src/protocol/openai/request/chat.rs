@@ -7,7 +7,7 @@ use serde::de::{MapAccess, Visitor};
 use spillway_filter::Refusal;
 
 use super::biases::Biases;
-use super::fields::{Api, FieldSupport, Read, SeenFields, lookup};
+use super::fields::{Api, FieldSupport, HintNumber, Read, SeenFields, lookup};
 use super::findings::Findings;
 use super::format::{Format, Raw, StructuredOutputs};
 use super::inputs::TextOrTokens;
@@ -121,6 +121,12 @@ impl<'a> Visitor<'a> for &mut ChatReader<'a> {
                     // llama.cpp's word for no limit.
                     if value != Probe::Null && !(read == Read::MaxTokens && value == Probe::Negative(-1)) {
                         self.synonyms.push((name, key.into_owned(), read, value));
+                    }
+                }
+                FieldSupport::Number(hint) => {
+                    let value = map.next_value::<Probe<'a>>()?;
+                    if value != Probe::Null {
+                        self.hint(hint, &key, &value);
                     }
                 }
                 FieldSupport::Hint(neutral) => {
@@ -384,6 +390,24 @@ impl ChatReader<'_> {
             self.findings.wrong("decimal_above_max_value", name.to_owned(), format!("must be at most {max}"));
         }
         Some(number as f32)
+    }
+
+    /// Reads a number that is ignored: only its range is checked.
+    fn hint(&mut self, hint: HintNumber, name: &str, value: &Probe<'_>) {
+        let HintNumber { neutral, min, max, is_whole } = hint;
+        if is_whole && !matches!(value, Probe::Unsigned(_) | Probe::Negative(_)) {
+            return self.wrong_type(name, "must be a whole number");
+        }
+        let Some(number) = value.number() else { return self.wrong_type(name, "must be a number") };
+        if number < min {
+            let code = if is_whole { "integer_below_min_value" } else { "decimal_below_min_value" };
+            self.findings.wrong(code, name.to_owned(), format!("must be at least {min}"));
+        } else if number > max {
+            let code = if is_whole { "integer_above_max_value" } else { "decimal_above_max_value" };
+            self.findings.wrong(code, name.to_owned(), format!("must be at most {max}"));
+        } else if value.number() != Some(neutral) {
+            self.findings.ignore(name);
+        }
     }
 
     fn logit_bias(&mut self, biases: Biases) {

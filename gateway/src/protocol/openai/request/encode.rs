@@ -234,7 +234,8 @@ impl EncodeReader {
 
     fn count(&mut self, name: &'static str, value: &Probe<'_>) -> Option<u32> {
         match value {
-            Probe::Unsigned(count) if *count > 0 => u32::try_from(*count).ok(),
+            // A larger one is above what any model has; the model says so.
+            Probe::Unsigned(count) if *count > 0 => Some(u32::try_from(*count).unwrap_or(u32::MAX)),
             _ => {
                 self.findings.wrong("invalid_value", name, "must be a whole number above 0");
                 None
@@ -287,6 +288,10 @@ mod tests {
             (many.as_str(), "input"),
             (r#"{"input":"a","encoding_format":"hex"}"#, "encoding_format"),
             (r#"{"input":"a","dimensions":0}"#, "dimensions"),
+            (r#"{"input":"a","dimensions":-8}"#, "dimensions"),
+            (r#"{"input":"a","dimensions":2.5}"#, "dimensions"),
+            (r#"{"input":"a","dimensions":"8"}"#, "dimensions"),
+            (r#"{"input":"a","dimensions":99999999999999999999999}"#, "dimensions"),
             (r#"{"input":"a","normalize":false}"#, "normalize"),
             (r#"{"input":"a","input":"b"}"#, "input"),
             (r#"{"input":"a","model":1}"#, "model"),
@@ -298,6 +303,13 @@ mod tests {
         assert_eq!(rank(r#"{"query":"q"}"#), "documents");
         assert_eq!(rank(r#"{"documents":["a"]}"#), "query");
         assert_eq!(rank(r#"{"query":"q","documents":[{"title":"a"}]}"#), "documents");
-        assert_eq!(rank(r#"{"query":"q","documents":["a"],"top_n":-1}"#), "top_n");
+        for top_n in ["-1", "0", "1.5", "\"1\"", "1e30"] {
+            assert_eq!(rank(&format!(r#"{{"query":"q","documents":["a"],"top_n":{top_n}}}"#)), "top_n");
+        }
+        // Above what any model has, and more than there are documents.
+        let huge = embed(r#"{"input":"a","dimensions":1000000000000}"#).unwrap();
+        assert_eq!(huge.dimensions, Some(u32::MAX));
+        let all = encode(br#"{"query":"q","documents":["a"],"top_n":1000000000000}"#, Encode::Rerank).unwrap();
+        assert_eq!(all.top_n, Some(u32::MAX));
     }
 }

@@ -20,6 +20,8 @@ pub(super) enum FieldSupport {
     Only(Neutral),
     /// Not implemented, and changes no form: ignored, and recorded unless the value is neutral.
     Hint(Neutral),
+    /// Number that is not implemented and changes no form: ignored, and recorded unless the value is neutral.
+    Number(HintNumber),
     /// Another server's name of an implemented field, which wins where both are given.
     Synonym(&'static str, Read),
 }
@@ -95,6 +97,26 @@ impl Neutral {
             _ => false,
         }
     }
+}
+
+/// Values that a number may have although it is ignored: others are mistakes for any server.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct HintNumber {
+    pub(super) neutral: f64,
+    pub(super) min: f64,
+    pub(super) max: f64,
+    /// True if the number must be a whole one.
+    pub(super) is_whole: bool,
+}
+
+/// Support for a whole number of this range that is ignored.
+const fn whole(neutral: f64, min: f64, max: f64) -> FieldSupport {
+    FieldSupport::Number(HintNumber { neutral, min, max, is_whole: true })
+}
+
+/// Support for a number of this range that is ignored.
+const fn number(neutral: f64, min: f64, max: f64) -> FieldSupport {
+    FieldSupport::Number(HintNumber { neutral, min, max, is_whole: false })
 }
 
 use FieldSupport::{Hint, Inert, Only, Synonym};
@@ -176,16 +198,16 @@ const FIELDS: &[(&str, FieldSupport)] = &[
     ("stop_token_ids", Only(Empty)),
     ("structural_tag", Only(Nothing)),
     // Hints.
-    ("best_of", Hint(Number(1.0))),
+    ("best_of", whole(1.0, 1.0, 20.0)),
     ("cache_prompt", Inert),
     ("chat_template_kwargs", Hint(Empty)),
     ("ignore_eos", Hint(Bool(false))),
-    ("length_penalty", Hint(Number(1.0))),
-    ("min_tokens", Hint(Number(0.0))),
-    ("mirostat", Hint(Number(0.0))),
+    ("length_penalty", number(1.0, -100.0, 100.0)),
+    ("min_tokens", whole(0.0, 0.0, 1e9)),
+    ("mirostat", whole(0.0, 0.0, 2.0)),
     ("priority", Inert),
     ("spaces_between_special_tokens", Hint(Bool(true))),
-    ("typical_p", Hint(Number(1.0))),
+    ("typical_p", number(1.0, 0.0, 1.0)),
     ("use_beam_search", Hint(Bool(false))),
 ];
 
@@ -243,4 +265,9 @@ impl SeenFields {
     pub(super) fn has(&self, at: usize) -> bool {
         self.0 & (1u128 << (at & 127)) != 0
     }
+}
+
+#[cfg(test)]
+pub(super) fn names() -> impl Iterator<Item = (&'static str, FieldSupport)> {
+    FIELDS.iter().copied()
 }

@@ -288,6 +288,126 @@ fn what_is_wrong_is_refused_with_its_field() {
     assert_eq!(chat(b"{}").unwrap_err().code, "missing_required_parameter");
 }
 
+/// Numbers of the API: a value below the range, one above it where there is one, and one within it.
+const NUMBERS: &[(&str, &[&str], &str)] = &[
+    ("best_of", &["0", "-1", "21", "1.5", "1e30"], "2"),
+    ("frequency_penalty", &["-2.01", "2.01", "-1e300", "1e300"], "-2"),
+    ("length_penalty", &["-101", "1e300"], "0.5"),
+    ("max_completion_tokens", &["0", "-1", "1.5", "-9223372036854775808", "1e300"], "18446744073709551615"),
+    ("max_new_tokens", &["0", "-2", "1.5"], "-1"),
+    ("max_tokens", &["0", "-1", "1.5", "-9223372036854775808", "1e300"], "18446744073709551615"),
+    ("min_p", &["-0.01", "1.01"], "0"),
+    ("min_tokens", &["-1", "0.5", "1e30"], "4"),
+    ("mirostat", &["-1", "3", "0.5"], "2"),
+    ("n", &["0", "-1", "129", "1.5", "1000000000000", "1e30"], "128"),
+    ("n_predict", &["0", "-2", "1.5"], "7"),
+    ("presence_penalty", &["-2.01", "2.01"], "2"),
+    ("random_seed", &["1.5", "99999999999999999999"], "-1"),
+    ("repeat_penalty", &["0", "-1", "101"], "1.5"),
+    ("repetition_penalty", &["0", "-1", "101", "1e-300"], "1.5"),
+    ("seed", &["1.5", "99999999999999999999", "-99999999999999999999"], "-1"),
+    ("temperature", &["-0.01", "2.01", "-1e300", "1e300", "1000000000000"], "2"),
+    ("top_k", &["-2", "1.5", "1e30"], "1000000000000"),
+    ("top_logprobs", &["-1", "21", "1.5", "1000000000000", "1e30"], "0"),
+    ("top_p", &["-0.01", "1.01", "2"], "0"),
+    ("typical_p", &["-0.1", "1.1"], "0.5"),
+];
+
+/// Fields of the API that hold no number, or one whose every other value is unsupported.
+const NO_NUMBERS: &[&str] = &[
+    "add_generation_prompt",
+    "allowed_token_ids",
+    "audio",
+    "bad_words",
+    "cache_prompt",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "documents",
+    "ebnf",
+    "echo",
+    "function_call",
+    "functions",
+    "grammar",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "json_schema",
+    "logit_bias",
+    "logits_processors",
+    "logprobs",
+    "messages",
+    "metadata",
+    "modalities",
+    "model",
+    "n_probs",
+    "parallel_tool_calls",
+    "prediction",
+    "priority",
+    "prompt",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "prompt_logprobs",
+    "reasoning_effort",
+    "regex",
+    "response_format",
+    "return_hidden_states",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
+    "safety_identifier",
+    "service_tier",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "stop",
+    "stop_token_ids",
+    "store",
+    "stream",
+    "stream_options",
+    "structural_tag",
+    "structured_outputs",
+    "suffix",
+    "tool_choice",
+    "tools",
+    "use_beam_search",
+    "user",
+    "verbosity",
+    "web_search_options",
+];
+
+#[test]
+fn every_number_out_of_range_is_refused_with_its_field() {
+    for (name, _) in super::fields::names() {
+        let listed = NUMBERS.iter().any(|(field, ..)| *field == name) || NO_NUMBERS.contains(&name);
+        assert!(listed, "`{name}` is in no list of this test");
+    }
+    for (field, wrong, right) in NUMBERS {
+        for value in wrong.iter().chain(&["\"1\"", "true", "[1]", "{}"]) {
+            let fields = format!(r#","logprobs":true,"{field}":{value}"#);
+            let refusal = parse(&fields).expect_err(&fields);
+            assert_eq!((refusal.status.as_u16(), refusal.param.as_deref()), (400, Some(*field)), "{fields}");
+        }
+        let fields = format!(r#","logprobs":true,"{field}":{right}"#);
+        assert!(parse(&fields).unwrap_or_else(|e| panic!("{fields}: {e:?}")).unsupported.is_none());
+    }
+    for (biases, is_right) in [
+        (r#"{"5":-100,"6":100}"#, true),
+        (r#"{"5":-100.01}"#, false),
+        (r#"{"5":1e300}"#, false),
+        (r#"{"-1":1}"#, false),
+        (r#"{"4294967296":1}"#, false),
+        (r#"{"1.5":1}"#, false),
+    ] {
+        let param = parse(&format!(r#","logit_bias":{biases}"#)).err().and_then(|refusal| refusal.param);
+        assert_eq!(param.as_deref(), (!is_right).then_some("logit_bias"), "{biases}");
+    }
+    for value in ["-1", "6", "1.5", "1e30"] {
+        let body = format!(r#"{{"prompt":"a","logprobs":{value}}}"#);
+        assert_eq!(completions(body.as_bytes()).unwrap_err().param.as_deref(), Some("logprobs"), "{value}");
+    }
+}
+
 #[test]
 fn sampling_and_formats_are_read() {
     let request = parse(
