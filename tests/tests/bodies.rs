@@ -460,7 +460,7 @@ routes:
         json("/denied/x", r#"{"model":"big"}"#, 400),
         json("/renames/x", r#"{"model":"small"}"#, 200),
         json("/renames/x", r#"{"model":"small","Model":"big"}"#, 400),
-        ("/renames/x", form, format!("{named_small}--x--\r\n"), 400),
+        ("/renames/x", form, format!("{named_small}--x--\r\n"), 200),
         ("/renames/x", form, format!("{}--x--\r\n", part("Content-Disposition: form-data; name=\"file\"", "x")), 200),
     ] {
         let before = small.count();
@@ -468,6 +468,50 @@ routes:
         assert_eq!(answer.status.as_u16(), status, "{path}: {body}: {}", answer.text());
         assert_eq!(small.count() - before, usize::from(status == 200), "{path}: {body}");
     }
+}
+
+#[tokio::test]
+async fn a_form_is_routed_and_renamed_by_its_model() {
+    let (small, large) = (Upstream::fixed(200, "{}").await, Upstream::fixed(200, "{}").await);
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{name: small, protocol: openai, endpoints: [{{url: \"{}\"}}]}}
+  - {{name: large, protocol: openai, model: ear-large-internal, endpoints: [{{url: \"{}\"}}]}}
+routes:
+  - {{name: small, matches: [{{path: {{prefix: /v1}}, model: ear-small}}], backendRefs: [{{name: small}}]}}
+  - {{name: large, matches: [{{path: {{prefix: /v1}}, model: ear-large}}], backendRefs: [{{name: large}}]}}
+  - {{name: any, matches: [{{path: {{prefix: /any}}}}], backendRefs: [{{name: large}}]}}
+",
+        small.url(),
+        large.url()
+    ))
+    .await;
+    let client = gateway.client();
+    let part = |head: &str, value: &str| format!("--q7\r\nContent-Disposition: form-data; {head}\r\n\r\n{value}\r\n");
+    // Bytes that look like the field are a file.
+    let file = part("name=\"file\"; filename=\"a.wav\"", "RIFF\0\r\n\r\near-large\r\nname=\"model\"");
+    let named = |model: &str| part("name=\"model\"", model);
+    let form = ("content-type", "multipart/form-data; boundary=q7");
+    for (path, model) in [
+        ("/v1/audio/transcriptions", "ear-large"),
+        ("/v1/images/edits", "ear-large"),
+        ("/any/upload", "whatever"),
+        ("/any/upload", "é"),
+    ] {
+        for parts in [[named(model), file.clone()], [file.clone(), named(model)]] {
+            let body = parts.concat() + "--q7--\r\n";
+            let answer = client.post(path, &[form], body.clone()).await;
+            assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+            let seen = large.last();
+            assert_eq!(seen.body, body.replace(&named(model), &named("ear-large-internal")), "{path}");
+            assert_eq!(seen.headers["content-length"].to_str().unwrap(), seen.body.len().to_string());
+        }
+    }
+    let body = named("ear-small") + &file + "--q7--\r\n";
+    assert_eq!(client.post("/v1/audio/transcriptions", &[form], body.clone()).await.status, 200);
+    assert_eq!(small.last().body, body, "a form that names the server's own model passes as it is");
+    let unknown = client.post("/v1/audio/transcriptions", &[form], named("ear") + "--q7--\r\n").await;
+    assert_eq!(unknown.status, 404, "{}", unknown.text());
 }
 
 /// Code of an error, in any of the API shapes.

@@ -155,6 +155,8 @@ pub struct Asked {
     pub expected: Estimate,
     /// Range of the value of `model` in the body.
     pub model_at: Option<std::ops::Range<usize>>,
+    /// True if the body is a form and no JSON.
+    pub is_form: bool,
 }
 
 /// Limits that were checked before the body of a request was read: the rules that need only its head and its caller.

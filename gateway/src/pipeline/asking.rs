@@ -49,7 +49,8 @@ pub(super) async fn peek(session: &ServerSession, exchange: &Exchange, decides: 
     let unread = Asked { expected: Estimate::new(0, 0, 1, None, true), ..Asked::default() };
     if decides && !must_be_json && protocol::is_form(content_type) {
         let named = exchange.off_loop.run(held.bytes.len(), || protocol::form_model(content_type, &held.bytes)).await?;
-        return Ok(Some(Asked { model: named?, ..unread }));
+        let (model, model_at) = named?.unzip();
+        return Ok(Some(Asked { model, model_at, is_form: true, ..unread }));
     }
     let is_strict = must_be_json || decides;
     if is_strict && !protocol::is_utf8(content_type) {
@@ -71,6 +72,7 @@ pub(super) async fn peek(session: &ServerSession, exchange: &Exchange, decides: 
                 stream: peek.stream,
                 expected: expected.times(peek.answers),
                 model_at: peek.model_at,
+                is_form: false,
             }))
         }
         Err(refusal) if is_strict => Err(refusal.into()),

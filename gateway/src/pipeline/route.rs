@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use http::header;
 use pingora::protocols::http::ServerSession;
-use spillway_filter::Refusal;
 
 use super::access::{is_open_to, no_route};
 use super::asking::{hold_body, memory_share, peek};
 use super::identify::{authenticate, enter, looks_for_caller};
 use super::limiting;
-use crate::exchange::{Asked, End, Exchange, RequestBody, too_large};
+use crate::exchange::{End, Exchange, RequestBody, too_large};
 use crate::gateway::Gateway;
 use crate::limits::Ledger;
 use crate::protocol::{PROBLEM, model_not_found};
@@ -61,7 +60,6 @@ async fn settle(
         None => by_model(gateway, candidates, within, session, exchange).await?,
     };
     check_model(exchange)?;
-    check_rename(route, exchange)?;
     Ok(route.clone())
 }
 
@@ -154,21 +152,6 @@ fn check_model(exchange: &Exchange) -> Result<(), End> {
         {
             Err(model_not_found(asked.model.as_deref().unwrap_or_default()).into())
         }
-        _ => Ok(()),
-    }
-}
-
-/// Refuses a form that names a model where a backend knows it by another name: only in JSON is it replaced.
-fn check_rename(route: &Route, exchange: &Exchange) -> Result<(), End> {
-    match &exchange.asked {
-        Some(Asked { model: Some(_), model_at: None, .. }) if route.renames_model => Err(End::refuse(
-            Refusal::invalid(
-                "unsupported_form",
-                "The body is a form that names a model, and this route replaces model names in JSON only: send JSON, or \
-                 leave `model` out.",
-            )
-            .param("model"),
-        )),
         _ => Ok(()),
     }
 }

@@ -62,7 +62,10 @@ impl Outgoing {
         model_at: Option<Range<usize>>,
         recipient: Recipient,
     ) -> Self {
-        let renamed = |body: Bytes| match (&attempt.backend.upstream_model, model_at) {
+        let backend = attempt.backend;
+        let is_form = exchange.asked.as_ref().is_some_and(|asked| asked.is_form);
+        let name = if is_form { backend.model.as_deref() } else { backend.upstream_model.as_deref() };
+        let renamed = |body: Bytes| match (name, model_at) {
             (Some(model), Some(at)) => Pieces::with(&body, at, model),
             _ => body.into(),
         };

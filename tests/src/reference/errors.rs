@@ -277,8 +277,8 @@ const ROWS: &[Row] = &[
     ("unsupported_endpoint", "A built-in model does not answer this path.", "Use one of those that the message names."),
     (
         "unsupported_form",
-        "The body is a form where JSON is needed: a rule depends on it, or the route renames models.",
-        "Send JSON.",
+        "The body is `application/x-www-form-urlencoded`, and a rule depends on it.",
+        "Send JSON or `multipart/form-data`.",
     ),
     (
         "unsupported_parameter",

@@ -3,6 +3,8 @@
 //! CRLF, nothing is before the first boundary or behind the last one, and each part has one name. No reader joins or decodes
 //! the parameters.
 
+use std::ops::Range;
+
 use memchr::memmem;
 use spillway_filter::Refusal;
 
@@ -25,8 +27,9 @@ pub fn is_form(content_type: &[u8]) -> bool {
     content_type.get(..10).is_some_and(|start| start.eq_ignore_ascii_case(b"multipart/"))
 }
 
-/// Returns the model that a form names. A form that two readers could read in two ways is refused.
-pub fn form_model(content_type: &[u8], body: &[u8]) -> Result<Option<String>, Refusal> {
+/// Returns the model that a form names, and where its name is in the body. A form that two readers could read in two ways is
+/// refused.
+pub fn form_model(content_type: &[u8], body: &[u8]) -> Result<Option<(String, Range<usize>)>, Refusal> {
     let boundary = boundary(content_type)?;
     let delimiter = [b"--", boundary].concat();
     let finder = memmem::Finder::new(&delimiter);
@@ -48,7 +51,10 @@ pub fn form_model(content_type: &[u8], body: &[u8]) -> Result<Option<String>, Re
                 if model.is_some() {
                     return Err(duplicate("model"));
                 }
-                model = Some(named);
+                // The name is the end of its part.
+                let end = body.len() - rest.len() + part.len();
+                let at = end - named.len()..end;
+                model = Some((named, at));
             }
         }
         is_first = false;

@@ -264,7 +264,12 @@ fn a_name_with_a_control_character_is_refused() {
 }
 
 fn form(parts: &str) -> Result<Option<String>, Refusal> {
-    form_model(b"multipart/form-data; boundary=\"x y\"", parts.replace('\n', "\r\n").as_bytes())
+    let body = parts.replace('\n', "\r\n");
+    let found = form_model(b"multipart/form-data; boundary=\"x y\"", body.as_bytes())?;
+    Ok(found.map(|(model, at)| {
+        assert_eq!(&body[at], model);
+        model
+    }))
 }
 
 #[test]
