@@ -1,7 +1,8 @@
 //! Rewrites of a JSON Schema before it is compiled, each to a schema whose values the written one allows too.
 //!
 //! An object that lists its properties and says no more is closed, because a small model that may always add one more
-//! property seldom ends. Bounds that the grammar library reads as weaker than they are become tighter ones.
+//! property seldom ends, and numbers have an end for the same reason. Bounds that the grammar library reads as weaker than
+//! they are become tighter ones.
 
 use std::collections::BTreeSet;
 
@@ -27,10 +28,18 @@ const SAYS_NO_MORE: [&str; 12] = [
 const ANNOTATIONS: [&str; 10] =
     ["$defs", "$id", "$schema", "$comment", "$anchor", "default", "definitions", "description", "examples", "title"];
 
-/// Distance of a bound from an exclusive bound that it replaces.
-const STEP: f64 = 1e-9;
-/// Largest exclusive bound that is replaced: `STEP` must not vanish beside it.
+/// Largest exclusive bound that is replaced: `GRID` must not vanish beside it.
 const MAX_BOUND: f64 = 1e6;
+
+/// Largest number, where a schema has no bound: 15 digits, which every reader of JSON keeps exactly.
+const MAX_NUMBER: i64 = 999_999_999_999_999;
+/// Distance of two numbers, where a schema has none, and of a bound from an exclusive one that it replaces: 8 digits behind
+/// the point.
+const GRID: f64 = 1e-8;
+/// Most digits behind the point of `multipleOf`, and its largest value in units of the last digit: beyond them the library
+/// (derivre 0.3) computes with numbers that overflow.
+const MAX_DECIMALS: u32 = 8;
+const MAX_MULTIPLE: f64 = 3e8;
 
 /// Place of a schema among others.
 #[derive(Clone, Copy)]
@@ -129,6 +138,10 @@ fn walk(schema: &mut Value, pointer: &str, place: Place, merged: &BTreeSet<Strin
         }
         let is_merged = place.merged || ["$ref", "allOf", "anyOf", "oneOf"].iter().any(|key| fields.contains_key(*key));
         tighten(fields, is_merged)?;
+        check_multiple(fields)?;
+        if !is_merged {
+            end_numbers(fields);
+        }
     }
     within(fields, place, |schema, end, place| walk(schema, &format!("{pointer}{end}"), place, merged))
 }
@@ -164,7 +177,7 @@ fn tighten(fields: &mut Map<String, Value>, is_merged: bool) -> Result<(), Strin
         if !is_weak && !is_merged {
             continue;
         }
-        let next = bound + direction * STEP;
+        let next = bound + direction * GRID;
         let Some(next) = Number::from_f64(next).filter(|_| bound.abs() <= MAX_BOUND) else {
             if is_weak {
                 return Err(format!("`{exclusive}`: {bound} is too large beside the other bound to be kept exactly"));
@@ -179,6 +192,51 @@ fn tighten(fields: &mut Map<String, Value>, is_merged: bool) -> Result<(), Strin
         fields.shift_remove(exclusive);
     }
     Ok(())
+}
+
+/// Refuses a `multipleOf` with which the library cannot compute.
+fn check_multiple(fields: &Map<String, Value>) -> Result<(), String> {
+    let Some(multiple) = fields.get("multipleOf").and_then(Value::as_f64) else { return Ok(()) };
+    let (mut units, mut decimals) = (multiple, 0);
+    // As the library does.
+    while units.fract() != 0.0 && decimals <= MAX_DECIMALS {
+        units *= 10.0;
+        decimals += 1;
+    }
+    if decimals <= MAX_DECIMALS && units <= MAX_MULTIPLE {
+        return Ok(());
+    }
+    Err(format!("`multipleOf` is {multiple}; expected at most {MAX_DECIMALS} digits behind the point, and 9 in all"))
+}
+
+/// Bounds the digits of a number whose schema does not.
+fn end_numbers(fields: &mut Map<String, Value>) {
+    let is_of = |kind: &str| match fields.get("type") {
+        Some(Value::String(only)) => only == kind,
+        Some(Value::Array(several)) => several.iter().any(|one| one == kind),
+        _ => false,
+    };
+    let (is_number, is_integer) = (is_of("number"), is_of("integer"));
+    if !(is_number || is_integer) || ["enum", "const"].iter().any(|key| fields.contains_key(*key)) {
+        return;
+    }
+    let bounds = |keys: [&str; 2]| keys.map(|key| fields.get(key));
+    let (below, above) = (bounds(["minimum", "exclusiveMinimum"]), bounds(["maximum", "exclusiveMaximum"]));
+    let values: Vec<f64> = below.iter().chain(&above).filter_map(|bound| bound.and_then(Value::as_f64)).collect();
+    #[allow(clippy::cast_precision_loss, reason = "15 digits are exact")]
+    let fits = values.iter().all(|value| value.abs() < MAX_NUMBER as f64);
+    let steps = |value: &f64| value / GRID;
+    let is_on_grid = values.iter().map(steps).all(|steps| (steps - steps.round()).abs() < 1e-6);
+    let (no_below, no_above) = (below.iter().all(Option::is_none), above.iter().all(Option::is_none));
+    if fits && no_below {
+        fields.insert("minimum".into(), Value::from(-MAX_NUMBER));
+    }
+    if fits && no_above {
+        fields.insert("maximum".into(), Value::from(MAX_NUMBER));
+    }
+    if is_number && is_on_grid && !fields.contains_key("multipleOf") {
+        fields.insert("multipleOf".into(), Value::from(GRID));
+    }
 }
 
 #[cfg(test)]
@@ -220,7 +278,7 @@ mod tests {
         };
         for schema in [
             with("additionalProperties", json!(true)),
-            with("additionalProperties", json!({"type": "integer"})),
+            with("additionalProperties", json!({"type": "string"})),
             with("patternProperties", json!({"^x": {}})),
             with("required", json!(["a", "z"])),
             with("minProperties", json!(2)),
@@ -239,17 +297,35 @@ mod tests {
     }
 
     #[test]
+    fn numbers_have_an_end() {
+        let least = -999_999_999_999_999i64;
+        let number = rewritten(json!({"type": "number"}));
+        assert_eq!((number["minimum"].as_i64(), number["multipleOf"].as_f64()), (Some(least), Some(1e-8)));
+        let integer = rewritten(json!({"type": ["integer", "null"], "minimum": 3}));
+        assert_eq!((integer["minimum"].as_i64(), integer["maximum"].as_i64()), (Some(3), Some(-least)));
+        assert!(integer.get("multipleOf").is_none());
+        for kept in [
+            json!({"type": "integer", "minimum": 1e300}),
+            json!({"type": "number", "minimum": 0, "maximum": 0.00000000015}),
+            json!({"type": "number", "minimum": 0, "maximum": 1, "multipleOf": 0.25}),
+            json!({"type": "number", "enum": [1, 2.5]}),
+            json!({"allOf": [{"type": "number"}, {"maximum": 3}]}),
+            json!({"minimum": 3}),
+        ] {
+            let text = kept.to_string();
+            assert_eq!(rewritten(kept).to_string(), text);
+        }
+    }
+
+    #[test]
     fn bounds_that_would_let_themselves_through_become_tighter() {
         let at = |schema: Value| rewritten(schema);
         let schema = at(json!({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}));
-        assert_eq!((schema["minimum"].as_f64(), schema.get("exclusiveMinimum")), (Some(1e-9), None));
+        assert_eq!((schema["minimum"].as_f64(), schema.get("exclusiveMinimum")), (Some(1e-8), None));
         let schema = at(json!({"exclusiveMaximum": -1, "exclusiveMinimum": -1.25}));
-        assert_eq!(
-            (schema["maximum"].as_f64(), schema["exclusiveMinimum"].as_f64()),
-            (Some(-1.000000001), Some(-1.25))
-        );
+        assert_eq!((schema["maximum"].as_f64(), schema["exclusiveMinimum"].as_f64()), (Some(-1.00000001), Some(-1.25)));
         let schema = at(json!({"allOf": [{"exclusiveMinimum": 3}, {"maximum": 3.5}]}));
-        assert_eq!(schema["allOf"][0]["minimum"].as_f64(), Some(3.000000001));
+        assert_eq!(schema["allOf"][0]["minimum"].as_f64(), Some(3.00000001));
         // A stricter bound stays.
         let schema = at(json!({"exclusiveMinimum": 0, "minimum": 0.25, "maximum": 0.5}));
         assert_eq!(schema["minimum"].as_f64(), Some(0.25));
@@ -263,5 +339,11 @@ mod tests {
             assert_eq!(rewritten(kept).to_string(), text);
         }
         assert!(rewrite(&mut json!({"exclusiveMinimum": 1e15, "maximum": 1e15 + 0.5})).is_err());
+        for multiple in [json!(1e-9), json!(0.1234567891), json!(4_000_000_000u64)] {
+            assert!(rewrite(&mut json!({"type": "number", "multipleOf": multiple})).is_err(), "{multiple}");
+        }
+        for multiple in [json!(1e-8), json!(0.25), json!(300_000_000)] {
+            assert!(rewrite(&mut json!({"type": "number", "multipleOf": multiple})).is_ok(), "{multiple}");
+        }
     }
 }

@@ -148,3 +148,39 @@ fn a_text_that_cannot_be_followed_is_refused_only_where_it_matters() {
     let refused = shown(template, &[("user", "<one"), ("user", "<one")]);
     assert!(matches!(&refused, Err(PromptError::Template(why)) if why.contains("cannot be followed")), "{refused:?}");
 }
+
+/// What templates do with a text.
+const WORK: [&str; 12] = [
+    "{{ c }}",
+    "{{ c | lower }}",
+    "{{ c | upper | lower }}",
+    "{{ c.replace('x', '') }}",
+    "{{ c | replace('|', '') }}",
+    "{{ c.split('</think>')[-1].lstrip('\n') }}",
+    "{{ c.split(' ') | join('') }}",
+    "{{ c | trim }}{{ c[::-1] }}",
+    "{% if '</think>' in c %}{{ c.split('</think>') | join('') }}{% else %}{{ c }}{% endif %}",
+    "{% if c == '<|im_end|>' %}a{% else %}{{ c }}{{ c }}{% endif %}",
+    "{% if c > 'm' %}{{ c }}{% endif %}",
+    "{{ {'text': c} | tojson }}",
+];
+
+proptest::proptest! {
+    #[test]
+    fn no_text_of_a_caller_becomes_a_control_token(
+        work in proptest::sample::select(&WORK[..]),
+        parts in proptest::collection::vec(proptest::sample::select(&[
+            "<|im_end|>", "<|im_", "end|>", "<|", "|>", "<", "im_start", "<|IM_END|>", "x", " ", "\n", "</think>", ">|dne_mi|<", "é", "🙂",
+            "\u{F003C}", "\u{10003C}", "\"", "\\",
+        ][..]), 0..8),
+    ) {
+        let template = format!(
+            "{{%- set c = messages[0].content -%}}<|im_start|>user\n{work}<|im_end|>\n<|im_start|>assistant\n"
+        );
+        match shown(&template, &[("user", &parts.concat())]) {
+            Ok((_, control)) => proptest::prop_assert_eq!(control, 3),
+            Err(PromptError::Template(why)) => proptest::prop_assert!(why.contains("cannot be followed"), "{}", why),
+            Err(other) => proptest::prop_assert!(false, "{}", other),
+        }
+    }
+}

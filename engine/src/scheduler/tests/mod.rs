@@ -409,6 +409,7 @@ fn a_schema_is_kept_to_its_letter() {
         "required":["a","b"]}"#;
     let half = r#"{"type":"number","exclusiveMinimum":0,"maximum":0.5}"#;
     let below = r#"{"type":"number","minimum":-1.5,"exclusiveMaximum":-1}"#;
+    let (number, integer) = (r#"{"type":"number"}"#, r#"{"type":"integer"}"#);
     let merged = r#"{"allOf":[{"type":"number","exclusiveMinimum":2},{"maximum":2.5}]}"#;
     for (schema, text, is_allowed) in [
         (plain, "{\"a\": 1, \"b\": [1, 2]}", true),
@@ -428,6 +429,15 @@ fn a_schema_is_kept_to_its_letter() {
         (below, "-1.0", false),
         (merged, "2.25", true),
         (merged, "2", false),
+        (number, "-12.5", true),
+        (number, "0.12345678", true),
+        (number, "999999999999999", true),
+        (number, "0", true),
+        (number, "0.123456789", false),
+        (number, "1234567890123456", false),
+        (number, "01", false),
+        (integer, "-7", true),
+        (integer, "1234567890123456", false),
     ] {
         assert_eq!(allows(&scene, Structure::JsonSchema(schema), text), is_allowed, "{schema} {text:?}");
     }
