@@ -10,7 +10,7 @@ use spillway_filter::Refusal;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::LoadedModel;
-use super::error::{SpillError, too_long};
+use super::error::{SpillError, check_ignored, too_long};
 use super::prompt::{calling, check_length, prepare};
 use super::stream::{AnswerOptions, Report, SpillStream};
 use crate::protocol::{AnswerHead, ChatRequest, Dialect, Operation, ResponseFormat};
@@ -77,7 +77,7 @@ async fn submit(
     if let Some(refusal) = &request.unsupported {
         return Err(SpillError::CannotSpill(refusal.clone()));
     }
-    model.check_ignored(&request.ignored)?;
+    check_ignored(model, &request.ignored)?;
     let engine = model.engine(deadline).await?;
     check_choices(request.n, engine.max_sequences())?;
     check_length(request, begun.text.len(), engine.info().context_length)?;

@@ -9,7 +9,7 @@ use spillway_engine::{EmbedInput, Embedding, Engine, EngineError, Scores, Task};
 use spillway_filter::{ErrorKind, Refusal};
 
 use super::LoadedModel;
-use super::error::{SpillError, internal};
+use super::error::{SpillError, check_ignored, internal};
 use crate::protocol::{Encode, EncodeInput, EncodeRequest, Encoded};
 
 /// Encodes the texts of a request, moving them out of it. Returns the vectors or ranks, and the number of tokens read.
@@ -19,7 +19,7 @@ pub async fn encode(
     what: Encode,
     deadline: Instant,
 ) -> Result<(Encoded, u64), SpillError> {
-    model.check_ignored(&request.ignored)?;
+    check_ignored(model, &request.ignored)?;
     let engine = model.engine(deadline).await?;
     let wanted = match what {
         Encode::Embeddings => Task::Embed,

@@ -6,7 +6,8 @@ use http::StatusCode;
 use spillway_engine::{Busy, BusyReason};
 use spillway_filter::{ErrorKind, Refusal};
 
-use super::model::NotLoaded;
+use super::model::{LoadedModel, NotLoaded};
+use crate::protocol::Ignored;
 
 /// Reason why a built-in model does not answer, with the refusal for a caller that addressed the model directly.
 #[derive(Debug)]
@@ -71,6 +72,18 @@ pub(super) fn no_room(message: &'static str, retry_after: Duration) -> SpillErro
         Refusal::new(StatusCode::TOO_MANY_REQUESTS, ErrorKind::Overloaded, "overloaded", message)
             .retry_after(retry_after.max(Duration::from_millis(1))),
     )
+}
+
+/// Refuses fields that the model does not know, where its configuration says so.
+pub(super) fn check_ignored(model: &LoadedModel, ignored: &Ignored) -> Result<(), SpillError> {
+    match ignored.first() {
+        Some(name) if model.refuses_unknown_fields() => {
+            let message = format!("`{name}`: the built-in model does not know this field.");
+            let refusal = Refusal::invalid("unknown_parameter", message).param(name.to_owned());
+            Err(SpillError::CannotSpill(refusal))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a prompt that is too long; `prompt_field` is its key in the request.

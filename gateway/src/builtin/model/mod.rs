@@ -9,14 +9,11 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 use spillway_config::schema::{Model, UnknownFields};
 use spillway_engine::{Engine, LoadOptions, Task};
-use spillway_filter::Refusal;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::error::SpillError;
 use super::files::Identities;
 use super::loading::{FindRoom, ModelError, NoEngine, load_engine};
 use super::memory::{LoadedEngine, MemoryShare, ModelMemory, NoRoom};
-use crate::protocol::Ignored;
 use crate::telemetry::{EngineSample, LogThrottle, Metrics, ModelMetrics};
 
 /// Time until a model that could not be loaded on demand is tried again: reading a large file in vain is expensive.
@@ -148,16 +145,9 @@ impl LoadedModel {
     pub(super) fn max_queue_wait(&self) -> Duration {
         self.written.max_queue_wait.0
     }
-    /// Refuses fields that the model does not know, where its configuration says so.
-    pub(super) fn check_ignored(&self, ignored: &Ignored) -> Result<(), SpillError> {
-        match (self.written.unknown_fields, ignored.first()) {
-            (UnknownFields::Refuse, Some(name)) => {
-                let message = format!("`{name}`: the built-in model does not know this field.");
-                let refusal = Refusal::invalid("unknown_parameter", message).param(name.to_owned());
-                Err(SpillError::CannotSpill(refusal))
-            }
-            _ => Ok(()),
-        }
+    /// True if fields that the model does not know are refused.
+    pub(super) fn refuses_unknown_fields(&self) -> bool {
+        self.written.unknown_fields == UnknownFields::Refuse
     }
     /// Permits to encode a long conversation.
     pub(super) fn encoders(&self) -> &Arc<Semaphore> {
